@@ -1,0 +1,193 @@
+//! The all-reduce over the canonical tree.
+//!
+//! The vector is cut into one slice a rank. First every rank sends each slice of its nodes to the slice's owner, who adds
+//! them in tree order; then every owner sends its sums to all. A rank that owns `p` nodes of `n` ranks' vector of `S`
+//! bytes sends `(p + 1) S (n - 1) / n` bytes. Both halves go in frames of [`FRAME_ELEMENTS`] elements a node, which keeps
+//! the memory beside the vectors small and the additions in cache.
+
+use std::ops::Range;
+
+use crate::error::{CollectiveError, Operation, PeerFailure};
+use crate::group::Group;
+use crate::link::{Call, Stop};
+use crate::mesh::Mesh;
+use crate::tree::{NodeId, TreeError, combine, merge_order, nodes_in};
+
+/// Elements of a node that go in one frame.
+const FRAME_ELEMENTS: usize = 1 << 15;
+
+impl Group {
+    /// Sums one vector a leaf over all `leaves` leaves of all ranks, in the order of the [tree](crate::tree), into
+    /// `out` on every rank.
+    ///
+    /// `ranges` says for each rank, in order, which leaves it owns (see [`crate::tree::partition`]) and must be equal on
+    /// all ranks, as must the length of `out`. `nodes` are this rank's sums, from
+    /// [`crate::tree::TreeAccumulator::finish`], each as long as `out`. The bits of the result depend on the leaves
+    /// alone. After an error `out` holds nothing of use.
+    ///
+    /// # Errors
+    /// A failed peer, ranges that are not a partition of the leaves with a leaf for every rank, or nodes that are not
+    /// those of this rank's range.
+    pub fn all_reduce_tree(
+        &mut self,
+        leaves: usize,
+        ranges: &[Range<usize>],
+        nodes: &[(NodeId, Vec<f32>)],
+        out: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        let plan = match Plan::new(leaves, ranges, self.world_size(), out.len()) {
+            Ok(plan) => plan,
+            Err(message) => return Err(self.invalid(Operation::AllReduce, message)),
+        };
+        let mine = &plan.nodes[plan.owned[self.rank()].clone()];
+        if !nodes.iter().map(|(id, _)| id).eq(mine)
+            || nodes.iter().any(|(_, vector)| vector.len() != out.len())
+        {
+            let message = format!(
+                "the nodes given are not those of leaves {:?} with {} elements each",
+                ranges[self.rank()],
+                out.len()
+            );
+            return Err(self.invalid(Operation::AllReduce, message));
+        }
+        let mut vectors = std::mem::take(&mut self.vectors);
+        let result = self.run(Operation::AllReduce, |mesh, call| {
+            plan.agree(mesh, call)?;
+            plan.reduce(mesh, call, nodes, &mut vectors, &mut out[plan.slice(mesh.rank)])?;
+            plan.gather(mesh, call, out)
+        });
+        self.vectors = vectors;
+        result
+    }
+}
+
+/// What follows from the arguments that all ranks have in common.
+struct Plan {
+    world_size: usize,
+    /// Length of the vector.
+    elements: usize,
+    /// The nodes of all ranks in leaf order.
+    nodes: Vec<NodeId>,
+    /// For each rank the part of `nodes` that it owns.
+    owned: Vec<Range<usize>>,
+    order: Vec<(usize, usize)>,
+    /// The arguments as bytes: equal where the plan is.
+    arguments: Vec<u8>,
+}
+
+impl Plan {
+    fn new(
+        leaves: usize,
+        ranges: &[Range<usize>],
+        world_size: usize,
+        elements: usize,
+    ) -> Result<Self, String> {
+        if ranges.len() != world_size {
+            return Err(format!("{} ranges for {world_size} ranks", ranges.len()));
+        }
+        let (mut nodes, mut owned, mut arguments) = (Vec::new(), Vec::new(), Vec::new());
+        for number in [leaves, elements].iter().chain(ranges.iter().map(|range| &range.end)) {
+            arguments.extend_from_slice(&(*number as u64).to_le_bytes());
+        }
+        for range in ranges {
+            let first = nodes.len();
+            nodes.extend(nodes_in(leaves, range).map_err(|error| error.to_string())?);
+            owned.push(first..nodes.len());
+        }
+        let order = merge_order(leaves, &nodes).map_err(|error: TreeError| error.to_string())?;
+        Ok(Self { world_size, elements, nodes, owned, order, arguments })
+    }
+
+    /// The part of the vector that `rank` adds up.
+    fn slice(&self, rank: usize) -> Range<usize> {
+        let bound = |rank| (self.elements as u128 * rank as u128 / self.world_size as u128) as usize;
+        bound(rank)..bound(rank + 1)
+    }
+
+    /// Waits for all ranks, and makes sure that they mean the same.
+    fn agree(&self, mesh: &Mesh, call: &Call) -> Result<(), Stop> {
+        let all = mesh.gather(call, &self.arguments, self.arguments.len())?;
+        match all.iter().position(|arguments| *arguments != self.arguments) {
+            Some(rank) => Err(Stop::Failed { rank, failure: PeerFailure::Arguments }),
+            None => Ok(()),
+        }
+    }
+
+    /// Sends the nodes' slices to their owners and adds up this rank's slice of all nodes into `sums`.
+    fn reduce(
+        &self,
+        mesh: &Mesh,
+        call: &Call,
+        nodes: &[(NodeId, Vec<f32>)],
+        vectors: &mut Vec<f32>,
+        sums: &mut [f32],
+    ) -> Result<(), Stop> {
+        vectors.resize(self.nodes.len() * FRAME_ELEMENTS.min(sums.len()), 0.0);
+        let mine = self.slice(mesh.rank);
+        mesh.exchange(
+            call,
+            |link| {
+                frames(self.slice(link.rank)).try_for_each(|frame| {
+                    let parts: Vec<&[u8]> = nodes
+                        .iter()
+                        .map(|(_, vector)| bytemuck::cast_slice(&vector[frame.clone()]))
+                        .collect();
+                    link.send(call, mesh.indirect_timeout(), &parts)
+                })
+            },
+            || {
+                for (frame, sum) in frames(mine).zip(sums.chunks_mut(FRAME_ELEMENTS)) {
+                    let len = frame.len();
+                    let place = |owned: &Range<usize>| owned.start * len..owned.end * len;
+                    for link in &mesh.links {
+                        let received = &mut vectors[place(&self.owned[link.rank])];
+                        link.receive_into(call, mesh.timeout, bytemuck::cast_slice_mut(received))?;
+                    }
+                    let own = vectors[place(&self.owned[mesh.rank])].chunks_mut(len);
+                    own.zip(nodes).for_each(|(own, (_, vector))| own.copy_from_slice(&vector[frame.clone()]));
+                    combine(&self.order, vectors, len);
+                    sum.copy_from_slice(&vectors[..len]);
+                }
+                Ok(())
+            },
+        )
+    }
+
+    /// Sends this rank's slice of `out` to all and receives the others'.
+    fn gather(&self, mesh: &Mesh, call: &Call, out: &mut [f32]) -> Result<(), Stop> {
+        let mut slices = Vec::with_capacity(self.world_size);
+        let mut rest = out;
+        for rank in 0..self.world_size {
+            let (slice, after) = rest.split_at_mut(self.slice(rank).len());
+            slices.push(slice.chunks_mut(FRAME_ELEMENTS));
+            rest = after;
+        }
+        let mine: Vec<&[f32]> = slices[mesh.rank].by_ref().map(|frame| &*frame).collect();
+        mesh.exchange(
+            call,
+            |link| {
+                mine.iter().try_for_each(|frame| {
+                    link.send(call, mesh.indirect_timeout(), &[bytemuck::cast_slice(frame)])
+                })
+            },
+            || {
+                // In turn, so that no peer is kept waiting for as long as another's whole slice takes.
+                let most = slices.iter().map(|frames| frames.len()).max().unwrap_or(0);
+                for _ in 0..most {
+                    for link in &mesh.links {
+                        if let Some(frame) = slices[link.rank].next() {
+                            let frame = bytemuck::cast_slice_mut(frame);
+                            link.receive_into(call, mesh.indirect_timeout(), frame)?;
+                        }
+                    }
+                }
+                Ok(())
+            },
+        )
+    }
+}
+
+fn frames(slice: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = slice.end;
+    slice.step_by(FRAME_ELEMENTS).map(move |start| start..(start + FRAME_ELEMENTS).min(end))
+}

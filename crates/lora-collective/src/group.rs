@@ -1,0 +1,172 @@
+//! The group and its operations.
+
+use crate::error::{CollectiveError, Operation, PeerFailure};
+use crate::link::{Call, Stop};
+use crate::mesh::Mesh;
+
+/// The largest payload of one rank in [`Group::all_gather`].
+pub const MAX_GATHER_BYTES: usize = 1 << 20;
+
+/// The largest message of [`Group::broadcast`].
+pub const MAX_BROADCAST_BYTES: u64 = 1 << 36;
+
+/// Payload of a broadcast's frames.
+const BROADCAST_FRAME_BYTES: usize = 1 << 20;
+
+/// The ranks of one job in one generation, connected with each other.
+///
+/// Every rank must call the same operations in the same order; a rank that does otherwise is an error at the others.
+/// A wait without progress ends after the group's timeout; where the peer waited for may itself be waiting for a third
+/// rank, after 1.25 times the timeout. After an error every further call fails with [`CollectiveError::Poisoned`], and
+/// the peers, which have been told, fail as well. Dropping the group closes its connections.
+pub struct Group {
+    pub(crate) mesh: Mesh,
+    sequence: u64,
+    poisoned: bool,
+    /// Memory of the all-reduce, kept from call to call.
+    pub(crate) vectors: Vec<f32>,
+}
+
+impl Group {
+    /// The group of one rank: no connections, and operations that only do this rank's part.
+    pub fn single() -> Self {
+        Self::new(Mesh::new(0, Vec::new(), std::time::Duration::ZERO))
+    }
+
+    pub(crate) fn new(mesh: Mesh) -> Self {
+        Self { mesh, sequence: 0, poisoned: false, vectors: Vec::new() }
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> usize {
+        self.mesh.rank
+    }
+
+    /// The number of ranks.
+    pub fn world_size(&self) -> usize {
+        self.mesh.world_size()
+    }
+
+    /// Payload bytes sent to all peers since the group was formed.
+    pub fn bytes_sent(&self) -> u64 {
+        self.mesh.links.iter().map(|link| link.sent()).sum()
+    }
+
+    /// Payload bytes received from all peers since the group was formed.
+    pub fn bytes_received(&self) -> u64 {
+        self.mesh.links.iter().map(|link| link.received()).sum()
+    }
+
+    /// Every rank's `payload`, by rank: for small messages of at most [`MAX_GATHER_BYTES`].
+    ///
+    /// # Errors
+    /// A failed peer, or a payload that is too large.
+    pub fn all_gather(&mut self, payload: &[u8]) -> Result<Vec<Vec<u8>>, CollectiveError> {
+        if payload.len() > MAX_GATHER_BYTES {
+            return Err(self.invalid(
+                Operation::AllGather,
+                format!("{} bytes to gather, the most is {MAX_GATHER_BYTES}", payload.len()),
+            ));
+        }
+        self.run(Operation::AllGather, |mesh, call| mesh.gather(call, payload, MAX_GATHER_BYTES))
+    }
+
+    /// Returns once every rank has called it.
+    ///
+    /// # Errors
+    /// A failed peer.
+    pub fn barrier(&mut self) -> Result<(), CollectiveError> {
+        self.run(Operation::Barrier, |mesh, call| mesh.gather(call, &[], 0).map(drop))
+    }
+
+    /// Replaces `data` by that of rank `root`, of at most [`MAX_BROADCAST_BYTES`]. The root returns when its part is
+    /// on the way; after an error the others' `data` holds what has arrived.
+    ///
+    /// # Errors
+    /// A failed peer, data that is too large, or a root that is no rank.
+    pub fn broadcast(&mut self, root: usize, data: &mut Vec<u8>) -> Result<(), CollectiveError> {
+        if root >= self.world_size() {
+            let message = format!("root {root} in a group of {} ranks", self.world_size());
+            return Err(self.invalid(Operation::Broadcast, message));
+        }
+        if root == self.rank() && data.len() as u64 > MAX_BROADCAST_BYTES {
+            let message = format!("{} bytes to broadcast, the most is {MAX_BROADCAST_BYTES}", data.len());
+            return Err(self.invalid(Operation::Broadcast, message));
+        }
+        self.run(Operation::Broadcast, |mesh, call| match mesh.links.iter().find(|link| link.rank == root) {
+            None => send_all(mesh, call, data),
+            Some(link) => {
+                data.clear();
+                let total = link.receive(call, mesh.timeout, 8)?;
+                let total = total.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
+                let Some(total) = total.filter(|total| *total <= MAX_BROADCAST_BYTES) else {
+                    return Err(link.failed(PeerFailure::Malformed("no valid length of a broadcast")));
+                };
+                // Grows with what has come, not with what was announced.
+                while (data.len() as u64) < total {
+                    let filled = data.len();
+                    let frame = (total - filled as u64).min(BROADCAST_FRAME_BYTES as u64);
+                    data.resize(filled + frame as usize, 0);
+                    link.receive_into(call, mesh.timeout, &mut data[filled..])?;
+                }
+                Ok(())
+            }
+        })
+    }
+
+    /// Runs one operation; an error, or a panic, leaves the group poisoned.
+    pub(crate) fn run<T>(
+        &mut self,
+        operation: Operation,
+        body: impl FnOnce(&Mesh, &Call) -> Result<T, Stop>,
+    ) -> Result<T, CollectiveError> {
+        let call = self.begin(operation)?;
+        let sequence = call.sequence;
+        match body(&self.mesh, &call) {
+            Ok(value) => {
+                self.poisoned = false;
+                Ok(value)
+            }
+            Err(Stop::Failed { rank, failure }) => {
+                self.mesh.hang_up(&call, rank);
+                Err(CollectiveError::Peer { rank, operation, sequence, failure })
+            }
+            Err(Stop::GivenUp) => {
+                self.mesh.hang_up(&call, self.mesh.rank);
+                Err(CollectiveError::Poisoned)
+            }
+        }
+    }
+
+    /// The error for an argument that only this rank knows to be wrong: the peers are already waiting for it.
+    pub(crate) fn invalid(&mut self, operation: Operation, message: String) -> CollectiveError {
+        match self.begin(operation) {
+            Ok(call) => {
+                self.mesh.hang_up(&call, self.mesh.rank);
+                CollectiveError::Argument(format!("{operation}: {message}"))
+            }
+            Err(poisoned) => poisoned,
+        }
+    }
+
+    /// Numbers a call, and poisons the group until the call has succeeded.
+    fn begin(&mut self, operation: Operation) -> Result<Call, CollectiveError> {
+        if std::mem::replace(&mut self.poisoned, true) {
+            return Err(CollectiveError::Poisoned);
+        }
+        self.sequence += 1;
+        Ok(Call::new(operation, self.sequence - 1))
+    }
+}
+
+fn send_all(mesh: &Mesh, call: &Call, data: &[u8]) -> Result<(), Stop> {
+    let total = (data.len() as u64).to_le_bytes();
+    mesh.exchange(
+        call,
+        |link| {
+            link.send(call, mesh.timeout, &[&total])?;
+            data.chunks(BROADCAST_FRAME_BYTES).try_for_each(|frame| link.send(call, mesh.timeout, &[frame]))
+        },
+        || Ok(()),
+    )
+}

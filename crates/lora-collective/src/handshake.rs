@@ -1,0 +1,184 @@
+//! What two ranks say to each other before they are connected.
+//!
+//! The higher rank connects and sends a hello; all numbers little-endian:
+//!
+//! | bytes | |
+//! | --- | --- |
+//! | 0..8 | magic, `LORAPEER` |
+//! | 8..12 | version, u32 |
+//! | 12..16 | length of the rest, u32 |
+//! | 16..24 | generation, u64 |
+//! | 24..28 | the caller's rank, u32 |
+//! | 28..32 | the rank it means to reach, u32 |
+//! | 32..36 | world size, u32 |
+//! | 36..40 | length of the token, u32 |
+//! | 40.. | the token, then to the end the job |
+//!
+//! The lower rank answers with the magic and one byte: 0 for welcome, else a [`Refusal`]. Welcomed, the higher rank
+//! confirms with one byte, [`CONFIRM`]: only then is it connected, so that a caller that gave up while it waited in the
+//! backlog does not take its own place.
+
+use std::fmt;
+
+use crate::form::GroupSpec;
+
+pub(crate) const PREFIX_BYTES: usize = 16;
+pub(crate) const REPLY_BYTES: usize = 9;
+pub(crate) const CONFIRM: u8 = 1;
+
+/// The longest token, and the longest job name.
+pub(crate) const MAX_NAME_BYTES: usize = 256;
+
+const MAGIC: [u8; 8] = *b"LORAPEER";
+const VERSION: usize = 1;
+const NUMBERS_BYTES: usize = 24;
+const WELCOME: u8 = 0;
+
+/// Why a connection was refused; the number is the byte of the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Refusal {
+    /// It speaks another version of the protocol.
+    Version = 1,
+    /// The token is another.
+    Token = 2,
+    /// The job is another.
+    Job = 3,
+    /// The generation is an older one.
+    Generation = 4,
+    /// World size, caller or callee are others than in this group.
+    Member = 5,
+    /// The caller's rank is connected already.
+    Duplicate = 6,
+}
+
+impl Refusal {
+    const ALL: [Self; 6] =
+        [Self::Version, Self::Token, Self::Job, Self::Generation, Self::Member, Self::Duplicate];
+
+    /// Whether to call again is no use. The one called may still be forming another job's group.
+    pub(crate) fn is_final(self) -> bool {
+        !matches!(self, Self::Token | Self::Job)
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Version => "another protocol version",
+            Self::Token => "wrong token",
+            Self::Job => "another job",
+            Self::Generation => "an older generation",
+            Self::Member => "another world size, or not the rank meant",
+            Self::Duplicate => "this rank is connected already",
+        })
+    }
+}
+
+/// What to make of a hello.
+pub(crate) enum Verdict {
+    /// A member, of this rank.
+    Welcome(usize),
+    Refuse(Refusal),
+    /// A member of the same job in this newer generation.
+    Newer(u64),
+    /// Not one of us at all.
+    Garbage,
+}
+
+pub(crate) fn hello(spec: &GroupSpec, to: usize) -> Vec<u8> {
+    let body = NUMBERS_BYTES + spec.token.len() + spec.job.len();
+    let mut bytes = Vec::with_capacity(PREFIX_BYTES + body);
+    bytes.extend_from_slice(&MAGIC);
+    bytes.extend_from_slice(&(VERSION as u32).to_le_bytes());
+    bytes.extend_from_slice(&(body as u32).to_le_bytes());
+    bytes.extend_from_slice(&spec.generation.to_le_bytes());
+    for number in [spec.rank, to, spec.peers.len(), spec.token.len()] {
+        bytes.extend_from_slice(&(number as u32).to_le_bytes());
+    }
+    bytes.extend_from_slice(spec.token.as_bytes());
+    bytes.extend_from_slice(spec.job.as_bytes());
+    bytes
+}
+
+/// The length of what follows a hello's prefix.
+pub(crate) fn body_length(prefix: &[u8]) -> Result<usize, Verdict> {
+    let numbers =
+        prefix.strip_prefix(&MAGIC).and_then(|mut rest| Some((number(&mut rest)?, number(&mut rest)?)));
+    match numbers {
+        Some((VERSION, length)) if (NUMBERS_BYTES..=NUMBERS_BYTES + 2 * MAX_NAME_BYTES).contains(&length) => {
+            Ok(length)
+        }
+        Some((version, _)) if version != VERSION => Err(Verdict::Refuse(Refusal::Version)),
+        _ => Err(Verdict::Garbage),
+    }
+}
+
+/// Judges a hello's body for the group of `spec`, in which `is_connected` ranks have their connection.
+pub(crate) fn judge(spec: &GroupSpec, is_connected: impl Fn(usize) -> bool, body: &[u8]) -> Verdict {
+    let Some(hello) = Hello::decode(body) else { return Verdict::Garbage };
+    if !equal_in_constant_time(hello.token, spec.token.as_bytes()) {
+        Verdict::Refuse(Refusal::Token)
+    } else if hello.job != spec.job.as_bytes() {
+        Verdict::Refuse(Refusal::Job)
+    } else if hello.generation < spec.generation {
+        Verdict::Refuse(Refusal::Generation)
+    } else if hello.generation > spec.generation {
+        Verdict::Newer(hello.generation)
+    } else if hello.world_size != spec.peers.len()
+        || hello.to != spec.rank
+        || !(spec.rank + 1..spec.peers.len()).contains(&hello.rank)
+    {
+        Verdict::Refuse(Refusal::Member)
+    } else if is_connected(hello.rank) {
+        Verdict::Refuse(Refusal::Duplicate)
+    } else {
+        Verdict::Welcome(hello.rank)
+    }
+}
+
+pub(crate) fn reply(refusal: Option<Refusal>) -> [u8; REPLY_BYTES] {
+    let mut bytes = [0; REPLY_BYTES];
+    bytes[..MAGIC.len()].copy_from_slice(&MAGIC);
+    bytes[MAGIC.len()] = refusal.map_or(WELCOME, |refusal| refusal as u8);
+    bytes
+}
+
+/// The answer in a reply; `None` where it is none.
+pub(crate) fn read_reply(bytes: &[u8; REPLY_BYTES]) -> Option<Result<(), Refusal>> {
+    match bytes.strip_prefix(&MAGIC)? {
+        [WELCOME] => Some(Ok(())),
+        [code] => Refusal::ALL.into_iter().find(|refusal| *refusal as u8 == *code).map(Err),
+        _ => None,
+    }
+}
+
+struct Hello<'a> {
+    generation: u64,
+    rank: usize,
+    to: usize,
+    world_size: usize,
+    token: &'a [u8],
+    job: &'a [u8],
+}
+
+impl<'a> Hello<'a> {
+    fn decode(body: &'a [u8]) -> Option<Self> {
+        let (generation, mut rest) = body.split_first_chunk()?;
+        let (rank, to, world_size) = (number(&mut rest)?, number(&mut rest)?, number(&mut rest)?);
+        let token_length = number(&mut rest)?;
+        let (token, job) = rest.split_at_checked(token_length)?;
+        Some(Self { generation: u64::from_le_bytes(*generation), rank, to, world_size, token, job })
+    }
+}
+
+fn number(bytes: &mut &[u8]) -> Option<usize> {
+    let (number, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(u32::from_le_bytes(*number) as usize)
+}
+
+/// The time taken tells nothing of where a wrong token differs.
+fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+}

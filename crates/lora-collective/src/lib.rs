@@ -1,0 +1,28 @@
+//! A process group for data-parallel training: ordered all-reduce, all-gather, broadcast and barrier over TCP.
+//!
+//! Two promises hold everything together:
+//!
+//! - **Same bits.** A sum over micro-batches is taken in the order of one [`tree`] that knows only the number of
+//!   micro-batches, never the number of ranks, so every rank of every world size gets the same bits.
+//! - **No wait without an end.** Each operation either completes or fails with a [`CollectiveError`] that names the
+//!   rank at fault. After a failure the [`Group`] is of no further use; the caller forms another one, with a higher
+//!   generation.
+//!
+//! The API blocks; it is meant for the one thread that drives training. The connections are not encrypted.
+
+#[cfg(target_endian = "big")]
+compile_error!("vectors travel as the little-endian memory they lie in");
+
+mod all_reduce;
+mod error;
+mod form;
+mod group;
+mod handshake;
+mod link;
+mod mesh;
+pub mod tree;
+
+pub use error::{CollectiveError, Operation, PeerFailure};
+pub use form::{GroupSpec, PeerListener};
+pub use group::{Group, MAX_BROADCAST_BYTES, MAX_GATHER_BYTES};
+pub use handshake::Refusal;

@@ -1,0 +1,101 @@
+//! All connections of a rank, and what every operation is made of: sending and receiving at once.
+
+use std::thread;
+use std::time::Duration;
+
+use crate::link::{Call, Link, Stop};
+
+pub(crate) struct Mesh {
+    pub(crate) rank: usize,
+    /// The other ranks, from `rank + 1` around: where every rank receives in this order, no two wait for the same.
+    pub(crate) links: Vec<Link>,
+    pub(crate) timeout: Duration,
+}
+
+impl Mesh {
+    pub(crate) fn new(rank: usize, mut links: Vec<Link>, timeout: Duration) -> Self {
+        let world_size = links.len() + 1;
+        links.sort_by_key(|link| (link.rank + world_size - rank) % world_size);
+        Self { rank, links, timeout }
+    }
+
+    pub(crate) fn world_size(&self) -> usize {
+        self.links.len() + 1
+    }
+
+    /// The limit of a wait for a peer that may itself wait for a third rank. It is the longer one, so that the rank
+    /// that faces the culprit is the first to give up and tells the others whom to blame.
+    pub(crate) fn indirect_timeout(&self) -> Duration {
+        self.timeout + self.timeout / 4
+    }
+
+    /// Runs `send` for every peer, on a thread each, and `receive` on this one. All threads have ended when it returns.
+    ///
+    /// A failure to receive comes first: it is what the peer did, while a failure to send may only be that it left
+    /// because of another.
+    pub(crate) fn exchange<T>(
+        &self,
+        call: &Call,
+        send: impl Fn(&Link) -> Result<(), Stop> + Sync,
+        receive: impl FnOnce() -> Result<T, Stop>,
+    ) -> Result<T, Stop> {
+        thread::scope(|scope| {
+            let send = &send;
+            let senders: Vec<_> =
+                self.links.iter().map(|link| (link, scope.spawn(move || send(link)))).collect();
+            let received = receive();
+            if received.is_err() {
+                call.give_up();
+            }
+            let mut unsent = Ok(());
+            for (link, sender) in senders {
+                let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                if let (Ok(_), Err(stop)) = (&received, sent) {
+                    unsent = unsent.and(Err(link.last_words(call, stop)));
+                }
+            }
+            received.and_then(|value| unsent.map(|()| value))
+        })
+    }
+
+    /// Every rank's payload, by rank, each of at most `limit` bytes. This is where a rank waits for those that come
+    /// late, so it listens to all at once: a failure of one is seen while others are still awaited.
+    pub(crate) fn gather(&self, call: &Call, payload: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, Stop> {
+        let receive = || {
+            thread::scope(|scope| {
+                let readers: Vec<_> = self
+                    .links
+                    .iter()
+                    .map(|link| {
+                        let read = move || {
+                            let received = link.receive(call, self.timeout, limit);
+                            received.map_err(|stop| if call.give_up() { stop } else { Stop::GivenUp })
+                        };
+                        (link.rank, scope.spawn(read))
+                    })
+                    .collect();
+                let mut all = vec![Vec::new(); self.world_size()];
+                let mut first = Ok(());
+                for (rank, reader) in readers {
+                    match reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+                        Ok(received) => all[rank] = received,
+                        Err(Stop::GivenUp) => {}
+                        Err(stop) => first = Err(stop),
+                    }
+                }
+                first.map(|()| all)
+            })
+        };
+        let mut all =
+            self.exchange(call, |link| link.send(call, self.indirect_timeout(), &[payload]), receive)?;
+        all[self.rank] = payload.to_vec();
+        Ok(all)
+    }
+
+    /// Ends the group for all peers.
+    pub(crate) fn hang_up(&self, call: &Call, culprit: usize) {
+        for link in &self.links {
+            link.hang_up(call, culprit);
+        }
+    }
+}

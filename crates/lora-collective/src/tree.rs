@@ -1,0 +1,180 @@
+//! The canonical summation tree: one order of addition for `M` leaves, whoever owns them.
+//!
+//! `node(0, k)` is leaf `k` and `node(j, k) = node(j-1, 2k) + node(j-1, 2k+1)`; where the right child starts at or
+//! past `M`, the node *is* its left child and nothing is added. The root is the sum of all leaves. Floating-point
+//! addition is not associative, so a sum has the same bits only where it has the same tree: here the tree depends on
+//! `M` alone. (Pairwise summation; see N. J. Higham, "The accuracy of floating point summation", 1993.)
+
+mod accumulator;
+mod partition;
+
+use std::ops::Range;
+
+pub use accumulator::TreeAccumulator;
+pub use partition::partition;
+
+/// A node of the tree: it covers the leaves from `index << level` up to, not including, `(index + 1) << level`, as
+/// far as there are leaves. A node that is its left child goes by the name of that child, so names are unique.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct NodeId {
+    /// Height above the leaves.
+    pub level: u32,
+    /// Position among the nodes of the level.
+    pub index: usize,
+}
+
+/// A misuse of the tree.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TreeError {
+    /// There are fewer leaves than ranks, or no ranks.
+    #[error("{leaves} leaves cannot be shared by {ranks} ranks: every rank needs at least one")]
+    Partition {
+        /// Number of leaves.
+        leaves: usize,
+        /// Number of ranks.
+        ranks: usize,
+    },
+    /// A range is empty or ends past the last leaf.
+    #[error("the range {range:?} is not a non-empty part of {leaves} leaves")]
+    Range {
+        /// The range.
+        range: Range<usize>,
+        /// Number of leaves.
+        leaves: usize,
+    },
+    /// A vector has another length than the accumulator's.
+    #[error("a vector of {got} elements was pushed where {expected} were due")]
+    Length {
+        /// The accumulator's length.
+        expected: usize,
+        /// The vector's length.
+        got: usize,
+    },
+    /// More leaves were pushed than the range has, or fewer.
+    #[error("{got} leaves were pushed where the range {range:?} has another number")]
+    Count {
+        /// The accumulator's range.
+        range: Range<usize>,
+        /// The leaves pushed.
+        got: usize,
+    },
+    /// Nodes that do not make up the tree.
+    #[error("the nodes are not an ordered cover of {leaves} leaves: wrong at leaf {leaf}")]
+    Cover {
+        /// Number of leaves.
+        leaves: usize,
+        /// The first leaf that is missing, or the number of leaves where there are nodes too many.
+        leaf: usize,
+    },
+}
+
+/// The largest nodes that lie inside `range` of `leaves` leaves, in order: what a rank that owns the range sends.
+///
+/// # Errors
+/// [`TreeError::Range`] for an empty range or one that ends past the last leaf.
+pub fn nodes_in(leaves: usize, range: &Range<usize>) -> Result<Vec<NodeId>, TreeError> {
+    if range.is_empty() || range.end > leaves {
+        return Err(TreeError::Range { range: range.clone(), leaves });
+    }
+    Ok(largest_nodes(leaves, range).collect())
+}
+
+/// The additions that take `nodes`, an ordered cover of all leaves, up to the root: each pair `(a, b)` says "add
+/// vector `b` to vector `a`", positions in `nodes`, to be done in this order. The sum ends in position 0.
+///
+/// # Errors
+/// [`TreeError::Cover`] where the nodes are not a cover in leaf order.
+pub fn merge_order(leaves: usize, nodes: &[NodeId]) -> Result<Vec<(usize, usize)>, TreeError> {
+    let mut walk = Walk { leaves, nodes, next: 0, order: Vec::new() };
+    walk.visit(root(leaves))?;
+    if walk.next < nodes.len() {
+        return Err(TreeError::Cover { leaves, leaf: leaves });
+    }
+    Ok(walk.order)
+}
+
+/// Carries out `order`, from [`merge_order`], on `vectors`: the nodes' vectors of `len` elements each, one after the
+/// other. The sum ends in the first `len` elements.
+///
+/// # Panics
+/// Where `vectors` is shorter than the order needs.
+pub fn combine(order: &[(usize, usize)], vectors: &mut [f32], len: usize) {
+    for &(left, right) in order {
+        let (head, tail) = vectors.split_at_mut(right * len);
+        add(&mut head[left * len..(left + 1) * len], &tail[..len]);
+    }
+}
+
+/// The sum of one scalar a leaf, in tree order over all leaves (losses, weights). No leaves sum to 0.
+pub fn sum_f64(leaves: &[f64]) -> f64 {
+    match leaves {
+        [] => 0.0,
+        [leaf] => *leaf,
+        _ => {
+            let (left, right) = leaves.split_at(leaves.len().next_power_of_two() / 2);
+            sum_f64(left) + sum_f64(right)
+        }
+    }
+}
+
+fn add(left: &mut [f32], right: &[f32]) {
+    for (a, b) in left.iter_mut().zip(right) {
+        *a += *b;
+    }
+}
+
+fn root(leaves: usize) -> NodeId {
+    NodeId { level: leaves.next_power_of_two().ilog2(), index: 0 }
+}
+
+/// [`nodes_in`] for a range that is known to be good.
+fn largest_nodes(leaves: usize, range: &Range<usize>) -> impl Iterator<Item = NodeId> + use<> {
+    let Range { mut start, end } = range.clone();
+    // Past the last leaf the tree is empty, so a range that reaches it may be taken to reach the end of the root.
+    let room = if end == leaves { leaves.next_power_of_two() } else { end };
+    std::iter::from_fn(move || {
+        if start >= end {
+            return None;
+        }
+        let level = start.trailing_zeros().min((room - start).ilog2());
+        let node = canonical(leaves, NodeId { level, index: start >> level });
+        start += 1 << level;
+        Some(node)
+    })
+}
+
+fn right_child_start(node: NodeId) -> usize {
+    (2 * node.index + 1) << (node.level - 1)
+}
+
+fn canonical(leaves: usize, mut node: NodeId) -> NodeId {
+    while node.level > 0 && right_child_start(node) >= leaves {
+        node = NodeId { level: node.level - 1, index: 2 * node.index };
+    }
+    node
+}
+
+struct Walk<'a> {
+    leaves: usize,
+    nodes: &'a [NodeId],
+    next: usize,
+    order: Vec<(usize, usize)>,
+}
+
+impl Walk<'_> {
+    /// Position of the vector that holds `node` once the order so far is done.
+    fn visit(&mut self, node: NodeId) -> Result<usize, TreeError> {
+        let node = canonical(self.leaves, node);
+        if self.nodes.get(self.next) == Some(&node) {
+            self.next += 1;
+            return Ok(self.next - 1);
+        }
+        let Some(level) = node.level.checked_sub(1) else {
+            return Err(TreeError::Cover { leaves: self.leaves, leaf: node.index });
+        };
+        let left = self.visit(NodeId { level, index: 2 * node.index })?;
+        let right = self.visit(NodeId { level, index: 2 * node.index + 1 })?;
+        self.order.push((left, right));
+        Ok(left)
+    }
+}

@@ -1,0 +1,315 @@
+//! Peers that die, hang, lie or do something else. Rank 1 or 2 is often a bare socket that speaks the documented
+//! handshake and frames, so that it can stop anywhere.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{PATIENT, on_ranks, specs};
+use lora_collective::tree::nodes_in;
+use lora_collective::{CollectiveError, Group, GroupSpec, Operation, PeerFailure};
+
+/// What is wrong with a rank's words.
+type Change = fn(&mut GroupSpec);
+
+/// For tests that wait for it to pass.
+const BRIEF: Duration = Duration::from_secs(1);
+
+/// A hand-made rank's connection to rank `to`, past the handshake and the barrier that ends forming.
+fn raw_connection(spec: &GroupSpec, to: usize) -> TcpStream {
+    let mut stream = raw_handshake(spec, to);
+    stream.write_all(&frame(Operation::Barrier as u8, 0, &[])).unwrap();
+    stream
+}
+
+fn raw_handshake(spec: &GroupSpec, to: usize) -> TcpStream {
+    let mut stream = TcpStream::connect(&spec.peers[to]).unwrap();
+    stream.write_all(b"LORAPEER").unwrap();
+    let body = 24 + spec.token.len() + spec.job.len();
+    let mut numbers = vec![1, body as u32, spec.generation as u32, 0];
+    numbers.extend([spec.rank, to, spec.peers.len(), spec.token.len()].map(|n| n as u32));
+    numbers.iter().for_each(|number| stream.write_all(&number.to_le_bytes()).unwrap());
+    stream.write_all(spec.token.as_bytes()).unwrap();
+    stream.write_all(spec.job.as_bytes()).unwrap();
+    let mut reply = [0; 9];
+    stream.read_exact(&mut reply).unwrap();
+    assert_eq!(&reply, b"LORAPEER\0");
+    stream.write_all(&[1]).unwrap();
+    stream
+}
+
+fn frame(kind: u8, sequence: u64, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![kind, 0, 0, 0];
+    bytes.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+    bytes.extend_from_slice(&sequence.to_le_bytes());
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+fn blame(error: &CollectiveError) -> (usize, Operation, &PeerFailure) {
+    match error {
+        CollectiveError::Peer { rank, operation, failure, .. } => (*rank, *operation, failure),
+        other => panic!("blames no peer: {other}"),
+    }
+}
+
+/// Rank 0's error in `operation` where rank 1, once connected, sends `bytes` and the end of the stream.
+fn error_after<T>(
+    bytes: &[u8],
+    operation: impl FnOnce(&mut Group) -> Result<T, CollectiveError> + Send,
+) -> CollectiveError {
+    let mut specs = specs(2, PATIENT);
+    let (peer, _) = specs.remove(1);
+    let (spec, listener) = specs.remove(0);
+    thread::scope(|scope| {
+        let rank0 = scope.spawn(move || {
+            let mut group = Group::form(&spec, Some(&listener)).unwrap();
+            let error = operation(&mut group).err().expect("the operation must fail");
+            assert!(matches!(group.barrier(), Err(CollectiveError::Poisoned)));
+            error
+        });
+        let mut stream = raw_connection(&peer, 0);
+        stream.write_all(bytes).unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        rank0.join().unwrap()
+    })
+}
+
+const RANGES: [std::ops::Range<usize>; 2] = [0..1, 1..2];
+
+fn reduce_two(group: &mut Group) -> Result<(), CollectiveError> {
+    let nodes = vec![(nodes_in(2, &RANGES[0]).unwrap()[0], vec![1.0; 1000])];
+    group.all_reduce_tree(2, &RANGES, &nodes, &mut vec![0.0; 1000])
+}
+
+fn arguments(leaves: u64, elements: u64) -> Vec<u8> {
+    let numbers = [leaves, elements, 1, 2].map(u64::to_le_bytes);
+    frame(Operation::AllReduce as u8, 1, numbers.as_flattened())
+}
+
+#[test]
+fn a_peer_that_dies_in_the_middle_of_a_vector_is_named() {
+    let mut bytes = arguments(2, 1000);
+    bytes.extend_from_slice(&frame(Operation::AllReduce as u8, 1, &[0; 2000])[..700]);
+    bytes[48 + 4..48 + 8].copy_from_slice(&2000u32.to_le_bytes());
+    let error = error_after(&bytes, reduce_two);
+    assert!(matches!(blame(&error), (1, Operation::AllReduce, PeerFailure::Closed)), "{error}");
+    assert_eq!(error.suspects(), [1]);
+}
+
+#[test]
+fn other_arguments_are_an_error() {
+    for (leaves, elements) in [(3, 1000), (2, 999)] {
+        let error = error_after(&arguments(leaves, elements), reduce_two);
+        assert!(matches!(blame(&error), (1, Operation::AllReduce, PeerFailure::Arguments)), "{error}");
+    }
+}
+
+#[test]
+fn frames_that_no_rank_sends_are_refused_before_memory_is_taken_for_them() {
+    let huge = u32::MAX.to_le_bytes();
+    let too_long = [&[1, 0, 0, 0][..], &huge, &1u64.to_le_bytes()].concat();
+    let reserved = [&[1, 0, 7, 0][..], &[0; 4], &1u64.to_le_bytes()].concat();
+    let blames_nobody = frame(255, 1, &7u32.to_le_bytes());
+    for bytes in [too_long, reserved, frame(77, 1, &[]), blames_nobody, frame(255, 1, &[])] {
+        let error = error_after(&bytes, |group| group.all_gather(b"x"));
+        assert!(matches!(blame(&error), (1, Operation::AllGather, PeerFailure::Malformed(_))), "{error}");
+    }
+    let endless = frame(Operation::Broadcast as u8, 1, &u64::MAX.to_le_bytes());
+    let error = error_after(&endless, |group| group.broadcast(1, &mut Vec::new()));
+    assert!(matches!(blame(&error), (1, Operation::Broadcast, PeerFailure::Malformed(_))), "{error}");
+}
+
+#[test]
+fn ranks_in_different_operations_are_an_error() {
+    let errors = on_ranks(2, PATIENT, |mut group| match group.rank() {
+        0 => group.barrier().unwrap_err(),
+        _ => group.all_gather(&[]).map(drop).unwrap_err(),
+    });
+    let mismatch = |error: &CollectiveError| match blame(error) {
+        (rank, _, PeerFailure::Mismatch { operation, sequence: 1 }) => Some((rank, *operation)),
+        (rank, operation, PeerFailure::Reported { .. }) => Some((rank, operation)),
+        _ => None,
+    };
+    assert!(errors.iter().all(|error| mismatch(error).is_some()), "{errors:?}");
+    let skipped = error_after(&frame(Operation::Barrier as u8, 2, &[]), Group::barrier);
+    assert!(matches!(blame(&skipped), (1, _, PeerFailure::Mismatch { sequence: 2, .. })), "{skipped}");
+}
+
+#[test]
+fn a_peer_that_left_is_named_by_all_others() {
+    let errors = on_ranks(4, PATIENT, |mut group| (group.rank() != 2).then(|| group.barrier().unwrap_err()));
+    for error in errors.iter().flatten() {
+        assert_eq!(error.suspects(), [2], "{error}");
+    }
+}
+
+#[test]
+fn a_peer_that_hangs_is_named_within_the_limit() {
+    let done = Barrier::new(3);
+    let errors = on_ranks(3, BRIEF, |mut group| {
+        let start = Instant::now();
+        let error = (group.rank() != 2).then(|| group.barrier().unwrap_err());
+        assert!(start.elapsed() < 5 * BRIEF, "took {:?}", start.elapsed());
+        done.wait();
+        error
+    });
+    for error in errors.iter().flatten() {
+        assert_eq!(error.suspects(), [2], "{error}");
+    }
+}
+
+#[test]
+fn a_peer_that_takes_no_more_of_a_broadcast_is_named() {
+    let done = Barrier::new(2);
+    let errors = on_ranks(2, BRIEF, |mut group| {
+        // More than the buffers of the sockets take.
+        let error = (group.rank() == 0).then(|| group.broadcast(0, &mut vec![0; 64 << 20]).unwrap_err());
+        done.wait();
+        error
+    });
+    let error = errors[0].as_ref().unwrap();
+    assert!(matches!(blame(error), (1, Operation::Broadcast, PeerFailure::TimedOut(_))), "{error}");
+}
+
+/// Rank 2 dies towards rank 1 alone. Rank 0, which only waits for rank 1's sums, must not blame rank 1.
+#[test]
+fn the_witness_tells_the_others_whom_to_blame() {
+    let mut specs = specs(3, PATIENT);
+    let (peer, _) = specs.remove(2);
+    let ranges = [0..1, 1..2, 2..3];
+    let errors = thread::scope(|scope| {
+        let ranges = &ranges;
+        let ranks: Vec<_> = specs
+            .into_iter()
+            .map(|(spec, listener)| {
+                scope.spawn(move || {
+                    let mut group = Group::form(&spec, Some(&listener)).unwrap();
+                    let id = nodes_in(3, &ranges[spec.rank]).unwrap()[0];
+                    group.all_reduce_tree(3, ranges, &[(id, vec![1.0; 300])], &mut [0.0; 300]).unwrap_err()
+                })
+            })
+            .collect();
+        let mut streams = [0, 1].map(|to| raw_connection(&peer, to));
+        let numbers = [3u64, 300, 1, 2, 3].map(u64::to_le_bytes);
+        for stream in &mut streams {
+            stream.write_all(&frame(Operation::AllReduce as u8, 1, numbers.as_flattened())).unwrap();
+        }
+        let [mut to_0, to_1] = streams;
+        // Both halves of what is due to rank 0, nothing to rank 1.
+        to_0.write_all(&frame(Operation::AllReduce as u8, 1, &[0; 400])).unwrap();
+        to_0.write_all(&frame(Operation::AllReduce as u8, 1, &[0; 400])).unwrap();
+        drop(to_1);
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+    });
+    assert!(matches!(blame(&errors[0]), (2, _, PeerFailure::Reported { by: 1 })), "{}", errors[0]);
+    assert!(matches!(blame(&errors[1]), (2, _, PeerFailure::Closed)), "{}", errors[1]);
+}
+
+#[test]
+fn strangers_do_not_disturb_forming() {
+    let mut specs = specs(2, PATIENT);
+    let address = specs[0].0.peers[0].clone();
+    let silent = TcpStream::connect(&address).unwrap();
+    let mut garbage = TcpStream::connect(&address).unwrap();
+    garbage.write_all(&[b'G'; 4096]).unwrap();
+    drop(TcpStream::connect(&address).unwrap());
+    let mut half = TcpStream::connect(&address).unwrap();
+    half.write_all(b"LORAPEER").unwrap();
+
+    let start = Instant::now();
+    thread::scope(|scope| {
+        for (spec, listener) in specs.drain(..) {
+            scope.spawn(move || Group::form(&spec, Some(&listener)).unwrap().barrier().unwrap());
+        }
+    });
+    assert!(start.elapsed() < Duration::from_secs(4), "strangers were waited for: {:?}", start.elapsed());
+    drop((silent, half));
+}
+
+/// The error of rank 1 that calls with `change`d words at a rank 0 that forms the proper group, and rank 0's.
+fn refused(change: Change) -> [CollectiveError; 2] {
+    let mut specs = specs(2, BRIEF);
+    let (mut wrong, _) = specs.remove(1);
+    let (spec, listener) = specs.remove(0);
+    change(&mut wrong);
+    thread::scope(|scope| {
+        let rank0 = scope.spawn(move || Group::form(&spec, Some(&listener)).err().expect("must not form"));
+        let rank1 = Group::form(&wrong, None).err().expect("must not form");
+        [rank0.join().unwrap(), rank1]
+    })
+}
+
+#[test]
+fn callers_that_do_not_belong_are_refused_with_the_reason() {
+    let cases: [(Change, &str); 4] = [
+        (|spec| spec.token = "guess".into(), "wrong token"),
+        (|spec| spec.job = "job-2".into(), "another job"),
+        (|spec| spec.generation = 2, "an older generation"),
+        (|spec| spec.peers.push("127.0.0.1:1".into()), "another world size"),
+    ];
+    for (change, reason) in cases {
+        let [rank0, rank1] = refused(change);
+        assert!(matches!(&rank0, CollectiveError::Missing { ranks, .. } if *ranks == [1]), "{rank0}");
+        assert!(rank1.to_string().contains(reason), "{rank1}");
+        assert_eq!(rank1.suspects(), [0]);
+    }
+}
+
+#[test]
+fn a_newer_generation_ends_the_forming_of_an_older_one() {
+    let [rank0, _] = refused(|spec| spec.generation = 4);
+    assert!(matches!(rank0, CollectiveError::Superseded { generation: 3, newer: 4 }), "{rank0}");
+}
+
+#[test]
+fn a_second_caller_for_a_rank_is_refused() {
+    let mut specs = specs(3, PATIENT);
+    let (last, _) = specs.remove(2);
+    let (second, second_listener) = specs.remove(1);
+    let (first, first_listener) = specs.remove(0);
+    thread::scope(|scope| {
+        scope.spawn(move || Group::form(&first, Some(&first_listener)).unwrap());
+        // Rank 2 is connected with rank 0, which still waits for rank 1.
+        let mut stream = raw_handshake(&last, 0);
+        let double = scope.spawn(|| Group::form(&last, None).err().expect("must not form"));
+        let error = double.join().unwrap();
+        assert!(error.to_string().contains("connected already"), "{error}");
+        scope.spawn(move || Group::form(&second, Some(&second_listener)).unwrap());
+        stream.write_all(&frame(Operation::Barrier as u8, 0, &[])).unwrap();
+        let mut other = raw_connection(&last, 1);
+        // Both ranks return from forming: their barrier frames have come, then they hang up.
+        for stream in [&mut stream, &mut other] {
+            stream.read_exact(&mut [0; 16]).unwrap();
+            stream.read_to_end(&mut Vec::new()).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_group_that_is_no_group_is_refused() {
+    let cases: [(Change, &str); 4] = [
+        (|spec| spec.rank = 2, "rank 2 in a group of 2 ranks"),
+        (|spec| spec.token = "x".repeat(257), "a token of 257 bytes"),
+        (|spec| spec.timeout = Duration::ZERO, "a timeout of zero"),
+        (|spec| spec.rank = 0, "rank 0 needs a peer listener"),
+    ];
+    for (change, expected) in cases {
+        let (mut spec, _) = specs(2, BRIEF).remove(1);
+        change(&mut spec);
+        let error = Group::form(&spec, None).err().expect("must not form");
+        assert!(error.to_string().contains(expected), "{error}");
+    }
+}
+
+#[test]
+fn the_token_is_not_printed() {
+    let (spec, _) = specs(1, BRIEF).remove(0);
+    assert!(!format!("{spec:?}").contains("secret"));
+}

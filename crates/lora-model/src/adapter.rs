@@ -1,0 +1,183 @@
+//! The trained parameters: LoRA matrices in one flat f32 buffer, block after block.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use lora_ops::lora::LoraPair;
+use lora_spec::{AdapterSpec, LinearModule, ModelConfig, Philox};
+
+use crate::ModelError;
+use crate::block::Block;
+
+/// Where each matrix of an adapter lies in a flat buffer. A block's matrices are contiguous.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdapterLayout {
+    /// Adapted modules in the order of computation.
+    pub slots: Vec<Slot>,
+    /// Elements in all.
+    pub len: usize,
+    layers: usize,
+}
+
+/// One adapted module.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// The frozen module under it.
+    pub module: LinearModule,
+    /// Rank.
+    pub r: usize,
+    /// `lora_A.weight` `[r, in_features]`.
+    pub a: Range<usize>,
+    /// `lora_B.weight` `[out_features, r]`.
+    pub b: Range<usize>,
+    projection: usize,
+}
+
+impl AdapterLayout {
+    /// Lays out an adapter of rank `r` on `modules` (in the order of computation) of `model`.
+    pub fn new(model: &ModelConfig, modules: &[LinearModule], r: usize) -> Self {
+        let all = model.linear_modules();
+        let mut len = 0;
+        let mut take = |n: usize| {
+            len += n;
+            len - n..len
+        };
+        let slots = all
+            .iter()
+            .enumerate()
+            .filter(|(_, module)| modules.contains(module))
+            .map(|(i, module)| Slot {
+                module: module.clone(),
+                r,
+                a: take(r * module.in_features),
+                b: take(module.out_features * r),
+                projection: i % Block::PROJECTIONS,
+            })
+            .collect();
+        Self { slots, len, layers: model.num_hidden_layers }
+    }
+
+    /// Decoder blocks of the model, adapted or not.
+    pub(crate) fn layers(&self) -> usize {
+        self.layers
+    }
+
+    /// Name in a PEFT file, shape and place of every matrix.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, [usize; 2], Range<usize>)> {
+        self.slots.iter().flat_map(|slot| {
+            let name = |matrix: &str| format!("base_model.model.{}.lora_{matrix}.weight", slot.module.name);
+            [
+                (name("A"), [slot.r, slot.module.in_features], slot.a.clone()),
+                (name("B"), [slot.module.out_features, slot.r], slot.b.clone()),
+            ]
+        })
+    }
+
+    /// Name of the matrix that element `index` belongs to.
+    pub fn name_of(&self, index: usize) -> String {
+        self.tensors()
+            .find(|(_, _, range)| range.contains(&index))
+            .map_or_else(String::new, |(name, ..)| name)
+    }
+
+    /// Views of a flat buffer, `[block][projection]`.
+    fn pairs(&self, flat: &Tensor) -> Result<Vec<Vec<Option<LoraPair>>>, ModelError> {
+        let mut pairs = vec![vec![None; Block::PROJECTIONS]; self.layers];
+        for slot in &self.slots {
+            let view = |range: &Range<usize>, rows: usize, cols: usize| {
+                flat.narrow(0, range.start, range.len())?.reshape((rows, cols))
+            };
+            let a = view(&slot.a, slot.r, slot.module.in_features)?;
+            let b = view(&slot.b, slot.module.out_features, slot.r)?;
+            pairs[slot.module.layer][slot.projection] = Some(LoraPair { a, b });
+        }
+        Ok(pairs)
+    }
+}
+
+/// An adapter over a base: its parameters and how they are applied.
+#[derive(Debug)]
+pub struct Adapter {
+    layout: Arc<AdapterLayout>,
+    params: Tensor,
+    pairs: Vec<Vec<Option<LoraPair>>>,
+    scaling: f64,
+}
+
+impl Adapter {
+    /// A new adapter as PEFT initializes one: `A` uniform in ±1/sqrt(in_features) (Kaiming's rule with `a = sqrt(5)`),
+    /// `B` zero. Every element is a pure function of the seed, its module and its place.
+    pub fn new(model: &ModelConfig, spec: &AdapterSpec, seed: u64) -> Result<Self, ModelError> {
+        let modules = spec.target_modules.resolve(model)?;
+        let layout = AdapterLayout::new(model, &modules, spec.r);
+        let mut params = vec![0.0; layout.len];
+        for slot in &layout.slots {
+            let philox = Philox::new(seed, &format!("init {}.lora_A", slot.module.name));
+            let bound = 1.0 / (slot.module.in_features as f32).sqrt();
+            for (block, values) in params[slot.a.clone()].chunks_mut(4).enumerate() {
+                let words = philox.words([block as u32, (block >> 32) as u32, 0, 0]);
+                for (value, word) in values.iter_mut().zip(words) {
+                    *value = (2.0 * Philox::unit(word) - 1.0) * bound;
+                }
+            }
+        }
+        Self::from_params(Arc::new(layout), params, spec.scaling())
+    }
+
+    /// An adapter with given parameters (`layout.len` of them).
+    pub fn from_params(
+        layout: Arc<AdapterLayout>,
+        params: Vec<f32>,
+        scaling: f64,
+    ) -> Result<Self, ModelError> {
+        let params = Tensor::from_vec(params, layout.len, &Device::Cpu)?;
+        let pairs = layout.pairs(&params)?;
+        Ok(Self { layout, params, pairs, scaling })
+    }
+
+    /// Where each matrix lies in `params`.
+    pub fn layout(&self) -> &Arc<AdapterLayout> {
+        &self.layout
+    }
+
+    /// The flat parameters, f32 `[layout.len]`.
+    pub fn params(&self) -> &Tensor {
+        &self.params
+    }
+
+    /// The factor of `B A`.
+    pub fn scaling(&self) -> f64 {
+        self.scaling
+    }
+
+    /// The adapters of a block, by projection.
+    pub(crate) fn block(&self, layer: usize) -> &[Option<LoraPair>] {
+        &self.pairs[layer]
+    }
+}
+
+/// Gradients of an adapter's parameters in its layout.
+#[derive(Debug)]
+pub struct Gradients {
+    flat: Tensor,
+    pairs: Vec<Vec<Option<LoraPair>>>,
+}
+
+impl Gradients {
+    /// Zero gradients.
+    pub fn zeros(layout: &AdapterLayout) -> Result<Self, ModelError> {
+        let flat = Tensor::zeros(layout.len, DType::F32, &Device::Cpu)?;
+        let pairs = layout.pairs(&flat)?;
+        Ok(Self { flat, pairs })
+    }
+
+    /// The flat gradients, f32 `[layout.len]`.
+    pub fn flat(&self) -> &Tensor {
+        &self.flat
+    }
+
+    pub(crate) fn block(&self, layer: usize) -> &[Option<LoraPair>] {
+        &self.pairs[layer]
+    }
+}

@@ -1,0 +1,230 @@
+//! One decoder block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
+
+use candle_core::Tensor;
+use lora_ops::attention::{self, Shape};
+use lora_ops::dropout::Dropout;
+use lora_ops::linear::FrozenLinear;
+use lora_ops::lora::{self, LoraPair};
+use lora_ops::rope::RopeTable;
+use lora_ops::{Result, add_assign, rms_norm, swiglu};
+
+/// Projections of a block, in the order of `ModelConfig::linear_modules`.
+const Q: usize = 0;
+const K: usize = 1;
+const V: usize = 2;
+const O: usize = 3;
+const GATE: usize = 4;
+const UP: usize = 5;
+const DOWN: usize = 6;
+
+/// A block's frozen weights.
+#[derive(Debug)]
+pub(crate) struct Block {
+    projections: Vec<FrozenLinear>,
+    input_norm: Tensor,
+    post_attention_norm: Tensor,
+}
+
+/// What a block's computation needs beside its weights and its input.
+pub(crate) struct Context<'a> {
+    pub(crate) shape: Shape,
+    pub(crate) rope: &'a RopeTable,
+    pub(crate) eps: f64,
+    pub(crate) lora: Option<&'a [Option<LoraPair>]>,
+    pub(crate) scaling: f64,
+    /// One mask a projection.
+    pub(crate) dropout: Option<&'a [Dropout]>,
+}
+
+/// Keys and values of the tokens so far, `[tokens, kv_heads * head_dim]`.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Cache {
+    keys_values: Option<(Tensor, Tensor)>,
+}
+
+/// What a block keeps for its backward pass.
+pub(crate) struct Saved {
+    input_norm: rms_norm::Saved,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attention: attention::Saved,
+    attended: Tensor,
+    middle: Tensor,
+    post_attention_norm: rms_norm::Saved,
+    gate: Tensor,
+    up: Tensor,
+    lora: Vec<Option<lora::Saved>>,
+}
+
+impl Block {
+    /// Linear modules of a block.
+    pub(crate) const PROJECTIONS: usize = 7;
+
+    pub(crate) fn new(
+        projections: Vec<FrozenLinear>,
+        input_norm: Tensor,
+        post_attention_norm: Tensor,
+    ) -> Result<Self> {
+        if projections.len() != Self::PROJECTIONS {
+            candle_core::bail!("a block has {} projections, not {}", Self::PROJECTIONS, projections.len());
+        }
+        Ok(Self { projections, input_norm, post_attention_norm })
+    }
+
+    /// `x` `[tokens, hidden]` to the block's output, and what the backward pass needs.
+    pub(crate) fn forward(&self, x: &Tensor, ctx: &Context) -> Result<(Tensor, Saved)> {
+        let mut lora = Vec::with_capacity(Self::PROJECTIONS);
+        let mut project = |p: usize, x: &Tensor| -> Result<Tensor> {
+            let (y, saved) = self.project(p, x, ctx)?;
+            lora.push(saved);
+            Ok(y)
+        };
+        let (normed, input_norm) = rms_norm::forward(x, &self.input_norm, ctx.eps)?;
+        let (q, k, v) = (project(Q, &normed)?, project(K, &normed)?, project(V, &normed)?);
+        drop(normed);
+        ctx.rope.forward(&q, ctx.shape.seq, 0)?;
+        ctx.rope.forward(&k, ctx.shape.seq, 0)?;
+        let (attended, attention) = attention::forward(&q, &k, &v, ctx.shape)?;
+        let middle = project(O, &attended)?;
+        add_assign(&middle, x)?;
+        let (normed, post_attention_norm) = rms_norm::forward(&middle, &self.post_attention_norm, ctx.eps)?;
+        let (gate, up) = (project(GATE, &normed)?, project(UP, &normed)?);
+        drop(normed);
+        let y = project(DOWN, &swiglu::forward(&gate, &up)?)?;
+        add_assign(&y, &middle)?;
+        let saved =
+            Saved { input_norm, q, k, v, attention, attended, middle, post_attention_norm, gate, up, lora };
+        Ok((y, saved))
+    }
+
+    /// The block's output for new tokens of one sequence, whose predecessors are in `cache`.
+    pub(crate) fn decode(&self, x: &Tensor, ctx: &Context, cache: &mut Cache) -> Result<Tensor> {
+        let project = |p: usize, x: &Tensor| Ok::<_, candle_core::Error>(self.project(p, x, ctx)?.0);
+        let first = ctx.shape.kv_seq - ctx.shape.seq;
+        let (normed, _) = rms_norm::forward(x, &self.input_norm, ctx.eps)?;
+        let (q, k, v) = (project(Q, &normed)?, project(K, &normed)?, project(V, &normed)?);
+        ctx.rope.forward(&q, ctx.shape.seq, first)?;
+        ctx.rope.forward(&k, ctx.shape.seq, first)?;
+        let (k, v) = match cache.keys_values.take() {
+            Some((keys, values)) => (Tensor::cat(&[keys, k], 0)?, Tensor::cat(&[values, v], 0)?),
+            None => (k, v),
+        };
+        let (attended, _) = attention::forward(&q, &k, &v, ctx.shape)?;
+        cache.keys_values = Some((k, v));
+        let middle = project(O, &attended)?;
+        add_assign(&middle, x)?;
+        let (normed, _) = rms_norm::forward(&middle, &self.post_attention_norm, ctx.eps)?;
+        let activated = swiglu::forward(&project(GATE, &normed)?, &project(UP, &normed)?)?;
+        let y = project(DOWN, &activated)?;
+        add_assign(&y, &middle)?;
+        Ok(y)
+    }
+
+    /// Adds the gradients of the block's adapters to `grads` and returns that of `x`, or `None` where nothing below
+    /// is trained (`need_dx` false): then the pass ends at the lowest trained projection.
+    pub(crate) fn backward(
+        &self,
+        saved: &Saved,
+        x: &Tensor,
+        dy: &Tensor,
+        ctx: &Context,
+        grads: &[Option<LoraPair>],
+        need_dx: bool,
+    ) -> Result<Option<Tensor>> {
+        let trained = |projections: &[usize]| projections.iter().any(|&p| grads[p].is_some());
+        let below_attention = need_dx || trained(&[Q, K, V]);
+        let below_mlp = below_attention || trained(&[O]);
+        let below_down = below_mlp || trained(&[GATE, UP]);
+        let project = |p: usize, x: &Tensor, dy: &Tensor, dx: Option<&Tensor>| {
+            self.project_backward(p, &saved.lora[p], x, dy, ctx, grads, dx)
+        };
+
+        let activated = swiglu::forward(&saved.gate, &saved.up)?;
+        let d_activated = self.dx_of(DOWN, dy, below_down)?;
+        project(DOWN, &activated, dy, d_activated.as_ref())?;
+        drop(activated);
+        let Some(d_activated) = d_activated else { return Ok(None) };
+        let (d_gate, d_up) = swiglu::backward(&saved.gate, &saved.up, &d_activated)?;
+        drop(d_activated);
+        let d_normed = self.dx_of(GATE, &d_gate, below_mlp)?;
+        if let Some(d_normed) = &d_normed {
+            self.projections[UP].backward_add(&d_up, d_normed)?;
+        }
+        if trained(&[GATE, UP]) {
+            let normed =
+                rms_norm::again(&saved.post_attention_norm, &saved.middle, &self.post_attention_norm)?;
+            project(GATE, &normed, &d_gate, d_normed.as_ref())?;
+            project(UP, &normed, &d_up, d_normed.as_ref())?;
+        }
+        let Some(d_normed) = d_normed else { return Ok(None) };
+        let d_middle = rms_norm::backward(
+            &saved.post_attention_norm,
+            &saved.middle,
+            &self.post_attention_norm,
+            &d_normed,
+        )?;
+        add_assign(&d_middle, dy)?;
+
+        let d_attended = self.dx_of(O, &d_middle, below_attention)?;
+        project(O, &saved.attended, &d_middle, d_attended.as_ref())?;
+        let Some(d_attended) = d_attended else { return Ok(None) };
+        let (d_q, d_k, d_v) = attention::backward(
+            &saved.attention,
+            (&saved.q, &saved.k, &saved.v),
+            &saved.attended,
+            &d_attended,
+            ctx.shape,
+        )?;
+        ctx.rope.backward(&d_q, ctx.shape.seq)?;
+        ctx.rope.backward(&d_k, ctx.shape.seq)?;
+        let d_normed = self.dx_of(Q, &d_q, need_dx)?;
+        if let Some(d_normed) = &d_normed {
+            self.projections[K].backward_add(&d_k, d_normed)?;
+            self.projections[V].backward_add(&d_v, d_normed)?;
+        }
+        if trained(&[Q, K, V]) {
+            let normed = rms_norm::again(&saved.input_norm, x, &self.input_norm)?;
+            project(Q, &normed, &d_q, d_normed.as_ref())?;
+            project(K, &normed, &d_k, d_normed.as_ref())?;
+            project(V, &normed, &d_v, d_normed.as_ref())?;
+        }
+        let Some(d_normed) = d_normed else { return Ok(None) };
+        let dx = rms_norm::backward(&saved.input_norm, x, &self.input_norm, &d_normed)?;
+        add_assign(&dx, &d_middle)?;
+        Ok(Some(dx))
+    }
+
+    fn project(&self, p: usize, x: &Tensor, ctx: &Context) -> Result<(Tensor, Option<lora::Saved>)> {
+        let y = self.projections[p].forward(x)?;
+        let pair = ctx.lora.and_then(|pairs| pairs[p].as_ref());
+        let dropout = ctx.dropout.map(|masks| &masks[p]);
+        let saved = pair.map(|pair| lora::forward(x, pair, ctx.scaling, dropout, &y)).transpose()?;
+        Ok((y, saved))
+    }
+
+    /// The frozen part of a projection's input gradient, where it is needed.
+    fn dx_of(&self, p: usize, dy: &Tensor, needed: bool) -> Result<Option<Tensor>> {
+        needed.then(|| self.projections[p].backward(dy)).transpose()
+    }
+
+    /// The adapter's part of a projection's backward pass: gradients into `grads`, its share of `dx` added.
+    #[expect(clippy::too_many_arguments, reason = "the operands of the chain rule")]
+    fn project_backward(
+        &self,
+        p: usize,
+        saved: &Option<lora::Saved>,
+        x: &Tensor,
+        dy: &Tensor,
+        ctx: &Context,
+        grads: &[Option<LoraPair>],
+        dx: Option<&Tensor>,
+    ) -> Result<()> {
+        let pair = ctx.lora.and_then(|pairs| pairs[p].as_ref());
+        if let (Some(saved), Some(pair), Some(grad)) = (saved, pair, &grads[p]) {
+            let dropout = ctx.dropout.map(|masks| &masks[p]);
+            lora::backward(saved, x, pair, ctx.scaling, dropout, dy, grad, dx)?;
+        }
+        Ok(())
+    }
+}

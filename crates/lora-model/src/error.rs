@@ -1,0 +1,36 @@
+use std::path::PathBuf;
+
+use lora_spec::{CheckpointError, ConfigError, FieldError};
+
+/// What can go wrong with a base model or an adapter.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// `config.json` is wrong or not supported.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The weights are not what `config.json` asks for.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// A setting of the job does not fit the model.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// A file cannot be read.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// An adapter directory does not hold what it should.
+    #[error("{path}: {message}", path = path.display())]
+    Adapter {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what would be right.
+        message: String,
+    },
+    /// An operation on tensors failed.
+    #[error("tensor operation: {0}")]
+    Tensor(#[from] candle_core::Error),
+}

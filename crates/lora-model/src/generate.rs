@@ -1,0 +1,151 @@
+//! Text generation with a cache of keys and values.
+
+use candle_core::{IndexOp, Tensor};
+use lora_ops::{embedding, read_f32, rms_norm};
+use lora_spec::Philox;
+
+use crate::block::{Cache, Context};
+use crate::model::{attention_shape, rope_table};
+use crate::{Adapter, Base, ModelError};
+
+/// How the next token is chosen, in the terms of Transformers' `GenerationConfig`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Sampling {
+    /// The likeliest token.
+    Greedy,
+    /// A draw; logits are divided by `temperature`, cut to the `top_k` likeliest (0: all), then to the smallest set of
+    /// probability `top_p`.
+    Sample {
+        /// Above 0.
+        temperature: f64,
+        /// Number of candidates; 0: all.
+        top_k: usize,
+        /// Probability mass of the candidates, in (0, 1].
+        top_p: f64,
+        /// Seeds the draws.
+        seed: u64,
+    },
+}
+
+/// Generates from one base and adapter.
+#[derive(Debug, Clone, Copy)]
+pub struct Generator<'a> {
+    /// The base.
+    pub base: &'a Base,
+    /// The adapter; `None`: the base alone.
+    pub adapter: Option<&'a Adapter>,
+}
+
+impl Generator<'_> {
+    /// Continues `prompt` (at least one token) until a token of `stop` (which is not returned) or `max_new_tokens`.
+    pub fn generate(
+        &self,
+        prompt: &[u32],
+        stop: &[u32],
+        max_new_tokens: usize,
+        sampling: Sampling,
+    ) -> Result<Vec<u32>, ModelError> {
+        let rope = rope_table(&self.base.config, prompt.len() + max_new_tokens);
+        let mut caches = vec![Cache::default(); self.base.blocks.len()];
+        let mut generated = Vec::new();
+        let mut input = prompt.to_vec();
+        let mut seen = 0;
+        while generated.len() < max_new_tokens && !input.is_empty() {
+            seen += input.len();
+            let mut x = embedding::forward(&self.base.embedding, &input)?;
+            for (layer, (block, cache)) in self.base.blocks.iter().zip(&mut caches).enumerate() {
+                let context = Context {
+                    shape: attention_shape(&self.base.config, 1, input.len(), seen),
+                    rope: &rope,
+                    eps: self.base.config.rms_norm_eps,
+                    lora: self.adapter.map(|adapter| adapter.block(layer)),
+                    scaling: self.adapter.map_or(0.0, Adapter::scaling),
+                    dropout: None,
+                };
+                x = block.decode(&x, &context, cache)?;
+            }
+            let next = self.next(&x.i(input.len() - 1..)?, sampling, generated.len())?;
+            if stop.contains(&next) {
+                break;
+            }
+            generated.push(next);
+            input = vec![next];
+        }
+        Ok(generated)
+    }
+
+    fn next(&self, last: &Tensor, sampling: Sampling, drawn: usize) -> Result<u32, ModelError> {
+        let (normed, _) =
+            rms_norm::forward(&last.contiguous()?, &self.base.norm, self.base.config.rms_norm_eps)?;
+        let logits = read_f32(&self.base.head.forward(&normed)?, <[f32]>::to_vec)?;
+        Ok(choose(&logits, sampling, drawn))
+    }
+}
+
+/// Ties go to the smaller token, so that a choice depends on nothing but the logits.
+fn choose(logits: &[f32], sampling: Sampling, drawn: usize) -> u32 {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    let (temperature, top_k, top_p, seed) = match sampling {
+        Sampling::Greedy => {
+            return order.into_iter().reduce(|a, b| if logits[b] > logits[a] { b } else { a }).unwrap_or(0)
+                as u32;
+        }
+        Sampling::Sample { temperature, top_k, top_p, seed } => (temperature, top_k, top_p, seed),
+    };
+    order.sort_by(|&a, &b| logits[b].total_cmp(&logits[a]));
+    if top_k > 0 {
+        order.truncate(top_k);
+    }
+    let top = order.first().map_or(0.0, |&i| f64::from(logits[i]));
+    let weights: Vec<f64> =
+        order.iter().map(|&i| ((f64::from(logits[i]) - top) / temperature).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    let mut mass = 0.0;
+    let kept = weights.iter().take_while(|w| {
+        let keep = mass < top_p * total;
+        mass += **w;
+        keep
+    });
+    let kept: Vec<f64> = kept.copied().collect();
+    let words = Philox::new(seed, "sample").words([drawn as u32, 0, 0, 0]);
+    let unit = (u64::from(words[0]) << 21 | u64::from(words[1]) >> 11) as f64 / (1_u64 << 53) as f64;
+    let mut rest = unit * kept.iter().sum::<f64>();
+    for (index, weight) in order.iter().zip(&kept) {
+        if rest < *weight {
+            return *index as u32;
+        }
+        rest -= weight;
+    }
+    order.first().copied().unwrap_or(0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn greedy_takes_the_first_of_the_largest() {
+        assert_eq!(choose(&[0.0, 3.0, 3.0, -1.0], Sampling::Greedy, 0), 1);
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities_and_keep_to_their_candidates() {
+        let logits = [0.0, 1.0, 2.0, 0.5];
+        let mut counts = [0; 4];
+        for i in 0..4000 {
+            let sampling = Sampling::Sample { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 };
+            counts[choose(&logits, sampling, i) as usize] += 1;
+        }
+        let total: f32 = logits.iter().map(|l: &f32| l.exp()).sum();
+        for (count, logit) in counts.iter().zip(logits) {
+            let expected = 4000.0 * logit.exp() / total;
+            assert!((*count as f32 - expected).abs() < 150.0, "{counts:?}");
+        }
+        for i in 0..200 {
+            let top_k = Sampling::Sample { temperature: 5.0, top_k: 2, top_p: 1.0, seed: 1 };
+            assert!([1, 2].contains(&choose(&logits, top_k, i)));
+            let top_p = Sampling::Sample { temperature: 1.0, top_k: 0, top_p: 0.5, seed: 1 };
+            assert_eq!(choose(&logits, top_p, i), 2);
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Decoder models of the Llama and Qwen2 families with LoRA adapters on their projections.
+//!
+//! A [`Base`] is loaded once and never changes; any number of [`Adapter`]s can live over one `Arc` of it.
+
+mod adapter;
+mod base;
+mod block;
+mod error;
+mod generate;
+mod hash;
+mod model;
+mod peft;
+
+pub use adapter::{Adapter, AdapterLayout, Gradients, Slot};
+pub use base::{Base, BaseKey};
+pub use error::ModelError;
+pub use generate::{Generator, Sampling};
+pub use hash::{sha256, sha256_file};
+pub use lora_ops::cross_entropy::Loss;
+pub use model::{Batch, Pass, forward_backward, logits, loss};
+pub use peft::{PeftAdapter, PeftConfig, write_adapter};

@@ -1,0 +1,211 @@
+//! Adapters as PEFT stores them: `adapter_config.json` and `adapter_model.safetensors`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device};
+use lora_ops::read_f32;
+use lora_spec::{AdapterSpec, ModelConfig};
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+
+use crate::{Adapter, AdapterLayout, ModelError};
+
+/// File names that PEFT looks for.
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// The part of `adapter_config.json` that decides how an adapter is applied.
+#[derive(Debug, Clone, Deserialize)]
+pub struct PeftConfig {
+    /// Rank.
+    pub r: usize,
+    /// Numerator of the scaling.
+    pub lora_alpha: f64,
+    /// `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
+    #[serde(default)]
+    pub use_rslora: bool,
+    #[serde(flatten)]
+    others: Map<String, Value>,
+}
+
+/// An adapter directory's contents.
+#[derive(Debug)]
+pub struct PeftAdapter {
+    /// Its configuration.
+    pub config: PeftConfig,
+    dir: PathBuf,
+    tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
+}
+
+impl PeftAdapter {
+    /// Reads the adapter in `dir`; one that needs more than plain LoRA is refused.
+    pub fn read(dir: &Path) -> Result<Self, ModelError> {
+        let path = dir.join(CONFIG);
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ModelError::Io { path, source }
+        };
+        let config = std::fs::read(&path).map_err(io(&path))?;
+        let weights_path = dir.join(WEIGHTS);
+        let weights = std::fs::read(&weights_path).map_err(io(&weights_path))?;
+        Self::parse(dir, &config, &weights)
+    }
+
+    /// Parses the two files of an adapter; errors name them in `dir`.
+    pub fn parse(dir: &Path, config: &[u8], weights: &[u8]) -> Result<Self, ModelError> {
+        let fail = |file: &str, message: String| ModelError::Adapter { path: dir.join(file), message };
+        let config: PeftConfig = serde_json::from_slice(config).map_err(|e| fail(CONFIG, e.to_string()))?;
+        if let Some(message) = config.unsupported() {
+            return Err(fail(CONFIG, message));
+        }
+        let loaded = candle_core::safetensors::load_buffer(weights, &Device::Cpu)
+            .map_err(|e| fail(WEIGHTS, format!("is no readable safetensors file: {e}")))?;
+        let mut tensors = BTreeMap::new();
+        for (name, tensor) in loaded {
+            let values = tensor.to_dtype(DType::F32)?.contiguous()?;
+            tensors.insert(name, (tensor.dims().to_vec(), read_f32(&values, <[f32]>::to_vec)?));
+        }
+        Ok(Self { config, dir: dir.to_owned(), tensors })
+    }
+
+    /// The adapter over `model`: its modules are those the file has matrices for.
+    pub fn over(&self, model: &ModelConfig) -> Result<Adapter, ModelError> {
+        let fail = |message: String| ModelError::Adapter { path: self.dir.join(WEIGHTS), message };
+        let modules: Vec<_> = model
+            .linear_modules()
+            .into_iter()
+            .filter(|m| self.tensors.contains_key(&format!("base_model.model.{}.lora_A.weight", m.name)))
+            .collect();
+        let layout = AdapterLayout::new(model, &modules, self.config.r);
+        let mut params = vec![0.0; layout.len];
+        let mut used = 0;
+        for (name, shape, range) in layout.tensors() {
+            let Some((found, values)) = self.tensors.get(&name) else {
+                return Err(fail(format!("tensor {name} is missing")));
+            };
+            if found != &shape {
+                return Err(fail(format!(
+                    "tensor {name} has shape {found:?}; the base and r ask for {shape:?}"
+                )));
+            }
+            params[range].copy_from_slice(values);
+            used += 1;
+        }
+        if used != self.tensors.len() || used == 0 {
+            let known: Vec<String> = layout.tensors().map(|(name, ..)| name).collect();
+            let stray = self.tensors.keys().find(|name| !known.contains(name));
+            let message = match stray {
+                Some(name) => format!("tensor {name} belongs to no linear module of the base's blocks"),
+                None => "holds no tensors".into(),
+            };
+            return Err(fail(message));
+        }
+        Adapter::from_params(Arc::new(layout), params, self.config.scaling())
+    }
+}
+
+impl PeftConfig {
+    /// The factor of `B A`.
+    pub fn scaling(&self) -> f64 {
+        let spec = AdapterSpec {
+            r: self.r,
+            lora_alpha: self.lora_alpha,
+            use_rslora: self.use_rslora,
+            ..AdapterSpec::default()
+        };
+        spec.scaling()
+    }
+
+    /// What the configuration asks for beyond plain LoRA, if anything.
+    fn unsupported(&self) -> Option<String> {
+        if self.r == 0 {
+            return Some("r: is 0; it must be at least 1".into());
+        }
+        let get = |key: &str| self.others.get(key).unwrap_or(&Value::Null);
+        if get("peft_type") != "LORA" {
+            return Some(format!("peft_type: {} is not supported; supported: \"LORA\"", get("peft_type")));
+        }
+        let plain = |key: &str, plain: &[Value]| {
+            let value = get(key);
+            let is_plain = value.is_null() || plain.contains(value);
+            (!is_plain).then(|| format!("{key}: {value} is not supported"))
+        };
+        let empty = [json!({}), json!([]), json!(false), json!("none")];
+        [
+            "bias",
+            "use_dora",
+            "lora_bias",
+            "fan_in_fan_out",
+            "modules_to_save",
+            "rank_pattern",
+            "alpha_pattern",
+        ]
+        .into_iter()
+        .chain(["layer_replication", "trainable_token_indices", "target_parameters", "use_qalora"])
+        .find_map(|key| plain(key, &empty))
+    }
+}
+
+/// The two files of an adapter, as PEFT 0.21 writes them: (file name, contents).
+///
+/// `spec` is the job's adapter, `base` what becomes `base_model_name_or_path`.
+pub fn write_adapter(
+    adapter: &Adapter,
+    spec: &AdapterSpec,
+    base: &str,
+) -> Result<[(&'static str, Vec<u8>); 2], ModelError> {
+    let layout = adapter.layout();
+    let bytes: Vec<u8> =
+        read_f32(adapter.params(), |params| params.iter().flat_map(|p| p.to_le_bytes()).collect())?;
+    let mut views = Vec::new();
+    for (name, shape, range) in layout.tensors() {
+        let data = &bytes[range.start * 4..range.end * 4];
+        let view = TensorView::new(Dtype::F32, shape.to_vec(), data).map_err(candle_core::Error::from)?;
+        views.push((name, view));
+    }
+    // PEFT refuses a file without this entry.
+    let metadata = [("format".to_owned(), "pt".to_owned())].into();
+    let weights = safetensors::serialize(views, Some(metadata)).map_err(candle_core::Error::from)?;
+    let modules: Vec<&str> = layout.slots.iter().map(|slot| slot.module.name.as_str()).collect();
+    let config = json!({
+        "alpha_pattern": {},
+        "auto_mapping": null,
+        "base_model_name_or_path": base,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "inference_mode": true,
+        "init_lora_weights": true,
+        "layers_pattern": null,
+        "layers_to_transform": null,
+        "lora_alpha": spec.lora_alpha,
+        "lora_dropout": spec.lora_dropout,
+        "modules_to_save": null,
+        "peft_type": "LORA",
+        "r": spec.r,
+        "rank_pattern": {},
+        "revision": null,
+        "target_modules": suffixes(&modules, adapter),
+        "task_type": "CAUSAL_LM",
+        "use_dora": false,
+        "use_rslora": spec.use_rslora,
+    });
+    let mut config = serde_json::to_vec_pretty(&config).unwrap_or_default();
+    config.push(b'\n');
+    Ok([(WEIGHTS, weights), (CONFIG, config)])
+}
+
+/// Module names as servers expect them: the last part alone where that names the same modules in every block.
+fn suffixes(modules: &[&str], adapter: &Adapter) -> Vec<String> {
+    let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+    let mut names: Vec<String> = modules.iter().map(|m| last(m)).collect();
+    names.sort();
+    names.dedup();
+    if names.len() * adapter.layout().layers() == modules.len() {
+        return names;
+    }
+    modules.iter().map(|m| (*m).to_owned()).collect()
+}

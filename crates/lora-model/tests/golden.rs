@@ -1,0 +1,125 @@
+//! Logits, loss and every adapter gradient against Transformers + PEFT (`tests/golden`, made by `tests/oracle`).
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use lora_model::{Adapter, Base, Batch, Gradients, Pass, PeftAdapter, forward_backward, logits};
+use lora_spec::{ActivationCheckpointing, BaseDtype};
+use serde_json::Value;
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
+}
+
+fn load(path: &Path) -> HashMap<String, Tensor> {
+    candle_core::safetensors::load(path, &Device::Cpu).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    tensor.to_dtype(candle_core::DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// `max|a - b| / max|b|`.
+fn error(a: &[f64], b: &[f64]) -> f64 {
+    assert_eq!(a.len(), b.len());
+    let largest = b.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
+    a.iter().zip(b).fold(0.0_f64, |m, (a, b)| m.max((a - b).abs())) / largest
+}
+
+struct Case {
+    base: Base,
+    adapter: Adapter,
+    batch: usize,
+    seq: usize,
+    tokens: Vec<u32>,
+    targets: Vec<u32>,
+    weights: Vec<f32>,
+    expected: HashMap<String, Tensor>,
+    /// Positions that are no padding.
+    real: Vec<bool>,
+}
+
+impl Case {
+    fn read(name: &str, model: Option<&str>) -> Self {
+        let dir = golden().join("cases").join(name);
+        let case: Value = serde_json::from_slice(&std::fs::read(dir.join("case.json")).unwrap()).unwrap();
+        let model = model.unwrap_or_else(|| case["model"].as_str().unwrap());
+        let base = Base::load(&golden().join("models").join(model), BaseDtype::Auto).unwrap();
+        let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().over(&base.config).unwrap();
+        let inputs = load(&dir.join("inputs.safetensors"));
+        let (batch, seq) = inputs["tokens"].dims2().unwrap();
+        let labels = values(&inputs["labels"]);
+        // Labels are not shifted: position t predicts label t + 1.
+        let next = |i: usize| if i % seq + 1 < seq { labels[i + 1] } else { -100.0 };
+        Self {
+            tokens: values(&inputs["tokens"]).iter().map(|t| *t as u32).collect(),
+            targets: (0..batch * seq).map(|i| next(i).max(0.0) as u32).collect(),
+            weights: (0..batch * seq).map(|i| if next(i) >= 0.0 { 1.0 } else { 0.0 }).collect(),
+            real: values(&inputs["attention_mask"]).iter().map(|m| *m > 0.0).collect(),
+            expected: load(&dir.join("expected.safetensors")),
+            base,
+            adapter,
+            batch,
+            seq,
+        }
+    }
+
+    fn batch<'a>(&'a self, rows: &'a [u64]) -> Batch<'a> {
+        Batch {
+            batch: self.batch,
+            seq: self.seq,
+            tokens: &self.tokens,
+            targets: &self.targets,
+            weights: &self.weights,
+            rows,
+        }
+    }
+
+    fn logits_error(&self, adapter: Option<&Adapter>, expected: &str) -> f64 {
+        let got = values(&logits(&self.base, adapter, self.batch(&[0; 3])).unwrap());
+        let vocab = self.base.config.vocab_size;
+        let keep = |all: Vec<f64>| -> Vec<f64> {
+            all.chunks(vocab).zip(&self.real).filter(|(_, real)| **real).flat_map(|(row, _)| row.to_vec()).collect()
+        };
+        error(&keep(got), &keep(values(&self.expected[expected])))
+    }
+
+    /// Checks logits, loss and gradients; returns the flat gradients.
+    fn check(&self, name: &str, checkpointing: ActivationCheckpointing) -> Vec<f32> {
+        for (adapter, expected) in [(Some(&self.adapter), "logits"), (None, "base_logits")] {
+            let error = self.logits_error(adapter, expected);
+            assert!(error <= 1e-5, "{name}: {expected} are off by {error:e}");
+        }
+        let grads = Gradients::zeros(self.adapter.layout()).unwrap();
+        let pass = Pass { checkpointing, dropout: 0.0, seed: 0, step: 0 };
+        let loss = forward_backward(&self.base, &self.adapter, &grads, self.batch(&[0; 3]), pass).unwrap();
+        let expected = values(&self.expected["loss_sum"])[0];
+        assert!((loss.loss_sum - expected).abs() <= 1e-5 * expected, "{name}: loss {}", loss.loss_sum);
+        let flat = grads.flat().to_vec1::<f32>().unwrap();
+        for (tensor, _, range) in self.adapter.layout().tensors() {
+            let got: Vec<f64> = flat[range].iter().map(|g| f64::from(*g) / loss.weight_sum).collect();
+            let error = error(&got, &values(&self.expected[&format!("grad.{tensor}")]));
+            assert!(error <= 1e-4, "{name}: gradient of {tensor} is off by {error:e}");
+            assert!(got.iter().any(|g| *g != 0.0), "{name}: gradient of {tensor} is zero");
+        }
+        flat
+    }
+}
+
+#[test]
+fn every_case_equals_transformers_and_peft() {
+    let cases = ["llama-gqa", "llama-gqa-list", "llama-gqa-regex", "llama-gqa-rslora", "llama3-rope"];
+    for name in cases.into_iter().chain(["llama-linear-rope", "qwen2", "llama-bf16"]) {
+        let case = Case::read(name, None);
+        let kept = case.check(name, ActivationCheckpointing::None);
+        let recomputed = case.check(name, ActivationCheckpointing::Block);
+        let bits = |grads: &[f32]| grads.iter().map(|g| g.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&kept), bits(&recomputed), "{name}: recomputation changed the gradients");
+    }
+}
+
+#[test]
+fn a_config_as_transformers_4_wrote_it_gives_the_same_model() {
+    Case::read("qwen2", Some("qwen2-v4")).check("qwen2-v4", ActivationCheckpointing::None);
+}

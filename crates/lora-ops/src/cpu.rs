@@ -1,0 +1,104 @@
+//! Access to the storage of CPU tensors.
+
+use std::cell::Cell;
+
+use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Shape, Storage, Tensor, WithDType};
+use rayon::prelude::*;
+
+use crate::simd::vectorize;
+
+/// Elements below which a loop is not worth a second thread.
+pub(crate) const GRAIN: usize = 16 * 1024;
+
+/// Reads a contiguous CPU tensor's elements.
+pub(crate) fn read<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else {
+        candle_core::bail!("operation on a tensor that is not on the CPU");
+    };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("operation on a tensor of shape {:?} that is not contiguous", tensor.shape());
+    };
+    Ok(f(&storage.as_slice::<T>()?[start..end]))
+}
+
+/// Reads the elements of a contiguous f32 tensor.
+pub fn read_f32<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    read::<f32, R>(tensor, f)
+}
+
+/// Changes the elements of a contiguous f32 tensor in place; views of the same storage see the change.
+pub fn update_f32<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
+    let op = Update { f: Cell::new(Some(f)), result: Cell::new(None) };
+    tensor.inplace_op1(&op)?;
+    op.result.take().ok_or_else(|| candle_core::Error::Msg("in-place operation did not run".into()))
+}
+
+struct Update<F, R> {
+    f: Cell<Option<F>>,
+    result: Cell<Option<R>>,
+}
+
+impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Update<F, R> {
+    fn name(&self) -> &'static str {
+        "update"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
+            candle_core::bail!("in-place operation on a tensor that is not contiguous f32");
+        };
+        if let Some(f) = self.f.take() {
+            self.result.set(Some(f(&mut data[start..end])));
+        }
+        Ok(())
+    }
+}
+
+/// A new f32 tensor whose zeroed elements `f` fills.
+pub(crate) fn filled(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+    let shape = shape.into();
+    let mut data = vec![0.0; shape.elem_count()];
+    f(&mut data);
+    Tensor::from_vec(data, shape, &candle_core::Device::Cpu)
+}
+
+/// `a += b`, element by element.
+pub fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
+    if a.elem_count() != b.elem_count() {
+        candle_core::bail!("cannot add {:?} to {:?}", b.shape(), a.shape());
+    }
+    read_f32(b, |b| {
+        update_f32(a, |a| {
+            a.par_chunks_mut(GRAIN).zip(b.par_chunks(GRAIN)).for_each(|(a, b)| {
+                vectorize(|| {
+                    for (a, b) in a.iter_mut().zip(b) {
+                        *a += b;
+                    }
+                });
+            });
+        })
+    })?
+}
+
+/// A pointer that threads share to write disjoint parts of one buffer.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared(*mut f32);
+
+// SAFETY: whoever uses `at` promises that no two threads touch the same element.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    pub(crate) fn new(data: &mut [f32]) -> Self {
+        Self(data.as_mut_ptr())
+    }
+
+    /// # Safety
+    /// `offset` lies inside the buffer, which outlives the pointer, and no other thread touches what is written.
+    pub(crate) unsafe fn at(self, offset: usize) -> *mut f32 {
+        // SAFETY: promised by the caller.
+        unsafe { self.0.add(offset) }
+    }
+}

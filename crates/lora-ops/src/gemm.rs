@@ -1,0 +1,186 @@
+//! The one matrix product.
+
+use gemm::Parallelism;
+
+/// A matrix in a slice: element (i, j) is at `i * row_stride + j * col_stride`.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    data: &'a [f32],
+    rows: usize,
+    cols: usize,
+    row_stride: usize,
+    col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// A `rows` x `cols` matrix whose rows lie one after the other.
+    ///
+    /// # Panics
+    /// If `data` is shorter.
+    pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
+        assert!(data.len() >= rows * cols, "{} elements for {rows} x {cols}", data.len());
+        Self { data, rows, cols, row_stride: cols, col_stride: 1 }
+    }
+
+    /// Columns `first..first + count`, without moving anything.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn columns(self, first: usize, count: usize) -> Self {
+        assert!(first + count <= self.cols, "{first} + {count} columns of {}", self.cols);
+        let skip = (first * self.col_stride).min(self.data.len());
+        Self { data: &self.data[skip..], cols: count, ..self }
+    }
+
+    /// The transpose, without moving anything.
+    pub fn t(self) -> Self {
+        Self {
+            rows: self.cols,
+            cols: self.rows,
+            row_stride: self.col_stride,
+            col_stride: self.row_stride,
+            ..self
+        }
+    }
+}
+
+/// `C = alpha A B + beta C` in f32; `c` holds A's rows x B's columns, rows `c_stride` elements apart.
+///
+/// The result does not depend on the number of threads.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn gemm(alpha: f32, a: Mat, b: Mat, beta: f32, c: &mut [f32], c_stride: usize) {
+    assert_eq!(a.cols, b.rows, "inner dimensions differ");
+    if a.rows == 0 || b.cols == 0 {
+        return;
+    }
+    assert!(c_stride >= b.cols && c.len() >= (a.rows - 1) * c_stride + b.cols, "output too small");
+    let lhs = RawMat { ptr: a.data.as_ptr(), row_stride: a.row_stride, col_stride: a.col_stride };
+    let rhs = RawMat { ptr: b.data.as_ptr(), row_stride: b.row_stride, col_stride: b.col_stride };
+    let parallelism = Parallelism::Rayon(rayon::current_num_threads());
+    // SAFETY: `Mat` was checked against its slice, `c` above, and `c` is borrowed mutably.
+    unsafe { raw((a.rows, b.cols, a.cols), alpha, lhs, rhs, beta, c.as_mut_ptr(), c_stride, parallelism) }
+}
+
+/// A matrix behind a pointer.
+#[derive(Clone, Copy)]
+pub(crate) struct RawMat {
+    pub(crate) ptr: *const f32,
+    pub(crate) row_stride: usize,
+    pub(crate) col_stride: usize,
+}
+
+impl RawMat {
+    pub(crate) fn rows(ptr: *const f32, row_stride: usize) -> Self {
+        Self { ptr, row_stride, col_stride: 1 }
+    }
+
+    pub(crate) fn t(self) -> Self {
+        Self { ptr: self.ptr, row_stride: self.col_stride, col_stride: self.row_stride }
+    }
+}
+
+/// `C = alpha A B + beta C` on the calling thread, for small products inside a parallel loop. `mnk`: rows and columns
+/// of `C`, then the inner dimension.
+///
+/// # Safety
+/// The matrices lie inside live buffers and nobody else touches `c`.
+pub(crate) unsafe fn gemm_serial(
+    mnk: (usize, usize, usize),
+    alpha: f32,
+    a: RawMat,
+    b: RawMat,
+    beta: f32,
+    c: *mut f32,
+    c_stride: usize,
+) {
+    // SAFETY: promised by the caller.
+    unsafe { raw(mnk, alpha, a, b, beta, c, c_stride, Parallelism::None) }
+}
+
+#[expect(clippy::too_many_arguments, reason = "the BLAS signature")]
+unsafe fn raw(
+    (m, n, k): (usize, usize, usize),
+    alpha: f32,
+    a: RawMat,
+    b: RawMat,
+    beta: f32,
+    c: *mut f32,
+    c_stride: usize,
+    parallelism: Parallelism,
+) {
+    // SAFETY: promised by the caller. The crate calls our alpha `beta` and our beta `alpha`.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c,
+            1,
+            c_stride as isize,
+            beta != 0.0,
+            a.ptr,
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.ptr,
+            b.col_stride as isize,
+            b.row_stride as isize,
+            beta,
+            alpha,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(n: usize, seed: u32) -> Vec<f32> {
+        let philox = lora_spec::Philox::new(u64::from(seed), "gemm");
+        (0..n as u32).map(|i| lora_spec::Philox::unit(philox.words([i, 0, 0, 0])[0]) - 0.5).collect()
+    }
+
+    #[test]
+    fn equals_the_definition_with_transposes_and_accumulation() {
+        let (m, n, k) = (7, 5, 11);
+        let (a, b, c0) = (values(m * k, 1), values(k * n, 2), values(m * n, 3));
+        let transposed = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
+            (0..cols * rows).map(|i| x[(i % rows) * cols + i / rows]).collect()
+        };
+        let (at, bt) = (transposed(&a, m, k), transposed(&b, k, n));
+        for (lhs, rhs) in [
+            (Mat::new(&a, m, k), Mat::new(&b, k, n)),
+            (Mat::new(&at, k, m).t(), Mat::new(&b, k, n)),
+            (Mat::new(&a, m, k), Mat::new(&bt, n, k).t()),
+        ] {
+            let mut c = c0.clone();
+            gemm(2.0, lhs, rhs, 0.5, &mut c, n);
+            for i in 0..m {
+                for j in 0..n {
+                    let sum: f32 = (0..k).map(|l| a[i * k + l] * b[l * n + j]).sum();
+                    assert!((c[i * n + j] - (2.0 * sum + 0.5 * c0[i * n + j])).abs() < 1e-5);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn same_bits_with_any_number_of_threads() {
+        for (m, n, k) in [(64, 300, 257), (200, 16, 576), (16, 576, 200), (33, 1000, 48)] {
+            let (a, b) = (values(m * k, 1), values(k * n, 2));
+            let product = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+                let mut c = vec![0.0; m * n];
+                pool.install(|| gemm(1.0, Mat::new(&a, m, k), Mat::new(&b, k, n), 0.0, &mut c, n));
+                c.into_iter().map(f32::to_bits).collect::<Vec<_>>()
+            };
+            let one = product(1);
+            assert!((2..5).all(|threads| product(threads) == one));
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! Inner loops in the widest vectors the machine has, with sums in one fixed order.
+
+/// Runs `f` compiled for the best instruction set that this machine has (chosen at run time).
+#[inline(always)]
+pub(crate) fn vectorize<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// The instruction set that results depend on, such as `x86_64 avx2+fma`.
+pub fn instruction_set() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // The matrix product's kernels are chosen by these features and sum in other orders without them.
+        let fma = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
+        if fma { "x86_64 avx2+fma" } else { "x86_64" }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        std::env::consts::ARCH
+    }
+}
+
+const LANES: usize = 16;
+
+/// Sum of `f(i)` for `i` below `n`: 16 running sums, then those in order of their index.
+#[inline(always)]
+pub(crate) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; LANES];
+    let whole = n - n % LANES;
+    let mut i = 0;
+    while i < whole {
+        for (lane, total) in lanes.iter_mut().enumerate() {
+            *total += f(i + lane);
+        }
+        i += LANES;
+    }
+    for (lane, total) in lanes.iter_mut().enumerate().take(n - whole) {
+        *total += f(whole + lane);
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+/// Scalar product of equally long slices.
+#[inline(always)]
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let n = a.len().min(b.len());
+    let (a, b) = (&a[..n], &b[..n]);
+    sum(n, |i| a[i] * b[i])
+}
+
+/// Largest element.
+#[inline(always)]
+pub(crate) fn max(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let chunks = x.chunks_exact(LANES);
+    for &value in chunks.remainder() {
+        lanes[0] = if value > lanes[0] { value } else { lanes[0] };
+    }
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane = if value > *lane { value } else { *lane };
+        }
+    }
+    lanes.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
+}
+
+/// `e^x` to about 2 units in the last place: `x = n ln 2 + r` with `|r| <= ln 2 / 2`, a polynomial in `r` (Cephes'
+/// coefficients), then the exponent. Below -87.3 it is the smallest normal number, above 88.7 infinity.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to a whole number
+    const LN2_HIGH: f32 = 0.693_359_4;
+    const LN2_LOW: f32 = -2.121_944_4e-4;
+    let clamped = if x < -87.3 { -87.3 } else { x };
+    let clamped = if clamped > 89.0 { 89.0 } else { clamped };
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = clamped - n * LN2_HIGH;
+    let r = r - n * LN2_LOW;
+    let mut p = 1.987_569_1e-4;
+    p = p * r + 1.398_199_9e-3;
+    p = p * r + 8.333_452e-3;
+    p = p * r + 4.166_579_6e-2;
+    p = p * r + 1.666_666_5e-1;
+    p = p * r + 5e-1;
+    let y = p * r * r + r + 1.0;
+    // n is up to 128, past one exponent's range: two factors.
+    let whole = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
+    let half = whole >> 1;
+    let scale = |e: i32| f32::from_bits(((e + 127) << 23) as u32);
+    let y = y * scale(half) * scale(whole - half);
+    // NaN stays NaN: both comparisons above are false for it.
+    if x != x { x } else { y }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_three_units_in_the_last_place() {
+        let mut x = -87.0_f32;
+        while x < 88.0 {
+            let exact = f64::from(x).exp();
+            let error = (f64::from(vectorize(|| exp(x))) - exact).abs() / exact;
+            assert!(error < 3.0 * f64::from(f32::EPSILON) / 2.0 * 2.0, "exp({x}) is off by {error}");
+            x += 0.0137;
+        }
+        assert!(exp(f32::NAN).is_nan());
+        assert!(exp(f32::NEG_INFINITY) < 1.3e-38);
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+    }
+
+    #[test]
+    fn sums_and_maxima_cover_every_element() {
+        for n in [0, 1, 15, 16, 17, 47] {
+            let x: Vec<f32> = (0..n).map(|i| i as f32 - 3.0).collect();
+            let ones = vec![1.0; n];
+            assert_eq!(dot(&x, &ones), x.iter().sum::<f32>());
+            assert_eq!(max(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! Headers of safetensors checkpoints (<https://huggingface.co/docs/safetensors>): one file, or shards with an index.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::ModelConfig;
+
+/// Where every tensor of a checkpoint lies.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// The safetensors files, absolute or as given, sorted by name.
+    pub files: Vec<PathBuf>,
+    /// Tensors by name.
+    pub tensors: BTreeMap<String, TensorEntry>,
+}
+
+/// One tensor of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorEntry {
+    /// Index into `Checkpoint::files`.
+    pub file: usize,
+    /// safetensors' name of the element type, such as `BF16`.
+    pub dtype: String,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+}
+
+/// What is wrong with a checkpoint.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {message}", path = path.display())]
+pub struct CheckpointError {
+    /// The file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+/// A header larger than this is refused (the format's own limit).
+const MAX_HEADER: u64 = 100_000_000;
+
+impl Checkpoint {
+    /// Reads the headers of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let single = dir.join("model.safetensors");
+        let index = dir.join("model.safetensors.index.json");
+        let files = if single.exists() {
+            vec![single]
+        } else if index.exists() {
+            shards(&index, dir)?
+        } else {
+            let message = "holds neither model.safetensors nor model.safetensors.index.json".to_owned();
+            return Err(CheckpointError { path: dir.to_owned(), message });
+        };
+        let mut tensors = BTreeMap::new();
+        for (file, path) in files.iter().enumerate() {
+            for (name, dtype, shape) in header(path)? {
+                tensors.insert(name, TensorEntry { file, dtype, shape });
+            }
+        }
+        Ok(Self { files, tensors })
+    }
+
+    /// Checks that every tensor of `model` is here in its shape and in a type that can be loaded.
+    pub fn check(&self, model: &ModelConfig) -> Result<(), CheckpointError> {
+        for (name, shape) in model.tensors() {
+            let Some(entry) = self.tensors.get(&name) else {
+                let path =
+                    self.files.first().and_then(|f| f.parent()).map(Path::to_owned).unwrap_or_default();
+                return Err(CheckpointError { path, message: format!("tensor {name} is missing") });
+            };
+            let fail = |message: String| CheckpointError { path: self.files[entry.file].clone(), message };
+            if entry.shape != shape {
+                let is = &entry.shape;
+                return Err(fail(format!("tensor {name} has shape {is:?}; config.json asks for {shape:?}")));
+            }
+            if !["F32", "BF16", "F16"].contains(&entry.dtype.as_str()) {
+                return Err(fail(format!("tensor {name} is {}; supported: F32, BF16, F16", entry.dtype)));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn shards(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
+    let fail = |message: String| CheckpointError { path: index.to_owned(), message };
+    let text = std::fs::read_to_string(index).map_err(|e| fail(e.to_string()))?;
+    let json: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
+    let map = json
+        .get("weight_map")
+        .and_then(Value::as_object)
+        .ok_or_else(|| fail("weight_map is missing".into()))?;
+    let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
+    if names.is_empty() {
+        return Err(fail("weight_map names no file".into()));
+    }
+    for name in &names {
+        if Path::new(name).components().count() != 1 || !dir.join(name).is_file() {
+            return Err(fail(format!("weight_map names {name}, which is not in this directory")));
+        }
+    }
+    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+}
+
+/// Name, element type and shape of each tensor of a safetensors file, whose length must be what its header says.
+fn header(path: &Path) -> Result<Vec<(String, String, Vec<usize>)>, CheckpointError> {
+    let fail = |message: String| CheckpointError { path: path.to_owned(), message };
+    let io = |e: std::io::Error| fail(e.to_string());
+    let mut file = File::open(path).map_err(io)?;
+    let length = file.metadata().map_err(io)?.len();
+    let truncated = || fail(format!("is truncated: {length} bytes do not hold a safetensors header"));
+    let mut size = [0; 8];
+    file.read_exact(&mut size).map_err(|_| truncated())?;
+    let size = u64::from_le_bytes(size);
+    if size > MAX_HEADER {
+        return Err(fail(format!("is no safetensors file: its header would have {size} bytes")));
+    }
+    if size + 8 > length {
+        return Err(truncated());
+    }
+    let mut text = vec![0; size as usize];
+    file.read_exact(&mut text).map_err(io)?;
+    let json: Value =
+        serde_json::from_slice(&text).map_err(|e| fail(format!("its header is no JSON: {e}")))?;
+    let entries = json.as_object().ok_or_else(|| fail("its header is no JSON object".into()))?;
+    let mut tensors = Vec::new();
+    let mut end = 0;
+    for (name, entry) in entries.iter().filter(|(name, _)| *name != "__metadata__") {
+        let parsed = entry
+            .get("dtype")
+            .and_then(Value::as_str)
+            .zip(counts(entry, "shape"))
+            .zip(counts(entry, "data_offsets"));
+        let Some(((dtype, shape), offsets)) = parsed else {
+            return Err(fail(format!(
+                "its header describes tensor {name} without dtype, shape or data_offsets"
+            )));
+        };
+        end = end.max(offsets.last().copied().unwrap_or(0) as u64);
+        tensors.push((name.clone(), dtype.to_owned(), shape));
+    }
+    let expected = 8 + size + end;
+    if length < expected {
+        return Err(fail(format!("is truncated: {length} bytes of {expected}")));
+    }
+    Ok(tensors)
+}
+
+fn counts(entry: &Value, key: &str) -> Option<Vec<usize>> {
+    entry.get(key)?.as_array()?.iter().map(|v| v.as_u64().map(|n| n as usize)).collect()
+}

@@ -1,0 +1,207 @@
+//! Reading a job file, with errors that name field, file and line.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_saphyr::Spanned;
+
+use crate::{FieldError, JobSpec};
+
+/// A job file and where in it each field stands.
+#[derive(Debug, Clone)]
+pub struct JobFile {
+    /// The job, its paths made absolute.
+    pub job: JobSpec,
+    path: PathBuf,
+    lines: HashMap<String, u64>,
+}
+
+/// What is wrong with a job file.
+#[derive(Debug, thiserror::Error)]
+pub enum JobFileError {
+    /// The file cannot be read.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The job file.
+        path: PathBuf,
+        /// Why it cannot be read.
+        source: std::io::Error,
+    },
+    /// The text is no YAML, or a value has the wrong type.
+    #[error("{path}:{line}: {message}", path = path.display())]
+    Syntax {
+        /// The job file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: u64,
+        /// What the parser says.
+        message: String,
+    },
+    /// A key or a value is wrong.
+    #[error("{path}:{line}: {error}", path = path.display())]
+    Field {
+        /// The job file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: u64,
+        /// The field and what is wrong with it.
+        error: FieldError,
+    },
+}
+
+impl JobFile {
+    /// Reads and checks the job at `path`.
+    pub fn read(path: &Path) -> Result<Self, JobFileError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| JobFileError::Io { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Reads and checks the text of a job file that lies at `path`.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, JobFileError> {
+        let syntax = |error: serde_saphyr::Error| JobFileError::Syntax {
+            path: path.to_owned(),
+            line: error.location().map_or(1, |l| l.line()),
+            message: plain_message(&error),
+        };
+        let options = || serde_saphyr::options! { with_snippet: false };
+        let tree: Spanned<Node> = serde_saphyr::from_str_with_options(text, options()).map_err(syntax)?;
+        let mut lines = HashMap::new();
+        tree.value.collect_lines("", &mut lines);
+        let located = |error: FieldError| located(error, path, &lines);
+        crate::keys::check_known(&tree.value.keys("")).map_err(located)?;
+        let mut job: JobSpec = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
+            let line = error.location().map_or(1, |l| l.line());
+            let field = tree.value.field_at(line);
+            let message = plain_message(&error);
+            JobFileError::Field { path: path.to_owned(), line, error: FieldError::new(&field, message) }
+        })?;
+        job.check().map_err(located)?;
+        let dir = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_owned));
+        job.resolve_paths(&dir.unwrap_or_default());
+        Ok(Self { job, path: path.to_owned(), lines })
+    }
+
+    /// An error about a field of this job, with file and line.
+    pub fn locate(&self, error: FieldError) -> JobFileError {
+        located(error, &self.path, &self.lines)
+    }
+}
+
+/// A field that is not written in the file gets the line of the nearest section around it.
+fn located(error: FieldError, path: &Path, lines: &HashMap<String, u64>) -> JobFileError {
+    let mut field = error.field.as_str();
+    let line = loop {
+        match (lines.get(field), field.rfind('.')) {
+            (Some(line), _) => break *line,
+            (None, Some(dot)) => field = &field[..dot],
+            (None, None) => break 1,
+        }
+    };
+    JobFileError::Field { path: path.to_owned(), line, error }
+}
+
+/// The parser's message without its position, which `JobFileError` gives in its own form.
+fn plain_message(error: &serde_saphyr::Error) -> String {
+    let text = error.to_string();
+    let first = text.lines().next().unwrap_or_default();
+    let cut = first.find(" at line ").unwrap_or(first.len());
+    first[..cut].trim_start_matches("error: ").to_owned()
+}
+
+/// The shape of a YAML text: which keys stand where.
+enum Node {
+    Map(Vec<(String, Spanned<Node>)>),
+    Leaf,
+}
+
+impl Node {
+    fn collect_lines(&self, prefix: &str, lines: &mut HashMap<String, u64>) {
+        for (field, value) in self.fields(prefix) {
+            lines.insert(field.clone(), value.defined.line());
+            value.value.collect_lines(&field, lines);
+        }
+    }
+
+    fn keys(&self, prefix: &str) -> Vec<(String, bool)> {
+        self.fields(prefix)
+            .flat_map(|(field, value)| {
+                let section = matches!(value.value, Node::Map(_));
+                let mut below = value.value.keys(&field);
+                below.insert(0, (field, section));
+                below
+            })
+            .collect()
+    }
+
+    /// The field whose value starts on `line`; the last such one.
+    fn field_at(&self, line: u64) -> String {
+        let mut lines = HashMap::new();
+        self.collect_lines("", &mut lines);
+        let mut at: Vec<_> = lines.into_iter().filter(|(_, l)| *l == line).map(|(field, _)| field).collect();
+        at.sort_by_key(|field| field.matches('.').count());
+        at.pop().unwrap_or_else(|| "job".into())
+    }
+
+    fn fields<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (String, &'a Spanned<Node>)> {
+        let entries = match self {
+            Node::Map(entries) => entries.as_slice(),
+            Node::Leaf => &[],
+        };
+        entries.iter().map(move |(key, value)| {
+            (if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") }, value)
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Node {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct NodeVisitor;
+        impl<'de> Visitor<'de> for NodeVisitor {
+            type Value = Node;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a YAML value")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Node, A::Error> {
+                let mut entries = Vec::new();
+                while let Some(entry) = map.next_entry()? {
+                    entries.push(entry);
+                }
+                Ok(Node::Map(entries))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Node::Leaf)
+            }
+
+            fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
+                Ok(Node::Leaf)
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Node, E> {
+                Ok(Node::Leaf)
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Node, E> {
+                Ok(Node::Leaf)
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
+                Ok(Node::Leaf)
+            }
+            fn visit_str<E>(self, _: &str) -> Result<Node, E> {
+                Ok(Node::Leaf)
+            }
+            fn visit_none<E>(self) -> Result<Node, E> {
+                Ok(Node::Leaf)
+            }
+            fn visit_unit<E>(self) -> Result<Node, E> {
+                Ok(Node::Leaf)
+            }
+        }
+        deserializer.deserialize_any(NodeVisitor)
+    }
+}

@@ -1,0 +1,91 @@
+//! Unknown keys: what was probably meant.
+
+use serde_json::Value;
+
+use crate::{FieldError, JobSpec};
+
+/// Keys of other trainers and where their meaning lives here.
+const FOREIGN: &[(&str, &str)] = &[
+    ("per_device_train_batch_size", "training.micro_batch_size"),
+    ("train_batch_size", "training.global_batch_size"),
+    ("batch_size", "training.global_batch_size"),
+    ("gradient_accumulation_steps", "training.global_batch_size (rows of a whole step, over all workers)"),
+    ("per_device_eval_batch_size", "training.micro_batch_size"),
+    ("micro_batch", "training.micro_batch_size"),
+    ("warmup_ratio", "training.warmup_steps (a value below 1 is a fraction)"),
+    ("num_epochs", "training.num_train_epochs"),
+    ("epochs", "training.num_train_epochs"),
+    ("lr", "training.learning_rate"),
+    ("lr_scheduler", "training.lr_scheduler_type"),
+    ("gradient_checkpointing", "training.activation_checkpointing"),
+    ("gradient_clipping", "training.max_grad_norm"),
+    ("lora_r", "adapter.r"),
+    ("lora_rank", "adapter.r"),
+    ("rank", "adapter.r"),
+    ("lora_target_modules", "adapter.target_modules"),
+    ("lora_target", "adapter.target_modules"),
+    ("modules", "adapter.target_modules"),
+    ("adapter_name_or_path", "adapter.init_from"),
+    ("base_model", "model.base"),
+    ("model_name_or_path", "model.base"),
+    ("base_model_name_or_path", "model.base"),
+    ("torch_dtype", "model.dtype"),
+    ("max_seq_length", "data.max_length"),
+    ("max_seq_len", "data.max_length"),
+    ("sequence_len", "data.max_length"),
+    ("cutoff_len", "data.max_length"),
+    ("model_max_length", "data.max_length"),
+    ("dataset", "data.train"),
+    ("datasets", "data.train"),
+    ("train_file", "data.train"),
+    ("validation_file", "data.eval"),
+    ("num_workers", "workers.max"),
+];
+
+/// Every field of a job file, sections before what is in them: dotted path and whether it is a section.
+pub fn known_keys() -> Vec<(String, bool)> {
+    let mut keys = Vec::new();
+    if let Ok(Value::Object(sections)) = serde_json::to_value(JobSpec::default()) {
+        for (name, value) in sections {
+            keys.push((name.clone(), value.is_object()));
+            if let Value::Object(fields) = value {
+                keys.extend(fields.keys().map(|field| (format!("{name}.{field}"), false)));
+            }
+        }
+    }
+    keys
+}
+
+/// Refuses keys that a job does not have. `keys`: dotted path and whether a mapping stands there.
+pub(crate) fn check_known(keys: &[(String, bool)]) -> Result<(), FieldError> {
+    let known = known_keys();
+    for (key, _) in keys {
+        if !known.iter().any(|(k, _)| k == key) {
+            return Err(FieldError::new(key, format!("is not a key of a job; {}", remedy(key, &known))));
+        }
+    }
+    Ok(())
+}
+
+fn remedy(key: &str, known: &[(String, bool)]) -> String {
+    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+    let name = last(key);
+    if let Some((_, ours)) = FOREIGN.iter().find(|(foreign, _)| *foreign == name) {
+        return format!("use {ours}");
+    }
+    if let Some((ours, _)) = known.iter().find(|(k, _)| last(k) == name) {
+        return format!("it belongs at {ours}");
+    }
+    let section = key.rsplit_once('.').map_or("", |(section, _)| section);
+    let siblings =
+        known.iter().map(|(k, _)| k).filter(|k| k.rsplit_once('.').map_or("", |(s, _)| s) == section);
+    let nearest = known
+        .iter()
+        .map(|(k, _)| (strsim::jaro_winkler(&last(k), &name), k))
+        .filter(|(score, _)| *score > 0.8)
+        .max_by(|a, b| a.0.total_cmp(&b.0));
+    match nearest {
+        Some((_, k)) => format!("did you mean {k}?"),
+        None => format!("keys here: {}", siblings.map(|k| last(k)).collect::<Vec<_>>().join(", ")),
+    }
+}

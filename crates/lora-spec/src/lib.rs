@@ -1,0 +1,40 @@
+//! A fine-tuning job in words and numbers: the job file and its checks, states and their transitions, what a checkpoint's
+//! `config.json` and safetensors headers say, and the arithmetic of a plan. No tensors, no network.
+
+mod checkpoint;
+mod job;
+mod job_file;
+mod keys;
+mod model_config;
+mod philox;
+mod state;
+mod target_modules;
+
+pub use checkpoint::{Checkpoint, CheckpointError, TensorEntry};
+
+pub use job::{
+    ActivationCheckpointing, AdapterSpec, BaseDtype, DataSpec, JobSpec, LongRows, ModelSpec, Scheduler,
+    TargetModules, TrainingSpec, WorkersSpec,
+};
+pub use job_file::{JobFile, JobFileError};
+pub use keys::known_keys;
+pub use model_config::{Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
+pub use philox::Philox;
+pub use state::JobState;
+
+/// A field of a job and what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct FieldError {
+    /// Dotted path, such as `training.learning_rate`.
+    pub field: String,
+    /// What is wrong, and what would be right.
+    pub message: String,
+}
+
+impl FieldError {
+    /// An error about `field`.
+    pub fn new(field: &str, message: String) -> Self {
+        Self { field: field.to_owned(), message }
+    }
+}

@@ -1,0 +1,333 @@
+//! `config.json` of a base model, as Transformers 4 and 5 write it, and the modules it implies.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+/// What `config.json` says of a dense decoder of the Llama family.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ModelConfig {
+    /// The family.
+    pub architecture: Architecture,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
+    /// Decoder blocks.
+    pub num_hidden_layers: usize,
+    /// Query heads.
+    pub num_attention_heads: usize,
+    /// Key/value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Features of one head; even.
+    pub head_dim: usize,
+    /// Rows of the embedding.
+    pub vocab_size: usize,
+    /// RMSNorm's epsilon.
+    pub rms_norm_eps: f64,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// The head is the embedding.
+    pub tie_word_embeddings: bool,
+    /// Biases on the query, key and value projections.
+    pub qkv_bias: bool,
+    /// A bias on the attention's output projection.
+    pub o_bias: bool,
+    /// Biases on the MLP's projections.
+    pub mlp_bias: bool,
+    /// Positions the model was trained for.
+    pub max_position_embeddings: usize,
+}
+
+/// Supported families.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Architecture {
+    /// `LlamaForCausalLM`.
+    Llama,
+    /// `Qwen2ForCausalLM` (Qwen2 and Qwen2.5).
+    Qwen2,
+}
+
+const ARCHITECTURES: [(&str, Architecture); 2] =
+    [("LlamaForCausalLM", Architecture::Llama), ("Qwen2ForCausalLM", Architecture::Qwen2)];
+
+/// Rotary position embedding (RoFormer, arXiv 2104.09864).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Rope {
+    /// Base of the geometric series of wavelengths.
+    pub theta: f64,
+    /// How the frequencies are stretched for longer contexts.
+    pub scaling: RopeScaling,
+}
+
+/// Context extension of the rotary frequencies, by Transformers' `rope_type`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum RopeScaling {
+    /// `default`.
+    None,
+    /// `linear`: every frequency divided by `factor`.
+    Linear {
+        /// Divisor.
+        factor: f64,
+    },
+    /// `llama3`: low frequencies divided by `factor`, high ones kept, a ramp between (Llama 3.1).
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths past `original / low_freq_factor` are divided.
+        low_freq_factor: f64,
+        /// Wavelengths short of `original / high_freq_factor` are kept.
+        high_freq_factor: f64,
+        /// Context length of the original model.
+        original_max_position_embeddings: f64,
+    },
+}
+
+/// A frozen linear module of the model, `y = x W^T + b`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinearModule {
+    /// Full name, such as `model.layers.0.self_attn.q_proj`.
+    pub name: String,
+    /// Decoder block it belongs to.
+    pub layer: usize,
+    /// Width of `x`.
+    pub in_features: usize,
+    /// Width of `y`.
+    pub out_features: usize,
+    /// Whether there is a `b`.
+    pub bias: bool,
+}
+
+/// What is wrong with a `config.json`.
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {message}", path = path.display())]
+pub struct ConfigError {
+    /// The file.
+    pub path: PathBuf,
+    /// Field, what is wrong, what would be right.
+    pub message: String,
+}
+
+impl ModelConfig {
+    /// Reads `config.json` in the directory of a base model.
+    pub fn read(base: &Path) -> Result<Self, ConfigError> {
+        let path = base.join("config.json");
+        let fail = |message: String| ConfigError { path: path.clone(), message };
+        if !base.is_dir() {
+            return Err(ConfigError { path: base.to_owned(), message: "model.base is no directory".into() });
+        }
+        let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
+        Self::parse(&text).map_err(fail)
+    }
+
+    /// Parses the text of a `config.json`; the error names the field.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let json: Value = serde_json::from_str(text).map_err(|e| format!("line {}: {e}", e.line()))?;
+        let fields = Fields(&json);
+        let architecture = architecture(&json)?;
+        if json.get("quantization_config").is_some_and(|q| !q.is_null()) {
+            return Err(
+                "quantization_config: quantized checkpoints are not supported; use a dense one".into()
+            );
+        }
+        let activation = fields.text("hidden_act")?.unwrap_or("silu");
+        if activation != "silu" {
+            return Err(format!("hidden_act: {activation:?} is not supported; supported: \"silu\""));
+        }
+        if fields.flag("use_sliding_window")?.unwrap_or(false) {
+            return Err("use_sliding_window: true is not supported; only full attention is".into());
+        }
+        if fields.number("attention_dropout")?.unwrap_or(0.0) != 0.0 {
+            return Err("attention_dropout: must be 0; attention weights are never dropped here".into());
+        }
+        let hidden_size = fields.count("hidden_size")?;
+        let num_attention_heads = fields.count("num_attention_heads")?;
+        let num_key_value_heads =
+            fields.optional_count("num_key_value_heads")?.unwrap_or(num_attention_heads);
+        if num_attention_heads % num_key_value_heads != 0 {
+            return Err(format!(
+                "num_key_value_heads: {num_key_value_heads} does not divide num_attention_heads {num_attention_heads}"
+            ));
+        }
+        let head_dim = match fields.optional_count("head_dim")? {
+            Some(head_dim) => head_dim,
+            None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
+            None => {
+                return Err(format!(
+                    "num_attention_heads: {num_attention_heads} does not divide hidden_size {hidden_size}"
+                ));
+            }
+        };
+        if head_dim % 2 != 0 {
+            return Err(format!("head_dim: {head_dim} is odd; rotary embeddings pair features"));
+        }
+        let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
+        let (qkv_bias, o_bias) = match architecture {
+            Architecture::Llama => (attention_bias, attention_bias),
+            Architecture::Qwen2 => (true, false),
+        };
+        let rms_norm_eps = fields.number("rms_norm_eps")?.unwrap_or(1e-6);
+        if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
+            return Err(format!("rms_norm_eps: {rms_norm_eps} is not between 0 and 1"));
+        }
+        Ok(Self {
+            architecture,
+            hidden_size,
+            intermediate_size: fields.count("intermediate_size")?,
+            num_hidden_layers: fields.count("num_hidden_layers")?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: fields.count("vocab_size")?,
+            rms_norm_eps,
+            rope: rope(&json)?,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(false),
+            qkv_bias,
+            o_bias,
+            mlp_bias: architecture == Architecture::Llama && fields.flag("mlp_bias")?.unwrap_or(false),
+            max_position_embeddings: fields.optional_count("max_position_embeddings")?.unwrap_or(2048),
+        })
+    }
+
+    /// The linear modules of the decoder blocks, in the order of computation.
+    pub fn linear_modules(&self) -> Vec<LinearModule> {
+        let (hidden, mlp) = (self.hidden_size, self.intermediate_size);
+        let q = self.num_attention_heads * self.head_dim;
+        let kv = self.num_key_value_heads * self.head_dim;
+        let projections = [
+            ("self_attn.q_proj", hidden, q, self.qkv_bias),
+            ("self_attn.k_proj", hidden, kv, self.qkv_bias),
+            ("self_attn.v_proj", hidden, kv, self.qkv_bias),
+            ("self_attn.o_proj", q, hidden, self.o_bias),
+            ("mlp.gate_proj", hidden, mlp, self.mlp_bias),
+            ("mlp.up_proj", hidden, mlp, self.mlp_bias),
+            ("mlp.down_proj", mlp, hidden, self.mlp_bias),
+        ];
+        (0..self.num_hidden_layers)
+            .flat_map(|layer| {
+                projections.iter().map(move |&(name, in_features, out_features, bias)| LinearModule {
+                    name: format!("model.layers.{layer}.{name}"),
+                    layer,
+                    in_features,
+                    out_features,
+                    bias,
+                })
+            })
+            .collect()
+    }
+
+    /// Name and shape of every tensor the checkpoint must hold.
+    pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let hidden = self.hidden_size;
+        let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden])];
+        for module in self.linear_modules() {
+            tensors.push((format!("{}.weight", module.name), vec![module.out_features, module.in_features]));
+            if module.bias {
+                tensors.push((format!("{}.bias", module.name), vec![module.out_features]));
+            }
+        }
+        for layer in 0..self.num_hidden_layers {
+            for norm in ["input_layernorm", "post_attention_layernorm"] {
+                tensors.push((format!("model.layers.{layer}.{norm}.weight"), vec![hidden]));
+            }
+        }
+        tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
+        if !self.tie_word_embeddings {
+            tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));
+        }
+        tensors
+    }
+
+    /// Parameters of the base model; a tied head counts once.
+    pub fn parameters(&self) -> u64 {
+        self.tensors().iter().map(|(_, shape)| shape.iter().map(|&d| d as u64).product::<u64>()).sum()
+    }
+}
+
+fn architecture(json: &Value) -> Result<Architecture, String> {
+    let supported = || ARCHITECTURES.map(|(name, _)| name).join(", ");
+    let name = json.pointer("/architectures/0").and_then(Value::as_str);
+    let by_type = match json.get("model_type").and_then(Value::as_str) {
+        Some("llama") => Some("LlamaForCausalLM"),
+        Some("qwen2") => Some("Qwen2ForCausalLM"),
+        other => other,
+    };
+    let Some(name) = name.or(by_type) else {
+        return Err(format!("architectures: is missing; supported: {}", supported()));
+    };
+    ARCHITECTURES
+        .iter()
+        .find(|(known, _)| *known == name)
+        .map(|(_, architecture)| *architecture)
+        .ok_or_else(|| format!("architectures: {name} is not supported; supported: {}", supported()))
+}
+
+/// Transformers 5 keeps everything in `rope_parameters`; 4 had `rope_theta` and `rope_scaling`.
+fn rope(json: &Value) -> Result<Rope, String> {
+    let given = |key: &str| json.get(key).filter(|v| !v.is_null());
+    let (field, parameters) = match given("rope_parameters") {
+        Some(parameters) => ("rope_parameters", parameters),
+        None => ("rope_scaling", given("rope_scaling").unwrap_or(&Value::Null)),
+    };
+    let number = |key: &str| -> Result<f64, String> {
+        let value = parameters.get(key).and_then(Value::as_f64);
+        value.filter(|v| v.is_finite() && *v > 0.0).ok_or(format!("{field}.{key}: must be a positive number"))
+    };
+    let theta = match parameters.get("rope_theta").or_else(|| given("rope_theta")) {
+        None => 10_000.0,
+        Some(theta) => theta.as_f64().filter(|t| *t > 0.0).ok_or("rope_theta: must be a positive number")?,
+    };
+    let kind = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Value::as_str);
+    let scaling = match kind.unwrap_or("default") {
+        "default" => RopeScaling::None,
+        "linear" => RopeScaling::Linear { factor: number("factor")? },
+        "llama3" => RopeScaling::Llama3 {
+            factor: number("factor")?,
+            low_freq_factor: number("low_freq_factor")?,
+            high_freq_factor: number("high_freq_factor")?,
+            original_max_position_embeddings: number("original_max_position_embeddings")?,
+        },
+        other => {
+            return Err(format!(
+                "{field}.rope_type: {other:?} is not supported; supported: default, linear, llama3"
+            ));
+        }
+    };
+    Ok(Rope { theta, scaling })
+}
+
+/// Typed access to the fields of a JSON object; null counts as absent.
+struct Fields<'a>(&'a Value);
+
+impl Fields<'_> {
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.0.get(key).filter(|v| !v.is_null())
+    }
+
+    fn count(&self, key: &str) -> Result<usize, String> {
+        self.optional_count(key)?.ok_or_else(|| format!("{key}: is missing"))
+    }
+
+    fn optional_count(&self, key: &str) -> Result<Option<usize>, String> {
+        self.get(key)
+            .map(|v| {
+                let count = v.as_u64().filter(|c| (1..=1 << 24).contains(c));
+                count.map(|c| c as usize).ok_or_else(|| format!("{key}: {v} is no count from 1 on"))
+            })
+            .transpose()
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, String> {
+        self.get(key).map(|v| v.as_f64().ok_or_else(|| format!("{key}: {v} is no number"))).transpose()
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>, String> {
+        self.get(key)
+            .map(|v| v.as_bool().ok_or_else(|| format!("{key}: {v} is neither true nor false")))
+            .transpose()
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&str>, String> {
+        self.get(key).map(|v| v.as_str().ok_or_else(|| format!("{key}: {v} is no text"))).transpose()
+    }
+}

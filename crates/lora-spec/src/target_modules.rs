@@ -1,0 +1,58 @@
+//! Which modules an adapter sits on, resolved as PEFT does.
+
+use regex::Regex;
+
+use crate::{FieldError, LinearModule, ModelConfig, TargetModules};
+
+const FIELD: &str = "adapter.target_modules";
+
+impl TargetModules {
+    /// The linear modules of `model` that get an adapter, in the order of computation.
+    pub fn resolve(&self, model: &ModelConfig) -> Result<Vec<LinearModule>, FieldError> {
+        let modules = model.linear_modules();
+        let chosen: Vec<LinearModule> = match self {
+            Self::Pattern(pattern) if pattern == Self::ALL_LINEAR => modules,
+            Self::Pattern(pattern) => {
+                let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
+                    FieldError::new(FIELD, format!("{pattern:?} is no regular expression: {e}"))
+                })?;
+                let chosen: Vec<_> = modules.iter().filter(|m| regex.is_match(&m.name)).cloned().collect();
+                if chosen.is_empty() {
+                    return Err(none_matches(pattern, &modules));
+                }
+                chosen
+            }
+            Self::Names(names) => {
+                for name in names {
+                    if !modules.iter().any(|m| named(&m.name, name)) {
+                        return Err(none_matches(name, &modules));
+                    }
+                }
+                modules.into_iter().filter(|m| names.iter().any(|name| named(&m.name, name))).collect()
+            }
+        };
+        Ok(chosen)
+    }
+}
+
+fn named(module: &str, name: &str) -> bool {
+    module == name || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
+}
+
+fn none_matches(what: &str, modules: &[LinearModule]) -> FieldError {
+    let mut names: Vec<&str> = Vec::new();
+    for module in modules {
+        let last = module.name.rsplit('.').next().unwrap_or_default();
+        if !names.contains(&last) {
+            names.push(last);
+        }
+    }
+    let whole = modules.first().map_or("", |m| &m.name);
+    FieldError::new(
+        FIELD,
+        format!(
+            "{what:?} names no linear module of the blocks; there are {} (whole names look like {whole})",
+            names.join(", ")
+        ),
+    )
+}

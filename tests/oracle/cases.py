@@ -1,0 +1,69 @@
+"""One batch through one base with one adapter: logits, loss and every adapter gradient, computed in f64."""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig
+
+import adapters
+import batches
+import reference
+
+# Case: base and LoRA settings. A case with its base's name has longer rows; the others keep the files small.
+CASES = {
+    "llama-gqa": ("llama-gqa", {"target_modules": "all-linear"}),
+    "llama-gqa-list": ("llama-gqa", {"target_modules": ["q_proj", "v_proj", "mlp.down_proj"]}),
+    "llama-gqa-regex": (
+        "llama-gqa",
+        {"target_modules": r".*\.layers\.1\.(self_attn\.(k|o)_proj|mlp\.(gate|down)_proj)"},
+    ),
+    "llama-gqa-rslora": ("llama-gqa", {"target_modules": "all-linear", "use_rslora": True, "r": 3}),
+    "llama3-rope": ("llama3-rope", {"target_modules": "all-linear"}),
+    "llama-linear-rope": ("llama-linear-rope", {"target_modules": "all-linear"}),
+    "qwen2": ("qwen2", {"target_modules": "all-linear"}),
+    "llama-bf16": ("llama-bf16", {"target_modules": "all-linear"}),
+}
+
+
+def make_all(models: Path, root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    for seed, (name, (model, lora)) in enumerate(CASES.items()):
+        make(models / model, root / name, 100 + seed, lora)
+
+
+def make(base: Path, directory: Path, seed: int, lora: dict) -> None:
+    config = AutoConfig.from_pretrained(base)
+    lengths = [37, 21, 30] if directory.name == base.name else [19, 11, 14]
+    batch = batches.ragged(config.vocab_size, lengths, prompts=[9, 4, 6], seed=seed)
+    adapters.make(base, directory / "adapter", seed, **lora)
+    save_file(batch, directory / "inputs.safetensors")
+    (directory / "case.json").write_text(json.dumps({"model": base.name}) + "\n")
+
+    expected = evaluate(base, directory, batch, torch.float64)
+    errors = {"peft_f32": compare(evaluate(base, directory, batch, torch.float32), expected)}
+    assert errors["peft_f32"]["logits"] < 2e-6 and errors["peft_f32"]["grad_max"] < 1e-5, errors
+    if config.dtype == torch.bfloat16:
+        errors["peft_bf16"] = compare(evaluate(base, directory, batch, torch.bfloat16), expected)
+    (directory / "errors.json").write_text(json.dumps(errors, indent=2) + "\n")
+
+    stored = {name: x if name == "loss_sum" else x.float() for name, x in expected.items()}
+    assert all(x.abs().max() > 0 for x in stored.values())
+    save_file({name: x.contiguous() for name, x in stored.items()}, directory / "expected.safetensors")
+
+
+def evaluate(base: Path, directory: Path, batch: dict, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    return reference.evaluate(reference.load(base, directory / "adapter", dtype), batch)
+
+
+def compare(values: dict, expected: dict) -> dict:
+    errors = {name: reference.relative_error(values[name], expected[name]) for name in expected}
+    return {
+        "logits": errors.pop("logits"),
+        "base_logits": errors.pop("base_logits"),
+        "loss_sum": errors.pop("loss_sum"),
+        "grad_max": max(errors.values()),
+        **errors,
+    }

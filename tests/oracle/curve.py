@@ -1,0 +1,94 @@
+"""Ten optimizer steps of PEFT as Transformers' Trainer takes them: losses, gradient norms, learning rates, final adapter.
+
+Computed in f64. The error of the same run in f32 is stored beside it.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoConfig, get_scheduler
+
+import adapters
+import batches
+import reference
+
+STEPS = 10
+SETTINGS = {
+    "learning_rate": 1e-2,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.99,
+    "adam_epsilon": 1e-8,
+    "weight_decay": 0.01,
+    "max_grad_norm": 5.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 2,
+    "max_steps": STEPS,
+}
+
+
+def make_all(models: Path, root: Path) -> None:
+    shutil.rmtree(root, ignore_errors=True)
+    for seed, name in enumerate(["llama-gqa", "qwen2"]):
+        make(models / name, root / name, 200 + seed)
+
+
+def make(base: Path, directory: Path, seed: int) -> None:
+    adapters.make(base, directory / "adapter", seed, target_modules="all-linear")
+    batch = make_batches(AutoConfig.from_pretrained(base).vocab_size, seed)
+    save_file(batch, directory / "batches.safetensors")
+
+    model = reference.load(base, directory / "adapter", torch.float64)
+    curve = train(model, batch)
+    f32 = train(reference.load(base, directory / "adapter", torch.float32), batch)
+    norms = curve["grad_norm"]
+    assert min(norms) < SETTINGS["max_grad_norm"] < max(norms), f"clipping on some steps only: {norms}"
+    frozen = train(reference.load(base, directory / "adapter", torch.float64), batch, learning_rate=0.0)
+    assert all(a < 0.98 * b for a, b in zip(curve["loss"][4:], frozen["loss"][4:])), (curve["loss"], frozen["loss"])
+    errors = {key: max(abs(a - b) / abs(b) for a, b in zip(f32[key], curve[key])) for key in ["loss", "grad_norm"]}
+    assert max(errors.values()) < 1e-4, errors
+
+    contents = {"model": base.name, "settings": SETTINGS, **curve, "peft_f32_errors": errors}
+    (directory / "curve.json").write_text(json.dumps(contents, indent=2) + "\n")
+    adapters.save(model.float(), directory / "final", base.name)
+
+
+def make_batches(vocab: int, seed: int) -> dict[str, torch.Tensor]:
+    """`tokens`, `attention_mask`, `labels`, each [steps, micro-batches, rows, T] i64, with T that of the longest row."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(8, 21, (STEPS * 4,), generator=generator).tolist()
+    prompts = [int(torch.randint(1, length // 2, (), generator=generator)) for length in lengths]
+    batch = batches.ragged(vocab, lengths, prompts, seed)
+    return {name: x.reshape(STEPS, 2, 2, -1) for name, x in batch.items()}
+
+
+def train(model, batch: dict[str, torch.Tensor], learning_rate=SETTINGS["learning_rate"]) -> dict[str, list[float]]:
+    parameters = list(reference.lora_parameters(model).values())
+    optimizer = torch.optim.AdamW(
+        parameters,
+        lr=learning_rate,
+        betas=(SETTINGS["adam_beta1"], SETTINGS["adam_beta2"]),
+        eps=SETTINGS["adam_epsilon"],
+        weight_decay=SETTINGS["weight_decay"],
+    )
+    scheduler = get_scheduler(SETTINGS["lr_scheduler_type"], optimizer, SETTINGS["warmup_steps"], STEPS)
+    curve = {"loss": [], "grad_norm": [], "learning_rate": []}
+    for step in range(STEPS):
+        tokens, mask, labels = (batch[key][step] for key in ["tokens", "attention_mask", "labels"])
+        num_items_in_batch = reference.labelled_tokens(labels)
+        total = 0.0
+        for micro in range(tokens.shape[0]):
+            logits = model(input_ids=tokens[micro], attention_mask=mask[micro]).logits
+            loss = reference.loss_sum(logits, labels[micro]) / num_items_in_batch
+            loss.backward()
+            total += loss.item()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, SETTINGS["max_grad_norm"])
+        curve["loss"].append(total)
+        curve["grad_norm"].append(norm.item())
+        curve["learning_rate"].append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return curve

@@ -1,0 +1,35 @@
+"""Makes all reference values: `python tests/oracle/make.py`. See README.md."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+import transformers
+
+import cases
+import chat
+import curve
+import models
+import optimizer
+import targets
+
+GOLDEN = Path(__file__).resolve().parent.parent / "golden"
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    GOLDEN.mkdir(exist_ok=True)
+    models.make_all(GOLDEN / "models")
+    cases.make_all(GOLDEN / "models", GOLDEN / "cases")
+    curve.make_all(GOLDEN / "models", GOLDEN / "curve")
+    optimizer.make_all(GOLDEN)
+    targets.make_all(GOLDEN / "models", GOLDEN)
+    chat.make_all(GOLDEN / "chat")
+
+
+if __name__ == "__main__":
+    main()

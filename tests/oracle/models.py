@@ -1,0 +1,140 @@
+"""Tiny random bases in Hugging Face layout, one per feature of the model families.
+
+The weights are not small as a fresh initialization's are: activations and logits are of order 1 to 10 and attention is
+far from uniform, so a mistake anywhere shows in the logits.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+
+LLAMA_GQA = LlamaConfig(
+    vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=False,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+)  # fmt: skip
+
+# head_dim is not hidden_size / heads; with 32 original positions all three branches of the scaling are taken.
+LLAMA3_ROPE = LlamaConfig(
+    vocab_size=101, hidden_size=36, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3,
+    num_key_value_heads=1, head_dim=16, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=True,
+    attention_bias=True, mlp_bias=True,
+    rope_parameters={
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+)  # fmt: skip
+
+LLAMA_LINEAR_ROPE = LlamaConfig(
+    vocab_size=97, hidden_size=32, intermediate_size=44, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=4, max_position_embeddings=128, rms_norm_eps=1e-6, tie_word_embeddings=False,
+    rope_parameters={"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+)  # fmt: skip
+
+QWEN2 = Qwen2Config(
+    vocab_size=103, hidden_size=30, intermediate_size=52, num_hidden_layers=2, num_attention_heads=3,
+    num_key_value_heads=1, max_position_embeddings=128, rms_norm_eps=1e-6, tie_word_embeddings=True,
+    rope_parameters={"rope_type": "default", "rope_theta": 1000000.0}, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+LLAMA_BF16 = LlamaConfig(
+    vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=1, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=True,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+)  # fmt: skip
+
+
+def make_all(root: Path) -> None:
+    """Writes `root/<name>/` for every base, and checks that each loads to the logits of the model it was saved from."""
+    save(root / "llama-gqa", LLAMA_GQA, seed=1, version4={"rope_theta": 10000.0, "rope_scaling": None})
+    save(
+        root / "llama3-rope",
+        LLAMA3_ROPE,
+        seed=2,
+        version4={
+            "head_dim": 16,
+            "mlp_bias": True,
+            "rope_theta": 500.0,
+            "rope_scaling": {
+                "factor": 8.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 32,
+                "rope_type": "llama3",
+            },
+        },
+    )
+    save(root / "llama-linear-rope", LLAMA_LINEAR_ROPE, seed=3, shards=3)
+    save(root / "qwen2", QWEN2, seed=4)
+    save(
+        root / "qwen2-v4",
+        QWEN2,
+        seed=4,
+        version4={
+            "max_window_layers": 1,
+            "rope_theta": 1000000.0,
+            "sliding_window": 16,
+            "use_sliding_window": False,
+        },
+    )
+    save(root / "llama-bf16", LLAMA_BF16, seed=5, dtype=torch.bfloat16)
+
+
+def save(directory: Path, config, seed: int, version4: dict | None = None, shards: int = 1, dtype=torch.float32) -> None:
+    """Saves one base. With `version4`, `config.json` is written as Transformers 4 wrote it, these keys added."""
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    randomize(model, seed)
+    model.config.dtype = dtype
+
+    shutil.rmtree(directory, ignore_errors=True)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    model.save_pretrained(directory, max_shard_size=int(size / shards * 1.15) if shards > 1 else "1GB")
+    (directory / "generation_config.json").unlink(missing_ok=True)
+    assert len(list(directory.glob("*.safetensors"))) == shards, list(directory.iterdir())
+    if version4 is not None:
+        write_version4_config(directory, model.config, version4)
+
+    tokens = torch.arange(60).reshape(2, 30) % config.vocab_size
+    loaded = AutoModelForCausalLM.from_pretrained(directory)
+    assert loaded.dtype == dtype
+    with torch.no_grad():
+        logits = loaded(tokens).logits
+        assert torch.equal(logits, model(tokens).logits), f"{directory.name}: loads to other logits"
+    assert 1.0 < logits.float().std() < 10.0, f"{directory.name}: logits of order {logits.float().std()}"
+
+
+def randomize(model, seed: int) -> None:
+    """Fills every parameter: products of about unit gain, norm weights around 1, biases and embeddings well off zero."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(shape, std):
+        return torch.randn(shape, generator=generator) * std
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            shape = parameter.shape
+            if "norm" in name:
+                parameter.copy_(0.5 + torch.rand(shape, generator=generator))
+            elif name.endswith(".bias"):
+                parameter.copy_(normal(shape, 0.4))
+            elif "embed_tokens" in name:
+                parameter.copy_(normal(shape, 0.5))
+            else:
+                gain = {"q_proj": 1.25, "k_proj": 1.25, "lm_head": 2.5}.get(name.split(".")[-2], 1.0)
+                parameter.copy_(normal(shape, gain / shape[1] ** 0.5))
+
+
+def write_version4_config(directory: Path, config, extra: dict) -> None:
+    common = [
+        "architectures", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size",
+        "initializer_range", "intermediate_size", "max_position_embeddings", "model_type", "num_attention_heads",
+        "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "use_cache", "vocab_size",
+    ]  # fmt: skip
+    fields = {key: getattr(config, key) for key in common} | extra
+    if config.model_type == "llama":
+        fields |= {"attention_bias": config.attention_bias, "pretraining_tp": 1}
+    fields |= {"torch_dtype": str(config.dtype).removeprefix("torch."), "transformers_version": "4.46.3"}
+    (directory / "config.json").write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n")

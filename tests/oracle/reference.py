@@ -1,0 +1,70 @@
+"""Transformers + PEFT in a chosen precision: logits, the sum of token losses, gradients.
+
+In f64 the RMS norms, which Transformers computes in f32 whatever the model's type, are computed in f64 too. The rotary
+angles stay Transformers' f32 ones (`inv_freq` in f32 times the position, cosine and sine in f32): they define the model.
+"""
+
+import types
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+from batches import IGNORE
+
+
+def load(base: Path, adapter: Path, dtype: torch.dtype) -> PeftModel:
+    """The base with its adapter, ready to train. The adapter is f64 for `torch.float64`, f32 otherwise (PEFT's default)."""
+    load_as = torch.float32 if dtype == torch.float64 else dtype
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=load_as)
+    model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
+    if dtype == torch.float64:
+        model = model.double()
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm"):
+                module.forward = types.MethodType(rms_norm_f64, module)
+    return model.train()
+
+
+def rms_norm_f64(self, x: torch.Tensor) -> torch.Tensor:
+    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+
+
+def loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Sum of -log p(labels[t + 1] | tokens[..t]) over labelled positions. At least f32 inside, as in Transformers."""
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def labelled_tokens(labels: torch.Tensor) -> int:
+    return int((labels[..., 1:] != IGNORE).sum())
+
+
+def lora_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
+    """The trained parameters under their names in `adapter_model.safetensors`."""
+    return {n.replace(".default.", "."): p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def evaluate(model: PeftModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """`logits`, `base_logits`, `loss_sum` and `grad.<name>` of the mean token loss, in the model's precision."""
+    tokens, mask, labels = batch["tokens"], batch["attention_mask"], batch["labels"]
+    logits = model(input_ids=tokens, attention_mask=mask).logits
+    loss = loss_sum(logits, labels)
+    (loss / labelled_tokens(labels)).backward()
+    with torch.no_grad(), model.disable_adapter():
+        base_logits = model(input_ids=tokens, attention_mask=mask).logits
+    valid = mask.bool()[..., None]
+    values = {
+        "logits": (logits * valid).detach(),
+        "base_logits": base_logits * valid,
+        "loss_sum": loss.detach().reshape(1),
+    }
+    return values | {f"grad.{name}": p.grad for name, p in lora_parameters(model).items()}
+
+
+def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
+    """max|a - b| / max|b|, `b` being the reference."""
+    a, b = a.double(), b.double()
+    return float((a - b).abs().max() / b.abs().max())
