@@ -26,7 +26,7 @@ pub struct NodeId {
 /// A misuse of the tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
-    /// There are fewer leaves than ranks, or no ranks.
+    /// There are no leaves, or no ranks.
     #[error("{leaves} leaves cannot be shared by {ranks} ranks: every rank needs at least one")]
     Partition {
         /// Number of leaves.
@@ -34,8 +34,8 @@ pub enum TreeError {
         /// Number of ranks.
         ranks: usize,
     },
-    /// A range is empty or ends past the last leaf.
-    #[error("the range {range:?} is not a non-empty part of {leaves} leaves")]
+    /// A range ends past the last leaf.
+    #[error("the range {range:?} is not a part of {leaves} leaves")]
     Range {
         /// The range.
         range: Range<usize>,
@@ -71,10 +71,13 @@ pub enum TreeError {
 /// The largest nodes that lie inside `range` of `leaves` leaves, in order: what a rank that owns the range sends.
 ///
 /// # Errors
-/// [`TreeError::Range`] for an empty range or one that ends past the last leaf.
+/// [`TreeError::Range`] for a range that ends past the last leaf.
 pub fn nodes_in(leaves: usize, range: &Range<usize>) -> Result<Vec<NodeId>, TreeError> {
-    if range.is_empty() || range.end > leaves {
+    if range.start > range.end || range.end > leaves {
         return Err(TreeError::Range { range: range.clone(), leaves });
+    }
+    if range.is_empty() {
+        return Ok(Vec::new());
     }
     Ok(largest_nodes(leaves, range).collect())
 }

@@ -146,8 +146,8 @@ fn a_group_of_one_needs_no_network() {
 fn invalid_arguments_are_refused_and_poison_the_group() {
     let cases: [(&[Range<usize>], &str); 4] = [
         (&[0..2, 2..4], "2 ranges for 1 ranks"),
-        (&[0..0], "not a non-empty part"),
-        (&[0..5], "not a non-empty part"),
+        (&[0..0], "not an ordered cover"),
+        (&[0..5], "not a part of 4 leaves"),
         (&[1..4], "not an ordered cover"),
     ];
     for (ranges, expected) in cases {

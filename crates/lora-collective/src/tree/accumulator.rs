@@ -41,9 +41,9 @@ impl TreeAccumulator {
     /// Begins a step of `leaves` leaves of which `range` will be pushed. What an unfinished step left is dropped.
     ///
     /// # Errors
-    /// [`TreeError::Range`] for an empty range or one that ends past the last leaf.
+    /// [`TreeError::Range`] for a range that ends past the last leaf.
     pub fn start(&mut self, leaves: usize, range: Range<usize>) -> Result<(), TreeError> {
-        if range.is_empty() || range.end > leaves {
+        if range.start > range.end || range.end > leaves {
             return Err(TreeError::Range { range, leaves });
         }
         let unfinished = std::mem::take(&mut self.nodes);
@@ -90,9 +90,9 @@ impl TreeAccumulator {
     /// The nodes of the range with their vectors, as [`super::nodes_in`] lists them.
     ///
     /// # Errors
-    /// [`TreeError::Count`] where leaves of the range are still to come, or no step was started.
+    /// [`TreeError::Count`] where leaves of the range are still to come.
     pub fn finish(&mut self) -> Result<Vec<(NodeId, Vec<f32>)>, TreeError> {
-        if self.range.is_empty() || self.pushed != self.range.len() {
+        if self.pushed != self.range.len() {
             return Err(TreeError::Count { range: self.range.clone(), got: self.pushed });
         }
         (self.range, self.pushed) = (0..0, 0);

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::{TreeError, largest_nodes};
 
-/// Shares `leaves` leaves among `ranks` ranks: contiguous ranges in rank order, none empty.
+/// Shares `leaves` leaves among `ranks` ranks: contiguous ranges in rank order. With fewer leaves than
+/// ranks (the tail of an epoch), each of the first ranks gets one and the others nothing.
 ///
 /// A rank's traffic in an all-reduce grows with the number of nodes its range falls into, so an even share is given
 /// up for fewer nodes, as far as no rank gets more than `c + c/8` leaves (integer division), where `c` is an even
@@ -13,11 +14,13 @@ use super::{TreeError, largest_nodes};
 /// ranges. (32 leaves on 3 ranks: 12, 12 and 8.) The result is a pure function of the two numbers.
 ///
 /// # Errors
-/// [`TreeError::Partition`] where there are fewer leaves than ranks, or no ranks.
+/// [`TreeError::Partition`] where there are no leaves or no ranks.
 pub fn partition(leaves: usize, ranks: usize) -> Result<Vec<Range<usize>>, TreeError> {
-    if ranks == 0 || leaves < ranks {
+    if ranks == 0 || leaves == 0 {
         return Err(TreeError::Partition { leaves, ranks });
     }
+    let idle = ranks.saturating_sub(leaves);
+    let ranks = ranks - idle;
     let even = leaves.div_ceil(ranks);
     let search = Search { leaves, ranks, cap: even + even / 8 };
     let nodes = |range: &Range<usize>| largest_nodes(leaves, range).count();
@@ -31,7 +34,8 @@ pub fn partition(leaves: usize, ranks: usize) -> Result<Vec<Range<usize>>, TreeE
     );
 
     let starts = std::iter::once(0).chain(ends.iter().copied());
-    Ok(starts.zip(ends.iter().copied()).map(|(start, end)| start..end).collect())
+    let busy = starts.zip(ends.iter().copied()).map(|(start, end)| start..end);
+    Ok(busy.chain(std::iter::repeat_n(leaves..leaves, idle)).collect())
 }
 
 /// Boundaries by dynamic programming over (ranks so far, end of the last range).

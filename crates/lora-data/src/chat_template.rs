@@ -1,0 +1,196 @@
+//! A base's chat template, rendered as Transformers' `apply_chat_template` does.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Serde};
+use minijinja::{Environment, Error, ErrorKind, State, Value, context};
+use regex::{Captures, Regex};
+use serde_json::Value as Json;
+
+use crate::Message;
+use crate::tojson::tojson;
+
+/// A compiled chat template.
+///
+/// The environment is Transformers': `trim_blocks` and `lstrip_blocks`, loop controls, Python's methods on strings,
+/// dicts and lists, `raise_exception`, `tojson`, `strftime_now`, and the base's special tokens as variables.
+///
+/// `strftime_now` formats one fixed date, 26 July 2024 at midnight, which is what Llama 3's own templates write where the
+/// function is missing: a run must not depend on the day it is started.
+pub(crate) struct ChatTemplate {
+    environment: Environment<'static>,
+    has_generation_markers: bool,
+}
+
+/// A rendered conversation.
+pub(crate) struct Rendered {
+    pub(crate) text: String,
+    /// Byte ranges of `text` that the template wrote between `{% generation %}` and `{% endgeneration %}`.
+    pub(crate) generated: Vec<Range<usize>>,
+}
+
+const NAME: &str = "chat_template";
+/// Bounds what a template may do: about twenty million instructions, or a GiB of text.
+const FUEL: u64 = 20_000_000;
+/// Unicode noncharacters around generated text. They never stand in a legitimate text and are taken out again.
+const START: char = '\u{FDD0}';
+const END: char = '\u{FDD1}';
+
+impl ChatTemplate {
+    /// Compiles `source`. The error is the template engine's.
+    pub(crate) fn new(source: &str, special_tokens: &BTreeMap<String, String>) -> Result<Self, String> {
+        let (source, has_generation_markers) = rewrite_generation_tags(source)?;
+        let mut environment = Environment::new();
+        let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+        environment.set_syntax(syntax.map_err(|err| err.to_string())?);
+        environment.set_fuel(Some(FUEL));
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_filter("tojson", tojson);
+        environment.add_function("raise_exception", raise_exception);
+        environment.add_function("strftime_now", strftime_now);
+        environment.add_function("mark_generation", mark_generation);
+        for (name, token) in special_tokens {
+            environment.add_global(name.clone(), token.clone());
+        }
+        environment.add_template_owned(NAME, source).map_err(|err| err.to_string())?;
+        Ok(Self { environment, has_generation_markers })
+    }
+
+    /// Does the template say by `{% generation %}` what the model is to learn?
+    pub(crate) fn has_generation_markers(&self) -> bool {
+        self.has_generation_markers
+    }
+
+    /// Renders a conversation. The error is the template's own (`raise_exception`) or the engine's.
+    pub(crate) fn render(
+        &self,
+        messages: &[Message],
+        tools: Option<&Json>,
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, String> {
+        if self.has_generation_markers && has_noncharacters(messages, tools) {
+            return Err("a message holds the noncharacter U+FDD0 or U+FDD1; remove it".into());
+        }
+        // Transformers defines `tools` and `documents` as None where the caller gives none.
+        let text = self
+            .environment
+            .get_template(NAME)
+            .and_then(|template| {
+                template.render(context! {
+                    messages => Value::from(Serde(messages)),
+                    tools => Value::from(Serde(tools)),
+                    documents => (),
+                    add_generation_prompt,
+                })
+            })
+            .map_err(|err| format!("the chat template fails: {err}"))?;
+        if self.has_generation_markers {
+            take_out_markers(&text)
+        } else {
+            Ok(Rendered { text, generated: Vec::new() })
+        }
+    }
+}
+
+/// Transformers' tag `{% generation %}` becomes a call block, a tag with the same white-space rules.
+fn rewrite_generation_tags(source: &str) -> Result<(String, bool), String> {
+    let tag = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").map_err(|err| err.to_string())?;
+    let mut found = false;
+    let rewritten = tag.replace_all(source, |tag: &Captures<'_>| {
+        found = true;
+        let part = |i| tag.get(i).map_or("", |part| part.as_str());
+        let call = if part(2).is_empty() { "call mark_generation()" } else { "endcall" };
+        format!("{{%{} {call} {}%}}", part(1), part(3))
+    });
+    Ok((rewritten.into_owned(), found))
+}
+
+fn mark_generation(state: &mut State, kwargs: Kwargs) -> Result<String, Error> {
+    let caller: Value = kwargs.get("caller")?;
+    let text = caller.call(state, &[])?;
+    Ok(format!("{START}{text}{END}"))
+}
+
+fn take_out_markers(marked: &str) -> Result<Rendered, String> {
+    let mut text = String::with_capacity(marked.len());
+    let mut generated = Vec::new();
+    let mut start = None;
+    for c in marked.chars() {
+        match (c, start) {
+            (START, None) => start = Some(text.len()),
+            (END, Some(begin)) => {
+                generated.push(begin..text.len());
+                start = None;
+            }
+            (START | END, _) => return Err("the chat template nests {% generation %} blocks".into()),
+            (c, _) => text.push(c),
+        }
+    }
+    Ok(Rendered { text, generated })
+}
+
+fn has_noncharacters(messages: &[Message], tools: Option<&Json>) -> bool {
+    let json = serde_json::to_string(&(messages, tools)).unwrap_or_default();
+    json.contains([START, END])
+}
+
+fn raise_exception(message: String) -> Result<Value, Error> {
+    Err(Error::new(ErrorKind::InvalidOperation, message))
+}
+
+/// Python's `strftime` of Friday, 26 July 2024, 00:00:00.
+fn strftime_now(format: String) -> Result<String, Error> {
+    let mut out = String::new();
+    let mut rest = format.chars();
+    while let Some(c) = rest.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        // glibc's flag `-` leaves out leading zeros.
+        let (bare, directive) = match rest.next() {
+            Some('-') => (true, rest.next()),
+            directive => (false, directive),
+        };
+        let value = directive.and_then(date_part).ok_or_else(|| {
+            Error::new(
+                ErrorKind::InvalidOperation,
+                format!("strftime_now does not know the format {format:?}"),
+            )
+        })?;
+        match value.trim_start_matches('0') {
+            "" if bare && !value.is_empty() => out.push('0'),
+            trimmed if bare => out.push_str(trimmed),
+            _ => out.push_str(value),
+        }
+    }
+    Ok(out)
+}
+
+fn date_part(directive: char) -> Option<&'static str> {
+    Some(match directive {
+        'Y' => "2024",
+        'y' => "24",
+        'm' => "07",
+        'B' => "July",
+        'b' | 'h' => "Jul",
+        'd' | 'e' => "26",
+        'j' => "208",
+        'A' => "Friday",
+        'a' => "Fri",
+        'w' | 'u' => "5",
+        'H' | 'M' | 'S' => "00",
+        'I' => "12",
+        'p' => "AM",
+        'F' => "2024-07-26",
+        'D' | 'x' => "07/26/24",
+        'T' | 'X' => "00:00:00",
+        'R' => "00:00",
+        'c' => "Fri Jul 26 00:00:00 2024",
+        'Z' | 'z' => "",
+        '%' => "%",
+        _ => return None,
+    })
+}

@@ -1,0 +1,194 @@
+//! A dataset file as token rows.
+
+use std::fs;
+use std::path::Path;
+
+use bytes::Bytes;
+use lora_spec::LongRows;
+use rayon::prelude::*;
+use serde_json::{Map, Value as Json};
+use sha2::{Digest, Sha256};
+
+use crate::sample::encode_row;
+use crate::{DataError, DataReport, RowFormat, RowList, Tokenizer, jsonl, parquet_rows};
+
+/// A row that is trained on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Token ids.
+    pub tokens: Vec<u32>,
+    /// Token `i` is a target of the loss. As long as `tokens`; never true for the first, which nothing predicts.
+    pub trained: Vec<bool>,
+}
+
+/// The rows of a dataset file, in its order.
+#[derive(Debug, Clone)]
+pub struct Dataset {
+    /// Rows that are kept; each has a target token.
+    pub rows: Vec<Row>,
+    /// SHA-256 of the file's bytes, in hex.
+    pub sha256: String,
+    /// What became of the file's rows.
+    pub report: DataReport,
+}
+
+/// A row as it stands in the file.
+struct Encoded {
+    number: usize,
+    row: Row,
+    format: RowFormat,
+    ignored_keys: Vec<String>,
+}
+
+impl Dataset {
+    /// Reads JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`) and tokenizes its rows (see [`RowFormat`]) in
+    /// parallel; the result does not depend on the number of threads.
+    ///
+    /// # Errors
+    /// The first broken row, named by file and line (Parquet: row number); an empty file; rows longer than `max_length`
+    /// tokens, by `long_rows`; rows without a target token.
+    pub fn read(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        max_length: usize,
+        long_rows: LongRows,
+    ) -> Result<Self, DataError> {
+        let kind = FileKind::of(path)?;
+        let bytes = fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+        let bytes = Bytes::from(bytes);
+        let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let encode = |number, row| encode(path, kind, tokenizer, number, row);
+        let encoded: Vec<Result<Encoded, DataError>> = match kind {
+            FileKind::Jsonl => jsonl::lines(path, &bytes)?
+                .into_par_iter()
+                .map(|(number, line)| encode(number, jsonl::parse_line(path, number, line)?))
+                .collect(),
+            FileKind::Parquet => parquet_rows::read_rows(path, bytes)?
+                .into_par_iter()
+                .map(|(number, row)| encode(number, row))
+                .collect(),
+        };
+        // Which error comes first must not depend on the threads either.
+        let encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
+        if encoded.is_empty() {
+            return Err(DataError::file(path, "has no rows"));
+        }
+        let mut report = DataReport { rows_read: encoded.len(), ..DataReport::default() };
+        for row in &encoded {
+            *report.formats.entry(row.format).or_default() += 1;
+            for key in &row.ignored_keys {
+                *report.ignored_keys.entry(key.clone()).or_default() += 1;
+            }
+        }
+        let kept = fit(path, kind, encoded, max_length, long_rows, &mut report)?;
+        let without: Vec<_> = kept
+            .iter()
+            .filter(|row| !row.row.trained.contains(&true))
+            .map(|row| (row.number, None))
+            .collect();
+        if !without.is_empty() {
+            return Err(DataError::NoTargets {
+                path: path.to_owned(),
+                rows: kind.row_list(without),
+                long_rows,
+            });
+        }
+        let rows: Vec<Row> = kept.into_iter().map(|row| row.row).collect();
+        report.set_lengths(rows.iter().map(|row| row.tokens.len()).collect());
+        report.trained_tokens =
+            rows.iter().map(|row| row.trained.iter().filter(|&&trained| trained).count() as u64).sum();
+        Ok(Self { rows, sha256, report })
+    }
+
+    /// Tokens of each row, as [`BatchPlan`](crate::BatchPlan) wants them.
+    pub fn lengths(&self) -> Vec<usize> {
+        self.rows.iter().map(|row| row.tokens.len()).collect()
+    }
+}
+
+#[derive(Clone, Copy)]
+enum FileKind {
+    Jsonl,
+    Parquet,
+}
+
+impl FileKind {
+    fn of(path: &Path) -> Result<Self, DataError> {
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("jsonl" | "json") => Ok(Self::Jsonl),
+            Some("parquet") => Ok(Self::Parquet),
+            _ => Err(DataError::file(
+                path,
+                "is of an unknown kind; a dataset is a .jsonl, .json or .parquet file",
+            )),
+        }
+    }
+
+    fn at(self, path: &Path, number: usize) -> String {
+        match self {
+            Self::Jsonl => format!("{}:{number}", path.display()),
+            Self::Parquet => format!("{}, row {number}", path.display()),
+        }
+    }
+
+    fn row_list(self, rows: Vec<(usize, Option<usize>)>) -> RowList {
+        let unit = match self {
+            Self::Jsonl => "line",
+            Self::Parquet => "row",
+        };
+        RowList { unit, total: rows.len(), first: rows.into_iter().take(RowList::SHOWN).collect() }
+    }
+}
+
+fn encode(
+    path: &Path,
+    kind: FileKind,
+    tokenizer: &Tokenizer,
+    number: usize,
+    mut row: Map<String, Json>,
+) -> Result<Encoded, DataError> {
+    let error = |message: String| DataError::Row { at: kind.at(path, number), message };
+    let format = RowFormat::recognize(&row).map_err(error)?;
+    let content = format.take(&mut row).map_err(error)?;
+    let tokens = encode_row(tokenizer, &content).map_err(|err| error(err.to_string()))?;
+    let ignored_keys = row.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key).collect();
+    Ok(Encoded { number, row: tokens, format, ignored_keys })
+}
+
+/// Refuses, cuts or leaves out rows longer than `max_length`.
+fn fit(
+    path: &Path,
+    kind: FileKind,
+    mut rows: Vec<Encoded>,
+    max_length: usize,
+    long_rows: LongRows,
+    report: &mut DataReport,
+) -> Result<Vec<Encoded>, DataError> {
+    let is_long = |row: &Encoded| row.row.tokens.len() > max_length;
+    let long = rows.iter().filter(|row| is_long(row)).count();
+    if long == 0 {
+        return Ok(rows);
+    }
+    match long_rows {
+        LongRows::Error => {
+            let long = rows.iter().filter(|row| is_long(row));
+            let long = long.map(|row| (row.number, Some(row.row.tokens.len()))).collect();
+            return Err(DataError::LongRows { path: path.to_owned(), max_length, rows: kind.row_list(long) });
+        }
+        LongRows::Truncate => {
+            report.truncated = long;
+            for row in &mut rows {
+                row.row.tokens.truncate(max_length);
+                row.row.trained.truncate(max_length);
+            }
+        }
+        LongRows::Drop => {
+            report.dropped = long;
+            rows.retain(|row| !is_long(row));
+            if rows.is_empty() {
+                return Err(DataError::NothingLeft { path: path.to_owned(), total: long, max_length });
+            }
+        }
+    }
+    Ok(rows)
+}

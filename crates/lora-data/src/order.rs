@@ -1,0 +1,113 @@
+//! The global batch order: which rows make up a step, whoever computes them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rand_chacha::ChaCha20Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+use sha2::{Digest, Sha256};
+
+use crate::MicroBatchRows;
+use crate::batch::deal;
+
+/// Which rows make up a step: a pure function of (dataset hash, seed, epoch, step) and the batch sizes.
+///
+/// An epoch's order is a Fisher-Yates shuffle of the row indices (Knuth's Algorithm P, from the last index down), or the
+/// file's order where `shuffle` is off. Its random words are the ChaCha20 stream (64-bit counter from 0, stream 0) under the
+/// key `SHA-256("lora-data row order 1" || dataset SHA-256 in lower-case hex || seed || epoch)`, numbers as 8 bytes little
+/// endian. A draw below `n` takes 64-bit words and is unbiased (Lemire, arXiv 1805.10941).
+///
+/// A step takes the next `global_batch_size` rows of that order (the last step of an epoch, what is left), sorts them by
+/// length and deals them into micro-batches of `micro_batch_size`.
+#[derive(Debug)]
+pub struct BatchPlan {
+    lengths: Vec<usize>,
+    dataset_sha256: String,
+    seed: u64,
+    shuffle: bool,
+    global_batch_size: usize,
+    micro_batch_size: usize,
+    /// The order of the epoch asked for last; saves a shuffle a step.
+    last_epoch: Mutex<Option<(u64, Arc<[usize]>)>>,
+}
+
+impl BatchPlan {
+    /// A plan over rows of these `lengths` (tokens, by dataset index). A batch size of 0 counts as 1.
+    pub fn new(
+        lengths: Vec<usize>,
+        dataset_sha256: &str,
+        seed: u64,
+        shuffle: bool,
+        global_batch_size: usize,
+        micro_batch_size: usize,
+    ) -> Self {
+        Self {
+            lengths,
+            dataset_sha256: dataset_sha256.to_owned(),
+            seed,
+            shuffle,
+            global_batch_size: global_batch_size.max(1),
+            micro_batch_size: micro_batch_size.max(1),
+            last_epoch: Mutex::new(None),
+        }
+    }
+
+    /// Optimizer steps of one pass over the data; its last may have fewer micro-batches.
+    pub fn steps_per_epoch(&self) -> u64 {
+        self.lengths.len().div_ceil(self.global_batch_size) as u64
+    }
+
+    /// The micro-batches of a step, counted from 0 over the whole job: step `s` lies in epoch
+    /// `s / steps_per_epoch()`. None for a dataset without rows.
+    pub fn step(&self, step: u64) -> Vec<MicroBatchRows> {
+        let (Some(epoch), Some(index)) =
+            (step.checked_div(self.steps_per_epoch()), step.checked_rem(self.steps_per_epoch()))
+        else {
+            return Vec::new();
+        };
+        let order = self.order(epoch);
+        let start = index as usize * self.global_batch_size;
+        let end = (start + self.global_batch_size).min(order.len());
+        deal(order[start..end].to_vec(), &self.lengths, self.micro_batch_size)
+    }
+
+    fn order(&self, epoch: u64) -> Arc<[usize]> {
+        let mut last = self.last_epoch.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some((of, order)) if *of == epoch => order.clone(),
+            _ => {
+                let order: Arc<[usize]> = self.shuffled(epoch).into();
+                *last = Some((epoch, order.clone()));
+                order
+            }
+        }
+    }
+
+    fn shuffled(&self, epoch: u64) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.lengths.len()).collect();
+        if !self.shuffle {
+            return order;
+        }
+        let key = Sha256::new()
+            .chain_update("lora-data row order 1")
+            .chain_update(&self.dataset_sha256)
+            .chain_update(self.seed.to_le_bytes())
+            .chain_update(epoch.to_le_bytes())
+            .finalize();
+        let mut random = ChaCha20Rng::from_seed(key.into());
+        for i in (1..order.len()).rev() {
+            order.swap(i, below(&mut random, i as u64 + 1) as usize);
+        }
+        order
+    }
+}
+
+/// An unbiased draw from `0..n`, for `n > 0`.
+fn below(random: &mut ChaCha20Rng, n: u64) -> u64 {
+    let biased = n.wrapping_neg() % n;
+    loop {
+        let product = u128::from(random.next_u64()) * u128::from(n);
+        if product as u64 >= biased {
+            return (product >> 64) as u64;
+        }
+    }
+}

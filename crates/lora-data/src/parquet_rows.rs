@@ -1,0 +1,88 @@
+//! Rows of a Parquet file as JSON objects.
+
+use std::fmt::Display;
+use std::panic;
+use std::path::Path;
+
+use bytes::Bytes;
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::{Field, Row};
+use serde_json::{Map, Value as Json};
+
+use crate::DataError;
+
+/// A row and its number (from 1).
+type NumberedRow = (usize, Map<String, Json>);
+
+/// All rows of the file, in its order.
+///
+/// A null field of a struct is left out: in a column of structs it cannot be told from an absent key. Byte strings
+/// without a type annotation are read as UTF-8.
+///
+/// # Errors
+/// The file is truncated, broken, or compressed by something other than Snappy or Zstandard.
+pub(crate) fn read_rows(path: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
+    // The library checks a file's footer but trusts its pages: damaged ones make it panic.
+    panic::catch_unwind(|| read_trusted_rows(path, bytes))
+        .unwrap_or_else(|_| Err(broken(path, "a page is damaged")))
+}
+
+fn read_trusted_rows(path: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
+    let reader = SerializedFileReader::new(bytes).map_err(|err| broken(path, err))?;
+    let mut rows = Vec::new();
+    for (i, row) in reader.get_row_iter(None).map_err(|err| broken(path, err))?.enumerate() {
+        let row = object(&row.map_err(|err| broken(path, err))?).map_err(|message| DataError::Row {
+            at: format!("{}, row {}", path.display(), i + 1),
+            message,
+        })?;
+        rows.push((i + 1, row));
+    }
+    Ok(rows)
+}
+
+fn broken(path: &Path, reason: impl Display) -> DataError {
+    DataError::file(path, format!("is no Parquet file that can be read (truncated?): {reason}"))
+}
+
+fn object(row: &Row) -> Result<Map<String, Json>, String> {
+    row.get_column_iter()
+        .filter(|(_, field)| !matches!(field, Field::Null))
+        .map(|(name, field)| Ok((name.clone(), json(field)?)))
+        .collect()
+}
+
+fn json(field: &Field) -> Result<Json, String> {
+    Ok(match field {
+        Field::Null => Json::Null,
+        Field::Bool(value) => Json::from(*value),
+        Field::Byte(value) => Json::from(*value),
+        Field::Short(value) => Json::from(*value),
+        Field::Int(value) => Json::from(*value),
+        Field::Long(value) => Json::from(*value),
+        Field::UByte(value) => Json::from(*value),
+        Field::UShort(value) => Json::from(*value),
+        Field::UInt(value) => Json::from(*value),
+        Field::ULong(value) => Json::from(*value),
+        Field::Float(value) => Json::from(*value),
+        Field::Double(value) => Json::from(*value),
+        Field::Str(value) => Json::from(value.as_str()),
+        Field::Bytes(value) => match std::str::from_utf8(value.data()) {
+            Ok(text) => Json::from(text),
+            Err(_) => return Err("a byte string is not UTF-8".into()),
+        },
+        Field::Group(row) => Json::Object(object(row)?),
+        Field::ListInternal(list) => Json::Array(list.elements().iter().map(json).collect::<Result<_, _>>()?),
+        Field::MapInternal(map) => {
+            let mut object = Map::new();
+            for (key, value) in map.entries() {
+                match json(key)? {
+                    Json::String(key) => object.insert(key, json(value)?),
+                    other => object.insert(other.to_string(), json(value)?),
+                };
+            }
+            Json::Object(object)
+        }
+        // Dates, times and decimals, in Parquet's own writing.
+        other => Json::from(other.to_string()),
+    })
+}

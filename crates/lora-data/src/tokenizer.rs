@@ -1,0 +1,177 @@
+//! A base's tokenizer and chat template.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value as Json;
+
+use crate::chat_template::ChatTemplate;
+use crate::tokenizer_files::TokenizerFiles;
+use crate::turns::{Conversation, render_conversation};
+use crate::{DataError, Message, Row};
+
+/// A base directory's tokenizer and chat template.
+///
+/// Texts are split by `tokenizer.json` alone, with its truncation and padding settings turned off, as Transformers does.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    /// The reason, where there is none that can be used.
+    chat_template: Result<ChatTemplate, String>,
+    eos: Option<(String, u32)>,
+    stop_tokens: Vec<u32>,
+    stop_texts: Vec<String>,
+    files: Vec<PathBuf>,
+}
+
+/// A token and the byte range of the text that it stands for.
+pub(crate) struct Span {
+    pub(crate) token: u32,
+    pub(crate) start: usize,
+    pub(crate) end: usize,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, `tokenizer_config.json` (as Transformers 4 or 5 wrote it), `special_tokens_map.json`,
+    /// `chat_template.jinja`, and the end-of-sequence ids of `generation_config.json` or else `config.json`. All but
+    /// the first may be missing.
+    ///
+    /// # Errors
+    /// A file that cannot be read or parsed; an `eos_token` that the vocabulary does not have.
+    pub fn load(dir: &Path) -> Result<Self, DataError> {
+        let path = dir.join("tokenizer.json");
+        let bytes = fs::read(&path).map_err(|source| DataError::Read { path: path.clone(), source })?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
+            .map_err(|err| DataError::file(&path, format!("is no tokenizer: {err}")))?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|err| DataError::Tokenize(err.to_string()))?;
+
+        let files = TokenizerFiles::read(dir)?;
+        let eos = match files.special_tokens.get("eos_token") {
+            Some(token) => {
+                let id = inner.token_to_id(token).ok_or_else(|| {
+                    DataError::file(&path, format!("its vocabulary does not have the eos_token {token:?}"))
+                })?;
+                Some((token.clone(), id))
+            }
+            None => files.eos_token_ids.first().and_then(|&id| Some((inner.id_to_token(id)?, id))),
+        };
+        let mut stop_tokens: Vec<u32> = Vec::new();
+        for id in eos.iter().map(|(_, id)| *id).chain(files.eos_token_ids) {
+            if !stop_tokens.contains(&id) {
+                stop_tokens.push(id);
+            }
+        }
+        let chat_template = match files.chat_template {
+            Some((path, source)) => ChatTemplate::new(&source, &files.special_tokens)
+                .map_err(|err| format!("the chat template in {} cannot be used: {err}", path.display())),
+            None => Err(format!(
+                "the base in {} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
+                dir.display()
+            )),
+        };
+        Ok(Self {
+            stop_texts: stop_tokens.iter().filter_map(|&id| inner.id_to_token(id)).collect(),
+            inner,
+            chat_template,
+            eos,
+            stop_tokens,
+            files: files.present,
+        })
+    }
+
+    /// Token ids of a text. Rendered chats are encoded without `add_special_tokens`: the template has written them.
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DataError> {
+        let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(tokenize_error)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of token ids.
+    pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
+        self.inner.decode(ids, skip_special_tokens).map_err(tokenize_error)
+    }
+
+    /// Renders a conversation by the base's chat template, as Transformers' `apply_chat_template(tokenize=False)`.
+    ///
+    /// # Errors
+    /// [`DataError::ChatTemplate`] where there is none, or what the template raises.
+    pub fn render_chat(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, DataError> {
+        let rendered = self.chat_template()?.render(messages, None, add_generation_prompt);
+        rendered.map(|rendered| rendered.text).map_err(DataError::ChatTemplate)
+    }
+
+    /// Tokens that end a generation: `eos_token` and the `eos_token_id` of the generation config.
+    pub fn stop_tokens(&self) -> &[u32] {
+        &self.stop_tokens
+    }
+
+    /// Tokens in the vocabulary, added ones included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The id of a token.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// Text and id of the end-of-sequence token.
+    pub fn eos_token(&self) -> Option<(&str, u32)> {
+        self.eos.as_ref().map(|(token, id)| (token.as_str(), *id))
+    }
+
+    /// Tokenizer files that the base directory has, relative to it: what is copied beside an exported adapter.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Decodes a row, special tokens included, with each run of trained tokens between ⟦ and ⟧.
+    pub fn marked_text(&self, row: &Row) -> Result<String, DataError> {
+        let mut marked = String::new();
+        let mut before = String::new();
+        let mut start = 0;
+        for run in row.trained.chunk_by(|a, b| a == b) {
+            let end = start + run.len();
+            // Decoders look at their neighbours (a leading space, a character in several tokens).
+            let up_to_here = self.decode(&row.tokens[..end], false)?;
+            let text = match up_to_here.strip_prefix(before.as_str()) {
+                Some(text) => text.to_owned(),
+                None => self.decode(&row.tokens[start..end], false)?,
+            };
+            match run[0] {
+                true => marked.extend(["⟦", &text, "⟧"]),
+                false => marked.push_str(&text),
+            }
+            before = up_to_here;
+            start = end;
+        }
+        Ok(marked)
+    }
+
+    pub(crate) fn encode_spans(&self, text: &str, add_special_tokens: bool) -> Result<Vec<Span>, DataError> {
+        let encoding = self.inner.encode(text, add_special_tokens).map_err(tokenize_error)?;
+        let spans = encoding.get_ids().iter().zip(encoding.get_offsets());
+        Ok(spans.map(|(&token, &(start, end))| Span { token, start, end }).collect())
+    }
+
+    pub(crate) fn conversation(
+        &self,
+        messages: &[Message],
+        tools: Option<&Json>,
+        from: usize,
+    ) -> Result<Conversation, DataError> {
+        render_conversation(self.chat_template()?, messages, tools, from, &self.stop_texts)
+            .map_err(DataError::ChatTemplate)
+    }
+
+    fn chat_template(&self) -> Result<&ChatTemplate, DataError> {
+        self.chat_template.as_ref().map_err(|reason| DataError::ChatTemplate(reason.clone()))
+    }
+}
+
+fn tokenize_error(err: tokenizers::Error) -> DataError {
+    DataError::Tokenize(err.to_string())
+}

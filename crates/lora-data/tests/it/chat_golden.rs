@@ -1,0 +1,113 @@
+//! Renderings, tokens and masks against Transformers' `apply_chat_template` (`tests/golden/chat`, made by `tests/oracle`).
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lora_data::{DataError, Dataset, Message, Tokenizer};
+use lora_spec::LongRows;
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
+use tempfile::TempDir;
+
+#[derive(Deserialize)]
+struct Goldens {
+    conversations: BTreeMap<String, Vec<Json>>,
+    renderings: Vec<Rendering>,
+}
+
+#[derive(Deserialize)]
+struct Rendering {
+    template: String,
+    conversation: String,
+    add_generation_prompt: bool,
+    text: Option<String>,
+    tokens: Option<Vec<u32>>,
+    assistant_mask: Option<Vec<u8>>,
+    error: Option<String>,
+}
+
+fn golden_dir() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/chat")
+}
+
+fn goldens() -> Goldens {
+    serde_json::from_slice(&fs::read(golden_dir().join("renderings.json")).unwrap()).unwrap()
+}
+
+fn messages(conversation: &[Json]) -> Vec<Message> {
+    conversation.iter().map(|message| serde_json::from_value(message.clone()).unwrap()).collect()
+}
+
+/// A copy of the goldens' base with another chat template.
+fn base_with(template: &str) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(golden_dir().join("tokenizer").join(name), dir.path().join(name)).unwrap();
+    }
+    let template = golden_dir().join(format!("templates/{template}.jinja"));
+    fs::copy(template, dir.path().join("chat_template.jinja")).unwrap();
+    dir
+}
+
+#[test]
+fn texts_tokens_and_errors_are_those_of_transformers() {
+    let goldens = goldens();
+    assert!(goldens.renderings.len() >= 50);
+    for golden in &goldens.renderings {
+        let case = format!("{} {} {}", golden.template, golden.conversation, golden.add_generation_prompt);
+        let tokenizer = Tokenizer::load(base_with(&golden.template).path()).unwrap();
+        let messages = messages(&goldens.conversations[&golden.conversation]);
+        match (tokenizer.render_chat(&messages, golden.add_generation_prompt), &golden.text) {
+            (Ok(text), Some(expected)) => {
+                assert_eq!(text, *expected, "{case}");
+                assert_eq!(
+                    tokenizer.encode(&text, false).unwrap(),
+                    *golden.tokens.as_ref().unwrap(),
+                    "{case}"
+                );
+            }
+            (Err(DataError::ChatTemplate(error)), None) => {
+                assert!(error.contains(golden.error.as_ref().unwrap()), "{case}: {error}");
+            }
+            (result, _) => {
+                panic!("{case}: {result:?}, but Transformers gives {:?} {:?}", golden.text, golden.error)
+            }
+        }
+    }
+}
+
+#[test]
+fn masks_of_generation_markers_are_those_of_transformers() {
+    let goldens = goldens();
+    let mut checked = 0;
+    for golden in goldens.renderings.iter().filter(|golden| !golden.add_generation_prompt) {
+        let Some(mask) = golden.assistant_mask.as_ref().filter(|mask| mask[1..].contains(&1)) else {
+            continue;
+        };
+        let base = base_with(&golden.template);
+        let path = base.path().join("data.jsonl");
+        fs::write(&path, json!({"messages": goldens.conversations[&golden.conversation]}).to_string())
+            .unwrap();
+        let tokenizer = Tokenizer::load(base.path()).unwrap();
+        let dataset = Dataset::read(&path, &tokenizer, 4096, LongRows::Error).unwrap();
+        assert_eq!(dataset.rows[0].tokens, *golden.tokens.as_ref().unwrap(), "{}", golden.conversation);
+        let trained: Vec<u8> = dataset.rows[0].trained.iter().map(|&trained| trained.into()).collect();
+        assert_eq!(trained, *mask, "{}", golden.conversation);
+        checked += 1;
+    }
+    assert!(checked >= 4, "{checked}");
+}
+
+#[test]
+fn version_4_files_give_what_version_5_files_do() {
+    let load = |name| Tokenizer::load(&golden_dir().join(name)).unwrap();
+    let (v4, v5) = (load("tokenizer-v4"), load("tokenizer"));
+    assert_eq!(v4.eos_token(), v5.eos_token());
+    assert_eq!(v4.stop_tokens(), v5.stop_tokens());
+    for conversation in goldens().conversations.values() {
+        let messages = messages(conversation);
+        assert_eq!(v4.render_chat(&messages, true).unwrap(), v5.render_chat(&messages, true).unwrap());
+    }
+    assert_eq!(v4.encode("Grüße", true).unwrap(), v5.encode("Grüße", true).unwrap());
+}

@@ -1,0 +1,148 @@
+//! What bad rows and files get: one error that names the place and what would be right.
+
+use std::fs;
+
+use lora_data::{DataError, Dataset};
+use lora_spec::LongRows;
+use serde_json::json;
+
+use crate::base::{Base, CHATML};
+
+const GOOD: &str = "{\"text\": \"abc\"}\n";
+
+#[track_caller]
+fn assert_error(line: &str, expected: &str) {
+    let error = Base::with_template("<|im_end|>", CHATML).error(&format!("{GOOD}\n{line}\n{GOOD}{{"));
+    assert!(error.starts_with(expected), "{error}");
+}
+
+#[test]
+fn broken_json_is_named_by_file_line_and_column() {
+    assert_error("{\"text\": \"a\" \"b\"}", "data.jsonl:3:14: broken JSON: expected `,` or `}`");
+    assert_error("{\"text\": \"a", "data.jsonl:3:11: broken JSON: EOF while parsing a string");
+    assert_error("{\"text\": \"a\"} x", "data.jsonl:3:15: broken JSON: trailing characters");
+    assert_error("null", "data.jsonl:3: the line is null; a row is a JSON object");
+    assert_error("[1]", "data.jsonl:3: the line is a list; a row is a JSON object");
+}
+
+#[test]
+fn text_that_is_not_utf8_is_broken_json() {
+    let base = Base::new("</s>", false);
+    let path = base.dir.path().join("data.jsonl");
+    fs::write(&path, b"{\"text\": \"a\xff\"}").unwrap();
+    let error = Dataset::read(&path, &base.tokenizer(), 512, LongRows::Error).unwrap_err();
+    assert!(base.error_text(error).starts_with("data.jsonl:1:12: broken JSON: invalid unicode code point"));
+}
+
+#[test]
+fn a_row_of_no_format_is_told_what_there_is() {
+    assert_error(
+        "{\"question\": \"a\", \"answer\": \"b\"}",
+        "data.jsonl:3: not a row of a known format: it needs `messages`; `prompt` and `completion`; `text`; or `instruction` \
+         and `output`; its keys are `question`, `answer`",
+    );
+    assert_error("{}", "data.jsonl:3: not a row of a known format");
+}
+
+#[test]
+fn a_row_that_mixes_formats_is_refused() {
+    assert_error(
+        "{\"text\": \"a\", \"instruction\": \"b\", \"output\": \"c\"}",
+        "data.jsonl:3: keys of several formats (text and instruction/output): leave one",
+    );
+}
+
+#[test]
+fn a_missing_key_is_named() {
+    assert_error(
+        "{\"prompt\": \"a\"}",
+        "data.jsonl:3: a row of the format prompt/completion without `completion`",
+    );
+    assert_error(
+        "{\"output\": \"a\"}",
+        "data.jsonl:3: a row of the format instruction/output without `instruction`",
+    );
+}
+
+#[test]
+fn wrong_types_are_named() {
+    assert_error("{\"text\": 3}", "data.jsonl:3: `text` is a number; it must be a string");
+    assert_error(
+        "{\"prompt\": \"a\", \"completion\": []}",
+        "data.jsonl:3: `prompt` is a string and `completion` is a list; both must be",
+    );
+    assert_error(
+        "{\"instruction\": \"a\", \"input\": 1, \"output\": \"b\"}",
+        "data.jsonl:3: `input` is a number; it must be a string",
+    );
+    assert_error(
+        "{\"messages\": \"a\"}",
+        "data.jsonl:3: `messages` is a string; it must be a list of messages",
+    );
+    assert_error("{\"messages\": []}", "data.jsonl:3: `messages` is an empty list");
+    assert_error("{\"messages\": [1]}", "data.jsonl:3: messages[0] is a number; a message is an object");
+    let messages = |message| json!({"messages": [{"role": "user", "content": "a"}, message]}).to_string();
+    assert_error(&messages(json!({"content": "a"})), "data.jsonl:3: messages[1] has no `role`");
+    assert_error(
+        &messages(json!({"role": 1})),
+        "data.jsonl:3: messages[1].role is a number; it must be a string",
+    );
+    assert_error(&messages(json!({"role": "user"})), "data.jsonl:3: messages[1] has no `content`");
+    assert_error(
+        &messages(json!({"role": "user", "content": [{"type": "text", "text": "a"}]})),
+        "data.jsonl:3: messages[1].content is a list; it must be a string",
+    );
+    assert_error(
+        &messages(json!({"from": "gpt", "value": "a"})),
+        "data.jsonl:3: messages[1] has `from` and `value`; rename them to `role` and `content`",
+    );
+    assert_error(
+        "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": \"f\"}",
+        "data.jsonl:3: `tools` is a string that holds no JSON list",
+    );
+}
+
+#[test]
+fn an_unknown_role_is_refused() {
+    assert_error(
+        &json!({"messages": [{"role": "asistant", "content": "a"}]}).to_string(),
+        "data.jsonl:3: unknown role \"asistant\"; known are system, developer, user, assistant, tool",
+    );
+}
+
+#[test]
+fn the_first_bad_row_is_the_one_reported() {
+    let base = Base::new("</s>", false);
+    let lines = format!("{}{}", GOOD.repeat(100), "{\"text\": 1}\n".repeat(100));
+    assert!(base.error(&lines).starts_with("data.jsonl:101: "));
+}
+
+#[test]
+fn a_file_without_rows_is_refused() {
+    assert_eq!(Base::new("</s>", false).error(""), "data.jsonl: has no rows");
+    assert_eq!(Base::new("</s>", false).error("\n \r\n"), "data.jsonl: has no rows");
+}
+
+#[test]
+fn a_json_list_is_told_apart_from_json_lines() {
+    let error = Base::new("</s>", false).error("\n[\n{\"text\": \"a\"}\n]\n");
+    assert!(error.starts_with("data.jsonl: is a JSON list; write JSON Lines instead"), "{error}");
+}
+
+#[test]
+fn files_of_another_kind_and_missing_ones_are_named() {
+    let base = Base::new("</s>", false);
+    let read =
+        |path: &std::path::Path| Dataset::read(path, &base.tokenizer(), 512, LongRows::Error).unwrap_err();
+    let error = base.error_text(read(&base.write("data.csv", "a")));
+    assert_eq!(error, "data.csv: is of an unknown kind; a dataset is a .jsonl, .json or .parquet file");
+    assert!(matches!(read(&base.dir.path().join("none.jsonl")), DataError::Read { .. }));
+}
+
+#[test]
+fn a_base_without_an_end_token_cannot_train_texts() {
+    let base = Base::new("</s>", false);
+    base.config(json!({}));
+    let error = base.error(GOOD);
+    assert!(error.starts_with("data.jsonl:1: tokenizer: the base has no end-of-sequence token"), "{error}");
+}

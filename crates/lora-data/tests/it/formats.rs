@@ -1,0 +1,103 @@
+//! Row formats: which tokens they become and which of those are trained.
+
+use lora_data::RowFormat;
+use serde_json::json;
+
+use crate::base::{Base, CHATML};
+
+#[test]
+fn a_text_is_trained_but_for_its_first_token_and_ends_with_eos() {
+    assert_eq!(Base::new("</s>", false).marked(json!({"text": "hello w"})), "hel⟦lo w</s>⟧");
+    assert_eq!(Base::new("</s>", true).marked(json!({"text": "  a "})), "<s>⟦  a </s>⟧");
+}
+
+#[test]
+fn eos_is_not_written_twice() {
+    assert_eq!(Base::new("</s>", false).marked(json!({"text": "ab</s>"})), "a⟦b</s>⟧");
+    let row = json!({"prompt": "a", "completion": "b</s>"});
+    assert_eq!(Base::new("</s>", false).marked(row), "a⟦b</s>⟧");
+}
+
+#[test]
+fn a_completion_is_trained_with_the_token_that_straddles_the_boundary() {
+    let base = Base::new("</s>", true);
+    assert_eq!(base.marked(json!({"prompt": "hello", "completion": " world"})), "<s>hello⟦ world</s>⟧");
+    assert_eq!(base.marked(json!({"prompt": "hello ", "completion": "world"})), "<s>hello⟦ world</s>⟧");
+    assert_eq!(
+        base.marked(json!({"prompt": "é\n", "completion": "\n"})),
+        "<s>é⟦\n\n</s>⟧".replace("⟦\n", "\n⟦")
+    );
+    assert_eq!(base.marked(json!({"prompt": "a", "completion": ""})), "<s>a⟦</s>⟧");
+}
+
+#[test]
+fn prompt_and_completion_may_be_messages() {
+    let base = Base::with_template("<|im_end|>", CHATML);
+    let row = json!({
+        "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+        "completion": [{"role": "assistant", "content": "d"}],
+    });
+    assert_eq!(
+        base.marked(row),
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n\
+         <|im_start|>assistant\n⟦d<|im_end|>⟧\n"
+    );
+}
+
+#[test]
+fn alpaca_rows_have_the_published_prompt() {
+    let base = Base::new("</s>", false);
+    let marked = base.marked(json!({"instruction": "Add.", "input": "", "output": "3"}));
+    assert_eq!(
+        marked,
+        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\
+         ### Instruction:\nAdd.\n\n### Response:⟦3</s>⟧"
+    );
+    let marked = base.marked(json!({"instruction": "Add.", "input": "1 2", "output": "3"}));
+    assert_eq!(
+        marked,
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a response \
+         that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:⟦3</s>⟧"
+    );
+}
+
+#[test]
+fn a_file_may_hold_blank_lines_and_several_formats_and_is_reported_on() {
+    let base = Base::new("</s>", false);
+    let dataset = base
+        .read_text(
+            "\u{FEFF}{\"text\": \"abc\", \"id\": 7, \"prompt\": null}\r\n\r\n{\"prompt\": \"a\", \"completion\": \"b\"}\n  \n\
+             {\"text\": \"a\"}",
+        )
+        .unwrap();
+    let report = &dataset.report;
+    assert_eq!((report.rows_read, report.rows_kept, report.dropped, report.truncated), (3, 3, 0, 0));
+    assert_eq!((report.tokens, report.trained_tokens), (4 + 3 + 2, 3 + 2 + 1));
+    assert_eq!((report.shortest, report.median, report.percentile_95, report.longest), (2, 3, 4, 4));
+    assert_eq!(report.formats, [(RowFormat::PromptCompletion, 1), (RowFormat::Text, 2)].into());
+    assert_eq!(report.ignored_keys, [("id".to_owned(), 1)].into());
+    assert_eq!(dataset.lengths(), [4, 3, 2]);
+}
+
+#[test]
+fn the_hash_is_that_of_the_files_bytes() {
+    let dataset = Base::new("</s>", false).read_text("{\"text\": \"abc\"}\n").unwrap();
+    // printf '{"text": "abc"}\n' | sha256sum
+    assert_eq!(dataset.sha256, "b3b44c015f2cfd9f6727c04576599da0309a65ffc71323b91e87b469177983c2");
+}
+
+#[test]
+fn rows_keep_the_order_of_the_file_on_any_number_of_threads() {
+    let base = Base::new("</s>", false);
+    let lines: Vec<_> = (0..500).map(|i| json!({"text": format!("{i}")})).collect();
+    let read = |threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| base.read(&lines).unwrap()).rows
+    };
+    let rows = read(1);
+    assert_eq!(rows, read(4));
+    let tokenizer = base.tokenizer();
+    for (i, row) in rows.iter().enumerate() {
+        assert_eq!(tokenizer.decode(&row.tokens, true).unwrap(), i.to_string());
+    }
+}

@@ -1,0 +1,13 @@
+//! The crate through its public interface, on small bases and datasets that the tests write.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod base;
+mod chat;
+mod chat_golden;
+mod errors;
+mod formats;
+mod long_rows;
+mod order;
+mod parquet;
+mod tokenizer;

@@ -1,0 +1,122 @@
+//! Parquet files.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use lora_data::Dataset;
+use lora_spec::LongRows;
+use parquet::basic::{Compression, ZstdLevel};
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::file::properties::WriterProperties;
+use parquet::file::writer::SerializedFileWriter;
+use parquet::schema::parser::parse_message_type;
+
+use crate::base::{Base, CHATML};
+
+/// A column's values with their definition and repetition levels.
+type Column<'a> = (&'a [&'a str], &'a [i16], &'a [i16]);
+
+fn write(path: &Path, schema: &str, compression: Compression, columns: &[Column<'_>]) {
+    let schema = Arc::new(parse_message_type(schema).unwrap());
+    let properties = Arc::new(WriterProperties::builder().set_compression(compression).build());
+    let mut writer = SerializedFileWriter::new(fs::File::create(path).unwrap(), schema, properties).unwrap();
+    let mut group = writer.next_row_group().unwrap();
+    for (values, definition, repetition) in columns {
+        let values: Vec<ByteArray> = values.iter().map(|&value| ByteArray::from(value)).collect();
+        let mut column = group.next_column().unwrap().unwrap();
+        column.typed::<ByteArrayType>().write_batch(&values, Some(definition), Some(repetition)).unwrap();
+        column.close().unwrap();
+    }
+    group.close().unwrap();
+    writer.close().unwrap();
+}
+
+fn read(base: &Base, path: &Path) -> Result<Vec<String>, String> {
+    let tokenizer = base.tokenizer();
+    match Dataset::read(path, &tokenizer, 512, LongRows::Error) {
+        Ok(dataset) => Ok(dataset.rows.iter().map(|row| tokenizer.marked_text(row).unwrap()).collect()),
+        Err(error) => Err(base.error_text(error)),
+    }
+}
+
+const TEXTS: &str =
+    "message rows { optional binary text (STRING); optional binary prompt; optional binary completion; }";
+
+#[test]
+fn columns_are_keys_and_null_is_absent() {
+    let base = Base::new("</s>", false);
+    let path = base.dir.path().join("data.parquet");
+    for compression in
+        [Compression::SNAPPY, Compression::ZSTD(ZstdLevel::default()), Compression::UNCOMPRESSED]
+    {
+        let columns: [Column<'_>; 3] =
+            [(&["abé"], &[1, 0], &[0, 0]), (&["x"], &[0, 1], &[0, 0]), (&["y"], &[0, 1], &[0, 0])];
+        write(&path, TEXTS, compression, &columns);
+        assert_eq!(read(&base, &path).unwrap(), ["a⟦bé</s>⟧", "x⟦y</s>⟧"]);
+    }
+}
+
+#[test]
+fn messages_are_lists_of_structs() {
+    let schema = "message rows { required group messages (LIST) { repeated group list { required group element {
+        required binary role (STRING); required binary content (STRING); optional binary name (STRING); } } } }";
+    let base = Base::with_template(
+        "<|im_end|>",
+        &CHATML.replace("message.role", "message.role + (message.name or '')"),
+    );
+    let path = base.dir.path().join("data.parquet");
+    let (define, repeat) = ([1; 4], [0, 1, 0, 1]);
+    let columns: [Column<'_>; 3] = [
+        (&["user", "assistant", "user", "assistant"], &define, &repeat),
+        (&["a", "b", "c", "d"], &define, &repeat),
+        (&[" x"], &[1, 1, 2, 1], &repeat),
+    ];
+    write(&path, schema, Compression::SNAPPY, &columns);
+    let row = |name, user, assistant| {
+        format!("<|im_start|>user{name}\n{user}<|im_end|>\n<|im_start|>assistant\n⟦{assistant}<|im_end|>⟧\n")
+    };
+    assert_eq!(read(&base, &path).unwrap(), [row("", "a", "b"), row(" x", "c", "d")]);
+}
+
+#[test]
+fn a_bad_row_is_named_by_its_number() {
+    let base = Base::new("</s>", false);
+    let path = base.dir.path().join("data.parquet");
+    let columns: [Column<'_>; 3] =
+        [(&["a"], &[1, 0], &[0, 0]), (&["x"], &[0, 1], &[0, 0]), (&[], &[0, 0], &[0, 0])];
+    write(&path, TEXTS, Compression::SNAPPY, &columns);
+    let error = read(&base, &path).unwrap_err();
+    assert_eq!(error, "data.parquet, row 2: a row of the format prompt/completion without `completion`");
+}
+
+#[test]
+fn truncated_and_damaged_files_give_an_error() {
+    let base = Base::new("</s>", false);
+    let path = base.dir.path().join("data.parquet");
+    let texts: Vec<String> = (0..200).map(|i| format!("row {i}")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    write(
+        &path,
+        "message rows { optional binary text; }",
+        Compression::SNAPPY,
+        &[(&texts, &[1; 200], &[0; 200])],
+    );
+    assert_eq!(read(&base, &path).unwrap().len(), 200);
+    let bytes = fs::read(&path).unwrap();
+    for keep in [0, 3, 8, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&path, &bytes[..keep]).unwrap();
+        let error = read(&base, &path).unwrap_err();
+        assert!(
+            error.starts_with("data.parquet: is no Parquet file that can be read (truncated?): "),
+            "{error}"
+        );
+    }
+    for at in 0..bytes.len() {
+        let mut damaged = bytes.clone();
+        damaged[at] ^= 0x5a;
+        fs::write(&path, &damaged).unwrap();
+        // Text may change unseen: Parquet's pages have no checksum unless asked for. It must not crash.
+        let _ = read(&base, &path);
+    }
+}

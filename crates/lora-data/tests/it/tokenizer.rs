@@ -1,0 +1,142 @@
+//! Tokenizer files in the layouts that are in the world.
+
+use std::path::{Path, PathBuf};
+
+use lora_data::{DataError, Message, Row, Tokenizer};
+use serde_json::json;
+
+use crate::base::{Base, CHATML, LLAMA3};
+
+fn rendered(base: &Base) -> String {
+    base.tokenizer().render_chat(&[Message::new("user", "hi")], true).unwrap()
+}
+
+const HI: &str = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
+
+#[test]
+fn the_template_is_a_string_in_the_config() {
+    assert_eq!(rendered(&Base::with_template("</s>", CHATML)), HI);
+}
+
+#[test]
+fn the_template_is_the_default_one_of_a_list() {
+    let base = Base::new("</s>", false);
+    let list = json!([{"name": "tool_use", "template": "tools"}, {"name": "default", "template": CHATML}]);
+    base.config(json!({"eos_token": "</s>", "chat_template": list}));
+    assert_eq!(rendered(&base), HI);
+}
+
+#[test]
+fn the_template_file_has_precedence_over_the_config() {
+    let base = Base::with_template("</s>", "from the config");
+    base.write("chat_template.jinja", CHATML);
+    assert_eq!(rendered(&base), HI);
+}
+
+#[test]
+fn the_default_template_may_lie_among_additional_ones() {
+    let base = Base::new("</s>", false);
+    base.write("additional_chat_templates/default.jinja", CHATML);
+    assert_eq!(rendered(&base), HI);
+}
+
+#[test]
+fn a_list_of_templates_without_a_default_is_refused() {
+    let base = Base::new("</s>", false);
+    base.config(json!({"chat_template": [{"name": "rag", "template": "x"}]}));
+    let error = base.error_text(Tokenizer::load(base.dir.path()).err().unwrap());
+    assert!(error.starts_with("tokenizer_config.json: chat_template is neither"), "{error}");
+}
+
+#[test]
+fn special_tokens_may_be_objects_and_reach_the_template() {
+    let base = Base::new("</s>", false);
+    base.config(json!({
+        "bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": false},
+        "eos_token": {"content": "<|eot_id|>"},
+        "add_bos_token": true,
+        "chat_template": LLAMA3,
+    }));
+    let tokenizer = base.tokenizer();
+    assert_eq!(tokenizer.eos_token(), Some(("<|eot_id|>", tokenizer.token_to_id("<|eot_id|>").unwrap())));
+    let text = tokenizer.render_chat(&[Message::new("user", "  hi ")], false).unwrap();
+    assert_eq!(text, "<s><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>");
+}
+
+#[test]
+fn the_special_tokens_map_fills_in_what_the_config_leaves_out() {
+    let base = Base::new("</s>", false);
+    base.config(json!({"chat_template": "{{ bos_token }}{{ eos_token }}"}));
+    base.write(
+        "special_tokens_map.json",
+        &json!({"bos_token": "<s>", "eos_token": {"content": "</s>"}}).to_string(),
+    );
+    assert_eq!(rendered(&base), "<s></s>");
+}
+
+#[test]
+fn stop_tokens_are_those_of_the_tokenizer_and_the_generation_config() {
+    let base = Base::new("</s>", false);
+    let id = |token| base.tokenizer().token_to_id(token).unwrap();
+    assert_eq!(base.tokenizer().stop_tokens(), [id("</s>")]);
+    base.write("config.json", &json!({"eos_token_id": id("<s>")}).to_string());
+    assert_eq!(base.tokenizer().stop_tokens(), [id("</s>"), id("<s>")]);
+    let ids = json!([id("<|im_end|>"), id("</s>")]);
+    base.write("generation_config.json", &json!({"eos_token_id": ids}).to_string());
+    assert_eq!(base.tokenizer().stop_tokens(), [id("</s>"), id("<|im_end|>")]);
+    base.write("generation_config.json", r#"{"eos_token_id": "x"}"#);
+    let error = base.error_text(Tokenizer::load(base.dir.path()).err().unwrap());
+    assert_eq!(error, "generation_config.json: eos_token_id is neither a token id nor a list of token ids");
+}
+
+#[test]
+fn without_an_eos_token_the_generation_configs_is_taken() {
+    let base = Base::new("</s>", false);
+    base.config(json!({}));
+    assert_eq!(base.tokenizer().eos_token(), None);
+    let id = base.tokenizer().token_to_id("<|im_end|>").unwrap();
+    base.write("generation_config.json", &json!({"eos_token_id": id}).to_string());
+    assert_eq!(base.tokenizer().eos_token(), Some(("<|im_end|>", id)));
+}
+
+#[test]
+fn padding_and_truncation_of_the_file_are_off_and_text_comes_back() {
+    let tokenizer = Base::new("</s>", true).tokenizer();
+    let ids = tokenizer.encode("hello wörld", true).unwrap();
+    assert_eq!(tokenizer.decode(&ids, true).unwrap(), "hello wörld");
+    assert_eq!(tokenizer.decode(&ids, false).unwrap(), "<s>hello wörld");
+    assert_eq!(ids[1..], tokenizer.encode("hello wörld", false).unwrap());
+    assert_eq!(tokenizer.vocab_size(), 256 + 3 + 7);
+}
+
+#[test]
+fn the_files_to_copy_are_those_that_exist() {
+    let base = Base::with_template("</s>", CHATML);
+    base.write("merges.txt", "");
+    base.write("model.safetensors", "");
+    base.write("additional_chat_templates/tool_use.jinja", "");
+    let names =
+        ["tokenizer.json", "tokenizer_config.json", "merges.txt", "additional_chat_templates/tool_use.jinja"];
+    assert_eq!(base.tokenizer().files(), names.map(PathBuf::from));
+}
+
+#[test]
+fn marked_text_keeps_characters_that_several_tokens_make_up() {
+    let tokenizer = Base::new("</s>", false).tokenizer();
+    let tokens = tokenizer.encode("aöb", false).unwrap();
+    let row = Row { trained: vec![false, true, true, false], tokens };
+    assert_eq!(tokenizer.marked_text(&row).unwrap(), "a⟦ö⟧b");
+}
+
+#[test]
+fn broken_and_missing_files_are_named() {
+    let base = Base::new("nowhere", false);
+    let load = || base.error_text(Tokenizer::load(base.dir.path()).err().unwrap());
+    assert_eq!(load(), "tokenizer.json: its vocabulary does not have the eos_token \"nowhere\"");
+    base.write("tokenizer_config.json", "{");
+    assert!(load().starts_with("tokenizer_config.json: is no JSON object: EOF"), "{}", load());
+    base.write("tokenizer.json", "{}");
+    assert!(load().starts_with("tokenizer.json: is no tokenizer: "), "{}", load());
+    let missing = Tokenizer::load(Path::new("no/such/dir")).err().unwrap();
+    assert!(matches!(missing, DataError::Read { path, .. } if path.ends_with("tokenizer.json")));
+}

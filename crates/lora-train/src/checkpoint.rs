@@ -1,0 +1,92 @@
+//! The checkpoint of a run.
+//!
+//! A safetensors file: `params`, `exp_avg`, `exp_avg_sq` (AdamW's moments) and, where the best adapter is wanted at the
+//! end, `best`: flat f32 in the adapter's layout. Everything else is JSON in its metadata under `progress`.
+
+use std::collections::HashMap;
+
+use lora_ops::read_f32;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use crate::early_stopping::BestEvaluation;
+use crate::engine::Engine;
+use crate::{StepRecord, TrainError};
+
+/// Where a run stands, beside its tensors.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// What the job's bits depend on; a checkpoint of another job is refused.
+    pub(crate) identity: String,
+    /// Completed steps.
+    pub(crate) step: u64,
+    /// AdamW's `t`: steps that changed the parameters.
+    pub(crate) updates: u64,
+    /// Steps in a row whose gradients were not finite.
+    pub(crate) not_finite_in_a_row: u64,
+    /// Whether training has ended.
+    pub(crate) finished: bool,
+    pub(crate) best: BestEvaluation,
+    /// One record a completed step.
+    pub(crate) history: Vec<StepRecord>,
+}
+
+const PROGRESS: &str = "progress";
+
+/// The checkpoint file of `engine` at `progress`; `best`: parameters at the best evaluation, where they are wanted.
+pub(crate) fn write(
+    engine: &Engine,
+    progress: &Progress,
+    best: Option<&[f32]>,
+) -> Result<Vec<u8>, TrainError> {
+    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let mut tensors = vec![
+        ("params", read_f32(engine.adapter().params(), bytes)?),
+        ("exp_avg", bytes(&engine.m)),
+        ("exp_avg_sq", bytes(&engine.v)),
+    ];
+    tensors.extend(best.map(|best| ("best", bytes(best))));
+    let mut views = Vec::new();
+    for (name, data) in &tensors {
+        let view = TensorView::new(Dtype::F32, vec![data.len() / 4], data);
+        views.push((*name, view.map_err(candle_core::Error::from)?));
+    }
+    let progress = Progress { updates: engine.updates, ..progress.clone() };
+    let progress = serde_json::to_string(&progress).map_err(|e| TrainError::Checkpoint(e.to_string()))?;
+    let metadata = HashMap::from([(PROGRESS.to_owned(), progress)]);
+    Ok(safetensors::serialize(views, Some(metadata)).map_err(candle_core::Error::from)?)
+}
+
+/// Sets `engine` to the checkpoint `bytes` of the job `identity`; on error nothing is changed. Returns the progress and
+/// the best parameters.
+pub(crate) fn read(
+    engine: &mut Engine,
+    bytes: &[u8],
+    identity: &str,
+) -> Result<(Progress, Option<Vec<f32>>), TrainError> {
+    let fail = |message: &str| TrainError::Checkpoint(message.to_owned());
+    let unreadable = |e: &dyn std::fmt::Display| TrainError::Checkpoint(format!("is not readable: {e}"));
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| unreadable(&e))?;
+    let progress = metadata.metadata().as_ref().and_then(|m| m.get(PROGRESS));
+    let progress = progress.ok_or_else(|| fail("holds no progress"))?;
+    let progress: Progress = serde_json::from_str(progress).map_err(|e| unreadable(&e))?;
+    if progress.identity != identity {
+        return Err(fail(
+            "belongs to another job: base, data, adapter or training settings differ from this one's",
+        ));
+    }
+    let tensors = SafeTensors::deserialize(bytes).map_err(|e| unreadable(&e))?;
+    let len = engine.adapter().layout().len;
+    let flat = |name: &str| -> Result<Vec<f32>, TrainError> {
+        let tensor = tensors.tensor(name).map_err(|e| unreadable(&e))?;
+        if tensor.dtype() != Dtype::F32 || tensor.shape() != [len] {
+            return Err(TrainError::Checkpoint(format!("{name} is not f32 [{len}]")));
+        }
+        let value = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        Ok(tensor.data().chunks_exact(4).map(value).collect())
+    };
+    let best = tensors.names().contains(&"best").then(|| flat("best")).transpose()?;
+    engine.set(flat("params")?, flat("exp_avg")?, flat("exp_avg_sq")?, progress.updates)?;
+    Ok((progress, best))
+}

@@ -1,0 +1,56 @@
+//! Which evaluation was the best, and when to give up.
+
+use serde::{Deserialize, Serialize};
+
+use lora_spec::TrainingSpec;
+
+/// The best evaluation so far, as Transformers' `EarlyStoppingCallback` and `load_best_model_at_end` judge it.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub(crate) struct BestEvaluation {
+    /// Lowest `eval_loss` and its step.
+    pub(crate) best: Option<(f64, u64)>,
+    /// Evaluations in a row without improvement.
+    without_improvement: u64,
+}
+
+impl BestEvaluation {
+    /// Takes an evaluation in; says whether it is the best so far.
+    pub(crate) fn observe(&mut self, training: &TrainingSpec, step: u64, eval_loss: f64) -> bool {
+        let best = self.best.map_or(f64::INFINITY, |(loss, _)| loss);
+        let improved = eval_loss < best && best - eval_loss > training.early_stopping_threshold;
+        self.without_improvement = if improved { 0 } else { self.without_improvement + 1 };
+        let is_best = eval_loss < best;
+        if is_best {
+            self.best = Some((eval_loss, step));
+        }
+        is_best
+    }
+
+    /// Whether `early_stopping_patience` is used up.
+    pub(crate) fn is_hopeless(&self, training: &TrainingSpec) -> bool {
+        training.early_stopping_patience.is_some_and(|patience| self.without_improvement >= patience)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_counts_evaluations_without_improvement() {
+        let training = TrainingSpec {
+            early_stopping_patience: Some(2),
+            early_stopping_threshold: 0.1,
+            ..TrainingSpec::default()
+        };
+        let mut best = BestEvaluation::default();
+        assert!(best.observe(&training, 1, 2.0));
+        assert!(best.observe(&training, 2, 1.95), "better, though by less than the threshold");
+        assert!(!best.is_hopeless(&training));
+        assert!(!best.observe(&training, 3, f64::NAN));
+        assert!(best.is_hopeless(&training));
+        assert!(best.observe(&training, 4, 1.0));
+        assert!(!best.is_hopeless(&training));
+        assert_eq!(best.best, Some((1.0, 4)));
+    }
+}

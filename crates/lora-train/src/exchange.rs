@@ -1,0 +1,66 @@
+//! What ranks tell each other in every step, beside the gradients.
+
+use lora_collective::Group;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::TrainError;
+use crate::engine::LossSums;
+
+/// One rank's word in a step's exchange.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct StepMessage {
+    /// Completed steps.
+    pub(crate) step: u64,
+    /// Hash of the state after them.
+    pub(crate) state: String,
+    /// Whether somebody asked this rank to stop after the step.
+    pub(crate) pause: bool,
+    /// Losses of this rank's micro-batches, in order, as bits: JSON has no NaN.
+    pub(crate) losses: Vec<(u64, u64)>,
+    /// First of this rank's tensors that is not finite.
+    pub(crate) not_finite: Option<String>,
+}
+
+impl StepMessage {
+    pub(crate) fn losses(&self) -> impl Iterator<Item = LossSums> {
+        self.losses.iter().map(|(loss, weight)| (f64::from_bits(*loss), f64::from_bits(*weight)))
+    }
+}
+
+/// Losses as bits.
+pub(crate) fn loss_bits(losses: &[LossSums]) -> Vec<(u64, u64)> {
+    losses.iter().map(|(loss, weight)| (loss.to_bits(), weight.to_bits())).collect()
+}
+
+/// Every rank's message, by rank.
+pub(crate) fn all_gather<T: Serialize + DeserializeOwned>(
+    group: &mut Group,
+    message: &T,
+) -> Result<Vec<T>, TrainError> {
+    let bytes = serde_json::to_vec(message).map_err(|_| TrainError::Message { rank: group.rank() })?;
+    let gathered = group.all_gather(&bytes)?;
+    let parse = |(rank, bytes): (usize, &Vec<u8>)| {
+        serde_json::from_slice(bytes).map_err(|_| TrainError::Message { rank })
+    };
+    gathered.iter().enumerate().map(parse).collect()
+}
+
+/// The rank whose state is unlike that of most ranks, if there is one; of two ranks, the second.
+pub(crate) fn odd_one_out(states: &[(u64, &str)]) -> Option<usize> {
+    let votes = |state: &(u64, &str)| states.iter().filter(|s| *s == state).count();
+    let majority = states.iter().rev().max_by_key(|state| votes(state))?;
+    states.iter().position(|state| state != majority)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::odd_one_out;
+
+    #[test]
+    fn the_rank_that_differs_is_named() {
+        assert_eq!(odd_one_out(&[(1, "a"), (1, "a"), (1, "a")]), None);
+        assert_eq!(odd_one_out(&[(1, "b"), (1, "a"), (1, "a")]), Some(0));
+        assert_eq!(odd_one_out(&[(1, "a"), (2, "a"), (1, "a")]), Some(1));
+        assert_eq!(odd_one_out(&[(1, "a"), (1, "b")]), Some(1));
+    }
+}

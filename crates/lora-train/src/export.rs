@@ -1,0 +1,92 @@
+//! The result of a run: an adapter that was loaded again and gave the trained logits, and its receipt.
+
+use std::path::{Path, PathBuf};
+
+use lora_data::{MicroBatchRows, collate};
+use lora_model::{Adapter, PeftAdapter, logits, sha256, write_adapter};
+use lora_ops::read_f32;
+use lora_spec::{FieldError, WorkersSpec};
+
+use crate::receipt::{FileHash, Receipt};
+use crate::run::view;
+use crate::{Run, TrainError, numerics_id};
+
+/// A file of the result.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Artifact {
+    /// Path in the output directory, relative.
+    pub name: String,
+    /// Contents.
+    pub bytes: Vec<u8>,
+}
+
+/// Name of the adapter's weights.
+pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
+
+impl Run {
+    /// The result's files: the adapter as PEFT reads it, the tokenizer's files, and `receipt.json`.
+    ///
+    /// The adapter is parsed from the very bytes that are returned and must give the trained one's logits, bit by bit.
+    pub fn export(&self) -> Result<Vec<Artifact>, TrainError> {
+        let progress = &self.progress;
+        let (adapter, adapter_step) = match (&self.best_params, progress.best.best) {
+            (Some(best), Some((_, step))) => {
+                let last = self.engine.adapter();
+                (&Adapter::from_params(last.layout().clone(), best.clone(), last.scaling())?, step)
+            }
+            _ => (self.engine.adapter(), progress.step),
+        };
+        let base = self.engine.base();
+        let files = write_adapter(adapter, &self.job.adapter, &base.dir.to_string_lossy())?;
+        let [(_, weights), (_, config)] = &files;
+        let reloaded = PeftAdapter::parse(Path::new("export"), config, weights)?.over(&base.config)?;
+        if self.sample_logits(&reloaded)? != self.sample_logits(adapter)? {
+            return Err(TrainError::Export);
+        }
+        let adapter_sha256 = sha256(weights);
+        let mut artifacts: Vec<Artifact> =
+            files.into_iter().map(|(name, bytes)| Artifact { name: name.into(), bytes }).collect();
+        for name in self.tokenizer.files() {
+            let path: PathBuf = base.dir.join(name);
+            let bytes = std::fs::read(&path).map_err(|source| TrainError::Io { path, source })?;
+            artifacts.push(Artifact { name: name.to_string_lossy().into_owned(), bytes });
+        }
+        let file_hash =
+            |artifact: &Artifact| FileHash { name: artifact.name.clone(), sha256: sha256(&artifact.bytes) };
+        let mut job = self.job.clone();
+        job.workers = WorkersSpec::default();
+        let receipt = Receipt {
+            format: 1,
+            numerics_id: numerics_id(),
+            job,
+            base_sha256: base.sha256().to_owned(),
+            train_sha256: self.train.sha256.clone(),
+            eval_sha256: self.eval.as_ref().map(|eval| eval.sha256.clone()),
+            order_sha256: self.order_sha256(),
+            trainable_parameters: self.facts().trainable_parameters,
+            adapter_step,
+            adapter_sha256,
+            files: artifacts.iter().filter(|a| a.name != WEIGHTS).map(file_hash).collect(),
+            steps: progress.history.clone(),
+        };
+        let mut bytes = serde_json::to_vec_pretty(&receipt)
+            .map_err(|e| FieldError::new("receipt.json", e.to_string()))?;
+        bytes.push(b'\n');
+        artifacts.push(Artifact { name: "receipt.json".into(), bytes });
+        Ok(artifacts)
+    }
+
+    /// Bits of the logits of the first training row under `adapter`.
+    fn sample_logits(&self, adapter: &Adapter) -> Result<Vec<u32>, TrainError> {
+        let inputs = self.train.rows.first().map_or(1, |row| row.tokens.len().saturating_sub(1).max(1));
+        let batch = collate(&self.train, &MicroBatchRows { rows: vec![0], padded_len: inputs });
+        let logits = logits(self.engine.base(), Some(adapter), view(&batch))?;
+        Ok(read_f32(&logits, |l| l.iter().map(|v| v.to_bits()).collect())?)
+    }
+
+    fn order_sha256(&self) -> String {
+        let steps = 0..self.completed_steps();
+        let rows = steps.flat_map(|step| self.plan.step(step)).flat_map(|micro_batch| micro_batch.rows);
+        sha256(&rows.flat_map(|row| (row as u64).to_le_bytes()).collect::<Vec<u8>>())
+    }
+}

@@ -1,0 +1,32 @@
+//! One training run of one rank: steps whose results do not depend on the number of ranks, evaluation, checkpoints that
+//! resume exactly, and the export of a verified adapter with its receipt.
+//!
+//! Invariants:
+//! - A step's global batch is a pure function of (dataset, seed, step); ranks decide only who computes a micro-batch.
+//! - Sums over micro-batches follow one canonical tree ([`lora_collective::tree`]).
+//! - Parameters and moments change only in [`Run::step`], after the whole reduction has arrived.
+
+mod checkpoint;
+mod early_stopping;
+mod engine;
+mod error;
+mod exchange;
+mod export;
+mod receipt;
+mod run;
+mod schedule;
+mod verify;
+
+pub use engine::{Engine, LossSums};
+pub use error::TrainError;
+pub use export::Artifact;
+pub use receipt::{FileHash, Receipt, StepRecord};
+pub use run::{Run, RunFacts, StepMetrics, StepOutcome, StepReport};
+pub use schedule::{learning_rate, total_steps};
+pub use verify::{Verification, verify};
+
+/// What the bits of a result depend on beside the job: this build and the instruction set of its products. Ranks with
+/// different ones do not share a group.
+pub fn numerics_id() -> String {
+    format!("loractl {} cpu {}", env!("CARGO_PKG_VERSION"), lora_ops::instruction_set())
+}

@@ -1,0 +1,84 @@
+//! Checking a result against its receipt.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use lora_model::{Base, sha256_file};
+
+use crate::export::WEIGHTS;
+use crate::{Receipt, Run, TrainError, numerics_id};
+
+/// What was checked.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Verification {
+    /// Files whose hashes are those of the receipt.
+    pub files: usize,
+    /// Steps that were computed again and gave the same bits.
+    pub replayed_steps: u64,
+    /// Steps of the job.
+    pub steps: u64,
+    /// SHA-256 of the adapter.
+    pub adapter_sha256: String,
+}
+
+/// Checks the hashes of the result in `dir`, then trains its first `steps` steps again and compares losses, gradient
+/// norms and the hash of parameters and moments, bit by bit. Needs base and data where the job had them.
+pub fn verify(dir: &Path, steps: u64) -> Result<Verification, TrainError> {
+    let path = dir.join("receipt.json");
+    let bytes = std::fs::read(&path).map_err(|source| TrainError::Io { path: path.clone(), source })?;
+    let wrong = |message: String| TrainError::Receipt(format!("{}: {message}", path.display()));
+    let receipt: Receipt = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
+    if receipt.format != 1 {
+        return Err(wrong(format!("format {} is not known; known: 1", receipt.format)));
+    }
+    let weights = (WEIGHTS.to_owned(), receipt.adapter_sha256.clone());
+    let others = receipt.files.iter().map(|file| (file.name.clone(), file.sha256.clone()));
+    let files: Vec<(String, String)> = std::iter::once(weights).chain(others).collect();
+    for (name, expected) in &files {
+        let found = sha256_file(&dir.join(name))?;
+        if found != *expected {
+            return Err(wrong(format!("{name} was changed: its SHA-256 is {found}, not {expected}")));
+        }
+    }
+    if receipt.numerics_id != numerics_id() {
+        return Err(wrong(format!(
+            "all {} files are unchanged, but the steps were computed by {:?} and this is {:?}: bits are compared \
+             between equal builds and machines only",
+            files.len(),
+            receipt.numerics_id,
+            numerics_id()
+        )));
+    }
+    let base = Arc::new(Base::load(&receipt.job.model.base, receipt.job.model.dtype)?);
+    let mut run = Run::prepare(&receipt.job, base)?;
+    let inputs = [
+        ("model.base", run.engine.base().sha256(), receipt.base_sha256.as_str()),
+        ("data.train", &run.train.sha256, &receipt.train_sha256),
+    ];
+    let eval = run.eval.as_ref().map(|eval| eval.sha256.as_str()).zip(receipt.eval_sha256.as_deref());
+    let eval = eval.map(|(found, expected)| ("data.eval", found, expected));
+    for (field, found, expected) in inputs.into_iter().chain(eval) {
+        if found != expected {
+            return Err(wrong(format!("{field} was changed: its SHA-256 is {found}, not {expected}")));
+        }
+    }
+    let steps = steps.min(receipt.steps.len() as u64);
+    for expected in &receipt.steps[..steps as usize] {
+        run.step(false)?;
+        let found = run.history().last();
+        let same = |field: fn(&crate::StepRecord) -> Option<u64>| found.and_then(field) == field(expected);
+        let bits = same(|r| r.loss.map(f64::to_bits)) && same(|r| r.grad_norm.map(f64::to_bits));
+        if !bits || found.map(|r| &r.state) != Some(&expected.state) {
+            return Err(wrong(format!(
+                "step {} gave other bits: {found:?} instead of {expected:?}",
+                expected.step
+            )));
+        }
+    }
+    Ok(Verification {
+        files: files.len(),
+        replayed_steps: steps,
+        steps: receipt.steps.len() as u64,
+        adapter_sha256: receipt.adapter_sha256,
+    })
+}

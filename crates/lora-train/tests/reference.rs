@@ -1,0 +1,132 @@
+//! Learning rates and a 10-step training curve against Transformers + PEFT + torch (`tests/golden`).
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use lora_collective::Group;
+use lora_model::{Base, Batch, Pass, PeftAdapter};
+use lora_ops::adamw::AdamW;
+use lora_spec::{ActivationCheckpointing, BaseDtype, TrainingSpec};
+use lora_train::{Engine, learning_rate};
+use serde_json::Value;
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
+}
+
+fn json(path: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(golden().join(path)).unwrap()).unwrap()
+}
+
+fn number(value: &Value) -> f64 {
+    value.as_f64().unwrap()
+}
+
+#[test]
+fn learning_rates_are_those_of_transformers() {
+    let json = json("schedules.json");
+    let cases = json["schedules"].as_array().unwrap();
+    assert!(cases.len() > 10);
+    for case in cases {
+        let training = TrainingSpec {
+            learning_rate: 1.0,
+            lr_scheduler_type: serde_json::from_value(case["lr_scheduler_type"].clone()).unwrap(),
+            warmup_steps: number(&case["warmup_steps"]),
+            ..TrainingSpec::default()
+        };
+        let total = case["max_steps"].as_u64().unwrap();
+        for (step, expected) in case["multipliers"].as_array().unwrap().iter().enumerate() {
+            let got = learning_rate(&training, step as u64, total);
+            assert!((got - number(expected)).abs() < 1e-12, "{case} step {step}: {got}");
+        }
+    }
+}
+
+#[test]
+fn fractions_of_warm_up_are_those_of_transformers() {
+    for case in json("schedules.json")["warmups"].as_array().unwrap() {
+        let warmup = case["resolved"].as_u64().unwrap();
+        let total = case["max_steps"].as_u64().unwrap();
+        let training = TrainingSpec {
+            learning_rate: 1.0,
+            lr_scheduler_type: lora_spec::Scheduler::ConstantWithWarmup,
+            warmup_steps: number(&case["warmup_steps"]),
+            ..TrainingSpec::default()
+        };
+        let rates: Vec<f64> = (0..=total).map(|step| learning_rate(&training, step, total)).collect();
+        assert_eq!(rates.iter().take_while(|rate| **rate < 1.0).count() as u64, warmup, "{case}");
+    }
+}
+
+fn curve(name: &str) {
+    let dir = golden().join("curve").join(name);
+    let curve = json(&format!("curve/{name}/curve.json"));
+    let settings = &curve["settings"];
+    let training = TrainingSpec {
+        learning_rate: number(&settings["learning_rate"]),
+        warmup_steps: number(&settings["warmup_steps"]),
+        lr_scheduler_type: serde_json::from_value(settings["lr_scheduler_type"].clone()).unwrap(),
+        ..TrainingSpec::default()
+    };
+    let total = settings["max_steps"].as_u64().unwrap();
+    let model = golden().join("models").join(curve["model"].as_str().unwrap());
+    let base = Arc::new(Base::load(&model, BaseDtype::Auto).unwrap());
+    let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().over(&base.config).unwrap();
+    let mut engine = Engine::new(base, adapter).unwrap();
+    let batches: HashMap<String, Tensor> =
+        candle_core::safetensors::load(dir.join("batches.safetensors"), &Device::Cpu).unwrap();
+    let [steps, leaves, rows, seq] = batches["tokens"].dims() else { panic!("4 dimensions") };
+    let values = |name: &str| -> Vec<f64> {
+        batches[name].to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let (tokens, labels) = (values("tokens"), values("labels"));
+    let mut group = Group::single();
+    for step in 0..*steps {
+        engine.start(*leaves, 0..*leaves).unwrap();
+        let mut sums = (0.0, 0.0);
+        for leaf in 0..*leaves {
+            let size = rows * seq;
+            let at = (step * leaves + leaf) * size;
+            let next = |i: usize| if i % seq + 1 < *seq { labels[at + i + 1] } else { -100.0 };
+            let batch = Batch {
+                batch: *rows,
+                seq: *seq,
+                tokens: &tokens[at..at + size].iter().map(|t| *t as u32).collect::<Vec<_>>(),
+                targets: &(0..size).map(|i| next(i).max(0.0) as u32).collect::<Vec<_>>(),
+                weights: &(0..size).map(|i| if next(i) >= 0.0 { 1.0 } else { 0.0 }).collect::<Vec<_>>(),
+                rows: &vec![0; *rows],
+            };
+            let pass = Pass { checkpointing: ActivationCheckpointing::None, dropout: 0.0, seed: 0, step: 0 };
+            let ((loss, weight), not_finite) = engine.forward_backward(batch, pass).unwrap();
+            assert_eq!(not_finite, None);
+            sums = (sums.0 + loss, sums.1 + weight);
+        }
+        let norm = engine.reduce(&mut group, *leaves, &[0..*leaves], Some(sums.1)).unwrap().unwrap();
+        let lr = learning_rate(&training, step as u64, total);
+        let adamw = AdamW {
+            lr,
+            beta1: number(&settings["adam_beta1"]),
+            beta2: number(&settings["adam_beta2"]),
+            eps: number(&settings["adam_epsilon"]),
+            weight_decay: number(&settings["weight_decay"]),
+        };
+        engine.optim_step(adamw, norm, number(&settings["max_grad_norm"])).unwrap();
+        for (what, got) in [("loss", sums.0 / sums.1), ("grad_norm", norm), ("learning_rate", lr)] {
+            let expected = number(&curve[what][step]);
+            assert!(
+                (got - expected).abs() <= 1e-4 * expected,
+                "{name} step {step}: {what} {got}, not {expected}"
+            );
+        }
+    }
+}
+
+#[test]
+fn ten_steps_follow_the_loss_of_transformers_and_peft() {
+    curve("llama-gqa");
+    curve("qwen2");
+}
