@@ -53,6 +53,24 @@ impl Dataset {
         max_length: usize,
         long_rows: LongRows,
     ) -> Result<Self, DataError> {
+        let (dataset, problems) = Self::inspect(path, tokenizer, max_length, long_rows)?;
+        match problems.into_iter().next() {
+            Some(problem) => Err(problem),
+            None => Ok(dataset),
+        }
+    }
+
+    /// As [`Self::read`], but rows that are too long for `long_rows: error` or have no target are left out and counted in
+    /// the report; the errors they are worth are returned beside the dataset.
+    ///
+    /// # Errors
+    /// Everything else that `read` refuses.
+    pub fn inspect(
+        path: &Path,
+        tokenizer: &Tokenizer,
+        max_length: usize,
+        long_rows: LongRows,
+    ) -> Result<(Self, Vec<DataError>), DataError> {
         let kind = FileKind::of(path)?;
         let bytes = fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
         let bytes = Bytes::from(bytes);
@@ -80,24 +98,22 @@ impl Dataset {
                 *report.ignored_keys.entry(key.clone()).or_default() += 1;
             }
         }
-        let kept = fit(path, kind, encoded, max_length, long_rows, &mut report)?;
-        let without: Vec<_> = kept
-            .iter()
-            .filter(|row| !row.row.trained.contains(&true))
-            .map(|row| (row.number, None))
-            .collect();
+        let mut problems = Vec::new();
+        let mut kept = fit(path, kind, encoded, max_length, long_rows, &mut report, &mut problems);
+        let has_target = |row: &Encoded| row.row.trained.contains(&true);
+        let without: Vec<_> =
+            kept.iter().filter(|row| !has_target(row)).map(|row| (row.number, None)).collect();
         if !without.is_empty() {
-            return Err(DataError::NoTargets {
-                path: path.to_owned(),
-                rows: kind.row_list(without),
-                long_rows,
-            });
+            report.without_targets = without.len();
+            let rows = kind.row_list(without);
+            problems.push(DataError::NoTargets { path: path.to_owned(), rows, long_rows });
+            kept.retain(has_target);
         }
         let rows: Vec<Row> = kept.into_iter().map(|row| row.row).collect();
         report.set_lengths(rows.iter().map(|row| row.tokens.len()).collect());
         report.trained_tokens =
             rows.iter().map(|row| row.trained.iter().filter(|&&trained| trained).count() as u64).sum();
-        Ok(Self { rows, sha256, report })
+        Ok((Self { rows, sha256, report }, problems))
     }
 
     /// Tokens of each row, as [`BatchPlan`](crate::BatchPlan) wants them.
@@ -155,7 +171,7 @@ fn encode(
     Ok(Encoded { number, row: tokens, format, ignored_keys })
 }
 
-/// Refuses, cuts or leaves out rows longer than `max_length`.
+/// Applies `long_rows`; an error that it is worth goes to `problems`.
 fn fit(
     path: &Path,
     kind: FileKind,
@@ -163,32 +179,28 @@ fn fit(
     max_length: usize,
     long_rows: LongRows,
     report: &mut DataReport,
-) -> Result<Vec<Encoded>, DataError> {
+    problems: &mut Vec<DataError>,
+) -> Vec<Encoded> {
     let is_long = |row: &Encoded| row.row.tokens.len() > max_length;
-    let long = rows.iter().filter(|row| is_long(row)).count();
-    if long == 0 {
-        return Ok(rows);
+    let long: Vec<_> =
+        rows.iter().filter(|row| is_long(row)).map(|row| (row.number, Some(row.row.tokens.len()))).collect();
+    if long.is_empty() {
+        return rows;
     }
-    match long_rows {
-        LongRows::Error => {
-            let long = rows.iter().filter(|row| is_long(row));
-            let long = long.map(|row| (row.number, Some(row.row.tokens.len()))).collect();
-            return Err(DataError::LongRows { path: path.to_owned(), max_length, rows: kind.row_list(long) });
+    if long_rows == LongRows::Truncate {
+        report.truncated = long.len();
+        for row in &mut rows {
+            row.row.tokens.truncate(max_length);
+            row.row.trained.truncate(max_length);
         }
-        LongRows::Truncate => {
-            report.truncated = long;
-            for row in &mut rows {
-                row.row.tokens.truncate(max_length);
-                row.row.trained.truncate(max_length);
-            }
-        }
-        LongRows::Drop => {
-            report.dropped = long;
-            rows.retain(|row| !is_long(row));
-            if rows.is_empty() {
-                return Err(DataError::NothingLeft { path: path.to_owned(), total: long, max_length });
-            }
-        }
+        return rows;
     }
-    Ok(rows)
+    report.dropped = long.len();
+    rows.retain(|row| !is_long(row));
+    if long_rows == LongRows::Error {
+        problems.push(DataError::LongRows { path: path.to_owned(), max_length, rows: kind.row_list(long) });
+    } else if rows.is_empty() {
+        problems.push(DataError::NothingLeft { path: path.to_owned(), total: long.len(), max_length });
+    }
+    rows
 }

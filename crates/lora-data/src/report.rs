@@ -15,6 +15,8 @@ pub struct DataReport {
     pub rows_kept: usize,
     /// Rows left out because they are longer than `max_length`.
     pub dropped: usize,
+    /// Rows left out because no token of theirs is a target.
+    pub without_targets: usize,
     /// Rows cut at `max_length`.
     pub truncated: usize,
     /// Tokens in the rows kept.

@@ -80,7 +80,11 @@ impl Case {
         let got = values(&logits(&self.base, adapter, self.batch(&[0; 3])).unwrap());
         let vocab = self.base.config.vocab_size;
         let keep = |all: Vec<f64>| -> Vec<f64> {
-            all.chunks(vocab).zip(&self.real).filter(|(_, real)| **real).flat_map(|(row, _)| row.to_vec()).collect()
+            all.chunks(vocab)
+                .zip(&self.real)
+                .filter(|(_, real)| **real)
+                .flat_map(|(row, _)| row.to_vec())
+                .collect()
         };
         error(&keep(got), &keep(values(&self.expected[expected])))
     }

@@ -36,6 +36,7 @@ impl AdamW {
     ///
     /// # Panics
     /// If the slices differ in length.
+    #[tracing::instrument(level = "trace", name = "adamw", skip_all)]
     pub fn step(&self, t: u64, state: State, gradient: &[f32], factor: f32) {
         let State { params, m, v } = state;
         let n = params.len();

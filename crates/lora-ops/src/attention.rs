@@ -36,12 +36,17 @@ impl Shape {
 
     fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
         let Self { batch, seq, kv_seq, heads, kv_heads, head_dim } = *self;
-        let fits = kv_heads > 0
+        let is = |x: &Tensor, rows: usize, heads: usize| -> Result<bool> {
+            let (tokens, features) = x.dims2()?;
+            Ok(batch.checked_mul(rows) == Some(tokens) && heads.checked_mul(head_dim) == Some(features))
+        };
+        let fits = head_dim > 0
+            && kv_heads > 0
             && heads % kv_heads == 0
             && kv_seq >= seq
-            && q.dims2()? == (batch * seq, heads * head_dim)
-            && k.dims2()? == (batch * kv_seq, kv_heads * head_dim)
-            && v.dims2()? == k.dims2()?;
+            && is(q, seq, heads)?
+            && is(k, kv_seq, kv_heads)?
+            && is(v, kv_seq, kv_heads)?;
         if !fits {
             candle_core::bail!("attention {self:?} of {:?}, {:?}, {:?}", q.shape(), k.shape(), v.shape());
         }
@@ -87,7 +92,7 @@ pub struct Saved {
 
 /// `q` `[batch * seq, heads * head_dim]`, `k` and `v` `[batch * kv_seq, kv_heads * head_dim]`, to the attended values
 /// `[batch * seq, heads * head_dim]`. Scores are scaled by `1 / sqrt(head_dim)`.
-#[tracing::instrument(level = "trace", name = "attention", skip_all)]
+#[tracing::instrument(level = "trace", name = "attention forward", skip_all)]
 pub fn forward(q: &Tensor, k: &Tensor, v: &Tensor, shape: Shape) -> Result<(Tensor, Saved)> {
     shape.check(q, k, v)?;
     let Shape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
@@ -182,7 +187,7 @@ fn softmax_step(scores: &mut [f32], seen: usize, top: &mut f32, total: &mut f32,
 }
 
 /// `d_output` `[batch * seq, heads * head_dim]` to the gradients of `q`, `k` and `v`. `shape.kv_seq` is `shape.seq`.
-#[tracing::instrument(level = "trace", name = "attention", skip_all)]
+#[tracing::instrument(level = "trace", name = "attention backward", skip_all)]
 pub fn backward(
     saved: &Saved,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
@@ -191,8 +196,15 @@ pub fn backward(
     shape: Shape,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     shape.check(q, k, v)?;
-    if output.dims() != q.dims() || d_output.dims() != q.dims() {
-        candle_core::bail!("attention gradient {:?} of queries {:?}", d_output.shape(), q.shape());
+    if shape.kv_seq != shape.seq || output.dims() != q.dims() || d_output.dims() != q.dims() {
+        candle_core::bail!(
+            "attention gradient {:?} of queries {:?} in {shape:?}",
+            d_output.shape(),
+            q.shape()
+        );
+    }
+    if saved.lse.len() != shape.batch * shape.heads * shape.seq {
+        candle_core::bail!("attention of {} rows was saved, not of {shape:?}", saved.lse.len());
     }
     let mut dq = vec![0.0; q.elem_count()];
     let mut dk = vec![0.0; k.elem_count()];

@@ -64,6 +64,7 @@ pub(crate) fn filled(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Res
 }
 
 /// `a += b`, element by element.
+#[tracing::instrument(level = "trace", name = "add", skip_all)]
 pub fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
     if a.elem_count() != b.elem_count() {
         candle_core::bail!("cannot add {:?} to {:?}", b.shape(), a.shape());

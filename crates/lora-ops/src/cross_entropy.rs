@@ -42,10 +42,11 @@ pub fn forward_backward(x: &Tensor, weight: &Tensor, targets: Targets, gradient:
     let (vocab, weight_features) = weight.dims2()?;
     if weight_features != features || targets.tokens.len() != tokens || targets.weights.len() != tokens {
         candle_core::bail!(
-            "head {:?} over {:?} with {} targets",
+            "head {:?} over {:?} with {} targets and {} weights",
             weight.shape(),
             x.shape(),
-            targets.tokens.len()
+            targets.tokens.len(),
+            targets.weights.len()
         );
     }
     let rows: Vec<usize> = (0..tokens).filter(|&i| targets.weights[i] != 0.0).collect();
@@ -53,7 +54,7 @@ pub fn forward_backward(x: &Tensor, weight: &Tensor, targets: Targets, gradient:
         candle_core::bail!("target {} is outside the vocabulary of {vocab}", targets.tokens[*row]);
     }
     let weight = Panels::of(weight)?;
-    let chunk_rows = balanced_chunk(rows.len(), (LOGITS / vocab).max(1));
+    let chunk_rows = balanced_chunk(rows.len(), (LOGITS / vocab.max(1)).max(1));
     let mut logits = vec![0.0; chunk_rows * vocab];
     let mut row_losses = Vec::with_capacity(rows.len());
     let mut chunk = |x: &[f32], rows: &[usize], dx: Option<&mut [f32]>| {

@@ -7,6 +7,7 @@ use rayon::prelude::*;
 use crate::cpu::{filled, read};
 
 /// Rows `tokens` of `weight` `[vocab, features]` (f32 or bf16), as f32 `[tokens, features]`.
+#[tracing::instrument(level = "trace", name = "embedding", skip_all)]
 pub fn forward(weight: &Tensor, tokens: &[u32]) -> Result<Tensor> {
     let (vocab, features) = weight.dims2()?;
     if let Some(token) = tokens.iter().find(|t| **t as usize >= vocab) {

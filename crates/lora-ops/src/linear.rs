@@ -39,7 +39,7 @@ impl FrozenLinear {
     }
 
     /// `x` `[tokens, in_features]` to `x W^T + b` `[tokens, out_features]`.
-    #[tracing::instrument(level = "trace", name = "linear", skip_all)]
+    #[tracing::instrument(level = "trace", name = "linear forward", skip_all)]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (tokens, in_features) = x.dims2()?;
         let (out_features, expected) = self.weight.dims2()?;
@@ -75,7 +75,7 @@ impl FrozenLinear {
         self.product(dy, dx, 1.0)
     }
 
-    #[tracing::instrument(level = "trace", name = "linear", skip_all)]
+    #[tracing::instrument(level = "trace", name = "linear backward", skip_all)]
     fn product(&self, dy: &Tensor, dx: &Tensor, beta: f32) -> Result<()> {
         let (tokens, out_features) = dy.dims2()?;
         let (expected, in_features) = self.weight.dims2()?;

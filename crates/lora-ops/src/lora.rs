@@ -23,7 +23,7 @@ pub struct LoraPair {
 }
 
 /// Adds `scaling (dropout(x) A^T) B^T` to `y` `[tokens, out_features]` in place; `x` is `[tokens, in_features]`.
-#[tracing::instrument(level = "trace", name = "lora", skip_all)]
+#[tracing::instrument(level = "trace", name = "lora forward", skip_all)]
 pub fn forward(
     x: &Tensor,
     pair: &LoraPair,
@@ -58,7 +58,7 @@ pub fn forward(
 /// Adds the gradients of `A` and `B` to `grad`, and that of `x` to `dx` (`None`: not needed).
 ///
 /// `x` `[tokens, in_features]` is the forward pass's input (before dropout), `dy` `[tokens, out_features]`.
-#[tracing::instrument(level = "trace", name = "lora", skip_all)]
+#[tracing::instrument(level = "trace", name = "lora backward", skip_all)]
 #[expect(clippy::too_many_arguments, reason = "the operands of the chain rule")]
 pub fn backward(
     saved: &Saved,
@@ -72,6 +72,21 @@ pub fn backward(
 ) -> Result<()> {
     let (tokens, in_features) = x.dims2()?;
     let (r, out_features) = pair_dims(pair, in_features)?;
+    if saved.h.dims2()? != (tokens, r)
+        || dy.dims2()? != (tokens, out_features)
+        || grad.a.shape() != pair.a.shape()
+        || grad.b.shape() != pair.b.shape()
+        || dx.is_some_and(|dx| dx.shape() != x.shape())
+    {
+        candle_core::bail!(
+            "LoRA of {:?}: gradient {:?} to {:?}, {:?} and {:?}",
+            x.shape(),
+            dy.shape(),
+            grad.a.shape(),
+            grad.b.shape(),
+            dx.map(Tensor::shape)
+        );
+    }
     let scaling = scaling as f32;
     let dh = read_f32(dy, |dy| -> Result<Tensor> {
         let dy = Mat::new(dy, tokens, out_features);

@@ -13,7 +13,7 @@ pub struct Saved {
 }
 
 /// `x` `[tokens, features]`, `weight` `[features]`, to the normalized `[tokens, features]`.
-#[tracing::instrument(level = "trace", name = "rms_norm", skip_all)]
+#[tracing::instrument(level = "trace", name = "rms_norm forward", skip_all)]
 pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Saved)> {
     let (tokens, features) = dims(x, weight)?;
     let mut rstd = vec![0.0; tokens];
@@ -36,9 +36,9 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Saved)>
 }
 
 /// The normalized tensor again, from what was saved.
-#[tracing::instrument(level = "trace", name = "rms_norm", skip_all)]
+#[tracing::instrument(level = "trace", name = "rms_norm again", skip_all)]
 pub fn again(saved: &Saved, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    let (tokens, features) = dims(x, weight)?;
+    let (tokens, features) = saved_dims(saved, x, weight)?;
     read_f32(x, |x| {
         read_f32(weight, |w| {
             filled((tokens, features), |y| {
@@ -56,9 +56,9 @@ pub fn again(saved: &Saved, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 }
 
 /// `dy` `[tokens, features]` to `dx` `[tokens, features]`.
-#[tracing::instrument(level = "trace", name = "rms_norm", skip_all)]
+#[tracing::instrument(level = "trace", name = "rms_norm backward", skip_all)]
 pub fn backward(saved: &Saved, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Result<Tensor> {
-    let (tokens, features) = dims(x, weight)?;
+    let (tokens, features) = saved_dims(saved, x, weight)?;
     if dy.dims2()? != (tokens, features) {
         candle_core::bail!("gradient {:?} of a norm of [{tokens}, {features}]", dy.shape());
     }
@@ -81,6 +81,14 @@ pub fn backward(saved: &Saved, x: &Tensor, weight: &Tensor, dy: &Tensor) -> Resu
             })?
         })?
     })?
+}
+
+fn saved_dims(saved: &Saved, x: &Tensor, weight: &Tensor) -> Result<(usize, usize)> {
+    let (tokens, features) = dims(x, weight)?;
+    if saved.rstd.len() != tokens {
+        candle_core::bail!("a norm of {} tokens was saved, not of {tokens} tokens", saved.rstd.len());
+    }
+    Ok((tokens, features))
 }
 
 fn dims(x: &Tensor, weight: &Tensor) -> Result<(usize, usize)> {

@@ -41,9 +41,10 @@ impl RopeTable {
 
     #[tracing::instrument(level = "trace", name = "rope", skip_all)]
     fn rotate(&self, x: &Tensor, seq: usize, first: usize, direction: f32) -> Result<()> {
-        let (_, features) = x.dims2()?;
+        let (tokens, features) = x.dims2()?;
         let half = self.half;
-        if features % (2 * half) != 0 || (first + seq) * half > self.cos.len() {
+        let fits = half > 0 && seq > 0 && features % (2 * half) == 0 && tokens % seq == 0;
+        if !fits || first.saturating_add(seq) > self.cos.len() / half {
             candle_core::bail!("rotary embedding of {:?} from position {first}", x.shape());
         }
         update_f32(x, |x| {

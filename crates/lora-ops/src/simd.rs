@@ -97,7 +97,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let scale = |e: i32| f32::from_bits(((e + 127) << 23) as u32);
     let y = y * scale(half) * scale(whole - half);
     // NaN stays NaN: both comparisons above are false for it.
-    if x != x { x } else { y }
+    if x.is_nan() { x } else { y }
 }
 
 /// `1 / (1 + e^-x)`.

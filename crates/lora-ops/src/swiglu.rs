@@ -7,7 +7,7 @@ use crate::cpu::{GRAIN, filled, read_f32};
 use crate::simd::{sigmoid, vectorize};
 
 /// `gate` and `up` `[tokens, features]` to `silu(gate) * up`.
-#[tracing::instrument(level = "trace", name = "swiglu", skip_all)]
+#[tracing::instrument(level = "trace", name = "swiglu forward", skip_all)]
 pub fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     let shape = same_shape(&[gate, up])?;
     read_f32(gate, |gate| -> Result<Tensor> {
@@ -27,7 +27,7 @@ pub fn forward(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
 }
 
 /// `dy` `[tokens, features]` to the gradients of `gate` and `up`.
-#[tracing::instrument(level = "trace", name = "swiglu", skip_all)]
+#[tracing::instrument(level = "trace", name = "swiglu backward", skip_all)]
 pub fn backward(gate: &Tensor, up: &Tensor, dy: &Tensor) -> Result<(Tensor, Tensor)> {
     let shape = same_shape(&[gate, up, dy])?;
     let mut dgate = vec![0.0; gate.elem_count()];

@@ -221,6 +221,21 @@ impl Default for TrainingSpec {
 }
 
 impl TrainingSpec {
+    /// Steps of the whole job: `max_steps`, or as many as `num_train_epochs` takes, rounded up.
+    pub fn total_steps(&self, steps_per_epoch: u64) -> u64 {
+        self.max_steps
+            .unwrap_or_else(|| ((self.num_train_epochs * steps_per_epoch as f64).ceil() as u64).max(1))
+    }
+
+    /// Steps of warm-up among `total`; a fraction is rounded up, as Transformers does.
+    pub fn resolved_warmup_steps(&self, total: u64) -> u64 {
+        if self.warmup_steps < 1.0 {
+            (total as f64 * self.warmup_steps).ceil() as u64
+        } else {
+            self.warmup_steps as u64
+        }
+    }
+
     /// Micro-batches of a full step.
     pub fn micro_batches(&self) -> usize {
         self.global_batch_size.div_ceil(self.micro_batch_size.max(1))

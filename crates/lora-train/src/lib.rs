@@ -22,7 +22,7 @@ pub use error::TrainError;
 pub use export::Artifact;
 pub use receipt::{FileHash, Receipt, StepRecord};
 pub use run::{Run, RunFacts, StepMetrics, StepOutcome, StepReport};
-pub use schedule::{learning_rate, total_steps};
+pub use schedule::learning_rate;
 pub use verify::{Verification, verify};
 
 /// What the bits of a result depend on beside the job: this build and the instruction set of its products. Ranks with

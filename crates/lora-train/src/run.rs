@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::checkpoint::{self, Progress};
 use crate::engine::{Engine, LossSums};
 use crate::exchange::{StepMessage, all_gather, loss_bits, odd_one_out};
-use crate::schedule::{learning_rate, total_steps};
+use crate::schedule::learning_rate;
 use crate::{StepRecord, TrainError};
 
 /// Steps in a row with gradients that are not finite, after which a job ends.
@@ -135,7 +135,7 @@ impl Run {
         let identity = identity(job, &base, &train, eval.as_ref(), &adapter)?;
         let trainable = adapter.layout().len as u64;
         let facts = RunFacts {
-            total_steps: total_steps(training, plan.steps_per_epoch()),
+            total_steps: training.total_steps(plan.steps_per_epoch()),
             steps_per_epoch: plan.steps_per_epoch(),
             trainable_parameters: trainable,
             total_parameters: base.config.parameters() + trainable,

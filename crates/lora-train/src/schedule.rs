@@ -2,20 +2,9 @@
 
 use lora_spec::{Scheduler, TrainingSpec};
 
-/// Steps of the whole job: `max_steps`, or as many as `num_train_epochs` takes, rounded up.
-pub fn total_steps(training: &TrainingSpec, steps_per_epoch: u64) -> u64 {
-    training
-        .max_steps
-        .unwrap_or_else(|| ((training.num_train_epochs * steps_per_epoch as f64).ceil() as u64).max(1))
-}
-
 /// Learning rate of `step` (from 0) of `total` steps.
 pub fn learning_rate(training: &TrainingSpec, step: u64, total: u64) -> f64 {
-    let warmup = if training.warmup_steps < 1.0 {
-        (total as f64 * training.warmup_steps).ceil()
-    } else {
-        training.warmup_steps
-    };
+    let warmup = training.resolved_warmup_steps(total) as f64;
     let (step, total) = (step as f64, total as f64);
     let warming_up = step < warmup;
     let multiplier = match training.lr_scheduler_type {

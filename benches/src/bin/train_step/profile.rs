@@ -1,0 +1,90 @@
+//! Where the time goes: busy time of the operations' `trace` spans, without that of spans inside them.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use tracing::Subscriber;
+use tracing::span::Id;
+use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Times by span name.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Profile {
+    totals: Arc<Mutex<HashMap<&'static str, Total>>>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Total {
+    calls: u64,
+    busy: Duration,
+}
+
+/// A span that this thread is in.
+struct Frame {
+    entered: Instant,
+    /// Time in spans inside it.
+    inside: Duration,
+}
+
+thread_local! {
+    static FRAMES: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Starts to measure the process's spans.
+pub(crate) fn install() -> Result<Profile> {
+    let profile = Profile::default();
+    tracing_subscriber::registry().with(profile.clone()).try_init()?;
+    Ok(profile)
+}
+
+impl Profile {
+    /// Forgets what was measured so far.
+    pub(crate) fn reset(&self) {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// A row a span name, the longest first.
+    pub(crate) fn table(&self, steps: usize) -> String {
+        let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rows: Vec<_> = totals.iter().collect();
+        rows.sort_by_key(|(name, total)| (std::cmp::Reverse(total.busy), **name));
+        let all: Duration = rows.iter().map(|(_, total)| total.busy).sum();
+        let mut table = format!("{:<24}{:>8}{:>12}{:>10}\n", "operation", "calls", "ms a step", "% of it");
+        for (name, total) in rows {
+            let per_step = total.busy.as_secs_f64() * 1e3 / steps as f64;
+            let share = 100.0 * total.busy.as_secs_f64() / all.as_secs_f64();
+            let calls = total.calls / steps as u64;
+            let _ = writeln!(table, "{name:<24}{calls:>8}{per_step:>12.1}{share:>10.1}");
+        }
+        table
+    }
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Profile {
+    fn on_enter(&self, _: &Id, _: Context<'_, S>) {
+        FRAMES.with_borrow_mut(|frames| {
+            frames.push(Frame { entered: Instant::now(), inside: Duration::ZERO });
+        });
+    }
+
+    fn on_exit(&self, id: &Id, context: Context<'_, S>) {
+        let Some(frame) = FRAMES.with_borrow_mut(Vec::pop) else { return };
+        let whole = frame.entered.elapsed();
+        FRAMES.with_borrow_mut(|frames| {
+            if let Some(around) = frames.last_mut() {
+                around.inside += whole;
+            }
+        });
+        let Some(name) = context.metadata(id).map(|metadata| metadata.name()) else { return };
+        let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let total = totals.entry(name).or_default();
+        total.calls += 1;
+        total.busy += whole.saturating_sub(frame.inside);
+    }
+}

@@ -1,0 +1,162 @@
+//! What a job would do, from `config.json`, checkpoint headers and the dataset alone: no weights are read.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use lora_spec::{Checkpoint, CheckpointError, ConfigError, FieldError, JobSpec, ModelConfig, Scheduler};
+use serde::Serialize;
+
+use crate::{BatchPlan, DataError, DataReport, Dataset, Tokenizer};
+
+/// What a job would do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The job's name.
+    pub name: String,
+    /// Directory of the base.
+    pub base: PathBuf,
+    /// Parameters of the base.
+    pub base_parameters: u64,
+    /// Parameters that are trained.
+    pub trainable_parameters: u64,
+    /// Bytes of the adapter's parameters (f32).
+    pub adapter_bytes: u64,
+    /// Adapted modules by the last part of their name, and how many.
+    pub modules: BTreeMap<String, usize>,
+    /// Optimizer steps of the job.
+    pub total_steps: u64,
+    /// Optimizer steps of a pass over the data.
+    pub steps_per_epoch: u64,
+    /// Steps of warm-up.
+    pub warmup_steps: u64,
+    /// Micro-batches of a full step: the most workers that can share it.
+    pub micro_batches: usize,
+    /// Tokens that go through the model over the whole job, padding not counted.
+    pub tokens: u64,
+    /// The same with padding.
+    pub padded_tokens: u64,
+    /// Training rows.
+    pub train: PlanData,
+    /// Evaluation rows.
+    pub eval: Option<PlanData>,
+    /// The first training row, trained tokens between ⟦ and ⟧.
+    pub sample: String,
+    /// What people should know before they start, such as settings without effect.
+    pub notes: Vec<String>,
+    /// What would make the job fail.
+    pub problems: Vec<String>,
+}
+
+/// A dataset of a plan.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanData {
+    /// The file.
+    pub path: PathBuf,
+    /// What became of its rows.
+    pub report: DataReport,
+}
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// A setting.
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// The base's `config.json`.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The base's weights.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The dataset or the tokenizer.
+    #[error(transparent)]
+    Data(#[from] DataError),
+}
+
+impl Plan {
+    /// Plans `job`, whose paths are absolute.
+    pub fn new(job: &JobSpec) -> Result<Self, PlanError> {
+        job.check()?;
+        let base = &job.model.base;
+        let config = ModelConfig::read(base)?;
+        Checkpoint::open(base)?.check(&config)?;
+        let mut modules = BTreeMap::new();
+        let mut trainable_parameters = 0;
+        for module in job.adapter.target_modules.resolve(&config)? {
+            let last = module.name.rsplit('.').next().unwrap_or_default().to_owned();
+            *modules.entry(last).or_default() += 1;
+            trainable_parameters += (job.adapter.r * (module.in_features + module.out_features)) as u64;
+        }
+        let tokenizer = Tokenizer::load(base)?;
+        let mut problems = Vec::new();
+        let mut read = |path: &PathBuf| -> Result<Dataset, DataError> {
+            let (dataset, found) =
+                Dataset::inspect(path, &tokenizer, job.data.max_length, job.data.long_rows)?;
+            problems.extend(found.iter().map(ToString::to_string));
+            Ok(dataset)
+        };
+        let train = read(&job.data.train)?;
+        let eval = job.data.eval.as_ref().map(|path| Ok::<_, DataError>((path, read(path)?))).transpose()?;
+        let training = &job.training;
+        let order = BatchPlan::new(
+            train.lengths(),
+            &train.sha256,
+            training.seed,
+            job.data.shuffle,
+            training.global_batch_size,
+            training.micro_batch_size,
+        );
+        let total_steps =
+            if train.rows.is_empty() { 0 } else { training.total_steps(order.steps_per_epoch()) };
+        let (mut tokens, mut padded_tokens) = (0, 0);
+        for micro_batch in (0..total_steps).flat_map(|step| order.step(step)) {
+            padded_tokens += (micro_batch.rows.len() * micro_batch.padded_len) as u64;
+            tokens += micro_batch.rows.iter().map(|&row| train.rows[row].tokens.len() as u64).sum::<u64>();
+        }
+        let sample = train.rows.first().map(|row| tokenizer.marked_text(row)).transpose()?;
+        let data = |path: &PathBuf, dataset: &Dataset| PlanData {
+            path: path.clone(),
+            report: dataset.report.clone(),
+        };
+        Ok(Self {
+            name: job.name.clone(),
+            base: base.clone(),
+            base_parameters: config.parameters(),
+            trainable_parameters,
+            adapter_bytes: 4 * trainable_parameters,
+            modules,
+            total_steps,
+            steps_per_epoch: order.steps_per_epoch(),
+            warmup_steps: training.resolved_warmup_steps(total_steps),
+            micro_batches: training.micro_batches().min(train.rows.len().div_ceil(training.micro_batch_size)),
+            tokens,
+            padded_tokens,
+            notes: notes(job, &config, &train),
+            train: data(&job.data.train, &train),
+            eval: eval.map(|(path, eval)| data(path, &eval)),
+            sample: sample.unwrap_or_default(),
+            problems,
+        })
+    }
+}
+
+fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
+    let mut notes = Vec::new();
+    let training = &job.training;
+    if training.lr_scheduler_type == Scheduler::Constant && training.warmup_steps > 0.0 {
+        notes.push(
+            "training.warmup_steps has no effect with lr_scheduler_type constant (see constant_with_warmup)"
+                .into(),
+        );
+    }
+    if train.report.longest > config.max_position_embeddings {
+        notes.push(format!(
+            "the longest row has {} tokens, more than the base's max_position_embeddings {}",
+            train.report.longest, config.max_position_embeddings
+        ));
+    }
+    for (key, rows) in &train.report.ignored_keys {
+        notes.push(format!("key {key:?} of {rows} training rows has no effect"));
+    }
+    notes
+}

@@ -1,0 +1,31 @@
+//! Writes the logits of a base with an adapter, for `tests/oracle/check_adapter.py` to compare with PEFT's:
+//! `cargo run -p lora-model --example logits -- BASE_DIR ADAPTER_DIR OUT.safetensors`.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use lora_model::{Base, Batch, PeftAdapter, logits};
+use lora_spec::{BaseDtype, Philox};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [base, adapter, out] = arguments.as_slice() else {
+        return Err("usage: logits BASE_DIR ADAPTER_DIR OUT.safetensors".into());
+    };
+    let base = Base::load(Path::new(base), BaseDtype::F32)?;
+    let adapter = PeftAdapter::read(Path::new(adapter))?.over(&base.config)?;
+    let (batch, seq) = (2, 24);
+    let vocab = base.config.vocab_size as u64;
+    let philox = Philox::new(0, "tokens");
+    let tokens: Vec<u32> =
+        (0..batch * seq).map(|i| philox.below(vocab, [i as u32, 0, 0, 0]) as u32).collect();
+    let rows = vec![0; batch];
+    let zeros = vec![0.0; tokens.len()];
+    let inputs = Batch { batch, seq, tokens: &tokens, targets: &tokens, weights: &zeros, rows: &rows };
+    let logits = logits(&base, Some(&adapter), inputs)?.reshape((batch, seq, base.config.vocab_size))?;
+    let tokens = Tensor::from_vec(tokens, (batch, seq), &Device::Cpu)?;
+    let tensors = HashMap::from([("tokens".to_owned(), tokens), ("logits".to_owned(), logits)]);
+    Ok(candle_core::safetensors::save(&tensors, out)?)
+}

@@ -1,0 +1,72 @@
+//! A whole training pass gives the same bits with 1, 2 and 3 threads, at a size where every product is split.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use lora_model::{Adapter, Base, Batch, Gradients, Pass, forward_backward};
+use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, ModelConfig, Philox};
+use serde_json::json;
+
+fn random(n: usize, seed: u64, bound: f32) -> Vec<f32> {
+    let philox = Philox::new(seed, "threads");
+    (0..n).map(|i| (2.0 * Philox::unit(philox.words([i as u32, 0, 0, 0])[0]) - 1.0) * bound).collect()
+}
+
+fn write_base(dir: &Path) {
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 192,
+        "intermediate_size": 320,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "vocab_size": 3000,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": true,
+    });
+    let text = config.to_string();
+    let tensors = ModelConfig::parse(&text).unwrap().tensors();
+    std::fs::write(dir.join("config.json"), text).unwrap();
+    let tensors = tensors.into_iter().enumerate().map(|(i, (name, shape))| {
+        let values = random(shape.iter().product(), i as u64, 0.2);
+        (name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap())
+    });
+    candle_core::safetensors::save(&tensors.collect(), dir.join("model.safetensors")).unwrap();
+}
+
+#[test]
+fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
+    let dir = tempfile::tempdir().unwrap();
+    write_base(dir.path());
+    let (batch, seq) = (3, 150);
+    let tokens: Vec<u32> = (0..batch as u32 * seq as u32).map(|i| i * 7 % 3000).collect();
+    let weights: Vec<f32> = (0..tokens.len()).map(|i| if i % 5 == 0 { 0.0 } else { 1.0 }).collect();
+    for dtype in [BaseDtype::F32, BaseDtype::Bf16] {
+        let base = Base::load(dir.path(), dtype).unwrap();
+        let spec = AdapterSpec { r: 8, ..AdapterSpec::default() };
+        let fresh = Adapter::new(&base.config, &spec, 1).unwrap();
+        // At B = 0 no gradient would reach A.
+        let params = random(fresh.layout().len, 99, 0.1);
+        let adapter = Adapter::from_params(fresh.layout().clone(), params, fresh.scaling()).unwrap();
+        let pass = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let grads = Gradients::zeros(adapter.layout()).unwrap();
+            let batch =
+                Batch { batch, seq, tokens: &tokens, targets: &tokens, weights: &weights, rows: &[4, 0, 9] };
+            let pass = Pass { checkpointing: ActivationCheckpointing::None, dropout: 0.1, seed: 1, step: 2 };
+            let loss = pool.install(|| forward_backward(&base, &adapter, &grads, batch, pass).unwrap());
+            let grads: Vec<u32> =
+                grads.flat().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect();
+            (loss.loss_sum.to_bits(), grads)
+        };
+        let one = pass(1);
+        assert!(one.1.iter().all(|g| f32::from_bits(*g).is_finite()));
+        for threads in [2, 3] {
+            assert!(pass(threads) == one, "{dtype:?}: another result with {threads} threads");
+        }
+    }
+}

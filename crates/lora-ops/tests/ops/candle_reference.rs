@@ -1,0 +1,70 @@
+//! Forward passes against candle-nn's own.
+
+use candle_core::{DType, Device, Tensor};
+use candle_nn::ops::{silu, softmax_last_dim};
+use candle_nn::rotary_emb;
+use lora_ops::attention::{self, Shape};
+use lora_ops::rope::RopeTable;
+use lora_ops::{rms_norm, swiglu};
+use lora_spec::{Rope, RopeScaling};
+
+use crate::common::{assert_close, matrix, vector, wide};
+
+#[test]
+fn rms_norm_equals_candles() {
+    let (x, w) = (matrix((9, 48), 1), vector(48, 2));
+    let expected = candle_nn::ops::rms_norm(&x, &w, 1e-5).unwrap();
+    assert_close("norm", &rms_norm::forward(&x, &w, 1e-5).unwrap().0, &wide(&expected), 1e-6);
+}
+
+#[test]
+fn gated_activation_equals_candles() {
+    let (gate, up) = (matrix((9, 48), 1), matrix((9, 48), 2));
+    let expected = (silu(&gate).unwrap() * &up).unwrap();
+    assert_close("activation", &swiglu::forward(&gate, &up).unwrap(), &wide(&expected), 1e-6);
+}
+
+#[test]
+fn rotary_embedding_equals_candles() {
+    let (batch, seq, heads, head_dim, theta) = (2, 11, 3, 16, 10_000.0_f64);
+    let half = head_dim / 2;
+    let angles: Vec<f32> = (0..seq * half)
+        .map(|i| (i / half) as f32 * (1.0 / theta.powf((2 * (i % half)) as f64 / head_dim as f64)) as f32)
+        .collect();
+    let angles = Tensor::from_vec(angles, (seq, half), &Device::Cpu).unwrap();
+    let x = matrix((batch * seq, heads * head_dim), 1);
+    // candle's layout is [batch, heads, seq, head_dim].
+    let by_head =
+        x.reshape((batch, seq, heads, head_dim)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
+    let expected = rotary_emb::rope(&by_head, &angles.cos().unwrap(), &angles.sin().unwrap()).unwrap();
+    let expected = expected.transpose(1, 2).unwrap().contiguous().unwrap();
+    let table = RopeTable::new(&Rope { theta, scaling: RopeScaling::None }, head_dim, seq);
+    table.forward(&x, seq, 0).unwrap();
+    assert_close("rotation", &x, &wide(&expected), 1e-6);
+}
+
+#[test]
+fn attention_equals_candles_softmax_over_masked_scores() {
+    let (batch, seq, heads, kv_heads, head_dim) = (2, 150, 6, 2, 8);
+    let shape = Shape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim };
+    let q = matrix((batch * seq, heads * head_dim), 1);
+    let (k, v) =
+        (matrix((batch * seq, kv_heads * head_dim), 2), matrix((batch * seq, kv_heads * head_dim), 3));
+    let by_head = |x: &Tensor, n: usize| {
+        x.reshape((batch, seq, n, head_dim)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap()
+    };
+    let repeated = |x: &Tensor| {
+        let x = by_head(x, kv_heads).unsqueeze(2).unwrap();
+        let x = x.expand((batch, kv_heads, heads / kv_heads, seq, head_dim)).unwrap();
+        x.contiguous().unwrap().reshape((batch, heads, seq, head_dim)).unwrap()
+    };
+    let mask: Vec<f32> =
+        (0..seq * seq).map(|i| if i % seq > i / seq { f32::NEG_INFINITY } else { 0.0 }).collect();
+    let mask = Tensor::from_vec(mask, (1, 1, seq, seq), &Device::Cpu).unwrap();
+    let scores =
+        by_head(&q, heads).matmul(&repeated(&k).transpose(2, 3).unwrap().contiguous().unwrap()).unwrap();
+    let scores = (scores / (head_dim as f64).sqrt()).unwrap().broadcast_add(&mask).unwrap();
+    let expected = softmax_last_dim(&scores).unwrap().matmul(&repeated(&v)).unwrap();
+    let expected = expected.transpose(1, 2).unwrap().contiguous().unwrap().to_dtype(DType::F64).unwrap();
+    assert_close("attention", &attention::forward(&q, &k, &v, shape).unwrap().0, &wide(&expected), 2e-6);
+}

@@ -1,0 +1,15 @@
+//! Every operation against a plain f64 implementation, against candle-nn's and torch's, and with 1, 2 and 3 threads.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod attention;
+mod candle_reference;
+mod common;
+mod cross_entropy;
+mod dropout;
+mod linear;
+mod lora;
+mod optimizer;
+mod pointwise;
+mod threads;
+mod wrong_shapes;

@@ -1,0 +1,103 @@
+//! Every operation gives the same bits with 1, 2 and 3 threads, at sizes that are worth several.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Tensor};
+use lora_ops::adamw::{AdamW, State};
+use lora_ops::attention::{self, Shape};
+use lora_ops::cross_entropy::{Targets, forward_backward};
+use lora_ops::dropout::Dropout;
+use lora_ops::linear::FrozenLinear;
+use lora_ops::lora::{self, LoraPair};
+use lora_ops::reduce::sum_of_squares;
+use lora_ops::{Result, rms_norm, swiglu};
+
+use crate::common::{bits, matrix, random, vector};
+
+/// Fails where `f`'s tensors differ in a bit between numbers of threads.
+fn assert_same_bits(what: &str, f: impl Fn() -> Result<Vec<Tensor>> + Sync) {
+    let with = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| f().unwrap().iter().map(bits).collect::<Vec<_>>())
+    };
+    let one = with(1);
+    for threads in [2, 3] {
+        assert!(with(threads) == one, "{what} differs with {threads} threads");
+    }
+}
+
+#[test]
+fn attention_has_the_same_bits_with_any_number_of_threads() {
+    let shape = Shape { batch: 3, seq: 200, kv_seq: 200, heads: 6, kv_heads: 2, head_dim: 32 };
+    let q = matrix((600, 192), 1);
+    let (k, v) = (matrix((600, 64), 2), matrix((600, 64), 3));
+    assert_same_bits("attention", || {
+        let (output, saved) = attention::forward(&q, &k, &v, shape)?;
+        let (dq, dk, dv) = attention::backward(&saved, (&q, &k, &v), &output, &q, shape)?;
+        Ok(vec![output, dq, dk, dv])
+    });
+}
+
+#[test]
+fn cross_entropy_has_the_same_bits_with_any_number_of_threads() {
+    let (tokens, features, vocab) = (120, 64, 20_000);
+    let x = matrix((tokens, features), 1);
+    for dtype in [DType::F32, DType::BF16] {
+        let head = matrix((vocab, features), 2).to_dtype(dtype).unwrap();
+        let targets: Vec<u32> = (0..tokens as u32).map(|i| i * 31).collect();
+        assert_same_bits("cross-entropy", || {
+            let targets = Targets { tokens: &targets, weights: &[0.7; 120] };
+            let loss = forward_backward(&x, &head, targets, true)?;
+            let sum = Tensor::new(&[loss.loss_sum as f32], x.device())?;
+            Ok(loss.dx.into_iter().chain([sum]).collect())
+        });
+    }
+}
+
+#[test]
+fn linear_and_lora_have_the_same_bits_with_any_number_of_threads() {
+    let (tokens, in_features, out_features) = (300, 200, 6000);
+    let x = matrix((tokens, in_features), 1);
+    let dy = matrix((tokens, out_features), 2);
+    let positions: Arc<[(u32, u32)]> = (0..tokens as u32).map(|t| (0, t)).collect();
+    for dtype in [DType::F32, DType::BF16] {
+        let weight = matrix((out_features, in_features), 3).to_dtype(dtype).unwrap();
+        let layer = FrozenLinear::new(weight, Some(vector(out_features, 4))).unwrap();
+        let pair = LoraPair { a: matrix((16, in_features), 5), b: matrix((out_features, 16), 6) };
+        let dropout = Dropout::new(1, "m", 2, 0.1, positions.clone());
+        assert_same_bits("linear with LoRA", || {
+            let y = layer.forward(&x)?;
+            let saved = lora::forward(&x, &pair, 2.0, Some(&dropout), &y)?;
+            let dx = layer.backward(&dy)?;
+            let grad = LoraPair { a: pair.a.zeros_like()?, b: pair.b.zeros_like()? };
+            lora::backward(&saved, &x, &pair, 2.0, Some(&dropout), &dy, &grad, Some(&dx))?;
+            Ok(vec![y, dx, grad.a, grad.b])
+        });
+    }
+}
+
+#[test]
+fn pointwise_operations_have_the_same_bits_with_any_number_of_threads() {
+    let shape = (257, 300);
+    let (x, dy, w) = (matrix(shape, 1), matrix(shape, 2), vector(300, 3));
+    assert_same_bits("pointwise", || {
+        let (y, saved) = rms_norm::forward(&x, &w, 1e-5)?;
+        let dx = rms_norm::backward(&saved, &x, &w, &dy)?;
+        let (dgate, dup) = swiglu::backward(&x, &y, &dy)?;
+        let norm = Tensor::new(&[sum_of_squares(&random(70_000, 4)) as f32], x.device())?;
+        Ok(vec![swiglu::forward(&x, &y)?, y, dx, dgate, dup, norm])
+    });
+}
+
+#[test]
+fn adamw_has_the_same_bits_with_any_number_of_threads() {
+    let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    assert_same_bits("AdamW", || {
+        let (mut params, mut m, mut v) = (random(70_000, 1), vec![0.0; 70_000], vec![0.0; 70_000]);
+        for t in 1..4 {
+            let state = State { params: &mut params, m: &mut m, v: &mut v };
+            adamw.step(t, state, &random(70_000, 1 + t), 0.5);
+        }
+        Ok(vec![Tensor::new(params.as_slice(), &candle_core::Device::Cpu)?])
+    });
+}

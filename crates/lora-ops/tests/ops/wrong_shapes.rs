@@ -1,0 +1,146 @@
+//! Shapes and types that do not fit give errors.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+use lora_ops::attention::{self, Shape};
+use lora_ops::cross_entropy::{self, Targets};
+use lora_ops::dropout::Dropout;
+use lora_ops::linear::FrozenLinear;
+use lora_ops::lora::{self, LoraPair};
+use lora_ops::rope::RopeTable;
+use lora_ops::{Result, add_assign, embedding, read_f32, rms_norm, swiglu, update_f32};
+use lora_spec::{Rope, RopeScaling};
+
+use crate::common::{matrix, vector};
+
+fn assert_error<T>(what: &str, result: Result<T>, part: &str) {
+    let Err(error) = result else { panic!("{what} was accepted") };
+    assert!(error.to_string().contains(part), "{what}: {error}");
+}
+
+#[test]
+fn norms_activations_and_sums() {
+    let x = matrix((4, 6), 1);
+    assert_error("norm", rms_norm::forward(&x, &vector(5, 1), 1e-5).map(|_| ()), "6 features");
+    let (_, saved) = rms_norm::forward(&x, &vector(6, 1), 1e-5).unwrap();
+    let dy = matrix((3, 6), 1);
+    assert_error("norm's gradient", rms_norm::backward(&saved, &x, &vector(6, 1), &dy), "[3, 6]");
+    let other = matrix((5, 6), 1);
+    assert_error("another input's norm", rms_norm::again(&saved, &other, &vector(6, 1)), "5 tokens");
+    assert_error(
+        "another input's norm",
+        rms_norm::backward(&saved, &other, &vector(6, 1), &other),
+        "5 tokens",
+    );
+    assert_error("activation", swiglu::forward(&x, &dy), "[3, 6]");
+    assert_error("activation's gradient", swiglu::backward(&x, &x, &dy), "[3, 6]");
+    assert_error("sum", add_assign(&x, &dy), "[3, 6]");
+}
+
+#[test]
+fn tensors_that_are_not_contiguous_f32() {
+    let x = matrix((4, 6), 1);
+    assert_error("transpose", read_f32(&x.t().unwrap(), |_| ()), "contiguous");
+    assert_error("transpose", update_f32(&x.t().unwrap(), |_| ()), "contiguous");
+    let double = x.to_dtype(DType::F64).unwrap();
+    assert!(read_f32(&double, |_| ()).is_err());
+    assert_error("f64", update_f32(&double, |_| ()), "f32");
+    assert!(swiglu::forward(&double, &double).is_err());
+    assert!(add_assign(&x, &double).is_err());
+}
+
+#[test]
+fn rotary_embedding() {
+    let table = RopeTable::new(&Rope { theta: 1e4, scaling: RopeScaling::None }, 4, 5);
+    assert!(table.forward(&matrix((5, 8), 1), 5, 0).is_ok());
+    assert_error("width", table.forward(&matrix((5, 6), 1), 5, 0), "[5, 6]");
+    assert_error("positions", table.forward(&matrix((5, 8), 1), 5, 1), "position 1");
+    assert_error("positions", table.backward(&matrix((6, 8), 1), 6), "position 0");
+    assert_error("no positions", table.forward(&matrix((5, 8), 1), 0, 0), "[5, 8]");
+}
+
+#[test]
+fn attention_shapes() {
+    let shape = Shape { batch: 1, seq: 4, kv_seq: 4, heads: 2, kv_heads: 1, head_dim: 3 };
+    let (q, k) = (matrix((4, 6), 1), matrix((4, 3), 2));
+    let (output, saved) = attention::forward(&q, &k, &k, shape).unwrap();
+    let wrong = [
+        Shape { batch: 2, ..shape },
+        Shape { kv_seq: 3, ..shape },
+        Shape { heads: 3, ..shape },
+        Shape { kv_heads: 0, ..shape },
+        Shape { head_dim: 0, ..shape },
+        Shape { batch: usize::MAX, ..shape },
+    ];
+    for wrong in wrong {
+        assert_error("shape", attention::forward(&q, &k, &k, wrong).map(|_| ()), "attention");
+    }
+    assert_error("values", attention::forward(&q, &k, &matrix((3, 3), 1), shape).map(|_| ()), "[3, 3]");
+    let d_output = matrix((4, 5), 1);
+    let backward =
+        |saved, d_output, shape| attention::backward(saved, (&q, &k, &k), &output, d_output, shape);
+    assert!(backward(&saved, &output, shape).is_ok());
+    assert_error("gradient", backward(&saved, &d_output, shape), "[4, 5]");
+    // What was saved belongs to a shorter sequence.
+    let (_, other) = attention::forward(
+        &matrix((2, 6), 1),
+        &matrix((2, 3), 1),
+        &matrix((2, 3), 1),
+        Shape { seq: 2, kv_seq: 2, ..shape },
+    )
+    .unwrap();
+    assert_error("another call's", backward(&other, &output, shape), "attention");
+}
+
+#[test]
+fn linear_layers() {
+    let weight = matrix((5, 4), 1);
+    assert_error("bias", FrozenLinear::new(weight.clone(), Some(vector(4, 1))), "bias of 5");
+    assert_error("type", FrozenLinear::new(weight.to_dtype(DType::F16).unwrap(), None), "F16");
+    let layer = FrozenLinear::new(weight.clone(), None).unwrap();
+    assert_error("input", layer.forward(&matrix((3, 5), 1)), "4 features");
+    assert_error("gradient", layer.backward(&matrix((3, 4), 1)), "[3, 4]");
+    assert_error("sum", layer.backward_add(&matrix((3, 5), 1), &matrix((2, 4), 1)), "[2, 4]");
+    let transposed = FrozenLinear::new(weight.t().unwrap(), None).unwrap();
+    assert_error("transpose", transposed.forward(&matrix((3, 5), 1)), "contiguous");
+}
+
+#[test]
+fn lora_matrices() {
+    let pair = |a, b| LoraPair { a: matrix(a, 1), b: matrix(b, 2) };
+    let (x, y) = (matrix((3, 4), 1), matrix((3, 5), 1));
+    let good = pair((2, 4), (5, 2));
+    let saved = lora::forward(&x, &good, 1.0, None, &y).unwrap();
+    assert_error("A", lora::forward(&x, &pair((2, 3), (5, 2)), 1.0, None, &y), "4 features");
+    assert_error("rank", lora::forward(&x, &pair((2, 4), (5, 3)), 1.0, None, &y), "4 features");
+    assert_error("output", lora::forward(&x, &good, 1.0, None, &x), "[3, 5]");
+    let dropout = Dropout::new(1, "m", 1, 0.5, Arc::from([(0, 0)]));
+    assert_error("mask", lora::forward(&x, &good, 1.0, Some(&dropout), &y), "1 tokens");
+    let backward = |saved, x: &Tensor, dy: &Tensor, grad: &LoraPair, dx: Option<&Tensor>| {
+        lora::backward(saved, x, &good, 1.0, None, dy, grad, dx)
+    };
+    let grad = pair((2, 4), (5, 2));
+    assert!(backward(&saved, &x, &y, &grad, Some(&x.copy().unwrap())).is_ok());
+    assert_error("dy", backward(&saved, &x, &matrix((2, 5), 1), &grad, None), "[2, 5]");
+    assert_error("x", backward(&saved, &matrix((2, 4), 1), &y, &grad, None), "[2, 4]");
+    assert_error("gradient", backward(&saved, &x, &y, &pair((1, 4), (5, 1)), None), "[1, 4]");
+    assert_error("dx", backward(&saved, &x, &y, &grad, Some(&matrix((3, 3), 1))), "[3, 3]");
+}
+
+#[test]
+fn cross_entropy_and_embedding() {
+    let (x, head) = (matrix((3, 4), 1), matrix((10, 4), 1));
+    let run = |x: &Tensor, head: &Tensor, tokens: &[u32], weights: &[f32]| {
+        cross_entropy::forward_backward(x, head, Targets { tokens, weights }, true).map(|_| ())
+    };
+    assert_error("features", run(&matrix((3, 5), 1), &head, &[0; 3], &[1.0; 3]), "[10, 4]");
+    assert_error("targets", run(&x, &head, &[0; 2], &[1.0; 3]), "2 targets");
+    assert_error("weights", run(&x, &head, &[0; 3], &[1.0; 2]), "2 weights");
+    assert_error("vocabulary", run(&x, &head, &[0, 10, 0], &[1.0; 3]), "target 10");
+    assert_error("type", run(&x, &head.to_dtype(DType::F64).unwrap(), &[0; 3], &[1.0; 3]), "F64");
+    let none = Tensor::zeros((0, 4), DType::F32, &Device::Cpu).unwrap();
+    assert_error("no vocabulary", run(&x, &none, &[0; 3], &[1.0; 3]), "vocabulary of 0");
+    assert_error("token", embedding::forward(&head, &[3, 10]), "token 10");
+    assert_error("type", embedding::forward(&head.to_dtype(DType::F64).unwrap(), &[3]), "F64");
+}

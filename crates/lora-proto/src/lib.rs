@@ -1,0 +1,18 @@
+//! The gRPC interface `lora.v1`, generated from `proto/`, and the conversions between its messages and `lora-spec`.
+
+mod digest;
+mod job;
+
+pub use digest::DigestBuilder;
+
+/// Messages, clients (feature `client`) and servers (feature `server`) of the package `lora.v1`.
+#[expect(missing_docs, reason = "generated; the fields are described in proto/")]
+pub mod v1 {
+    tonic::include_proto!("lora.v1");
+}
+
+/// Files travel in chunks of at most this many bytes.
+pub const CHUNK_BYTES: usize = 1 << 20;
+
+/// The most bytes a message may have, on both sides: a chunk and what frames it.
+pub const MAX_MESSAGE_BYTES: usize = CHUNK_BYTES + (64 << 10);

@@ -1,0 +1,155 @@
+//! `config.json`, checkpoints and target modules.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use lora_spec::{Architecture, Checkpoint, ModelConfig, RopeScaling, TargetModules};
+use serde_json::{Value, json};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
+}
+
+fn config() -> Value {
+    json!({
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "vocab_size": 100,
+    })
+}
+
+fn parse(changes: &Value) -> Result<ModelConfig, String> {
+    let mut config = config();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    ModelConfig::parse(&config.to_string())
+}
+
+#[test]
+fn both_generations_of_config_say_the_same() {
+    let read = |name: &str| ModelConfig::read(&golden().join("models").join(name)).unwrap();
+    assert_eq!(read("qwen2"), read("qwen2-v4"));
+    assert_eq!(read("qwen2").architecture, Architecture::Qwen2);
+    assert!(read("qwen2").qkv_bias && !read("qwen2").o_bias && read("qwen2").tie_word_embeddings);
+    assert!(matches!(read("llama3-rope").rope.scaling, RopeScaling::Llama3 { .. }));
+    assert!(matches!(read("llama-linear-rope").rope.scaling, RopeScaling::Linear { .. }));
+}
+
+#[test]
+fn published_shapes_have_their_published_number_of_parameters() {
+    // SmolLM2-135M and Qwen2.5-0.5B, from their model cards' configurations.
+    let smol = json!({"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152,
+        "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": true});
+    assert_eq!(parse(&smol).unwrap().parameters(), 134_515_008);
+    let qwen = json!({"architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "intermediate_size": 4864,
+        "num_hidden_layers": 24, "vocab_size": 151_936, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "tie_word_embeddings": true});
+    assert_eq!(parse(&qwen).unwrap().parameters(), 494_032_768);
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    let cases = [
+        (json!({"architectures": ["MambaForCausalLM"]}), "supported: LlamaForCausalLM, Qwen2ForCausalLM"),
+        (json!({"hidden_act": "gelu"}), "hidden_act"),
+        (json!({"hidden_size": -1}), "hidden_size"),
+        (json!({"hidden_size": null}), "hidden_size: is missing"),
+        (json!({"num_key_value_heads": 3}), "num_key_value_heads: 3 does not divide"),
+        (json!({"num_attention_heads": 7}), "num_attention_heads: 7 does not divide hidden_size 64"),
+        (json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}), "rope_scaling.rope_type: \"yarn\""),
+        (json!({"rope_parameters": {"rope_type": "linear"}}), "rope_parameters.factor"),
+        (json!({"quantization_config": {"load_in_4bit": true}}), "quantization_config"),
+        (json!({"use_sliding_window": true}), "use_sliding_window"),
+    ];
+    for (changes, expected) in cases {
+        let error = parse(&changes).unwrap_err();
+        assert!(error.contains(expected), "{changes}: {error}");
+    }
+    assert!(ModelConfig::parse("{\n broken").unwrap_err().starts_with("line 2: "));
+}
+
+#[test]
+fn target_modules_resolve_as_in_peft() {
+    let cases: Vec<Value> =
+        serde_json::from_slice(&fs::read(golden().join("targets.json")).unwrap()).unwrap();
+    let mut compared = 0;
+    for case in cases {
+        let model =
+            ModelConfig::read(&golden().join("models").join(case["model"].as_str().unwrap())).unwrap();
+        let targets: TargetModules = serde_json::from_value(case["target_modules"].clone()).unwrap();
+        let resolved =
+            targets.resolve(&model).map(|modules| modules.into_iter().map(|m| m.name).collect::<Vec<_>>());
+        let expected: Option<Vec<String>> = serde_json::from_value(case["resolved"].clone()).unwrap();
+        match expected {
+            // The head has no adapter here, and a name that matches nothing is an error even beside one that does.
+            Some(names) if names.iter().any(|n| n == "lm_head") => {
+                assert!(resolved.is_err() || !resolved.unwrap().contains(&"lm_head".into()), "{case}");
+            }
+            Some(names) => {
+                if let Ok(resolved) = &resolved {
+                    assert_eq!(*resolved, names, "{case}");
+                    compared += 1;
+                }
+            }
+            None => assert!(resolved.is_err(), "{case}"),
+        }
+    }
+    assert!(compared >= 5, "only {compared} cases were compared");
+}
+
+#[test]
+fn an_unknown_target_names_those_that_exist() {
+    let model = parse(&json!({})).unwrap();
+    for targets in [TargetModules::Names(vec!["qproj".into()]), TargetModules::Pattern("nothing".into())] {
+        let error = targets.resolve(&model).unwrap_err().to_string();
+        assert!(error.starts_with("adapter.target_modules: ") && error.contains("q_proj, k_proj"), "{error}");
+    }
+    let error = TargetModules::Pattern("(".into()).resolve(&model).unwrap_err().to_string();
+    assert!(error.contains("regular expression"), "{error}");
+}
+
+/// A copy of a golden base in 3 shards.
+fn sharded(dir: &Path) -> PathBuf {
+    for entry in fs::read_dir(golden().join("models/llama-linear-rope")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
+    }
+    dir.join("model-00002-of-00003.safetensors")
+}
+
+#[test]
+fn damaged_checkpoints_are_refused_by_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let shard = sharded(dir.path());
+    let open = || Checkpoint::open(dir.path()).map_err(|e| e.to_string());
+    let config = ModelConfig::read(dir.path()).unwrap();
+    open().unwrap().check(&config).unwrap();
+
+    let bytes = fs::read(&shard).unwrap();
+    for cut in [0, 5, 60, bytes.len() - 1] {
+        fs::write(&shard, &bytes[..cut]).unwrap();
+        let error = open().unwrap_err();
+        assert!(error.contains("model-00002-of-00003.safetensors: is truncated"), "{cut}: {error}");
+    }
+    let mut huge = bytes.clone();
+    huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
+    fs::write(&shard, huge).unwrap();
+    assert!(open().unwrap_err().contains("is no safetensors file"));
+    fs::remove_file(&shard).unwrap();
+    assert!(
+        open()
+            .unwrap_err()
+            .contains("names model-00002-of-00003.safetensors, which is not in this directory")
+    );
+
+    fs::write(&shard, &bytes).unwrap();
+    let deeper = ModelConfig { num_hidden_layers: 9, ..config.clone() };
+    assert!(open().unwrap().check(&deeper).unwrap_err().to_string().contains("is missing"));
+    let wider = ModelConfig { intermediate_size: 7, ..config };
+    assert!(open().unwrap().check(&wider).unwrap_err().to_string().contains("config.json asks for [7,"));
+
+    fs::remove_file(dir.path().join("model.safetensors.index.json")).unwrap();
+    assert!(open().unwrap_err().contains("holds neither model.safetensors nor"));
+}

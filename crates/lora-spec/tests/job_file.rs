@@ -1,0 +1,87 @@
+//! Job files: defaults, and errors that name file, line, field and what would be right.
+
+use std::path::Path;
+
+use lora_spec::{JobFile, LongRows, Scheduler, TargetModules};
+
+const HEAD: &str = "name: dates\nmodel: {base: base}\ndata: {train: rows.jsonl}\n";
+
+fn error(text: &str) -> String {
+    JobFile::parse(text, Path::new("/jobs/job.yaml")).unwrap_err().to_string()
+}
+
+#[test]
+fn paths_count_from_the_job_file_and_the_rest_has_defaults() {
+    let text = format!("{HEAD}training:\n  lr_scheduler_type: constant_with_warmup\n  learning_rate: 1e-3\n");
+    let job = JobFile::parse(&text, Path::new("/jobs/job.yaml")).unwrap().job;
+    assert_eq!(job.model.base, Path::new("/jobs/base"));
+    assert_eq!(job.data.train, Path::new("/jobs/rows.jsonl"));
+    assert_eq!(job.training.lr_scheduler_type, Scheduler::ConstantWithWarmup);
+    assert_eq!(job.training.learning_rate, 1e-3);
+    assert_eq!((job.adapter.r, job.adapter.lora_alpha, job.adapter.scaling()), (16, 32.0, 2.0));
+    assert_eq!(job.adapter.target_modules, TargetModules::Pattern("all-linear".into()));
+    assert_eq!((job.data.long_rows, job.training.micro_batches()), (LongRows::Error, 8));
+}
+
+#[test]
+fn target_modules_are_a_text_or_a_list() {
+    for (yaml, expected) in [
+        ("'.*_proj'", TargetModules::Pattern(".*_proj".into())),
+        ("[q_proj, v_proj]", TargetModules::Names(vec!["q_proj".into(), "v_proj".into()])),
+    ] {
+        let text = format!("{HEAD}adapter: {{target_modules: {yaml}}}\n");
+        let job = JobFile::parse(&text, Path::new("job.yaml")).unwrap().job;
+        assert_eq!(job.adapter.target_modules, expected);
+    }
+}
+
+#[test]
+fn errors_name_file_line_field_and_remedy() {
+    let cases = [
+        (
+            "training:\n  learnig_rate: 1\n",
+            5,
+            "training.learnig_rate",
+            "did you mean training.learning_rate?",
+        ),
+        (
+            "training:\n  per_device_train_batch_size: 4\n",
+            5,
+            "per_device_train_batch_size",
+            "training.micro_batch_size",
+        ),
+        ("learning_rate: 1\n", 4, "learning_rate", "it belongs at training.learning_rate"),
+        ("trainng: {}\n", 4, "trainng", "did you mean training?"),
+        ("adapter:\n  alpha: 3\n  r: 0\n", 5, "adapter.alpha", "adapter.lora_alpha"),
+        ("adapter:\n  r: 0\n", 5, "adapter.r", "at least 1"),
+        ("adapter:\n  r: -3\n", 5, "adapter.r", ""),
+        ("adapter:\n  r: many\n", 5, "adapter.r", ""),
+        ("training:\n\n  learning_rate: .nan\n", 6, "training.learning_rate", "finite number above 0"),
+        ("training: {learning_rate: .inf}\n", 4, "training.learning_rate", "finite"),
+        ("training: {warmup_steps: 2.5}\n", 4, "training.warmup_steps", "whole number"),
+        ("training: {micro_batch_size: 64}\n", 4, "training.micro_batch_size", "global_batch_size 32"),
+        ("training: {lr_scheduler_type: cosin}\n", 4, "training.lr_scheduler_type", "cosine"),
+        ("training: {load_best_model_at_end: true}\n", 4, "training.load_best_model_at_end", "data.eval"),
+        ("workers: {min: 1, max: 9}\n", 4, "workers.max", "8 micro-batches"),
+        ("workers: {min: 3, max: 2}\n", 4, "workers.max", "workers.min 3"),
+    ];
+    for (tail, line, field, remedy) in cases {
+        let error = error(&format!("{HEAD}{tail}"));
+        assert!(error.starts_with(&format!("/jobs/job.yaml:{line}: ")), "{tail}: {error}");
+        assert!(error.contains(field) && error.contains(remedy), "{tail}: {error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+#[test]
+fn what_is_missing_and_what_is_no_yaml_is_said() {
+    assert!(error("name: x\nmodel: {base: b}\n").contains("data.train: is missing"));
+    assert!(error("model: {base: b}\ndata: {train: t}\n").contains("name: "));
+    assert!(error("").contains("/jobs/job.yaml:1: "));
+    let broken = error("name: x\nmodel: {base: [\n");
+    assert!(broken.starts_with("/jobs/job.yaml:"), "{broken}");
+    let twice = error("name: x\nname: y\n");
+    assert!(twice.starts_with("/jobs/job.yaml:2: ") && twice.contains("name"), "{twice}");
+    let missing = JobFile::read(Path::new("/nonexistent/job.yaml")).unwrap_err().to_string();
+    assert!(missing.starts_with("/nonexistent/job.yaml: "), "{missing}");
+}

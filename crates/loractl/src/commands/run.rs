@@ -1,0 +1,75 @@
+//! `loractl run`: a job on this machine.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use lora_spec::JobState;
+
+use crate::local::{RunOptions, RunSummary, run_job};
+use crate::output::Format;
+
+/// Run a job on this machine.
+///
+/// Starts worker processes, trains, and leaves the adapter in the output directory as PEFT reads it. The result does not
+/// depend on the number of workers, bit by bit. Ctrl-C pauses with a checkpoint; --resume goes on from there.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl run job.yaml --out runs/dates
+  loractl run job.yaml --workers 2 --threads 4 --out runs/dates
+  loractl run job.yaml --workers 3 --out runs/dates --resume
+  loractl run job.yaml --out runs/dates -o json | jq .loss")]
+pub(crate) struct Args {
+    /// The job file.
+    #[arg(value_name = "JOB")]
+    job: PathBuf,
+    /// Worker processes; at most the micro-batches of a step.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
+    workers: usize,
+    /// Directory for checkpoints, metrics and the result; made when training starts.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Threads of each worker [default: the machine's cores, shared out]
+    #[arg(long, value_name = "T", value_parser = count)]
+    threads: Option<usize>,
+    /// Go on with the unfinished run in the output directory, from its newest checkpoint.
+    #[arg(long)]
+    resume: bool,
+    /// What is written to stdout at the end.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
+    let Args { job, workers, out, threads, resume, output } = args;
+    let summary = run_job(&RunOptions { job, workers, output_dir: out, threads, resume })?;
+    match output {
+        Format::Json => println!("{}", serde_json::to_string_pretty(&summary)?),
+        // A job that never trained has nothing to show.
+        Format::Table if summary.total_steps == 0 => {}
+        Format::Table => println!("{}", summary.table()),
+    }
+    if let Some(failure) = &summary.failure {
+        eprintln!("error: the job failed: {failure}");
+    } else if summary.state == JobState::Paused {
+        eprintln!("paused after step {}; the same command with --resume goes on", summary.steps);
+    }
+    Ok(exit_code(&summary))
+}
+
+/// As `--help` has it.
+fn exit_code(summary: &RunSummary) -> ExitCode {
+    match summary.state {
+        JobState::Succeeded => ExitCode::SUCCESS,
+        JobState::Failed => ExitCode::from(3),
+        _ => ExitCode::from(4),
+    }
+}
+
+/// A count of processes or threads that a machine can have.
+fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count @ 1..=1024) => Ok(count),
+        Ok(_) => Err("must be from 1 to 1024".into()),
+        Err(error) => Err(format!("{error}")),
+    }
+}

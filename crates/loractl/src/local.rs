@@ -1,0 +1,9 @@
+//! A job on this machine alone: an embedded coordinator, and worker processes of this executable that reach it over gRPC.
+
+mod progress;
+mod run;
+mod summary;
+mod workers;
+
+pub(crate) use run::{RunOptions, run_job};
+pub(crate) use summary::RunSummary;

@@ -1,0 +1,27 @@
+//! The binary under test.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use escargot::CargoBuild;
+
+/// A command of `loractl`, which is built on first use, with the profile and in the target directory of the test that calls.
+///
+/// The features of dependencies are those of the whole workspace, so that nothing that `cargo test --workspace` has built is
+/// built again.
+pub fn loractl() -> Command {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    Command::new(BUILT.get_or_init(build))
+}
+
+fn build() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
+    // <target>/<profile>/deps/<test>
+    let test = std::env::current_exe().unwrap();
+    let profile = test.ancestors().nth(2).unwrap();
+    let target = profile.parent().unwrap();
+    let cargo = CargoBuild::new().manifest_path(manifest).target_dir(target).arg("--workspace").bin("loractl");
+    let cargo = if profile.ends_with("release") { cargo.release() } else { cargo };
+    cargo.run().unwrap().path().to_owned()
+}

@@ -1,0 +1,67 @@
+//! The result of a job does not depend on how many processes and threads compute it, nor on what happens on the way.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use lora_e2e::{Fixture, Outcome, Running, Signal, checkpoints, metrics, wait_until};
+
+#[test]
+fn every_number_of_workers_and_threads_gives_the_same_files() {
+    let fixture = Fixture::default();
+    let expected = fixture.finish("1x1", &["--workers", "1", "--threads", "1"]);
+    for (workers, threads) in [("2", "1"), ("3", "1"), ("4", "1"), ("1", "2"), ("2", "2")] {
+        let out = format!("{workers}x{threads}");
+        let found = fixture.finish(&out, &["--workers", workers, "--threads", threads]);
+        assert_eq!(found, expected, "{workers} workers of {threads} threads");
+    }
+}
+
+#[test]
+fn a_job_that_was_stopped_in_its_first_epoch_ends_in_the_same_bits() {
+    // In the second step or soon after; an epoch has five.
+    let epochs = stop_after(1, &["--workers", "2"], &["--workers", "3"]);
+    assert!(epochs < 1.0, "it stopped after {epochs} epochs");
+}
+
+#[test]
+fn a_job_that_was_stopped_in_its_second_epoch_ends_in_the_same_bits() {
+    let epochs = stop_after(6, &["--workers", "3"], &["--workers", "1"]);
+    assert!((1.0..2.0).contains(&epochs), "it stopped after {epochs} epochs");
+}
+
+#[test]
+fn a_job_that_was_killed_ends_in_the_same_bits_and_leaves_no_process() {
+    let fixture = Fixture::default();
+    let expected = fixture.finish("expected", &["--threads", "1"]);
+    let out = fixture.path("out");
+    let mut running = Running::start(&mut fixture.run("out", &["--workers", "2", "--threads", "1"]));
+    wait_until("a checkpoint", &mut running, || (!checkpoints(&out).is_empty()).then_some(()));
+    let workers = running.children();
+    assert_eq!(workers.len(), 2, "{workers:?}");
+    running.process.signal(Signal::KILL);
+    assert_eq!(running.wait().code, None);
+    for worker in workers {
+        assert!(worker.wait(), "an orphan: {:?}", worker.arguments);
+    }
+    assert!(!out.join("receipt.json").exists(), "it was killed too late");
+    assert_eq!(fixture.finish("out", &["--resume", "--workers", "3", "--threads", "1"]), expected);
+}
+
+/// Stops a job by Ctrl-C once `step` steps are done, resumes it with `then` and holds the result against that of an
+/// undisturbed run. Returns the epochs that were done at the stop.
+fn stop_after(step: usize, first: &[&str], then: &[&str]) -> f64 {
+    let fixture = Fixture::default();
+    let expected: Outcome = fixture.finish("expected", &["--threads", "1"]);
+    let out = fixture.path("out");
+    let mut running = Running::start(&mut fixture.run("out", &[first, &["--threads", "1"]].concat()));
+    wait_until("a step", &mut running, || (metrics(&out).len() >= step).then_some(()));
+    running.process.signal(Signal::INT);
+    running.wait().expect_code(4);
+    let rows = metrics(&out);
+    let last = rows.last().unwrap();
+    assert!(!out.join("receipt.json").exists());
+    let newest = format!("step-{:08}.safetensors", last["step"].as_u64().unwrap());
+    assert_eq!(checkpoints(&out).last(), Some(&newest), "the pause leaves a checkpoint");
+    let resumed = fixture.finish("out", &[then, &["--resume", "--threads", "1"]].concat());
+    assert_eq!(resumed, expected, "stopped after step {}", last["step"]);
+    last["epoch"].as_f64().unwrap()
+}
