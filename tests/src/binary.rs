@@ -21,7 +21,7 @@ fn build() -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
     let target = profile.parent().unwrap();
-    let cargo = CargoBuild::new().manifest_path(manifest).target_dir(target).arg("--workspace").bin("loractl");
+    let cargo = CargoBuild::new().manifest_path(manifest).target_dir(target).package("loractl").bin("loractl");
     let cargo = if profile.ends_with("release") { cargo.release() } else { cargo };
     cargo.run().unwrap().path().to_owned()
 }

@@ -27,7 +27,7 @@ pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 /// One thing for the service to do.
 pub(crate) enum Command {
     Submit {
-        request: v1::SubmitJobRequest,
+        request: Box<v1::SubmitJobRequest>,
         reply: Reply<String>,
     },
     Get {

@@ -77,7 +77,7 @@ impl Service {
     fn execute(&mut self, command: Command) {
         match command {
             Command::Submit { request, reply } => {
-                let _ = reply.send(self.submit(request));
+                let _ = reply.send(self.submit(*request));
                 self.schedule();
             }
             Command::Get { job_id, reply } => {

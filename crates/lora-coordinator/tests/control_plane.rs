@@ -1,5 +1,7 @@
 //! The coordinator over its real API, with workers that have no engine.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 mod fake;
 
 use std::path::Path;

@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use candle_core::safetensors::MmapedSafetensors;
-use candle_core::{DType, Device, Tensor};
+use candle_core::Tensor;
 use lora_ops::linear::FrozenLinear;
 use lora_spec::{BaseDtype, Checkpoint, ModelConfig};
 use rayon::prelude::*;
@@ -12,6 +11,7 @@ use rayon::prelude::*;
 use crate::ModelError;
 use crate::block::Block;
 use crate::hash::{sha256, sha256_file};
+use crate::read::Reader;
 
 /// A frozen base model: read once, never changed.
 #[derive(Debug)]
@@ -58,21 +58,9 @@ impl Base {
         let config = ModelConfig::read(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.check(&config)?;
-        // SAFETY: as everywhere in safetensors, the files must not be changed while they are mapped; they are read
-        // once, here.
-        let mapped = unsafe { MmapedSafetensors::multi(&checkpoint.files) }?;
-        let matrix = |name: &str| -> Result<Tensor, ModelError> {
-            let tensor = mapped.load(name, &Device::Cpu)?;
-            let held = match (dtype, tensor.dtype()) {
-                (BaseDtype::F32, _) => DType::F32,
-                (BaseDtype::Bf16, _) | (BaseDtype::Auto, DType::BF16) => DType::BF16,
-                (BaseDtype::Auto, _) => DType::F32,
-            };
-            Ok(tensor.to_dtype(held)?)
-        };
-        let vector = |name: &str| -> Result<Tensor, ModelError> {
-            Ok(mapped.load(name, &Device::Cpu)?.to_dtype(DType::F32)?)
-        };
+        let reader = Reader::open(&checkpoint)?;
+        let matrix = |name: &str| reader.read(name, dtype);
+        let vector = |name: &str| reader.read(name, BaseDtype::F32);
         let mut modules = config.linear_modules().into_iter();
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {

@@ -10,6 +10,7 @@ mod generate;
 mod hash;
 mod model;
 mod peft;
+mod read;
 
 pub use adapter::{Adapter, AdapterLayout, Gradients, Slot};
 pub use base::{Base, BaseKey};

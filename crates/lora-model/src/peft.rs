@@ -181,7 +181,7 @@ pub fn write_adapter(
         "init_lora_weights": true,
         "layers_pattern": null,
         "layers_to_transform": null,
-        "lora_alpha": spec.lora_alpha,
+        "lora_alpha": whole(spec.lora_alpha),
         "lora_dropout": spec.lora_dropout,
         "modules_to_save": null,
         "peft_type": "LORA",
@@ -196,6 +196,12 @@ pub fn write_adapter(
     let mut config = serde_json::to_vec_pretty(&config).unwrap_or_default();
     config.push(b'\n');
     Ok([(WEIGHTS, weights), (CONFIG, config)])
+}
+
+/// A whole number without a fraction, as PEFT writes `lora_alpha`.
+fn whole(number: f64) -> Value {
+    let is_whole = number.fract() == 0.0 && number.abs() < 1e15;
+    if is_whole { json!(number as i64) } else { json!(number) }
 }
 
 /// Module names as servers expect them: the last part alone where that names the same modules in every block.

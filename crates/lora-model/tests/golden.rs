@@ -1,5 +1,7 @@
 //! Logits, loss and every adapter gradient against Transformers + PEFT (`tests/golden`, made by `tests/oracle`).
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -27,6 +28,8 @@ pub struct TensorEntry {
     pub dtype: String,
     /// Dimensions.
     pub shape: Vec<usize>,
+    /// Where its elements lie in the file, little endian, rows one after the other.
+    pub bytes: Range<u64>,
 }
 
 /// What is wrong with a checkpoint.
@@ -57,9 +60,7 @@ impl Checkpoint {
         };
         let mut tensors = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
-            for (name, dtype, shape) in header(path)? {
-                tensors.insert(name, TensorEntry { file, dtype, shape });
-            }
+            tensors.extend(header(path, file)?);
         }
         Ok(Self { files, tensors })
     }
@@ -105,8 +106,8 @@ fn shards(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
-/// Name, element type and shape of each tensor of a safetensors file, whose length must be what its header says.
-fn header(path: &Path) -> Result<Vec<(String, String, Vec<usize>)>, CheckpointError> {
+/// The tensors of a safetensors file, whose length must be what its header says.
+fn header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntry)>, CheckpointError> {
     let fail = |message: String| CheckpointError { path: path.to_owned(), message };
     let io = |e: std::io::Error| fail(e.to_string());
     let mut file = File::open(path).map_err(io)?;
@@ -139,14 +140,33 @@ fn header(path: &Path) -> Result<Vec<(String, String, Vec<usize>)>, CheckpointEr
                 "its header describes tensor {name} without dtype, shape or data_offsets"
             )));
         };
-        end = end.max(offsets.last().copied().unwrap_or(0) as u64);
-        tensors.push((name.clone(), dtype.to_owned(), shape));
+        let (&[first, last], width) = (offsets.as_slice(), element_size(dtype)) else {
+            return Err(fail(format!("data_offsets of tensor {name} are not two numbers")));
+        };
+        let elements = shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
+        let expected = elements.zip(width).map(|(n, width)| n as u128 * width as u128);
+        if first > last || expected.is_some_and(|expected| expected != (last - first) as u128) {
+            return Err(fail(format!("tensor {name} of {dtype} {shape:?} does not lie at {first}..{last}")));
+        }
+        end = end.max(last as u64);
+        let start = 8 + size;
+        let bytes = start + first as u64..start.saturating_add(last as u64);
+        tensors.push((name.clone(), TensorEntry { file: file_index, dtype: dtype.to_owned(), shape, bytes }));
     }
-    let expected = 8 + size + end;
+    let expected = (8 + size).saturating_add(end);
     if length < expected {
         return Err(fail(format!("is truncated: {length} bytes of {expected}")));
     }
     Ok(tensors)
+}
+
+/// Bytes of an element of the types that can be loaded.
+fn element_size(dtype: &str) -> Option<usize> {
+    match dtype {
+        "F32" => Some(4),
+        "BF16" | "F16" => Some(2),
+        _ => None,
+    }
 }
 
 fn counts(entry: &Value, key: &str) -> Option<Vec<usize>> {

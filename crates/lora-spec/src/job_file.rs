@@ -67,7 +67,13 @@ impl JobFile {
             line: error.location().map_or(1, |l| l.line()),
             message: plain_message(&error),
         };
-        let options = || serde_saphyr::options! { with_snippet: false };
+        let options = || {
+            // The checks of the job say what is wrong with a NaN, and where.
+            serde_saphyr::options! {
+                with_snippet: false,
+                non_finite_float_policy: serde_saphyr::options::NonFiniteFloatPolicy::PassThrough,
+            }
+        };
         let tree: Spanned<Node> = serde_saphyr::from_str_with_options(text, options()).map_err(syntax)?;
         let mut lines = HashMap::new();
         tree.value.collect_lines("", &mut lines);

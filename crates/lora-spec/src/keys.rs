@@ -19,6 +19,8 @@ const FOREIGN: &[(&str, &str)] = &[
     ("lr_scheduler", "training.lr_scheduler_type"),
     ("gradient_checkpointing", "training.activation_checkpointing"),
     ("gradient_clipping", "training.max_grad_norm"),
+    ("alpha", "adapter.lora_alpha"),
+    ("dropout", "adapter.lora_dropout"),
     ("lora_r", "adapter.r"),
     ("lora_rank", "adapter.r"),
     ("rank", "adapter.r"),

@@ -1,5 +1,7 @@
 //! A worker with its engine, and a coordinator, in one process.
 
+#![expect(clippy::unwrap_used, clippy::expect_used, reason = "helpers of tests")]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

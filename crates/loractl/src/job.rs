@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 use lora_data::{Plan, PlanError};
 use lora_spec::{JobFile, JobSpec, WorkersSpec};
 
@@ -18,6 +18,8 @@ pub(crate) fn plan(file: &JobFile) -> anyhow::Result<Plan> {
 pub(crate) fn load(path: &Path, workers: usize) -> anyhow::Result<JobSpec> {
     let mut file = JobFile::read(path)?;
     file.job.workers = WorkersSpec { min: workers, max: workers };
+    // The rest of the job was checked as the file has it.
+    file.job.check().map_err(|error| anyhow!("--workers: {}", error.message))?;
     let plan = plan(&file)?;
     if let Some(problem) = plan.problems.into_iter().next() {
         bail!(problem);

@@ -21,7 +21,7 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
         &self,
         request: Request<v1::SubmitJobRequest>,
     ) -> Result<Response<v1::SubmitJobResponse>, Status> {
-        let request = request.into_inner();
+        let request = Box::new(request.into_inner());
         let job_id = self.0.ask(|reply| Command::Submit { request, reply }).await?;
         Ok(Response::new(v1::SubmitJobResponse { job_id }))
     }

@@ -36,10 +36,10 @@ impl Progress {
     /// Shows an event that `tally` has taken.
     pub(crate) fn show(&mut self, event: &v1::JobEvent, tally: &Tally) {
         match &event.kind {
-            Some(job_event::Kind::StateChanged(change)) if change.failure.is_none() => {
-                if ["preparing", "pausing"].contains(&change.state.as_str()) {
-                    self.say(&change.state);
-                }
+            Some(job_event::Kind::StateChanged(change))
+                if ["preparing", "pausing"].contains(&change.state.as_str()) =>
+            {
+                self.say(&change.state);
             }
             Some(job_event::Kind::Assigned(assigned)) => {
                 if let Some(step) = assigned.checkpoint_step {

@@ -42,16 +42,26 @@ impl RunSummary {
         let mut table = Table::new();
         table.row("state", self.state.name());
         table.row("steps", format!("{} of {}", self.steps, self.total_steps));
-        self.loss.map(|loss| table.row("loss", format!("{loss:.4}")));
-        self.eval_loss.map(|loss| table.row("eval loss", format!("{loss:.4}")));
+        if let Some(loss) = self.loss {
+            table.row("loss", format!("{loss:.4}"));
+        }
+        if let Some(loss) = self.eval_loss {
+            table.row("eval loss", format!("{loss:.4}"));
+        }
         let percent = 100.0 * self.trainable_parameters as f64 / self.total_parameters.max(1) as f64;
         table.row("trainable parameters", format!("{} ({percent:.2} %)", count(self.trainable_parameters)));
         table.row("total parameters", count(self.total_parameters));
-        self.adapter_bytes.map(|size| table.row("adapter file", bytes(size)));
+        if let Some(size) = self.adapter_bytes {
+            table.row("adapter file", bytes(size));
+        }
         table.row("workers", self.workers);
-        self.all_reduced_bytes.map(|n| table.row("all-reduced a step", format!("{} by a worker", bytes(n))));
+        if let Some(n) = self.all_reduced_bytes {
+            table.row("all-reduced a step", format!("{} by a worker", bytes(n)));
+        }
         table.row("time", format!("{:.1} s", self.seconds));
-        self.tokens_per_second.map(|rate| table.row("tokens/s", format!("{rate:.0}")));
+        if let Some(rate) = self.tokens_per_second {
+            table.row("tokens/s", format!("{rate:.0}"));
+        }
         let place = if self.state == JobState::Succeeded { "adapter" } else { "output directory" };
         table.row(place, self.output_dir.display());
         table
