@@ -143,7 +143,8 @@ def log_lines(rng):
     worker, lines = rng.randint(1, 20), []
     for _ in range(rng.randint(2, 4)):
         event = rng.choice(["started", "stopped", "saved", "read", "sent", "checked"])
-        lines.append(f"{hour:02}:{minute:02}:{rng.randrange(60):02} worker-{worker:02} {event} {rng.choice(THINGS)}={rng.randint(0, 9999)}")
+        lines.append(f"{hour:02}:{minute:02}:{rng.randrange(60):02} worker-{worker:02} {event} "
+                     f"{rng.choice(THINGS)}={rng.randint(0, 9999)}")
         minute = min(minute + rng.randint(0, 3), 59)
     return "\n".join(lines)
 
@@ -152,8 +153,10 @@ def record(rng):
     name, other = rng.sample(NAMES, 2)
     return rng.choice([
         f"Name: {name}\nRoom: {rng.randint(1, 99):02}\nPlace: {rng.choice(PLACES)}\nSince: {year(rng)}",
-        f"- {number(rng, rng.randint(2, 40))} {thing(rng, 2)} for {name}\n- {number(rng, rng.randint(2, 40))} {thing(rng, 2)} for {other}",
-        f"1. {rng.choice(ADJECTIVES)} {thing(rng, 1)}\n2. {rng.choice(ADJECTIVES)} {thing(rng, 1)}\n3. {rng.choice(ADJECTIVES)} {thing(rng, 1)}",
+        f"- {number(rng, rng.randint(2, 40))} {thing(rng, 2)} for {name}\n"
+        f"- {number(rng, rng.randint(2, 40))} {thing(rng, 2)} for {other}",
+        f"1. {rng.choice(ADJECTIVES)} {thing(rng, 1)}\n2. {rng.choice(ADJECTIVES)} {thing(rng, 1)}\n"
+        f"3. {rng.choice(ADJECTIVES)} {thing(rng, 1)}",
     ])
 
 

@@ -1,10 +1,10 @@
 """Makes `base/`: a Llama of 2.2 million parameters, pretrained on the text of corpus.py, in Hugging Face layout.
 
-    pip install torch transformers
+    pip install "torch>=2.9" transformers
     python pretrain.py
 
-Takes about 20 minutes on 2 CPU cores. Writes the text it was trained on to pretrain.jsonl.gz. Seeded: the same versions on the
-same kind of machine give the same model.
+Takes about 20 minutes on 2 idle CPU cores (28 minutes of processor time). Writes the text it was trained on to
+pretrain.jsonl.gz. Seeded: text and tokenizer come out the same again; the weights can differ with torch and the machine.
 """
 
 import argparse
