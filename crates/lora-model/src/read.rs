@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
@@ -17,7 +18,8 @@ pub(crate) struct Reader<'a> {
 
 impl<'a> Reader<'a> {
     pub(crate) fn open(checkpoint: &'a Checkpoint) -> Result<Self, ModelError> {
-        let open = |path| File::open(path).map_err(|source| ModelError::Io { path: path.clone(), source });
+        let open =
+            |path: &PathBuf| File::open(path).map_err(|source| ModelError::Io { path: path.clone(), source });
         let files = checkpoint.files.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self { checkpoint, files })
     }
