@@ -26,7 +26,10 @@ impl Process {
         let descriptor = pidfd_open(pid, PidfdFlags::empty()).ok()?;
         let line = std::fs::read(format!("/proc/{}/cmdline", pid.as_raw_pid())).ok()?;
         let words = line.split(|byte| *byte == 0);
-        Some(Self { arguments: words.map(|word| String::from_utf8_lossy(word).into_owned()).collect(), descriptor })
+        Some(Self {
+            arguments: words.map(|word| String::from_utf8_lossy(word).into_owned()).collect(),
+            descriptor,
+        })
     }
 
     /// Sends a signal.

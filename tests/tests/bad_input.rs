@@ -79,7 +79,11 @@ const SETTINGS: &[Case] = &[
         name: "a target module that the base does not have",
         spoil: |f| f.edit("job.yaml", "target_modules: all-linear", "target_modules: [q_proj, w_proj]"),
         at: At::Job("w_proj"),
-        says: &["adapter.target_modules", "w_proj", "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj"],
+        says: &[
+            "adapter.target_modules",
+            "w_proj",
+            "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
+        ],
     },
     Case {
         name: "more workers than micro-batches",
@@ -284,11 +288,17 @@ fn long_rows_are_truncated_or_dropped_as_the_job_says() {
         let plan = Finished::of(loractl().arg("plan").arg(fixture.job()).args(["-o", "json"])).expect_code(0);
         let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
         let report = &plan["train"]["report"];
-        for (key, rows) in [("rows_read", 58), ("rows_kept", kept), ("truncated", truncated), ("dropped", dropped)] {
+        for (key, rows) in
+            [("rows_read", 58), ("rows_kept", kept), ("truncated", truncated), ("dropped", dropped)]
+        {
             assert_eq!(report[key], json!(rows), "{word}: {key}");
         }
         fixture.finish("out", &[]);
-        assert_eq!(lora_e2e::metrics(&fixture.path("out"))[4]["num_tokens"], plan["tokens"], "{word}: an epoch");
+        assert_eq!(
+            lora_e2e::metrics(&fixture.path("out"))[4]["num_tokens"],
+            plan["tokens"],
+            "{word}: an epoch"
+        );
     }
 }
 

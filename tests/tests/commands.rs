@@ -21,8 +21,10 @@ fn plan_says_what_would_be_trained_and_creates_nothing() {
 
     let config = json(&fixture.path("base/config.json"));
     let count = |key: &str| config[key].as_u64().unwrap();
-    let (hidden, mlp, layers) = (count("hidden_size"), count("intermediate_size"), count("num_hidden_layers"));
-    let (q, kv) = (count("num_attention_heads") * count("head_dim"), count("num_key_value_heads") * count("head_dim"));
+    let (hidden, mlp, layers) =
+        (count("hidden_size"), count("intermediate_size"), count("num_hidden_layers"));
+    let (q, kv) =
+        (count("num_attention_heads") * count("head_dim"), count("num_key_value_heads") * count("head_dim"));
     let widths = 2 * (hidden + q) + 2 * (hidden + kv) + 3 * (hidden + mlp);
     let trainable = 4 * layers * widths;
     for (key, value) in [
@@ -37,7 +39,10 @@ fn plan_says_what_would_be_trained_and_creates_nothing() {
     ] {
         assert_eq!(plan[key], value, "{key}");
     }
-    assert_eq!((&plan["train"]["report"]["rows_kept"], &plan["eval"]["report"]["rows_kept"]), (&json!(57), &json!(10)));
+    assert_eq!(
+        (&plan["train"]["report"]["rows_kept"], &plan["eval"]["report"]["rows_kept"]),
+        (&json!(57), &json!(10))
+    );
     assert_eq!(plan["modules"].as_object().unwrap().len(), 7);
 
     // What a run then reports.
@@ -78,7 +83,11 @@ fn greedy_text_is_repeatable_and_sampled_text_follows_its_seed() {
     let sampled = |seed: &str| generate(&["--temperature", "2", "--seed", seed]);
     assert_eq!(sampled("1"), sampled("1"));
     assert_ne!(sampled("1"), sampled("2"));
-    assert_eq!(generate(&["--temperature", "2", "--top-k", "1"]), generate(&[]), "only the likeliest is left");
+    assert_eq!(
+        generate(&["--temperature", "2", "--top-k", "1"]),
+        generate(&[]),
+        "only the likeliest is left"
+    );
 }
 
 #[test]
@@ -103,7 +112,12 @@ fn generate_refuses_what_makes_no_sense() {
         (&["--adapter", "nowhere"], 1, "nowhere"),
     ] {
         let mut command = loractl();
-        command.arg("generate").arg("--base").arg(fixture.path("base")).args(["--prompt", PROMPT]).args(arguments);
+        command
+            .arg("generate")
+            .arg("--base")
+            .arg(fixture.path("base"))
+            .args(["--prompt", PROMPT])
+            .args(arguments);
         let refused = Finished::of(&mut command).expect_code(code);
         assert!(refused.stdout.is_empty() && refused.error().is_some(), "{refused:?}");
         assert!(refused.stderr.contains(says), "{arguments:?}: {}", refused.stderr);
@@ -162,6 +176,7 @@ fn generate(fixture: &Fixture, prompt: &str, arguments: &[&str]) -> String {
 /// A number with its digits in groups of three.
 fn grouped(n: u64) -> String {
     let digits = n.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap()).collect();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap()).collect();
     groups.join(",")
 }

@@ -66,7 +66,8 @@ fn no_pretraining_text_has_a_question_and_later_its_answer() {
             let answer = word.trim_matches([':', '-']);
             // `word` is a slice of `text`.
             let before = &text[..word.as_ptr().addr() - text.as_ptr().addr()];
-            let asked = questions.get(answer).into_iter().flatten().find(|question| before.contains(**question));
+            let asked =
+                questions.get(answer).into_iter().flatten().find(|question| before.contains(**question));
             assert_eq!(asked, None, "answered in {text}");
         }
     }

@@ -25,7 +25,7 @@ const WAITING_COMMANDS: usize = 256;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long connections may take to end at shutdown.
-const FAREWELL: Duration = Duration::from_secs(5);
+const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Settings of a coordinator.
 #[derive(Debug, Clone)]

@@ -175,7 +175,8 @@ impl Service {
         }
     }
 
-    fn fail(&mut self, job_id: &str, failure: v1::Failure) {
+    /// Ends a job with an error and takes it from its workers.
+    pub(crate) fn fail(&mut self, job_id: &str, failure: v1::Failure) {
         let Ok(job) = find(&mut self.jobs, job_id) else { return };
         job.fail(failure);
         self.dissolve(job_id);

@@ -223,16 +223,14 @@ impl Service {
         let Ok(job) = find(&mut self.jobs, job_id) else { return };
         let hellos: Vec<&v1::Hello> =
             sessions.iter().filter_map(|session| Some(&self.workers.get(session)?.hello)).collect();
-        if let Some(cause) = unequal_numerics(&hellos) {
-            let failure = v1::Failure { cause, completed_steps: job.completed_steps, ..Default::default() };
-            job.fail(failure);
-            job.output = None;
-            return;
-        }
-        let message = match v1::JobSpec::try_from(&job.spec) {
+        let alike = unequal_numerics(&hellos).map_or(Ok(()), Err);
+        let message =
+            alike.and_then(|()| v1::JobSpec::try_from(&job.spec).map_err(|error| error.to_string()));
+        let message = match message {
             Ok(message) => message,
-            Err(error) => {
-                job.fail(v1::Failure { cause: error.to_string(), ..Default::default() });
+            Err(cause) => {
+                let failure = v1::Failure { cause, ..Default::default() };
+                self.fail(job_id, failure);
                 return;
             }
         };

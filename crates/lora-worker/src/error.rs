@@ -14,13 +14,13 @@ pub enum WorkerError {
         /// Why not.
         source: io::Error,
     },
-    /// The process computes with another number of threads already.
-    #[error("{threads} threads were asked for, but this process computes with {used} already")]
+    /// The threads that compute cannot be started.
+    #[error("cannot compute with {threads} threads: {cause}")]
     Threads {
         /// Threads asked for.
         threads: usize,
-        /// Threads in use.
-        used: usize,
+        /// Why not.
+        cause: String,
     },
     /// The engine's thread cannot be started.
     #[error("cannot start the engine's thread: {0}")]

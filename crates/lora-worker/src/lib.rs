@@ -9,6 +9,7 @@ mod error;
 mod session;
 mod transfer;
 
+use std::error::Error;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use lora_collective::PeerListener;
@@ -53,7 +54,14 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Worker
 }
 
 fn use_threads(threads: usize) -> Result<(), WorkerError> {
-    let built = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    let used = rayon::current_num_threads();
-    if built.is_err() && used != threads { Err(WorkerError::Threads { threads, used }) } else { Ok(()) }
+    let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() else {
+        return Ok(());
+    };
+    // Without a source, the error is that the process has its threads already.
+    let cause = match error.source() {
+        Some(source) => source.to_string(),
+        None if rayon::current_num_threads() == threads => return Ok(()),
+        None => format!("this process computes with {} already", rayon::current_num_threads()),
+    };
+    Err(WorkerError::Threads { threads, cause })
 }

@@ -69,7 +69,7 @@ async fn listen(
         let report = match messages.message().await {
             Ok(Some(v1::WorkerMessage { kind: Some(worker_message::Kind::Report(report)) })) => report,
             Ok(Some(_)) => return "it sent something else than a report".to_owned(),
-            Ok(None) => return "it closed its stream".to_owned(),
+            Ok(None) => return "its stream ended, or was silent for too long".to_owned(),
             Err(status) => return format!("its connection broke: {}", status.message()),
         };
         if commands.send(Command::Report { session, report }).await.is_err() {

@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
-use lora_coordinator::{Coordinator, CoordinatorError, Handle};
+use lora_coordinator::Coordinator;
 use lora_proto::MAX_MESSAGE_BYTES;
 use lora_proto::v1;
 use lora_proto::v1::fine_tuning_client::FineTuningClient;
 use lora_spec::JobSpec;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
@@ -24,8 +23,8 @@ use crate::job;
 const CONNECTING: Duration = Duration::from_secs(60);
 /// How long the job's failure may take to be known once a worker has died.
 const VERDICT: Duration = Duration::from_secs(10);
-/// How long coordinator and workers may take to end.
-const FAREWELL: Duration = Duration::from_secs(10);
+/// How long workers may take to end, and then the coordinator.
+const FAREWELL: Duration = Duration::from_secs(4);
 /// How long a call to the embedded coordinator may take.
 const CALL: Duration = Duration::from_secs(10);
 
@@ -88,20 +87,15 @@ async fn run(options: &RunOptions, job: &JobSpec, output_dir: &Path) -> anyhow::
     let ended = run.follow(&mut workers, &mut signals, &mut progress).await;
     progress.finish();
     drop(signals);
-    end(handle, serving, workers).await?;
-    ended
-}
-
-/// Tells coordinator and workers to end, and sees to it that they do.
-async fn end(
-    handle: Handle,
-    serving: JoinHandle<Result<(), CoordinatorError>>,
-    workers: Workers,
-) -> anyhow::Result<()> {
+    // Where the job goes on, nothing of it is waited for.
+    let patience = match &ended {
+        Ok(tally) if tally.is_at_rest() => FAREWELL,
+        _ => Duration::ZERO,
+    };
     handle.shutdown();
-    workers.finish(FAREWELL).await;
+    workers.finish(patience).await;
     timeout(FAREWELL, serving).await.context("the coordinator did not end")???;
-    Ok(())
+    ended
 }
 
 async fn connect(address: &str) -> anyhow::Result<FineTuningClient<Channel>> {

@@ -127,6 +127,11 @@ impl Tally {
         }
     }
 
+    /// Whether the job is over or paused.
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.state.is_some_and(|state| state.is_final() || state == JobState::Paused)
+    }
+
     /// Whether workers have been given the job.
     pub(crate) fn assigned(&self) -> bool {
         self.assigned
