@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use lora_spec::JobSpec;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 
-use crate::MicroBatchRows;
 use crate::batch::deal;
+use crate::{Dataset, MicroBatchRows};
 
 /// Which rows make up a step: a pure function of (dataset hash, seed, epoch, step) and the batch sizes.
 ///
@@ -51,6 +52,19 @@ impl BatchPlan {
         }
     }
 
+    /// The order in which `job` takes the rows of `train`.
+    pub fn of_job(job: &JobSpec, train: &Dataset) -> Self {
+        let training = &job.training;
+        Self::new(
+            train.lengths(),
+            &train.sha256,
+            training.seed,
+            job.data.shuffle,
+            training.global_batch_size,
+            training.micro_batch_size,
+        )
+    }
+
     /// Optimizer steps of one pass over the data; its last may have fewer micro-batches.
     pub fn steps_per_epoch(&self) -> u64 {
         self.lengths.len().div_ceil(self.global_batch_size) as u64
@@ -68,6 +82,26 @@ impl BatchPlan {
         let start = index as usize * self.global_batch_size;
         let end = (start + self.global_batch_size).min(order.len());
         deal(order[start..end].to_vec(), &self.lengths, self.micro_batch_size)
+    }
+
+    /// Tokens in the rows of the first `steps` steps, padding not counted.
+    pub fn tokens(&self, steps: u64) -> u64 {
+        let Some(epochs) = steps.checked_div(self.steps_per_epoch()) else { return 0 };
+        let of = |rows: &[usize]| rows.iter().map(|&row| self.lengths[row] as u64).sum::<u64>();
+        let begun = epochs * self.steps_per_epoch()..steps;
+        let tail: u64 = begun.flat_map(|step| self.step(step)).map(|micro_batch| of(&micro_batch.rows)).sum();
+        let epoch = self.lengths.iter().map(|&length| length as u64).sum::<u64>();
+        epochs.saturating_mul(epoch).saturating_add(tail)
+    }
+
+    /// Share of the positions computed in the first epoch that are padding.
+    pub fn padding(&self) -> f64 {
+        let (mut inputs, mut positions) = (0, 0);
+        for micro_batch in (0..self.steps_per_epoch()).flat_map(|step| self.step(step)) {
+            inputs += micro_batch.rows.iter().map(|&row| self.lengths[row].saturating_sub(1)).sum::<usize>();
+            positions += micro_batch.rows.len() * micro_batch.padded_len;
+        }
+        1.0 - inputs as f64 / positions.max(1) as f64
     }
 
     fn order(&self, epoch: u64) -> Arc<[usize]> {

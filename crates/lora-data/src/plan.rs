@@ -33,8 +33,8 @@ pub struct Plan {
     pub micro_batches: usize,
     /// Tokens that go through the model over the whole job, padding not counted.
     pub tokens: u64,
-    /// The same with padding.
-    pub padded_tokens: u64,
+    /// Share of the positions computed in the first epoch that are padding.
+    pub padding: f64,
     /// Training rows.
     pub train: PlanData,
     /// Evaluation rows.
@@ -80,6 +80,11 @@ impl Plan {
         let base = &job.model.base;
         let config = ModelConfig::read(base)?;
         Checkpoint::open(base)?.check(&config)?;
+        for (field, path) in [("data.train", Some(&job.data.train)), ("data.eval", job.data.eval.as_ref())] {
+            if let Some(path) = path.filter(|path| !path.is_file()) {
+                return Err(FieldError::new(field, format!("there is no file {}", path.display())).into());
+            }
+        }
         let mut modules = BTreeMap::new();
         let mut trainable_parameters = 0;
         for module in job.adapter.target_modules.resolve(&config)? {
@@ -98,21 +103,9 @@ impl Plan {
         let train = read(&job.data.train)?;
         let eval = job.data.eval.as_ref().map(|path| Ok::<_, DataError>((path, read(path)?))).transpose()?;
         let training = &job.training;
-        let order = BatchPlan::new(
-            train.lengths(),
-            &train.sha256,
-            training.seed,
-            job.data.shuffle,
-            training.global_batch_size,
-            training.micro_batch_size,
-        );
+        let order = BatchPlan::of_job(job, &train);
         let total_steps =
             if train.rows.is_empty() { 0 } else { training.total_steps(order.steps_per_epoch()) };
-        let (mut tokens, mut padded_tokens) = (0, 0);
-        for micro_batch in (0..total_steps).flat_map(|step| order.step(step)) {
-            padded_tokens += (micro_batch.rows.len() * micro_batch.padded_len) as u64;
-            tokens += micro_batch.rows.iter().map(|&row| train.rows[row].tokens.len() as u64).sum::<u64>();
-        }
         let sample = train.rows.first().map(|row| tokenizer.marked_text(row)).transpose()?;
         let data = |path: &PathBuf, dataset: &Dataset| PlanData {
             path: path.clone(),
@@ -129,8 +122,8 @@ impl Plan {
             steps_per_epoch: order.steps_per_epoch(),
             warmup_steps: training.resolved_warmup_steps(total_steps),
             micro_batches: training.micro_batches().min(train.rows.len().div_ceil(training.micro_batch_size)),
-            tokens,
-            padded_tokens,
+            tokens: order.tokens(total_steps),
+            padding: order.padding(),
             notes: notes(job, &config, &train),
             train: data(&job.data.train, &train),
             eval: eval.map(|(path, eval)| data(path, &eval)),

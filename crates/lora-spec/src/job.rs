@@ -180,7 +180,7 @@ pub struct TrainingSpec {
     pub eval_steps: u64,
     /// Write a checkpoint every so many steps.
     pub save_steps: u64,
-    /// Keep this many newest checkpoints (the best one stays besides where it is needed).
+    /// Keep this many newest checkpoints. The best adapter is not lost with them: it is part of each checkpoint.
     pub save_total_limit: usize,
     /// Report metrics every so many steps.
     pub logging_steps: u64,

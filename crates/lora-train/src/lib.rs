@@ -21,7 +21,7 @@ pub use engine::{Engine, LossSums};
 pub use error::TrainError;
 pub use export::Artifact;
 pub use receipt::{FileHash, Receipt, StepRecord};
-pub use run::{Run, RunFacts, StepMetrics, StepOutcome, StepReport};
+pub use run::{Run, RunFacts, StepMetrics, StepOutcome, StepReport, initial_adapter};
 pub use schedule::learning_rate;
 pub use verify::{Verification, verify};
 

@@ -9,7 +9,7 @@ use lora_data::{BatchPlan, Dataset, MicroBatch, MicroBatchRows, Tokenizer, colla
 use lora_model::{Adapter, Base, Batch, Pass, PeftAdapter, sha256};
 use lora_ops::adamw::AdamW;
 use lora_ops::read_f32;
-use lora_spec::{FieldError, JobSpec};
+use lora_spec::{FieldError, JobSpec, ModelConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, Progress};
@@ -119,19 +119,12 @@ impl Run {
             }
         }
         let training = &job.training;
-        let plan = BatchPlan::new(
-            train.lengths(),
-            &train.sha256,
-            training.seed,
-            job.data.shuffle,
-            training.global_batch_size,
-            training.micro_batch_size,
-        );
+        let plan = BatchPlan::of_job(job, &train);
         let eval_batches = eval
             .as_ref()
             .map(|eval| eval_micro_batches(&eval.lengths(), training.micro_batch_size))
             .unwrap_or_default();
-        let adapter = initial_adapter(job, &base)?;
+        let adapter = initial_adapter(job, &base.config)?;
         let identity = identity(job, &base, &train, eval.as_ref(), &adapter)?;
         let trainable = adapter.layout().len as u64;
         let facts = RunFacts {
@@ -352,7 +345,7 @@ impl Run {
             grad_norm,
             learning_rate,
             epoch: step as f64 / self.facts.steps_per_epoch.max(1) as f64,
-            num_tokens: self.tokens_until(step),
+            num_tokens: self.plan.tokens(step),
             eval_loss,
         };
         Ok(StepReport {
@@ -381,17 +374,6 @@ impl Run {
         let (loss_sum, weight_sum) = total(&bits.collect::<Vec<_>>());
         Ok(loss_sum / weight_sum)
     }
-
-    /// Tokens in the rows of the first `steps` steps: a pure function of the plan.
-    fn tokens_until(&self, steps: u64) -> u64 {
-        let tokens_of = |step: u64| -> u64 {
-            let rows = self.plan.step(step);
-            rows.iter().flat_map(|m| &m.rows).map(|&row| self.train.rows[row].tokens.len() as u64).sum()
-        };
-        let epochs = steps / self.facts.steps_per_epoch.max(1);
-        let whole = epochs * self.train.report.tokens;
-        whole + (epochs * self.facts.steps_per_epoch..steps).map(tokens_of).sum::<u64>()
-    }
 }
 
 /// A collated micro-batch as the model takes it.
@@ -411,17 +393,21 @@ fn total(losses: &[LossSums]) -> LossSums {
     (sum_f64(&sums), sum_f64(&weights))
 }
 
-fn initial_adapter(job: &JobSpec, base: &Base) -> Result<Adapter, TrainError> {
-    let fresh = Adapter::new(&base.config, &job.adapter, job.training.seed)?;
+/// The adapter that `job` starts from over a base of `config`: a fresh one, or that of `adapter.init_from`, which must have
+/// the form that the job asks for.
+pub fn initial_adapter(job: &JobSpec, config: &ModelConfig) -> Result<Adapter, TrainError> {
+    let fresh = Adapter::new(config, &job.adapter, job.training.seed)?;
     let Some(dir) = &job.adapter.init_from else { return Ok(fresh) };
-    let adapter = PeftAdapter::read(dir)?.over(&base.config)?;
+    let field = |message: String| FieldError::new("adapter.init_from", message);
+    let adapter =
+        PeftAdapter::read(dir).and_then(|adapter| adapter.over(config)).map_err(|e| field(e.to_string()))?;
     if adapter.layout() != fresh.layout() || adapter.scaling() != fresh.scaling() {
-        let message = format!(
+        return Err(field(format!(
             "the adapter in {} has another r, scaling or set of modules than adapter.r, adapter.lora_alpha, \
              adapter.use_rslora and adapter.target_modules ask for; make them equal",
             dir.display()
-        );
-        return Err(FieldError::new("adapter.init_from", message).into());
+        ))
+        .into());
     }
     Ok(adapter)
 }

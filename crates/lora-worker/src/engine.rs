@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 
 /// How long forming the group may take, and how long ranks wait for one that makes no progress. A rank that computes is
 /// waited for, so this is far above the time of a step; a lost connection is noticed at once.
-const PEERS: Duration = Duration::from_secs(600);
+const PEERS: Duration = Duration::from_secs(3600);
 
 /// The way to the engine's thread, which ends when this is dropped.
 pub(crate) struct Engine {

@@ -4,14 +4,23 @@ use std::path::Path;
 
 use anyhow::{anyhow, bail};
 use lora_data::{Plan, PlanError};
-use lora_spec::{JobFile, JobSpec, WorkersSpec};
+use lora_spec::{JobFile, JobSpec, ModelConfig, WorkersSpec};
+use lora_train::{TrainError, initial_adapter};
 
 /// Plans the job of `file`; an error about a setting names its line.
 pub(crate) fn plan(file: &JobFile) -> anyhow::Result<Plan> {
-    Plan::new(&file.job).map_err(|error| match error {
+    let plan = Plan::new(&file.job).map_err(|error| match error {
         PlanError::Field(error) => file.locate(error).into(),
-        other => other.into(),
-    })
+        other => anyhow::Error::from(other),
+    })?;
+    if file.job.adapter.init_from.is_some() {
+        let config = ModelConfig::read(&file.job.model.base)?;
+        initial_adapter(&file.job, &config).map_err(|error| match error {
+            TrainError::Field(error) => file.locate(error).into(),
+            other => anyhow::Error::from(other),
+        })?;
+    }
+    Ok(plan)
 }
 
 /// Reads the job at `path`, sets its number of workers, and checks it with its base and data.

@@ -59,8 +59,11 @@ fn print(plan: &Plan) {
     );
     table.row("steps", steps);
     table.row("micro-batches a step", format!("{} (the most workers that can share it)", plan.micro_batches));
-    let padding = 100.0 * (1.0 - plan.tokens as f64 / plan.padded_tokens.max(1) as f64);
-    table.row("tokens", format!("{} ({:.0} % padding besides)", count(plan.tokens), padding.max(0.0)));
+    let padding = 100.0 * plan.padding;
+    table.row(
+        "tokens",
+        format!("{} ({padding:.0} % of the positions computed are padding)", count(plan.tokens)),
+    );
     for note in &plan.notes {
         table.row("note", note);
     }
