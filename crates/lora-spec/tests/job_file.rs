@@ -1,5 +1,7 @@
 //! Job files: defaults, and errors that name file, line, field and what would be right.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::path::Path;
 
 use lora_spec::{JobFile, LongRows, Scheduler, TargetModules};

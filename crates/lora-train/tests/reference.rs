@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use lora_collective::Group;
+use lora_collective::tree::partition;
 use lora_model::{Base, Batch, Pass, PeftAdapter};
 use lora_ops::adamw::AdamW;
 use lora_spec::{ActivationCheckpointing, BaseDtype, TrainingSpec};
@@ -79,33 +80,34 @@ fn curve(name: &str) {
     let mut engine = Engine::new(base, adapter).unwrap();
     let batches: HashMap<String, Tensor> =
         candle_core::safetensors::load(dir.join("batches.safetensors"), &Device::Cpu).unwrap();
-    let [steps, leaves, rows, seq] = batches["tokens"].dims() else { panic!("4 dimensions") };
+    let (steps, leaves, rows, seq) = batches["tokens"].dims4().unwrap();
     let values = |name: &str| -> Vec<f64> {
         batches[name].to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
     let (tokens, labels) = (values("tokens"), values("labels"));
     let mut group = Group::single();
-    for step in 0..*steps {
-        engine.start(*leaves, 0..*leaves).unwrap();
+    let alone = partition(leaves, 1).unwrap();
+    for step in 0..steps {
+        engine.start(leaves, 0..leaves).unwrap();
         let mut sums = (0.0, 0.0);
-        for leaf in 0..*leaves {
+        for leaf in 0..leaves {
             let size = rows * seq;
             let at = (step * leaves + leaf) * size;
-            let next = |i: usize| if i % seq + 1 < *seq { labels[at + i + 1] } else { -100.0 };
+            let next = |i: usize| if i % seq + 1 < seq { labels[at + i + 1] } else { -100.0 };
             let batch = Batch {
-                batch: *rows,
-                seq: *seq,
+                batch: rows,
+                seq,
                 tokens: &tokens[at..at + size].iter().map(|t| *t as u32).collect::<Vec<_>>(),
                 targets: &(0..size).map(|i| next(i).max(0.0) as u32).collect::<Vec<_>>(),
                 weights: &(0..size).map(|i| if next(i) >= 0.0 { 1.0 } else { 0.0 }).collect::<Vec<_>>(),
-                rows: &vec![0; *rows],
+                rows: &vec![0; rows],
             };
             let pass = Pass { checkpointing: ActivationCheckpointing::None, dropout: 0.0, seed: 0, step: 0 };
             let ((loss, weight), not_finite) = engine.forward_backward(batch, pass).unwrap();
             assert_eq!(not_finite, None);
             sums = (sums.0 + loss, sums.1 + weight);
         }
-        let norm = engine.reduce(&mut group, *leaves, &[0..*leaves], Some(sums.1)).unwrap().unwrap();
+        let norm = engine.reduce(&mut group, leaves, &alone, Some(sums.1)).unwrap().unwrap();
         let lr = learning_rate(&training, step as u64, total);
         let adamw = AdamW {
             lr,
