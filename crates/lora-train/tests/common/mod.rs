@@ -1,7 +1,5 @@
 //! A tiny random base with a tokenizer, rows to train on, and groups of ranks in threads.
 
-#![allow(dead_code, reason = "every test file uses its part")]
-
 use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
