@@ -133,12 +133,7 @@ impl Engine {
     /// Hash of parameters and moments (XXH3, 128 bits), in hex.
     pub fn state_hash(&self) -> Result<String, TrainError> {
         let mut hasher = Xxh3::new();
-        let mut add = |values: &[f32]| {
-            for chunk in values.chunks(1 << 14) {
-                let bytes: Vec<u8> = chunk.iter().flat_map(|v| v.to_le_bytes()).collect();
-                hasher.update(&bytes);
-            }
-        };
+        let mut add = |values: &[f32]| hasher.update(bytemuck::cast_slice(values));
         read_f32(self.adapter.params(), &mut add)?;
         add(&self.m);
         add(&self.v);

@@ -62,7 +62,7 @@ impl Run {
             base_sha256: base.sha256().to_owned(),
             train_sha256: self.train.sha256.clone(),
             eval_sha256: self.eval.as_ref().map(|eval| eval.sha256.clone()),
-            order_sha256: self.order_sha256(),
+            order_sha256: self.order_sha256(self.completed_steps()),
             trainable_parameters: self.facts().trainable_parameters,
             adapter_step,
             adapter_sha256,
@@ -84,9 +84,9 @@ impl Run {
         Ok(read_f32(&logits, |l| l.iter().map(|v| v.to_bits()).collect())?)
     }
 
-    fn order_sha256(&self) -> String {
-        let steps = 0..self.completed_steps();
-        let rows = steps.flat_map(|step| self.plan.step(step)).flat_map(|micro_batch| micro_batch.rows);
+    /// Hash of the rows of the first `steps` steps, in order.
+    pub(crate) fn order_sha256(&self, steps: u64) -> String {
+        let rows = (0..steps).flat_map(|step| self.plan.step(step)).flat_map(|micro_batch| micro_batch.rows);
         sha256(&rows.flat_map(|row| (row as u64).to_le_bytes()).collect::<Vec<u8>>())
     }
 }

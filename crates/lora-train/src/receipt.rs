@@ -1,6 +1,7 @@
 //! The receipt of a result: what went in, what came out, and the numbers of every step.
 //!
-//! It holds nothing that depends on time, place or the number of workers: the same job gives the same receipt.
+//! It holds nothing that depends on time or on the number of workers: the same job, with the same paths, gives the same
+//! receipt.
 
 use lora_spec::JobSpec;
 use serde::{Deserialize, Serialize};

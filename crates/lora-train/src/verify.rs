@@ -57,7 +57,9 @@ pub fn verify(dir: &Path, steps: u64) -> Result<Verification, TrainError> {
     ];
     let eval = run.eval.as_ref().map(|eval| eval.sha256.as_str()).zip(receipt.eval_sha256.as_deref());
     let eval = eval.map(|(found, expected)| ("data.eval", found, expected));
-    for (field, found, expected) in inputs.into_iter().chain(eval) {
+    let order = run.order_sha256(receipt.steps.len() as u64);
+    let order = ("the order of the rows", order.as_str(), receipt.order_sha256.as_str());
+    for (field, found, expected) in inputs.into_iter().chain(eval).chain([order]) {
         if found != expected {
             return Err(wrong(format!("{field} was changed: its SHA-256 is {found}, not {expected}")));
         }

@@ -215,6 +215,12 @@ fn a_result_verifies_until_a_byte_of_it_or_of_its_inputs_changes() {
     assert!(verify(&out, 3).unwrap_err().to_string().contains("step 2 gave other bits"));
     std::fs::write(out.join("receipt.json"), &files["receipt.json"]).unwrap();
 
+    let mut receipt: Receipt = serde_json::from_slice(&files["receipt.json"]).unwrap();
+    receipt.order_sha256 = receipt.train_sha256.clone();
+    std::fs::write(out.join("receipt.json"), serde_json::to_vec(&receipt).unwrap()).unwrap();
+    assert!(verify(&out, 3).unwrap_err().to_string().contains("the order of the rows was changed"));
+    std::fs::write(out.join("receipt.json"), &files["receipt.json"]).unwrap();
+
     common::write_rows(&fixture.job.data.train, 1..38);
     assert!(verify(&out, 3).unwrap_err().to_string().contains("data.train was changed"));
 }
