@@ -17,7 +17,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .build_server(std::env::var_os("CARGO_FEATURE_SERVER").is_some())
         // Its `connect` constructors would clash with the RPC `Connect`.
         .build_transport(false)
-        .boxed("lora.v1.CoordinatorMessage.kind.assignment")
+        .boxed("lora.v1.CoordinatorMessage.kind.directive")
         .type_attribute("lora.v1.StepMetrics", "#[derive(serde::Serialize)]")
         .emit_rerun_if_changed(false)
         .compile_fds(descriptors)?;

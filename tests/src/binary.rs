@@ -1,33 +1,59 @@
-//! The binary under test.
+//! The binaries under test.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
 use escargot::CargoBuild;
 use escargot::error::CargoError;
+use escargot::format::Message;
 
-/// A command of `loractl`, which is built on first use, with the profile and in the target directory of the test that calls.
-///
-/// The features of dependencies are those of the whole workspace, so that nothing that `cargo test --workspace` has built is
-/// built again.
+const NAMES: [&str; 3] = ["loractl", "lora-coordinator", "lora-worker"];
+
+/// A command of `loractl`.
 pub fn loractl() -> Command {
+    Command::new(binary("loractl"))
+}
+
+/// A command of `lora-coordinator`.
+pub fn lora_coordinator() -> Command {
+    Command::new(binary("lora-coordinator"))
+}
+
+/// A command of `lora-worker`.
+pub fn lora_worker() -> Command {
+    Command::new(binary("lora-worker"))
+}
+
+/// Where the binary of this name is. All are built on first use, with the profile and in the target directory of the test
+/// that asks.
+fn binary(name: &str) -> &'static Path {
     // A failure is kept as well: it is the same for every test.
-    static BUILT: OnceLock<Result<PathBuf, CargoError>> = OnceLock::new();
+    static BUILT: OnceLock<Result<BTreeMap<String, PathBuf>, CargoError>> = OnceLock::new();
     match BUILT.get_or_init(build) {
-        Ok(path) => Command::new(path),
-        Err(error) => panic!("loractl cannot be built: {error}"),
+        Ok(paths) => &paths[name],
+        Err(error) => panic!("the binaries cannot be built: {error}"),
     }
 }
 
-fn build() -> Result<PathBuf, CargoError> {
+/// The features of dependencies are those of the whole workspace, so that nothing that `cargo test --workspace` has built is
+/// built again.
+fn build() -> Result<BTreeMap<String, PathBuf>, CargoError> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     // <target>/<profile>/deps/<test>
     let test = std::env::current_exe().unwrap();
     let profile = test.ancestors().nth(2).unwrap();
     let target = profile.parent().unwrap();
-    let cargo =
-        CargoBuild::new().manifest_path(manifest).target_dir(target).arg("--workspace").bin("loractl");
+    let cargo = CargoBuild::new().manifest_path(manifest).target_dir(target).arg("--workspace");
     let cargo = if profile.ends_with("release") { cargo.release() } else { cargo };
-    Ok(cargo.run()?.path().to_owned())
+    let mut paths = BTreeMap::new();
+    for message in NAMES.into_iter().fold(cargo, CargoBuild::bin).exec()? {
+        let message = message?;
+        let Message::CompilerArtifact(artifact) = message.decode()? else { continue };
+        if let Some(path) = artifact.executable {
+            paths.insert(artifact.target.name.into_owned(), path.into_owned());
+        }
+    }
+    Ok(paths)
 }

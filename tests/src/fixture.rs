@@ -55,6 +55,33 @@ impl Default for Fixture {
 }
 
 impl Fixture {
+    /// With a job of 48 short steps in place of the 12, so that much can happen on its way; four workers can share it.
+    pub fn of_short_steps() -> Self {
+        let fixture = Self::default();
+        for (old, new) in [
+            ("max_steps: 12", "max_steps: 48"),
+            ("global_batch_size: 12", "global_batch_size: 4"),
+            ("micro_batch_size: 2", "micro_batch_size: 1"),
+            ("eval_steps: 4", "eval_steps: 16"),
+            ("save_steps: 4", "save_steps: 8"),
+        ] {
+            fixture.edit("job.yaml", old, new);
+        }
+        fixture
+    }
+
+    /// With a job of this many steps.
+    pub fn of_steps(steps: u64) -> Self {
+        let fixture = Self::default();
+        fixture.edit("job.yaml", "max_steps: 12", &format!("max_steps: {steps}"));
+        fixture
+    }
+
+    /// Has the job ask for `min` to `max` workers.
+    pub fn ask_for_workers(&self, min: usize, max: usize) {
+        self.append("job.yaml", &format!("workers: {{min: {min}, max: {max}}}"));
+    }
+
     /// The directory of the example that the base and the data are from.
     pub fn example() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/dates")

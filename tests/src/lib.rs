@@ -1,13 +1,35 @@
-//! What the end-to-end tests share: the built `loractl`, processes that are waited for with a limit, and a small job.
+//! What the end-to-end tests share: the built binaries, processes that are waited for with a limit, a small job, and the
+//! networked service.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
+mod api;
 mod binary;
+pub mod compose;
+pub mod container;
+mod daemon;
+pub mod dockerfile;
 mod fixture;
+pub mod http;
+pub mod kustomize;
 mod output;
 mod process;
+mod service;
+mod terminal;
+mod yaml;
 
-pub use binary::loractl;
+use std::path::Path;
+
+pub use api::Api;
+pub use binary::{lora_coordinator, lora_worker, loractl};
+pub use daemon::Daemon;
 pub use fixture::Fixture;
-pub use output::{Outcome, checkpoints, json, json_lines, metrics, sha256, snapshot};
-pub use process::{Finished, LIMIT, Process, Running, Signal, wait_until};
+pub use output::{Outcome, json, json_lines, metrics, sha256, snapshot};
+pub use process::{Finished, LIMIT, Process, Running, Signal, until, wait_until};
+pub use service::{Service, Worker, sets, without_settings};
+pub use terminal::on_terminal;
+
+/// The root of this repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
+}

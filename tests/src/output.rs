@@ -51,14 +51,6 @@ pub fn metrics(dir: &Path) -> Vec<Value> {
     json_lines(text.rsplit_once('\n').map_or("", |(rows, _)| rows))
 }
 
-/// The names of the checkpoints in `dir`, oldest first.
-pub fn checkpoints(dir: &Path) -> Vec<String> {
-    let files = fs::read_dir(dir.join("checkpoints")).into_iter().flatten();
-    let mut names: Vec<String> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
 /// Every file below `dir`, with what tells whether it was touched: when it was written, and its hash.
 pub fn snapshot(dir: &Path) -> BTreeMap<PathBuf, (SystemTime, String)> {
     let mut files = BTreeMap::new();

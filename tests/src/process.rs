@@ -7,11 +7,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
+use serde_json::Value;
 
 pub use rustix::process::Signal;
 
 /// How long anything is waited for; far more than it takes.
 pub const LIMIT: Duration = Duration::from_secs(180);
+/// Lines of a process's log that a failed test shows.
+const SHOWN: usize = 60;
 
 /// A process, held by a descriptor, so that its id cannot come to mean another.
 #[derive(Debug)]
@@ -44,7 +47,7 @@ impl Process {
     }
 }
 
-/// A process that a test has started. Dropping it kills it.
+/// A process that a test has started. Dropping it kills it; a test that fails shows the end of what it wrote to stderr.
 #[derive(Debug)]
 pub struct Running {
     /// Its handle.
@@ -85,9 +88,19 @@ impl Running {
             .collect()
     }
 
+    /// What it has written to stdout so far.
+    pub fn stdout(&self) -> String {
+        text(&self.stdout)
+    }
+
     /// What it has written to stderr so far.
     pub fn stderr(&self) -> String {
         text(&self.stderr)
+    }
+
+    /// Whether it has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
     }
 
     /// Waits for its end; fails if that does not come within [`LIMIT`].
@@ -102,6 +115,12 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let stderr = self.stderr();
+            let shown = stderr.lines().count().saturating_sub(SHOWN);
+            let tail: Vec<&str> = stderr.lines().skip(shown).collect();
+            eprintln!("--- stderr of {}\n{}\n---", self.process.arguments.join(" "), tail.join("\n"));
+        }
         // One that has ended needs neither.
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -120,6 +139,11 @@ impl Finished {
         self
     }
 
+    /// Its stdout as JSON.
+    pub fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
+    }
+
     /// What the one line of stderr that starts with `error: ` says after that; none if there is no such line, or more.
     pub fn error(&self) -> Option<&str> {
         let mut errors = self.stderr.lines().filter_map(|line| line.strip_prefix("error: "));
@@ -127,20 +151,27 @@ impl Finished {
     }
 }
 
-/// Looks until `seen` gives something; fails after [`LIMIT`], or as soon as `running` has ended without it.
-pub fn wait_until<T>(what: &str, running: &mut Running, mut seen: impl FnMut() -> Option<T>) -> T {
-    const PAUSE: Duration = Duration::from_millis(2);
+/// Looks until `seen` gives something; fails after [`LIMIT`].
+pub fn until<T>(what: &str, mut seen: impl FnMut() -> Option<T>) -> T {
+    const PAUSE: Duration = Duration::from_millis(5);
     let started = Instant::now();
     loop {
-        let ended = running.child.try_wait().unwrap().is_some();
         if let Some(value) = seen() {
             return value;
         }
-        if ended || started.elapsed() > LIMIT {
-            panic!("waited in vain for {what}; ended: {ended}, stderr:\n{}", running.stderr());
-        }
+        assert!(started.elapsed() < LIMIT, "waited in vain for {what}");
         std::thread::sleep(PAUSE);
     }
+}
+
+/// As [`until`]; fails also as soon as `running` has ended without it.
+pub fn wait_until<T>(what: &str, running: &mut Running, mut seen: impl FnMut(&Running) -> Option<T>) -> T {
+    until(what, || {
+        let ended = running.has_ended();
+        let value = seen(running);
+        assert!(value.is_some() || !ended, "waited in vain for {what}: it has ended");
+        value
+    })
 }
 
 /// The parent's id from `/proc/<pid>/stat`, whose second field may hold anything between its brackets.

@@ -3,8 +3,7 @@
 use std::fs;
 
 use lora_e2e::{
-    Finished, Fixture, Running, Signal, checkpoints, json, json_lines, loractl, metrics, sha256, snapshot,
-    wait_until,
+    Finished, Fixture, Running, Signal, json, json_lines, loractl, metrics, sha256, snapshot, wait_until,
 };
 use serde_json::{Value, json};
 
@@ -21,7 +20,6 @@ fn a_result_has_the_documented_files() {
         "adapter_config.json",
         "adapter_model.safetensors",
         "chat_template.jinja",
-        "checkpoints",
         "job.yaml",
         "metrics.jsonl",
         "receipt.json",
@@ -113,24 +111,39 @@ fn the_summary_is_a_table_or_json_on_stdout() {
 }
 
 #[test]
-fn a_killed_worker_fails_the_job_by_name_and_a_resume_finishes_it() {
+fn a_killed_worker_is_started_again_and_no_step_is_lost() {
+    let fixture = Fixture::of_short_steps();
+    let expected = fixture.finish("expected", &["--threads", "1"]);
+    let out = fixture.path("out");
+    let mut running = Running::start(&mut fixture.run("out", &["--workers", "2", "--threads", "1"]));
+    wait_until("some steps", &mut running, |_| (metrics(&out).len() >= 5).then_some(()));
+    let workers = running.children();
+    let victim = workers.iter().find(|worker| worker.arguments.iter().any(|a| a == "worker-1")).unwrap();
+    victim.signal(Signal::KILL);
+    let finished = running.wait().expect_code(0);
+    assert!(finished.stderr.contains("worker-1 ended with signal: 9"), "{}", finished.stderr);
+    assert!(finished.stderr.contains("starting it again"), "{}", finished.stderr);
+    for worker in workers {
+        assert!(worker.wait(), "an orphan: {:?}", worker.arguments);
+    }
+    assert_eq!(lora_e2e::Outcome::read(&out), expected);
+    assert!(!out.join(".run").exists());
+}
+
+#[test]
+fn an_unfinished_run_is_refused_but_to_resume_it_as_it_is() {
     let fixture = Fixture::default();
     let expected = fixture.finish("expected", &["--threads", "1"]);
     let out = fixture.path("out");
     let mut running = Running::start(&mut fixture.run("out", &["--workers", "2", "--threads", "1"]));
-    wait_until("a checkpoint", &mut running, || (!checkpoints(&out).is_empty()).then_some(()));
-    let workers = running.children();
-    let victim = workers.iter().find(|worker| worker.arguments.iter().any(|a| a == "worker-1")).unwrap();
-    victim.signal(Signal::KILL);
-    let finished = running.wait().expect_code(3);
-    let error = finished.error().unwrap_or_default();
-    assert!(error.contains("worker-1 (rank 1)") && error.contains("after step "), "{}", finished.stderr);
-    assert!(finished.stdout.contains("failed"), "{}", finished.stdout);
-    for worker in workers {
-        assert!(worker.wait(), "an orphan: {:?}", worker.arguments);
-    }
+    wait_until("a step", &mut running, |_| (!metrics(&out).is_empty()).then_some(()));
+    let refused = Finished::of(&mut fixture.run("out", &["--resume"])).expect_code(1);
+    assert!(refused.error().unwrap_or_default().contains("in use by another run"), "{}", refused.stderr);
+    running.process.signal(Signal::INT);
+    running.wait().expect_code(4);
 
-    let before = snapshot(&out);
+    // Looking at the database is allowed to touch its files.
+    let before = fs::read(out.join("metrics.jsonl")).unwrap();
     let refused = Finished::of(&mut fixture.run("out", &[])).expect_code(1);
     let error = refused.error().unwrap_or_default();
     assert!(error.contains("unfinished run") && error.contains("--resume"), "{}", refused.stderr);
@@ -138,9 +151,15 @@ fn a_killed_worker_fails_the_job_by_name_and_a_resume_finishes_it() {
     let refused = Finished::of(&mut fixture.run("out", &["--resume"])).expect_code(1);
     assert!(refused.error().unwrap_or_default().contains("training.learning_rate"), "{}", refused.stderr);
     fixture.edit("job.yaml", "6.0e-3", "5.0e-3");
-    assert_eq!(snapshot(&out), before);
+    let rows = fs::read_to_string(fixture.path("train.jsonl")).unwrap();
+    fixture.append("train.jsonl", r#"{"prompt": "a", "completion": "b"}"#);
+    let refused = Finished::of(&mut fixture.run("out", &["--resume"])).expect_code(1);
+    assert!(refused.error().unwrap_or_default().contains("data.train"), "{}", refused.stderr);
+    fixture.write("train.jsonl", &rows);
+    assert_eq!(fs::read(out.join("metrics.jsonl")).unwrap(), before);
 
     assert_eq!(fixture.finish("out", &["--resume", "--threads", "1"]), expected);
+    assert!(!out.join(".run").exists());
 }
 
 #[test]

@@ -68,6 +68,9 @@ pub enum CollectiveError {
     /// An earlier operation of this group failed.
     #[error("the group failed in an earlier operation and must be formed anew")]
     Poisoned,
+    /// Given up with a [`Cancel`](crate::Cancel).
+    #[error("cancelled")]
+    Cancelled,
 }
 
 impl CollectiveError {
@@ -78,7 +81,19 @@ impl CollectiveError {
                 vec![*rank]
             }
             Self::Missing { ranks, .. } => ranks.clone(),
-            Self::Argument(_) | Self::Socket(_) | Self::Superseded { .. } | Self::Poisoned => Vec::new(),
+            Self::Argument(_)
+            | Self::Socket(_)
+            | Self::Superseded { .. }
+            | Self::Poisoned
+            | Self::Cancelled => Vec::new(),
+        }
+    }
+
+    /// The ranks with which no connection came about when the group was formed.
+    pub fn unreachable(&self) -> Vec<usize> {
+        match self {
+            Self::NoConnection { .. } | Self::Refused { .. } | Self::Missing { .. } => self.suspects(),
+            _ => Vec::new(),
         }
     }
 }
@@ -106,6 +121,9 @@ pub enum PeerFailure {
     /// The rank called the same operation with arguments that do not fit.
     #[error("called it with another number of leaves, other ranges or another vector length")]
     Arguments,
+    /// The rank gave the group up of its own accord.
+    #[error("left the group")]
+    Left,
     /// The rank sent something no rank should.
     #[error("sent a malformed frame: {0}")]
     Malformed(&'static str),

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::cancel::Cancel;
 use crate::error::CollectiveError;
 use crate::group::Group;
 use crate::handshake::{self, Refusal, Verdict};
-use crate::link::Link;
+use crate::link::{Link, TICK};
 use crate::mesh::Mesh;
 
 /// How long a caller may take for its handshake once its connection is accepted.
@@ -63,7 +65,9 @@ pub struct GroupSpec {
     pub peers: Vec<String>,
     /// The secret that members share, at most 256 bytes.
     pub token: String,
-    /// How long forming may take, and how long an operation may go without progress.
+    /// How long forming may take.
+    pub form_timeout: Duration,
+    /// How long an operation may go without progress.
     pub timeout: Duration,
 }
 
@@ -75,6 +79,7 @@ impl fmt::Debug for GroupSpec {
             .field("generation", &self.generation)
             .field("rank", &self.rank)
             .field("peers", &self.peers)
+            .field("form_timeout", &self.form_timeout)
             .field("timeout", &self.timeout)
             .finish_non_exhaustive()
     }
@@ -82,31 +87,40 @@ impl fmt::Debug for GroupSpec {
 
 impl Group {
     /// Connects this rank with all others and returns once all ranks are connected. All ranks but the last need a
-    /// listener. A group of one opens no connection.
+    /// listener. A group of one opens no connection. `cancel` ends the forming, and later the group's operations.
     ///
     /// # Errors
-    /// A peer that did not come, or refused, within the timeout; a newer generation of the same job; or a `spec` that
-    /// makes no group.
-    pub fn form(spec: &GroupSpec, listener: Option<&PeerListener>) -> Result<Self, CollectiveError> {
+    /// A peer that did not come, or refused, within the timeout; a newer generation of the same job; cancelled; or a
+    /// `spec` that makes no group.
+    pub fn form(
+        spec: &GroupSpec,
+        listener: Option<&PeerListener>,
+        cancel: Cancel,
+    ) -> Result<Self, CollectiveError> {
         check(spec)?;
-        let deadline = Instant::now() + spec.timeout;
+        let waiting = cancel.waiting();
+        let limit = Limit { deadline: Instant::now() + spec.form_timeout, cancel: &cancel };
         let mut streams = BTreeMap::new();
         // In turn, and calls first: rank 0 only accepts, so rank 1 gets through and accepts, and so on.
         for rank in 0..spec.rank {
-            streams.insert(rank, connect(spec, rank, deadline)?);
+            streams.insert(rank, connect(spec, rank, &limit)?);
         }
         if spec.rank + 1 < spec.peers.len() {
             let Some(listener) = listener else {
                 return Err(CollectiveError::Argument(format!("rank {} needs a peer listener", spec.rank)));
             };
-            streams.extend(accept(spec, listener, deadline)?);
+            streams.extend(accept(spec, listener, &limit)?);
         }
         let world_size = spec.peers.len();
         let links: Result<Vec<Link>, io::Error> =
             streams.into_iter().map(|(rank, stream)| Link::new(rank, world_size, stream)).collect();
         let links = links.map_err(CollectiveError::Socket)?;
-        let mut group = Self::new(Mesh::new(spec.rank, links, spec.timeout));
+        // At least a little, for the ranks that were the last to connect.
+        let patience = limit.remaining().max(HANDSHAKE_LIMIT);
+        drop(waiting);
+        let mut group = Self::new(Mesh::new(spec.rank, links, patience), cancel);
         group.barrier()?;
+        group.mesh.timeout = spec.timeout;
         Ok(group)
     }
 }
@@ -118,7 +132,7 @@ fn check(spec: &GroupSpec) -> Result<(), CollectiveError> {
         format!("a job name of {} bytes, the most is {}", spec.job.len(), handshake::MAX_NAME_BYTES)
     } else if spec.token.len() > handshake::MAX_NAME_BYTES {
         format!("a token of {} bytes, the most is {}", spec.token.len(), handshake::MAX_NAME_BYTES)
-    } else if spec.timeout.is_zero() {
+    } else if spec.timeout.is_zero() || spec.form_timeout.is_zero() {
         "a timeout of zero".to_owned()
     } else {
         return Ok(());
@@ -126,83 +140,138 @@ fn check(spec: &GroupSpec) -> Result<(), CollectiveError> {
     Err(CollectiveError::Argument(problem))
 }
 
+/// How long forming may go on.
+struct Limit<'a> {
+    deadline: Instant,
+    cancel: &'a Cancel,
+}
+
+impl Limit<'_> {
+    fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// An error once it is over, or cancelled.
+    fn check(&self) -> io::Result<()> {
+        if self.cancel.is_cancelled() {
+            Err(io::Error::other("cancelled"))
+        } else if self.remaining().is_zero() {
+            Err(ErrorKind::TimedOut.into())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Waits for `pause`, less where this is over before.
+    fn sleep(&self, pause: Duration) {
+        let end = self.deadline.min(Instant::now() + pause);
+        while Instant::now() < end && !self.cancel.is_cancelled() {
+            thread::sleep(TICK.min(pause));
+        }
+    }
+}
+
 /// Calls a lower rank until it welcomes this one.
-fn connect(spec: &GroupSpec, rank: usize, deadline: Instant) -> Result<TcpStream, CollectiveError> {
+fn connect(spec: &GroupSpec, rank: usize, limit: &Limit) -> Result<TcpStream, CollectiveError> {
     let address = spec.peers[rank].clone();
     let hello = handshake::hello(spec, rank);
     let mut pause = FIRST_RETRY_PAUSE;
     loop {
-        let reason = match call(&address, &hello, deadline) {
+        let reason = match call(&address, &hello, limit) {
             Ok(Ok(stream)) => return Ok(stream),
+            _ if limit.cancel.is_cancelled() => return Err(CollectiveError::Cancelled),
             Ok(Err(refusal)) if refusal.is_final() => {
                 return Err(CollectiveError::Refused { rank, address, refusal });
             }
             Ok(Err(refusal)) => format!("refused: {refusal}"),
             Err(error) => error.to_string(),
         };
-        if deadline.saturating_duration_since(Instant::now()) <= pause {
-            return Err(CollectiveError::NoConnection { rank, address, timeout: spec.timeout, reason });
+        if limit.remaining() <= pause {
+            return Err(CollectiveError::NoConnection { rank, address, timeout: spec.form_timeout, reason });
         }
-        thread::sleep(pause);
+        limit.sleep(pause);
         pause = (2 * pause).min(LAST_RETRY_PAUSE);
     }
 }
 
-/// One attempt. It waits for the answer up to the deadline, since the peer may not be forming its group yet.
-fn call(address: &str, hello: &[u8], deadline: Instant) -> io::Result<Result<TcpStream, Refusal>> {
-    let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
-    for address in address.to_socket_addrs()? {
-        let limit = remaining(deadline)?.min(CONNECT_LIMIT);
-        let mut stream = match TcpStream::connect_timeout(&address, limit) {
-            Ok(stream) => stream,
-            Err(error) => {
-                last = error;
-                continue;
-            }
-        };
-        stream.set_write_timeout(Some(remaining(deadline)?))?;
-        stream.write_all(hello)?;
-        let mut reply = [0; handshake::REPLY_BYTES];
-        let mut filled = 0;
-        while filled < reply.len() {
-            stream.set_read_timeout(Some(remaining(deadline)?))?;
-            match stream.read(&mut reply[filled..]) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
-                Ok(read) => filled += read,
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
-                Err(error) => return Err(error),
-            }
+/// One attempt. It waits for the answer as long as forming may take, since the peer may not be forming its group yet.
+fn call(address: &str, hello: &[u8], limit: &Limit) -> io::Result<Result<TcpStream, Refusal>> {
+    let mut stream = dial(address, limit)?;
+    stream.set_write_timeout(Some(HANDSHAKE_LIMIT))?;
+    stream.write_all(hello)?;
+    stream.set_read_timeout(Some(TICK))?;
+    let mut reply = [0; handshake::REPLY_BYTES];
+    let mut filled = 0;
+    while filled < reply.len() {
+        limit.check()?;
+        match stream.read(&mut reply[filled..]) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(read) => filled += read,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut
+                ) => {}
+            Err(error) => return Err(error),
         }
-        let Some(answer) = handshake::read_reply(&reply) else {
-            return Err(io::Error::new(ErrorKind::InvalidData, "the answer is not that of a peer"));
-        };
-        return match answer {
-            Ok(()) => stream.write_all(&[handshake::CONFIRM]).map(|()| Ok(stream)),
-            Err(refusal) => Ok(Err(refusal)),
-        };
     }
-    Err(last)
+    match handshake::read_reply(&reply) {
+        Some(Ok(())) => stream.write_all(&[handshake::CONFIRM]).map(|()| Ok(stream)),
+        Some(Err(refusal)) => Ok(Err(refusal)),
+        None => Err(io::Error::new(ErrorKind::InvalidData, "the answer is not that of a peer")),
+    }
 }
 
-fn remaining(deadline: Instant) -> io::Result<Duration> {
-    let remaining = deadline.saturating_duration_since(Instant::now());
-    if remaining.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(remaining) }
+/// Connects, on a thread of its own: neither the look-up of a name nor the connecting can be interrupted. A thread that
+/// is not waited for any more ends by itself and closes what it got.
+fn dial(address: &str, limit: &Limit) -> io::Result<TcpStream> {
+    limit.check()?;
+    let (sender, connected) = mpsc::sync_channel(1);
+    let (address, deadline) = (address.to_owned(), limit.deadline);
+    thread::Builder::new().name("dial".into()).spawn(move || {
+        // Nobody may wait for it any more.
+        let _ = sender.send(dial_uninterrupted(&address, deadline));
+    })?;
+    loop {
+        match connected.recv_timeout(TICK) {
+            Ok(result) => return result,
+            Err(RecvTimeoutError::Timeout) => limit.check()?,
+            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the dialing thread broke")),
+        }
+    }
+}
+
+fn dial_uninterrupted(address: &str, deadline: Instant) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
+    for address in address.to_socket_addrs()? {
+        let remaining = deadline.saturating_duration_since(Instant::now());
+        if remaining.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        match TcpStream::connect_timeout(&address, remaining.min(CONNECT_LIMIT)) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
 }
 
 /// Takes the connections of all higher ranks. Whoever else calls is turned away and disturbs nobody.
 fn accept(
     spec: &GroupSpec,
     listener: &PeerListener,
-    deadline: Instant,
+    limit: &Limit,
 ) -> Result<BTreeMap<usize, TcpStream>, CollectiveError> {
     let higher = spec.rank + 1..spec.peers.len();
     let mut connected: BTreeMap<usize, TcpStream> = BTreeMap::new();
     let mut callers: Vec<Caller> = Vec::new();
     while connected.len() < higher.len() {
-        if Instant::now() >= deadline {
+        if limit.cancel.is_cancelled() {
+            return Err(CollectiveError::Cancelled);
+        }
+        if limit.remaining().is_zero() {
             let ranks = higher.filter(|rank| !connected.contains_key(rank)).collect();
-            return Err(CollectiveError::Missing { ranks, timeout: spec.timeout });
+            return Err(CollectiveError::Missing { ranks, timeout: spec.form_timeout });
         }
         while callers.len() < MAX_HANDSHAKES {
             match listener.0.accept() {

@@ -1,5 +1,6 @@
 //! The group and its operations.
 
+use crate::cancel::Cancel;
 use crate::error::{CollectiveError, Operation, PeerFailure};
 use crate::link::{Call, Stop};
 use crate::mesh::Mesh;
@@ -18,9 +19,11 @@ const BROADCAST_FRAME_BYTES: usize = 1 << 20;
 /// Every rank must call the same operations in the same order; a rank that does otherwise is an error at the others.
 /// A wait without progress ends after the group's timeout; where the peer waited for may itself be waiting for a third
 /// rank, after 1.25 times the timeout. After an error every further call fails with [`CollectiveError::Poisoned`], and
-/// the peers, which have been told, fail as well. Dropping the group closes its connections.
+/// the peers, which have been told, fail as well; so it is after an operation that was cancelled. Dropping the group closes
+/// its connections.
 pub struct Group {
     pub(crate) mesh: Mesh,
+    cancel: Cancel,
     sequence: u64,
     poisoned: bool,
     /// Memory of the all-reduce, kept from call to call.
@@ -30,11 +33,16 @@ pub struct Group {
 impl Group {
     /// The group of one rank: no connections, and operations that only do this rank's part.
     pub fn single() -> Self {
-        Self::new(Mesh::new(0, Vec::new(), std::time::Duration::ZERO))
+        Self::new(Mesh::new(0, Vec::new(), std::time::Duration::ZERO), Cancel::new())
     }
 
-    pub(crate) fn new(mesh: Mesh) -> Self {
-        Self { mesh, sequence: 0, poisoned: false, vectors: Vec::new() }
+    pub(crate) fn new(mesh: Mesh, cancel: Cancel) -> Self {
+        Self { mesh, cancel, sequence: 0, poisoned: false, vectors: Vec::new() }
+    }
+
+    /// The token that the group was formed with.
+    pub fn cancel_token(&self) -> &Cancel {
+        &self.cancel
     }
 
     /// This rank.
@@ -122,10 +130,20 @@ impl Group {
     ) -> Result<T, CollectiveError> {
         let call = self.begin(operation)?;
         let sequence = call.sequence;
-        match body(&self.mesh, &call) {
+        let result = if self.cancel.is_cancelled() {
+            Err(Stop::GivenUp)
+        } else {
+            let _waiting = self.cancel.waiting();
+            body(&self.mesh, &call)
+        };
+        match result {
             Ok(value) => {
                 self.poisoned = false;
                 Ok(value)
+            }
+            Err(_) if self.cancel.is_cancelled() => {
+                self.mesh.hang_up(&call, self.mesh.rank);
+                Err(CollectiveError::Cancelled)
             }
             Err(Stop::Failed { rank, failure }) => {
                 self.mesh.hang_up(&call, rank);
@@ -152,10 +170,11 @@ impl Group {
     /// Numbers a call, and poisons the group until the call has succeeded.
     fn begin(&mut self, operation: Operation) -> Result<Call, CollectiveError> {
         if std::mem::replace(&mut self.poisoned, true) {
-            return Err(CollectiveError::Poisoned);
+            let cancelled = self.cancel.is_cancelled();
+            return Err(if cancelled { CollectiveError::Cancelled } else { CollectiveError::Poisoned });
         }
         self.sequence += 1;
-        Ok(Call::new(operation, self.sequence - 1))
+        Ok(Call::new(operation, self.sequence - 1, self.cancel.clone()))
     }
 }
 

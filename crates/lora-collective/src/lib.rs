@@ -8,12 +8,14 @@
 //!   rank at fault. After a failure the [`Group`] is of no further use; the caller forms another one, with a higher
 //!   generation.
 //!
-//! The API blocks; it is meant for the one thread that drives training. The connections are not encrypted.
+//! The API blocks; it is meant for the one thread that drives training, and another one can end its waits with a
+//! [`Cancel`]. The connections are not encrypted.
 
 #[cfg(target_endian = "big")]
 compile_error!("vectors travel as the little-endian memory they lie in");
 
 mod all_reduce;
+mod cancel;
 mod error;
 mod form;
 mod group;
@@ -22,6 +24,7 @@ mod link;
 mod mesh;
 pub mod tree;
 
+pub use cancel::Cancel;
 pub use error::{CollectiveError, Operation, PeerFailure};
 pub use form::{GroupSpec, PeerListener};
 pub use group::{Group, MAX_BROADCAST_BYTES, MAX_GATHER_BYTES};

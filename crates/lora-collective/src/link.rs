@@ -9,31 +9,34 @@
 //! | 4..8 | length of the payload in bytes, u32 |
 //! | 8..16 | number of the operation in the group, u64 |
 //!
-//! An abort says that its sender gives the group up; its payload is the rank at fault, u32.
+//! An abort says that its sender gives the group up; its payload is the rank at fault, u32: the sender itself where it
+//! leaves of its own accord.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::cancel::Cancel;
 use crate::error::{Operation, PeerFailure};
 
 const HEADER_BYTES: usize = 16;
 const ABORT: u8 = 255;
 
 /// How long a read or write blocks before it looks at the clock and at whether the call was given up.
-const TICK: Duration = Duration::from_millis(20);
+pub(crate) const TICK: Duration = Duration::from_millis(20);
 
 /// The operation in progress.
 pub(crate) struct Call {
     pub(crate) operation: Operation,
     pub(crate) sequence: u64,
     given_up: AtomicBool,
+    cancel: Cancel,
 }
 
 impl Call {
-    pub(crate) fn new(operation: Operation, sequence: u64) -> Self {
-        Self { operation, sequence, given_up: AtomicBool::new(false) }
+    pub(crate) fn new(operation: Operation, sequence: u64, cancel: Cancel) -> Self {
+        Self { operation, sequence, given_up: AtomicBool::new(false), cancel }
     }
 
     /// Makes every wait of this call end soon. True for the first to ask.
@@ -41,8 +44,9 @@ impl Call {
         !self.given_up.swap(true, Ordering::Relaxed)
     }
 
-    fn is_given_up(&self) -> bool {
-        self.given_up.load(Ordering::Relaxed)
+    fn check(&self) -> Result<(), Stop> {
+        let given_up = self.given_up.load(Ordering::Relaxed) || self.cancel.is_cancelled();
+        if given_up { Err(Stop::GivenUp) } else { Ok(()) }
     }
 }
 
@@ -51,7 +55,7 @@ impl Call {
 pub(crate) enum Stop {
     /// A peer failed.
     Failed { rank: usize, failure: PeerFailure },
-    /// Another part of the call stopped first; its reason counts.
+    /// Another part of the call stopped first, and its reason counts; or the call was cancelled.
     GivenUp,
 }
 
@@ -88,9 +92,7 @@ impl Link {
 
     /// Sends one frame whose payload is the `parts` in a row, together less than 4 GiB.
     pub(crate) fn send(&self, call: &Call, patience: Duration, parts: &[&[u8]]) -> Result<(), Stop> {
-        if call.is_given_up() {
-            return Err(Stop::GivenUp);
-        }
+        call.check()?;
         let length: usize = parts.iter().map(|part| part.len()).sum();
         let header = header(call.operation as u8, length as u32, call.sequence);
         let mut slices: Vec<IoSlice> = Vec::with_capacity(parts.len() + 1);
@@ -101,13 +103,14 @@ impl Link {
         self.mid_frame.store(true, Ordering::Relaxed);
         let mut progress = Instant::now();
         while !rest.is_empty() {
+            call.check()?;
             match (&self.stream).write_vectored(rest) {
                 Ok(0) => return Err(self.failed(PeerFailure::Closed)),
                 Ok(written) => {
                     IoSlice::advance_slices(&mut rest, written);
                     progress = Instant::now();
                 }
-                Err(error) => self.wait_on(error, call, progress, patience)?,
+                Err(error) => self.wait_on(error, progress, patience)?,
             }
         }
         self.mid_frame.store(false, Ordering::Relaxed);
@@ -194,6 +197,7 @@ impl Link {
             return stop;
         }
         match u32::from_le_bytes(culprit) as usize {
+            rank if rank == self.rank => self.failed(PeerFailure::Left),
             rank if rank < self.world_size => {
                 Stop::Failed { rank, failure: PeerFailure::Reported { by: self.rank } }
             }
@@ -210,32 +214,25 @@ impl Link {
     fn read_exact(&self, call: &Call, patience: Duration, mut bytes: &mut [u8]) -> Result<(), Stop> {
         let mut progress = Instant::now();
         while !bytes.is_empty() {
+            call.check()?;
             match (&self.stream).read(bytes) {
                 Ok(0) => return Err(self.failed(PeerFailure::Closed)),
                 Ok(read) => {
                     bytes = &mut bytes[read..];
                     progress = Instant::now();
                 }
-                Err(error) => self.wait_on(error, call, progress, patience)?,
+                Err(error) => self.wait_on(error, progress, patience)?,
             }
         }
         Ok(())
     }
 
     /// What an error of the socket means: `Ok` to try again.
-    fn wait_on(
-        &self,
-        error: io::Error,
-        call: &Call,
-        progress: Instant,
-        patience: Duration,
-    ) -> Result<(), Stop> {
+    fn wait_on(&self, error: io::Error, progress: Instant, patience: Duration) -> Result<(), Stop> {
         match error.kind() {
             ErrorKind::Interrupted => Ok(()),
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                if call.is_given_up() {
-                    Err(Stop::GivenUp)
-                } else if progress.elapsed() >= patience {
+                if progress.elapsed() >= patience {
                     Err(self.failed(PeerFailure::TimedOut(patience)))
                 } else {
                     Ok(())

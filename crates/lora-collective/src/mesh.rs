@@ -79,7 +79,7 @@ impl Mesh {
                 for (rank, reader) in readers {
                     match reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
                         Ok(received) => all[rank] = received,
-                        Err(Stop::GivenUp) => {}
+                        Err(Stop::GivenUp) => first = first.and(Err(Stop::GivenUp)),
                         Err(stop) => first = Err(stop),
                     }
                 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use common::{PATIENT, on_ranks, specs};
 use lora_collective::tree::nodes_in;
-use lora_collective::{CollectiveError, Group, GroupSpec, Operation, PeerFailure};
+use lora_collective::{Cancel, CollectiveError, Group, GroupSpec, Operation, PeerFailure};
 
 /// What is wrong with a rank's words.
 type Change = fn(&mut GroupSpec);
@@ -69,7 +69,7 @@ fn error_after<T>(
     let (spec, listener) = specs.remove(0);
     thread::scope(|scope| {
         let rank0 = scope.spawn(move || {
-            let mut group = Group::form(&spec, Some(&listener)).unwrap();
+            let mut group = Group::form(&spec, Some(&listener), Cancel::new()).unwrap();
             let error = operation(&mut group).err().expect("the operation must fail");
             assert!(matches!(group.barrier(), Err(CollectiveError::Poisoned)));
             error
@@ -190,7 +190,7 @@ fn the_witness_tells_the_others_whom_to_blame() {
             .into_iter()
             .map(|(spec, listener)| {
                 scope.spawn(move || {
-                    let mut group = Group::form(&spec, Some(&listener)).unwrap();
+                    let mut group = Group::form(&spec, Some(&listener), Cancel::new()).unwrap();
                     let id = nodes_in(3, &ranges[spec.rank]).unwrap()[0];
                     group.all_reduce_tree(3, ranges, &[(id, vec![1.0; 300])], &mut [0.0; 300]).unwrap_err()
                 })
@@ -226,7 +226,9 @@ fn strangers_do_not_disturb_forming() {
     let start = Instant::now();
     thread::scope(|scope| {
         for (spec, listener) in specs.drain(..) {
-            scope.spawn(move || Group::form(&spec, Some(&listener)).unwrap().barrier().unwrap());
+            scope.spawn(move || {
+                Group::form(&spec, Some(&listener), Cancel::new()).unwrap().barrier().unwrap()
+            });
         }
     });
     assert!(start.elapsed() < Duration::from_secs(4), "strangers were waited for: {:?}", start.elapsed());
@@ -240,8 +242,9 @@ fn refused(change: Change) -> [CollectiveError; 2] {
     let (spec, listener) = specs.remove(0);
     change(&mut wrong);
     thread::scope(|scope| {
-        let rank0 = scope.spawn(move || Group::form(&spec, Some(&listener)).err().expect("must not form"));
-        let rank1 = Group::form(&wrong, None).err().expect("must not form");
+        let rank0 = scope
+            .spawn(move || Group::form(&spec, Some(&listener), Cancel::new()).err().expect("must not form"));
+        let rank1 = Group::form(&wrong, None, Cancel::new()).err().expect("must not form");
         [rank0.join().unwrap(), rank1]
     })
 }
@@ -275,13 +278,13 @@ fn a_second_caller_for_a_rank_is_refused() {
     let (second, second_listener) = specs.remove(1);
     let (first, first_listener) = specs.remove(0);
     thread::scope(|scope| {
-        scope.spawn(move || Group::form(&first, Some(&first_listener)).unwrap());
+        scope.spawn(move || Group::form(&first, Some(&first_listener), Cancel::new()).unwrap());
         // Rank 2 is connected with rank 0, which still waits for rank 1.
         let mut stream = raw_handshake(&last, 0);
-        let double = scope.spawn(|| Group::form(&last, None).err().expect("must not form"));
+        let double = scope.spawn(|| Group::form(&last, None, Cancel::new()).err().expect("must not form"));
         let error = double.join().unwrap();
         assert!(error.to_string().contains("connected already"), "{error}");
-        scope.spawn(move || Group::form(&second, Some(&second_listener)).unwrap());
+        scope.spawn(move || Group::form(&second, Some(&second_listener), Cancel::new()).unwrap());
         stream.write_all(&frame(Operation::Barrier as u8, 0, &[])).unwrap();
         let mut other = raw_connection(&last, 1);
         // Both ranks return from forming: their barrier frames have come, then they hang up.
@@ -303,7 +306,7 @@ fn a_group_that_is_no_group_is_refused() {
     for (change, expected) in cases {
         let (mut spec, _) = specs(2, BRIEF).remove(1);
         change(&mut spec);
-        let error = Group::form(&spec, None).err().expect("must not form");
+        let error = Group::form(&spec, None, Cancel::new()).err().expect("must not form");
         assert!(error.to_string().contains(expected), "{error}");
     }
 }

@@ -9,7 +9,7 @@ use std::ops::Range;
 
 use common::{PATIENT, on_ranks, specs};
 use lora_collective::tree::{TreeAccumulator, combine, merge_order, nodes_in, partition};
-use lora_collective::{CollectiveError, Group, MAX_GATHER_BYTES};
+use lora_collective::{Cancel, CollectiveError, Group, MAX_GATHER_BYTES};
 
 /// Values of very different sizes, so that another order of addition has other bits.
 fn leaf(index: usize, elements: usize) -> Vec<f32> {
@@ -139,7 +139,7 @@ fn a_group_of_one_needs_no_network() {
 
     let (mut spec, _) = specs(1, PATIENT).remove(0);
     spec.peers = vec!["no.such.host:1".into()];
-    Group::form(&spec, None).unwrap().barrier().unwrap();
+    Group::form(&spec, None, Cancel::new()).unwrap().barrier().unwrap();
 }
 
 #[test]

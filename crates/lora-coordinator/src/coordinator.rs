@@ -1,73 +1,86 @@
-//! The coordinator as a whole: its settings, its servers, and its end.
+//! The coordinator as a whole: its servers, its tasks, and its end.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use lora_proto::MAX_MESSAGE_BYTES;
+use lora_daemon::http::{self, Health};
 use lora_proto::v1::artifacts_server::ArtifactsServer;
 use lora_proto::v1::fine_tuning_server::FineTuningServer;
 use lora_proto::v1::worker_control_server::WorkerControlServer;
+use lora_proto::{DESCRIPTORS, MAX_MESSAGE_BYTES, v1};
+use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
-use crate::command::Command;
+use crate::Config;
+use crate::metrics::Metrics;
 use crate::rpc::{Artifacts, Commands, FineTuning, WorkerControl};
 use crate::service::Service;
+use crate::store::{Retention, Store, StoreError};
 
 /// Commands that may wait for the service; callers beyond it wait for room.
 const WAITING_COMMANDS: usize = 256;
 /// A silent connection is asked for a sign of life this often, and given up when none comes.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long connections may take to end at shutdown.
+/// How long calls and streams may take to end at shutdown; what is left then is cut off.
 const FAREWELL: Duration = Duration::from_secs(3);
-
-/// Settings of a coordinator.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Where it serves gRPC; port 0 takes a free one.
-    pub listen: SocketAddr,
-    /// Events of a job that are kept for watchers.
-    pub retained_events: usize,
-}
-
-impl Default for Options {
-    /// A free port on loopback, and 65536 events a job.
-    fn default() -> Self {
-        Self { listen: (Ipv4Addr::LOCALHOST, 0).into(), retained_events: 1 << 16 }
-    }
-}
+/// How often files that nothing names are looked for.
+const GARBAGE: Duration = Duration::from_secs(600);
 
 /// Why a coordinator cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum CoordinatorError {
-    /// The address cannot be taken.
+    /// A setting.
+    #[error(transparent)]
+    Config(#[from] lora_spec::FieldError),
+    /// Another coordinator uses the state directory.
+    #[error("state_dir: {0} is in use by another coordinator")]
+    InUse(PathBuf),
+    /// The state directory or the database.
+    #[error("the store: {0}")]
+    Store(String),
+    /// An address cannot be taken.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// The address.
-        address: SocketAddr,
+        address: String,
         /// Why not.
         source: std::io::Error,
     },
-    /// The gRPC server broke.
-    #[error("gRPC server: {0}")]
+    /// A server broke.
+    #[error("the server broke: {0}")]
     Serve(#[from] tonic::transport::Error),
-    /// A bug: the service's thread panicked.
-    #[error("the coordinator's service broke: {0}")]
-    Service(#[from] tokio::task::JoinError),
+    /// A bug: a task panicked.
+    #[error("a task of the coordinator broke: {0}")]
+    Task(#[from] tokio::task::JoinError),
+    /// The HTTP server broke.
+    #[error("the HTTP server broke: {0}")]
+    Http(std::io::Error),
 }
 
-/// A coordinator that listens but does not serve yet.
-#[derive(Debug)]
+impl From<StoreError> for CoordinatorError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::InUse(dir) => Self::InUse(dir),
+            other => Self::Store(other.to_string()),
+        }
+    }
+}
+
+/// A coordinator that holds its store and its addresses, and does not serve yet.
 pub struct Coordinator {
-    listener: TcpListener,
+    config: Config,
+    store: Store,
+    grpc: TcpListener,
+    http: Option<TcpListener>,
     handle: Handle,
-    retained_events: usize,
 }
 
 /// Where a coordinator is reached, and how it is ended.
@@ -83,20 +96,44 @@ impl Handle {
         self.address
     }
 
-    /// Tells workers to end, then ends the coordinator.
+    /// Ends the coordinator. Jobs stay as they are in the store, and workers train on.
     pub fn shutdown(&self) {
         self.stop.cancel();
     }
 }
 
+/// Runs a coordinator until `stop`.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), CoordinatorError> {
+    let coordinator = Coordinator::bind(&config).await?;
+    let handle = coordinator.handle();
+    let serving = coordinator.serve();
+    tokio::pin!(serving);
+    tokio::select! {
+        served = &mut serving => served,
+        () = stop.cancelled() => {
+            tracing::info!("shutting down");
+            handle.shutdown();
+            serving.await
+        }
+    }
+}
+
 impl Coordinator {
-    /// Takes the address.
-    pub async fn bind(options: &Options) -> Result<Self, CoordinatorError> {
-        let listen = |source| CoordinatorError::Listen { address: options.listen, source };
-        let listener = TcpListener::bind(options.listen).await.map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+    /// Opens the store and takes the addresses.
+    pub async fn bind(config: &Config) -> Result<Self, CoordinatorError> {
+        config.check()?;
+        let retention =
+            Retention { events: config.limits.retained_events, steps: config.limits.retained_steps };
+        let store = Store::open(&config.state_dir, retention).await?;
+        let grpc = listen(&config.grpc.listen).await?;
+        let http = match config.http.listen.as_str() {
+            "" => None,
+            address => Some(listen(address).await?),
+        };
+        let at = |source| CoordinatorError::Listen { address: config.grpc.listen.clone(), source };
+        let address = grpc.local_addr().map_err(at)?;
         let handle = Handle { address, stop: CancellationToken::new() };
-        Ok(Self { listener, handle, retained_events: options.retained_events })
+        Ok(Self { config: config.clone(), store, grpc, http, handle })
     }
 
     /// A handle to it.
@@ -104,52 +141,120 @@ impl Coordinator {
         self.handle.clone()
     }
 
-    /// Serves until [`Handle::shutdown`]. If the service's thread breaks, everything ends with it.
+    /// Serves until [`Handle::shutdown`]. If the service's task breaks, everything ends with it.
     pub async fn serve(self) -> Result<(), CoordinatorError> {
-        let stop = self.handle.stop;
+        let Self { config, store, grpc, http, handle } = self;
+        let stop = handle.stop;
+        let mut registry = Registry::default();
+        let metrics = Metrics::new(&mut registry);
+        let health = Health::default();
+        let http_address = http.as_ref().and_then(|http| http.local_addr().ok());
         let (sender, receiver) = mpsc::channel(WAITING_COMMANDS);
-        let service = Service::new(receiver, self.retained_events);
-        let runtime = tokio::runtime::Handle::current();
-        let service = tokio::task::spawn_blocking({
+        let service = Service::new(store.clone(), config.clone(), receiver, metrics).await?;
+        let service = tokio::spawn({
             let stop = stop.clone();
-            move || {
-                let _stop_all = stop.drop_guard();
-                service.run(&runtime);
+            async move {
+                let _stop_all = stop.clone().drop_guard();
+                service.run(stop).await;
             }
         });
-        let sessions = TaskTracker::new();
-        let commands = Commands::new(sender.clone());
-        let control = WorkerControl::new(commands.clone(), sessions.clone());
-        let server = Server::builder()
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-            .add_service(
-                FineTuningServer::new(FineTuning::new(commands.clone()))
-                    .max_decoding_message_size(MAX_MESSAGE_BYTES),
-            )
-            .add_service(WorkerControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
-            .add_service(
-                ArtifactsServer::new(Artifacts::new(commands)).max_decoding_message_size(MAX_MESSAGE_BYTES),
-            )
-            .serve_with_incoming_shutdown(
-                TcpListenerStream::new(self.listener),
-                stop.clone().cancelled_owned(),
-            );
-        let mut server = Box::pin(server);
-        let served = tokio::select! {
-            served = &mut server => served,
-            () = stop.cancelled() => {
-                // Fails only if the service has ended, which is what is wanted.
-                let _ = sender.send(Command::Shutdown).await;
-                // Whoever has not gone by then is cut off.
-                timeout(FAREWELL, server).await.unwrap_or(Ok(()))
+        let http = tokio::spawn({
+            let (health, stop) = (health.clone(), stop.clone());
+            async move {
+                match http {
+                    Some(listener) => http::serve(listener, registry, health, stop).await,
+                    None => Ok(()),
+                }
             }
-        };
+        });
+        let garbage =
+            tokio::spawn(collect_garbage(store.clone(), config.limits.unreferenced(), stop.clone()));
+        let sessions = TaskTracker::new();
+        tracing::info!(
+            address = %handle.address,
+            http = http_address.map(|address| address.to_string()).unwrap_or_default(),
+            term = store.term(),
+            "listening"
+        );
+        health.set_ready(true, "");
+        let served = serve_grpc(&config, &store, Commands::new(sender), grpc, &sessions, &stop).await;
         stop.cancel();
-        drop(sender);
+        health.set_ready(false, "shutting down");
         sessions.close();
         service.await?;
         sessions.wait().await;
-        Ok(served?)
+        garbage.await?;
+        http.await?.map_err(CoordinatorError::Http)?;
+        served
+    }
+}
+
+async fn listen(address: &str) -> Result<TcpListener, CoordinatorError> {
+    let failed = |source| CoordinatorError::Listen { address: address.to_owned(), source };
+    TcpListener::bind(address).await.map_err(failed)
+}
+
+async fn serve_grpc(
+    config: &Config,
+    store: &Store,
+    commands: Commands,
+    listener: TcpListener,
+    sessions: &TaskTracker,
+    stop: &CancellationToken,
+) -> Result<(), CoordinatorError> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    reporter.set_serving::<FineTuningServer<FineTuning>>().await;
+    reporter.set_serving::<WorkerControlServer<WorkerControl>>().await;
+    reporter.set_serving::<ArtifactsServer<Artifacts>>().await;
+    let welcome =
+        v1::Welcome { term: store.term(), heartbeat_seconds: config.workers.heartbeat().as_secs_f64() };
+    let control = WorkerControl::new(commands.clone(), welcome, config.workers.lease(), sessions.clone());
+    let reflected = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let reflection = |error: tonic_reflection::server::Error| CoordinatorError::Store(error.to_string());
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .add_service(health)
+        .add_service(reflected().build_v1().map_err(reflection)?)
+        .add_service(reflected().build_v1alpha().map_err(reflection)?)
+        .add_service(
+            FineTuningServer::new(FineTuning::new(commands, store.clone()))
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .add_service(WorkerControlServer::new(control).max_decoding_message_size(MAX_MESSAGE_BYTES))
+        .add_service(
+            ArtifactsServer::new(Artifacts::new(store.clone(), config.limits.upload_bytes))
+                .max_decoding_message_size(MAX_MESSAGE_BYTES),
+        )
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
+    let mut server = Box::pin(server);
+    tokio::select! {
+        served = &mut server => served?,
+        () = stop.cancelled() => {
+            store.close();
+            timeout(FAREWELL, server).await.unwrap_or(Ok(()))?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes files that nothing names, from time to time. An error is tried again the next time.
+async fn collect_garbage(store: Store, unreferenced: Duration, stop: CancellationToken) {
+    let mut ticks = interval(GARBAGE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        match store.collect_garbage(unreferenced).await {
+            Ok(0) => {}
+            Ok(files) => tracing::info!(files, "unreferenced files removed"),
+            Err(error) => tracing::error!(%error, "unreferenced files are not removed"),
+        }
     }
 }

@@ -1,129 +1,236 @@
-//! One job: its state, its log and its files.
+//! One job that is not at rest: its row in the store, and what is known of its group besides.
 
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::SystemTime;
 
-use lora_proto::v1::{self, job_event};
-use lora_spec::{JobSpec, JobState};
+use lora_proto::v1::{self, Goal, Phase, job_event};
+use lora_spec::{FieldError, JobSpec, JobState};
+use tokio::time::Instant;
 
-use crate::group::Group;
-use crate::job_log::JobLog;
-use crate::output_dir::OutputDir;
+use crate::reconcile::Regroup;
+use crate::store::{JobRow, MemberRow, Store, StoreError};
+use crate::workers::{Worker, Workers, has_state};
 
-/// A job that was accepted.
+/// A job that the service works on.
 #[derive(Debug)]
 pub(crate) struct Job {
-    pub(crate) id: String,
+    pub(crate) row: JobRow,
     pub(crate) spec: JobSpec,
-    pub(crate) log: Arc<JobLog>,
-    pub(crate) output_path: PathBuf,
-    /// Held from when the job trains (or from when it was accepted, if it resumes) until it rests.
-    pub(crate) output: Option<OutputDir>,
-    /// The checkpoint it goes on from.
-    pub(crate) checkpoint_step: Option<u64>,
-    /// Raised at every assignment.
-    pub(crate) generation: u64,
-    /// The workers that have it now.
-    pub(crate) group: Option<Group>,
-    pub(crate) completed_steps: u64,
-    pub(crate) facts: Option<v1::RunFacts>,
-    state: JobState,
-    failure: Option<v1::Failure>,
+    /// What each member was told of its place, by worker.
+    pub(crate) assignments: BTreeMap<String, v1::Assignment>,
+    /// The group must be formed anew, of the members that are left and others; why.
+    pub(crate) regroup: Option<Regroup>,
+    /// The members shall stop at a step boundary, so that the group can change; why.
+    pub(crate) change: Option<String>,
+    /// The group was told to train.
+    pub(crate) started: bool,
+    /// Every member has taken that in, so that a stop finds them all in the same group.
+    pub(crate) stoppable: bool,
+    /// The member that shall bring its state into the store.
+    pub(crate) saver: Option<String>,
+    /// When the first member was seen to have left the group.
+    pub(crate) broken_since: Option<Instant>,
+    /// Steps that were finished when the group was formed.
+    pub(crate) steps_at_start: u64,
+    /// Processes that could not reach the others: the job does without them.
+    pub(crate) excluded: BTreeSet<String>,
+    /// Processes whose base has been put on record.
+    pub(crate) bases_seen: BTreeSet<String>,
+}
+
+/// What a member of the group is known to do.
+#[derive(Debug)]
+pub(crate) enum Member<'a> {
+    /// The process is gone for good.
+    Lost,
+    /// Its connection is broken; it may train on.
+    Away,
+    /// It has not taken its place in this generation yet. What it holds of the job from an older one, if anything.
+    Elsewhere(Option<&'a v1::HeldJob>),
+    /// It has its place in this generation.
+    Here(&'a v1::HeldJob),
+}
+
+impl<'a> Member<'a> {
+    /// What it holds of the job.
+    pub(crate) fn held(&self) -> Option<&'a v1::HeldJob> {
+        match self {
+            Self::Here(held) => Some(held),
+            Self::Elsewhere(held) => *held,
+            Self::Lost | Self::Away => None,
+        }
+    }
+
+    /// Its phase in this generation.
+    pub(crate) fn phase(&self) -> Option<Phase> {
+        match self {
+            Self::Here(held) => Some(held.phase()),
+            _ => None,
+        }
+    }
+
+    /// Steps of the state it holds.
+    pub(crate) fn steps(&self) -> Option<u64> {
+        self.held().filter(|held| has_state(held.phase())).map(|held| held.completed_steps)
+    }
 }
 
 impl Job {
-    /// A job that is being validated.
-    pub(crate) fn new(id: String, spec: JobSpec, output_path: PathBuf, retained_events: usize) -> Self {
-        let job = Self {
-            id,
-            spec,
-            log: Arc::new(JobLog::new(retained_events)),
-            output_path,
-            output: None,
-            checkpoint_step: None,
-            generation: 0,
-            group: None,
-            completed_steps: 0,
-            facts: None,
-            state: JobState::Validating,
-            failure: None,
-        };
-        job.record_state();
-        job
+    /// A job out of the store.
+    ///
+    /// # Errors
+    /// A row whose settings this build does not understand.
+    pub(crate) fn new(row: JobRow) -> Result<Self, FieldError> {
+        Ok(Self {
+            spec: JobSpec::try_from(row.spec.clone())?,
+            assignments: BTreeMap::new(),
+            regroup: None,
+            change: None,
+            started: row.state == JobState::Running,
+            stoppable: false,
+            saver: None,
+            broken_since: None,
+            steps_at_start: row.completed_steps,
+            excluded: BTreeSet::new(),
+            bases_seen: BTreeSet::new(),
+            row,
+        })
     }
 
     pub(crate) fn state(&self) -> JobState {
-        self.state
+        self.row.state
     }
 
-    /// Moves on to `next` if the table of transitions has it; says whether it did.
-    #[must_use]
-    pub(crate) fn become_state(&mut self, next: JobState) -> bool {
-        if !self.state.may_become(next) {
-            return false;
+    /// Changes the row, in the store first, together with `events`.
+    pub(crate) async fn update(
+        &mut self,
+        store: &Store,
+        events: Vec<job_event::Kind>,
+        change: impl FnOnce(&mut JobRow),
+    ) -> Result<(), StoreError> {
+        let mut next = self.row.clone();
+        change(&mut next);
+        store.save_job(&next, events).await?;
+        self.row = next;
+        Ok(())
+    }
+
+    /// Moves on to `state` together with other changes of the row; `events` come before that of the state. Does nothing, and
+    /// says so in the log, if the table of transitions has it otherwise: that is a bug.
+    pub(crate) async fn become_state(
+        &mut self,
+        store: &Store,
+        state: JobState,
+        mut events: Vec<job_event::Kind>,
+        change: impl FnOnce(&mut JobRow),
+    ) -> Result<(), StoreError> {
+        if !self.row.state.may_become(state) {
+            tracing::error!(
+                job = self.row.id,
+                from = self.row.state.name(),
+                to = state.name(),
+                "no such transition"
+            );
+            return Ok(());
         }
-        self.state = next;
-        self.record_state();
-        tracing::info!(job = self.id, state = next.name(), generation = self.generation, "job changed state");
-        true
+        let mut next = self.row.clone();
+        enter(&mut next, state);
+        change(&mut next);
+        events.push(state_changed(&next));
+        store.save_job(&next, events).await?;
+        self.row = next;
+        tracing::info!(
+            job = self.row.id,
+            state = state.name(),
+            generation = self.row.generation,
+            "job changed state"
+        );
+        Ok(())
     }
 
-    /// Ends the job with an error, unless it is over already.
-    pub(crate) fn fail(&mut self, failure: v1::Failure) {
-        let earlier = self.failure.replace(failure);
-        if !self.become_state(JobState::Failed) {
-            self.failure = earlier;
+    /// What each member does, by rank.
+    pub(crate) fn members<'a>(&self, workers: &'a Workers) -> Vec<Member<'a>> {
+        self.row.members.iter().map(|member| self.member(member, workers)).collect()
+    }
+
+    fn member<'a>(&self, member: &MemberRow, workers: &'a Workers) -> Member<'a> {
+        let Some(worker) = process(member, workers) else { return Member::Lost };
+        if !worker.is_connected() {
+            return Member::Away;
+        }
+        match worker.held().filter(|held| held.job_id == self.row.id) {
+            Some(held) if held.generation == self.row.generation => Member::Here(held),
+            held => Member::Elsewhere(held),
         }
     }
 
-    /// Appends an event to the job's log.
-    pub(crate) fn record(&self, kind: job_event::Kind) {
-        self.log.append(kind, false);
+    /// What the worker of this name shall hold and do.
+    pub(crate) fn wanted(&self, worker: &str) -> (Option<v1::Assignment>, Goal) {
+        let assignment = self.assignments.get(worker).filter(|_| self.is_shared_out());
+        let Some(assignment) = assignment else { return (None, Goal::Unspecified) };
+        let goal = match self.state() {
+            _ if self.saver.as_deref() == Some(worker) => Goal::Save,
+            JobState::Preparing | JobState::Recovering => Goal::Prepare,
+            JobState::Running if self.change.is_none() => Goal::Train,
+            // One that never heard of the start would not come to the group in which the others stop.
+            JobState::Running | JobState::Pausing if self.started && !self.stoppable => Goal::Train,
+            _ => Goal::Stop,
+        };
+        (Some(assignment.clone()), goal)
     }
 
-    /// Where the job stands.
-    pub(crate) fn message(&self) -> v1::Job {
-        v1::Job {
-            job_id: self.id.clone(),
-            name: self.spec.name.clone(),
-            state: self.state.name().to_owned(),
-            generation: self.generation,
-            completed_steps: self.completed_steps,
-            facts: self.facts,
-            failure: self.failure.clone(),
-        }
+    /// Whether workers shall hold it.
+    fn is_shared_out(&self) -> bool {
+        self.state().is_active() && self.state() != JobState::Cancelling
     }
 
-    fn record_state(&self) {
-        let at_rest = self.state.is_final() || self.state == JobState::Paused;
-        let change = v1::StateChanged { state: self.state.name().to_owned(), failure: self.failure.clone() };
-        self.log.append(job_event::Kind::StateChanged(change), at_rest);
+    /// Whether the worker is a member.
+    pub(crate) fn has_member(&self, worker: &str) -> bool {
+        self.row.members.iter().any(|member| member.worker == worker)
+    }
+
+    /// Makes the members' places out of the row. `checkpoint`: for rank 0 to go on from.
+    pub(crate) fn assign(&mut self, checkpoint: Option<v1::Checkpoint>) {
+        let row = &self.row;
+        let peers: Vec<String> = row.members.iter().map(|member| member.peer_address.clone()).collect();
+        let place = |(rank, member): (usize, &MemberRow)| {
+            let assignment = v1::Assignment {
+                job_id: row.id.clone(),
+                generation: row.generation,
+                job: Some(row.spec.clone()),
+                inputs: Some(row.inputs.clone()),
+                rank: rank as u32,
+                peers: peers.clone(),
+                token: row.token.clone(),
+                checkpoint: checkpoint.clone().filter(|_| rank == 0),
+            };
+            (member.worker.clone(), assignment)
+        };
+        self.assignments = row.members.iter().enumerate().map(place).collect();
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
+/// The process that a member is, if it is not lost.
+pub(crate) fn process<'a>(member: &MemberRow, workers: &'a Workers) -> Option<&'a Worker> {
+    workers.get(&member.worker).filter(|worker| worker.hello.instance_id == member.instance_id)
+}
 
-    fn job() -> Job {
-        Job::new("dates-1".into(), JobSpec::default(), PathBuf::new(), 10)
+/// Puts a row into a state.
+pub(crate) fn enter(row: &mut JobRow, state: JobState) {
+    row.state = state;
+    row.changed = SystemTime::now();
+    row.waiting_for.clear();
+    if state != JobState::Failed {
+        row.failure = None;
     }
+    if state.is_at_rest() {
+        row.members.clear();
+        row.token.clear();
+    }
+}
 
-    #[test]
-    fn a_state_that_the_table_does_not_allow_is_not_taken() {
-        let mut job = job();
-        assert!(!job.become_state(JobState::Running));
-        assert_eq!(job.state(), JobState::Validating);
-        assert!(job.become_state(JobState::Queued));
-    }
-
-    #[test]
-    fn the_first_failure_stays() {
-        let mut job = job();
-        let failure = |cause: &str| v1::Failure { cause: cause.into(), ..v1::Failure::default() };
-        job.fail(failure("first"));
-        job.fail(failure("second"));
-        assert_eq!(job.message().failure, Some(failure("first")));
-        assert_eq!(job.message().state, "failed");
-    }
+/// The event of a row's state.
+pub(crate) fn state_changed(row: &JobRow) -> job_event::Kind {
+    let change = v1::StateChanged { state: row.state.name().to_owned(), failure: row.failure.clone() };
+    job_event::Kind::StateChanged(change)
 }

@@ -1,19 +1,24 @@
 //! The coordinator: accepts jobs over gRPC, gives them to workers, and keeps their events, checkpoints and results.
 //!
-//! One thread, the [service](service::Service), owns every job and every worker's entry and does all that changes them; the
-//! gRPC side translates calls into commands for it. Files are written by it alone, uploads in progress aside.
+//! One task, the [service](service::Service), owns every job that is not at rest and every worker. What it decides is in the
+//! [store](store::Store) before anybody hears of it; calls that only read go to the store directly.
 
 mod command;
+mod config;
 mod coordinator;
-mod group;
+mod inputs;
 mod job;
-mod job_log;
-mod metrics_file;
-mod output_dir;
+mod metrics;
+mod reconcile;
 mod refusal;
-mod reports;
+mod regroup;
 mod rpc;
+mod schedule;
+mod scheduling;
 mod service;
+mod store;
+mod validate;
+mod workers;
 
-pub use coordinator::{Coordinator, CoordinatorError, Handle, Options};
-pub use output_dir::{OutputError, check_output_dir};
+pub use config::Config;
+pub use coordinator::{Coordinator, CoordinatorError, Handle, run};

@@ -1,52 +1,146 @@
-//! Why a call is refused, mapped once to gRPC's codes.
+//! Why a call is refused, mapped once to gRPC's codes and details.
 
+use std::collections::HashMap;
+use std::time::Duration;
+
+use lora_proto::v1::FileDigest;
 use lora_spec::{FieldError, JobState};
 use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::output_dir::OutputError;
+use crate::store::{StoreError, WatchError};
 
-/// Why the service refuses a call.
+/// The domain of the reasons in error details.
+const DOMAIN: &str = "lora.v1";
+/// Characters of a status's text.
+const MAX_TEXT: usize = 1000;
+
+/// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("there is no job {0:?}")]
     UnknownJob(String),
-    #[error(transparent)]
+    #[error("{0}")]
     Field(#[from] FieldError),
-    #[error(transparent)]
-    Output(#[from] OutputError),
+    #[error("these inputs are not in the store, upload them first: {}", listed(.0))]
+    MissingInputs(Vec<FileDigest>),
+    #[error(
+        "idempotency_key: a job was submitted with this key before, as {job}, and {difference}; use another key"
+    )]
+    KeyTaken { job: String, difference: String },
     #[error("job {job} is in generation {current}; generation {given} may not write to it any more")]
     StaleGeneration { job: String, given: u64, current: u64 },
     #[error("job {job} is {state}: it takes no files", state = state.name())]
-    NotRunning { job: String, state: JobState },
-    #[error("job {job} has {state} and cannot be paused", state = state.name())]
-    AlreadyOver { job: String, state: JobState },
-    #[error("a worker named {0:?} is connected; give this one another name")]
+    TakesNoFiles { job: String, state: JobState },
+    #[error("job {job} is {state} and cannot be {wanted}", state = state.name())]
+    NotPossible { job: String, state: JobState, wanted: &'static str },
+    #[error(
+        "the base is not in the store, so there is nothing to plan from; upload it, or use `loractl plan`"
+    )]
+    NoBase,
+    #[error("a worker named {0:?} is connected; this one is let in once that is gone, or under another name")]
     NameTaken(String),
     #[error("the file has {given}, not the announced {announced}")]
     Damaged { announced: String, given: String },
+    #[error("{size} bytes are more than the {limit} that a file may have here (limits.upload_bytes)")]
+    TooLarge { size: u64, limit: u64 },
+    #[error("there is no {0}")]
+    NoFile(String),
+    #[error("offset: {offset} is past the end of the file, which has {size} bytes")]
+    PastEnd { offset: u64, size: u64 },
+    #[error("event {asked} is no longer kept; the first one is {first}")]
+    ForgottenEvents { asked: u64, first: u64 },
+    #[error("step {asked} is no longer kept; the first one is {first}")]
+    ForgottenSteps { asked: u64, first: u64 },
+    #[error("the store failed: {0}")]
+    Store(#[from] StoreError),
     #[error("the coordinator is shutting down")]
     ShuttingDown,
 }
 
 impl Refusal {
-    fn code(&self) -> Code {
+    /// gRPC's code, and a word for programs.
+    fn kind(&self) -> (Code, &'static str) {
         match self {
-            Self::UnknownJob(_) => Code::NotFound,
-            Self::Field(_) => Code::InvalidArgument,
-            Self::Output(OutputError::Io { .. }) => Code::Internal,
-            Self::Output(_)
-            | Self::StaleGeneration { .. }
-            | Self::NotRunning { .. }
-            | Self::AlreadyOver { .. } => Code::FailedPrecondition,
-            Self::NameTaken(_) => Code::AlreadyExists,
-            Self::Damaged { .. } => Code::DataLoss,
-            Self::ShuttingDown => Code::Unavailable,
+            Self::UnknownJob(_) => (Code::NotFound, "UNKNOWN_JOB"),
+            Self::NoFile(_) => (Code::NotFound, "UNKNOWN_FILE"),
+            Self::Field(_) => (Code::InvalidArgument, "INVALID_FIELD"),
+            Self::MissingInputs(_) => (Code::FailedPrecondition, "MISSING_INPUTS"),
+            Self::KeyTaken { .. } => (Code::AlreadyExists, "IDEMPOTENCY_KEY_TAKEN"),
+            Self::StaleGeneration { .. } => (Code::FailedPrecondition, "STALE_GENERATION"),
+            Self::TakesNoFiles { .. } | Self::NotPossible { .. } => (Code::FailedPrecondition, "WRONG_STATE"),
+            Self::NoBase => (Code::FailedPrecondition, "BASE_NOT_UPLOADED"),
+            Self::NameTaken(_) => (Code::AlreadyExists, "NAME_TAKEN"),
+            Self::Damaged { .. } => (Code::DataLoss, "DAMAGED"),
+            Self::TooLarge { .. } => (Code::ResourceExhausted, "TOO_LARGE"),
+            Self::PastEnd { .. } => (Code::OutOfRange, "PAST_END"),
+            Self::ForgottenEvents { .. } => (Code::OutOfRange, "EVENTS_FORGOTTEN"),
+            Self::ForgottenSteps { .. } => (Code::OutOfRange, "STEPS_FORGOTTEN"),
+            Self::Store(_) => (Code::Internal, "STORE"),
+            Self::ShuttingDown => (Code::Unavailable, "SHUTTING_DOWN"),
+        }
+    }
+
+    /// Numbers that a program needs to go on.
+    fn metadata(&self) -> HashMap<String, String> {
+        let first = match self {
+            Self::ForgottenEvents { first, .. } | Self::ForgottenSteps { first, .. } => {
+                Some(first.to_string())
+            }
+            _ => None,
+        };
+        first.map(|first| ("first".to_owned(), first)).into_iter().collect()
+    }
+
+    /// The refusal of a watch that asked for events from `event` and steps after `step` on.
+    pub(crate) fn of_watch(error: WatchError, job_id: &str) -> Self {
+        match error {
+            WatchError::UnknownJob => Self::UnknownJob(job_id.to_owned()),
+            WatchError::ForgottenEvents { asked, first } => Self::ForgottenEvents { asked, first },
+            WatchError::ForgottenSteps { asked, first } => Self::ForgottenSteps { asked, first },
+            WatchError::Store(error) => Self::Store(error),
         }
     }
 }
 
 impl From<Refusal> for Status {
     fn from(refusal: Refusal) -> Self {
-        Status::new(refusal.code(), refusal.to_string())
+        let (code, reason) = refusal.kind();
+        let mut details = ErrorDetails::new();
+        details.set_error_info(reason, DOMAIN, refusal.metadata());
+        match &refusal {
+            Refusal::Field(error) => {
+                details.add_bad_request_violation(shortened(&error.field), shortened(&error.message));
+            }
+            Refusal::KeyTaken { difference, .. } => {
+                details.add_bad_request_violation("idempotency_key", shortened(difference));
+            }
+            Refusal::PastEnd { .. } => {
+                details.add_bad_request_violation("offset", refusal.to_string());
+            }
+            Refusal::NameTaken(_) | Refusal::ShuttingDown => {
+                details.set_retry_info(Some(Duration::from_secs(2)));
+            }
+            Refusal::Store(error) => tracing::error!(error = %error, "the store failed"),
+            _ => {}
+        }
+        Self::with_error_details(code, shortened(&refusal.to_string()), details)
     }
+}
+
+/// A status travels in headers, which are limited: of a long text (it may quote what was sent) only the start goes.
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(MAX_TEXT) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+fn listed(files: &[FileDigest]) -> String {
+    const SHOWN: usize = 3;
+    let mut text: Vec<String> = files.iter().take(SHOWN).map(FileDigest::hex).collect();
+    if files.len() > SHOWN {
+        text.push(format!("and {} more", files.len() - SHOWN));
+    }
+    text.join(", ")
 }

@@ -1,355 +1,450 @@
-//! The loop that owns jobs and workers.
+//! The service: the one task that owns every job that is not at rest and every worker, and does all that changes them.
 //!
-//! It runs on a thread of its own: it is synchronous, writes files, and takes one command after another, so that no two
-//! changes meet.
+//! What it decides is in the store before anybody hears of it. It keeps no promise of its own: after a restart the rows of the
+//! store and the statuses of the workers are all there is to know.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use futures_util::StreamExt;
-use lora_proto::v1::{self, coordinator_message, job_command, job_event};
+use lora_proto::v1::{self, job_event};
 use lora_spec::{FieldError, JobSpec, JobState};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout_at};
+use prost::Message;
+use sha2::{Digest, Sha256};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
 
-use crate::command::{ArtifactName, Command, EventStream, Outbox, SessionId, Upload};
-use crate::group::Group;
-use crate::job::Job;
-use crate::output_dir::{OutputDir, check_output_dir, checkpoint_name, checkpoint_path};
+use crate::Config;
+use crate::command::{Command, Outbox, SessionId};
+use crate::inputs;
+use crate::job::{Job, state_changed};
+use crate::metrics::Metrics;
 use crate::refusal::Refusal;
+use crate::store::{Inserted, JobRow, Store, StoreError};
+use crate::validate;
+use crate::workers::Workers;
 
-/// Jobs and workers, and all that changes them.
+/// How often leases and deadlines are looked at.
+const TICK: Duration = Duration::from_millis(200);
+/// Checks of jobs at a time; each reads a dataset.
+const VALIDATIONS: usize = 2;
+const MAX_KEY_BYTES: usize = 128;
+const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
+/// Rows of one message of steps.
+const MAX_STEPS: usize = 4096;
+
+/// The state of the service.
 pub(crate) struct Service {
+    pub(crate) store: Store,
+    pub(crate) config: Config,
     commands: mpsc::Receiver<Command>,
-    /// In the order they came.
-    pub(crate) jobs: Vec<Job>,
-    /// By session, so in the order they came.
-    pub(crate) workers: BTreeMap<SessionId, Worker>,
-    next_session: SessionId,
-    retained_events: usize,
-}
-
-/// A connected worker.
-pub(crate) struct Worker {
-    pub(crate) hello: v1::Hello,
-    pub(crate) outbox: Outbox,
-    /// The job whose memory it holds, and in which generation.
-    pub(crate) holds: Option<(String, u64)>,
+    /// Jobs that are not at rest, by id.
+    pub(crate) jobs: BTreeMap<String, Job>,
+    pub(crate) workers: Workers,
+    /// Checks of jobs; what would make the job fail.
+    validations: JoinSet<(String, std::io::Result<Option<String>>)>,
+    /// Those that may be at it at a time.
+    turns: Arc<Semaphore>,
+    /// Jobs to look at after this command.
+    pub(crate) touched: BTreeSet<String>,
+    /// Workers to tell what they shall hold.
+    told: BTreeSet<String>,
+    metrics: Metrics,
 }
 
 impl Service {
-    pub(crate) fn new(commands: mpsc::Receiver<Command>, retained_events: usize) -> Self {
-        Self { commands, jobs: Vec::new(), workers: BTreeMap::new(), next_session: 1, retained_events }
+    /// The service as the store has it. Workers that had a job have a lease's time to come back.
+    pub(crate) async fn new(
+        store: Store,
+        config: Config,
+        commands: mpsc::Receiver<Command>,
+        metrics: Metrics,
+    ) -> Result<Self, StoreError> {
+        let workers = Workers::new(config.workers.lease());
+        let mut service = Self {
+            store,
+            config,
+            commands,
+            jobs: BTreeMap::new(),
+            workers,
+            validations: JoinSet::new(),
+            turns: Arc::new(Semaphore::new(VALIDATIONS)),
+            touched: BTreeSet::new(),
+            told: BTreeSet::new(),
+            metrics,
+        };
+        for row in service.store.load_active().await? {
+            service.adopt(row).await?;
+        }
+        Ok(service)
     }
 
-    /// Works until told to shut down. Blocks; `runtime` keeps the time.
-    pub(crate) fn run(mut self, runtime: &Handle) {
+    /// Works until told to stop. An error of the store while a job is looked at is tried again at the next tick.
+    pub(crate) async fn run(mut self, stop: CancellationToken) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let settles_at = self.jobs.iter().filter_map(|job| job.group.as_ref()?.settles_at()).min();
-            let command = match settles_at {
-                None => self.commands.blocking_recv(),
-                Some(at) => match runtime.block_on(async { timeout_at(at, self.commands.recv()).await }) {
-                    Ok(command) => command,
-                    Err(_) => {
-                        self.settle(Instant::now());
-                        continue;
-                    }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                command = self.commands.recv() => match command {
+                    Some(command) => self.execute(command).await,
+                    None => break,
                 },
-            };
-            match command {
-                None | Some(Command::Shutdown) => break,
-                Some(command) => self.execute(command),
+                Some(checked) = self.validations.join_next() => match checked {
+                    Ok((job_id, problem)) => self.validated(&job_id, problem).await,
+                    Err(error) => tracing::error!(%error, "the check of a job broke"),
+                },
+                _ = ticks.tick() => {
+                    self.workers.expire(Instant::now());
+                    self.touched.extend(self.jobs.keys().cloned());
+                }
             }
-        }
-        for worker in self.workers.values() {
-            let shutdown = coordinator_message::Kind::Shutdown(v1::Shutdown {});
-            // One that has no room for it ends when its stream does.
-            let _ = worker.outbox.try_send(Ok(v1::CoordinatorMessage { kind: Some(shutdown) }));
-        }
-        for job in &self.jobs {
-            job.log.close();
+            self.settle().await;
         }
     }
 
-    /// An asker who has gone does not need the answer.
-    fn execute(&mut self, command: Command) {
+    async fn execute(&mut self, command: Command) {
+        // An asker who has gone does not need the answer.
         match command {
             Command::Submit { request, reply } => {
-                let _ = reply.send(self.submit(*request));
-                self.schedule();
+                let _ = reply.send(self.submit(*request).await);
             }
-            Command::Get { job_id, reply } => {
-                let _ = reply.send(self.job(&job_id).map(|job| job.message()));
-            }
-            Command::Watch { job_id, from, reply } => {
-                let _ = reply.send(self.watch(&job_id, from));
+            Command::Cancel { job_id, reply } => {
+                let _ = reply.send(self.cancel(&job_id).await);
             }
             Command::Pause { job_id, reply } => {
-                let _ = reply.send(self.pause(&job_id));
+                let _ = reply.send(self.pause(&job_id).await);
+            }
+            Command::Resume { job_id, workers, reply } => {
+                let _ = reply.send(self.resume(&job_id, workers).await);
+            }
+            Command::Workers { reply } => {
+                let _ = reply.send(Ok(self.worker_messages()));
             }
             Command::Hello { hello, outbox, reply } => {
-                let _ = reply.send(self.welcome(hello, outbox));
-                self.schedule();
+                let _ = reply.send(self.welcome(*hello, outbox));
             }
-            Command::Report { session, report } => {
-                if let Err(breach) = self.report(session, report) {
-                    self.lose(session, &format!("it broke the protocol: {breach}"));
-                }
-                self.schedule();
-            }
-            Command::WorkerGone { session, cause } => self.lose(session, &cause),
-            Command::StageUpload { upload, reply } => {
-                let _ = reply.send(self.stage(&upload));
-            }
-            Command::CommitUpload { upload, path, reply } => {
-                let _ = reply.send(self.commit(&upload, path));
-            }
-            Command::Locate { job_id, name, reply } => {
-                let _ = reply.send(self.job(&job_id).map(|job| match name {
-                    ArtifactName::Checkpoint { step } => checkpoint_path(&job.output_path, step),
-                    ArtifactName::Result { file } => job.output_path.join(file),
-                }));
-            }
-            // The loop ends before it comes here.
-            Command::Shutdown => {}
-        }
-    }
-
-    fn submit(&mut self, request: v1::SubmitJobRequest) -> Result<String, Refusal> {
-        let v1::SubmitJobRequest { job, output_dir, resume } = request;
-        let spec = JobSpec::try_from(job.unwrap_or_default())?;
-        spec.check()?;
-        let output_path = PathBuf::from(&output_dir);
-        if !output_path.is_absolute() {
-            let message = format!("{output_dir:?} is no absolute path");
-            return Err(FieldError::new("output_dir", message).into());
-        }
-        check_output_dir(&output_path, resume)?;
-        let id = format!("{}-{:06x}", spec.name, rand::random::<u32>() >> 8);
-        let output = if resume { Some(OutputDir::reopen(&output_path, &spec)?) } else { None };
-        let checkpoint_step = output.as_ref().map_or(Ok(None), OutputDir::newest_checkpoint)?;
-        let mut job = Job::new(id.clone(), spec, output_path, self.retained_events);
-        job.output = output;
-        job.checkpoint_step = checkpoint_step;
-        if !job.become_state(JobState::Queued) {
-            tracing::error!(job = id, "a new job cannot be queued");
-        }
-        self.jobs.push(job);
-        Ok(id)
-    }
-
-    fn watch(&self, job_id: &str, from: u64) -> Result<EventStream, Refusal> {
-        Ok(Arc::clone(&self.job(job_id)?.log).follow(from).boxed())
-    }
-
-    fn pause(&mut self, job_id: &str) -> Result<v1::Job, Refusal> {
-        let job = find(&mut self.jobs, job_id)?;
-        match job.state() {
-            JobState::Validating | JobState::Queued => {
-                if job.become_state(JobState::Paused) {
-                    job.output = None;
+            Command::Status { session, status } => {
+                if let Some(worker) = self.workers.heard(session, Some(status)) {
+                    self.touch_worker(worker);
                 }
             }
-            // Nothing is computed yet that a checkpoint would keep.
-            JobState::Preparing => {
-                if job.become_state(JobState::Pausing)
-                    && let Some(group) = &mut job.group
-                {
-                    group.dropped = true;
-                }
-                self.tell_group(job_id, job_command::Kind::Drop(v1::Drop {}));
-            }
-            JobState::Running => {
-                if job.become_state(JobState::Pausing) {
-                    self.tell_group(job_id, job_command::Kind::Pause(v1::Pause {}));
+            Command::Steps { session, steps } => {
+                let job_id = steps.job_id.clone();
+                if let Err(error) = self.steps(session, steps).await {
+                    tracing::error!(job = job_id, %error, "steps are not stored");
                 }
             }
-            JobState::Pausing | JobState::Paused => {}
-            state @ (JobState::Succeeded | JobState::Failed) => {
-                return Err(Refusal::AlreadyOver { job: job_id.to_owned(), state });
+            Command::WorkerGone { session, cause } => {
+                if let Some(worker) = self.workers.disconnected(session, &cause) {
+                    self.touch_worker(worker);
+                }
             }
-        }
-        Ok(self.job(job_id)?.message())
-    }
-
-    fn welcome(&mut self, hello: v1::Hello, outbox: Outbox) -> Result<SessionId, Refusal> {
-        for (field, value) in [
-            ("hello.name", &hello.name),
-            ("hello.numerics_id", &hello.numerics_id),
-            ("hello.peer_address", &hello.peer_address),
-        ] {
-            if value.is_empty() || value.len() > 256 {
-                let message = format!("has {} bytes; it must have 1 to 256", value.len());
-                return Err(FieldError::new(field, message).into());
-            }
-        }
-        if self.workers.values().any(|worker| worker.hello.name == hello.name) {
-            return Err(Refusal::NameTaken(hello.name));
-        }
-        tracing::info!(worker = hello.name, numerics = hello.numerics_id, "worker connected");
-        let session = self.next_session;
-        self.next_session += 1;
-        self.workers.insert(session, Worker { hello, outbox, holds: None });
-        Ok(session)
-    }
-
-    /// Gives waiting jobs, oldest first, to idle workers.
-    fn schedule(&mut self) {
-        let waiting: Vec<String> = self
-            .jobs
-            .iter()
-            .filter(|job| job.state() == JobState::Queued)
-            .map(|job| job.id.clone())
-            .collect();
-        for job_id in waiting {
-            let idle: Vec<SessionId> = self
-                .workers
-                .iter()
-                .filter(|(_, worker)| worker.holds.is_none())
-                .map(|(session, _)| *session)
-                .collect();
-            let Ok(job) = find(&mut self.jobs, &job_id) else { continue };
-            if idle.len() < job.spec.workers.min {
-                continue;
-            }
-            let chosen: Vec<SessionId> = idle.into_iter().take(job.spec.workers.max).collect();
-            self.assign(&job_id, &chosen);
         }
     }
 
-    fn assign(&mut self, job_id: &str, sessions: &[SessionId]) {
-        let Ok(job) = find(&mut self.jobs, job_id) else { return };
-        let hellos: Vec<&v1::Hello> =
-            sessions.iter().filter_map(|session| Some(&self.workers.get(session)?.hello)).collect();
-        let alike = unequal_numerics(&hellos).map_or(Ok(()), Err);
-        let message =
-            alike.and_then(|()| v1::JobSpec::try_from(&job.spec).map_err(|error| error.to_string()));
-        let message = match message {
-            Ok(message) => message,
-            Err(cause) => {
-                let failure = v1::Failure { cause, ..Default::default() };
-                self.fail(job_id, failure);
-                return;
+    /// Brings what was touched to where it belongs now: jobs on their way, workers to jobs, and the word to workers.
+    async fn settle(&mut self) {
+        // Each round can only move jobs on; a job that is scheduled is looked at once more.
+        for _ in 0..2 {
+            for job_id in std::mem::take(&mut self.touched) {
+                let Some(mut job) = self.jobs.remove(&job_id) else { continue };
+                let members = job.row.members.iter().map(|member| member.worker.clone());
+                self.told.extend(members.collect::<Vec<_>>());
+                if let Err(error) = self.reconcile(&mut job).await {
+                    tracing::error!(job = job_id, %error, "the store failed; the job is looked at again");
+                }
+                if !job.state().is_at_rest() {
+                    self.jobs.insert(job_id, job);
+                }
+            }
+            if let Err(error) = self.schedule().await {
+                tracing::error!(%error, "the store failed; jobs are scheduled again");
+            }
+        }
+        for worker in std::mem::take(&mut self.told) {
+            let job = self.jobs.values().find(|job| job.has_member(&worker));
+            let (assignment, goal) = job.map_or((None, v1::Goal::Unspecified), |job| job.wanted(&worker));
+            self.workers.direct(&worker, assignment, goal);
+        }
+        self.metrics.observe(self.jobs.values().map(Job::state), &self.workers);
+    }
+
+    /// A worker said something, came or went: its job is looked at, and it is told what it shall hold.
+    fn touch_worker(&mut self, worker: String) {
+        let jobs = self.jobs.values().filter(|job| job.has_member(&worker)).map(|job| job.row.id.clone());
+        self.touched.extend(jobs);
+        self.told.insert(worker);
+    }
+
+    /// Has these workers told what they shall hold.
+    pub(crate) fn tell(&mut self, workers: impl IntoIterator<Item = String>) {
+        self.told.extend(workers);
+    }
+
+    async fn submit(&mut self, request: v1::SubmitJobRequest) -> Result<String, Refusal> {
+        let mut hash = Sha256::new();
+        hash.update(
+            v1::SubmitJobRequest { idempotency_key: String::new(), ..request.clone() }.encode_to_vec(),
+        );
+        let v1::SubmitJobRequest { idempotency_key, job, inputs, priority } = request;
+        let inputs = inputs.unwrap_or_default();
+        let spec = submitted_spec(job.unwrap_or_default(), &inputs)?;
+        if idempotency_key.len() > MAX_KEY_BYTES {
+            let message =
+                format!("has {} bytes; at most {MAX_KEY_BYTES} are possible", idempotency_key.len());
+            return Err(FieldError::new("idempotency_key", message).into());
+        }
+        if !PRIORITIES.contains(&priority) {
+            let message =
+                format!("is {priority}; it must be from {} to {}", PRIORITIES.start(), PRIORITIES.end());
+            return Err(FieldError::new("priority", message).into());
+        }
+        let row = JobRow {
+            id: format!("{}-{:08x}", spec.name, rand::random::<u32>()),
+            idempotency_key,
+            request_sha256: hash.finalize().to_vec(),
+            spec: v1::JobSpec::try_from(&spec)?,
+            inputs,
+            priority,
+            ..JobRow::default()
+        };
+        match self.store.insert_job(&row, vec![state_changed(&row)]).await? {
+            Inserted::New(row) => {
+                let id = row.id.clone();
+                tracing::info!(job = id, "job submitted");
+                self.adopt(row).await?;
+                Ok(id)
+            }
+            Inserted::Existing(earlier) if earlier.request_sha256 == row.request_sha256 => Ok(earlier.id),
+            Inserted::Existing(earlier) => {
+                let other = JobSpec::try_from(earlier.spec.clone())?;
+                let difference = spec.difference(&other).map_or_else(
+                    || "with other inputs, priority or workers".to_owned(),
+                    |error| format!("{} {}", error.field, error.message),
+                );
+                Err(Refusal::KeyTaken { job: earlier.id, difference })
+            }
+            Inserted::MissingObjects(missing) => Err(Refusal::MissingInputs(missing)),
+        }
+    }
+
+    /// Takes a job that is not at rest to work on.
+    async fn adopt(&mut self, row: JobRow) -> Result<(), StoreError> {
+        let checkpoint = self.store.newest_checkpoint(&row.id).await?;
+        let mut job = match Job::new(row.clone()) {
+            Ok(job) => job,
+            Err(error) => {
+                tracing::error!(job = row.id, %error, "this build does not understand the job; it is left alone");
+                return Ok(());
             }
         };
-        if !job.become_state(JobState::Preparing) {
-            return;
+        for member in &job.row.members {
+            self.workers.expect(&member.worker, &member.instance_id, &member.peer_address);
         }
-        job.generation += 1;
-        let workers: Vec<String> = hellos.iter().map(|hello| hello.name.clone()).collect();
-        let peers: Vec<String> = hellos.iter().map(|hello| hello.peer_address.clone()).collect();
-        let token = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
-        job.group = Some(Group::new(sessions.iter().copied().zip(workers.iter().cloned())));
-        job.record(job_event::Kind::Assigned(v1::Assigned {
-            generation: job.generation,
-            workers,
-            checkpoint_step: job.checkpoint_step,
-        }));
-        let assignment = v1::Assignment {
-            job_id: job_id.to_owned(),
-            generation: job.generation,
-            job: Some(message),
-            rank: 0,
-            peers,
-            token,
-            checkpoint_step: job.checkpoint_step,
-        };
-        for (rank, session) in sessions.iter().enumerate() {
-            // Losing one of them on the way fails the job; the rest need not hear of it.
-            if self.job(job_id).is_ok_and(|job| job.state() != JobState::Preparing) {
-                break;
-            }
-            if let Some(worker) = self.workers.get_mut(session) {
-                worker.holds = Some((job_id.to_owned(), assignment.generation));
-            }
-            let assignment = v1::Assignment { rank: rank as u32, ..assignment.clone() };
-            self.send(*session, coordinator_message::Kind::Assignment(Box::new(assignment)));
+        job.assign(checkpoint);
+        if job.state() == JobState::Validating {
+            self.validate(&job);
         }
-    }
-
-    fn stage(&mut self, upload: &Upload) -> Result<PathBuf, Refusal> {
-        let (output, _) = writable(find(&mut self.jobs, &upload.job_id)?, upload)?;
-        Ok(match &upload.name {
-            ArtifactName::Checkpoint { step } => {
-                output.staging_path(upload.generation, &checkpoint_name(*step))
-            }
-            ArtifactName::Result { file } => output.staging_path(upload.generation, file),
-        })
-    }
-
-    fn commit(&mut self, upload: &Upload, path: PathBuf) -> Result<(), Refusal> {
-        let job = find(&mut self.jobs, &upload.job_id)?;
-        let keep = job.spec.training.save_total_limit;
-        let (output, group) = writable(job, upload)?;
-        match &upload.name {
-            ArtifactName::Checkpoint { step } => {
-                let path = output.commit_checkpoint(&path, *step, keep)?;
-                let path = path.display().to_string();
-                let saved = v1::CheckpointSaved { step: *step, path };
-                job.record(job_event::Kind::CheckpointSaved(saved));
-            }
-            ArtifactName::Result { file } => {
-                group.staged.insert(file.clone(), path);
-            }
+        if job.state() == JobState::Waiting {
+            job.regroup = Some(crate::reconcile::Regroup::resumed(&job));
         }
+        self.touched.insert(job.row.id.clone());
+        self.jobs.insert(job.row.id.clone(), job);
         Ok(())
     }
 
-    /// Sends a command about a job to all its workers.
-    pub(crate) fn tell_group(&mut self, job_id: &str, kind: job_command::Kind) {
-        let Ok(job) = self.job(job_id) else { return };
-        let command = v1::JobCommand { job_id: job.id.clone(), generation: job.generation, kind: Some(kind) };
-        let held = Some((job.id.clone(), job.generation));
-        let holders: Vec<SessionId> =
-            self.workers.iter().filter(|(_, w)| w.holds == held).map(|(session, _)| *session).collect();
-        for session in holders {
-            self.send(session, coordinator_message::Kind::Command(command.clone()));
-        }
+    fn validate(&mut self, job: &Job) {
+        let (store, spec, inputs) = (self.store.clone(), job.spec.clone(), job.row.inputs.clone());
+        let id = job.row.id.clone();
+        let turns = Arc::clone(&self.turns);
+        self.validations.spawn(async move {
+            // Never closed.
+            let _turn = turns.acquire().await;
+            let check = tokio::task::spawn_blocking(move || validate::problem(&store, &spec, &inputs));
+            (id, check.await.unwrap_or_else(|error| Err(std::io::Error::other(error))))
+        });
     }
 
-    /// A worker whose outbox is full or closed is lost.
-    fn send(&mut self, session: SessionId, kind: coordinator_message::Kind) {
-        let Some(worker) = self.workers.get(&session) else { return };
-        if worker.outbox.try_send(Ok(v1::CoordinatorMessage { kind: Some(kind) })).is_err() {
-            self.lose(session, "it takes no messages");
+    /// Takes what the check of a job found. Paused and cancelled meanwhile, the job is checked again when it is resumed.
+    async fn validated(&mut self, job_id: &str, problem: std::io::Result<Option<String>>) {
+        let Some(job) = self.jobs.get_mut(job_id).filter(|job| job.state() == JobState::Validating) else {
+            return;
+        };
+        let cause = match problem {
+            Ok(problem) => problem,
+            Err(error) => Some(format!("the inputs cannot be checked: {error}")),
+        };
+        let stored = match cause {
+            None => {
+                job.become_state(&self.store, JobState::Queued, Vec::new(), |row| row.validated = true).await
+            }
+            Some(cause) => {
+                let failure = v1::Failure { cause, ..v1::Failure::default() };
+                job.become_state(&self.store, JobState::Failed, Vec::new(), |row| row.failure = Some(failure))
+                    .await
+            }
+        };
+        if let Err(error) = stored {
+            tracing::error!(job = job_id, %error, "the store failed; the job is checked again");
+            if let Some(job) = self.jobs.remove(job_id) {
+                self.validate(&job);
+                self.jobs.insert(job_id.to_owned(), job);
+            }
+            return;
         }
+        self.touched.insert(job_id.to_owned());
     }
 
-    pub(crate) fn job(&self, job_id: &str) -> Result<&Job, Refusal> {
-        let found = self.jobs.iter().find(|job| job.id == job_id);
-        found.ok_or_else(|| Refusal::UnknownJob(job_id.to_owned()))
+    async fn cancel(&mut self, job_id: &str) -> Result<(), Refusal> {
+        let Some(job) = self.jobs.get_mut(job_id) else {
+            let mut job = self.at_rest(job_id).await?;
+            return match job.state() {
+                JobState::Cancelled => Ok(()),
+                state @ JobState::Succeeded => {
+                    Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "cancelled" })
+                }
+                _ => Ok(job.become_state(&self.store, JobState::Cancelled, Vec::new(), |_| ()).await?),
+            };
+        };
+        let next = match job.state() {
+            JobState::Cancelling => return Ok(()),
+            JobState::Validating | JobState::Queued => JobState::Cancelled,
+            _ => JobState::Cancelling,
+        };
+        job.become_state(&self.store, next, Vec::new(), |_| ()).await?;
+        self.touched.insert(job_id.to_owned());
+        Ok(())
+    }
+
+    async fn pause(&mut self, job_id: &str) -> Result<(), Refusal> {
+        let Some(job) = self.jobs.get_mut(job_id) else {
+            let state = self.at_rest(job_id).await?.state();
+            return match state {
+                JobState::Paused => Ok(()),
+                _ => Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "paused" }),
+            };
+        };
+        let next = match job.state() {
+            JobState::Pausing => return Ok(()),
+            state @ JobState::Cancelling => {
+                return Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "paused" });
+            }
+            JobState::Validating | JobState::Queued => JobState::Paused,
+            _ => JobState::Pausing,
+        };
+        job.become_state(&self.store, next, Vec::new(), |_| ()).await?;
+        self.touched.insert(job_id.to_owned());
+        Ok(())
+    }
+
+    async fn resume(&mut self, job_id: &str, workers: Option<v1::WorkersSpec>) -> Result<(), Refusal> {
+        if let Some(job) = self.jobs.get(job_id) {
+            return match job.state() {
+                state @ (JobState::Cancelling | JobState::Pausing) => {
+                    Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "resumed" })
+                }
+                // It goes on already.
+                _ => Ok(()),
+            };
+        }
+        let mut job = self.at_rest(job_id).await?;
+        let state = job.state();
+        if !matches!(state, JobState::Paused | JobState::Failed) {
+            return Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "resumed" });
+        }
+        let mut message = job.row.spec.clone();
+        message.workers = workers.or(message.workers);
+        let spec = JobSpec::try_from(message)?;
+        spec.check()?;
+        let message = v1::JobSpec::try_from(&spec)?;
+        let next = if job.row.validated { JobState::Queued } else { JobState::Validating };
+        let change = |row: &mut JobRow| {
+            row.spec = message;
+            row.fruitless = 0;
+        };
+        job.become_state(&self.store, next, Vec::new(), change).await?;
+        Ok(self.adopt(job.row).await?)
+    }
+
+    /// A job that the service does not work on.
+    async fn at_rest(&self, job_id: &str) -> Result<Job, Refusal> {
+        let row = self.store.load_job(job_id).await?;
+        Ok(Job::new(row.ok_or_else(|| Refusal::UnknownJob(job_id.to_owned()))?)?)
+    }
+
+    fn welcome(&mut self, hello: v1::Hello, outbox: Outbox) -> Result<SessionId, Refusal> {
+        let name = hello.name.clone();
+        let session = self.workers.welcome(hello, outbox)?;
+        self.touch_worker(name);
+        Ok(session)
+    }
+
+    /// Stores finished steps and tells all members, each of which keeps them until then.
+    async fn steps(&mut self, session: SessionId, steps: v1::Steps) -> Result<(), StoreError> {
+        let Some(worker) = self.workers.heard(session, None) else { return Ok(()) };
+        let v1::Steps { job_id, steps, .. } = steps;
+        let numbers = steps.iter().map(|step| step.metrics.map_or(0, |metrics| metrics.step));
+        let rising = numbers.clone().zip(numbers.clone().skip(1)).all(|(a, b)| a < b);
+        let Some(newest) = numbers.clone().last().filter(|_| rising && steps.len() <= MAX_STEPS) else {
+            tracing::warn!(worker, job = job_id, "steps that make no sense are ignored");
+            return Ok(());
+        };
+        if numbers.clone().next() == Some(0) {
+            tracing::warn!(worker, job = job_id, "a step without metrics is ignored");
+            return Ok(());
+        }
+        let ack = v1::StepsAck { job_id: job_id.clone(), step: newest };
+        let Some(job) = self.jobs.get_mut(&job_id).filter(|job| job.has_member(&worker)) else {
+            // The job is not this worker's any more: it need not keep them.
+            self.workers.acknowledge(&worker, ack);
+            return Ok(());
+        };
+        self.store.add_steps(&job_id, &steps).await?;
+        self.metrics.count_steps(steps.len() as u64);
+        job.row.completed_steps = job.row.completed_steps.max(newest);
+        for member in &job.row.members {
+            self.workers.acknowledge(&member.worker, ack.clone());
+        }
+        self.touched.insert(job_id);
+        Ok(())
+    }
+
+    fn worker_messages(&self) -> Vec<v1::Worker> {
+        let mut messages = self.workers.messages();
+        for message in &mut messages {
+            let job = self.jobs.values().find(|job| job.has_member(&message.name));
+            let Some(job) = job else { continue };
+            message.job_id = Some(job.row.id.clone());
+            let rank = job.row.members.iter().position(|member| member.worker == message.name);
+            message.rank = rank.map(|rank| rank as u32);
+        }
+        messages
     }
 }
 
-/// The job of this id.
-pub(crate) fn find<'a>(jobs: &'a mut [Job], job_id: &str) -> Result<&'a mut Job, Refusal> {
-    let found = jobs.iter_mut().find(|job| job.id == job_id);
-    found.ok_or_else(|| Refusal::UnknownJob(job_id.to_owned()))
+/// The settings of a submit, checked, with the names of its inputs where the settings name no path.
+pub(crate) fn submitted_spec(mut job: v1::JobSpec, inputs: &v1::Inputs) -> Result<JobSpec, FieldError> {
+    let data = job.data.get_or_insert_default();
+    data.train = data.train.take().or_else(|| Some(inputs.train.as_ref()?.name.clone()));
+    data.eval = data.eval.take().or_else(|| Some(inputs.eval.as_ref()?.name.clone()));
+    let model = job.model.get_or_insert_default();
+    model.base = model.base.take().or_else(|| base_name(inputs.base.as_ref()?));
+    let spec = JobSpec::try_from(job)?;
+    spec.check()?;
+    inputs::check(inputs, &spec)?;
+    Ok(spec)
 }
 
-/// Where an upload goes, if its generation still has the job.
-fn writable<'a>(job: &'a mut Job, upload: &Upload) -> Result<(&'a OutputDir, &'a mut Group), Refusal> {
-    if upload.generation != job.generation {
-        let (given, current) = (upload.generation, job.generation);
-        return Err(Refusal::StaleGeneration { job: job.id.clone(), given, current });
-    }
-    let state = job.state();
-    match (&job.output, &mut job.group) {
-        (Some(output), Some(group)) if matches!(state, JobState::Running | JobState::Pausing) => {
-            Ok((output, group))
-        }
-        _ => Err(Refusal::NotRunning { job: job.id.clone(), state }),
-    }
+fn base_name(base: &v1::Base) -> Option<String> {
+    Some(match base.source.as_ref()? {
+        v1::base::Source::Files(_) => "base".to_owned(),
+        v1::base::Source::Url(name) | v1::base::Source::Path(name) => name.clone(),
+    })
 }
 
-/// Workers whose arithmetic differs cannot hold the same bits.
-fn unequal_numerics(hellos: &[&v1::Hello]) -> Option<String> {
-    let first = hellos.first()?;
-    let other = hellos.iter().find(|hello| hello.numerics_id != first.numerics_id)?;
-    Some(format!(
-        "workers of one job must compute alike: {} is {:?}, {} is {:?}; run the same build on the same kind of machine",
-        first.name, first.numerics_id, other.name, other.numerics_id
-    ))
+/// An event that people read.
+pub(crate) fn notice(step: u64, text: String) -> job_event::Kind {
+    job_event::Kind::Notice(v1::Notice { worker: String::new(), step, text })
 }

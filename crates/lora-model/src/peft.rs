@@ -152,11 +152,12 @@ impl PeftConfig {
 
 /// The two files of an adapter, as PEFT 0.21 writes them: (file name, contents).
 ///
-/// `spec` is the job's adapter, `base` what becomes `base_model_name_or_path`.
+/// `spec` is the job's adapter; `base` and `revision` become `base_model_name_or_path` and `revision`.
 pub fn write_adapter(
     adapter: &Adapter,
     spec: &AdapterSpec,
     base: &str,
+    revision: Option<&str>,
 ) -> Result<[(&'static str, Vec<u8>); 2], ModelError> {
     let layout = adapter.layout();
     let bytes: Vec<u8> =
@@ -187,7 +188,7 @@ pub fn write_adapter(
         "peft_type": "LORA",
         "r": spec.r,
         "rank_pattern": {},
-        "revision": null,
+        "revision": revision,
         "target_modules": suffixes(&modules, adapter),
         "task_type": "CAUSAL_LM",
         "use_dora": false,

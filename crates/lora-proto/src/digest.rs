@@ -1,8 +1,18 @@
 //! Size and hash of a file in transfer.
 
+use std::io::{self, Read};
+use std::path::Path;
+
 use sha2::{Digest, Sha256};
 
 use crate::v1::FileDigest;
+
+impl FileDigest {
+    /// The SHA-256 in hexadecimal.
+    pub fn hex(&self) -> String {
+        self.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
 
 /// Size and SHA-256 of a file whose bytes come piece by piece.
 #[derive(Debug, Clone, Default)]
@@ -17,6 +27,22 @@ impl DigestBuilder {
         let mut builder = Self::default();
         builder.update(bytes);
         builder.finish()
+    }
+
+    /// The digest of the file at `path`. Blocks.
+    ///
+    /// # Errors
+    /// What the operating system says.
+    pub fn of_file(path: &Path) -> io::Result<FileDigest> {
+        let mut file = std::fs::File::open(path)?;
+        let mut builder = Self::default();
+        let mut piece = vec![0; 1 << 18];
+        loop {
+            match file.read(&mut piece)? {
+                0 => return Ok(builder.finish()),
+                read => builder.update(&piece[..read]),
+            }
+        }
     }
 
     /// Takes the next piece.

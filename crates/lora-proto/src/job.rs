@@ -11,12 +11,21 @@ use serde::de::value::{Error as WordError, StringDeserializer};
 
 use crate::v1;
 
+/// The revision of the job settings that this build knows; raised with every setting that is added.
+const SETTINGS_REVISION: u32 = 1;
+
 impl TryFrom<v1::JobSpec> for JobSpec {
     type Error = FieldError;
 
     /// Does not check values; `JobSpec::check` does.
     fn try_from(job: v1::JobSpec) -> Result<Self, FieldError> {
-        let v1::JobSpec { name, model, adapter, data, training, workers } = job;
+        let v1::JobSpec { name, model, adapter, data, training, workers, revision } = job;
+        if let Some(newer) = revision.filter(|revision| *revision > SETTINGS_REVISION) {
+            let message = format!(
+                "is {newer}, and this coordinator knows settings up to revision {SETTINGS_REVISION}; upgrade it, or use an older client"
+            );
+            return Err(FieldError::new("revision", message));
+        }
         Ok(Self {
             name: name.unwrap_or_default(),
             model: model_spec(model.unwrap_or_default())?,
@@ -157,6 +166,7 @@ impl TryFrom<&JobSpec> for v1::JobSpec {
             }),
             training: Some(training_message(training)),
             workers: Some(v1::WorkersSpec { min: Some(workers.min as u64), max: Some(workers.max as u64) }),
+            revision: Some(SETTINGS_REVISION),
         })
     }
 }
@@ -305,6 +315,13 @@ mod tests {
     }
 
     #[test]
+    fn settings_of_a_newer_revision_are_refused_not_half_understood() {
+        let newer = v1::JobSpec { revision: Some(SETTINGS_REVISION + 1), ..v1::JobSpec::default() };
+        assert_eq!(JobSpec::try_from(newer).unwrap_err().field, "revision");
+        assert!(JobSpec::try_from(v1::JobSpec::default()).is_ok());
+    }
+
+    #[test]
     fn target_modules_without_a_value_are_refused() {
         let adapter = v1::AdapterSpec {
             target_modules: Some(v1::TargetModules { value: None }),
@@ -324,12 +341,11 @@ mod tests {
 
     #[test]
     fn the_proto_fields_are_the_keys_of_a_job_file_and_all_optional() {
-        let descriptors = include_bytes!(concat!(env!("OUT_DIR"), "/lora.v1.descriptors"));
-        let set = FileDescriptorSet::decode(descriptors.as_slice()).unwrap();
+        let set = FileDescriptorSet::decode(crate::DESCRIPTORS).unwrap();
         let messages: Vec<_> = set.file.iter().flat_map(|file| &file.message_type).collect();
         let fields = |name: &str| messages.iter().find(|m| m.name() == name).unwrap().field.clone();
         let mut keys = Vec::new();
-        for section in fields("JobSpec") {
+        for section in fields("JobSpec").into_iter().filter(|field| field.name() != "revision") {
             assert!(section.proto3_optional(), "{}", section.name());
             let is_message = section.type_name.as_deref().and_then(|t| t.rsplit('.').next());
             keys.push((section.name().to_owned(), is_message.is_some()));

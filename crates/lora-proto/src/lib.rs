@@ -2,6 +2,8 @@
 
 mod digest;
 mod job;
+#[cfg(feature = "client")]
+pub mod transfer;
 
 pub use digest::DigestBuilder;
 
@@ -10,6 +12,9 @@ pub use digest::DigestBuilder;
 pub mod v1 {
     tonic::include_proto!("lora.v1");
 }
+
+/// The compiled descriptors of the package (a `FileDescriptorSet`), for reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lora.v1.descriptors"));
 
 /// Files travel in chunks of at most this many bytes.
 pub const CHUNK_BYTES: usize = 1 << 20;

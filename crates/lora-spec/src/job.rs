@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::FieldError;
 
@@ -30,10 +31,21 @@ pub struct JobSpec {
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSpec {
-    /// Directory in Hugging Face layout (`config.json`, safetensors, tokenizer files).
+    /// Directory in Hugging Face layout (`config.json`, safetensors, tokenizer files); for a job that is submitted also
+    /// `hf://org/name[@revision]` or an object store's URL, such as `s3://bucket/prefix`.
     pub base: PathBuf,
     /// What the base weights are held as.
     pub dtype: BaseDtype,
+}
+
+impl ModelSpec {
+    /// The base as a URL, if it is one rather than a directory.
+    pub fn base_url(&self) -> Option<&str> {
+        let text = self.base.to_str()?;
+        let (scheme, rest) = text.split_once("://")?;
+        let legal = scheme.chars().all(|c| c.is_ascii_alphanumeric()) && !scheme.is_empty();
+        (legal && !rest.is_empty()).then_some(text)
+    }
 }
 
 /// What the frozen weights are held as in memory. Adapters and moments are f32 whatever this says.
@@ -287,10 +299,29 @@ impl JobSpec {
     /// Makes the paths of the job absolute; relative ones count from `dir`, where the job file lies.
     pub fn resolve_paths(&mut self, dir: &Path) {
         let set = |path: &mut PathBuf| *path = dir.join(&path);
-        set(&mut self.model.base);
+        if self.model.base_url().is_none() {
+            set(&mut self.model.base);
+        }
         set(&mut self.data.train);
         self.data.eval.as_mut().map(set);
         self.adapter.init_from.as_mut().map(set);
+    }
+
+    /// The first setting that is another in `earlier`, and both values. The number of workers changes no result and is
+    /// not compared.
+    pub fn difference(&self, earlier: &Self) -> Option<FieldError> {
+        let json = |job: &Self| serde_json::to_value(job).unwrap_or_default();
+        let (ours, theirs) = (json(self), json(earlier));
+        crate::known_keys()
+            .into_iter()
+            .filter(|(key, section)| !section && !key.starts_with("workers."))
+            .find_map(|(key, _)| {
+                let pointer = format!("/{}", key.replace('.', "/"));
+                let value = |job: &Value| job.pointer(&pointer).cloned().unwrap_or_default();
+                let (given, kept) = (value(&ours), value(&theirs));
+                let message = format!("is {given}, and was {kept}");
+                (given != kept).then(|| FieldError::new(&key, message))
+            })
     }
 
     /// Checks every value that can be judged without looking at a file.

@@ -14,41 +14,60 @@ pub enum JobState {
     Preparing,
     /// It trains.
     Running,
+    /// Its workers form a group anew: one was lost, left or came.
+    Recovering,
+    /// It has begun, and fewer workers than it needs are left; they hold its state.
+    Waiting,
     /// It was asked to stop after the step that is being computed, with a checkpoint.
     Pausing,
     /// It has stopped with a checkpoint and can go on from it.
     Paused,
+    /// It was cancelled; its workers free its memory.
+    Cancelling,
     /// The adapter is exported and verified.
     Succeeded,
-    /// It ended with an error.
+    /// It ended with an error. Like a paused job it can be resumed, from its newest checkpoint.
     Failed,
+    /// It was ended by its owner.
+    Cancelled,
 }
 
 impl JobState {
     /// Every state.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 12] = [
         Self::Validating,
         Self::Queued,
         Self::Preparing,
         Self::Running,
+        Self::Recovering,
+        Self::Waiting,
         Self::Pausing,
         Self::Paused,
+        Self::Cancelling,
         Self::Succeeded,
         Self::Failed,
+        Self::Cancelled,
     ];
 
     /// The states that may follow this one.
     pub fn successors(self) -> &'static [Self] {
-        use JobState::{Failed, Paused, Pausing, Preparing, Queued, Running, Succeeded};
+        use JobState::{
+            Cancelled, Cancelling, Failed, Paused, Pausing, Preparing, Queued, Recovering, Running,
+            Succeeded, Validating, Waiting,
+        };
         match self {
-            Self::Validating => &[Queued, Failed],
-            Self::Queued => &[Preparing, Paused, Failed],
-            Self::Preparing => &[Running, Pausing, Failed],
-            Self::Running => &[Pausing, Succeeded, Failed],
+            Self::Validating => &[Queued, Paused, Cancelled, Failed],
+            Self::Queued => &[Preparing, Paused, Cancelled, Failed],
+            Self::Preparing | Self::Recovering => {
+                &[Running, Recovering, Waiting, Pausing, Cancelling, Failed]
+            }
+            Self::Running => &[Recovering, Waiting, Pausing, Cancelling, Succeeded, Failed],
+            Self::Waiting => &[Recovering, Pausing, Cancelling, Failed],
             // A pause that meets the last step finds the job finished.
-            Self::Pausing => &[Paused, Succeeded, Failed],
-            Self::Paused => &[Queued],
-            Self::Succeeded | Self::Failed => &[],
+            Self::Pausing => &[Paused, Cancelling, Succeeded, Failed],
+            Self::Paused | Self::Failed => &[Validating, Queued, Cancelled],
+            Self::Cancelling => &[Cancelled],
+            Self::Succeeded | Self::Cancelled => &[],
         }
     }
 
@@ -57,7 +76,17 @@ impl JobState {
         self.successors().contains(&next)
     }
 
-    /// Whether nothing follows.
+    /// Whether nothing happens to a job in this state unless somebody asks for it.
+    pub fn is_at_rest(self) -> bool {
+        matches!(self, Self::Paused | Self::Succeeded | Self::Failed | Self::Cancelled)
+    }
+
+    /// Whether workers may hold the job.
+    pub fn is_active(self) -> bool {
+        !self.is_at_rest() && !matches!(self, Self::Validating | Self::Queued)
+    }
+
+    /// Whether nothing can follow.
     pub fn is_final(self) -> bool {
         self.successors().is_empty()
     }
@@ -69,11 +98,20 @@ impl JobState {
             Self::Queued => "queued",
             Self::Preparing => "preparing",
             Self::Running => "running",
+            Self::Recovering => "recovering",
+            Self::Waiting => "waiting",
             Self::Pausing => "pausing",
             Self::Paused => "paused",
+            Self::Cancelling => "cancelling",
             Self::Succeeded => "succeeded",
             Self::Failed => "failed",
+            Self::Cancelled => "cancelled",
         }
+    }
+
+    /// The state of this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.name() == name)
     }
 }
 
@@ -101,17 +139,29 @@ mod tests {
     }
 
     #[test]
-    fn a_failed_job_stays_failed() {
-        assert!(JobState::ALL.iter().all(|s| !JobState::Failed.may_become(*s)));
-        assert!(
-            JobState::Failed.is_final() && JobState::Succeeded.is_final() && !JobState::Paused.is_final()
-        );
+    fn every_state_that_workers_may_hold_a_job_in_can_be_paused_cancelled_and_failed() {
+        for state in JobState::ALL.into_iter().filter(|s| s.is_active()) {
+            let leaving = matches!(state, JobState::Pausing | JobState::Cancelling);
+            assert!(leaving || state.may_become(JobState::Pausing), "{state:?}");
+            assert!(state == JobState::Cancelling || state.may_become(JobState::Cancelling), "{state:?}");
+            assert!(state == JobState::Cancelling || state.may_become(JobState::Failed), "{state:?}");
+        }
+    }
+
+    #[test]
+    fn cancel_is_final_and_only_its_own_way_leads_there() {
+        assert_eq!(JobState::Cancelling.successors(), [JobState::Cancelled]);
+        assert!(JobState::Cancelled.is_final() && JobState::Succeeded.is_final());
+        for state in JobState::ALL.into_iter().filter(|s| s.is_active() && *s != JobState::Cancelling) {
+            assert!(!state.may_become(JobState::Cancelled), "{state:?} may hold memory of workers");
+        }
     }
 
     #[test]
     fn names_are_those_of_serde() {
         for state in JobState::ALL {
             assert_eq!(serde_json::to_value(state).unwrap(), state.name());
+            assert_eq!(JobState::from_name(state.name()), Some(state));
         }
     }
 }

@@ -25,6 +25,8 @@ pub(crate) struct Progress {
     pub(crate) updates: u64,
     /// Steps in a row whose gradients were not finite.
     pub(crate) not_finite_in_a_row: u64,
+    /// The last completed step still needs its evaluation.
+    pub(crate) evaluation_due: bool,
     /// Whether training has ended.
     pub(crate) finished: bool,
     pub(crate) best: BestEvaluation,
@@ -75,6 +77,10 @@ pub(crate) fn read(
         return Err(fail(
             "belongs to another job: base, data, adapter or training settings differ from this one's",
         ));
+    }
+    if progress.history.len() as u64 != progress.step {
+        let (records, steps) = (progress.history.len(), progress.step);
+        return Err(TrainError::Checkpoint(format!("holds {records} records of {steps} steps")));
     }
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| unreadable(&e))?;
     let len = engine.adapter().layout().len;

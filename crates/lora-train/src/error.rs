@@ -20,7 +20,10 @@ pub enum TrainError {
     Field(#[from] FieldError),
     /// The other ranks.
     #[error(transparent)]
-    Group(#[from] CollectiveError),
+    Group(CollectiveError),
+    /// Given up with a [`lora_collective::Cancel`].
+    #[error("cancelled")]
+    Cancelled,
     /// Micro-batches that cannot be dealt to the ranks.
     #[error(transparent)]
     Tree(#[from] TreeError),
@@ -72,4 +75,13 @@ pub enum TrainError {
     /// A result that is not what its receipt says.
     #[error("{0}")]
     Receipt(String),
+}
+
+impl From<CollectiveError> for TrainError {
+    fn from(error: CollectiveError) -> Self {
+        match error {
+            CollectiveError::Cancelled => Self::Cancelled,
+            error => Self::Group(error),
+        }
+    }
 }

@@ -14,7 +14,7 @@ pub(crate) struct StepMessage {
     /// Hash of the state after them.
     pub(crate) state: String,
     /// Whether somebody asked this rank to stop after the step.
-    pub(crate) pause: bool,
+    pub(crate) stop: bool,
     /// Losses of this rank's micro-batches, in order, as bits: JSON has no NaN.
     pub(crate) losses: Vec<(u64, u64)>,
     /// First of this rank's tensors that is not finite.

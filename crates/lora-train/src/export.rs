@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use lora_data::{MicroBatchRows, collate};
 use lora_model::{Adapter, PeftAdapter, logits, sha256, write_adapter};
 use lora_ops::read_f32;
-use lora_spec::{FieldError, WorkersSpec};
+use lora_spec::{FieldError, ModelSpec, WorkersSpec};
 
 use crate::receipt::{FileHash, Receipt};
-use crate::run::view;
+use crate::step::view;
 use crate::{Run, TrainError, numerics_id};
 
 /// A file of the result.
@@ -37,7 +37,8 @@ impl Run {
             _ => (self.engine.adapter(), progress.step),
         };
         let base = self.engine.base();
-        let files = write_adapter(adapter, &self.job.adapter, &base.dir.to_string_lossy())?;
+        let (name, revision) = hub_name(&self.job.model);
+        let files = write_adapter(adapter, &self.job.adapter, &name, revision.as_deref())?;
         let [(_, weights), (_, config)] = &files;
         let reloaded = PeftAdapter::parse(Path::new("export"), config, weights)?.over(&base.config)?;
         if self.sample_logits(&reloaded)? != self.sample_logits(adapter)? {
@@ -88,5 +89,34 @@ impl Run {
     pub(crate) fn order_sha256(&self, steps: u64) -> String {
         let rows = (0..steps).flat_map(|step| self.plan.step(step)).flat_map(|micro_batch| micro_batch.rows);
         sha256(&rows.flat_map(|row| (row as u64).to_le_bytes()).collect::<Vec<u8>>())
+    }
+}
+
+/// `base_model_name_or_path` and `revision` as PEFT reads them: a base from the Hugging Face Hub by its name there, any
+/// other as the job names it.
+fn hub_name(model: &ModelSpec) -> (String, Option<String>) {
+    match model.base_url().and_then(|url| url.strip_prefix("hf://")) {
+        Some(repository) => match repository.split_once('@') {
+            Some((name, revision)) => (name.to_owned(), Some(revision.to_owned())),
+            None => (repository.to_owned(), None),
+        },
+        None => (model.base.to_string_lossy().into_owned(), None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lora_spec::ModelSpec;
+
+    use super::hub_name;
+
+    #[test]
+    fn a_base_from_the_hub_has_its_name_there() {
+        let name = |base: &str| hub_name(&ModelSpec { base: base.into(), ..ModelSpec::default() });
+        let revision = Some("1a2b".to_owned());
+        assert_eq!(name("hf://org/name@1a2b"), ("org/name".into(), revision));
+        assert_eq!(name("hf://org/name"), ("org/name".into(), None));
+        assert_eq!(name("s3://bucket/base"), ("s3://bucket/base".into(), None));
+        assert_eq!(name("/models/a@b"), ("/models/a@b".into(), None));
     }
 }

@@ -4,7 +4,8 @@
 //! Invariants:
 //! - A step's global batch is a pure function of (dataset, seed, step); ranks decide only who computes a micro-batch.
 //! - Sums over micro-batches follow one canonical tree ([`lora_collective::tree`]).
-//! - Parameters and moments change only in [`Run::step`], after the whole reduction has arrived.
+//! - Parameters and moments change only in [`Run::step`], after the whole reduction has arrived, and never by halves:
+//!   when a group breaks, its members hold the state after the same step or after the one before.
 
 mod checkpoint;
 mod early_stopping;
@@ -12,18 +13,23 @@ mod engine;
 mod error;
 mod exchange;
 mod export;
+mod inputs;
 mod receipt;
+mod report;
 mod run;
 mod schedule;
+mod step;
 mod verify;
 
 pub use engine::{Engine, LossSums};
 pub use error::TrainError;
 pub use export::Artifact;
+pub use inputs::{RunInputs, initial_adapter};
 pub use receipt::{FileHash, Receipt, StepRecord};
-pub use run::{Run, RunFacts, StepMetrics, StepOutcome, StepReport, initial_adapter};
+pub use report::{RunFacts, StepMetrics, StepOutcome, StepReport};
+pub use run::Run;
 pub use schedule::learning_rate;
-pub use verify::{Verification, verify};
+pub use verify::{Places, Verification, verify};
 
 /// What the bits of a result depend on beside the job: this build and the instruction set of its products. Ranks with
 /// different ones do not share a group.

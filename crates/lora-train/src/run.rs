@@ -1,114 +1,71 @@
-//! One rank's part of a job.
+//! One rank's part of a job, between two steps.
 
-use std::ops::Range;
 use std::sync::Arc;
 
-use lora_collective::Group;
-use lora_collective::tree::{partition, sum_f64};
-use lora_data::{BatchPlan, Dataset, MicroBatch, MicroBatchRows, Tokenizer, collate, eval_micro_batches};
-use lora_model::{Adapter, Base, Batch, Pass, PeftAdapter, sha256};
-use lora_ops::adamw::AdamW;
-use lora_ops::read_f32;
-use lora_spec::{FieldError, JobSpec, ModelConfig};
+use lora_collective::{Cancel, Group};
+use lora_data::{BatchPlan, Dataset, MicroBatchRows, Tokenizer, eval_micro_batches};
+use lora_model::Base;
+use lora_spec::{FieldError, JobSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, Progress};
-use crate::engine::{Engine, LossSums};
-use crate::exchange::{StepMessage, all_gather, loss_bits, odd_one_out};
+use crate::engine::Engine;
+use crate::exchange::{all_gather, odd_one_out};
+use crate::inputs::{identity, initial_adapter};
 use crate::schedule::learning_rate;
-use crate::{StepRecord, TrainError};
-
-/// Steps in a row with gradients that are not finite, after which a job ends.
-const NOT_FINITE_LIMIT: u64 = 10;
-
-/// Sizes of a run that people want to know.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RunFacts {
-    /// Optimizer steps of the whole job.
-    pub total_steps: u64,
-    /// Optimizer steps of a pass over the data.
-    pub steps_per_epoch: u64,
-    /// Trained parameters.
-    pub trainable_parameters: u64,
-    /// Parameters of base and adapter.
-    pub total_parameters: u64,
-    /// Bytes of the adapter's parameters (f32).
-    pub adapter_bytes: u64,
-}
-
-/// What a step did, as people see it; the same on every rank.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct StepMetrics {
-    /// Completed steps, this one included.
-    pub step: u64,
-    /// Mean loss a trained token, in nats.
-    pub loss: f64,
-    /// 2-norm of the mean gradient before clipping.
-    pub grad_norm: f64,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-    /// Passes over the data after the step.
-    pub epoch: f64,
-    /// Tokens seen so far, padding not counted.
-    pub num_tokens: u64,
-    /// Mean evaluation loss a trained token, where the step was evaluated.
-    pub eval_loss: Option<f64>,
-}
-
-/// A completed step.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StepReport {
-    /// Its numbers.
-    pub metrics: StepMetrics,
-    /// Whether `save_steps` asks for a checkpoint now.
-    pub checkpoint_due: bool,
-    /// Whether `logging_steps` (or an evaluation, or the end) asks for the metrics to be reported.
-    pub log: bool,
-    /// What comes next.
-    pub outcome: StepOutcome,
-    /// Bytes this rank sent in the step.
-    pub reduced_bytes: u64,
-    /// Something that people should know of, such as a skipped step.
-    pub notice: Option<String>,
-}
-
-/// What comes after a step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum StepOutcome {
-    /// The next step.
-    Continue,
-    /// A rank was asked to pause: all stop here alike.
-    Paused,
-    /// Training has ended; the adapter can be exported.
-    Finished,
-}
+use crate::{RunFacts, RunInputs, StepMetrics, StepRecord, TrainError};
 
 /// One rank's part of a job, between two steps.
+///
+/// Whatever ends a step early, a lost peer or [`Cancel`], leaves the state after the last whole step: it can be saved, and
+/// the run goes on after it has joined another group.
 pub struct Run {
     pub(crate) job: JobSpec,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) train: Dataset,
     pub(crate) eval: Option<Dataset>,
+    pub(crate) eval_batches: Vec<MicroBatchRows>,
     pub(crate) plan: BatchPlan,
     pub(crate) engine: Engine,
     pub(crate) progress: Progress,
     /// Parameters at the best evaluation, where the job wants them at the end.
     pub(crate) best_params: Option<Vec<f32>>,
-    facts: RunFacts,
-    eval_batches: Vec<MicroBatchRows>,
-    group: Group,
+    pub(crate) group: Group,
     /// Hash of the state after the last completed step.
-    state_hash: String,
+    pub(crate) state_hash: String,
+    /// Tokens seen so far, padding not counted.
+    pub(crate) num_tokens: u64,
+    facts: RunFacts,
+}
+
+/// How far a rank is, and the hash of its state there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Standing {
+    /// Completed steps, and whether the last of them has its evaluation, where one is due.
+    at: (u64, bool),
+    state: String,
 }
 
 impl Run {
-    /// Reads the data and makes the adapter: the state before the first step, on a group of one.
-    pub fn prepare(job: &JobSpec, base: Arc<Base>) -> Result<Self, TrainError> {
+    /// Reads the data and makes the adapter: the state before the first step, on a group of one. `cancel` ends it
+    /// between two files.
+    pub fn prepare(
+        job: &JobSpec,
+        inputs: &RunInputs,
+        base: Arc<Base>,
+        cancel: &Cancel,
+    ) -> Result<Self, TrainError> {
+        let check = || if cancel.is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) };
         job.check()?;
+        check()?;
         let tokenizer = Tokenizer::load(&base.dir)?;
-        let read = |path| Dataset::read(path, &tokenizer, job.data.max_length, job.data.long_rows);
-        let train = read(&job.data.train)?;
-        let eval = job.data.eval.as_deref().map(read).transpose()?;
+        let read = |path| {
+            check()?;
+            Ok::<_, TrainError>(Dataset::read(path, &tokenizer, job.data.max_length, job.data.long_rows)?)
+        };
+        let train = read(&inputs.train)?;
+        let eval = inputs.eval.as_deref().map(read).transpose()?;
+        check()?;
         for (field, data) in [("data.train", Some(&train)), ("data.eval", eval.as_ref())] {
             let tokens = data.into_iter().flat_map(|data| data.rows.iter().flat_map(|row| &row.tokens));
             if let Some(token) = tokens.max().filter(|token| **token as usize >= base.config.vocab_size) {
@@ -124,7 +81,7 @@ impl Run {
             .as_ref()
             .map(|eval| eval_micro_batches(&eval.lengths(), training.micro_batch_size))
             .unwrap_or_default();
-        let adapter = initial_adapter(job, &base.config)?;
+        let adapter = initial_adapter(job, inputs.init_from.as_deref(), &base.config)?;
         let identity = identity(job, &base, &train, eval.as_ref(), &adapter)?;
         let trainable = adapter.layout().len as u64;
         let facts = RunFacts {
@@ -140,12 +97,13 @@ impl Run {
             progress: Progress { identity, ..Progress::default() },
             best_params: None,
             group: Group::single(),
+            num_tokens: 0,
             job: job.clone(),
             tokenizer,
             train,
             eval,
-            plan,
             eval_batches,
+            plan,
             engine,
             facts,
         })
@@ -156,29 +114,39 @@ impl Run {
         (self.progress, self.best_params) =
             checkpoint::read(&mut self.engine, checkpoint, &self.progress.identity)?;
         self.state_hash = self.engine.state_hash()?;
+        self.num_tokens = self.plan.tokens(self.progress.step);
         Ok(())
     }
 
     /// Joins the ranks of `group`: the newest of their states wins and is broadcast. Equally new states must be equal.
     pub fn join(&mut self, mut group: Group) -> Result<(), TrainError> {
-        let mine = (self.progress.step, self.state_hash.clone());
-        let states: Vec<(u64, String)> = all_gather(&mut group, &mine)?;
-        let newest = states.iter().map(|(step, _)| *step).max().unwrap_or(0);
-        let holders: Vec<usize> = (0..states.len()).filter(|&rank| states[rank].0 == newest).collect();
-        let held: Vec<(u64, &str)> = holders.iter().map(|&rank| (newest, states[rank].1.as_str())).collect();
+        let mine = Standing {
+            at: (self.progress.step, !self.progress.evaluation_due),
+            state: self.state_hash.clone(),
+        };
+        let all: Vec<Standing> = all_gather(&mut group, &mine)?;
+        let newest = all.iter().map(|standing| standing.at).max().unwrap_or(mine.at);
+        let holders: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].at == newest).collect();
+        let held: Vec<(u64, &str)> =
+            holders.iter().map(|&rank| (newest.0, all[rank].state.as_str())).collect();
         if let Some(odd) = odd_one_out(&held) {
-            return Err(TrainError::Diverged { step: newest, rank: holders[odd] });
+            return Err(TrainError::Diverged { step: newest.0, rank: holders[odd] });
         }
-        if holders.len() < states.len() {
+        if holders.len() < all.len() {
             let root = holders.first().copied().unwrap_or(0);
             let mut bytes = if group.rank() == root { self.checkpoint()? } else { Vec::new() };
             group.broadcast(root, &mut bytes)?;
-            if mine.0 < newest {
+            if mine.at < newest {
                 self.restore(&bytes)?;
             }
         }
         self.group = group;
         Ok(())
+    }
+
+    /// Leaves the group, which closes its connections; to go on, the run joins another one.
+    pub fn leave(&mut self) {
+        self.group = Group::single();
     }
 
     /// Sizes of the run.
@@ -196,9 +164,20 @@ impl Run {
         self.progress.finished
     }
 
-    /// The numbers of the completed steps.
+    /// The records of the completed steps.
     pub fn history(&self) -> &[StepRecord] {
         &self.progress.history
+    }
+
+    /// The numbers of the steps after `step`, up to the last one that needs nothing more. A rank that takes rank 0's place
+    /// has them from here, whoever computed them.
+    pub fn metrics_after(&self, step: u64) -> impl Iterator<Item = StepMetrics> {
+        let mut num_tokens = self.plan.tokens(step);
+        let whole = self.progress.step - u64::from(self.progress.evaluation_due);
+        (step..whole).map(move |before| {
+            num_tokens += self.tokens_in(&self.plan.step(before));
+            self.metrics(before + 1, num_tokens)
+        })
     }
 
     /// A file from which an equal run goes on bit by bit.
@@ -206,234 +185,32 @@ impl Run {
         checkpoint::write(&self.engine, &self.progress, self.best_params.as_deref())
     }
 
-    /// One optimizer step; with `pause` on any rank, all stop after it.
-    pub fn step(&mut self, pause: bool) -> Result<StepReport, TrainError> {
-        let step = self.progress.step;
-        let sent_before = self.group.bytes_sent();
-        let micro_batches = self.plan.step(step);
-        let ranges = partition(micro_batches.len(), self.group.world_size())?;
-        let (losses, not_finite) = self.accumulate(step, &micro_batches, &ranges)?;
-        let messages = all_gather(
-            &mut self.group,
-            &StepMessage {
-                step,
-                state: self.state_hash.clone(),
-                pause,
-                losses: loss_bits(&losses),
-                not_finite,
-            },
-        )?;
-        let states: Vec<(u64, &str)> = messages.iter().map(|m| (m.step, m.state.as_str())).collect();
-        if let Some(rank) = odd_one_out(&states) {
-            return Err(TrainError::Diverged { step, rank });
-        }
-        let losses: Vec<LossSums> = messages.iter().flat_map(StepMessage::losses).collect();
-        let (loss_sum, weight_sum) = total(&losses);
-        let mean_loss = loss_sum / weight_sum;
-
-        let mut not_finite = messages.iter().find_map(|m| m.not_finite.clone());
-        let divisor = not_finite.is_none().then_some(weight_sum);
-        let norm = self.engine.reduce(&mut self.group, micro_batches.len(), &ranges, divisor)?;
-        let grad_norm = norm.unwrap_or(f64::NAN);
-        if not_finite.is_none() && !grad_norm.is_finite() {
-            not_finite = Some("the norm of the summed gradient".into());
-        }
-        let training = &self.job.training;
-        let lr = learning_rate(training, step, self.facts.total_steps);
-        let mut notice = None;
-        match not_finite {
-            None => {
-                let adamw = AdamW {
-                    lr,
-                    beta1: training.adam_beta1,
-                    beta2: training.adam_beta2,
-                    eps: training.adam_epsilon,
-                    weight_decay: training.weight_decay,
-                };
-                self.engine.optim_step(adamw, grad_norm, training.max_grad_norm)?;
-                self.progress.not_finite_in_a_row = 0;
-            }
-            Some(what) => {
-                let count = self.progress.not_finite_in_a_row + 1;
-                if count >= NOT_FINITE_LIMIT {
-                    return Err(TrainError::NotFinite { step: step + 1, what, count });
-                }
-                self.progress.not_finite_in_a_row = count;
-                notice = Some(format!("step {}: {what} is not finite; the step was skipped", step + 1));
-            }
-        }
-        self.state_hash = self.engine.state_hash()?;
-        let reduced_bytes = self.group.bytes_sent() - sent_before;
-        self.complete(
-            mean_loss,
-            grad_norm,
-            lr,
-            pause || messages.iter().any(|m| m.pause),
-            notice,
-            reduced_bytes,
-        )
+    /// Tokens in the rows of a step.
+    pub(crate) fn tokens_in(&self, micro_batches: &[MicroBatchRows]) -> u64 {
+        let rows = micro_batches.iter().flat_map(|micro_batch| &micro_batch.rows);
+        rows.map(|&row| self.train.rows[row].tokens.len() as u64).sum()
     }
 
-    /// This rank's micro-batches of the step: their gradients are accumulated. Returns their losses, and the
-    /// first tensor that is not finite.
-    fn accumulate(
-        &mut self,
-        step: u64,
-        micro_batches: &[MicroBatchRows],
-        ranges: &[Range<usize>],
-    ) -> Result<(Vec<LossSums>, Option<String>), TrainError> {
-        let range = ranges[self.group.rank()].clone();
-        self.engine.start(micro_batches.len(), range.clone())?;
+    /// The numbers of a completed step, after which `num_tokens` have been seen.
+    pub(crate) fn metrics(&self, step: u64, num_tokens: u64) -> StepMetrics {
         let training = &self.job.training;
-        let pass = Pass {
-            checkpointing: training.activation_checkpointing,
-            dropout: self.job.adapter.lora_dropout,
-            seed: training.seed,
+        let record = &self.progress.history[step as usize - 1];
+        let is_last = self.progress.finished && step == self.progress.step;
+        StepMetrics {
             step,
-        };
-        let mut losses = Vec::with_capacity(range.len());
-        let mut first = None;
-        for rows in &micro_batches[range] {
-            let batch = collate(&self.train, rows);
-            let (sums, not_finite) = self.engine.forward_backward(view(&batch), pass)?;
-            losses.push(sums);
-            first = first.or(not_finite);
-        }
-        Ok((losses, first))
-    }
-
-    /// Evaluates where it is due, keeps the books and says what comes next.
-    fn complete(
-        &mut self,
-        loss: f64,
-        grad_norm: f64,
-        learning_rate: f64,
-        pause: bool,
-        notice: Option<String>,
-        reduced_bytes: u64,
-    ) -> Result<StepReport, TrainError> {
-        let step = self.progress.step + 1;
-        let training = self.job.training.clone();
-        let mut finished = step >= self.facts.total_steps;
-        let eval_due = self.eval.is_some() && (finished || step.is_multiple_of(training.eval_steps));
-        let eval_loss = if eval_due { Some(self.evaluate()?) } else { None };
-        if let Some(eval_loss) = eval_loss {
-            let best = &mut self.progress.best;
-            if best.observe(&training, step, eval_loss) && training.load_best_model_at_end {
-                self.best_params = Some(read_f32(self.engine.adapter().params(), <[f32]>::to_vec)?);
-            }
-            finished |= best.is_hopeless(&training);
-        }
-        let progress = &mut self.progress;
-        progress.step = step;
-        progress.finished = finished;
-        progress.history.push(StepRecord {
-            step,
-            loss: loss.is_finite().then_some(loss),
-            grad_norm: grad_norm.is_finite().then_some(grad_norm),
-            state: self.state_hash.clone(),
-            eval_loss: eval_loss.filter(|loss| loss.is_finite()),
-        });
-        let outcome = match (finished, pause) {
-            (true, _) => StepOutcome::Finished,
-            (false, true) => StepOutcome::Paused,
-            (false, false) => StepOutcome::Continue,
-        };
-        let metrics = StepMetrics {
-            step,
-            loss,
-            grad_norm,
-            learning_rate,
+            loss: record.loss.unwrap_or(f64::NAN),
+            grad_norm: record.grad_norm.unwrap_or(f64::NAN),
+            learning_rate: learning_rate(training, step - 1, self.facts.total_steps),
             epoch: step as f64 / self.facts.steps_per_epoch.max(1) as f64,
-            num_tokens: self.plan.tokens(step),
-            eval_loss,
-        };
-        Ok(StepReport {
-            checkpoint_due: outcome == StepOutcome::Continue && step.is_multiple_of(training.save_steps),
-            log: step.is_multiple_of(training.logging_steps)
-                || eval_loss.is_some()
-                || outcome != StepOutcome::Continue,
-            metrics,
-            outcome,
-            reduced_bytes,
-            notice,
-        })
-    }
-
-    /// Mean loss a trained token over the evaluation rows, summed in the canonical order.
-    fn evaluate(&mut self) -> Result<f64, TrainError> {
-        let Some(eval) = &self.eval else { return Ok(f64::NAN) };
-        let ranges = partition(self.eval_batches.len(), self.group.world_size())?;
-        let mut losses = Vec::new();
-        for rows in &self.eval_batches[ranges[self.group.rank()].clone()] {
-            let batch = collate(eval, rows);
-            losses.push(self.engine.eval(view(&batch))?);
+            num_tokens,
+            eval_loss: record.eval_loss,
+            logged: is_last || step.is_multiple_of(training.logging_steps) || self.is_evaluated_after(step),
         }
-        let gathered: Vec<Vec<(u64, u64)>> = all_gather(&mut self.group, &loss_bits(&losses))?;
-        let bits = gathered.iter().flatten().map(|(l, w)| (f64::from_bits(*l), f64::from_bits(*w)));
-        let (loss_sum, weight_sum) = total(&bits.collect::<Vec<_>>());
-        Ok(loss_sum / weight_sum)
     }
-}
 
-/// A collated micro-batch as the model takes it.
-pub(crate) fn view(batch: &MicroBatch) -> Batch<'_> {
-    Batch {
-        batch: batch.batch,
-        seq: batch.seq_len,
-        tokens: &batch.tokens,
-        targets: &batch.targets,
-        weights: &batch.weights,
-        rows: &batch.rows,
+    /// Whether an evaluation follows the step.
+    pub(crate) fn is_evaluated_after(&self, step: u64) -> bool {
+        let due = step >= self.facts.total_steps || step.is_multiple_of(self.job.training.eval_steps);
+        self.eval.is_some() && due
     }
-}
-
-fn total(losses: &[LossSums]) -> LossSums {
-    let (sums, weights): (Vec<f64>, Vec<f64>) = losses.iter().copied().unzip();
-    (sum_f64(&sums), sum_f64(&weights))
-}
-
-/// The adapter that `job` starts from over a base of `config`: a fresh one, or that of `adapter.init_from`, which must have
-/// the form that the job asks for.
-pub fn initial_adapter(job: &JobSpec, config: &ModelConfig) -> Result<Adapter, TrainError> {
-    let fresh = Adapter::new(config, &job.adapter, job.training.seed)?;
-    let Some(dir) = &job.adapter.init_from else { return Ok(fresh) };
-    let field = |message: String| FieldError::new("adapter.init_from", message);
-    let adapter =
-        PeftAdapter::read(dir).and_then(|adapter| adapter.over(config)).map_err(|e| field(e.to_string()))?;
-    if adapter.layout() != fresh.layout() || adapter.scaling() != fresh.scaling() {
-        return Err(field(format!(
-            "the adapter in {} has another r, scaling or set of modules than adapter.r, adapter.lora_alpha, \
-             adapter.use_rslora and adapter.target_modules ask for; make them equal",
-            dir.display()
-        ))
-        .into());
-    }
-    Ok(adapter)
-}
-
-/// Hash of everything the job's bits depend on, beside the build: settings and contents, not names and places.
-fn identity(
-    job: &JobSpec,
-    base: &Base,
-    train: &Dataset,
-    eval: Option<&Dataset>,
-    adapter: &Adapter,
-) -> Result<String, TrainError> {
-    let mut adapter_spec = job.adapter.clone();
-    adapter_spec.init_from = None;
-    let init: Vec<u8> = read_f32(adapter.params(), |p| p.iter().flat_map(|v| v.to_le_bytes()).collect())?;
-    let everything = serde_json::json!({
-        "base": base.sha256(),
-        "dtype": job.model.dtype,
-        "adapter": adapter_spec,
-        "initial_parameters": sha256(&init),
-        "train": train.sha256,
-        "eval": eval.map(|eval| &eval.sha256),
-        "max_length": job.data.max_length,
-        "long_rows": job.data.long_rows,
-        "shuffle": job.data.shuffle,
-        "training": job.training,
-    });
-    Ok(sha256(everything.to_string().as_bytes()))
 }

@@ -1,12 +1,26 @@
 //! Checking a result against its receipt.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use lora_collective::Cancel;
 use lora_model::{Base, sha256_file};
 
 use crate::export::WEIGHTS;
-use crate::{Receipt, Run, TrainError, numerics_id};
+use crate::{Receipt, Run, RunInputs, TrainError, numerics_id};
+
+/// Where a job's inputs lie now; where nothing is said, they lie where its receipt names them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Places {
+    /// The directory of the base.
+    pub base: Option<PathBuf>,
+    /// The training rows.
+    pub train: Option<PathBuf>,
+    /// The evaluation rows, for a job that has them.
+    pub eval: Option<PathBuf>,
+    /// The adapter that a job with `adapter.init_from` started from.
+    pub init_from: Option<PathBuf>,
+}
 
 /// What was checked.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
@@ -22,8 +36,8 @@ pub struct Verification {
 }
 
 /// Checks the hashes of the result in `dir`, then trains its first `steps` steps again and compares losses, gradient
-/// norms and the hash of parameters and moments, bit by bit. Needs base and data where the job had them.
-pub fn verify(dir: &Path, steps: u64) -> Result<Verification, TrainError> {
+/// norms and the hash of parameters and moments, bit by bit. Needs base and data in their `places`.
+pub fn verify(dir: &Path, places: &Places, steps: u64) -> Result<Verification, TrainError> {
     let path = dir.join("receipt.json");
     let bytes = std::fs::read(&path).map_err(|source| TrainError::Io { path: path.clone(), source })?;
     let wrong = |message: String| TrainError::Receipt(format!("{}: {message}", path.display()));
@@ -49,8 +63,16 @@ pub fn verify(dir: &Path, steps: u64) -> Result<Verification, TrainError> {
             numerics_id()
         )));
     }
-    let base = Arc::new(Base::load(&receipt.job.model.base, receipt.job.model.dtype)?);
-    let mut run = Run::prepare(&receipt.job, base)?;
+    let job = &receipt.job;
+    let base = match (&places.base, job.model.base_url()) {
+        (Some(base), _) => base,
+        (None, None) => &job.model.base,
+        (None, Some(url)) => {
+            return Err(wrong(format!("the base was {url}; fetch it, and say in which directory it is")));
+        }
+    };
+    let base = Arc::new(Base::load(base, job.model.dtype)?);
+    let mut run = Run::prepare(job, &inputs(places, &receipt), base, &Cancel::new())?;
     let inputs = [
         ("model.base", run.engine.base().sha256(), receipt.base_sha256.as_str()),
         ("data.train", &run.train.sha256, &receipt.train_sha256),
@@ -66,7 +88,7 @@ pub fn verify(dir: &Path, steps: u64) -> Result<Verification, TrainError> {
     }
     let steps = steps.min(receipt.steps.len() as u64);
     for expected in &receipt.steps[..steps as usize] {
-        run.step(false)?;
+        run.step(|| false)?;
         let found = run.history().last();
         let same = |field: fn(&crate::StepRecord) -> Option<u64>| found.and_then(field) == field(expected);
         let bits = same(|r| r.loss.map(f64::to_bits)) && same(|r| r.grad_norm.map(f64::to_bits));
@@ -83,4 +105,15 @@ pub fn verify(dir: &Path, steps: u64) -> Result<Verification, TrainError> {
         steps: receipt.steps.len() as u64,
         adapter_sha256: receipt.adapter_sha256,
     })
+}
+
+fn inputs(places: &Places, receipt: &Receipt) -> RunInputs {
+    let named = RunInputs::of_job(&receipt.job);
+    let moved =
+        |place: &Option<PathBuf>, named: Option<PathBuf>| named.map(|path| place.clone().unwrap_or(path));
+    RunInputs {
+        train: places.train.clone().unwrap_or(named.train),
+        eval: moved(&places.eval, named.eval),
+        init_from: moved(&places.init_from, named.init_from),
+    }
 }

@@ -1,56 +1,174 @@
-//! A worker: takes assignments from the coordinator, runs the engine and reports.
+//! A worker: it holds and does what the coordinator's newest directive says, and tells what it holds.
 //!
-//! The engine blocks and has a thread of its own. The session, which is async, talks to the coordinator and passes reports and
-//! files on. Between them are bounded channels, so a coordinator that is slow slows the engine down, and nothing piles up.
+//! The engine blocks and has a thread of its own, which compares what is wanted with what is held. The session, which is
+//! async, writes down what is wanted and tells what is held; between them are two watched values, so that nobody waits for
+//! the other and no message can be missed. Only finished steps are kept until the coordinator has stored them.
+//!
+//! Without a coordinator training goes on; after a while it stops at a step boundary, and the state is held.
 
-mod assignment;
+mod address;
+mod backoff;
+mod config;
 mod engine;
 mod error;
+mod fetch;
+mod life;
+mod metrics;
 mod session;
-mod transfer;
+mod status;
+mod steps;
+mod uploads;
+mod wanted;
 
 use std::error::Error;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
 
 use lora_collective::PeerListener;
+use lora_daemon::http::{self, Health};
+use lora_spec::FieldError;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
 
+use crate::address::PeerAddress;
 use crate::engine::Engine;
+use crate::fetch::Cache;
+use crate::life::Life;
+use crate::metrics::{Counters, Gauges};
+use crate::session::Session;
+use crate::steps::Steps;
+use crate::wanted::Wanted;
 
+pub use config::{CacheConfig, Config, PeerConfig};
 pub use error::WorkerError;
 
-/// Settings of a worker.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Where the coordinator serves gRPC: `http://host:port`.
-    pub coordinator: String,
-    /// Name that people see; no other connected worker has it.
-    pub name: String,
-    /// Where it takes connections of other workers; port 0 takes a free one.
-    pub listen: SocketAddr,
-    /// Threads that compute.
-    pub threads: usize,
-}
+/// The limit of one attempt to connect with the coordinator.
+const CONNECT: Duration = Duration::from_secs(10);
+/// A silent coordinator is asked for a sign of life this often, and given up when none comes.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the engine may take to let go of everything when the worker ends.
+const FAREWELL: Duration = Duration::from_secs(2);
 
-impl Options {
-    /// A worker that listens on a free port of loopback.
-    pub fn local(coordinator: String, name: String, threads: usize) -> Self {
-        Self { coordinator, name, listen: (Ipv4Addr::LOCALHOST, 0).into(), threads }
-    }
-}
-
-/// Works until the coordinator says to end, or `stop` does. A lost coordinator is an error.
+/// Works until asked to end: by `stop` once it is let go of, by `at_once` without waiting. A coordinator that is away is
+/// waited for.
 ///
 /// The number of threads is the process's, so workers in one process must have the same.
-pub async fn run(options: Options, stop: CancellationToken) -> Result<(), WorkerError> {
-    let Options { coordinator, name, listen, threads } = options;
-    use_threads(threads)?;
-    let bind = |source| WorkerError::Listen { address: listen, source };
-    let listener = PeerListener::bind(listen).map_err(bind)?;
-    let peer_address = listener.local_addr().map_err(bind)?.to_string();
-    let channel = session::connect(&coordinator).await?;
-    let engine = Engine::start(listener).map_err(WorkerError::Thread)?;
-    session::serve(channel, name, peer_address, engine, stop).await
+///
+/// # Errors
+/// What keeps it from starting, or from working.
+pub async fn run(
+    config: Config,
+    stop: CancellationToken,
+    at_once: CancellationToken,
+) -> Result<(), WorkerError> {
+    use_threads(config.threads)?;
+    let (channel, coordinator) = channel(&config)?;
+    let cache = Cache::open(&config.cache_dir, config.cache.max_bytes, config.model_roots.clone())
+        .map_err(|error| WorkerError::Cache(error.to_string()))?;
+    let (listener, listening) = listen_for_peers(&config.peer.listen)?;
+    let http = listen_for_http(&config).await?;
+    let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
+    tracing::info!(peer = %listening, http = http_address.map(tracing::field::display), "listening");
+
+    let (wanted, wanted_now) = watch::channel(Wanted::nothing());
+    let (status, status_now) = watch::channel(None);
+    let (connected, connected_now) = watch::channel(false);
+    let (draining, draining_now) = watch::channel(false);
+    let (steps, counters, gauges) = (Steps::default(), Counters::default(), Gauges::default());
+    let engine = Engine {
+        listener,
+        channel: channel.clone(),
+        cache,
+        wanted: wanted_now,
+        status,
+        steps: steps.clone(),
+        counters: counters.clone(),
+    };
+    let mut ended = engine.start().map_err(WorkerError::Thread)?;
+    let advertised = Some(config.peer.advertise_address.clone()).filter(|address| !address.is_empty());
+    let session = Session {
+        channel,
+        name: config.worker_name(),
+        instance_id: format!("{:032x}", rand::random::<u128>()),
+        address: PeerAddress { advertised, listening, coordinator },
+        steps,
+        wanted: wanted.clone(),
+        status: status_now.clone(),
+        draining: draining_now,
+        connected,
+        term: 0,
+    };
+    let life = Life {
+        wanted: wanted.clone(),
+        status: status_now.clone(),
+        connected: connected_now.clone(),
+        draining,
+        orphan_timeout: config.orphan_timeout(),
+        drain_timeout: config.drain_timeout(),
+    };
+    let (health, mut registry) = (Health::default(), Registry::default());
+    gauges.register(&counters, &mut registry);
+    let ending = CancellationToken::new();
+    let serving = async {
+        if let Some(listener) = http
+            && let Err(error) = http::serve(listener, registry, health.clone(), ending.clone()).await
+        {
+            tracing::error!(%error, "health and metrics are not served any more");
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = session.run(ending.clone()) => {}
+        () = life.run(stop, at_once, &ending) => {}
+        () = gauges.follow(status_now, connected_now, &health) => {}
+        () = serving => {}
+        _ = &mut ended => return Err(WorkerError::EngineEnded),
+    }
+    wanted.send_replace(Wanted::nothing());
+    drop(wanted);
+    // An engine that does not end in time is left to the end of the process.
+    let _ = timeout(FAREWELL, &mut ended).await;
+    Ok(())
+}
+
+/// The channel to the coordinator, which connects when it is used; and where that is.
+fn channel(config: &Config) -> Result<(Channel, tonic::transport::Uri), WorkerError> {
+    let wrong = |error: &dyn std::fmt::Display| {
+        FieldError::new("coordinator", format!("is {:?}: {error}", config.coordinator))
+    };
+    let endpoint = Endpoint::from_shared(config.coordinator.clone()).map_err(|error| wrong(&error))?;
+    let uri = endpoint.uri().clone();
+    let endpoint = endpoint
+        .connect_timeout(CONNECT)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true);
+    Ok((endpoint.connect_lazy(), uri))
+}
+
+fn listen_for_peers(address: &str) -> Result<(PeerListener, SocketAddr), WorkerError> {
+    let bound = PeerListener::bind(address).and_then(|listener| {
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    });
+    bound.map_err(cannot_listen("peer.listen", address))
+}
+
+async fn listen_for_http(config: &Config) -> Result<Option<TcpListener>, WorkerError> {
+    let Some(address) = config.http.address()? else { return Ok(None) };
+    let bound = TcpListener::bind(address).await;
+    bound.map(Some).map_err(cannot_listen("http.listen", &config.http.listen))
+}
+
+fn cannot_listen(setting: &'static str, address: &str) -> impl FnOnce(io::Error) -> WorkerError {
+    let address = address.to_owned();
+    move |source| WorkerError::Listen { setting, address, source }
 }
 
 fn use_threads(threads: usize) -> Result<(), WorkerError> {
@@ -60,7 +178,7 @@ fn use_threads(threads: usize) -> Result<(), WorkerError> {
     // Without a source, the error is that the process has its threads already.
     let cause = match error.source() {
         Some(source) => source.to_string(),
-        None if rayon::current_num_threads() == threads => return Ok(()),
+        None if threads == 0 || rayon::current_num_threads() == threads => return Ok(()),
         None => format!("this process computes with {} already", rayon::current_num_threads()),
     };
     Err(WorkerError::Threads { threads, cause })

@@ -1,147 +1,236 @@
-//! The worker's stream to the coordinator.
+//! The stream between this worker and the coordinator, opened again whenever it ends.
 
+use std::io;
 use std::time::Duration;
 
+use backon::BackoffBuilder;
 use lora_proto::MAX_MESSAGE_BYTES;
+use lora_proto::v1::coordinator_message::Kind as FromCoordinator;
 use lora_proto::v1::worker_control_client::WorkerControlClient;
-use lora_proto::v1::{self, coordinator_message, job_command, worker_message};
-use tokio::sync::mpsc;
-use tokio::task::JoinSet;
-use tokio::time::timeout;
+use lora_proto::v1::worker_message::Kind as FromWorker;
+use lora_proto::v1::{self, WorkerStatus};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
+use tonic::{Code, Status, Streaming};
 
-use crate::WorkerError;
-use crate::assignment::carry_out;
-use crate::engine::{Command, Engine, Task};
+use crate::address::PeerAddress;
+use crate::backoff::backoff;
+use crate::status::{self, Held};
+use crate::steps::Steps;
+use crate::wanted::Wanted;
 
-const CONNECT: Duration = Duration::from_secs(10);
-/// A silent coordinator is asked for a sign of life this often, and given up when none comes.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long the coordinator may take to answer a hello.
+const WELCOME: Duration = Duration::from_secs(10);
+/// How long the coordinator may take to hear the last words.
+const FAREWELL: Duration = Duration::from_secs(2);
 /// Messages that may wait to be sent.
 const OUTBOX: usize = 16;
-/// Commands that may wait for the engine; there are but three kinds.
-const COMMANDS: usize = 8;
-/// How long the engine may take to finish its step when the worker ends.
-const FAREWELL: Duration = Duration::from_secs(2);
+/// Steps that are finished within this time are told together.
+const STEPS_TOGETHER: Duration = Duration::from_millis(50);
+/// Limits of what a coordinator may ask for as time between heartbeats.
+const HEARTBEATS: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(60)];
 
-/// Connects to the coordinator at `address`.
-pub(crate) async fn connect(address: &str) -> Result<Channel, WorkerError> {
-    let unreachable = |source| WorkerError::Unreachable { address: address.to_owned(), source };
-    Endpoint::from_shared(address.to_owned())
-        .map_err(unreachable)?
-        .connect_timeout(CONNECT)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .connect()
-        .await
-        .map_err(unreachable)
+/// The worker's side of its stream.
+pub(crate) struct Session {
+    pub(crate) channel: Channel,
+    pub(crate) name: String,
+    /// Tells this process from another one of the same name.
+    pub(crate) instance_id: String,
+    pub(crate) address: PeerAddress,
+    pub(crate) steps: Steps,
+    pub(crate) wanted: watch::Sender<Wanted>,
+    pub(crate) status: watch::Receiver<Option<Held>>,
+    pub(crate) draining: watch::Receiver<bool>,
+    /// Whether a coordinator is there.
+    pub(crate) connected: watch::Sender<bool>,
+    /// The highest term seen: an older coordinator is one that has been replaced.
+    pub(crate) term: u64,
 }
 
-/// Says hello and takes assignments until told to end. An engine that does not end in time is left to the end of the process.
-pub(crate) async fn serve(
-    channel: Channel,
-    name: String,
-    peer_address: String,
-    engine: Engine,
-    stop: CancellationToken,
-) -> Result<(), WorkerError> {
-    let Engine { tasks, ended } = engine;
-    let (outbox, messages) = mpsc::channel(OUTBOX);
-    let hello = v1::Hello { name, numerics_id: lora_train::numerics_id(), peer_address };
-    let hello = v1::WorkerMessage { kind: Some(worker_message::Kind::Hello(hello)) };
-    // There is room for the first message, and the receiver is here.
-    let _ = outbox.send(hello).await;
-    let mut session = Session { channel, outbox, tasks, current: None, running: JoinSet::new() };
-    let result = tokio::select! {
-        result = session.listen(ReceiverStream::new(messages)) => result,
-        () = stop.cancelled() => Ok(()),
-    };
-    // Ends the assignment's task, and with its channels the engine's thread.
-    drop(session);
-    let _ = timeout(FAREWELL, ended).await;
-    result
+/// Why a stream ended.
+#[derive(Debug, thiserror::Error)]
+enum Parting {
+    #[error("no address for peers: {0}")]
+    Address(#[source] io::Error),
+    #[error("{}", .0.message())]
+    Refused(Box<Status>),
+    #[error("another process of this name is connected: {}", .0.message())]
+    NameTaken(Box<Status>),
+    #[error("it has term {term}, and one with term {seen} was seen: it has been replaced")]
+    Outdated { term: u64, seen: u64 },
+    #[error("it did not answer within {0:?}")]
+    Silent(Duration),
+    #[error("it closed the stream")]
+    Closed,
+    #[error("it broke the protocol: {0}")]
+    Protocol(&'static str),
 }
 
-struct Session {
-    channel: Channel,
-    outbox: mpsc::Sender<v1::WorkerMessage>,
-    tasks: mpsc::Sender<Task>,
-    current: Option<Current>,
-    /// The task of the current assignment; aborted when the session ends.
-    running: JoinSet<()>,
-}
-
-/// The assignment that is being carried out.
-struct Current {
-    job_id: String,
-    generation: u64,
-    commands: mpsc::Sender<Command>,
+impl From<Status> for Parting {
+    fn from(status: Status) -> Self {
+        match status.code() {
+            Code::AlreadyExists => Self::NameTaken(Box::new(status)),
+            _ => Self::Refused(Box::new(status)),
+        }
+    }
 }
 
 impl Session {
-    async fn listen(&mut self, messages: ReceiverStream<v1::WorkerMessage>) -> Result<(), WorkerError> {
-        let mut client =
-            WorkerControlClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let connected = client.connect(messages).await;
-        let mut inbox = connected.map_err(|status| WorkerError::Refused(Box::new(status)))?.into_inner();
+    /// Connects again and again, until `ending` is cancelled; then tells the last status, if there is somebody to tell.
+    pub(crate) async fn run(mut self, ending: CancellationToken) {
+        let mut pauses = backoff().build();
         loop {
-            let message = tokio::select! {
-                message = inbox.message() => message,
-                Some(ended) = self.running.join_next() => {
-                    ended?;
-                    continue;
-                }
-            };
-            let message = message.map_err(|status| WorkerError::Lost(status.message().to_owned()))?;
-            let message = message.ok_or_else(|| WorkerError::Lost("it closed the stream".into()))?;
-            match message.kind {
-                Some(coordinator_message::Kind::Assignment(assignment)) => self.take(*assignment).await?,
-                Some(coordinator_message::Kind::Command(command)) => self.obey(&command)?,
-                Some(coordinator_message::Kind::Shutdown(_)) => return Ok(()),
-                None => return Err(WorkerError::Protocol("a message without content".into())),
+            let ended = self.converse(&ending).await;
+            let was_connected = self.connected.send_replace(false);
+            if ending.is_cancelled() {
+                return;
+            }
+            if was_connected {
+                pauses = backoff().build();
+            }
+            let pause = pauses.next().unwrap_or_default();
+            if let Err(reason) = ended {
+                tracing::warn!(%reason, retry_in = ?pause, "no coordinator");
+            }
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = ending.cancelled() => return,
             }
         }
     }
 
-    async fn take(&mut self, assignment: v1::Assignment) -> Result<(), WorkerError> {
-        // The task before has said that it is done, and is about to be.
-        while let Some(ended) = timeout(FAREWELL, self.running.join_next())
-            .await
-            .map_err(|_| WorkerError::Protocol("an assignment while another is carried out".into()))?
-        {
-            ended?;
+    /// One stream, to its end.
+    async fn converse(&mut self, ending: &CancellationToken) -> Result<(), Parting> {
+        let (outbox, messages) = mpsc::channel(OUTBOX);
+        // Directives are counted anew; what the last one said stays wanted.
+        self.wanted.send_modify(|wanted| wanted.number = 0);
+        let opened = async {
+            let hello = self.hello().await.map_err(Parting::Address)?;
+            // There is room for the first message, and the receiver is here.
+            let _ = outbox.send(hello).await;
+            let client = WorkerControlClient::new(self.channel.clone());
+            let mut client = client.max_decoding_message_size(MAX_MESSAGE_BYTES);
+            let mut inbox = client.connect(ReceiverStream::new(messages)).await?.into_inner();
+            match inbox.message().await?.and_then(|message| message.kind) {
+                Some(FromCoordinator::Welcome(welcome)) => Ok((inbox, welcome)),
+                Some(_) => Err(Parting::Protocol("its first message is no welcome")),
+                None => Err(Parting::Closed),
+            }
+        };
+        let (inbox, welcome) = tokio::select! {
+            opened = timeout(WELCOME, opened) => opened.map_err(|_| Parting::Silent(WELCOME))??,
+            () = ending.cancelled() => return Ok(()),
+        };
+        if welcome.term < self.term {
+            return Err(Parting::Outdated { term: welcome.term, seen: self.term });
         }
-        tracing::info!(job = assignment.job_id, rank = assignment.rank, "job assigned");
-        let (commands, received) = mpsc::channel(COMMANDS);
-        self.current =
-            Some(Current { job_id: assignment.job_id.clone(), generation: assignment.generation, commands });
-        let (tasks, outbox) = (self.tasks.clone(), self.outbox.clone());
-        self.running.spawn(carry_out(assignment, received, tasks, outbox, self.channel.clone()));
-        Ok(())
+        self.term = welcome.term;
+        let heartbeat = Duration::try_from_secs_f64(welcome.heartbeat_seconds)
+            .map_err(|_| Parting::Protocol("its time between heartbeats is none"))?;
+        tracing::info!(term = welcome.term, "coordinator connected");
+        self.steps.rewind();
+        self.connected.send_replace(true);
+        let told = self.tell(outbox, heartbeat.clamp(HEARTBEATS[0], HEARTBEATS[1]), ending);
+        let listening = self.listen(inbox);
+        tokio::pin!(listening);
+        tokio::select! {
+            ended = &mut listening => ended,
+            () = told => {
+                // The last words are on their way; the coordinator closes its side once it has them.
+                let _ = timeout(FAREWELL, listening).await;
+                Err(Parting::Closed)
+            }
+        }
     }
 
-    /// Commands about another assignment than the current one are too late to matter.
-    fn obey(&self, command: &v1::JobCommand) -> Result<(), WorkerError> {
-        let kind = match command.kind {
-            Some(job_command::Kind::Start(_)) => Command::Start,
-            Some(job_command::Kind::Pause(_)) => Command::Pause,
-            Some(job_command::Kind::Drop(_)) => Command::Drop,
-            None => return Err(WorkerError::Protocol("a command without content".into())),
+    async fn hello(&self) -> io::Result<v1::WorkerMessage> {
+        let hello = v1::Hello {
+            name: self.name.clone(),
+            instance_id: self.instance_id.clone(),
+            numerics_id: lora_train::numerics_id(),
+            peer_address: self.address.find().await?,
+            version: env!("CARGO_PKG_VERSION").into(),
+            status: Some(self.status()),
         };
-        let current = self.current.as_ref();
-        match current.filter(|c| (&c.job_id, c.generation) == (&command.job_id, command.generation)) {
-            Some(current) => match current.commands.try_send(kind) {
-                // Closed: the assignment has been let go of already.
-                Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
-                Err(mpsc::error::TrySendError::Full(_)) => {
-                    Err(WorkerError::Protocol("more commands than a job can have".into()))
+        Ok(v1::WorkerMessage { kind: Some(FromWorker::Hello(hello)) })
+    }
+
+    fn status(&self) -> WorkerStatus {
+        status::message(self.status.borrow().as_ref(), &self.wanted.borrow(), *self.draining.borrow())
+    }
+
+    /// Takes what the coordinator says, until it says no more.
+    async fn listen(&self, mut inbox: Streaming<v1::CoordinatorMessage>) -> Result<(), Parting> {
+        while let Some(message) = inbox.message().await? {
+            match message.kind {
+                Some(FromCoordinator::Directive(directive)) => {
+                    let goal = directive.goal();
+                    let assignment = directive.assignment.as_ref();
+                    let (job, generation) = (assignment.map(|a| &a.job_id), assignment.map(|a| a.generation));
+                    tracing::debug!(job, generation, goal = goal.as_str_name(), "directive");
+                    self.wanted.send_replace((*directive).into());
                 }
-            },
-            None => Ok(()),
+                Some(FromCoordinator::StepsAck(ack)) => self.steps.acknowledge(&ack.job_id, ack.step),
+                Some(FromCoordinator::Welcome(_)) => return Err(Parting::Protocol("a second welcome")),
+                // Of a newer revision; what it asks for is not known here.
+                None => {}
+            }
+        }
+        Err(Parting::Closed)
+    }
+
+    /// Tells steps, and the status at every heartbeat and every change, until `ending`.
+    async fn tell(
+        &self,
+        outbox: mpsc::Sender<v1::WorkerMessage>,
+        heartbeat: Duration,
+        ending: &CancellationToken,
+    ) {
+        let (mut status, mut draining) = (self.status.clone(), self.draining.clone());
+        let mut wanted = self.wanted.subscribe();
+        let mut heartbeats = interval(heartbeat);
+        heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut steps_due = Instant::now();
+        let mut told = None;
+        loop {
+            let is_due = tokio::select! {
+                _ = heartbeats.tick() => true,
+                () = ending.cancelled() => true,
+                () = sleep_until(steps_due), if self.steps.are_waiting() => false,
+                Ok(()) = status.changed() => false,
+                Ok(()) = wanted.changed() => false,
+                Ok(()) = draining.changed() => false,
+            };
+            let is_ending = ending.is_cancelled();
+            let message = self.status();
+            let gist = status::gist(message.clone());
+            let is_news = is_due || told.as_ref() != Some(&gist);
+            if is_news || Instant::now() >= steps_due {
+                // Steps first, so that whoever hears that the job is finished has all of them.
+                while let Some(steps) = self.steps.next() {
+                    steps_due = Instant::now() + STEPS_TOGETHER;
+                    if send(&outbox, FromWorker::Steps(steps)).await.is_none() {
+                        return;
+                    }
+                }
+            }
+            if is_news {
+                told = Some(gist);
+                if send(&outbox, FromWorker::Status(message)).await.is_none() {
+                    return;
+                }
+            }
+            if is_ending {
+                return;
+            }
         }
     }
+}
+
+/// None: the stream has ended, and its other side says why.
+async fn send(outbox: &mpsc::Sender<v1::WorkerMessage>, kind: FromWorker) -> Option<()> {
+    outbox.send(v1::WorkerMessage { kind: Some(kind) }).await.ok()
 }

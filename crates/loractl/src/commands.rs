@@ -1,8 +1,36 @@
 //! The subcommands, a file each.
 
+pub(crate) mod cancel;
+pub(crate) mod completions;
+pub(crate) mod download;
 pub(crate) mod generate;
+pub(crate) mod list;
+pub(crate) mod logs;
+pub(crate) mod pause;
 pub(crate) mod plan;
 pub(crate) mod quickstart;
+pub(crate) mod resume;
 pub(crate) mod run;
+pub(crate) mod status;
+pub(crate) mod submit;
 pub(crate) mod verify;
+pub(crate) mod watch;
 pub(crate) mod worker;
+pub(crate) mod workers;
+
+mod change;
+
+use anyhow::{Context, Result};
+
+use crate::address;
+use crate::client::Client;
+
+/// Does `work` with the coordinator at the `given` address, or else the configured one.
+pub(crate) fn online<T>(given: Option<&str>, work: impl AsyncFnOnce(Client) -> Result<T>) -> Result<T> {
+    let address = address::coordinator(given)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    runtime.block_on(async { work(Client::connect(&address).await?).await })
+}

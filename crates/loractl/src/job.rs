@@ -2,20 +2,25 @@
 
 use std::path::Path;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Result, anyhow, bail};
 use lora_data::{Plan, PlanError};
-use lora_spec::{JobFile, JobSpec, ModelConfig, WorkersSpec};
+use lora_model::PeftAdapter;
+use lora_spec::{FieldError, JobFile, JobSpec, ModelConfig, WorkersSpec};
 use lora_train::{TrainError, initial_adapter};
 
 /// Plans the job of `file`; an error about a setting names its line.
-pub(crate) fn plan(file: &JobFile) -> anyhow::Result<Plan> {
+pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
+    if let Some(url) = file.job.model.base_url() {
+        let message = format!("{url} is not on this machine; download it, and name its directory");
+        return Err(file.locate(FieldError::new("model.base", message)).into());
+    }
     let plan = Plan::new(&file.job).map_err(|error| match error {
         PlanError::Field(error) => file.locate(error).into(),
         other => anyhow::Error::from(other),
     })?;
     if file.job.adapter.init_from.is_some() {
         let config = ModelConfig::read(&file.job.model.base)?;
-        initial_adapter(&file.job, &config).map_err(|error| match error {
+        initial_adapter(&file.job, file.job.adapter.init_from.as_deref(), &config).map_err(|error| match error {
             TrainError::Field(error) => file.locate(error).into(),
             other => anyhow::Error::from(other),
         })?;
@@ -24,15 +29,12 @@ pub(crate) fn plan(file: &JobFile) -> anyhow::Result<Plan> {
 }
 
 /// Reads the job at `path`, sets its number of workers, and checks it with its base and data.
-pub(crate) fn load(path: &Path, workers: usize) -> anyhow::Result<JobSpec> {
+pub(crate) fn load(path: &Path, workers: usize) -> Result<JobFile> {
     let mut file = JobFile::read(path)?;
     file.job.workers = WorkersSpec { min: workers, max: workers };
     // The rest of the job was checked as the file has it.
     file.job.check().map_err(|error| anyhow!("--workers: {}", error.message))?;
-    let plan = plan(&file)?;
-    if let Some(problem) = plan.problems.into_iter().next() {
-        bail!(problem);
-    }
+    let plan = sound_plan(&file)?;
     if workers > plan.micro_batches {
         let rows = plan.train.report.rows_kept;
         bail!(
@@ -40,5 +42,73 @@ pub(crate) fn load(path: &Path, workers: usize) -> anyhow::Result<JobSpec> {
             plan.micro_batches
         );
     }
-    Ok(file.job)
+    Ok(file)
+}
+
+/// Checks the job of `file` with its base and data.
+pub(crate) fn check(file: &JobFile) -> Result<()> {
+    let plan = sound_plan(file)?;
+    let JobSpec { workers, .. } = &file.job;
+    if workers.max > plan.micro_batches {
+        let rows = plan.train.report.rows_kept;
+        let message = format!(
+            "{} workers are more than the {} micro-batches that {rows} rows make; lower it to {}",
+            workers.max, plan.micro_batches, plan.micro_batches
+        );
+        return Err(file.locate(FieldError::new("workers.max", message)).into());
+    }
+    Ok(())
+}
+
+/// Checks what can be checked of the job of `file` without its base: that its files are there.
+pub(crate) fn check_without_base(file: &JobFile) -> Result<()> {
+    let JobSpec { data, adapter, .. } = &file.job;
+    let fail = |field: &str, message: String| Err(file.locate(FieldError::new(field, message)).into());
+    for (field, path) in [("data.train", Some(&data.train)), ("data.eval", data.eval.as_ref())] {
+        let Some(path) = path else { continue };
+        if !path.is_file() {
+            return fail(field, format!("there is no file {}", path.display()));
+        }
+        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
+        if !["jsonl", "parquet"].contains(&extension) {
+            return fail(field, format!("{} is neither .jsonl nor .parquet", path.display()));
+        }
+    }
+    match adapter.init_from.as_ref().map(|dir| PeftAdapter::read(dir)) {
+        Some(Err(error)) => fail("adapter.init_from", error.to_string()),
+        _ => Ok(()),
+    }
+}
+
+fn sound_plan(file: &JobFile) -> Result<Plan> {
+    let plan = plan(file)?;
+    match plan.problems.first() {
+        Some(problem) => bail!("{problem}"),
+        None => Ok(plan),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(dir: &Path, base: &str, train: &str) -> JobFile {
+        let text = format!("name: a\nmodel:\n  base: {base}\ndata:\n  train: {train}\n");
+        JobFile::parse(&text, &dir.join("job.yaml")).unwrap()
+    }
+
+    #[test]
+    fn a_base_elsewhere_cannot_be_planned_with_but_its_data_is_looked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = job(dir.path(), "hf://org/name", "train.jsonl");
+        let error = plan(&file).unwrap_err().to_string();
+        assert!(error.contains("job.yaml:3: model.base: hf://org/name is not on this machine"), "{error}");
+        let error = check_without_base(&file).unwrap_err().to_string();
+        assert!(error.contains("job.yaml:5: data.train: there is no file"), "{error}");
+        std::fs::write(dir.path().join("train.jsonl"), "{}").unwrap();
+        check_without_base(&file).unwrap();
+        std::fs::write(dir.path().join("train.csv"), "{}").unwrap();
+        let error = check_without_base(&job(dir.path(), "hf://org/name", "train.csv")).unwrap_err().to_string();
+        assert!(error.contains("job.yaml:5: data.train:") && error.contains(".parquet"), "{error}");
+    }
 }

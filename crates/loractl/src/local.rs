@@ -1,7 +1,10 @@
 //! A job on this machine alone: an embedded coordinator, and worker processes of this executable that reach it over gRPC.
 
-mod progress;
+mod metrics_file;
+mod output_dir;
 mod run;
+mod signals;
+mod start;
 mod summary;
 mod workers;
 

@@ -1,35 +1,84 @@
-//! `loractl`: fine-tunes language models with LoRA, on this machine.
+//! `loractl`: fine-tunes language models with LoRA, on this machine or on a coordinator's workers.
 
+mod address;
+mod client;
 mod commands;
+mod download;
+mod exit;
+#[cfg(test)]
+mod fake;
+mod inputs;
 mod job;
+mod jobs;
 mod local;
 mod output;
+mod progress;
+mod submit;
+mod tally;
+mod watch;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use anyhow::Result;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
-use crate::commands::{generate, plan, quickstart, run, verify, worker};
+use crate::commands::{
+    cancel, completions, download as download_command, generate, list, logs, pause, plan, quickstart, resume,
+    run, status, submit as submit_command, verify, watch as watch_command, worker, workers,
+};
 
 /// Fine-tune language models with LoRA.
 ///
 /// Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 error, 2 wrong usage, 3 the job failed,
-/// 4 the job was paused or stopped.
+/// 4 the job was cancelled or paused, 5 the coordinator cannot be reached.
 #[derive(Debug, Parser)]
-#[command(name = "loractl", version)]
+#[command(name = "loractl", version, after_help = "Examples:
+  loractl quickstart
+  loractl run job.yaml --out runs/dates
+  loractl submit job.yaml --coordinator http://coordinator:7400 --watch")]
 struct Cli {
+    /// Where the coordinator is: http://host:port or host:port
+    /// [default: $LORA_COORDINATOR_ADDR, or `coordinator = ".."` in ~/.config/loractl/config.toml, or http://127.0.0.1:7400]
+    #[arg(long, value_name = "URL", global = true)]
+    coordinator: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Local(Local),
+    #[command(flatten)]
+    Remote(Remote),
+}
+
+/// Commands that need no coordinator.
+#[derive(Debug, Subcommand)]
+enum Local {
     Run(run::Args),
     Plan(plan::Args),
     Generate(generate::Args),
     Verify(verify::Args),
     Quickstart(quickstart::Args),
+    Completions(completions::Args),
+}
+
+/// Commands that speak to one.
+#[derive(Debug, Subcommand)]
+enum Remote {
+    Submit(submit_command::Args),
+    Status(status::Args),
+    List(list::Args),
+    Watch(watch_command::Args),
+    Logs(logs::Args),
+    Cancel(cancel::Args),
+    Pause(pause::Args),
+    Resume(resume::Args),
+    Download(download_command::Args),
+    Workers(workers::Args),
     #[command(hide = true)]
     Worker(worker::Args),
 }
@@ -40,16 +89,88 @@ fn main() -> ExitCode {
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")))
         .with_writer(std::io::stderr)
         .init();
-    let ended = match cli.command {
-        Command::Run(args) => run::execute(args),
-        Command::Plan(args) => plan::execute(args),
-        Command::Generate(args) => generate::execute(args),
-        Command::Verify(args) => verify::execute(args),
-        Command::Quickstart(args) => quickstart::execute(args),
-        Command::Worker(args) => worker::execute(args),
+    let ended = match (cli.command, cli.coordinator.as_deref()) {
+        (Command::Remote(command), coordinator) => command.execute(coordinator),
+        (Command::Local(command), None) => command.execute(),
+        (Command::Local(_), Some(_)) => {
+            let message = "--coordinator: this command uses none, or has its own; leave it out";
+            Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
+        }
     };
-    ended.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    ended.unwrap_or_else(|error| exit::of_error(&error))
+}
+
+impl Local {
+    fn execute(self) -> Result<ExitCode> {
+        match self {
+            Self::Run(args) => run::execute(args),
+            Self::Plan(args) => plan::execute(args),
+            Self::Generate(args) => generate::execute(args),
+            Self::Verify(args) => verify::execute(args),
+            Self::Quickstart(args) => quickstart::execute(args),
+            Self::Completions(args) => completions::execute(args, Cli::command()),
+        }
+    }
+}
+
+impl Remote {
+    fn execute(self, coordinator: Option<&str>) -> Result<ExitCode> {
+        match self {
+            Self::Submit(args) => submit_command::execute(args, coordinator),
+            Self::Status(args) => status::execute(args, coordinator),
+            Self::List(args) => list::execute(args, coordinator),
+            Self::Watch(args) => watch_command::execute(args, coordinator),
+            Self::Logs(args) => logs::execute(args, coordinator),
+            Self::Cancel(args) => cancel::execute(args, coordinator),
+            Self::Pause(args) => pause::execute(args, coordinator),
+            Self::Resume(args) => resume::execute(args, coordinator),
+            Self::Download(args) => download_command::execute(args, coordinator),
+            Self::Workers(args) => workers::execute(args, coordinator),
+            Self::Worker(args) => worker::execute(args, coordinator),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_help_has_an_example() {
+        let mut cli = Cli::command();
+        cli.build();
+        cli.clone().debug_assert();
+        for command in cli.get_subcommands_mut().filter(|command| command.get_name() != "help") {
+            let help = command.render_long_help().to_string();
+            assert!(help.contains("Example"), "{}:\n{help}", command.get_name());
+            assert!(help.contains(&format!("loractl {}", command.get_name())), "{help}");
+        }
+    }
+
+    #[test]
+    fn the_coordinator_may_be_given_before_and_after_the_command() {
+        for line in [["loractl", "--coordinator", "a:1", "list"], ["loractl", "list", "--coordinator", "a:1"]] {
+            let cli = Cli::try_parse_from(line).unwrap();
+            assert_eq!(cli.coordinator.as_deref(), Some("a:1"));
+            assert!(matches!(cli.command, Command::Remote(Remote::List(_))));
+        }
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_wrong_usage() {
+        for line in [
+            &["submit"][..],
+            &["submit", "job.yaml", "--max-upload", "many"],
+            &["submit", "job.yaml", "--priority", "101"],
+            &["list", "--state", "asleep"],
+            &["cancel"],
+            &["resume", "j", "--workers", "4..2"],
+            &["logs", "j", "--from", "0"],
+            &["completions", "tcsh"],
+        ] {
+            let error = Cli::try_parse_from(["loractl"].iter().chain(line)).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{line:?}");
+        }
+        assert!(Cli::try_parse_from(["loractl", "submit", "job.yaml", "--priority", "-100"]).is_ok());
+    }
 }

@@ -1,83 +1,67 @@
 //! How results are written to stdout.
 
-use std::fmt;
+mod event;
+mod grid;
+mod job;
+mod table;
+mod units;
+mod worker;
+
+use std::io::{self, Write};
 
 use clap::ValueEnum;
+use serde::Serialize;
+
+pub(crate) use event::{EventView, Item, event_text};
+pub(crate) use job::{JobView, failure_text, job_grid, job_table};
+pub(crate) use table::Table;
+pub(crate) use units::{bytes, count, duration, stamp};
+pub(crate) use worker::{WorkerView, worker_grid};
 
 /// Form of a result on stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Two aligned columns for people.
+    /// Aligned columns for people.
     Table,
     /// JSON for programs.
     Json,
+    /// YAML.
+    Yaml,
 }
 
-/// Names and values in two aligned columns of plain text.
-#[derive(Debug, Default)]
-pub(crate) struct Table {
-    rows: Vec<(String, String)>,
-}
-
-impl Table {
-    pub(crate) fn new() -> Self {
-        Self::default()
+impl Format {
+    /// Writes `value`; `table` is its form for people.
+    pub(crate) fn print<T: Serialize>(
+        self,
+        value: &T,
+        table: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        match self {
+            Self::Table => line(&table())?,
+            Self::Json => line(&serde_json::to_string_pretty(value)?)?,
+            Self::Yaml => line(serde_saphyr::to_string(value)?.trim_end())?,
+        }
+        Ok(())
     }
 
-    pub(crate) fn row(&mut self, name: impl Into<String>, value: impl ToString) {
-        self.rows.push((name.into(), value.to_string()));
-    }
-}
-
-impl fmt::Display for Table {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let width = self.rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
-        for (i, (name, value)) in self.rows.iter().enumerate() {
-            let end = if i + 1 < self.rows.len() { "\n" } else { "" };
-            write!(f, "{name:width$}  {value}{end}")?;
+    /// Writes one of many values as it comes: a line of JSON, a YAML document, or `text`.
+    pub(crate) fn print_next<T: Serialize>(
+        self,
+        value: &T,
+        text: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        match self {
+            Self::Table => line(&text())?,
+            Self::Json => line(&serde_json::to_string(value)?)?,
+            Self::Yaml => line(&format!("---\n{}", serde_saphyr::to_string(value)?.trim_end()))?,
         }
         Ok(())
     }
 }
 
-/// A number with its digits in groups of three.
-pub(crate) fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let grouped: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().filter_map(|g| std::str::from_utf8(g).ok()).collect();
-    grouped.join(",")
-}
-
-/// A size in the largest unit that it fills.
-pub(crate) fn bytes(n: u64) -> String {
-    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    UNITS
-        .iter()
-        .find(|(_, size)| n >= *size)
-        .map_or_else(|| format!("{n} B"), |(unit, size)| format!("{:.2} {unit}", n as f64 / *size as f64))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_grouped_and_sizes_have_units() {
-        assert_eq!(
-            ["0", "999", "1,000", "12,345,678"],
-            [0, 999, 1000, 12_345_678].map(count).each_ref().map(|s| s.as_str())
-        );
-        assert_eq!(
-            (bytes(1023), bytes(1536), bytes(3 << 30)),
-            ("1023 B".into(), "1.50 KiB".into(), "3.00 GiB".into())
-        );
-    }
-
-    #[test]
-    fn values_are_aligned() {
-        let mut table = Table::new();
-        table.row("a", 1);
-        table.row("long name", "x");
-        assert_eq!(table.to_string(), "a          1\nlong name  x");
-    }
+/// Writes to stdout. An error, such as a reader that is gone, is the caller's to return.
+pub(crate) fn line(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    out.flush()
 }

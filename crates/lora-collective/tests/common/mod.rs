@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use lora_collective::{Group, GroupSpec, PeerListener};
+use lora_collective::{Cancel, Group, GroupSpec, PeerListener};
 
 /// Longer than any test that passes.
 pub(crate) const PATIENT: Duration = Duration::from_secs(60);
@@ -18,6 +18,7 @@ pub(crate) fn specs(world_size: usize, timeout: Duration) -> Vec<(GroupSpec, Pee
         rank,
         peers: peers.clone(),
         token: "secret".into(),
+        form_timeout: timeout,
         timeout,
     };
     listeners.into_iter().enumerate().map(|(rank, listener)| (spec(rank), listener)).collect()
@@ -32,7 +33,7 @@ pub(crate) fn on_ranks<T: Send>(
     thread::scope(|scope| {
         let body = &body;
         let start = |(spec, listener): (GroupSpec, PeerListener)| {
-            scope.spawn(move || body(Group::form(&spec, Some(&listener)).unwrap()))
+            scope.spawn(move || body(Group::form(&spec, Some(&listener), Cancel::new()).unwrap()))
         };
         let ranks: Vec<_> = specs(world_size, timeout).into_iter().map(start).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()

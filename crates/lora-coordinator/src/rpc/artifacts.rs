@@ -1,54 +1,122 @@
-//! `Artifacts`: files into and out of a job's output directory.
+//! `Artifacts`: files into and out of the store.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::io::SeekFrom;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
-use lora_proto::v1::{self, artifact_name, download_response, upload_request};
-use lora_proto::{CHUNK_BYTES, DigestBuilder};
+use lora_proto::CHUNK_BYTES;
+use lora_proto::v1::{self, download_request, download_response, job_artifact, upload_request};
 use lora_spec::FieldError;
-use tokio::fs::{File, OpenOptions};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::fs::File;
+use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::Commands;
-use crate::command::{ArtifactName, Command, Upload};
+use crate::inputs::{check_digest, is_file_name};
 use crate::refusal::Refusal;
+use crate::store::{Committed, Staged, Store, StoreError};
 
 /// How long an upload may stand still.
 const STALLED: Duration = Duration::from_secs(60);
+const MAX_RESULT_NAME: usize = 128;
+const MAX_QUERY: usize = 4096;
 
 #[derive(Debug)]
-pub(crate) struct Artifacts(Commands);
+pub(crate) struct Artifacts {
+    store: Store,
+    /// The largest input, in bytes.
+    limit: u64,
+}
 
 impl Artifacts {
-    pub(crate) fn new(commands: Commands) -> Self {
-        Self(commands)
+    pub(crate) fn new(store: Store, limit: u64) -> Self {
+        Self { store, limit }
+    }
+
+    async fn receive(
+        &self,
+        messages: &mut Streaming<v1::UploadRequest>,
+        announced: &v1::FileDigest,
+    ) -> Result<Staged, Status> {
+        let mut staged = self.store.stage().await.map_err(Refusal::from)?;
+        let mut size = 0;
+        while let Some(kind) = next(messages).await? {
+            let upload_request::Kind::Chunk(chunk) = kind else {
+                return Err(Refusal::from(FieldError::new("header", "is there twice".into())).into());
+            };
+            size += chunk.len() as u64;
+            if size > announced.size {
+                let given = format!("at least {size} bytes");
+                return Err(Refusal::Damaged { announced: described(announced), given }.into());
+            }
+            staged.write(&chunk).await.map_err(Refusal::from)?;
+        }
+        let given = staged.finish().await.map_err(Refusal::from)?;
+        if given != *announced {
+            let (announced, given) = (described(announced), described(&given));
+            return Err(Refusal::Damaged { announced, given }.into());
+        }
+        Ok(staged)
     }
 }
 
 #[tonic::async_trait]
 impl v1::artifacts_server::Artifacts for Artifacts {
+    async fn find_missing(
+        &self,
+        request: Request<v1::FindMissingRequest>,
+    ) -> Result<Response<v1::FindMissingResponse>, Status> {
+        let files = request.into_inner().files;
+        if files.len() > MAX_QUERY {
+            let message = format!("has {} entries; at most {MAX_QUERY} are possible", files.len());
+            return Err(Refusal::from(FieldError::new("files", message)).into());
+        }
+        for (index, file) in files.iter().enumerate() {
+            check_digest(&format!("files[{index}]"), Some(file)).map_err(Refusal::from)?;
+        }
+        let missing = self.store.find_missing(files).await.map_err(Refusal::from)?;
+        Ok(Response::new(v1::FindMissingResponse { missing }))
+    }
+
     async fn upload(
         &self,
         request: Request<Streaming<v1::UploadRequest>>,
     ) -> Result<Response<v1::UploadResponse>, Status> {
         let mut messages = request.into_inner();
         let Some(upload_request::Kind::Header(header)) = next(&mut messages).await? else {
-            return Err(Status::invalid_argument("an upload starts with its header"));
+            return Err(Refusal::from(FieldError::new(
+                "header",
+                "is missing; an upload starts with it".into(),
+            ))
+            .into());
         };
-        let v1::UploadHeader { job_id, generation, name, digest } = header;
-        let announced = digest.ok_or_else(|| FieldError::new("header.digest", "is missing".into()));
-        let announced = announced.map_err(Refusal::from)?;
-        let upload = Upload { job_id, generation, name: artifact_name(name)? };
-        let path = self.0.ask(|reply| Command::StageUpload { upload: upload.clone(), reply }).await?;
-        let staged = Staged::receive(path, &mut messages, &announced).await?;
-        let path = staged.path.clone();
-        self.0.ask(|reply| Command::CommitUpload { upload, path, reply }).await?;
-        staged.keep();
+        let v1::UploadHeader { digest, artifact } = header;
+        let digest = check_digest("header.digest", digest.as_ref()).map_err(Refusal::from)?;
+        // What a job makes is as large as the job; what people bring is limited.
+        if artifact.is_none() && digest.size > self.limit {
+            return Err(Refusal::TooLarge { size: digest.size, limit: self.limit }.into());
+        }
+        if let Some(artifact) = &artifact {
+            check_artifact(artifact).map_err(Refusal::from)?;
+        }
+        let staged = self.receive(&mut messages, digest).await?;
+        match artifact {
+            None => self.store.commit_input(digest, staged).await.map_err(Refusal::from)?,
+            Some(artifact) => {
+                let (job, given) = (artifact.job_id.clone(), artifact.generation);
+                let committed = self.store.commit_artifact(&artifact, digest, staged).await;
+                match committed.map_err(Refusal::from)? {
+                    Committed::Done => {}
+                    Committed::UnknownJob => return Err(Refusal::UnknownJob(job).into()),
+                    Committed::StaleGeneration { current } => {
+                        return Err(Refusal::StaleGeneration { job, given, current }.into());
+                    }
+                    Committed::NotActive { state } => return Err(Refusal::TakesNoFiles { job, state }.into()),
+                }
+            }
+        }
         Ok(Response::new(v1::UploadResponse {}))
     }
 
@@ -58,87 +126,49 @@ impl v1::artifacts_server::Artifacts for Artifacts {
         &self,
         request: Request<v1::DownloadRequest>,
     ) -> Result<Response<Self::DownloadStream>, Status> {
-        let v1::DownloadRequest { job_id, name } = request.into_inner();
-        let name = artifact_name(name)?;
-        let path = self.0.ask(|reply| Command::Locate { job_id, name, reply }).await?;
-        let file = match File::open(&path).await {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(Status::not_found(format!("there is no {}", path.display())));
+        let v1::DownloadRequest { source, offset } = request.into_inner();
+        let digest = match source {
+            Some(download_request::Source::Sha256(sha256)) => {
+                let asked = v1::FileDigest { size: 0, sha256 };
+                check_digest("sha256", Some(&asked)).map_err(Refusal::from)?;
+                let found = self.store.object_digest(&asked.sha256).await.map_err(Refusal::from)?;
+                found.ok_or_else(|| Refusal::NoFile(format!("file with SHA-256 {}", asked.hex())))?
             }
-            Err(error) => return Err(failed(&path, &error)),
+            Some(download_request::Source::Result(v1::ResultFile { job_id, name })) => {
+                let found = self.store.result_file(&job_id, &name).await.map_err(Refusal::from)?;
+                found.ok_or_else(|| Refusal::NoFile(format!("{name:?} in a result of job {job_id:?}")))?
+            }
+            None => return Err(Refusal::from(FieldError::new("source", "is missing".into())).into()),
         };
-        Ok(Response::new(read_out(file, path)))
-    }
-}
-
-/// An upload on disk, removed unless it is kept.
-struct Staged {
-    path: PathBuf,
-    kept: bool,
-}
-
-impl Staged {
-    async fn receive(
-        path: PathBuf,
-        messages: &mut Streaming<v1::UploadRequest>,
-        announced: &v1::FileDigest,
-    ) -> Result<Self, Status> {
-        let io = |error: io::Error| failed(&path, &error);
-        let mut file = OpenOptions::new().write(true).create_new(true).open(&path).await.map_err(io)?;
-        let staged = Self { path: path.clone(), kept: false };
-        let mut digest = DigestBuilder::default();
-        while let Some(kind) = next(messages).await? {
-            let upload_request::Kind::Chunk(chunk) = kind else {
-                return Err(Status::invalid_argument("an upload has one header"));
-            };
-            digest.update(&chunk);
-            if digest.size() > announced.size {
-                let given = format!("at least {} bytes", digest.size());
-                return Err(Refusal::Damaged { announced: described(announced), given }.into());
-            }
-            file.write_all(&chunk).await.map_err(io)?;
+        if offset > digest.size {
+            return Err(Refusal::PastEnd { offset, size: digest.size }.into());
         }
-        let given = digest.finish();
-        if given != *announced {
-            let (announced, given) = (described(announced), described(&given));
-            return Err(Refusal::Damaged { announced, given }.into());
-        }
-        file.sync_all().await.map_err(io)?;
-        Ok(staged)
-    }
-
-    fn keep(mut self) {
-        self.kept = true;
-    }
-}
-
-impl Drop for Staged {
-    fn drop(&mut self) {
-        if !self.kept {
-            // What cannot be removed now is when the directory is opened again.
-            let _ = std::fs::remove_file(&self.path);
-        }
+        let path = self.store.object_path(&digest.sha256).unwrap_or_default();
+        let io = |source| Refusal::from(StoreError::Io { path: path.clone(), source });
+        let mut file = File::open(&path).await.map_err(io)?;
+        file.seek(SeekFrom::Start(offset)).await.map_err(io)?;
+        Ok(Response::new(read_out(file, path, digest)))
     }
 }
 
 /// The chunks of a file, then its digest.
-fn read_out(file: File, path: PathBuf) -> BoxStream<'static, Result<v1::DownloadResponse, Status>> {
+fn read_out(
+    file: File,
+    path: PathBuf,
+    digest: v1::FileDigest,
+) -> BoxStream<'static, Result<v1::DownloadResponse, Status>> {
     let message = |kind| Ok(v1::DownloadResponse { kind: Some(kind) });
-    let start = Some((file, DigestBuilder::default()));
-    stream::unfold(start, move |state| {
+    stream::unfold(Some((file, digest)), move |state| {
         let path = path.clone();
         async move {
-            let (file, mut digest) = state?;
+            let (file, digest) = state?;
             let mut chunk = Vec::with_capacity(CHUNK_BYTES);
             let mut piece = file.take(CHUNK_BYTES as u64);
             match piece.read_to_end(&mut chunk).await {
-                Err(error) => Some((Err(failed(&path, &error)), None)),
-                Ok(0) => Some((message(download_response::Kind::Trailer(digest.finish())), None)),
+                Err(source) => Some((Err(Refusal::from(StoreError::Io { path, source }).into()), None)),
+                Ok(0) => Some((message(download_response::Kind::Trailer(digest)), None)),
                 Ok(_) => {
-                    digest.update(&chunk);
-                    let next = Some((piece.into_inner(), digest));
-                    Some((message(download_response::Kind::Chunk(chunk)), next))
+                    Some((message(download_response::Kind::Chunk(chunk)), Some((piece.into_inner(), digest))))
                 }
             }
         }
@@ -153,32 +183,24 @@ async fn next(messages: &mut Streaming<v1::UploadRequest>) -> Result<Option<uplo
     match message {
         None => Ok(None),
         Some(v1::UploadRequest { kind: Some(kind) }) => Ok(Some(kind)),
-        Some(_) => Err(Status::invalid_argument("a message without content")),
+        Some(_) => Err(Refusal::from(FieldError::new("kind", "is missing".into())).into()),
     }
 }
 
-fn artifact_name(name: Option<v1::ArtifactName>) -> Result<ArtifactName, Refusal> {
-    match name.and_then(|name| name.name) {
-        Some(artifact_name::Name::CheckpointStep(step)) => Ok(ArtifactName::Checkpoint { step }),
-        Some(artifact_name::Name::ResultFile(file)) => {
-            let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-            if file.is_empty() || file.len() > 128 || file.starts_with('.') || !file.chars().all(legal) {
-                let message = format!(
-                    "{file:?} is no file name: 1 to 128 letters, digits, '-', '_' or '.', not starting with a dot"
-                );
-                return Err(FieldError::new("name.result_file", message).into());
-            }
-            Ok(ArtifactName::Result { file })
+fn check_artifact(artifact: &v1::JobArtifact) -> Result<(), FieldError> {
+    match &artifact.name {
+        None => Err(FieldError::new("header.artifact.name", "is missing".into())),
+        Some(job_artifact::Name::CheckpointStep(_)) => Ok(()),
+        Some(job_artifact::Name::ResultFile(file)) if is_file_name(file, MAX_RESULT_NAME) => Ok(()),
+        Some(job_artifact::Name::ResultFile(file)) => {
+            let message = format!(
+                "{file:?} is no file name: 1 to {MAX_RESULT_NAME} letters, digits, '-', '_' or '.', not starting with a dot"
+            );
+            Err(FieldError::new("header.artifact.result_file", message))
         }
-        None => Err(FieldError::new("name", "is missing".into()).into()),
     }
 }
 
 fn described(digest: &v1::FileDigest) -> String {
-    let hash: String = digest.sha256.iter().take(32).map(|byte| format!("{byte:02x}")).collect();
-    format!("{} bytes with SHA-256 {hash}", digest.size)
-}
-
-fn failed(path: &Path, error: &io::Error) -> Status {
-    Status::internal(format!("{}: {error}", path.display()))
+    format!("{} bytes with SHA-256 {}", digest.size, digest.hex())
 }

@@ -1,48 +1,180 @@
 //! `FineTuning`: what people and their tools ask.
 
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
 use lora_proto::v1;
+use lora_spec::{FieldError, JobSpec, JobState};
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::Commands;
-use crate::command::{Command, EventStream};
+use crate::command::Command;
+use crate::inputs;
+use crate::refusal::Refusal;
+use crate::store::{Store, StoreError};
+use crate::validate::{self, Unplanned};
 
+const MAX_ID_BYTES: usize = 128;
+const DEFAULT_PAGE: u32 = 100;
+const MAX_PAGE: u32 = 1000;
+/// Plans that are computed at a time; further ones wait.
+const PLANS: usize = 2;
+
+/// The service's gRPC side.
 #[derive(Debug)]
-pub(crate) struct FineTuning(Commands);
+pub(crate) struct FineTuning {
+    commands: Commands,
+    store: Store,
+    plans: Arc<Semaphore>,
+}
 
 impl FineTuning {
-    pub(crate) fn new(commands: Commands) -> Self {
-        Self(commands)
+    pub(crate) fn new(commands: Commands, store: Store) -> Self {
+        Self { commands, store, plans: Arc::new(Semaphore::new(PLANS)) }
+    }
+
+    async fn job(&self, job_id: &str) -> Result<Response<v1::Job>, Status> {
+        let job = self.store.job_message(job_id).await.map_err(Refusal::from)?;
+        Ok(Response::new(job.ok_or_else(|| Refusal::UnknownJob(job_id.to_owned()))?))
     }
 }
 
 #[tonic::async_trait]
 impl v1::fine_tuning_server::FineTuning for FineTuning {
-    async fn submit_job(
-        &self,
-        request: Request<v1::SubmitJobRequest>,
-    ) -> Result<Response<v1::SubmitJobResponse>, Status> {
+    async fn submit_job(&self, request: Request<v1::SubmitJobRequest>) -> Result<Response<v1::Job>, Status> {
         let request = Box::new(request.into_inner());
-        let job_id = self.0.ask(|reply| Command::Submit { request, reply }).await?;
-        Ok(Response::new(v1::SubmitJobResponse { job_id }))
+        let job_id = self.commands.ask(|reply| Command::Submit { request, reply }).await?;
+        self.job(&job_id).await
     }
 
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
-        let job_id = request.into_inner().job_id;
-        Ok(Response::new(self.0.ask(|reply| Command::Get { job_id, reply }).await?))
+        self.job(&checked_id(request.into_inner().job_id)?).await
     }
 
-    type WatchJobStream = EventStream;
+    async fn list_jobs(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let v1::ListJobsRequest { page_size, page_token, states } = request.into_inner();
+        let (limit, before, states) = page(page_size, &page_token, &states).map_err(Refusal::from)?;
+        let jobs = self.store.list_jobs(&states, before, limit).await.map_err(Refusal::from)?;
+        let last = jobs.last().filter(|_| jobs.len() == limit as usize);
+        let next_page_token = last.map(|(sequence, _)| sequence.to_string()).unwrap_or_default();
+        let jobs = jobs.into_iter().map(|(_, job)| job).collect();
+        Ok(Response::new(v1::ListJobsResponse { jobs, next_page_token }))
+    }
+
+    type WatchJobStream = BoxStream<'static, Result<v1::WatchJobResponse, Status>>;
 
     async fn watch_job(
         &self,
         request: Request<v1::WatchJobRequest>,
-    ) -> Result<Response<EventStream>, Status> {
-        let v1::WatchJobRequest { job_id, from_number: from } = request.into_inner();
-        Ok(Response::new(self.0.ask(|reply| Command::Watch { job_id, from, reply }).await?))
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let v1::WatchJobRequest { job_id, from_number, after_step, events_only } = request.into_inner();
+        let job_id = checked_id(job_id)?;
+        let known = self.store.load_job(&job_id).await.map_err(Refusal::from)?;
+        known.ok_or_else(|| Refusal::UnknownJob(job_id.clone()))?;
+        let stream = self.store.watch(job_id.clone(), from_number, after_step, events_only);
+        let stream = stream.map(move |item| item.map_err(|error| Refusal::of_watch(error, &job_id).into()));
+        Ok(Response::new(stream.boxed()))
+    }
+
+    async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let job_id = checked_id(request.into_inner().job_id)?;
+        self.commands.ask(|reply| Command::Cancel { job_id: job_id.clone(), reply }).await?;
+        self.job(&job_id).await
     }
 
     async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Result<Response<v1::Job>, Status> {
-        let job_id = request.into_inner().job_id;
-        Ok(Response::new(self.0.ask(|reply| Command::Pause { job_id, reply }).await?))
+        let job_id = checked_id(request.into_inner().job_id)?;
+        self.commands.ask(|reply| Command::Pause { job_id: job_id.clone(), reply }).await?;
+        self.job(&job_id).await
     }
+
+    async fn resume_job(&self, request: Request<v1::ResumeJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let v1::ResumeJobRequest { job_id, workers } = request.into_inner();
+        let job_id = checked_id(job_id)?;
+        self.commands.ask(|reply| Command::Resume { job_id: job_id.clone(), workers, reply }).await?;
+        self.job(&job_id).await
+    }
+
+    async fn plan_job(
+        &self,
+        request: Request<v1::PlanJobRequest>,
+    ) -> Result<Response<v1::PlanJobResponse>, Status> {
+        let v1::PlanJobRequest { job, inputs } = request.into_inner();
+        let inputs = inputs.unwrap_or_default();
+        let spec = submitted(job, &inputs).map_err(Refusal::from)?;
+        let named = inputs::digests(&inputs);
+        let missing = self.store.find_missing(named).await.map_err(Refusal::from)?;
+        if !missing.is_empty() {
+            return Err(Refusal::MissingInputs(missing).into());
+        }
+        let Ok(permit) = Arc::clone(&self.plans).acquire_owned().await else {
+            return Err(Refusal::ShuttingDown.into());
+        };
+        let store = self.store.clone();
+        let planned = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            validate::plan(&store, &spec, &inputs)
+        });
+        let plan = planned.await.map_err(|error| Status::internal(format!("the plan broke: {error}")))?;
+        Ok(Response::new(validate::message(plan.map_err(unplanned)?)))
+    }
+
+    async fn list_workers(
+        &self,
+        _: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        let workers = self.commands.ask(|reply| Command::Workers { reply }).await?;
+        Ok(Response::new(v1::ListWorkersResponse { workers }))
+    }
+}
+
+fn submitted(job: Option<v1::JobSpec>, inputs: &v1::Inputs) -> Result<JobSpec, FieldError> {
+    crate::service::submitted_spec(job.unwrap_or_default(), inputs)
+}
+
+fn unplanned(error: Unplanned) -> Refusal {
+    match error {
+        Unplanned::NoBase => Refusal::NoBase,
+        Unplanned::Field(error) => error.into(),
+        Unplanned::Content(text) => FieldError::new("inputs", text).into(),
+        Unplanned::Io(source) => StoreError::Io { path: "staging".into(), source }.into(),
+    }
+}
+
+fn checked_id(job_id: String) -> Result<String, Refusal> {
+    let problem = match job_id.len() {
+        0 => "is missing".to_owned(),
+        1..=MAX_ID_BYTES => return Ok(job_id),
+        n => format!("has {n} bytes; at most {MAX_ID_BYTES} are possible"),
+    };
+    Err(FieldError::new("job_id", problem).into())
+}
+
+/// Jobs of a page at most, the sequence number to start below, and the states that are wanted.
+fn page(size: u32, token: &str, states: &[String]) -> Result<(u32, Option<i64>, Vec<JobState>), FieldError> {
+    let limit = match size {
+        0 => DEFAULT_PAGE,
+        1..=MAX_PAGE => size,
+        n => return Err(FieldError::new("page_size", format!("is {n}; at most {MAX_PAGE} are possible"))),
+    };
+    let before = match token {
+        "" => None,
+        token => {
+            let bad = |_| FieldError::new("page_token", "is none that an answer gave".into());
+            Some(token.parse().map_err(bad)?)
+        }
+    };
+    let named = |(index, name): (usize, &String)| {
+        JobState::from_name(name).ok_or_else(|| {
+            let known: Vec<&str> = JobState::ALL.into_iter().map(JobState::name).collect();
+            let message = format!("{name:?} is no state; the states are {}", known.join(", "));
+            FieldError::new(&format!("states[{index}]"), message)
+        })
+    };
+    Ok((limit, before, states.iter().enumerate().map(named).collect::<Result<_, _>>()?))
 }

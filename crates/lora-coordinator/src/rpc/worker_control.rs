@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
-use lora_proto::v1::{self, worker_message};
+use lora_proto::v1::{self, coordinator_message, worker_message};
+use lora_spec::FieldError;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -13,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Commands;
 use crate::command::{Command, OUTBOX_MESSAGES, SessionId};
+use crate::refusal::Refusal;
 
 /// How long a worker may take to say hello.
 const HELLO: Duration = Duration::from_secs(10);
@@ -20,12 +22,21 @@ const HELLO: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(crate) struct WorkerControl {
     commands: Commands,
+    welcome: v1::Welcome,
+    /// A worker that is silent for this long is not listened to any more.
+    lease: Duration,
+    /// The tasks that listen: each ends with its stream, or with the service.
     sessions: TaskTracker,
 }
 
 impl WorkerControl {
-    pub(crate) fn new(commands: Commands, sessions: TaskTracker) -> Self {
-        Self { commands, sessions }
+    pub(crate) fn new(
+        commands: Commands,
+        welcome: v1::Welcome,
+        lease: Duration,
+        sessions: TaskTracker,
+    ) -> Self {
+        Self { commands, welcome, lease, sessions }
     }
 }
 
@@ -42,14 +53,19 @@ impl v1::worker_control_server::WorkerControl for WorkerControl {
             .await
             .map_err(|_| Status::deadline_exceeded(format!("no hello came within {HELLO:?}")))??;
         let Some(worker_message::Kind::Hello(hello)) = first.and_then(|message| message.kind) else {
-            return Err(Status::invalid_argument("a worker's first message is its hello"));
+            let error = FieldError::new("hello", "is missing; a worker's first message is its hello".into());
+            return Err(Refusal::from(error).into());
         };
         let (outbox, messages_out) = mpsc::channel(OUTBOX_MESSAGES);
+        let welcome = coordinator_message::Kind::Welcome(self.welcome);
+        // The first message finds room.
+        let _ = outbox.try_send(Ok(v1::CoordinatorMessage { kind: Some(welcome) }));
+        let hello = Box::new(hello);
         let session = self.commands.ask(|reply| Command::Hello { hello, outbox, reply }).await?;
-        let commands = self.commands.clone();
+        let (commands, lease) = (self.commands.clone(), self.lease);
         self.sessions.spawn(async move {
             let cause = tokio::select! {
-                cause = listen(&mut messages, session, &commands) => cause,
+                cause = listen(&mut messages, session, lease, &commands) => cause,
                 // The service has ended, and has no workers to lose.
                 () = commands.closed() => return,
             };
@@ -59,20 +75,27 @@ impl v1::worker_control_server::WorkerControl for WorkerControl {
     }
 }
 
-/// Passes a worker's reports on until its stream ends; returns why it did.
+/// Passes a worker's messages on until its stream ends; returns why it did.
 async fn listen(
     messages: &mut Streaming<v1::WorkerMessage>,
     session: SessionId,
+    lease: Duration,
     commands: &Commands,
 ) -> String {
     loop {
-        let report = match messages.message().await {
-            Ok(Some(v1::WorkerMessage { kind: Some(worker_message::Kind::Report(report)) })) => report,
-            Ok(Some(_)) => return "it sent something else than a report".to_owned(),
-            Ok(None) => return "its stream ended, or was silent for too long".to_owned(),
-            Err(status) => return format!("its connection broke: {}", status.message()),
+        let command = match timeout(lease, messages.message()).await {
+            Err(_) => return format!("it was silent for {lease:?}"),
+            Ok(Ok(None)) => return "it closed the stream".to_owned(),
+            Ok(Err(status)) => return format!("its connection broke: {}", status.message()),
+            Ok(Ok(Some(message))) => match message.kind {
+                Some(worker_message::Kind::Status(status)) => Command::Status { session, status },
+                Some(worker_message::Kind::Steps(steps)) => Command::Steps { session, steps },
+                Some(worker_message::Kind::Hello(_)) | None => {
+                    return "it sent what no worker sends now".to_owned();
+                }
+            },
         };
-        if commands.send(Command::Report { session, report }).await.is_err() {
+        if commands.send(command).await.is_err() {
             return "the coordinator is shutting down".to_owned();
         }
     }

@@ -8,12 +8,15 @@ use lora_data::{Message, Tokenizer};
 use lora_model::{Base, Generator, PeftAdapter, Sampling};
 use lora_spec::BaseDtype;
 
+use crate::output::line;
+
 /// Continue a prompt with a base model and, if given, an adapter
 ///
 /// Greedy by default; with --temperature, tokens are drawn. --chat puts the prompt into the base's chat template.
-///
-/// Example: loractl generate --base examples/dates/base --adapter out/dates --chat --prompt "the 3rd of March 2021"
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl generate --base examples/dates/base --adapter runs/dates --chat --prompt \"the 3rd of March 2021\"
+  loractl generate --base base --prompt Once --temperature 0.8 --top-p 0.9 --seed 1")]
 pub(crate) struct Args {
     /// Directory of the base model.
     #[arg(long)]
@@ -66,7 +69,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let tokens = generator
         .generate(&prompt, tokenizer.stop_tokens(), args.max_new_tokens, sampling)
         .context("cannot generate")?;
-    println!("{}", tokenizer.decode(&tokens, true)?);
+    line(&tokenizer.decode(&tokens, true)?)?;
     Ok(ExitCode::SUCCESS)
 }
 

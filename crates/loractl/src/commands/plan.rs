@@ -13,9 +13,10 @@ use crate::output::{Format, Table, bytes, count};
 /// Say what a job would train on and what it would take, without reading weights
 ///
 /// Rows that would make the job fail are listed, and the exit code is then 1.
-///
-/// Example: loractl plan examples/dates/job.yaml
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl plan examples/dates/job.yaml
+  loractl plan job.yaml -o json | jq .total_steps")]
 pub(crate) struct Args {
     /// The job file.
     job: PathBuf,
@@ -27,17 +28,14 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let file = JobFile::read(&args.job)?;
     let plan = job::plan(&file)?;
-    match args.output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&plan)?),
-        Format::Table => print(&plan),
-    }
+    args.output.print(&plan, || text(&plan))?;
     for problem in &plan.problems {
         eprintln!("error: {problem}");
     }
     Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(plan: &Plan) {
+fn text(plan: &Plan) -> String {
     let mut table = Table::new();
     let total = plan.base_parameters + plan.trainable_parameters;
     let share = 100.0 * plan.trainable_parameters as f64 / total.max(1) as f64;
@@ -67,8 +65,7 @@ fn print(plan: &Plan) {
     for note in &plan.notes {
         table.row("note", note);
     }
-    println!("{table}");
-    println!("first training row, trained tokens between ⟦ and ⟧:\n{}", plan.sample);
+    format!("{table}\nfirst training row, trained tokens between ⟦ and ⟧:\n{}", plan.sample)
 }
 
 fn data(table: &mut Table, name: &str, data: &PlanData) {

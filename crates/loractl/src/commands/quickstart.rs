@@ -11,15 +11,16 @@ use rayon::prelude::*;
 use serde::Deserialize;
 
 use crate::local::{RunOptions, run_job};
-use crate::output::{Table, bytes, count};
+use crate::output::{Table, bytes, count, line};
 
 /// The longest answer, in tokens.
 const MAX_NEW_TOKENS: usize = 48;
 
 /// Run the example on two workers and compare its answers on held-out rows before and after
-///
-/// Example: loractl quickstart
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl quickstart
+  loractl quickstart --workers 4 --out runs/quickstart-on-four")]
 pub(crate) struct Args {
     /// Directory of the example.
     #[arg(long, value_name = "DIR", default_value = "examples/dates")]
@@ -74,7 +75,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     table.row("all-reduced a step", format!("{reduced} by each of {} workers", summary.workers));
     table.row("training time", format!("{:.0} s", summary.seconds));
     table.row("adapter", out.display());
-    println!("{table}");
+    line(&table.to_string())?;
     Ok(ExitCode::SUCCESS)
 }
 

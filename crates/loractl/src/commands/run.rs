@@ -5,13 +5,16 @@ use std::process::ExitCode;
 
 use lora_spec::JobState;
 
-use crate::local::{RunOptions, RunSummary, run_job};
+use crate::exit;
+use crate::local::{RunOptions, run_job};
 use crate::output::Format;
 
 /// Run a job on this machine.
 ///
 /// Starts worker processes, trains, and leaves the adapter in the output directory as PEFT reads it. The result does not
-/// depend on the number of workers, bit by bit. Ctrl-C pauses with a checkpoint; --resume goes on from there.
+/// depend on the number of workers, bit by bit. A worker process that dies is started again, and no step is lost. Ctrl-C
+/// pauses with a checkpoint; --resume goes on from there. What the job needs to go on lies in the output directory's .run,
+/// which a finished job leaves no more.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   loractl run job.yaml --out runs/dates
@@ -25,7 +28,7 @@ pub(crate) struct Args {
     /// Worker processes; at most the micro-batches of a step.
     #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
     workers: usize,
-    /// Directory for checkpoints, metrics and the result; made when training starts.
+    /// Directory of the result; metrics.jsonl grows there while the job trains.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Threads of each worker [default: the machine's cores, shared out]
@@ -42,27 +45,16 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     let Args { job, workers, out, threads, resume, output } = args;
     let summary = run_job(&RunOptions { job, workers, output_dir: out, threads, resume })?;
-    match output {
-        Format::Json => println!("{}", serde_json::to_string_pretty(&summary)?),
-        // A job that never trained has nothing to show.
-        Format::Table if summary.total_steps == 0 => {}
-        Format::Table => println!("{}", summary.table()),
+    // A job that never trained has nothing to show.
+    if output != Format::Table || summary.total_steps > 0 {
+        output.print(&summary, || summary.table().to_string())?;
     }
     if let Some(failure) = &summary.failure {
         eprintln!("error: the job failed: {failure}");
     } else if summary.state == JobState::Paused {
         eprintln!("paused after step {}; the same command with --resume goes on", summary.steps);
     }
-    Ok(exit_code(&summary))
-}
-
-/// As `--help` has it.
-fn exit_code(summary: &RunSummary) -> ExitCode {
-    match summary.state {
-        JobState::Succeeded => ExitCode::SUCCESS,
-        JobState::Failed => ExitCode::from(3),
-        _ => ExitCode::from(4),
-    }
+    Ok(exit::of_job(summary.state.name()))
 }
 
 /// A count of processes or threads that a machine can have.

@@ -1,53 +1,78 @@
 //! `loractl worker`: a worker process of `loractl run`.
 
 use std::io::Read;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use tokio::signal::unix::{SignalKind, signal};
+use anyhow::{Context, Result};
+use lora_daemon::shutdown;
+use lora_worker::Config;
 use tokio_util::sync::CancellationToken;
 
-/// Work for the coordinator that started this process; ends with its stdin.
+use crate::address;
+
+/// Work for the coordinator that started this process; ends at once with its stdin.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "Example:
+  loractl worker --coordinator http://127.0.0.1:7400 --name worker-0 --threads 1 --cache-dir /tmp/cache")]
 pub(crate) struct Args {
-    /// Where the coordinator serves gRPC: `http://host:port`.
-    #[arg(long)]
-    coordinator: String,
     /// Name of this worker.
     #[arg(long)]
     name: String,
     /// Threads that compute.
     #[arg(long)]
     threads: usize,
+    /// Directory of the files that are fetched for jobs.
+    #[arg(long, value_name = "DIR")]
+    cache_dir: PathBuf,
 }
 
-pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
-    let stop = CancellationToken::new();
-    stop_with_parent(stop.clone())?;
-    let options = lora_worker::Options::local(args.coordinator, args.name, args.threads);
+pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
+    let config = config(args, address::coordinator(coordinator)?);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    runtime.block_on(async {
-        let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
-        tokio::select! {
-            ended = lora_worker::run(options, stop.clone()) => ended?,
-            _ = terminate.recv() => {}
-        }
-        anyhow::Ok(())
-    })?;
-    Ok(ExitCode::SUCCESS)
+    let ended = runtime.block_on(async {
+        let signals = shutdown::signals().context("cannot listen for signals")?;
+        end_with_parent(signals.at_once.clone())?;
+        lora_worker::run(config, signals.stop.clone(), signals.at_once.clone()).await?;
+        Ok(ExitCode::SUCCESS)
+    });
+    // What still computes is of no use to anybody.
+    runtime.shutdown_background();
+    ended
 }
 
-/// The parent holds the other end of this process's stdin, and only its death closes it. The thread ends with the process.
-fn stop_with_parent(stop: CancellationToken) -> anyhow::Result<()> {
+/// A worker that no other machine reaches, and that reads a base wherever it lies.
+fn config(args: Args, coordinator: String) -> Config {
+    let Args { name, threads, cache_dir } = args;
+    let mut config =
+        Config { name, coordinator, cache_dir, threads, model_roots: vec!["/".into()], ..Config::default() };
+    config.peer.listen = "127.0.0.1:0".into();
+    config.http.listen = String::new();
+    config
+}
+
+/// The parent holds the other end of this process's stdin; it closes it, or dies. The thread ends with the process.
+fn end_with_parent(at_once: CancellationToken) -> Result<()> {
     let watch = move || {
         let mut byte = [0];
         while matches!(std::io::stdin().read(&mut byte), Ok(1..)) {}
-        stop.cancel();
+        at_once.cancel();
     };
     std::thread::Builder::new().name("parent".into()).spawn(watch).context("cannot start a thread")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_settings_are_sound() {
+        let args = Args { name: "worker-0".into(), threads: 1, cache_dir: "/tmp/cache".into() };
+        config(args, "http://127.0.0.1:7400".into()).check().unwrap();
+    }
 }

@@ -1,32 +1,41 @@
-//! One job from submit to end.
+//! One job from its start to its end.
 
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, anyhow, bail};
-use lora_coordinator::Coordinator;
-use lora_proto::MAX_MESSAGE_BYTES;
-use lora_proto::v1;
-use lora_proto::v1::fine_tuning_client::FineTuningClient;
-use lora_spec::JobSpec;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use lora_coordinator::{Coordinator, CoordinatorError, Handle};
+use lora_proto::v1::{self, job_event};
+use lora_spec::{JobFile, JobState};
+use prost_types::Timestamp;
+use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
-use tonic::Streaming;
-use tonic::transport::{Channel, Endpoint};
 
-use super::progress::Progress;
-use super::summary::{RunSummary, Tally};
-use super::workers::{WorkerExit, Workers};
+use super::output_dir::{self, Metrics, OWN, OutputDir, OutputError};
+use super::signals::Signals;
+use super::start;
+use super::summary::RunSummary;
+use super::workers::{WorkerExit, WorkerOptions, Workers};
+use crate::client::Client;
+use crate::download::download_result;
+use crate::inputs::{Base, Inputs};
 use crate::job;
+use crate::progress::{Progress, Times};
+use crate::tally::Tally;
+use crate::watch::{From, Seen, Watch};
 
 /// How long worker processes may take to connect.
 const CONNECTING: Duration = Duration::from_secs(60);
-/// How long the job's failure may take to be known once a worker has died.
-const VERDICT: Duration = Duration::from_secs(10);
+/// How long the embedded coordinator may be silent.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// How long workers may take to end, and then the coordinator.
-const FAREWELL: Duration = Duration::from_secs(4);
-/// How long a call to the embedded coordinator may take.
-const CALL: Duration = Duration::from_secs(10);
+const FAREWELL: Duration = Duration::from_secs(5);
+/// How often in a row a worker that dies is started again, without a finished step between.
+const RESTARTS: usize = 3;
+/// Of workers that the same machine has, in seconds.
+const HEARTBEAT: f64 = 0.5;
+const LEASE: f64 = 5.0;
 
 /// What to run, and where.
 #[derive(Debug, Clone)]
@@ -47,154 +56,239 @@ pub(crate) struct RunOptions {
 ///
 /// # Errors
 /// What is wrong with the job, its files or the output directory, before anything is started or created; processes that
-/// cannot be started or reached. A job that failed is no error here but a summary that says so.
-pub(crate) fn run_job(options: &RunOptions) -> anyhow::Result<RunSummary> {
+/// cannot be started or reached, or die again and again. A job that failed is no error here but a summary that says so.
+pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
     let started = Instant::now();
-    let job = job::load(&options.job, options.workers)?;
-    let output_dir = std::path::absolute(&options.output_dir)
+    let file = job::load(&options.job, options.workers)?;
+    let path = std::path::absolute(&options.output_dir)
         .with_context(|| format!("{} is no path", options.output_dir.display()))?;
-    lora_coordinator::check_output_dir(&output_dir, options.resume)?;
+    output_dir::check(&path, options.resume)?;
+    let base = Base::Path(file.job.model.base.clone());
+    let inputs = Inputs::collect(&file, base, &ProgressBar::hidden())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
-    let tally = runtime.block_on(run(options, &job, &output_dir))?;
-    Ok(tally.summary(options.workers, output_dir, started.elapsed()))
-}
-
-async fn run(options: &RunOptions, job: &JobSpec, output_dir: &Path) -> anyhow::Result<Tally> {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let threads = options.threads.unwrap_or((cores / options.workers).max(1));
-    let mut signals = Signals::listen()?;
-    let coordinator = Coordinator::bind(&lora_coordinator::Options::default()).await?;
-    let handle = coordinator.handle();
-    let address = format!("http://{}", handle.address());
-    let serving = tokio::spawn(coordinator.serve());
-    let mut progress = Progress::new();
-    let mut workers = Workers::start(options.workers, threads, &address, progress.bar())?;
-    let mut client = connect(&address).await?;
-    let request = v1::SubmitJobRequest {
-        job: Some(v1::JobSpec::try_from(job)?),
-        output_dir: output_dir.to_str().context("the output directory's path is not UTF-8")?.to_owned(),
-        resume: options.resume,
+    let output = OutputDir::open(&path, options.resume)?;
+    let mut run = LocalRun {
+        options,
+        file,
+        inputs,
+        output,
+        holds_store: false,
+        progress: Progress::new(Times::Hidden),
+        tally: Tally::default(),
     };
-    let submitted = timeout(CALL, client.submit_job(request)).await.context("submitting the job")?;
-    let job_id = submitted.map_err(|status| anyhow!("{}", status.message()))?.into_inner().job_id;
-    let watching = client.watch_job(v1::WatchJobRequest { job_id: job_id.clone(), from_number: 1 });
-    let events = timeout(CALL, watching).await.context("watching the job")??.into_inner();
-    let run = Following { client, job_id, events, tally: Tally::default(), pausing: false };
-    let ended = run.follow(&mut workers, &mut signals, &mut progress).await;
-    progress.finish();
-    drop(signals);
-    // Where the job goes on, nothing of it is waited for.
-    let patience = match &ended {
-        Ok(tally) if tally.is_at_rest() => FAREWELL,
-        _ => Duration::ZERO,
-    };
-    handle.shutdown();
-    workers.finish(patience).await;
-    timeout(FAREWELL, serving).await.context("the coordinator did not end")???;
-    ended
+    let ended = runtime.block_on(run.with_coordinator());
+    run.progress.finish();
+    run.clean_up(ended.is_ok())?;
+    ended?;
+    Ok(RunSummary::new(&run.tally, options.workers, path, started.elapsed()))
 }
 
-async fn connect(address: &str) -> anyhow::Result<FineTuningClient<Channel>> {
-    let endpoint = Endpoint::from_shared(address.to_owned())?.connect_timeout(CALL);
-    let channel = endpoint.connect().await.context("cannot reach the embedded coordinator")?;
-    Ok(FineTuningClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES))
+struct LocalRun<'a> {
+    options: &'a RunOptions,
+    file: JobFile,
+    inputs: Inputs,
+    output: OutputDir,
+    /// Nobody else writes in the directory.
+    holds_store: bool,
+    progress: Progress,
+    tally: Tally,
 }
 
-/// Ctrl-C and SIGTERM.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn listen() -> anyhow::Result<Self> {
-        let on = |kind| signal(kind).context("cannot listen for signals");
-        Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })
+impl LocalRun<'_> {
+    /// The run, with a coordinator around it.
+    async fn with_coordinator(&mut self) -> Result<()> {
+        let (handle, mut serving) = self.start_coordinator().await?;
+        let ended = tokio::select! {
+            ended = self.with_workers(&handle) => ended,
+            served = &mut serving => {
+                served??;
+                bail!("the embedded coordinator ended");
+            }
+        };
+        handle.shutdown();
+        timeout(FAREWELL, serving).await.context("the coordinator did not end")???;
+        ended
     }
 
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
+    async fn start_coordinator(&mut self) -> Result<(Handle, JoinHandle<Result<(), CoordinatorError>>)> {
+        let mut config = lora_coordinator::Config { state_dir: self.output.state_dir(), ..Default::default() };
+        config.grpc.listen = "127.0.0.1:0".into();
+        config.http.listen = String::new();
+        config.limits.upload_bytes = u64::MAX;
+        config.workers.heartbeat_seconds = HEARTBEAT;
+        config.workers.lease_seconds = LEASE;
+        let bound = Coordinator::bind(&config).await;
+        let coordinator = bound.map_err(|error| match error {
+            CoordinatorError::InUse(_) => OutputError::InUse(self.output.path().to_owned()).into(),
+            other => anyhow::Error::from(other),
+        })?;
+        self.holds_store = true;
+        let handle = coordinator.handle();
+        Ok((handle, tokio::spawn(coordinator.serve())))
+    }
+
+    /// The run, with workers that end with it.
+    async fn with_workers(&mut self, handle: &Handle) -> Result<()> {
+        let mut signals = Signals::listen()?;
+        let address = format!("http://{}", handle.address());
+        let client = Client::connect(&address).await?;
+        let (begun, job) = if self.output.is_resumed() {
+            let begun = SystemTime::now();
+            (begun, start::again(&client, &self.file, &self.inputs, &self.progress).await?)
+        } else {
+            (UNIX_EPOCH, start::new(&client, &self.file, &self.inputs).await?)
+        };
+        self.output.write_job(&self.file.job)?;
+        self.tally = Tally::of(&job);
+        if self.tally.state() == Some(JobState::Succeeded) {
+            return self.take_result(&client, &job).await;
+        }
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let count = self.options.workers;
+        let worker_options = WorkerOptions {
+            coordinator: address,
+            threads: self.options.threads.unwrap_or((cores / count).max(1)),
+            cache_dir: self.output.cache_dir(),
+        };
+        let mut workers = Workers::new(worker_options, self.progress.bar());
+        for index in 0..count {
+            workers.start(index)?;
+        }
+        let metrics = self.output.metrics()?;
+        let from = From { event: 1, after_step: Some(metrics.last_step()) };
+        let following = Following {
+            watch: Watch::start(&client, &job, from, PATIENCE),
+            client: &client,
+            job_id: &job.job_id,
+            begun: begun.into(),
+            metrics,
+            workers: &mut workers,
+            deaths: vec![0; count],
+            assigned: false,
+            pausing: false,
+        };
+        let rests = following.follow(&mut self.tally, &mut self.progress, &mut signals).await?;
+        if self.tally.state() == Some(JobState::Succeeded) {
+            let job = client.job(&job.job_id).await?;
+            self.take_result(&client, &job).await?;
+        }
+        if rests {
+            workers.finish(FAREWELL).await;
+        }
+        Ok(())
+    }
+
+    async fn take_result(&self, client: &Client, job: &v1::Job) -> Result<()> {
+        download_result(client, job, self.output.path(), &OWN).await
+    }
+
+    /// Of a new run that came to nothing, nothing is left; of a finished one, the result. What can go on stays.
+    fn clean_up(&self, ended_well: bool) -> Result<(), OutputError> {
+        if !self.holds_store {
+            return Ok(());
+        }
+        let untrained = self.tally.completed_steps() == 0 && !self.output.is_resumed();
+        match self.tally.state() {
+            Some(JobState::Succeeded) if ended_well => self.output.finish(),
+            Some(JobState::Failed) if untrained => self.output.discard(),
+            _ if untrained && !ended_well => self.output.discard(),
+            _ => Ok(()),
         }
     }
 }
 
-/// A submitted job that is being followed.
-struct Following {
-    client: FineTuningClient<Channel>,
-    job_id: String,
-    events: Streaming<v1::JobEvent>,
-    tally: Tally,
+/// A job on its way that is being followed.
+struct Following<'a> {
+    client: &'a Client,
+    job_id: &'a str,
+    watch: Watch,
+    /// What was before this belongs to an earlier run.
+    begun: Timestamp,
+    metrics: Metrics,
+    workers: &'a mut Workers,
+    /// How often each worker has died since the last finished step.
+    deaths: Vec<usize>,
+    /// Whether the workers have been given the job.
+    assigned: bool,
     pausing: bool,
 }
 
-impl Following {
-    /// Until the job is over or paused, or a second signal stops it.
+impl Following<'_> {
+    /// Until the job rests (true), or a second signal stops it (false).
     async fn follow(
         mut self,
-        workers: &mut Workers,
-        signals: &mut Signals,
+        tally: &mut Tally,
         progress: &mut Progress,
-    ) -> anyhow::Result<Tally> {
-        let connected_by = tokio::time::Instant::now() + CONNECTING;
+        signals: &mut Signals,
+    ) -> Result<bool> {
+        let mut connected_by = tokio::time::Instant::now() + CONNECTING;
         loop {
+            let waits = matches!(tally.state(), Some(JobState::Queued | JobState::Waiting));
             tokio::select! {
-                event = self.events.message() => match event? {
-                    Some(event) => {
-                        self.tally.take(&event);
-                        progress.show(&event, &self.tally);
+                seen = self.watch.next() => {
+                    let Some(seen) = seen? else { return Ok(true) };
+                    if self.take(&seen)? {
+                        tally.take(&seen);
+                        progress.show(&seen, tally);
                     }
-                    None => return Ok(self.tally),
-                },
-                Some(exit) = workers.next_exit() => {
-                    let exit = exit?;
-                    if !self.tally.assigned() {
-                        bail!("{exit}");
+                    if !waits {
+                        connected_by = tokio::time::Instant::now() + CONNECTING;
                     }
-                    self.await_verdict(&exit, progress).await?;
-                    return Ok(self.tally);
                 }
+                Some(exit) = self.workers.next_exit() => self.restart(exit?, progress)?,
                 () = signals.next() => {
                     if self.pausing {
                         progress.say("stopped at once; what came after the last checkpoint is lost");
-                        return Ok(self.tally);
+                        return Ok(false);
                     }
                     self.pausing = true;
-                    self.pause(progress).await?;
+                    progress.say("pausing after this step; a second signal stops at once");
+                    start::pause(self.client, self.job_id).await?;
                 }
-                () = sleep_until(connected_by), if !self.tally.assigned() => {
+                () = sleep_until(connected_by), if waits => {
                     bail!("the workers did not connect within {CONNECTING:?}");
                 }
             }
         }
     }
 
-    /// A worker died: the coordinator will see it and fail the job.
-    async fn await_verdict(&mut self, exit: &WorkerExit, progress: &mut Progress) -> anyhow::Result<()> {
-        progress.say(&exit.to_string());
-        let rest = async {
-            while let Some(event) = self.events.message().await? {
-                self.tally.take(&event);
-                progress.show(&event, &self.tally);
+    /// Whether it belongs to this run.
+    fn take(&mut self, seen: &Seen) -> Result<bool> {
+        match seen {
+            Seen::Event(event) => {
+                let ours = event.time.is_none_or(|time| {
+                    (time.seconds, time.nanos) >= (self.begun.seconds, self.begun.nanos)
+                });
+                self.assigned |= ours && matches!(event.kind, Some(job_event::Kind::Assigned(_)));
+                Ok(ours)
             }
-            anyhow::Ok(())
-        };
-        timeout(VERDICT, rest).await.with_context(|| exit.to_string())?
-    }
-
-    async fn pause(&mut self, progress: &Progress) -> anyhow::Result<()> {
-        progress.say("pausing after this step; a second signal stops at once");
-        let request = v1::PauseJobRequest { job_id: self.job_id.clone() };
-        match timeout(CALL, self.client.pause_job(request)).await.context("pausing the job")? {
-            Ok(_) => Ok(()),
-            // It has just ended by itself.
-            Err(status) if status.code() == tonic::Code::FailedPrecondition => Ok(()),
-            Err(status) => Err(anyhow!("{}", status.message())),
+            Seen::Step(step) => {
+                self.deaths.fill(0);
+                if let Some(metrics) = step.metrics.as_ref().filter(|_| step.logged) {
+                    self.metrics.append(metrics)?;
+                }
+                Ok(true)
+            }
+            Seen::Note(_) => Ok(true),
         }
     }
+
+    /// A worker died: the others go on, and so does it, from their state or the newest checkpoint.
+    fn restart(&mut self, exit: WorkerExit, progress: &Progress) -> Result<()> {
+        if !self.assigned {
+            bail!("{exit}");
+        }
+        let deaths = &mut self.deaths[exit.index];
+        *deaths += 1;
+        if *deaths > RESTARTS {
+            bail!("{exit}\nit was started {RESTARTS} times again without a finished step between");
+        }
+        progress.say(&format!("{exit}\nstarting it again"));
+        self.workers.start(exit.index)
+    }
 }
+

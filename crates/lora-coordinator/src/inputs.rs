@@ -1,0 +1,174 @@
+//! The files that a job names: checks of their names and digests, and a place where they lie under those names.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use lora_proto::v1::{self, base};
+use lora_spec::{FieldError, JobSpec};
+use tempfile::TempDir;
+
+use crate::store::Store;
+
+/// Files of one set, at most.
+const MAX_FILES: usize = 4096;
+const MAX_NAME_BYTES: usize = 255;
+
+/// Checks the inputs of `job`: what must be there is, and names and digests are well formed.
+pub(crate) fn check(inputs: &v1::Inputs, job: &JobSpec) -> Result<(), FieldError> {
+    let missing = |field: &str| FieldError::new(field, "is missing".into());
+    let source = inputs.base.as_ref().and_then(|base| base.source.as_ref());
+    match source.ok_or_else(|| missing("inputs.base"))? {
+        base::Source::Files(set) => check_set("inputs.base.files", &set.files)?,
+        base::Source::Url(url) => {
+            if url.len() > 2048 || !url.contains("://") {
+                let message = format!("{url:?} is no URL such as hf://org/name or s3://bucket/prefix");
+                return Err(FieldError::new("inputs.base.url", message));
+            }
+        }
+        base::Source::Path(path) => {
+            if path.len() > 4096 || !Path::new(path).is_absolute() {
+                let message = format!("{path:?} is no absolute path");
+                return Err(FieldError::new("inputs.base.path", message));
+            }
+        }
+    }
+    check_file("inputs.train", inputs.train.as_ref().ok_or_else(|| missing("inputs.train"))?)?;
+    if let Some(eval) = &inputs.eval {
+        check_file("inputs.eval", eval)?;
+    }
+    for (field, given, wanted, setting) in [
+        ("inputs.eval", inputs.eval.is_some(), job.data.eval.is_some(), "data.eval"),
+        (
+            "inputs.init_from",
+            !inputs.init_from.is_empty(),
+            job.adapter.init_from.is_some(),
+            "adapter.init_from",
+        ),
+    ] {
+        match (given, wanted) {
+            (true, false) => {
+                return Err(FieldError::new(field, format!("is given, and {setting} is not set")));
+            }
+            (false, true) => return Err(FieldError::new(field, format!("is missing, and {setting} is set"))),
+            _ => {}
+        }
+    }
+    if job.adapter.init_from.is_some() {
+        check_set("inputs.init_from", &inputs.init_from)?;
+    }
+    Ok(())
+}
+
+/// Every stored file that the inputs name.
+pub(crate) fn digests(inputs: &v1::Inputs) -> Vec<v1::FileDigest> {
+    files(inputs).filter_map(|file| file.digest.clone()).collect()
+}
+
+/// Whether `name` can be a file's: bare, and harmless wherever it is written.
+pub(crate) fn is_file_name(name: &str, most: usize) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    !name.is_empty() && name.len() <= most && !name.starts_with('.') && name.chars().all(legal)
+}
+
+/// A job's inputs under their names, as links into the store; gone when this is dropped.
+pub(crate) struct Materialized {
+    dir: TempDir,
+    /// The job with the paths of the links.
+    pub(crate) job: JobSpec,
+}
+
+impl Materialized {
+    /// Lays the inputs out. `None`: the base is not in the store. Blocks.
+    pub(crate) fn new(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> io::Result<Option<Self>> {
+        let Some(base::Source::Files(set)) = inputs.base.as_ref().and_then(|base| base.source.as_ref())
+        else {
+            return Ok(None);
+        };
+        let dir = TempDir::new_in(store.staging_dir())?;
+        let mut job = job.clone();
+        let lay = |section: &str, files: &[&v1::StoredFile]| -> io::Result<PathBuf> {
+            let to = dir.path().join(section);
+            std::fs::create_dir(&to)?;
+            for file in files {
+                let sha256 = file.digest.as_ref().map_or(&[][..], |digest| &digest.sha256);
+                let object = store.object_path(sha256).ok_or_else(|| io::Error::other("no SHA-256"))?;
+                symlink(object, to.join(&file.name))?;
+            }
+            Ok(to)
+        };
+        let one = |section: &str, file: &v1::StoredFile| {
+            Ok::<_, io::Error>(lay(section, &[file])?.join(&file.name))
+        };
+        job.model.base = lay("base", &set.files.iter().collect::<Vec<_>>())?;
+        if let Some(train) = &inputs.train {
+            job.data.train = one("train", train)?;
+        }
+        if let Some(eval) = &inputs.eval {
+            job.data.eval = Some(one("eval", eval)?);
+        }
+        if !inputs.init_from.is_empty() {
+            job.adapter.init_from = Some(lay("init_from", &inputs.init_from.iter().collect::<Vec<_>>())?);
+        }
+        Ok(Some(Self { dir, job }))
+    }
+
+    /// `text` with the files' own names instead of where the links lie.
+    pub(crate) fn plain(&self, text: &str) -> String {
+        let dir = self.dir.path().display();
+        let mut plain = text.to_owned();
+        for section in ["train", "eval"] {
+            plain = plain.replace(&format!("{dir}/{section}/"), "");
+        }
+        plain.replace(&format!("{dir}/"), "")
+    }
+}
+
+fn files(inputs: &v1::Inputs) -> impl Iterator<Item = &v1::StoredFile> {
+    let base = match inputs.base.as_ref().and_then(|base| base.source.as_ref()) {
+        Some(base::Source::Files(set)) => set.files.as_slice(),
+        _ => &[],
+    };
+    base.iter().chain(&inputs.train).chain(&inputs.eval).chain(&inputs.init_from)
+}
+
+fn check_set(field: &str, files: &[v1::StoredFile]) -> Result<(), FieldError> {
+    if files.is_empty() || files.len() > MAX_FILES {
+        let message = format!("has {} files; it must have 1 to {MAX_FILES}", files.len());
+        return Err(FieldError::new(field, message));
+    }
+    let mut names = BTreeSet::new();
+    for (index, file) in files.iter().enumerate() {
+        let field = format!("{field}[{index}]");
+        check_file(&field, file)?;
+        if !names.insert(&file.name) {
+            return Err(FieldError::new(&format!("{field}.name"), format!("{:?} is there twice", file.name)));
+        }
+    }
+    Ok(())
+}
+
+fn check_file(field: &str, file: &v1::StoredFile) -> Result<(), FieldError> {
+    if !is_file_name(&file.name, MAX_NAME_BYTES) {
+        let message = format!(
+            "{:?} is no file name: 1 to {MAX_NAME_BYTES} letters, digits, '-', '_' or '.', not starting with a dot",
+            file.name
+        );
+        return Err(FieldError::new(&format!("{field}.name"), message));
+    }
+    check_digest(&format!("{field}.digest"), file.digest.as_ref()).map(drop)
+}
+
+/// The digest, if it is one.
+pub(crate) fn check_digest<'a>(
+    field: &str,
+    digest: Option<&'a v1::FileDigest>,
+) -> Result<&'a v1::FileDigest, FieldError> {
+    let digest = digest.ok_or_else(|| FieldError::new(field, "is missing".into()))?;
+    if digest.sha256.len() != 32 {
+        let message = format!("has {} bytes; a SHA-256 has 32", digest.sha256.len());
+        return Err(FieldError::new(&format!("{field}.sha256"), message));
+    }
+    Ok(digest)
+}

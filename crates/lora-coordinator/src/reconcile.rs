@@ -1,0 +1,409 @@
+//! What becomes of a job, from its state and from what its members say they hold.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use lora_proto::v1::{self, Phase, job_event};
+use lora_spec::JobState;
+use tokio::time::Instant;
+
+use crate::job::{Job, Member, process};
+use crate::regroup::{MemberReport, Why, regroup};
+use crate::service::{Service, notice};
+use crate::store::{JobRow, MemberRow, StoreError};
+use crate::workers::{has_state, phase_name};
+
+/// How long the last steps of a finished run may take to come before its result is accepted without them.
+const LAST_STEPS: Duration = Duration::from_secs(10);
+
+/// A group that is to be formed anew.
+#[derive(Debug, Clone)]
+pub(crate) struct Regroup {
+    /// Why, for people.
+    pub(crate) reason: String,
+    /// The members that stay.
+    pub(crate) stay: Vec<MemberRow>,
+    /// What is put on record with it.
+    pub(crate) events: Vec<job_event::Kind>,
+    /// The group broke, rather than being changed as planned.
+    pub(crate) broke: bool,
+}
+
+impl Regroup {
+    /// A job that waited for workers when the coordinator ended.
+    pub(crate) fn resumed(job: &Job) -> Self {
+        let reason = "the coordinator was started again".to_owned();
+        Self { reason, stay: job.row.members.clone(), events: Vec::new(), broke: false }
+    }
+}
+
+impl Service {
+    /// Moves a job on as far as what is known allows.
+    pub(crate) async fn reconcile(&mut self, job: &mut Job) -> Result<(), StoreError> {
+        match job.state() {
+            state if !state.is_active() => return Ok(()),
+            JobState::Cancelling => return self.cancelling(job).await,
+            _ => {}
+        }
+        if let Some(failure) = self.failure(job) {
+            return self.fail(job, failure).await;
+        }
+        self.record_bases(job).await?;
+        let is_before = |member: &Member| {
+            matches!(member.phase(), Some(Phase::Preparing | Phase::Prepared | Phase::Forming))
+        };
+        job.stoppable = !job.members(&self.workers).iter().any(is_before);
+        match job.state() {
+            JobState::Preparing | JobState::Recovering => self.preparing(job).await,
+            JobState::Running => self.running(job).await,
+            JobState::Waiting => self.waiting(job).await,
+            JobState::Pausing => self.pausing(job).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends the job with an error; its workers are told to let go of it.
+    pub(crate) async fn fail(&self, job: &mut Job, failure: v1::Failure) -> Result<(), StoreError> {
+        tracing::warn!(job = job.row.id, cause = failure.cause, "job failed");
+        job.become_state(&self.store, JobState::Failed, Vec::new(), |row| row.failure = Some(failure)).await
+    }
+
+    /// Over once no process has anything of the job: what is away has a lease's time to say so.
+    async fn cancelling(&self, job: &mut Job) -> Result<(), StoreError> {
+        let mut processes = job.row.members.iter().filter_map(|member| process(member, &self.workers));
+        let holds = |held: &v1::HeldJob| held.job_id == job.row.id;
+        if processes.any(|worker| {
+            !worker.is_connected() || !worker.is_up_to_date() || worker.held().is_some_and(holds)
+        }) {
+            return Ok(());
+        }
+        job.become_state(&self.store, JobState::Cancelled, Vec::new(), |_| ()).await
+    }
+
+    /// The failure that a member reports: the job's own fault, not the group's.
+    fn failure(&self, job: &Job) -> Option<v1::Failure> {
+        job.members(&self.workers).iter().enumerate().find_map(|(rank, member)| match member {
+            Member::Here(held) if held.phase() == Phase::Failed => Some(v1::Failure {
+                worker: Some(job.row.members.get(rank)?.worker.clone()),
+                rank: Some(rank as u32),
+                completed_steps: held.completed_steps.max(job.row.completed_steps),
+                cause: held.cause.clone(),
+            }),
+            _ => None,
+        })
+    }
+
+    /// Puts on record that members hold the base. Members whose bases differ cannot train together.
+    async fn record_bases(&self, job: &mut Job) -> Result<(), StoreError> {
+        let mut found = Vec::new();
+        for (row, member) in job.row.members.iter().zip(job.members(&self.workers)) {
+            if let Member::Here(v1::HeldJob { base: Some(base), .. }) = member
+                && !job.bases_seen.contains(&row.instance_id)
+            {
+                let base = v1::BaseReady { worker: row.worker.clone(), ..base.clone() };
+                found.push((row.instance_id.clone(), base));
+            }
+        }
+        for (instance_id, base) in found {
+            job.bases_seen.insert(instance_id);
+            let known = job.row.base_sha256.clone();
+            if !known.is_empty() && known != base.sha256 {
+                let cause = format!(
+                    "model.base: this worker's base has the hash {}, and the job began with {known}; all workers must have the same files",
+                    base.sha256
+                );
+                let (worker, completed_steps) = (Some(base.worker), job.row.completed_steps);
+                return self.fail(job, v1::Failure { worker, rank: None, completed_steps, cause }).await;
+            }
+            let sha256 = base.sha256.clone();
+            job.update(&self.store, vec![job_event::Kind::BaseReady(base)], |row| row.base_sha256 = sha256)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Members load, or keep what they hold, until all are ready.
+    async fn preparing(&mut self, job: &mut Job) -> Result<(), StoreError> {
+        let members = job.members(&self.workers);
+        let out = self.out_of_time(job, &members);
+        if !out.is_empty() || members.iter().any(|member| matches!(member, Member::Lost)) {
+            self.broke(job, &out);
+            return Ok(());
+        }
+        if let Some(leaving) = self.leaving(job) {
+            self.change(job, format!("worker {leaving} leaves"));
+            return Ok(());
+        }
+        let mut helds = members.iter().map(|member| match member {
+            Member::Here(held) if has_state(held.phase()) => Some(*held),
+            _ => None,
+        });
+        let Some(helds) = helds.by_ref().collect::<Option<Vec<_>>>() else { return Ok(()) };
+        let facts = helds.iter().find_map(|held| held.facts);
+        let completed_steps = helds.iter().map(|held| held.completed_steps).max().unwrap_or(0);
+        let prepared = v1::RunPrepared { facts, completed_steps };
+        let change = |row: &mut JobRow| {
+            row.facts = facts.or(row.facts);
+            row.completed_steps = row.completed_steps.max(completed_steps);
+        };
+        job.become_state(&self.store, JobState::Running, vec![job_event::Kind::Prepared(prepared)], change)
+            .await?;
+        job.started = true;
+        job.stoppable = false;
+        Ok(())
+    }
+
+    async fn running(&mut self, job: &mut Job) -> Result<(), StoreError> {
+        if self.finished(job).await? {
+            return Ok(());
+        }
+        let members = job.members(&self.workers);
+        // One that is connected and has not this generation's run any more has started anew.
+        let is_gone = |member: &Member| matches!(member, Member::Lost | Member::Elsewhere(_));
+        let out = self.out_of_time(job, &members);
+        let broken = |member: &Member| is_gone(member) || member.phase() == Some(Phase::Broken);
+        if !out.is_empty() {
+            self.broke(job, &out);
+            return Ok(());
+        }
+        if members.iter().any(broken) {
+            let since = *job.broken_since.get_or_insert_with(Instant::now);
+            let trains = |member: &Member| {
+                matches!(member.phase(), Some(Phase::Training | Phase::Forming | Phase::Exporting))
+            };
+            if !members.iter().any(trains) || since.elapsed() >= self.config.recovery.settle() {
+                self.broke(job, &out);
+            }
+            return Ok(());
+        }
+        if let Some(leaving) = self.leaving(job) {
+            job.change.get_or_insert_with(|| format!("worker {leaving} leaves"));
+        }
+        let stopped =
+            |member: &Member| matches!(member.phase(), Some(Phase::Stopped | Phase::Saving | Phase::Saved));
+        if members.iter().all(stopped) {
+            let keep: BTreeSet<String> = self.staying(job).into_iter().map(|member| member.worker).collect();
+            if self.is_safe_without_others(job, &keep).await? {
+                let reason = job.change.clone().unwrap_or_else(|| "all members stopped".to_owned());
+                self.change(job, reason);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fewer members than it needs are left; they hold its state until others come.
+    async fn waiting(&mut self, job: &mut Job) -> Result<(), StoreError> {
+        let worker_of = |member: &MemberRow| process(member, &self.workers);
+        let is_lost = |member: &MemberRow| worker_of(member).is_none();
+        // Two such jobs could wait for each other's members for ever: the one that comes later gives its own away.
+        let gives_way = self.jobs.values().any(|other| {
+            other.state() == JobState::Waiting
+                && (-other.row.priority, other.row.sequence) < (-job.row.priority, job.row.sequence)
+        });
+        let leaves =
+            |member: &MemberRow| worker_of(member).is_some_and(|worker| gives_way || worker.status.draining);
+        let keep =
+            job.row.members.iter().filter(|member| !leaves(member)).map(|member| member.worker.clone());
+        // Those that leave may hold what nobody else has: they stay until it is in the store.
+        let may_leave = self.is_safe_without_others(job, &keep.collect()).await?;
+        let goes = |member: &MemberRow| is_lost(member) || (may_leave && leaves(member));
+        if job.row.members.iter().any(goes) {
+            let mut left = job.row.members.clone();
+            left.retain(|member| !goes(member));
+            job.update(&self.store, Vec::new(), |row| row.members = left).await?;
+        }
+        let stay = if gives_way { Vec::new() } else { self.staying(job) };
+        if let Some(regroup) = &mut job.regroup {
+            regroup.stay = stay;
+        }
+        Ok(())
+    }
+
+    async fn pausing(&mut self, job: &mut Job) -> Result<(), StoreError> {
+        if self.finished(job).await? {
+            return Ok(());
+        }
+        let members = job.members(&self.workers);
+        let out = self.out_of_time(job, &members);
+        let busy = members.iter().enumerate().any(|(rank, member)| match member {
+            Member::Away => true,
+            Member::Here(held) => {
+                matches!(held.phase(), Phase::Training | Phase::Forming | Phase::Exporting)
+                    && !out.contains(&rank)
+            }
+            Member::Lost | Member::Elsewhere(_) => false,
+        });
+        let broken = members.iter().any(|m| matches!(m, Member::Lost) || m.phase() == Some(Phase::Broken));
+        if broken {
+            job.broken_since.get_or_insert_with(Instant::now);
+        }
+        let settled = job.broken_since.is_some_and(|since| since.elapsed() >= self.config.recovery.settle());
+        if busy && !settled {
+            return Ok(());
+        }
+        if self.is_safe_without_others(job, &BTreeSet::new()).await? {
+            job.become_state(&self.store, JobState::Paused, Vec::new(), |_| ()).await?;
+        }
+        Ok(())
+    }
+
+    /// Accepts the result if the first rank has brought it in; says whether it did, or is about to.
+    async fn finished(&self, job: &mut Job) -> Result<bool, StoreError> {
+        let members = job.members(&self.workers);
+        let Some(Member::Here(held)) = members.first().filter(|m| m.phase() == Some(Phase::Finished)) else {
+            return Ok(false);
+        };
+        let (files, steps) = (held.files.clone(), held.completed_steps);
+        let since = self.seconds_in_phase(job, 0);
+        if self.store.last_step(&job.row.id).await? < steps && since < LAST_STEPS.as_secs_f64() {
+            return Ok(true);
+        }
+        let mut next = job.row.clone();
+        crate::job::enter(&mut next, JobState::Succeeded);
+        next.completed_steps = next.completed_steps.max(steps);
+        match self.store.commit_result(&next, &files, vec![crate::job::state_changed(&next)]).await? {
+            Ok(files) => {
+                tracing::info!(job = next.id, files = files.len(), steps, "job succeeded");
+                job.row = next;
+            }
+            Err(missing) => {
+                let cause = format!("its result lacks {}", missing.0);
+                let worker = job.row.members.first().map(|member| member.worker.clone());
+                self.fail(job, v1::Failure { worker, rank: Some(0), completed_steps: steps, cause }).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Whether the newest state is held by one of `keep`, or is in the store. If not, one that holds it is made to save it.
+    async fn is_safe_without_others(
+        &self,
+        job: &mut Job,
+        keep: &BTreeSet<String>,
+    ) -> Result<bool, StoreError> {
+        let members = job.members(&self.workers);
+        let out = self.out_of_time(job, &members);
+        let holds = |(rank, member): (usize, &Member)| {
+            let steps = member.steps().filter(|_| !out.contains(&rank))?;
+            Some((steps, job.row.members.get(rank)?.worker.clone()))
+        };
+        let holders: Vec<(u64, String)> = members.iter().enumerate().filter_map(holds).collect();
+        let newest = holders.iter().map(|(steps, _)| *steps).max().unwrap_or(0);
+        let kept = holders.iter().filter(|(_, worker)| keep.contains(worker)).map(|(steps, _)| *steps).max();
+        let stored = self.store.newest_checkpoint(&job.row.id).await?.map_or(0, |checkpoint| checkpoint.step);
+        if newest <= kept.unwrap_or(0).max(stored) {
+            job.saver = None;
+            return Ok(true);
+        }
+        let is_holder =
+            |worker: &String| holders.iter().any(|(steps, holder)| *steps == newest && holder == worker);
+        if !job.saver.as_ref().is_some_and(is_holder) {
+            job.saver = holders.iter().find(|(steps, _)| *steps == newest).map(|(_, worker)| worker.clone());
+        }
+        Ok(false)
+    }
+
+    /// The members that are there and do not leave.
+    fn staying(&self, job: &Job) -> Vec<MemberRow> {
+        let stays = |member: &&MemberRow| {
+            process(member, &self.workers)
+                .is_some_and(|worker| worker.is_connected() && !worker.status.draining)
+        };
+        job.row.members.iter().filter(stays).cloned().collect()
+    }
+
+    fn leaving(&self, job: &Job) -> Option<String> {
+        let leaves = |member: &&MemberRow| {
+            process(member, &self.workers)
+                .is_some_and(|worker| worker.is_connected() && worker.status.draining)
+        };
+        Some(job.row.members.iter().find(leaves)?.worker.clone())
+    }
+
+    /// The group is to be formed anew as planned.
+    fn change(&self, job: &mut Job, reason: String) {
+        let stay = self.staying(job);
+        job.regroup = Some(Regroup { reason, stay, events: Vec::new(), broke: false });
+    }
+
+    /// The group broke: it is to be formed anew of those that are alive and can reach each other. `out`: ranks whose time is
+    /// up.
+    fn broke(&self, job: &mut Job, out: &[usize]) {
+        let members = job.members(&self.workers);
+        let ranks = |list: &[u32]| list.iter().map(|rank| *rank as usize).collect::<Vec<_>>();
+        let report = |(rank, member): (usize, &Member)| MemberReport {
+            alive: matches!(member, Member::Here(_) | Member::Elsewhere(_)) && !out.contains(&rank),
+            suspects: member.held().map(|held| ranks(&held.suspects)).unwrap_or_default(),
+            unreachable: member.held().map(|held| ranks(&held.unreachable)).unwrap_or_default(),
+        };
+        let reports: Vec<MemberReport> = members.iter().enumerate().map(report).collect();
+        let mut causes = Vec::new();
+        let mut events = Vec::new();
+        let mut excluded = Vec::new();
+        let verdict = regroup(&reports);
+        for (rank, why) in &verdict.left_out {
+            let Some(row) = job.row.members.get(*rank) else { continue };
+            let cause = match (&members[*rank], why) {
+                (_, Why::Unreachable(peers)) => {
+                    excluded.push(row.instance_id.clone());
+                    format!("it and ranks {peers:?} cannot reach each other")
+                }
+                (Member::Here(held), Why::Dead) => {
+                    format!(
+                        "it made no progress while {} for {:.0} s",
+                        phase_name(held.phase()),
+                        self.seconds_in_phase(job, *rank)
+                    )
+                }
+                (_, Why::Dead) => "its connection ended, or it was silent for too long".to_owned(),
+            };
+            causes.push(format!("{} (rank {rank}): {cause}", row.worker));
+            events.push(job_event::Kind::WorkerLost(v1::WorkerLost {
+                worker: row.worker.clone(),
+                rank: *rank as u32,
+                cause,
+            }));
+        }
+        for (row, held) in job.row.members.iter().zip(&members).filter_map(|(row, m)| Some((row, m.held()?)))
+        {
+            if held.phase() == Phase::Broken {
+                causes.push(format!("{} reports: {}", row.worker, held.cause));
+                if verdict.left_out.is_empty() {
+                    events.push(notice(held.completed_steps, format!("{}: {}", row.worker, held.cause)));
+                }
+            }
+        }
+        let stay = verdict.keep.iter().filter_map(|rank| job.row.members.get(*rank).cloned());
+        let stay: Vec<MemberRow> = stay.collect();
+        let reason = causes.first().cloned().unwrap_or_else(|| "the group broke".to_owned());
+        tracing::warn!(job = job.row.id, generation = job.row.generation, causes = ?causes, "group broke");
+        job.excluded.extend(excluded);
+        job.regroup = Some(Regroup { reason, stay, events, broke: true });
+    }
+
+    /// Ranks that have been in their phase for longer than it may take. One that waits for its peers is not to blame, unless
+    /// all do.
+    fn out_of_time(&self, job: &Job, members: &[Member]) -> Vec<usize> {
+        let recovery = &self.config.recovery;
+        let late = |rank: usize, member: &Member| {
+            let limit = match member.phase()? {
+                Phase::Preparing => recovery.preparing_seconds,
+                Phase::Forming => recovery.forming_seconds,
+                Phase::Training => recovery.step_seconds,
+                Phase::Saving => recovery.saving_seconds,
+                Phase::Exporting => recovery.exporting_seconds,
+                _ => return None,
+            };
+            (self.seconds_in_phase(job, rank) > limit).then_some(rank)
+        };
+        let late: Vec<usize> = members.iter().enumerate().filter_map(|(rank, m)| late(rank, m)).collect();
+        let at_fault = |rank: &&usize| members[**rank].held().is_some_and(|held| !held.waiting_for_peers);
+        let culprits: Vec<usize> = late.iter().filter(at_fault).copied().collect();
+        if culprits.is_empty() { late } else { culprits }
+    }
+
+    fn seconds_in_phase(&self, job: &Job, rank: usize) -> f64 {
+        let member = job.row.members.get(rank).and_then(|member| process(member, &self.workers));
+        member.map_or(0.0, |worker| worker.seconds_in_phase())
+    }
+}

@@ -1,0 +1,146 @@
+use proptest::prelude::*;
+
+use super::*;
+
+/// Members, all alive, of which `pairs` could not reach each other: the first of each pair says so.
+fn living(n: usize, pairs: &[(usize, usize)]) -> Vec<MemberReport> {
+    let mut members = vec![MemberReport { alive: true, ..MemberReport::default() }; n];
+    for &(rank, peer) in pairs {
+        members[rank].unreachable.push(peer);
+    }
+    members
+}
+
+fn left_out(members: &[MemberReport]) -> Vec<usize> {
+    regroup(members).left_out.into_iter().map(|(rank, _)| rank).collect()
+}
+
+#[test]
+fn the_dead_go_and_those_they_explain_stay() {
+    let mut members = living(4, &[]);
+    members[2].alive = false;
+    members[0].unreachable = vec![2, 3];
+    members[1].suspects = vec![2];
+    members[1].unreachable = vec![3];
+    let result = regroup(&members);
+    assert_eq!(result, Regroup { keep: vec![0, 1, 3], left_out: vec![(2, Why::Dead)] });
+}
+
+#[test]
+fn what_the_dead_reported_does_not_count() {
+    let mut members = living(3, &[(2, 0)]);
+    members[2].alive = false;
+    assert_eq!(left_out(&members), [2]);
+}
+
+#[test]
+fn suspicions_leave_nobody_out() {
+    let mut members = living(3, &[]);
+    members[0].suspects = vec![1];
+    members[1].suspects = vec![0, 2];
+    assert_eq!(regroup(&members).keep, [0, 1, 2]);
+}
+
+#[test]
+fn of_two_that_cannot_reach_each_other_the_higher_goes() {
+    let result = regroup(&living(3, &[(0, 2)]));
+    assert_eq!(result, Regroup { keep: vec![0, 1], left_out: vec![(2, Why::Unreachable(vec![0]))] });
+    assert_eq!(regroup(&living(3, &[(2, 0)])), result, "whoever says so");
+}
+
+#[test]
+fn one_that_nobody_reaches_goes_alone() {
+    let result = regroup(&living(5, &[(0, 1), (2, 1), (1, 4)]));
+    assert_eq!(result.left_out, [(1, Why::Unreachable(vec![0, 2, 4]))]);
+}
+
+#[test]
+fn greed_is_not_good_enough() {
+    // The rank with the most edges, 0, is in no smallest set: its three neighbours cover everything.
+    let pairs = [(0, 1), (0, 2), (0, 3), (1, 4), (2, 5), (3, 6)];
+    assert_eq!(left_out(&living(7, &pairs)), [1, 2, 3]);
+}
+
+#[test]
+fn ranks_that_do_not_exist_are_ignored() {
+    let mut members = living(2, &[(0, 0), (0, 7)]);
+    members[1].suspects = vec![9];
+    assert_eq!(regroup(&members).keep, [0, 1]);
+}
+
+#[test]
+fn a_large_group_falls_apart_into_two_halves() {
+    // Every rank of one half misses every rank of the other.
+    let pairs: Vec<_> = (0..20).flat_map(|a| (20..40).map(move |b| (a, b))).collect();
+    let result = regroup(&living(40, &pairs));
+    assert_eq!(result.keep, (0..20).collect::<Vec<_>>());
+}
+
+/// Groups of up to `most` ranks, with a few edges.
+fn groups(most: usize) -> impl Strategy<Value = Vec<MemberReport>> {
+    let ranks = move |n: usize| prop::collection::vec(0..most + 2, 0..=n);
+    let member = (prop::bool::weighted(0.9), ranks(1), prop_oneof![3 => ranks(0), 2 => ranks(4)]);
+    let member =
+        member.prop_map(|(alive, suspects, unreachable)| MemberReport { alive, suspects, unreachable });
+    prop::collection::vec(member, 0..=most)
+}
+
+/// Pairs of living ranks, of which one could not reach the other and knows of no dead one.
+fn pairs(members: &[MemberReport]) -> Vec<(usize, usize)> {
+    let dead = |rank: &usize| *rank < members.len() && !members[*rank].alive;
+    let mut pairs = Vec::new();
+    for (rank, member) in members.iter().enumerate() {
+        let explained = member.suspects.iter().any(dead) || member.unreachable.iter().any(dead);
+        for &peer in &member.unreachable {
+            if member.alive && !explained && peer < members.len() && members[peer].alive && peer != rank {
+                pairs.push((rank, peer));
+            }
+        }
+    }
+    pairs
+}
+
+/// The best set by trying all: the smallest, and of several the highest as a number.
+fn brute_force(n: usize, pairs: &[(usize, usize)]) -> Vec<usize> {
+    let covers = |set: u32| pairs.iter().all(|(a, b)| set & (1 << a | 1 << b) != 0);
+    let best = (0..1_u32 << n).filter(|set| covers(*set)).min_by_key(|set| (set.count_ones(), Reverse(*set)));
+    (0..n).filter(|rank| best.unwrap() & (1 << rank) != 0).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_smallest_set_goes(members in groups(10)) {
+        let result = regroup(&members);
+        let mut expected = brute_force(members.len(), &pairs(&members));
+        expected.extend((0..members.len()).filter(|rank| !members[*rank].alive));
+        expected.sort_unstable();
+        prop_assert_eq!(left_out(&members), expected.clone());
+        let kept: Vec<_> = (0..members.len()).filter(|rank| !expected.contains(rank)).collect();
+        prop_assert_eq!(result.keep, kept);
+    }
+
+    #[test]
+    fn those_who_stay_reach_each_other_and_those_without_trouble_stay(members in groups(60)) {
+        let result = regroup(&members);
+        let pairs = pairs(&members);
+        for (a, b) in &pairs {
+            prop_assert!(!(result.keep.contains(a) && result.keep.contains(b)), "{a} and {b} stay");
+        }
+        for (rank, why) in &result.left_out {
+            match why {
+                Why::Dead => prop_assert!(!members[*rank].alive),
+                Why::Unreachable(peers) => {
+                    prop_assert!(members[*rank].alive && !peers.is_empty());
+                    for peer in peers {
+                        prop_assert!(pairs.contains(&(*rank, *peer)) || pairs.contains(&(*peer, *rank)));
+                    }
+                }
+            }
+        }
+        let mut all: Vec<_> = result.left_out.iter().map(|(rank, _)| *rank).chain(result.keep).collect();
+        all.sort_unstable();
+        prop_assert_eq!(all, (0..members.len()).collect::<Vec<_>>());
+    }
+}

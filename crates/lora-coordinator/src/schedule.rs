@@ -1,0 +1,316 @@
+//! Which free workers go to which jobs. A pure function over plain numbers.
+//!
+//! Jobs that have begun and lack members come first, then the queue, then the growth of jobs that run. A job whose workers
+//! are there but busy reserves the free ones, so that smaller jobs behind it cannot starve it; a job that no set of workers
+//! could run blocks nobody.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A job, as the caller numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct JobIndex(pub(crate) usize);
+
+/// A worker, as the caller numbers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct WorkerId(pub(crate) usize);
+
+/// What workers of one numerics have in common; a group has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct KindId(pub(crate) usize);
+
+/// What matters of a job.
+#[derive(Debug, Clone)]
+pub(crate) struct JobView {
+    /// Different for each job.
+    pub(crate) id: JobIndex,
+    /// Higher ones come first.
+    pub(crate) priority: i32,
+    /// Orders jobs of one priority: lower is older. Different for each job.
+    pub(crate) sequence: i64,
+    /// Workers it needs; at least 1.
+    pub(crate) min: usize,
+    /// Workers it can use; at least `min`.
+    pub(crate) max: usize,
+    /// Where it stands.
+    pub(crate) phase: JobPhase,
+    /// Workers it may not use.
+    pub(crate) excluded: Vec<WorkerId>,
+}
+
+/// Where a job stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum JobPhase {
+    /// It holds no workers and waits for its first group.
+    Queued,
+    /// It has begun.
+    Begun {
+        /// Members that are alive and stay.
+        held: usize,
+        /// The numerics it is bound to: that of its members. `None` only if it holds none.
+        kind: Option<KindId>,
+        /// It forms a group anew or waits to: it needs `min` members.
+        wants_members: bool,
+        /// More members may join, up to `max`.
+        growable: bool,
+    },
+}
+
+/// What matters of a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WorkerView {
+    /// Different for each worker.
+    pub(crate) id: WorkerId,
+    /// Its numerics.
+    pub(crate) kind: KindId,
+    /// Connected, without a job and not draining.
+    pub(crate) free: bool,
+    /// Alive and not draining: if it is not free, it could become so.
+    pub(crate) counts: bool,
+}
+
+/// Who gets whom, and what the others wait for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Schedule {
+    /// Workers that jobs get now, beside those they hold; lower ids first.
+    pub(crate) assign: Vec<(JobIndex, Vec<WorkerId>)>,
+    /// Jobs that lack workers and get none, in the order they are served.
+    pub(crate) waiting: Vec<(JobIndex, Reason)>,
+}
+
+/// What a job waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// Even with every worker free it could not run.
+    NotEnoughWorkers {
+        /// Workers of one kind that it needs, those it holds included.
+        needed: usize,
+        /// How many there are of the most common kind, or of the kind it began with.
+        exist_of_best_kind: usize,
+        /// Kinds that it could run on.
+        kinds: usize,
+        /// Workers left out of these numbers because it may not use them.
+        excluded: usize,
+    },
+    /// Its workers are there, and other jobs have them.
+    Busy {
+        /// Workers of one kind that it needs beside those it holds.
+        needed: usize,
+        /// How many of the kind that it waits for are free.
+        free: usize,
+        /// How many there are of this kind, beside those it holds.
+        exist: usize,
+    },
+    /// Another job that comes first waits for the same kind of workers.
+    Behind {
+        /// The first one that waits.
+        job: JobIndex,
+    },
+}
+
+impl Reason {
+    /// The reason as people read it. `name` gives a job's name.
+    pub(crate) fn sentence(&self, name: impl Fn(JobIndex) -> String) -> String {
+        match *self {
+            Self::NotEnoughWorkers { needed, exist_of_best_kind, kinds, excluded } => {
+                let there = match (exist_of_best_kind, kinds) {
+                    (0, _) => "none is connected".to_owned(),
+                    (n, 0 | 1) => format!("{n} {} connected", are(n)),
+                    (n, kinds) => format!("of the {kinds} kinds connected none has more than {n}"),
+                };
+                let aside = match excluded {
+                    0 => String::new(),
+                    n => format!(" ({n} that it may not use aside)"),
+                };
+                format!("no set of workers can run it: it needs {needed} of one kind, {there}{aside}")
+            }
+            Self::Busy { needed, free, exist } => {
+                let workers = if needed == 1 { "worker" } else { "workers" };
+                let there = match free {
+                    0 => format!("none of {exist} is free"),
+                    n => format!("{n} of {exist} {} free", are(n)),
+                };
+                format!("waits for {needed} {workers}: {there}")
+            }
+            Self::Behind { job } => format!("waits behind job {}, which comes first", name(job)),
+        }
+    }
+}
+
+/// Gives free workers to jobs. The same views in another order give the same workers.
+pub(crate) fn schedule(jobs: &[JobView], workers: &[WorkerView]) -> Schedule {
+    let mut pool = Pool::new(workers);
+    let mut given = BTreeMap::new();
+    let mut waiting = Vec::new();
+    for job in served(jobs) {
+        match pool.serve(job) {
+            Ok(workers) => {
+                given.insert(job.id, workers);
+            }
+            Err(reason) => waiting.push((job.id, reason)),
+        }
+    }
+    for job in growing(jobs) {
+        let Some(members) = given.get(&job.id).map(Vec::as_slice).or(job.growable().then_some(&[])) else {
+            continue;
+        };
+        let more = pool.grow(job, members);
+        if !more.is_empty() {
+            given.entry(job.id).or_default().extend(more);
+        }
+    }
+    let assign = given
+        .into_iter()
+        .map(|(job, mut workers)| {
+            workers.sort_unstable();
+            (job, workers)
+        })
+        .collect();
+    Schedule { assign, waiting }
+}
+
+/// The jobs that lack workers, in the order they are served.
+fn served(jobs: &[JobView]) -> Vec<&JobView> {
+    let mut lacking: Vec<&JobView> = jobs.iter().filter(|job| job.lacks_members()).collect();
+    lacking.sort_by_key(|job| match job.phase {
+        JobPhase::Begun { .. } => (0, Reverse(0), job.sequence),
+        JobPhase::Queued => (1, Reverse(job.priority), job.sequence),
+    });
+    lacking
+}
+
+/// The jobs that have begun, in the order they grow.
+fn growing(jobs: &[JobView]) -> Vec<&JobView> {
+    let mut begun: Vec<&JobView> = jobs.iter().filter(|job| job.phase != JobPhase::Queued).collect();
+    begun.sort_by_key(|job| (Reverse(job.priority), job.sequence));
+    begun
+}
+
+impl JobView {
+    fn held(&self) -> usize {
+        match self.phase {
+            JobPhase::Queued => 0,
+            JobPhase::Begun { held, .. } => held,
+        }
+    }
+
+    /// Workers it needs beside those it holds.
+    fn needed(&self) -> usize {
+        self.min.saturating_sub(self.held())
+    }
+
+    fn lacks_members(&self) -> bool {
+        match self.phase {
+            JobPhase::Queued => true,
+            JobPhase::Begun { wants_members, .. } => wants_members && self.needed() > 0,
+        }
+    }
+
+    fn growable(&self) -> bool {
+        matches!(self.phase, JobPhase::Begun { growable: true, .. }) && self.needed() == 0
+    }
+
+    fn may_run_on(&self, kind: KindId) -> bool {
+        !matches!(self.phase, JobPhase::Begun { kind: Some(own), .. } if own != kind)
+    }
+
+    fn may_use(&self, worker: &WorkerView) -> bool {
+        self.may_run_on(worker.kind) && !self.excluded.contains(&worker.id)
+    }
+}
+
+/// The workers, while they are given away.
+struct Pool<'a> {
+    workers: &'a [WorkerView],
+    /// Free ones that no job has been given or has reserved.
+    free: BTreeMap<WorkerId, &'a WorkerView>,
+    /// The first job that waits for workers of a kind.
+    first_waiting: BTreeMap<KindId, JobIndex>,
+    /// Kinds that a waiting job could run on once their workers are free.
+    wanted: BTreeSet<KindId>,
+}
+
+impl<'a> Pool<'a> {
+    fn new(workers: &'a [WorkerView]) -> Self {
+        let free = workers.iter().filter(|w| w.free).map(|w| (w.id, w)).collect();
+        Self { workers, free, first_waiting: BTreeMap::new(), wanted: BTreeSet::new() }
+    }
+
+    /// Gives `job` the workers it lacks, or reserves those that are free for it and says what it waits for.
+    fn serve(&mut self, job: &JobView) -> Result<Vec<WorkerId>, Reason> {
+        let free = count_kinds(job, self.free.values().copied());
+        let enough = free.iter().filter(|(_, n)| **n >= job.needed());
+        if let Some((kind, n)) = enough.max_by_key(|(kind, n)| (**n, Reverse(**kind))) {
+            let most = match job.phase {
+                JobPhase::Queued => job.max,
+                // What goes beyond its need is growth, which comes after the queue.
+                JobPhase::Begun { .. } => job.needed(),
+            };
+            return Ok(self.take(job, *kind, most.min(*n)));
+        }
+        let exist = count_kinds(job, self.workers.iter().filter(|w| w.counts));
+        let best = exist.iter().max_by_key(|(kind, n)| (**n, Reverse(**kind)));
+        let (kind, exist_of_best_kind) = match best {
+            Some((kind, n)) if *n >= job.min => (*kind, *n),
+            best => {
+                return Err(Reason::NotEnoughWorkers {
+                    needed: job.min,
+                    exist_of_best_kind: best.map_or(0, |(_, n)| *n),
+                    kinds: exist.len(),
+                    excluded: self.excluded_by(job),
+                });
+            }
+        };
+        self.wanted.extend(exist.iter().filter(|(_, n)| **n >= job.min).map(|(kind, _)| *kind));
+        let reserved = self.take(job, kind, usize::MAX).len();
+        let first = *self.first_waiting.entry(kind).or_insert(job.id);
+        if first != job.id {
+            return Err(Reason::Behind { job: first });
+        }
+        let exist = exist_of_best_kind.saturating_sub(job.held());
+        Err(Reason::Busy { needed: job.needed(), free: reserved, exist })
+    }
+
+    /// Gives a job that has begun, and has been given `members` just now, free workers that nobody waits for.
+    fn grow(&mut self, job: &JobView, members: &[WorkerId]) -> Vec<WorkerId> {
+        let room = job.max.saturating_sub(job.held() + members.len());
+        let bound = self.workers.iter().find(|w| members.contains(&w.id)).map(|w| w.kind);
+        let free = count_kinds(job, self.free.values().copied());
+        let open = free
+            .iter()
+            .filter(|(kind, _)| !self.wanted.contains(kind) && bound.is_none_or(|bound| bound == **kind));
+        match open.max_by_key(|(kind, n)| (**n, Reverse(**kind))) {
+            Some((kind, n)) => self.take(job, *kind, room.min(*n)),
+            None => Vec::new(),
+        }
+    }
+
+    /// Takes at most so many free workers of a kind that `job` may use.
+    fn take(&mut self, job: &JobView, kind: KindId, most: usize) -> Vec<WorkerId> {
+        let usable = self.free.values().filter(|w| w.kind == kind && job.may_use(w)).map(|w| w.id);
+        let taken: Vec<WorkerId> = usable.take(most).collect();
+        self.free.retain(|id, _| !taken.contains(id));
+        taken
+    }
+
+    fn excluded_by(&self, job: &JobView) -> usize {
+        let left_out = |w: &&WorkerView| w.counts && job.may_run_on(w.kind) && !job.may_use(w);
+        self.workers.iter().filter(left_out).count()
+    }
+}
+
+/// Workers that `job` may use, by kind.
+fn count_kinds<'a>(job: &JobView, workers: impl Iterator<Item = &'a WorkerView>) -> BTreeMap<KindId, usize> {
+    let mut counts = BTreeMap::new();
+    for worker in workers.filter(|w| job.may_use(w)) {
+        *counts.entry(worker.kind).or_insert(0) += 1;
+    }
+    counts
+}
+
+fn are(n: usize) -> &'static str {
+    if n == 1 { "is" } else { "are" }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,217 @@
+//! What outlives the process: a database, and the files that it names.
+//!
+//! ```text
+//! <state_dir>/lock               held by the one process that writes here
+//! <state_dir>/coordinator.db     jobs, their events and steps, and which files there are (SQLite)
+//! <state_dir>/objects/<sha256>   files, each content once
+//! <state_dir>/staging/           files on their way in; emptied at every start
+//! ```
+//!
+//! - What a method has written is on disk when it returns, steps aside: those are once the next other thing is.
+//! - One writer at a time. It moves a file to `objects/` before it commits the row that names it, and removes a file after
+//!   it has committed that no row does. So every row has its file; a file without a row is what a crash left, and waste.
+//! - Reading never waits for a writer, and sees only what is committed.
+
+mod artifacts;
+mod connections;
+mod job_row;
+mod jobs;
+mod log;
+mod objects;
+#[cfg(test)]
+mod tests;
+mod watch;
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use sqlx::migrate::MigrateError;
+use sqlx::sqlite::SqlitePool;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::task::JoinError;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use artifacts::{Committed, MissingFile};
+pub(crate) use job_row::{Desired, JobRow, MemberRow};
+pub(crate) use jobs::Inserted;
+pub(crate) use objects::Staged;
+pub(crate) use watch::WatchError;
+
+use connections::Writers;
+use watch::Watchers;
+
+const LOCK: &str = "lock";
+const DATABASE: &str = "coordinator.db";
+const OBJECTS: &str = "objects";
+const STAGING: &str = "staging";
+
+/// Rows that are kept of each job.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Retention {
+    /// Lifecycle events; the newest is kept in any case.
+    pub(crate) events: u64,
+    /// Steps; the newest is kept in any case.
+    pub(crate) steps: u64,
+}
+
+/// What is wrong with the store.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// Another process writes there.
+    #[error("{dir} is in use by another coordinator", dir = .0.display())]
+    InUse(PathBuf),
+    /// The file system refuses, for want of space for instance.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// File or directory.
+        path: PathBuf,
+        /// What the file system says.
+        source: io::Error,
+    },
+    /// The database refuses: no space is left, or the file is damaged.
+    #[error("{path}: {source}", path = path.display())]
+    Database {
+        /// The database's file.
+        path: PathBuf,
+        /// What the database says.
+        source: sqlx::Error,
+    },
+    /// The database is another version's.
+    #[error("{path} cannot be brought to this version: {source}", path = path.display())]
+    Migrate {
+        /// The database's file.
+        path: PathBuf,
+        /// Why not.
+        source: MigrateError,
+    },
+    /// Something is not as it was written, or as it was announced.
+    #[error("{0}")]
+    Damaged(String),
+    /// The work was cut off, because the process ends.
+    #[error("the store's work was cut off: {0}")]
+    CutOff(#[from] JoinError),
+}
+
+/// The coordinator's store. Clones are handles of the same.
+#[derive(Debug, Clone)]
+pub(crate) struct Store(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    objects: PathBuf,
+    staging: PathBuf,
+    database: PathBuf,
+    term: u64,
+    retention: Retention,
+    writers: Mutex<Writers>,
+    readers: SqlitePool,
+    watchers: Watchers,
+    /// Files that were staged so far.
+    staged: AtomicU64,
+    closed: CancellationToken,
+    /// Held open for its lock, and given up last.
+    _lock: File,
+}
+
+impl Store {
+    /// Opens the store in `state_dir`, makes it if it is not there, and raises the term.
+    ///
+    /// # Errors
+    /// The directory is in use or not to be written, or the database is damaged or a newer version's.
+    pub(crate) async fn open(state_dir: &Path, retention: Retention) -> Result<Self, StoreError> {
+        let (objects, staging) = (state_dir.join(OBJECTS), state_dir.join(STAGING));
+        create_private(state_dir)?;
+        let lock = lock(state_dir)?;
+        if staging.symlink_metadata().is_ok() {
+            std::fs::remove_dir_all(&staging).map_err(io_error(&staging))?;
+        }
+        create_private(&staging)?;
+        create_private(&objects)?;
+
+        let database = state_dir.join(DATABASE);
+        let failed = |source| StoreError::Database { path: database.clone(), source };
+        let mut writers = Writers::connect(&database).await.map_err(failed)?;
+        let lifecycle = &mut writers.lifecycle.connection;
+        let outdated = |source| StoreError::Migrate { path: database.clone(), source };
+        connections::migrations().run(&mut *lifecycle).await.map_err(outdated)?;
+        let term = sqlx::query_scalar("UPDATE coordinator SET term = term + 1 RETURNING term");
+        let term = term.fetch_one(lifecycle).await.map_err(failed)?;
+
+        Ok(Self(Arc::new(Inner {
+            objects,
+            staging,
+            readers: connections::readers(&database),
+            database,
+            term,
+            retention,
+            writers: Mutex::new(writers),
+            watchers: Watchers::default(),
+            staged: AtomicU64::new(0),
+            closed: CancellationToken::new(),
+            _lock: lock,
+        })))
+    }
+
+    /// How often the store was opened, this time included.
+    pub(crate) fn term(&self) -> u64 {
+        self.0.term
+    }
+
+    /// A directory for passing things, emptied at every start.
+    pub(crate) fn staging_dir(&self) -> &Path {
+        &self.0.staging
+    }
+
+    /// Ends every watch, and every later one.
+    pub(crate) fn close(&self) {
+        self.0.closed.cancel();
+    }
+
+    async fn writers(&self) -> MutexGuard<'_, Writers> {
+        self.0.writers.lock().await
+    }
+
+    fn readers(&self) -> &SqlitePool {
+        &self.0.readers
+    }
+
+    /// An error of the database with its name.
+    fn failed(&self, source: sqlx::Error) -> StoreError {
+        StoreError::Database { path: self.0.database.clone(), source }
+    }
+}
+
+/// Makes a directory, and those above it, that others cannot look into: it holds people's data and the groups' tokens.
+fn create_private(dir: &Path) -> Result<(), StoreError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))
+}
+
+fn lock(dir: &Path) -> Result<File, StoreError> {
+    let path = dir.join(LOCK);
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(io_error(&path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(StoreError::InUse(dir.to_owned())),
+        Err(TryLockError::Error(source)) => Err(StoreError::Io { path, source }),
+    }
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
+    |source| StoreError::Io { path: path.to_owned(), source }
+}
+
+/// A number for the database, which has signed ones. What exceeds them is no honest count, and becomes the largest.
+fn int(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}

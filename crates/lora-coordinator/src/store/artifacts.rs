@@ -1,0 +1,310 @@
+//! What workers make for their jobs: checkpoints and results.
+
+use std::collections::BTreeSet;
+
+use lora_proto::v1::{self, job_artifact, job_event};
+use lora_spec::{JobSpec, JobState};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+
+use super::log::append_events;
+use super::objects::{forget_unnamed, to_the_end};
+use super::{JobRow, Staged, Store, StoreError, int, job_row};
+
+/// Files of a result that the coordinator makes itself.
+const METRICS: &str = "metrics.jsonl";
+const JOB: &str = "job.yaml";
+/// Steps that are read at once.
+const STEPS: i64 = 1000;
+/// Before every time.
+const NEVER: i64 = i64::MIN;
+
+/// What became of a worker's file.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Committed {
+    /// It is in the store, and the job's.
+    Done,
+    /// There is no such job.
+    UnknownJob,
+    /// It comes from another group than the job has now.
+    StaleGeneration {
+        /// The job's generation.
+        current: u64,
+    },
+    /// No worker has anything to write for a job in this state.
+    NotActive {
+        /// The job's state.
+        state: JobState,
+    },
+}
+
+/// A file that a result should have was not uploaded in the job's generation.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct MissingFile(pub(crate) String);
+
+impl Store {
+    /// The job's newest checkpoint.
+    pub(crate) async fn newest_checkpoint(&self, job_id: &str) -> Result<Option<v1::Checkpoint>, StoreError> {
+        let row = sqlx::query(
+            "SELECT step, sha256, size FROM checkpoints JOIN objects USING (sha256) \
+             WHERE job = (SELECT sequence FROM jobs WHERE id = ?) ORDER BY step DESC LIMIT 1",
+        )
+        .bind(job_id)
+        .fetch_optional(self.readers())
+        .await;
+        let checkpoint = |row: SqliteRow| {
+            Ok(v1::Checkpoint { step: row.try_get("step")?, digest: Some(digest_in(&row)?) })
+        };
+        row.and_then(|row| row.map(checkpoint).transpose()).map_err(|error| self.failed(error))
+    }
+
+    /// Takes the staged file in as `artifact`, if it comes from the job's group of now and the job is one that workers
+    /// write for. Of checkpoints the newest `training.save_total_limit` stay.
+    pub(crate) async fn commit_artifact(
+        &self,
+        artifact: &v1::JobArtifact,
+        digest: &v1::FileDigest,
+        staged: Staged,
+    ) -> Result<Committed, StoreError> {
+        let (store, artifact, digest) = (self.clone(), artifact.clone(), digest.clone());
+        to_the_end(async move { store.take_artifact(&artifact, &digest, staged).await }).await
+    }
+
+    async fn take_artifact(
+        &self,
+        artifact: &v1::JobArtifact,
+        digest: &v1::FileDigest,
+        staged: Staged,
+    ) -> Result<Committed, StoreError> {
+        let failed = |error| self.failed(error);
+        let staged = staged.checked(digest).await?;
+        let mut writers = self.writers().await;
+        let mut db = writers.lifecycle.begin().await.map_err(failed)?;
+        let row =
+            sqlx::query("SELECT * FROM jobs WHERE id = ?").bind(&artifact.job_id).fetch_optional(&mut *db);
+        let Some(row) = row.await.map_err(failed)? else { return Ok(Committed::UnknownJob) };
+        let job = job_row::from_row(&row).map_err(failed)?;
+        if job.generation != artifact.generation {
+            return Ok(Committed::StaleGeneration { current: job.generation });
+        }
+        if !job.state.is_active() || job.state == JobState::Cancelling {
+            return Ok(Committed::NotActive { state: job.state });
+        }
+        self.adopt(&mut db, staged, digest).await?;
+        match &artifact.name {
+            Some(job_artifact::Name::CheckpointStep(step)) => {
+                add_checkpoint(&mut db, &job, *step, digest, self.0.retention.events)
+                    .await
+                    .map_err(failed)?;
+            }
+            Some(job_artifact::Name::ResultFile(name)) => {
+                add_result(&mut db, &job, name, digest).await.map_err(failed)?;
+            }
+            None => return Err(StoreError::Damaged("an artifact without a name".into())),
+        }
+        let unnamed = forget_unnamed(&mut db, NEVER).await.map_err(failed)?;
+        db.commit().await.map_err(failed)?;
+        self.0.watchers.wake(&artifact.job_id);
+        self.remove(unnamed).await;
+        Ok(Committed::Done)
+    }
+
+    /// Stores a job that has succeeded with its events, and its result: exactly `files`, as they were uploaded in the job's
+    /// generation, and what the coordinator adds. Nothing happens if one is missing.
+    pub(crate) async fn commit_result(
+        &self,
+        job: &JobRow,
+        files: &[String],
+        events: Vec<job_event::Kind>,
+    ) -> Result<Result<Vec<v1::StoredFile>, MissingFile>, StoreError> {
+        let (store, job) = (self.clone(), job.clone());
+        let files = files.iter().filter(|name| ![METRICS, JOB].contains(&name.as_str())).cloned().collect();
+        to_the_end(async move { store.take_result(&job, files, events).await }).await
+    }
+
+    async fn take_result(
+        &self,
+        job: &JobRow,
+        files: BTreeSet<String>,
+        mut events: Vec<job_event::Kind>,
+    ) -> Result<Result<Vec<v1::StoredFile>, MissingFile>, StoreError> {
+        let failed = |error| self.failed(error);
+        let own = [(METRICS, self.stage_metrics(job).await?), (JOB, self.stage_job_file(job).await?)];
+        let mut writers = self.writers().await;
+        let mut db = writers.lifecycle.begin().await.map_err(failed)?;
+        let sequence = job_row::update(&mut db, job).await.map_err(failed)?;
+        drop_results_but(&mut db, sequence, job.generation, &files).await.map_err(failed)?;
+        let found = result_files(&mut db, sequence).await.map_err(failed)?;
+        if let Some(name) = files.into_iter().find(|name| !found.iter().any(|file| file.name == *name)) {
+            return Ok(Err(MissingFile(name)));
+        }
+        for (name, mut staged) in own {
+            let digest = staged.finish().await?;
+            self.adopt(&mut db, staged, &digest).await?;
+            add_result(&mut db, job, name, &digest).await.map_err(failed)?;
+        }
+        let files = result_files(&mut db, sequence).await.map_err(failed)?;
+        events.insert(0, job_event::Kind::ResultSaved(v1::ResultSaved { files: files.clone() }));
+        append_events(&mut db, sequence, events, self.0.retention.events).await.map_err(failed)?;
+        let unnamed = forget_unnamed(&mut db, NEVER).await.map_err(failed)?;
+        db.commit().await.map_err(failed)?;
+        self.0.watchers.wake(&job.id);
+        self.remove(unnamed).await;
+        Ok(Ok(files))
+    }
+
+    /// A file of a succeeded job's result.
+    pub(crate) async fn result_file(
+        &self,
+        job_id: &str,
+        name: &str,
+    ) -> Result<Option<v1::FileDigest>, StoreError> {
+        let row = sqlx::query(
+            "SELECT sha256, size FROM results JOIN objects USING (sha256) \
+             WHERE job = (SELECT sequence FROM jobs WHERE id = ? AND state = 'succeeded') AND name = ?",
+        )
+        .bind(job_id)
+        .bind(name)
+        .fetch_optional(self.readers())
+        .await;
+        row.and_then(|row| row.as_ref().map(digest_in).transpose()).map_err(|error| self.failed(error))
+    }
+
+    /// One row of JSON for each logged step.
+    async fn stage_metrics(&self, job: &JobRow) -> Result<Staged, StoreError> {
+        let mut staged = self.stage().await?;
+        let mut last = 0;
+        loop {
+            let rows = sqlx::query(
+                "SELECT step, report FROM steps WHERE job = ? AND step > ? ORDER BY step LIMIT ?",
+            )
+            .bind(job.sequence)
+            .bind(last)
+            .bind(STEPS)
+            .fetch_all(self.readers())
+            .await
+            .map_err(|error| self.failed(error))?;
+            let mut text = Vec::new();
+            for row in &rows {
+                let report: v1::StepReport =
+                    job_row::message(row, "report").map_err(|error| self.failed(error))?;
+                last = row.try_get("step").map_err(|error| self.failed(error))?;
+                if let Some(metrics) = report.metrics.filter(|_| report.logged) {
+                    serde_json::to_writer(&mut text, &metrics)
+                        .map_err(|error| cannot_write(METRICS, error))?;
+                    text.push(b'\n');
+                }
+            }
+            staged.write(&text).await?;
+            if rows.is_empty() {
+                return Ok(staged);
+            }
+        }
+    }
+
+    /// The job's settings, all of them.
+    async fn stage_job_file(&self, job: &JobRow) -> Result<Staged, StoreError> {
+        let spec = JobSpec::try_from(job.spec.clone()).map_err(|error| cannot_write(JOB, error))?;
+        let text = serde_saphyr::to_string(&spec).map_err(|error| cannot_write(JOB, error))?;
+        let mut staged = self.stage().await?;
+        staged.write(text.as_bytes()).await?;
+        Ok(staged)
+    }
+}
+
+/// The files of a result, by name.
+pub(super) async fn result_files(db: &mut SqliteConnection, job: i64) -> sqlx::Result<Vec<v1::StoredFile>> {
+    let rows = sqlx::query(
+        "SELECT name, sha256, size FROM results JOIN objects USING (sha256) WHERE job = ? ORDER BY name",
+    )
+    .bind(job)
+    .fetch_all(db)
+    .await?;
+    let file =
+        |row: &SqliteRow| Ok(v1::StoredFile { name: row.try_get("name")?, digest: Some(digest_in(row)?) });
+    rows.iter().map(file).collect()
+}
+
+/// Lets go of what has been uploaded for a job's result.
+pub(super) async fn drop_results(db: &mut SqliteConnection, job: i64) -> sqlx::Result<()> {
+    sqlx::query("DELETE FROM results WHERE job = ?").bind(job).execute(db).await.map(drop)
+}
+
+async fn drop_results_but(
+    db: &mut SqliteConnection,
+    job: i64,
+    generation: u64,
+    files: &BTreeSet<String>,
+) -> sqlx::Result<()> {
+    let files = serde_json::to_string(files).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    let query = sqlx::query(
+        "DELETE FROM results WHERE job = ? AND (generation <> ? OR name NOT IN (SELECT value FROM json_each(?)))",
+    );
+    query.bind(job).bind(int(generation)).bind(files).execute(db).await.map(drop)
+}
+
+async fn add_checkpoint(
+    db: &mut SqliteConnection,
+    job: &JobRow,
+    step: u64,
+    digest: &v1::FileDigest,
+    kept_events: u64,
+) -> sqlx::Result<()> {
+    let added = sqlx::query(
+        "INSERT INTO checkpoints (job, step, generation, sha256) VALUES (?, ?, ?, ?) \
+         ON CONFLICT (job, step) DO UPDATE SET generation = excluded.generation, sha256 = excluded.sha256 \
+         WHERE (generation, sha256) <> (excluded.generation, excluded.sha256)",
+    )
+    .bind(job.sequence)
+    .bind(int(step))
+    .bind(int(job.generation))
+    .bind(&digest.sha256)
+    .execute(&mut *db)
+    .await?;
+    // A worker that did not hear of its success comes again.
+    if added.rows_affected() == 0 {
+        return Ok(());
+    }
+    sqlx::query(
+        "DELETE FROM checkpoints WHERE job = ?1 AND step NOT IN \
+         (SELECT step FROM checkpoints WHERE job = ?1 ORDER BY step DESC LIMIT ?2)",
+    )
+    .bind(job.sequence)
+    .bind(int(checkpoints_kept(&job.spec)))
+    .execute(&mut *db)
+    .await?;
+    let saved = v1::CheckpointSaved { step, digest: Some(digest.clone()) };
+    append_events(db, job.sequence, vec![job_event::Kind::CheckpointSaved(saved)], kept_events).await
+}
+
+fn checkpoints_kept(job: &v1::JobSpec) -> u64 {
+    let asked = job.training.as_ref().and_then(|training| training.save_total_limit);
+    asked.unwrap_or(lora_spec::TrainingSpec::default().save_total_limit as u64).max(1)
+}
+
+async fn add_result(
+    db: &mut SqliteConnection,
+    job: &JobRow,
+    name: &str,
+    digest: &v1::FileDigest,
+) -> sqlx::Result<()> {
+    sqlx::query(
+        "INSERT INTO results (job, name, generation, sha256) VALUES (?, ?, ?, ?) \
+         ON CONFLICT (job, name) DO UPDATE SET generation = excluded.generation, sha256 = excluded.sha256",
+    )
+    .bind(job.sequence)
+    .bind(name)
+    .bind(int(job.generation))
+    .bind(&digest.sha256)
+    .execute(db)
+    .await
+    .map(drop)
+}
+
+fn digest_in(row: &SqliteRow) -> sqlx::Result<v1::FileDigest> {
+    Ok(v1::FileDigest { size: row.try_get("size")?, sha256: row.try_get("sha256")? })
+}
+
+fn cannot_write(file: &str, error: impl std::fmt::Display) -> StoreError {
+    StoreError::Damaged(format!("cannot write {file}: {error}"))
+}

@@ -1,0 +1,217 @@
+//! A job as the database has it.
+
+use std::time::{Duration, SystemTime};
+
+use lora_proto::v1;
+use lora_spec::JobState;
+use prost::Message;
+use serde::{Deserialize, Serialize};
+use sqlx::sqlite::{SqliteArguments, SqliteRow};
+use sqlx::{Row, Sqlite, SqliteConnection};
+
+use super::int;
+
+/// What there is to know of a job after a restart, its log and files aside.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct JobRow {
+    pub(crate) id: String,
+    /// Counts the submits; given by the store.
+    pub(crate) sequence: i64,
+    /// Empty: the caller gave none.
+    pub(crate) idempotency_key: String,
+    /// Of what was submitted under the key.
+    pub(crate) request_sha256: Vec<u8>,
+    pub(crate) spec: v1::JobSpec,
+    pub(crate) inputs: v1::Inputs,
+    pub(crate) priority: i32,
+    pub(crate) state: JobState,
+    pub(crate) desired: Desired,
+    /// Settings, base and data were found good.
+    pub(crate) validated: bool,
+    /// Of the newest group; 0: there was none.
+    pub(crate) generation: u64,
+    /// Of the group, by rank.
+    pub(crate) members: Vec<MemberRow>,
+    /// Secret of the group.
+    pub(crate) token: String,
+    pub(crate) completed_steps: u64,
+    pub(crate) facts: Option<v1::RunFacts>,
+    pub(crate) failure: Option<v1::Failure>,
+    /// Hash over the base's files, in hexadecimal; empty until a worker has told.
+    pub(crate) base_sha256: String,
+    /// For people; empty: nothing.
+    pub(crate) waiting_for: String,
+    /// Groups in a row that finished no step.
+    pub(crate) fruitless: u32,
+    pub(crate) created: SystemTime,
+    /// When it came into its state.
+    pub(crate) changed: SystemTime,
+}
+
+impl Default for JobRow {
+    /// A job that has just been submitted.
+    fn default() -> Self {
+        let now = SystemTime::now();
+        Self {
+            id: String::new(),
+            sequence: 0,
+            idempotency_key: String::new(),
+            request_sha256: Vec::new(),
+            spec: v1::JobSpec::default(),
+            inputs: v1::Inputs::default(),
+            priority: 0,
+            state: JobState::Validating,
+            desired: Desired::Run,
+            validated: false,
+            generation: 0,
+            members: Vec::new(),
+            token: String::new(),
+            completed_steps: 0,
+            facts: None,
+            failure: None,
+            base_sha256: String::new(),
+            waiting_for: String::new(),
+            fruitless: 0,
+            created: now,
+            changed: now,
+        }
+    }
+}
+
+/// A worker in a job's group.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MemberRow {
+    pub(crate) worker: String,
+    pub(crate) instance_id: String,
+    pub(crate) peer_address: String,
+}
+
+/// What the job's owner wants of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Desired {
+    Run,
+    Pause,
+    Cancel,
+}
+
+impl Desired {
+    const ALL: [Self; 3] = [Self::Run, Self::Pause, Self::Cancel];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Run => "run",
+            Self::Pause => "pause",
+            Self::Cancel => "cancel",
+        }
+    }
+}
+
+type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
+
+/// Adds a job and gives its sequence.
+pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
+    let query = sqlx::query(
+        "INSERT INTO jobs (spec, priority, state, desired, validated, generation, members, token, completed_steps, \
+         facts, failure, base_sha256, waiting_for, fruitless, changed, \
+         id, idempotency_key, request_sha256, inputs, created) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING sequence",
+    );
+    let query = bind_changing(query, job)?
+        .bind(&job.id)
+        .bind(Some(&job.idempotency_key).filter(|key| !key.is_empty()))
+        .bind(&job.request_sha256)
+        .bind(job.inputs.encode_to_vec())
+        .bind(nanos(job.created));
+    query.fetch_one(db).await?.try_get("sequence")
+}
+
+/// Writes what can change of a job, and gives its sequence.
+pub(super) async fn update(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
+    let query = sqlx::query(
+        "UPDATE jobs SET (spec, priority, state, desired, validated, generation, members, token, completed_steps, \
+         facts, failure, base_sha256, waiting_for, fruitless, changed) \
+         = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? RETURNING sequence",
+    );
+    bind_changing(query, job)?.bind(&job.id).fetch_one(db).await?.try_get("sequence")
+}
+
+fn bind_changing(query: Query, job: &JobRow) -> sqlx::Result<Query> {
+    let members = serde_json::to_string(&job.members).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    Ok(query
+        .bind(job.spec.encode_to_vec())
+        .bind(job.priority)
+        .bind(job.state.name())
+        .bind(job.desired.name())
+        .bind(job.validated)
+        .bind(int(job.generation))
+        .bind(members)
+        .bind(&job.token)
+        .bind(int(job.completed_steps))
+        .bind(job.facts.as_ref().map(Message::encode_to_vec))
+        .bind(job.failure.as_ref().map(Message::encode_to_vec))
+        .bind(&job.base_sha256)
+        .bind(&job.waiting_for)
+        .bind(job.fruitless)
+        .bind(nanos(job.changed)))
+}
+
+/// The job in a row with all columns of `jobs`.
+pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
+    let state: String = row.try_get("state")?;
+    let desired: String = row.try_get("desired")?;
+    let members: String = row.try_get("members")?;
+    Ok(JobRow {
+        id: row.try_get("id")?,
+        sequence: row.try_get("sequence")?,
+        idempotency_key: row.try_get::<Option<_>, _>("idempotency_key")?.unwrap_or_default(),
+        request_sha256: row.try_get("request_sha256")?,
+        spec: message(row, "spec")?,
+        inputs: message(row, "inputs")?,
+        priority: row.try_get("priority")?,
+        state: JobState::from_name(&state).ok_or_else(|| damaged("state", format!("no state {state:?}")))?,
+        desired: Desired::ALL
+            .into_iter()
+            .find(|one| one.name() == desired)
+            .ok_or_else(|| damaged("desired", format!("nothing to desire: {desired:?}")))?,
+        validated: row.try_get("validated")?,
+        generation: row.try_get("generation")?,
+        members: serde_json::from_str(&members).map_err(|error| damaged("members", error))?,
+        token: row.try_get("token")?,
+        completed_steps: row.try_get("completed_steps")?,
+        facts: optional_message(row, "facts")?,
+        failure: optional_message(row, "failure")?,
+        base_sha256: row.try_get("base_sha256")?,
+        waiting_for: row.try_get("waiting_for")?,
+        fruitless: row.try_get("fruitless")?,
+        created: time(row.try_get("created")?),
+        changed: time(row.try_get("changed")?),
+    })
+}
+
+/// The message in a column.
+pub(super) fn message<M: Message + Default>(row: &SqliteRow, column: &str) -> sqlx::Result<M> {
+    M::decode(row.try_get::<&[u8], _>(column)?).map_err(|error| damaged(column, error))
+}
+
+/// The message in a column that may be NULL.
+pub(super) fn optional_message<M: Message + Default>(
+    row: &SqliteRow,
+    column: &str,
+) -> sqlx::Result<Option<M>> {
+    let bytes: Option<&[u8]> = row.try_get(column)?;
+    bytes.map(|bytes| M::decode(bytes).map_err(|error| damaged(column, error))).transpose()
+}
+
+/// Nanoseconds since 1970.
+pub(super) fn nanos(time: SystemTime) -> i64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX))
+}
+
+fn time(nanos: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+}
+
+fn damaged(column: &str, source: impl Into<sqlx::error::BoxDynError>) -> sqlx::Error {
+    sqlx::Error::ColumnDecode { index: column.to_owned(), source: source.into() }
+}

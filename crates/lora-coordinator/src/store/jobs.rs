@@ -1,0 +1,203 @@
+//! Jobs into and out of the database.
+
+use lora_proto::v1::{self, job_event};
+use lora_spec::JobState;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+
+use super::artifacts::{drop_results, result_files};
+use super::connections::Writer;
+use super::log::append_events;
+use super::{JobRow, Retention, Store, StoreError, int, job_row};
+use crate::inputs;
+
+/// What became of a submit.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Inserted {
+    /// The job is stored; it has its sequence now.
+    New(JobRow),
+    /// The job that was stored under the same idempotency key before.
+    Existing(JobRow),
+    /// Inputs that are not in the store; nothing was stored.
+    MissingObjects(Vec<v1::FileDigest>),
+}
+
+/// What a job's message has besides its row, as columns.
+const WITH_PROGRESS: &str = "SELECT jobs.*, \
+     (SELECT report FROM steps WHERE steps.job = sequence ORDER BY step DESC LIMIT 1) AS newest_step, \
+     (SELECT MAX(step) FROM checkpoints WHERE checkpoints.job = sequence) AS checkpoint_step \
+     FROM jobs WHERE ";
+
+impl Store {
+    /// Stores a new job and its first events, unless there is one under its idempotency key, or an input is missing.
+    pub(crate) async fn insert_job(
+        &self,
+        job: &JobRow,
+        events: Vec<job_event::Kind>,
+    ) -> Result<Inserted, StoreError> {
+        let mut writers = self.writers().await;
+        insert(&mut writers.lifecycle, job, events, self.0.retention)
+            .await
+            .map_err(|error| self.failed(error))
+    }
+
+    /// Stores a job as it is now, together with the events that led there.
+    pub(crate) async fn save_job(
+        &self,
+        job: &JobRow,
+        events: Vec<job_event::Kind>,
+    ) -> Result<(), StoreError> {
+        let mut writers = self.writers().await;
+        save(&mut writers.lifecycle, job, events, self.0.retention)
+            .await
+            .map_err(|error| self.failed(error))?;
+        self.0.watchers.wake(&job.id);
+        Ok(())
+    }
+
+    /// The job of this id.
+    pub(crate) async fn load_job(&self, id: &str) -> Result<Option<JobRow>, StoreError> {
+        let row =
+            sqlx::query("SELECT * FROM jobs WHERE id = ?").bind(id).fetch_optional(self.readers()).await;
+        row.and_then(|row| row.as_ref().map(job_row::from_row).transpose())
+            .map_err(|error| self.failed(error))
+    }
+
+    /// Every job that is not at rest, in the order of submission.
+    pub(crate) async fn load_active(&self) -> Result<Vec<JobRow>, StoreError> {
+        let mut query = QueryBuilder::new("SELECT * FROM jobs WHERE ");
+        push_states(&mut query, JobState::ALL.into_iter().filter(|state| !state.is_at_rest()));
+        let rows = query.push(" ORDER BY sequence").build().fetch_all(self.readers()).await;
+        rows.and_then(|rows| rows.iter().map(job_row::from_row).collect()).map_err(|error| self.failed(error))
+    }
+
+    /// Where the job of this id stands.
+    pub(crate) async fn job_message(&self, id: &str) -> Result<Option<v1::Job>, StoreError> {
+        let mut query = QueryBuilder::new(WITH_PROGRESS);
+        query.push("id = ").push_bind(id);
+        Ok(self.messages(query).await.map_err(|error| self.failed(error))?.pop().map(|(_, job)| job))
+    }
+
+    /// At most `limit` jobs, the newest first, with their sequence: those in one of `states` (empty: in any), submitted
+    /// before the job of the sequence `before`.
+    pub(crate) async fn list_jobs(
+        &self,
+        states: &[JobState],
+        before: Option<i64>,
+        limit: u32,
+    ) -> Result<Vec<(i64, v1::Job)>, StoreError> {
+        let mut query = QueryBuilder::new(WITH_PROGRESS);
+        query.push("sequence < ").push_bind(before.unwrap_or(i64::MAX));
+        if !states.is_empty() {
+            query.push(" AND ");
+            push_states(&mut query, states.iter().copied());
+        }
+        query.push(" ORDER BY sequence DESC LIMIT ").push_bind(limit);
+        self.messages(query).await.map_err(|error| self.failed(error))
+    }
+
+    async fn messages(&self, mut query: QueryBuilder<Sqlite>) -> sqlx::Result<Vec<(i64, v1::Job)>> {
+        let mut db = self.readers().begin().await?;
+        let mut jobs = Vec::new();
+        for row in query.build().fetch_all(&mut *db).await? {
+            jobs.push(message(&mut db, &row).await?);
+        }
+        Ok(jobs)
+    }
+}
+
+async fn insert(
+    writer: &mut Writer,
+    job: &JobRow,
+    events: Vec<job_event::Kind>,
+    retention: Retention,
+) -> sqlx::Result<Inserted> {
+    let mut db = writer.begin().await?;
+    if !job.idempotency_key.is_empty() {
+        let query = sqlx::query("SELECT * FROM jobs WHERE idempotency_key = ?").bind(&job.idempotency_key);
+        if let Some(row) = query.fetch_optional(&mut *db).await? {
+            return Ok(Inserted::Existing(job_row::from_row(&row)?));
+        }
+    }
+    // The writer is the only one to remove objects, so what is there now stays.
+    let inputs = inputs::digests(&job.inputs);
+    let mut missing = Vec::new();
+    for digest in &inputs {
+        let query = sqlx::query("SELECT 1 FROM objects WHERE sha256 = ? AND size = ?");
+        let found = query.bind(&digest.sha256).bind(int(digest.size)).fetch_optional(&mut *db).await?;
+        if found.is_none() && !missing.contains(digest) {
+            missing.push(digest.clone());
+        }
+    }
+    if !missing.is_empty() {
+        return Ok(Inserted::MissingObjects(missing));
+    }
+    let sequence = job_row::insert(&mut db, job).await?;
+    sqlx::query("INSERT INTO logs (job) VALUES (?)").bind(sequence).execute(&mut *db).await?;
+    for digest in &inputs {
+        sqlx::query("INSERT INTO inputs (job, sha256) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(sequence)
+            .bind(&digest.sha256)
+            .execute(&mut *db)
+            .await?;
+    }
+    append_events(&mut db, sequence, events, retention.events).await?;
+    db.commit().await?;
+    Ok(Inserted::New(JobRow { sequence, ..job.clone() }))
+}
+
+async fn save(
+    writer: &mut Writer,
+    job: &JobRow,
+    events: Vec<job_event::Kind>,
+    retention: Retention,
+) -> sqlx::Result<()> {
+    let mut db = writer.begin().await?;
+    let sequence = job_row::update(&mut db, job).await?;
+    append_events(&mut db, sequence, events, retention.events).await?;
+    if job.state.is_at_rest() && job.state != JobState::Succeeded {
+        drop_results(&mut db, sequence).await?;
+    }
+    db.commit().await
+}
+
+fn push_states(query: &mut QueryBuilder<Sqlite>, states: impl Iterator<Item = JobState>) {
+    query.push("state IN (");
+    let mut list = query.separated(", ");
+    for state in states {
+        list.push_bind(state.name());
+    }
+    query.push(")");
+}
+
+async fn message(db: &mut SqliteConnection, row: &SqliteRow) -> sqlx::Result<(i64, v1::Job)> {
+    let newest: Option<v1::StepReport> = job_row::optional_message(row, "newest_step")?;
+    let job = job_row::from_row(row)?;
+    let result = match job.state {
+        JobState::Succeeded => result_files(db, job.sequence).await?,
+        _ => Vec::new(),
+    };
+    let message = v1::Job {
+        job_id: job.id,
+        name: job.spec.name().to_owned(),
+        state: job.state.name().to_owned(),
+        generation: job.generation,
+        // Steps are stored as they come; the row follows with the next thing that happens.
+        completed_steps: job
+            .completed_steps
+            .max(newest.as_ref().and_then(|step| step.metrics).map_or(0, |m| m.step)),
+        facts: job.facts,
+        failure: job.failure,
+        priority: job.priority,
+        waiting_for: job.waiting_for,
+        workers: job.members.into_iter().map(|member| member.worker).collect(),
+        created: Some(job.created.into()),
+        changed: Some(job.changed.into()),
+        checkpoint_step: row.try_get("checkpoint_step")?,
+        result,
+        spec: Some(job.spec),
+        inputs: Some(job.inputs),
+        metrics: newest.and_then(|report| report.metrics),
+    };
+    Ok((job.sequence, message))
+}

@@ -1,0 +1,118 @@
+//! A job's log: its numbered events, and its steps.
+
+use std::time::SystemTime;
+
+use lora_proto::v1::{self, job_event};
+use prost::Message;
+use sqlx::{Row, SqliteConnection};
+
+use super::connections::Writer;
+use super::{Store, StoreError, int};
+
+impl Store {
+    /// Stores finished steps. Those that are there already stay as they are. They are safe from a loss of power only once
+    /// something else was written.
+    pub(crate) async fn add_steps(&self, job_id: &str, steps: &[v1::StepReport]) -> Result<(), StoreError> {
+        let mut writers = self.writers().await;
+        let kept = self.0.retention.steps;
+        insert_steps(&mut writers.relaxed, job_id, steps, kept).await.map_err(|error| self.failed(error))?;
+        self.0.watchers.wake(job_id);
+        Ok(())
+    }
+
+    /// The highest step that is stored; 0: none.
+    pub(crate) async fn last_step(&self, job_id: &str) -> Result<u64, StoreError> {
+        sqlx::query_scalar(
+            "SELECT COALESCE(MAX(step), 0) FROM steps WHERE job = (SELECT sequence FROM jobs WHERE id = ?)",
+        )
+        .bind(job_id)
+        .fetch_one(self.readers())
+        .await
+        .map_err(|error| self.failed(error))
+    }
+}
+
+/// Appends events to the log of the job with this sequence; the oldest go, so that `kept` stay.
+pub(super) async fn append_events(
+    db: &mut SqliteConnection,
+    job: i64,
+    events: Vec<job_event::Kind>,
+    kept: u64,
+) -> sqlx::Result<()> {
+    let count = int(events.len() as u64);
+    let end = sqlx::query(
+        "UPDATE logs SET events = events + ?1, position = position + ?1 WHERE job = ?2 RETURNING events, position",
+    )
+    .bind(count)
+    .bind(job)
+    .fetch_one(&mut *db)
+    .await?;
+    let (last, position): (i64, i64) = (end.try_get("events")?, end.try_get("position")?);
+    let time = Some(SystemTime::now().into());
+    for (kind, back) in events.into_iter().zip((0..count).rev()) {
+        let number = last - back;
+        let event = v1::JobEvent { number: number.unsigned_abs(), time, kind: Some(kind) };
+        sqlx::query("INSERT INTO events (job, number, position, event) VALUES (?, ?, ?, ?)")
+            .bind(job)
+            .bind(number)
+            .bind(position - back)
+            .bind(event.encode_to_vec())
+            .execute(&mut *db)
+            .await?;
+    }
+    sqlx::query("DELETE FROM events WHERE job = ? AND number <= ?")
+        .bind(job)
+        .bind(last.saturating_sub(int(kept.max(1))))
+        .execute(db)
+        .await?;
+    Ok(())
+}
+
+async fn insert_steps(
+    writer: &mut Writer,
+    job_id: &str,
+    steps: &[v1::StepReport],
+    kept: u64,
+) -> sqlx::Result<()> {
+    let mut db = writer.begin().await?;
+    let count = int(steps.len() as u64);
+    let end = sqlx::query(
+        "UPDATE logs SET position = position + ? WHERE job = (SELECT sequence FROM jobs WHERE id = ?) \
+         RETURNING job, position",
+    )
+    .bind(count)
+    .bind(job_id)
+    .fetch_one(&mut *db)
+    .await?;
+    let (job, position): (i64, i64) = (end.try_get("job")?, end.try_get("position")?);
+    for (report, back) in steps.iter().zip((0..count).rev()) {
+        let Some(metrics) = &report.metrics else { continue };
+        sqlx::query(
+            "INSERT INTO steps (job, step, position, report) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+        )
+        .bind(job)
+        .bind(int(metrics.step))
+        .bind(position - back)
+        .bind(report.encode_to_vec())
+        .execute(&mut *db)
+        .await?;
+    }
+    let horizon: i64 = sqlx::query_scalar("SELECT COALESCE(MAX(step), 0) - ? FROM steps WHERE job = ?")
+        .bind(int(kept.max(1)))
+        .bind(job)
+        .fetch_one(&mut *db)
+        .await?;
+    let pruned = sqlx::query("DELETE FROM steps WHERE job = ? AND step <= ?")
+        .bind(job)
+        .bind(horizon)
+        .execute(&mut *db)
+        .await?;
+    if pruned.rows_affected() > 0 {
+        sqlx::query("UPDATE logs SET forgotten_steps = MAX(forgotten_steps, ?) WHERE job = ?")
+            .bind(horizon)
+            .bind(job)
+            .execute(&mut *db)
+            .await?;
+    }
+    db.commit().await
+}

@@ -1,0 +1,229 @@
+//! Files, stored once by the SHA-256 of their content.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, SystemTime};
+
+use lora_proto::{DigestBuilder, v1};
+use sqlx::SqliteConnection;
+use tokio::fs::{self, File};
+use tokio::io::AsyncWriteExt;
+
+use super::connections::Writer;
+use super::job_row::nanos;
+use super::{Store, StoreError, int, io_error};
+
+impl Store {
+    /// Which of these files are not in the store. The others are kept as if they had been uploaded now.
+    pub(crate) async fn find_missing(
+        &self,
+        digests: Vec<v1::FileDigest>,
+    ) -> Result<Vec<v1::FileDigest>, StoreError> {
+        let mut writers = self.writers().await;
+        touch(&mut writers.relaxed, digests).await.map_err(|error| self.failed(error))
+    }
+
+    /// A new file on its way in.
+    pub(crate) async fn stage(&self) -> Result<Staged, StoreError> {
+        let number = self.0.staged.fetch_add(1, Ordering::Relaxed);
+        let path = self.0.staging.join(format!("upload-{number}"));
+        let file = File::create_new(&path).await.map_err(io_error(&path))?;
+        Ok(Staged { file, path, digest: DigestBuilder::default() })
+    }
+
+    /// Takes the staged file in as an input, to be named by a submit.
+    pub(crate) async fn commit_input(
+        &self,
+        digest: &v1::FileDigest,
+        staged: Staged,
+    ) -> Result<(), StoreError> {
+        let (store, digest) = (self.clone(), digest.clone());
+        to_the_end(async move {
+            let staged = staged.checked(&digest).await?;
+            let mut writers = store.writers().await;
+            let failed = |error| store.failed(error);
+            let mut db = writers.lifecycle.begin().await.map_err(failed)?;
+            store.adopt(&mut db, staged, &digest).await?;
+            sqlx::query("UPDATE objects SET wanted = ? WHERE sha256 = ?")
+                .bind(nanos(SystemTime::now()))
+                .bind(&digest.sha256)
+                .execute(&mut *db)
+                .await
+                .map_err(failed)?;
+            db.commit().await.map_err(failed)
+        })
+        .await
+    }
+
+    /// Where the file with this SHA-256 lies if it is in the store. `None`: it is none.
+    pub(crate) fn object_path(&self, sha256: &[u8]) -> Option<PathBuf> {
+        (sha256.len() == 32).then(|| self.0.objects.join(hex::encode(sha256)))
+    }
+
+    /// The digest of the stored file with this SHA-256.
+    pub(crate) async fn object_digest(&self, sha256: &[u8]) -> Result<Option<v1::FileDigest>, StoreError> {
+        let size = sqlx::query_scalar("SELECT size FROM objects WHERE sha256 = ?")
+            .bind(sha256)
+            .fetch_optional(self.readers())
+            .await
+            .map_err(|error| self.failed(error))?;
+        Ok(size.map(|size| v1::FileDigest { size, sha256: sha256.to_vec() }))
+    }
+
+    /// Removes the files that no job names, those that a client has uploaded or asked for only after `unreferenced`.
+    /// Gives their number.
+    pub(crate) async fn collect_garbage(&self, unreferenced: Duration) -> Result<usize, StoreError> {
+        let store = self.clone();
+        let horizon = SystemTime::now().checked_sub(unreferenced).unwrap_or(SystemTime::UNIX_EPOCH);
+        to_the_end(async move {
+            let mut writers = store.writers().await;
+            let known = forget(&mut writers.lifecycle, nanos(horizon)).await;
+            let known = known.map_err(|error| store.failed(error))?;
+            // Files come here only while their writer has the connections, which this one has now.
+            let dir = &store.0.objects;
+            let mut entries = fs::read_dir(dir).await.map_err(io_error(dir))?;
+            let mut removed = 0;
+            while let Some(entry) = entries.next_entry().await.map_err(io_error(dir))? {
+                if !entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
+                    let path = entry.path();
+                    fs::remove_file(&path).await.map_err(io_error(&path))?;
+                    removed += 1;
+                }
+            }
+            Ok(removed)
+        })
+        .await
+    }
+
+    /// Moves a staged file to its place, durably, and adds its row where it has none.
+    pub(super) async fn adopt(
+        &self,
+        db: &mut SqliteConnection,
+        staged: Staged,
+        digest: &v1::FileDigest,
+    ) -> Result<(), StoreError> {
+        let path =
+            self.object_path(&digest.sha256).ok_or_else(|| StoreError::Damaged("no SHA-256".into()))?;
+        // Where the file is there already, it is replaced by its equal.
+        fs::rename(&staged.path, &path).await.map_err(io_error(&path))?;
+        sync_dir(&self.0.objects).await.map_err(io_error(&self.0.objects))?;
+        sqlx::query("INSERT INTO objects (sha256, size) VALUES (?, ?) ON CONFLICT DO NOTHING")
+            .bind(&digest.sha256)
+            .bind(int(digest.size))
+            .execute(db)
+            .await
+            .map_err(|error| self.failed(error))?;
+        Ok(())
+    }
+
+    /// Removes files whose rows are gone. One that cannot be removed is found again by `collect_garbage`.
+    pub(super) async fn remove(&self, objects: Vec<Vec<u8>>) {
+        for path in objects.iter().filter_map(|sha256| self.object_path(sha256)) {
+            if let Err(error) = fs::remove_file(&path).await {
+                tracing::warn!(path = %path.display(), %error, "could not remove a file that nothing names");
+            }
+        }
+    }
+}
+
+/// A file on its way in: removed when this is dropped, unless it has been committed.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    file: File,
+    path: PathBuf,
+    digest: DigestBuilder,
+}
+
+impl Staged {
+    /// Appends `bytes`.
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
+        self.digest.update(bytes);
+        self.file.write_all(bytes).await.map_err(io_error(&self.path))
+    }
+
+    /// Brings what was written to the disk, and tells what it is.
+    pub(crate) async fn finish(&mut self) -> Result<v1::FileDigest, StoreError> {
+        // A file of tokio's tells of a failed write only with the next call.
+        self.file.flush().await.map_err(io_error(&self.path))?;
+        self.file.sync_all().await.map_err(io_error(&self.path))?;
+        Ok(self.digest.clone().finish())
+    }
+
+    /// The file, if it is on the disk and what it was announced to be.
+    pub(super) async fn checked(mut self, digest: &v1::FileDigest) -> Result<Self, StoreError> {
+        let found = self.finish().await?;
+        match found == *digest {
+            true => Ok(self),
+            false => Err(StoreError::Damaged(format!(
+                "the file has {} bytes and SHA-256 {}, not the announced {} and {}",
+                found.size,
+                found.hex(),
+                digest.size,
+                digest.hex()
+            ))),
+        }
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        // It is not there if it was committed; what cannot be removed goes at the next start.
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
+/// Removes the rows of objects that no job names and that no client wanted since `horizon`, and gives their SHA-256s.
+pub(super) async fn forget_unnamed(db: &mut SqliteConnection, horizon: i64) -> sqlx::Result<Vec<Vec<u8>>> {
+    sqlx::query_scalar(
+        "DELETE FROM objects WHERE (wanted IS NULL OR wanted < ?) \
+         AND NOT EXISTS (SELECT 1 FROM inputs WHERE inputs.sha256 = objects.sha256) \
+         AND NOT EXISTS (SELECT 1 FROM checkpoints WHERE checkpoints.sha256 = objects.sha256) \
+         AND NOT EXISTS (SELECT 1 FROM results WHERE results.sha256 = objects.sha256) RETURNING sha256",
+    )
+    .bind(horizon)
+    .fetch_all(db)
+    .await
+}
+
+/// As `forget_unnamed`, and gives the names of the files that are left.
+async fn forget(writer: &mut Writer, horizon: i64) -> sqlx::Result<HashSet<String>> {
+    let mut db = writer.begin().await?;
+    forget_unnamed(&mut db, horizon).await?;
+    let known: Vec<Vec<u8>> = sqlx::query_scalar("SELECT sha256 FROM objects").fetch_all(&mut *db).await?;
+    db.commit().await?;
+    Ok(known.iter().map(hex::encode).collect())
+}
+
+/// Does `work` to its end even if the caller is gone before: a call that is dropped must not leave its file operation to
+/// happen after it has let go of the writer, nor a commit that nobody is told of. The task ends by itself; if the process
+/// ends first, it leaves what a crash would.
+pub(super) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+) -> Result<T, StoreError> {
+    tokio::spawn(work).await?
+}
+
+async fn touch(writer: &mut Writer, digests: Vec<v1::FileDigest>) -> sqlx::Result<Vec<v1::FileDigest>> {
+    let now = nanos(SystemTime::now());
+    let mut db = writer.begin().await?;
+    let mut missing = Vec::new();
+    for digest in digests {
+        let found = sqlx::query("UPDATE objects SET wanted = ? WHERE sha256 = ? AND size = ?")
+            .bind(now)
+            .bind(&digest.sha256)
+            .bind(int(digest.size))
+            .execute(&mut *db)
+            .await?;
+        if found.rows_affected() == 0 {
+            missing.push(digest);
+        }
+    }
+    db.commit().await?;
+    Ok(missing)
+}
+
+async fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir).await?.sync_all().await
+}

@@ -1,0 +1,198 @@
+use super::*;
+
+fn file(name: &str, digest: &v1::FileDigest) -> v1::StoredFile {
+    v1::StoredFile { name: name.to_owned(), digest: Some(digest.clone()) }
+}
+
+fn reading(id: &str, train: &v1::FileDigest, eval: &v1::FileDigest) -> JobRow {
+    let inputs =
+        v1::Inputs { train: Some(file("t", train)), eval: Some(file("e", eval)), ..v1::Inputs::default() };
+    JobRow { inputs, ..job(id) }
+}
+
+#[tokio::test]
+async fn a_content_is_stored_once_and_whole() {
+    let fixture = Fixture::new().await;
+    let digest = fixture.add_input(b"hello").await;
+    assert_eq!(fixture.add_input(b"hello").await, digest);
+    assert_eq!(digest, lora_proto::DigestBuilder::of(b"hello"));
+    assert_eq!(fixture.names(OBJECTS), [digest.hex()]);
+    assert_eq!(fixture.names(STAGING), [""; 0]);
+    let path = fixture.store.object_path(&digest.sha256).unwrap();
+    assert_eq!(std::fs::read(path).unwrap(), b"hello");
+    assert_eq!(fixture.store.object_digest(&digest.sha256).await.unwrap(), Some(digest.clone()));
+    assert_eq!(fixture.store.object_digest(&[0; 32]).await.unwrap(), None);
+    assert_eq!(fixture.store.object_path(&[0; 31]), None);
+
+    let other = lora_proto::DigestBuilder::of(b"other");
+    let longer = v1::FileDigest { size: 6, ..digest.clone() };
+    let asked = vec![digest, other.clone(), longer.clone()];
+    assert_eq!(fixture.store.find_missing(asked).await.unwrap(), [other, longer]);
+}
+
+#[tokio::test]
+async fn an_empty_file_is_a_file() {
+    let fixture = Fixture::new().await;
+    let digest = fixture.add_input(b"").await;
+    assert_eq!(digest.size, 0);
+    assert_eq!(fixture.names(OBJECTS), [digest.hex()]);
+}
+
+#[tokio::test]
+async fn an_upload_that_ends_early_leaves_nothing() {
+    let fixture = Fixture::new().await;
+    let mut staged = fixture.store.stage().await.unwrap();
+    staged.write(b"half").await.unwrap();
+    assert_eq!(fixture.names(STAGING).len(), 1);
+    drop(staged);
+    assert_eq!(fixture.names(STAGING), [""; 0]);
+
+    // Nor does one that the process did not survive.
+    let staging = fixture.dir.path().join(STAGING);
+    std::fs::write(staging.join("upload-7"), "half").unwrap();
+    std::fs::create_dir(staging.join("dir")).unwrap();
+    std::os::unix::fs::symlink(fixture.dir.path(), staging.join("dir/link")).unwrap();
+    let fixture = fixture.reopened().await;
+    assert_eq!(fixture.names(STAGING), [""; 0]);
+    assert!(fixture.dir.path().join(DATABASE).exists());
+}
+
+#[tokio::test]
+async fn other_bytes_than_announced_are_refused() {
+    let fixture = Fixture::new().await;
+    let (_, staged) = fixture.staged(b"these").await;
+    let error =
+        fixture.store.commit_input(&lora_proto::DigestBuilder::of(b"those"), staged).await.unwrap_err();
+    assert!(matches!(error, StoreError::Damaged(_)), "{error}");
+    assert_eq!((fixture.names(OBJECTS), fixture.names(STAGING)), (vec![], vec![]));
+}
+
+#[tokio::test]
+async fn a_submit_needs_its_inputs_and_keeps_them() {
+    let fixture = Fixture::new().await;
+    let (train, eval) = (fixture.add_input(b"train").await, lora_proto::DigestBuilder::of(b"eval"));
+    let job = reading("one", &train, &eval);
+    let inserted = fixture.store.insert_job(&job, vec![notice("n")]).await.unwrap();
+    assert_eq!(inserted, Inserted::MissingObjects(vec![eval.clone()]));
+    assert_eq!(fixture.store.load_job("one").await.unwrap(), None);
+
+    fixture.add_input(b"eval").await;
+    let unused = fixture.add_input(b"unused").await;
+    fixture.add(job).await;
+    let hour = Duration::from_secs(3600);
+    assert_eq!(fixture.store.collect_garbage(hour).await.unwrap(), 0);
+    assert_eq!(fixture.names(OBJECTS).len(), 3);
+    assert_eq!(fixture.store.collect_garbage(Duration::ZERO).await.unwrap(), 1);
+    let mut kept = vec![train.hex(), eval.hex()];
+    kept.sort();
+    assert_eq!(fixture.names(OBJECTS), kept);
+    assert_eq!(fixture.store.object_digest(&unused.sha256).await.unwrap(), None);
+    assert_eq!(fixture.store.find_missing(vec![train, unused.clone(), eval]).await.unwrap(), [unused]);
+}
+
+#[tokio::test]
+async fn garbage_is_what_a_crash_left_too() {
+    let fixture = Fixture::new().await;
+    let digest = fixture.add_input(b"kept").await;
+    let orphan = fixture.store.object_path(&[7; 32]).unwrap();
+    std::fs::write(&orphan, "moved, but not committed").unwrap();
+    let hour = Duration::from_secs(3600);
+    assert_eq!(fixture.store.collect_garbage(hour).await.unwrap(), 1);
+    assert_eq!(fixture.names(OBJECTS), [digest.hex()]);
+}
+
+#[tokio::test]
+async fn a_submit_and_a_collection_at_once_never_leave_a_job_without_its_file() {
+    let fixture = Fixture::new().await;
+    for round in 0..20 {
+        let (train, eval) = (fixture.add_input(b"train").await, fixture.add_input(b"eval").await);
+        let job = reading(&format!("job-{round}"), &train, &eval);
+        let (inserted, collected) = tokio::join!(
+            fixture.store.insert_job(&job, vec![notice("n")]),
+            fixture.store.collect_garbage(Duration::ZERO)
+        );
+        collected.unwrap();
+        match inserted.unwrap() {
+            Inserted::New(_) => assert_eq!(fixture.names(OBJECTS).len(), 2),
+            Inserted::MissingObjects(missing) => assert_eq!(missing, [train, eval]),
+            Inserted::Existing(job) => panic!("{job:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn only_the_newest_checkpoints_stay() {
+    let fixture = Fixture::new().await;
+    let mut row = job("one");
+    row.spec.training.get_or_insert_default().save_total_limit = Some(2);
+    let mut row = fixture.add(JobRow { state: JobState::Running, generation: 4, ..row }).await;
+    assert_eq!(fixture.store.newest_checkpoint("one").await.unwrap(), None);
+    // The first one is an input as well, and somebody asks for the second.
+    let first = fixture.add_input(b"1").await;
+    fixture.add(reading("two", &first, &first)).await;
+    let mut saved = Vec::new();
+    for step in 1..=4 {
+        let (digest, committed) =
+            fixture.commit(checkpoint("one", 4, step), step.to_string().as_bytes()).await;
+        assert_eq!(committed, Committed::Done);
+        if step == 2 {
+            assert_eq!(fixture.store.find_missing(vec![digest.clone()]).await.unwrap(), []);
+        }
+        saved.push(digest);
+    }
+    let newest = v1::Checkpoint { step: 4, digest: Some(saved[3].clone()) };
+    assert_eq!(fixture.store.newest_checkpoint("one").await.unwrap(), Some(newest));
+    assert_eq!(fixture.names(OBJECTS).len(), 4);
+    fixture.commit(checkpoint("one", 4, 5), b"5").await;
+    assert_eq!(fixture.store.object_digest(&saved[2].sha256).await.unwrap(), None);
+    assert_eq!(fixture.names(OBJECTS).len(), 4);
+    assert_eq!(fixture.store.collect_garbage(Duration::ZERO).await.unwrap(), 1);
+    assert_eq!(fixture.names(OBJECTS).len(), 3);
+    assert_eq!(fixture.told("one", 6).await, (1..=6).map(Told::Event).collect::<Vec<_>>());
+
+    // Once more, because the answer was lost; then others under the same step.
+    fixture.commit(checkpoint("one", 4, 5), b"5").await;
+    row.state = JobState::Failed;
+    fixture.store.save_job(&row, Vec::new()).await.unwrap();
+    assert_eq!(fixture.told("one", 99).await.len(), 6);
+}
+
+#[tokio::test]
+async fn an_artifact_of_another_group_or_time_leaves_nothing() {
+    let fixture = Fixture::new().await;
+    let mut row = fixture.add(JobRow { state: JobState::Running, generation: 2, ..job("one") }).await;
+    for artifact in [checkpoint("one", 1, 5), result("one", 1, "a.json"), checkpoint("one", 3, 5)] {
+        let (_, committed) = fixture.commit(artifact, b"late").await;
+        assert_eq!(committed, Committed::StaleGeneration { current: 2 });
+    }
+    assert_eq!(fixture.commit(checkpoint("two", 2, 5), b"lost").await.1, Committed::UnknownJob);
+    for state in JobState::ALL {
+        row.state = state;
+        fixture.store.save_job(&row, Vec::new()).await.unwrap();
+        let (_, committed) = fixture.commit(checkpoint("one", 2, 5), state.name().as_bytes()).await;
+        match state.is_active() && state != JobState::Cancelling {
+            true => assert_eq!(committed, Committed::Done),
+            false => assert_eq!(committed, Committed::NotActive { state }),
+        }
+    }
+    // One checkpoint of step 5 replaced another: the newest has the bytes of the last state that takes any.
+    let newest = fixture.store.newest_checkpoint("one").await.unwrap().unwrap();
+    assert_eq!(newest.digest, Some(lora_proto::DigestBuilder::of(b"pausing")));
+    assert_eq!(fixture.names(OBJECTS), [newest.digest.unwrap().hex()]);
+    assert_eq!(fixture.names(STAGING), [""; 0]);
+    assert_eq!(fixture.told("one", 99).await.len(), 1 + 5);
+}
+
+#[tokio::test]
+async fn a_commit_whose_caller_goes_away_is_finished_and_told() {
+    let fixture = Fixture::new().await;
+    fixture.add_running("one").await;
+    let (digest, staged) = fixture.staged(b"state").await;
+    let artifact = checkpoint("one", 1, 5);
+    {
+        let mut commit = Box::pin(fixture.store.commit_artifact(&artifact, &digest, staged));
+        assert!(futures_util::poll!(&mut commit).is_pending());
+    }
+    assert_eq!(fixture.told("one", 2).await, [Told::Event(1), Told::Event(2)]);
+    assert_eq!(fixture.names(OBJECTS), [digest.hex()]);
+}

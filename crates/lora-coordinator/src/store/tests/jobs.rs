@@ -1,0 +1,144 @@
+use std::time::SystemTime;
+
+use super::*;
+
+/// Every field differs from its default.
+fn unusual(id: &str) -> JobRow {
+    let member = |n: u32| MemberRow {
+        worker: format!("w{n}"),
+        instance_id: format!("i{n}"),
+        peer_address: format!("host-{n}:7410"),
+    };
+    JobRow {
+        idempotency_key: "key".into(),
+        request_sha256: vec![1, 2, 3],
+        inputs: v1::Inputs {
+            base: Some(v1::Base { source: Some(v1::base::Source::Url("hf://a/b".into())) }),
+            ..v1::Inputs::default()
+        },
+        priority: -7,
+        state: JobState::Recovering,
+        desired: Desired::Pause,
+        validated: true,
+        generation: 3,
+        members: vec![member(0), member(1)],
+        token: "secret".into(),
+        completed_steps: 12,
+        facts: Some(v1::RunFacts { total_steps: 20, ..v1::RunFacts::default() }),
+        failure: Some(v1::Failure { cause: "no luck".into(), ..v1::Failure::default() }),
+        base_sha256: "abc".into(),
+        waiting_for: "2 workers".into(),
+        fruitless: 2,
+        created: SystemTime::UNIX_EPOCH + Duration::from_nanos(1_700_000_000_123_456_789),
+        changed: SystemTime::UNIX_EPOCH + Duration::from_nanos(1_700_000_001_987_654_321),
+        ..job(id)
+    }
+}
+
+#[tokio::test]
+async fn a_job_survives_a_restart_as_it_was() {
+    let fixture = Fixture::new().await;
+    let plain = fixture.add(job("plain")).await;
+    let unusual = fixture.add(unusual("unusual")).await;
+    assert!(unusual.sequence > plain.sequence);
+    let fixture = fixture.reopened().await;
+    assert_eq!(fixture.store.load_job("plain").await.unwrap(), Some(plain.clone()));
+    assert_eq!(fixture.store.load_job("unusual").await.unwrap(), Some(unusual.clone()));
+    assert_eq!(fixture.store.load_job("none").await.unwrap(), None);
+
+    // All that can change, changed.
+    let kept = JobRow { id: plain.id, sequence: plain.sequence, created: plain.created, ..unusual.clone() };
+    let kept =
+        JobRow { idempotency_key: plain.idempotency_key, request_sha256: plain.request_sha256, ..kept };
+    let kept = JobRow { inputs: plain.inputs, ..kept };
+    fixture.store.save_job(&kept, Vec::new()).await.unwrap();
+    assert_eq!(fixture.store.load_job("plain").await.unwrap(), Some(kept));
+    assert_eq!(fixture.store.load_job("unusual").await.unwrap(), Some(unusual));
+}
+
+#[tokio::test]
+async fn a_key_gives_the_same_job_again() {
+    let fixture = Fixture::new().await;
+    let first = fixture.add(unusual("one")).await;
+    let again = JobRow { id: "two".into(), request_sha256: vec![9], ..unusual("one") };
+    let inserted = fixture.store.insert_job(&again, vec![notice("two")]).await.unwrap();
+    assert_eq!(inserted, Inserted::Existing(first));
+    assert_eq!(fixture.store.load_job("two").await.unwrap(), None);
+    // No key is no key.
+    fixture.add(job("three")).await;
+    fixture.add(job("four")).await;
+}
+
+#[tokio::test]
+async fn saving_a_job_that_is_not_there_is_an_error() {
+    let fixture = Fixture::new().await;
+    fixture.store.save_job(&job("none"), Vec::new()).await.unwrap_err();
+    fixture.store.add_steps("none", &[step(1)]).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn active_jobs_are_those_not_at_rest_in_the_order_of_submission() {
+    let fixture = Fixture::new().await;
+    for state in JobState::ALL {
+        fixture.add(JobRow { state, ..job(state.name()) }).await;
+    }
+    let active: Vec<_> =
+        fixture.store.load_active().await.unwrap().into_iter().map(|job| job.state).collect();
+    assert_eq!(active, JobState::ALL.into_iter().filter(|state| !state.is_at_rest()).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn lists_go_back_in_time_page_by_page() {
+    let fixture = Fixture::new().await;
+    for (id, state) in
+        [("a", JobState::Queued), ("b", JobState::Failed), ("c", JobState::Queued), ("d", JobState::Paused)]
+    {
+        fixture.add(JobRow { state, ..job(id) }).await;
+    }
+    let list = async |states: &[JobState], before, limit| {
+        let jobs = fixture.store.list_jobs(states, before, limit).await.unwrap();
+        let ids: String = jobs.iter().map(|(_, job)| job.job_id.as_str()).collect();
+        (ids, jobs.last().map(|(sequence, _)| *sequence))
+    };
+    let (ids, last) = list(&[], None, 3).await;
+    assert_eq!(ids, "dcb");
+    assert_eq!(list(&[], last, 3).await.0, "a");
+    assert_eq!(list(&[JobState::Queued], None, 9).await.0, "ca");
+    assert_eq!(list(&[JobState::Paused, JobState::Failed], last, 9).await.0, "");
+    assert_eq!(list(&[JobState::Paused, JobState::Failed], None, 9).await.0, "db");
+}
+
+#[tokio::test]
+async fn a_message_tells_where_the_job_stands() {
+    let fixture = Fixture::new().await;
+    let row = fixture.add(JobRow { idempotency_key: String::new(), ..unusual("one") }).await;
+    let message = fixture.store.job_message("one").await.unwrap().unwrap();
+    assert_eq!((message.checkpoint_step, message.metrics), (None, None));
+
+    fixture.store.add_steps("one", &steps(1..=12)).await.unwrap();
+    fixture.commit(checkpoint("one", 3, 10), b"ten").await;
+    fixture.commit(result("one", 3, "adapter_config.json"), b"{}").await;
+    let message = fixture.store.job_message("one").await.unwrap().unwrap();
+    let expected = v1::Job {
+        job_id: "one".into(),
+        name: "one".into(),
+        state: "recovering".into(),
+        generation: 3,
+        completed_steps: 12,
+        facts: row.facts,
+        failure: row.failure,
+        priority: -7,
+        waiting_for: "2 workers".into(),
+        workers: vec!["w0".into(), "w1".into()],
+        created: Some(row.created.into()),
+        changed: Some(row.changed.into()),
+        checkpoint_step: Some(10),
+        result: Vec::new(),
+        spec: Some(row.spec),
+        inputs: Some(row.inputs),
+        metrics: step(12).metrics,
+    };
+    assert_eq!(message, expected);
+    assert_eq!(fixture.store.list_jobs(&[], None, 1).await.unwrap(), [(row.sequence, expected)]);
+    assert_eq!(fixture.store.job_message("two").await.unwrap(), None);
+}

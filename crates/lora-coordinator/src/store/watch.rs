@@ -1,0 +1,283 @@
+//! Following a job's log: out of the database page by page, then on as it grows.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::Stream;
+use futures_util::stream::try_unfold;
+use lora_proto::v1::{self, watch_job_response};
+use lora_spec::JobState;
+use prost::Message;
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection};
+use tokio::sync::watch;
+
+use super::{Store, StoreError, int, job_row};
+
+/// Rows of each kind that a page has at most.
+const PAGE: i64 = 128;
+
+/// Why a watch ends early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WatchError {
+    #[error("there is no such job")]
+    UnknownJob,
+    #[error("event {asked} is no longer kept; the first one is {first}")]
+    ForgottenEvents { asked: u64, first: u64 },
+    #[error("step {asked} is no longer kept; the first one is {first}")]
+    ForgottenSteps { asked: u64, first: u64 },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Store {
+    /// The job's events from `from_number` on (0 means 1) and its steps after `after_step`, in the order in which they were
+    /// stored, then new ones as they come. Ends when the job is at rest and all is told, or the store is closed. Whoever
+    /// reads slowly holds a page, and nothing else.
+    pub(crate) fn watch(
+        &self,
+        job_id: String,
+        from_number: u64,
+        after_step: u64,
+        events_only: bool,
+    ) -> impl Stream<Item = Result<v1::WatchJobResponse, WatchError>> + Send + 'static {
+        let reader = Reader {
+            changes: self.0.watchers.subscribe(&job_id),
+            store: self.clone(),
+            job_id,
+            number: from_number.max(1),
+            after_step,
+            events_only,
+            page: VecDeque::new(),
+            next: Next::Read,
+        };
+        try_unfold(reader, |mut reader| async move { Ok(reader.next().await?.map(|item| (item, reader))) })
+    }
+}
+
+/// A watch in progress.
+struct Reader {
+    store: Store,
+    job_id: String,
+    changes: Changes,
+    /// Of the next event.
+    number: u64,
+    after_step: u64,
+    events_only: bool,
+    page: VecDeque<v1::WatchJobResponse>,
+    next: Next,
+}
+
+/// What a reader does when it has told its page.
+enum Next {
+    Read,
+    /// There is nothing more until the job changes.
+    Wait,
+    End,
+}
+
+impl Reader {
+    async fn next(&mut self) -> Result<Option<v1::WatchJobResponse>, WatchError> {
+        loop {
+            if let Some(item) = self.page.pop_front() {
+                return Ok(Some(item));
+            }
+            let closed = &self.store.0.closed;
+            match self.next {
+                Next::End => return Ok(None),
+                _ if closed.is_cancelled() => return Ok(None),
+                Next::Wait => {
+                    tokio::select! {
+                        () = self.changes.wait() => self.next = Next::Read,
+                        () = closed.cancelled() => return Ok(None),
+                    }
+                }
+                Next::Read => self.read().await?,
+            }
+        }
+    }
+
+    /// Reads the next page.
+    async fn read(&mut self) -> Result<(), WatchError> {
+        // What changes from here on is seen as a change even if this read has it already.
+        self.changes.seen();
+        let log = self.snapshot().await.map_err(|error| self.store.failed(error))?;
+        let log = log.ok_or(WatchError::UnknownJob)?;
+        if self.number < log.first_event {
+            return Err(WatchError::ForgottenEvents { asked: self.number, first: log.first_event });
+        }
+        if !self.events_only && self.after_step < log.forgotten_steps {
+            let (asked, first) = (self.after_step.saturating_add(1), log.forgotten_steps + 1);
+            return Err(WatchError::ForgottenSteps { asked, first });
+        }
+        self.next = if log.is_full() {
+            Next::Read
+        } else if log.at_rest {
+            Next::End
+        } else {
+            Next::Wait
+        };
+        self.page = log.merged();
+        for item in &self.page {
+            match &item.kind {
+                Some(watch_job_response::Kind::Event(event)) => self.number = event.number.saturating_add(1),
+                Some(watch_job_response::Kind::Step(step)) => {
+                    self.after_step = step.metrics.as_ref().map_or(self.after_step, |metrics| metrics.step);
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The log from where the reader is, all as of one moment.
+    async fn snapshot(&self) -> sqlx::Result<Option<Log>> {
+        let mut db = self.store.readers().begin().await?;
+        let job = sqlx::query(
+            "SELECT sequence, state, forgotten_steps, \
+             COALESCE((SELECT MIN(number) FROM events WHERE events.job = sequence), 1) AS first_event \
+             FROM jobs JOIN logs ON logs.job = sequence WHERE id = ?",
+        )
+        .bind(&self.job_id)
+        .fetch_optional(&mut *db)
+        .await?;
+        let Some(job) = job else { return Ok(None) };
+        let (sequence, state): (i64, String) = (job.try_get("sequence")?, job.try_get("state")?);
+        let events =
+            "SELECT position, event FROM events WHERE job = ? AND number >= ? ORDER BY number LIMIT ?";
+        let steps = "SELECT position, report FROM steps WHERE job = ? AND step > ? ORDER BY step LIMIT ?";
+        Ok(Some(Log {
+            at_rest: JobState::from_name(&state).is_some_and(JobState::is_at_rest),
+            first_event: job.try_get("first_event")?,
+            forgotten_steps: job.try_get("forgotten_steps")?,
+            events: rows(&mut db, events, sequence, self.number, "event").await?,
+            steps: match self.events_only {
+                true => VecDeque::new(),
+                false => rows(&mut db, steps, sequence, self.after_step, "report").await?,
+            },
+        }))
+    }
+}
+
+/// What a reader has before it.
+struct Log {
+    at_rest: bool,
+    first_event: u64,
+    /// Steps up to this one are not kept.
+    forgotten_steps: u64,
+    events: VecDeque<(i64, v1::JobEvent)>,
+    steps: VecDeque<(i64, v1::StepReport)>,
+}
+
+impl Log {
+    /// There may be more than this.
+    fn is_full(&self) -> bool {
+        self.events.len() as i64 == PAGE || self.steps.len() as i64 == PAGE
+    }
+
+    /// Events and steps in the order in which they were stored, as far as it is known.
+    fn merged(mut self) -> VecDeque<v1::WatchJobResponse> {
+        use watch_job_response::Kind;
+        // Past the end of a full page of the one may be earlier ones than the next of the other.
+        let (more_events, more_steps) = (self.events.len() as i64 == PAGE, self.steps.len() as i64 == PAGE);
+        let mut merged = VecDeque::with_capacity(self.events.len() + self.steps.len());
+        loop {
+            let event_first = match (self.events.front(), self.steps.front()) {
+                (Some((event, _)), Some((step, _))) => event < step,
+                (Some(_), None) if !more_steps => true,
+                (None, Some(_)) if !more_events => false,
+                _ => return merged,
+            };
+            let kind = match event_first {
+                true => self.events.pop_front().map(|(_, event)| Kind::Event(event)),
+                false => self.steps.pop_front().map(|(_, step)| Kind::Step(step)),
+            };
+            merged.push_back(v1::WatchJobResponse { kind });
+        }
+    }
+}
+
+async fn rows<M: Message + Default>(
+    db: &mut SqliteConnection,
+    query: &'static str,
+    job: i64,
+    from: u64,
+    column: &str,
+) -> sqlx::Result<VecDeque<(i64, M)>> {
+    let rows = sqlx::query(query).bind(job).bind(int(from)).bind(PAGE).fetch_all(db).await?;
+    let decoded = |row: &SqliteRow| Ok((row.try_get("position")?, job_row::message(row, column)?));
+    rows.iter().map(decoded).collect()
+}
+
+/// Who follows which job.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Watchers(Arc<Mutex<HashMap<String, watch::Sender<()>>>>);
+
+impl Watchers {
+    /// Tells those who follow the job that it has changed.
+    pub(super) fn wake(&self, job_id: &str) {
+        if let Some(followers) = self.lock().get(job_id) {
+            followers.send_replace(());
+        }
+    }
+
+    fn subscribe(&self, job_id: &str) -> Changes {
+        let receiver = self.lock().entry(job_id.to_owned()).or_default().subscribe();
+        Changes { receiver, job_id: job_id.to_owned(), watchers: self.clone() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, watch::Sender<()>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The changes of one job.
+struct Changes {
+    receiver: watch::Receiver<()>,
+    job_id: String,
+    watchers: Watchers,
+}
+
+impl Changes {
+    /// What has changed so far is known.
+    fn seen(&mut self) {
+        self.receiver.mark_unchanged();
+    }
+
+    /// Waits for a change that is not known.
+    async fn wait(&mut self) {
+        // The sender stays as long as somebody follows.
+        let _ = self.receiver.changed().await;
+    }
+}
+
+impl Drop for Changes {
+    fn drop(&mut self) {
+        let mut watchers = self.watchers.lock();
+        // The last one to follow this job takes its entry along.
+        if watchers.get(&self.job_id).is_some_and(|followers| followers.receiver_count() == 1) {
+            watchers.remove(&self.job_id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_job_is_remembered_while_somebody_follows_it() {
+        let watchers = Watchers::default();
+        let (first, second) = (watchers.subscribe("a"), watchers.subscribe("a"));
+        drop(first);
+        assert_eq!(watchers.lock().len(), 1);
+        watchers.wake("b");
+        assert!(!second.receiver.has_changed().unwrap());
+        watchers.wake("a");
+        assert!(second.receiver.has_changed().unwrap());
+        drop(second);
+        assert!(watchers.lock().is_empty());
+        watchers.wake("a");
+        assert!(watchers.lock().is_empty());
+    }
+}

@@ -1,0 +1,82 @@
+//! What can be said of a job before any worker is taken: its plan, from the uploaded inputs.
+
+use lora_data::{Plan, PlanError};
+use lora_proto::v1;
+use lora_spec::{FieldError, JobSpec};
+
+use crate::inputs::Materialized;
+use crate::store::Store;
+
+/// Problems of a dataset that are told; people fix the first ones first.
+const SHOWN_PROBLEMS: usize = 20;
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unplanned {
+    /// Workers fetch the base; they check the job with it.
+    #[error("the base is not in the store")]
+    NoBase,
+    #[error(transparent)]
+    Field(#[from] FieldError),
+    /// The base or the data, in one text.
+    #[error("{0}")]
+    Content(String),
+    #[error("laying out the inputs: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Plans the job from its stored inputs. Blocks.
+pub(crate) fn plan(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Result<Plan, Unplanned> {
+    let laid = Materialized::new(store, job, inputs)?.ok_or(Unplanned::NoBase)?;
+    let mut plan = Plan::new(&laid.job).map_err(|error| match error {
+        PlanError::Field(error) => FieldError::new(&error.field, laid.plain(&error.message)).into(),
+        other => Unplanned::Content(laid.plain(&other.to_string())),
+    })?;
+    for text in plan.notes.iter_mut().chain(&mut plan.problems) {
+        *text = laid.plain(text);
+    }
+    Ok(plan)
+}
+
+/// What would make the job fail, from its inputs alone; `None`: nothing that can be seen from here. Blocks.
+pub(crate) fn problem(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::io::Result<Option<String>> {
+    let plan = match plan(store, job, inputs) {
+        Ok(plan) => plan,
+        Err(Unplanned::NoBase) => return Ok(None),
+        Err(Unplanned::Io(error)) => return Err(error),
+        Err(error) => return Ok(Some(error.to_string())),
+    };
+    if !plan.problems.is_empty() {
+        let mut text = plan.problems.iter().take(SHOWN_PROBLEMS).cloned().collect::<Vec<_>>().join("\n");
+        if plan.problems.len() > SHOWN_PROBLEMS {
+            text += &format!("\nand {} more", plan.problems.len() - SHOWN_PROBLEMS);
+        }
+        return Ok(Some(text));
+    }
+    if job.workers.max > plan.micro_batches {
+        return Ok(Some(format!(
+            "workers.max: {} workers are more than the {} micro-batches that the rows make",
+            job.workers.max, plan.micro_batches
+        )));
+    }
+    Ok(None)
+}
+
+/// The plan as a message.
+pub(crate) fn message(plan: Plan) -> v1::PlanJobResponse {
+    v1::PlanJobResponse {
+        base_parameters: plan.base_parameters,
+        trainable_parameters: plan.trainable_parameters,
+        adapter_bytes: plan.adapter_bytes,
+        modules: plan.modules.into_iter().map(|(name, n)| (name, n as u64)).collect(),
+        total_steps: plan.total_steps,
+        steps_per_epoch: plan.steps_per_epoch,
+        warmup_steps: plan.warmup_steps,
+        micro_batches: plan.micro_batches as u64,
+        tokens: plan.tokens,
+        padding: plan.padding,
+        sample: plan.sample,
+        notes: plan.notes,
+        problems: plan.problems,
+    }
+}

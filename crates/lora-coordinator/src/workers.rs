@@ -1,0 +1,240 @@
+//! The workers: who is connected, what they say they hold, and what they shall hold.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lora_proto::v1::{self, Goal, Phase, coordinator_message};
+use lora_spec::FieldError;
+use tokio::time::Instant;
+
+use crate::command::{Outbox, SessionId};
+use crate::refusal::Refusal;
+
+/// One process, from its first hello until it is lost.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub(crate) hello: v1::Hello,
+    pub(crate) status: v1::WorkerStatus,
+    /// The connection; none while it is broken.
+    connection: Option<(SessionId, Outbox)>,
+    last_seen: Instant,
+    /// What was sent last on this connection; numbered.
+    sent: Option<v1::Directive>,
+}
+
+/// All workers, by name.
+#[derive(Debug)]
+pub(crate) struct Workers {
+    by_name: BTreeMap<String, Worker>,
+    next_session: SessionId,
+    lease: Duration,
+}
+
+impl Worker {
+    pub(crate) fn is_connected(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// The job it says it holds.
+    pub(crate) fn held(&self) -> Option<&v1::HeldJob> {
+        self.status.job.as_ref()
+    }
+
+    /// Whether its status takes account of everything it was told.
+    pub(crate) fn is_up_to_date(&self) -> bool {
+        self.sent.as_ref().is_none_or(|sent| self.status.directive >= sent.number)
+    }
+
+    /// Whether it has nothing of any job in memory, and will not take what it was told earlier.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.is_connected() && self.held().is_none() && self.is_up_to_date()
+    }
+
+    /// Whether it can be given a job.
+    pub(crate) fn is_free(&self) -> bool {
+        self.is_empty() && !self.status.draining
+    }
+
+    /// Seconds it has been in its phase, counted on from its last word.
+    pub(crate) fn seconds_in_phase(&self) -> f64 {
+        let since = self.last_seen.elapsed().as_secs_f64();
+        self.held().map_or(0.0, |held| held.seconds_in_phase + since)
+    }
+
+    fn message(&self) -> v1::Worker {
+        let held = self.held();
+        let state = match held {
+            _ if !self.is_connected() => "lost".to_owned(),
+            _ if self.status.draining => "draining".to_owned(),
+            Some(held) => phase_name(held.phase()),
+            None => "idle".to_owned(),
+        };
+        v1::Worker {
+            name: self.hello.name.clone(),
+            state,
+            numerics_id: self.hello.numerics_id.clone(),
+            peer_address: self.hello.peer_address.clone(),
+            version: self.hello.version.clone(),
+            job_id: held.map(|held| held.job_id.clone()),
+            generation: held.map_or(0, |held| held.generation),
+            rank: None,
+            completed_steps: held.map_or(0, |held| held.completed_steps),
+            seconds_in_phase: self.seconds_in_phase(),
+            silent_seconds: self.last_seen.elapsed().as_secs_f64(),
+        }
+    }
+}
+
+impl Workers {
+    pub(crate) fn new(lease: Duration) -> Self {
+        Self { by_name: BTreeMap::new(), next_session: 1, lease }
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Worker> {
+        self.by_name.get(name)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Worker)> {
+        self.by_name.iter()
+    }
+
+    pub(crate) fn messages(&self) -> Vec<v1::Worker> {
+        self.by_name.values().map(Worker::message).collect()
+    }
+
+    /// A worker that was a member when the coordinator ended: it has a lease's time to come back.
+    pub(crate) fn expect(&mut self, name: &str, instance_id: &str, peer_address: &str) {
+        let hello = v1::Hello {
+            name: name.to_owned(),
+            instance_id: instance_id.to_owned(),
+            peer_address: peer_address.to_owned(),
+            ..v1::Hello::default()
+        };
+        let worker = Worker {
+            hello,
+            status: v1::WorkerStatus::default(),
+            connection: None,
+            last_seen: Instant::now(),
+            sent: None,
+        };
+        self.by_name.entry(name.to_owned()).or_insert(worker);
+    }
+
+    /// Lets a worker in. A process that comes back keeps its place; another one of the same name takes it only when the first
+    /// one's connection is gone.
+    pub(crate) fn welcome(&mut self, hello: v1::Hello, outbox: Outbox) -> Result<SessionId, Refusal> {
+        for (field, value) in [
+            ("hello.name", &hello.name),
+            ("hello.instance_id", &hello.instance_id),
+            ("hello.numerics_id", &hello.numerics_id),
+            ("hello.peer_address", &hello.peer_address),
+        ] {
+            if value.is_empty() || value.len() > 256 {
+                let message = format!("has {} bytes; it must have 1 to 256", value.len());
+                return Err(FieldError::new(field, message).into());
+            }
+        }
+        if let Some(known) = self.by_name.get(&hello.name)
+            && known.is_connected()
+            && known.hello.instance_id != hello.instance_id
+        {
+            return Err(Refusal::NameTaken(hello.name));
+        }
+        let session = self.next_session;
+        self.next_session += 1;
+        tracing::info!(worker = hello.name, numerics = hello.numerics_id, session, "worker connected");
+        let worker = Worker {
+            status: hello.status.clone().unwrap_or_default(),
+            connection: Some((session, outbox)),
+            last_seen: Instant::now(),
+            sent: None,
+            hello,
+        };
+        self.by_name.insert(worker.hello.name.clone(), worker);
+        Ok(session)
+    }
+
+    /// Takes a worker's word. Returns its name; none if the connection is an old one.
+    pub(crate) fn heard(&mut self, session: SessionId, status: Option<v1::WorkerStatus>) -> Option<String> {
+        let worker = self.by_session(session)?;
+        worker.last_seen = Instant::now();
+        if let Some(status) = status {
+            worker.status = status;
+        }
+        Some(worker.hello.name.clone())
+    }
+
+    /// The connection has ended. Returns the worker's name; none if it has another one by now.
+    pub(crate) fn disconnected(&mut self, session: SessionId, cause: &str) -> Option<String> {
+        let worker = self.by_session(session)?;
+        worker.connection = None;
+        tracing::warn!(worker = worker.hello.name, cause, "worker disconnected");
+        Some(worker.hello.name.clone())
+    }
+
+    /// Forgets those that have been silent for a lease, and returns their names.
+    pub(crate) fn expire(&mut self, now: Instant) -> Vec<String> {
+        let lease = self.lease;
+        let silent = |worker: &Worker| now.saturating_duration_since(worker.last_seen) >= lease;
+        let lost: Vec<String> =
+            self.by_name.iter().filter(|(_, worker)| silent(worker)).map(|(name, _)| name.clone()).collect();
+        for name in &lost {
+            tracing::warn!(worker = name, lease = ?lease, "worker lost");
+            self.by_name.remove(name);
+        }
+        lost
+    }
+
+    /// Sends a worker what it shall hold, unless it was sent that on this connection.
+    pub(crate) fn direct(&mut self, name: &str, assignment: Option<v1::Assignment>, goal: Goal) {
+        let Some(worker) = self.by_name.get_mut(name) else { return };
+        if worker.connection.is_none() {
+            return;
+        }
+        let sent = worker.sent.as_ref();
+        if sent.is_none() && assignment.is_none() && worker.held().is_none() {
+            return;
+        }
+        if sent.is_some_and(|sent| sent.assignment == assignment && sent.goal() == goal) {
+            return;
+        }
+        let number = sent.map_or(1, |sent| sent.number + 1);
+        let directive = v1::Directive { assignment, goal: goal as i32, number };
+        worker.sent = Some(directive.clone());
+        worker.send(coordinator_message::Kind::Directive(Box::new(directive)));
+    }
+
+    /// Tells a worker that steps of its job are stored.
+    pub(crate) fn acknowledge(&mut self, name: &str, ack: v1::StepsAck) {
+        if let Some(worker) = self.by_name.get_mut(name) {
+            worker.send(coordinator_message::Kind::StepsAck(ack));
+        }
+    }
+
+    fn by_session(&mut self, session: SessionId) -> Option<&mut Worker> {
+        self.by_name
+            .values_mut()
+            .find(|worker| worker.connection.as_ref().is_some_and(|(known, _)| *known == session))
+    }
+}
+
+impl Worker {
+    /// A worker that takes no messages is cut off: the next connection starts with everything it must know.
+    fn send(&mut self, kind: coordinator_message::Kind) {
+        let Some((_, outbox)) = &self.connection else { return };
+        if outbox.try_send(Ok(v1::CoordinatorMessage { kind: Some(kind) })).is_err() {
+            tracing::warn!(worker = self.hello.name, "worker takes no messages and is cut off");
+            self.connection = None;
+        }
+    }
+}
+
+/// Whether a worker in this phase holds a state of the run.
+pub(crate) fn has_state(phase: Phase) -> bool {
+    !matches!(phase, Phase::Unspecified | Phase::Preparing | Phase::Failed)
+}
+
+/// A phase as people read it.
+pub(crate) fn phase_name(phase: Phase) -> String {
+    phase.as_str_name().trim_start_matches("PHASE_").to_lowercase()
+}

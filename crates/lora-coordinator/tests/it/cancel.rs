@@ -1,0 +1,124 @@
+//! Cancelling, from every state that a job can be in.
+
+use lora_proto::v1::{Goal, Phase};
+
+use crate::fake::{Cluster, FakeWorker, job, train};
+
+#[tokio::test]
+async fn before_workers_have_it_a_job_is_cancelled_at_once() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    assert_eq!(cluster.cancel(&job_id).await.unwrap().state, "cancelled");
+    // Again, and it stays so.
+    assert_eq!(cluster.cancel(&job_id).await.unwrap().state, "cancelled");
+    assert!(cluster.resume(&job_id, None).await.is_err());
+    let _worker = FakeWorker::connect(&cluster, "w0").await;
+    let other = cluster.submit(&job(1, 1)).await;
+    cluster.until(&other, "preparing").await;
+    assert_eq!(cluster.job(&job_id).await.state, "cancelled");
+    cluster.stop().await;
+}
+
+/// The worker is told to let go; the job is `cancelled` only when it has.
+async fn freed_first(cluster: &Cluster, job_id: &str, workers: &mut [&mut FakeWorker]) {
+    assert_eq!(cluster.cancel(job_id).await.unwrap().state, "cancelling");
+    let last = workers.len() - 1;
+    for (index, worker) in workers.iter_mut().enumerate() {
+        while worker.next().await.assignment.is_some() {}
+        assert_eq!(cluster.job(job_id).await.state, "cancelling", "worker {index} of {last} holds it");
+        worker.say(None).await;
+    }
+    cluster.until(job_id, "cancelled").await;
+}
+
+#[tokio::test]
+async fn while_preparing() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(2, 2)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    let a = w0.goal(Goal::Prepare).await;
+    w0.phase(&a, Phase::Preparing, 0).await;
+    // The other one has not even taken its place yet.
+    w1.goal(Goal::Prepare).await;
+    freed_first(&cluster, &job_id, &mut [&mut w0, &mut w1]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn while_running() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(2, 2)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    train(&mut [&mut w0, &mut w1], 0).await;
+    freed_first(&cluster, &job_id, &mut [&mut w0, &mut w1]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn while_regrouping() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 2)).await;
+    cluster.pause(&job_id).await.unwrap();
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    cluster.resume(&job_id, None).await.unwrap();
+    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    w1.die();
+    w0.broken(&a[0], 0, "its peer is gone", &[]).await;
+    let b = w0.goal(Goal::Prepare).await;
+    assert_eq!(b.generation, 2);
+    assert_eq!(cluster.job(&job_id).await.state, "recovering");
+    freed_first(&cluster, &job_id, &mut [&mut w0]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn while_exporting() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let a = train(&mut [&mut w0], 0).await;
+    w0.phase(&a[0], Phase::Exporting, 9).await;
+    cluster.result(&a[0], "receipt.json", b"{}").await;
+    assert_eq!(cluster.cancel(&job_id).await.unwrap().state, "cancelling");
+    // Its result comes too late.
+    let late =
+        cluster.upload(&a[0], lora_proto::v1::job_artifact::Name::ResultFile("late".into()), b"x").await;
+    assert!(late.unwrap_err().to_string().contains("cancelling"));
+    w0.finished(&a[0], 9, &["receipt.json"]).await;
+    w0.release().await;
+    let job = cluster.until(&job_id, "cancelled").await;
+    assert!(job.result.is_empty());
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_is_lost_meanwhile_is_not_waited_for_longer_than_its_lease() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    train(&mut [&mut w0], 0).await;
+    cluster.cancel(&job_id).await.unwrap();
+    w0.die();
+    cluster.until(&job_id, "cancelled").await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_paused_job_can_be_cancelled_and_a_succeeded_one_cannot() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    cluster.pause(&job_id).await.unwrap();
+    assert_eq!(cluster.cancel(&job_id).await.unwrap().state, "cancelled");
+    let job_id = cluster.submit(&job(1, 1)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let a = train(&mut [&mut w0], 0).await;
+    cluster.result(&a[0], "receipt.json", b"{}").await;
+    w0.finished(&a[0], 0, &["receipt.json"]).await;
+    cluster.until(&job_id, "succeeded").await;
+    let error = cluster.cancel(&job_id).await.unwrap_err();
+    assert!(error.message().contains("is succeeded and cannot be cancelled"), "{error}");
+    cluster.stop().await;
+}

@@ -1,0 +1,283 @@
+//! Workers that die, hang, leave and come.
+
+use lora_proto::v1::{Goal, Phase, job_artifact, job_event};
+
+use crate::fake::{Cluster, FakeWorker, job, quick, train};
+
+#[tokio::test]
+async fn the_survivors_go_on_and_a_new_worker_joins_at_a_boundary() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 2)).await;
+    // Both are there before the job is: it takes both.
+    cluster.pause(&job_id).await.unwrap();
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    cluster.resume(&job_id, None).await.unwrap();
+    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    w0.steps(&a[0], 1..=2).await;
+    w1.phase(&a[1], Phase::Training, 2).await;
+    // The first rank dies; the other sees it.
+    w0.die();
+    w1.broken(&a[1], 2, "rank 0 closed the connection", &[]).await;
+    let b = w1.prepare(2).await;
+    assert_eq!((b.generation, b.rank, b.peers.len(), &b.checkpoint), (2, 0, 1, &None));
+    w1.goal(Goal::Train).await;
+    w1.phase(&b, Phase::Training, 2).await;
+    w1.steps(&b, 3..=3).await;
+    // What the old generation still has to say is refused.
+    let old = cluster.upload(&a[0], job_artifact::Name::CheckpointStep(2), b"old").await.unwrap_err();
+    assert!(old.to_string().contains("generation 1 may not write"), "{old}");
+
+    let mut w2 = FakeWorker::connect(&cluster, "w2").await;
+    w1.goal(Goal::Stop).await;
+    w1.phase(&b, Phase::Stopped, 4).await;
+    let c = w1.prepare(4).await;
+    assert_eq!(
+        (c.generation, c.rank, c.peers.as_slice()),
+        (3, 0, ["w1:1".to_owned(), "w2:1".to_owned()].as_slice())
+    );
+    let d = w2.prepare(0).await;
+    assert_eq!((d.rank, d.checkpoint), (1, None));
+    w1.goal(Goal::Train).await;
+    w2.goal(Goal::Train).await;
+    let job = cluster.until(&job_id, "running").await;
+    assert_eq!((job.workers, job.completed_steps), (vec!["w1".to_owned(), "w2".to_owned()], 4));
+    cluster.cancel(&job_id).await.unwrap();
+    w1.release().await;
+    w2.release().await;
+    let lost = cluster.events(&job_id).await.into_iter().find_map(|event| match event {
+        job_event::Kind::WorkerLost(lost) => Some((lost.worker, lost.rank)),
+        _ => None,
+    });
+    assert_eq!(lost, Some(("w0".to_owned(), 0)));
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_whose_only_worker_dies_goes_on_from_its_checkpoint_elsewhere() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let a = train(&mut [&mut w0], 0).await;
+    w0.steps(&a[0], 1..=3).await;
+    cluster.checkpoint(&a[0], 2, b"two").await;
+    w0.die();
+    let waiting = cluster.until(&job_id, "waiting").await;
+    assert!(waiting.workers.is_empty());
+    cluster.until_that(&job_id, |job| job.waiting_for.contains("needs 1")).await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    let b = w1.prepare(2).await;
+    assert_eq!((b.generation, b.checkpoint.clone().unwrap().step), (2, 2));
+    w1.goal(Goal::Train).await;
+    // Steps that are computed again are the same ones.
+    w1.steps(&b, 3..=4).await;
+    w1.until_acked(4).await;
+    assert_eq!(cluster.job(&job_id).await.completed_steps, 4);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_process_of_the_same_name_takes_its_place_at_once() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    let mut first = FakeWorker::connect(&cluster, "w0").await;
+    let a = train(&mut [&mut first], 0).await;
+    let status = Default::default();
+    let refused = FakeWorker::connect_as(&cluster, "w0", "2", "fake", status).await.err().unwrap();
+    assert_eq!(refused.code(), tonic::Code::AlreadyExists, "{refused}");
+    first.die();
+    let mut second = loop {
+        // The coordinator sees the end of the first connection when it comes.
+        match FakeWorker::connect_as(&cluster, "w0", "2", "fake", Default::default()).await {
+            Ok(worker) => break worker,
+            Err(status) => assert_eq!(status.code(), tonic::Code::AlreadyExists, "{status}"),
+        }
+    };
+    let b = second.prepare(0).await;
+    assert_eq!((b.job_id, b.generation), (job_id, a[0].generation + 1));
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_that_comes_back_changes_nothing() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let a = train(&mut [&mut w0], 0).await;
+    let status = w0.die();
+    let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", status).await.unwrap();
+    assert_eq!(w0.goal(Goal::Train).await, a[0]);
+    w0.steps(&a[0], 1..=1).await;
+    w0.until_acked(1).await;
+    let job = cluster.job(&job_id).await;
+    assert_eq!((job.state.as_str(), job.generation), ("running", 1));
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_drains_brings_its_state_in_before_it_leaves() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let a = train(&mut [&mut w0], 0).await;
+    w0.steps(&a[0], 1..=5).await;
+    w0.drain().await;
+    w0.goal(Goal::Stop).await;
+    w0.phase(&a[0], Phase::Stopped, 5).await;
+    w0.goal(Goal::Save).await;
+    cluster.checkpoint(&a[0], 5, b"five").await;
+    w0.phase(&a[0], Phase::Saved, 5).await;
+    w0.release().await;
+    cluster.until(&job_id, "waiting").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    assert_eq!(w1.prepare(5).await.checkpoint.unwrap().step, 5);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_drains_leaves_its_peers_to_go_on() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 2)).await;
+    cluster.pause(&job_id).await.unwrap();
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    cluster.resume(&job_id, None).await.unwrap();
+    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    w0.drain().await;
+    for (worker, assignment) in [(&mut w0, &a[0]), (&mut w1, &a[1])] {
+        worker.goal(Goal::Stop).await;
+        worker.phase(assignment, Phase::Stopped, 3).await;
+    }
+    w0.release().await;
+    let b = w1.prepare(3).await;
+    assert_eq!((b.peers.len(), b.rank), (1, 0));
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_makes_no_progress_is_left_out() {
+    let mut config = quick();
+    config.recovery.step_seconds = 1.0;
+    let cluster = Cluster::start_with(config).await;
+    let job_id = cluster.submit(&job(2, 2)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let slow = |waiting_for_peers, assignment| lora_proto::v1::HeldJob {
+        seconds_in_phase: 5.0,
+        waiting_for_peers,
+        ..crate::fake::held(assignment, Phase::Training, 0)
+    };
+    w0.say(Some(slow(true, &a[0]))).await;
+    w1.say(Some(slow(false, &a[1]))).await;
+    cluster.until(&job_id, "waiting").await;
+    let lost = cluster.job(&job_id).await;
+    assert_eq!(lost.workers, ["w0"]);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn ranks_that_cannot_reach_each_other_do_not_share_a_group_again() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 2)).await;
+    cluster.pause(&job_id).await.unwrap();
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    cluster.resume(&job_id, None).await.unwrap();
+    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    w0.broken(&a[0], 0, "ranks [1] did not connect", &[1]).await;
+    w1.broken(&a[1], 0, "no connection to rank 0", &[0]).await;
+    w1.release().await;
+    let b = w0.prepare(0).await;
+    assert_eq!((b.generation, b.peers.len()), (2, 1));
+    w0.goal(Goal::Train).await;
+    w0.phase(&b, Phase::Training, 0).await;
+    w0.steps(&b, 1..=1).await;
+    w0.until_acked(1).await;
+    // It is free, and yet the job does not take it again.
+    assert_eq!(w0.directive.goal(), Goal::Train);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_whose_groups_get_nowhere_fails_with_what_was_seen() {
+    let mut config = quick();
+    config.recovery.fruitless_generations = 2;
+    let cluster = Cluster::start_with(config).await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    for _ in 0..2 {
+        let a = train(&mut [&mut w0], 0).await;
+        w0.broken(&a[0], 0, "a socket of this rank failed", &[]).await;
+    }
+    let failure = cluster.until(&job_id, "failed").await.failure.unwrap();
+    assert!(
+        failure.cause.contains("2 groups in a row") && failure.cause.contains("a socket of this rank failed")
+    );
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn workers_whose_bases_differ_do_not_train_together() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(2, 2)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    w0.prepare(0).await;
+    let a = w1.goal(Goal::Prepare).await;
+    let mut held = crate::fake::held(&a, Phase::Prepared, 0);
+    held.base.as_mut().unwrap().sha256 = "0the4".into();
+    w1.say(Some(held)).await;
+    let failure = cluster.until(&job_id, "failed").await.failure.unwrap();
+    assert!(failure.cause.contains("0the4") && failure.cause.contains("ba5e"), "{failure:?}");
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_pause_while_workers_are_lost_keeps_what_the_survivor_has() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(2, 2)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    w0.steps(&a[0], 1..=3).await;
+    w1.phase(&a[1], Phase::Training, 3).await;
+    cluster.pause(&job_id).await.unwrap();
+    w0.die();
+    w1.broken(&a[1], 3, "rank 0 closed the connection", &[]).await;
+    w1.goal(Goal::Save).await;
+    cluster.checkpoint(&a[1], 3, b"three").await;
+    w1.phase(&a[1], Phase::Saved, 3).await;
+    assert_eq!(cluster.until(&job_id, "paused").await.checkpoint_step, Some(3));
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn of_two_jobs_that_lack_a_worker_the_later_one_gives_its_own_away() {
+    let cluster = Cluster::start().await;
+    let older = cluster.submit(&job(2, 2)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let newer = cluster.submit(&job(2, 2)).await;
+    let mut w2 = FakeWorker::connect(&cluster, "w2").await;
+    let mut w3 = FakeWorker::connect(&cluster, "w3").await;
+    let b = train(&mut [&mut w2, &mut w3], 0).await;
+    assert_eq!((&a[0].job_id, &b[0].job_id), (&older, &newer));
+    w1.die();
+    w3.die();
+    w0.broken(&a[0], 4, "its peer is gone", &[]).await;
+    cluster.until(&older, "waiting").await;
+    w2.broken(&b[0], 6, "its peer is gone", &[]).await;
+    // What the one that is left holds comes into the store before it leaves.
+    w2.goal(Goal::Save).await;
+    cluster.checkpoint(&b[0], 6, b"six").await;
+    w2.phase(&b[0], Phase::Saved, 6).await;
+    w2.release().await;
+    let c = w0.prepare(4).await;
+    let d = w2.prepare(0).await;
+    assert_eq!((&c.job_id, &d.job_id, d.peers.len()), (&older, &older, 2));
+    let newer = cluster.until(&newer, "waiting").await;
+    assert_eq!((newer.checkpoint_step, newer.workers.len()), (Some(6), 0));
+    cluster.stop().await;
+}

@@ -1,0 +1,228 @@
+//! A worker without an engine.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use lora_proto::v1::worker_control_client::WorkerControlClient;
+use lora_proto::v1::{self, Goal, Phase, coordinator_message, worker_message};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::{Cluster, PATIENCE};
+
+/// It says what the test has it say, again with every heartbeat. Its connection breaks when it is dropped.
+pub(crate) struct FakeWorker {
+    pub(crate) name: String,
+    pub(crate) welcome: v1::Welcome,
+    outbox: mpsc::Sender<v1::WorkerMessage>,
+    inbox: Streaming<v1::CoordinatorMessage>,
+    status: Arc<Mutex<v1::WorkerStatus>>,
+    beating: JoinHandle<()>,
+    /// The newest directive it has taken.
+    pub(crate) directive: v1::Directive,
+    pub(crate) acked: u64,
+}
+
+impl Drop for FakeWorker {
+    fn drop(&mut self) {
+        self.beating.abort();
+    }
+}
+
+impl FakeWorker {
+    pub(crate) async fn connect(cluster: &Cluster, name: &str) -> Self {
+        Self::connect_as(cluster, name, "1", "fake", v1::WorkerStatus::default()).await.unwrap()
+    }
+
+    pub(crate) async fn connect_as(
+        cluster: &Cluster,
+        name: &str,
+        instance: &str,
+        numerics: &str,
+        status: v1::WorkerStatus,
+    ) -> Result<Self, Status> {
+        let (outbox, messages) = mpsc::channel(64);
+        let hello = v1::Hello {
+            name: name.into(),
+            instance_id: instance.into(),
+            numerics_id: numerics.into(),
+            peer_address: format!("{name}:1"),
+            version: "0".into(),
+            status: Some(v1::WorkerStatus { directive: 0, ..status.clone() }),
+        };
+        let hello = worker_message::Kind::Hello(hello);
+        outbox.send(v1::WorkerMessage { kind: Some(hello) }).await.unwrap();
+        let mut client = WorkerControlClient::new(cluster.channel.clone());
+        let mut inbox = client.connect(ReceiverStream::new(messages)).await?.into_inner();
+        let first = timeout(PATIENCE, inbox.message()).await.expect("a welcome comes")?;
+        let Some(coordinator_message::Kind::Welcome(welcome)) = first.and_then(|m| m.kind) else {
+            panic!("the first message is no welcome")
+        };
+        let status = Arc::new(Mutex::new(v1::WorkerStatus { directive: 0, ..status }));
+        let beating = tokio::spawn({
+            let (outbox, status) = (outbox.clone(), Arc::clone(&status));
+            async move {
+                loop {
+                    let kind = worker_message::Kind::Status(status.lock().unwrap().clone());
+                    if outbox.send(v1::WorkerMessage { kind: Some(kind) }).await.is_err() {
+                        return;
+                    }
+                    tokio::time::sleep(Duration::from_secs_f64(welcome.heartbeat_seconds)).await;
+                }
+            }
+        });
+        let directive = v1::Directive::default();
+        Ok(Self { name: name.into(), welcome, outbox, inbox, status, beating, directive, acked: 0 })
+    }
+
+    /// Ends it without a word; gives the status it had.
+    pub(crate) fn die(self) -> v1::WorkerStatus {
+        let status = self.status.lock().unwrap().clone();
+        status
+    }
+
+    /// Waits for the next directive and takes account of it.
+    pub(crate) async fn next(&mut self) -> v1::Directive {
+        loop {
+            let message = timeout(PATIENCE, self.inbox.message()).await.expect("a message comes").unwrap();
+            match message.expect("the stream goes on").kind.unwrap() {
+                coordinator_message::Kind::Directive(directive) => {
+                    self.directive = *directive;
+                    return self.directive.clone();
+                }
+                coordinator_message::Kind::StepsAck(ack) => self.acked = self.acked.max(ack.step),
+                coordinator_message::Kind::Welcome(_) => panic!("a second welcome"),
+            }
+        }
+    }
+
+    /// Waits for a directive with this goal, and gives its assignment.
+    pub(crate) async fn goal(&mut self, goal: Goal) -> v1::Assignment {
+        loop {
+            let directive = self.next().await;
+            if directive.goal() == goal && directive.assignment.is_some() {
+                return directive.assignment.unwrap();
+            }
+        }
+    }
+
+    /// Waits to be told to let go, and does.
+    pub(crate) async fn release(&mut self) {
+        while self.next().await.assignment.is_some() {}
+        self.say(None).await;
+    }
+
+    /// Waits until steps up to `step` are acknowledged.
+    pub(crate) async fn until_acked(&mut self, step: u64) {
+        while self.acked < step {
+            let message = timeout(PATIENCE, self.inbox.message()).await.expect("a message comes").unwrap();
+            match message.expect("the stream goes on").kind.unwrap() {
+                coordinator_message::Kind::StepsAck(ack) => self.acked = self.acked.max(ack.step),
+                coordinator_message::Kind::Directive(directive) => self.directive = *directive,
+                coordinator_message::Kind::Welcome(_) => panic!("a second welcome"),
+            }
+        }
+    }
+
+    /// Says what it holds.
+    pub(crate) async fn say(&self, job: Option<v1::HeldJob>) {
+        let status = {
+            let mut status = self.status.lock().unwrap();
+            status.job = job;
+            status.directive = self.directive.number;
+            status.clone()
+        };
+        let kind = Some(worker_message::Kind::Status(status));
+        self.outbox.send(v1::WorkerMessage { kind }).await.unwrap();
+    }
+
+    /// Says that it is in this phase of the job it was assigned, after `steps`.
+    pub(crate) async fn phase(&self, assignment: &v1::Assignment, phase: Phase, steps: u64) {
+        self.say(Some(held(assignment, phase, steps))).await;
+    }
+
+    pub(crate) async fn broken(
+        &self,
+        assignment: &v1::Assignment,
+        steps: u64,
+        cause: &str,
+        unreachable: &[u32],
+    ) {
+        let job = held(assignment, Phase::Broken, steps);
+        self.say(Some(v1::HeldJob { cause: cause.into(), unreachable: unreachable.to_vec(), ..job })).await;
+    }
+
+    pub(crate) async fn failed(&self, assignment: &v1::Assignment, cause: &str) {
+        self.say(Some(v1::HeldJob { cause: cause.into(), ..held(assignment, Phase::Failed, 0) })).await;
+    }
+
+    pub(crate) async fn finished(&self, assignment: &v1::Assignment, steps: u64, files: &[&str]) {
+        let files = files.iter().map(|file| (*file).to_owned()).collect();
+        self.say(Some(v1::HeldJob { files, ..held(assignment, Phase::Finished, steps) })).await;
+    }
+
+    pub(crate) async fn drain(&self) {
+        self.status.lock().unwrap().draining = true;
+        let job = self.status.lock().unwrap().job.clone();
+        self.say(job).await;
+    }
+
+    /// Sends finished steps.
+    pub(crate) async fn steps(&self, assignment: &v1::Assignment, steps: std::ops::RangeInclusive<u64>) {
+        let report = |step| v1::StepReport {
+            metrics: Some(v1::StepMetrics {
+                step,
+                loss: 1.0 / step as f64,
+                num_tokens: 8 * step,
+                ..Default::default()
+            }),
+            logged: true,
+            reduced_bytes: 8,
+            time: Some(std::time::SystemTime::now().into()),
+            notice: String::new(),
+        };
+        let steps = v1::Steps {
+            job_id: assignment.job_id.clone(),
+            generation: assignment.generation,
+            steps: steps.map(report).collect(),
+        };
+        let kind = Some(worker_message::Kind::Steps(steps));
+        self.outbox.send(v1::WorkerMessage { kind }).await.unwrap();
+    }
+
+    /// Takes the place it is given, and gets ready, after `steps`; gives the assignment.
+    pub(crate) async fn prepare(&mut self, steps: u64) -> v1::Assignment {
+        let assignment = self.goal(Goal::Prepare).await;
+        self.phase(&assignment, Phase::Prepared, steps).await;
+        assignment
+    }
+}
+
+pub(crate) fn held(assignment: &v1::Assignment, phase: Phase, steps: u64) -> v1::HeldJob {
+    let base = v1::BaseReady { sha256: "ba5e".into(), seconds: 1.0, ..v1::BaseReady::default() };
+    v1::HeldJob {
+        job_id: assignment.job_id.clone(),
+        generation: assignment.generation,
+        phase: phase as i32,
+        completed_steps: steps,
+        base: Some(base),
+        facts: Some(v1::RunFacts { total_steps: 9, ..v1::RunFacts::default() }),
+        ..v1::HeldJob::default()
+    }
+}
+
+/// Brings the workers of a job to where they train.
+pub(crate) async fn train(workers: &mut [&mut FakeWorker], steps: u64) -> Vec<v1::Assignment> {
+    let mut assignments = Vec::new();
+    for worker in workers.iter_mut() {
+        assignments.push(worker.prepare(steps).await);
+    }
+    for (worker, assignment) in workers.iter_mut().zip(&assignments) {
+        assert_eq!(worker.goal(Goal::Train).await, *assignment);
+        worker.phase(assignment, Phase::Training, steps).await;
+    }
+    assignments
+}

@@ -1,0 +1,12 @@
+//! The coordinator over its real API, with workers that have no engine.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+mod bad_input;
+mod cancel;
+mod failures;
+mod fake;
+mod lifecycle;
+mod restart;
+mod scheduling;
+mod watch;

@@ -1,0 +1,123 @@
+//! A coordinator that ends and starts again.
+
+use lora_proto::v1::{self, Goal, Phase};
+
+use crate::fake::{Cluster, FakeWorker, job, train};
+
+#[tokio::test]
+async fn workers_that_trained_on_are_adopted_and_nothing_starts_over() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(2, 2)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    w0.steps(&a[0], 1..=2).await;
+    w1.until_acked(2).await;
+    let term = w0.welcome.term;
+    let statuses = [w0.die(), w1.die()];
+    let cluster = cluster.restart().await;
+    assert_eq!(cluster.job(&job_id).await.state, "running");
+    let [s0, s1] = statuses;
+    let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", s0).await.unwrap();
+    let mut w1 = FakeWorker::connect_as(&cluster, "w1", "1", "fake", s1).await.unwrap();
+    assert_eq!(w0.welcome.term, term + 1);
+    let again = w0.goal(Goal::Train).await;
+    assert_eq!((again.generation, again.rank, &again.token), (1, 0, &a[0].token));
+    assert_eq!(w1.goal(Goal::Train).await.rank, 1);
+    // The step that was not acknowledged comes again, with the one after it.
+    w0.steps(&a[0], 2..=3).await;
+    w0.until_acked(3).await;
+    let job = cluster.job(&job_id).await;
+    assert_eq!((job.state.as_str(), job.generation, job.completed_steps), ("running", 1, 3));
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_does_not_come_back_is_given_up_after_its_lease() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 2)).await;
+    cluster.pause(&job_id).await.unwrap();
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    cluster.resume(&job_id, None).await.unwrap();
+    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    w1.die();
+    let status = w0.die();
+    let cluster = cluster.restart().await;
+    let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", status).await.unwrap();
+    w0.goal(Goal::Train).await;
+    w0.broken(&a[0], 4, "rank 1 closed the connection", &[]).await;
+    let b = w0.prepare(4).await;
+    assert_eq!((b.generation, b.peers.len()), (2, 1));
+    assert_eq!(cluster.until(&job_id, "running").await.completed_steps, 4);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn paused_waiting_and_cancelling_jobs_are_found_again() {
+    let cluster = Cluster::start().await;
+    let paused = cluster.submit(&job(1, 1)).await;
+    cluster.pause(&paused).await.unwrap();
+    let waiting = cluster.submit(&job(1, 1)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let a = train(&mut [&mut w0], 0).await;
+    cluster.checkpoint(&a[0], 7, b"seven").await;
+    w0.die();
+    cluster.until(&waiting, "waiting").await;
+    let cancelling = cluster.submit(&job(1, 1)).await;
+    let cluster = cluster.restart().await;
+    assert_eq!(cluster.job(&paused).await.state, "paused");
+    assert_eq!(cluster.job(&cancelling).await.state, "queued");
+    // The older one comes first.
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    let b = w1.prepare(7).await;
+    assert_eq!((&b.job_id, b.checkpoint.unwrap().step), (&waiting, 7));
+    cluster.cancel(&waiting).await.unwrap();
+    let cluster = cluster.restart().await;
+    cluster.until(&waiting, "cancelled").await;
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_result_that_was_finished_while_the_coordinator_was_away_is_taken() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let a = train(&mut [&mut w0], 0).await;
+    cluster.result(&a[0], "receipt.json", b"{}").await;
+    w0.die();
+    let cluster = cluster.restart().await;
+    let finished =
+        v1::HeldJob { files: vec!["receipt.json".into()], ..crate::fake::held(&a[0], Phase::Finished, 2) };
+    let status = v1::WorkerStatus { job: Some(finished), ..v1::WorkerStatus::default() };
+    let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", status).await.unwrap();
+    // Its last steps come after its hello, and are waited for.
+    w0.steps(&a[0], 1..=2).await;
+    w0.release().await;
+    let job = cluster.until(&job_id, "succeeded").await;
+    assert_eq!(job.completed_steps, 2);
+    assert_eq!(cluster.download(&job_id, "metrics.jsonl").await.iter().filter(|b| **b == b'\n').count(), 2);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_submit_gives_the_same_job_also_after_a_restart() {
+    let cluster = Cluster::start().await;
+    let request = v1::SubmitJobRequest {
+        idempotency_key: "once".into(),
+        job: Some(v1::JobSpec::try_from(&job(1, 1)).unwrap()),
+        inputs: Some(cluster.inputs().await),
+        priority: 0,
+    };
+    let first = cluster.jobs().submit_job(request.clone()).await.unwrap().into_inner();
+    let cluster = cluster.restart().await;
+    let second = cluster.jobs().submit_job(request.clone()).await.unwrap().into_inner();
+    assert_eq!(first.job_id, second.job_id);
+    let mut other = job(1, 1);
+    other.training.learning_rate = 0.5;
+    let other = v1::SubmitJobRequest { job: Some(v1::JobSpec::try_from(&other).unwrap()), ..request };
+    let error = cluster.jobs().submit_job(other).await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::AlreadyExists);
+    assert!(error.message().contains("training.learning_rate is 0.5, and was 0.0002"), "{error}");
+    cluster.stop().await;
+}

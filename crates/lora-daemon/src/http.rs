@@ -1,0 +1,137 @@
+//! Health and metrics over HTTP: `/healthz`, `/readyz`, `/metrics`.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use lora_spec::FieldError;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
+use serde::{Deserialize, Serialize};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+/// How long requests that are being answered may take after the end was asked for.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Where health and metrics are served.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HttpConfig {
+    /// Address and port, such as `0.0.0.0:7401`; empty: nowhere.
+    pub listen: String,
+}
+
+impl HttpConfig {
+    /// The address to listen on, if there is one.
+    ///
+    /// # Errors
+    /// It is none.
+    pub fn address(&self) -> Result<Option<SocketAddr>, FieldError> {
+        if self.listen.is_empty() {
+            return Ok(None);
+        }
+        self.listen.parse().map(Some).map_err(|_| {
+            let message = format!(
+                "is {:?}; it must be an IP address with a port, such as 0.0.0.0:7401, or empty for none",
+                self.listen
+            );
+            FieldError::new("http.listen", message)
+        })
+    }
+}
+
+/// What `/healthz` and `/readyz` answer: at first, that the daemon works but is not ready yet. Clones share it.
+#[derive(Clone)]
+pub struct Health(Arc<Inner>);
+
+struct Inner {
+    works: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    ready: watch::Sender<Result<(), String>>,
+}
+
+impl Health {
+    /// Has `/healthz` ask `works` each time; it must answer at once. The error says what does not work.
+    pub fn new(works: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
+        let (ready, _) = watch::channel(Err("starting".to_owned()));
+        Self(Arc::new(Inner { works: Box::new(works), ready }))
+    }
+
+    /// Whether `/readyz` says that work can be sent here; if not, why.
+    pub fn set_ready(&self, ready: bool, reason: &str) {
+        let state = if ready { Ok(()) } else { Err(reason.to_owned()) };
+        self.0.ready.send_modify(|current| *current = state);
+    }
+}
+
+impl Default for Health {
+    /// A daemon that works as long as it answers.
+    fn default() -> Self {
+        Self::new(|| Ok(()))
+    }
+}
+
+impl fmt::Debug for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Health").field("ready", &*self.0.ready.borrow()).finish_non_exhaustive()
+    }
+}
+
+/// Serves health and metrics until `stop`, and a moment longer for requests that are being answered.
+///
+/// # Errors
+/// The listener is of no use.
+pub async fn serve(
+    listener: TcpListener,
+    registry: Registry,
+    health: Health,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let router = Router::new()
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .with_state(health)
+        .route("/metrics", get(metrics))
+        .with_state(Arc::new(registry));
+    let too_late = async {
+        stop.cancelled().await;
+        tokio::time::sleep(LAST_ANSWERS).await;
+    };
+    tokio::select! {
+        served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()) => served,
+        () = too_late => Ok(()),
+    }
+}
+
+async fn healthz(State(health): State<Health>) -> Response {
+    answer((health.0.works)())
+}
+
+async fn readyz(State(health): State<Health>) -> Response {
+    answer(health.0.ready.borrow().clone())
+}
+
+async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &registry) {
+        Ok(()) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+fn answer(state: Result<(), String>) -> Response {
+    match state {
+        Ok(()) => (StatusCode::OK, "ok\n".to_owned()).into_response(),
+        Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),
+    }
+}

@@ -1,0 +1,191 @@
+//! Files to and from the coordinator's store, for its clients.
+
+use std::io::{self, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::fs::{File, OpenOptions};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::v1::artifacts_client::ArtifactsClient;
+use crate::v1::{self, download_response, upload_request};
+use crate::{CHUNK_BYTES, DigestBuilder, MAX_MESSAGE_BYTES};
+
+/// How long a transfer may stand still.
+const STALLED: Duration = Duration::from_secs(60);
+/// Chunks of an upload that wait to be sent.
+const CHUNKS: usize = 4;
+
+/// Why a file did not arrive.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The coordinator refuses, or is not reached.
+    #[error("{}", .0.message())]
+    Refused(Box<Status>),
+    /// The file on this side.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Nothing moved for too long.
+    #[error("the transfer stood still for {STALLED:?}")]
+    Stalled,
+    /// The bytes are not those that were announced.
+    #[error("it arrived damaged; try again")]
+    Damaged,
+}
+
+impl From<Status> for TransferError {
+    fn from(status: Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+impl TransferError {
+    /// Whether the same transfer may work later: the connection broke, or the coordinator is away.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Refused(status) => matches!(
+                status.code(),
+                tonic::Code::Unavailable
+                    | tonic::Code::Unknown
+                    | tonic::Code::Cancelled
+                    | tonic::Code::DeadlineExceeded
+            ),
+            Self::Stalled | Self::Damaged => true,
+            Self::Io { .. } => false,
+        }
+    }
+}
+
+/// The client of files over `channel`.
+pub fn artifacts(channel: Channel) -> ArtifactsClient<Channel> {
+    ArtifactsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Uploads what `content` gives; `sent` is told the bytes so far.
+///
+/// # Errors
+/// A refusal, a broken connection, or a `content` that cannot be read (as `path`).
+pub async fn upload(
+    channel: Channel,
+    header: v1::UploadHeader,
+    mut content: impl AsyncRead + Unpin,
+    path: &Path,
+    mut sent: impl FnMut(u64),
+) -> Result<(), TransferError> {
+    let (messages, stream) = mpsc::channel(CHUNKS);
+    let mut client = artifacts(channel);
+    let call = client.upload(ReceiverStream::new(stream));
+    let feed = async move {
+        let message = |kind| v1::UploadRequest { kind: Some(kind) };
+        let mut kind = upload_request::Kind::Header(header);
+        let mut bytes = 0;
+        loop {
+            // A call that has ended takes no more, and says why.
+            if timeout(STALLED, messages.send(message(kind)))
+                .await
+                .map_err(|_| TransferError::Stalled)?
+                .is_err()
+            {
+                return Ok::<_, TransferError>(());
+            }
+            let mut chunk = Vec::with_capacity(CHUNK_BYTES);
+            let read = (&mut content).take(CHUNK_BYTES as u64).read_to_end(&mut chunk).await;
+            let io = |source| TransferError::Io { path: path.to_owned(), source };
+            if read.map_err(io)? == 0 {
+                return Ok(());
+            }
+            bytes += chunk.len() as u64;
+            sent(bytes);
+            kind = upload_request::Kind::Chunk(chunk);
+        }
+    };
+    let mut call = std::pin::pin!(call);
+    tokio::select! {
+        answer = &mut call => { answer?; }
+        fed = feed => {
+            fed?;
+            timeout(STALLED, call).await.map_err(|_| TransferError::Stalled)??;
+        }
+    }
+    Ok(())
+}
+
+/// Downloads into the file at `path`, going on where an earlier attempt left it; whole and right when this returns.
+/// `received` is told the bytes so far. A file that turns out damaged is removed.
+///
+/// # Errors
+/// A refusal, a broken connection (the next call goes on from there), or a file that cannot be written.
+pub async fn download(
+    channel: Channel,
+    source: v1::download_request::Source,
+    path: &Path,
+    mut received: impl FnMut(u64),
+) -> Result<v1::FileDigest, TransferError> {
+    let io = |source| TransferError::Io { path: path.to_owned(), source };
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .await
+        .map_err(io)?;
+    let mut digest = digest_of(&mut file).await.map_err(io)?;
+    file.seek(SeekFrom::End(0)).await.map_err(io)?;
+    let request = v1::DownloadRequest { source: Some(source), offset: digest.size() };
+    let answer = timeout(STALLED, artifacts(channel).download(request)).await;
+    let mut messages = match answer.map_err(|_| TransferError::Stalled)? {
+        Ok(answer) => answer.into_inner(),
+        // What lies there is longer than the file: it is another one.
+        Err(status) if status.code() == tonic::Code::OutOfRange => return Err(discard(path).await),
+        Err(status) => return Err(status.into()),
+    };
+    loop {
+        let message = timeout(STALLED, messages.message()).await.map_err(|_| TransferError::Stalled)??;
+        match message.and_then(|message| message.kind) {
+            Some(download_response::Kind::Chunk(chunk)) => {
+                file.write_all(&chunk).await.map_err(io)?;
+                digest.update(&chunk);
+                received(digest.size());
+            }
+            Some(download_response::Kind::Trailer(whole)) => {
+                if digest.finish() != whole {
+                    return Err(discard(path).await);
+                }
+                file.sync_all().await.map_err(io)?;
+                return Ok(whole);
+            }
+            None => {
+                file.flush().await.map_err(io)?;
+                return Err(Status::unavailable("the download ended too early").into());
+            }
+        }
+    }
+}
+
+async fn digest_of(file: &mut File) -> io::Result<DigestBuilder> {
+    let mut digest = DigestBuilder::default();
+    let mut piece = vec![0; 1 << 18];
+    loop {
+        match file.read(&mut piece).await? {
+            0 => return Ok(digest),
+            read => digest.update(&piece[..read]),
+        }
+    }
+}
+
+async fn discard(path: &Path) -> TransferError {
+    // What cannot be removed is found damaged again.
+    let _ = tokio::fs::remove_file(path).await;
+    TransferError::Damaged
+}

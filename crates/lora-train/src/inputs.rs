@@ -1,0 +1,81 @@
+//! Where a run reads from, and what it starts with.
+
+use std::path::{Path, PathBuf};
+
+use lora_data::Dataset;
+use lora_model::{Adapter, Base, PeftAdapter, sha256};
+use lora_ops::read_f32;
+use lora_spec::{FieldError, JobSpec, ModelConfig};
+
+use crate::TrainError;
+
+/// Where the files of a job lie on this machine. The job's own paths are those of the machine that it was written on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunInputs {
+    /// The rows of `data.train`.
+    pub train: PathBuf,
+    /// The rows of `data.eval`; set if and only if the job has it.
+    pub eval: Option<PathBuf>,
+    /// The adapter of `adapter.init_from`; set if and only if the job has it.
+    pub init_from: Option<PathBuf>,
+}
+
+impl RunInputs {
+    /// The job's own paths.
+    pub fn of_job(job: &JobSpec) -> Self {
+        Self {
+            train: job.data.train.clone(),
+            eval: job.data.eval.clone(),
+            init_from: job.adapter.init_from.clone(),
+        }
+    }
+}
+
+/// The adapter that `job` starts from over a base of `config`: a fresh one, or that in `init_from`, which must have the
+/// form that the job asks for.
+pub fn initial_adapter(
+    job: &JobSpec,
+    init_from: Option<&Path>,
+    config: &ModelConfig,
+) -> Result<Adapter, TrainError> {
+    let fresh = Adapter::new(config, &job.adapter, job.training.seed)?;
+    let Some(dir) = init_from else { return Ok(fresh) };
+    let field = |message: String| FieldError::new("adapter.init_from", message);
+    let adapter =
+        PeftAdapter::read(dir).and_then(|adapter| adapter.over(config)).map_err(|e| field(e.to_string()))?;
+    if adapter.layout() != fresh.layout() || adapter.scaling() != fresh.scaling() {
+        return Err(field(format!(
+            "the adapter in {} has another r, scaling or set of modules than adapter.r, adapter.lora_alpha, \
+             adapter.use_rslora and adapter.target_modules ask for; make them equal",
+            dir.display()
+        ))
+        .into());
+    }
+    Ok(adapter)
+}
+
+/// Hash of everything the job's bits depend on, beside the build: settings and contents, not names and places.
+pub(crate) fn identity(
+    job: &JobSpec,
+    base: &Base,
+    train: &Dataset,
+    eval: Option<&Dataset>,
+    adapter: &Adapter,
+) -> Result<String, TrainError> {
+    let mut adapter_spec = job.adapter.clone();
+    adapter_spec.init_from = None;
+    let init: Vec<u8> = read_f32(adapter.params(), |p| p.iter().flat_map(|v| v.to_le_bytes()).collect())?;
+    let everything = serde_json::json!({
+        "base": base.sha256(),
+        "dtype": job.model.dtype,
+        "adapter": adapter_spec,
+        "initial_parameters": sha256(&init),
+        "train": train.sha256,
+        "eval": eval.map(|eval| &eval.sha256),
+        "max_length": job.data.max_length,
+        "long_rows": job.data.long_rows,
+        "shuffle": job.data.shuffle,
+        "training": job.training,
+    });
+    Ok(sha256(everything.to_string().as_bytes()))
+}

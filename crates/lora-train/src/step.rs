@@ -1,0 +1,215 @@
+//! One step of a run.
+//!
+//! Parameters, moments and the books change together, once everything has arrived from the peers. An evaluation comes
+//! after that and is owed until it is done: a run that was interrupted in it begins the next step with it.
+
+use std::ops::Range;
+
+use lora_collective::tree::{partition, sum_f64};
+use lora_data::{MicroBatch, MicroBatchRows, collate};
+use lora_model::{Batch, Pass};
+use lora_ops::adamw::AdamW;
+use lora_ops::read_f32;
+
+use crate::engine::LossSums;
+use crate::exchange::{StepMessage, all_gather, loss_bits, odd_one_out};
+use crate::schedule::learning_rate;
+use crate::{Run, StepOutcome, StepRecord, StepReport, TrainError};
+
+/// Steps in a row with gradients that are not finite, after which a job ends.
+const NOT_FINITE_LIMIT: u64 = 10;
+
+/// What is known of a step once its parameters are there.
+#[derive(Default)]
+struct Optimized {
+    /// A rank was asked to stop.
+    stop: bool,
+    notice: Option<String>,
+}
+
+impl Run {
+    /// One optimizer step, or what an interrupted one left to do. `stop` is asked once this rank's gradients are there:
+    /// where it is true on any rank, all stop after the step.
+    pub fn step(&mut self, stop: impl FnOnce() -> bool) -> Result<StepReport, TrainError> {
+        let (sent_before, tokens_before) = (self.group.bytes_sent(), self.num_tokens);
+        let owed = self.progress.evaluation_due;
+        let Optimized { stop, notice } = if owed { Optimized::default() } else { self.optimize(stop)? };
+        if self.progress.evaluation_due {
+            self.evaluate()?;
+        }
+        let training = &self.job.training;
+        let step = self.progress.step;
+        self.progress.finished = step >= self.facts().total_steps || self.progress.best.is_hopeless(training);
+        let outcome = match (self.progress.finished, stop) {
+            (true, _) => StepOutcome::Finished,
+            (false, true) => StepOutcome::Stopped,
+            (false, false) => StepOutcome::Continue,
+        };
+        Ok(StepReport {
+            metrics: self.metrics(step, self.num_tokens),
+            checkpoint_due: outcome == StepOutcome::Continue && step.is_multiple_of(training.save_steps),
+            outcome,
+            tokens: self.num_tokens - tokens_before,
+            reduced_bytes: self.group.bytes_sent() - sent_before,
+            notice,
+        })
+    }
+
+    /// Gradients, their reduction and the optimizer.
+    fn optimize(&mut self, stop: impl FnOnce() -> bool) -> Result<Optimized, TrainError> {
+        let step = self.progress.step;
+        let micro_batches = self.plan.step(step);
+        let ranges = partition(micro_batches.len(), self.group.world_size())?;
+        let (losses, not_finite) = self.accumulate(step, &micro_batches, &ranges)?;
+        let messages = all_gather(
+            &mut self.group,
+            &StepMessage {
+                step,
+                state: self.state_hash.clone(),
+                stop: stop(),
+                losses: loss_bits(&losses),
+                not_finite,
+            },
+        )?;
+        let states: Vec<(u64, &str)> = messages.iter().map(|m| (m.step, m.state.as_str())).collect();
+        if let Some(rank) = odd_one_out(&states) {
+            return Err(TrainError::Diverged { step, rank });
+        }
+        let losses: Vec<LossSums> = messages.iter().flat_map(StepMessage::losses).collect();
+        let (loss_sum, weight_sum) = total(&losses);
+        let loss = loss_sum / weight_sum;
+
+        let mut not_finite = messages.iter().find_map(|m| m.not_finite.clone());
+        let divisor = not_finite.is_none().then_some(weight_sum);
+        let norm = self.engine.reduce(&mut self.group, micro_batches.len(), &ranges, divisor)?;
+        let grad_norm = norm.unwrap_or(f64::NAN);
+        if not_finite.is_none() && !grad_norm.is_finite() {
+            not_finite = Some("the norm of the summed gradient".into());
+        }
+        // From here to the end nothing waits, and nothing is given up.
+        let notice = self.update(step, grad_norm, not_finite)?;
+        self.state_hash = self.engine.state_hash()?;
+        let finite = |number: f64| number.is_finite().then_some(number);
+        self.progress.step = step + 1;
+        self.progress.evaluation_due = self.is_evaluated_after(step + 1);
+        self.progress.history.push(StepRecord {
+            step: step + 1,
+            loss: finite(loss),
+            grad_norm: finite(grad_norm),
+            state: self.state_hash.clone(),
+            eval_loss: None,
+        });
+        self.num_tokens += self.tokens_in(&micro_batches);
+        Ok(Optimized { stop: messages.iter().any(|m| m.stop), notice })
+    }
+
+    /// This rank's micro-batches of the step: their gradients are accumulated. Returns their losses, and the
+    /// first tensor that is not finite.
+    fn accumulate(
+        &mut self,
+        step: u64,
+        micro_batches: &[MicroBatchRows],
+        ranges: &[Range<usize>],
+    ) -> Result<(Vec<LossSums>, Option<String>), TrainError> {
+        let range = ranges[self.group.rank()].clone();
+        self.engine.start(micro_batches.len(), range.clone())?;
+        let training = &self.job.training;
+        let pass = Pass {
+            checkpointing: training.activation_checkpointing,
+            dropout: self.job.adapter.lora_dropout,
+            seed: training.seed,
+            step,
+        };
+        let mut losses = Vec::with_capacity(range.len());
+        let mut first = None;
+        for rows in &micro_batches[range] {
+            self.check_cancelled()?;
+            let batch = collate(&self.train, rows);
+            let (sums, not_finite) = self.engine.forward_backward(view(&batch), pass)?;
+            losses.push(sums);
+            first = first.or(not_finite);
+        }
+        Ok((losses, first))
+    }
+
+    /// The optimizer's step on the reduced gradient; one that is not finite is skipped, with a notice.
+    fn update(
+        &mut self,
+        step: u64,
+        grad_norm: f64,
+        not_finite: Option<String>,
+    ) -> Result<Option<String>, TrainError> {
+        let training = &self.job.training;
+        let Some(what) = not_finite else {
+            let adamw = AdamW {
+                lr: learning_rate(training, step, self.facts().total_steps),
+                beta1: training.adam_beta1,
+                beta2: training.adam_beta2,
+                eps: training.adam_epsilon,
+                weight_decay: training.weight_decay,
+            };
+            self.engine.optim_step(adamw, grad_norm, training.max_grad_norm)?;
+            self.progress.not_finite_in_a_row = 0;
+            return Ok(None);
+        };
+        let count = self.progress.not_finite_in_a_row + 1;
+        if count >= NOT_FINITE_LIMIT {
+            return Err(TrainError::NotFinite { step: step + 1, what, count });
+        }
+        self.progress.not_finite_in_a_row = count;
+        Ok(Some(format!("step {}: {what} is not finite; the step was skipped", step + 1)))
+    }
+
+    /// The evaluation after the last completed step.
+    fn evaluate(&mut self) -> Result<(), TrainError> {
+        let loss = self.evaluation_loss()?;
+        let training = &self.job.training;
+        let mut best = self.progress.best;
+        if best.observe(training, self.progress.step, loss) && training.load_best_model_at_end {
+            self.best_params = Some(read_f32(self.engine.adapter().params(), <[f32]>::to_vec)?);
+        }
+        self.progress.best = best;
+        if let Some(record) = self.progress.history.last_mut() {
+            record.eval_loss = loss.is_finite().then_some(loss);
+        }
+        self.progress.evaluation_due = false;
+        Ok(())
+    }
+
+    /// Mean loss a trained token over the evaluation rows, summed in the canonical order.
+    fn evaluation_loss(&mut self) -> Result<f64, TrainError> {
+        let Some(eval) = &self.eval else { return Ok(f64::NAN) };
+        let ranges = partition(self.eval_batches.len(), self.group.world_size())?;
+        let mut losses = Vec::new();
+        for rows in &self.eval_batches[ranges[self.group.rank()].clone()] {
+            self.check_cancelled()?;
+            let batch = collate(eval, rows);
+            losses.push(self.engine.eval(view(&batch))?);
+        }
+        let gathered: Vec<Vec<(u64, u64)>> = all_gather(&mut self.group, &loss_bits(&losses))?;
+        let bits = gathered.iter().flatten().map(|(l, w)| (f64::from_bits(*l), f64::from_bits(*w)));
+        let (loss_sum, weight_sum) = total(&bits.collect::<Vec<_>>());
+        Ok(loss_sum / weight_sum)
+    }
+
+    fn check_cancelled(&self) -> Result<(), TrainError> {
+        if self.group.cancel_token().is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) }
+    }
+}
+
+/// A collated micro-batch as the model takes it.
+pub(crate) fn view(batch: &MicroBatch) -> Batch<'_> {
+    Batch {
+        batch: batch.batch,
+        seq: batch.seq_len,
+        tokens: &batch.tokens,
+        targets: &batch.targets,
+        weights: &batch.weights,
+        rows: &batch.rows,
+    }
+}
+
+fn total(losses: &[LossSums]) -> LossSums {
+    let (sums, weights): (Vec<f64>, Vec<f64>) = losses.iter().copied().unzip();
+    (sum_f64(&sums), sum_f64(&weights))
+}

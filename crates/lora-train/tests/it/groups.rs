@@ -1,0 +1,196 @@
+//! Groups that break in the middle of a step and are formed anew: no step is lost, and every bit stays.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Barrier, Mutex};
+
+use lora_collective::{Cancel, Group};
+use lora_model::Base;
+use lora_train::{Run, RunInputs, StepOutcome, TrainError};
+
+use crate::common::{Fixture, finish, on_ranks};
+
+type Files = HashMap<String, Vec<u8>>;
+
+/// What the runs export that go on together in a new group.
+fn finish_together(runs: Vec<Run>) -> Vec<Files> {
+    let runs: Vec<_> = runs.into_iter().map(|run| Mutex::new(Some(run))).collect();
+    on_ranks(runs.len(), 1, |group| {
+        let mut run = runs[group.rank()].lock().unwrap().take().unwrap();
+        run.join(group).unwrap();
+        finish(&mut run)
+    })
+}
+
+fn assert_all_equal(results: &[Files], expected: &Files) {
+    assert!(results.iter().all(|files| files == expected), "other files than those of an undisturbed run");
+}
+
+/// Two runs after one step together. Rank 0 is then given up in its second step, with `waiting` while it waits for rank 1,
+/// else at its first micro-batch; rank 1 has computed all of its own when it finds that out.
+fn broken_in_the_second_step(fixture: &Fixture, base: &Arc<Base>, waiting: bool) -> Vec<Run> {
+    let done = Barrier::new(2);
+    on_ranks(2, 1, |group| {
+        let (rank, token) = (group.rank(), group.cancel_token().clone());
+        let mut run = fixture.run_over(base.clone());
+        run.join(group).unwrap();
+        run.step(|| false).unwrap();
+        if rank == 0 {
+            let error = std::thread::scope(|scope| {
+                match waiting {
+                    true => drop(scope.spawn(move || token.cancel())),
+                    false => token.cancel(),
+                }
+                run.step(|| false).unwrap_err()
+            });
+            assert!(matches!(error, TrainError::Cancelled), "{error}");
+        }
+        done.wait();
+        if rank == 1 {
+            assert!(matches!(run.step(|| false), Err(TrainError::Group(_))), "rank 0 is gone");
+        }
+        assert_eq!(run.completed_steps(), 1);
+        run.leave();
+        run
+    })
+}
+
+#[test]
+fn a_step_that_was_given_up_changes_no_bit() {
+    let fixture = Fixture::new();
+    let base = fixture.base();
+    let expected = finish(&mut fixture.run_over(base.clone()));
+    for waiting in [true, false] {
+        let runs = broken_in_the_second_step(&fixture, &base, waiting);
+        assert_all_equal(&finish_together(runs), &expected);
+    }
+}
+
+#[test]
+fn a_fresh_rank_joins_two_survivors_in_any_place() {
+    let fixture = Fixture::new();
+    let base = fixture.base();
+    let expected = finish(&mut fixture.run_over(base.clone()));
+    for place in 0..3 {
+        let mut runs = broken_in_the_second_step(&fixture, &base, true);
+        runs.insert(place, fixture.run_over(base.clone()));
+        assert_all_equal(&finish_together(runs), &expected);
+    }
+}
+
+/// Rank 1 has no evaluation rows and leaves where rank 0 evaluates: rank 0 holds the third step, but not its evaluation.
+#[test]
+fn an_evaluation_that_was_given_up_is_owed() {
+    let mut fixture = Fixture::new();
+    fixture.job.training.load_best_model_at_end = true;
+    let base = fixture.base();
+    let mut alone = fixture.run_over(base.clone());
+    let expected = finish(&mut alone);
+    let mut without = Fixture::new();
+    without.job.data.train = fixture.job.data.train.clone();
+    without.job.data.eval = None;
+    let broken = || {
+        let runs = on_ranks(2, 1, |group| {
+            let rank = group.rank();
+            let fixture = if rank == 0 { &fixture } else { &without };
+            let mut run = fixture.run_over(base.clone());
+            run.join(group).unwrap();
+            run.step(|| false).unwrap();
+            run.step(|| false).unwrap();
+            let third = run.step(|| false);
+            assert_eq!(run.completed_steps(), 3);
+            match rank {
+                0 => assert!(matches!(third, Err(TrainError::Group(_))), "its peer does not evaluate"),
+                _ => assert_eq!(third.unwrap().outcome, StepOutcome::Continue),
+            }
+            run.leave();
+            run
+        });
+        runs.into_iter().next().unwrap()
+    };
+    let owing = broken();
+    assert_eq!(owing.metrics_after(0).count(), 2, "the third step is not whole");
+    let checkpoint = owing.checkpoint().unwrap();
+    assert_all_equal(&finish_together(vec![fixture.run_over(base.clone()), owing]), &expected);
+
+    let mut resumed = fixture.run_over(base.clone());
+    resumed.restore(&checkpoint).unwrap();
+    let report = resumed.step(|| false).unwrap();
+    assert_eq!((report.metrics.step, report.metrics.eval_loss.is_some()), (3, true));
+    assert_eq!(finish(&mut resumed), expected);
+    assert!(
+        resumed.metrics_after(0).eq(alone.metrics_after(0)),
+        "the numbers are those of the undisturbed run"
+    );
+
+    // A rank whose third step is whole is ahead of one that owes its evaluation.
+    let mut ahead = fixture.run_over(base.clone());
+    (0..3).for_each(|_| drop(ahead.step(|| false).unwrap()));
+    assert_all_equal(&finish_together(vec![broken(), ahead]), &expected);
+}
+
+#[test]
+fn the_numbers_of_past_steps_are_those_that_were_reported() {
+    let mut fixture = Fixture::new();
+    fixture.job.training.logging_steps = 4;
+    let mut run = fixture.run();
+    let mut reported = Vec::new();
+    loop {
+        let report = run.step(|| false).unwrap();
+        reported.push(report.metrics);
+        if report.outcome == StepOutcome::Finished {
+            break;
+        }
+    }
+    let logged: Vec<u64> = reported.iter().filter(|m| m.logged).map(|m| m.step).collect();
+    assert_eq!(logged, [3, 4, 6, 8]);
+    assert!(run.metrics_after(0).eq(reported.iter().cloned()));
+    assert!(run.metrics_after(5).eq(reported[5..].iter().cloned()));
+    assert_eq!(run.metrics_after(8).count(), 0);
+}
+
+/// The rank that should have exported is lost after the last step.
+#[test]
+fn a_finished_run_exports_again_in_another_group() {
+    let fixture = Fixture::new();
+    let base = fixture.base();
+    let mut first = fixture.run_over(base.clone());
+    let expected = finish(&mut first);
+    let results = on_ranks(2, 1, |group: Group| {
+        let mut run = fixture.run_over(base.clone());
+        if group.rank() == 1 {
+            run.restore(&first.checkpoint().unwrap()).unwrap();
+        }
+        run.join(group).unwrap();
+        assert!(run.is_finished());
+        run.export().unwrap().into_iter().map(|artifact| (artifact.name, artifact.bytes)).collect()
+    });
+    assert_all_equal(&results, &expected);
+}
+
+#[test]
+fn inputs_are_read_where_they_lie_and_the_receipt_keeps_the_jobs_words() {
+    let fixture = Fixture::new();
+    let base = fixture.base();
+    let mut elsewhere = Fixture::new();
+    elsewhere.job.model.base = PathBuf::from("hf://org/name@1a2b");
+    elsewhere.job.data.train = PathBuf::from("/somewhere/train.jsonl");
+    elsewhere.job.data.eval = Some(PathBuf::from("/somewhere/eval.jsonl"));
+    let inputs = RunInputs::of_job(&fixture.job);
+    let cancel = Cancel::new();
+    let mut run = Run::prepare(&elsewhere.job, &inputs, base.clone(), &cancel).unwrap();
+    let files = finish(&mut run);
+    let json = |name: &str| serde_json::from_slice::<serde_json::Value>(&files[name]).unwrap();
+    let config = json("adapter_config.json");
+    assert_eq!(
+        (&config["base_model_name_or_path"], &config["revision"]),
+        (&"org/name".into(), &"1a2b".into())
+    );
+    assert_eq!(json("receipt.json")["job"]["data"]["train"], "/somewhere/train.jsonl");
+    let expected = finish(&mut fixture.run_over(base.clone()));
+    assert_eq!(files["adapter_model.safetensors"], expected["adapter_model.safetensors"]);
+
+    cancel.cancel();
+    let cancelled = Run::prepare(&fixture.job, &inputs, base, &cancel);
+    assert!(matches!(cancelled.err().unwrap(), TrainError::Cancelled));
+}

@@ -1,0 +1,7 @@
+//! Runs of whole jobs on a tiny base.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod common;
+mod groups;
+mod run;

@@ -1,0 +1,266 @@
+//! Runs of whole jobs on a tiny base: same bits everywhere, exact resume, evaluation, bad numbers.
+
+use lora_collective::Cancel;
+use lora_spec::ActivationCheckpointing;
+use lora_train::{Places, Receipt, Run, RunInputs, StepOutcome, TrainError, verify};
+
+use crate::common::{Fixture, finish, on_ranks, write_base, write_result, write_rows};
+
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// 37 rows in steps of 12 and micro-batches of 2: the last step of an epoch has one micro-batch, fewer than the ranks.
+#[test]
+fn every_number_of_ranks_and_threads_gives_the_same_files() {
+    let mut fixture = Fixture::new();
+    fixture.job.adapter.lora_dropout = 0.1;
+    let base = fixture.base();
+    let alone = finish(&mut fixture.run_over(base.clone()));
+    for (ranks, threads) in [(1, 2), (2, 1), (2, 2), (3, 1), (4, 2)] {
+        let results = on_ranks(ranks, threads, |group| {
+            let mut run = fixture.run_over(base.clone());
+            run.join(group).unwrap();
+            finish(&mut run)
+        });
+        for (rank, result) in results.iter().enumerate() {
+            assert_eq!(result, &alone, "rank {rank} of {ranks} with {threads} threads");
+        }
+    }
+}
+
+#[test]
+fn training_lowers_the_loss_and_every_matrix_moves() {
+    let mut fixture = Fixture::new();
+    fixture.job.training.num_train_epochs = 6.0;
+    let mut run = fixture.run();
+    let before = run.checkpoint().unwrap();
+    let files = finish(&mut run);
+    let receipt: Receipt = serde_json::from_slice(&files["receipt.json"]).unwrap();
+    let losses: Vec<f64> = receipt.steps.iter().filter_map(|s| s.loss).collect();
+    assert_eq!(losses.len() as u64, run.facts().total_steps);
+    assert!(losses[losses.len() - 1] < 0.9 * losses[0], "{losses:?}");
+    let load =
+        |bytes: &[u8]| candle_core::safetensors::load_buffer(bytes, &candle_core::Device::Cpu).unwrap();
+    let initial = load(&before)["params"].to_vec1::<f32>().unwrap();
+    let adapter = load(&files[WEIGHTS]);
+    assert_eq!(adapter.len(), 2 * 7 * 2);
+    for (name, tensor) in adapter {
+        let values = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert!(values.iter().all(|v| !initial.contains(v) && v.is_finite()), "{name} kept initial values");
+    }
+}
+
+/// Stops after 2 steps (first epoch) and after 6 (second epoch), goes on in a fresh process's stead.
+#[test]
+fn a_resumed_run_gives_the_same_files() {
+    let fixture = Fixture::new();
+    let mut whole = fixture.run();
+    let expected = finish(&mut whole);
+    assert_eq!(whole.facts().steps_per_epoch, 4);
+    for stop in [2, 6] {
+        let mut first = fixture.run();
+        for _ in 1..stop {
+            assert_eq!(first.step(|| false).unwrap().outcome, StepOutcome::Continue);
+        }
+        assert_eq!(first.step(|| true).unwrap().outcome, StepOutcome::Stopped);
+        let checkpoint = first.checkpoint().unwrap();
+        let mut second = fixture.run();
+        second.restore(&checkpoint).unwrap();
+        assert_eq!(second.completed_steps(), stop);
+        assert_eq!(finish(&mut second), expected, "stopped after step {stop}");
+    }
+}
+
+#[test]
+fn a_group_takes_the_newest_state_and_stops_together() {
+    let fixture = Fixture::new();
+    let mut ahead = fixture.run();
+    ahead.step(|| false).unwrap();
+    ahead.step(|| false).unwrap();
+    let checkpoint = ahead.checkpoint().unwrap();
+    let expected = finish(&mut fixture.run());
+    let results = on_ranks(3, 1, |group| {
+        let mut run = fixture.run();
+        let rank = group.rank();
+        if rank == 1 {
+            run.restore(&checkpoint).unwrap();
+        }
+        run.join(group).unwrap();
+        assert_eq!(run.completed_steps(), 2);
+        let report = run.step(|| rank == 2).unwrap();
+        assert_eq!(report.outcome, StepOutcome::Stopped, "one rank is asked, all stop");
+        finish(&mut run)
+    });
+    assert!(results.iter().all(|files| *files == expected));
+}
+
+#[test]
+fn ranks_with_other_states_at_the_same_step_are_told_apart() {
+    let fixture = Fixture::new();
+    let mut other = Fixture::new();
+    other.job.training.seed = 7;
+    let errors = on_ranks(2, 1, |group| {
+        let fixture = if group.rank() == 1 { &other } else { &fixture };
+        fixture.run().join(group).unwrap_err().to_string()
+    });
+    assert!(errors.iter().all(|e| e.contains("rank 1")), "{errors:?}");
+}
+
+#[test]
+fn recomputation_changes_no_bit() {
+    let mut fixture = Fixture::new();
+    fixture.job.adapter.lora_dropout = 0.2;
+    let kept = finish(&mut fixture.run());
+    fixture.job.training.activation_checkpointing = ActivationCheckpointing::Block;
+    assert_eq!(finish(&mut fixture.run())[WEIGHTS], kept[WEIGHTS]);
+}
+
+#[test]
+fn the_best_adapter_is_exported_and_early_stopping_ends_the_run() {
+    let mut fixture = Fixture::new();
+    fixture.job.training.learning_rate = 0.5;
+    fixture.job.training.num_train_epochs = 10.0;
+    fixture.job.training.eval_steps = 1;
+    fixture.job.training.load_best_model_at_end = true;
+    fixture.job.training.early_stopping_patience = Some(3);
+    let mut run = fixture.run();
+    let files = finish(&mut run);
+    let receipt: Receipt = serde_json::from_slice(&files["receipt.json"]).unwrap();
+    let evals: Vec<(f64, u64)> = receipt.steps.iter().map(|s| (s.eval_loss.unwrap(), s.step)).collect();
+    let best = evals.iter().copied().min_by(|a, b| a.0.total_cmp(&b.0)).unwrap();
+    assert_eq!(receipt.adapter_step, best.1);
+    assert_eq!(run.completed_steps(), best.1 + 3, "patience 3");
+    assert!(run.completed_steps() < run.facts().total_steps);
+    let mut again = fixture.run();
+    while again.completed_steps() < best.1 {
+        again.step(|| false).unwrap();
+    }
+    let checkpoint =
+        candle_core::safetensors::load_buffer(&again.checkpoint().unwrap(), &candle_core::Device::Cpu);
+    let at_best = checkpoint.unwrap()["params"].to_vec1::<f32>().unwrap();
+    let adapter = candle_core::safetensors::load_buffer(&files[WEIGHTS], &candle_core::Device::Cpu).unwrap();
+    let exported: Vec<f32> = adapter["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"]
+        .flatten_all()
+        .unwrap()
+        .to_vec1()
+        .unwrap();
+    assert_eq!(exported, at_best[..exported.len()]);
+}
+
+#[test]
+fn a_checkpoint_of_another_job_or_a_torn_one_is_refused() {
+    let mut fixture = Fixture::new();
+    let mut run = fixture.run();
+    run.step(|| false).unwrap();
+    let checkpoint = run.checkpoint().unwrap();
+    fixture.job.training.learning_rate *= 2.0;
+    let mut other = fixture.run();
+    let error = other.restore(&checkpoint).unwrap_err().to_string();
+    assert!(error.contains("another job"), "{error}");
+    assert_eq!(other.completed_steps(), 0);
+    for cut in [0, 7, 100, checkpoint.len() - 1] {
+        assert!(matches!(run.restore(&checkpoint[..cut]), Err(TrainError::Checkpoint(_))), "cut at {cut}");
+    }
+    assert_eq!(run.completed_steps(), 1);
+}
+
+#[test]
+fn a_loss_that_is_not_finite_skips_steps_alike_and_ends_the_run() {
+    let mut fixture = Fixture::new();
+    fixture.job.training.num_train_epochs = 4.0;
+    write_base(&fixture.job.model.base, |value| if value > 0.299 { f32::NAN } else { value });
+    let base = fixture.base();
+    let errors = on_ranks(2, 1, |group| {
+        let mut run = fixture.run_over(base.clone());
+        run.join(group).unwrap();
+        let before = run.checkpoint().unwrap();
+        let report = run.step(|| false).unwrap();
+        assert!(report.notice.unwrap().contains("step 1: the loss is not finite"));
+        let params = |bytes: &[u8]| {
+            let tensors = candle_core::safetensors::load_buffer(bytes, &candle_core::Device::Cpu).unwrap();
+            ["params", "exp_avg", "exp_avg_sq"].map(|name| tensors[name].to_vec1::<f32>().unwrap())
+        };
+        assert_eq!(params(&before), params(&run.checkpoint().unwrap()), "a skipped step changes nothing");
+        loop {
+            if let Err(error) = run.step(|| false) {
+                return (run.completed_steps(), error.to_string());
+            }
+        }
+    });
+    assert!(errors.iter().all(|(steps, e)| *steps == 9 && e.contains("10th")), "{errors:?}");
+}
+
+#[test]
+fn a_result_verifies_until_a_byte_of_it_or_of_its_inputs_changes() {
+    let fixture = Fixture::new();
+    let files = finish(&mut fixture.run());
+    let out = write_result(fixture.dir.path(), &files);
+    let verification = verify(&out, &Places::default(), 3).unwrap();
+    assert_eq!((verification.replayed_steps, verification.steps), (3, 8));
+    assert_eq!(verification.files, files.len() - 1);
+
+    let weights = out.join(WEIGHTS);
+    let mut bytes = files[WEIGHTS].clone();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&weights, &bytes).unwrap();
+    assert!(
+        verify(&out, &Places::default(), 3)
+            .unwrap_err()
+            .to_string()
+            .contains("adapter_model.safetensors was changed")
+    );
+    std::fs::write(&weights, &files[WEIGHTS]).unwrap();
+
+    let mut receipt: Receipt = serde_json::from_slice(&files["receipt.json"]).unwrap();
+    let loss = receipt.steps[1].loss.unwrap();
+    receipt.steps[1].loss = Some(f64::from_bits(loss.to_bits() + 1));
+    std::fs::write(out.join("receipt.json"), serde_json::to_vec(&receipt).unwrap()).unwrap();
+    assert!(verify(&out, &Places::default(), 3).unwrap_err().to_string().contains("step 2 gave other bits"));
+    std::fs::write(out.join("receipt.json"), &files["receipt.json"]).unwrap();
+
+    let mut receipt: Receipt = serde_json::from_slice(&files["receipt.json"]).unwrap();
+    receipt.order_sha256 = receipt.train_sha256.clone();
+    std::fs::write(out.join("receipt.json"), serde_json::to_vec(&receipt).unwrap()).unwrap();
+    assert!(
+        verify(&out, &Places::default(), 3)
+            .unwrap_err()
+            .to_string()
+            .contains("the order of the rows was changed")
+    );
+    std::fs::write(out.join("receipt.json"), &files["receipt.json"]).unwrap();
+
+    let moved = fixture.dir.path().join("moved");
+    std::fs::create_dir(&moved).unwrap();
+    let [base, train, eval] = ["base", "train.jsonl", "eval.jsonl"].map(|name| {
+        std::fs::rename(fixture.dir.path().join(name), moved.join(name)).unwrap();
+        Some(moved.join(name))
+    });
+    assert!(verify(&out, &Places::default(), 3).is_err(), "nothing is where the job had it");
+    let places = Places { base, train, eval, init_from: None };
+    assert_eq!(verify(&out, &places, 3).unwrap(), verification);
+
+    write_rows(places.train.as_deref().unwrap(), 1..38);
+    assert!(verify(&out, &places, 3).unwrap_err().to_string().contains("data.train was changed"));
+}
+
+#[test]
+fn init_from_continues_an_adapter_and_must_fit_the_job() {
+    let mut fixture = Fixture::new();
+    let out = write_result(fixture.dir.path(), &finish(&mut fixture.run()));
+    let trained = fixture.run().facts().trainable_parameters;
+    fixture.job.adapter.init_from = Some(out);
+    let mut run = fixture.run();
+    assert_eq!(run.facts().trainable_parameters, trained);
+    let again = finish(&mut run);
+    let first: Receipt = serde_json::from_slice(&again["receipt.json"]).unwrap();
+    let fresh: Receipt = {
+        fixture.job.adapter.init_from = None;
+        serde_json::from_slice(&finish(&mut fixture.run())["receipt.json"]).unwrap()
+    };
+    assert!(first.steps[0].loss < fresh.steps[0].loss, "it starts from what was learned");
+    fixture.job.adapter.init_from = Some(fixture.dir.path().join("out"));
+    fixture.job.adapter.r = 8;
+    let inputs = RunInputs::of_job(&fixture.job);
+    let prepared = Run::prepare(&fixture.job, &inputs, fixture.base(), &Cancel::new());
+    let error = prepared.err().unwrap().to_string();
+    assert!(error.starts_with("adapter.init_from: ") && error.contains("another r"), "{error}");
+}

@@ -1,0 +1,147 @@
+//! From an assignment to a run that can train: base, data, and the state to go on from.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use backon::Retryable;
+use lora_collective::Cancel;
+use lora_model::{Base, BaseKey};
+use lora_proto::v1::{self, Phase};
+use lora_spec::JobSpec;
+use lora_train::{Run, RunFacts, RunInputs, TrainError};
+
+use super::{EngineThread, Job, Stop, job_spec};
+use crate::backoff::backoff;
+use crate::fetch::{FetchError, LocalInputs};
+use crate::status::Held;
+use crate::wanted::Scope;
+
+impl EngineThread {
+    /// Fetches and loads the job, whatever its generation, then takes the place that is wanted by then.
+    pub(super) fn prepare(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
+        let v1::Assignment { job_id, generation, rank, .. } = assignment;
+        tracing::info!(job = job_id, generation, rank, "job assigned");
+        self.engine.status.send_replace(Some(Held::new(assignment)));
+        let spec = job_spec(assignment)?;
+        let wanted = assignment.inputs.clone().unwrap_or_default();
+        let inputs = self.fetch(Scope::job(assignment), || {
+            self.engine.cache.inputs(&wanted, self.engine.channel.clone())
+        })?;
+        let (cancel, _watching) = self.cancel_with(Scope::job(assignment));
+        let run =
+            self.load(&spec, &inputs, &cancel).map_err(|stop| in_the_jobs_words(stop, &spec, &inputs))?;
+        let facts = facts_message(run.facts());
+        self.job = Some(Job { run, _inputs: inputs });
+        self.update(|held| held.facts = Some(facts));
+        let newest = self.engine.wanted.borrow().assignment.clone();
+        match newest.filter(|newest| newest.job_id == *job_id) {
+            Some(newest) => self.take_place(&newest),
+            None => Err(Stop::Superseded),
+        }
+    }
+
+    /// Takes a place in the job that is held. The state stays, unless the checkpoint to go on from is newer.
+    pub(super) fn take_place(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
+        let v1::Assignment { job_id, generation, rank, checkpoint, .. } = assignment;
+        let Some(mut job) = self.job.take() else { return Err(Stop::Superseded) };
+        self.update(|held| held.generation = *generation);
+        let is_newer = |checkpoint: &&v1::Checkpoint| checkpoint.step > job.run.completed_steps();
+        let restored = match checkpoint.as_ref().filter(|_| *rank == 0).filter(is_newer) {
+            Some(checkpoint) => self.restore(&mut job.run, checkpoint, assignment),
+            None => Ok(()),
+        };
+        let completed_steps = job.run.completed_steps();
+        self.job = Some(job);
+        restored?;
+        tracing::info!(job = job_id, generation, rank, completed_steps, "ready to train");
+        self.update(|held| {
+            held.enter(Phase::Prepared);
+            held.completed_steps = completed_steps;
+        });
+        Ok(())
+    }
+
+    fn restore(
+        &self,
+        run: &mut Run,
+        checkpoint: &v1::Checkpoint,
+        assignment: &v1::Assignment,
+    ) -> Result<(), Stop> {
+        self.enter(Phase::Preparing);
+        let fetch = || self.engine.cache.checkpoint(checkpoint, self.engine.channel.clone());
+        let bytes = self.fetch(Scope::group(assignment), fetch)?;
+        Ok(run.restore(&bytes)?)
+    }
+
+    /// What `fetch` gets, tried again for as long as it may work later and `scope` is wanted.
+    fn fetch<T, F: Future<Output = Result<T, FetchError>>>(
+        &self,
+        scope: Scope,
+        fetch: impl FnMut() -> F,
+    ) -> Result<T, Stop> {
+        self.wait_for(scope, async {
+            let fetched = fetch.retry(backoff()).when(FetchError::is_passing).notify(|error, pause| {
+                tracing::warn!(%error, ?pause, "fetching failed, trying again");
+            });
+            fetched.await.map_err(|error| Stop::Failed(error.to_string()))
+        })
+    }
+
+    fn load(&mut self, spec: &JobSpec, inputs: &LocalInputs, cancel: &Cancel) -> Result<Run, Stop> {
+        let base = self.load_base(spec, &inputs.base)?;
+        let files = RunInputs {
+            train: inputs.train.clone(),
+            eval: inputs.eval.clone(),
+            init_from: inputs.init_from.clone(),
+        };
+        Ok(Run::prepare(spec, &files, base, cancel)?)
+    }
+
+    /// The base in `dir`: the one in memory if it is the same, else read now, after the other has been let go.
+    fn load_base(&mut self, spec: &JobSpec, dir: &Path) -> Result<Arc<Base>, Stop> {
+        let started = Instant::now();
+        let key = BaseKey::of(dir, spec.model.dtype).map_err(TrainError::from)?;
+        let known = self.base.take().filter(|(cached, _)| *cached == key);
+        let cached = known.is_some();
+        let base = match known {
+            Some((_, base)) => base,
+            None => Arc::new(Base::load(dir, spec.model.dtype).map_err(TrainError::from)?),
+        };
+        self.base = Some((key, Arc::clone(&base)));
+        let ready = v1::BaseReady {
+            worker: String::new(),
+            sha256: base.sha256().to_owned(),
+            cached,
+            seconds: started.elapsed().as_secs_f64(),
+        };
+        self.update(|held| held.base = Some(ready));
+        Ok(base)
+    }
+}
+
+/// People know files by what their job calls them, not by where this worker keeps them.
+fn in_the_jobs_words(stop: Stop, spec: &JobSpec, inputs: &LocalInputs) -> Stop {
+    let Stop::Failed(cause) = stop else { return stop };
+    let data = &spec.data;
+    let names = [
+        (Some(&inputs.train), Some(&data.train)),
+        (inputs.eval.as_ref(), data.eval.as_ref()),
+        (inputs.init_from.as_ref(), spec.adapter.init_from.as_ref()),
+        (Some(&inputs.base), Some(&spec.model.base)),
+    ];
+    let known = names.into_iter().filter_map(|(here, named)| here.zip(named));
+    Stop::Failed(known.fold(cause, |cause, (here, named)| {
+        cause.replace(&*here.to_string_lossy(), &named.to_string_lossy())
+    }))
+}
+
+fn facts_message(facts: &RunFacts) -> v1::RunFacts {
+    v1::RunFacts {
+        total_steps: facts.total_steps,
+        steps_per_epoch: facts.steps_per_epoch,
+        trainable_parameters: facts.trainable_parameters,
+        total_parameters: facts.total_parameters,
+        adapter_bytes: facts.adapter_bytes,
+    }
+}

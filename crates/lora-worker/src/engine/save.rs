@@ -1,0 +1,48 @@
+//! What is in memory into the coordinator's store: a checkpoint, or the result.
+
+use lora_proto::v1::job_artifact::Name;
+use lora_proto::v1::{self, Phase};
+
+use super::{EngineThread, Stop};
+use crate::uploads;
+use crate::wanted::Scope;
+
+impl EngineThread {
+    /// Uploads the state that is held.
+    pub(super) fn save(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
+        let Some(job) = &self.job else { return Err(Stop::Superseded) };
+        self.enter(Phase::Saving);
+        let step = job.run.completed_steps();
+        self.upload(assignment, Name::CheckpointStep(step), job.run.checkpoint()?)?;
+        tracing::info!(job = assignment.job_id, step, "state saved");
+        self.enter(Phase::Saved);
+        Ok(())
+    }
+
+    /// Verifies and uploads the result.
+    pub(super) fn finish(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
+        // Nobody needs them beside the result.
+        self.end_checkpoints();
+        let Some(job) = &self.job else { return Err(Stop::Superseded) };
+        self.enter(Phase::Exporting);
+        let mut files = Vec::new();
+        for artifact in job.run.export()? {
+            files.push(artifact.name.clone());
+            self.upload(assignment, Name::ResultFile(artifact.name), artifact.bytes)?;
+        }
+        tracing::info!(job = assignment.job_id, files = files.len(), "result uploaded");
+        self.update(|held| {
+            held.enter(Phase::Finished);
+            held.files = files;
+        });
+        Ok(())
+    }
+
+    fn upload(&self, assignment: &v1::Assignment, name: Name, bytes: Vec<u8>) -> Result<(), Stop> {
+        let (file, uploads) = (uploads::text(&name), self.uploads(assignment));
+        self.wait_for(Scope::group(assignment), async move {
+            let uploaded = uploads.upload(name, &bytes).await;
+            uploaded.map_err(|error| Stop::Failed(format!("{file}: {error}")))
+        })
+    }
+}

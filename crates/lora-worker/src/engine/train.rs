@@ -1,0 +1,134 @@
+//! From the group to the end of training.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use lora_collective::{Group, GroupSpec};
+use lora_proto::v1::{self, Goal, Phase};
+use lora_train::{StepMetrics, StepOutcome};
+
+use super::{EngineThread, Stop};
+use crate::steps::KEPT;
+use crate::uploads::Checkpoints;
+use crate::wanted::{Scope, Wanted};
+
+/// How long forming a group may take.
+const FORMING: Duration = Duration::from_secs(60);
+/// How long ranks wait for one that makes no progress. A rank that computes is waited for, so this is far above the time
+/// of a step; a lost connection is noticed at once.
+const PEERS: Duration = Duration::from_secs(3600);
+
+impl EngineThread {
+    /// Forms the group, trains, and at rank 0 uploads the result.
+    pub(super) fn train(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
+        let (cancel, _watching) = self.cancel_with(Scope::group(assignment));
+        self.update(|held| {
+            held.enter(Phase::Forming);
+            held.group = Some(cancel.clone());
+        });
+        let Some(job) = &mut self.job else { return Err(Stop::Superseded) };
+        let group = Group::form(&group_spec(assignment), Some(&self.engine.listener), cancel)?;
+        job.run.join(group)?;
+        let completed_steps = job.run.completed_steps();
+        let is_first = assignment.rank == 0;
+        if is_first {
+            self.tell_past_steps(assignment);
+            self.checkpoints = Some(Checkpoints::start(&self.runtime, self.uploads(assignment)));
+        } else {
+            self.engine.steps.clear();
+        }
+        self.update(|held| {
+            held.enter(Phase::Training);
+            held.completed_steps = completed_steps;
+        });
+        match self.train_on(is_first)? {
+            StepOutcome::Finished if is_first => self.finish(assignment),
+            StepOutcome::Finished => {
+                self.enter(Phase::Finished);
+                Ok(())
+            }
+            StepOutcome::Continue | StepOutcome::Stopped => {
+                self.enter(Phase::Stopped);
+                Ok(())
+            }
+        }
+    }
+
+    /// Steps until the run ends, or all ranks stop.
+    fn train_on(&mut self, is_first: bool) -> Result<StepOutcome, Stop> {
+        let Some(job) = &mut self.job else { return Err(Stop::Superseded) };
+        let run = &mut job.run;
+        while !run.is_finished() {
+            let report = run.step(|| stops(&self.engine.wanted.borrow()))?;
+            let metrics = &report.metrics;
+            self.engine.counters.count(&report);
+            if is_first {
+                let problem = self.checkpoints.as_ref().and_then(Checkpoints::problem);
+                let notice: Vec<String> = report.notice.into_iter().chain(problem).collect();
+                let row = v1::StepReport {
+                    reduced_bytes: report.reduced_bytes,
+                    notice: notice.join("; "),
+                    ..row(metrics)
+                };
+                self.engine.steps.push(row);
+                if report.checkpoint_due
+                    && let Some(checkpoints) = &self.checkpoints
+                {
+                    checkpoints.offer(metrics.step, run.checkpoint()?);
+                }
+            }
+            self.engine.status.send_modify(|held| {
+                if let Some(held) = held {
+                    (held.completed_steps, held.since) = (metrics.step, Instant::now());
+                }
+            });
+            if report.outcome != StepOutcome::Continue {
+                return Ok(report.outcome);
+            }
+        }
+        Ok(StepOutcome::Finished)
+    }
+
+    /// Steps of the state that has been joined which the coordinator may not have: the rank that computed them may be gone.
+    fn tell_past_steps(&self, assignment: &v1::Assignment) {
+        let Some(job) = &self.job else { return };
+        let stored = self.engine.steps.begin(&assignment.job_id, assignment.generation);
+        let after = stored.max(job.run.completed_steps().saturating_sub(KEPT as u64));
+        job.run.metrics_after(after).for_each(|metrics| self.engine.steps.push(row(&metrics)));
+    }
+}
+
+/// Whether training is to stop at the next boundary.
+fn stops(wanted: &Wanted) -> bool {
+    matches!(wanted.goal, Goal::Stop | Goal::Save)
+}
+
+fn group_spec(assignment: &v1::Assignment) -> GroupSpec {
+    let v1::Assignment { job_id, generation, rank, peers, token, .. } = assignment;
+    GroupSpec {
+        job: job_id.clone(),
+        generation: *generation,
+        rank: *rank as usize,
+        peers: peers.clone(),
+        token: token.clone(),
+        form_timeout: FORMING,
+        timeout: PEERS,
+    }
+}
+
+fn row(metrics: &StepMetrics) -> v1::StepReport {
+    v1::StepReport {
+        metrics: Some(v1::StepMetrics {
+            step: metrics.step,
+            loss: metrics.loss,
+            grad_norm: metrics.grad_norm,
+            learning_rate: metrics.learning_rate,
+            epoch: metrics.epoch,
+            num_tokens: metrics.num_tokens,
+            eval_loss: metrics.eval_loss,
+        }),
+        logged: metrics.logged,
+        reduced_bytes: 0,
+        time: Some(SystemTime::now().into()),
+        notice: String::new(),
+    }
+}

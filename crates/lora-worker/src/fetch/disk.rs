@@ -1,0 +1,273 @@
+//! The cache directory.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use lora_proto::DigestBuilder;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use super::FetchError;
+use super::evict;
+use super::origin::{Bundle, Origin, Wanted};
+
+/// Files that are fetched at once.
+const FILES: usize = 4;
+/// How often another's lock is looked at.
+const POLL: Duration = Duration::from_millis(50);
+/// How long another may hold a lock without getting on.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// The cache directory.
+pub(super) struct Disk {
+    root: PathBuf,
+    max_bytes: u64,
+}
+
+/// A set that is in use: it is not removed while this lives.
+pub(super) struct Held {
+    pub(super) dir: PathBuf,
+    _lock: File,
+}
+
+impl Disk {
+    pub(super) fn open(dir: &Path, max_bytes: u64) -> Result<Self, FetchError> {
+        fs::create_dir_all(dir).map_err(FetchError::at(dir))?;
+        let root = dir.canonicalize().map_err(FetchError::at(dir))?;
+        for name in ["objects", "partial", "records", "sets"] {
+            let dir = root.join(name);
+            fs::create_dir_all(&dir).map_err(FetchError::at(&dir))?;
+        }
+        let disk = Self { root, max_bytes };
+        evict::remove_stale(&disk.root);
+        disk.remove_stale_records();
+        evict::make_room(&disk.root, max_bytes, 0);
+        Ok(disk)
+    }
+
+    /// The set of `files`, which may be empty still.
+    pub(super) async fn hold(&self, files: &[Wanted]) -> Result<Held, FetchError> {
+        let dir = self.root.join("sets").join(set_id(files));
+        let started = Instant::now();
+        loop {
+            if let Some(lock) = claim(&dir, File::try_lock_shared).map_err(FetchError::at(&dir))? {
+                // What was used last goes last.
+                lock.set_modified(SystemTime::now()).map_err(FetchError::at(&dir))?;
+                return Ok(Held { dir, _lock: lock });
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(FetchError::Busy { file: dir.display().to_string() });
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    /// Bytes that `fill` would fetch.
+    pub(super) fn missing_bytes(&self, held: &Held, bundle: &Bundle) -> u64 {
+        let missing = |file: &&Wanted| {
+            !is_whole(&held.dir.join(&file.name), file) && !is_whole(&self.object(file), file)
+        };
+        let bytes = |file: &Wanted| file.size.saturating_sub(size_of(&self.partial(file).join("content")));
+        bundle.files.iter().filter(missing).map(bytes).sum()
+    }
+
+    /// Removes what was not used for longest, until `bytes` more fit.
+    pub(super) async fn make_room(&self, bytes: u64) {
+        let (root, max_bytes) = (self.root.clone(), self.max_bytes);
+        let removal = tokio::task::spawn_blocking(move || evict::make_room(&root, max_bytes, bytes));
+        if let Err(error) = removal.await {
+            warn!(%error, "making room in the cache broke");
+        }
+    }
+
+    /// Makes the set whole.
+    pub(super) async fn fill(&self, held: &Held, bundle: &Bundle) -> Result<(), FetchError> {
+        stream::iter(&bundle.files)
+            .map(Ok)
+            .try_for_each_concurrent(FILES, |file| {
+                let to = held.dir.join(&file.name);
+                async move {
+                    match is_whole(&to, file) {
+                        true => Ok(()),
+                        false => self.fetch(&bundle.origin, file, &to).await,
+                    }
+                }
+            })
+            .await
+    }
+
+    /// The bytes of a file that is not kept.
+    pub(super) async fn read_once(&self, origin: &Origin, file: &Wanted) -> Result<Vec<u8>, FetchError> {
+        loop {
+            let object = self.object(file);
+            if is_whole(&object, file) {
+                return tokio::fs::read(&object).await.map_err(FetchError::at(&object));
+            }
+            let Some(partial) = self.download(origin, file).await? else { continue };
+            let content = partial.dir.join("content");
+            let bytes = tokio::fs::read(&content).await.map_err(FetchError::at(&content))?;
+            fs::remove_dir_all(&partial.dir).map_err(FetchError::at(&partial.dir))?;
+            return Ok(bytes);
+        }
+    }
+
+    /// Which files the remote base `id` consists of, if that was kept.
+    pub(super) fn record(&self, id: &str) -> Option<Vec<Wanted>> {
+        read_record(&self.root.join("records").join(id))
+    }
+
+    pub(super) fn keep_record(&self, id: &str, files: &[Wanted]) -> Result<(), FetchError> {
+        let dir = self.root.join("records");
+        let keep = || {
+            let mut file = tempfile::NamedTempFile::new_in(&dir)?;
+            file.write_all(&serde_json::to_vec(files)?)?;
+            file.persist(dir.join(id))?;
+            Ok(())
+        };
+        keep().map_err(FetchError::at(&dir))
+    }
+
+    /// Puts the file at `to`.
+    async fn fetch(&self, origin: &Origin, file: &Wanted, to: &Path) -> Result<(), FetchError> {
+        let object = self.object(file);
+        loop {
+            if is_whole(&object, file) && link(&object, to, file).map_err(FetchError::at(to))? {
+                return Ok(());
+            }
+            let Some(partial) = self.download(origin, file).await? else { continue };
+            let content = partial.dir.join("content");
+            // An object is always in a set too, or else it may go at any time.
+            link(&content, to, file).map_err(FetchError::at(to))?;
+            fs::rename(&content, &object).map_err(FetchError::at(&object))?;
+            return fs::remove_dir_all(&partial.dir).map_err(FetchError::at(&partial.dir));
+        }
+    }
+
+    /// The directory of the whole file, held alone; `None` once somebody else has made it an object.
+    async fn download(&self, origin: &Origin, file: &Wanted) -> Result<Option<Held>, FetchError> {
+        let Some(partial) = self.hold_partial(file).await? else { return Ok(None) };
+        let (started, name, bytes) = (Instant::now(), file.name.as_str(), file.size);
+        info!(name, bytes, "fetching a file");
+        let content = partial.dir.join("content");
+        origin.download(file, &content).await?;
+        if !is_whole(&content, file) {
+            fs::remove_file(&content).map_err(FetchError::at(&content))?;
+            return Err(FetchError::passing(name, "it does not have the size that was announced; try again"));
+        }
+        info!(name, bytes, seconds = started.elapsed().as_secs_f64(), "fetched a file");
+        Ok(Some(partial))
+    }
+
+    async fn hold_partial(&self, file: &Wanted) -> Result<Option<Held>, FetchError> {
+        let dir = self.partial(file);
+        let (mut seen, mut since) = (0, None);
+        loop {
+            let lock = claim(&dir, File::try_lock).map_err(FetchError::at(&dir))?;
+            let there = is_whole(&self.object(file), file);
+            match lock {
+                Some(_) if there => {
+                    fs::remove_dir_all(&dir).map_err(FetchError::at(&dir))?;
+                    return Ok(None);
+                }
+                Some(lock) => return Ok(Some(Held { dir, _lock: lock })),
+                None if there => return Ok(None),
+                None => {}
+            }
+            let size = size_of(&dir.join("content"));
+            let since = since.get_or_insert_with(|| {
+                info!(name = file.name, "waiting for another fetch of the same file");
+                Instant::now()
+            });
+            if size != seen {
+                (seen, *since) = (size, Instant::now());
+            } else if since.elapsed() > PATIENCE {
+                return Err(FetchError::Busy { file: file.name.clone() });
+            }
+            sleep(POLL).await;
+        }
+    }
+
+    fn object(&self, file: &Wanted) -> PathBuf {
+        self.root.join("objects").join(&file.key)
+    }
+
+    fn partial(&self, file: &Wanted) -> PathBuf {
+        self.root.join("partial").join(&file.key)
+    }
+
+    fn remove_stale_records(&self) {
+        for path in evict::entries(&self.root.join("records")) {
+            let used =
+                read_record(&path).is_some_and(|files| self.root.join("sets").join(set_id(&files)).is_dir());
+            if !used && evict::is_stale(&path) {
+                evict::remove(&path);
+            }
+        }
+    }
+}
+
+/// The lock on directory `dir`, which is made if need be; `None` if another has it or removed the directory just now.
+pub(super) fn claim(dir: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> io::Result<Option<File>> {
+    fs::create_dir_all(dir)?;
+    let gone = |error: io::Error| match error.kind() {
+        ErrorKind::NotFound => Ok(None),
+        _ => Err(error),
+    };
+    let file = match File::open(dir) {
+        Ok(file) => file,
+        Err(error) => return gone(error),
+    };
+    match lock(&file) {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => return Err(error),
+    }
+    let held = file.metadata()?;
+    match fs::metadata(dir) {
+        Ok(there) => Ok(((there.dev(), there.ino()) == (held.dev(), held.ino())).then_some(file)),
+        Err(error) => gone(error),
+    }
+}
+
+/// Makes `to` another name of `from`; false if `from` is gone. A file of another length that lies at `to` is replaced.
+fn link(from: &Path, to: &Path, file: &Wanted) -> io::Result<bool> {
+    if let Some(parent) = to.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    loop {
+        match fs::hard_link(from, to) {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        if is_whole(to, file) {
+            return Ok(true);
+        }
+        fs::remove_file(to)?;
+    }
+}
+
+fn read_record(path: &Path) -> Option<Vec<Wanted>> {
+    serde_json::from_slice(&fs::read(path).ok()?).ok()
+}
+
+fn set_id(files: &[Wanted]) -> String {
+    let mut lines: Vec<String> = files.iter().map(|file| format!("{} {}\n", file.name, file.key)).collect();
+    lines.sort();
+    let mut id = DigestBuilder::of(lines.concat().as_bytes()).hex();
+    id.truncate(32);
+    id
+}
+
+fn is_whole(path: &Path, file: &Wanted) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == file.size)
+}
+
+fn size_of(path: &Path) -> u64 {
+    fs::metadata(path).map_or(0, |meta| meta.len())
+}

@@ -1,0 +1,151 @@
+//! What leaves the cache: what was not used for longest and is not in use.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use tracing::{info, warn};
+
+use super::disk::claim;
+
+/// A fetch that nobody went on with for so long is given up.
+const STALE: Duration = Duration::from_secs(24 * 3600);
+
+/// A set, or a file on its way.
+struct Entry {
+    dir: PathBuf,
+    used: SystemTime,
+    files: Vec<u64>,
+}
+
+/// A file on disk, which may have several names.
+#[derive(Default)]
+struct Content {
+    bytes: u64,
+    /// Entries that have it.
+    entries: usize,
+    object: Option<PathBuf>,
+}
+
+/// Removes entries of the cache in `root` that nobody uses, the least recently used first, until `incoming` more bytes
+/// make at most `max_bytes`. What cannot be removed is logged and stays.
+pub(super) fn make_room(root: &Path, max_bytes: u64, incoming: u64) {
+    let mut contents: HashMap<u64, Content> = HashMap::new();
+    for path in entries(&root.join("objects")) {
+        if let Ok(meta) = fs::metadata(&path) {
+            contents.insert(meta.ino(), Content { bytes: meta.len(), entries: 0, object: Some(path) });
+        }
+    }
+    let mut found = Vec::new();
+    for dir in entries(&root.join("sets")).into_iter().chain(entries(&root.join("partial"))) {
+        let mut entry = Entry { used: modified(&dir), dir, files: Vec::new() };
+        let mut files = Vec::new();
+        collect(&entry.dir, &mut files);
+        for meta in files {
+            let content = contents.entry(meta.ino()).or_default();
+            content.bytes = meta.len();
+            content.entries += 1;
+            entry.used = entry.used.max(meta.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+            entry.files.push(meta.ino());
+        }
+        found.push(entry);
+    }
+    found.sort_by_key(|entry| entry.used);
+
+    let mut bytes: u64 = contents.values().map(|content| content.bytes).sum();
+    let fits = |bytes: u64| bytes.saturating_add(incoming) <= max_bytes;
+    let orphans = contents.values().filter(|content| content.entries == 0);
+    for orphan in orphans {
+        if fits(bytes) {
+            return;
+        }
+        bytes -= orphan.bytes;
+        orphan.object.as_deref().map(remove);
+    }
+    for entry in found {
+        if fits(bytes) {
+            return;
+        }
+        if entry.files.is_empty() || !remove_unused(&entry.dir) {
+            continue;
+        }
+        for file in &entry.files {
+            let Some(content) = contents.get_mut(file) else { continue };
+            content.entries -= 1;
+            if content.entries == 0 {
+                bytes -= content.bytes;
+                content.object.as_deref().map(remove);
+            }
+        }
+        info!(dir = %entry.dir.display(), bytes, "removed files from the cache");
+    }
+    if !fits(bytes) {
+        warn!(bytes, incoming, max_bytes, "the cache grows over its limit: what is in it is in use");
+    }
+}
+
+/// Removes fetches that were given up long ago, and sets that they left empty.
+pub(super) fn remove_stale(root: &Path) {
+    let empty = entries(&root.join("sets")).into_iter().filter(|set| entries(set).is_empty());
+    for dir in entries(&root.join("partial")).into_iter().chain(empty) {
+        if is_stale(&dir) && entries(&dir).iter().all(|file| is_stale(file)) {
+            remove_unused(&dir);
+        }
+    }
+}
+
+/// Whether nobody has touched it for long.
+pub(super) fn is_stale(path: &Path) -> bool {
+    modified(path).elapsed().is_ok_and(|age| age > STALE)
+}
+
+/// What is in a directory; nothing, if it cannot be read.
+pub(super) fn entries(dir: &Path) -> Vec<PathBuf> {
+    fs::read_dir(dir)
+        .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
+        .unwrap_or_default()
+}
+
+/// Removes a file.
+pub(super) fn remove(path: &Path) {
+    report(path, fs::remove_file(path));
+}
+
+/// Removes a directory, if nobody has a lock on it.
+fn remove_unused(dir: &Path) -> bool {
+    match claim(dir, File::try_lock) {
+        Ok(Some(_lock)) => report(dir, fs::remove_dir_all(dir)),
+        Ok(None) => false,
+        Err(error) => report(dir, Err(error)),
+    }
+}
+
+/// Whether it is gone.
+fn report(path: &Path, removal: io::Result<()>) -> bool {
+    match removal {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+        Err(error) => {
+            warn!(path = %path.display(), %error, "cannot remove it from the cache");
+            false
+        }
+    }
+}
+
+fn collect(dir: &Path, files: &mut Vec<fs::Metadata>) {
+    for path in entries(dir) {
+        match fs::symlink_metadata(&path) {
+            Ok(meta) if meta.is_dir() => collect(&path, files),
+            Ok(meta) => files.push(meta),
+            // It was removed just now.
+            Err(_) => {}
+        }
+    }
+}
+
+fn modified(path: &Path) -> SystemTime {
+    fs::metadata(path).and_then(|meta| meta.modified()).unwrap_or(SystemTime::UNIX_EPOCH)
+}

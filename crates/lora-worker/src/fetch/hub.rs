@@ -1,0 +1,295 @@
+//! Models of the Hugging Face Hub, over its two endpoints: what a revision is, and its files.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt, stream};
+use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, RANGE};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use serde::Deserialize;
+use tracing::info;
+
+use super::disk::Disk;
+use super::origin::{Bundle, Origin, Wanted};
+use super::part::Part;
+use super::{FetchError, is_bare, key, selection};
+
+const ENDPOINT: &str = "https://huggingface.co";
+const CONNECT: Duration = Duration::from_secs(20);
+/// How long an answer or its next piece may be awaited.
+const STALLED: Duration = Duration::from_secs(60);
+/// The description of a revision is no longer than this.
+const MAX_REVISION: u64 = 64 << 20;
+/// Files asked about at once.
+const QUESTIONS: usize = 8;
+
+/// The hub, or a mirror of it.
+pub(super) struct Hub {
+    endpoint: String,
+    token: Option<String>,
+}
+
+/// `org/name[@revision]`.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Repository {
+    /// `org/name`.
+    name: String,
+    revision: String,
+}
+
+/// A repository at a commit.
+#[derive(Clone)]
+pub(super) struct Snapshot {
+    hub: Arc<Hub>,
+    client: Client,
+    /// `org/name`.
+    name: String,
+    commit: String,
+}
+
+impl Repository {
+    /// Of the text after `hf://`.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
+        let (owner, model) = name.split_once('/')?;
+        let legal = is_bare(owner)
+            && is_bare(model)
+            && owner.len() + model.len() <= 128
+            && revision.len() <= 255
+            && revision.split('/').all(is_bare);
+        legal.then(|| Self { name: name.to_owned(), revision: revision.to_owned() })
+    }
+}
+
+impl Hub {
+    /// The hub at `endpoint` (the public one by default), asked with `token`.
+    pub(super) fn new(endpoint: Option<String>, token: Option<String>) -> Self {
+        let given = |text: Option<String>| Some(text?.trim().trim_end_matches('/').to_owned());
+        let endpoint = given(endpoint).filter(|text| !text.is_empty());
+        let token = given(token).filter(|text| !text.is_empty());
+        Self { endpoint: endpoint.unwrap_or_else(|| ENDPOINT.to_owned()), token }
+    }
+
+    /// The files of the base in `repository`. A commit that was fetched before needs no network.
+    pub(super) async fn bundle(
+        self: &Arc<Self>,
+        repository: &Repository,
+        disk: &Disk,
+    ) -> Result<Bundle, FetchError> {
+        let Repository { name, revision } = repository;
+        let snapshot = |commit: &str| {
+            let (hub, name, commit) = (self.clone(), name.clone(), commit.to_owned());
+            Ok(Snapshot { client: hub.client(Policy::default(), &name)?, hub, name, commit })
+        };
+        let bundle = |snapshot, files| Ok(Bundle { origin: Origin::Hub(snapshot), files });
+        if is_commit(revision)
+            && let Some(files) = disk.record(&record(name, revision))
+        {
+            return bundle(snapshot(revision)?, files);
+        }
+        let (commit, names) = self.resolve(repository).await?;
+        info!(base = name, revision, commit, "resolved a revision on the hub");
+        let snapshot = snapshot(&commit)?;
+        let id = record(name, &commit);
+        if let Some(files) = disk.record(&id) {
+            return bundle(snapshot, files);
+        }
+        let url = snapshot.url();
+        let needed = selection::needed(names.iter().map(String::as_str));
+        let needed = needed.map_err(|message| FetchError::lasting(&url, message))?;
+        let mut files = snapshot.describe(needed).await?;
+        let origin = Origin::Hub(snapshot.clone());
+        let shards = selection::shards(&files, &origin, disk, &url).await?;
+        files.extend(snapshot.describe(shards).await?);
+        disk.keep_record(&id, &files)?;
+        Ok(Bundle { origin, files })
+    }
+
+    /// The commit of a revision, and the names of its files.
+    async fn resolve(&self, repository: &Repository) -> Result<(String, Vec<String>), FetchError> {
+        #[derive(Deserialize)]
+        struct Revision {
+            sha: String,
+            siblings: Vec<Sibling>,
+        }
+        #[derive(Deserialize)]
+        struct Sibling {
+            rfilename: String,
+        }
+        let Repository { name, revision } = repository;
+        let from = format!("hf://{name}@{revision}");
+        let client = self.client(Policy::default(), name)?;
+        let url = format!("{}/api/models/{name}/revision/{}", self.endpoint, revision.replace('/', "%2F"));
+        let answer = self.send(client.request(Method::GET, url), &from).await?;
+        let text = read(answer, MAX_REVISION, &from).await?;
+        let answer: Revision = serde_json::from_slice(&text).map_err(|error| {
+            FetchError::lasting(&from, format!("the hub's answer cannot be read: {error}"))
+        })?;
+        if !is_commit(&answer.sha) {
+            return Err(FetchError::lasting(&from, "the hub's answer names no commit"));
+        }
+        Ok((answer.sha, answer.siblings.into_iter().map(|sibling| sibling.rfilename).collect()))
+    }
+
+    fn client(&self, redirects: Policy, from: &str) -> Result<Client, FetchError> {
+        Client::builder()
+            .user_agent(concat!("loractl/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(CONNECT)
+            .read_timeout(STALLED)
+            .https_only(self.endpoint.starts_with("https://"))
+            .redirect(redirects)
+            .build()
+            .map_err(|error| FetchError::lasting(from, causes(&error)))
+    }
+
+    /// Sends a request; an answer is a success or a redirection.
+    async fn send(&self, request: RequestBuilder, from: &str) -> Result<Response, FetchError> {
+        let request = request.header(ACCEPT_ENCODING, "identity");
+        let request = match &self.token {
+            Some(token) => request.bearer_auth(token),
+            None => request,
+        };
+        let answer = request.send().await.map_err(|error| broken(error, from))?;
+        let status = answer.status();
+        if status.is_success() || status.is_redirection() {
+            return Ok(answer);
+        }
+        let token = if self.token.is_some() { "its HF_TOKEN" } else { "no HF_TOKEN" };
+        Err(match status {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError::lasting(
+                from,
+                format!(
+                    "the hub answers {status}: it does not exist, is private or gated; this worker has {token}"
+                ),
+            ),
+            StatusCode::NOT_FOUND => FetchError::lasting(from, "the hub has no such model, revision or file"),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
+                FetchError::passing(from, format!("the hub answers {status}"))
+            }
+            status if status.is_server_error() => {
+                FetchError::passing(from, format!("the hub answers {status}"))
+            }
+            status => FetchError::lasting(from, format!("the hub answers {status}")),
+        })
+    }
+}
+
+impl Snapshot {
+    /// Makes `path` the whole file.
+    pub(super) async fn download(&self, file: &Wanted, path: &Path) -> Result<(), FetchError> {
+        let from = format!("{}/{}", self.url(), file.name);
+        let mut part = Part::open(path).await?;
+        if part.size() >= file.size {
+            return part.finish(file, &from).await;
+        }
+        let request = self.client.request(Method::GET, self.file_url(&file.name));
+        let range = format!("bytes={}-", part.size());
+        let mut answer = self.hub.send(request.header(RANGE, range), &from).await?;
+        let start = match answer.status() {
+            StatusCode::PARTIAL_CONTENT => range_start(answer.headers()),
+            _ => Some(0),
+        };
+        if start != Some(part.size()) {
+            part.restart().await?;
+            if start != Some(0) {
+                return Err(FetchError::passing(&from, "the hub answers with another range than asked for"));
+            }
+        }
+        while part.size() <= file.size
+            && let Some(piece) = answer.chunk().await.map_err(|error| broken(error, &from))?
+        {
+            part.write(&piece).await?;
+        }
+        part.finish(file, &from).await
+    }
+
+    /// Sizes and identities of the selected files.
+    async fn describe(&self, names: BTreeSet<String>) -> Result<Vec<Wanted>, FetchError> {
+        // What the hub says of a file stands in the redirection to another host that serves it.
+        let policy = Policy::custom(|attempt| {
+            let same_host =
+                attempt.previous().first().is_some_and(|first| first.origin() == attempt.url().origin());
+            match same_host && attempt.previous().len() < 10 {
+                true => attempt.follow(),
+                false => attempt.stop(),
+            }
+        });
+        let client = &self.hub.client(policy, &self.name)?;
+        stream::iter(names)
+            .map(|name| self.describe_file(client, name))
+            .buffered(QUESTIONS)
+            .try_collect()
+            .await
+    }
+
+    async fn describe_file(&self, client: &Client, name: String) -> Result<Wanted, FetchError> {
+        let from = format!("{}/{name}", self.url());
+        let answer = self.hub.send(client.request(Method::HEAD, self.file_url(&name)), &from).await?;
+        let header = |name: &str| answer.headers().get(name)?.to_str().ok();
+        let redirected = answer.status().is_redirection();
+        let size =
+            header("x-linked-size").or_else(|| header(CONTENT_LENGTH.as_str()).filter(|_| !redirected));
+        let Some(size) = size.and_then(|size| size.parse().ok()) else {
+            return Err(FetchError::lasting(&from, "the hub does not say how long it is"));
+        };
+        let etag = header("x-linked-etag").or_else(|| header(ETAG.as_str()).filter(|_| !redirected));
+        // A large file's is its SHA-256. Another file is what this commit of this repository has there.
+        let sha256 = etag.map(|etag| etag.trim_matches('"').to_lowercase());
+        let sha256 =
+            sha256.filter(|etag| etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        let key =
+            sha256.unwrap_or_else(|| key("hub", &[&self.hub.endpoint, &self.name, &self.commit, &name]));
+        Ok(Wanted { name, size, key, etag: None })
+    }
+
+    /// For people.
+    fn url(&self) -> String {
+        format!("hf://{}@{}", self.name, self.commit)
+    }
+
+    fn file_url(&self, name: &str) -> String {
+        format!("{}/{}/resolve/{}/{name}", self.hub.endpoint, self.name, self.commit)
+    }
+}
+
+fn record(name: &str, commit: &str) -> String {
+    format!("{}@{commit}", name.replace('/', "--"))
+}
+
+fn is_commit(text: &str) -> bool {
+    text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+}
+
+/// Where the bytes of a partial answer start.
+fn range_start(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
+}
+
+async fn read(mut answer: Response, limit: u64, from: &str) -> Result<Vec<u8>, FetchError> {
+    let mut bytes = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(|error| broken(error, from))? {
+        bytes.extend_from_slice(&piece);
+        if bytes.len() as u64 > limit {
+            return Err(FetchError::lasting(from, format!("is longer than {limit} bytes")));
+        }
+    }
+    Ok(bytes)
+}
+
+fn broken(error: reqwest::Error, from: &str) -> FetchError {
+    FetchError::passing(from, causes(&error.without_url()))
+}
+
+/// An error and its causes. A URL may hold a signature: errors come without theirs.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text
+}

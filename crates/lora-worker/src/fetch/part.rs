@@ -1,0 +1,72 @@
+//! A file that arrives piece by piece.
+
+use std::path::{Path, PathBuf};
+
+use lora_proto::DigestBuilder;
+use tokio::fs::{File, OpenOptions};
+use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+
+use super::FetchError;
+use super::origin::Wanted;
+
+/// The beginning of a file, on disk.
+pub(super) struct Part {
+    path: PathBuf,
+    file: File,
+    digest: DigestBuilder,
+}
+
+impl Part {
+    /// Goes on with what lies at `path`.
+    pub(super) async fn open(path: &Path) -> Result<Self, FetchError> {
+        let mut options = OpenOptions::new();
+        let options = options.read(true).write(true).create(true).truncate(false);
+        let mut file = options.open(path).await.map_err(FetchError::at(path))?;
+        let mut digest = DigestBuilder::default();
+        let mut piece = vec![0; 1 << 18];
+        loop {
+            match file.read(&mut piece).await.map_err(FetchError::at(path))? {
+                0 => return Ok(Self { path: path.to_owned(), file, digest }),
+                read => digest.update(&piece[..read]),
+            }
+        }
+    }
+
+    /// Bytes that are there.
+    pub(super) fn size(&self) -> u64 {
+        self.digest.size()
+    }
+
+    /// Forgets what is there.
+    pub(super) async fn restart(&mut self) -> Result<(), FetchError> {
+        self.file.set_len(0).await.map_err(FetchError::at(&self.path))?;
+        self.file.rewind().await.map_err(FetchError::at(&self.path))?;
+        self.digest = DigestBuilder::default();
+        Ok(())
+    }
+
+    /// Appends a piece.
+    pub(super) async fn write(&mut self, piece: &[u8]) -> Result<(), FetchError> {
+        self.file.write_all(piece).await.map_err(FetchError::at(&self.path))?;
+        // Nothing is under way when this is dropped for an error of the other side.
+        self.file.flush().await.map_err(FetchError::at(&self.path))?;
+        self.digest.update(piece);
+        Ok(())
+    }
+
+    /// Holds what is there against what was wanted from `from`. A file of the right length with other bytes, or one that is
+    /// too long, is forgotten.
+    pub(super) async fn finish(mut self, wanted: &Wanted, from: &str) -> Result<(), FetchError> {
+        let (size, expected) = (self.size(), wanted.size);
+        if size < expected {
+            let message = format!("the connection ended after {size} of {expected} bytes");
+            return Err(FetchError::passing(from, message));
+        }
+        let same = wanted.sha256().is_none_or(|sha256| self.digest.clone().finish().sha256 == sha256);
+        if size > expected || !same {
+            self.restart().await?;
+            return Err(FetchError::passing(from, "it arrived damaged; try again"));
+        }
+        self.file.sync_all().await.map_err(FetchError::at(&self.path))
+    }
+}

@@ -1,0 +1,230 @@
+//! Bases in object stores: a stand-in for S3.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+use lora_proto::{DigestBuilder, v1};
+
+use super::super::hub::Hub;
+use super::super::{Cache, FetchError, LocalInputs};
+use super::artifacts::Store;
+use super::http::{Answer, HttpServer, Request};
+use super::{ROOM, inputs_with, refusal, temp, tree};
+
+const SECRET: &str = "VerySecretAccessKey";
+
+type Objects = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
+
+/// The bucket `models`.
+struct FakeS3 {
+    server: HttpServer,
+    objects: Objects,
+    /// The next object breaks after so many bytes; 0: none.
+    cut: Arc<AtomicUsize>,
+}
+
+impl FakeS3 {
+    async fn serve(objects: &[(&str, &[u8])]) -> Self {
+        let objects = objects.iter().map(|(name, content)| ((*name).to_owned(), content.to_vec())).collect();
+        let objects: Objects = Arc::new(Mutex::new(objects));
+        let cut = Arc::new(AtomicUsize::new(0));
+        let (shown, cuts) = (objects.clone(), cut.clone());
+        let server = HttpServer::serve(move |request| answer(request, &shown.lock().unwrap(), &cuts)).await;
+        Self { server, objects, cut }
+    }
+
+    fn cache(&self, dir: &Path) -> Cache {
+        let settings = [
+            ("AWS_ENDPOINT", self.server.url.as_str()),
+            ("AWS_ALLOW_HTTP", "true"),
+            ("AWS_ACCESS_KEY_ID", "somebody"),
+            ("AWS_SECRET_ACCESS_KEY", SECRET),
+            ("AWS_REGION", "here"),
+        ];
+        let settings =
+            settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        Cache::with(dir, ROOM, Vec::new(), Hub::new(None, None), settings).unwrap()
+    }
+
+    /// Paths of the objects that were asked for since the last call; the listing is `list`.
+    fn requests(&self) -> Vec<String> {
+        let requests = self.server.take_requests().into_iter();
+        requests
+            .map(|request| match request.target.split_once('?') {
+                Some((_, query)) if query.contains("list-type=2") => "list".to_owned(),
+                _ => request.target,
+            })
+            .collect()
+    }
+}
+
+fn answer(request: &Request, objects: &BTreeMap<String, Vec<u8>>, cut: &AtomicUsize) -> Answer {
+    assert!(request.headers["authorization"].starts_with("AWS4-HMAC-SHA256 Credential=somebody/"));
+    let etag = |content: &[u8]| format!("\"{}\"", &DigestBuilder::of(content).hex()[..32]);
+    let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
+    if path == "/broken" {
+        return Answer::of(400, format!("<Error><Code>AuthorizationHeaderMalformed</Code>{SECRET}</Error>"));
+    }
+    if path == "/private" {
+        return Answer::of(403, format!("<Error><Code>AccessDenied</Code><Key>{SECRET}</Key></Error>"));
+    }
+    if path == "/models" {
+        let prefix = query.split('&').find_map(|pair| pair.strip_prefix("prefix=")).unwrap();
+        let prefix = prefix.replace("%2F", "/");
+        let entry = |(key, content): (&String, &Vec<u8>)| {
+            format!(
+                "<Contents><Key>{key}</Key><LastModified>2026-01-02T03:04:05.000Z</LastModified><ETag>{}</ETag>\
+                 <Size>{}</Size></Contents>",
+                etag(content).replace('"', "&quot;"),
+                content.len()
+            )
+        };
+        let entries: String = objects.iter().filter(|(key, _)| key.starts_with(&prefix)).map(entry).collect();
+        let list = format!("<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>");
+        return Answer::of(200, list);
+    }
+    let content = path.strip_prefix("/models/").and_then(|key| objects.get(key));
+    let Some(content) = content else { return Answer::of(404, "<Error><Code>NoSuchKey</Code></Error>") };
+    if request.headers.get("if-match").is_some_and(|wanted| *wanted != etag(content)) {
+        return Answer::of(412, "");
+    }
+    let mut answer = Answer::file(request, content);
+    answer.cut = Some(cut.swap(0, Ordering::Relaxed)).filter(|bytes| *bytes > 0);
+    answer.with("etag", etag(content)).with("last-modified", "Fri, 02 Jan 2026 03:04:05 GMT")
+}
+
+async fn fetch(cache: &Cache, url: &str) -> Result<LocalInputs, FetchError> {
+    let (store, channel) = Store::serve().await;
+    store.add(b"rows");
+    cache.inputs(&inputs_with(v1::base::Source::Url(url.to_owned()), b"rows"), channel).await
+}
+
+const INDEX: &[u8] = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#;
+const TINY: [(&str, &[u8]); 8] = [
+    ("team/tiny/config.json", b"{}"),
+    ("team/tiny/model-1.safetensors", b"one"),
+    ("team/tiny/model-2.safetensors", b"two"),
+    ("team/tiny/model.safetensors.index.json", INDEX),
+    ("team/tiny/notes.md", b"no"),
+    ("team/tiny/old/model.safetensors", b"no"),
+    ("team/tiny/tokenizer.json", b"{\"tokens\": 1}"),
+    ("team/tiny2/model.safetensors", b"no"),
+];
+
+#[tokio::test]
+async fn a_prefix_is_fetched_and_only_what_changed_again() {
+    let (dir, fake) = (temp(), FakeS3::serve(&TINY).await);
+    let cache = fake.cache(dir.path());
+    let got = fetch(&cache, "s3://models/team/tiny/").await.unwrap();
+    let mut names: Vec<_> =
+        tree(&got.base).into_iter().map(|path| path.strip_prefix(&got.base).unwrap().to_owned()).collect();
+    names.sort();
+    let files = [
+        "config.json",
+        "model-1.safetensors",
+        "model-2.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+    ];
+    assert_eq!(names, files.map(Path::new));
+    assert_eq!(fs::read(got.base.join("model-2.safetensors")).unwrap(), b"two");
+    fake.requests();
+
+    let again = fetch(&fake.cache(dir.path()), "s3://models/team/tiny").await.unwrap();
+    assert_eq!((again.base, fake.requests()), (got.base.clone(), vec!["list".to_owned()]));
+
+    fake.objects.lock().unwrap().insert("team/tiny/model-1.safetensors".to_owned(), b"1.0".to_vec());
+    let changed = fetch(&cache, "s3://models/team/tiny").await.unwrap();
+    assert_ne!(changed.base, got.base);
+    assert_eq!(fs::read(changed.base.join("model-1.safetensors")).unwrap(), b"1.0");
+    assert_eq!(fs::read(got.base.join("model-1.safetensors")).unwrap(), b"one");
+    assert_eq!(fake.requests(), ["list", "/models/team/tiny/model-1.safetensors"]);
+}
+
+#[tokio::test]
+async fn a_part_is_taken_up_again() {
+    let weights: Vec<u8> = (0..100_000).map(|i| (i % 253) as u8).collect();
+    let objects: [(&str, &[u8]); 2] = [("x/config.json", b"{}"), ("x/model.safetensors", &weights)];
+    let (dir, fake) = (temp(), FakeS3::serve(&objects).await);
+    let cache = fake.cache(dir.path());
+    // A connection that breaks is mended by the library itself.
+    fake.cut.store(1, Ordering::Relaxed);
+    let got = fetch(&cache, "s3://models/x").await.unwrap();
+    assert_eq!(fs::read(got.base.join("model.safetensors")).unwrap(), weights);
+    // What an earlier process left is not fetched again.
+    let object = fs::read_dir(dir.path().join("objects"))
+        .unwrap()
+        .map(|entry| entry.unwrap())
+        .find(|entry| entry.metadata().unwrap().len() == 100_000)
+        .unwrap();
+    let key = object.file_name();
+    drop(got);
+    drop(Cache::with(dir.path(), 0, Vec::new(), Hub::new(None, None), Vec::new()).unwrap());
+    assert!(tree(dir.path()).is_empty());
+    let part = dir.path().join("partial").join(key);
+    fs::create_dir_all(&part).unwrap();
+    fs::write(part.join("content"), &weights[..60_000]).unwrap();
+    fake.server.take_requests();
+    let got = fetch(&cache, "s3://models/x").await.unwrap();
+    assert_eq!(fs::read(got.base.join("model.safetensors")).unwrap(), weights);
+    let requests = fake.server.take_requests();
+    assert!(requests.iter().any(|request| request.headers.get("range").is_some_and(|r| r == "bytes=60000-")));
+}
+
+#[tokio::test]
+async fn refusals_of_a_store_show_no_secret() {
+    let (dir, fake) = (temp(), FakeS3::serve(&TINY).await);
+    let cache = fake.cache(dir.path());
+    for (url, expected) in [
+        ("s3://models/nowhere", "holds no files"),
+        ("s3://broken/x", "the store answers 400 (AuthorizationHeaderMalformed)"),
+        ("s3://models/team/tiny/old", "has no config.json"),
+        (
+            "s3://private/x",
+            "the store refuses access (AccessDenied): check the worker's AWS_*, GOOGLE_* or AZURE_* environment variables",
+        ),
+    ] {
+        let error = refusal(fetch(&cache, url).await);
+        assert_eq!(error.to_string(), format!("model.base: {url}: {expected}"));
+        assert!(!error.is_passing());
+    }
+    fake.objects.lock().unwrap().remove("team/tiny/model-2.safetensors");
+    let error = refusal(fetch(&cache, "s3://models/team/tiny").await).to_string();
+    assert_eq!(error, "model.base: s3://models/team/tiny: has no model-2.safetensors, which its index names");
+}
+
+#[tokio::test]
+async fn urls_that_are_not_taken() {
+    let (dir, fake) = (temp(), FakeS3::serve(&[]).await);
+    let cache = fake.cache(dir.path());
+    let supported = "supported: hf://org/name[@revision], s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, or an \
+                     absolute path under the worker's model_roots";
+    let secret = "a URL with a user, a password or a query is not taken: credentials come from the workers' environment";
+    for (url, expected) in [
+        ("ftp://host/x", format!("ftp:// is not supported; {supported}")),
+        ("http://host/x", format!("http:// is not supported; {supported}")),
+        ("memory:///x", format!("memory:// is not supported; {supported}")),
+        ("s3:///x", "s3:///x names no bucket".to_owned()),
+        ("file:///models/x", "file:///models/x is not taken: give the path itself, /models/x".to_owned()),
+        ("hf://tiny", "an hf:// URL is of the form hf://org/name[@revision]".to_owned()),
+        ("hf://me:hunter2@acme/tiny", "an hf:// URL is of the form hf://org/name[@revision]".to_owned()),
+        ("s3://me:hunter2@bucket/x", secret.to_owned()),
+        ("s3://me@bucket/x", secret.to_owned()),
+        ("https://bucket.s3.here.amazonaws.com/x?X-Amz-Signature=hunter2", secret.to_owned()),
+        ("no url", format!("is no URL: relative URL without a base; {supported}")),
+        (
+            "https://host/x",
+            "https://host/x: the files of an https:// server cannot be listed, except S3's and Azure's; upload the base, \
+             or use hf:// or s3://"
+                .to_owned(),
+        ),
+    ] {
+        let error = refusal(fetch(&cache, url).await);
+        assert_eq!(error.to_string(), format!("model.base: {expected}"));
+        assert!(!error.is_passing());
+    }
+    assert!(fake.requests().is_empty());
+}

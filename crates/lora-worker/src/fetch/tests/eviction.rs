@@ -1,0 +1,103 @@
+//! What goes when the cache is full.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::artifacts::Store;
+use super::{Cache, LocalInputs, cache, inputs, temp, tree};
+use tonic::transport::Channel;
+
+const BASE: &[u8] = b"base";
+
+fn rows(letter: char) -> Vec<u8> {
+    letter.to_string().repeat(100).into_bytes()
+}
+
+async fn fetch(cache: &Cache, letter: char, channel: &Channel) -> LocalInputs {
+    cache.inputs(&inputs(BASE, &rows(letter)), channel.clone()).await.unwrap()
+}
+
+/// Makes the set that holds `file` one that was used so many seconds ago.
+fn age(file: &Path, seconds: u64) {
+    let then = SystemTime::now() - Duration::from_secs(seconds);
+    for path in [file, file.parent().unwrap()] {
+        fs::File::open(path).unwrap().set_modified(then).unwrap();
+    }
+}
+
+async fn store() -> (Store, Channel) {
+    let (store, channel) = Store::serve().await;
+    store.add(BASE);
+    ['a', 'b', 'c', 'd'].iter().for_each(|letter| store.add(&rows(*letter)));
+    (store, channel)
+}
+
+#[tokio::test]
+async fn the_least_recently_used_goes_first() {
+    let (dir, (store, channel)) = (temp(), store().await);
+    let cache = cache(dir.path(), 4 + 200);
+    let a = fetch(&cache, 'a', &channel).await.train;
+    let b = fetch(&cache, 'b', &channel).await.train;
+    age(&a, 300);
+    age(&b, 200);
+    drop(fetch(&cache, 'a', &channel).await);
+    let c = fetch(&cache, 'c', &channel).await.train;
+    assert_eq!((a.exists(), b.exists(), c.exists()), (true, false, true));
+    assert_eq!(fs::read_dir(dir.path().join("objects")).unwrap().count(), 3, "base, a and c");
+    assert_eq!(store.offsets().len(), 4);
+}
+
+#[tokio::test]
+async fn what_is_in_use_stays() {
+    let (dir, (_store, channel)) = (temp(), store().await);
+    let (one, two) = (cache(dir.path(), 4 + 100), cache(dir.path(), 4 + 100));
+    let a = fetch(&one, 'a', &channel).await;
+    let b = fetch(&two, 'b', &channel).await;
+    assert!(a.train.exists() && b.train.exists(), "more than the limit, and all of it in use");
+    let path = a.train.clone();
+    drop(a);
+    let c = fetch(&two, 'c', &channel).await;
+    assert_eq!((path.exists(), b.train.exists(), c.train.exists()), (false, true, true));
+    assert_eq!(fs::read(&b.train).unwrap(), rows('b'));
+    assert!(c.base.join("config.json").exists());
+}
+
+#[tokio::test]
+async fn a_job_larger_than_the_cache_is_served() {
+    let (dir, (_store, channel)) = (temp(), store().await);
+    let cache = cache(dir.path(), 10);
+    let a = fetch(&cache, 'a', &channel).await;
+    assert_eq!(fs::read(&a.train).unwrap(), rows('a'));
+    drop(a);
+    drop(super::cache(dir.path(), 10));
+    assert!(tree(dir.path()).is_empty(), "nobody uses it any more");
+}
+
+#[tokio::test]
+async fn a_file_of_two_sets_goes_with_the_last_one() {
+    let (dir, (store, channel)) = (temp(), store().await);
+    let cache = cache(dir.path(), 100 + 4);
+    let mut wanted = inputs(BASE, &rows('a'));
+    let first = cache.inputs(&wanted, channel.clone()).await.unwrap().train;
+    wanted.train.as_mut().unwrap().name = "other.jsonl".to_owned();
+    let second = cache.inputs(&wanted, channel.clone()).await.unwrap();
+    assert!(first.exists() && second.train.exists(), "they are one file on disk");
+    assert_eq!(store.offsets().len(), 2);
+    age(&first, 100);
+    let b = fetch(&cache, 'b', &channel).await;
+    assert!(!first.exists() && second.train.exists());
+    assert_eq!(fs::read(&second.train).unwrap(), rows('a'));
+    drop((b, second));
+}
+
+#[tokio::test]
+async fn fetches_that_were_given_up_make_room() {
+    let (dir, (_store, channel)) = (temp(), store().await);
+    let cache = cache(dir.path(), 4 + 100);
+    let partial = dir.path().join("partial/given-up");
+    fs::create_dir(&partial).unwrap();
+    fs::write(partial.join("content"), rows('x')).unwrap();
+    drop(fetch(&cache, 'a', &channel).await);
+    assert!(!partial.exists());
+}

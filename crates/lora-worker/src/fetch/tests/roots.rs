@@ -1,0 +1,90 @@
+//! Bases by path.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use lora_proto::v1;
+
+use super::super::hub::Hub;
+use super::super::{Cache, FetchError};
+use super::artifacts::Store;
+use super::{ROOM, inputs_with, refusal, temp};
+
+struct Place {
+    cache: Cache,
+    store: Store,
+    channel: tonic::transport::Channel,
+}
+
+impl Place {
+    async fn with_roots(dir: &Path, roots: &[&Path]) -> Self {
+        let roots = roots.iter().map(|root| root.to_path_buf()).collect();
+        let cache = Cache::with(&dir.join("cache"), ROOM, roots, Hub::new(None, None), Vec::new()).unwrap();
+        let (store, channel) = Store::serve().await;
+        store.add(b"rows");
+        Self { cache, store, channel }
+    }
+
+    async fn base(&self, path: &str) -> Result<PathBuf, FetchError> {
+        let wanted = inputs_with(v1::base::Source::Path(path.to_owned()), b"rows");
+        Ok(self.cache.inputs(&wanted, self.channel.clone()).await?.base)
+    }
+
+    async fn refused(&self, path: &str) -> String {
+        let wanted = inputs_with(v1::base::Source::Path(path.to_owned()), b"rows");
+        let error = refusal(self.cache.inputs(&wanted, self.channel.clone()).await);
+        assert!(!error.is_passing());
+        assert!(self.store.offsets().is_empty(), "refused before anything was fetched");
+        error.to_string()
+    }
+}
+
+#[tokio::test]
+async fn a_base_lies_under_a_root() {
+    let dir = temp();
+    let dir = dir.path().canonicalize().unwrap();
+    for name in ["models/tiny", "models-private/x", "elsewhere"] {
+        fs::create_dir_all(dir.join(name)).unwrap();
+    }
+    fs::write(dir.join("models/file"), "").unwrap();
+    symlink(dir.join("elsewhere"), dir.join("models/escape")).unwrap();
+    symlink("tiny", dir.join("models/alias")).unwrap();
+    symlink(dir.join("models"), dir.join("link")).unwrap();
+    let path = |name: &str| dir.join(name).display().to_string();
+    let models = dir.join("models");
+    let roots = format!("this worker's model_roots ({}); use one there, or a URL", models.display());
+
+    let place = Place::with_roots(&dir, &[&models]).await;
+    for name in ["models-private/x", "elsewhere", "models/escape", "models/../elsewhere", "models/tiny/../.."]
+    {
+        let expected = format!("model.base: {} is not under {roots}", path(name));
+        assert_eq!(place.refused(&path(name)).await, expected);
+    }
+    let missing = path("models/missing");
+    assert_eq!(place.refused(&missing).await, format!("model.base: {missing} is no directory under {roots}"));
+    let outside = path("elsewhere/missing");
+    assert_eq!(place.refused(&outside).await, format!("model.base: {outside} is no directory under {roots}"));
+    assert_eq!(place.refused("models/tiny").await, "model.base: models/tiny is no absolute path");
+    let file = path("models/file");
+    assert_eq!(place.refused(&file).await, format!("model.base: {file} is no directory"));
+    for name in ["models/tiny", "models/alias", "link/tiny", "elsewhere/../models/tiny"] {
+        assert_eq!(place.base(&path(name)).await.unwrap(), models.join("tiny"));
+    }
+    assert_eq!(place.base(&path("models")).await.unwrap(), models);
+
+    let linked = Place::with_roots(&dir, &[&dir.join("missing"), &dir.join("link")]).await;
+    assert_eq!(linked.base(&path("models/tiny")).await.unwrap(), models.join("tiny"));
+    let everything = Place::with_roots(&dir, &[Path::new("/")]).await;
+    assert_eq!(everything.base(&path("models/escape")).await.unwrap(), dir.join("elsewhere"));
+    let nothing = Place::with_roots(&dir, &[]).await;
+    let refused = nothing.refused(&path("models/tiny")).await;
+    assert!(refused.contains("model_roots (there are none)"), "{refused}");
+}
+
+#[test]
+fn roots_are_absolute() {
+    let dir = temp();
+    let cache = Cache::with(dir.path(), ROOM, vec!["models".into()], Hub::new(None, None), Vec::new());
+    assert_eq!(cache.err().unwrap().to_string(), "model_roots: models is no absolute path");
+}

@@ -1,0 +1,242 @@
+//! Files of the coordinator's store.
+
+use std::fs;
+use std::time::{Duration, SystemTime};
+
+use lora_proto::{DigestBuilder, v1};
+use tokio::time::timeout;
+
+use super::artifacts::Store;
+use super::{LIMIT, ROOM, cache, inputs, refusal, stored_file, temp, tree, until};
+
+fn pattern(bytes: usize) -> Vec<u8> {
+    (0..bytes).map(|i| (i * 31 + i / 251) as u8).collect()
+}
+
+#[tokio::test]
+async fn inputs_lie_under_their_names_and_are_fetched_once() {
+    let (dir, (store, channel)) = (temp(), Store::serve().await);
+    let contents: [&[u8]; 6] = [b"config", b"weights", b"rows", b"other rows", b"adapter", b""];
+    contents.iter().for_each(|content| store.add(content));
+    let wanted = v1::Inputs {
+        base: Some(v1::Base {
+            source: Some(v1::base::Source::Files(v1::FileSet {
+                files: vec![
+                    stored_file("config.json", b"config"),
+                    stored_file("model.safetensors", b"weights"),
+                    stored_file("merges.txt", b""),
+                ],
+            })),
+        }),
+        train: Some(stored_file("rows.jsonl", b"rows")),
+        eval: Some(stored_file("rows.jsonl", b"other rows")),
+        init_from: vec![stored_file("adapter_model.safetensors", b"adapter")],
+    };
+    let got = cache(dir.path(), ROOM).inputs(&wanted, channel.clone()).await.unwrap();
+    let (eval, init_from) = (got.eval.clone().unwrap(), got.init_from.clone().unwrap());
+    assert_eq!(fs::read(got.base.join("config.json")).unwrap(), b"config");
+    assert_eq!(fs::read(got.base.join("model.safetensors")).unwrap(), b"weights");
+    assert_eq!(fs::read(got.base.join("merges.txt")).unwrap(), b"");
+    assert_eq!(fs::read(&got.train).unwrap(), b"rows");
+    assert_eq!(fs::read(&eval).unwrap(), b"other rows");
+    assert_eq!(fs::read(init_from.join("adapter_model.safetensors")).unwrap(), b"adapter");
+    assert!(got.train.ends_with("rows.jsonl") && eval.ends_with("rows.jsonl"));
+    assert_eq!(store.offsets(), [0; 6]);
+    assert_eq!(fs::read_dir(dir.path().join("partial")).unwrap().count(), 0);
+
+    let modified = fs::metadata(got.base.join("model.safetensors")).unwrap().modified().unwrap();
+    let again = cache(dir.path(), ROOM).inputs(&wanted, channel).await.unwrap();
+    assert_eq!((&again.base, &again.train, &again.eval), (&got.base, &got.train, &got.eval));
+    assert_eq!(fs::metadata(again.base.join("model.safetensors")).unwrap().modified().unwrap(), modified);
+    assert_eq!(store.offsets().len(), 6, "nothing was downloaded again");
+}
+
+#[tokio::test]
+async fn a_broken_download_goes_on_where_it_ended() {
+    let (dir, (store, channel)) = (temp(), Store::serve().await);
+    let rows = pattern(3_000_000);
+    store.add(b"base");
+    store.add(&rows);
+    let (cache, wanted) = (cache(dir.path(), ROOM), inputs(b"base", &rows));
+    drop(cache.inputs(&inputs(b"base", b"base"), channel.clone()).await.unwrap());
+    store.break_after(1_500_000);
+    let error = refusal(cache.inputs(&wanted, channel.clone()).await);
+    assert!(error.is_passing(), "{error}");
+    assert_eq!(error.to_string(), "train.jsonl: the connection broke");
+    let part = dir.path().join("partial").join(DigestBuilder::of(&rows).hex()).join("content");
+    until(|| fs::metadata(&part).unwrap().len() == 1_500_000).await;
+    let got = cache.inputs(&wanted, channel).await.unwrap();
+    assert_eq!(fs::read(got.train).unwrap(), rows);
+    assert_eq!(store.offsets(), [0, 0, 1_500_000]);
+}
+
+#[tokio::test]
+async fn a_fetch_can_be_dropped_and_taken_up_again() {
+    let (dir, (store, channel)) = (temp(), Store::serve().await);
+    let rows = pattern(2_000_000);
+    store.add(b"base");
+    store.add(&rows);
+    let (cache, wanted) = (cache(dir.path(), ROOM), inputs(b"base", &rows));
+    store.stand_still();
+    let part = dir.path().join("partial").join(DigestBuilder::of(&rows).hex()).join("content");
+    let fetch = cache.inputs(&wanted, channel.clone());
+    tokio::select! {
+        _ = fetch => panic!("it stands still"),
+        () = until(|| fs::metadata(&part).is_ok_and(|meta| meta.len() == 1 << 18)) => {}
+    }
+    store.go_on();
+    let got = timeout(LIMIT, cache.inputs(&wanted, channel)).await.unwrap().unwrap();
+    assert_eq!(fs::read(got.train).unwrap(), rows);
+    assert_eq!(store.offsets(), [0, 0, 1 << 18]);
+}
+
+#[tokio::test]
+async fn two_workers_fetch_a_file_once() {
+    let (dir, (store, channel)) = (temp(), Store::serve().await);
+    let rows = pattern(1_000_000);
+    store.add(b"base");
+    store.add(&rows);
+    let (one, two) = (cache(dir.path(), ROOM), cache(dir.path(), ROOM));
+    let wanted = inputs(b"base", &rows);
+    store.stand_still();
+    let both =
+        async { tokio::join!(one.inputs(&wanted, channel.clone()), two.inputs(&wanted, channel.clone())) };
+    let open = async {
+        until(|| store.offsets().len() == 2).await;
+        store.go_on();
+    };
+    let ((one, two), ()) = timeout(LIMIT, async { tokio::join!(both, open) }).await.unwrap();
+    let (one, two) = (one.unwrap(), two.unwrap());
+    assert_eq!((&one.base, &one.train), (&two.base, &two.train));
+    assert_eq!(fs::read(&one.train).unwrap(), rows);
+    assert_eq!(store.offsets(), [0, 0], "one download of the base, one of the rows");
+}
+
+#[tokio::test]
+async fn damaged_content_is_refused() {
+    let (dir, (store, channel)) = (temp(), Store::serve().await);
+    store.add(b"base");
+    store.add_as(b"rows", b"swor");
+    let (cache, wanted) = (cache(dir.path(), ROOM), inputs(b"base", b"rows"));
+    // Another file whole, and then one that claims to be the right one.
+    for _ in 0..2 {
+        let error = refusal(cache.inputs(&wanted, channel.clone()).await);
+        assert!(error.is_passing());
+        assert_eq!(error.to_string(), "train.jsonl: it arrived damaged; try again");
+        assert!(!tree(dir.path()).iter().any(|path| path.ends_with("train.jsonl")));
+        store.lie();
+    }
+    store.add(b"rows");
+    let got = cache.inputs(&wanted, channel).await.unwrap();
+    assert_eq!(fs::read(got.train).unwrap(), b"rows");
+}
+
+#[tokio::test]
+async fn a_file_of_another_length_is_fetched_again() {
+    let (dir, (store, channel)) = (temp(), Store::serve().await);
+    store.add(b"base");
+    store.add(b"rows");
+    let (cache, wanted) = (cache(dir.path(), ROOM), inputs(b"base", b"rows"));
+    for damage in [b"".as_slice(), b"row", b"rows and more"] {
+        let got = cache.inputs(&wanted, channel.clone()).await.unwrap();
+        assert_eq!(fs::read(&got.train).unwrap(), b"rows");
+        fs::write(&got.train, damage).unwrap();
+    }
+    let got = cache.inputs(&wanted, channel).await.unwrap();
+    assert_eq!(fs::read(&got.train).unwrap(), b"rows");
+    assert_eq!(store.offsets().len(), 2 + 3);
+}
+
+#[tokio::test]
+async fn names_that_could_leave_the_cache_are_refused() {
+    let (parent, (store, channel)) = (temp(), Store::serve().await);
+    let dir = parent.path().join("cache");
+    store.add(b"rows");
+    let cache = cache(&dir, ROOM);
+    let long = "x".repeat(256);
+    for name in ["", ".", "..", "../x", "a/b", "/tmp/x", ".hidden", "a\\b", "a\0b", "ä", "a b", "a\nb", &long]
+    {
+        let mut wanted = inputs(b"rows", b"rows");
+        wanted.train = Some(stored_file(name, b"rows"));
+        let error = refusal(cache.inputs(&wanted, channel.clone()).await).to_string();
+        assert!(error.starts_with("data.train: ") && error.contains("is no name for a file"), "{error}");
+        assert!(error.lines().count() == 1 && error.len() < 300, "{error}");
+    }
+    let mut wanted = inputs(b"rows", b"rows");
+    wanted.init_from = vec![stored_file("a", b"rows"), stored_file("a", b"rows")];
+    let error = refusal(cache.inputs(&wanted, channel.clone()).await);
+    assert_eq!(error.to_string(), "adapter.init_from: file a is there twice");
+    assert!(!error.is_passing());
+    for sha256 in [vec![], vec![0; 31], b"../../../../../../../tmp/xxxxxxxx".to_vec()] {
+        wanted = inputs(b"rows", b"rows");
+        wanted.train.as_mut().unwrap().digest.as_mut().unwrap().sha256 = sha256;
+        let error = refusal(cache.inputs(&wanted, channel.clone()).await).to_string();
+        assert_eq!(error, "data.train: file train.jsonl comes without its SHA-256");
+    }
+    for (wanted, expected) in [
+        (
+            v1::Inputs { train: None, ..inputs(b"rows", b"rows") },
+            "data.train: is missing in the job's inputs",
+        ),
+        (v1::Inputs { base: None, ..inputs(b"rows", b"rows") }, "model.base: is missing in the job's inputs"),
+    ] {
+        assert_eq!(refusal(cache.inputs(&wanted, channel.clone()).await).to_string(), expected);
+    }
+    assert!(store.offsets().is_empty());
+    assert!(tree(parent.path()).is_empty());
+}
+
+#[tokio::test]
+async fn a_file_that_the_store_does_not_have_is_no_passing_error() {
+    let (dir, (_store, channel)) = (temp(), Store::serve().await);
+    let error = refusal(cache(dir.path(), ROOM).inputs(&inputs(b"base", b"rows"), channel).await);
+    assert_eq!(error.to_string(), "config.json: no such file");
+    assert!(!error.is_passing());
+    let nobody = cache(dir.path(), ROOM).inputs(&inputs(b"base", b"rows"), super::nobody()).await;
+    assert!(refusal(nobody).is_passing());
+}
+
+#[tokio::test]
+async fn a_checkpoint_is_not_kept() {
+    let (dir, (store, channel)) = (temp(), Store::serve().await);
+    let state = pattern(700_000);
+    store.add(&state);
+    let cache = cache(dir.path(), ROOM);
+    let checkpoint = v1::Checkpoint { step: 7, digest: Some(DigestBuilder::of(&state)) };
+    store.break_after(300_000);
+    assert!(cache.checkpoint(&checkpoint, channel.clone()).await.unwrap_err().is_passing());
+    let part = dir.path().join("partial").join(DigestBuilder::of(&state).hex()).join("content");
+    until(|| fs::metadata(&part).unwrap().len() == 300_000).await;
+    assert_eq!(cache.checkpoint(&checkpoint, channel.clone()).await.unwrap(), state);
+    assert_eq!(store.offsets(), [0, 300_000]);
+    assert!(tree(dir.path()).is_empty());
+
+    let other = v1::Checkpoint { step: 8, digest: Some(DigestBuilder::of(b"nowhere")) };
+    let error = cache.checkpoint(&other, channel.clone()).await.unwrap_err();
+    assert_eq!(error.to_string(), "step-8: no such file");
+    let none = v1::Checkpoint { step: 8, digest: None };
+    assert!(!cache.checkpoint(&none, channel).await.unwrap_err().is_passing());
+}
+
+#[tokio::test]
+async fn what_was_given_up_long_ago_is_removed_at_the_start() {
+    let dir = temp();
+    drop(cache(dir.path(), ROOM));
+    let partial = |key: &str| {
+        let path = dir.path().join("partial").join(key);
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("content"), "x").unwrap();
+        path
+    };
+    let (fresh, old, used) = (partial("fresh"), partial("old"), partial("used"));
+    let empty = dir.path().join("sets/empty");
+    fs::create_dir(&empty).unwrap();
+    let past = SystemTime::now() - Duration::from_secs(7 * 24 * 3600);
+    for path in [&old.join("content"), &used.join("content"), &old, &used, &empty] {
+        fs::File::open(path).unwrap().set_modified(past).unwrap();
+    }
+    let lock = fs::File::open(&used).unwrap();
+    lock.lock().unwrap();
+    drop(cache(dir.path(), ROOM));
+    assert_eq!((fresh.exists(), old.exists(), used.exists(), empty.exists()), (true, false, true, false));
+}

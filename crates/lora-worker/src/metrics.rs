@@ -1,0 +1,79 @@
+//! What `/metrics` tells of a worker.
+
+use lora_daemon::http::Health;
+use lora_proto::v1::Phase;
+use lora_train::StepReport;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use crate::status::Held;
+
+/// Work that the engine has done. A clone counts in the same place.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Counters {
+    steps: Counter,
+    tokens: Counter,
+}
+
+impl Counters {
+    /// Takes a finished step in.
+    pub(crate) fn count(&self, report: &StepReport) {
+        self.steps.inc();
+        self.tokens.inc_by(report.tokens);
+    }
+}
+
+/// How the worker stands.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges {
+    connected: Gauge,
+    phase: Family<[(&'static str, String); 1], Gauge>,
+}
+
+impl Gauges {
+    /// Registers everything.
+    pub(crate) fn register(&self, counters: &Counters, registry: &mut Registry) {
+        let steps = "Optimizer steps that this worker took part in";
+        registry.register("lora_worker_steps", steps, counters.steps.clone());
+        let tokens = "Tokens of those steps, over all workers of the group";
+        registry.register("lora_worker_tokens", tokens, counters.tokens.clone());
+        let connected = "Whether the coordinator is connected";
+        registry.register("lora_worker_connected", connected, self.connected.clone());
+        let phase = "The phase of the job that is held; idle: there is none";
+        registry.register("lora_worker_phase", phase, self.phase.clone());
+    }
+
+    /// Keeps up with what changes, and says whether work can be sent here. Never returns.
+    pub(crate) async fn follow(
+        &self,
+        mut status: watch::Receiver<Option<Held>>,
+        mut connected: watch::Receiver<bool>,
+        health: &Health,
+    ) {
+        loop {
+            let is_connected = *connected.borrow_and_update();
+            self.connected.set(is_connected.into());
+            health.set_ready(is_connected, "no coordinator is connected");
+            let phase = status.borrow_and_update().as_ref().map(|held| held.phase);
+            self.phase.clear();
+            self.phase.get_or_create(&[("phase", name(phase))]).set(1);
+            let changed = tokio::select! {
+                changed = status.changed() => changed,
+                changed = connected.changed() => changed,
+            };
+            if changed.is_err() {
+                // The worker ends.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+/// A phase as people read it.
+fn name(phase: Option<Phase>) -> String {
+    let Some(phase) = phase else { return "idle".into() };
+    phase.as_str_name().trim_start_matches("PHASE_").to_lowercase()
+}

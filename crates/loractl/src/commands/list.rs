@@ -1,0 +1,45 @@
+//! `loractl list`: the jobs there are.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::builder::PossibleValuesParser;
+use lora_spec::JobState;
+
+use super::online;
+use crate::jobs;
+use crate::output::{Format, JobView, job_grid};
+
+/// List jobs, the newest first
+///
+/// Wide columns are cut to the terminal's width; `loractl status JOB` and -o json have all of it.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl list
+  loractl list --state running --state queued
+  loractl list --limit 1000 -o json | jq -r '.[].job_id'")]
+pub(crate) struct Args {
+    /// Only jobs in this state; may be given several times.
+    #[arg(long, value_name = "STATE",
+        value_parser = PossibleValuesParser::new(JobState::ALL.map(JobState::name)))]
+    state: Vec<String>,
+    /// At most this many.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: usize,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
+    online(coordinator, async |client| {
+        let jobs = jobs::list(&client, &args.state, Some(args.limit)).await?;
+        if jobs.is_empty() && args.output == Format::Table {
+            eprintln!("no jobs");
+            return Ok(ExitCode::SUCCESS);
+        }
+        let views: Vec<JobView> = jobs.iter().cloned().map(Into::into).collect();
+        args.output.print(&views, || job_grid(&jobs).fitted())?;
+        Ok(ExitCode::SUCCESS)
+    })
+}

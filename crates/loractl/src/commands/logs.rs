@@ -1,0 +1,66 @@
+//! `loractl logs`: what happened to a job.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use tokio::time::timeout;
+
+use super::online;
+use crate::jobs;
+use crate::output::{EventView, Format, event_text, line, stamp};
+use crate::watch::{From, Seen, Watch};
+
+/// How long a coordinator that is away is waited for.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// After this long without another, all events of the past have come.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// Write a job's events, with their times.
+///
+/// Steps are not among them: `loractl watch JOB -o json` gives those too.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl logs 3f2a
+  loractl logs 3f2a --follow
+  loractl logs 3f2a --from 12 -o json")]
+pub(crate) struct Args {
+    /// The job's id, or as much of its start as no other has.
+    #[arg(value_name = "JOB")]
+    job: String,
+    /// Go on with events as they happen, until the job rests.
+    #[arg(short, long)]
+    follow: bool,
+    /// Number of the first event.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    from: u64,
+    /// Form of the output; with json, an event a line.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
+    online(coordinator, async |client| {
+        let job = jobs::find(&client, &args.job).await?;
+        let from = From { event: args.from, after_step: None };
+        let mut watch = Watch::start(&client, &job, from, PATIENCE);
+        loop {
+            let next = match args.follow {
+                true => watch.next().await,
+                false => timeout(QUIET, watch.next()).await.unwrap_or(Ok(None)),
+            };
+            match next? {
+                Some(Seen::Event(event)) => {
+                    let text = || format!("{}  {}", stamp(event.time.as_ref()), event_text(&event));
+                    match args.output {
+                        Format::Table => line(&text())?,
+                        format => format.print_next(&EventView::from(event), String::new)?,
+                    }
+                }
+                Some(Seen::Note(note)) => eprintln!("{note}"),
+                Some(Seen::Step(_)) => {}
+                None => return Ok(ExitCode::SUCCESS),
+            }
+        }
+    })
+}

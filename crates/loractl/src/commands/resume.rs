@@ -1,0 +1,72 @@
+//! `loractl resume`: on with a paused or failed job.
+
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use lora_proto::v1;
+
+use super::{online, watch};
+use crate::jobs;
+use crate::output::{Format, JobView, Table};
+
+/// Queue a paused or failed job again; it goes on from its newest checkpoint.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl resume 3f2a
+  loractl resume 3f2a --workers 4
+  loractl resume 3f2a --workers 2..8 --watch")]
+pub(crate) struct Args {
+    /// The job's id, or as much of its start as no other has.
+    #[arg(value_name = "JOB")]
+    job: String,
+    /// Another number of workers than before.
+    #[arg(long, value_name = "MIN[..MAX]", value_parser = workers)]
+    workers: Option<v1::WorkersSpec>,
+    /// Watch the job to its end.
+    #[arg(long)]
+    watch: bool,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
+    online(coordinator, async |client| {
+        let job_id = jobs::find(&client, &args.job).await?.job_id;
+        let request = v1::ResumeJobRequest { job_id, workers: args.workers };
+        let job = client.call(client.jobs().resume_job(request)).await?;
+        let mut table = Table::new();
+        table.row("job", &job.job_id);
+        table.row("state", &job.state);
+        let view = JobView::from(job.clone());
+        if !args.watch {
+            args.output.print(&view, || table.to_string())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        watch::print_job(args.output, view, || table.to_string())?;
+        watch::to_the_end(&client, job, watch::Manner::new(args.output)).await
+    })
+}
+
+/// `N` (so many and no others) or `MIN..MAX`.
+fn workers(text: &str) -> Result<v1::WorkersSpec> {
+    let (min, max) = text.split_once("..").unwrap_or((text, text));
+    match (min.trim().parse(), max.trim().parse()) {
+        (Ok(min @ 1..), Ok(max)) if min <= max => Ok(v1::WorkersSpec { min: Some(min), max: Some(max) }),
+        _ => bail!("give a number from 1 on, or two as in 2..8"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_a_number_or_a_range() {
+        let range = |text| workers(text).map(|spec| (spec.min.unwrap(), spec.max.unwrap()));
+        assert_eq!((range("3").unwrap(), range("2..8").unwrap()), ((3, 3), (2, 8)));
+        for text in ["", "0", "0..2", "4..2", "2..", "..2", "-1", "2...8"] {
+            assert!(range(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! `loractl status`: where a job stands.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use lora_proto::v1;
+use lora_spec::JobState;
+use tokio::time::timeout;
+
+use super::online;
+use crate::client::Client;
+use crate::jobs;
+use crate::output::{Format, JobView, job_table};
+use crate::tally::Tally;
+use crate::watch::{From, Watch};
+
+/// Finished steps that the pace is taken from.
+const STEPS: u64 = 20;
+/// How long they may take to come.
+const LIMIT: Duration = Duration::from_secs(3);
+
+/// Say where a job stands.
+///
+/// Its state and what it waits for, how far it is and how fast, its workers, its newest checkpoint, why it failed, and the
+/// files of its result.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl status 3f2a
+  loractl status 3f2a -o json | jq -r .state")]
+pub(crate) struct Args {
+    /// The job's id, or as much of its start as no other has.
+    #[arg(value_name = "JOB")]
+    job: String,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
+    online(coordinator, async |client| {
+        let job = jobs::find(&client, &args.job).await?;
+        let (rate, left) = match JobState::from_name(&job.state) {
+            Some(JobState::Running) => pace(&client, &job).await,
+            _ => (None, None),
+        };
+        let view = JobView::new(job.clone(), rate, left);
+        args.output.print(&view, || job_table(&job, rate, left).to_string())?;
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Tokens a second, and the seconds that are left, from the newest steps. Not worth an error.
+async fn pace(client: &Client, job: &v1::Job) -> (Option<f64>, Option<f64>) {
+    let newest = job.metrics.map_or(0, |metrics| metrics.step);
+    let from = From { event: 1, after_step: Some(newest.saturating_sub(STEPS)) };
+    let mut watch = Watch::start(client, job, from, LIMIT);
+    let mut tally = Tally::of(&v1::Job { completed_steps: 0, ..job.clone() });
+    let read = async {
+        while tally.completed_steps() < newest {
+            match watch.next().await {
+                Ok(Some(seen)) => tally.take(&seen),
+                Ok(None) | Err(_) => return,
+            }
+        }
+    };
+    // What has come by then is enough, or there is no pace.
+    let _ = timeout(LIMIT, read).await;
+    (tally.tokens_per_second(), tally.seconds_left())
+}
+
+#[cfg(test)]
+mod tests {
+    use lora_proto::v1::watch_job_response::Kind;
+    use prost_types::Timestamp;
+
+    use super::*;
+    use crate::fake::{After, Fake};
+
+    #[tokio::test]
+    async fn the_pace_is_that_of_the_newest_steps() {
+        let step = |step: u64| {
+            let metrics = v1::StepMetrics { step, num_tokens: 100 * step, ..v1::StepMetrics::default() };
+            let time = Some(Timestamp { seconds: 1000 + 2 * step as i64, nanos: 0 });
+            Kind::Step(v1::StepReport { metrics: Some(metrics), time, ..v1::StepReport::default() })
+        };
+        let job = v1::Job {
+            job_id: "j".into(),
+            state: "running".into(),
+            completed_steps: 40,
+            facts: Some(v1::RunFacts { total_steps: 50, ..v1::RunFacts::default() }),
+            metrics: Some(v1::StepMetrics { step: 40, ..v1::StepMetrics::default() }),
+            ..v1::Job::default()
+        };
+        let fake = Fake::serve(vec![job.clone()]).await;
+        fake.log((1..=40).map(step).collect());
+        // The job goes on, and so does the stream.
+        fake.streams(vec![(usize::MAX, After::Hang)]);
+        let pace = pace(&fake.client().await, &job).await;
+        assert_eq!(pace, (Some(50.0), Some(20.0)));
+        assert_eq!(fake.watched()[0].after_step, 20);
+    }
+}

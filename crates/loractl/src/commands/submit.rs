@@ -1,0 +1,140 @@
+//! `loractl submit`: a job for the coordinator.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+use lora_spec::JobFile;
+
+use super::{online, watch};
+use crate::inputs::{Base, Inputs};
+use crate::job;
+use crate::output::{Format, JobView, Table};
+use crate::submit::{Terms, bytes_bar, drawn_key, submit};
+
+/// Give a job to the coordinator.
+///
+/// The job is checked as `loractl plan` does. Then its data, and a base of at most --max-upload, are uploaded, but for
+/// what the coordinator has already. A larger base, and one that is not on this machine, is named by its path: each worker
+/// needs it under its model_roots. A base at hf://org/name or s3://bucket/prefix is fetched by the workers.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl submit job.yaml
+  loractl submit job.yaml --watch
+  id=$(loractl submit job.yaml -o json | jq -r .job_id)
+  loractl submit job.yaml --idempotency-key nightly-2026-03-01 --priority 10")]
+pub(crate) struct Args {
+    /// The job file.
+    #[arg(value_name = "JOB.YAML")]
+    job: PathBuf,
+    /// The largest base that is uploaded, all files together: bytes, or with a unit as in 500MiB or 2GiB.
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size)]
+    max_upload: u64,
+    /// A second submit with the same key gives the same job [default: drawn]
+    #[arg(long, value_name = "KEY", value_parser = key)]
+    idempotency_key: Option<String>,
+    /// Higher ones come first; from -100 to 100.
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
+        value_parser = clap::value_parser!(i32).range(-100..=100))]
+    priority: i32,
+    /// Watch the job to its end.
+    #[arg(long)]
+    watch: bool,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
+    let file = JobFile::read(&args.job)?;
+    let base = checked_base(&file, &args.job, args.max_upload)?;
+    let bar = bytes_bar(0);
+    let inputs = Inputs::collect(&file, base, &bar)?;
+    bar.finish_and_clear();
+    let terms = Terms {
+        idempotency_key: args.idempotency_key.unwrap_or_else(drawn_key),
+        priority: args.priority,
+    };
+    online(coordinator, async |client| {
+        let job = submit(&client, &file, &inputs, &terms).await?;
+        let mut table = Table::new();
+        table.row("job", &job.job_id);
+        table.row("name", &job.name);
+        table.row("state", &job.state);
+        let view = JobView::from(job.clone());
+        if !args.watch {
+            args.output.print(&view, || table.to_string())?;
+            eprintln!("watch it with: loractl watch {}", job.job_id);
+            return Ok(ExitCode::SUCCESS);
+        }
+        watch::print_job(args.output, view, || table.to_string())?;
+        watch::to_the_end(&client, job, watch::Manner::new(args.output)).await
+    })
+}
+
+/// Checks the job as far as this machine can, and decides how its base gets to the workers.
+fn checked_base(file: &JobFile, path: &Path, max_upload: u64) -> Result<Base> {
+    let dir = std::path::absolute(path)?.parent().map(Path::to_owned).unwrap_or_default();
+    if file.job.model.base_url().is_none() && file.job.model.base.is_dir() {
+        job::check(file)?;
+        return Base::choose(file, &dir, max_upload);
+    }
+    let base = Base::choose(file, &dir, max_upload)?;
+    job::check_without_base(file)?;
+    Ok(base)
+}
+
+/// Bytes, from a number with or without a unit.
+fn size(text: &str) -> Result<u64> {
+    const UNITS: [(&str, u64); 10] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1000),
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+    ];
+    let text = text.trim();
+    let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
+    let (number, unit) = unit.unwrap_or((text, 1));
+    match number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit)) {
+        Some(size) => Ok(size),
+        None => bail!("give a whole number of bytes, or one with a unit, as in 500MiB or 2GiB"),
+    }
+}
+
+/// A key as the protocol limits it.
+fn key(key: &str) -> Result<String> {
+    const MOST: usize = 128;
+    if key.is_empty() || key.len() > MOST {
+        bail!("a key has 1 to {MOST} bytes, and this one has {}", key.len());
+    }
+    Ok(key.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_may_have_units() {
+        for (text, bytes) in
+            [("0", 0), ("123", 123), ("2GiB", 2 << 30), ("1 MiB", 1 << 20), ("3kB", 3000), ("5 B", 5)]
+        {
+            assert_eq!(size(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "GiB", "-1", "1.5GiB", "2 gigs", "99999999TiB"] {
+            assert!(size(text).unwrap_err().to_string().contains("500MiB"), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_have_a_limit() {
+        assert!(key("").is_err() && key(&"k".repeat(129)).is_err());
+        assert_eq!(key("nightly").unwrap(), "nightly");
+    }
+}

@@ -1,0 +1,231 @@
+//! A job's result on its way to a directory.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use backon::BackoffBuilder;
+use indicatif::ProgressBar;
+use lora_proto::transfer::{TransferError, download};
+use lora_proto::v1::{self, download_request};
+use lora_proto::DigestBuilder;
+use tokio::time::sleep;
+
+use crate::client::{Client, RETRIES, delays};
+use crate::output::bytes;
+use crate::submit::bytes_bar;
+
+/// The file that comes last: where it is, the result is complete.
+pub(crate) const RECEIPT: &str = "receipt.json";
+/// Longest name of a result's file, in bytes.
+const MAX_NAME_BYTES: usize = 128;
+
+/// Downloads the result of `job` into `dir`. Files that are there already are left as they are; others in the way are an
+/// error, but for those named in `replaceable`. An interrupted download goes on where it was.
+pub(crate) async fn download_result(
+    client: &Client,
+    job: &v1::Job,
+    dir: &Path,
+    replaceable: &[&str],
+) -> Result<()> {
+    let files = wanted(job, dir, replaceable)?;
+    fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let bar = bytes_bar(files.iter().map(|file| file.digest.size).sum());
+    if bar.is_hidden() && !files.is_empty() {
+        let size = bar.length().unwrap_or_default();
+        eprintln!("downloading {} files ({}) to {}", files.len(), bytes(size), dir.display());
+    }
+    for file in &files {
+        bar.set_message(file.name.clone());
+        if file.name == RECEIPT {
+            sync(dir)?;
+        }
+        let before = bar.position();
+        fetch(client, job, file, &bar, before).await?;
+        bar.set_position(before + file.digest.size);
+    }
+    sync(dir)?;
+    bar.finish_and_clear();
+    Ok(())
+}
+
+/// A file that is not yet there.
+struct Wanted {
+    name: String,
+    digest: v1::FileDigest,
+    path: PathBuf,
+}
+
+/// Looks at all files before any is written; the receipt comes last.
+fn wanted(job: &v1::Job, dir: &Path, replaceable: &[&str]) -> Result<Vec<Wanted>> {
+    if dir.symlink_metadata().is_ok() && !dir.is_dir() {
+        bail!("{} is in the way; choose another directory", dir.display());
+    }
+    let mut wanted = Vec::new();
+    for file in &job.result {
+        let name = &file.name;
+        if !is_file_name(name) {
+            bail!("the coordinator has a result file named {name:?}, which is no file name");
+        }
+        let digest = file.digest.clone().with_context(|| format!("the coordinator has no hash of {name}"))?;
+        let path = dir.join(name);
+        if path.symlink_metadata().is_ok() {
+            let found = DigestBuilder::of_file(&path).with_context(|| path.display().to_string())?;
+            if found == digest {
+                continue;
+            }
+            if !replaceable.contains(&name.as_str()) {
+                bail!("{} is in the way, and another file; choose another directory", path.display());
+            }
+        }
+        wanted.push(Wanted { name: name.clone(), digest, path });
+    }
+    wanted.sort_by_key(|file| file.name == RECEIPT);
+    Ok(wanted)
+}
+
+/// Fetches into `<name>.part`; what is whole and right gets its name.
+async fn fetch(client: &Client, job: &v1::Job, file: &Wanted, bar: &ProgressBar, before: u64) -> Result<()> {
+    let part = file.path.with_file_name(format!("{}.part", file.name));
+    let source = v1::ResultFile { job_id: job.job_id.clone(), name: file.name.clone() };
+    let patience = || delays().with_max_times(RETRIES).build();
+    let mut left = patience();
+    let mut damaged = false;
+    let found = loop {
+        let mut progress = false;
+        let source = download_request::Source::Result(source.clone());
+        let attempt = download(client.channel(), source, &part, |received| {
+            progress = true;
+            bar.set_position(before + received);
+        });
+        match attempt.await {
+            Ok(found) => break found,
+            // What an earlier attempt left may be of another file; what comes anew is not.
+            Err(TransferError::Damaged) if !damaged => damaged = true,
+            Err(error) if error.is_passing() && !matches!(error, TransferError::Damaged) => {
+                if progress {
+                    left = patience();
+                }
+                match left.next() {
+                    Some(delay) => sleep(delay).await,
+                    None => return Err(client.transfer_error(error, &file.name)),
+                }
+            }
+            Err(error) => return Err(client.transfer_error(error, &file.name)),
+        }
+    };
+    if found != file.digest {
+        bail!("{}: the coordinator sent another file than it announced", file.name);
+    }
+    fs::rename(&part, &file.path).with_context(|| file.path.display().to_string())
+}
+
+/// Bare, and harmless wherever it is written.
+fn is_file_name(name: &str) -> bool {
+    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.starts_with('.') && name.chars().all(legal)
+}
+
+/// A rename is on disk once its directory is.
+fn sync(dir: &Path) -> Result<()> {
+    File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| dir.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::CallError;
+    use crate::fake::Fake;
+
+    /// A coordinator with a result of two files, the receipt named first.
+    async fn result() -> (Fake, v1::Job, Vec<u8>) {
+        let fake = Fake::serve(Vec::new()).await;
+        let weights: Vec<u8> = (0..10_500_u32).map(|i| (i * 7 % 251) as u8).collect();
+        let file = |name: &str, digest| v1::StoredFile { name: name.into(), digest: Some(digest) };
+        let result = vec![
+            file(RECEIPT, fake.store(Some(RECEIPT), b"{}")),
+            file("weights.bin", fake.store(Some("weights.bin"), &weights)),
+        ];
+        let job = v1::Job { job_id: "j".into(), state: "succeeded".into(), result, ..v1::Job::default() };
+        (fake, job, weights)
+    }
+
+    fn names(dir: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[tokio::test]
+    async fn a_download_that_breaks_goes_on_where_it_was() {
+        let (fake, job, weights) = result().await;
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("new/out");
+        fake.break_downloads_after(&[3000, 0, 4000]);
+        download_result(&fake.client().await, &job, &dir, &[]).await.unwrap();
+        assert_eq!(fake.offsets(), [0, 3000, 3000, 7000, 0]);
+        assert_eq!(fs::read(dir.join("weights.bin")).unwrap(), weights);
+        assert_eq!(names(&dir), [RECEIPT, "weights.bin"]);
+        download_result(&fake.client().await, &job, &dir, &[]).await.unwrap();
+        assert_eq!(fake.offsets().len(), 5, "everything is there");
+    }
+
+    #[tokio::test]
+    async fn another_process_goes_on_with_what_an_earlier_one_left() {
+        let (fake, job, weights) = result().await;
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("weights.bin.part"), &weights[..5000]).unwrap();
+        download_result(&fake.client().await, &job, dir.path(), &[]).await.unwrap();
+        assert_eq!(fake.offsets(), [5000, 0]);
+        assert_eq!(fs::read(dir.path().join("weights.bin")).unwrap(), weights);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_rest_is_fetched_anew() {
+        for left in [vec![9; 5000], vec![9; 50_000]] {
+            let (fake, job, weights) = result().await;
+            let dir = tempfile::tempdir().unwrap();
+            fs::write(dir.path().join("weights.bin.part"), left).unwrap();
+            download_result(&fake.client().await, &job, dir.path(), &[]).await.unwrap();
+            assert_eq!(fs::read(dir.path().join("weights.bin")).unwrap(), weights);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_goes_away_leaves_no_receipt() {
+        let (fake, job, _) = result().await;
+        let dir = tempfile::tempdir().unwrap();
+        fake.break_downloads_after(&[0; 100]);
+        let error = download_result(&fake.client().await, &job, dir.path(), &[]).await.unwrap_err();
+        assert!(matches!(error.downcast_ref(), Some(CallError::Unreachable { .. })), "{error:#}");
+        assert_eq!(names(dir.path()), ["weights.bin.part"]);
+    }
+
+    #[tokio::test]
+    async fn other_files_are_not_overwritten() {
+        let (fake, job, weights) = result().await;
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("weights.bin"), "theirs").unwrap();
+        let client = fake.client().await;
+        let error = download_result(&client, &job, dir.path(), &[]).await.unwrap_err().to_string();
+        assert!(error.contains("weights.bin is in the way"), "{error}");
+        assert_eq!((names(dir.path()), fake.offsets().len()), (vec!["weights.bin".to_owned()], 0));
+        download_result(&client, &job, dir.path(), &["weights.bin"]).await.unwrap();
+        assert_eq!(fs::read(dir.path().join("weights.bin")).unwrap(), weights);
+        let file = dir.path().join("weights.bin");
+        let error = download_result(&client, &job, &file, &[]).await.unwrap_err().to_string();
+        assert!(error.contains("is in the way"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_name_that_leads_elsewhere_is_refused() {
+        let (fake, mut job, _) = result().await;
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["../x", "/x", "", ".x", "a b"] {
+            job.result[0].name = name.into();
+            let error = download_result(&fake.client().await, &job, dir.path(), &[]).await.unwrap_err();
+            assert!(error.to_string().contains("no file name"), "{name}: {error}");
+        }
+    }
+}

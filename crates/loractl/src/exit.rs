@@ -1,0 +1,43 @@
+//! Exit codes.
+
+use std::io;
+use std::process::ExitCode;
+
+use lora_spec::JobState;
+
+use crate::client::CallError;
+
+const JOB_FAILED: u8 = 3;
+const JOB_STOPPED: u8 = 4;
+const UNREACHABLE: u8 = 5;
+const INTERRUPTED: u8 = 130;
+
+/// Of a job that was watched until it rested.
+pub(crate) fn of_job(state: &str) -> ExitCode {
+    match JobState::from_name(state) {
+        Some(JobState::Succeeded) => ExitCode::SUCCESS,
+        Some(JobState::Failed) => ExitCode::from(JOB_FAILED),
+        _ => ExitCode::from(JOB_STOPPED),
+    }
+}
+
+/// Of somebody who did not want to wait; as shells have it for Ctrl-C.
+pub(crate) fn interrupted() -> ExitCode {
+    ExitCode::from(INTERRUPTED)
+}
+
+/// Says what is wrong.
+pub(crate) fn of_error(error: &anyhow::Error) -> ExitCode {
+    let is_closed = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    };
+    if error.chain().any(is_closed) {
+        // Whoever read stdout, such as `head`, has read enough.
+        return ExitCode::SUCCESS;
+    }
+    eprintln!("error: {error:#}");
+    match error.downcast_ref() {
+        Some(CallError::Unreachable { .. }) => ExitCode::from(UNREACHABLE),
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,358 @@
+//! A coordinator that does as tests tell it.
+
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use lora_proto::v1::artifacts_server::{Artifacts, ArtifactsServer};
+use lora_proto::v1::fine_tuning_server::{FineTuning, FineTuningServer};
+use lora_proto::v1::watch_job_response::Kind;
+use lora_proto::v1::{self, download_request, download_response, upload_request};
+use lora_proto::{DigestBuilder, MAX_MESSAGE_BYTES};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Server;
+use tonic::{Code, Request, Response, Status, Streaming};
+use tonic_types::{ErrorDetails, StatusExt};
+
+use crate::client::Client;
+
+/// What becomes of a stream once it has sent what it should.
+#[derive(Debug, Clone)]
+pub(crate) enum After {
+    End,
+    Fail(Status),
+    Hang,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    jobs: Vec<v1::Job>,
+    largest_page: usize,
+    log: Vec<Kind>,
+    /// First event and step that are kept.
+    kept: (u64, u64),
+    /// For each stream to come: messages it sends, and what then becomes of it. Later ones send everything and end.
+    streams: VecDeque<(usize, After)>,
+    watched: Vec<v1::WatchJobRequest>,
+    files: HashMap<Vec<u8>, Vec<u8>>,
+    results: HashMap<String, Vec<u8>>,
+    /// For each download to come: bytes after which it breaks.
+    breaks: VecDeque<usize>,
+    offsets: Vec<u64>,
+    uploads: Vec<Vec<u8>>,
+    submitted: Vec<v1::SubmitJobRequest>,
+    /// Calls that fail after they have done their work, or before: what they answer.
+    lost_answers: VecDeque<Status>,
+}
+
+/// A coordinator on a free port; it ends when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Fake {
+    address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    _server: AbortOnDropHandle<()>,
+}
+
+/// A connection that can be cut.
+pub(crate) struct Cable {
+    plugged: Arc<Mutex<JoinSet<()>>>,
+    _accepting: AbortOnDropHandle<()>,
+}
+
+impl Cable {
+    /// Breaks every connection there is.
+    pub(crate) fn cut(&self) {
+        self.plugged.lock().unwrap().abort_all();
+    }
+}
+
+impl Fake {
+    pub(crate) async fn serve(jobs: Vec<v1::Job>) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let state = Arc::new(Mutex::new(State { jobs, largest_page: usize::MAX, ..State::default() }));
+        let service = Service(state.clone());
+        let server = Server::builder()
+            .add_service(FineTuningServer::new(service.clone()))
+            .add_service(ArtifactsServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        let server = tokio::spawn(async move { server.await.unwrap() });
+        Self { address, state, _server: AbortOnDropHandle::new(server) }
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::connect(&format!("http://{}", self.address)).await.unwrap()
+    }
+
+    /// Another address of it, over connections that can be cut.
+    pub(crate) async fn cable(&self) -> (Cable, String) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (plugged, to) = (Arc::new(Mutex::new(JoinSet::new())), self.address);
+        let connections = plugged.clone();
+        let accepting = tokio::spawn(async move {
+            while let Ok((mut near, _)) = listener.accept().await {
+                connections.lock().unwrap().spawn(async move {
+                    let mut far = TcpStream::connect(to).await.unwrap();
+                    // Either side may end it.
+                    let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        (Cable { plugged, _accepting: AbortOnDropHandle::new(accepting) }, address)
+    }
+
+    pub(crate) fn largest_page(&self, jobs: usize) {
+        self.state().largest_page = jobs;
+    }
+
+    pub(crate) fn log(&self, log: Vec<Kind>) {
+        self.state().log = log;
+    }
+
+    pub(crate) fn streams(&self, streams: Vec<(usize, After)>) {
+        self.state().streams = streams.into();
+    }
+
+    /// Nothing before this event and this step is kept.
+    pub(crate) fn forget(&self, event: u64, step: u64) {
+        self.state().kept = (event, step);
+    }
+
+    pub(crate) fn watched(&self) -> Vec<v1::WatchJobRequest> {
+        self.state().watched.clone()
+    }
+
+    /// Makes `bytes` a result file, or an input where it has no name.
+    pub(crate) fn store(&self, result: Option<&str>, bytes: &[u8]) -> v1::FileDigest {
+        let digest = DigestBuilder::of(bytes);
+        self.state().files.insert(digest.sha256.clone(), bytes.to_vec());
+        if let Some(name) = result {
+            self.state().results.insert(name.to_owned(), bytes.to_vec());
+        }
+        digest
+    }
+
+    pub(crate) fn break_downloads_after(&self, bytes: &[usize]) {
+        self.state().breaks = bytes.to_vec().into();
+    }
+
+    /// The offsets that downloads began at.
+    pub(crate) fn offsets(&self) -> Vec<u64> {
+        self.state().offsets.clone()
+    }
+
+    /// Contents of the files that were uploaded, in order.
+    pub(crate) fn uploads(&self) -> Vec<Vec<u8>> {
+        self.state().uploads.clone()
+    }
+
+    pub(crate) fn submitted(&self) -> Vec<v1::SubmitJobRequest> {
+        self.state().submitted.clone()
+    }
+
+    /// The next uploads and submits answer this, after their work is done.
+    pub(crate) fn lose_answers(&self, answers: Vec<Status>) {
+        self.state().lost_answers = answers.into();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Service(Arc<Mutex<State>>);
+
+impl Service {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+
+    fn job(&self, job_id: &str) -> Result<v1::Job, Status> {
+        let job = self.state().jobs.iter().find(|job| job.job_id == job_id).cloned();
+        job.ok_or_else(|| Status::not_found(format!("there is no job {job_id:?}")))
+    }
+
+    fn answer<T>(&self, answer: T) -> Result<Response<T>, Status> {
+        self.state().lost_answers.pop_front().map_or(Ok(Response::new(answer)), Err)
+    }
+}
+
+type Sent<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// `messages`, and then what `after` says.
+fn sent<T: Send + 'static>(messages: Vec<T>, after: After) -> Sent<T> {
+    use tokio_stream::{StreamExt, iter, pending};
+    let messages = iter(messages.into_iter().map(Ok));
+    match after {
+        After::End => Box::pin(messages),
+        After::Fail(status) => Box::pin(messages.chain(iter([Err(status)]))),
+        After::Hang => Box::pin(messages.chain(pending())),
+    }
+}
+
+fn forgotten(reason: &str, first: u64) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info(reason, "lora.v1", HashMap::from([("first".to_owned(), first.to_string())]));
+    Status::with_error_details(Code::OutOfRange, "no longer kept", details)
+}
+
+#[tonic::async_trait]
+impl FineTuning for Service {
+    async fn submit_job(&self, request: Request<v1::SubmitJobRequest>) -> Result<Response<v1::Job>, Status> {
+        let request = request.into_inner();
+        let known: Vec<String> = {
+            let mut state = self.state();
+            state.submitted.push(request.clone());
+            state.jobs.iter().map(|job| job.job_id.clone()).collect()
+        };
+        let job_id = format!("job-{}", request.idempotency_key);
+        let name = request.job.and_then(|job| job.name).unwrap_or_default();
+        let job = v1::Job { job_id, name, state: "validating".into(), ..v1::Job::default() };
+        if !known.contains(&job.job_id) {
+            self.state().jobs.push(job.clone());
+        }
+        self.answer(job)
+    }
+
+    async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
+        Ok(Response::new(self.job(&request.into_inner().job_id)?))
+    }
+
+    async fn list_jobs(
+        &self,
+        request: Request<v1::ListJobsRequest>,
+    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+        let v1::ListJobsRequest { page_size, page_token, states } = request.into_inner();
+        let state = self.state();
+        let size = (page_size as usize).min(state.largest_page);
+        let from: usize = page_token.parse().unwrap_or(0);
+        let wanted = |job: &&v1::Job| states.is_empty() || states.contains(&job.state);
+        let all: Vec<v1::Job> = state.jobs.iter().filter(wanted).cloned().collect();
+        let jobs: Vec<v1::Job> = all.iter().skip(from).take(size).cloned().collect();
+        let next = from + jobs.len();
+        let next_page_token = if next < all.len() { next.to_string() } else { String::new() };
+        Ok(Response::new(v1::ListJobsResponse { jobs, next_page_token }))
+    }
+
+    type WatchJobStream = Sent<v1::WatchJobResponse>;
+
+    async fn watch_job(
+        &self,
+        request: Request<v1::WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
+        let request = request.into_inner();
+        let mut state = self.state();
+        state.watched.push(request.clone());
+        let (event, step) = state.kept;
+        if request.from_number.max(1) < event {
+            return Err(forgotten("EVENTS_FORGOTTEN", event));
+        }
+        if !request.events_only && request.after_step + 1 < step {
+            return Err(forgotten("STEPS_FORGOTTEN", step));
+        }
+        let wanted = |kind: &&Kind| match kind {
+            Kind::Event(event) => event.number >= request.from_number,
+            Kind::Step(step) => {
+                !request.events_only && step.metrics.is_some_and(|metrics| metrics.step > request.after_step)
+            }
+        };
+        let (most, after) = state.streams.pop_front().unwrap_or((usize::MAX, After::End));
+        let messages = state.log.iter().filter(wanted).take(most).cloned();
+        let messages = messages.map(|kind| v1::WatchJobResponse { kind: Some(kind) }).collect();
+        Ok(Response::new(sent(messages, after)))
+    }
+
+    async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
+        Ok(Response::new(self.job(&request.into_inner().job_id)?))
+    }
+
+    async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Result<Response<v1::Job>, Status> {
+        Ok(Response::new(self.job(&request.into_inner().job_id)?))
+    }
+
+    async fn resume_job(&self, request: Request<v1::ResumeJobRequest>) -> Result<Response<v1::Job>, Status> {
+        Ok(Response::new(self.job(&request.into_inner().job_id)?))
+    }
+
+    async fn plan_job(
+        &self,
+        _: Request<v1::PlanJobRequest>,
+    ) -> Result<Response<v1::PlanJobResponse>, Status> {
+        Err(Status::unimplemented("no plans"))
+    }
+
+    async fn list_workers(
+        &self,
+        _: Request<v1::ListWorkersRequest>,
+    ) -> Result<Response<v1::ListWorkersResponse>, Status> {
+        Err(Status::unimplemented("no workers"))
+    }
+}
+
+#[tonic::async_trait]
+impl Artifacts for Service {
+    async fn find_missing(
+        &self,
+        request: Request<v1::FindMissingRequest>,
+    ) -> Result<Response<v1::FindMissingResponse>, Status> {
+        let files = request.into_inner().files;
+        let state = self.state();
+        let missing = files.into_iter().filter(|file| !state.files.contains_key(&file.sha256)).collect();
+        Ok(Response::new(v1::FindMissingResponse { missing }))
+    }
+
+    async fn upload(
+        &self,
+        request: Request<Streaming<v1::UploadRequest>>,
+    ) -> Result<Response<v1::UploadResponse>, Status> {
+        let mut stream = request.into_inner();
+        let (mut wanted, mut bytes) = (None, Vec::new());
+        while let Some(message) = stream.message().await? {
+            match message.kind {
+                Some(upload_request::Kind::Header(header)) => wanted = header.digest,
+                Some(upload_request::Kind::Chunk(chunk)) => bytes.extend(chunk),
+                None => return Err(Status::invalid_argument("an empty message")),
+            }
+        }
+        let digest = DigestBuilder::of(&bytes);
+        if wanted.as_ref() != Some(&digest) {
+            return Err(Status::data_loss("another size or hash"));
+        }
+        self.state().uploads.push(bytes.clone());
+        self.state().files.insert(digest.sha256, bytes);
+        self.answer(v1::UploadResponse {})
+    }
+
+    type DownloadStream = Sent<v1::DownloadResponse>;
+
+    async fn download(
+        &self,
+        request: Request<v1::DownloadRequest>,
+    ) -> Result<Response<Self::DownloadStream>, Status> {
+        let v1::DownloadRequest { source, offset } = request.into_inner();
+        let mut state = self.state();
+        let bytes = match source {
+            Some(download_request::Source::Sha256(sha256)) => state.files.get(&sha256),
+            Some(download_request::Source::Result(file)) => state.results.get(&file.name),
+            None => None,
+        };
+        let bytes = bytes.cloned().ok_or_else(|| Status::not_found("there is no such file"))?;
+        state.offsets.push(offset);
+        let rest = bytes.get(offset as usize..).ok_or_else(|| Status::out_of_range("offset is past the end"))?;
+        let most = state.breaks.pop_front();
+        let kinds = rest[..most.unwrap_or(rest.len()).min(rest.len())]
+            .chunks(1000)
+            .map(|chunk| download_response::Kind::Chunk(chunk.to_vec()))
+            .chain(most.is_none().then(|| download_response::Kind::Trailer(DigestBuilder::of(&bytes))));
+        let messages = kinds.map(|kind| v1::DownloadResponse { kind: Some(kind) }).collect();
+        let after = if most.is_some() { After::Fail(Status::unavailable("restarting")) } else { After::End };
+        Ok(Response::new(sent(messages, after)))
+    }
+}

@@ -1,0 +1,272 @@
+//! The files that a job reads, as they lie on this machine.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use lora_data::Tokenizer;
+use lora_proto::DigestBuilder;
+use lora_proto::v1::{self, base};
+use lora_spec::{Checkpoint, FieldError, JobFile};
+
+use crate::output::bytes;
+
+/// The most bytes a name may have in the store.
+const MAX_NAME_BYTES: usize = 255;
+/// Files of an adapter.
+const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+const CHAT_TEMPLATE: &str = "chat_template.jinja";
+/// Files that a base need not have.
+const OPTIONAL: [&str; 2] = ["model.safetensors.index.json", "generation_config.json"];
+
+/// Where workers get the base from.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Base {
+    /// From the store, where it is uploaded to.
+    Uploaded(PathBuf),
+    Url(String),
+    /// From their own disks.
+    Path(PathBuf),
+}
+
+/// A file, and what the store knows it by.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct LocalFile {
+    pub(crate) path: PathBuf,
+    pub(crate) stored: v1::StoredFile,
+}
+
+/// The files of a job.
+#[derive(Debug)]
+pub(crate) struct Inputs {
+    base: base::Source,
+    files: Vec<LocalFile>,
+    train: v1::StoredFile,
+    eval: Option<v1::StoredFile>,
+    init_from: Vec<v1::StoredFile>,
+}
+
+impl Base {
+    /// How the base of `file` gets to the workers, if at most `max_upload` bytes of it are uploaded. Says where it has to
+    /// lie if they are not.
+    pub(crate) fn choose(file: &JobFile, job_dir: &Path, max_upload: u64) -> Result<Self> {
+        if let Some(url) = file.job.model.base_url() {
+            return Ok(Self::Url(url.to_owned()));
+        }
+        let dir = &file.job.model.base;
+        if !dir.is_dir() {
+            // A path from the job file on is one of this machine.
+            if dir.starts_with(job_dir) {
+                let message = format!("there is no directory {}", dir.display());
+                return Err(file.locate(FieldError::new("model.base", message)).into());
+            }
+            eprintln!("{} is not on this machine; each worker needs it under its model_roots", dir.display());
+            return Ok(Self::Path(dir.clone()));
+        }
+        let size = base_files(dir)?.iter().map(|(_, path)| size(path)).sum::<Result<u64>>()?;
+        if size > max_upload {
+            eprintln!(
+                "{} has {}, more than --max-upload {}: it is not uploaded, and each worker needs it under its model_roots",
+                dir.display(),
+                bytes(size),
+                bytes(max_upload)
+            );
+            return Ok(Self::Path(dir.clone()));
+        }
+        Ok(Self::Uploaded(dir.clone()))
+    }
+}
+
+impl Inputs {
+    /// Reads and hashes the files of the job of `file`, and shows so on `bar`. Blocks.
+    pub(crate) fn collect(file: &JobFile, base: Base, bar: &ProgressBar) -> Result<Self> {
+        let job = &file.job;
+        let mut files = Vec::new();
+        let mut take = |name: String, path: &Path| -> Result<v1::StoredFile> {
+            bar.set_message(format!("hashing {name}"));
+            let digest = DigestBuilder::of_file(path).with_context(|| path.display().to_string())?;
+            bar.inc(digest.size);
+            let stored = v1::StoredFile { name, digest: Some(digest) };
+            files.push(LocalFile { path: path.to_owned(), stored: stored.clone() });
+            Ok(stored)
+        };
+        let base = match base {
+            Base::Uploaded(dir) => {
+                let files = base_files(&dir)?.into_iter().map(|(name, path)| take(name, &path));
+                base::Source::Files(v1::FileSet { files: files.collect::<Result<_>>()? })
+            }
+            Base::Url(url) => base::Source::Url(url),
+            Base::Path(path) => {
+                let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
+                base::Source::Path(text.to_owned())
+            }
+        };
+        let train = take(store_name(&job.data.train), &job.data.train)?;
+        let eval = job.data.eval.as_ref().map(|path| take(store_name(path), path)).transpose()?;
+        let init_from = job.adapter.init_from.iter().flat_map(|dir| ADAPTER.map(|name| (name, dir.join(name))));
+        let init_from = init_from.map(|(name, path)| take(name.into(), &path)).collect::<Result<_>>()?;
+        Ok(Self { base, files, train, eval, init_from })
+    }
+
+    /// As the protocol names them.
+    pub(crate) fn message(&self) -> v1::Inputs {
+        v1::Inputs {
+            base: Some(v1::Base { source: Some(self.base.clone()) }),
+            train: Some(self.train.clone()),
+            eval: self.eval.clone(),
+            init_from: self.init_from.clone(),
+        }
+    }
+
+    /// Those that have to be in the store.
+    pub(crate) fn files(&self) -> &[LocalFile] {
+        &self.files
+    }
+
+    /// The setting whose file has other contents than `earlier` says.
+    pub(crate) fn difference(&self, earlier: &v1::Inputs) -> Option<&'static str> {
+        let hash = |file: &v1::StoredFile| file.digest.clone();
+        let hashes = |files: &[v1::StoredFile]| files.iter().map(hash).collect::<Vec<_>>();
+        let one = |file: &Option<v1::StoredFile>| file.as_ref().map(hash);
+        if Some(hash(&self.train)) != one(&earlier.train) {
+            Some("data.train")
+        } else if one(&self.eval) != one(&earlier.eval) {
+            Some("data.eval")
+        } else if hashes(&self.init_from) != hashes(&earlier.init_from) {
+            Some("adapter.init_from")
+        } else {
+            None
+        }
+    }
+}
+
+/// What a worker needs of a base: names in the store, and files.
+fn base_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let checkpoint = Checkpoint::open(dir)?;
+    // The index names them; another name would break it.
+    if let Some(path) = checkpoint.files.iter().find(|path| !path.ends_with(store_name(path))) {
+        bail!("{}: a name of letters, digits, '-', '_' and '.' is needed for an upload", path.display());
+    }
+    let tokenizer = Tokenizer::load(dir)?;
+    let optional = OPTIONAL.map(|name| dir.join(name)).into_iter().filter(|path| path.is_file());
+    let mut files: Vec<(String, PathBuf)> = std::iter::once(dir.join("config.json"))
+        .chain(checkpoint.files)
+        .chain(optional)
+        .map(|path| (store_name(&path), path))
+        .collect();
+    let has_template = tokenizer.files().iter().any(|file| file == Path::new(CHAT_TEMPLATE));
+    for file in tokenizer.files() {
+        let path = dir.join(file);
+        if file.components().count() == 1 {
+            files.push((store_name(&path), path));
+        } else if !has_template && file.ends_with("default.jinja") {
+            // The store has no directories, and this name means the same to Transformers.
+            files.push((CHAT_TEMPLATE.into(), path));
+        }
+    }
+    Ok(files)
+}
+
+/// A name that the store takes and that keeps its ending.
+fn store_name(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let legal = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
+    let mut name: String = name.chars().map(legal).collect();
+    name = name.trim_start_matches('.').to_owned();
+    let surplus = name.len().saturating_sub(MAX_NAME_BYTES);
+    name.drain(..surplus);
+    name.trim_start_matches('.').to_owned()
+}
+
+fn size(path: &Path) -> Result<u64> {
+    Ok(path.metadata().with_context(|| path.display().to_string())?.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn example() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/dates/job.yaml")
+    }
+
+    fn with_base(base: &str, dir: &Path) -> JobFile {
+        let text = format!("name: a\nmodel:\n  base: {base}\ndata:\n  train: t.jsonl\n");
+        JobFile::parse(&text, &dir.join("job.yaml")).unwrap()
+    }
+
+    #[test]
+    fn names_are_what_the_store_takes() {
+        for (path, name) in [
+            ("/a/train.jsonl", "train.jsonl"),
+            ("/a/my data (1).jsonl", "my_data__1_.jsonl"),
+            ("/a/..hidden.parquet", "hidden.parquet"),
+            ("/a/données.jsonl", "donn_es.jsonl"),
+        ] {
+            assert_eq!(store_name(Path::new(path)), name);
+        }
+        let long = store_name(Path::new(&format!("/a/{}.jsonl", "x".repeat(300))));
+        assert!(long.len() == 255 && long.ends_with("x.jsonl"), "{long}");
+    }
+
+    #[test]
+    fn a_small_base_is_uploaded_and_a_large_or_distant_one_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let example = example();
+        let base = example.with_file_name("base");
+        let file = with_base(base.to_str().unwrap(), dir.path());
+        let choose = |file: &JobFile, max| Base::choose(file, dir.path(), max);
+        assert_eq!(choose(&file, 1 << 30).unwrap(), Base::Uploaded(base.clone()));
+        assert_eq!(choose(&file, 1000).unwrap(), Base::Path(base));
+        let url = with_base("hf://org/name@main", dir.path());
+        assert_eq!(choose(&url, 0).unwrap(), Base::Url("hf://org/name@main".into()));
+        assert_eq!(choose(&with_base("/nowhere/base", dir.path()), 0).unwrap(), Base::Path("/nowhere/base".into()));
+        let error = choose(&with_base("nowhere", dir.path()), 0).unwrap_err().to_string();
+        assert!(error.contains("job.yaml:3: model.base: there is no directory"), "{error}");
+    }
+
+    #[test]
+    fn the_files_of_a_job_are_hashed_and_other_files_of_the_base_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let example = example();
+        for entry in fs::read_dir(example.with_file_name("base")).unwrap() {
+            let path = entry.unwrap().path();
+            fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+        let template = dir.path().join(CHAT_TEMPLATE);
+        let named = dir.path().join("additional_chat_templates");
+        fs::create_dir(&named).unwrap();
+        fs::rename(&template, named.join("default.jinja")).unwrap();
+        fs::write(dir.path().join("pytorch_model.bin"), "not wanted").unwrap();
+        let mut file = JobFile::read(&example).unwrap();
+        file.job.model.base = dir.path().to_owned();
+        let inputs = Inputs::collect(&file, Base::Uploaded(dir.path().to_owned()), &ProgressBar::hidden()).unwrap();
+        let message = inputs.message();
+        let Some(base::Source::Files(set)) = message.base.unwrap().source else { panic!("no files") };
+        let mut names: Vec<&str> = set.files.iter().map(|file| file.name.as_str()).collect();
+        names.sort();
+        let mut expected =
+            vec!["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", CHAT_TEMPLATE];
+        expected.extend(OPTIONAL.iter().filter(|name| dir.path().join(name).is_file()));
+        expected.sort();
+        assert_eq!(names, expected);
+        let train = DigestBuilder::of_file(&file.job.data.train).unwrap();
+        assert_eq!(message.train.unwrap().digest, Some(train));
+        assert!(message.eval.is_some() && message.init_from.is_empty());
+        assert_eq!(inputs.files().len(), names.len() + 2);
+    }
+
+    #[test]
+    fn changed_data_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("t.jsonl"), "one").unwrap();
+        let file = with_base("/base", dir.path());
+        let collect = || Inputs::collect(&file, Base::Path("/base".into()), &ProgressBar::hidden()).unwrap();
+        let first = collect();
+        assert_eq!(collect().difference(&first.message()), None);
+        fs::write(dir.path().join("t.jsonl"), "two").unwrap();
+        assert_eq!(collect().difference(&first.message()), Some("data.train"));
+    }
+}

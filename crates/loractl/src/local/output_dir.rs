@@ -1,0 +1,287 @@
+//! The output directory of a run on this machine.
+//!
+//! While the job trains: `.run/` (the embedded coordinator's store, and what the workers fetched from it), `job.yaml` and
+//! `metrics.jsonl`. At the end the result, `receipt.json` last; then `.run/` goes.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use lora_proto::v1::StepMetrics;
+use lora_spec::JobSpec;
+
+use super::metrics_file::MetricsFile;
+use crate::download::RECEIPT;
+
+const STATE: &str = ".run";
+const CACHE: &str = "cache";
+/// Held by the coordinator that uses the store.
+const LOCK: &str = "lock";
+const JOB: &str = "job.yaml";
+const METRICS: &str = "metrics.jsonl";
+/// What a run writes before there is a result, and the result may replace.
+pub(crate) const OWN: [&str; 2] = [JOB, METRICS];
+/// Files of a model, an adapter or another trainer, which a run must not mix with or overwrite.
+const FOREIGN: [&str; 7] = [
+    "adapter_model.safetensors",
+    "adapter_config.json",
+    "config.json",
+    "tokenizer.json",
+    "checkpoints",
+    JOB,
+    METRICS,
+];
+
+/// What is wrong with an output directory.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutputError {
+    /// A finished result lies there.
+    #[error("{dir} holds a finished result; choose another output directory", dir = .0.display())]
+    HoldsResult(PathBuf),
+    /// An unfinished run lies there, and it was not asked to go on.
+    #[error(
+        "{dir} holds an unfinished run; resume it (--resume), or choose another output directory",
+        dir = .0.display()
+    )]
+    HoldsRun(PathBuf),
+    /// A file of some other origin is in the way.
+    #[error("{path} is in the way; choose another output directory", path = .0.display())]
+    InTheWay(PathBuf),
+    /// There is nothing to go on from.
+    #[error("{dir} holds no unfinished run to resume; start one without --resume", dir = .0.display())]
+    NothingToResume(PathBuf),
+    /// Another process writes there.
+    #[error("{dir} is in use by another run", dir = .0.display())]
+    InUse(PathBuf),
+    /// The file system refuses.
+    #[error("{path}: {source}", path = path.display())]
+    Io {
+        /// File or directory.
+        path: PathBuf,
+        /// What the file system says.
+        source: io::Error,
+    },
+}
+
+/// Whether a job may start in `dir` (with `resume`: go on there). Creates nothing.
+pub(crate) fn check(dir: &Path, resume: bool) -> Result<(), OutputError> {
+    let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
+    if has(RECEIPT) {
+        return Err(OutputError::HoldsResult(dir.to_owned()));
+    }
+    match (has(STATE), resume) {
+        (true, _) if is_in_use(dir) => Err(OutputError::InUse(dir.to_owned())),
+        (true, true) => Ok(()),
+        (true, false) => Err(OutputError::HoldsRun(dir.to_owned())),
+        (false, true) => Err(OutputError::NothingToResume(dir.to_owned())),
+        (false, false) => {
+            if dir.symlink_metadata().is_ok() && !dir.is_dir() {
+                return Err(OutputError::InTheWay(dir.to_owned()));
+            }
+            match FOREIGN.iter().find(|name| has(name)) {
+                Some(name) => Err(OutputError::InTheWay(dir.join(name))),
+                None => Ok(()),
+            }
+        }
+    }
+}
+
+/// The store's own lock decides when it is opened; this gives a clear word before.
+fn is_in_use(dir: &Path) -> bool {
+    let lock = File::open(dir.join(STATE).join(LOCK));
+    lock.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+}
+
+/// The output directory of a run.
+#[derive(Debug)]
+pub(crate) struct OutputDir {
+    path: PathBuf,
+    /// It was not there before.
+    made: bool,
+    resumed: bool,
+}
+
+impl OutputDir {
+    /// Makes the directory, or takes the one that is there.
+    pub(crate) fn open(path: &Path, resume: bool) -> Result<Self, OutputError> {
+        check(path, resume)?;
+        let made = !path.is_dir();
+        fs::create_dir_all(path).map_err(at(path))?;
+        Ok(Self { path: path.to_owned(), made, resumed: resume })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether an earlier run began what goes on here.
+    pub(crate) fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Where the embedded coordinator has its store.
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.path.join(STATE)
+    }
+
+    /// Where the workers keep what they fetch.
+    pub(crate) fn cache_dir(&self) -> PathBuf {
+        self.state_dir().join(CACHE)
+    }
+
+    /// Writes the resolved job, which runs again as it is.
+    pub(crate) fn write_job(&self, job: &JobSpec) -> Result<(), OutputError> {
+        let path = self.path.join(JOB);
+        let text = serde_saphyr::to_string(job).map_err(|e| at(&path)(io::Error::other(e.to_string())))?;
+        let staged = self.state_dir().join(JOB);
+        let mut file = File::create(&staged).map_err(at(&staged))?;
+        file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(at(&staged))?;
+        fs::rename(&staged, &path).map_err(at(&path))
+    }
+
+    /// The rows of metrics so far, to go on with.
+    pub(crate) fn metrics(&self) -> Result<Metrics, OutputError> {
+        let path = self.path.join(METRICS);
+        let file = MetricsFile::open(&path).map_err(at(&path))?;
+        Ok(Metrics { path, file })
+    }
+
+    /// The result is there.
+    pub(crate) fn finish(&self) -> Result<(), OutputError> {
+        let state = self.state_dir();
+        fs::remove_dir_all(&state).map_err(at(&state))
+    }
+
+    /// Nothing came of a new run: what it has made goes.
+    pub(crate) fn discard(&self) -> Result<(), OutputError> {
+        let state = self.state_dir();
+        if state.is_dir() {
+            fs::remove_dir_all(&state).map_err(at(&state))?;
+        }
+        for path in OWN.map(|name| self.path.join(name)) {
+            if path.is_file() {
+                fs::remove_file(&path).map_err(at(&path))?;
+            }
+        }
+        if self.made {
+            fs::remove_dir(&self.path).map_err(at(&self.path))?;
+        }
+        Ok(())
+    }
+}
+
+/// `metrics.jsonl`, while it grows.
+#[derive(Debug)]
+pub(crate) struct Metrics {
+    path: PathBuf,
+    file: MetricsFile,
+}
+
+impl Metrics {
+    /// The step of the last row; 0 if there is none.
+    pub(crate) fn last_step(&self) -> u64 {
+        self.file.last_step()
+    }
+
+    /// Appends a row.
+    pub(crate) fn append(&mut self, metrics: &StepMetrics) -> Result<(), OutputError> {
+        self.file.append(metrics).map_err(at(&self.path))
+    }
+}
+
+fn at(path: &Path) -> impl Fn(io::Error) -> OutputError {
+    let path = path.to_owned();
+    move |source| OutputError::Io { path: path.clone(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job() -> JobSpec {
+        let mut job = JobSpec { name: "dates".into(), ..JobSpec::default() };
+        job.model.base = "/base".into();
+        job.data.train = "/train.jsonl".into();
+        job
+    }
+
+    /// As a run leaves it that has begun.
+    fn begun(path: &Path) -> OutputDir {
+        let dir = OutputDir::open(path, false).unwrap();
+        fs::create_dir(dir.state_dir()).unwrap();
+        dir.write_job(&job()).unwrap();
+        dir.metrics().unwrap().append(&StepMetrics { step: 1, ..StepMetrics::default() }).unwrap();
+        dir
+    }
+
+    #[test]
+    fn the_written_job_reads_back_as_it_was() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("new/out");
+        let dir = begun(&path);
+        let mut job = job();
+        job.adapter.target_modules = lora_spec::TargetModules::Names(vec!["q_proj".into()]);
+        job.training.early_stopping_threshold = 1e-9;
+        dir.write_job(&job).unwrap();
+        assert_eq!(lora_spec::JobFile::read(&path.join(JOB)).unwrap().job, job);
+    }
+
+    #[test]
+    fn a_result_marks_the_directory_as_finished() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = begun(temp.path());
+        fs::write(temp.path().join(RECEIPT), "{}").unwrap();
+        dir.finish().unwrap();
+        for resume in [false, true] {
+            assert!(matches!(check(temp.path(), resume), Err(OutputError::HoldsResult(_))));
+        }
+        assert!(!temp.path().join(STATE).exists() && temp.path().join(METRICS).exists());
+    }
+
+    #[test]
+    fn an_unfinished_run_is_only_touched_to_resume_it() {
+        let temp = tempfile::tempdir().unwrap();
+        assert!(matches!(check(temp.path(), true), Err(OutputError::NothingToResume(_))));
+        begun(temp.path());
+        assert!(matches!(check(temp.path(), false), Err(OutputError::HoldsRun(_))));
+        assert!(matches!(OutputDir::open(temp.path(), false), Err(OutputError::HoldsRun(_))));
+        let dir = OutputDir::open(temp.path(), true).unwrap();
+        assert!(dir.is_resumed() && dir.metrics().unwrap().last_step() == 1);
+    }
+
+    #[test]
+    fn a_run_in_progress_is_left_alone() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = begun(temp.path());
+        let lock = File::create(dir.state_dir().join(LOCK)).unwrap();
+        lock.lock().unwrap();
+        for resume in [false, true] {
+            assert!(matches!(check(temp.path(), resume), Err(OutputError::InUse(_))));
+        }
+        drop(lock);
+        check(temp.path(), true).unwrap();
+    }
+
+    #[test]
+    fn foreign_files_are_not_overwritten() {
+        for name in FOREIGN {
+            let temp = tempfile::tempdir().unwrap();
+            fs::write(temp.path().join(name), "theirs").unwrap();
+            assert!(matches!(check(temp.path(), false), Err(OutputError::InTheWay(_))), "{name}");
+            assert!(matches!(check(&temp.path().join(name), false), Err(OutputError::InTheWay(_))), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_run_that_came_to_nothing_leaves_nothing_and_takes_nothing_along() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("out");
+        begun(&path).discard().unwrap();
+        assert!(!path.exists());
+        fs::create_dir(&path).unwrap();
+        fs::write(path.join("notes.txt"), "theirs").unwrap();
+        begun(&path).discard().unwrap();
+        let left: Vec<_> = fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["notes.txt"]);
+    }
+}

@@ -1,0 +1,133 @@
+//! Rows under titles, no wider than the terminal.
+
+use console::{Term, measure_text_width, truncate_str};
+
+/// The least that a column is cut down to.
+const LEAST: usize = 6;
+const GAP: &str = "  ";
+
+/// How a column fits in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fit {
+    /// Never cut on its own: people copy it.
+    Whole,
+    /// Cut, with `…`, where the rows would be too wide.
+    Cut,
+    /// As `Whole`, and to the right.
+    Right,
+}
+
+/// Rows of text in aligned columns.
+#[derive(Debug)]
+pub(crate) struct Grid {
+    columns: Vec<(&'static str, Fit)>,
+    rows: Vec<Vec<String>>,
+}
+
+impl Grid {
+    /// A grid of these columns.
+    pub(crate) fn new(columns: &[(&'static str, Fit)]) -> Self {
+        Self { columns: columns.to_vec(), rows: Vec::new() }
+    }
+
+    /// Adds a row, with a value for each column. A line break in a value becomes a space.
+    pub(crate) fn row(&mut self, values: Vec<String>) {
+        debug_assert_eq!(values.len(), self.columns.len());
+        let plain = |value: String| value.replace(char::is_control, " ");
+        self.rows.push(values.into_iter().map(plain).collect());
+    }
+
+    /// As wide as the terminal that stdout is; as wide as it gets where it is none.
+    pub(crate) fn fitted(&self) -> String {
+        let terminal = Term::stdout();
+        let width = terminal.is_term().then(|| usize::from(terminal.size().1));
+        self.text(width)
+    }
+
+    /// At most `width` columns wide.
+    fn text(&self, width: Option<usize>) -> String {
+        let titles: Vec<String> = self.columns.iter().map(|(title, _)| (*title).to_owned()).collect();
+        let mut widths = vec![0; self.columns.len()];
+        for row in std::iter::once(&titles).chain(&self.rows) {
+            for (column, value) in widths.iter_mut().zip(row) {
+                *column = measure_text_width(value).max(*column);
+            }
+        }
+        if let Some(width) = width {
+            self.shrink(&mut widths, width);
+        }
+        let lines = std::iter::once(&titles).chain(&self.rows).map(|row| {
+            let line = self.line(row, &widths);
+            width.map_or(line.clone(), |width| truncate_str(&line, width, "…").into_owned())
+        });
+        lines.collect::<Vec<_>>().join("\n")
+    }
+
+    /// Takes from the widest column that may be cut, until all fit or none is left to take from.
+    fn shrink(&self, widths: &mut [usize], limit: usize) {
+        let gaps = GAP.len() * widths.len().saturating_sub(1);
+        while widths.iter().sum::<usize>() + gaps > limit {
+            let cut = widths.iter_mut().zip(&self.columns).filter(|(_, (_, fit))| *fit == Fit::Cut);
+            match cut.map(|(width, _)| width).max().filter(|width| **width > LEAST) {
+                Some(widest) => *widest -= 1,
+                None => return,
+            }
+        }
+    }
+
+    fn line(&self, row: &[String], widths: &[usize]) -> String {
+        let mut line = String::new();
+        for ((value, width), (_, fit)) in row.iter().zip(widths).zip(&self.columns) {
+            if !line.is_empty() {
+                line.push_str(GAP);
+            }
+            let value = truncate_str(value, *width, "…");
+            let space = " ".repeat(width.saturating_sub(measure_text_width(&value)));
+            line += &if *fit == Fit::Right { space + &value } else { value.into_owned() + &space };
+        }
+        line.truncate(line.trim_end().len());
+        line
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grid() -> Grid {
+        let mut grid =
+            Grid::new(&[("JOB", Fit::Whole), ("NAME", Fit::Cut), ("STEP", Fit::Right), ("INFO", Fit::Cut)]);
+        grid.row(vec!["j1".into(), "a-name-of-some-length".into(), "7/100".into(), "two\nlines".into()]);
+        grid.row(vec!["j22".into(), "日本語の名前".into(), "100/100".into(), String::new()]);
+        grid
+    }
+
+    #[test]
+    fn columns_are_aligned_whatever_characters_they_hold() {
+        assert_eq!(
+            grid().text(None),
+            "JOB  NAME                      STEP  INFO\n\
+             j1   a-name-of-some-length    7/100  two lines\n\
+             j22  日本語の名前           100/100"
+        );
+    }
+
+    #[test]
+    fn wide_columns_are_cut_before_narrow_ones_and_others_never() {
+        assert_eq!(
+            grid().text(Some(34)),
+            "JOB  NAME             STEP  INFO\n\
+             j1   a-name-of-s…    7/100  two l…\n\
+             j22  日本語の名前  100/100"
+        );
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        for width in 1..60 {
+            for line in grid().text(Some(width)).lines() {
+                assert!(measure_text_width(line) <= width, "{width}: {line:?}");
+            }
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! Numbers, sizes and times as people read them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use prost_types::Timestamp;
+
+/// A number with its digits in groups of three.
+pub(crate) fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let grouped: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().filter_map(|g| std::str::from_utf8(g).ok()).collect();
+    grouped.join(",")
+}
+
+/// A size in the largest unit that it fills.
+pub(crate) fn bytes(n: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    UNITS
+        .iter()
+        .find(|(_, size)| n >= *size)
+        .map_or_else(|| format!("{n} B"), |(unit, size)| format!("{:.2} {unit}", n as f64 / *size as f64))
+}
+
+/// How long something has been, in its largest unit.
+pub(crate) fn age(seconds: f64) -> String {
+    // A clock that is behind the coordinator's.
+    let seconds = seconds.max(0.0) as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min", seconds / 60),
+        3600..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86_400),
+    }
+}
+
+/// How long something takes, in its two largest units.
+pub(crate) fn duration(seconds: f64) -> String {
+    let seconds = seconds.max(0.0).round() as u64;
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        3600..86_400 => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{} d {:02} h", seconds / 86_400, seconds / 3600 % 24),
+    }
+}
+
+/// A time in RFC 3339, to the second, in UTC.
+pub(crate) fn stamp(time: Option<&Timestamp>) -> String {
+    time.map_or_else(|| "-".into(), |time| Timestamp { nanos: 0, ..*time }.to_string())
+}
+
+/// Seconds from `time` to now, by this machine's clock.
+pub(crate) fn seconds_since(time: &Timestamp) -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    now - time.seconds as f64 - f64::from(time.nanos) * 1e-9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_and_sizes_have_units() {
+        assert_eq!(
+            ["0", "999", "1,000", "12,345,678"],
+            [0, 999, 1000, 12_345_678].map(count).each_ref().map(|s| s.as_str())
+        );
+        assert_eq!(
+            (bytes(1023), bytes(1536), bytes(3 << 30)),
+            ("1023 B".into(), "1.50 KiB".into(), "3.00 GiB".into())
+        );
+    }
+
+    #[test]
+    fn ages_are_rounded_down_to_one_unit() {
+        let minute = 60.0;
+        let hour = 60.0 * minute;
+        for (seconds, text) in [
+            (-5.0, "0 s"),
+            (59.9, "59 s"),
+            (3.5 * minute, "3 min"),
+            (59.99 * minute, "59 min"),
+            (1.5 * hour, "1 h"),
+            (47.9 * hour, "47 h"),
+            (48.0 * hour, "2 d"),
+        ] {
+            assert_eq!(age(seconds), text, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn durations_have_two_units() {
+        for (seconds, text) in
+            [(12.4, "12 s"), (59.6, "1 min 00 s"), (250.0, "4 min 10 s"), (3900.0, "1 h 05 min"), (90_000.0, "1 d 01 h")]
+        {
+            assert_eq!(duration(seconds), text, "{seconds}");
+        }
+    }
+
+    #[test]
+    fn times_are_rfc_3339_in_utc() {
+        let time = Timestamp { seconds: 1_614_729_600, nanos: 5 };
+        assert_eq!(stamp(Some(&time)), "2021-03-03T00:00:00Z");
+        assert_eq!(stamp(None), "-");
+    }
+}

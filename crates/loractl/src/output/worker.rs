@@ -1,0 +1,83 @@
+//! Workers as people and programs see them.
+
+use lora_proto::v1;
+use serde::Serialize;
+
+use super::grid::{Fit, Grid};
+use super::units::age;
+
+/// A worker.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct WorkerView {
+    name: String,
+    /// `idle`, `draining`, `lost`, or the phase of the job it holds.
+    state: String,
+    job_id: Option<String>,
+    rank: Option<u32>,
+    generation: u64,
+    completed_steps: u64,
+    numerics_id: String,
+    peer_address: String,
+    version: String,
+    seconds_in_phase: f64,
+    /// Since its last sign of life.
+    silent_seconds: f64,
+}
+
+impl From<v1::Worker> for WorkerView {
+    fn from(worker: v1::Worker) -> Self {
+        let v1::Worker {
+            name,
+            state,
+            numerics_id,
+            peer_address,
+            version,
+            job_id,
+            generation,
+            rank,
+            completed_steps,
+            seconds_in_phase,
+            silent_seconds,
+        } = worker;
+        Self {
+            name,
+            state,
+            job_id,
+            rank,
+            generation,
+            completed_steps,
+            numerics_id,
+            peer_address,
+            version,
+            seconds_in_phase,
+            silent_seconds,
+        }
+    }
+}
+
+/// Workers in rows.
+pub(crate) fn worker_grid(workers: &[WorkerView]) -> Grid {
+    let mut grid = Grid::new(&[
+        ("NAME", Fit::Cut),
+        ("STATE", Fit::Whole),
+        ("JOB", Fit::Whole),
+        ("RANK", Fit::Right),
+        ("STEP", Fit::Right),
+        ("KIND", Fit::Cut),
+        ("SILENT", Fit::Right),
+    ]);
+    let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
+    for worker in workers {
+        let held = worker.job_id.is_some();
+        grid.row(vec![
+            worker.name.clone(),
+            worker.state.clone(),
+            or_dash(worker.job_id.clone()),
+            or_dash(worker.rank.map(|rank| rank.to_string())),
+            or_dash(held.then(|| worker.completed_steps.to_string())),
+            worker.numerics_id.clone(),
+            age(worker.silent_seconds),
+        ]);
+    }
+    grid
+}

@@ -1,0 +1,203 @@
+//! What a job's events and steps add up to.
+
+use lora_proto::v1::{self, StepMetrics, job_event};
+use lora_spec::JobState;
+use prost_types::Timestamp;
+
+use crate::watch::Seen;
+
+/// Follows a job.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    state: Option<JobState>,
+    failure: Option<v1::Failure>,
+    facts: Option<v1::RunFacts>,
+    metrics: Option<StepMetrics>,
+    completed_steps: u64,
+    eval_loss: Option<f64>,
+    /// Steps that were seen, and the bytes they reduced.
+    steps: u64,
+    reduced_bytes: u64,
+    /// When workers were last given the job, in seconds since 1970. The pace is that of the steps since then.
+    assigned: Option<f64>,
+    first: Option<Sample>,
+    last: Option<Sample>,
+}
+
+/// A finished step, and when it was.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    step: u64,
+    tokens: u64,
+    /// Since 1970.
+    seconds: f64,
+}
+
+impl Tally {
+    /// Where the job stands when following it begins.
+    pub(crate) fn of(job: &v1::Job) -> Self {
+        Self {
+            state: JobState::from_name(&job.state),
+            failure: job.failure.clone(),
+            facts: job.facts,
+            metrics: job.metrics,
+            completed_steps: job.completed_steps,
+            eval_loss: job.metrics.and_then(|metrics| metrics.eval_loss),
+            ..Self::default()
+        }
+    }
+
+    /// Takes what was seen next.
+    pub(crate) fn take(&mut self, seen: &Seen) {
+        match seen {
+            Seen::Event(event) => self.take_event(event),
+            Seen::Step(step) => self.take_step(step),
+            Seen::Note(_) => {}
+        }
+    }
+
+    fn take_event(&mut self, event: &v1::JobEvent) {
+        match &event.kind {
+            Some(job_event::Kind::StateChanged(change)) => {
+                self.state = JobState::from_name(&change.state);
+                self.failure.clone_from(&change.failure);
+            }
+            Some(job_event::Kind::Assigned(_)) => {
+                self.assigned = event.time.as_ref().map(seconds);
+                // Steps of the group before: the time between the two was no training.
+                if self.last.is_some_and(|last| Some(last.seconds) < self.assigned) {
+                    (self.first, self.last) = (None, None);
+                }
+            }
+            Some(job_event::Kind::Prepared(prepared)) => self.facts = prepared.facts.or(self.facts),
+            _ => {}
+        }
+    }
+
+    fn take_step(&mut self, step: &v1::StepReport) {
+        self.steps += 1;
+        self.reduced_bytes += step.reduced_bytes;
+        let Some(metrics) = step.metrics else { return };
+        self.completed_steps = self.completed_steps.max(metrics.step);
+        self.eval_loss = metrics.eval_loss.or(self.eval_loss);
+        self.metrics = Some(metrics);
+        let Some(seconds) = step.time.as_ref().map(seconds) else { return };
+        if self.assigned.is_none_or(|assigned| seconds >= assigned) {
+            let sample = Sample { step: metrics.step, tokens: metrics.num_tokens, seconds };
+            self.first = self.first.or(Some(sample));
+            self.last = Some(sample);
+        }
+    }
+
+    /// None before the first is known.
+    pub(crate) fn state(&self) -> Option<JobState> {
+        self.state
+    }
+
+    pub(crate) fn failure(&self) -> Option<&v1::Failure> {
+        self.failure.as_ref()
+    }
+
+    /// Known once the data has been read.
+    pub(crate) fn facts(&self) -> Option<v1::RunFacts> {
+        self.facts
+    }
+
+    pub(crate) fn completed_steps(&self) -> u64 {
+        self.completed_steps
+    }
+
+    /// Of the newest step.
+    pub(crate) fn metrics(&self) -> Option<&StepMetrics> {
+        self.metrics.as_ref()
+    }
+
+    /// Of the last evaluation.
+    pub(crate) fn eval_loss(&self) -> Option<f64> {
+        self.eval_loss
+    }
+
+    /// Bytes that rank 0 sent in a step, on the mean of the steps that were seen.
+    pub(crate) fn reduced_bytes(&self) -> Option<u64> {
+        self.reduced_bytes.checked_div(self.steps)
+    }
+
+    /// Tokens a second since the first step that was seen of this group of workers; none before the second one.
+    pub(crate) fn tokens_per_second(&self) -> Option<f64> {
+        let (first, last, seconds) = self.span()?;
+        Some(last.tokens.saturating_sub(first.tokens) as f64 / seconds)
+    }
+
+    /// Seconds until the last step, at that pace.
+    pub(crate) fn seconds_left(&self) -> Option<f64> {
+        let (first, last, seconds) = self.span()?;
+        let pace = seconds / last.step.saturating_sub(first.step).max(1) as f64;
+        Some(pace * self.facts?.total_steps.saturating_sub(last.step) as f64)
+    }
+
+    fn span(&self) -> Option<(Sample, Sample, f64)> {
+        let (first, last) = self.first.zip(self.last)?;
+        let seconds = last.seconds - first.seconds;
+        (seconds > 0.0).then_some((first, last, seconds))
+    }
+}
+
+fn seconds(time: &Timestamp) -> f64 {
+    time.seconds as f64 + f64::from(time.nanos) * 1e-9
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: i64) -> Option<Timestamp> {
+        Some(Timestamp { seconds, nanos: 0 })
+    }
+
+    fn step(step: u64, seconds: i64, eval_loss: Option<f64>) -> Seen {
+        let metrics =
+            StepMetrics { step, loss: 2.0, num_tokens: 100 * step, eval_loss, ..StepMetrics::default() };
+        Seen::Step(v1::StepReport {
+            metrics: Some(metrics),
+            reduced_bytes: 1 << 20,
+            time: at(seconds),
+            ..v1::StepReport::default()
+        })
+    }
+
+    #[test]
+    fn the_rate_counts_tokens_between_the_first_and_the_last_step() {
+        let facts = v1::RunFacts { total_steps: 9, ..v1::RunFacts::default() };
+        let mut tally = Tally::of(&v1::Job { facts: Some(facts), ..v1::Job::default() });
+        tally.take(&step(5, 1000, None));
+        assert_eq!(tally.tokens_per_second(), None);
+        tally.take(&step(6, 1001, Some(0.5)));
+        tally.take(&step(7, 1004, None));
+        assert_eq!((tally.tokens_per_second(), tally.seconds_left()), (Some(50.0), Some(4.0)));
+        assert_eq!((tally.completed_steps(), tally.eval_loss()), (7, Some(0.5)));
+        assert_eq!(tally.reduced_bytes(), Some(1 << 20));
+    }
+
+    #[test]
+    fn the_time_between_two_groups_is_no_training() {
+        let assigned = |seconds| {
+            let kind = job_event::Kind::Assigned(v1::Assigned::default());
+            Seen::Event(v1::JobEvent { number: 1, time: at(seconds), kind: Some(kind) })
+        };
+        let steps = [step(1, 100, None), step(2, 101, None), step(3, 501, None), step(4, 502, None)];
+        // Events and steps may come in either order.
+        for order in [[2, 1, 1], [0, 4, 0], [4, 0, 0]] {
+            let mut tally = Tally::default();
+            let mut left = steps.iter();
+            for (round, seconds) in order.iter().zip([500, 50, 0]) {
+                left.by_ref().take(*round).for_each(|step| tally.take(step));
+                if seconds == 500 {
+                    tally.take(&assigned(seconds));
+                }
+            }
+            left.for_each(|step| tally.take(step));
+            let expected = if order == [4, 0, 0] { None } else { Some(100.0) };
+            assert_eq!(tally.tokens_per_second(), expected, "{order:?}");
+        }
+    }
+}

@@ -1,0 +1,344 @@
+//! A job's events and steps as they happen, each once, whatever becomes of the connection.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use backon::{BackoffBuilder, ExponentialBackoff};
+use lora_proto::v1::{self, watch_job_response::Kind};
+use lora_spec::JobState;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Code, Status};
+use tonic_types::StatusExt;
+
+use crate::client::{CALL, CallError, Client, cause, delays, is_passing};
+
+/// What was seen and not yet taken; a coordinator that is faster waits.
+const WAITING: usize = 64;
+
+/// What is seen of a job.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Seen {
+    Event(v1::JobEvent),
+    Step(v1::StepReport),
+    /// About the watching itself, for people.
+    Note(String),
+}
+
+/// Where watching begins.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct From {
+    /// Number of the first event, from 1.
+    pub(crate) event: u64,
+    /// Steps after this one are wanted; none: no steps.
+    pub(crate) after_step: Option<u64>,
+}
+
+/// A job that is watched. A task reads the stream; it ends when this is dropped.
+pub(crate) struct Watch {
+    seen: mpsc::Receiver<Result<Seen, CallError>>,
+    _reader: AbortOnDropHandle<()>,
+}
+
+impl Watch {
+    /// Watches `job`. A coordinator that does not answer for `patience` is given up.
+    pub(crate) fn start(client: &Client, job: &v1::Job, from: From, patience: Duration) -> Self {
+        let (sender, seen) = mpsc::channel(WAITING);
+        let reader = Reader {
+            client: client.clone(),
+            job_id: job.job_id.clone(),
+            from,
+            resting: is_at_rest(&job.state),
+            patience,
+            delays: endless_delays(),
+            last_sign: Instant::now(),
+            lost: false,
+            seen: sender,
+        };
+        // What it has to say, errors included, goes through the channel.
+        let reader = AbortOnDropHandle::new(tokio::spawn(reader.run()));
+        Self { seen, _reader: reader }
+    }
+
+    /// The next thing; none once the job rests and all of it was seen. Loses nothing when dropped half-way.
+    ///
+    /// # Errors
+    /// The coordinator is out of reach for too long, or refuses.
+    pub(crate) async fn next(&mut self) -> Result<Option<Seen>, CallError> {
+        self.seen.recv().await.transpose()
+    }
+}
+
+struct Reader {
+    client: Client,
+    job_id: String,
+    /// What was not yet seen.
+    from: From,
+    /// Whether the newest state that was seen is one that a job rests in.
+    resting: bool,
+    patience: Duration,
+    delays: ExponentialBackoff,
+    /// When the coordinator was last reached.
+    last_sign: Instant,
+    /// Whether people were told that the connection is lost.
+    lost: bool,
+    seen: mpsc::Sender<Result<Seen, CallError>>,
+}
+
+/// Whoever watched is gone.
+struct Unwanted;
+
+impl Reader {
+    async fn run(mut self) {
+        if let Ok(Err(error)) = self.read_to_the_end().await {
+            // Nobody is left to tell if this fails.
+            let _ = self.seen.send(Err(error)).await;
+        }
+    }
+
+    async fn read_to_the_end(&mut self) -> Result<Result<(), CallError>, Unwanted> {
+        loop {
+            let broken = match self.read().await? {
+                Ok(()) if self.resting => return Ok(Ok(())),
+                Ok(()) => "it ended the stream".to_owned(),
+                Err(status) if status.code() == Code::OutOfRange => match self.skip(&status) {
+                    Some(note) => {
+                        self.tell(note).await?;
+                        continue;
+                    }
+                    None => return Ok(Err(self.client.error(status))),
+                },
+                Err(status) if is_passing(&status) => cause(&status),
+                Err(status) => return Ok(Err(self.client.error(status))),
+            };
+            let silent = self.last_sign.elapsed();
+            if silent >= self.patience {
+                return Ok(Err(self.client.error(Status::unavailable(broken))));
+            }
+            if !self.lost {
+                self.lost = true;
+                let patience = self.patience.as_secs();
+                self.tell(format!("lost the coordinator ({broken}); trying for {patience} s to reach it again"))
+                    .await?;
+            }
+            let delay = self.delays.next().unwrap_or_default();
+            sleep(delay.min(self.patience - silent)).await;
+        }
+    }
+
+    /// Reads a stream to its end.
+    async fn read(&mut self) -> Result<Result<(), Status>, Unwanted> {
+        let request = v1::WatchJobRequest {
+            job_id: self.job_id.clone(),
+            from_number: self.from.event,
+            after_step: self.from.after_step.unwrap_or_default(),
+            events_only: self.from.after_step.is_none(),
+        };
+        let mut jobs = self.client.jobs();
+        let mut stream = match timeout(CALL, jobs.watch_job(request)).await {
+            Ok(Ok(answer)) => answer.into_inner(),
+            Ok(Err(status)) => return Ok(Err(status)),
+            Err(_) => return Ok(Err(Status::unavailable(format!("no answer within {CALL:?}")))),
+        };
+        if self.lost {
+            self.lost = false;
+            self.tell("reached the coordinator again".into()).await?;
+        }
+        let ended = loop {
+            // Without a limit: keep-alives tell whether the other side still lives.
+            match stream.message().await {
+                Ok(Some(v1::WatchJobResponse { kind })) => self.take(kind).await?,
+                Ok(None) => break Ok(()),
+                Err(status) => break Err(status),
+            }
+        };
+        self.last_sign = Instant::now();
+        Ok(ended)
+    }
+
+    async fn take(&mut self, kind: Option<Kind>) -> Result<(), Unwanted> {
+        self.delays = endless_delays();
+        match kind {
+            Some(Kind::Event(event)) if event.number >= self.from.event => {
+                self.from.event = event.number + 1;
+                if let Some(v1::job_event::Kind::StateChanged(change)) = &event.kind {
+                    self.resting = is_at_rest(&change.state);
+                }
+                self.send(Seen::Event(event)).await
+            }
+            Some(Kind::Step(step)) => {
+                let number = step.metrics.as_ref().map_or(0, |metrics| metrics.step);
+                match &mut self.from.after_step {
+                    Some(after) if number > *after => *after = number,
+                    _ => return Ok(()),
+                }
+                self.send(Seen::Step(step)).await
+            }
+            // Seen before, or of a coordinator that is newer than this program.
+            Some(Kind::Event(_)) | None => Ok(()),
+        }
+    }
+
+    /// Goes on from the first that is still kept, and says what is left out; none if that is not further on.
+    fn skip(&mut self, status: &Status) -> Option<String> {
+        let info = status.get_details_error_info()?;
+        let first: u64 = info.metadata.get("first")?.parse().ok()?;
+        let (next, what) = match info.reason.as_str() {
+            "EVENTS_FORGOTTEN" => (&mut self.from.event, "events"),
+            "STEPS_FORGOTTEN" => (self.from.after_step.as_mut()?, "steps"),
+            _ => return None,
+        };
+        // A step is asked for by the one before it.
+        let (from, to) = if what == "steps" { (*next + 1, first.checked_sub(1)?) } else { ((*next).max(1), first) };
+        if to <= *next {
+            return None;
+        }
+        *next = to;
+        Some(format!("{what} {from} to {} are no longer kept", first - 1))
+    }
+
+    async fn tell(&self, note: String) -> Result<(), Unwanted> {
+        self.send(Seen::Note(note)).await
+    }
+
+    async fn send(&self, seen: Seen) -> Result<(), Unwanted> {
+        self.seen.send(Ok(seen)).await.map_err(|_| Unwanted)
+    }
+}
+
+fn endless_delays() -> ExponentialBackoff {
+    delays().without_max_times().build()
+}
+
+fn is_at_rest(state: &str) -> bool {
+    JobState::from_name(state).is_some_and(JobState::is_at_rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{After, Fake};
+
+    const LIMIT: Duration = Duration::from_secs(20);
+    const ALL: From = From { event: 1, after_step: Some(0) };
+
+    fn event(number: u64, state: &str) -> Kind {
+        let change = v1::StateChanged { state: state.into(), failure: None };
+        let kind = Some(v1::job_event::Kind::StateChanged(change));
+        Kind::Event(v1::JobEvent { number, time: None, kind })
+    }
+
+    fn step(step: u64) -> Kind {
+        let metrics = v1::StepMetrics { step, ..v1::StepMetrics::default() };
+        Kind::Step(v1::StepReport { metrics: Some(metrics), ..v1::StepReport::default() })
+    }
+
+    /// A job that goes from `queued` to `succeeded` in four events and three steps.
+    fn log() -> Vec<Kind> {
+        vec![
+            event(1, "queued"),
+            event(2, "running"),
+            step(1),
+            step(2),
+            event(3, "pausing"),
+            step(3),
+            event(4, "succeeded"),
+        ]
+    }
+
+    fn job() -> v1::Job {
+        v1::Job { job_id: "j".into(), state: "queued".into(), ..v1::Job::default() }
+    }
+
+    /// Numbers of the events and of the steps that are seen, and the notes, until the end.
+    async fn all(watch: &mut Watch) -> Result<(Vec<u64>, Vec<u64>, Vec<String>), CallError> {
+        let (mut events, mut steps, mut notes) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some(seen) = timeout(LIMIT, watch.next()).await.unwrap()? {
+            match seen {
+                Seen::Event(event) => events.push(event.number),
+                Seen::Step(step) => steps.push(step.metrics.unwrap().step),
+                Seen::Note(note) => notes.push(note),
+            }
+        }
+        Ok((events, steps, notes))
+    }
+
+    #[tokio::test]
+    async fn every_event_and_step_comes_once_over_streams_that_break() {
+        let fake = Fake::serve(vec![job()]).await;
+        let broken = || After::Fail(Status::unavailable("restarting"));
+        fake.log(log());
+        fake.streams(vec![(0, broken()), (2, broken()), (1, After::End), (2, broken()), (0, After::End)]);
+        let client = fake.client().await;
+        let mut watch = Watch::start(&client, &job(), ALL, LIMIT);
+        let (events, steps, notes) = all(&mut watch).await.unwrap();
+        assert_eq!((events, steps), (vec![1, 2, 3, 4], vec![1, 2, 3]));
+        let lost = notes.iter().filter(|note| note.starts_with("lost the coordinator")).count();
+        let again = notes.iter().filter(|note| note.starts_with("reached")).count();
+        assert!(lost > 0 && lost == again, "{notes:?}");
+        let asked: Vec<(u64, u64)> =
+            fake.watched().iter().map(|request| (request.from_number, request.after_step)).collect();
+        assert_eq!(asked, [(1, 0), (1, 0), (3, 0), (3, 1), (4, 2), (4, 2)]);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_is_cut_comes_about_again() {
+        let fake = Fake::serve(vec![job()]).await;
+        fake.log(log());
+        fake.streams(vec![(3, After::Hang)]);
+        let (cable, address) = fake.cable().await;
+        let client = Client::connect(&address).await.unwrap();
+        let mut watch = Watch::start(&client, &job(), ALL, LIMIT);
+        for _ in 0..3 {
+            timeout(LIMIT, watch.next()).await.unwrap().unwrap().unwrap();
+        }
+        cable.cut();
+        let (events, steps, notes) = all(&mut watch).await.unwrap();
+        assert_eq!((events, steps, notes.len()), (vec![3, 4], vec![2, 3], 2), "{notes:?}");
+    }
+
+    #[tokio::test]
+    async fn what_is_no_longer_kept_is_skipped_and_named() {
+        let fake = Fake::serve(vec![job()]).await;
+        fake.log(log());
+        fake.forget(3, 2);
+        let client = fake.client().await;
+        let (events, steps, notes) = all(&mut Watch::start(&client, &job(), ALL, LIMIT)).await.unwrap();
+        assert_eq!((events, steps), (vec![3, 4], vec![2, 3]));
+        assert_eq!(notes, ["events 1 to 2 are no longer kept", "steps 1 to 1 are no longer kept"]);
+    }
+
+    #[tokio::test]
+    async fn a_job_at_rest_has_its_history_and_then_an_end() {
+        let fake = Fake::serve(vec![job()]).await;
+        fake.log(log());
+        let client = fake.client().await;
+        let done = v1::Job { state: "succeeded".into(), ..job() };
+        let from = From { event: 5, after_step: Some(3) };
+        let seen = all(&mut Watch::start(&client, &done, from, LIMIT)).await.unwrap();
+        assert_eq!(seen, (vec![], vec![], vec![]));
+        let events_only = From { event: 2, after_step: None };
+        let seen = all(&mut Watch::start(&client, &done, events_only, LIMIT)).await.unwrap();
+        assert_eq!(seen, (vec![2, 3, 4], vec![], vec![]));
+    }
+
+    #[tokio::test]
+    async fn a_coordinator_that_stays_away_is_given_up() {
+        let fake = Fake::serve(vec![job()]).await;
+        let client = fake.client().await;
+        fake.streams(vec![(0, After::Fail(Status::unavailable("gone"))); 1000]);
+        let mut watch = Watch::start(&client, &job(), ALL, Duration::from_millis(300));
+        let error = all(&mut watch).await.unwrap_err();
+        assert!(matches!(&error, CallError::Unreachable { cause, .. } if cause == "gone"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_ends_the_watching_at_once() {
+        let fake = Fake::serve(vec![job()]).await;
+        let client = fake.client().await;
+        fake.streams(vec![(0, After::Fail(Status::not_found("there is no job")))]);
+        let error = all(&mut Watch::start(&client, &job(), ALL, LIMIT)).await.unwrap_err();
+        assert_eq!(error.to_string(), "there is no job");
+    }
+}

@@ -1,0 +1,211 @@
+//! The networked service: a coordinator, and workers and clients of it, each a process with directories of its own.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use lora_proto::v1;
+use lora_spec::JobState;
+use tempfile::TempDir;
+
+use crate::api::Api;
+use crate::binary::{lora_coordinator, lora_worker, loractl};
+use crate::daemon::Daemon;
+use crate::fixture::Fixture;
+use crate::output::Outcome;
+use crate::process::{Finished, Running, until};
+
+/// Seconds, so that a failure is known soon, but not before a busy machine's process has had its turn.
+const TIMES: [&str; 3] =
+    ["workers.heartbeat_seconds=0.25", "workers.lease_seconds=3", "recovery.settle_seconds=0.5"];
+
+/// A coordinator. Dropping it kills it.
+#[derive(Debug)]
+pub struct Service {
+    // Goes before its directory.
+    daemon: Option<Daemon>,
+    address: String,
+    settings: Vec<String>,
+    api: Api,
+    state: TempDir,
+}
+
+/// A worker of a coordinator. Dropping it kills it.
+#[derive(Debug)]
+pub struct Worker {
+    /// Its process.
+    pub daemon: Daemon,
+    /// Its name.
+    pub name: String,
+    _cache: TempDir,
+}
+
+impl Service {
+    /// Starts a coordinator.
+    pub fn start() -> Self {
+        Self::with(&[])
+    }
+
+    /// Starts one with these settings beside the usual ones.
+    pub fn with(settings: &[&str]) -> Self {
+        let settings: Vec<String> = TIMES.iter().chain(settings).map(|set| (*set).to_owned()).collect();
+        let state = tempfile::tempdir().unwrap();
+        let daemon = start(state.path(), &own_address(), &settings);
+        let address = daemon.address("address").to_owned();
+        let api = Api::new(&format!("http://{address}"));
+        Self { daemon: Some(daemon), address, settings, api, state }
+    }
+
+    /// The process, which runs.
+    pub fn daemon(&self) -> &Daemon {
+        self.daemon.as_ref().unwrap()
+    }
+
+    /// `host:port` of its gRPC interface; the same after each start.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Where it keeps what it stores.
+    pub fn state_dir(&self) -> &Path {
+        self.state.path()
+    }
+
+    /// Its gRPC interface.
+    pub fn api(&self) -> &Api {
+        &self.api
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        self.daemon.take().unwrap().kill();
+    }
+
+    /// Asks it to end, and waits until it has.
+    pub fn terminate(&mut self) -> Finished {
+        self.daemon.take().unwrap().terminate()
+    }
+
+    /// Starts it again, with what it has stored.
+    pub fn restart(&mut self) {
+        self.daemon = Some(start(self.state.path(), &self.address, &self.settings));
+    }
+
+    /// Starts a worker of it that computes with one thread.
+    pub fn worker(&self, name: &str) -> Worker {
+        let cache = tempfile::tempdir().unwrap();
+        let mut command = lora_worker();
+        sets(&mut command, [("name", name), ("coordinator", &format!("http://{}", self.address))]);
+        sets(&mut command, [("cache_dir", cache.path().to_str().unwrap()), ("threads", "1")]);
+        sets(&mut command, [("peer.listen", "127.0.0.1:0"), ("http.listen", "127.0.0.1:0")]);
+        sets(&mut command, [("log.format", "json")]);
+        let daemon = Daemon::start(without_settings(&mut command));
+        Worker { daemon, name: name.to_owned(), _cache: cache }
+    }
+
+    /// A command of `loractl` to it.
+    pub fn loractl(&self, arguments: &[&str]) -> Command {
+        let mut command = loractl();
+        without_settings(&mut command).args(arguments).args(["--coordinator", &self.address]);
+        command
+    }
+
+    /// Starts a command of `loractl` to it.
+    pub fn running(&self, arguments: &[&str]) -> Running {
+        Running::start(&mut self.loractl(arguments))
+    }
+
+    /// Runs a command of `loractl` to it, to its end.
+    pub fn run(&self, arguments: &[&str]) -> Finished {
+        Finished::of(&mut self.loractl(arguments))
+    }
+
+    /// Submits the job of `fixture` and returns its id.
+    pub fn submit(&self, fixture: &Fixture) -> String {
+        let job = self.run(&["submit", fixture.job().to_str().unwrap(), "-o", "json"]).expect_code(0).json();
+        job["job_id"].as_str().unwrap().to_owned()
+    }
+
+    /// Waits until a job is as wanted; fails if it rests and is not.
+    pub fn until(&self, job_id: &str, what: &str, wanted: impl Fn(&v1::Job) -> bool) -> v1::Job {
+        until(what, || {
+            let job = self.api.job(job_id)?;
+            if wanted(&job) {
+                return Some(job);
+            }
+            let rests = JobState::from_name(&job.state).unwrap().is_at_rest();
+            assert!(!rests, "waited in vain for {what}: the job is {}, {:?}", job.state, job.failure);
+            None
+        })
+    }
+
+    /// Waits until a job is in this state.
+    pub fn until_state(&self, job_id: &str, state: &str) -> v1::Job {
+        self.until(job_id, state, |job| job.state == state)
+    }
+
+    /// Waits until so many of a job's steps are stored.
+    pub fn until_step(&self, job_id: &str, step: u64) -> v1::Job {
+        self.until(job_id, &format!("step {step}"), |job| {
+            job.state == "running" && job.completed_steps >= step
+        })
+    }
+
+    /// Waits until a worker is in this state.
+    pub fn until_worker(&self, name: &str, state: &str) -> v1::Worker {
+        until(&format!("{name} to be {state}"), || {
+            let workers = self.api.workers()?;
+            workers.into_iter().find(|worker| worker.name == name && worker.state == state)
+        })
+    }
+
+    /// Waits until a job has succeeded and downloads its result to `dir`.
+    pub fn result(&self, job_id: &str, dir: &Path) -> Outcome {
+        self.until_state(job_id, "succeeded");
+        self.run(&["download", job_id, "--out", dir.to_str().unwrap()]).expect_code(0);
+        Outcome::read(dir)
+    }
+}
+
+impl Worker {
+    /// Kills it.
+    pub fn kill(self) {
+        self.daemon.kill();
+    }
+
+    /// Steps that it took part in.
+    pub fn steps(&self) -> u64 {
+        self.daemon.metric("lora_worker_steps_total").unwrap() as u64
+    }
+}
+
+/// `--set` for each of these settings.
+pub fn sets<'a>(command: &mut Command, settings: impl IntoIterator<Item = (&'a str, &'a str)>) {
+    for (key, value) in settings {
+        command.args(["--set", &format!("{key}={value}")]);
+    }
+}
+
+/// Leaves out what the tester has set for daemons and clients of his own.
+pub fn without_settings(command: &mut Command) -> &mut Command {
+    let ours = |name: &str| name.starts_with("LORA_") || name == "RUST_LOG";
+    for (name, _) in std::env::vars_os().filter(|(name, _)| ours(&name.to_string_lossy())) {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn start(state: &Path, address: &str, settings: &[String]) -> Daemon {
+    let mut command = lora_coordinator();
+    sets(&mut command, [("state_dir", state.to_str().unwrap()), ("grpc.listen", address)]);
+    sets(&mut command, [("http.listen", "127.0.0.1:0"), ("log.format", "json")]);
+    sets(&mut command, settings.iter().filter_map(|set| set.split_once('=')));
+    Daemon::start(without_settings(&mut command))
+}
+
+/// A loopback address that is nobody else's, so that its port stays free while the coordinator is away; port 0.
+fn own_address() -> String {
+    static SERVICES: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    format!("127.{}.{high}.{low}:0", SERVICES.fetch_add(1, Ordering::Relaxed))
+}

@@ -1,0 +1,88 @@
+//! `docker-compose.yml`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::Command;
+
+use lora_e2e::container::Volume;
+use lora_e2e::{Finished, compose, loractl, repository};
+
+use crate::containers::{expect_none, problems};
+
+#[test]
+fn its_containers_fit_the_programs() {
+    let services = compose::services();
+    assert_eq!(services.keys().collect::<Vec<_>>(), ["coordinator", "submit", "worker-0", "worker-1"]);
+    let coordinators = ["coordinator:7400".to_owned()];
+    expect_none(services.values().flat_map(|container| problems(container, &coordinators)));
+}
+
+#[test]
+fn each_worker_has_its_own_name_and_cache() {
+    let services = compose::services();
+    let workers = || services.values().filter(|container| container.program() == "lora-worker");
+    let names: BTreeSet<_> = workers().map(|container| &container.environment["LORA__NAME"]).collect();
+    let caches: BTreeSet<_> = workers()
+        .flat_map(|container| container.volumes.values())
+        .filter_map(|volume| match volume {
+            Volume::Kept { name, .. } => Some(name),
+            Volume::Scratch => None,
+        })
+        .collect();
+    assert_eq!((workers().count(), names.len(), caches.len()), (2, 2, 2));
+}
+
+#[test]
+fn nothing_waits_for_a_container_that_has_no_health() {
+    let services = compose::services();
+    for container in services.values() {
+        for other in &container.after {
+            assert!(services[other].image.healthcheck().is_some(), "{} waits for {other}", container.place);
+        }
+    }
+    assert_eq!(services["submit"].after, ["coordinator", "worker-0", "worker-1"]);
+}
+
+#[test]
+fn a_container_runs_on_this_machine() {
+    let services = compose::services();
+    let addresses = BTreeMap::from([("coordinator:7400".to_owned(), "127.0.0.1:4321".to_owned())]);
+    let command = services["worker-1"].on_this_machine(Command::new("worker"), Path::new("/dir"), &addresses);
+    assert_eq!(command.get_args().collect::<Vec<_>>()[1], repository().join("configs/worker.toml"));
+    let variables = command.get_envs().filter_map(|(name, value)| Some((name.to_str()?, value?.to_str()?)));
+    let expected = [
+        ("LORA__CACHE_DIR", "/dir/cache-1"),
+        ("LORA__COORDINATOR", "http://127.0.0.1:4321"),
+        ("LORA__HTTP__LISTEN", "127.0.0.1:0"),
+        ("LORA__NAME", "worker-1"),
+        ("LORA__PEER__LISTEN", "127.0.0.1:0"),
+    ];
+    assert_eq!(variables.collect::<BTreeMap<_, _>>(), BTreeMap::from(expected));
+}
+
+/// The command is understood, reads the job, and fails at the coordinator alone, which it looks for where its variable says.
+#[test]
+fn the_example_job_gets_as_far_as_the_coordinator() {
+    let nobody = "127.0.0.1:1";
+    let addresses = BTreeMap::from([("coordinator:7400".to_owned(), nobody.to_owned())]);
+    let submit = &compose::services()["submit"];
+    let finished = Finished::of(&mut submit.on_this_machine(loractl(), Path::new("/nowhere"), &addresses))
+        .expect_code(5);
+    assert!(finished.stderr.contains(nobody), "{}", finished.stderr);
+}
+
+#[test]
+#[should_panic(expected = "the Dockerfile has no target wroker")]
+fn a_target_that_does_not_exist_is_found() {
+    compose::parse(&text().replace("target: worker", "target: wroker"));
+}
+
+#[test]
+#[should_panic(expected = "neither ./PATH:PATH:ro nor NAME:PATH")]
+fn a_file_that_could_be_written_to_is_found() {
+    compose::parse(&text().replace("/etc/loractl/worker.toml:ro", "/etc/loractl/worker.toml"));
+}
+
+fn text() -> String {
+    std::fs::read_to_string(repository().join("docker-compose.yml")).unwrap()
+}

@@ -1,0 +1,153 @@
+//! `deploy/docker/Dockerfile`.
+
+use std::fs;
+
+use lora_e2e::container::Container;
+use lora_e2e::dockerfile::{Stage, parse};
+use lora_e2e::repository;
+
+use crate::containers::{expect_none, listens, problems};
+
+const TARGETS: [&str; 4] = ["coordinator", "worker", "worker-cuda", "loractl"];
+
+#[test]
+fn its_images_fit_the_programs() {
+    expect_none(wrong_in(&text()));
+}
+
+#[test]
+fn whatever_is_wrong_is_found() {
+    for (old, new, expected) in [
+        ("AS worker-cuda", "AS cuda", "no target worker-cuda"),
+        ("\"7411\", \"/readyz\"", "\"7410\", \"/readyz\"", "health is not served on 7410"),
+        ("EXPOSE 7400 7401", "EXPOSE 7400 7402", "nothing listens on 7402"),
+        ("EXPOSE 7410 7411", "EXPOSE 7410", "exposes {7410}"),
+        ("VOLUME /var/cache/loractl", "VOLUME /cache", "nothing is kept in /cache"),
+        ("-m 0750 /var/cache/loractl", "-m 0750 /var/cache", "/var/cache/loractl is not the user's"),
+        (
+            "-o 10001 -g 10001 -m 0750 /var/lib",
+            "-o 10000 -g 10001 -m 0750 /var/lib",
+            "coordinator is not the user's",
+        ),
+        ("USER 10001:10001", "USER lora", "user lora"),
+        ("USER 10001:10001", "USER 0:0", "user 0:0"),
+        ("STOPSIGNAL SIGTERM", "STOPSIGNAL SIGKILL", "stop signal"),
+        ("RUST_VERSION=1.95.0", "RUST_VERSION=1.94.0", "too old"),
+        ("image.version=\"0.1.0\"", "image.version=\"0.0.9\"", "version"),
+        ("image.licenses=\"Apache-2.0\"", "image.licenses=\"MIT\"", "licence"),
+        ("image.title=\"loractl\"", "image.title=\"lora\"", "title"),
+        ("-p lora-coordinator ", "", "coordinator: is not built by stage build"),
+        (
+            "install -D -t /out target/release/lora-coordinator",
+            "install -D -t /out",
+            "is not built by stage build",
+        ),
+        ("/out/loractl /usr/local/bin/", "/out/loractl /opt/", "loractl: does not hold loractl"),
+        ("ENTRYPOINT [\"loractl\"]", "ENTRYPOINT [\"loractl\", \"--loud\"]", "unexpected argument '--loud'"),
+        ("--bin lora-worker -p lora-worker", "--bin lora-worker -p lora-worker --features cuda", "CUDA"),
+    ] {
+        let text = text();
+        assert!(text.contains(old), "{old:?} is not there");
+        let found = wrong_in(&text.replace(old, new));
+        assert!(found.iter().any(|problem| problem.contains(expected)), "not {expected:?}, but {found:#?}");
+    }
+}
+
+fn wrong_in(text: &str) -> Vec<String> {
+    let stages = parse(text);
+    let mut problems = Vec::new();
+    for target in TARGETS {
+        match stages.iter().find(|stage| stage.name == target) {
+            Some(stage) => problems.extend(wrong_in_image(stage, &stages)),
+            None => problems.push(format!("no target {target}")),
+        }
+    }
+    problems
+}
+
+fn wrong_in_image(image: &Stage, stages: &[Stage]) -> Vec<String> {
+    let container = Container::of(image.clone());
+    let mut problems = problems(&container, &[]);
+    let mut check = |right: bool, problem: String| {
+        if !right {
+            problems.push(format!("{}: {problem}", image.name));
+        }
+    };
+    if let Ok(settings) = container.settings() {
+        let exposed = container.ports.iter().copied().collect();
+        check(
+            listens(&settings) == exposed,
+            format!("exposes {exposed:?}, listens on {:?}", listens(&settings)),
+        );
+    }
+
+    let user = image.last("USER").unwrap_or_default();
+    let (uid, gid) = user.split_once(':').unwrap_or_default();
+    let is_some_user = |id: &str| id.parse::<u32>().is_ok_and(|id| id != 0);
+    check(is_some_user(uid) && is_some_user(gid), format!("user {user}: not UID:GID other than root"));
+    for path in image.all("VOLUME").chain(image.last("WORKDIR")) {
+        let made = format!("install -d -o {uid} -g {gid} -m 0750 {path}");
+        check(image.all("RUN").any(|command| command == made), format!("{path} is not the user's"));
+    }
+
+    check(image.last("STOPSIGNAL") == Some("SIGTERM"), "the stop signal is not SIGTERM".into());
+    let label = |name: &str| image.label(&format!("org.opencontainers.image.{name}"));
+    check(label("version") == Some(env!("CARGO_PKG_VERSION")), format!("version {:?}", label("version")));
+    check(label("licenses") == Some(&license()), format!("licence {:?}", label("licenses")));
+    check(label("title") == Some(&container.program()), format!("title {:?}", label("title")));
+
+    let program = container.program();
+    let copied = image.all("COPY").find_map(|copy| {
+        let from = copy.strip_prefix("--from=")?.strip_suffix(&format!(" /out/{program} /usr/local/bin/"))?;
+        stages.iter().find(|stage| stage.name == from)
+    });
+    let Some(build) = copied else {
+        check(false, format!("does not hold {program}"));
+        return problems;
+    };
+    let commands = build.all("RUN").last().unwrap_or_default();
+    let builds =
+        commands.contains("cargo build --locked --release") && commands.contains(&format!("-p {program}"));
+    let hands_over = commands.contains(&format!("target/release/{program}"));
+    check(builds && hands_over, format!("is not built by stage {}", build.name));
+    check(!is_too_old(rust(build, stages)), format!("{} is too old", rust(build, stages)));
+    // As soon as the worker has a CUDA engine, its CUDA image is to have it; before, it cannot be asked for.
+    let cuda = image.name == "worker-cuda" && worker_has_cuda();
+    check(commands.contains("--features cuda") == cuda, format!("CUDA engine: to be built is {cuda}"));
+    problems
+}
+
+/// The image that a build stage has cargo from.
+fn rust<'a>(build: &'a Stage, stages: &'a [Stage]) -> &'a str {
+    let toolchain = build
+        .all("COPY")
+        .find_map(|copy| copy.strip_prefix("--from=")?.strip_suffix(" /usr/local/cargo /usr/local/cargo"));
+    let toolchain = toolchain.and_then(|from| stages.iter().find(|stage| stage.name == from));
+    &toolchain.unwrap_or(build).base
+}
+
+/// Of `rust:MAJOR.MINOR.PATCH-VARIANT`.
+fn is_too_old(image: &str) -> bool {
+    let version =
+        |text: &str| -> Option<Vec<u32>> { text.split('.').map(|part| part.parse().ok()).collect() };
+    let has = image.strip_prefix("rust:").and_then(|tag| version(tag.split('-').next()?));
+    has.is_none_or(|has| has < version(env!("CARGO_PKG_RUST_VERSION")).unwrap())
+}
+
+fn worker_has_cuda() -> bool {
+    !manifest("crates/lora-worker/Cargo.toml")
+        .get("features")
+        .is_none_or(|features| features.get("cuda").is_none())
+}
+
+fn license() -> String {
+    manifest("Cargo.toml")["workspace"]["package"]["license"].as_str().unwrap().to_owned()
+}
+
+fn manifest(path: &str) -> toml::Table {
+    fs::read_to_string(repository().join(path)).unwrap().parse().unwrap()
+}
+
+fn text() -> String {
+    fs::read_to_string(repository().join("deploy/docker/Dockerfile")).unwrap()
+}

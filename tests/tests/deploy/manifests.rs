@@ -1,0 +1,105 @@
+//! `deploy/kubernetes`. Schemas, Pod Security and what the objects say of each other are checked on what `kubectl kustomize`
+//! renders, by `tests/deploy/check.sh`.
+
+use std::collections::BTreeSet;
+
+use lora_e2e::kustomize::{Kustomization, split_image};
+use serde_json::Value;
+
+use crate::containers::{expect_none, listens, problems};
+
+const OVERLAYS: [&str; 2] = ["overlays/cpu", "overlays/gpu"];
+
+#[test]
+fn their_containers_fit_the_programs() {
+    for name in ["base"].iter().chain(&OVERLAYS) {
+        expect_none(wrong_in(&Kustomization::read(name)));
+    }
+}
+
+#[test]
+fn whatever_is_wrong_is_found() {
+    let container = |place: &str| format!("/spec/template/spec/containers/0/{place}");
+    let only_http = serde_json::json!([{"name": "http", "containerPort": 7411}]);
+    let storage = "/spec/volumeClaimTemplates/0/spec/resources/requests/storage";
+    for (place, wrong, expected) in [
+        (container("ports/0/containerPort"), Value::from(7412), "nothing listens on 7412"),
+        (container("ports"), only_http, "names {7411}"),
+        (container("args/1"), "/etc/loractl/coordinator.toml".into(), "is not mounted"),
+        (
+            container("volumeMounts/0/mountPath"),
+            "/cache".into(),
+            "cache_dir \"/var/cache/loractl\" is on no volume",
+        ),
+        (container("env/0/name"), "LORA__NAMES".into(), "is not a setting"),
+        (container("lifecycle/preStop/exec/command/2"), "sleep 5".into(), "does not drain"),
+        (container("livenessProbe/httpGet/port"), "peer".into(), "health is not served on 7410"),
+        ("/spec/template/spec/terminationGracePeriodSeconds".into(), 120.into(), "drains for 120"),
+        ("/spec/template/spec/securityContext/runAsUser".into(), 1000.into(), "runs as 1000"),
+        (storage.into(), "100Gi".into(), "holds less than cache.max_bytes"),
+    ] {
+        let mut base = Kustomization::read("base");
+        *stateful_set(&mut base, "lora-worker").pointer_mut(&place).unwrap() = wrong;
+        let found = wrong_in(&base);
+        assert!(found.iter().any(|problem| problem.contains(expected)), "not {expected:?}, but {found:#?}");
+    }
+}
+
+/// The images are those that the Dockerfile makes, of this version, and the GPU's workers have a GPU.
+#[test]
+fn overlays_name_the_images() {
+    for name in OVERLAYS {
+        let mut overlay = Kustomization::read(name);
+        for (owner, image) in [("lora-coordinator", "lora-coordinator"), ("lora-worker", worker_image(name))]
+        {
+            let container = &stateful_set(&mut overlay, owner)["spec"]["template"]["spec"]["containers"][0];
+            let tagged = (image.to_owned(), Some(env!("CARGO_PKG_VERSION").to_owned()));
+            assert_eq!(split_image(container["image"].as_str().unwrap()), tagged, "{name}");
+            let gpus = &container["resources"]["limits"]["nvidia.com/gpu"];
+            assert_eq!(gpus.as_u64(), image.ends_with("-cuda").then_some(1), "{name}: {owner}");
+        }
+    }
+}
+
+fn worker_image(overlay: &str) -> &'static str {
+    if overlay == "overlays/gpu" { "lora-worker-cuda" } else { "lora-worker" }
+}
+
+fn wrong_in(kustomization: &Kustomization) -> Vec<String> {
+    let coordinators: Vec<String> =
+        kustomization.addresses().into_iter().filter(|address| address.ends_with(":7400")).collect();
+    let mut found = Vec::new();
+    let containers = kustomization.containers();
+    assert_eq!(containers.len(), 2, "{}", kustomization.name);
+    for container in &containers {
+        found.extend(problems(container, &coordinators));
+        if let Ok(settings) = container.settings() {
+            let named: BTreeSet<u16> = container.ports.iter().copied().collect();
+            if listens(&settings) != named {
+                found.push(format!(
+                    "{}: names {named:?}, listens on {:?}",
+                    container.place,
+                    listens(&settings)
+                ));
+            }
+        }
+    }
+    for (owner, container) in kustomization.pods().zip(&containers) {
+        let pod = &owner["spec"]["template"]["spec"];
+        let user = &pod["securityContext"]["runAsUser"];
+        if container.image.last("USER").unwrap().split(':').next() != Some(&user.to_string()) {
+            found.push(format!("{}: runs as {user}, its image's files are another's", container.place));
+        }
+        let hook = &pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2];
+        let drains = hook.as_str().is_some_and(|hook| hook.starts_with("kill -TERM 1 && while kill -0 1;"));
+        if container.program() == "lora-worker" && !drains {
+            found.push(format!("{}: does not drain", container.place));
+        }
+    }
+    found
+}
+
+fn stateful_set<'a>(kustomization: &'a mut Kustomization, name: &str) -> &'a mut Value {
+    let named = |object: &&mut Value| object["kind"] == "StatefulSet" && object["metadata"]["name"] == name;
+    kustomization.objects.iter_mut().find(named).unwrap()
+}

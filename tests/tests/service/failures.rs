@@ -1,0 +1,98 @@
+//! Workers that come and go while a job trains.
+
+use lora_e2e::{Fixture, Service, Worker};
+
+use crate::{expect_undisturbed, groups, lost};
+
+#[test]
+fn another_worker_takes_the_place_of_one_that_was_killed() {
+    let fixture = Fixture::of_short_steps();
+    fixture.ask_for_workers(2, 2);
+    let service = Service::start();
+    let (_w0, w1) = (service.worker("w0"), service.worker("w1"));
+    let job = service.submit(&fixture);
+    service.until_step(&job, 5);
+    w1.kill();
+    service.until_state(&job, "waiting");
+    let status = service.run(&["status", &job]).expect_code(0).stdout;
+    assert!(status.lines().any(|line| line.starts_with("waits for") && line.contains("worker")), "{status}");
+    let _w2 = service.worker("w2");
+    expect_undisturbed(&service, &job, &fixture.path("out"));
+
+    assert_eq!(lost(&service, &job), ["w1"]);
+    let groups = groups(&service, &job);
+    assert_eq!(groups.iter().map(|group| group.generation).collect::<Vec<_>>(), [1, 2], "{groups:?}");
+    let mut members = groups[1].workers.clone();
+    members.sort();
+    assert_eq!(members, ["w0", "w2"]);
+    let logs = service.run(&["logs", &job]).expect_code(0).stdout;
+    assert!(logs.contains("lost w1 (rank ") && logs.contains("because w1 (rank "), "{logs}");
+}
+
+#[test]
+fn the_others_go_on_without_the_first_rank() {
+    let fixture = Fixture::of_short_steps();
+    fixture.ask_for_workers(1, 2);
+    let service = Service::start();
+    let mut workers = pair(&service);
+    let job = service.submit(&fixture);
+    let first = service.until_step(&job, 5).workers[0].clone();
+    take(&mut workers, &first).kill();
+    expect_undisturbed(&service, &job, &fixture.path("out"));
+    assert_eq!(lost(&service, &job), [first]);
+    let groups = groups(&service, &job);
+    assert_eq!(
+        (groups[0].workers.len(), &groups[1].workers),
+        (2, &vec![workers[0].name.clone()]),
+        "{groups:?}"
+    );
+    assert_eq!(groups[1].checkpoint_step, None, "it goes on from what the other one holds");
+}
+
+#[test]
+fn a_worker_joins_a_job_that_trains() {
+    let fixture = Fixture::of_short_steps();
+    fixture.ask_for_workers(1, 2);
+    let service = Service::start();
+    let _w0 = service.worker("w0");
+    let job = service.submit(&fixture);
+    service.until_state(&job, "running");
+    let _w1 = service.worker("w1");
+    expect_undisturbed(&service, &job, &fixture.path("out"));
+    let groups = groups(&service, &job);
+    assert_eq!(groups.len(), 2, "{groups:?}");
+    assert_eq!((groups[1].workers.len(), groups[1].reason.as_str()), (2, "w1 can join"));
+    assert_eq!(lost(&service, &job), Vec::<String>::new());
+}
+
+#[test]
+fn a_worker_that_is_asked_to_end_hands_its_job_over() {
+    let fixture = Fixture::of_short_steps();
+    fixture.ask_for_workers(1, 2);
+    let service = Service::start();
+    let mut workers = pair(&service);
+    let job = service.submit(&fixture);
+    let first = service.until_step(&job, 5).workers[0].clone();
+    take(&mut workers, &first).daemon.terminate().expect_code(0);
+    let running = service.api().job(&job).unwrap();
+    assert_ne!(running.state, "succeeded", "it was asked too late");
+    expect_undisturbed(&service, &job, &fixture.path("out"));
+    let groups = groups(&service, &job);
+    assert_eq!((groups.len(), &groups[1].workers), (2, &vec![workers[0].name.clone()]), "{groups:?}");
+    assert_eq!(groups[1].reason, format!("worker {first} leaves"));
+    assert_eq!(lost(&service, &job), Vec::<String>::new());
+}
+
+/// Two workers that are ready, so that a job gets both at once.
+fn pair(service: &Service) -> Vec<Worker> {
+    let workers = ["w0", "w1"].map(|name| service.worker(name));
+    for worker in &workers {
+        service.until_worker(&worker.name, "idle");
+    }
+    workers.into()
+}
+
+fn take(workers: &mut Vec<Worker>, name: &str) -> Worker {
+    let index = workers.iter().position(|worker| worker.name == name).unwrap();
+    workers.swap_remove(index)
+}

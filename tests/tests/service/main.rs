@@ -1,0 +1,58 @@
+//! The networked service as people run it: every coordinator, worker and client is a process with directories of its own.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+mod base;
+mod cancel;
+mod commands;
+mod compose;
+mod daemons;
+mod data;
+mod failures;
+mod pause;
+mod restart;
+mod result;
+mod scheduling;
+
+use std::path::Path;
+use std::sync::OnceLock;
+
+use lora_e2e::{Fixture, Outcome, Service};
+use lora_proto::v1::{self, job_event};
+
+/// The steps of [`Fixture::of_short_steps`].
+const STEPS: u64 = 48;
+
+/// What `loractl run` makes of the job of [`Fixture::of_short_steps`] on one worker, undisturbed.
+fn undisturbed() -> &'static Outcome {
+    static OUTCOME: OnceLock<Outcome> = OnceLock::new();
+    OUTCOME.get_or_init(|| Fixture::of_short_steps().finish("out", &["--workers", "1", "--threads", "1"]))
+}
+
+/// Waits for the result of the job of a [`Fixture::of_short_steps`], and holds it against the undisturbed one: the same bits,
+/// and no step missing or twice.
+fn expect_undisturbed(service: &Service, job_id: &str, dir: &Path) {
+    let outcome = service.result(job_id, dir);
+    assert_eq!(outcome.adapter_sha256, undisturbed().adapter_sha256);
+    assert_eq!(outcome.metrics, undisturbed().metrics);
+    let steps: Vec<u64> = lora_e2e::metrics(dir).iter().map(|row| row["step"].as_u64().unwrap()).collect();
+    assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
+}
+
+/// The groups that a job was given to, in order.
+fn groups(service: &Service, job_id: &str) -> Vec<v1::Assigned> {
+    let assigned = |event: v1::JobEvent| match event.kind {
+        Some(job_event::Kind::Assigned(assigned)) => Some(assigned),
+        _ => None,
+    };
+    service.api().events(job_id).into_iter().filter_map(assigned).collect()
+}
+
+/// The workers of a job that were lost, in order.
+fn lost(service: &Service, job_id: &str) -> Vec<String> {
+    let lost = |event: v1::JobEvent| match event.kind {
+        Some(job_event::Kind::WorkerLost(lost)) => Some(lost.worker),
+        _ => None,
+    };
+    service.api().events(job_id).into_iter().filter_map(lost).collect()
+}

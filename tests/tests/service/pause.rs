@@ -1,0 +1,36 @@
+//! A pause outlives everything that runs.
+
+use lora_e2e::{Fixture, Service};
+use serde_json::json;
+
+use crate::{STEPS, expect_undisturbed, groups};
+
+#[test]
+fn a_paused_job_goes_on_after_everything_was_killed() {
+    let fixture = Fixture::of_short_steps();
+    fixture.ask_for_workers(2, 2);
+    let mut service = Service::start();
+    let workers = [service.worker("w0"), service.worker("w1")];
+    let job = service.submit(&fixture);
+    service.until_step(&job, 5);
+    let paused = service.run(&["pause", &job, "--wait", "-o", "json"]).expect_code(0).json();
+    let paused = &paused[0];
+    let step = paused["completed_steps"].as_u64().unwrap();
+    assert_eq!((&paused["state"], &paused["checkpoint_step"]), (&json!("paused"), &json!(step)));
+    assert!((5..STEPS).contains(&step), "it was paused after step {step}");
+    for name in ["w0", "w1"] {
+        service.until_worker(name, "idle");
+    }
+    service.kill();
+    workers.into_iter().for_each(lora_e2e::Worker::kill);
+
+    service.restart();
+    assert_eq!(service.until_state(&job, "paused").completed_steps, step);
+    // On other machines, so to speak, and another number of them.
+    let _worker = service.worker("w2");
+    service.run(&["resume", &job, "--workers", "1", "--watch"]).expect_code(0);
+    expect_undisturbed(&service, &job, &fixture.path("out"));
+    let groups = groups(&service, &job);
+    assert_eq!(groups.len(), 2, "{groups:?}");
+    assert_eq!((groups[1].checkpoint_step, &groups[1].workers), (Some(step), &vec!["w2".to_owned()]));
+}

@@ -1,0 +1,124 @@
+//! From a job file to a result.
+
+use std::fs;
+use std::ops::RangeInclusive;
+
+use lora_e2e::{Finished, Fixture, Outcome, Service, json_lines, loractl, sha256, until};
+use lora_proto::v1::watch_job_response::Kind;
+use serde_json::Value;
+
+use crate::{STEPS, expect_undisturbed, groups};
+
+/// Numbers of events and of steps, in the order in which they were seen.
+type Numbers = (Vec<u64>, Vec<u64>);
+
+#[test]
+fn two_clients_see_everything_once_and_the_result_is_that_of_a_local_run() {
+    let fixture = Fixture::of_short_steps();
+    let service = Service::start();
+    let job = service.submit(&fixture);
+    // From here on, what the job reads is nowhere but in the coordinator's store.
+    let files = ["base", "train.jsonl", "eval.jsonl"];
+    let aside = |name: &str| fixture.path(&format!("aside-{name}"));
+    files.iter().for_each(|name| fs::rename(fixture.path(name), aside(name)).unwrap());
+
+    let watch = || service.running(&["watch", &job, "-o", "json"]);
+    let (first, second) = (watch(), watch());
+    let _worker = service.worker("w0");
+    until("ten steps", || (numbers(&second.stdout()).1.len() >= 10).then_some(()));
+    second.process.signal(lora_e2e::Signal::KILL);
+    let (seen_events, seen_steps) = numbers(&second.wait().stdout);
+    let again = watch();
+    let (event, step) = (seen_events.len() as u64, seen_steps.len() as u64);
+    assert_eq!((seen_events, seen_steps), (all(1..=event), all(1..=step)));
+    assert!(step < STEPS, "it was killed too late");
+
+    let first = first.wait().expect_code(0).stdout;
+    let last = json_lines(&first).pop().unwrap();
+    assert_eq!((&last["type"], &last["state"]), (&"job".into(), &"succeeded".into()));
+    let events = numbers(&first).0.len() as u64;
+    assert_eq!(numbers(&first), (all(1..=events), all(1..=STEPS)));
+    assert_eq!(numbers(&again.wait().expect_code(0).stdout), numbers(&first));
+    // From where the one that was killed had come to.
+    let (mut rest_events, mut rest_steps) = (Vec::new(), Vec::new());
+    for kind in service.api().watch(&job, event + 1, step) {
+        match kind {
+            Kind::Event(event) => rest_events.push(event.number),
+            Kind::Step(step) => rest_steps.push(step.metrics.unwrap().step),
+        }
+    }
+    assert_eq!((rest_events, rest_steps), (all(event + 1..=events), all(step + 1..=STEPS)));
+    let from = (event + 1).to_string();
+    let logs = service.run(&["logs", &job, "--from", &from, "-o", "json"]).expect_code(0).stdout;
+    let logged: Vec<u64> = json_lines(&logs).iter().map(|event| event["number"].as_u64().unwrap()).collect();
+    assert_eq!(logged, all(event + 1..=events));
+
+    expect_undisturbed(&service, &job, &fixture.path("downloaded"));
+    files.iter().for_each(|name| fs::rename(aside(name), fixture.path(name)).unwrap());
+    let local = fixture.finish("local", &["--workers", "1", "--threads", "1"]);
+    assert_eq!(Outcome::read(&fixture.path("downloaded")), local, "the receipt too");
+    Finished::of(loractl().arg("verify").arg(fixture.path("downloaded"))).expect_code(0);
+}
+
+#[test]
+fn two_workers_give_the_same_bits() {
+    let fixture = Fixture::of_short_steps();
+    fixture.ask_for_workers(2, 2);
+    let service = Service::start();
+    let _workers = [service.worker("w0"), service.worker("w1")];
+    let submit = ["submit", fixture.job().to_str().unwrap(), "--watch", "-o", "json"].map(str::to_owned);
+    let items = service.run(&submit.each_ref().map(String::as_str)).expect_code(0).stdout;
+    let items = json_lines(&items);
+    let job = items[0]["job_id"].as_str().unwrap();
+    assert!(items.iter().any(|item| item["reduced_bytes"].as_u64() > Some(0)), "gradients travelled");
+    expect_undisturbed(&service, job, &fixture.path("out"));
+    let groups = groups(&service, job);
+    assert_eq!(groups.len(), 1, "{groups:?}");
+    let mut workers = groups[0].workers.clone();
+    workers.sort();
+    assert_eq!(workers, ["w0", "w1"]);
+}
+
+#[test]
+fn a_download_goes_on_with_what_an_earlier_one_left() {
+    let fixture = Fixture::of_steps(1);
+    let service = Service::start();
+    let _worker = service.worker("w0");
+    let job = service.submit(&fixture);
+    let whole = fixture.path("whole");
+    service.result(&job, &whole);
+    let name = "adapter_model.safetensors";
+    let adapter = fs::read(whole.join(name)).unwrap();
+    let half = &adapter[..adapter.len() / 2];
+    let damaged: Vec<u8> = half.iter().map(|byte| !byte).collect();
+    for (dir, part) in [("half", half), ("damaged", &damaged)] {
+        let dir = fixture.path(dir);
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join(format!("{name}.part")), part).unwrap();
+        service.run(&["download", &job, "--out", dir.to_str().unwrap()]).expect_code(0);
+        let files = |dir: &std::path::Path| {
+            let entries = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+            let mut files: Vec<(String, String)> = entries
+                .map(|path| (path.file_name().unwrap().to_str().unwrap().to_owned(), sha256(&path)))
+                .collect();
+            files.sort();
+            files
+        };
+        assert_eq!(files(&dir), files(&whole));
+    }
+}
+
+/// Of the whole lines that `loractl watch -o json` has written; the last one may be torn.
+fn numbers(stdout: &str) -> Numbers {
+    let whole = stdout.rsplit_once('\n').map_or("", |(lines, _)| lines);
+    let items = json_lines(whole);
+    let of = |kind: &str, key: &str| -> Vec<u64> {
+        let items = items.iter().filter(|item| item["type"] == kind);
+        items.map(|item: &Value| item[key].as_u64().unwrap()).collect()
+    };
+    (of("event", "number"), of("step", "step"))
+}
+
+fn all(range: RangeInclusive<u64>) -> Vec<u64> {
+    range.collect()
+}

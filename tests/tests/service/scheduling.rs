@@ -1,0 +1,62 @@
+//! Which job gets the workers.
+
+use lora_e2e::{Fixture, Service};
+use lora_proto::v1::{self, job_event};
+use serde_json::json;
+
+#[test]
+fn jobs_run_in_their_order_and_one_that_cannot_run_blocks_none() {
+    let fixture = Fixture::of_steps(3);
+    let large = Fixture::of_steps(3);
+    large.ask_for_workers(3, 3);
+    let service = Service::start();
+    let _worker = service.worker("w0");
+    service.until_worker("w0", "idle");
+    let impossible = service.submit(&large);
+    let (first, second) = (service.submit(&fixture), service.submit(&fixture));
+    service.until(&second, "to be queued", |job| job.state == "queued" && !job.waiting_for.is_empty());
+    let status = service.run(&["status", &impossible]).expect_code(0).stdout;
+    let waits = status.lines().find(|line| line.starts_with("waits for")).unwrap_or_default();
+    assert!(waits.contains("3 ") && waits.contains("worker"), "{status}");
+    let list = service.run(&["list", "--state", "queued", "-o", "json"]).expect_code(0).json();
+    let listed: Vec<_> = list.as_array().unwrap().iter().map(|job| &job["job_id"]).collect();
+    assert_eq!(listed, [&json!(second), &json!(impossible)], "the newest first");
+
+    service.until_state(&second, "succeeded");
+    let succeeded = |event: &job_event::Kind| match event {
+        job_event::Kind::StateChanged(change) => change.state == "succeeded",
+        _ => false,
+    };
+    let given = |event: &job_event::Kind| matches!(event, job_event::Kind::Assigned(_));
+    let end_of_first = time_of(&service.api().events(&first), succeeded);
+    let start_of_second = time_of(&service.api().events(&second), given);
+    assert!(end_of_first <= start_of_second, "{end_of_first:?} {start_of_second:?}");
+    assert_eq!(service.api().job(&impossible).unwrap().state, "queued");
+    service.run(&["cancel", &impossible, "--wait"]).expect_code(0);
+}
+
+#[test]
+fn a_higher_priority_goes_first() {
+    let fixture = Fixture::of_steps(1);
+    let service = Service::start();
+    let path = fixture.job();
+    let submit = |priority: &str| {
+        let arguments = ["submit", path.to_str().unwrap(), "--priority", priority, "-o", "json"];
+        let job = service.run(&arguments).expect_code(0).json();
+        job["job_id"].as_str().unwrap().to_owned()
+    };
+    let (low, high) = (submit("-1"), submit("1"));
+    for job in [&low, &high] {
+        service.until_state(job, "queued");
+    }
+    let _worker = service.worker("w0");
+    service.until_state(&low, "succeeded");
+    assert_eq!(service.api().job(&high).unwrap().state, "succeeded");
+}
+
+/// Seconds, and nanoseconds beside them, of the event that `is` so.
+fn time_of(events: &[v1::JobEvent], is: impl Fn(&job_event::Kind) -> bool) -> (i64, i32) {
+    let event = events.iter().find(|event| event.kind.as_ref().is_some_and(&is));
+    let time = event.unwrap().time.unwrap();
+    (time.seconds, time.nanos)
+}
