@@ -49,10 +49,13 @@ fn build() -> Result<BTreeMap<String, PathBuf>, CargoError> {
     let cargo = if profile.ends_with("release") { cargo.release() } else { cargo };
     let mut paths = BTreeMap::new();
     for message in NAMES.into_iter().fold(cargo, CargoBuild::bin).exec()? {
-        let message = message?;
-        let Message::CompilerArtifact(artifact) = message.decode()? else { continue };
-        if let Some(path) = artifact.executable {
-            paths.insert(artifact.target.name.into_owned(), path.into_owned());
+        match message?.decode()? {
+            Message::CompilerArtifact(artifact) => {
+                let path = artifact.executable.map(|path| path.into_owned());
+                paths.extend(path.map(|path| (artifact.target.name.into_owned(), path)));
+            }
+            Message::CompilerMessage(found) => eprint!("{}", found.message.rendered.unwrap_or_default()),
+            _ => {}
         }
     }
     Ok(paths)

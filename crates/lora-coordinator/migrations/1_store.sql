@@ -21,7 +21,6 @@ CREATE TABLE jobs (
     state           TEXT NOT NULL CHECK (state IN (
         'validating', 'queued', 'preparing', 'running', 'recovering', 'waiting',
         'pausing', 'paused', 'cancelling', 'succeeded', 'failed', 'cancelled')),
-    desired         TEXT NOT NULL CHECK (desired IN ('run', 'pause', 'cancel')),
     validated       INTEGER NOT NULL CHECK (validated IN (0, 1)),
     generation      INTEGER NOT NULL CHECK (generation >= 0),
     -- JSON, by rank.

@@ -48,7 +48,7 @@ pub(crate) enum Command {
     },
     Status {
         session: SessionId,
-        status: v1::WorkerStatus,
+        status: Box<v1::WorkerStatus>,
     },
     Steps {
         session: SessionId,

@@ -35,7 +35,7 @@ pub(crate) struct Job {
     /// Processes that could not reach the others: the job does without them.
     pub(crate) excluded: BTreeSet<String>,
     /// Processes whose base has been put on record.
-    pub(crate) bases_seen: BTreeSet<String>,
+    pub(crate) bases_seen: Vec<MemberRow>,
 }
 
 /// What a member of the group is known to do.
@@ -92,7 +92,7 @@ impl Job {
             broken_since: None,
             steps_at_start: row.completed_steps,
             excluded: BTreeSet::new(),
-            bases_seen: BTreeSet::new(),
+            bases_seen: Vec::new(),
             row,
         })
     }

@@ -98,14 +98,13 @@ impl Service {
         let mut found = Vec::new();
         for (row, member) in job.row.members.iter().zip(job.members(&self.workers)) {
             if let Member::Here(v1::HeldJob { base: Some(base), .. }) = member
-                && !job.bases_seen.contains(&row.instance_id)
+                && !job.bases_seen.contains(row)
             {
-                let base = v1::BaseReady { worker: row.worker.clone(), ..base.clone() };
-                found.push((row.instance_id.clone(), base));
+                found.push((row.clone(), v1::BaseReady { worker: row.worker.clone(), ..base.clone() }));
             }
         }
-        for (instance_id, base) in found {
-            job.bases_seen.insert(instance_id);
+        for (member, base) in found {
+            job.bases_seen.push(member);
             let known = job.row.base_sha256.clone();
             if !known.is_empty() && known != base.sha256 {
                 let cause = format!(

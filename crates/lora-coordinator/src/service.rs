@@ -126,7 +126,7 @@ impl Service {
                 let _ = reply.send(self.welcome(*hello, outbox));
             }
             Command::Status { session, status } => {
-                if let Some(worker) = self.workers.heard(session, Some(status)) {
+                if let Some(worker) = self.workers.heard(session, Some(*status)) {
                     self.touch_worker(worker);
                 }
             }
@@ -240,6 +240,9 @@ impl Service {
                 return Ok(());
             }
         };
+        if job.started {
+            job.bases_seen.clone_from(&job.row.members);
+        }
         for member in &job.row.members {
             self.workers.expect(&member.worker, &member.instance_id, &member.peer_address);
         }
@@ -385,16 +388,14 @@ impl Service {
     async fn steps(&mut self, session: SessionId, steps: v1::Steps) -> Result<(), StoreError> {
         let Some(worker) = self.workers.heard(session, None) else { return Ok(()) };
         let v1::Steps { job_id, steps, .. } = steps;
-        let numbers = steps.iter().map(|step| step.metrics.map_or(0, |metrics| metrics.step));
-        let rising = numbers.clone().zip(numbers.clone().skip(1)).all(|(a, b)| a < b);
-        let Some(newest) = numbers.clone().last().filter(|_| rising && steps.len() <= MAX_STEPS) else {
+        let numbers: Vec<u64> =
+            steps.iter().map(|step| step.metrics.map_or(0, |metrics| metrics.step)).collect();
+        // From 1 on, each after the one before.
+        let rising = [&[0], numbers.as_slice()].concat().is_sorted_by(|a, b| a < b);
+        let Some(&newest) = numbers.last().filter(|_| rising && steps.len() <= MAX_STEPS) else {
             tracing::warn!(worker, job = job_id, "steps that make no sense are ignored");
             return Ok(());
         };
-        if numbers.clone().next() == Some(0) {
-            tracing::warn!(worker, job = job_id, "a step without metrics is ignored");
-            return Ok(());
-        }
         let ack = v1::StepsAck { job_id: job_id.clone(), step: newest };
         let Some(job) = self.jobs.get_mut(&job_id).filter(|job| job.has_member(&worker)) else {
             // The job is not this worker's any more: it need not keep them.

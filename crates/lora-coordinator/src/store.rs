@@ -28,7 +28,6 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Duration;
 
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::SqlitePool;
@@ -36,8 +35,8 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use artifacts::{Committed, MissingFile};
-pub(crate) use job_row::{Desired, JobRow, MemberRow};
+pub(crate) use artifacts::Committed;
+pub(crate) use job_row::{JobRow, MemberRow};
 pub(crate) use jobs::Inserted;
 pub(crate) use objects::Staged;
 pub(crate) use watch::WatchError;

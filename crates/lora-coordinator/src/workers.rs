@@ -168,8 +168,17 @@ impl Workers {
     pub(crate) fn disconnected(&mut self, session: SessionId, cause: &str) -> Option<String> {
         let worker = self.by_session(session)?;
         worker.connection = None;
-        tracing::warn!(worker = worker.hello.name, cause, "worker disconnected");
-        Some(worker.hello.name.clone())
+        let name = worker.hello.name.clone();
+        if worker.held().is_some() {
+            tracing::warn!(worker = name, cause, "worker disconnected");
+            return Some(name);
+        }
+        tracing::info!(worker = name, cause, "worker disconnected");
+        if worker.status.draining {
+            // It has left for good.
+            self.by_name.remove(&name);
+        }
+        Some(name)
     }
 
     /// Forgets those that have been silent for a lease, and returns their names.

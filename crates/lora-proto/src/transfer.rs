@@ -155,6 +155,8 @@ pub async fn download(
         match message.and_then(|message| message.kind) {
             Some(download_response::Kind::Chunk(chunk)) => {
                 file.write_all(&chunk).await.map_err(io)?;
+                // Whatever ends this call, what was received is in the file for the next one.
+                file.flush().await.map_err(io)?;
                 digest.update(&chunk);
                 received(digest.size());
             }
@@ -165,10 +167,7 @@ pub async fn download(
                 file.sync_all().await.map_err(io)?;
                 return Ok(whole);
             }
-            None => {
-                file.flush().await.map_err(io)?;
-                return Err(Status::unavailable("the download ended too early").into());
-            }
+            None => return Err(Status::unavailable("the download ended too early").into()),
         }
     }
 }

@@ -9,4 +9,3 @@ mod summary;
 mod workers;
 
 pub(crate) use run::{RunOptions, run_job};
-pub(crate) use summary::RunSummary;

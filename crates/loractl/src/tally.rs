@@ -18,8 +18,7 @@ pub(crate) struct Tally {
     /// Steps that were seen, and the bytes they reduced.
     steps: u64,
     reduced_bytes: u64,
-    /// When workers were last given the job, in seconds since 1970. The pace is that of the steps since then.
-    assigned: Option<f64>,
+    /// The first and the last that were seen of the present group of workers.
     first: Option<Sample>,
     last: Option<Sample>,
 }
@@ -62,13 +61,8 @@ impl Tally {
                 self.state = JobState::from_name(&change.state);
                 self.failure.clone_from(&change.failure);
             }
-            Some(job_event::Kind::Assigned(_)) => {
-                self.assigned = event.time.as_ref().map(seconds);
-                // Steps of the group before: the time between the two was no training.
-                if self.last.is_some_and(|last| Some(last.seconds) < self.assigned) {
-                    (self.first, self.last) = (None, None);
-                }
-            }
+            // The time since the last step of the group before was no training.
+            Some(job_event::Kind::Assigned(_)) => (self.first, self.last) = (None, None),
             Some(job_event::Kind::Prepared(prepared)) => self.facts = prepared.facts.or(self.facts),
             _ => {}
         }
@@ -82,11 +76,9 @@ impl Tally {
         self.eval_loss = metrics.eval_loss.or(self.eval_loss);
         self.metrics = Some(metrics);
         let Some(seconds) = step.time.as_ref().map(seconds) else { return };
-        if self.assigned.is_none_or(|assigned| seconds >= assigned) {
-            let sample = Sample { step: metrics.step, tokens: metrics.num_tokens, seconds };
-            self.first = self.first.or(Some(sample));
-            self.last = Some(sample);
-        }
+        let sample = Sample { step: metrics.step, tokens: metrics.num_tokens, seconds };
+        self.first = self.first.or(Some(sample));
+        self.last = Some(sample);
     }
 
     /// None before the first is known.
@@ -180,24 +172,14 @@ mod tests {
 
     #[test]
     fn the_time_between_two_groups_is_no_training() {
-        let assigned = |seconds| {
-            let kind = job_event::Kind::Assigned(v1::Assigned::default());
-            Seen::Event(v1::JobEvent { number: 1, time: at(seconds), kind: Some(kind) })
-        };
-        let steps = [step(1, 100, None), step(2, 101, None), step(3, 501, None), step(4, 502, None)];
-        // Events and steps may come in either order.
-        for order in [[2, 1, 1], [0, 4, 0], [4, 0, 0]] {
-            let mut tally = Tally::default();
-            let mut left = steps.iter();
-            for (round, seconds) in order.iter().zip([500, 50, 0]) {
-                left.by_ref().take(*round).for_each(|step| tally.take(step));
-                if seconds == 500 {
-                    tally.take(&assigned(seconds));
-                }
-            }
-            left.for_each(|step| tally.take(step));
-            let expected = if order == [4, 0, 0] { None } else { Some(100.0) };
-            assert_eq!(tally.tokens_per_second(), expected, "{order:?}");
+        let kind = job_event::Kind::Assigned(v1::Assigned::default());
+        let assigned = Seen::Event(v1::JobEvent { number: 1, time: at(500), kind: Some(kind) });
+        let mut tally = Tally::default();
+        for seen in [step(1, 100, None), step(2, 101, None), assigned, step(3, 501, None)] {
+            tally.take(&seen);
         }
+        assert_eq!(tally.tokens_per_second(), None);
+        tally.take(&step(4, 502, None));
+        assert_eq!(tally.tokens_per_second(), Some(100.0));
     }
 }

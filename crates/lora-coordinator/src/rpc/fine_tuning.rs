@@ -59,8 +59,11 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
         let v1::ListJobsRequest { page_size, page_token, states } = request.into_inner();
         let (limit, before, states) = page(page_size, &page_token, &states).map_err(Refusal::from)?;
-        let jobs = self.store.list_jobs(&states, before, limit).await.map_err(Refusal::from)?;
-        let last = jobs.last().filter(|_| jobs.len() == limit as usize);
+        // One more than asked for tells whether there is another page.
+        let mut jobs = self.store.list_jobs(&states, before, limit + 1).await.map_err(Refusal::from)?;
+        let is_last = jobs.len() <= limit as usize;
+        jobs.truncate(limit as usize);
+        let last = jobs.last().filter(|_| !is_last);
         let next_page_token = last.map(|(sequence, _)| sequence.to_string()).unwrap_or_default();
         let jobs = jobs.into_iter().map(|(_, job)| job).collect();
         Ok(Response::new(v1::ListJobsResponse { jobs, next_page_token }))

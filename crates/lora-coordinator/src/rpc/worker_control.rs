@@ -88,7 +88,9 @@ async fn listen(
             Ok(Ok(None)) => return "it closed the stream".to_owned(),
             Ok(Err(status)) => return format!("its connection broke: {}", status.message()),
             Ok(Ok(Some(message))) => match message.kind {
-                Some(worker_message::Kind::Status(status)) => Command::Status { session, status },
+                Some(worker_message::Kind::Status(status)) => {
+                    Command::Status { session, status: Box::new(status) }
+                }
                 Some(worker_message::Kind::Steps(steps)) => Command::Steps { session, steps },
                 Some(worker_message::Kind::Hello(_)) | None => {
                     return "it sent what no worker sends now".to_owned();

@@ -143,6 +143,7 @@ impl Store {
             self.adopt(&mut db, staged, &digest).await?;
             add_result(&mut db, job, name, &digest).await.map_err(failed)?;
         }
+        drop_checkpoints(&mut db, sequence).await.map_err(failed)?;
         let files = result_files(&mut db, sequence).await.map_err(failed)?;
         events.insert(0, job_event::Kind::ResultSaved(v1::ResultSaved { files: files.clone() }));
         append_events(&mut db, sequence, events, self.0.retention.events).await.map_err(failed)?;
@@ -226,6 +227,11 @@ pub(super) async fn result_files(db: &mut SqliteConnection, job: i64) -> sqlx::R
 }
 
 /// Lets go of what has been uploaded for a job's result.
+/// Nothing goes on from the checkpoints of a job that is over.
+pub(super) async fn drop_checkpoints(db: &mut SqliteConnection, job: i64) -> sqlx::Result<()> {
+    sqlx::query("DELETE FROM checkpoints WHERE job = ?").bind(job).execute(db).await.map(drop)
+}
+
 pub(super) async fn drop_results(db: &mut SqliteConnection, job: i64) -> sqlx::Result<()> {
     sqlx::query("DELETE FROM results WHERE job = ?").bind(job).execute(db).await.map(drop)
 }

@@ -25,7 +25,6 @@ pub(crate) struct JobRow {
     pub(crate) inputs: v1::Inputs,
     pub(crate) priority: i32,
     pub(crate) state: JobState,
-    pub(crate) desired: Desired,
     /// Settings, base and data were found good.
     pub(crate) validated: bool,
     /// Of the newest group; 0: there was none.
@@ -61,7 +60,6 @@ impl Default for JobRow {
             inputs: v1::Inputs::default(),
             priority: 0,
             state: JobState::Validating,
-            desired: Desired::Run,
             validated: false,
             generation: 0,
             members: Vec::new(),
@@ -86,35 +84,15 @@ pub(crate) struct MemberRow {
     pub(crate) peer_address: String,
 }
 
-/// What the job's owner wants of it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Desired {
-    Run,
-    Pause,
-    Cancel,
-}
-
-impl Desired {
-    const ALL: [Self; 3] = [Self::Run, Self::Pause, Self::Cancel];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Run => "run",
-            Self::Pause => "pause",
-            Self::Cancel => "cancel",
-        }
-    }
-}
-
 type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
 
 /// Adds a job and gives its sequence.
 pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
     let query = sqlx::query(
-        "INSERT INTO jobs (spec, priority, state, desired, validated, generation, members, token, completed_steps, \
+        "INSERT INTO jobs (spec, priority, state, validated, generation, members, token, completed_steps, \
          facts, failure, base_sha256, waiting_for, fruitless, changed, \
          id, idempotency_key, request_sha256, inputs, created) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING sequence",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING sequence",
     );
     let query = bind_changing(query, job)?
         .bind(&job.id)
@@ -128,9 +106,9 @@ pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Res
 /// Writes what can change of a job, and gives its sequence.
 pub(super) async fn update(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
     let query = sqlx::query(
-        "UPDATE jobs SET (spec, priority, state, desired, validated, generation, members, token, completed_steps, \
+        "UPDATE jobs SET (spec, priority, state, validated, generation, members, token, completed_steps, \
          facts, failure, base_sha256, waiting_for, fruitless, changed) \
-         = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? RETURNING sequence",
+         = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? RETURNING sequence",
     );
     bind_changing(query, job)?.bind(&job.id).fetch_one(db).await?.try_get("sequence")
 }
@@ -141,7 +119,6 @@ fn bind_changing(query: Query, job: &JobRow) -> sqlx::Result<Query> {
         .bind(job.spec.encode_to_vec())
         .bind(job.priority)
         .bind(job.state.name())
-        .bind(job.desired.name())
         .bind(job.validated)
         .bind(int(job.generation))
         .bind(members)
@@ -158,7 +135,6 @@ fn bind_changing(query: Query, job: &JobRow) -> sqlx::Result<Query> {
 /// The job in a row with all columns of `jobs`.
 pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
     let state: String = row.try_get("state")?;
-    let desired: String = row.try_get("desired")?;
     let members: String = row.try_get("members")?;
     Ok(JobRow {
         id: row.try_get("id")?,
@@ -169,10 +145,6 @@ pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
         inputs: message(row, "inputs")?,
         priority: row.try_get("priority")?,
         state: JobState::from_name(&state).ok_or_else(|| damaged("state", format!("no state {state:?}")))?,
-        desired: Desired::ALL
-            .into_iter()
-            .find(|one| one.name() == desired)
-            .ok_or_else(|| damaged("desired", format!("nothing to desire: {desired:?}")))?,
         validated: row.try_get("validated")?,
         generation: row.try_get("generation")?,
         members: serde_json::from_str(&members).map_err(|error| damaged("members", error))?,

@@ -5,7 +5,7 @@ use lora_spec::JobState;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 
-use super::artifacts::{drop_results, result_files};
+use super::artifacts::{drop_checkpoints, drop_results, result_files};
 use super::connections::Writer;
 use super::log::append_events;
 use super::{JobRow, Retention, Store, StoreError, int, job_row};
@@ -157,6 +157,9 @@ async fn save(
     append_events(&mut db, sequence, events, retention.events).await?;
     if job.state.is_at_rest() && job.state != JobState::Succeeded {
         drop_results(&mut db, sequence).await?;
+    }
+    if job.state.is_final() {
+        drop_checkpoints(&mut db, sequence).await?;
     }
     db.commit().await
 }

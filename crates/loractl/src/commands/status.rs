@@ -53,7 +53,8 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
 /// Tokens a second, and the seconds that are left, from the newest steps. Not worth an error.
 async fn pace(client: &Client, job: &v1::Job) -> (Option<f64>, Option<f64>) {
     let newest = job.metrics.map_or(0, |metrics| metrics.step);
-    let from = From { event: 1, after_step: Some(newest.saturating_sub(STEPS)) };
+    // No event has this number.
+    let from = From { event: u64::MAX, after_step: Some(newest.saturating_sub(STEPS)) };
     let mut watch = Watch::start(client, job, from, LIMIT);
     let mut tally = Tally::of(&v1::Job { completed_steps: 0, ..job.clone() });
     let read = async {

@@ -116,9 +116,15 @@ mod tests {
     fn wide_columns_are_cut_before_narrow_ones_and_others_never() {
         assert_eq!(
             grid().text(Some(34)),
-            "JOB  NAME             STEP  INFO\n\
-             j1   a-name-of-s…    7/100  two l…\n\
-             j22  日本語の名前  100/100"
+            "JOB  NAME          STEP  INFO\n\
+             j1   a-name-o…    7/100  two lines\n\
+             j22  日本語の…  100/100"
+        );
+        assert_eq!(
+            grid().text(Some(28)),
+            "JOB  NAME       STEP  INFO\n\
+             j1   a-nam…    7/100  two l…\n\
+             j22  日本…   100/100"
         );
     }
 

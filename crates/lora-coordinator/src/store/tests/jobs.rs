@@ -18,7 +18,6 @@ fn unusual(id: &str) -> JobRow {
         },
         priority: -7,
         state: JobState::Recovering,
-        desired: Desired::Pause,
         validated: true,
         generation: 3,
         members: vec![member(0), member(1)],

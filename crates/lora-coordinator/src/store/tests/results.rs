@@ -1,5 +1,6 @@
 use futures_util::TryStreamExt;
 
+use super::super::artifacts::MissingFile;
 use super::*;
 
 /// A job after its last step, with two files uploaded and one from an earlier group.

@@ -15,7 +15,6 @@ use super::{Cluster, PATIENCE};
 
 /// It says what the test has it say, again with every heartbeat. Its connection breaks when it is dropped.
 pub(crate) struct FakeWorker {
-    pub(crate) name: String,
     pub(crate) welcome: v1::Welcome,
     outbox: mpsc::Sender<v1::WorkerMessage>,
     inbox: Streaming<v1::CoordinatorMessage>,
@@ -75,13 +74,12 @@ impl FakeWorker {
             }
         });
         let directive = v1::Directive::default();
-        Ok(Self { name: name.into(), welcome, outbox, inbox, status, beating, directive, acked: 0 })
+        Ok(Self { welcome, outbox, inbox, status, beating, directive, acked: 0 })
     }
 
     /// Ends it without a word; gives the status it had.
     pub(crate) fn die(self) -> v1::WorkerStatus {
-        let status = self.status.lock().unwrap().clone();
-        status
+        self.status.lock().unwrap().clone()
     }
 
     /// Waits for the next directive and takes account of it.
@@ -103,8 +101,10 @@ impl FakeWorker {
     pub(crate) async fn goal(&mut self, goal: Goal) -> v1::Assignment {
         loop {
             let directive = self.next().await;
-            if directive.goal() == goal && directive.assignment.is_some() {
-                return directive.assignment.unwrap();
+            if directive.goal() == goal
+                && let Some(assignment) = directive.assignment
+            {
+                return assignment;
             }
         }
     }
