@@ -6,11 +6,14 @@
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lora_e2e::{
     Daemon, Finished, Fixture, Outcome, lora_coordinator, lora_worker, loractl, sets, until, without_settings,
 };
+use tempfile::TempDir;
 
+const URL: &str = "http://10.99.1.1:7400";
 /// Of the coordinator, on the way to the first worker's host; and of that host.
 const COORDINATOR: &str = "10.99.1.1";
 const FIRST: &str = "10.99.1.2";
@@ -20,50 +23,111 @@ const SECOND: &str = "10.99.2.2";
 
 #[test]
 fn workers_on_different_hosts_give_the_same_bits() {
-    let network = match Network::new() {
-        Ok(network) => network,
-        Err(why) => {
-            // Not by eprintln: the test harness would keep that to itself.
-            writeln!(std::io::stderr(), "SKIPPED: no network namespaces on this machine: {why}").unwrap();
-            return;
-        }
-    };
+    let Some(hosts) = Hosts::start() else { return };
     let fixture = Fixture::of_short_steps();
     fixture.ask_for_workers(2, 2);
     let expected = fixture.finish("expected", &["--workers", "2"]);
-    let dir = tempfile::tempdir().unwrap();
-    let place = |name: &str| dir.path().join(name);
-
-    let mut command = lora_coordinator();
-    sets(&mut command, [("state_dir", text(&place("state"))), ("log.format", "json")]);
-    let coordinator = Daemon::start(&mut network.at(&network.router, command));
-    // Nothing is set but what must be: the ports are the defaults, and the addresses of peers are found.
-    let url = format!("http://{COORDINATOR}:7400");
-    let workers =
-        [(&network.first, "first", &url), (&network.second, "second", &url)].map(|(host, name, url)| {
-            let mut command = lora_worker();
-            sets(&mut command, [("name", name), ("coordinator", url), ("cache_dir", text(&place(name)))]);
-            sets(&mut command, [("threads", "1"), ("log.format", "json")]);
-            Daemon::start(&mut network.at(host, command))
-        });
-    let ask = |arguments: &[&str]| {
-        let mut command = loractl();
-        command.args(arguments).args(["--coordinator", &url]);
-        Finished::of(&mut network.at(&network.first, command)).expect_code(0)
-    };
-    let seen = until("both workers", || {
-        let seen = ask(&["workers", "-o", "json"]).json();
-        (seen.as_array().unwrap().len() == 2).then_some(seen)
-    });
+    let seen = hosts.ask(&["workers", "-o", "json"]).json();
     let addresses = [0, 1].map(|worker: usize| seen[worker]["peer_address"].as_str().unwrap().to_owned());
     assert_eq!(addresses, [format!("{FIRST}:7410"), format!("{SECOND}:7410")]);
 
-    ask(&["submit", text(&fixture.job()), "--watch"]);
-    let job = ask(&["list", "-o", "json"]).json()[0]["job_id"].as_str().unwrap().to_owned();
-    ask(&["download", &job, "--out", text(&place("out"))]);
-    assert_eq!(Outcome::read(&place("out")), expected);
-    workers.into_iter().for_each(|worker| drop(worker.terminate().expect_code(0)));
-    coordinator.terminate().expect_code(0);
+    hosts.ask(&["submit", text(&fixture.job()), "--watch"]);
+    assert_eq!(hosts.result(&fixture), expected);
+    hosts.end();
+}
+
+#[test]
+fn a_host_that_is_cut_off_is_left_out_and_comes_back() {
+    let Some(hosts) = Hosts::start() else { return };
+    let fixture = Fixture::of_short_steps();
+    fixture.ask_for_workers(1, 2);
+    let expected = fixture.finish("expected", &["--workers", "2"]);
+    let id = hosts.ask(&["submit", text(&fixture.job()), "-o", "json"]).json()["job_id"].clone();
+    let id = id.as_str().unwrap();
+    until("some steps on both", || {
+        let job = hosts.ask(&["list", "-o", "json"]).json()[0].take();
+        let both = job["workers"].as_array().unwrap().len() == 2;
+        (both && job["completed_steps"].as_u64() >= Some(5)).then_some(())
+    });
+    hosts.network.connect_second("down");
+    hosts.ask(&["watch", id]);
+    assert_eq!(hosts.result(&fixture), expected);
+    let log = hosts.ask(&["logs", id]).stdout;
+    assert!(log.contains("lost second (rank "), "{log}");
+    hosts.network.connect_second("up");
+    hosts.until_both_are_idle();
+    hosts.end();
+}
+
+/// A coordinator on the router, and a worker on each host, which are connected.
+struct Hosts {
+    // Processes go before the network, and that before the directories.
+    coordinator: Daemon,
+    workers: Vec<Daemon>,
+    network: Network,
+    dir: TempDir,
+}
+
+impl Hosts {
+    /// None, and why not on stderr, if the machine does not allow it.
+    fn start() -> Option<Self> {
+        let network = match Network::new() {
+            Ok(network) => network,
+            Err(why) => {
+                // Not by eprintln: the test harness would keep that to itself.
+                writeln!(std::io::stderr(), "SKIPPED: no network namespaces on this machine: {why}").unwrap();
+                return None;
+            }
+        };
+        let dir = tempfile::tempdir().unwrap();
+        let mut command = lora_coordinator();
+        sets(&mut command, [("state_dir", text(&dir.path().join("state"))), ("log.format", "json")]);
+        sets(&mut command, [("workers.heartbeat_seconds", "0.5"), ("workers.lease_seconds", "4")]);
+        let coordinator = Daemon::start(&mut network.at(&network.router, command));
+        // Nothing is set but what must be: the ports are the defaults, and the addresses of peers are found.
+        let workers = [("first", &network.first), ("second", &network.second)].map(|(name, host)| {
+            let mut command = lora_worker();
+            sets(
+                &mut command,
+                [("name", name), ("coordinator", URL), ("cache_dir", text(&dir.path().join(name)))],
+            );
+            sets(&mut command, [("threads", "1"), ("log.format", "json")]);
+            Daemon::start(&mut network.at(host, command))
+        });
+        let hosts = Self { coordinator, workers: workers.into(), network, dir };
+        hosts.until_both_are_idle();
+        Some(hosts)
+    }
+
+    fn until_both_are_idle(&self) {
+        until("two idle workers", || {
+            let workers = self.ask(&["workers", "-o", "json"]).json();
+            let idle = workers.as_array().unwrap().iter().filter(|worker| worker["state"] == "idle");
+            (idle.count() == 2).then_some(())
+        });
+    }
+
+    /// Runs a command of `loractl` on the first host, which must end well.
+    fn ask(&self, arguments: &[&str]) -> Finished {
+        let mut command = loractl();
+        command.args(arguments).args(["--coordinator", URL]);
+        Finished::of(&mut self.network.at(&self.network.first, command)).expect_code(0)
+    }
+
+    /// The result of the one job, which is that of `fixture`.
+    fn result(&self, fixture: &Fixture) -> Outcome {
+        let job = self.ask(&["list", "-o", "json"]).json()[0]["job_id"].take();
+        let out = fixture.path("out");
+        self.ask(&["download", job.as_str().unwrap(), "--out", text(&out)]);
+        Outcome::read(&out)
+    }
+
+    fn end(self) {
+        for daemon in self.workers.into_iter().chain([self.coordinator]) {
+            daemon.terminate().expect_code(0);
+        }
+        drop((self.network, self.dir));
+    }
 }
 
 /// Three namespaces: two hosts, and a router between them. Removed, with all their devices, when this is dropped.
@@ -77,7 +141,9 @@ impl Network {
     /// # Errors
     /// What the machine lacks, or does not allow.
     fn new() -> Result<Self, String> {
-        let name = |host: &str| format!("lora-{}-{host}", std::process::id());
+        static NETWORKS: AtomicUsize = AtomicUsize::new(0);
+        let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
+        let name = |host: &str| format!("lora-{}-{number}-{host}", std::process::id());
         let network = Self { router: name("router"), first: name("first"), second: name("second") };
         let Self { router, first, second } = &network;
         for namespace in [router, first, second] {
@@ -100,6 +166,11 @@ impl Network {
         let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
         ip(&["netns", "exec", router, "sh", "-c", forward]).unwrap();
         Ok(network)
+    }
+
+    /// Takes the cable of the second host out (`down`), or puts it back (`up`).
+    fn connect_second(&self, state: &str) {
+        ip(&["-n", &self.router, "link", "set", "dev", "to-second", state]).unwrap();
     }
 
     /// `command` in a namespace.

@@ -97,7 +97,9 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused_with_what_would_be_one() {
-        for text in ["", "http://", "ftp://host:1", "host:port", "host:99999", "host:1/path", "a b", "me@host:1"] {
+        for text in
+            ["", "http://", "ftp://host:1", "host:port", "host:99999", "host:1/path", "a b", "me@host:1"]
+        {
             let error = normalized(text).unwrap_err().to_string();
             assert!(error.contains("http://host:port"), "{text}: {error}");
         }

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use backon::ExponentialBuilder;
+use lora_proto::MAX_MESSAGE_BYTES;
 use lora_proto::transfer::TransferError;
 use lora_proto::v1;
 use lora_proto::v1::artifacts_client::ArtifactsClient;
 use lora_proto::v1::fine_tuning_client::FineTuningClient;
-use lora_proto::MAX_MESSAGE_BYTES;
 use lora_spec::{FieldError, JobFile};
 use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
@@ -106,7 +106,9 @@ impl Client {
     /// What a failed transfer of `name` means.
     pub(crate) fn transfer_error(&self, error: TransferError, name: &str) -> anyhow::Error {
         match error {
-            TransferError::Refused(status) => anyhow::Error::from(self.error(*status)).context(name.to_owned()),
+            TransferError::Refused(status) => {
+                anyhow::Error::from(self.error(*status)).context(name.to_owned())
+            }
             TransferError::Stalled => {
                 let stalled = unreachable(&self.address, error.to_string());
                 anyhow::Error::from(stalled).context(name.to_owned())
@@ -167,7 +169,8 @@ pub(crate) fn located(error: CallError, file: &JobFile) -> anyhow::Error {
 
 /// What a refusal says: the fields it is about, or else its message.
 fn refusal(status: &Status) -> String {
-    let violations = status.get_details_bad_request().map(|request| request.field_violations).unwrap_or_default();
+    let violations =
+        status.get_details_bad_request().map(|request| request.field_violations).unwrap_or_default();
     let fields: Vec<String> = violations
         .iter()
         // The message may say more than the details, but has to say as much.
@@ -208,13 +211,15 @@ mod tests {
         let mut details = ErrorDetails::new();
         details.set_error_info("INVALID_FIELD", "lora.v1", HashMap::new());
         details.add_bad_request_violation(field, description);
-        let status = Status::with_error_details(Code::InvalidArgument, format!("{field}: {description}"), details);
+        let status =
+            Status::with_error_details(Code::InvalidArgument, format!("{field}: {description}"), details);
         CallError::Refused(Box::new(status))
     }
 
     #[test]
     fn a_refused_setting_has_the_line_of_the_job_file() {
-        let text = "name: a\nmodel: {base: b}\ndata:\n  train: t.jsonl\ntraining:\n  seed: 1\n  eval_steps: 9\n";
+        let text =
+            "name: a\nmodel: {base: b}\ndata:\n  train: t.jsonl\ntraining:\n  seed: 1\n  eval_steps: 9\n";
         let file = JobFile::parse(text, Path::new("/jobs/job.yaml")).unwrap();
         let error = located(refused("training.eval_steps", "is 9"), &file).to_string();
         assert_eq!(error, "/jobs/job.yaml:7: training.eval_steps: is 9");

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use backon::BackoffBuilder;
 use indicatif::ProgressBar;
+use lora_proto::DigestBuilder;
 use lora_proto::transfer::{TransferError, download};
 use lora_proto::v1::{self, download_request};
-use lora_proto::DigestBuilder;
 use tokio::time::sleep;
 
 use crate::client::{Client, RETRIES, delays};
@@ -121,7 +121,7 @@ async fn fetch(client: &Client, job: &v1::Job, file: &Wanted, bar: &ProgressBar,
 }
 
 /// Bare, and harmless wherever it is written.
-fn is_file_name(name: &str) -> bool {
+pub(crate) fn is_file_name(name: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.starts_with('.') && name.chars().all(legal)
 }
@@ -151,8 +151,10 @@ mod tests {
     }
 
     fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<String> =
-            fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<String> = fs::read_dir(dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         names
     }

@@ -345,7 +345,8 @@ impl Artifacts for Service {
         };
         let bytes = bytes.cloned().ok_or_else(|| Status::not_found("there is no such file"))?;
         state.offsets.push(offset);
-        let rest = bytes.get(offset as usize..).ok_or_else(|| Status::out_of_range("offset is past the end"))?;
+        let rest =
+            bytes.get(offset as usize..).ok_or_else(|| Status::out_of_range("offset is past the end"))?;
         let most = state.breaks.pop_front();
         let kinds = rest[..most.unwrap_or(rest.len()).min(rest.len())]
             .chunks(1000)

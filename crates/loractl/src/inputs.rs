@@ -103,7 +103,8 @@ impl Inputs {
         };
         let train = take(store_name(&job.data.train), &job.data.train)?;
         let eval = job.data.eval.as_ref().map(|path| take(store_name(path), path)).transpose()?;
-        let init_from = job.adapter.init_from.iter().flat_map(|dir| ADAPTER.map(|name| (name, dir.join(name))));
+        let init_from =
+            job.adapter.init_from.iter().flat_map(|dir| ADAPTER.map(|name| (name, dir.join(name))));
         let init_from = init_from.map(|(name, path)| take(name.into(), &path)).collect::<Result<_>>()?;
         Ok(Self { base, files, train, eval, init_from })
     }
@@ -222,7 +223,10 @@ mod tests {
         assert_eq!(choose(&file, 1000).unwrap(), Base::Path(base));
         let url = with_base("hf://org/name@main", dir.path());
         assert_eq!(choose(&url, 0).unwrap(), Base::Url("hf://org/name@main".into()));
-        assert_eq!(choose(&with_base("/nowhere/base", dir.path()), 0).unwrap(), Base::Path("/nowhere/base".into()));
+        assert_eq!(
+            choose(&with_base("/nowhere/base", dir.path()), 0).unwrap(),
+            Base::Path("/nowhere/base".into())
+        );
         let error = choose(&with_base("nowhere", dir.path()), 0).unwrap_err().to_string();
         assert!(error.contains("job.yaml:3: model.base: there is no directory"), "{error}");
     }
@@ -242,13 +246,19 @@ mod tests {
         fs::write(dir.path().join("pytorch_model.bin"), "not wanted").unwrap();
         let mut file = JobFile::read(&example).unwrap();
         file.job.model.base = dir.path().to_owned();
-        let inputs = Inputs::collect(&file, Base::Uploaded(dir.path().to_owned()), &ProgressBar::hidden()).unwrap();
+        let inputs =
+            Inputs::collect(&file, Base::Uploaded(dir.path().to_owned()), &ProgressBar::hidden()).unwrap();
         let message = inputs.message();
         let Some(base::Source::Files(set)) = message.base.unwrap().source else { panic!("no files") };
         let mut names: Vec<&str> = set.files.iter().map(|file| file.name.as_str()).collect();
         names.sort();
-        let mut expected =
-            vec!["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", CHAT_TEMPLATE];
+        let mut expected = vec![
+            "config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            CHAT_TEMPLATE,
+        ];
         expected.extend(OPTIONAL.iter().filter(|name| dir.path().join(name).is_file()));
         expected.sort();
         assert_eq!(names, expected);

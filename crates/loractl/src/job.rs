@@ -20,9 +20,11 @@ pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
     })?;
     if file.job.adapter.init_from.is_some() {
         let config = ModelConfig::read(&file.job.model.base)?;
-        initial_adapter(&file.job, file.job.adapter.init_from.as_deref(), &config).map_err(|error| match error {
-            TrainError::Field(error) => file.locate(error).into(),
-            other => anyhow::Error::from(other),
+        initial_adapter(&file.job, file.job.adapter.init_from.as_deref(), &config).map_err(|error| {
+            match error {
+                TrainError::Field(error) => file.locate(error).into(),
+                other => anyhow::Error::from(other),
+            }
         })?;
     }
     Ok(plan)
@@ -108,7 +110,8 @@ mod tests {
         std::fs::write(dir.path().join("train.jsonl"), "{}").unwrap();
         check_without_base(&file).unwrap();
         std::fs::write(dir.path().join("train.csv"), "{}").unwrap();
-        let error = check_without_base(&job(dir.path(), "hf://org/name", "train.csv")).unwrap_err().to_string();
+        let error =
+            check_without_base(&job(dir.path(), "hf://org/name", "train.csv")).unwrap_err().to_string();
         assert!(error.contains("job.yaml:5: data.train:") && error.contains(".parquet"), "{error}");
     }
 }

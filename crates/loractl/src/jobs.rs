@@ -26,7 +26,8 @@ pub(crate) async fn find(client: &Client, wanted: &str) -> Result<v1::Job> {
         0 => bail!("there is no job {wanted:?}; `loractl list` shows the jobs"),
         1 => Ok(fitting.swap_remove(0)),
         all => {
-            let named = fitting.iter().take(NAMED).map(|job| format!("{} ({}, {})", job.job_id, job.name, job.state));
+            let named =
+                fitting.iter().take(NAMED).map(|job| format!("{} ({}, {})", job.job_id, job.name, job.state));
             let mut text = named.collect::<Vec<_>>().join(", ");
             if all > NAMED {
                 text += &format!(" and {} more", all - NAMED);

@@ -17,6 +17,7 @@ mod submit;
 mod tally;
 mod watch;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -34,10 +35,14 @@ use crate::commands::{
 /// Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 error, 2 wrong usage, 3 the job failed,
 /// 4 the job was cancelled or paused, 5 the coordinator cannot be reached.
 #[derive(Debug, Parser)]
-#[command(name = "loractl", version, after_help = "Examples:
+#[command(
+    name = "loractl",
+    version,
+    after_help = "Examples:
   loractl quickstart
   loractl run job.yaml --out runs/dates
-  loractl submit job.yaml --coordinator http://coordinator:7400 --watch")]
+  loractl submit job.yaml --coordinator http://coordinator:7400 --watch"
+)]
 struct Cli {
     /// Where the coordinator is: http://host:port or host:port
     /// [default: $LORA_COORDINATOR_ADDR, or `coordinator = ".."` in ~/.config/loractl/config.toml, or http://127.0.0.1:7400]
@@ -85,9 +90,11 @@ enum Remote {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    // What people should know comes as a job's events; `RUST_LOG=info` shows how it came about.
     tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn")))
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error")))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let ended = match (cli.command, cli.coordinator.as_deref()) {
         (Command::Remote(command), coordinator) => command.execute(coordinator),
@@ -149,7 +156,8 @@ mod tests {
 
     #[test]
     fn the_coordinator_may_be_given_before_and_after_the_command() {
-        for line in [["loractl", "--coordinator", "a:1", "list"], ["loractl", "list", "--coordinator", "a:1"]] {
+        for line in [["loractl", "--coordinator", "a:1", "list"], ["loractl", "list", "--coordinator", "a:1"]]
+        {
             let cli = Cli::try_parse_from(line).unwrap();
             assert_eq!(cli.coordinator.as_deref(), Some("a:1"));
             assert!(matches!(cli.command, Command::Remote(Remote::List(_))));

@@ -31,11 +31,7 @@ pub(crate) enum Format {
 
 impl Format {
     /// Writes `value`; `table` is its form for people.
-    pub(crate) fn print<T: Serialize>(
-        self,
-        value: &T,
-        table: impl FnOnce() -> String,
-    ) -> anyhow::Result<()> {
+    pub(crate) fn print<T: Serialize>(self, value: &T, table: impl FnOnce() -> String) -> anyhow::Result<()> {
         match self {
             Self::Table => line(&table())?,
             Self::Json => line(&serde_json::to_string_pretty(value)?)?,

@@ -50,7 +50,7 @@ impl Progress {
             Seen::Event(event) => self.show_event(event, tally),
             Seen::Step(v1::StepReport { metrics: Some(metrics), notice, .. }) => {
                 if !notice.is_empty() {
-                    self.say(&format!("step {}: {notice}", metrics.step));
+                    self.say(notice);
                 }
                 self.show_step(metrics, tally);
             }
@@ -90,7 +90,7 @@ impl Progress {
 
     fn draw(&self, tally: &Tally) {
         if self.bar.length().is_none() {
-            let template = "{prefix} {bar:30} {pos}/{len}  {wide_msg}";
+            let template = "{prefix} {bar:20} {pos}/{len}  {wide_msg}";
             let style = ProgressStyle::with_template(template);
             self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         }

@@ -27,7 +27,12 @@ pub(crate) struct Terms {
 }
 
 /// Uploads those of `inputs` that the store does not have, and submits the job of `file`.
-pub(crate) async fn submit(client: &Client, file: &JobFile, inputs: &Inputs, terms: &Terms) -> Result<v1::Job> {
+pub(crate) async fn submit(
+    client: &Client,
+    file: &JobFile,
+    inputs: &Inputs,
+    terms: &Terms,
+) -> Result<v1::Job> {
     upload_missing(client, inputs.files()).await?;
     let request = v1::SubmitJobRequest {
         idempotency_key: terms.idempotency_key.clone(),
@@ -37,7 +42,9 @@ pub(crate) async fn submit(client: &Client, file: &JobFile, inputs: &Inputs, ter
     };
     // The key makes a second submit of the same job harmless.
     let call = || async { client.call(client.jobs().submit_job(request.clone())).await };
-    let submitted = call.retry(delays().with_max_times(RETRIES)).when(|error| matches!(error, CallError::Unreachable { .. }));
+    let submitted = call
+        .retry(delays().with_max_times(RETRIES))
+        .when(|error| matches!(error, CallError::Unreachable { .. }));
     submitted.await.map_err(|error| located(error, file))
 }
 
@@ -52,6 +59,13 @@ pub(crate) fn bytes_bar(total: u64) -> ProgressBar {
     let template = "{bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {wide_msg}";
     bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
     bar
+}
+
+/// What is being hashed, and how many bytes so far, on stderr; invisible where that is no terminal.
+pub(crate) fn hashing_bar() -> ProgressBar {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{spinner} {wide_msg} {bytes}");
+    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
 }
 
 async fn upload_missing(client: &Client, files: &[LocalFile]) -> Result<()> {
@@ -84,9 +98,8 @@ async fn missing<'a>(client: &Client, files: &'a [LocalFile]) -> Result<Vec<&'a 
         let answer = client.call(client.artifacts().find_missing(v1::FindMissingRequest { files })).await?;
         missing.extend(answer.missing.into_iter().map(|digest| digest.sha256));
     }
-    let mut is_missing = |file: &&LocalFile| {
-        file.stored.digest.as_ref().is_some_and(|digest| missing.remove(&digest.sha256))
-    };
+    let mut is_missing =
+        |file: &&LocalFile| file.stored.digest.as_ref().is_some_and(|digest| missing.remove(&digest.sha256));
     Ok(files.iter().filter(|file| is_missing(file)).collect())
 }
 

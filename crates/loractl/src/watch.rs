@@ -119,8 +119,10 @@ impl Reader {
             if !self.lost {
                 self.lost = true;
                 let patience = self.patience.as_secs();
-                self.tell(format!("lost the coordinator ({broken}); trying for {patience} s to reach it again"))
-                    .await?;
+                self.tell(format!(
+                    "lost the coordinator ({broken}); trying for {patience} s to reach it again"
+                ))
+                .await?;
             }
             let delay = self.delays.next().unwrap_or_default();
             sleep(delay.min(self.patience - silent)).await;
@@ -190,7 +192,8 @@ impl Reader {
             _ => return None,
         };
         // A step is asked for by the one before it.
-        let (from, to) = if what == "steps" { (*next + 1, first.checked_sub(1)?) } else { ((*next).max(1), first) };
+        let (from, to) =
+            if what == "steps" { (*next + 1, first.checked_sub(1)?) } else { ((*next).max(1), first) };
         if to <= *next {
             return None;
         }

@@ -118,8 +118,10 @@ fn the_same_key_gives_the_same_job_or_an_error() {
     let service = Service::start();
     let job = fixture.job();
     let submit = || service.run(&["submit", job.to_str().unwrap(), "--idempotency-key", "k", "-o", "json"]);
-    let first = submit().expect_code(0).json();
-    assert_eq!(submit().expect_code(0).json()["job_id"], first["job_id"]);
+    let (first, second) = (submit().expect_code(0), submit().expect_code(0));
+    assert_eq!(second.json()["job_id"], first.json()["job_id"]);
+    let uploads = |finished: &Finished| finished.stderr.contains("uploading ");
+    assert!(uploads(&first) && !uploads(&second), "what is stored is not uploaded again: {}", second.stderr);
     fixture.edit("job.yaml", "max_steps: 12", "max_steps: 13");
     let refused = submit().expect_code(1);
     let error = refused.error().unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Workers that come and go while a job trains.
 
-use lora_e2e::{Fixture, Service, Worker};
+use lora_e2e::{Fixture, Service, Signal, Worker};
 
 use crate::{expect_undisturbed, groups, lost};
 
@@ -81,6 +81,23 @@ fn a_worker_that_is_asked_to_end_hands_its_job_over() {
     assert_eq!((groups.len(), &groups[1].workers), (2, &vec![workers[0].name.clone()]), "{groups:?}");
     assert_eq!(groups[1].reason, format!("worker {first} leaves"));
     assert_eq!(lost(&service, &job), Vec::<String>::new());
+}
+
+#[test]
+fn a_worker_that_hangs_is_left_out_and_lets_go_of_the_job_once_it_can() {
+    let fixture = Fixture::of_short_steps();
+    fixture.ask_for_workers(1, 2);
+    let service = Service::start();
+    let mut workers = pair(&service);
+    let job = service.submit(&fixture);
+    let first = service.until_step(&job, 5).workers[0].clone();
+    let hung = take(&mut workers, &first);
+    hung.daemon.signal(Signal::STOP);
+    expect_undisturbed(&service, &job, &fixture.path("out"));
+    assert_eq!(lost(&service, &job), [first.clone()]);
+    hung.daemon.signal(Signal::CONT);
+    let worker = service.until_worker(&first, "idle");
+    assert_eq!(worker.job_id, None);
 }
 
 /// Two workers that are ready, so that a job gets both at once.

@@ -53,11 +53,24 @@ fn two_clients_see_everything_once_and_the_result_is_that_of_a_local_run() {
     let logged: Vec<u64> = json_lines(&logs).iter().map(|event| event["number"].as_u64().unwrap()).collect();
     assert_eq!(logged, all(event + 1..=events));
 
-    expect_undisturbed(&service, &job, &fixture.path("downloaded"));
+    let downloaded = fixture.path("downloaded");
+    expect_undisturbed(&service, &job, &downloaded);
+    // Base and data are elsewhere, as on another machine.
+    let verify = || {
+        let mut command = loractl();
+        command.arg("verify").arg(&downloaded);
+        command
+    };
+    Finished::of(&mut verify()).expect_code(1);
+    let mut elsewhere = verify();
+    for (flag, name) in [("--base", "base"), ("--train", "train.jsonl"), ("--eval", "eval.jsonl")] {
+        elsewhere.arg(flag).arg(aside(name));
+    }
+    Finished::of(&mut elsewhere).expect_code(0);
     files.iter().for_each(|name| fs::rename(aside(name), fixture.path(name)).unwrap());
     let local = fixture.finish("local", &["--workers", "1", "--threads", "1"]);
-    assert_eq!(Outcome::read(&fixture.path("downloaded")), local, "the receipt too");
-    Finished::of(loractl().arg("verify").arg(fixture.path("downloaded"))).expect_code(0);
+    assert_eq!(Outcome::read(&downloaded), local, "the receipt too");
+    Finished::of(&mut verify()).expect_code(0);
 }
 
 #[test]

@@ -30,7 +30,8 @@ pub(crate) struct Args {
 
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     online(coordinator, async |client| {
-        let cancel = async |job_id| client.call(client.jobs().cancel_job(v1::CancelJobRequest { job_id })).await;
+        let cancel =
+            async |job_id| client.call(client.jobs().cancel_job(v1::CancelJobRequest { job_id })).await;
         change::each(&client, &args.jobs, args.wait, args.output, cancel).await
     })
 }

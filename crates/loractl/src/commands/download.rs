@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 
 use super::online;
-use crate::download::download_result;
+use crate::download::{download_result, is_file_name};
 use crate::jobs;
 use crate::output::{Format, Table};
 
@@ -44,9 +44,11 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
         if job.state != "succeeded" {
             bail!("job {} is {}; it has a result once it has succeeded", job.job_id, job.state);
         }
-        // A coordinator's names are harmless, but this one is to make a path.
-        let name = job.name.replace('/', "_");
-        let output_dir = args.out.unwrap_or_else(|| PathBuf::from(".").join(name));
+        let output_dir = match args.out {
+            Some(dir) => dir,
+            None if is_file_name(&job.name) => PathBuf::from(".").join(&job.name),
+            None => bail!("the job's name {:?} makes no directory; give one with --out", job.name),
+        };
         download_result(&client, &job, &output_dir, &[]).await?;
         let files = job.result.into_iter().map(|file| file.name).collect();
         let downloaded = Downloaded { job_id: job.job_id, output_dir, files };

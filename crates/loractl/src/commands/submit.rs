@@ -10,7 +10,7 @@ use super::{online, watch};
 use crate::inputs::{Base, Inputs};
 use crate::job;
 use crate::output::{Format, JobView, Table};
-use crate::submit::{Terms, bytes_bar, drawn_key, submit};
+use crate::submit::{Terms, drawn_key, hashing_bar, submit};
 
 /// Give a job to the coordinator.
 ///
@@ -48,13 +48,11 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     let file = JobFile::read(&args.job)?;
     let base = checked_base(&file, &args.job, args.max_upload)?;
-    let bar = bytes_bar(0);
+    let bar = hashing_bar();
     let inputs = Inputs::collect(&file, base, &bar)?;
     bar.finish_and_clear();
-    let terms = Terms {
-        idempotency_key: args.idempotency_key.unwrap_or_else(drawn_key),
-        priority: args.priority,
-    };
+    let terms =
+        Terms { idempotency_key: args.idempotency_key.unwrap_or_else(drawn_key), priority: args.priority };
     online(coordinator, async |client| {
         let job = submit(&client, &file, &inputs, &terms).await?;
         let mut table = Table::new();

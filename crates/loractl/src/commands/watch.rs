@@ -61,8 +61,7 @@ impl Manner {
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     online(coordinator, async |client| {
         let job = jobs::find(&client, &args.job).await?;
-        let manner =
-            Manner { format: args.output, patience: Duration::from_secs(args.reconnect_seconds) };
+        let manner = Manner { format: args.output, patience: Duration::from_secs(args.reconnect_seconds) };
         to_the_end(&client, job, manner).await
     })
 }

@@ -115,7 +115,8 @@ impl LocalRun<'_> {
     }
 
     async fn start_coordinator(&mut self) -> Result<(Handle, JoinHandle<Result<(), CoordinatorError>>)> {
-        let mut config = lora_coordinator::Config { state_dir: self.output.state_dir(), ..Default::default() };
+        let mut config =
+            lora_coordinator::Config { state_dir: self.output.state_dir(), ..Default::default() };
         config.grpc.listen = "127.0.0.1:0".into();
         config.http.listen = String::new();
         config.limits.upload_bytes = u64::MAX;
@@ -196,6 +197,10 @@ impl LocalRun<'_> {
             Some(JobState::Succeeded) if ended_well => self.output.finish(),
             Some(JobState::Failed) if untrained => self.output.discard(),
             _ if untrained && !ended_well => self.output.discard(),
+            Some(_) if !ended_well => {
+                self.progress.say("what was trained is kept; the same command with --resume goes on");
+                Ok(())
+            }
             _ => Ok(()),
         }
     }
@@ -260,9 +265,9 @@ impl Following<'_> {
     fn take(&mut self, seen: &Seen) -> Result<bool> {
         match seen {
             Seen::Event(event) => {
-                let ours = event.time.is_none_or(|time| {
-                    (time.seconds, time.nanos) >= (self.begun.seconds, self.begun.nanos)
-                });
+                let ours = event
+                    .time
+                    .is_none_or(|time| (time.seconds, time.nanos) >= (self.begun.seconds, self.begun.nanos));
                 self.assigned |= ours && matches!(event.kind, Some(job_event::Kind::Assigned(_)));
                 Ok(ours)
             }
@@ -285,10 +290,9 @@ impl Following<'_> {
         let deaths = &mut self.deaths[exit.index];
         *deaths += 1;
         if *deaths > RESTARTS {
-            bail!("{exit}\nit was started {RESTARTS} times again without a finished step between");
+            bail!("after {RESTARTS} restarts without a finished step between, {exit}");
         }
         progress.say(&format!("{exit}\nstarting it again"));
         self.workers.start(exit.index)
     }
 }
-

@@ -43,13 +43,16 @@ pub(crate) async fn again(
         bail!("the unfinished run has another job: {}", file.locate(difference));
     }
     if let Some(setting) = inputs.difference(&job.inputs.clone().unwrap_or_default()) {
-        let message = "has other contents than when the run was started; restore them, or start a new run".into();
+        let message =
+            "has other contents than when the run was started; restore them, or start a new run".into();
         return Err(file.locate(FieldError::new(setting, message)).into());
     }
     let job = rested(client, job, file, &earlier, progress).await?;
     match JobState::from_name(&job.state) {
         Some(JobState::Paused | JobState::Failed) => {}
-        Some(JobState::Cancelled) => bail!("the unfinished run was cancelled; choose another output directory"),
+        Some(JobState::Cancelled) => {
+            bail!("the unfinished run was cancelled; choose another output directory")
+        }
         _ => return Ok(job),
     }
     let workers = v1::JobSpec::try_from(&file.job)?.workers;

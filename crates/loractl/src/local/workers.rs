@@ -50,12 +50,7 @@ pub(crate) struct WorkerExit {
 impl Workers {
     /// None yet.
     pub(crate) fn new(options: WorkerOptions, bar: &ProgressBar) -> Self {
-        Self {
-            options,
-            bar: bar.clone(),
-            farewell: CancellationToken::new(),
-            running: JoinSet::new(),
-        }
+        Self { options, bar: bar.clone(), farewell: CancellationToken::new(), running: JoinSet::new() }
     }
 
     /// Starts a process of this executable.

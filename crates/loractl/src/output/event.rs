@@ -28,14 +28,43 @@ pub(crate) struct EventView {
 #[derive(Debug, Serialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum KindView {
-    StateChanged { state: String, failure: Option<FailureView> },
-    Assigned { generation: u64, workers: Vec<String>, checkpoint_step: Option<u64>, reason: String },
-    BaseReady { worker: String, sha256: String, cached: bool, seconds: f64 },
-    Prepared { completed_steps: u64, facts: FactsView },
-    WorkerLost { worker: String, rank: u32, cause: String },
-    CheckpointSaved { step: u64, bytes: u64 },
-    Notice { worker: String, step: u64, text: String },
-    ResultSaved { files: Vec<FileView> },
+    StateChanged {
+        state: String,
+        failure: Option<FailureView>,
+    },
+    Assigned {
+        generation: u64,
+        workers: Vec<String>,
+        checkpoint_step: Option<u64>,
+        reason: String,
+    },
+    BaseReady {
+        worker: String,
+        sha256: String,
+        cached: bool,
+        seconds: f64,
+    },
+    Prepared {
+        completed_steps: u64,
+        facts: FactsView,
+    },
+    WorkerLost {
+        worker: String,
+        rank: u32,
+        cause: String,
+    },
+    CheckpointSaved {
+        step: u64,
+        bytes: u64,
+    },
+    Notice {
+        worker: String,
+        step: u64,
+        text: String,
+    },
+    ResultSaved {
+        files: Vec<FileView>,
+    },
     /// Of a coordinator that is newer than this program.
     Unknown,
 }
@@ -91,12 +120,7 @@ impl From<job_event::Kind> for KindView {
 impl From<v1::StepReport> for StepView {
     fn from(step: v1::StepReport) -> Self {
         let v1::StepReport { metrics, logged: _, reduced_bytes, time, notice } = step;
-        Self {
-            time: stamp(time.as_ref()),
-            metrics: metrics.unwrap_or_default(),
-            reduced_bytes,
-            notice,
-        }
+        Self { time: stamp(time.as_ref()), metrics: metrics.unwrap_or_default(), reduced_bytes, notice }
     }
 }
 
@@ -129,7 +153,11 @@ pub(crate) fn event_text(event: &v1::JobEvent) -> String {
         }
         Some(Kind::Prepared(v1::RunPrepared { facts, completed_steps })) => {
             let facts = facts.unwrap_or_default();
-            let from = if *completed_steps > 0 { format!(", from step {completed_steps} on") } else { String::new() };
+            let from = if *completed_steps > 0 {
+                format!(", from step {completed_steps} on")
+            } else {
+                String::new()
+            };
             format!(
                 "training {} of {} parameters for {} steps ({} an epoch){from}",
                 count(facts.trainable_parameters),

@@ -17,7 +17,7 @@ pub(crate) struct JobView {
     priority: i32,
     created: String,
     changed: String,
-    /// What a queued or waiting job waits for; empty otherwise.
+    /// What a queued or waiting job waits for, in a sentence; empty otherwise.
     waiting_for: String,
     workers: Vec<String>,
     generation: u64,
@@ -113,8 +113,13 @@ impl From<v1::Job> for JobView {
 
 impl From<v1::RunFacts> for FactsView {
     fn from(facts: v1::RunFacts) -> Self {
-        let v1::RunFacts { total_steps, steps_per_epoch, trainable_parameters, total_parameters, adapter_bytes } =
-            facts;
+        let v1::RunFacts {
+            total_steps,
+            steps_per_epoch,
+            trainable_parameters,
+            total_parameters,
+            adapter_bytes,
+        } = facts;
         Self { total_steps, steps_per_epoch, trainable_parameters, total_parameters, adapter_bytes }
     }
 }
@@ -164,15 +169,15 @@ pub(crate) fn failure_text(failure: &v1::Failure) -> String {
     }
 }
 
-/// Jobs in rows.
+/// Jobs in rows; where ids are long, what matters less is cut off at the end.
 pub(crate) fn job_grid(jobs: &[v1::Job]) -> Grid {
     let mut grid = Grid::new(&[
         ("JOB", Fit::Whole),
-        ("NAME", Fit::Cut),
         ("STATE", Fit::Whole),
         ("STEP", Fit::Right),
         ("LOSS", Fit::Right),
         ("AGE", Fit::Right),
+        ("NAME", Fit::Cut),
         ("INFO", Fit::Cut),
     ]);
     for job in jobs {
@@ -180,15 +185,15 @@ pub(crate) fn job_grid(jobs: &[v1::Job]) -> Grid {
         let info = match (&job.failure, job.waiting_for.as_str()) {
             (Some(failure), _) => failure_text(failure),
             (None, "") => job.workers.join(", "),
-            (None, waiting_for) => format!("waits for {waiting_for}"),
+            (None, waiting_for) => waiting_for.to_owned(),
         };
         grid.row(vec![
             job.job_id.clone(),
-            job.name.clone(),
             job.state.clone(),
             steps(job),
             loss,
             job.created.as_ref().map_or_else(|| "-".into(), |created| age(seconds_since(created))),
+            job.name.clone(),
             info,
         ]);
     }
@@ -210,7 +215,7 @@ pub(crate) fn job_table(job: &v1::Job, tokens_per_second: Option<f64>, seconds_l
     let since = job.changed.as_ref().map(|changed| format!(", for {}", age(seconds_since(changed))));
     table.row("state", format!("{}{}", job.state, since.unwrap_or_default()));
     if !job.waiting_for.is_empty() {
-        table.row("waits for", &job.waiting_for);
+        table.row("waits for", job.waiting_for.trim_start_matches("waits for "));
     }
     if let Some(failure) = &job.failure {
         table.row("failure", failure_text(failure));
@@ -250,7 +255,10 @@ pub(crate) fn job_table(job: &v1::Job, tokens_per_second: Option<f64>, seconds_l
 fn progress(table: &mut Table, job: &v1::Job, tokens_per_second: Option<f64>, seconds_left: Option<f64>) {
     if let Some(facts) = &job.facts {
         let percent = 100.0 * job.completed_steps as f64 / facts.total_steps.max(1) as f64;
-        table.row("steps", format!("{} of {} ({percent:.0} %)", count(job.completed_steps), count(facts.total_steps)));
+        table.row(
+            "steps",
+            format!("{} of {} ({percent:.0} %)", count(job.completed_steps), count(facts.total_steps)),
+        );
     }
     if let Some(metrics) = &job.metrics {
         table.row("loss", format!("{:.4}", metrics.loss));
@@ -297,7 +305,9 @@ mod tests {
             workers: vec!["w0".into(), "w1".into()],
             metrics: Some(StepMetrics { step: 50, loss: 1.25, ..StepMetrics::default() }),
             result: vec![v1::StoredFile { name: "receipt.json".into(), digest: Some(digest) }],
-            spec: Some(v1::JobSpec::try_from(&JobSpec { name: "dates".into(), ..JobSpec::default() }).unwrap()),
+            spec: Some(
+                v1::JobSpec::try_from(&JobSpec { name: "dates".into(), ..JobSpec::default() }).unwrap(),
+            ),
             ..v1::Job::default()
         }
     }
@@ -330,12 +340,21 @@ mod tests {
 
     #[test]
     fn a_row_says_what_a_job_waits_for_or_why_it_failed() {
-        let waiting = v1::Job { waiting_for: "1 more worker".into(), ..job() };
+        let waiting = v1::Job { waiting_for: "waits for 1 worker: none of 2 is free".into(), ..job() };
+        let status = job_table(&waiting, None, None).to_string();
+        assert!(
+            status.lines().any(|line| line == "waits for           1 worker: none of 2 is free"),
+            "{status}"
+        );
         let failure = v1::Failure { cause: "out of memory".into(), ..v1::Failure::default() };
         let failed = v1::Job { failure: Some(failure), ..job() };
         let text = job_grid(&[job(), waiting, failed]).fitted();
         let lines: Vec<&str> = text.lines().collect();
         assert!(lines[1].contains("50/200  1.2500") && lines[1].ends_with("w0, w1"), "{text}");
-        assert!(lines[2].ends_with("waits for 1 more worker") && lines[3].ends_with("out of memory"), "{text}");
+        assert!(
+            lines[2].ends_with("waits for 1 worker: none of 2 is free")
+                && lines[3].ends_with("out of memory"),
+            "{text}"
+        );
     }
 }

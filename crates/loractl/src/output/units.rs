@@ -90,9 +90,13 @@ mod tests {
 
     #[test]
     fn durations_have_two_units() {
-        for (seconds, text) in
-            [(12.4, "12 s"), (59.6, "1 min 00 s"), (250.0, "4 min 10 s"), (3900.0, "1 h 05 min"), (90_000.0, "1 d 01 h")]
-        {
+        for (seconds, text) in [
+            (12.4, "12 s"),
+            (59.6, "1 min 00 s"),
+            (250.0, "4 min 10 s"),
+            (3900.0, "1 h 05 min"),
+            (90_000.0, "1 d 01 h"),
+        ] {
             assert_eq!(duration(seconds), text, "{seconds}");
         }
     }

@@ -55,16 +55,16 @@ impl From<v1::Worker> for WorkerView {
     }
 }
 
-/// Workers in rows.
+/// Workers in rows; where ids are long, what matters less is cut off at the end.
 pub(crate) fn worker_grid(workers: &[WorkerView]) -> Grid {
     let mut grid = Grid::new(&[
         ("NAME", Fit::Cut),
         ("STATE", Fit::Whole),
-        ("JOB", Fit::Whole),
+        ("SILENT", Fit::Right),
         ("RANK", Fit::Right),
         ("STEP", Fit::Right),
+        ("JOB", Fit::Whole),
         ("KIND", Fit::Cut),
-        ("SILENT", Fit::Right),
     ]);
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     for worker in workers {
@@ -72,11 +72,11 @@ pub(crate) fn worker_grid(workers: &[WorkerView]) -> Grid {
         grid.row(vec![
             worker.name.clone(),
             worker.state.clone(),
-            or_dash(worker.job_id.clone()),
+            age(worker.silent_seconds),
             or_dash(worker.rank.map(|rank| rank.to_string())),
             or_dash(held.then(|| worker.completed_steps.to_string())),
+            or_dash(worker.job_id.clone()),
             worker.numerics_id.clone(),
-            age(worker.silent_seconds),
         ]);
     }
     grid
