@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::dockerfile::Stage;
+use crate::service::without_settings;
 
 /// A container of one of this repository's images.
 #[derive(Clone, Debug)]
@@ -139,9 +140,7 @@ impl Container {
         dir: &Path,
         addresses: &BTreeMap<String, String>,
     ) -> Command {
-        for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LORA_")) {
-            program.env_remove(name);
-        }
+        without_settings(&mut program);
         let entrypoint = self.image.entrypoint();
         for word in entrypoint.iter().skip(1).chain(&self.arguments) {
             program.arg(self.file(word).unwrap_or_else(|| word.into()));

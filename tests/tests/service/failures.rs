@@ -94,7 +94,7 @@ fn a_worker_that_hangs_is_left_out_and_lets_go_of_the_job_once_it_can() {
     let hung = take(&mut workers, &first);
     hung.daemon.signal(Signal::STOP);
     expect_undisturbed(&service, &job, &fixture.path("out"));
-    assert_eq!(lost(&service, &job), [first.clone()]);
+    assert_eq!(lost(&service, &job), std::slice::from_ref(&first));
     hung.daemon.signal(Signal::CONT);
     let worker = service.until_worker(&first, "idle");
     assert_eq!(worker.job_id, None);
