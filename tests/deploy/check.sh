@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks deploy/ and docker-compose.yml without Docker and without a cluster: the Dockerfile by hadolint, the compose file by
-# its schema, the build context by what cargo needs, the rendered manifests by manifests.py. What they set is held against
+# its schema, the build context by cargo, the rendered manifests by manifests.py. What they set is held against
 # the programs' configuration by tests/tests/deploy.rs.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -20,9 +20,12 @@ echo "Dockerfile: hadolint finds nothing"
 check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 echo "docker-compose.yml: as its schema wants it"
 
-python tests/deploy/context.py "$work/context"
-cargo metadata --no-deps --offline --format-version 1 --manifest-path "$work/context/Cargo.toml" >/dev/null
-echo "build context: holds the whole workspace"
+# Under the target directory, where nothing that is built already is built again, and always in the same place.
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+rm -rf "$target/deploy-context"
+python tests/deploy/context.py "$target/deploy-context"
+CARGO_TARGET_DIR=$target cargo check --quiet --locked --workspace --bins --manifest-path "$target/deploy-context/Cargo.toml"
+echo "build context: holds all that the programs are built from"
 
 for kustomization in base overlays/cpu overlays/gpu; do
   if ! kubectl kustomize "deploy/kubernetes/$kustomization" >"$work/${kustomization##*/}.yaml"; then

@@ -1,6 +1,6 @@
 //! Finished steps on their way to the coordinator.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lora_proto::v1;
@@ -10,7 +10,8 @@ pub(crate) const KEPT: usize = 1 << 16;
 /// Rows in one message.
 const TOGETHER: usize = 1 << 10;
 
-/// The finished steps that the coordinator has not stored yet. A clone is the same buffer.
+/// The finished steps that the coordinator has not stored yet. Every rank keeps them, and the first sends them: whoever
+/// takes its place has what it could not send any more. A clone is the same buffer.
 #[derive(Clone, Default)]
 pub(crate) struct Steps(Arc<Mutex<Buffer>>);
 
@@ -18,6 +19,8 @@ pub(crate) struct Steps(Arc<Mutex<Buffer>>);
 struct Buffer {
     job_id: String,
     generation: u64,
+    /// This rank sends them.
+    is_first: bool,
     rows: VecDeque<v1::StepReport>,
     /// How many of the rows, from the first, have been sent to the coordinator that is connected now.
     sent: usize,
@@ -28,15 +31,32 @@ struct Buffer {
 }
 
 impl Steps {
-    /// From here on, rows of this job and generation. Returns the last step of the job that is known to be stored.
-    pub(crate) fn begin(&self, job_id: &str, generation: u64) -> u64 {
-        let mut buffer = self.lock();
-        let stored = if buffer.job_id == job_id { buffer.stored } else { 0 };
-        *buffer = Buffer { job_id: job_id.to_owned(), generation, stored, ..Buffer::default() };
-        stored
+    /// The last step of the job that is known to be stored.
+    pub(crate) fn stored(&self, job_id: &str) -> u64 {
+        let buffer = self.lock();
+        if buffer.job_id == job_id { buffer.stored } else { 0 }
     }
 
-    /// Forgets rows that are not stored; they are another rank's to tell, or nobody's.
+    /// From here on, rows of this job and generation. Those that are kept of the job stay; of `past` ones come in that are
+    /// not among them.
+    pub(crate) fn begin(&self, job_id: &str, generation: u64, is_first: bool, past: Vec<v1::StepReport>) {
+        let stored = self.stored(job_id);
+        let mut buffer = self.lock();
+        let kept = std::mem::take(&mut buffer.rows).into_iter().filter(|_| buffer.job_id == job_id);
+        let by_step: BTreeMap<u64, _> = past.into_iter().chain(kept).map(|row| (step(&row), row)).collect();
+        let lost = by_step.len().saturating_sub(KEPT);
+        *buffer = Buffer {
+            job_id: job_id.to_owned(),
+            generation,
+            is_first,
+            rows: by_step.into_values().skip(lost).collect(),
+            sent: 0,
+            stored,
+            overflowed: false,
+        };
+    }
+
+    /// Forgets rows that are not stored: nobody wants them any more.
     pub(crate) fn clear(&self) {
         let mut buffer = self.lock();
         (buffer.rows, buffer.sent) = (VecDeque::new(), 0);
@@ -66,8 +86,7 @@ impl Steps {
             return;
         }
         buffer.stored = step;
-        let is_stored = |row: &v1::StepReport| row.metrics.is_some_and(|metrics| metrics.step <= step);
-        while buffer.rows.front().is_some_and(is_stored) {
+        while buffer.rows.front().is_some_and(|row| self::step(row) <= step) {
             buffer.rows.pop_front();
             buffer.sent = buffer.sent.saturating_sub(1);
         }
@@ -81,12 +100,15 @@ impl Steps {
     /// Whether there are rows to send.
     pub(crate) fn are_waiting(&self) -> bool {
         let buffer = self.lock();
-        buffer.sent < buffer.rows.len()
+        buffer.is_first && buffer.sent < buffer.rows.len()
     }
 
     /// The next rows to send.
     pub(crate) fn next(&self) -> Option<v1::Steps> {
         let mut buffer = self.lock();
+        if !buffer.is_first {
+            return None;
+        }
         let end = buffer.rows.len().min(buffer.sent + TOGETHER);
         let steps: Vec<_> = buffer.rows.range(buffer.sent..end).cloned().collect();
         buffer.sent = end;
@@ -97,6 +119,10 @@ impl Steps {
     fn lock(&self) -> MutexGuard<'_, Buffer> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn step(row: &v1::StepReport) -> u64 {
+    row.metrics.map_or(0, |metrics| metrics.step)
 }
 
 #[cfg(test)]
@@ -116,7 +142,7 @@ mod tests {
     #[test]
     fn rows_are_sent_once_a_connection_until_they_are_stored() {
         let steps = Steps::default();
-        assert_eq!(steps.begin("job", 1), 0);
+        steps.begin("job", 1, true, Vec::new());
         (1..=5).for_each(|step| steps.push(row(step)));
         assert!(steps.are_waiting());
         assert_eq!(sent(&steps), [1, 2, 3, 4, 5]);
@@ -127,15 +153,28 @@ mod tests {
         assert_eq!(sent(&steps), [6]);
         steps.rewind();
         assert_eq!(sent(&steps), [3, 4, 5, 6]);
-        assert_eq!(steps.begin("job", 2), 2, "this much of the job is stored");
-        assert_eq!(sent(&steps), [0_u64; 0]);
-        assert_eq!(steps.begin("another job", 1), 0);
+        assert_eq!((steps.stored("job"), steps.stored("another job")), (2, 0));
+        steps.begin("another job", 1, true, vec![row(1)]);
+        assert_eq!(sent(&steps), [1], "rows of the job before are nobody's");
+    }
+
+    #[test]
+    fn a_rank_that_becomes_the_first_sends_what_its_forerunner_could_not() {
+        let steps = Steps::default();
+        steps.begin("job", 1, false, Vec::new());
+        let told = v1::StepReport { notice: "skipped".into(), ..row(3) };
+        [row(2), told.clone()].into_iter().for_each(|row| steps.push(row));
+        assert!(!steps.are_waiting() && steps.next().is_none(), "the first rank sends them");
+        steps.acknowledge("job", 2);
+        steps.begin("job", 2, true, vec![row(1), row(3), row(4)]);
+        let message = steps.next().unwrap();
+        assert_eq!((message.generation, message.steps), (2, vec![row(1), told, row(4)]));
     }
 
     #[test]
     fn the_oldest_rows_are_lost_where_there_is_no_room() {
         let steps = Steps::default();
-        steps.begin("job", 1);
+        steps.begin("job", 1, true, Vec::new());
         (1..=KEPT as u64 + 3).for_each(|step| steps.push(row(step)));
         let all = sent(&steps);
         assert_eq!((all.len(), all[0]), (KEPT, 4));

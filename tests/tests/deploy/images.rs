@@ -135,9 +135,9 @@ fn is_too_old(image: &str) -> bool {
 }
 
 fn worker_has_cuda() -> bool {
-    !manifest("crates/lora-worker/Cargo.toml")
+    manifest("crates/lora-worker/Cargo.toml")
         .get("features")
-        .is_none_or(|features| features.get("cuda").is_none())
+        .is_some_and(|features| features.get("cuda").is_some())
 }
 
 fn license() -> String {

@@ -30,12 +30,12 @@ impl EngineThread {
         job.run.join(group)?;
         let completed_steps = job.run.completed_steps();
         let is_first = assignment.rank == 0;
+        let mut past = Vec::new();
         if is_first {
-            self.tell_past_steps(assignment);
+            past = self.past_steps(assignment);
             self.checkpoints = Some(Checkpoints::start(&self.runtime, self.uploads(assignment)));
-        } else {
-            self.engine.steps.clear();
         }
+        self.engine.steps.begin(&assignment.job_id, assignment.generation, is_first, past);
         self.update(|held| {
             held.enter(Phase::Training);
             held.completed_steps = completed_steps;
@@ -61,20 +61,17 @@ impl EngineThread {
             let report = run.step(|| stops(&self.engine.wanted.borrow()))?;
             let metrics = &report.metrics;
             self.engine.counters.count(&report);
-            if is_first {
-                let problem = self.checkpoints.as_ref().and_then(Checkpoints::problem);
-                let notice: Vec<String> = report.notice.into_iter().chain(problem).collect();
-                let row = v1::StepReport {
-                    reduced_bytes: report.reduced_bytes,
-                    notice: notice.join("; "),
-                    ..row(metrics)
-                };
-                self.engine.steps.push(row);
-                if report.checkpoint_due
-                    && let Some(checkpoints) = &self.checkpoints
-                {
-                    checkpoints.offer(metrics.step, run.checkpoint()?);
-                }
+            let problem = self.checkpoints.as_ref().and_then(Checkpoints::problem);
+            let notice: Vec<String> = report.notice.into_iter().chain(problem).collect();
+            self.engine.steps.push(v1::StepReport {
+                reduced_bytes: if is_first { report.reduced_bytes } else { 0 },
+                notice: notice.join("; "),
+                ..row(metrics)
+            });
+            if report.checkpoint_due
+                && let Some(checkpoints) = &self.checkpoints
+            {
+                checkpoints.offer(metrics.step, run.checkpoint()?);
             }
             self.engine.status.send_modify(|held| {
                 if let Some(held) = held {
@@ -88,12 +85,12 @@ impl EngineThread {
         Ok(StepOutcome::Finished)
     }
 
-    /// Steps of the state that has been joined which the coordinator may not have: the rank that computed them may be gone.
-    fn tell_past_steps(&self, assignment: &v1::Assignment) {
-        let Some(job) = &self.job else { return };
-        let stored = self.engine.steps.begin(&assignment.job_id, assignment.generation);
+    /// Steps of the state that has been joined which the coordinator may not have: whoever computed them may be gone.
+    fn past_steps(&self, assignment: &v1::Assignment) -> Vec<v1::StepReport> {
+        let Some(job) = &self.job else { return Vec::new() };
+        let stored = self.engine.steps.stored(&assignment.job_id);
         let after = stored.max(job.run.completed_steps().saturating_sub(KEPT as u64));
-        job.run.metrics_after(after).for_each(|metrics| self.engine.steps.push(row(&metrics)));
+        job.run.metrics_after(after).map(|metrics| row(&metrics)).collect()
     }
 }
 
