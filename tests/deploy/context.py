@@ -1,7 +1,7 @@
 """context.py DIR: copies to DIR what `docker build` would send from this repository: the files that .dockerignore lets through.
 
 Of .dockerignore's language it knows what the file uses: `*` first, then `!PATH` for what is let through, then `**/NAME` for
-what is left out again.
+what is left out again. The copies are new files, so that cargo looks at all of them.
 """
 
 import shutil
@@ -24,10 +24,11 @@ def main(target: Path) -> None:
     for path in let_through:
         source, copy = Path(path), target / path
         if source.is_dir():
-            shutil.copytree(source, copy, ignore=shutil.ignore_patterns(*left_out))
+            ignored = shutil.ignore_patterns(*left_out)
+            shutil.copytree(source, copy, ignore=ignored, copy_function=shutil.copy)
         elif source.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(source, copy)
+            shutil.copy(source, copy)
         else:
             sys.exit(f".dockerignore: {path} does not exist")
     for line in Path("deploy/docker/Dockerfile").read_text().splitlines():

@@ -9,6 +9,7 @@ use lora_proto::v1::artifacts_server::ArtifactsServer;
 use lora_proto::v1::fine_tuning_server::FineTuningServer;
 use lora_proto::v1::worker_control_server::WorkerControlServer;
 use lora_proto::{DESCRIPTORS, MAX_MESSAGE_BYTES, v1};
+use lora_spec::FieldError;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -39,7 +40,7 @@ const GARBAGE: Duration = Duration::from_secs(600);
 pub enum CoordinatorError {
     /// A setting.
     #[error(transparent)]
-    Config(#[from] lora_spec::FieldError),
+    Config(#[from] FieldError),
     /// Another coordinator uses the state directory.
     #[error("state_dir: {0} is in use by another coordinator")]
     InUse(PathBuf),
@@ -124,7 +125,9 @@ impl Coordinator {
         config.check()?;
         let retention =
             Retention { events: config.limits.retained_events, steps: config.limits.retained_steps };
-        let store = Store::open(&config.state_dir, retention).await?;
+        let state_dir = std::path::absolute(&config.state_dir)
+            .map_err(|error| FieldError::new("state_dir", format!("is no path: {error}")))?;
+        let store = Store::open(&state_dir, retention).await?;
         let grpc = listen(&config.grpc.listen).await?;
         let http = match config.http.listen.as_str() {
             "" => None,

@@ -84,6 +84,7 @@ impl Service {
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut last_tick = Instant::now();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
@@ -96,7 +97,10 @@ impl Service {
                     Err(error) => tracing::error!(%error, "the check of a job broke"),
                 },
                 _ = ticks.tick() => {
-                    self.workers.expire(Instant::now());
+                    let idle = last_tick.elapsed().saturating_sub(2 * TICK);
+                    last_tick = Instant::now();
+                    self.workers.excuse(idle);
+                    self.workers.expire(last_tick);
                     self.touched.extend(self.jobs.keys().cloned());
                 }
             }

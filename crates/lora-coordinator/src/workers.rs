@@ -181,6 +181,14 @@ impl Workers {
         Some(name)
     }
 
+    /// Time in which the coordinator itself did nothing does not count as a worker's silence.
+    pub(crate) fn excuse(&mut self, time: Duration) {
+        let now = Instant::now();
+        for worker in self.by_name.values_mut() {
+            worker.last_seen = now.min(worker.last_seen + time);
+        }
+    }
+
     /// Forgets those that have been silent for a lease, and returns their names.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<String> {
         let lease = self.lease;

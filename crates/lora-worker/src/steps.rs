@@ -40,9 +40,10 @@ impl Steps {
     /// From here on, rows of this job and generation. Those that are kept of the job stay; of `past` ones come in that are
     /// not among them.
     pub(crate) fn begin(&self, job_id: &str, generation: u64, is_first: bool, past: Vec<v1::StepReport>) {
-        let stored = self.stored(job_id);
         let mut buffer = self.lock();
-        let kept = std::mem::take(&mut buffer.rows).into_iter().filter(|_| buffer.job_id == job_id);
+        let is_same = buffer.job_id == job_id;
+        let stored = if is_same { buffer.stored } else { 0 };
+        let kept = std::mem::take(&mut buffer.rows).into_iter().filter(|_| is_same);
         let by_step: BTreeMap<u64, _> = past.into_iter().chain(kept).map(|row| (step(&row), row)).collect();
         let lost = by_step.len().saturating_sub(KEPT);
         *buffer = Buffer {

@@ -25,7 +25,8 @@ pub(crate) enum Inserted {
 /// What a job's message has besides its row, as columns.
 const WITH_PROGRESS: &str = "SELECT jobs.*, \
      (SELECT report FROM steps WHERE steps.job = sequence ORDER BY step DESC LIMIT 1) AS newest_step, \
-     (SELECT MAX(step) FROM checkpoints WHERE checkpoints.job = sequence) AS checkpoint_step \
+     (SELECT MAX(step) FROM checkpoints WHERE checkpoints.job = sequence) AS checkpoint_step, \
+     (SELECT events FROM logs WHERE logs.job = sequence) AS last_event \
      FROM jobs WHERE ";
 
 impl Store {
@@ -201,6 +202,7 @@ async fn message(db: &mut SqliteConnection, row: &SqliteRow) -> sqlx::Result<(i6
         spec: Some(job.spec),
         inputs: Some(job.inputs),
         metrics: newest.and_then(|report| report.metrics),
+        last_event: row.try_get("last_event")?,
     };
     Ok((job.sequence, message))
 }

@@ -4,7 +4,6 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
-use tokio::time::timeout;
 
 use super::online;
 use crate::jobs;
@@ -13,8 +12,6 @@ use crate::watch::{From, Seen, Watch};
 
 /// How long a coordinator that is away is waited for.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// After this long without another, all events of the past have come.
-const QUIET: Duration = Duration::from_secs(1);
 
 /// Write a job's events, with their times.
 ///
@@ -43,18 +40,22 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     online(coordinator, async |client| {
         let job = jobs::find(&client, &args.job).await?;
         let from = From { event: args.from, after_step: None };
+        let is_last = |number: u64| !args.follow && number >= job.last_event;
+        if is_last(args.from - 1) {
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut watch = Watch::start(&client, &job, from, PATIENCE);
         loop {
-            let next = match args.follow {
-                true => watch.next().await,
-                false => timeout(QUIET, watch.next()).await.unwrap_or(Ok(None)),
-            };
-            match next? {
+            match watch.next().await? {
                 Some(Seen::Event(event)) => {
+                    let number = event.number;
                     let text = || format!("{}  {}", stamp(event.time.as_ref()), event_text(&event));
                     match args.output {
                         Format::Table => line(&text())?,
                         format => format.print_next(&EventView::from(event), String::new)?,
+                    }
+                    if is_last(number) {
+                        return Ok(ExitCode::SUCCESS);
                     }
                 }
                 Some(Seen::Note(note)) => eprintln!("{note}"),

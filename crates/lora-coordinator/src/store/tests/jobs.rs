@@ -136,6 +136,7 @@ async fn a_message_tells_where_the_job_stands() {
         spec: Some(row.spec),
         inputs: Some(row.inputs),
         metrics: step(12).metrics,
+        last_event: 2,
     };
     assert_eq!(message, expected);
     assert_eq!(fixture.store.list_jobs(&[], None, 1).await.unwrap(), [(row.sequence, expected)]);

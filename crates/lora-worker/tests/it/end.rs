@@ -1,0 +1,68 @@
+//! How a worker ends.
+
+use lora_proto::v1::{Goal, Phase};
+use tonic::Status;
+
+use crate::fake::Fake;
+use crate::job::{ENDLESS, assignment, spec};
+use crate::worker::Worker;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_asked_to_end_waits_to_be_let_go_of() {
+    let mut fake = Fake::start().await;
+    let worker = Worker::start(&fake, "w");
+    let mut link = fake.accept().await;
+    let place = assignment(&fake, &spec(ENDLESS), &[&link]);
+    link.direct(&place, Goal::Train).await;
+    link.job(|job| job.completed_steps >= 1).await;
+    worker.stop.cancel();
+    let draining = link.until(|status| status.draining).await;
+    assert_eq!(draining.job.unwrap().phase(), Phase::Training, "it trains until it is let go of");
+    link.direct(&place, Goal::Stop).await;
+    link.phase(Phase::Stopped).await;
+    link.release().await;
+    let last = link.closed().await.unwrap();
+    assert_eq!((last.job, last.draining), (None, true), "the last it says is that the memory is free");
+    drop(link);
+    worker.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_worker_ends_when_it_is_asked_to() {
+    let mut fake = Fake::start().await;
+    let worker = Worker::start(&fake, "w");
+    let mut link = fake.accept().await;
+    link.free().await;
+    worker.stop.cancel();
+    assert!(link.closed().await.unwrap().draining);
+    drop(link);
+    worker.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_coordinator_a_draining_worker_stops_at_a_boundary_and_ends() {
+    let mut fake = Fake::start().await;
+    let worker = Worker::start(&fake, "w");
+    let mut link = fake.accept().await;
+    link.direct(&assignment(&fake, &spec(ENDLESS), &[&link]), Goal::Train).await;
+    link.job(|job| job.completed_steps >= 1).await;
+    fake.refuse(Some(Status::unavailable("away")));
+    drop(link);
+    fake.refused(|hello| hello.status.as_ref().is_some_and(|status| status.job.is_some())).await;
+    worker.stop.cancel();
+    worker.ended().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_nobody_lets_go_of_ends_after_its_time() {
+    let mut fake = Fake::start().await;
+    let worker = Worker::start_with(&fake, "w", |config| config.drain_timeout_seconds = 0.2);
+    let mut link = fake.accept().await;
+    link.direct(&assignment(&fake, &spec(ENDLESS), &[&link]), Goal::Train).await;
+    link.phase(Phase::Training).await;
+    worker.stop.cancel();
+    let last = link.closed().await.unwrap();
+    assert_eq!(last.job.unwrap().phase(), Phase::Training);
+    drop(link);
+    worker.ended().await;
+}

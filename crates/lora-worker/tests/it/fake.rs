@@ -1,0 +1,203 @@
+//! A coordinator that says what the test wants it to say.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lora_proto::v1::artifacts_server::ArtifactsServer;
+use lora_proto::v1::coordinator_message::Kind as FromCoordinator;
+use lora_proto::v1::worker_control_server::{WorkerControl, WorkerControlServer};
+use lora_proto::v1::worker_message::Kind as FromWorker;
+use lora_proto::v1::{self, Assignment, Goal, HeldJob, Hello, Phase, WorkerStatus};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Server;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::store::Store;
+
+/// The most a test waits.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+const HEARTBEAT_SECONDS: f64 = 0.05;
+
+pub(crate) struct Fake {
+    pub(crate) address: String,
+    pub(crate) store: Store,
+    desk: Arc<Desk>,
+    links: mpsc::Receiver<Link>,
+    _serving: AbortOnDropHandle<()>,
+}
+
+/// Where workers come in.
+struct Desk {
+    /// What they are told instead of a welcome.
+    refusal: watch::Sender<Option<Status>>,
+    /// The newest hello that was refused.
+    refused: watch::Sender<Option<Hello>>,
+    links: mpsc::Sender<Link>,
+}
+
+impl Fake {
+    pub(crate) async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let (sender, links) = mpsc::channel(16);
+        let desk = Desk { refusal: watch::channel(None).0, refused: watch::channel(None).0, links: sender };
+        let (desk, store) = (Arc::new(desk), Store::new());
+        let server = Server::builder()
+            .add_service(WorkerControlServer::from_arc(Arc::clone(&desk)))
+            .add_service(ArtifactsServer::new(store.clone()));
+        let serving = tokio::spawn(async move {
+            server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+        });
+        Self { address, store, desk, links, _serving: AbortOnDropHandle::new(serving) }
+    }
+
+    /// The next worker that connects; it has not been welcomed.
+    pub(crate) async fn meet(&mut self) -> Link {
+        timeout(PATIENCE, self.links.recv()).await.expect("a worker connects").unwrap()
+    }
+
+    /// The next worker that connects, welcomed in the first term.
+    pub(crate) async fn accept(&mut self) -> Link {
+        let link = self.meet().await;
+        link.welcome(1).await;
+        link
+    }
+
+    /// Refuses whoever connects, or no one any more.
+    pub(crate) fn refuse(&self, refusal: Option<Status>) {
+        self.desk.refusal.send_replace(refusal);
+    }
+
+    /// Waits for a hello that is refused and looks like this.
+    pub(crate) async fn refused(&self, want: impl Fn(&Hello) -> bool) -> Hello {
+        let mut refused = self.desk.refused.subscribe();
+        let wanted = refused.wait_for(|hello| hello.as_ref().is_some_and(&want));
+        timeout(PATIENCE, wanted).await.expect("such a hello comes").unwrap().clone().unwrap()
+    }
+}
+
+#[tonic::async_trait]
+impl WorkerControl for Desk {
+    type ConnectStream = ReceiverStream<Result<v1::CoordinatorMessage, Status>>;
+
+    async fn connect(
+        &self,
+        request: Request<Streaming<v1::WorkerMessage>>,
+    ) -> Result<Response<Self::ConnectStream>, Status> {
+        let mut inbox = request.into_inner();
+        let Some(FromWorker::Hello(hello)) = inbox.message().await?.and_then(|message| message.kind) else {
+            panic!("the first message is no hello");
+        };
+        let refusal = self.refusal.borrow().clone();
+        if let Some(refusal) = refusal {
+            self.refused.send_replace(Some(hello));
+            return Err(refusal);
+        }
+        let (outbox, messages) = mpsc::channel(16);
+        let _ = self.links.send(Link { hello, inbox, outbox, steps: Vec::new(), directives: 0 }).await;
+        Ok(Response::new(ReceiverStream::new(messages)))
+    }
+}
+
+/// A worker's stream. Dropped, it is closed.
+pub(crate) struct Link {
+    pub(crate) hello: Hello,
+    /// All that came so far.
+    pub(crate) steps: Vec<v1::Steps>,
+    inbox: Streaming<v1::WorkerMessage>,
+    outbox: mpsc::Sender<Result<v1::CoordinatorMessage, Status>>,
+    directives: u64,
+}
+
+impl Link {
+    pub(crate) async fn welcome(&self, term: u64) {
+        self.send(FromCoordinator::Welcome(v1::Welcome { term, heartbeat_seconds: HEARTBEAT_SECONDS })).await;
+    }
+
+    pub(crate) async fn direct(&mut self, assignment: &Assignment, goal: Goal) {
+        self.send_directive(Some(assignment.clone()), goal).await;
+    }
+
+    /// Has the worker let go of its job.
+    pub(crate) async fn release(&mut self) {
+        self.send_directive(None, Goal::Unspecified).await;
+    }
+
+    /// Says that steps are stored.
+    pub(crate) async fn acknowledge(&self, job_id: &str, step: u64) {
+        let ack = v1::StepsAck { job_id: job_id.into(), step };
+        self.send(FromCoordinator::StepsAck(ack)).await;
+    }
+
+    async fn send_directive(&mut self, assignment: Option<Assignment>, goal: Goal) {
+        self.directives += 1;
+        let directive = v1::Directive { assignment, goal: goal.into(), number: self.directives };
+        self.send(FromCoordinator::Directive(Box::new(directive))).await;
+    }
+
+    async fn send(&self, kind: FromCoordinator) {
+        self.outbox.send(Ok(v1::CoordinatorMessage { kind: Some(kind) })).await.unwrap();
+    }
+
+    /// The next status; none: the worker has closed the stream.
+    pub(crate) async fn status(&mut self) -> Option<WorkerStatus> {
+        loop {
+            let message = timeout(PATIENCE, self.inbox.message()).await.expect("the worker tells something");
+            match message.ok().flatten()?.kind {
+                Some(FromWorker::Status(status)) => return Some(status),
+                Some(FromWorker::Steps(steps)) => self.steps.push(steps),
+                other => panic!("neither a status nor steps: {other:?}"),
+            }
+        }
+    }
+
+    /// Waits for a status that takes account of the newest directive and looks like this.
+    pub(crate) async fn until(&mut self, want: impl Fn(&WorkerStatus) -> bool) -> WorkerStatus {
+        let mut last = None;
+        let waiting = async {
+            loop {
+                let status = self.status().await.expect("the stream is open");
+                if status.directive == self.directives && want(&status) {
+                    return status;
+                }
+                last = Some(status);
+            }
+        };
+        let found = timeout(PATIENCE, waiting).await.ok();
+        found.unwrap_or_else(|| panic!("no such status; the last one: {last:?}"))
+    }
+
+    /// Waits until the job is held in this phase.
+    pub(crate) async fn phase(&mut self, phase: Phase) -> HeldJob {
+        self.job(|job| job.phase() == phase).await
+    }
+
+    /// Waits until a job is held that looks like this.
+    pub(crate) async fn job(&mut self, want: impl Fn(&HeldJob) -> bool) -> HeldJob {
+        self.until(|status| status.job.as_ref().is_some_and(&want)).await.job.unwrap()
+    }
+
+    /// Waits until no job is held.
+    pub(crate) async fn free(&mut self) {
+        self.until(|status| status.job.is_none()).await;
+    }
+
+    /// Waits until the worker closes the stream; returns its last status.
+    pub(crate) async fn closed(&mut self) -> Option<WorkerStatus> {
+        let mut last = None;
+        while let Some(status) = self.status().await {
+            last = Some(status);
+        }
+        last
+    }
+
+    /// The numbers of all steps that came so far.
+    pub(crate) fn step_numbers(&self) -> Vec<u64> {
+        self.steps.iter().flat_map(|steps| &steps.steps).map(|row| row.metrics.unwrap().step).collect()
+    }
+}

@@ -1,0 +1,105 @@
+//! Two workers in one group.
+
+use lora_proto::v1::{Goal, Phase};
+
+use crate::fake::{Fake, Link};
+use crate::job::{ENDLESS, assignment, newer, place, spec};
+use crate::worker::Worker;
+
+/// Two workers, in the order of their ranks.
+async fn two(fake: &mut Fake) -> ([Worker; 2], [Link; 2]) {
+    let first = Worker::start(fake, "w0");
+    let zero = fake.accept().await;
+    let second = Worker::start(fake, "w1");
+    ([first, second], [zero, fake.accept().await])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_stop_after_the_same_step_and_go_on_in_a_newer_generation() {
+    let mut fake = Fake::start().await;
+    let (workers, [mut zero, mut one]) = two(&mut fake).await;
+    let first = assignment(&fake, &spec(ENDLESS), &[&zero, &one]);
+    zero.direct(&first, Goal::Train).await;
+    one.direct(&place(&first, 1), Goal::Train).await;
+    zero.job(|job| job.completed_steps >= 2).await;
+    one.direct(&place(&first, 1), Goal::Stop).await;
+    let stopped = one.phase(Phase::Stopped).await.completed_steps;
+    assert_eq!(zero.phase(Phase::Stopped).await.completed_steps, stopped, "one was asked, all stop");
+    assert!(one.steps.is_empty(), "rank 0 tells the steps");
+
+    // Rank 1 becomes the first and tells what it holds that is not stored.
+    one.acknowledge("job-1", 1).await;
+    let mut turned = newer(&first);
+    turned.peers.reverse();
+    one.direct(&turned, Goal::Prepare).await;
+    assert_eq!(one.phase(Phase::Prepared).await.completed_steps, stopped);
+    one.direct(&turned, Goal::Train).await;
+    zero.direct(&place(&turned, 1), Goal::Train).await;
+    one.job(|job| job.completed_steps > stopped).await;
+    assert_eq!(one.step_numbers()[..2], [2, 3]);
+    assert!(one.steps.iter().all(|steps| steps.generation == 2));
+    let [first, second] = workers;
+    tokio::join!(first.kill(zero), second.kill(one));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_newer_generation_interrupts_the_group_and_keeps_the_state() {
+    let mut fake = Fake::start().await;
+    let (workers, [mut zero, mut one]) = two(&mut fake).await;
+    let first = assignment(&fake, &spec(ENDLESS), &[&zero, &one]);
+    zero.direct(&first, Goal::Train).await;
+    one.direct(&place(&first, 1), Goal::Train).await;
+    let before = zero.job(|job| job.completed_steps >= 2).await.completed_steps;
+    let mut alone = newer(&first);
+    alone.peers.truncate(1);
+    zero.direct(&alone, Goal::Prepare).await;
+    let prepared = zero.phase(Phase::Prepared).await;
+    assert_eq!(prepared.generation, 2);
+    assert!(prepared.completed_steps >= before);
+    let broken = one.phase(Phase::Broken).await;
+    assert_eq!((broken.suspects.as_slice(), broken.generation), ([0].as_slice(), 1));
+    assert!(broken.cause.contains("rank 0") && broken.unreachable.is_empty(), "{}", broken.cause);
+
+    // They hold the state after the same step, or one the step after.
+    assert!(broken.completed_steps.abs_diff(prepared.completed_steps) <= 1);
+    one.release().await;
+    one.free().await;
+    zero.direct(&alone, Goal::Train).await;
+    zero.job(|job| job.completed_steps > prepared.completed_steps).await;
+    let [first, second] = workers;
+    tokio::join!(first.kill(zero), second.kill(one));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_is_lost_breaks_the_group_and_the_state_is_saved() {
+    let mut fake = Fake::start().await;
+    let ([first, second], [mut zero, mut one]) = two(&mut fake).await;
+    let group = assignment(&fake, &spec(ENDLESS), &[&zero, &one]);
+    zero.direct(&place(&group, 0), Goal::Train).await;
+    one.direct(&place(&group, 1), Goal::Train).await;
+    zero.job(|job| job.completed_steps >= 1).await;
+    second.kill(one).await;
+    let broken = zero.phase(Phase::Broken).await;
+    assert_eq!(broken.suspects, [1]);
+    zero.direct(&group, Goal::Save).await;
+    let saved = zero.phase(Phase::Saved).await;
+    assert_eq!(saved.completed_steps, broken.completed_steps);
+    assert!(saved.cause.is_empty() && saved.suspects.is_empty());
+    first.kill(zero).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forming_is_given_up_for_a_newer_generation() {
+    let mut fake = Fake::start().await;
+    let (workers, [mut zero, one]) = two(&mut fake).await;
+    let group = assignment(&fake, &spec(2), &[&zero, &one]);
+    zero.direct(&group, Goal::Train).await;
+    let forming = zero.job(|job| job.phase() == Phase::Forming && job.waiting_for_peers).await;
+    assert_eq!(forming.generation, 1);
+    let mut alone = newer(&group);
+    alone.peers.truncate(1);
+    zero.direct(&alone, Goal::Train).await;
+    assert_eq!(zero.phase(Phase::Finished).await.completed_steps, 2);
+    let [first, second] = workers;
+    tokio::join!(first.kill(zero), second.kill(one));
+}

@@ -1,0 +1,70 @@
+//! Small jobs on the example's base.
+
+use std::path::PathBuf;
+
+use lora_proto::v1::{self, Assignment};
+use lora_spec::JobSpec;
+
+use crate::fake::{Fake, Link};
+
+/// More steps than any test waits for.
+pub(crate) const ENDLESS: u64 = 1_000_000;
+
+const ROWS: &str = r#"{"prompt": "one", "completion": "1"}
+{"prompt": "two", "completion": "2"}
+{"prompt": "three", "completion": "3"}
+{"prompt": "four", "completion": "4"}
+"#;
+
+pub(crate) fn base() -> PathBuf {
+    let base: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../examples/dates/base"].iter().collect();
+    base.canonicalize().unwrap()
+}
+
+/// A job of so many steps, of two micro-batches each.
+pub(crate) fn spec(steps: u64) -> JobSpec {
+    let mut job = JobSpec { name: "tiny".into(), ..JobSpec::default() };
+    job.model.base = base();
+    // Of the machine that the job was written on.
+    job.data.train = "/home/me/rows.jsonl".into();
+    job.adapter.r = 2;
+    job.training.global_batch_size = 2;
+    job.training.micro_batch_size = 1;
+    job.training.max_steps = Some(steps);
+    job.training.save_steps = ENDLESS;
+    job
+}
+
+/// The first generation of a job, for workers that listen where their hellos say; for rank 0.
+pub(crate) fn assignment(fake: &Fake, job: &JobSpec, links: &[&Link]) -> Assignment {
+    over_rows(fake, job, ROWS, links)
+}
+
+/// The same over other rows.
+pub(crate) fn over_rows(fake: &Fake, job: &JobSpec, rows: &str, links: &[&Link]) -> Assignment {
+    let base = v1::base::Source::Path(base().to_str().unwrap().into());
+    Assignment {
+        job_id: "job-1".into(),
+        generation: 1,
+        job: Some(v1::JobSpec::try_from(job).unwrap()),
+        inputs: Some(v1::Inputs {
+            base: Some(v1::Base { source: Some(base) }),
+            train: Some(fake.store.add("rows.jsonl", rows.as_bytes())),
+            ..v1::Inputs::default()
+        }),
+        rank: 0,
+        peers: links.iter().map(|link| link.hello.peer_address.clone()).collect(),
+        token: "secret".into(),
+        checkpoint: None,
+    }
+}
+
+/// The place of a rank in the group of `assignment`.
+pub(crate) fn place(assignment: &Assignment, rank: u32) -> Assignment {
+    Assignment { rank, ..assignment.clone() }
+}
+
+/// The same places in a newer generation.
+pub(crate) fn newer(assignment: &Assignment) -> Assignment {
+    Assignment { generation: assignment.generation + 1, ..assignment.clone() }
+}

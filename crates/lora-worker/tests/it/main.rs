@@ -1,0 +1,13 @@
+//! A worker with its engine, and a coordinator that is played by the test.
+
+#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
+
+mod connection;
+mod end;
+mod fake;
+mod groups;
+mod job;
+mod one_worker;
+mod store;
+mod uploads;
+mod worker;

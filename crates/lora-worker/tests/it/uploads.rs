@@ -1,0 +1,80 @@
+//! Uploads that do not work the first time.
+
+use lora_proto::v1::{Goal, Phase};
+use tonic::Status;
+
+use crate::fake::{Fake, Link};
+use crate::job::{ENDLESS, assignment, newer, spec};
+use crate::worker::Worker;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_is_tried_again_while_the_coordinator_is_away() {
+    let mut fake = Fake::start().await;
+    let worker = Worker::start(&fake, "w");
+    let mut link = fake.accept().await;
+    let place = assignment(&fake, &spec(1), &[&link]);
+    link.direct(&place, Goal::Prepare).await;
+    link.phase(Phase::Prepared).await;
+    fake.store.refuse([Status::unavailable("away"), Status::internal("the disk is slow")]);
+    link.direct(&place, Goal::Save).await;
+    link.phase(Phase::Saved).await;
+    assert_eq!(fake.store.refusals_left(), 0);
+
+    let again = newer(&place);
+    fake.store.refuse([Status::unavailable("away")]);
+    link.direct(&again, Goal::Train).await;
+    let finished = link.phase(Phase::Finished).await;
+    assert_eq!(fake.store.result_files(), finished.files);
+    worker.kill(link).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_that_is_refused_fails_the_job() {
+    let mut fake = Fake::start().await;
+    let worker = Worker::start(&fake, "w");
+    let mut link = fake.accept().await;
+    fake.store.refuse([Status::resource_exhausted("larger than is taken")]);
+    link.direct(&assignment(&fake, &spec(1), &[&link]), Goal::Train).await;
+    let failed = link.phase(Phase::Failed).await;
+    assert_eq!(failed.cause, "adapter_model.safetensors: larger than is taken");
+    worker.kill(link).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upload_of_an_older_generation_waits_for_the_newer_ones_directive() {
+    let mut fake = Fake::start().await;
+    let worker = Worker::start(&fake, "w");
+    let mut link = fake.accept().await;
+    let place = assignment(&fake, &spec(1), &[&link]);
+    fake.store.refuse(std::iter::repeat_n(Status::failed_precondition("generation 1 is over"), 50));
+    link.direct(&place, Goal::Save).await;
+    link.phase(Phase::Saving).await;
+    link.direct(&newer(&place), Goal::Prepare).await;
+    link.phase(Phase::Prepared).await;
+    worker.kill(link).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn checkpoints_are_uploaded_beside_the_training() {
+    let mut fake = Fake::start().await;
+    let worker = Worker::start(&fake, "w");
+    let mut link = fake.accept().await;
+    let mut job = spec(ENDLESS);
+    job.training.save_steps = 2;
+    fake.store.refuse([Status::resource_exhausted("no room"), Status::unavailable("away")]);
+    link.direct(&assignment(&fake, &job, &[&link]), Goal::Train).await;
+    link.job(|job| job.phase() == Phase::Training && job.completed_steps >= 1).await;
+    let notice = |link: &Link| {
+        let rows = link.steps.iter().flat_map(|steps| &steps.steps);
+        rows.map(|row| row.notice.clone()).find(|notice| !notice.is_empty())
+    };
+    while notice(&link).is_none() {
+        link.phase(Phase::Training).await;
+    }
+    assert_eq!(notice(&link).unwrap(), "checkpoint of step 2: no room");
+    // The newest that waited when the coordinator was back, whichever that was.
+    let step = link.phase(Phase::Training).await.completed_steps;
+    let saved = fake.store.uploaded_checkpoint().await;
+    assert!(saved.is_multiple_of(2) && saved > 2, "{saved} at step {step}");
+    worker.kill(link).await;
+}

@@ -1,0 +1,55 @@
+//! A worker as a task of the test.
+
+use lora_worker::{Config, WorkerError};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::fake::{Fake, Link, PATIENCE};
+use crate::job::base;
+
+pub(crate) struct Worker {
+    pub(crate) stop: CancellationToken,
+    at_once: CancellationToken,
+    running: JoinHandle<Result<(), WorkerError>>,
+    _cache: TempDir,
+}
+
+impl Worker {
+    pub(crate) fn start(fake: &Fake, name: &str) -> Self {
+        Self::start_with(fake, name, |_| {})
+    }
+
+    pub(crate) fn start_with(fake: &Fake, name: &str, change: impl FnOnce(&mut Config)) -> Self {
+        let cache = tempfile::tempdir().unwrap();
+        let mut config = Config {
+            name: name.into(),
+            coordinator: fake.address.clone(),
+            cache_dir: cache.path().into(),
+            threads: 1,
+            model_roots: vec![base()],
+            ..Config::default()
+        };
+        config.peer.listen = "127.0.0.1:0".into();
+        config.http.listen = "127.0.0.1:0".into();
+        change(&mut config);
+        config.check().unwrap();
+        let (stop, at_once) = (CancellationToken::new(), CancellationToken::new());
+        let running = tokio::spawn(lora_worker::run(config, stop.clone(), at_once.clone()));
+        Self { stop, at_once, running, _cache: cache }
+    }
+
+    /// Waits until it ends by itself.
+    pub(crate) async fn ended(self) {
+        timeout(PATIENCE, self.running).await.expect("the worker ends").unwrap().unwrap();
+    }
+
+    /// Ends it without waiting to be let go of; `link` is its stream.
+    pub(crate) async fn kill(self, mut link: Link) {
+        self.at_once.cancel();
+        link.closed().await;
+        drop(link);
+        self.ended().await;
+    }
+}
