@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks deploy/ and docker-compose.yml without Docker and without a cluster: the Dockerfile by hadolint, the compose file by
-# its schema, the build context by cargo, the rendered manifests by manifests.py. What they set is held against
-# the programs' configuration by tests/tests/deploy.rs.
+# its schema, the build context by cargo, the rendered manifests by manifests.py. What they set is held against the programs'
+# configuration by tests/tests/deploy.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)

@@ -262,9 +262,8 @@ def main(files: list[Path]) -> None:
                 wrong(change)(changed)
                 if not list(check(changed)):
                     missed.append(f"{check.__name__} in {file.name} finds nothing wrong after: {change}")
-    print("\n".join(problems + missed))
     if problems or missed:
-        sys.exit(1)
+        sys.exit("\n".join(problems + missed))
     print(f"each of {sum(map(len, WRONG.values()))} wrong changes is found")
 
 
