@@ -61,6 +61,9 @@ pub enum CoordinatorError {
     /// A bug: a task panicked.
     #[error("a task of the coordinator broke: {0}")]
     Task(#[from] tokio::task::JoinError),
+    /// A second signal.
+    #[error("asked to end at once before everything had ended")]
+    CutOff,
     /// The HTTP server broke.
     #[error("the HTTP server broke: {0}")]
     Http(std::io::Error),
@@ -103,19 +106,26 @@ impl Handle {
     }
 }
 
-/// Runs a coordinator until `stop`.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<(), CoordinatorError> {
+/// Runs a coordinator until `stop`, and then for as long as it takes to end in good order, unless `at_once` comes before.
+///
+/// # Errors
+/// What keeps it from starting, or from serving.
+pub async fn run(
+    config: Config,
+    stop: CancellationToken,
+    at_once: CancellationToken,
+) -> Result<(), CoordinatorError> {
     let coordinator = Coordinator::bind(&config).await?;
     let handle = coordinator.handle();
-    let serving = coordinator.serve();
-    tokio::pin!(serving);
+    let stopping = async {
+        stop.cancelled().await;
+        tracing::info!("shutting down");
+        handle.shutdown();
+        at_once.cancelled().await;
+    };
     tokio::select! {
-        served = &mut serving => served,
-        () = stop.cancelled() => {
-            tracing::info!("shutting down");
-            handle.shutdown();
-            serving.await
-        }
+        served = coordinator.serve() => served,
+        () = stopping => Err(CoordinatorError::CutOff),
     }
 }
 

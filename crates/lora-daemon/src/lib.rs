@@ -1,6 +1,7 @@
-//! What daemons share: settings from file, environment and flags; logs; health and metrics over HTTP; and shutdown.
+//! What daemons share: settings from file, environment and flags; logs; health and metrics over HTTP; shutdown; and the way from flags to the end.
 
 pub mod config;
 pub mod http;
 pub mod log;
+pub mod program;
 pub mod shutdown;

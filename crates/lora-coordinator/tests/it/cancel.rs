@@ -2,7 +2,7 @@
 
 use lora_proto::v1::{Goal, Phase};
 
-use crate::fake::{Cluster, FakeWorker, job, train};
+use crate::fake::{Cluster, FakeWorker, Pair, job, train};
 
 #[tokio::test]
 async fn before_workers_have_it_a_job_is_cancelled_at_once() {
@@ -48,10 +48,7 @@ async fn while_preparing() {
 #[tokio::test]
 async fn while_running() {
     let cluster = Cluster::start().await;
-    let job_id = cluster.submit(&job(2, 2)).await;
-    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
-    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
-    train(&mut [&mut w0, &mut w1], 0).await;
+    let Pair { job_id, mut w0, mut w1, .. } = Pair::training(&cluster, &job(2, 2)).await;
     freed_first(&cluster, &job_id, &mut [&mut w0, &mut w1]).await;
     cluster.stop().await;
 }
@@ -59,12 +56,7 @@ async fn while_running() {
 #[tokio::test]
 async fn while_regrouping() {
     let cluster = Cluster::start().await;
-    let job_id = cluster.submit(&job(1, 2)).await;
-    cluster.pause(&job_id).await.unwrap();
-    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
-    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
-    cluster.resume(&job_id, None).await.unwrap();
-    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let Pair { job_id, mut w0, w1, a } = Pair::training(&cluster, &job(1, 2)).await;
     w1.die();
     w0.broken(&a[0], 0, "its peer is gone", &[]).await;
     let b = w0.goal(Goal::Prepare).await;

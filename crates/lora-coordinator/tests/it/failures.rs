@@ -2,18 +2,12 @@
 
 use lora_proto::v1::{Goal, Phase, job_artifact, job_event};
 
-use crate::fake::{Cluster, FakeWorker, job, quick, train};
+use crate::fake::{Cluster, FakeWorker, Pair, job, quick, train};
 
 #[tokio::test]
 async fn the_survivors_go_on_and_a_new_worker_joins_at_a_boundary() {
     let cluster = Cluster::start().await;
-    let job_id = cluster.submit(&job(1, 2)).await;
-    // Both are there before the job is: it takes both.
-    cluster.pause(&job_id).await.unwrap();
-    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
-    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
-    cluster.resume(&job_id, None).await.unwrap();
-    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let Pair { job_id, w0, mut w1, a } = Pair::training(&cluster, &job(1, 2)).await;
     w0.steps(&a[0], 1..=2).await;
     w1.phase(&a[1], Phase::Training, 2).await;
     // The first rank dies; the other sees it.
@@ -137,12 +131,7 @@ async fn a_worker_that_drains_brings_its_state_in_before_it_leaves() {
 #[tokio::test]
 async fn a_worker_that_drains_leaves_its_peers_to_go_on() {
     let cluster = Cluster::start().await;
-    let job_id = cluster.submit(&job(1, 2)).await;
-    cluster.pause(&job_id).await.unwrap();
-    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
-    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
-    cluster.resume(&job_id, None).await.unwrap();
-    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let Pair { mut w0, mut w1, a, .. } = Pair::training(&cluster, &job(1, 2)).await;
     w0.drain().await;
     for (worker, assignment) in [(&mut w0, &a[0]), (&mut w1, &a[1])] {
         worker.goal(Goal::Stop).await;
@@ -159,10 +148,7 @@ async fn a_worker_that_makes_no_progress_is_left_out() {
     let mut config = quick();
     config.recovery.step_seconds = 1.0;
     let cluster = Cluster::start_with(config).await;
-    let job_id = cluster.submit(&job(2, 2)).await;
-    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
-    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
-    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let Pair { job_id, w0, w1, a } = Pair::training(&cluster, &job(2, 2)).await;
     let slow = |waiting_for_peers, assignment| lora_proto::v1::HeldJob {
         seconds_in_phase: 5.0,
         waiting_for_peers,
@@ -179,12 +165,7 @@ async fn a_worker_that_makes_no_progress_is_left_out() {
 #[tokio::test]
 async fn ranks_that_cannot_reach_each_other_do_not_share_a_group_again() {
     let cluster = Cluster::start().await;
-    let job_id = cluster.submit(&job(1, 2)).await;
-    cluster.pause(&job_id).await.unwrap();
-    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
-    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
-    cluster.resume(&job_id, None).await.unwrap();
-    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let Pair { mut w0, mut w1, a, .. } = Pair::training(&cluster, &job(1, 2)).await;
     w0.broken(&a[0], 0, "ranks [1] did not connect", &[1]).await;
     w1.broken(&a[1], 0, "no connection to rank 0", &[0]).await;
     w1.release().await;
@@ -236,10 +217,7 @@ async fn workers_whose_bases_differ_do_not_train_together() {
 #[tokio::test]
 async fn a_pause_while_workers_are_lost_keeps_what_the_survivor_has() {
     let cluster = Cluster::start().await;
-    let job_id = cluster.submit(&job(2, 2)).await;
-    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
-    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
-    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let Pair { job_id, w0, mut w1, a } = Pair::training(&cluster, &job(2, 2)).await;
     w0.steps(&a[0], 1..=3).await;
     w1.phase(&a[1], Phase::Training, 3).await;
     cluster.pause(&job_id).await.unwrap();

@@ -2,7 +2,7 @@
 
 use lora_proto::v1::{self, Goal, Phase, job_event};
 
-use crate::fake::{Cluster, FakeWorker, job, train};
+use crate::fake::{Cluster, FakeWorker, Pair, job, train};
 
 #[tokio::test]
 async fn a_job_runs_to_its_result_and_its_workers_take_the_next() {
@@ -50,10 +50,7 @@ async fn a_job_runs_to_its_result_and_its_workers_take_the_next() {
 #[tokio::test]
 async fn a_paused_job_goes_on_from_the_checkpoint_of_the_pause() {
     let cluster = Cluster::start().await;
-    let job_id = cluster.submit(&job(2, 2)).await;
-    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
-    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
-    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let Pair { job_id, mut w0, mut w1, a } = Pair::training(&cluster, &job(2, 2)).await;
     w0.steps(&a[0], 1..=2).await;
     assert_eq!(cluster.pause(&job_id).await.unwrap().state, "pausing");
     for (worker, assignment) in [(&mut w0, &a[0]), (&mut w1, &a[1])] {

@@ -2,15 +2,12 @@
 
 use lora_proto::v1::{self, Goal, Phase};
 
-use crate::fake::{Cluster, FakeWorker, job, train};
+use crate::fake::{Cluster, FakeWorker, Pair, job, train};
 
 #[tokio::test]
 async fn workers_that_trained_on_are_adopted_and_nothing_starts_over() {
     let cluster = Cluster::start().await;
-    let job_id = cluster.submit(&job(2, 2)).await;
-    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
-    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
-    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let Pair { job_id, w0, mut w1, a } = Pair::training(&cluster, &job(2, 2)).await;
     w0.steps(&a[0], 1..=2).await;
     w1.until_acked(2).await;
     let term = w0.welcome.term;
@@ -35,12 +32,7 @@ async fn workers_that_trained_on_are_adopted_and_nothing_starts_over() {
 #[tokio::test]
 async fn a_worker_that_does_not_come_back_is_given_up_after_its_lease() {
     let cluster = Cluster::start().await;
-    let job_id = cluster.submit(&job(1, 2)).await;
-    cluster.pause(&job_id).await.unwrap();
-    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
-    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
-    cluster.resume(&job_id, None).await.unwrap();
-    let a = train(&mut [&mut w0, &mut w1], 0).await;
+    let Pair { job_id, w0, w1, a } = Pair::training(&cluster, &job(1, 2)).await;
     w1.die();
     let status = w0.die();
     let cluster = cluster.restart().await;

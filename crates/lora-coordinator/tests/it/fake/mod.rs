@@ -4,7 +4,7 @@ mod cluster;
 mod worker;
 
 pub(crate) use cluster::{Cluster, job, quick};
-pub(crate) use worker::{FakeWorker, held, train};
+pub(crate) use worker::{FakeWorker, Pair, held, train};
 
 use std::time::Duration;
 

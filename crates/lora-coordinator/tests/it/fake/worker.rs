@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use lora_proto::v1::worker_control_client::WorkerControlClient;
 use lora_proto::v1::{self, Goal, Phase, coordinator_message, worker_message};
+use lora_spec::JobSpec;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -225,4 +226,26 @@ pub(crate) async fn train(workers: &mut [&mut FakeWorker], steps: u64) -> Vec<v1
         worker.phase(assignment, Phase::Training, steps).await;
     }
     assignments
+}
+
+/// A job in training on two workers.
+pub(crate) struct Pair {
+    pub(crate) job_id: String,
+    pub(crate) w0: FakeWorker,
+    pub(crate) w1: FakeWorker,
+    /// By rank.
+    pub(crate) a: Vec<v1::Assignment>,
+}
+
+impl Pair {
+    /// Both workers are there before the job may start, so that it takes both.
+    pub(crate) async fn training(cluster: &Cluster, job: &JobSpec) -> Self {
+        let job_id = cluster.submit(job).await;
+        cluster.pause(&job_id).await.unwrap();
+        let mut w0 = FakeWorker::connect(cluster, "w0").await;
+        let mut w1 = FakeWorker::connect(cluster, "w1").await;
+        cluster.resume(&job_id, None).await.unwrap();
+        let a = train(&mut [&mut w0, &mut w1], 0).await;
+        Self { job_id, w0, w1, a }
+    }
 }
