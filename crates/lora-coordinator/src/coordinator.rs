@@ -61,6 +61,9 @@ pub enum CoordinatorError {
     /// A bug: a task panicked.
     #[error("a task of the coordinator broke: {0}")]
     Task(#[from] tokio::task::JoinError),
+    /// A bug: the descriptors of the interface cannot be served.
+    #[error("reflection: {0}")]
+    Reflection(String),
     /// A second signal.
     #[error("asked to end at once before everything had ended")]
     CutOff,
@@ -227,7 +230,7 @@ async fn serve_grpc(
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let reflection = |error: tonic_reflection::server::Error| CoordinatorError::Store(error.to_string());
+    let reflection = |error: tonic_reflection::server::Error| CoordinatorError::Reflection(error.to_string());
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))

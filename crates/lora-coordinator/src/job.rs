@@ -165,7 +165,7 @@ impl Job {
     }
 
     /// What the worker of this name shall hold and do.
-    pub(crate) fn wanted(&self, worker: &str) -> (Option<v1::Assignment>, Goal) {
+    pub(crate) fn wanted(&self, worker: &str) -> (Option<&v1::Assignment>, Goal) {
         let assignment = self.assignments.get(worker).filter(|_| self.is_shared_out());
         let Some(assignment) = assignment else { return (None, Goal::Unspecified) };
         let goal = match self.state() {
@@ -176,7 +176,7 @@ impl Job {
             JobState::Running | JobState::Pausing if self.started && !self.stoppable => Goal::Train,
             _ => Goal::Stop,
         };
-        (Some(assignment.clone()), goal)
+        (Some(assignment), goal)
     }
 
     /// Whether workers shall hold it.

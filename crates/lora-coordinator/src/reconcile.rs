@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::job::{Job, Member, process};
 use crate::regroup::{MemberReport, Why, regroup};
-use crate::service::{Service, notice};
+use crate::service::Service;
 use crate::store::{JobRow, MemberRow, StoreError};
 use crate::workers::{has_state, phase_name};
 
@@ -104,7 +104,6 @@ impl Service {
             }
         }
         for (member, base) in found {
-            job.bases_seen.push(member);
             let known = job.row.base_sha256.clone();
             if !known.is_empty() && known != base.sha256 {
                 let cause = format!(
@@ -117,6 +116,7 @@ impl Service {
             let sha256 = base.sha256.clone();
             job.update(&self.store, vec![job_event::Kind::BaseReady(base)], |row| row.base_sha256 = sha256)
                 .await?;
+            job.bases_seen.push(member);
         }
         Ok(())
     }
@@ -204,7 +204,9 @@ impl Service {
         let keep =
             job.row.members.iter().filter(|member| !leaves(member)).map(|member| member.worker.clone());
         // Those that leave may hold what nobody else has: they stay until it is in the store.
-        let may_leave = self.is_safe_without_others(job, &keep.collect()).await?;
+        let keep: BTreeSet<String> = keep.collect();
+        let may_leave =
+            keep.len() == job.row.members.len() || self.is_safe_without_others(job, &keep).await?;
         let goes = |member: &MemberRow| is_lost(member) || (may_leave && leaves(member));
         if job.row.members.iter().any(goes) {
             let mut left = job.row.members.clone();
@@ -405,4 +407,9 @@ impl Service {
         let member = job.row.members.get(rank).and_then(|member| process(member, &self.workers));
         member.map_or(0.0, |worker| worker.seconds_in_phase())
     }
+}
+
+/// An event that people read.
+fn notice(step: u64, text: String) -> job_event::Kind {
+    job_event::Kind::Notice(v1::Notice { worker: String::new(), step, text })
 }

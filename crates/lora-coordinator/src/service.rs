@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use lora_proto::v1::{self, job_event};
+use lora_proto::v1;
 use lora_spec::{FieldError, JobSpec, JobState};
 use prost::Message;
 use sha2::{Digest, Sha256};
@@ -447,9 +447,4 @@ fn base_name(base: &v1::Base) -> Option<String> {
         v1::base::Source::Files(_) => "base".to_owned(),
         v1::base::Source::Url(name) | v1::base::Source::Path(name) => name.clone(),
     })
-}
-
-/// An event that people read.
-pub(crate) fn notice(step: u64, text: String) -> job_event::Kind {
-    job_event::Kind::Notice(v1::Notice { worker: String::new(), step, text })
 }

@@ -203,7 +203,7 @@ impl Workers {
     }
 
     /// Sends a worker what it shall hold, unless it was sent that on this connection.
-    pub(crate) fn direct(&mut self, name: &str, assignment: Option<v1::Assignment>, goal: Goal) {
+    pub(crate) fn direct(&mut self, name: &str, assignment: Option<&v1::Assignment>, goal: Goal) {
         let Some(worker) = self.by_name.get_mut(name) else { return };
         if worker.connection.is_none() {
             return;
@@ -212,11 +212,11 @@ impl Workers {
         if sent.is_none() && assignment.is_none() && worker.held().is_none() {
             return;
         }
-        if sent.is_some_and(|sent| sent.assignment == assignment && sent.goal() == goal) {
+        if sent.is_some_and(|sent| sent.assignment.as_ref() == assignment && sent.goal() == goal) {
             return;
         }
         let number = sent.map_or(1, |sent| sent.number + 1);
-        let directive = v1::Directive { assignment, goal: goal as i32, number };
+        let directive = v1::Directive { assignment: assignment.cloned(), goal: goal as i32, number };
         worker.sent = Some(directive.clone());
         worker.send(coordinator_message::Kind::Directive(Box::new(directive)));
     }

@@ -14,7 +14,7 @@ use crate::address;
 /// Work for the coordinator that started this process; ends at once with its stdin.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
-  loractl worker --coordinator http://127.0.0.1:7400 --name worker-0 --threads 1 --cache-dir /tmp/cache")]
+  loractl worker --coordinator http://127.0.0.1:7400 --name worker-0 --threads 1 --cache-dir cache")]
 pub(crate) struct Args {
     /// Name of this worker.
     #[arg(long)]
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_settings_are_sound() {
-        let args = Args { name: "worker-0".into(), threads: 1, cache_dir: "/tmp/cache".into() };
+        let args = Args { name: "worker-0".into(), threads: 1, cache_dir: "cache".into() };
         config(args, "http://127.0.0.1:7400".into()).check().unwrap();
     }
 }

@@ -154,7 +154,7 @@ async fn names_that_could_leave_the_cache_are_refused() {
     store.add(b"rows");
     let cache = cache(&dir, ROOM);
     let long = "x".repeat(256);
-    for name in ["", ".", "..", "../x", "a/b", "/tmp/x", ".hidden", "a\\b", "a\0b", "ä", "a b", "a\nb", &long]
+    for name in ["", ".", "..", "../x", "a/b", "/x", ".hidden", "a\\b", "a\0b", "ä", "a b", "a\nb", &long]
     {
         let mut wanted = inputs(b"rows", b"rows");
         wanted.train = Some(stored_file(name, b"rows"));
@@ -167,7 +167,7 @@ async fn names_that_could_leave_the_cache_are_refused() {
     let error = refusal(cache.inputs(&wanted, channel.clone()).await);
     assert_eq!(error.to_string(), "adapter.init_from: file a is there twice");
     assert!(!error.is_passing());
-    for sha256 in [vec![], vec![0; 31], b"../../../../../../../tmp/xxxxxxxx".to_vec()] {
+    for sha256 in [vec![], vec![0; 31], b"../../../../../../../etc/xxxxxxxx".to_vec()] {
         wanted = inputs(b"rows", b"rows");
         wanted.train.as_mut().unwrap().digest.as_mut().unwrap().sha256 = sha256;
         let error = refusal(cache.inputs(&wanted, channel.clone()).await).to_string();
