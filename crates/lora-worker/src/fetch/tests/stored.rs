@@ -154,8 +154,7 @@ async fn names_that_could_leave_the_cache_are_refused() {
     store.add(b"rows");
     let cache = cache(&dir, ROOM);
     let long = "x".repeat(256);
-    for name in ["", ".", "..", "../x", "a/b", "/x", ".hidden", "a\\b", "a\0b", "ä", "a b", "a\nb", &long]
-    {
+    for name in ["", ".", "..", "../x", "a/b", "/x", ".hidden", "a\\b", "a\0b", "ä", "a b", "a\nb", &long] {
         let mut wanted = inputs(b"rows", b"rows");
         wanted.train = Some(stored_file(name, b"rows"));
         let error = refusal(cache.inputs(&wanted, channel.clone()).await).to_string();
