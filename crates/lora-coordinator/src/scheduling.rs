@@ -9,7 +9,7 @@ use crate::job::{Job, process};
 use crate::reconcile::Regroup;
 use crate::schedule::{JobIndex, JobPhase, JobView, KindId, WorkerId, WorkerView, schedule};
 use crate::service::Service;
-use crate::store::{MemberRow, StoreError};
+use crate::store::{JobRow, MemberRow, StoreError};
 use crate::workers::has_state;
 
 impl Service {
@@ -87,13 +87,15 @@ impl Service {
         reason: Option<String>,
     ) -> Result<(), StoreError> {
         if job.state() != JobState::Waiting {
-            if self.is_fruitless(job, &regroup).await? {
-                return Ok(());
+            let fruitless = Self::fruitless(job, &regroup);
+            if regroup.broke && fruitless >= self.config.recovery.fruitless_generations {
+                return self.give_up(job, &regroup, fruitless).await;
             }
             let Regroup { stay, events, .. } = regroup.clone();
             self.touched.insert(job.row.id.clone());
             let leaving: Vec<String> = job.row.members.iter().map(|member| member.worker.clone()).collect();
-            job.become_state(&self.store, JobState::Waiting, events, |row| row.members = stay).await?;
+            let change = |row: &mut JobRow| (row.members, row.fruitless) = (stay, fruitless);
+            job.become_state(&self.store, JobState::Waiting, events, change).await?;
             self.tell(leaving);
             job.regroup = Some(Regroup { events: Vec::new(), broke: false, ..regroup });
             job.change = None;
@@ -104,8 +106,9 @@ impl Service {
 
     /// Forms a group: those that stay first, the newest state before the others, so that the first rank needs no other's.
     async fn form(&mut self, job: &mut Job, regroup: Regroup, new: Vec<String>) -> Result<(), StoreError> {
-        if self.is_fruitless(job, &regroup).await? {
-            return Ok(());
+        let fruitless = Self::fruitless(job, &regroup);
+        if regroup.broke && fruitless >= self.config.recovery.fruitless_generations {
+            return self.give_up(job, &regroup, fruitless).await;
         }
         let Regroup { reason, mut stay, mut events, .. } = regroup;
         let held_steps = |member: &MemberRow| {
@@ -135,7 +138,8 @@ impl Service {
         let before = job.row.members.iter().map(|member| member.worker.clone());
         let told: BTreeSet<String> =
             before.chain(members.iter().map(|member| member.worker.clone())).collect();
-        let change = |row: &mut crate::store::JobRow| {
+        let change = |row: &mut JobRow| {
+            row.fruitless = fruitless;
             row.generation = generation;
             row.members = members;
             row.token = token;
@@ -153,26 +157,23 @@ impl Service {
         Ok(())
     }
 
-    /// Counts groups that broke without a finished step. After too many the job fails, with what was seen of the last one.
-    async fn is_fruitless(&self, job: &mut Job, regroup: &Regroup) -> Result<bool, StoreError> {
-        if !regroup.broke {
-            return Ok(false);
+    /// Groups in a row that broke without a finished step, this one included.
+    fn fruitless(job: &Job, regroup: &Regroup) -> u32 {
+        match regroup.broke {
+            false => job.row.fruitless,
+            true if job.row.completed_steps > job.steps_at_start => 0,
+            true => job.row.fruitless + 1,
         }
-        let fruitless = if job.row.completed_steps > job.steps_at_start { 0 } else { job.row.fruitless + 1 };
-        if fruitless >= self.config.recovery.fruitless_generations {
-            let cause = format!(
-                "{fruitless} groups in a row broke without a finished step; the last one: {}",
-                regroup.reason
-            );
-            let completed_steps = job.row.completed_steps;
-            let members: Vec<String> = job.row.members.iter().map(|member| member.worker.clone()).collect();
-            tracing::warn!(job = job.row.id, members = ?members, "no group of the job gets anywhere");
-            job.regroup = None;
-            self.fail(job, v1::Failure { cause, completed_steps, ..v1::Failure::default() }).await?;
-            return Ok(true);
-        }
-        job.row.fruitless = fruitless;
-        Ok(false)
+    }
+
+    /// Fails a job whose groups get nowhere, with what was seen of the last one.
+    async fn give_up(&self, job: &mut Job, regroup: &Regroup, fruitless: u32) -> Result<(), StoreError> {
+        let cause = format!(
+            "{fruitless} groups in a row broke without a finished step; the last one: {}",
+            regroup.reason
+        );
+        let completed_steps = job.row.completed_steps;
+        self.fail(job, v1::Failure { cause, completed_steps, ..v1::Failure::default() }).await
     }
 
     fn job_views(&self, ids: &[String], names: &[String]) -> Vec<JobView> {
