@@ -5,7 +5,9 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
+# What is built from the copy of the context passes for what is built from here, until cargo finds the copy gone.
+trap 'rm -rf "$work" "$target/deploy-context"' EXIT
 
 install() { apt-get update -qq && apt-get install -y -qq "$@" >/dev/null; }
 
@@ -21,7 +23,6 @@ check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
 echo "docker-compose.yml: as its schema wants it"
 
 # Under the target directory, where nothing that is built already is built again, and always in the same place.
-target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
 rm -rf "$target/deploy-context"
 python tests/deploy/context.py "$target/deploy-context"
 CARGO_TARGET_DIR=$target cargo check --quiet --locked --workspace --bins --manifest-path "$target/deploy-context/Cargo.toml"

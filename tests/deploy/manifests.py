@@ -109,8 +109,13 @@ def references(documents: list[Document]) -> Iterator[str]:
             yield f"{where}: selects no pods"
         if document["kind"] == "NetworkPolicy":
             served = ports(documents, spec["podSelector"]["matchLabels"])
-            opened = [port["port"] for rule in spec["ingress"] for port in rule["ports"]]
-            if sorted(opened) != sorted(served.values()):
+            opened = [port["port"] for rule in spec["ingress"] for port in rule.get("ports", [])]
+            # All ports, for pods of the same kind alone.
+            among_themselves = {"from": [{"podSelector": spec["podSelector"]}]}
+            unlimited = [rule for rule in spec["ingress"] if "ports" not in rule]
+            if any(rule != among_themselves for rule in unlimited):
+                yield f"{where}: opens all ports to others"
+            if (opened or not unlimited) and sorted(opened) != sorted(served.values()):
                 yield f"{where}: opens {opened}, the pods have {served}"
             if not all(rule["from"] for rule in spec["ingress"]):
                 yield f"{where}: a rule lets everybody in"
@@ -238,6 +243,7 @@ WRONG = {
         "find('StatefulSet', 'lora-worker')['metadata']['name'] = 'lora-coordinator'",
         "find('PodDisruptionBudget', 'lora-worker')['spec']['selector']['matchLabels'] = {'a': 'b'}",
         "find('NetworkPolicy', 'lora-worker')['spec']['ingress'][0]['ports'][0]['port'] = 7400",
+        "find('NetworkPolicy', 'lora-worker')['spec']['ingress'][1].pop('ports')",
         "find('NetworkPolicy', 'lora-worker')['spec']['ingress'][1]['from'] = []",
         "find('NetworkPolicy', 'lora-worker')['spec']['podSelector']['matchLabels']['a'] = 'b'",
         "pod['volumes'][0]['name'] = 'other'",

@@ -25,6 +25,8 @@ CASES = {
     "llama-linear-rope": ("llama-linear-rope", {"target_modules": "all-linear"}),
     "qwen2": ("qwen2", {"target_modules": "all-linear"}),
     "llama-bf16": ("llama-bf16", {"target_modules": "all-linear"}),
+    "qwen2-window": ("qwen2-window", {"target_modules": "all-linear"}),
+    "llama-geglu": ("llama-geglu", {"target_modules": "all-linear"}),
 }
 
 
@@ -47,6 +49,9 @@ def make(base: Path, directory: Path, seed: int, lora: dict) -> None:
     assert errors["peft_f32"]["logits"] < 2e-6 and errors["peft_f32"]["grad_max"] < 1e-5, errors
     if config.dtype == torch.bfloat16:
         errors["peft_bf16"] = compare(evaluate(base, directory, batch, torch.bfloat16), expected)
+        # As the Trainer computes with `bf16`: the adapter's products are in bf16 too.
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            errors["peft_autocast"] = compare(evaluate(base, directory, batch, torch.bfloat16), expected)
     (directory / "errors.json").write_text(json.dumps(errors, indent=2) + "\n")
 
     stored = {name: x if name == "loss_sum" else x.float() for name, x in expected.items()}

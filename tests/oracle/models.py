@@ -46,6 +46,20 @@ LLAMA_BF16 = LlamaConfig(
     rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
 )  # fmt: skip
 
+# The window is shorter than the rows of its case; the first block sees everything.
+QWEN2_WINDOW = Qwen2Config(
+    vocab_size=89, hidden_size=32, intermediate_size=44, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-6, tie_word_embeddings=True,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, bos_token_id=1, eos_token_id=2,
+    use_sliding_window=True, sliding_window=6, max_window_layers=1,
+)  # fmt: skip
+
+LLAMA_GEGLU = LlamaConfig(
+    vocab_size=83, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=True,
+    hidden_act="gelu_pytorch_tanh", rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+)  # fmt: skip
+
 
 def make_all(root: Path) -> None:
     """Writes `root/<name>/` for every base, and checks that each loads to the logits of the model it was saved from."""
@@ -81,6 +95,8 @@ def make_all(root: Path) -> None:
         },
     )
     save(root / "llama-bf16", LLAMA_BF16, seed=5, dtype=torch.bfloat16)
+    save(root / "qwen2-window", QWEN2_WINDOW, seed=6)
+    save(root / "llama-geglu", LLAMA_GEGLU, seed=7)
 
 
 def save(directory: Path, config, seed: int, version4: dict | None = None, shards: int = 1, dtype=torch.float32) -> None:

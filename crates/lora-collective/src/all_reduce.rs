@@ -1,4 +1,4 @@
-//! The all-reduce over the canonical tree.
+//! The all-reduce over the canonical tree, between the memories of hosts.
 //!
 //! The vector is cut into one slice a rank. First every rank sends each slice of its nodes to the slice's owner, who adds
 //! them in tree order; then every owner sends its sums to all. A rank that owns `p` nodes of `n` ranks' vector of `S`
@@ -11,7 +11,8 @@ use crate::error::{CollectiveError, Operation, PeerFailure};
 use crate::group::Group;
 use crate::link::{Call, Stop};
 use crate::mesh::Mesh;
-use crate::tree::{NodeId, TreeError, combine, merge_order, nodes_in};
+use crate::plan::Plan;
+use crate::tree::{NodeId, combine};
 
 /// Elements of a node that go in one frame.
 const FRAME_ELEMENTS: usize = 1 << 15;
@@ -26,82 +27,56 @@ impl Group {
     /// alone. After an error `out` holds nothing of use.
     ///
     /// # Errors
-    /// A failed peer, ranges that are not a partition of the leaves with a leaf for every rank, or nodes that are not
-    /// those of this rank's range.
+    /// A failed peer, ranges that are not a partition of the leaves, or nodes that are not those of this rank's range.
     pub fn all_reduce_tree(
         &mut self,
         leaves: usize,
         ranges: &[Range<usize>],
-        nodes: &[(NodeId, Vec<f32>)],
+        nodes: &[(NodeId, &[f32])],
         out: &mut [f32],
     ) -> Result<(), CollectiveError> {
-        let plan = match Plan::new(leaves, ranges, self.world_size(), out.len()) {
-            Ok(plan) => plan,
+        let prepared = AllReduce::new(leaves, ranges, self.world_size(), out.len());
+        let all_reduce = match prepared.and_then(|it| it.check(self.rank(), nodes, out.len()).map(|()| it)) {
+            Ok(all_reduce) => all_reduce,
             Err(message) => return Err(self.invalid(Operation::AllReduce, message)),
         };
-        let mine = &plan.nodes[plan.owned[self.rank()].clone()];
-        if !nodes.iter().map(|(id, _)| id).eq(mine)
-            || nodes.iter().any(|(_, vector)| vector.len() != out.len())
-        {
-            let message = format!(
-                "the nodes given are not those of leaves {:?} with {} elements each",
-                ranges[self.rank()],
-                out.len()
-            );
-            return Err(self.invalid(Operation::AllReduce, message));
-        }
         let mut vectors = std::mem::take(&mut self.vectors);
         let result = self.run(Operation::AllReduce, |mesh, call| {
-            plan.agree(mesh, call)?;
-            plan.reduce(mesh, call, nodes, &mut vectors, &mut out[plan.slice(mesh.rank)])?;
-            plan.gather(mesh, call, out)
+            all_reduce.agree(mesh, call)?;
+            let slice = all_reduce.plan.slice(mesh.rank);
+            all_reduce.reduce(mesh, call, nodes, &mut vectors, &mut out[slice])?;
+            all_reduce.gather(mesh, call, out)
         });
         self.vectors = vectors;
         result
     }
 }
 
-/// What follows from the arguments that all ranks have in common.
-struct Plan {
-    world_size: usize,
-    /// Length of the vector.
-    elements: usize,
-    /// The nodes of all ranks in leaf order.
-    nodes: Vec<NodeId>,
-    /// For each rank the part of `nodes` that it owns.
-    owned: Vec<Range<usize>>,
-    order: Vec<(usize, usize)>,
+/// The plan, and how its ranks make sure that they have the same.
+struct AllReduce {
+    plan: Plan,
     /// The arguments as bytes: equal where the plan is.
     arguments: Vec<u8>,
 }
 
-impl Plan {
+impl AllReduce {
     fn new(
         leaves: usize,
         ranges: &[Range<usize>],
         world_size: usize,
         elements: usize,
     ) -> Result<Self, String> {
-        if ranges.len() != world_size {
-            return Err(format!("{} ranges for {world_size} ranks", ranges.len()));
-        }
-        let (mut nodes, mut owned, mut arguments) = (Vec::new(), Vec::new(), Vec::new());
-        for number in [leaves, elements].iter().chain(ranges.iter().map(|range| &range.end)) {
-            arguments.extend_from_slice(&(*number as u64).to_le_bytes());
-        }
-        for range in ranges {
-            let first = nodes.len();
-            nodes.extend(nodes_in(leaves, range).map_err(|error| error.to_string())?);
-            owned.push(first..nodes.len());
-        }
-        let order = merge_order(leaves, &nodes).map_err(|error: TreeError| error.to_string())?;
-        Ok(Self { world_size, elements, nodes, owned, order, arguments })
+        let numbers = [leaves, elements].into_iter().chain(ranges.iter().map(|range| range.end));
+        let arguments = numbers.flat_map(|number| (number as u64).to_le_bytes()).collect();
+        Ok(Self { plan: Plan::new(leaves, ranges, world_size, elements)?, arguments })
     }
 
-    /// The part of the vector that `rank` adds up.
-    fn slice(&self, rank: usize) -> Range<usize> {
-        let bound = |rank| (self.elements as u128 * rank as u128 / self.world_size as u128) as usize;
-        bound(rank)..bound(rank + 1)
+    fn check(&self, rank: usize, nodes: &[(NodeId, &[f32])], elements: usize) -> Result<(), String> {
+        self.plan.check(rank, nodes.iter().map(|(id, _)| id))?;
+        match nodes.iter().find(|(_, vector)| vector.len() != elements) {
+            None => Ok(()),
+            Some((_, vector)) => Err(format!("a node has {} elements, the sum {elements}", vector.len())),
+        }
     }
 
     /// Waits for all ranks, and makes sure that they mean the same.
@@ -118,16 +93,16 @@ impl Plan {
         &self,
         mesh: &Mesh,
         call: &Call,
-        nodes: &[(NodeId, Vec<f32>)],
+        nodes: &[(NodeId, &[f32])],
         vectors: &mut Vec<f32>,
         sums: &mut [f32],
     ) -> Result<(), Stop> {
-        vectors.resize(self.nodes.len() * FRAME_ELEMENTS.min(sums.len()), 0.0);
-        let mine = self.slice(mesh.rank);
+        let plan = &self.plan;
+        vectors.resize(plan.nodes.len() * FRAME_ELEMENTS.min(sums.len()), 0.0);
         mesh.exchange(
             call,
             |link| {
-                frames(self.slice(link.rank)).try_for_each(|frame| {
+                frames(plan.slice(link.rank)).try_for_each(|frame| {
                     let parts: Vec<&[u8]> = nodes
                         .iter()
                         .map(|(_, vector)| bytemuck::cast_slice(&vector[frame.clone()]))
@@ -136,16 +111,16 @@ impl Plan {
                 })
             },
             || {
-                for (frame, sum) in frames(mine).zip(sums.chunks_mut(FRAME_ELEMENTS)) {
+                for (frame, sum) in frames(plan.slice(mesh.rank)).zip(sums.chunks_mut(FRAME_ELEMENTS)) {
                     let len = frame.len();
                     let place = |owned: &Range<usize>| owned.start * len..owned.end * len;
                     for link in &mesh.links {
-                        let received = &mut vectors[place(&self.owned[link.rank])];
+                        let received = &mut vectors[place(&plan.owned[link.rank])];
                         link.receive_into(call, mesh.timeout, bytemuck::cast_slice_mut(received))?;
                     }
-                    let own = vectors[place(&self.owned[mesh.rank])].chunks_mut(len);
+                    let own = vectors[place(&plan.owned[mesh.rank])].chunks_mut(len);
                     own.zip(nodes).for_each(|(own, (_, vector))| own.copy_from_slice(&vector[frame.clone()]));
-                    combine(&self.order, vectors, len);
+                    combine(&plan.order, vectors, len);
                     sum.copy_from_slice(&vectors[..len]);
                 }
                 Ok(())
@@ -155,10 +130,10 @@ impl Plan {
 
     /// Sends this rank's slice of `out` to all and receives the others'.
     fn gather(&self, mesh: &Mesh, call: &Call, out: &mut [f32]) -> Result<(), Stop> {
-        let mut slices = Vec::with_capacity(self.world_size);
+        let mut slices = Vec::with_capacity(mesh.world_size());
         let mut rest = out;
-        for rank in 0..self.world_size {
-            let (slice, after) = rest.split_at_mut(self.slice(rank).len());
+        for rank in 0..mesh.world_size() {
+            let (slice, after) = rest.split_at_mut(self.plan.slice(rank).len());
             slices.push(slice.chunks_mut(FRAME_ELEMENTS));
             rest = after;
         }

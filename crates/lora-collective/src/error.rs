@@ -65,6 +65,25 @@ pub enum CollectiveError {
         /// What the rank did.
         failure: PeerFailure,
     },
+    /// A rank demands NCCL where it cannot be used: who, and why not.
+    #[error("{0}")]
+    NoNccl(String),
+    /// NCCL or CUDA failed this rank, and no peer is known to be at fault.
+    #[error("{action} over NCCL: {message}")]
+    Device {
+        /// What was being done.
+        action: &'static str,
+        /// What NCCL or CUDA says.
+        message: String,
+    },
+    /// Work between the devices was not done in time, though every rank answers.
+    #[error("{action} over NCCL was not done within {timeout:?}, though every rank answers")]
+    DeviceTimeout {
+        /// What was being done.
+        action: &'static str,
+        /// How long it was waited for.
+        timeout: Duration,
+    },
     /// An earlier operation of this group failed.
     #[error("the group failed in an earlier operation and must be formed anew")]
     Poisoned,
@@ -84,6 +103,9 @@ impl CollectiveError {
             Self::Argument(_)
             | Self::Socket(_)
             | Self::Superseded { .. }
+            | Self::NoNccl(_)
+            | Self::Device { .. }
+            | Self::DeviceTimeout { .. }
             | Self::Poisoned
             | Self::Cancelled => Vec::new(),
         }
@@ -147,6 +169,8 @@ pub enum Operation {
     AllReduce = 3,
     /// [`crate::Group::barrier`]
     Barrier = 4,
+    /// Work between the devices, watched with [`crate::Group::check`]; no frame is of this kind.
+    Device = 5,
 }
 
 impl Operation {
@@ -164,6 +188,7 @@ impl fmt::Display for Operation {
             Self::Broadcast => "broadcast",
             Self::AllReduce => "all-reduce",
             Self::Barrier => "barrier",
+            Self::Device => "work between the devices",
         })
     }
 }

@@ -122,6 +122,31 @@ impl Group {
         })
     }
 
+    /// Looks, without sending or waiting, whether the group still stands: for long work beside it, such as that of
+    /// devices. What a peer that is ahead has sent stays for the operation that it belongs to.
+    ///
+    /// # Errors
+    /// A peer has closed its connection or hung up, or the group was cancelled. As after any error, the group is of no
+    /// further use then.
+    pub fn check(&mut self) -> Result<(), CollectiveError> {
+        self.alive()?;
+        let departed = match self.mesh.departed() {
+            Ok(departed) => departed,
+            Err(error) => {
+                self.leave();
+                return Err(CollectiveError::Socket(error));
+            }
+        };
+        let call = Call::new(Operation::Device, self.sequence, self.cancel.clone());
+        let stop = match departed {
+            _ if self.cancel.is_cancelled() => Stop::GivenUp,
+            Some(link) => link.parting_words(&call),
+            None => return Ok(()),
+        };
+        self.poisoned = true;
+        Err(self.end(&call, stop))
+    }
+
     /// Runs one operation; an error, or a panic, leaves the group poisoned.
     pub(crate) fn run<T>(
         &mut self,
@@ -129,7 +154,6 @@ impl Group {
         body: impl FnOnce(&Mesh, &Call) -> Result<T, Stop>,
     ) -> Result<T, CollectiveError> {
         let call = self.begin(operation)?;
-        let sequence = call.sequence;
         let result = if self.cancel.is_cancelled() {
             Err(Stop::GivenUp)
         } else {
@@ -141,18 +165,27 @@ impl Group {
                 self.poisoned = false;
                 Ok(value)
             }
-            Err(_) if self.cancel.is_cancelled() => {
-                self.mesh.hang_up(&call, self.mesh.rank);
-                Err(CollectiveError::Cancelled)
-            }
-            Err(Stop::Failed { rank, failure }) => {
-                self.mesh.hang_up(&call, rank);
-                Err(CollectiveError::Peer { rank, operation, sequence, failure })
-            }
-            Err(Stop::GivenUp) => {
-                self.mesh.hang_up(&call, self.mesh.rank);
-                Err(CollectiveError::Poisoned)
-            }
+            Err(stop) => Err(self.end(&call, stop)),
+        }
+    }
+
+    /// Leaves the group: the peers, if they still listen, are told that this rank gave it up.
+    pub(crate) fn leave(&mut self) {
+        if let Ok(call) = self.begin(Operation::Device) {
+            self.mesh.hang_up(&call, self.mesh.rank);
+        }
+    }
+
+    /// The error for what `rank` sent in an operation that went well as such.
+    pub(crate) fn blame(
+        &mut self,
+        operation: Operation,
+        rank: usize,
+        failure: PeerFailure,
+    ) -> CollectiveError {
+        match self.begin(operation) {
+            Ok(call) => self.end(&call, Stop::Failed { rank, failure }),
+            Err(poisoned) => poisoned,
         }
     }
 
@@ -169,12 +202,33 @@ impl Group {
 
     /// Numbers a call, and poisons the group until the call has succeeded.
     fn begin(&mut self, operation: Operation) -> Result<Call, CollectiveError> {
-        if std::mem::replace(&mut self.poisoned, true) {
-            let cancelled = self.cancel.is_cancelled();
-            return Err(if cancelled { CollectiveError::Cancelled } else { CollectiveError::Poisoned });
-        }
+        self.alive()?;
+        self.poisoned = true;
         self.sequence += 1;
         Ok(Call::new(operation, self.sequence - 1, self.cancel.clone()))
+    }
+
+    /// An error once an earlier operation failed.
+    pub(crate) fn alive(&self) -> Result<(), CollectiveError> {
+        match self.poisoned {
+            false => Ok(()),
+            true if self.cancel.is_cancelled() => Err(CollectiveError::Cancelled),
+            true => Err(CollectiveError::Poisoned),
+        }
+    }
+
+    /// Hangs up after `call` was stopped, and says why.
+    fn end(&self, call: &Call, stop: Stop) -> CollectiveError {
+        let (culprit, error) = match stop {
+            _ if self.cancel.is_cancelled() => (self.mesh.rank, CollectiveError::Cancelled),
+            Stop::Failed { rank, failure } => {
+                let Call { operation, sequence, .. } = *call;
+                (rank, CollectiveError::Peer { rank, operation, sequence, failure })
+            }
+            Stop::GivenUp => (self.mesh.rank, CollectiveError::Poisoned),
+        };
+        self.mesh.hang_up(call, culprit);
+        error
     }
 }
 

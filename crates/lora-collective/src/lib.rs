@@ -1,4 +1,5 @@
-//! A process group for data-parallel training: ordered all-reduce, all-gather, broadcast and barrier over TCP.
+//! A process group for data-parallel training: ordered all-reduce, all-gather, broadcast and barrier over TCP, and beside
+//! it, with the feature `cuda`, the all-reduce between GPUs over NCCL.
 //!
 //! Two promises hold everything together:
 //!
@@ -16,12 +17,16 @@ compile_error!("vectors travel as the little-endian memory they lie in");
 
 mod all_reduce;
 mod cancel;
+pub mod device;
 mod error;
 mod form;
 mod group;
 mod handshake;
 mod link;
 mod mesh;
+#[cfg(feature = "cuda")]
+mod nccl;
+mod plan;
 pub mod tree;
 
 pub use cancel::Cancel;
@@ -29,3 +34,5 @@ pub use error::{CollectiveError, Operation, PeerFailure};
 pub use form::{GroupSpec, PeerListener};
 pub use group::{Group, MAX_BROADCAST_BYTES, MAX_GATHER_BYTES};
 pub use handshake::Refusal;
+#[cfg(feature = "cuda")]
+pub use nccl::NcclGroup;

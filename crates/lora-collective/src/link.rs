@@ -17,6 +17,8 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
 use crate::cancel::Cancel;
 use crate::error::{Operation, PeerFailure};
 
@@ -44,7 +46,7 @@ impl Call {
         !self.given_up.swap(true, Ordering::Relaxed)
     }
 
-    fn check(&self) -> Result<(), Stop> {
+    pub(crate) fn check(&self) -> Result<(), Stop> {
         let given_up = self.given_up.load(Ordering::Relaxed) || self.cancel.is_cancelled();
         if given_up { Err(Stop::GivenUp) } else { Ok(()) }
     }
@@ -151,6 +153,44 @@ impl Link {
         }
     }
 
+    /// To be looked at with `poll`: an event says that the peer sends nothing any more.
+    pub(crate) fn departure(&self) -> PollFd<'_> {
+        PollFd::new(&self.stream, PollFlags::RDHUP)
+    }
+
+    /// Whether there is something to receive, or nothing will ever be again; waits a [`TICK`] for it.
+    pub(crate) fn is_ready(&self) -> bool {
+        has_event(PollFd::new(&self.stream, PollFlags::IN | PollFlags::RDHUP), TICK)
+    }
+
+    /// Why the peer hung up, if it did so right behind what was received of it. Takes nothing away.
+    pub(crate) fn hung_up(&self) -> Option<Stop> {
+        let mut frame = [0; HEADER_BYTES + 4];
+        let hung_up = has_event(self.departure(), Duration::ZERO)
+            && self.stream.peek(&mut frame).is_ok_and(|length| length == frame.len())
+            && frame[0] == ABORT;
+        let [.., c0, c1, c2, c3] = frame;
+        hung_up.then(|| self.abort([c0, c1, c2, c3]))
+    }
+
+    /// Why the peer, which sends nothing any more, left. Frames that were not received yet are lost.
+    pub(crate) fn parting_words(&self, call: &Call) -> Stop {
+        let mut unread = [0; 4096];
+        loop {
+            let mut length = match self.receive_any_header(call, Duration::ZERO) {
+                Ok((_, _, length)) => length,
+                Err(stop) => return stop,
+            };
+            while length > 0 {
+                let part = length.min(unread.len());
+                if let Err(stop) = self.read_exact(call, Duration::ZERO, &mut unread[..part]) {
+                    return stop;
+                }
+                length -= part;
+            }
+        }
+    }
+
     /// Tells the peer, if it can be told without delay, that `culprit` failed, and sends nothing ever after.
     pub(crate) fn hang_up(&self, call: &Call, culprit: usize) {
         if !self.mid_frame.load(Ordering::Relaxed) {
@@ -168,6 +208,15 @@ impl Link {
 
     /// Reads a header of this call and returns the length of the payload.
     fn receive_header(&self, call: &Call, patience: Duration) -> Result<usize, Stop> {
+        let (operation, sequence, length) = self.receive_any_header(call, patience)?;
+        if (operation, sequence) != (call.operation, call.sequence) {
+            return Err(self.failed(PeerFailure::Mismatch { operation, sequence }));
+        }
+        Ok(length)
+    }
+
+    /// Reads a header: operation, number and length of the payload. An abort is an error.
+    fn receive_any_header(&self, call: &Call, patience: Duration) -> Result<(Operation, u64, usize), Stop> {
         let mut bytes = [0; HEADER_BYTES];
         self.read_exact(call, patience, &mut bytes)?;
         let [kind, zero @ .., l0, l1, l2, l3, s0, s1, s2, s3, s4, s5, s6, s7] = bytes;
@@ -182,10 +231,7 @@ impl Link {
         let Some(operation) = Operation::from_kind(kind) else {
             return Err(self.failed(PeerFailure::Malformed("of an unknown kind")));
         };
-        if (operation, sequence) != (call.operation, call.sequence) {
-            return Err(self.failed(PeerFailure::Mismatch { operation, sequence }));
-        }
-        Ok(length as usize)
+        Ok((operation, sequence, length as usize))
     }
 
     fn receive_abort(&self, call: &Call, patience: Duration, length: u32) -> Stop {
@@ -196,6 +242,11 @@ impl Link {
         if let Err(stop) = self.read_exact(call, patience, &mut culprit) {
             return stop;
         }
+        self.abort(culprit)
+    }
+
+    /// What an abort with this payload says.
+    fn abort(&self, culprit: [u8; 4]) -> Stop {
         match u32::from_le_bytes(culprit) as usize {
             rank if rank == self.rank => self.failed(PeerFailure::Left),
             rank if rank < self.world_size => {
@@ -244,6 +295,12 @@ impl Link {
             _ => Err(self.failed(PeerFailure::Io(error))),
         }
     }
+}
+
+fn has_event(descriptor: PollFd, limit: Duration) -> bool {
+    let limit = Timespec { tv_sec: 0, tv_nsec: limit.subsec_nanos().into() };
+    // A call that was interrupted has seen nothing.
+    poll(&mut [descriptor], Some(&limit)).is_ok_and(|events| events > 0)
 }
 
 fn header(kind: u8, length: u32, sequence: u64) -> [u8; HEADER_BYTES] {

@@ -1,8 +1,13 @@
 //! All connections of a rank, and what every operation is made of: sending and receiving at once.
 
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, Timespec, poll};
+
+use crate::error::PeerFailure;
 use crate::link::{Call, Link, Stop};
 
 pub(crate) struct Mesh {
@@ -59,16 +64,22 @@ impl Mesh {
     }
 
     /// Every rank's payload, by rank, each of at most `limit` bytes. This is where a rank waits for those that come
-    /// late, so it listens to all at once: a failure of one is seen while others are still awaited.
+    /// late, so it listens to all at once: a failure of one is seen while others are still awaited, also of one that has
+    /// sent its payload.
     pub(crate) fn gather(&self, call: &Call, payload: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, Stop> {
+        let arrived: Vec<AtomicBool> = self.links.iter().map(|_| AtomicBool::new(false)).collect();
         let receive = || {
             thread::scope(|scope| {
                 let readers: Vec<_> = self
                     .links
                     .iter()
-                    .map(|link| {
+                    .zip(&arrived)
+                    .map(|(link, has_arrived)| {
+                        let arrived = &arrived;
                         let read = move || {
-                            let received = link.receive(call, self.timeout, limit);
+                            let awaited = self.await_frame(call, link, arrived);
+                            let received = awaited.and_then(|()| link.receive(call, self.timeout, limit));
+                            has_arrived.store(received.is_ok(), Ordering::Relaxed);
                             received.map_err(|stop| if call.give_up() { stop } else { Stop::GivenUp })
                         };
                         (link.rank, scope.spawn(read))
@@ -90,6 +101,30 @@ impl Mesh {
             self.exchange(call, |link| link.send(call, self.indirect_timeout(), &[payload]), receive)?;
         all[self.rank] = payload.to_vec();
         Ok(all)
+    }
+
+    /// Waits until a frame from `link` begins, with an eye on the peers whose frames have `arrived`.
+    fn await_frame(&self, call: &Call, link: &Link, arrived: &[AtomicBool]) -> Result<(), Stop> {
+        let start = Instant::now();
+        while !link.is_ready() {
+            call.check()?;
+            if start.elapsed() >= self.timeout {
+                return Err(link.failed(PeerFailure::TimedOut(self.timeout)));
+            }
+            let mut others = self.links.iter().zip(arrived).filter(|(_, it)| it.load(Ordering::Relaxed));
+            if let Some(stop) = others.find_map(|(other, _)| other.hung_up()) {
+                return Err(stop);
+            }
+        }
+        Ok(())
+    }
+
+    /// A peer that has closed its connection or hung up. Neither sends nor waits.
+    pub(crate) fn departed(&self) -> io::Result<Option<&Link>> {
+        let mut departures: Vec<PollFd> = self.links.iter().map(Link::departure).collect();
+        poll(&mut departures, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        let mut links = self.links.iter().zip(departures);
+        Ok(links.find(|(_, departure)| !departure.revents().is_empty()).map(|(link, _)| link))
     }
 
     /// Ends the group for all peers.

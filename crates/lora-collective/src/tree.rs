@@ -42,14 +42,6 @@ pub enum TreeError {
         /// Number of leaves.
         leaves: usize,
     },
-    /// A vector has another length than the accumulator's.
-    #[error("a vector of {got} elements was pushed where {expected} were due")]
-    Length {
-        /// The accumulator's length.
-        expected: usize,
-        /// The vector's length.
-        got: usize,
-    },
     /// More leaves were pushed than the range has, or fewer.
     #[error("{got} leaves were pushed where the range {range:?} has another number")]
     Count {

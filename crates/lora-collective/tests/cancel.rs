@@ -85,7 +85,7 @@ fn a_cancelled_operation_ends_and_the_peers_are_told_who_left() {
     let ranges = [0..1, 1..2, 2..3];
     let reduce = |group: &mut Group| {
         let id = nodes_in(3, &ranges[group.rank()]).unwrap()[0];
-        group.all_reduce_tree(3, &ranges, &[(id, vec![1.0; 5000])], &mut vec![0.0; 5000])
+        group.all_reduce_tree(3, &ranges, &[(id, &[1.0; 5000])], &mut vec![0.0; 5000])
     };
     for (what, errors) in
         [("barrier", cancelled_operation(2, Group::barrier)), ("all-reduce", cancelled_operation(2, reduce))]

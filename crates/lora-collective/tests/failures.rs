@@ -84,8 +84,8 @@ fn error_after<T>(
 const RANGES: [std::ops::Range<usize>; 2] = [0..1, 1..2];
 
 fn reduce_two(group: &mut Group) -> Result<(), CollectiveError> {
-    let nodes = vec![(nodes_in(2, &RANGES[0]).unwrap()[0], vec![1.0; 1000])];
-    group.all_reduce_tree(2, &RANGES, &nodes, &mut vec![0.0; 1000])
+    let id = nodes_in(2, &RANGES[0]).unwrap()[0];
+    group.all_reduce_tree(2, &RANGES, &[(id, &[1.0; 1000])], &mut [0.0; 1000])
 }
 
 fn arguments(leaves: u64, elements: u64) -> Vec<u8> {
@@ -192,7 +192,7 @@ fn the_witness_tells_the_others_whom_to_blame() {
                 scope.spawn(move || {
                     let mut group = Group::form(&spec, Some(&listener), Cancel::new()).unwrap();
                     let id = nodes_in(3, &ranges[spec.rank]).unwrap()[0];
-                    group.all_reduce_tree(3, ranges, &[(id, vec![1.0; 300])], &mut [0.0; 300]).unwrap_err()
+                    group.all_reduce_tree(3, ranges, &[(id, &[1.0; 300])], &mut [0.0; 300]).unwrap_err()
                 })
             })
             .collect();
@@ -210,6 +210,103 @@ fn the_witness_tells_the_others_whom_to_blame() {
     });
     assert!(matches!(blame(&errors[0]), (2, _, PeerFailure::Reported { by: 1 })), "{}", errors[0]);
     assert!(matches!(blame(&errors[1]), (2, _, PeerFailure::Closed)), "{}", errors[1]);
+}
+
+/// Rank 0's first error of [`Group::check`].
+fn error_of_check(group: &mut Group) -> CollectiveError {
+    let start = Instant::now();
+    loop {
+        if let Err(error) = group.check() {
+            assert!(matches!(group.check(), Err(CollectiveError::Poisoned)));
+            assert!(matches!(group.barrier(), Err(CollectiveError::Poisoned)));
+            return error;
+        }
+        assert!(start.elapsed() < PATIENT, "never an error");
+        thread::yield_now();
+    }
+}
+
+/// Rank 0 of three, formed, with the hand-made connections of ranks 1 and 2.
+fn with_two_raw_peers(test: impl FnOnce(Group, [TcpStream; 2]) + Send) {
+    let mut specs = specs(3, PATIENT);
+    let (first, listener) = specs.remove(0);
+    thread::scope(|scope| {
+        let peers = scope.spawn(|| [0, 1].map(|higher| raw_connection(&specs[higher].0, 0)));
+        let group = Group::form(&first, Some(&listener), Cancel::new()).unwrap();
+        test(group, peers.join().unwrap());
+    });
+}
+
+#[test]
+fn a_peer_that_leaves_behind_its_part_is_named_while_another_is_awaited() {
+    with_two_raw_peers(|mut group, [mut first, _second]| {
+        first.write_all(&frame(Operation::Barrier as u8, 1, &[])).unwrap();
+        first.write_all(&frame(255, 2, &1u32.to_le_bytes())).unwrap();
+        first.shutdown(Shutdown::Write).unwrap();
+        let error = group.barrier().unwrap_err();
+        assert!(matches!(blame(&error), (1, Operation::Barrier, PeerFailure::Left)), "{error}");
+    });
+}
+
+#[test]
+fn a_check_passes_peers_that_are_silent_or_ahead() {
+    with_two_raw_peers(|mut group, mut peers| {
+        group.check().unwrap();
+        for (rank, peer) in peers.iter_mut().enumerate() {
+            peer.write_all(&frame(Operation::AllGather as u8, 1, &[rank as u8; 9])).unwrap();
+            group.check().unwrap();
+        }
+        let gathered = group.all_gather(b"mine").unwrap();
+        assert_eq!(gathered, [b"mine".to_vec(), vec![0; 9], vec![1; 9]], "nothing was taken away");
+        group.check().unwrap();
+    });
+    let mut alone = Group::single();
+    alone.check().unwrap();
+}
+
+#[test]
+fn a_check_names_the_peer_that_is_gone() {
+    with_two_raw_peers(|mut group, [_first, second]| {
+        drop(second);
+        let error = error_of_check(&mut group);
+        assert!(matches!(blame(&error), (2, Operation::Device, PeerFailure::Closed)), "{error}");
+        assert_eq!(error.suspects(), [2]);
+    });
+}
+
+#[test]
+fn a_check_sees_an_end_behind_frames_of_a_peer_that_is_ahead() {
+    let ahead = frame(Operation::Broadcast as u8, 1, &[0; 10_000]);
+    with_two_raw_peers(|mut group, [mut first, _second]| {
+        first.write_all(&ahead).unwrap();
+        first.write_all(&ahead[..700]).unwrap();
+        first.shutdown(Shutdown::Write).unwrap();
+        let error = error_of_check(&mut group);
+        assert!(matches!(blame(&error), (1, Operation::Device, PeerFailure::Closed)), "{error}");
+    });
+    with_two_raw_peers(|mut group, [mut first, mut second]| {
+        first.write_all(&ahead).unwrap();
+        first.write_all(&frame(255, 2, &2u32.to_le_bytes())).unwrap();
+        first.shutdown(Shutdown::Write).unwrap();
+        let error = error_of_check(&mut group);
+        assert!(matches!(blame(&error), (2, _, PeerFailure::Reported { by: 1 })), "{error}");
+        // Which rank 0 passes on.
+        let mut told = Vec::new();
+        second.read_to_end(&mut told).unwrap();
+        assert!(told.ends_with(&frame(255, 1, &2u32.to_le_bytes())), "{told:?}");
+    });
+}
+
+#[test]
+fn a_check_ends_a_cancelled_group() {
+    with_two_raw_peers(|mut group, [mut first, _second]| {
+        group.cancel_token().cancel();
+        assert!(matches!(group.check(), Err(CollectiveError::Cancelled)));
+        assert!(matches!(group.barrier(), Err(CollectiveError::Cancelled)));
+        let mut told = Vec::new();
+        first.read_to_end(&mut told).unwrap();
+        assert!(told.ends_with(&frame(255, 1, &0u32.to_le_bytes())), "{told:?}");
+    });
 }
 
 #[test]

@@ -4,30 +4,14 @@
 #![expect(clippy::single_range_in_vec_init, reason = "the ranges of a group of one")]
 
 mod common;
+mod leaves;
 
 use std::ops::Range;
 
 use common::{PATIENT, on_ranks, specs};
-use lora_collective::tree::{TreeAccumulator, combine, merge_order, nodes_in, partition};
+use leaves::{bits, nodes_of, serial_sum};
+use lora_collective::tree::{NodeId, partition};
 use lora_collective::{Cancel, CollectiveError, Group, MAX_GATHER_BYTES};
-
-/// Values of very different sizes, so that another order of addition has other bits.
-fn leaf(index: usize, elements: usize) -> Vec<f32> {
-    let mut state = index as u32 * 7919 + 1;
-    let mut next = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        state >> 8
-    };
-    (0..elements).map(|_| (next() as f32 - 8e6) * 2f32.powi(next() as i32 % 20 - 10)).collect()
-}
-
-fn serial_sum(leaves: usize, elements: usize) -> Vec<f32> {
-    let ids: Vec<_> = (0..leaves).flat_map(|k| nodes_in(leaves, &(k..k + 1)).unwrap()).collect();
-    let mut vectors: Vec<f32> = (0..leaves).flat_map(|k| leaf(k, elements)).collect();
-    combine(&merge_order(leaves, &ids).unwrap(), &mut vectors, elements);
-    vectors.truncate(elements);
-    vectors
-}
 
 fn all_reduce(
     group: &mut Group,
@@ -35,16 +19,11 @@ fn all_reduce(
     ranges: &[Range<usize>],
     elements: usize,
 ) -> Result<Vec<f32>, CollectiveError> {
-    let mut sums = TreeAccumulator::new(elements);
-    sums.start(leaves, ranges[group.rank()].clone()).unwrap();
-    ranges[group.rank()].clone().for_each(|k| sums.push(leaf(k, elements)).unwrap());
+    let nodes = nodes_of(leaves, ranges[group.rank()].clone(), elements);
+    let nodes: Vec<(NodeId, &[f32])> = nodes.iter().map(|(id, vector)| (*id, &vector[..])).collect();
     let mut out = vec![f32::NAN; elements];
-    group.all_reduce_tree(leaves, ranges, &sums.finish().unwrap(), &mut out)?;
+    group.all_reduce_tree(leaves, ranges, &nodes, &mut out)?;
     Ok(out)
-}
-
-fn bits(vector: &[f32]) -> Vec<u32> {
-    vector.iter().map(|x| x.to_bits()).collect()
 }
 
 fn assert_all_reduce(leaves: usize, ranges: &[Range<usize>], elements: usize) {
@@ -157,7 +136,7 @@ fn invalid_arguments_are_refused_and_poison_the_group() {
         assert!(matches!(group.barrier(), Err(CollectiveError::Poisoned)));
     }
     let error = Group::single().all_reduce_tree(4, &[0..4], &[], &mut [0.0]).unwrap_err();
-    assert!(error.to_string().contains("not those of leaves 0..4"), "{error}");
+    assert!(error.to_string().contains("not those of rank 0's leaves"), "{error}");
     let error = Group::single().all_gather(&vec![0; MAX_GATHER_BYTES + 1]).unwrap_err();
     assert!(error.to_string().contains("the most is 1048576"), "{error}");
     let error = Group::single().broadcast(1, &mut Vec::new()).unwrap_err();

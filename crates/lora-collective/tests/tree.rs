@@ -21,18 +21,28 @@ fn node(leaves: &[Vec<f32>], level: u32, index: usize) -> Option<Vec<f32>> {
     }
 }
 
+/// The nodes of `range`, with a look at what is held and merged on the way.
 fn accumulate(
-    sums: &mut TreeAccumulator,
+    sums: &mut TreeAccumulator<Vec<f32>>,
     leaves: &[Vec<f32>],
     range: Range<usize>,
 ) -> Vec<(NodeId, Vec<f32>)> {
     sums.start(leaves.len(), range.clone()).unwrap();
     for leaf in &leaves[range] {
-        let mut buffer = sums.buffer();
-        assert!(buffer.iter().all(|x| x.to_bits() == 0), "a buffer must be zeroed");
-        buffer.copy_from_slice(leaf);
-        sums.push(buffer).unwrap();
+        let mut vector = sums.free().unwrap_or_default();
+        vector.clone_from(leaf);
+        let held: Vec<Vec<f32>> = sums.held().cloned().collect();
+        let (merges, mut merged) = (sums.merges(), 0);
+        let add = |a: &mut Vec<f32>, b: &Vec<f32>| {
+            assert_eq!(*a, held[merged], "the newest is merged first");
+            merged += 1;
+            a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+            Ok::<(), TreeError>(())
+        };
+        sums.push(vector, add).unwrap();
+        assert_eq!((merged, sums.held().count()), (merges, held.len() + 1 - merges));
     }
+    assert_eq!(sums.merges(), 0);
     sums.finish().unwrap()
 }
 
@@ -58,7 +68,7 @@ proptest! {
 
     #[test]
     fn any_partition_gives_the_bits_of_the_serial_tree((leaves, cuts) in leaves_and_cuts()) {
-        let mut sums = TreeAccumulator::new(3);
+        let mut sums = TreeAccumulator::new();
         let (mut ids, mut vectors, mut start) = (Vec::new(), Vec::new(), 0);
         for end in cuts {
             let nodes = accumulate(&mut sums, &leaves, start..end);
@@ -135,16 +145,40 @@ fn the_ragged_end_is_one_node() {
 }
 
 #[test]
+fn vectors_are_used_again() {
+    let mut sums = TreeAccumulator::new();
+    for made in [3, 0, 0] {
+        let mut fresh = 0;
+        sums.start(8, 0..7).unwrap();
+        for _ in 0..7 {
+            let vector = sums.free().unwrap_or_else(|| {
+                fresh += 1;
+                vec![0.0]
+            });
+            sums.push(vector, |_, _| Ok::<(), TreeError>(())).unwrap();
+        }
+        assert_eq!(fresh, made, "at most two nodes are held beside a leaf");
+        let nodes = sums.finish().unwrap();
+        assert_eq!(nodes.len(), 3);
+        sums.recycle(nodes);
+    }
+}
+
+#[test]
 fn misuse_is_an_error() {
-    let mut sums = TreeAccumulator::new(1);
+    let nothing = |_: &mut (), _: &()| Ok::<(), TreeError>(());
+    let mut sums = TreeAccumulator::new();
     assert_eq!(sums.start(4, 2..5), Err(TreeError::Range { range: 2..5, leaves: 4 }));
     sums.start(4, 2..2).unwrap();
     assert_eq!(sums.finish().unwrap(), []);
+    sums.start(4, 2..4).unwrap();
+    sums.push((), nothing).unwrap();
+    let full = TreeError::Count { range: 0..0, got: 0 };
+    assert_eq!(sums.push((), |_, _| Err(full.clone())), Err(full));
+    assert_eq!(sums.finish(), Err(TreeError::Count { range: 2..4, got: 1 }));
     sums.start(4, 2..3).unwrap();
-    assert_eq!(sums.push(vec![0.0; 2]), Err(TreeError::Length { expected: 1, got: 2 }));
-    assert_eq!(sums.finish(), Err(TreeError::Count { range: 2..3, got: 0 }));
-    sums.push(vec![0.0]).unwrap();
-    assert_eq!(sums.push(vec![0.0]), Err(TreeError::Count { range: 2..3, got: 2 }));
+    sums.push((), nothing).unwrap();
+    assert_eq!(sums.push((), nothing), Err(TreeError::Count { range: 2..3, got: 2 }));
 
     let (a, b) = (NodeId { level: 1, index: 0 }, NodeId { level: 1, index: 1 });
     assert_eq!(merge_order(4, &[a, b]).unwrap(), [(0, 1)]);

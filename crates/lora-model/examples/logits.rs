@@ -14,7 +14,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [base, adapter, out] = arguments.as_slice() else {
         return Err("usage: logits BASE_DIR ADAPTER_DIR OUT.safetensors".into());
     };
-    let base = Base::load(Path::new(base), BaseDtype::F32)?;
+    let base = Base::load(Path::new(base), BaseDtype::F32, &Device::Cpu)?;
     let adapter = PeftAdapter::read(Path::new(adapter))?.over(&base.config)?;
     let (batch, seq) = (2, 24);
     let vocab = base.config.vocab_size as u64;

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::lora::LoraPair;
+use lora_ops::pointwise::{round_into, zero};
 use lora_spec::{AdapterSpec, LinearModule, ModelConfig, Philox};
 
-use crate::ModelError;
 use crate::block::Block;
+use crate::{Base, ModelError};
 
 /// Where each matrix of an adapter lies in a flat buffer. A block's matrices are contiguous.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +75,13 @@ impl AdapterLayout {
         })
     }
 
+    /// Where a block's matrices lie.
+    pub fn block(&self, layer: usize) -> Range<usize> {
+        let of = |slot: &&Slot| slot.module.layer == layer;
+        let first = self.slots.iter().find(of).map_or(0, |slot| slot.a.start);
+        first..self.slots.iter().rfind(of).map_or(first, |slot| slot.b.end)
+    }
+
     /// Name of the matrix that element `index` belongs to.
     pub fn name_of(&self, index: usize) -> String {
         self.tensors()
@@ -101,6 +109,8 @@ impl AdapterLayout {
 pub struct Adapter {
     layout: Arc<AdapterLayout>,
     params: Tensor,
+    /// The parameters in the type that is computed with; `params` itself where that is f32.
+    rounded: Tensor,
     pairs: Vec<Vec<Option<LoraPair>>>,
     scaling: f64,
 }
@@ -125,7 +135,7 @@ impl Adapter {
         Self::from_params(Arc::new(layout), params, spec.scaling())
     }
 
-    /// An adapter with given parameters (`layout.len` of them).
+    /// An adapter on the CPU with given parameters (`layout.len` of them).
     pub fn from_params(
         layout: Arc<AdapterLayout>,
         params: Vec<f32>,
@@ -133,7 +143,28 @@ impl Adapter {
     ) -> Result<Self, ModelError> {
         let params = Tensor::from_vec(params, layout.len, &Device::Cpu)?;
         let pairs = layout.pairs(&params)?;
-        Ok(Self { layout, params, pairs, scaling })
+        Ok(Self { layout, rounded: params.clone(), params, pairs, scaling })
+    }
+
+    /// The adapter where `base` is, and computing in the type of its activations.
+    pub fn on(self, base: &Base) -> Result<Self, ModelError> {
+        let params = self.params.to_device(base.device())?;
+        let rounded = match base.activations() {
+            DType::F32 => params.clone(),
+            dtype => Tensor::zeros(self.layout.len, dtype, base.device())?,
+        };
+        let pairs = self.layout.pairs(&rounded)?;
+        let adapter = Self { params, rounded, pairs, ..self };
+        adapter.refresh()?;
+        Ok(adapter)
+    }
+
+    /// Makes the computation use the parameters as they are now; to be called whenever they were changed.
+    pub fn refresh(&self) -> Result<(), ModelError> {
+        if self.rounded.dtype() != DType::F32 {
+            round_into(&self.params, &self.rounded)?;
+        }
+        Ok(())
     }
 
     /// Where each matrix lies in `params`.
@@ -165,11 +196,16 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Zero gradients.
-    pub fn zeros(layout: &AdapterLayout) -> Result<Self, ModelError> {
-        let flat = Tensor::zeros(layout.len, DType::F32, &Device::Cpu)?;
+    /// Zero gradients on `device`.
+    pub fn zeros(layout: &AdapterLayout, device: &Device) -> Result<Self, ModelError> {
+        let flat = Tensor::zeros(layout.len, DType::F32, device)?;
         let pairs = layout.pairs(&flat)?;
         Ok(Self { flat, pairs })
+    }
+
+    /// Makes them zero again.
+    pub fn clear(&self) -> Result<(), ModelError> {
+        Ok(zero(&self.flat)?)
     }
 
     /// The flat gradients, f32 `[layout.len]`.

@@ -1,16 +1,20 @@
 //! A frozen base model in memory.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use candle_core::Tensor;
+use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::FrozenLinear;
+use lora_ops::rope::RopeTable;
 use lora_spec::{BaseDtype, Checkpoint, ModelConfig};
 use rayon::prelude::*;
 
 use crate::ModelError;
 use crate::block::Block;
 use crate::hash::{sha256, sha256_file};
+use crate::random;
 use crate::read::Reader;
 
 /// A frozen base model: read once, never changed.
@@ -18,12 +22,15 @@ use crate::read::Reader;
 pub struct Base {
     /// What `config.json` says.
     pub config: ModelConfig,
-    /// Where it was read from.
+    /// Where it was read from; empty for random weights.
     pub dir: PathBuf,
     pub(crate) embedding: Tensor,
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: Tensor,
     pub(crate) head: FrozenLinear,
+    device: Device,
+    /// The longest table of angles that was needed so far.
+    rope: Mutex<Option<(usize, Arc<RopeTable>)>>,
     sha256: String,
 }
 
@@ -53,14 +60,43 @@ impl BaseKey {
 }
 
 impl Base {
-    /// Reads the model in `dir` (Hugging Face layout) and holds its matrices as `dtype`; norms and biases are f32.
-    pub fn load(dir: &Path, dtype: BaseDtype) -> Result<Self, ModelError> {
+    /// Reads the model in `dir` (Hugging Face layout) onto `device` and holds its matrices as `dtype`; norms and biases are
+    /// f32. On a GPU all matrices have one type: with `auto` bf16 where the checkpoint has nothing else, else f32.
+    pub fn load(dir: &Path, dtype: BaseDtype, device: &Device) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.check(&config)?;
-        let reader = Reader::open(&checkpoint)?;
-        let matrix = |name: &str| reader.read(name, dtype);
-        let vector = |name: &str| reader.read(name, BaseDtype::F32);
+        let dtype = if device.is_cpu() { dtype } else { one_type(dtype, &checkpoint) };
+        let reader = Reader::open(&checkpoint, device)?;
+        let sha256 = hash_of(dir, &checkpoint)?;
+        Self::build(config, dir.to_owned(), sha256, dtype, device, |name, dtype| reader.read(name, dtype))
+    }
+
+    /// A model of this shape with random weights, for measurements. Matrices (`auto`: f32) are uniform with a standard deviation
+    /// of 0.02, norms 1 and biases 0; each element is a pure function of the seed and its place.
+    pub fn random(
+        config: ModelConfig,
+        dtype: BaseDtype,
+        seed: u64,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let shapes: HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
+        let sha256 = sha256(format!("random {seed} {dtype:?} {config:?}").as_bytes());
+        Self::build(config, PathBuf::new(), sha256, dtype, device, |name, dtype| {
+            random::tensor(name, &shapes[name], dtype, seed, device)
+        })
+    }
+
+    fn build(
+        config: ModelConfig,
+        dir: PathBuf,
+        sha256: String,
+        dtype: BaseDtype,
+        device: &Device,
+        tensor: impl Fn(&str, BaseDtype) -> Result<Tensor, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let matrix = |name: &str| tensor(name, dtype);
+        let vector = |name: &str| tensor(name, BaseDtype::F32);
         let mut modules = config.linear_modules().into_iter();
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
@@ -81,17 +117,53 @@ impl Base {
         Ok(Self {
             norm: vector("model.norm.weight")?,
             head: FrozenLinear::new(head, None)?,
-            sha256: hash_of(dir, &checkpoint)?,
-            dir: dir.to_owned(),
+            device: device.clone(),
+            rope: Mutex::default(),
             embedding,
             blocks,
             config,
+            dir,
+            sha256,
         })
     }
 
-    /// SHA-256 over the names and SHA-256s of `config.json` and the safetensors files.
+    /// Where it is.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Type of the activations: f32 on the CPU, that of the matrices on a GPU.
+    pub fn activations(&self) -> DType {
+        if self.device.is_cpu() { DType::F32 } else { self.embedding.dtype() }
+    }
+
+    /// Angles of at least `positions` positions.
+    pub(crate) fn rope(&self, positions: usize) -> Result<Arc<RopeTable>, ModelError> {
+        let mut longest = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((length, table)) = &*longest
+            && *length >= positions
+        {
+            return Ok(table.clone());
+        }
+        let length = positions.next_power_of_two();
+        let table = Arc::new(RopeTable::new(&self.config.rope, self.config.head_dim, length, &self.device)?);
+        *longest = Some((length, table.clone()));
+        Ok(table)
+    }
+
+    /// SHA-256 over the names and SHA-256s of `config.json` and the safetensors files; of random weights, over what they are a
+    /// function of.
     pub fn sha256(&self) -> &str {
         &self.sha256
+    }
+}
+
+fn one_type(dtype: BaseDtype, checkpoint: &Checkpoint) -> BaseDtype {
+    let all_bf16 = checkpoint.tensors.values().all(|entry| entry.dtype == "BF16");
+    match dtype {
+        BaseDtype::Auto if all_bf16 => BaseDtype::Bf16,
+        BaseDtype::Auto => BaseDtype::F32,
+        given => given,
     }
 }
 

@@ -6,7 +6,8 @@ use lora_ops::dropout::Dropout;
 use lora_ops::linear::FrozenLinear;
 use lora_ops::lora::{self, LoraPair};
 use lora_ops::rope::RopeTable;
-use lora_ops::{Result, add_assign, rms_norm, swiglu};
+use lora_ops::{Ids, Result, add_assign, glu, rms_norm};
+use lora_spec::Activation;
 
 /// Projections of a block, in the order of `ModelConfig::linear_modules`.
 const Q: usize = 0;
@@ -30,6 +31,9 @@ pub(crate) struct Context<'a> {
     pub(crate) shape: Shape,
     pub(crate) rope: &'a RopeTable,
     pub(crate) eps: f64,
+    pub(crate) activation: Activation,
+    /// First key that each query sees; `None`: the first of its row.
+    pub(crate) first: Option<&'a Ids>,
     pub(crate) lora: Option<&'a [Option<LoraPair>]>,
     pub(crate) scaling: f64,
     /// One mask a projection.
@@ -85,13 +89,13 @@ impl Block {
         drop(normed);
         ctx.rope.forward(&q, ctx.shape.seq, 0)?;
         ctx.rope.forward(&k, ctx.shape.seq, 0)?;
-        let (attended, attention) = attention::forward(&q, &k, &v, ctx.shape)?;
+        let (attended, attention) = attention::forward(&q, &k, &v, ctx.shape, ctx.first)?;
         let middle = project(O, &attended)?;
-        add_assign(&middle, x)?;
-        let (normed, post_attention_norm) = rms_norm::forward(&middle, &self.post_attention_norm, ctx.eps)?;
+        let (normed, post_attention_norm) =
+            rms_norm::add_forward(&middle, x, &self.post_attention_norm, ctx.eps)?;
         let (gate, up) = (project(GATE, &normed)?, project(UP, &normed)?);
         drop(normed);
-        let y = project(DOWN, &swiglu::forward(&gate, &up)?)?;
+        let y = project(DOWN, &glu::forward(&gate, &up, ctx.activation)?)?;
         add_assign(&y, &middle)?;
         let saved =
             Saved { input_norm, q, k, v, attention, attended, middle, post_attention_norm, gate, up, lora };
@@ -110,12 +114,11 @@ impl Block {
             Some((keys, values)) => (Tensor::cat(&[keys, k], 0)?, Tensor::cat(&[values, v], 0)?),
             None => (k, v),
         };
-        let (attended, _) = attention::forward(&q, &k, &v, ctx.shape)?;
+        let (attended, _) = attention::forward(&q, &k, &v, ctx.shape, ctx.first)?;
         cache.keys_values = Some((k, v));
         let middle = project(O, &attended)?;
-        add_assign(&middle, x)?;
-        let (normed, _) = rms_norm::forward(&middle, &self.post_attention_norm, ctx.eps)?;
-        let activated = swiglu::forward(&project(GATE, &normed)?, &project(UP, &normed)?)?;
+        let (normed, _) = rms_norm::add_forward(&middle, x, &self.post_attention_norm, ctx.eps)?;
+        let activated = glu::forward(&project(GATE, &normed)?, &project(UP, &normed)?, ctx.activation)?;
         let y = project(DOWN, &activated)?;
         add_assign(&y, &middle)?;
         Ok(y)
@@ -140,12 +143,12 @@ impl Block {
             self.project_backward(p, &saved.lora[p], x, dy, ctx, grads, dx)
         };
 
-        let activated = swiglu::forward(&saved.gate, &saved.up)?;
+        let activated = glu::forward(&saved.gate, &saved.up, ctx.activation)?;
         let d_activated = self.dx_of(DOWN, dy, below_down)?;
         project(DOWN, &activated, dy, d_activated.as_ref())?;
         drop(activated);
         let Some(d_activated) = d_activated else { return Ok(None) };
-        let (d_gate, d_up) = swiglu::backward(&saved.gate, &saved.up, &d_activated)?;
+        let (d_gate, d_up) = glu::backward(&saved.gate, &saved.up, &d_activated, ctx.activation)?;
         drop(d_activated);
         let d_normed = self.dx_of(GATE, &d_gate, below_mlp)?;
         if let Some(d_normed) = &d_normed {
@@ -163,8 +166,8 @@ impl Block {
             &saved.middle,
             &self.post_attention_norm,
             &d_normed,
+            Some(dy),
         )?;
-        add_assign(&d_middle, dy)?;
 
         let d_attended = self.dx_of(O, &d_middle, below_attention)?;
         project(O, &saved.attended, &d_middle, d_attended.as_ref())?;
@@ -175,6 +178,7 @@ impl Block {
             &saved.attended,
             &d_attended,
             ctx.shape,
+            ctx.first,
         )?;
         ctx.rope.backward(&d_q, ctx.shape.seq)?;
         ctx.rope.backward(&d_k, ctx.shape.seq)?;
@@ -190,8 +194,7 @@ impl Block {
             project(V, &normed, &d_v, d_normed.as_ref())?;
         }
         let Some(d_normed) = d_normed else { return Ok(None) };
-        let dx = rms_norm::backward(&saved.input_norm, x, &self.input_norm, &d_normed)?;
-        add_assign(&dx, &d_middle)?;
+        let dx = rms_norm::backward(&saved.input_norm, x, &self.input_norm, &d_normed, Some(&d_middle))?;
         Ok(Some(dx))
     }
 

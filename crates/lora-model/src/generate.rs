@@ -1,11 +1,11 @@
 //! Text generation with a cache of keys and values.
 
 use candle_core::{IndexOp, Tensor};
-use lora_ops::{embedding, read_f32, rms_norm};
+use lora_ops::{Ids, embedding, rms_norm};
 use lora_spec::Philox;
 
 use crate::block::{Cache, Context};
-use crate::model::{attention_shape, rope_table};
+use crate::model::{attention_shape, window};
 use crate::{Adapter, Base, ModelError};
 
 /// How the next token is chosen, in the terms of Transformers' `GenerationConfig`.
@@ -45,18 +45,22 @@ impl Generator<'_> {
         max_new_tokens: usize,
         sampling: Sampling,
     ) -> Result<Vec<u32>, ModelError> {
-        let rope = rope_table(&self.base.config, prompt.len() + max_new_tokens);
+        let rope = self.base.rope(prompt.len() + max_new_tokens)?;
         let mut caches = vec![Cache::default(); self.base.blocks.len()];
         let mut generated = Vec::new();
         let mut input = prompt.to_vec();
         let mut seen = 0;
         while generated.len() < max_new_tokens && !input.is_empty() {
             seen += input.len();
-            let mut x = embedding::forward(&self.base.embedding, &input)?;
+            let first = window(self.base, 1, input.len(), seen - input.len())?;
+            let mut x =
+                embedding::forward(&self.base.embedding, &Ids::new(input.clone(), self.base.device())?)?;
             for (layer, (block, cache)) in self.base.blocks.iter().zip(&mut caches).enumerate() {
                 let context = Context {
                     shape: attention_shape(&self.base.config, 1, input.len(), seen),
                     rope: &rope,
+                    activation: self.base.config.hidden_act,
+                    first: first.as_ref().filter(|_| self.base.config.window(layer).is_some()),
                     eps: self.base.config.rms_norm_eps,
                     lora: self.adapter.map(|adapter| adapter.block(layer)),
                     scaling: self.adapter.map_or(0.0, Adapter::scaling),
@@ -77,7 +81,7 @@ impl Generator<'_> {
     fn next(&self, last: &Tensor, sampling: Sampling, drawn: usize) -> Result<u32, ModelError> {
         let (normed, _) =
             rms_norm::forward(&last.contiguous()?, &self.base.norm, self.base.config.rms_norm_eps)?;
-        let logits = read_f32(&self.base.head.forward(&normed)?, <[f32]>::to_vec)?;
+        let logits = self.base.head.forward_f32(&normed)?.flatten_all()?.to_vec1()?;
         Ok(choose(&logits, sampling, drawn))
     }
 }

@@ -10,6 +10,7 @@ mod generate;
 mod hash;
 mod model;
 mod peft;
+mod random;
 mod read;
 
 pub use adapter::{Adapter, AdapterLayout, Gradients, Slot};
@@ -18,5 +19,5 @@ pub use error::ModelError;
 pub use generate::{Generator, Sampling};
 pub use hash::{sha256, sha256_file};
 pub use lora_ops::cross_entropy::Loss;
-pub use model::{Batch, Pass, forward_backward, logits, loss};
+pub use model::{Backward, Batch, Pass, forward_backward, logits, loss};
 pub use peft::{PeftAdapter, PeftConfig, write_adapter};

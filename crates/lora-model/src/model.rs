@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use lora_ops::attention::Shape;
+use lora_ops::attention::{Shape, first_keys};
 use lora_ops::cross_entropy::{self, Loss, Targets};
 use lora_ops::dropout::Dropout;
 use lora_ops::rope::RopeTable;
-use lora_ops::{embedding, rms_norm};
+use lora_ops::{Ids, embedding, rms_norm};
 use lora_spec::{ActivationCheckpointing, ModelConfig};
 
 use crate::block::{self, Context};
@@ -43,7 +43,117 @@ pub struct Pass {
     pub step: u64,
 }
 
-/// The micro-batch's loss, and its unnormalized gradient (of `loss_sum`) added to `grads`.
+/// A micro-batch's numbers where the base is, and what its blocks have in common.
+struct Inputs<'a> {
+    base: &'a Base,
+    adapter: Option<&'a Adapter>,
+    shape: Shape,
+    tokens: Ids,
+    rope: Arc<RopeTable>,
+    /// First key that each query of a layer with a window sees.
+    first: Option<Ids>,
+    /// `[block][projection]`; `None` without dropout.
+    masks: Option<Vec<Vec<Dropout>>>,
+}
+
+impl<'a> Inputs<'a> {
+    fn new(
+        base: &'a Base,
+        adapter: Option<&'a Adapter>,
+        batch: &Batch,
+        pass: Option<Pass>,
+    ) -> Result<Self, ModelError> {
+        let first = window(base, batch.batch, batch.seq, 0)?;
+        Ok(Self {
+            shape: attention_shape(&base.config, batch.batch, batch.seq, batch.seq),
+            tokens: Ids::new(batch.tokens, base.device())?,
+            rope: base.rope(batch.seq)?,
+            masks: pass.map(|pass| dropout_masks(base, batch, pass)).transpose()?.flatten(),
+            first,
+            base,
+            adapter,
+        })
+    }
+
+    fn block(&self, layer: usize) -> Context<'_> {
+        Context {
+            shape: self.shape,
+            rope: &self.rope,
+            eps: self.base.config.rms_norm_eps,
+            activation: self.base.config.hidden_act,
+            first: self.first.as_ref().filter(|_| self.base.config.window(layer).is_some()),
+            lora: self.adapter.map(|adapter| adapter.block(layer)),
+            scaling: self.adapter.map_or(0.0, Adapter::scaling),
+            dropout: self.masks.as_ref().map(|masks| masks[layer].as_slice()),
+        }
+    }
+
+    fn embed(&self) -> Result<Tensor, ModelError> {
+        Ok(embedding::forward(&self.base.embedding, &self.tokens)?)
+    }
+}
+
+/// A micro-batch whose loss is known and whose gradients are computed block by block, from the last one down.
+pub struct Backward<'a> {
+    inputs: Inputs<'a>,
+    /// Input of each block from the lowest trained one up, and what its forward pass saved, unless that is recomputed.
+    blocks: Vec<(Tensor, Option<block::Saved>)>,
+    lowest: usize,
+    dy: Tensor,
+}
+
+impl<'a> Backward<'a> {
+    /// The forward pass: the loss, and the backward pass to come.
+    pub fn start(
+        base: &'a Base,
+        adapter: &'a Adapter,
+        batch: Batch,
+        pass: Pass,
+    ) -> Result<(Loss, Self), ModelError> {
+        let config = &base.config;
+        let targets = Targets::new(batch.targets, batch.weights, base.device())?;
+        let inputs = Inputs::new(base, Some(adapter), &batch, Some(pass))?;
+        let slots = &adapter.layout().slots;
+        let lowest = slots.iter().map(|slot| slot.module.layer).min().unwrap_or(0);
+        let mut x = inputs.embed()?;
+        let mut blocks = Vec::new();
+        for (layer, block) in base.blocks.iter().enumerate() {
+            let (y, saved) = block.forward(&x, &inputs.block(layer))?;
+            if layer >= lowest {
+                let keep = pass.checkpointing == ActivationCheckpointing::None;
+                blocks.push((x, keep.then_some(saved)));
+            }
+            x = y;
+        }
+        let (normed, norm) = rms_norm::forward(&x, &base.norm, config.rms_norm_eps)?;
+        let mut loss = cross_entropy::forward_backward(&normed, base.head.weight(), &targets, true)?;
+        drop(normed);
+        let Some(d_normed) = loss.dx.take() else {
+            return Err(candle_core::Error::Msg("the loss gave no gradient".into()).into());
+        };
+        let dy = rms_norm::backward(&norm, &x, &base.norm, &d_normed, None)?;
+        Ok((loss, Self { inputs, blocks, lowest, dy }))
+    }
+
+    /// The next block's part: its gradients (of the unnormalized loss) are added to `grads`. Returns which block it was;
+    /// `None` when all are done.
+    pub fn next_block(&mut self, grads: &Gradients) -> Result<Option<usize>, ModelError> {
+        let Some((x, saved)) = self.blocks.pop() else { return Ok(None) };
+        let layer = self.lowest + self.blocks.len();
+        let (block, context) = (&self.inputs.base.blocks[layer], self.inputs.block(layer));
+        let saved = match saved {
+            Some(saved) => saved,
+            None => block.forward(&x, &context)?.1,
+        };
+        let dx = block.backward(&saved, &x, &self.dy, &context, grads.block(layer), layer > self.lowest)?;
+        if let Some(dx) = dx {
+            self.dy = dx;
+        }
+        Ok(Some(layer))
+    }
+}
+
+/// The micro-batch's loss, and its unnormalized gradient added to `grads`.
 pub fn forward_backward(
     base: &Base,
     adapter: &Adapter,
@@ -51,87 +161,46 @@ pub fn forward_backward(
     batch: Batch,
     pass: Pass,
 ) -> Result<Loss, ModelError> {
-    let config = &base.config;
-    let rope = rope_table(config, batch.seq);
-    let masks = dropout_masks(config, &batch, pass);
-    let context = |layer: usize| context(config, &rope, Some(adapter), masks.as_deref(), &batch, layer);
-    let slots = &adapter.layout().slots;
-    let lowest = slots.iter().map(|slot| slot.module.layer).min().unwrap_or(0);
-
-    let mut x = embedding::forward(&base.embedding, batch.tokens)?;
-    let mut inputs = Vec::new();
-    for (layer, block) in base.blocks.iter().enumerate() {
-        let (y, saved) = block.forward(&x, &context(layer))?;
-        if layer >= lowest {
-            let keep = pass.checkpointing == ActivationCheckpointing::None;
-            inputs.push((x, keep.then_some(saved)));
-        }
-        x = y;
-    }
-    let (normed, norm) = rms_norm::forward(&x, &base.norm, config.rms_norm_eps)?;
-    let targets = Targets { tokens: batch.targets, weights: batch.weights };
-    let mut loss = cross_entropy::forward_backward(&normed, base.head.weight(), targets, true)?;
-    drop(normed);
-    let Some(d_normed) = loss.dx.take() else { return Ok(loss) };
-    let mut dy = rms_norm::backward(&norm, &x, &base.norm, &d_normed)?;
-    drop((d_normed, x));
-    for layer in (lowest..config.num_hidden_layers).rev() {
-        let Some((x, saved)) = inputs.pop() else { break };
-        let (block, context) = (&base.blocks[layer], context(layer));
-        let saved = match saved {
-            Some(saved) => saved,
-            None => block.forward(&x, &context)?.1,
-        };
-        match block.backward(&saved, &x, &dy, &context, grads.block(layer), layer > lowest)? {
-            Some(dx) => dy = dx,
-            None => break,
-        }
-    }
+    let (loss, mut backward) = Backward::start(base, adapter, batch, pass)?;
+    while backward.next_block(grads)?.is_some() {}
     Ok(loss)
 }
 
 /// The micro-batch's loss alone, without dropout.
 pub fn loss(base: &Base, adapter: Option<&Adapter>, batch: Batch) -> Result<Loss, ModelError> {
+    let targets = Targets::new(batch.targets, batch.weights, base.device())?;
     let normed = hidden(base, adapter, &batch)?;
-    let targets = Targets { tokens: batch.targets, weights: batch.weights };
-    Ok(cross_entropy::forward_backward(&normed, base.head.weight(), targets, false)?)
+    Ok(cross_entropy::forward_backward(&normed, base.head.weight(), &targets, false)?)
 }
 
 /// Logits `[batch * seq, vocab]` of every position, f32.
 pub fn logits(base: &Base, adapter: Option<&Adapter>, batch: Batch) -> Result<Tensor, ModelError> {
-    Ok(base.head.forward(&hidden(base, adapter, &batch)?)?)
+    Ok(base.head.forward_f32(&hidden(base, adapter, &batch)?)?)
 }
 
 /// The normalized hidden states that the head sees, `[batch * seq, hidden]`.
 fn hidden(base: &Base, adapter: Option<&Adapter>, batch: &Batch) -> Result<Tensor, ModelError> {
-    let rope = rope_table(&base.config, batch.seq);
-    let mut x = embedding::forward(&base.embedding, batch.tokens)?;
+    let inputs = Inputs::new(base, adapter, batch, None)?;
+    let mut x = inputs.embed()?;
     for (layer, block) in base.blocks.iter().enumerate() {
-        x = block.forward(&x, &context(&base.config, &rope, adapter, None, batch, layer))?.0;
+        x = block.forward(&x, &inputs.block(layer))?.0;
     }
     Ok(rms_norm::forward(&x, &base.norm, base.config.rms_norm_eps)?.0)
 }
 
-pub(crate) fn rope_table(config: &ModelConfig, positions: usize) -> RopeTable {
-    RopeTable::new(&config.rope, config.head_dim, positions)
-}
-
-fn context<'a>(
-    config: &ModelConfig,
-    rope: &'a RopeTable,
-    adapter: Option<&'a Adapter>,
-    masks: Option<&'a [Vec<Dropout>]>,
-    batch: &Batch,
-    layer: usize,
-) -> Context<'a> {
-    Context {
-        shape: attention_shape(config, batch.batch, batch.seq, batch.seq),
-        rope,
-        eps: config.rms_norm_eps,
-        lora: adapter.map(|adapter| adapter.block(layer)),
-        scaling: adapter.map_or(0.0, Adapter::scaling),
-        dropout: masks.map(|masks| masks[layer].as_slice()),
+/// First keys of the queries `past..past + seq` of each row, for the layers with a window; `None` where no layer has one that
+/// is shorter than the rows.
+pub(crate) fn window(base: &Base, batch: usize, seq: usize, past: usize) -> Result<Option<Ids>, ModelError> {
+    let config = &base.config;
+    let Some(window) = (0..config.num_hidden_layers).find_map(|layer| config.window(layer)) else {
+        return Ok(None);
+    };
+    if past + seq <= window {
+        return Ok(None);
     }
+    let all = first_keys(batch, past + seq, Some(window), None);
+    let queries = all.chunks(past + seq).flat_map(|row| &row[past..]).copied().collect::<Vec<u32>>();
+    Ok(Some(Ids::new(queries, base.device())?))
 }
 
 pub(crate) fn attention_shape(config: &ModelConfig, batch: usize, seq: usize, kv_seq: usize) -> Shape {
@@ -146,18 +215,19 @@ pub(crate) fn attention_shape(config: &ModelConfig, batch: usize, seq: usize, kv
 }
 
 /// Masks of every projection, `[block][projection]`; `None` without dropout.
-fn dropout_masks(config: &ModelConfig, batch: &Batch, pass: Pass) -> Option<Vec<Vec<Dropout>>> {
+fn dropout_masks(base: &Base, batch: &Batch, pass: Pass) -> Result<Option<Vec<Vec<Dropout>>>, ModelError> {
     if pass.dropout == 0.0 {
-        return None;
+        return Ok(None);
     }
-    let tokens: Arc<[(u32, u32)]> =
-        batch.rows.iter().flat_map(|&row| (0..batch.seq as u32).map(move |p| (row as u32, p))).collect();
-    let modules = config.linear_modules();
+    let token = |row: u64| (0..batch.seq as u32).flat_map(move |position| [row as u32, position]);
+    let tokens: Vec<u32> = batch.rows.iter().flat_map(|&row| token(row)).collect();
+    let tokens = Ids::new(tokens, base.device())?;
+    let modules = base.config.linear_modules();
     let masks = modules.chunks(block::Block::PROJECTIONS).map(|block| {
         block
             .iter()
             .map(|m| Dropout::new(pass.seed, &m.name, pass.step, pass.dropout, tokens.clone()))
             .collect()
     });
-    Some(masks.collect())
+    Ok(Some(masks.collect()))
 }

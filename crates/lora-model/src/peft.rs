@@ -160,8 +160,8 @@ pub fn write_adapter(
     revision: Option<&str>,
 ) -> Result<[(&'static str, Vec<u8>); 2], ModelError> {
     let layout = adapter.layout();
-    let bytes: Vec<u8> =
-        read_f32(adapter.params(), |params| params.iter().flat_map(|p| p.to_le_bytes()).collect())?;
+    let params: Vec<f32> = adapter.params().to_vec1()?;
+    let bytes: Vec<u8> = params.iter().flat_map(|p| p.to_le_bytes()).collect();
     let mut views = Vec::new();
     for (name, shape, range) in layout.tensors() {
         let data = &bytes[range.start * 4..range.end * 4];

@@ -14,17 +14,18 @@ use crate::ModelError;
 pub(crate) struct Reader<'a> {
     checkpoint: &'a Checkpoint,
     files: Vec<File>,
+    device: &'a Device,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn open(checkpoint: &'a Checkpoint) -> Result<Self, ModelError> {
+    pub(crate) fn open(checkpoint: &'a Checkpoint, device: &'a Device) -> Result<Self, ModelError> {
         let open =
             |path: &PathBuf| File::open(path).map_err(|source| ModelError::Io { path: path.clone(), source });
         let files = checkpoint.files.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { checkpoint, files })
+        Ok(Self { checkpoint, files, device })
     }
 
-    /// Reads a tensor and holds it as `dtype`.
+    /// Reads a tensor and holds it as `dtype` on the device.
     pub(crate) fn read(&self, name: &str, dtype: BaseDtype) -> Result<Tensor, ModelError> {
         let fail = |file: usize, message: String| {
             let path = self.checkpoint.files.get(file).cloned().unwrap_or_default();
@@ -41,7 +42,7 @@ impl<'a> Reader<'a> {
         let shape = entry.shape.as_slice();
         let tensor = match (entry.dtype.as_str(), dtype) {
             ("BF16", BaseDtype::Auto | BaseDtype::Bf16) => {
-                Tensor::from_vec(halves().map(bf16::from_le_bytes).collect(), shape, &Device::Cpu)?
+                Tensor::from_vec(halves().map(bf16::from_le_bytes).collect(), shape, self.device)?
             }
             (stored, dtype) => {
                 let values: Vec<f32> = match stored {
@@ -56,9 +57,9 @@ impl<'a> Reader<'a> {
                     BaseDtype::Bf16 => Tensor::from_vec(
                         values.into_iter().map(bf16::from_f32).collect(),
                         shape,
-                        &Device::Cpu,
+                        self.device,
                     )?,
-                    BaseDtype::Auto | BaseDtype::F32 => Tensor::from_vec(values, shape, &Device::Cpu)?,
+                    BaseDtype::Auto | BaseDtype::F32 => Tensor::from_vec(values, shape, self.device)?,
                 }
             }
         };

@@ -1,9 +1,12 @@
 //! AdamW (arXiv 1711.05101), equal to `torch.optim.AdamW`: decay first, bias correction as torch applies it.
 
-use rayon::prelude::*;
+use candle_core::{Result, Tensor};
 
-use crate::cpu::GRAIN;
-use crate::simd::vectorize;
+use crate::place::Place;
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 /// Settings of one step.
 #[derive(Debug, Clone, Copy)]
@@ -20,49 +23,64 @@ pub struct AdamW {
     pub weight_decay: f64,
 }
 
-/// Parameters and moments, f32, equally long.
-#[derive(Debug)]
+/// Parameters and moments: f32 vectors, equally long, each of a storage of its own.
+#[derive(Debug, Clone, Copy)]
 pub struct State<'a> {
     /// Parameters.
-    pub params: &'a mut [f32],
+    pub params: &'a Tensor,
     /// First moments.
-    pub m: &'a mut [f32],
+    pub m: &'a Tensor,
     /// Second moments.
-    pub v: &'a mut [f32],
+    pub v: &'a Tensor,
 }
 
 impl AdamW {
-    /// Step number `t` (from 1) with `gradient * factor`; `factor` carries clipping.
-    ///
-    /// # Panics
-    /// If the slices differ in length.
+    /// Step number `t` (from 1) with `gradient * factor`, in place; `factor` carries clipping.
     #[tracing::instrument(level = "trace", name = "adamw", skip_all)]
-    pub fn step(&self, t: u64, state: State, gradient: &[f32], factor: f32) {
+    pub fn step(&self, t: u64, state: State, gradient: &Tensor, factor: f32) -> Result<()> {
         let State { params, m, v } = state;
-        let n = params.len();
-        assert!(m.len() == n && v.len() == n && gradient.len() == n, "state and gradient differ in length");
-        let power = t.min(i32::MAX as u64) as i32;
-        let correction1 = 1.0 - self.beta1.powi(power);
-        let correction2 = (1.0 - self.beta2.powi(power)).sqrt();
-        let step_size = (self.lr / correction1) as f32;
-        let correction2 = correction2 as f32;
-        let decay = (1.0 - self.lr * self.weight_decay) as f32;
-        let (rest1, beta2, rest2) = ((1.0 - self.beta1) as f32, self.beta2 as f32, (1.0 - self.beta2) as f32);
-        let eps = self.eps as f32;
-        let moments = m.par_chunks_mut(GRAIN).zip(v.par_chunks_mut(GRAIN));
-        let chunks = params.par_chunks_mut(GRAIN).zip(moments).zip(gradient.par_chunks(GRAIN));
-        chunks.for_each(|((params, (m, v)), gradient)| {
-            vectorize(|| {
-                for (((p, m), v), g) in params.iter_mut().zip(m).zip(v).zip(gradient) {
-                    let g = g * factor;
-                    *m += rest1 * (g - *m);
-                    *v = *v * beta2 + rest2 * (g * g);
-                    let denominator = v.sqrt() / correction2 + eps;
-                    *p = *p * decay - step_size * (*m / denominator);
-                }
-            });
-        });
+        let n = params.dims1()?;
+        if [m, v, gradient].iter().any(|x| x.dims() != [n]) {
+            candle_core::bail!(
+                "AdamW: {n} parameters with moments {:?} and {:?} and gradient {:?}",
+                m.shape(),
+                v.shape(),
+                gradient.shape()
+            );
+        }
+        let numbers = self.numbers(t, factor);
+        match Place::of(&[params, m, v, gradient])? {
+            Place::Cpu => cpu::step(&numbers, state, gradient),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(gpu) => cuda::step(&gpu, &numbers, state, gradient),
+        }
     }
+
+    fn numbers(&self, t: u64, factor: f32) -> Numbers {
+        let power = t.min(i32::MAX as u64) as i32;
+        Numbers {
+            factor,
+            rest1: (1.0 - self.beta1) as f32,
+            beta2: self.beta2 as f32,
+            rest2: (1.0 - self.beta2) as f32,
+            correction2: (1.0 - self.beta2.powi(power)).sqrt() as f32,
+            eps: self.eps as f32,
+            decay: (1.0 - self.lr * self.weight_decay) as f32,
+            step_size: (self.lr / (1.0 - self.beta1.powi(power))) as f32,
+        }
+    }
+}
+
+/// What a step does to every element: computed once, in f64.
+struct Numbers {
+    factor: f32,
+    rest1: f32,
+    beta2: f32,
+    rest2: f32,
+    correction2: f32,
+    eps: f32,
+    decay: f32,
+    step_size: f32,
 }
 
 /// The factor of `torch.nn.utils.clip_grad_norm_`: `min(1, max_norm / (norm + 1e-6))`; 1 where `max_norm` is 0.

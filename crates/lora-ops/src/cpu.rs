@@ -3,9 +3,6 @@
 use std::cell::Cell;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Shape, Storage, Tensor, WithDType};
-use rayon::prelude::*;
-
-use crate::simd::vectorize;
 
 /// Elements below which a loop is not worth a second thread.
 pub(crate) const GRAIN: usize = 16 * 1024;
@@ -61,25 +58,6 @@ pub(crate) fn filled(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Res
     let mut data = vec![0.0; shape.elem_count()];
     f(&mut data);
     Tensor::from_vec(data, shape, &candle_core::Device::Cpu)
-}
-
-/// `a += b`, element by element.
-#[tracing::instrument(level = "trace", name = "add", skip_all)]
-pub fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
-    if a.elem_count() != b.elem_count() {
-        candle_core::bail!("cannot add {:?} to {:?}", b.shape(), a.shape());
-    }
-    read_f32(b, |b| {
-        update_f32(a, |a| {
-            a.par_chunks_mut(GRAIN).zip(b.par_chunks(GRAIN)).for_each(|(a, b)| {
-                vectorize(|| {
-                    for (a, b) in a.iter_mut().zip(b) {
-                        *a += b;
-                    }
-                });
-            });
-        })
-    })?
 }
 
 /// A pointer that threads share to write disjoint parts of one buffer.

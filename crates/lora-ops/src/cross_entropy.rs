@@ -1,124 +1,100 @@
 //! Fused linear + cross-entropy: the loss of a language model's head without the `[tokens, vocab]` logits.
 //!
 //! Rows with weight 0 cost nothing. The others are taken in chunks whose logits fit a fixed budget; a chunk's logits are
-//! turned into the gradient in place, so the gradient of `x` costs one more product and no more memory
+//! turned into the gradient, so the gradient of `x` costs one more product and next to no memory
 //! (the idea of Liger Kernel, arXiv 2410.10989, and of Cut Cross-Entropy, arXiv 2411.09009).
 
-use candle_core::{Result, Tensor};
-use rayon::prelude::*;
+use candle_core::{Device, Result, Tensor};
 
-use crate::cpu::{filled, read_f32};
-use crate::gemm::{Mat, gemm};
-use crate::linear::Panels;
-use crate::simd::{exp, max, sum, vectorize};
+use crate::Ids;
+use crate::place::Place;
 
-/// Elements of a chunk's logits (48 MiB of f32).
-const LOGITS: usize = 12 << 20;
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+/// Which row of the logits predicts what, and how much it counts: rows of weight 0 are left out.
+#[derive(Debug, Clone)]
+pub struct Targets {
+    /// Rows that were given, with and without a target.
+    all_rows: usize,
+    rows: Ids,
+    tokens: Ids,
+    /// f32, by their bits.
+    weights: Ids,
+    weight_sum: f64,
+}
+
+impl Targets {
+    /// Of each row the token that it should predict and the weight of its loss (0: no target), for operations on `device`.
+    pub fn new(tokens: &[u32], weights: &[f32], device: &Device) -> Result<Self> {
+        let all_rows = tokens.len();
+        if weights.len() != all_rows {
+            candle_core::bail!("{all_rows} targets with {} weights", weights.len());
+        }
+        if u32::try_from(all_rows).is_err() {
+            candle_core::bail!("{all_rows} targets are too many");
+        }
+        let rows: Vec<usize> = (0..all_rows).filter(|&row| weights[row] != 0.0).collect();
+        let kept: Vec<f32> = rows.iter().map(|&row| weights[row]).collect();
+        Ok(Self {
+            all_rows,
+            tokens: Ids::new(rows.iter().map(|&row| tokens[row]).collect::<Vec<_>>(), device)?,
+            weights: Ids::of_f32(&kept, device)?,
+            weight_sum: kept.iter().map(|weight| f64::from(*weight)).sum(),
+            rows: Ids::new(rows.iter().map(|&row| row as u32).collect::<Vec<_>>(), device)?,
+        })
+    }
+}
 
 /// A micro-batch's loss.
 #[derive(Debug)]
 pub struct Loss {
-    /// `sum of weight * -log p(target)`, in nats.
-    pub loss_sum: f64,
+    /// `weight * -log p(target)`, in nats, of each row with a target: f64, on the device of `x`.
+    pub row_losses: Tensor,
     /// Sum of the weights.
     pub weight_sum: f64,
-    /// Gradient of `loss_sum` by `x` `[tokens, features]`; `None` where it was not asked for.
+    /// Gradient of the losses' sum by `x` `[tokens, features]`; `None` where it was not asked for.
     pub dx: Option<Tensor>,
 }
 
-/// Which row of the logits predicts what, and how much it counts.
-#[derive(Debug, Clone, Copy)]
-pub struct Targets<'a> {
-    /// Token that each row should predict.
-    pub tokens: &'a [u32],
-    /// Weight of each row's loss; 0: the row has no target.
-    pub weights: &'a [f32],
+impl Loss {
+    /// Sum of the losses, in the rows' order. Waits for the GPU.
+    pub fn sum(&self) -> Result<f64> {
+        Ok(self.row_losses.to_vec1::<f64>()?.iter().sum())
+    }
 }
 
-/// The loss of `x` `[tokens, features]` under the head `weight` `[vocab, features]` (f32 or bf16), and its gradient.
+/// The losses of `x` `[tokens, features]` under the head `weight` `[vocab, features]` (f32 or bf16; on a GPU of the type of
+/// `x`), and their gradient.
+///
+/// # Errors
+/// Shapes or types that do not fit, or a target outside the vocabulary.
 #[tracing::instrument(level = "trace", name = "cross_entropy", skip_all)]
-pub fn forward_backward(x: &Tensor, weight: &Tensor, targets: Targets, gradient: bool) -> Result<Loss> {
+pub fn forward_backward(x: &Tensor, weight: &Tensor, targets: &Targets, gradient: bool) -> Result<Loss> {
     let (tokens, features) = x.dims2()?;
     let (vocab, weight_features) = weight.dims2()?;
-    if weight_features != features || targets.tokens.len() != tokens || targets.weights.len() != tokens {
+    if weight_features != features || targets.all_rows != tokens {
         candle_core::bail!(
-            "head {:?} over {:?} with {} targets and {} weights",
+            "head {:?} over {:?} with {} targets",
             weight.shape(),
             x.shape(),
-            targets.tokens.len(),
-            targets.weights.len()
+            targets.all_rows
         );
     }
-    let rows: Vec<usize> = (0..tokens).filter(|&i| targets.weights[i] != 0.0).collect();
-    if let Some(row) = rows.iter().find(|&&row| targets.tokens[row] as usize >= vocab) {
-        candle_core::bail!("target {} is outside the vocabulary of {vocab}", targets.tokens[*row]);
+    if let Some(token) = targets.tokens.host().iter().find(|token| **token as usize >= vocab) {
+        candle_core::bail!("target {token} is outside the vocabulary of {vocab}");
     }
-    let weight = Panels::of(weight)?;
-    let chunk_rows = balanced_chunk(rows.len(), (LOGITS / vocab.max(1)).max(1));
-    let mut logits = vec![0.0; chunk_rows * vocab];
-    let mut row_losses = Vec::with_capacity(rows.len());
-    let mut chunk = |x: &[f32], rows: &[usize], dx: Option<&mut [f32]>| {
-        let n = rows.len();
-        let mut gathered = gather(x, rows, features);
-        let logits = &mut logits[..n * vocab];
-        weight.for_each(|first, panel_rows, panel| {
-            let (x, w) = (Mat::new(&gathered, n, features), Mat::new(panel, panel_rows, features));
-            gemm(1.0, x, w.t(), 0.0, &mut logits[first..], vocab);
-        });
-        let losses = logits.par_chunks_mut(vocab).zip(rows).map(|(logits, &row)| {
-            let target = targets.tokens[row] as usize;
-            loss_row(logits, target, targets.weights[row], gradient)
-        });
-        row_losses.extend(losses.collect::<Vec<f64>>());
-        let Some(dx) = dx else { return };
-        weight.for_each(|first, panel_rows, panel| {
-            let dlogits = Mat::new(logits, n, vocab).columns(first, panel_rows);
-            let beta = if first == 0 { 0.0 } else { 1.0 };
-            gemm(1.0, dlogits, Mat::new(panel, panel_rows, features), beta, &mut gathered, features);
-        });
-        for (row, gradient) in rows.iter().zip(gathered.chunks(features)) {
-            dx[row * features..(row + 1) * features].copy_from_slice(gradient);
-        }
+    let (row_losses, dx) = match Place::of(&[x, weight])? {
+        Place::Cpu => cpu::forward_backward(x, weight, targets, gradient)?,
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::forward_backward(&gpu, x, weight, targets, gradient)?,
     };
-    let dx = read_f32(x, |x| {
-        if gradient {
-            let run = |dx: &mut [f32]| rows.chunks(chunk_rows).for_each(|rows| chunk(x, rows, Some(dx)));
-            filled((tokens, features), run).map(Some)
-        } else {
-            rows.chunks(chunk_rows).for_each(|rows| chunk(x, rows, None));
-            Ok(None)
-        }
-    })??;
-    let weight_sum = rows.iter().map(|&row| f64::from(targets.weights[row])).sum();
-    Ok(Loss { loss_sum: row_losses.iter().sum(), weight_sum, dx })
+    Ok(Loss { row_losses, weight_sum: targets.weight_sum, dx })
 }
 
-/// Rows of a chunk such that all chunks are about equally long.
-fn balanced_chunk(rows: usize, most: usize) -> usize {
+/// Rows of a chunk such that no chunk has more than `budget` logits (but a row) and all are about equally long.
+fn chunk_rows(rows: usize, vocab: usize, budget: usize) -> usize {
+    let most = (budget / vocab.max(1)).max(1);
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
-}
-
-fn gather(x: &[f32], rows: &[usize], features: usize) -> Vec<f32> {
-    rows.iter().flat_map(|row| &x[row * features..(row + 1) * features]).copied().collect()
-}
-
-/// Loss of one row of logits, which become `weight * (softmax - one hot)` if `gradient`.
-fn loss_row(logits: &mut [f32], target: usize, weight: f32, gradient: bool) -> f64 {
-    vectorize(|| {
-        let top = max(logits);
-        let at_target = logits[target];
-        let total = if gradient {
-            logits.iter_mut().for_each(|l| *l = exp(*l - top));
-            sum(logits.len(), |i| logits[i])
-        } else {
-            sum(logits.len(), |i| exp(logits[i] - top))
-        };
-        if gradient {
-            let factor = weight / total;
-            logits.iter_mut().for_each(|l| *l *= factor);
-            logits[target] -= weight;
-        }
-        let log_p = f64::from(at_target) - f64::from(top) - f64::from(total).ln();
-        -log_p * f64::from(weight)
-    })
 }

@@ -1,6 +1,72 @@
 //! The one matrix product.
 
+use candle_core::{Result, Tensor};
 use gemm::Parallelism;
+
+use crate::cpu::{read_f32, update_f32};
+use crate::place::Place;
+
+/// A matrix as a factor of a product: a contiguous tensor of two dimensions, or its transpose.
+#[derive(Clone, Copy)]
+pub struct Factor<'a> {
+    tensor: &'a Tensor,
+    transposed: bool,
+}
+
+/// The matrix itself.
+pub fn of(tensor: &Tensor) -> Factor<'_> {
+    Factor { tensor, transposed: false }
+}
+
+/// The transpose of a matrix, without moving anything.
+pub fn t(tensor: &Tensor) -> Factor<'_> {
+    Factor { tensor, transposed: true }
+}
+
+impl Factor<'_> {
+    fn dims(&self) -> Result<(usize, usize)> {
+        let (rows, cols) = self.tensor.dims2()?;
+        Ok(if self.transposed { (cols, rows) } else { (rows, cols) })
+    }
+}
+
+/// `C = alpha A B + beta C`, in place, on the device of the tensors: f32 on the CPU; on a GPU the factors are both f32 or both
+/// bf16, `c` is either, and sums are f32. With `beta` 0, `c` may hold anything.
+///
+/// The bits depend neither on the number of threads nor on timing.
+pub fn product(alpha: f32, a: Factor, b: Factor, beta: f32, c: &Tensor) -> Result<()> {
+    let ((m, k), (b_rows, n)) = (a.dims()?, b.dims()?);
+    if b_rows != k || c.dims2()? != (m, n) {
+        candle_core::bail!("product of [{m}, {k}] and [{b_rows}, {n}] into {:?}", c.shape());
+    }
+    match Place::of(&[a.tensor, b.tensor, c])? {
+        Place::Cpu => read_f32(a.tensor, |a_data| -> Result<()> {
+            read_f32(b.tensor, |b_data| {
+                update_f32(c, |c| {
+                    let mat = |data, factor: Factor, rows, cols| match factor.transposed {
+                        true => Mat::new(data, cols, rows).t(),
+                        false => Mat::new(data, rows, cols),
+                    };
+                    gemm(alpha, mat(a_data, a, m, k), mat(b_data, b, k, n), beta, c, n);
+                })
+            })?
+        })?,
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => {
+            let (operands, output) = (a.tensor.dtype(), c.dtype());
+            gpu.product(&crate::cuda::Product {
+                mnk: (m, n, k),
+                alpha,
+                beta,
+                a: (gpu.address(a.tensor, operands)?, a.transposed),
+                b: (gpu.address(b.tensor, operands)?, b.transposed),
+                c: gpu.address(c, output)?,
+                operands,
+                output,
+            })
+        }
+    }
+}
 
 /// A matrix in a slice: element (i, j) is at `i * row_stride + j * col_stride`.
 #[derive(Clone, Copy)]

@@ -1,10 +1,14 @@
-//! Operations on candle tensors, each a forward pass and, beside it, a hand-written backward pass.
+//! Operations on candle tensors, each a forward pass and, beside it, a hand-written backward pass, on the CPU and, with the
+//! feature `cuda`, on NVIDIA GPUs.
 //!
-//! candle's autograd is not used: it would compute and keep the gradient of every frozen weight. Activations are
-//! contiguous f32 tensors `[tokens, features]`; frozen weights are f32 or bf16; everything runs on the CPU.
+//! candle's autograd is not used: it would compute and keep the gradient of every frozen weight. Activations are contiguous
+//! tensors `[tokens, features]`, on the CPU f32, on a GPU of the base's type (f32 or bf16); frozen weights are f32 or bf16;
+//! gradients, moments and sums are f32 everywhere. An operation's file holds its checks and its public functions, for both;
+//! `cpu.rs`, `cuda.rs` and the kernels (`.cu`) lie in the folder of its name.
 //!
 //! Invariants:
-//! - No result depends on the number of threads: loops are split over outputs, never over a sum.
+//! - No result depends on the number of threads or on timing: work is split over outputs, never over a sum, and no sum is
+//!   atomic.
 //! - [`gemm`] is the only matrix product.
 //! - Nothing is computed for a frozen weight but its product and the gradient of that product's input.
 
@@ -12,17 +16,25 @@ pub mod adamw;
 pub mod attention;
 mod cpu;
 pub mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+pub mod device;
 pub mod dropout;
 pub mod embedding;
 pub mod gemm;
+pub mod glu;
+mod ids;
 pub mod linear;
 pub mod lora;
+mod place;
+pub mod pointwise;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 mod simd;
-pub mod swiglu;
 
 pub use candle_core::{Error, Result};
-pub use cpu::{add_assign, read_f32, update_f32};
+pub use cpu::{read_f32, update_f32};
+pub use ids::Ids;
+pub use pointwise::add_assign;
 pub use simd::instruction_set;

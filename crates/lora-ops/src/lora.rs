@@ -2,9 +2,10 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::cpu::{filled, read_f32, update_f32};
+use crate::add_assign;
 use crate::dropout::Dropout;
-use crate::gemm::{Mat, gemm};
+use crate::gemm::{of, product, t};
+use crate::place::Place;
 
 /// What the backward pass needs of the forward pass, beside `x`.
 #[derive(Debug)]
@@ -13,7 +14,8 @@ pub struct Saved {
     h: Tensor,
 }
 
-/// The trained matrices of one module, f32: `a` `[r, in_features]`, `b` `[out_features, r]`.
+/// The matrices of one module, `a` `[r, in_features]` and `b` `[out_features, r]`: the trained ones, of the activations' type,
+/// or their gradients, f32.
 #[derive(Debug, Clone)]
 pub struct LoraPair {
     /// PEFT's `lora_A.weight`.
@@ -37,21 +39,9 @@ pub fn forward(
         candle_core::bail!("LoRA output is [{tokens}, {out_features}], not {:?}", y.shape());
     }
     let dropped = dropout.map(|d| d.apply(x)).transpose()?;
-    let h = read_f32(dropped.as_ref().unwrap_or(x), |x| {
-        read_f32(&pair.a, |a| {
-            filled((tokens, r), |h| {
-                gemm(1.0, Mat::new(x, tokens, in_features), Mat::new(a, r, in_features).t(), 0.0, h, r);
-            })
-        })
-    })???;
-    read_f32(&h, |h| {
-        read_f32(&pair.b, |b| {
-            update_f32(y, |y| {
-                let b = Mat::new(b, out_features, r).t();
-                gemm(scaling as f32, Mat::new(h, tokens, r), b, 1.0, y, out_features);
-            })
-        })
-    })???;
+    let h = new_like(x, (tokens, r))?;
+    product(1.0, of(dropped.as_ref().unwrap_or(x)), t(&pair.a), 0.0, &h)?;
+    product(scaling as f32, of(&h), t(&pair.b), 1.0, y)?;
     Ok(Saved { h })
 }
 
@@ -88,34 +78,29 @@ pub fn backward(
         );
     }
     let scaling = scaling as f32;
-    let dh = read_f32(dy, |dy| -> Result<Tensor> {
-        let dy = Mat::new(dy, tokens, out_features);
-        read_f32(&saved.h, |h| {
-            update_f32(&grad.b, |db| gemm(scaling, dy.t(), Mat::new(h, tokens, r), 1.0, db, r))
-        })??;
-        read_f32(&pair.b, |b| {
-            filled((tokens, r), |dh| gemm(scaling, dy, Mat::new(b, out_features, r), 0.0, dh, r))
-        })?
-    })??;
+    product(scaling, t(dy), of(&saved.h), 1.0, &grad.b)?;
+    let dh = new_like(x, (tokens, r))?;
+    product(scaling, of(dy), of(&pair.b), 0.0, &dh)?;
     let dropped = dropout.map(|d| d.apply(x)).transpose()?;
-    read_f32(&dh, |dh| -> Result<()> {
-        let dh = Mat::new(dh, tokens, r);
-        read_f32(dropped.as_ref().unwrap_or(x), |x| {
-            let x = Mat::new(x, tokens, in_features);
-            update_f32(&grad.a, |da| gemm(1.0, dh.t(), x, 1.0, da, in_features))
-        })??;
-        let Some(dx) = dx else { return Ok(()) };
-        read_f32(&pair.a, |a| -> Result<()> {
-            let a = Mat::new(a, r, in_features);
-            match dropout {
-                None => update_f32(dx, |dx| gemm(1.0, dh, a, 1.0, dx, in_features)),
-                Some(dropout) => {
-                    let through = filled((tokens, in_features), |d| gemm(1.0, dh, a, 0.0, d, in_features))?;
-                    crate::cpu::add_assign(dx, &dropout.apply(&through)?)
-                }
-            }
-        })?
-    })?
+    product(1.0, t(&dh), of(dropped.as_ref().unwrap_or(x)), 1.0, &grad.a)?;
+    match (dx, dropout) {
+        (None, _) => Ok(()),
+        (Some(dx), None) => product(1.0, of(&dh), of(&pair.a), 1.0, dx),
+        (Some(dx), Some(dropout)) => {
+            let through = new_like(x, (tokens, in_features))?;
+            product(1.0, of(&dh), of(&pair.a), 0.0, &through)?;
+            add_assign(dx, &dropout.apply(&through)?)
+        }
+    }
+}
+
+/// A matrix of `x`'s type and place that a product will fill.
+fn new_like(x: &Tensor, shape: (usize, usize)) -> Result<Tensor> {
+    match Place::of(&[x])? {
+        Place::Cpu => crate::cpu::filled(shape, |_| ()),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => gpu.empty(shape, x.dtype()),
+    }
 }
 
 fn pair_dims(pair: &LoraPair, in_features: usize) -> Result<(usize, usize)> {

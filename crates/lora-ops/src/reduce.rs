@@ -1,19 +1,52 @@
 //! Sums over long vectors in a fixed order.
 
-use rayon::prelude::*;
+use candle_core::{Result, Tensor};
 
-use crate::simd::{dot, vectorize};
+use crate::place::Place;
 
-/// Elements whose squares are summed in f32 lanes before the sum goes on in f64.
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+#[cfg(feature = "cuda")]
+pub use cuda::tree_combine;
+
+/// Elements whose squares are summed in f32 before the sum goes on in f64.
 const CHUNK: usize = 4096;
 
-/// Sum of squares. Chunks of 4096 elements are summed in f32, those sums in f64 in order; not finite if an element is not.
-pub fn sum_of_squares(x: &[f32]) -> f64 {
-    let partial: Vec<f32> = x.par_chunks(CHUNK).map(|c| vectorize(|| dot(c, c))).collect();
-    partial.iter().map(|p| f64::from(*p)).sum()
+/// Of the two sums of a fingerprint: digits of pi.
+const KEYS: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
+
+/// Sum of squares of an f32 vector. Chunks of 4096 elements are summed in f32, those sums in f64 in order; not finite if an
+/// element is not. Waits for the GPU.
+pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
+    let partial = match Place::of(&[x])? {
+        Place::Cpu => cpu::sums_of_squares(x)?,
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::sums_of_squares(&gpu, x)?,
+    };
+    Ok(partial.iter().map(|p| f64::from(*p)).sum())
 }
 
-/// `x *= factor`.
-pub fn scale(x: &mut [f32], factor: f32) {
-    x.par_chunks_mut(crate::cpu::GRAIN).for_each(|x| vectorize(|| x.iter_mut().for_each(|x| *x *= factor)));
+/// `x *= factor` of an f32 vector, in place.
+pub fn scale(x: &Tensor, factor: f32) -> Result<()> {
+    match Place::of(&[x])? {
+        Place::Cpu => cpu::scale(x, factor),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::scale(&gpu, x, factor),
+    }
+}
+
+/// A hash of the bits of f32 vectors, taken as one; the same number on every device. Waits for the GPU.
+///
+/// Each element's bits and index are mixed by the finalizer of splitmix64 under two keys, and the results summed, with the
+/// number of elements, modulo 2^64: sums of whole numbers do not depend on their order.
+pub fn fingerprint(parts: &[&Tensor]) -> Result<[u64; 2]> {
+    let sums = match Place::of(parts)? {
+        Place::Cpu => cpu::hashes(parts)?,
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::hashes(&gpu, parts)?,
+    };
+    let len: usize = parts.iter().map(|part| part.elem_count()).sum();
+    Ok(sums.map(|sum| sum.wrapping_add(len as u64)))
 }

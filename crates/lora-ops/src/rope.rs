@@ -1,32 +1,38 @@
 //! Rotary position embedding (RoFormer, arXiv 2104.09864) in Hugging Face's layout: feature `i` of a head is paired with
 //! feature `i + head_dim / 2`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use lora_spec::{Rope, RopeScaling};
-use rayon::prelude::*;
 
-use crate::cpu::update_f32;
-use crate::simd::vectorize;
+use crate::place::Place;
 
-/// Cosines and sines of every position, `[positions, head_dim / 2]` each.
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+/// Cosines and sines of every position, `[positions, head_dim / 2]` each, f32.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
     half: usize,
-    cos: Vec<f32>,
-    sin: Vec<f32>,
+    positions: usize,
+    cos: Tensor,
+    sin: Tensor,
 }
 
 impl RopeTable {
-    /// The angles of `positions` positions for heads of `head_dim` features.
-    pub fn new(rope: &Rope, head_dim: usize, positions: usize) -> Self {
+    /// The angles of `positions` positions for heads of `head_dim` features, for tensors on `device`.
+    pub fn new(rope: &Rope, head_dim: usize, positions: usize, device: &Device) -> Result<Self> {
+        if head_dim == 0 || !head_dim.is_multiple_of(2) || positions == 0 {
+            candle_core::bail!("rotary embedding of {positions} positions for heads of {head_dim} features");
+        }
         let half = head_dim / 2;
         let frequencies = frequencies(rope, head_dim);
-        let angle = |i: usize| (i / half) as f32 * frequencies[i % half];
-        Self {
-            half,
-            cos: (0..positions * half).map(|i| f64::from(angle(i)).cos() as f32).collect(),
-            sin: (0..positions * half).map(|i| f64::from(angle(i)).sin() as f32).collect(),
-        }
+        let angle = |i: usize| f64::from((i / half) as f32 * frequencies[i % half]);
+        let table = |of: fn(f64) -> f64| {
+            let values: Vec<f32> = (0..positions * half).map(|i| of(angle(i)) as f32).collect();
+            Tensor::from_vec(values, (positions, half), device)
+        };
+        Ok(Self { half, positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
     /// Rotates `x` `[sequences * seq, heads * head_dim]` in place; token `t` of a sequence has position `first + t`.
@@ -42,26 +48,15 @@ impl RopeTable {
     #[tracing::instrument(level = "trace", name = "rope", skip_all)]
     fn rotate(&self, x: &Tensor, seq: usize, first: usize, direction: f32) -> Result<()> {
         let (tokens, features) = x.dims2()?;
-        let half = self.half;
-        let fits = half > 0 && seq > 0 && features % (2 * half) == 0 && tokens % seq == 0;
-        if !fits || first.saturating_add(seq) > self.cos.len() / half {
+        let fits = seq > 0 && features > 0 && features % (2 * self.half) == 0 && tokens % seq == 0;
+        if !fits || first.saturating_add(seq) > self.positions {
             candle_core::bail!("rotary embedding of {:?} from position {first}", x.shape());
         }
-        update_f32(x, |x| {
-            x.par_chunks_mut(features).with_min_len(8).enumerate().for_each(|(token, row)| {
-                let at = (first + token % seq) * half;
-                let (cos, sin) = (&self.cos[at..at + half], &self.sin[at..at + half]);
-                vectorize(|| {
-                    for head in row.chunks_exact_mut(2 * half) {
-                        let (low, high) = head.split_at_mut(half);
-                        for (((l, h), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
-                            let s = s * direction;
-                            (*l, *h) = (*l * c - *h * s, *h * c + *l * s);
-                        }
-                    }
-                });
-            });
-        })
+        match Place::of(&[x, &self.cos, &self.sin])? {
+            Place::Cpu => cpu::rotate(self, x, seq, first, direction),
+            #[cfg(feature = "cuda")]
+            Place::Cuda(gpu) => cuda::rotate(&gpu, self, x, seq, first, direction),
+        }
     }
 }
 

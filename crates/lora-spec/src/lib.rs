@@ -2,6 +2,7 @@
 //! `config.json` and safetensors headers say, and the arithmetic of a plan. No tensors, no network.
 
 mod checkpoint;
+mod device;
 mod job;
 mod job_file;
 mod keys;
@@ -11,14 +12,14 @@ mod state;
 mod target_modules;
 
 pub use checkpoint::{Checkpoint, CheckpointError, TensorEntry};
-
+pub use device::{Device, DeviceError};
 pub use job::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, DataSpec, JobSpec, LongRows, ModelSpec, Scheduler,
     TargetModules, TrainingSpec, WorkersSpec,
 };
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
-pub use model_config::{Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
+pub use model_config::{Activation, Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
 pub use philox::Philox;
 pub use state::JobState;
 

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 /// What `config.json` says of a dense decoder of the Llama family.
@@ -13,6 +14,8 @@ pub struct ModelConfig {
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
+    /// What the MLP does to its gate.
+    pub hidden_act: Activation,
     /// Decoder blocks.
     pub num_hidden_layers: usize,
     /// Query heads.
@@ -37,6 +40,8 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Positions the model was trained for.
     pub max_position_embeddings: usize,
+    /// How many positions back, itself included, each block's tokens see; `None`: all.
+    pub windows: Vec<Option<usize>>,
 }
 
 /// Supported families.
@@ -50,6 +55,17 @@ pub enum Architecture {
 
 const ARCHITECTURES: [(&str, Architecture); 2] =
     [("LlamaForCausalLM", Architecture::Llama), ("Qwen2ForCausalLM", Architecture::Qwen2)];
+
+/// Activation of the MLP's gate, by Transformers' `hidden_act`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum Activation {
+    /// `silu`: `x sigmoid(x)`.
+    #[serde(rename = "silu")]
+    Silu,
+    /// `gelu_pytorch_tanh`: `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`.
+    #[serde(rename = "gelu_pytorch_tanh")]
+    GeluTanh,
+}
 
 /// Rotary position embedding (RoFormer, arXiv 2104.09864).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -130,13 +146,12 @@ impl ModelConfig {
                 "quantization_config: quantized checkpoints are not supported; use a dense one".into()
             );
         }
-        let activation = fields.text("hidden_act")?.unwrap_or("silu");
-        if activation != "silu" {
-            return Err(format!("hidden_act: {activation:?} is not supported; supported: \"silu\""));
-        }
-        if fields.flag("use_sliding_window")?.unwrap_or(false) {
-            return Err("use_sliding_window: true is not supported; only full attention is".into());
-        }
+        let hidden_act = match fields.get("hidden_act") {
+            None => Activation::Silu,
+            Some(named) => Activation::deserialize(named).map_err(|_| {
+                format!("hidden_act: {named} is not supported; supported: \"silu\", \"gelu_pytorch_tanh\"")
+            })?,
+        };
         if fields.number("attention_dropout")?.unwrap_or(0.0) != 0.0 {
             return Err("attention_dropout: must be 0; attention weights are never dropped here".into());
         }
@@ -170,11 +185,17 @@ impl ModelConfig {
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
             return Err(format!("rms_norm_eps: {rms_norm_eps} is not between 0 and 1"));
         }
+        let num_hidden_layers = fields.count("num_hidden_layers")?;
         Ok(Self {
             architecture,
+            windows: match architecture {
+                Architecture::Llama => vec![None; num_hidden_layers],
+                Architecture::Qwen2 => qwen2_windows(&fields, num_hidden_layers)?,
+            },
             hidden_size,
             intermediate_size: fields.count("intermediate_size")?,
-            num_hidden_layers: fields.count("num_hidden_layers")?,
+            hidden_act,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
@@ -187,6 +208,11 @@ impl ModelConfig {
             mlp_bias: architecture == Architecture::Llama && fields.flag("mlp_bias")?.unwrap_or(false),
             max_position_embeddings: fields.optional_count("max_position_embeddings")?.unwrap_or(2048),
         })
+    }
+
+    /// How many positions back, itself included, a token of block `layer` sees; `None`: all.
+    pub fn window(&self, layer: usize) -> Option<usize> {
+        self.windows.get(layer).copied().flatten()
     }
 
     /// The linear modules of the decoder blocks, in the order of computation.
@@ -262,6 +288,28 @@ fn architecture(json: &Value) -> Result<Architecture, String> {
         .ok_or_else(|| format!("architectures: {name} is not supported; supported: {}", supported()))
 }
 
+/// Transformers 5 lists each block in `layer_types`; before, the blocks from `max_window_layers` on had the window.
+fn qwen2_windows(fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>, String> {
+    if !fields.flag("use_sliding_window")?.unwrap_or(false) {
+        return Ok(vec![None; layers]);
+    }
+    let window = fields.optional_count("sliding_window")?.unwrap_or(4096);
+    let Some(types) = fields.get("layer_types") else {
+        let first = fields.number("max_window_layers")?.unwrap_or(28.0);
+        return Ok((0..layers).map(|layer| (layer as f64 >= first).then_some(window)).collect());
+    };
+    let types = types.as_array().filter(|types| types.len() == layers);
+    let types = types.ok_or(format!("layer_types: must be a list of {layers}, one for each block"))?;
+    let window_of = |kind: &Value| match kind.as_str() {
+        Some("full_attention") => Ok(None),
+        Some("sliding_attention") => Ok(Some(window)),
+        _ => Err(format!(
+            "layer_types: {kind} is not supported; supported: \"full_attention\", \"sliding_attention\""
+        )),
+    };
+    types.iter().map(window_of).collect()
+}
+
 /// Transformers 5 keeps everything in `rope_parameters`; 4 had `rope_theta` and `rope_scaling`.
 fn rope(json: &Value) -> Result<Rope, String> {
     let given = |key: &str| json.get(key).filter(|v| !v.is_null());
@@ -325,9 +373,5 @@ impl Fields<'_> {
         self.get(key)
             .map(|v| v.as_bool().ok_or_else(|| format!("{key}: {v} is neither true nor false")))
             .transpose()
-    }
-
-    fn text(&self, key: &str) -> Result<Option<&str>, String> {
-        self.get(key).map(|v| v.as_str().ok_or_else(|| format!("{key}: {v} is no text"))).transpose()
     }
 }

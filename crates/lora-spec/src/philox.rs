@@ -18,6 +18,11 @@ impl Philox {
         Self { key: [hash as u32, (hash >> 32) as u32] }
     }
 
+    /// The key's two words, for other implementations of the generator.
+    pub fn key(&self) -> [u32; 2] {
+        self.key
+    }
+
     /// Four random words at `counter`.
     #[inline]
     pub fn words(&self, counter: [u32; 4]) -> [u32; 4] {

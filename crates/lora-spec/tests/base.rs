@@ -5,7 +5,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lora_spec::{Architecture, Checkpoint, ModelConfig, RopeScaling, TargetModules};
+use lora_spec::{Activation, Architecture, Checkpoint, ModelConfig, RopeScaling, TargetModules};
 use serde_json::{Value, json};
 
 fn golden() -> PathBuf {
@@ -38,6 +38,23 @@ fn both_generations_of_config_say_the_same() {
 }
 
 #[test]
+fn windows_are_read_from_both_generations_of_config() {
+    let window = ModelConfig::read(&golden().join("models/qwen2-window")).unwrap();
+    assert_eq!(window.windows, [None, Some(6), Some(6)]);
+    let qwen = |changes: serde_json::Value| {
+        let mut fields = json!({"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 3});
+        fields.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        parse(&fields).unwrap().windows
+    };
+    let old = json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 2});
+    assert_eq!(qwen(old), [None, None, Some(9)]);
+    assert_eq!(
+        qwen(json!({"use_sliding_window": false, "sliding_window": 9, "max_window_layers": 0})),
+        [None; 3]
+    );
+}
+
+#[test]
 fn published_shapes_have_their_published_number_of_parameters() {
     // SmolLM2-135M and Qwen2.5-0.5B, from their model cards' configurations.
     let smol = json!({"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152,
@@ -50,10 +67,27 @@ fn published_shapes_have_their_published_number_of_parameters() {
 }
 
 #[test]
+fn both_activations_are_accepted_in_both_architectures() {
+    for architecture in ["LlamaForCausalLM", "Qwen2ForCausalLM"] {
+        for (named, expected) in [
+            (json!("silu"), Activation::Silu),
+            (json!("gelu_pytorch_tanh"), Activation::GeluTanh),
+            (Value::Null, Activation::Silu),
+        ] {
+            let config = json!({"architectures": [architecture], "hidden_act": named});
+            assert_eq!(parse(&config).unwrap().hidden_act, expected, "{config}");
+        }
+    }
+}
+
+#[test]
 fn what_is_not_supported_is_named() {
     let cases = [
         (json!({"architectures": ["MambaForCausalLM"]}), "supported: LlamaForCausalLM, Qwen2ForCausalLM"),
-        (json!({"hidden_act": "gelu"}), "hidden_act"),
+        (
+            json!({"hidden_act": "gelu"}),
+            "hidden_act: \"gelu\" is not supported; supported: \"silu\", \"gelu_pytorch_tanh\"",
+        ),
         (json!({"hidden_size": -1}), "hidden_size"),
         (json!({"hidden_size": null}), "hidden_size: is missing"),
         (json!({"num_key_value_heads": 3}), "num_key_value_heads: 3 does not divide"),
@@ -61,7 +95,10 @@ fn what_is_not_supported_is_named() {
         (json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}), "rope_scaling.rope_type: \"yarn\""),
         (json!({"rope_parameters": {"rope_type": "linear"}}), "rope_parameters.factor"),
         (json!({"quantization_config": {"load_in_4bit": true}}), "quantization_config"),
-        (json!({"use_sliding_window": true}), "use_sliding_window"),
+        (
+            json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true, "layer_types": ["full_attention"]}),
+            "layer_types",
+        ),
     ];
     for (changes, expected) in cases {
         let error = parse(&changes).unwrap_err();

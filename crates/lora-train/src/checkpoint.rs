@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use lora_ops::read_f32;
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -44,9 +43,9 @@ pub(crate) fn write(
 ) -> Result<Vec<u8>, TrainError> {
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let mut tensors = vec![
-        ("params", read_f32(engine.adapter().params(), bytes)?),
-        ("exp_avg", bytes(&engine.m)),
-        ("exp_avg_sq", bytes(&engine.v)),
+        ("params", bytes(&engine.adapter().params().to_vec1()?)),
+        ("exp_avg", bytes(&engine.m.to_vec1()?)),
+        ("exp_avg_sq", bytes(&engine.v.to_vec1()?)),
     ];
     tensors.extend(best.map(|best| ("best", bytes(best))));
     let mut views = Vec::new();

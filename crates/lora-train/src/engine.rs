@@ -1,45 +1,60 @@
 //! The verbs of training: forward and backward, reduction, optimizer step. What to compute when is [`crate::Run`]'s.
+//!
+//! On a GPU nothing here waits for a result but [`Engine::losses`], the reduction and the end of a step; the host is kept at
+//! most two micro-batches ahead, so that a cancel is heeded soon.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use lora_collective::Group;
-use lora_collective::tree::TreeAccumulator;
-use lora_model::{Adapter, Base, Batch, Gradients, Loss, Pass, forward_backward, loss};
+use candle_core::{DType, Tensor};
+use lora_collective::tree::{NodeId, TreeAccumulator, nodes_in};
+use lora_model::{Adapter, Backward, Base, Batch, Gradients, Loss, Pass, loss};
 use lora_ops::adamw::{self, AdamW, clip_factor};
-use lora_ops::reduce::{scale, sum_of_squares};
-use lora_ops::{read_f32, update_f32};
-use xxhash_rust::xxh3::Xxh3;
+use lora_ops::add_assign;
+use lora_ops::device::Mark;
+use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
 
 use crate::TrainError;
+use crate::peers::{Peers, Share};
 
 /// Sum of the weighted losses of a micro-batch, and of the weights.
 pub type LossSums = (f64, f64);
+
+/// Micro-batches that the host may be ahead of a GPU.
+const AHEAD: usize = 2;
 
 /// An adapter in training over a frozen base, with its optimizer.
 pub struct Engine {
     base: Arc<Base>,
     adapter: Adapter,
     /// AdamW's moments, in the adapter's layout.
-    pub(crate) m: Vec<f32>,
-    pub(crate) v: Vec<f32>,
+    pub(crate) m: Tensor,
+    pub(crate) v: Tensor,
     /// AdamW's `t`: optimizer steps so far.
     pub(crate) updates: u64,
-    gradients: Gradients,
-    accumulator: TreeAccumulator,
-    reduced: Vec<f32>,
+    accumulator: TreeAccumulator<Gradients>,
+    /// The step's micro-batches of this rank.
+    range: Range<usize>,
+    losses: Vec<Loss>,
+    ahead: VecDeque<Mark>,
+    /// Sum of all ranks' gradients.
+    reduced: Gradients,
 }
 
 impl Engine {
-    /// An engine before its first step.
+    /// An engine before its first step, where the base is.
     pub fn new(base: Arc<Base>, adapter: Adapter) -> Result<Self, TrainError> {
-        let len = adapter.layout().len;
+        let adapter = adapter.on(&base)?;
+        let zeros = || Tensor::zeros(adapter.layout().len, DType::F32, base.device());
         Ok(Self {
-            gradients: Gradients::zeros(adapter.layout())?,
-            accumulator: TreeAccumulator::new(len),
-            reduced: vec![0.0; len],
-            m: vec![0.0; len],
-            v: vec![0.0; len],
+            reduced: Gradients::zeros(adapter.layout(), base.device())?,
+            accumulator: TreeAccumulator::new(),
+            range: 0..0,
+            losses: Vec::new(),
+            ahead: VecDeque::new(),
+            m: zeros()?,
+            v: zeros()?,
             updates: 0,
             base,
             adapter,
@@ -65,91 +80,172 @@ impl Engine {
         updates: u64,
     ) -> Result<(), TrainError> {
         let layout = self.adapter.layout().clone();
-        self.adapter = Adapter::from_params(layout, params, self.adapter.scaling())?;
-        (self.m, self.v, self.updates) = (m, v, updates);
+        let there = |values: Vec<f32>| Tensor::from_vec(values, layout.len, self.base.device());
+        let (m, v) = (there(m)?, there(v)?);
+        let adapter = Adapter::from_params(layout.clone(), params, self.adapter.scaling())?.on(&self.base)?;
+        (self.adapter, self.m, self.v, self.updates) = (adapter, m, v, updates);
         Ok(())
     }
 
-    /// Begins a step of `leaves` micro-batches, of which this rank computes `range`.
-    pub fn start(&mut self, leaves: usize, range: Range<usize>) -> Result<(), TrainError> {
-        Ok(self.accumulator.start(leaves, range)?)
+    /// Begins a step, of which this rank computes the micro-batches `range`.
+    pub fn start(&mut self, share: Share, range: Range<usize>) -> Result<(), TrainError> {
+        self.losses.clear();
+        self.range = range.clone();
+        Ok(self.accumulator.start(share.leaves, range)?)
     }
 
-    /// The step's next micro-batch: its unnormalized gradient is accumulated. Returns its losses, and what of them or
-    /// of the gradient is not finite, if anything.
+    /// The step's next micro-batch: its unnormalized gradient is accumulated. With the last one, where `peers` can do that,
+    /// the sum over all ranks begins.
     pub fn forward_backward(
         &mut self,
         batch: Batch,
         pass: Pass,
-    ) -> Result<(LossSums, Option<String>), TrainError> {
-        update_f32(self.gradients.flat(), |flat| flat.fill(0.0))?;
-        let Loss { loss_sum, weight_sum, .. } =
-            forward_backward(&self.base, &self.adapter, &self.gradients, batch, pass)?;
-        let mut leaf = self.accumulator.buffer();
-        read_f32(self.gradients.flat(), |flat| leaf.copy_from_slice(flat))?;
-        let not_finite = self.first_not_finite(loss_sum, &leaf);
-        self.accumulator.push(leaf)?;
-        Ok(((loss_sum, weight_sum), not_finite))
+        share: Share,
+        peers: &mut Peers,
+    ) -> Result<(), TrainError> {
+        let leaf = match self.accumulator.free() {
+            Some(used) => used,
+            None => Gradients::zeros(self.adapter.layout(), self.base.device())?,
+        };
+        leaf.clear()?;
+        let (loss, mut backward) = Backward::start(&self.base, &self.adapter, batch, pass)?;
+        self.losses.push(loss);
+        let is_last = self.losses.len() == self.range.len();
+        if is_last && peers.reduces_early() {
+            let ids = nodes_in(share.leaves, &self.range)?;
+            while let Some(layer) = backward.next_block(&leaf)? {
+                let part = self.adapter.layout().block(layer);
+                if !part.is_empty() {
+                    let nodes = self.merge_part(&ids, &leaf, part.clone())?;
+                    let out = self.reduced.flat().narrow(0, part.start, part.len())?;
+                    peers.reduce_part(share, &nodes, &out)?;
+                }
+            }
+            self.accumulator.push(leaf, |_, _| Ok::<_, TrainError>(()))?;
+        } else {
+            while backward.next_block(&leaf)?.is_some() {}
+            self.accumulator
+                .push(leaf, |sum, leaf| Ok::<_, TrainError>(add_assign(sum.flat(), leaf.flat())?))?;
+        }
+        self.ahead.extend(Mark::now(self.base.device())?);
+        if self.ahead.len() > AHEAD
+            && let Some(mark) = self.ahead.pop_front()
+        {
+            mark.wait()?;
+        }
+        Ok(())
+    }
+
+    /// What [`Self::forward_backward`] does at the end of a rank's range, for one that has no micro-batch in the step.
+    pub(crate) fn reduce_nothing(&mut self, share: Share, peers: &mut Peers) -> Result<(), TrainError> {
+        if !peers.reduces_early() {
+            return Ok(());
+        }
+        let layout = self.adapter.layout();
+        for layer in (0..self.base.config.num_hidden_layers).rev() {
+            let part = layout.block(layer);
+            if !part.is_empty() {
+                let out = self.reduced.flat().narrow(0, part.start, part.len())?;
+                peers.reduce_part(share, &[], &out)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a part of the range's last leaf to the sums it belongs to. Returns that part of the range's nodes, `ids`.
+    fn merge_part(
+        &self,
+        ids: &[NodeId],
+        leaf: &Gradients,
+        part: Range<usize>,
+    ) -> Result<Vec<(NodeId, Tensor)>, TrainError> {
+        let cut = |gradients: &Gradients| gradients.flat().narrow(0, part.start, part.len());
+        let mut newest = cut(leaf)?;
+        let mut held = self.accumulator.held();
+        for sum in held.by_ref().take(self.accumulator.merges()) {
+            let sum = cut(sum)?;
+            add_assign(&sum, &newest)?;
+            newest = sum;
+        }
+        let mut nodes = vec![newest];
+        for sum in held {
+            nodes.push(cut(sum)?);
+        }
+        nodes.reverse();
+        Ok(ids.iter().copied().zip(nodes).collect())
+    }
+
+    /// Losses of the step's micro-batches so far, in order. Waits for them.
+    pub fn losses(&mut self) -> Result<Vec<LossSums>, TrainError> {
+        self.ahead.clear();
+        Ok(self
+            .losses
+            .drain(..)
+            .map(|loss| Ok((loss.sum()?, loss.weight_sum)))
+            .collect::<lora_ops::Result<_>>()?)
+    }
+
+    /// What of this rank's losses or gradients is not finite, if anything.
+    pub(crate) fn first_not_finite(&self, losses: &[LossSums]) -> Result<Option<String>, TrainError> {
+        if losses.iter().any(|(loss, _)| !loss.is_finite()) {
+            return Ok(Some("the loss".into()));
+        }
+        for node in self.accumulator.held() {
+            if !sum_of_squares(node.flat())?.is_finite() {
+                let values: Vec<f32> = node.flat().to_vec1()?;
+                let at = values.iter().position(|g| !g.is_finite());
+                let name = |at| format!("the gradient of {}", self.adapter.layout().name_of(at));
+                return Ok(Some(at.map_or("the norm of a gradient".into(), name)));
+            }
+        }
+        Ok(None)
     }
 
     /// Sums the gradients of all ranks and divides them by `weight_sum`; returns the 2-norm of the mean gradient.
-    /// `ranges`: the micro-batches of each rank. `None`: the sum is not wanted, the step is dropped.
+    /// `None`: the sum is not wanted, the step is dropped.
     pub fn reduce(
         &mut self,
-        group: &mut Group,
-        leaves: usize,
-        ranges: &[Range<usize>],
+        peers: &mut Peers,
+        share: Share,
         weight_sum: Option<f64>,
     ) -> Result<Option<f64>, TrainError> {
-        let nodes = self.accumulator.finish()?;
-        let norm = match weight_sum {
-            None => None,
-            Some(weight_sum) => {
-                group.all_reduce_tree(leaves, ranges, &nodes, &mut self.reduced)?;
-                scale(&mut self.reduced, (1.0 / weight_sum) as f32);
-                Some(sum_of_squares(&self.reduced).sqrt())
+        let mut nodes = self.accumulator.finish()?;
+        peers.finish_parts()?;
+        if weight_sum.is_some() && !peers.reduces_early() {
+            match &mut nodes[..] {
+                // Alone, this rank's sum is the sum.
+                [(_, sum)] if peers.world_size() == 1 => std::mem::swap(sum, &mut self.reduced),
+                nodes => {
+                    let nodes: Vec<(NodeId, &Tensor)> =
+                        nodes.iter().map(|(id, sum)| (*id, sum.flat())).collect();
+                    peers.reduce(share, &nodes, self.reduced.flat())?;
+                }
             }
-        };
+        }
         self.accumulator.recycle(nodes);
-        Ok(norm)
+        let Some(weight_sum) = weight_sum else { return Ok(None) };
+        scale(self.reduced.flat(), (1.0 / weight_sum) as f32)?;
+        Ok(Some(sum_of_squares(self.reduced.flat())?.sqrt()))
     }
 
     /// AdamW on the reduced gradient, clipped from `grad_norm` to `max_grad_norm` (0: not clipped).
     pub fn optim_step(&mut self, adamw: AdamW, grad_norm: f64, max_grad_norm: f64) -> Result<(), TrainError> {
         let factor = clip_factor(grad_norm, max_grad_norm);
+        let state = adamw::State { params: self.adapter.params(), m: &self.m, v: &self.v };
+        adamw.step(self.updates + 1, state, self.reduced.flat(), factor)?;
         self.updates += 1;
-        let Self { adapter, m, v, updates, reduced, .. } = self;
-        Ok(update_f32(adapter.params(), |params| {
-            adamw.step(*updates, adamw::State { params, m, v }, reduced, factor);
-        })?)
+        Ok(self.adapter.refresh()?)
     }
 
     /// Losses of a micro-batch under the current adapter, without dropout.
     pub fn eval(&self, batch: Batch) -> Result<LossSums, TrainError> {
-        let Loss { loss_sum, weight_sum, .. } = loss(&self.base, Some(&self.adapter), batch)?;
-        Ok((loss_sum, weight_sum))
+        let loss = loss(&self.base, Some(&self.adapter), batch)?;
+        Ok((loss.sum()?, loss.weight_sum))
     }
 
-    /// Hash of parameters and moments (XXH3, 128 bits), in hex.
+    /// Hash of parameters and moments (128 bits), in hex.
     pub fn state_hash(&self) -> Result<String, TrainError> {
-        let mut hasher = Xxh3::new();
-        let mut add = |values: &[f32]| hasher.update(bytemuck::cast_slice(values));
-        read_f32(self.adapter.params(), &mut add)?;
-        add(&self.m);
-        add(&self.v);
-        Ok(format!("{:032x}", hasher.digest128()))
-    }
-
-    fn first_not_finite(&self, loss_sum: f64, gradient: &[f32]) -> Option<String> {
-        if !loss_sum.is_finite() {
-            return Some("the loss".into());
-        }
-        if sum_of_squares(gradient).is_finite() {
-            return None;
-        }
-        let at = gradient.iter().position(|g| !g.is_finite());
-        Some(at.map_or("the norm of a gradient".into(), |at| {
-            format!("the gradient of {}", self.adapter.layout().name_of(at))
-        }))
+        let [low, high] = fingerprint(&[self.adapter.params(), &self.m, &self.v])?;
+        Ok(format!("{high:016x}{low:016x}"))
     }
 }

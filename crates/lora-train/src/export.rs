@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use lora_data::{MicroBatchRows, collate};
 use lora_model::{Adapter, PeftAdapter, logits, sha256, write_adapter};
-use lora_ops::read_f32;
 use lora_spec::{FieldError, ModelSpec, WorkersSpec};
 
 use crate::receipt::{FileHash, Receipt};
@@ -32,7 +31,11 @@ impl Run {
         let (adapter, adapter_step) = match (&self.best_params, progress.best.best) {
             (Some(best), Some((_, step))) => {
                 let last = self.engine.adapter();
-                (&Adapter::from_params(last.layout().clone(), best.clone(), last.scaling())?, step)
+                (
+                    &Adapter::from_params(last.layout().clone(), best.clone(), last.scaling())?
+                        .on(self.engine.base())?,
+                    step,
+                )
             }
             _ => (self.engine.adapter(), progress.step),
         };
@@ -40,7 +43,8 @@ impl Run {
         let (name, revision) = hub_name(&self.job.model);
         let files = write_adapter(adapter, &self.job.adapter, &name, revision.as_deref())?;
         let [(_, weights), (_, config)] = &files;
-        let reloaded = PeftAdapter::parse(Path::new("export"), config, weights)?.over(&base.config)?;
+        let reloaded =
+            PeftAdapter::parse(Path::new("export"), config, weights)?.over(&base.config)?.on(base)?;
         if self.sample_logits(&reloaded)? != self.sample_logits(adapter)? {
             return Err(TrainError::Export);
         }
@@ -58,7 +62,7 @@ impl Run {
         job.workers = WorkersSpec::default();
         let receipt = Receipt {
             format: 1,
-            numerics_id: numerics_id(),
+            numerics_id: numerics_id(base.device())?,
             job,
             base_sha256: base.sha256().to_owned(),
             train_sha256: self.train.sha256.clone(),
@@ -82,7 +86,7 @@ impl Run {
         let inputs = self.train.rows.first().map_or(1, |row| row.tokens.len().saturating_sub(1).max(1));
         let batch = collate(&self.train, &MicroBatchRows { rows: vec![0], padded_len: inputs });
         let logits = logits(self.engine.base(), Some(adapter), view(&batch))?;
-        Ok(read_f32(&logits, |l| l.iter().map(|v| v.to_bits()).collect())?)
+        Ok(logits.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
     }
 
     /// Hash of the rows of the first `steps` steps, in order.

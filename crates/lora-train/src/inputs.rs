@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use lora_data::Dataset;
 use lora_model::{Adapter, Base, PeftAdapter, sha256};
-use lora_ops::read_f32;
 use lora_spec::{FieldError, JobSpec, ModelConfig};
 
 use crate::TrainError;
@@ -64,7 +63,8 @@ pub(crate) fn identity(
 ) -> Result<String, TrainError> {
     let mut adapter_spec = job.adapter.clone();
     adapter_spec.init_from = None;
-    let init: Vec<u8> = read_f32(adapter.params(), |p| p.iter().flat_map(|v| v.to_le_bytes()).collect())?;
+    let params: Vec<f32> = adapter.params().to_vec1()?;
+    let init: Vec<u8> = params.iter().flat_map(|v| v.to_le_bytes()).collect();
     let everything = serde_json::json!({
         "base": base.sha256(),
         "dtype": job.model.dtype,

@@ -14,6 +14,8 @@ mod error;
 mod exchange;
 mod export;
 mod inputs;
+mod peers;
+mod probe;
 mod receipt;
 mod report;
 mod run;
@@ -25,14 +27,33 @@ pub use engine::{Engine, LossSums};
 pub use error::TrainError;
 pub use export::Artifact;
 pub use inputs::{RunInputs, initial_adapter};
+pub use lora_ops::device::Memory as DeviceMemory;
+pub use peers::{Peers, Share};
+pub use probe::{AllReduceReading, DeviceReading, all_reduce_reading, device_reading};
 pub use receipt::{FileHash, Receipt, StepRecord};
 pub use report::{RunFacts, StepMetrics, StepOutcome, StepReport};
 pub use run::Run;
 pub use schedule::learning_rate;
 pub use verify::{Places, Verification, verify};
 
-/// What the bits of a result depend on beside the job: this build and the instruction set of its products. Ranks with
-/// different ones do not share a group.
-pub fn numerics_id() -> String {
-    format!("loractl {} cpu {}", env!("CARGO_PKG_VERSION"), lora_ops::instruction_set())
+/// A device that was opened with [`open_device`].
+pub type ComputeDevice = candle_core::Device;
+
+/// Opens the device that a worker computes on, once a process.
+///
+/// # Errors
+/// A GPU that is not there or cannot be used, or a build without CUDA.
+pub fn open_device(device: lora_spec::Device) -> Result<ComputeDevice, TrainError> {
+    Ok(lora_ops::device::open(device)?)
+}
+
+/// Memory of a GPU; `None` for the CPU.
+pub fn device_memory(device: &ComputeDevice) -> Result<Option<DeviceMemory>, TrainError> {
+    Ok(lora_ops::device::memory(device)?)
+}
+
+/// What the bits of a result depend on beside the job: this build, and the instruction set of its products or the GPU and its
+/// libraries. Ranks with different ones do not share a group.
+pub fn numerics_id(device: &ComputeDevice) -> Result<String, TrainError> {
+    Ok(format!("loractl {} {}", env!("CARGO_PKG_VERSION"), lora_ops::device::describe(device)?))
 }

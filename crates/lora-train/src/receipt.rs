@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub struct Receipt {
     /// Version of this format.
     pub format: u32,
-    /// What the bits depend on beside the job: build and instruction set.
+    /// What the bits depend on beside the job: build and instruction set, or GPU.
     pub numerics_id: String,
     /// The resolved job; without its number of workers, which changes nothing.
     pub job: JobSpec,
@@ -53,7 +53,7 @@ pub struct StepRecord {
     pub loss: Option<f64>,
     /// 2-norm of the mean gradient before clipping; absent where the step was skipped.
     pub grad_norm: Option<f64>,
-    /// Hash of parameters and moments after the step (XXH3, 128 bits).
+    /// Hash of parameters and moments after the step (128 bits, in hex).
     pub state: String,
     /// Mean evaluation loss a trained token, where the step was evaluated.
     #[serde(default, skip_serializing_if = "Option::is_none")]

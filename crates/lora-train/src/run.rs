@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use lora_collective::device::Collective;
 use lora_collective::{Cancel, Group};
 use lora_data::{BatchPlan, Dataset, MicroBatchRows, Tokenizer, eval_micro_batches};
 use lora_model::Base;
@@ -12,6 +13,7 @@ use crate::checkpoint::{self, Progress};
 use crate::engine::Engine;
 use crate::exchange::{all_gather, odd_one_out};
 use crate::inputs::{identity, initial_adapter};
+use crate::peers::Peers;
 use crate::schedule::learning_rate;
 use crate::{RunFacts, RunInputs, StepMetrics, StepRecord, TrainError};
 
@@ -30,7 +32,7 @@ pub struct Run {
     pub(crate) progress: Progress,
     /// Parameters at the best evaluation, where the job wants them at the end.
     pub(crate) best_params: Option<Vec<f32>>,
-    pub(crate) group: Group,
+    pub(crate) peers: Peers,
     /// Hash of the state after the last completed step.
     pub(crate) state_hash: String,
     /// Tokens seen so far, padding not counted.
@@ -96,7 +98,7 @@ impl Run {
             state_hash: engine.state_hash()?,
             progress: Progress { identity, ..Progress::default() },
             best_params: None,
-            group: Group::single(),
+            peers: Peers::none(),
             num_tokens: 0,
             job: job.clone(),
             tokenizer,
@@ -119,7 +121,9 @@ impl Run {
     }
 
     /// Joins the ranks of `group`: the newest of their states wins and is broadcast. Equally new states must be equal.
-    pub fn join(&mut self, mut group: Group) -> Result<(), TrainError> {
+    /// `collective`: how this rank would sum gradients with the others.
+    pub fn join(&mut self, mut group: Group, collective: Collective) -> Result<(), TrainError> {
+        self.leave();
         let mine = Standing {
             at: (self.progress.step, !self.progress.evaluation_due),
             state: self.state_hash.clone(),
@@ -140,13 +144,13 @@ impl Run {
                 self.restore(&bytes)?;
             }
         }
-        self.group = group;
+        self.peers = Peers::new(group, collective, self.engine.base().device())?;
         Ok(())
     }
 
     /// Leaves the group, which closes its connections; to go on, the run joins another one.
     pub fn leave(&mut self) {
-        self.group = Group::single();
+        self.peers = Peers::none();
     }
 
     /// Sizes of the run.

@@ -3,16 +3,14 @@
 //! Parameters, moments and the books change together, once everything has arrived from the peers. An evaluation comes
 //! after that and is owed until it is done: a run that was interrupted in it begins the next step with it.
 
-use std::ops::Range;
-
 use lora_collective::tree::{partition, sum_f64};
 use lora_data::{MicroBatch, MicroBatchRows, collate};
 use lora_model::{Batch, Pass};
 use lora_ops::adamw::AdamW;
-use lora_ops::read_f32;
 
 use crate::engine::LossSums;
 use crate::exchange::{StepMessage, all_gather, loss_bits, odd_one_out};
+use crate::peers::Share;
 use crate::schedule::learning_rate;
 use crate::{Run, StepOutcome, StepRecord, StepReport, TrainError};
 
@@ -31,7 +29,7 @@ impl Run {
     /// One optimizer step, or what an interrupted one left to do. `stop` is asked once this rank's gradients are there:
     /// where it is true on any rank, all stop after the step.
     pub fn step(&mut self, stop: impl FnOnce() -> bool) -> Result<StepReport, TrainError> {
-        let (sent_before, tokens_before) = (self.group.bytes_sent(), self.num_tokens);
+        let (sent_before, tokens_before) = (self.peers.bytes_sent(), self.num_tokens);
         let owed = self.progress.evaluation_due;
         let Optimized { stop, notice } = if owed { Optimized::default() } else { self.optimize(stop)? };
         if self.progress.evaluation_due {
@@ -50,7 +48,7 @@ impl Run {
             checkpoint_due: outcome == StepOutcome::Continue && step.is_multiple_of(training.save_steps),
             outcome,
             tokens: self.num_tokens - tokens_before,
-            reduced_bytes: self.group.bytes_sent() - sent_before,
+            reduced_bytes: self.peers.bytes_sent() - sent_before,
             notice,
         })
     }
@@ -59,10 +57,13 @@ impl Run {
     fn optimize(&mut self, stop: impl FnOnce() -> bool) -> Result<Optimized, TrainError> {
         let step = self.progress.step;
         let micro_batches = self.plan.step(step);
-        let ranges = partition(micro_batches.len(), self.group.world_size())?;
-        let (losses, not_finite) = self.accumulate(step, &micro_batches, &ranges)?;
+        let ranges = partition(micro_batches.len(), self.peers.world_size())?;
+        let share = Share { leaves: micro_batches.len(), ranges: &ranges };
+        self.accumulate(step, &micro_batches, share)?;
+        let losses = self.engine.losses()?;
+        let not_finite = self.engine.first_not_finite(&losses)?;
         let messages = all_gather(
-            &mut self.group,
+            self.peers.group(),
             &StepMessage {
                 step,
                 state: self.state_hash.clone(),
@@ -81,7 +82,7 @@ impl Run {
 
         let mut not_finite = messages.iter().find_map(|m| m.not_finite.clone());
         let divisor = not_finite.is_none().then_some(weight_sum);
-        let norm = self.engine.reduce(&mut self.group, micro_batches.len(), &ranges, divisor)?;
+        let norm = self.engine.reduce(&mut self.peers, share, divisor)?;
         let grad_norm = norm.unwrap_or(f64::NAN);
         if not_finite.is_none() && !grad_norm.is_finite() {
             not_finite = Some("the norm of the summed gradient".into());
@@ -103,16 +104,15 @@ impl Run {
         Ok(Optimized { stop: messages.iter().any(|m| m.stop), notice })
     }
 
-    /// This rank's micro-batches of the step: their gradients are accumulated. Returns their losses, and the
-    /// first tensor that is not finite.
+    /// This rank's micro-batches of the step: their gradients are accumulated.
     fn accumulate(
         &mut self,
         step: u64,
         micro_batches: &[MicroBatchRows],
-        ranges: &[Range<usize>],
-    ) -> Result<(Vec<LossSums>, Option<String>), TrainError> {
-        let range = ranges[self.group.rank()].clone();
-        self.engine.start(micro_batches.len(), range.clone())?;
+        share: Share,
+    ) -> Result<(), TrainError> {
+        let range = share.ranges[self.peers.rank()].clone();
+        self.engine.start(share, range.clone())?;
         let training = &self.job.training;
         let pass = Pass {
             checkpointing: training.activation_checkpointing,
@@ -120,16 +120,15 @@ impl Run {
             seed: training.seed,
             step,
         };
-        let mut losses = Vec::with_capacity(range.len());
-        let mut first = None;
-        for rows in &micro_batches[range] {
-            self.check_cancelled()?;
-            let batch = collate(&self.train, rows);
-            let (sums, not_finite) = self.engine.forward_backward(view(&batch), pass)?;
-            losses.push(sums);
-            first = first.or(not_finite);
+        if range.is_empty() {
+            return self.engine.reduce_nothing(share, &mut self.peers);
         }
-        Ok((losses, first))
+        for rows in &micro_batches[range] {
+            self.peers.check_cancelled()?;
+            let batch = collate(&self.train, rows);
+            self.engine.forward_backward(view(&batch), pass, share, &mut self.peers)?;
+        }
+        Ok(())
     }
 
     /// The optimizer's step on the reduced gradient; one that is not finite is skipped, with a notice.
@@ -166,7 +165,7 @@ impl Run {
         let training = &self.job.training;
         let mut best = self.progress.best;
         if best.observe(training, self.progress.step, loss) && training.load_best_model_at_end {
-            self.best_params = Some(read_f32(self.engine.adapter().params(), <[f32]>::to_vec)?);
+            self.best_params = Some(self.engine.adapter().params().to_vec1()?);
         }
         self.progress.best = best;
         if let Some(record) = self.progress.history.last_mut() {
@@ -179,21 +178,17 @@ impl Run {
     /// Mean loss a trained token over the evaluation rows, summed in the canonical order.
     fn evaluation_loss(&mut self) -> Result<f64, TrainError> {
         let Some(eval) = &self.eval else { return Ok(f64::NAN) };
-        let ranges = partition(self.eval_batches.len(), self.group.world_size())?;
+        let ranges = partition(self.eval_batches.len(), self.peers.world_size())?;
         let mut losses = Vec::new();
-        for rows in &self.eval_batches[ranges[self.group.rank()].clone()] {
-            self.check_cancelled()?;
+        for rows in &self.eval_batches[ranges[self.peers.rank()].clone()] {
+            self.peers.check_cancelled()?;
             let batch = collate(eval, rows);
             losses.push(self.engine.eval(view(&batch))?);
         }
-        let gathered: Vec<Vec<(u64, u64)>> = all_gather(&mut self.group, &loss_bits(&losses))?;
+        let gathered: Vec<Vec<(u64, u64)>> = all_gather(self.peers.group(), &loss_bits(&losses))?;
         let bits = gathered.iter().flatten().map(|(l, w)| (f64::from_bits(*l), f64::from_bits(*w)));
         let (loss_sum, weight_sum) = total(&bits.collect::<Vec<_>>());
         Ok(loss_sum / weight_sum)
-    }
-
-    fn check_cancelled(&self) -> Result<(), TrainError> {
-        if self.group.cancel_token().is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) }
     }
 }
 

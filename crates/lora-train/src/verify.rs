@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use candle_core::Device;
 use lora_collective::Cancel;
 use lora_model::{Base, sha256_file};
 
@@ -54,13 +55,15 @@ pub fn verify(dir: &Path, places: &Places, steps: u64) -> Result<Verification, T
             return Err(wrong(format!("{name} was changed: its SHA-256 is {found}, not {expected}")));
         }
     }
-    if receipt.numerics_id != numerics_id() {
+    let device = Device::Cpu;
+    let here = numerics_id(&device)?;
+    if receipt.numerics_id != here {
         return Err(wrong(format!(
             "all {} files are unchanged, but the steps were computed by {:?} and this is {:?}: bits are compared \
              between equal builds and machines only",
             files.len(),
             receipt.numerics_id,
-            numerics_id()
+            here
         )));
     }
     let job = &receipt.job;
@@ -71,7 +74,7 @@ pub fn verify(dir: &Path, places: &Places, steps: u64) -> Result<Verification, T
             return Err(wrong(format!("the base was {url}; fetch it, and say in which directory it is")));
         }
     };
-    let base = Arc::new(Base::load(base, job.model.dtype)?);
+    let base = Arc::new(Base::load(base, job.model.dtype, &device)?);
     let mut run = Run::prepare(job, &inputs(places, &receipt), base, &Cancel::new())?;
     let inputs = [
         ("model.base", run.engine.base().sha256(), receipt.base_sha256.as_str()),

@@ -7,12 +7,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use lora_collective::Group;
 use lora_collective::tree::partition;
 use lora_model::{Base, Batch, Pass, PeftAdapter};
 use lora_ops::adamw::AdamW;
 use lora_spec::{ActivationCheckpointing, BaseDtype, TrainingSpec};
-use lora_train::{Engine, learning_rate};
+use lora_train::{Engine, Peers, Share, learning_rate};
 use serde_json::Value;
 
 fn golden() -> PathBuf {
@@ -75,7 +74,7 @@ fn curve(name: &str) {
     };
     let total = settings["max_steps"].as_u64().unwrap();
     let model = golden().join("models").join(curve["model"].as_str().unwrap());
-    let base = Arc::new(Base::load(&model, BaseDtype::Auto).unwrap());
+    let base = Arc::new(Base::load(&model, BaseDtype::Auto, &Device::Cpu).unwrap());
     let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().over(&base.config).unwrap();
     let mut engine = Engine::new(base, adapter).unwrap();
     let batches: HashMap<String, Tensor> =
@@ -85,11 +84,11 @@ fn curve(name: &str) {
         batches[name].to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
     let (tokens, labels) = (values("tokens"), values("labels"));
-    let mut group = Group::single();
-    let alone = partition(leaves, 1).unwrap();
+    let mut alone = Peers::none();
+    let ranges = partition(leaves, 1).unwrap();
+    let share = Share { leaves, ranges: &ranges };
     for step in 0..steps {
-        engine.start(leaves, 0..leaves).unwrap();
-        let mut sums = (0.0, 0.0);
+        engine.start(share, 0..leaves).unwrap();
         for leaf in 0..leaves {
             let size = rows * seq;
             let at = (step * leaves + leaf) * size;
@@ -103,11 +102,11 @@ fn curve(name: &str) {
                 rows: &vec![0; rows],
             };
             let pass = Pass { checkpointing: ActivationCheckpointing::None, dropout: 0.0, seed: 0, step: 0 };
-            let ((loss, weight), not_finite) = engine.forward_backward(batch, pass).unwrap();
-            assert_eq!(not_finite, None);
-            sums = (sums.0 + loss, sums.1 + weight);
+            engine.forward_backward(batch, pass, share, &mut alone).unwrap();
         }
-        let norm = engine.reduce(&mut group, leaves, &alone, Some(sums.1)).unwrap().unwrap();
+        let losses = engine.losses().unwrap();
+        let sums = losses.iter().fold((0.0, 0.0), |sums, (l, w)| (sums.0 + l, sums.1 + w));
+        let norm = engine.reduce(&mut alone, share, Some(sums.1)).unwrap().unwrap();
         let lr = learning_rate(&training, step as u64, total);
         let adamw = AdamW {
             lr,

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use lora_collective::device::Collective;
 use lora_daemon::http::HttpConfig;
 use lora_daemon::log::LogConfig;
-use lora_spec::FieldError;
+use lora_spec::{Device, FieldError};
 use serde::{Deserialize, Serialize};
 use tonic::transport::Uri;
 
@@ -25,6 +26,10 @@ pub struct Config {
     pub coordinator: String,
     /// Directory of the files that are fetched for jobs; made if it is missing.
     pub cache_dir: PathBuf,
+    /// Where it computes.
+    pub device: Device,
+    /// What carries the gradients between workers on GPUs.
+    pub collective: Collective,
     /// Threads that compute; 0: as many as there are processors.
     pub threads: usize,
     /// Directories under which a job may name a base by its path.
@@ -68,6 +73,8 @@ impl Default for Config {
             name: String::new(),
             coordinator: "http://127.0.0.1:7400".into(),
             cache_dir: "/var/cache/loractl".into(),
+            device: Device::Auto,
+            collective: Collective::Auto,
             threads: 0,
             model_roots: Vec::new(),
             orphan_timeout_seconds: 1800.0,

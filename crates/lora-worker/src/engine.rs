@@ -14,11 +14,12 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
+use lora_collective::device::Collective;
 use lora_collective::{Cancel, PeerListener};
 use lora_model::{Base, BaseKey};
 use lora_proto::v1::{self, Phase};
 use lora_spec::JobSpec;
-use lora_train::Run;
+use lora_train::{ComputeDevice, Run, TrainError};
 use tokio::runtime::Handle;
 use tokio::sync::{oneshot, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -27,7 +28,7 @@ use tonic::transport::Channel;
 use self::outcome::{Broken, Stop};
 use self::task::{Task, next_task};
 use crate::fetch::{Cache, LocalInputs};
-use crate::metrics::Counters;
+use crate::metrics::{Counters, DeviceMemory};
 use crate::status::Held;
 use crate::steps::Steps;
 use crate::uploads::{Checkpoints, Uploads};
@@ -36,6 +37,10 @@ use crate::wanted::{Scope, Wanted};
 /// What the engine works with.
 pub(crate) struct Engine {
     pub(crate) listener: PeerListener,
+    pub(crate) device: ComputeDevice,
+    pub(crate) collective: Collective,
+    /// None: the device is the CPU.
+    pub(crate) memory: Option<DeviceMemory>,
     /// To the coordinator.
     pub(crate) channel: Channel,
     pub(crate) cache: Cache,
@@ -47,16 +52,25 @@ pub(crate) struct Engine {
 }
 
 impl Engine {
-    /// Starts the thread; must be called in a runtime. The answer comes when the thread has ended.
-    pub(crate) fn start(self) -> io::Result<oneshot::Receiver<()>> {
+    /// Starts the thread; must be called in a runtime. The answer comes where the device is lost; once the thread has ended the
+    /// channel is closed.
+    pub(crate) fn start(self) -> io::Result<oneshot::Receiver<TrainError>> {
         let (ending, ended) = oneshot::channel();
         let runtime = Handle::current();
         std::thread::Builder::new().name("engine".into()).spawn(move || {
-            EngineThread { engine: self, runtime, base: None, job: None, checkpoints: None }.serve();
-            // Nobody may wait for it any more.
-            let _ = ending.send(());
+            let mut thread = EngineThread { engine: self, runtime, base: None, job: None, checkpoints: None };
+            if let Err(lost) = thread.serve() {
+                // Nobody may wait for it any more.
+                let _ = ending.send(lost);
+            }
         })?;
         Ok(ended)
+    }
+
+    fn measure_memory(&self) {
+        if let Some(memory) = &self.memory {
+            memory.measure(&self.device);
+        }
     }
 }
 
@@ -79,27 +93,36 @@ struct Job {
 }
 
 impl EngineThread {
-    fn serve(&mut self) {
+    /// Works until nothing is wanted any more.
+    ///
+    /// # Errors
+    /// The device is lost. The state goes with it, and the worker: its group goes on without it, from another's state.
+    fn serve(&mut self) -> Result<(), TrainError> {
         loop {
             let wanted = self.engine.wanted.borrow_and_update().clone();
             let task = next_task(self.engine.status.borrow().as_ref(), &wanted);
             match task {
                 Task::Wait => {
                     if self.runtime.block_on(self.engine.wanted.changed()).is_err() {
-                        return self.free();
+                        self.free();
+                        return Ok(());
                     }
                 }
                 Task::Free => self.free(),
-                Task::Prepare(assignment) => self.work(|engine| engine.prepare(&assignment)),
-                Task::TakePlace(assignment) => self.work(|engine| engine.take_place(&assignment)),
-                Task::Train(assignment) => self.work(|engine| engine.train(&assignment)),
-                Task::Save(assignment) => self.work(|engine| engine.save(&assignment)),
+                Task::Prepare(assignment) => self.work(|engine| engine.prepare(&assignment))?,
+                Task::TakePlace(assignment) => self.work(|engine| engine.take_place(&assignment))?,
+                Task::Train(assignment) => self.work(|engine| engine.train(&assignment))?,
+                Task::Save(assignment) => self.work(|engine| engine.save(&assignment))?,
             }
+            self.engine.measure_memory();
         }
     }
 
     /// Does a piece of work and says how it ended, if it did not come to its end.
-    fn work(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Stop>) {
+    ///
+    /// # Errors
+    /// The device is lost.
+    fn work(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Stop>) -> Result<(), TrainError> {
         // After a panic nothing of the run is used again; the base is never written to.
         let result = catch_unwind(AssertUnwindSafe(|| work(self)));
         self.end_checkpoints();
@@ -124,6 +147,10 @@ impl EngineThread {
                 });
             }
             Err(Stop::Failed(cause)) => {
+                // The job is not to blame for a GPU that does nothing right any more.
+                self.engine.device.synchronize().inspect_err(|_| {
+                    tracing::error!(cause, "the device is lost");
+                })?;
                 self.job = None;
                 self.update(|held| {
                     tracing::error!(
@@ -137,6 +164,7 @@ impl EngineThread {
                 });
             }
         }
+        Ok(())
     }
 
     /// Lets go of the job; once that is said, its memory is free.

@@ -1,6 +1,7 @@
 use std::io;
 
 use lora_spec::FieldError;
+use lora_train::TrainError;
 
 /// Why a worker could not start, or ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +27,12 @@ pub enum WorkerError {
         /// Why not.
         cause: String,
     },
-    /// The engine's thread cannot be started.
-    #[error("cannot start the engine's thread: {0}")]
+    /// A thread cannot be started.
+    #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
+    /// The device cannot be used, or not any more: only another process can use it again.
+    #[error(transparent)]
+    Device(TrainError),
     /// A bug: the engine's thread has ended by itself.
     #[error("the engine's thread has ended")]
     EngineEnded,

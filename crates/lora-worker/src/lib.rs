@@ -14,6 +14,8 @@ mod error;
 mod fetch;
 mod life;
 mod metrics;
+mod parent;
+pub mod probe;
 mod session;
 mod status;
 mod steps;
@@ -26,6 +28,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lora_collective::PeerListener;
+use lora_collective::device::Collective;
 use lora_daemon::http::{self, Health};
 use lora_spec::FieldError;
 use prometheus_client::registry::Registry;
@@ -39,13 +42,14 @@ use crate::address::PeerAddress;
 use crate::engine::Engine;
 use crate::fetch::Cache;
 use crate::life::Life;
-use crate::metrics::{Counters, Gauges};
+use crate::metrics::{Counters, DeviceMemory, Gauges};
 use crate::session::Session;
 use crate::steps::Steps;
 use crate::wanted::Wanted;
 
 pub use config::{CacheConfig, Config, PeerConfig};
 pub use error::WorkerError;
+pub use parent::end_with_stdin;
 
 /// The limit of one attempt to connect with the coordinator.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -68,6 +72,14 @@ pub async fn run(
     at_once: CancellationToken,
 ) -> Result<(), WorkerError> {
     use_threads(config.threads)?;
+    let device = lora_train::open_device(config.device).map_err(WorkerError::Device)?;
+    if config.collective == Collective::Nccl && device.is_cpu() {
+        let message =
+            "is \"nccl\", which is for GPUs, and this worker computes on the CPU; it must be auto or tcp";
+        return Err(FieldError::new("collective", message.into()).into());
+    }
+    let numerics_id = lora_train::numerics_id(&device).map_err(WorkerError::Device)?;
+    tracing::info!(numerics = numerics_id, "computing");
     let (channel, coordinator) = channel(&config)?;
     let cache = Cache::open(&config.cache_dir, config.cache.max_bytes, config.model_roots.clone())
         .map_err(|error| WorkerError::Cache(error.to_string()))?;
@@ -81,8 +93,12 @@ pub async fn run(
     let (connected, connected_now) = watch::channel(false);
     let (draining, draining_now) = watch::channel(false);
     let (steps, counters, gauges) = (Steps::default(), Counters::default(), Gauges::default());
+    let memory = DeviceMemory::of(&device);
     let engine = Engine {
         listener,
+        device,
+        collective: config.collective,
+        memory: memory.clone(),
         channel: channel.clone(),
         cache,
         wanted: wanted_now,
@@ -96,6 +112,7 @@ pub async fn run(
         channel,
         name: config.worker_name(),
         instance_id: format!("{:032x}", rand::random::<u128>()),
+        numerics_id,
         address: PeerAddress { advertised, listening, coordinator },
         steps,
         wanted: wanted.clone(),
@@ -114,6 +131,9 @@ pub async fn run(
     };
     let (health, mut registry) = (Health::default(), Registry::default());
     gauges.register(&counters, &mut registry);
+    if let Some(memory) = &memory {
+        memory.register(&mut registry);
+    }
     let ending = CancellationToken::new();
     let serving = async {
         if let Some(listener) = http
@@ -128,7 +148,7 @@ pub async fn run(
         () = life.run(stop, at_once, &ending) => {}
         () = gauges.follow(status_now, connected_now, &health) => {}
         () = serving => {}
-        _ = &mut ended => return Err(WorkerError::EngineEnded),
+        ended = &mut ended => return Err(ended.map_or(WorkerError::EngineEnded, WorkerError::Device)),
     }
     wanted.send_replace(Wanted::nothing());
     drop(wanted);

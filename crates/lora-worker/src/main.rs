@@ -1,31 +1,62 @@
 //! `lora-worker`: the daemon that trains what the coordinator gives it.
 
+mod probe_command;
+
 use std::process::ExitCode;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use lora_daemon::program::Flags;
-use lora_worker::{Config, run};
+use lora_daemon::shutdown::Signals;
+use lora_spec::Device;
+use lora_worker::{Config, WorkerError, end_with_stdin, run};
+
+/// loractl tells by the last word whether GPUs can be computed on.
+#[cfg(feature = "cuda")]
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " cuda");
+#[cfg(not(feature = "cuda"))]
+const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 const EXAMPLE: &str = "\
-Example:
+Examples:
   lora-worker --config worker.toml --set coordinator=http://coordinator:7400
+  lora-worker --config worker.toml --device cuda:1
 
 Settings come from the file, then from environment variables (LORA__SECTION__KEY), then from --set.
 Exit codes: 0 ended by a signal, 1 error, 2 wrong usage or settings.";
 
 /// Trains the jobs that a coordinator gives it, together with other workers.
 #[derive(Debug, Parser)]
-#[command(name = "lora-worker", version, after_help = EXAMPLE)]
+#[command(name = "lora-worker", version = VERSION, args_conflicts_with_subcommands = true, after_help = EXAMPLE)]
 struct Cli {
     #[command(flatten)]
     flags: Flags,
+    /// Where it computes: auto, cpu or cuda:N [default: the setting `device`]
+    #[arg(long, value_name = "DEVICE")]
+    device: Option<Device>,
+    /// End at once when stdin does.
+    #[arg(long, hide = true)]
+    end_with_stdin: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(hide = true)]
+    Probe(probe_command::Args),
 }
 
 fn main() -> ExitCode {
-    let Cli { flags } = Cli::parse();
-    flags.run(
-        Config::check,
-        |config| &config.log,
-        async |config, signals| run(config, signals.stop.clone(), signals.at_once.clone()).await,
-    )
+    let cli = Cli::parse();
+    if let Some(Command::Probe(args)) = cli.command {
+        return probe_command::execute(&args);
+    }
+    let daemon = async |mut config: Config, signals: Signals| {
+        if cli.end_with_stdin {
+            end_with_stdin(signals.at_once.clone()).map_err(WorkerError::Thread)?;
+        }
+        config.device = cli.device.unwrap_or(config.device);
+        run(config, signals.stop.clone(), signals.at_once.clone()).await
+    };
+    cli.flags.run(Config::check, |config| &config.log, daemon)
 }

@@ -2,7 +2,7 @@
 
 use lora_daemon::http::Health;
 use lora_proto::v1::Phase;
-use lora_train::StepReport;
+use lora_train::{ComputeDevice, StepReport, device_memory};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -69,6 +69,37 @@ impl Gauges {
                 std::future::pending::<()>().await;
             }
         }
+    }
+}
+
+/// Memory of a GPU. A clone counts in the same place.
+#[derive(Debug, Clone)]
+pub(crate) struct DeviceMemory {
+    used: Gauge,
+    total: Gauge,
+}
+
+impl DeviceMemory {
+    /// That of `device`; none for the CPU.
+    pub(crate) fn of(device: &ComputeDevice) -> Option<Self> {
+        let memory = Self { used: Gauge::default(), total: Gauge::default() };
+        memory.measure(device).then_some(memory)
+    }
+
+    /// Registers everything.
+    pub(crate) fn register(&self, registry: &mut Registry) {
+        let used = "Bytes of the GPU's memory that this worker's tensors hold";
+        registry.register("lora_worker_device_memory_used_bytes", used, self.used.clone());
+        let total = "Bytes of memory that the GPU has";
+        registry.register("lora_worker_device_memory_bytes", total, self.total.clone());
+    }
+
+    /// Takes in how much is used now; false where `device` does not tell.
+    pub(crate) fn measure(&self, device: &ComputeDevice) -> bool {
+        let Ok(Some(memory)) = device_memory(device) else { return false };
+        self.used.set(memory.used_bytes as i64);
+        self.total.set(memory.total_bytes as i64);
+        true
     }
 }
 

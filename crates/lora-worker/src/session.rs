@@ -39,6 +39,8 @@ pub(crate) struct Session {
     pub(crate) name: String,
     /// Tells this process from another one of the same name.
     pub(crate) instance_id: String,
+    /// What the bits of a result depend on here: workers that share a job have the same.
+    pub(crate) numerics_id: String,
     pub(crate) address: PeerAddress,
     pub(crate) steps: Steps,
     pub(crate) wanted: watch::Sender<Wanted>,
@@ -150,7 +152,7 @@ impl Session {
         let hello = v1::Hello {
             name: self.name.clone(),
             instance_id: self.instance_id.clone(),
-            numerics_id: lora_train::numerics_id(),
+            numerics_id: self.numerics_id.clone(),
             peer_address: self.address.find().await?,
             version: env!("CARGO_PKG_VERSION").into(),
             status: Some(self.status()),

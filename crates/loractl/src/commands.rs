@@ -2,12 +2,14 @@
 
 pub(crate) mod cancel;
 pub(crate) mod completions;
+pub(crate) mod doctor;
 pub(crate) mod download;
 pub(crate) mod generate;
 pub(crate) mod list;
 pub(crate) mod logs;
 pub(crate) mod pause;
 pub(crate) mod plan;
+pub(crate) mod probe;
 pub(crate) mod quickstart;
 pub(crate) mod resume;
 pub(crate) mod run;

@@ -32,11 +32,7 @@ pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
 
 /// Reads the job at `path`, sets its number of workers, and checks it with its base and data.
 pub(crate) fn load(path: &Path, workers: usize) -> Result<JobFile> {
-    let mut file = JobFile::read(path)?;
-    file.job.workers = WorkersSpec { min: workers, max: workers };
-    // The rest of the job was checked as the file has it.
-    file.job.check().map_err(|error| anyhow!("--workers: {}", error.message))?;
-    let plan = sound_plan(&file)?;
+    let (file, plan) = planned(path, workers)?;
     if workers > plan.micro_batches {
         let rows = plan.train.report.rows_kept;
         bail!(
@@ -45,6 +41,23 @@ pub(crate) fn load(path: &Path, workers: usize) -> Result<JobFile> {
         );
     }
     Ok(file)
+}
+
+/// As [`load`], with as many workers as can share the job, up to `most`; and how many those are.
+pub(crate) fn load_for_up_to(path: &Path, most: usize) -> Result<(JobFile, usize)> {
+    let (mut file, plan) = planned(path, 1)?;
+    let workers = most.min(plan.micro_batches).max(1);
+    file.job.workers = WorkersSpec { min: workers, max: workers };
+    Ok((file, workers))
+}
+
+fn planned(path: &Path, workers: usize) -> Result<(JobFile, Plan)> {
+    let mut file = JobFile::read(path)?;
+    file.job.workers = WorkersSpec { min: workers, max: workers };
+    // The rest of the job was checked as the file has it.
+    file.job.check().map_err(|error| anyhow!("--workers: {}", error.message))?;
+    let plan = sound_plan(&file)?;
+    Ok((file, plan))
 }
 
 /// Checks the job of `file` with its base and data.

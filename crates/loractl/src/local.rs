@@ -1,5 +1,7 @@
-//! A job on this machine alone: an embedded coordinator, and worker processes of this executable that reach it over gRPC.
+//! A job on this machine alone: an embedded coordinator, and worker processes that reach it over gRPC: of this executable on
+//! CPUs, of an installed `lora-worker` on GPUs.
 
+mod fleet;
 mod metrics_file;
 mod output_dir;
 mod run;
@@ -8,4 +10,5 @@ mod start;
 mod summary;
 mod workers;
 
+pub(crate) use fleet::DeviceChoice;
 pub(crate) use run::{RunOptions, run_job};

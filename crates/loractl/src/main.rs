@@ -3,6 +3,8 @@
 mod address;
 mod client;
 mod commands;
+mod cuda;
+mod doctor;
 mod download;
 mod exit;
 #[cfg(test)]
@@ -26,8 +28,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::commands::{
-    cancel, completions, download as download_command, generate, list, logs, pause, plan, quickstart, resume,
-    run, status, submit as submit_command, verify, watch as watch_command, worker, workers,
+    cancel, completions, doctor as doctor_command, download as download_command, generate, list, logs, pause,
+    plan, probe, quickstart, resume, run, status, submit as submit_command, verify, watch as watch_command,
+    worker, workers,
 };
 
 /// Fine-tune language models with LoRA.
@@ -68,7 +71,10 @@ enum Local {
     Generate(generate::Args),
     Verify(verify::Args),
     Quickstart(quickstart::Args),
+    Doctor(doctor_command::Args),
     Completions(completions::Args),
+    #[command(hide = true)]
+    Probe(probe::Args),
 }
 
 /// Commands that speak to one.
@@ -115,6 +121,8 @@ impl Local {
             Self::Generate(args) => generate::execute(args),
             Self::Verify(args) => verify::execute(args),
             Self::Quickstart(args) => quickstart::execute(args),
+            Self::Doctor(args) => doctor_command::execute(args),
+            Self::Probe(args) => probe::execute(args),
             Self::Completions(args) => completions::execute(args, Cli::command()),
         }
     }
@@ -174,6 +182,9 @@ mod tests {
             &["cancel"],
             &["resume", "j", "--workers", "4..2"],
             &["logs", "j", "--from", "0"],
+            &["run", "job.yaml", "--out", "out", "--device", "gpu"],
+            &["doctor", "--timeout", "0"],
+            &["probe", "libc.so.6"],
             &["completions", "tcsh"],
         ] {
             let error = Cli::try_parse_from(["loractl"].iter().chain(line)).unwrap_err();

@@ -6,13 +6,17 @@ use std::process::Command;
 
 use lora_e2e::container::Volume;
 use lora_e2e::{Finished, compose, loractl, repository};
+use serde_json::Value;
 
 use crate::containers::{expect_none, problems};
 
 #[test]
 fn its_containers_fit_the_programs() {
     let services = compose::services();
-    assert_eq!(services.keys().collect::<Vec<_>>(), ["coordinator", "submit", "worker-0", "worker-1"]);
+    assert_eq!(
+        services.keys().collect::<Vec<_>>(),
+        ["coordinator", "submit", "worker-0", "worker-1", "worker-gpu"]
+    );
     let coordinators = ["coordinator:7400".to_owned()];
     expect_none(services.values().flat_map(|container| problems(container, &coordinators)));
 }
@@ -29,7 +33,20 @@ fn each_worker_has_its_own_name_and_cache() {
             Volume::Scratch => None,
         })
         .collect();
-    assert_eq!((workers().count(), names.len(), caches.len()), (2, 2, 2));
+    assert_eq!((workers().count(), names.len(), caches.len()), (3, 3, 3));
+}
+
+#[test]
+fn the_worker_with_a_gpu_asks_for_it_and_takes_nothing_else() {
+    let services: Value = serde_saphyr::from_str(&text()).unwrap();
+    let services = &services["services"];
+    for (name, service) in services.as_object().unwrap() {
+        let devices = &service["deploy"]["resources"]["reservations"]["devices"];
+        let has_gpu = devices[0]["capabilities"][0] == "gpu";
+        assert_eq!(has_gpu, service["build"]["target"] == "worker-cuda", "{name}");
+        assert_eq!(has_gpu, service["profiles"][0] == "gpu", "{name}: only who asks for it needs a GPU");
+        assert_eq!(has_gpu, service["environment"]["LORA__DEVICE"] == "cuda:0", "{name}");
+    }
 }
 
 #[test]

@@ -9,6 +9,8 @@ use lora_e2e::repository;
 use crate::containers::{expect_none, listens, problems};
 
 const TARGETS: [&str; 4] = ["coordinator", "worker", "worker-cuda", "loractl"];
+/// What a worker for GPUs loads beside the runtime, which NVIDIA's base image has.
+const CUDA_PACKAGES: [&str; 3] = ["libcublas-13-0", "libcurand-13-0", "libnccl2"];
 
 #[test]
 fn its_images_fit_the_programs() {
@@ -44,7 +46,10 @@ fn whatever_is_wrong_is_found() {
         ),
         ("/out/loractl /usr/local/bin/", "/out/loractl /opt/", "loractl: does not hold loractl"),
         ("ENTRYPOINT [\"loractl\"]", "ENTRYPOINT [\"loractl\", \"--loud\"]", "unexpected argument '--loud'"),
-        ("--bin lora-worker -p lora-worker", "--bin lora-worker -p lora-worker --features cuda", "CUDA"),
+        ("-p lora-worker --features cuda", "-p lora-worker", "not built for CUDA"),
+        ("libnccl2=2.28.9-1+cuda13.0", "libnccl-dev=2.28.9-1+cuda13.0", "has no libnccl2"),
+        ("libcublas-13-0=13.*", "libcublas-12-8=12.8.*", "has no libcublas-13-0"),
+        ("CUDA_VERSION=13.0.2", "CUDA_VERSION=12.8.1", "is not of CUDA 13.0"),
     ] {
         let text = text();
         assert!(text.contains(old), "{old:?} is not there");
@@ -111,9 +116,17 @@ fn wrong_in_image(image: &Stage, stages: &[Stage]) -> Vec<String> {
     let hands_over = commands.contains(&format!("target/release/{program}"));
     check(builds && hands_over, format!("is not built by stage {}", build.name));
     check(!is_too_old(rust(build, stages)), format!("{} is too old", rust(build, stages)));
-    // As soon as the worker has a CUDA engine, its CUDA image is to have it; before, it cannot be asked for.
-    let cuda = image.name == "worker-cuda" && worker_has_cuda();
-    check(commands.contains("--features cuda") == cuda, format!("CUDA engine: to be built is {cuda}"));
+    if image.name == "worker-cuda" {
+        check(commands.contains("--features cuda"), "is not built for CUDA".into());
+        for image in [&image.base, &build.base] {
+            check(image.starts_with("nvidia/cuda:13.0."), format!("{image} is not of CUDA 13.0"));
+        }
+        let installed: Vec<&str> = image.all("RUN").flat_map(str::split_whitespace).collect();
+        for package in CUDA_PACKAGES {
+            let version = format!("{package}=");
+            check(installed.iter().any(|word| word.starts_with(&version)), format!("has no {package}"));
+        }
+    }
     problems
 }
 
@@ -134,18 +147,10 @@ fn is_too_old(image: &str) -> bool {
     has.is_none_or(|has| has < version(env!("CARGO_PKG_RUST_VERSION")).unwrap())
 }
 
-fn worker_has_cuda() -> bool {
-    manifest("crates/lora-worker/Cargo.toml")
-        .get("features")
-        .is_some_and(|features| features.get("cuda").is_some())
-}
-
 fn license() -> String {
-    manifest("Cargo.toml")["workspace"]["package"]["license"].as_str().unwrap().to_owned()
-}
-
-fn manifest(path: &str) -> toml::Table {
-    fs::read_to_string(repository().join(path)).unwrap().parse().unwrap()
+    let manifest = fs::read_to_string(repository().join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = manifest.parse().unwrap();
+    manifest["workspace"]["package"]["license"].as_str().unwrap().to_owned()
 }
 
 fn text() -> String {

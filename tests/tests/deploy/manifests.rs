@@ -56,7 +56,15 @@ fn overlays_name_the_images() {
             let tagged = (image.to_owned(), Some(env!("CARGO_PKG_VERSION").to_owned()));
             assert_eq!(split_image(container["image"].as_str().unwrap()), tagged, "{name}");
             let gpus = &container["resources"]["limits"]["nvidia.com/gpu"];
-            assert_eq!(gpus.as_u64(), image.ends_with("-cuda").then_some(1), "{name}: {owner}");
+            let on_gpu = image.ends_with("-cuda");
+            assert_eq!(gpus.as_u64(), on_gpu.then_some(1), "{name}: {owner}");
+            let env = container["env"].as_array().into_iter().flatten();
+            let device = env.clone().find(|variable| variable["name"] == "LORA__DEVICE");
+            assert_eq!(
+                device.map(|device| &device["value"]),
+                on_gpu.then_some(&"cuda:0".into()),
+                "{name}: {owner}"
+            );
         }
     }
 }

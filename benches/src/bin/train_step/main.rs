@@ -7,15 +7,15 @@ mod base;
 mod process;
 mod profile;
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
-use lora_model::{Adapter, Base, Batch, Gradients, Pass, forward_backward};
-use lora_ops::adamw::{self, AdamW, clip_factor};
-use lora_ops::reduce::{scale, sum_of_squares};
-use lora_ops::update_f32;
+use lora_model::{Adapter, Base, Batch, Pass};
+use lora_ops::adamw::AdamW;
 use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, Philox};
+use lora_train::{ComputeDevice, Engine, Peers, Share};
 use serde_json::json;
 
 /// Time training steps of the engine on the CPU.
@@ -81,7 +81,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
     let dir = base::write(dtype).context("writing the random base")?;
     let write_seconds = started.elapsed().as_secs_f64();
     let started = Instant::now();
-    let mut trainer = Trainer::new(Base::load(dir.path(), BaseDtype::Auto)?, args)?;
+    let mut trainer = Trainer::new(Base::load(dir.path(), BaseDtype::Auto, &ComputeDevice::Cpu)?, args)?;
     let load_seconds = started.elapsed().as_secs_f64();
     drop(dir);
 
@@ -112,7 +112,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
             "threads": args.threads,
             "sequence": args.sequence,
             "micro_batch": args.micro_batch,
-            "trainable_parameters": trainer.adapter.layout().len,
+            "trainable_parameters": trainer.engine.adapter().layout().len,
             "tokens_per_s": tokens_per_s,
             "step_seconds": seconds,
             "cpu_seconds_per_step": cpu_seconds,
@@ -139,13 +139,9 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
     Ok(())
 }
 
-/// What a run holds: base, adapter, gradients, moments.
+/// An engine alone, and the shape of its only micro-batch.
 struct Trainer {
-    base: Base,
-    adapter: Adapter,
-    gradients: Gradients,
-    m: Vec<f32>,
-    v: Vec<f32>,
+    engine: Engine,
     batch: usize,
     seq: usize,
     checkpointing: ActivationCheckpointing,
@@ -154,13 +150,8 @@ struct Trainer {
 impl Trainer {
     fn new(base: Base, args: &Args) -> Result<Self> {
         let adapter = Adapter::new(&base.config, &AdapterSpec::default(), 0)?;
-        let len = adapter.layout().len;
         Ok(Self {
-            gradients: Gradients::zeros(adapter.layout())?,
-            base,
-            adapter,
-            m: vec![0.0; len],
-            v: vec![0.0; len],
+            engine: Engine::new(Arc::new(base), adapter)?,
             batch: args.micro_batch,
             seq: args.sequence,
             checkpointing: match args.activation_checkpointing {
@@ -172,7 +163,7 @@ impl Trainer {
 
     /// One optimizer step on fresh random tokens; returns the mean loss a token.
     fn step(&mut self, step: u64) -> Result<f64> {
-        let vocab = self.base.config.vocab_size as u64;
+        let vocab = self.engine.base().config.vocab_size as u64;
         let philox = Philox::new(0, "tokens");
         let tokens: Vec<u32> = (0..(self.batch * self.seq) as u32)
             .map(|i| philox.below(vocab, [step as u32, i, 0, 0]) as u32)
@@ -189,17 +180,13 @@ impl Trainer {
             rows: &rows,
         };
         let pass = Pass { checkpointing: self.checkpointing, dropout: 0.0, seed: 0, step };
-        let Self { base, adapter, gradients, m, v, .. } = self;
-        update_f32(gradients.flat(), |flat| flat.fill(0.0))?;
-        let loss = forward_backward(base, adapter, gradients, batch, pass)?;
+        let (mut alone, share) = (Peers::none(), Share { leaves: 1, ranges: &[0..1] });
+        self.engine.start(share, 0..1)?;
+        self.engine.forward_backward(batch, pass, share, &mut alone)?;
+        let (loss, weight) = self.engine.losses()?.into_iter().next().context("no loss")?;
+        let norm = self.engine.reduce(&mut alone, share, Some(weight))?.context("no norm")?;
         let adamw = AdamW { lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
-        update_f32(gradients.flat(), |gradient| {
-            scale(gradient, (1.0 / loss.weight_sum) as f32);
-            let factor = clip_factor(sum_of_squares(gradient).sqrt(), 1.0);
-            update_f32(adapter.params(), |params| {
-                adamw.step(step + 1, adamw::State { params, m, v }, gradient, factor);
-            })
-        })??;
-        Ok(loss.loss_sum / loss.weight_sum)
+        self.engine.optim_step(adamw, norm, 1.0)?;
+        Ok(loss / weight)
     }
 }

@@ -2,43 +2,52 @@
 
 use std::ops::Range;
 
-use super::{NodeId, TreeError, add};
+use super::{NodeId, TreeError};
 
 /// Adds the vectors of a contiguous range of leaves, pushed in order, into the largest nodes inside the range: a
-/// binary counter over absolute leaf numbers. At no time does it hold more than one vector a level of the tree beside
-/// the one being filled, and vectors are used again from step to step.
+/// binary counter over absolute leaf numbers. What a vector is, and how two are added, is the caller's business. At no
+/// time is more than one vector a level of the tree held beside the one being filled, and vectors are used again from
+/// step to step.
 ///
 /// ```
-/// # use lora_collective::tree::TreeAccumulator;
-/// let mut sums = TreeAccumulator::new(2);
+/// # use lora_collective::tree::{TreeAccumulator, TreeError};
+/// let mut sums = TreeAccumulator::new();
 /// sums.start(4, 0..3)?; // leaves 0, 1 and 2 of 4
 /// for leaf in 0..3 {
-///     let mut gradient = sums.buffer();
+///     let mut gradient = sums.free().unwrap_or_else(|| vec![0.0; 2]);
 ///     gradient.fill(leaf as f32);
-///     sums.push(gradient)?;
+///     sums.push(gradient, |a, b| {
+///         a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
+///         Ok::<(), TreeError>(())
+///     })?;
 /// }
 /// let nodes = sums.finish()?;
 /// assert_eq!(nodes.len(), 2); // leaves 0 + 1, and leaf 2
 /// sums.recycle(nodes);
-/// # Ok::<(), lora_collective::tree::TreeError>(())
+/// # Ok::<(), TreeError>(())
 /// ```
 #[derive(Debug)]
-pub struct TreeAccumulator {
-    len: usize,
+pub struct TreeAccumulator<V> {
     leaves: usize,
     range: Range<usize>,
     pushed: usize,
-    nodes: Vec<(NodeId, Vec<f32>)>,
-    free: Vec<Vec<f32>>,
+    nodes: Vec<(NodeId, V)>,
+    free: Vec<V>,
 }
 
-impl TreeAccumulator {
-    /// An accumulator for vectors of `len` elements.
-    pub fn new(len: usize) -> Self {
-        Self { len, leaves: 0, range: 0..0, pushed: 0, nodes: Vec::new(), free: Vec::new() }
+impl<V> Default for TreeAccumulator<V> {
+    fn default() -> Self {
+        Self { leaves: 0, range: 0..0, pushed: 0, nodes: Vec::new(), free: Vec::new() }
+    }
+}
+
+impl<V> TreeAccumulator<V> {
+    /// An accumulator that holds nothing.
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// Begins a step of `leaves` leaves of which `range` will be pushed. What an unfinished step left is dropped.
+    /// Begins a step of `leaves` leaves of which `range` will be pushed. The vectors of an unfinished step are free.
     ///
     /// # Errors
     /// [`TreeError::Range`] for a range that ends past the last leaf.
@@ -52,38 +61,50 @@ impl TreeAccumulator {
         Ok(())
     }
 
-    /// A vector of zeros for the next leaf; one that was used before where there is one.
-    pub fn buffer(&mut self) -> Vec<f32> {
-        match self.free.pop() {
-            Some(mut vector) => {
-                vector.fill(0.0);
-                vector
-            }
-            None => vec![0.0; self.len],
-        }
+    /// A vector to use again, with what was in it.
+    pub fn free(&mut self) -> Option<V> {
+        self.free.pop()
     }
 
-    /// Adds the next leaf of the range, a vector from [`Self::buffer`].
+    /// The vectors held, newest first.
+    pub fn held(&self) -> impl Iterator<Item = &V> {
+        self.nodes.iter().rev().map(|(_, vector)| vector)
+    }
+
+    /// How many of the [held](Self::held) vectors the next leaf will be added to in turn: to the newest, their sum to
+    /// the one before, and so on. 0 after the last leaf of the range.
+    pub fn merges(&self) -> usize {
+        let (index, last) = self.next();
+        let mut node = NodeId { level: 0, index };
+        let siblings = self.nodes.iter().rev().take_while(|(left, _)| {
+            let merge = are_siblings(*left, node, last);
+            node = parent(*left);
+            merge
+        });
+        if self.pushed < self.range.len() { siblings.count() } else { 0 }
+    }
+
+    /// Takes the next leaf of the range; `add(a, b)` adds the right sibling `b` to the left one `a`.
     ///
     /// # Errors
-    /// [`TreeError::Length`] for a vector of another length, [`TreeError::Count`] past the end of the range.
-    pub fn push(&mut self, leaf: Vec<f32>) -> Result<(), TreeError> {
-        if leaf.len() != self.len {
-            return Err(TreeError::Length { expected: self.len, got: leaf.len() });
-        }
+    /// [`TreeError::Count`] past the end of the range. That, or an error of `add`, spoils the step.
+    pub fn push<E: From<TreeError>>(
+        &mut self,
+        leaf: V,
+        mut add: impl FnMut(&mut V, &V) -> Result<(), E>,
+    ) -> Result<(), E> {
         if self.pushed == self.range.len() {
-            return Err(TreeError::Count { range: self.range.clone(), got: self.pushed + 1 });
+            return Err(TreeError::Count { range: self.range.clone(), got: self.pushed + 1 }.into());
         }
-        let index = self.range.start + self.pushed;
-        self.pushed += 1;
-        let last = index + 1 == self.leaves;
+        let (index, last) = self.next();
         let (mut node, mut vector) = (NodeId { level: 0, index }, leaf);
         while let Some((left, mut sum)) = self.nodes.pop_if(|(left, _)| are_siblings(*left, node, last)) {
-            add(&mut sum, &vector);
+            add(&mut sum, &vector)?;
             self.free.push(vector);
-            (node, vector) = (NodeId { level: left.level + 1, index: left.index / 2 }, sum);
+            (node, vector) = (parent(left), sum);
         }
         self.nodes.push((node, vector));
+        self.pushed += 1;
         Ok(())
     }
 
@@ -91,7 +112,7 @@ impl TreeAccumulator {
     ///
     /// # Errors
     /// [`TreeError::Count`] where leaves of the range are still to come.
-    pub fn finish(&mut self) -> Result<Vec<(NodeId, Vec<f32>)>, TreeError> {
+    pub fn finish(&mut self) -> Result<Vec<(NodeId, V)>, TreeError> {
         if self.pushed != self.range.len() {
             return Err(TreeError::Count { range: self.range.clone(), got: self.pushed });
         }
@@ -100,10 +121,20 @@ impl TreeAccumulator {
     }
 
     /// Takes back the vectors of [`Self::finish`] for the next step.
-    pub fn recycle(&mut self, nodes: Vec<(NodeId, Vec<f32>)>) {
-        let len = self.len;
-        self.free.extend(nodes.into_iter().map(|(_, vector)| vector).filter(|vector| vector.len() == len));
+    pub fn recycle(&mut self, nodes: Vec<(NodeId, V)>) {
+        self.free.extend(nodes.into_iter().map(|(_, vector)| vector));
     }
+
+    /// The number of the next leaf, and whether it is the last of all leaves.
+    fn next(&self) -> (usize, bool) {
+        let index = self.range.start + self.pushed;
+        (index, index + 1 == self.leaves)
+    }
+}
+
+/// Of a left child.
+fn parent(left: NodeId) -> NodeId {
+    NodeId { level: left.level + 1, index: left.index / 2 }
 }
 
 /// Whether `right`, which begins where `left` ends, is its right sibling. Past the `last` leaf there is nothing, so

@@ -5,8 +5,8 @@ use candle_nn::ops::{silu, softmax_last_dim};
 use candle_nn::rotary_emb;
 use lora_ops::attention::{self, Shape};
 use lora_ops::rope::RopeTable;
-use lora_ops::{rms_norm, swiglu};
-use lora_spec::{Rope, RopeScaling};
+use lora_ops::{glu, rms_norm};
+use lora_spec::{Activation, Rope, RopeScaling};
 
 use crate::common::{assert_close, matrix, vector, wide};
 
@@ -18,10 +18,14 @@ fn rms_norm_equals_candles() {
 }
 
 #[test]
-fn gated_activation_equals_candles() {
+fn gated_activations_equal_candles() {
     let (gate, up) = (matrix((9, 48), 1), matrix((9, 48), 2));
     let expected = (silu(&gate).unwrap() * &up).unwrap();
-    assert_close("activation", &swiglu::forward(&gate, &up).unwrap(), &wide(&expected), 1e-6);
+    let y = glu::forward(&gate, &up, Activation::Silu).unwrap();
+    assert_close("activation", &y, &wide(&expected), 1e-6);
+    let expected = (gate.gelu().unwrap() * &up).unwrap();
+    let y = glu::forward(&gate, &up, Activation::GeluTanh).unwrap();
+    assert_close("activation", &y, &wide(&expected), 1e-6);
 }
 
 #[test]
@@ -38,7 +42,8 @@ fn rotary_embedding_equals_candles() {
         x.reshape((batch, seq, heads, head_dim)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
     let expected = rotary_emb::rope(&by_head, &angles.cos().unwrap(), &angles.sin().unwrap()).unwrap();
     let expected = expected.transpose(1, 2).unwrap().contiguous().unwrap();
-    let table = RopeTable::new(&Rope { theta, scaling: RopeScaling::None }, head_dim, seq);
+    let rope = Rope { theta, scaling: RopeScaling::None };
+    let table = RopeTable::new(&rope, head_dim, seq, &Device::Cpu).unwrap();
     table.forward(&x, seq, 0).unwrap();
     assert_close("rotation", &x, &wide(&expected), 1e-6);
 }
@@ -66,5 +71,10 @@ fn attention_equals_candles_softmax_over_masked_scores() {
     let scores = (scores / (head_dim as f64).sqrt()).unwrap().broadcast_add(&mask).unwrap();
     let expected = softmax_last_dim(&scores).unwrap().matmul(&repeated(&v)).unwrap();
     let expected = expected.transpose(1, 2).unwrap().contiguous().unwrap().to_dtype(DType::F64).unwrap();
-    assert_close("attention", &attention::forward(&q, &k, &v, shape).unwrap().0, &wide(&expected), 2e-6);
+    assert_close(
+        "attention",
+        &attention::forward(&q, &k, &v, shape, None).unwrap().0,
+        &wide(&expected),
+        2e-6,
+    );
 }

@@ -1,6 +1,7 @@
 //! Random tensors, and gradients by finite differences of an f64 reference.
 
 use candle_core::{DType, Device, Tensor};
+use lora_ops::Ids;
 use lora_spec::Philox;
 
 /// Uniform numbers in [-1, 1) that f32 holds exactly.
@@ -20,6 +21,15 @@ pub(crate) fn matrix(shape: (usize, usize), seed: u64) -> Tensor {
 
 pub(crate) fn vector(n: usize, seed: u64) -> Tensor {
     Tensor::from_vec(random(n, seed), n, &Device::Cpu).unwrap()
+}
+
+pub(crate) fn ids(values: &[u32]) -> Ids {
+    Ids::new(values, &Device::Cpu).unwrap()
+}
+
+/// Dataset row and position of each token, as dropout takes them.
+pub(crate) fn places(tokens: &[(u32, u32)]) -> Ids {
+    ids(&tokens.iter().flat_map(|&(row, position)| [row, position]).collect::<Vec<_>>())
 }
 
 /// A tensor's elements, widened.

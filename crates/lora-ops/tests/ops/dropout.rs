@@ -1,14 +1,12 @@
 //! Dropout's mask.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor};
 use lora_ops::dropout::Dropout;
 
-use crate::common::{matrix, wide};
+use crate::common::{matrix, places, wide};
 
 fn mask(seed: u64, module: &str, step: u64, tokens: &[(u32, u32)], features: usize) -> Vec<f64> {
-    let dropout = Dropout::new(seed, module, step, 0.25, Arc::from(tokens));
+    let dropout = Dropout::new(seed, module, step, 0.25, places(tokens));
     let ones = Tensor::ones((tokens.len(), features), DType::F32, &Device::Cpu).unwrap();
     wide(&dropout.apply(&ones).unwrap())
 }
@@ -42,8 +40,7 @@ fn a_tokens_mask_depends_on_its_keys_and_not_on_its_place_in_the_batch() {
 
 #[test]
 fn the_mask_is_the_same_forward_and_backward() {
-    let tokens: Arc<[(u32, u32)]> = Arc::from([(0, 0), (0, 1)]);
-    let dropout = Dropout::new(1, "a", 0, 0.5, tokens);
+    let dropout = Dropout::new(1, "a", 0, 0.5, places(&[(0, 0), (0, 1)]));
     let (x, dy) = (matrix((2, 30), 1), matrix((2, 30), 2));
     let (y, dx) = (wide(&dropout.apply(&x).unwrap()), wide(&dropout.apply(&dy).unwrap()));
     assert!(y.iter().zip(&dx).all(|(y, dx)| (*y == 0.0) == (*dx == 0.0)));
@@ -52,6 +49,6 @@ fn the_mask_is_the_same_forward_and_backward() {
 #[test]
 fn probability_zero_changes_nothing() {
     let x = matrix((2, 30), 1);
-    let dropout = Dropout::new(1, "a", 0, 0.0, Arc::from([(0, 0), (0, 1)]));
+    let dropout = Dropout::new(1, "a", 0, 0.0, places(&[(0, 0), (0, 1)]));
     assert_eq!(wide(&dropout.apply(&x).unwrap()), wide(&x));
 }

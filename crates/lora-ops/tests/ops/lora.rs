@@ -1,12 +1,10 @@
 //! The low-rank update.
 
-use std::sync::Arc;
-
 use candle_core::Tensor;
 use lora_ops::dropout::Dropout;
 use lora_ops::lora::{LoraPair, backward, forward};
 
-use crate::common::{assert_close, assert_gradient, dot, matrix, product, wide};
+use crate::common::{assert_close, assert_gradient, dot, matrix, places, product, wide};
 
 const TOKENS: usize = 13;
 const IN: usize = 21;
@@ -15,8 +13,8 @@ const R: usize = 4;
 const SCALING: f64 = 1.5;
 
 fn dropout(probability: f64) -> Dropout {
-    let tokens: Arc<[(u32, u32)]> = (0..TOKENS as u32).map(|t| (t / 5, t % 5)).collect();
-    Dropout::new(3, "model.layers.0.self_attn.q_proj", 8, probability, tokens)
+    let tokens: Vec<(u32, u32)> = (0..TOKENS as u32).map(|t| (t / 5, t % 5)).collect();
+    Dropout::new(3, "model.layers.0.self_attn.q_proj", 8, probability, places(&tokens))
 }
 
 /// `s ((x * mask) A^T) B^T`.

@@ -11,5 +11,6 @@ mod linear;
 mod lora;
 mod optimizer;
 mod pointwise;
+mod reduce;
 mod threads;
 mod wrong_shapes;

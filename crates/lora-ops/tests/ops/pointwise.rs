@@ -1,14 +1,11 @@
-//! RMSNorm, rotary embedding, gated activation, embedding, sums.
+//! RMSNorm, rotary embedding, gated activation, embedding.
 
-use candle_core::{DType, Tensor};
-use lora_ops::reduce::{scale, sum_of_squares};
+use candle_core::{DType, Device, Tensor};
 use lora_ops::rope::RopeTable;
-use lora_ops::{add_assign, embedding, rms_norm, swiglu};
-use lora_spec::{Rope, RopeScaling};
+use lora_ops::{embedding, glu, rms_norm};
+use lora_spec::{Activation, Rope, RopeScaling};
 
-use crate::common::{
-    assert_close, assert_gradient, dot, error, matrix, random, sigmoid, tensor, vector, wide,
-};
+use crate::common::{assert_close, assert_gradient, dot, error, ids, matrix, sigmoid, tensor, vector, wide};
 
 fn norm_reference(x: &[f64], w: &[f64], eps: f64) -> Vec<f64> {
     let row = |x: &[f64]| {
@@ -27,7 +24,7 @@ fn rms_norm_and_its_gradient_follow_the_definition() {
         assert_close("output", &y, &norm_reference(&wide(&x), &weight, 1e-3), 1e-6);
         let again = rms_norm::again(&saved, &x, &w).unwrap();
         assert_eq!(wide(&again), wide(&y));
-        let dx = rms_norm::backward(&saved, &x, &w, &dy).unwrap();
+        let dx = rms_norm::backward(&saved, &x, &w, &dy, None).unwrap();
         let loss = |inputs: &[Vec<f64>]| dot(&norm_reference(&inputs[0], &weight, 1e-3), &upstream);
         // One feature's gradient is nearly zero: a difference of equal numbers.
         let limit = if features == 1 { 1e-3 } else { 1e-5 };
@@ -36,31 +33,91 @@ fn rms_norm_and_its_gradient_follow_the_definition() {
 }
 
 #[test]
-fn gated_activation_and_its_gradients_follow_the_definition() {
+fn rms_norm_takes_a_residual_and_its_gradient_along() {
+    let shape = (5, 37);
+    let (x, residual, w) = (matrix(shape, 1), matrix(shape, 2), vector(37, 3));
+    let sum = x.add(&residual).unwrap();
+    let (expected, _) = rms_norm::forward(&sum, &w, 1e-3).unwrap();
+    let (y, saved) = rms_norm::add_forward(&x, &residual, &w, 1e-3).unwrap();
+    assert_eq!(wide(&x), wide(&sum));
+    assert_eq!(wide(&y), wide(&expected));
+
+    let (dy, beside) = (matrix(shape, 4), matrix(shape, 5));
+    let alone = rms_norm::backward(&saved, &x, &w, &dy, None).unwrap();
+    let both = rms_norm::backward(&saved, &x, &w, &dy, Some(&beside)).unwrap();
+    assert_eq!(wide(&both), wide(&alone.add(&beside).unwrap()));
+}
+
+/// As Transformers names them: `silu` and torch's `gelu(approximate="tanh")`.
+fn activated(activation: Activation, g: f64) -> f64 {
+    match activation {
+        Activation::Silu => g * sigmoid(g),
+        Activation::GeluTanh => {
+            0.5 * g * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3))).tanh())
+        }
+    }
+}
+
+#[test]
+fn gated_activations_and_their_gradients_follow_the_definition() {
     let shape = (6, 37);
     let (gate, up) = (matrix(shape, 1).affine(6.0, 0.0).unwrap(), matrix(shape, 2));
     let dy = matrix(shape, 3);
     let upstream = wide(&dy);
-    let reference = |inputs: &[Vec<f64>]| -> Vec<f64> {
-        inputs[0].iter().zip(&inputs[1]).map(|(g, u)| g * sigmoid(*g) * u).collect()
-    };
-    let y = swiglu::forward(&gate, &up).unwrap();
-    assert_close("output", &y, &reference(&[wide(&gate), wide(&up)]), 1e-6);
-    let (dgate, dup) = swiglu::backward(&gate, &up, &dy).unwrap();
-    let loss = |inputs: &[Vec<f64>]| dot(&reference(inputs), &upstream);
-    assert_gradient("gradient of gate", &dgate, &[&gate, &up], 0, loss, 1e-5);
-    assert_gradient("gradient of up", &dup, &[&gate, &up], 1, loss, 1e-5);
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let reference = |inputs: &[Vec<f64>]| -> Vec<f64> {
+            inputs[0].iter().zip(&inputs[1]).map(|(g, u)| activated(activation, *g) * u).collect()
+        };
+        let what = |of: &str| format!("{activation:?}: {of}");
+        let y = glu::forward(&gate, &up, activation).unwrap();
+        assert_close(&what("output"), &y, &reference(&[wide(&gate), wide(&up)]), 1e-6);
+        let (dgate, dup) = glu::backward(&gate, &up, &dy, activation).unwrap();
+        let loss = |inputs: &[Vec<f64>]| dot(&reference(inputs), &upstream);
+        assert_gradient(&what("gradient of gate"), &dgate, &[&gate, &up], 0, loss, 1e-5);
+        assert_gradient(&what("gradient of up"), &dup, &[&gate, &up], 1, loss, 1e-5);
+    }
 }
 
 #[test]
-fn gated_activation_of_extreme_gates_is_finite() {
-    let gate = tensor(&[-1e30, -200.0, -90.0, 90.0, 200.0, 1e30], (1, 6));
+fn gelu_equals_torchs() {
+    // torch 2.15 in f64: gate, gelu(gate, approximate="tanh"), its derivative.
+    let torch = [
+        (-9.0, 0.0, 0.0),
+        (-3.0, -0.003_637_392_081_772_994, -0.011_584_166_630_969_65),
+        (-1.5, -0.100_428_423_019_767_07, -0.127_710_793_151_433_1),
+        (-0.5, -0.154_285_990_174_856_06, 0.132_630_096_465_357_65),
+        (0.0, 0.0, 0.5),
+        (0.7, 0.530_570_134_705_116_7, 0.976_357_218_656_104),
+        (2.0, 1.954_597_694_087_775, 1.086_099_256_623_618_3),
+        (5.0, 4.999_999_770_820_381, 1.000_001_546_361_988),
+    ];
+    let gate = tensor(&torch.map(|(gate, ..)| gate as f32), (1, 8));
+    let ones = tensor(&[1.0; 8], (1, 8));
+    let close = |got: &Tensor, expected: [f64; 8]| {
+        for (got, expected) in wide(got).into_iter().zip(expected) {
+            assert!((got - expected).abs() < 2e-6, "{got} is not {expected}");
+        }
+    };
+    let y = glu::forward(&gate, &ones, Activation::GeluTanh).unwrap();
+    close(&y, torch.map(|(_, y, _)| y));
+    let (dgate, dup) = glu::backward(&gate, &ones, &ones, Activation::GeluTanh).unwrap();
+    close(&dgate, torch.map(|(.., slope)| slope));
+    assert_eq!(wide(&dup), wide(&y));
+}
+
+#[test]
+fn gated_activations_of_extreme_gates_are_finite() {
+    let gate = tensor(&[-1e38, -200.0, -90.0, 90.0, 200.0, 1e38], (1, 6));
     let ones = tensor(&[1.0; 6], (1, 6));
-    let y = wide(&swiglu::forward(&gate, &ones).unwrap());
-    assert!(y[..3].iter().all(|y| y.abs() < 1e-6), "{y:?}");
-    assert_eq!(y[3..], [90.0, 200.0, f64::from(1e30_f32)]);
-    let (dgate, _) = swiglu::backward(&gate, &ones, &ones).unwrap();
-    assert!(error(&wide(&dgate), &[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]) < 1e-6);
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let y = wide(&glu::forward(&gate, &ones, activation).unwrap());
+        assert!(y[..3].iter().all(|y| y.abs() < 1e-6), "{activation:?}: {y:?}");
+        assert_eq!(y[3..], [90.0, 200.0, f64::from(1e38_f32)]);
+        let (dgate, _) = glu::backward(&gate, &ones, &ones, activation).unwrap();
+        assert!(error(&wide(&dgate), &[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]) < 1e-6, "{activation:?}");
+        let not_finite = glu::forward(&tensor(&[f32::NAN], (1, 1)), &tensor(&[1.0], (1, 1)), activation);
+        assert!(wide(&not_finite.unwrap())[0].is_nan());
+    }
 }
 
 /// Angle of pair `i` at `position` where frequencies are not scaled.
@@ -94,7 +151,7 @@ fn rope_reference(
 fn rotary_embedding_and_its_gradient_follow_the_definition() {
     let (seq, heads, head_dim, first) = (5, 3, 10, 4);
     let rope = Rope { theta: 100.0, scaling: RopeScaling::None };
-    let table = RopeTable::new(&rope, head_dim, seq + first);
+    let table = RopeTable::new(&rope, head_dim, seq + first, &Device::Cpu).unwrap();
     let angle = |i, position| angle(100.0, head_dim, i, position);
     let x = matrix((2 * seq, heads * head_dim), 1);
     for first in [0, first] {
@@ -121,7 +178,8 @@ fn rotary_scaling_stretches_the_frequencies_it_should() {
         let mut x = vec![0.0; positions * head_dim];
         x.chunks_mut(head_dim).for_each(|row| row[..head_dim / 2].fill(1.0));
         let x = tensor(&x, (positions, head_dim));
-        RopeTable::new(&Rope { theta, scaling }, head_dim, positions).forward(&x, positions, 0).unwrap();
+        let table = RopeTable::new(&Rope { theta, scaling }, head_dim, positions, &Device::Cpu).unwrap();
+        table.forward(&x, positions, 0).unwrap();
         wide(&x)
     };
     let expected = |factor: &dyn Fn(f64) -> f64| {
@@ -162,27 +220,8 @@ fn embedding_takes_rows_of_either_type() {
         tokens.iter().flat_map(|&t| weight[t as usize * 3..(t as usize + 1) * 3].to_vec()).collect()
     };
     for weight in [weight.clone(), weight.to_dtype(DType::BF16).unwrap()] {
-        let y = embedding::forward(&weight, &tokens).unwrap();
+        let y = embedding::forward(&weight, &ids(&tokens)).unwrap();
         assert_eq!((y.dtype(), y.dims()), (DType::F32, &[4, 3][..]));
         assert_eq!(wide(&y), rows(&weight));
     }
-}
-
-#[test]
-fn sums_and_scalings_cover_long_vectors() {
-    let mut x = random(100_003, 1);
-    let exact: f64 = x.iter().map(|x| f64::from(*x).powi(2)).sum();
-    assert!((sum_of_squares(&x) - exact).abs() < 1e-6 * exact);
-    assert_eq!(sum_of_squares(&[]), 0.0);
-    let before = x.clone();
-    scale(&mut x, 0.5);
-    assert!(x.iter().zip(&before).all(|(x, b)| *x == b * 0.5));
-    x[70_000] = f32::NAN;
-    assert!(!sum_of_squares(&x).is_finite());
-
-    let (a, b) = (matrix((300, 100), 1), matrix((300, 100), 2));
-    let expected: Vec<f64> =
-        random(30_000, 1).iter().zip(random(30_000, 2)).map(|(a, b)| f64::from(a + b)).collect();
-    add_assign(&a, &b).unwrap();
-    assert_eq!(wide(&a), expected);
 }

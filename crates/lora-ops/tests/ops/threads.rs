@@ -1,7 +1,5 @@
 //! Every operation gives the same bits with 1, 2 and 3 threads, at sizes that are worth several.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Tensor};
 use lora_ops::adamw::{AdamW, State};
 use lora_ops::attention::{self, Shape};
@@ -10,14 +8,16 @@ use lora_ops::dropout::Dropout;
 use lora_ops::linear::FrozenLinear;
 use lora_ops::lora::{self, LoraPair};
 use lora_ops::reduce::sum_of_squares;
-use lora_ops::{Result, rms_norm, swiglu};
+use lora_ops::{Result, glu, rms_norm};
+use lora_spec::Activation;
 
-use crate::common::{bits, matrix, random, vector};
+use crate::common::{matrix, places, vector, wide};
 
 /// Fails where `f`'s tensors differ in a bit between numbers of threads.
 fn assert_same_bits(what: &str, f: impl Fn() -> Result<Vec<Tensor>> + Sync) {
     let with = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let bits = |t: &Tensor| wide(t).into_iter().map(f64::to_bits).collect::<Vec<_>>();
         pool.install(|| f().unwrap().iter().map(bits).collect::<Vec<_>>())
     };
     let one = with(1);
@@ -32,8 +32,8 @@ fn attention_has_the_same_bits_with_any_number_of_threads() {
     let q = matrix((600, 192), 1);
     let (k, v) = (matrix((600, 64), 2), matrix((600, 64), 3));
     assert_same_bits("attention", || {
-        let (output, saved) = attention::forward(&q, &k, &v, shape)?;
-        let (dq, dk, dv) = attention::backward(&saved, (&q, &k, &v), &output, &q, shape)?;
+        let (output, saved) = attention::forward(&q, &k, &v, shape, None)?;
+        let (dq, dk, dv) = attention::backward(&saved, (&q, &k, &v), &output, &q, shape, None)?;
         Ok(vec![output, dq, dk, dv])
     });
 }
@@ -45,11 +45,10 @@ fn cross_entropy_has_the_same_bits_with_any_number_of_threads() {
     for dtype in [DType::F32, DType::BF16] {
         let head = matrix((vocab, features), 2).to_dtype(dtype).unwrap();
         let targets: Vec<u32> = (0..tokens as u32).map(|i| i * 31).collect();
+        let targets = Targets::new(&targets, &[0.7; 120], x.device()).unwrap();
         assert_same_bits("cross-entropy", || {
-            let targets = Targets { tokens: &targets, weights: &[0.7; 120] };
-            let loss = forward_backward(&x, &head, targets, true)?;
-            let sum = Tensor::new(&[loss.loss_sum as f32], x.device())?;
-            Ok(loss.dx.into_iter().chain([sum]).collect())
+            let loss = forward_backward(&x, &head, &targets, true)?;
+            Ok(loss.dx.into_iter().chain([loss.row_losses]).collect())
         });
     }
 }
@@ -59,12 +58,12 @@ fn linear_and_lora_have_the_same_bits_with_any_number_of_threads() {
     let (tokens, in_features, out_features) = (300, 200, 6000);
     let x = matrix((tokens, in_features), 1);
     let dy = matrix((tokens, out_features), 2);
-    let positions: Arc<[(u32, u32)]> = (0..tokens as u32).map(|t| (0, t)).collect();
+    let positions: Vec<(u32, u32)> = (0..tokens as u32).map(|t| (0, t)).collect();
     for dtype in [DType::F32, DType::BF16] {
         let weight = matrix((out_features, in_features), 3).to_dtype(dtype).unwrap();
         let layer = FrozenLinear::new(weight, Some(vector(out_features, 4))).unwrap();
         let pair = LoraPair { a: matrix((16, in_features), 5), b: matrix((out_features, 16), 6) };
-        let dropout = Dropout::new(1, "m", 2, 0.1, positions.clone());
+        let dropout = Dropout::new(1, "m", 2, 0.1, places(&positions));
         assert_same_bits("linear with LoRA", || {
             let y = layer.forward(&x)?;
             let saved = lora::forward(&x, &pair, 2.0, Some(&dropout), &y)?;
@@ -82,10 +81,10 @@ fn pointwise_operations_have_the_same_bits_with_any_number_of_threads() {
     let (x, dy, w) = (matrix(shape, 1), matrix(shape, 2), vector(300, 3));
     assert_same_bits("pointwise", || {
         let (y, saved) = rms_norm::forward(&x, &w, 1e-5)?;
-        let dx = rms_norm::backward(&saved, &x, &w, &dy)?;
-        let (dgate, dup) = swiglu::backward(&x, &y, &dy)?;
-        let norm = Tensor::new(&[sum_of_squares(&random(70_000, 4)) as f32], x.device())?;
-        Ok(vec![swiglu::forward(&x, &y)?, y, dx, dgate, dup, norm])
+        let dx = rms_norm::backward(&saved, &x, &w, &dy, Some(&x))?;
+        let (dgate, dup) = glu::backward(&x, &y, &dy, Activation::Silu)?;
+        let norm = Tensor::new(&[sum_of_squares(&vector(70_000, 4))?], x.device())?;
+        Ok(vec![glu::forward(&x, &y, Activation::GeluTanh)?, y, dx, dgate, dup, norm])
     });
 }
 
@@ -93,11 +92,12 @@ fn pointwise_operations_have_the_same_bits_with_any_number_of_threads() {
 fn adamw_has_the_same_bits_with_any_number_of_threads() {
     let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     assert_same_bits("AdamW", || {
-        let (mut params, mut m, mut v) = (random(70_000, 1), vec![0.0; 70_000], vec![0.0; 70_000]);
+        let params = vector(70_000, 1);
+        let (m, v) = (params.zeros_like()?, params.zeros_like()?);
         for t in 1..4 {
-            let state = State { params: &mut params, m: &mut m, v: &mut v };
-            adamw.step(t, state, &random(70_000, 1 + t), 0.5);
+            let state = State { params: &params, m: &m, v: &v };
+            adamw.step(t, state, &vector(70_000, 1 + t), 0.5)?;
         }
-        Ok(vec![Tensor::new(params.as_slice(), &candle_core::Device::Cpu)?])
+        Ok(vec![params, m, v])
     });
 }

@@ -1,18 +1,18 @@
 //! Shapes and types that do not fit give errors.
 
-use std::sync::Arc;
-
 use candle_core::{DType, Device, Tensor};
+use lora_ops::adamw::{AdamW, State};
 use lora_ops::attention::{self, Shape};
 use lora_ops::cross_entropy::{self, Targets};
 use lora_ops::dropout::Dropout;
 use lora_ops::linear::FrozenLinear;
 use lora_ops::lora::{self, LoraPair};
+use lora_ops::pointwise::round_into;
 use lora_ops::rope::RopeTable;
-use lora_ops::{Result, add_assign, embedding, read_f32, rms_norm, swiglu, update_f32};
-use lora_spec::{Rope, RopeScaling};
+use lora_ops::{Ids, Result, add_assign, embedding, glu, read_f32, rms_norm, update_f32};
+use lora_spec::{Activation, Rope, RopeScaling};
 
-use crate::common::{matrix, vector};
+use crate::common::{ids, matrix, places, vector};
 
 fn assert_error<T>(what: &str, result: Result<T>, part: &str) {
     let Err(error) = result else { panic!("{what} was accepted") };
@@ -25,17 +25,31 @@ fn norms_activations_and_sums() {
     assert_error("norm", rms_norm::forward(&x, &vector(5, 1), 1e-5).map(|_| ()), "6 features");
     let (_, saved) = rms_norm::forward(&x, &vector(6, 1), 1e-5).unwrap();
     let dy = matrix((3, 6), 1);
-    assert_error("norm's gradient", rms_norm::backward(&saved, &x, &vector(6, 1), &dy), "[3, 6]");
+    assert_error("norm's gradient", rms_norm::backward(&saved, &x, &vector(6, 1), &dy, None), "[3, 6]");
     let other = matrix((5, 6), 1);
     assert_error("another input's norm", rms_norm::again(&saved, &other, &vector(6, 1)), "5 tokens");
     assert_error(
         "another input's norm",
-        rms_norm::backward(&saved, &other, &vector(6, 1), &other),
+        rms_norm::backward(&saved, &other, &vector(6, 1), &other, None),
         "5 tokens",
     );
-    assert_error("activation", swiglu::forward(&x, &dy), "[3, 6]");
-    assert_error("activation's gradient", swiglu::backward(&x, &x, &dy), "[3, 6]");
+    assert_error(
+        "norm's residual gradient",
+        rms_norm::backward(&saved, &x, &vector(6, 1), &x, Some(&dy)),
+        "residual [3, 6]",
+    );
+    assert_error(
+        "norm's residual",
+        rms_norm::add_forward(&x, &dy, &vector(6, 1), 1e-5).map(|_| ()),
+        "residual [3, 6]",
+    );
+    let none = Tensor::zeros((4, 0), DType::F32, &Device::Cpu).unwrap();
+    assert_error("norm of nothing", rms_norm::forward(&none, &vector(0, 1), 1e-5).map(|_| ()), "0 features");
+    assert_error("activation", glu::forward(&x, &dy, Activation::Silu), "[3, 6]");
+    assert_error("activation's gradient", glu::backward(&x, &x, &dy, Activation::Silu), "[3, 6]");
     assert_error("sum", add_assign(&x, &dy), "[3, 6]");
+    assert_error("copy", round_into(&x, &dy), "[3, 6]");
+    assert_error("copy", round_into(&x.to_dtype(DType::F64).unwrap(), &x), "F64");
 }
 
 #[test]
@@ -46,13 +60,17 @@ fn tensors_that_are_not_contiguous_f32() {
     let double = x.to_dtype(DType::F64).unwrap();
     assert!(read_f32(&double, |_| ()).is_err());
     assert_error("f64", update_f32(&double, |_| ()), "f32");
-    assert!(swiglu::forward(&double, &double).is_err());
+    assert!(glu::forward(&double, &double, Activation::Silu).is_err());
     assert!(add_assign(&x, &double).is_err());
 }
 
 #[test]
 fn rotary_embedding() {
-    let table = RopeTable::new(&Rope { theta: 1e4, scaling: RopeScaling::None }, 4, 5);
+    let table = |head_dim| {
+        RopeTable::new(&Rope { theta: 1e4, scaling: RopeScaling::None }, head_dim, 5, &Device::Cpu)
+    };
+    assert_error("odd heads", table(3).map(|_| ()), "3 features");
+    let table = table(4).unwrap();
     assert!(table.forward(&matrix((5, 8), 1), 5, 0).is_ok());
     assert_error("width", table.forward(&matrix((5, 6), 1), 5, 0), "[5, 6]");
     assert_error("positions", table.forward(&matrix((5, 8), 1), 5, 1), "position 1");
@@ -64,7 +82,7 @@ fn rotary_embedding() {
 fn attention_shapes() {
     let shape = Shape { batch: 1, seq: 4, kv_seq: 4, heads: 2, kv_heads: 1, head_dim: 3 };
     let (q, k) = (matrix((4, 6), 1), matrix((4, 3), 2));
-    let (output, saved) = attention::forward(&q, &k, &k, shape).unwrap();
+    let (output, saved) = attention::forward(&q, &k, &k, shape, None).unwrap();
     let wrong = [
         Shape { batch: 2, ..shape },
         Shape { kv_seq: 3, ..shape },
@@ -74,12 +92,12 @@ fn attention_shapes() {
         Shape { batch: usize::MAX, ..shape },
     ];
     for wrong in wrong {
-        assert_error("shape", attention::forward(&q, &k, &k, wrong).map(|_| ()), "attention");
+        assert_error("shape", attention::forward(&q, &k, &k, wrong, None).map(|_| ()), "attention");
     }
-    assert_error("values", attention::forward(&q, &k, &matrix((3, 3), 1), shape).map(|_| ()), "[3, 3]");
+    assert_error("values", attention::forward(&q, &k, &matrix((3, 3), 1), shape, None).map(|_| ()), "[3, 3]");
     let d_output = matrix((4, 5), 1);
     let backward =
-        |saved, d_output, shape| attention::backward(saved, (&q, &k, &k), &output, d_output, shape);
+        |saved, d_output, shape| attention::backward(saved, (&q, &k, &k), &output, d_output, shape, None);
     assert!(backward(&saved, &output, shape).is_ok());
     assert_error("gradient", backward(&saved, &d_output, shape), "[4, 5]");
     // What was saved belongs to a shorter sequence.
@@ -88,9 +106,18 @@ fn attention_shapes() {
         &matrix((2, 3), 1),
         &matrix((2, 3), 1),
         Shape { seq: 2, kv_seq: 2, ..shape },
+        None,
     )
     .unwrap();
     assert_error("another call's", backward(&other, &output, shape), "attention");
+    let first = |keys: &[u32]| {
+        let first = Ids::new(keys, &Device::Cpu).unwrap();
+        attention::forward(&q, &k, &k, shape, Some(&first)).map(|_| ())
+    };
+    assert!(first(&[0, 0, 2, 3]).is_ok());
+    assert_error("too few first keys", first(&[0; 3]), "first keys of 3 queries");
+    assert_error("a later key", first(&[0, 2, 2, 2]), "query 1 of sequence 0 sees the keys 2 to 1");
+    assert_error("back", first(&[0, 1, 0, 0]), "query 2 of sequence 0");
 }
 
 #[test]
@@ -115,7 +142,7 @@ fn lora_matrices() {
     assert_error("A", lora::forward(&x, &pair((2, 3), (5, 2)), 1.0, None, &y), "4 features");
     assert_error("rank", lora::forward(&x, &pair((2, 4), (5, 3)), 1.0, None, &y), "4 features");
     assert_error("output", lora::forward(&x, &good, 1.0, None, &x), "[3, 5]");
-    let dropout = Dropout::new(1, "m", 1, 0.5, Arc::from([(0, 0)]));
+    let dropout = Dropout::new(1, "m", 1, 0.5, places(&[(0, 0)]));
     assert_error("mask", lora::forward(&x, &good, 1.0, Some(&dropout), &y), "1 tokens");
     let backward = |saved, x: &Tensor, dy: &Tensor, grad: &LoraPair, dx: Option<&Tensor>| {
         lora::backward(saved, x, &good, 1.0, None, dy, grad, dx)
@@ -129,18 +156,30 @@ fn lora_matrices() {
 }
 
 #[test]
+fn optimizer_state() {
+    let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    let [params, m, v, gradient, short] = [5, 5, 5, 5, 4].map(|n| vector(n, 1));
+    let step =
+        |v: &Tensor, gradient: &Tensor| adamw.step(1, State { params: &params, m: &m, v }, gradient, 1.0);
+    assert!(step(&v, &gradient).is_ok());
+    assert_error("moments", step(&short, &gradient), "5 parameters");
+    assert_error("gradient", step(&v, &short), "5 parameters");
+}
+
+#[test]
 fn cross_entropy_and_embedding() {
     let (x, head) = (matrix((3, 4), 1), matrix((10, 4), 1));
     let run = |x: &Tensor, head: &Tensor, tokens: &[u32], weights: &[f32]| {
-        cross_entropy::forward_backward(x, head, Targets { tokens, weights }, true).map(|_| ())
+        let targets = Targets::new(tokens, weights, x.device())?;
+        cross_entropy::forward_backward(x, head, &targets, true).map(|_| ())
     };
     assert_error("features", run(&matrix((3, 5), 1), &head, &[0; 3], &[1.0; 3]), "[10, 4]");
-    assert_error("targets", run(&x, &head, &[0; 2], &[1.0; 3]), "2 targets");
+    assert_error("targets", run(&x, &head, &[0; 2], &[1.0; 2]), "2 targets");
     assert_error("weights", run(&x, &head, &[0; 3], &[1.0; 2]), "2 weights");
     assert_error("vocabulary", run(&x, &head, &[0, 10, 0], &[1.0; 3]), "target 10");
     assert_error("type", run(&x, &head.to_dtype(DType::F64).unwrap(), &[0; 3], &[1.0; 3]), "F64");
     let none = Tensor::zeros((0, 4), DType::F32, &Device::Cpu).unwrap();
     assert_error("no vocabulary", run(&x, &none, &[0; 3], &[1.0; 3]), "vocabulary of 0");
-    assert_error("token", embedding::forward(&head, &[3, 10]), "token 10");
-    assert_error("type", embedding::forward(&head.to_dtype(DType::F64).unwrap(), &[3]), "F64");
+    assert_error("token", embedding::forward(&head, &ids(&[3, 10])), "token 10");
+    assert_error("type", embedding::forward(&head.to_dtype(DType::F64).unwrap(), &ids(&[3])), "F64");
 }

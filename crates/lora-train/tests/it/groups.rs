@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Barrier, Mutex};
 
+use lora_collective::device::Collective;
 use lora_collective::{Cancel, Group};
 use lora_model::Base;
 use lora_train::{Run, RunInputs, StepOutcome, TrainError};
@@ -17,7 +18,7 @@ fn finish_together(runs: Vec<Run>) -> Vec<Files> {
     let runs: Vec<_> = runs.into_iter().map(|run| Mutex::new(Some(run))).collect();
     on_ranks(runs.len(), 1, |group| {
         let mut run = runs[group.rank()].lock().unwrap().take().unwrap();
-        run.join(group).unwrap();
+        run.join(group, Collective::Auto).unwrap();
         finish(&mut run)
     })
 }
@@ -33,7 +34,7 @@ fn broken_in_the_second_step(fixture: &Fixture, base: &Arc<Base>, waiting: bool)
     on_ranks(2, 1, |group| {
         let (rank, token) = (group.rank(), group.cancel_token().clone());
         let mut run = fixture.run_over(base.clone());
-        run.join(group).unwrap();
+        run.join(group, Collective::Auto).unwrap();
         run.step(|| false).unwrap();
         if rank == 0 {
             let error = std::thread::scope(|scope| {
@@ -94,7 +95,7 @@ fn an_evaluation_that_was_given_up_is_owed() {
             let rank = group.rank();
             let fixture = if rank == 0 { &fixture } else { &without };
             let mut run = fixture.run_over(base.clone());
-            run.join(group).unwrap();
+            run.join(group, Collective::Auto).unwrap();
             run.step(|| false).unwrap();
             run.step(|| false).unwrap();
             let third = run.step(|| false);
@@ -161,7 +162,7 @@ fn a_finished_run_exports_again_in_another_group() {
         if group.rank() == 1 {
             run.restore(&first.checkpoint().unwrap()).unwrap();
         }
-        run.join(group).unwrap();
+        run.join(group, Collective::Auto).unwrap();
         assert!(run.is_finished());
         run.export().unwrap().into_iter().map(|artifact| (artifact.name, artifact.bytes)).collect()
     });

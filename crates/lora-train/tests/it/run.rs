@@ -1,6 +1,7 @@
 //! Runs of whole jobs on a tiny base: same bits everywhere, exact resume, evaluation, bad numbers.
 
 use lora_collective::Cancel;
+use lora_collective::device::Collective;
 use lora_spec::ActivationCheckpointing;
 use lora_train::{Places, Receipt, Run, RunInputs, StepOutcome, TrainError, verify};
 
@@ -18,7 +19,7 @@ fn every_number_of_ranks_and_threads_gives_the_same_files() {
     for (ranks, threads) in [(1, 2), (2, 1), (2, 2), (3, 1), (4, 2)] {
         let results = on_ranks(ranks, threads, |group| {
             let mut run = fixture.run_over(base.clone());
-            run.join(group).unwrap();
+            run.join(group, Collective::Auto).unwrap();
             finish(&mut run)
         });
         for (rank, result) in results.iter().enumerate() {
@@ -84,7 +85,7 @@ fn a_group_takes_the_newest_state_and_stops_together() {
         if rank == 1 {
             run.restore(&checkpoint).unwrap();
         }
-        run.join(group).unwrap();
+        run.join(group, Collective::Auto).unwrap();
         assert_eq!(run.completed_steps(), 2);
         let report = run.step(|| rank == 2).unwrap();
         assert_eq!(report.outcome, StepOutcome::Stopped, "one rank is asked, all stop");
@@ -100,7 +101,7 @@ fn ranks_with_other_states_at_the_same_step_are_told_apart() {
     other.job.training.seed = 7;
     let errors = on_ranks(2, 1, |group| {
         let fixture = if group.rank() == 1 { &other } else { &fixture };
-        fixture.run().join(group).unwrap_err().to_string()
+        fixture.run().join(group, Collective::Auto).unwrap_err().to_string()
     });
     assert!(errors.iter().all(|e| e.contains("rank 1")), "{errors:?}");
 }
@@ -171,7 +172,7 @@ fn a_loss_that_is_not_finite_skips_steps_alike_and_ends_the_run() {
     let base = fixture.base();
     let errors = on_ranks(2, 1, |group| {
         let mut run = fixture.run_over(base.clone());
-        run.join(group).unwrap();
+        run.join(group, Collective::Auto).unwrap();
         let before = run.checkpoint().unwrap();
         let report = run.step(|| false).unwrap();
         assert!(report.notice.unwrap().contains("step 1: the loss is not finite"));

@@ -52,6 +52,19 @@ fn a_worker_is_named_after_its_host_or_as_it_is_told() {
 }
 
 #[test]
+fn devices_and_collectives_are_words() {
+    let set = |text: &str| load_from(None, std::iter::empty(), &[text.to_owned()], Config::check);
+    let config: Config = set("device=cuda:1").unwrap();
+    assert_eq!(config.device, Device::Cuda(1));
+    let config: Config = set("collective=tcp").unwrap();
+    assert_eq!(config.collective, Collective::Tcp);
+    let error = set("device=gpu").unwrap_err().to_string();
+    assert!(error.contains("device: is \"gpu\": must be auto, cpu, cuda, or cuda:N"), "{error}");
+    let error = set("collective=gloo").unwrap_err().to_string();
+    assert!(error.contains("collective: is \"gloo\"") && error.contains("`nccl`"), "{error}");
+}
+
+#[test]
 fn lists_are_comma_separated_in_the_environment() {
     let variable = ("LORA__MODEL_ROOTS".to_owned(), "/models, /mnt/more".to_owned());
     let config: Config = load_from(None, std::iter::once(variable), &[], Config::check).unwrap();

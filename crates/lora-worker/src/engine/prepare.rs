@@ -106,7 +106,9 @@ impl EngineThread {
         let cached = known.is_some();
         let base = match known {
             Some((_, base)) => base,
-            None => Arc::new(Base::load(dir, spec.model.dtype).map_err(TrainError::from)?),
+            None => {
+                Arc::new(Base::load(dir, spec.model.dtype, &self.engine.device).map_err(TrainError::from)?)
+            }
         };
         self.base = Some((key, Arc::clone(&base)));
         let ready = v1::BaseReady {

@@ -27,7 +27,7 @@ impl EngineThread {
         });
         let Some(job) = &mut self.job else { return Err(Stop::Superseded) };
         let group = Group::form(&group_spec(assignment), Some(&self.engine.listener), cancel)?;
-        job.run.join(group)?;
+        job.run.join(group, self.engine.collective)?;
         let completed_steps = job.run.completed_steps();
         let is_first = assignment.rank == 0;
         let mut past = Vec::new();
@@ -61,6 +61,7 @@ impl EngineThread {
             let report = run.step(|| stops(&self.engine.wanted.borrow()))?;
             let metrics = &report.metrics;
             self.engine.counters.count(&report);
+            self.engine.measure_memory();
             let problem = self.checkpoints.as_ref().and_then(Checkpoints::problem);
             let notice: Vec<String> = report.notice.into_iter().chain(problem).collect();
             self.engine.steps.push(v1::StepReport {

@@ -53,7 +53,7 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
     let tokenizer = Tokenizer::load(&args.base)?;
-    let base = Base::load(&args.base, BaseDtype::Auto)?;
+    let base = Base::load(&args.base, BaseDtype::Auto, &lora_train::ComputeDevice::Cpu)?;
     let adapter = args.adapter.as_ref().map(|dir| PeftAdapter::read(dir)?.over(&base.config)).transpose()?;
     let prompt = if args.chat {
         let system = args.system.iter().map(|text| Message::new("system", text.as_str()));

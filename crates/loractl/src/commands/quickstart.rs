@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use lora_collective::device::Collective;
 use lora_data::{Message, Tokenizer};
 use lora_model::{Adapter, Base, Generator, PeftAdapter, Sampling};
 use lora_spec::{JobFile, JobState};
 use rayon::prelude::*;
 use serde::Deserialize;
 
-use crate::local::{RunOptions, run_job};
+use crate::local::{DeviceChoice, RunOptions, run_job};
 use crate::output::{Table, bytes, count, line};
 
 /// The longest answer, in tokens.
@@ -40,7 +41,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     }
     let job = JobFile::read(&path)?.job;
     let held_out = job.data.eval.as_ref().with_context(|| format!("{} has no data.eval", path.display()))?;
-    let base = Base::load(&job.model.base, job.model.dtype)?;
+    let base = Base::load(&job.model.base, job.model.dtype, &lora_train::ComputeDevice::Cpu)?;
     let tokenizer = Tokenizer::load(&job.model.base)?;
     let rows = read_rows(held_out)?;
 
@@ -49,7 +50,11 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let out = args.out.unwrap_or_else(free_directory);
     let options = RunOptions {
         job: path,
-        workers: args.workers,
+        workers: Some(args.workers),
+        // It is there to be tried anywhere.
+        device: DeviceChoice::Cpu,
+        collective: Collective::Auto,
+        worker: None,
         output_dir: out.clone(),
         threads: None,
         resume: false,

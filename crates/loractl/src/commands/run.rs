@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use lora_collective::device::Collective;
 use lora_spec::JobState;
 
 use crate::exit;
-use crate::local::{RunOptions, run_job};
+use crate::local::{DeviceChoice, RunOptions, run_job};
 use crate::output::Format;
 
 /// Run a job on this machine.
@@ -15,19 +16,33 @@ use crate::output::Format;
 /// depend on the number of workers, bit by bit. A worker process that dies is started again, and no step is lost. Ctrl-C
 /// pauses with a checkpoint; --resume goes on from there. What the job needs to go on lies in the output directory's .run,
 /// which a finished job leaves no more.
+///
+/// On GPUs an installed lora-worker computes that was built for CUDA, a process a GPU; `loractl doctor` says whether this
+/// machine has what that needs.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   loractl run job.yaml --out runs/dates
   loractl run job.yaml --workers 2 --threads 4 --out runs/dates
+  loractl run job.yaml --device cuda --out runs/dates
   loractl run job.yaml --workers 3 --out runs/dates --resume
   loractl run job.yaml --out runs/dates -o json | jq .loss")]
 pub(crate) struct Args {
     /// The job file.
     #[arg(value_name = "JOB")]
     job: PathBuf,
-    /// Worker processes; at most the micro-batches of a step.
-    #[arg(long, value_name = "N", default_value = "1", value_parser = count)]
-    workers: usize,
+    /// Worker processes; at most the micro-batches of a step. More than there are GPUs share them
+    /// [default: 1, or one a GPU]
+    #[arg(long, value_name = "N", value_parser = count)]
+    workers: Option<usize>,
+    /// What they compute on; auto takes GPUs where there are some and a lora-worker for them.
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
+    /// What carries gradients between GPUs: auto, nccl or tcp.
+    #[arg(long, value_name = "COLLECTIVE", default_value_t = Collective::Auto)]
+    collective: Collective,
+    /// The lora-worker for GPUs [default: beside loractl, then on PATH]
+    #[arg(long, value_name = "PATH")]
+    worker: Option<PathBuf>,
     /// Directory of the result; metrics.jsonl grows there while the job trains.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -43,8 +58,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
-    let Args { job, workers, out, threads, resume, output } = args;
-    let summary = run_job(&RunOptions { job, workers, output_dir: out, threads, resume })?;
+    let Args { job, workers, device, collective, worker, out, threads, resume, output } = args;
+    let options = RunOptions { job, workers, device, collective, worker, output_dir: out, threads, resume };
+    let summary = run_job(&options)?;
     // A job that never trained has nothing to show.
     if output != Format::Table || summary.total_steps > 0 {
         output.print(&summary, || summary.table().to_string())?;

@@ -1,13 +1,12 @@
 //! `loractl worker`: a worker process of `loractl run`.
 
-use std::io::Read;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use lora_daemon::shutdown;
-use lora_worker::Config;
-use tokio_util::sync::CancellationToken;
+use lora_spec::Device;
+use lora_worker::{Config, end_with_stdin};
 
 use crate::address;
 
@@ -36,7 +35,7 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
         .context("cannot start the async runtime")?;
     let ended = runtime.block_on(async {
         let signals = shutdown::signals().context("cannot listen for signals")?;
-        end_with_parent(signals.at_once.clone())?;
+        end_with_stdin(signals.at_once.clone()).context("cannot start a thread")?;
         lora_worker::run(config, signals.stop.clone(), signals.at_once.clone()).await?;
         Ok(ExitCode::SUCCESS)
     });
@@ -48,22 +47,18 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
 /// A worker that no other machine reaches, and that reads a base wherever it lies.
 fn config(args: Args, coordinator: String) -> Config {
     let Args { name, threads, cache_dir } = args;
-    let mut config =
-        Config { name, coordinator, cache_dir, threads, model_roots: vec!["/".into()], ..Config::default() };
+    let mut config = Config {
+        name,
+        coordinator,
+        cache_dir,
+        device: Device::Cpu,
+        threads,
+        model_roots: vec!["/".into()],
+        ..Config::default()
+    };
     config.peer.listen = "127.0.0.1:0".into();
     config.http.listen = String::new();
     config
-}
-
-/// The parent holds the other end of this process's stdin; it closes it, or dies. The thread ends with the process.
-fn end_with_parent(at_once: CancellationToken) -> Result<()> {
-    let watch = move || {
-        let mut byte = [0];
-        while matches!(std::io::stdin().read(&mut byte), Ok(1..)) {}
-        at_once.cancel();
-    };
-    std::thread::Builder::new().name("parent".into()).spawn(watch).context("cannot start a thread")?;
-    Ok(())
 }
 
 #[cfg(test)]

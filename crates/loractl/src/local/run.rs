@@ -5,6 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
+use lora_collective::device::Collective;
 use lora_coordinator::{Coordinator, CoordinatorError, Handle};
 use lora_proto::v1::{self, job_event};
 use lora_spec::{JobFile, JobState};
@@ -12,6 +13,7 @@ use prost_types::Timestamp;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 
+use super::fleet::{DeviceChoice, Fleet};
 use super::output_dir::{self, Metrics, OWN, OutputDir, OutputError};
 use super::signals::Signals;
 use super::start;
@@ -42,7 +44,13 @@ const LEASE: f64 = 5.0;
 pub(crate) struct RunOptions {
     /// The job file.
     pub(crate) job: PathBuf,
-    pub(crate) workers: usize,
+    /// None: one, or one a GPU.
+    pub(crate) workers: Option<usize>,
+    pub(crate) device: DeviceChoice,
+    /// What carries gradients between GPUs.
+    pub(crate) collective: Collective,
+    /// The `lora-worker` for GPUs; none: the installed one.
+    pub(crate) worker: Option<PathBuf>,
     pub(crate) output_dir: PathBuf,
     /// Threads that a worker computes with; none: the machine's cores, shared out.
     pub(crate) threads: Option<usize>,
@@ -59,20 +67,28 @@ pub(crate) struct RunOptions {
 /// cannot be started or reached, or die again and again. A job that failed is no error here but a summary that says so.
 pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
     let started = Instant::now();
-    let file = job::load(&options.job, options.workers)?;
-    let path = std::path::absolute(&options.output_dir)
-        .with_context(|| format!("{} is no path", options.output_dir.display()))?;
-    output_dir::check(&path, options.resume)?;
-    let base = Base::Path(file.job.model.base.clone());
-    let inputs = Inputs::collect(&file, base, &ProgressBar::hidden())?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
+    let fleet = runtime.block_on(Fleet::choose(options.device, options.worker.as_deref()))?;
+    let (file, workers) = match options.workers {
+        Some(workers) => (job::load(&options.job, workers)?, workers),
+        None => job::load_for_up_to(&options.job, fleet.size())?,
+    };
+    let path = std::path::absolute(&options.output_dir)
+        .with_context(|| format!("{} is no path", options.output_dir.display()))?;
+    output_dir::check(&path, options.resume)?;
+    let base = Base::Path(file.job.model.base.clone());
+    let inputs = Inputs::collect(&file, base, &ProgressBar::hidden())?;
     let output = OutputDir::open(&path, options.resume)?;
+    let device = fleet.name();
     let mut run = LocalRun {
-        options,
+        threads: options.threads,
+        collective: options.collective,
+        fleet,
+        workers,
         file,
         inputs,
         output,
@@ -84,11 +100,14 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
     run.progress.finish();
     run.clean_up(ended.is_ok())?;
     ended?;
-    Ok(RunSummary::new(&run.tally, options.workers, path, started.elapsed()))
+    Ok(RunSummary::new(&run.tally, workers, device, path, started.elapsed()))
 }
 
-struct LocalRun<'a> {
-    options: &'a RunOptions,
+struct LocalRun {
+    threads: Option<usize>,
+    collective: Collective,
+    fleet: Fleet,
+    workers: usize,
     file: JobFile,
     inputs: Inputs,
     output: OutputDir,
@@ -98,7 +117,7 @@ struct LocalRun<'a> {
     tally: Tally,
 }
 
-impl LocalRun<'_> {
+impl LocalRun {
     /// The run, with a coordinator around it.
     async fn with_coordinator(&mut self) -> Result<()> {
         let (handle, mut serving) = self.start_coordinator().await?;
@@ -149,11 +168,13 @@ impl LocalRun<'_> {
             return self.take_result(&client, &job).await;
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let count = self.options.workers;
+        let count = self.workers;
         let worker_options = WorkerOptions {
             coordinator: address,
-            threads: self.options.threads.unwrap_or((cores / count).max(1)),
+            threads: self.threads.unwrap_or((cores / count).max(1)),
             cache_dir: self.output.cache_dir(),
+            fleet: self.fleet.clone(),
+            collective: self.collective,
         };
         let mut workers = Workers::new(worker_options, self.progress.bar());
         for index in 0..count {

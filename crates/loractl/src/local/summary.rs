@@ -27,6 +27,8 @@ pub(crate) struct RunSummary {
     /// Bytes of `adapter_model.safetensors`.
     pub(crate) adapter_bytes: Option<u64>,
     pub(crate) workers: usize,
+    /// What they computed on: `cpu` or `cuda`.
+    pub(crate) device: &'static str,
     /// Bytes that one worker sends for the gradients of a step, on the mean.
     pub(crate) all_reduced_bytes: Option<u64>,
     /// From the start of the processes to the end.
@@ -38,7 +40,13 @@ pub(crate) struct RunSummary {
 
 impl RunSummary {
     /// The summary, now that the run is over.
-    pub(crate) fn new(tally: &Tally, workers: usize, output_dir: PathBuf, elapsed: Duration) -> Self {
+    pub(crate) fn new(
+        tally: &Tally,
+        workers: usize,
+        device: &'static str,
+        output_dir: PathBuf,
+        elapsed: Duration,
+    ) -> Self {
         let facts = tally.facts().unwrap_or_default();
         let state = tally.state().unwrap_or(JobState::Validating);
         let adapter = output_dir.join("adapter_model.safetensors");
@@ -54,6 +62,7 @@ impl RunSummary {
             total_parameters: facts.total_parameters,
             adapter_bytes: adapter.metadata().map(|meta| meta.len()).ok().filter(|_| succeeded),
             workers,
+            device,
             all_reduced_bytes: tally.reduced_bytes(),
             seconds: elapsed.as_secs_f64(),
             tokens_per_second: tally.tokens_per_second(),
@@ -79,6 +88,7 @@ impl RunSummary {
             table.row("adapter file", bytes(size));
         }
         table.row("workers", self.workers);
+        table.row("device", self.device);
         if let Some(n) = self.all_reduced_bytes {
             table.row("all-reduced a step", format!("{} by a worker", bytes(n)));
         }
@@ -98,7 +108,7 @@ mod tests {
 
     #[test]
     fn the_table_leaves_out_what_is_not_known() {
-        let summary = RunSummary::new(&Tally::default(), 1, "/out".into(), Duration::ZERO);
+        let summary = RunSummary::new(&Tally::default(), 1, "cpu", "/out".into(), Duration::ZERO);
         let table = summary.table().to_string();
         assert!(!table.contains("loss") && !table.contains("tokens/s"), "{table}");
     }

@@ -1,17 +1,21 @@
 //! The worker processes of a local run.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::ProgressBar;
+use lora_collective::device::Collective;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+use super::fleet::{CudaFleet, Fleet};
 
 /// Lines of a worker's stderr that are kept to explain its end.
 const TAIL_LINES: usize = 20;
@@ -27,6 +31,9 @@ pub(crate) struct WorkerOptions {
     pub(crate) threads: usize,
     /// Where they keep what they fetch.
     pub(crate) cache_dir: PathBuf,
+    pub(crate) fleet: Fleet,
+    /// What carries gradients between GPUs.
+    pub(crate) collective: Collective,
 }
 
 /// Worker processes. Dropping this kills them.
@@ -53,15 +60,13 @@ impl Workers {
         Self { options, bar: bar.clone(), farewell: CancellationToken::new(), running: JoinSet::new() }
     }
 
-    /// Starts a process of this executable.
+    /// Starts a process.
     pub(crate) fn start(&mut self, index: usize) -> anyhow::Result<()> {
-        let executable = std::env::current_exe().context("cannot find this executable")?;
-        let WorkerOptions { coordinator, threads, cache_dir } = &self.options;
-        let child = Command::new(&executable)
-            .args(["worker", "--coordinator", coordinator, "--name", &name(index)])
-            .args(["--threads", &threads.to_string()])
-            .arg("--cache-dir")
-            .arg(cache_dir)
+        let mut command = match &self.options.fleet {
+            Fleet::Cpu => self.options.on_cpu(index)?,
+            Fleet::Cuda(fleet) => self.options.on_gpu(index, fleet),
+        };
+        let child = command
             // Held open until the child is to end: its end tells the child so, also when this process dies.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -70,7 +75,7 @@ impl Workers {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .with_context(|| format!("cannot start {}", executable.display()))?;
+            .with_context(|| format!("cannot start {}", command.as_std().get_program().display()))?;
         self.running.spawn(watch(index, child, self.farewell.clone(), self.bar.clone()));
         Ok(())
     }
@@ -86,6 +91,48 @@ impl Workers {
         self.farewell.cancel();
         // Killed by being dropped.
         let _ = timeout(limit, async { while self.running.join_next().await.is_some() {} }).await;
+    }
+}
+
+impl WorkerOptions {
+    /// This executable.
+    fn on_cpu(&self, index: usize) -> anyhow::Result<Command> {
+        let mut command = Command::new(std::env::current_exe().context("cannot find this executable")?);
+        command
+            .args(["worker", "--coordinator", &self.coordinator, "--name", &name(index)])
+            .args(["--threads", &self.threads.to_string()])
+            .arg("--cache-dir")
+            .arg(&self.cache_dir);
+        Ok(command)
+    }
+
+    /// A `lora-worker` with settings like those of [`crate::commands::worker`].
+    fn on_gpu(&self, index: usize, fleet: &CudaFleet) -> Command {
+        let mut command = Command::new(&fleet.worker);
+        // What is set for daemons is not for these.
+        for (variable, _) in
+            std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LORA__"))
+        {
+            command.env_remove(variable);
+        }
+        let log = std::env::var("RUST_LOG").unwrap_or_else(|_| "error".into());
+        command.arg("--end-with-stdin").args(["--device", &fleet.device(index).to_string()]);
+        for (key, value) in [
+            ("coordinator", self.coordinator.as_str()),
+            ("name", &name(index)),
+            ("threads", &self.threads.to_string()),
+            ("collective", &self.collective.to_string()),
+            ("model_roots", "/"),
+            ("peer.listen", "127.0.0.1:0"),
+            ("http.listen", ""),
+            ("log.filter", &log),
+        ] {
+            command.args(["--set", &format!("{key}={value}")]);
+        }
+        let mut cache_dir = OsString::from("cache_dir=");
+        cache_dir.push(&self.cache_dir);
+        command.arg("--set").arg(cache_dir);
+        command
     }
 }
 

@@ -1,0 +1,121 @@
+"""PEFT's side of the GPU benchmark: prints one line of JSON.
+
+A published model's shape with random weights, LoRA r = 16 on every linear layer but the head, every position labelled, one
+micro-batch a step, clipping and fused AdamW as the Trainer does them. The base has the given type; the LoRA weights are f32,
+PEFT's default, and over a bf16 base the forward pass runs under autocast, as the Trainer's does with `bf16=True`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import peft
+import torch
+import transformers
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+MODELS = Path(__file__).with_name("models")
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time training steps of PEFT + Transformers.")
+    parser.add_argument("--model", required=True, help="a file in models/ without .json, or the path of a config.json")
+    parser.add_argument("--device", default="cuda:0", help="cuda:N or cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="type of the base")
+    parser.add_argument("--sequence", type=int, default=512, help="positions of a row")
+    parser.add_argument("--micro-batch", type=int, default=8, help="rows of a micro-batch")
+    parser.add_argument("--activation-checkpointing", choices=["none", "block"], default="none")
+    parser.add_argument("--attention", choices=ATTENTION, default="sdpa", help="flash: of the package flash-attn")
+    parser.add_argument("--warmup", type=int, default=3, help="steps that are not measured")
+    parser.add_argument("--steps", type=int, default=10, help="steps that are measured")
+    args = parser.parse_args()
+
+    device = torch.device(args.device)
+    on_gpu = device.type == "cuda"
+    torch.manual_seed(0)
+    started = time.perf_counter()
+    model = build(args, device)
+    wait(device)
+    load_seconds = time.perf_counter() - started
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.0, fused=True)
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.dtype == "bf16")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+
+    seconds = []
+    for _ in range(args.warmup + args.steps):
+        tokens = torch.randint(0, model.config.vocab_size, (args.micro_batch, args.sequence))
+        started = time.perf_counter()
+        loss = train_step(model, parameters, optimizer, autocast, tokens.to(device))
+        wait(device)
+        seconds.append(time.perf_counter() - started)
+    seconds = seconds[args.warmup :]
+
+    result = {
+        "engine": "peft",
+        "attention": args.attention,
+        "model": args.model,
+        "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
+        "dtype": args.dtype,
+        "sequence": args.sequence,
+        "micro_batch": args.micro_batch,
+        "activation_checkpointing": args.activation_checkpointing,
+        "trainable_parameters": sum(p.numel() for p in parameters),
+        "tokens_per_s": args.micro_batch * args.sequence / statistics.median(seconds),
+        "step_seconds": seconds,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
+        "load_seconds": load_seconds,
+        "loss": loss.item(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "peft": peft.__version__,
+        },
+    }
+    print(json.dumps(result))
+
+
+def build(args: argparse.Namespace, device: torch.device) -> peft.PeftModel:
+    """The model with its adapters, made where it is trained."""
+    path = MODELS / f"{args.model}.json"
+    fields = json.loads((path if path.exists() else Path(args.model)).read_text())
+    config = AutoConfig.for_model(**fields)
+    with device:
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=DTYPES[args.dtype], attn_implementation=ATTENTION[args.attention]
+        )
+        lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
+        model = get_peft_model(model, lora)
+    if args.activation_checkpointing == "block":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def train_step(model, parameters, optimizer, autocast, tokens: torch.Tensor) -> torch.Tensor:
+    with autocast:
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.detach()
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+if __name__ == "__main__":
+    main()

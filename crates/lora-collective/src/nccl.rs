@@ -1,0 +1,228 @@
+//! The all-reduce between GPUs over NCCL.
+//!
+//! A [`Group`] stands behind every communicator: it carries NCCL's unique id, and it is watched wherever NCCL or a GPU is
+//! waited for, so that a peer that dies, a cancelled group or a time that is up ends the wait. The communicator is
+//! nonblocking, for NCCL's own waits know no end.
+
+mod communicator;
+mod enqueue;
+mod watch;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, result::stream};
+use cudarc::nccl::sys;
+
+use crate::device::{self, Collective, Offer, SegmentPlan};
+use crate::error::{CollectiveError, Operation, PeerFailure};
+use crate::group::Group;
+use crate::tree::NodeId;
+use communicator::Communicator;
+use enqueue::Enqueue;
+use watch::{settle, wait};
+
+const FORM: &str = "forming the group";
+const ALL_REDUCE: &str = "all-reduce";
+
+/// Segments under way at a time. More wait on the CPU, where a wait can be ended: a stream that is full blocks the caller.
+const MAX_UNDER_WAY: usize = 64;
+
+/// A communicator of NCCL beside a [`Group`], with a stream of its own. One thread owns it.
+///
+/// All ranks call the same methods in the same order with the same arguments, their own nodes and addresses aside. An
+/// error stops what is under way and leaves the group of no further use, and this with it; so does dropping this before
+/// [`Self::finish`]. So that a rank that is done is not taken for one that died, an operation of the group comes between
+/// the last [`Self::finish`] and the drop of the group.
+pub struct NcclGroup {
+    communicator: Communicator,
+    compute: Arc<CudaStream>,
+    stream: Arc<CudaStream>,
+    timeout: Duration,
+    /// Memory of the all-reduce, kept from call to call.
+    scratch: Option<CudaSlice<f32>>,
+    /// The end of each segment that was not yet seen to be done.
+    under_way: VecDeque<CudaEvent>,
+    sent: u64,
+}
+
+impl NcclGroup {
+    /// Whether the ranks of `group` use NCCL, by what each wants and has (see [`device::choose`]); `gpu_uuid` tells this
+    /// rank's GPU from others.
+    ///
+    /// # Errors
+    /// As [`device::agree`].
+    pub fn agree(group: &mut Group, wanted: Collective, gpu_uuid: &str) -> Result<bool, CollectiveError> {
+        // The kernel's name for this run of the host: the same in all of its containers.
+        let host = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        let shares_gpu = std::env::var("NCCL_MULTI_RANK_GPU_ENABLE");
+        let offer = Offer {
+            wanted,
+            nccl: communicator::version(),
+            gpu: format!("{} {gpu_uuid}", host.trim()),
+            shares_gpu: shares_gpu.is_ok_and(|value| !matches!(value.trim(), "" | "0")),
+        };
+        device::agree(group, &offer)
+    }
+
+    /// Connects the GPUs of all ranks; this rank's is that of `compute`, the stream that the vectors are computed on.
+    /// `timeout` is the limit of that; later waits, in which peers may still compute, have the group's.
+    ///
+    /// # Errors
+    /// NCCL or CUDA fails, a failed peer, cancelled, or not done in time.
+    pub fn form(
+        group: &mut Group,
+        compute: Arc<CudaStream>,
+        timeout: Duration,
+    ) -> Result<Self, CollectiveError> {
+        let formed = Self::connect(group, compute, timeout);
+        formed.map_err(|error| settle(group, error))
+    }
+
+    /// Has one segment of the ranks' vectors summed over all leaves, after what is on the compute stream now. Returns as
+    /// soon as that is asked of the GPU; the vectors are in use until [`Self::finish`].
+    ///
+    /// `nodes` are those of this rank, each with the address of the segment in its vector; `out`, where the sum goes, may
+    /// be one of them. The bits are those of [`Group::all_reduce_tree`].
+    ///
+    /// # Errors
+    /// As [`Self::form`], and ranges that are not a partition of the leaves, or nodes that are not those of this rank's.
+    pub fn all_reduce(
+        &mut self,
+        group: &mut Group,
+        leaves: usize,
+        ranges: &[Range<usize>],
+        nodes: &[(NodeId, u64)],
+        out: u64,
+        elements: usize,
+    ) -> Result<(), CollectiveError> {
+        self.communicator.idle = false;
+        let plan = SegmentPlan::new(leaves, ranges, group.rank(), elements);
+        let enqueued = plan.and_then(|plan| self.enqueue(group, &plan, nodes, out));
+        enqueued.map_err(|error| self.fail(group, error))
+    }
+
+    /// Waits until all segments are summed, and lets the compute stream go on after that.
+    ///
+    /// # Errors
+    /// As [`Self::form`].
+    pub fn finish(&mut self, group: &mut Group) -> Result<(), CollectiveError> {
+        group.alive()?;
+        let finished = self.wait_until_under_way(group, 0);
+        let joined = finished.and_then(|()| self.compute.join(&self.stream).map_err(failed(ALL_REDUCE)));
+        joined.map_err(|error| self.fail(group, error))?;
+        self.communicator.idle = true;
+        Ok(())
+    }
+
+    /// Bytes sent to all peers so far.
+    pub fn bytes_sent(&self) -> u64 {
+        self.sent
+    }
+
+    fn connect(
+        group: &mut Group,
+        compute: Arc<CudaStream>,
+        timeout: Duration,
+    ) -> Result<Self, CollectiveError> {
+        let id = share_id(group)?;
+        let context = compute.context();
+        let stream = context
+            .bind_to_thread()
+            .and_then(|()| stream::get_priority_range())
+            .and_then(|(_, highest)| context.new_stream_with_priority(highest))
+            .map_err(failed(FORM))?;
+        let mut communicator = Communicator::start(context, group.world_size(), group.rank(), id)?;
+        wait(group, FORM, timeout, || communicator.is_ready(FORM))?;
+        communicator.idle = true;
+        let (timeout, under_way) = (group.mesh.timeout, VecDeque::new());
+        Ok(Self { communicator, compute, stream, timeout, scratch: None, under_way, sent: 0 })
+    }
+
+    fn enqueue(
+        &mut self,
+        group: &mut Group,
+        plan: &SegmentPlan,
+        nodes: &[(NodeId, u64)],
+        out: u64,
+    ) -> Result<(), CollectiveError> {
+        group.check()?;
+        self.wait_until_under_way(group, MAX_UNDER_WAY - 1)?;
+        let scratch = self.scratch(plan.scratch_elements()).map_err(failed(ALL_REDUCE))?;
+        self.stream.join(&self.compute).map_err(failed(ALL_REDUCE))?;
+        let Self { communicator, stream, timeout, sent, .. } = self;
+        let mut fabric = Enqueue { group, communicator, stream, timeout: *timeout, sent };
+        plan.all_reduce(&mut fabric, nodes, scratch, out)?;
+        let end = self.stream.record_event(None).map_err(failed(ALL_REDUCE))?;
+        self.under_way.push_back(end);
+        Ok(())
+    }
+
+    fn fail(&mut self, group: &mut Group, error: CollectiveError) -> CollectiveError {
+        let error = settle(group, error);
+        self.stop();
+        error
+    }
+
+    /// Ends the communicator. The compute stream goes on after what of it the GPU does yet, so that the vectors can be
+    /// freed.
+    fn stop(&mut self) {
+        if self.communicator.close() {
+            // Where this fails, so does everything on that stream.
+            let _ = self.compute.join(&self.stream);
+        }
+    }
+
+    /// Waits until at most `most` segments are under way.
+    fn wait_until_under_way(&mut self, group: &mut Group, most: usize) -> Result<(), CollectiveError> {
+        let Self { communicator, timeout, under_way, .. } = self;
+        let Some(first) = under_way.len().checked_sub(most + 1) else { return Ok(()) };
+        let end = &under_way[first];
+        wait(group, ALL_REDUCE, *timeout, || {
+            if end.try_is_complete().map_err(failed(ALL_REDUCE))? {
+                return Ok(true);
+            }
+            // Asked for its errors only: it has handed everything to the GPU.
+            communicator.is_ready(ALL_REDUCE)?;
+            Ok(false)
+        })?;
+        under_way.drain(..=first);
+        Ok(())
+    }
+
+    /// The address of `elements` elements. The segments take turns with them, as the stream is in order.
+    fn scratch(&mut self, elements: usize) -> Result<u64, DriverError> {
+        if self.scratch.as_ref().map_or(0, |scratch| scratch.len()) < elements {
+            self.scratch = None;
+            // SAFETY: what is read of it was received or copied there before.
+            self.scratch = Some(unsafe { self.stream.alloc(elements) }?);
+        }
+        Ok(self.scratch.as_ref().map_or(0, |scratch| scratch.device_ptr(&self.stream).0))
+    }
+}
+
+impl Drop for NcclGroup {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Rank 0's new id of a communicator, on all ranks.
+fn share_id(group: &mut Group) -> Result<sys::ncclUniqueId, CollectiveError> {
+    let mut bytes = Vec::new();
+    if group.rank() == 0 {
+        bytes = communicator::new_id()?.internal.map(|byte| byte as u8).to_vec();
+    }
+    group.broadcast(0, &mut bytes)?;
+    match <[u8; 128]>::try_from(bytes) {
+        Ok(bytes) => Ok(sys::ncclUniqueId { internal: bytes.map(|byte| byte as _) }),
+        Err(_) => Err(group.blame(Operation::Broadcast, 0, PeerFailure::Malformed("no id of NCCL"))),
+    }
+}
+
+/// An error of CUDA.
+fn failed(action: &'static str) -> impl Fn(DriverError) -> CollectiveError {
+    move |error| CollectiveError::Device { action, message: error.to_string() }
+}

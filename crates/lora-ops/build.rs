@@ -1,0 +1,87 @@
+//! Compiles every operation's CUDA kernels (`src/**/*.cu`), where the feature `cuda` is on: machine code for the GPUs in
+//! `LORA_CUDA_ARCHS` (default `80,90,100`) and, for later ones, PTX of the first.
+
+use std::env;
+use std::error::Error;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=build.rs");
+    if env::var_os("CARGO_FEATURE_CUDA").is_none() {
+        return Ok(());
+    }
+    println!("cargo::rerun-if-changed=src");
+    for variable in ["LORA_CUDA_ARCHS", "CUDA_HOME", "CUDA_PATH", "NVCC"] {
+        println!("cargo::rerun-if-env-changed={variable}");
+    }
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    let mut sources = Vec::new();
+    find(Path::new("src"), &mut sources)?;
+    sources.sort();
+    let archs = env::var("LORA_CUDA_ARCHS").unwrap_or_else(|_| "80,90,100".into());
+    // A compiler a core at a time is enough: cargo builds other things beside.
+    let parallel: usize = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).max(1);
+    for batch in sources.chunks(parallel) {
+        let running: Vec<(&PathBuf, Child)> = batch
+            .iter()
+            .map(|source| Ok((source, compile(source, &image(&out, source), &archs)?)))
+            .collect::<Result<_, Box<dyn Error>>>()?;
+        for (source, child) in running {
+            let output = child.wait_with_output()?;
+            if !output.status.success() {
+                return Err(format!("nvcc could not compile {}; see above", source.display()).into());
+            }
+        }
+    }
+    let mut list = String::from("&[\n");
+    for source in &sources {
+        writeln!(list, "include_bytes!({:?}),", image(&out, source))?;
+    }
+    list.push(']');
+    fs::write(out.join("images.rs"), list)?;
+    Ok(())
+}
+
+fn find(dir: &Path, sources: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            find(&path, sources)?;
+        } else if path.extension().is_some_and(|extension| extension == "cu") {
+            sources.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn image(out: &Path, source: &Path) -> PathBuf {
+    out.join(source.file_stem().unwrap_or_default()).with_extension("fatbin")
+}
+
+fn compile(source: &Path, image: &Path, archs: &str) -> Result<Child, Box<dyn Error>> {
+    let mut command = Command::new(nvcc());
+    command.args(["-std=c++17", "-O3", "-fatbin", "-Isrc/cuda", "-Werror", "all-warnings"]);
+    for (i, arch) in archs.split(',').map(str::trim).enumerate() {
+        command.arg(format!("-gencode=arch=compute_{arch},code=sm_{arch}"));
+        if i == 0 {
+            command.arg(format!("-gencode=arch=compute_{arch},code=compute_{arch}"));
+        }
+    }
+    command.arg(source).arg("-o").arg(image);
+    command.spawn().map_err(|e| {
+        format!("cannot run {:?}: {e}; the feature `cuda` needs CUDA's compiler nvcc, on PATH, in NVCC or under CUDA_HOME", nvcc()).into()
+    })
+}
+
+fn nvcc() -> PathBuf {
+    if let Some(nvcc) = env::var_os("NVCC") {
+        return nvcc.into();
+    }
+    let home = ["CUDA_HOME", "CUDA_PATH"].into_iter().find_map(env::var_os);
+    home.map(|home| PathBuf::from(home).join("bin/nvcc"))
+        .filter(|nvcc| nvcc.exists())
+        .unwrap_or_else(|| "nvcc".into())
+}

@@ -1,0 +1,285 @@
+// The gradients of attention in bf16 by tensor cores: heads of a multiple of 8 features. The algorithm is FlashAttention-2's (arXiv 2307.08691),
+// but for sums: a block owns what it writes, so none is atomic. See attention.cu for the tensors.
+#include "tensor.cuh"
+
+namespace {
+
+// The gradients of keys and values: a block has 16 M keys of a key/value head for each of its WARPS and goes through tiles of QUERIES queries
+// that see them, of one head of its group after the other; the next ones are on their way meanwhile. Scores are transposed here: a row is a
+// key. Shared: tiles of keys and of values, and two of queries, of output gradients and of `rows`.
+template <int DIM, int WARPS, int M, int QUERIES, bool D_KEYS, bool D_VALUES>
+__device__ __forceinline__ void gradients_of_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,
+                                                  const float4* rows, bf16* dk, bf16* dv, unsigned seq, unsigned heads, unsigned kv_heads,
+                                                  unsigned head_dim, float scale) {
+    constexpr int THREADS = 32 * WARPS, KEYS = 16 * M * WARPS;
+    DYNAMIC_SHARED(memory);
+    float4* const row_tile = reinterpret_cast<float4*>(memory);
+    bf16* const k_tile = reinterpret_cast<bf16*>(row_tile + 2 * QUERIES);
+    bf16 *const v_tile = k_tile + KEYS * DIM, *const q_tile = v_tile + KEYS * DIM, *const d_tile = q_tile + 2 * QUERIES * DIM;
+
+    const unsigned tiles = ceil_div(seq, static_cast<unsigned>(KEYS));
+    const Work work(tiles, kv_heads);
+    const View view(first, work.sequence, seq, seq);
+    const int dim = static_cast<int>(head_dim), group = static_cast<int>(heads / kv_heads);
+    const int key = static_cast<int>(work.tile) * KEYS, keys = min(KEYS, view.seq - key);
+    const size_t q_width = static_cast<size_t>(heads) * dim, k_width = static_cast<size_t>(kv_heads) * dim;
+    const auto keys_at = [=](const Work& work) {
+        return (static_cast<size_t>(work.sequence) * seq + work.tile * KEYS) * k_width + static_cast<size_t>(work.head) * dim;
+    };
+    const int begin = view.first_query(key), end = view.end_query(key + keys - 1);
+
+    const auto load_queries = [&](int head, int query, int stage) {
+        const size_t at = (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(head) * dim;
+        Tile<DIM>::template load<THREADS, QUERIES>(q_tile + stage * QUERIES * DIM, q + at, q_width, end - query, dim);
+        Tile<DIM>::template load<THREADS, QUERIES>(d_tile + stage * QUERIES * DIM, d_output + at, q_width, end - query, dim);
+        const int row = static_cast<int>(threadIdx.x);
+        const float4* const from = rows + (static_cast<size_t>(work.sequence) * heads + head) * seq + query;
+        if (row < QUERIES) cp_async_16(row_tile + stage * QUERIES + row, from + row, row < end - query);
+        cp_async_commit();
+    };
+    int head = static_cast<int>(work.head) * group, query = begin;
+    const int last_head = head + group - 1;
+    Tile<DIM>::template load<THREADS, KEYS>(k_tile, k + keys_at(work), k_width, keys, dim);
+    Tile<DIM>::template load<THREADS, KEYS>(v_tile, v + keys_at(work), k_width, keys, dim);
+    load_queries(head, query, 0);
+
+    const int my_row = 16 * M * warp_id(), my_key = key + my_row, my_keys = min(16 * M, keys - my_row);
+    const float scale2 = scale * LOG2_E;  // powers of 2 instead of e
+    Accumulator<M, DIM / 8> d_keys, d_values;
+    d_keys.zero();
+    d_values.zero();
+
+    for (int stage = 0; head <= last_head; stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();  // this tile is there, the one before is done with
+        const int from_query = query, of_queries = min(QUERIES, end - query);
+        query += QUERIES;
+        if (query >= end) {
+            query = begin;
+            head++;
+        }
+        if (head <= last_head) load_queries(head, query, stage ^ 1);
+
+        const float4* const of_row = row_tile + stage * QUERIES;
+        const int low = __float_as_int(of_row[0].z), high = __float_as_int(of_row[of_queries - 1].z);
+        if (my_keys <= 0 || my_key > view.last_key(from_query + of_queries - 1) || my_key + 16 * M <= low) continue;
+        Accumulator<M, QUERIES / 8> p, ds;
+        p.zero();
+        multiply_transposed<DIM>(p, k_tile, my_row, q_tile + stage * QUERIES * DIM);
+        if (my_key < high || my_key + 16 * M - 1 > view.last_key(from_query)) {
+#pragma unroll
+            for (int n = 0; n < QUERIES / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 2; i++) {
+                    const int column = 8 * n + lane_id() % 4 * 2 + i;
+                    const int from = __float_as_int(of_row[column].z), to = view.last_key(from_query + column);
+#pragma unroll
+                    for (int m = 0; m < M; m++) {
+#pragma unroll
+                        for (int h = 0; h < 2; h++) {
+                            const int at = my_key + 16 * m + 8 * h + lane_id() / 4;
+                            if (at < from || at > to) p.at[m][n][2 * h + i] = Max::identity();
+                        }
+                    }
+                }
+            }
+        }
+        if (D_KEYS) {
+            ds.zero();
+            multiply_transposed<DIM>(ds, v_tile, my_row, d_tile + stage * QUERIES * DIM);
+        }
+#pragma unroll
+        for (int n = 0; n < QUERIES / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                const float4 row = of_row[8 * n + lane_id() % 4 * 2 + i];
+#pragma unroll
+                for (int m = 0; m < M; m++) {
+#pragma unroll
+                    for (int h = 0; h < 2; h++) {
+                        float &of_p = p.at[m][n][2 * h + i], &of_ds = ds.at[m][n][2 * h + i];
+                        of_p = fast_exp2(fmaf(of_p, scale2, -row.x));
+                        if (D_KEYS) of_ds = of_p * (of_ds - row.y);
+                    }
+                }
+            }
+        }
+        Fragments<M, QUERIES / 16> rounded;
+        if (D_VALUES) {
+            rounded.round(p);
+            multiply<DIM>(d_values, rounded, d_tile + stage * QUERIES * DIM);
+        }
+        if (D_KEYS) {
+            rounded.round(ds);
+            multiply<DIM>(d_keys, rounded, q_tile + stage * QUERIES * DIM);
+        }
+    }
+    const size_t to = keys_at(Work(opaque(tiles), kv_heads)) + my_row * k_width;
+    float factor[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) factor[m][0] = factor[m][1] = scale;
+    if (D_KEYS) store<DIM, M>(d_keys, factor, k_tile, my_row, dk + to, k_width, my_keys, dim);
+#pragma unroll
+    for (int m = 0; m < M; m++) factor[m][0] = factor[m][1] = 1.0f;
+    if (D_VALUES) store<DIM, M>(d_values, factor, v_tile, my_row, dv + to, k_width, my_keys, dim);
+}
+
+// PARTS 2: a block has the gradients of keys, or those of values; sums of both would be more than the registers hold.
+template <int DIM, int WARPS, int M, int QUERIES, int PARTS>
+__device__ __forceinline__ void backward_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,
+                                              const float4* rows, bf16* dk, bf16* dv, unsigned seq, unsigned heads, unsigned kv_heads,
+                                              unsigned head_dim, float scale) {
+    if constexpr (PARTS == 1) {
+        gradients_of_keys<DIM, WARPS, M, QUERIES, true, true>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads, head_dim, scale);
+    } else if (blockIdx.y == 0) {
+        gradients_of_keys<DIM, WARPS, M, QUERIES, true, false>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads, head_dim, scale);
+    } else {
+        gradients_of_keys<DIM, WARPS, M, QUERIES, false, true>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads, head_dim, scale);
+    }
+}
+
+// The gradients of queries: a block has 16 M queries of a head for each of its WARPS and goes through tiles of KEYS keys and values; the next
+// ones are on their way meanwhile. Shared: tiles of queries and of output gradients, two of keys and two of values. HELD: the former two go to
+// registers, and the others take their place.
+template <int DIM, int WARPS, int M, int KEYS, bool HELD>
+__device__ __forceinline__ void backward_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,
+                                                 const float4* rows, bf16* dq, unsigned seq, unsigned heads, unsigned kv_heads,
+                                                 unsigned head_dim, float scale) {
+    constexpr int THREADS = 32 * WARPS, QUERIES = 16 * M * WARPS;
+    DYNAMIC_SHARED(memory);
+    bf16* const q_tile = reinterpret_cast<bf16*>(memory);
+    bf16* const d_tile = q_tile + QUERIES * DIM;
+    bf16* const k_tile = HELD ? q_tile : d_tile + QUERIES * DIM;
+    bf16* const v_tile = k_tile + 2 * KEYS * DIM;
+
+    const unsigned tiles = ceil_div(seq, static_cast<unsigned>(QUERIES));
+    const Work work(tiles, heads);
+    const View view(first, work.sequence, seq, seq);
+    const int dim = static_cast<int>(head_dim);
+    const int query = static_cast<int>(tiles - 1 - work.tile) * QUERIES;  // the longest rows first
+    const int queries = min(QUERIES, view.seq - query);
+    const size_t q_width = static_cast<size_t>(heads) * dim, k_width = static_cast<size_t>(kv_heads) * dim;
+    const size_t q_at = (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(work.head) * dim;
+    const size_t k_at = static_cast<size_t>(work.sequence) * seq * k_width + static_cast<size_t>(work.head / (heads / kv_heads)) * dim;
+    const int end = view.last_key(query + queries - 1) + 1;
+    int key = view.first_key(query);
+
+    Tile<DIM>::template load<THREADS, QUERIES>(q_tile, q + q_at, q_width, queries, dim);
+    Tile<DIM>::template load<THREADS, QUERIES>(d_tile, d_output + q_at, q_width, queries, dim);
+    cp_async_commit();
+    // This warp's rows, and the first keys that the first and the last of them see.
+    const int my_row = 16 * M * warp_id(), my_rows = min(16 * M, queries - my_row);
+    const int first_row = query + min(my_row, queries - 1), last_row = query + min(my_row + 16 * M, queries) - 1;
+    const int lowest = view.first_key(first_row), low = view.first_key(last_row);
+    float of_lse[M][2], of_delta[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int row = query + min(my_row + 16 * m + 8 * h + lane_id() / 4, queries - 1);
+            const float4 of_row = rows[(static_cast<size_t>(work.sequence) * heads + work.head) * seq + row];
+            of_lse[m][h] = of_row.x;
+            of_delta[m][h] = of_row.y;
+        }
+    }
+    Fragments<M, DIM / 16> of_q, of_d;
+    if (HELD) {
+        cp_async_wait<0>();
+        __syncthreads();
+        of_q.template load<DIM>(q_tile, my_row);
+        of_d.template load<DIM>(d_tile, my_row);
+        __syncthreads();
+    }
+
+    const auto load_keys = [&](int key, int stage) {
+        Tile<DIM>::template load<THREADS, KEYS>(k_tile + stage * KEYS * DIM, k + k_at + key * k_width, k_width, end - key, dim);
+        Tile<DIM>::template load<THREADS, KEYS>(v_tile + stage * KEYS * DIM, v + k_at + key * k_width, k_width, end - key, dim);
+        cp_async_commit();
+    };
+    load_keys(key, 0);
+    const float scale2 = scale * LOG2_E;  // powers of 2 instead of e
+    Accumulator<M, DIM / 8> d_queries;
+    d_queries.zero();
+
+    for (int stage = 0; key < end; key += KEYS, stage ^= 1) {
+        cp_async_wait<0>();
+        __syncthreads();  // this tile is there, the one before is done with
+        if (key + KEYS < end) load_keys(key + KEYS, stage ^ 1);
+        if (my_rows <= 0 || key > view.last_key(last_row) || key + KEYS <= lowest) continue;
+        Accumulator<M, KEYS / 8> p, ds;
+        p.zero();
+        if (HELD) {
+            multiply_transposed<DIM>(p, of_q, k_tile + stage * KEYS * DIM);
+        } else {
+            multiply_transposed<DIM>(p, q_tile, my_row, k_tile + stage * KEYS * DIM);
+        }
+        if (key < low || key + KEYS - 1 > view.last_key(first_row)) {
+#pragma unroll
+            for (int m = 0; m < M; m++) {
+#pragma unroll
+                for (int h = 0; h < 2; h++) {
+                    const int row = query + min(my_row + 16 * m + 8 * h + lane_id() / 4, queries - 1);
+                    const int from = view.first_key(row), to = view.last_key(row);
+#pragma unroll
+                    for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                        for (int i = 0; i < 2; i++) {
+                            const int at = key + 8 * n + lane_id() % 4 * 2 + i;
+                            if (at < from || at > to) p.at[m][n][2 * h + i] = Max::identity();
+                        }
+                    }
+                }
+            }
+        }
+        ds.zero();
+        if (HELD) {
+            multiply_transposed<DIM>(ds, of_d, v_tile + stage * KEYS * DIM);
+        } else {
+            multiply_transposed<DIM>(ds, d_tile, my_row, v_tile + stage * KEYS * DIM);
+        }
+#pragma unroll
+        for (int m = 0; m < M; m++) {
+#pragma unroll
+            for (int n = 0; n < KEYS / 8; n++) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) {
+                    const float of_p = fast_exp2(fmaf(p.at[m][n][i], scale2, -of_lse[m][i / 2]));
+                    ds.at[m][n][i] = of_p * (ds.at[m][n][i] - of_delta[m][i / 2]);
+                }
+            }
+        }
+        Fragments<M, KEYS / 16> rounded;
+        rounded.round(ds);
+        multiply<DIM>(d_queries, rounded, k_tile + stage * KEYS * DIM);
+    }
+    __syncthreads();
+    float factor[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) factor[m][0] = factor[m][1] = scale;
+    store<DIM, M>(d_queries, factor, q_tile, my_row, dq + q_at + my_row * q_width, q_width, my_rows, dim);
+}
+
+}  // namespace
+
+// A kernel's DIM is at least the features of a head.
+#define BACKWARD_KEYS(DIM, WARPS, M, QUERIES, PARTS, BLOCKS)                                                                               \
+    KERNEL_RESIDENT(32 * WARPS, BLOCKS, attention_backward_keys_mma_##DIM##_bf16, const bf16* q, const bf16* k, const bf16* v,             \
+                    const bf16* d_output, const unsigned* first, const float4* rows, bf16* dk, bf16* dv, unsigned seq, unsigned heads,     \
+                    unsigned kv_heads, unsigned head_dim, float scale) {                                                                   \
+        backward_keys<DIM, WARPS, M, QUERIES, PARTS>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads, head_dim, scale);       \
+    }
+BACKWARD_KEYS(64, 4, 2, 32, 1, 2)
+BACKWARD_KEYS(96, 8, 1, 32, 1, 1)
+BACKWARD_KEYS(128, 8, 1, 32, 1, 1)
+BACKWARD_KEYS(256, 4, 1, 16, 2, 1)
+
+#define BACKWARD_QUERIES(DIM, WARPS, M, KEYS, HELD, BLOCKS)                                                                                \
+    KERNEL_RESIDENT(32 * WARPS, BLOCKS, attention_backward_queries_mma_##DIM##_bf16, const bf16* q, const bf16* k, const bf16* v,          \
+                    const bf16* d_output, const unsigned* first, const float4* rows, bf16* dq, unsigned seq, unsigned heads,               \
+                    unsigned kv_heads, unsigned head_dim, float scale) {                                                                   \
+        backward_queries<DIM, WARPS, M, KEYS, HELD>(q, k, v, d_output, first, rows, dq, seq, heads, kv_heads, head_dim, scale);            \
+    }
+BACKWARD_QUERIES(64, 4, 2, 32, true, 2)
+BACKWARD_QUERIES(96, 8, 1, 64, true, 1)
+BACKWARD_QUERIES(128, 8, 1, 64, true, 1)
+BACKWARD_QUERIES(256, 4, 1, 16, false, 1)

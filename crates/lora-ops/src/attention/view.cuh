@@ -1,0 +1,51 @@
+// Which block computes what, and which queries see which keys.
+#pragma once
+
+#include "kernel.cuh"
+
+// KERNEL whose registers are limited so that `blocks` of its blocks fit on a multiprocessor.
+#ifdef LORA_SIMULATED
+#define KERNEL_RESIDENT(threads, blocks, name, ...) KERNEL(threads, name, __VA_ARGS__)
+#else
+#define KERNEL_RESIDENT(threads, blocks, name, ...) extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
+#endif
+
+constexpr float LOG2_E = 1.44269504f;
+
+// One sequence: query `i` sees the keys first_key(i) ..= last_key(i); neither end decreases with i.
+struct View {
+    const unsigned* first;  // null: 0 for all
+    int seq, kv_seq;
+
+    __device__ __forceinline__ View(const unsigned* of_all, unsigned sequence, unsigned seq, unsigned kv_seq)
+        : first(of_all == nullptr ? nullptr : of_all + static_cast<size_t>(sequence) * seq),
+          seq(static_cast<int>(seq)),
+          kv_seq(static_cast<int>(kv_seq)) {}
+
+    __device__ __forceinline__ int first_key(int query) const { return first == nullptr ? 0 : static_cast<int>(first[query]); }
+    __device__ __forceinline__ int last_key(int query) const { return kv_seq - seq + query; }
+
+    // The queries from `first_query(key)` to before `end_query(key)` are those that see `key`.
+    __device__ __forceinline__ int first_query(int key) const { return key > kv_seq - seq ? key - (kv_seq - seq) : 0; }
+    __device__ __forceinline__ int end_query(int key) const {
+        if (first == nullptr) return seq;
+        int low = 0, high = seq;
+        while (low < high) {
+            const int middle = low + (high - low) / 2;
+            if (static_cast<int>(first[middle]) <= key) {
+                low = middle + 1;
+            } else {
+                high = middle;
+            }
+        }
+        return low;
+    }
+};
+
+// Block x of a grid of tiles x heads x sequences. Tiles change fastest: blocks that run at the same time read the same keys.
+struct Work {
+    unsigned tile, head, sequence;
+
+    __device__ __forceinline__ Work(unsigned tiles, unsigned heads)
+        : tile(blockIdx.x % tiles), head(blockIdx.x / tiles % heads), sequence(blockIdx.x / tiles / heads) {}
+};

@@ -1,0 +1,110 @@
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+use super::{Targets, chunk_rows};
+use crate::cpu::{filled, read_f32};
+use crate::gemm::{Mat, gemm};
+use crate::linear::Panels;
+use crate::simd::{exp, max, sum, vectorize};
+
+/// Logits of a chunk (48 MiB of f32).
+const LOGITS: usize = 12 << 20;
+
+/// Elements of a row that are summed in f32 before the sum goes on in f64.
+const SUM: usize = 4096;
+
+/// The rows' losses, and their sum's gradient.
+pub(super) fn forward_backward(
+    x: &Tensor,
+    weight: &Tensor,
+    targets: &Targets,
+    gradient: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let (tokens, features) = x.dims2()?;
+    let vocab = weight.dims2()?.0;
+    let weight = Panels::of(weight)?;
+    let all: Vec<Target> = targets.iter().collect();
+    let chunk_rows = chunk_rows(all.len(), vocab, LOGITS);
+    let mut logits = vec![0.0; chunk_rows * vocab];
+    let mut row_losses = Vec::with_capacity(all.len());
+    let mut chunk = |x: &[f32], targets: &[Target], dx: Option<&mut [f32]>| {
+        let n = targets.len();
+        let mut gathered = gather(x, targets, features);
+        let logits = &mut logits[..n * vocab];
+        weight.for_each(|first, panel_rows, panel| {
+            let (x, w) = (Mat::new(&gathered, n, features), Mat::new(panel, panel_rows, features));
+            gemm(1.0, x, w.t(), 0.0, &mut logits[first..], vocab);
+        });
+        let losses = logits.par_chunks_mut(vocab).zip(targets);
+        let losses = losses.map(|(logits, target)| loss_row(logits, target.token, target.weight, gradient));
+        row_losses.extend(losses.collect::<Vec<f64>>());
+        let Some(dx) = dx else { return };
+        weight.for_each(|first, panel_rows, panel| {
+            let dlogits = Mat::new(logits, n, vocab).columns(first, panel_rows);
+            let beta = if first == 0 { 0.0 } else { 1.0 };
+            gemm(1.0, dlogits, Mat::new(panel, panel_rows, features), beta, &mut gathered, features);
+        });
+        for (Target { row, .. }, gradient) in targets.iter().zip(gathered.chunks(features)) {
+            dx[row * features..(row + 1) * features].copy_from_slice(gradient);
+        }
+    };
+    let dx = read_f32(x, |x| {
+        if gradient {
+            let run = |dx: &mut [f32]| all.chunks(chunk_rows).for_each(|targets| chunk(x, targets, Some(dx)));
+            filled((tokens, features), run).map(Some)
+        } else {
+            all.chunks(chunk_rows).for_each(|targets| chunk(x, targets, None));
+            Ok(None)
+        }
+    })??;
+    let rows = row_losses.len();
+    Ok((Tensor::from_vec(row_losses, rows, &Device::Cpu)?, dx))
+}
+
+/// A row that has a target.
+struct Target {
+    row: usize,
+    token: usize,
+    weight: f32,
+}
+
+impl Targets {
+    fn iter(&self) -> impl Iterator<Item = Target> {
+        let numbers = self.rows.host().iter().zip(self.tokens.host()).zip(self.weights.host());
+        numbers.map(|((row, token), weight)| Target {
+            row: *row as usize,
+            token: *token as usize,
+            weight: f32::from_bits(*weight),
+        })
+    }
+}
+
+fn gather(x: &[f32], targets: &[Target], features: usize) -> Vec<f32> {
+    let rows = targets.iter().flat_map(|Target { row, .. }| &x[row * features..(row + 1) * features]);
+    rows.copied().collect()
+}
+
+/// Loss of one row of logits, which become `weight * (softmax - one hot)` if `gradient`.
+fn loss_row(logits: &mut [f32], token: usize, weight: f32, gradient: bool) -> f64 {
+    vectorize(|| {
+        let top = max(logits);
+        let at_token = logits[token];
+        // Large vocabularies: short sums in f32, those in f64.
+        let mut total = 0.0_f64;
+        for logits in logits.chunks_mut(SUM) {
+            total += f64::from(if gradient {
+                logits.iter_mut().for_each(|l| *l = exp(*l - top));
+                sum(logits.len(), |i| logits[i])
+            } else {
+                sum(logits.len(), |i| exp(logits[i] - top))
+            });
+        }
+        if gradient {
+            let factor = weight / total as f32;
+            logits.iter_mut().for_each(|l| *l *= factor);
+            logits[token] -= weight;
+        }
+        let log_p = f64::from(at_token) - f64::from(top) - total.ln();
+        -log_p * f64::from(weight)
+    })
+}

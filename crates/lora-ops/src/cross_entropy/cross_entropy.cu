@@ -1,0 +1,96 @@
+// The loss of rows of logits and its gradient; rows gathered for the product that makes the logits, and scattered back.
+#include "kernel.cuh"
+
+// Logits that a thread has in flight.
+constexpr unsigned UNROLL = 8;
+
+// The thread's next logits, a block's threads side by side; -infinity, which changes nothing, past the row's end.
+__device__ __forceinline__ void load(const float* logits, unsigned first, unsigned vocab, float (&to)[UNROLL]) {
+#pragma unroll
+    for (unsigned j = 0; j < UNROLL; j++) {
+        const unsigned i = first + j * blockDim.x;
+        to[j] = i < vocab ? logits[i] : __uint_as_float(0xff800000u);
+    }
+}
+
+// A block is a row: its loss `weight * -log softmax(logits)[token]` and, unless `gradients` is null, the loss's gradient by the logits, which
+// may take their place.
+template <typename T>
+__device__ __forceinline__ void row(const float* logits, T* gradients, const unsigned* tokens, const float* weights, double* losses,
+                                    unsigned first, unsigned vocab) {
+    const size_t start = static_cast<size_t>(blockIdx.x) * vocab;
+    logits += start;
+    const unsigned token = tokens[first + blockIdx.x];
+    const float weight = weights[first + blockIdx.x];
+    const float at_token = logits[token];
+
+    // One pass for both: the sum of e^(logit - top) is scaled when a larger top is met. The first top is the lowest number, not -infinity,
+    // from which -infinity cannot be taken. A logit that is not a number makes the sum so.
+    float top = -3.402823466e38f, total = 0.0f;
+    for (unsigned i = threadIdx.x; i < vocab; i += UNROLL * blockDim.x) {
+        float l[UNROLL];
+        load(logits, i, vocab, l);
+        float most = l[0];
+#pragma unroll
+        for (unsigned j = 1; j < UNROLL; j++) most = fmaxf(most, l[j]);
+        if (most > top) {
+            total *= expf(top - most);
+            top = most;
+        }
+        float sum = 0.0f;
+#pragma unroll
+        for (unsigned j = 0; j < UNROLL; j++) sum += expf(l[j] - top);
+        total += sum;
+    }
+    const float row_top = block_max(top);
+    const float row_total = block_sum(total * expf(top - row_top));
+    if (threadIdx.x == 0) {
+        const double log_p = static_cast<double>(at_token) - static_cast<double>(row_top) - log(static_cast<double>(row_total));
+        losses[first + blockIdx.x] = -log_p * static_cast<double>(weight);
+    }
+
+    if (gradients == nullptr) return;
+    gradients += start;
+    const float factor = weight / row_total;
+    for (unsigned i = threadIdx.x; i < vocab; i += UNROLL * blockDim.x) {
+        float l[UNROLL];
+        load(logits, i, vocab, l);
+#pragma unroll
+        for (unsigned j = 0; j < UNROLL; j++) {
+            const unsigned at = i + j * blockDim.x;
+            const float p = expf(l[j] - row_top) * factor;
+            if (at < vocab) gradients[at] = from_f32<T>(at == token ? p - weight : p);
+        }
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void copy_row(const T* from, T* to, unsigned features) {
+#pragma unroll 4
+    for (unsigned i = threadIdx.x; i < features; i += blockDim.x) to[i] = from[i];
+}
+
+__device__ __forceinline__ size_t offset(unsigned row, unsigned features) { return static_cast<size_t>(row) * features; }
+
+KERNEL(512, cross_entropy_row_f32, const float* logits, float* gradients, const unsigned* tokens, const float* weights, double* losses,
+       unsigned first, unsigned vocab) {
+    row(logits, gradients, tokens, weights, losses, first, vocab);
+}
+KERNEL(512, cross_entropy_row_bf16, const float* logits, bf16* gradients, const unsigned* tokens, const float* weights, double* losses,
+       unsigned first, unsigned vocab) {
+    row(logits, gradients, tokens, weights, losses, first, vocab);
+}
+
+// Block i copies row rows[first + i] of `all` to row i of `some`, or back.
+KERNEL(256, cross_entropy_gather_f32, const float* all, float* some, const unsigned* rows, unsigned first, unsigned features) {
+    copy_row(all + offset(rows[first + blockIdx.x], features), some + offset(blockIdx.x, features), features);
+}
+KERNEL(256, cross_entropy_gather_bf16, const bf16* all, bf16* some, const unsigned* rows, unsigned first, unsigned features) {
+    copy_row(all + offset(rows[first + blockIdx.x], features), some + offset(blockIdx.x, features), features);
+}
+KERNEL(256, cross_entropy_scatter_f32, float* all, const float* some, const unsigned* rows, unsigned first, unsigned features) {
+    copy_row(some + offset(blockIdx.x, features), all + offset(rows[first + blockIdx.x], features), features);
+}
+KERNEL(256, cross_entropy_scatter_bf16, bf16* all, const bf16* some, const unsigned* rows, unsigned first, unsigned features) {
+    copy_row(some + offset(blockIdx.x, features), all + offset(rows[first + blockIdx.x], features), features);
+}

@@ -1,0 +1,68 @@
+use candle_core::{DType, Result, Tensor};
+
+use super::{Targets, chunk_rows};
+use crate::cuda::{Arg, Gpu, suffix};
+use crate::gemm::{of, product, t};
+
+/// Logits of a chunk (256 MiB of f32).
+const LOGITS: usize = 64 << 20;
+
+/// Threads of a block: of a row's loss, of a row's copy.
+const THREADS: (u32, u32) = (512, 256);
+
+/// The rows' losses, and their sum's gradient.
+pub(super) fn forward_backward(
+    gpu: &Gpu,
+    x: &Tensor,
+    weight: &Tensor,
+    targets: &Targets,
+    gradient: bool,
+) -> Result<(Tensor, Option<Tensor>)> {
+    let (tokens, features) = x.dims2()?;
+    let (vocab, dtype) = (weight.dims2()?.0, x.dtype());
+    let rows = targets.rows.len();
+    let chunk_rows = chunk_rows(rows, vocab, LOGITS);
+    let row_losses = gpu.empty(rows, DType::F64)?;
+    // A chunk's rows of `x`, then of its gradient.
+    let some = gpu.empty((chunk_rows, features), dtype)?;
+    let logits = gpu.empty((chunk_rows, vocab), DType::F32)?;
+    let gradients = match (gradient, dtype) {
+        (false, _) => None,
+        (true, DType::F32) => Some(logits.clone()),
+        (true, _) => Some(gpu.empty((chunk_rows, vocab), dtype)?),
+    };
+    let dx = if gradient { Some(gpu.empty((tokens, features), dtype)?) } else { None };
+    if let Some(dx) = &dx {
+        gpu.zero(dx)?;
+    }
+    for first in (0..rows).step_by(chunk_rows) {
+        let n = chunk_rows.min(rows - first);
+        let some = some.narrow(0, 0, n)?;
+        let logits = logits.narrow(0, 0, n)?;
+        let launch = |what: &str, threads: u32, args: &[Arg]| {
+            gpu.launch(&format!("cross_entropy_{what}_{}", suffix(dtype)?), (n, 1, 1), threads, 0, args)
+        };
+        let copy = |what: &str, all: &Tensor| {
+            let (all, some) = (gpu.arg(all, dtype)?, gpu.arg(&some, dtype)?);
+            let args = [all, some, targets.rows.arg()?, Arg::size(first)?, Arg::size(features)?];
+            launch(what, THREADS.1, &args)
+        };
+        copy("gather", x)?;
+        product(1.0, of(&some), t(weight), 0.0, &logits)?;
+        let args = [
+            gpu.arg(&logits, DType::F32)?,
+            gradients.as_ref().map_or(Ok(0_u64.into()), |gradients| gpu.arg(gradients, dtype))?,
+            targets.tokens.arg()?,
+            targets.weights.arg()?,
+            gpu.arg(&row_losses, DType::F64)?,
+            Arg::size(first)?,
+            Arg::size(vocab)?,
+        ];
+        launch("row", THREADS.0, &args)?;
+        if let (Some(gradients), Some(dx)) = (&gradients, &dx) {
+            product(1.0, of(&gradients.narrow(0, 0, n)?), of(weight), 0.0, &some)?;
+            copy("scatter", dx)?;
+        }
+    }
+    Ok((row_losses, dx))
+}

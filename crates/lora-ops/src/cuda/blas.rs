@@ -1,0 +1,88 @@
+//! Products by cuBLAS.
+//!
+//! cuBLAS gives the same bits for the same product on one kind of GPU, given one stream, one workspace and no atomics.
+//! Sums are in f32 whatever the operands are; f32 operands are not rounded to TF32.
+
+use std::ffi::c_void;
+
+use candle_core::cuda_backend::cudarc::cublas::{result, sys};
+use candle_core::{DType, Result};
+
+use super::gpu::Gpu;
+
+pub(super) fn math_mode() -> sys::cublasMath_t {
+    sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
+}
+
+/// `C = alpha op(A) op(B) + beta C` of row-major matrices: `C` `[m, n]`, `op(A)` `[m, k]`, `op(B)` `[k, n]`.
+pub(crate) struct Product {
+    pub(crate) mnk: (usize, usize, usize),
+    pub(crate) alpha: f32,
+    pub(crate) beta: f32,
+    /// Address, and whether it is stored transposed.
+    pub(crate) a: (u64, bool),
+    /// Address, and whether it is stored transposed.
+    pub(crate) b: (u64, bool),
+    pub(crate) c: u64,
+    /// f32 or bf16.
+    pub(crate) operands: DType,
+    /// f32 or bf16.
+    pub(crate) output: DType,
+}
+
+impl Gpu {
+    pub(crate) fn product(&self, product: &Product) -> Result<()> {
+        let (m, n, k) = product.mnk;
+        if m == 0 || n == 0 {
+            return Ok(());
+        }
+        let size = |n: usize| match i32::try_from(n) {
+            Ok(n) => Ok(n),
+            Err(_) => candle_core::bail!("a product of {m} x {n} x {k} is too large for cuBLAS"),
+        };
+        let operation = |transposed: bool| match transposed {
+            true => sys::cublasOperation_t::CUBLAS_OP_T,
+            false => sys::cublasOperation_t::CUBLAS_OP_N,
+        };
+        let (a_stride, b_stride) = (if product.a.1 { m } else { k }, if product.b.1 { k } else { n });
+        let compute = match product.operands {
+            DType::F32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_PEDANTIC,
+            _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+        };
+        self.stream.context().bind_to_thread().map_err(super::wrong("a product"))?;
+        // cuBLAS stores matrices by columns: it sees the transposes, and C^T = op(B)^T op(A)^T.
+        // SAFETY: `gemm::product`, the only caller, holds the tensors against the sizes.
+        let done = unsafe {
+            result::gemm_ex(
+                *self.device.cublas_handle().handle(),
+                operation(product.b.1),
+                operation(product.a.1),
+                size(n)?,
+                size(m)?,
+                size(k)?,
+                (&raw const product.alpha).cast(),
+                product.b.0 as *const c_void,
+                data_type(product.operands)?,
+                size(b_stride)?,
+                product.a.0 as *const c_void,
+                data_type(product.operands)?,
+                size(a_stride)?,
+                (&raw const product.beta).cast(),
+                product.c as *mut c_void,
+                data_type(product.output)?,
+                size(n)?,
+                compute,
+                sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
+            )
+        };
+        done.map_err(|e| candle_core::Error::Msg(format!("cuBLAS: product of {m} x {n} x {k}: {e:?}")).bt())
+    }
+}
+
+fn data_type(dtype: DType) -> Result<sys::cudaDataType> {
+    match dtype {
+        DType::F32 => Ok(sys::cudaDataType::CUDA_R_32F),
+        DType::BF16 => Ok(sys::cudaDataType::CUDA_R_16BF),
+        other => candle_core::bail!("no product of {other:?}"),
+    }
+}

@@ -1,0 +1,121 @@
+//! Kernel launches.
+
+use std::ffi::c_void;
+
+use candle_core::cuda_backend::cudarc::driver::{CudaStream, result, sys};
+use candle_core::{DType, Result};
+
+use super::gpu::{Gpu, wrong};
+
+/// Dynamic shared memory that a kernel may have without asking, in bytes.
+const SHARED_BYTES: u32 = 48 << 10;
+
+/// Threads of a block of the kernels with `flat` (flat.cuh), a thread for each four elements.
+const FLAT_THREADS: u32 = 256;
+
+/// An argument of a kernel: its bytes, in the order of memory.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Arg([u8; 8]);
+
+macro_rules! arguments {
+    ($($kind:ty),*) => {
+        $(impl From<$kind> for Arg {
+            fn from(value: $kind) -> Self {
+                let mut bytes = [0; 8];
+                let value = value.to_le_bytes();
+                bytes[..value.len()].copy_from_slice(&value);
+                Self(bytes)
+            }
+        })*
+    };
+}
+arguments!(u32, i32, u64, f32, f64);
+
+impl Arg {
+    /// A number of elements as the kernels take it.
+    ///
+    /// # Errors
+    /// It is not below 2^32.
+    pub(crate) fn size(n: usize) -> Result<Self> {
+        match u32::try_from(n) {
+            Ok(n) => Ok(n.into()),
+            Err(_) => candle_core::bail!("{n} elements in one dimension are too many for a kernel"),
+        }
+    }
+}
+
+/// The end of the names of a type's kernels.
+pub(crate) fn suffix(dtype: DType) -> Result<&'static str> {
+    match dtype {
+        DType::F32 => Ok("f32"),
+        DType::BF16 => Ok("bf16"),
+        other => candle_core::bail!("no operation on {other:?}"),
+    }
+}
+
+impl Gpu {
+    /// Starts `grid` blocks of `threads` threads with `shared` bytes of dynamic shared memory. Nothing for an empty grid.
+    ///
+    /// The arguments must be those of the kernel, in number, order and type.
+    pub(crate) fn launch(
+        &self,
+        kernel: &str,
+        grid: (usize, usize, usize),
+        threads: u32,
+        shared: u32,
+        args: &[Arg],
+    ) -> Result<()> {
+        let mut args = args.to_vec();
+        let mut pointers: Vec<*mut c_void> = args.iter_mut().map(|arg| (&raw mut arg.0).cast()).collect();
+        self.launch_on(&self.stream, kernel, grid, threads, shared, &mut pointers)
+    }
+
+    /// Starts a thread for each four of `n` elements.
+    pub(crate) fn launch_flat(&self, kernel: &str, n: usize, args: &[Arg]) -> Result<()> {
+        let (grid, threads) = flat(n);
+        self.launch(kernel, grid, threads, 0, args)
+    }
+
+    /// [`Self::launch`] on another stream of this GPU, with pointers to the arguments.
+    pub(crate) fn launch_on(
+        &self,
+        stream: &CudaStream,
+        kernel: &str,
+        grid: (usize, usize, usize),
+        threads: u32,
+        shared: u32,
+        args: &mut [*mut c_void],
+    ) -> Result<()> {
+        if grid.0 == 0 || grid.1 == 0 || grid.2 == 0 {
+            return Ok(());
+        }
+        let fits = |n: usize, most: u32| u32::try_from(n).ok().filter(|n| *n <= most);
+        let limits = (fits(grid.0, i32::MAX as u32), fits(grid.1, 65535), fits(grid.2, 65535));
+        let (Some(x), Some(y), Some(z)) = limits else {
+            candle_core::bail!("{kernel}: a grid of {grid:?} blocks is too large");
+        };
+        let function = self.function(kernel)?;
+        if shared > SHARED_BYTES {
+            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            function.set_attribute(attribute, shared as i32).map_err(wrong(kernel))?;
+        }
+        stream.context().bind_to_thread().map_err(wrong(kernel))?;
+        // SAFETY: the callers beside the kernels' sources give what those take.
+        let launched = unsafe {
+            result::launch_kernel(
+                function.cu_function(),
+                (x, y, z),
+                (threads, 1, 1),
+                shared,
+                stream.cu_stream(),
+                args,
+            )
+        };
+        launched.map_err(wrong(kernel))
+    }
+}
+
+/// Grid and block of a kernel with `flat` over `n` elements.
+pub(crate) fn flat(n: usize) -> ((usize, usize, usize), u32) {
+    ((n.div_ceil(4 * FLAT_THREADS as usize), 1, 1), FLAT_THREADS)
+}

@@ -1,0 +1,88 @@
+//! Small inputs on their way to the GPU, from pinned memory and on a stream of their own: the next micro-batch is copied
+//! while this one is computed.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::Result;
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice, result};
+
+use super::gpu::{Gpu, wrong};
+use super::launch::Arg;
+
+/// Numbers on the GPU; freed once everything that was asked of it so far is done.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    address: u64,
+    compute: Arc<CudaStream>,
+}
+
+impl Staged {
+    pub(crate) fn arg(&self) -> Arg {
+        self.address.into()
+    }
+}
+
+impl Drop for Staged {
+    fn drop(&mut self) {
+        let context = self.compute.context();
+        context.record_err(context.bind_to_thread());
+        // SAFETY: the address is ours, from an allocation that the compute stream has waited for.
+        context.record_err(unsafe { result::free_async(self.address, self.compute.cu_stream()) });
+    }
+}
+
+/// The stream of the copies and the pinned memory they come from.
+pub(super) struct Staging {
+    copies: Arc<CudaStream>,
+    pinned: Mutex<VecDeque<Pinned>>,
+}
+
+/// Pinned memory that is used again once its last copy is done. The oldest copy is at the front.
+struct Pinned {
+    memory: PinnedHostSlice<u32>,
+    copied: CudaEvent,
+}
+
+impl Staging {
+    pub(super) fn new(compute: &Arc<CudaStream>) -> Result<Self> {
+        let copies = compute.context().new_stream().map_err(wrong("a stream for copies"))?;
+        Ok(Self { copies, pinned: Mutex::default() })
+    }
+
+    /// Pinned memory for `len` numbers.
+    fn pinned(&self, len: usize) -> Result<PinnedHostSlice<u32>> {
+        let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = pinned.iter().position(|p| p.memory.len() >= len && p.copied.is_complete());
+        if let Some(Pinned { memory, .. }) = free.and_then(|at| pinned.remove(at)) {
+            return Ok(memory);
+        }
+        // SAFETY: what is copied from it is written first.
+        let memory = unsafe { self.copies.context().alloc_pinned(len.next_power_of_two().max(1024)) };
+        memory.map_err(wrong("pinned memory"))
+    }
+}
+
+impl Gpu {
+    /// Starts the copy of `values`; operations that are asked for from now on find it done.
+    pub(crate) fn stage(&self, values: &[u32]) -> Result<Staged> {
+        let Staging { copies, pinned } = &self.staging;
+        let mut memory = self.staging.pinned(values.len())?;
+        let staged = || {
+            memory.as_mut_slice()?[..values.len()].copy_from_slice(values);
+            copies.context().bind_to_thread()?;
+            // SAFETY: the pinned memory is not used again before `copied`, the allocation not before the wait for it.
+            let address = unsafe {
+                let address =
+                    result::malloc_async(copies.cu_stream(), values.len().max(1) * size_of::<u32>())?;
+                result::memcpy_htod_async(address, &memory.as_slice()?[..values.len()], copies.cu_stream())?;
+                address
+            };
+            let copied = copies.record_event(None)?;
+            self.stream.wait(&copied)?;
+            pinned.lock().unwrap_or_else(PoisonError::into_inner).push_back(Pinned { memory, copied });
+            Ok(Staged { address, compute: self.stream.clone() })
+        };
+        staged().map_err(wrong("a copy to the GPU"))
+    }
+}

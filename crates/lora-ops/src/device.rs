@@ -1,0 +1,99 @@
+//! Opening the device that a process computes on.
+
+use candle_core::{Result, Tensor};
+use lora_spec::Device;
+
+use crate::cpu::update_f32;
+use crate::place::Place;
+
+/// Opens the device that is asked for, once a process: `auto` is the first GPU in a build with CUDA on a machine that has
+/// one, else the CPU.
+///
+/// # Errors
+/// A GPU that is not there, libraries that are too old, or a build without CUDA.
+pub fn open(device: Device) -> Result<candle_core::Device> {
+    match device {
+        Device::Cpu => Ok(candle_core::Device::Cpu),
+        #[cfg(feature = "cuda")]
+        Device::Auto if crate::cuda::devices() == 0 => Ok(candle_core::Device::Cpu),
+        #[cfg(feature = "cuda")]
+        Device::Auto => crate::cuda::open(0),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(ordinal) => crate::cuda::open(ordinal),
+        #[cfg(not(feature = "cuda"))]
+        Device::Auto => Ok(candle_core::Device::Cpu),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => candle_core::bail!(
+            "device {device}: this build computes on CPUs only; build or install lora-worker with the feature `cuda`"
+        ),
+    }
+}
+
+/// What the bits of a result depend on, of the device: the instruction set, or the GPU and its libraries.
+pub fn describe(device: &candle_core::Device) -> Result<String> {
+    match device {
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.describe(),
+        _ => Ok(format!("cpu {}", crate::instruction_set())),
+    }
+}
+
+/// Memory of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// Held by live tensors of this process.
+    pub used_bytes: u64,
+    /// The most that was ever held.
+    pub peak_bytes: u64,
+    /// Of the device.
+    pub total_bytes: u64,
+}
+
+/// Memory of a GPU; `None` for the CPU.
+pub fn memory(device: &candle_core::Device) -> Result<Option<Memory>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.memory().map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Replaces the elements of a contiguous f32 tensor; waits until they are there.
+pub fn write_f32(tensor: &Tensor, values: &[f32]) -> Result<()> {
+    if tensor.elem_count() != values.len() {
+        candle_core::bail!("{} values for {:?}", values.len(), tensor.shape());
+    }
+    match Place::of(&[tensor])? {
+        Place::Cpu => update_f32(tensor, |to| to.copy_from_slice(values)),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => gpu.write(tensor, values),
+    }
+}
+
+/// A point in the work that a GPU was asked for.
+#[derive(Debug)]
+pub struct Mark {
+    #[cfg(feature = "cuda")]
+    event: candle_core::cuda_backend::cudarc::driver::CudaEvent,
+}
+
+impl Mark {
+    /// After everything that was asked for so far; `None` on the CPU, where that is done.
+    pub fn now(device: &candle_core::Device) -> Result<Option<Self>> {
+        match device {
+            #[cfg(feature = "cuda")]
+            candle_core::Device::Cuda(device) => {
+                let event = crate::cuda::Gpu::of(device)?.event()?;
+                Ok(Some(Self { event }))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// Waits until the work before it is done.
+    pub fn wait(self) -> Result<()> {
+        #[cfg(feature = "cuda")]
+        self.event.synchronize().map_err(crate::cuda::wrong("waiting for the GPU"))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,28 @@
+//! Dropout on the CPU, tokens in parallel.
+
+use candle_core::{Result, Tensor};
+use lora_spec::Philox;
+use rayon::prelude::*;
+
+use super::Dropout;
+use crate::cpu::{filled, read_f32};
+
+pub(super) fn apply(dropout: &Dropout, x: &Tensor) -> Result<Tensor> {
+    let (tokens, features) = x.dims2()?;
+    let &Dropout { philox, step, probability, .. } = dropout;
+    let keep = dropout.keep();
+    read_f32(x, |x| {
+        filled((tokens, features), |y| {
+            let keys = dropout.tokens.host().par_chunks_exact(2);
+            let rows = y.par_chunks_mut(features).zip(x.par_chunks(features)).zip(keys);
+            rows.for_each(|((y, x), key)| {
+                for (block, (y, x)) in y.chunks_mut(4).zip(x.chunks(4)).enumerate() {
+                    let words = philox.words([step, key[0], key[1], block as u32]);
+                    for ((y, x), word) in y.iter_mut().zip(x).zip(words) {
+                        *y = if Philox::unit(word) < probability { 0.0 } else { x * keep };
+                    }
+                }
+            });
+        })
+    })?
+}

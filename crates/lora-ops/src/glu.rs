@@ -1,0 +1,42 @@
+//! The gated activation of the MLP (GLU variants, arXiv 2002.05202): `activation(gate) * up`.
+
+use candle_core::{Result, Tensor};
+use lora_spec::Activation;
+
+use crate::place::Place;
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+/// `gate` and `up` `[tokens, features]` to `activation(gate) * up`.
+#[tracing::instrument(level = "trace", name = "glu forward", skip_all)]
+pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    check(gate, &[up])?;
+    match Place::of(&[gate, up])? {
+        Place::Cpu => cpu::forward(gate, up, activation),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::forward(&gpu, gate, up, activation),
+    }
+}
+
+/// `dy` `[tokens, features]` to the gradients of `gate` and `up`.
+#[tracing::instrument(level = "trace", name = "glu backward", skip_all)]
+pub fn backward(gate: &Tensor, up: &Tensor, dy: &Tensor, activation: Activation) -> Result<(Tensor, Tensor)> {
+    check(gate, &[up, dy])?;
+    match Place::of(&[gate, up, dy])? {
+        Place::Cpu => cpu::backward(gate, up, dy, activation),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::backward(&gpu, gate, up, dy, activation),
+    }
+}
+
+fn check(gate: &Tensor, others: &[&Tensor]) -> Result<()> {
+    let shape = gate.dims2()?;
+    for other in others {
+        if other.dims2()? != shape {
+            candle_core::bail!("gated activation of {:?} and {:?}", gate.shape(), other.shape());
+        }
+    }
+    Ok(())
+}

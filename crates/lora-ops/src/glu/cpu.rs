@@ -1,0 +1,96 @@
+//! Gated activations on the CPU. Both are `g sigmoid(a(g))` of an inner function `a`.
+
+use candle_core::{Device, Result, Tensor};
+use lora_spec::Activation;
+use rayon::prelude::*;
+
+use crate::cpu::{GRAIN, filled, read_f32};
+use crate::simd::{sigmoid, vectorize};
+
+pub(super) fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Silu => forward_with(gate, up, silu),
+        Activation::GeluTanh => forward_with(gate, up, gelu_tanh),
+    }
+}
+
+/// The gradients of `gate` and `up`.
+pub(super) fn backward(
+    gate: &Tensor,
+    up: &Tensor,
+    dy: &Tensor,
+    activation: Activation,
+) -> Result<(Tensor, Tensor)> {
+    match activation {
+        Activation::Silu => backward_with(gate, up, dy, silu),
+        Activation::GeluTanh => backward_with(gate, up, dy, gelu_tanh),
+    }
+}
+
+/// `a(g)` and `g a'(g)`.
+#[inline(always)]
+fn silu(g: f32) -> (f32, f32) {
+    (g, g)
+}
+
+/// `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
+#[inline(always)]
+fn gelu_tanh(g: f32) -> (f32, f32) {
+    const TWICE_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
+    const CUBIC: f32 = 0.044_715;
+    // Past these gates the sigmoid is 0 or 1; their powers would overflow.
+    let g = if g < -100.0 { -100.0 } else { g };
+    let g = if g > 100.0 { 100.0 } else { g };
+    let (scaled, bent) = (TWICE_ROOT * g, CUBIC * g * g);
+    (scaled * (1.0 + bent), scaled * (1.0 + 3.0 * bent))
+}
+
+fn forward_with(gate: &Tensor, up: &Tensor, inner: impl Fn(f32) -> (f32, f32) + Sync) -> Result<Tensor> {
+    read_f32(gate, |gate_data| -> Result<Tensor> {
+        read_f32(up, |up| {
+            filled(gate.shape(), |y| {
+                let chunks =
+                    y.par_chunks_mut(GRAIN).zip(gate_data.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN));
+                chunks.for_each(|((y, gate), up)| {
+                    vectorize(|| {
+                        for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
+                            *y = g * sigmoid(inner(*g).0) * u;
+                        }
+                    });
+                });
+            })
+        })?
+    })?
+}
+
+fn backward_with(
+    gate: &Tensor,
+    up: &Tensor,
+    dy: &Tensor,
+    inner: impl Fn(f32) -> (f32, f32) + Sync,
+) -> Result<(Tensor, Tensor)> {
+    let shape = gate.shape();
+    let mut dgate = vec![0.0; shape.elem_count()];
+    let dup = read_f32(gate, |gate| -> Result<Tensor> {
+        read_f32(up, |up| -> Result<Tensor> {
+            read_f32(dy, |dy| {
+                filled(shape, |dup| {
+                    let outputs = dup.par_chunks_mut(GRAIN).zip(dgate.par_chunks_mut(GRAIN));
+                    let inputs = gate.par_chunks(GRAIN).zip(up.par_chunks(GRAIN)).zip(dy.par_chunks(GRAIN));
+                    outputs.zip(inputs).for_each(|((dup, dgate), ((gate, up), dy))| {
+                        vectorize(|| {
+                            let inputs = gate.iter().zip(up).zip(dy);
+                            for ((du, dg), ((g, u), dy)) in dup.iter_mut().zip(dgate).zip(inputs) {
+                                let (value, slope) = inner(*g);
+                                let s = sigmoid(value);
+                                *du = dy * (g * s);
+                                *dg = dy * u * (s * (1.0 + slope * (1.0 - s)));
+                            }
+                        });
+                    });
+                })
+            })?
+        })?
+    })??;
+    Ok((Tensor::from_vec(dgate, shape, &Device::Cpu)?, dup))
+}

@@ -1,0 +1,42 @@
+//! Gated activations on a GPU.
+
+use candle_core::{Result, Tensor};
+use lora_spec::Activation;
+
+use crate::cuda::{Arg, Gpu, runs, suffix};
+
+const THREADS: u32 = 256;
+
+pub(super) fn forward(gpu: &Gpu, gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+    let dtype = gate.dtype();
+    let y = gpu.empty(gate.shape(), dtype)?;
+    launch(gpu, "forward", activation, &[&y, gate, up])?;
+    Ok(y)
+}
+
+/// The gradients of `gate` and `up`.
+pub(super) fn backward(
+    gpu: &Gpu,
+    gate: &Tensor,
+    up: &Tensor,
+    dy: &Tensor,
+    activation: Activation,
+) -> Result<(Tensor, Tensor)> {
+    let dtype = gate.dtype();
+    let (dgate, dup) = (gpu.empty(gate.shape(), dtype)?, gpu.empty(gate.shape(), dtype)?);
+    launch(gpu, "backward", activation, &[&dgate, &dup, gate, up, dy])?;
+    Ok((dgate, dup))
+}
+
+/// A thread for each run of the tensors, which are equally long.
+fn launch(gpu: &Gpu, direction: &str, activation: Activation, tensors: &[&Tensor]) -> Result<()> {
+    let (dtype, elements) = (tensors[0].dtype(), tensors[0].elem_count());
+    let activation = match activation {
+        Activation::Silu => "silu",
+        Activation::GeluTanh => "gelu_tanh",
+    };
+    let kernel = format!("glu_{direction}_{activation}_{}", suffix(dtype)?);
+    let mut args = tensors.iter().map(|tensor| gpu.arg(tensor, dtype)).collect::<Result<Vec<Arg>>>()?;
+    args.push((elements as u64).into());
+    gpu.launch(&kernel, (runs(elements, dtype).div_ceil(THREADS as usize), 1, 1), THREADS, 0, &args)
+}

@@ -1,0 +1,43 @@
+//! Element by element, in place: sums, zeros, copies into another type.
+
+use candle_core::{Result, Tensor};
+
+use crate::place::Place;
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+/// `a += b`, element by element; both f32 or, on a GPU, both bf16, of different storages.
+#[tracing::instrument(level = "trace", name = "add", skip_all)]
+pub fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
+    if a.elem_count() != b.elem_count() {
+        candle_core::bail!("cannot add {:?} to {:?}", b.shape(), a.shape());
+    }
+    match Place::of(&[a, b])? {
+        Place::Cpu => cpu::add_assign(a, b),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::add_assign(&gpu, a, b),
+    }
+}
+
+/// Sets every element of a contiguous tensor to 0.
+pub fn zero(x: &Tensor) -> Result<()> {
+    match Place::of(&[x])? {
+        Place::Cpu => x.zero_set(),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => gpu.zero(x),
+    }
+}
+
+/// Copies `from` (f32) into `to` (f32 or bf16), rounded to the nearest, ties to even; of different storages.
+pub fn round_into(from: &Tensor, to: &Tensor) -> Result<()> {
+    if from.shape() != to.shape() {
+        candle_core::bail!("cannot copy {:?} into {:?}", from.shape(), to.shape());
+    }
+    match Place::of(&[from, to])? {
+        Place::Cpu => cpu::round_into(from, to),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::round_into(&gpu, from, to),
+    }
+}

@@ -1,0 +1,15 @@
+use candle_core::{DType, Result, Tensor};
+
+use crate::cuda::{Gpu, suffix};
+
+pub(super) fn add_assign(gpu: &Gpu, a: &Tensor, b: &Tensor) -> Result<()> {
+    let (dtype, n) = (a.dtype(), a.elem_count());
+    let args = [gpu.arg(a, dtype)?, gpu.arg(b, dtype)?, (n as u64).into()];
+    gpu.launch_flat(&format!("pointwise_add_{}", suffix(dtype)?), n, &args)
+}
+
+pub(super) fn round_into(gpu: &Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
+    let (dtype, n) = (to.dtype(), to.elem_count());
+    let args = [gpu.arg(from, DType::F32)?, gpu.arg(to, dtype)?, (n as u64).into()];
+    gpu.launch_flat(&format!("pointwise_round_{}", suffix(dtype)?), n, &args)
+}

@@ -1,0 +1,54 @@
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::{CHUNK, KEYS};
+use crate::cpu::{GRAIN, read_f32, update_f32};
+use crate::simd::{dot, vectorize};
+
+/// The sum of squares of each chunk.
+pub(super) fn sums_of_squares(x: &Tensor) -> Result<Vec<f32>> {
+    read_f32(x, |x| x.par_chunks(CHUNK).map(|c| vectorize(|| dot(c, c))).collect())
+}
+
+pub(super) fn scale(x: &Tensor, factor: f32) -> Result<()> {
+    update_f32(x, |x| {
+        x.par_chunks_mut(GRAIN).for_each(|x| vectorize(|| x.iter_mut().for_each(|x| *x *= factor)));
+    })
+}
+
+/// The sums of the elements' hashes.
+pub(super) fn hashes(parts: &[&Tensor]) -> Result<[u64; 2]> {
+    let mut sums = [0; 2];
+    let mut first = 0;
+    for part in parts {
+        let of_part = read_f32(part, |x| {
+            let chunks = x.par_chunks(GRAIN).enumerate();
+            chunks.map(|(i, chunk)| hash(chunk, first + (i * GRAIN) as u64)).reduce(|| [0; 2], add)
+        })?;
+        sums = add(sums, of_part);
+        first += part.elem_count() as u64;
+    }
+    Ok(sums)
+}
+
+fn hash(x: &[f32], first: u64) -> [u64; 2] {
+    vectorize(|| {
+        x.iter().zip(first..).fold([0; 2], |sums, (x, i)| {
+            let word = u64::from(x.to_bits()) << 32 ^ i;
+            add(sums, KEYS.map(|key| mix(word ^ key)))
+        })
+    })
+}
+
+/// The finalizer of splitmix64.
+#[inline(always)]
+fn mix(z: u64) -> u64 {
+    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+#[inline(always)]
+fn add(a: [u64; 2], b: [u64; 2]) -> [u64; 2] {
+    [a[0].wrapping_add(b[0]), a[1].wrapping_add(b[1])]
+}

@@ -1,0 +1,96 @@
+use std::ffi::c_void;
+use std::sync::Arc;
+
+use candle_core::cuda_backend::cudarc::driver::CudaStream;
+use candle_core::{DType, Result, Tensor};
+
+use super::{CHUNK, KEYS};
+use crate::cuda::{Arg, Gpu, flat};
+
+/// Blocks of a fingerprint at most; each ends with additions to the same two sums.
+const HASH_BLOCKS: usize = 1024;
+
+/// Threads of a block of the sums.
+const THREADS: u32 = 256;
+
+/// Pairs that one launch of [`tree_combine`] takes.
+const PAIRS: usize = 64;
+
+/// The sum of squares of each chunk.
+pub(super) fn sums_of_squares(gpu: &Gpu, x: &Tensor) -> Result<Vec<f32>> {
+    let n = x.elem_count();
+    let chunks = n.div_ceil(CHUNK);
+    let partial = gpu.empty(chunks, DType::F32)?;
+    let args =
+        [gpu.arg(x, DType::F32)?, (n as u64).into(), Arg::size(CHUNK)?, gpu.arg(&partial, DType::F32)?];
+    gpu.launch("reduce_sum_of_squares_f32", (chunks, 1, 1), THREADS, 0, &args)?;
+    partial.to_vec1()
+}
+
+pub(super) fn scale(gpu: &Gpu, x: &Tensor, factor: f32) -> Result<()> {
+    let n = x.elem_count();
+    gpu.launch_flat("reduce_scale_f32", n, &[gpu.arg(x, DType::F32)?, factor.into(), (n as u64).into()])
+}
+
+/// The sums of the elements' hashes.
+pub(super) fn hashes(gpu: &Gpu, parts: &[&Tensor]) -> Result<[u64; 2]> {
+    // Two sums of 64 bits, the lower half of each first.
+    let sums = gpu.empty(4, DType::U32)?;
+    gpu.zero(&sums)?;
+    let mut first = 0;
+    for part in parts {
+        let n = part.elem_count() as u64;
+        let args = [
+            gpu.arg(part, DType::F32)?,
+            n.into(),
+            first.into(),
+            KEYS[0].into(),
+            KEYS[1].into(),
+            gpu.arg(&sums, DType::U32)?,
+        ];
+        let blocks = part.elem_count().div_ceil(CHUNK).min(HASH_BLOCKS);
+        gpu.launch("reduce_fingerprint_f32", (blocks, 1, 1), THREADS, 0, &args)?;
+        first += n;
+    }
+    let halves = sums.to_vec1::<u32>()?;
+    Ok([0, 2].map(|i| u64::from(halves[i]) | u64::from(halves[i + 1]) << 32))
+}
+
+/// `Pairs` of reduce.cu.
+#[repr(C)]
+struct Pairs {
+    count: u32,
+    pair: [Pair; PAIRS],
+}
+
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Pair(u32, u32);
+
+/// `vectors[left] += vectors[right]` for each (left, right) in order, one launch on `stream`.
+///
+/// `vectors` is the address of f32 vectors of `elements` each, one after the other, on the GPU of the stream, which was
+/// opened; nothing else uses them meanwhile.
+pub fn tree_combine(
+    stream: &Arc<CudaStream>,
+    order: &[(usize, usize)],
+    vectors: u64,
+    elements: usize,
+) -> Result<()> {
+    let gpu = Gpu::of_stream(stream)?;
+    for order in order.chunks(PAIRS) {
+        let mut pairs = Pairs { count: order.len() as u32, pair: [Pair(0, 0); PAIRS] };
+        for (pair, &(left, right)) in pairs.pair.iter_mut().zip(order) {
+            let (Ok(left), Ok(right)) = (u32::try_from(left), u32::try_from(right)) else {
+                candle_core::bail!("{left} and {right} are not numbers of vectors");
+            };
+            *pair = Pair(left, right);
+        }
+        let (mut vectors, mut n) = (vectors, elements as u64);
+        let mut args: [*mut c_void; 3] =
+            [(&raw mut vectors).cast(), (&raw mut n).cast(), (&raw mut pairs).cast()];
+        let (grid, threads) = flat(elements);
+        gpu.launch_on(stream, "reduce_tree_combine_f32", grid, threads, 0, &mut args)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,84 @@
+//! The norm on the CPU, rows in parallel.
+
+use candle_core::{Device, Result, Tensor};
+use rayon::prelude::*;
+
+use crate::cpu::{filled, read_f32};
+use crate::simd::{dot, sum, vectorize};
+
+/// The normalized `x`, and 1 / standard deviation of each row.
+pub(super) fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+    let (tokens, features) = x.dims2()?;
+    let mut rstd = vec![0.0; tokens];
+    let y = read_f32(x, |x| {
+        read_f32(weight, |w| {
+            filled((tokens, features), |y| {
+                let rows = y.par_chunks_mut(features).zip(x.par_chunks(features)).zip(&mut rstd);
+                rows.with_min_len(8).for_each(|((y, x), rstd)| {
+                    vectorize(|| {
+                        *rstd = 1.0 / (dot(x, x) / features as f32 + eps as f32).sqrt();
+                        for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                            *y = w * (x * *rstd);
+                        }
+                    });
+                });
+            })
+        })
+    })???;
+    Ok((y, Tensor::from_vec(rstd, tokens, &Device::Cpu)?))
+}
+
+pub(super) fn again(rstd: &Tensor, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    let (tokens, features) = x.dims2()?;
+    read_f32(rstd, |rstd| -> Result<Tensor> {
+        read_f32(x, |x| {
+            read_f32(weight, |w| {
+                filled((tokens, features), |y| {
+                    let rows = y.par_chunks_mut(features).zip(x.par_chunks(features)).zip(rstd);
+                    rows.with_min_len(8).for_each(|((y, x), rstd)| {
+                        vectorize(|| {
+                            for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
+                                *y = w * (x * rstd);
+                            }
+                        });
+                    });
+                })
+            })
+        })??
+    })?
+}
+
+pub(super) fn backward(
+    rstd: &Tensor,
+    x: &Tensor,
+    weight: &Tensor,
+    dy: &Tensor,
+    residual: Option<&Tensor>,
+) -> Result<Tensor> {
+    let (tokens, features) = x.dims2()?;
+    let dx = read_f32(rstd, |rstd| -> Result<Tensor> {
+        read_f32(x, |x| -> Result<Tensor> {
+            read_f32(weight, |w| -> Result<Tensor> {
+                read_f32(dy, |dy| {
+                    filled((tokens, features), |dx| {
+                        let rows = dx.par_chunks_mut(features).zip(x.par_chunks(features));
+                        let rows = rows.zip(dy.par_chunks(features)).zip(rstd);
+                        rows.with_min_len(8).for_each(|(((dx, x), dy), &rstd)| {
+                            vectorize(|| {
+                                let projection = sum(features, |i| w[i] * dy[i] * x[i]);
+                                let factor = projection * rstd * rstd * rstd / features as f32;
+                                for (((dx, x), dy), w) in dx.iter_mut().zip(x).zip(dy).zip(w) {
+                                    *dx = rstd * (w * dy) - factor * x;
+                                }
+                            });
+                        });
+                    })
+                })?
+            })?
+        })?
+    })??;
+    if let Some(residual) = residual {
+        crate::add_assign(&dx, residual)?;
+    }
+    Ok(dx)
+}

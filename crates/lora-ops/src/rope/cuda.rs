@@ -1,0 +1,30 @@
+//! Rotation on a GPU.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::RopeTable;
+use crate::cuda::{Arg, Gpu, row_grid, runs, suffix};
+
+pub(super) fn rotate(
+    gpu: &Gpu,
+    table: &RopeTable,
+    x: &Tensor,
+    seq: usize,
+    first: usize,
+    direction: f32,
+) -> Result<()> {
+    let ((tokens, features), half, dtype) = (x.dims2()?, table.half, x.dtype());
+    let heads = features / (2 * half);
+    let (blocks, threads) = row_grid(tokens, heads * runs(half, dtype));
+    let args = [
+        gpu.arg(x, dtype)?,
+        gpu.arg(&table.cos, DType::F32)?,
+        gpu.arg(&table.sin, DType::F32)?,
+        Arg::size(heads)?,
+        Arg::size(half)?,
+        Arg::size(seq)?,
+        Arg::size(first)?,
+        direction.into(),
+    ];
+    gpu.launch(&format!("rope_rotate_{}", suffix(dtype)?), blocks, threads, 0, &args)
+}

@@ -1,0 +1,107 @@
+//! Where a worker computes.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The device of a worker, as people write it: `auto`, `cpu`, `cuda:N`, or `cuda` for `cuda:0`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum Device {
+    /// The first GPU, where the build can use it and there is one; else the CPU.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU of this number, from 0, of those that CUDA shows this process.
+    Cuda(usize),
+}
+
+/// A text that names no device.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("must be auto, cpu, cuda, or cuda:N with the number of a GPU, such as cuda:0")]
+pub struct DeviceError;
+
+impl FromStr for Device {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
+            _ => {
+                let number = text.strip_prefix("cuda:").ok_or(DeviceError)?;
+                // `parse` alone would take a sign.
+                let digits = number.bytes().all(|byte| byte.is_ascii_digit());
+                number.parse().ok().filter(|_| digits).map(Self::Cuda).ok_or(DeviceError)
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = DeviceError;
+
+    fn try_from(text: String) -> Result<Self, DeviceError> {
+        text.parse()
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> Self {
+        device.to_string()
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_device_is_written_as_it_is_read() {
+        for (text, device) in [
+            ("auto", Device::Auto),
+            ("cpu", Device::Cpu),
+            ("cuda:0", Device::Cuda(0)),
+            ("cuda:13", Device::Cuda(13)),
+        ] {
+            assert_eq!(text.parse(), Ok(device));
+            assert_eq!(device.to_string(), text);
+            let json = serde_json::to_string(&device).unwrap();
+            assert_eq!(json, format!("{text:?}"));
+            assert_eq!(serde_json::from_str::<Device>(&json).unwrap(), device);
+        }
+        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+    }
+
+    #[test]
+    fn anything_else_is_refused_with_what_would_be_right() {
+        for text in [
+            "",
+            "gpu",
+            "CPU",
+            "cuda:",
+            "cuda:+1",
+            "cuda:-1",
+            "cuda: 0",
+            "cuda:0,1",
+            "cuda:99999999999999999999",
+        ] {
+            assert_eq!(text.parse::<Device>(), Err(DeviceError), "{text}");
+            let error = serde_json::from_value::<Device>(text.into()).unwrap_err().to_string();
+            assert!(error.starts_with("must be auto, cpu, cuda, or cuda:N"), "{error}");
+        }
+    }
+}

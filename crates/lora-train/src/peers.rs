@@ -1,0 +1,178 @@
+//! The other ranks, and the sum of all ranks' gradients.
+//!
+//! The sum is the same, bit for bit, whichever way it takes: over TCP when all gradients are there, or, between GPUs, through
+//! NCCL block by block, on a stream of its own while the next block is computed.
+
+use std::ops::Range;
+
+use candle_core::{Device, Tensor};
+use lora_collective::device::Collective;
+use lora_collective::tree::NodeId;
+use lora_collective::{CollectiveError, Group};
+use lora_ops::device::write_f32;
+
+use crate::TrainError;
+
+/// How long NCCL may take to connect the ranks.
+#[cfg(feature = "cuda")]
+const FORM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+
+/// The ranks of the job's present group.
+pub struct Peers {
+    group: Group,
+    #[cfg(feature = "cuda")]
+    nccl: Option<lora_collective::NcclGroup>,
+}
+
+/// Which micro-batches of a step each rank computes.
+#[derive(Debug, Clone, Copy)]
+pub struct Share<'a> {
+    /// Micro-batches of the step.
+    pub leaves: usize,
+    /// Those of each rank, by rank.
+    pub ranges: &'a [Range<usize>],
+}
+
+impl Peers {
+    /// No others.
+    pub fn none() -> Self {
+        Self {
+            group: Group::single(),
+            #[cfg(feature = "cuda")]
+            nccl: None,
+        }
+    }
+
+    /// The ranks of `group`, whose gradients are on `device`.
+    pub fn new(group: Group, collective: Collective, device: &Device) -> Result<Self, TrainError> {
+        #[cfg(feature = "cuda")]
+        {
+            let mut group = group;
+            let nccl = nccl(&mut group, collective, device)?;
+            Ok(Self { group, nccl })
+        }
+        #[cfg(not(feature = "cuda"))]
+        match (collective, device) {
+            (Collective::Nccl, _) => {
+                let message = "collective nccl: this build has no CUDA; auto and tcp work in it".to_owned();
+                Err(CollectiveError::Argument(message).into())
+            }
+            _ => Ok(Self { group }),
+        }
+    }
+
+    /// The connections of the group.
+    pub(crate) fn group(&mut self) -> &mut Group {
+        &mut self.group
+    }
+
+    /// This rank.
+    pub(crate) fn rank(&self) -> usize {
+        self.group.rank()
+    }
+
+    /// The number of ranks.
+    pub(crate) fn world_size(&self) -> usize {
+        self.group.world_size()
+    }
+
+    /// Bytes sent to all peers since the group was formed.
+    pub(crate) fn bytes_sent(&self) -> u64 {
+        #[cfg(feature = "cuda")]
+        let through_nccl = self.nccl.as_ref().map_or(0, lora_collective::NcclGroup::bytes_sent);
+        #[cfg(not(feature = "cuda"))]
+        let through_nccl = 0;
+        self.group.bytes_sent() + through_nccl
+    }
+
+    /// Fails where the run was cancelled.
+    pub(crate) fn check_cancelled(&self) -> Result<(), TrainError> {
+        if self.group.cancel_token().is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) }
+    }
+
+    /// Whether the sum of a block's gradients is begun as soon as they are there ([`Self::reduce_part`]); else all are summed
+    /// at the end ([`Self::reduce`]).
+    pub(crate) fn reduces_early(&self) -> bool {
+        #[cfg(feature = "cuda")]
+        {
+            self.nccl.is_some()
+        }
+        #[cfg(not(feature = "cuda"))]
+        {
+            false
+        }
+    }
+
+    /// Begins the sum of a part of all ranks' gradients: `nodes` and `out` are that part of this rank's sums and of the result.
+    /// All ranks must begin the same parts in the same order.
+    pub(crate) fn reduce_part(
+        &mut self,
+        share: Share,
+        nodes: &[(NodeId, Tensor)],
+        out: &Tensor,
+    ) -> Result<(), TrainError> {
+        #[cfg(feature = "cuda")]
+        if let Some(nccl) = &mut self.nccl {
+            let address = lora_ops::cuda::address;
+            let nodes = nodes
+                .iter()
+                .map(|(id, node)| Ok((*id, address(node)?)))
+                .collect::<Result<Vec<_>, TrainError>>()?;
+            let Share { leaves, ranges } = share;
+            nccl.all_reduce(&mut self.group, leaves, ranges, &nodes, address(out)?, out.elem_count())?;
+        }
+        let _ = (share, nodes, out);
+        Ok(())
+    }
+
+    /// Waits for the sums that were begun.
+    pub(crate) fn finish_parts(&mut self) -> Result<(), TrainError> {
+        #[cfg(feature = "cuda")]
+        if let Some(nccl) = &mut self.nccl {
+            nccl.finish(&mut self.group)?;
+        }
+        Ok(())
+    }
+
+    /// Sums all ranks' gradients into `out`, over TCP.
+    pub(crate) fn reduce(
+        &mut self,
+        share: Share,
+        nodes: &[(NodeId, &Tensor)],
+        out: &Tensor,
+    ) -> Result<(), TrainError> {
+        let host = nodes.iter().map(|(id, node)| Ok((*id, node.to_vec1()?)));
+        let host = host.collect::<Result<Vec<(NodeId, Vec<f32>)>, TrainError>>()?;
+        let nodes: Vec<(NodeId, &[f32])> = host.iter().map(|(id, node)| (*id, node.as_slice())).collect();
+        let mut sums = vec![0.0; out.elem_count()];
+        self.group.all_reduce_tree(share.leaves, share.ranges, &nodes, &mut sums)?;
+        Ok(write_f32(out, &sums)?)
+    }
+}
+
+/// NCCL's group of the ranks, where all can and none objects.
+#[cfg(feature = "cuda")]
+fn nccl(
+    group: &mut Group,
+    collective: Collective,
+    device: &Device,
+) -> Result<Option<lora_collective::NcclGroup>, TrainError> {
+    use lora_collective::NcclGroup;
+
+    if group.world_size() == 1 {
+        return Ok(None);
+    }
+    // The ranks of a group have one kind of device.
+    let Some((gpu, stream)) = lora_ops::cuda::uuid(device)?.zip(lora_ops::cuda::stream(device)?) else {
+        return match collective {
+            Collective::Nccl => {
+                Err(CollectiveError::Argument("collective nccl: the device is a CPU".to_owned()).into())
+            }
+            Collective::Auto | Collective::Tcp => Ok(None),
+        };
+    };
+    if !NcclGroup::agree(group, collective, &gpu)? {
+        return Ok(None);
+    }
+    Ok(Some(NcclGroup::form(group, stream, FORM_TIMEOUT)?))
+}

@@ -1,0 +1,152 @@
+//! Readings of a worker's device, for `loractl doctor`: what it is, how fast products and copies are, and a sum over ranks.
+
+use std::time::Instant;
+
+use candle_core::{DType, Tensor};
+use lora_collective::Group;
+use lora_collective::device::Collective;
+use lora_collective::tree::{nodes_in, partition};
+use lora_ops::device::{Mark, describe};
+use lora_ops::gemm::{of, product};
+use lora_ops::pointwise::add_assign;
+use serde::{Deserialize, Serialize};
+
+use crate::{ComputeDevice, Peers, Share, TrainError};
+
+/// Rows and columns of the products that are timed: see [`time_largest`].
+const SIDES: [usize; 4] = [512, 1024, 2048, 4096];
+/// Elements of the vectors that are added; f32.
+const LENGTHS: [usize; 4] = [1 << 20, 4 << 20, 16 << 20, 64 << 20];
+/// Seconds that are long enough to be timed.
+const LONG: f64 = 0.01;
+/// Of these many runs the median counts.
+const RUNS: usize = 9;
+
+/// Rates of a device.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DeviceReading {
+    /// What the bits of results depend on; see [`crate::numerics_id`].
+    pub device: String,
+    /// Rows and columns of the matrices that were multiplied, in bf16 on a GPU, in f32 on the CPU.
+    pub product_side: usize,
+    /// Products of such matrices, in 10^12 floating-point operations a second.
+    pub product_tflops: f64,
+    /// `a += b` of long f32 vectors, in 10^9 bytes read and written a second.
+    pub memory_gb_s: f64,
+}
+
+/// A sum over ranks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct AllReduceReading {
+    /// `nccl` or `tcp`.
+    pub through: String,
+    /// Ranks.
+    pub world_size: usize,
+    /// Of one rank's vector.
+    pub bytes: u64,
+    /// Median of some runs.
+    pub seconds: f64,
+}
+
+/// Times products and memory of `device`.
+pub fn device_reading(device: &ComputeDevice) -> Result<DeviceReading, TrainError> {
+    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+    let (product_side, seconds) = time_largest(device, &SIDES, |side| {
+        let random = || {
+            Tensor::rand(-1.0_f32, 1.0, (side, side), &ComputeDevice::Cpu)?.to_dtype(dtype)?.to_device(device)
+        };
+        let (a, b, c) = (random()?, random()?, Tensor::zeros((side, side), dtype, device)?);
+        Ok(move || Ok(product(1.0, of(&a), of(&b), 0.0, &c)?))
+    })?;
+    let product_tflops = 2.0 * (product_side as f64).powi(3) / seconds / 1e12;
+    let (length, seconds) = time_largest(device, &LENGTHS, |length| {
+        let vector = || Tensor::zeros(length, DType::F32, device);
+        let (x, y) = (vector()?, vector()?);
+        Ok(move || Ok(add_assign(&x, &y)?))
+    })?;
+    let memory_gb_s = 12.0 * length as f64 / seconds / 1e9;
+    Ok(DeviceReading { device: describe(device)?, product_side, product_tflops, memory_gb_s })
+}
+
+/// Times the sum of one vector of `elements` f32 a rank over the ranks of `group`.
+pub fn all_reduce_reading(
+    group: Group,
+    collective: Collective,
+    device: &ComputeDevice,
+    elements: usize,
+) -> Result<AllReduceReading, TrainError> {
+    let (rank, world_size) = (group.rank(), group.world_size());
+    let mut peers = Peers::new(group, collective, device)?;
+    let ranges = partition(world_size, world_size)?;
+    let share = Share { leaves: world_size, ranges: &ranges };
+    let ids = nodes_in(world_size, &ranges[rank])?;
+    let (node, out) = (
+        Tensor::from_vec(vec![1.0_f32; elements], elements, device)?,
+        Tensor::zeros(elements, DType::F32, device)?,
+    );
+    let nccl = peers.reduces_early();
+    let mut run = || {
+        if nccl {
+            let nodes: Vec<_> = ids.iter().map(|id| (*id, node.clone())).collect();
+            peers.reduce_part(share, &nodes, &out)?;
+            peers.finish_parts()
+        } else {
+            let nodes: Vec<_> = ids.iter().map(|id| (*id, &node)).collect();
+            peers.reduce(share, &nodes, &out)
+        }
+    };
+    time(device, 1, &mut run)?;
+    let seconds = median(|| time(device, 1, &mut run))?;
+    let sums: Vec<f32> = out.to_vec1()?;
+    if let Some(wrong) = sums.iter().find(|sum| **sum != world_size as f32) {
+        return Err(candle_core::Error::Msg(format!("the sum of {world_size} ones is {wrong}")).into());
+    }
+    // So that no rank is missed by one that is behind.
+    peers.group().barrier()?;
+    let through = if nccl { "nccl" } else { "tcp" }.to_owned();
+    Ok(AllReduceReading { through, world_size, bytes: 4 * elements as u64, seconds })
+}
+
+/// Times what `make` makes of the first of `sizes` of which a run takes [`LONG`], or of the last: that size, and the seconds of a
+/// run.
+fn time_largest<R: FnMut() -> Result<(), TrainError>>(
+    device: &ComputeDevice,
+    sizes: &[usize],
+    make: impl Fn(usize) -> Result<R, TrainError>,
+) -> Result<(usize, f64), TrainError> {
+    let mut sizes = sizes.iter().copied().peekable();
+    while let Some(size) = sizes.next() {
+        let mut run = make(size)?;
+        time(device, 1, &mut run)?;
+        let once = time(device, 1, &mut run)?;
+        if once >= LONG || sizes.peek().is_none() {
+            // Many in a row, so that waiting for their end does not count.
+            let together = (LONG / once).clamp(1.0, 20.0) as usize;
+            return Ok((size, median(|| time(device, together, &mut run))?));
+        }
+    }
+    Ok((0, f64::INFINITY))
+}
+
+/// Median of some times.
+fn median(mut time: impl FnMut() -> Result<f64, TrainError>) -> Result<f64, TrainError> {
+    let mut seconds = (0..RUNS).map(|_| time()).collect::<Result<Vec<f64>, TrainError>>()?;
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[RUNS / 2])
+}
+
+/// Seconds of one of these many runs in a row.
+fn time(
+    device: &ComputeDevice,
+    runs: usize,
+    mut run: impl FnMut() -> Result<(), TrainError>,
+) -> Result<f64, TrainError> {
+    let started = Instant::now();
+    for _ in 0..runs {
+        run()?;
+    }
+    if let Some(mark) = Mark::now(device)? {
+        mark.wait()?;
+    }
+    Ok(started.elapsed().as_secs_f64() / runs as f64)
+}

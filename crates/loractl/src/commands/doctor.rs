@@ -1,0 +1,50 @@
+//! `loractl doctor`: what this machine can train on.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+
+use crate::doctor::{Options, examine};
+use crate::local::DeviceChoice;
+use crate::output::Format;
+
+/// Say what this machine can train on, and what it lacks for GPUs
+///
+/// Loads the driver and CUDA's libraries, each in a process of its own, and tells their versions and where they are. With a
+/// lora-worker that was built for CUDA it takes readings on every GPU. The exit code is 1 if CUDA does not work and was asked
+/// for.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl doctor
+  loractl doctor --device cuda
+  loractl doctor --worker target/release/lora-worker -o json | jq .cuda.problems")]
+pub(crate) struct Args {
+    /// What is asked for; auto looks for GPUs and can do without.
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
+    /// A lora-worker that was built for CUDA [default: beside loractl, then on PATH]
+    #[arg(long, value_name = "PATH")]
+    worker: Option<PathBuf>,
+    /// Seconds that each process may take that is asked something.
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    timeout: u32,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+pub(crate) fn execute(args: Args) -> Result<ExitCode> {
+    let Args { device, worker, timeout, output } = args;
+    let limit = Duration::from_secs(timeout.into());
+    let options = Options { cuda: device != DeviceChoice::Cpu, worker, limit };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    let report = runtime.block_on(examine(&options))?;
+    output.print(&report, || report.text())?;
+    let works = report.cuda.is_some_and(|cuda| cuda.works);
+    Ok(if device == DeviceChoice::Cuda && !works { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}

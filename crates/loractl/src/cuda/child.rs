@@ -1,0 +1,94 @@
+//! Programs that answer in JSON, if they do not hang or crash.
+
+use std::io;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Output, Stdio};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ChildError {
+    /// It cannot be started.
+    #[error("cannot be started: {0}")]
+    Start(#[source] io::Error),
+    /// It took too long and was killed.
+    #[error("hangs: no answer within {} s", .0.as_secs_f64())]
+    Hung(Duration),
+    /// A signal ended it.
+    #[error("crashes (signal {signal}){}", with_colon(.said))]
+    Crashed {
+        /// The signal's number.
+        signal: i32,
+        /// The last line that it wrote to stderr.
+        said: String,
+    },
+    /// It said why not.
+    #[error("{0}")]
+    Failed(String),
+    /// What it wrote to stdout is no answer.
+    #[error("gives an answer that is not understood: {0}")]
+    Nonsense(String),
+}
+
+/// The last line that `command` writes to stdout, read as JSON. After `limit` it is killed.
+pub(crate) async fn answer<T: DeserializeOwned>(
+    command: &mut Command,
+    limit: Duration,
+) -> Result<T, ChildError> {
+    let text = last_line(command, limit).await?;
+    serde_json::from_str(&text).map_err(|error| ChildError::Nonsense(format!("{error}: {text:?}")))
+}
+
+/// The last line that `command` writes to stdout: libraries may write there, too. After `limit` it is killed.
+pub(super) async fn last_line(command: &mut Command, limit: Duration) -> Result<String, ChildError> {
+    let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
+    let ended = timeout(limit, running).await.map_err(|_| ChildError::Hung(limit))?;
+    let Output { status, stdout, stderr } = ended.map_err(ChildError::Start)?;
+    if status.success() {
+        return Ok(last(&stdout));
+    }
+    Err(failure(status, last(&stderr)))
+}
+
+fn failure(status: ExitStatus, said: String) -> ChildError {
+    match status.signal() {
+        Some(signal) => ChildError::Crashed { signal, said },
+        None if said.is_empty() => ChildError::Failed(format!("ends with {status}")),
+        None => ChildError::Failed(said.trim_start_matches("error: ").to_owned()),
+    }
+}
+
+fn last(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    text.trim_end().rsplit('\n').next().unwrap_or_default().trim_end().to_owned()
+}
+
+fn with_colon(said: &str) -> String {
+    if said.is_empty() { String::new() } else { format!(": {said}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ask(script: &str, limit: Duration) -> Result<u32, String> {
+        answer(Command::new("sh").args(["-c", script]), limit).await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn whatever_a_child_does_there_is_an_answer_or_a_reason() {
+        let enough = Duration::from_secs(20);
+        assert_eq!(ask("echo a library greets; echo 7", enough).await, Ok(7));
+        let error = |answer: Result<u32, String>| answer.unwrap_err();
+        assert_eq!(error(ask("echo error: it is not there >&2; exit 1", enough).await), "it is not there");
+        assert_eq!(error(ask("exit 3", enough).await), "ends with exit status: 3");
+        assert_eq!(error(ask("echo help >&2; kill -SEGV $$", enough).await), "crashes (signal 11): help");
+        assert!(error(ask("echo seven", enough).await).starts_with("gives an answer that is not understood"));
+        let error = ask("exec sleep 1000", Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(error, "hangs: no answer within 0.02 s");
+    }
+}

@@ -1,0 +1,393 @@
+//! What is wrong, and what would help.
+
+use std::path::{Path, PathBuf};
+
+use lora_train::AllReduceReading;
+use lora_worker::probe::Reading;
+
+use super::built_for_cuda;
+use super::report::Problem;
+use crate::cuda::{
+    Build, Candidate, ChildError, Driver, Gpu, LIBRARIES, Library, Loaded, OLDEST_CUDA, dotted, unsearched,
+};
+
+/// The least that the kernels are compiled for.
+const OLDEST_GPU: (i32, i32) = (8, 0);
+
+const INSTALL_DRIVER: &str = "install NVIDIA's driver 580 or newer (Ubuntu: apt install nvidia-driver-580; Debian: cuda-drivers, from NVIDIA's \
+     repository) and restart";
+
+/// What of this machine decides about remedies.
+#[derive(Debug, Clone)]
+pub(super) struct Surroundings {
+    /// This is a container.
+    pub(super) container: bool,
+    /// NVIDIA's device files are here.
+    pub(super) device_files: bool,
+    /// An NVIDIA GPU is on the bus.
+    pub(super) on_the_bus: bool,
+    /// Where a library is that the loader does not look for there.
+    pub(super) unsearched: fn(&str) -> Option<PathBuf>,
+}
+
+impl Surroundings {
+    /// As it is here.
+    pub(super) fn look() -> Self {
+        let files = ["/.dockerenv", "/run/.containerenv"];
+        Self {
+            container: files.iter().any(|file| Path::new(file).exists())
+                || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
+            device_files: Path::new("/dev/nvidiactl").exists(),
+            on_the_bus: on_the_bus(),
+            unsearched,
+        }
+    }
+}
+
+/// A display or 3D controller of NVIDIA's.
+fn on_the_bus() -> bool {
+    let devices = std::fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().flatten();
+    let word = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
+    devices.map(|device| device.path()).any(|device| {
+        word(device.join("vendor")).trim() == "0x10de" && word(device.join("class")).starts_with("0x03")
+    })
+}
+
+/// All that keeps GPUs from being trained on; nothing: it works.
+pub(super) fn problems(
+    driver: &Result<Driver, ChildError>,
+    libraries: &[Result<Loaded, ChildError>],
+    workers: &[Candidate],
+    readings: &[Result<Reading, ChildError>],
+    all_reduce: Option<&Result<AllReduceReading, ChildError>>,
+    here: &Surroundings,
+) -> Vec<Problem> {
+    let mut problems: Vec<Problem> = of_driver(driver, here).into_iter().collect();
+    let gpus = driver.as_ref().map_or(&[][..], |driver| &driver.gpus);
+    problems.extend(gpus.iter().enumerate().filter_map(|(number, gpu)| of_gpu(number, gpu)));
+    problems.extend(of_libraries(libraries, here));
+    problems.extend(of_workers(workers));
+    for (number, reading) in readings.iter().enumerate() {
+        if let Err(error) = reading {
+            problems.push(Problem {
+                what: format!("GPU {number}: the worker's probe: {error}"),
+                remedy: "where the libraries above are in order: nvidia-smi says whether the GPU is, dmesg what the driver \
+                         complains about"
+                    .into(),
+            });
+        }
+    }
+    if let Some(Err(error)) = all_reduce {
+        problems.push(Problem {
+            what: format!("all-reduce among the GPUs' workers: {error}"),
+            remedy:
+                "NCCL_DEBUG=INFO in the environment of loractl doctor makes NCCL say more; a worker with \
+                     collective = \"tcp\" does without NCCL"
+                    .into(),
+        });
+    }
+    problems
+}
+
+fn of_driver(driver: &Result<Driver, ChildError>, here: &Surroundings) -> Option<Problem> {
+    let (what, remedy) = match driver {
+        Ok(Driver { cuda, version, .. }) if *cuda < OLDEST_CUDA => {
+            let version = version.as_ref().map_or(String::new(), |version| format!(" {version}"));
+            let (known, wanted) = (dotted(*cuda), dotted(OLDEST_CUDA));
+            let what =
+                format!("the driver{version} is too old: it knows CUDA {known}, workers need {wanted}");
+            (what, format!("{INSTALL_DRIVER}{}", if here.container { ", on the host" } else { "" }))
+        }
+        Ok(Driver { problem: Some(problem), .. }) => {
+            (format!("the driver cannot be used: {problem}"), remedy_without_gpu(here))
+        }
+        Ok(Driver { gpus, .. }) if gpus.is_empty() => {
+            ("the driver shows no GPU".into(), remedy_without_gpu(here))
+        }
+        Ok(_) => return None,
+        Err(ChildError::Failed(error)) => {
+            (format!("the driver's library cannot be loaded: {error}"), remedy_without_driver(here))
+        }
+        Err(error) => (
+            format!("the driver {error}"),
+            "nvidia-smi and dmesg say more; a driver that hangs needs a restart of the machine".into(),
+        ),
+    };
+    Some(Problem { what, remedy })
+}
+
+fn remedy_without_gpu(here: &Surroundings) -> String {
+    if std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
+        return "CUDA_VISIBLE_DEVICES is set: it says which GPUs this process may see".into();
+    }
+    if here.container && !here.device_files {
+        return IN_CONTAINER.into();
+    }
+    "nvidia-smi says whether the driver has a GPU; after an update of the driver the machine needs a restart"
+        .into()
+}
+
+fn remedy_without_driver(here: &Surroundings) -> String {
+    if let Some(directory) = (here.unsearched)("libcuda.so.1") {
+        return ld_library_path(&[directory]);
+    }
+    match (here.container, here.device_files, here.on_the_bus) {
+        (true, true, _) => {
+            "the container has the GPU's devices without the driver's libraries: NVIDIA_DRIVER_CAPABILITIES \
+                            must have compute, as in compute,utility"
+                .into()
+        }
+        (true, false, _) => IN_CONTAINER.into(),
+        (false, _, true) | (false, true, _) => INSTALL_DRIVER.into(),
+        (false, false, false) => {
+            format!("no NVIDIA GPU was found in this machine; where there is one: {INSTALL_DRIVER}")
+        }
+    }
+}
+
+const IN_CONTAINER: &str = "this is a container without a GPU: start it with `docker run --gpus all` (the host needs the driver \
+                            and NVIDIA's container toolkit), with the compose file's profile gpu, or on Kubernetes with the \
+                            limit nvidia.com/gpu";
+
+fn of_gpu(number: usize, gpu: &Gpu) -> Option<Problem> {
+    let (major, minor) = gpu.compute_capability;
+    (gpu.compute_capability < OLDEST_GPU).then(|| Problem {
+        what: format!("GPU {number}, {}, is too old: its compute capability is {major}.{minor}", gpu.name),
+        remedy: format!(
+            "{}.{} (Ampere) is the least; CUDA_VISIBLE_DEVICES hides a GPU from workers",
+            OLDEST_GPU.0, OLDEST_GPU.1
+        ),
+    })
+}
+
+fn of_libraries(libraries: &[Result<Loaded, ChildError>], here: &Surroundings) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let (mut missing, mut unsearched): (Vec<&Library>, Vec<(&Library, PathBuf)>) = Default::default();
+    for (library, loaded) in LIBRARIES.iter().zip(libraries).filter(|(library, _)| library.needed) {
+        match loaded {
+            Ok(_) => {}
+            // The loader's own words where the file is not to be found.
+            Err(ChildError::Failed(error))
+                if error.starts_with(&format!("{}: cannot open", library.file)) =>
+            {
+                match (here.unsearched)(library.file) {
+                    Some(directory) => unsearched.push((library, directory)),
+                    None => missing.push(library),
+                }
+            }
+            Err(error) => problems.push(Problem {
+                what: format!("{}: {}: {error}", library.name, library.file),
+                remedy: format!("install it again: {}", packages(&[library])),
+            }),
+        }
+    }
+    let names = |libraries: &[&Library]| {
+        libraries
+            .iter()
+            .map(|library| format!("{} ({})", library.name, library.file))
+            .collect::<Vec<_>>()
+            .join(", ")
+    };
+    if !missing.is_empty() {
+        problems
+            .push(Problem { what: format!("not found: {}", names(&missing)), remedy: packages(&missing) });
+    }
+    if !unsearched.is_empty() {
+        let (found, directories): (Vec<&Library>, Vec<PathBuf>) = unsearched.into_iter().unzip();
+        problems.push(Problem {
+            what: format!("where the loader does not look: {}", names(&found)),
+            remedy: ld_library_path(&directories),
+        });
+    }
+    problems
+}
+
+/// The commands that install `libraries`.
+fn packages(libraries: &[&Library]) -> String {
+    let list = |name: fn(&Library) -> &'static str, quote: &str| {
+        let mut names: Vec<String> =
+            libraries.iter().map(|library| format!("{quote}{}{quote}", name(library))).collect();
+        names.dedup();
+        names.join(" ")
+    };
+    format!(
+        "Debian or Ubuntu, with NVIDIA's repository: apt install {}\n\
+         any Linux, in a virtual environment: pip install {}; doctor, run there, then says the LD_LIBRARY_PATH",
+        list(|library| library.package, ""),
+        list(|library| library.wheel, "'")
+    )
+}
+
+fn ld_library_path(directories: &[PathBuf]) -> String {
+    let mut directories: Vec<String> =
+        directories.iter().map(|directory| directory.display().to_string()).collect();
+    directories.dedup();
+    format!("export LD_LIBRARY_PATH={}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}", directories.join(":"))
+}
+
+fn of_workers(workers: &[Candidate]) -> Vec<Problem> {
+    let ours = env!("CARGO_PKG_VERSION");
+    let install = "build it (cargo build --release -p lora-worker --features cuda, which needs CUDA's nvcc) and put it beside \
+                   loractl or on PATH, or name it with --worker";
+    if let Some(Candidate { path, build: Build::Cuda { version } }) = built_for_cuda(workers) {
+        let other = version != ours;
+        let what = || format!("{} is of version {version}, loractl of {ours}", path.display());
+        return other
+            .then(|| Problem { what: what(), remedy: "install both of one version".into() })
+            .into_iter()
+            .collect();
+    }
+    let broken = workers.iter().filter_map(|worker| match &worker.build {
+        Build::Unknown(why) => Some(Problem {
+            what: format!("{} {why}", worker.path.display()),
+            remedy: "once the libraries above are found it starts; if they are, install it again".into(),
+        }),
+        _ => None,
+    });
+    let broken: Vec<Problem> = broken.collect();
+    if !broken.is_empty() {
+        return broken;
+    }
+    let what = match workers.first() {
+        Some(worker) => {
+            format!("no lora-worker was built for CUDA; {} is for CPUs alone", worker.path.display())
+        }
+        None => "there is no lora-worker that was built for CUDA".into(),
+    };
+    vec![Problem { what, remedy: install.into() }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HERE: Surroundings =
+        Surroundings { container: false, device_files: true, on_the_bus: true, unsearched: |_| None };
+
+    fn driver() -> Driver {
+        let gpu = Gpu { name: "NVIDIA H200".into(), memory_bytes: 150 << 30, compute_capability: (9, 0) };
+        let version = Some("580.95.05".into());
+        Driver { path: None, cuda: 13_000, version, gpus: vec![gpu], peers: Vec::new(), problem: None }
+    }
+
+    fn failed(text: &str) -> ChildError {
+        ChildError::Failed(text.into())
+    }
+
+    /// The only problem with this driver.
+    fn with(driver: Result<Driver, ChildError>, here: &Surroundings) -> Problem {
+        of_driver(&driver, here).unwrap()
+    }
+
+    fn loaded() -> Result<Loaded, ChildError> {
+        Ok(Loaded { version: None, path: None })
+    }
+
+    fn missing(file: &str) -> Result<Loaded, ChildError> {
+        Err(failed(&format!("{file}: cannot open shared object file: No such file or directory")))
+    }
+
+    #[test]
+    fn nothing_is_wrong_where_nothing_is() {
+        let worker = Build::Cuda { version: env!("CARGO_PKG_VERSION").into() };
+        let workers = [Candidate { path: "/bin/lora-worker".into(), build: worker }];
+        let mut libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
+        // One that is not needed.
+        libraries[6] = missing("libcudnn.so.9");
+        assert_eq!(problems(&Ok(driver()), &libraries, &workers, &[], None, &HERE), []);
+    }
+
+    #[test]
+    fn a_driver_can_be_too_old_or_useless_or_stuck() {
+        let old = Driver { cuda: 12_040, version: Some("550.54.15".into()), ..driver() };
+        let problem = with(Ok(old), &HERE);
+        assert_eq!(problem.what, "the driver 550.54.15 is too old: it knows CUDA 12.4, workers need 13.0");
+        assert!(problem.remedy.contains("580"), "{}", problem.remedy);
+        let useless = Driver { gpus: Vec::new(), problem: Some("cuInit: error 803".into()), ..driver() };
+        assert!(with(Ok(useless), &HERE).what.ends_with("cuInit: error 803"));
+        let stuck = with(Err(ChildError::Hung(std::time::Duration::from_secs(60))), &HERE);
+        assert_eq!(stuck.what, "the driver hangs: no answer within 60 s");
+    }
+
+    #[test]
+    fn what_helps_a_machine_without_a_driver_depends_on_where_it_runs() {
+        let none = || Err(failed("libcuda.so.1: cannot open shared object file"));
+        let here = |container, device_files, on_the_bus| Surroundings {
+            container,
+            device_files,
+            on_the_bus,
+            ..HERE
+        };
+        for (here, expected) in [
+            (here(true, false, true), "--gpus all"),
+            (here(true, true, true), "NVIDIA_DRIVER_CAPABILITIES"),
+            (here(false, false, true), "install NVIDIA's driver"),
+            (here(false, false, false), "no NVIDIA GPU was found"),
+            (
+                Surroundings { unsearched: |_| Some("/usr/lib/wsl/lib".into()), ..HERE },
+                "LD_LIBRARY_PATH=/usr/lib/wsl/lib",
+            ),
+        ] {
+            let problem = with(none(), &here);
+            assert!(problem.remedy.contains(expected), "{expected}: {}", problem.remedy);
+        }
+    }
+
+    #[test]
+    fn missing_libraries_are_installed_together_and_misplaced_ones_pointed_to() {
+        let mut libraries: Vec<_> = LIBRARIES.iter().map(|library| missing(library.file)).collect();
+        libraries[3] = loaded();
+        let [problem] = &of_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
+        assert!(
+            problem.what.contains("libcublasLt.so.13") && !problem.what.contains("libcudnn"),
+            "{}",
+            problem.what
+        );
+        let apt = "apt install cuda-cudart-13-0 libcublas-13-0 libnccl2\n";
+        assert!(problem.remedy.contains(apt), "{}", problem.remedy);
+
+        fn wheels(file: &str) -> Option<PathBuf> {
+            (file != "libnccl.so.2").then(|| "/venv/nvidia/cu13/lib".into())
+        }
+        let here = Surroundings { unsearched: wheels, ..HERE };
+        let found = of_libraries(&libraries, &here);
+        let [nccl, others] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(nccl.what, "not found: NCCL (libnccl.so.2)");
+        assert_eq!(
+            others.remedy,
+            "export LD_LIBRARY_PATH=/venv/nvidia/cu13/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
+        );
+    }
+
+    #[test]
+    fn a_library_that_is_there_but_broken_is_said_so() {
+        let mut libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
+        libraries[5] = Err(ChildError::Crashed { signal: 11, said: String::new() });
+        let [problem] = &of_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
+        assert_eq!(problem.what, "NCCL: libnccl.so.2: crashes (signal 11)");
+        assert!(problem.remedy.contains("libnccl2") && problem.remedy.contains("nvidia-nccl-cu13"));
+    }
+
+    #[test]
+    fn a_worker_is_for_cuda_of_this_version_and_starts() {
+        let candidate = |build| vec![Candidate { path: "/bin/lora-worker".into(), build }];
+        let what = |workers: &[Candidate]| {
+            of_workers(workers).into_iter().map(|problem| problem.what).collect::<Vec<_>>()
+        };
+        assert_eq!(what(&candidate(Build::Cuda { version: env!("CARGO_PKG_VERSION").into() })), [""; 0]);
+        let other = what(&candidate(Build::Cuda { version: "0.0.1".into() }));
+        assert!(other[0].contains("is of version 0.0.1"), "{other:?}");
+        let cpu = what(&candidate(Build::Cpu));
+        assert!(cpu[0].contains("/bin/lora-worker is for CPUs alone"), "{cpu:?}");
+        let broken = what(&candidate(Build::Unknown("does not start: libcublas.so.13: no".into())));
+        assert_eq!(broken, ["/bin/lora-worker does not start: libcublas.so.13: no"]);
+        assert_eq!(what(&[]), ["there is no lora-worker that was built for CUDA"]);
+    }
+
+    #[test]
+    fn an_old_gpu_is_named() {
+        let gpu = Gpu { name: "Tesla V100".into(), memory_bytes: 16 << 30, compute_capability: (7, 0) };
+        assert!(of_gpu(1, &gpu).unwrap().what.starts_with("GPU 1, Tesla V100, is too old"));
+        assert_eq!(of_gpu(0, &driver().gpus[0]), None);
+    }
+}

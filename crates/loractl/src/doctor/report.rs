@@ -1,0 +1,156 @@
+//! What was found, for programs.
+
+use std::path::PathBuf;
+
+use lora_spec::Device;
+use lora_train::{AllReduceReading, DeviceReading};
+use lora_worker::probe::{ProbeError, Reading, read};
+use serde::Serialize;
+
+use super::remedies::{Surroundings, problems};
+use crate::cuda::{Build, Candidate, ChildError, Driver, LIBRARIES, Loaded, dotted};
+
+/// What this machine can train on, and what it lacks.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    pub(crate) cpu: CpuView,
+    /// None: it was not asked for.
+    pub(crate) cuda: Option<CudaView>,
+}
+
+/// The CPU, on which every machine can train.
+#[derive(Debug, Serialize)]
+pub(crate) struct CpuView {
+    pub(crate) threads: usize,
+    /// What this program measured on it.
+    pub(crate) reading: DeviceReading,
+}
+
+/// What there is of CUDA.
+#[derive(Debug, Serialize)]
+pub(crate) struct CudaView {
+    /// Whether `loractl run --device cuda` has what it needs.
+    pub(crate) works: bool,
+    pub(crate) driver: Option<DriverView>,
+    pub(crate) gpus: Vec<GpuView>,
+    /// Pairs of GPUs of which the first reaches the second one's memory.
+    pub(crate) peers: Vec<(usize, usize)>,
+    pub(crate) libraries: Vec<LibraryView>,
+    pub(crate) workers: Vec<WorkerView>,
+    /// Among the workers of all GPUs, where there are several.
+    pub(crate) all_reduce: Option<AllReduceReading>,
+    /// What keeps it from working.
+    pub(crate) problems: Vec<Problem>,
+}
+
+/// The driver.
+#[derive(Debug, Serialize)]
+pub(crate) struct DriverView {
+    /// Of the kernel's module.
+    pub(crate) version: Option<String>,
+    /// The newest CUDA that it knows.
+    pub(crate) cuda: String,
+    pub(crate) path: Option<PathBuf>,
+}
+
+/// A GPU.
+#[derive(Debug, Serialize)]
+pub(crate) struct GpuView {
+    pub(crate) name: String,
+    pub(crate) memory_bytes: u64,
+    pub(crate) compute_capability: String,
+    /// What a worker measured on it.
+    pub(crate) reading: Option<Reading>,
+}
+
+/// A library.
+#[derive(Debug, Serialize)]
+pub(crate) struct LibraryView {
+    pub(crate) name: &'static str,
+    pub(crate) file: &'static str,
+    /// Whether training needs it.
+    pub(crate) needed: bool,
+    /// Whether it can be loaded.
+    pub(crate) loads: bool,
+    pub(crate) version: Option<String>,
+    pub(crate) path: Option<PathBuf>,
+}
+
+/// A program `lora-worker`.
+#[derive(Debug, Serialize)]
+pub(crate) struct WorkerView {
+    pub(crate) path: PathBuf,
+    /// `cuda`, `cpu`, or none: it does not say.
+    pub(crate) build: Option<&'static str>,
+}
+
+/// What is wrong, and what would help.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Problem {
+    pub(crate) what: String,
+    pub(crate) remedy: String,
+}
+
+impl Report {
+    /// Of a machine whose GPUs nobody asked for.
+    pub(super) fn of_cpu() -> Result<Self, ProbeError> {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let reading = read(Device::Cpu)?.rates;
+        Ok(Self { cpu: CpuView { threads, reading }, cuda: None })
+    }
+
+    /// Of everything; `libraries` in the order of [`LIBRARIES`], `readings` in that of the GPUs.
+    pub(super) fn new(
+        driver: Result<Driver, ChildError>,
+        libraries: Vec<Result<Loaded, ChildError>>,
+        workers: Vec<Candidate>,
+        readings: Vec<Result<Reading, ChildError>>,
+        all_reduce: Option<Result<AllReduceReading, ChildError>>,
+    ) -> Result<Self, ProbeError> {
+        let surroundings = Surroundings::look();
+        let found = problems(&driver, &libraries, &workers, &readings, all_reduce.as_ref(), &surroundings);
+        let (driver, devices, peers) = match driver {
+            Ok(Driver { path, cuda, version, gpus, peers, .. }) => {
+                (Some(DriverView { version, cuda: dotted(cuda), path }), gpus, peers)
+            }
+            Err(_) => (None, Vec::new(), Vec::new()),
+        };
+        let mut readings = readings.into_iter();
+        let gpus = devices.into_iter().map(|gpu| GpuView {
+            name: gpu.name,
+            memory_bytes: gpu.memory_bytes,
+            compute_capability: format!("{}.{}", gpu.compute_capability.0, gpu.compute_capability.1),
+            reading: readings.next().and_then(Result::ok),
+        });
+        let libraries = LIBRARIES.iter().zip(libraries).map(|(library, loaded)| {
+            let loaded = loaded.ok();
+            LibraryView {
+                name: library.name,
+                file: library.file,
+                needed: library.needed,
+                loads: loaded.is_some(),
+                version: loaded.as_ref().and_then(|loaded| loaded.version.clone()),
+                path: loaded.and_then(|loaded| loaded.path),
+            }
+        });
+        let workers = workers.into_iter().map(|Candidate { path, build }| WorkerView {
+            path,
+            build: match build {
+                Build::Cuda { .. } => Some("cuda"),
+                Build::Cpu => Some("cpu"),
+                Build::Unknown(_) => None,
+            },
+        });
+        let cuda = CudaView {
+            works: found.is_empty(),
+            driver,
+            gpus: gpus.collect(),
+            peers,
+            libraries: libraries.collect(),
+            workers: workers.collect(),
+            all_reduce: all_reduce.and_then(Result::ok),
+            problems: found,
+        };
+        Ok(Self { cuda: Some(cuda), ..Self::of_cpu()? })
+    }
+}

@@ -1,0 +1,108 @@
+//! What was found, for people.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use lora_train::{AllReduceReading, DeviceReading};
+use lora_worker::probe::Reading;
+
+use super::report::{CpuView, CudaView, GpuView, LibraryView, Report};
+use crate::output::{Table, bytes};
+
+impl Report {
+    /// Names and values, then problems with their remedies.
+    pub(crate) fn text(&self) -> String {
+        let mut table = Table::new();
+        let CpuView { threads, reading } = &self.cpu;
+        table.row("CPU", format!("{threads} threads, {}\n{}", reading.device, rates(reading, "f32")));
+        let Some(cuda) = &self.cuda else { return table.to_string() };
+        of_cuda(&mut table, cuda);
+        let mut text = table.to_string();
+        if !cuda.problems.is_empty() {
+            text += "\n\nto train on GPUs:";
+        }
+        for problem in &cuda.problems {
+            let remedy = problem.remedy.replace('\n', "\n    ");
+            // Writing to a text does not fail.
+            let _ = write!(text, "\n- {}\n    {remedy}", problem.what);
+        }
+        text
+    }
+}
+
+fn of_cuda(table: &mut Table, cuda: &CudaView) {
+    let driver = cuda.driver.as_ref().map(|driver| {
+        let version = driver.version.as_deref().unwrap_or("of unknown version");
+        format!("{version}, for CUDA {}{}", driver.cuda, at(driver.path.as_deref()))
+    });
+    table.row("driver", driver.unwrap_or_else(|| "none".into()));
+    for (number, gpu) in cuda.gpus.iter().enumerate() {
+        table.row(format!("GPU {number}"), of_gpu(gpu));
+    }
+    if cuda.gpus.len() > 1 {
+        table.row("peer-to-peer", peers(cuda));
+    }
+    for library in &cuda.libraries {
+        table.row(library.name, of_library(library));
+    }
+    for worker in &cuda.workers {
+        let build =
+            worker.build.map_or("of unknown build".into(), |build| format!("for {}", build.to_uppercase()));
+        table.row("lora-worker", format!("{build}{}", at(Some(&worker.path))));
+    }
+    if cuda.workers.is_empty() {
+        table.row("lora-worker", "none");
+    }
+    if let Some(AllReduceReading { through, world_size, bytes: size, seconds }) = &cuda.all_reduce {
+        // What each rank sends at least.
+        let sent = 2.0 * *size as f64 * (*world_size as f64 - 1.0) / *world_size as f64;
+        let rate = sent / seconds / 1e9;
+        let text =
+            format!("{}, {world_size} workers over {through}: {rate:.1} GB/s sent by each", bytes(*size));
+        table.row("all-reduce", text);
+    }
+    table.row("CUDA", if cuda.works { "works" } else { "does not work" });
+}
+
+fn of_gpu(gpu: &GpuView) -> String {
+    let GpuView { name, memory_bytes, compute_capability, reading } = gpu;
+    let facts = format!("{name}, {}, compute capability {compute_capability}", bytes(*memory_bytes));
+    let Some(Reading { rates: read, gpu: seen }) = reading else { return facts };
+    let free = seen.as_ref().map_or(String::new(), |seen| format!(", {} free", bytes(seen.free_bytes)));
+    format!("{facts}\n{}{free}", rates(read, "bf16"))
+}
+
+fn rates(reading: &DeviceReading, dtype: &str) -> String {
+    let DeviceReading { product_tflops, product_side, memory_gb_s, .. } = reading;
+    let products = match product_tflops {
+        1.0.. => format!("{product_tflops:.1} TFLOP/s"),
+        _ => format!("{:.0} GFLOP/s", 1000.0 * product_tflops),
+    };
+    format!("{products} in {dtype} products of side {product_side}, {memory_gb_s:.0} GB/s of memory")
+}
+
+/// `all`, or the pairs; `0-1` where both reach each other, else `0>1`.
+fn peers(cuda: &CudaView) -> String {
+    let n = cuda.gpus.len();
+    if cuda.peers.len() == n * (n - 1) {
+        return "all".into();
+    }
+    let mutual = |(one, other): (usize, usize)| cuda.peers.contains(&(other, one));
+    let shown = cuda.peers.iter().filter(|(one, other)| one < other || !mutual((*one, *other)));
+    let pairs: Vec<String> =
+        shown.map(|pair| format!("{}{}{}", pair.0, if mutual(*pair) { '-' } else { '>' }, pair.1)).collect();
+    if pairs.is_empty() { "none".into() } else { pairs.join(" ") }
+}
+
+fn of_library(library: &LibraryView) -> String {
+    let version = library.version.as_deref().unwrap_or("of unknown version");
+    match library {
+        LibraryView { loads: true, path, .. } => format!("{version}{}", at(path.as_deref())),
+        LibraryView { needed: true, .. } => "none".into(),
+        LibraryView { .. } => "none; training does without".into(),
+    }
+}
+
+fn at(path: Option<&Path>) -> String {
+    path.map_or(String::new(), |path| format!(", {}", path.display()))
+}

@@ -1,0 +1,166 @@
+//! What the workers of a local run compute on.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, bail};
+use clap::ValueEnum;
+use lora_spec::Device;
+
+use crate::cuda::{Build, Candidate, Driver, OLDEST_CUDA, Question, candidates, dotted};
+use crate::doctor::built_for_cuda;
+
+/// How long the driver, and each program that may be a worker, may take to say what it is.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// What people ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceChoice {
+    /// GPUs where they can be used, else the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// GPUs.
+    Cuda,
+}
+
+/// What the workers compute on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Fleet {
+    /// The CPU, with this executable.
+    Cpu,
+    /// GPUs.
+    Cuda(CudaFleet),
+}
+
+/// GPUs, and the program that computes on them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct CudaFleet {
+    /// A `lora-worker` that was built for CUDA.
+    pub(crate) worker: PathBuf,
+    pub(crate) gpus: usize,
+}
+
+impl Fleet {
+    /// What there is of what is asked for. `auto` says on stderr why a worker that is not for CPUs alone is not used.
+    ///
+    /// # Errors
+    /// GPUs are asked for and cannot be used: why.
+    pub(crate) async fn choose(device: DeviceChoice, worker: Option<&Path>) -> Result<Self> {
+        if device == DeviceChoice::Cpu {
+            return Ok(Self::Cpu);
+        }
+        let workers = candidates(worker, LIMIT).await;
+        let surprising = worker.is_some() || workers.iter().any(|worker| worker.build != Build::Cpu);
+        match CudaFleet::of(&workers).await {
+            Ok(fleet) => Ok(Self::Cuda(fleet)),
+            Err(error) if device == DeviceChoice::Cuda => {
+                Err(anyhow!("--device cuda: {error:#}; `loractl doctor` says more"))
+            }
+            Err(error) => {
+                if surprising {
+                    eprintln!("on the CPU: {error:#}; `loractl doctor` says more");
+                }
+                Ok(Self::Cpu)
+            }
+        }
+    }
+
+    /// The workers that it has room for.
+    pub(crate) fn size(&self) -> usize {
+        match self {
+            Self::Cpu => 1,
+            Self::Cuda(fleet) => fleet.gpus,
+        }
+    }
+
+    /// `cpu` or `cuda`.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda(_) => "cuda",
+        }
+    }
+}
+
+impl CudaFleet {
+    async fn of(workers: &[Candidate]) -> Result<Self> {
+        let Some(Candidate { path, build: Build::Cuda { version } }) = built_for_cuda(workers) else {
+            bail!("{}", without_worker(workers));
+        };
+        let ours = env!("CARGO_PKG_VERSION");
+        if version != ours {
+            bail!(
+                "{} is of version {version}, loractl of {ours}: install both of one version",
+                path.display()
+            );
+        }
+        let driver: Driver =
+            Question::Driver.ask(LIMIT).await.map_err(|error| anyhow!("the driver: {error}"))?;
+        if let Some(problem) = driver.problem {
+            bail!("the driver: {problem}");
+        }
+        if driver.cuda < OLDEST_CUDA {
+            bail!("the driver knows CUDA {}, workers need {}", dotted(driver.cuda), dotted(OLDEST_CUDA));
+        }
+        match driver.gpus.len() {
+            0 => bail!("the driver shows no GPU"),
+            gpus => Ok(Self { worker: path.clone(), gpus }),
+        }
+    }
+
+    /// The GPU of a worker, by the worker's number.
+    pub(crate) fn device(&self, index: usize) -> Device {
+        Device::Cuda(index % self.gpus)
+    }
+}
+
+fn without_worker(workers: &[Candidate]) -> String {
+    let broken = workers.iter().find_map(|worker| match &worker.build {
+        Build::Unknown(why) => Some(format!("{} {why}", worker.path.display())),
+        _ => None,
+    });
+    broken.unwrap_or_else(|| match workers {
+        [] => "there is no lora-worker beside loractl or on PATH; build one with `--features cuda`".into(),
+        [first, ..] => format!(
+            "{} was not built for CUDA, and no other lora-worker beside loractl or on PATH was; build one with \
+             `--features cuda`",
+            first.path.display()
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(build: Build) -> Candidate {
+        Candidate { path: "/bin/lora-worker".into(), build }
+    }
+
+    #[test]
+    fn workers_beyond_the_gpus_share_them() {
+        let fleet = CudaFleet { worker: "/bin/lora-worker".into(), gpus: 2 };
+        let devices: Vec<_> = (0..3).map(|index| fleet.device(index).to_string()).collect();
+        assert_eq!(devices, ["cuda:0", "cuda:1", "cuda:0"]);
+        assert_eq!((Fleet::Cuda(fleet).size(), Fleet::Cpu.size()), (2, 1));
+    }
+
+    #[test]
+    fn what_is_there_instead_of_a_worker_for_gpus_is_named() {
+        assert!(without_worker(&[]).starts_with("there is no lora-worker"));
+        let cpu = without_worker(&[candidate(Build::Cpu)]);
+        assert!(cpu.starts_with("/bin/lora-worker was not built for CUDA"), "{cpu}");
+        let broken = candidate(Build::Unknown("does not start: libnccl.so.2: no".into()));
+        assert_eq!(
+            without_worker(&[candidate(Build::Cpu), broken]),
+            "/bin/lora-worker does not start: libnccl.so.2: no"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_worker_of_another_version_is_refused() {
+        let error = CudaFleet::of(&[candidate(Build::Cuda { version: "0.0.1".into() })]).await.unwrap_err();
+        assert!(error.to_string().contains("is of version 0.0.1"), "{error}");
+    }
+}

@@ -1,0 +1,203 @@
+//! Times training steps at the shapes of published models with random weights: LoRA r = 16 on every linear layer but the head,
+//! every position labelled, one micro-batch a step, clipping and AdamW as a training run does them.
+//!
+//! `benches/gpu/peft_step.py` is the same step with PEFT + Transformers; `benches/gpu/run.sh` runs both.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context as _, Result};
+use clap::ValueEnum;
+use lora_model::{Adapter, Base, Batch, Pass};
+use lora_ops::adamw::AdamW;
+use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, Philox};
+use lora_train::{Engine, Peers, Share};
+use serde_json::json;
+
+mod shape;
+mod utilization;
+
+/// What to measure.
+#[derive(Debug, clap::Args)]
+pub(crate) struct BenchArgs {
+    /// llama-3.2-1b, llama-3.1-8b, qwen2.5-7b, or the path of a config.json
+    #[arg(long)]
+    model: String,
+    /// Where to compute: cuda:N or cpu
+    #[arg(long, default_value = "cuda:0")]
+    device: lora_spec::Device,
+    /// Type of the base
+    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
+    dtype: Dtype,
+    /// Positions of a row
+    #[arg(long, default_value = "512")]
+    sequence: NonZeroU32,
+    /// Rows of a micro-batch
+    #[arg(long, default_value = "8")]
+    micro_batch: NonZeroU32,
+    /// What the backward pass recomputes instead of keeping it
+    #[arg(long, value_enum, default_value_t = Checkpointing::None)]
+    activation_checkpointing: Checkpointing,
+    /// Steps that are not measured
+    #[arg(long, default_value_t = 3)]
+    warmup: usize,
+    /// Steps that are measured
+    #[arg(long, default_value = "10")]
+    steps: NonZeroUsize,
+    /// The device's peak in TFLOP/s; default: what its maker says of dense bf16, for the GPUs that are known here
+    #[arg(long)]
+    peak_tflops: Option<f64>,
+    /// Print one line of JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
+enum Dtype {
+    F32,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Checkpointing {
+    None,
+    Block,
+}
+
+/// Measures and prints.
+pub(crate) fn run(args: &BenchArgs) -> Result<()> {
+    let config = shape::shape(&args.model)?;
+    let device = lora_train::open_device(args.device)?;
+    let described = lora_ops::device::describe(&device)?;
+    let dtype = match args.dtype {
+        Dtype::F32 => BaseDtype::F32,
+        Dtype::Bf16 => BaseDtype::Bf16,
+    };
+    let started = Instant::now();
+    let base = Base::random(config.clone(), dtype, 0, &device).context("making the random base")?;
+    device.synchronize()?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let mut trainer = Trainer::new(base, args)?;
+    let mut seconds = Vec::with_capacity(args.steps.get());
+    let mut loss = f64::NAN;
+    for step in 0..args.warmup + args.steps.get() {
+        let tokens = trainer.tokens(step);
+        let started = Instant::now();
+        loss = trainer.step(&tokens, step)?;
+        device.synchronize()?;
+        if step >= args.warmup {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+    }
+
+    let median = median(&seconds);
+    let (rows, sequence) = (u64::from(args.micro_batch.get()), u64::from(args.sequence.get()));
+    let tokens_per_s = (rows * sequence) as f64 / median;
+    let trainable = trainer.engine.adapter().layout().len as u64;
+    let flops_per_token = utilization::row_flops(&config, trainable, sequence) as f64 / sequence as f64;
+    let known_peak = utilization::peak_tflops(&described).filter(|_| args.dtype == Dtype::Bf16);
+    let peak_tflops = args.peak_tflops.or(known_peak);
+    let mfu = peak_tflops.map(|peak| tokens_per_s * flops_per_token / (peak * 1e12));
+    let peak_memory = lora_train::device_memory(&device)?.map(|memory| memory.peak_bytes);
+    let name = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
+    if args.json {
+        let result = json!({
+            "engine": "loractl",
+            "model": args.model,
+            "device": described,
+            "dtype": name(&args.dtype),
+            "sequence": sequence,
+            "micro_batch": rows,
+            "activation_checkpointing": name(&args.activation_checkpointing),
+            "trainable_parameters": trainable,
+            "tokens_per_s": tokens_per_s,
+            "step_seconds": seconds,
+            "peak_memory_bytes": peak_memory,
+            "flops_per_token": flops_per_token,
+            "peak_tflops": peak_tflops,
+            "mfu": mfu,
+            "load_seconds": load_seconds,
+            "loss": loss,
+        });
+        println!("{result}");
+        return Ok(());
+    }
+    println!("device              {described}");
+    println!("base                {} {}, made in {load_seconds:.1} s", args.model, name(&args.dtype));
+    println!("micro-batch         {rows} x {sequence} tokens");
+    println!("tokens/s            {tokens_per_s:.1} (median of {} steps)", args.steps);
+    println!("seconds a step      {median:.4}");
+    println!("GFLOPs a token      {:.3}", flops_per_token / 1e9);
+    if let (Some(mfu), Some(peak)) = (mfu, peak_tflops) {
+        println!("MFU                 {:.1} % of {peak} TFLOP/s", mfu * 100.0);
+    }
+    if let Some(bytes) = peak_memory {
+        println!("peak memory         {:.3} GB", bytes as f64 / 1e9);
+    }
+    println!("loss                {loss:.4}");
+    Ok(())
+}
+
+/// The middle of the times, or the mean of the two in the middle.
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let last = sorted.len() - 1;
+    (sorted[last / 2] + sorted[last.div_ceil(2)]) / 2.0
+}
+
+/// An engine alone, and the shape of its only micro-batch.
+struct Trainer {
+    engine: Engine,
+    rows: Vec<u64>,
+    seq: usize,
+    checkpointing: ActivationCheckpointing,
+}
+
+impl Trainer {
+    fn new(base: Base, args: &BenchArgs) -> Result<Self> {
+        let adapter = Adapter::new(&base.config, &AdapterSpec::default(), 0)?;
+        Ok(Self {
+            engine: Engine::new(Arc::new(base), adapter)?,
+            rows: (0..args.micro_batch.get().into()).collect(),
+            seq: args.sequence.get() as usize,
+            checkpointing: match args.activation_checkpointing {
+                Checkpointing::None => ActivationCheckpointing::None,
+                Checkpointing::Block => ActivationCheckpointing::Block,
+            },
+        })
+    }
+
+    /// Random tokens of a step's micro-batch.
+    fn tokens(&self, step: usize) -> Vec<u32> {
+        let vocab = self.engine.base().config.vocab_size as u64;
+        let philox = Philox::new(0, "tokens");
+        let count = (self.rows.len() * self.seq) as u32;
+        (0..count).map(|i| philox.below(vocab, [step as u32, i, 0, 0]) as u32).collect()
+    }
+
+    /// One optimizer step; returns the mean loss a token.
+    fn step(&mut self, tokens: &[u32], step: usize) -> Result<f64> {
+        let mut targets = tokens.to_vec();
+        targets.rotate_left(1);
+        let batch = Batch {
+            batch: self.rows.len(),
+            seq: self.seq,
+            tokens,
+            targets: &targets,
+            weights: &vec![1.0; tokens.len()],
+            rows: &self.rows,
+        };
+        let pass = Pass { checkpointing: self.checkpointing, dropout: 0.0, seed: 0, step: step as u64 };
+        let only = 0..1;
+        let (mut alone, share) = (Peers::none(), Share { leaves: 1, ranges: std::slice::from_ref(&only) });
+        self.engine.start(share, only.clone())?;
+        self.engine.forward_backward(batch, pass, share, &mut alone)?;
+        let (loss, weight) = self.engine.losses()?.into_iter().next().context("no loss")?;
+        let norm = self.engine.reduce(&mut alone, share, Some(weight))?.context("no norm")?;
+        let adamw = AdamW { lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        self.engine.optim_step(adamw, norm, 1.0)?;
+        Ok(loss / weight)
+    }
+}

@@ -1,0 +1,112 @@
+//! Model-FLOPs utilization: how much of a GPU's peak goes into the operations that the model asks for.
+//!
+//! Counted are the products of matrices, a multiplication with its addition as 2 operations; recomputation is not counted,
+//! whoever recomputes. A token of a row of `S` costs
+//!
+//! ```text
+//! 4 N_frozen + 6 N_adapter + 6 L H D (S + 1)
+//! ```
+//!
+//! - `N_frozen`: elements of the blocks' matrices and of the head (also where it is the embedding, whose rows are looked up and
+//!   cost nothing). Forward one product, backward one: the gradient of the input. No gradient of the weights.
+//! - `N_adapter`: elements of the LoRA matrices. Forward one product, backward two.
+//! - The last term is causal attention over `L` blocks of `H` query heads of `D` features: a query and a key that it sees cost
+//!   `2 D` operations a head in each of two products forward (scores, values) and four backward (gradients of queries, keys,
+//!   values and scores), and a token sees `(S + 1) / 2` keys in the mean. Windows make it see fewer.
+
+use lora_spec::ModelConfig;
+
+/// Operations of training on one row of `seq` tokens with an adapter of `adapter` parameters.
+pub(crate) fn row_flops(config: &ModelConfig, adapter: u64, seq: u64) -> u64 {
+    let blocks: u64 =
+        config.linear_modules().iter().map(|m| m.in_features as u64 * m.out_features as u64).sum();
+    let head = config.vocab_size as u64 * config.hidden_size as u64;
+    seq * (4 * (blocks + head) + 6 * adapter) + attention_flops(config, seq)
+}
+
+fn attention_flops(config: &ModelConfig, seq: u64) -> u64 {
+    let features = (config.num_attention_heads * config.head_dim) as u64;
+    let pairs = |layer| {
+        let window = config.window(layer).map_or(seq, |window| seq.min(window as u64));
+        // The first `window` queries see 1, 2, ... keys, the others `window`.
+        window * (window + 1) / 2 + (seq - window) * window
+    };
+    (0..config.num_hidden_layers).map(|layer| 12 * features * pairs(layer)).sum()
+}
+
+/// Dense bf16 peak in TFLOP/s of the GPU that a device's description names, as its maker publishes it; `None` for one that is
+/// not listed here, and for the slower forms of Hopper (PCIe, NVL).
+pub(crate) fn peak_tflops(device: &str) -> Option<f64> {
+    if device.contains("PCIe") || device.contains("NVL") {
+        return None;
+    }
+    device.split(&[' ', '-']).find_map(|word| match word {
+        "A100" => Some(312.0),
+        "H100" | "H200" => Some(989.0),
+        "B200" => Some(2250.0),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::bench::shape::shape;
+
+    /// Frozen elements of a block: 2 x 4096^2 (q, o) + 2 x 4096 x 1024 (k, v) + 3 x 4096 x 14336 (MLP) = 218,103,808; 32 blocks
+    /// and a head of 128256 x 4096 = 525,336,576 make 7,504,658,432. LoRA of rank 16 adds 16 (in + out) a matrix: 16 x (2 x 8192
+    /// + 2 x 5120 + 3 x 18432) x 32 = 41,943,040. Attention: 6 x 32 x 4096 x 2049 = 1,611,399,168 a token.
+    #[test]
+    fn llama_8b_at_2048_tokens() {
+        let config = shape("llama-3.1-8b").unwrap();
+        let token = 4 * 7_504_658_432 + 6 * 41_943_040 + 1_611_399_168;
+        assert_eq!(token, 31_881_691_136_u64);
+        assert_eq!(row_flops(&config, 41_943_040, 2048), 2048 * token);
+    }
+
+    /// A tied head counts: 16 blocks of 60,817,408 and 128256 x 2048 = 262,668,288 make 1,235,746,816. Attention: 12 x 2048
+    /// features x 131,328 pairs x 16 blocks = 51,640,270,848 a row.
+    #[test]
+    fn llama_1b_at_512_tokens() {
+        let config = shape("llama-3.2-1b").unwrap();
+        let products = 512 * (4 * 1_235_746_816 + 6 * 11_272_192);
+        assert_eq!(row_flops(&config, 11_272_192, 512), products + 51_640_270_848);
+        assert_eq!(row_flops(&config, 11_272_192, 512), 2_617_077_923_840);
+    }
+
+    /// Biases are no products: 28 x 233,046,016 + 152064 x 3584 = 7,070,285,824. One token sees one key: 12 x 3584 x 28 =
+    /// 1,204,224.
+    #[test]
+    fn qwen_7b_at_one_token() {
+        let config = shape("qwen2.5-7b").unwrap();
+        assert_eq!(row_flops(&config, 0, 1), 4 * 7_070_285_824 + 1_204_224);
+    }
+
+    /// Of 5 queries with a window of 2, the first sees 1 key, the others 2: 9 pairs instead of 15.
+    #[test]
+    fn windows_see_fewer_keys() {
+        let mut config = shape("llama-3.2-1b").unwrap();
+        let all = attention_flops(&config, 5);
+        assert_eq!(all, 12 * 2048 * 15 * 16);
+        config.windows[3] = Some(2);
+        assert_eq!(attention_flops(&config, 5), all - 12 * 2048 * (15 - 9));
+        config.windows[3] = Some(5);
+        assert_eq!(attention_flops(&config, 5), all);
+    }
+
+    #[test]
+    fn peaks_by_name() {
+        for (device, peak) in [
+            ("cuda NVIDIA H200 sm_90 cublas 130000", Some(989.0)),
+            ("cuda NVIDIA H100 80GB HBM3 sm_90 cublas 130000", Some(989.0)),
+            ("cuda NVIDIA A100-SXM4-80GB sm_80 cublas 130000", Some(312.0)),
+            ("cuda NVIDIA B200 sm_100 cublas 130000", Some(2250.0)),
+            ("cuda NVIDIA H100 PCIe sm_90 cublas 130000", None),
+            ("cuda NVIDIA H200 NVL sm_90 cublas 130000", None),
+            ("cuda NVIDIA GH200 480GB sm_90 cublas 130000", None),
+            ("cpu avx512f", None),
+        ] {
+            assert_eq!(peak_tflops(device), peak, "{device}");
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Runs the checks and prints their table.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+
+use crate::CheckArgs;
+use crate::check::{Bench, Check};
+
+/// Runs every check, in order; an error if one of them fails.
+pub(crate) fn run(args: &CheckArgs) -> Result<()> {
+    let device = lora_train::open_device(args.device)?;
+    let seed = args.seed.unwrap_or_else(rand::random);
+    println!("{}, seed {seed}", lora_train::numerics_id(&device)?);
+    let bench = Bench { device, seed };
+    let mut checks: Vec<Check> = crate::ops::checks();
+    checks.extend(crate::golden::checks(&args.golden)?);
+    checks.extend(crate::steps::checks(&args.example));
+    let (mut passed, mut failed) = (0, 0);
+    for check in checks.iter().filter(|check| check.name.contains(&args.only)) {
+        let started = Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(|| (check.run)(&bench)));
+        let result = result.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked; see above")));
+        let seconds = started.elapsed().as_secs_f64();
+        let (count, word, said) = match result {
+            Ok(said) => (&mut passed, "ok", said),
+            Err(error) => (&mut failed, "WRONG", format!("{error:#}")),
+        };
+        *count += 1;
+        println!("{word:<5} {:<40} {seconds:>6.2} s  {said}", check.name);
+    }
+    println!("{passed} passed, {failed} failed");
+    if failed > 0 || passed == 0 {
+        bail!("{failed} of {} checks failed", passed + failed);
+    }
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! Every operation on the GPU against the same operation on the CPU.
+
+use crate::check::Check;
+
+mod adamw;
+mod attention;
+mod cross_entropy;
+mod dropout;
+mod embedding;
+mod glu;
+mod linear;
+mod pointwise;
+mod reduce;
+mod rms_norm;
+mod rope;
+
+/// The checks of all operations.
+pub(crate) fn checks() -> Vec<Check> {
+    [
+        adamw::checks(),
+        attention::checks(),
+        cross_entropy::checks(),
+        dropout::checks(),
+        embedding::checks(),
+        glu::checks(),
+        linear::checks(),
+        pointwise::checks(),
+        reduce::checks(),
+        rms_norm::checks(),
+        rope::checks(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}

@@ -1,0 +1,145 @@
+//! Attention: whole sequences, windows, documents, new queries over cached keys.
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
+use lora_ops::Ids;
+use lora_ops::attention::{Shape, backward, first_keys, forward};
+
+use crate::check::{Bench, Check, DTYPES, compare, repeats, tolerance, values};
+
+/// Which keys a query sees of those before it.
+#[derive(Debug, Clone, Copy)]
+enum Sees {
+    All,
+    Window(usize),
+    /// Documents of this length, and of the rest.
+    Documents(usize),
+    /// Windows of the first length in documents of the second.
+    Both(usize, usize),
+}
+
+impl Sees {
+    fn first(self, shape: Shape) -> Option<Vec<u32>> {
+        let Shape { batch, seq, kv_seq, .. } = shape;
+        let segments =
+            |length: usize| (0..batch * kv_seq).map(|i| (i % kv_seq / length) as u32).collect::<Vec<_>>();
+        let first = match self {
+            Self::All => return None,
+            Self::Window(window) => first_keys(batch, kv_seq, Some(window), None),
+            Self::Documents(length) => first_keys(batch, kv_seq, None, Some(&segments(length))),
+            Self::Both(window, length) => first_keys(batch, kv_seq, Some(window), Some(&segments(length))),
+        };
+        // Of the queries: the last positions of each sequence.
+        Some(first.chunks(kv_seq).flat_map(|first| &first[kv_seq - seq..]).copied().collect())
+    }
+}
+
+struct Case {
+    shape: Shape,
+    sees: Sees,
+}
+
+fn case(batch: usize, seq: usize, (heads, kv_heads): (usize, usize), head_dim: usize, sees: Sees) -> Case {
+    Case { shape: Shape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim }, sees }
+}
+
+/// Every width of a head that has kernels of its own, and some between; tiles that are full and that are not.
+fn cases() -> Vec<Case> {
+    vec![
+        case(1, 1, (1, 1), 1, Sees::All),
+        case(2, 5, (2, 1), 3, Sees::All),
+        case(3, 70, (4, 2), 6, Sees::Window(9)),
+        case(2, 131, (2, 2), 16, Sees::Documents(50)),
+        case(2, 1, (2, 1), 64, Sees::All),
+        case(1, 300, (3, 1), 64, Sees::All),
+        case(2, 128, (2, 1), 64, Sees::Window(40)),
+        case(1, 150, (2, 2), 32, Sees::Both(30, 70)),
+        case(1, 70, (2, 1), 80, Sees::Documents(33)),
+        case(1, 67, (2, 2), 96, Sees::Window(1)),
+        case(2, 129, (2, 1), 128, Sees::All),
+        case(1, 200, (2, 1), 128, Sees::Both(60, 90)),
+        case(1, 40, (1, 1), 130, Sees::All),
+        case(1, 70, (2, 1), 256, Sees::Window(50)),
+    ]
+}
+
+pub(crate) fn checks() -> Vec<Check> {
+    let mut checks = Vec::new();
+    for dtype in DTYPES {
+        let name = |what: &str| format!("attention {what} {}", dtype.as_str());
+        checks.push(Check::new(name("forward and backward"), move |bench| training(bench, dtype)));
+        checks.push(Check::new(name("of new queries"), move |bench| decoding(bench, dtype)));
+    }
+    checks
+}
+
+/// An operand on the CPU and on the GPU.
+type Both = (Tensor, Tensor);
+
+fn inputs(bench: &Bench, shape: Shape, dtype: DType) -> Result<[Both; 3]> {
+    let Shape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
+    let keys = [batch * kv_seq, kv_heads * head_dim];
+    Ok([
+        bench.random("q", &[batch * seq, heads * head_dim], 2.0, dtype)?,
+        bench.random("k", &keys, 2.0, dtype)?,
+        bench.random("v", &keys, 1.0, dtype)?,
+    ])
+}
+
+/// Output and gradients.
+fn run(
+    (q, k, v): (&Tensor, &Tensor, &Tensor),
+    d_output: &Tensor,
+    shape: Shape,
+    first: Option<&[u32]>,
+) -> Result<Vec<Tensor>> {
+    let first = first.map(|first| Ids::new(first, q.device())).transpose()?;
+    let (output, saved) = forward(q, k, v, shape, first.as_ref())?;
+    let (dq, dk, dv) = backward(&saved, (q, k, v), &output, d_output, shape, first.as_ref())?;
+    Ok(vec![output, dq, dk, dv])
+}
+
+fn training(bench: &Bench, dtype: DType) -> Result<String> {
+    for Case { shape, sees } in cases() {
+        let [q, k, v] = inputs(bench, shape, dtype)?;
+        let d_output = bench.random("d_output", q.0.dims(), 1.0, dtype)?;
+        let first = sees.first(shape);
+        let want = run((&q.0, &k.0, &v.0), &d_output.0, shape, first.as_deref())?;
+        let got = repeats(|| run((&q.1, &k.1, &v.1), &d_output.1, shape, first.as_deref()))?;
+        // A query that sees one key gives it all its weight whatever the score: gradients are 0 but for roundings.
+        let alone = shape.seq == 1 || matches!(sees, Sees::Window(1));
+        for (name, (got, want)) in ["output", "dq", "dk", "dv"].into_iter().zip(got.iter().zip(&want)) {
+            let what = format!("{name} of {shape:?} that sees {sees:?}");
+            if alone && (name == "dq" || name == "dk") {
+                let largest = values(got)?.into_iter().fold(0.0_f64, |most, v| most.max(v.abs()));
+                ensure!(largest <= tolerance(dtype), "{what}: {largest:.1e} instead of 0");
+            } else {
+                compare(&what, got, want, tolerance(dtype))?;
+            }
+        }
+    }
+    Ok(format!("{} shapes", cases().len()))
+}
+
+fn decoding(bench: &Bench, dtype: DType) -> Result<String> {
+    let cases = [
+        (1, 1, 8, Sees::All),
+        (1, 200, 64, Sees::All),
+        (7, 150, 64, Sees::Window(30)),
+        (66, 130, 128, Sees::All),
+        (3, 75, 20, Sees::Documents(50)),
+    ];
+    for (seq, kv_seq, head_dim, sees) in cases {
+        let shape = Shape { batch: 2, seq, kv_seq, heads: 4, kv_heads: 2, head_dim };
+        let [q, k, v] = inputs(bench, shape, dtype)?;
+        let first = sees.first(shape);
+        let run = |q: &Tensor, k: &Tensor, v: &Tensor| -> Result<Tensor> {
+            let first = first.as_deref().map(|first| Ids::new(first, q.device())).transpose()?;
+            Ok(forward(q, k, v, shape, first.as_ref())?.0)
+        };
+        let want = run(&q.0, &k.0, &v.0)?;
+        let got = repeats(|| Ok(vec![run(&q.1, &k.1, &v.1)?]))?;
+        compare(&format!("output of {shape:?} that sees {sees:?}"), &got[0], &want, tolerance(dtype))?;
+    }
+    Ok(format!("{} shapes", cases.len()))
+}

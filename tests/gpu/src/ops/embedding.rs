@@ -1,0 +1,32 @@
+//! Token embedding: exact.
+
+use anyhow::{Result, ensure};
+use candle_core::DType;
+use lora_ops::{Ids, embedding};
+
+use crate::check::{Bench, Check, DTYPES, compare, shifted};
+
+/// Vocabulary, features, tokens.
+const SHAPES: [[usize; 3]; 5] = [[1, 1, 1], [5, 7, 40], [100, 64, 33], [31, 83, 9], [11, 2056, 30]];
+
+pub(crate) fn checks() -> Vec<Check> {
+    let check = |dtype: DType| {
+        Check::new(format!("embedding {}", dtype.as_str()), move |bench| forward(bench, dtype))
+    };
+    DTYPES.map(check).into()
+}
+
+fn forward(bench: &Bench, dtype: DType) -> Result<String> {
+    let mut said = String::new();
+    for [vocab, features, tokens] in SHAPES {
+        let weight = bench.random("weight", &[vocab, features], 1.0, dtype)?;
+        let tokens: Vec<u32> = (0..tokens).map(|i| ((i * 7919 + 3) % vocab) as u32).collect();
+        let on_gpu = Ids::new(tokens.clone(), &bench.device)?;
+        let got = embedding::forward(&weight.1, &on_gpu)?;
+        ensure!(got.dtype() == dtype, "rows of {dtype:?} became {:?}", got.dtype());
+        let want = embedding::forward(&weight.0, &Ids::new(tokens, weight.0.device())?)?;
+        said = compare("rows", &got, &want, 0.0)?;
+        compare("rows elsewhere", &embedding::forward(&shifted(&weight.1)?, &on_gpu)?, &want, 0.0)?;
+    }
+    Ok(said)
+}

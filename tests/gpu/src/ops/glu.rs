@@ -1,0 +1,63 @@
+//! Gated activations.
+
+use anyhow::Result;
+use candle_core::{DType, Device, Tensor};
+use lora_ops::glu;
+use lora_spec::Activation;
+
+use crate::check::{Bench, Check, DTYPES, compare, repeats, rounding, shifted};
+
+const SHAPES: [[usize; 2]; 6] = [[1, 1], [3, 7], [1, 9], [5, 83], [33, 576], [2, 3001]];
+
+pub(crate) fn checks() -> Vec<Check> {
+    let mut checks = Vec::new();
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        for dtype in DTYPES {
+            let name = |what: &str| format!("glu {activation:?} {what} {}", dtype.as_str());
+            checks.push(Check::new(name("forward"), move |bench| forward(bench, activation, dtype)));
+            checks.push(Check::new(name("backward"), move |bench| backward(bench, activation, dtype)));
+        }
+    }
+    checks
+}
+
+fn forward(bench: &Bench, activation: Activation, dtype: DType) -> Result<String> {
+    let mut said = String::new();
+    for shape in SHAPES {
+        let (gate, up) = (bench.random("gate", &shape, 9.0, dtype)?, bench.random("up", &shape, 1.0, dtype)?);
+        let got = repeats(|| Ok(vec![glu::forward(&gate.1, &up.1, activation)?]))?;
+        said = compare("y", &got[0], &glu::forward(&gate.0, &up.0, activation)?, rounding(dtype))?;
+        let elsewhere = glu::forward(&shifted(&gate.1)?, &up.1, activation)?;
+        compare("y of gates elsewhere", &elsewhere, &got[0], 0.0)?;
+    }
+    // Gates whose powers and exponentials overflow.
+    let extreme = Tensor::new(&[[-1e38_f32, -200.0, -90.0, -0.0, 90.0, 200.0, 1e38]], &Device::Cpu)?;
+    let gate = bench.both(&extreme, dtype)?;
+    let ones = bench.both(&extreme.ones_like()?, dtype)?;
+    let got = glu::backward(&gate.1, &ones.1, &ones.1, activation)?;
+    let want = glu::backward(&gate.0, &ones.0, &ones.0, activation)?;
+    compare("slope of extreme gates", &got.0, &want.0, rounding(dtype))?;
+    compare("y of extreme gates", &got.1, &want.1, rounding(dtype))?;
+    Ok(said)
+}
+
+fn backward(bench: &Bench, activation: Activation, dtype: DType) -> Result<String> {
+    let mut said = String::new();
+    for shape in SHAPES {
+        let (gate, up) = (bench.random("gate", &shape, 9.0, dtype)?, bench.random("up", &shape, 1.0, dtype)?);
+        let dy = bench.random("dy", &shape, 1.0, dtype)?;
+        let run = |gate: &Tensor, up: &Tensor, dy: &Tensor| -> Result<Vec<Tensor>> {
+            let (dgate, dup) = glu::backward(gate, up, dy, activation)?;
+            Ok(vec![dgate, dup])
+        };
+        let got = repeats(|| run(&gate.1, &up.1, &dy.1))?;
+        let want = run(&gate.0, &up.0, &dy.0)?;
+        let elsewhere = run(&gate.1, &up.1, &shifted(&dy.1)?)?;
+        said.clear();
+        for (i, what) in ["dgate", "dup"].into_iter().enumerate() {
+            said += &format!("{} ", compare(what, &got[i], &want[i], rounding(dtype))?);
+            compare(&format!("{what} of dy elsewhere"), &elsewhere[i], &got[i], 0.0)?;
+        }
+    }
+    Ok(said.trim_end().to_owned())
+}

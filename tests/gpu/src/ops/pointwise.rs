@@ -1,0 +1,59 @@
+//! Sums, zeros and copies of long vectors: the same bits as the CPU's in f32.
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
+use lora_ops::add_assign;
+use lora_ops::pointwise::{round_into, zero};
+
+use crate::check::{Bench, Check, DTYPES, compare, values};
+
+/// Elements, and how many of the tensor's first are left out: so vectors lie on no boundary, too.
+const VIEWS: [(usize, usize); 5] = [(1, 0), (3, 1), (1027, 0), (1027, 2), (100_003, 4)];
+
+pub(crate) fn checks() -> Vec<Check> {
+    let mut checks = Vec::new();
+    for dtype in DTYPES {
+        checks.push(Check::new(format!("add {}", dtype.as_str()), move |bench| add(bench, dtype)));
+        checks.push(Check::new(format!("round {}", dtype.as_str()), move |bench| round(bench, dtype)));
+        checks.push(Check::new(format!("zero {}", dtype.as_str()), move |bench| zeros(bench, dtype)));
+    }
+    checks
+}
+
+/// What is compared is the whole tensor: nothing around the view may change.
+fn add(bench: &Bench, dtype: DType) -> Result<String> {
+    let mut said = String::new();
+    for (n, skip) in VIEWS {
+        let a = bench.random("a", &[n + skip + 1], 1.0, dtype)?;
+        let b = bench.random("b", &[n + skip + 1], 1.0, dtype)?;
+        add_assign(&a.0.narrow(0, skip, n)?, &b.0.narrow(0, skip, n)?)?;
+        add_assign(&a.1.narrow(0, skip, n)?, &b.1.narrow(0, skip, n)?)?;
+        // The CPU's sum is rounded once more, to the type of the GPU's.
+        let want = a.0.to_dtype(dtype)?.to_dtype(DType::F32)?;
+        said = compare("sum", &a.1, &want, 0.0)?;
+    }
+    Ok(said)
+}
+
+fn round(bench: &Bench, dtype: DType) -> Result<String> {
+    let mut said = String::new();
+    for (n, skip) in VIEWS {
+        let from = bench.random("from", &[n + skip + 1], 1.0, DType::F32)?;
+        let to = Tensor::zeros(n + skip + 1, dtype, from.0.device())?;
+        let on_gpu = to.to_device(&bench.device)?;
+        round_into(&from.0.narrow(0, skip, n)?, &to.narrow(0, skip, n)?)?;
+        round_into(&from.1.narrow(0, skip, n)?, &on_gpu.narrow(0, skip, n)?)?;
+        said = compare("copy", &on_gpu, &to, 0.0)?;
+    }
+    Ok(said)
+}
+
+fn zeros(bench: &Bench, dtype: DType) -> Result<String> {
+    for (n, skip) in VIEWS {
+        let (want, x) = bench.random("x", &[n + skip + 1], 1.0, dtype)?;
+        zero(&want.narrow(0, skip, n)?)?;
+        zero(&x.narrow(0, skip, n)?)?;
+        ensure!(values(&x)? == values(&want)?, "{n} elements from {skip} on");
+    }
+    Ok("exact".into())
+}

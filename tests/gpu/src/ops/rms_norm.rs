@@ -1,0 +1,80 @@
+//! The norm, alone and of a sum, and its gradient, alone and with the residual's.
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Tensor};
+use lora_ops::rms_norm;
+
+use crate::check::{Bench, Check, DTYPES, compare, repeats, rounding, shifted, values};
+
+const SHAPES: [[usize; 2]; 7] = [[1, 1], [3, 7], [5, 64], [2, 83], [37, 576], [3, 4096], [2, 9001]];
+
+/// Large enough that the gradient of a single feature is no difference of nearly equal numbers.
+const EPS: f64 = 0.1;
+
+pub(crate) fn checks() -> Vec<Check> {
+    let mut checks = Vec::new();
+    for dtype in DTYPES {
+        let name = |what: &str| format!("rms_norm {what} {}", dtype.as_str());
+        checks.push(Check::new(name("forward"), move |bench| forward(bench, dtype)));
+        checks.push(Check::new(name("of a sum"), move |bench| add_forward(bench, dtype)));
+        checks.push(Check::new(name("backward"), move |bench| backward(bench, dtype)));
+    }
+    checks
+}
+
+fn forward(bench: &Bench, dtype: DType) -> Result<String> {
+    let mut said = String::new();
+    for shape in SHAPES {
+        let x = bench.random("x", &shape, 2.0, dtype)?;
+        let w = bench.random("w", &shape[1..], 1.0, DType::F32)?;
+        let run = |x: &Tensor, w: &Tensor| -> Result<Vec<Tensor>> {
+            let (y, saved) = rms_norm::forward(x, w, EPS)?;
+            Ok(vec![rms_norm::again(&saved, x, w)?, y])
+        };
+        let got = repeats(|| run(&x.1, &w.1))?;
+        ensure!(values(&got[0])? == values(&got[1])?, "again gives {:?} other bits", shape);
+        let elsewhere = run(&shifted(&x.1)?, &shifted(&w.1)?)?;
+        ensure!(values(&elsewhere[1])? == values(&got[1])?, "the bits of {shape:?} depend on the address");
+        said = compare("y", &got[1], &run(&x.0, &w.0)?[1], rounding(dtype))?;
+    }
+    Ok(said)
+}
+
+fn add_forward(bench: &Bench, dtype: DType) -> Result<String> {
+    let mut said = String::new();
+    for shape in SHAPES {
+        let (x, residual) = (bench.random("x", &shape, 2.0, dtype)?, bench.random("r", &shape, 1.0, dtype)?);
+        let w = bench.random("w", &shape[1..], 1.0, DType::F32)?;
+        let got = repeats(|| {
+            let sum = x.1.copy()?;
+            let (y, saved) = rms_norm::add_forward(&sum, &residual.1, &w.1, EPS)?;
+            Ok(vec![rms_norm::again(&saved, &sum, &w.1)?, y, sum])
+        })?;
+        ensure!(values(&got[0])? == values(&got[1])?, "again gives {:?} other bits", shape);
+        let sum = bench.both(&x.0.add(&residual.0)?, dtype)?.0;
+        compare("sum", &got[2], &sum, 0.0)?;
+        said = compare("y", &got[1], &rms_norm::forward(&sum, &w.0, EPS)?.0, rounding(dtype))?;
+    }
+    Ok(said)
+}
+
+fn backward(bench: &Bench, dtype: DType) -> Result<String> {
+    let mut said = String::new();
+    for shape in SHAPES {
+        let (x, dy) = (bench.random("x", &shape, 2.0, dtype)?, bench.random("dy", &shape, 1.0, dtype)?);
+        let residual = bench.random("residual", &shape, 1.0, dtype)?;
+        let w = bench.random("w", &shape[1..], 1.0, DType::F32)?;
+        let run = |x: &Tensor, w: &Tensor, dy: &Tensor, residual: &Tensor| -> Result<Vec<Tensor>> {
+            let (_, saved) = rms_norm::forward(x, w, EPS)?;
+            let alone = rms_norm::backward(&saved, x, w, dy, None)?;
+            Ok(vec![alone, rms_norm::backward(&saved, x, w, dy, Some(residual))?])
+        };
+        let got = repeats(|| run(&x.1, &w.1, &dy.1, &residual.1))?;
+        let elsewhere = run(&x.1, &w.1, &shifted(&dy.1)?, &shifted(&residual.1)?)?;
+        ensure!(values(&elsewhere[1])? == values(&got[1])?, "the bits of {shape:?} depend on the address");
+        let want = run(&x.0, &w.0, &dy.0, &residual.0)?;
+        compare("dx with a residual", &got[1], &want[1], rounding(dtype))?;
+        said = compare("dx", &got[0], &want[0], rounding(dtype))?;
+    }
+    Ok(said)
+}

@@ -1,0 +1,49 @@
+//! Rotary embedding, in place.
+
+use anyhow::Result;
+use candle_core::{DType, Tensor};
+use lora_ops::rope::RopeTable;
+use lora_spec::{Rope, RopeScaling};
+
+use crate::check::{Bench, Check, DTYPES, compare, repeats, rounding, shifted};
+
+/// Sequences, their tokens, heads, features of a head, first position.
+const SHAPES: [[usize; 5]; 6] = [
+    [1, 1, 1, 2, 0],
+    [2, 5, 3, 10, 4],
+    [3, 7, 2, 6, 0],
+    [2, 33, 9, 64, 0],
+    [1, 40, 4, 128, 3],
+    [1, 9, 40, 128, 1],
+];
+
+pub(crate) fn checks() -> Vec<Check> {
+    let mut checks = Vec::new();
+    for dtype in DTYPES {
+        let name = |what: &str| format!("rope {what} {}", dtype.as_str());
+        checks.push(Check::new(name("forward"), move |bench| rotate(bench, dtype, true)));
+        checks.push(Check::new(name("backward"), move |bench| rotate(bench, dtype, false)));
+    }
+    checks
+}
+
+fn rotate(bench: &Bench, dtype: DType, forward: bool) -> Result<String> {
+    let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 1.5 } };
+    let mut said = String::new();
+    for [sequences, seq, heads, head_dim, first] in SHAPES {
+        let x = bench.random("x", &[sequences * seq, heads * head_dim], 1.0, dtype)?;
+        let run = |x: Tensor| -> Result<Tensor> {
+            let table = RopeTable::new(&rope, head_dim, first + seq, x.device())?;
+            match forward {
+                true => table.forward(&x, seq, first)?,
+                false => table.backward(&x, seq)?,
+            }
+            Ok(x)
+        };
+        let want = run(x.0)?;
+        let got = repeats(|| Ok(vec![run(x.1.copy()?)?]))?;
+        said = compare("x", &got[0], &want, rounding(dtype))?;
+        compare("x elsewhere", &run(shifted(&x.1)?)?, &got[0], 0.0)?;
+    }
+    Ok(said)
+}

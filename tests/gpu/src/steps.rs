@@ -1,0 +1,119 @@
+//! Training on the GPU: whole steps against the CPU's, the same bits again, with dropout and resumed, and no memory kept.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result, ensure};
+use candle_core::Device;
+use lora_collective::Cancel;
+use lora_model::Base;
+use lora_spec::{BaseDtype, JobSpec};
+use lora_train::{Run, RunInputs, StepOutcome};
+
+use crate::check::{Bench, Check};
+
+/// Largest relative difference of a loss or gradient norm between the GPU in bf16 and the CPU in f32 over the same bf16 base.
+const IN_BF16: f64 = 2e-2;
+const IN_F32: f64 = 1e-4;
+
+/// The checks; `example`: a directory with a base, `train.jsonl` and `eval.jsonl`.
+pub(crate) fn checks(example: &Path) -> Vec<Check> {
+    let of = |name: &'static str, run: fn(&Bench, &Path) -> Result<String>| {
+        let example: PathBuf = example.to_owned();
+        Check::new(name, move |bench| run(bench, &example))
+    };
+    vec![
+        of("steps as on the CPU, f32", |bench, example| like_the_cpu(bench, example, BaseDtype::F32)),
+        of("steps as on the CPU, bf16", |bench, example| like_the_cpu(bench, example, BaseDtype::Bf16)),
+        of("the same bits again, with dropout", repeats),
+        of("the same bits after a resume", resumes),
+        of("memory after three jobs", memory),
+    ]
+}
+
+fn job(example: &Path, dtype: BaseDtype) -> JobSpec {
+    let mut job = JobSpec { name: "check".into(), ..JobSpec::default() };
+    job.model.base = example.join("base");
+    job.model.dtype = dtype;
+    job.data.train = example.join("train.jsonl");
+    job.adapter.r = 4;
+    job.training.max_steps = Some(3);
+    job.training.global_batch_size = 6;
+    job.training.micro_batch_size = 2;
+    job.training.learning_rate = 1e-3;
+    job
+}
+
+fn prepare(job: &JobSpec, base: &Arc<Base>) -> Result<Run> {
+    Ok(Run::prepare(job, &RunInputs::of_job(job), base.clone(), &Cancel::new())?)
+}
+
+fn base(job: &JobSpec, device: &Device) -> Result<Arc<Base>> {
+    Ok(Arc::new(Base::load(&job.model.base, job.model.dtype, device)?))
+}
+
+fn finish(run: &mut Run) -> Result<Vec<lora_train::StepRecord>> {
+    while run.step(|| false)?.outcome == StepOutcome::Continue {}
+    Ok(run.history().to_vec())
+}
+
+fn like_the_cpu(bench: &Bench, example: &Path, dtype: BaseDtype) -> Result<String> {
+    let job = job(example, dtype);
+    let on_gpu = finish(&mut prepare(&job, &base(&job, &bench.device)?)?)?;
+    let on_cpu = finish(&mut prepare(&job, &base(&job, &Device::Cpu)?)?)?;
+    let most = if dtype == BaseDtype::Bf16 { IN_BF16 } else { IN_F32 };
+    let mut worst = 0.0_f64;
+    for (gpu, cpu) in on_gpu.iter().zip(&on_cpu) {
+        for (what, gpu_value, cpu_value) in
+            [("loss", gpu.loss, cpu.loss), ("gradient norm", gpu.grad_norm, cpu.grad_norm)]
+        {
+            let (got, want) = gpu_value.zip(cpu_value).context("a step was not finite")?;
+            let error = (got - want).abs() / want;
+            ensure!(error <= most, "step {}: {what} {got} instead of {want}", gpu.step);
+            worst = worst.max(error);
+        }
+    }
+    let loss = on_gpu.last().and_then(|record| record.loss).context("no step")?;
+    Ok(format!("{} steps to a loss of {loss:.4}, off by {worst:.1e}", on_gpu.len()))
+}
+
+fn repeats(bench: &Bench, example: &Path) -> Result<String> {
+    let mut job = job(example, BaseDtype::Bf16);
+    job.adapter.lora_dropout = 0.1;
+    let base = base(&job, &bench.device)?;
+    let first = finish(&mut prepare(&job, &base)?)?;
+    let second = finish(&mut prepare(&job, &base)?)?;
+    ensure!(first == second, "{first:?} and then {second:?}");
+    Ok(format!("state {}", first.last().context("no step")?.state))
+}
+
+fn resumes(bench: &Bench, example: &Path) -> Result<String> {
+    let job = job(example, BaseDtype::Bf16);
+    let base = base(&job, &bench.device)?;
+    let whole = finish(&mut prepare(&job, &base)?)?;
+    let mut run = prepare(&job, &base)?;
+    run.step(|| false)?;
+    let checkpoint = run.checkpoint()?;
+    let mut resumed = prepare(&job, &base)?;
+    resumed.restore(&checkpoint)?;
+    let parts = finish(&mut resumed)?;
+    ensure!(whole == parts, "{whole:?} in one go and {parts:?} with a resume");
+    let files = resumed.export()?;
+    Ok(format!("and {} verified files exported", files.len()))
+}
+
+fn memory(bench: &Bench, example: &Path) -> Result<String> {
+    let job = job(example, BaseDtype::Bf16);
+    let base = base(&job, &bench.device)?;
+    let used = || -> Result<u64> {
+        bench.device.synchronize()?;
+        Ok(lora_train::device_memory(&bench.device)?.context("no reading of the GPU's memory")?.used_bytes)
+    };
+    let mut after = Vec::new();
+    for _ in 0..3 {
+        finish(&mut prepare(&job, &base)?)?;
+        after.push(used()?);
+    }
+    ensure!(after[2] == after[0], "{after:?} bytes are in use after the first, second and third job");
+    Ok(format!("{} bytes, as after the first", after[2]))
+}
