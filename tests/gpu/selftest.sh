@@ -4,7 +4,7 @@
 #   tests/gpu/selftest.sh BIN_DIR        BIN_DIR: lora-gpu and lora-worker (built with the feature cuda), loractl
 #
 # Every kernel against the CPU, gradients, whole models against Transformers + PEFT, training against the CPU's, the same
-# bits again (lora-gpu check); then jobs with real processes: the same adapter from 1, 2 and 4 workers, through TCP and,
+# bits again (lora-gpu); then jobs with real processes: the same adapter from 1, 2 and 4 workers, through TCP and,
 # where ranks may share a GPU or have one each, NCCL; with a worker killed on the way. STEPS: of each job (default 20).
 set -uo pipefail
 bin=$(cd "$1" && pwd)
@@ -44,7 +44,7 @@ field() { # name of a job, field of its receipt
 status=$?
 line doctor "$([ $status = 0 ] && echo ok || echo WRONG)" "exit code $status"
 
-"$bin/lora-gpu" check
+"$bin/lora-gpu"
 status=$?
 line "operations, models, training" "$([ $status = 0 ] && echo ok || echo WRONG)" "exit code $status"
 
@@ -62,9 +62,9 @@ same() { # what, job
   fi
 }
 for workers in 2 4; do
-  LORA_COLLECTIVE=tcp job "tcp$workers" $workers --device cuda
+  job "tcp$workers" $workers --device cuda --collective tcp
   same "$workers workers, TCP" "tcp$workers"
-  if NCCL_MULTI_RANK_GPU_ENABLE=1 LORA_COLLECTIVE=nccl job "nccl$workers" $workers --device cuda; then
+  if NCCL_MULTI_RANK_GPU_ENABLE=1 job "nccl$workers" $workers --device cuda --collective nccl; then
     same "$workers workers, NCCL" "nccl$workers"
   elif grep -q "collective" "$work/nccl$workers.log"; then
     printf '%-5s %-44s %s\n' "--" "$workers workers, NCCL" "not here: $(grep -m 1 collective "$work/nccl$workers.log")"
@@ -76,7 +76,8 @@ done
 # A worker that is killed is started again, and no step is lost.
 killed() { # what, job, flags
   local what=$1 name=$2 loractl victim
-  job "$name" 2 --device cuda &
+  shift 2
+  job "$name" 2 --device cuda "$@" &
   local run=$!
   for _ in $(seq 3000); do
     [ "$(wc -l <"$work/$name/metrics.jsonl" 2>/dev/null || echo 0)" -ge 2 ] && break
@@ -89,7 +90,7 @@ killed() { # what, job, flags
   wait $run
   same "$what" "$name"
 }
-LORA_COLLECTIVE=tcp killed "2 workers, one killed, TCP" killed-tcp
+killed "2 workers, one killed, TCP" killed-tcp --collective tcp
 NCCL_MULTI_RANK_GPU_ENABLE=1 killed "2 workers, one killed, NCCL where it can be" killed-nccl
 
 # The CPU computes the same job in f32 over the same bf16 weights: losses agree within bf16.

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use anyhow::{Result, bail};
 
-use crate::CheckArgs;
+use crate::Args;
 use crate::check::{Bench, Check};
 
 /// Runs every check, in order; an error if one of them fails.
-pub(crate) fn run(args: &CheckArgs) -> Result<()> {
+pub(crate) fn run(args: &Args) -> Result<()> {
     let device = lora_train::open_device(args.device)?;
     let seed = args.seed.unwrap_or_else(rand::random);
     println!("{}, seed {seed}", lora_train::numerics_id(&device)?);

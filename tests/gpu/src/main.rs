@@ -1,9 +1,8 @@
-//! Checks of the engine on a GPU, and measurements: see `tests/gpu/selftest.sh` and `benches/gpu/`.
+//! Holds every operation, the gradients and whole steps on a GPU against the CPU's: see `tests/gpu/selftest.sh`.
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
-mod bench;
 #[cfg(feature = "cuda")]
 mod check;
 #[cfg(feature = "cuda")]
@@ -15,25 +14,10 @@ mod ops;
 #[cfg(feature = "cuda")]
 mod steps;
 
-/// Checks and measurements of the engine on a GPU.
+/// Check every operation, the gradients and whole steps on a GPU against the CPU's
 #[derive(Debug, Parser)]
 #[command(version)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Holds every operation, the gradients and whole steps on the GPU against the CPU's
-    Check(CheckArgs),
-    /// Times training steps at a published model's shape with random weights
-    Bench(bench::BenchArgs),
-}
-
-/// What to check.
-#[derive(Debug, clap::Args)]
-pub(crate) struct CheckArgs {
+pub(crate) struct Args {
     /// The GPU
     #[arg(long, default_value = "cuda:0")]
     device: lora_spec::Device,
@@ -52,14 +36,9 @@ pub(crate) struct CheckArgs {
 }
 
 fn main() -> Result<()> {
-    let Cli { command } = Cli::parse();
-    match command {
-        Command::Bench(args) => bench::run(&args),
-        #[cfg(feature = "cuda")]
-        Command::Check(args) => checks::run(&args),
-        #[cfg(not(feature = "cuda"))]
-        Command::Check(_) => {
-            anyhow::bail!("this program was built without the feature `cuda`: there is nothing to check")
-        }
-    }
+    let args = Args::parse();
+    #[cfg(feature = "cuda")]
+    return checks::run(&args);
+    #[cfg(not(feature = "cuda"))]
+    anyhow::bail!("this program was built without the feature `cuda`: {} is not reached", args.device)
 }

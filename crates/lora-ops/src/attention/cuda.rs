@@ -33,7 +33,8 @@ impl Kernels {
                 "attention {shape:?}; on a GPU heads have up to 256 features, sequences up to 2^30 keys"
             );
         }
-        let vectors = shape.head_dim % 8 == 0 && addresses.iter().all(|address| address % 16 == 0);
+        let vectors =
+            shape.head_dim.is_multiple_of(8) && addresses.iter().all(|address| address.is_multiple_of(16));
         match dtype {
             DType::BF16 if vectors => Ok(Self::mma(shape.head_dim)),
             _ => Ok(Self::plain(shape.head_dim, suffix(dtype)?)),

@@ -51,7 +51,7 @@ pub(crate) fn peak_tflops(device: &str) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::shape::shape;
+    use crate::shape::shape;
 
     /// Frozen elements of a block: 2 x 4096^2 (q, o) + 2 x 4096 x 1024 (k, v) + 3 x 4096 x 14336 (MLP) = 218,103,808; 32 blocks
     /// and a head of 128256 x 4096 = 525,336,576 make 7,504,658,432. LoRA of rank 16 adds 16 (in + out) a matrix: 16 x (2 x 8192

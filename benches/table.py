@@ -15,24 +15,24 @@ def main(path: str) -> None:
         for run in map(json.loads, lines):
             side = " ".join(filter(None, (run["engine"], run.get("attention"))))
             if "error" in run:
-                failed.append(f"{SIDES[side]}, {run['model']}, {run['sequence']} tokens: {run['error']}")
+                failed.append(f"{SIDES[side]}, {run['model']}, {run['dtype']}, {run['sequence']} tokens: {run['error']}")
                 continue
-            case = (run["model"], run["micro_batch"], run["sequence"], run["activation_checkpointing"])
+            case = (run["model"], run["dtype"], run["micro_batch"], run["sequence"], run["activation_checkpointing"])
             cases[case][side].append(run)
             versions = run.get("versions", versions)
             device = run["device"] if side == "loractl" else device
 
     print(f"{'':<36}{'':<12}" + "".join(f"{name:>12}" for name in SIDES.values()) + f"{'ratio':>8}")
-    for (model, rows, sequence, checkpointing), sides in cases.items():
+    for (model, dtype, rows, sequence, checkpointing), sides in cases.items():
         ours = sides["loractl"][0] if sides["loractl"] else {}
         tokens = {side: statistics.median(run["tokens_per_s"] for run in runs) for side, runs in sides.items() if runs}
         peaks = {side: [run["peak_memory_bytes"] for run in runs] for side, runs in sides.items() if runs}
-        name = f"{model} {rows}x{sequence} {checkpointing}"
+        name = f"{model} {dtype} {rows}x{sequence}" + (" recomputed" if checkpointing == "block" else "")
         row(name, "tokens/s", tokens, 1, max)
         if ours.get("peak_tflops"):
             percent = 100 * ours["flops_per_token"] / (ours["peak_tflops"] * 1e12)
             row("", "MFU, %", {side: value * percent for side, value in tokens.items()}, 1, max)
-        row("", "peak, GB", {side: max(v) / 1e9 for side, v in peaks.items() if None not in v}, 2, min)
+        row("", "peak, GB", {side: max(v) / 1e9 for side, v in peaks.items()}, 2, min)
     print(f"ours: {device or 'no result'}")
     print(f"PEFT: {versions or 'no result'}")
     for line in failed:

@@ -1,8 +1,8 @@
-"""PEFT's side of the GPU benchmark: prints one line of JSON.
+"""PEFT's side of the training-step benchmark: prints one line of JSON.
 
 A published model's shape with random weights, LoRA r = 16 on every linear layer but the head, every position labelled, one
 micro-batch a step, clipping and fused AdamW as the Trainer does them. The base has the given type; the LoRA weights are f32,
-PEFT's default, and over a bf16 base the forward pass runs under autocast, as the Trainer's does with `bf16=True`.
+PEFT's default. On a GPU the forward pass over a bf16 base runs under autocast, as the Trainer's does with `bf16=True`.
 """
 
 import argparse
@@ -28,27 +28,29 @@ ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2"}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time training steps of PEFT + Transformers.")
-    parser.add_argument("--model", required=True, help="a file in models/ without .json, or the path of a config.json")
-    parser.add_argument("--device", default="cuda:0", help="cuda:N or cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="type of the base")
-    parser.add_argument("--sequence", type=int, default=512, help="positions of a row")
-    parser.add_argument("--micro-batch", type=int, default=8, help="rows of a micro-batch")
+    parser.add_argument("--model", default="smollm2-135m", help="a file in models/ without .json, or the path of a config.json")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
+    parser.add_argument("--dtype", choices=DTYPES, default="f32", help="type of the base")
+    parser.add_argument("--sequence", type=int, default=256, help="positions of a row")
+    parser.add_argument("--micro-batch", type=int, default=2, help="rows of a micro-batch")
     parser.add_argument("--activation-checkpointing", choices=["none", "block"], default="none")
     parser.add_argument("--attention", choices=ATTENTION, default="sdpa", help="flash: of the package flash-attn")
-    parser.add_argument("--warmup", type=int, default=3, help="steps that are not measured")
-    parser.add_argument("--steps", type=int, default=10, help="steps that are measured")
+    parser.add_argument("--threads", type=int, default=2, help="threads of the host")
+    parser.add_argument("--warmup", type=int, default=2, help="steps that are not measured")
+    parser.add_argument("--steps", type=int, default=8, help="steps that are measured")
     args = parser.parse_args()
 
     device = torch.device(args.device)
     on_gpu = device.type == "cuda"
+    torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     started = time.perf_counter()
     model = build(args, device)
     wait(device)
     load_seconds = time.perf_counter() - started
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.0, fused=True)
-    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=args.dtype == "bf16")
+    optimizer = torch.optim.AdamW(parameters, lr=2e-4, weight_decay=0.0, fused=on_gpu)
+    autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu and args.dtype == "bf16")
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -70,10 +72,11 @@ def main() -> None:
         "sequence": args.sequence,
         "micro_batch": args.micro_batch,
         "activation_checkpointing": args.activation_checkpointing,
+        "threads": args.threads,
         "trainable_parameters": sum(p.numel() for p in parameters),
         "tokens_per_s": args.micro_batch * args.sequence / statistics.median(seconds),
         "step_seconds": seconds,
-        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else None,
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device) if on_gpu else peak_rss(),
         "load_seconds": load_seconds,
         "loss": loss.item(),
         "versions": {
@@ -115,6 +118,13 @@ def train_step(model, parameters, optimizer, autocast, tokens: torch.Tensor) -> 
 def wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def peak_rss() -> int:
+    """The most physical memory that the process ever held, in bytes."""
+    with open("/proc/self/status") as status:
+        line = next(line for line in status if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-//! The benchmark's harness on the CPU, with a model small enough for it.
+//! The benchmark on the CPU, with a model small enough for it.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -15,8 +15,8 @@ fn bench(flags: &[&str]) -> Output {
     let path = dir.path().join("config.json");
     std::fs::write(&path, config.to_string()).unwrap();
     let shape = ["--sequence", "12", "--micro-batch", "3", "--warmup", "1", "--steps", "2"];
-    let mut program = Command::new(env!("CARGO_BIN_EXE_lora-gpu"));
-    program.args(["bench", "--device", "cpu", "--model"]).arg(path).args(shape).args(flags);
+    let mut program = Command::new(env!("CARGO_BIN_EXE_train_step"));
+    program.args(["--model"]).arg(path).args(shape).args(flags);
     program.output().unwrap()
 }
 
@@ -40,7 +40,7 @@ fn a_run_on_the_cpu_gives_every_number() {
         assert_eq!(result["step_seconds"].as_array().unwrap().len(), 2);
         // Of random tokens nothing can be learned.
         assert!((number("loss") - 100_f64.ln()).abs() < 0.5, "{result}");
-        assert_eq!(result["peak_memory_bytes"], Value::Null);
+        assert!(number("peak_memory_bytes") > 1e6 && number("cpu_seconds_per_step") >= 0.0, "{result}");
         assert_eq!((&result["sequence"], &result["micro_batch"]), (&json!(12), &json!(3)));
         assert_eq!(
             (&result["dtype"], &result["activation_checkpointing"]),

@@ -6,10 +6,11 @@ use anyhow::{Context as _, Result, anyhow};
 use lora_spec::ModelConfig;
 
 /// The numbers of the published `config.json` that shape or computation depend on.
-const PUBLISHED: [(&str, &str); 3] = [
-    ("llama-3.2-1b", include_str!("../../../../benches/gpu/models/llama-3.2-1b.json")),
-    ("llama-3.1-8b", include_str!("../../../../benches/gpu/models/llama-3.1-8b.json")),
-    ("qwen2.5-7b", include_str!("../../../../benches/gpu/models/qwen2.5-7b.json")),
+const PUBLISHED: [(&str, &str); 4] = [
+    ("smollm2-135m", include_str!("../../../models/smollm2-135m.json")),
+    ("llama-3.2-1b", include_str!("../../../models/llama-3.2-1b.json")),
+    ("llama-3.1-8b", include_str!("../../../models/llama-3.1-8b.json")),
+    ("qwen2.5-7b", include_str!("../../../models/qwen2.5-7b.json")),
 ];
 
 /// The shape of a published model by its name, or of any `config.json` by its path.
@@ -32,6 +33,7 @@ mod tests {
     #[test]
     fn published_models_have_their_published_sizes() {
         let parameters = |model| shape(model).unwrap().parameters();
+        assert_eq!(parameters("smollm2-135m"), 134_515_008);
         assert_eq!(parameters("llama-3.2-1b"), 1_235_814_400);
         assert_eq!(parameters("llama-3.1-8b"), 8_030_261_248);
         assert_eq!(parameters("qwen2.5-7b"), 7_615_616_512);
@@ -41,7 +43,9 @@ mod tests {
     fn another_name_is_refused_with_those_that_there_are() {
         let error = format!("{:#}", shape("llama-9").unwrap_err());
         assert!(
-            error.starts_with("--model llama-9: must be llama-3.2-1b, llama-3.1-8b, qwen2.5-7b, or"),
+            error.starts_with(
+                "--model llama-9: must be smollm2-135m, llama-3.2-1b, llama-3.1-8b, qwen2.5-7b, or"
+            ),
             "{error}"
         );
     }
