@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, Timespec, poll};
+use rustix::io::retry_on_intr;
 
 use crate::error::PeerFailure;
 use crate::link::{Call, Link, Stop};
@@ -122,7 +123,7 @@ impl Mesh {
     /// A peer that has closed its connection or hung up. Neither sends nor waits.
     pub(crate) fn departed(&self) -> io::Result<Option<&Link>> {
         let mut departures: Vec<PollFd> = self.links.iter().map(Link::departure).collect();
-        poll(&mut departures, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+        retry_on_intr(|| poll(&mut departures, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
         let mut links = self.links.iter().zip(departures);
         Ok(links.find(|(_, departure)| !departure.revents().is_empty()).map(|(link, _)| link))
     }

@@ -28,14 +28,16 @@ const FORM: &str = "forming the group";
 const ALL_REDUCE: &str = "all-reduce";
 
 /// Segments under way at a time. More wait on the CPU, where a wait can be ended: a stream that is full blocks the caller.
-const MAX_UNDER_WAY: usize = 64;
+const MAX_UNDER_WAY: usize = 16;
+
+/// How long [`NcclGroup::finish`] waits for the GPUs at most, where all ranks have begun what it waits for.
+const TRANSFER_LIMIT: Duration = Duration::from_secs(120);
 
 /// A communicator of NCCL beside a [`Group`], with a stream of its own. One thread owns it.
 ///
 /// All ranks call the same methods in the same order with the same arguments, their own nodes and addresses aside. An
 /// error stops what is under way and leaves the group of no further use, and this with it; so does dropping this before
-/// [`Self::finish`]. So that a rank that is done is not taken for one that died, an operation of the group comes between
-/// the last [`Self::finish`] and the drop of the group.
+/// [`Self::finish`].
 pub struct NcclGroup {
     communicator: Communicator,
     compute: Arc<CudaStream>,
@@ -46,6 +48,8 @@ pub struct NcclGroup {
     /// The end of each segment that was not yet seen to be done.
     under_way: VecDeque<CudaEvent>,
     sent: u64,
+    /// What of NCCL could not be taken down, and may still use memory.
+    left_behind: bool,
 }
 
 impl NcclGroup {
@@ -55,15 +59,12 @@ impl NcclGroup {
     /// # Errors
     /// As [`device::agree`].
     pub fn agree(group: &mut Group, wanted: Collective, gpu_uuid: &str) -> Result<bool, CollectiveError> {
-        // The kernel's name for this run of the host: the same in all of its containers.
-        let host = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
-        let shares_gpu = std::env::var("NCCL_MULTI_RANK_GPU_ENABLE");
-        let offer = Offer {
-            wanted,
-            nccl: communicator::version(),
-            gpu: format!("{} {gpu_uuid}", host.trim()),
-            shares_gpu: shares_gpu.is_ok_and(|value| !matches!(value.trim(), "" | "0")),
-        };
+        // As NCCL reads them: a variable that is no number is as good as not set.
+        let is_on = |name| std::env::var(name).is_ok_and(|v| v.trim().parse::<i64>().is_ok_and(|v| v != 0));
+        // With that NCCL waits without end, whatever it is told.
+        let nccl = if is_on("NCCL_COMM_BLOCKING") { None } else { communicator::version() };
+        let shares_gpu = is_on("NCCL_MULTI_RANK_GPU_ENABLE");
+        let offer = Offer { wanted, nccl, gpu: gpu_uuid.to_owned(), shares_gpu };
         device::agree(group, &offer)
     }
 
@@ -98,23 +99,39 @@ impl NcclGroup {
         out: u64,
         elements: usize,
     ) -> Result<(), CollectiveError> {
-        self.communicator.idle = false;
         let plan = SegmentPlan::new(leaves, ranges, group.rank(), elements);
         let enqueued = plan.and_then(|plan| self.enqueue(group, &plan, nodes, out));
         enqueued.map_err(|error| self.fail(group, error))
     }
 
-    /// Waits until all segments are summed, and lets the compute stream go on after that.
+    /// Waits until all segments are summed on all ranks, and lets the compute stream go on after that. It waits for GPUs,
+    /// not for ranks that have yet to begin.
     ///
     /// # Errors
-    /// As [`Self::form`].
+    /// As [`Self::form`]. The sums are then not to be used, whatever is there.
     pub fn finish(&mut self, group: &mut Group) -> Result<(), CollectiveError> {
         group.alive()?;
-        let finished = self.wait_until_under_way(group, 0);
-        let joined = finished.and_then(|()| self.compute.join(&self.stream).map_err(failed(ALL_REDUCE)));
-        joined.map_err(|error| self.fail(group, error))?;
-        self.communicator.idle = true;
-        Ok(())
+        let finished = self.wait_until_under_way(group, 0, self.timeout.min(TRANSFER_LIMIT));
+        // A receive from a rank that aborts can end, on the GPU, as if all had come. Such a rank has left the group before, so
+        // what counts is that all ranks have come here.
+        let agreed = finished.and_then(|()| group.barrier());
+        let joined = agreed.and_then(|()| self.compute.join(&self.stream).map_err(failed(ALL_REDUCE)));
+        joined.map_err(|error| self.fail(group, error))
+    }
+
+    /// Takes the communicator down.
+    ///
+    /// # Errors
+    /// That is not possible: memory of the GPU may be in use for ever, and the process is of no further use.
+    pub fn leave(mut self) -> Result<(), CollectiveError> {
+        self.stop();
+        match self.left_behind {
+            false => Ok(()),
+            true => {
+                let message = "a communicator cannot be taken down".to_owned();
+                Err(CollectiveError::Device { action: "leaving the group", message })
+            }
+        }
     }
 
     /// Bytes sent to all peers so far.
@@ -134,11 +151,18 @@ impl NcclGroup {
             .and_then(|()| stream::get_priority_range())
             .and_then(|(_, highest)| context.new_stream_with_priority(highest))
             .map_err(failed(FORM))?;
-        let mut communicator = Communicator::start(context, group.world_size(), group.rank(), id)?;
+        let communicator = Communicator::start(context, group.world_size(), group.rank(), id)?;
         wait(group, FORM, timeout, || communicator.is_ready(FORM))?;
-        communicator.idle = true;
-        let (timeout, under_way) = (group.mesh.timeout, VecDeque::new());
-        Ok(Self { communicator, compute, stream, timeout, scratch: None, under_way, sent: 0 })
+        Ok(Self {
+            communicator,
+            compute,
+            stream,
+            timeout: group.mesh.timeout,
+            scratch: None,
+            under_way: VecDeque::new(),
+            sent: 0,
+            left_behind: false,
+        })
     }
 
     fn enqueue(
@@ -149,7 +173,7 @@ impl NcclGroup {
         out: u64,
     ) -> Result<(), CollectiveError> {
         group.check()?;
-        self.wait_until_under_way(group, MAX_UNDER_WAY - 1)?;
+        self.wait_until_under_way(group, MAX_UNDER_WAY - 1, self.timeout)?;
         let scratch = self.scratch(plan.scratch_elements()).map_err(failed(ALL_REDUCE))?;
         self.stream.join(&self.compute).map_err(failed(ALL_REDUCE))?;
         let Self { communicator, stream, timeout, sent, .. } = self;
@@ -169,18 +193,24 @@ impl NcclGroup {
     /// Ends the communicator. The compute stream goes on after what of it the GPU does yet, so that the vectors can be
     /// freed.
     fn stop(&mut self) {
-        if self.communicator.close() {
+        match self.communicator.close() {
             // Where this fails, so does everything on that stream.
-            let _ = self.compute.join(&self.stream);
+            true => drop(self.compute.join(&self.stream)),
+            false => self.left_behind = true,
         }
     }
 
     /// Waits until at most `most` segments are under way.
-    fn wait_until_under_way(&mut self, group: &mut Group, most: usize) -> Result<(), CollectiveError> {
-        let Self { communicator, timeout, under_way, .. } = self;
+    fn wait_until_under_way(
+        &mut self,
+        group: &mut Group,
+        most: usize,
+        timeout: Duration,
+    ) -> Result<(), CollectiveError> {
+        let Self { communicator, under_way, .. } = self;
         let Some(first) = under_way.len().checked_sub(most + 1) else { return Ok(()) };
         let end = &under_way[first];
-        wait(group, ALL_REDUCE, *timeout, || {
+        wait(group, ALL_REDUCE, timeout, || {
             if end.try_is_complete().map_err(failed(ALL_REDUCE))? {
                 return Ok(true);
             }

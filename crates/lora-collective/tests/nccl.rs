@@ -23,21 +23,21 @@ use lora_collective::{CollectiveError, Group, NcclGroup, Operation, PeerFailure}
 /// Far above what giving up takes, far below [`PATIENT`].
 const SOON: Duration = Duration::from_secs(20);
 /// For tests that wait for it to pass.
-const BRIEF: Duration = Duration::from_secs(1);
+const BRIEF: Duration = Duration::from_secs(2);
 
 fn compute() -> Arc<CudaStream> {
     lora_ops::cuda::stream(&lora_ops::cuda::open(0).unwrap()).unwrap().unwrap()
 }
 
-/// What `body` returns on each rank, each with a group and one of NCCL, with the limits of their waits; nothing where this
-/// machine has no such thing.
+/// What `body` returns on each rank, each with a group and one of NCCL, and the limit of their waits; nothing where this machine
+/// has no such thing.
 fn on_gpu<T: Send>(
     world_size: usize,
-    [timeout, nccl_timeout]: [Duration; 2],
+    timeout: Duration,
     body: impl Fn(Group, NcclGroup) -> T + Sync,
 ) -> Vec<T> {
     let formed = |mut group: Group| {
-        let nccl = NcclGroup::form(&mut group, compute(), nccl_timeout).unwrap();
+        let nccl = NcclGroup::form(&mut group, compute(), PATIENT).unwrap();
         // The first to be done may be the first to fail.
         group.barrier().unwrap();
         body(group, nccl)
@@ -98,10 +98,9 @@ fn sum(
 
 fn assert_sum(leaves: usize, ranges: &[Range<usize>], segments: &[usize]) {
     let expected = bits(&serial_sum(leaves, segments.iter().sum()));
-    let results = on_gpu(ranges.len(), [PATIENT; 2], |mut group, mut nccl| {
+    let results = on_gpu(ranges.len(), PATIENT, |mut group, mut nccl| {
         let first = sum(&mut group, &mut nccl, leaves, ranges, segments).unwrap();
         let second = sum(&mut group, &mut nccl, leaves, ranges, segments).unwrap();
-        group.barrier().unwrap();
         [first, second]
     });
     for (rank, sums) in results.iter().enumerate() {
@@ -152,7 +151,7 @@ fn a_peer_that_dies_while_the_others_connect_is_named() {
 
 #[test]
 fn a_peer_that_dies_before_its_part_is_named() {
-    let errors = on_gpu(3, [PATIENT; 2], |mut group, mut nccl| match group.rank() {
+    let errors = on_gpu(3, PATIENT, |mut group, mut nccl| match group.rank() {
         2 => None,
         _ => {
             let error = error_soon(|| sum(&mut group, &mut nccl, 3, &[0..1, 1..2, 2..3], &[50_000]));
@@ -172,7 +171,7 @@ fn a_peer_that_dies_before_its_part_is_named() {
 #[test]
 fn a_wait_that_is_cancelled_ends_and_the_peers_are_told() {
     let cancelled = Barrier::new(2);
-    let errors = on_gpu(2, [PATIENT; 2], |mut group, mut nccl| {
+    let errors = on_gpu(2, PATIENT, |mut group, mut nccl| {
         let token = group.cancel_token().clone();
         thread::scope(|scope| match group.rank() {
             0 => {
@@ -199,7 +198,7 @@ fn a_wait_that_is_cancelled_ends_and_the_peers_are_told() {
 #[test]
 fn a_peer_that_hangs_is_named_within_the_limit() {
     let done = Barrier::new(3);
-    let errors = on_gpu(3, [BRIEF; 2], |mut group, mut nccl| {
+    let errors = on_gpu(3, BRIEF, |mut group, mut nccl| {
         let hangs = group.rank() == 2;
         let error =
             (!hangs).then(|| error_soon(|| sum(&mut group, &mut nccl, 3, &[0..1, 1..2, 2..3], &[1000])));
@@ -211,14 +210,39 @@ fn a_peer_that_hangs_is_named_within_the_limit() {
     }
 }
 
+/// All has come, but perhaps only as an aborted kernel's last words.
+#[test]
+fn what_came_from_a_rank_that_left_before_the_end_is_not_used() {
+    let [started, left] = [Barrier::new(2), Barrier::new(2)];
+    let errors = on_gpu(2, PATIENT, |mut group, mut nccl| {
+        let vectors = start_sum(&mut group, &mut nccl, 2, &[0..1, 1..2], &[1000]);
+        started.wait();
+        if group.rank() == 1 {
+            // Both have sent and received everything.
+            compute().context().synchronize().unwrap();
+            drop((group, nccl, vectors));
+            left.wait();
+            return None;
+        }
+        left.wait();
+        Some(error_soon(|| vectors.and_then(|_| nccl.finish(&mut group))))
+    });
+    for error in errors.iter().flatten() {
+        assert_eq!(error.suspects(), [1], "{error}");
+    }
+}
+
 #[test]
 fn work_that_is_not_done_though_all_ranks_answer_is_nobodys_fault() {
     let done = Barrier::new(2);
-    let errors = on_gpu(2, [PATIENT, BRIEF], |mut group, mut nccl| {
+    let errors = on_gpu(2, BRIEF, |mut group, mut nccl| {
         let error = match group.rank() {
             0 => Some(error_soon(|| sum(&mut group, &mut nccl, 2, &[0..1, 1..2], &[1000]))),
-            // As if it had waited as long for a GPU of its own.
-            _ => group.barrier().err(),
+            _ => {
+                // As if it had waited about as long for a GPU of its own.
+                thread::sleep(BRIEF * 3 / 4);
+                group.barrier().err()
+            }
         };
         done.wait();
         error
@@ -233,7 +257,7 @@ fn work_that_is_not_done_though_all_ranks_answer_is_nobodys_fault() {
 
 #[test]
 fn wrong_nodes_are_refused_and_the_peers_are_told() {
-    let errors = on_gpu(2, [PATIENT; 2], |mut group, mut nccl| match group.rank() {
+    let errors = on_gpu(2, PATIENT, |mut group, mut nccl| match group.rank() {
         0 => {
             let node = nodes_in(2, &(1..2)).unwrap()[0];
             error_soon(|| nccl.all_reduce(&mut group, 2, &[0..1, 1..2], &[(node, 0)], 0, 10))

@@ -58,6 +58,18 @@ pub fn memory(device: &candle_core::Device) -> Result<Option<Memory>> {
     }
 }
 
+/// Asks a GPU whether it still works, without waiting for it.
+///
+/// # Errors
+/// It reported an error that does not go away.
+pub fn check(device: &candle_core::Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.check(),
+        _ => Ok(()),
+    }
+}
+
 /// Replaces the elements of a contiguous f32 tensor; waits until they are there.
 pub fn write_f32(tensor: &Tensor, values: &[f32]) -> Result<()> {
     if tensor.elem_count() != values.len() {

@@ -52,6 +52,14 @@ pub fn device_memory(device: &ComputeDevice) -> Result<Option<DeviceMemory>, Tra
     Ok(lora_ops::device::memory(device)?)
 }
 
+/// Asks a device whether it still works, without waiting for it.
+///
+/// # Errors
+/// It is lost: a GPU that reported an error which does not go away. Only another process can use it again.
+pub fn check_device(device: &ComputeDevice) -> Result<(), TrainError> {
+    Ok(lora_ops::device::check(device)?)
+}
+
 /// What the bits of a result depend on beside the job: this build, and the instruction set of its products or the GPU and its
 /// libraries. Ranks with different ones do not share a group.
 pub fn numerics_id(device: &ComputeDevice) -> Result<String, TrainError> {

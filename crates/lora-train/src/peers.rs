@@ -15,7 +15,7 @@ use crate::TrainError;
 
 /// How long NCCL may take to connect the ranks.
 #[cfg(feature = "cuda")]
-const FORM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(60);
+const FORM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(45);
 
 /// The ranks of the job's present group.
 pub struct Peers {
@@ -59,6 +59,20 @@ impl Peers {
             }
             _ => Ok(Self { group }),
         }
+    }
+
+    /// Leaves the group.
+    ///
+    /// # Errors
+    /// NCCL does not come to an end: the device is lost.
+    pub(crate) fn leave(self) -> Result<(), TrainError> {
+        #[cfg(feature = "cuda")]
+        if let Some(nccl) = self.nccl {
+            // First, so that peers see that this rank goes.
+            drop(self.group);
+            nccl.leave()?;
+        }
+        Ok(())
     }
 
     /// The connections of the group.

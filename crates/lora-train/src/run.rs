@@ -123,7 +123,7 @@ impl Run {
     /// Joins the ranks of `group`: the newest of their states wins and is broadcast. Equally new states must be equal.
     /// `collective`: how this rank would sum gradients with the others.
     pub fn join(&mut self, mut group: Group, collective: Collective) -> Result<(), TrainError> {
-        self.leave();
+        self.leave()?;
         let mine = Standing {
             at: (self.progress.step, !self.progress.evaluation_due),
             state: self.state_hash.clone(),
@@ -149,8 +149,11 @@ impl Run {
     }
 
     /// Leaves the group, which closes its connections; to go on, the run joins another one.
-    pub fn leave(&mut self) {
-        self.peers = Peers::none();
+    ///
+    /// # Errors
+    /// The device is lost: something of the group does not come to an end there.
+    pub fn leave(&mut self) -> Result<(), TrainError> {
+        std::mem::replace(&mut self.peers, Peers::none()).leave()
     }
 
     /// Sizes of the run.

@@ -13,26 +13,32 @@ use std::any::Any;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use lora_collective::device::Collective;
 use lora_collective::{Cancel, PeerListener};
 use lora_model::{Base, BaseKey};
 use lora_proto::v1::{self, Phase};
 use lora_spec::JobSpec;
-use lora_train::{ComputeDevice, Run, TrainError};
+use lora_train::{ComputeDevice, Run, TrainError, check_device};
 use tokio::runtime::Handle;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 
 use self::outcome::{Broken, Stop};
 use self::task::{Task, next_task};
+use crate::error::WorkerError;
 use crate::fetch::{Cache, LocalInputs};
 use crate::metrics::{Counters, DeviceMemory};
 use crate::status::Held;
 use crate::steps::Steps;
 use crate::uploads::{Checkpoints, Uploads};
 use crate::wanted::{Scope, Wanted};
+
+/// How long a GPU may take to get to where a cancel is heeded: some micro-batches, or reading a base.
+const STUCK: Duration = Duration::from_secs(300);
 
 /// What the engine works with.
 pub(crate) struct Engine {
@@ -54,14 +60,16 @@ pub(crate) struct Engine {
 impl Engine {
     /// Starts the thread; must be called in a runtime. The answer comes where the device is lost; once the thread has ended the
     /// channel is closed.
-    pub(crate) fn start(self) -> io::Result<oneshot::Receiver<TrainError>> {
-        let (ending, ended) = oneshot::channel();
+    pub(crate) fn start(self) -> io::Result<mpsc::Receiver<WorkerError>> {
+        let (lost, ended) = mpsc::channel(1);
         let runtime = Handle::current();
         std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let mut thread = EngineThread { engine: self, runtime, base: None, job: None, checkpoints: None };
-            if let Err(lost) = thread.serve() {
-                // Nobody may wait for it any more.
-                let _ = ending.send(lost);
+            let ending = lost.clone();
+            let mut thread =
+                EngineThread { engine: self, runtime, lost, base: None, job: None, checkpoints: None };
+            if let Err(error) = thread.serve() {
+                // Nobody may wait for it any more, or be told already.
+                let _ = ending.try_send(WorkerError::Device(error));
             }
         })?;
         Ok(ended)
@@ -77,6 +85,8 @@ impl Engine {
 struct EngineThread {
     engine: Engine,
     runtime: Handle,
+    /// Where it is said that the device is lost.
+    lost: mpsc::Sender<WorkerError>,
     /// The base read last.
     base: Option<(BaseKey, Arc<Base>)>,
     /// The job whose state is in memory.
@@ -127,7 +137,7 @@ impl EngineThread {
         let result = catch_unwind(AssertUnwindSafe(|| work(self)));
         self.end_checkpoints();
         if let Some(job) = &mut self.job {
-            job.run.leave();
+            job.run.leave()?;
         }
         let panicked = |panic: Box<dyn Any + Send>| {
             Stop::Failed(format!("the engine panicked: {}", panic_text(&*panic)))
@@ -138,6 +148,7 @@ impl EngineThread {
             Err(Stop::Superseded) if self.job.is_none() => self.free(),
             Err(Stop::Superseded) => {}
             Err(Stop::Broken(Broken { cause, suspects, unreachable })) => {
+                self.check_device(&cause)?;
                 let completed_steps = self.job.as_ref().map_or(0, |job| job.run.completed_steps());
                 self.update(|held| {
                     tracing::warn!(job = held.job_id, generation = held.generation, cause, "group broke");
@@ -147,10 +158,7 @@ impl EngineThread {
                 });
             }
             Err(Stop::Failed(cause)) => {
-                // The job is not to blame for a GPU that does nothing right any more.
-                self.engine.device.synchronize().inspect_err(|_| {
-                    tracing::error!(cause, "the device is lost");
-                })?;
+                self.check_device(&cause)?;
                 self.job = None;
                 self.update(|held| {
                     tracing::error!(
@@ -165,6 +173,14 @@ impl EngineThread {
             }
         }
         Ok(())
+    }
+
+    /// After what ended with `cause`: neither job nor peers are to blame for a GPU that does nothing right any more.
+    ///
+    /// # Errors
+    /// The device is lost.
+    fn check_device(&self, cause: &str) -> Result<(), TrainError> {
+        check_device(&self.engine.device).inspect_err(|_| tracing::error!(cause, "the device is lost"))
     }
 
     /// Lets go of the job; once that is said, its memory is free.
@@ -195,13 +211,20 @@ impl EngineThread {
         self.update(|held| held.enter(phase));
     }
 
-    /// A token that is cancelled when `scope` is not wanted any more, as long as the handle lives.
+    /// A token that is cancelled when `scope` is not wanted any more, as long as the handle lives. Where a GPU keeps the thread
+    /// long after that, it is lost: calls to CUDA know no end.
     fn cancel_with(&self, scope: Scope) -> (Cancel, AbortOnDropHandle<()>) {
         let cancel = Cancel::new();
         let (token, wanted) = (cancel.clone(), self.engine.wanted.clone());
+        let lost = Some(self.lost.clone()).filter(|_| !self.engine.device.is_cpu());
         let watching = self.runtime.spawn(async move {
             superseded(wanted, scope).await;
             token.cancel();
+            if let Some(lost) = lost {
+                sleep(STUCK).await;
+                // Somebody may have said so already.
+                let _ = lost.try_send(WorkerError::Stuck(STUCK));
+            }
         });
         (cancel, AbortOnDropHandle::new(watching))
     }

@@ -1,4 +1,5 @@
 use std::io;
+use std::time::Duration;
 
 use lora_spec::FieldError;
 use lora_train::TrainError;
@@ -33,6 +34,9 @@ pub enum WorkerError {
     /// The device cannot be used, or not any more: only another process can use it again.
     #[error(transparent)]
     Device(TrainError),
+    /// The device does not come to an end with what it was asked for.
+    #[error("the device did not answer for {} s after its work was cancelled", .0.as_secs())]
+    Stuck(Duration),
     /// A bug: the engine's thread has ended by itself.
     #[error("the engine's thread has ended")]
     EngineEnded,

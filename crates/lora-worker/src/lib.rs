@@ -148,12 +148,12 @@ pub async fn run(
         () = life.run(stop, at_once, &ending) => {}
         () = gauges.follow(status_now, connected_now, &health) => {}
         () = serving => {}
-        ended = &mut ended => return Err(ended.map_or(WorkerError::EngineEnded, WorkerError::Device)),
+        lost = ended.recv() => return Err(lost.unwrap_or(WorkerError::EngineEnded)),
     }
     wanted.send_replace(Wanted::nothing());
     drop(wanted);
     // An engine that does not end in time is left to the end of the process.
-    let _ = timeout(FAREWELL, &mut ended).await;
+    let _ = timeout(FAREWELL, ended.recv()).await;
     Ok(())
 }
 

@@ -53,7 +53,8 @@ fn main() -> ExitCode {
     }
     let daemon = async |mut config: Config, signals: Signals| {
         if cli.end_with_stdin {
-            end_with_stdin(signals.at_once.clone()).map_err(WorkerError::Thread)?;
+            let at_once = signals.at_once.clone();
+            end_with_stdin(move || at_once.cancel()).map_err(WorkerError::Thread)?;
         }
         config.device = cli.device.unwrap_or(config.device);
         run(config, signals.stop.clone(), signals.at_once.clone()).await

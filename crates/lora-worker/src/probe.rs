@@ -13,6 +13,8 @@ use lora_train::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::parent::end_with_stdin;
+
 /// Elements of the vector that is all-reduced: 64 MiB.
 const ELEMENTS: usize = 16 << 20;
 /// How long the processes of an all-reduce may take to find each other, and to wait for one.
@@ -119,7 +121,12 @@ pub fn take_part(rank: usize, device: Device, collective: Collective) -> Result<
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
     let cancel = Cancel::new();
-    end_with_parent(cancel.clone())?;
+    let token = cancel.clone();
+    end_with_stdin(move || {
+        token.cancel();
+        std::thread::sleep(FAREWELL);
+        std::process::exit(1);
+    })?;
     let peers: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
     let spec = GroupSpec {
         job: "probe".into(),
@@ -133,20 +140,6 @@ pub fn take_part(rank: usize, device: Device, collective: Collective) -> Result<
     let group = Group::form(&spec, Some(&listener), cancel).map_err(TrainError::from)?;
     let reading = all_reduce_reading(group, collective, &device, ELEMENTS)?;
     say(&serde_json::to_string(&reading).map_err(io::Error::from)?)?;
-    Ok(())
-}
-
-/// Gives the group up, and then the process, when the parent is gone. The thread ends with the process.
-fn end_with_parent(cancel: Cancel) -> io::Result<()> {
-    let watch = move || {
-        let mut rest = String::new();
-        // Nothing comes any more; what counts is the end.
-        let _ = io::stdin().read_line(&mut rest);
-        cancel.cancel();
-        std::thread::sleep(FAREWELL);
-        std::process::exit(1);
-    };
-    std::thread::Builder::new().name("parent".into()).spawn(watch)?;
     Ok(())
 }
 

@@ -57,9 +57,9 @@ pub struct UnknownCollective(pub String);
 pub struct Offer {
     /// What it was told to use.
     pub wanted: Collective,
-    /// The version of its NCCL, as NCCL counts: 22809 is 2.28.9. `None` where it has none.
+    /// The version of its NCCL, as NCCL counts: 22809 is 2.28.9. `None` where it has none that can be used.
     pub nccl: Option<u32>,
-    /// What tells its GPU from all others, of its host and of other hosts.
+    /// What tells its GPU from all others: the UUID.
     pub gpu: String,
     /// Whether it was told that ranks may share a GPU: NCCL's variable `NCCL_MULTI_RANK_GPU_ENABLE`.
     pub shares_gpu: bool,
@@ -105,7 +105,11 @@ fn obstacle(offers: &[Offer]) -> Option<String> {
     for (rank, offer) in offers.iter().enumerate() {
         match offer.nccl {
             Some(version) => versions.push(version),
-            None => return Some(format!("rank {rank} has no NCCL")),
+            None => {
+                return Some(format!(
+                    "rank {rank} has no NCCL that can be used; NCCL_COMM_BLOCKING must not be set"
+                ));
+            }
         }
     }
     let first = *versions.first()?;

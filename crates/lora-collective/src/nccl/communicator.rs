@@ -5,9 +5,10 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use cudarc::driver::CudaContext;
+use cudarc::driver::result::ctx;
 use cudarc::nccl::sys::{self, ncclResult_t};
 
 use super::FORM;
@@ -20,12 +21,8 @@ const CONFIG_VERSION: u32 = 22_800;
 /// NCCL's `NCCL_CONFIG_UNDEF_INT`.
 const UNDEFINED: i32 = i32::MIN;
 
-/// How long a communicator that nothing goes on with may take to end in peace with its peers.
-const FINALIZE_LIMIT: Duration = Duration::from_secs(2);
-/// How long taking it down is waited for.
-const CLOSE_LIMIT: Duration = Duration::from_secs(8);
-/// Pause between two looks at a communicator that ends.
-const CLOSE_PAUSE: Duration = Duration::from_millis(1);
+/// How long taking it down is waited for: NCCL may wait for what the GPU was asked for before.
+const CLOSE_LIMIT: Duration = Duration::from_secs(30);
 
 /// The version of the NCCL in this process; `None` where NCCL does not say.
 pub(super) fn version() -> Option<u32> {
@@ -56,8 +53,6 @@ pub(super) fn outcome(action: &'static str, result: ncclResult_t) -> Result<bool
 pub(super) struct Communicator {
     raw: sys::ncclComm_t,
     context: Arc<CudaContext>,
-    /// Nothing goes on with it, on this rank or on another, as far as this rank is concerned.
-    pub(super) idle: bool,
 }
 
 impl Communicator {
@@ -68,7 +63,7 @@ impl Communicator {
         rank: usize,
         id: sys::ncclUniqueId,
     ) -> Result<Self, CollectiveError> {
-        let mut communicator = Self { raw: ptr::null_mut(), context: context.clone(), idle: false };
+        let mut communicator = Self { raw: ptr::null_mut(), context: context.clone() };
         let (world_size, rank) = (world_size as i32, rank as i32);
         // SAFETY: both pointers are to what they should be, and the context is bound. The config is copied.
         let result = unsafe {
@@ -90,19 +85,18 @@ impl Communicator {
         self.raw
     }
 
-    /// Takes it down: aborts it, unless it is idle, then it ends in peace. Whether that was done in time: NCCL may wait
-    /// for peers, so a thread of its own does it, which past a limit is left behind and ends with the process at the
-    /// latest.
+    /// Aborts it. Whether that was done in time: a thread of its own does it, which past a limit is left behind and ends with
+    /// the process at the latest.
     pub(super) fn close(&mut self) -> bool {
         let raw = std::mem::replace(&mut self.raw, ptr::null_mut());
         if raw.is_null() {
             return true;
         }
-        let closing = Closing { raw, context: self.context.clone(), in_peace: self.idle };
+        let closing = Closing { raw, context: self.context.clone() };
         let (sender, closed) = mpsc::sync_channel(1);
         let thread = thread::Builder::new().name("nccl-close".into()).spawn(move || {
             // Nobody may wait for it any more.
-            let _ = sender.send(closing.close());
+            let _ = sender.send(closing.abort());
         });
         let result = match thread {
             Ok(_) => closed.recv_timeout(CLOSE_LIMIT).map_err(|error| error.to_string()),
@@ -127,39 +121,17 @@ impl Drop for Communicator {
 struct Closing {
     raw: sys::ncclComm_t,
     context: Arc<CudaContext>,
-    in_peace: bool,
 }
 
 // SAFETY: the pointer has one owner, and whom it points to is bound to no thread.
 unsafe impl Send for Closing {}
 
 impl Closing {
-    fn close(self) -> ncclResult_t {
-        // Where this fails, so does NCCL.
-        let _ = self.context.bind_to_thread();
-        match self.in_peace && self.finalize() {
-            // SAFETY: the communicator is alive, and nobody else has it.
-            true => unsafe { sys::ncclCommDestroy(self.raw) },
-            false => unsafe { sys::ncclCommAbort(self.raw) },
-        }
-    }
-
-    /// Whether it came to its end with its peers.
-    fn finalize(&self) -> bool {
-        let start = Instant::now();
-        // SAFETY: the communicator is alive.
-        let begun = outcome(FORM, unsafe { sys::ncclCommFinalize(self.raw) });
-        let mut ended = begun.is_ok();
-        while ended {
-            match state(self.raw) {
-                Ok(ncclResult_t::ncclSuccess) => break,
-                Ok(ncclResult_t::ncclInProgress) if start.elapsed() < FINALIZE_LIMIT => {
-                    thread::sleep(CLOSE_PAUSE);
-                }
-                _ => ended = false,
-            }
-        }
-        ended
+    fn abort(self) -> ncclResult_t {
+        // SAFETY: the context is alive. NCCL sets the device itself too; where this fails, so does that.
+        let _ = unsafe { ctx::set_current(self.context.cu_ctx()) };
+        // SAFETY: the communicator is alive, and nobody else has it.
+        unsafe { sys::ncclCommAbort(self.raw) }
     }
 }
 

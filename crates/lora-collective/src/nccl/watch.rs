@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 use crate::error::CollectiveError;
 use crate::group::Group;
 
-/// Pauses between two looks: short at first, as most waits are.
+/// As long as this the processor is only offered to others between two looks: most waits are short.
+const SPIN: Duration = Duration::from_micros(100);
+/// Pauses between two looks after that.
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
 const LAST_PAUSE: Duration = Duration::from_millis(1);
 
@@ -31,6 +33,10 @@ pub(super) fn wait(
         group.check()?;
         if start.elapsed() >= timeout {
             return Err(CollectiveError::DeviceTimeout { action, timeout });
+        }
+        if start.elapsed() < SPIN {
+            thread::yield_now();
+            continue;
         }
         thread::sleep(pause);
         pause = (2 * pause).min(LAST_PAUSE);

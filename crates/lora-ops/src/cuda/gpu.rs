@@ -256,6 +256,21 @@ impl Gpu {
         Ok(format!("cuda {name} sm_{major}{minor} cublas {cublas}"))
     }
 
+    /// An error that the GPU reported, if any. Does not wait.
+    pub(crate) fn check(&self) -> Result<()> {
+        let context = self.stream.context();
+        // SAFETY: context and stream are live.
+        let state = unsafe {
+            result::ctx::set_current(context.cu_ctx()).and_then(|()| {
+                match sys::cuStreamQuery(self.stream.cu_stream()) {
+                    sys::CUresult::CUDA_ERROR_NOT_READY => Ok(()),
+                    state => state.result(),
+                }
+            })
+        };
+        state.map_err(wrong("the GPU"))
+    }
+
     pub(crate) fn memory(&self) -> Result<Memory> {
         let context = self.stream.context();
         let read = || {

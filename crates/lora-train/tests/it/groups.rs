@@ -51,7 +51,7 @@ fn broken_in_the_second_step(fixture: &Fixture, base: &Arc<Base>, waiting: bool)
             assert!(matches!(run.step(|| false), Err(TrainError::Group(_))), "rank 0 is gone");
         }
         assert_eq!(run.completed_steps(), 1);
-        run.leave();
+        run.leave().unwrap();
         run
     })
 }
@@ -104,7 +104,7 @@ fn an_evaluation_that_was_given_up_is_owed() {
                 0 => assert!(matches!(third, Err(TrainError::Group(_))), "its peer does not evaluate"),
                 _ => assert_eq!(third.unwrap().outcome, StepOutcome::Continue),
             }
-            run.leave();
+            run.leave().unwrap();
             run
         });
         runs.into_iter().next().unwrap()

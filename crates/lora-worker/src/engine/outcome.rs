@@ -39,8 +39,8 @@ impl From<CollectiveError> for Stop {
         let ranks = |ranks: Vec<usize>| ranks.into_iter().map(|rank| rank as u32).collect();
         match error {
             CollectiveError::Cancelled => Self::Superseded,
-            // No peer did that.
-            CollectiveError::Argument(_) => Self::Failed(error.to_string()),
+            // No peer did that, and another group would be no better.
+            CollectiveError::Argument(_) | CollectiveError::NoNccl(_) => Self::Failed(error.to_string()),
             error => Self::Broken(Broken {
                 cause: error.to_string(),
                 suspects: ranks(error.suspects()),

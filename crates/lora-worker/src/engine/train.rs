@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use lora_collective::{Group, GroupSpec};
+use lora_collective::device::Collective;
+use lora_collective::{CollectiveError, Group, GroupSpec};
 use lora_proto::v1::{self, Goal, Phase};
-use lora_train::{StepMetrics, StepOutcome};
+use lora_train::{StepMetrics, StepOutcome, TrainError};
 
 use super::{EngineThread, Stop};
 use crate::steps::KEPT;
@@ -27,7 +28,13 @@ impl EngineThread {
         });
         let Some(job) = &mut self.job else { return Err(Stop::Superseded) };
         let group = Group::form(&group_spec(assignment), Some(&self.engine.listener), cancel)?;
-        job.run.join(group, self.engine.collective)?;
+        if let Err(error) = job.run.join(group, self.engine.collective) {
+            if self.engine.collective == Collective::Auto && is_of_nccl(&error) {
+                tracing::warn!(%error, "NCCL does not come about here: gradients travel over TCP from now on");
+                self.engine.collective = Collective::Tcp;
+            }
+            return Err(error.into());
+        }
         let completed_steps = job.run.completed_steps();
         let is_first = assignment.rank == 0;
         let mut past = Vec::new();
@@ -93,6 +100,12 @@ impl EngineThread {
         let after = stored.max(job.run.completed_steps().saturating_sub(KEPT as u64));
         job.run.metrics_after(after).map(|metrics| row(&metrics)).collect()
     }
+}
+
+/// Whether NCCL failed, and no peer.
+fn is_of_nccl(error: &TrainError) -> bool {
+    use CollectiveError::{Device, DeviceTimeout};
+    matches!(error, TrainError::Group(Device { .. } | DeviceTimeout { .. }))
 }
 
 /// Whether training is to stop at the next boundary.

@@ -35,7 +35,8 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
         .context("cannot start the async runtime")?;
     let ended = runtime.block_on(async {
         let signals = shutdown::signals().context("cannot listen for signals")?;
-        end_with_stdin(signals.at_once.clone()).context("cannot start a thread")?;
+        let at_once = signals.at_once.clone();
+        end_with_stdin(move || at_once.cancel()).context("cannot start a thread")?;
         lora_worker::run(config, signals.stop.clone(), signals.at_once.clone()).await?;
         Ok(ExitCode::SUCCESS)
     });
