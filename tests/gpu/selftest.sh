@@ -80,7 +80,7 @@ killed() { # what, job, flags
   job "$name" 2 --device cuda "$@" &
   local run=$!
   for _ in $(seq 3000); do
-    [ "$(wc -l <"$work/$name/metrics.jsonl" 2>/dev/null || echo 0)" -ge 2 ] && break
+    [ "$(grep -c . "$work/$name/metrics.jsonl" 2>/dev/null)" -ge 2 ] 2>/dev/null && break
     kill -0 $run 2>/dev/null || break
     sleep 0.1
   done
@@ -94,9 +94,9 @@ killed "2 workers, one killed, TCP" killed-tcp --collective tcp
 NCCL_MULTI_RANK_GPU_ENABLE=1 killed "2 workers, one killed, NCCL where it can be" killed-nccl
 
 # The CPU computes the same job in f32 over the same bf16 weights: losses agree within bf16.
+losses() { sed 's/.*"loss":\([0-9.e-]*\).*/\1/' "$work/$1/metrics.jsonl" 2>/dev/null; }
 job cpu 1 --device cpu
-worst=$(paste -d' ' <(sed 's/.*"loss":\([0-9.e-]*\).*/\1/' "$work/cpu/metrics.jsonl") \
-  <(sed 's/.*"loss":\([0-9.e-]*\).*/\1/' "$work/one/metrics.jsonl") |
+worst=$(paste -d' ' <(losses cpu) <(losses one) |
   awk '{ d = ($1 - $2) / $1; if (d < 0) d = -d; if (d > worst) worst = d; n++ } END { if (n) print worst; else print 1 }')
 line "losses as on the CPU" "$(awk -v w="$worst" 'BEGIN { print (w <= 0.02) ? "ok" : "WRONG" }')" "off by $worst of the loss"
 
