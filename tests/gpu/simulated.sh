@@ -21,12 +21,19 @@ tests/gpu/compile.sh
 echo "-- the simulated GPU"
 cargo fetch --locked
 tests/gpu/sim/build.sh "$target/gpu-sim"
-echo "-- programs"
 # The simulated libraries have the names and symbols of the real ones, so they are what is linked against.
-export LIBRARY_PATH=$target/gpu-sim${LIBRARY_PATH:+:$LIBRARY_PATH}
-LORA_CUDA_ARCHS=90 cargo build --locked --target-dir "$target/cuda" -p lora-gpu -p lora-worker --features lora-gpu/cuda,lora-worker/cuda
+export LIBRARY_PATH=$target/gpu-sim${LIBRARY_PATH:+:$LIBRARY_PATH} LORA_CUDA_ARCHS=90
+packages=(-p lora-ops -p lora-model -p lora-collective -p lora-train -p lora-worker -p lora-gpu -p lora-bench)
+cuda=("${packages[@]}" --locked --target-dir "$target/cuda" --features lora-collective/cuda,lora-worker/cuda,lora-gpu/cuda,lora-bench/cuda)
+echo "-- lints"
+cargo clippy "${cuda[@]}" --all-targets -- -D warnings
+echo "-- the reduction over NCCL"
+export LD_LIBRARY_PATH=$target/gpu-sim
+NCCL_MULTI_RANK_GPU_ENABLE=1 cargo test "${cuda[@]}" --test nccl
+echo "-- programs"
+cargo build "${cuda[@]}" --bins
 cargo build --locked -p loractl
 mkdir -p "$target/gpu-bin"
-ln -sf "$target/cuda/debug/lora-gpu" "$target/cuda/debug/lora-worker" "$target/debug/loractl" "$target/gpu-bin/"
+ln -sf "$target/cuda/debug/"{lora-gpu,lora-worker,train_step} "$target/debug/loractl" "$target/gpu-bin/"
 echo "-- the self-test on four simulated GPUs"
-LD_LIBRARY_PATH=$target/gpu-sim LORA_SIM_GPUS=4 STEPS=3 tests/gpu/selftest.sh "$target/gpu-bin"
+LORA_SIM_GPUS=4 STEPS=3 tests/gpu/selftest.sh "$target/gpu-bin"

@@ -4,12 +4,14 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use lora_spec::Philox;
 
+/// Gives what was measured, in words, or why it is wrong.
+type Measure = dyn Fn(&Bench) -> Result<String>;
+
 /// One line of the table.
 pub(crate) struct Check {
     /// What is checked, such as `rms_norm backward bf16`.
     pub(crate) name: String,
-    /// Gives what was measured, in words, or why it is wrong.
-    pub(crate) run: Box<dyn Fn(&Bench) -> Result<String>>,
+    pub(crate) run: Box<Measure>,
 }
 
 impl Check {

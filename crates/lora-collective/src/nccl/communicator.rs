@@ -55,6 +55,12 @@ pub(super) struct Communicator {
     context: Arc<CudaContext>,
 }
 
+// SAFETY: NCCL binds a communicator to no thread; it wants one call after the other. Whatever calls NCCL here is called by
+// methods of `NcclGroup` that borrow it exclusively.
+unsafe impl Send for Communicator {}
+// SAFETY: as above.
+unsafe impl Sync for Communicator {}
+
 impl Communicator {
     /// Begins to connect; done once it [is ready](Self::is_ready).
     pub(super) fn start(
@@ -169,7 +175,7 @@ fn nonblocking() -> sys::ncclConfig_t {
 fn describe(error: ncclResult_t) -> String {
     // SAFETY: both return null or a string that lives on.
     let texts = unsafe { [sys::ncclGetErrorString(error), sys::ncclGetLastError(ptr::null_mut())] };
-    let lines = texts.into_iter().map(|text| one_line(text)).filter(|line| !line.is_empty());
+    let lines = texts.into_iter().map(one_line).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(": ")
 }
 
