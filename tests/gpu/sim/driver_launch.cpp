@@ -60,6 +60,28 @@ EXPORT int cuModuleGetFunction(void** function, void* module, const char* name) 
     return *function == nullptr ? NOT_FOUND : SUCCESS;
 }
 
+// Every module has all kernels.
+EXPORT int cuModuleGetFunctionCount(unsigned* count, void* module) {
+    if (module == nullptr) return INVALID_HANDLE;
+    *count = static_cast<unsigned>(sim::kernels().size());
+    return SUCCESS;
+}
+
+EXPORT int cuModuleEnumerateFunctions(void** functions, unsigned count, void* module) {
+    if (module == nullptr) return INVALID_HANDLE;
+    if (count > sim::kernels().size()) return INVALID_VALUE;
+    std::copy_n(sim::kernels().begin(), count, functions);
+    return SUCCESS;
+}
+
+EXPORT int cuFuncGetName(const char** name, void* function) {
+    if (function == nullptr) return INVALID_HANDLE;
+    *name = static_cast<const sim::Kernel*>(function)->name;
+    return SUCCESS;
+}
+
+EXPORT int cuFuncLoad(void* function) { return function == nullptr ? INVALID_HANDLE : SUCCESS; }
+
 EXPORT int cuModuleGetGlobal_v2(uint64_t*, size_t*, void* module, const char*) { return module == nullptr ? INVALID_HANDLE : NOT_FOUND; }
 
 EXPORT int cuFuncGetAttribute(int* value, int attribute, void* function) {
@@ -85,12 +107,6 @@ EXPORT int cuFuncSetAttribute(void* function, int attribute, int value) {
 }
 
 EXPORT int cuFuncSetCacheConfig(void* function, int) { return function == nullptr ? INVALID_HANDLE : SUCCESS; }
-
-EXPORT int cuFuncGetName(const char** name, void* function) {
-    if (function == nullptr) return INVALID_HANDLE;
-    *name = static_cast<const sim::Kernel*>(function)->name;
-    return SUCCESS;
-}
 
 EXPORT int cuOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, void* function, int threads, size_t dynamic_bytes) {
     if (function == nullptr) return INVALID_HANDLE;

@@ -403,11 +403,6 @@ void fail(const char* format, ...) {
 
 namespace {
 
-std::vector<Kernel*>& kernels() {
-    static auto& all = *new std::vector<Kernel*>;
-    return all;
-}
-
 // Blocks that are not running, with their stacks. Never destroyed: threads of streams may outlive main.
 std::mutex spare_mutex;
 std::vector<Block*>& spare_blocks = *new std::vector<Block*>;
@@ -426,6 +421,11 @@ void give_back(Block* block) {
 }
 
 }  // namespace
+
+std::vector<Kernel*>& kernels() {
+    static auto& all = *new std::vector<Kernel*>;
+    return all;
+}
 
 void register_kernel(Kernel* kernel) {
     if (const Kernel* other = find_kernel(kernel->name)) {

@@ -14,6 +14,7 @@
 #include <tuple>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -96,6 +97,7 @@ struct Kernel {
 };
 
 void register_kernel(Kernel*);
+std::vector<Kernel*>& kernels();
 Kernel* find_kernel(const char* name);               // null where there is none
 
 // Why this launch is not allowed, or null.

@@ -1,12 +1,12 @@
 //! A GPU that was opened: its stream, kernels, workspace and memory.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::ffi::CStr;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaEvent, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, result, sys,
+    CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, result, sys,
 };
-use candle_core::cuda_backend::cudarc::nvrtc::Ptx;
 use candle_core::cuda_backend::cudarc::{cublas, driver};
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
 use candle_core::op::BackpropOp;
@@ -30,8 +30,7 @@ pub(crate) struct Gpu {
     pub(super) device: CudaDevice,
     pub(super) stream: Arc<CudaStream>,
     pub(super) staging: Staging,
-    modules: Vec<Arc<CudaModule>>,
-    functions: Mutex<HashMap<String, CudaFunction>>,
+    functions: Functions,
     /// cuBLAS holds its address.
     _workspace: CudaSlice<u8>,
 }
@@ -129,11 +128,8 @@ impl Gpu {
             candle_core::bail!("device cuda:{ordinal} has no memory pools; a driver of CUDA 13 has them");
         }
         keep_freed_memory(&context).map_err(wrong("the memory pool"))?;
-        let mut modules = Vec::new();
-        for image in IMAGES {
-            let module = context.load_module(Ptx::from_binary(image.to_vec()));
-            modules.push(module.map_err(wrong("the kernels cannot be loaded"))?);
-        }
+        context.bind_to_thread().map_err(wrong("the GPU"))?;
+        let functions = Functions::load().map_err(wrong("the kernels cannot be loaded"))?;
         let workspace = stream.alloc_zeros::<u8>(WORKSPACE).map_err(wrong("the workspace"))?;
         let handle = *device.cublas_handle().handle();
         let (address, _) = workspace.device_ptr(&stream);
@@ -145,21 +141,15 @@ impl Gpu {
         };
         set.map_err(|e| candle_core::Error::Msg(format!("cuBLAS: {e:?}")).bt())?;
         let staging = Staging::new(&stream)?;
-        let functions = Mutex::default();
-        Ok(Self { device, stream, staging, modules, functions, _workspace: workspace })
+        Ok(Self { device, stream, staging, functions, _workspace: workspace })
     }
 
     /// The kernel of this name.
-    pub(super) fn function(&self, name: &str) -> Result<CudaFunction> {
-        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(function) = functions.get(name) {
-            return Ok(function.clone());
+    pub(super) fn function(&self, name: &str) -> Result<sys::CUfunction> {
+        match self.functions.0.get(name) {
+            Some(function) => Ok(*function),
+            None => candle_core::bail!("there is no kernel {name}"),
         }
-        let Some(function) = self.modules.iter().find_map(|module| module.load_function(name).ok()) else {
-            candle_core::bail!("there is no kernel {name}");
-        };
-        functions.insert(name.to_owned(), function.clone());
-        Ok(function)
     }
 
     /// An event after everything that was asked for so far.
@@ -284,6 +274,41 @@ impl Gpu {
         };
         let (used_bytes, peak_bytes, total_bytes) = read().map_err(wrong("the GPU's memory"))?;
         Ok(Memory { used_bytes, peak_bytes, total_bytes })
+    }
+}
+
+/// The kernels by their names, for the life of the process.
+struct Functions(HashMap<String, sys::CUfunction>);
+
+// SAFETY: CUDA's handles of functions are bound to no thread.
+unsafe impl Send for Functions {}
+// SAFETY: as above.
+unsafe impl Sync for Functions {}
+
+impl Functions {
+    /// Loads all kernels into the context that is bound to this thread. Were they loaded when they are first used, that could
+    /// wait for all that the GPU does: for NCCL too, and with it for another rank.
+    fn load() -> std::result::Result<Self, driver::DriverError> {
+        let mut loaded = HashMap::new();
+        for image in IMAGES {
+            // Aligned, as the bytes in the program need not be.
+            let image = image.to_vec();
+            // SAFETY: an image that nvcc made; sizes and pointers are of what is asked for.
+            unsafe {
+                let module = result::module::load_data(image.as_ptr().cast())?;
+                let mut count = 0;
+                sys::cuModuleGetFunctionCount(&raw mut count, module).result()?;
+                let mut functions = vec![std::ptr::null_mut(); count as usize];
+                sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), count, module).result()?;
+                for function in functions {
+                    sys::cuFuncLoad(function).result()?;
+                    let mut name = std::ptr::null();
+                    sys::cuFuncGetName(&raw mut name, function).result()?;
+                    loaded.insert(CStr::from_ptr(name).to_string_lossy().into_owned(), function);
+                }
+            }
+        }
+        Ok(Self(loaded))
     }
 }
 

@@ -95,21 +95,16 @@ impl Gpu {
             candle_core::bail!("{kernel}: a grid of {grid:?} blocks is too large");
         };
         let function = self.function(kernel)?;
+        stream.context().bind_to_thread().map_err(wrong(kernel))?;
         if shared > SHARED_BYTES {
             let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            function.set_attribute(attribute, shared as i32).map_err(wrong(kernel))?;
+            // SAFETY: the function is loaded.
+            let set = unsafe { sys::cuFuncSetAttribute(function, attribute, shared as i32) };
+            set.result().map_err(wrong(kernel))?;
         }
-        stream.context().bind_to_thread().map_err(wrong(kernel))?;
         // SAFETY: the callers beside the kernels' sources give what those take.
         let launched = unsafe {
-            result::launch_kernel(
-                function.cu_function(),
-                (x, y, z),
-                (threads, 1, 1),
-                shared,
-                stream.cu_stream(),
-                args,
-            )
+            result::launch_kernel(function, (x, y, z), (threads, 1, 1), shared, stream.cu_stream(), args)
         };
         launched.map_err(wrong(kernel))
     }
