@@ -21,6 +21,7 @@ tests/gpu/compile.sh
 echo "-- the simulated GPU"
 cargo fetch --locked
 tests/gpu/sim/build.sh "$target/gpu-sim"
+tests/gpu/sim/check.sh
 # The simulated libraries have the names and symbols of the real ones, so they are what is linked against.
 export LIBRARY_PATH=$target/gpu-sim${LIBRARY_PATH:+:$LIBRARY_PATH} LORA_CUDA_ARCHS=90
 packages=(-p lora-ops -p lora-model -p lora-collective -p lora-train -p lora-worker -p lora-gpu -p lora-bench)
@@ -35,5 +36,7 @@ cargo build "${cuda[@]}" --bins
 cargo build --locked -p loractl
 mkdir -p "$target/gpu-bin"
 ln -sf "$target/cuda/debug/"{lora-gpu,lora-worker,train_step} "$target/debug/loractl" "$target/gpu-bin/"
+echo "-- the checks again, with work that begins as late as it may, and blocks and threads in another order"
+LORA_SIM_LATE=1 LORA_SIM_SEED=2 "$target/gpu-bin/lora-gpu"
 echo "-- the self-test on four simulated GPUs"
 LORA_SIM_GPUS=4 STEPS=3 tests/gpu/selftest.sh "$target/gpu-bin"
