@@ -278,7 +278,10 @@ fn tcp_is_chosen_elsewhere_unless_a_rank_demands_nccl() {
     let new = |offers: &mut [Offer]| offers.iter_mut().for_each(|it| it.nccl = Some(23_000));
     let cases: [(Vec<Offer>, &str); 6] = [
         (change(offers(&["a", "b"]), |it| it[0].wanted = Collective::Tcp), "rank 0 was told to use tcp"),
-        (change(offers(&["a", "b"]), |it| it[1].nccl = None), "rank 1 has no NCCL"),
+        (
+            change(offers(&["a", "b"]), |it| it[1].nccl = None),
+            "rank 1 has no NCCL, or NCCL_COMM_BLOCKING=1, which waits without end",
+        ),
         (
             change(offers(&["a", "b", "c"]), |it| it[2].nccl = Some(23_007)),
             "rank 0 has NCCL 2.28.9 and rank 2 has NCCL 2.30.7",

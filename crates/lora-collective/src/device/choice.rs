@@ -107,7 +107,7 @@ fn obstacle(offers: &[Offer]) -> Option<String> {
             Some(version) => versions.push(version),
             None => {
                 return Some(format!(
-                    "rank {rank} has no NCCL that can be used; NCCL_COMM_BLOCKING must not be set"
+                    "rank {rank} has no NCCL, or NCCL_COMM_BLOCKING=1, which waits without end"
                 ));
             }
         }
