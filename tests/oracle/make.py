@@ -13,6 +13,7 @@ import chat
 import curve
 import models
 import optimizer
+import quant
 import targets
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -29,6 +30,7 @@ def main() -> None:
     optimizer.make_all(GOLDEN)
     targets.make_all(GOLDEN / "models", GOLDEN)
     chat.make_all(GOLDEN / "chat")
+    quant.make_all(GOLDEN / "quant")
 
 
 if __name__ == "__main__":

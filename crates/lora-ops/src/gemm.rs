@@ -59,8 +59,10 @@ pub fn product(alpha: f32, a: Factor, b: Factor, beta: f32, c: &Tensor) -> Resul
                 alpha,
                 beta,
                 a: (gpu.address(a.tensor, operands)?, a.transposed),
+                a_stride: if a.transposed { m } else { k },
                 b: (gpu.address(b.tensor, operands)?, b.transposed),
                 c: gpu.address(c, output)?,
+                c_stride: n,
                 operands,
                 output,
             })

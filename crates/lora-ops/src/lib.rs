@@ -28,6 +28,7 @@ pub mod linear;
 pub mod lora;
 mod place;
 pub mod pointwise;
+pub mod quant;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;

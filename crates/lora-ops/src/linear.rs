@@ -3,6 +3,7 @@
 use candle_core::{DType, Result, Tensor};
 
 use crate::place::Place;
+use crate::quant::{FourBit, Int8};
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -10,19 +11,71 @@ mod cuda;
 
 pub(crate) use cpu::Panels;
 
-/// A frozen weight `[out_features, in_features]`, f32 or bf16, with an optional f32 bias `[out_features]`.
+/// A frozen matrix `[out_features, in_features]`.
+#[derive(Debug, Clone)]
+pub enum Weight {
+    /// f32 or bf16.
+    Dense(Tensor),
+    /// NF4 or FP4.
+    FourBit(FourBit),
+    /// Signed bytes with a scale for each row.
+    Int8(Int8),
+}
+
+impl From<Tensor> for Weight {
+    fn from(weight: Tensor) -> Self {
+        Self::Dense(weight)
+    }
+}
+
+impl From<FourBit> for Weight {
+    fn from(weight: FourBit) -> Self {
+        Self::FourBit(weight)
+    }
+}
+
+impl From<Int8> for Weight {
+    fn from(weight: Int8) -> Self {
+        Self::Int8(weight)
+    }
+}
+
+impl Weight {
+    /// `(out_features, in_features)`.
+    pub fn dims(&self) -> Result<(usize, usize)> {
+        match self {
+            Self::Dense(weight) => weight.dims2(),
+            Self::FourBit(weight) => Ok(weight.dims()),
+            Self::Int8(weight) => Ok(weight.dims()),
+        }
+    }
+
+    /// A tensor that is where the weight is.
+    fn tensor(&self) -> &Tensor {
+        match self {
+            Self::Dense(weight) => weight,
+            Self::FourBit(weight) => weight.codes(),
+            Self::Int8(weight) => weight.codes(),
+        }
+    }
+}
+
+/// A frozen weight `[out_features, in_features]` with an optional f32 bias `[out_features]`.
 #[derive(Debug, Clone)]
 pub struct FrozenLinear {
-    weight: Tensor,
+    weight: Weight,
     bias: Option<Tensor>,
 }
 
 impl FrozenLinear {
-    /// Takes `weight` `[out_features, in_features]` (f32 or bf16) and `bias` `[out_features]` (f32).
-    pub fn new(weight: Tensor, bias: Option<Tensor>) -> Result<Self> {
-        let (out_features, _) = weight.dims2()?;
-        if !matches!(weight.dtype(), DType::F32 | DType::BF16) {
-            candle_core::bail!("a frozen weight is f32 or bf16, not {:?}", weight.dtype());
+    /// Takes `weight` `[out_features, in_features]` and `bias` `[out_features]` (f32).
+    pub fn new(weight: impl Into<Weight>, bias: Option<Tensor>) -> Result<Self> {
+        let weight = weight.into();
+        let (out_features, _) = weight.dims()?;
+        if let Weight::Dense(weight) = &weight
+            && !matches!(weight.dtype(), DType::F32 | DType::BF16)
+        {
+            candle_core::bail!("a dense frozen weight is f32 or bf16, not {:?}", weight.dtype());
         }
         if let Some(bias) = &bias
             && (bias.dims1()? != out_features || bias.dtype() != DType::F32)
@@ -32,16 +85,11 @@ impl FrozenLinear {
         Ok(Self { weight, bias })
     }
 
-    /// The weight `[out_features, in_features]`.
-    pub fn weight(&self) -> &Tensor {
-        &self.weight
-    }
-
     /// `x` `[tokens, in_features]` to `x W^T + b` `[tokens, out_features]`, of `x`'s type.
     #[tracing::instrument(level = "trace", name = "linear forward", skip_all)]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.check_input(x)?;
-        match Place::of(&[x, &self.weight])? {
+        match Place::of(&[x, self.weight.tensor()])? {
             Place::Cpu => cpu::forward(self, x),
             #[cfg(feature = "cuda")]
             Place::Cuda(gpu) => cuda::forward(&gpu, self, x, x.dtype()),
@@ -51,7 +99,7 @@ impl FrozenLinear {
     /// As [`Self::forward`], with an f32 result whatever `x` is.
     pub fn forward_f32(&self, x: &Tensor) -> Result<Tensor> {
         self.check_input(x)?;
-        match Place::of(&[x, &self.weight])? {
+        match Place::of(&[x, self.weight.tensor()])? {
             Place::Cpu => cpu::forward(self, x),
             #[cfg(feature = "cuda")]
             Place::Cuda(gpu) => cuda::forward(&gpu, self, x, DType::F32),
@@ -60,8 +108,8 @@ impl FrozenLinear {
 
     /// `dy` `[tokens, out_features]` to `dx = dy W` `[tokens, in_features]`.
     pub fn backward(&self, dy: &Tensor) -> Result<Tensor> {
-        let shape = (dy.dims2()?.0, self.weight.dims2()?.1);
-        let dx = match Place::of(&[dy, &self.weight])? {
+        let shape = (dy.dims2()?.0, self.weight.dims()?.1);
+        let dx = match Place::of(&[dy, self.weight.tensor()])? {
             Place::Cpu => crate::cpu::filled(shape, |_| ())?,
             #[cfg(feature = "cuda")]
             Place::Cuda(gpu) => gpu.empty(shape, dy.dtype())?,
@@ -78,26 +126,23 @@ impl FrozenLinear {
     #[tracing::instrument(level = "trace", name = "linear backward", skip_all)]
     fn product(&self, dy: &Tensor, dx: &Tensor, beta: f32) -> Result<()> {
         let (tokens, out_features) = dy.dims2()?;
-        let (expected, in_features) = self.weight.dims2()?;
+        let (expected, in_features) = self.weight.dims()?;
         if out_features != expected || dx.dims2()? != (tokens, in_features) {
             candle_core::bail!(
-                "layer {:?}: gradient {:?} to {:?}",
-                self.weight.shape(),
+                "layer [{expected}, {in_features}]: gradient {:?} to {:?}",
                 dy.shape(),
                 dx.shape()
             );
         }
-        match Place::of(&[dy, dx, &self.weight])? {
+        match Place::of(&[dy, dx, self.weight.tensor()])? {
             Place::Cpu => cpu::backward(self, dy, dx, beta),
             #[cfg(feature = "cuda")]
-            Place::Cuda(_) => {
-                crate::gemm::product(1.0, crate::gemm::of(dy), crate::gemm::of(&self.weight), beta, dx)
-            }
+            Place::Cuda(gpu) => cuda::backward(&gpu, self, dy, dx, beta),
         }
     }
 
     fn check_input(&self, x: &Tensor) -> Result<()> {
-        let (in_features, expected) = (x.dims2()?.1, self.weight.dims2()?.1);
+        let (in_features, expected) = (x.dims2()?.1, self.weight.dims()?.1);
         if in_features != expected {
             candle_core::bail!("a linear layer of {expected} features got {in_features}");
         }

@@ -106,6 +106,45 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
+/// The values of 4-bit codes, two a byte, the first in the upper half: `out` has twice as many elements as `codes`.
+pub(crate) fn lookup4(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if let Some(simd) = pulp::x86::V3::try_new() {
+        return simd.vectorize(|| lookup4_avx2(simd, table, codes, out));
+    }
+    lookup4_each(table, codes, out);
+}
+
+#[inline(always)]
+fn lookup4_each(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
+    for (pair, code) in out.chunks_exact_mut(2).zip(codes) {
+        pair[0] = table[usize::from(code >> 4)];
+        pair[1] = table[usize::from(code & 15)];
+    }
+}
+
+/// Eight codes at a time: each half of the table is one register.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+fn lookup4_avx2(simd: pulp::x86::V3, table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
+    use std::arch::x86_64::{__m256, __m256i};
+    let half = |i: usize| -> __m256 { pulp::cast::<[f32; 8], _>(std::array::from_fn(|j| table[i + j])) };
+    let (low, high) = (half(0), half(8));
+    let shifts: __m256i = pulp::cast([4_u32, 0, 12, 8, 20, 16, 28, 24]);
+    let (words, rest) = codes.as_chunks::<4>();
+    let (eights, rest_out) = out.split_at_mut(words.len() * 8);
+    for (out, word) in eights.as_chunks_mut::<8>().0.iter_mut().zip(words) {
+        let word = simd.avx._mm256_set1_epi32(i32::from_le_bytes(*word));
+        let index = simd.avx2._mm256_srlv_epi32(word, shifts);
+        // A lookup heeds the lowest three bits; the fourth, moved to the sign, chooses the half.
+        let upper: __m256 = pulp::cast(simd.avx2._mm256_slli_epi32::<28>(index));
+        let in_low = simd.avx2._mm256_permutevar8x32_ps(low, index);
+        let in_high = simd.avx2._mm256_permutevar8x32_ps(high, index);
+        *out = pulp::cast(simd.avx._mm256_blendv_ps(in_low, in_high, upper));
+    }
+    lookup4_each(table, rest, rest_out);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,6 +162,20 @@ mod tests {
         assert!(exp(f32::NEG_INFINITY) < 1.3e-38);
         assert_eq!(exp(0.0), 1.0);
         assert_eq!(exp(f32::INFINITY), f32::INFINITY);
+    }
+
+    #[test]
+    fn codes_are_looked_up_two_a_byte() {
+        let table = std::array::from_fn(|i| i as f32);
+        let codes: Vec<u8> = (0..=255).chain([0x7f, 0x80, 0x1e]).collect();
+        for n in [0, 1, 3, 4, 9, codes.len()] {
+            let expected: Vec<f32> =
+                codes[..n].iter().flat_map(|c| [f32::from(c >> 4), f32::from(c & 15)]).collect();
+            let (mut out, mut each) = (vec![0.0; 2 * n], vec![0.0; 2 * n]);
+            lookup4(&table, &codes[..n], &mut out);
+            lookup4_each(&table, &codes[..n], &mut each);
+            assert_eq!((&out, &each), (&expected, &expected));
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{Targets, chunk_rows};
-use crate::cpu::{filled, read_f32};
+use crate::cpu::read_f32;
 use crate::gemm::{Mat, gemm};
 use crate::linear::Panels;
 use crate::simd::{exp, max, sum, vectorize};
@@ -27,36 +27,31 @@ pub(super) fn forward_backward(
     let chunk_rows = chunk_rows(all.len(), vocab, LOGITS);
     let mut logits = vec![0.0; chunk_rows * vocab];
     let mut row_losses = Vec::with_capacity(all.len());
-    let mut chunk = |x: &[f32], targets: &[Target], dx: Option<&mut [f32]>| {
+    let mut chunk = |x: &[f32], targets: &[Target], dx: Option<&mut [f32]>| -> Result<()> {
         let n = targets.len();
         let mut gathered = gather(x, targets, features);
         let logits = &mut logits[..n * vocab];
         weight.for_each(|first, panel_rows, panel| {
             let (x, w) = (Mat::new(&gathered, n, features), Mat::new(panel, panel_rows, features));
             gemm(1.0, x, w.t(), 0.0, &mut logits[first..], vocab);
-        });
+        })?;
         let losses = logits.par_chunks_mut(vocab).zip(targets);
         let losses = losses.map(|(logits, target)| loss_row(logits, target.token, target.weight, gradient));
         row_losses.extend(losses.collect::<Vec<f64>>());
-        let Some(dx) = dx else { return };
+        let Some(dx) = dx else { return Ok(()) };
         weight.for_each(|first, panel_rows, panel| {
             let dlogits = Mat::new(logits, n, vocab).columns(first, panel_rows);
             let beta = if first == 0 { 0.0 } else { 1.0 };
             gemm(1.0, dlogits, Mat::new(panel, panel_rows, features), beta, &mut gathered, features);
-        });
+        })?;
         for (Target { row, .. }, gradient) in targets.iter().zip(gathered.chunks(features)) {
             dx[row * features..(row + 1) * features].copy_from_slice(gradient);
         }
+        Ok(())
     };
-    let dx = read_f32(x, |x| {
-        if gradient {
-            let run = |dx: &mut [f32]| all.chunks(chunk_rows).for_each(|targets| chunk(x, targets, Some(dx)));
-            filled((tokens, features), run).map(Some)
-        } else {
-            all.chunks(chunk_rows).for_each(|targets| chunk(x, targets, None));
-            Ok(None)
-        }
-    })??;
+    let mut dx = gradient.then(|| vec![0.0; tokens * features]);
+    read_f32(x, |x| all.chunks(chunk_rows).try_for_each(|targets| chunk(x, targets, dx.as_deref_mut())))??;
+    let dx = dx.map(|dx| Tensor::from_vec(dx, (tokens, features), &Device::Cpu)).transpose()?;
     let rows = row_losses.len();
     Ok((Tensor::from_vec(row_losses, rows, &Device::Cpu)?, dx))
 }

@@ -14,16 +14,19 @@ pub(super) fn math_mode() -> sys::cublasMath_t {
     sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 }
 
-/// `C = alpha op(A) op(B) + beta C` of row-major matrices: `C` `[m, n]`, `op(A)` `[m, k]`, `op(B)` `[k, n]`.
+/// `C = alpha op(A) op(B) + beta C` of row-major matrices: `C` `[m, n]`, `op(A)` `[m, k]`, `op(B)` `[k, n]`. The rows of `A`
+/// as it is stored are `a_stride` elements apart, those of `C` `c_stride`; those of `B` follow each other.
 pub(crate) struct Product {
     pub(crate) mnk: (usize, usize, usize),
     pub(crate) alpha: f32,
     pub(crate) beta: f32,
     /// Address, and whether it is stored transposed.
     pub(crate) a: (u64, bool),
+    pub(crate) a_stride: usize,
     /// Address, and whether it is stored transposed.
     pub(crate) b: (u64, bool),
     pub(crate) c: u64,
+    pub(crate) c_stride: usize,
     /// f32 or bf16.
     pub(crate) operands: DType,
     /// f32 or bf16.
@@ -44,14 +47,14 @@ impl Gpu {
             true => sys::cublasOperation_t::CUBLAS_OP_T,
             false => sys::cublasOperation_t::CUBLAS_OP_N,
         };
-        let (a_stride, b_stride) = (if product.a.1 { m } else { k }, if product.b.1 { k } else { n });
+        let b_stride = if product.b.1 { k } else { n };
         let compute = match product.operands {
             DType::F32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_PEDANTIC,
             _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
         };
         self.stream.context().bind_to_thread().map_err(super::wrong("a product"))?;
         // cuBLAS stores matrices by columns: it sees the transposes, and C^T = op(B)^T op(A)^T.
-        // SAFETY: `gemm::product`, the only caller, holds the tensors against the sizes.
+        // SAFETY: the callers hold the tensors against the sizes.
         let done = unsafe {
             result::gemm_ex(
                 *self.device.cublas_handle().handle(),
@@ -66,11 +69,11 @@ impl Gpu {
                 size(b_stride)?,
                 product.a.0 as *const c_void,
                 data_type(product.operands)?,
-                size(a_stride)?,
+                size(product.a_stride)?,
                 (&raw const product.beta).cast(),
                 product.c as *mut c_void,
                 data_type(product.output)?,
-                size(n)?,
+                size(product.c_stride)?,
                 compute,
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )

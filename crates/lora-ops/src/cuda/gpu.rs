@@ -211,6 +211,7 @@ impl Gpu {
             CudaStorageSlice::BF16(slice) => slice.device_ptr(&self.stream).0,
             CudaStorageSlice::F64(slice) => slice.device_ptr(&self.stream).0,
             CudaStorageSlice::U32(slice) => slice.device_ptr(&self.stream).0,
+            CudaStorageSlice::U8(slice) => slice.device_ptr(&self.stream).0,
             _ => candle_core::bail!("no operation takes {:?}", tensor.dtype()),
         };
         Ok(base + (start * dtype.size_in_bytes()) as u64)

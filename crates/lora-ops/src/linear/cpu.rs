@@ -1,85 +1,118 @@
-//! Products with a frozen weight on the CPU; a bf16 weight is widened a panel at a time.
+//! Products with a frozen weight on the CPU; one that is not f32 is widened or dequantized a panel at a time.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::FrozenLinear;
-use crate::cpu::{GRAIN, filled, read, read_f32, update_f32};
+use super::{FrozenLinear, Weight};
+use crate::cpu::{GRAIN, read, read_f32, update_f32};
 use crate::gemm::{Mat, gemm};
+use crate::quant::{FourBit, FourBitView, Int8, dequantize_int8, read_int8};
 use crate::simd::vectorize;
 
-/// Elements of a bf16 weight that are widened to f32 at a time (4 MiB of f32).
+/// Elements of a weight that are turned into f32 at a time (4 MiB of f32).
 const PANEL: usize = 1 << 20;
 
 pub(super) fn forward(layer: &FrozenLinear, x: &Tensor) -> Result<Tensor> {
-    let ((tokens, in_features), out_features) = (x.dims2()?, layer.weight.dims2()?.0);
+    let ((tokens, in_features), out_features) = (x.dims2()?, layer.weight.dims()?.0);
     let bias = layer.bias.as_ref().map(|b| read_f32(b, <[f32]>::to_vec)).transpose()?;
-    let weight = Panels::of(&layer.weight)?;
+    let weight = layer.weight.panels()?;
+    let mut y = vec![0.0; tokens * out_features];
     read_f32(x, |x| {
-        filled((tokens, out_features), |y| {
-            weight.for_each(|first, rows, panel| {
-                let w = Mat::new(panel, rows, in_features);
-                gemm(1.0, Mat::new(x, tokens, in_features), w.t(), 0.0, &mut y[first..], out_features);
-            });
-            if let Some(bias) = &bias {
-                y.par_chunks_mut(out_features).for_each(|row| {
-                    vectorize(|| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
-                });
-            }
+        weight.for_each(|first, rows, panel| {
+            let w = Mat::new(panel, rows, in_features);
+            gemm(1.0, Mat::new(x, tokens, in_features), w.t(), 0.0, &mut y[first..], out_features);
         })
-    })?
+    })??;
+    if let Some(bias) = &bias {
+        y.par_chunks_mut(out_features).for_each(|row| {
+            vectorize(|| row.iter_mut().zip(bias).for_each(|(y, b)| *y += b));
+        });
+    }
+    Tensor::from_vec(y, (tokens, out_features), &Device::Cpu)
 }
 
 /// `dx = dy W + beta dx`.
 pub(super) fn backward(layer: &FrozenLinear, dy: &Tensor, dx: &Tensor, beta: f32) -> Result<()> {
-    let ((tokens, out_features), in_features) = (dy.dims2()?, layer.weight.dims2()?.1);
-    let weight = Panels::of(&layer.weight)?;
+    let ((tokens, out_features), in_features) = (dy.dims2()?, layer.weight.dims()?.1);
+    let weight = layer.weight.panels()?;
     read_f32(dy, |dy| {
         update_f32(dx, |dx| {
             weight.for_each(|first, rows, panel| {
                 let dy = Mat::new(dy, tokens, out_features).columns(first, rows);
                 let beta = if first == 0 { beta } else { 1.0 };
                 gemm(1.0, dy, Mat::new(panel, rows, in_features), beta, dx, in_features);
-            });
+            })
         })
-    })?
+    })??
 }
 
-/// A weight's rows as f32, a panel at a time: an f32 weight is one panel, a bf16 weight is widened into a scratch buffer.
+impl Weight {
+    fn panels(&self) -> Result<Panels<'_>> {
+        let (rows, cols) = self.dims()?;
+        Ok(match self {
+            Self::Dense(weight) => Panels::of(weight)?,
+            Self::FourBit(weight) => Panels { held: Held::FourBit(weight), rows, cols },
+            Self::Int8(weight) => Panels { held: Held::Int8(weight), rows, cols },
+        })
+    }
+}
+
+/// A weight's rows as f32, a panel at a time: an f32 weight is one panel, others are turned into f32 in a scratch buffer.
 pub(crate) struct Panels<'a> {
-    weight: &'a Tensor,
+    held: Held<'a>,
     rows: usize,
     cols: usize,
 }
 
+enum Held<'a> {
+    F32(&'a Tensor),
+    Bf16(&'a Tensor),
+    FourBit(&'a FourBit),
+    Int8(&'a Int8),
+}
+
 impl<'a> Panels<'a> {
-    /// Takes a contiguous f32 or bf16 matrix.
+    /// Takes an f32 or bf16 matrix.
     pub(crate) fn of(weight: &'a Tensor) -> Result<Self> {
         let (rows, cols) = weight.dims2()?;
-        match weight.dtype() {
-            DType::F32 => read::<f32, _>(weight, |_| ())?,
-            DType::BF16 => read::<bf16, _>(weight, |_| ())?,
-            other => candle_core::bail!("a frozen weight is f32 or bf16, not {other:?}"),
-        }
-        Ok(Self { weight, rows, cols })
+        let held = match weight.dtype() {
+            DType::F32 => Held::F32(weight),
+            DType::BF16 => Held::Bf16(weight),
+            other => candle_core::bail!("a dense frozen weight is f32 or bf16, not {other:?}"),
+        };
+        Ok(Self { held, rows, cols })
     }
 
     /// Calls `f(first row, number of rows, their elements)` for each panel in order.
-    pub(crate) fn for_each(&self, mut f: impl FnMut(usize, usize, &[f32])) {
-        // Both reads were tried in `of`: exactly one of them applies.
-        if read::<f32, _>(self.weight, |w| f(0, self.rows, w)).is_ok() {
-            return;
+    pub(crate) fn for_each(&self, mut f: impl FnMut(usize, usize, &[f32])) -> Result<()> {
+        let cols = self.cols;
+        match self.held {
+            Held::F32(weight) => read_f32(weight, |weight| f(0, self.rows, weight)),
+            Held::Bf16(weight) => read::<bf16, _>(weight, |weight| {
+                self.widened(f, |first, panel| widen(&weight[first * cols..][..panel.len()], panel));
+            }),
+            Held::FourBit(weight) => FourBitView::read(weight, |weight| {
+                self.widened(f, |first, panel| weight.dequantize(first * cols, panel));
+            }),
+            Held::Int8(weight) => read_int8(weight, |codes, scales| {
+                self.widened(f, |first, panel| {
+                    dequantize_int8(&codes[first * cols..], &scales[first..], cols, panel);
+                });
+            }),
         }
-        let _ = read::<bf16, _>(self.weight, |w| {
-            let rows = (PANEL / self.cols.max(1)).clamp(1, self.rows.max(1));
-            let mut scratch = vec![0.0; rows * self.cols];
-            for (i, panel) in w.chunks(rows * self.cols).enumerate() {
-                let scratch = &mut scratch[..panel.len()];
-                widen(panel, scratch);
-                f(i * rows, panel.len() / self.cols, scratch);
-            }
-        });
+    }
+
+    /// Panels that `fill(first row, elements)` makes.
+    fn widened(&self, mut f: impl FnMut(usize, usize, &[f32]), fill: impl Fn(usize, &mut [f32])) {
+        let height = (PANEL / self.cols.max(1)).clamp(1, self.rows.max(1));
+        let mut scratch = vec![0.0; height * self.cols];
+        for first in (0..self.rows).step_by(height) {
+            let rows = height.min(self.rows - first);
+            let panel = &mut scratch[..rows * self.cols];
+            fill(first, panel);
+            f(first, rows, panel);
+        }
     }
 }
 

@@ -1,23 +1,92 @@
-//! Products with a frozen weight on a GPU.
+//! Products with a frozen weight on a GPU; a quantized one is dequantized a panel of rows at a time.
 
 use candle_core::{DType, Result, Tensor};
 
-use super::FrozenLinear;
-use crate::cuda::{Arg, Gpu, suffix};
+use super::{FrozenLinear, Weight};
+use crate::cuda::{Arg, Gpu, Product, suffix};
 use crate::gemm::{of, product, t};
+use crate::quant::cuda::{four_bit, int8};
+
+/// Elements of a quantized weight that are dequantized at a time (32 MiB of bf16).
+const PANEL: usize = 1 << 24;
 
 /// The bias is laid out first, and the product added to it.
 pub(super) fn forward(gpu: &Gpu, layer: &FrozenLinear, x: &Tensor, dtype: DType) -> Result<Tensor> {
-    let (tokens, out_features) = (x.dims2()?.0, layer.weight.dims2()?.0);
+    let ((tokens, in_features), out_features) = (x.dims2()?, layer.weight.dims()?.0);
     let y = gpu.empty((tokens, out_features), dtype)?;
-    let Some(bias) = &layer.bias else {
-        product(1.0, of(x), t(&layer.weight), 0.0, &y)?;
+    if let Some(bias) = &layer.bias {
+        let args =
+            [gpu.arg(bias, DType::F32)?, gpu.arg(&y, dtype)?, Arg::size(tokens)?, Arg::size(out_features)?];
+        let blocks = (out_features.div_ceil(256), tokens.div_ceil(16), 1);
+        gpu.launch(&format!("linear_bias_{}", suffix(dtype)?), blocks, 256, 0, &args)?;
+    }
+    let beta = if layer.bias.is_some() { 1.0 } else { 0.0 };
+    if let Weight::Dense(weight) = &layer.weight {
+        product(1.0, of(x), t(weight), beta, &y)?;
         return Ok(y);
-    };
-    let args =
-        [gpu.arg(bias, DType::F32)?, gpu.arg(&y, dtype)?, Arg::size(tokens)?, Arg::size(out_features)?];
-    let blocks = (out_features.div_ceil(256), tokens.div_ceil(16), 1);
-    gpu.launch(&format!("linear_bias_{}", suffix(dtype)?), blocks, 256, 0, &args)?;
-    product(1.0, of(x), t(&layer.weight), 1.0, &y)?;
+    }
+    let operands = x.dtype();
+    let (x, c) = (gpu.address(x, operands)?, gpu.address(&y, dtype)?);
+    panels(gpu, &layer.weight, operands, |first, rows, panel| {
+        gpu.product(&Product {
+            mnk: (tokens, rows, in_features),
+            alpha: 1.0,
+            beta,
+            a: (x, false),
+            a_stride: in_features,
+            b: (gpu.address(panel, operands)?, true),
+            c: c + (first * dtype.size_in_bytes()) as u64,
+            c_stride: out_features,
+            operands,
+            output: dtype,
+        })
+    })?;
     Ok(y)
+}
+
+/// `dx = dy W + beta dx`.
+pub(super) fn backward(gpu: &Gpu, layer: &FrozenLinear, dy: &Tensor, dx: &Tensor, beta: f32) -> Result<()> {
+    if let Weight::Dense(weight) = &layer.weight {
+        return product(1.0, of(dy), of(weight), beta, dx);
+    }
+    let ((tokens, out_features), in_features) = (dy.dims2()?, dx.dims2()?.1);
+    let (operands, output) = (dy.dtype(), dx.dtype());
+    let (a, c) = (gpu.address(dy, operands)?, gpu.address(dx, output)?);
+    panels(gpu, &layer.weight, operands, |first, rows, panel| {
+        gpu.product(&Product {
+            mnk: (tokens, in_features, rows),
+            alpha: 1.0,
+            beta: if first == 0 { beta } else { 1.0 },
+            a: (a + (first * operands.size_in_bytes()) as u64, false),
+            a_stride: out_features,
+            b: (gpu.address(panel, operands)?, false),
+            c,
+            c_stride: in_features,
+            operands,
+            output,
+        })
+    })
+}
+
+/// Calls `f(first row, number of rows, their elements)` for each panel of a quantized weight, in order.
+fn panels(
+    gpu: &Gpu,
+    weight: &Weight,
+    dtype: DType,
+    f: impl Fn(usize, usize, &Tensor) -> Result<()>,
+) -> Result<()> {
+    let (rows, cols) = weight.dims()?;
+    let height = (PANEL / cols.max(1)).clamp(1, rows.max(1));
+    let scratch = gpu.empty((height, cols), dtype)?;
+    for first in (0..rows).step_by(height) {
+        let count = height.min(rows - first);
+        let panel = scratch.narrow(0, 0, count)?;
+        match weight {
+            Weight::Dense(_) => candle_core::bail!("a dense weight has no panels on a GPU"),
+            Weight::FourBit(weight) => four_bit(gpu, weight, first * cols, &panel)?,
+            Weight::Int8(weight) => int8(gpu, weight, first, &panel)?,
+        }
+        f(first, count, &panel)?;
+    }
+    Ok(())
 }

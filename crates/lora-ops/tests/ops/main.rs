@@ -11,6 +11,7 @@ mod linear;
 mod lora;
 mod optimizer;
 mod pointwise;
+mod quant;
 mod reduce;
 mod threads;
 mod wrong_shapes;

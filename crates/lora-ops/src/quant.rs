@@ -1,0 +1,209 @@
+//! Frozen weights in 4 and 8 bits, in the formats of bitsandbytes 0.50.
+//!
+//! A weight is made once, from a dense one or from a checkpoint's tensors, and is only ever read: a product dequantizes a
+//! panel of rows at a time, in f32 on the CPU and in the type of the activations on a GPU.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+mod codebook;
+mod cpu;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+
+pub use codebook::{Codebook, dynamic_map};
+
+/// Elements that share a scale, where nothing else is said.
+pub const BLOCK: usize = 64;
+
+/// Scales that share a scale of their own (double quantization), where nothing else is said.
+pub const NESTED_BLOCK: usize = 256;
+
+/// Block sizes that bitsandbytes knows for 4-bit weights.
+pub const BLOCKS: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
+
+/// A matrix in 4 bits: element `i`, counted row after row, is `codebook[code i] * scale[i / block]`, in f32.
+#[derive(Debug, Clone)]
+pub struct FourBit {
+    shape: (usize, usize),
+    /// What the codes stand for, f32 `[16]`.
+    values: Tensor,
+    block: usize,
+    /// Two codes a byte, the first in the upper half: U8 `[ceil(elements / 2)]`.
+    codes: Tensor,
+    scales: Scales,
+}
+
+/// The absolute maximum of each block.
+#[derive(Debug, Clone)]
+pub enum Scales {
+    /// f32 `[blocks]`.
+    Plain(Tensor),
+    /// Quantized once more: `map[code i] * absmax[i / block] + offset`.
+    Nested {
+        /// U8 `[blocks]`.
+        codes: Tensor,
+        /// What a code stands for, f32 `[256]`.
+        map: Tensor,
+        /// f32 `[ceil(blocks / block)]`.
+        absmax: Tensor,
+        /// The mean that was taken off before.
+        offset: f32,
+        /// Scales that share an element of `absmax`.
+        block: usize,
+    },
+}
+
+impl FourBit {
+    /// Takes what a checkpoint holds: `codes` U8 `[ceil(elements / 2)]` and the scales of blocks of `block` elements.
+    ///
+    /// # Errors
+    /// Lengths or types that do not fit, or scales that are not finite.
+    pub fn new(
+        shape: (usize, usize),
+        codebook: Codebook,
+        block: usize,
+        codes: Tensor,
+        scales: Scales,
+    ) -> Result<Self> {
+        let elements = shape.0 * shape.1;
+        if !BLOCKS.contains(&block) {
+            candle_core::bail!("a block of {block} elements is none of {BLOCKS:?}");
+        }
+        let blocks = elements.div_ceil(block);
+        expect("the codes", &codes, DType::U8, elements.div_ceil(2))?;
+        match &scales {
+            Scales::Plain(absmax) => expect("absmax", absmax, DType::F32, blocks)?,
+            Scales::Nested { codes, map, absmax, block, .. } => {
+                expect("absmax", codes, DType::U8, blocks)?;
+                expect("the nested map", map, DType::F32, 256)?;
+                expect("the nested absmax", absmax, DType::F32, blocks.div_ceil((*block).max(1)))?;
+            }
+        }
+        let values = Tensor::new(&codebook.values(), codes.device())?;
+        let weight = Self { shape, values, block, codes, scales };
+        if !cpu::scales(&weight)?.iter().all(|scale| scale.is_finite()) {
+            candle_core::bail!("a scale is not finite");
+        }
+        Ok(weight)
+    }
+
+    /// Quantizes `values`, row after row, in blocks of [`BLOCK`]; with `nested` the scales too.
+    ///
+    /// # Errors
+    /// A value that is not finite.
+    pub fn quantize(values: &[f32], shape: (usize, usize), codebook: Codebook, nested: bool) -> Result<Self> {
+        cpu::quantize(values, shape, codebook, nested)
+    }
+
+    /// The same weight on `device`.
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        let scales = match &self.scales {
+            Scales::Plain(absmax) => Scales::Plain(absmax.to_device(device)?),
+            Scales::Nested { codes, map, absmax, offset, block } => Scales::Nested {
+                codes: codes.to_device(device)?,
+                map: map.to_device(device)?,
+                absmax: absmax.to_device(device)?,
+                offset: *offset,
+                block: *block,
+            },
+        };
+        let there = |tensor: &Tensor| tensor.to_device(device);
+        let (values, codes) = (there(&self.values)?, there(&self.codes)?);
+        Ok(Self { values, codes, scales, ..*self })
+    }
+
+    /// Rows and columns.
+    pub fn dims(&self) -> (usize, usize) {
+        self.shape
+    }
+
+    /// Two codes a byte, U8.
+    pub fn codes(&self) -> &Tensor {
+        &self.codes
+    }
+
+    /// The scales as they are held.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// The whole matrix, f32 (on the CPU).
+    pub fn dequantize(&self) -> Result<Tensor> {
+        let (rows, cols) = self.shape;
+        let mut values = vec![0.0; rows * cols];
+        cpu::FourBitView::read(self, |view| view.dequantize(0, &mut values))?;
+        Tensor::from_vec(values, self.shape, &Device::Cpu)
+    }
+}
+
+/// A matrix in 8 bits: element (i, j) is `code * (scale[i] * (1 / 127))`, in f32, the code a signed byte (the weights of
+/// LLM.int8(), arXiv 2208.07339; activations are not quantized here).
+#[derive(Debug, Clone)]
+pub struct Int8 {
+    /// Signed bytes in a U8 tensor `[rows, cols]`.
+    codes: Tensor,
+    /// The absolute maximum of each row, f32 `[rows]` (bitsandbytes' `SCB`).
+    scales: Tensor,
+}
+
+impl Int8 {
+    /// Takes what a checkpoint holds: signed bytes as U8 `[rows, cols]` and f32 `[rows]`.
+    ///
+    /// # Errors
+    /// Lengths or types that do not fit, or scales that are not finite.
+    pub fn new(codes: Tensor, scales: Tensor) -> Result<Self> {
+        let (rows, cols) = codes.dims2()?;
+        expect("the codes", &codes.flatten_all()?, DType::U8, rows * cols)?;
+        expect("SCB", &scales, DType::F32, rows)?;
+        if !scales.to_vec1::<f32>()?.iter().all(|scale| scale.is_finite()) {
+            candle_core::bail!("a scale is not finite");
+        }
+        Ok(Self { codes, scales })
+    }
+
+    /// Quantizes `values`, row after row: `round(127 x / absmax)`, halves to even. As in bitsandbytes the values are rounded
+    /// to f16 before.
+    ///
+    /// # Errors
+    /// A value that is not finite, in f32 or in f16.
+    pub fn quantize(values: &[f32], shape: (usize, usize)) -> Result<Self> {
+        cpu::quantize_int8(values, shape)
+    }
+
+    /// The same weight on `device`.
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        Ok(Self { codes: self.codes.to_device(device)?, scales: self.scales.to_device(device)? })
+    }
+
+    /// Rows and columns.
+    pub fn dims(&self) -> (usize, usize) {
+        (self.codes.dims()[0], self.codes.dims()[1])
+    }
+
+    /// Signed bytes in a U8 tensor `[rows, cols]`.
+    pub fn codes(&self) -> &Tensor {
+        &self.codes
+    }
+
+    /// The absolute maximum of each row, f32 `[rows]`.
+    pub fn scales(&self) -> &Tensor {
+        &self.scales
+    }
+
+    /// The whole matrix, f32 (on the CPU).
+    pub fn dequantize(&self) -> Result<Tensor> {
+        let (rows, cols) = self.dims();
+        let mut values = vec![0.0; rows * cols];
+        cpu::read_int8(self, |codes, scales| cpu::dequantize_int8(codes, scales, cols, &mut values))?;
+        Tensor::from_vec(values, (rows, cols), &Device::Cpu)
+    }
+}
+
+fn expect(what: &str, tensor: &Tensor, dtype: DType, len: usize) -> Result<()> {
+    if tensor.dtype() != dtype || tensor.dims() != [len] {
+        candle_core::bail!("{what} of {:?} {:?} should be {dtype:?} [{len}]", tensor.dtype(), tensor.dims());
+    }
+    Ok(())
+}
+
+pub(crate) use cpu::{FourBitView, dequantize_int8, read_int8};
