@@ -27,6 +27,9 @@ CASES = {
     "llama-bf16": ("llama-bf16", {"target_modules": "all-linear"}),
     "qwen2-window": ("qwen2-window", {"target_modules": "all-linear"}),
     "llama-geglu": ("llama-geglu", {"target_modules": "all-linear"}),
+    "llama-nf4": ("llama-nf4", {"target_modules": "all-linear"}),
+    "qwen2-nf4": ("qwen2-nf4", {"target_modules": "all-linear"}),
+    "llama-int8": ("llama-int8", {"target_modules": "all-linear"}),
 }
 
 

@@ -1,6 +1,6 @@
-"""Ten optimizer steps of PEFT as Transformers' Trainer takes them: losses, gradient norms, learning rates, final adapter.
+"""Optimizer steps of PEFT as Transformers' Trainer takes them: losses, gradient norms, learning rates, final adapter.
 
-Computed in f64. The error of the same run in f32 is stored beside it.
+Computed in f64. The error of the same run in f32 is stored beside it. QLoRA is PEFT over bitsandbytes' layers on the CPU, in f32.
 """
 
 import json
@@ -9,13 +9,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from transformers import AutoConfig, get_scheduler
+from peft import PeftModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, get_scheduler
 
 import adapters
 import batches
 import reference
 
-STEPS = 10
 SETTINGS = {
     "learning_rate": 1e-2,
     "adam_beta1": 0.9,
@@ -25,7 +25,7 @@ SETTINGS = {
     "max_grad_norm": 5.0,
     "lr_scheduler_type": "cosine",
     "warmup_steps": 2,
-    "max_steps": STEPS,
+    "max_steps": 10,
 }
 
 
@@ -33,11 +33,12 @@ def make_all(models: Path, root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
     for seed, name in enumerate(["llama-gqa", "qwen2"]):
         make(models / name, root / name, 200 + seed)
+    make_qlora(models / "qwen2", root / "qwen2-nf4", 202)
 
 
 def make(base: Path, directory: Path, seed: int) -> None:
     adapters.make(base, directory / "adapter", seed, target_modules="all-linear")
-    batch = make_batches(AutoConfig.from_pretrained(base).vocab_size, seed)
+    batch = make_batches(AutoConfig.from_pretrained(base).vocab_size, SETTINGS["max_steps"], seed)
     save_file(batch, directory / "batches.safetensors")
 
     model = reference.load(base, directory / "adapter", torch.float64)
@@ -55,16 +56,42 @@ def make(base: Path, directory: Path, seed: int) -> None:
     adapters.save(model.float(), directory / "final", base.name)
 
 
-def make_batches(vocab: int, seed: int) -> dict[str, torch.Tensor]:
+def make_qlora(base: Path, directory: Path, seed: int) -> None:
+    """Twenty steps over the base in NF4 with double quantization."""
+    settings = SETTINGS | {"max_steps": 20}
+    quantized = {
+        "quantization_config": BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+        ),
+        "device_map": "cpu",
+    }
+    adapters.make(base, directory / "adapter", seed, target_modules="all-linear")
+    batch = make_batches(AutoConfig.from_pretrained(base).vocab_size, settings["max_steps"], seed)
+    save_file(batch, directory / "batches.safetensors")
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, **quantized)
+    model = PeftModel.from_pretrained(model, directory / "adapter", is_trainable=True).train()
+    curve = train(model, batch)
+    f64 = train(reference.load(base, directory / "adapter", torch.float64, **quantized), batch)
+    dense = train(reference.load(base, directory / "adapter", torch.float64), batch)
+    errors = {key: max(abs(a - b) / abs(b) for a, b in zip(curve[key], f64[key])) for key in ["loss", "grad_norm"]}
+    assert max(errors.values()) < 1e-4, errors
+    assert any(abs(a - b) > 1e-2 * b for a, b in zip(dense["loss"], f64["loss"])), "quantization shows"
+    contents = {"model": base.name, "settings": settings, **curve, "peft_f32_errors": errors}
+    (directory / "curve.json").write_text(json.dumps(contents, indent=2) + "\n")
+
+
+def make_batches(vocab: int, steps: int, seed: int) -> dict[str, torch.Tensor]:
     """`tokens`, `attention_mask`, `labels`, each [steps, micro-batches, rows, T] i64, with T that of the longest row."""
     generator = torch.Generator().manual_seed(seed)
-    lengths = torch.randint(8, 21, (STEPS * 4,), generator=generator).tolist()
+    lengths = torch.randint(8, 21, (steps * 4,), generator=generator).tolist()
     prompts = [int(torch.randint(1, length // 2, (), generator=generator)) for length in lengths]
     batch = batches.ragged(vocab, lengths, prompts, seed)
-    return {name: x.reshape(STEPS, 2, 2, -1) for name, x in batch.items()}
+    return {name: x.reshape(steps, 2, 2, -1) for name, x in batch.items()}
 
 
 def train(model, batch: dict[str, torch.Tensor], learning_rate=SETTINGS["learning_rate"]) -> dict[str, list[float]]:
+    steps = batch["tokens"].shape[0]
     parameters = list(reference.lora_parameters(model).values())
     optimizer = torch.optim.AdamW(
         parameters,
@@ -73,9 +100,9 @@ def train(model, batch: dict[str, torch.Tensor], learning_rate=SETTINGS["learnin
         eps=SETTINGS["adam_epsilon"],
         weight_decay=SETTINGS["weight_decay"],
     )
-    scheduler = get_scheduler(SETTINGS["lr_scheduler_type"], optimizer, SETTINGS["warmup_steps"], STEPS)
+    scheduler = get_scheduler(SETTINGS["lr_scheduler_type"], optimizer, SETTINGS["warmup_steps"], steps)
     curve = {"loss": [], "grad_norm": [], "learning_rate": []}
-    for step in range(STEPS):
+    for step in range(steps):
         tokens, mask, labels = (batch[key][step] for key in ["tokens", "attention_mask", "labels"])
         num_items_in_batch = reference.labelled_tokens(labels)
         total = 0.0

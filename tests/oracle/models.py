@@ -6,10 +6,11 @@ far from uniform, so a mistake anywhere shows in the logits.
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, LlamaConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen2Config
 
 LLAMA_GQA = LlamaConfig(
     vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
@@ -60,6 +61,13 @@ LLAMA_GEGLU = LlamaConfig(
     hidden_act="gelu_pytorch_tanh", rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
 )  # fmt: skip
 
+# bitsandbytes 0.50.2 dequantizes rows that are a multiple of 16 but not of its blocks of 64 wrongly on CPUs with AVX-512.
+LLAMA_NF4 = LlamaConfig(
+    vocab_size=97, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=1, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=True,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+)  # fmt: skip
+
 
 def make_all(root: Path) -> None:
     """Writes `root/<name>/` for every base, and checks that each loads to the logits of the model it was saved from."""
@@ -97,6 +105,10 @@ def make_all(root: Path) -> None:
     save(root / "llama-bf16", LLAMA_BF16, seed=5, dtype=torch.bfloat16)
     save(root / "qwen2-window", QWEN2_WINDOW, seed=6)
     save(root / "llama-geglu", LLAMA_GEGLU, seed=7)
+    nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+    save_quantized(root / "llama-nf4", LLAMA_NF4, 8, torch.bfloat16, **nf4, bnb_4bit_use_double_quant=True)
+    save_quantized(root / "qwen2-nf4", QWEN2, 9, torch.float32, **nf4)
+    save_quantized(root / "llama-int8", LLAMA_GQA, 10, torch.float32, load_in_8bit=True)
 
 
 def save(directory: Path, config, seed: int, version4: dict | None = None, shards: int = 1, dtype=torch.float32) -> None:
@@ -120,6 +132,18 @@ def save(directory: Path, config, seed: int, version4: dict | None = None, shard
         logits = loaded(tokens).logits
         assert torch.equal(logits, model(tokens).logits), f"{directory.name}: loads to other logits"
     assert 1.0 < logits.float().std() < 10.0, f"{directory.name}: logits of order {logits.float().std()}"
+
+
+def save_quantized(directory: Path, config, seed: int, dtype: torch.dtype, **quantization) -> None:
+    """Saves one base as Transformers does after it has quantized it with bitsandbytes."""
+    with tempfile.TemporaryDirectory() as dense:
+        save(Path(dense), config, seed, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(
+            dense, dtype=dtype, quantization_config=BitsAndBytesConfig(**quantization), device_map="cpu"
+        )
+    shutil.rmtree(directory, ignore_errors=True)
+    model.save_pretrained(directory)
+    (directory / "generation_config.json").unlink(missing_ok=True)
 
 
 def randomize(model, seed: int) -> None:

@@ -57,8 +57,16 @@ def four_bit(path: Path, x: torch.Tensor, nested: bool, kind: str = "nf4", block
     absmax = bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset if nested else state.absmax
     # As a layer computes with f32 activations: the values are not rounded to the weight's own type.
     dequantized = torch.ops.bitsandbytes.dequantize_4bit.default(packed, absmax, blocksize, kind, x.shape, torch.float32)
+    assert torch.equal(dequantized, definition(packed, absmax, kind, blocksize, x.shape))
     tensors = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
     save_file({"input": x, "weight": packed, "dequantized": dequantized.contiguous(), **tensors}, path.with_suffix(".safetensors"))
+
+
+def definition(packed, absmax, kind: str, blocksize: int, shape) -> torch.Tensor:
+    """What the format says, f32: bitsandbytes' own kernels are held against it."""
+    elements = shape[0] * shape[1]
+    codes = torch.stack([packed.reshape(-1) >> 4, packed.reshape(-1) & 15], 1).reshape(-1)[:elements].long()
+    return (bnb.get_4bit_type(kind, device="cpu")[codes] * absmax.repeat_interleave(blocksize)[:elements]).reshape(shape)
 
 
 def int8(path: Path, x: torch.Tensor) -> None:

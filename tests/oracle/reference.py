@@ -7,18 +7,23 @@ angles stay Transformers' f32 ones (`inv_freq` in f32 times the position, cosine
 import types
 from pathlib import Path
 
+import bitsandbytes as bnb
 import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
+import quant
 from batches import IGNORE
 
 
-def load(base: Path, adapter: Path, dtype: torch.dtype) -> PeftModel:
-    """The base with its adapter, ready to train. The adapter is f64 for `torch.float64`, f32 otherwise (PEFT's default)."""
+def load(base: Path, adapter: Path, dtype: torch.dtype, **quantized) -> PeftModel:
+    """The base with its adapter, ready to train. The adapter is f64 for `torch.float64`, f32 otherwise (PEFT's default).
+
+    A base that is quantized, or is made so by `quantization_config`, is computed with in dense layers of its values.
+    """
     load_as = torch.float32 if dtype == torch.float64 else dtype
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=load_as)
+    model = dequantized(AutoModelForCausalLM.from_pretrained(base, dtype=load_as, **quantized)).to(load_as)
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
     if dtype == torch.float64:
         model = model.double()
@@ -26,6 +31,33 @@ def load(base: Path, adapter: Path, dtype: torch.dtype) -> PeftModel:
             if type(module).__name__.endswith("RMSNorm"):
                 module.forward = types.MethodType(rms_norm_f64, module)
     return model.train()
+
+
+def dequantized(model):
+    """The model with the values that its quantized weights stand for, f32, in dense layers."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, bnb.nn.Linear4bit):
+            state = module.weight.quant_state
+            state.dtype = torch.float32
+            weight = bnb.functional.dequantize_4bit(module.weight.data, state)
+            absmax = state.absmax
+            if state.nested:
+                absmax = bnb.functional.dequantize_blockwise(absmax, state.state2) + state.offset
+            packed, shape = module.weight.data, state.shape
+            assert torch.equal(weight, quant.definition(packed, absmax, state.quant_type, state.blocksize, shape)), name
+        elif isinstance(module, bnb.nn.Linear8bitLt):
+            weight = module.weight.data.float().mul_(module.weight.SCB.unsqueeze(1).mul(1.0 / 127.0))
+        else:
+            continue
+        dense = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        dense.weight.data = weight
+        if module.bias is not None:
+            dense.bias.data = module.bias.data
+        model.set_submodule(name, dense)
+    for attribute in ["is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit", "hf_quantizer", "quantization_method"]:
+        if hasattr(model, attribute):
+            delattr(model, attribute)
+    return model
 
 
 def rms_norm_f64(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,16 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
-use lora_ops::linear::FrozenLinear;
+use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::rope::RopeTable;
-use lora_spec::{BaseDtype, Checkpoint, ModelConfig};
+use lora_spec::{BaseDtype, BaseError, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization};
 use rayon::prelude::*;
 
 use crate::ModelError;
 use crate::block::Block;
 use crate::hash::{sha256, sha256_file};
 use crate::random;
-use crate::read::Reader;
+use crate::read::{Reader, quantize};
 
 /// A frozen base model: read once, never changed.
 #[derive(Debug)]
@@ -27,7 +27,8 @@ pub struct Base {
     pub(crate) embedding: Tensor,
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: Tensor,
-    pub(crate) head: FrozenLinear,
+    /// `[vocab, hidden]`, never quantized.
+    pub(crate) head: Tensor,
     device: Device,
     /// The longest table of angles that was needed so far.
     rope: Mutex<Option<(usize, Arc<RopeTable>)>>,
@@ -39,12 +40,12 @@ pub struct Base {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseKey {
     files: Vec<(PathBuf, u64, SystemTime)>,
-    dtype: BaseDtype,
+    format: BaseFormat,
 }
 
 impl BaseKey {
     /// The key of the base in `dir`.
-    pub fn of(dir: &Path, dtype: BaseDtype) -> Result<Self, ModelError> {
+    pub fn of(dir: &Path, format: BaseFormat) -> Result<Self, ModelError> {
         let mut files = Checkpoint::open(dir)?.files;
         files.push(dir.join("config.json"));
         let describe = |path: PathBuf| {
@@ -55,55 +56,80 @@ impl BaseKey {
             Ok((path, meta.len(), modified))
         };
         let files = files.into_iter().map(describe).collect::<Result<_, ModelError>>()?;
-        Ok(Self { files, dtype })
+        Ok(Self { files, format })
     }
 }
 
 impl Base {
-    /// Reads the model in `dir` (Hugging Face layout) onto `device` and holds its matrices as `dtype`; norms and biases are
-    /// f32. On a GPU all matrices have one type: with `auto` bf16 where the checkpoint has nothing else, else f32.
-    pub fn load(dir: &Path, dtype: BaseDtype, device: &Device) -> Result<Self, ModelError> {
+    /// Reads the model in `dir` (Hugging Face layout) onto `device` and holds its matrices as `format` says; norms and biases
+    /// are f32. On a GPU all dense matrices have one type: with `auto` bf16 where the checkpoint has no other floats, else f32.
+    pub fn load(dir: &Path, format: impl Into<BaseFormat>, device: &Device) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.check(&config)?;
-        let dtype = if device.is_cpu() { dtype } else { one_type(dtype, &checkpoint) };
+        let mut format = format.into();
+        checkpoint.check_format(&config, format).map_err(|e| match e {
+            BaseError::Checkpoint(e) => ModelError::from(e),
+            BaseError::Field(e) => e.into(),
+        })?;
+        if !device.is_cpu() {
+            format.dtype = one_type(format.dtype, &config, &checkpoint);
+        }
         let reader = Reader::open(&checkpoint, device)?;
         let sha256 = hash_of(dir, &checkpoint)?;
-        Self::build(config, dir.to_owned(), sha256, dtype, device, |name, dtype| reader.read(name, dtype))
+        Self::build(
+            config,
+            dir.to_owned(),
+            sha256,
+            device,
+            |name| reader.read(name, format.dtype),
+            |name| reader.read(name, BaseDtype::F32),
+            |module| reader.weight(module, format),
+        )
     }
 
     /// A model of this shape with random weights, for measurements. Matrices (`auto`: f32) are uniform with a standard deviation
     /// of 0.02, norms 1 and biases 0; each element is a pure function of the seed and its place.
     pub fn random(
         config: ModelConfig,
-        dtype: BaseDtype,
+        format: impl Into<BaseFormat>,
         seed: u64,
         device: &Device,
     ) -> Result<Self, ModelError> {
+        let format @ BaseFormat { dtype, quantization } = format.into();
         let shapes: HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
-        let sha256 = sha256(format!("random {seed} {dtype:?} {config:?}").as_bytes());
-        Self::build(config, PathBuf::new(), sha256, dtype, device, |name, dtype| {
-            random::tensor(name, &shapes[name], dtype, seed, device)
-        })
+        let sha256 = sha256(format!("random {seed} {format:?} {config:?}").as_bytes());
+        let tensor = |name: &str, dtype| random::tensor(name, &shapes[name], dtype, seed, device);
+        let weight = |module: &LinearModule| -> Result<Weight, ModelError> {
+            let name = format!("{}.weight", module.name);
+            if quantization == Quantization::None {
+                return Ok(tensor(&name, dtype)?.into());
+            }
+            let dense = random::tensor(&name, &shapes[&name], BaseDtype::F32, seed, &Device::Cpu)?;
+            let shape = dense.dims2()?;
+            Ok(quantize(&dense.flatten_all()?.to_vec1()?, shape, quantization)?.on(device)?)
+        };
+        let (matrix, vector) = (|name: &str| tensor(name, dtype), |name: &str| tensor(name, BaseDtype::F32));
+        Self::build(config.clone(), PathBuf::new(), sha256, device, matrix, vector, weight)
     }
 
+    /// Of a checkpoint's tensors: its dense matrices, its vectors, and its linear modules' weights.
     fn build(
         config: ModelConfig,
         dir: PathBuf,
         sha256: String,
-        dtype: BaseDtype,
         device: &Device,
-        tensor: impl Fn(&str, BaseDtype) -> Result<Tensor, ModelError>,
+        matrix: impl Fn(&str) -> Result<Tensor, ModelError>,
+        vector: impl Fn(&str) -> Result<Tensor, ModelError>,
+        weight: impl Fn(&LinearModule) -> Result<Weight, ModelError>,
     ) -> Result<Self, ModelError> {
-        let matrix = |name: &str| tensor(name, dtype);
-        let vector = |name: &str| tensor(name, BaseDtype::F32);
         let mut modules = config.linear_modules().into_iter();
         let mut blocks = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let mut projections = Vec::new();
             for module in modules.by_ref().take(Block::PROJECTIONS) {
                 let bias = module.bias.then(|| vector(&format!("{}.bias", module.name))).transpose()?;
-                projections.push(FrozenLinear::new(matrix(&format!("{}.weight", module.name))?, bias)?);
+                projections.push(FrozenLinear::new(weight(&module)?, bias)?);
             }
             let norm = |name: &str| vector(&format!("model.layers.{layer}.{name}.weight"));
             blocks.push(Block::new(
@@ -116,7 +142,7 @@ impl Base {
         let head = if config.tie_word_embeddings { embedding.clone() } else { matrix("lm_head.weight")? };
         Ok(Self {
             norm: vector("model.norm.weight")?,
-            head: FrozenLinear::new(head, None)?,
+            head,
             device: device.clone(),
             rope: Mutex::default(),
             embedding,
@@ -125,6 +151,11 @@ impl Base {
             dir,
             sha256,
         })
+    }
+
+    /// Logits `[tokens, vocab]` of normalized hidden states `[tokens, hidden]`, f32.
+    pub(crate) fn logits(&self, normed: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(FrozenLinear::new(self.head.clone(), None)?.forward_f32(normed)?)
     }
 
     /// Where it is.
@@ -158,10 +189,15 @@ impl Base {
     }
 }
 
-fn one_type(dtype: BaseDtype, checkpoint: &Checkpoint) -> BaseDtype {
-    let all_bf16 = checkpoint.tensors.values().all(|entry| entry.dtype == "BF16");
+fn one_type(dtype: BaseDtype, config: &ModelConfig, checkpoint: &Checkpoint) -> BaseDtype {
+    let is_bf16 =
+        |(name, _): (String, _)| match checkpoint.tensors.get(&name).map(|entry| entry.dtype.as_str()) {
+            // A quantized weight has no say.
+            Some("U8" | "I8") => true,
+            dtype => dtype == Some("BF16"),
+        };
     match dtype {
-        BaseDtype::Auto if all_bf16 => BaseDtype::Bf16,
+        BaseDtype::Auto if config.tensors().into_iter().all(is_bf16) => BaseDtype::Bf16,
         BaseDtype::Auto => BaseDtype::F32,
         given => given,
     }

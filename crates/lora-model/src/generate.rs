@@ -81,7 +81,7 @@ impl Generator<'_> {
     fn next(&self, last: &Tensor, sampling: Sampling, drawn: usize) -> Result<u32, ModelError> {
         let (normed, _) =
             rms_norm::forward(&last.contiguous()?, &self.base.norm, self.base.config.rms_norm_eps)?;
-        let logits = self.base.head.forward_f32(&normed)?.flatten_all()?.to_vec1()?;
+        let logits = self.base.logits(&normed)?.flatten_all()?.to_vec1()?;
         Ok(choose(&logits, sampling, drawn))
     }
 }

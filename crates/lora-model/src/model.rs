@@ -126,7 +126,7 @@ impl<'a> Backward<'a> {
             x = y;
         }
         let (normed, norm) = rms_norm::forward(&x, &base.norm, config.rms_norm_eps)?;
-        let mut loss = cross_entropy::forward_backward(&normed, base.head.weight(), &targets, true)?;
+        let mut loss = cross_entropy::forward_backward(&normed, &base.head, &targets, true)?;
         drop(normed);
         let Some(d_normed) = loss.dx.take() else {
             return Err(candle_core::Error::Msg("the loss gave no gradient".into()).into());
@@ -170,12 +170,12 @@ pub fn forward_backward(
 pub fn loss(base: &Base, adapter: Option<&Adapter>, batch: Batch) -> Result<Loss, ModelError> {
     let targets = Targets::new(batch.targets, batch.weights, base.device())?;
     let normed = hidden(base, adapter, &batch)?;
-    Ok(cross_entropy::forward_backward(&normed, base.head.weight(), &targets, false)?)
+    Ok(cross_entropy::forward_backward(&normed, &base.head, &targets, false)?)
 }
 
 /// Logits `[batch * seq, vocab]` of every position, f32.
 pub fn logits(base: &Base, adapter: Option<&Adapter>, batch: Batch) -> Result<Tensor, ModelError> {
-    Ok(base.head.forward_f32(&hidden(base, adapter, &batch)?)?)
+    base.logits(&hidden(base, adapter, &batch)?)
 }
 
 /// The normalized hidden states that the head sees, `[batch * seq, hidden]`.

@@ -6,7 +6,12 @@ use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
-use lora_spec::{BaseDtype, Checkpoint, CheckpointError};
+use lora_ops::linear::Weight;
+use lora_ops::quant::{Codebook, FourBit, Int8, Scales};
+use lora_spec::{
+    BaseDtype, BaseFormat, Checkpoint, CheckpointError, FourBitState, FourBitType, LinearModule,
+    Quantization, StoredWeight, TensorEntry,
+};
 
 use crate::ModelError;
 
@@ -25,44 +30,133 @@ impl<'a> Reader<'a> {
         Ok(Self { checkpoint, files, device })
     }
 
-    /// Reads a tensor and holds it as `dtype` on the device.
+    /// Reads a tensor of floats and holds it as `dtype` on the device.
     pub(crate) fn read(&self, name: &str, dtype: BaseDtype) -> Result<Tensor, ModelError> {
-        let fail = |file: usize, message: String| {
-            let path = self.checkpoint.files.get(file).cloned().unwrap_or_default();
-            CheckpointError { path, message }
-        };
-        let Some(entry) = self.checkpoint.tensors.get(name) else {
-            return Err(fail(0, format!("tensor {name} is missing")).into());
-        };
-        let mut bytes = vec![0; (entry.bytes.end - entry.bytes.start) as usize];
-        self.files[entry.file]
-            .read_exact_at(&mut bytes, entry.bytes.start)
-            .map_err(|e| fail(entry.file, format!("tensor {name}: {e}")))?;
-        let halves = || bytes.chunks_exact(2).map(|b| [b[0], b[1]]);
+        let entry = self.entry(name)?;
         let shape = entry.shape.as_slice();
-        let tensor = match (entry.dtype.as_str(), dtype) {
-            ("BF16", BaseDtype::Auto | BaseDtype::Bf16) => {
-                Tensor::from_vec(halves().map(bf16::from_le_bytes).collect(), shape, self.device)?
-            }
-            (stored, dtype) => {
-                let values: Vec<f32> = match stored {
-                    "BF16" => halves().map(|b| bf16::from_le_bytes(b).to_f32()).collect(),
-                    "F16" => halves().map(|b| f16::from_le_bytes(b).to_f32()).collect(),
-                    "F32" => {
-                        bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect()
-                    }
-                    other => return Err(fail(entry.file, format!("tensor {name} is {other}")).into()),
-                };
-                match dtype {
-                    BaseDtype::Bf16 => Tensor::from_vec(
-                        values.into_iter().map(bf16::from_f32).collect(),
-                        shape,
-                        self.device,
-                    )?,
-                    BaseDtype::Auto | BaseDtype::F32 => Tensor::from_vec(values, shape, self.device)?,
-                }
-            }
+        let stored_bf16 = entry.dtype == "BF16" && dtype != BaseDtype::F32;
+        let tensor = if stored_bf16 {
+            let bytes = self.bytes(name)?;
+            let values = bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+            Tensor::from_vec(values, shape, self.device)?
+        } else if dtype == BaseDtype::Bf16 {
+            let values = self.floats(name)?.into_iter().map(bf16::from_f32).collect();
+            Tensor::from_vec(values, shape, self.device)?
+        } else {
+            Tensor::from_vec(self.floats(name)?, shape, self.device)?
         };
         Ok(tensor)
     }
+
+    /// Reads a linear module's weight and holds it as `format` says; one that is quantized already stays as it is.
+    pub(crate) fn weight(&self, module: &LinearModule, format: BaseFormat) -> Result<Weight, ModelError> {
+        let name = format!("{}.weight", module.name);
+        let shape = (module.out_features, module.in_features);
+        let wrong = |e: candle_core::Error| self.fail(&name, e.to_string());
+        Ok(match (self.checkpoint.weight(module)?, format.quantization) {
+            (StoredWeight::FourBit(state), _) => self.four_bit(&name, shape, &state)?.on(self.device)?.into(),
+            (StoredWeight::Int8, _) => {
+                let codes = Tensor::from_vec(self.bytes(&name)?, shape, &Device::Cpu)?;
+                let scales = self.vector(&format!("{}.SCB", module.name))?;
+                Int8::new(codes, scales).map_err(wrong)?.on(self.device)?.into()
+            }
+            (StoredWeight::Dense, Quantization::None) => self.read(&name, format.dtype)?.into(),
+            (StoredWeight::Dense, quantization) => {
+                let mut values = self.floats(&name)?;
+                if format.dtype == BaseDtype::Bf16 {
+                    values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
+                }
+                quantize(&values, shape, quantization).and_then(|w| w.on(self.device)).map_err(wrong)?
+            }
+        })
+    }
+
+    fn four_bit(
+        &self,
+        name: &str,
+        shape: (usize, usize),
+        state: &FourBitState,
+    ) -> Result<FourBit, ModelError> {
+        let codebook = match state.quant_type {
+            FourBitType::Nf4 => Codebook::Nf4,
+            FourBitType::Fp4 => Codebook::Fp4,
+        };
+        let map = format!("{name}.quant_map");
+        let differs = |(a, b): (&f32, f32)| a.is_nan() || (a - b).abs() > 1e-6;
+        if self.floats(&map)?.iter().zip(codebook.values()).any(differs) {
+            return Err(self.fail(&map, format!("is not that of {}", state.quant_type.name())));
+        }
+        let absmax = format!("{name}.absmax");
+        let scales = match state.nested {
+            None => Scales::Plain(self.vector(&absmax)?),
+            Some((block, offset)) => Scales::Nested {
+                codes: bytes(self.bytes(&absmax)?)?,
+                map: self.vector(&format!("{name}.nested_quant_map"))?,
+                absmax: self.vector(&format!("{name}.nested_absmax"))?,
+                offset,
+                block,
+            },
+        };
+        let codes = bytes(self.bytes(name)?)?;
+        FourBit::new(shape, codebook, state.block, codes, scales)
+            .map_err(|e| self.fail(&absmax, e.to_string()))
+    }
+
+    /// A vector of floats as f32, on the CPU.
+    fn vector(&self, name: &str) -> Result<Tensor, ModelError> {
+        let values = self.floats(name)?;
+        let len = values.len();
+        Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
+    }
+
+    /// A tensor's elements, widened to f32.
+    fn floats(&self, name: &str) -> Result<Vec<f32>, ModelError> {
+        let bytes = self.bytes(name)?;
+        let halves = || bytes.as_chunks::<2>().0.iter();
+        Ok(match self.entry(name)?.dtype.as_str() {
+            "BF16" => halves().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+            "F16" => halves().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+            "F32" => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+            other => return Err(self.fail(name, format!("is {other}, not a float"))),
+        })
+    }
+
+    fn bytes(&self, name: &str) -> Result<Vec<u8>, ModelError> {
+        let entry = self.entry(name)?;
+        let mut bytes = vec![0; (entry.bytes.end - entry.bytes.start) as usize];
+        self.files[entry.file]
+            .read_exact_at(&mut bytes, entry.bytes.start)
+            .map_err(|e| self.fail(name, e.to_string()))?;
+        Ok(bytes)
+    }
+
+    fn entry(&self, name: &str) -> Result<&TensorEntry, ModelError> {
+        self.checkpoint.tensors.get(name).ok_or_else(|| self.fail(name, "is missing".into()))
+    }
+
+    fn fail(&self, name: &str, message: String) -> ModelError {
+        let file = self.checkpoint.tensors.get(name).map_or(0, |entry| entry.file);
+        let path = self.checkpoint.files.get(file).cloned().unwrap_or_default();
+        CheckpointError { path, message: format!("tensor {name}: {message}") }.into()
+    }
+}
+
+/// A quantized weight of dense values, on the CPU.
+pub(crate) fn quantize(
+    values: &[f32],
+    shape: (usize, usize),
+    quantization: Quantization,
+) -> candle_core::Result<Weight> {
+    Ok(match quantization {
+        Quantization::None => Tensor::from_slice(values, shape, &Device::Cpu)?.into(),
+        Quantization::Nf4 { double_quant } => {
+            FourBit::quantize(values, shape, Codebook::Nf4, double_quant)?.into()
+        }
+        Quantization::Int8 => Int8::quantize(values, shape)?.into(),
+    })
+}
+
+fn bytes(bytes: Vec<u8>) -> Result<Tensor, ModelError> {
+    let len = bytes.len();
+    Ok(Tensor::from_vec(bytes, len, &Device::Cpu)?)
 }

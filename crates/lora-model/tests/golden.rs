@@ -117,9 +117,9 @@ impl Case {
 #[test]
 fn every_case_equals_transformers_and_peft() {
     let cases = ["llama-gqa", "llama-gqa-list", "llama-gqa-regex", "llama-gqa-rslora", "llama3-rope"];
-    for name in
-        cases.into_iter().chain(["llama-linear-rope", "qwen2", "llama-bf16", "qwen2-window", "llama-geglu"])
-    {
+    let quantized = ["llama-nf4", "qwen2-nf4", "llama-int8"];
+    let others = ["llama-linear-rope", "qwen2", "llama-bf16", "qwen2-window", "llama-geglu"];
+    for name in cases.into_iter().chain(others).chain(quantized) {
         let case = Case::read(name, None);
         let kept = case.check(name, ActivationCheckpointing::None);
         let recomputed = case.check(name, ActivationCheckpointing::Block);

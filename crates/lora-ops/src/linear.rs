@@ -1,6 +1,6 @@
 //! Frozen linear layers: `y = x W^T + b`, and nothing but the gradient of `x` backward.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 
 use crate::place::Place;
 use crate::quant::{FourBit, Int8};
@@ -48,6 +48,15 @@ impl Weight {
             Self::FourBit(weight) => Ok(weight.dims()),
             Self::Int8(weight) => Ok(weight.dims()),
         }
+    }
+
+    /// The same weight on `device`.
+    pub fn on(&self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Self::Dense(weight) => weight.to_device(device)?.into(),
+            Self::FourBit(weight) => weight.on(device)?.into(),
+            Self::Int8(weight) => weight.on(device)?.into(),
+        })
     }
 
     /// A tensor that is where the weight is.

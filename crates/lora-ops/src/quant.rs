@@ -4,6 +4,7 @@
 //! panel of rows at a time, in f32 on the CPU and in the type of the activations on a GPU.
 
 use candle_core::{DType, Device, Result, Tensor};
+use lora_spec::FOUR_BIT_BLOCKS;
 
 mod codebook;
 mod cpu;
@@ -17,9 +18,6 @@ pub const BLOCK: usize = 64;
 
 /// Scales that share a scale of their own (double quantization), where nothing else is said.
 pub const NESTED_BLOCK: usize = 256;
-
-/// Block sizes that bitsandbytes knows for 4-bit weights.
-pub const BLOCKS: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
 /// A matrix in 4 bits: element `i`, counted row after row, is `codebook[code i] * scale[i / block]`, in f32.
 #[derive(Debug, Clone)]
@@ -66,8 +64,8 @@ impl FourBit {
         scales: Scales,
     ) -> Result<Self> {
         let elements = shape.0 * shape.1;
-        if !BLOCKS.contains(&block) {
-            candle_core::bail!("a block of {block} elements is none of {BLOCKS:?}");
+        if !FOUR_BIT_BLOCKS.contains(&block) {
+            candle_core::bail!("a block of {block} elements is none of {FOUR_BIT_BLOCKS:?}");
         }
         let blocks = elements.div_ceil(block);
         expect("the codes", &codes, DType::U8, elements.div_ceil(2))?;

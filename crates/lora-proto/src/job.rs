@@ -38,11 +38,13 @@ impl TryFrom<v1::JobSpec> for JobSpec {
 }
 
 fn model_spec(model: v1::ModelSpec) -> Result<ModelSpec, FieldError> {
-    let v1::ModelSpec { base, dtype } = model;
+    let v1::ModelSpec { base, dtype, quantization, bnb_4bit_use_double_quant } = model;
     let default = ModelSpec::default();
     Ok(ModelSpec {
         base: base.map_or(default.base, PathBuf::from),
         dtype: word("model.dtype", dtype, default.dtype)?,
+        quantization: word("model.quantization", quantization, default.quantization)?,
+        bnb_4bit_use_double_quant: bnb_4bit_use_double_quant.unwrap_or(default.bnb_4bit_use_double_quant),
     })
 }
 
@@ -139,6 +141,8 @@ impl TryFrom<&JobSpec> for v1::JobSpec {
             model: Some(v1::ModelSpec {
                 base: Some(text("model.base", &model.base)?),
                 dtype: word_text(&model.dtype),
+                quantization: word_text(&model.quantization),
+                bnb_4bit_use_double_quant: Some(model.bnb_4bit_use_double_quant),
             }),
             adapter: Some(v1::AdapterSpec {
                 r: Some(adapter.r as u64),
@@ -227,7 +231,7 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
-    use lora_spec::{ActivationCheckpointing, BaseDtype, LongRows, Scheduler};
+    use lora_spec::{ActivationCheckpointing, BaseDtype, LongRows, QuantizationType, Scheduler};
     use prost::Message;
     use prost_types::FileDescriptorSet;
 
@@ -237,7 +241,12 @@ mod tests {
     fn unusual() -> JobSpec {
         JobSpec {
             name: "dates".into(),
-            model: ModelSpec { base: "/m".into(), dtype: BaseDtype::Bf16 },
+            model: ModelSpec {
+                base: "/m".into(),
+                dtype: BaseDtype::Bf16,
+                quantization: QuantizationType::Nf4,
+                bnb_4bit_use_double_quant: true,
+            },
             adapter: AdapterSpec {
                 r: 3,
                 lora_alpha: 1.5,

@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::ModelConfig;
+use crate::{BaseFormat, FieldError, ModelConfig, Quantization};
+
+mod quantized;
+
+pub use quantized::{FOUR_BIT_BLOCKS, FourBitState, FourBitType, StoredWeight};
 
 /// Where every tensor of a checkpoint lies.
 #[derive(Debug, Clone)]
@@ -67,23 +71,80 @@ impl Checkpoint {
 
     /// Checks that every tensor of `model` is here in its shape and in a type that can be loaded.
     pub fn check(&self, model: &ModelConfig) -> Result<(), CheckpointError> {
-        for (name, shape) in model.tensors() {
-            let Some(entry) = self.tensors.get(&name) else {
-                let path =
-                    self.files.first().and_then(|f| f.parent()).map(Path::to_owned).unwrap_or_default();
-                return Err(CheckpointError { path, message: format!("tensor {name} is missing") });
+        let modules = model.linear_modules();
+        for module in &modules {
+            self.weight(module)?;
+        }
+        let is_weight = |name: &str| {
+            let module = name.strip_suffix(".weight");
+            module.is_some_and(|module| modules.iter().any(|m| m.name == module))
+        };
+        let others = model.tensors().into_iter().filter(|(name, _)| !is_weight(name));
+        others.into_iter().try_for_each(|(name, shape)| self.dense(&name, &shape))
+    }
+
+    /// Checks that what is quantized here already need not be quantized otherwise.
+    ///
+    /// # Errors
+    /// `model.quantization` asks for another form than a weight has.
+    pub fn check_format(&self, model: &ModelConfig, format: BaseFormat) -> Result<(), BaseError> {
+        for module in model.linear_modules() {
+            let held = match (self.weight(&module)?, format.quantization) {
+                (StoredWeight::FourBit(state), Quantization::Int8) => state.quant_type.name(),
+                (StoredWeight::FourBit(state), Quantization::Nf4 { .. })
+                    if state.quant_type == FourBitType::Fp4 =>
+                {
+                    state.quant_type.name()
+                }
+                (StoredWeight::Int8, Quantization::Nf4 { .. }) => "int8",
+                _ => continue,
             };
-            let fail = |message: String| CheckpointError { path: self.files[entry.file].clone(), message };
-            if entry.shape != shape {
-                let is = &entry.shape;
-                return Err(fail(format!("tensor {name} has shape {is:?}; config.json asks for {shape:?}")));
-            }
-            if !["F32", "BF16", "F16"].contains(&entry.dtype.as_str()) {
-                return Err(fail(format!("tensor {name} is {}; supported: F32, BF16, F16", entry.dtype)));
-            }
+            let message =
+                format!("the base holds {}.weight in {held} already; leave this key out", module.name);
+            return Err(FieldError::new("model.quantization", message).into());
         }
         Ok(())
     }
+
+    /// The entry of a tensor that must be there.
+    fn tensor(&self, name: &str) -> Result<&TensorEntry, CheckpointError> {
+        self.tensors.get(name).ok_or_else(|| {
+            let path = self.files.first().and_then(|f| f.parent()).map(Path::to_owned).unwrap_or_default();
+            CheckpointError { path, message: format!("tensor {name} is missing") }
+        })
+    }
+
+    /// Checks a tensor of floats.
+    fn dense(&self, name: &str, shape: &[usize]) -> Result<(), CheckpointError> {
+        let entry = self.tensor(name)?;
+        if entry.shape != shape {
+            let is = &entry.shape;
+            return Err(
+                self.fail(entry, format!("tensor {name} has shape {is:?}; config.json asks for {shape:?}"))
+            );
+        }
+        if !["F32", "BF16", "F16"].contains(&entry.dtype.as_str()) {
+            return Err(
+                self.fail(entry, format!("tensor {name} is {}; supported: F32, BF16, F16", entry.dtype))
+            );
+        }
+        Ok(())
+    }
+
+    fn fail(&self, entry: &TensorEntry, message: String) -> CheckpointError {
+        CheckpointError { path: self.files[entry.file].clone(), message }
+    }
+}
+
+/// Why a checkpoint cannot be held as a job asks for.
+#[derive(Debug, thiserror::Error)]
+pub enum BaseError {
+    /// The checkpoint is wrong.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The job is.
+    #[error(transparent)]
+    Field(#[from] FieldError),
 }
 
 fn shards(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
@@ -165,6 +226,7 @@ fn element_size(dtype: &str) -> Option<usize> {
     match dtype {
         "F32" => Some(4),
         "BF16" | "F16" => Some(2),
+        "U8" | "I8" => Some(1),
         _ => None,
     }
 }

@@ -36,9 +36,24 @@ pub struct ModelSpec {
     pub base: PathBuf,
     /// What the base weights are held as.
     pub dtype: BaseDtype,
+    /// What the weights of the blocks' linear modules are quantized to while they are read. A base that is quantized already
+    /// stays as it is.
+    pub quantization: QuantizationType,
+    /// With `nf4`: quantize the scales too, which takes 4.13 bits a parameter instead of 4.5.
+    pub bnb_4bit_use_double_quant: bool,
 }
 
 impl ModelSpec {
+    /// How the base is held in memory.
+    pub fn format(&self) -> BaseFormat {
+        let quantization = match self.quantization {
+            QuantizationType::None => Quantization::None,
+            QuantizationType::Nf4 => Quantization::Nf4 { double_quant: self.bnb_4bit_use_double_quant },
+            QuantizationType::Int8 => Quantization::Int8,
+        };
+        BaseFormat { dtype: self.dtype, quantization }
+    }
+
     /// The base as a URL, if it is one rather than a directory.
     pub fn base_url(&self) -> Option<&str> {
         let text = self.base.to_str()?;
@@ -59,6 +74,50 @@ pub enum BaseDtype {
     F32,
     /// bfloat16; products are computed in f32 from a widened copy of a tile.
     Bf16,
+}
+
+/// The words of `model.quantization`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum QuantizationType {
+    /// As the checkpoint stores them.
+    #[default]
+    None,
+    /// 4-bit NormalFloat in blocks of 64 (QLoRA, arXiv 2305.14314), as bitsandbytes makes it.
+    Nf4,
+    /// 8 bits with a scale for each row, as bitsandbytes makes them. Activations are not quantized.
+    Int8,
+}
+
+/// How a base is held in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct BaseFormat {
+    /// Type of what is not quantized.
+    pub dtype: BaseDtype,
+    /// What the weights of the blocks' linear modules are quantized to.
+    pub quantization: Quantization,
+}
+
+impl From<BaseDtype> for BaseFormat {
+    fn from(dtype: BaseDtype) -> Self {
+        Self { dtype, quantization: Quantization::None }
+    }
+}
+
+/// What a dense weight is quantized to while it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantization {
+    /// It stays as it is.
+    #[default]
+    None,
+    /// NF4 in blocks of 64.
+    Nf4 {
+        /// The scales in 8 bits.
+        double_quant: bool,
+    },
+    /// 8 bits with a scale for each row.
+    Int8,
 }
 
 /// A LoRA adapter, in PEFT's terms.
@@ -341,6 +400,12 @@ impl JobSpec {
             if path.as_os_str().is_empty() {
                 return fail(field, "is missing".into());
             }
+        }
+        if self.model.bnb_4bit_use_double_quant && self.model.quantization != QuantizationType::Nf4 {
+            return fail(
+                "model.bnb_4bit_use_double_quant",
+                "needs model.quantization: nf4; a base that is quantized already keeps its scales".into(),
+            );
         }
         let (adapter, training) = (&self.adapter, &self.training);
         positive("adapter.r", adapter.r as u64)?;

@@ -11,11 +11,14 @@ mod philox;
 mod state;
 mod target_modules;
 
-pub use checkpoint::{Checkpoint, CheckpointError, TensorEntry};
+pub use checkpoint::{
+    BaseError, Checkpoint, CheckpointError, FOUR_BIT_BLOCKS, FourBitState, FourBitType, StoredWeight,
+    TensorEntry,
+};
 pub use device::{Device, DeviceError};
 pub use job::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, DataSpec, JobSpec, LongRows, ModelSpec, Scheduler,
-    TargetModules, TrainingSpec, WorkersSpec,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, DataSpec, JobSpec, LongRows, ModelSpec,
+    Quantization, QuantizationType, Scheduler, TargetModules, TrainingSpec, WorkersSpec,
 };
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;

@@ -141,10 +141,13 @@ impl ModelConfig {
         let json: Value = serde_json::from_str(text).map_err(|e| format!("line {}: {e}", e.line()))?;
         let fields = Fields(&json);
         let architecture = architecture(&json)?;
-        if json.get("quantization_config").is_some_and(|q| !q.is_null()) {
-            return Err(
-                "quantization_config: quantized checkpoints are not supported; use a dense one".into()
-            );
+        if let Some(quantization) = fields.get("quantization_config") {
+            let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or_default();
+            if method != "bitsandbytes" {
+                return Err(format!(
+                    "quantization_config.quant_method: {method:?} is not supported; supported: \"bitsandbytes\", or a dense base"
+                ));
+            }
         }
         let hidden_act = match fields.get("hidden_act") {
             None => Activation::Silu,

@@ -94,7 +94,10 @@ fn what_is_not_supported_is_named() {
         (json!({"num_attention_heads": 7}), "num_attention_heads: 7 does not divide hidden_size 64"),
         (json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}), "rope_scaling.rope_type: \"yarn\""),
         (json!({"rope_parameters": {"rope_type": "linear"}}), "rope_parameters.factor"),
-        (json!({"quantization_config": {"load_in_4bit": true}}), "quantization_config"),
+        (
+            json!({"quantization_config": {"quant_method": "gptq"}}),
+            "quantization_config.quant_method: \"gptq\"",
+        ),
         (
             json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true, "layer_types": ["full_attention"]}),
             "layer_types",

@@ -67,7 +67,7 @@ pub(crate) fn identity(
     let init: Vec<u8> = params.iter().flat_map(|v| v.to_le_bytes()).collect();
     let everything = serde_json::json!({
         "base": base.sha256(),
-        "dtype": job.model.dtype,
+        "format": job.model.format(),
         "adapter": adapter_spec,
         "initial_parameters": sha256(&init),
         "train": train.sha256,

@@ -1,4 +1,4 @@
-//! Learning rates and a 10-step training curve against Transformers + PEFT + torch (`tests/golden`).
+//! Learning rates and training curves against Transformers + PEFT + torch (`tests/golden`).
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use lora_collective::tree::partition;
 use lora_model::{Base, Batch, Pass, PeftAdapter};
 use lora_ops::adamw::AdamW;
-use lora_spec::{ActivationCheckpointing, BaseDtype, TrainingSpec};
+use lora_spec::{ActivationCheckpointing, BaseDtype, BaseFormat, Quantization, TrainingSpec};
 use lora_train::{Engine, Peers, Share, learning_rate};
 use serde_json::Value;
 
@@ -62,7 +62,7 @@ fn fractions_of_warm_up_are_those_of_transformers() {
     }
 }
 
-fn curve(name: &str) {
+fn curve(name: &str, quantization: Quantization) {
     let dir = golden().join("curve").join(name);
     let curve = json(&format!("curve/{name}/curve.json"));
     let settings = &curve["settings"];
@@ -74,7 +74,8 @@ fn curve(name: &str) {
     };
     let total = settings["max_steps"].as_u64().unwrap();
     let model = golden().join("models").join(curve["model"].as_str().unwrap());
-    let base = Arc::new(Base::load(&model, BaseDtype::Auto, &Device::Cpu).unwrap());
+    let format = BaseFormat { dtype: BaseDtype::Auto, quantization };
+    let base = Arc::new(Base::load(&model, format, &Device::Cpu).unwrap());
     let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().over(&base.config).unwrap();
     let mut engine = Engine::new(base, adapter).unwrap();
     let batches: HashMap<String, Tensor> =
@@ -128,6 +129,12 @@ fn curve(name: &str) {
 
 #[test]
 fn ten_steps_follow_the_loss_of_transformers_and_peft() {
-    curve("llama-gqa");
-    curve("qwen2");
+    curve("llama-gqa", Quantization::None);
+    curve("qwen2", Quantization::None);
+}
+
+/// The base is quantized while it is read, as Transformers does with a `BitsAndBytesConfig`.
+#[test]
+fn twenty_steps_of_qlora_follow_those_of_peft_and_bitsandbytes() {
+    curve("qwen2-nf4", Quantization::Nf4 { double_quant: true });
 }

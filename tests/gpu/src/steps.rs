@@ -34,7 +34,7 @@ pub(crate) fn checks(example: &Path) -> Vec<Check> {
 fn job(example: &Path, dtype: BaseDtype) -> JobSpec {
     let mut job = JobSpec { name: "check".into(), ..JobSpec::default() };
     job.model.base = example.join("base");
-    job.model.dtype = dtype;
+    job.model.format() = dtype;
     job.data.train = example.join("train.jsonl");
     job.adapter.r = 4;
     job.training.max_steps = Some(3);
@@ -49,7 +49,7 @@ fn prepare(job: &JobSpec, base: &Arc<Base>) -> Result<Run> {
 }
 
 fn base(job: &JobSpec, device: &Device) -> Result<Arc<Base>> {
-    Ok(Arc::new(Base::load(&job.model.base, job.model.dtype, device)?))
+    Ok(Arc::new(Base::load(&job.model.base, job.model.format(), device)?))
 }
 
 fn finish(run: &mut Run) -> Result<Vec<lora_train::StepRecord>> {

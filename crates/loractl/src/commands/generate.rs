@@ -6,13 +6,15 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use lora_data::{Message, Tokenizer};
 use lora_model::{Base, Generator, PeftAdapter, Sampling};
-use lora_spec::BaseDtype;
+use lora_spec::BaseFormat;
+use lora_train::Receipt;
 
 use crate::output::line;
 
 /// Continue a prompt with a base model and, if given, an adapter
 ///
-/// Greedy by default; with --temperature, tokens are drawn. --chat puts the prompt into the base's chat template.
+/// Greedy by default; with --temperature, tokens are drawn. --chat puts the prompt into the base's chat template. With an
+/// adapter that has its receipt.json, the base is held (and quantized) as the adapter was trained.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   loractl generate --base examples/dates/base --adapter runs/dates --chat --prompt \"the 3rd of March 2021\"
@@ -53,7 +55,7 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
     let tokenizer = Tokenizer::load(&args.base)?;
-    let base = Base::load(&args.base, BaseDtype::Auto, &lora_train::ComputeDevice::Cpu)?;
+    let base = Base::load(&args.base, args.format()?, &lora_train::ComputeDevice::Cpu)?;
     let adapter = args.adapter.as_ref().map(|dir| PeftAdapter::read(dir)?.over(&base.config)).transpose()?;
     let prompt = if args.chat {
         let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
@@ -74,6 +76,17 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
 }
 
 impl Args {
+    /// How the adapter's base was held in training.
+    fn format(&self) -> Result<BaseFormat> {
+        let Some(path) =
+            self.adapter.as_ref().map(|dir| dir.join("receipt.json")).filter(|path| path.exists())
+        else {
+            return Ok(BaseFormat::default());
+        };
+        let parse = || Ok::<Receipt, anyhow::Error>(serde_json::from_slice(&std::fs::read(&path)?)?);
+        Ok(parse().with_context(|| path.display().to_string())?.job.model.format())
+    }
+
     fn sampling(&self) -> Result<Sampling> {
         let Some(temperature) = self.temperature else { return Ok(Sampling::Greedy) };
         if !(temperature.is_finite() && temperature > 0.0) {

@@ -1,0 +1,156 @@
+//! Linear weights as bitsandbytes stores them: which tensors there are, and whether they fit each other.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use serde::Deserialize;
+
+use super::{Checkpoint, CheckpointError, TensorEntry};
+use crate::LinearModule;
+
+/// Block sizes that bitsandbytes knows for 4-bit weights.
+pub const FOUR_BIT_BLOCKS: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
+
+/// More bytes than any state has.
+const MAX_STATE: u64 = 1 << 16;
+
+/// How a checkpoint holds the weight of a linear module.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StoredWeight {
+    /// `weight`, in a float type.
+    Dense,
+    /// Two codes a byte in `weight`, scales in `weight.absmax`.
+    FourBit(FourBitState),
+    /// Signed bytes in `weight`, a scale for each row in `SCB`.
+    Int8,
+}
+
+/// What `weight.quant_state.bitsandbytes__*` says.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FourBitState {
+    /// What the codes stand for.
+    pub quant_type: FourBitType,
+    /// Elements that share a scale.
+    pub block: usize,
+    /// The scales are quantized too: how many of them share an element of `weight.nested_absmax`, and the mean that was
+    /// taken off.
+    pub nested: Option<(usize, f32)>,
+}
+
+/// 4-bit types by their names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FourBitType {
+    /// NormalFloat (QLoRA, arXiv 2305.14314).
+    Nf4,
+    /// Floats of 4 bits.
+    Fp4,
+}
+
+impl FourBitType {
+    /// As bitsandbytes writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Fp4 => "fp4",
+        }
+    }
+}
+
+/// The JSON in the tensor.
+#[derive(Deserialize)]
+struct State {
+    quant_type: FourBitType,
+    blocksize: usize,
+    shape: Vec<usize>,
+    nested_blocksize: Option<usize>,
+    nested_offset: Option<f64>,
+}
+
+impl Checkpoint {
+    /// How the weight of `module` is stored.
+    ///
+    /// # Errors
+    /// A tensor that is missing or does not fit the module's shape; the error names it.
+    pub fn weight(&self, module: &LinearModule) -> Result<StoredWeight, CheckpointError> {
+        let name = format!("{}.weight", module.name);
+        let weight = self.tensor(&name)?;
+        let shape = [module.out_features, module.in_features];
+        let states = [FourBitType::Nf4, FourBitType::Fp4]
+            .map(|kind| format!("{name}.quant_state.bitsandbytes__{}", kind.name()));
+        if let Some(state) = states.iter().find(|state| self.tensors.contains_key(*state)) {
+            return self.four_bit(&name, weight, state, shape).map(StoredWeight::FourBit);
+        }
+        match weight.dtype.as_str() {
+            "I8" => {
+                self.expect(&name, "I8", &shape)?;
+                self.expect(&format!("{}.SCB", module.name), "F32", &shape[..1])?;
+                Ok(StoredWeight::Int8)
+            }
+            "U8" => Err(self.fail(weight, format!("tensor {name} is U8, but {} is missing", states[0]))),
+            _ => {
+                self.dense(&name, &shape)?;
+                Ok(StoredWeight::Dense)
+            }
+        }
+    }
+
+    fn four_bit(
+        &self,
+        name: &str,
+        weight: &TensorEntry,
+        state_name: &str,
+        shape: [usize; 2],
+    ) -> Result<FourBitState, CheckpointError> {
+        let entry = self.tensor(state_name)?;
+        let fail = |message: String| self.fail(entry, format!("tensor {state_name}: {message}"));
+        let mut json = vec![0; (entry.bytes.end - entry.bytes.start).min(MAX_STATE) as usize];
+        File::open(&self.files[entry.file])
+            .and_then(|file| file.read_exact_at(&mut json, entry.bytes.start))
+            .map_err(|e| fail(e.to_string()))?;
+        let state: State = serde_json::from_slice(&json).map_err(|e| fail(e.to_string()))?;
+        if state.shape != shape {
+            return Err(fail(format!("shape is {:?}; config.json asks for {shape:?}", state.shape)));
+        }
+        if !FOUR_BIT_BLOCKS.contains(&state.blocksize) {
+            return Err(fail(format!("blocksize {} is none of {FOUR_BIT_BLOCKS:?}", state.blocksize)));
+        }
+        let elements = shape[0] * shape[1];
+        // The bytes are the same whatever type they are stored as (`bnb_4bit_quant_storage`).
+        let (bytes, expected) = (weight.bytes.end - weight.bytes.start, elements.div_ceil(2) as u64);
+        if bytes != expected {
+            return Err(self.fail(
+                weight,
+                format!("tensor {name} has {bytes} bytes; {shape:?} in 4 bits has {expected}"),
+            ));
+        }
+        self.expect(&format!("{name}.quant_map"), "F32", &[16])?;
+        let blocks = elements.div_ceil(state.blocksize);
+        let absmax = format!("{name}.absmax");
+        let nested = match (state.nested_blocksize, state.nested_offset) {
+            (None, None) => {
+                self.expect(&absmax, "F32", &[blocks])?;
+                None
+            }
+            (Some(block), Some(offset)) if block > 0 && (offset as f32).is_finite() => {
+                self.expect(&absmax, "U8", &[blocks])?;
+                self.expect(&format!("{name}.nested_absmax"), "F32", &[blocks.div_ceil(block)])?;
+                self.expect(&format!("{name}.nested_quant_map"), "F32", &[256])?;
+                Some((block, offset as f32))
+            }
+            _ => return Err(fail("nested_blocksize and nested_offset must be two finite numbers".into())),
+        };
+        Ok(FourBitState { quant_type: state.quant_type, block: state.blocksize, nested })
+    }
+
+    fn expect(&self, name: &str, dtype: &str, shape: &[usize]) -> Result<(), CheckpointError> {
+        let entry = self.tensor(name)?;
+        if entry.dtype != dtype || entry.shape != shape {
+            let (is, dims) = (&entry.dtype, &entry.shape);
+            return Err(
+                self.fail(entry, format!("tensor {name} is {is} {dims:?}; it must be {dtype} {shape:?}"))
+            );
+        }
+        Ok(())
+    }
+}
