@@ -6,7 +6,9 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use lora_model::{Adapter, Base, Batch, Gradients, Pass, forward_backward};
-use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, ModelConfig, Philox};
+use lora_spec::{
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, ModelConfig, Philox, Quantization,
+};
 use serde_json::json;
 
 fn random(n: usize, seed: u64, bound: f32) -> Vec<f32> {
@@ -45,8 +47,10 @@ fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
     let (batch, seq) = (3, 150);
     let tokens: Vec<u32> = (0..batch as u32 * seq as u32).map(|i| i * 7 % 3000).collect();
     let weights: Vec<f32> = (0..tokens.len()).map(|i| if i % 5 == 0 { 0.0 } else { 1.0 }).collect();
-    for dtype in [BaseDtype::F32, BaseDtype::Bf16] {
-        let base = Base::load(dir.path(), dtype, &Device::Cpu).unwrap();
+    let quantized = |quantization| BaseFormat { dtype: BaseDtype::Auto, quantization };
+    let quantized = [Quantization::Nf4 { double_quant: true }, Quantization::Int8].map(quantized);
+    for format in [BaseDtype::F32, BaseDtype::Bf16].map(BaseFormat::from).into_iter().chain(quantized) {
+        let base = Base::load(dir.path(), format, &Device::Cpu).unwrap();
         let spec = AdapterSpec { r: 8, ..AdapterSpec::default() };
         let fresh = Adapter::new(&base.config, &spec, 1).unwrap();
         // At B = 0 no gradient would reach A.
@@ -66,7 +70,7 @@ fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
         let one = pass(1);
         assert!(one.1.iter().all(|g| f32::from_bits(*g).is_finite()));
         for threads in [2, 3] {
-            assert!(pass(threads) == one, "{dtype:?}: another result with {threads} threads");
+            assert!(pass(threads) == one, "{format:?}: another result with {threads} threads");
         }
     }
 }

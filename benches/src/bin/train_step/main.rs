@@ -16,7 +16,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use lora_model::{Adapter, Base, Batch, Pass};
 use lora_ops::adamw::AdamW;
-use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, Device, Philox};
+use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Device, Philox, Quantization};
 use lora_train::{Engine, Peers, Share};
 use serde_json::json;
 
@@ -33,6 +33,9 @@ struct Args {
     /// Type of the base
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     dtype: Dtype,
+    /// What the blocks' linear weights are quantized to
+    #[arg(long, value_enum, default_value_t = Quantized::None)]
+    quantization: Quantized,
     /// Positions of a row
     #[arg(long, default_value = "256")]
     sequence: NonZeroU32,
@@ -69,6 +72,26 @@ enum Dtype {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum Quantized {
+    None,
+    Nf4,
+    /// NF4 with double quantization
+    Nf4Double,
+    Int8,
+}
+
+impl Quantized {
+    fn of(self) -> Quantization {
+        match self {
+            Self::None => Quantization::None,
+            Self::Nf4 => Quantization::Nf4 { double_quant: false },
+            Self::Nf4Double => Quantization::Nf4 { double_quant: true },
+            Self::Int8 => Quantization::Int8,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum Checkpointing {
     None,
     Block,
@@ -90,7 +113,8 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
         Dtype::Bf16 => BaseDtype::Bf16,
     };
     let started = Instant::now();
-    let base = Base::random(config.clone(), dtype, 0, &device).context("making the random base")?;
+    let format = BaseFormat { dtype, quantization: args.quantization.of() };
+    let base = Base::random(config.clone(), format, 0, &device).context("making the random base")?;
     device.synchronize()?;
     let load_seconds = started.elapsed().as_secs_f64();
     let mut trainer = Trainer::new(base, args)?;
@@ -135,6 +159,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
             "model": args.model,
             "device": described,
             "dtype": name(&args.dtype),
+            "quantization": name(&args.quantization),
             "sequence": sequence,
             "micro_batch": rows,
             "activation_checkpointing": name(&args.activation_checkpointing),

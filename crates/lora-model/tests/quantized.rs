@@ -1,0 +1,60 @@
+//! Bases that cannot be held in 4 or 8 bits, or hold something broken: the error names the tensor.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::path::{Path, PathBuf};
+
+use candle_core::Device;
+use lora_model::Base;
+use lora_spec::{BaseDtype, BaseFormat, Checkpoint, Quantization};
+
+const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
+
+fn golden(model: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(model)
+}
+
+/// What a golden model is refused for after `bytes` have replaced the first of `tensor`.
+fn refused(model: &str, tensor: &str, bytes: &[u8], quantization: Quantization) -> String {
+    let entry = Checkpoint::open(&golden(model)).unwrap().tensors[tensor].clone();
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(golden(model).join("config.json"), dir.path().join("config.json")).unwrap();
+    let mut file = std::fs::read(golden(model).join("model.safetensors")).unwrap();
+    file[entry.bytes.start as usize..][..bytes.len()].copy_from_slice(bytes);
+    std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+    let format = BaseFormat { dtype: BaseDtype::Auto, quantization };
+    Base::load(dir.path(), format, &Device::Cpu).unwrap_err().to_string()
+}
+
+#[test]
+fn a_dense_weight_that_is_not_finite_is_not_quantized() {
+    for quantization in [Quantization::Nf4 { double_quant: true }, Quantization::Int8] {
+        let error = refused("llama-gqa", WEIGHT, &f32::NAN.to_le_bytes(), quantization);
+        assert!(
+            error.contains(&format!("tensor {WEIGHT}: element (0, 0) is NaN, which cannot be quantized")),
+            "{error}"
+        );
+    }
+    let error = refused("llama-gqa", WEIGHT, &1e9_f32.to_le_bytes(), Quantization::Int8);
+    assert!(error.contains(&format!("tensor {WEIGHT}: a value is too large for f16")), "{error}");
+}
+
+#[test]
+fn stored_scales_that_are_not_finite_are_named() {
+    let nan = f32::NAN.to_le_bytes();
+    for (model, tensor, named) in [
+        ("qwen2-nf4", format!("{WEIGHT}.absmax"), format!("{WEIGHT}.absmax")),
+        ("llama-nf4", format!("{WEIGHT}.nested_absmax"), format!("{WEIGHT}.absmax")),
+        ("llama-int8", "model.layers.1.mlp.up_proj.SCB".into(), WEIGHT.into()),
+    ] {
+        let error = refused(model, &tensor, &nan, Quantization::None);
+        assert!(error.contains(&format!("tensor {named}: a scale is not finite")), "{error}");
+    }
+}
+
+#[test]
+fn codes_that_stand_for_other_values_are_refused() {
+    let map = format!("{WEIGHT}.quant_map");
+    let error = refused("llama-nf4", &map, &0.5_f32.to_le_bytes(), Quantization::None);
+    assert!(error.contains(&format!("tensor {map}: is not that of nf4")), "{error}");
+}
