@@ -46,7 +46,7 @@ pub enum Scales {
         absmax: Tensor,
         /// The mean that was taken off before.
         offset: f32,
-        /// Scales that share an element of `absmax`.
+        /// Scales that share an element of `absmax`: a power of two.
         block: usize,
     },
 }
@@ -72,9 +72,12 @@ impl FourBit {
         match &scales {
             Scales::Plain(absmax) => expect("absmax", absmax, DType::F32, blocks)?,
             Scales::Nested { codes, map, absmax, block, .. } => {
+                if !block.is_power_of_two() {
+                    candle_core::bail!("a nested block of {block} scales is no power of two");
+                }
                 expect("absmax", codes, DType::U8, blocks)?;
                 expect("the nested map", map, DType::F32, 256)?;
-                expect("the nested absmax", absmax, DType::F32, blocks.div_ceil((*block).max(1)))?;
+                expect("the nested absmax", absmax, DType::F32, blocks.div_ceil(*block))?;
             }
         }
         let values = Tensor::new(&codebook.values(), codes.device())?;

@@ -82,7 +82,7 @@ fn metadata_that_is_missing_or_wrong_is_named() {
         ("\"blocksize\": 64", "\"blocksize\": 32", "up_proj.weight.absmax is U8 [72]; it must be U8 [144]"),
         ("[72, 64]", "[64, 72]", "shape is [64, 72]; config.json asks for [72, 64]"),
         ("\"nf4\"", "\"nf5\"", "unknown variant `nf5`"),
-        ("\"nested_offset\"", "\"nested_offsit\"", "nested_blocksize and nested_offset must be"),
+        ("\"nested_offset\"", "\"nested_offsit\"", "nested_blocksize must be a power of two, nested_offset"),
         ("{\"quant", "[\"quant", "bitsandbytes__nf4: "),
     ] {
         let error = with(from, to);

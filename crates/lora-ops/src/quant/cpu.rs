@@ -11,22 +11,23 @@ use crate::simd::{lookup4, vectorize};
 /// What a product reads of a 4-bit weight.
 pub(crate) struct FourBitView<'a> {
     codebook: [f32; 16],
-    block: usize,
+    /// Blocks are powers of two: shifts instead of divisions.
+    shift: u32,
     codes: &'a [u8],
     scales: ScalesView<'a>,
 }
 
 enum ScalesView<'a> {
     Plain(&'a [f32]),
-    Nested { codes: &'a [u8], map: &'a [f32], absmax: &'a [f32], offset: f32, block: usize },
+    Nested { codes: &'a [u8], map: &'a [f32], absmax: &'a [f32], offset: f32, shift: u32 },
 }
 
 impl ScalesView<'_> {
     fn at(&self, i: usize) -> f32 {
         match self {
             Self::Plain(absmax) => absmax[i],
-            Self::Nested { codes, map, absmax, offset, block } => {
-                map[usize::from(codes[i])] * absmax[i / block] + offset
+            Self::Nested { codes, map, absmax, offset, shift } => {
+                map[usize::from(codes[i])] * absmax[i >> shift] + offset
             }
         }
     }
@@ -34,20 +35,20 @@ impl ScalesView<'_> {
 
 impl FourBitView<'_> {
     pub(crate) fn read<R>(weight: &FourBit, f: impl FnOnce(&FourBitView) -> R) -> Result<R> {
-        let block = weight.block;
+        let shift = weight.block.ilog2();
         let codebook = read_f32(&weight.values, |values| std::array::from_fn(|code| values[code]))?;
         read::<u8, _>(&weight.codes, |codes| match &weight.scales {
             Scales::Plain(absmax) => read_f32(absmax, |absmax| {
-                f(&FourBitView { codebook, block, codes, scales: ScalesView::Plain(absmax) })
+                f(&FourBitView { codebook, shift, codes, scales: ScalesView::Plain(absmax) })
             }),
             Scales::Nested { codes: nested, map, absmax, offset, block: nested_block } => {
                 read::<u8, _>(nested, |nested| {
                     read_f32(map, |map| {
                         read_f32(absmax, |absmax| {
-                            let (offset, outer) = (*offset, *nested_block);
+                            let (offset, outer) = (*offset, nested_block.ilog2());
                             let scales =
-                                ScalesView::Nested { codes: nested, map, absmax, offset, block: outer };
-                            f(&FourBitView { codebook, block, codes, scales })
+                                ScalesView::Nested { codes: nested, map, absmax, offset, shift: outer };
+                            f(&FourBitView { codebook, shift, codes, scales })
                         })
                     })
                 })??
@@ -64,8 +65,9 @@ impl FourBitView<'_> {
 
     fn dequantize_serial(&self, mut start: usize, mut out: &mut [f32]) {
         while !out.is_empty() {
-            let block = start / self.block;
-            let (now, rest) = out.split_at_mut(out.len().min((block + 1) * self.block - start));
+            let block = start >> self.shift;
+            let end_of_block = (block + 1) << self.shift;
+            let (now, rest) = out.split_at_mut(out.len().min(end_of_block - start));
             let scale = self.scales.at(block);
             let table = self.codebook.map(|value| value * scale);
             // A row of odd length may begin in the middle of a byte, and end there.
@@ -76,7 +78,7 @@ impl FourBitView<'_> {
             let end = byte + pairs.len() / 2;
             lookup4(&table, &self.codes[byte..end], pairs);
             last.iter_mut().for_each(|last| *last = table[usize::from(self.codes[end] >> 4)]);
-            start = (block + 1) * self.block;
+            start = end_of_block;
             out = rest;
         }
     }

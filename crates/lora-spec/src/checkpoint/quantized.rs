@@ -132,13 +132,17 @@ impl Checkpoint {
                 self.expect(&absmax, "F32", &[blocks])?;
                 None
             }
-            (Some(block), Some(offset)) if block > 0 && (offset as f32).is_finite() => {
+            (Some(block), Some(offset)) if block.is_power_of_two() && (offset as f32).is_finite() => {
                 self.expect(&absmax, "U8", &[blocks])?;
                 self.expect(&format!("{name}.nested_absmax"), "F32", &[blocks.div_ceil(block)])?;
                 self.expect(&format!("{name}.nested_quant_map"), "F32", &[256])?;
                 Some((block, offset as f32))
             }
-            _ => return Err(fail("nested_blocksize and nested_offset must be two finite numbers".into())),
+            _ => {
+                return Err(fail(
+                    "nested_blocksize must be a power of two, nested_offset a finite number".into(),
+                ));
+            }
         };
         Ok(FourBitState { quant_type: state.quant_type, block: state.blocksize, nested })
     }
