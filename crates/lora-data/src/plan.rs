@@ -79,7 +79,9 @@ impl Plan {
         job.check()?;
         let base = &job.model.base;
         let config = ModelConfig::read(base)?;
-        Checkpoint::open(base)?.check(&config)?;
+        let checkpoint = Checkpoint::open(base)?;
+        checkpoint.check(&config)?;
+        checkpoint.check_format(&config, job.model.format())?;
         for (field, path) in [("data.train", Some(&job.data.train)), ("data.eval", job.data.eval.as_ref())] {
             if let Some(path) = path.filter(|path| !path.is_file()) {
                 return Err(FieldError::new(field, format!("there is no file {}", path.display())).into());

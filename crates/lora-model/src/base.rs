@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::rope::RopeTable;
-use lora_spec::{BaseDtype, BaseError, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization};
+use lora_spec::{BaseDtype, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization};
 use rayon::prelude::*;
 
 use crate::ModelError;
@@ -68,10 +68,7 @@ impl Base {
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.check(&config)?;
         let mut format = format.into();
-        checkpoint.check_format(&config, format).map_err(|e| match e {
-            BaseError::Checkpoint(e) => ModelError::from(e),
-            BaseError::Field(e) => e.into(),
-        })?;
+        checkpoint.check_format(&config, format)?;
         if !device.is_cpu() {
             format.dtype = one_type(format.dtype, &config, &checkpoint);
         }

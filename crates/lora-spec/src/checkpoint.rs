@@ -83,25 +83,25 @@ impl Checkpoint {
         others.into_iter().try_for_each(|(name, shape)| self.dense(&name, &shape))
     }
 
-    /// Checks that what is quantized here already need not be quantized otherwise.
+    /// Checks, after [`Self::check`], that what is quantized here already need not be quantized otherwise.
     ///
     /// # Errors
     /// `model.quantization` asks for another form than a weight has.
-    pub fn check_format(&self, model: &ModelConfig, format: BaseFormat) -> Result<(), BaseError> {
+    pub fn check_format(&self, model: &ModelConfig, format: BaseFormat) -> Result<(), FieldError> {
         for module in model.linear_modules() {
-            let held = match (self.weight(&module)?, format.quantization) {
-                (StoredWeight::FourBit(state), Quantization::Int8) => state.quant_type.name(),
-                (StoredWeight::FourBit(state), Quantization::Nf4 { .. })
+            let held = match (self.weight(&module), format.quantization) {
+                (Ok(StoredWeight::FourBit(state)), Quantization::Int8) => state.quant_type.name(),
+                (Ok(StoredWeight::FourBit(state)), Quantization::Nf4 { .. })
                     if state.quant_type == FourBitType::Fp4 =>
                 {
                     state.quant_type.name()
                 }
-                (StoredWeight::Int8, Quantization::Nf4 { .. }) => "int8",
+                (Ok(StoredWeight::Int8), Quantization::Nf4 { .. }) => "int8",
                 _ => continue,
             };
             let message =
                 format!("the base holds {}.weight in {held} already; leave this key out", module.name);
-            return Err(FieldError::new("model.quantization", message).into());
+            return Err(FieldError::new("model.quantization", message));
         }
         Ok(())
     }
@@ -134,17 +134,6 @@ impl Checkpoint {
     fn fail(&self, entry: &TensorEntry, message: String) -> CheckpointError {
         CheckpointError { path: self.files[entry.file].clone(), message }
     }
-}
-
-/// Why a checkpoint cannot be held as a job asks for.
-#[derive(Debug, thiserror::Error)]
-pub enum BaseError {
-    /// The checkpoint is wrong.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// The job is.
-    #[error(transparent)]
-    Field(#[from] FieldError),
 }
 
 fn shards(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {

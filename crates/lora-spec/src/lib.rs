@@ -12,8 +12,7 @@ mod state;
 mod target_modules;
 
 pub use checkpoint::{
-    BaseError, Checkpoint, CheckpointError, FOUR_BIT_BLOCKS, FourBitState, FourBitType, StoredWeight,
-    TensorEntry,
+    Checkpoint, CheckpointError, FOUR_BIT_BLOCKS, FourBitState, FourBitType, StoredWeight, TensorEntry,
 };
 pub use device::{Device, DeviceError};
 pub use job::{

@@ -34,7 +34,7 @@ pub(crate) fn checks(example: &Path) -> Vec<Check> {
 fn job(example: &Path, dtype: BaseDtype) -> JobSpec {
     let mut job = JobSpec { name: "check".into(), ..JobSpec::default() };
     job.model.base = example.join("base");
-    job.model.format() = dtype;
+    job.model.dtype = dtype;
     job.data.train = example.join("train.jsonl");
     job.adapter.r = 4;
     job.training.max_steps = Some(3);

@@ -1,9 +1,10 @@
-//! Frozen layers and products.
+//! Frozen layers, dense and quantized, and products.
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
 use lora_ops::gemm::{Factor, of, product, t};
-use lora_ops::linear::FrozenLinear;
+use lora_ops::linear::{FrozenLinear, Weight};
+use lora_ops::quant::{Codebook, FourBit, Int8};
 
 use crate::check::{Bench, Check, DTYPES, compare, repeats, tolerance};
 
@@ -14,7 +15,9 @@ pub(crate) fn checks() -> Vec<Check> {
         checks.push(Check::new(name("product"), move |bench| products(bench, dtype)));
         checks.push(Check::new(name("linear forward"), move |bench| forward(bench, dtype)));
         checks.push(Check::new(name("linear backward"), move |bench| backward(bench, dtype)));
+        checks.push(Check::new(name("quantized linear"), move |bench| quantized(bench, dtype)));
     }
+    checks.push(Check::new("quantized linear, in panels".to_owned(), panels));
     checks
 }
 
@@ -70,4 +73,54 @@ fn backward(bench: &Bench, dtype: DType) -> Result<String> {
     };
     let got = repeats(|| Ok(vec![run(&gpu, &dy.1)?]))?;
     compare("dx", &got[0], &run(&cpu, &dy.0)?, tolerance(dtype))
+}
+
+/// Every form of a quantized weight, in rows that begin anywhere in a block and in a byte.
+fn quantized(bench: &Bench, dtype: DType) -> Result<String> {
+    let mut said = String::new();
+    for (rows, cols) in [(90, 64), (17, 33), (300, 100)] {
+        let values = bench.random("w", &[rows, cols], 0.3, DType::F32)?.0.flatten_all()?.to_vec1()?;
+        let four_bit = |codebook, nested| FourBit::quantize(&values, (rows, cols), codebook, nested);
+        let weights: [Weight; 4] = [
+            four_bit(Codebook::Nf4, false)?.into(),
+            four_bit(Codebook::Nf4, true)?.into(),
+            four_bit(Codebook::Fp4, true)?.into(),
+            Int8::quantize(&values, (rows, cols))?.into(),
+        ];
+        for weight in weights {
+            said = both_ways(bench, weight, (rows, cols), 37, dtype)?;
+        }
+    }
+    Ok(said)
+}
+
+/// A weight that is dequantized in two panels, the second from an odd element on.
+fn panels(bench: &Bench) -> Result<String> {
+    let (rows, cols) = (5, 3_500_001);
+    let values = bench.random("w", &[rows, cols], 0.3, DType::F32)?.0.flatten_all()?.to_vec1()?;
+    let weight = FourBit::quantize(&values, (rows, cols), Codebook::Nf4, true)?.into();
+    both_ways(bench, weight, (rows, cols), 1, DType::BF16)
+}
+
+fn both_ways(
+    bench: &Bench,
+    weight: Weight,
+    (rows, cols): (usize, usize),
+    tokens: usize,
+    dtype: DType,
+) -> Result<String> {
+    let bias = bench.random("bias", &[rows], 1.0, DType::F32)?;
+    let (x, dy) =
+        (bench.random("x", &[tokens, cols], 1.0, dtype)?, bench.random("dy", &[tokens, rows], 1.0, dtype)?);
+    let gpu = FrozenLinear::new(weight.on(&bench.device)?, Some(bias.1))?;
+    let cpu = FrozenLinear::new(weight, Some(bias.0))?;
+    let run = |layer: &FrozenLinear, x: &Tensor, dy: &Tensor| -> Result<[Tensor; 2]> {
+        let dx = layer.backward(dy)?;
+        layer.backward_add(dy, &dx)?;
+        Ok([layer.forward(x)?, dx])
+    };
+    let want = run(&cpu, &x.0, &dy.0)?;
+    let got = repeats(|| Ok(run(&gpu, &x.1, &dy.1)?.to_vec()))?;
+    compare("y", &got[0], &want[0], tolerance(dtype))?;
+    compare("dx", &got[1], &want[1], tolerance(dtype))
 }
