@@ -7,7 +7,7 @@ use lora_ops::linear::FrozenLinear;
 use lora_ops::lora::{self, LoraPair};
 use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, Result, add_assign, glu, rms_norm};
-use lora_spec::Activation;
+use lora_spec::{Activation, ActivationCheckpointing};
 
 /// Projections of a block, in the order of `ModelConfig::linear_modules`.
 const Q: usize = 0;
@@ -40,6 +40,18 @@ pub(crate) struct Context<'a> {
     pub(crate) dropout: Option<&'a [Dropout]>,
 }
 
+impl Context<'_> {
+    /// The adapter of a projection.
+    fn pair(&self, p: usize) -> Option<&LoraPair> {
+        self.lora.and_then(|pairs| pairs[p].as_ref())
+    }
+
+    /// The dropout of a projection's adapter.
+    fn mask(&self, p: usize) -> Option<&Dropout> {
+        self.dropout.map(|masks| &masks[p])
+    }
+}
+
 /// Keys and values of the tokens so far, `[tokens, kv_heads * head_dim]`.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Cache {
@@ -52,13 +64,36 @@ pub(crate) struct Saved {
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    attention: attention::Saved,
-    attended: Tensor,
+    attended: Attended,
     middle: Tensor,
     post_attention_norm: rms_norm::Saved,
     gate: Tensor,
     up: Tensor,
     lora: Vec<Option<lora::Saved>>,
+}
+
+/// Attention's output `[tokens, heads * head_dim]`, and what its backward pass needs beside it.
+pub(crate) struct Attended {
+    output: Tensor,
+    saved: attention::Saved,
+}
+
+/// What is left of [`Saved`] until the backward pass, which makes it whole again.
+pub(crate) enum Kept {
+    Everything(Box<Saved>),
+    Attention(Attended),
+    Nothing,
+}
+
+impl Saved {
+    /// Drops what `checkpointing` does not keep.
+    pub(crate) fn keep(self, checkpointing: ActivationCheckpointing) -> Kept {
+        match checkpointing {
+            ActivationCheckpointing::None => Kept::Everything(Box::new(self)),
+            ActivationCheckpointing::BlockSaveAttention => Kept::Attention(self.attended),
+            ActivationCheckpointing::Block => Kept::Nothing,
+        }
+    }
 }
 
 impl Block {
@@ -78,6 +113,35 @@ impl Block {
 
     /// `x` `[tokens, hidden]` to the block's output, and what the backward pass needs.
     pub(crate) fn forward(&self, x: &Tensor, ctx: &Context) -> Result<(Tensor, Saved)> {
+        let mut saved = self.to_gate_and_up(x, ctx, None)?;
+        let (y, lora) = self.project(DOWN, &glu::forward(&saved.gate, &saved.up, ctx.activation)?, ctx)?;
+        saved.lora.push(lora);
+        add_assign(&y, &saved.middle)?;
+        Ok((y, saved))
+    }
+
+    /// What the backward pass needs, from what was kept of the forward pass over `x`: the same bits. The last frozen product
+    /// is not computed again.
+    pub(crate) fn again(&self, kept: Kept, x: &Tensor, ctx: &Context) -> Result<Saved> {
+        let attended = match kept {
+            Kept::Everything(saved) => return Ok(*saved),
+            Kept::Attention(attended) => Some(attended),
+            Kept::Nothing => None,
+        };
+        let mut saved = self.to_gate_and_up(x, ctx, attended)?;
+        let lora = match ctx.pair(DOWN) {
+            Some(pair) => {
+                let activated = glu::forward(&saved.gate, &saved.up, ctx.activation)?;
+                Some(lora::again(&activated, pair, ctx.mask(DOWN))?)
+            }
+            None => None,
+        };
+        saved.lora.push(lora);
+        Ok(saved)
+    }
+
+    /// All of the block but its last projection; `attended`: attention's part, where it is known.
+    fn to_gate_and_up(&self, x: &Tensor, ctx: &Context, attended: Option<Attended>) -> Result<Saved> {
         let mut lora = Vec::with_capacity(Self::PROJECTIONS);
         let mut project = |p: usize, x: &Tensor| -> Result<Tensor> {
             let (y, saved) = self.project(p, x, ctx)?;
@@ -89,17 +153,18 @@ impl Block {
         drop(normed);
         ctx.rope.forward(&q, ctx.shape.seq, 0)?;
         ctx.rope.forward(&k, ctx.shape.seq, 0)?;
-        let (attended, attention) = attention::forward(&q, &k, &v, ctx.shape, ctx.first)?;
-        let middle = project(O, &attended)?;
+        let attended = match attended {
+            Some(attended) => attended,
+            None => {
+                let (output, saved) = attention::forward(&q, &k, &v, ctx.shape, ctx.first)?;
+                Attended { output, saved }
+            }
+        };
+        let middle = project(O, &attended.output)?;
         let (normed, post_attention_norm) =
             rms_norm::add_forward(&middle, x, &self.post_attention_norm, ctx.eps)?;
         let (gate, up) = (project(GATE, &normed)?, project(UP, &normed)?);
-        drop(normed);
-        let y = project(DOWN, &glu::forward(&gate, &up, ctx.activation)?)?;
-        add_assign(&y, &middle)?;
-        let saved =
-            Saved { input_norm, q, k, v, attention, attended, middle, post_attention_norm, gate, up, lora };
-        Ok((y, saved))
+        Ok(Saved { input_norm, q, k, v, attended, middle, post_attention_norm, gate, up, lora })
     }
 
     /// The block's output for new tokens of one sequence, whose predecessors are in `cache`.
@@ -170,12 +235,12 @@ impl Block {
         )?;
 
         let d_attended = self.dx_of(O, &d_middle, below_attention)?;
-        project(O, &saved.attended, &d_middle, d_attended.as_ref())?;
+        project(O, &saved.attended.output, &d_middle, d_attended.as_ref())?;
         let Some(d_attended) = d_attended else { return Ok(None) };
         let (d_q, d_k, d_v) = attention::backward(
-            &saved.attention,
+            &saved.attended.saved,
             (&saved.q, &saved.k, &saved.v),
-            &saved.attended,
+            &saved.attended.output,
             &d_attended,
             ctx.shape,
             ctx.first,
@@ -200,9 +265,8 @@ impl Block {
 
     fn project(&self, p: usize, x: &Tensor, ctx: &Context) -> Result<(Tensor, Option<lora::Saved>)> {
         let y = self.projections[p].forward(x)?;
-        let pair = ctx.lora.and_then(|pairs| pairs[p].as_ref());
-        let dropout = ctx.dropout.map(|masks| &masks[p]);
-        let saved = pair.map(|pair| lora::forward(x, pair, ctx.scaling, dropout, &y)).transpose()?;
+        let forward = |pair| lora::forward(x, pair, ctx.scaling, ctx.mask(p), &y);
+        let saved = ctx.pair(p).map(forward).transpose()?;
         Ok((y, saved))
     }
 
@@ -223,10 +287,8 @@ impl Block {
         grads: &[Option<LoraPair>],
         dx: Option<&Tensor>,
     ) -> Result<()> {
-        let pair = ctx.lora.and_then(|pairs| pairs[p].as_ref());
-        if let (Some(saved), Some(pair), Some(grad)) = (saved, pair, &grads[p]) {
-            let dropout = ctx.dropout.map(|masks| &masks[p]);
-            lora::backward(saved, x, pair, ctx.scaling, dropout, dy, grad, dx)?;
+        if let (Some(saved), Some(pair), Some(grad)) = (saved, ctx.pair(p), &grads[p]) {
+            lora::backward(saved, x, pair, ctx.scaling, ctx.mask(p), dy, grad, dx)?;
         }
         Ok(())
     }

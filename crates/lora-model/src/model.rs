@@ -97,7 +97,7 @@ impl<'a> Inputs<'a> {
 pub struct Backward<'a> {
     inputs: Inputs<'a>,
     /// Input of each block from the lowest trained one up, and what its forward pass saved, unless that is recomputed.
-    blocks: Vec<(Tensor, Option<block::Saved>)>,
+    blocks: Vec<(Tensor, block::Kept)>,
     lowest: usize,
     dy: Tensor,
 }
@@ -120,8 +120,7 @@ impl<'a> Backward<'a> {
         for (layer, block) in base.blocks.iter().enumerate() {
             let (y, saved) = block.forward(&x, &inputs.block(layer))?;
             if layer >= lowest {
-                let keep = pass.checkpointing == ActivationCheckpointing::None;
-                blocks.push((x, keep.then_some(saved)));
+                blocks.push((x, saved.keep(pass.checkpointing)));
             }
             x = y;
         }
@@ -138,13 +137,10 @@ impl<'a> Backward<'a> {
     /// The next block's part: its gradients (of the unnormalized loss) are added to `grads`. Returns which block it was;
     /// `None` when all are done.
     pub fn next_block(&mut self, grads: &Gradients) -> Result<Option<usize>, ModelError> {
-        let Some((x, saved)) = self.blocks.pop() else { return Ok(None) };
+        let Some((x, kept)) = self.blocks.pop() else { return Ok(None) };
         let layer = self.lowest + self.blocks.len();
         let (block, context) = (&self.inputs.base.blocks[layer], self.inputs.block(layer));
-        let saved = match saved {
-            Some(saved) => saved,
-            None => block.forward(&x, &context)?.1,
-        };
+        let saved = block.again(kept, &x, &context)?;
         let dx = block.backward(&saved, &x, &self.dy, &context, grads.block(layer), layer > self.lowest)?;
         if let Some(dx) = dx {
             self.dy = dx;

@@ -122,9 +122,11 @@ fn every_case_equals_transformers_and_peft() {
     for name in cases.into_iter().chain(others).chain(quantized) {
         let case = Case::read(name, None);
         let kept = case.check(name, ActivationCheckpointing::None);
-        let recomputed = case.check(name, ActivationCheckpointing::Block);
         let bits = |grads: &[f32]| grads.iter().map(|g| g.to_bits()).collect::<Vec<_>>();
-        assert_eq!(bits(&kept), bits(&recomputed), "{name}: recomputation changed the gradients");
+        for checkpointing in [ActivationCheckpointing::Block, ActivationCheckpointing::BlockSaveAttention] {
+            let recomputed = case.check(name, checkpointing);
+            assert_eq!(bits(&kept), bits(&recomputed), "{name}: {checkpointing:?} changed the gradients");
+        }
     }
 }
 

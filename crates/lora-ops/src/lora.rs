@@ -38,10 +38,23 @@ pub fn forward(
     if y.dims2()? != (tokens, out_features) {
         candle_core::bail!("LoRA output is [{tokens}, {out_features}], not {:?}", y.shape());
     }
+    let saved = reduced(x, pair, (tokens, r), dropout)?;
+    product(scaling as f32, of(&saved.h), t(&pair.b), 1.0, y)?;
+    Ok(saved)
+}
+
+/// What [`forward`] saved of `x` `[tokens, in_features]`, computed again.
+#[tracing::instrument(level = "trace", name = "lora again", skip_all)]
+pub fn again(x: &Tensor, pair: &LoraPair, dropout: Option<&Dropout>) -> Result<Saved> {
+    let (tokens, in_features) = x.dims2()?;
+    let (r, _) = pair_dims(pair, in_features)?;
+    reduced(x, pair, (tokens, r), dropout)
+}
+
+fn reduced(x: &Tensor, pair: &LoraPair, shape: (usize, usize), dropout: Option<&Dropout>) -> Result<Saved> {
     let dropped = dropout.map(|d| d.apply(x)).transpose()?;
-    let h = new_like(x, (tokens, r))?;
+    let h = new_like(x, shape)?;
     product(1.0, of(dropped.as_ref().unwrap_or(x)), t(&pair.a), 0.0, &h)?;
-    product(scaling as f32, of(&h), t(&pair.b), 1.0, y)?;
     Ok(Saved { h })
 }
 

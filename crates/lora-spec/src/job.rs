@@ -336,6 +336,8 @@ pub enum ActivationCheckpointing {
     None,
     /// A decoder block keeps its input alone; the rest is computed again.
     Block,
+    /// As `block`, but attention's output is kept too: what costs the most for its size in long rows.
+    BlockSaveAttention,
 }
 
 /// How many workers share a job.

@@ -83,7 +83,11 @@ fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
         hold(what, &got, &visible(values(&expected[what])?), bounds(what, LOGITS)?)?;
     }
     let mut bits: Option<Vec<u32>> = None;
-    for checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Block] {
+    for checkpointing in [
+        ActivationCheckpointing::None,
+        ActivationCheckpointing::Block,
+        ActivationCheckpointing::BlockSaveAttention,
+    ] {
         let grads = Gradients::zeros(adapter.layout(), &bench.device)?;
         let pass = Pass { checkpointing, dropout: 0.0, seed: 0, step: 0 };
         let loss = forward_backward(&base, &adapter, &grads, batch, pass)?;

@@ -65,6 +65,11 @@ struct Args {
     profile: bool,
 }
 
+/// An option's value, as it is given.
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, ValueEnum)]
 enum Dtype {
     F32,
@@ -95,6 +100,7 @@ impl Quantized {
 enum Checkpointing {
     None,
     Block,
+    BlockSaveAttention,
 }
 
 fn main() -> Result<()> {
@@ -152,17 +158,16 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
         Some(memory) => memory.peak_bytes,
         None => process::peak_rss_bytes()?,
     };
-    let name = |value: &dyn std::fmt::Debug| format!("{value:?}").to_lowercase();
     if args.json {
         let result = json!({
             "engine": "loractl",
             "model": args.model,
             "device": described,
-            "dtype": name(&args.dtype),
-            "quantization": name(&args.quantization),
+            "dtype": name(args.dtype),
+            "quantization": name(args.quantization),
             "sequence": sequence,
             "micro_batch": rows,
-            "activation_checkpointing": name(&args.activation_checkpointing),
+            "activation_checkpointing": name(args.activation_checkpointing),
             "threads": args.threads,
             "trainable_parameters": trainable,
             "tokens_per_s": tokens_per_s,
@@ -179,7 +184,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
         return Ok(());
     }
     println!("device              {described}, {} threads", args.threads);
-    println!("base                {} {}, made in {load_seconds:.1} s", args.model, name(&args.dtype));
+    println!("base                {} {}, made in {load_seconds:.1} s", args.model, name(args.dtype));
     println!("micro-batch         {rows} x {sequence} tokens");
     println!("tokens/s            {tokens_per_s:.1} (median of {} steps)", args.steps);
     println!("seconds a step      {median:.4} ({:.4} to {:.4})", sorted[0], sorted[last]);
@@ -214,6 +219,7 @@ impl Trainer {
             checkpointing: match args.activation_checkpointing {
                 Checkpointing::None => ActivationCheckpointing::None,
                 Checkpointing::Block => ActivationCheckpointing::Block,
+                Checkpointing::BlockSaveAttention => ActivationCheckpointing::BlockSaveAttention,
             },
         })
     }
