@@ -225,6 +225,7 @@ impl Block {
             project(GATE, &normed, &d_gate, d_normed.as_ref())?;
             project(UP, &normed, &d_up, d_normed.as_ref())?;
         }
+        drop((d_gate, d_up));
         let Some(d_normed) = d_normed else { return Ok(None) };
         let d_middle = rms_norm::backward(
             &saved.post_attention_norm,
@@ -233,6 +234,7 @@ impl Block {
             &d_normed,
             Some(dy),
         )?;
+        drop(d_normed);
 
         let d_attended = self.dx_of(O, &d_middle, below_attention)?;
         project(O, &saved.attended.output, &d_middle, d_attended.as_ref())?;
@@ -245,6 +247,7 @@ impl Block {
             ctx.shape,
             ctx.first,
         )?;
+        drop(d_attended);
         ctx.rope.backward(&d_q, ctx.shape.seq)?;
         ctx.rope.backward(&d_k, ctx.shape.seq)?;
         let d_normed = self.dx_of(Q, &d_q, need_dx)?;

@@ -92,9 +92,3 @@ pub fn forward_backward(x: &Tensor, weight: &Tensor, targets: &Targets, gradient
     };
     Ok(Loss { row_losses, weight_sum: targets.weight_sum, dx })
 }
-
-/// Rows of a chunk such that no chunk has more than `budget` logits (but a row) and all are about equally long.
-fn chunk_rows(rows: usize, vocab: usize, budget: usize) -> usize {
-    let most = (budget / vocab.max(1)).max(1);
-    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
-}

@@ -6,6 +6,7 @@ mod device;
 mod job;
 mod job_file;
 mod keys;
+mod memory;
 mod model_config;
 mod philox;
 mod state;
@@ -21,6 +22,9 @@ pub use job::{
 };
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
+pub use memory::{
+    CPU_LOGITS, CPU_PANEL, GPU_LOGITS, GPU_PANEL, GPU_WORKSPACE, Held, Memory, MicroBatchShape, chunk_rows,
+};
 pub use model_config::{Activation, Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
 pub use philox::Philox;
 pub use state::JobState;

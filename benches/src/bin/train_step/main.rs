@@ -16,7 +16,10 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use lora_model::{Adapter, Base, Batch, Pass};
 use lora_ops::adamw::AdamW;
-use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Device, Philox, Quantization};
+use lora_spec::{
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Device, Held, MicroBatchShape, Philox,
+    Quantization,
+};
 use lora_train::{Engine, Peers, Share};
 use serde_json::json;
 
@@ -124,6 +127,14 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
     device.synchronize()?;
     let load_seconds = started.elapsed().as_secs_f64();
     let mut trainer = Trainer::new(base, args)?;
+    let shape = MicroBatchShape {
+        rows: args.micro_batch.get() as usize,
+        positions: args.sequence.get() as usize,
+        count: 1,
+    };
+    let held = Held { model: &config, checkpoint: None, format, gpu: !device.is_cpu() };
+    let modules = config.linear_modules();
+    let planned = held.memory(&modules, AdapterSpec::default().r, shape, trainer.checkpointing);
 
     let mut seconds = Vec::with_capacity(args.steps.get());
     let mut cpu_before = process::cpu_seconds()?;
@@ -174,6 +185,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
             "step_seconds": seconds,
             "cpu_seconds_per_step": cpu_seconds,
             "peak_memory_bytes": peak_memory,
+            "planned_memory": planned,
             "flops_per_token": flops_per_token,
             "peak_tflops": peak_tflops,
             "mfu": mfu,
@@ -194,6 +206,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
         println!("MFU                 {:.1} % of {peak} TFLOP/s", mfu * 100.0);
     }
     println!("peak memory         {:.3} GB", peak_memory as f64 / 1e9);
+    println!("planned             {:.3} GB", planned.peak as f64 / 1e9);
     println!("loss                {loss:.4}");
     if let Some(profile) = profile {
         println!("\n{}", profile.table(args.steps.get()));

@@ -1,14 +1,12 @@
 use candle_core::{Device, Result, Tensor};
+use lora_spec::{CPU_LOGITS, chunk_rows};
 use rayon::prelude::*;
 
-use super::{Targets, chunk_rows};
+use super::Targets;
 use crate::cpu::read_f32;
 use crate::gemm::{Mat, gemm};
 use crate::linear::Panels;
 use crate::simd::{exp, max, sum, vectorize};
-
-/// Logits of a chunk (48 MiB of f32).
-const LOGITS: usize = 12 << 20;
 
 /// Elements of a row that are summed in f32 before the sum goes on in f64.
 const SUM: usize = 4096;
@@ -24,7 +22,7 @@ pub(super) fn forward_backward(
     let vocab = weight.dims2()?.0;
     let weight = Panels::of(weight)?;
     let all: Vec<Target> = targets.iter().collect();
-    let chunk_rows = chunk_rows(all.len(), vocab, LOGITS);
+    let chunk_rows = chunk_rows(all.len(), vocab, CPU_LOGITS);
     let mut logits = vec![0.0; chunk_rows * vocab];
     let mut row_losses = Vec::with_capacity(all.len());
     let mut chunk = |x: &[f32], targets: &[Target], dx: Option<&mut [f32]>| -> Result<()> {

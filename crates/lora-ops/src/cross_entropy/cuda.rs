@@ -1,11 +1,9 @@
 use candle_core::{DType, Result, Tensor};
+use lora_spec::{GPU_LOGITS, chunk_rows};
 
-use super::{Targets, chunk_rows};
+use super::Targets;
 use crate::cuda::{Arg, Gpu, suffix};
 use crate::gemm::{of, product, t};
-
-/// Logits of a chunk (256 MiB of f32).
-const LOGITS: usize = 64 << 20;
 
 /// Threads of a block: of a row's loss, of a row's copy.
 const THREADS: (u32, u32) = (512, 256);
@@ -21,7 +19,7 @@ pub(super) fn forward_backward(
     let (tokens, features) = x.dims2()?;
     let (vocab, dtype) = (weight.dims2()?.0, x.dtype());
     let rows = targets.rows.len();
-    let chunk_rows = chunk_rows(rows, vocab, LOGITS);
+    let chunk_rows = chunk_rows(rows, vocab, GPU_LOGITS);
     let row_losses = gpu.empty(rows, DType::F64)?;
     // A chunk's rows of `x`, then of its gradient.
     let some = gpu.empty((chunk_rows, features), dtype)?;

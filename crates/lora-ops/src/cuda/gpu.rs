@@ -12,6 +12,7 @@ use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
 use half::bf16;
+use lora_spec::GPU_WORKSPACE;
 
 use super::launch::Arg;
 use super::stage::Staging;
@@ -19,9 +20,6 @@ use crate::device::Memory;
 
 /// Every operation's kernels, compiled.
 const IMAGES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
-
-/// Bytes of cuBLAS's workspace: what NVIDIA recommends for Hopper; equal everywhere, so that the choice of algorithms is.
-const WORKSPACE: usize = 32 << 20;
 
 /// The GPUs that were opened.
 static OPENED: RwLock<Vec<Arc<Gpu>>> = RwLock::new(Vec::new());
@@ -130,12 +128,12 @@ impl Gpu {
         keep_freed_memory(&context).map_err(wrong("the memory pool"))?;
         context.bind_to_thread().map_err(wrong("the GPU"))?;
         let functions = Functions::load().map_err(wrong("the kernels cannot be loaded"))?;
-        let workspace = stream.alloc_zeros::<u8>(WORKSPACE).map_err(wrong("the workspace"))?;
+        let workspace = stream.alloc_zeros::<u8>(GPU_WORKSPACE).map_err(wrong("the workspace"))?;
         let handle = *device.cublas_handle().handle();
         let (address, _) = workspace.device_ptr(&stream);
         // SAFETY: the workspace lives as long as the handle's only user, this struct.
         let set = unsafe {
-            cublas::sys::cublasSetWorkspace_v2(handle, address as *mut _, WORKSPACE)
+            cublas::sys::cublasSetWorkspace_v2(handle, address as *mut _, GPU_WORKSPACE)
                 .result()
                 .and_then(|()| cublas::sys::cublasSetMathMode(handle, super::blas::math_mode()).result())
         };

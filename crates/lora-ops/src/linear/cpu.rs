@@ -2,6 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
+use lora_spec::CPU_PANEL;
 use rayon::prelude::*;
 
 use super::{FrozenLinear, Weight};
@@ -9,9 +10,6 @@ use crate::cpu::{GRAIN, read, read_f32, update_f32};
 use crate::gemm::{Mat, gemm};
 use crate::quant::{FourBit, FourBitView, Int8, dequantize_int8, read_int8};
 use crate::simd::vectorize;
-
-/// Elements of a weight that are turned into f32 at a time (4 MiB of f32).
-const PANEL: usize = 1 << 20;
 
 pub(super) fn forward(layer: &FrozenLinear, x: &Tensor) -> Result<Tensor> {
     let ((tokens, in_features), out_features) = (x.dims2()?, layer.weight.dims()?.0);
@@ -105,7 +103,7 @@ impl<'a> Panels<'a> {
 
     /// Panels that `fill(first row, elements)` makes.
     fn widened(&self, mut f: impl FnMut(usize, usize, &[f32]), fill: impl Fn(usize, &mut [f32])) {
-        let height = (PANEL / self.cols.max(1)).clamp(1, self.rows.max(1));
+        let height = (CPU_PANEL / self.cols.max(1)).clamp(1, self.rows.max(1));
         let mut scratch = vec![0.0; height * self.cols];
         for first in (0..self.rows).step_by(height) {
             let rows = height.min(self.rows - first);

@@ -1,14 +1,12 @@
 //! Products with a frozen weight on a GPU; a quantized one is dequantized a panel of rows at a time.
 
 use candle_core::{DType, Result, Tensor};
+use lora_spec::GPU_PANEL;
 
 use super::{FrozenLinear, Weight};
 use crate::cuda::{Arg, Gpu, Product, suffix};
 use crate::gemm::{of, product, t};
 use crate::quant::cuda::{four_bit, int8};
-
-/// Elements of a quantized weight that are dequantized at a time (32 MiB of bf16).
-const PANEL: usize = 1 << 24;
 
 /// The bias is laid out first, and the product added to it.
 pub(super) fn forward(gpu: &Gpu, layer: &FrozenLinear, x: &Tensor, dtype: DType) -> Result<Tensor> {
@@ -76,7 +74,7 @@ fn panels(
     f: impl Fn(usize, usize, &Tensor) -> Result<()>,
 ) -> Result<()> {
     let (rows, cols) = weight.dims()?;
-    let height = (PANEL / cols.max(1)).clamp(1, rows.max(1));
+    let height = (GPU_PANEL / cols.max(1)).clamp(1, rows.max(1));
     let scratch = gpu.empty((height, cols), dtype)?;
     for first in (0..rows).step_by(height) {
         let count = height.min(rows - first);

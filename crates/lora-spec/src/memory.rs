@@ -1,0 +1,229 @@
+//! What a worker needs in memory, from shapes alone. Every term is a buffer that the engine has; `benches/cpu/memory.sh` holds
+//! the sum against what is measured.
+
+use serde::Serialize;
+
+use crate::{
+    ActivationCheckpointing, BaseDtype, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization,
+    StoredWeight,
+};
+
+/// f32 logits that the loss makes at a time on the CPU (48 MiB), at least a row.
+pub const CPU_LOGITS: usize = 12 << 20;
+
+/// The same on a GPU (256 MiB).
+pub const GPU_LOGITS: usize = 64 << 20;
+
+/// Elements of a weight that is not f32 that a product turns into f32 at a time on the CPU (4 MiB).
+pub const CPU_PANEL: usize = 1 << 20;
+
+/// Elements of a quantized weight that a product dequantizes at a time on a GPU.
+pub const GPU_PANEL: usize = 1 << 24;
+
+/// Bytes of cuBLAS's workspace: what NVIDIA recommends for Hopper; equal everywhere, so that the choice of algorithms is.
+pub const GPU_WORKSPACE: usize = 32 << 20;
+
+/// The program itself, its threads, the matrix product's packed tiles and what the allocator keeps, as measured.
+const CPU_PROCESS: u64 = 40 << 20;
+
+/// Peak memory of a worker, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// The frozen base.
+    pub base: u64,
+    /// The trained parameters, f32 (on a GPU also in bf16).
+    pub adapter: u64,
+    /// The optimizer's moments.
+    pub moments: u64,
+    /// Gradients: the sum, and one vector for each level of the tree that is being added up.
+    pub gradients: u64,
+    /// What the forward pass keeps, and what the backward pass has beside it at its peak.
+    pub activations: u64,
+    /// Buffers of products, and the program.
+    pub workspace: u64,
+    /// All of these; or, where it is more, base and largest tensor while the base is read.
+    pub peak: u64,
+}
+
+/// What a worker computes at a time.
+#[derive(Debug, Clone, Copy)]
+pub struct MicroBatchShape {
+    /// Rows of a micro-batch.
+    pub rows: usize,
+    /// Positions of a row, with padding.
+    pub positions: usize,
+    /// Micro-batches of a step that this worker computes.
+    pub count: usize,
+}
+
+/// The model as a worker holds it.
+#[derive(Debug, Clone, Copy)]
+pub struct Held<'a> {
+    /// Shapes.
+    pub model: &'a ModelConfig,
+    /// How the weights are stored; `None`: as f32.
+    pub checkpoint: Option<&'a Checkpoint>,
+    /// How they are held.
+    pub format: BaseFormat,
+    /// On a GPU rather than a CPU.
+    pub gpu: bool,
+}
+
+impl Held<'_> {
+    /// Bytes of the base.
+    pub fn base_bytes(&self) -> u64 {
+        let modules = self.model.linear_modules();
+        let weights: u64 = modules.iter().map(|module| self.weight_bytes(module)).sum();
+        let others = self.others(&modules).map(|(name, shape)| {
+            let elements = shape.iter().product::<usize>() as u64;
+            elements * if shape.len() > 1 { self.width(&name) } else { 4 }
+        });
+        weights + others.sum::<u64>()
+    }
+
+    /// Bytes of the largest tensor as it is stored and, where it is quantized, as f32: what reading takes beside the base.
+    fn reading_bytes(&self) -> u64 {
+        let modules = self.model.linear_modules();
+        let weights = modules.iter().map(|module| {
+            let elements = (module.in_features * module.out_features) as u64;
+            let quantized = self.format.quantization != Quantization::None;
+            elements * (self.stored_width(&format!("{}.weight", module.name)) + if quantized { 4 } else { 0 })
+        });
+        let others = self
+            .others(&modules)
+            .map(|(name, shape)| shape.iter().product::<usize>() as u64 * self.stored_width(&name));
+        weights.chain(others).max().unwrap_or(0)
+    }
+
+    /// The tensors that are no linear weights.
+    fn others(&self, modules: &[LinearModule]) -> impl Iterator<Item = (String, Vec<usize>)> {
+        let weights: std::collections::HashSet<String> =
+            modules.iter().map(|module| format!("{}.weight", module.name)).collect();
+        self.model.tensors().into_iter().filter(move |(name, _)| !weights.contains(name))
+    }
+
+    fn weight_bytes(&self, module: &LinearModule) -> u64 {
+        let (rows, cols) = (module.out_features as u64, module.in_features as u64);
+        let elements = rows * cols;
+        let stored = self.checkpoint.and_then(|checkpoint| checkpoint.weight(module).ok());
+        match (stored, self.format.quantization) {
+            (Some(StoredWeight::FourBit(state)), _) => {
+                four_bit_bytes(elements, state.block as u64, state.nested.map(|(block, _)| block as u64))
+            }
+            (Some(StoredWeight::Int8), _) | (_, Quantization::Int8) => elements + 4 * rows,
+            (_, Quantization::Nf4 { double_quant }) => {
+                four_bit_bytes(elements, 64, double_quant.then_some(256))
+            }
+            (_, Quantization::None) => elements * self.width(&format!("{}.weight", module.name)),
+        }
+    }
+
+    /// Bytes of an element of a dense matrix.
+    fn width(&self, name: &str) -> u64 {
+        match self.format.dtype {
+            BaseDtype::F32 => 4,
+            BaseDtype::Bf16 => 2,
+            BaseDtype::Auto if self.stored(name) == "BF16" => 2,
+            BaseDtype::Auto => 4,
+        }
+    }
+
+    fn stored(&self, name: &str) -> &str {
+        self.checkpoint.and_then(|c| c.tensors.get(name)).map_or("F32", |entry| entry.dtype.as_str())
+    }
+
+    fn stored_width(&self, name: &str) -> u64 {
+        match self.stored(name) {
+            "F32" => 4,
+            "U8" | "I8" => 1,
+            _ => 2,
+        }
+    }
+
+    /// Peak of a worker that trains an adapter of rank `r` on `modules`.
+    pub fn memory(
+        &self,
+        modules: &[LinearModule],
+        r: usize,
+        shape: MicroBatchShape,
+        checkpointing: ActivationCheckpointing,
+    ) -> Memory {
+        let parameters: u64 =
+            modules.iter().map(|module| (r * (module.in_features + module.out_features)) as u64).sum();
+        let base = self.base_bytes();
+        let half = self.gpu && self.width("model.embed_tokens.weight") == 2;
+        let adapter = parameters * if half { 6 } else { 4 };
+        let levels = u64::from(shape.count.max(1).ilog2()) + 1;
+        let gradients = 4 * parameters * (1 + levels);
+        let activations = self.activation_bytes(modules, r, shape, checkpointing, if half { 2 } else { 4 });
+        let all_f32 = self.format == BaseFormat::from(BaseDtype::F32)
+            || self.format == BaseFormat::default() && self.stored("model.embed_tokens.weight") == "F32";
+        let workspace = match (self.gpu, all_f32) {
+            (true, true) => GPU_WORKSPACE as u64,
+            (true, false) => (GPU_WORKSPACE + 2 * GPU_PANEL) as u64,
+            (false, true) => CPU_PROCESS,
+            (false, false) => CPU_PROCESS + 4 * CPU_PANEL as u64,
+        };
+        let moments = 8 * parameters;
+        let training = base + adapter + moments + gradients + activations + workspace;
+        let reading = base + self.reading_bytes() + workspace;
+        Memory { base, adapter, moments, gradients, activations, workspace, peak: training.max(reading) }
+    }
+
+    /// `width`: bytes of an activation.
+    fn activation_bytes(
+        &self,
+        modules: &[LinearModule],
+        r: usize,
+        shape: MicroBatchShape,
+        checkpointing: ActivationCheckpointing,
+        width: u64,
+    ) -> u64 {
+        let model = self.model;
+        let tokens = (shape.rows * shape.positions) as u64;
+        let (hidden, mlp) = (model.hidden_size as u64, model.intermediate_size as u64);
+        let (heads, head_dim) = (model.num_attention_heads as u64, model.head_dim as u64);
+        let (q, kv) = (heads * head_dim, model.num_key_value_heads as u64 * head_dim);
+        let (vocab, layers) = (model.vocab_size as u64, model.num_hidden_layers as u64);
+        let lowest = modules.iter().map(|module| module.layer).min().unwrap_or(0) as u64;
+        let adapted = modules.iter().filter(|module| module.layer as u64 == lowest).count() as u64;
+        let of = |features: u64| width * tokens * features;
+
+        let attended = of(q) + 4 * tokens * heads;
+        // Middle, queries, keys and values, attention's output, gate and up, the adapters' inner products, two norms.
+        let saved = of(hidden + q + 2 * kv + 2 * mlp + adapted * r as u64) + attended + 8 * tokens;
+        let kept = of(hidden)
+            + match checkpointing {
+                ActivationCheckpointing::None => saved,
+                ActivationCheckpointing::BlockSaveAttention => attended,
+                ActivationCheckpointing::Block => 0,
+            };
+        let all_kept = (layers - lowest) * kept;
+        let budget = if self.gpu { GPU_LOGITS } else { CPU_LOGITS } as u64;
+        let chunk = chunk_rows(tokens as usize, model.vocab_size, budget as usize) as u64;
+        // A GPU has the logits' gradient beside them, in the activations' type.
+        let logits = chunk * vocab * if self.gpu && width == 2 { 6 } else { 4 };
+        let loss = of(3 * hidden) + logits + 4 * chunk * hidden;
+        // The gradients of the MLP's inner activations; or those around attention.
+        let transient = of((3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv));
+        let again = if checkpointing == ActivationCheckpointing::None { 0 } else { saved };
+        let backward = of(hidden) + again + transient;
+        all_kept + loss.max(backward)
+    }
+}
+
+/// Rows of a chunk such that no chunk has more than `budget` logits (but a row) and all are about equally long.
+pub fn chunk_rows(rows: usize, vocab: usize, budget: usize) -> usize {
+    let most = (budget / vocab.max(1)).max(1);
+    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
+}
+
+/// Codes, the sixteen values, and the scales, which are quantized themselves where `nested` says in which blocks.
+fn four_bit_bytes(elements: u64, block: u64, nested: Option<u64>) -> u64 {
+    let blocks = elements.div_ceil(block);
+    let scales = match nested {
+        None => 4 * blocks,
+        Some(nested) => blocks + 4 * blocks.div_ceil(nested) + 4 * 256,
+    };
+    elements.div_ceil(2) + 4 * 16 + scales
+}
