@@ -2,7 +2,7 @@
 
 use lora_data::{Plan, PlanError};
 use lora_proto::v1;
-use lora_spec::{FieldError, JobSpec};
+use lora_spec::{FieldError, JobSpec, Memory};
 
 use crate::inputs::Materialized;
 use crate::store::Store;
@@ -78,5 +78,13 @@ pub(crate) fn message(plan: Plan) -> v1::PlanJobResponse {
         sample: plan.sample,
         notes: plan.notes,
         problems: plan.problems,
+        flops: plan.flops,
+        memory_cpu: Some(memory(plan.memory.cpu)),
+        memory_gpu: Some(memory(plan.memory.gpu)),
     }
+}
+
+fn memory(memory: Memory) -> v1::WorkerMemory {
+    let Memory { base, adapter, moments, gradients, activations, workspace, peak } = memory;
+    v1::WorkerMemory { base, adapter, moments, gradients, activations, workspace, peak }
 }

@@ -3,7 +3,7 @@
 use crate::Dataset;
 
 /// Sequences are padded to a multiple of this.
-const PAD_TO: usize = 16;
+pub(crate) const PAD_TO: usize = 16;
 
 /// The rows of a micro-batch and the shape they are computed in.
 #[derive(Debug, Clone, PartialEq, Eq)]

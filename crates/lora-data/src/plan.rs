@@ -3,10 +3,17 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use lora_spec::{Checkpoint, CheckpointError, ConfigError, FieldError, JobSpec, ModelConfig, Scheduler};
+use lora_spec::{
+    Checkpoint, CheckpointError, ConfigError, FieldError, JobSpec, ModelConfig, Scheduler, row_flops,
+};
 use serde::Serialize;
 
 use crate::{BatchPlan, DataError, DataReport, Dataset, Tokenizer};
+
+mod memory;
+
+use memory::Shapes;
+pub use memory::{PlanMemory, Remedy};
 
 /// What a job would do.
 #[derive(Debug, Clone, Serialize)]
@@ -35,6 +42,10 @@ pub struct Plan {
     pub tokens: u64,
     /// Share of the positions computed in the first epoch that are padding.
     pub padding: f64,
+    /// Operations of the whole job: those that the model asks for, padding and recomputation not counted.
+    pub flops: f64,
+    /// What a worker needs.
+    pub memory: PlanMemory,
     /// Training rows.
     pub train: PlanData,
     /// Evaluation rows.
@@ -108,6 +119,12 @@ impl Plan {
         let order = BatchPlan::of_job(job, &train);
         let total_steps =
             if train.rows.is_empty() { 0 } else { training.total_steps(order.steps_per_epoch()) };
+        let shapes = Shapes {
+            model: config.clone(),
+            checkpoint,
+            longest: train.report.longest,
+            rows: train.rows.len(),
+        };
         let sample = train.rows.first().map(|row| tokenizer.marked_text(row)).transpose()?;
         let data = |path: &PathBuf, dataset: &Dataset| PlanData {
             path: path.clone(),
@@ -125,6 +142,9 @@ impl Plan {
             warmup_steps: training.resolved_warmup_steps(total_steps),
             micro_batches: training.micro_batches().min(train.rows.len().div_ceil(training.micro_batch_size)),
             tokens: order.tokens(total_steps),
+            flops: flops(&train, &config, trainable_parameters) * total_steps as f64
+                / order.steps_per_epoch().max(1) as f64,
+            memory: shapes.memory(job)?,
             padding: order.padding(),
             notes: notes(job, &config, &train),
             train: data(&job.data.train, &train),
@@ -133,6 +153,28 @@ impl Plan {
             problems,
         })
     }
+
+    /// Up to three changes of `job`'s settings, the smallest ones first, with which a worker would need at most `limit` bytes,
+    /// of a GPU or (`gpu` false) of the machine.
+    pub fn remedies(&self, job: &JobSpec, limit: u64, gpu: bool) -> Result<Vec<Remedy>, PlanError> {
+        let shapes = Shapes {
+            model: ModelConfig::read(&job.model.base)?,
+            checkpoint: Checkpoint::open(&job.model.base)?,
+            longest: self.train.report.longest,
+            rows: self.train.report.rows_kept,
+        };
+        Ok(shapes.remedies(job, limit, gpu)?)
+    }
+}
+
+/// Of a pass over the rows.
+fn flops(train: &Dataset, config: &ModelConfig, adapter: u64) -> f64 {
+    let mut rows: BTreeMap<usize, u64> = BTreeMap::new();
+    for length in train.lengths() {
+        *rows.entry(length.saturating_sub(1)).or_default() += 1;
+    }
+    let of = |(length, count): (usize, u64)| row_flops(config, adapter, length as u64) as f64 * count as f64;
+    rows.into_iter().map(of).sum()
 }
 
 fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {

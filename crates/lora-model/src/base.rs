@@ -155,6 +155,14 @@ impl Base {
         Ok(FrozenLinear::new(self.head.clone(), None)?.forward_f32(normed)?)
     }
 
+    /// Bytes that its weights take.
+    pub fn bytes(&self) -> usize {
+        let dense = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
+        let head = if self.config.tie_word_embeddings { 0 } else { dense(&self.head) };
+        let blocks: usize = self.blocks.iter().map(Block::bytes).sum();
+        dense(&self.embedding) + head + dense(&self.norm) + blocks
+    }
+
     /// Where it is.
     pub fn device(&self) -> &Device {
         &self.device

@@ -111,6 +111,12 @@ impl Block {
         Ok(Self { projections, input_norm, post_attention_norm })
     }
 
+    /// Bytes of its weights.
+    pub(crate) fn bytes(&self) -> usize {
+        let norms = self.input_norm.elem_count() + self.post_attention_norm.elem_count();
+        4 * norms + self.projections.iter().map(FrozenLinear::bytes).sum::<usize>()
+    }
+
     /// `x` `[tokens, hidden]` to the block's output, and what the backward pass needs.
     pub(crate) fn forward(&self, x: &Tensor, ctx: &Context) -> Result<(Tensor, Saved)> {
         let mut saved = self.to_gate_and_up(x, ctx, None)?;

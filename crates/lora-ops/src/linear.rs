@@ -50,6 +50,15 @@ impl Weight {
         }
     }
 
+    /// Bytes it takes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Self::FourBit(weight) => weight.bytes(),
+            Self::Int8(weight) => weight.codes().elem_count() + 4 * weight.scales().elem_count(),
+        }
+    }
+
     /// The same weight on `device`.
     pub fn on(&self, device: &Device) -> Result<Self> {
         Ok(match self {
@@ -92,6 +101,11 @@ impl FrozenLinear {
             candle_core::bail!("a bias of {out_features} f32 elements is needed, not {:?}", bias.shape());
         }
         Ok(Self { weight, bias })
+    }
+
+    /// Bytes of weight and bias.
+    pub fn bytes(&self) -> usize {
+        self.weight.bytes() + self.bias.as_ref().map_or(0, |bias| 4 * bias.elem_count())
     }
 
     /// `x` `[tokens, in_features]` to `x W^T + b` `[tokens, out_features]`, of `x`'s type.

@@ -118,6 +118,17 @@ impl FourBit {
         self.shape
     }
 
+    /// Bytes it takes: codes, their values and the scales.
+    pub fn bytes(&self) -> usize {
+        let scales = match &self.scales {
+            Scales::Plain(absmax) => 4 * absmax.elem_count(),
+            Scales::Nested { codes, map, absmax, .. } => {
+                codes.elem_count() + 4 * (map.elem_count() + absmax.elem_count())
+            }
+        };
+        self.codes.elem_count() + 4 * self.values.elem_count() + scales
+    }
+
     /// Two codes a byte, U8.
     pub fn codes(&self) -> &Tensor {
         &self.codes

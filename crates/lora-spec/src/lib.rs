@@ -3,6 +3,7 @@
 
 mod checkpoint;
 mod device;
+mod flops;
 mod job;
 mod job_file;
 mod keys;
@@ -16,6 +17,7 @@ pub use checkpoint::{
     Checkpoint, CheckpointError, FOUR_BIT_BLOCKS, FourBitState, FourBitType, StoredWeight, TensorEntry,
 };
 pub use device::{Device, DeviceError};
+pub use flops::row_flops;
 pub use job::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, DataSpec, JobSpec, LongRows, ModelSpec,
     Quantization, QuantizationType, Scheduler, TargetModules, TrainingSpec, WorkersSpec,

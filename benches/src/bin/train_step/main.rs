@@ -18,7 +18,7 @@ use lora_model::{Adapter, Base, Batch, Pass};
 use lora_ops::adamw::AdamW;
 use lora_spec::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Device, Held, MicroBatchShape, Philox,
-    Quantization,
+    Quantization, row_flops,
 };
 use lora_train::{Engine, Peers, Share};
 use serde_json::json;
@@ -126,6 +126,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
     let base = Base::random(config.clone(), format, 0, &device).context("making the random base")?;
     device.synchronize()?;
     let load_seconds = started.elapsed().as_secs_f64();
+    let bytes_a_parameter = base.bytes() as f64 / config.parameters() as f64;
     let mut trainer = Trainer::new(base, args)?;
     let shape = MicroBatchShape {
         rows: args.micro_batch.get() as usize,
@@ -161,7 +162,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
     let (rows, sequence) = (u64::from(args.micro_batch.get()), u64::from(args.sequence.get()));
     let tokens_per_s = (rows * sequence) as f64 / median;
     let trainable = trainer.engine.adapter().layout().len as u64;
-    let flops_per_token = utilization::row_flops(&config, trainable, sequence) as f64 / sequence as f64;
+    let flops_per_token = row_flops(&config, trainable, sequence) as f64 / sequence as f64;
     let known_peak = utilization::peak_tflops(&described).filter(|_| args.dtype == Dtype::Bf16);
     let peak_tflops = args.peak_tflops.or(known_peak);
     let mfu = peak_tflops.map(|peak| tokens_per_s * flops_per_token / (peak * 1e12));
@@ -184,6 +185,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
             "tokens_per_s": tokens_per_s,
             "step_seconds": seconds,
             "cpu_seconds_per_step": cpu_seconds,
+            "base_bytes_a_parameter": bytes_a_parameter,
             "peak_memory_bytes": peak_memory,
             "planned_memory": planned,
             "flops_per_token": flops_per_token,

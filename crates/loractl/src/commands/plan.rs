@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use lora_data::{DataReport, Plan, PlanData};
-use lora_spec::JobFile;
+use lora_spec::{JobFile, Memory};
 
 use crate::job;
-use crate::output::{Format, Table, bytes, count};
+use crate::output::{Format, Table, bytes, count, duration, parse_bytes};
 
 /// Say what a job would train on and what it would take, without reading weights
 ///
@@ -16,10 +16,20 @@ use crate::output::{Format, Table, bytes, count};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   loractl plan examples/dates/job.yaml
+  loractl plan job.yaml --gpu-memory 24GiB --tflops 150
   loractl plan job.yaml -o json | jq .total_steps")]
 pub(crate) struct Args {
     /// The job file.
     job: PathBuf,
+    /// Memory of a worker's GPU, as in 24GiB: where the job does not fit, say which settings would.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    gpu_memory: Option<u64>,
+    /// The same of a worker on a CPU.
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    cpu_memory: Option<u64>,
+    /// Operations that all workers together do in a second, in 10^12, for the time that the job takes.
+    #[arg(long, value_name = "RATE")]
+    tflops: Option<f64>,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -27,15 +37,40 @@ pub(crate) struct Args {
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let file = JobFile::read(&args.job)?;
-    let plan = job::plan(&file)?;
-    args.output.print(&plan, || text(&plan))?;
+    if let Some(rate) = args.tflops.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
+        bail!("--tflops: {rate} is not above 0");
+    }
+    let mut plan = job::plan(&file)?;
+    for (limit, gpu) in [(args.gpu_memory, true), (args.cpu_memory, false)] {
+        plan.problems.extend(limit.map(|limit| too_large(&plan, &file, limit, gpu)).transpose()?.flatten());
+    }
+    args.output.print(&plan, || text(&plan, args.tflops))?;
     for problem in &plan.problems {
         eprintln!("error: {problem}");
     }
     Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn text(plan: &Plan) -> String {
+/// Why a worker cannot have the job, and with which settings it could.
+fn too_large(plan: &Plan, file: &JobFile, limit: u64, gpu: bool) -> Result<Option<String>> {
+    let (needed, of) =
+        if gpu { (plan.memory.gpu, "of a GPU's memory") } else { (plan.memory.cpu, "of memory") };
+    if needed.peak <= limit {
+        return Ok(None);
+    }
+    let remedies = plan.remedies(&file.job, limit, gpu)?;
+    let settings = remedies.iter().map(|remedy| {
+        let settings = remedy.settings.iter().map(|(key, value)| format!("{key}: {value}"));
+        format!("{} ({})", settings.collect::<Vec<_>>().join(" and "), bytes(remedy.peak))
+    });
+    let would = match remedies.is_empty() {
+        true => format!("no setting would make it fit, the base alone takes {}", bytes(needed.base)),
+        false => format!("it would fit with {}", settings.collect::<Vec<_>>().join(", or with ")),
+    };
+    Ok(Some(format!("a worker needs {} {of}, more than {}; {would}", bytes(needed.peak), bytes(limit))))
+}
+
+fn text(plan: &Plan, tflops: Option<f64>) -> String {
     let mut table = Table::new();
     let total = plan.base_parameters + plan.trainable_parameters;
     let share = 100.0 * plan.trainable_parameters as f64 / total.max(1) as f64;
@@ -62,10 +97,29 @@ fn text(plan: &Plan) -> String {
         "tokens",
         format!("{} ({padding:.0} % of the positions computed are padding)", count(plan.tokens)),
     );
+    let time = tflops.map(|rate| format!(", {} at {rate} TFLOP/s", duration(plan.flops / (rate * 1e12))));
+    table.row("computation", format!("{} TFLOP{}", tera(plan.flops), time.unwrap_or_default()));
+    table.row(
+        "memory of a worker",
+        format!("{} on a CPU, {} of a GPU's", bytes(plan.memory.cpu.peak), bytes(plan.memory.gpu.peak)),
+    );
+    let parts = |part: fn(&Memory) -> u64| {
+        format!("{}, {}", bytes(part(&plan.memory.cpu)), bytes(part(&plan.memory.gpu)))
+    };
+    table.row("  base", parts(|memory| memory.base));
+    table.row("  adapter, moments", parts(|memory| memory.adapter + memory.moments));
+    table.row("  gradients", parts(|memory| memory.gradients));
+    table.row("  activations", parts(|memory| memory.activations));
     for note in &plan.notes {
         table.row("note", note);
     }
     format!("{table}\nfirst training row, trained tokens between ⟦ and ⟧:\n{}", plan.sample)
+}
+
+/// In 10^12, with three digits or all that are whole.
+fn tera(flops: f64) -> String {
+    let tera = flops / 1e12;
+    if tera >= 100.0 { count(tera as u64) } else { format!("{tera:.2}") }
 }
 
 fn data(table: &mut Table, name: &str, data: &PlanData) {

@@ -9,7 +9,7 @@ use lora_spec::JobFile;
 use super::{online, watch};
 use crate::inputs::{Base, Inputs};
 use crate::job;
-use crate::output::{Format, JobView, Table};
+use crate::output::{Format, JobView, Table, parse_bytes};
 use crate::submit::{Terms, drawn_key, hashing_bar, submit};
 
 /// Give a job to the coordinator.
@@ -28,7 +28,7 @@ pub(crate) struct Args {
     #[arg(value_name = "JOB.YAML")]
     job: PathBuf,
     /// The largest base that is uploaded, all files together: bytes, or with a unit as in 500MiB or 2GiB.
-    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = size)]
+    #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     max_upload: u64,
     /// A second submit with the same key gives the same job [default: drawn]
     #[arg(long, value_name = "KEY", value_parser = key)]
@@ -82,29 +82,6 @@ fn checked_base(file: &JobFile, path: &Path, max_upload: u64) -> Result<Base> {
     Ok(base)
 }
 
-/// Bytes, from a number with or without a unit.
-fn size(text: &str) -> Result<u64> {
-    const UNITS: [(&str, u64); 10] = [
-        ("KiB", 1 << 10),
-        ("MiB", 1 << 20),
-        ("GiB", 1 << 30),
-        ("TiB", 1 << 40),
-        ("kB", 1000),
-        ("KB", 1000),
-        ("MB", 1_000_000),
-        ("GB", 1_000_000_000),
-        ("TB", 1_000_000_000_000),
-        ("B", 1),
-    ];
-    let text = text.trim();
-    let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
-    let (number, unit) = unit.unwrap_or((text, 1));
-    match number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit)) {
-        Some(size) => Ok(size),
-        None => bail!("give a whole number of bytes, or one with a unit, as in 500MiB or 2GiB"),
-    }
-}
-
 /// A key as the protocol limits it.
 fn key(key: &str) -> Result<String> {
     const MOST: usize = 128;
@@ -117,18 +94,6 @@ fn key(key: &str) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn sizes_may_have_units() {
-        for (text, bytes) in
-            [("0", 0), ("123", 123), ("2GiB", 2 << 30), ("1 MiB", 1 << 20), ("3kB", 3000), ("5 B", 5)]
-        {
-            assert_eq!(size(text).unwrap(), bytes, "{text}");
-        }
-        for text in ["", "GiB", "-1", "1.5GiB", "2 gigs", "99999999TiB"] {
-            assert!(size(text).unwrap_err().to_string().contains("500MiB"), "{text}");
-        }
-    }
 
     #[test]
     fn keys_have_a_limit() {

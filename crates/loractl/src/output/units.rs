@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use anyhow::{Result, bail};
 use prost_types::Timestamp;
 
 /// A number with its digits in groups of three.
@@ -19,6 +20,29 @@ pub(crate) fn bytes(n: u64) -> String {
         .iter()
         .find(|(_, size)| n >= *size)
         .map_or_else(|| format!("{n} B"), |(unit, size)| format!("{:.2} {unit}", n as f64 / *size as f64))
+}
+
+/// Bytes, from a number with or without a unit.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64> {
+    const UNITS: [(&str, u64); 10] = [
+        ("KiB", 1 << 10),
+        ("MiB", 1 << 20),
+        ("GiB", 1 << 30),
+        ("TiB", 1 << 40),
+        ("kB", 1000),
+        ("KB", 1000),
+        ("MB", 1_000_000),
+        ("GB", 1_000_000_000),
+        ("TB", 1_000_000_000_000),
+        ("B", 1),
+    ];
+    let text = text.trim();
+    let unit = UNITS.iter().find_map(|(unit, bytes)| Some((text.strip_suffix(unit)?, *bytes)));
+    let (number, unit) = unit.unwrap_or((text, 1));
+    match number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit)) {
+        Some(size) => Ok(size),
+        None => bail!("give a whole number of bytes, or one with a unit, as in 500MiB or 2GiB"),
+    }
 }
 
 /// How long something has been, in its largest unit.
@@ -106,5 +130,17 @@ mod tests {
         let time = Timestamp { seconds: 1_614_729_600, nanos: 5 };
         assert_eq!(stamp(Some(&time)), "2021-03-03T00:00:00Z");
         assert_eq!(stamp(None), "-");
+    }
+
+    #[test]
+    fn sizes_may_have_units() {
+        for (text, bytes) in
+            [("0", 0), ("123", 123), ("2GiB", 2 << 30), ("1 MiB", 1 << 20), ("3kB", 3000), ("5 B", 5)]
+        {
+            assert_eq!(parse_bytes(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "GiB", "-1", "1.5GiB", "2 gigs", "99999999TiB"] {
+            assert!(parse_bytes(text).unwrap_err().to_string().contains("500MiB"), "{text}");
+        }
     }
 }

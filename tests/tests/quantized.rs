@@ -1,0 +1,93 @@
+//! Jobs over a base that is quantized while it is read, and what `plan` says of their memory.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use lora_e2e::{Finished, Fixture, json, loractl};
+use serde_json::{Value, json};
+
+fn quantize(fixture: &Fixture, settings: &str) {
+    fixture.edit("job.yaml", "  base: base\n", &format!("  base: base\n{settings}"));
+}
+
+#[test]
+fn a_quantized_base_gives_the_same_files_on_every_number_of_workers() {
+    let dense = Fixture::default().finish("out", &["--threads", "1"]);
+    let mut adapters = vec![dense.adapter_sha256];
+    for settings in [
+        "  quantization: nf4\n",
+        "  quantization: nf4\n  bnb_4bit_use_double_quant: true\n",
+        "  quantization: int8\n",
+    ] {
+        let fixture = Fixture::default();
+        quantize(&fixture, settings);
+        fixture.edit(
+            "job.yaml",
+            "max_steps: 12",
+            "max_steps: 6\n  activation_checkpointing: block_save_attention",
+        );
+        let one = fixture.finish("one", &["--workers", "1", "--threads", "1"]);
+        assert_eq!(fixture.finish("three", &["--workers", "3", "--threads", "1"]), one, "{settings}");
+        assert!(!adapters.contains(&one.adapter_sha256), "{settings} changes nothing");
+        adapters.push(one.adapter_sha256);
+        let verified = Finished::of(loractl().arg("verify").arg(fixture.path("one"))).expect_code(0);
+        assert!(verified.stdout.contains("same bits"), "{}", verified.stdout);
+    }
+}
+
+#[test]
+fn text_is_generated_over_the_base_as_the_adapter_was_trained_on_it() {
+    let fixture = Fixture::default();
+    quantize(&fixture, "  quantization: nf4\n");
+    fixture.finish("out", &[]);
+    let generate = |adapter: &str| {
+        let mut command = loractl();
+        command
+            .arg("generate")
+            .arg("--base")
+            .arg(fixture.path("base"))
+            .arg("--adapter")
+            .arg(fixture.path(adapter));
+        Finished::of(command.args(["--chat", "--prompt", "May 1, 2020", "--max-new-tokens", "8"]))
+    };
+    generate("out").expect_code(0);
+    // Which quantization it was stands in the receipt alone.
+    let receipt = json(&fixture.path("out").join("receipt.json"));
+    assert_eq!(receipt["job"]["model"]["quantization"], json!("nf4"));
+    fixture.write("out/receipt.json", "{");
+    let broken = generate("out").expect_code(1);
+    assert!(broken.error().unwrap().contains("receipt.json"), "{}", broken.stderr);
+}
+
+#[test]
+fn a_plan_says_what_a_worker_needs_and_which_settings_need_less() {
+    let fixture = Fixture::default();
+    let plan = |arguments: &[&str]| Finished::of(loractl().arg("plan").arg(fixture.job()).args(arguments));
+    let parts = |finished: &Finished| -> Value {
+        serde_json::from_str::<Value>(&finished.stdout).unwrap()["memory"]["gpu"].clone()
+    };
+    let whole = plan(&["-o", "json"]).expect_code(0);
+    let memory = parts(&whole);
+    let sum: u64 = ["base", "adapter", "moments", "gradients", "activations", "workspace"]
+        .iter()
+        .map(|part| memory[part].as_u64().unwrap())
+        .sum();
+    assert_eq!(memory["peak"], json!(sum));
+
+    let enough = format!("{}KiB", sum / 1024 + 1);
+    plan(&["--gpu-memory", &enough]).expect_code(0);
+    let less = format!("{}KiB", sum / 1024 - 500);
+    let refused = plan(&["--gpu-memory", &less]).expect_code(1);
+    let error = refused.error().unwrap();
+    for words in ["of a GPU's memory, more than", "it would fit with training.", "micro_batch_size: 1"] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    // What it says is true.
+    fixture.edit("job.yaml", "micro_batch_size: 2", "micro_batch_size: 1");
+    plan(&["--gpu-memory", &less]).expect_code(0);
+    let hopeless = plan(&["--cpu-memory", "1MiB"]).expect_code(1);
+    assert!(hopeless.error().unwrap().contains("no setting would make it fit"), "{}", hopeless.stderr);
+
+    quantize(&fixture, "  quantization: nf4\n");
+    let nf4 = parts(&plan(&["-o", "json"]).expect_code(0));
+    assert!(nf4["base"].as_u64() < memory["base"].as_u64(), "{nf4} {memory}");
+}
