@@ -24,7 +24,7 @@ pub const GPU_PANEL: usize = 1 << 24;
 pub const GPU_WORKSPACE: usize = 32 << 20;
 
 /// The program itself, its threads, the matrix product's packed tiles and what the allocator keeps, as measured.
-const CPU_PROCESS: u64 = 40 << 20;
+const CPU_PROCESS: u64 = 36 << 20;
 
 /// Peak memory of a worker, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -95,6 +95,17 @@ impl Held<'_> {
         weights.chain(others).max().unwrap_or(0)
     }
 
+    /// Elements of the largest weight that is quantized; 0: none is.
+    fn largest_quantized(&self) -> u64 {
+        let is_quantized = |module: &LinearModule| {
+            let stored = self.checkpoint.and_then(|checkpoint| checkpoint.weight(module).ok());
+            self.format.quantization != Quantization::None
+                || stored.is_some_and(|stored| stored != StoredWeight::Dense)
+        };
+        let modules = self.model.linear_modules().into_iter().filter(is_quantized);
+        modules.map(|module| (module.in_features * module.out_features) as u64).max().unwrap_or(0)
+    }
+
     /// The tensors that are no linear weights.
     fn others(&self, modules: &[LinearModule]) -> impl Iterator<Item = (String, Vec<usize>)> {
         let weights: std::collections::HashSet<String> =
@@ -155,14 +166,11 @@ impl Held<'_> {
         let adapter = parameters * if half { 6 } else { 4 };
         let levels = u64::from(shape.count.max(1).ilog2()) + 1;
         let gradients = 4 * parameters * (1 + levels);
-        let activations = self.activation_bytes(modules, r, shape, checkpointing, if half { 2 } else { 4 });
-        let all_f32 = self.format == BaseFormat::from(BaseDtype::F32)
-            || self.format == BaseFormat::default() && self.stored("model.embed_tokens.weight") == "F32";
-        let workspace = match (self.gpu, all_f32) {
-            (true, true) => GPU_WORKSPACE as u64,
-            (true, false) => (GPU_WORKSPACE + 2 * GPU_PANEL) as u64,
-            (false, true) => CPU_PROCESS,
-            (false, false) => CPU_PROCESS + 4 * CPU_PANEL as u64,
+        let width = if half { 2 } else { 4 };
+        let activations = self.activation_bytes(modules, r, shape, checkpointing, width);
+        let workspace = match self.gpu {
+            true => GPU_WORKSPACE as u64 + width * self.largest_quantized().min(GPU_PANEL as u64),
+            false => CPU_PROCESS + 4 * CPU_PANEL as u64,
         };
         let moments = 8 * parameters;
         let training = base + adapter + moments + gradients + activations + workspace;
