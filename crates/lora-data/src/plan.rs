@@ -177,6 +177,21 @@ fn flops(train: &Dataset, config: &ModelConfig, adapter: u64) -> f64 {
     rows.into_iter().map(of).sum()
 }
 
+/// What vLLM's `--max-lora-rank` can be (its `MaxLoRARanks`, version 0.14 on); the first is the default.
+const VLLM_RANKS: [usize; 7] = [16, 32, 64, 128, 256, 320, 512];
+
+/// What common servers would not take as it is.
+fn serving_note(r: usize) -> Option<String> {
+    match VLLM_RANKS.iter().position(|most| r <= *most) {
+        Some(0) => None,
+        Some(i) => Some(format!(
+            "vLLM serves rank {r} with --max-lora-rank {} (its default is {})",
+            VLLM_RANKS[i], VLLM_RANKS[0]
+        )),
+        None => Some(format!("vLLM serves ranks up to {}, not {r}", VLLM_RANKS[VLLM_RANKS.len() - 1])),
+    }
+}
+
 fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
     let mut notes = Vec::new();
     let training = &job.training;
@@ -192,8 +207,26 @@ fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
             train.report.longest, config.max_position_embeddings
         ));
     }
+    notes.extend(serving_note(job.adapter.r));
     for (key, rows) in &train.report.ignored_keys {
         notes.push(format!("key {key:?} of {rows} training rows has no effect"));
     }
     notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::serving_note;
+
+    #[test]
+    fn ranks_that_a_server_needs_a_flag_for_are_told() {
+        assert_eq!(serving_note(1), None);
+        assert_eq!(serving_note(16), None);
+        assert_eq!(
+            serving_note(17).as_deref(),
+            Some("vLLM serves rank 17 with --max-lora-rank 32 (its default is 16)")
+        );
+        assert!(serving_note(300).is_some_and(|note| note.contains("--max-lora-rank 320")));
+        assert_eq!(serving_note(513).as_deref(), Some("vLLM serves ranks up to 512, not 513"));
+    }
 }

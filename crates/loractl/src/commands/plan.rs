@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use lora_collective::tree::{nodes_in, partition};
 use lora_data::{DataReport, Plan, PlanData};
 use lora_spec::{JobFile, Memory};
+use serde::Serialize;
 
 use crate::job;
 use crate::output::{Format, Table, bytes, count, duration, parse_bytes};
@@ -44,7 +46,9 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     for (limit, gpu) in [(args.gpu_memory, true), (args.cpu_memory, false)] {
         plan.problems.extend(limit.map(|limit| too_large(&plan, &file, limit, gpu)).transpose()?.flatten());
     }
-    args.output.print(&plan, || text(&plan, args.tflops))?;
+    let all_reduce = AllReduce::of(&plan, file.job.workers.max)?;
+    let seen = Seen { plan: &plan, all_reduce };
+    args.output.print(&seen, || text(&seen, args.tflops))?;
     for problem in &plan.problems {
         eprintln!("error: {problem}");
     }
@@ -70,7 +74,57 @@ fn too_large(plan: &Plan, file: &JobFile, limit: u64, gpu: bool) -> Result<Optio
     Ok(Some(format!("a worker needs {} {of}, more than {}; {would}", bytes(needed.peak), bytes(limit))))
 }
 
-fn text(plan: &Plan, tflops: Option<f64>) -> String {
+/// A plan with what only the command line tells of it.
+#[derive(Serialize)]
+struct Seen<'a> {
+    #[serde(flatten)]
+    plan: &'a Plan,
+    all_reduce: Option<AllReduce>,
+}
+
+/// The sum of a step's gradients over the most workers that the job can have.
+#[derive(Serialize)]
+struct AllReduce {
+    workers: usize,
+    /// That a worker sends in a step, and receives: the most of any.
+    bytes: u64,
+    seconds: Seconds,
+}
+
+/// What the bytes take over links of these rates.
+#[derive(Serialize)]
+struct Seconds {
+    at_10_gbps: f64,
+    at_25_gbps: f64,
+    at_100_gbps: f64,
+    /// NVLink 4, 450 GB/s each way.
+    over_nvlink: f64,
+}
+
+impl AllReduce {
+    /// A rank that owns `p` nodes of `n` ranks' vector of `S` bytes sends `(p + 1) S (n - 1) / n` bytes.
+    fn of(plan: &Plan, workers: usize) -> Result<Option<Self>> {
+        let (leaves, workers) = (plan.micro_batches, workers.min(plan.micro_batches));
+        if workers < 2 {
+            return Ok(None);
+        }
+        let mut most = 0;
+        for range in partition(leaves, workers)? {
+            most = most.max(nodes_in(leaves, &range)?.len() as u64);
+        }
+        let bytes = (most + 1) * plan.adapter_bytes * (workers as u64 - 1) / workers as u64;
+        let seconds = Seconds {
+            at_10_gbps: bytes as f64 / (10e9 / 8.0),
+            at_25_gbps: bytes as f64 / (25e9 / 8.0),
+            at_100_gbps: bytes as f64 / (100e9 / 8.0),
+            over_nvlink: bytes as f64 / 450e9,
+        };
+        Ok(Some(Self { workers, bytes, seconds }))
+    }
+}
+
+fn text(seen: &Seen, tflops: Option<f64>) -> String {
+    let plan = seen.plan;
     let mut table = Table::new();
     let total = plan.base_parameters + plan.trainable_parameters;
     let share = 100.0 * plan.trainable_parameters as f64 / total.max(1) as f64;
@@ -110,6 +164,13 @@ fn text(plan: &Plan, tflops: Option<f64>) -> String {
     table.row("  adapter, moments", parts(|memory| memory.adapter + memory.moments));
     table.row("  gradients", parts(|memory| memory.gradients));
     table.row("  activations", parts(|memory| memory.activations));
+    if let Some(AllReduce { workers, bytes: sent, seconds }) = &seen.all_reduce {
+        let Seconds { at_10_gbps, at_25_gbps, at_100_gbps, over_nvlink } = seconds;
+        table.row("all-reduced a step", format!("{} sent by each of {workers} workers", bytes(*sent)));
+        let ms = |seconds: &f64| format!("{:.3} ms", 1e3 * seconds);
+        let rates = [at_10_gbps, at_25_gbps, at_100_gbps].map(ms).join(", ");
+        table.row("  at 10, 25, 100 Gb/s", format!("{rates}; over NVLink {}", ms(over_nvlink)));
+    }
     for note in &plan.notes {
         table.row("note", note);
     }
