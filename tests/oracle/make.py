@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
 
+import adamw_8bit
 import cases
 import chat
 import curve
@@ -28,6 +29,7 @@ def main() -> None:
     cases.make_all(GOLDEN / "models", GOLDEN / "cases")
     curve.make_all(GOLDEN / "models", GOLDEN / "curve")
     optimizer.make_all(GOLDEN)
+    adamw_8bit.make_all(GOLDEN)
     targets.make_all(GOLDEN / "models", GOLDEN)
     chat.make_all(GOLDEN / "chat")
     quant.make_all(GOLDEN / "quant")

@@ -56,10 +56,11 @@ impl AdamW {
         }
     }
 
-    fn numbers(&self, t: u64, factor: f32) -> Numbers {
+    pub(crate) fn numbers(&self, t: u64, factor: f32) -> Numbers {
         let power = t.min(i32::MAX as u64) as i32;
         Numbers {
             factor,
+            beta1: self.beta1 as f32,
             rest1: (1.0 - self.beta1) as f32,
             beta2: self.beta2 as f32,
             rest2: (1.0 - self.beta2) as f32,
@@ -72,15 +73,16 @@ impl AdamW {
 }
 
 /// What a step does to every element: computed once, in f64.
-struct Numbers {
-    factor: f32,
-    rest1: f32,
-    beta2: f32,
-    rest2: f32,
-    correction2: f32,
-    eps: f32,
-    decay: f32,
-    step_size: f32,
+pub(crate) struct Numbers {
+    pub(crate) factor: f32,
+    pub(crate) beta1: f32,
+    pub(crate) rest1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) rest2: f32,
+    pub(crate) correction2: f32,
+    pub(crate) eps: f32,
+    pub(crate) decay: f32,
+    pub(crate) step_size: f32,
 }
 
 /// The factor of `torch.nn.utils.clip_grad_norm_`: `min(1, max_norm / (norm + 1e-6))`; 1 where `max_norm` is 0.

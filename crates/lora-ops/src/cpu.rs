@@ -26,24 +26,47 @@ pub fn read_f32<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
 
 /// Changes the elements of a contiguous f32 tensor in place; views of the same storage see the change.
 pub fn update_f32<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
-    let op = Update { f: Cell::new(Some(f)), result: Cell::new(None) };
+    update(tensor, f, |storage| match storage {
+        CpuStorage::F32(data) => Some(data),
+        _ => None,
+    })
+}
+
+/// As [`update_f32`], of bytes.
+pub(crate) fn update_u8<R>(tensor: &Tensor, f: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
+    update(tensor, f, |storage| match storage {
+        CpuStorage::U8(data) => Some(data),
+        _ => None,
+    })
+}
+
+fn update<T: WithDType, R>(
+    tensor: &Tensor,
+    f: impl FnOnce(&mut [T]) -> R,
+    elements: Elements<T>,
+) -> Result<R> {
+    let op = Update { f: Cell::new(Some(f)), elements, result: Cell::new(None) };
     tensor.inplace_op1(&op)?;
     op.result.take().ok_or_else(|| candle_core::Error::Msg("in-place operation did not run".into()))
 }
 
-struct Update<F, R> {
+/// A storage's elements, where it has them of that type.
+type Elements<T> = fn(&mut CpuStorage) -> Option<&mut Vec<T>>;
+
+struct Update<F, T, R> {
     f: Cell<Option<F>>,
+    elements: Elements<T>,
     result: Cell<Option<R>>,
 }
 
-impl<R, F: FnOnce(&mut [f32]) -> R> InplaceOp1 for Update<F, R> {
+impl<T: WithDType, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Update<F, T, R> {
     fn name(&self) -> &'static str {
         "update"
     }
 
     fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (CpuStorage::F32(data), Some((start, end))) = (storage, layout.contiguous_offsets()) else {
-            candle_core::bail!("in-place operation on a tensor that is not contiguous f32");
+        let (Some(data), Some((start, end))) = ((self.elements)(storage), layout.contiguous_offsets()) else {
+            candle_core::bail!("in-place operation on a tensor that is not contiguous {}", T::DTYPE.as_str());
         };
         if let Some(f) = self.f.take() {
             self.result.set(Some(f(&mut data[start..end])));

@@ -3,8 +3,8 @@
 //!
 //! candle's autograd is not used: it would compute and keep the gradient of every frozen weight. Activations are contiguous
 //! tensors `[tokens, features]`, on the CPU f32, on a GPU of the base's type (f32 or bf16); frozen weights are f32 or bf16;
-//! gradients, moments and sums are f32 everywhere. An operation's file holds its checks and its public functions, for both;
-//! `cpu.rs`, `cuda.rs` and the kernels (`.cu`) lie in the folder of its name.
+//! gradients, moments (but those of [`adamw_8bit`]) and sums are f32 everywhere. An operation's file holds its checks and its
+//! public functions, for both; `cpu.rs`, `cuda.rs` and the kernels (`.cu`) lie in the folder of its name.
 //!
 //! Invariants:
 //! - No result depends on the number of threads or on timing: work is split over outputs, never over a sum, and no sum is
@@ -13,6 +13,7 @@
 //! - Nothing is computed for a frozen weight but its product and the gradient of that product's input.
 
 pub mod adamw;
+pub mod adamw_8bit;
 pub mod attention;
 mod cpu;
 pub mod cross_entropy;

@@ -11,7 +11,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 
-pub use codebook::{Codebook, dynamic_map};
+pub use codebook::{Codebook, dynamic_map, dynamic_map_unsigned};
 
 /// Elements that share a scale, where nothing else is said.
 pub const BLOCK: usize = 64;

@@ -15,7 +15,7 @@ pub(super) fn step(numbers: &Numbers, state: State, gradient: &Tensor) -> Result
 }
 
 fn update(numbers: &Numbers, params: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32]) {
-    let &Numbers { factor, rest1, beta2, rest2, correction2, eps, decay, step_size } = numbers;
+    let &Numbers { factor, rest1, beta2, rest2, correction2, eps, decay, step_size, .. } = numbers;
     let moments = m.par_chunks_mut(GRAIN).zip(v.par_chunks_mut(GRAIN));
     let chunks = params.par_chunks_mut(GRAIN).zip(moments).zip(gradient.par_chunks(GRAIN));
     chunks.for_each(|((params, (m, v)), gradient)| {

@@ -4,7 +4,7 @@ use super::{Numbers, State};
 use crate::cuda::{Arg, Gpu};
 
 pub(super) fn step(gpu: &Gpu, numbers: &Numbers, state: State, gradient: &Tensor) -> Result<()> {
-    let &Numbers { factor, rest1, beta2, rest2, correction2, eps, decay, step_size } = numbers;
+    let &Numbers { factor, rest1, beta2, rest2, correction2, eps, decay, step_size, .. } = numbers;
     let n = gradient.elem_count();
     let mut args = Vec::new();
     for vector in [state.params, state.m, state.v, gradient] {

@@ -47,9 +47,18 @@ impl Codebook {
 /// The signed dynamic map of 8 bits, ascending (arXiv 1511.04561): seven decades, each with twice the numbers of the one
 /// below, in the middle between evenly spread boundaries.
 pub fn dynamic_map() -> [f32; 256] {
+    dynamic(true)
+}
+
+/// The dynamic map without negative numbers, and twice the others.
+pub fn dynamic_map_unsigned() -> [f32; 256] {
+    dynamic(false)
+}
+
+fn dynamic(signed: bool) -> [f32; 256] {
     let mut map = Vec::with_capacity(256);
     for decade in 0..7 {
-        let intervals = 1_usize << decade;
+        let intervals = if signed { 1_usize } else { 2 } << decade;
         let step = (1.0 - 0.1_f32) / intervals as f32;
         // torch counts from whichever end is nearer, with one rounding.
         let boundary = |i: usize| match i < intervals.div_ceil(2) {
@@ -59,7 +68,10 @@ pub fn dynamic_map() -> [f32; 256] {
         let unit = 10_f64.powi(decade - 6) as f32;
         for i in 0..intervals {
             let mean = unit * ((boundary(i) + boundary(i + 1)) / 2.0);
-            map.extend([mean, -mean]);
+            map.push(mean);
+            if signed {
+                map.push(-mean);
+            }
         }
     }
     map.extend([0.0, 1.0]);

@@ -1,8 +1,8 @@
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
 use super::{CHUNK, KEYS};
-use crate::cpu::{GRAIN, read_f32, update_f32};
+use crate::cpu::{GRAIN, read, read_f32, update_f32};
 use crate::simd::{dot, vectorize};
 
 /// The sum of squares of each chunk.
@@ -21,23 +21,26 @@ pub(super) fn hashes(parts: &[&Tensor]) -> Result<[u64; 2]> {
     let mut sums = [0; 2];
     let mut first = 0;
     for part in parts {
-        let of_part = read_f32(part, |x| {
-            let chunks = x.par_chunks(GRAIN).enumerate();
-            chunks.map(|(i, chunk)| hash(chunk, first + (i * GRAIN) as u64)).reduce(|| [0; 2], add)
-        })?;
+        let of_part = match part.dtype() {
+            DType::U8 => read(part, |x: &[u8]| hash(x, first, |x| u32::from(*x)))?,
+            _ => read_f32(part, |x| hash(x, first, |x| x.to_bits()))?,
+        };
         sums = add(sums, of_part);
         first += part.elem_count() as u64;
     }
     Ok(sums)
 }
 
-fn hash(x: &[f32], first: u64) -> [u64; 2] {
-    vectorize(|| {
-        x.iter().zip(first..).fold([0; 2], |sums, (x, i)| {
-            let word = u64::from(x.to_bits()) << 32 ^ i;
-            add(sums, KEYS.map(|key| mix(word ^ key)))
+fn hash<T: Sync>(x: &[T], first: u64, bits: impl Fn(&T) -> u32 + Sync) -> [u64; 2] {
+    let of_chunk = |(i, chunk): (usize, &[T])| {
+        vectorize(|| {
+            chunk.iter().zip(first + (i * GRAIN) as u64..).fold([0; 2], |sums, (x, i)| {
+                let word = u64::from(bits(x)) << 32 ^ i;
+                add(sums, KEYS.map(|key| mix(word ^ key)))
+            })
         })
-    })
+    };
+    x.par_chunks(GRAIN).enumerate().map(of_chunk).reduce(|| [0; 2], add)
 }
 
 /// The finalizer of splitmix64.

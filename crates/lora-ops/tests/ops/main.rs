@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod adamw_8bit;
 mod attention;
 mod candle_reference;
 mod common;

@@ -78,3 +78,12 @@ fn a_fingerprint_follows_its_definition_and_sees_every_bit_and_place() {
     changed(&|v| v.truncate(50_000));
     assert_ne!(print(&[0.0]), print(&[-0.0]));
 }
+
+#[test]
+fn a_byte_has_the_fingerprint_of_its_value_as_bits() {
+    let bytes: Vec<u8> = (0..40_000_u32).map(|i| (i * 7 % 256) as u8).collect();
+    let bits: Vec<f32> = bytes.iter().map(|byte| f32::from_bits((*byte).into())).collect();
+    let bytes = Tensor::new(bytes, &Device::Cpu).unwrap();
+    let after = vector(10, 1);
+    assert_eq!(fingerprint(&[&bytes, &after]).unwrap(), fingerprint(&[&of(&bits), &after]).unwrap());
+}

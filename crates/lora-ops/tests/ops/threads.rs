@@ -14,7 +14,7 @@ use lora_spec::Activation;
 use crate::common::{matrix, places, vector, wide};
 
 /// Fails where `f`'s tensors differ in a bit between numbers of threads.
-fn assert_same_bits(what: &str, f: impl Fn() -> Result<Vec<Tensor>> + Sync) {
+pub(crate) fn assert_same_bits(what: &str, f: impl Fn() -> Result<Vec<Tensor>> + Sync) {
     let with = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         let bits = |t: &Tensor| wide(t).into_iter().map(f64::to_bits).collect::<Vec<_>>();

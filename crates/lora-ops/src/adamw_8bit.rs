@@ -1,0 +1,202 @@
+//! AdamW with both moments in 8 bits (arXiv 2110.02861), as bitsandbytes' `AdamW8bit` has them on a GPU.
+//!
+//! A tensor is cut into blocks of 256 elements, the last as short as it comes out. A moment is a code an element, which stands
+//! for a number of the dynamic map (signed for the first moment, unsigned for the second), times its block's absolute maximum. A
+//! step widens a block to f32, updates it with AdamW's formulas, and takes the code nearest to each new moment divided by the
+//! new maximum: of two equally near ones the even one, and never zero for a negative first moment. Tensors of fewer than 4096
+//! elements keep f32 moments.
+//!
+//! On a CPU bitsandbytes takes other codes for what is small in its block: it rounds to a grid of 65536 numbers before, on which
+//! there is no zero. On a GPU it decays a parameter after its update, here and on a CPU before.
+
+use std::ops::Range;
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use crate::adamw::{self, AdamW};
+use crate::place::Place;
+
+mod codes;
+mod cpu;
+
+/// Elements that share a maximum.
+pub const BLOCK: usize = 256;
+
+/// Elements that a tensor must have for moments in 8 bits.
+pub const MIN_ELEMENTS: usize = 4096;
+
+/// Names of a state's tensors: those of the f32 moments, and of the codes and maxima of the others.
+pub const NAMES: [&str; 6] =
+    ["exp_avg", "exp_avg_sq", "exp_avg_codes", "exp_avg_sq_codes", "exp_avg_absmax", "exp_avg_sq_absmax"];
+
+/// The moments of the tensors that lie one after the other in a flat vector.
+///
+/// Each of its own tensors holds those of all parameters' tensors of its kind, in their order.
+#[derive(Debug)]
+pub struct State {
+    ranges: Vec<Range<usize>>,
+    m: Moments,
+    v: Moments,
+}
+
+#[derive(Debug)]
+struct Moments {
+    /// f32, of the small tensors.
+    full: Tensor,
+    /// u8, of the others.
+    codes: Tensor,
+    /// f32, of each block.
+    absmax: Tensor,
+}
+
+impl State {
+    /// Moments of zero, of parameters whose tensors lie at `ranges`.
+    ///
+    /// # Errors
+    /// A range does not begin where the one before ends, the first at 0; the device is no CPU.
+    pub fn new(ranges: &[Range<usize>], device: &Device) -> Result<Self> {
+        let sizes = Sizes::of(ranges)?;
+        Self::from_parts(ranges, device, |i| {
+            let (dtype, n) = sizes.tensor(i);
+            Tensor::zeros(n, dtype, device)
+        })
+    }
+
+    /// The state whose tensors `find` gives by their [`NAMES`]; they are copied.
+    ///
+    /// # Errors
+    /// As of [`Self::new`]; those of `find`; a tensor of another type or length.
+    pub fn from_tensors(
+        ranges: &[Range<usize>],
+        device: &Device,
+        mut find: impl FnMut(&str) -> Result<Tensor>,
+    ) -> Result<Self> {
+        let sizes = Sizes::of(ranges)?;
+        Self::from_parts(ranges, device, |i| {
+            let (dtype, n) = sizes.tensor(i);
+            let tensor = find(NAMES[i])?;
+            if tensor.dtype() != dtype || tensor.dims() != [n] {
+                candle_core::bail!(
+                    "8-bit AdamW: {} is {} {:?} instead of {} [{n}]",
+                    NAMES[i],
+                    tensor.dtype().as_str(),
+                    tensor.dims(),
+                    dtype.as_str()
+                );
+            }
+            // A step changes it in place.
+            tensor.to_device(device)?.copy()
+        })
+    }
+
+    fn from_parts(
+        ranges: &[Range<usize>],
+        device: &Device,
+        mut part: impl FnMut(usize) -> Result<Tensor>,
+    ) -> Result<Self> {
+        only_cpu(Place::on(device)?)?;
+        let mut moments = |i| {
+            Ok::<_, candle_core::Error>(Moments { full: part(i)?, codes: part(i + 2)?, absmax: part(i + 4)? })
+        };
+        Ok(Self { m: moments(0)?, v: moments(1)?, ranges: ranges.to_vec() })
+    }
+
+    /// The tensors by their [`NAMES`], all of them vectors: what a checkpoint holds and a hash covers.
+    pub fn tensors(&self) -> [(&'static str, &Tensor); 6] {
+        let Self { m, v, .. } = self;
+        let all = [&m.full, &v.full, &m.codes, &v.codes, &m.absmax, &v.absmax];
+        std::array::from_fn(|i| (NAMES[i], all[i]))
+    }
+}
+
+/// Bytes of the state of parameters whose tensors lie at `ranges`.
+///
+/// # Errors
+/// As of [`State::new`], but for the device.
+pub fn bytes(ranges: &[Range<usize>]) -> Result<usize> {
+    let sizes = Sizes::of(ranges)?;
+    Ok((0..NAMES.len()).map(|i| sizes.tensor(i)).map(|(dtype, n)| dtype.size_in_bytes() * n).sum())
+}
+
+impl AdamW {
+    /// As [`AdamW::step`], with the moments in `state`: `params` and `gradient` are f32 vectors, as long as its ranges together,
+    /// each of a storage of its own. Elements that are not finite spoil their block.
+    #[tracing::instrument(level = "trace", name = "adamw_8bit", skip_all)]
+    pub fn step_8bit(
+        &self,
+        t: u64,
+        params: &Tensor,
+        state: &State,
+        gradient: &Tensor,
+        factor: f32,
+    ) -> Result<()> {
+        let n = state.ranges.last().map_or(0, |last| last.end);
+        if [params, gradient].iter().any(|x| x.dims() != [n]) {
+            candle_core::bail!(
+                "8-bit AdamW: parameters {:?} and gradient {:?} with moments of {n}",
+                params.shape(),
+                gradient.shape()
+            );
+        }
+        let State { ranges, m, v } = state;
+        only_cpu(Place::of(&[params, gradient, &m.full])?)?;
+        cpu::step(&self.numbers(t, factor), params, state, gradient)?;
+        let mut done = 0;
+        for range in ranges.iter().filter(|range| !is_8bit(range)) {
+            let of = |flat: &Tensor| flat.narrow(0, range.start, range.len());
+            let full = |moments: &Moments| moments.full.narrow(0, done, range.len());
+            let small = adamw::State { params: &of(params)?, m: &full(m)?, v: &full(v)? };
+            self.step(t, small, &of(gradient)?, factor)?;
+            done += range.len();
+        }
+        Ok(())
+    }
+}
+
+fn is_8bit(range: &Range<usize>) -> bool {
+    range.len() >= MIN_ELEMENTS
+}
+
+fn only_cpu(place: Place) -> Result<()> {
+    match place {
+        Place::Cpu => Ok(()),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(_) => candle_core::bail!("AdamW's moments in 8 bits are only on the CPU"),
+    }
+}
+
+/// Elements of the state's tensors.
+struct Sizes {
+    full: usize,
+    codes: usize,
+    blocks: usize,
+}
+
+impl Sizes {
+    fn of(ranges: &[Range<usize>]) -> Result<Self> {
+        let mut sizes = Self { full: 0, codes: 0, blocks: 0 };
+        let mut end = 0;
+        for range in ranges {
+            if range.start != end || range.end < end {
+                candle_core::bail!("8-bit AdamW: a tensor at {range:?} after one that ends at {end}");
+            }
+            end = range.end;
+            if is_8bit(range) {
+                sizes.codes += range.len();
+                sizes.blocks += range.len().div_ceil(BLOCK);
+            } else {
+                sizes.full += range.len();
+            }
+        }
+        Ok(sizes)
+    }
+
+    /// Type and length of the tensor [`NAMES`]`[i]`.
+    fn tensor(&self, i: usize) -> (DType, usize) {
+        match i / 2 {
+            0 => (DType::F32, self.full),
+            1 => (DType::U8, self.codes),
+            _ => (DType::F32, self.blocks),
+        }
+    }
+}

@@ -1,0 +1,143 @@
+use candle_core::{Result, Tensor};
+use rayon::prelude::*;
+
+use super::codes::{Map, SIGNED, UNSIGNED, bucket};
+use super::{BLOCK, Moments, State, is_8bit};
+use crate::adamw::Numbers;
+use crate::cpu::{GRAIN, read_f32, update_f32, update_u8};
+use crate::simd::vectorize;
+
+/// Steps the tensors whose moments are in 8 bits.
+pub(super) fn step(numbers: &Numbers, params: &Tensor, state: &State, gradient: &Tensor) -> Result<()> {
+    let State { ranges, m, v } = state;
+    read_f32(gradient, |gradient| {
+        update_f32(params, |params| {
+            update(m, |m| {
+                update(v, |v| {
+                    let mut rest = Part { params, gradient, m, v };
+                    let mut parts = Vec::new();
+                    for range in ranges {
+                        if !is_8bit(range) {
+                            rest.skip(range.len());
+                            continue;
+                        }
+                        let mut left = range.len();
+                        while left > 0 {
+                            parts.push(rest.cut(left.min(GRAIN)));
+                            left -= left.min(GRAIN);
+                        }
+                    }
+                    parts.into_par_iter().for_each(|part| part.step(numbers));
+                })
+            })
+        })
+    })???
+}
+
+fn update<R>(moments: &Moments, f: impl FnOnce(Codes) -> R) -> Result<R> {
+    update_u8(&moments.codes, |codes| update_f32(&moments.absmax, |absmax| f(Codes { codes, absmax })))?
+}
+
+/// Moments of whole blocks, or of a tensor's last ones.
+struct Codes<'a> {
+    codes: &'a mut [u8],
+    absmax: &'a mut [f32],
+}
+
+impl<'a> Codes<'a> {
+    fn cut(&mut self, n: usize) -> Self {
+        Self { codes: front(&mut self.codes, n), absmax: front(&mut self.absmax, n.div_ceil(BLOCK)) }
+    }
+
+    fn blocks(self) -> impl Iterator<Item = (&'a mut [u8], &'a mut f32)> {
+        self.codes.chunks_mut(BLOCK).zip(self.absmax)
+    }
+}
+
+/// What a thread steps: whole blocks, or up to the end of a tensor.
+struct Part<'a> {
+    params: &'a mut [f32],
+    gradient: &'a [f32],
+    m: Codes<'a>,
+    v: Codes<'a>,
+}
+
+impl<'a> Part<'a> {
+    /// Takes the first `n` parameters away.
+    fn skip(&mut self, n: usize) -> (&'a mut [f32], &'a [f32]) {
+        (front(&mut self.params, n), self.gradient.split_off(..n).unwrap_or_default())
+    }
+
+    /// Takes the first `n` parameters away, and their moments.
+    fn cut(&mut self, n: usize) -> Self {
+        let (params, gradient) = self.skip(n);
+        Self { params, gradient, m: self.m.cut(n), v: self.v.cut(n) }
+    }
+
+    fn step(self, numbers: &Numbers) {
+        let params = self.params.chunks_mut(BLOCK).zip(self.gradient.chunks(BLOCK));
+        for ((params, m), v) in params.zip(self.m.blocks()).zip(self.v.blocks()) {
+            vectorize(
+                // As a function of its own it would be compiled for the least machine.
+                #[inline(always)]
+                || step_block(numbers, params, m, v),
+            );
+        }
+    }
+}
+
+/// Cuts the first `n` elements off; a state's tensors have them.
+fn front<'a, T>(rest: &mut &'a mut [T], n: usize) -> &'a mut [T] {
+    rest.split_off_mut(..n).unwrap_or_default()
+}
+
+#[inline(always)]
+fn step_block(
+    numbers: &Numbers,
+    (params, gradient): (&mut [f32], &[f32]),
+    (m_codes, m_absmax): (&mut [u8], &mut f32),
+    (v_codes, v_absmax): (&mut [u8], &mut f32),
+) {
+    let &Numbers { factor, beta1, rest1, beta2, rest2, correction2, eps, decay, step_size } = numbers;
+    let (mut m, mut v) = ([0.0; BLOCK], [0.0; BLOCK]);
+    dequantize(&SIGNED, m_codes, *m_absmax, &mut m);
+    dequantize(&UNSIGNED, v_codes, *v_absmax, &mut v);
+    for (((p, m), v), g) in params.iter_mut().zip(&mut m).zip(&mut v).zip(gradient) {
+        let g = g * factor;
+        *m = *m * beta1 + rest1 * g;
+        *v = *v * beta2 + rest2 * g * g;
+        let denominator = v.sqrt() / correction2 + eps;
+        *p = *p * decay - step_size * (*m / denominator);
+    }
+    *m_absmax = quantize(&SIGNED, &m, m_codes);
+    *v_absmax = quantize(&UNSIGNED, &v, v_codes);
+}
+
+#[inline(always)]
+fn dequantize(map: &Map, codes: &[u8], absmax: f32, out: &mut [f32; BLOCK]) {
+    for (out, code) in out.iter_mut().zip(codes) {
+        *out = map.value(*code) * absmax;
+    }
+}
+
+/// The codes of a block, what is missing of it being zero, and its maximum.
+#[inline(always)]
+fn quantize(map: &Map, block: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
+    // Of bits the largest is found sooner, and NaN is above all numbers.
+    let bits = block.iter().fold(0, |largest, x| x.abs().to_bits().max(largest));
+    let absmax = f32::from_bits(bits);
+    if absmax == 0.0 {
+        codes.fill(0);
+    } else {
+        // Buckets are found in vectors; what is looked up in them is not.
+        let (mut scaled, mut buckets) = ([0.0; BLOCK], [0; BLOCK]);
+        for ((scaled, bucket_of), x) in scaled.iter_mut().zip(&mut buckets).zip(block) {
+            *scaled = x / absmax;
+            *bucket_of = bucket(*scaled);
+        }
+        for ((code, scaled), bucket) in codes.iter_mut().zip(scaled).zip(buckets) {
+            *code = map.code(scaled, bucket);
+        }
+    }
+    absmax
+}
