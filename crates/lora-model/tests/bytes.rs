@@ -5,8 +5,12 @@
 use std::path::Path;
 
 use candle_core::Device;
-use lora_model::Base;
-use lora_spec::{BaseDtype, BaseFormat, Checkpoint, Held, ModelConfig, Quantization};
+use lora_model::{AdapterLayout, Base};
+use lora_ops::adamw_8bit;
+use lora_spec::{
+    ActivationCheckpointing, BaseDtype, BaseFormat, Checkpoint, Held, MicroBatchShape, ModelConfig, Optim,
+    Quantization, Training,
+};
 
 #[test]
 fn the_planned_bytes_of_a_base_are_those_it_takes() {
@@ -28,6 +32,31 @@ fn the_planned_bytes_of_a_base_are_those_it_takes() {
             let held = Held { model: &config, checkpoint: Some(&checkpoint), format, gpu: false };
             let base = Base::load(&dir, format, &Device::Cpu).unwrap();
             assert_eq!(held.base_bytes(), base.bytes() as u64, "{model} {format:?}");
+        }
+    }
+}
+
+#[test]
+fn the_planned_bytes_of_moments_are_those_they_take() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/llama-gqa");
+    let model = ModelConfig::read(&dir).unwrap();
+    let modules = model.linear_modules();
+    // With 128 some matrices are in 8 bits, with 130 some end in a block that is not full.
+    for r in [4, 128, 130] {
+        let layout = AdapterLayout::new(&model, &modules, r);
+        let ranges: Vec<_> = layout.tensors().map(|(_, _, range)| range).collect();
+        for (optim, bytes) in
+            [(Optim::Adamw, 8 * layout.len), (Optim::Adamw8bit, adamw_8bit::bytes(&ranges).unwrap())]
+        {
+            let held = Held { model: &model, checkpoint: None, format: BaseFormat::default(), gpu: false };
+            let planned = held.memory(&Training {
+                modules: &modules,
+                r,
+                shape: MicroBatchShape { rows: 1, positions: 16, count: 1 },
+                checkpointing: ActivationCheckpointing::None,
+                optim,
+            });
+            assert_eq!(planned.moments, bytes as u64, "{optim:?} of rank {r}");
         }
     }
 }

@@ -12,18 +12,13 @@
 use std::ops::Range;
 
 use candle_core::{DType, Device, Result, Tensor};
+use lora_spec::{EIGHT_BIT_BLOCK as BLOCK, EIGHT_BIT_ELEMENTS};
 
 use crate::adamw::{self, AdamW};
 use crate::place::Place;
 
 mod codes;
 mod cpu;
-
-/// Elements that share a maximum.
-pub const BLOCK: usize = 256;
-
-/// Elements that a tensor must have for moments in 8 bits.
-pub const MIN_ELEMENTS: usize = 4096;
 
 /// Names of a state's tensors: those of the f32 moments, and of the codes and maxima of the others.
 pub const NAMES: [&str; 6] =
@@ -154,7 +149,7 @@ impl AdamW {
 }
 
 fn is_8bit(range: &Range<usize>) -> bool {
-    range.len() >= MIN_ELEMENTS
+    range.len() >= EIGHT_BIT_ELEMENTS
 }
 
 fn only_cpu(place: Place) -> Result<()> {

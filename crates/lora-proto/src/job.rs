@@ -100,6 +100,7 @@ fn training_spec(training: v1::TrainingSpec) -> Result<TrainingSpec, FieldError>
             default.lr_scheduler_type,
         )?,
         warmup_steps: t.warmup_steps.unwrap_or(default.warmup_steps),
+        optim: word("training.optim", t.optim, default.optim)?,
         adam_beta1: t.adam_beta1.unwrap_or(default.adam_beta1),
         adam_beta2: t.adam_beta2.unwrap_or(default.adam_beta2),
         adam_epsilon: t.adam_epsilon.unwrap_or(default.adam_epsilon),
@@ -184,6 +185,7 @@ fn training_message(t: &TrainingSpec) -> v1::TrainingSpec {
         learning_rate: Some(t.learning_rate),
         lr_scheduler_type: word_text(&t.lr_scheduler_type),
         warmup_steps: Some(t.warmup_steps),
+        optim: word_text(&t.optim),
         adam_beta1: Some(t.adam_beta1),
         adam_beta2: Some(t.adam_beta2),
         adam_epsilon: Some(t.adam_epsilon),
@@ -231,7 +233,7 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
-    use lora_spec::{ActivationCheckpointing, BaseDtype, LongRows, QuantizationType, Scheduler};
+    use lora_spec::{ActivationCheckpointing, BaseDtype, LongRows, Optim, QuantizationType, Scheduler};
     use prost::Message;
     use prost_types::FileDescriptorSet;
 
@@ -270,6 +272,7 @@ mod tests {
                 learning_rate: 0.1,
                 lr_scheduler_type: Scheduler::ConstantWithWarmup,
                 warmup_steps: 5.0,
+                optim: Optim::Adamw8bit,
                 adam_beta1: 0.8,
                 adam_beta2: 0.99,
                 adam_epsilon: 1e-6,

@@ -233,6 +233,8 @@ pub struct TrainingSpec {
     pub lr_scheduler_type: Scheduler,
     /// Steps of linear warm-up; a value below 1 is a fraction of all steps.
     pub warmup_steps: f64,
+    /// The optimizer.
+    pub optim: Optim,
     /// AdamW's first decay rate.
     pub adam_beta1: f64,
     /// AdamW's second decay rate.
@@ -273,6 +275,7 @@ impl Default for TrainingSpec {
             learning_rate: 2e-4,
             lr_scheduler_type: Scheduler::Cosine,
             warmup_steps: 0.03,
+            optim: Optim::Adamw,
             adam_beta1: 0.9,
             adam_beta2: 0.999,
             adam_epsilon: 1e-8,
@@ -325,6 +328,18 @@ pub enum Scheduler {
     Constant,
     /// Warm-up, then the peak.
     ConstantWithWarmup,
+}
+
+/// The optimizer: AdamW, with its moments in f32 or in 8 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Optim {
+    /// `torch.optim.AdamW`.
+    #[default]
+    #[serde(rename = "adamw")]
+    Adamw,
+    /// bitsandbytes' `AdamW8bit`: 2 bytes a parameter for the moments instead of 8 (arXiv 2110.02861).
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
 }
 
 /// What the backward pass recomputes instead of keeping it.

@@ -20,12 +20,13 @@ pub use device::{Device, DeviceError};
 pub use flops::row_flops;
 pub use job::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, DataSpec, JobSpec, LongRows, ModelSpec,
-    Quantization, QuantizationType, Scheduler, TargetModules, TrainingSpec, WorkersSpec,
+    Optim, Quantization, QuantizationType, Scheduler, TargetModules, TrainingSpec, WorkersSpec,
 };
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
 pub use memory::{
-    CPU_LOGITS, CPU_PANEL, GPU_LOGITS, GPU_PANEL, GPU_WORKSPACE, Held, Memory, MicroBatchShape, chunk_rows,
+    CPU_LOGITS, CPU_PANEL, EIGHT_BIT_BLOCK, EIGHT_BIT_ELEMENTS, GPU_LOGITS, GPU_PANEL, GPU_WORKSPACE, Held,
+    Memory, MicroBatchShape, Training, chunk_rows,
 };
 pub use model_config::{Activation, Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
 pub use philox::Philox;

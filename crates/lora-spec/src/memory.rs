@@ -4,8 +4,8 @@
 use serde::Serialize;
 
 use crate::{
-    ActivationCheckpointing, BaseDtype, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization,
-    StoredWeight,
+    ActivationCheckpointing, BaseDtype, BaseFormat, Checkpoint, LinearModule, ModelConfig, Optim,
+    Quantization, StoredWeight,
 };
 
 /// f32 logits that the loss makes at a time on the CPU (48 MiB), at least a row.
@@ -22,6 +22,12 @@ pub const GPU_PANEL: usize = 1 << 24;
 
 /// Bytes of cuBLAS's workspace: what NVIDIA recommends for Hopper; equal everywhere, so that the choice of algorithms is.
 pub const GPU_WORKSPACE: usize = 32 << 20;
+
+/// Elements of a moment in 8 bits that share a maximum.
+pub const EIGHT_BIT_BLOCK: usize = 256;
+
+/// Elements that a tensor must have for moments in 8 bits; those of a smaller one are f32.
+pub const EIGHT_BIT_ELEMENTS: usize = 4096;
 
 /// The program itself, its threads, the matrix product's packed tiles and what the allocator keeps, as measured.
 const CPU_PROCESS: u64 = 36 << 20;
@@ -54,6 +60,38 @@ pub struct MicroBatchShape {
     pub positions: usize,
     /// Micro-batches of a step that this worker computes.
     pub count: usize,
+}
+
+/// What a worker trains, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Training<'a> {
+    /// Modules with an adapter.
+    pub modules: &'a [LinearModule],
+    /// Its rank.
+    pub r: usize,
+    /// What is computed at a time.
+    pub shape: MicroBatchShape,
+    /// What is computed again.
+    pub checkpointing: ActivationCheckpointing,
+    /// The optimizer.
+    pub optim: Optim,
+}
+
+impl Training<'_> {
+    /// Elements of each trained matrix.
+    fn matrices(&self) -> impl Iterator<Item = u64> {
+        self.modules.iter().flat_map(|m| [m.in_features, m.out_features].map(|side| (self.r * side) as u64))
+    }
+
+    fn moment_bytes(&self) -> u64 {
+        let of = |elements: u64| match self.optim {
+            Optim::Adamw8bit if elements >= EIGHT_BIT_ELEMENTS as u64 => {
+                2 * (elements + 4 * elements.div_ceil(EIGHT_BIT_BLOCK as u64))
+            }
+            Optim::Adamw | Optim::Adamw8bit => 8 * elements,
+        };
+        self.matrices().map(of).sum()
+    }
 }
 
 /// The model as a worker holds it.
@@ -151,43 +189,30 @@ impl Held<'_> {
         }
     }
 
-    /// Peak of a worker that trains an adapter of rank `r` on `modules`.
-    pub fn memory(
-        &self,
-        modules: &[LinearModule],
-        r: usize,
-        shape: MicroBatchShape,
-        checkpointing: ActivationCheckpointing,
-    ) -> Memory {
-        let parameters: u64 =
-            modules.iter().map(|module| (r * (module.in_features + module.out_features)) as u64).sum();
+    /// Peak of a worker that trains.
+    pub fn memory(&self, training: &Training) -> Memory {
+        let parameters: u64 = training.matrices().sum();
         let base = self.base_bytes();
         let half = self.gpu && self.width("model.embed_tokens.weight") == 2;
         let adapter = parameters * if half { 6 } else { 4 };
-        let levels = u64::from(shape.count.max(1).ilog2()) + 1;
+        let levels = u64::from(training.shape.count.max(1).ilog2()) + 1;
         let gradients = 4 * parameters * (1 + levels);
         let width = if half { 2 } else { 4 };
-        let activations = self.activation_bytes(modules, r, shape, checkpointing, width);
+        let activations = self.activation_bytes(training, width);
         let workspace = match self.gpu {
             true => GPU_WORKSPACE as u64 + width * self.largest_quantized().min(GPU_PANEL as u64),
             false => CPU_PROCESS + 4 * CPU_PANEL as u64,
         };
-        let moments = 8 * parameters;
-        let training = base + adapter + moments + gradients + activations + workspace;
+        let moments = training.moment_bytes();
+        let peak = base + adapter + moments + gradients + activations + workspace;
         let reading = base + self.reading_bytes() + workspace;
-        Memory { base, adapter, moments, gradients, activations, workspace, peak: training.max(reading) }
+        Memory { base, adapter, moments, gradients, activations, workspace, peak: peak.max(reading) }
     }
 
     /// `width`: bytes of an activation.
-    fn activation_bytes(
-        &self,
-        modules: &[LinearModule],
-        r: usize,
-        shape: MicroBatchShape,
-        checkpointing: ActivationCheckpointing,
-        width: u64,
-    ) -> u64 {
+    fn activation_bytes(&self, training: &Training, width: u64) -> u64 {
         let model = self.model;
+        let Training { modules, r, shape, checkpointing, .. } = *training;
         let tokens = (shape.rows * shape.positions) as u64;
         let (hidden, mlp) = (model.hidden_size as u64, model.intermediate_size as u64);
         let (heads, head_dim) = (model.num_attention_heads as u64, model.head_dim as u64);

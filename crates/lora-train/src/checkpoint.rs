@@ -1,10 +1,12 @@
 //! The checkpoint of a run.
 //!
-//! A safetensors file: `params`, `exp_avg`, `exp_avg_sq` (AdamW's moments) and, where the best adapter is wanted at the
-//! end, `best`: flat f32 in the adapter's layout. Everything else is JSON in its metadata under `progress`.
+//! A safetensors file: `params` and, where the best adapter is wanted at the end, `best`: flat f32 in the adapter's layout; and
+//! AdamW's moments, `exp_avg` and `exp_avg_sq` or what those are in 8 bits. Everything else is JSON in its metadata under
+//! `progress`.
 
 use std::collections::HashMap;
 
+use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -42,15 +44,18 @@ pub(crate) fn write(
     best: Option<&[f32]>,
 ) -> Result<Vec<u8>, TrainError> {
     let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-    let mut tensors = vec![
-        ("params", bytes(&engine.adapter().params().to_vec1()?)),
-        ("exp_avg", bytes(&engine.m.to_vec1()?)),
-        ("exp_avg_sq", bytes(&engine.v.to_vec1()?)),
-    ];
-    tensors.extend(best.map(|best| ("best", bytes(best))));
+    let mut tensors = vec![("params", Dtype::F32, bytes(&engine.adapter().params().to_vec1()?))];
+    for (name, tensor) in engine.moments.tensors() {
+        tensors.push(match tensor.dtype() {
+            DType::U8 => (name, Dtype::U8, tensor.to_vec1()?),
+            _ => (name, Dtype::F32, bytes(&tensor.to_vec1()?)),
+        });
+    }
+    tensors.extend(best.map(|best| ("best", Dtype::F32, bytes(best))));
     let mut views = Vec::new();
-    for (name, data) in &tensors {
-        let view = TensorView::new(Dtype::F32, vec![data.len() / 4], data);
+    for (name, dtype, data) in &tensors {
+        let len = if *dtype == Dtype::F32 { data.len() / 4 } else { data.len() };
+        let view = TensorView::new(*dtype, vec![len], data);
         views.push((*name, view.map_err(candle_core::Error::from)?));
     }
     let progress = Progress { updates: engine.updates, ..progress.clone() };
@@ -83,15 +88,24 @@ pub(crate) fn read(
     }
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| unreadable(&e))?;
     let len = engine.adapter().layout().len;
+    let floats =
+        |data: &[u8]| data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>();
     let flat = |name: &str| -> Result<Vec<f32>, TrainError> {
         let tensor = tensors.tensor(name).map_err(|e| unreadable(&e))?;
         if tensor.dtype() != Dtype::F32 || tensor.shape() != [len] {
             return Err(TrainError::Checkpoint(format!("{name} is not f32 [{len}]")));
         }
-        let value = |b: &[u8]| f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        Ok(tensor.data().chunks_exact(4).map(value).collect())
+        Ok(floats(tensor.data()))
+    };
+    let moment = |name: &str| -> candle_core::Result<Tensor> {
+        let tensor = tensors.tensor(name)?;
+        match tensor.dtype() {
+            Dtype::U8 => Tensor::from_slice(tensor.data(), tensor.shape(), &Device::Cpu),
+            Dtype::F32 => Tensor::from_vec(floats(tensor.data()), tensor.shape(), &Device::Cpu),
+            other => candle_core::bail!("{name} is {other:?}"),
+        }
     };
     let best = tensors.names().contains(&"best").then(|| flat("best")).transpose()?;
-    engine.set(flat("params")?, flat("exp_avg")?, flat("exp_avg_sq")?, progress.updates)?;
+    engine.set(flat("params")?, moment, progress.updates).map_err(|e| unreadable(&e))?;
     Ok((progress, best))
 }

@@ -7,15 +7,17 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::Tensor;
 use lora_collective::tree::{NodeId, TreeAccumulator, nodes_in};
 use lora_model::{Adapter, Backward, Base, Batch, Gradients, Loss, Pass, loss};
-use lora_ops::adamw::{self, AdamW, clip_factor};
+use lora_ops::adamw::{AdamW, clip_factor};
 use lora_ops::add_assign;
 use lora_ops::device::Mark;
 use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
+use lora_spec::Optim;
 
 use crate::TrainError;
+use crate::moments::Moments;
 use crate::peers::{Peers, Share};
 
 /// Sum of the weighted losses of a micro-batch, and of the weights.
@@ -28,9 +30,7 @@ const AHEAD: usize = 2;
 pub struct Engine {
     base: Arc<Base>,
     adapter: Adapter,
-    /// AdamW's moments, in the adapter's layout.
-    pub(crate) m: Tensor,
-    pub(crate) v: Tensor,
+    pub(crate) moments: Moments,
     /// AdamW's `t`: optimizer steps so far.
     pub(crate) updates: u64,
     accumulator: TreeAccumulator<Gradients>,
@@ -44,17 +44,15 @@ pub struct Engine {
 
 impl Engine {
     /// An engine before its first step, where the base is.
-    pub fn new(base: Arc<Base>, adapter: Adapter) -> Result<Self, TrainError> {
+    pub fn new(base: Arc<Base>, adapter: Adapter, optim: Optim) -> Result<Self, TrainError> {
         let adapter = adapter.on(&base)?;
-        let zeros = || Tensor::zeros(adapter.layout().len, DType::F32, base.device());
         Ok(Self {
             reduced: Gradients::zeros(adapter.layout(), base.device())?,
             accumulator: TreeAccumulator::new(),
             range: 0..0,
             losses: Vec::new(),
             ahead: VecDeque::new(),
-            m: zeros()?,
-            v: zeros()?,
+            moments: Moments::zeros(optim, adapter.layout(), base.device())?,
             updates: 0,
             base,
             adapter,
@@ -71,19 +69,17 @@ impl Engine {
         &self.adapter
     }
 
-    /// Replaces parameters and moments, all in the adapter's layout.
+    /// Replaces parameters, in the adapter's layout, and moments, of which `find` gives each tensor by its name.
     pub(crate) fn set(
         &mut self,
         params: Vec<f32>,
-        m: Vec<f32>,
-        v: Vec<f32>,
+        find: impl FnMut(&str) -> lora_ops::Result<Tensor>,
         updates: u64,
     ) -> Result<(), TrainError> {
         let layout = self.adapter.layout().clone();
-        let there = |values: Vec<f32>| Tensor::from_vec(values, layout.len, self.base.device());
-        let (m, v) = (there(m)?, there(v)?);
-        let adapter = Adapter::from_params(layout.clone(), params, self.adapter.scaling())?.on(&self.base)?;
-        (self.adapter, self.m, self.v, self.updates) = (adapter, m, v, updates);
+        let moments = self.moments.read(&layout, self.base.device(), find)?;
+        let adapter = Adapter::from_params(layout, params, self.adapter.scaling())?.on(&self.base)?;
+        (self.adapter, self.moments, self.updates) = (adapter, moments, updates);
         Ok(())
     }
 
@@ -231,8 +227,8 @@ impl Engine {
     /// AdamW on the reduced gradient, clipped from `grad_norm` to `max_grad_norm` (0: not clipped).
     pub fn optim_step(&mut self, adamw: AdamW, grad_norm: f64, max_grad_norm: f64) -> Result<(), TrainError> {
         let factor = clip_factor(grad_norm, max_grad_norm);
-        let state = adamw::State { params: self.adapter.params(), m: &self.m, v: &self.v };
-        adamw.step(self.updates + 1, state, self.reduced.flat(), factor)?;
+        let (params, gradient) = (self.adapter.params(), self.reduced.flat());
+        self.moments.step(adamw, self.updates + 1, params, gradient, factor)?;
         self.updates += 1;
         Ok(self.adapter.refresh()?)
     }
@@ -245,7 +241,9 @@ impl Engine {
 
     /// Hash of parameters and moments (128 bits), in hex.
     pub fn state_hash(&self) -> Result<String, TrainError> {
-        let [low, high] = fingerprint(&[self.adapter.params(), &self.m, &self.v])?;
+        let moments = self.moments.tensors().into_iter().map(|(_, tensor)| tensor);
+        let parts: Vec<&Tensor> = std::iter::once(self.adapter.params()).chain(moments).collect();
+        let [low, high] = fingerprint(&parts)?;
         Ok(format!("{high:016x}{low:016x}"))
     }
 }

@@ -14,6 +14,7 @@ mod error;
 mod exchange;
 mod export;
 mod inputs;
+mod moments;
 mod peers;
 mod probe;
 mod receipt;

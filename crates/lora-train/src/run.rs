@@ -93,7 +93,7 @@ impl Run {
             total_parameters: base.config.parameters() + trainable,
             adapter_bytes: 4 * trainable,
         };
-        let engine = Engine::new(base, adapter)?;
+        let engine = Engine::new(base, adapter, job.training.optim)?;
         Ok(Self {
             state_hash: engine.state_hash()?,
             progress: Progress { identity, ..Progress::default() },

@@ -10,7 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use lora_collective::tree::partition;
 use lora_model::{Base, Batch, Pass, PeftAdapter};
 use lora_ops::adamw::AdamW;
-use lora_spec::{ActivationCheckpointing, BaseDtype, BaseFormat, Quantization, TrainingSpec};
+use lora_spec::{ActivationCheckpointing, BaseDtype, BaseFormat, Optim, Quantization, TrainingSpec};
 use lora_train::{Engine, Peers, Share, learning_rate};
 use serde_json::Value;
 
@@ -77,7 +77,7 @@ fn curve(name: &str, quantization: Quantization) {
     let format = BaseFormat { dtype: BaseDtype::Auto, quantization };
     let base = Arc::new(Base::load(&model, format, &Device::Cpu).unwrap());
     let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().over(&base.config).unwrap();
-    let mut engine = Engine::new(base, adapter).unwrap();
+    let mut engine = Engine::new(base, adapter, Optim::Adamw).unwrap();
     let batches: HashMap<String, Tensor> =
         candle_core::safetensors::load(dir.join("batches.safetensors"), &Device::Cpu).unwrap();
     let (steps, leaves, rows, seq) = batches["tokens"].dims4().unwrap();

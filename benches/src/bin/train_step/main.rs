@@ -17,8 +17,8 @@ use clap::{Parser, ValueEnum};
 use lora_model::{Adapter, Base, Batch, Pass};
 use lora_ops::adamw::AdamW;
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Device, Held, MicroBatchShape, Philox,
-    Quantization, row_flops,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Device, Held, MicroBatchShape, Optim,
+    Philox, Quantization, Training, row_flops,
 };
 use lora_train::{Engine, Peers, Share};
 use serde_json::json;
@@ -135,7 +135,13 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
     };
     let held = Held { model: &config, checkpoint: None, format, gpu: !device.is_cpu() };
     let modules = config.linear_modules();
-    let planned = held.memory(&modules, AdapterSpec::default().r, shape, trainer.checkpointing);
+    let planned = held.memory(&Training {
+        modules: &modules,
+        r: AdapterSpec::default().r,
+        shape,
+        checkpointing: trainer.checkpointing,
+        optim: Optim::default(),
+    });
 
     let mut seconds = Vec::with_capacity(args.steps.get());
     let mut cpu_before = process::cpu_seconds()?;
@@ -228,7 +234,7 @@ impl Trainer {
     fn new(base: Base, args: &Args) -> Result<Self> {
         let adapter = Adapter::new(&base.config, &AdapterSpec::default(), 0)?;
         Ok(Self {
-            engine: Engine::new(Arc::new(base), adapter)?,
+            engine: Engine::new(Arc::new(base), adapter, Optim::default())?,
             rows: (0..args.micro_batch.get().into()).collect(),
             seq: args.sequence.get() as usize,
             checkpointing: match args.activation_checkpointing {

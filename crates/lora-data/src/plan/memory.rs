@@ -2,7 +2,7 @@
 
 use lora_spec::{
     ActivationCheckpointing, Checkpoint, FieldError, Held, JobSpec, Memory, MicroBatchShape, ModelConfig,
-    QuantizationType, StoredWeight,
+    QuantizationType, StoredWeight, Training,
 };
 use serde::Serialize;
 
@@ -53,7 +53,13 @@ impl Shapes {
             count: micro_batches.div_ceil(job.workers.min),
         };
         let modules = job.adapter.target_modules.resolve(&self.model)?;
-        Ok(held.memory(&modules, job.adapter.r, shape, training.activation_checkpointing))
+        Ok(held.memory(&Training {
+            modules: &modules,
+            r: job.adapter.r,
+            shape,
+            checkpointing: training.activation_checkpointing,
+            optim: training.optim,
+        }))
     }
 
     /// Up to three changes of settings, the smallest ones first, with which a worker needs at most `limit` bytes.

@@ -2,7 +2,7 @@
 
 use lora_collective::Cancel;
 use lora_collective::device::Collective;
-use lora_spec::ActivationCheckpointing;
+use lora_spec::{ActivationCheckpointing, Optim};
 use lora_train::{Places, Receipt, Run, RunInputs, StepOutcome, TrainError, verify};
 
 use crate::common::{Fixture, finish, on_ranks, write_base, write_result, write_rows};
@@ -53,7 +53,33 @@ fn training_lowers_the_loss_and_every_matrix_moves() {
 /// Stops after 2 steps (first epoch) and after 6 (second epoch), goes on in a fresh process's stead.
 #[test]
 fn a_resumed_run_gives_the_same_files() {
-    let fixture = Fixture::new();
+    resumes(&Fixture::new());
+}
+
+/// Some matrices have moments in 8 bits, the small ones f32.
+#[test]
+fn moments_in_8_bits_resume_and_are_the_same_on_every_rank() {
+    let mut fixture = Fixture::new();
+    fixture.job.adapter.r = 128;
+    let mut full = fixture.run();
+    let other = finish(&mut full);
+    fixture.job.training.optim = Optim::Adamw8bit;
+    let mut run = fixture.run();
+    let expected = finish(&mut run);
+    assert_ne!(expected[WEIGHTS], other[WEIGHTS]);
+    let last = |run: &Run| run.history().last().unwrap().loss.unwrap();
+    assert!((last(&run) - last(&full)).abs() < 0.05 * last(&full), "{} {}", last(&run), last(&full));
+    assert!(run.checkpoint().unwrap().len() < full.checkpoint().unwrap().len() * 3 / 4);
+    let of_ranks = on_ranks(2, 1, |group| {
+        let mut run = fixture.run();
+        run.join(group, Collective::Auto).unwrap();
+        finish(&mut run)
+    });
+    assert!(of_ranks.iter().all(|files| *files == expected));
+    resumes(&fixture);
+}
+
+fn resumes(fixture: &Fixture) {
     let mut whole = fixture.run();
     let expected = finish(&mut whole);
     assert_eq!(whole.facts().steps_per_epoch, 4);
