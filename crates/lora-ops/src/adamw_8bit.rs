@@ -19,6 +19,8 @@ use crate::place::Place;
 
 mod codes;
 mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
 
 /// Names of a state's tensors: those of the f32 moments, and of the codes and maxima of the others.
 pub const NAMES: [&str; 6] =
@@ -32,6 +34,9 @@ pub struct State {
     ranges: Vec<Range<usize>>,
     m: Moments,
     v: Moments,
+    /// Of moments on a GPU.
+    #[cfg(feature = "cuda")]
+    tables: Option<cuda::Tables>,
 }
 
 #[derive(Debug)]
@@ -48,12 +53,12 @@ impl State {
     /// Moments of zero, of parameters whose tensors lie at `ranges`.
     ///
     /// # Errors
-    /// A range does not begin where the one before ends, the first at 0; the device is no CPU.
+    /// A range does not begin where the one before ends, the first at 0.
     pub fn new(ranges: &[Range<usize>], device: &Device) -> Result<Self> {
         let sizes = Sizes::of(ranges)?;
-        Self::from_parts(ranges, device, |i| {
+        Self::from_parts(ranges, |i| {
             let (dtype, n) = sizes.tensor(i);
-            Tensor::zeros(n, dtype, device)
+            zeros(n, dtype, device)
         })
     }
 
@@ -67,7 +72,7 @@ impl State {
         mut find: impl FnMut(&str) -> Result<Tensor>,
     ) -> Result<Self> {
         let sizes = Sizes::of(ranges)?;
-        Self::from_parts(ranges, device, |i| {
+        Self::from_parts(ranges, |i| {
             let (dtype, n) = sizes.tensor(i);
             let tensor = find(NAMES[i])?;
             if tensor.dtype() != dtype || tensor.dims() != [n] {
@@ -79,21 +84,30 @@ impl State {
                     dtype.as_str()
                 );
             }
-            // A step changes it in place.
-            tensor.to_device(device)?.copy()
+            match (n, device) {
+                (0, _) => zeros(0, dtype, device),
+                // A step changes it in place.
+                (_, Device::Cpu) => tensor.copy(),
+                _ => tensor.to_device(device),
+            }
         })
     }
 
-    fn from_parts(
-        ranges: &[Range<usize>],
-        device: &Device,
-        mut part: impl FnMut(usize) -> Result<Tensor>,
-    ) -> Result<Self> {
-        only_cpu(Place::on(device)?)?;
+    fn from_parts(ranges: &[Range<usize>], mut part: impl FnMut(usize) -> Result<Tensor>) -> Result<Self> {
         let mut moments = |i| {
             Ok::<_, candle_core::Error>(Moments { full: part(i)?, codes: part(i + 2)?, absmax: part(i + 4)? })
         };
-        Ok(Self { m: moments(0)?, v: moments(1)?, ranges: ranges.to_vec() })
+        let (m, v) = (moments(0)?, moments(1)?);
+        Ok(Self {
+            #[cfg(feature = "cuda")]
+            tables: match m.full.device() {
+                Device::Cpu => None,
+                device => Some(cuda::Tables::new(ranges, device)?),
+            },
+            m,
+            v,
+            ranges: ranges.to_vec(),
+        })
     }
 
     /// The tensors by their [`NAMES`], all of them vectors: what a checkpoint holds and a hash covers.
@@ -107,7 +121,7 @@ impl State {
 /// Bytes of the state of parameters whose tensors lie at `ranges`.
 ///
 /// # Errors
-/// As of [`State::new`], but for the device.
+/// As of [`State::new`].
 pub fn bytes(ranges: &[Range<usize>]) -> Result<usize> {
     let sizes = Sizes::of(ranges)?;
     Ok((0..NAMES.len()).map(|i| sizes.tensor(i)).map(|(dtype, n)| dtype.size_in_bytes() * n).sum())
@@ -133,9 +147,12 @@ impl AdamW {
                 gradient.shape()
             );
         }
-        let State { ranges, m, v } = state;
-        only_cpu(Place::of(&[params, gradient, &m.full])?)?;
-        cpu::step(&self.numbers(t, factor), params, state, gradient)?;
+        let State { ranges, m, v, .. } = state;
+        match Place::of(&[params, gradient, &m.full])? {
+            Place::Cpu => cpu::step(&self.numbers(t, factor), params, state, gradient)?,
+            #[cfg(feature = "cuda")]
+            Place::Cuda(gpu) => cuda::step(&gpu, &self.numbers(t, factor), params, state, gradient)?,
+        }
         let mut done = 0;
         for range in ranges.iter().filter(|range| !is_8bit(range)) {
             let of = |flat: &Tensor| flat.narrow(0, range.start, range.len());
@@ -152,12 +169,9 @@ fn is_8bit(range: &Range<usize>) -> bool {
     range.len() >= EIGHT_BIT_ELEMENTS
 }
 
-fn only_cpu(place: Place) -> Result<()> {
-    match place {
-        Place::Cpu => Ok(()),
-        #[cfg(feature = "cuda")]
-        Place::Cuda(_) => candle_core::bail!("AdamW's moments in 8 bits are only on the CPU"),
-    }
+/// An allocation of nothing is an error of CUDA's.
+fn zeros(n: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+    Tensor::zeros(n.max(1), dtype, device)?.narrow(0, 0, n)
 }
 
 /// Elements of the state's tensors.

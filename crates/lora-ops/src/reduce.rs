@@ -37,8 +37,7 @@ pub fn scale(x: &Tensor, factor: f32) -> Result<()> {
     }
 }
 
-/// A hash of the bits of vectors, taken as one; the same number on every device. They are f32 or, on the CPU, u8. Waits for the
-/// GPU.
+/// A hash of the bits of vectors, f32 or u8, taken as one; the same number on every device. Waits for the GPU.
 ///
 /// Each element's bits (32, of a byte the lowest) and index are mixed by the finalizer of splitmix64 under two keys, and the
 /// results summed, with the number of elements, modulo 2^64: sums of whole numbers do not depend on their order.

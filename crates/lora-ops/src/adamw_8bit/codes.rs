@@ -59,6 +59,16 @@ impl Map {
         Self { values, bounds, first }
     }
 
+    #[cfg(feature = "cuda")]
+    pub(super) fn values(&self) -> [f32; 256] {
+        self.values
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn bounds(&self) -> [f32; 256] {
+        self.bounds
+    }
+
     #[inline(always)]
     pub(super) fn value(&self, code: u8) -> f32 {
         self.values[usize::from(code)]

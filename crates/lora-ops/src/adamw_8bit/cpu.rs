@@ -9,7 +9,7 @@ use crate::simd::vectorize;
 
 /// Steps the tensors whose moments are in 8 bits.
 pub(super) fn step(numbers: &Numbers, params: &Tensor, state: &State, gradient: &Tensor) -> Result<()> {
-    let State { ranges, m, v } = state;
+    let State { ranges, m, v, .. } = state;
     read_f32(gradient, |gradient| {
         update_f32(params, |params| {
             update(m, |m| {

@@ -40,8 +40,12 @@ pub(super) fn hashes(gpu: &Gpu, parts: &[&Tensor]) -> Result<[u64; 2]> {
     let mut first = 0;
     for part in parts {
         let n = part.elem_count() as u64;
+        let (dtype, kernel) = match part.dtype() {
+            DType::U8 => (DType::U8, "reduce_fingerprint_u8"),
+            _ => (DType::F32, "reduce_fingerprint_f32"),
+        };
         let args = [
-            gpu.arg(part, DType::F32)?,
+            gpu.arg(part, dtype)?,
             n.into(),
             first.into(),
             KEYS[0].into(),
@@ -49,7 +53,7 @@ pub(super) fn hashes(gpu: &Gpu, parts: &[&Tensor]) -> Result<[u64; 2]> {
             gpu.arg(&sums, DType::U32)?,
         ];
         let blocks = part.elem_count().div_ceil(CHUNK).min(HASH_BLOCKS);
-        gpu.launch("reduce_fingerprint_f32", (blocks, 1, 1), THREADS, 0, &args)?;
+        gpu.launch(kernel, (blocks, 1, 1), THREADS, 0, &args)?;
         first += n;
     }
     let halves = sums.to_vec1::<u32>()?;

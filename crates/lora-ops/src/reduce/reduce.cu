@@ -36,8 +36,9 @@ __device__ __forceinline__ unsigned long long warp_sum(unsigned long long value)
 }
 
 // Adds the hashes of the elements' bits to two sums; element 0 is number `first`. Whole numbers: the order of the sum does not matter.
-KERNEL(256, reduce_fingerprint_f32, const unsigned* x, size_t n, unsigned long long first, unsigned long long key0,
-       unsigned long long key1, unsigned long long* sums) {
+template <typename T>
+__device__ __forceinline__ void fingerprint(const T* x, size_t n, unsigned long long first, unsigned long long key0,
+                                            unsigned long long key1, unsigned long long* sums) {
     const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
     unsigned long long sum0 = 0, sum1 = 0;
 #pragma unroll 4
@@ -52,6 +53,16 @@ KERNEL(256, reduce_fingerprint_f32, const unsigned* x, size_t n, unsigned long l
         atomicAdd(&sums[0], sum0);
         atomicAdd(&sums[1], sum1);
     }
+}
+
+KERNEL(256, reduce_fingerprint_f32, const unsigned* x, size_t n, unsigned long long first, unsigned long long key0,
+       unsigned long long key1, unsigned long long* sums) {
+    fingerprint(x, n, first, key0, key1, sums);
+}
+
+KERNEL(256, reduce_fingerprint_u8, const unsigned char* x, size_t n, unsigned long long first, unsigned long long key0,
+       unsigned long long key1, unsigned long long* sums) {
+    fingerprint(x, n, first, key0, key1, sums);
 }
 
 struct Pairs {

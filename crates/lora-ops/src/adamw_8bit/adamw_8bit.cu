@@ -1,0 +1,56 @@
+// AdamW with moments in 8 bits: a block of threads a block of moments. No product is fused with a sum: the same roundings, and so
+// the same bits, as on a CPU.
+#include "kernel.cuh"
+
+struct Numbers {
+    float factor, beta1, rest1, beta2, rest2, correction2, eps, decay, step_size;
+};
+
+// `values` of the codes, and the largest number whose nearest code is not above each.
+struct Map {
+    const float* values;
+    const float* bounds;
+
+    // The code of the number nearest to x.
+    __device__ __forceinline__ unsigned char code(float x) const {
+        unsigned first = 0;
+        for (unsigned step = 128; step > 0; step /= 2) {
+            if (bounds[first + step - 1] < x) first += step;
+        }
+        return static_cast<unsigned char>(first);
+    }
+};
+
+// The block's maximum and this thread's code; every thread of the block takes part.
+__device__ __forceinline__ void quantize(Map map, float x, bool here, unsigned char* code, float* absmax) {
+    const float largest = block_max(here ? fabsf(x) : 0.0f);
+    if (threadIdx.x == 0) *absmax = largest;
+    if (here) *code = largest == 0.0f ? 0 : map.code(__fdiv_rn(x, largest));
+}
+
+// blocks: first parameter, first code and number of elements of each; maps: values and bounds of the first moment's map, then of the
+// second's, 256 each.
+KERNEL(256, adamw_8bit_step_f32, float* params, const float* gradient, unsigned char* m_codes, float* m_absmax,
+       unsigned char* v_codes, float* v_absmax, const unsigned* blocks, const float* maps, float factor, float beta1, float rest1,
+       float beta2, float rest2, float correction2, float eps, float decay, float step_size) {
+    const Numbers with = {factor, beta1, rest1, beta2, rest2, correction2, eps, decay, step_size};
+    const Map first_map = {maps, maps + 256}, second_map = {maps + 512, maps + 768};
+    const unsigned block = blockIdx.x;
+    const unsigned* of_block = blocks + 3 * static_cast<size_t>(block);
+    const bool here = threadIdx.x < of_block[2];
+    const size_t param = static_cast<size_t>(of_block[0]) + threadIdx.x, code = static_cast<size_t>(of_block[1]) + threadIdx.x;
+    float m = 0.0f, v = 0.0f;
+    if (here) {
+        const float g = __fmul_rn(gradient[param], with.factor);
+        m = __fmul_rn(first_map.values[m_codes[code]], m_absmax[block]);
+        v = __fmul_rn(second_map.values[v_codes[code]], v_absmax[block]);
+        m = __fadd_rn(__fmul_rn(m, with.beta1), __fmul_rn(with.rest1, g));
+        v = __fadd_rn(__fmul_rn(v, with.beta2), __fmul_rn(__fmul_rn(with.rest2, g), g));
+        const float denominator = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), with.correction2), with.eps);
+        const float step = __fmul_rn(with.step_size, __fdiv_rn(m, denominator));
+        params[param] = __fsub_rn(__fmul_rn(params[param], with.decay), step);
+    }
+    // All have read the maxima before they change: the reductions wait for every thread.
+    quantize(first_map, m, here, m_codes + code, m_absmax + block);
+    quantize(second_map, v, here, v_codes + code, v_absmax + block);
+}
