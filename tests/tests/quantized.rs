@@ -1,7 +1,5 @@
 //! Jobs over a base that is quantized while it is read, and what `plan` says of their memory.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
-
 use lora_e2e::{Finished, Fixture, json, loractl};
 use serde_json::{Value, json};
 

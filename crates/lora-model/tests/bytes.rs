@@ -1,7 +1,5 @@
 //! What `plan` says that a base takes is what it takes.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use std::path::Path;
 
 use candle_core::Device;

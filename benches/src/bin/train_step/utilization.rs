@@ -54,12 +54,12 @@ mod tests {
     #[test]
     fn windows_see_fewer_keys() {
         let mut config = shape("llama-3.2-1b").unwrap();
-        let all = attention_flops(&config, 5);
-        assert_eq!(all, 12 * 2048 * 15 * 16);
+        let all = row_flops(&config, 0, 5);
+        assert_eq!(all, 5 * 4 * 1_235_746_816 + 12 * 2048 * 15 * 16);
         config.windows[3] = Some(2);
-        assert_eq!(attention_flops(&config, 5), all - 12 * 2048 * (15 - 9));
+        assert_eq!(row_flops(&config, 0, 5), all - 12 * 2048 * (15 - 9));
         config.windows[3] = Some(5);
-        assert_eq!(attention_flops(&config, 5), all);
+        assert_eq!(row_flops(&config, 0, 5), all);
     }
 
     #[test]

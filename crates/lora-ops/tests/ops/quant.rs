@@ -223,7 +223,9 @@ fn what_cannot_be_held_is_refused() {
         (nf4, int8)
     };
     let (nf4, int8) = refused(&[0.0, 1.0, 2.0, 3.0, f32::NAN, 5.0]);
-    assert!(nf4.contains("element (1, 1) is NaN") && int8 == nf4, "{nf4}; {int8}");
+    for error in [nf4, int8] {
+        assert!(error.contains("element (1, 1) is NaN"), "{error}");
+    }
     assert!(refused(&[f32::INFINITY, 1.0, 2.0, 3.0, 4.0, 5.0]).0.contains("element (0, 0) is inf"));
     let large = Int8::quantize(&[1e6; 6], (2, 3)).unwrap_err().to_string();
     assert!(large.contains("too large for f16"), "{large}");
@@ -233,7 +235,7 @@ fn what_cannot_be_held_is_refused() {
             FourBit::new((2, 33), Codebook::Nf4, block, bytes(vec![0; elements]), Scales::Plain(scales));
         result.map(|_| String::new()).unwrap_or_else(|e| e.to_string())
     };
-    assert_eq!(new(33, 64, vector(2, 1)), "");
+    assert!(new(33, 64, vector(2, 1)).is_empty());
     assert!(new(33, 48, vector(2, 1)).contains("a block of 48 elements"));
     assert!(new(32, 64, vector(2, 1)).contains("the codes of U8 [32] should be U8 [33]"));
     assert!(new(33, 64, vector(3, 1)).contains("absmax of F32 [3] should be F32 [2]"));
