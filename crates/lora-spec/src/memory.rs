@@ -47,7 +47,7 @@ pub struct Memory {
     pub activations: u64,
     /// Buffers of products, and the program.
     pub workspace: u64,
-    /// All of these; or, where it is more, base and largest tensor while the base is read.
+    /// All of these; or, on a CPU where it is more, base and largest tensor while the base is read.
     pub peak: u64,
 }
 
@@ -205,7 +205,8 @@ impl Held<'_> {
         };
         let moments = training.moment_bytes();
         let peak = base + adapter + moments + gradients + activations + workspace;
-        let reading = base + self.reading_bytes() + workspace;
+        // What is read for a GPU is on its host.
+        let reading = if self.gpu { 0 } else { base + self.reading_bytes() + workspace };
         Memory { base, adapter, moments, gradients, activations, workspace, peak: peak.max(reading) }
     }
 

@@ -1,0 +1,82 @@
+//! The arithmetic of a plan, against sums by hand.
+
+use lora_spec::{
+    ActivationCheckpointing, BaseDtype, BaseFormat, Held, MicroBatchShape, ModelConfig, Optim, Quantization,
+    Training,
+};
+
+/// Llama-3.1-8B: 32 blocks of 218,103,808 elements in 224 modules, embedding and head of 128256 x 4096 each, 65 norms.
+const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}"#;
+
+/// Embedding, head and norms: bf16, and f32 for the norms.
+const OTHERS: u64 = 2 * 2 * 128_256 * 4096 + 4 * 65 * 4096;
+
+fn base_bytes(quantization: Quantization) -> Result<u64, String> {
+    let model = ModelConfig::parse(LLAMA)?;
+    let format = BaseFormat { dtype: BaseDtype::Bf16, quantization };
+    Ok(Held { model: &model, checkpoint: None, format, gpu: true }.base_bytes())
+}
+
+#[test]
+fn a_base_takes_its_codes_and_scales() -> Result<(), String> {
+    let weights = 32 * 218_103_808;
+    // The sixteen values of each module's codes.
+    let values = 224 * 64;
+    assert_eq!(base_bytes(Quantization::None)?, OTHERS + 2 * weights);
+    assert_eq!(
+        base_bytes(Quantization::Nf4 { double_quant: false })?,
+        OTHERS + weights / 2 + values + 4 * weights / 64
+    );
+    assert_eq!(
+        base_bytes(Quantization::Nf4 { double_quant: true })?,
+        OTHERS + weights / 2 + values + weights / 64 + 4 * weights / 64 / 256 + 224 * 1024
+    );
+    // Rows: q, o and down 4096 each, k and v 1024, gate and up 14336.
+    let rows = 32 * (3 * 4096 + 2 * 1024 + 2 * 14_336);
+    assert_eq!(base_bytes(Quantization::Int8)?, OTHERS + weights + 4 * rows);
+    Ok(())
+}
+
+/// QLoRA of rank 16 on all modules (41,943,040 parameters), a row of 2048 tokens at a time, blocks computed again, on a GPU.
+#[test]
+fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
+    let model = ModelConfig::parse(LLAMA)?;
+    let format =
+        BaseFormat { dtype: BaseDtype::Bf16, quantization: Quantization::Nf4 { double_quant: true } };
+    let modules = model.linear_modules();
+    let training = Training {
+        modules: &modules,
+        r: 16,
+        shape: MicroBatchShape { rows: 1, positions: 2048, count: 2 },
+        checkpointing: ActivationCheckpointing::Block,
+        optim: Optim::Adamw,
+    };
+    let held = Held { model: &model, checkpoint: None, format, gpu: true };
+    let memory = held.memory(&training);
+    let parameters = 41_943_040;
+    // f32 and bf16; two moments; the sum and two levels of the tree over two micro-batches.
+    assert_eq!(
+        (memory.adapter, memory.moments, memory.gradients),
+        (6 * parameters, 8 * parameters, 12 * parameters)
+    );
+    // The blocks' inputs; then the loss: three rows of hidden states, 512 rows of logits in f32 with their gradient in bf16,
+    // and the hidden states of those rows.
+    let inputs = 32 * 2 * 2048 * 4096;
+    let loss = 3 * 2 * 2048 * 4096 + 512 * 128_256 * (4 + 2) + 4 * 512 * 4096;
+    assert_eq!(memory.activations, inputs + loss);
+    // cuBLAS's, and 16 M dequantized elements.
+    assert_eq!(memory.workspace, (32 << 20) + 2 * (16 << 20));
+    let sum = memory.base + memory.adapter + memory.moments + memory.gradients;
+    assert_eq!(memory.peak, sum + memory.activations + memory.workspace);
+    assert!(memory.peak < 8_000_000_000, "{memory:?}");
+
+    // In 8 bits each 256 elements have a scale of 4 bytes.
+    let eight_bit = held.memory(&Training { optim: Optim::Adamw8bit, ..training });
+    assert_eq!(eight_bit.moments, 2 * (parameters + 4 * parameters / 256));
+    // Kept beside the inputs: attention's output, and a sum a head.
+    let attention =
+        held.memory(&Training { checkpointing: ActivationCheckpointing::BlockSaveAttention, ..training });
+    assert_eq!(attention.activations - memory.activations, 32 * (2 * 2048 * 4096 + 4 * 2048 * 32));
+    Ok(())
+}
