@@ -89,3 +89,52 @@ fn a_plan_says_what_a_worker_needs_and_which_settings_need_less() {
     let nf4 = parts(&plan(&["-o", "json"]).expect_code(0));
     assert!(nf4["base"].as_u64() < memory["base"].as_u64(), "{nf4} {memory}");
 }
+
+#[test]
+fn a_merged_model_says_how_far_it_is_from_the_trained_one() {
+    let fixture = Fixture::default();
+    quantize(&fixture, "  quantization: nf4\n");
+    fixture.finish("out", &[]);
+    let merge = |out: &str, arguments: &[&str]| {
+        let mut command = loractl();
+        command
+            .arg("merge")
+            .arg("--base")
+            .arg(fixture.path("base"))
+            .arg("--adapter")
+            .arg(fixture.path("out"));
+        Finished::of(command.arg("--out").arg(fixture.path(out)).args(["-o", "json"]).args(arguments))
+    };
+    let outcome =
+        |finished: Finished| serde_json::from_str::<Value>(&finished.expect_code(0).stdout).unwrap();
+    let merged = outcome(merge("merged", &["--dtype", "f32"]));
+    assert_eq!(merged["written"], json!("dequantized"));
+    let number = |onto: usize, key: &str| merged["differences"][onto][key].as_f64().unwrap();
+    // In f32 nothing is lost of the values that it was trained on; the original ones are others.
+    assert!(
+        number(1, "kl") < 1e-9 && number(1, "largest") < 1e-5 && number(1, "same_token") > 0.999,
+        "{merged}"
+    );
+    assert!(number(0, "kl") > 1e-5 && number(0, "same_token") < 1.0, "{merged}");
+    let card = std::fs::read_to_string(fixture.path("merged/README.md")).unwrap();
+    assert!(card.contains("| the dequantized weights |") && card.contains("KL divergence"), "{card}");
+
+    // It is a base of its own, which gives the text of the trained model.
+    let generate = |arguments: &[(&str, &str)]| {
+        let mut command = loractl();
+        command.arg("generate").args(["--chat", "--prompt", "May 1, 2020", "--max-new-tokens", "8"]);
+        for (flag, dir) in arguments {
+            command.arg(flag).arg(fixture.path(dir));
+        }
+        Finished::of(&mut command).expect_code(0).stdout
+    };
+    assert_eq!(generate(&[("--base", "merged")]), generate(&[("--base", "base"), ("--adapter", "out")]));
+    assert_eq!(json(&fixture.path("merged/config.json"))["dtype"], json!("float32"));
+
+    let original = outcome(merge("original", &["--onto", "original"]));
+    assert_eq!(original["written"], json!("original"));
+    let again = merge("merged", &[]).expect_code(1);
+    assert!(again.error().unwrap().contains("is there already"), "{}", again.stderr);
+    let elsewhere = merge("other", &["--data", "missing.jsonl"]).expect_code(1);
+    assert!(elsewhere.error().unwrap().contains("missing.jsonl") && !fixture.path("other").exists());
+}

@@ -186,6 +186,12 @@ impl Adapter {
     pub(crate) fn block(&self, layer: usize) -> &[Option<LoraPair>] {
         &self.pairs[layer]
     }
+
+    /// The adapter of a module by its full name.
+    pub(crate) fn pair(&self, module: &str) -> Option<&LoraPair> {
+        let slot = self.layout.slots.iter().find(|slot| slot.module.name == module)?;
+        self.pairs[slot.module.layer][slot.projection].as_ref()
+    }
 }
 
 /// Gradients of an adapter's parameters in its layout.

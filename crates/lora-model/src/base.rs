@@ -111,7 +111,7 @@ impl Base {
     }
 
     /// Of a checkpoint's tensors: its dense matrices, its vectors, and its linear modules' weights.
-    fn build(
+    pub(crate) fn build(
         config: ModelConfig,
         dir: PathBuf,
         sha256: String,
@@ -153,6 +153,34 @@ impl Base {
     /// Logits `[tokens, vocab]` of normalized hidden states `[tokens, hidden]`, f32.
     pub(crate) fn logits(&self, normed: &Tensor) -> Result<Tensor, ModelError> {
         Ok(FrozenLinear::new(self.head.clone(), None)?.forward_f32(normed)?)
+    }
+
+    /// The tensors of a dense base, by the names of a checkpoint.
+    pub(crate) fn tensors(&self) -> Result<Vec<(String, Tensor)>, ModelError> {
+        let mut tensors = vec![
+            ("model.embed_tokens.weight".to_owned(), self.embedding.clone()),
+            ("model.norm.weight".to_owned(), self.norm.clone()),
+        ];
+        if !self.config.tie_word_embeddings {
+            tensors.push(("lm_head.weight".to_owned(), self.head.clone()));
+        }
+        let modules = self.config.linear_modules();
+        for (layer, (block, modules)) in
+            self.blocks.iter().zip(modules.chunks(Block::PROJECTIONS)).enumerate()
+        {
+            let (projections, norms) = block.parts();
+            for (name, norm) in norms {
+                tensors.push((format!("model.layers.{layer}.{name}.weight"), norm.clone()));
+            }
+            for (module, projection) in modules.iter().zip(projections) {
+                let Weight::Dense(weight) = projection.weight() else {
+                    return Err(candle_core::Error::Msg(format!("{} is quantized", module.name)).into());
+                };
+                tensors.push((format!("{}.weight", module.name), weight.clone()));
+                tensors.extend(projection.bias().map(|bias| (format!("{}.bias", module.name), bias.clone())));
+            }
+        }
+        Ok(tensors)
     }
 
     /// Bytes that its weights take.

@@ -111,6 +111,13 @@ impl Block {
         Ok(Self { projections, input_norm, post_attention_norm })
     }
 
+    /// The projections in the order of `ModelConfig::linear_modules`, and the norms by their names.
+    pub(crate) fn parts(&self) -> (&[FrozenLinear], [(&'static str, &Tensor); 2]) {
+        let norms =
+            [("input_layernorm", &self.input_norm), ("post_attention_layernorm", &self.post_attention_norm)];
+        (&self.projections, norms)
+    }
+
     /// Bytes of its weights.
     pub(crate) fn bytes(&self) -> usize {
         let norms = self.input_norm.elem_count() + self.post_attention_norm.elem_count();

@@ -103,6 +103,16 @@ impl FrozenLinear {
         Ok(Self { weight, bias })
     }
 
+    /// The weight `[out_features, in_features]`.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// The bias `[out_features]`, f32.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     /// Bytes of weight and bias.
     pub fn bytes(&self) -> usize {
         self.weight.bytes() + self.bias.as_ref().map_or(0, |bias| 4 * bias.elem_count())

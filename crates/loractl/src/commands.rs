@@ -7,6 +7,7 @@ pub(crate) mod download;
 pub(crate) mod generate;
 pub(crate) mod list;
 pub(crate) mod logs;
+pub(crate) mod merge;
 pub(crate) mod pause;
 pub(crate) mod plan;
 pub(crate) mod probe;

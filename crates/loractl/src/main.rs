@@ -15,6 +15,7 @@ mod jobs;
 mod local;
 mod output;
 mod progress;
+mod receipt;
 mod submit;
 mod tally;
 mod watch;
@@ -28,9 +29,9 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::commands::{
-    cancel, completions, doctor as doctor_command, download as download_command, generate, list, logs, pause,
-    plan, probe, quickstart, resume, run, status, submit as submit_command, verify, watch as watch_command,
-    worker, workers,
+    cancel, completions, doctor as doctor_command, download as download_command, generate, list, logs, merge,
+    pause, plan, probe, quickstart, resume, run, status, submit as submit_command, verify,
+    watch as watch_command, worker, workers,
 };
 
 /// Fine-tune language models with LoRA.
@@ -69,6 +70,7 @@ enum Local {
     Run(run::Args),
     Plan(plan::Args),
     Generate(generate::Args),
+    Merge(merge::Args),
     Verify(verify::Args),
     Quickstart(quickstart::Args),
     Doctor(doctor_command::Args),
@@ -119,6 +121,7 @@ impl Local {
             Self::Run(args) => run::execute(args),
             Self::Plan(args) => plan::execute(args),
             Self::Generate(args) => generate::execute(args),
+            Self::Merge(args) => merge::execute(args),
             Self::Verify(args) => verify::execute(args),
             Self::Quickstart(args) => quickstart::execute(args),
             Self::Doctor(args) => doctor_command::execute(args),

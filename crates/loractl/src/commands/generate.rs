@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail};
 use lora_data::{Message, Tokenizer};
 use lora_model::{Base, Generator, PeftAdapter, Sampling};
 use lora_spec::BaseFormat;
-use lora_train::Receipt;
 
 use crate::output::line;
+use crate::receipt;
 
 /// Continue a prompt with a base model and, if given, an adapter
 ///
@@ -78,13 +78,8 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
 impl Args {
     /// How the adapter's base was held in training.
     fn format(&self) -> Result<BaseFormat> {
-        let Some(path) =
-            self.adapter.as_ref().map(|dir| dir.join("receipt.json")).filter(|path| path.exists())
-        else {
-            return Ok(BaseFormat::default());
-        };
-        let parse = || Ok::<Receipt, anyhow::Error>(serde_json::from_slice(&std::fs::read(&path)?)?);
-        Ok(parse().with_context(|| path.display().to_string())?.job.model.format())
+        let receipt = self.adapter.as_deref().map(receipt::read).transpose()?.flatten();
+        Ok(receipt.map_or_else(BaseFormat::default, |receipt| receipt.job.model.format()))
     }
 
     fn sampling(&self) -> Result<Sampling> {

@@ -1,0 +1,100 @@
+//! A base with an adapter added to its weights: a dense model of its own.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use candle_core::{DType, Device};
+use lora_ops::gemm::{of, product};
+use lora_ops::linear::Weight;
+use lora_spec::{BaseDtype, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization};
+use serde_json::Value;
+
+use crate::read::Reader;
+use crate::{Adapter, Base, ModelError};
+
+/// What an adapter is added to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Onto {
+    /// The weights as the checkpoint has them.
+    Original,
+    /// The values that they stood for in training, where the base was quantized.
+    Dequantized,
+}
+
+impl Base {
+    /// The dense model of `W + s B A`, computed in f32 and then rounded to `dtype`, on the CPU. `trained`: how the base in `dir` was
+    /// held when `adapter`, which is on the CPU, was trained.
+    pub fn merged(
+        dir: &Path,
+        trained: BaseFormat,
+        onto: Onto,
+        dtype: BaseDtype,
+        adapter: &Adapter,
+    ) -> Result<Self, ModelError> {
+        let config = ModelConfig::read(dir)?;
+        let checkpoint = Checkpoint::open(dir)?;
+        checkpoint.check(&config)?;
+        let reader = Reader::open(&checkpoint, &Device::Cpu)?;
+        let format = match onto {
+            Onto::Original => BaseFormat { dtype: BaseDtype::F32, quantization: Quantization::None },
+            Onto::Dequantized => trained,
+        };
+        let weight = |module: &LinearModule| -> Result<Weight, ModelError> {
+            let dense = match reader.weight(module, format)? {
+                Weight::Dense(weight) => weight.to_dtype(DType::F32)?,
+                Weight::FourBit(weight) => weight.dequantize()?,
+                Weight::Int8(weight) => weight.dequantize()?,
+            };
+            if let Some(pair) = adapter.pair(&module.name) {
+                product(adapter.scaling() as f32, of(&pair.b), of(&pair.a), 1.0, &dense)?;
+            }
+            let rounded = match dtype {
+                BaseDtype::Bf16 => dense.to_dtype(DType::BF16)?,
+                BaseDtype::F32 | BaseDtype::Auto => dense,
+            };
+            Ok(rounded.into())
+        };
+        let (matrix, vector) =
+            (|name: &str| reader.read(name, dtype), |name: &str| reader.read(name, BaseDtype::F32));
+        Self::build(config.clone(), dir.to_owned(), String::new(), &Device::Cpu, matrix, vector, weight)
+    }
+
+    /// Writes a dense base as `config.json` and `model.safetensors` into `out`, which is there.
+    ///
+    /// # Errors
+    /// A quantized weight, or a file that cannot be written.
+    pub fn save(&self, out: &Path) -> Result<(), ModelError> {
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| ModelError::Io { path, source }
+        };
+        let dtype = self.embedding.dtype();
+        let mut tensors = HashMap::new();
+        for (name, tensor) in self.tensors()? {
+            let rounded = tensor.to_dtype(dtype)?;
+            // Norms and biases keep what the matrices' type does not hold.
+            let is_exact = rounded.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?
+                == tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+            tensors.insert(name, if is_exact { rounded } else { tensor });
+        }
+        let weights = out.join("model.safetensors");
+        candle_core::safetensors::save(&tensors, &weights)?;
+
+        let path = self.dir.join("config.json");
+        let text = std::fs::read(&path).map_err(io(&path))?;
+        let wrong = |e: serde_json::Error| ModelError::Adapter { path: path.clone(), message: e.to_string() };
+        let mut config: Value = serde_json::from_slice(&text).map_err(wrong)?;
+        if let Value::Object(fields) = &mut config {
+            fields.remove("quantization_config");
+            fields.remove("torch_dtype");
+            let name = if dtype == DType::BF16 { "bfloat16" } else { "float32" };
+            fields.insert("dtype".into(), name.into());
+        }
+        let text = serde_json::to_vec_pretty(&config).map_err(wrong)?;
+        let path = out.join("config.json");
+        std::fs::write(&path, text).map_err(io(&path))?;
+        // The library's file is its owner's alone.
+        let permissions = path.metadata().map_err(io(&path))?.permissions();
+        std::fs::set_permissions(&weights, permissions).map_err(io(&weights))
+    }
+}

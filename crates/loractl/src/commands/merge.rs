@@ -1,0 +1,234 @@
+//! `loractl merge`: a base and an adapter as one dense model, and what that changes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, anyhow, bail};
+use lora_data::{Dataset, MicroBatchRows, Tokenizer, collate};
+use lora_model::{Adapter, Base, Batch, Onto, PeftAdapter, logits};
+use lora_spec::{BaseDtype, BaseFormat, LongRows, ModelConfig, Quantization};
+use lora_train::{ComputeDevice, Receipt};
+use serde::Serialize;
+
+use crate::output::{Format, Table};
+use crate::receipt;
+
+/// Rows that the models are compared on, and the most tokens of one.
+const ROWS: usize = 8;
+const MAX_LENGTH: usize = 512;
+
+/// Add an adapter to the weights of its base: one dense model, for servers that take no adapters
+///
+/// Rounding changes a model, and an adapter that was trained over a quantized base belongs to the values of that. So the logits of
+/// the merged model are compared with the trained one's on some rows, and the model card says what came out.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "Examples:
+  loractl merge --base examples/dates/base --adapter runs/dates --out merged
+  loractl merge --base base --adapter runs/qlora --out merged --onto dequantized --dtype f32")]
+pub(crate) struct Args {
+    /// Directory of the base model.
+    #[arg(long)]
+    base: PathBuf,
+    /// Directory of the adapter; its receipt.json, where there is one, says how the base was held in training.
+    #[arg(long)]
+    adapter: PathBuf,
+    /// Directory of the merged model, which is made.
+    #[arg(long)]
+    out: PathBuf,
+    /// What the adapter is added to: the base's own weights, or the values that they stood for in training [default: what comes
+    /// nearer to the trained model]
+    #[arg(long, value_enum)]
+    onto: Option<OntoArg>,
+    /// Type of the merged matrices.
+    #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
+    dtype: Dtype,
+    /// Rows to compare the models on [default: those that the adapter was trained on]
+    #[arg(long, value_name = "FILE")]
+    data: Option<PathBuf>,
+    /// Form of the output.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum OntoArg {
+    Original,
+    Dequantized,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Dtype {
+    Bf16,
+    F32,
+}
+
+/// How far a merged model is from the trained one, over the tokens of some rows.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Difference {
+    onto: OntoArg,
+    /// Kullback-Leibler divergence of the next token's distribution from the trained model's, mean over tokens, in nats.
+    kl: f64,
+    /// Share of the tokens after which both hold the same token for the likeliest.
+    same_token: f64,
+    /// Largest difference of a logit, by the largest logit.
+    largest: f64,
+}
+
+#[derive(Serialize)]
+struct Outcome {
+    out: PathBuf,
+    written: OntoArg,
+    tokens: usize,
+    differences: Vec<Difference>,
+}
+
+pub(crate) fn execute(args: Args) -> Result<ExitCode> {
+    if args.out.exists() {
+        bail!("--out: {} is there already; name a new directory", args.out.display());
+    }
+    let receipt = receipt::read(&args.adapter)?;
+    let trained_format = receipt.as_ref().map_or_else(BaseFormat::default, |it| it.job.model.format());
+    let is_quantized = trained_format.quantization != Quantization::None;
+    if args.onto == Some(OntoArg::Dequantized) && !is_quantized {
+        bail!("--onto dequantized: the adapter was not trained over a base that its job quantized");
+    }
+    let both = [OntoArg::Original, OntoArg::Dequantized];
+    let dtype = match args.dtype {
+        Dtype::Bf16 => BaseDtype::Bf16,
+        Dtype::F32 => BaseDtype::F32,
+    };
+    let config = ModelConfig::read(&args.base)?;
+    let adapter = PeftAdapter::read(&args.adapter)?.over(&config)?;
+    let tokenizer = Tokenizer::load(&args.base)?;
+    let rows = rows(&args, receipt.as_ref(), &tokenizer)?;
+    let expected =
+        Sample::of(&Base::load(&args.base, trained_format, &ComputeDevice::Cpu)?, Some(&adapter), &rows)?;
+
+    let merge = |onto| {
+        let of = if onto == OntoArg::Original { Onto::Original } else { Onto::Dequantized };
+        Base::merged(&args.base, trained_format, of, dtype, &adapter)
+    };
+    let mut differences = Vec::new();
+    for onto in both.into_iter().take(if is_quantized { 2 } else { 1 }) {
+        differences.push(Sample::of(&merge(onto)?, None, &rows)?.difference(&expected, onto));
+    }
+    let nearest = differences.iter().min_by(|a, b| a.kl.total_cmp(&b.kl)).map_or(both[0], |it| it.onto);
+    let written = args.onto.unwrap_or(nearest);
+    let outcome = Outcome { out: args.out.clone(), written, tokens: expected.len(), differences };
+    write(&args, &merge(written)?, &tokenizer, &outcome)?;
+    args.output.print(&outcome, || text(&outcome))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn rows(args: &Args, receipt: Option<&Receipt>, tokenizer: &Tokenizer) -> Result<Dataset> {
+    let trained_on = receipt.map(|receipt| &receipt.job.data.train).filter(|path| path.is_file());
+    let path = args.data.as_ref().or(trained_on);
+    let path =
+        path.ok_or_else(|| anyhow!("--data: the rows of the training are not here; name a file of rows"))?;
+    Ok(Dataset::read(path, tokenizer, MAX_LENGTH, LongRows::Truncate)?)
+}
+
+/// Logits after each token of some rows.
+struct Sample(Vec<Vec<f32>>);
+
+impl Sample {
+    fn of(base: &Base, adapter: Option<&Adapter>, rows: &Dataset) -> Result<Self> {
+        let mut all = Vec::new();
+        for row in 0..rows.rows.len().min(ROWS) {
+            let inputs = rows.rows[row].tokens.len().saturating_sub(1).max(1);
+            let batch = collate(rows, &MicroBatchRows { rows: vec![row], padded_len: inputs });
+            let (targets, weights) = (&batch.targets, &batch.weights);
+            let batch = Batch { batch: 1, seq: inputs, tokens: &batch.tokens, targets, weights, rows: &[0] };
+            all.extend(logits(base, adapter, batch)?.to_vec2::<f32>()?);
+        }
+        Ok(Self(all))
+    }
+
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn difference(&self, expected: &Self, onto: OntoArg) -> Difference {
+        let (mut kl, mut same, mut furthest, mut largest) = (0.0, 0, 0.0_f64, 0.0_f64);
+        for (found, expected) in self.0.iter().zip(&expected.0) {
+            let (q, p) = (log_probabilities(found), log_probabilities(expected));
+            kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
+            same += usize::from(top(found) == top(expected));
+            for (a, b) in found.iter().zip(expected) {
+                furthest = furthest.max(f64::from((a - b).abs()));
+                largest = largest.max(f64::from(b.abs()));
+            }
+        }
+        let tokens = self.0.len().max(1) as f64;
+        Difference { onto, kl: kl / tokens, same_token: same as f64 / tokens, largest: furthest / largest }
+    }
+}
+
+fn log_probabilities(logits: &[f32]) -> Vec<f64> {
+    let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - most).exp()).sum();
+    logits.iter().map(|logit| f64::from(*logit) - most - sum.ln()).collect()
+}
+
+fn top(logits: &[f32]) -> Option<usize> {
+    (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a })
+}
+
+/// Everything or, on an error, nothing.
+fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &Outcome) -> Result<()> {
+    std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
+    let fill = || -> Result<()> {
+        merged.save(&args.out)?;
+        for name in tokenizer.files() {
+            let (from, to) = (args.base.join(name), args.out.join(name));
+            std::fs::copy(&from, &to).with_context(|| from.display().to_string())?;
+        }
+        std::fs::write(args.out.join("README.md"), card(args, outcome))?;
+        Ok(())
+    };
+    fill().inspect_err(|_| {
+        // What was made is no model.
+        let _ = std::fs::remove_dir_all(&args.out);
+    })
+}
+
+/// The model card.
+fn card(args: &Args, outcome: &Outcome) -> String {
+    let name =
+        |onto| if onto == OntoArg::Original { "the original weights" } else { "the dequantized weights" };
+    let row = |d: &Difference| {
+        format!("| {} | {:.3e} | {:.2} % | {:.3e} |\n", name(d.onto), d.kl, 100.0 * d.same_token, d.largest)
+    };
+    let rows: String = outcome.differences.iter().map(row).collect();
+    format!(
+        "# Merged model\n\nThe adapter of `{}` added to {} of `{}`, without adapters from then on. Against the trained model, after {} tokens:\n\n\
+         | added to | KL divergence, nats a token | same likeliest token | largest logit difference, relative |\n| --- | --- | --- | --- |\n{rows}\n\
+         This model is the one added to {}.\n",
+        args.adapter.display(),
+        name(outcome.written),
+        args.base.display(),
+        outcome.tokens,
+        name(outcome.written)
+    )
+}
+
+fn text(outcome: &Outcome) -> String {
+    let mut table = Table::new();
+    table.row("merged model", outcome.out.display());
+    table.row("compared after", format!("{} tokens", outcome.tokens));
+    for d in &outcome.differences {
+        let onto = if d.onto == OntoArg::Original { "onto original" } else { "onto dequantized" };
+        let written = if d.onto == outcome.written { ", written" } else { "" };
+        table.row(
+            onto,
+            format!(
+                "KL {:.2e} nats a token, same likeliest token {:.1} %, logits off by {:.1e}{written}",
+                d.kl,
+                100.0 * d.same_token,
+                d.largest
+            ),
+        );
+    }
+    table.to_string()
+}
