@@ -2,7 +2,7 @@
 //! feature `cuda`, on NVIDIA GPUs.
 //!
 //! candle's autograd is not used: it would compute and keep the gradient of every frozen weight. Activations are contiguous
-//! tensors `[tokens, features]`, on the CPU f32, on a GPU of the base's type (f32 or bf16); frozen weights are f32 or bf16;
+//! tensors `[tokens, features]`, on the CPU f32, on a GPU of the base's type (f32 or bf16); frozen weights are f32, bf16 or quantized;
 //! gradients, moments (but those of [`adamw_8bit`]) and sums are f32 everywhere. An operation's file holds its checks and its
 //! public functions, for both; `cpu.rs`, `cuda.rs` and the kernels (`.cu`) lie in the folder of its name.
 //!
