@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use lora_ops::gemm::{of, product};
 use lora_ops::linear::Weight;
-use lora_spec::{BaseDtype, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization};
+use lora_spec::{BaseDtype, BaseFormat, Checkpoint, ConfigError, LinearModule, ModelConfig, Quantization};
 use serde_json::Value;
 
 use crate::read::Reader;
@@ -71,6 +71,10 @@ impl Base {
         let dtype = self.embedding.dtype();
         let mut tensors = HashMap::new();
         for (name, tensor) in self.tensors()? {
+            if tensor.dtype() == dtype {
+                tensors.insert(name, tensor);
+                continue;
+            }
             let rounded = tensor.to_dtype(dtype)?;
             // Norms and biases keep what the matrices' type does not hold.
             let is_exact = rounded.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?
@@ -82,7 +86,7 @@ impl Base {
 
         let path = self.dir.join("config.json");
         let text = std::fs::read(&path).map_err(io(&path))?;
-        let wrong = |e: serde_json::Error| ModelError::Adapter { path: path.clone(), message: e.to_string() };
+        let wrong = |e: serde_json::Error| ConfigError { path: path.clone(), message: e.to_string() };
         let mut config: Value = serde_json::from_slice(&text).map_err(wrong)?;
         if let Value::Object(fields) = &mut config {
             fields.remove("quantization_config");

@@ -79,8 +79,8 @@ impl Checkpoint {
             let module = name.strip_suffix(".weight");
             module.is_some_and(|module| modules.iter().any(|m| m.name == module))
         };
-        let others = model.tensors().into_iter().filter(|(name, _)| !is_weight(name));
-        others.into_iter().try_for_each(|(name, shape)| self.dense(&name, &shape))
+        let mut others = model.tensors().into_iter().filter(|(name, _)| !is_weight(name));
+        others.try_for_each(|(name, shape)| self.dense(&name, &shape))
     }
 
     /// Checks, after [`Self::check`], that what is quantized here already need not be quantized otherwise.

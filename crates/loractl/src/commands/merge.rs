@@ -105,6 +105,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let expected =
         Sample::of(&Base::load(&args.base, trained_format, &ComputeDevice::Cpu)?, Some(&adapter), &rows)?;
 
+    // Each is made when it is needed, and again to be written: one dense model at a time is enough in memory.
     let merge = |onto| {
         let of = if onto == OntoArg::Original { Onto::Original } else { Onto::Dequantized };
         Base::merged(&args.base, trained_format, of, dtype, &adapter)
