@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, g
 
 import adapters
 import batches
+import initial
 import reference
 
 SETTINGS = {
@@ -29,11 +30,18 @@ SETTINGS = {
 }
 
 
+# Curve: how its adapter starts from the base.
+STARTED = {"llama-gqa-pissa": "pissa", "llama-gqa-olora": "olora", "qwen2-loftq": "loftq-iter-5"}
+
+
 def make_all(models: Path, root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
     for seed, name in enumerate(["llama-gqa", "qwen2"]):
         make(models / name, root / name, 200 + seed)
     make_qlora(models / "qwen2", root / "qwen2-nf4", 202)
+    for seed, (name, case) in enumerate(STARTED.items()):
+        base, lora = initial.CASES[case]
+        make_started(models / base, root / name, 203 + seed, lora)
 
 
 def make(base: Path, directory: Path, seed: int) -> None:
@@ -78,6 +86,22 @@ def make_qlora(base: Path, directory: Path, seed: int) -> None:
     assert max(errors.values()) < 1e-4, errors
     assert any(abs(a - b) > 1e-2 * b for a, b in zip(dense["loss"], f64["loss"])), "quantization shows"
     contents = {"model": base.name, "settings": settings, **curve, "peft_f32_errors": errors}
+    (directory / "curve.json").write_text(json.dumps(contents, indent=2) + "\n")
+
+
+def make_started(base: Path, directory: Path, seed: int, lora: dict) -> None:
+    """Ten steps of an adapter that starts from the base's weights."""
+    directory.mkdir(parents=True)
+    batch = make_batches(AutoConfig.from_pretrained(base).vocab_size, SETTINGS["max_steps"], seed)
+    save_file(batch, directory / "batches.safetensors")
+    curve = train(reference.in_f64(initial.start(base, **lora)).train(), batch)
+    f32 = train(initial.start(base, **lora).train(), batch)
+    plain = {"init_lora_weights": True, "lora_alpha": lora["lora_alpha"]}
+    fresh = train(initial.start(base, **plain).train(), batch)
+    assert any(abs(a - b) > 1e-2 * b for a, b in zip(fresh["loss"], curve["loss"])), "the start shows"
+    errors = {key: max(abs(a - b) / abs(b) for a, b in zip(f32[key], curve[key])) for key in ["loss", "grad_norm"]}
+    assert max(errors.values()) < 1e-4, errors
+    contents = {"model": base.name, "settings": SETTINGS, **curve, "peft_f32_errors": errors}
     (directory / "curve.json").write_text(json.dumps(contents, indent=2) + "\n")
 
 

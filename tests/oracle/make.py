@@ -12,6 +12,7 @@ import adamw_8bit
 import cases
 import chat
 import curve
+import initial
 import models
 import optimizer
 import quant
@@ -28,6 +29,7 @@ def main() -> None:
     models.make_all(GOLDEN / "models")
     cases.make_all(GOLDEN / "models", GOLDEN / "cases")
     curve.make_all(GOLDEN / "models", GOLDEN / "curve")
+    initial.make_all(GOLDEN / "models", GOLDEN / "initial")
     optimizer.make_all(GOLDEN)
     adamw_8bit.make_all(GOLDEN)
     targets.make_all(GOLDEN / "models", GOLDEN)

@@ -25,12 +25,15 @@ def load(base: Path, adapter: Path, dtype: torch.dtype, **quantized) -> PeftMode
     load_as = torch.float32 if dtype == torch.float64 else dtype
     model = dequantized(AutoModelForCausalLM.from_pretrained(base, dtype=load_as, **quantized)).to(load_as)
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
-    if dtype == torch.float64:
-        model = model.double()
-        for module in model.modules():
-            if type(module).__name__.endswith("RMSNorm"):
-                module.forward = types.MethodType(rms_norm_f64, module)
-    return model.train()
+    return (in_f64(model) if dtype == torch.float64 else model).train()
+
+
+def in_f64(model):
+    model = model.double()
+    for module in model.modules():
+        if type(module).__name__.endswith("RMSNorm"):
+            module.forward = types.MethodType(rms_norm_f64, module)
+    return model
 
 
 def dequantized(model):

@@ -26,7 +26,7 @@ pub struct Plan {
     pub base_parameters: u64,
     /// Parameters that are trained.
     pub trainable_parameters: u64,
-    /// Bytes of the adapter's parameters (f32).
+    /// Bytes of the result's parameters (f32).
     pub adapter_bytes: u64,
     /// Adapted modules by the last part of their name, and how many.
     pub modules: BTreeMap<String, usize>,
@@ -100,7 +100,8 @@ impl Plan {
         }
         let mut modules = BTreeMap::new();
         let mut trainable_parameters = 0;
-        for module in job.adapter.target_modules.resolve(&config)? {
+        job.adapter.check_base(&config, &checkpoint)?;
+        for module in job.adapter.modules(&config)? {
             let last = module.name.rsplit('.').next().unwrap_or_default().to_owned();
             *modules.entry(last).or_default() += 1;
             trainable_parameters += (job.adapter.r * (module.in_features + module.out_features)) as u64;
@@ -135,7 +136,7 @@ impl Plan {
             base: base.clone(),
             base_parameters: config.parameters(),
             trainable_parameters,
-            adapter_bytes: 4 * trainable_parameters,
+            adapter_bytes: 4 * trainable_parameters * (job.adapter.exported().r / job.adapter.r) as u64,
             modules,
             total_steps,
             steps_per_epoch: order.steps_per_epoch(),
@@ -207,7 +208,20 @@ fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
             train.report.longest, config.max_position_embeddings
         ));
     }
-    notes.extend(serving_note(job.adapter.r));
+    let init = job.adapter.init_lora_weights;
+    if init.is_taken_off() {
+        notes.push(format!(
+            "init_lora_weights: {init} makes a result of rank {}, twice the rank that is trained, for the unchanged base",
+            job.adapter.exported().r
+        ));
+    }
+    if job.base_form().loftq.is_some() {
+        notes.push(
+            "loftq_iter above 1 makes a base of its own, which nothing but this job's result tells of: serve it with loractl merge"
+                .into(),
+        );
+    }
+    notes.extend(serving_note(job.adapter.exported().r));
     for (key, rows) in &train.report.ignored_keys {
         notes.push(format!("key {key:?} of {rows} training rows has no effect"));
     }

@@ -104,15 +104,42 @@ impl AdapterLayout {
     }
 }
 
-/// An adapter over a base: its parameters and how they are applied.
+/// An adapter over a base: its parameters and how they are applied, `W0 + s B A`.
 #[derive(Debug)]
 pub struct Adapter {
     layout: Arc<AdapterLayout>,
     params: Tensor,
-    /// The parameters in the type that is computed with; `params` itself where that is f32.
-    rounded: Tensor,
-    pairs: Vec<Vec<Option<LoraPair>>>,
+    applied: Applied,
+    /// What is taken off the base: `W0 - s B0 A0` is frozen.
+    taken_off: Option<(Tensor, Applied)>,
     scaling: f64,
+}
+
+/// Matrices as they are computed with.
+#[derive(Debug, Clone)]
+struct Applied {
+    /// The parameters in the type of the activations; themselves where that is f32.
+    flat: Tensor,
+    pairs: Vec<Vec<Option<LoraPair>>>,
+}
+
+impl Applied {
+    fn new(layout: &AdapterLayout, params: &Tensor, dtype: DType) -> Result<Self, ModelError> {
+        let flat = match dtype {
+            DType::F32 => params.clone(),
+            dtype => Tensor::zeros(layout.len, dtype, params.device())?,
+        };
+        let applied = Self { pairs: layout.pairs(&flat)?, flat };
+        applied.refresh(params)?;
+        Ok(applied)
+    }
+
+    fn refresh(&self, params: &Tensor) -> Result<(), ModelError> {
+        if self.flat.dtype() != DType::F32 {
+            round_into(params, &self.flat)?;
+        }
+        Ok(())
+    }
 }
 
 impl Adapter {
@@ -125,12 +152,7 @@ impl Adapter {
         for slot in &layout.slots {
             let philox = Philox::new(seed, &format!("init {}.lora_A", slot.module.name));
             let bound = 1.0 / (slot.module.in_features as f32).sqrt();
-            for (block, values) in params[slot.a.clone()].chunks_mut(4).enumerate() {
-                let words = philox.words([block as u32, (block >> 32) as u32, 0, 0]);
-                for (value, word) in values.iter_mut().zip(words) {
-                    *value = (2.0 * Philox::unit(word) - 1.0) * bound;
-                }
-            }
+            fill_uniform(&mut params[slot.a.clone()], &philox, bound);
         }
         Self::from_params(Arc::new(layout), params, spec.scaling())
     }
@@ -142,29 +164,49 @@ impl Adapter {
         scaling: f64,
     ) -> Result<Self, ModelError> {
         let params = Tensor::from_vec(params, layout.len, &Device::Cpu)?;
-        let pairs = layout.pairs(&params)?;
-        Ok(Self { layout, rounded: params.clone(), params, pairs, scaling })
+        Self::assemble(layout, params, None, DType::F32, scaling)
+    }
+
+    /// The adapter, and its parameters as they are taken off the base: together they change nothing.
+    pub(crate) fn taken_off_itself(self) -> Result<Self, ModelError> {
+        let start = Tensor::from_vec(self.params.to_vec1::<f32>()?, self.layout.len, self.params.device())?;
+        Self::assemble(self.layout, self.params, Some(start), DType::F32, self.scaling)
     }
 
     /// The adapter where `base` is, and computing in the type of its activations.
     pub fn on(self, base: &Base) -> Result<Self, ModelError> {
-        let params = self.params.to_device(base.device())?;
-        let rounded = match base.activations() {
-            DType::F32 => params.clone(),
-            dtype => Tensor::zeros(self.layout.len, dtype, base.device())?,
-        };
-        let pairs = self.layout.pairs(&rounded)?;
-        let adapter = Self { params, rounded, pairs, ..self };
-        adapter.refresh()?;
-        Ok(adapter)
+        let there = |params: &Tensor| params.to_device(base.device());
+        let taken_off = self.taken_off.as_ref().map(|(start, _)| there(start)).transpose()?;
+        Self::assemble(self.layout, there(&self.params)?, taken_off, base.activations(), self.scaling)
+    }
+
+    /// An adapter of this one's form and place with other parameters, in the same layout; `taken_off`: other ones of what is taken
+    /// off the base too.
+    pub fn with(&self, params: Vec<f32>, taken_off: Option<Vec<f32>>) -> Result<Self, ModelError> {
+        let there = |params: Vec<f32>| Tensor::from_vec(params, self.layout.len, self.params.device());
+        let kept = self.taken_off.as_ref().map(|(start, _)| start.clone());
+        let taken_off = taken_off.map(there).transpose()?.or(kept);
+        let dtype = self.applied.flat.dtype();
+        Self::assemble(self.layout.clone(), there(params)?, taken_off, dtype, self.scaling)
+    }
+
+    fn assemble(
+        layout: Arc<AdapterLayout>,
+        params: Tensor,
+        taken_off: Option<Tensor>,
+        dtype: DType,
+        scaling: f64,
+    ) -> Result<Self, ModelError> {
+        let applied = Applied::new(&layout, &params, dtype)?;
+        let taken_off = taken_off
+            .map(|start| Ok::<_, ModelError>((start.clone(), Applied::new(&layout, &start, dtype)?)))
+            .transpose()?;
+        Ok(Self { layout, params, applied, taken_off, scaling })
     }
 
     /// Makes the computation use the parameters as they are now; to be called whenever they were changed.
     pub fn refresh(&self) -> Result<(), ModelError> {
-        if self.rounded.dtype() != DType::F32 {
-            round_into(&self.params, &self.rounded)?;
-        }
-        Ok(())
+        self.applied.refresh(&self.params)
     }
 
     /// Where each matrix lies in `params`.
@@ -177,6 +219,11 @@ impl Adapter {
         &self.params
     }
 
+    /// The parameters of what is taken off the base, f32 `[layout.len]`.
+    pub fn taken_off(&self) -> Option<&Tensor> {
+        self.taken_off.as_ref().map(|(start, _)| start)
+    }
+
     /// The factor of `B A`.
     pub fn scaling(&self) -> f64 {
         self.scaling
@@ -184,13 +231,28 @@ impl Adapter {
 
     /// The adapters of a block, by projection.
     pub(crate) fn block(&self, layer: usize) -> &[Option<LoraPair>] {
-        &self.pairs[layer]
+        &self.applied.pairs[layer]
+    }
+
+    /// What is taken off a block's weights, by projection.
+    pub(crate) fn taken_off_block(&self, layer: usize) -> Option<&[Option<LoraPair>]> {
+        self.taken_off.as_ref().map(|(_, applied)| applied.pairs[layer].as_slice())
     }
 
     /// The adapter of a module by its full name.
     pub(crate) fn pair(&self, module: &str) -> Option<&LoraPair> {
         let slot = self.layout.slots.iter().find(|slot| slot.module.name == module)?;
-        self.pairs[slot.module.layer][slot.projection].as_ref()
+        self.applied.pairs[slot.module.layer][slot.projection].as_ref()
+    }
+}
+
+/// Fills `values` with uniform numbers in ±`bound`, each a pure function of its place.
+pub(crate) fn fill_uniform(values: &mut [f32], philox: &Philox, bound: f32) {
+    for (block, values) in values.chunks_mut(4).enumerate() {
+        let words = philox.words([block as u32, (block >> 32) as u32, 0, 0]);
+        for (value, word) in values.iter_mut().zip(words) {
+            *value = (2.0 * Philox::unit(word) - 1.0) * bound;
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::rope::RopeTable;
-use lora_spec::{BaseDtype, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization};
+use lora_spec::{BaseDtype, BaseForm, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization};
 use rayon::prelude::*;
 
 use crate::ModelError;
@@ -16,6 +16,7 @@ use crate::block::Block;
 use crate::hash::{sha256, sha256_file};
 use crate::random;
 use crate::read::{Reader, quantize};
+use crate::start::requantized;
 
 /// A frozen base model: read once, never changed.
 #[derive(Debug)]
@@ -40,12 +41,12 @@ pub struct Base {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseKey {
     files: Vec<(PathBuf, u64, SystemTime)>,
-    format: BaseFormat,
+    form: BaseForm,
 }
 
 impl BaseKey {
-    /// The key of the base in `dir`.
-    pub fn of(dir: &Path, format: BaseFormat) -> Result<Self, ModelError> {
+    /// The key of the base in `dir`, held in `form`.
+    pub fn of(dir: &Path, form: impl Into<BaseForm>) -> Result<Self, ModelError> {
         let mut files = Checkpoint::open(dir)?.files;
         files.push(dir.join("config.json"));
         let describe = |path: PathBuf| {
@@ -56,23 +57,25 @@ impl BaseKey {
             Ok((path, meta.len(), modified))
         };
         let files = files.into_iter().map(describe).collect::<Result<_, ModelError>>()?;
-        Ok(Self { files, format })
+        Ok(Self { files, form: form.into() })
     }
 }
 
 impl Base {
-    /// Reads the model in `dir` (Hugging Face layout) onto `device` and holds its matrices as `format` says; norms and biases
+    /// Reads the model in `dir` (Hugging Face layout) onto `device` and holds its matrices as `form` says; norms and biases
     /// are f32. On a GPU all dense matrices have one type: with `auto` bf16 where the checkpoint has no other floats, else f32.
-    pub fn load(dir: &Path, format: impl Into<BaseFormat>, device: &Device) -> Result<Self, ModelError> {
+    pub fn load(dir: &Path, form: impl Into<BaseForm>, device: &Device) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.check(&config)?;
-        let mut format = format.into();
+        let form = form.into();
+        let mut format = form.format;
         checkpoint.check_format(&config, format)?;
         if !device.is_cpu() {
             format.dtype = one_type(format.dtype, &config, &checkpoint);
         }
         let reader = Reader::open(&checkpoint, device)?;
+        let requantized = requantized(&reader, &config, &form)?;
         let sha256 = hash_of(dir, &checkpoint)?;
         Self::build(
             config,
@@ -81,7 +84,10 @@ impl Base {
             device,
             |name| reader.read(name, format.dtype),
             |name| reader.read(name, BaseDtype::F32),
-            |module| reader.weight(module, format),
+            |module| match requantized.get(&module.name) {
+                Some(weight) => Ok(weight.on(device)?),
+                None => reader.weight(module, format),
+            },
         )
     }
 
@@ -181,6 +187,18 @@ impl Base {
             }
         }
         Ok(tensors)
+    }
+
+    /// What the weight of a linear module stands for, by the module's name: f32, on the CPU.
+    ///
+    /// # Errors
+    /// There is no such module.
+    pub fn dense_weight(&self, module: &str) -> Result<Tensor, ModelError> {
+        let modules = self.config.linear_modules();
+        let Some(at) = modules.iter().position(|it| it.name == module) else {
+            return Err(candle_core::Error::Msg(format!("there is no module {module}")).into());
+        };
+        Ok(self.blocks[at / Block::PROJECTIONS].weight(at % Block::PROJECTIONS).dense()?)
     }
 
     /// Bytes that its weights take.

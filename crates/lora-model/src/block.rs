@@ -3,7 +3,7 @@
 use candle_core::Tensor;
 use lora_ops::attention::{self, Shape};
 use lora_ops::dropout::Dropout;
-use lora_ops::linear::FrozenLinear;
+use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::lora::{self, LoraPair};
 use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, Result, add_assign, glu, rms_norm};
@@ -35,6 +35,8 @@ pub(crate) struct Context<'a> {
     /// First key that each query sees; `None`: the first of its row.
     pub(crate) first: Option<&'a Ids>,
     pub(crate) lora: Option<&'a [Option<LoraPair>]>,
+    /// What is taken off the frozen weights, with the same scaling.
+    pub(crate) taken_off: Option<&'a [Option<LoraPair>]>,
     pub(crate) scaling: f64,
     /// One mask a projection.
     pub(crate) dropout: Option<&'a [Dropout]>,
@@ -44,6 +46,11 @@ impl Context<'_> {
     /// The adapter of a projection.
     fn pair(&self, p: usize) -> Option<&LoraPair> {
         self.lora.and_then(|pairs| pairs[p].as_ref())
+    }
+
+    /// What is taken off a projection's frozen weight.
+    fn taken_off(&self, p: usize) -> Option<&LoraPair> {
+        self.taken_off.and_then(|pairs| pairs[p].as_ref())
     }
 
     /// The dropout of a projection's adapter.
@@ -116,6 +123,11 @@ impl Block {
         let norms =
             [("input_layernorm", &self.input_norm), ("post_attention_layernorm", &self.post_attention_norm)];
         (&self.projections, norms)
+    }
+
+    /// The frozen weight of a projection.
+    pub(crate) fn weight(&self, p: usize) -> &Weight {
+        self.projections[p].weight()
     }
 
     /// Bytes of its weights.
@@ -222,15 +234,15 @@ impl Block {
         };
 
         let activated = glu::forward(&saved.gate, &saved.up, ctx.activation)?;
-        let d_activated = self.dx_of(DOWN, dy, below_down)?;
+        let d_activated = self.dx_of(DOWN, dy, ctx, below_down)?;
         project(DOWN, &activated, dy, d_activated.as_ref())?;
         drop(activated);
         let Some(d_activated) = d_activated else { return Ok(None) };
         let (d_gate, d_up) = glu::backward(&saved.gate, &saved.up, &d_activated, ctx.activation)?;
         drop(d_activated);
-        let d_normed = self.dx_of(GATE, &d_gate, below_mlp)?;
+        let d_normed = self.dx_of(GATE, &d_gate, ctx, below_mlp)?;
         if let Some(d_normed) = &d_normed {
-            self.projections[UP].backward_add(&d_up, d_normed)?;
+            self.add_dx_of(UP, &d_up, ctx, d_normed)?;
         }
         if trained(&[GATE, UP]) {
             let normed =
@@ -249,7 +261,7 @@ impl Block {
         )?;
         drop(d_normed);
 
-        let d_attended = self.dx_of(O, &d_middle, below_attention)?;
+        let d_attended = self.dx_of(O, &d_middle, ctx, below_attention)?;
         project(O, &saved.attended.output, &d_middle, d_attended.as_ref())?;
         let Some(d_attended) = d_attended else { return Ok(None) };
         let (d_q, d_k, d_v) = attention::backward(
@@ -263,10 +275,10 @@ impl Block {
         drop(d_attended);
         ctx.rope.backward(&d_q, ctx.shape.seq)?;
         ctx.rope.backward(&d_k, ctx.shape.seq)?;
-        let d_normed = self.dx_of(Q, &d_q, need_dx)?;
+        let d_normed = self.dx_of(Q, &d_q, ctx, need_dx)?;
         if let Some(d_normed) = &d_normed {
-            self.projections[K].backward_add(&d_k, d_normed)?;
-            self.projections[V].backward_add(&d_v, d_normed)?;
+            self.add_dx_of(K, &d_k, ctx, d_normed)?;
+            self.add_dx_of(V, &d_v, ctx, d_normed)?;
         }
         if trained(&[Q, K, V]) {
             let normed = rms_norm::again(&saved.input_norm, x, &self.input_norm)?;
@@ -281,14 +293,32 @@ impl Block {
 
     fn project(&self, p: usize, x: &Tensor, ctx: &Context) -> Result<(Tensor, Option<lora::Saved>)> {
         let y = self.projections[p].forward(x)?;
+        if let Some(pair) = ctx.taken_off(p) {
+            lora::forward(x, pair, -ctx.scaling, None, &y)?;
+        }
         let forward = |pair| lora::forward(x, pair, ctx.scaling, ctx.mask(p), &y);
         let saved = ctx.pair(p).map(forward).transpose()?;
         Ok((y, saved))
     }
 
     /// The frozen part of a projection's input gradient, where it is needed.
-    fn dx_of(&self, p: usize, dy: &Tensor, needed: bool) -> Result<Option<Tensor>> {
-        needed.then(|| self.projections[p].backward(dy)).transpose()
+    fn dx_of(&self, p: usize, dy: &Tensor, ctx: &Context, needed: bool) -> Result<Option<Tensor>> {
+        if !needed {
+            return Ok(None);
+        }
+        let dx = self.projections[p].backward(dy)?;
+        self.take_off(p, dy, ctx, &dx)?;
+        Ok(Some(dx))
+    }
+
+    /// Adds the frozen part of a projection's input gradient to `dx`.
+    fn add_dx_of(&self, p: usize, dy: &Tensor, ctx: &Context, dx: &Tensor) -> Result<()> {
+        self.projections[p].backward_add(dy, dx)?;
+        self.take_off(p, dy, ctx, dx)
+    }
+
+    fn take_off(&self, p: usize, dy: &Tensor, ctx: &Context, dx: &Tensor) -> Result<()> {
+        ctx.taken_off(p).map_or(Ok(()), |pair| lora::backward_frozen(pair, -ctx.scaling, dy, dx))
     }
 
     /// The adapter's part of a projection's backward pass: gradients into `grads`, its share of `dx` added.

@@ -63,6 +63,7 @@ impl Generator<'_> {
                     first: first.as_ref().filter(|_| self.base.config.window(layer).is_some()),
                     eps: self.base.config.rms_norm_eps,
                     lora: self.adapter.map(|adapter| adapter.block(layer)),
+                    taken_off: self.adapter.and_then(|adapter| adapter.taken_off_block(layer)),
                     scaling: self.adapter.map_or(0.0, Adapter::scaling),
                     dropout: None,
                 };

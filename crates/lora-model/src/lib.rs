@@ -6,6 +6,7 @@ mod adapter;
 mod base;
 mod block;
 mod error;
+mod factors;
 mod generate;
 mod hash;
 mod merge;
@@ -13,6 +14,7 @@ mod model;
 mod peft;
 mod random;
 mod read;
+mod start;
 
 pub use adapter::{Adapter, AdapterLayout, Gradients, Slot};
 pub use base::{Base, BaseKey};

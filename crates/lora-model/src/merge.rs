@@ -6,10 +6,11 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use lora_ops::gemm::{of, product};
 use lora_ops::linear::Weight;
-use lora_spec::{BaseDtype, BaseFormat, Checkpoint, ConfigError, LinearModule, ModelConfig, Quantization};
+use lora_spec::{BaseDtype, BaseForm, Checkpoint, ConfigError, LinearModule, ModelConfig};
 use serde_json::Value;
 
 use crate::read::Reader;
+use crate::start::requantized;
 use crate::{Adapter, Base, ModelError};
 
 /// What an adapter is added to.
@@ -26,7 +27,7 @@ impl Base {
     /// held when `adapter`, which is on the CPU, was trained.
     pub fn merged(
         dir: &Path,
-        trained: BaseFormat,
+        trained: &BaseForm,
         onto: Onto,
         dtype: BaseDtype,
         adapter: &Adapter,
@@ -35,15 +36,13 @@ impl Base {
         let checkpoint = Checkpoint::open(dir)?;
         checkpoint.check(&config)?;
         let reader = Reader::open(&checkpoint, &Device::Cpu)?;
-        let format = match onto {
-            Onto::Original => BaseFormat { dtype: BaseDtype::F32, quantization: Quantization::None },
-            Onto::Dequantized => trained,
-        };
+        let original = BaseForm::from(BaseDtype::F32);
+        let form = if onto == Onto::Original { &original } else { trained };
+        let requantized = requantized(&reader, &config, form)?;
         let weight = |module: &LinearModule| -> Result<Weight, ModelError> {
-            let dense = match reader.weight(module, format)? {
-                Weight::Dense(weight) => weight.to_dtype(DType::F32)?,
-                Weight::FourBit(weight) => weight.dequantize()?,
-                Weight::Int8(weight) => weight.dequantize()?,
+            let dense = match requantized.get(&module.name) {
+                Some(weight) => weight.dense()?,
+                None => reader.weight(module, form.format)?.dense()?,
             };
             if let Some(pair) = adapter.pair(&module.name) {
                 product(adapter.scaling() as f32, of(&pair.b), of(&pair.a), 1.0, &dense)?;

@@ -83,6 +83,7 @@ impl<'a> Inputs<'a> {
             activation: self.base.config.hidden_act,
             first: self.first.as_ref().filter(|_| self.base.config.window(layer).is_some()),
             lora: self.adapter.map(|adapter| adapter.block(layer)),
+            taken_off: self.adapter.and_then(|adapter| adapter.taken_off_block(layer)),
             scaling: self.adapter.map_or(0.0, Adapter::scaling),
             dropout: self.masks.as_ref().map(|masks| masks[layer].as_slice()),
         }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use lora_ops::read_f32;
 use lora_spec::{AdapterSpec, ModelConfig};
 use safetensors::Dtype;
@@ -150,7 +150,8 @@ impl PeftConfig {
     }
 }
 
-/// The two files of an adapter, as PEFT 0.21 writes them: (file name, contents).
+/// The two files of an adapter, as PEFT 0.21 writes them: (file name, contents). What the adapter takes off the base becomes part
+/// of it: `[A; A0]` and `[B, -B0]`, as PEFT's `path_initial_model_for_weight_conversion` has it.
 ///
 /// `spec` is the job's adapter; `base` and `revision` become `base_model_name_or_path` and `revision`.
 pub fn write_adapter(
@@ -160,12 +161,25 @@ pub fn write_adapter(
     revision: Option<&str>,
 ) -> Result<[(&'static str, Vec<u8>); 2], ModelError> {
     let layout = adapter.layout();
-    let params: Vec<f32> = adapter.params().to_vec1()?;
-    let bytes: Vec<u8> = params.iter().flat_map(|p| p.to_le_bytes()).collect();
+    let flat = adapter.params().to_device(&Device::Cpu)?;
+    let taken_off = adapter.taken_off().map(|start| start.to_device(&Device::Cpu)).transpose()?;
+    let spec = spec.exported();
+    let mut matrices = Vec::new();
+    for (i, (name, shape, range)) in layout.tensors().enumerate() {
+        let of = |flat: &Tensor| flat.narrow(0, range.start, range.len())?.reshape(&shape);
+        let mut matrix = of(&flat)?;
+        if let Some(start) = &taken_off {
+            let is_b = i % 2 == 1;
+            let start = if is_b { of(start)?.neg()? } else { of(start)? };
+            matrix = Tensor::cat(&[matrix, start], usize::from(is_b))?;
+        }
+        let bytes: Vec<u8> =
+            read_f32(&matrix.contiguous()?, |values| values.iter().flat_map(|p| p.to_le_bytes()).collect())?;
+        matrices.push((name, matrix.dims().to_vec(), bytes));
+    }
     let mut views = Vec::new();
-    for (name, shape, range) in layout.tensors() {
-        let data = &bytes[range.start * 4..range.end * 4];
-        let view = TensorView::new(Dtype::F32, shape.to_vec(), data).map_err(candle_core::Error::from)?;
+    for (name, shape, bytes) in &matrices {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(candle_core::Error::from)?;
         views.push((name, view));
     }
     // PEFT refuses a file without this entry.

@@ -109,6 +109,12 @@ impl<'a> Reader<'a> {
         Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
     }
 
+    /// A matrix of floats as f32, on the CPU.
+    pub(crate) fn dense(&self, name: &str) -> Result<Tensor, ModelError> {
+        let shape = self.entry(name)?.shape.as_slice();
+        Ok(Tensor::from_vec(self.floats(name)?, shape, &Device::Cpu)?)
+    }
+
     /// A tensor's elements, widened to f32.
     fn floats(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let bytes = self.bytes(name)?;
@@ -134,7 +140,7 @@ impl<'a> Reader<'a> {
         self.checkpoint.tensors.get(name).ok_or_else(|| self.fail(name, "is missing".into()))
     }
 
-    fn fail(&self, name: &str, message: String) -> ModelError {
+    pub(crate) fn fail(&self, name: &str, message: String) -> ModelError {
         let file = self.checkpoint.tensors.get(name).map_or(0, |entry| entry.file);
         let path = self.checkpoint.files.get(file).cloned().unwrap_or_default();
         CheckpointError { path, message: format!("tensor {name}: {message}") }.into()

@@ -48,6 +48,7 @@ fn the_planned_bytes_of_moments_are_those_they_take() {
         {
             let held = Held { model: &model, checkpoint: None, format: BaseFormat::default(), gpu: false };
             let planned = held.memory(&Training {
+                init: lora_spec::InitLoraWeights::Default,
                 modules: &modules,
                 r,
                 shape: MicroBatchShape { rows: 1, positions: 16, count: 1 },

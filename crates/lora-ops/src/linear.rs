@@ -68,6 +68,15 @@ impl Weight {
         })
     }
 
+    /// The whole matrix, f32, on the CPU.
+    pub fn dense(&self) -> Result<Tensor> {
+        match self.on(&Device::Cpu)? {
+            Self::Dense(weight) => weight.to_dtype(DType::F32),
+            Self::FourBit(weight) => weight.dequantize(),
+            Self::Int8(weight) => weight.dequantize(),
+        }
+    }
+
     /// A tensor that is where the weight is.
     fn tensor(&self) -> &Tensor {
         match self {

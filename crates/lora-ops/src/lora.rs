@@ -90,10 +90,8 @@ pub fn backward(
             dx.map(Tensor::shape)
         );
     }
-    let scaling = scaling as f32;
-    product(scaling, t(dy), of(&saved.h), 1.0, &grad.b)?;
-    let dh = new_like(x, (tokens, r))?;
-    product(scaling, of(dy), of(&pair.b), 0.0, &dh)?;
+    product(scaling as f32, t(dy), of(&saved.h), 1.0, &grad.b)?;
+    let dh = d_reduced(pair, scaling, dy, r)?;
     let dropped = dropout.map(|d| d.apply(x)).transpose()?;
     product(1.0, t(&dh), of(dropped.as_ref().unwrap_or(x)), 1.0, &grad.a)?;
     match (dx, dropout) {
@@ -105,6 +103,25 @@ pub fn backward(
             add_assign(dx, &dropout.apply(&through)?)
         }
     }
+}
+
+/// The backward pass of a pair that is frozen and has no dropout: adds `scaling (dy B) A` to `dx` `[tokens, in_features]`; `dy` is
+/// `[tokens, out_features]`.
+#[tracing::instrument(level = "trace", name = "lora backward", skip_all)]
+pub fn backward_frozen(pair: &LoraPair, scaling: f64, dy: &Tensor, dx: &Tensor) -> Result<()> {
+    let (tokens, in_features) = dx.dims2()?;
+    let (r, out_features) = pair_dims(pair, in_features)?;
+    if dy.dims2()? != (tokens, out_features) {
+        candle_core::bail!("LoRA's gradient is [{tokens}, {out_features}], not {:?}", dy.shape());
+    }
+    product(1.0, of(&d_reduced(pair, scaling, dy, r)?), of(&pair.a), 1.0, dx)
+}
+
+/// Gradient of `x A^T`.
+fn d_reduced(pair: &LoraPair, scaling: f64, dy: &Tensor, r: usize) -> Result<Tensor> {
+    let dh = new_like(dy, (dy.dims()[0], r))?;
+    product(scaling as f32, of(dy), of(&pair.b), 0.0, &dh)?;
+    Ok(dh)
 }
 
 /// A matrix of `x`'s type and place that a product will fill.

@@ -12,7 +12,7 @@ use serde::de::value::{Error as WordError, StringDeserializer};
 use crate::v1;
 
 /// The revision of the job settings that this build knows; raised with every setting that is added.
-const SETTINGS_REVISION: u32 = 1;
+const SETTINGS_REVISION: u32 = 2;
 
 impl TryFrom<v1::JobSpec> for JobSpec {
     type Error = FieldError;
@@ -49,7 +49,16 @@ fn model_spec(model: v1::ModelSpec) -> Result<ModelSpec, FieldError> {
 }
 
 fn adapter_spec(adapter: v1::AdapterSpec) -> Result<AdapterSpec, FieldError> {
-    let v1::AdapterSpec { r, lora_alpha, lora_dropout, target_modules, use_rslora, init_from } = adapter;
+    let v1::AdapterSpec {
+        r,
+        lora_alpha,
+        lora_dropout,
+        target_modules,
+        use_rslora,
+        init_lora_weights,
+        loftq_iter,
+        init_from,
+    } = adapter;
     let default = AdapterSpec::default();
     Ok(AdapterSpec {
         r: count("adapter.r", r, default.r)?,
@@ -65,6 +74,8 @@ fn adapter_spec(adapter: v1::AdapterSpec) -> Result<AdapterSpec, FieldError> {
             }
         },
         use_rslora: use_rslora.unwrap_or(default.use_rslora),
+        init_lora_weights: word("adapter.init_lora_weights", init_lora_weights, default.init_lora_weights)?,
+        loftq_iter: loftq_iter.unwrap_or(default.loftq_iter),
         init_from: init_from.map(PathBuf::from),
     })
 }
@@ -160,6 +171,8 @@ impl TryFrom<&JobSpec> for v1::JobSpec {
                     }),
                 }),
                 use_rslora: Some(adapter.use_rslora),
+                init_lora_weights: Some(adapter.init_lora_weights.to_string()),
+                loftq_iter: Some(adapter.loftq_iter),
                 init_from: adapter.init_from.as_deref().map(|p| text("adapter.init_from", p)).transpose()?,
             }),
             data: Some(v1::DataSpec {
@@ -233,7 +246,9 @@ mod tests {
     use std::ffi::OsStr;
     use std::os::unix::ffi::OsStrExt;
 
-    use lora_spec::{ActivationCheckpointing, BaseDtype, LongRows, Optim, QuantizationType, Scheduler};
+    use lora_spec::{
+        ActivationCheckpointing, BaseDtype, InitLoraWeights, LongRows, Optim, QuantizationType, Scheduler,
+    };
     use prost::Message;
     use prost_types::FileDescriptorSet;
 
@@ -255,6 +270,8 @@ mod tests {
                 lora_dropout: 0.25,
                 target_modules: TargetModules::Names(vec!["q_proj".into(), "v_proj".into()]),
                 use_rslora: true,
+                init_lora_weights: InitLoraWeights::PissaNiter(4),
+                loftq_iter: 5,
                 init_from: Some("/a".into()),
             },
             data: DataSpec {

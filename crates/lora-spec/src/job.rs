@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::FieldError;
+use crate::adapter_spec::{AdapterSpec, TargetModules};
+use crate::model_spec::{BaseForm, Loftq, ModelSpec, QuantizationType};
+use crate::{FieldError, InitLoraWeights};
 
 /// A whole job, as `job.yaml` writes it.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -25,159 +27,6 @@ pub struct JobSpec {
     pub training: TrainingSpec,
     /// How many workers share it.
     pub workers: WorkersSpec,
-}
-
-/// The frozen base model.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelSpec {
-    /// Directory in Hugging Face layout (`config.json`, safetensors, tokenizer files); for a job that is submitted also
-    /// `hf://org/name[@revision]` or an object store's URL, such as `s3://bucket/prefix`.
-    pub base: PathBuf,
-    /// What the base weights are held as.
-    pub dtype: BaseDtype,
-    /// What the weights of the blocks' linear modules are quantized to while they are read. A base that is quantized already
-    /// stays as it is.
-    pub quantization: QuantizationType,
-    /// With `nf4`: quantize the scales too, which takes 4.13 bits a parameter instead of 4.5.
-    pub bnb_4bit_use_double_quant: bool,
-}
-
-impl ModelSpec {
-    /// How the base is held in memory.
-    pub fn format(&self) -> BaseFormat {
-        let quantization = match self.quantization {
-            QuantizationType::None => Quantization::None,
-            QuantizationType::Nf4 => Quantization::Nf4 { double_quant: self.bnb_4bit_use_double_quant },
-            QuantizationType::Int8 => Quantization::Int8,
-        };
-        BaseFormat { dtype: self.dtype, quantization }
-    }
-
-    /// The base as a URL, if it is one rather than a directory.
-    pub fn base_url(&self) -> Option<&str> {
-        let text = self.base.to_str()?;
-        let (scheme, rest) = text.split_once("://")?;
-        let legal = scheme.chars().all(|c| c.is_ascii_alphanumeric()) && !scheme.is_empty();
-        (legal && !rest.is_empty()).then_some(text)
-    }
-}
-
-/// What the frozen weights are held as in memory. Adapters and moments are f32 whatever this says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum BaseDtype {
-    /// As the checkpoint stores them (f16 is held as f32).
-    #[default]
-    Auto,
-    /// 32-bit floats.
-    F32,
-    /// bfloat16; products are computed in f32 from a widened copy of a tile.
-    Bf16,
-}
-
-/// The words of `model.quantization`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum QuantizationType {
-    /// As the checkpoint stores them.
-    #[default]
-    None,
-    /// 4-bit NormalFloat in blocks of 64 (QLoRA, arXiv 2305.14314), as bitsandbytes makes it.
-    Nf4,
-    /// 8 bits with a scale for each row, as bitsandbytes makes them. Activations are not quantized.
-    Int8,
-}
-
-/// How a base is held in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-pub struct BaseFormat {
-    /// Type of what is not quantized.
-    pub dtype: BaseDtype,
-    /// What the weights of the blocks' linear modules are quantized to.
-    pub quantization: Quantization,
-}
-
-impl From<BaseDtype> for BaseFormat {
-    fn from(dtype: BaseDtype) -> Self {
-        Self { dtype, quantization: Quantization::None }
-    }
-}
-
-/// What a dense weight is quantized to while it is read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Quantization {
-    /// It stays as it is.
-    #[default]
-    None,
-    /// NF4 in blocks of 64.
-    Nf4 {
-        /// The scales in 8 bits.
-        double_quant: bool,
-    },
-    /// 8 bits with a scale for each row.
-    Int8,
-}
-
-/// A LoRA adapter, in PEFT's terms.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AdapterSpec {
-    /// Rank.
-    pub r: usize,
-    /// The update is scaled by `lora_alpha / r` (`lora_alpha / sqrt(r)` with `use_rslora`).
-    pub lora_alpha: f64,
-    /// Probability that an input feature of the adapter is dropped during training.
-    pub lora_dropout: f64,
-    /// Which linear modules get an adapter.
-    pub target_modules: TargetModules,
-    /// Scale by `lora_alpha / sqrt(r)` (rank-stabilized LoRA, arXiv 2312.03732).
-    pub use_rslora: bool,
-    /// Directory of an existing PEFT adapter to start from.
-    pub init_from: Option<PathBuf>,
-}
-
-impl Default for AdapterSpec {
-    fn default() -> Self {
-        Self {
-            r: 16,
-            lora_alpha: 32.0,
-            lora_dropout: 0.0,
-            target_modules: TargetModules::default(),
-            use_rslora: false,
-            init_from: None,
-        }
-    }
-}
-
-impl AdapterSpec {
-    /// The factor of `B A` in the update (PEFT's `scaling`).
-    pub fn scaling(&self) -> f64 {
-        let r = self.r as f64;
-        self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
-    }
-}
-
-/// Which linear modules get an adapter, as PEFT's `target_modules`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum TargetModules {
-    /// `all-linear` (every linear module but the head), or a regular expression that a module's whole name matches.
-    Pattern(String),
-    /// Names: a module matches if its name is one of them or ends with `.` and one of them.
-    Names(Vec<String>),
-}
-
-impl TargetModules {
-    /// PEFT's word for every linear module but the output head.
-    pub const ALL_LINEAR: &str = "all-linear";
-}
-
-impl Default for TargetModules {
-    fn default() -> Self {
-        Self::Pattern(Self::ALL_LINEAR.into())
-    }
 }
 
 /// What a job is trained and evaluated on.
@@ -372,6 +221,16 @@ impl Default for WorkersSpec {
 }
 
 impl JobSpec {
+    /// What the base is in memory.
+    pub fn base_form(&self) -> BaseForm {
+        let AdapterSpec { r, target_modules, init_lora_weights, loftq_iter: rounds, .. } = &self.adapter;
+        let again = *init_lora_weights == InitLoraWeights::Loftq && *rounds > 1;
+        BaseForm {
+            format: self.model.format(),
+            loftq: again.then(|| Loftq { rounds: *rounds, r: *r, target_modules: target_modules.clone() }),
+        }
+    }
+
     /// Makes the paths of the job absolute; relative ones count from `dir`, where the job file lies.
     pub fn resolve_paths(&mut self, dir: &Path) {
         let set = |path: &mut PathBuf| *path = dir.join(&path);
@@ -431,6 +290,28 @@ impl JobSpec {
         within("adapter.lora_dropout", adapter.lora_dropout, 0.0, 1.0, Bounds::ExclusiveHigh)?;
         if matches!(&adapter.target_modules, TargetModules::Names(names) if names.is_empty()) {
             return fail("adapter.target_modules", "is an empty list; name a module, or all-linear".into());
+        }
+        if adapter.init_lora_weights == InitLoraWeights::Loftq
+            && self.model.quantization == QuantizationType::None
+        {
+            return fail(
+                "adapter.init_lora_weights",
+                "loftq makes up for quantization: set model.quantization to nf4 or int8".into(),
+            );
+        }
+        positive("adapter.loftq_iter", u64::from(adapter.loftq_iter))?;
+        at_most("adapter.loftq_iter", u64::from(adapter.loftq_iter), 100)?;
+        if adapter.loftq_iter != 1 && adapter.init_lora_weights != InitLoraWeights::Loftq {
+            return fail("adapter.loftq_iter", "needs adapter.init_lora_weights: loftq".into());
+        }
+        if adapter.init_from.is_some() && adapter.init_lora_weights != InitLoraWeights::Default {
+            return fail(
+                "adapter.init_lora_weights",
+                format!(
+                    "{} and adapter.init_from both say what the adapter starts as; leave one out",
+                    adapter.init_lora_weights
+                ),
+            );
         }
         positive("data.max_length", self.data.max_length as u64)?;
         within("training.num_train_epochs", training.num_train_epochs, 0.0, 1e6, Bounds::ExclusiveLow)?;

@@ -1,34 +1,39 @@
 //! A fine-tuning job in words and numbers: the job file and its checks, states and their transitions, what a checkpoint's
 //! `config.json` and safetensors headers say, and the arithmetic of a plan. No tensors, no network.
 
+mod adapter_spec;
 mod checkpoint;
 mod device;
 mod flops;
+mod init_lora_weights;
 mod job;
 mod job_file;
 mod keys;
 mod memory;
 mod model_config;
+mod model_spec;
 mod philox;
 mod state;
 mod target_modules;
 
+pub use adapter_spec::{AdapterSpec, TargetModules};
 pub use checkpoint::{
     Checkpoint, CheckpointError, FOUR_BIT_BLOCKS, FourBitState, FourBitType, StoredWeight, TensorEntry,
 };
 pub use device::{Device, DeviceError};
 pub use flops::row_flops;
+pub use init_lora_weights::InitLoraWeights;
 pub use job::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, DataSpec, JobSpec, LongRows, ModelSpec,
-    Optim, Quantization, QuantizationType, Scheduler, TargetModules, TrainingSpec, WorkersSpec,
+    ActivationCheckpointing, DataSpec, JobSpec, LongRows, Optim, Scheduler, TrainingSpec, WorkersSpec,
 };
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
 pub use memory::{
     CPU_LOGITS, CPU_PANEL, EIGHT_BIT_BLOCK, EIGHT_BIT_ELEMENTS, GPU_LOGITS, GPU_PANEL, GPU_WORKSPACE, Held,
-    Memory, MicroBatchShape, Training, chunk_rows,
+    INITIALIZED_AT_ONCE, Memory, MicroBatchShape, Training, chunk_rows,
 };
 pub use model_config::{Activation, Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
+pub use model_spec::{BaseDtype, BaseForm, BaseFormat, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;
 pub use state::JobState;
 

@@ -4,8 +4,8 @@
 use serde::Serialize;
 
 use crate::{
-    ActivationCheckpointing, BaseDtype, BaseFormat, Checkpoint, LinearModule, ModelConfig, Optim,
-    Quantization, StoredWeight,
+    ActivationCheckpointing, BaseDtype, BaseFormat, Checkpoint, InitLoraWeights, LinearModule, ModelConfig,
+    Optim, Quantization, StoredWeight,
 };
 
 /// f32 logits that the loss makes at a time on the CPU (48 MiB), at least a row.
@@ -29,6 +29,13 @@ pub const EIGHT_BIT_BLOCK: usize = 256;
 /// Elements that a tensor must have for moments in 8 bits; those of a smaller one are f32.
 pub const EIGHT_BIT_ELEMENTS: usize = 4096;
 
+/// Weights that adapters which start from them are computed from at a time.
+pub const INITIALIZED_AT_ONCE: usize = 4;
+
+/// f32 copies of a weight while its singular values are computed, as measured; and where only some columns are.
+const SVD_COPIES: u64 = 5;
+const OLORA_COPIES: u64 = 2;
+
 /// The program itself, its threads, the matrix product's packed tiles and what the allocator keeps, as measured.
 const CPU_PROCESS: u64 = 36 << 20;
 
@@ -37,7 +44,7 @@ const CPU_PROCESS: u64 = 36 << 20;
 pub struct Memory {
     /// The frozen base.
     pub base: u64,
-    /// The trained parameters, f32 (on a GPU also in bf16).
+    /// The trained parameters, f32 (on a GPU also in bf16), and what is taken off the base, which is as large.
     pub adapter: u64,
     /// The optimizer's moments.
     pub moments: u64,
@@ -47,7 +54,7 @@ pub struct Memory {
     pub activations: u64,
     /// Buffers of products, and the program.
     pub workspace: u64,
-    /// All of these; or, on a CPU where it is more, base and largest tensor while the base is read.
+    /// All of these; or, on a CPU where it is more, the base and what is beside it while it is read or the adapter computed from it.
     pub peak: u64,
 }
 
@@ -69,6 +76,8 @@ pub struct Training<'a> {
     pub modules: &'a [LinearModule],
     /// Its rank.
     pub r: usize,
+    /// What it starts as.
+    pub init: InitLoraWeights,
     /// What is computed at a time.
     pub shape: MicroBatchShape,
     /// What is computed again.
@@ -81,6 +90,21 @@ impl Training<'_> {
     /// Elements of each trained matrix.
     fn matrices(&self) -> impl Iterator<Item = u64> {
         self.modules.iter().flat_map(|m| [m.in_features, m.out_features].map(|side| (self.r * side) as u64))
+    }
+
+    /// What computing the adapter from the base takes: the adapter and, for each weight of the largest that are decomposed at a time,
+    /// its values and copies of them (OLoRA: of some columns).
+    fn starting_bytes(&self) -> u64 {
+        let copies = match self.init {
+            InitLoraWeights::Default => return 0,
+            InitLoraWeights::Olora | InitLoraWeights::PissaNiter(_) => OLORA_COPIES,
+            InitLoraWeights::Pissa | InitLoraWeights::Loftq => SVD_COPIES,
+        };
+        let mut sizes: Vec<u64> =
+            self.modules.iter().map(|m| (m.in_features * m.out_features) as u64).collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        let at_once: u64 = sizes.iter().take(INITIALIZED_AT_ONCE).sum();
+        4 * copies * at_once + 8 * self.matrices().sum::<u64>()
     }
 
     fn moment_bytes(&self) -> u64 {
@@ -194,7 +218,8 @@ impl Held<'_> {
         let parameters: u64 = training.matrices().sum();
         let base = self.base_bytes();
         let half = self.gpu && self.width("model.embed_tokens.weight") == 2;
-        let adapter = parameters * if half { 6 } else { 4 };
+        let copies = if training.init.is_taken_off() { 2 } else { 1 };
+        let adapter = copies * parameters * if half { 6 } else { 4 };
         let levels = u64::from(training.shape.count.max(1).ilog2()) + 1;
         let gradients = 4 * parameters * (1 + levels);
         let width = if half { 2 } else { 4 };
@@ -206,7 +231,8 @@ impl Held<'_> {
         let moments = training.moment_bytes();
         let peak = base + adapter + moments + gradients + activations + workspace;
         // What is read for a GPU is on its host.
-        let reading = if self.gpu { 0 } else { base + self.reading_bytes() + workspace };
+        let beside_base = self.reading_bytes().max(training.starting_bytes());
+        let reading = if self.gpu { 0 } else { base + beside_base + workspace };
         Memory { base, adapter, moments, gradients, activations, workspace, peak: peak.max(reading) }
     }
 

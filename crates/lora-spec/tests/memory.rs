@@ -1,8 +1,8 @@
 //! The arithmetic of a plan, against sums by hand.
 
 use lora_spec::{
-    ActivationCheckpointing, BaseDtype, BaseFormat, Held, MicroBatchShape, ModelConfig, Optim, Quantization,
-    Training,
+    ActivationCheckpointing, BaseDtype, BaseFormat, Held, InitLoraWeights, MicroBatchShape, ModelConfig,
+    Optim, Quantization, Training,
 };
 
 /// Llama-3.1-8B: 32 blocks of 218,103,808 elements in 224 modules, embedding and head of 128256 x 4096 each, 65 norms.
@@ -46,6 +46,7 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
         BaseFormat { dtype: BaseDtype::Bf16, quantization: Quantization::Nf4 { double_quant: true } };
     let modules = model.linear_modules();
     let training = Training {
+        init: InitLoraWeights::Default,
         modules: &modules,
         r: 16,
         shape: MicroBatchShape { rows: 1, positions: 2048, count: 2 },

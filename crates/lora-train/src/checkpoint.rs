@@ -1,7 +1,7 @@
 //! The checkpoint of a run.
 //!
-//! A safetensors file: `params` and, where the best adapter is wanted at the end, `best`: flat f32 in the adapter's layout; and
-//! AdamW's moments, `exp_avg` and `exp_avg_sq` or what those are in 8 bits. Everything else is JSON in its metadata under
+//! A safetensors file: `params` and, where there is such, `taken_off` (what the base is trained without) and `best` (the parameters
+//! at the best evaluation, where they are wanted at the end): flat f32 in the adapter's layout; and AdamW's moments, `exp_avg` and `exp_avg_sq` or what those are in 8 bits. Everything else is JSON in its metadata under
 //! `progress`.
 
 use std::collections::HashMap;
@@ -50,6 +50,9 @@ pub(crate) fn write(
             DType::U8 => (name, Dtype::U8, tensor.to_vec1()?),
             _ => (name, Dtype::F32, bytes(&tensor.to_vec1()?)),
         });
+    }
+    if let Some(start) = engine.adapter().taken_off() {
+        tensors.push(("taken_off", Dtype::F32, bytes(&start.to_vec1()?)));
     }
     tensors.extend(best.map(|best| ("best", Dtype::F32, bytes(best))));
     let mut views = Vec::new();
@@ -106,6 +109,7 @@ pub(crate) fn read(
         }
     };
     let best = tensors.names().contains(&"best").then(|| flat("best")).transpose()?;
-    engine.set(flat("params")?, moment, progress.updates).map_err(|e| unreadable(&e))?;
+    let taken_off = engine.adapter().taken_off().map(|_| flat("taken_off")).transpose()?;
+    engine.set(flat("params")?, taken_off, moment, progress.updates).map_err(|e| unreadable(&e))?;
     Ok((progress, best))
 }

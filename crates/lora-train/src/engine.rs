@@ -69,16 +69,17 @@ impl Engine {
         &self.adapter
     }
 
-    /// Replaces parameters, in the adapter's layout, and moments, of which `find` gives each tensor by its name.
+    /// Replaces parameters, in the adapter's layout (`taken_off`: see [`Adapter::with`]), and moments, of which `find` gives each
+    /// tensor by its name.
     pub(crate) fn set(
         &mut self,
         params: Vec<f32>,
+        taken_off: Option<Vec<f32>>,
         find: impl FnMut(&str) -> lora_ops::Result<Tensor>,
         updates: u64,
     ) -> Result<(), TrainError> {
-        let layout = self.adapter.layout().clone();
-        let moments = self.moments.read(&layout, self.base.device(), find)?;
-        let adapter = Adapter::from_params(layout, params, self.adapter.scaling())?.on(&self.base)?;
+        let moments = self.moments.read(self.adapter.layout(), self.base.device(), find)?;
+        let adapter = self.adapter.with(params, taken_off)?;
         (self.adapter, self.moments, self.updates) = (adapter, moments, updates);
         Ok(())
     }
@@ -239,10 +240,11 @@ impl Engine {
         Ok((loss.sum()?, loss.weight_sum))
     }
 
-    /// Hash of parameters and moments (128 bits), in hex.
+    /// Hash of parameters, what is taken off the base, and moments (128 bits), in hex.
     pub fn state_hash(&self) -> Result<String, TrainError> {
         let moments = self.moments.tensors().into_iter().map(|(_, tensor)| tensor);
-        let parts: Vec<&Tensor> = std::iter::once(self.adapter.params()).chain(moments).collect();
+        let adapter = std::iter::once(self.adapter.params()).chain(self.adapter.taken_off());
+        let parts: Vec<&Tensor> = adapter.chain(moments).collect();
         let [low, high] = fingerprint(&parts)?;
         Ok(format!("{high:016x}{low:016x}"))
     }

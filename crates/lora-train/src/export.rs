@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use candle_core::DType;
 use lora_data::{MicroBatchRows, collate};
 use lora_model::{Adapter, PeftAdapter, logits, sha256, write_adapter};
 use lora_spec::{FieldError, ModelSpec, WorkersSpec};
@@ -25,19 +26,14 @@ pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 impl Run {
     /// The result's files: the adapter as PEFT reads it, the tokenizer's files, and `receipt.json`.
     ///
-    /// The adapter is parsed from the very bytes that are returned and must give the trained one's logits, bit by bit.
+    /// The adapter is parsed from the very bytes that are returned and must give the trained one's logits: bit by bit, or, where
+    /// it also holds what was taken off the base, but for the rounding of sums in another order.
     pub fn export(&self) -> Result<Vec<Artifact>, TrainError> {
         let progress = &self.progress;
+        let last = self.engine.adapter();
         let (adapter, adapter_step) = match (&self.best_params, progress.best.best) {
-            (Some(best), Some((_, step))) => {
-                let last = self.engine.adapter();
-                (
-                    &Adapter::from_params(last.layout().clone(), best.clone(), last.scaling())?
-                        .on(self.engine.base())?,
-                    step,
-                )
-            }
-            _ => (self.engine.adapter(), progress.step),
+            (Some(best), Some((_, step))) => (&last.with(best.clone(), None)?, step),
+            _ => (last, progress.step),
         };
         let base = self.engine.base();
         let (name, revision) = hub_name(&self.job.model);
@@ -45,7 +41,12 @@ impl Run {
         let [(_, weights), (_, config)] = &files;
         let reloaded =
             PeftAdapter::parse(Path::new("export"), config, weights)?.over(&base.config)?.on(base)?;
-        if self.sample_logits(&reloaded)? != self.sample_logits(adapter)? {
+        let tolerance = match (adapter.taken_off(), base.activations()) {
+            (None, _) => 0.0,
+            (Some(_), DType::F32) => 1e-4,
+            (Some(_), _) => 5e-2,
+        };
+        if !is_close(&self.sample_logits(&reloaded)?, &self.sample_logits(adapter)?, tolerance) {
             return Err(TrainError::Export);
         }
         let adapter_sha256 = sha256(weights);
@@ -81,12 +82,12 @@ impl Run {
         Ok(artifacts)
     }
 
-    /// Bits of the logits of the first training row under `adapter`.
-    fn sample_logits(&self, adapter: &Adapter) -> Result<Vec<u32>, TrainError> {
+    /// Logits of the first training row under `adapter`.
+    fn sample_logits(&self, adapter: &Adapter) -> Result<Vec<f32>, TrainError> {
         let inputs = self.train.rows.first().map_or(1, |row| row.tokens.len().saturating_sub(1).max(1));
         let batch = collate(&self.train, &MicroBatchRows { rows: vec![0], padded_len: inputs });
         let logits = logits(self.engine.base(), Some(adapter), view(&batch))?;
-        Ok(logits.flatten_all()?.to_vec1::<f32>()?.into_iter().map(f32::to_bits).collect())
+        Ok(logits.flatten_all()?.to_vec1()?)
     }
 
     /// Hash of the rows of the first `steps` steps, in order.
@@ -94,6 +95,12 @@ impl Run {
         let rows = (0..steps).flat_map(|step| self.plan.step(step)).flat_map(|micro_batch| micro_batch.rows);
         sha256(&rows.flat_map(|row| (row as u64).to_le_bytes()).collect::<Vec<u8>>())
     }
+}
+
+/// Whether no element of `a` is further from `b`'s than `tolerance` times the largest of `b`; 0: whether all bits are equal.
+fn is_close(a: &[f32], b: &[f32], tolerance: f32) -> bool {
+    let most = tolerance * b.iter().fold(0.0, |most: f32, b| most.max(b.abs()));
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || (a - b).abs() < most)
 }
 
 /// `base_model_name_or_path` and `revision` as PEFT reads them: a base from the Hugging Face Hub by its name there, any
@@ -112,7 +119,17 @@ fn hub_name(model: &ModelSpec) -> (String, Option<String>) {
 mod tests {
     use lora_spec::ModelSpec;
 
-    use super::hub_name;
+    use super::{hub_name, is_close};
+
+    #[test]
+    fn without_a_tolerance_bits_are_compared() {
+        assert!(is_close(&[1.0, -2.0], &[1.0, -2.0], 0.0));
+        assert!(!is_close(&[1.0, -2.0], &[1.0, -2.000_000_2], 0.0));
+        assert!(is_close(&[1.0, -2.0], &[1.0, -2.000_000_2], 1e-4));
+        for wrong in [&[1.001, -2.0][..], &[f32::NAN, -2.0], &[1.0]] {
+            assert!(!is_close(wrong, &[1.0, -2.0], 1e-4), "{wrong:?}");
+        }
+    }
 
     #[test]
     fn a_base_from_the_hub_has_its_name_there() {

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use lora_data::Dataset;
-use lora_model::{Adapter, Base, PeftAdapter, sha256};
-use lora_spec::{FieldError, JobSpec, ModelConfig};
+use lora_model::{Adapter, AdapterLayout, Base, PeftAdapter, sha256};
+use lora_spec::{FieldError, InitLoraWeights, JobSpec, ModelConfig};
 
 use crate::TrainError;
 
@@ -30,19 +30,26 @@ impl RunInputs {
     }
 }
 
-/// The adapter that `job` starts from over a base of `config`: a fresh one, or that in `init_from`, which must have the
-/// form that the job asks for.
-pub fn initial_adapter(
+/// The adapter that `job` starts from over `base`: a fresh one, or that in `init_from`.
+pub(crate) fn initial_adapter(
     job: &JobSpec,
     init_from: Option<&Path>,
-    config: &ModelConfig,
+    base: &Base,
 ) -> Result<Adapter, TrainError> {
-    let fresh = Adapter::new(config, &job.adapter, job.training.seed)?;
-    let Some(dir) = init_from else { return Ok(fresh) };
+    match init_from {
+        Some(dir) => adapter_in(dir, job, &base.config),
+        None => Ok(Adapter::start(base, &job.adapter, job.training.seed)?),
+    }
+}
+
+/// The adapter in `dir`, `adapter.init_from`, over a base of `config`. It must have the form that the job asks for.
+pub fn adapter_in(dir: &Path, job: &JobSpec, config: &ModelConfig) -> Result<Adapter, TrainError> {
+    let modules = job.adapter.target_modules.resolve(config)?;
+    let layout = AdapterLayout::new(config, &modules, job.adapter.r);
     let field = |message: String| FieldError::new("adapter.init_from", message);
     let adapter =
         PeftAdapter::read(dir).and_then(|adapter| adapter.over(config)).map_err(|e| field(e.to_string()))?;
-    if adapter.layout() != fresh.layout() || adapter.scaling() != fresh.scaling() {
+    if **adapter.layout() != layout || adapter.scaling() != job.adapter.scaling() {
         return Err(field(format!(
             "the adapter in {} has another r, scaling or set of modules than adapter.r, adapter.lora_alpha, \
              adapter.use_rslora and adapter.target_modules ask for; make them equal",
@@ -63,13 +70,19 @@ pub(crate) fn identity(
 ) -> Result<String, TrainError> {
     let mut adapter_spec = job.adapter.clone();
     adapter_spec.init_from = None;
-    let params: Vec<f32> = adapter.params().to_vec1()?;
-    let init: Vec<u8> = params.iter().flat_map(|v| v.to_le_bytes()).collect();
+    // An adapter that is computed from the base may have other bits on another machine; it travels with the state.
+    let initial = match job.adapter.init_lora_weights {
+        InitLoraWeights::Default => {
+            let params: Vec<f32> = adapter.params().to_vec1()?;
+            Some(sha256(&params.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()))
+        }
+        _ => None,
+    };
     let everything = serde_json::json!({
         "base": base.sha256(),
-        "format": job.model.format(),
+        "form": job.base_form(),
         "adapter": adapter_spec,
-        "initial_parameters": sha256(&init),
+        "initial_parameters": initial,
         "train": train.sha256,
         "eval": eval.map(|eval| &eval.sha256),
         "max_length": job.data.max_length,

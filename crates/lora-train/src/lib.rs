@@ -27,7 +27,7 @@ mod verify;
 pub use engine::{Engine, LossSums};
 pub use error::TrainError;
 pub use export::Artifact;
-pub use inputs::{RunInputs, initial_adapter};
+pub use inputs::{RunInputs, adapter_in};
 pub use lora_ops::device::Memory as DeviceMemory;
 pub use peers::{Peers, Share};
 pub use probe::{AllReduceReading, DeviceReading, all_reduce_reading, device_reading};

@@ -6,7 +6,7 @@ use lora_collective::device::Collective;
 use lora_collective::{Cancel, Group};
 use lora_data::{BatchPlan, Dataset, MicroBatchRows, Tokenizer, eval_micro_batches};
 use lora_model::Base;
-use lora_spec::{FieldError, JobSpec};
+use lora_spec::{FieldError, InitLoraWeights, JobSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, Progress};
@@ -41,7 +41,7 @@ pub struct Run {
 }
 
 /// How far a rank is, and the hash of its state there.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Standing {
     /// Completed steps, and whether the last of them has its evaluation, where one is due.
     at: (u64, bool),
@@ -83,7 +83,7 @@ impl Run {
             .as_ref()
             .map(|eval| eval_micro_batches(&eval.lengths(), training.micro_batch_size))
             .unwrap_or_default();
-        let adapter = initial_adapter(job, inputs.init_from.as_deref(), &base.config)?;
+        let adapter = initial_adapter(job, inputs.init_from.as_deref(), &base)?;
         let identity = identity(job, &base, &train, eval.as_ref(), &adapter)?;
         let trainable = adapter.layout().len as u64;
         let facts = RunFacts {
@@ -131,16 +131,18 @@ impl Run {
         let all: Vec<Standing> = all_gather(&mut group, &mine)?;
         let newest = all.iter().map(|standing| standing.at).max().unwrap_or(mine.at);
         let holders: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].at == newest).collect();
+        let root = holders.first().copied().unwrap_or(0);
         let held: Vec<(u64, &str)> =
             holders.iter().map(|&rank| (newest.0, all[rank].state.as_str())).collect();
-        if let Some(odd) = odd_one_out(&held) {
+        // What hosts compute of the base may differ where their GPUs do not. Before the first step nobody has a state to lose.
+        let may_differ = newest.0 == 0 && self.job.adapter.init_lora_weights != InitLoraWeights::Default;
+        if let Some(odd) = odd_one_out(&held).filter(|_| !may_differ) {
             return Err(TrainError::Diverged { step: newest.0, rank: holders[odd] });
         }
-        if holders.len() < all.len() {
-            let root = holders.first().copied().unwrap_or(0);
+        if all.iter().any(|standing| *standing != all[root]) {
             let mut bytes = if group.rank() == root { self.checkpoint()? } else { Vec::new() };
             group.broadcast(root, &mut bytes)?;
-            if mine.at < newest {
+            if mine != all[root] {
                 self.restore(&bytes)?;
             }
         }

@@ -8,9 +8,12 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use lora_collective::tree::partition;
-use lora_model::{Base, Batch, Pass, PeftAdapter};
+use lora_model::{Adapter, Base, Batch, Pass, PeftAdapter};
 use lora_ops::adamw::AdamW;
-use lora_spec::{ActivationCheckpointing, BaseDtype, BaseFormat, Optim, Quantization, TrainingSpec};
+use lora_spec::{
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseForm, BaseFormat, InitLoraWeights, JobSpec,
+    ModelSpec, Optim, Quantization, QuantizationType, TrainingSpec,
+};
 use lora_train::{Engine, Peers, Share, learning_rate};
 use serde_json::Value;
 
@@ -62,7 +65,8 @@ fn fractions_of_warm_up_are_those_of_transformers() {
     }
 }
 
-fn curve(name: &str, quantization: Quantization) {
+/// Trains as PEFT did: `start` gives the adapter over the base.
+fn curve(name: &str, form: impl Into<BaseForm>, start: impl Fn(&Base) -> Adapter) {
     let dir = golden().join("curve").join(name);
     let curve = json(&format!("curve/{name}/curve.json"));
     let settings = &curve["settings"];
@@ -74,9 +78,8 @@ fn curve(name: &str, quantization: Quantization) {
     };
     let total = settings["max_steps"].as_u64().unwrap();
     let model = golden().join("models").join(curve["model"].as_str().unwrap());
-    let format = BaseFormat { dtype: BaseDtype::Auto, quantization };
-    let base = Arc::new(Base::load(&model, format, &Device::Cpu).unwrap());
-    let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().over(&base.config).unwrap();
+    let base = Arc::new(Base::load(&model, form, &Device::Cpu).unwrap());
+    let adapter = start(&base);
     let mut engine = Engine::new(base, adapter, Optim::Adamw).unwrap();
     let batches: HashMap<String, Tensor> =
         candle_core::safetensors::load(dir.join("batches.safetensors"), &Device::Cpu).unwrap();
@@ -127,14 +130,47 @@ fn curve(name: &str, quantization: Quantization) {
     }
 }
 
+/// The adapter that PEFT trained from a file.
+fn stored(name: &str) -> impl Fn(&Base) -> Adapter {
+    let dir = golden().join("curve").join(name).join("adapter");
+    move |base| PeftAdapter::read(&dir).unwrap().over(&base.config).unwrap()
+}
+
 #[test]
 fn ten_steps_follow_the_loss_of_transformers_and_peft() {
-    curve("llama-gqa", Quantization::None);
-    curve("qwen2", Quantization::None);
+    for name in ["llama-gqa", "qwen2"] {
+        curve(name, BaseForm::default(), stored(name));
+    }
 }
 
 /// The base is quantized while it is read, as Transformers does with a `BitsAndBytesConfig`.
 #[test]
 fn twenty_steps_of_qlora_follow_those_of_peft_and_bitsandbytes() {
-    curve("qwen2-nf4", Quantization::Nf4 { double_quant: true });
+    let format =
+        BaseFormat { dtype: BaseDtype::Auto, quantization: Quantization::Nf4 { double_quant: true } };
+    curve("qwen2-nf4", format, stored("qwen2-nf4"));
+}
+
+/// PEFT changes the base that such an adapter starts from; here it stays, and what PEFT takes off it is computed beside it.
+#[test]
+fn ten_steps_from_the_base_s_weights_follow_those_of_peft() {
+    for (name, init_lora_weights, lora_alpha, quantization) in [
+        ("llama-gqa-pissa", InitLoraWeights::Pissa, 8.0, QuantizationType::None),
+        ("llama-gqa-olora", InitLoraWeights::Olora, 8.0, QuantizationType::None),
+        ("qwen2-loftq", InitLoraWeights::Loftq, 4.0, QuantizationType::Nf4),
+    ] {
+        let loftq_iter = if init_lora_weights == InitLoraWeights::Loftq { 5 } else { 1 };
+        let job = JobSpec {
+            model: ModelSpec { quantization, ..ModelSpec::default() },
+            adapter: AdapterSpec {
+                r: 4,
+                lora_alpha,
+                init_lora_weights,
+                loftq_iter,
+                ..AdapterSpec::default()
+            },
+            ..JobSpec::default()
+        };
+        curve(name, job.base_form(), |base| Adapter::start(base, &job.adapter, 1).unwrap());
+    }
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, bail};
 use lora_data::{Plan, PlanError};
 use lora_model::PeftAdapter;
 use lora_spec::{FieldError, JobFile, JobSpec, ModelConfig, WorkersSpec};
-use lora_train::{TrainError, initial_adapter};
+use lora_train::{TrainError, adapter_in};
 
 /// Plans the job of `file`; an error about a setting names its line.
 pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
@@ -18,13 +18,11 @@ pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
         PlanError::Field(error) => file.locate(error).into(),
         other => anyhow::Error::from(other),
     })?;
-    if file.job.adapter.init_from.is_some() {
+    if let Some(dir) = &file.job.adapter.init_from {
         let config = ModelConfig::read(&file.job.model.base)?;
-        initial_adapter(&file.job, file.job.adapter.init_from.as_deref(), &config).map_err(|error| {
-            match error {
-                TrainError::Field(error) => file.locate(error).into(),
-                other => anyhow::Error::from(other),
-            }
+        adapter_in(dir, &file.job, &config).map_err(|error| match error {
+            TrainError::Field(error) => file.locate(error).into(),
+            other => anyhow::Error::from(other),
         })?;
     }
     Ok(plan)

@@ -17,8 +17,8 @@ use clap::{Parser, ValueEnum};
 use lora_model::{Adapter, Base, Batch, Pass};
 use lora_ops::adamw::AdamW;
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Device, Held, MicroBatchShape, Optim,
-    Philox, Quantization, Training, row_flops,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Device, Held, InitLoraWeights,
+    MicroBatchShape, Optim, Philox, Quantization, Training, row_flops,
 };
 use lora_train::{Engine, Peers, Share};
 use serde_json::json;
@@ -136,6 +136,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
     let held = Held { model: &config, checkpoint: None, format, gpu: !device.is_cpu() };
     let modules = config.linear_modules();
     let planned = held.memory(&Training {
+        init: InitLoraWeights::Default,
         modules: &modules,
         r: AdapterSpec::default().r,
         shape,

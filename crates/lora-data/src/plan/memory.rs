@@ -56,6 +56,7 @@ impl Shapes {
         Ok(held.memory(&Training {
             modules: &modules,
             r: job.adapter.r,
+            init: job.adapter.init_lora_weights,
             shape,
             checkpointing: training.activation_checkpointing,
             optim: training.optim,

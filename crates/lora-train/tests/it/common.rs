@@ -9,7 +9,7 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 use lora_collective::{Cancel, Group, GroupSpec, PeerListener};
 use lora_model::Base;
-use lora_spec::{BaseDtype, JobSpec, ModelConfig, Philox};
+use lora_spec::{JobSpec, ModelConfig, Philox};
 use lora_train::{Run, RunInputs, StepOutcome};
 use serde_json::json;
 
@@ -39,7 +39,7 @@ impl Fixture {
     }
 
     pub(crate) fn base(&self) -> Arc<Base> {
-        Arc::new(Base::load(&self.job.model.base, BaseDtype::Auto, &Device::Cpu).unwrap())
+        Arc::new(Base::load(&self.job.model.base, self.job.base_form(), &Device::Cpu).unwrap())
     }
 
     pub(crate) fn run(&self) -> Run {

@@ -5,3 +5,4 @@
 mod common;
 mod groups;
 mod run;
+mod start;

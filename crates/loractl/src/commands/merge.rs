@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use lora_data::{Dataset, MicroBatchRows, Tokenizer, collate};
 use lora_model::{Adapter, Base, Batch, Onto, PeftAdapter, logits};
-use lora_spec::{BaseDtype, BaseFormat, LongRows, ModelConfig, Quantization};
+use lora_spec::{BaseDtype, BaseForm, LongRows, ModelConfig, Quantization};
 use lora_train::{ComputeDevice, Receipt};
 use serde::Serialize;
 
@@ -88,8 +88,8 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         bail!("--out: {} is there already; name a new directory", args.out.display());
     }
     let receipt = receipt::read(&args.adapter)?;
-    let trained_format = receipt.as_ref().map_or_else(BaseFormat::default, |it| it.job.model.format());
-    let is_quantized = trained_format.quantization != Quantization::None;
+    let trained_form = receipt.as_ref().map_or_else(BaseForm::default, |it| it.job.base_form());
+    let is_quantized = trained_form.format.quantization != Quantization::None;
     if args.onto == Some(OntoArg::Dequantized) && !is_quantized {
         bail!("--onto dequantized: the adapter was not trained over a base that its job quantized");
     }
@@ -102,13 +102,16 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let adapter = PeftAdapter::read(&args.adapter)?.over(&config)?;
     let tokenizer = Tokenizer::load(&args.base)?;
     let rows = rows(&args, receipt.as_ref(), &tokenizer)?;
-    let expected =
-        Sample::of(&Base::load(&args.base, trained_format, &ComputeDevice::Cpu)?, Some(&adapter), &rows)?;
+    let expected = Sample::of(
+        &Base::load(&args.base, trained_form.clone(), &ComputeDevice::Cpu)?,
+        Some(&adapter),
+        &rows,
+    )?;
 
     // Each is made when it is needed, and again to be written: one dense model at a time is enough in memory.
     let merge = |onto| {
         let of = if onto == OntoArg::Original { Onto::Original } else { Onto::Dequantized };
-        Base::merged(&args.base, trained_format, of, dtype, &adapter)
+        Base::merged(&args.base, &trained_form, of, dtype, &adapter)
     };
     let mut differences = Vec::new();
     for onto in both.into_iter().take(if is_quantized { 2 } else { 1 }) {

@@ -112,7 +112,7 @@ impl AllReduce {
         for range in partition(leaves, workers)? {
             most = most.max(nodes_in(leaves, &range)?.len() as u64);
         }
-        let bytes = (most + 1) * plan.adapter_bytes * (workers as u64 - 1) / workers as u64;
+        let bytes = (most + 1) * 4 * plan.trainable_parameters * (workers as u64 - 1) / workers as u64;
         let seconds = Seconds {
             at_10_gbps: bytes as f64 / (10e9 / 8.0),
             at_25_gbps: bytes as f64 / (25e9 / 8.0),

@@ -1,0 +1,126 @@
+//! Matrices of low rank that stand for another matrix. faer decomposes on one thread, so that no bit depends on their number.
+
+use candle_core::{DType, Device, Result, Tensor};
+use faer::MatRef;
+use lora_ops::gemm::{of, product, t};
+use lora_ops::read_f32;
+use lora_spec::Philox;
+
+use crate::adapter::fill_uniform;
+
+/// Columns of the randomized iteration beyond those that are wanted (arXiv 0909.4061, section 4.3).
+const OVERSAMPLING: usize = 8;
+
+/// `B A` of a matrix `[rows, cols]`, f32 on the CPU.
+#[derive(Debug)]
+pub(crate) struct Factors {
+    /// `[r, cols]`
+    pub(crate) a: Tensor,
+    /// `[rows, r]`
+    pub(crate) b: Tensor,
+}
+
+/// The matrix of rank `r` that is nearest to `matrix`, as `scaling B A`; the singular values are shared evenly.
+///
+/// # Errors
+/// An element that is not finite.
+pub(crate) fn principal(matrix: &Tensor, r: usize, scaling: f64) -> Result<Factors> {
+    finite(matrix)?;
+    let (u, s, v) = svd(matrix)?;
+    even(&u, &s, &v, r, scaling)
+}
+
+/// Nearly what [`principal`] gives, after `rounds` of a subspace iteration from random numbers (torch's `svd_lowrank`).
+///
+/// # Errors
+/// An element that is not finite.
+pub(crate) fn nearly_principal(
+    matrix: &Tensor,
+    r: usize,
+    scaling: f64,
+    rounds: u32,
+    philox: &Philox,
+) -> Result<Factors> {
+    finite(matrix)?;
+    let (rows, cols) = matrix.dims2()?;
+    let width = (r + OVERSAMPLING).min(rows).min(cols);
+    let mut random = vec![0.0; cols * width];
+    fill_uniform(&mut random, philox, 1.0);
+    let times = |right: &Tensor| {
+        let out = zeros(rows, width)?;
+        product(1.0, of(matrix), of(right), 0.0, &out)?;
+        orthonormal(&out)
+    };
+    let mut q = times(&Tensor::from_vec(random, (cols, width), &Device::Cpu)?)?;
+    for _ in 0..rounds {
+        let out = zeros(cols, width)?;
+        product(1.0, t(matrix), of(&q), 0.0, &out)?;
+        q = times(&orthonormal(&out)?)?;
+    }
+    let small = zeros(width, cols)?;
+    product(1.0, t(&q), of(matrix), 0.0, &small)?;
+    let (u, s, v) = svd(&small)?;
+    let turned = zeros(rows, width)?;
+    product(1.0, of(&q), of(&u), 0.0, &turned)?;
+    even(&turned, &s, &v, r, scaling)
+}
+
+/// `B`: an orthonormal basis of the first `r` columns of `matrix` (of its QR decomposition), `A`: its rows in it.
+///
+/// # Errors
+/// An element that is not finite.
+pub(crate) fn orthogonal(matrix: &Tensor, r: usize) -> Result<Factors> {
+    finite(matrix)?;
+    let (_, cols) = matrix.dims2()?;
+    let b = orthonormal(&matrix.narrow(1, 0, r)?.contiguous()?)?;
+    let a = zeros(r, cols)?;
+    product(1.0, t(&b), of(matrix), 0.0, &a)?;
+    Ok(Factors { a, b })
+}
+
+fn zeros(rows: usize, cols: usize) -> Result<Tensor> {
+    Tensor::zeros((rows, cols), DType::F32, &Device::Cpu)
+}
+
+/// Orthonormal columns that span those of `matrix` `[rows, cols]`, of which there are no more than rows.
+fn orthonormal(matrix: &Tensor) -> Result<Tensor> {
+    let (rows, cols) = matrix.dims2()?;
+    with(matrix, |matrix| tensor(matrix.qr().compute_thin_Q().as_ref(), (rows, cols)))?
+}
+
+/// Left singular vectors `[rows, n]`, singular values in descending order, right singular vectors `[cols, n]`.
+fn svd(matrix: &Tensor) -> Result<(Tensor, Vec<f32>, Tensor)> {
+    let (rows, cols) = matrix.dims2()?;
+    let n = rows.min(cols);
+    with(matrix, |matrix| {
+        let Ok(svd) = matrix.thin_svd() else { candle_core::bail!("the singular values were not found") };
+        let s = svd.S().column_vector().iter().copied().collect();
+        Ok((tensor(svd.U(), (rows, n))?, s, tensor(svd.V(), (cols, n))?))
+    })?
+}
+
+fn with<T>(matrix: &Tensor, f: impl FnOnce(MatRef<f32>) -> T) -> Result<T> {
+    let (rows, cols) = matrix.dims2()?;
+    read_f32(matrix, |values| f(MatRef::from_row_major_slice(values, rows, cols)))
+}
+
+fn finite(matrix: &Tensor) -> Result<()> {
+    let (_, cols) = matrix.dims2()?;
+    let wrong = |values: &[f32]| values.iter().position(|v| !v.is_finite()).map(|i| (i, values[i]));
+    match read_f32(matrix, wrong)? {
+        Some((i, value)) => candle_core::bail!("element ({}, {}) is {value}", i / cols, i % cols),
+        None => Ok(()),
+    }
+}
+
+fn tensor(matrix: MatRef<f32>, shape: (usize, usize)) -> Result<Tensor> {
+    let values = (0..shape.0).flat_map(|i| (0..shape.1).map(move |j| matrix[(i, j)]));
+    Tensor::from_vec(values.collect(), shape, &Device::Cpu)
+}
+
+fn even(u: &Tensor, s: &[f32], v: &Tensor, r: usize, scaling: f64) -> Result<Factors> {
+    let roots: Vec<f32> = s.iter().take(r).map(|s| (f64::from(*s) / scaling).sqrt() as f32).collect();
+    let roots = Tensor::from_vec(roots, (1, r), &Device::Cpu)?;
+    let columns = |vectors: &Tensor| vectors.narrow(1, 0, r)?.contiguous()?.broadcast_mul(&roots);
+    Ok(Factors { a: columns(v)?.t()?.contiguous()?, b: columns(u)? })
+}

@@ -1,0 +1,118 @@
+//! Adapters that start from the base's weights, as PEFT's `init_lora_weights` has them, and the base that LoftQ makes.
+
+use std::collections::HashMap;
+
+use candle_core::{Device, Tensor};
+use lora_ops::gemm::{of, product};
+use lora_ops::linear::Weight;
+use lora_ops::read_f32;
+use lora_spec::{
+    AdapterSpec, BaseForm, Checkpoint, CheckpointError, INITIALIZED_AT_ONCE, InitLoraWeights, Loftq,
+    ModelConfig, Philox,
+};
+use rayon::prelude::*;
+
+use crate::adapter::Slot;
+use crate::factors::{Factors, nearly_principal, orthogonal, principal};
+use crate::read::{Reader, quantize};
+use crate::{Adapter, Base, ModelError};
+
+impl Adapter {
+    /// The adapter that `spec` asks for over `base`, on the CPU. On one kind of machine it is a pure function of the two and the
+    /// seed.
+    ///
+    /// # Errors
+    /// A rank or a base that the adapter cannot start from; weights that are not finite.
+    pub fn start(base: &Base, spec: &AdapterSpec, seed: u64) -> Result<Self, ModelError> {
+        let fresh = Self::new(&base.config, spec, seed)?;
+        let init = spec.init_lora_weights;
+        if init == InitLoraWeights::Default {
+            return Ok(fresh);
+        }
+        spec.modules(&base.config)?;
+        let original = match init {
+            InitLoraWeights::Loftq => Some(Checkpoint::open(&base.dir)?),
+            _ => None,
+        };
+        if let Some(checkpoint) = &original {
+            spec.check_base(&base.config, checkpoint)?;
+        }
+        let original =
+            original.as_ref().map(|checkpoint| Reader::open(checkpoint, &Device::Cpu)).transpose()?;
+
+        let scaling = spec.scaling();
+        let factors = |slot: &Slot| -> Result<Factors, ModelError> {
+            let held = base.dense_weight(&slot.module.name)?;
+            let r = spec.r;
+            let factors = match init {
+                InitLoraWeights::Olora => orthogonal(&held, r),
+                InitLoraWeights::PissaNiter(rounds) => {
+                    let philox = Philox::new(seed, &format!("init {}.pissa", slot.module.name));
+                    nearly_principal(&held, r, scaling, rounds, &philox)
+                }
+                InitLoraWeights::Pissa | InitLoraWeights::Default => principal(&held, r, scaling),
+                InitLoraWeights::Loftq => {
+                    let name = format!("{}.weight", slot.module.name);
+                    match &original {
+                        Some(reader) => principal(&(reader.dense(&name)? - held)?, r, scaling),
+                        None => principal(&held, r, scaling),
+                    }
+                }
+            };
+            factors.map_err(|error| named(base, &slot.module.name, &error))
+        };
+        let layout = fresh.layout().clone();
+        let mut params = vec![0.0; layout.len];
+        for slots in layout.slots.chunks(INITIALIZED_AT_ONCE) {
+            let found = slots.par_iter().map(factors).collect::<Result<Vec<_>, _>>()?;
+            for (slot, Factors { a, b }) in slots.iter().zip(&found) {
+                for (range, matrix) in [(&slot.a, a), (&slot.b, b)] {
+                    let into = &mut params[range.clone()];
+                    read_f32(matrix, |values| into.copy_from_slice(values))?;
+                }
+            }
+        }
+        let adapter = Self::from_params(layout, params, scaling)?;
+        if init.is_taken_off() { adapter.taken_off_itself() } else { Ok(adapter) }
+    }
+}
+
+fn named(base: &Base, module: &str, error: &candle_core::Error) -> ModelError {
+    let message = format!("tensor {module}.weight: {error}");
+    CheckpointError { path: base.dir.clone(), message }.into()
+}
+
+/// The weights of `form` that LoftQ quantizes again, by the names of their modules; none where it does not.
+pub(crate) fn requantized(
+    reader: &Reader,
+    model: &ModelConfig,
+    form: &BaseForm,
+) -> Result<HashMap<String, Weight>, ModelError> {
+    let Some(Loftq { rounds, r, target_modules }) = &form.loftq else { return Ok(HashMap::new()) };
+    let modules = target_modules.resolve(model)?;
+    let mut weights = HashMap::new();
+    for modules in modules.chunks(INITIALIZED_AT_ONCE) {
+        let found = modules.par_iter().map(|module| {
+            let name = format!("{}.weight", module.name);
+            let weight = again(&reader.dense(&name)?, *rounds, *r, form);
+            Ok((module.name.clone(), weight.map_err(|e| reader.fail(&name, e.to_string()))?))
+        });
+        weights.extend(found.collect::<Result<Vec<_>, ModelError>>()?);
+    }
+    Ok(weights)
+}
+
+/// LoftQ (arXiv 2310.08659, algorithm 1): in turn the quantized rest, and the matrix of rank `r` nearest to what that took off.
+fn again(weight: &Tensor, rounds: u32, r: usize, form: &BaseForm) -> candle_core::Result<Weight> {
+    let shape = weight.dims2()?;
+    let quantized =
+        |rest: &Tensor| read_f32(rest, |values| quantize(values, shape, form.format.quantization))?;
+    let mut held = quantized(weight)?;
+    for _ in 1..rounds {
+        let Factors { a, b } = principal(&(weight - held.dense()?)?, r, 1.0)?;
+        let rest = weight.copy()?;
+        product(-1.0, of(&b), of(&a), 1.0, &rest)?;
+        held = quantized(&rest)?;
+    }
+    Ok(held)
+}

@@ -1,0 +1,200 @@
+//! Adapters that start from the base's weights against PEFT's (`tests/golden/initial`).
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
+use std::path::{Path, PathBuf};
+
+use candle_core::safetensors::load;
+use candle_core::{Device, Tensor};
+use lora_model::{Adapter, Base, Batch, PeftAdapter, logits, write_adapter};
+use lora_ops::gemm::{of, product};
+use lora_spec::{
+    AdapterSpec, BaseDtype, BaseForm, BaseFormat, InitLoraWeights, JobSpec, ModelSpec, Quantization,
+    QuantizationType,
+};
+
+fn golden(dir: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(dir)
+}
+
+fn spec(init_lora_weights: InitLoraWeights, lora_alpha: f64) -> AdapterSpec {
+    AdapterSpec { r: 4, lora_alpha, init_lora_weights, ..AdapterSpec::default() }
+}
+
+fn base(model: &str, form: impl Into<BaseForm>) -> Base {
+    Base::load(&golden("models").join(model), form, &Device::Cpu).unwrap()
+}
+
+/// `s B A` of a module, from flat parameters in the adapter's layout.
+fn product_of(adapter: &Adapter, params: &Tensor, module: &str) -> Tensor {
+    let name = format!("model.layers.{module}");
+    let slot = adapter.layout().slots.iter().find(|slot| slot.module.name == name).unwrap();
+    let (rows, cols, r) = (slot.module.out_features, slot.module.in_features, slot.r);
+    let a = params.narrow(0, slot.a.start, slot.a.len()).unwrap().reshape((r, cols)).unwrap();
+    let b = params.narrow(0, slot.b.start, slot.b.len()).unwrap().reshape((rows, r)).unwrap();
+    let out = Tensor::zeros((rows, cols), candle_core::DType::F32, &Device::Cpu).unwrap();
+    product(adapter.scaling() as f32, of(&b), of(&a), 0.0, &out).unwrap();
+    out
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// Largest difference by the largest element of `b`.
+fn error(a: &[f32], b: &[f32]) -> f32 {
+    assert_eq!(a.len(), b.len());
+    let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, |most: f32, v| most.max(v.abs()));
+    most(&mut a.iter().zip(b).map(|(a, b)| a - b)) / most(&mut b.iter().copied())
+}
+
+/// The weights as a checkpoint has them.
+fn weight(model: &str, module: &str) -> Tensor {
+    let path = golden("models").join(model).join("model.safetensors");
+    load(path, &Device::Cpu).unwrap()[&format!("model.layers.{module}.weight")].clone()
+}
+
+const MODULES: [&str; 4] = ["0.self_attn.q_proj", "0.self_attn.k_proj", "1.mlp.gate_proj", "1.mlp.down_proj"];
+
+#[test]
+fn pissa_and_olora_start_as_in_peft() {
+    let (pissa, olora) = (InitLoraWeights::Pissa, InitLoraWeights::Olora);
+    for (case, model, spec) in [
+        ("pissa", "llama-gqa", spec(pissa, 8.0)),
+        ("pissa-rslora", "qwen2", AdapterSpec { use_rslora: true, ..spec(pissa, 8.0) }),
+        ("olora", "llama-gqa", spec(olora, 8.0)),
+        // Enough rounds find the same.
+        ("pissa", "llama-gqa", spec(InitLoraWeights::PissaNiter(40), 8.0)),
+    ] {
+        let base = base(model, BaseDtype::F32);
+        let adapter = Adapter::start(&base, &spec, 1).unwrap();
+        let expected = load(golden("initial").join(format!("{case}.safetensors")), &Device::Cpu).unwrap();
+        for module in MODULES {
+            let product = product_of(&adapter, adapter.params(), module);
+            let e = error(&values(&product), &values(&expected[&format!("{module}.product")]));
+            assert!(e < 1e-4, "{case} {module}: s B A is off by {e}");
+            let taken_off = product_of(&adapter, adapter.taken_off().unwrap(), module);
+            let frozen = (weight(model, module) - taken_off).unwrap();
+            let e = error(&values(&frozen), &values(&expected[&format!("{module}.frozen")]));
+            assert!(e < 1e-4, "{case} {module}: what is frozen is off by {e}");
+        }
+    }
+}
+
+#[test]
+fn loftq_makes_up_for_quantization_as_in_peft() {
+    for (case, rounds) in [("loftq", 1), ("loftq-iter-5", 5)] {
+        let job = JobSpec {
+            model: ModelSpec { quantization: QuantizationType::Nf4, ..ModelSpec::default() },
+            adapter: AdapterSpec { loftq_iter: rounds, ..spec(InitLoraWeights::Loftq, 4.0) },
+            ..JobSpec::default()
+        };
+        let base = base("qwen2", job.base_form());
+        let adapter = Adapter::start(&base, &job.adapter, 1).unwrap();
+        assert!(adapter.taken_off().is_none());
+        let expected = load(golden("initial").join(format!("{case}.safetensors")), &Device::Cpu).unwrap();
+        // A scaling that is not 1 is made up for.
+        let scaled = AdapterSpec { lora_alpha: 32.0, ..job.adapter.clone() };
+        let scaled = Adapter::start(&base, &scaled, 1).unwrap();
+        for module in MODULES {
+            let product = values(&product_of(&adapter, adapter.params(), module));
+            let e = error(&product, &values(&expected[&format!("{module}.product")]));
+            assert!(e < 1e-4, "{case} {module}: B A is off by {e}");
+            let e = error(&values(&product_of(&scaled, scaled.params(), module)), &product);
+            assert!(e < 1e-5, "{case} {module}: s B A is off by {e}");
+            let name = format!("{module}.frozen");
+            let e = error(
+                &values(&base.dense_weight(&format!("model.layers.{module}")).unwrap()),
+                &values(&expected[&name]),
+            );
+            assert!(e < 1e-6, "{case} {module}: what is frozen is off by {e}");
+            // Nearer to the weight than quantization alone.
+            let weight = values(&weight("qwen2", module));
+            let frozen = values(&expected[&name]);
+            let made_up: Vec<f32> = frozen.iter().zip(&product).map(|(q, p)| q + p).collect();
+            let squares = |a: &[f32]| a.iter().zip(&weight).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
+            assert!(squares(&made_up) < 0.8 * squares(&frozen), "{case} {module}");
+        }
+    }
+}
+
+fn sample(base: &Base, adapter: Option<&Adapter>) -> Vec<f32> {
+    let tokens: Vec<u32> = (0..24).map(|i| (i * 7 + 3) % base.config.vocab_size as u32).collect();
+    let weights = [1.0; 24];
+    let batch =
+        Batch { batch: 2, seq: 12, tokens: &tokens, targets: &tokens, weights: &weights, rows: &[0, 1] };
+    values(&logits(base, adapter, batch).unwrap())
+}
+
+#[test]
+fn training_starts_at_the_base_and_the_export_fits_it() {
+    let nf4 = BaseFormat { dtype: BaseDtype::Auto, quantization: Quantization::Nf4 { double_quant: true } };
+    for (model, form) in [("llama-gqa", BaseForm::default()), ("qwen2", nf4.into())] {
+        let base = base(model, form);
+        for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(2), InitLoraWeights::Olora] {
+            let spec = spec(init, 8.0);
+            let adapter = Adapter::start(&base, &spec, 1).unwrap();
+            let e = error(&sample(&base, Some(&adapter)), &sample(&base, None));
+            assert!(e < 1e-5, "{model} {init}: off by {e}");
+
+            let moved: Vec<f32> = values(adapter.params()).iter().map(|p| 1.25 * p + 0.01).collect();
+            let trained = adapter.with(moved, None).unwrap();
+            let logits = sample(&base, Some(&trained));
+            assert!(error(&logits, &sample(&base, None)) > 0.01, "{model} {init}");
+            let [(_, weights), (_, config)] = write_adapter(&trained, &spec, "base", None).unwrap();
+            let config_json: serde_json::Value = serde_json::from_slice(&config).unwrap();
+            assert_eq!((&config_json["r"], &config_json["lora_alpha"]), (&8.into(), &16.into()));
+            assert_eq!(config_json["init_lora_weights"], true);
+            let export =
+                PeftAdapter::parse(Path::new("x"), &config, &weights).unwrap().over(&base.config).unwrap();
+            let e = error(&sample(&base, Some(&export)), &logits);
+            assert!(e < 1e-5, "{model} {init}: the export is off by {e}");
+        }
+    }
+}
+
+#[test]
+fn a_start_has_the_same_bits_with_any_number_of_threads() {
+    let base = base("llama-gqa", BaseDtype::F32);
+    for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(4), InitLoraWeights::Olora] {
+        let bits = |threads: usize| -> Vec<u32> {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let adapter = pool.install(|| Adapter::start(&base, &spec(init, 8.0), 1).unwrap());
+            values(adapter.params()).into_iter().map(f32::to_bits).collect()
+        };
+        let one = bits(1);
+        assert!(one.iter().any(|bits| *bits != 0));
+        assert!(one == bits(2) && one == bits(3), "{init}");
+    }
+}
+
+#[test]
+fn what_an_adapter_cannot_start_from_is_named() {
+    let dense = base("llama-gqa", BaseDtype::F32);
+    let large = AdapterSpec { r: 4000, ..spec(InitLoraWeights::Pissa, 8.0) };
+    let error = Adapter::start(&dense, &large, 1).unwrap_err().to_string();
+    assert!(error.contains("adapter.r: is 4000") && error.contains("model.layers.0."), "{error}");
+
+    let quantized = base("llama-nf4", BaseDtype::Auto);
+    let error = Adapter::start(&quantized, &spec(InitLoraWeights::Loftq, 8.0), 1).unwrap_err().to_string();
+    assert!(error.contains("adapter.init_lora_weights: loftq needs the weights before"), "{error}");
+}
+
+#[test]
+fn a_weight_that_is_not_finite_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let from = golden("models").join("llama-gqa");
+    std::fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
+    let mut tensors = load(from.join("model.safetensors"), &Device::Cpu).unwrap();
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let mut values = values(&tensors[name]);
+    values[1] = f32::NAN;
+    let wrong = Tensor::from_vec(values, tensors[name].shape(), &Device::Cpu).unwrap();
+    tensors.insert(name.into(), wrong);
+    candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors")).unwrap();
+    let base = Base::load(dir.path(), BaseDtype::F32, &Device::Cpu).unwrap();
+    for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(1), InitLoraWeights::Olora] {
+        let error = Adapter::start(&base, &spec(init, 8.0), 1).unwrap_err().to_string();
+        assert!(error.contains(&format!("tensor {name}: element (0, 1) is NaN")), "{init}: {error}");
+    }
+}

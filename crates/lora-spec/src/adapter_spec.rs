@@ -1,0 +1,130 @@
+//! The adapter of a job, in PEFT's terms.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Checkpoint, FieldError, InitLoraWeights, LinearModule, ModelConfig, StoredWeight};
+
+/// A LoRA adapter, in PEFT's terms.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AdapterSpec {
+    /// Rank.
+    pub r: usize,
+    /// The update is scaled by `lora_alpha / r` (`lora_alpha / sqrt(r)` with `use_rslora`).
+    pub lora_alpha: f64,
+    /// Probability that an input feature of the adapter is dropped during training.
+    pub lora_dropout: f64,
+    /// Which linear modules get an adapter.
+    pub target_modules: TargetModules,
+    /// Scale by `lora_alpha / sqrt(r)` (rank-stabilized LoRA, arXiv 2312.03732).
+    pub use_rslora: bool,
+    /// What the adapter starts as.
+    pub init_lora_weights: InitLoraWeights,
+    /// Rounds of LoftQ (`loftq_iter` of PEFT's `loftq_config`); from 2 on the base is quantized anew for this adapter.
+    pub loftq_iter: u32,
+    /// Directory of an existing PEFT adapter to start from.
+    pub init_from: Option<PathBuf>,
+}
+
+impl Default for AdapterSpec {
+    fn default() -> Self {
+        Self {
+            r: 16,
+            lora_alpha: 32.0,
+            lora_dropout: 0.0,
+            target_modules: TargetModules::default(),
+            use_rslora: false,
+            init_lora_weights: InitLoraWeights::Default,
+            loftq_iter: 1,
+            init_from: None,
+        }
+    }
+}
+
+impl AdapterSpec {
+    /// The factor of `B A` in the update (PEFT's `scaling`).
+    pub fn scaling(&self) -> f64 {
+        let r = self.r as f64;
+        self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
+    }
+
+    /// The adapter as a result has it: over the unchanged base. What was taken off that is part of it, `[A; A0]` and `[B, -B0]`,
+    /// with the scaling kept, as PEFT converts PiSSA and OLoRA.
+    pub fn exported(&self) -> Self {
+        if !self.init_lora_weights.is_taken_off() {
+            return Self { init_lora_weights: InitLoraWeights::Default, ..self.clone() };
+        }
+        let factor = if self.use_rslora { f64::sqrt(2.0) } else { 2.0 };
+        Self {
+            r: 2 * self.r,
+            lora_alpha: self.lora_alpha * factor,
+            init_lora_weights: InitLoraWeights::Default,
+            ..self.clone()
+        }
+    }
+
+    /// The adapted modules of `model`, in the order of computation.
+    ///
+    /// # Errors
+    /// Names that no module has; a rank that a module's weight does not have, where the adapter starts from that.
+    pub fn modules(&self, model: &ModelConfig) -> Result<Vec<LinearModule>, FieldError> {
+        let modules = self.target_modules.resolve(model)?;
+        let most = |module: &LinearModule| module.in_features.min(module.out_features);
+        let small = modules.iter().find(|module| self.r > most(module));
+        match small.filter(|_| self.init_lora_weights != InitLoraWeights::Default) {
+            Some(module) => Err(FieldError::new(
+                "adapter.r",
+                format!(
+                    "is {}, and {} has rank {} at most, from which init_lora_weights: {} starts; lower r, or use init_lora_weights: true",
+                    self.r,
+                    module.name,
+                    most(module),
+                    self.init_lora_weights
+                ),
+            )),
+            None => Ok(modules),
+        }
+    }
+
+    /// Checks that the adapter can start from the base in `checkpoint`.
+    pub fn check_base(&self, model: &ModelConfig, checkpoint: &Checkpoint) -> Result<(), FieldError> {
+        let modules = self.modules(model)?;
+        if self.init_lora_weights != InitLoraWeights::Loftq {
+            return Ok(());
+        }
+        let is_dense = |module: &LinearModule| matches!(checkpoint.weight(module), Ok(StoredWeight::Dense));
+        match modules.iter().find(|module| !is_dense(module)) {
+            Some(module) => Err(FieldError::new(
+                "adapter.init_lora_weights",
+                format!(
+                    "loftq needs the weights before they were quantized, and the base has only {}.weight after it; name the dense base",
+                    module.name
+                ),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Which linear modules get an adapter, as PEFT's `target_modules`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// `all-linear` (every linear module but the head), or a regular expression that a module's whole name matches.
+    Pattern(String),
+    /// Names: a module matches if its name is one of them or ends with `.` and one of them.
+    Names(Vec<String>),
+}
+
+impl TargetModules {
+    /// PEFT's word for every linear module but the output head.
+    pub const ALL_LINEAR: &str = "all-linear";
+}
+
+impl Default for TargetModules {
+    fn default() -> Self {
+        Self::Pattern(Self::ALL_LINEAR.into())
+    }
+}

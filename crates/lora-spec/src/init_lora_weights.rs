@@ -1,0 +1,122 @@
+//! What an adapter starts as.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// What an adapter starts as: the values of PEFT's `init_lora_weights`.
+///
+/// Those other than [`Self::Default`] are computed from the base's weights. PiSSA and OLoRA take what the adapter starts with off
+/// the base, so that training starts at the base all the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum InitLoraWeights {
+    /// `true`: `A` as Kaiming's rule has it, `B` zero.
+    #[default]
+    Default,
+    /// `olora`: the first columns of an orthonormal basis of the weight, and its rows in it (arXiv 2406.01775).
+    Olora,
+    /// `pissa`: the weight's largest singular values and vectors (arXiv 2404.02948).
+    Pissa,
+    /// `pissa_niter_N`: the same, by `N` rounds of a randomized subspace iteration: fast, and close.
+    PissaNiter(u32),
+    /// `loftq`: what quantizing the weight took off it, as far as a matrix of rank `r` goes (arXiv 2310.08659).
+    Loftq,
+}
+
+impl InitLoraWeights {
+    /// Whether the frozen base is trained on as `W0 - s B0 A0`, with the adapter's first `A0` and `B0`.
+    pub fn is_taken_off(self) -> bool {
+        matches!(self, Self::Olora | Self::Pissa | Self::PissaNiter(_))
+    }
+}
+
+impl fmt::Display for InitLoraWeights {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("true"),
+            Self::Olora => f.write_str("olora"),
+            Self::Pissa => f.write_str("pissa"),
+            Self::PissaNiter(rounds) => write!(f, "pissa_niter_{rounds}"),
+            Self::Loftq => f.write_str("loftq"),
+        }
+    }
+}
+
+impl FromStr for InitLoraWeights {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        let rounds = |word: &str| word.strip_prefix("pissa_niter_")?.parse().ok().filter(|n| *n > 0);
+        Ok(match word {
+            "true" => Self::Default,
+            "olora" => Self::Olora,
+            "pissa" => Self::Pissa,
+            "loftq" => Self::Loftq,
+            _ => match rounds(word) {
+                Some(rounds) => Self::PissaNiter(rounds),
+                None => {
+                    return Err(format!(
+                        "{word:?} is none of true, olora, pissa, pissa_niter_N (N from 1 on), loftq"
+                    ));
+                }
+            },
+        })
+    }
+}
+
+impl Serialize for InitLoraWeights {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Default => serializer.serialize_bool(true),
+            other => serializer.collect_str(other),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for InitLoraWeights {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Word;
+        impl Visitor<'_> for Word {
+            type Value = InitLoraWeights;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("true, olora, pissa, pissa_niter_N or loftq")
+            }
+
+            fn visit_bool<E: serde::de::Error>(self, value: bool) -> Result<InitLoraWeights, E> {
+                value.to_string().parse().map_err(E::custom)
+            }
+
+            fn visit_str<E: serde::de::Error>(self, word: &str) -> Result<InitLoraWeights, E> {
+                word.parse().map_err(E::custom)
+            }
+        }
+        deserializer.deserialize_any(Word)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::InitLoraWeights;
+
+    #[test]
+    fn words_are_pefts() {
+        for (json, value) in [
+            ("true", InitLoraWeights::Default),
+            ("\"olora\"", InitLoraWeights::Olora),
+            ("\"pissa\"", InitLoraWeights::Pissa),
+            ("\"pissa_niter_16\"", InitLoraWeights::PissaNiter(16)),
+            ("\"loftq\"", InitLoraWeights::Loftq),
+        ] {
+            assert_eq!(serde_json::from_str::<InitLoraWeights>(json).unwrap(), value);
+            assert_eq!(serde_json::to_string(&value).unwrap(), json);
+            assert_eq!(value.to_string().parse(), Ok(value));
+        }
+        for wrong in ["false", "\"gaussian\"", "\"pissa_niter_\"", "\"pissa_niter_0\"", "3"] {
+            let error = serde_json::from_str::<InitLoraWeights>(wrong).unwrap_err().to_string();
+            assert!(error.contains("pissa_niter_N"), "{error}");
+        }
+    }
+}
