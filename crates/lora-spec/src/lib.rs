@@ -26,7 +26,7 @@ pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
 pub use memory::{
     CPU_LOGITS, CPU_PANEL, EIGHT_BIT_BLOCK, EIGHT_BIT_ELEMENTS, GPU_LOGITS, GPU_PANEL, GPU_WORKSPACE, Held,
-    Memory, MicroBatchShape, Training, chunk_rows,
+    Memory, MicroBatchShape, PAGED_WINDOW, Training, chunk_rows,
 };
 pub use model_config::{Activation, Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
 pub use philox::Philox;
