@@ -202,6 +202,12 @@ fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
                 .into(),
         );
     }
+    if training.optim.is_paged() {
+        notes.push(
+            "training.optim: paging has no effect on CPUs, where moments are in the host's memory anyway"
+                .into(),
+        );
+    }
     if train.report.longest > config.max_position_embeddings {
         notes.push(format!(
             "the longest row has {} tokens, more than the base's max_position_embeddings {}",

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
+use crate::paged::Room;
 use crate::place::Place;
 
 mod cpu;
@@ -38,22 +39,49 @@ impl AdamW {
     /// Step number `t` (from 1) with `gradient * factor`, in place; `factor` carries clipping.
     #[tracing::instrument(level = "trace", name = "adamw", skip_all)]
     pub fn step(&self, t: u64, state: State, gradient: &Tensor, factor: f32) -> Result<()> {
+        check_lengths(state, gradient)?;
         let State { params, m, v } = state;
-        let n = params.dims1()?;
-        if [m, v, gradient].iter().any(|x| x.dims() != [n]) {
-            candle_core::bail!(
-                "AdamW: {n} parameters with moments {:?} and {:?} and gradient {:?}",
-                m.shape(),
-                v.shape(),
-                gradient.shape()
-            );
-        }
         let numbers = self.numbers(t, factor);
         match Place::of(&[params, m, v, gradient])? {
             Place::Cpu => cpu::step(&numbers, state, gradient),
             #[cfg(feature = "cuda")]
             Place::Cuda(gpu) => cuda::step(&gpu, &numbers, state, gradient),
         }
+    }
+
+    /// As [`Self::step`], to the same bits, `window` elements at a time (at least one): of parameters on a GPU the moments may be
+    /// in the host's memory.
+    pub fn step_paged(
+        &self,
+        t: u64,
+        state: State,
+        gradient: &Tensor,
+        factor: f32,
+        window: usize,
+    ) -> Result<()> {
+        let rooms = Rooms::new(state, window)?;
+        self.step_in(&rooms, t, state, gradient, factor)
+    }
+
+    /// A step in `rooms`, which were made for moments that lie where these do.
+    pub(crate) fn step_in(
+        &self,
+        rooms: &Rooms,
+        t: u64,
+        state: State,
+        gradient: &Tensor,
+        factor: f32,
+    ) -> Result<()> {
+        let n = check_lengths(state, gradient)?;
+        for first in (0..n).step_by(rooms.window) {
+            let part = |vector: &Tensor| vector.narrow(0, first, rooms.window.min(n - first));
+            let (params, m, v) = (part(state.params)?, part(state.m)?, part(state.v)?);
+            let (m_copy, v_copy) = (rooms.m.load(&m)?, rooms.v.load(&v)?);
+            self.step(t, State { params: &params, m: &m_copy, v: &v_copy }, &part(gradient)?, factor)?;
+            rooms.m.store(&m_copy, &m)?;
+            rooms.v.store(&v_copy, &v)?;
+        }
+        Ok(())
     }
 
     pub(crate) fn numbers(&self, t: u64, factor: f32) -> Numbers {
@@ -70,6 +98,36 @@ impl AdamW {
             step_size: (self.lr / (1.0 - self.beta1.powi(power))) as f32,
         }
     }
+}
+
+/// Room for a window of both moments where the parameters are. It is all there before a step begins: a step is not left half done
+/// for want of memory.
+pub(crate) struct Rooms {
+    window: usize,
+    m: Room,
+    v: Room,
+}
+
+impl Rooms {
+    pub(crate) fn new(state: State, window: usize) -> Result<Self> {
+        let window = window.max(1);
+        let room = |vector| Room::new(vector, window, state.params.device());
+        Ok(Self { window, m: room(state.m)?, v: room(state.v)? })
+    }
+}
+
+/// The number of parameters.
+fn check_lengths(State { params, m, v }: State, gradient: &Tensor) -> Result<usize> {
+    let n = params.dims1()?;
+    if [m, v, gradient].iter().any(|x| x.dims() != [n]) {
+        candle_core::bail!(
+            "AdamW: {n} parameters with moments {:?} and {:?} and gradient {:?}",
+            m.shape(),
+            v.shape(),
+            gradient.shape()
+        );
+    }
+    Ok(n)
 }
 
 /// What a step does to every element: computed once, in f64.

@@ -11,16 +11,19 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use lora_spec::{EIGHT_BIT_BLOCK as BLOCK, EIGHT_BIT_ELEMENTS};
 
-use crate::adamw::{self, AdamW};
+use crate::adamw::{self, AdamW, Rooms};
+use crate::paged::{Home, zeros};
 use crate::place::Place;
 
 mod codes;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+#[cfg(any(feature = "cuda", test))]
+mod parts;
 
 /// Names of a state's tensors: those of the f32 moments, and of the codes and maxima of the others.
 pub const NAMES: [&str; 6] =
@@ -34,7 +37,9 @@ pub struct State {
     ranges: Vec<Range<usize>>,
     m: Moments,
     v: Moments,
-    /// Of moments on a GPU.
+    /// Elements that are on the device at a time.
+    window: usize,
+    /// Of parameters on a GPU.
     #[cfg(feature = "cuda")]
     tables: Option<cuda::Tables>,
 }
@@ -50,15 +55,15 @@ struct Moments {
 }
 
 impl State {
-    /// Moments of zero, of parameters whose tensors lie at `ranges`.
+    /// Moments of zero at `home`, of parameters whose tensors lie at `ranges`.
     ///
     /// # Errors
     /// A range does not begin where the one before ends, the first at 0.
-    pub fn new(ranges: &[Range<usize>], device: &Device) -> Result<Self> {
-        let sizes = Sizes::of(ranges)?;
-        Self::from_parts(ranges, |i| {
+    pub fn new<'a>(ranges: &[Range<usize>], home: impl Into<Home<'a>>) -> Result<Self> {
+        let (sizes, home) = (Sizes::of(ranges)?, home.into());
+        Self::from_parts(ranges, home, |i| {
             let (dtype, n) = sizes.tensor(i);
-            zeros(n, dtype, device)
+            zeros(n, dtype, home.tensors())
         })
     }
 
@@ -66,13 +71,13 @@ impl State {
     ///
     /// # Errors
     /// As of [`Self::new`]; those of `find`; a tensor of another type or length.
-    pub fn from_tensors(
+    pub fn from_tensors<'a>(
         ranges: &[Range<usize>],
-        device: &Device,
+        home: impl Into<Home<'a>>,
         mut find: impl FnMut(&str) -> Result<Tensor>,
     ) -> Result<Self> {
-        let sizes = Sizes::of(ranges)?;
-        Self::from_parts(ranges, |i| {
+        let (sizes, home) = (Sizes::of(ranges)?, home.into());
+        Self::from_parts(ranges, home, |i| {
             let (dtype, n) = sizes.tensor(i);
             let tensor = find(NAMES[i])?;
             if tensor.dtype() != dtype || tensor.dims() != [n] {
@@ -84,26 +89,28 @@ impl State {
                     dtype.as_str()
                 );
             }
-            match (n, device) {
-                (0, _) => zeros(0, dtype, device),
+            match (n, home.tensors()) {
+                (0, device) => zeros(0, dtype, device),
                 // A step changes it in place.
-                (_, Device::Cpu) => tensor.copy(),
-                _ => tensor.to_device(device),
+                (_, device) if tensor.device().same_device(device) => tensor.copy(),
+                (_, device) => tensor.to_device(device),
             }
         })
     }
 
-    fn from_parts(ranges: &[Range<usize>], mut part: impl FnMut(usize) -> Result<Tensor>) -> Result<Self> {
+    fn from_parts(
+        ranges: &[Range<usize>],
+        home: Home,
+        mut part: impl FnMut(usize) -> Result<Tensor>,
+    ) -> Result<Self> {
         let mut moments = |i| {
             Ok::<_, candle_core::Error>(Moments { full: part(i)?, codes: part(i + 2)?, absmax: part(i + 4)? })
         };
         let (m, v) = (moments(0)?, moments(1)?);
         Ok(Self {
             #[cfg(feature = "cuda")]
-            tables: match m.full.device() {
-                Device::Cpu => None,
-                device => Some(cuda::Tables::new(ranges, device)?),
-            },
+            tables: if home.device.is_cpu() { None } else { Some(cuda::Tables::new(ranges, home)?) },
+            window: home.window(),
             m,
             v,
             ranges: ranges.to_vec(),
@@ -147,19 +154,26 @@ impl AdamW {
                 gradient.shape()
             );
         }
-        let State { ranges, m, v, .. } = state;
-        match Place::of(&[params, gradient, &m.full])? {
+        let State { ranges, m, v, window, .. } = state;
+        let rooms = Rooms::new(adamw::State { params, m: &m.full, v: &v.full }, *window)?;
+        match Place::of(&[params, gradient])? {
             Place::Cpu => cpu::step(&self.numbers(t, factor), params, state, gradient)?,
             #[cfg(feature = "cuda")]
             Place::Cuda(gpu) => cuda::step(&gpu, &self.numbers(t, factor), params, state, gradient)?,
         }
         let mut done = 0;
-        for range in ranges.iter().filter(|range| !is_8bit(range)) {
-            let of = |flat: &Tensor| flat.narrow(0, range.start, range.len());
-            let full = |moments: &Moments| moments.full.narrow(0, done, range.len());
+        // Small tensors that lie one after the other are stepped as one: their moments do too.
+        for run in ranges.chunk_by(|a, b| is_8bit(a) == is_8bit(b)) {
+            let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
+            if is_8bit(first) {
+                continue;
+            }
+            let len = last.end - first.start;
+            let of = |flat: &Tensor| flat.narrow(0, first.start, len);
+            let full = |moments: &Moments| moments.full.narrow(0, done, len);
             let small = adamw::State { params: &of(params)?, m: &full(m)?, v: &full(v)? };
-            self.step(t, small, &of(gradient)?, factor)?;
-            done += range.len();
+            self.step_in(&rooms, t, small, &of(gradient)?, factor)?;
+            done += len;
         }
         Ok(())
     }
@@ -167,11 +181,6 @@ impl AdamW {
 
 fn is_8bit(range: &Range<usize>) -> bool {
     range.len() >= EIGHT_BIT_ELEMENTS
-}
-
-/// An allocation of nothing is an error of CUDA's.
-fn zeros(n: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    Tensor::zeros(n.max(1), dtype, device)?.narrow(0, 0, n)
 }
 
 /// Elements of the state's tensors.

@@ -27,6 +27,7 @@ pub mod glu;
 mod ids;
 pub mod linear;
 pub mod lora;
+pub mod paged;
 mod place;
 pub mod pointwise;
 pub mod quant;

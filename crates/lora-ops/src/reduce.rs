@@ -37,16 +37,22 @@ pub fn scale(x: &Tensor, factor: f32) -> Result<()> {
     }
 }
 
-/// A hash of the bits of vectors, f32 or u8, taken as one; the same number on every device. Waits for the GPU.
+/// A hash of the bits of vectors, f32 or u8, taken as one; the same number on every device, also of vectors on several ones. Waits for
+/// the GPU.
 ///
 /// Each element's bits (32, of a byte the lowest) and index are mixed by the finalizer of splitmix64 under two keys, and the
 /// results summed, with the number of elements, modulo 2^64: sums of whole numbers do not depend on their order.
 pub fn fingerprint(parts: &[&Tensor]) -> Result<[u64; 2]> {
-    let sums = match Place::of(parts)? {
-        Place::Cpu => cpu::hashes(parts)?,
-        #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::hashes(&gpu, parts)?,
-    };
-    let len: usize = parts.iter().map(|part| part.elem_count()).sum();
-    Ok(sums.map(|sum| sum.wrapping_add(len as u64)))
+    let mut sums = [0; 2];
+    let mut first = 0;
+    for parts in parts.chunk_by(|a, b| a.device().same_device(b.device())) {
+        let of_parts = match Place::of(parts)? {
+            Place::Cpu => cpu::hashes(parts, first)?,
+            #[cfg(feature = "cuda")]
+            Place::Cuda(gpu) => cuda::hashes(&gpu, parts, first)?,
+        };
+        sums = [0, 1].map(|i| of_parts[i].wrapping_add(sums[i]));
+        first += parts.iter().map(|part| part.elem_count() as u64).sum::<u64>();
+    }
+    Ok(sums.map(|sum| sum.wrapping_add(first)))
 }

@@ -289,7 +289,7 @@ mod tests {
                 learning_rate: 0.1,
                 lr_scheduler_type: Scheduler::ConstantWithWarmup,
                 warmup_steps: 5.0,
-                optim: Optim::Adamw8bit,
+                optim: Optim::PagedAdamw8bit,
                 adam_beta1: 0.8,
                 adam_beta2: 0.99,
                 adam_epsilon: 1e-6,

@@ -179,7 +179,8 @@ pub enum Scheduler {
     ConstantWithWarmup,
 }
 
-/// The optimizer: AdamW, with its moments in f32 or in 8 bits.
+/// The optimizer: AdamW, with its moments in f32 or in 8 bits. Paged ones are the same numbers, but lie in the host's memory where a
+/// GPU trains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Optim {
     /// `torch.optim.AdamW`.
@@ -189,6 +190,24 @@ pub enum Optim {
     /// bitsandbytes' `AdamW8bit`: 2 bytes a parameter for the moments instead of 8 (arXiv 2110.02861).
     #[serde(rename = "adamw_8bit")]
     Adamw8bit,
+    /// `adamw`, paged.
+    #[serde(rename = "paged_adamw_32bit")]
+    PagedAdamw32bit,
+    /// `adamw_8bit`, paged.
+    #[serde(rename = "paged_adamw_8bit")]
+    PagedAdamw8bit,
+}
+
+impl Optim {
+    /// Whether moments are in 8 bits (those of small tensors are f32 all the same).
+    pub fn is_8bit(self) -> bool {
+        matches!(self, Self::Adamw8bit | Self::PagedAdamw8bit)
+    }
+
+    /// Whether moments lie in the host's memory, wherever the parameters are.
+    pub fn is_paged(self) -> bool {
+        matches!(self, Self::PagedAdamw32bit | Self::PagedAdamw8bit)
+    }
 }
 
 /// What the backward pass recomputes instead of keeping it.

@@ -30,7 +30,7 @@ pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
 pub use memory::{
     CPU_LOGITS, CPU_PANEL, EIGHT_BIT_BLOCK, EIGHT_BIT_ELEMENTS, GPU_LOGITS, GPU_PANEL, GPU_WORKSPACE, Held,
-    INITIALIZED_AT_ONCE, Memory, MicroBatchShape, Training, chunk_rows,
+    INITIALIZED_AT_ONCE, Memory, MicroBatchShape, PAGED_WINDOW, Training, chunk_rows,
 };
 pub use model_config::{Activation, Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
 pub use model_spec::{BaseDtype, BaseForm, BaseFormat, Loftq, ModelSpec, Quantization, QuantizationType};

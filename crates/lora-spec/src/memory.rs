@@ -36,6 +36,9 @@ pub const INITIALIZED_AT_ONCE: usize = 4;
 const SVD_COPIES: u64 = 5;
 const OLORA_COPIES: u64 = 2;
 
+/// Elements of each paged moment that are on a GPU at a time (32 MiB for both in f32, 8 in 8 bits).
+pub const PAGED_WINDOW: usize = 1 << 22;
+
 /// The program itself, its threads, the matrix product's packed tiles and what the allocator keeps, as measured.
 const CPU_PROCESS: u64 = 36 << 20;
 
@@ -46,7 +49,7 @@ pub struct Memory {
     pub base: u64,
     /// The trained parameters, f32 (on a GPU also in bf16), and what is taken off the base, which is as large.
     pub adapter: u64,
-    /// The optimizer's moments.
+    /// The optimizer's moments; of paged ones, on a GPU, what is there while a step is made.
     pub moments: u64,
     /// Gradients: the sum, and one vector for each level of the tree that is being added up.
     pub gradients: u64,
@@ -107,14 +110,25 @@ impl Training<'_> {
         4 * copies * at_once + 8 * self.matrices().sum::<u64>()
     }
 
-    fn moment_bytes(&self) -> u64 {
-        let of = |elements: u64| match self.optim {
-            Optim::Adamw8bit if elements >= EIGHT_BIT_ELEMENTS as u64 => {
-                2 * (elements + 4 * elements.div_ceil(EIGHT_BIT_BLOCK as u64))
+    fn moment_bytes(&self, gpu: bool) -> u64 {
+        const BLOCK: u64 = EIGHT_BIT_BLOCK as u64;
+        // Elements of one moment.
+        let (mut full, mut codes, mut blocks) = (0, 0, 0);
+        for elements in self.matrices() {
+            if self.optim.is_8bit() && elements >= EIGHT_BIT_ELEMENTS as u64 {
+                codes += elements;
+                blocks += elements.div_ceil(BLOCK);
+            } else {
+                full += elements;
             }
-            Optim::Adamw | Optim::Adamw8bit => 8 * elements,
-        };
-        self.matrices().map(of).sum()
+        }
+        if !gpu || !self.optim.is_paged() {
+            return 2 * (4 * full + codes + 4 * blocks);
+        }
+        let window = PAGED_WINDOW as u64;
+        blocks = blocks.min(window / BLOCK);
+        // With each block comes where it lies: three numbers.
+        2 * (4 * full.min(window) + codes.min(blocks * BLOCK) + 4 * blocks) + 12 * blocks
     }
 }
 
@@ -228,7 +242,7 @@ impl Held<'_> {
             true => GPU_WORKSPACE as u64 + width * self.largest_quantized().min(GPU_PANEL as u64),
             false => CPU_PROCESS + 4 * CPU_PANEL as u64,
         };
-        let moments = training.moment_bytes();
+        let moments = training.moment_bytes(self.gpu);
         let peak = base + adapter + moments + gradients + activations + workspace;
         // What is read for a GPU is on its host.
         let beside_base = self.reading_bytes().max(training.starting_bytes());

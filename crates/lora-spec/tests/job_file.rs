@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use lora_spec::{JobFile, LongRows, Scheduler, TargetModules};
+use lora_spec::{JobFile, LongRows, Optim, Scheduler, TargetModules};
 
 const HEAD: &str = "name: dates\nmodel: {base: base}\ndata: {train: rows.jsonl}\n";
 
@@ -38,6 +38,21 @@ fn target_modules_are_a_text_or_a_list() {
 }
 
 #[test]
+fn optimizers_have_the_names_of_transformers() {
+    for (name, optim, is_8bit, is_paged) in [
+        ("adamw", Optim::Adamw, false, false),
+        ("adamw_8bit", Optim::Adamw8bit, true, false),
+        ("paged_adamw_32bit", Optim::PagedAdamw32bit, false, true),
+        ("paged_adamw_8bit", Optim::PagedAdamw8bit, true, true),
+    ] {
+        let text = format!("{HEAD}training: {{optim: {name}}}\n");
+        let job = JobFile::parse(&text, Path::new("job.yaml")).unwrap().job;
+        assert_eq!(job.training.optim, optim);
+        assert_eq!((optim.is_8bit(), optim.is_paged()), (is_8bit, is_paged), "{name}");
+    }
+}
+
+#[test]
 fn errors_name_file_line_field_and_remedy() {
     let cases = [
         (
@@ -63,6 +78,7 @@ fn errors_name_file_line_field_and_remedy() {
         ("training: {warmup_steps: 2.5}\n", 4, "training.warmup_steps", "whole number"),
         ("training: {micro_batch_size: 64}\n", 4, "training.micro_batch_size", "global_batch_size 32"),
         ("training: {lr_scheduler_type: cosin}\n", 4, "training.lr_scheduler_type", "cosine"),
+        ("training: {optim: paged_adamw}\n", 4, "training.optim", "paged_adamw_32bit"),
         ("training: {load_best_model_at_end: true}\n", 4, "training.load_best_model_at_end", "data.eval"),
         ("workers: {min: 1, max: 9}\n", 4, "workers.max", "8 micro-batches"),
         ("workers: {min: 3, max: 2}\n", 4, "workers.max", "workers.min 3"),

@@ -75,9 +75,43 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
     // In 8 bits each 256 elements have a scale of 4 bytes.
     let eight_bit = held.memory(&Training { optim: Optim::Adamw8bit, ..training });
     assert_eq!(eight_bit.moments, 2 * (parameters + 4 * parameters / 256));
+    // Of paged ones 4 M elements are on the GPU; in 8 bits three numbers say where each block lies.
+    let window = 4 << 20;
+    for (optim, moments) in [
+        (Optim::PagedAdamw32bit, 8 * window),
+        (Optim::PagedAdamw8bit, 2 * (window + 4 * window / 256) + 12 * window / 256),
+    ] {
+        let paged = held.memory(&Training { optim, ..training });
+        assert_eq!(paged.moments, moments, "{optim:?}");
+        assert_eq!(memory.peak - paged.peak, memory.moments - moments, "{optim:?}");
+    }
     // Kept beside the inputs: attention's output, and a sum a head.
     let attention =
         held.memory(&Training { checkpointing: ActivationCheckpointing::BlockSaveAttention, ..training });
     assert_eq!(attention.activations - memory.activations, 32 * (2 * 2048 * 4096 + 4 * 2048 * 32));
+    Ok(())
+}
+
+#[test]
+fn paging_saves_what_is_above_the_window_and_on_gpus_alone() -> Result<(), String> {
+    let model = ModelConfig::parse(LLAMA)?;
+    let modules = &model.linear_modules()[..1];
+    let moments = |gpu, r, optim| {
+        let held = Held { model: &model, checkpoint: None, format: BaseFormat::default(), gpu };
+        let shape = MicroBatchShape { rows: 1, positions: 64, count: 1 };
+        let checkpointing = ActivationCheckpointing::None;
+        held.memory(&Training { modules, r, init: InitLoraWeights::Default, shape, checkpointing, optim })
+            .moments
+    };
+    let pairs = [(Optim::Adamw, Optim::PagedAdamw32bit), (Optim::Adamw8bit, Optim::PagedAdamw8bit)];
+    for (plain, paged) in pairs {
+        for r in [1, 512, 4096] {
+            assert_eq!(moments(false, r, paged), moments(false, r, plain), "{paged:?} of rank {r}");
+        }
+        assert!(moments(true, 4096, paged) < moments(true, 4096, plain), "{paged:?}");
+    }
+    // Of 4096 inputs and as many outputs: two matrices of r * 4096.
+    assert_eq!(moments(true, 512, Optim::PagedAdamw32bit), 8 * 2 * 512 * 4096);
+    assert_eq!(moments(true, 513, Optim::PagedAdamw32bit), 8 * 2 * 512 * 4096);
     Ok(())
 }

@@ -1,17 +1,23 @@
-//! AdamW's moments, in the form that `training.optim` asks for.
+//! AdamW's moments, in the form and the place that `training.optim` asks for.
 
 use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use lora_model::AdapterLayout;
 use lora_ops::adamw::{self, AdamW};
+use lora_ops::paged::Home;
 use lora_ops::{Result, adamw_8bit};
-use lora_spec::Optim;
+use lora_spec::{Optim, PAGED_WINDOW};
 
 /// Names of the f32 moments, as torch has them.
 const NAMES: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
-pub(crate) enum Moments {
+pub(crate) struct Moments {
+    optim: Optim,
+    form: Form,
+}
+
+enum Form {
     /// f32, in the adapter's layout.
     F32([Tensor; 2]),
     EightBit(adamw_8bit::State),
@@ -20,11 +26,13 @@ pub(crate) enum Moments {
 impl Moments {
     /// Before the first step.
     pub(crate) fn zeros(optim: Optim, layout: &AdapterLayout, device: &Device) -> Result<Self> {
-        let zeros = || Tensor::zeros(layout.len, DType::F32, device);
-        Ok(match optim {
-            Optim::Adamw => Self::F32([zeros()?, zeros()?]),
-            Optim::Adamw8bit => Self::EightBit(adamw_8bit::State::new(&ranges(layout), device)?),
-        })
+        let home = home(optim, device);
+        let zeros = || Tensor::zeros(layout.len, DType::F32, home.tensors());
+        let form = match optim.is_8bit() {
+            false => Form::F32([zeros()?, zeros()?]),
+            true => Form::EightBit(adamw_8bit::State::new(&ranges(layout), home)?),
+        };
+        Ok(Self { optim, form })
     }
 
     /// Moments of the same form, whose tensors `find` gives by their names.
@@ -34,28 +42,30 @@ impl Moments {
         device: &Device,
         mut find: impl FnMut(&str) -> Result<Tensor>,
     ) -> Result<Self> {
-        Ok(match self {
-            Self::F32(_) => {
+        let home = home(self.optim, device);
+        let form = match self.form {
+            Form::F32(_) => {
                 let mut flat = |name| {
                     let tensor = find(name)?;
                     if tensor.dtype() != DType::F32 || tensor.dims() != [layout.len] {
                         candle_core::bail!("{name} is not f32 [{}]", layout.len);
                     }
-                    tensor.to_device(device)
+                    tensor.to_device(home.tensors())
                 };
-                Self::F32([flat(NAMES[0])?, flat(NAMES[1])?])
+                Form::F32([flat(NAMES[0])?, flat(NAMES[1])?])
             }
-            Self::EightBit(_) => {
-                Self::EightBit(adamw_8bit::State::from_tensors(&ranges(layout), device, find)?)
+            Form::EightBit(_) => {
+                Form::EightBit(adamw_8bit::State::from_tensors(&ranges(layout), home, find)?)
             }
-        })
+        };
+        Ok(Self { optim: self.optim, form })
     }
 
     /// All there is, by name: what a checkpoint holds and a hash covers.
     pub(crate) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
-        match self {
-            Self::F32(moments) => NAMES.into_iter().zip(moments).collect(),
-            Self::EightBit(state) => state.tensors().into(),
+        match &self.form {
+            Form::F32(moments) => NAMES.into_iter().zip(moments).collect(),
+            Form::EightBit(state) => state.tensors().into(),
         }
     }
 
@@ -68,11 +78,18 @@ impl Moments {
         gradient: &Tensor,
         factor: f32,
     ) -> Result<()> {
-        match self {
-            Self::F32([m, v]) => adamw.step(t, adamw::State { params, m, v }, gradient, factor),
-            Self::EightBit(state) => adamw.step_8bit(t, params, state, gradient, factor),
+        match &self.form {
+            Form::F32([m, v]) => {
+                let window = home(self.optim, params.device()).window();
+                adamw.step_paged(t, adamw::State { params, m, v }, gradient, factor, window)
+            }
+            Form::EightBit(state) => adamw.step_8bit(t, params, state, gradient, factor),
         }
     }
+}
+
+fn home(optim: Optim, device: &Device) -> Home<'_> {
+    Home { device, window: optim.is_paged().then_some(PAGED_WINDOW) }
 }
 
 /// Where each matrix lies in the flat parameters.

@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
 use lora_collective::Cancel;
 use lora_model::Base;
-use lora_spec::{BaseDtype, JobSpec};
+use lora_spec::{BaseDtype, JobSpec, Optim};
 use lora_train::{Run, RunInputs, StepOutcome};
 
 use crate::check::{Bench, Check};
@@ -27,6 +27,7 @@ pub(crate) fn checks(example: &Path) -> Vec<Check> {
         of("steps as on the CPU, bf16", |bench, example| like_the_cpu(bench, example, BaseDtype::Bf16)),
         of("the same bits again, with dropout", repeats),
         of("the same bits after a resume", resumes),
+        of("the same bits with paged moments", paged),
         of("memory after three jobs", memory),
     ]
 }
@@ -102,17 +103,52 @@ fn resumes(bench: &Bench, example: &Path) -> Result<String> {
     Ok(format!("and {} verified files exported", files.len()))
 }
 
+/// Of both forms, also over a resume; and the moments are not in the GPU's memory.
+fn paged(bench: &Bench, example: &Path) -> Result<String> {
+    let mut job = job(example, BaseDtype::Bf16);
+    // With this rank every matrix has moments in 8 bits.
+    job.adapter.r = 32;
+    let base = base(&job, &bench.device)?;
+    let mut said = Vec::new();
+    for (plain, paged, bytes) in
+        [(Optim::Adamw, Optim::PagedAdamw32bit, 8), (Optim::Adamw8bit, Optim::PagedAdamw8bit, 2)]
+    {
+        let mut prepared = |optim| -> Result<(Run, u64)> {
+            job.training.optim = optim;
+            let before = used(bench)?;
+            let run = prepare(&job, &base)?;
+            Ok((run, used(bench)? - before))
+        };
+        let (mut whole, with_moments) = prepared(plain)?;
+        let (mut first, without) = prepared(paged)?;
+        let bytes = bytes * first.facts().trainable_parameters;
+        let saved = with_moments.saturating_sub(without);
+        ensure!(saved >= bytes, "{paged:?} saves {saved} bytes of {bytes}");
+        let want = finish(&mut whole)?;
+        first.step(|| false)?;
+        let checkpoint = first.checkpoint()?;
+        let in_one_go = finish(&mut first)?;
+        ensure!(in_one_go == want, "{plain:?} {want:?}, {paged:?} {in_one_go:?}");
+        let (mut resumed, _) = prepared(paged)?;
+        resumed.restore(&checkpoint)?;
+        ensure!(finish(&mut resumed)? == want, "{paged:?} after a resume");
+        said.push(format!("{paged:?} saves {saved} bytes"));
+    }
+    Ok(said.join(", "))
+}
+
+fn used(bench: &Bench) -> Result<u64> {
+    bench.device.synchronize()?;
+    Ok(lora_train::device_memory(&bench.device)?.context("no reading of the GPU's memory")?.used_bytes)
+}
+
 fn memory(bench: &Bench, example: &Path) -> Result<String> {
     let job = job(example, BaseDtype::Bf16);
     let base = base(&job, &bench.device)?;
-    let used = || -> Result<u64> {
-        bench.device.synchronize()?;
-        Ok(lora_train::device_memory(&bench.device)?.context("no reading of the GPU's memory")?.used_bytes)
-    };
     let mut after = Vec::new();
     for _ in 0..3 {
         finish(&mut prepare(&job, &base)?)?;
-        after.push(used()?);
+        after.push(used(bench)?);
     }
     ensure!(after[2] == after[0], "{after:?} bytes are in use after the first, second and third job");
     Ok(format!("{} bytes, as after the first", after[2]))

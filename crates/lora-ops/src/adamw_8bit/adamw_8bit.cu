@@ -28,7 +28,7 @@ __device__ __forceinline__ void quantize(Map map, float x, bool here, unsigned c
     if (here) *code = largest == 0.0f ? 0 : map.code(__fdiv_rn(x, largest));
 }
 
-// blocks: first parameter, first code and number of elements of each; maps: values and bounds of the first moment's map, then of the
+// blocks: first parameter, first code (of those given) and number of elements of each; maps: values and bounds of the first moment's map, then of the
 // second's, 256 each.
 KERNEL(256, adamw_8bit_step_f32, float* params, const float* gradient, unsigned char* m_codes, float* m_absmax,
        unsigned char* v_codes, float* v_absmax, const unsigned* blocks, const float* maps, float factor, float beta1, float rest1,

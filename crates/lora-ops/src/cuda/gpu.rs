@@ -10,7 +10,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::cudarc::{cublas, driver};
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
 use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor};
+use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, WithDType};
 use half::bf16;
 use lora_spec::GPU_WORKSPACE;
 
@@ -220,9 +220,9 @@ impl Gpu {
         Ok(Arg::from(self.address(tensor, dtype)?))
     }
 
-    /// Replaces the elements of an f32 tensor.
-    pub(crate) fn write(&self, tensor: &Tensor, values: &[f32]) -> Result<()> {
-        let to = self.address(tensor, DType::F32)?;
+    /// Replaces the elements of a tensor.
+    pub(crate) fn write<T: WithDType>(&self, tensor: &Tensor, values: &[T]) -> Result<()> {
+        let to = self.address(tensor, T::DTYPE)?;
         let write = || {
             self.stream.context().bind_to_thread()?;
             // SAFETY: the caller has compared the lengths, and the copy is over before `values` can go.
@@ -230,6 +230,21 @@ impl Gpu {
             self.stream.synchronize()
         };
         write().map_err(wrong("a copy to the GPU"))
+    }
+
+    /// Reads the elements of a tensor.
+    pub(crate) fn read<T: WithDType>(&self, tensor: &Tensor, values: &mut [T]) -> Result<()> {
+        let from = self.address(tensor, T::DTYPE)?;
+        if tensor.elem_count() != values.len() {
+            candle_core::bail!("{:?} for {} values", tensor.shape(), values.len());
+        }
+        let mut read = || {
+            self.stream.context().bind_to_thread()?;
+            // SAFETY: the lengths are equal, and the copy is over before `values` can go.
+            unsafe { result::memcpy_dtoh_async(values, from, self.stream.cu_stream())? };
+            self.stream.synchronize()
+        };
+        read().map_err(wrong("a copy from the GPU"))
     }
 
     /// What the bits of a result depend on.

@@ -16,10 +16,9 @@ pub(super) fn scale(x: &Tensor, factor: f32) -> Result<()> {
     })
 }
 
-/// The sums of the elements' hashes.
-pub(super) fn hashes(parts: &[&Tensor]) -> Result<[u64; 2]> {
+/// The sums of the elements' hashes; the first element is number `first`.
+pub(super) fn hashes(parts: &[&Tensor], mut first: u64) -> Result<[u64; 2]> {
     let mut sums = [0; 2];
-    let mut first = 0;
     for part in parts {
         let of_part = match part.dtype() {
             DType::U8 => read(part, |x: &[u8]| hash(x, first, |x| u32::from(*x)))?,

@@ -32,12 +32,11 @@ pub(super) fn scale(gpu: &Gpu, x: &Tensor, factor: f32) -> Result<()> {
     gpu.launch_flat("reduce_scale_f32", n, &[gpu.arg(x, DType::F32)?, factor.into(), (n as u64).into()])
 }
 
-/// The sums of the elements' hashes.
-pub(super) fn hashes(gpu: &Gpu, parts: &[&Tensor]) -> Result<[u64; 2]> {
+/// The sums of the elements' hashes; the first element is number `first`.
+pub(super) fn hashes(gpu: &Gpu, parts: &[&Tensor], mut first: u64) -> Result<[u64; 2]> {
     // Two sums of 64 bits, the lower half of each first.
     let sums = gpu.empty(4, DType::U32)?;
     gpu.zero(&sums)?;
-    let mut first = 0;
     for part in parts {
         let n = part.elem_count() as u64;
         let (dtype, kernel) = match part.dtype() {

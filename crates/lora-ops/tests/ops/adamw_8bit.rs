@@ -7,6 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use lora_ops::adamw::{self, AdamW};
 use lora_ops::adamw_8bit::{NAMES, State, bytes};
+use lora_ops::paged::Home;
 use lora_ops::quant::{dynamic_map, dynamic_map_unsigned};
 use lora_ops::reduce::fingerprint;
 use safetensors::SafeTensors;
@@ -167,6 +168,25 @@ fn the_same_bits_with_any_number_of_threads() {
         }
         Ok(state.tensors().map(|(_, tensor)| tensor.clone()).into_iter().chain([params]).collect())
     });
+}
+
+/// A window of f32 moments ends in a run of small tensors.
+#[test]
+fn paged_moments_have_the_same_bits() {
+    let sizes = [300, 40, 5000, 100, 4096, 7];
+    let n = sizes.iter().sum();
+    for window in [1, 256, 300, 1 << 22] {
+        let home = Home { device: &Device::Cpu, window: Some(window) };
+        let (params, plain) = (vector(n, 1), state(&sizes));
+        let (paged_params, paged) = (vector(n, 1), State::new(&ranges(&sizes), home).unwrap());
+        for t in 1..3 {
+            ADAMW.step_8bit(t, &params, &plain, &vector(n, 1 + t), 0.5).unwrap();
+            ADAMW.step_8bit(t, &paged_params, &paged, &vector(n, 1 + t), 0.5).unwrap();
+        }
+        assert_eq!(bits(&paged_params), bits(&params), "{window}");
+        let hash = |state: &State| fingerprint(&state.tensors().map(|(_, tensor)| tensor)).unwrap();
+        assert_eq!(hash(&paged), hash(&plain), "{window}");
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use lora_ops::adamw::{AdamW, State, clip_factor};
 use lora_ops::reduce::sum_of_squares;
 use serde_json::Value;
 
-use crate::common::{assert_close, wide};
+use crate::common::{assert_close, bits, random, wide};
 
 fn golden(name: &str) -> Vec<Value> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
@@ -44,6 +44,24 @@ fn adamw_follows_torch_step_by_step() {
                 let expected = wide(&vector(&numbers(&step[what])));
                 assert_close(&format!("case {i}, step {}: {what}", t + 1), got, &expected, 1e-6);
             }
+        }
+    }
+}
+
+#[test]
+fn a_step_in_windows_has_the_same_bits() {
+    let adamw = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
+    for (n, window) in [(700, 0), (40_001, 33), (40_001, 4096), (40_001, 40_001), (40_001, 1 << 22)] {
+        let vectors = || [random(n, 1), vec![0.0; n], vec![0.0; n]].map(|values| vector(&values));
+        let (whole, paged) = (vectors(), vectors());
+        let state = |[params, m, v]: [_; 3]| State { params, m, v };
+        for t in 1..3 {
+            let gradient = vector(&random(n, 1 + t));
+            adamw.step(t, state(whole.each_ref()), &gradient, 0.5).unwrap();
+            adamw.step_paged(t, state(paged.each_ref()), &gradient, 0.5, window).unwrap();
+        }
+        for (whole, paged) in whole.iter().zip(&paged) {
+            assert_eq!(bits(whole), bits(paged), "{n} elements, {window} at a time");
         }
     }
 }

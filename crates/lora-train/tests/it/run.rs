@@ -79,6 +79,39 @@ fn moments_in_8_bits_resume_and_are_the_same_on_every_rank() {
     resumes(&fixture);
 }
 
+/// Where moments lie changes no bit, in either form, also after a stop and on a rank that joins.
+#[test]
+fn paged_moments_give_the_same_bits() {
+    let mut fixture = Fixture::new();
+    fixture.job.adapter.r = 128;
+    for (plain, paged) in [(Optim::Adamw, Optim::PagedAdamw32bit), (Optim::Adamw8bit, Optim::PagedAdamw8bit)]
+    {
+        fixture.job.training.optim = plain;
+        let mut run = fixture.run();
+        let expected = finish(&mut run);
+        let checkpoint = run.checkpoint().unwrap();
+        fixture.job.training.optim = paged;
+        let mut other = fixture.run();
+        let files = finish(&mut other);
+        assert_eq!(files[WEIGHTS], expected[WEIGHTS], "{paged:?}");
+        assert_eq!(other.history(), run.history(), "{paged:?}");
+        // A rank that joins has the moments from the one that is ahead.
+        let of_ranks = on_ranks(2, 1, |group| {
+            let mut run = fixture.run();
+            if group.rank() == 0 {
+                run.step(|| false).unwrap();
+                run.step(|| false).unwrap();
+            }
+            run.join(group, Collective::Auto).unwrap();
+            finish(&mut run)
+        });
+        assert!(of_ranks.iter().all(|of_rank| *of_rank == files), "{paged:?}");
+        let refused = fixture.run().restore(&checkpoint).unwrap_err().to_string();
+        assert!(refused.contains("another job"), "{refused}");
+        resumes(&fixture);
+    }
+}
+
 fn resumes(fixture: &Fixture) {
     let mut whole = fixture.run();
     let expected = finish(&mut whole);

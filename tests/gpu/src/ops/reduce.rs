@@ -53,6 +53,8 @@ fn fingerprints(bench: &Bench) -> Result<String> {
     let parts = cuts.windows(2).map(|cut| gpu.narrow(0, cut[0], cut[1] - cut[0]));
     let parts = parts.collect::<Result<Vec<_>, _>>()?;
     ensure!(fingerprint(&parts.iter().collect::<Vec<_>>())? == want, "of the same vector in parts");
+    let mixed = [parts[0].clone(), cpu.narrow(0, 1, 4999)?, parts[2].clone(), parts[3].clone()];
+    ensure!(fingerprint(&mixed.each_ref())? == want, "of the same vector on both devices");
     scale(&gpu.narrow(0, 3_999_999, 1)?, -1.0)?;
     ensure!(fingerprint(&[&gpu])? != want, "a sign changed and the fingerprint did not");
     Ok(format!("{:016x}{:016x}", want[0], want[1]))

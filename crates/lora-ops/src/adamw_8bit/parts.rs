@@ -1,0 +1,78 @@
+//! The blocks of a state in parts, which a GPU steps one after the other.
+
+use std::ops::Range;
+
+use candle_core::Result;
+
+use super::{BLOCK, is_8bit};
+
+/// What is stepped at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Part {
+    pub(super) blocks: Range<usize>,
+    /// Of those blocks.
+    pub(super) codes: Range<usize>,
+}
+
+/// Three numbers a block: its first parameter, its first code, counted from its part's first, and how many elements it has. And the
+/// parts, of `window` elements at most, but a block at least.
+pub(super) fn parts(ranges: &[Range<usize>], window: usize) -> Result<(Vec<u32>, Vec<Part>)> {
+    let most = (window / BLOCK).max(1);
+    let mut table = Vec::new();
+    let mut parts: Vec<Part> = Vec::new();
+    let mut next = Part { blocks: 0..0, codes: 0..0 };
+    for range in ranges.iter().filter(|range| is_8bit(range)) {
+        for first in range.clone().step_by(BLOCK) {
+            let len = BLOCK.min(range.end - first);
+            for n in [first, next.codes.len(), len] {
+                let Ok(n) = u32::try_from(n) else {
+                    candle_core::bail!("8-bit AdamW: {n} parameters are too many")
+                };
+                table.push(n);
+            }
+            next.blocks.end += 1;
+            next.codes.end += len;
+            if next.blocks.len() == most {
+                let after =
+                    Part { blocks: next.blocks.end..next.blocks.end, codes: next.codes.end..next.codes.end };
+                parts.push(std::mem::replace(&mut next, after));
+            }
+        }
+    }
+    if !next.blocks.is_empty() {
+        parts.push(next);
+    }
+    Ok((table, parts))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Tensors of 5000, 100, 4096 and 4097 elements: 20, no, 16 and 17 blocks.
+    const RANGES: [Range<usize>; 4] = [0..5000, 5000..5100, 5100..9196, 9196..13293];
+
+    #[test]
+    fn parts_follow_one_another_and_cover_every_block() {
+        let (whole, one) = parts(&RANGES, usize::MAX).unwrap();
+        assert_eq!(one, [Part { blocks: 0..53, codes: 0..13193 }]);
+        assert_eq!(whole[19 * 3..22 * 3], [4864, 4864, 136, 5100, 5000, 256, 5356, 5256, 256]);
+        for (window, count) in [(0, 53), (256, 53), (1000, 18), (53 * 256, 1), (1 << 22, 1)] {
+            let (table, parts) = parts(&RANGES, window).unwrap();
+            assert_eq!(parts.len(), count, "{window}");
+            let (mut blocks, mut codes) = (0, 0);
+            for part in parts {
+                assert_eq!((part.blocks.start, part.codes.start), (blocks, codes));
+                assert!(part.codes.len() <= window.max(BLOCK), "{part:?} of {window}");
+                for block in part.blocks.clone() {
+                    let (row, of_whole) = (&table[3 * block..][..3], &whole[3 * block..][..3]);
+                    assert_eq!((row[0], row[2]), (of_whole[0], of_whole[2]));
+                    assert_eq!(codes + row[1] as usize, of_whole[1] as usize);
+                }
+                (blocks, codes) = (part.blocks.end, part.codes.end);
+            }
+            assert_eq!((blocks, codes), (53, 13193));
+        }
+        assert_eq!(parts(&RANGES[..0], 256).unwrap(), (vec![], vec![]));
+    }
+}
