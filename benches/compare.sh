@@ -8,7 +8,7 @@
 # with torch, transformers and peft; where one is missing ours runs alone. A run that fails or takes too long is reported, and
 # the others go on.
 #
-# From the environment: MODELS, DTYPES and SEQUENCES to measure on DEVICE; TOKENS of a micro-batch; WARMUP and STEPS of a run;
+# From the environment: MODELS, DTYPES, QUANTIZATIONS (none) and SEQUENCES to measure on DEVICE; TOKENS of a micro-batch; WARMUP and STEPS of a run;
 # CHECKPOINTING (none, or block); THREADS (2) of the host; ROUNDS (2), how often each side runs; LIMIT (600), the seconds that
 # a run may take; PEAK_TFLOPS of a GPU that train_step does not know.
 set -euo pipefail
@@ -63,23 +63,25 @@ run() {
     if ((status == 124 || status == 137)); then why="stopped after $limit s"; fi
     why=${why:-no result, exit status $status}
     echo "  $engine $attention failed: $why" >&2
-    printf '{"engine": "%s", "attention": "%s", "model": "%s", "dtype": "%s", "sequence": %s, "error": "%s"}\n' \
-        "$engine" "$attention" "$model" "$dtype" "$sequence" "$why" >>"$out"
+    printf '{"engine": "%s", "attention": "%s", "model": "%s", "dtype": "%s", "quantization": "%s", "sequence": %s, "error": "%s"}\n' \
+        "$engine" "$attention" "$model" "$dtype" "$quantization" "$sequence" "$why" >>"$out"
     if [[ $engine == loractl ]]; then ours_failed=1; fi
 }
 
 : >"$out"
 for model in $MODELS; do
     for dtype in $DTYPES; do
-        for sequence in $SEQUENCES; do
-            flags=(--model "$model" --device "$DEVICE" --dtype "$dtype" --sequence "$sequence"
-                --micro-batch $((TOKENS > sequence ? TOKENS / sequence : 1)) --threads "$threads"
-                --activation-checkpointing "${CHECKPOINTING:-none}" --warmup "$WARMUP" --steps "$STEPS")
-            for ((round = 1; round <= ${ROUNDS:-2}; round++)); do
-                echo "$model, $dtype, $sequence tokens, round $round of ${ROUNDS:-2}" >&2
-                run loractl "" env LD_LIBRARY_PATH="$libraries" "$program" --json "${flags[@]}" ${PEAK_TFLOPS:+--peak-tflops "$PEAK_TFLOPS"}
-                for attention in "${attentions[@]}"; do
-                    run peft "$attention" "$python" "$here/peft_step.py" --attention "$attention" "${flags[@]}"
+        for quantization in ${QUANTIZATIONS:-none}; do
+            for sequence in $SEQUENCES; do
+                flags=(--model "$model" --device "$DEVICE" --dtype "$dtype" --quantization "$quantization" --sequence "$sequence"
+                    --micro-batch $((TOKENS > sequence ? TOKENS / sequence : 1)) --threads "$threads"
+                    --activation-checkpointing "${CHECKPOINTING:-none}" --warmup "$WARMUP" --steps "$STEPS")
+                for ((round = 1; round <= ${ROUNDS:-2}; round++)); do
+                    echo "$model, $dtype, quantization $quantization, $sequence tokens, round $round of ${ROUNDS:-2}" >&2
+                    run loractl "" env LD_LIBRARY_PATH="$libraries" "$program" --json "${flags[@]}" ${PEAK_TFLOPS:+--peak-tflops "$PEAK_TFLOPS"}
+                    for attention in "${attentions[@]}"; do
+                        run peft "$attention" "$python" "$here/peft_step.py" --attention "$attention" "${flags[@]}"
+                    done
                 done
             done
         done

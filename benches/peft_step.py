@@ -2,7 +2,7 @@
 
 A published model's shape with random weights, LoRA r = 16 on every linear layer but the head, every position labelled, one
 micro-batch a step, clipping and fused AdamW as the Trainer does them. The base has the given type; the LoRA weights are f32,
-PEFT's default. On a GPU the forward pass over a bf16 base runs under autocast, as the Trainer's does with `bf16=True`.
+PEFT's default. With --quantization the blocks' linear layers are bitsandbytes'. On a GPU the forward pass over a bf16 base runs under autocast, as the Trainer's does with `bf16=True`.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,10 +20,16 @@ import peft
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig
 
 MODELS = Path(__file__).with_name("models")
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+QUANTIZATIONS = {
+    "none": None,
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "nf4-double": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "int8": {"load_in_8bit": True},
+}
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2"}
 
 
@@ -31,6 +38,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m", help="a file in models/ without .json, or the path of a config.json")
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, default="f32", help="type of the base")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none", help="of the blocks' linear layers")
     parser.add_argument("--sequence", type=int, default=256, help="positions of a row")
     parser.add_argument("--micro-batch", type=int, default=2, help="rows of a micro-batch")
     parser.add_argument("--activation-checkpointing", choices=["none", "block"], default="none")
@@ -69,6 +77,7 @@ def main() -> None:
         "model": args.model,
         "device": torch.cuda.get_device_name(device) if on_gpu else "cpu",
         "dtype": args.dtype,
+        "quantization": args.quantization,
         "sequence": args.sequence,
         "micro_batch": args.micro_batch,
         "activation_checkpointing": args.activation_checkpointing,
@@ -98,11 +107,31 @@ def build(args: argparse.Namespace, device: torch.device) -> peft.PeftModel:
         model = AutoModelForCausalLM.from_config(
             config, dtype=DTYPES[args.dtype], attn_implementation=ATTENTION[args.attention]
         )
+        if QUANTIZATIONS[args.quantization]:
+            model = quantized(model, args, device)
         lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
         model = get_peft_model(model, lora)
     if args.activation_checkpointing == "block":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return model.train()
+
+
+def quantized(model, args: argparse.Namespace, device: torch.device):
+    """The model as Transformers and bitsandbytes load it; a model is quantized while it is read."""
+    dtype = DTYPES[args.dtype]
+    settings = dict(QUANTIZATIONS[args.quantization])
+    if "load_in_4bit" in settings:
+        settings["bnb_4bit_compute_dtype"] = dtype
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        del model
+        return AutoModelForCausalLM.from_pretrained(
+            directory,
+            dtype=dtype,
+            device_map={"": device},
+            attn_implementation=ATTENTION[args.attention],
+            quantization_config=BitsAndBytesConfig(**settings),
+        )
 
 
 def train_step(model, parameters, optimizer, autocast, tokens: torch.Tensor) -> torch.Tensor:

@@ -15,19 +15,20 @@ def main(path: str) -> None:
         for run in map(json.loads, lines):
             side = " ".join(filter(None, (run["engine"], run.get("attention"))))
             if "error" in run:
-                failed.append(f"{SIDES[side]}, {run['model']}, {run['dtype']}, {run['sequence']} tokens: {run['error']}")
+                failed.append(f"{SIDES[side]}, {run['model']}, {run['dtype']}, {run['quantization']}, {run['sequence']} tokens: {run['error']}")
                 continue
-            case = (run["model"], run["dtype"], run["micro_batch"], run["sequence"], run["activation_checkpointing"])
+            case = (run["model"], run["dtype"], run["quantization"], run["micro_batch"], run["sequence"], run["activation_checkpointing"])
             cases[case][side].append(run)
             versions = run.get("versions", versions)
             device = run["device"] if side == "loractl" else device
 
     print(f"{'':<36}{'':<12}" + "".join(f"{name:>12}" for name in SIDES.values()) + f"{'ratio':>8}")
-    for (model, dtype, rows, sequence, checkpointing), sides in cases.items():
+    for (model, dtype, quantization, rows, sequence, checkpointing), sides in cases.items():
         ours = sides["loractl"][0] if sides["loractl"] else {}
         tokens = {side: statistics.median(run["tokens_per_s"] for run in runs) for side, runs in sides.items() if runs}
         peaks = {side: [run["peak_memory_bytes"] for run in runs] for side, runs in sides.items() if runs}
-        name = f"{model} {dtype} {rows}x{sequence}" + (" recomputed" if checkpointing == "block" else "")
+        base = dtype if quantization == "none" else f"{quantization} {dtype}"
+        name = f"{model} {base} {rows}x{sequence}" + (" recomputed" if checkpointing == "block" else "")
         row(name, "tokens/s", tokens, 1, max)
         if ours.get("peak_tflops"):
             percent = 100 * ours["flops_per_token"] / (ours["peak_tflops"] * 1e12)

@@ -52,6 +52,24 @@ const SETTINGS: &[Case] = &[
         says: &["training.per_device_train_batch_size", "use training.micro_batch_size"],
     },
     Case {
+        name: "a start that PEFT has and this has not",
+        spoil: |f| f.edit("job.yaml", "  r: 4\n", "  r: 4\n  init_lora_weights: gaussian\n"),
+        at: At::Job("init_lora_weights"),
+        says: &["adapter.init_lora_weights", "gaussian", "pissa_niter_N"],
+    },
+    Case {
+        name: "LoftQ over a base that is not quantized",
+        spoil: |f| f.edit("job.yaml", "  r: 4\n", "  r: 4\n  init_lora_weights: loftq\n"),
+        at: At::Job("init_lora_weights"),
+        says: &["adapter.init_lora_weights: loftq", "model.quantization to nf4 or int8"],
+    },
+    Case {
+        name: "a rank that a weight has not, which the adapter starts from",
+        spoil: |f| f.edit("job.yaml", "r: 4\n", "r: 200\n  init_lora_weights: pissa\n"),
+        at: At::Job("r: 200"),
+        says: &["adapter.r: is 200", "has rank", "init_lora_weights: true"],
+    },
+    Case {
         name: "a value of the wrong type",
         spoil: |f| f.edit("job.yaml", "r: 4", "r: many"),
         at: At::Job("r: many"),

@@ -26,8 +26,8 @@ pub(crate) struct Factors {
 /// An element that is not finite.
 pub(crate) fn principal(matrix: &Tensor, r: usize, scaling: f64) -> Result<Factors> {
     finite(matrix)?;
-    let (u, s, v) = svd(matrix)?;
-    even(&u, &s, &v, r, scaling)
+    let (u, s, v) = svd(matrix, r)?;
+    even(&u, &s, &v, scaling)
 }
 
 /// Nearly what [`principal`] gives, after `rounds` of a subspace iteration from random numbers (torch's `svd_lowrank`).
@@ -59,10 +59,10 @@ pub(crate) fn nearly_principal(
     }
     let small = zeros(width, cols)?;
     product(1.0, t(&q), of(matrix), 0.0, &small)?;
-    let (u, s, v) = svd(&small)?;
-    let turned = zeros(rows, width)?;
+    let (u, s, v) = svd(&small, r)?;
+    let turned = zeros(rows, r)?;
     product(1.0, of(&q), of(&u), 0.0, &turned)?;
-    even(&turned, &s, &v, r, scaling)
+    even(&turned, &s, &v, scaling)
 }
 
 /// `B`: an orthonormal basis of the first `r` columns of `matrix` (of its QR decomposition), `A`: its rows in it.
@@ -88,14 +88,13 @@ fn orthonormal(matrix: &Tensor) -> Result<Tensor> {
     with(matrix, |matrix| tensor(matrix.qr().compute_thin_Q().as_ref(), (rows, cols)))?
 }
 
-/// Left singular vectors `[rows, n]`, singular values in descending order, right singular vectors `[cols, n]`.
-fn svd(matrix: &Tensor) -> Result<(Tensor, Vec<f32>, Tensor)> {
+/// Of the `r` largest singular values: left vectors `[rows, r]`, the values in descending order, right vectors `[cols, r]`.
+fn svd(matrix: &Tensor, r: usize) -> Result<(Tensor, Vec<f32>, Tensor)> {
     let (rows, cols) = matrix.dims2()?;
-    let n = rows.min(cols);
     with(matrix, |matrix| {
         let Ok(svd) = matrix.thin_svd() else { candle_core::bail!("the singular values were not found") };
-        let s = svd.S().column_vector().iter().copied().collect();
-        Ok((tensor(svd.U(), (rows, n))?, s, tensor(svd.V(), (cols, n))?))
+        let s = svd.S().column_vector().iter().take(r).copied().collect();
+        Ok((tensor(svd.U(), (rows, r))?, s, tensor(svd.V(), (cols, r))?))
     })?
 }
 
@@ -113,14 +112,14 @@ fn finite(matrix: &Tensor) -> Result<()> {
     }
 }
 
+/// The first rows and columns of `matrix`.
 fn tensor(matrix: MatRef<f32>, shape: (usize, usize)) -> Result<Tensor> {
     let values = (0..shape.0).flat_map(|i| (0..shape.1).map(move |j| matrix[(i, j)]));
     Tensor::from_vec(values.collect(), shape, &Device::Cpu)
 }
 
-fn even(u: &Tensor, s: &[f32], v: &Tensor, r: usize, scaling: f64) -> Result<Factors> {
-    let roots: Vec<f32> = s.iter().take(r).map(|s| (f64::from(*s) / scaling).sqrt() as f32).collect();
-    let roots = Tensor::from_vec(roots, (1, r), &Device::Cpu)?;
-    let columns = |vectors: &Tensor| vectors.narrow(1, 0, r)?.contiguous()?.broadcast_mul(&roots);
-    Ok(Factors { a: columns(v)?.t()?.contiguous()?, b: columns(u)? })
+fn even(u: &Tensor, s: &[f32], v: &Tensor, scaling: f64) -> Result<Factors> {
+    let roots: Vec<f32> = s.iter().map(|s| (f64::from(*s) / scaling).sqrt() as f32).collect();
+    let roots = Tensor::from_vec(roots, (1, s.len()), &Device::Cpu)?;
+    Ok(Factors { a: v.broadcast_mul(&roots)?.t()?.contiguous()?, b: u.broadcast_mul(&roots)? })
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::load;
 use candle_core::{Device, Tensor};
-use lora_model::{Adapter, Base, Batch, PeftAdapter, logits, write_adapter};
+use lora_model::{Adapter, Base, BaseKey, Batch, PeftAdapter, logits, write_adapter};
 use lora_ops::gemm::{of, product};
 use lora_spec::{
     AdapterSpec, BaseDtype, BaseForm, BaseFormat, InitLoraWeights, JobSpec, ModelSpec, Quantization,
@@ -151,6 +151,27 @@ fn training_starts_at_the_base_and_the_export_fits_it() {
             assert!(e < 1e-5, "{model} {init}: the export is off by {e}");
         }
     }
+}
+
+/// Jobs share a base in memory but where LoftQ quantizes it again.
+#[test]
+fn bases_that_loftq_makes_are_told_apart() {
+    let key = |init_lora_weights, loftq_iter, r| {
+        let job = JobSpec {
+            model: ModelSpec { quantization: QuantizationType::Nf4, ..ModelSpec::default() },
+            adapter: AdapterSpec { r, loftq_iter, ..spec(init_lora_weights, 8.0) },
+            ..JobSpec::default()
+        };
+        BaseKey::of(&golden("models/qwen2"), job.base_form()).unwrap()
+    };
+    let plain = key(InitLoraWeights::Default, 1, 4);
+    for shared in [InitLoraWeights::Pissa, InitLoraWeights::Olora, InitLoraWeights::Loftq] {
+        assert_eq!(key(shared, 1, 8), plain);
+    }
+    let twice = key(InitLoraWeights::Loftq, 2, 4);
+    assert_eq!(key(InitLoraWeights::Loftq, 2, 4), twice);
+    assert!(twice != plain && twice != key(InitLoraWeights::Loftq, 3, 4));
+    assert!(twice != key(InitLoraWeights::Loftq, 2, 8));
 }
 
 #[test]

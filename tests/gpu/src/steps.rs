@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
 use lora_collective::Cancel;
 use lora_model::Base;
-use lora_spec::{BaseDtype, JobSpec, Optim};
+use lora_spec::{BaseDtype, InitLoraWeights, JobSpec, Optim};
 use lora_train::{Run, RunInputs, StepOutcome};
 
 use crate::check::{Bench, Check};
@@ -23,8 +23,14 @@ pub(crate) fn checks(example: &Path) -> Vec<Check> {
         Check::new(name, move |bench| run(bench, &example))
     };
     vec![
-        of("steps as on the CPU, f32", |bench, example| like_the_cpu(bench, example, BaseDtype::F32)),
-        of("steps as on the CPU, bf16", |bench, example| like_the_cpu(bench, example, BaseDtype::Bf16)),
+        of("steps as on the CPU, f32", |bench, example| like_the_cpu(bench, &job(example, BaseDtype::F32))),
+        of("steps as on the CPU, bf16", |bench, example| like_the_cpu(bench, &job(example, BaseDtype::Bf16))),
+        of("steps with PiSSA as on the CPU, f32", |bench, example| {
+            from_the_base(bench, example, BaseDtype::F32)
+        }),
+        of("steps with PiSSA as on the CPU, bf16", |bench, example| {
+            from_the_base(bench, example, BaseDtype::Bf16)
+        }),
         of("the same bits again, with dropout", repeats),
         of("the same bits after a resume", resumes),
         of("the same bits with paged moments", paged),
@@ -58,11 +64,19 @@ fn finish(run: &mut Run) -> Result<Vec<lora_train::StepRecord>> {
     Ok(run.history().to_vec())
 }
 
-fn like_the_cpu(bench: &Bench, example: &Path, dtype: BaseDtype) -> Result<String> {
-    let job = job(example, dtype);
-    let on_gpu = finish(&mut prepare(&job, &base(&job, &bench.device)?)?)?;
-    let on_cpu = finish(&mut prepare(&job, &base(&job, &Device::Cpu)?)?)?;
-    let most = if dtype == BaseDtype::Bf16 { IN_BF16 } else { IN_F32 };
+/// The result holds what was taken off the base, and gives the trained logits.
+fn from_the_base(bench: &Bench, example: &Path, dtype: BaseDtype) -> Result<String> {
+    let mut job = job(example, dtype);
+    job.adapter.init_lora_weights = InitLoraWeights::Pissa;
+    like_the_cpu(bench, &job)
+}
+
+fn like_the_cpu(bench: &Bench, job: &JobSpec) -> Result<String> {
+    let mut run = prepare(job, &base(job, &bench.device)?)?;
+    let on_gpu = finish(&mut run)?;
+    run.export()?;
+    let on_cpu = finish(&mut prepare(job, &base(job, &Device::Cpu)?)?)?;
+    let most = if job.model.dtype == BaseDtype::Bf16 { IN_BF16 } else { IN_F32 };
     let mut worst = 0.0_f64;
     for (gpu, cpu) in on_gpu.iter().zip(&on_cpu) {
         for (what, gpu_value, cpu_value) in

@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 use lora_ops::dropout::Dropout;
-use lora_ops::lora::{LoraPair, backward, forward};
+use lora_ops::lora::{LoraPair, backward, backward_frozen, forward};
 
 use crate::common::{assert_close, assert_gradient, dot, matrix, places, product, wide};
 
@@ -50,6 +50,15 @@ fn update_and_gradients_follow_the_definition_with_and_without_dropout() {
         for (which, (after, before)) in [&dx, &grad.a, &grad.b].into_iter().zip(&start).enumerate() {
             let added = (after - before).unwrap();
             assert_gradient(&format!("gradient {which}"), &added, &[&x, &a, &b], which, loss, 1e-5);
+        }
+
+        // That of a frozen pair is the same.
+        if dropout.is_none() {
+            let frozen = start[0].copy().unwrap();
+            backward_frozen(&pair, SCALING, &dy, &frozen).unwrap();
+            assert_eq!(wide(&frozen), wide(&dx));
+            let narrow = matrix((TOKENS, OUT - 1), 5);
+            assert!(backward_frozen(&pair, SCALING, &narrow, &frozen).is_err());
         }
 
         // Where the input's gradient is not needed, the matrices' are the same.
