@@ -12,6 +12,7 @@ mod model_config;
 mod philox;
 mod state;
 mod target_modules;
+mod units;
 
 pub use checkpoint::{
     Checkpoint, CheckpointError, FOUR_BIT_BLOCKS, FourBitState, FourBitType, StoredWeight, TensorEntry,
@@ -31,6 +32,7 @@ pub use memory::{
 pub use model_config::{Activation, Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
 pub use philox::Philox;
 pub use state::JobState;
+pub use units::bytes_text;
 
 /// A field of a job and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

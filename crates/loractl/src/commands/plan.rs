@@ -44,7 +44,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     }
     let mut plan = job::plan(&file)?;
     for (limit, gpu) in [(args.gpu_memory, true), (args.cpu_memory, false)] {
-        plan.problems.extend(limit.map(|limit| too_large(&plan, &file, limit, gpu)).transpose()?.flatten());
+        plan.problems.extend(limit.and_then(|limit| plan.needs.too_large(limit, gpu)));
     }
     let all_reduce = AllReduce::of(&plan, file.job.workers.max)?;
     let seen = Seen { plan: &plan, all_reduce };
@@ -53,25 +53,6 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         eprintln!("error: {problem}");
     }
     Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Why a worker cannot have the job, and with which settings it could.
-fn too_large(plan: &Plan, file: &JobFile, limit: u64, gpu: bool) -> Result<Option<String>> {
-    let (needed, of) =
-        if gpu { (plan.memory.gpu, "of a GPU's memory") } else { (plan.memory.cpu, "of memory") };
-    if needed.peak <= limit {
-        return Ok(None);
-    }
-    let remedies = plan.remedies(&file.job, limit, gpu)?;
-    let settings = remedies.iter().map(|remedy| {
-        let settings = remedy.settings.iter().map(|(key, value)| format!("{key}: {value}"));
-        format!("{} ({})", settings.collect::<Vec<_>>().join(" and "), bytes(remedy.peak))
-    });
-    let would = match remedies.is_empty() {
-        true => format!("no setting would make it fit, the base alone takes {}", bytes(needed.base)),
-        false => format!("it would fit with {}", settings.collect::<Vec<_>>().join(", or with ")),
-    };
-    Ok(Some(format!("a worker needs {} {of}, more than {}; {would}", bytes(needed.peak), bytes(limit))))
 }
 
 /// A plan with what only the command line tells of it.
