@@ -8,6 +8,7 @@
 //!   when a group breaks, its members hold the state after the same step or after the one before.
 
 mod checkpoint;
+mod data;
 mod early_stopping;
 mod engine;
 mod error;
@@ -24,6 +25,7 @@ mod schedule;
 mod step;
 mod verify;
 
+pub use data::RunData;
 pub use engine::{Engine, LossSums};
 pub use error::TrainError;
 pub use export::Artifact;

@@ -1,11 +1,15 @@
 //! What a worker of a job needs in memory, and which settings would make it need less.
 
+use std::path::Path;
+
 use lora_spec::{
     ActivationCheckpointing, Checkpoint, FieldError, Held, JobSpec, Memory, MicroBatchShape, ModelConfig,
     QuantizationType, StoredWeight, Training, bytes_text,
 };
 use serde::{Deserialize, Serialize};
 
+use super::PlanError;
+use crate::Dataset;
 use crate::batch::PAD_TO;
 
 /// Peak of each of the fewest workers that a job can have.
@@ -43,6 +47,13 @@ struct Remedy {
 }
 
 impl Needs {
+    /// What a worker needs of `job` over the base in the directory `base`, with these training rows. Reads no weights.
+    pub fn new(job: &JobSpec, base: &Path, train: &Dataset) -> Result<Self, PlanError> {
+        let model = ModelConfig::read(base)?;
+        let checkpoint = Checkpoint::open(base)?;
+        Ok(Shapes { model, checkpoint, longest: train.report.longest, rows: train.rows.len() }.needs(job)?)
+    }
+
     /// Bytes that a worker needs, of a GPU or (`gpu` false) of its machine.
     pub fn peak(&self, gpu: bool) -> u64 {
         self.of(gpu).peak
