@@ -81,6 +81,8 @@ impl Worker {
             completed_steps: held.map_or(0, |held| held.completed_steps),
             seconds_in_phase: self.seconds_in_phase(),
             silent_seconds: self.last_seen.elapsed().as_secs_f64(),
+            memory: self.hello.memory,
+            gpu: self.hello.gpu,
         }
     }
 }
