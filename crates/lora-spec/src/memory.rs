@@ -37,7 +37,7 @@ const CPU_PROCESS: u64 = 36 << 20;
 pub struct Memory {
     /// The frozen base.
     pub base: u64,
-    /// The trained parameters, f32 (on a GPU also in bf16).
+    /// The trained parameters, f32 (on a GPU also in bf16; on a CPU also the best so far, where they are kept).
     pub adapter: u64,
     /// The optimizer's moments.
     pub moments: u64,
@@ -47,7 +47,8 @@ pub struct Memory {
     pub activations: u64,
     /// Buffers of products, and the program.
     pub workspace: u64,
-    /// All of these; or, on a CPU where it is more, base and largest tensor while the base is read.
+    /// All of these; or, on a CPU where it is more, base and largest tensor while the base is read, or two checkpoint files in the
+    /// place of the activations.
     pub peak: u64,
 }
 
@@ -75,6 +76,8 @@ pub struct Training<'a> {
     pub checkpointing: ActivationCheckpointing,
     /// The optimizer.
     pub optim: Optim,
+    /// The best parameters so far are kept beside the newest.
+    pub keeps_best: bool,
 }
 
 impl Training<'_> {
@@ -194,7 +197,9 @@ impl Held<'_> {
         let parameters: u64 = training.matrices().sum();
         let base = self.base_bytes();
         let half = self.gpu && self.width("model.embed_tokens.weight") == 2;
-        let adapter = parameters * if half { 6 } else { 4 };
+        let best = if training.keeps_best { 4 * parameters } else { 0 };
+        // What is kept beside a GPU's is on its host.
+        let adapter = if self.gpu { 0 } else { best } + parameters * if half { 6 } else { 4 };
         let levels = u64::from(training.shape.count.max(1).ilog2()) + 1;
         let gradients = 4 * parameters * (1 + levels);
         let width = if half { 2 } else { 4 };
@@ -204,10 +209,18 @@ impl Held<'_> {
             false => CPU_PROCESS + 4 * CPU_PANEL as u64,
         };
         let moments = training.moment_bytes();
-        let peak = base + adapter + moments + gradients + activations + workspace;
-        // What is read for a GPU is on its host.
-        let reading = if self.gpu { 0 } else { base + self.reading_bytes() + workspace };
-        Memory { base, adapter, moments, gradients, activations, workspace, peak: peak.max(reading) }
+        let state = base + adapter + moments + gradients + workspace;
+        let peak = match self.gpu {
+            // What is read and written for it is on its host.
+            true => state + activations,
+            false => {
+                let reading = base + self.reading_bytes() + workspace;
+                // One file is made while the one before is still uploaded.
+                let saving = state + 2 * (4 * parameters + moments + best);
+                (state + activations).max(reading).max(saving)
+            }
+        };
+        Memory { base, adapter, moments, gradients, activations, workspace, peak }
     }
 
     /// `width`: bytes of an activation.

@@ -51,6 +51,7 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
         shape: MicroBatchShape { rows: 1, positions: 2048, count: 2 },
         checkpointing: ActivationCheckpointing::Block,
         optim: Optim::Adamw,
+        keeps_best: false,
     };
     let held = Held { model: &model, checkpoint: None, format, gpu: true };
     let memory = held.memory(&training);
@@ -78,5 +79,57 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
     let attention =
         held.memory(&Training { checkpointing: ActivationCheckpointing::BlockSaveAttention, ..training });
     assert_eq!(attention.activations - memory.activations, 32 * (2 * 2048 * 4096 + 4 * 2048 * 32));
+    Ok(())
+}
+
+/// Rank 256 on a small base, a row of 16 tokens: what is saved weighs more than what is computed.
+#[test]
+fn two_checkpoint_files_may_be_the_peak() -> Result<(), String> {
+    let model = ModelConfig::parse(
+        r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 1000}"#,
+    )?;
+    let format = BaseFormat { dtype: BaseDtype::F32, quantization: Quantization::None };
+    let modules = model.linear_modules();
+    let training = Training {
+        modules: &modules,
+        r: 256,
+        shape: MicroBatchShape { rows: 1, positions: 16, count: 1 },
+        checkpointing: ActivationCheckpointing::None,
+        optim: Optim::Adamw,
+        keeps_best: false,
+    };
+    let of =
+        |training: &Training, gpu| Held { model: &model, checkpoint: None, format, gpu }.memory(training);
+    // In each of two blocks q, k, v and o of 64 x 64, and gate, up and down of 64 x 128.
+    let parameters = 256 * 2 * (4 * (64 + 64) + 3 * (64 + 128));
+    let memory = of(&training, false);
+    assert_eq!(
+        (memory.adapter, memory.moments, memory.gradients),
+        (4 * parameters, 8 * parameters, 8 * parameters)
+    );
+    let state = memory.base + memory.workspace + (4 + 8 + 8) * parameters;
+    // Parameters and two moments, in the file that is made and in the one that is uploaded.
+    assert_eq!(memory.peak, state + 2 * (4 + 8) * parameters);
+    assert!(memory.peak > state + memory.activations);
+
+    // The best adapter is kept, and goes into the files.
+    let best = of(&Training { keeps_best: true, ..training }, false);
+    assert_eq!(best.adapter, 8 * parameters);
+    assert_eq!(best.peak, state + 4 * parameters + 2 * (4 + 8 + 4) * parameters);
+
+    // Of moments in 8 bits the files are smaller: all matrices have 256 x 64 elements or more.
+    let eight_bit = of(&Training { optim: Optim::Adamw8bit, ..training }, false);
+    let moments = 2 * (parameters + 4 * parameters / 256);
+    assert_eq!(eight_bit.moments, moments);
+    assert_eq!(eight_bit.peak, state - 8 * parameters + moments + 2 * (4 * parameters + moments));
+
+    // A longer row, and it is the activations; on a GPU it always is.
+    let long = MicroBatchShape { rows: 4, positions: 2048, count: 1 };
+    let long = of(&Training { shape: long, ..training }, false);
+    assert_eq!(long.peak, state + long.activations);
+    let gpu = of(&Training { keeps_best: true, ..training }, true);
+    let parts = gpu.base + gpu.adapter + gpu.moments + gpu.gradients + gpu.activations + gpu.workspace;
+    assert_eq!((gpu.adapter, gpu.peak), (4 * parameters, parts));
     Ok(())
 }

@@ -141,6 +141,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
         shape,
         checkpointing: trainer.checkpointing,
         optim: Optim::default(),
+        keeps_best: false,
     });
 
     let mut seconds = Vec::with_capacity(args.steps.get());

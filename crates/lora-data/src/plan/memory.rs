@@ -104,17 +104,23 @@ impl Shapes {
         Ok(PlanMemory { cpu: self.of(job, false)?, gpu: self.of(job, true)? })
     }
 
-    fn of(&self, job: &JobSpec, gpu: bool) -> Result<Memory, FieldError> {
+    /// The largest micro-batch, and how many a worker computes in a step.
+    pub(super) fn shape(&self, job: &JobSpec) -> MicroBatchShape {
         let training = &job.training;
-        let held =
-            Held { model: &self.model, checkpoint: Some(&self.checkpoint), format: job.model.format(), gpu };
         let micro_batches = self.rows.min(training.global_batch_size).div_ceil(training.micro_batch_size);
-        let shape = MicroBatchShape {
+        MicroBatchShape {
             rows: training.micro_batch_size.min(self.rows),
             // The last token is only predicted.
             positions: self.longest.saturating_sub(1).next_multiple_of(PAD_TO),
             count: micro_batches.div_ceil(job.workers.min),
-        };
+        }
+    }
+
+    fn of(&self, job: &JobSpec, gpu: bool) -> Result<Memory, FieldError> {
+        let training = &job.training;
+        let held =
+            Held { model: &self.model, checkpoint: Some(&self.checkpoint), format: job.model.format(), gpu };
+        let shape = self.shape(job);
         let modules = job.adapter.target_modules.resolve(&self.model)?;
         Ok(held.memory(&Training {
             modules: &modules,
@@ -122,6 +128,7 @@ impl Shapes {
             shape,
             checkpointing: training.activation_checkpointing,
             optim: training.optim,
+            keeps_best: training.load_best_model_at_end,
         }))
     }
 
