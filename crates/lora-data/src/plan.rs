@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lora_spec::{
-    Checkpoint, CheckpointError, ConfigError, FieldError, JobSpec, ModelConfig, Scheduler, row_flops,
+    Checkpoint, CheckpointError, ConfigError, FieldError, JobSpec, MicroBatchShape, ModelConfig, Scheduler,
+    row_flops,
 };
 use serde::Serialize;
 
@@ -46,6 +47,9 @@ pub struct Plan {
     pub flops: f64,
     /// What a worker needs.
     pub memory: PlanMemory,
+    /// The largest micro-batch.
+    #[serde(skip)]
+    pub shape: MicroBatchShape,
     /// Whether a worker has enough of it.
     #[serde(skip)]
     pub needs: Needs,
@@ -149,6 +153,7 @@ impl Plan {
                 / order.steps_per_epoch().max(1) as f64,
             memory: shapes.memory(job)?,
             needs: shapes.needs(job)?,
+            shape: shapes.shape(job),
             padding: order.padding(),
             notes: notes(job, &config, &train),
             train: data(&job.data.train, &train),
