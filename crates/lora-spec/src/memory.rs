@@ -52,6 +52,14 @@ pub struct Memory {
     pub peak: u64,
 }
 
+impl Memory {
+    /// What is held while a step is computed.
+    pub fn of_a_step(&self) -> u64 {
+        let Self { base, adapter, moments, gradients, activations, workspace, peak: _ } = self;
+        base + adapter + moments + gradients + activations + workspace
+    }
+}
+
 /// What a worker computes at a time.
 #[derive(Debug, Clone, Copy)]
 pub struct MicroBatchShape {

@@ -195,6 +195,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
             "base_bytes_a_parameter": bytes_a_parameter,
             "peak_memory_bytes": peak_memory,
             "planned_memory": planned,
+            "planned_memory_bytes": planned.of_a_step(),
             "flops_per_token": flops_per_token,
             "peak_tflops": peak_tflops,
             "mfu": mfu,
@@ -215,7 +216,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
         println!("MFU                 {:.1} % of {peak} TFLOP/s", mfu * 100.0);
     }
     println!("peak memory         {:.3} GB", peak_memory as f64 / 1e9);
-    println!("planned             {:.3} GB", planned.peak as f64 / 1e9);
+    println!("planned             {:.3} GB", planned.of_a_step() as f64 / 1e9);
     println!("loss                {loss:.4}");
     if let Some(profile) = profile {
         println!("\n{}", profile.table(args.steps.get()));
