@@ -144,7 +144,6 @@ pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
     let state: String = row.try_get("state")?;
     let members: String = row.try_get("members")?;
     let needs: Option<String> = row.try_get("needs")?;
-    let needs = needs.map(|needs| serde_json::from_str(&needs)).transpose();
     Ok(JobRow {
         id: row.try_get("id")?,
         sequence: row.try_get("sequence")?,
@@ -155,7 +154,8 @@ pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
         priority: row.try_get("priority")?,
         state: JobState::from_name(&state).ok_or_else(|| damaged("state", format!("no state {state:?}")))?,
         validated: row.try_get("validated")?,
-        needs: needs.map_err(|error| damaged("needs", error))?,
+        // Another version's are as good as none: workers look for themselves.
+        needs: needs.and_then(|needs| serde_json::from_str(&needs).ok()),
         generation: row.try_get("generation")?,
         members: serde_json::from_str(&members).map_err(|error| damaged("members", error))?,
         token: row.try_get("token")?,
