@@ -58,7 +58,8 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let all_reduce = AllReduce::of(&plan, file.job.workers.max)?;
     let rate = match args.tflops {
         Some(tflops) => Some(Rate::given(&plan, tflops)),
-        None => args.measure.then(|| Rate::measured(&plan, &file.job)).transpose()?,
+        None if args.measure && plan.shape.rows > 0 => Some(Rate::measured(&plan, &file.job)?),
+        None => None,
     };
     let seen = Seen { plan: &plan, all_reduce, rate };
     args.output.print(&seen, || text(&seen))?;
