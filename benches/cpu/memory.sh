@@ -16,7 +16,7 @@ for quantization in none nf4 nf4-double int8; do
             target/release/train_step --json --model "${MODEL:-smollm2-135m}" --threads "${THREADS:-2}" --warmup 1 --steps 2 \
                 --quantization "$quantization" --activation-checkpointing "$checkpointing" --sequence "$positions" --micro-batch 1 >>"$out"
             field() { tail -n 1 "$out" | sed 's/.*"'"$1"'":\([0-9]*\).*/\1/'; }
-            awk -v planned="$(field peak)" -v measured="$(field peak_memory_bytes)" -v base="$quantization" -v kept="$checkpointing" \
+            awk -v planned="$(field planned_memory_bytes)" -v measured="$(field peak_memory_bytes)" -v base="$quantization" -v kept="$checkpointing" \
                 -v positions="$positions" 'BEGIN { printf "%-12s %-22s %-9s %8.1f MiB %8.1f MiB %7.3f\n", base, kept, positions,
                     planned / 1048576, measured / 1048576, planned / measured }'
         done

@@ -93,12 +93,18 @@ impl Service {
 
     /// Starts a worker of it that computes with one thread.
     pub fn worker(&self, name: &str) -> Worker {
+        self.worker_with(name, &[])
+    }
+
+    /// Starts such a worker with settings of its own.
+    pub fn worker_with(&self, name: &str, settings: &[(&str, &str)]) -> Worker {
         let cache = tempfile::tempdir().unwrap();
         let mut command = lora_worker();
         sets(&mut command, [("name", name), ("coordinator", &format!("http://{}", self.address))]);
         sets(&mut command, [("cache_dir", cache.path().to_str().unwrap()), ("threads", "1")]);
         sets(&mut command, [("peer.listen", "127.0.0.1:0"), ("http.listen", "127.0.0.1:0")]);
         sets(&mut command, [("log.format", "json")]);
+        sets(&mut command, settings.iter().copied());
         let daemon = Daemon::start(without_settings(&mut command));
         Worker { daemon, name: name.to_owned(), _cache: cache }
     }

@@ -91,6 +91,34 @@ fn a_plan_says_what_a_worker_needs_and_which_settings_need_less() {
 }
 
 #[test]
+fn a_plan_measures_what_this_machine_does() {
+    let fixture = Fixture::default();
+    let plan = |arguments: &[&str]| Finished::of(loractl().arg("plan").arg(fixture.job()).args(arguments));
+    let measured = plan(&["--measure", "-o", "json"]).expect_code(0);
+    let measured = serde_json::from_str::<Value>(&measured.stdout).unwrap();
+    let number = |key: &str| measured["rate"][key].as_f64().unwrap();
+    let (rate, seconds) = (number("measured_tflops"), number("seconds"));
+    assert!(rate > 0.0 && rate < 100.0, "{measured}");
+    let flops = measured["flops"].as_f64().unwrap();
+    assert!((seconds - flops / (rate * 1e12)).abs() < 1e-6 * seconds, "{measured}");
+    let table = plan(&["--tflops", "0.5"]).expect_code(0).stdout;
+    assert!(table.contains(" at 0.5 TFLOP/s"), "{table}");
+    plan(&["--measure", "--tflops", "1"]).expect_code(2);
+
+    quantize(&fixture, "  quantization: nf4\n");
+    let table = plan(&["--measure"]).expect_code(0).stdout;
+    assert!(
+        table.contains(" on one such worker, at ") && table.contains(" TFLOP/s measured here"),
+        "{table}"
+    );
+
+    // A job whose modules are not in the blocks that are timed.
+    fixture.edit("job.yaml", "all-linear", "\".*layers.3.*q_proj\"");
+    let table = plan(&["--measure"]).expect_code(0).stdout;
+    assert!(table.contains("not measured: with only the first blocks, adapter.target_modules"), "{table}");
+}
+
+#[test]
 fn a_merged_model_says_how_far_it_is_from_the_trained_one() {
     let fixture = Fixture::default();
     quantize(&fixture, "  quantization: nf4\n");

@@ -2,7 +2,7 @@
 //!
 //! Jobs that have begun and lack members come first, then the queue, then the growth of jobs that run. A job whose workers
 //! are there but busy reserves the free ones, so that smaller jobs behind it cannot starve it; a job that no set of workers
-//! could run blocks nobody.
+//! could run blocks nobody. A worker with less memory than a job needs is not there for it.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,10 @@ pub(crate) struct JobView {
     pub(crate) phase: JobPhase,
     /// Workers it may not use.
     pub(crate) excluded: Vec<WorkerId>,
+    /// Bytes that each of its workers must have on a CPU; 0: not known.
+    pub(crate) cpu_bytes: u64,
+    /// The same on a GPU.
+    pub(crate) gpu_bytes: u64,
 }
 
 /// Where a job stands.
@@ -67,6 +71,10 @@ pub(crate) struct WorkerView {
     pub(crate) free: bool,
     /// Alive and not draining: if it is not free, it could become so.
     pub(crate) counts: bool,
+    /// Bytes that a job may take there.
+    pub(crate) memory: u64,
+    /// They are a GPU's.
+    pub(crate) gpu: bool,
 }
 
 /// Who gets whom, and what the others wait for.
@@ -91,6 +99,15 @@ pub(crate) enum Reason {
         kinds: usize,
         /// Workers left out of these numbers because it may not use them.
         excluded: usize,
+        /// Workers left out because they have too little memory.
+        too_small: usize,
+    },
+    /// Every worker that it may use has too little memory.
+    TooLarge {
+        /// The most that one of them has, in bytes.
+        limit: u64,
+        /// That is a GPU's.
+        gpu: bool,
     },
     /// Its workers are there, and other jobs have them.
     Busy {
@@ -109,21 +126,29 @@ pub(crate) enum Reason {
 }
 
 impl Reason {
-    /// The reason as people read it. `name` gives a job's name.
-    pub(crate) fn sentence(&self, name: impl Fn(JobIndex) -> String) -> String {
+    /// The reason as people read it. `name` gives a job's name; `too_large` says why a worker with so many bytes, of a GPU or not, is
+    /// too small.
+    pub(crate) fn sentence(
+        &self,
+        name: impl Fn(JobIndex) -> String,
+        too_large: impl Fn(u64, bool) -> String,
+    ) -> String {
         match *self {
-            Self::NotEnoughWorkers { needed, exist_of_best_kind, kinds, excluded } => {
+            Self::NotEnoughWorkers { needed, exist_of_best_kind, kinds, excluded, too_small } => {
                 let there = match (exist_of_best_kind, kinds) {
                     (0, _) => "none is connected".to_owned(),
                     (n, 0 | 1) => format!("{n} {} connected", are(n)),
                     (n, kinds) => format!("of the {kinds} kinds connected none has more than {n}"),
                 };
-                let aside = match excluded {
-                    0 => String::new(),
-                    n => format!(" ({n} that it may not use aside)"),
+                let aside = match (excluded, too_small) {
+                    (0, 0) => String::new(),
+                    (n, 0) => format!(" ({n} that it may not use aside)"),
+                    (0, n) => format!(" ({n} with too little memory aside)"),
+                    (n, m) => format!(" ({n} that it may not use and {m} with too little memory aside)"),
                 };
                 format!("no set of workers can run it: it needs {needed} of one kind, {there}{aside}")
             }
+            Self::TooLarge { limit, gpu } => too_large(limit, gpu),
             Self::Busy { needed, free, exist } => {
                 let workers = if needed == 1 { "worker" } else { "workers" };
                 let there = match free {
@@ -214,8 +239,17 @@ impl JobView {
         !matches!(self.phase, JobPhase::Begun { kind: Some(own), .. } if own != kind)
     }
 
-    fn may_use(&self, worker: &WorkerView) -> bool {
+    /// Whether nothing but its memory can keep the job from a worker.
+    fn may_ask(&self, worker: &WorkerView) -> bool {
         self.may_run_on(worker.kind) && !self.excluded.contains(&worker.id)
+    }
+
+    fn fits(&self, worker: &WorkerView) -> bool {
+        worker.memory >= if worker.gpu { self.gpu_bytes } else { self.cpu_bytes }
+    }
+
+    fn may_use(&self, worker: &WorkerView) -> bool {
+        self.may_ask(worker) && self.fits(worker)
     }
 }
 
@@ -253,11 +287,18 @@ impl<'a> Pool<'a> {
         let (kind, exist_of_best_kind) = match best {
             Some((kind, n)) if *n >= job.min => (*kind, *n),
             best => {
-                return Err(Reason::NotEnoughWorkers {
-                    needed: job.min,
-                    exist_of_best_kind: best.map_or(0, |(_, n)| *n),
-                    kinds: exist.len(),
-                    excluded: self.excluded_by(job),
+                let too_small = || self.too_small_for(job);
+                return Err(match too_small().max_by_key(|w| (w.memory, w.gpu)) {
+                    Some(largest) if best.is_none() => {
+                        Reason::TooLarge { limit: largest.memory, gpu: largest.gpu }
+                    }
+                    _ => Reason::NotEnoughWorkers {
+                        needed: job.min,
+                        exist_of_best_kind: best.map_or(0, |(_, n)| *n),
+                        kinds: exist.len(),
+                        excluded: self.excluded_by(job),
+                        too_small: too_small().count(),
+                    },
                 });
             }
         };
@@ -294,8 +335,12 @@ impl<'a> Pool<'a> {
     }
 
     fn excluded_by(&self, job: &JobView) -> usize {
-        let left_out = |w: &&WorkerView| w.counts && job.may_run_on(w.kind) && !job.may_use(w);
+        let left_out = |w: &&WorkerView| w.counts && job.may_run_on(w.kind) && !job.may_ask(w);
         self.workers.iter().filter(left_out).count()
+    }
+
+    fn too_small_for(&self, job: &JobView) -> impl Iterator<Item = &WorkerView> {
+        self.workers.iter().filter(|w| w.counts && job.may_ask(w) && !job.fits(w))
     }
 }
 

@@ -29,10 +29,13 @@ impl Service {
         for view in &views {
             let Some(mut job) = ids.get(view.id.0).and_then(|id| self.jobs.remove(id)) else { continue };
             let workers = given.remove(&view.id).unwrap_or_default();
-            let reason =
-                plan.waiting.iter().find(|(waiting, _)| *waiting == view.id).map(|(_, reason)| {
-                    reason.sentence(|other| ids.get(other.0).cloned().unwrap_or_default())
-                });
+            let name = |other: JobIndex| ids.get(other.0).cloned().unwrap_or_default();
+            let too_large = |limit, gpu| {
+                let needs = job.row.needs.as_ref();
+                needs.and_then(|needs| needs.too_large(limit, gpu)).unwrap_or_default()
+            };
+            let waiting = plan.waiting.iter().find(|(waiting, _)| *waiting == view.id);
+            let reason = waiting.map(|(_, reason)| reason.sentence(name, too_large));
             let placed = self.place(&mut job, workers, reason).await;
             if !job.state().is_at_rest() {
                 self.jobs.insert(job.row.id.clone(), job);
@@ -203,7 +206,10 @@ impl Service {
             };
             let excluded = names.iter().enumerate().filter(|(_, name)| is_excluded(name));
             let excluded = excluded.map(|(worker, _)| WorkerId(worker)).collect();
-            Some(JobView { id: JobIndex(index), priority, sequence, min, max, phase, excluded })
+            let bytes = |gpu| job.row.needs.as_ref().map_or(0, |needs| needs.peak(gpu));
+            let (cpu_bytes, gpu_bytes) = (bytes(false), bytes(true));
+            let id = JobIndex(index);
+            Some(JobView { id, priority, sequence, min, max, phase, excluded, cpu_bytes, gpu_bytes })
         };
         ids.iter().enumerate().filter_map(view).collect()
     }
@@ -216,8 +222,9 @@ impl Service {
             let worker = self.workers.get(name)?;
             let kind = kinds.get(&worker.hello.numerics_id)?;
             let free = worker.is_free() && !taken.contains(name);
-            let counts = worker.is_connected() && !worker.status.draining;
-            Some(WorkerView { id: WorkerId(index), kind: KindId(*kind), free, counts })
+            let counts = worker.counts();
+            let (memory, gpu) = worker.memory();
+            Some(WorkerView { id: WorkerId(index), kind: KindId(*kind), free, counts, memory, gpu })
         };
         names.iter().enumerate().filter_map(view).collect()
     }

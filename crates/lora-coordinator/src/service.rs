@@ -22,7 +22,7 @@ use crate::job::{Job, state_changed};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use crate::store::{Inserted, JobRow, Store, StoreError};
-use crate::validate;
+use crate::validate::{self, Finding};
 use crate::workers::Workers;
 
 /// How often leases and deadlines are looked at.
@@ -42,8 +42,8 @@ pub(crate) struct Service {
     /// Jobs that are not at rest, by id.
     pub(crate) jobs: BTreeMap<String, Job>,
     pub(crate) workers: Workers,
-    /// Checks of jobs; what would make the job fail.
-    validations: JoinSet<(String, std::io::Result<Option<String>>)>,
+    /// Checks of jobs.
+    validations: JoinSet<(String, std::io::Result<Finding>)>,
     /// Those that may be at it at a time.
     turns: Arc<Semaphore>,
     /// Jobs to look at after this command.
@@ -93,7 +93,7 @@ impl Service {
                     None => break,
                 },
                 Some(checked) = self.validations.join_next() => match checked {
-                    Ok((job_id, problem)) => self.validated(&job_id, problem).await,
+                    Ok((job_id, found)) => self.validated(&job_id, found).await,
                     Err(error) => tracing::error!(%error, "the check of a job broke"),
                 },
                 _ = ticks.tick() => {
@@ -269,25 +269,37 @@ impl Service {
         self.validations.spawn(async move {
             // Never closed.
             let _turn = turns.acquire().await;
-            let check = tokio::task::spawn_blocking(move || validate::problem(&store, &spec, &inputs));
+            let check = tokio::task::spawn_blocking(move || validate::check(&store, &spec, &inputs));
             (id, check.await.unwrap_or_else(|error| Err(std::io::Error::other(error))))
         });
     }
 
     /// Takes what the check of a job found. Paused and cancelled meanwhile, the job is checked again when it is resumed.
-    async fn validated(&mut self, job_id: &str, problem: std::io::Result<Option<String>>) {
+    async fn validated(&mut self, job_id: &str, found: std::io::Result<Finding>) {
         let Some(job) = self.jobs.get_mut(job_id).filter(|job| job.state() == JobState::Validating) else {
             return;
         };
-        let cause = match problem {
-            Ok(problem) => problem,
-            Err(error) => Some(format!("the inputs cannot be checked: {error}")),
-        };
-        let stored = match cause {
-            None => {
-                job.become_state(&self.store, JobState::Queued, Vec::new(), |row| row.validated = true).await
+        let there = self.workers.iter().filter(|(_, worker)| worker.counts());
+        let there: Vec<(u64, bool)> = there.map(|(_, worker)| worker.memory()).collect();
+        let sound = match found {
+            Ok(Finding::Problem(problem)) => Err(problem),
+            Ok(Finding::Sound(needs)) => {
+                match needs.as_ref().and_then(|it| validate::too_large(it, &there)) {
+                    Some(problem) => Err(problem),
+                    None => Ok(needs),
+                }
             }
-            Some(cause) => {
+            Err(error) => Err(format!("the inputs cannot be checked: {error}")),
+        };
+        let stored = match sound {
+            Ok(needs) => {
+                let change = |row: &mut JobRow| {
+                    row.validated = true;
+                    row.needs = needs.map(|needs| *needs);
+                };
+                job.become_state(&self.store, JobState::Queued, Vec::new(), change).await
+            }
+            Err(cause) => {
                 let failure = v1::Failure { cause, ..v1::Failure::default() };
                 job.become_state(&self.store, JobState::Failed, Vec::new(), |row| row.failure = Some(failure))
                     .await
@@ -366,9 +378,13 @@ impl Service {
         let spec = JobSpec::try_from(message)?;
         spec.check()?;
         let message = v1::JobSpec::try_from(&spec)?;
-        let next = if job.row.validated { JobState::Queued } else { JobState::Validating };
+        // Each of fewer workers needs more.
+        let as_checked = job.row.needs.is_none() || spec.workers == job.spec.workers;
+        let validated = job.row.validated && as_checked;
+        let next = if validated { JobState::Queued } else { JobState::Validating };
         let change = |row: &mut JobRow| {
             row.spec = message;
+            row.validated = validated;
             row.fruitless = 0;
         };
         job.become_state(&self.store, next, Vec::new(), change).await?;

@@ -1,6 +1,6 @@
 //! What can be said of a job before any worker is taken: its plan, from the uploaded inputs.
 
-use lora_data::{Plan, PlanError};
+use lora_data::{Needs, Plan, PlanError};
 use lora_proto::v1;
 use lora_spec::{FieldError, JobSpec, Memory};
 
@@ -38,28 +38,44 @@ pub(crate) fn plan(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Result<
     Ok(plan)
 }
 
-/// What would make the job fail, from its inputs alone; `None`: nothing that can be seen from here. Blocks.
-pub(crate) fn problem(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::io::Result<Option<String>> {
+/// What a job's inputs alone say of it.
+#[derive(Debug)]
+pub(crate) enum Finding {
+    /// What would make it fail.
+    Problem(String),
+    /// Nothing is wrong, and this is what a worker needs; `None`: that cannot be seen from here.
+    Sound(Option<Box<Needs>>),
+}
+
+/// Looks at a job's inputs. Blocks.
+pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::io::Result<Finding> {
     let plan = match plan(store, job, inputs) {
         Ok(plan) => plan,
-        Err(Unplanned::NoBase) => return Ok(None),
+        Err(Unplanned::NoBase) => return Ok(Finding::Sound(None)),
         Err(Unplanned::Io(error)) => return Err(error),
-        Err(error) => return Ok(Some(error.to_string())),
+        Err(error) => return Ok(Finding::Problem(error.to_string())),
     };
     if !plan.problems.is_empty() {
         let mut text = plan.problems.iter().take(SHOWN_PROBLEMS).cloned().collect::<Vec<_>>().join("\n");
         if plan.problems.len() > SHOWN_PROBLEMS {
             text += &format!("\nand {} more", plan.problems.len() - SHOWN_PROBLEMS);
         }
-        return Ok(Some(text));
+        return Ok(Finding::Problem(text));
     }
     if job.workers.max > plan.micro_batches {
-        return Ok(Some(format!(
+        return Ok(Finding::Problem(format!(
             "workers.max: {} workers are more than the {} micro-batches that the rows make",
             job.workers.max, plan.micro_batches
         )));
     }
-    Ok(None)
+    Ok(Finding::Sound(Some(Box::new(plan.needs))))
+}
+
+/// Why none of some workers, by their bytes and whether those are a GPU's, can have a job; `None`: one can, or there is none.
+pub(crate) fn too_large(needs: &Needs, workers: &[(u64, bool)]) -> Option<String> {
+    let (limit, gpu) = workers.iter().copied().max()?;
+    let fits = |&(memory, gpu): &(u64, bool)| needs.peak(gpu) <= memory;
+    if workers.iter().any(fits) { None } else { needs.too_large(limit, gpu) }
 }
 
 /// The plan as a message.

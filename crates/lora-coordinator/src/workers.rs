@@ -55,6 +55,16 @@ impl Worker {
         self.is_empty() && !self.status.draining
     }
 
+    /// Whether it is there to take a job, now or later.
+    pub(crate) fn counts(&self) -> bool {
+        self.is_connected() && !self.status.draining
+    }
+
+    /// Bytes that a job may take, and whether of a GPU's memory.
+    pub(crate) fn memory(&self) -> (u64, bool) {
+        (said(self.hello.memory), self.hello.gpu)
+    }
+
     /// Seconds it has been in its phase, counted on from its last word.
     pub(crate) fn seconds_in_phase(&self) -> f64 {
         let since = self.last_seen.elapsed().as_secs_f64();
@@ -81,6 +91,8 @@ impl Worker {
             completed_steps: held.map_or(0, |held| held.completed_steps),
             seconds_in_phase: self.seconds_in_phase(),
             silent_seconds: self.last_seen.elapsed().as_secs_f64(),
+            memory: self.hello.memory,
+            gpu: self.hello.gpu,
         }
     }
 }
@@ -244,6 +256,11 @@ impl Worker {
             self.connection = None;
         }
     }
+}
+
+/// Bytes that a worker said it has: one that did not is large enough for everything.
+pub(crate) fn said(memory: u64) -> u64 {
+    if memory == 0 { u64::MAX } else { memory }
 }
 
 /// Whether a worker in this phase holds a state of the run.

@@ -25,7 +25,7 @@ pub use dataset::{Dataset, Row};
 pub use error::{DataError, RowList};
 pub use message::Message;
 pub use order::BatchPlan;
-pub use plan::{Plan, PlanData, PlanError, PlanMemory, Remedy};
+pub use plan::{Needs, Plan, PlanData, PlanError, PlanMemory};
 pub use report::DataReport;
 pub use row_format::RowFormat;
 pub use tokenizer::Tokenizer;

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lora_spec::{
-    Checkpoint, CheckpointError, ConfigError, FieldError, JobSpec, ModelConfig, Scheduler, row_flops,
+    Checkpoint, CheckpointError, ConfigError, FieldError, JobSpec, MicroBatchShape, ModelConfig, Scheduler,
+    row_flops,
 };
 use serde::Serialize;
 
@@ -13,7 +14,7 @@ use crate::{BatchPlan, DataError, DataReport, Dataset, Tokenizer};
 mod memory;
 
 use memory::Shapes;
-pub use memory::{PlanMemory, Remedy};
+pub use memory::{Needs, PlanMemory};
 
 /// What a job would do.
 #[derive(Debug, Clone, Serialize)]
@@ -46,6 +47,12 @@ pub struct Plan {
     pub flops: f64,
     /// What a worker needs.
     pub memory: PlanMemory,
+    /// The largest micro-batch.
+    #[serde(skip)]
+    pub shape: MicroBatchShape,
+    /// Whether a worker has enough of it.
+    #[serde(skip)]
+    pub needs: Needs,
     /// Training rows.
     pub train: PlanData,
     /// Evaluation rows.
@@ -146,6 +153,8 @@ impl Plan {
             flops: flops(&train, &config, trainable_parameters) * total_steps as f64
                 / order.steps_per_epoch().max(1) as f64,
             memory: shapes.memory(job)?,
+            needs: shapes.needs(job)?,
+            shape: shapes.shape(job),
             padding: order.padding(),
             notes: notes(job, &config, &train),
             train: data(&job.data.train, &train),
@@ -153,18 +162,6 @@ impl Plan {
             sample: sample.unwrap_or_default(),
             problems,
         })
-    }
-
-    /// Up to three changes of `job`'s settings, the smallest ones first, with which a worker would need at most `limit` bytes,
-    /// of a GPU or (`gpu` false) of the machine.
-    pub fn remedies(&self, job: &JobSpec, limit: u64, gpu: bool) -> Result<Vec<Remedy>, PlanError> {
-        let shapes = Shapes {
-            model: ModelConfig::read(&job.model.base)?,
-            checkpoint: Checkpoint::open(&job.model.base)?,
-            longest: self.train.report.longest,
-            rows: self.train.report.rows_kept,
-        };
-        Ok(shapes.remedies(job, limit, gpu)?)
     }
 }
 

@@ -6,8 +6,8 @@ use candle_core::Device;
 use lora_model::{AdapterLayout, Base};
 use lora_ops::adamw_8bit;
 use lora_spec::{
-    ActivationCheckpointing, BaseDtype, BaseFormat, Checkpoint, Held, MicroBatchShape, ModelConfig, Optim,
-    Quantization, Training,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Checkpoint, Held, MicroBatchShape,
+    ModelConfig, Optim, Quantization, Training,
 };
 
 #[test]
@@ -48,9 +48,9 @@ fn the_planned_bytes_of_moments_are_those_they_take() {
         {
             let held = Held { model: &model, checkpoint: None, format: BaseFormat::default(), gpu: false };
             let planned = held.memory(&Training {
-                init: lora_spec::InitLoraWeights::Default,
                 modules: &modules,
-                r,
+                adapter: &AdapterSpec { r, ..AdapterSpec::default() },
+                keeps_best: false,
                 shape: MicroBatchShape { rows: 1, positions: 16, count: 1 },
                 checkpointing: ActivationCheckpointing::None,
                 optim,

@@ -45,6 +45,8 @@ pub struct Memory {
     pub used_bytes: u64,
     /// The most that was ever held.
     pub peak_bytes: u64,
+    /// Free when this process opened the device; CUDA's own and the kernels are not in it.
+    pub free_bytes: u64,
     /// Of the device.
     pub total_bytes: u64,
 }

@@ -15,6 +15,7 @@ mod model_spec;
 mod philox;
 mod state;
 mod target_modules;
+mod units;
 
 pub use adapter_spec::{AdapterSpec, TargetModules};
 pub use checkpoint::{
@@ -36,6 +37,7 @@ pub use model_config::{Activation, Architecture, ConfigError, LinearModule, Mode
 pub use model_spec::{BaseDtype, BaseForm, BaseFormat, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;
 pub use state::JobState;
+pub use units::bytes_text;
 
 /// A field of a job and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

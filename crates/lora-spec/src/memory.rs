@@ -4,8 +4,8 @@
 use serde::Serialize;
 
 use crate::{
-    ActivationCheckpointing, BaseDtype, BaseFormat, Checkpoint, InitLoraWeights, LinearModule, ModelConfig,
-    Optim, Quantization, StoredWeight,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Checkpoint, InitLoraWeights, LinearModule,
+    ModelConfig, Optim, Quantization, StoredWeight,
 };
 
 /// f32 logits that the loss makes at a time on the CPU (48 MiB), at least a row.
@@ -32,9 +32,9 @@ pub const EIGHT_BIT_ELEMENTS: usize = 4096;
 /// Weights that adapters which start from them are computed from at a time.
 pub const INITIALIZED_AT_ONCE: usize = 4;
 
-/// f32 copies of a weight while its singular values are computed, as measured; and where only some columns are.
-const SVD_COPIES: u64 = 5;
-const OLORA_COPIES: u64 = 2;
+/// Bytes an element while the singular values of a weight are computed, and what another round of LoftQ adds, as measured.
+const SVD_BYTES: u64 = 22;
+const ROUND_BYTES: u64 = 8;
 
 /// Elements of each paged moment that are on a GPU at a time (32 MiB for both in f32, 8 in 8 bits).
 pub const PAGED_WINDOW: usize = 1 << 22;
@@ -47,7 +47,8 @@ const CPU_PROCESS: u64 = 36 << 20;
 pub struct Memory {
     /// The frozen base.
     pub base: u64,
-    /// The trained parameters, f32 (on a GPU also in bf16), and what is taken off the base, which is as large.
+    /// The trained parameters, f32 (on a GPU also in bf16; on a CPU also the best so far, where they are kept), and what is taken off
+    /// the base, which is as large.
     pub adapter: u64,
     /// The optimizer's moments; of paged ones, on a GPU, what is there while a step is made.
     pub moments: u64,
@@ -57,8 +58,17 @@ pub struct Memory {
     pub activations: u64,
     /// Buffers of products, and the program.
     pub workspace: u64,
-    /// All of these; or, on a CPU where it is more, the base and what is beside it while it is read or the adapter computed from it.
+    /// All of these; or, on a CPU where it is more, the base and what is beside it while it is read or the adapter computed from it,
+    /// or two checkpoint files in the place of the activations.
     pub peak: u64,
+}
+
+impl Memory {
+    /// What is held while a step is computed.
+    pub fn of_a_step(&self) -> u64 {
+        let Self { base, adapter, moments, gradients, activations, workspace, peak: _ } = self;
+        base + adapter + moments + gradients + activations + workspace
+    }
 }
 
 /// What a worker computes at a time.
@@ -77,37 +87,23 @@ pub struct MicroBatchShape {
 pub struct Training<'a> {
     /// Modules with an adapter.
     pub modules: &'a [LinearModule],
-    /// Its rank.
-    pub r: usize,
-    /// What it starts as.
-    pub init: InitLoraWeights,
+    /// The adapter.
+    pub adapter: &'a AdapterSpec,
     /// What is computed at a time.
     pub shape: MicroBatchShape,
     /// What is computed again.
     pub checkpointing: ActivationCheckpointing,
     /// The optimizer.
     pub optim: Optim,
+    /// The best parameters so far are kept beside the newest.
+    pub keeps_best: bool,
 }
 
 impl Training<'_> {
     /// Elements of each trained matrix.
     fn matrices(&self) -> impl Iterator<Item = u64> {
-        self.modules.iter().flat_map(|m| [m.in_features, m.out_features].map(|side| (self.r * side) as u64))
-    }
-
-    /// What computing the adapter from the base takes: the adapter and, for each weight of the largest that are decomposed at a time,
-    /// its values and copies of them (OLoRA: of some columns).
-    fn starting_bytes(&self) -> u64 {
-        let copies = match self.init {
-            InitLoraWeights::Default => return 0,
-            InitLoraWeights::Olora | InitLoraWeights::PissaNiter(_) => OLORA_COPIES,
-            InitLoraWeights::Pissa | InitLoraWeights::Loftq => SVD_COPIES,
-        };
-        let mut sizes: Vec<u64> =
-            self.modules.iter().map(|m| (m.in_features * m.out_features) as u64).collect();
-        sizes.sort_unstable_by(|a, b| b.cmp(a));
-        let at_once: u64 = sizes.iter().take(INITIALIZED_AT_ONCE).sum();
-        4 * copies * at_once + 8 * self.matrices().sum::<u64>()
+        let r = self.adapter.r;
+        self.modules.iter().flat_map(move |m| [m.in_features, m.out_features].map(|side| (r * side) as u64))
     }
 
     fn moment_bytes(&self, gpu: bool) -> u64 {
@@ -171,6 +167,28 @@ impl Held<'_> {
         weights.chain(others).max().unwrap_or(0)
     }
 
+    /// What computing an adapter from the base's weights takes, for as many of the largest as are decomposed at a time.
+    fn starting_bytes(&self, training: &Training) -> u64 {
+        let AdapterSpec { init_lora_weights: init, loftq_iter: rounds, .. } = training.adapter;
+        let decomposing = match init {
+            InitLoraWeights::Default => return 0,
+            InitLoraWeights::Olora | InitLoraWeights::PissaNiter(_) => 0,
+            InitLoraWeights::Loftq if *rounds > 1 => SVD_BYTES + ROUND_BYTES,
+            InitLoraWeights::Pissa | InitLoraWeights::Loftq => SVD_BYTES,
+        };
+        let mut sizes: Vec<u64> = training
+            .modules
+            .iter()
+            .map(|module| {
+                let elements = (module.in_features * module.out_features) as u64;
+                let is_f32 = self.weight_bytes(module) == 4 * elements;
+                elements * (decomposing + if is_f32 { 0 } else { 4 })
+            })
+            .collect();
+        sizes.sort_unstable_by(|a, b| b.cmp(a));
+        sizes.iter().take(INITIALIZED_AT_ONCE).sum()
+    }
+
     /// Elements of the largest weight that is quantized; 0: none is.
     fn largest_quantized(&self) -> u64 {
         let is_quantized = |module: &LinearModule| {
@@ -232,8 +250,10 @@ impl Held<'_> {
         let parameters: u64 = training.matrices().sum();
         let base = self.base_bytes();
         let half = self.gpu && self.width("model.embed_tokens.weight") == 2;
-        let copies = if training.init.is_taken_off() { 2 } else { 1 };
-        let adapter = copies * parameters * if half { 6 } else { 4 };
+        let copies = if training.adapter.init_lora_weights.is_taken_off() { 2 } else { 1 };
+        let best = if training.keeps_best { 4 * parameters } else { 0 };
+        // What is kept beside a GPU's is on its host.
+        let adapter = if self.gpu { 0 } else { best } + copies * parameters * if half { 6 } else { 4 };
         let levels = u64::from(training.shape.count.max(1).ilog2()) + 1;
         let gradients = 4 * parameters * (1 + levels);
         let width = if half { 2 } else { 4 };
@@ -243,17 +263,25 @@ impl Held<'_> {
             false => CPU_PROCESS + 4 * CPU_PANEL as u64,
         };
         let moments = training.moment_bytes(self.gpu);
-        let peak = base + adapter + moments + gradients + activations + workspace;
-        // What is read for a GPU is on its host.
-        let beside_base = self.reading_bytes().max(training.starting_bytes());
-        let reading = if self.gpu { 0 } else { base + beside_base + workspace };
-        Memory { base, adapter, moments, gradients, activations, workspace, peak: peak.max(reading) }
+        let state = base + adapter + moments + gradients + workspace;
+        let peak = match self.gpu {
+            // What is read and written for it is on its host.
+            true => state + activations,
+            false => {
+                let starting = self.starting_bytes(training) + (4 + 4 * copies) * parameters;
+                let reading = base + self.reading_bytes().max(starting) + workspace;
+                // One file is made while the one before is still uploaded.
+                let saving = state + 2 * (4 * copies * parameters + moments + best);
+                (state + activations).max(reading).max(saving)
+            }
+        };
+        Memory { base, adapter, moments, gradients, activations, workspace, peak }
     }
 
     /// `width`: bytes of an activation.
     fn activation_bytes(&self, training: &Training, width: u64) -> u64 {
         let model = self.model;
-        let Training { modules, r, shape, checkpointing, .. } = *training;
+        let Training { modules, adapter, shape, checkpointing, .. } = *training;
         let tokens = (shape.rows * shape.positions) as u64;
         let (hidden, mlp) = (model.hidden_size as u64, model.intermediate_size as u64);
         let (heads, head_dim) = (model.num_attention_heads as u64, model.head_dim as u64);
@@ -265,7 +293,7 @@ impl Held<'_> {
 
         let attended = of(q) + 4 * tokens * heads;
         // Middle, queries, keys and values, attention's output, gate and up, the adapters' inner products, two norms.
-        let saved = of(hidden + q + 2 * kv + 2 * mlp + adapted * r as u64) + attended + 8 * tokens;
+        let saved = of(hidden + q + 2 * kv + 2 * mlp + adapted * adapter.r as u64) + attended + 8 * tokens;
         let kept = of(hidden)
             + match checkpointing {
                 ActivationCheckpointing::None => saved,

@@ -1,8 +1,8 @@
 //! The arithmetic of a plan, against sums by hand.
 
 use lora_spec::{
-    ActivationCheckpointing, BaseDtype, BaseFormat, Held, InitLoraWeights, MicroBatchShape, ModelConfig,
-    Optim, Quantization, Training,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Held, InitLoraWeights, MicroBatchShape,
+    ModelConfig, Optim, Quantization, Training,
 };
 
 /// Llama-3.1-8B: 32 blocks of 218,103,808 elements in 224 modules, embedding and head of 128256 x 4096 each, 65 norms.
@@ -46,12 +46,12 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
         BaseFormat { dtype: BaseDtype::Bf16, quantization: Quantization::Nf4 { double_quant: true } };
     let modules = model.linear_modules();
     let training = Training {
-        init: InitLoraWeights::Default,
         modules: &modules,
-        r: 16,
+        adapter: &AdapterSpec { r: 16, ..AdapterSpec::default() },
         shape: MicroBatchShape { rows: 1, positions: 2048, count: 2 },
         checkpointing: ActivationCheckpointing::Block,
         optim: Optim::Adamw,
+        keeps_best: false,
     };
     let held = Held { model: &model, checkpoint: None, format, gpu: true };
     let memory = held.memory(&training);
@@ -100,8 +100,8 @@ fn paging_saves_what_is_above_the_window_and_on_gpus_alone() -> Result<(), Strin
         let held = Held { model: &model, checkpoint: None, format: BaseFormat::default(), gpu };
         let shape = MicroBatchShape { rows: 1, positions: 64, count: 1 };
         let checkpointing = ActivationCheckpointing::None;
-        held.memory(&Training { modules, r, init: InitLoraWeights::Default, shape, checkpointing, optim })
-            .moments
+        let adapter = &AdapterSpec { r, ..AdapterSpec::default() };
+        held.memory(&Training { modules, adapter, shape, checkpointing, optim, keeps_best: false }).moments
     };
     let pairs = [(Optim::Adamw, Optim::PagedAdamw32bit), (Optim::Adamw8bit, Optim::PagedAdamw8bit)];
     for (plain, paged) in pairs {
@@ -113,5 +113,96 @@ fn paging_saves_what_is_above_the_window_and_on_gpus_alone() -> Result<(), Strin
     // Of 4096 inputs and as many outputs: two matrices of r * 4096.
     assert_eq!(moments(true, 512, Optim::PagedAdamw32bit), 8 * 2 * 512 * 4096);
     assert_eq!(moments(true, 513, Optim::PagedAdamw32bit), 8 * 2 * 512 * 4096);
+    Ok(())
+}
+
+/// Rank 256 on a small base, a row of 16 tokens: what is saved weighs more than what is computed.
+#[test]
+fn two_checkpoint_files_may_be_the_peak() -> Result<(), String> {
+    let model = ModelConfig::parse(
+        r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 1000}"#,
+    )?;
+    let format = BaseFormat { dtype: BaseDtype::F32, quantization: Quantization::None };
+    let modules = model.linear_modules();
+    let training = Training {
+        modules: &modules,
+        adapter: &AdapterSpec { r: 256, ..AdapterSpec::default() },
+        shape: MicroBatchShape { rows: 1, positions: 16, count: 1 },
+        checkpointing: ActivationCheckpointing::None,
+        optim: Optim::Adamw,
+        keeps_best: false,
+    };
+    let of =
+        |training: &Training, gpu| Held { model: &model, checkpoint: None, format, gpu }.memory(training);
+    // In each of two blocks q, k, v and o of 64 x 64, and gate, up and down of 64 x 128.
+    let parameters = 256 * 2 * (4 * (64 + 64) + 3 * (64 + 128));
+    let memory = of(&training, false);
+    assert_eq!(
+        (memory.adapter, memory.moments, memory.gradients),
+        (4 * parameters, 8 * parameters, 8 * parameters)
+    );
+    let state = memory.base + memory.workspace + (4 + 8 + 8) * parameters;
+    // Parameters and two moments, in the file that is made and in the one that is uploaded.
+    assert_eq!(memory.peak, state + 2 * (4 + 8) * parameters);
+    assert!(memory.peak > state + memory.activations);
+
+    // The best adapter is kept, and goes into the files.
+    let best = of(&Training { keeps_best: true, ..training }, false);
+    assert_eq!(best.adapter, 8 * parameters);
+    assert_eq!(best.peak, state + 4 * parameters + 2 * (4 + 8 + 4) * parameters);
+
+    // Of moments in 8 bits the files are smaller: all matrices have 256 x 64 elements or more.
+    let eight_bit = of(&Training { optim: Optim::Adamw8bit, ..training }, false);
+    let moments = 2 * (parameters + 4 * parameters / 256);
+    assert_eq!(eight_bit.moments, moments);
+    assert_eq!(eight_bit.peak, state - 8 * parameters + moments + 2 * (4 * parameters + moments));
+
+    // A longer row, and it is the activations; on a GPU it always is.
+    let long = MicroBatchShape { rows: 4, positions: 2048, count: 1 };
+    let long = of(&Training { shape: long, ..training }, false);
+    assert_eq!(long.peak, state + long.activations);
+    let gpu = of(&Training { keeps_best: true, ..training }, true);
+    assert_eq!((gpu.adapter, gpu.peak), (4 * parameters, gpu.of_a_step()));
+    Ok(())
+}
+
+/// Two blocks of seven weights, the largest of 64 x 128 elements; rank 1, so that the adapter weighs little.
+#[test]
+fn an_adapter_that_starts_from_the_base_may_need_most_while_it_does() -> Result<(), String> {
+    let model = ModelConfig::parse(
+        r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "intermediate_size": 4096,
+        "num_hidden_layers": 2, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 512,
+        "tie_word_embeddings": true}"#,
+    )?;
+    let modules = model.linear_modules();
+    let of = |init_lora_weights, loftq_iter, quantization| {
+        let format = BaseFormat { dtype: BaseDtype::F32, quantization };
+        let adapter = AdapterSpec { r: 1, init_lora_weights, loftq_iter, ..AdapterSpec::default() };
+        Held { model: &model, checkpoint: None, format, gpu: false }.memory(&Training {
+            modules: &modules,
+            adapter: &adapter,
+            shape: MicroBatchShape { rows: 1, positions: 16, count: 1 },
+            checkpointing: ActivationCheckpointing::None,
+            optim: Optim::Adamw,
+            keeps_best: false,
+        })
+    };
+    let nf4 = Quantization::Nf4 { double_quant: false };
+    let parameters = 2 * (4 * (2048 + 2048) + 3 * (2048 + 4096));
+    // Four at a time, of 2048 x 4096.
+    let largest = 4 * 2048 * 4096;
+    let plain = of(InitLoraWeights::Default, 1, Quantization::None);
+    let pissa = of(InitLoraWeights::Pissa, 1, Quantization::None);
+    assert_eq!(pissa.adapter, 2 * plain.adapter, "what is taken off weighs as much");
+    assert_eq!(pissa.peak, pissa.base + pissa.workspace + 22 * largest + 12 * parameters);
+    let olora = of(InitLoraWeights::Olora, 1, Quantization::None);
+    assert_eq!(olora.of_a_step(), pissa.of_a_step());
+    assert!(olora.peak < pissa.peak / 2);
+    for (rounds, bytes) in [(1, 22), (2, 30), (5, 30)] {
+        let loftq = of(InitLoraWeights::Loftq, rounds, nf4);
+        assert_eq!(loftq.peak, loftq.base + loftq.workspace + (bytes + 4) * largest + 8 * parameters);
+        assert_eq!(loftq.adapter, plain.adapter);
+    }
     Ok(())
 }

@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
-use candle_core::{DType, Device, Tensor};
-use safetensors::tensor::TensorView;
+use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
 
@@ -43,28 +43,66 @@ pub(crate) fn write(
     progress: &Progress,
     best: Option<&[f32]>,
 ) -> Result<Vec<u8>, TrainError> {
-    let bytes = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
-    let mut tensors = vec![("params", Dtype::F32, bytes(&engine.adapter().params().to_vec1()?))];
-    for (name, tensor) in engine.moments.tensors() {
-        tensors.push(match tensor.dtype() {
-            DType::U8 => (name, Dtype::U8, tensor.to_vec1()?),
-            _ => (name, Dtype::F32, bytes(&tensor.to_vec1()?)),
-        });
-    }
-    if let Some(start) = engine.adapter().taken_off() {
-        tensors.push(("taken_off", Dtype::F32, bytes(&start.to_vec1()?)));
-    }
-    tensors.extend(best.map(|best| ("best", Dtype::F32, bytes(best))));
-    let mut views = Vec::new();
-    for (name, dtype, data) in &tensors {
-        let len = if *dtype == Dtype::F32 { data.len() / 4 } else { data.len() };
-        let view = TensorView::new(*dtype, vec![len], data);
-        views.push((*name, view.map_err(candle_core::Error::from)?));
-    }
+    let moments = engine.moments.tensors();
+    let taken_off = engine.adapter().taken_off().map(|start| ("taken_off", start));
+    let held: Vec<(&str, &Tensor)> =
+        std::iter::once(("params", engine.adapter().params())).chain(taken_off).chain(moments).collect();
+    let of = |tensor: &Tensor| match tensor.dtype() {
+        DType::U8 => Dtype::U8,
+        _ => Dtype::F32,
+    };
+    let mut shapes: Vec<(&str, Dtype, usize)> =
+        held.iter().map(|(name, tensor)| (*name, of(tensor), tensor.elem_count())).collect();
+    shapes.extend(best.map(|best| ("best", Dtype::F32, best.len())));
     let progress = Progress { updates: engine.updates, ..progress.clone() };
     let progress = serde_json::to_string(&progress).map_err(|e| TrainError::Checkpoint(e.to_string()))?;
-    let metadata = HashMap::from([(PROGRESS.to_owned(), progress)]);
-    Ok(safetensors::serialize(views, Some(metadata)).map_err(candle_core::Error::from)?)
+    let mut file = header(&shapes, HashMap::from([(PROGRESS.to_owned(), progress)]))?;
+    for (_, tensor) in held {
+        append(&mut file, tensor)?;
+    }
+    if let Some(best) = best {
+        append_f32(&mut file, best);
+    }
+    Ok(file)
+}
+
+/// The beginning of a safetensors file, before the bytes of `tensors`; with room for those.
+fn header(
+    tensors: &[(&str, Dtype, usize)],
+    metadata: HashMap<String, String>,
+) -> Result<Vec<u8>, TrainError> {
+    let mut end = 0;
+    let infos = tensors.iter().map(|(name, dtype, len)| {
+        let start = end;
+        end += if *dtype == Dtype::F32 { 4 * len } else { *len };
+        ((*name).to_owned(), TensorInfo { dtype: *dtype, shape: vec![*len], data_offsets: (start, end) })
+    });
+    let metadata = Metadata::new(Some(metadata), infos.collect()).map_err(candle_core::Error::from)?;
+    let mut text = serde_json::to_vec(&metadata).map_err(|e| TrainError::Checkpoint(e.to_string()))?;
+    // The data are aligned.
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut file = Vec::with_capacity(8 + text.len() + end);
+    file.extend_from_slice(&(text.len() as u64).to_le_bytes());
+    file.append(&mut text);
+    Ok(file)
+}
+
+/// Adds a tensor's bytes; on the CPU without another copy.
+fn append(file: &mut Vec<u8>, tensor: &Tensor) -> Result<(), TrainError> {
+    let on_host = tensor.to_device(&Device::Cpu)?.contiguous()?;
+    let (storage, layout) = on_host.storage_and_layout();
+    let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
+        return Err(TrainError::Checkpoint("a tensor is not on the host".into()));
+    };
+    match storage {
+        CpuStorage::U8(values) => file.extend_from_slice(&values[start..end]),
+        _ => append_f32(file, &storage.as_slice::<f32>()?[start..end]),
+    }
+    Ok(())
+}
+
+fn append_f32(file: &mut Vec<u8>, values: &[f32]) {
+    file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 
 /// Sets `engine` to the checkpoint `bytes` of the job `identity`; on error nothing is changed. Returns the progress and

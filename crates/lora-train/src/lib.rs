@@ -8,6 +8,7 @@
 //!   when a group breaks, its members hold the state after the same step or after the one before.
 
 mod checkpoint;
+mod data;
 mod early_stopping;
 mod engine;
 mod error;
@@ -17,6 +18,7 @@ mod inputs;
 mod moments;
 mod peers;
 mod probe;
+mod rate;
 mod receipt;
 mod report;
 mod run;
@@ -24,6 +26,7 @@ mod schedule;
 mod step;
 mod verify;
 
+pub use data::RunData;
 pub use engine::{Engine, LossSums};
 pub use error::TrainError;
 pub use export::Artifact;
@@ -31,6 +34,7 @@ pub use inputs::{RunInputs, adapter_in};
 pub use lora_ops::device::Memory as DeviceMemory;
 pub use peers::{Peers, Share};
 pub use probe::{AllReduceReading, DeviceReading, all_reduce_reading, device_reading};
+pub use rate::{rate_memory, training_rate};
 pub use receipt::{FileHash, Receipt, StepRecord};
 pub use report::{RunFacts, StepMetrics, StepOutcome, StepReport};
 pub use run::Run;

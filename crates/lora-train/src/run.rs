@@ -10,6 +10,7 @@ use lora_spec::{FieldError, InitLoraWeights, JobSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{self, Progress};
+use crate::data::RunData;
 use crate::engine::Engine;
 use crate::exchange::{all_gather, odd_one_out};
 use crate::inputs::{identity, initial_adapter};
@@ -57,17 +58,18 @@ impl Run {
         base: Arc<Base>,
         cancel: &Cancel,
     ) -> Result<Self, TrainError> {
-        let check = || if cancel.is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) };
-        job.check()?;
-        check()?;
-        let tokenizer = Tokenizer::load(&base.dir)?;
-        let read = |path| {
-            check()?;
-            Ok::<_, TrainError>(Dataset::read(path, &tokenizer, job.data.max_length, job.data.long_rows)?)
-        };
-        let train = read(&inputs.train)?;
-        let eval = inputs.eval.as_deref().map(read).transpose()?;
-        check()?;
+        let data = RunData::read(job, inputs, &base.dir, cancel)?;
+        Self::over(job, inputs, data, base)
+    }
+
+    /// The same from rows that were read already.
+    pub fn over(
+        job: &JobSpec,
+        inputs: &RunInputs,
+        data: RunData,
+        base: Arc<Base>,
+    ) -> Result<Self, TrainError> {
+        let RunData { tokenizer, train, eval } = data;
         for (field, data) in [("data.train", Some(&train)), ("data.eval", eval.as_ref())] {
             let tokens = data.into_iter().flat_map(|data| data.rows.iter().flat_map(|row| &row.tokens));
             if let Some(token) = tokens.max().filter(|token| **token as usize >= base.config.vocab_size) {

@@ -32,6 +32,9 @@ pub struct Config {
     pub collective: Collective,
     /// Threads that compute; 0: as many as there are processors.
     pub threads: usize,
+    /// Bytes of the GPU's memory, or of the machine's, that a job may take; 0: what is free of the GPU's at the start, or all of the
+    /// machine's.
+    pub memory: u64,
     /// Directories under which a job may name a base by its path.
     pub model_roots: Vec<PathBuf>,
     /// Seconds without a coordinator after which training stops; the state is held.
@@ -76,6 +79,7 @@ impl Default for Config {
             device: Device::Auto,
             collective: Collective::Auto,
             threads: 0,
+            memory: 0,
             model_roots: Vec::new(),
             orphan_timeout_seconds: 1800.0,
             drain_timeout_seconds: 120.0,

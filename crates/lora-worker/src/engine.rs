@@ -31,6 +31,7 @@ use self::outcome::{Broken, Stop};
 use self::task::{Task, next_task};
 use crate::error::WorkerError;
 use crate::fetch::{Cache, LocalInputs};
+use crate::memory::Memory;
 use crate::metrics::{Counters, DeviceMemory};
 use crate::status::Held;
 use crate::steps::Steps;
@@ -46,7 +47,9 @@ pub(crate) struct Engine {
     pub(crate) device: ComputeDevice,
     pub(crate) collective: Collective,
     /// None: the device is the CPU.
-    pub(crate) memory: Option<DeviceMemory>,
+    pub(crate) used: Option<DeviceMemory>,
+    /// For the job.
+    pub(crate) memory: Memory,
     /// To the coordinator.
     pub(crate) channel: Channel,
     pub(crate) cache: Cache,
@@ -76,8 +79,8 @@ impl Engine {
     }
 
     fn measure_memory(&self) {
-        if let Some(memory) = &self.memory {
-            memory.measure(&self.device);
+        if let Some(used) = &self.used {
+            used.measure(&self.device);
         }
     }
 }

@@ -13,6 +13,7 @@ mod engine;
 mod error;
 mod fetch;
 mod life;
+mod memory;
 mod metrics;
 mod parent;
 pub mod probe;
@@ -42,6 +43,7 @@ use crate::address::PeerAddress;
 use crate::engine::Engine;
 use crate::fetch::Cache;
 use crate::life::Life;
+use crate::memory::Memory;
 use crate::metrics::{Counters, DeviceMemory, Gauges};
 use crate::session::Session;
 use crate::steps::Steps;
@@ -49,6 +51,7 @@ use crate::wanted::Wanted;
 
 pub use config::{CacheConfig, Config, PeerConfig};
 pub use error::WorkerError;
+pub use memory::machine_memory;
 pub use parent::end_with_stdin;
 
 /// The limit of one attempt to connect with the coordinator.
@@ -79,7 +82,8 @@ pub async fn run(
         return Err(FieldError::new("collective", message.into()).into());
     }
     let numerics_id = lora_train::numerics_id(&device).map_err(WorkerError::Device)?;
-    tracing::info!(numerics = numerics_id, "computing");
+    let memory = Memory::of(&device, config.memory).map_err(WorkerError::Device)?;
+    tracing::info!(numerics = numerics_id, memory = memory.bytes, "computing");
     let (channel, coordinator) = channel(&config)?;
     let cache = Cache::open(&config.cache_dir, config.cache.max_bytes, config.model_roots.clone())
         .map_err(|error| WorkerError::Cache(error.to_string()))?;
@@ -93,12 +97,13 @@ pub async fn run(
     let (connected, connected_now) = watch::channel(false);
     let (draining, draining_now) = watch::channel(false);
     let (steps, counters, gauges) = (Steps::default(), Counters::default(), Gauges::default());
-    let memory = DeviceMemory::of(&device);
+    let used = DeviceMemory::of(&device);
     let engine = Engine {
         listener,
         device,
         collective: config.collective,
-        memory: memory.clone(),
+        used: used.clone(),
+        memory,
         channel: channel.clone(),
         cache,
         wanted: wanted_now,
@@ -114,6 +119,7 @@ pub async fn run(
         instance_id: format!("{:032x}", rand::random::<u128>()),
         numerics_id,
         address: PeerAddress { advertised, listening, coordinator },
+        memory,
         steps,
         wanted: wanted.clone(),
         status: status_now.clone(),
@@ -131,8 +137,8 @@ pub async fn run(
     };
     let (health, mut registry) = (Health::default(), Registry::default());
     gauges.register(&counters, &mut registry);
-    if let Some(memory) = &memory {
-        memory.register(&mut registry);
+    if let Some(used) = &used {
+        used.register(&mut registry);
     }
     let ending = CancellationToken::new();
     let serving = async {

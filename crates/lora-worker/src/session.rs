@@ -18,6 +18,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::address::PeerAddress;
 use crate::backoff::backoff;
+use crate::memory::Memory;
 use crate::status::{self, Held};
 use crate::steps::Steps;
 use crate::wanted::Wanted;
@@ -42,6 +43,7 @@ pub(crate) struct Session {
     /// What the bits of a result depend on here: workers that share a job have the same.
     pub(crate) numerics_id: String,
     pub(crate) address: PeerAddress,
+    pub(crate) memory: Memory,
     pub(crate) steps: Steps,
     pub(crate) wanted: watch::Sender<Wanted>,
     pub(crate) status: watch::Receiver<Option<Held>>,
@@ -156,6 +158,8 @@ impl Session {
             peer_address: self.address.find().await?,
             version: env!("CARGO_PKG_VERSION").into(),
             status: Some(self.status()),
+            memory: self.memory.bytes.unwrap_or(0),
+            gpu: self.memory.gpu,
         };
         Ok(v1::WorkerMessage { kind: Some(FromWorker::Hello(hello)) })
     }

@@ -99,6 +99,11 @@ impl Checkpoints {
         Self { shared, task: AbortOnDropHandle::new(task) }
     }
 
+    /// Lets go of the one that waits: a newer one is about to be made.
+    pub(crate) fn make_room(&self) {
+        *lock(&self.shared.waiting) = None;
+    }
+
     /// Takes the state after `step` steps, in the place of one that still waits.
     pub(crate) fn offer(&self, step: u64, bytes: Vec<u8>) {
         let digest = DigestBuilder::of(&bytes);

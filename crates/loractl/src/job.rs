@@ -29,7 +29,7 @@ pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
 }
 
 /// Reads the job at `path`, sets its number of workers, and checks it with its base and data.
-pub(crate) fn load(path: &Path, workers: usize) -> Result<JobFile> {
+pub(crate) fn load(path: &Path, workers: usize) -> Result<(JobFile, Plan)> {
     let (file, plan) = planned(path, workers)?;
     if workers > plan.micro_batches {
         let rows = plan.train.report.rows_kept;
@@ -38,15 +38,15 @@ pub(crate) fn load(path: &Path, workers: usize) -> Result<JobFile> {
             plan.micro_batches
         );
     }
-    Ok(file)
+    Ok((file, plan))
 }
 
 /// As [`load`], with as many workers as can share the job, up to `most`; and how many those are.
-pub(crate) fn load_for_up_to(path: &Path, most: usize) -> Result<(JobFile, usize)> {
+pub(crate) fn load_for_up_to(path: &Path, most: usize) -> Result<(JobFile, Plan, usize)> {
     let (mut file, plan) = planned(path, 1)?;
     let workers = most.min(plan.micro_batches).max(1);
     file.job.workers = WorkersSpec { min: workers, max: workers };
-    Ok((file, workers))
+    Ok((file, plan, workers))
 }
 
 fn planned(path: &Path, workers: usize) -> Result<(JobFile, Plan)> {

@@ -14,8 +14,9 @@ use serde::Serialize;
 
 pub(crate) use event::{EventView, Item, event_text};
 pub(crate) use job::{JobView, failure_text, job_grid, job_table};
+pub(crate) use lora_spec::bytes_text as bytes;
 pub(crate) use table::Table;
-pub(crate) use units::{bytes, count, duration, parse_bytes, stamp};
+pub(crate) use units::{count, duration, parse_bytes, stamp};
 pub(crate) use worker::{WorkerView, worker_grid};
 
 /// Form of a result on stdout.

@@ -1,6 +1,6 @@
 //! Which job gets the workers.
 
-use lora_e2e::{Fixture, Service};
+use lora_e2e::{Finished, Fixture, Service, loractl};
 use lora_proto::v1::{self, job_event};
 use serde_json::json;
 
@@ -52,6 +52,33 @@ fn a_higher_priority_goes_first() {
     let _worker = service.worker("w0");
     service.until_state(&low, "succeeded");
     assert_eq!(service.api().job(&high).unwrap().state, "succeeded");
+}
+
+#[test]
+fn a_job_goes_to_a_worker_with_the_memory_that_plan_says() {
+    let fixture = Fixture::of_steps(1);
+    let service = Service::start();
+    let _small = service.worker_with("w0", &[("memory", "20971520")]);
+    service.until_worker("w0", "idle");
+    let workers = service.run(&["workers"]).expect_code(0).stdout;
+    assert!(workers.contains("MEMORY") && workers.contains("20.00 MiB"), "{workers}");
+    let listed = service.run(&["workers", "-o", "json"]).expect_code(0).json();
+    assert_eq!((&listed[0]["memory"], &listed[0]["gpu"]), (&json!(20_971_520), &json!(false)));
+
+    let path = fixture.job();
+    let job = path.to_str().unwrap();
+    let planned = Finished::of(loractl().args(["plan", job, "--cpu-memory", "20MiB"])).expect_code(1);
+    let text = planned.error().unwrap();
+    assert!(text.starts_with("a worker needs "), "{text}");
+    let refused = service.until_state(&service.submit(&fixture), "failed");
+    assert_eq!(refused.failure.unwrap().cause, text);
+
+    let _whole_machine = service.worker("w1");
+    service.until_worker("w1", "idle");
+    let job = service.submit(&fixture);
+    let done = service.until_state(&job, "succeeded");
+    assert_eq!(done.generation, 1);
+    assert_eq!(service.until_worker("w0", "idle").job_id, None);
 }
 
 /// Seconds, and nanoseconds beside them, of the event that `is` so.

@@ -17,8 +17,8 @@ use clap::{Parser, ValueEnum};
 use lora_model::{Adapter, Base, Batch, Pass};
 use lora_ops::adamw::AdamW;
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Device, Held, InitLoraWeights,
-    MicroBatchShape, Optim, Philox, Quantization, Training, row_flops,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Device, Held, MicroBatchShape, Optim,
+    Philox, Quantization, Training, row_flops,
 };
 use lora_train::{Engine, Peers, Share};
 use serde_json::json;
@@ -136,12 +136,12 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
     let held = Held { model: &config, checkpoint: None, format, gpu: !device.is_cpu() };
     let modules = config.linear_modules();
     let planned = held.memory(&Training {
-        init: InitLoraWeights::Default,
         modules: &modules,
-        r: AdapterSpec::default().r,
+        adapter: &AdapterSpec::default(),
         shape,
         checkpointing: trainer.checkpointing,
         optim: Optim::default(),
+        keeps_best: false,
     });
 
     let mut seconds = Vec::with_capacity(args.steps.get());
@@ -195,6 +195,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
             "base_bytes_a_parameter": bytes_a_parameter,
             "peak_memory_bytes": peak_memory,
             "planned_memory": planned,
+            "planned_memory_bytes": planned.of_a_step(),
             "flops_per_token": flops_per_token,
             "peak_tflops": peak_tflops,
             "mfu": mfu,
@@ -215,7 +216,7 @@ fn run(args: &Args, profile: Option<&profile::Profile>) -> Result<()> {
         println!("MFU                 {:.1} % of {peak} TFLOP/s", mfu * 100.0);
     }
     println!("peak memory         {:.3} GB", peak_memory as f64 / 1e9);
-    println!("planned             {:.3} GB", planned.peak as f64 / 1e9);
+    println!("planned             {:.3} GB", planned.of_a_step() as f64 / 1e9);
     println!("loss                {loss:.4}");
     if let Some(profile) = profile {
         println!("\n{}", profile.table(args.steps.get()));

@@ -15,6 +15,7 @@ use crate::inputs;
 use crate::refusal::Refusal;
 use crate::store::{Store, StoreError};
 use crate::validate::{self, Unplanned};
+use crate::workers::said;
 
 const MAX_ID_BYTES: usize = 128;
 const DEFAULT_PAGE: u32 = 100;
@@ -124,7 +125,12 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
             validate::plan(&store, &spec, &inputs)
         });
         let plan = planned.await.map_err(|error| Status::internal(format!("the plan broke: {error}")))?;
-        Ok(Response::new(validate::message(plan.map_err(unplanned)?)))
+        let mut plan = plan.map_err(unplanned)?;
+        let workers = self.commands.ask(|reply| Command::Workers { reply }).await?;
+        let there = workers.iter().filter(|worker| !["lost", "draining"].contains(&worker.state.as_str()));
+        let there: Vec<(u64, bool)> = there.map(|worker| (said(worker.memory), worker.gpu)).collect();
+        plan.problems.extend(validate::too_large(&plan.needs, &there));
+        Ok(Response::new(validate::message(plan)))
     }
 
     async fn list_workers(

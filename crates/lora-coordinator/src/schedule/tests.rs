@@ -9,6 +9,8 @@ fn free(kinds: &[usize]) -> Vec<WorkerView> {
         kind: KindId(*kind),
         free: true,
         counts: true,
+        memory: u64::MAX,
+        gpu: false,
     };
     kinds.iter().enumerate().map(worker).collect()
 }
@@ -29,6 +31,8 @@ fn queued(id: usize, min: usize, max: usize) -> JobView {
         max,
         phase: JobPhase::Queued,
         excluded: Vec::new(),
+        cpu_bytes: 0,
+        gpu_bytes: 0,
     }
 }
 
@@ -49,7 +53,8 @@ fn outcome(jobs: &[JobView], workers: &[WorkerView]) -> (Vec<(usize, Vec<usize>)
     let Schedule { assign, waiting } = schedule(jobs, workers);
     let assign = assign.into_iter().map(|(job, ids)| (job.0, ids.into_iter().map(|id| id.0).collect()));
     let sentence = |(job, reason): (JobIndex, Reason)| {
-        format!("{} {}", job.0, reason.sentence(|job| format!("j{}", job.0)))
+        let too_large = |limit, gpu| format!("is too large for {limit} bytes, gpu: {gpu}");
+        format!("{} {}", job.0, reason.sentence(|job| format!("j{}", job.0), too_large))
     };
     (assign.collect(), waiting.into_iter().map(sentence).collect())
 }
@@ -120,6 +125,36 @@ fn excluded_workers_are_left_to_others() {
 }
 
 #[test]
+fn a_worker_with_too_little_memory_is_left_to_others() {
+    let mut workers = free(&[0, 0, 0, 1]);
+    for (worker, (memory, gpu)) in workers.iter_mut().zip([(5, false), (7, false), (7, false), (9, true)]) {
+        (worker.memory, worker.gpu) = (memory, gpu);
+    }
+    let of = |cpu_bytes, gpu_bytes, job| JobView { cpu_bytes, gpu_bytes, ..job };
+    let (assign, waiting) = outcome(&[of(7, 10, queued(0, 1, 3)), queued(1, 1, 1)], &workers);
+    assert_eq!((assign, waiting.len()), (vec![(0, vec![1, 2]), (1, vec![0])], 0), "each takes what it can");
+    assert_eq!(outcome(&[of(8, 9, queued(0, 1, 1))], &workers).0, [(0, vec![3])], "only the GPU has enough");
+
+    let (assign, waiting) = outcome(&[of(8, 10, queued(0, 1, 1)), queued(1, 3, 3)], &workers);
+    assert_eq!(assign, [(1, vec![0, 1, 2])], "it blocks nobody");
+    assert_eq!(waiting, ["0 is too large for 9 bytes, gpu: true"]);
+    let waiting = outcome(&[of(8, 10, queued(0, 1, 1))], &busy(workers.clone(), &[0, 1, 2, 3])).1;
+    assert_eq!(waiting, ["0 is too large for 9 bytes, gpu: true"], "also while they are busy");
+    let waiting = outcome(&[of(8, 10, queued(0, 1, 1))], &[]).1;
+    assert_eq!(waiting, ["0 no set of workers can run it: it needs 1 of one kind, none is connected"]);
+    let waiting = outcome(&[of(7, 10, queued(0, 3, 3))], &workers).1;
+    assert_eq!(
+        waiting,
+        [
+            "0 no set of workers can run it: it needs 3 of one kind, 2 are connected (2 with too little memory aside)"
+        ]
+    );
+    // One that runs on the first kind does not grow into what is too small there.
+    let grown = of(7, 0, running(0, 1, 4, 1, 0));
+    assert_eq!(outcome(&[grown], &busy(workers, &[1])).0, [(0, vec![2])]);
+}
+
+#[test]
 fn a_job_that_has_begun_comes_first_and_stays_with_its_kind() {
     let jobs = [JobView { priority: 9, ..queued(0, 2, 4) }, recovering(1, 2, 4, 1, Some(1))];
     let workers = busy(free(&[0, 1, 1, 1, 1]), &[4]);
@@ -164,25 +199,31 @@ fn no_job_grows_into_a_kind_that_a_waiting_one_could_run_on() {
     assert_eq!(waiting, ["1 waits for 2 workers: none of 3 is free"]);
 }
 
+/// Priority, age, the fewest workers and how many more, flags, exclusions, and bytes on a CPU and on a GPU.
+type JobSeed = (i32, i16, usize, usize, [bool; 3], u16, (u64, u64));
+
 /// Jobs and workers that could stand like this: each busy worker is held by a job, or by one that is not looked at.
 fn worlds() -> impl Strategy<Value = (Vec<JobView>, Vec<WorkerView>)> {
-    let job = (-1..2_i32, any::<i16>(), 1..5_usize, 0..4_usize, any::<[bool; 3]>(), any::<u16>());
-    let worker = (0..3_usize, 0..12_usize);
+    let bytes = prop::sample::select(vec![0, 0, 1, 2, 3]);
+    let bytes = (bytes.clone(), bytes);
+    let job = (-1..2_i32, any::<i16>(), 1..5_usize, 0..4_usize, any::<[bool; 3]>(), any::<u16>(), bytes);
+    let memory = prop::sample::select(vec![1, 2, 3, u64::MAX]);
+    let worker = (0..3_usize, 0..12_usize, memory);
     (prop::collection::vec(job, 0..7), prop::collection::vec(worker, 0..14)).prop_map(|(jobs, workers)| {
         let mut held = vec![Vec::new(); jobs.len()];
         let mut views = Vec::new();
-        for (id, (kind, at)) in workers.into_iter().enumerate() {
-            views.push(WorkerView { id: WorkerId(id), kind: KindId(kind), free: at < 5, counts: at != 5 });
+        for (id, (kind, at, memory)) in workers.into_iter().enumerate() {
+            let (free, counts, gpu) = (at < 5, at != 5, kind == 2);
+            views.push(WorkerView { id: WorkerId(id), kind: KindId(kind), free, counts, memory, gpu });
             if let Some(holder) = at.checked_sub(6).and_then(|slot| held.get_mut(slot))
                 && holder.first().is_none_or(|first: &usize| views[*first].kind == KindId(kind))
             {
                 holder.push(id);
             }
         }
-        let view = |(i, (priority, age, min, more, flags, excluded)): (
-            usize,
-            (_, i16, _, usize, [bool; 3], u16),
-        )| {
+        let view = |(i, (priority, age, min, more, flags, excluded, bytes)): (usize, JobSeed)| {
+            // What it holds it could be given.
+            let most = held[i].iter().map(|id| views[*id].memory).min().unwrap_or(u64::MAX);
             let [begun, wants_members, growable] = flags;
             let kind = held[i].first().map(|id| views[*id].kind);
             let phase = match kind.is_some() || (begun && wants_members) {
@@ -200,6 +241,8 @@ fn worlds() -> impl Strategy<Value = (Vec<JobView>, Vec<WorkerView>)> {
                 max: (min + more).max(held[i].len()),
                 phase,
                 excluded: excluded.filter(|id| !held[i].contains(id)).map(WorkerId).collect(),
+                cpu_bytes: bytes.0.min(most),
+                gpu_bytes: bytes.1.min(most),
             }
         };
         let jobs = jobs.into_iter().enumerate().map(view).collect();
@@ -230,8 +273,19 @@ impl Checked {
     }
 
     fn usable(job: &JobView, worker: &WorkerView) -> bool {
+        Self::allowed(job, worker) && Self::large_enough(job, worker)
+    }
+
+    fn allowed(job: &JobView, worker: &WorkerView) -> bool {
         let bound = if let JobPhase::Begun { kind, .. } = job.phase { kind } else { None };
         bound.is_none_or(|kind| kind == worker.kind) && !job.excluded.contains(&worker.id)
+    }
+
+    fn large_enough(job: &JobView, worker: &WorkerView) -> bool {
+        match worker.gpu {
+            true => worker.memory >= job.gpu_bytes,
+            false => worker.memory >= job.cpu_bytes,
+        }
     }
 
     /// How many workers of `kind` that the job may use fulfil `condition`.
@@ -339,8 +393,19 @@ proptest! {
         for job in it.jobs.iter().filter(|job| it.waiting.contains_key(&job.id)) {
             let kinds = it.could_run_on(job);
             match it.waiting[&job.id] {
-                Reason::NotEnoughWorkers { needed, exist_of_best_kind, .. } => {
+                Reason::NotEnoughWorkers { needed, exist_of_best_kind, too_small, .. } => {
                     prop_assert!(kinds.is_empty() && needed > exist_of_best_kind, "{job:?}");
+                    let mut there = it.workers.iter().filter(|w| w.counts && Checked::allowed(job, w));
+                    let hopeless = |w: &WorkerView| !Checked::large_enough(job, w);
+                    prop_assert_eq!(too_small, there.clone().filter(|w| hopeless(w)).count());
+                    prop_assert!(too_small == 0 || !there.all(hopeless), "{job:?} is too large for all");
+                }
+                Reason::TooLarge { limit, gpu } => {
+                    let there: Vec<_> =
+                        it.workers.iter().filter(|w| w.counts && Checked::allowed(job, w)).collect();
+                    prop_assert!(there.iter().all(|w| !Checked::large_enough(job, w)), "{job:?}");
+                    prop_assert!(there.iter().any(|w| (w.memory, w.gpu) == (limit, gpu)), "{job:?}");
+                    prop_assert!(there.iter().all(|w| w.memory <= limit), "{job:?}");
                 }
                 Reason::Busy { needed, free, exist } => {
                     prop_assert!(!kinds.is_empty() && free < needed && needed <= exist, "{job:?}");
@@ -360,7 +425,7 @@ proptest! {
     fn a_job_that_cannot_run_changes_nothing_for_others(world in worlds()) {
         let it = Checked::new(world);
         let impossible: Vec<_> = it.waiting.iter()
-            .filter(|(_, reason)| matches!(reason, Reason::NotEnoughWorkers { .. }))
+            .filter(|(_, reason)| matches!(reason, Reason::NotEnoughWorkers { .. } | Reason::TooLarge { .. }))
             .map(|(job, _)| *job)
             .collect();
         let possible: Vec<_> = it.jobs.iter().filter(|job| !impossible.contains(&job.id)).cloned().collect();

@@ -69,8 +69,13 @@ pub(super) fn readers(path: &Path) -> SqlitePool {
 
 /// The versions of the database. `sqlx::migrate!` would do the same, and build the whole of SQLite a second time for it.
 pub(super) fn migrations() -> Migrator {
-    let store = include_str!("../../migrations/1_store.sql").into_sql_str();
-    Migrator::with_migrations(vec![Migration::new(1, "store".into(), MigrationType::Simple, store, false)])
+    let migration = |version, name: &'static str, sql: &'static str| {
+        Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)
+    };
+    Migrator::with_migrations(vec![
+        migration(1, "store", include_str!("../../migrations/1_store.sql")),
+        migration(2, "needs", include_str!("../../migrations/2_needs.sql")),
+    ])
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use lora_data::Needs;
 use lora_proto::v1;
 use lora_spec::JobState;
 use prost::Message;
@@ -27,6 +28,8 @@ pub(crate) struct JobRow {
     pub(crate) state: JobState,
     /// Settings, base and data were found good.
     pub(crate) validated: bool,
+    /// What a worker needs in memory, as far as it was seen without one.
+    pub(crate) needs: Option<Needs>,
     /// Of the newest group; 0: there was none.
     pub(crate) generation: u64,
     /// Of the group, by rank.
@@ -61,6 +64,7 @@ impl Default for JobRow {
             priority: 0,
             state: JobState::Validating,
             validated: false,
+            needs: None,
             generation: 0,
             members: Vec::new(),
             token: String::new(),
@@ -90,9 +94,9 @@ type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
 pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
     let query = sqlx::query(
         "INSERT INTO jobs (spec, priority, state, validated, generation, members, token, completed_steps, \
-         facts, failure, base_sha256, waiting_for, fruitless, changed, \
+         facts, failure, base_sha256, waiting_for, fruitless, changed, needs, \
          id, idempotency_key, request_sha256, inputs, created) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING sequence",
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING sequence",
     );
     let query = bind_changing(query, job)?
         .bind(&job.id)
@@ -107,14 +111,16 @@ pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Res
 pub(super) async fn update(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
     let query = sqlx::query(
         "UPDATE jobs SET (spec, priority, state, validated, generation, members, token, completed_steps, \
-         facts, failure, base_sha256, waiting_for, fruitless, changed) \
-         = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? RETURNING sequence",
+         facts, failure, base_sha256, waiting_for, fruitless, changed, needs) \
+         = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? RETURNING sequence",
     );
     bind_changing(query, job)?.bind(&job.id).fetch_one(db).await?.try_get("sequence")
 }
 
 fn bind_changing(query: Query, job: &JobRow) -> sqlx::Result<Query> {
     let members = serde_json::to_string(&job.members).map_err(|error| sqlx::Error::Encode(error.into()))?;
+    let needs = job.needs.as_ref().map(serde_json::to_string).transpose();
+    let needs = needs.map_err(|error| sqlx::Error::Encode(error.into()))?;
     Ok(query
         .bind(job.spec.encode_to_vec())
         .bind(job.priority)
@@ -129,13 +135,15 @@ fn bind_changing(query: Query, job: &JobRow) -> sqlx::Result<Query> {
         .bind(&job.base_sha256)
         .bind(&job.waiting_for)
         .bind(job.fruitless)
-        .bind(nanos(job.changed)))
+        .bind(nanos(job.changed))
+        .bind(needs))
 }
 
 /// The job in a row with all columns of `jobs`.
 pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
     let state: String = row.try_get("state")?;
     let members: String = row.try_get("members")?;
+    let needs: Option<String> = row.try_get("needs")?;
     Ok(JobRow {
         id: row.try_get("id")?,
         sequence: row.try_get("sequence")?,
@@ -146,6 +154,8 @@ pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
         priority: row.try_get("priority")?,
         state: JobState::from_name(&state).ok_or_else(|| damaged("state", format!("no state {state:?}")))?,
         validated: row.try_get("validated")?,
+        // Another version's are as good as none: workers look for themselves.
+        needs: needs.and_then(|needs| serde_json::from_str(&needs).ok()),
         generation: row.try_get("generation")?,
         members: serde_json::from_str(&members).map_err(|error| damaged("members", error))?,
         token: row.try_get("token")?,

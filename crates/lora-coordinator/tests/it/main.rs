@@ -7,6 +7,7 @@ mod cancel;
 mod failures;
 mod fake;
 mod lifecycle;
+mod memory;
 mod restart;
 mod scheduling;
 mod watch;

@@ -1,11 +1,15 @@
 //! What a worker of a job needs in memory, and which settings would make it need less.
 
+use std::path::Path;
+
 use lora_spec::{
     ActivationCheckpointing, Checkpoint, FieldError, Held, JobSpec, Memory, MicroBatchShape, ModelConfig,
-    QuantizationType, StoredWeight, Training,
+    QuantizationType, StoredWeight, Training, bytes_text,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::PlanError;
+use crate::Dataset;
 use crate::batch::PAD_TO;
 
 /// Peak of each of the fewest workers that a job can have.
@@ -17,13 +21,72 @@ pub struct PlanMemory {
     pub gpu: Memory,
 }
 
+/// What each of the fewest workers needs with the job's settings, and with others: enough to say of any worker whether it can have
+/// the job, and why not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Needs {
+    cpu: Need,
+    gpu: Need,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Need {
+    peak: u64,
+    base: u64,
+    /// Ways to need less, those that compute least first; of each its micro-batches, the largest first.
+    ways: Vec<Vec<Remedy>>,
+}
+
 /// Settings with which a worker would need less.
-#[derive(Debug, Clone, Serialize)]
-pub struct Remedy {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Remedy {
     /// Keys and values.
-    pub settings: Vec<(&'static str, String)>,
+    settings: Vec<(String, String)>,
     /// Peak with them, in bytes.
-    pub peak: u64,
+    peak: u64,
+}
+
+impl Needs {
+    /// What a worker needs of `job` over the base in the directory `base`, with these training rows. Reads no weights.
+    pub fn new(job: &JobSpec, base: &Path, train: &Dataset) -> Result<Self, PlanError> {
+        let model = ModelConfig::read(base)?;
+        let checkpoint = Checkpoint::open(base)?;
+        Ok(Shapes { model, checkpoint, longest: train.report.longest, rows: train.rows.len() }.needs(job)?)
+    }
+
+    /// Bytes that a worker needs, of a GPU or (`gpu` false) of its machine.
+    pub fn peak(&self, gpu: bool) -> u64 {
+        self.of(gpu).peak
+    }
+
+    /// Why a worker with `limit` bytes cannot have the job, and up to three changes of settings with which it could, the smallest
+    /// ones first; `None`: it can.
+    pub fn too_large(&self, limit: u64, gpu: bool) -> Option<String> {
+        let Need { peak, base, ways } = self.of(gpu);
+        if *peak <= limit {
+            return None;
+        }
+        // Of the micro-batches that fit the largest.
+        let mut remedies: Vec<&Remedy> =
+            ways.iter().filter_map(|sizes| sizes.iter().find(|remedy| remedy.peak <= limit)).collect();
+        remedies.sort_by_key(|remedy| remedy.settings.len());
+        remedies.truncate(3);
+        let settings = remedies.iter().map(|remedy| {
+            let settings = remedy.settings.iter().map(|(key, value)| format!("{key}: {value}"));
+            format!("{} ({})", settings.collect::<Vec<_>>().join(" and "), bytes_text(remedy.peak))
+        });
+        let would = match remedies.is_empty() {
+            true => format!("no setting would make it fit, the base alone takes {}", bytes_text(*base)),
+            false => format!("it would fit with {}", settings.collect::<Vec<_>>().join(", or with ")),
+        };
+        let of = if gpu { "of a GPU's memory" } else { "of memory" };
+        let (peak, limit) = (bytes_text(*peak), bytes_text(limit));
+        Some(format!("a worker needs {peak} {of}, more than {limit}; {would}"))
+    }
+
+    fn of(&self, gpu: bool) -> &Need {
+        if gpu { &self.gpu } else { &self.cpu }
+    }
 }
 
 /// What memory depends on beside the job's settings.
@@ -41,30 +104,39 @@ impl Shapes {
         Ok(PlanMemory { cpu: self.of(job, false)?, gpu: self.of(job, true)? })
     }
 
-    fn of(&self, job: &JobSpec, gpu: bool) -> Result<Memory, FieldError> {
+    /// The largest micro-batch, and how many a worker computes in a step.
+    pub(super) fn shape(&self, job: &JobSpec) -> MicroBatchShape {
         let training = &job.training;
-        let held =
-            Held { model: &self.model, checkpoint: Some(&self.checkpoint), format: job.model.format(), gpu };
         let micro_batches = self.rows.min(training.global_batch_size).div_ceil(training.micro_batch_size);
-        let shape = MicroBatchShape {
+        MicroBatchShape {
             rows: training.micro_batch_size.min(self.rows),
             // The last token is only predicted.
             positions: self.longest.saturating_sub(1).next_multiple_of(PAD_TO),
             count: micro_batches.div_ceil(job.workers.min),
-        };
+        }
+    }
+
+    fn of(&self, job: &JobSpec, gpu: bool) -> Result<Memory, FieldError> {
+        let training = &job.training;
+        let held =
+            Held { model: &self.model, checkpoint: Some(&self.checkpoint), format: job.model.format(), gpu };
+        let shape = self.shape(job);
         let modules = job.adapter.target_modules.resolve(&self.model)?;
         Ok(held.memory(&Training {
             modules: &modules,
-            r: job.adapter.r,
-            init: job.adapter.init_lora_weights,
+            adapter: &job.adapter,
             shape,
             checkpointing: training.activation_checkpointing,
             optim: training.optim,
+            keeps_best: training.load_best_model_at_end,
         }))
     }
 
-    /// Up to three changes of settings, the smallest ones first, with which a worker needs at most `limit` bytes.
-    pub(super) fn remedies(&self, job: &JobSpec, limit: u64, gpu: bool) -> Result<Vec<Remedy>, FieldError> {
+    pub(super) fn needs(&self, job: &JobSpec) -> Result<Needs, FieldError> {
+        Ok(Needs { cpu: self.need(job, false)?, gpu: self.need(job, true)? })
+    }
+
+    fn need(&self, job: &JobSpec, gpu: bool) -> Result<Need, FieldError> {
         let now = (job.training.activation_checkpointing, job.training.micro_batch_size);
         let kept = [
             ActivationCheckpointing::None,
@@ -78,26 +150,23 @@ impl Shapes {
             QuantizationType::None if self.is_dense() => vec![QuantizationType::None, QuantizationType::Nf4],
             given => vec![given],
         };
-        let mut found = Vec::new();
+        let mut ways = Vec::new();
         for (checkpointing, quantization) in
             less_kept.flat_map(|it| quantizations.iter().map(move |quantization| (it, *quantization)))
         {
-            // Of the sizes that fit the largest.
+            let mut way = Vec::new();
             for &size in &sizes {
                 let mut changed = job.clone();
                 changed.training.activation_checkpointing = checkpointing;
                 changed.training.micro_batch_size = size;
                 changed.model.quantization = quantization;
                 let peak = self.of(&changed, gpu)?.peak;
-                if peak <= limit {
-                    found.push(Remedy { settings: differences(job, &changed), peak });
-                    break;
-                }
+                way.push(Remedy { settings: differences(job, &changed), peak });
             }
+            ways.push(way);
         }
-        found.sort_by_key(|remedy| remedy.settings.len());
-        found.truncate(3);
-        Ok(found)
+        let Memory { peak, base, .. } = self.of(job, gpu)?;
+        Ok(Need { peak, base, ways })
     }
 
     fn is_dense(&self) -> bool {
@@ -106,7 +175,7 @@ impl Shapes {
     }
 }
 
-fn differences(job: &JobSpec, changed: &JobSpec) -> Vec<(&'static str, String)> {
+fn differences(job: &JobSpec, changed: &JobSpec) -> Vec<(String, String)> {
     let json = |job: &JobSpec| serde_json::to_value(job).unwrap_or_default();
     let (before, after) = (json(job), json(changed));
     ["model.quantization", "training.activation_checkpointing", "training.micro_batch_size"]
@@ -115,7 +184,47 @@ fn differences(job: &JobSpec, changed: &JobSpec) -> Vec<(&'static str, String)> 
             let pointer = format!("/{}", key.replace('.', "/"));
             let (before, after) = (before.pointer(&pointer)?, after.pointer(&pointer)?);
             let text = after.as_str().map_or_else(|| after.to_string(), str::to_owned);
-            (before != after).then_some((key, text))
+            (before != after).then(|| (key.to_owned(), text))
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remedy(settings: &[(&str, &str)], peak: u64) -> Remedy {
+        let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        Remedy { settings: settings.collect(), peak }
+    }
+
+    #[test]
+    fn a_worker_that_is_too_small_is_told_what_would_fit() {
+        const MIB: u64 = 1 << 20;
+        let (size, block) = ("training.micro_batch_size", ("training.activation_checkpointing", "block"));
+        let ways = vec![
+            vec![remedy(&[], 90 * MIB), remedy(&[(size, "2")], 70 * MIB), remedy(&[(size, "1")], 60 * MIB)],
+            vec![remedy(&[block], 65 * MIB), remedy(&[block, (size, "2")], 55 * MIB)],
+        ];
+        let cpu = Need { peak: 90 * MIB, base: 50 * MIB, ways };
+        let needs = Needs { gpu: Need { peak: 91 * MIB, ..cpu.clone() }, cpu };
+        assert_eq!(needs.too_large(90 * MIB, false), None);
+        assert_eq!(
+            needs.too_large(64 * MIB, false).as_deref(),
+            Some(
+                "a worker needs 90.00 MiB of memory, more than 64.00 MiB; it would fit with \
+                 training.micro_batch_size: 1 (60.00 MiB), or with training.activation_checkpointing: block and \
+                 training.micro_batch_size: 2 (55.00 MiB)"
+            )
+        );
+        assert_eq!(
+            needs.too_large(MIB, true).as_deref(),
+            Some(
+                "a worker needs 91.00 MiB of a GPU's memory, more than 1.00 MiB; no setting would make it fit, the base \
+                 alone takes 50.00 MiB"
+            )
+        );
+        let stored = serde_json::to_string(&needs).unwrap();
+        assert_eq!(serde_json::from_str::<Needs>(&stored).unwrap(), needs);
+    }
 }

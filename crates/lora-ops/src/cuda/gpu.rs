@@ -29,6 +29,8 @@ pub(crate) struct Gpu {
     pub(super) stream: Arc<CudaStream>,
     pub(super) staging: Staging,
     functions: Functions,
+    /// Memory that was free before the first tensor, in bytes.
+    free: u64,
     /// cuBLAS holds its address.
     _workspace: CudaSlice<u8>,
 }
@@ -128,6 +130,7 @@ impl Gpu {
         keep_freed_memory(&context).map_err(wrong("the memory pool"))?;
         context.bind_to_thread().map_err(wrong("the GPU"))?;
         let functions = Functions::load().map_err(wrong("the kernels cannot be loaded"))?;
+        let (free, _) = context.mem_get_info().map_err(wrong("the GPU's memory"))?;
         let workspace = stream.alloc_zeros::<u8>(GPU_WORKSPACE).map_err(wrong("the workspace"))?;
         let handle = *device.cublas_handle().handle();
         let (address, _) = workspace.device_ptr(&stream);
@@ -139,7 +142,7 @@ impl Gpu {
         };
         set.map_err(|e| candle_core::Error::Msg(format!("cuBLAS: {e:?}")).bt())?;
         let staging = Staging::new(&stream)?;
-        Ok(Self { device, stream, staging, functions, _workspace: workspace })
+        Ok(Self { device, stream, staging, functions, free: free as u64, _workspace: workspace })
     }
 
     /// The kernel of this name.
@@ -287,7 +290,7 @@ impl Gpu {
             ))
         };
         let (used_bytes, peak_bytes, total_bytes) = read().map_err(wrong("the GPU's memory"))?;
-        Ok(Memory { used_bytes, peak_bytes, total_bytes })
+        Ok(Memory { used_bytes, peak_bytes, free_bytes: self.free, total_bytes })
     }
 }
 

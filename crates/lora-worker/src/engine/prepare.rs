@@ -9,11 +9,12 @@ use lora_collective::Cancel;
 use lora_model::{Base, BaseKey};
 use lora_proto::v1::{self, Phase};
 use lora_spec::JobSpec;
-use lora_train::{Run, RunFacts, RunInputs, TrainError};
+use lora_train::{Run, RunData, RunFacts, RunInputs, TrainError};
 
 use super::{EngineThread, Job, Stop, job_spec};
 use crate::backoff::backoff;
 use crate::fetch::{FetchError, LocalInputs};
+use crate::memory::Memory;
 use crate::status::Held;
 use crate::wanted::Scope;
 
@@ -89,13 +90,19 @@ impl EngineThread {
     }
 
     fn load(&mut self, spec: &JobSpec, inputs: &LocalInputs, cancel: &Cancel) -> Result<Run, Stop> {
-        let base = self.load_base(spec, &inputs.base)?;
         let files = RunInputs {
             train: inputs.train.clone(),
             eval: inputs.eval.clone(),
             init_from: inputs.init_from.clone(),
         };
-        Ok(Run::prepare(spec, &files, base, cancel)?)
+        let data = RunData::read(spec, &files, &inputs.base, cancel)?;
+        // The coordinator knew it only where the base is in its store.
+        let Memory { bytes, gpu } = self.engine.memory;
+        if let Some(problem) = data.too_large(spec, &inputs.base, bytes.unwrap_or(u64::MAX), gpu)? {
+            return Err(Stop::Failed(problem));
+        }
+        let base = self.load_base(spec, &inputs.base)?;
+        Ok(Run::over(spec, &files, data, base)?)
     }
 
     /// The base in `dir`: the one in memory if it is the same, else read now, after the other has been let go.

@@ -79,6 +79,7 @@ impl EngineThread {
             if report.checkpoint_due
                 && let Some(checkpoints) = &self.checkpoints
             {
+                checkpoints.make_room();
                 checkpoints.offer(metrics.step, run.checkpoint()?);
             }
             self.engine.status.send_modify(|held| {

@@ -65,6 +65,22 @@ async fn a_row_that_is_broken_fails_the_job_with_the_name_that_people_know() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_job_that_needs_more_than_the_worker_has_fails_before_the_base_is_read() {
+    let mut fake = Fake::start().await;
+    let worker = Worker::start_with(&fake, "w", |config| config.memory = 30 << 20);
+    let mut link = fake.accept().await;
+    assert_eq!((link.hello.memory, link.hello.gpu), (30 << 20, false));
+    let place = assignment(&fake, &spec(1), &[&link]);
+    link.direct(&place, Goal::Prepare).await;
+    let failed = link.phase(Phase::Failed).await;
+    let (needs, would) = failed.cause.split_once(" of memory, more than 30.00 MiB; ").unwrap();
+    assert!(needs.starts_with("a worker needs "), "{needs}");
+    assert!(would.starts_with("no setting would make it fit, the base alone takes "), "{would}");
+    assert_eq!(failed.base, None);
+    worker.kill(link).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_let_go_of_in_the_middle_of_its_training() {
     let mut fake = Fake::start().await;
     let worker = Worker::start(&fake, "w");

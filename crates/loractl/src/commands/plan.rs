@@ -6,7 +6,12 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use lora_collective::tree::{nodes_in, partition};
 use lora_data::{DataReport, Plan, PlanData};
-use lora_spec::{JobFile, Memory};
+use lora_model::ModelError;
+use lora_spec::{
+    BaseDtype, BaseFormat, Checkpoint, JobFile, JobSpec, Memory, ModelConfig, Quantization, StoredWeight,
+};
+use lora_train::{TrainError, rate_memory, training_rate};
+use lora_worker::machine_memory;
 use serde::Serialize;
 
 use crate::job;
@@ -19,6 +24,7 @@ use crate::output::{Format, Table, bytes, count, duration, parse_bytes};
 #[command(after_help = "Examples:
   loractl plan examples/dates/job.yaml
   loractl plan job.yaml --gpu-memory 24GiB --tflops 150
+  loractl plan job.yaml --measure
   loractl plan job.yaml -o json | jq .total_steps")]
 pub(crate) struct Args {
     /// The job file.
@@ -32,6 +38,9 @@ pub(crate) struct Args {
     /// Operations that all workers together do in a second, in 10^12, for the time that the job takes.
     #[arg(long, value_name = "RATE")]
     tflops: Option<f64>,
+    /// Time two blocks of the model, with random weights, on this machine's CPU, for the time that the job takes on one such worker.
+    #[arg(long, conflicts_with = "tflops")]
+    measure: bool,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -44,34 +53,20 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     }
     let mut plan = job::plan(&file)?;
     for (limit, gpu) in [(args.gpu_memory, true), (args.cpu_memory, false)] {
-        plan.problems.extend(limit.map(|limit| too_large(&plan, &file, limit, gpu)).transpose()?.flatten());
+        plan.problems.extend(limit.and_then(|limit| plan.needs.too_large(limit, gpu)));
     }
     let all_reduce = AllReduce::of(&plan, file.job.workers.max)?;
-    let seen = Seen { plan: &plan, all_reduce };
-    args.output.print(&seen, || text(&seen, args.tflops))?;
+    let rate = match args.tflops {
+        Some(tflops) => Some(Rate::given(&plan, tflops)),
+        None if args.measure && plan.shape.rows > 0 => Some(Rate::measured(&plan, &file.job)?),
+        None => None,
+    };
+    let seen = Seen { plan: &plan, all_reduce, rate };
+    args.output.print(&seen, || text(&seen))?;
     for problem in &plan.problems {
         eprintln!("error: {problem}");
     }
     Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Why a worker cannot have the job, and with which settings it could.
-fn too_large(plan: &Plan, file: &JobFile, limit: u64, gpu: bool) -> Result<Option<String>> {
-    let (needed, of) =
-        if gpu { (plan.memory.gpu, "of a GPU's memory") } else { (plan.memory.cpu, "of memory") };
-    if needed.peak <= limit {
-        return Ok(None);
-    }
-    let remedies = plan.remedies(&file.job, limit, gpu)?;
-    let settings = remedies.iter().map(|remedy| {
-        let settings = remedy.settings.iter().map(|(key, value)| format!("{key}: {value}"));
-        format!("{} ({})", settings.collect::<Vec<_>>().join(" and "), bytes(remedy.peak))
-    });
-    let would = match remedies.is_empty() {
-        true => format!("no setting would make it fit, the base alone takes {}", bytes(needed.base)),
-        false => format!("it would fit with {}", settings.collect::<Vec<_>>().join(", or with ")),
-    };
-    Ok(Some(format!("a worker needs {} {of}, more than {}; {would}", bytes(needed.peak), bytes(limit))))
 }
 
 /// A plan with what only the command line tells of it.
@@ -80,6 +75,77 @@ struct Seen<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
     all_reduce: Option<AllReduce>,
+    rate: Option<Rate>,
+}
+
+/// How fast the job is computed.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Rate {
+    /// By all workers together.
+    Given { tflops: f64, seconds: f64 },
+    /// On this machine's CPU, as one worker; what goes into padding is not counted.
+    Measured { measured_tflops: f64, seconds: f64 },
+    /// Why there is no measurement.
+    None { not_measured: String },
+}
+
+impl Rate {
+    fn given(plan: &Plan, tflops: f64) -> Self {
+        Self::Given { tflops, seconds: plan.flops / (tflops * 1e12) }
+    }
+
+    fn measured(plan: &Plan, job: &JobSpec) -> Result<Self> {
+        match Self::measure(plan, job) {
+            // Modules that are named one by one need not be in the first blocks.
+            Err(TrainError::Field(error)) => {
+                Ok(Self::None { not_measured: format!("with only the first blocks, {error}") })
+            }
+            other => Ok(other?),
+        }
+    }
+
+    fn measure(plan: &Plan, job: &JobSpec) -> Result<Self, TrainError> {
+        let config = ModelConfig::read(&plan.base).map_err(ModelError::from)?;
+        let format = held_format(job, &config, &Checkpoint::open(&plan.base).map_err(ModelError::from)?);
+        let needed = rate_memory(job, &config, format, plan.shape)?;
+        if let Some(there) = machine_memory().filter(|there| *there < needed) {
+            let (needed, there) = (bytes(needed), bytes(there));
+            let not_measured =
+                format!("two blocks of it take {needed} of memory, more than this machine's {there}");
+            return Ok(Self::None { not_measured });
+        }
+        let rate = training_rate(job, &config, format, plan.shape)? * (1.0 - plan.padding);
+        Ok(Self::Measured { measured_tflops: rate / 1e12, seconds: plan.flops / rate })
+    }
+
+    fn text(&self) -> String {
+        match self {
+            Self::Given { tflops, seconds } => format!("{} at {tflops} TFLOP/s", duration(*seconds)),
+            Self::Measured { measured_tflops, seconds } => {
+                let seconds = duration(*seconds);
+                format!("{seconds} on one such worker, at {measured_tflops:.3} TFLOP/s measured here")
+            }
+            Self::None { not_measured } => format!("not measured: {not_measured}"),
+        }
+    }
+}
+
+/// The format in which the base will be held, with nothing left to the checkpoint to say.
+fn held_format(job: &JobSpec, config: &ModelConfig, checkpoint: &Checkpoint) -> BaseFormat {
+    let mut format = job.model.format();
+    let embedding = checkpoint.tensors.get("model.embed_tokens.weight");
+    if format.dtype == BaseDtype::Auto && embedding.is_some_and(|entry| entry.dtype == "BF16") {
+        format.dtype = BaseDtype::Bf16;
+    }
+    match config.linear_modules().first().map(|module| checkpoint.weight(module)) {
+        Some(Ok(StoredWeight::FourBit(state))) => {
+            format.quantization = Quantization::Nf4 { double_quant: state.nested.is_some() };
+        }
+        Some(Ok(StoredWeight::Int8)) => format.quantization = Quantization::Int8,
+        _ => {}
+    }
+    format
 }
 
 /// The sum of a step's gradients over the most workers that the job can have.
@@ -123,7 +189,7 @@ impl AllReduce {
     }
 }
 
-fn text(seen: &Seen, tflops: Option<f64>) -> String {
+fn text(seen: &Seen) -> String {
     let plan = seen.plan;
     let mut table = Table::new();
     let total = plan.base_parameters + plan.trainable_parameters;
@@ -151,7 +217,7 @@ fn text(seen: &Seen, tflops: Option<f64>) -> String {
         "tokens",
         format!("{} ({padding:.0} % of the positions computed are padding)", count(plan.tokens)),
     );
-    let time = tflops.map(|rate| format!(", {} at {rate} TFLOP/s", duration(plan.flops / (rate * 1e12))));
+    let time = seen.rate.as_ref().map(|rate| format!(", {}", rate.text()));
     table.row("computation", format!("{} TFLOP{}", tera(plan.flops), time.unwrap_or_default()));
     table.row(
         "memory of a worker",

@@ -21,6 +21,9 @@ pub(crate) struct Args {
     /// Threads that compute.
     #[arg(long)]
     threads: usize,
+    /// Bytes of this machine's memory that a job may take; default: all.
+    #[arg(long)]
+    memory: Option<u64>,
     /// Directory of the files that are fetched for jobs.
     #[arg(long, value_name = "DIR")]
     cache_dir: PathBuf,
@@ -47,13 +50,14 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
 
 /// A worker that no other machine reaches, and that reads a base wherever it lies.
 fn config(args: Args, coordinator: String) -> Config {
-    let Args { name, threads, cache_dir } = args;
+    let Args { name, threads, memory, cache_dir } = args;
     let mut config = Config {
         name,
         coordinator,
         cache_dir,
         device: Device::Cpu,
         threads,
+        memory: memory.unwrap_or(0),
         model_roots: vec!["/".into()],
         ..Config::default()
     };
@@ -68,7 +72,8 @@ mod tests {
 
     #[test]
     fn the_settings_are_sound() {
-        let args = Args { name: "worker-0".into(), threads: 1, cache_dir: "cache".into() };
+        let args =
+            Args { name: "worker-0".into(), threads: 1, memory: Some(1 << 30), cache_dir: "cache".into() };
         config(args, "http://127.0.0.1:7400".into()).check().unwrap();
     }
 }

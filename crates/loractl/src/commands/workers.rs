@@ -11,6 +11,7 @@ use crate::output::{Format, WorkerView, worker_grid};
 /// List the workers that are connected, or held for a job
 ///
 /// SILENT is the time since a worker's last sign of life. Workers of one KIND can share a job.
+/// MEMORY is what a job may take there, of a GPU's memory or of the machine's.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   loractl workers

@@ -9,6 +9,7 @@ use lora_collective::device::Collective;
 use lora_coordinator::{Coordinator, CoordinatorError, Handle};
 use lora_proto::v1::{self, job_event};
 use lora_spec::{JobFile, JobState};
+use lora_worker::machine_memory;
 use prost_types::Timestamp;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
@@ -73,10 +74,21 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
         .build()
         .context("cannot start the async runtime")?;
     let fleet = runtime.block_on(Fleet::choose(options.device, options.worker.as_deref()))?;
-    let (file, workers) = match options.workers {
-        Some(workers) => (job::load(&options.job, workers)?, workers),
+    let (file, plan, workers) = match options.workers {
+        Some(workers) => {
+            let (file, plan) = job::load(&options.job, workers)?;
+            (file, plan, workers)
+        }
         None => job::load_for_up_to(&options.job, fleet.size())?,
     };
+    // A GPU's own memory is known once it is opened.
+    let memory = match &fleet {
+        Fleet::Cpu => machine_memory().map(|bytes| bytes / workers.max(1) as u64),
+        Fleet::Cuda(_) => None,
+    };
+    if let Some(problem) = memory.and_then(|limit| plan.needs.too_large(limit, false)) {
+        bail!("{problem}");
+    }
     let path = std::path::absolute(&options.output_dir)
         .with_context(|| format!("{} is no path", options.output_dir.display()))?;
     output_dir::check(&path, options.resume)?;
@@ -86,6 +98,7 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
     let device = fleet.name();
     let mut run = LocalRun {
         threads: options.threads,
+        memory,
         collective: options.collective,
         fleet,
         workers,
@@ -105,6 +118,8 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
 
 struct LocalRun {
     threads: Option<usize>,
+    /// Bytes that each worker may take; none: it sees for itself.
+    memory: Option<u64>,
     collective: Collective,
     fleet: Fleet,
     workers: usize,
@@ -172,6 +187,7 @@ impl LocalRun {
         let worker_options = WorkerOptions {
             coordinator: address,
             threads: self.threads.unwrap_or((cores / count).max(1)),
+            memory: self.memory,
             cache_dir: self.output.cache_dir(),
             fleet: self.fleet.clone(),
             collective: self.collective,
@@ -276,7 +292,8 @@ impl Following<'_> {
                     start::pause(self.client, self.job_id).await?;
                 }
                 () = sleep_until(connected_by), if waits => {
-                    bail!("the workers did not connect within {CONNECTING:?}");
+                    let waiting_for = self.client.job(self.job_id).await?.waiting_for;
+                    bail!("nothing began within {CONNECTING:?}: {waiting_for}");
                 }
             }
         }

@@ -29,6 +29,8 @@ pub(crate) struct WorkerOptions {
     pub(crate) coordinator: String,
     /// Threads that each computes with.
     pub(crate) threads: usize,
+    /// Bytes of the machine's memory that each may take; none: it sees for itself.
+    pub(crate) memory: Option<u64>,
     /// Where they keep what they fetch.
     pub(crate) cache_dir: PathBuf,
     pub(crate) fleet: Fleet,
@@ -103,6 +105,9 @@ impl WorkerOptions {
             .args(["--threads", &self.threads.to_string()])
             .arg("--cache-dir")
             .arg(&self.cache_dir);
+        if let Some(memory) = self.memory {
+            command.args(["--memory", &memory.to_string()]);
+        }
         Ok(command)
     }
 

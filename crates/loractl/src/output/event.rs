@@ -3,8 +3,9 @@
 use lora_proto::v1::{self, StepMetrics, job_event};
 use serde::Serialize;
 
+use super::bytes;
 use super::job::{FactsView, FailureView, FileView, JobView, failure_text};
-use super::units::{bytes, count, stamp};
+use super::units::{count, stamp};
 
 /// One of the things a watched job gives.
 #[derive(Debug, Serialize)]

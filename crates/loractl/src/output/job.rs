@@ -4,9 +4,10 @@ use lora_proto::v1::{self, StepMetrics, base};
 use lora_spec::JobSpec;
 use serde::Serialize;
 
+use super::bytes;
 use super::grid::{Fit, Grid};
 use super::table::Table;
-use super::units::{age, bytes, count, duration, seconds_since, stamp};
+use super::units::{age, count, duration, seconds_since, stamp};
 
 /// A job.
 #[derive(Debug, Clone, Serialize)]

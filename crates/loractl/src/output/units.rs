@@ -13,15 +13,6 @@ pub(crate) fn count(n: u64) -> String {
     grouped.join(",")
 }
 
-/// A size in the largest unit that it fills.
-pub(crate) fn bytes(n: u64) -> String {
-    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    UNITS
-        .iter()
-        .find(|(_, size)| n >= *size)
-        .map_or_else(|| format!("{n} B"), |(unit, size)| format!("{:.2} {unit}", n as f64 / *size as f64))
-}
-
 /// Bytes, from a number with or without a unit.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64> {
     const UNITS: [(&str, u64); 10] = [
@@ -84,14 +75,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_grouped_and_sizes_have_units() {
+    fn numbers_are_grouped() {
         assert_eq!(
             ["0", "999", "1,000", "12,345,678"],
             [0, 999, 1000, 12_345_678].map(count).each_ref().map(|s| s.as_str())
-        );
-        assert_eq!(
-            (bytes(1023), bytes(1536), bytes(3 << 30)),
-            ("1023 B".into(), "1.50 KiB".into(), "3.00 GiB".into())
         );
     }
 

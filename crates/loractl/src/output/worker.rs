@@ -4,7 +4,7 @@ use lora_proto::v1;
 use serde::Serialize;
 
 use super::grid::{Fit, Grid};
-use super::units::age;
+use super::{bytes, units::age};
 
 /// A worker.
 #[derive(Debug, Clone, Serialize)]
@@ -22,6 +22,10 @@ pub(crate) struct WorkerView {
     seconds_in_phase: f64,
     /// Since its last sign of life.
     silent_seconds: f64,
+    /// Bytes that a job may take there.
+    memory: Option<u64>,
+    /// It computes on a GPU.
+    gpu: bool,
 }
 
 impl From<v1::Worker> for WorkerView {
@@ -38,6 +42,8 @@ impl From<v1::Worker> for WorkerView {
             completed_steps,
             seconds_in_phase,
             silent_seconds,
+            memory,
+            gpu,
         } = worker;
         Self {
             name,
@@ -51,6 +57,8 @@ impl From<v1::Worker> for WorkerView {
             version,
             seconds_in_phase,
             silent_seconds,
+            memory: Some(memory).filter(|bytes| *bytes > 0),
+            gpu,
         }
     }
 }
@@ -64,6 +72,7 @@ pub(crate) fn worker_grid(workers: &[WorkerView]) -> Grid {
         ("RANK", Fit::Right),
         ("STEP", Fit::Right),
         ("JOB", Fit::Whole),
+        ("MEMORY", Fit::Right),
         ("KIND", Fit::Cut),
     ]);
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
@@ -76,6 +85,7 @@ pub(crate) fn worker_grid(workers: &[WorkerView]) -> Grid {
             or_dash(worker.rank.map(|rank| rank.to_string())),
             or_dash(held.then(|| worker.completed_steps.to_string())),
             or_dash(worker.job_id.clone()),
+            or_dash(worker.memory.map(bytes)),
             worker.numerics_id.clone(),
         ]);
     }

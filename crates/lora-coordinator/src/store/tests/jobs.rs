@@ -1,6 +1,13 @@
 use std::time::SystemTime;
 
+use lora_data::Needs;
+
 use super::*;
+
+fn needs() -> Needs {
+    let need = serde_json::json!({"peak": 3, "base": 1, "ways": [[{"settings": [["a.b", "c"]], "peak": 2}]]});
+    serde_json::from_value(serde_json::json!({"cpu": need, "gpu": need})).unwrap()
+}
 
 /// Every field differs from its default.
 fn unusual(id: &str) -> JobRow {
@@ -19,6 +26,7 @@ fn unusual(id: &str) -> JobRow {
         priority: -7,
         state: JobState::Recovering,
         validated: true,
+        needs: Some(needs()),
         generation: 3,
         members: vec![member(0), member(1)],
         token: "secret".into(),

@@ -94,10 +94,31 @@ impl Cluster {
         }
     }
 
+    /// Inputs that can be planned with: the example's base, and four rows.
+    pub(crate) async fn whole_inputs(&self) -> v1::Inputs {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/dates/base");
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(example).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            files.push(self.store(name, &std::fs::read(&path).unwrap()).await);
+        }
+        let row = r#"{"prompt": "one", "completion": "1"}"#;
+        v1::Inputs {
+            base: Some(v1::Base { source: Some(base::Source::Files(v1::FileSet { files })) }),
+            train: Some(self.store("train.jsonl", format!("{row}\n").repeat(4).as_bytes()).await),
+            ..v1::Inputs::default()
+        }
+    }
+
     pub(crate) async fn submit(&self, job: &JobSpec) -> String {
+        self.submit_with(job, self.inputs().await).await
+    }
+
+    pub(crate) async fn submit_with(&self, job: &JobSpec, inputs: v1::Inputs) -> String {
         let request = v1::SubmitJobRequest {
             job: Some(v1::JobSpec::try_from(job).unwrap()),
-            inputs: Some(self.inputs().await),
+            inputs: Some(inputs),
             ..v1::SubmitJobRequest::default()
         };
         self.jobs().submit_job(request).await.unwrap().into_inner().job_id

@@ -44,15 +44,35 @@ impl FakeWorker {
         numerics: &str,
         status: v1::WorkerStatus,
     ) -> Result<Self, Status> {
-        let (outbox, messages) = mpsc::channel(64);
         let hello = v1::Hello {
             name: name.into(),
             instance_id: instance.into(),
             numerics_id: numerics.into(),
             peer_address: format!("{name}:1"),
             version: "0".into(),
-            status: Some(v1::WorkerStatus { directive: 0, ..status.clone() }),
+            status: Some(status),
+            ..v1::Hello::default()
         };
+        Self::greet(cluster, hello).await
+    }
+
+    /// One that a job may take so many bytes of, of its machine's memory.
+    pub(crate) async fn connect_with_memory(cluster: &Cluster, name: &str, memory: u64) -> Self {
+        let hello = v1::Hello {
+            name: name.into(),
+            instance_id: "1".into(),
+            numerics_id: "fake".into(),
+            peer_address: format!("{name}:1"),
+            memory,
+            ..v1::Hello::default()
+        };
+        Self::greet(cluster, hello).await.unwrap()
+    }
+
+    async fn greet(cluster: &Cluster, mut hello: v1::Hello) -> Result<Self, Status> {
+        let (outbox, messages) = mpsc::channel(64);
+        let status = v1::WorkerStatus { directive: 0, ..hello.status.take().unwrap_or_default() };
+        hello.status = Some(status.clone());
         let hello = worker_message::Kind::Hello(hello);
         outbox.send(v1::WorkerMessage { kind: Some(hello) }).await.unwrap();
         let mut client = WorkerControlClient::new(cluster.channel.clone());
@@ -61,7 +81,7 @@ impl FakeWorker {
         let Some(coordinator_message::Kind::Welcome(welcome)) = first.and_then(|m| m.kind) else {
             panic!("the first message is no welcome")
         };
-        let status = Arc::new(Mutex::new(v1::WorkerStatus { directive: 0, ..status }));
+        let status = Arc::new(Mutex::new(status));
         let beating = tokio::spawn({
             let (outbox, status) = (outbox.clone(), Arc::clone(&status));
             async move {

@@ -1,0 +1,23 @@
+//! Sizes as people read them.
+
+/// A size in the largest unit that it fills.
+pub fn bytes_text(n: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    UNITS
+        .iter()
+        .find(|(_, size)| n >= *size)
+        .map_or_else(|| format!("{n} B"), |(unit, size)| format!("{:.2} {unit}", n as f64 / *size as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(
+            [1023, 1536, 3 << 30].map(bytes_text),
+            ["1023 B".to_owned(), "1.50 KiB".into(), "3.00 GiB".into()]
+        );
+    }
+}

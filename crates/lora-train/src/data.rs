@@ -1,0 +1,53 @@
+//! The rows of a job, and what they take.
+
+use std::path::Path;
+
+use lora_collective::Cancel;
+use lora_data::{Dataset, Needs, PlanError, Tokenizer};
+use lora_model::ModelError;
+use lora_spec::JobSpec;
+
+use crate::{RunInputs, TrainError};
+
+/// The rows of a job.
+pub struct RunData {
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) train: Dataset,
+    pub(crate) eval: Option<Dataset>,
+}
+
+impl RunData {
+    /// Reads the rows with the tokenizer in the directory of the base. `cancel` ends it between two files.
+    pub fn read(job: &JobSpec, inputs: &RunInputs, base: &Path, cancel: &Cancel) -> Result<Self, TrainError> {
+        let check = || if cancel.is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) };
+        job.check()?;
+        check()?;
+        let tokenizer = Tokenizer::load(base)?;
+        let read = |path| {
+            check()?;
+            Ok::<_, TrainError>(Dataset::read(path, &tokenizer, job.data.max_length, job.data.long_rows)?)
+        };
+        let train = read(&inputs.train)?;
+        let eval = inputs.eval.as_deref().map(read).transpose()?;
+        check()?;
+        Ok(Self { tokenizer, train, eval })
+    }
+
+    /// Why a worker with `limit` bytes, of a GPU's memory or of its machine's, cannot have the job over the base in the directory
+    /// `base`; `None`: it can. Reads no weights.
+    pub fn too_large(
+        &self,
+        job: &JobSpec,
+        base: &Path,
+        limit: u64,
+        gpu: bool,
+    ) -> Result<Option<String>, TrainError> {
+        let needs = Needs::new(job, base, &self.train).map_err(|error| match error {
+            PlanError::Field(error) => error.into(),
+            PlanError::Config(error) => ModelError::from(error).into(),
+            PlanError::Checkpoint(error) => ModelError::from(error).into(),
+            PlanError::Data(error) => TrainError::from(error),
+        })?;
+        Ok(needs.too_large(limit, gpu))
+    }
+}

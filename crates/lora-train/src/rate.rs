@@ -1,0 +1,100 @@
+//! How fast this machine's CPU trains a model, from a few of its blocks with random weights.
+
+use std::time::{Duration, Instant};
+
+use lora_model::{Adapter, Base, Batch, Gradients, Pass, forward_backward};
+use lora_spec::{BaseFormat, Held, JobSpec, MicroBatchShape, ModelConfig, Philox, Training, row_flops};
+
+use crate::{ComputeDevice, TrainError};
+
+/// Blocks of the larger of the two models that are timed.
+const BLOCKS: usize = 2;
+/// A model's micro-batch is repeated until this time has passed, or so often; the fastest counts.
+const LONG: Duration = Duration::from_secs(2);
+const RUNS: usize = 5;
+
+/// Bytes that [`training_rate`] takes.
+pub fn rate_memory(
+    job: &JobSpec,
+    config: &ModelConfig,
+    format: BaseFormat,
+    shape: MicroBatchShape,
+) -> Result<u64, TrainError> {
+    let model = shortened(config, BLOCKS);
+    let modules = job.adapter.target_modules.resolve(&model)?;
+    let training = Training {
+        modules: &modules,
+        adapter: &job.adapter,
+        shape: MicroBatchShape { count: 1, ..shape },
+        checkpointing: job.training.activation_checkpointing,
+        optim: job.training.optim,
+        keeps_best: false,
+    };
+    Ok(Held { model: &model, checkpoint: None, format, gpu: false }.memory(&training).peak)
+}
+
+/// Floating-point operations of `job` that this process does in a second on the CPU, counted as [`row_flops`] does. A block's
+/// time is that by which two blocks take longer than one.
+pub fn training_rate(
+    job: &JobSpec,
+    config: &ModelConfig,
+    format: BaseFormat,
+    shape: MicroBatchShape,
+) -> Result<f64, TrainError> {
+    let (one, two) = (seconds(job, config, format, shape, 1)?, seconds(job, config, format, shape, BLOCKS)?);
+    let blocks = config.num_hidden_layers as f64;
+    let whole = one + (blocks - 1.0) * (two - one).max(0.0);
+    let modules = job.adapter.target_modules.resolve(config)?;
+    let adapter: usize = modules.iter().map(|m| job.adapter.r * (m.in_features + m.out_features)).sum();
+    let flops = shape.rows as f64 * row_flops(config, adapter as u64, shape.positions as u64) as f64;
+    Ok(flops / whole)
+}
+
+/// Forward and backward pass of a micro-batch through these many blocks, embedding and head.
+fn seconds(
+    job: &JobSpec,
+    config: &ModelConfig,
+    format: BaseFormat,
+    shape: MicroBatchShape,
+    blocks: usize,
+) -> Result<f64, TrainError> {
+    let config = shortened(config, blocks);
+    let adapter = Adapter::new(&config, &job.adapter, 0)?;
+    let base = Base::random(config, format, 0, &ComputeDevice::Cpu)?;
+    let gradients = Gradients::zeros(adapter.layout(), base.device())?;
+    let (philox, vocab) = (Philox::new(0, "tokens"), base.config.vocab_size as u64);
+    let count = shape.rows * shape.positions;
+    let tokens: Vec<u32> = (0..count).map(|i| philox.below(vocab, [0, i as u32, 0, 0]) as u32).collect();
+    let mut targets = tokens.clone();
+    targets.rotate_left(1.min(count));
+    let rows: Vec<u64> = (0..shape.rows as u64).collect();
+    let pass = Pass {
+        checkpointing: job.training.activation_checkpointing,
+        dropout: job.adapter.lora_dropout,
+        seed: 0,
+        step: 0,
+    };
+    let (began, mut fastest) = (Instant::now(), f64::INFINITY);
+    for _ in 0..RUNS {
+        let batch = Batch {
+            batch: shape.rows,
+            seq: shape.positions,
+            tokens: &tokens,
+            targets: &targets,
+            weights: &vec![1.0; count],
+            rows: &rows,
+        };
+        let started = Instant::now();
+        forward_backward(&base, &adapter, &gradients, batch, pass)?.sum()?;
+        fastest = fastest.min(started.elapsed().as_secs_f64());
+        if began.elapsed() >= LONG {
+            break;
+        }
+    }
+    Ok(fastest)
+}
+
+/// The model with its first blocks only.
+fn shortened(config: &ModelConfig, blocks: usize) -> ModelConfig {
+    ModelConfig { num_hidden_layers: blocks, ..config.clone() }
+}
