@@ -11,7 +11,7 @@ mod partition;
 use std::ops::Range;
 
 pub use accumulator::TreeAccumulator;
-pub use partition::partition;
+pub use partition::{all_reduce_bytes, partition};
 
 /// A node of the tree: it covers the leaves from `index << level` up to, not including, `(index + 1) << level`, as
 /// far as there are leaves. A node that is its left child goes by the name of that child, so names are unique.

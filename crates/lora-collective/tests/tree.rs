@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use lora_collective::tree::{
-    NodeId, TreeAccumulator, TreeError, combine, merge_order, nodes_in, partition, sum_f64,
+    NodeId, TreeAccumulator, TreeError, all_reduce_bytes, combine, merge_order, nodes_in, partition, sum_f64,
 };
 use proptest::prelude::*;
 
@@ -185,4 +185,14 @@ fn misuse_is_an_error() {
     assert_eq!(merge_order(4, &[a]), Err(TreeError::Cover { leaves: 4, leaf: 2 }));
     assert_eq!(merge_order(4, &[b, a]), Err(TreeError::Cover { leaves: 4, leaf: 0 }));
     assert_eq!(merge_order(4, &[a, b, b]), Err(TreeError::Cover { leaves: 4, leaf: 4 }));
+}
+
+#[test]
+fn traffic_is_a_ring_s_where_ranges_are_aligned() {
+    // Each of 4 ranks has one node of 8 leaves: it sends its parts to their owners, and its own sum to all.
+    assert_eq!(all_reduce_bytes(32, 4, 1000), Ok(2 * 1000 * 3 / 4));
+    // 12, 12 and 8 leaves: two nodes at most.
+    assert_eq!(all_reduce_bytes(32, 3, 1000), Ok(3 * 1000 * 2 / 3));
+    assert_eq!(all_reduce_bytes(5, 1, 1000), Ok(0));
+    assert!(all_reduce_bytes(0, 1, 1000).is_err());
 }

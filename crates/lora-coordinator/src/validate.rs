@@ -1,6 +1,7 @@
 //! What can be said of a job before any worker is taken: its plan, from the uploaded inputs.
 
-use lora_data::{Needs, Plan, PlanError};
+use lora_collective::tree::all_reduce_bytes;
+use lora_data::{DataReport, Needs, Plan, PlanError};
 use lora_proto::v1;
 use lora_spec::{FieldError, JobSpec, Memory};
 
@@ -78,9 +79,14 @@ pub(crate) fn too_large(needs: &Needs, workers: &[(u64, bool)]) -> Option<String
     if workers.iter().any(fits) { None } else { needs.too_large(limit, gpu) }
 }
 
-/// The plan as a message.
-pub(crate) fn message(plan: Plan) -> v1::PlanJobResponse {
+/// The plan of `job` as a message.
+pub(crate) fn message(plan: Plan, job: &JobSpec) -> v1::PlanJobResponse {
+    let workers = job.workers.max.min(plan.micro_batches);
+    let gradient = 4 * plan.trainable_parameters;
     v1::PlanJobResponse {
+        all_reduce_bytes: all_reduce_bytes(plan.micro_batches, workers, gradient).unwrap_or(0),
+        train: Some(data(&plan.train.report)),
+        eval: plan.eval.map(|eval| data(&eval.report)),
         base_parameters: plan.base_parameters,
         trainable_parameters: plan.trainable_parameters,
         adapter_bytes: plan.adapter_bytes,
@@ -97,6 +103,22 @@ pub(crate) fn message(plan: Plan) -> v1::PlanJobResponse {
         flops: plan.flops,
         memory_cpu: Some(memory(plan.memory.cpu)),
         memory_gpu: Some(memory(plan.memory.gpu)),
+    }
+}
+
+fn data(report: &DataReport) -> v1::PlanData {
+    v1::PlanData {
+        rows_read: report.rows_read as u64,
+        rows_kept: report.rows_kept as u64,
+        dropped: report.dropped as u64,
+        without_targets: report.without_targets as u64,
+        truncated: report.truncated as u64,
+        tokens: report.tokens,
+        trained_tokens: report.trained_tokens,
+        shortest: report.shortest as u64,
+        median: report.median as u64,
+        percentile_95: report.percentile_95 as u64,
+        longest: report.longest as u64,
     }
 }
 

@@ -93,6 +93,7 @@ def plan(jobs, request):
     answer = jobs.PlanJob(jobs.message("PlanJobRequest")(job=request.job, inputs=request.inputs))
     assert (answer.total_steps, answer.micro_batches, list(answer.problems)) == (STEPS, 2, []), answer
     assert set(answer.modules) == {"q_proj", "v_proj"} and "⟦" in answer.sample, answer
+    assert answer.train.rows_kept == answer.train.rows_read > answer.all_reduce_bytes == 0, answer
     for memory in (answer.memory_cpu, answer.memory_gpu):
         assert memory.peak > memory.base + memory.adapter + memory.moments > 0 and answer.flops > 0, answer
 

@@ -38,6 +38,17 @@ pub fn partition(leaves: usize, ranks: usize) -> Result<Vec<Range<usize>>, TreeE
     Ok(busy.chain(std::iter::repeat_n(leaves..leaves, idle)).collect())
 }
 
+/// Bytes that a rank sends in the all-reduce of a vector of `bytes` over a step of `leaves` leaves, and receives: the most of any of
+/// `ranks` ranks. One whose range falls into `p` nodes sends `(p + 1) bytes (ranks - 1) / ranks`.
+///
+/// # Errors
+/// As of [`partition`].
+pub fn all_reduce_bytes(leaves: usize, ranks: usize, bytes: u64) -> Result<u64, TreeError> {
+    let ranges = partition(leaves, ranks)?;
+    let most = ranges.iter().map(|range| largest_nodes(leaves, range).count()).max().unwrap_or(0);
+    Ok((most as u64 + 1) * bytes * (ranks as u64 - 1) / ranks as u64)
+}
+
 /// Boundaries by dynamic programming over (ranks so far, end of the last range).
 struct Search {
     leaves: usize,

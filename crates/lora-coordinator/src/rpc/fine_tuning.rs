@@ -120,9 +120,10 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
             return Err(Refusal::ShuttingDown.into());
         };
         let store = self.store.clone();
+        let job = spec.clone();
         let planned = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            validate::plan(&store, &spec, &inputs)
+            validate::plan(&store, &job, &inputs)
         });
         let plan = planned.await.map_err(|error| Status::internal(format!("the plan broke: {error}")))?;
         let mut plan = plan.map_err(unplanned)?;
@@ -130,7 +131,7 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
         let there = workers.iter().filter(|worker| !["lost", "draining"].contains(&worker.state.as_str()));
         let there: Vec<(u64, bool)> = there.map(|worker| (said(worker.memory), worker.gpu)).collect();
         plan.problems.extend(validate::too_large(&plan.needs, &there));
-        Ok(Response::new(validate::message(plan)))
+        Ok(Response::new(validate::message(plan, &spec)))
     }
 
     async fn list_workers(

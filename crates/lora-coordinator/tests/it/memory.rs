@@ -1,7 +1,7 @@
 //! Jobs that are too large for some workers, or for all.
 
 use lora_proto::v1;
-use lora_spec::JobSpec;
+use lora_spec::{JobSpec, LongRows};
 
 use crate::fake::{Cluster, FakeWorker, job};
 
@@ -22,6 +22,26 @@ async fn plan(cluster: &Cluster, job: &JobSpec) -> v1::PlanJobResponse {
 
 fn peak(plan: &v1::PlanJobResponse) -> u64 {
     plan.memory_cpu.as_ref().unwrap().peak
+}
+
+#[tokio::test]
+async fn a_plan_says_what_becomes_of_the_rows_and_what_is_sent() {
+    let cluster = Cluster::start().await;
+    let mut two = job(1, 2);
+    two.training.micro_batch_size = 1;
+    let alone = plan(&cluster, &JobSpec { workers: job(1, 1).workers, ..two.clone() }).await;
+    assert_eq!(alone.all_reduce_bytes, 0);
+    let together = plan(&cluster, &two).await;
+    assert!(together.all_reduce_bytes >= 4 * together.trainable_parameters, "{together:?}");
+    let whole = together.train.unwrap();
+    assert!(whole.rows_read > 0 && whole.rows_kept == whole.rows_read && whole.dropped == 0, "{whole:?}");
+    assert!(whole.shortest <= whole.median && whole.median <= whole.longest, "{whole:?}");
+    // Of rows that are not all equally long the longest go.
+    two.data.max_length = whole.longest as usize - 1;
+    two.data.long_rows = LongRows::Truncate;
+    let cut = plan(&cluster, &two).await.train.unwrap();
+    assert!(cut.truncated > 0 && cut.longest == whole.longest - 1, "{cut:?}");
+    cluster.stop().await;
 }
 
 #[tokio::test]

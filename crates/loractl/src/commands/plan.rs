@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use lora_collective::tree::{nodes_in, partition};
+use lora_collective::tree::all_reduce_bytes;
 use lora_data::{DataReport, Plan, PlanData};
 use lora_model::ModelError;
 use lora_spec::{
@@ -168,17 +168,12 @@ struct Seconds {
 }
 
 impl AllReduce {
-    /// A rank that owns `p` nodes of `n` ranks' vector of `S` bytes sends `(p + 1) S (n - 1) / n` bytes.
     fn of(plan: &Plan, workers: usize) -> Result<Option<Self>> {
-        let (leaves, workers) = (plan.micro_batches, workers.min(plan.micro_batches));
+        let workers = workers.min(plan.micro_batches);
         if workers < 2 {
             return Ok(None);
         }
-        let mut most = 0;
-        for range in partition(leaves, workers)? {
-            most = most.max(nodes_in(leaves, &range)?.len() as u64);
-        }
-        let bytes = (most + 1) * 4 * plan.trainable_parameters * (workers as u64 - 1) / workers as u64;
+        let bytes = all_reduce_bytes(plan.micro_batches, workers, 4 * plan.trainable_parameters)?;
         let seconds = Seconds {
             at_10_gbps: bytes as f64 / (10e9 / 8.0),
             at_25_gbps: bytes as f64 / (25e9 / 8.0),
