@@ -32,9 +32,11 @@ pub const EIGHT_BIT_ELEMENTS: usize = 4096;
 /// Weights that adapters which start from them are computed from at a time.
 pub const INITIALIZED_AT_ONCE: usize = 4;
 
-/// Bytes an element while the singular values of a weight are computed, and what another round of LoftQ adds, as measured.
-const SVD_BYTES: u64 = 22;
-const ROUND_BYTES: u64 = 8;
+/// Bytes an element, as measured: of a weight that is widened to f32, while its singular values are computed, and what another
+/// round of LoftQ adds.
+const WIDENED_BYTES: u64 = 5;
+const SVD_BYTES: u64 = 23;
+const ROUND_BYTES: u64 = 4;
 
 /// Elements of each paged moment that are on a GPU at a time (32 MiB for both in f32, 8 in 8 bits).
 pub const PAGED_WINDOW: usize = 1 << 22;
@@ -182,7 +184,7 @@ impl Held<'_> {
             .map(|module| {
                 let elements = (module.in_features * module.out_features) as u64;
                 let is_f32 = self.weight_bytes(module) == 4 * elements;
-                elements * (decomposing + if is_f32 { 0 } else { 4 })
+                elements * (decomposing + if is_f32 { 0 } else { WIDENED_BYTES })
             })
             .collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));

@@ -167,7 +167,7 @@ fn two_checkpoint_files_may_be_the_peak() -> Result<(), String> {
     Ok(())
 }
 
-/// Two blocks of seven weights, the largest of 64 x 128 elements; rank 1, so that the adapter weighs little.
+/// Two blocks of seven weights, the largest of 2048 x 4096 elements; rank 1, so that the adapter weighs little.
 #[test]
 fn an_adapter_that_starts_from_the_base_may_need_most_while_it_does() -> Result<(), String> {
     let model = ModelConfig::parse(
@@ -195,13 +195,13 @@ fn an_adapter_that_starts_from_the_base_may_need_most_while_it_does() -> Result<
     let plain = of(InitLoraWeights::Default, 1, Quantization::None);
     let pissa = of(InitLoraWeights::Pissa, 1, Quantization::None);
     assert_eq!(pissa.adapter, 2 * plain.adapter, "what is taken off weighs as much");
-    assert_eq!(pissa.peak, pissa.base + pissa.workspace + 22 * largest + 12 * parameters);
+    assert_eq!(pissa.peak, pissa.base + pissa.workspace + 23 * largest + 12 * parameters);
     let olora = of(InitLoraWeights::Olora, 1, Quantization::None);
     assert_eq!(olora.of_a_step(), pissa.of_a_step());
     assert!(olora.peak < pissa.peak / 2);
-    for (rounds, bytes) in [(1, 22), (2, 30), (5, 30)] {
+    for (rounds, bytes) in [(1, 23), (2, 27), (5, 27)] {
         let loftq = of(InitLoraWeights::Loftq, rounds, nf4);
-        assert_eq!(loftq.peak, loftq.base + loftq.workspace + (bytes + 4) * largest + 8 * parameters);
+        assert_eq!(loftq.peak, loftq.base + loftq.workspace + (bytes + 5) * largest + 8 * parameters);
         assert_eq!(loftq.adapter, plain.adapter);
     }
     Ok(())
