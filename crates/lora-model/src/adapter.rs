@@ -168,7 +168,7 @@ impl Adapter {
     }
 
     /// The adapter, and its parameters as they are taken off the base: together they change nothing.
-    pub(crate) fn taken_off_itself(self) -> Result<Self, ModelError> {
+    pub fn taken_off_itself(self) -> Result<Self, ModelError> {
         let start = Tensor::from_vec(self.params.to_vec1::<f32>()?, self.layout.len, self.params.device())?;
         Self::assemble(self.layout, self.params, Some(start), DType::F32, self.scaling)
     }

@@ -1,12 +1,13 @@
 //! A frozen base model in memory.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::{FrozenLinear, Weight};
+use lora_ops::reduce::fingerprint;
 use lora_ops::rope::RopeTable;
 use lora_spec::{BaseDtype, BaseForm, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization};
 use rayon::prelude::*;
@@ -76,7 +77,7 @@ impl Base {
         }
         let reader = Reader::open(&checkpoint, device)?;
         let requantized = requantized(&reader, &config, &form)?;
-        let sha256 = hash_of(dir, &checkpoint)?;
+        let sha256 = with_weights(hash_of(dir, &checkpoint)?, &requantized)?;
         Self::build(
             config,
             dir.to_owned(),
@@ -233,8 +234,8 @@ impl Base {
         Ok(table)
     }
 
-    /// SHA-256 over the names and SHA-256s of `config.json` and the safetensors files; of random weights, over what they are a
-    /// function of.
+    /// SHA-256 over the names and SHA-256s of `config.json` and the safetensors files, and over the weights that LoftQ quantized again,
+    /// which another processor may have made with other bits; of random weights, over what they are a function of.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
@@ -252,6 +253,22 @@ fn one_type(dtype: BaseDtype, config: &ModelConfig, checkpoint: &Checkpoint) -> 
         BaseDtype::Auto => BaseDtype::F32,
         given => given,
     }
+}
+
+/// The hash `files`, or one of it and of weights that are not the files'.
+fn with_weights(files: String, weights: &HashMap<String, Weight>) -> Result<String, ModelError> {
+    if weights.is_empty() {
+        return Ok(files);
+    }
+    let names: BTreeMap<&String, &Weight> = weights.iter().collect();
+    let mut text = files;
+    for (name, weight) in names {
+        for part in weight.parts() {
+            let [low, high] = fingerprint(&[&part.flatten_all()?])?;
+            text += &format!("\n{name} {high:016x}{low:016x}");
+        }
+    }
+    Ok(sha256(text.as_bytes()))
 }
 
 fn hash_of(dir: &Path, checkpoint: &Checkpoint) -> Result<String, ModelError> {

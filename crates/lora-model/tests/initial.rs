@@ -92,6 +92,10 @@ fn loftq_makes_up_for_quantization_as_in_peft() {
         let base = base("qwen2", job.base_form());
         let adapter = Adapter::start(&base, &job.adapter, 1).unwrap();
         assert!(adapter.taken_off().is_none());
+        // What is not the files' is part of the base's hash.
+        let plain = self::base("qwen2", job.base_form().format);
+        assert_eq!(base.sha256() == plain.sha256(), rounds == 1);
+        assert_eq!(base.sha256(), self::base("qwen2", job.base_form()).sha256());
         let expected = load(golden("initial").join(format!("{case}.safetensors")), &Device::Cpu).unwrap();
         // A scaling that is not 1 is made up for.
         let scaled = AdapterSpec { lora_alpha: 32.0, ..job.adapter.clone() };

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Result, Tensor};
 
 use crate::place::Place;
-use crate::quant::{FourBit, Int8};
+use crate::quant::{FourBit, Int8, Scales};
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -74,6 +74,18 @@ impl Weight {
             Self::Dense(weight) => weight.to_dtype(DType::F32),
             Self::FourBit(weight) => weight.dequantize(),
             Self::Int8(weight) => weight.dequantize(),
+        }
+    }
+
+    /// All that it is made of: a dense weight itself, or codes and scales.
+    pub fn parts(&self) -> Vec<&Tensor> {
+        match self {
+            Self::Dense(weight) => vec![weight],
+            Self::FourBit(weight) => match weight.scales() {
+                Scales::Plain(absmax) => vec![weight.codes(), absmax],
+                Scales::Nested { codes, absmax, .. } => vec![weight.codes(), codes, absmax],
+            },
+            Self::Int8(weight) => vec![weight.codes(), weight.scales()],
         }
     }
 

@@ -48,7 +48,8 @@ impl FromStr for InitLoraWeights {
     type Err = String;
 
     fn from_str(word: &str) -> Result<Self, String> {
-        let rounds = |word: &str| word.strip_prefix("pissa_niter_")?.parse().ok().filter(|n| *n > 0);
+        let rounds =
+            |word: &str| word.strip_prefix("pissa_niter_")?.parse().ok().filter(|n| (1..=100).contains(n));
         Ok(match word {
             "true" => Self::Default,
             "olora" => Self::Olora,
@@ -58,7 +59,7 @@ impl FromStr for InitLoraWeights {
                 Some(rounds) => Self::PissaNiter(rounds),
                 None => {
                     return Err(format!(
-                        "{word:?} is none of true, olora, pissa, pissa_niter_N (N from 1 on), loftq"
+                        "{word:?} is none of true, olora, pissa, pissa_niter_N (N from 1 to 100), loftq"
                     ));
                 }
             },
@@ -114,7 +115,9 @@ mod tests {
             assert_eq!(serde_json::to_string(&value).unwrap(), json);
             assert_eq!(value.to_string().parse(), Ok(value));
         }
-        for wrong in ["false", "\"gaussian\"", "\"pissa_niter_\"", "\"pissa_niter_0\"", "3"] {
+        for wrong in
+            ["false", "\"gaussian\"", "\"pissa_niter_\"", "\"pissa_niter_0\"", "\"pissa_niter_101\"", "3"]
+        {
             let error = serde_json::from_str::<InitLoraWeights>(wrong).unwrap_err().to_string();
             assert!(error.contains("pissa_niter_N"), "{error}");
         }

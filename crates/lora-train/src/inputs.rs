@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use lora_data::Dataset;
 use lora_model::{Adapter, AdapterLayout, Base, PeftAdapter, sha256};
 use lora_spec::{FieldError, InitLoraWeights, JobSpec, ModelConfig};
+use serde_json::Value;
 
 use crate::TrainError;
 
@@ -68,8 +69,14 @@ pub(crate) fn identity(
     eval: Option<&Dataset>,
     adapter: &Adapter,
 ) -> Result<String, TrainError> {
-    let mut adapter_spec = job.adapter.clone();
-    adapter_spec.init_from = None;
+    let mut adapter_spec = serde_json::json!(job.adapter);
+    // What is not used is left out, so that a new setting makes no other job of an old one.
+    if let Some(spec) = adapter_spec.as_object_mut() {
+        spec["init_from"] = Value::Null;
+        if job.adapter.init_lora_weights == InitLoraWeights::Default {
+            spec.retain(|key, _| !["init_lora_weights", "loftq_iter"].contains(&key.as_str()));
+        }
+    }
     // An adapter that is computed from the base may have other bits on another machine; it travels with the state.
     let initial = match job.adapter.init_lora_weights {
         InitLoraWeights::Default => {
@@ -80,7 +87,7 @@ pub(crate) fn identity(
     };
     let everything = serde_json::json!({
         "base": base.sha256(),
-        "form": job.base_form(),
+        "format": job.model.format(),
         "adapter": adapter_spec,
         "initial_parameters": initial,
         "train": train.sha256,

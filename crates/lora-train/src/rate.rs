@@ -3,7 +3,10 @@
 use std::time::{Duration, Instant};
 
 use lora_model::{Adapter, Base, Batch, Gradients, Pass, forward_backward};
-use lora_spec::{BaseFormat, Held, JobSpec, MicroBatchShape, ModelConfig, Philox, Training, row_flops};
+use lora_spec::{
+    AdapterSpec, BaseFormat, Held, InitLoraWeights, JobSpec, MicroBatchShape, ModelConfig, Philox, Training,
+    row_flops,
+};
 
 use crate::{ComputeDevice, TrainError};
 
@@ -24,7 +27,8 @@ pub fn rate_memory(
     let modules = job.adapter.target_modules.resolve(&model)?;
     let training = Training {
         modules: &modules,
-        adapter: &job.adapter,
+        // Nothing is decomposed.
+        adapter: &AdapterSpec { init_lora_weights: InitLoraWeights::Default, ..job.adapter.clone() },
         shape: MicroBatchShape { count: 1, ..shape },
         checkpointing: job.training.activation_checkpointing,
         optim: job.training.optim,
@@ -59,7 +63,10 @@ fn seconds(
     blocks: usize,
 ) -> Result<f64, TrainError> {
     let config = shortened(config, blocks);
-    let adapter = Adapter::new(&config, &job.adapter, 0)?;
+    let mut adapter = Adapter::new(&config, &job.adapter, 0)?;
+    if job.adapter.init_lora_weights.is_taken_off() {
+        adapter = adapter.taken_off_itself()?;
+    }
     let base = Base::random(config, format, 0, &ComputeDevice::Cpu)?;
     let gradients = Gradients::zeros(adapter.layout(), base.device())?;
     let (philox, vocab) = (Philox::new(0, "tokens"), base.config.vocab_size as u64);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use lora_collective::Cancel;
 use lora_model::{Base, sha256_file};
+use lora_spec::InitLoraWeights;
 
 use crate::export::WEIGHTS;
 use crate::{Receipt, Run, RunInputs, TrainError, numerics_id};
@@ -96,8 +97,14 @@ pub fn verify(dir: &Path, places: &Places, steps: u64) -> Result<Verification, T
         let same = |field: fn(&crate::StepRecord) -> Option<u64>| found.and_then(field) == field(expected);
         let bits = same(|r| r.loss.map(f64::to_bits)) && same(|r| r.grad_norm.map(f64::to_bits));
         if !bits || found.map(|r| &r.state) != Some(&expected.state) {
+            let start = match job.adapter.init_lora_weights {
+                InitLoraWeights::Default => "",
+                _ => {
+                    " (the adapter starts from the base's weights; another model of processor may start from other bits)"
+                }
+            };
             return Err(wrong(format!(
-                "step {} gave other bits: {found:?} instead of {expected:?}",
+                "step {} gave other bits{start}: {found:?} instead of {expected:?}",
                 expected.step
             )));
         }

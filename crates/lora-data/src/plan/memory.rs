@@ -51,6 +51,7 @@ impl Needs {
     pub fn new(job: &JobSpec, base: &Path, train: &Dataset) -> Result<Self, PlanError> {
         let model = ModelConfig::read(base)?;
         let checkpoint = Checkpoint::open(base)?;
+        job.adapter.check_base(&model, &checkpoint)?;
         Ok(Shapes { model, checkpoint, longest: train.report.longest, rows: train.rows.len() }.needs(job)?)
     }
 
@@ -76,7 +77,10 @@ impl Needs {
             format!("{} ({})", settings.collect::<Vec<_>>().join(" and "), bytes_text(remedy.peak))
         });
         let would = match remedies.is_empty() {
-            true => format!("no setting would make it fit, the base alone takes {}", bytes_text(*base)),
+            true => format!(
+                "no activation_checkpointing, micro_batch_size or quantization would make it fit, the base alone takes {}",
+                bytes_text(*base)
+            ),
             false => format!("it would fit with {}", settings.collect::<Vec<_>>().join(", or with ")),
         };
         let of = if gpu { "of a GPU's memory" } else { "of memory" };
@@ -220,8 +224,8 @@ mod tests {
         assert_eq!(
             needs.too_large(MIB, true).as_deref(),
             Some(
-                "a worker needs 91.00 MiB of a GPU's memory, more than 1.00 MiB; no setting would make it fit, the base \
-                 alone takes 50.00 MiB"
+                "a worker needs 91.00 MiB of a GPU's memory, more than 1.00 MiB; no activation_checkpointing, \
+                 micro_batch_size or quantization would make it fit, the base alone takes 50.00 MiB"
             )
         );
         let stored = serde_json::to_string(&needs).unwrap();
