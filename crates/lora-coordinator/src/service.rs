@@ -42,6 +42,8 @@ pub(crate) struct Service {
     /// Jobs that are not at rest, by id.
     pub(crate) jobs: BTreeMap<String, Job>,
     pub(crate) workers: Workers,
+    /// By then the workers of the coordinator before this one are back, if they live.
+    workers_back: Instant,
     /// Checks of jobs.
     validations: JoinSet<(String, std::io::Result<Finding>)>,
     /// Those that may be at it at a time.
@@ -62,12 +64,15 @@ impl Service {
         metrics: Metrics,
     ) -> Result<Self, StoreError> {
         let workers = Workers::new(config.workers.lease());
+        let had_workers = store.term() > 1;
+        let workers_back = Instant::now() + if had_workers { config.workers.lease() } else { Duration::ZERO };
         let mut service = Self {
             store,
             config,
             commands,
             jobs: BTreeMap::new(),
             workers,
+            workers_back,
             validations: JoinSet::new(),
             turns: Arc::new(Semaphore::new(VALIDATIONS)),
             touched: BTreeSet::new(),
@@ -279,7 +284,9 @@ impl Service {
         let Some(job) = self.jobs.get_mut(job_id).filter(|job| job.state() == JobState::Validating) else {
             return;
         };
-        let there = self.workers.iter().filter(|(_, worker)| worker.counts());
+        // Of workers that may yet come back the scheduler waits for one.
+        let is_known = Instant::now() >= self.workers_back;
+        let there = self.workers.iter().filter(|(_, worker)| is_known && worker.counts());
         let there: Vec<(u64, bool)> = there.map(|(_, worker)| worker.memory()).collect();
         let sound = match found {
             Ok(Finding::Problem(problem)) => Err(problem),

@@ -3,7 +3,7 @@
 use lora_proto::v1;
 use lora_spec::{JobSpec, LongRows};
 
-use crate::fake::{Cluster, FakeWorker, job};
+use crate::fake::{Cluster, FakeWorker, job, quick};
 
 /// One micro-batch a step, on one worker.
 fn large() -> JobSpec {
@@ -71,7 +71,10 @@ async fn a_job_that_fits_no_worker_is_refused_with_what_would_fit() {
 
 #[tokio::test]
 async fn a_job_without_workers_waits_for_one_that_is_large_enough_also_after_a_restart() {
-    let cluster = Cluster::start().await;
+    let mut config = quick();
+    // So long workers may take to come back after the restart.
+    config.workers.lease_seconds = 600.0;
+    let cluster = Cluster::start_with(config).await;
     let peak = peak(&plan(&cluster, &large()).await);
     let job_id = cluster.submit_with(&large(), cluster.whole_inputs().await).await;
     let queued = cluster.until_that(&job_id, |job| !job.waiting_for.is_empty()).await;
@@ -84,6 +87,11 @@ async fn a_job_without_workers_waits_for_one_that_is_large_enough_also_after_a_r
     let waiting = cluster.until_that(&job_id, waits).await;
     assert!(waiting.waiting_for.contains(" of memory, more than 1.00 MiB; "), "{}", waiting.waiting_for);
     assert_eq!(plan(&cluster, &large()).await.problems, [waiting.waiting_for]);
+
+    // Nor is one that is submitted now refused: other workers may be on their way back.
+    let submitted = cluster.submit_with(&large(), cluster.whole_inputs().await).await;
+    cluster.until_that(&submitted, waits).await;
+    cluster.cancel(&submitted).await.unwrap();
 
     // It blocks nobody: what cannot be planned is given to any worker.
     let other = cluster.submit(&job(1, 1)).await;
