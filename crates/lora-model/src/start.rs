@@ -44,20 +44,18 @@ impl Adapter {
         let factors = |slot: &Slot| -> Result<Factors, ModelError> {
             let held = base.dense_weight(&slot.module.name)?;
             let r = spec.r;
-            let factors = match init {
-                InitLoraWeights::Olora => orthogonal(&held, r),
-                InitLoraWeights::PissaNiter(rounds) => {
+            let factors = match (init, &original) {
+                (InitLoraWeights::Olora, _) => orthogonal(&held, r),
+                (InitLoraWeights::PissaNiter(rounds), _) => {
                     let philox = Philox::new(seed, &format!("init {}.pissa", slot.module.name));
                     nearly_principal(&held, r, scaling, rounds, &philox)
                 }
-                InitLoraWeights::Pissa | InitLoraWeights::Default => principal(&held, r, scaling),
-                InitLoraWeights::Loftq => {
+                // LoftQ: what quantizing took off.
+                (_, Some(reader)) => {
                     let name = format!("{}.weight", slot.module.name);
-                    match &original {
-                        Some(reader) => principal(&(reader.dense(&name)? - held)?, r, scaling),
-                        None => principal(&held, r, scaling),
-                    }
+                    principal(&(reader.dense(&name)? - held)?, r, scaling)
                 }
+                (_, None) => principal(&held, r, scaling),
             };
             factors.map_err(|error| named(base, &slot.module.name, &error))
         };
