@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::time::SystemTime;
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo::rerun-if-changed=build.rs");
@@ -19,15 +20,29 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let mut sources = Vec::new();
-    find(Path::new("src"), &mut sources)?;
+    let mut headers = Vec::new();
+    find(Path::new("src"), &mut sources, &mut headers)?;
     sources.sort();
+    // An image made after all it is made of is not made again: most changes are to other files.
+    let newest_header = newest(&headers)?.max(newest(&["build.rs".into()])?);
     let archs = env::var("LORA_CUDA_ARCHS").unwrap_or_else(|_| "80,90,100".into());
     // A compiler a core at a time is enough: cargo builds other things beside.
     let parallel: usize = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).max(1);
-    for batch in sources.chunks(parallel) {
+    let recipe = format!("{} {archs}", nvcc().display());
+    let recipe_file = out.join("recipe");
+    let is_same_recipe = fs::read_to_string(&recipe_file).is_ok_and(|last| last == recipe);
+    let mut stale = Vec::new();
+    for source in &sources {
+        let changed = newest(std::slice::from_ref(source))?.max(newest_header);
+        let built = fs::metadata(image(&out, source)).and_then(|image| image.modified());
+        if !is_same_recipe || built.map_or(true, |built| built <= changed) {
+            stale.push(source);
+        }
+    }
+    for batch in stale.chunks(parallel) {
         let running: Vec<(&PathBuf, Child)> = batch
             .iter()
-            .map(|source| Ok((source, compile(source, &image(&out, source), &archs)?)))
+            .map(|&source| Ok((source, compile(source, &image(&out, source), &archs)?)))
             .collect::<Result<_, Box<dyn Error>>>()?;
         for (source, child) in running {
             let output = child.wait_with_output()?;
@@ -36,6 +51,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             }
         }
     }
+    fs::write(recipe_file, recipe)?;
     let mut list = String::from("&[\n");
     for source in &sources {
         writeln!(list, "include_bytes!({:?}),", image(&out, source))?;
@@ -45,16 +61,27 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-fn find(dir: &Path, sources: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
+fn find(dir: &Path, sources: &mut Vec<PathBuf>, headers: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.is_dir() {
-            find(&path, sources)?;
-        } else if path.extension().is_some_and(|extension| extension == "cu") {
-            sources.push(path);
+            find(&path, sources, headers)?;
+            continue;
+        }
+        match path.extension().and_then(|extension| extension.to_str()) {
+            Some("cu") => sources.push(path),
+            Some("cuh") => headers.push(path),
+            _ => {}
         }
     }
     Ok(())
+}
+
+/// When the newest of `files` was changed.
+fn newest(files: &[PathBuf]) -> Result<SystemTime, Box<dyn Error>> {
+    files
+        .iter()
+        .try_fold(SystemTime::UNIX_EPOCH, |newest, file| Ok(newest.max(fs::metadata(file)?.modified()?)))
 }
 
 fn image(out: &Path, source: &Path) -> PathBuf {
