@@ -6,13 +6,18 @@ pub(crate) fn vectorize<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
-/// The instruction set that results depend on, such as `x86_64 avx2+fma`.
+/// The instruction set that results depend on: `x86_64 avx512f`, `x86_64 avx2+fma`, `x86_64` or another architecture's name.
 pub fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
-        // The matrix product's kernels are chosen by these features and sum in other orders without them.
-        let fma = std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma");
-        if fma { "x86_64 avx2+fma" } else { "x86_64" }
+        // The gemm crate chooses its kernels by these features, and each kernel sums in another order.
+        if std::is_x86_feature_detected!("avx512f") {
+            "x86_64 avx512f"
+        } else if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
+            "x86_64 avx2+fma"
+        } else {
+            "x86_64"
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     {
