@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lora_daemon::http::{self, Health};
+use lora_daemon::incoming::incoming;
 use lora_proto::v1::artifacts_server::ArtifactsServer;
 use lora_proto::v1::fine_tuning_server::FineTuningServer;
 use lora_proto::v1::worker_control_server::WorkerControlServer;
@@ -14,7 +15,6 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
@@ -246,7 +246,7 @@ async fn serve_grpc(
             ArtifactsServer::new(Artifacts::new(store.clone(), config.limits.upload_bytes))
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(incoming(listener), stop.clone().cancelled_owned());
     let mut server = Box::pin(server);
     tokio::select! {
         served = &mut server => served?,
