@@ -383,24 +383,26 @@ impl Service {
     }
 
     /// Ranks that have been in their phase for longer than it may take. One that waits for its peers is not to blame, unless
-    /// all do.
+    /// all do: a peer that does not wait has its own time, which may end later.
     fn out_of_time(&self, job: &Job, members: &[Member]) -> Vec<usize> {
         let recovery = &self.config.recovery;
-        let late = |rank: usize, member: &Member| {
-            let limit = match member.phase()? {
-                Phase::Preparing => recovery.preparing_seconds,
-                Phase::Forming => recovery.forming_seconds,
-                Phase::Training => recovery.step_seconds,
-                Phase::Saving => recovery.saving_seconds,
-                Phase::Exporting => recovery.exporting_seconds,
-                _ => return None,
-            };
-            (self.seconds_in_phase(job, rank) > limit).then_some(rank)
+        let limit = |member: &Member| match member.phase()? {
+            Phase::Preparing => Some(recovery.preparing_seconds),
+            Phase::Forming => Some(recovery.forming_seconds),
+            Phase::Training => Some(recovery.step_seconds),
+            Phase::Saving => Some(recovery.saving_seconds),
+            Phase::Exporting => Some(recovery.exporting_seconds),
+            _ => None,
         };
-        let late: Vec<usize> = members.iter().enumerate().filter_map(|(rank, m)| late(rank, m)).collect();
-        let at_fault = |rank: &&usize| members[**rank].held().is_some_and(|held| !held.waiting_for_peers);
-        let culprits: Vec<usize> = late.iter().filter(at_fault).copied().collect();
-        if culprits.is_empty() { late } else { culprits }
+        let limited = || members.iter().enumerate().filter_map(|(rank, m)| Some((rank, m, limit(m)?)));
+        let waits = |member: &Member| member.held().is_none_or(|held| held.waiting_for_peers);
+        let all_wait = limited().all(|(_, member, _)| waits(member));
+        limited()
+            .filter(|(rank, member, limit)| {
+                self.seconds_in_phase(job, *rank) > *limit && (all_wait || !waits(member))
+            })
+            .map(|(rank, ..)| rank)
+            .collect()
     }
 
     fn seconds_in_phase(&self, job: &Job, rank: usize) -> f64 {
