@@ -40,3 +40,9 @@ echo "-- the checks again, with work that begins as late as it may, and blocks a
 LORA_SIM_LATE=1 LORA_SIM_SEED=2 "$target/gpu-bin/lora-gpu"
 echo "-- the self-test on four simulated GPUs"
 LORA_SIM_GPUS=4 STEPS=3 tests/gpu/selftest.sh "$target/gpu-bin"
+echo "-- NCCL on one simulated GPU, of an old and of a new version"
+for version in 22809 23003; do
+  LORA_SIM_NCCL_VERSION=$version STEPS=3 tests/gpu/nccl.sh "$target/gpu-bin"
+done
+echo "-- the fallback from NCCL to TCP"
+tests/gpu/sim/fallback.sh "$target/gpu-bin"
