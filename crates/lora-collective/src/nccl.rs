@@ -245,9 +245,9 @@ fn offer(preference: &Preference, gpu_uuid: &str) -> Offer {
     // As NCCL reads them: a variable that is no number is as good as not set.
     let is_on = |name| std::env::var(name).is_ok_and(|v| v.trim().parse::<i64>().is_ok_and(|v| v != 0));
     let nccl = match (&preference.nccl_failure, communicator::version()) {
-        (Some(failure), _) => {
-            Err(format!("it failed when an earlier group formed ({failure}); a new worker process tries again"))
-        }
+        (Some(failure), _) => Err(format!(
+            "it failed when an earlier group formed ({failure}); a new worker process tries again"
+        )),
         // With that NCCL waits without end, whatever it is told.
         _ if is_on("NCCL_COMM_BLOCKING") => {
             Err("NCCL_COMM_BLOCKING is set, with which NCCL waits without end; it must not be set".to_owned())

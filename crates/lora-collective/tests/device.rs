@@ -342,7 +342,8 @@ fn obstacles() -> Vec<(Vec<Offer>, &'static str)> {
 #[test]
 fn tcp_between_several_gpus_is_a_fallback_that_names_what_would_be_right() {
     for (offers, obstacle) in obstacles() {
-        let text = format!("gradients travel between the GPUs over TCP, which is slower than NCCL: {obstacle}");
+        let text =
+            format!("gradients travel between the GPUs over TCP, which is slower than NCCL: {obstacle}");
         let demanded = format!("rank 1 demands the collective nccl, but {obstacle}");
         assert_eq!(choices(offers), (Choice::Fallback(text), Err(demanded)));
     }
@@ -350,9 +351,8 @@ fn tcp_between_several_gpus_is_a_fallback_that_names_what_would_be_right() {
 
 #[test]
 fn tcp_is_no_fallback_on_the_only_gpu_or_where_it_is_the_setting_of_all_ranks() {
-    let on_one_gpu = |offers: Vec<Offer>| {
-        change(offers, |it| it.iter_mut().for_each(|it| it.gpu = "a".to_owned()))
-    };
+    let on_one_gpu =
+        |offers: Vec<Offer>| change(offers, |it| it.iter_mut().for_each(|it| it.gpu = "a".to_owned()));
     for (offers, obstacle) in obstacles() {
         assert_eq!(choose(&on_one_gpu(offers)), Ok(Choice::Tcp), "{obstacle}");
     }

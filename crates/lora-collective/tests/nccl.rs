@@ -57,8 +57,7 @@ fn is_possible() -> bool {
 
 /// What ranks that share a GPU and all have this preference agree on.
 fn agreed_choice(preference: Preference) -> Choice {
-    let agreed =
-        on_ranks(2, PATIENT, |mut group| NcclGroup::agree(&mut group, &preference, "GPU").unwrap());
+    let agreed = on_ranks(2, PATIENT, |mut group| NcclGroup::agree(&mut group, &preference, "GPU").unwrap());
     assert_eq!(agreed[0], agreed[1]);
     agreed[0].clone()
 }

@@ -132,11 +132,8 @@ impl Service {
         if held.notice.is_empty() || job.noticed_generation == generation {
             return Ok(());
         }
-        let notice = v1::Notice {
-            worker: row.worker.clone(),
-            step: held.completed_steps,
-            text: held.notice.clone(),
-        };
+        let notice =
+            v1::Notice { worker: row.worker.clone(), step: held.completed_steps, text: held.notice.clone() };
         // A coordinator that ended since may have recorded it.
         if !self.store.has_notice(&job.row.id, generation, &notice.text).await? {
             job.update(&self.store, vec![job_event::Kind::Notice(notice)], |_| ()).await?;

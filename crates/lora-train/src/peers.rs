@@ -7,11 +7,11 @@ use std::ops::Range;
 
 use candle_core::{Device, Tensor};
 #[cfg(feature = "cuda")]
+use lora_collective::NcclGroup;
+#[cfg(feature = "cuda")]
 use lora_collective::device::Choice;
 use lora_collective::device::{Collective, Preference};
 use lora_collective::tree::NodeId;
-#[cfg(feature = "cuda")]
-use lora_collective::NcclGroup;
 use lora_collective::{CollectiveError, Group};
 use lora_ops::device::write_f32;
 
@@ -53,7 +53,9 @@ impl Peers {
     /// The ranks of `group`, whose gradients are on `device`.
     pub fn new(group: Group, preference: &Preference, device: &Device) -> Result<Self, TrainError> {
         #[cfg(feature = "cuda")]
-        return Self::with_nccl(group, preference, device);
+        {
+            Self::with_nccl(group, preference, device)
+        }
         #[cfg(not(feature = "cuda"))]
         match (preference.collective, device) {
             (Collective::Nccl, _) => {

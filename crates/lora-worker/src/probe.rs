@@ -104,9 +104,13 @@ fn gpu_facts(_: &ComputeDevice) -> Result<Option<GpuFacts>, ProbeError> {
 /// Number of GPUs that this build can use on this machine.
 pub fn gpus() -> usize {
     #[cfg(feature = "cuda")]
-    return lora_ops::cuda::devices();
+    {
+        lora_ops::cuda::devices()
+    }
     #[cfg(not(feature = "cuda"))]
-    0
+    {
+        0
+    }
 }
 
 /// Device of rank `rank` in an all-reduce. `auto`: the machine's `gpus` in turn, or the CPU if there are none. `cuda:N`: the

@@ -131,7 +131,9 @@ pub fn agree(group: &mut Group, offer: &Offer) -> Result<Choice, CollectiveError
     for (rank, bytes) in gathered.iter().enumerate() {
         match serde_json::from_slice(bytes) {
             Ok(offer) => offers.push(offer),
-            Err(_) => return Err(group.blame(Operation::AllGather, rank, PeerFailure::Malformed("no offer"))),
+            Err(_) => {
+                return Err(group.blame(Operation::AllGather, rank, PeerFailure::Malformed("no offer")));
+            }
         }
     }
     choose(&offers).map_err(CollectiveError::NoNccl)

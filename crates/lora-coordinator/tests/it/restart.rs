@@ -79,8 +79,7 @@ async fn a_result_that_was_finished_while_the_coordinator_was_away_is_taken() {
     cluster.result(&a[0], "receipt.json", b"{}").await;
     w0.die();
     let cluster = cluster.restart().await;
-    let finished =
-        v1::HeldJob { files: vec!["receipt.json".into()], ..held(&a[0], Phase::Finished, 2) };
+    let finished = v1::HeldJob { files: vec!["receipt.json".into()], ..held(&a[0], Phase::Finished, 2) };
     let status = v1::WorkerStatus { job: Some(finished), ..v1::WorkerStatus::default() };
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", status).await.unwrap();
     // Its last steps come after its hello, and are waited for.
