@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Checks NCCL among processes on the GPUs of this machine, one GPU included, by prebuilt programs: nothing is compiled here.
+# Checks NCCL among processes on the GPUs of this machine, one GPU included, by prebuilt programs:
+# nothing is compiled here.
 #
 #   tests/gpu/nccl.sh BIN_DIR        BIN_DIR: lora-worker (built with the feature cuda), loractl
 #
-# The all-reduce of `lora-worker probe` by two processes, and a job by one and by two workers, which must have the same
-# adapter. Where the machine has one GPU the processes share it. STEPS: of the job (default 20).
+# The all-reduce of `lora-worker probe` by two processes, and a job by one and by two workers, which
+# must have the same adapter. Where the machine has one GPU the processes share it. STEPS: of the
+# job (default 20).
 set -uo pipefail
 bin=$(cd "${1:?usage: nccl.sh BIN_DIR}" && pwd) || exit 2
 cd "$(dirname "$0")/../.."

@@ -56,8 +56,8 @@ pub struct NcclGroup {
 }
 
 impl NcclGroup {
-    /// Whether the ranks of `group` use NCCL, by what each prefers and has (see [`device::choose`]); `gpu_uuid` tells this
-    /// rank's GPU from others.
+    /// Whether the ranks of `group` use NCCL, by what each prefers and has (see
+    /// [`device::choose`]); `gpu_uuid` tells this rank's GPU from others.
     ///
     /// # Errors
     /// As [`device::agree`].

@@ -66,8 +66,8 @@ impl Peers {
         }
     }
 
-    /// Why the gradients travel over TCP although the group's machines have several GPUs, and what would be right; `None`
-    /// where NCCL carries them, or TCP is meant to.
+    /// Why the gradients travel over TCP although the group's machines have several GPUs, and what
+    /// would be right; `None` where NCCL carries them, or TCP is meant to.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
     }

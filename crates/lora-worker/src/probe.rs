@@ -113,8 +113,8 @@ pub fn gpus() -> usize {
     }
 }
 
-/// Device of rank `rank` in an all-reduce. `auto`: the machine's `gpus` in turn, or the CPU if there are none. `cuda:N`: the
-/// GPU of rank 0; the next ranks take the next ones.
+/// Device of rank `rank` in an all-reduce. `auto`: the machine's `gpus` in turn, or the CPU if
+/// there are none. `cuda:N`: the GPU of rank 0; the next ranks take the next ones.
 pub fn device_of_rank(device: Device, gpus: usize, rank: usize) -> Device {
     match device {
         Device::Auto if gpus == 0 => Device::Cpu,

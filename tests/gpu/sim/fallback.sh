@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Checks on simulated GPUs that a job says so when `auto` falls back from NCCL to TCP between GPUs, and only then.
+# Checks on simulated GPUs that a job says so when `auto` falls back from NCCL to TCP between GPUs,
+# and only then.
 #
 #   LD_LIBRARY_PATH=target/gpu-sim tests/gpu/sim/fallback.sh BIN_DIR        BIN_DIR: lora-worker (feature cuda), loractl
 set -uo pipefail
@@ -18,8 +19,8 @@ training: {max_steps: 2, global_batch_size: 4, micro_batch_size: 2, learning_rat
 workers: {min: 2, max: 2}
 YAML
 
-# A job of two workers in an environment. Its log must have these many events of the fallback, each with the text, and a
-# warning from each worker for each event.
+# A job of two workers in an environment. Its log must have these many events of the fallback, each
+# with the text, and a warning from each worker for each event.
 check() { # name, number of events, text, environment...
   local name=$1 expected=$2 text=$3 log=$work/$1.log
   shift 3

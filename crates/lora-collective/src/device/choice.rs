@@ -72,12 +72,14 @@ impl From<Collective> for Preference {
 pub struct Offer {
     /// What it was told to use.
     pub wanted: Collective,
-    /// The version of its NCCL, as NCCL counts: 22809 is 2.28.9. Where NCCL cannot be used: why, and what would be right.
+    /// The version of its NCCL, as NCCL counts: 22809 is 2.28.9. Where NCCL cannot be used: why,
+    /// and what would be right.
     pub nccl: Result<u32, String>,
     /// The UUID of its GPU.
     pub gpu: String,
-    /// NCCL's variable `NCCL_HOSTID`, which takes the place of the host's name and boot id: NCCL compares GPUs only of
-    /// ranks that are on one host by it. A value that NCCL reads from a file (`NCCL_CONF_FILE`) is not seen here.
+    /// NCCL's variable `NCCL_HOSTID`, which takes the place of the host's name and boot id: NCCL
+    /// compares GPUs only of ranks that are on one host by it. A value that NCCL reads from a file
+    /// (`NCCL_CONF_FILE`) is not seen here.
     pub host_id: Option<String>,
     /// Whether it was told that ranks may share a GPU: NCCL's variable `NCCL_MULTI_RANK_GPU_ENABLE`.
     pub shares_gpu: bool,
@@ -92,15 +94,15 @@ pub enum Choice {
     Nccl,
     /// TCP: all ranks are set to it, or they share the only GPU that there is.
     Tcp,
-    /// TCP, although the group's machines have several GPUs, between which NCCL is faster: the obstacle, and what would
-    /// remove it.
+    /// TCP, although the group's machines have several GPUs, between which NCCL is faster: the
+    /// obstacle, and what would remove it.
     Fallback(String),
 }
 
 /// What the group of these ranks uses: a function of what all know, so that all come to the same.
 ///
-/// Ranks that share a GPU use NCCL where NCCL allows that: each process has its own `NCCL_HOSTID`, or, from version 2.30
-/// on, `NCCL_MULTI_RANK_GPU_ENABLE=1`.
+/// Ranks that share a GPU use NCCL where NCCL allows that: each process has its own `NCCL_HOSTID`,
+/// or, from version 2.30 on, `NCCL_MULTI_RANK_GPU_ENABLE=1`.
 ///
 /// # Errors
 /// A rank demands NCCL where it cannot be used: which one, why not, and what would be right.

@@ -33,7 +33,8 @@ impl Store {
         .map_err(|error| self.failed(error))
     }
 
-    /// Whether the job's log has a notice with this text after the job was given to the group of this generation.
+    /// Whether the job's log has a notice with this text after the job was given to the group of
+    /// this generation.
     pub(crate) async fn has_notice(
         &self,
         job_id: &str,
@@ -41,7 +42,8 @@ impl Store {
         text: &str,
     ) -> Result<bool, StoreError> {
         let query = sqlx::query(
-            "SELECT event FROM events WHERE job = (SELECT sequence FROM jobs WHERE id = ?) ORDER BY number DESC",
+            "SELECT event FROM events WHERE job = (SELECT sequence FROM jobs WHERE id = ?) \
+             ORDER BY number DESC",
         );
         let mut events = query.bind(job_id).fetch(self.readers());
         while let Some(row) = events.try_next().await.map_err(|error| self.failed(error))? {

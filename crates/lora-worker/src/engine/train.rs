@@ -32,7 +32,7 @@ impl EngineThread {
             Preference { collective: self.engine.collective, nccl_failure: self.nccl_failure.clone() };
         if let Err(error) = job.run.join(group, preference) {
             if self.engine.collective == Collective::Auto && is_of_nccl(&error) {
-                tracing::warn!(%error, "NCCL cannot be used by this process: gradients travel over TCP from now on");
+                tracing::warn!(%error, "NCCL failed, this process uses TCP from now on");
                 self.nccl_failure = Some(error.to_string());
             }
             return Err(error.into());

@@ -203,7 +203,8 @@ int mismatch_scene(const UniqueId& id, int rank) {
     return 0;
 }
 
-// Runs a scene in `ranks` processes; says how they ended. A variable with the value RANK is the rank's number in each.
+// Runs a scene in `ranks` processes; says how they ended. A variable with the value RANK is the
+// rank's number in each.
 std::vector<int> run_ranks(const char* scene, int ranks, bool one_device, const std::vector<std::pair<std::string, std::string>>& environment = {}) {
     UniqueId id;
     OK(ncclGetUniqueId(&id));
