@@ -4,8 +4,8 @@
 #   tests/gpu/selftest.sh BIN_DIR        BIN_DIR: lora-gpu and lora-worker (built with the feature cuda), loractl
 #
 # Every kernel against the CPU, gradients, whole models against Transformers + PEFT, training against the CPU's, the same
-# bits again (lora-gpu); then jobs with real processes: the same adapter from 1, 2 and 4 workers, through TCP and,
-# where ranks may share a GPU or have one each, NCCL; with a worker killed on the way. STEPS: of each job (default 200,
+# bits again (lora-gpu); then jobs with real processes: the same adapter from 1, 2 and 4 workers, through TCP and NCCL
+# (workers beyond the GPUs share them); with a worker killed on the way. STEPS: of each job (default 200,
 # which a GPU needs longer for than it takes to find and kill a worker).
 set -uo pipefail
 bin=$(cd "${1:?usage: selftest.sh BIN_DIR}" && pwd) || exit 2
@@ -65,7 +65,7 @@ same() { # what, job
 for workers in 2 4; do
   job "tcp$workers" $workers --device cuda --collective tcp
   same "$workers workers, TCP" "tcp$workers"
-  if NCCL_MULTI_RANK_GPU_ENABLE=1 job "nccl$workers" $workers --device cuda --collective nccl; then
+  if job "nccl$workers" $workers --device cuda --collective nccl; then
     same "$workers workers, NCCL" "nccl$workers"
   elif grep -q "collective" "$work/nccl$workers.log"; then
     printf '%-5s %-44s %s\n' "--" "$workers workers, NCCL" "not here: $(grep -m 1 collective "$work/nccl$workers.log")"
@@ -92,7 +92,7 @@ killed() { # what, job, flags
   same "$what" "$name"
 }
 killed "2 workers, one killed, TCP" killed-tcp --collective tcp
-NCCL_MULTI_RANK_GPU_ENABLE=1 killed "2 workers, one killed, NCCL where it can be" killed-nccl
+killed "2 workers, one killed, NCCL" killed-nccl --collective nccl
 
 # The CPU computes the same job in f32 over the same bf16 weights: the first losses agree within bf16.
 losses() { head -n 20 "$work/$1/metrics.jsonl" 2>/dev/null | sed 's/.*"loss":\([0-9.e-]*\).*/\1/'; }

@@ -48,3 +48,9 @@ fi
 grep "the driver offers no memory pools" <<<"$refused"
 echo "-- the self-test on four simulated GPUs"
 LORA_SIM_GPUS=4 STEPS=3 tests/gpu/selftest.sh "$target/gpu-bin"
+echo "-- NCCL on one simulated GPU, of an old and of a new version"
+for version in 22809 23003; do
+  LORA_SIM_NCCL_VERSION=$version STEPS=3 tests/gpu/nccl.sh "$target/gpu-bin"
+done
+echo "-- the fallback from NCCL to TCP"
+tests/gpu/sim/fallback.sh "$target/gpu-bin"

@@ -49,6 +49,7 @@ impl Service {
             return self.fail(job, failure).await;
         }
         self.record_bases(job).await?;
+        self.record_notice(job).await?;
         let is_before = |member: &Member| {
             matches!(member.phase(), Some(Phase::Preparing | Phase::Prepared | Phase::Forming))
         };
@@ -118,6 +119,26 @@ impl Service {
                 .await?;
             job.bases_seen.push(member);
         }
+        Ok(())
+    }
+
+    /// Puts on record what rank 0 says of its group, once in a generation.
+    async fn record_notice(&self, job: &mut Job) -> Result<(), StoreError> {
+        let generation = job.row.generation;
+        let members = job.members(&self.workers);
+        let (Some(row), Some(Member::Here(held))) = (job.row.members.first(), members.first()) else {
+            return Ok(());
+        };
+        if held.notice.is_empty() || job.noticed_generation == generation {
+            return Ok(());
+        }
+        let notice =
+            v1::Notice { worker: row.worker.clone(), step: held.completed_steps, text: held.notice.clone() };
+        // A coordinator that ended since may have recorded it.
+        if !self.store.has_notice(&job.row.id, generation, &notice.text).await? {
+            job.update(&self.store, vec![job_event::Kind::Notice(notice)], |_| ()).await?;
+        }
+        job.noticed_generation = generation;
         Ok(())
     }
 

@@ -41,6 +41,9 @@ pub struct DeviceReading {
 pub struct AllReduceReading {
     /// `nccl` or `tcp`.
     pub through: String,
+    /// Why it is `tcp` although there are several GPUs, and what would be right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
     /// Ranks.
     pub world_size: usize,
     /// Of one rank's vector.
@@ -78,13 +81,14 @@ pub fn all_reduce_reading(
     elements: usize,
 ) -> Result<AllReduceReading, TrainError> {
     let (rank, world_size) = (group.rank(), group.world_size());
-    let mut peers = Peers::new(group, collective, device)?;
+    let mut peers = Peers::new(group, &collective.into(), device)?;
     let ranges = partition(world_size, world_size)?;
     let share = Share { leaves: world_size, ranges: &ranges };
     let ids = nodes_in(world_size, &ranges[rank])?;
     let (node, out) =
         (from_vec(vec![1.0_f32; elements], elements, device)?, zeros(elements, DType::F32, device)?);
     let nccl = peers.reduces_early();
+    let fallback = peers.fallback().map(str::to_owned);
     let mut run = || {
         if nccl {
             let nodes: Vec<_> = ids.iter().map(|id| (*id, node.clone())).collect();
@@ -102,7 +106,7 @@ pub fn all_reduce_reading(
         return Err(candle_core::Error::Msg(format!("the sum of {world_size} ones is {wrong}")).into());
     }
     let through = if nccl { "nccl" } else { "tcp" }.to_owned();
-    Ok(AllReduceReading { through, world_size, bytes: 4 * elements as u64, seconds })
+    Ok(AllReduceReading { through, fallback, world_size, bytes: 4 * elements as u64, seconds })
 }
 
 /// Times what `make` makes of the first of `sizes` of which a run takes [`LONG`], or of the last: that size, and the seconds of a

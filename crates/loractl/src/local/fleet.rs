@@ -114,6 +114,11 @@ impl CudaFleet {
     pub(crate) fn device(&self, index: usize) -> Device {
         Device::Cuda(index % self.gpus)
     }
+
+    /// Whether some of these many workers share a GPU.
+    pub(crate) fn is_shared_by(&self, workers: usize) -> bool {
+        workers > self.gpus
+    }
 }
 
 fn without_worker(workers: &[Candidate]) -> String {
@@ -144,6 +149,7 @@ mod tests {
         let fleet = CudaFleet { worker: "/bin/lora-worker".into(), gpus: 2 };
         let devices: Vec<_> = (0..3).map(|index| fleet.device(index).to_string()).collect();
         assert_eq!(devices, ["cuda:0", "cuda:1", "cuda:0"]);
+        assert_eq!([2, 3].map(|workers| fleet.is_shared_by(workers)), [false, true]);
         assert_eq!((Fleet::Cuda(fleet).size(), Fleet::Cpu.size()), (2, 1));
     }
 

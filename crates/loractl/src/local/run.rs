@@ -187,6 +187,7 @@ impl LocalRun {
         let count = self.workers;
         let worker_options = WorkerOptions {
             coordinator: address,
+            count,
             threads: self.threads.unwrap_or((cores / count).max(1)),
             memory: self.memory,
             cache_dir: self.output.cache_dir(),
