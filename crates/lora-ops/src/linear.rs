@@ -11,6 +11,8 @@ mod cpu;
 mod cuda;
 
 pub(crate) use cpu::Panels;
+#[cfg(feature = "cuda")]
+pub use cuda::dequantize;
 
 /// A frozen matrix `[out_features, in_features]`.
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
 //! Frozen weights in 4 and 8 bits, in the formats of bitsandbytes 0.50.
 //!
 //! A weight is made once, from a dense one or from a checkpoint's tensors, and is only ever read: a product dequantizes a
-//! panel of rows at a time, in f32 on the CPU and in the type of the activations on a GPU.
+//! panel of rows at a time, in f32 on the CPU and in the type of the activations on a GPU, where a panel may be all rows.
 
 use candle_core::{DType, Device, Result, Tensor};
 use lora_spec::FOUR_BIT_BLOCKS;

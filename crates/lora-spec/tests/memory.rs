@@ -1,8 +1,8 @@
 //! The arithmetic of a plan, against sums by hand.
 
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Held, InitLoraWeights, MicroBatchShape,
-    ModelConfig, Optim, Quantization, Training,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, GPU_PANEL_ALIGNMENT, GPU_PANEL_BYTES, Held,
+    InitLoraWeights, MicroBatchShape, ModelConfig, Optim, Quantization, Training, gpu_panel_rows,
 };
 
 /// Llama-3.1-8B: 32 blocks of 218,103,808 elements in 224 modules, embedding and head of 128256 x 4096 each, 65 norms.
@@ -66,8 +66,8 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
     let inputs = 32 * 2 * 2048 * 4096;
     let loss = 3 * 2 * 2048 * 4096 + 512 * 128_256 * (4 + 2) + 4 * 512 * 4096;
     assert_eq!(memory.activations, inputs + loss);
-    // cuBLAS's, and 16 M dequantized elements.
-    assert_eq!(memory.workspace, (32 << 20) + 2 * (16 << 20));
+    // cuBLAS's, and gate, up or down dequantized to bf16.
+    assert_eq!(memory.workspace, (32 << 20) + 2 * 14_336 * 4096);
     let sum = memory.base + memory.adapter + memory.moments + memory.gradients;
     assert_eq!(memory.peak, sum + memory.activations + memory.workspace);
     assert!(memory.peak < 8_000_000_000, "{memory:?}");
@@ -89,6 +89,73 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
     let attention =
         held.memory(&Training { checkpointing: ActivationCheckpointing::BlockSaveAttention, ..training });
     assert_eq!(attention.activations - memory.activations, 32 * (2 * 2048 * 4096 + 4 * 2048 * 32));
+    Ok(())
+}
+
+#[test]
+fn panels_are_whole_weights_or_aligned_parts_of_one() {
+    const BF16: usize = 2;
+    const F32: usize = 4;
+    for (weight, rows, cols, width, expected) in [
+        ("Llama-3.1-8B q", 4096, 4096, BF16, 4096),
+        ("Llama-3.1-8B k", 1024, 4096, BF16, 1024),
+        ("Llama-3.1-8B gate", 14_336, 4096, BF16, 14_336),
+        ("Llama-3.1-8B down", 4096, 14_336, BF16, 4096),
+        ("Llama-3.1-8B down", 4096, 14_336, F32, 4096),
+        ("Qwen2.5-7B k", 512, 3584, BF16, 512),
+        ("Qwen2.5-7B gate", 18_944, 3584, BF16, 18_944),
+        ("Qwen2.5-7B down", 3584, 18_944, BF16, 3584),
+        // 259 MiB: two halves, not 256 MiB and a rest.
+        ("Qwen2.5-7B gate", 18_944, 3584, F32, 9472),
+        ("Qwen2.5-7B down", 3584, 18_944, F32, 1792),
+        ("Llama-3.1-70B gate", 28_672, 8192, BF16, 14_336),
+        ("Llama-3.1-70B down", 8192, 28_672, BF16, 4096),
+        ("one element", 1, 1, BF16, 1),
+        ("no elements", 0, 0, BF16, 1),
+        ("odd sides", 17, 33, F32, 17),
+        ("a row more than fits", 4097, 32_768, BF16, 2304),
+        ("no 256 rows fit, few rows", 200, 1 << 20, BF16, 200),
+        ("no 256 rows fit", 257, 1 << 20, BF16, 256),
+        ("no row fits", 1000, 1 << 28, BF16, 256),
+    ] {
+        assert_eq!(gpu_panel_rows(rows, cols, width), expected, "{weight} {rows} x {cols}, {width} bytes");
+    }
+    // Of any shape: at least one row, not above the limit where 256 rows fit, and aligned where there are several panels.
+    for rows in [1, 2, 255, 256, 257, 511, 513, 1000, 4095, 4097, 18_944, 100_003] {
+        for cols in [1, 31, 64, 999, 4096, 14_336, 28_672, 65_537, 524_288, 1_000_003] {
+            for width in [BF16, F32] {
+                let height = gpu_panel_rows(rows, cols, width);
+                let what = format!("{rows} x {cols}, {width} bytes: {height}");
+                assert!((1..=rows).contains(&height), "{what}");
+                assert!(height == rows || height.is_multiple_of(GPU_PANEL_ALIGNMENT), "{what}");
+                let limit = GPU_PANEL_BYTES.max(GPU_PANEL_ALIGNMENT * cols * width);
+                assert!(height * cols * width <= limit, "{what}");
+                assert!(height == rows || rows * cols * width > GPU_PANEL_BYTES, "{what}");
+            }
+        }
+    }
+}
+
+/// In f32 the largest weight of Qwen2.5-7B is two panels, and the others of a block are smaller than one of those.
+#[test]
+fn the_workspace_holds_the_largest_panel() -> Result<(), String> {
+    let model = ModelConfig::parse(include_str!("../../../benches/models/qwen2.5-7b.json"))?;
+    let modules = &model.linear_modules()[..7];
+    let workspace = |dtype, quantization, gpu| {
+        let held = Held { model: &model, checkpoint: None, format: BaseFormat { dtype, quantization }, gpu };
+        let shape = MicroBatchShape { rows: 1, positions: 16, count: 1 };
+        let (checkpointing, optim) = (ActivationCheckpointing::None, Optim::Adamw);
+        let adapter = &AdapterSpec::default();
+        let training = Training { modules, adapter, shape, checkpointing, optim, keeps_best: false };
+        held.memory(&training).workspace
+    };
+    let nf4 = Quantization::Nf4 { double_quant: true };
+    let cublas = 32 << 20;
+    assert_eq!(workspace(BaseDtype::Bf16, Quantization::None, true), cublas);
+    assert_eq!(workspace(BaseDtype::Bf16, nf4, true), cublas + 2 * 18_944 * 3584);
+    assert_eq!(workspace(BaseDtype::Bf16, Quantization::Int8, true), cublas + 2 * 18_944 * 3584);
+    assert_eq!(workspace(BaseDtype::F32, nf4, true), cublas + 4 * 9472 * 3584);
+    assert_eq!(workspace(BaseDtype::F32, nf4, false), workspace(BaseDtype::F32, Quantization::None, false));
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use crate::check::Check;
 
 mod adamw;
+mod alignment;
 mod attention;
 mod cross_entropy;
 mod dropout;
@@ -10,6 +11,7 @@ mod embedding;
 mod glu;
 mod linear;
 mod pointwise;
+mod quant;
 mod reduce;
 mod rms_norm;
 mod rope;
@@ -18,6 +20,7 @@ mod rope;
 pub(crate) fn checks() -> Vec<Check> {
     [
         adamw::checks(),
+        alignment::checks(),
         attention::checks(),
         cross_entropy::checks(),
         dropout::checks(),
@@ -25,6 +28,7 @@ pub(crate) fn checks() -> Vec<Check> {
         glu::checks(),
         linear::checks(),
         pointwise::checks(),
+        quant::checks(),
         reduce::checks(),
         rms_norm::checks(),
         rope::checks(),
