@@ -317,21 +317,19 @@ impl Held<'_> {
     }
 
     /// Bytes that attention's backward pass takes beside its operands: the gradients of queries, keys and
-    /// values; on a GPU also four f32 for each query and head. Where tensor cores compute heads that share
-    /// keys, there are partial gradients of keys and values, f32 for each query head, before the gradient of
-    /// queries.
+    /// values; on a GPU also four f32 for each query and head and, where tensor cores compute heads that
+    /// share keys, the partial gradients of keys and values, f32 for each query head.
     fn attention_backward_bytes(&self, tokens: u64, width: u64) -> u64 {
         let model = self.model;
         let (heads, kv_heads) = (model.num_attention_heads as u64, model.num_key_value_heads as u64);
-        let of_heads = |heads: u64, width: u64| width * tokens * heads * model.head_dim as u64;
-        let results = 2 * of_heads(kv_heads, width);
-        let queries = of_heads(heads, width);
+        let head = tokens * model.head_dim as u64;
+        let gradients = width * head * (heads + 2 * kv_heads);
         if !self.gpu {
-            return results + queries;
+            return gradients;
         }
         let is_partial = width == 2 && model.head_dim.is_multiple_of(8) && heads != kv_heads;
-        let partial = if is_partial { 2 * of_heads(heads, 4) } else { 0 };
-        results + queries.max(partial) + 16 * tokens * heads
+        let partial = if is_partial { 2 * 4 * head * heads } else { 0 };
+        gradients + 16 * tokens * heads + partial
     }
 }
 

@@ -142,11 +142,10 @@ fn partial_gradients_of_shared_keys_are_counted_where_tensor_cores_make_them() -
     // gate and up, seven inner products; a sum a head and two norms), and the output's gradient.
     let kept = |kv: u64| 1024 + 1024 + 2048 + 2 * kv + 2048 + 2 * 1024 + 7 * 8 + 1024;
     let sums = 4 * 16 + 8;
-    // Beside the gradients of the middle and of attention's output: those of keys and values, the four
-    // numbers of each query and head, and the gradient of queries.
-    let inner = |kv: u64| 1024 + 2048 + 2 * kv;
+    // The gradients of the middle, of attention's output, of q, k and v; four numbers a query and head.
+    let inner = |kv: u64| 1024 + 2 * 2048 + 2 * kv;
     let rows = 16 * 16;
-    // Without groups what follows takes more: the gradients of q, k, v, three hidden states.
+    // Without partial gradients, what follows takes more: as counted for every device.
     let around = |kv: u64| 3 * 1024 + 2 * 2048 + 2 * kv;
     for kv_heads in [1, 2, 8] {
         let kv = 128 * kv_heads;

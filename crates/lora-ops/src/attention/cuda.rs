@@ -200,7 +200,8 @@ pub(super) fn backward(
     let kernels = Kernels::of(shape, dtype, &inputs)?;
     let first = first_arg(first)?;
     let rows = gpu.empty((batch, heads, seq, ROW / size_of::<f32>()), DType::F32)?;
-    let (dk, dv) = (gpu.empty(k.shape(), dtype)?, gpu.empty(v.shape(), dtype)?);
+    let like = |x: &Tensor| gpu.empty(x.shape(), dtype);
+    let (dq, dk, dv) = (like(q)?, like(k)?, like(v)?);
 
     let args = [
         address(output)?.into(),
@@ -239,8 +240,6 @@ pub(super) fn backward(
         launch(gpu, &kernels.backward_keys, shape, &args(&partial)?)?;
         sum_groups(gpu, partial, [gpu.arg(&dk, dtype)?, gpu.arg(&dv, dtype)?], shape)?;
     }
-    // Allocated last, in the memory of the partial gradients.
-    let dq = gpu.empty(q.shape(), dtype)?;
     launch(gpu, &kernels.backward_queries, shape, &args(&[gpu.arg(&dq, dtype)?])?)?;
     Ok((dq, dk, dv))
 }
