@@ -183,6 +183,51 @@ fn paging_saves_what_is_above_the_window_and_on_gpus_alone() -> Result<(), Strin
     Ok(())
 }
 
+/// Heads of 128 features over a narrow MLP: the backward pass of attention takes the most memory.
+#[test]
+fn partial_gradients_of_shared_keys_are_counted_where_tensor_cores_make_them() -> Result<(), String> {
+    const TOKENS: u64 = 4 * 256;
+    let activations = |kv_heads: u64, dtype, gpu| -> Result<u64, String> {
+        let model = ModelConfig::parse(&format!(
+            r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 1024,
+            "num_hidden_layers": 1, "num_attention_heads": 16, "num_key_value_heads": {kv_heads},
+            "head_dim": 128, "vocab_size": 64}}"#
+        ))?;
+        let modules = model.linear_modules();
+        let format = BaseFormat { dtype, quantization: Quantization::None };
+        let training = Training {
+            modules: &modules,
+            adapter: &AdapterSpec { r: 8, ..AdapterSpec::default() },
+            shape: MicroBatchShape { rows: 4, positions: 256, count: 1 },
+            checkpointing: ActivationCheckpointing::None,
+            optim: Optim::Adamw,
+            keeps_best: false,
+        };
+        Ok(Held { model: &model, checkpoint: None, format, gpu }.memory(&training).activations)
+    };
+    // Elements a token: the block's input and what is kept of it (the middle, q, k and v, attention's output,
+    // gate and up, seven inner products; a sum a head and two norms), and the output's gradient.
+    let kept = |kv: u64| 1024 + 1024 + 2048 + 2 * kv + 2048 + 2 * 1024 + 7 * 8 + 1024;
+    let sums = 4 * 16 + 8;
+    // The gradients of the middle, of attention's output, of q, k and v; four numbers a query and head.
+    let inner = |kv: u64| 1024 + 2 * 2048 + 2 * kv;
+    let rows = 16 * 16;
+    // Without partial gradients, what follows takes more: as counted for every device.
+    let around = |kv: u64| 3 * 1024 + 2 * 2048 + 2 * kv;
+    for kv_heads in [1, 2, 8] {
+        let kv = 128 * kv_heads;
+        let partial = 2 * 4 * 2048;
+        let bytes = 2 * (kept(kv) + inner(kv)) + sums + rows + partial;
+        assert_eq!(activations(kv_heads, BaseDtype::Bf16, true)?, TOKENS * bytes, "{kv_heads} heads");
+        let bytes = 4 * (kept(kv) + around(kv)) + sums;
+        assert_eq!(activations(kv_heads, BaseDtype::F32, true)?, TOKENS * bytes, "{kv_heads} heads");
+        assert_eq!(activations(kv_heads, BaseDtype::F32, false)?, TOKENS * bytes, "{kv_heads} heads");
+    }
+    let bytes = 2 * (kept(2048) + around(2048)) + sums;
+    assert_eq!(activations(16, BaseDtype::Bf16, true)?, TOKENS * bytes);
+    Ok(())
+}
+
 /// Rank 256 on a small base, a row of 16 tokens: what is saved weighs more than what is computed.
 #[test]
 fn two_checkpoint_files_may_be_the_peak() -> Result<(), String> {
