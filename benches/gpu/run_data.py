@@ -16,17 +16,14 @@ class Case:
     peft: dict[str, dict] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
 
-    def tokens_per_s(self) -> float | None:
-        """Ours: the result of the same phase order as PEFT's (the last one), else the only one."""
-        return self.ours[-1]["tokens_per_s"] if self.ours else None
-
-    def peft_tokens_per_s(self) -> float | None:
-        """The fastest of PEFT's attention kernels."""
-        return max((run["tokens_per_s"] for run in self.peft.values()), default=None)
+    def fastest_peft(self) -> dict | None:
+        """PEFT's result with the attention kernel that is the fastest."""
+        return max(self.peft.values(), key=lambda line: line["tokens_per_s"], default=None)
 
     def ratio(self) -> float | None:
-        ours, theirs = self.tokens_per_s(), self.peft_tokens_per_s()
-        return ours / theirs if ours and theirs else None
+        """Our tokens a second divided by PEFT's; of several of ours, the one that was measured last, beside PEFT."""
+        theirs = self.fastest_peft()
+        return self.ours[-1]["tokens_per_s"] / theirs["tokens_per_s"] if self.ours and theirs else None
 
 
 @dataclass
@@ -64,8 +61,7 @@ class Run:
         cases: dict[tuple[str, str, int, int], Case] = {}
         for phase in ("steps", "ours", "peft"):
             for line in self.values(phase).get("cases", []):
-                model = Path(line["model"]).stem
-                key = (model, line["quantization"], line["micro_batch"], line["sequence"])
+                key = (model_name(line), line["quantization"], line["micro_batch"], line["sequence"])
                 case = cases.setdefault(key, Case())
                 if "error" in line:
                     case.errors.append(f"{phase}: {line['error']}")
@@ -74,6 +70,11 @@ class Run:
                 else:
                     case.ours.append(line)
         return cases
+
+
+def model_name(line: dict) -> str:
+    """The model of a case; of a configuration its file's name."""
+    return Path(line["model"]).name.removesuffix(".json")
 
 
 def step_ms(line: dict) -> float:

@@ -16,8 +16,8 @@
 #
 # From the environment: PYTHON (python3); MODEL (llama-3.1-8b) and CASES (1x2048,2x2048,8x512,4x2048: rows x positions) of the
 # training steps, PROFILE_CASES (2x2048), WARMUP (2), STEPS (8), THREADS (8, at most the processors); CHECKS and BENCH: only
-# checks and measurements of operations whose name contains this; JOBS (one tcp2 killed-tcp cpu) and JOB_STEPS (200) of
-# tests/gpu/selftest.sh.
+# checks and measurements of operations whose name contains this; BENCH_SCALE (1) divides the sizes of these measurements; JOBS
+# (one tcp2 killed-tcp cpu) and JOB_STEPS (200) of tests/gpu/selftest.sh.
 set -euo pipefail
 started=$(date +%s)
 usage() { echo "usage: onsite.sh KIT OUT SECONDS [PHASES]: $*" >&2; exit 2; }

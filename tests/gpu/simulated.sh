@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the CUDA programs and runs the self-test on the simulated GPU (tests/gpu/sim): on a machine without CUDA and
-# without a GPU.
+# Builds the CUDA programs, and runs the self-test and the kit (rehearsal.sh) on the simulated GPU (tests/gpu/sim): on a machine
+# without CUDA and without a GPU.
 #
 #   tests/gpu/simulated.sh
 #
@@ -40,3 +40,5 @@ echo "-- the checks again, with work that begins as late as it may, and blocks a
 LORA_SIM_LATE=1 LORA_SIM_SEED=2 "$target/gpu-bin/lora-gpu"
 echo "-- the self-test on four simulated GPUs"
 LORA_SIM_GPUS=4 STEPS=3 tests/gpu/selftest.sh "$target/gpu-bin"
+echo "-- the kit"
+tests/gpu/rehearsal.sh "$target/gpu-bin"

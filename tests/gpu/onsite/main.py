@@ -1,6 +1,7 @@
 """Runs the phases of a kit one after the other: see onsite.sh."""
 
 import argparse
+import hashlib
 import importlib.util
 import json
 import os
@@ -46,6 +47,9 @@ def main() -> int:
         sys.path.append(str(packages))
         os.environ["PYTHONPATH"] = ":".join(filter(None, (os.environ.get("PYTHONPATH"), str(packages))))
     manifest = json.loads((args.kit / "MANIFEST").read_text())
+    if damaged := [name for name, file in manifest["files"].items() if digest(args.kit / name) != file["sha256"]]:
+        print(f"onsite.sh: {damaged[0]} of the kit is not the file that was packed", file=sys.stderr)
+        return 2
     result = {
         "format": 1,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
@@ -89,6 +93,10 @@ def attempt(phase: Phase, args: argparse.Namespace, deadline: float) -> dict:
         reason = f"no time: {max(left, 0):.0f} s left, {phase.minimum} s are the minimum"
         return {"status": "skipped", "reason": reason, "seconds": 0.0, "values": {}}
     return run_phase(phase, args.kit, args.out, args.work, left)
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
 
 def save(path: Path, text: str) -> None:

@@ -30,9 +30,13 @@ def ops(session: Session) -> None:
 
 def bench(session: Session) -> None:
     path = session.work / "bench.json"
-    session.command("lora-gpu --bench", [session.bin("lora-gpu"), "--bench", "--only", settings.BENCH, "--json", path])
+    session.command("lora-gpu --bench", [*microbench(session, settings.BENCH), "--json", path])
     if path.exists():
         session.values.update(json.loads(path.read_text()))
+
+
+def microbench(session: Session, only: str) -> list:
+    return [session.bin("lora-gpu"), "--bench", "--bench-scale", settings.BENCH_SCALE, "--only", only]
 
 
 def steps(session: Session) -> None:
@@ -134,6 +138,19 @@ def sanitize(session: Session) -> None:
         results[name] = {0: "ok", None: "stopped"}.get(finished.status, "WRONG")
 
 
+# Kernels for ncu, each with the measurement of lora-gpu that launches it.
+PROFILED = [
+    ("attention_forward", "attention forward 2x"),
+    ("attention_backward_keys", "attention backward 2x"),
+    ("attention_backward_queries", "attention backward 2x"),
+    ("quant_", "dequantize"),
+    ("rms_norm_backward", "rms_norm backward"),
+]
+
+
+NCU_METRIC = r"^ +(Duration|(?:Memory|DRAM|Compute \(SM\)) Throughput) +(\S+) +([\d.,]+) *$"
+
+
 def ncu(session: Session) -> None:
     profiler = environment.tool("ncu")
     if profiler is None:
@@ -143,11 +160,11 @@ def ncu(session: Session) -> None:
             continue
         argv = [
             profiler, "--set", "basic", "--clock-control", "none", "--kernel-name", f"regex:{kernel}", "--launch-skip", "1",
-            "--launch-count", "1", session.bin("lora-gpu"), "--bench", "--only", measurement,
+            "--launch-count", "1", *microbench(session, measurement),
         ]  # fmt: skip
         finished = session.command(f"ncu {kernel}", argv, limit=30)
-        metrics = re.findall(r"^ +(Duration|(?:Memory|DRAM|L2 Cache|Compute \(SM\)) Throughput) +(\S+) +([\d.,]+)$", finished.output, re.MULTILINE)
-        session.values[kernel] = {name: f"{value} {unit}" for name, unit, value in metrics}
+        metrics = re.findall(NCU_METRIC, finished.output, re.MULTILINE)
+        session.values.setdefault("kernels", {})[kernel] = {name: f"{value} {unit}" for name, unit, value in metrics}
 
 
 def time_left(session: Session, seconds: float, what: str) -> bool:

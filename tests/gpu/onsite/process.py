@@ -46,6 +46,8 @@ def run(argv: list[str], log: Path, limit: float, environment: dict[str, str], d
             pass
         finally:
             end_descendants()
+            # It may have been reaped there.
+            process.poll()
     seconds = time.monotonic() - started
     with open(log, "rb") as file:
         file.seek(begin)

@@ -8,11 +8,12 @@ sys.path.append(str(Path(__file__).resolve().parents[3] / "benches/gpu"))
 from run_data import QUANTIZATIONS, Case, Run  # noqa: E402
 
 WIDTH = 150
+PROFILE_LINES = 12
 
 
 def lines(result: dict) -> list[str]:
     run = Run.from_result(result)
-    sections = (outcomes(run), wrong(run), steps(run), profile(run), bench(run), jobs(run), tools(run))
+    sections = (outcomes(run), wrong(run), steps(run), jobs(run), tools(run), profile(run), bench(run))
     header = f"{run.date}  {run.card}, driver {run.driver}, commit {run.commit[:12]}{' with changes' if run.dirty else ''}"
     return [line[:WIDTH] for section in ([header], *sections) for line in section]
 
@@ -42,7 +43,7 @@ def step(key: tuple[str, str, int, int], case: Case) -> str:
     model, quantization, rows, positions = key
     name = f"{model} {QUANTIZATIONS.get(quantization, quantization)[:5]} {rows}x{positions}"
     ours = case.ours[-1] if case.ours else {}
-    theirs = max(case.peft.values(), key=lambda line: line["tokens_per_s"], default={})
+    theirs = case.fastest_peft() or {}
     cells = (
         number(ours.get("tokens_per_s"), 10, 0),
         number(ours.get("mfu"), 7, 1, 100),
@@ -68,3 +69,34 @@ def tools(run: Run) -> list[str]:
     sanitized = [f"{result:<8}{name}" for name, result in run.values("sanitize").get("checks", {}).items()]
     kernels = run.values("ncu").get("kernels", {})
     return sanitized + [f"ncu {kernel}: " + ", ".join(f"{k} {v}" for k, v in m.items()) for kernel, m in kernels.items()]
+
+
+def profile(run: Run) -> list[str]:
+    """The kernels and products that take the most time of a step."""
+    lines = []
+    for case in run.values("steps").get("profiles", []):
+        entries = sorted(case.get("profile", []), key=lambda entry: -entry["milliseconds"])
+        shape = f"{case['quantization']} {case['micro_batch']}x{case['sequence']}"
+        lines.append(f"{f'profile of a step, {shape}':<60}{'count':>7}{'ms':>10}{'GB/s':>9}{'TFLOP/s':>9}")
+        for entry in entries[:PROFILE_LINES]:
+            count, milliseconds = f"{entry['count']:>7}", number(entry["milliseconds"], 10, 3)
+            lines.append(f"{entry['name'][:59]:<60}{count}{milliseconds}{rates(entry)}")
+    return lines
+
+
+def bench(run: Run) -> list[str]:
+    """Operations alone, those that are furthest from the ceilings first."""
+    measured = run.values("bench")
+    if not measured:
+        return []
+    ceilings = measured["ceilings"]
+    heads = f"ceilings {ceilings['tflop_s']:.0f} TFLOP/s, {ceilings['gb_s']:.0f} GB/s; operations:"
+    lines = [f"{heads:<60}{'%':>7}{'ms':>10}{'GB/s':>9}{'TFLOP/s':>9}"]
+    for row in sorted(measured["rows"], key=lambda row: row.get("percent", 0)):
+        cells = row.get("error") or number(row["percent"], 7, 1) + number(row["milliseconds"], 10, 3) + rates(row)
+        lines.append(f"{row['name'][:59]:<60}{cells}")
+    return lines
+
+
+def rates(entry: dict) -> str:
+    return number(entry.get("gb_s"), 9, 0) + number(entry.get("tflop_s"), 9, 1)
