@@ -1,12 +1,13 @@
 """PEFT's side of the training-step benchmark: prints a line of JSON for each case.
 
-A published model's shape with random weights, LoRA r = 16 on every linear layer but the head, every position labelled, one
-micro-batch a step, clipping and fused AdamW as the Trainer does them. The base has the given type; the LoRA weights are f32,
-PEFT's default. With --quantization the blocks' linear layers are bitsandbytes'. On a GPU the forward pass over a bf16 base
-runs under autocast, as the Trainer's does with `bf16=True`.
+A published model's shape with random weights, LoRA r = 16 on every linear layer but the head, every
+position labelled, one micro-batch a step, clipping and fused AdamW as the Trainer does them. The
+base has the given type; the LoRA weights are f32, PEFT's default. With --quantization the blocks'
+linear layers are bitsandbytes'. On a GPU the forward pass over a bf16 base runs under autocast, as
+the Trainer's does with `bf16=True`.
 
-With --cases several shapes of a micro-batch are measured over one base. A case that fails has an `error` in its line, and
-the next one follows; the exit status is 1 if all fail.
+With --cases several shapes of a micro-batch are measured over one base. A case that fails has an
+`error` in its line, and the next one follows; the exit status is 1 if all fail.
 """
 
 import argparse
@@ -102,22 +103,37 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Time training steps of PEFT + Transformers.")
-    parser.add_argument("--model", default="smollm2-135m", help="a file in models/ without .json, or the path of a config.json")
+    parser.add_argument(
+        "--model",
+        default="smollm2-135m",
+        help="a file in models/ without .json, or the path of a config.json",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
     parser.add_argument("--dtype", choices=DTYPES, default="f32", help="type of the base")
-    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="none", help="of the blocks' linear layers")
+    parser.add_argument(
+        "--quantization", choices=QUANTIZATIONS, default="none", help="of the blocks' linear layers"
+    )
     parser.add_argument("--sequence", type=int, default=256, help="positions of a row")
     parser.add_argument("--micro-batch", type=int, default=2, help="rows of a micro-batch")
     parser.add_argument("--cases", type=cases, help="in place of the two: ROWSxPOSITIONS,..., over one base")
     parser.add_argument("--activation-checkpointing", choices=["none", "block"], default="none")
-    parser.add_argument("--attention", choices=ATTENTION, default="sdpa", help="flash: of the package flash-attn")
     parser.add_argument(
-        "--sdpa", type=sdpa_names, default=[None], help=f"the kernel that torch's SDPA must take: {', '.join(SDPA)}; several: one after the other"
+        "--attention", choices=ATTENTION, default="sdpa", help="flash: of the package flash-attn"
+    )
+    parser.add_argument(
+        "--sdpa",
+        type=sdpa_names,
+        default=[None],
+        help=f"the kernel that torch's SDPA must take: {', '.join(SDPA)}; several: one after the other",
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of the host")
     parser.add_argument("--warmup", type=int, default=2, help="steps that are not measured")
     parser.add_argument("--steps", type=int, default=8, help="steps that are measured")
-    parser.add_argument("--profile", type=Path, help=f"write torch.profiler's table of {PROFILED} steps of the first case that can be measured")
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        help=f"write torch.profiler's table of {PROFILED} steps of the first case that can be measured",
+    )
     args = parser.parse_args()
     args.cases = args.cases or [(args.micro_batch, args.sequence)]
     return args
@@ -151,7 +167,9 @@ def build(args: argparse.Namespace, device: torch.device) -> peft.PeftModel:
         )
         if args.quantization != "none":
             quantize(model, args.quantization, DTYPES[args.dtype], device)
-        lora = LoraConfig(task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear")
+        lora = LoraConfig(
+            task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"
+        )
         model = get_peft_model(model, lora)
     if args.activation_checkpointing == "block":
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -159,23 +177,35 @@ def build(args: argparse.Namespace, device: torch.device) -> peft.PeftModel:
 
 
 def quantize(model, quantization: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Replaces the blocks' linear layers by bitsandbytes', one at a time, with the settings that Transformers gives them."""
+    """Replaces the blocks' linear layers by bitsandbytes', with the settings of Transformers."""
     import bitsandbytes as bnb
 
     head = model.get_output_embeddings()
-    linear = [(name, layer) for name, layer in model.named_modules() if type(layer) is torch.nn.Linear and layer is not head]
+    linear = [
+        (name, layer)
+        for name, layer in model.named_modules()
+        if type(layer) is torch.nn.Linear and layer is not head
+    ]
     for name, layer in linear:
         sizes = (layer.in_features, layer.out_features, layer.bias is not None)
         # Its own weight is never used, so it takes no memory.
         if quantization == "int8":
             quantized = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
             # Only a move from the CPU quantizes to int8.
-            quantized.weight = bnb.nn.Int8Params(layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
+            quantized.weight = bnb.nn.Int8Params(
+                layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False
+            )
         else:
             double = quantization == "nf4-double"
-            quantized = bnb.nn.Linear4bit(*sizes, compute_dtype=dtype, compress_statistics=double, quant_type="nf4", device="meta")
+            quantized = bnb.nn.Linear4bit(
+                *sizes, compute_dtype=dtype, compress_statistics=double, quant_type="nf4", device="meta"
+            )
             quantized.weight = bnb.nn.Params4bit(
-                layer.weight.data, requires_grad=False, compress_statistics=double, quant_type="nf4", module=quantized
+                layer.weight.data,
+                requires_grad=False,
+                compress_statistics=double,
+                quant_type="nf4",
+                module=quantized,
             )
         quantized.bias = layer.bias
         # The move to a device is what quantizes.
@@ -217,7 +247,9 @@ def profile(step, path: Path, on_gpu: bool) -> None:
         for _ in range(PROFILED):
             step()
     order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
-    path.write_text(profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60) + "\n")
+    path.write_text(
+        profiler.key_averages().table(sort_by=order, row_limit=40, max_name_column_width=60) + "\n"
+    )
 
 
 def train_step(model, parameters, optimizer, autocast, tokens: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
 """Makes the tables of RESULTS.md from the runs on GPUs.
 
-    benches/gpu/results.py                    rewrites the tables between the page's markers
-    benches/gpu/results.py --check            fails if the page would change
-    benches/gpu/results.py --add RESULT       adds result.json of a run of tests/gpu/onsite.sh to the runs, then rewrites
-    --results DIR, --page FILE                other runs than benches/gpu/results, another page than RESULTS.md
+    results.py                     rewrites the tables between the page's markers
+    results.py --check             fails if the page would change
+    results.py --add RESULT        adds result.json of a run of tests/gpu/onsite.sh, then rewrites
+    --results DIR, --page FILE     other runs than results/, another page than RESULTS.md
 
-The runs are benches/gpu/results/DATE-CARD.json; the rows of the tables are in tables.toml. A row has the newest run that has a
-result for it, or `never`.
+The runs are results/DATE-CARD.json; the rows of the tables are in tables.toml. A row shows the
+newest run that has a result for it, or `never`.
 """
 
 import argparse
@@ -43,7 +43,10 @@ def main() -> int:
         new = replace(new, name, lines, args.page)
     if args.check:
         if new != old:
-            print(f"{args.page} is not what the runs in {args.results} give; run benches/gpu/results.py", file=sys.stderr)
+            print(
+                f"{args.page} is not what the runs in {args.results} give; run benches/gpu/results.py",
+                file=sys.stderr,
+            )
         return int(new != old)
     args.page.write_text(new)
     return 0
@@ -92,7 +95,15 @@ def all_runs(runs: list[Run]) -> list[str]:
     rows = []
     for run in runs:
         phases = [f"{name} {phase['status']}" for name, phase in run.phases.items()]
-        rows.append([run.date, run.card, run.driver, f"`{run.commit[:12]}`{' with changes' if run.dirty else ''}", ", ".join(phases)])
+        rows.append(
+            [
+                run.date,
+                run.card,
+                run.driver,
+                f"`{run.commit[:12]}`{' with changes' if run.dirty else ''}",
+                ", ".join(phases),
+            ]
+        )
     return table(["date", "card", "driver", "commit", "phases"], rows or [[NEVER, "", "", "", ""]])
 
 
@@ -146,7 +157,17 @@ def step(run: Run, case: Case) -> list[str] | None:
 
 
 def against_peft(wanted: list[dict], runs: list[Run]) -> list[str]:
-    heads = ["base", "rows x positions", "tokens/s", "PEFT", "ratio", "peak memory", "PEFT", "PEFT's kernel", "run"]
+    heads = [
+        "base",
+        "rows x positions",
+        "tokens/s",
+        "PEFT",
+        "ratio",
+        "peak memory",
+        "PEFT",
+        "PEFT's kernel",
+        "run",
+    ]
     wanted = [group for group in wanted if group["peft"]]
     return table(heads, case_rows(wanted, runs, len(heads) - 2, both_sides))
 
@@ -167,9 +188,11 @@ def both_sides(run: Run, case: Case) -> list[str] | None:
 
 
 def case_rows(wanted: list[dict], runs: list[Run], cells: int, show) -> list[list[str]]:
-    """A row for each case, first the wanted ones: `show` gives the cells that a run has for it, or None."""
+    """A row for each case, first the wanted ones: `show` gives a run's cells of a case, or None."""
     keys = [
-        (group["model"], group["quantization"], *map(int, case.split("x"))) for group in wanted for case in group["cases"]
+        (group["model"], group["quantization"], *map(int, case.split("x")))
+        for group in wanted
+        for case in group["cases"]
     ]
     newest: dict[tuple, list[str]] = {}
     for run in runs:
@@ -216,10 +239,18 @@ def bench(runs: list[Run]) -> list[str]:
             if "error" in row:
                 rows.append([row["name"], row["error"], "", "", ""])
             else:
-                rows.append([row["name"], number(row["milliseconds"], 3), *rates(row), number(row["percent"], 0, 1, " %")])
+                rows.append(
+                    [
+                        row["name"],
+                        number(row["milliseconds"], 3),
+                        *rates(row),
+                        number(row["percent"], 0, 1, " %"),
+                    ]
+                )
         side, copied = ceilings["product_side"], ceilings["copy_bytes"] >> 20
-        text = f"{run.label()}. Ceilings: {ceilings['tflop_s']:.0f} TFLOP/s (product of {side} x {side} x {side} in bf16), "
-        return [text + f"{ceilings['gb_s']:.0f} GB/s (copy of {copied} MiB).", "", *table(heads, rows)]
+        product = f"{ceilings['tflop_s']:.0f} TFLOP/s (product of {side} x {side} x {side} in bf16)"
+        copy = f"{ceilings['gb_s']:.0f} GB/s (copy of {copied} MiB)"
+        return [f"{run.label()}. Ceilings: {product}, {copy}.", "", *table(heads, rows)]
     return table(heads, [[NEVER, "", "", "", ""]])
 
 

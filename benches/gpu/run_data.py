@@ -10,7 +10,7 @@ QUANTIZATIONS = {"none": "bf16", "nf4": "NF4", "nf4-double": "NF4 + double quant
 
 @dataclass
 class Case:
-    """Training steps of one shape: our results in order of the phases, and PEFT's by the attention kernel."""
+    """Training steps of one shape: our results in order, PEFT's by attention kernel."""
 
     ours: list[dict] = field(default_factory=list)
     peft: dict[str, dict] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class Case:
         return max(self.peft.values(), key=lambda line: line["tokens_per_s"], default=None)
 
     def ratio(self) -> float | None:
-        """Our tokens a second divided by PEFT's; of several of ours, the one that was measured last, beside PEFT."""
+        """Our tokens a second divided by PEFT's; of ours, those that were measured last."""
         theirs = self.fastest_peft()
         return self.ours[-1]["tokens_per_s"] / theirs["tokens_per_s"] if self.ours and theirs else None
 

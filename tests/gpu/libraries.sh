@@ -1,10 +1,12 @@
+# shellcheck shell=bash
 # Sourced by the scripts that run programs built for CUDA. Defines `find_libraries`.
 
 # find_libraries PROGRAM [PYTHON]
 #
-# Extends LD_LIBRARY_PATH if PROGRAM cannot load its libraries without it: with the directories of NVIDIA's Python packages,
-# which PyTorch depends on, and with those where container runtimes and CUDA's installer put libraries. What the loader
-# finds by itself comes first. Returns 1 if a library is still missing; stderr names the missing ones.
+# Extends LD_LIBRARY_PATH if PROGRAM cannot load its libraries without it: with the directories of
+# NVIDIA's Python packages, which PyTorch depends on, and with those where container runtimes and
+# CUDA's installer put libraries. What the loader finds by itself comes first. Returns 1 if a
+# library is still missing; stderr names the missing ones.
 find_libraries() {
   local program=$1 python=${2:-python3} found missing
   missing=$(missing_libraries "$program")
@@ -19,7 +21,8 @@ print(":".join(places + glob.glob("/usr/local/nvidia/lib64") + glob.glob("/usr/l
   if [ -n "$found" ]; then export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$found"; fi
   missing=$(missing_libraries "$program")
   [ -n "$missing" ] || return 0
-  echo "$program needs libraries that are not installed: $missing; searched: ${LD_LIBRARY_PATH:-the default directories}" >&2
+  echo "$program needs libraries that are not installed: $missing" >&2
+  echo "searched: the default directories, ${LD_LIBRARY_PATH:-and LD_LIBRARY_PATH, which is empty}" >&2
   return 1
 }
 

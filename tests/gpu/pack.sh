@@ -1,16 +1,18 @@
 #!/usr/bin/env bash
-# Packs everything that checks and measures the CUDA engine on one machine with a GPU into OUT_DIR/kit.tar.xz. Neither a GPU nor
-# CUDA is needed here; there, `onsite.sh kit.tar.xz` needs Python 3.12, the driver, and CUDA's libraries.
+# Packs everything that checks and measures the CUDA engine on one machine with a GPU into
+# OUT_DIR/kit.tar.xz. Neither a GPU nor CUDA is needed here; there, `onsite.sh kit.tar.xz` needs
+# Python 3.12, the driver, and CUDA's libraries.
 #
 #   tests/gpu/pack.sh [--programs DIR] [--without-python] [--level N] OUT_DIR
 #
-# --programs: packs lora-worker, lora-gpu, train_step and loractl of DIR instead of building them. --without-python: leaves
-# bitsandbytes out, which PEFT needs for 4 bits. --level: of xz, default 9.
-# OUT_DIR/MANIFEST, also in the archive, is JSON: commit, whether there were changes to it, whether the programs came from
-# --programs, date, and size and SHA-256 of each file.
+# --programs: packs lora-worker, lora-gpu, train_step and loractl of DIR instead of building them.
+# --without-python: leaves bitsandbytes out, which PEFT needs for 4 bits. --level: of xz, default 9.
+# OUT_DIR/MANIFEST, also in the archive, is JSON: commit, whether there were changes to it, whether
+# the programs came from --programs, date, and size and SHA-256 of each file.
 #
-# An error: a program needs a library or a version of glibc that the kit does not expect on a machine with a driver and PyTorch's
-# packages; the archive is larger than 40 MiB. Exit code 75: CUDA's compiler cannot be installed on this machine.
+# An error: a program needs a library or a version of glibc that the kit does not expect on a
+# machine with a driver and PyTorch's packages; the archive is larger than 40 MiB. Exit code 75:
+# CUDA's compiler cannot be installed on this machine.
 set -euo pipefail
 programs='' python=1 level=9 prebuilt=''
 usage() { echo "usage: pack.sh [--programs DIR] [--without-python] [--level N] OUT_DIR: $*" >&2; exit 2; }
@@ -44,8 +46,8 @@ if [ -z "$programs" ]; then
     source "$target/cuda-toolchain/env.sh"
   fi
   cargo fetch --locked
-  # The simulated libraries have the names and symbols of the real ones, so programs can be linked against them. The linker
-  # needs none of the engine's kernels in them.
+  # The simulated libraries have the names and symbols of the real ones, so programs can be linked
+  # against them. The linker needs none of the engine's kernels in them.
   tests/gpu/sim/build.sh "$target/kit-link" tests/gpu/sim/selftest/kernels.cu
   export LIBRARY_PATH=$target/kit-link${LIBRARY_PATH:+:$LIBRARY_PATH} LORA_CUDA_ARCHS=${LORA_CUDA_ARCHS:-90}
   cargo build --locked --profile kit --target-dir "$target/cuda" -p lora-worker -p lora-gpu -p lora-bench \
@@ -69,21 +71,23 @@ for name in "${names[@]}"; do
   done
   newest=$(readelf --version-info "$kit/bin/$name" | grep -oE 'GLIBC_[0-9.]+' | sort -Vu | tail -1)
   newest=${newest#GLIBC_}
-  [ "$(printf '%s\n' "$newest" "$glibc" | sort -V | tail -1)" = "$glibc" ] || fail "$name needs glibc $newest; $glibc is the newest allowed"
+  [ "$(printf '%s\n' "$newest" "$glibc" | sort -V | tail -1)" = "$glibc" ] ||
+    fail "$name needs glibc $newest; $glibc is the newest allowed"
   echo "$name: $(stat -c %s "$kit/bin/$name") bytes, glibc $newest"
 done
 
 # The paths of the repository: scripts find each other, and programs their data, as they do there.
-git ls-files -z benches/compare.sh benches/gpu benches/models benches/peft_step.py benches/table.py examples/dates/base \
-  examples/dates/train.jsonl examples/dates/eval.jsonl tests/golden/cases tests/golden/models tests/gpu/libraries.sh tests/gpu/onsite tests/gpu/onsite.sh \
-  tests/gpu/selftest.sh | xargs -0 cp --parents -t "$kit"
+git ls-files -z benches/compare.sh benches/gpu benches/models benches/peft_step.py benches/table.py \
+  examples/dates/base examples/dates/train.jsonl examples/dates/eval.jsonl tests/golden/cases tests/golden/models \
+  tests/gpu/libraries.sh tests/gpu/onsite tests/gpu/onsite.sh tests/gpu/selftest.sh |
+  xargs -0 cp --parents -t "$kit"
 
 if [ -n "$python" ]; then
   # Only the library for CUDA 13.0, the version of the kit's programs.
   requirement=$(grep '^bitsandbytes==' benches/requirements.txt)
   python3 -m venv "$work/venv"
-  if "$work/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --platform manylinux_2_24_x86_64 \
-    --dest "$work" "$requirement"; then
+  if "$work/venv/bin/pip" download --quiet --disable-pip-version-check --no-deps --only-binary=:all: \
+    --platform manylinux_2_24_x86_64 --dest "$work" "$requirement"; then
     python3 - "$work"/bitsandbytes-*.whl "$kit/python" <<'PYTHON'
 import re
 import sys
@@ -106,16 +110,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 kit, commit, changes, prebuilt = Path(sys.argv[1]), *sys.argv[2:]
-files = {
-    str(path.relative_to(kit)): {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    for path in sorted(kit.rglob("*"))
-    if path.is_file()
-}
+files = {}
+for path in sorted(kit.rglob("*")):
+    if path.is_file():
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        files[str(path.relative_to(kit))] = {"bytes": path.stat().st_size, "sha256": digest}
 date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-manifest = {"commit": commit, "dirty": bool(changes), "prebuilt": bool(prebuilt), "date": date, "files": files}
+state = {"commit": commit, "dirty": bool(changes), "prebuilt": bool(prebuilt), "date": date}
+manifest = {**state, "files": files}
 (kit / "MANIFEST").write_text(json.dumps(manifest, indent=1) + "\n")
 PYTHON
-python3 "$work/manifest.py" "$kit" "$(git rev-parse HEAD)" "$(git status --porcelain --untracked-files=no)" "$prebuilt"
+changes=$(git status --porcelain --untracked-files=no)
+python3 "$work/manifest.py" "$kit" "$(git rev-parse HEAD)" "$changes" "$prebuilt"
 
 # One stream with a dictionary larger than all programs together: what they share is stored once.
 tar --create --sort=name --owner=0 --group=0 --numeric-owner --directory "$work" kit |
@@ -123,4 +129,5 @@ tar --create --sort=name --owner=0 --group=0 --numeric-owner --directory "$work"
 bytes=$(stat -c %s "$work/kit.tar.xz")
 [ "$bytes" -le "$most_bytes" ] || fail "the archive has $bytes bytes; $most_bytes are the most allowed"
 mv "$work/kit.tar.xz" "$kit/MANIFEST" "$out/"
-echo "$out/kit.tar.xz: $bytes bytes, $(du -sb "$kit" | cut -f1) unpacked; sha256 $(sha256sum "$out/kit.tar.xz" | cut -d' ' -f1)"
+echo "$out/kit.tar.xz: $bytes bytes, unpacked $(du -sb "$work/kit" | cut -f1)"
+sha256sum "$out/kit.tar.xz"

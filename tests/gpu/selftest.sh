@@ -1,17 +1,20 @@
 #!/usr/bin/env bash
-# Everything that can be checked on a machine with a GPU, by prebuilt programs: nothing is compiled here.
+# Everything that can be checked on a machine with a GPU, by prebuilt programs: nothing is compiled
+# here.
 #
 #   tests/gpu/selftest.sh BIN_DIR        BIN_DIR: lora-gpu and lora-worker (built with the feature cuda), loractl
 #
-# Every kernel against the CPU, gradients, whole models against Transformers + PEFT, training against the CPU's, the same
-# bits again (lora-gpu); then jobs with real processes: the same adapter from 1, 2 and 4 workers, through TCP and,
-# where ranks may share a GPU or have one each, NCCL; with a worker killed on the way.
+# Every kernel against the CPU, gradients, whole models against Transformers + PEFT, training
+# against the CPU's, the same bits again (lora-gpu); then jobs with real processes: the same adapter
+# from 1, 2 and 4 workers, through TCP and, where ranks may share a GPU or have one each, NCCL; with
+# a worker killed on the way.
 #
-# From the environment: STEPS (200) of each job: a GPU needs longer for 200 steps than it takes to find and kill a worker.
-# JOBS (all): which of the checks below run, in the order given here; `one` runs if another job is compared with it.
+# From the environment: STEPS (200) of each job: a GPU needs longer for 200 steps than it takes to
+# find and kill a worker. JOBS (all): which of the checks below run, in the order given here; `one`
+# runs if another job is compared with it.
 set -uo pipefail
 bin=$(cd "${1:?usage: selftest.sh BIN_DIR}" && pwd) || exit 2
-cd "$(dirname "$0")/../.."
+cd "$(dirname "$0")/../.." || exit 2
 steps=${STEPS:-200}
 all="doctor ops one tcp2 nccl2 tcp4 nccl4 killed-tcp killed-nccl cpu"
 jobs=" ${JOBS:-$all} "
@@ -35,25 +38,33 @@ line() {
   if [ "$2" != ok ]; then failures=$((failures + 1)); fi
 }
 
-# A job of "$1" steps. The learning rate is constant, so that the first steps do not depend on the number of steps.
+# A job of "$1" steps. The learning rate is constant, so that the first steps do not depend on the
+# number of steps.
 job_file() {
   cat <<YAML
 name: selftest
 model: {base: $PWD/examples/dates/base}
 adapter: {r: 8, lora_alpha: 16, lora_dropout: 0.05}
 data: {train: $PWD/examples/dates/train.jsonl}
-training: {max_steps: $1, global_batch_size: 8, micro_batch_size: 2, learning_rate: 1.0e-3, lr_scheduler_type: constant, logging_steps: 1}
+training:
+  max_steps: $1
+  global_batch_size: 8
+  micro_batch_size: 2
+  learning_rate: 1.0e-3
+  lr_scheduler_type: constant
+  logging_steps: 1
 workers: {min: 1, max: 4}
 YAML
 }
 job_file "$steps" > "$work/job.yaml"
 
-# Runs "$work/${JOB:-job}.yaml" as "$1" with "$2" workers and further flags; its output is in "$work/$1.log".
+# Runs "$work/${JOB:-job}.yaml" as "$1" with "$2" workers and further flags; its output is in
+# "$work/$1.log".
 job() {
   local name=$1 workers=$2
   shift 2
-  timeout 900 "$bin/loractl" run "$work/${JOB:-job}.yaml" --workers "$workers" --worker "$bin/lora-worker" --out "$work/$name" "$@" \
-    >"$work/$name.log" 2>&1
+  timeout 900 "$bin/loractl" run "$work/${JOB:-job}.yaml" --workers "$workers" --worker "$bin/lora-worker" \
+    --out "$work/$name" "$@" >"$work/$name.log" 2>&1
 }
 field() { # name of a job, field of its receipt
   sed -n 's/^ *"'"$2"'": "\(.*\)",\{0,1\}$/\1/p' "$work/$1/receipt.json" 2>/dev/null | head -1
@@ -132,7 +143,9 @@ killed() { # what, job, flags
     sleep 0.02
   done
   victim=$(worker_of $run)
-  if [ -z "$victim" ] || ! kill -KILL "$victim" 2>/dev/null; then line "$what" WRONG "there was no worker to kill"; fi
+  if [ -z "$victim" ] || ! kill -KILL "$victim" 2>/dev/null; then
+    line "$what" WRONG "there was no worker to kill"
+  fi
   wait $run
   same "$what" "$name"
 }
@@ -141,16 +154,22 @@ if wanted killed-nccl; then
   NCCL_MULTI_RANK_GPU_ENABLE=1 killed "2 workers, one killed, NCCL where it can be" killed-nccl
 fi
 
-# The CPU computes the first steps of the same job in f32 over the same bf16 weights: losses agree within bf16, and differ
-# more with each step, because the parameters differ by then.
+# The CPU computes the first steps of the same job in f32 over the same bf16 weights: losses agree
+# within bf16, and differ more with each step, because the parameters differ by then.
 losses() { head -n "$cpu_steps" "$work/$1/metrics.jsonl" 2>/dev/null | sed 's/.*"loss":\([0-9.e-]*\).*/\1/'; }
 if wanted cpu; then
   cpu_steps=$((steps < 5 ? steps : 5))
   job_file "$cpu_steps" > "$work/cpu-job.yaml"
   JOB=cpu-job job cpu 1 --device cpu
   compared=$(paste -d' ' <(losses cpu) <(losses one) | awk -v steps="$cpu_steps" '
-    NF == 2 { n++; d = ($1 - $2) / $1; if (d < 0) d = -d; all = all sprintf(" %.2g", d); if (d > 0.01 + 0.005 * (n - 1)) wrong = 1 }
-    END { if (n != steps) wrong = 1; print (wrong ? "WRONG" : "ok"), n + 0, "of", steps, "steps, off by", all, "of the loss" }')
+    NF == 2 {
+      d = ($1 - $2) / $1
+      if (d < 0) d = -d
+      if (d > 0.01 + 0.005 * n) wrong = 1
+      n++
+      all = all sprintf(" %.2g", d)
+    }
+    END { print (wrong || n != steps ? "WRONG" : "ok"), n + 0 " of " steps " steps, off by" all " of the loss" }')
   line "losses as on the CPU" "${compared%% *}" "${compared#* }"
 fi
 

@@ -1,4 +1,4 @@
-"""Prints what this machine is, as one JSON document: GPU, driver, libraries, Python packages, processor, tools."""
+"""Prints a JSON document about this machine: GPU, driver, libraries, packages, processor, tools."""
 
 import ctypes
 import glob
@@ -10,8 +10,8 @@ import shutil
 import subprocess
 
 NVIDIA_SMI = [
-    "name", "driver_version", "memory.total", "memory.used", "power.limit", "clocks.sm", "clocks.max.sm", "clocks.mem",
-    "mig.mode.current", "compute_mode", "temperature.gpu", "uuid",
+    "name", "driver_version", "memory.total", "memory.used", "power.limit", "clocks.sm", "clocks.max.sm",
+    "clocks.mem", "mig.mode.current", "compute_mode", "temperature.gpu", "uuid",
 ]  # fmt: skip
 # CU_DEVICE_ATTRIBUTE_*
 ATTRIBUTES = {
@@ -34,8 +34,8 @@ ATTRIBUTES = {
     "memory_pools_supported": 115,
 }
 PACKAGES = [
-    "torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton", "nvidia-cublas", "nvidia-cuda-runtime",
-    "nvidia-curand", "nvidia-nccl-cu13", "nvidia-cudnn-cu13",
+    "torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton", "nvidia-cublas",
+    "nvidia-cuda-runtime", "nvidia-curand", "nvidia-nccl-cu13", "nvidia-cudnn-cu13",
 ]  # fmt: skip
 # Environment variables that change results or speed.
 VARIABLES = ("CUDA_", "CUBLAS", "NCCL_", "NVIDIA_", "LD_LIBRARY_PATH", "LORA_", "PYTORCH_")
@@ -58,7 +58,9 @@ def main() -> None:
         "libc": " ".join(platform.libc_ver()),
         "python": platform.python_version(),
         "tools": {name: path for name in ("ncu", "compute-sanitizer", "nvcc") if (path := tool(name))},
-        "variables": {name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)},
+        "variables": {
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
+        },
     }
     print(json.dumps(described, indent=1))
 
@@ -69,7 +71,10 @@ def device() -> dict:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
         return {"error": str(error)}
-    for name, arguments in {"cuInit": (0,), "cuDeviceGet": (ctypes.byref(ordinal := ctypes.c_int()), 0)}.items():
+    for name, arguments in {
+        "cuInit": (0,),
+        "cuDeviceGet": (ctypes.byref(ordinal := ctypes.c_int()), 0),
+    }.items():
         if status := getattr(cuda, name)(*arguments):
             return {"error": f"{name} returned {status}"}
     count, version, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
@@ -78,7 +83,12 @@ def device() -> dict:
     cuda.cuDriverGetVersion(ctypes.byref(version))
     cuda.cuDeviceGetName(name, len(name), ordinal)
     cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), ordinal)
-    described = {"name": name.value.decode(), "count": count.value, "cuda": version.value, "memory_bytes": memory.value}
+    described = {
+        "name": name.value.decode(),
+        "count": count.value,
+        "cuda": version.value,
+        "memory_bytes": memory.value,
+    }
     for attribute, number in ATTRIBUTES.items():
         value = ctypes.c_int()
         if cuda.cuDeviceGetAttribute(ctypes.byref(value), number, ordinal) == 0:
@@ -106,14 +116,20 @@ def kernel_module() -> str | None:
 def libraries() -> dict[str, str]:
     """Versions of the libraries that the programs load, or the loader's error."""
     versions = {}
-    for file, function in {"libcudart.so.13": "cudaRuntimeGetVersion", "libnccl.so.2": "ncclGetVersion"}.items():
+    for file, function in {
+        "libcudart.so.13": "cudaRuntimeGetVersion",
+        "libnccl.so.2": "ncclGetVersion",
+    }.items():
         try:
             value = ctypes.c_int()
             getattr(ctypes.CDLL(file), function)(ctypes.byref(value))
             versions[file] = str(value.value)
         except (OSError, AttributeError) as error:
             versions[file] = str(error)
-    for file, function in {"libcublas.so.13": "cublasGetProperty", "libcurand.so.10": "curandGetProperty"}.items():
+    for file, function in {
+        "libcublas.so.13": "cublasGetProperty",
+        "libcurand.so.10": "curandGetProperty",
+    }.items():
         try:
             read, parts = getattr(ctypes.CDLL(file), function), [ctypes.c_int() for _ in range(3)]
             for part, value in enumerate(parts):
@@ -133,7 +149,9 @@ def package(name: str) -> str | None:
 
 def processor() -> str:
     with open("/proc/cpuinfo") as file:
-        return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
+        return next(
+            (line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine()
+        )
 
 
 def tool(name: str) -> str | None:

@@ -29,7 +29,9 @@ def main() -> int:
     parser.add_argument("--kit", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--started", type=int, required=True, help="when the budget began, in seconds since 1970")
+    parser.add_argument(
+        "--started", type=int, required=True, help="when the budget began, in seconds since 1970"
+    )
     parser.add_argument("--seconds", type=int, required=True)
     parser.add_argument("phases", nargs="*")
     args = parser.parse_args()
@@ -47,7 +49,9 @@ def main() -> int:
         sys.path.append(str(packages))
         os.environ["PYTHONPATH"] = ":".join(filter(None, (os.environ.get("PYTHONPATH"), str(packages))))
     manifest = json.loads((args.kit / "MANIFEST").read_text())
-    if damaged := [name for name, file in manifest["files"].items() if digest(args.kit / name) != file["sha256"]]:
+    if damaged := [
+        name for name, file in manifest["files"].items() if digest(args.kit / name) != file["sha256"]
+    ]:
         print(f"onsite.sh: {damaged[0]} of the kit is not the file that was packed", file=sys.stderr)
         return 2
     result = {
@@ -62,7 +66,9 @@ def main() -> int:
     for name in names:
         result["phases"][name] = outcome = attempt(PHASES[name], args, deadline)
         save(args.out / "result.json", json.dumps(result, indent=1))
-        print(f"{name:<10}{outcome['status']:<9}{outcome['seconds']:>7.1f} s  {outcome['reason']}", flush=True)
+        print(
+            f"{name:<10}{outcome['status']:<9}{outcome['seconds']:>7.1f} s  {outcome['reason']}", flush=True
+        )
 
     lines = table.lines(result)
     save(args.out / "table.txt", "\n".join(lines) + "\n")

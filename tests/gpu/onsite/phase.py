@@ -18,7 +18,7 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Phase:
-    """`minimum`: seconds without which it is not started. `limit`: seconds after which it is stopped."""
+    """Is not started with less than `minimum` seconds, and is stopped after `limit` seconds."""
 
     name: str
     minimum: int
@@ -28,7 +28,7 @@ class Phase:
 
 @dataclass
 class Session:
-    """A phase that runs: `values` go into result.json, also those of a phase that fails or is stopped."""
+    """A phase that runs; `values` go into result.json, also if the phase fails or is stopped."""
 
     kit: Path
     work: Path
@@ -41,8 +41,13 @@ class Session:
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
-    def command(self, what: str, argv: list, limit: float | None = None, **variables: str) -> process.Finished:
-        """Runs a command for at most `limit` seconds, with further environment variables; a failure is the phase's."""
+    def command(
+        self, what: str, argv: list, limit: float | None = None, **variables: str
+    ) -> process.Finished:
+        """Runs a command for at most `limit` seconds; its failure is the phase's.
+
+        `variables` are added to its environment.
+        """
         limit = self.left() if limit is None else min(limit, self.left())
         environment = {**os.environ, "TMPDIR": str(self.work), **variables}
         finished = process.run([str(word) for word in argv], self.log, limit, environment, self.kit)
@@ -73,7 +78,12 @@ def run_phase(phase: Phase, kit: Path, out: Path, work: Path, seconds: float) ->
     except (OSError, KeyError, TypeError, ValueError) as error:
         status, reason = "failed", f"{type(error).__name__}: {error}"
     cut(session.log)
-    return {"status": status, "reason": reason, "seconds": round(time.monotonic() - started, 1), "values": session.values}
+    return {
+        "status": status,
+        "reason": reason,
+        "seconds": round(time.monotonic() - started, 1),
+        "values": session.values,
+    }
 
 
 def cut(log: Path) -> None:

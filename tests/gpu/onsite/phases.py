@@ -14,18 +14,25 @@ ANOTHER_BASE = 20
 
 
 def env(session: Session) -> None:
-    finished = session.command("environment.py", [settings.PYTHON, Path(__file__).with_name("environment.py")])
+    finished = session.command(
+        "environment.py", [settings.PYTHON, Path(__file__).with_name("environment.py")]
+    )
     session.values.update(json.loads(finished.output))
 
 
 def doctor(session: Session) -> None:
-    session.command("doctor", [session.bin("loractl"), "doctor", "--device", "cuda", "--worker", session.bin("lora-worker")])
+    session.command(
+        "doctor",
+        [session.bin("loractl"), "doctor", "--device", "cuda", "--worker", session.bin("lora-worker")],
+    )
 
 
 def ops(session: Session) -> None:
     finished = session.command("lora-gpu", [session.bin("lora-gpu"), "--only", settings.CHECKS])
     checks = re.findall(r"^(ok|WRONG) +(.+?) +([\d.]+) s  (.*)$", finished.output, re.MULTILINE)
-    session.values["checks"] = {name: {"status": status, "detail": detail} for status, name, _, detail in checks}
+    session.values["checks"] = {
+        name: {"status": status, "detail": detail} for status, name, _, detail in checks
+    }
 
 
 def bench(session: Session) -> None:
@@ -55,7 +62,14 @@ def ours(session: Session) -> None:
 
 def train_steps(session: Session, quantization: str, cases: str = settings.CASES, *flags: str) -> None:
     """Our training steps; adds a case for each line of JSON."""
-    argv = [session.bin("train_step"), "--json", "--device", "cuda:0", *flags, *step_flags(quantization, cases)]
+    argv = [
+        session.bin("train_step"),
+        "--json",
+        "--device",
+        "cuda:0",
+        *flags,
+        *step_flags(quantization, cases),
+    ]
     finished = session.command(f"train_step {' '.join((quantization, *flags))}", argv)
     session.values.setdefault("profiles" if flags else "cases", []).extend(json_lines(finished.output))
 
@@ -83,8 +97,18 @@ def peft(session: Session) -> None:
 
 
 def peft_steps(session: Session, quantization: str, kernels: str, *flags: object) -> None:
-    argv = [settings.PYTHON, session.kit / "benches/peft_step.py", "--device", "cuda:0", "--sdpa", kernels, *flags]
-    finished = session.command(f"peft_step.py {quantization}", argv + step_flags(quantization, settings.CASES))
+    argv = [
+        settings.PYTHON,
+        session.kit / "benches/peft_step.py",
+        "--device",
+        "cuda:0",
+        "--sdpa",
+        kernels,
+        *flags,
+    ]
+    finished = session.command(
+        f"peft_step.py {quantization}", argv + step_flags(quantization, settings.CASES)
+    )
     session.values.setdefault("cases", []).extend(json_lines(finished.output))
 
 
@@ -109,10 +133,13 @@ def jobs(session: Session, names: str, **variables: str) -> None:
     argv = [session.kit / "tests/gpu/selftest.sh", session.kit / "bin"]
     finished = session.command("selftest.sh", argv, JOBS=names, STEPS=settings.JOB_STEPS, **variables)
     lines = re.findall(r"^(ok|WRONG|--) +(.{44}) (.*)$", finished.output, re.MULTILINE)
-    session.values["jobs"] = {name.strip(): {"status": status, "detail": detail} for status, name, detail in lines}
+    session.values["jobs"] = {
+        name.strip(): {"status": status, "detail": detail} for status, name, detail in lines
+    }
 
 
-# Checks of operations for compute-sanitizer, by tool: first the kernels with the most shared memory and barriers.
+# Checks of operations for compute-sanitizer, by tool: first the kernels with the most shared memory
+# and barriers.
 SANITIZED = [
     ("racecheck", "attention forward and backward bf16"),
     ("memcheck", "attention forward and backward bf16"),
@@ -159,12 +186,14 @@ def ncu(session: Session) -> None:
         if not time_left(session, 5, kernel):
             continue
         argv = [
-            profiler, "--set", "basic", "--clock-control", "none", "--kernel-name", f"regex:{kernel}", "--launch-skip", "1",
-            "--launch-count", "1", *microbench(session, measurement),
+            profiler, "--set", "basic", "--clock-control", "none", "--kernel-name", f"regex:{kernel}",
+            "--launch-skip", "1", "--launch-count", "1", *microbench(session, measurement),
         ]  # fmt: skip
         finished = session.command(f"ncu {kernel}", argv, limit=30)
         metrics = re.findall(NCU_METRIC, finished.output, re.MULTILINE)
-        session.values.setdefault("kernels", {})[kernel] = {name: f"{value} {unit}" for name, unit, value in metrics}
+        session.values.setdefault("kernels", {})[kernel] = {
+            name: f"{value} {unit}" for name, unit, value in metrics
+        }
 
 
 def time_left(session: Session, seconds: float, what: str) -> bool:
@@ -176,7 +205,7 @@ def time_left(session: Session, seconds: float, what: str) -> bool:
 
 
 def json_lines(output: str) -> list[dict]:
-    """The lines of JSON in an output, among lines of text; a command that was stopped may have left half a line."""
+    """The lines of JSON in an output, without other lines and a last line that is cut off."""
     return [json.loads(line) for line in output.splitlines() if line.startswith("{") and line.endswith("}")]
 
 

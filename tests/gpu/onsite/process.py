@@ -23,21 +23,27 @@ class Finished:
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of processes whose parents end, so that `descendants` finds them."""
+    """Makes this process the parent of processes whose parents end: `descendants` finds them."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
 def run(argv: list[str], log: Path, limit: float, environment: dict[str, str], directory: Path) -> Finished:
-    """Runs `argv` for at most `limit` seconds; `log` gets the command and its output (stdout and stderr) as they come."""
+    """Runs `argv` for at most `limit` seconds; appends it and its output to `log` as they come."""
     started = time.monotonic()
     with open(log, "ab") as file:
         file.write(f"$ {' '.join(argv)}\n".encode())
         file.flush()
         begin = file.tell()
         process = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=file, stderr=file, env=environment, cwd=directory, start_new_session=True
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            env=environment,
+            cwd=directory,
+            start_new_session=True,
         )
         status = None
         try:

@@ -14,7 +14,8 @@ PROFILE_LINES = 12
 def lines(result: dict) -> list[str]:
     run = Run.from_result(result)
     sections = (outcomes(run), wrong(run), steps(run), jobs(run), tools(run), profile(run), bench(run))
-    header = f"{run.date}  {run.card}, driver {run.driver}, commit {run.commit[:12]}{' with changes' if run.dirty else ''}"
+    commit = run.commit[:12] + (" with changes" if run.dirty else "")
+    header = f"{run.date}  {run.card}, driver {run.driver}, commit {commit}"
     return [line[:WIDTH] for section in ([header], *sections) for line in section]
 
 
@@ -35,7 +36,8 @@ def steps(run: Run) -> list[str]:
     cases = run.cases()
     if not cases:
         return []
-    heads = f"{'training steps':<34}{'tokens/s':>10}{'MFU':>7}{'GB':>7}{'held GB':>9}{'PEFT':>10}{'GB':>7}{'ratio':>7}"
+    ours = f"{'tokens/s':>10}{'MFU':>7}{'GB':>7}{'held GB':>9}"
+    heads = f"{'training steps':<34}{ours}{'PEFT':>10}{'GB':>7}{'ratio':>7}"
     return [heads, *(step(key, case) for key, case in cases.items())]
 
 
@@ -68,7 +70,9 @@ def jobs(run: Run) -> list[str]:
 def tools(run: Run) -> list[str]:
     sanitized = [f"{result:<8}{name}" for name, result in run.values("sanitize").get("checks", {}).items()]
     kernels = run.values("ncu").get("kernels", {})
-    return sanitized + [f"ncu {kernel}: " + ", ".join(f"{k} {v}" for k, v in m.items()) for kernel, m in kernels.items()]
+    return sanitized + [
+        f"ncu {kernel}: " + ", ".join(f"{k} {v}" for k, v in m.items()) for kernel, m in kernels.items()
+    ]
 
 
 def profile(run: Run) -> list[str]:
@@ -93,7 +97,9 @@ def bench(run: Run) -> list[str]:
     heads = f"ceilings {ceilings['tflop_s']:.0f} TFLOP/s, {ceilings['gb_s']:.0f} GB/s; operations:"
     lines = [f"{heads:<60}{'%':>7}{'ms':>10}{'GB/s':>9}{'TFLOP/s':>9}"]
     for row in sorted(measured["rows"], key=lambda row: row.get("percent", 0)):
-        cells = row.get("error") or number(row["percent"], 7, 1) + number(row["milliseconds"], 10, 3) + rates(row)
+        cells = row.get("error") or number(row["percent"], 7, 1) + number(row["milliseconds"], 10, 3) + rates(
+            row
+        )
         lines.append(f"{row['name'][:59]:<60}{cells}")
     return lines
 
