@@ -212,18 +212,37 @@ def number(value: float | None, digits: int, factor: float = 1, unit: str = "") 
 
 
 def profile(runs: list[Run]) -> list[str]:
-    """The newest profile of a training step in bf16: its kernels and products."""
-    heads = ["kernel or product", "launches a step", "ms a step", "GB/s", "TFLOP/s"]
+    """The newest profile of a training step: classes of kernels, then kernels and products."""
+    heads = ["", "launches", "ms", "of the step", "GB/s", "TFLOP/s", "of the ceiling"]
     for run in runs:
         for case in run.values("steps").get("profiles", []):
-            entries = sorted(case.get("profile", []), key=lambda entry: -entry["milliseconds"])
-            rows = [
-                [entry["name"], f"{entry['count']:g}", number(entry["milliseconds"], 3), *rates(entry)]
-                for entry in entries[:MOST_KERNELS]
-            ]
+            if "profile" not in case:
+                continue
             shape = f"{QUANTIZATIONS[case['quantization']]}, {case['micro_batch']} x {case['sequence']}"
-            return [f"{model_name(case)}, {shape}; {run.label()}.", "", *table(heads, rows)]
-    return table(heads, [[NEVER, "", "", "", ""]])
+            step, gap = case["profiled_step_milliseconds"], case["gap_milliseconds"]
+            times = (
+                f"A profiled step takes {step:.1f} ms; {gap:.1f} ms of an unprofiled one are between kernels."
+            )
+            tables = [
+                table([kind, *heads[1:]], [profile_row(entry) for entry in entries])
+                for kind, entries in (
+                    ("class", case["profile_classes"]),
+                    ("kernel or product", case["profile"][:MOST_KERNELS]),
+                )
+            ]
+            return [f"{model_name(case)}, {shape}; {run.label()}. {times}", "", *tables[0], "", *tables[1]]
+    return table(["class, kernel or product", *heads[1:]], [[NEVER] + [""] * 6])
+
+
+def profile_row(entry: dict) -> list[str]:
+    return [
+        entry["name"],
+        f"{entry['count']:g}",
+        number(entry["milliseconds"], 3),
+        number(entry["percent_of_step"], 1, 1, " %"),
+        *rates(entry),
+        number(entry["percent_of_ceiling"], 0, 1, " %"),
+    ]
 
 
 def bench(runs: list[Run]) -> list[str]:

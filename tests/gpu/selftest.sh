@@ -6,8 +6,8 @@
 #
 # Every kernel against the CPU, gradients, whole models against Transformers + PEFT, training
 # against the CPU's, the same bits again (lora-gpu); then jobs with real processes: the same adapter
-# from 1, 2 and 4 workers, through TCP and, where ranks may share a GPU or have one each, NCCL; with
-# a worker killed on the way.
+# from 1, 2 and 4 workers, through TCP and NCCL (workers beyond the GPUs share them); with a worker
+# killed on the way.
 #
 # From the environment: STEPS (200) of each job: a GPU needs longer for 200 steps than it takes to
 # find and kill a worker. JOBS (all): which of the checks below run, in the order given here; `one`
@@ -103,7 +103,7 @@ for workers in 2 4; do
     same "$workers workers, TCP" "tcp$workers"
   fi
   wanted "nccl$workers" || continue
-  if NCCL_MULTI_RANK_GPU_ENABLE=1 job "nccl$workers" $workers --device cuda --collective nccl; then
+  if job "nccl$workers" $workers --device cuda --collective nccl; then
     same "$workers workers, NCCL" "nccl$workers"
   elif grep -q "collective" "$work/nccl$workers.log"; then
     printf '%-5s %-44s %s\n' "--" "$workers workers, NCCL" "not here: $(grep -m 1 collective "$work/nccl$workers.log")"
@@ -150,9 +150,7 @@ killed() { # what, job, flags
   same "$what" "$name"
 }
 if wanted killed-tcp; then killed "2 workers, one killed, TCP" killed-tcp --collective tcp; fi
-if wanted killed-nccl; then
-  NCCL_MULTI_RANK_GPU_ENABLE=1 killed "2 workers, one killed, NCCL where it can be" killed-nccl
-fi
+if wanted killed-nccl; then killed "2 workers, one killed, NCCL" killed-nccl --collective nccl; fi
 
 # The CPU computes the first steps of the same job in f32 over the same bf16 weights: losses agree
 # within bf16, and differ more with each step, because the parameters differ by then.

@@ -48,7 +48,9 @@ def microbench(session: Session, only: str) -> list:
 
 def steps(session: Session) -> None:
     train_steps(session, "none")
-    train_steps(session, "none", settings.PROFILE_CASES, "--profile")
+    train_steps(
+        session, "none", settings.PROFILE_CASES, "--profile", "--ceilings-scale", settings.BENCH_SCALE
+    )
     for quantization in ("nf4-double", "int8"):
         if time_left(session, ANOTHER_BASE, quantization):
             train_steps(session, quantization)
@@ -70,8 +72,16 @@ def train_steps(session: Session, quantization: str, cases: str = settings.CASES
         *flags,
         *step_flags(quantization, cases),
     ]
-    finished = session.command(f"train_step {' '.join((quantization, *flags))}", argv)
-    session.values.setdefault("profiles" if flags else "cases", []).extend(json_lines(finished.output))
+    finished = session.command(f"train_step {quantization}", argv)
+    cases = json_lines(finished.output)
+    session.values.setdefault("profiles" if flags else "cases", []).extend(cases)
+    session.failures += [
+        f"{quantization} {case_name(case)}: {case['error']}" for case in cases if "error" in case
+    ]
+
+
+def case_name(case: dict) -> str:
+    return f"{case['micro_batch']}x{case['sequence']}"
 
 
 def step_flags(quantization: str, cases: str) -> list[str]:

@@ -8,7 +8,7 @@ sys.path.append(str(Path(__file__).resolve().parents[3] / "benches/gpu"))
 from run_data import QUANTIZATIONS, Case, Run  # noqa: E402
 
 WIDTH = 150
-PROFILE_LINES = 12
+PROFILE_LINES = 8
 
 
 def lines(result: dict) -> list[str]:
@@ -76,15 +76,22 @@ def tools(run: Run) -> list[str]:
 
 
 def profile(run: Run) -> list[str]:
-    """The kernels and products that take the most time of a step."""
+    """The time of a step by class of kernels, and the kernels and products that take most."""
     lines = []
     for case in run.values("steps").get("profiles", []):
-        entries = sorted(case.get("profile", []), key=lambda entry: -entry["milliseconds"])
+        if "profile" not in case:
+            continue
         shape = f"{case['quantization']} {case['micro_batch']}x{case['sequence']}"
-        lines.append(f"{f'profile of a step, {shape}':<60}{'count':>7}{'ms':>10}{'GB/s':>9}{'TFLOP/s':>9}")
-        for entry in entries[:PROFILE_LINES]:
-            count, milliseconds = f"{entry['count']:>7}", number(entry["milliseconds"], 10, 3)
-            lines.append(f"{entry['name'][:59]:<60}{count}{milliseconds}{rates(entry)}")
+        lines.append(
+            f"{f'profile of a step, {shape}':<60}{'%':>7}{'ms':>10}{'GB/s':>9}{'TFLOP/s':>9}{'count':>8}"
+        )
+        for entry in case["profile_classes"] + case["profile"][:PROFILE_LINES]:
+            share, milliseconds = entry["percent_of_step"], entry["milliseconds"]
+            cells = (
+                number(share, 7, 1) + number(milliseconds, 10, 3) + rates(entry) + f"{entry['count']:>8.0f}"
+            )
+            lines.append(f"{entry['name'][:59]:<60}{cells}")
+        lines.append(f"{'between kernels':<67}{number(case['gap_milliseconds'], 10, 3)}")
     return lines
 
 

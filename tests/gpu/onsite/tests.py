@@ -145,6 +145,17 @@ def result(date: str, **found: dict) -> dict:
     return {"format": 1, "date": date, "commit": "0123456789abcdef", "dirty": False, "phases": made}
 
 
+def row(name: str, milliseconds: float, gb_s: float | None, tflop_s: float | None, **more: object) -> dict:
+    return {"name": name, "milliseconds": milliseconds, "gb_s": gb_s, "tflop_s": tflop_s, **more}
+
+
+SHARES = {"count": 64, "percent_of_step": 27.0, "percent_of_ceiling": 82.3}
+PROFILE = {
+    "profile": [row("product 4096x14336x4096", 90.0, None, 650.0, **SHARES)],
+    "profile_classes": [row("frozen products", 90.0, None, 650.0, **SHARES)],
+    "profiled_step_milliseconds": 333.0,
+    "gap_milliseconds": 5.5,
+}
 FIRST = result(
     "2026-12-01T10:00:00Z",
     ops={
@@ -156,33 +167,13 @@ FIRST = result(
     bench={
         "ceilings": {"product_side": 8192, "tflop_s": 790.0, "copy_bytes": 4 << 30, "gb_s": 3000.0},
         "rows": [
-            {
-                "name": "dequantize nf4 down",
-                "milliseconds": 0.1,
-                "gb_s": 1500.0,
-                "tflop_s": None,
-                "percent": 50.0,
-            },
+            row("dequantize nf4 down", 0.1, 1500.0, None, percent=50.0),
             {"name": "broken", "error": "out of memory"},
         ],
     },
     steps={
         "cases": [step("steps", 12_000.0), {**step("steps", 0.0, micro_batch=4), "error": "out of memory"}],
-        "profiles": [
-            step(
-                "steps",
-                9_000.0,
-                profile=[
-                    {
-                        "name": "product 4096x14336x4096",
-                        "count": 64,
-                        "milliseconds": 90.0,
-                        "gb_s": None,
-                        "tflop_s": 650.0,
-                    }
-                ],
-            )
-        ],
+        "profiles": [step("steps", 9_000.0, **PROFILE), {**step("steps", 0.0), "error": "out of memory"}],
     },
     selftest={"jobs": {"2 workers, TCP": {"status": "ok", "detail": "the same adapter"}}},
 )
@@ -228,17 +219,19 @@ class Tables(InDirectory):
         self.assertEqual(called(results.main, arguments), 0)
         self.assertEqual(called(results.main, [*arguments, "--check"]), 0)
         text, label = page.read_text(), "NVIDIA H100 80GB HBM3, 2026-12-01, 0123456"
-        for row in (
+        for expected in (
             f"| RMSNorm, residual + norm | compiled; simulated | ok: {label} |",
             f"| RoPE | compiled; simulated | WRONG (rope forward f32): {label} |",
             "| embedding | compiled; simulated | never |",
             f"| llama-3.1-8b, bf16 | 2 x 2048 | 12,500 | 330.0 | 40.0 % | 40.0 GB | 44.0 GB | {label} |",
             "| llama-3.1-8b, bf16 | 4 x 2048 | never |  |  |  |  |  |",
-            f"| llama-3.1-8b, bf16 | 2 x 2048 | 12,500 | 10,000 | 1.25 | 40.0 GB | 40.0 GB | cudnn | {label} |",
+            "| llama-3.1-8b, bf16 | 2 x 2048 | 12,500 | 10,000 | 1.25 | 40.0 GB | 40.0 GB | cudnn | "
+            f"{label} |",
             "| dequantize nf4 down | 0.100 | 1,500 | - | 50 % |",
-            "| product 4096x14336x4096 | 64 | 90.000 | - | 650.0 |",
+            "| product 4096x14336x4096 | 64 | 90.000 | 27.0 % | - | 650.0 | 82 % |",
+            "| frozen products | 64 | 90.000 | 27.0 % | - | 650.0 | 82 % |",
         ):
-            self.assertIn(f"\n{row}\n", text)
+            self.assertIn(f"\n{expected}\n", text)
 
     def test_a_simulated_run_is_refused(self) -> None:
         run = result("2026-12-01T10:00:00Z")
