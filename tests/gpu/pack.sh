@@ -33,8 +33,8 @@ target=$(mkdir -p "$target" && cd "$target" && pwd)
 fail() { echo "pack.sh: $*" >&2; exit 1; }
 
 # Names of the shared libraries that programs may need, and the newest glibc.
-libraries=" libcuda.so.1 libcudart.so.13 libcublas.so.13 libcurand.so.10 libnccl.so.2
- libc.so.6 libm.so.6 libgcc_s.so.1 ld-linux-x86-64.so.2 "
+libraries=" libcuda.so.1 libcudart.so.13 libcublas.so.13 libcurand.so.10 libnccl.so.2 "
+libraries+="libc.so.6 libm.so.6 libgcc_s.so.1 libstdc++.so.6 ld-linux-x86-64.so.2 "
 glibc=2.39
 most_bytes=$((40 << 20))
 names=(lora-worker lora-gpu train_step loractl)
