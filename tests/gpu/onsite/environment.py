@@ -38,7 +38,7 @@ PACKAGES = [
     "nvidia-cuda-runtime", "nvidia-curand", "nvidia-nccl-cu13", "nvidia-cudnn-cu13",
 ]  # fmt: skip
 # Environment variables that change results or speed.
-VARIABLES = ("CUDA_", "CUBLAS", "NCCL_", "NVIDIA_", "LD_LIBRARY_PATH", "LORA_", "PYTORCH_")
+VARIABLES = ("CUDA_", "CUBLAS", "NCCL_", "NVIDIA_", "LORA_", "PYTORCH_")
 
 
 def main() -> None:
@@ -132,9 +132,8 @@ def libraries() -> dict[str, str]:
     }.items():
         try:
             read, parts = getattr(ctypes.CDLL(file), function), [ctypes.c_int() for _ in range(3)]
-            for part, value in enumerate(parts):
-                read(part, ctypes.byref(value))
-            versions[file] = ".".join(str(value.value) for value in parts)
+            failed = any(read(part, ctypes.byref(value)) for part, value in enumerate(parts))
+            versions[file] = "unknown" if failed else ".".join(str(value.value) for value in parts)
         except (OSError, AttributeError) as error:
             versions[file] = str(error)
     return versions

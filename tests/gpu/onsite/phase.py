@@ -1,6 +1,7 @@
 """What a phase is, and what its commands run with."""
 
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -54,8 +55,7 @@ class Session:
         if finished.status is None:
             self.stopped.append(f"{what} after {finished.seconds:.0f} s")
         elif finished.status != 0:
-            last = next((line for line in reversed(finished.output.splitlines()) if line.strip()), "")
-            self.failures.append(f"{what}: exit status {finished.status}: {last.strip()[:200]}")
+            self.failures.append(f"{what}: exit status {finished.status}: {message(finished.output)}")
         return finished
 
     def bin(self, program: str) -> Path:
@@ -84,6 +84,13 @@ def run_phase(phase: Phase, kit: Path, out: Path, work: Path, seconds: float) ->
         "seconds": round(time.monotonic() - started, 1),
         "values": session.values,
     }
+
+
+def message(output: str) -> str:
+    """The last line of an output that is an error, else its last line."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if re.match(r"(\w*error|WRONG)\b", line, re.IGNORECASE)]
+    return ([*lines, *errors] or [""])[-1][:200]
 
 
 def cut(log: Path) -> None:

@@ -17,7 +17,9 @@ def env(session: Session) -> None:
     finished = session.command(
         "environment.py", [settings.PYTHON, Path(__file__).with_name("environment.py")]
     )
-    session.values.update(json.loads(finished.output))
+    # The libraries that it loads may write lines before the document.
+    document = finished.output.partition("{")
+    session.values.update(json.loads("".join(document[1:])))
 
 
 def doctor(session: Session) -> None:

@@ -18,4 +18,5 @@ PYTHON = os.environ.get("PYTHON", "python3")
 
 
 def as_dict() -> dict[str, str]:
-    return {name.lower(): value for name, value in globals().items() if name.isupper()}
+    """What decides the numbers of a result."""
+    return {name.lower(): value for name, value in globals().items() if name.isupper() and name != "PYTHON"}

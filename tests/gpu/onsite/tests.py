@@ -72,7 +72,7 @@ class Phases(InDirectory):
 
         def fails(session: Session) -> None:
             session.values["before"] = 1
-            session.command("first", ["sh", "-c", "echo the reason; exit 4"])
+            session.command("first", ["sh", "-c", "echo error: the reason; echo Usage; exit 4"])
             session.values["after"] = 2
 
         outcomes = {run.__name__: self.phase(run) for run in (missing, broken, fails)}
@@ -81,7 +81,7 @@ class Phases(InDirectory):
             {"missing": "skipped", "broken": "failed", "fails": "failed"},
         )
         self.assertEqual(outcomes["missing"]["reason"], "no tool")
-        self.assertEqual(outcomes["fails"]["reason"], "first: exit status 4: the reason")
+        self.assertEqual(outcomes["fails"]["reason"], "first: exit status 4: error: the reason")
         self.assertEqual(outcomes["fails"]["values"], {"before": 1, "after": 2})
 
     def test_a_phase_at_its_limit_keeps_what_was_measured(self) -> None:
