@@ -34,6 +34,7 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 QUANTIZATIONS = ["none", "nf4", "nf4-double", "int8"]
 ATTENTION = {"sdpa": "sdpa", "flash": "flash_attention_2"}
 SDPA = {
+    "any": None,
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
@@ -123,7 +124,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--sdpa",
         type=sdpa_names,
-        default=[None],
+        default=["any"],
         help=f"the kernel that torch's SDPA must take: {', '.join(SDPA)}; several: one after the other",
     )
     parser.add_argument("--threads", type=int, default=2, help="threads of the host")
@@ -215,9 +216,9 @@ def quantize(model, quantization: str, dtype: torch.dtype, device: torch.device)
     setattr(model, "is_loaded_in_8bit" if quantization == "int8" else "is_loaded_in_4bit", True)
 
 
-def kernels(sdpa: str | None):
+def kernels(sdpa: str):
     """The context in which torch's SDPA takes only this kernel."""
-    return contextlib.nullcontext() if sdpa is None else sdpa_kernel(SDPA[sdpa])
+    return sdpa_kernel(SDPA[sdpa]) if SDPA[sdpa] else contextlib.nullcontext()
 
 
 def measure(args: argparse.Namespace, device: torch.device, step) -> dict:
