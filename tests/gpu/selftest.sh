@@ -57,13 +57,14 @@ workers: {min: 1, max: 4}
 YAML
 }
 job_file "$steps" > "$work/job.yaml"
+file=$work/job.yaml
 
-# Runs "$work/${JOB:-job}.yaml" as "$1" with "$2" workers and further flags; its output is in
+# Runs the job of "$file" as "$1" with "$2" workers and further flags; its output is in
 # "$work/$1.log".
 job() {
   local name=$1 workers=$2
   shift 2
-  timeout 900 "$bin/loractl" run "$work/${JOB:-job}.yaml" --workers "$workers" --worker "$bin/lora-worker" \
+  timeout 900 "$bin/loractl" run "$file" --workers "$workers" --worker "$bin/lora-worker" \
     --out "$work/$name" "$@" >"$work/$name.log" 2>&1
 }
 field() { # name of a job, field of its receipt
@@ -157,8 +158,9 @@ if wanted killed-nccl; then killed "2 workers, one killed, NCCL" killed-nccl --c
 losses() { head -n "$cpu_steps" "$work/$1/metrics.jsonl" 2>/dev/null | sed 's/.*"loss":\([0-9.e-]*\).*/\1/'; }
 if wanted cpu; then
   cpu_steps=$((steps < 5 ? steps : 5))
-  job_file "$cpu_steps" > "$work/cpu-job.yaml"
-  JOB=cpu-job job cpu 1 --device cpu
+  file=$work/cpu-job.yaml
+  job_file "$cpu_steps" > "$file"
+  job cpu 1 --device cpu
   compared=$(paste -d' ' <(losses cpu) <(losses one) | awk -v steps="$cpu_steps" '
     NF == 2 {
       d = ($1 - $2) / $1

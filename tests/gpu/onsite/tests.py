@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import sys
 import tempfile
 import time
@@ -109,6 +110,23 @@ class Phases(InDirectory):
         self.assertEqual(outcome["status"], "ok")
         self.assertLess(len(text), 16 << 20)
         self.assertTrue(b"first\n" in text[:200] and text.endswith(b"last\n"))
+
+    def test_the_metrics_of_ncu(self) -> None:
+        output = """
+    ----------------------- ----------- ------------
+    Metric Name             Metric Unit Metric Value
+    ----------------------- ----------- ------------
+    Elapsed Cycles                cycle       12,345
+    Memory Throughput                 %        61.52
+    Duration                         us     1,234.56
+    Compute (SM) Throughput           %        40.01
+    ----------------------- ----------- ------------
+"""
+        found = re.findall(phases.NCU_METRIC, output, re.MULTILINE)
+        self.assertEqual(
+            [name for name, *_ in found], ["Memory Throughput", "Duration", "Compute (SM) Throughput"]
+        )
+        self.assertEqual(found[1], ("Duration", "us", "1,234.56"))
 
     def test_names(self) -> None:
         self.assertEqual(main.chosen(["first"]), phases.HALVES["first"])
