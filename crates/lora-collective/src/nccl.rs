@@ -174,7 +174,7 @@ impl NcclGroup {
     ) -> Result<(), CollectiveError> {
         group.check()?;
         self.wait_until_under_way(group, MAX_UNDER_WAY - 1, self.timeout)?;
-        let scratch = self.scratch(plan.scratch_elements()).map_err(failed(ALL_REDUCE))?;
+        let scratch = self.scratch(plan.scratch_elements())?;
         self.stream.join(&self.compute).map_err(failed(ALL_REDUCE))?;
         let Self { communicator, stream, timeout, sent, .. } = self;
         let mut fabric = Enqueue { group, communicator, stream, timeout: *timeout, sent };
@@ -223,11 +223,14 @@ impl NcclGroup {
     }
 
     /// The address of `elements` elements. The segments take turns with them, as the stream is in order.
-    fn scratch(&mut self, elements: usize) -> Result<u64, DriverError> {
+    fn scratch(&mut self, elements: usize) -> Result<u64, CollectiveError> {
         if self.scratch.as_ref().map_or(0, |scratch| scratch.len()) < elements {
             self.scratch = None;
-            // SAFETY: what is read of it was received or copied there before.
-            self.scratch = Some(unsafe { self.stream.alloc(elements) }?);
+            let allocated = lora_ops::cuda::allocate(&self.stream, elements);
+            self.scratch = Some(allocated.map_err(|error| CollectiveError::Device {
+                action: ALL_REDUCE,
+                message: error.to_string(),
+            })?);
         }
         Ok(self.scratch.as_ref().map_or(0, |scratch| scratch.device_ptr(&self.stream).0))
     }

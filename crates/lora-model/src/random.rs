@@ -2,6 +2,7 @@
 
 use candle_core::{Device, Tensor};
 use half::bf16;
+use lora_ops::transfer::from_vec;
 use lora_spec::{BaseDtype, Philox};
 use rayon::prelude::*;
 
@@ -24,11 +25,9 @@ pub(crate) fn tensor(
     let constant = if name.ends_with(".bias") { 0.0 } else { 1.0 };
     Ok(match dtype {
         BaseDtype::Bf16 => {
-            Tensor::from_vec(values(len, philox, bf16::from_f32(constant), bf16::from_f32), shape, device)?
+            from_vec(values(len, philox, bf16::from_f32(constant), bf16::from_f32), shape, device)?
         }
-        BaseDtype::F32 | BaseDtype::Auto => {
-            Tensor::from_vec(values(len, philox, constant, |v| v), shape, device)?
-        }
+        BaseDtype::F32 | BaseDtype::Auto => from_vec(values(len, philox, constant, |v| v), shape, device)?,
     })
 }
 

@@ -45,6 +45,10 @@ pub struct Memory {
     pub used_bytes: u64,
     /// The most that was ever held.
     pub peak_bytes: u64,
+    /// Taken from the GPU by this process's memory pool: live tensors, and what it keeps for later ones.
+    pub reserved_bytes: u64,
+    /// The most that the pool ever had.
+    pub peak_reserved_bytes: u64,
     /// Free when this process opened the device; CUDA's own and the kernels are not in it.
     pub free_bytes: u64,
     /// Of the device.

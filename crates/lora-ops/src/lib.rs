@@ -35,6 +35,7 @@ pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 mod simd;
+pub mod transfer;
 
 pub use candle_core::{Error, Result};
 pub use cpu::{read_f32, update_f32};

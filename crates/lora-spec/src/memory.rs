@@ -38,7 +38,8 @@ const WIDENED_BYTES: u64 = 5;
 const SVD_BYTES: u64 = 23;
 const ROUND_BYTES: u64 = 4;
 
-/// Elements of each paged moment that are on a GPU at a time (32 MiB for both in f32, 8 in 8 bits).
+/// Elements of each paged moment that are on a GPU at a time, in two halves (32 MiB for both moments in f32, 8
+/// in 8 bits).
 pub const PAGED_WINDOW: usize = 1 << 22;
 
 /// The program itself, its threads, the matrix product's packed tiles and what the allocator keeps, as measured.
@@ -123,10 +124,14 @@ impl Training<'_> {
         if !gpu || !self.optim.is_paged() {
             return 2 * (4 * full + codes + 4 * blocks);
         }
-        let window = PAGED_WINDOW as u64;
-        blocks = blocks.min(window / BLOCK);
+        // Two halves of the window, or all where it is no more than one of them.
+        let half = PAGED_WINDOW as u64 / 2;
+        let there = |n: u64, half: u64| if n <= half { n } else { 2 * half };
+        if blocks > half / BLOCK {
+            (blocks, codes) = (2 * (half / BLOCK), 2 * half);
+        }
         // With each block comes where it lies: three numbers.
-        2 * (4 * full.min(window) + codes.min(blocks * BLOCK) + 4 * blocks) + 12 * blocks
+        2 * (4 * there(full, half) + codes + 4 * blocks) + 12 * blocks
     }
 }
 

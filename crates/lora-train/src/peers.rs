@@ -10,6 +10,7 @@ use lora_collective::device::Collective;
 use lora_collective::tree::NodeId;
 use lora_collective::{CollectiveError, Group};
 use lora_ops::device::write_f32;
+use lora_ops::transfer::to_vec;
 
 use crate::TrainError;
 
@@ -155,7 +156,7 @@ impl Peers {
         nodes: &[(NodeId, &Tensor)],
         out: &Tensor,
     ) -> Result<(), TrainError> {
-        let host = nodes.iter().map(|(id, node)| Ok((*id, node.to_vec1()?)));
+        let host = nodes.iter().map(|(id, node)| Ok((*id, to_vec(node)?)));
         let host = host.collect::<Result<Vec<(NodeId, Vec<f32>)>, TrainError>>()?;
         let nodes: Vec<(NodeId, &[f32])> = host.iter().map(|(id, node)| (*id, node.as_slice())).collect();
         let mut sums = vec![0.0; out.elem_count()];

@@ -10,6 +10,8 @@ mod checks;
 #[cfg(feature = "cuda")]
 mod golden;
 #[cfg(feature = "cuda")]
+mod memory;
+#[cfg(feature = "cuda")]
 mod ops;
 #[cfg(feature = "cuda")]
 mod steps;

@@ -10,8 +10,9 @@ use lora_spec::Device;
 use crate::cuda::{Build, Candidate, Driver, OLDEST_CUDA, Question, candidates, dotted};
 use crate::doctor::built_for_cuda;
 
-/// How long the driver, and each program that may be a worker, may take to say what it is.
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long the driver, and each program that may be a worker, may take to say what it is. The first start on
+/// a machine reads more than half a gigabyte of CUDA's libraries, perhaps from a network disk.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What people ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

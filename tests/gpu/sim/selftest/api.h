@@ -36,6 +36,7 @@ int cuMemHostAlloc(void**, size_t, unsigned);
 int cuMemFreeHost(void*);
 int cuDeviceGetDefaultMemPool(void**, int);
 int cuMemPoolGetAttribute(void*, int, void*);
+int cuMemPoolTrimTo(void*, size_t);
 int cuMemPoolSetAttribute(void*, int, void*);
 int cuMemcpyHtoD_v2(uint64_t, const void*, size_t);
 int cuMemcpyDtoH_v2(void*, uint64_t, size_t);

@@ -5,6 +5,7 @@ use candle_core::{DType, Tensor};
 use lora_ops::gemm::{Factor, of, product, t};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::quant::{Codebook, FourBit, Int8};
+use lora_ops::transfer::to_device;
 
 use crate::check::{Bench, Check, DTYPES, compare, repeats, tolerance};
 
@@ -33,7 +34,7 @@ fn products(bench: &Bench, dtype: DType) -> Result<String> {
                 fn factor(x: &Tensor, transposed: bool) -> Factor<'_> {
                     if transposed { t(x) } else { of(x) }
                 }
-                let c = c.copy()?.to_device(a.device())?;
+                let c = to_device(&c.copy()?, a.device())?;
                 product(0.5, factor(a, a_t), factor(b, b_t), 2.0, &c)?;
                 Ok(c)
             };
