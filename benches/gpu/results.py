@@ -109,6 +109,13 @@ def all_runs(runs: list[Run]) -> list[str]:
 
 def checks(items: list[dict], runs: list[Run]) -> list[str]:
     rows = []
+    known = tuple(prefix for item in items for prefix in item.get("checks", []))
+    others = {
+        name for run in runs for name in run.values("ops").get("checks", {}) if not name.startswith(known)
+    }
+    if others:
+        names = sorted(others)
+        items = [*items, {"name": ", ".join(names), "without_gpu": "simulated", "checks": names}]
     for item in items:
         shown = next((f"{verdict}: {run.label()}" for run in runs if (verdict := shows(item, run))), NEVER)
         rows.append([item["name"], " ".join(item["without_gpu"].split()), shown])
