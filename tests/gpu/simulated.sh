@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the CUDA programs and runs the self-test on the simulated GPU (tests/gpu/sim): on a machine without CUDA and
-# without a GPU.
+# Builds the CUDA programs, and runs the self-test and the kit (rehearsal.sh) on the simulated GPU (tests/gpu/sim): on a machine
+# without CUDA and without a GPU.
 #
 #   tests/gpu/simulated.sh
 #
@@ -54,3 +54,5 @@ for version in 22809 23003; do
 done
 echo "-- the fallback from NCCL to TCP"
 tests/gpu/sim/fallback.sh "$target/gpu-bin"
+echo "-- the kit"
+tests/gpu/rehearsal.sh "$target/gpu-bin"
