@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::{Weight, dequantize};
 use lora_ops::quant::{Codebook, FourBit, Int8, Scales, dynamic_map};
+use lora_ops::transfer::to_device;
 use lora_spec::{FOUR_BIT_BLOCKS, Philox};
 
 use crate::check::{Bench, Check, DTYPES, values};
@@ -73,8 +74,8 @@ fn same_bits(bench: &Bench, weight: &Weight, (first, count): (usize, usize), dty
     let weight = weight.on(&bench.device)?;
     let (len, cols) = (want.len(), weight.dims()?.1);
     for offset in [0, 1] {
-        let buffer =
-            Tensor::full(BEFORE, len + 2, &Device::Cpu)?.to_dtype(dtype)?.to_device(&bench.device)?;
+        let filled = Tensor::full(BEFORE, len + 2, &Device::Cpu)?.to_dtype(dtype)?;
+        let buffer = to_device(&filled, &bench.device)?;
         dequantize(&weight, first, &buffer.narrow(0, offset, len)?.reshape((count, cols))?)?;
         let all = values(&buffer)?;
         let got = &all[offset..offset + len];
