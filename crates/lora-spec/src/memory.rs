@@ -17,13 +17,14 @@ pub const GPU_LOGITS: usize = 64 << 20;
 /// Elements of a weight that is not f32 that a product turns into f32 at a time on the CPU (4 MiB).
 pub const CPU_PANEL: usize = 1 << 20;
 
-/// Bytes of a quantized weight that a product dequantizes at a time on a GPU (256 MiB), or [`GPU_PANEL_ALIGNMENT`] rows where those
-/// take more. Every weight of the 7B and 8B models is one panel in bf16 (Llama-3.1-8B: at most 117 MB, beside 537 MB of saved
-/// inputs for a row of 2048 tokens): one product a weight, and an input gradient that is rounded to bf16 once.
+/// Bytes of a quantized weight that a product dequantizes at a time on a GPU (256 MiB), or
+/// [`GPU_PANEL_ALIGNMENT`] rows where those take more. Every weight of a 7B or 8B model is then one
+/// panel in bf16: one product a weight, and an input gradient that is rounded to bf16 once. The
+/// panel of Llama-3.1-8B takes 117 MB; the saved inputs of a row of 2048 tokens take 537 MB.
 pub const GPU_PANEL_BYTES: usize = 256 << 20;
 
-/// On a GPU, panels start at multiples of this many rows, so that a panel's columns of an activation start at a multiple of 16
-/// bytes. Other addresses keep cuBLAS from its kernels for tensor cores of sm_90.
+/// On a GPU, panels start at multiples of this many rows, so that the operands of a panel's product
+/// start at multiples of 16 bytes. cuBLAS has its fast kernels for such addresses only.
 pub const GPU_PANEL_ALIGNMENT: usize = 256;
 
 /// Bytes of cuBLAS's workspace: what NVIDIA recommends for Hopper; equal everywhere, so that the choice of algorithms is.
@@ -202,7 +203,8 @@ impl Held<'_> {
         sizes.iter().take(INITIALIZED_AT_ONCE).sum()
     }
 
-    /// Bytes of the largest panel that a product on a GPU dequantizes, in elements of `width` bytes; 0: no weight is quantized.
+    /// Bytes of the largest panel that a product on a GPU dequantizes, in elements of `width` bytes;
+    /// 0 if no weight is quantized.
     fn largest_panel_bytes(&self, width: usize) -> u64 {
         let is_quantized = |module: &LinearModule| {
             let stored = self.checkpoint.and_then(|checkpoint| checkpoint.weight(module).ok());
@@ -354,9 +356,9 @@ pub fn chunk_rows(rows: usize, vocab: usize, budget: usize) -> usize {
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
 }
 
-/// Rows of the panels in which a product on a GPU dequantizes a weight `[rows, cols]`, in elements of `width` bytes; the last panel
-/// may have fewer. All rows where they fit [`GPU_PANEL_BYTES`]; otherwise a multiple of [`GPU_PANEL_ALIGNMENT`], the panels
-/// about equally high.
+/// Rows of the panels in which a product on a GPU dequantizes a weight `[rows, cols]` to elements of
+/// `width` bytes; the last panel may have fewer. All rows if they fit [`GPU_PANEL_BYTES`], otherwise a
+/// multiple of [`GPU_PANEL_ALIGNMENT`] such that the panels are about equally high.
 pub fn gpu_panel_rows(rows: usize, cols: usize, width: usize) -> usize {
     let fitting = GPU_PANEL_BYTES / (cols * width).max(1);
     if rows <= fitting {

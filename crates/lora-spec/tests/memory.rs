@@ -120,7 +120,7 @@ fn panels_are_whole_weights_or_aligned_parts_of_one() {
     ] {
         assert_eq!(gpu_panel_rows(rows, cols, width), expected, "{weight} {rows} x {cols}, {width} bytes");
     }
-    // Of any shape: at least one row, not above the limit where 256 rows fit, and aligned where there are several panels.
+    // For any shape: at least one row, at most the limit or 256 rows, aligned if there are several.
     for rows in [1, 2, 255, 256, 257, 511, 513, 1000, 4095, 4097, 18_944, 100_003] {
         for cols in [1, 31, 64, 999, 4096, 14_336, 28_672, 65_537, 524_288, 1_000_003] {
             for width in [BF16, F32] {
@@ -136,7 +136,7 @@ fn panels_are_whole_weights_or_aligned_parts_of_one() {
     }
 }
 
-/// In f32 the largest weight of Qwen2.5-7B is two panels, and the others of a block are smaller than one of those.
+/// In f32 the largest weights of Qwen2.5-7B have two panels, each larger than any other weight.
 #[test]
 fn the_workspace_holds_the_largest_panel() -> Result<(), String> {
     let model = ModelConfig::parse(include_str!("../../../benches/models/qwen2.5-7b.json"))?;

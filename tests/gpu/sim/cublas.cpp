@@ -38,7 +38,7 @@ struct Product {
 
 std::atomic<uint64_t> products, unaligned_products;
 
-// Whether cuBLAS may use its fast kernels for this operand, as far as its place decides: address and leading dimension are multiples of 16 bytes.
+// Whether the address and the leading dimension are multiples of 16 bytes, as cuBLAS's fast kernels need.
 bool is_aligned(const Matrix& matrix, int batches, gemm::Type type) {
     const auto multiple = [&](long long elements) { return elements * static_cast<long long>(gemm::size_of(type)) % 16 == 0; };
     return reinterpret_cast<uintptr_t>(matrix.base) % 16 == 0 && multiple(matrix.leading) && (batches == 1 || multiple(matrix.stride));
@@ -102,7 +102,7 @@ bool computes_in_f32(int compute_type) {
 
 }  // namespace
 
-// Products so far in this process, and those of them with an operand whose address or leading dimension is not a multiple of 16 bytes.
+// Products of this process so far, and those with an operand that is not aligned.
 EXPORT uint64_t lora_sim_products() { return products; }
 EXPORT uint64_t lora_sim_unaligned_products() { return unaligned_products; }
 

@@ -1,4 +1,5 @@
-//! Products with a frozen weight on a GPU; a quantized one is dequantized a panel of rows at a time, see [`gpu_panel_rows`].
+//! Products with a frozen weight on a GPU. A quantized weight is dequantized a panel of
+//! [`gpu_panel_rows`] rows at a time.
 
 use candle_core::{DType, Result, Tensor};
 use lora_spec::gpu_panel_rows;
@@ -67,7 +68,8 @@ pub(super) fn backward(gpu: &Gpu, layer: &FrozenLinear, dy: &Tensor, dx: &Tensor
     })
 }
 
-/// Calls `f(first row, number of rows, their elements)` for each panel of a quantized weight, in order.
+/// Calls `f(first row, number of rows, their elements)` for each panel of a quantized weight, in
+/// order.
 fn panels(
     gpu: &Gpu,
     weight: &Weight,
@@ -86,11 +88,12 @@ fn panels(
     Ok(())
 }
 
-/// Dequantizes the rows of a 4-bit or 8-bit weight from `first` on into `out` `[rows, cols]`, f32 or bf16 on the weight's GPU. The bits
-/// are those of [`Weight::dense`], rounded to the type of `out`.
+/// Dequantizes the rows of a 4-bit or 8-bit weight from `first` on into `out` `[rows, cols]`, f32 or
+/// bf16 on the weight's GPU. The values are those of [`Weight::dense`], rounded to the type of `out`.
 ///
 /// # Errors
-/// `weight` is dense, or `out` is elsewhere, of another type, not contiguous or does not fit the weight.
+/// `weight` is dense, or `out` is on another device, of another type, not contiguous or does not fit
+/// the weight.
 pub fn dequantize(weight: &Weight, first: usize, out: &Tensor) -> Result<()> {
     let ((rows, cols), (all_rows, all_cols)) = (out.dims2()?, weight.dims()?);
     if cols != all_cols || first > all_rows || rows > all_rows - first {

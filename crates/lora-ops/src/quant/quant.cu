@@ -1,10 +1,12 @@
-// Weights in 4 and 8 bits, as f32 or bf16. A thread makes runs of 16 bytes; neighbouring threads store neighbouring runs.
+// Dequantizes weights in 4 and 8 bits to f32 or bf16. A thread writes runs of 16 bytes, neighbouring
+// threads write neighbouring runs: every access of a warp is to consecutive bytes.
 #include "rows.cuh"
 
-// Runs of a thread of the 4-bit kernels. A block makes RUNS * blockDim.x consecutive runs.
+// Runs of a thread in the 4-bit kernels; a block writes RUNS * blockDim.x consecutive runs.
 constexpr unsigned RUNS = 4;
 
-// The scale of each block: f32 [blocks], or where there is a `map` map[code] * absmax[block >> nested_shift] + offset.
+// The scale of each block: f32 [blocks], or, if `map` is not null,
+// map[code] * absmax[block >> nested_shift] + offset.
 struct Scales {
     const void* scales;
     const float* map;
@@ -29,13 +31,14 @@ __device__ __forceinline__ unsigned load_codes(const unsigned char* from) {
     else return *reinterpret_cast<const unsigned short*>(from);
 }
 
-// Elements `start` to `start + n` of a matrix, row after row: element i is codebook[its four bits] * the scale of its block, i >> shift.
+// Elements `start` to `start + n` of a matrix, row after row. Element i is codebook[its four bits]
+// times the scale of block i >> shift.
 template <typename T>
 __device__ __forceinline__ void four_bit(const unsigned char* __restrict__ codes, const float* __restrict__ codebook, const Scales& scales,
                                          unsigned shift, size_t start, T* __restrict__ out, size_t n) {
     constexpr unsigned N = RUN<T>;
-    // The lanes of a warp look up any of 16 neighbouring words, which lie in 16 banks: no conflicts. The values are multiplied by the scale
-    // after the look-up, as lanes have different scales.
+    // The 16 words lie in 16 banks, so look-ups of a warp never conflict. A table multiplied by the
+    // scale would have to exist for each block that the warp reads.
     __shared__ float table[16];
     if (threadIdx.x < 16) table[threadIdx.x] = codebook[threadIdx.x];
     __syncthreads();
@@ -50,7 +53,7 @@ __device__ __forceinline__ void four_bit(const unsigned char* __restrict__ codes
         }
         return;
     }
-    // Blocks have 32 elements at least, so a run lies in one of them.
+    // Blocks have at least 32 elements, so a run lies in one block.
     const size_t mine = first + threadIdx.x * N;
     unsigned words[RUNS];
     float scale[RUNS];

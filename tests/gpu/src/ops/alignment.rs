@@ -1,5 +1,5 @@
-//! The operands of cuBLAS's products: their addresses and leading dimensions must be multiples of 16 bytes, or cuBLAS falls back to kernels
-//! that take two to four times as long. The simulated cuBLAS counts the products that violate this.
+//! Alignment of the operands of products. cuBLAS has its fast kernels only for addresses and leading
+//! dimensions that are multiples of 16 bytes. The simulated cuBLAS counts the other products.
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Tensor};
@@ -20,7 +20,7 @@ const MODELS: [(&str, &str); 3] = [
     ("Qwen2.5-7B", include_str!("../../../../benches/models/qwen2.5-7b.json")),
 ];
 
-/// Tokens of a micro-batch: an odd number, so that it is no leading dimension unnoticed.
+/// Tokens of a micro-batch. An odd number would be an unaligned leading dimension.
 const TOKENS: usize = 5;
 
 /// Rank of the adapters.
@@ -43,7 +43,8 @@ pub(crate) fn checks() -> Vec<Check> {
     MODELS.into_iter().map(check).collect()
 }
 
-/// The products of a block with a dense and with quantized weights, of its adapters and of the head.
+/// Computes the products of a block with dense and quantized weights, of its adapters and of the
+/// head.
 fn model(bench: &Bench, config: &ModelConfig) -> Result<()> {
     let mut modules = config.linear_modules();
     modules.retain(|module| module.layer < 2);
@@ -127,7 +128,7 @@ fn zeros(bench: &Bench, shape: (usize, usize), dtype: DType) -> Result<Tensor> {
     Ok(Tensor::zeros(shape, dtype, &bench.device)?)
 }
 
-/// The simulated cuBLAS's numbers of products (`tests/gpu/sim/cublas.cpp`).
+/// Number of products in the simulated cuBLAS (`tests/gpu/sim/cublas.cpp`).
 struct Counter {
     all: Symbol<unsafe extern "C" fn() -> u64>,
     unaligned: Symbol<unsafe extern "C" fn() -> u64>,
@@ -156,7 +157,7 @@ impl Counter {
         (now.0 - before.0, now.1 - before.1)
     }
 
-    /// Each operand of a product is looked at.
+    /// Checks that a product with an unaligned operand is counted.
     fn counts_violations(&self, bench: &Bench) -> Result<()> {
         let of_shape = |(m, n, k): (usize, usize, usize)| -> Result<(u64, u64)> {
             let [a, b] = [(m, k), (n, k)].map(|shape| zeros(bench, shape, DType::BF16));

@@ -101,7 +101,7 @@ fn quantized(bench: &Bench, dtype: DType) -> Result<String> {
 fn panels(bench: &Bench) -> Result<String> {
     let shape = (513, 131_073);
     let weight = random_four_bit(bench, shape, Codebook::Nf4, 64, Some(256))?;
-    ensure!(gpu_panel_rows(shape.0, shape.1, 4) == 256, "the weight has other panels");
+    ensure!(gpu_panel_rows(shape.0, shape.1, 4) == 256, "the weight has other panels than of 256 rows");
     both_ways(bench, weight.into(), shape, 1, DType::F32)
 }
 

@@ -7,10 +7,10 @@ use lora_ops::quant::{Codebook, FourBit, Int8, Scales, dynamic_map};
 use lora_ops::transfer::to_device;
 use lora_spec::{FOUR_BIT_BLOCKS, Philox};
 
-use crate::check::{Bench, Check, DTYPES, values};
+use crate::check::{Bench, Check, DTYPES, shifted, values};
 
-/// Rows and columns of weights, and rows that are dequantized: the first one and their number. A block of threads of the 4-bit kernels
-/// makes 8192 elements in bf16, 4096 in f32.
+/// Rows and columns of weights, and rows that are dequantized: the first one and their number. A block
+/// of threads of the 4-bit kernels makes 8192 elements in bf16, 4096 in f32.
 const CASES: [((usize, usize), (usize, usize)); 9] = [
     // Whole matrices: of whole blocks of threads, of less than one, of an odd length.
     ((64, 512), (0, 64)),
@@ -48,8 +48,11 @@ fn four_bit(bench: &Bench, dtype: DType) -> Result<String> {
                 (Codebook::Fp4, None),
                 (Codebook::Fp4, Some(2)),
             ] {
-                let weight = random_four_bit(bench, shape, codebook, block, nested)?.into();
-                compared += same_bits(bench, &weight, rows, dtype)?;
+                let cpu = random_four_bit(bench, shape, codebook, block, nested)?;
+                let gpu = cpu.on(&bench.device)?;
+                let (codes, scales) = (shifted(gpu.codes())?, gpu.scales().clone());
+                let view = FourBit::new(shape, codebook, block, codes, scales)?;
+                compared += same_bits(bench, &cpu.into(), &[gpu.into(), view.into()], rows, dtype)?;
             }
         }
     }
@@ -61,22 +64,31 @@ fn int8(bench: &Bench, dtype: DType) -> Result<String> {
     for (shape, rows) in CASES {
         let codes = bytes(bench, "codes", shape.0 * shape.1)?.reshape(shape)?;
         let scales = bench.random("scales", &[shape.0], 3.0, DType::F32)?.0;
-        compared += same_bits(bench, &Int8::new(codes, scales)?.into(), rows, dtype)?;
+        let cpu = Int8::new(codes, scales)?;
+        let gpu = cpu.on(&bench.device)?;
+        let view = Int8::new(shifted(gpu.codes())?, gpu.scales().clone())?;
+        compared += same_bits(bench, &cpu.into(), &[gpu.into(), view.into()], rows, dtype)?;
     }
     Ok(format!("{compared} elements have the CPU's bits"))
 }
 
-/// Dequantizes `count` rows from `first` on, to the start of an allocation and to one element past a multiple of 16 bytes, and holds them
-/// against the CPU's. What lies before and after them stays as it was.
-fn same_bits(bench: &Bench, weight: &Weight, (first, count): (usize, usize), dtype: DType) -> Result<usize> {
+/// Dequantizes `count` rows from `first` on of each weight in `gpu`, to the start of an allocation and
+/// to one element past a multiple of 16 bytes, and compares them with those of `cpu`. The elements
+/// before and after them must not change.
+fn same_bits(
+    bench: &Bench,
+    cpu: &Weight,
+    gpu: &[Weight],
+    (first, count): (usize, usize),
+    dtype: DType,
+) -> Result<usize> {
     const BEFORE: f64 = 7.0;
-    let want = values(&weight.dense()?.narrow(0, first, count)?.to_dtype(dtype)?)?;
-    let weight = weight.on(&bench.device)?;
-    let (len, cols) = (want.len(), weight.dims()?.1);
-    for offset in [0, 1] {
+    let want = values(&cpu.dense()?.narrow(0, first, count)?.to_dtype(dtype)?)?;
+    let (len, cols) = (want.len(), cpu.dims()?.1);
+    for (weight, offset) in gpu.iter().flat_map(|weight| [(weight, 0), (weight, 1)]) {
         let filled = Tensor::full(BEFORE, len + 2, &Device::Cpu)?.to_dtype(dtype)?;
         let buffer = to_device(&filled, &bench.device)?;
-        dequantize(&weight, first, &buffer.narrow(0, offset, len)?.reshape((count, cols))?)?;
+        dequantize(weight, first, &buffer.narrow(0, offset, len)?.reshape((count, cols))?)?;
         let all = values(&buffer)?;
         let got = &all[offset..offset + len];
         let what = format!("rows {first} to {} of {:?}, offset {offset}", first + count, weight.dims()?);
@@ -86,10 +98,11 @@ fn same_bits(bench: &Bench, weight: &Weight, (first, count): (usize, usize), dty
         let around = all[..offset].iter().chain(&all[offset + len..]);
         ensure!(around.copied().all(|value| value == BEFORE), "{what}: a write outside of the rows");
     }
-    Ok(2 * len)
+    Ok(2 * gpu.len() * len)
 }
 
-/// A weight of random codes and scales; with `nested` the scales are quantized in blocks of so many.
+/// A weight with random codes and scales. With `nested`, the scales are quantized in blocks of that
+/// many.
 pub(super) fn random_four_bit(
     bench: &Bench,
     shape: (usize, usize),
