@@ -7,6 +7,8 @@
 mod blas;
 mod gpu;
 mod launch;
+mod peaks;
+pub(crate) mod profile;
 mod rows;
 mod stage;
 

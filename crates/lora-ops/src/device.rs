@@ -60,6 +60,16 @@ pub fn memory(device: &candle_core::Device) -> Result<Option<Memory>> {
     }
 }
 
+/// Begins the peak of [`memory`] anew, at what is used now. Waits for the GPU and gives back what its pool keeps unused.
+/// Nothing on the CPU.
+pub fn reset_peak_memory(device: &candle_core::Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.reset_peaks(),
+        _ => Ok(()),
+    }
+}
+
 /// Asks a GPU whether it still works, without waiting for it.
 ///
 /// # Errors

@@ -10,6 +10,8 @@ mod embedding;
 mod glu;
 mod linear;
 mod pointwise;
+mod profile;
+mod random;
 mod reduce;
 mod rms_norm;
 mod rope;
@@ -25,6 +27,8 @@ pub(crate) fn checks() -> Vec<Check> {
         glu::checks(),
         linear::checks(),
         pointwise::checks(),
+        profile::checks(),
+        random::checks(),
         reduce::checks(),
         rms_norm::checks(),
         rope::checks(),

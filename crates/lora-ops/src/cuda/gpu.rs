@@ -220,7 +220,8 @@ impl Gpu {
 
     /// A tensor as a kernel's argument; see [`Self::address`].
     pub(crate) fn arg(&self, tensor: &Tensor, dtype: DType) -> Result<Arg> {
-        Ok(Arg::from(self.address(tensor, dtype)?))
+        let bytes = tensor.elem_count() * dtype.size_in_bytes();
+        Ok(Arg::from(self.address(tensor, dtype)?).with_bytes(bytes))
     }
 
     /// Replaces the elements of a tensor.

@@ -1,0 +1,85 @@
+//! Random tensors for measurements: each element is a pure function of a key and its index, with the same bits on the CPU and
+//! on a GPU.
+//!
+//! A tensor is drawn from one Philox key. Its third counter word, the stream, separates the tensors of one key.
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use lora_spec::Philox;
+
+use crate::place::Place;
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+/// The tensors that are drawn from one key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stream {
+    /// Dense matrices.
+    Dense = 0,
+    /// Codes of a quantized matrix.
+    Codes = 1,
+    /// Scales of a quantized matrix, where they are quantized the scales of the scales.
+    Scales = 2,
+    /// Quantized scales.
+    ScaleCodes = 3,
+}
+
+/// A uniform distribution over `[center - bound, center + bound)`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Uniform {
+    pub(crate) center: f32,
+    pub(crate) bound: f32,
+}
+
+impl Uniform {
+    /// The value of a random word.
+    fn value(self, word: u32) -> f32 {
+        self.center + (2.0 * Philox::unit(word) - 1.0) * self.bound
+    }
+}
+
+/// A tensor of `dtype` (f32 or bf16) on `device` with elements uniform in `[-bound, bound)`.
+///
+/// Element `i`, counted row after row, is made of word `i % 4` at the counter `i / 4` of `philox`.
+pub fn uniform(
+    shape: impl Into<Shape>,
+    bound: f32,
+    dtype: DType,
+    philox: &Philox,
+    device: &Device,
+) -> Result<Tensor> {
+    let distribution = Uniform { center: 0.0, bound };
+    draw(shape.into(), distribution, dtype, philox, Stream::Dense, device)
+}
+
+/// As [`uniform`], from any distribution and stream.
+pub(crate) fn draw(
+    shape: Shape,
+    distribution: Uniform,
+    dtype: DType,
+    philox: &Philox,
+    stream: Stream,
+    device: &Device,
+) -> Result<Tensor> {
+    match Place::on(device)? {
+        Place::Cpu => cpu::uniform(shape, distribution, dtype, philox, stream),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::uniform(&gpu, shape, distribution, dtype, philox, stream),
+    }
+}
+
+/// A u8 vector of `len` random bytes on `device`.
+///
+/// Byte `i` is byte `i % 16`, the lowest of each word first, of the words at the counter `i / 16` of `philox`.
+pub(crate) fn bytes(len: usize, philox: &Philox, stream: Stream, device: &Device) -> Result<Tensor> {
+    match Place::on(device)? {
+        Place::Cpu => cpu::bytes(len, philox, stream),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => {
+            let bytes = Tensor::zeros(len.max(1), DType::U8, device)?.narrow(0, 0, len)?;
+            cuda::fill_bytes(&gpu, &bytes, philox, stream)?;
+            Ok(bytes)
+        }
+    }
+}
