@@ -90,10 +90,14 @@ fn cases_have_a_line_each_and_the_numbers_of_single_runs() {
         let output = program(&[&["--cases", "1x7,3x12"], &flags[..]].concat()).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let results = lines(&output);
-        let shapes: Vec<_> = results.iter().map(|result| (&result["micro_batch"], &result["sequence"])).collect();
+        let shapes: Vec<_> =
+            results.iter().map(|result| (&result["micro_batch"], &result["sequence"])).collect();
         assert_eq!(shapes, [(&json!(1), &json!(7)), (&json!(3), &json!(12))]);
         let alone = lines(&bench(&flags)).remove(0);
-        assert_eq!((&results[1]["loss"], &results[1]["quantization"]), (&alone["loss"], &json!(quantization)));
+        assert_eq!(
+            (&results[1]["loss"], &results[1]["quantization"]),
+            (&alone["loss"], &json!(quantization))
+        );
         let loss = alone["loss"].as_f64().unwrap();
         assert!((loss - 100_f64.ln()).abs() < 0.5, "{quantization}: {loss}");
         assert!(results.iter().all(|result| result["peak_memory_bytes"].as_f64().unwrap() > 1e6));
@@ -124,7 +128,8 @@ mod gpu {
 
     #[test]
     fn a_profile_has_the_steps_kernels_and_products() {
-        let flags = ["--device", "cuda:0", "--dtype", "bf16", "--profile", "--ceilings-scale", "128", "--json"];
+        let flags =
+            ["--device", "cuda:0", "--dtype", "bf16", "--profile", "--ceilings-scale", "128", "--json"];
         for quantization in ["none", "nf4"] {
             let flags = [&flags[..], &["--quantization", quantization, "--cases", "3x12"]].concat();
             let output = program(&flags).output().unwrap();

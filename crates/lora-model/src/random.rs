@@ -99,8 +99,9 @@ mod tests {
             };
             for shape in [(1031, 257), (512, 1024)] {
                 let drawn = values("q_proj.weight", shape, 3);
-                let mean =
-                    |f: fn(f64) -> f64| drawn.iter().map(|v| f(f64::from(*v))).sum::<f64>() / drawn.len() as f64;
+                let mean = |f: fn(f64) -> f64| {
+                    drawn.iter().map(|v| f(f64::from(*v))).sum::<f64>() / drawn.len() as f64
+                };
                 assert!(mean(|v| v).abs() < 5e-4, "{quantization:?}: mean {}", mean(|v| v));
                 let deviation = mean(|v| v * v).sqrt();
                 assert!((deviation - 0.02).abs() < 8e-4, "{quantization:?}: deviation {deviation}");

@@ -33,7 +33,8 @@ impl Ceilings {
     /// smaller where a GPU has less memory free.
     pub fn measure(device: &Device, scale: usize) -> Result<Self> {
         let scale = scale.max(1);
-        let free = memory(device)?.map_or(u64::MAX, |memory| memory.free_bytes.saturating_sub(memory.used_bytes));
+        let free =
+            memory(device)?.map_or(u64::MAX, |memory| memory.free_bytes.saturating_sub(memory.used_bytes));
         let fits = |bytes: usize| (bytes as u64) < free / 2;
         let mut product_side = (SIDE / scale).max(16);
         while product_side > 16 && !fits(3 * 2 * product_side * product_side) {

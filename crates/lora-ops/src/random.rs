@@ -83,3 +83,32 @@ pub(crate) fn bytes(len: usize, philox: &Philox, stream: Stream, device: &Device
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Word `i % 4` of draw `i / 4`, and byte `i % 16` of draw `i / 16`; also past the part of a tensor that one thread fills.
+    #[test]
+    fn elements_are_words_and_bytes_of_the_generator() {
+        let philox = Philox::new(7, "model.layers.0.mlp.up_proj.weight");
+        for len in [1, 6, 40_003] {
+            let floats: Vec<f32> =
+                uniform(len, 0.25, DType::F32, &philox, &Device::Cpu).unwrap().to_vec1().unwrap();
+            let rounded = uniform(len, 0.25, DType::BF16, &philox, &Device::Cpu).unwrap();
+            let rounded: Vec<half::bf16> = rounded.to_vec1().unwrap();
+            for i in 0..len {
+                let word = philox.words([i as u32 / 4, 0, 0, 0])[i % 4];
+                let value = (2.0 * Philox::unit(word) - 1.0) * 0.25;
+                assert_eq!((floats[i], rounded[i]), (value, half::bf16::from_f32(value)), "element {i}");
+            }
+            let drawn: Vec<u8> =
+                bytes(len, &philox, Stream::ScaleCodes, &Device::Cpu).unwrap().to_vec1().unwrap();
+            for (i, byte) in drawn.into_iter().enumerate() {
+                let word = philox.words([i as u32 / 16, 0, 3, 0])[i % 16 / 4];
+                assert_eq!(byte, word.to_le_bytes()[i % 4], "byte {i}");
+            }
+        }
+        assert!(uniform(4, 1.0, DType::U8, &philox, &Device::Cpu).is_err());
+    }
+}

@@ -159,7 +159,7 @@ mod tests {
         assert_eq!(cases(&[]).unwrap(), [(2, 256)]);
         assert_eq!(cases(&["--sequence", "512", "--micro-batch", "4"]).unwrap(), [(4, 512)]);
         assert_eq!(cases(&["--cases", "1x2048,8x512"]).unwrap(), [(1, 2048), (8, 512)]);
-        for wrong in ["2048", "1x", "x1", "0x5", "5x0", "1x2x3", "-1x4", "1x2,"] {
+        for wrong in ["2048", "1x", "x1", "0x5", "5x0", "1x2x3", "1x-4", "1x2,"] {
             let error = cases(&["--cases", wrong]).unwrap_err().to_string();
             assert!(error.contains("must be ROWSxPOSITIONS"), "{wrong}: {error}");
         }

@@ -280,12 +280,20 @@ mod tests {
         let classes = result["profile_classes"].as_array().unwrap();
         let class = |name: &str| classes.iter().find(|class| class["name"] == name).unwrap();
         let names = [FROZEN, LORA, HEAD, ATTENTION, ELEMENTWISE, DEQUANTIZE, OPTIMIZER, OTHER];
-        assert_eq!(names.map(|name| rate(class(name), "milliseconds")), [4.0, 1.0, 6.0, 2.0, 2.0, 0.25, 0.125, 0.0625]);
+        assert_eq!(
+            names.map(|name| rate(class(name), "milliseconds")),
+            [4.0, 1.0, 6.0, 2.0, 2.0, 0.25, 0.125, 0.0625]
+        );
         let attention = 2.0 * attention_flops(&config, 64) as f64 / 2e-3 / 1e12;
         assert!((rate(class(ATTENTION), "tflop_s") - attention).abs() < 1e-9);
         assert!(class(ATTENTION)["gb_s"].is_null());
         let table = profile.table(&ceilings);
         assert!(table.lines().all(|line| line.len() <= 110), "{table}");
-        assert!(table.contains("gaps                4.562 ms (22.8 %); of an unprofiled step of 18.000 ms 2.562 ms"), "{table}");
+        assert!(
+            table.contains(
+                "gaps                4.562 ms (22.8 %); of an unprofiled step of 18.000 ms 2.562 ms"
+            ),
+            "{table}"
+        );
     }
 }

@@ -61,9 +61,7 @@ impl HostProfile {
 
     /// The same rows for a line of JSON.
     pub(crate) fn rows(&self, steps: usize) -> Value {
-        let row = |Row { name, calls, milliseconds, percent }| {
-            json!({"name": name, "calls": calls, "milliseconds": milliseconds, "percent": percent})
-        };
+        let row = |Row { name, calls, milliseconds, percent }| json!({"name": name, "calls": calls, "milliseconds": milliseconds, "percent": percent});
         self.of_a_step(steps).into_iter().map(row).collect()
     }
 

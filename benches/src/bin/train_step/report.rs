@@ -44,7 +44,10 @@ impl Report<'_> {
             result["error"] = error.into();
             println!("{result}");
         } else {
-            println!("micro-batch         {} x {} tokens\nerror               {error}\n", case.rows, case.positions);
+            println!(
+                "micro-batch         {} x {} tokens\nerror               {error}\n",
+                case.rows, case.positions
+            );
         }
     }
 
@@ -99,7 +102,12 @@ impl Report<'_> {
         let fastest = measured.seconds.iter().copied().fold(f64::INFINITY, f64::min);
         let slowest = measured.seconds.iter().copied().fold(0.0, f64::max);
         println!("device              {}, {} threads", self.device, args.threads);
-        println!("base                {} {}, made in {:.1} s", args.model, name(args.dtype), self.load_seconds);
+        println!(
+            "base                {} {}, made in {:.1} s",
+            args.model,
+            name(args.dtype),
+            self.load_seconds
+        );
         println!("micro-batch         {} x {} tokens", case.rows, case.positions);
         println!("tokens/s            {:.1} (median of {} steps)", numbers.tokens_per_s, args.steps);
         println!("seconds a step      {:.4} ({fastest:.4} to {slowest:.4})", measured.median_seconds());

@@ -81,8 +81,7 @@ impl Gpu {
         args: &[Arg],
     ) -> Result<()> {
         let mut args = args.to_vec();
-        let mut pointers: Vec<*mut c_void> =
-            args.iter_mut().map(|arg| (&raw mut arg.value).cast()).collect();
+        let mut pointers: Vec<*mut c_void> = args.iter_mut().map(|arg| (&raw mut arg.value).cast()).collect();
         let started = self.profile_start()?;
         self.launch_on(&self.stream, kernel, grid, threads, shared, &mut pointers)?;
         match started {

@@ -10,7 +10,13 @@ pub(crate) fn four_bit(gpu: &Gpu, weight: &FourBit, start: usize, out: &Tensor) 
     let (dtype, n) = (out.dtype(), out.elem_count());
     let none = || Arg::from(0_u64);
     let [scales, map, absmax, offset, nested_block] = match &weight.scales {
-        Scales::Plain(scales) => [gpu.arg(scales, DType::F32)?.with_bytes(4 * n / weight.block), none(), none(), 0.0_f32.into(), 0_u32.into()],
+        Scales::Plain(scales) => [
+            gpu.arg(scales, DType::F32)?.with_bytes(4 * n / weight.block),
+            none(),
+            none(),
+            0.0_f32.into(),
+            0_u32.into(),
+        ],
         Scales::Nested { codes, map, absmax, offset, block } => [
             gpu.arg(codes, DType::U8)?.with_bytes(n / weight.block),
             gpu.arg(map, DType::F32)?,

@@ -17,7 +17,8 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
             let pairs = (batch * seq * (seq + 1) / 2) as f64;
             let flops = 4.0 * (heads * head_dim) as f64 * pairs;
             let bytes = 2 * batch * seq * head_dim * (heads + kv_heads);
-            let name = |what: &str| format!("attention {what} {batch}x{seq} d{head_dim} heads {heads}/{kv_heads}");
+            let name =
+                |what: &str| format!("attention {what} {batch}x{seq} d{head_dim} heads {heads}/{kv_heads}");
             // q and the output, k and v.
             rows.push(
                 Row::new(name("forward"), 2 * bytes, move |inputs| {

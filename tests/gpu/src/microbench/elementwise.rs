@@ -18,12 +18,16 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
         // Whole heads.
         let features = inputs.size(features).next_multiple_of(HEAD_DIM);
         let seq = tokens / 2;
-        rows.push(Row::new(format!("rope {name} {tokens}x{features}"), 4 * tokens * features, move |inputs| {
-            let rope = Rope { theta: 5e5, scaling: RopeScaling::None };
-            let table = RopeTable::new(&rope, HEAD_DIM, seq, inputs.device())?;
-            let x = inputs.bf16(&[tokens, features])?;
-            Ok(Box::new(move || Ok(table.forward(&x, seq, 0)?)))
-        }));
+        rows.push(Row::new(
+            format!("rope {name} {tokens}x{features}"),
+            4 * tokens * features,
+            move |inputs| {
+                let rope = Rope { theta: 5e5, scaling: RopeScaling::None };
+                let table = RopeTable::new(&rope, HEAD_DIM, seq, inputs.device())?;
+                let x = inputs.bf16(&[tokens, features])?;
+                Ok(Box::new(move || Ok(table.forward(&x, seq, 0)?)))
+            },
+        ));
     }
     let wide = inputs.size(INTERMEDIATE);
     rows.push(Row::new(format!("glu forward {tokens}x{wide}"), 6 * tokens * wide, move |inputs| {
@@ -40,11 +44,15 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
         Ok(Box::new(move || Ok(add_assign(&a, &b)?)))
     }));
     let vocab = inputs.size(VOCAB);
-    rows.push(Row::new(format!("embedding {tokens} of {vocab}x{hidden}"), 4 * tokens * hidden, move |inputs| {
-        let weight = inputs.bf16(&[vocab, hidden])?;
-        let ids = Ids::new(tokens_of(tokens, vocab), inputs.device())?;
-        Ok(Box::new(move || Ok(embedding::forward(&weight, &ids).map(drop)?)))
-    }));
+    rows.push(Row::new(
+        format!("embedding {tokens} of {vocab}x{hidden}"),
+        4 * tokens * hidden,
+        move |inputs| {
+            let weight = inputs.bf16(&[vocab, hidden])?;
+            let ids = Ids::new(tokens_of(tokens, vocab), inputs.device())?;
+            Ok(Box::new(move || Ok(embedding::forward(&weight, &ids).map(drop)?)))
+        },
+    ));
     rows
 }
 
@@ -59,8 +67,7 @@ fn norms(tokens: usize, hidden: usize) -> Vec<Row> {
             Ok(Box::new(move || Ok(rms_norm::forward(&x, &weight, EPS).map(drop)?)))
         }),
         Row::new(name("add_forward"), 4 * tensor, move |inputs| {
-            let (x, residual, weight) =
-                (inputs.bf16(&shape)?, inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
+            let (x, residual, weight) = (inputs.bf16(&shape)?, inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
             Ok(Box::new(move || Ok(rms_norm::add_forward(&x, &residual, &weight, EPS).map(drop)?)))
         }),
         Row::new(name("again"), 2 * tensor, move |inputs| {

@@ -38,20 +38,24 @@ fn frozen(inputs: &Inputs, tokens: usize) -> Vec<Row> {
     for (name, in_features, out_features) in layers {
         let (from, to) = (inputs.size(in_features), inputs.size(out_features));
         rows.push(Shape(&format!("frozen forward {name}"), tokens, to, from, false).row(move |inputs| {
-            let (layer, x) = (FrozenLinear::new(inputs.bf16(&[to, from])?, None)?, inputs.bf16(&[tokens, from])?);
+            let (layer, x) =
+                (FrozenLinear::new(inputs.bf16(&[to, from])?, None)?, inputs.bf16(&[tokens, from])?);
             Ok(Box::new(move || Ok(layer.forward(&x).map(drop)?)))
         }));
         rows.push(Shape(&format!("frozen backward {name}"), tokens, from, to, false).row(move |inputs| {
-            let (layer, dy) = (FrozenLinear::new(inputs.bf16(&[to, from])?, None)?, inputs.bf16(&[tokens, to])?);
+            let (layer, dy) =
+                (FrozenLinear::new(inputs.bf16(&[to, from])?, None)?, inputs.bf16(&[tokens, to])?);
             Ok(Box::new(move || Ok(layer.backward(&dy).map(drop)?)))
         }));
         // The gradients of q, k and v, and of gate and up, are added into one.
         if matches!(name, "k,v" | "gate,up") {
-            rows.push(Shape(&format!("frozen backward += {name}"), tokens, from, to, true).row(move |inputs| {
-                let layer = FrozenLinear::new(inputs.bf16(&[to, from])?, None)?;
-                let (dy, dx) = (inputs.bf16(&[tokens, to])?, inputs.bf16(&[tokens, from])?);
-                Ok(Box::new(move || Ok(layer.backward_add(&dy, &dx)?)))
-            }));
+            rows.push(Shape(&format!("frozen backward += {name}"), tokens, from, to, true).row(
+                move |inputs| {
+                    let layer = FrozenLinear::new(inputs.bf16(&[to, from])?, None)?;
+                    let (dy, dx) = (inputs.bf16(&[tokens, to])?, inputs.bf16(&[tokens, from])?);
+                    Ok(Box::new(move || Ok(layer.backward_add(&dy, &dx)?)))
+                },
+            ));
         }
     }
     rows

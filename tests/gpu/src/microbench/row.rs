@@ -33,13 +33,7 @@ impl Row {
         bytes: usize,
         make: impl Fn(&Inputs) -> Result<Run> + 'static,
     ) -> Self {
-        Self {
-            name: name.into(),
-            bytes: bytes as f64,
-            flops: 0.0,
-            clock: Clock::Whole,
-            make: Box::new(make),
-        }
+        Self { name: name.into(), bytes: bytes as f64, flops: 0.0, clock: Clock::Whole, make: Box::new(make) }
     }
 
     pub(super) fn with_flops(self, flops: f64) -> Self {

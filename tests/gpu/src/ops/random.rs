@@ -63,7 +63,8 @@ fn bases(bench: &Bench) -> Result<String> {
     let config = ModelConfig::parse(
         r#"{"architectures": ["Qwen2ForCausalLM"], "hidden_size": 48, "intermediate_size": 80, "vocab_size": 50,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}"#,
-    )?;
+    )
+    .map_err(anyhow::Error::msg)?;
     let mut compared = 0;
     for (dtype, quantization) in [
         (BaseDtype::F32, Quantization::None),
@@ -91,7 +92,11 @@ fn same(gpu: &Tensor, cpu: &Tensor) -> Result<()> {
     let pairs = values(gpu)?.into_iter().zip(values(cpu)?);
     for (i, (got, want)) in pairs.enumerate() {
         let dtype: DType = cpu.dtype();
-        ensure!(got.to_bits() == want.to_bits(), "element {i} of {:?} {dtype:?} is {got}, not {want}", cpu.dims());
+        ensure!(
+            got.to_bits() == want.to_bits(),
+            "element {i} of {:?} {dtype:?} is {got}, not {want}",
+            cpu.dims()
+        );
     }
     Ok(())
 }
