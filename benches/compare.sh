@@ -27,15 +27,9 @@ fail() {
 [[ -x $program ]] || fail "$program is no program; BIN_DIR must hold train_step"
 [[ ! -e $out ]] || fail "$out exists; name another file for the results"
 
-# Where CUDA came with PyTorch, its libraries lie in Python's packages.
-missing() { ldd "$program" | awk '/not found/ { print $1 }' | sort -u | paste -sd ' '; }
-libraries=${LD_LIBRARY_PATH:-}
-if [[ -n $(missing) ]]; then
-    packages=$("$python" -c 'import glob, nvidia; print(":".join(d for p in nvidia.__path__ for d in glob.glob(p + "/*/lib")))' 2>/dev/null || true)
-    libraries=$packages${libraries:+:$libraries}
-    still=$(LD_LIBRARY_PATH=$libraries missing)
-    [[ -z $still ]] || fail "$program needs libraries that are neither on the loader's path nor in $python's packages: $still"
-fi
+# shellcheck source=tests/gpu/libraries.sh
+source "$here/../tests/gpu/libraries.sh"
+libraries=$(find_libraries "$program" "$python" && echo "${LD_LIBRARY_PATH:-}") || exit 1
 
 attentions=()
 if reason=$("$python" -c 'import torch, transformers, peft' 2>&1); then

@@ -166,7 +166,8 @@ mod gpu {
         let results = lines(&output);
         assert_eq!(results.len(), 2);
         assert_eq!((&results[0]["micro_batch"], &results[0]["sequence"]), (&json!(4000), &json!(512)));
-        assert!(results[0]["error"].as_str().unwrap().contains("memory"), "{}", results[0]["error"]);
+        let error = results[0]["error"].as_str().unwrap();
+        assert!(error.contains("out of memory") && !error.contains('\n'), "{error}");
         assert!(results[1]["error"].is_null() && results[1]["tokens_per_s"].as_f64().unwrap() > 0.0);
 
         let mut alone = program(&[&cases[..], &["4000x512"]].concat());

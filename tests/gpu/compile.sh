@@ -22,7 +22,7 @@ for arch in "${archs[@]}"; do
   xargs -P "$(nproc)" -I{} bash -c "compile $arch {}" <<<"$sources"
 done
 
-printf '%-44s %6s %10s %10s %8s\n' kernel arch registers 'shared, B' spills
+printf '%-48s %6s %10s %10s %8s\n' kernel arch registers 'shared, B' spills
 for arch in "${archs[@]}"; do
   cat "$out"/*."$arch" | awk -v arch="sm_$arch" '
     /Compiling entry function/ { split($0, part, "\047"); name = part[2]; spills = "" }
@@ -33,7 +33,7 @@ for arch in "${archs[@]}"; do
         if ($i == "registers" || $i == "registers,") registers = $(i - 1)
         if ($i ~ /^smem/) shared = $(i - 2)
       }
-      printf "%-44s %6s %10s %10s %8s\n", name, arch, registers, shared, spills
+      printf "%-48s %6s %10s %10s %8s\n", name, arch, registers, shared, spills
       if (spills != 0) bad = 1
     }
     END { exit bad }' || { echo "compile.sh: a kernel spills registers on sm_$arch" >&2; exit 1; }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the CUDA programs and runs the self-test on the simulated GPU (tests/gpu/sim): on a machine without CUDA and
-# without a GPU.
+# Builds the CUDA programs, and runs the self-test and the kit (rehearsal.sh) on the simulated GPU (tests/gpu/sim): on a machine
+# without CUDA and without a GPU.
 #
 #   tests/gpu/simulated.sh
 #
@@ -38,7 +38,23 @@ cargo build "${cuda[@]}" --bins
 cargo build --locked -p loractl
 mkdir -p "$target/gpu-bin"
 ln -sf "$target/cuda/debug/"{lora-gpu,lora-worker,train_step} "$target/debug/loractl" "$target/gpu-bin/"
+export LORA_SIM_MEMORY=1G
 echo "-- the checks again, with work that begins as late as it may, and blocks and threads in another order"
 LORA_SIM_LATE=1 LORA_SIM_SEED=2 "$target/gpu-bin/lora-gpu"
+echo "-- a memory pool that fragments, and a driver without pools"
+LORA_SIM_MEMORY=128M LORA_SIM_FRAGMENT=1 "$target/gpu-bin/lora-gpu" --only "memory of many sizes"
+if refused=$(LORA_SIM_POOLS=0 "$target/gpu-bin/lora-gpu" --only rope 2>&1); then
+  echo "simulated.sh: a GPU without memory pools was opened" >&2
+  exit 1
+fi
+grep "the driver offers no memory pools" <<<"$refused"
 echo "-- the self-test on four simulated GPUs"
 LORA_SIM_GPUS=4 STEPS=3 tests/gpu/selftest.sh "$target/gpu-bin"
+echo "-- NCCL on one simulated GPU, of an old and of a new version"
+for version in 22809 23003; do
+  LORA_SIM_NCCL_VERSION=$version STEPS=3 tests/gpu/nccl.sh "$target/gpu-bin"
+done
+echo "-- the fallback from NCCL to TCP"
+tests/gpu/sim/fallback.sh "$target/gpu-bin"
+echo "-- the kit"
+tests/gpu/rehearsal.sh "$target/gpu-bin"

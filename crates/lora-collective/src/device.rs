@@ -5,6 +5,7 @@
 //! order of additions and so the same bits, but without frames: a slice of a node goes as one part.
 
 mod choice;
+mod shared_gpu;
 
 use std::ops::Range;
 
@@ -12,7 +13,8 @@ use crate::error::CollectiveError;
 use crate::plan::Plan;
 use crate::tree::NodeId;
 
-pub use choice::{Collective, Offer, UnknownCollective, agree, choose};
+pub use choice::{Choice, Collective, Offer, Preference, UnknownCollective, agree, choose};
+pub use shared_gpu::shared_gpu_variables;
 
 const ELEMENT_BYTES: u64 = size_of::<f32>() as u64;
 

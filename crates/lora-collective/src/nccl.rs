@@ -16,7 +16,7 @@ use std::time::Duration;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, result::stream};
 use cudarc::nccl::sys;
 
-use crate::device::{self, Collective, Offer, SegmentPlan};
+use crate::device::{self, Choice, Offer, Preference, SegmentPlan};
 use crate::error::{CollectiveError, Operation, PeerFailure};
 use crate::group::Group;
 use crate::tree::NodeId;
@@ -29,6 +29,9 @@ const ALL_REDUCE: &str = "all-reduce";
 
 /// Segments under way at a time. More wait on the CPU, where a wait can be ended: a stream that is full blocks the caller.
 const MAX_UNDER_WAY: usize = 16;
+
+/// Bytes of `NCCL_HOSTID` that NCCL looks at.
+const HOST_ID_BYTES: usize = 1023;
 
 /// How long [`NcclGroup::finish`] waits for the GPUs at most, where all ranks have begun what it waits for.
 const TRANSFER_LIMIT: Duration = Duration::from_secs(120);
@@ -53,19 +56,17 @@ pub struct NcclGroup {
 }
 
 impl NcclGroup {
-    /// Whether the ranks of `group` use NCCL, by what each wants and has (see [`device::choose`]); `gpu_uuid` tells this
-    /// rank's GPU from others.
+    /// Whether the ranks of `group` use NCCL, by what each prefers and has (see
+    /// [`device::choose`]); `gpu_uuid` tells this rank's GPU from others.
     ///
     /// # Errors
     /// As [`device::agree`].
-    pub fn agree(group: &mut Group, wanted: Collective, gpu_uuid: &str) -> Result<bool, CollectiveError> {
-        // As NCCL reads them: a variable that is no number is as good as not set.
-        let is_on = |name| std::env::var(name).is_ok_and(|v| v.trim().parse::<i64>().is_ok_and(|v| v != 0));
-        // With that NCCL waits without end, whatever it is told.
-        let nccl = if is_on("NCCL_COMM_BLOCKING") { None } else { communicator::version() };
-        let shares_gpu = is_on("NCCL_MULTI_RANK_GPU_ENABLE");
-        let offer = Offer { wanted, nccl, gpu: gpu_uuid.to_owned(), shares_gpu };
-        device::agree(group, &offer)
+    pub fn agree(
+        group: &mut Group,
+        preference: &Preference,
+        gpu_uuid: &str,
+    ) -> Result<Choice, CollectiveError> {
+        device::agree(group, &offer(preference, gpu_uuid))
     }
 
     /// Connects the GPUs of all ranks; this rank's is that of `compute`, the stream that the vectors are computed on.
@@ -174,7 +175,7 @@ impl NcclGroup {
     ) -> Result<(), CollectiveError> {
         group.check()?;
         self.wait_until_under_way(group, MAX_UNDER_WAY - 1, self.timeout)?;
-        let scratch = self.scratch(plan.scratch_elements()).map_err(failed(ALL_REDUCE))?;
+        let scratch = self.scratch(plan.scratch_elements())?;
         self.stream.join(&self.compute).map_err(failed(ALL_REDUCE))?;
         let Self { communicator, stream, timeout, sent, .. } = self;
         let mut fabric = Enqueue { group, communicator, stream, timeout: *timeout, sent };
@@ -223,11 +224,14 @@ impl NcclGroup {
     }
 
     /// The address of `elements` elements. The segments take turns with them, as the stream is in order.
-    fn scratch(&mut self, elements: usize) -> Result<u64, DriverError> {
+    fn scratch(&mut self, elements: usize) -> Result<u64, CollectiveError> {
         if self.scratch.as_ref().map_or(0, |scratch| scratch.len()) < elements {
             self.scratch = None;
-            // SAFETY: what is read of it was received or copied there before.
-            self.scratch = Some(unsafe { self.stream.alloc(elements) }?);
+            let allocated = lora_ops::cuda::allocate(&self.stream, elements);
+            self.scratch = Some(allocated.map_err(|error| CollectiveError::Device {
+                action: ALL_REDUCE,
+                message: error.to_string(),
+            })?);
         }
         Ok(self.scratch.as_ref().map_or(0, |scratch| scratch.device_ptr(&self.stream).0))
     }
@@ -236,6 +240,35 @@ impl NcclGroup {
 impl Drop for NcclGroup {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// What this process can do.
+fn offer(preference: &Preference, gpu_uuid: &str) -> Offer {
+    // As NCCL reads them: a variable that is no number is as good as not set.
+    let is_on = |name| std::env::var(name).is_ok_and(|v| v.trim().parse::<i64>().is_ok_and(|v| v != 0));
+    let nccl = match (&preference.nccl_failure, communicator::version()) {
+        (Some(failure), _) => Err(format!(
+            "it failed when an earlier group formed ({failure}); a new worker process tries again"
+        )),
+        // With that NCCL waits without end, whatever it is told.
+        _ if is_on("NCCL_COMM_BLOCKING") => {
+            Err("NCCL_COMM_BLOCKING is set, with which NCCL waits without end; it must not be set".to_owned())
+        }
+        (None, None) => Err("its library does not tell its version; NCCL 2 must be installed".to_owned()),
+        (None, Some(version)) => Ok(version),
+    };
+    let host_id = std::env::var_os("NCCL_HOSTID").map(|id| {
+        let id = id.as_encoded_bytes();
+        String::from_utf8_lossy(&id[..id.len().min(HOST_ID_BYTES)]).into_owned()
+    });
+    Offer {
+        wanted: preference.collective,
+        nccl,
+        gpu: gpu_uuid.to_owned(),
+        host_id,
+        shares_gpu: is_on("NCCL_MULTI_RANK_GPU_ENABLE"),
+        gpus: lora_ops::cuda::devices(),
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::Duration;
 use common::{PATIENT, on_ranks};
 use leaves::{bits, nodes_of, serial_sum};
 use lora_collective::CollectiveError;
-use lora_collective::device::{Collective, Fabric, Offer, Part, SegmentPlan, agree, choose};
+use lora_collective::device::{Choice, Collective, Fabric, Offer, Part, SegmentPlan, agree, choose};
 use lora_collective::tree::{NodeId, combine, partition};
 
 /// What waits for a part.
@@ -244,15 +244,17 @@ fn arguments_that_make_no_plan_are_refused() {
 fn offers(gpus: &[&str]) -> Vec<Offer> {
     let offer = |gpu: &&str| Offer {
         wanted: Collective::Auto,
-        nccl: Some(22_809),
+        nccl: Ok(22_809),
         gpu: (*gpu).to_owned(),
+        host_id: None,
         shares_gpu: false,
+        gpus: 1,
     };
     gpus.iter().map(offer).collect()
 }
 
 /// What is chosen for `offers`, and what where rank 1 demands NCCL.
-fn choices(mut offers: Vec<Offer>) -> (bool, Result<bool, String>) {
+fn choices(mut offers: Vec<Offer>) -> (Choice, Result<Choice, String>) {
     let chosen = choose(&offers).unwrap();
     offers[1].wanted = Collective::Nccl;
     (chosen, choose(&offers))
@@ -263,49 +265,104 @@ fn change(mut offers: Vec<Offer>, change: impl Fn(&mut [Offer])) -> Vec<Offer> {
     offers
 }
 
-#[test]
-fn nccl_is_chosen_where_all_ranks_can_use_it() {
-    assert_eq!(choices(offers(&["a", "b", "c"])), (true, Ok(true)));
-    assert_eq!(choose(&offers(&["a"])), Ok(true));
-    let shared = change(offers(&["a", "b", "a"]), |offers| {
-        offers.iter_mut().for_each(|it| (it.nccl, it.shares_gpu) = (Some(23_007), true));
-    });
-    assert_eq!(choices(shared), (true, Ok(true)));
+/// As [`shared_gpu_variables`](lora_collective::device::shared_gpu_variables) sets it.
+fn own_host_ids(offers: &mut [Offer]) {
+    for (index, offer) in offers.iter_mut().enumerate() {
+        offer.host_id = Some(format!("shared-gpu-{index}"));
+    }
 }
 
 #[test]
-fn tcp_is_chosen_elsewhere_unless_a_rank_demands_nccl() {
-    let new = |offers: &mut [Offer]| offers.iter_mut().for_each(|it| it.nccl = Some(23_000));
-    let cases: [(Vec<Offer>, &str); 6] = [
-        (change(offers(&["a", "b"]), |it| it[0].wanted = Collective::Tcp), "rank 0 was told to use tcp"),
+fn nccl_is_chosen_where_all_ranks_can_use_it() {
+    assert_eq!(choices(offers(&["a", "b", "c"])), (Choice::Nccl, Ok(Choice::Nccl)));
+    assert_eq!(choose(&offers(&["a"])), Ok(Choice::Nccl));
+    let shared = change(offers(&["a", "b", "a"]), |offers| {
+        offers.iter_mut().for_each(|it| (it.nccl, it.shares_gpu) = (Ok(23_007), true));
+    });
+    assert_eq!(choices(shared), (Choice::Nccl, Ok(Choice::Nccl)));
+}
+
+#[test]
+fn ranks_share_a_gpu_as_different_hosts_with_any_version() {
+    for version in [22_100, 22_809, 23_003] {
+        let shared = change(offers(&["a", "a", "a"]), |it| {
+            own_host_ids(it);
+            it.iter_mut().for_each(|it| it.nccl = Ok(version));
+        });
+        assert_eq!(choices(shared), (Choice::Nccl, Ok(Choice::Nccl)), "NCCL {version}");
+    }
+    // One that has none is on the host that its name gives.
+    let one = change(offers(&["a", "a"]), |it| it[1].host_id = Some("shared-gpu-1".to_owned()));
+    assert_eq!(choose(&one), Ok(Choice::Nccl));
+    let same = change(offers(&["a", "b", "a"]), |it| {
+        it.iter_mut().for_each(|it| it.host_id = Some("node".to_owned()));
+        it[0].wanted = Collective::Nccl;
+    });
+    let error = choose(&same).unwrap_err();
+    assert!(error.contains("ranks 0 and 2 share a GPU"), "{error}");
+}
+
+/// Offers that cannot use NCCL, and why not.
+fn obstacles() -> Vec<(Vec<Offer>, &'static str)> {
+    let new = |offers: &mut [Offer]| offers.iter_mut().for_each(|it| it.nccl = Ok(23_000));
+    vec![
         (
-            change(offers(&["a", "b"]), |it| it[1].nccl = None),
-            "rank 1 has no NCCL, or NCCL_COMM_BLOCKING=1, which waits without end",
+            change(offers(&["a", "b"]), |it| it[0].wanted = Collective::Tcp),
+            "rank 0 has the setting collective = tcp; it must be auto or nccl",
         ),
         (
-            change(offers(&["a", "b", "c"]), |it| it[2].nccl = Some(23_007)),
-            "rank 0 has NCCL 2.28.9 and rank 2 has NCCL 2.30.7",
+            change(offers(&["a", "b"]), |it| it[1].nccl = Err("it is broken; mend it".to_owned())),
+            "rank 1 cannot use NCCL: it is broken; mend it",
+        ),
+        (
+            change(offers(&["a", "b", "c"]), |it| it[2].nccl = Ok(23_007)),
+            "rank 0 has NCCL 2.28.9 and rank 2 has NCCL 2.30.7; all must have the same version",
         ),
         (
             change(offers(&["a", "b", "b"]), |it| it[2].shares_gpu = true),
-            "ranks 1 and 2 share a GPU, which takes NCCL 2.30.0 or newer (it is 2.28.9)",
+            "ranks 1 and 2 share a GPU; each process must have its own NCCL_HOSTID, or \
+             NCCL_MULTI_RANK_GPU_ENABLE=1 with NCCL 2.30.0 or newer (it is 2.28.9)",
         ),
         (
             change(offers(&["a", "b", "a"]), new),
-            "ranks 0 and 2 share a GPU, which takes NCCL_MULTI_RANK_GPU_ENABLE=1 on every rank (not set on rank 0)",
+            "ranks 0 and 2 share a GPU; each process must have its own NCCL_HOSTID, or \
+             NCCL_MULTI_RANK_GPU_ENABLE=1 (not set on rank 0)",
         ),
         (
-            change(offers(&["a", "a"]), |it| {
+            change(offers(&["a", "b", "a"]), |it| {
                 new(it);
                 it[0].shares_gpu = true;
             }),
-            "ranks 0 and 1 share a GPU, which takes NCCL_MULTI_RANK_GPU_ENABLE=1 on every rank (not set on rank 1)",
+            "ranks 0 and 2 share a GPU; each process must have its own NCCL_HOSTID, or \
+             NCCL_MULTI_RANK_GPU_ENABLE=1 (not set on rank 1)",
         ),
-    ];
-    for (offers, reason) in cases {
-        let demanded = Err(format!("rank 1 demands the collective nccl, but {reason}"));
-        assert_eq!(choices(offers), (false, demanded));
+    ]
+}
+
+#[test]
+fn tcp_between_several_gpus_is_a_fallback_that_names_what_would_be_right() {
+    for (offers, obstacle) in obstacles() {
+        let text =
+            format!("gradients travel between the GPUs over TCP, which is slower than NCCL: {obstacle}");
+        let demanded = format!("rank 1 demands the collective nccl, but {obstacle}");
+        assert_eq!(choices(offers), (Choice::Fallback(text), Err(demanded)));
     }
+}
+
+#[test]
+fn tcp_is_no_fallback_on_the_only_gpu_or_where_it_is_the_setting_of_all_ranks() {
+    let on_one_gpu =
+        |offers: Vec<Offer>| change(offers, |it| it.iter_mut().for_each(|it| it.gpu = "a".to_owned()));
+    for (offers, obstacle) in obstacles() {
+        assert_eq!(choose(&on_one_gpu(offers)), Ok(Choice::Tcp), "{obstacle}");
+    }
+    let configured = change(offers(&["a", "b"]), |it| {
+        it.iter_mut().for_each(|it| it.wanted = Collective::Tcp);
+    });
+    assert_eq!(choose(&configured), Ok(Choice::Tcp));
+    // They share a GPU on a machine that has others.
+    let crowded = change(offers(&["a", "a"]), |it| it.iter_mut().for_each(|it| it.gpus = 4));
+    assert!(matches!(choose(&crowded), Ok(Choice::Fallback(_))));
 }
 
 #[test]
@@ -313,20 +370,22 @@ fn ranks_agree_on_the_choice() {
     let choice = |wanted: fn(usize) -> Collective| {
         on_ranks(3, PATIENT, |mut group| {
             let rank = group.rank();
-            let gpu = format!("GPU {rank}");
-            let offer = Offer { wanted: wanted(rank), nccl: Some(22_809), gpu, shares_gpu: rank == 1 };
+            let offer = Offer { wanted: wanted(rank), ..offers(&["a", "b", "c"])[rank].clone() };
             let agreed = agree(&mut group, &offer);
             group.barrier().unwrap();
             agreed
         })
     };
-    assert!(choice(|_| Collective::Auto).into_iter().all(|agreed| agreed.unwrap()));
+    assert!(choice(|_| Collective::Auto).into_iter().all(|agreed| agreed.unwrap() == Choice::Nccl));
     let one_tcp = choice(|rank| [Collective::Auto, Collective::Tcp, Collective::Auto][rank]);
-    assert!(one_tcp.into_iter().all(|agreed| !agreed.unwrap()));
+    let one_tcp: Vec<Choice> = one_tcp.into_iter().map(Result::unwrap).collect();
+    assert!(matches!(&one_tcp[0], Choice::Fallback(text) if text.contains("rank 1")), "{one_tcp:?}");
+    assert!(one_tcp.iter().all(|choice| *choice == one_tcp[0]), "{one_tcp:?}");
     for agreed in choice(|rank| [Collective::Nccl, Collective::Auto, Collective::Tcp][rank]) {
         let error = agreed.unwrap_err();
         assert!(matches!(error, CollectiveError::NoNccl(_)), "{error}");
-        let expected = "rank 0 demands the collective nccl, but rank 2 was told to use tcp";
+        let expected = "rank 0 demands the collective nccl, but rank 2 has the setting collective = tcp; \
+                        it must be auto or nccl";
         assert_eq!(error.to_string(), expected);
         assert!(error.suspects().is_empty());
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::{PATIENT, on_ranks};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use leaves::{bits, nodes_of, serial_sum};
-use lora_collective::device::Collective;
+use lora_collective::device::{Choice, Preference};
 use lora_collective::tree::{NodeId, nodes_in, partition};
 use lora_collective::{CollectiveError, Group, NcclGroup, Operation, PeerFailure};
 
@@ -45,14 +45,21 @@ fn on_gpu<T: Send>(
 }
 
 fn is_possible() -> bool {
-    let agreed =
-        on_ranks(2, PATIENT, |mut group| NcclGroup::agree(&mut group, Collective::Auto, "GPU").unwrap());
-    if !agreed[0] {
+    let agreed = agreed_choice(Preference::default());
+    let is_possible = agreed == Choice::Nccl;
+    if !is_possible {
         eprintln!(
             "skipped: ranks cannot share a GPU here; it takes NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1"
         );
     }
-    agreed[0]
+    is_possible
+}
+
+/// What ranks that share a GPU and all have this preference agree on.
+fn agreed_choice(preference: Preference) -> Choice {
+    let agreed = on_ranks(2, PATIENT, |mut group| NcclGroup::agree(&mut group, &preference, "GPU").unwrap());
+    assert_eq!(agreed[0], agreed[1]);
+    agreed[0].clone()
 }
 
 fn address(slice: &CudaSlice<f32>) -> u64 {
@@ -149,6 +156,32 @@ fn a_peer_that_dies_while_the_others_connect_is_named() {
     for error in errors.iter().flatten() {
         assert!(blames(error, 2), "{error}");
     }
+}
+
+#[test]
+fn a_peer_that_does_not_connect_is_named_within_the_limit() {
+    if !is_possible() {
+        return;
+    }
+    let done = Barrier::new(3);
+    let errors = on_ranks(3, BRIEF, |mut group| {
+        let hangs = group.rank() == 2;
+        if hangs {
+            group.broadcast(0, &mut Vec::new()).unwrap();
+        }
+        let error = (!hangs).then(|| error_soon(|| NcclGroup::form(&mut group, compute(), BRIEF)));
+        done.wait();
+        error
+    });
+    for error in errors.iter().flatten() {
+        assert_eq!(error.suspects(), [2], "{error}");
+    }
+}
+
+#[test]
+fn nccl_that_failed_before_is_not_tried_again() {
+    let failed = Preference { nccl_failure: Some("no route".to_owned()), ..Preference::default() };
+    assert_ne!(agreed_choice(failed), Choice::Nccl);
 }
 
 #[test]

@@ -18,6 +18,9 @@ const LONGEST: f64 = 365.0 * 24.0 * 3600.0;
 pub struct Config {
     /// Directory of the database and the files; made if it is missing. One coordinator at a time uses it.
     pub state_dir: PathBuf,
+    /// Whether a start makes files its own that belong to another database, or to a newer copy of
+    /// this one. If not, it fails.
+    pub adopt_objects: bool,
     /// Where clients and workers connect.
     pub grpc: GrpcConfig,
     /// Health and metrics.
@@ -48,6 +51,9 @@ pub struct LimitsConfig {
     pub upload_bytes: u64,
     /// Hours until a file that no job names is removed.
     pub unreferenced_hours: f64,
+    /// Hours until a stored file without a row in the database is removed, counted from when it is
+    /// first found.
+    pub unknown_object_hours: f64,
     /// Lifecycle events kept for each job; the newest are.
     pub retained_events: u64,
     /// Steps kept for each job; the newest are.
@@ -88,6 +94,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             state_dir: "/var/lib/loractl/coordinator".into(),
+            adopt_objects: false,
             grpc: GrpcConfig::default(),
             http: HttpConfig { listen: "0.0.0.0:7401".into() },
             log: LogConfig::default(),
@@ -109,6 +116,7 @@ impl Default for LimitsConfig {
         Self {
             upload_bytes: 2 << 30,
             unreferenced_hours: 24.0,
+            unknown_object_hours: 168.0,
             retained_events: 10_000,
             retained_steps: 1_000_000,
         }
@@ -165,6 +173,7 @@ impl Config {
         }
         for (field, value, longest) in [
             ("limits.unreferenced_hours", limits.unreferenced_hours, LONGEST / 3600.0),
+            ("limits.unknown_object_hours", limits.unknown_object_hours, LONGEST / 3600.0),
             ("workers.heartbeat_seconds", self.workers.heartbeat_seconds, LONGEST),
             ("workers.lease_seconds", self.workers.lease_seconds, LONGEST),
             ("recovery.settle_seconds", recovery.settle_seconds, LONGEST),
@@ -194,6 +203,11 @@ impl LimitsConfig {
     /// Time until a file that no job names is removed.
     pub fn unreferenced(&self) -> Duration {
         seconds(self.unreferenced_hours * 3600.0)
+    }
+
+    /// Time until a stored file without a row in the database is removed.
+    pub fn unknown_objects(&self) -> Duration {
+        seconds(self.unknown_object_hours * 3600.0)
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lora_daemon::http::{self, Health};
+use lora_daemon::incoming::incoming;
 use lora_proto::v1::artifacts_server::ArtifactsServer;
 use lora_proto::v1::fine_tuning_server::FineTuningServer;
 use lora_proto::v1::worker_control_server::WorkerControlServer;
@@ -13,17 +14,17 @@ use lora_spec::FieldError;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-use tokio::time::{MissedTickBehavior, interval, timeout};
-use tokio_stream::wrappers::TcpListenerStream;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
 use crate::Config;
+use crate::config::LimitsConfig;
 use crate::metrics::Metrics;
 use crate::rpc::{Artifacts, Commands, FineTuning, WorkerControl};
 use crate::service::Service;
-use crate::store::{Retention, Store, StoreError};
+use crate::store::{ForeignObjects, Retention, Store, StoreError, UnknownObjects};
 
 /// Commands that may wait for the service; callers beyond it wait for room.
 const WAITING_COMMANDS: usize = 256;
@@ -44,6 +45,9 @@ pub enum CoordinatorError {
     /// Another coordinator uses the state directory.
     #[error("state_dir: {0} is in use by another coordinator")]
     InUse(PathBuf),
+    /// The files in the state directory are not the database's.
+    #[error("state_dir: {0}")]
+    NotOwner(String),
     /// The state directory or the database.
     #[error("the store: {0}")]
     Store(String),
@@ -76,6 +80,7 @@ impl From<StoreError> for CoordinatorError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::InUse(dir) => Self::InUse(dir),
+            StoreError::NotOwner { .. } => Self::NotOwner(error.to_string()),
             other => Self::Store(other.to_string()),
         }
     }
@@ -140,7 +145,11 @@ impl Coordinator {
             Retention { events: config.limits.retained_events, steps: config.limits.retained_steps };
         let state_dir = std::path::absolute(&config.state_dir)
             .map_err(|error| FieldError::new("state_dir", format!("is no path: {error}")))?;
-        let store = Store::open(&state_dir, retention).await?;
+        let foreign = match config.adopt_objects {
+            true => ForeignObjects::Adopt,
+            false => ForeignObjects::Refuse,
+        };
+        let store = Store::open(&state_dir, retention, foreign).await?;
         let grpc = listen(&config.grpc.listen).await?;
         let http = match config.http.listen.as_str() {
             "" => None,
@@ -183,8 +192,7 @@ impl Coordinator {
                 }
             }
         });
-        let garbage =
-            tokio::spawn(collect_garbage(store.clone(), config.limits.unreferenced(), stop.clone()));
+        let garbage = tokio::spawn(collect_garbage(store.clone(), config.limits.clone(), stop.clone()));
         let sessions = TaskTracker::new();
         tracing::info!(
             address = %handle.address,
@@ -246,7 +254,7 @@ async fn serve_grpc(
             ArtifactsServer::new(Artifacts::new(store.clone(), config.limits.upload_bytes))
                 .max_decoding_message_size(MAX_MESSAGE_BYTES),
         )
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.clone().cancelled_owned());
+        .serve_with_incoming_shutdown(incoming(listener), stop.clone().cancelled_owned());
     let mut server = Box::pin(server);
     tokio::select! {
         served = &mut server => served?,
@@ -259,18 +267,26 @@ async fn serve_grpc(
 }
 
 /// Removes files that nothing names, from time to time. An error is tried again the next time.
-async fn collect_garbage(store: Store, unreferenced: Duration, stop: CancellationToken) {
-    let mut ticks = interval(GARBAGE);
+async fn collect_garbage(store: Store, limits: LimitsConfig, stop: CancellationToken) {
+    // Not at once, so that a start with a wrong database can be ended before anything is removed.
+    let mut ticks = interval_at(Instant::now() + GARBAGE, GARBAGE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        match store.collect_garbage(unreferenced).await {
+        match store.collect_garbage(limits.unreferenced()).await {
             Ok(0) => {}
             Ok(files) => tracing::info!(files, "unreferenced files removed"),
             Err(error) => tracing::error!(%error, "unreferenced files are not removed"),
+        }
+        match store.remove_unknown_objects(limits.unknown_objects()).await {
+            Ok(UnknownObjects { found: 0, removed: 0 }) => {}
+            Ok(UnknownObjects { found, removed }) => {
+                tracing::warn!(found, removed, "files without a row in the database");
+            }
+            Err(error) => tracing::error!(%error, "files without a row are not removed"),
         }
     }
 }

@@ -36,6 +36,8 @@ pub(crate) struct Job {
     pub(crate) excluded: BTreeSet<String>,
     /// Processes whose base has been put on record.
     pub(crate) bases_seen: Vec<MemberRow>,
+    /// The generation whose group's notice is known to be on record; 0: none.
+    pub(crate) noticed_generation: u64,
 }
 
 /// What a member of the group is known to do.
@@ -93,6 +95,7 @@ impl Job {
             steps_at_start: row.completed_steps,
             excluded: BTreeSet::new(),
             bases_seen: Vec::new(),
+            noticed_generation: 0,
             row,
         })
     }

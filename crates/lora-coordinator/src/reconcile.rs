@@ -49,6 +49,7 @@ impl Service {
             return self.fail(job, failure).await;
         }
         self.record_bases(job).await?;
+        self.record_notice(job).await?;
         let is_before = |member: &Member| {
             matches!(member.phase(), Some(Phase::Preparing | Phase::Prepared | Phase::Forming))
         };
@@ -118,6 +119,26 @@ impl Service {
                 .await?;
             job.bases_seen.push(member);
         }
+        Ok(())
+    }
+
+    /// Puts on record what rank 0 says of its group, once in a generation.
+    async fn record_notice(&self, job: &mut Job) -> Result<(), StoreError> {
+        let generation = job.row.generation;
+        let members = job.members(&self.workers);
+        let (Some(row), Some(Member::Here(held))) = (job.row.members.first(), members.first()) else {
+            return Ok(());
+        };
+        if held.notice.is_empty() || job.noticed_generation == generation {
+            return Ok(());
+        }
+        let notice =
+            v1::Notice { worker: row.worker.clone(), step: held.completed_steps, text: held.notice.clone() };
+        // A coordinator that ended since may have recorded it.
+        if !self.store.has_notice(&job.row.id, generation, &notice.text).await? {
+            job.update(&self.store, vec![job_event::Kind::Notice(notice)], |_| ()).await?;
+        }
+        job.noticed_generation = generation;
         Ok(())
     }
 
@@ -383,24 +404,26 @@ impl Service {
     }
 
     /// Ranks that have been in their phase for longer than it may take. One that waits for its peers is not to blame, unless
-    /// all do.
+    /// all do: a peer that does not wait has its own time, which may end later.
     fn out_of_time(&self, job: &Job, members: &[Member]) -> Vec<usize> {
         let recovery = &self.config.recovery;
-        let late = |rank: usize, member: &Member| {
-            let limit = match member.phase()? {
-                Phase::Preparing => recovery.preparing_seconds,
-                Phase::Forming => recovery.forming_seconds,
-                Phase::Training => recovery.step_seconds,
-                Phase::Saving => recovery.saving_seconds,
-                Phase::Exporting => recovery.exporting_seconds,
-                _ => return None,
-            };
-            (self.seconds_in_phase(job, rank) > limit).then_some(rank)
+        let limit = |member: &Member| match member.phase()? {
+            Phase::Preparing => Some(recovery.preparing_seconds),
+            Phase::Forming => Some(recovery.forming_seconds),
+            Phase::Training => Some(recovery.step_seconds),
+            Phase::Saving => Some(recovery.saving_seconds),
+            Phase::Exporting => Some(recovery.exporting_seconds),
+            _ => None,
         };
-        let late: Vec<usize> = members.iter().enumerate().filter_map(|(rank, m)| late(rank, m)).collect();
-        let at_fault = |rank: &&usize| members[**rank].held().is_some_and(|held| !held.waiting_for_peers);
-        let culprits: Vec<usize> = late.iter().filter(at_fault).copied().collect();
-        if culprits.is_empty() { late } else { culprits }
+        let limited = || members.iter().enumerate().filter_map(|(rank, m)| Some((rank, m, limit(m)?)));
+        let waits = |member: &Member| member.held().is_none_or(|held| held.waiting_for_peers);
+        let all_wait = limited().all(|(_, member, _)| waits(member));
+        limited()
+            .filter(|(rank, member, limit)| {
+                self.seconds_in_phase(job, *rank) > *limit && (all_wait || !waits(member))
+            })
+            .map(|(rank, ..)| rank)
+            .collect()
     }
 
     fn seconds_in_phase(&self, job: &Job, rank: usize) -> f64 {

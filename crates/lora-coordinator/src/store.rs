@@ -4,12 +4,14 @@
 //! <state_dir>/lock               held by the one process that writes here
 //! <state_dir>/coordinator.db     jobs, their events and steps, and which files there are (SQLite)
 //! <state_dir>/objects/<sha256>   files, each content once
+//! <state_dir>/objects/owner.json the database that the files belong to
 //! <state_dir>/staging/           files on their way in; emptied at every start
 //! ```
 //!
 //! - What a method has written is on disk when it returns, steps aside: those are once the next other thing is.
 //! - One writer at a time. It moves a file to `objects/` before it commits the row that names it, and removes a file after
-//!   it has committed that no row does. So every row has its file; a file without a row is what a crash left, and waste.
+//!   it has committed that no row does. So every row has its file. A file without a row is what a crash left, or was stored
+//!   with another database. A start fails on the files of another database, and a file without a row is kept for a time.
 //! - Reading never waits for a writer, and sees only what is committed.
 
 mod artifacts;
@@ -18,8 +20,10 @@ mod job_row;
 mod jobs;
 mod log;
 mod objects;
+mod owner;
 #[cfg(test)]
 mod tests;
+mod unknown_objects;
 mod watch;
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -39,9 +43,12 @@ pub(crate) use artifacts::Committed;
 pub(crate) use job_row::{JobRow, MemberRow};
 pub(crate) use jobs::Inserted;
 pub(crate) use objects::Staged;
+pub(crate) use owner::ForeignObjects;
+pub(crate) use unknown_objects::UnknownObjects;
 pub(crate) use watch::WatchError;
 
 use connections::Writers;
+use owner::{Mismatch, Owner};
 use watch::Watchers;
 
 const LOCK: &str = "lock";
@@ -64,6 +71,21 @@ pub(crate) enum StoreError {
     /// Another process writes there.
     #[error("{dir} is in use by another coordinator", dir = .0.display())]
     InUse(PathBuf),
+    /// The files in `objects/` belong to another database, or to a newer copy of this one.
+    #[error(
+        "{objects} holds files, but {database} {mismatch}; restore the newest copy of the database, set state_dir to \
+         another directory, or start once with adopt_objects=true: files without a row in the database are then removed \
+         after limits.unknown_object_hours",
+        objects = objects.display(), database = database.display()
+    )]
+    NotOwner {
+        /// The files' directory.
+        objects: PathBuf,
+        /// The database's file.
+        database: PathBuf,
+        /// Why the files are not the database's.
+        mismatch: Mismatch,
+    },
     /// The file system refuses, for want of space for instance.
     #[error("{path}: {source}", path = path.display())]
     Io {
@@ -121,26 +143,29 @@ impl Store {
     /// Opens the store in `state_dir`, makes it if it is not there, and raises the term.
     ///
     /// # Errors
-    /// The directory is in use or not to be written, or the database is damaged or a newer version's.
-    pub(crate) async fn open(state_dir: &Path, retention: Retention) -> Result<Self, StoreError> {
+    /// The directory is in use or not to be written, or the database is damaged or a newer
+    /// version's, or does not own the files and `foreign` refuses them.
+    pub(crate) async fn open(
+        state_dir: &Path,
+        retention: Retention,
+        foreign: ForeignObjects,
+    ) -> Result<Self, StoreError> {
         let (objects, staging) = (state_dir.join(OBJECTS), state_dir.join(STAGING));
         create_private(state_dir)?;
         let lock = lock(state_dir)?;
+        create_private(&objects)?;
+        let database = state_dir.join(DATABASE);
+        let mut writers = open_database(&database, &objects, foreign).await?;
+        let failed = |source| StoreError::Database { path: database.clone(), source };
+        let mut db = writers.lifecycle.begin().await.map_err(failed)?;
+        let term = sqlx::query_scalar("UPDATE coordinator SET term = term + 1 RETURNING term");
+        let term = term.fetch_one(&mut *db).await.map_err(failed)?;
+        owner::commit(db, &objects).await.map_err(failed)?;
+
         if staging.symlink_metadata().is_ok() {
             std::fs::remove_dir_all(&staging).map_err(io_error(&staging))?;
         }
         create_private(&staging)?;
-        create_private(&objects)?;
-
-        let database = state_dir.join(DATABASE);
-        let failed = |source| StoreError::Database { path: database.clone(), source };
-        let mut writers = Writers::connect(&database).await.map_err(failed)?;
-        let lifecycle = &mut writers.lifecycle.connection;
-        let outdated = |source| StoreError::Migrate { path: database.clone(), source };
-        connections::migrations().run(&mut *lifecycle).await.map_err(outdated)?;
-        let term = sqlx::query_scalar("UPDATE coordinator SET term = term + 1 RETURNING term");
-        let term = term.fetch_one(lifecycle).await.map_err(failed)?;
-
         Ok(Self(Arc::new(Inner {
             objects,
             staging,
@@ -183,6 +208,52 @@ impl Store {
     fn failed(&self, source: sqlx::Error) -> StoreError {
         StoreError::Database { path: self.0.database.clone(), source }
     }
+}
+
+/// Connects to the database, brings it to this version, and makes sure that it owns the files in
+/// `objects`.
+async fn open_database(
+    database: &Path,
+    objects: &Path,
+    foreign: ForeignObjects,
+) -> Result<Writers, StoreError> {
+    let failed = |source| StoreError::Database { path: database.to_owned(), source };
+    let refused = |mismatch| {
+        let (objects, database) = (objects.to_owned(), database.to_owned());
+        StoreError::NotOwner { objects, database, mismatch }
+    };
+    let holds_objects = unknown_objects::holds_objects(objects).await.map_err(io_error(objects))?;
+    // Before a connection makes the file: a copy that is restored later must not meet the log of an
+    // empty database.
+    let exists = database.metadata().is_ok_and(|file| file.len() > 0);
+    if holds_objects && !exists && foreign == ForeignObjects::Refuse {
+        return Err(refused(Mismatch::Empty));
+    }
+    let mut writers = Writers::connect(database).await.map_err(failed)?;
+    let db = &mut writers.lifecycle.connection;
+    let outdated = |source| StoreError::Migrate { path: database.to_owned(), source };
+    connections::migrations().run(&mut *db).await.map_err(outdated)?;
+    let named = Owner::read(objects).await;
+    let mismatch = match holds_objects {
+        true => owner::mismatch(db, named.as_ref()).await.map_err(failed)?,
+        false => None,
+    };
+    match (mismatch, foreign) {
+        (None, ForeignObjects::Refuse) => {}
+        (None, ForeignObjects::Adopt) => {
+            tracing::warn!("adopt_objects is set, but the files belong to this database already; unset it");
+        }
+        (Some(mismatch), ForeignObjects::Refuse) => {
+            writers.close().await.map_err(failed)?;
+            return Err(refused(mismatch));
+        }
+        (Some(mismatch), ForeignObjects::Adopt) => {
+            owner::adopt(db, named.as_ref()).await.map_err(failed)?;
+            let (database, objects) = (database.display(), objects.display());
+            tracing::warn!(%database, %objects, "the database {mismatch}; the files are its own from now on");
+        }
+    }
+    Ok(writers)
 }
 
 /// Makes a directory, and those above it, that others cannot look into: it holds people's data and the groups' tokens.

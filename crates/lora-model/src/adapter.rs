@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use lora_ops::lora::LoraPair;
 use lora_ops::pointwise::{round_into, zero};
+use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
 use lora_spec::{AdapterSpec, LinearModule, ModelConfig, Philox};
 
 use crate::block::Block;
@@ -127,7 +128,7 @@ impl Applied {
     fn new(layout: &AdapterLayout, params: &Tensor, dtype: DType) -> Result<Self, ModelError> {
         let flat = match dtype {
             DType::F32 => params.clone(),
-            dtype => Tensor::zeros(layout.len, dtype, params.device())?,
+            dtype => zeros(layout.len, dtype, params.device())?,
         };
         let applied = Self { pairs: layout.pairs(&flat)?, flat };
         applied.refresh(params)?;
@@ -169,13 +170,13 @@ impl Adapter {
 
     /// The adapter, and its parameters as they are taken off the base: together they change nothing.
     pub fn taken_off_itself(self) -> Result<Self, ModelError> {
-        let start = Tensor::from_vec(self.params.to_vec1::<f32>()?, self.layout.len, self.params.device())?;
+        let start = from_vec(to_vec::<f32>(&self.params)?, self.layout.len, self.params.device())?;
         Self::assemble(self.layout, self.params, Some(start), DType::F32, self.scaling)
     }
 
     /// The adapter where `base` is, and computing in the type of its activations.
     pub fn on(self, base: &Base) -> Result<Self, ModelError> {
-        let there = |params: &Tensor| params.to_device(base.device());
+        let there = |params: &Tensor| to_device(params, base.device());
         let taken_off = self.taken_off.as_ref().map(|(start, _)| there(start)).transpose()?;
         Self::assemble(self.layout, there(&self.params)?, taken_off, base.activations(), self.scaling)
     }
@@ -183,7 +184,7 @@ impl Adapter {
     /// An adapter of this one's form and place with other parameters, in the same layout; `taken_off`: other ones of what is taken
     /// off the base too.
     pub fn with(&self, params: Vec<f32>, taken_off: Option<Vec<f32>>) -> Result<Self, ModelError> {
-        let there = |params: Vec<f32>| Tensor::from_vec(params, self.layout.len, self.params.device());
+        let there = |params: Vec<f32>| from_vec(params, self.layout.len, self.params.device());
         let kept = self.taken_off.as_ref().map(|(start, _)| start.clone());
         let taken_off = taken_off.map(there).transpose()?.or(kept);
         let dtype = self.applied.flat.dtype();
@@ -266,7 +267,7 @@ pub struct Gradients {
 impl Gradients {
     /// Zero gradients on `device`.
     pub fn zeros(layout: &AdapterLayout, device: &Device) -> Result<Self, ModelError> {
-        let flat = Tensor::zeros(layout.len, DType::F32, device)?;
+        let flat = zeros(layout.len, DType::F32, device)?;
         let pairs = layout.pairs(&flat)?;
         Ok(Self { flat, pairs })
     }

@@ -1,6 +1,7 @@
 //! Text generation with a cache of keys and values.
 
 use candle_core::{IndexOp, Tensor};
+use lora_ops::transfer::to_vec;
 use lora_ops::{Ids, embedding, rms_norm};
 use lora_spec::Philox;
 
@@ -82,7 +83,7 @@ impl Generator<'_> {
     fn next(&self, last: &Tensor, sampling: Sampling, drawn: usize) -> Result<u32, ModelError> {
         let (normed, _) =
             rms_norm::forward(&last.contiguous()?, &self.base.norm, self.base.config.rms_norm_eps)?;
-        let logits = self.base.logits(&normed)?.flatten_all()?.to_vec1()?;
+        let logits = to_vec(&self.base.logits(&normed)?)?;
         Ok(choose(&logits, sampling, drawn))
     }
 }

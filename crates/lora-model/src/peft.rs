@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::read_f32;
+use lora_ops::transfer::to_device;
 use lora_spec::{AdapterSpec, ModelConfig};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -161,8 +162,8 @@ pub fn write_adapter(
     revision: Option<&str>,
 ) -> Result<[(&'static str, Vec<u8>); 2], ModelError> {
     let layout = adapter.layout();
-    let flat = adapter.params().to_device(&Device::Cpu)?;
-    let taken_off = adapter.taken_off().map(|start| start.to_device(&Device::Cpu)).transpose()?;
+    let flat = to_device(adapter.params(), &Device::Cpu)?;
+    let taken_off = adapter.taken_off().map(|start| to_device(start, &Device::Cpu)).transpose()?;
     let spec = spec.exported();
     let mut matrices = Vec::new();
     for (i, (name, shape, range)) in layout.tensors().enumerate() {

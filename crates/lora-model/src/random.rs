@@ -4,6 +4,7 @@ use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::Weight;
 use lora_ops::quant::{Codebook, FourBit, Int8};
 use lora_ops::random::uniform;
+use lora_ops::transfer::to_device;
 use lora_spec::{BaseDtype, BaseFormat, Philox, Quantization};
 
 use crate::ModelError;
@@ -32,7 +33,7 @@ pub(crate) fn tensor(
     }
     let constant = if name.ends_with(".bias") { 0.0_f32 } else { 1.0 };
     let values = vec![constant; shape.iter().product()];
-    Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?.to_device(device)?)
+    Ok(to_device(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?, device)?)
 }
 
 /// The weight of a linear module, made on `device`. A quantized one has random codes and scales; no dense matrix is made.

@@ -8,6 +8,7 @@ use candle_core::{Device, Tensor};
 use half::{bf16, f16};
 use lora_ops::linear::Weight;
 use lora_ops::quant::{Codebook, FourBit, Int8, Scales};
+use lora_ops::transfer::from_vec;
 use lora_spec::{
     BaseDtype, BaseFormat, Checkpoint, CheckpointError, FourBitState, FourBitType, LinearModule,
     Quantization, StoredWeight, TensorEntry,
@@ -38,12 +39,12 @@ impl<'a> Reader<'a> {
         let tensor = if stored_bf16 {
             let bytes = self.bytes(name)?;
             let values = bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
-            Tensor::from_vec(values, shape, self.device)?
+            from_vec(values, shape, self.device)?
         } else if dtype == BaseDtype::Bf16 {
             let values = self.floats(name)?.into_iter().map(bf16::from_f32).collect();
-            Tensor::from_vec(values, shape, self.device)?
+            from_vec(values, shape, self.device)?
         } else {
-            Tensor::from_vec(self.floats(name)?, shape, self.device)?
+            from_vec(self.floats(name)?, shape, self.device)?
         };
         Ok(tensor)
     }

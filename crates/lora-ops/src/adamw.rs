@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::paged::Room;
+use crate::paged::{Buffers, Vector, half, windows};
 use crate::place::Place;
 
 mod cpu;
@@ -49,8 +49,8 @@ impl AdamW {
         }
     }
 
-    /// As [`Self::step`], to the same bits, `window` elements at a time (at least one): of parameters on a GPU the moments may be
-    /// in the host's memory.
+    /// As [`Self::step`], to the same bits, with at most `window` elements of each moment (but two at least)
+    /// where the parameters are: of parameters on a GPU the moments may be in the host's memory.
     pub fn step_paged(
         &self,
         t: u64,
@@ -59,29 +59,30 @@ impl AdamW {
         factor: f32,
         window: usize,
     ) -> Result<()> {
-        let rooms = Rooms::new(state, window)?;
-        self.step_in(&rooms, t, state, gradient, factor)
+        let buffers = buffers(state, window)?;
+        self.step_in(&buffers, t, state, gradient, factor, window)
     }
 
-    /// A step in `rooms`, which were made for moments that lie where these do.
+    /// A step in `buffers`, which were made for moments that lie where these do, and are no shorter.
     pub(crate) fn step_in(
         &self,
-        rooms: &Rooms,
+        buffers: &Buffers,
         t: u64,
         state: State,
         gradient: &Tensor,
         factor: f32,
+        window: usize,
     ) -> Result<()> {
         let n = check_lengths(state, gradient)?;
-        for first in (0..n).step_by(rooms.window) {
-            let part = |vector: &Tensor| vector.narrow(0, first, rooms.window.min(n - first));
-            let (params, m, v) = (part(state.params)?, part(state.m)?, part(state.v)?);
-            let (m_copy, v_copy) = (rooms.m.load(&m)?, rooms.v.load(&v)?);
-            self.step(t, State { params: &params, m: &m_copy, v: &v_copy }, &part(gradient)?, factor)?;
-            rooms.m.store(&m_copy, &m)?;
-            rooms.v.store(&v_copy, &v)?;
-        }
-        Ok(())
+        let windows = windows(n, half(window));
+        let moments = [state.m, state.v].map(|tensor| Vector { tensor, is_changed: true });
+        let ranges = |number: usize| vec![windows[number].clone(); 2];
+        buffers.for_each(&moments, windows.len(), ranges, |number, moments| {
+            let range = &windows[number];
+            let part = |vector: &Tensor| vector.narrow(0, range.start, range.len());
+            let [m, v] = moments else { candle_core::bail!("AdamW has two moments") };
+            self.step(t, State { params: &part(state.params)?, m, v }, &part(gradient)?, factor)
+        })
     }
 
     pub(crate) fn numbers(&self, t: u64, factor: f32) -> Numbers {
@@ -100,20 +101,9 @@ impl AdamW {
     }
 }
 
-/// Room for a window of both moments where the parameters are. It is all there before a step begins: a step is not left half done
-/// for want of memory.
-pub(crate) struct Rooms {
-    window: usize,
-    m: Room,
-    v: Room,
-}
-
-impl Rooms {
-    pub(crate) fn new(state: State, window: usize) -> Result<Self> {
-        let window = window.max(1);
-        let room = |vector| Room::new(vector, window, state.params.device());
-        Ok(Self { window, m: room(state.m)?, v: room(state.v)? })
-    }
+/// Buffers for both moments of [`AdamW::step_in`], where the parameters are.
+pub(crate) fn buffers(state: State, window: usize) -> Result<Buffers> {
+    Buffers::new(&[state.m, state.v].map(|moment| (moment, half(window))), state.params.device())
 }
 
 /// The number of parameters.

@@ -14,9 +14,10 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor};
 use lora_spec::{EIGHT_BIT_BLOCK as BLOCK, EIGHT_BIT_ELEMENTS};
 
-use crate::adamw::{self, AdamW, Rooms};
-use crate::paged::{Home, zeros};
+use crate::adamw::{self, AdamW};
+use crate::paged::{Home, Pinned, zeros};
 use crate::place::Place;
+use crate::transfer::to_device;
 
 mod codes;
 mod cpu;
@@ -39,6 +40,7 @@ pub struct State {
     v: Moments,
     /// Elements that are on the device at a time.
     window: usize,
+    _pinned: Vec<Pinned>,
     /// Of parameters on a GPU.
     #[cfg(feature = "cuda")]
     tables: Option<cuda::Tables>,
@@ -93,7 +95,7 @@ impl State {
                 (0, device) => zeros(0, dtype, device),
                 // A step changes it in place.
                 (_, device) if tensor.device().same_device(device) => tensor.copy(),
-                (_, device) => tensor.to_device(device),
+                (_, device) => to_device(&tensor, device),
             }
         })
     }
@@ -107,10 +109,15 @@ impl State {
             Ok::<_, candle_core::Error>(Moments { full: part(i)?, codes: part(i + 2)?, absmax: part(i + 4)? })
         };
         let (m, v) = (moments(0)?, moments(1)?);
+        let mut pinned = Vec::new();
+        for tensor in [&m.full, &m.codes, &m.absmax, &v.full, &v.codes, &v.absmax] {
+            pinned.extend(home.pin(tensor)?);
+        }
         Ok(Self {
             #[cfg(feature = "cuda")]
             tables: if home.device.is_cpu() { None } else { Some(cuda::Tables::new(ranges, home)?) },
             window: home.window(),
+            _pinned: pinned,
             m,
             v,
             ranges: ranges.to_vec(),
@@ -155,7 +162,7 @@ impl AdamW {
             );
         }
         let State { ranges, m, v, window, .. } = state;
-        let rooms = Rooms::new(adamw::State { params, m: &m.full, v: &v.full }, *window)?;
+        let buffers = adamw::buffers(adamw::State { params, m: &m.full, v: &v.full }, *window)?;
         match Place::of(&[params, gradient])? {
             Place::Cpu => cpu::step(&self.numbers(t, factor), params, state, gradient)?,
             #[cfg(feature = "cuda")]
@@ -172,7 +179,7 @@ impl AdamW {
             let of = |flat: &Tensor| flat.narrow(0, first.start, len);
             let full = |moments: &Moments| moments.full.narrow(0, done, len);
             let small = adamw::State { params: &of(params)?, m: &full(m)?, v: &full(v)? };
-            self.step_in(&rooms, t, small, &of(gradient)?, factor)?;
+            self.step_in(&buffers, t, small, &of(gradient)?, factor, *window)?;
             done += len;
         }
         Ok(())

@@ -1,12 +1,13 @@
 //! The rates that bound what a device can do, measured: what its library of matrix products and its copies reach.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result};
 use lora_spec::Philox;
 
 use crate::Timestamp;
 use crate::device::memory;
 use crate::gemm::{of, product};
 use crate::random::uniform;
+use crate::transfer::zeros;
 
 /// Rows and columns of the product's matrices.
 const SIDE: usize = 8192;
@@ -63,7 +64,7 @@ fn product_milliseconds(device: &Device, side: usize) -> Result<f64> {
 }
 
 fn copy_milliseconds(device: &Device, bytes: usize) -> Result<f64> {
-    let from = Tensor::zeros(bytes / size_of::<f32>(), DType::F32, device)?;
+    let from = zeros(bytes / size_of::<f32>(), DType::F32, device)?;
     median_milliseconds(device, || from.copy().map(drop))
 }
 

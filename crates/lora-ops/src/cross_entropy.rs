@@ -8,6 +8,7 @@ use candle_core::{Device, Result, Tensor};
 
 use crate::Ids;
 use crate::place::Place;
+use crate::transfer::to_vec;
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -61,7 +62,7 @@ pub struct Loss {
 impl Loss {
     /// Sum of the losses, in the rows' order. Waits for the GPU.
     pub fn sum(&self) -> Result<f64> {
-        Ok(self.row_losses.to_vec1::<f64>()?.iter().sum())
+        Ok(to_vec::<f64>(&self.row_losses)?.iter().sum())
     }
 }
 

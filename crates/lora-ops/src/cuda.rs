@@ -5,9 +5,12 @@
 //! Nothing here depends on time: no floating-point atomics, one workspace, fixed algorithms.
 
 mod blas;
+mod environment;
+mod functions;
 mod gpu;
 mod launch;
-mod peaks;
+mod memory;
+mod pages;
 pub(crate) mod profile;
 mod rows;
 mod stage;
@@ -16,6 +19,8 @@ pub(crate) use blas::Product;
 pub(crate) use gpu::{Gpu, wrong};
 pub use gpu::{address, devices, open, stream, uuid};
 pub(crate) use launch::{Arg, flat, suffix};
+pub use memory::allocate;
+pub(crate) use pages::Pinned;
 pub(crate) use rows::{row_grid, row_threads, runs};
 pub(crate) use stage::Staged;
 

@@ -45,6 +45,10 @@ pub struct Memory {
     pub used_bytes: u64,
     /// The most that was ever held.
     pub peak_bytes: u64,
+    /// Taken from the GPU by this process's memory pool: live tensors, and what it keeps for later ones.
+    pub reserved_bytes: u64,
+    /// The most that the pool ever had.
+    pub peak_reserved_bytes: u64,
     /// Free when this process opened the device; CUDA's own and the kernels are not in it.
     pub free_bytes: u64,
     /// Of the device.
@@ -60,12 +64,12 @@ pub fn memory(device: &candle_core::Device) -> Result<Option<Memory>> {
     }
 }
 
-/// Begins the peak of [`memory`] anew, at what is used now. Waits for the GPU and gives back what its pool keeps unused.
-/// Nothing on the CPU.
+/// Sets the peaks of [`memory`] to what is used and reserved now, after the pool has given back what it keeps.
+/// Waits for the GPU. Does nothing on the CPU.
 pub fn reset_peak_memory(device: &candle_core::Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
-        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.reset_peaks(),
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.reset_peak_memory(),
         _ => Ok(()),
     }
 }

@@ -251,4 +251,27 @@ mod tests {
             assert!((2..5).all(|threads| product(threads) == one));
         }
     }
+
+    /// The gemm crate does not name its choice. Small products with contiguous rows show it: their
+    /// kernels sum in as many lanes as a vector has, so elements that far apart meet first.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn the_instruction_set_is_the_one_that_products_use() {
+        // 2^24 + 1 is no f32: 1 is lost if it meets 2^24 before -2^24 does.
+        let keeps_one = |one: usize, minus: usize| {
+            let mut row = [0.0; 17];
+            (row[0], row[one], row[minus]) = (16_777_216.0, 1.0, -16_777_216.0);
+            let (a, b) = ([row, row].concat(), [1.0; 34]);
+            let mut c = [0.0; 4];
+            gemm(1.0, Mat::new(&a, 2, 17), Mat::new(&b, 2, 17).t(), 0.0, &mut c, 2);
+            assert!(c == [0.0; 4] || c == [1.0; 4], "{c:?}");
+            c[0] == 1.0
+        };
+        let found = match (keeps_one(8, 16), keeps_one(1, 8)) {
+            (true, _) => "x86_64 avx512f",
+            (false, true) => "x86_64 avx2+fma",
+            (false, false) => "x86_64",
+        };
+        assert_eq!(crate::instruction_set(), found);
+    }
 }

@@ -39,6 +39,7 @@ pub mod rms_norm;
 pub mod rope;
 mod simd;
 mod timestamp;
+pub mod transfer;
 
 pub use candle_core::{Error, Result};
 pub use cpu::{read_f32, update_f32};

@@ -4,12 +4,15 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::place::Place;
 use crate::quant::{FourBit, Int8, Scales};
+use crate::transfer::to_device;
 
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
 pub(crate) use cpu::Panels;
+#[cfg(feature = "cuda")]
+pub use cuda::dequantize;
 
 /// A frozen matrix `[out_features, in_features]`.
 #[derive(Debug, Clone)]
@@ -62,7 +65,7 @@ impl Weight {
     /// The same weight on `device`.
     pub fn on(&self, device: &Device) -> Result<Self> {
         Ok(match self {
-            Self::Dense(weight) => weight.to_device(device)?.into(),
+            Self::Dense(weight) => to_device(weight, device)?.into(),
             Self::FourBit(weight) => weight.on(device)?.into(),
             Self::Int8(weight) => weight.on(device)?.into(),
         })

@@ -1,10 +1,12 @@
 //! Frozen weights in 4 and 8 bits, in the formats of bitsandbytes 0.50.
 //!
 //! A weight is made once, from a dense one or from a checkpoint's tensors, and is only ever read: a product dequantizes a
-//! panel of rows at a time, in f32 on the CPU and in the type of the activations on a GPU.
+//! panel of rows at a time, in f32 on the CPU and in the type of the activations on a GPU, where a panel may be all rows.
 
 use candle_core::{DType, Device, Result, Tensor};
 use lora_spec::FOUR_BIT_BLOCKS;
+
+use crate::transfer::{from_vec, to_device, to_vec};
 
 mod codebook;
 mod cpu;
@@ -81,7 +83,7 @@ impl FourBit {
                 expect("the nested absmax", absmax, DType::F32, blocks.div_ceil(*block))?;
             }
         }
-        let values = Tensor::new(&codebook.values(), codes.device())?;
+        let values = from_vec(codebook.values().to_vec(), 16, codes.device())?;
         let weight = Self { shape, values, block, codes, scales };
         if !cpu::scales(&weight)?.iter().all(|scale| scale.is_finite()) {
             candle_core::bail!("a scale is not finite");
@@ -100,16 +102,16 @@ impl FourBit {
     /// The same weight on `device`.
     pub fn on(&self, device: &Device) -> Result<Self> {
         let scales = match &self.scales {
-            Scales::Plain(absmax) => Scales::Plain(absmax.to_device(device)?),
+            Scales::Plain(absmax) => Scales::Plain(to_device(absmax, device)?),
             Scales::Nested { codes, map, absmax, offset, block } => Scales::Nested {
-                codes: codes.to_device(device)?,
-                map: map.to_device(device)?,
-                absmax: absmax.to_device(device)?,
+                codes: to_device(codes, device)?,
+                map: to_device(map, device)?,
+                absmax: to_device(absmax, device)?,
                 offset: *offset,
                 block: *block,
             },
         };
-        let there = |tensor: &Tensor| tensor.to_device(device);
+        let there = |tensor: &Tensor| to_device(tensor, device);
         let (values, codes) = (there(&self.values)?, there(&self.codes)?);
         Ok(Self { values, codes, scales, ..*self })
     }
@@ -168,7 +170,7 @@ impl Int8 {
         let (rows, cols) = codes.dims2()?;
         expect("the codes", &codes.flatten_all()?, DType::U8, rows * cols)?;
         expect("SCB", &scales, DType::F32, rows)?;
-        if !scales.to_vec1::<f32>()?.iter().all(|scale| scale.is_finite()) {
+        if !to_vec::<f32>(&scales)?.iter().all(|scale| scale.is_finite()) {
             candle_core::bail!("a scale is not finite");
         }
         Ok(Self { codes, scales })
@@ -185,7 +187,7 @@ impl Int8 {
 
     /// The same weight on `device`.
     pub fn on(&self, device: &Device) -> Result<Self> {
-        Ok(Self { codes: self.codes.to_device(device)?, scales: self.scales.to_device(device)? })
+        Ok(Self { codes: to_device(&self.codes, device)?, scales: to_device(&self.scales, device)? })
     }
 
     /// Rows and columns.

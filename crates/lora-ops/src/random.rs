@@ -76,11 +76,7 @@ pub(crate) fn bytes(len: usize, philox: &Philox, stream: Stream, device: &Device
     match Place::on(device)? {
         Place::Cpu => cpu::bytes(len, philox, stream),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => {
-            let bytes = Tensor::zeros(len.max(1), DType::U8, device)?.narrow(0, 0, len)?;
-            cuda::fill_bytes(&gpu, &bytes, philox, stream)?;
-            Ok(bytes)
-        }
+        Place::Cuda(gpu) => cuda::bytes(&gpu, len, philox, stream),
     }
 }
 

@@ -5,6 +5,7 @@ use candle_core::{Device, Result, Tensor};
 use lora_spec::{Rope, RopeScaling};
 
 use crate::place::Place;
+use crate::transfer::from_vec;
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -30,7 +31,7 @@ impl RopeTable {
         let angle = |i: usize| f64::from((i / half) as f32 * frequencies[i % half]);
         let table = |of: fn(f64) -> f64| {
             let values: Vec<f32> = (0..positions * half).map(|i| of(angle(i)) as f32).collect();
-            Tensor::from_vec(values, (positions, half), device)
+            from_vec(values, (positions, half), device)
         };
         Ok(Self { half, positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
     }

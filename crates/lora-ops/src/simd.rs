@@ -1,12 +1,23 @@
 //! Inner loops in the widest vectors the machine has, with sums in one fixed order.
 
+#[cfg(all(test, target_arch = "x86_64"))]
+mod instruction_sets;
+
 /// Runs `f` compiled for the best instruction set that this machine has (chosen at run time).
+///
+/// The bits do not depend on it: a loop's order of operations is that of its source, whatever the
+/// width of vectors, and the compiler does not fuse a product and a sum.
 #[inline(always)]
 pub(crate) fn vectorize<R>(f: impl FnOnce() -> R) -> R {
-    pulp::Arch::new().dispatch(f)
+    #[cfg(not(all(test, target_arch = "x86_64")))]
+    let set = pulp::Arch::new();
+    #[cfg(all(test, target_arch = "x86_64"))]
+    let set = instruction_sets::chosen();
+    set.dispatch(f)
 }
 
-/// The instruction set that results depend on: `x86_64 avx512f`, `x86_64 avx2+fma`, `x86_64` or another architecture's name.
+/// The instruction set that results depend on, which is that of matrix products: `x86_64 avx512f`,
+/// `x86_64 avx2+fma`, `x86_64` or another architecture's name.
 pub fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {

@@ -30,8 +30,9 @@ pub use job::{
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
 pub use memory::{
-    CPU_LOGITS, CPU_PANEL, EIGHT_BIT_BLOCK, EIGHT_BIT_ELEMENTS, GPU_LOGITS, GPU_PANEL, GPU_WORKSPACE, Held,
-    INITIALIZED_AT_ONCE, Memory, MicroBatchShape, PAGED_WINDOW, Training, chunk_rows,
+    CPU_LOGITS, CPU_PANEL, EIGHT_BIT_BLOCK, EIGHT_BIT_ELEMENTS, GPU_LOGITS, GPU_PANEL_ALIGNMENT,
+    GPU_PANEL_BYTES, GPU_WORKSPACE, Held, INITIALIZED_AT_ONCE, Memory, MicroBatchShape, PAGED_WINDOW,
+    Training, chunk_rows, gpu_panel_rows,
 };
 pub use model_config::{Activation, Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
 pub use model_spec::{BaseDtype, BaseForm, BaseFormat, Loftq, ModelSpec, Quantization, QuantizationType};

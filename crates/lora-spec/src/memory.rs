@@ -17,8 +17,14 @@ pub const GPU_LOGITS: usize = 64 << 20;
 /// Elements of a weight that is not f32 that a product turns into f32 at a time on the CPU (4 MiB).
 pub const CPU_PANEL: usize = 1 << 20;
 
-/// Elements of a quantized weight that a product dequantizes at a time on a GPU.
-pub const GPU_PANEL: usize = 1 << 24;
+/// Bytes of a quantized weight that a product dequantizes at a time on a GPU (256 MiB), or [`GPU_PANEL_ALIGNMENT`] rows where those
+/// take more. Every weight of the 7B and 8B models is one panel in bf16 (Llama-3.1-8B: at most 117 MB, beside 537 MB of saved
+/// inputs for a row of 2048 tokens): one product a weight, and an input gradient that is rounded to bf16 once.
+pub const GPU_PANEL_BYTES: usize = 256 << 20;
+
+/// On a GPU, panels start at multiples of this many rows, so that a panel's columns of an activation start at a multiple of 16
+/// bytes. Other addresses keep cuBLAS from its kernels for tensor cores of sm_90.
+pub const GPU_PANEL_ALIGNMENT: usize = 256;
 
 /// Bytes of cuBLAS's workspace: what NVIDIA recommends for Hopper; equal everywhere, so that the choice of algorithms is.
 pub const GPU_WORKSPACE: usize = 32 << 20;
@@ -38,7 +44,8 @@ const WIDENED_BYTES: u64 = 5;
 const SVD_BYTES: u64 = 23;
 const ROUND_BYTES: u64 = 4;
 
-/// Elements of each paged moment that are on a GPU at a time (32 MiB for both in f32, 8 in 8 bits).
+/// Elements of each paged moment that are on a GPU at a time, in two halves (32 MiB for both moments in f32, 8
+/// in 8 bits).
 pub const PAGED_WINDOW: usize = 1 << 22;
 
 /// The program itself, its threads, the matrix product's packed tiles and what the allocator keeps, as measured.
@@ -123,10 +130,14 @@ impl Training<'_> {
         if !gpu || !self.optim.is_paged() {
             return 2 * (4 * full + codes + 4 * blocks);
         }
-        let window = PAGED_WINDOW as u64;
-        blocks = blocks.min(window / BLOCK);
+        // Two halves of the window, or all where it is no more than one of them.
+        let half = PAGED_WINDOW as u64 / 2;
+        let there = |n: u64, half: u64| if n <= half { n } else { 2 * half };
+        if blocks > half / BLOCK {
+            (blocks, codes) = (2 * (half / BLOCK), 2 * half);
+        }
         // With each block comes where it lies: three numbers.
-        2 * (4 * full.min(window) + codes.min(blocks * BLOCK) + 4 * blocks) + 12 * blocks
+        2 * (4 * there(full, half) + codes + 4 * blocks) + 12 * blocks
     }
 }
 
@@ -191,15 +202,19 @@ impl Held<'_> {
         sizes.iter().take(INITIALIZED_AT_ONCE).sum()
     }
 
-    /// Elements of the largest weight that is quantized; 0: none is.
-    fn largest_quantized(&self) -> u64 {
+    /// Bytes of the largest panel that a product on a GPU dequantizes, in elements of `width` bytes; 0: no weight is quantized.
+    fn largest_panel_bytes(&self, width: usize) -> u64 {
         let is_quantized = |module: &LinearModule| {
             let stored = self.checkpoint.and_then(|checkpoint| checkpoint.weight(module).ok());
             self.format.quantization != Quantization::None
                 || stored.is_some_and(|stored| stored != StoredWeight::Dense)
         };
         let modules = self.model.linear_modules().into_iter().filter(is_quantized);
-        modules.map(|module| (module.in_features * module.out_features) as u64).max().unwrap_or(0)
+        let panel_bytes = |module: LinearModule| {
+            let (rows, cols) = (module.out_features, module.in_features);
+            (gpu_panel_rows(rows, cols, width) * cols * width) as u64
+        };
+        modules.map(panel_bytes).max().unwrap_or(0)
     }
 
     /// The tensors that are no linear weights.
@@ -261,7 +276,7 @@ impl Held<'_> {
         let width = if half { 2 } else { 4 };
         let activations = self.activation_bytes(training, width);
         let workspace = match self.gpu {
-            true => GPU_WORKSPACE as u64 + width * self.largest_quantized().min(GPU_PANEL as u64),
+            true => GPU_WORKSPACE as u64 + self.largest_panel_bytes(width as usize),
             false => CPU_PROCESS + 4 * CPU_PANEL as u64,
         };
         let moments = training.moment_bytes(self.gpu);
@@ -308,11 +323,28 @@ impl Held<'_> {
         // A GPU has the logits' gradient beside them, in the activations' type.
         let logits = chunk * vocab * if self.gpu && width == 2 { 6 } else { 4 };
         let loss = of(3 * hidden) + logits + 4 * chunk * hidden;
-        // The gradients of the MLP's inner activations; or those around attention.
-        let transient = of((3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv));
+        // The gradients of the MLP's inner activations; or those around attention; or those within it.
+        let transient = of((3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv))
+            .max(of(hidden + q) + self.attention_backward_bytes(tokens, width));
         let again = if checkpointing == ActivationCheckpointing::None { 0 } else { saved };
         let backward = of(hidden) + again + transient;
         all_kept + loss.max(backward)
+    }
+
+    /// Bytes that attention's backward pass takes beside its operands: the gradients of queries, keys and
+    /// values; on a GPU also four f32 for each query and head and, where tensor cores compute heads that
+    /// share keys, the partial gradients of keys and values, f32 for each query head.
+    fn attention_backward_bytes(&self, tokens: u64, width: u64) -> u64 {
+        let model = self.model;
+        let (heads, kv_heads) = (model.num_attention_heads as u64, model.num_key_value_heads as u64);
+        let head = tokens * model.head_dim as u64;
+        let gradients = width * head * (heads + 2 * kv_heads);
+        if !self.gpu {
+            return gradients;
+        }
+        let is_partial = width == 2 && model.head_dim.is_multiple_of(8) && heads != kv_heads;
+        let partial = if is_partial { 2 * 4 * head * heads } else { 0 };
+        gradients + 16 * tokens * heads + partial
     }
 }
 
@@ -320,6 +352,18 @@ impl Held<'_> {
 pub fn chunk_rows(rows: usize, vocab: usize, budget: usize) -> usize {
     let most = (budget / vocab.max(1)).max(1);
     rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
+}
+
+/// Rows of the panels in which a product on a GPU dequantizes a weight `[rows, cols]`, in elements of `width` bytes; the last panel
+/// may have fewer. All rows where they fit [`GPU_PANEL_BYTES`]; otherwise a multiple of [`GPU_PANEL_ALIGNMENT`], the panels
+/// about equally high.
+pub fn gpu_panel_rows(rows: usize, cols: usize, width: usize) -> usize {
+    let fitting = GPU_PANEL_BYTES / (cols * width).max(1);
+    if rows <= fitting {
+        return rows.max(1);
+    }
+    let most = (fitting / GPU_PANEL_ALIGNMENT).max(1) * GPU_PANEL_ALIGNMENT;
+    rows.div_ceil(rows.div_ceil(most)).next_multiple_of(GPU_PANEL_ALIGNMENT).min(rows)
 }
 
 /// Codes, the sixteen values, and the scales, which are quantized themselves where `nested` says in which blocks.

@@ -1,8 +1,8 @@
 //! The arithmetic of a plan, against sums by hand.
 
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Held, InitLoraWeights, MicroBatchShape,
-    ModelConfig, Optim, Quantization, Training,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, GPU_PANEL_ALIGNMENT, GPU_PANEL_BYTES, Held,
+    InitLoraWeights, MicroBatchShape, ModelConfig, Optim, Quantization, Training, gpu_panel_rows,
 };
 
 /// Llama-3.1-8B: 32 blocks of 218,103,808 elements in 224 modules, embedding and head of 128256 x 4096 each, 65 norms.
@@ -66,8 +66,8 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
     let inputs = 32 * 2 * 2048 * 4096;
     let loss = 3 * 2 * 2048 * 4096 + 512 * 128_256 * (4 + 2) + 4 * 512 * 4096;
     assert_eq!(memory.activations, inputs + loss);
-    // cuBLAS's, and 16 M dequantized elements.
-    assert_eq!(memory.workspace, (32 << 20) + 2 * (16 << 20));
+    // cuBLAS's, and gate, up or down dequantized to bf16.
+    assert_eq!(memory.workspace, (32 << 20) + 2 * 14_336 * 4096);
     let sum = memory.base + memory.adapter + memory.moments + memory.gradients;
     assert_eq!(memory.peak, sum + memory.activations + memory.workspace);
     assert!(memory.peak < 8_000_000_000, "{memory:?}");
@@ -93,6 +93,73 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
 }
 
 #[test]
+fn panels_are_whole_weights_or_aligned_parts_of_one() {
+    const BF16: usize = 2;
+    const F32: usize = 4;
+    for (weight, rows, cols, width, expected) in [
+        ("Llama-3.1-8B q", 4096, 4096, BF16, 4096),
+        ("Llama-3.1-8B k", 1024, 4096, BF16, 1024),
+        ("Llama-3.1-8B gate", 14_336, 4096, BF16, 14_336),
+        ("Llama-3.1-8B down", 4096, 14_336, BF16, 4096),
+        ("Llama-3.1-8B down", 4096, 14_336, F32, 4096),
+        ("Qwen2.5-7B k", 512, 3584, BF16, 512),
+        ("Qwen2.5-7B gate", 18_944, 3584, BF16, 18_944),
+        ("Qwen2.5-7B down", 3584, 18_944, BF16, 3584),
+        // 259 MiB: two halves, not 256 MiB and a rest.
+        ("Qwen2.5-7B gate", 18_944, 3584, F32, 9472),
+        ("Qwen2.5-7B down", 3584, 18_944, F32, 1792),
+        ("Llama-3.1-70B gate", 28_672, 8192, BF16, 14_336),
+        ("Llama-3.1-70B down", 8192, 28_672, BF16, 4096),
+        ("one element", 1, 1, BF16, 1),
+        ("no elements", 0, 0, BF16, 1),
+        ("odd sides", 17, 33, F32, 17),
+        ("a row more than fits", 4097, 32_768, BF16, 2304),
+        ("no 256 rows fit, few rows", 200, 1 << 20, BF16, 200),
+        ("no 256 rows fit", 257, 1 << 20, BF16, 256),
+        ("no row fits", 1000, 1 << 28, BF16, 256),
+    ] {
+        assert_eq!(gpu_panel_rows(rows, cols, width), expected, "{weight} {rows} x {cols}, {width} bytes");
+    }
+    // Of any shape: at least one row, not above the limit where 256 rows fit, and aligned where there are several panels.
+    for rows in [1, 2, 255, 256, 257, 511, 513, 1000, 4095, 4097, 18_944, 100_003] {
+        for cols in [1, 31, 64, 999, 4096, 14_336, 28_672, 65_537, 524_288, 1_000_003] {
+            for width in [BF16, F32] {
+                let height = gpu_panel_rows(rows, cols, width);
+                let what = format!("{rows} x {cols}, {width} bytes: {height}");
+                assert!((1..=rows).contains(&height), "{what}");
+                assert!(height == rows || height.is_multiple_of(GPU_PANEL_ALIGNMENT), "{what}");
+                let limit = GPU_PANEL_BYTES.max(GPU_PANEL_ALIGNMENT * cols * width);
+                assert!(height * cols * width <= limit, "{what}");
+                assert!(height == rows || rows * cols * width > GPU_PANEL_BYTES, "{what}");
+            }
+        }
+    }
+}
+
+/// In f32 the largest weight of Qwen2.5-7B is two panels, and the others of a block are smaller than one of those.
+#[test]
+fn the_workspace_holds_the_largest_panel() -> Result<(), String> {
+    let model = ModelConfig::parse(include_str!("../../../benches/models/qwen2.5-7b.json"))?;
+    let modules = &model.linear_modules()[..7];
+    let workspace = |dtype, quantization, gpu| {
+        let held = Held { model: &model, checkpoint: None, format: BaseFormat { dtype, quantization }, gpu };
+        let shape = MicroBatchShape { rows: 1, positions: 16, count: 1 };
+        let (checkpointing, optim) = (ActivationCheckpointing::None, Optim::Adamw);
+        let adapter = &AdapterSpec::default();
+        let training = Training { modules, adapter, shape, checkpointing, optim, keeps_best: false };
+        held.memory(&training).workspace
+    };
+    let nf4 = Quantization::Nf4 { double_quant: true };
+    let cublas = 32 << 20;
+    assert_eq!(workspace(BaseDtype::Bf16, Quantization::None, true), cublas);
+    assert_eq!(workspace(BaseDtype::Bf16, nf4, true), cublas + 2 * 18_944 * 3584);
+    assert_eq!(workspace(BaseDtype::Bf16, Quantization::Int8, true), cublas + 2 * 18_944 * 3584);
+    assert_eq!(workspace(BaseDtype::F32, nf4, true), cublas + 4 * 9472 * 3584);
+    assert_eq!(workspace(BaseDtype::F32, nf4, false), workspace(BaseDtype::F32, Quantization::None, false));
+    Ok(())
+}
+
+#[test]
 fn paging_saves_what_is_above_the_window_and_on_gpus_alone() -> Result<(), String> {
     let model = ModelConfig::parse(LLAMA)?;
     let modules = &model.linear_modules()[..1];
@@ -113,6 +180,51 @@ fn paging_saves_what_is_above_the_window_and_on_gpus_alone() -> Result<(), Strin
     // Of 4096 inputs and as many outputs: two matrices of r * 4096.
     assert_eq!(moments(true, 512, Optim::PagedAdamw32bit), 8 * 2 * 512 * 4096);
     assert_eq!(moments(true, 513, Optim::PagedAdamw32bit), 8 * 2 * 512 * 4096);
+    Ok(())
+}
+
+/// Heads of 128 features over a narrow MLP: the backward pass of attention takes the most memory.
+#[test]
+fn partial_gradients_of_shared_keys_are_counted_where_tensor_cores_make_them() -> Result<(), String> {
+    const TOKENS: u64 = 4 * 256;
+    let activations = |kv_heads: u64, dtype, gpu| -> Result<u64, String> {
+        let model = ModelConfig::parse(&format!(
+            r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 1024,
+            "num_hidden_layers": 1, "num_attention_heads": 16, "num_key_value_heads": {kv_heads},
+            "head_dim": 128, "vocab_size": 64}}"#
+        ))?;
+        let modules = model.linear_modules();
+        let format = BaseFormat { dtype, quantization: Quantization::None };
+        let training = Training {
+            modules: &modules,
+            adapter: &AdapterSpec { r: 8, ..AdapterSpec::default() },
+            shape: MicroBatchShape { rows: 4, positions: 256, count: 1 },
+            checkpointing: ActivationCheckpointing::None,
+            optim: Optim::Adamw,
+            keeps_best: false,
+        };
+        Ok(Held { model: &model, checkpoint: None, format, gpu }.memory(&training).activations)
+    };
+    // Elements a token: the block's input and what is kept of it (the middle, q, k and v, attention's output,
+    // gate and up, seven inner products; a sum a head and two norms), and the output's gradient.
+    let kept = |kv: u64| 1024 + 1024 + 2048 + 2 * kv + 2048 + 2 * 1024 + 7 * 8 + 1024;
+    let sums = 4 * 16 + 8;
+    // The gradients of the middle, of attention's output, of q, k and v; four numbers a query and head.
+    let inner = |kv: u64| 1024 + 2 * 2048 + 2 * kv;
+    let rows = 16 * 16;
+    // Without partial gradients, what follows takes more: as counted for every device.
+    let around = |kv: u64| 3 * 1024 + 2 * 2048 + 2 * kv;
+    for kv_heads in [1, 2, 8] {
+        let kv = 128 * kv_heads;
+        let partial = 2 * 4 * 2048;
+        let bytes = 2 * (kept(kv) + inner(kv)) + sums + rows + partial;
+        assert_eq!(activations(kv_heads, BaseDtype::Bf16, true)?, TOKENS * bytes, "{kv_heads} heads");
+        let bytes = 4 * (kept(kv) + around(kv)) + sums;
+        assert_eq!(activations(kv_heads, BaseDtype::F32, true)?, TOKENS * bytes, "{kv_heads} heads");
+        assert_eq!(activations(kv_heads, BaseDtype::F32, false)?, TOKENS * bytes, "{kv_heads} heads");
+    }
+    let bytes = 2 * (kept(2048) + around(2048)) + sums;
+    assert_eq!(activations(16, BaseDtype::Bf16, true)?, TOKENS * bytes);
     Ok(())
 }
 

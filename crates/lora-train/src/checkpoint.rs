@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
+use lora_ops::transfer::to_device;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -89,7 +90,7 @@ fn header(
 
 /// Adds a tensor's bytes; on the CPU without another copy.
 fn append(file: &mut Vec<u8>, tensor: &Tensor) -> Result<(), TrainError> {
-    let on_host = tensor.to_device(&Device::Cpu)?.contiguous()?;
+    let on_host = to_device(tensor, &Device::Cpu)?.contiguous()?;
     let (storage, layout) = on_host.storage_and_layout();
     let (Storage::Cpu(storage), Some((start, end))) = (&*storage, layout.contiguous_offsets()) else {
         return Err(TrainError::Checkpoint("a tensor is not on the host".into()));

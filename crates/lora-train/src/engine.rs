@@ -14,6 +14,7 @@ use lora_ops::adamw::{AdamW, clip_factor};
 use lora_ops::add_assign;
 use lora_ops::device::Mark;
 use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
+use lora_ops::transfer::to_vec;
 use lora_spec::Optim;
 
 use crate::TrainError;
@@ -189,7 +190,7 @@ impl Engine {
         }
         for node in self.accumulator.held() {
             if !sum_of_squares(node.flat())?.is_finite() {
-                let values: Vec<f32> = node.flat().to_vec1()?;
+                let values: Vec<f32> = to_vec(node.flat())?;
                 let at = values.iter().position(|g| !g.is_finite());
                 let name = |at| format!("the gradient of {}", self.adapter.layout().name_of(at));
                 return Ok(Some(at.map_or("the norm of a gradient".into(), name)));

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use candle_core::DType;
 use lora_data::{MicroBatchRows, collate};
 use lora_model::{Adapter, PeftAdapter, logits, sha256, write_adapter};
+use lora_ops::transfer::to_vec;
 use lora_spec::{FieldError, ModelSpec, WorkersSpec};
 
 use crate::receipt::{FileHash, Receipt};
@@ -88,7 +89,7 @@ impl Run {
         let inputs = self.train.rows.first().map_or(1, |row| row.tokens.len().saturating_sub(1).max(1));
         let batch = collate(&self.train, &MicroBatchRows { rows: vec![0], padded_len: inputs });
         let logits = logits(self.engine.base(), Some(adapter), view(&batch))?;
-        Ok(logits.flatten_all()?.to_vec1()?)
+        Ok(to_vec(&logits)?)
     }
 
     /// Hash of the rows of the first `steps` steps, in order.

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use lora_data::Dataset;
 use lora_model::{Adapter, AdapterLayout, Base, PeftAdapter, sha256};
+use lora_ops::transfer::to_vec;
 use lora_spec::{FieldError, InitLoraWeights, JobSpec, ModelConfig};
 use serde_json::Value;
 
@@ -80,7 +81,7 @@ pub(crate) fn identity(
     // An adapter that is computed from the base may have other bits on another machine; it travels with the state.
     let initial = match job.adapter.init_lora_weights {
         InitLoraWeights::Default => {
-            let params: Vec<f32> = adapter.params().to_vec1()?;
+            let params: Vec<f32> = to_vec(adapter.params())?;
             Some(sha256(&params.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()))
         }
         _ => None,

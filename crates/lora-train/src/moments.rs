@@ -5,7 +5,8 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 use lora_model::AdapterLayout;
 use lora_ops::adamw::{self, AdamW};
-use lora_ops::paged::Home;
+use lora_ops::paged::{Home, Pinned};
+use lora_ops::transfer::{to_device, zeros};
 use lora_ops::{Result, adamw_8bit};
 use lora_spec::{Optim, PAGED_WINDOW};
 
@@ -19,17 +20,30 @@ pub(crate) struct Moments {
 
 enum Form {
     /// f32, in the adapter's layout.
-    F32([Tensor; 2]),
+    F32 {
+        moments: [Tensor; 2],
+        _pinned: Vec<Pinned>,
+    },
     EightBit(adamw_8bit::State),
+}
+
+impl Form {
+    fn f32(moments: [Tensor; 2], home: Home) -> Result<Self> {
+        let mut pinned = Vec::new();
+        for moment in &moments {
+            pinned.extend(home.pin(moment)?);
+        }
+        Ok(Self::F32 { moments, _pinned: pinned })
+    }
 }
 
 impl Moments {
     /// Before the first step.
     pub(crate) fn zeros(optim: Optim, layout: &AdapterLayout, device: &Device) -> Result<Self> {
         let home = home(optim, device);
-        let zeros = || Tensor::zeros(layout.len, DType::F32, home.tensors());
+        let zeros = || zeros(layout.len, DType::F32, home.tensors());
         let form = match optim.is_8bit() {
-            false => Form::F32([zeros()?, zeros()?]),
+            false => Form::f32([zeros()?, zeros()?], home)?,
             true => Form::EightBit(adamw_8bit::State::new(&ranges(layout), home)?),
         };
         Ok(Self { optim, form })
@@ -44,15 +58,15 @@ impl Moments {
     ) -> Result<Self> {
         let home = home(self.optim, device);
         let form = match self.form {
-            Form::F32(_) => {
+            Form::F32 { .. } => {
                 let mut flat = |name| {
                     let tensor = find(name)?;
                     if tensor.dtype() != DType::F32 || tensor.dims() != [layout.len] {
                         candle_core::bail!("{name} is not f32 [{}]", layout.len);
                     }
-                    tensor.to_device(home.tensors())
+                    to_device(&tensor, home.tensors())
                 };
-                Form::F32([flat(NAMES[0])?, flat(NAMES[1])?])
+                Form::f32([flat(NAMES[0])?, flat(NAMES[1])?], home)?
             }
             Form::EightBit(_) => {
                 Form::EightBit(adamw_8bit::State::from_tensors(&ranges(layout), home, find)?)
@@ -64,7 +78,7 @@ impl Moments {
     /// All there is, by name: what a checkpoint holds and a hash covers.
     pub(crate) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match &self.form {
-            Form::F32(moments) => NAMES.into_iter().zip(moments).collect(),
+            Form::F32 { moments, .. } => NAMES.into_iter().zip(moments).collect(),
             Form::EightBit(state) => state.tensors().into(),
         }
     }
@@ -79,7 +93,7 @@ impl Moments {
         factor: f32,
     ) -> Result<()> {
         match &self.form {
-            Form::F32([m, v]) => {
+            Form::F32 { moments: [m, v], .. } => {
                 let window = home(self.optim, params.device()).window();
                 adamw.step_paged(t, adamw::State { params, m, v }, gradient, factor, window)
             }

@@ -6,10 +6,15 @@
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
-use lora_collective::device::Collective;
+#[cfg(feature = "cuda")]
+use lora_collective::NcclGroup;
+#[cfg(feature = "cuda")]
+use lora_collective::device::Choice;
+use lora_collective::device::{Collective, Preference};
 use lora_collective::tree::NodeId;
 use lora_collective::{CollectiveError, Group};
 use lora_ops::device::write_f32;
+use lora_ops::transfer::to_vec;
 
 use crate::TrainError;
 
@@ -21,7 +26,9 @@ const FORM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(45);
 pub struct Peers {
     group: Group,
     #[cfg(feature = "cuda")]
-    nccl: Option<lora_collective::NcclGroup>,
+    nccl: Option<NcclGroup>,
+    /// See [`Self::fallback`].
+    fallback: Option<String>,
 }
 
 /// Which micro-batches of a step each rank computes.
@@ -40,24 +47,55 @@ impl Peers {
             group: Group::single(),
             #[cfg(feature = "cuda")]
             nccl: None,
+            fallback: None,
         }
     }
 
     /// The ranks of `group`, whose gradients are on `device`.
-    pub fn new(group: Group, collective: Collective, device: &Device) -> Result<Self, TrainError> {
+    pub fn new(group: Group, preference: &Preference, device: &Device) -> Result<Self, TrainError> {
         #[cfg(feature = "cuda")]
         {
-            let mut group = group;
-            let nccl = nccl(&mut group, collective, device)?;
-            Ok(Self { group, nccl })
+            Self::with_nccl(group, preference, device)
         }
         #[cfg(not(feature = "cuda"))]
-        match (collective, device) {
+        match (preference.collective, device) {
             (Collective::Nccl, _) => {
                 let message = "collective nccl: this build has no CUDA; auto and tcp work in it".to_owned();
                 Err(CollectiveError::Argument(message).into())
             }
-            _ => Ok(Self { group }),
+            _ => Ok(Self { group, fallback: None }),
+        }
+    }
+
+    /// Why the gradients travel over TCP although the group's machines have several GPUs, and what
+    /// would be right; `None` where NCCL carries them, or TCP is meant to.
+    pub fn fallback(&self) -> Option<&str> {
+        self.fallback.as_deref()
+    }
+
+    /// With NCCL's group of the ranks, where all can use NCCL and none objects.
+    #[cfg(feature = "cuda")]
+    fn with_nccl(mut group: Group, preference: &Preference, device: &Device) -> Result<Self, TrainError> {
+        let without = |group, fallback| Ok(Self { group, nccl: None, fallback });
+        if group.world_size() == 1 {
+            return without(group, None);
+        }
+        // The ranks of a group have one kind of device.
+        let Some((gpu, stream)) = lora_ops::cuda::uuid(device)?.zip(lora_ops::cuda::stream(device)?) else {
+            return match preference.collective {
+                Collective::Nccl => {
+                    Err(CollectiveError::Argument("collective nccl: the device is a CPU".to_owned()).into())
+                }
+                Collective::Auto | Collective::Tcp => without(group, None),
+            };
+        };
+        match NcclGroup::agree(&mut group, preference, &gpu)? {
+            Choice::Tcp => without(group, None),
+            Choice::Fallback(reason) => without(group, Some(reason)),
+            Choice::Nccl => {
+                let nccl = NcclGroup::form(&mut group, stream, FORM_TIMEOUT)?;
+                Ok(Self { group, nccl: Some(nccl), fallback: None })
+            }
         }
     }
 
@@ -93,7 +131,7 @@ impl Peers {
     /// Bytes sent to all peers since the group was formed.
     pub(crate) fn bytes_sent(&self) -> u64 {
         #[cfg(feature = "cuda")]
-        let through_nccl = self.nccl.as_ref().map_or(0, lora_collective::NcclGroup::bytes_sent);
+        let through_nccl = self.nccl.as_ref().map_or(0, NcclGroup::bytes_sent);
         #[cfg(not(feature = "cuda"))]
         let through_nccl = 0;
         self.group.bytes_sent() + through_nccl
@@ -155,38 +193,11 @@ impl Peers {
         nodes: &[(NodeId, &Tensor)],
         out: &Tensor,
     ) -> Result<(), TrainError> {
-        let host = nodes.iter().map(|(id, node)| Ok((*id, node.to_vec1()?)));
+        let host = nodes.iter().map(|(id, node)| Ok((*id, to_vec(node)?)));
         let host = host.collect::<Result<Vec<(NodeId, Vec<f32>)>, TrainError>>()?;
         let nodes: Vec<(NodeId, &[f32])> = host.iter().map(|(id, node)| (*id, node.as_slice())).collect();
         let mut sums = vec![0.0; out.elem_count()];
         self.group.all_reduce_tree(share.leaves, share.ranges, &nodes, &mut sums)?;
         Ok(write_f32(out, &sums)?)
     }
-}
-
-/// NCCL's group of the ranks, where all can and none objects.
-#[cfg(feature = "cuda")]
-fn nccl(
-    group: &mut Group,
-    collective: Collective,
-    device: &Device,
-) -> Result<Option<lora_collective::NcclGroup>, TrainError> {
-    use lora_collective::NcclGroup;
-
-    if group.world_size() == 1 {
-        return Ok(None);
-    }
-    // The ranks of a group have one kind of device.
-    let Some((gpu, stream)) = lora_ops::cuda::uuid(device)?.zip(lora_ops::cuda::stream(device)?) else {
-        return match collective {
-            Collective::Nccl => {
-                Err(CollectiveError::Argument("collective nccl: the device is a CPU".to_owned()).into())
-            }
-            Collective::Auto | Collective::Tcp => Ok(None),
-        };
-    };
-    if !NcclGroup::agree(group, collective, &gpu)? {
-        return Ok(None);
-    }
-    Ok(Some(NcclGroup::form(group, stream, FORM_TIMEOUT)?))
 }

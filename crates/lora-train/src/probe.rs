@@ -9,6 +9,7 @@ use lora_collective::tree::{nodes_in, partition};
 use lora_ops::device::{Mark, describe};
 use lora_ops::gemm::{of, product};
 use lora_ops::pointwise::add_assign;
+use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
 use serde::{Deserialize, Serialize};
 
 use crate::{ComputeDevice, Peers, Share, TrainError};
@@ -40,6 +41,9 @@ pub struct DeviceReading {
 pub struct AllReduceReading {
     /// `nccl` or `tcp`.
     pub through: String,
+    /// Why it is `tcp` although there are several GPUs, and what would be right.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fallback: Option<String>,
     /// Ranks.
     pub world_size: usize,
     /// Of one rank's vector.
@@ -53,14 +57,15 @@ pub fn device_reading(device: &ComputeDevice) -> Result<DeviceReading, TrainErro
     let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
     let (product_side, seconds) = time_largest(device, &SIDES, |side| {
         let random = || {
-            Tensor::rand(-1.0_f32, 1.0, (side, side), &ComputeDevice::Cpu)?.to_dtype(dtype)?.to_device(device)
+            let random = Tensor::rand(-1.0_f32, 1.0, (side, side), &ComputeDevice::Cpu)?.to_dtype(dtype)?;
+            to_device(&random, device)
         };
-        let (a, b, c) = (random()?, random()?, Tensor::zeros((side, side), dtype, device)?);
+        let (a, b, c) = (random()?, random()?, zeros((side, side), dtype, device)?);
         Ok(move || Ok(product(1.0, of(&a), of(&b), 0.0, &c)?))
     })?;
     let product_tflops = 2.0 * (product_side as f64).powi(3) / seconds / 1e12;
     let (length, seconds) = time_largest(device, &LENGTHS, |length| {
-        let vector = || Tensor::zeros(length, DType::F32, device);
+        let vector = || zeros(length, DType::F32, device);
         let (x, y) = (vector()?, vector()?);
         Ok(move || Ok(add_assign(&x, &y)?))
     })?;
@@ -76,15 +81,14 @@ pub fn all_reduce_reading(
     elements: usize,
 ) -> Result<AllReduceReading, TrainError> {
     let (rank, world_size) = (group.rank(), group.world_size());
-    let mut peers = Peers::new(group, collective, device)?;
+    let mut peers = Peers::new(group, &collective.into(), device)?;
     let ranges = partition(world_size, world_size)?;
     let share = Share { leaves: world_size, ranges: &ranges };
     let ids = nodes_in(world_size, &ranges[rank])?;
-    let (node, out) = (
-        Tensor::from_vec(vec![1.0_f32; elements], elements, device)?,
-        Tensor::zeros(elements, DType::F32, device)?,
-    );
+    let (node, out) =
+        (from_vec(vec![1.0_f32; elements], elements, device)?, zeros(elements, DType::F32, device)?);
     let nccl = peers.reduces_early();
+    let fallback = peers.fallback().map(str::to_owned);
     let mut run = || {
         if nccl {
             let nodes: Vec<_> = ids.iter().map(|id| (*id, node.clone())).collect();
@@ -97,12 +101,12 @@ pub fn all_reduce_reading(
     };
     time(device, 1, &mut run)?;
     let seconds = median(|| time(device, 1, &mut run))?;
-    let sums: Vec<f32> = out.to_vec1()?;
+    let sums: Vec<f32> = to_vec(&out)?;
     if let Some(wrong) = sums.iter().find(|sum| **sum != world_size as f32) {
         return Err(candle_core::Error::Msg(format!("the sum of {world_size} ones is {wrong}")).into());
     }
     let through = if nccl { "nccl" } else { "tcp" }.to_owned();
-    Ok(AllReduceReading { through, world_size, bytes: 4 * elements as u64, seconds })
+    Ok(AllReduceReading { through, fallback, world_size, bytes: 4 * elements as u64, seconds })
 }
 
 /// Times what `make` makes of the first of `sizes` of which a run takes [`LONG`], or of the last: that size, and the seconds of a

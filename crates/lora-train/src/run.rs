@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lora_collective::device::Collective;
+use lora_collective::device::Preference;
 use lora_collective::{Cancel, Group};
 use lora_data::{BatchPlan, Dataset, MicroBatchRows, Tokenizer, eval_micro_batches};
 use lora_model::Base;
@@ -123,8 +123,8 @@ impl Run {
     }
 
     /// Joins the ranks of `group`: the newest of their states wins and is broadcast. Equally new states must be equal.
-    /// `collective`: how this rank would sum gradients with the others.
-    pub fn join(&mut self, mut group: Group, collective: Collective) -> Result<(), TrainError> {
+    /// `preference`: how this rank would sum gradients with the others.
+    pub fn join(&mut self, mut group: Group, preference: impl Into<Preference>) -> Result<(), TrainError> {
         self.leave()?;
         let mine = Standing {
             at: (self.progress.step, !self.progress.evaluation_due),
@@ -148,7 +148,7 @@ impl Run {
                 self.restore(&bytes)?;
             }
         }
-        self.peers = Peers::new(group, collective, self.engine.base().device())?;
+        self.peers = Peers::new(group, &preference.into(), self.engine.base().device())?;
         Ok(())
     }
 
@@ -158,6 +158,12 @@ impl Run {
     /// The device is lost: something of the group does not come to an end there.
     pub fn leave(&mut self) -> Result<(), TrainError> {
         std::mem::replace(&mut self.peers, Peers::none()).leave()
+    }
+
+    /// What people should know of the group: why its gradients travel over TCP although there are
+    /// several GPUs.
+    pub fn fallback(&self) -> Option<&str> {
+        self.peers.fallback()
     }
 
     /// Sizes of the run.

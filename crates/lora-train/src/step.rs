@@ -7,6 +7,7 @@ use lora_collective::tree::{partition, sum_f64};
 use lora_data::{MicroBatch, MicroBatchRows, collate};
 use lora_model::{Batch, Pass};
 use lora_ops::adamw::AdamW;
+use lora_ops::transfer::to_vec;
 
 use crate::engine::LossSums;
 use crate::exchange::{StepMessage, all_gather, loss_bits, odd_one_out};
@@ -165,7 +166,7 @@ impl Run {
         let training = &self.job.training;
         let mut best = self.progress.best;
         if best.observe(training, self.progress.step, loss) && training.load_best_model_at_end {
-            self.best_params = Some(self.engine.adapter().params().to_vec1()?);
+            self.best_params = Some(to_vec(self.engine.adapter().params())?);
         }
         self.progress.best = best;
         if let Some(record) = self.progress.history.last_mut() {

@@ -68,8 +68,15 @@ impl Engine {
         let runtime = Handle::current();
         std::thread::Builder::new().name("engine".into()).spawn(move || {
             let ending = lost.clone();
-            let mut thread =
-                EngineThread { engine: self, runtime, lost, base: None, job: None, checkpoints: None };
+            let mut thread = EngineThread {
+                engine: self,
+                runtime,
+                lost,
+                base: None,
+                nccl_failure: None,
+                job: None,
+                checkpoints: None,
+            };
             if let Err(error) = thread.serve() {
                 // Nobody may wait for it any more, or be told already.
                 let _ = ending.try_send(WorkerError::Device(error));
@@ -92,6 +99,8 @@ struct EngineThread {
     lost: mpsc::Sender<WorkerError>,
     /// The base read last.
     base: Option<(BaseKey, Arc<Base>)>,
+    /// Why NCCL failed when an earlier group formed.
+    nccl_failure: Option<String>,
     /// The job whose state is in memory.
     job: Option<Job>,
     /// Their upload, while this rank is the one that trains and saves.

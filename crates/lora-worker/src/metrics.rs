@@ -76,13 +76,14 @@ impl Gauges {
 #[derive(Debug, Clone)]
 pub(crate) struct DeviceMemory {
     used: Gauge,
+    reserved: Gauge,
     total: Gauge,
 }
 
 impl DeviceMemory {
     /// That of `device`; none for the CPU.
     pub(crate) fn of(device: &ComputeDevice) -> Option<Self> {
-        let memory = Self { used: Gauge::default(), total: Gauge::default() };
+        let memory = Self { used: Gauge::default(), reserved: Gauge::default(), total: Gauge::default() };
         memory.measure(device).then_some(memory)
     }
 
@@ -90,6 +91,9 @@ impl DeviceMemory {
     pub(crate) fn register(&self, registry: &mut Registry) {
         let used = "Bytes of the GPU's memory that this worker's tensors hold";
         registry.register("lora_worker_device_memory_used_bytes", used, self.used.clone());
+        let reserved =
+            "Bytes of the GPU's memory that this worker's memory pool has taken, used or kept for later";
+        registry.register("lora_worker_device_memory_reserved_bytes", reserved, self.reserved.clone());
         let total = "Bytes of memory that the GPU has";
         registry.register("lora_worker_device_memory_bytes", total, self.total.clone());
     }
@@ -98,6 +102,7 @@ impl DeviceMemory {
     pub(crate) fn measure(&self, device: &ComputeDevice) -> bool {
         let Ok(Some(memory)) = device_memory(device) else { return false };
         self.used.set(memory.used_bytes as i64);
+        self.reserved.set(memory.reserved_bytes as i64);
         self.total.set(memory.total_bytes as i64);
         true
     }

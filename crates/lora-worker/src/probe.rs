@@ -1,8 +1,9 @@
 //! Short readings of this machine's devices, which `loractl doctor` asks for.
 
 use std::io::{self, BufRead, BufReader, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::{Duration, Instant};
 
 use lora_collective::device::Collective;
 use lora_collective::{Cancel, Group, GroupSpec, PeerListener};
@@ -63,6 +64,14 @@ pub enum ProbeError {
         /// Which one.
         rank: usize,
     },
+    /// A process took too long.
+    #[error("rank {rank} gave no answer within {} s and was killed", .limit.as_secs_f64())]
+    Hung {
+        /// Which one.
+        rank: usize,
+        /// How long all of it may take.
+        limit: Duration,
+    },
 }
 
 /// Reads a device.
@@ -92,20 +101,52 @@ fn gpu_facts(_: &ComputeDevice) -> Result<Option<GpuFacts>, ProbeError> {
     Ok(None)
 }
 
+/// Number of GPUs that this build can use on this machine.
+pub fn gpus() -> usize {
+    #[cfg(feature = "cuda")]
+    {
+        lora_ops::cuda::devices()
+    }
+    #[cfg(not(feature = "cuda"))]
+    {
+        0
+    }
+}
+
+/// Device of rank `rank` in an all-reduce. `auto`: the machine's `gpus` in turn, or the CPU if
+/// there are none. `cuda:N`: the GPU of rank 0; the next ranks take the next ones.
+pub fn device_of_rank(device: Device, gpus: usize, rank: usize) -> Device {
+    match device {
+        Device::Auto if gpus == 0 => Device::Cpu,
+        Device::Auto => Device::Cuda(rank % gpus),
+        Device::Cuda(first) => Device::Cuda(first + rank),
+        Device::Cpu => Device::Cpu,
+    }
+}
+
 /// All-reduces a vector among `ranks` processes, which `command` makes by their rank, each to call [`take_part`].
 ///
 /// # Errors
-/// One of them fails.
-pub fn all_reduce(ranks: usize, command: impl Fn(usize) -> Command) -> Result<AllReduceReading, ProbeError> {
+/// One of them fails, or is not done within `limit`.
+pub fn all_reduce(
+    ranks: usize,
+    limit: Duration,
+    command: impl Fn(usize) -> Command,
+) -> Result<AllReduceReading, ProbeError> {
+    let deadline = Instant::now() + limit;
     let mut processes = Vec::new();
     for rank in 0..ranks {
         processes.push(Process::start(rank, command(rank))?);
     }
-    let addresses = processes.iter_mut().map(Process::line).collect::<Result<Vec<_>, _>>()?;
+    let lines = |processes: &[Process]| {
+        let line = |process: &Process| process.line(deadline, limit);
+        processes.iter().map(line).collect::<Result<Vec<_>, _>>()
+    };
+    let addresses = lines(&processes)?;
     for process in &mut processes {
         process.tell(&addresses)?;
     }
-    let answers = processes.iter_mut().map(Process::line).collect::<Result<Vec<_>, _>>()?;
+    let answers = lines(&processes)?;
     let first = answers.first().map_or("", String::as_str);
     Ok(serde_json::from_str(first).map_err(io::Error::from)?)
 }
@@ -154,7 +195,8 @@ struct Process {
     rank: usize,
     child: Child,
     stdin: ChildStdin,
-    stdout: BufReader<ChildStdout>,
+    /// What it writes to stdout, until that ends.
+    lines: mpsc::Receiver<io::Result<String>>,
 }
 
 impl Process {
@@ -163,16 +205,23 @@ impl Process {
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(io::Error::other("a process without pipes"));
         };
-        Ok(Self { rank, child, stdin, stdout: BufReader::new(stdout) })
+        let (sender, lines) = mpsc::channel();
+        let process = Self { rank, child, stdin, lines };
+        // A read cannot be given up: the thread ends with the process.
+        std::thread::Builder::new().name("probe-reader".into()).spawn(move || {
+            let _ = BufReader::new(stdout).lines().try_for_each(|line| sender.send(line));
+        })?;
+        Ok(process)
     }
 
-    /// Its next line.
-    fn line(&mut self) -> Result<String, ProbeError> {
-        let mut line = String::new();
-        if self.stdout.read_line(&mut line)? == 0 {
-            return Err(ProbeError::Rank { rank: self.rank });
+    /// Its next line, which must come before `deadline`: `limit` after the start of all.
+    fn line(&self, deadline: Instant, limit: Duration) -> Result<String, ProbeError> {
+        let rank = self.rank;
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => Ok(line?),
+            Err(RecvTimeoutError::Timeout) => Err(ProbeError::Hung { rank, limit }),
+            Err(RecvTimeoutError::Disconnected) => Err(ProbeError::Rank { rank }),
         }
-        Ok(line.trim_end().to_owned())
     }
 
     fn tell(&mut self, addresses: &[String]) -> io::Result<()> {
@@ -186,5 +235,45 @@ impl Drop for Process {
         // It may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The error of two processes that run `script` with their rank.
+    fn error(limit: Duration, script: &str) -> String {
+        let command = |rank: usize| {
+            let mut command = Command::new("sh");
+            command.args(["-c", script, "sh", &rank.to_string()]);
+            command
+        };
+        all_reduce(2, limit, command).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn automatic_ranks_take_the_gpus_in_turn() {
+        let devices = |device, gpus| [0, 1, 2].map(|rank| device_of_rank(device, gpus, rank).to_string());
+        assert_eq!(devices(Device::Auto, 0), ["cpu"; 3]);
+        assert_eq!(devices(Device::Auto, 1), ["cuda:0"; 3]);
+        assert_eq!(devices(Device::Auto, 2), ["cuda:0", "cuda:1", "cuda:0"]);
+        assert_eq!(devices(Device::Auto, 4), ["cuda:0", "cuda:1", "cuda:2"]);
+        assert_eq!(devices(Device::Cuda(1), 0), ["cuda:1", "cuda:2", "cuda:3"]);
+        assert_eq!(devices(Device::Cpu, 0), ["cpu"; 3]);
+    }
+
+    #[test]
+    fn a_process_that_hangs_is_killed_at_the_limit() {
+        let short = Duration::from_millis(200);
+        let hangs = "echo address; read addresses; exec sleep 1000";
+        assert_eq!(error(short, hangs), "rank 0 gave no answer within 0.2 s and was killed");
+    }
+
+    #[test]
+    fn a_process_that_fails_is_named() {
+        let long = Duration::from_secs(60);
+        let fails = "echo address; read addresses; [ $1 = 0 ] && echo '{}' && exec sleep 1000; exit 1";
+        assert_eq!(error(long, fails), "rank 1 failed; see above");
     }
 }

@@ -3,18 +3,24 @@
 use std::io;
 use std::path::Path;
 use std::process::{Command, ExitCode};
+use std::time::Duration;
 
-use lora_collective::device::Collective;
+use lora_collective::device::{Collective, shared_gpu_variables};
 use lora_spec::Device;
-use lora_worker::probe::{ProbeError, all_reduce, read, take_part};
+use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, gpus, read, take_part};
+
+/// How long an all-reduce may take, from the start of its processes: longer than the limits of what
+/// they wait for.
+const LIMIT: Duration = Duration::from_secs(150);
 
 /// Take short readings of a device and tell them as JSON.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The device; of an all-reduce on GPUs, the first of them.
+    /// The device. Of an all-reduce: auto takes the GPUs that there are in turn, which ranks may
+    /// share; cuda:N is rank 0's.
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     device: Device,
-    /// Only all-reduce a vector, among this many processes, each with the next device.
+    /// Only all-reduce a vector, among this many processes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=64))]
     all_reduce: Option<u16>,
     /// What carries it: auto, nccl or tcp.
@@ -41,7 +47,9 @@ fn probe(args: &Args) -> Result<(), ProbeError> {
         (Some(_), Some(rank)) => return take_part(rank, args.device, args.collective),
         (Some(ranks), None) => {
             let executable = std::env::current_exe()?;
-            serde_json::to_string(&all_reduce(ranks.into(), |rank| process(&executable, args, ranks, rank))?)
+            let gpus = gpus();
+            let process = |rank| process(&executable, args, gpus, ranks, rank);
+            serde_json::to_string(&all_reduce(ranks.into(), LIMIT, process)?)
         }
     };
     println!("{}", reading.map_err(io::Error::from)?);
@@ -49,11 +57,8 @@ fn probe(args: &Args) -> Result<(), ProbeError> {
 }
 
 /// The process of a rank of an all-reduce.
-fn process(executable: &Path, args: &Args, ranks: u16, rank: usize) -> Command {
-    let device = match args.device {
-        Device::Cuda(first) => Device::Cuda(first + rank),
-        other => other,
-    };
+fn process(executable: &Path, args: &Args, gpus: usize, ranks: u16, rank: usize) -> Command {
+    let device = device_of_rank(args.device, gpus, rank);
     let mut command = Command::new(executable);
     command.args(["probe", "--all-reduce", &ranks.to_string(), "--rank", &rank.to_string()]).args([
         "--device",
@@ -61,5 +66,9 @@ fn process(executable: &Path, args: &Args, ranks: u16, rank: usize) -> Command {
         "--collective",
         &args.collective.to_string(),
     ]);
+    let shares_gpu = args.device == Device::Auto && (1..usize::from(ranks)).contains(&gpus);
+    if shares_gpu && args.collective == Collective::Nccl {
+        command.envs(shared_gpu_variables(rank, |name| std::env::var_os(name).is_some()));
+    }
     command
 }

@@ -23,6 +23,8 @@ pub(crate) struct Held {
     pub(crate) suspects: Vec<u32>,
     pub(crate) unreachable: Vec<u32>,
     pub(crate) files: Vec<String>,
+    /// What people should know of the group.
+    pub(crate) notice: String,
     /// The token of the group it is in, or was in last.
     pub(crate) group: Option<Cancel>,
 }
@@ -42,6 +44,7 @@ impl Held {
             suspects: Vec::new(),
             unreachable: Vec::new(),
             files: Vec::new(),
+            notice: String::new(),
             group: None,
         }
     }
@@ -83,6 +86,7 @@ pub(crate) fn message(held: Option<&Held>, wanted: &Wanted, draining: bool) -> v
         suspects: held.suspects.clone(),
         unreachable: held.unreachable.clone(),
         files: held.files.clone(),
+        notice: held.notice.clone(),
         waiting_for_peers: held.group.as_ref().is_some_and(Cancel::is_waited_with),
     });
     let directive = if is_in_line(job.as_ref(), wanted) { wanted.number } else { 0 };

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use lora_daemon::incoming::incoming;
 use lora_proto::v1::artifacts_server::{Artifacts, ArtifactsServer};
 use lora_proto::v1::fine_tuning_server::{FineTuning, FineTuningServer};
 use lora_proto::v1::watch_job_response::Kind;
@@ -13,7 +14,6 @@ use lora_proto::{DigestBuilder, MAX_MESSAGE_BYTES};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 use tonic::{Code, Request, Response, Status, Streaming};
@@ -80,7 +80,7 @@ impl Fake {
         let server = Server::builder()
             .add_service(FineTuningServer::new(service.clone()))
             .add_service(ArtifactsServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES))
-            .serve_with_incoming(TcpListenerStream::new(listener));
+            .serve_with_incoming(incoming(listener));
         let server = tokio::spawn(async move { server.await.unwrap() });
         Self { address, state, _server: AbortOnDropHandle::new(server) }
     }

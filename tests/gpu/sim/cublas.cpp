@@ -1,5 +1,6 @@
 // libcublas: handles and matrix products of f32 and bf16 matrices, accumulated in f32. Arguments are checked as cuBLAS does; besides, all
 // operands must lie in device memory.
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 
@@ -35,6 +36,14 @@ struct Product {
     int batches;
 };
 
+std::atomic<uint64_t> products, unaligned_products;
+
+// Whether cuBLAS may use its fast kernels for this operand, as far as its place decides: address and leading dimension are multiples of 16 bytes.
+bool is_aligned(const Matrix& matrix, int batches, gemm::Type type) {
+    const auto multiple = [&](long long elements) { return elements * static_cast<long long>(gemm::size_of(type)) % 16 == 0; };
+    return reinterpret_cast<uintptr_t>(matrix.base) % 16 == 0 && multiple(matrix.leading) && (batches == 1 || multiple(matrix.stride));
+}
+
 bool known(int type, gemm::Type* as) {
     constexpr int R_32F = 0, R_16BF = 14;
     if (type != R_32F && type != R_16BF) return false;
@@ -68,6 +77,8 @@ int enqueue(Handle* handle, const Product& p) {
     if (k > 0) check_extent("A", p.a, p.transposed_a ? k : m, p.transposed_a ? m : k, p.batches, in);
     if (k > 0) check_extent("B", p.b, p.transposed_b ? n : k, p.transposed_b ? k : n, p.batches, in);
     check_extent("C", p.c, m, n, p.batches, out);
+    products++;
+    if ((k > 0 && !(is_aligned(p.a, p.batches, in) && is_aligned(p.b, p.batches, in))) || !is_aligned(p.c, p.batches, out)) unaligned_products++;
     const bool on_host = handle->pointer_mode == 0;
     const float alpha = on_host ? *p.alpha : 0.0f, beta = on_host ? *p.beta : 0.0f;
     const bool submitted = submit(handle->stream, [=] {
@@ -90,6 +101,10 @@ bool computes_in_f32(int compute_type) {
 }
 
 }  // namespace
+
+// Products so far in this process, and those of them with an operand whose address or leading dimension is not a multiple of 16 bytes.
+EXPORT uint64_t lora_sim_products() { return products; }
+EXPORT uint64_t lora_sim_unaligned_products() { return unaligned_products; }
 
 EXPORT int cublasCreate_v2(Handle** handle) {
     *handle = new Handle;

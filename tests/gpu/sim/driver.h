@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <vector>
 
 #include "shared.h"
@@ -68,9 +69,12 @@ class Stream {
 };
 
 struct Pool {
+    explicit Pool(Device& device) : device(device) {}
+
     Device& device;
     size_t used = 0, used_high = 0, reserved = 0, reserved_high = 0, threshold = 0;  // bytes
     int reuse[3] = {1, 1, 1};
+    std::multiset<size_t> holes;  // with LORA_SIM_FRAGMENT: what was freed, each as large as it was
 };
 
 struct Device {

@@ -190,7 +190,11 @@ EXPORT int cuDeviceGetAttribute(int* value, int attribute, int ordinal) {
         case 99: *value = 1; break;                        // host memory can be registered
         case 106: *value = 32; break;                      // blocks of a multiprocessor
         case 111: *value = 1024; break;                    // shared memory that the system takes of a block's
-        case 115: *value = 1; break;                       // memory pools
+        case 115: {                                        // memory pools
+            const char* pools = getenv("LORA_SIM_POOLS");
+            *value = pools == nullptr || *pools != '0';
+            break;
+        }
         default: *value = 0;
     }
     return attribute < 1 || attribute > 200 ? INVALID_VALUE : SUCCESS;

@@ -27,6 +27,7 @@ struct Allocation {
     size_t bytes;
     Device* device;
     Pool* pool;   // null: cuMemAlloc
+    size_t block;  // what the pool has set aside for it
     bool freeing = false;
 };
 
@@ -43,6 +44,15 @@ Memory& memory() {
     return memory;
 }
 
+// With LORA_SIM_FRAGMENT=1 a pool does not join what was freed: a hole serves an allocation that is no larger, and is used up by it.
+bool fragments() {
+    static const bool fragments = [] {
+        const char* text = getenv("LORA_SIM_FRAGMENT");
+        return text != nullptr && *text != '\0' && *text != '0';
+    }();
+    return fragments;
+}
+
 size_t round_up(size_t bytes, size_t to) { return (bytes + to - 1) / to * to; }
 
 template <typename Map>
@@ -52,14 +62,6 @@ auto find_covering(Map& map, uint64_t address) {
 }
 
 bool covers(uint64_t address, size_t bytes, uint64_t from, size_t size) { return address - from <= size && bytes <= size - (address - from); }
-
-bool is_pinned(const void* host, size_t bytes) {
-    const auto address = reinterpret_cast<uint64_t>(host);
-    Memory& all = memory();
-    const std::lock_guard lock(all.mutex);
-    const auto found = find_covering(all.pinned, address);
-    return found != all.pinned.end() && covers(address, bytes, found->first, found->second);
-}
 
 unsigned char* allocate(size_t bytes) {
     const size_t size = round_up(bytes, CANARY_BYTES) + 2 * CANARY_BYTES;
@@ -119,24 +121,29 @@ bool take(Device& device, Pool* pool, size_t bytes, uint64_t* address) {
     const size_t counted = round_up(bytes, GRAIN);
     Memory& all = memory();
     const std::lock_guard lock(all.mutex);
-    if (pool == nullptr) {
-        if (reserved(device) + counted > device.total) return false;
-    } else {
-        const size_t more = pool->used + counted > pool->reserved ? round_up(pool->used + counted - pool->reserved, CHUNK) : 0;
-        if (reserved(device) + more > device.total) return false;
+    size_t block = counted, more = counted;
+    if (pool != nullptr && fragments()) {
+        const auto hole = pool->holes.lower_bound(counted);
+        const bool found = hole != pool->holes.end();
+        block = found ? *hole : round_up(counted, CHUNK);
+        more = found ? 0 : block;
+    } else if (pool != nullptr) {
+        more = pool->used + counted > pool->reserved ? round_up(pool->used + counted - pool->reserved, CHUNK) : 0;
     }
+    if (reserved(device) + more > device.total) return false;
     unsigned char* from = allocate(bytes);
     if (from == nullptr) return false;
     if (pool == nullptr) {
         device.direct += counted;
     } else {
+        if (fragments() && more == 0) pool->holes.erase(pool->holes.find(block));
         pool->used += counted;
-        if (pool->used > pool->reserved) pool->reserved += round_up(pool->used - pool->reserved, CHUNK);
+        pool->reserved += more;
         if (pool->used > pool->used_high) pool->used_high = pool->used;
         if (pool->reserved > pool->reserved_high) pool->reserved_high = pool->reserved;
     }
     *address = reinterpret_cast<uint64_t>(from);
-    all.device[*address] = {bytes, &device, pool};
+    all.device[*address] = {bytes, &device, pool, block};
     return true;
 }
 
@@ -155,6 +162,7 @@ void give_back(uint64_t address) {
     all.device.erase(found);
     const size_t counted = round_up(allocation.bytes, GRAIN);
     (allocation.pool == nullptr ? allocation.device->direct : allocation.pool->used) -= counted;
+    if (allocation.pool != nullptr && fragments()) allocation.pool->holes.insert(allocation.block);
     release(reinterpret_cast<unsigned char*>(address), allocation.bytes);
 }
 
@@ -196,14 +204,8 @@ int to_device(Stream* stream, uint64_t to, const void* from, size_t bytes, bool 
     if (stream == nullptr) return INVALID_HANDLE;
     if (bytes == 0) return SUCCESS;
     if (from == nullptr || !on_device(to, bytes)) return INVALID_VALUE;
-    if (wait || is_pinned(from, bytes)) {
-        stream->submit([=] { memcpy(at(to), from, bytes); });
-    } else {
-        // The caller may change pageable memory as soon as the call has returned.
-        const auto* bytes_from = static_cast<const unsigned char*>(from);
-        const auto staged = std::make_shared<std::vector<unsigned char>>(bytes_from, bytes_from + bytes);
-        stream->submit([=] { memcpy(at(to), staged->data(), bytes); });
-    }
+    // Pageable memory too may be read late: what CUDA says of it is that the copy "might" be synchronous.
+    stream->submit([=] { memcpy(at(to), from, bytes); });
     if (wait) stream->wait();
     return SUCCESS;
 }
@@ -212,9 +214,8 @@ int to_host(Stream* stream, void* to, uint64_t from, size_t bytes, bool wait) {
     if (stream == nullptr) return INVALID_HANDLE;
     if (bytes == 0) return SUCCESS;
     if (to == nullptr || !on_device(from, bytes)) return INVALID_VALUE;
-    const bool pageable = !is_pinned(to, bytes);
     stream->submit([=] { memcpy(to, at(from), bytes); });
-    if (wait || pageable) stream->wait();
+    if (wait) stream->wait();
     return SUCCESS;
 }
 
@@ -248,12 +249,24 @@ bool on_device(uint64_t address, size_t bytes) {
     return found != all.device.end() && !found->second.freeing && covers(address, bytes, found->first, found->second.bytes);
 }
 
+// Under the lock of memory: gives back what a pool has beyond `keep` bytes, as far as it is not used.
+static void trim(Pool& pool, size_t keep) {
+    if (pool.reserved <= keep) return;
+    if (!fragments()) {
+        const size_t least = round_up(pool.used > keep ? pool.used : keep, CHUNK);
+        if (pool.reserved > least) pool.reserved = least;
+        return;
+    }
+    while (pool.reserved > keep && !pool.holes.empty()) {
+        const auto largest = std::prev(pool.holes.end());
+        pool.reserved -= *largest;
+        pool.holes.erase(largest);
+    }
+}
+
 void trim_pools(Device& device) {
     const std::lock_guard lock(memory().mutex);
-    for (Pool* pool : {&device.default_pool, device.pool}) {
-        const size_t keep = pool->used > pool->threshold ? round_up(pool->used, CHUNK) : round_up(pool->threshold, CHUNK);
-        if (pool->reserved > keep) pool->reserved = keep;
-    }
+    for (Pool* pool : {&device.default_pool, device.pool}) trim(*pool, pool->threshold);
 }
 
 }  // namespace driver
@@ -402,8 +415,7 @@ EXPORT int cuMemPoolTrimTo(void* handle, size_t keep) {
     auto* pool = static_cast<Pool*>(handle);
     if (pool == nullptr) return INVALID_VALUE;
     const std::lock_guard lock(memory().mutex);
-    const size_t least = round_up(pool->used > keep ? pool->used : keep, CHUNK);
-    if (pool->reserved > least) pool->reserved = least;
+    trim(*pool, keep);
     return SUCCESS;
 }
 

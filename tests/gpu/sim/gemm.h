@@ -80,9 +80,16 @@ inline void multiply(size_t m, size_t n, size_t k, float alpha, const Operand& a
         }
         for (size_t row = 0; row < m; row += ROWS) {
             const size_t rows = std::min(ROWS, m - row);
-            std::fill(packed_a.begin(), packed_a.end(), 0.0f);
-            for (size_t i = 0; i < rows; i++) {
-                for (size_t l = 0; l < k; l++) packed_a[l * ROWS + i] = load(a.base, a.index(row + i, l), a.type);
+            if (rows < ROWS) std::fill(packed_a.begin(), packed_a.end(), 0.0f);
+            // In the order of memory.
+            if (a.transposed) {
+                for (size_t i = 0; i < rows; i++) {
+                    for (size_t l = 0; l < k; l++) packed_a[l * ROWS + i] = load(a.base, a.index(row + i, l), a.type);
+                }
+            } else {
+                for (size_t l = 0; l < k; l++) {
+                    for (size_t i = 0; i < rows; i++) packed_a[l * ROWS + i] = load(a.base, a.index(row + i, l), a.type);
+                }
             }
             for (size_t j = 0; j < columns; j += COLUMNS) {
                 float tile[COLUMNS][ROWS];

@@ -131,7 +131,7 @@ char* bytes_of(const void* data) { return static_cast<char*>(const_cast<void*>(d
 // ---- communicators ----
 
 EXPORT int ncclGetVersion(int* version) {
-    *version = 23003;
+    *version = nccl::version();
     return SUCCESS;
 }
 

@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <map>
+#include <string_view>
 #include <thread>
 
 namespace nccl {
@@ -16,7 +17,7 @@ namespace {
 constexpr uint64_t MAGIC = 0x73696d6e63636c31;
 
 struct Hello {
-    uint64_t number;
+    uint64_t number, host;
     int rank, ranks, device;
     uint16_t port;
 };
@@ -25,10 +26,21 @@ struct Header {
     uint64_t magic, bytes;
 };
 
-bool hangs() {
-    const char* text = getenv("LORA_SIM_NCCL_HANG");
+bool is_on(const char* variable) {
+    const char* text = getenv(variable);
     return text != nullptr && *text == '1';
 }
+
+bool hangs() { return is_on("LORA_SIM_NCCL_HANG"); }
+
+// All processes are on one machine: their hosts differ only where NCCL_HOSTID says so.
+uint64_t host_hash() {
+    const char* id = getenv("NCCL_HOSTID");
+    return id == nullptr ? 0 : std::hash<std::string_view>{}(std::string_view(id).substr(0, 1023)) | 1;
+}
+
+// Ranks of one host on one device need permission, which only newer versions know.
+bool may_share_device() { return version() >= 23000 && is_on("NCCL_MULTI_RANK_GPU_ENABLE"); }
 
 // Waits until all ranks have said hello, and tells everyone about all of them. A rank that goes away before that may come again.
 void introduce_ranks(Socket listener, uint64_t number) {
@@ -61,6 +73,11 @@ void introduce_ranks(Socket listener, uint64_t number) {
 
 }  // namespace
 
+int version() {
+    const char* text = getenv("LORA_SIM_NCCL_VERSION");
+    return text == nullptr ? 23003 : atoi(text);
+}
+
 Result make_id(Id* id) {
     Socket listener = listen_on_loopback(&id->port);
     if (!listener.open()) return SYSTEM_ERROR;
@@ -86,7 +103,8 @@ void Communicator::connect(const Id& id) {
 
 Result Communicator::introduce(const Id& id) {
     if (id.magic != MAGIC) return INVALID_ARGUMENT;
-    Hello hello = {id.number, rank, ranks, device, 0};
+    if (is_on("LORA_SIM_NCCL_REFUSE")) return SYSTEM_ERROR;
+    Hello hello = {id.number, host_hash(), rank, ranks, device, 0};
     const Socket listener = listen_on_loopback(&hello.port);
     const Socket root = connect_to_loopback(id.port);
     if (!listener.open()) return SYSTEM_ERROR;
@@ -95,10 +113,9 @@ Result Communicator::introduce(const Id& id) {
         receive_all(root, table.data(), table.size() * sizeof(Hello), wake) != Outcome::done) {
         return REMOTE_ERROR;
     }
-    const char* shared = getenv("NCCL_MULTI_RANK_GPU_ENABLE");
     for (const Hello& one : table) {
         for (const Hello& other : table) {
-            if (one.rank == other.rank || one.device != other.device || (shared != nullptr && *shared == '1')) continue;
+            if (one.rank == other.rank || one.device != other.device || one.host != other.host || may_share_device()) continue;
             fprintf(stderr, "simulated NCCL: duplicate GPU detected: ranks %d and %d both on device %d\n", one.rank, other.rank, one.device);
             return INVALID_USAGE;
         }

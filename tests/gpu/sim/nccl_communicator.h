@@ -20,6 +20,9 @@ enum Result : int {
     IN_PROGRESS = 7,
 };
 
+// As NCCL counts: 23003 is 2.30.3.
+int version();
+
 // What ncclUniqueId's 128 bytes hold: where the thread listens that introduces the ranks to each other.
 struct Id {
     uint64_t magic, number;

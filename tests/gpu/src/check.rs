@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
+use lora_ops::transfer::to_device;
 use lora_spec::Philox;
 
 /// Gives what was measured, in words, or why it is wrong.
@@ -62,20 +63,20 @@ impl Bench {
     /// An f32 CPU tensor, rounded to `dtype`, on the CPU in f32 and on the GPU in `dtype`.
     pub(crate) fn both(&self, cpu: &Tensor, dtype: DType) -> Result<(Tensor, Tensor)> {
         let rounded = cpu.to_dtype(dtype)?;
-        Ok((rounded.to_dtype(DType::F32)?, rounded.to_device(&self.device)?))
+        Ok((rounded.to_dtype(DType::F32)?, to_device(&rounded, &self.device)?))
     }
 }
 
 /// The same elements, one element past where a tensor of its own would begin: at no address of 16-byte accesses.
 pub(crate) fn shifted(x: &Tensor) -> Result<Tensor> {
-    let flat = x.to_device(&Device::Cpu)?.flatten_all()?;
-    let padded = Tensor::cat(&[&flat.narrow(0, 0, 1)?, &flat], 0)?.to_device(x.device())?;
+    let flat = to_device(x, &Device::Cpu)?.flatten_all()?;
+    let padded = to_device(&Tensor::cat(&[&flat.narrow(0, 0, 1)?, &flat], 0)?, x.device())?;
     Ok(padded.narrow(0, 1, flat.elem_count())?.reshape(x.shape())?)
 }
 
 /// The elements of a tensor on either device, in f64.
 pub(crate) fn values(tensor: &Tensor) -> Result<Vec<f64>> {
-    let cpu = tensor.to_device(&Device::Cpu)?.to_dtype(DType::F64)?;
+    let cpu = to_device(tensor, &Device::Cpu)?.to_dtype(DType::F64)?;
     Ok(cpu.flatten_all()?.to_vec1()?)
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use lora_model::{Base, Batch, Gradients, Pass, PeftAdapter, forward_backward, logits};
+use lora_ops::transfer::to_vec;
 use lora_spec::{ActivationCheckpointing, BaseDtype};
 use serde_json::Value;
 
@@ -92,7 +93,7 @@ fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
         let pass = Pass { checkpointing, dropout: 0.0, seed: 0, step: 0 };
         let loss = forward_backward(&base, &adapter, &grads, batch, pass)?;
         hold("loss", &[loss.sum()?], &values(&expected["loss_sum"])?, bounds("loss_sum", LOGITS)?)?;
-        let flat: Vec<f32> = grads.flat().to_vec1()?;
+        let flat: Vec<f32> = to_vec(grads.flat())?;
         check_gradients(&adapter, &flat, loss.weight_sum, &expected, |name, got, want| {
             hold(name, got, want, bounds("grad_max", GRADIENTS)?)
         })?;

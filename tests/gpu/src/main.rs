@@ -11,6 +11,8 @@ mod checks;
 #[cfg(feature = "cuda")]
 mod golden;
 #[cfg(feature = "cuda")]
+mod memory;
+#[cfg(feature = "cuda")]
 mod microbench;
 #[cfg(feature = "cuda")]
 mod ops;

@@ -13,6 +13,7 @@ use lora_ops::Timestamp;
 use lora_ops::ceilings::Ceilings;
 use lora_ops::gemm::{of, product, t};
 use lora_ops::profile;
+use lora_ops::transfer::zeros;
 use serde_json::{Value, json};
 
 use crate::Args;
@@ -83,8 +84,11 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
             Err(error) => {
                 failed += 1;
-                println!("{:<56} {error:#}", row.name);
-                json!({"name": row.name, "error": format!("{error:#}")})
+                // What follows the first line is a backtrace.
+                let error = format!("{error:#}");
+                let error = error.lines().next().unwrap_or_default();
+                println!("{:<56} {error}", row.name);
+                json!({"name": row.name, "error": error})
             }
         };
         if let Value::Array(rows) = &mut result["rows"] {
@@ -167,7 +171,7 @@ impl Evict {
         Ok(Self {
             matrix: inputs.bf16(&[rows, cols])?,
             vector: inputs.bf16(&[1, cols])?,
-            sums: Tensor::zeros((1, rows), DType::BF16, inputs.device())?,
+            sums: zeros((1, rows), DType::BF16, inputs.device())?,
         })
     }
 

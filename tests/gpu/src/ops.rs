@@ -3,6 +3,7 @@
 use crate::check::Check;
 
 mod adamw;
+mod alignment;
 mod attention;
 mod cross_entropy;
 mod dropout;
@@ -11,6 +12,7 @@ mod glu;
 mod linear;
 mod pointwise;
 mod profile;
+mod quant;
 mod random;
 mod reduce;
 mod rms_norm;
@@ -20,6 +22,7 @@ mod rope;
 pub(crate) fn checks() -> Vec<Check> {
     [
         adamw::checks(),
+        alignment::checks(),
         attention::checks(),
         cross_entropy::checks(),
         dropout::checks(),
@@ -28,6 +31,7 @@ pub(crate) fn checks() -> Vec<Check> {
         linear::checks(),
         pointwise::checks(),
         profile::checks(),
+        quant::checks(),
         random::checks(),
         reduce::checks(),
         rms_norm::checks(),

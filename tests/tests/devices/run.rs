@@ -14,9 +14,10 @@ fn playing_worker(fakes: &Fakes) {
     let log = fakes.path("devices").display().to_string();
     fakes.worker(&format!(
         r#"[ "$1 $2" = "--end-with-stdin --device" ] || exit 9
-case "$*" in *" collective=tcp "*) echo "$3 tcp" ;; *) echo "$3" ;; esac >> {log}
+case "$*" in *" collective=tcp "*) echo "$3 tcp" ;; *) echo "$3 ${{NCCL_HOSTID-}} ${{NCCL_SOCKET_IFNAME-}}" ;; esac |
+  sed 's/ *$//' >> {log}
 shift 3
-exec {program} --end-with-stdin --device cpu "$@""#
+exec {program} --end-with-stdin --device cpu "$@" --set collective=auto"#
     ));
 }
 
@@ -54,6 +55,32 @@ fn each_gpu_gets_a_worker_and_more_workers_share_them() {
     Finished::of(&mut run(&fakes, &fixture, "three", &arguments)).expect_code(0);
     assert_eq!(devices(&fakes), ["cuda:0 tcp", "cuda:0 tcp", "cuda:1 tcp"], "auto takes GPUs where it can");
     assert_eq!(Outcome::read(&fixture.path("three")), expected);
+}
+
+#[test]
+fn nccl_is_made_to_take_workers_that_share_a_gpu() {
+    let (fakes, fixture) = (Fakes::driver(&[]), Fixture::default());
+    playing_worker(&fakes);
+    fixture.edit("job.yaml", "max_steps: 12", "max_steps: 1");
+    let run = |out: &str, arguments: &[&str], environment: &[(&str, &str)]| {
+        let _ = fs::remove_file(fakes.path("devices"));
+        let mut command = run(&fakes, &fixture, out, arguments);
+        for variable in ["NCCL_HOSTID", "NCCL_SOCKET_IFNAME", "NCCL_MULTI_RANK_GPU_ENABLE"] {
+            command.env_remove(variable);
+        }
+        Finished::of(command.envs(environment.iter().copied())).expect_code(0);
+        devices(&fakes)
+    };
+    let three = ["--workers", "3", "--collective", "nccl"];
+    let hosts = ["cuda:0 shared-gpu-0 lo", "cuda:0 shared-gpu-2 lo", "cuda:1 shared-gpu-1 lo"];
+    assert_eq!(run("nccl", &three, &[]), hosts);
+    let hosts = ["cuda:0 shared-gpu-0 eth0", "cuda:0 shared-gpu-2 eth0", "cuda:1 shared-gpu-1 eth0"];
+    assert_eq!(run("eth0", &three, &[("NCCL_SOCKET_IFNAME", "eth0"), ("NCCL_HOSTID", "node")]), hosts);
+
+    let untouched = ["cuda:0", "cuda:0", "cuda:1"];
+    assert_eq!(run("enabled", &three, &[("NCCL_MULTI_RANK_GPU_ENABLE", "1")]), untouched);
+    assert_eq!(run("auto", &["--workers", "3"], &[]), untouched);
+    assert_eq!(run("two", &["--workers", "2", "--collective", "nccl"], &[]), ["cuda:0", "cuda:1"]);
 }
 
 #[test]

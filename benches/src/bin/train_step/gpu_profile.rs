@@ -103,7 +103,7 @@ impl GpuProfile {
             };
             let _ = writeln!(
                 table,
-                "{:<50}{:>9.3}{:>9.1}{:>9}{:>9}{:>8.1}{:>9}",
+                "{:<50}{:>9.3}{:>9.1}{:>9}{:>9}{:>9.1}{:>11}",
                 row.name,
                 row.milliseconds,
                 row.count,
@@ -115,7 +115,7 @@ impl GpuProfile {
         };
         let head = |what: &str| {
             format!(
-                "{what:<50}{:>9}{:>9}{:>9}{:>9}{:>8}{:>9}\n",
+                "{what:<50}{:>9}{:>9}{:>9}{:>9}{:>9}{:>11}\n",
                 "ms", "count", "GB/s", "TFLOP/s", "% step", "% ceiling"
             )
         };

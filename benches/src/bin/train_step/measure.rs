@@ -24,6 +24,8 @@ pub(crate) struct Measurement {
     pub(crate) seconds: Vec<f64>,
     pub(crate) cpu_seconds_per_step: f64,
     pub(crate) peak_memory_bytes: u64,
+    /// The most that a GPU's memory pool had: live tensors, and what it kept for later ones.
+    pub(crate) peak_reserved_memory_bytes: Option<u64>,
     /// Mean loss a token of the last measured step.
     pub(crate) loss: f64,
     /// On a GPU, where it was asked for.
@@ -67,10 +69,8 @@ pub(crate) fn measure(
         loss = of_step;
     }
     let cpu_seconds_per_step = (process::cpu_seconds()? - cpu_before) / args.steps.get() as f64;
-    let peak_memory_bytes = match device_memory(device)? {
-        Some(memory) => memory.peak_bytes,
-        None => process::peak_rss_bytes()?,
-    };
+    let memory = device_memory(device)?;
+    let peak_memory_bytes = memory.map_or_else(process::peak_rss_bytes, |memory| Ok(memory.peak_bytes))?;
     let gpu_profile = if args.profile && !device.is_cpu() {
         profile::start();
         let steps = (end..end + PROFILED_STEPS).map(&mut timed_step).collect::<Result<Vec<_>>>();
@@ -86,6 +86,7 @@ pub(crate) fn measure(
         seconds,
         cpu_seconds_per_step,
         peak_memory_bytes,
+        peak_reserved_memory_bytes: memory.map(|memory| memory.peak_reserved_bytes),
         loss,
         gpu_profile,
     })

@@ -38,7 +38,9 @@ impl Report<'_> {
 
     /// Prints why a case was not measured.
     pub(crate) fn print_error(&self, case: Case, error: &Error) {
+        // What follows the first line is a backtrace.
         let error = format!("{error:#}");
+        let error = error.lines().next().unwrap_or_default();
         if self.args.json {
             let mut result = self.case(case);
             result["error"] = error.into();
@@ -76,6 +78,7 @@ impl Report<'_> {
             "cpu_seconds_per_step": measured.cpu_seconds_per_step,
             "base_bytes_a_parameter": self.base.bytes() as f64 / self.base.config.parameters() as f64,
             "peak_memory_bytes": measured.peak_memory_bytes,
+            "peak_reserved_memory_bytes": measured.peak_reserved_memory_bytes,
             "planned_memory": numbers.planned,
             "planned_memory_bytes": numbers.planned.of_a_step(),
             "flops_per_token": numbers.flops_per_token,
@@ -117,6 +120,9 @@ impl Report<'_> {
             println!("MFU                 {:.1} % of {peak} TFLOP/s", mfu * 100.0);
         }
         println!("peak memory         {:.3} GB", measured.peak_memory_bytes as f64 / 1e9);
+        if let Some(bytes) = measured.peak_reserved_memory_bytes {
+            println!("peak reserved       {:.3} GB", bytes as f64 / 1e9);
+        }
         println!("planned             {:.3} GB", numbers.planned.of_a_step() as f64 / 1e9);
         println!("loss                {:.4}", measured.loss);
         if let Some(profile) = self.host_profile {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{CollectiveError, Operation, PeerFailure};
 use crate::group::Group;
 
-/// The first version that takes several ranks on one GPU, as [`Offer::nccl`] counts.
+/// The first version with `NCCL_MULTI_RANK_GPU_ENABLE`, as [`Offer::nccl`] counts.
 const SHARED_GPU_VERSION: u32 = 23_000;
 
 /// How gradients travel between the ranks of a group.
@@ -52,101 +52,128 @@ impl fmt::Display for Collective {
 #[error("no collective is called `{0}`: it is auto, nccl or tcp")]
 pub struct UnknownCollective(pub String);
 
+/// How one rank would sum gradients with the others.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Preference {
+    /// The setting.
+    pub collective: Collective,
+    /// Why NCCL failed when an earlier group of this process formed: `auto` does not try it again.
+    pub nccl_failure: Option<String>,
+}
+
+impl From<Collective> for Preference {
+    fn from(collective: Collective) -> Self {
+        Self { collective, nccl_failure: None }
+    }
+}
+
 /// What one rank wants, and what it has.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Offer {
     /// What it was told to use.
     pub wanted: Collective,
-    /// The version of its NCCL, as NCCL counts: 22809 is 2.28.9. `None` where it has none that can be used.
-    pub nccl: Option<u32>,
-    /// What tells its GPU from all others: the UUID.
+    /// The version of its NCCL, as NCCL counts: 22809 is 2.28.9. Where NCCL cannot be used: why,
+    /// and what would be right.
+    pub nccl: Result<u32, String>,
+    /// The UUID of its GPU.
     pub gpu: String,
+    /// NCCL's variable `NCCL_HOSTID`, which takes the place of the host's name and boot id: NCCL
+    /// compares GPUs only of ranks that are on one host by it. A value that NCCL reads from a file
+    /// (`NCCL_CONF_FILE`) is not seen here.
+    pub host_id: Option<String>,
     /// Whether it was told that ranks may share a GPU: NCCL's variable `NCCL_MULTI_RANK_GPU_ENABLE`.
     pub shares_gpu: bool,
+    /// GPUs that its process sees.
+    pub gpus: usize,
 }
 
-/// Whether the group of these ranks uses NCCL: a function of what all know, so that all come to the same.
+/// What carries the gradients of a group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Choice {
+    /// NCCL.
+    Nccl,
+    /// TCP: all ranks are set to it, or they share the only GPU that there is.
+    Tcp,
+    /// TCP, although the group's machines have several GPUs, between which NCCL is faster: the
+    /// obstacle, and what would remove it.
+    Fallback(String),
+}
+
+/// What the group of these ranks uses: a function of what all know, so that all come to the same.
+///
+/// Ranks that share a GPU use NCCL where NCCL allows that: each process has its own `NCCL_HOSTID`,
+/// or, from version 2.30 on, `NCCL_MULTI_RANK_GPU_ENABLE=1`.
 ///
 /// # Errors
-/// A rank demands NCCL where it cannot be used: which one, and why not.
-pub fn choose(offers: &[Offer]) -> Result<bool, String> {
-    let demanding = offers.iter().position(|offer| offer.wanted == Collective::Nccl);
-    match (obstacle(offers), demanding) {
-        (None, _) => Ok(true),
-        (Some(_), None) => Ok(false),
-        (Some(obstacle), Some(rank)) => {
-            Err(format!("rank {rank} demands the collective nccl, but {obstacle}"))
-        }
+/// A rank demands NCCL where it cannot be used: which one, why not, and what would be right.
+pub fn choose(offers: &[Offer]) -> Result<Choice, String> {
+    let Some(obstacle) = obstacle(offers) else { return Ok(Choice::Nccl) };
+    let first = |wanted| offers.iter().position(|offer| offer.wanted == wanted);
+    if let Some(rank) = first(Collective::Nccl) {
+        return Err(format!("rank {rank} demands the collective nccl, but {obstacle}"));
     }
+    let is_automatic = first(Collective::Auto).is_some();
+    let has_several_gpus = offers.iter().any(|offer| offer.gpus > 1 || offer.gpu != offers[0].gpu);
+    Ok(match is_automatic && has_several_gpus {
+        true => Choice::Fallback(format!(
+            "gradients travel between the GPUs over TCP, which is slower than NCCL: {obstacle}"
+        )),
+        false => Choice::Tcp,
+    })
 }
 
 /// [`choose`] for the offers of all ranks of `group`.
 ///
 /// # Errors
 /// A failed peer, and [`CollectiveError::NoNccl`], on all ranks, for a rank that demands it where it cannot be used.
-pub fn agree(group: &mut Group, offer: &Offer) -> Result<bool, CollectiveError> {
-    let gathered = group.all_gather(&offer.encode())?;
+pub fn agree(group: &mut Group, offer: &Offer) -> Result<Choice, CollectiveError> {
+    let bytes = serde_json::to_vec(offer).map_err(|error| CollectiveError::Argument(error.to_string()))?;
+    let gathered = group.all_gather(&bytes)?;
     let mut offers = Vec::with_capacity(gathered.len());
     for (rank, bytes) in gathered.iter().enumerate() {
-        match Offer::decode(bytes) {
-            Some(offer) => offers.push(offer),
-            None => return Err(group.blame(Operation::AllGather, rank, PeerFailure::Malformed("no offer"))),
+        match serde_json::from_slice(bytes) {
+            Ok(offer) => offers.push(offer),
+            Err(_) => {
+                return Err(group.blame(Operation::AllGather, rank, PeerFailure::Malformed("no offer")));
+            }
         }
     }
     choose(&offers).map_err(CollectiveError::NoNccl)
 }
 
-/// Why the ranks cannot use NCCL, if so.
+/// Why the ranks cannot use NCCL, if so, and what would be right.
 fn obstacle(offers: &[Offer]) -> Option<String> {
     if let Some(rank) = offers.iter().position(|offer| offer.wanted == Collective::Tcp) {
-        return Some(format!("rank {rank} was told to use tcp"));
+        return Some(format!("rank {rank} has the setting collective = tcp; it must be auto or nccl"));
     }
     let mut versions = Vec::with_capacity(offers.len());
     for (rank, offer) in offers.iter().enumerate() {
-        match offer.nccl {
-            Some(version) => versions.push(version),
-            None => {
-                return Some(format!(
-                    "rank {rank} has no NCCL, or NCCL_COMM_BLOCKING=1, which waits without end"
-                ));
-            }
+        match &offer.nccl {
+            Ok(version) => versions.push(*version),
+            Err(reason) => return Some(format!("rank {rank} cannot use NCCL: {reason}")),
         }
     }
     let first = *versions.first()?;
     if let Some(rank) = versions.iter().position(|version| *version != first) {
         let (first, other) = (Version(first), Version(versions[rank]));
-        return Some(format!("rank 0 has NCCL {first} and rank {rank} has NCCL {other}"));
+        return Some(format!(
+            "rank 0 has NCCL {first} and rank {rank} has NCCL {other}; all must have the same version"
+        ));
     }
+    // As NCCL compares them.
+    let device = |offer: &Offer| (offer.gpu.clone(), offer.host_id.clone());
     let shared = offers.iter().enumerate().find_map(|(rank, offer)| {
-        let before = offers[..rank].iter().position(|other| other.gpu == offer.gpu)?;
-        Some(format!("ranks {before} and {rank} share a GPU"))
+        let before = offers[..rank].iter().position(|other| device(other) == device(offer))?;
+        Some(format!("ranks {before} and {rank} share a GPU; each process must have its own NCCL_HOSTID"))
     })?;
     if first < SHARED_GPU_VERSION {
-        let least = Version(SHARED_GPU_VERSION);
-        return Some(format!("{shared}, which takes NCCL {least} or newer (it is {})", Version(first)));
+        let (least, version) = (Version(SHARED_GPU_VERSION), Version(first));
+        return Some(format!(
+            "{shared}, or NCCL_MULTI_RANK_GPU_ENABLE=1 with NCCL {least} or newer (it is {version})"
+        ));
     }
     let rank = offers.iter().position(|offer| !offer.shares_gpu)?;
-    Some(format!("{shared}, which takes NCCL_MULTI_RANK_GPU_ENABLE=1 on every rank (not set on rank {rank})"))
-}
-
-impl Offer {
-    fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![self.wanted as u8, self.shares_gpu.into()];
-        bytes.extend_from_slice(&self.nccl.unwrap_or(0).to_le_bytes());
-        bytes.extend_from_slice(self.gpu.as_bytes());
-        bytes
-    }
-
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let ([wanted, shares_gpu], rest) = bytes.split_first_chunk()?;
-        let (nccl, gpu) = rest.split_first_chunk()?;
-        Some(Self {
-            wanted: Collective::ALL.into_iter().find(|it| *it as u8 == *wanted)?,
-            nccl: Some(u32::from_le_bytes(*nccl)).filter(|version| *version > 0),
-            gpu: String::from_utf8(gpu.to_vec()).ok()?,
-            shares_gpu: *shares_gpu != 0,
-        })
-    }
+    Some(format!("{shared}, or NCCL_MULTI_RANK_GPU_ENABLE=1 (not set on rank {rank})"))
 }
 
 /// A version of NCCL as people write it.

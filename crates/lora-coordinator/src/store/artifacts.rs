@@ -9,7 +9,7 @@ use sqlx::{Row, SqliteConnection};
 
 use super::log::append_events;
 use super::objects::{forget_unnamed, to_the_end};
-use super::{JobRow, Staged, Store, StoreError, int, job_row};
+use super::{JobRow, Staged, Store, StoreError, int, job_row, owner};
 
 /// Files of a result that the coordinator makes itself.
 const METRICS: &str = "metrics.jsonl";
@@ -103,7 +103,7 @@ impl Store {
             None => return Err(StoreError::Damaged("an artifact without a name".into())),
         }
         let unnamed = forget_unnamed(&mut db, NEVER).await.map_err(failed)?;
-        db.commit().await.map_err(failed)?;
+        owner::commit(db, &self.0.objects).await.map_err(failed)?;
         self.0.watchers.wake(&artifact.job_id);
         self.remove(unnamed).await;
         Ok(Committed::Done)
@@ -148,7 +148,7 @@ impl Store {
         events.insert(0, job_event::Kind::ResultSaved(v1::ResultSaved { files: files.clone() }));
         append_events(&mut db, sequence, events, self.0.retention.events).await.map_err(failed)?;
         let unnamed = forget_unnamed(&mut db, NEVER).await.map_err(failed)?;
-        db.commit().await.map_err(failed)?;
+        owner::commit(db, &self.0.objects).await.map_err(failed)?;
         self.0.watchers.wake(&job.id);
         self.remove(unnamed).await;
         Ok(Ok(files))

@@ -32,6 +32,12 @@ impl Writers {
         let relaxed = Writer::connect(options.synchronous(SqliteSynchronous::Normal)).await?;
         Ok(Self { lifecycle, relaxed })
     }
+
+    /// Closes both, which moves the log into the database.
+    pub(super) async fn close(self) -> sqlx::Result<()> {
+        self.relaxed.connection.close().await?;
+        self.lifecycle.connection.close().await
+    }
 }
 
 /// A connection that writes.
@@ -75,6 +81,7 @@ pub(super) fn migrations() -> Migrator {
     Migrator::with_migrations(vec![
         migration(1, "store", include_str!("../../migrations/1_store.sql")),
         migration(2, "needs", include_str!("../../migrations/2_needs.sql")),
+        migration(3, "owner", include_str!("../../migrations/3_owner.sql")),
     ])
 }
 

@@ -1,5 +1,7 @@
 //! Jobs into and out of the database.
 
+use std::path::Path;
+
 use lora_proto::v1::{self, job_event};
 use lora_spec::JobState;
 use sqlx::sqlite::SqliteRow;
@@ -8,7 +10,7 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 use super::artifacts::{drop_checkpoints, drop_results, result_files};
 use super::connections::Writer;
 use super::log::append_events;
-use super::{JobRow, Retention, Store, StoreError, int, job_row};
+use super::{JobRow, Retention, Store, StoreError, int, job_row, owner};
 use crate::inputs;
 
 /// What became of a submit.
@@ -37,7 +39,7 @@ impl Store {
         events: Vec<job_event::Kind>,
     ) -> Result<Inserted, StoreError> {
         let mut writers = self.writers().await;
-        insert(&mut writers.lifecycle, job, events, self.0.retention)
+        insert(&mut writers.lifecycle, job, events, self.0.retention, &self.0.objects)
             .await
             .map_err(|error| self.failed(error))
     }
@@ -112,6 +114,7 @@ async fn insert(
     job: &JobRow,
     events: Vec<job_event::Kind>,
     retention: Retention,
+    objects: &Path,
 ) -> sqlx::Result<Inserted> {
     let mut db = writer.begin().await?;
     if !job.idempotency_key.is_empty() {
@@ -143,7 +146,7 @@ async fn insert(
             .await?;
     }
     append_events(&mut db, sequence, events, retention.events).await?;
-    db.commit().await?;
+    owner::commit(db, objects).await?;
     Ok(Inserted::New(JobRow { sequence, ..job.clone() }))
 }
 

@@ -2,11 +2,13 @@
 
 use std::time::SystemTime;
 
+use futures_util::TryStreamExt;
 use lora_proto::v1::{self, job_event};
 use prost::Message;
 use sqlx::{Row, SqliteConnection};
 
 use super::connections::Writer;
+use super::job_row::message;
 use super::{Store, StoreError, int};
 
 impl Store {
@@ -29,6 +31,30 @@ impl Store {
         .fetch_one(self.readers())
         .await
         .map_err(|error| self.failed(error))
+    }
+
+    /// Whether the job's log has a notice with this text after the job was given to the group of
+    /// this generation.
+    pub(crate) async fn has_notice(
+        &self,
+        job_id: &str,
+        generation: u64,
+        text: &str,
+    ) -> Result<bool, StoreError> {
+        let query = sqlx::query(
+            "SELECT event FROM events WHERE job = (SELECT sequence FROM jobs WHERE id = ?) \
+             ORDER BY number DESC",
+        );
+        let mut events = query.bind(job_id).fetch(self.readers());
+        while let Some(row) = events.try_next().await.map_err(|error| self.failed(error))? {
+            let event: v1::JobEvent = message(&row, "event").map_err(|error| self.failed(error))?;
+            match event.kind {
+                Some(job_event::Kind::Notice(notice)) if notice.text == text => return Ok(true),
+                Some(job_event::Kind::Assigned(assigned)) if assigned.generation <= generation => break,
+                _ => {}
+            }
+        }
+        Ok(false)
     }
 }
 

@@ -1,6 +1,5 @@
 //! Files, stored once by the SHA-256 of their content.
 
-use std::collections::HashSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -13,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::connections::Writer;
 use super::job_row::nanos;
-use super::{Store, StoreError, int, io_error};
+use super::{Store, StoreError, int, io_error, owner};
 
 impl Store {
     /// Which of these files are not in the store. The others are kept as if they had been uploaded now.
@@ -52,7 +51,7 @@ impl Store {
                 .execute(&mut *db)
                 .await
                 .map_err(failed)?;
-            db.commit().await.map_err(failed)
+            owner::commit(db, &store.0.objects).await.map_err(failed)
         })
         .await
     }
@@ -79,20 +78,10 @@ impl Store {
         let horizon = SystemTime::now().checked_sub(unreferenced).unwrap_or(SystemTime::UNIX_EPOCH);
         to_the_end(async move {
             let mut writers = store.writers().await;
-            let known = forget(&mut writers.lifecycle, nanos(horizon)).await;
-            let known = known.map_err(|error| store.failed(error))?;
-            // Files come here only while their writer has the connections, which this one has now.
-            let dir = &store.0.objects;
-            let mut entries = fs::read_dir(dir).await.map_err(io_error(dir))?;
-            let mut removed = 0;
-            while let Some(entry) = entries.next_entry().await.map_err(io_error(dir))? {
-                if !entry.file_name().to_str().is_some_and(|name| known.contains(name)) {
-                    let path = entry.path();
-                    fs::remove_file(&path).await.map_err(io_error(&path))?;
-                    removed += 1;
-                }
-            }
-            Ok(removed)
+            let unnamed = forget(&mut writers.lifecycle, nanos(horizon)).await;
+            // Under the same lock: no upload can bring one of these files back before it is
+            // removed.
+            Ok(store.remove(unnamed.map_err(|error| store.failed(error))?).await)
         })
         .await
     }
@@ -118,13 +107,19 @@ impl Store {
         Ok(())
     }
 
-    /// Removes files whose rows are gone. One that cannot be removed is found again by `collect_garbage`.
-    pub(super) async fn remove(&self, objects: Vec<Vec<u8>>) {
+    /// Removes files that have no row, and gives their number. One that cannot be removed is found
+    /// again by `remove_unknown_objects`.
+    pub(super) async fn remove(&self, objects: Vec<Vec<u8>>) -> usize {
+        let mut removed = 0;
         for path in objects.iter().filter_map(|sha256| self.object_path(sha256)) {
-            if let Err(error) = fs::remove_file(&path).await {
-                tracing::warn!(path = %path.display(), %error, "could not remove a file that nothing names");
+            match fs::remove_file(&path).await {
+                Ok(()) => removed += 1,
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "could not remove a file that nothing names");
+                }
             }
         }
+        removed
     }
 }
 
@@ -187,13 +182,12 @@ pub(super) async fn forget_unnamed(db: &mut SqliteConnection, horizon: i64) -> s
     .await
 }
 
-/// As `forget_unnamed`, and gives the names of the files that are left.
-async fn forget(writer: &mut Writer, horizon: i64) -> sqlx::Result<HashSet<String>> {
+/// As `forget_unnamed`, in a transaction of its own.
+async fn forget(writer: &mut Writer, horizon: i64) -> sqlx::Result<Vec<Vec<u8>>> {
     let mut db = writer.begin().await?;
-    forget_unnamed(&mut db, horizon).await?;
-    let known: Vec<Vec<u8>> = sqlx::query_scalar("SELECT sha256 FROM objects").fetch_all(&mut *db).await?;
+    let unnamed = forget_unnamed(&mut db, horizon).await?;
     db.commit().await?;
-    Ok(known.iter().map(hex::encode).collect())
+    Ok(unnamed)
 }
 
 /// Does `work` to its end even if the caller is gone before: a call that is dropped must not leave its file operation to

@@ -3,7 +3,9 @@
 mod files;
 mod jobs;
 mod log;
+mod owner;
 mod results;
+mod unknown_objects;
 
 use std::path::Path;
 use std::time::Duration;
@@ -32,8 +34,14 @@ impl Fixture {
 
     async fn keeping(events: u64, steps: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::open(dir.path(), Retention { events, steps }).await.unwrap();
+        let store =
+            Store::open(dir.path(), Retention { events, steps }, ForeignObjects::Refuse).await.unwrap();
         Self { store, dir }
+    }
+
+    /// A second process that opens the store.
+    async fn open_again(&self) -> Result<Store, StoreError> {
+        Store::open(self.dir.path(), self.store.0.retention, ForeignObjects::Refuse).await
     }
 
     /// The store after a restart of the process.
@@ -41,7 +49,7 @@ impl Fixture {
         let Self { store, dir } = self;
         let retention = store.0.retention;
         drop(store);
-        Self { store: Store::open(dir.path(), retention).await.unwrap(), dir }
+        Self { store: Store::open(dir.path(), retention, ForeignObjects::Refuse).await.unwrap(), dir }
     }
 
     async fn add(&self, job: JobRow) -> JobRow {
@@ -76,9 +84,12 @@ impl Fixture {
         (digest, committed)
     }
 
-    /// Names of the files in a directory of the store, in order.
+    /// Names of the files in a directory of the store, in order, without the one that names the
+    /// objects' owner.
     fn names(&self, dir: &str) -> Vec<String> {
-        names(&self.dir.path().join(dir))
+        let mut names = names(&self.dir.path().join(dir));
+        names.retain(|name| name != "owner.json");
+        names
     }
 
     /// Changes the database behind the store's back.
@@ -87,6 +98,13 @@ impl Fixture {
         let mut db = SqliteConnection::connect_with(&options).await.unwrap();
         sqlx::query(sql).execute(&mut db).await.unwrap();
         db.close().await.unwrap();
+    }
+
+    /// Writes a copy of the database as it is now.
+    async fn vacuum_into(&self, path: &Path) {
+        let mut writers = self.store.writers().await;
+        let query = sqlx::query("VACUUM INTO ?").bind(path.to_str().unwrap());
+        query.execute(&mut writers.lifecycle.connection).await.unwrap();
     }
 
     /// What a watch from the start tells until it ends or has told `most`.
@@ -122,6 +140,10 @@ impl From<v1::WatchJobResponse> for Told {
             watch_job_response::Kind::Step(step) => Self::Step(step.metrics.unwrap().step),
         }
     }
+}
+
+async fn open(dir: &Path) -> Result<Store, StoreError> {
+    Store::open(dir, Retention { events: 1000, steps: 1000 }, ForeignObjects::Refuse).await
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -166,7 +188,7 @@ fn result(job_id: &str, generation: u64, name: &str) -> v1::JobArtifact {
 #[tokio::test]
 async fn a_store_has_one_owner_at_a_time() {
     let fixture = Fixture::new().await;
-    let second = Store::open(fixture.dir.path(), fixture.store.0.retention).await.unwrap_err();
+    let second = fixture.open_again().await.unwrap_err();
     assert!(matches!(&second, StoreError::InUse(dir) if dir == fixture.dir.path()), "{second}");
     let clone = fixture.store.clone();
     assert_eq!(clone.term(), 1);
@@ -195,7 +217,7 @@ async fn what_a_killed_process_leaves_is_whole() {
     {
         std::fs::copy(fixture.dir.path().join(name), crashed.path().join(name)).unwrap();
     }
-    let store = Store::open(crashed.path(), fixture.store.0.retention).await.unwrap();
+    let store = Store::open(crashed.path(), fixture.store.0.retention, ForeignObjects::Refuse).await.unwrap();
     let found = Fixture { store, dir: crashed };
     assert_eq!(found.store.term(), 2);
     assert_eq!(found.store.load_job("one").await.unwrap(), Some(JobRow { completed_steps: 3, ..job }));
@@ -210,7 +232,7 @@ async fn others_cannot_look_into_the_store() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let state_dir = dir.path().join("a/b");
-    let _store = Store::open(&state_dir, Retention { events: 1, steps: 1 }).await.unwrap();
+    let _store = open(&state_dir).await.unwrap();
     assert_eq!(std::fs::metadata(&state_dir).unwrap().permissions().mode() & 0o777, 0o700);
 }
 
@@ -219,12 +241,12 @@ async fn errors_name_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join(DATABASE);
     std::fs::write(&path, [b'x'; 5000]).unwrap();
-    let error = Store::open(dir.path(), Retention { events: 1, steps: 1 }).await.unwrap_err().to_string();
+    let error = open(dir.path()).await.unwrap_err().to_string();
     assert!(error.contains(path.to_str().unwrap()) && error.contains("not a database"), "{error}");
 
     std::fs::write(dir.path().join("file"), "").unwrap();
     let path = dir.path().join("file/state");
-    let error = Store::open(&path, Retention { events: 1, steps: 1 }).await.unwrap_err();
+    let error = open(&path).await.unwrap_err();
     assert!(matches!(&error, StoreError::Io { path: named, .. } if *named == path), "{error}");
 }
 
@@ -240,7 +262,7 @@ async fn a_damaged_row_and_a_newer_version_are_told() {
     let Fixture { store, dir } = fixture;
     let retention = store.0.retention;
     drop(store);
-    let error = Store::open(dir.path(), retention).await.unwrap_err();
+    let error = Store::open(dir.path(), retention, ForeignObjects::Refuse).await.unwrap_err();
     assert!(matches!(error, StoreError::Migrate { .. }), "{error}");
     assert!(error.to_string().contains(DATABASE) && error.to_string().contains("99"), "{error}");
 }

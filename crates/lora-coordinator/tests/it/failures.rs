@@ -148,13 +148,19 @@ async fn a_worker_that_makes_no_progress_is_left_out() {
     let mut config = quick();
     config.recovery.step_seconds = 1.0;
     let cluster = Cluster::start_with(config).await;
-    let Pair { job_id, w0, w1, a } = Pair::training(&cluster, &job(2, 2)).await;
+    let Pair { job_id, mut w0, mut w1, a } = Pair::training(&cluster, &job(2, 2)).await;
     let slow = |waiting_for_peers, assignment| lora_proto::v1::HeldJob {
         seconds_in_phase: 5.0,
         waiting_for_peers,
         ..crate::fake::held(assignment, Phase::Training, 0)
     };
+    // A step is acknowledged after the status that was sent before it has been handled.
+    w1.steps(&a[1], 1..=1).await;
+    w1.until_acked(1).await;
+    // The time of the worker that waits for the other one is over first.
     w0.say(Some(slow(true, &a[0]))).await;
+    w0.steps(&a[0], 2..=2).await;
+    w0.until_acked(2).await;
     w1.say(Some(slow(false, &a[1]))).await;
     cluster.until(&job_id, "waiting").await;
     let lost = cluster.job(&job_id).await;

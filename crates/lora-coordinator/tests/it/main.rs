@@ -8,6 +8,7 @@ mod failures;
 mod fake;
 mod lifecycle;
 mod memory;
+mod owner;
 mod restart;
 mod scheduling;
 mod watch;

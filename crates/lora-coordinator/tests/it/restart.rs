@@ -1,8 +1,8 @@
 //! A coordinator that ends and starts again.
 
-use lora_proto::v1::{self, Goal, Phase};
+use lora_proto::v1::{self, Goal, Phase, job_event};
 
-use crate::fake::{Cluster, FakeWorker, Pair, job, train};
+use crate::fake::{Cluster, FakeWorker, Pair, held, job, train};
 
 #[tokio::test]
 async fn workers_that_trained_on_are_adopted_and_nothing_starts_over() {
@@ -79,8 +79,7 @@ async fn a_result_that_was_finished_while_the_coordinator_was_away_is_taken() {
     cluster.result(&a[0], "receipt.json", b"{}").await;
     w0.die();
     let cluster = cluster.restart().await;
-    let finished =
-        v1::HeldJob { files: vec!["receipt.json".into()], ..crate::fake::held(&a[0], Phase::Finished, 2) };
+    let finished = v1::HeldJob { files: vec!["receipt.json".into()], ..held(&a[0], Phase::Finished, 2) };
     let status = v1::WorkerStatus { job: Some(finished), ..v1::WorkerStatus::default() };
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", status).await.unwrap();
     // Its last steps come after its hello, and are waited for.
@@ -89,6 +88,43 @@ async fn a_result_that_was_finished_while_the_coordinator_was_away_is_taken() {
     let job = cluster.until(&job_id, "succeeded").await;
     assert_eq!(job.completed_steps, 2);
     assert_eq!(cluster.download(&job_id, "metrics.jsonl").await.iter().filter(|b| **b == b'\n').count(), 2);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_groups_notice_is_one_event_in_each_generation() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(1, 1)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let a = train(&mut [&mut w0], 0).await;
+    let status = |assignment, steps| {
+        Some(v1::HeldJob { notice: "over TCP".into(), ..held(assignment, Phase::Training, steps) })
+    };
+    w0.say(status(&a[0], 0)).await;
+    w0.steps(&a[0], 1..=1).await;
+    w0.until_acked(1).await;
+    w0.say(status(&a[0], 1)).await;
+    let last = w0.die();
+
+    let cluster = cluster.restart().await;
+    let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", last).await.unwrap();
+    w0.goal(Goal::Train).await;
+    w0.steps(&a[0], 2..=2).await;
+    w0.until_acked(2).await;
+    w0.broken(&a[0], 2, "rank 0 closed the connection", &[]).await;
+    let b = w0.prepare(2).await;
+    w0.goal(Goal::Train).await;
+    w0.say(status(&b, 2)).await;
+    w0.steps(&b, 3..=3).await;
+    w0.until_acked(3).await;
+
+    cluster.cancel(&job_id).await.unwrap();
+    w0.release().await;
+    let notices = cluster.events(&job_id).await.into_iter().filter_map(|event| match event {
+        job_event::Kind::Notice(notice) if notice.text == "over TCP" => Some((notice.worker, notice.step)),
+        _ => None,
+    });
+    assert_eq!(notices.collect::<Vec<_>>(), [("w0".to_owned(), 0), ("w0".to_owned(), 2)]);
     cluster.stop().await;
 }
 

@@ -1,11 +1,12 @@
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, WithDType};
 
 use super::codes::{SIGNED, UNSIGNED};
 use super::parts::{Part, parts};
 use super::{BLOCK, State};
 use crate::adamw::Numbers;
 use crate::cuda::{Arg, Gpu};
-use crate::paged::{Home, Room};
+use crate::paged::{Buffers, Home, Vector, half};
+use crate::transfer::from_vec;
 
 /// What the kernel looks up.
 #[derive(Debug)]
@@ -19,16 +20,17 @@ pub(super) struct Tables {
 
 impl Tables {
     pub(super) fn new(ranges: &[std::ops::Range<usize>], home: Home) -> Result<Self> {
-        let (mut blocks, parts) = parts(ranges, home.window())?;
+        let (mut blocks, parts) = parts(ranges, half(home.window()))?;
         // An allocation of nothing is an error of CUDA's.
         blocks.push(0);
         let maps = [SIGNED.values(), SIGNED.bounds(), UNSIGNED.values(), UNSIGNED.bounds()].concat();
-        Ok(Self {
-            blocks: Tensor::from_slice(&blocks, blocks.len(), home.tensors())?,
-            parts,
-            maps: Tensor::from_slice(&maps, maps.len(), home.device)?,
-        })
+        Ok(Self { blocks: vector(blocks, home.tensors())?, parts, maps: vector(maps, home.device)? })
     }
+}
+
+fn vector<T: WithDType>(values: Vec<T>, device: &Device) -> Result<Tensor> {
+    let len = values.len();
+    from_vec(values, len, device)
 }
 
 /// Steps the tensors whose moments are in 8 bits.
@@ -47,29 +49,35 @@ pub(super) fn step(
     let settings = [factor, beta1, rest1, beta2, rest2, correction2, eps, decay, step_size].map(Arg::from);
     let params_and_gradient = [gpu.arg(params, DType::F32)?, gpu.arg(gradient, DType::F32)?];
     let maps = gpu.arg(maps, DType::F32)?;
-    let most = parts.iter().map(|part| part.blocks.len()).max().unwrap_or(0);
-    let room = |vector: &Tensor, of_block: usize| Room::new(vector, of_block * most, params.device());
-    // Room for all before anything changes.
-    let table_room = room(table, 3)?;
-    let rooms = [room(&m.codes, BLOCK)?, room(&m.absmax, 1)?, room(&v.codes, BLOCK)?, room(&v.absmax, 1)?];
-    for Part { blocks, codes } in parts {
-        let of_codes = |vector: &Tensor| vector.narrow(0, codes.start, codes.len());
-        let of_blocks = |vector: &Tensor| vector.narrow(0, blocks.start, blocks.len());
-        let home = [of_codes(&m.codes)?, of_blocks(&m.absmax)?, of_codes(&v.codes)?, of_blocks(&v.absmax)?];
+    let of_codes = parts.iter().map(|part| part.codes.len()).max().unwrap_or(0);
+    let of_blocks = parts.iter().map(|part| part.blocks.len()).max().unwrap_or(0);
+    let longest = [
+        (&m.codes, of_codes),
+        (&m.absmax, of_blocks),
+        (&v.codes, of_codes),
+        (&v.absmax, of_blocks),
+        (table, 3 * of_blocks),
+    ];
+    let buffers = Buffers::new(&longest, params.device())?;
+    let vectors = [
+        Vector { tensor: &m.codes, is_changed: true },
+        Vector { tensor: &m.absmax, is_changed: true },
+        Vector { tensor: &v.codes, is_changed: true },
+        Vector { tensor: &v.absmax, is_changed: true },
+        Vector { tensor: table, is_changed: false },
+    ];
+    let ranges = |number: usize| {
+        let Part { blocks, codes } = &parts[number];
+        let table = 3 * blocks.start..3 * blocks.end;
+        vec![codes.clone(), blocks.clone(), codes.clone(), blocks.clone(), table]
+    };
+    buffers.for_each(&vectors, parts.len(), ranges, |number, there| {
         let mut args = params_and_gradient.to_vec();
-        let mut copies = Vec::new();
-        for (room, part) in rooms.iter().zip(&home) {
-            let copy = room.load(part)?;
-            args.push(gpu.arg(&copy, part.dtype())?);
-            copies.push(copy);
+        for tensor in there {
+            args.push(gpu.arg(tensor, tensor.dtype())?);
         }
-        let table = table_room.load(&table.narrow(0, 3 * blocks.start, 3 * blocks.len())?)?;
-        args.extend([gpu.arg(&table, DType::U32)?, maps]);
+        args.push(maps);
         args.extend(settings);
-        gpu.launch("adamw_8bit_step_f32", (blocks.len(), 1, 1), BLOCK as u32, 0, &args)?;
-        for ((room, copy), part) in rooms.iter().zip(&copies).zip(&home) {
-            room.store(copy, part)?;
-        }
-    }
-    Ok(())
+        gpu.launch("adamw_8bit_step_f32", (parts[number].blocks.len(), 1, 1), BLOCK as u32, 0, &args)
+    })
 }

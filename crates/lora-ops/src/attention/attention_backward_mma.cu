@@ -4,44 +4,75 @@
 
 namespace {
 
-// The gradients of keys and values: a block has 16 M keys of a key/value head for each of its WARPS and goes through tiles of QUERIES queries
-// that see them, of one head of its group after the other; the next ones are on their way meanwhile. Scores are transposed here: a row is a
-// key. Shared: tiles of keys and of values, and two of queries, of output gradients and of `rows`.
+// Heads for which the registers hold neither both the gradients of keys and of values, nor queries beside
+// their gradients. cuda.rs has the same condition.
+template <int DIM>
+constexpr bool WIDE = DIM > 128;
+
+// Writes a warp's rows of a gradient of keys or values, times `factor`, from element `at` on of `to`: of
+// bf16 by way of the rows of `tile` from `row` on, or of f32 where `partial`.
+template <int DIM, int M>
+__device__ __forceinline__ void store_gradient(const Accumulator<M, DIM / 8>& x, float factor, bool partial,
+                                               bf16* tile, int row, void* to, size_t at, size_t width,
+                                               int rows, int dim) {
+    float factors[M][2];
+#pragma unroll
+    for (int m = 0; m < M; m++) factors[m][0] = factors[m][1] = factor;
+    if (partial) {
+        store_f32<DIM, M>(x, factors, static_cast<float*>(to) + at, width, rows, dim);
+    } else {
+        store<DIM, M>(x, factors, tile, row, static_cast<bf16*>(to) + at, width, rows, dim);
+    }
+}
+
+// The gradients of keys and values through one query head: a block has 16 M keys for each of its WARPS and
+// goes through tiles of QUERIES queries that see them; the next ones are on their way meanwhile. Scores are
+// transposed here: a row is a key. Shared: tiles of keys and of values, and two of queries, of output
+// gradients and of `rows`.
+// dk and dv: [batch * seq, heads * dim], bf16 where heads == kv_heads. Otherwise f32: partial gradients, of
+// each query head, which sum_groups adds.
 template <int DIM, int WARPS, int M, int QUERIES, bool D_KEYS, bool D_VALUES>
-__device__ __forceinline__ void gradients_of_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,
-                                                  const float4* rows, bf16* dk, bf16* dv, unsigned seq, unsigned heads, unsigned kv_heads,
-                                                  unsigned head_dim, float scale) {
+__device__ __forceinline__ void gradients_of_keys(const bf16* q, const bf16* k, const bf16* v,
+                                                  const bf16* d_output, const unsigned* first,
+                                                  const float4* rows, void* dk, void* dv, unsigned seq,
+                                                  unsigned heads, unsigned kv_heads, unsigned head_dim,
+                                                  float scale) {
     constexpr int THREADS = 32 * WARPS, KEYS = 16 * M * WARPS;
     DYNAMIC_SHARED(memory);
     float4* const row_tile = reinterpret_cast<float4*>(memory);
     bf16* const k_tile = reinterpret_cast<bf16*>(row_tile + 2 * QUERIES);
-    bf16 *const v_tile = k_tile + KEYS * DIM, *const q_tile = v_tile + KEYS * DIM, *const d_tile = q_tile + 2 * QUERIES * DIM;
+    bf16 *const v_tile = k_tile + KEYS * DIM, *const q_tile = v_tile + KEYS * DIM;
+    bf16* const d_tile = q_tile + 2 * QUERIES * DIM;
 
     const unsigned tiles = ceil_div(seq, static_cast<unsigned>(KEYS));
-    const Work work(tiles, kv_heads);
+    const Work work(tiles, heads);  // the first keys are seen by the most queries
     const View view(first, work.sequence, seq, seq);
-    const int dim = static_cast<int>(head_dim), group = static_cast<int>(heads / kv_heads);
+    const int dim = static_cast<int>(head_dim);
     const int key = static_cast<int>(work.tile) * KEYS, keys = min(KEYS, view.seq - key);
     const size_t q_width = static_cast<size_t>(heads) * dim, k_width = static_cast<size_t>(kv_heads) * dim;
-    const auto keys_at = [=](const Work& work) {
-        return (static_cast<size_t>(work.sequence) * seq + work.tile * KEYS) * k_width + static_cast<size_t>(work.head) * dim;
-    };
-    const int begin = view.first_query(key), end = view.end_query(key + keys - 1);
+    const size_t k_at = (static_cast<size_t>(work.sequence) * seq + key) * k_width +
+                        static_cast<size_t>(work.head / (heads / kv_heads)) * dim;
+    const int end = view.end_query(key + keys - 1);
+    int query = view.first_query(key);
 
-    const auto load_queries = [&](int head, int query, int stage) {
-        const size_t at = (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(head) * dim;
-        Tile<DIM>::template load<THREADS, QUERIES>(q_tile + stage * QUERIES * DIM, q + at, q_width, end - query, dim);
-        Tile<DIM>::template load<THREADS, QUERIES>(d_tile + stage * QUERIES * DIM, d_output + at, q_width, end - query, dim);
+    const size_t rows_at = (static_cast<size_t>(work.sequence) * heads + work.head) * seq;
+    const size_t q_at =
+        static_cast<size_t>(work.sequence) * seq * q_width + static_cast<size_t>(work.head) * dim;
+    const auto load_queries = [&](int query, int stage) {
+        const size_t at = q_at + query * q_width;
+        const int queries = end - query;
+        Tile<DIM>::template load<THREADS, QUERIES>(q_tile + stage * QUERIES * DIM, q + at, q_width, queries,
+                                                   dim);
+        Tile<DIM>::template load<THREADS, QUERIES>(d_tile + stage * QUERIES * DIM, d_output + at, q_width,
+                                                   queries, dim);
         const int row = static_cast<int>(threadIdx.x);
-        const float4* const from = rows + (static_cast<size_t>(work.sequence) * heads + head) * seq + query;
-        if (row < QUERIES) cp_async_16(row_tile + stage * QUERIES + row, from + row, row < end - query);
+        const float4* const from = rows + rows_at + query;
+        if (row < QUERIES) cp_async_16(row_tile + stage * QUERIES + row, from + row, row < queries);
         cp_async_commit();
     };
-    int head = static_cast<int>(work.head) * group, query = begin;
-    const int last_head = head + group - 1;
-    Tile<DIM>::template load<THREADS, KEYS>(k_tile, k + keys_at(work), k_width, keys, dim);
-    Tile<DIM>::template load<THREADS, KEYS>(v_tile, v + keys_at(work), k_width, keys, dim);
-    load_queries(head, query, 0);
+    Tile<DIM>::template load<THREADS, KEYS>(k_tile, k + k_at, k_width, keys, dim);
+    Tile<DIM>::template load<THREADS, KEYS>(v_tile, v + k_at, k_width, keys, dim);
+    load_queries(query, 0);
 
     const int my_row = 16 * M * warp_id(), my_key = key + my_row, my_keys = min(16 * M, keys - my_row);
     const float scale2 = scale * LOG2_E;  // powers of 2 instead of e
@@ -49,30 +80,25 @@ __device__ __forceinline__ void gradients_of_keys(const bf16* q, const bf16* k, 
     d_keys.zero();
     d_values.zero();
 
-    for (int stage = 0; head <= last_head; stage ^= 1) {
+    for (int stage = 0; query < end; query += QUERIES, stage ^= 1) {
         cp_async_wait<0>();
         __syncthreads();  // this tile is there, the one before is done with
-        const int from_query = query, of_queries = min(QUERIES, end - query);
-        query += QUERIES;
-        if (query >= end) {
-            query = begin;
-            head++;
-        }
-        if (head <= last_head) load_queries(head, query, stage ^ 1);
+        if (query + QUERIES < end) load_queries(query + QUERIES, stage ^ 1);
 
         const float4* const of_row = row_tile + stage * QUERIES;
-        const int low = __float_as_int(of_row[0].z), high = __float_as_int(of_row[of_queries - 1].z);
-        if (my_keys <= 0 || my_key > view.last_key(from_query + of_queries - 1) || my_key + 16 * M <= low) continue;
+        const int queries = min(QUERIES, end - query);
+        const int low = __float_as_int(of_row[0].z), high = __float_as_int(of_row[queries - 1].z);
+        if (my_keys <= 0 || my_key > view.last_key(query + queries - 1) || my_key + 16 * M <= low) continue;
         Accumulator<M, QUERIES / 8> p, ds;
         p.zero();
         multiply_transposed<DIM>(p, k_tile, my_row, q_tile + stage * QUERIES * DIM);
-        if (my_key < high || my_key + 16 * M - 1 > view.last_key(from_query)) {
+        if (my_key < high || my_key + 16 * M - 1 > view.last_key(query)) {
 #pragma unroll
             for (int n = 0; n < QUERIES / 8; n++) {
 #pragma unroll
                 for (int i = 0; i < 2; i++) {
                     const int column = 8 * n + lane_id() % 4 * 2 + i;
-                    const int from = __float_as_int(of_row[column].z), to = view.last_key(from_query + column);
+                    const int from = __float_as_int(of_row[column].z), to = view.last_key(query + column);
 #pragma unroll
                     for (int m = 0; m < M; m++) {
 #pragma unroll
@@ -114,34 +140,58 @@ __device__ __forceinline__ void gradients_of_keys(const bf16* q, const bf16* k, 
             multiply<DIM>(d_keys, rounded, q_tile + stage * QUERIES * DIM);
         }
     }
-    const size_t to = keys_at(Work(opaque(tiles), kv_heads)) + my_row * k_width;
-    float factor[M][2];
-#pragma unroll
-    for (int m = 0; m < M; m++) factor[m][0] = factor[m][1] = scale;
-    if (D_KEYS) store<DIM, M>(d_keys, factor, k_tile, my_row, dk + to, k_width, my_keys, dim);
-#pragma unroll
-    for (int m = 0; m < M; m++) factor[m][0] = factor[m][1] = 1.0f;
-    if (D_VALUES) store<DIM, M>(d_values, factor, v_tile, my_row, dv + to, k_width, my_keys, dim);
+    const Work output(opaque(tiles), heads);  // recomputed: no register holds the offset during the loop
+    const size_t to = (static_cast<size_t>(output.sequence) * seq + output.tile * KEYS + my_row) * q_width +
+                      static_cast<size_t>(output.head) * dim;
+    const bool partial = heads != kv_heads;
+    if (D_KEYS) {
+        store_gradient<DIM, M>(d_keys, scale, partial, k_tile, my_row, dk, to, q_width, my_keys, dim);
+    }
+    if (D_VALUES) {
+        store_gradient<DIM, M>(d_values, 1.0f, partial, v_tile, my_row, dv, to, q_width, my_keys, dim);
+    }
 }
 
-// PARTS 2: a block has the gradients of keys, or those of values; sums of both would be more than the registers hold.
-template <int DIM, int WARPS, int M, int QUERIES, int PARTS>
-__device__ __forceinline__ void backward_keys(const bf16* q, const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,
-                                              const float4* rows, bf16* dk, bf16* dv, unsigned seq, unsigned heads, unsigned kv_heads,
-                                              unsigned head_dim, float scale) {
-    if constexpr (PARTS == 1) {
-        gradients_of_keys<DIM, WARPS, M, QUERIES, true, true>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads, head_dim, scale);
+// WIDE: a block has the gradients of keys (y 0) or those of values (y 1).
+template <int DIM, int WARPS, int M, int QUERIES>
+__device__ __forceinline__ void backward_keys(const bf16* q, const bf16* k, const bf16* v,
+                                              const bf16* d_output, const unsigned* first,
+                                              const float4* rows, void* dk, void* dv, unsigned seq,
+                                              unsigned heads, unsigned kv_heads, unsigned head_dim,
+                                              float scale) {
+    if constexpr (!WIDE<DIM>) {
+        gradients_of_keys<DIM, WARPS, M, QUERIES, true, true>(q, k, v, d_output, first, rows, dk, dv, seq,
+                                                              heads, kv_heads, head_dim, scale);
     } else if (blockIdx.y == 0) {
-        gradients_of_keys<DIM, WARPS, M, QUERIES, true, false>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads, head_dim, scale);
+        gradients_of_keys<DIM, WARPS, M, QUERIES, true, false>(q, k, v, d_output, first, rows, dk, dv, seq,
+                                                               heads, kv_heads, head_dim, scale);
     } else {
-        gradients_of_keys<DIM, WARPS, M, QUERIES, false, true>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads, head_dim, scale);
+        gradients_of_keys<DIM, WARPS, M, QUERIES, false, true>(q, k, v, d_output, first, rows, dk, dv, seq,
+                                                               heads, kv_heads, head_dim, scale);
     }
+}
+
+// A row of `sum` is the sum of `group` rows of `partial`, added in their order. A thread has four columns.
+__device__ __forceinline__ void sum_groups(const float* partial, bf16* sum, unsigned rows, unsigned group,
+                                           unsigned head_dim) {
+    const unsigned threads_per_row = head_dim / 4, rows_per_block = blockDim.x / threads_per_row;
+    const unsigned of_block = threadIdx.x / threads_per_row, column = threadIdx.x % threads_per_row * 4;
+    const size_t row = static_cast<size_t>(blockIdx.x) * rows_per_block + of_block;
+    if (of_block >= rows_per_block || row >= rows) return;
+    const float* const from = partial + row * group * head_dim + column;
+    float4 total = load4(from);
+#pragma unroll 4
+    for (unsigned head = 1; head < group; head++) {
+        const float4 x = load4(from + head * head_dim);
+        total = make_float4(total.x + x.x, total.y + x.y, total.z + x.z, total.w + x.w);
+    }
+    store4(sum + row * head_dim + column, total);
 }
 
 // The gradients of queries: a block has 16 M queries of a head for each of its WARPS and goes through tiles of KEYS keys and values; the next
 // ones are on their way meanwhile. Shared: tiles of queries and of output gradients, two of keys and two of values. HELD: the former two go to
 // registers, and the others take their place.
-template <int DIM, int WARPS, int M, int KEYS, bool HELD>
+template <int DIM, int WARPS, int M, int KEYS, bool HELD = !WIDE<DIM>>
 __device__ __forceinline__ void backward_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,
                                                  const float4* rows, bf16* dq, unsigned seq, unsigned heads, unsigned kv_heads,
                                                  unsigned head_dim, float scale) {
@@ -261,25 +311,44 @@ __device__ __forceinline__ void backward_queries(const bf16* q, const bf16* k, c
 
 }  // namespace
 
-// A kernel's DIM is at least the features of a head.
-#define BACKWARD_KEYS(DIM, WARPS, M, QUERIES, PARTS, BLOCKS)                                                                               \
-    KERNEL_RESIDENT(32 * WARPS, BLOCKS, attention_backward_keys_mma_##DIM##_bf16, const bf16* q, const bf16* k, const bf16* v,             \
-                    const bf16* d_output, const unsigned* first, const float4* rows, bf16* dk, bf16* dv, unsigned seq, unsigned heads,     \
-                    unsigned kv_heads, unsigned head_dim, float scale) {                                                                   \
-        backward_keys<DIM, WARPS, M, QUERIES, PARTS>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads, head_dim, scale);       \
+// A kernel's DIM is at least the features of a head. Its name has its template arguments: cuda.rs makes the
+// name from those by which it sizes the grid and the shared memory.
+#define BACKWARD_KEYS(DIM, WARPS, M, QUERIES, BLOCKS)                                                        \
+    KERNEL_RESIDENT(32 * WARPS, BLOCKS,                                                                      \
+                    attention_backward_keys_mma_##DIM##_##WARPS##_##M##_##QUERIES##_bf16, const bf16* q,     \
+                    const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,               \
+                    const float4* rows, void* dk, void* dv, unsigned seq, unsigned heads, unsigned kv_heads, \
+                    unsigned head_dim, float scale) {                                                        \
+        backward_keys<DIM, WARPS, M, QUERIES>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads,  \
+                                              head_dim, scale);                                              \
     }
-BACKWARD_KEYS(64, 4, 2, 32, 1, 2)
-BACKWARD_KEYS(96, 8, 1, 32, 1, 1)
-BACKWARD_KEYS(128, 8, 1, 32, 1, 1)
-BACKWARD_KEYS(256, 4, 1, 16, 2, 1)
+BACKWARD_KEYS(64, 4, 2, 32, 2)
+BACKWARD_KEYS(96, 8, 1, 32, 1)
+BACKWARD_KEYS(128, 8, 1, 32, 1)
+BACKWARD_KEYS(256, 4, 1, 16, 1)
 
-#define BACKWARD_QUERIES(DIM, WARPS, M, KEYS, HELD, BLOCKS)                                                                                \
-    KERNEL_RESIDENT(32 * WARPS, BLOCKS, attention_backward_queries_mma_##DIM##_bf16, const bf16* q, const bf16* k, const bf16* v,          \
-                    const bf16* d_output, const unsigned* first, const float4* rows, bf16* dq, unsigned seq, unsigned heads,               \
-                    unsigned kv_heads, unsigned head_dim, float scale) {                                                                   \
-        backward_queries<DIM, WARPS, M, KEYS, HELD>(q, k, v, d_output, first, rows, dq, seq, heads, kv_heads, head_dim, scale);            \
+#define BACKWARD_QUERIES(DIM, WARPS, M, KEYS, BLOCKS)                                                        \
+    KERNEL_RESIDENT(32 * WARPS, BLOCKS,                                                                      \
+                    attention_backward_queries_mma_##DIM##_##WARPS##_##M##_##KEYS##_bf16, const bf16* q,     \
+                    const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,               \
+                    const float4* rows, bf16* dq, unsigned seq, unsigned heads, unsigned kv_heads,           \
+                    unsigned head_dim, float scale) {                                                        \
+        backward_queries<DIM, WARPS, M, KEYS>(q, k, v, d_output, first, rows, dq, seq, heads, kv_heads,      \
+                                              head_dim, scale);                                              \
     }
-BACKWARD_QUERIES(64, 4, 2, 32, true, 2)
-BACKWARD_QUERIES(96, 8, 1, 64, true, 1)
-BACKWARD_QUERIES(128, 8, 1, 64, true, 1)
-BACKWARD_QUERIES(256, 4, 1, 16, false, 1)
+BACKWARD_QUERIES(64, 4, 2, 32, 2)
+BACKWARD_QUERIES(96, 8, 1, 64, 1)
+BACKWARD_QUERIES(128, 8, 1, 64, 1)
+BACKWARD_QUERIES(256, 4, 1, 16, 1)
+
+// Sums the partial gradients of the query heads of each group: of keys in block y 0, of values in 1.
+// partial_dk, partial_dv: [rows, group, head_dim]; dk, dv: [rows, head_dim], where the rows are positions x
+// kv_heads and head_dim is a multiple of 4 and at most 1024.
+KERNEL(256, attention_sum_groups_bf16, const float* partial_dk, const float* partial_dv, bf16* dk, bf16* dv,
+       unsigned rows, unsigned group, unsigned head_dim) {
+    if (blockIdx.y == 0) {
+        sum_groups(partial_dk, dk, rows, group, head_dim);
+    } else {
+        sum_groups(partial_dv, dv, rows, group, head_dim);
+    }
+}

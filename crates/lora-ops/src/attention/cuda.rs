@@ -6,12 +6,14 @@ use super::Shape;
 use crate::Ids;
 use crate::cuda::{Arg, Gpu, suffix};
 
-/// A kernel, and what a block of it has.
+/// A kernel and the launch that it is compiled for.
 struct Kernel {
     name: String,
-    /// Queries or keys.
+    /// Queries or keys of a block.
     rows: usize,
-    /// Blocks that share the work on them.
+    /// Heads that have blocks of their own.
+    heads: usize,
+    /// Blocks that share the work on the same rows.
     parts: usize,
     threads: u32,
     /// Bytes of shared memory.
@@ -21,8 +23,49 @@ struct Kernel {
 /// The kernels for one shape.
 struct Kernels {
     forward: Kernel,
+    /// With a block for each query head instead of each key/value head, the kernel writes partial gradients
+    /// in f32, which [`sum_groups`] adds.
     backward_keys: Kernel,
     backward_queries: Kernel,
+}
+
+/// Template arguments of a tensor-core kernel. The kernel's name has them, so that a difference between a
+/// kernel and its launch is an error: there is no such kernel.
+#[derive(Clone, Copy)]
+struct Tiles {
+    /// Features that fit.
+    features: usize,
+    /// Warps of a block.
+    warps: usize,
+    /// How many times 16 rows a warp has.
+    times: usize,
+    /// Rows of the tiles that a block goes through.
+    step: usize,
+}
+
+impl Tiles {
+    /// Rows of a block.
+    fn rows(self) -> usize {
+        16 * self.times * self.warps
+    }
+
+    /// Bytes of `rows` rows in shared memory.
+    fn bytes(self, rows: usize) -> usize {
+        rows * self.features * size_of::<half::bf16>()
+    }
+
+    /// A kernel with `shared` bytes of shared memory.
+    fn kernel(self, what: &str, heads: usize, parts: usize, shared: usize) -> Kernel {
+        let Self { features, warps, times, step } = self;
+        Kernel {
+            name: format!("attention_{what}_mma_{features}_{warps}_{times}_{step}_bf16"),
+            rows: self.rows(),
+            heads,
+            parts,
+            threads: 32 * warps as u32,
+            shared: shared as u32,
+        }
+    }
 }
 
 impl Kernels {
@@ -36,63 +79,59 @@ impl Kernels {
         let vectors =
             shape.head_dim.is_multiple_of(8) && addresses.iter().all(|address| address.is_multiple_of(16));
         match dtype {
-            DType::BF16 if vectors => Ok(Self::mma(shape.head_dim)),
-            _ => Ok(Self::plain(shape.head_dim, suffix(dtype)?)),
+            DType::BF16 if vectors => Ok(Self::mma(shape)),
+            _ => Ok(Self::plain(shape, suffix(dtype)?)),
         }
     }
 
     /// Those of `attention_forward_mma.cu` and `attention_backward_mma.cu`.
-    fn mma(head_dim: usize) -> Self {
-        // Template arguments: the features that fit; of each kernel the warps of a block, how many times 16 rows a warp has, and
-        // the rows of the tiles that they go through.
+    fn mma(shape: Shape) -> Self {
+        let Shape { heads, head_dim, .. } = shape;
         let (features, forward, keys, queries) = match head_dim {
             ..=64 => (64, (4, 2, 64), (4, 2, 32), (4, 2, 32)),
             65..=96 => (96, (4, 2, 64), (8, 1, 32), (8, 1, 64)),
             97..=128 => (128, (4, 2, 32), (8, 1, 32), (8, 1, 64)),
             _ => (256, (4, 1, 32), (4, 1, 16), (4, 1, 16)),
         };
-        // So wide that the registers hold neither both gradients of keys and values nor queries beside their gradients.
-        let wide = features == 256;
-        let kernel = |what: &str, (warps, times, _), parts, shared_rows| Kernel {
-            name: format!("attention_{what}_mma_{features}_bf16"),
-            rows: 16 * warps * times,
-            parts,
-            threads: 32 * warps as u32,
-            shared: (shared_rows * features * size_of::<half::bf16>()) as u32,
-        };
-        let rows = |(warps, times, _): (usize, usize, usize)| 16 * warps * times;
-        let (of_queries, of_keys) = (2 * rows(queries), 4 * queries.2);
-        let shared_rows = if wide { of_queries + of_keys } else { of_queries.max(of_keys) };
-        let mut backward_keys =
-            kernel("backward_keys", keys, if wide { 2 } else { 1 }, 2 * rows(keys) + 4 * keys.2);
-        backward_keys.shared += (2 * keys.2 * ROW) as u32;
+        let tiles = |(warps, times, step)| Tiles { features, warps, times, step };
+        let (forward, keys, queries) = (tiles(forward), tiles(keys), tiles(queries));
+        // `WIDE` of the kernels.
+        let wide = features > 128;
+        // The shared memory is what each kernel's comment lists: tiles of a block's own rows, and two of each
+        // tensor that the block goes through.
+        let of_forward = forward.bytes(forward.rows() + 4 * forward.step);
+        let of_keys = keys.bytes(2 * keys.rows() + 4 * keys.step) + 2 * keys.step * ROW;
+        let (own, passing) = (queries.bytes(2 * queries.rows()), queries.bytes(4 * queries.step));
+        let of_queries = if wide { own + passing } else { own.max(passing) };
         Self {
-            forward: kernel("forward", forward, 1, rows(forward) + 4 * forward.2),
-            backward_keys,
-            backward_queries: kernel("backward_queries", queries, 1, shared_rows),
+            forward: forward.kernel("forward", heads, 1, of_forward),
+            backward_keys: keys.kernel("backward_keys", heads, if wide { 2 } else { 1 }, of_keys),
+            backward_queries: queries.kernel("backward_queries", heads, 1, of_queries),
         }
     }
 
     /// Those of `attention.cu`.
-    fn plain(head_dim: usize, dtype: &str) -> Self {
+    fn plain(shape: Shape, dtype: &str) -> Self {
+        let Shape { heads, kv_heads, .. } = shape;
         // Features that fit, and rows of a tile.
-        let (features, rows, backward_rows) = match head_dim {
+        let (features, rows, backward_rows) = match shape.head_dim {
             ..=64 => (64, 64, 64),
             65..=128 => (128, 64, 32),
             _ => (256, 32, 16),
         };
         // Tiles of inputs, and one of scores; rows are padded by 4 elements.
-        let kernel = |what: &str, rows: usize, inputs: usize| Kernel {
+        let kernel = |what: &str, heads: usize, rows: usize, inputs: usize| Kernel {
             name: format!("attention_{what}_{features}_{dtype}"),
             rows,
+            heads,
             parts: 1,
             threads: 256,
             shared: ((inputs * rows * (features + 4) + rows * (rows + 4)) * size_of::<f32>()) as u32,
         };
         Self {
-            forward: kernel("forward", rows, 2),
-            backward_keys: kernel("backward_keys", backward_rows, 4),
-            backward_queries: kernel("backward_queries", backward_rows, 4),
+            forward: kernel("forward", heads, rows, 2),
+            backward_keys: kernel("backward_keys", kv_heads, backward_rows, 4),
+            backward_queries: kernel("backward_queries", heads, backward_rows, 4),
         }
     }
 }
@@ -100,9 +139,12 @@ impl Kernels {
 /// Bytes that the backward pass wants of a query of a head: four f32.
 const ROW: usize = 16;
 
-/// Blocks for each tile of `seq` positions of each of `heads` heads of each sequence.
-fn launch(gpu: &Gpu, kernel: &Kernel, shape: Shape, heads: usize, args: &[Arg]) -> Result<()> {
-    let blocks = shape.seq.div_ceil(kernel.rows) * heads * shape.batch;
+/// Threads of a block of `attention_sum_groups_bf16`.
+const SUM_THREADS: usize = 256;
+
+/// Starts a block for each tile of positions of each head of each sequence.
+fn launch(gpu: &Gpu, kernel: &Kernel, shape: Shape, args: &[Arg]) -> Result<()> {
+    let blocks = shape.seq.div_ceil(kernel.rows) * kernel.heads * shape.batch;
     gpu.launch(&kernel.name, (blocks, kernel.parts, 1), kernel.threads, kernel.shared, args)
 }
 
@@ -137,7 +179,7 @@ pub(super) fn forward(
         Arg::size(head_dim)?,
         shape.scale().into(),
     ];
-    launch(gpu, &kernels.forward, shape, heads, &args)?;
+    launch(gpu, &kernels.forward, shape, &args)?;
     Ok((output, lse))
 }
 
@@ -176,19 +218,42 @@ pub(super) fn backward(
     let blocks = (batch * seq * heads).div_ceil(8);
     gpu.launch(&format!("attention_rows_{}", suffix(dtype)?), (blocks, 1, 1), 256, 0, &args)?;
 
-    let args = |outputs: &[&Tensor]| -> Result<Vec<Arg>> {
+    let args = |outputs: &[Arg]| -> Result<Vec<Arg>> {
         let mut args: Vec<Arg> = inputs.map(Arg::from).into();
         args.extend([first, gpu.arg(&rows, DType::F32)?]);
-        for output in outputs {
-            args.push(gpu.arg(output, dtype)?);
-        }
+        args.extend(outputs);
         for size in [seq, heads, kv_heads, head_dim] {
             args.push(Arg::size(size)?);
         }
         args.push(shape.scale().into());
         Ok(args)
     };
-    launch(gpu, &kernels.backward_keys, shape, kv_heads, &args(&[&dk, &dv])?)?;
-    launch(gpu, &kernels.backward_queries, shape, heads, &args(&[&dq])?)?;
+    if kernels.backward_keys.heads == kv_heads {
+        let outputs = [gpu.arg(&dk, dtype)?, gpu.arg(&dv, dtype)?];
+        launch(gpu, &kernels.backward_keys, shape, &args(&outputs)?)?;
+    } else {
+        // f32: a gradient is rounded once, as without groups. bf16 would halve the memory, but for most
+        // models the MLP's backward pass takes more than attention's does even so.
+        let partial = || gpu.empty(q.shape(), DType::F32);
+        let (partial_dk, partial_dv) = (partial()?, partial()?);
+        let partial = [gpu.arg(&partial_dk, DType::F32)?, gpu.arg(&partial_dv, DType::F32)?];
+        launch(gpu, &kernels.backward_keys, shape, &args(&partial)?)?;
+        sum_groups(gpu, partial, [gpu.arg(&dk, dtype)?, gpu.arg(&dv, dtype)?], shape)?;
+    }
+    launch(gpu, &kernels.backward_queries, shape, &args(&[gpu.arg(&dq, dtype)?])?)?;
     Ok((dq, dk, dv))
+}
+
+/// Sums the partial gradients of keys and of values over the query heads of each group, in the order of the
+/// heads.
+fn sum_groups(gpu: &Gpu, partial: [Arg; 2], sums: [Arg; 2], shape: Shape) -> Result<()> {
+    let Shape { batch, seq, heads, kv_heads, head_dim, .. } = shape;
+    let rows = batch * seq * kv_heads;
+    let rows_per_block = SUM_THREADS / (head_dim / 4);
+    let mut args = [partial, sums].concat();
+    for size in [rows, heads / kv_heads, head_dim] {
+        args.push(Arg::size(size)?);
+    }
+    let grid = (rows.div_ceil(rows_per_block), 2, 1);
+    gpu.launch("attention_sum_groups_bf16", grid, SUM_THREADS as u32, 0, &args)
 }

@@ -190,3 +190,26 @@ __device__ __forceinline__ void store(const Accumulator<M, DIM / 8>& x, const fl
         }
     }
 }
+
+// Writes the same rows in f32, straight from the registers: four lanes write 32 consecutive bytes. `dim`
+// is a multiple of 8.
+template <int DIM, int M>
+__device__ __forceinline__ void store_f32(const Accumulator<M, DIM / 8>& x, const float (&factor)[M][2],
+                                          float* to, size_t width, int rows, int dim) {
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+#pragma unroll
+        for (int h = 0; h < 2; h++) {
+            const int row = 16 * m + 8 * h + lane_id() / 4;
+            if (row >= rows) continue;
+            float* const of_row = to + row * width + lane_id() % 4 * 2;
+#pragma unroll
+            for (int n = 0; n < DIM / 8; n++) {
+                const float* const pair = x.at[m][n] + 2 * h;
+                if (8 * n >= dim) continue;
+                *reinterpret_cast<float2*>(of_row + 8 * n) =
+                    make_float2(pair[0] * factor[m][h], pair[1] * factor[m][h]);
+            }
+        }
+    }
+}

@@ -42,10 +42,17 @@ struct View {
     }
 };
 
-// Block x of a grid of tiles x heads x sequences. Tiles change fastest: blocks that run at the same time read the same keys.
+// The tile, head and sequence of a block, in a grid of tiles x sequences x heads. Blocks start in the
+// order of their numbers. Tiles vary slowest: a kernel numbers the tiles with the most work first, so the
+// longest blocks of all heads and sequences start first and the short ones fill the end. Heads vary
+// fastest: the query heads that share keys and values run at the same time.
 struct Work {
     unsigned tile, head, sequence;
 
-    __device__ __forceinline__ Work(unsigned tiles, unsigned heads)
-        : tile(blockIdx.x % tiles), head(blockIdx.x / tiles % heads), sequence(blockIdx.x / tiles / heads) {}
+    __device__ __forceinline__ Work(unsigned tiles, unsigned heads) {
+        const unsigned blocks_per_tile = gridDim.x / tiles, of_tile = blockIdx.x % blocks_per_tile;
+        tile = blockIdx.x / blocks_per_tile;
+        head = of_tile % heads;
+        sequence = of_tile / heads;
+    }
 };

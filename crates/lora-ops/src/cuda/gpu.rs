@@ -1,7 +1,5 @@
 //! A GPU that was opened: its stream, kernels, workspace and memory.
 
-use std::collections::HashMap;
-use std::ffi::CStr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use candle_core::cuda_backend::cudarc::driver::{
@@ -9,17 +7,14 @@ use candle_core::cuda_backend::cudarc::driver::{
 };
 use candle_core::cuda_backend::cudarc::{cublas, driver};
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
-use candle_core::op::BackpropOp;
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, WithDType};
-use half::bf16;
+use candle_core::{CudaDevice, DType, Device, Result, Storage, Tensor};
 use lora_spec::GPU_WORKSPACE;
 
+use super::environment;
+use super::functions::Functions;
 use super::launch::Arg;
+use super::memory::keep_freed_memory;
 use super::stage::Staging;
-use crate::device::Memory;
-
-/// Every operation's kernels, compiled.
-const IMAGES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// The GPUs that were opened.
 static OPENED: RwLock<Vec<Arc<Gpu>>> = RwLock::new(Vec::new());
@@ -28,9 +23,11 @@ pub(crate) struct Gpu {
     pub(super) device: CudaDevice,
     pub(super) stream: Arc<CudaStream>,
     pub(super) staging: Staging,
+    /// Carries what is copied back to the host beside the computation.
+    pub(super) downloads: Arc<CudaStream>,
     functions: Functions,
     /// Memory that was free before the first tensor, in bytes.
-    free: u64,
+    pub(super) free: u64,
     /// cuBLAS holds its address.
     _workspace: CudaSlice<u8>,
 }
@@ -119,17 +116,15 @@ impl Gpu {
     }
 
     fn open(ordinal: usize) -> Result<Self> {
+        check_memory_pools(ordinal)?;
         let device = CudaDevice::new_with_stream(ordinal)?;
         // SAFETY: all work of a tensor is on the one stream; what else touches its memory waits for events of its own.
         unsafe { device.disable_event_tracking() };
         let stream = device.cuda_stream();
         let context = stream.context().clone();
-        if !context.has_async_alloc() {
-            candle_core::bail!("device cuda:{ordinal} has no memory pools; a driver of CUDA 13 has them");
-        }
         keep_freed_memory(&context).map_err(wrong("the memory pool"))?;
         context.bind_to_thread().map_err(wrong("the GPU"))?;
-        let functions = Functions::load().map_err(wrong("the kernels cannot be loaded"))?;
+        let functions = Functions::load(&context).map_err(wrong("the kernels cannot be loaded"))?;
         let (free, _) = context.mem_get_info().map_err(wrong("the GPU's memory"))?;
         let workspace = stream.alloc_zeros::<u8>(GPU_WORKSPACE).map_err(wrong("the workspace"))?;
         let handle = *device.cublas_handle().handle();
@@ -142,13 +137,21 @@ impl Gpu {
         };
         set.map_err(|e| candle_core::Error::Msg(format!("cuBLAS: {e:?}")).bt())?;
         let staging = Staging::new(&stream)?;
-        Ok(Self { device, stream, staging, functions, free: free as u64, _workspace: workspace })
+        let downloads = context.new_stream().map_err(wrong("a stream for copies"))?;
+        for (variable, value) in environment::that_changes_products() {
+            tracing::warn!(
+                variable,
+                value,
+                "an environment variable changes cuBLAS's products; results are only comparable with runs that have it too"
+            );
+        }
+        Ok(Self { device, stream, staging, downloads, functions, free: free as u64, _workspace: workspace })
     }
 
     /// The kernel of this name.
     pub(super) fn function(&self, name: &str) -> Result<sys::CUfunction> {
-        match self.functions.0.get(name) {
-            Some(function) => Ok(*function),
+        match self.functions.get(name) {
+            Some(function) => Ok(function),
             None => candle_core::bail!("there is no kernel {name}"),
         }
     }
@@ -156,40 +159,6 @@ impl Gpu {
     /// An event after everything that was asked for so far.
     pub(crate) fn event(&self) -> Result<CudaEvent> {
         self.stream.record_event(None).map_err(wrong("an event"))
-    }
-
-    /// A new tensor whose elements are not set.
-    pub(crate) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
-        let shape = shape.into();
-        // An allocation of nothing is an error of CUDA's.
-        let len = shape.elem_count().max(1);
-        let device = self.device.clone();
-        // SAFETY: the caller's kernel writes the elements before anything reads them.
-        let storage = unsafe {
-            match dtype {
-                DType::F32 => CudaStorage::wrap_cuda_slice(self.device.alloc::<f32>(len)?, device),
-                DType::BF16 => CudaStorage::wrap_cuda_slice(self.device.alloc::<bf16>(len)?, device),
-                DType::F64 => CudaStorage::wrap_cuda_slice(self.device.alloc::<f64>(len)?, device),
-                DType::U32 => CudaStorage::wrap_cuda_slice(self.device.alloc::<u32>(len)?, device),
-                other => candle_core::bail!("no operation makes {other:?}"),
-            }
-        };
-        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
-    }
-
-    /// Sets a contiguous tensor's elements to 0.
-    pub(crate) fn zero(&self, tensor: &Tensor) -> Result<()> {
-        let dtype = tensor.dtype();
-        let (address, bytes) = (self.address(tensor, dtype)?, tensor.elem_count() * dtype.size_in_bytes());
-        if bytes == 0 {
-            return Ok(());
-        }
-        let set = || {
-            self.stream.context().bind_to_thread()?;
-            // SAFETY: the bytes are the tensor's.
-            unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
-        };
-        set().map_err(wrong("zeros"))
     }
 
     /// The address of a tensor's first element.
@@ -224,44 +193,27 @@ impl Gpu {
         Ok(Arg::from(self.address(tensor, dtype)?).with_bytes(bytes))
     }
 
-    /// Replaces the elements of a tensor.
-    pub(crate) fn write<T: WithDType>(&self, tensor: &Tensor, values: &[T]) -> Result<()> {
-        let to = self.address(tensor, T::DTYPE)?;
-        let write = || {
-            self.stream.context().bind_to_thread()?;
-            // SAFETY: the caller has compared the lengths, and the copy is over before `values` can go.
-            unsafe { result::memcpy_htod_async(to, values, self.stream.cu_stream())? };
-            self.stream.synchronize()
-        };
-        write().map_err(wrong("a copy to the GPU"))
-    }
-
-    /// Reads the elements of a tensor.
-    pub(crate) fn read<T: WithDType>(&self, tensor: &Tensor, values: &mut [T]) -> Result<()> {
-        let from = self.address(tensor, T::DTYPE)?;
-        if tensor.elem_count() != values.len() {
-            candle_core::bail!("{:?} for {} values", tensor.shape(), values.len());
-        }
-        let mut read = || {
-            self.stream.context().bind_to_thread()?;
-            // SAFETY: the lengths are equal, and the copy is over before `values` can go.
-            unsafe { result::memcpy_dtoh_async(values, from, self.stream.cu_stream())? };
-            self.stream.synchronize()
-        };
-        read().map_err(wrong("a copy from the GPU"))
-    }
-
-    /// What the bits of a result depend on.
+    /// What the bits of a result depend on: the GPU and its number of multiprocessors, where the kernels'
+    /// machine code comes from, cuBLAS, and environment variables that change cuBLAS's products.
     pub(crate) fn describe(&self) -> Result<String> {
         let context = self.stream.context();
         let name = context.name().map_err(wrong("the GPU's name"))?;
         let (major, minor) = context.compute_capability().map_err(wrong("the GPU's capability"))?;
+        let multiprocessors = context
+            .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
+            .map_err(wrong("the GPU's multiprocessors"))?;
         let mut cublas = 0;
         // SAFETY: the handle is live and the version a local variable.
         unsafe { cublas::sys::cublasGetVersion_v2(*self.device.cublas_handle().handle(), &raw mut cublas) }
             .result()
             .map_err(|e| candle_core::Error::Msg(format!("cuBLAS: {e:?}")).bt())?;
-        Ok(format!("cuda {name} sm_{major}{minor} cublas {cublas}"))
+        let code = self.functions.code();
+        let mut described =
+            format!("cuda {name} sm_{major}{minor} {multiprocessors} SMs {code} cublas {cublas}");
+        for (variable, value) in environment::that_changes_products() {
+            described += &format!(" {variable}={value}");
+        }
+        Ok(described)
     }
 
     /// An error that the GPU reported, if any. Does not wait.
@@ -278,78 +230,24 @@ impl Gpu {
         };
         state.map_err(wrong("the GPU"))
     }
-
-    pub(crate) fn memory(&self) -> Result<Memory> {
-        let context = self.stream.context();
-        let read = || {
-            context.bind_to_thread()?;
-            let of_pool = |attribute| pool_attribute(context, attribute);
-            Ok((
-                of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
-                of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
-                context.total_mem()? as u64,
-            ))
-        };
-        let (used_bytes, peak_bytes, total_bytes) = read().map_err(wrong("the GPU's memory"))?;
-        Ok(Memory { used_bytes, peak_bytes, free_bytes: self.free, total_bytes })
-    }
 }
 
-/// The kernels by their names, for the life of the process.
-struct Functions(HashMap<String, sys::CUfunction>);
-
-// SAFETY: CUDA's handles of functions are bound to no thread.
-unsafe impl Send for Functions {}
-// SAFETY: as above.
-unsafe impl Sync for Functions {}
-
-impl Functions {
-    /// Loads all kernels into the context that is bound to this thread. Were they loaded when they are first used, that could
-    /// wait for all that the GPU does: for NCCL too, and with it for another rank.
-    fn load() -> std::result::Result<Self, driver::DriverError> {
-        let mut loaded = HashMap::new();
-        for image in IMAGES {
-            // Aligned, as the bytes in the program need not be.
-            let image = image.to_vec();
-            // SAFETY: an image that nvcc made; sizes and pointers are of what is asked for.
-            unsafe {
-                let module = result::module::load_data(image.as_ptr().cast())?;
-                let mut count = 0;
-                sys::cuModuleGetFunctionCount(&raw mut count, module).result()?;
-                let mut functions = vec![std::ptr::null_mut(); count as usize];
-                sys::cuModuleEnumerateFunctions(functions.as_mut_ptr(), count, module).result()?;
-                for function in functions {
-                    sys::cuFuncLoad(function).result()?;
-                    let mut name = std::ptr::null();
-                    sys::cuFuncGetName(&raw mut name, function).result()?;
-                    loaded.insert(CStr::from_ptr(name).to_string_lossy().into_owned(), function);
-                }
-            }
-        }
-        Ok(Self(loaded))
+/// # Errors
+/// The driver offers no memory pools for this GPU.
+fn check_memory_pools(ordinal: usize) -> Result<()> {
+    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
+    // SAFETY: CUDA is initialized: the GPUs were counted.
+    let supported = unsafe {
+        result::device::get(ordinal as i32)
+            .and_then(|device| result::device::get_attribute(device, attribute))
+    };
+    match supported {
+        Ok(0) => candle_core::bail!(
+            "device cuda:{ordinal}: the driver offers no memory pools (CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED is 0), \
+             which every tensor is allocated from; some vGPU profiles, WSL and sandboxed containers lack them: use a GPU \
+             that is passed through whole"
+        ),
+        Ok(_) => Ok(()),
+        Err(error) => Err(wrong("the GPU's memory pools")(error)),
     }
-}
-
-/// Memory that was freed stays with the process: the next step wants it again.
-fn keep_freed_memory(context: &CudaContext) -> std::result::Result<(), driver::DriverError> {
-    let mut all = u64::MAX;
-    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the attribute's value is a u64.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(context.cu_device())?;
-        result::mem_pool::set_attribute(pool, attribute, (&raw mut all).cast())
-    }
-}
-
-fn pool_attribute(
-    context: &CudaContext,
-    attribute: sys::CUmemPool_attribute,
-) -> std::result::Result<u64, driver::DriverError> {
-    let mut value = 0_u64;
-    // SAFETY: the attributes that are asked for are u64.
-    unsafe {
-        let pool = result::device::get_default_mem_pool(context.cu_device())?;
-        result::mem_pool::get_attribute(pool, attribute, (&raw mut value).cast())?;
-    }
-    Ok(value)
 }

@@ -2,13 +2,10 @@
 
 use std::ffi::c_void;
 
-use candle_core::cuda_backend::cudarc::driver::{CudaStream, result, sys};
+use candle_core::cuda_backend::cudarc::driver::{CudaStream, result};
 use candle_core::{DType, Result};
 
 use super::gpu::{Gpu, wrong};
-
-/// Dynamic shared memory that a kernel may have without asking, in bytes.
-const SHARED_BYTES: u32 = 48 << 10;
 
 /// Threads of a block of the kernels with `flat` (flat.cuh), a thread for each four elements.
 const FLAT_THREADS: u32 = 256;
@@ -118,12 +115,6 @@ impl Gpu {
         };
         let function = self.function(kernel)?;
         stream.context().bind_to_thread().map_err(wrong(kernel))?;
-        if shared > SHARED_BYTES {
-            let attribute = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: the function is loaded.
-            let set = unsafe { sys::cuFuncSetAttribute(function, attribute, shared as i32) };
-            set.result().map_err(wrong(kernel))?;
-        }
         // SAFETY: the callers beside the kernels' sources give what those take.
         let launched = unsafe {
             result::launch_kernel(function, (x, y, z), (threads, 1, 1), shared, stream.cu_stream(), args)

@@ -5,7 +5,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Result;
-use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice, result};
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaEvent, CudaStream, DriverError, PinnedHostSlice, result,
+};
 
 use super::gpu::{Gpu, wrong};
 use super::launch::Arg;
@@ -34,7 +36,7 @@ impl Drop for Staged {
 
 /// The stream of the copies and the pinned memory they come from.
 pub(super) struct Staging {
-    copies: Arc<CudaStream>,
+    pub(super) copies: Arc<CudaStream>,
     pinned: Mutex<VecDeque<Pinned>>,
 }
 
@@ -48,6 +50,11 @@ impl Staging {
     pub(super) fn new(compute: &Arc<CudaStream>) -> Result<Self> {
         let copies = compute.context().new_stream().map_err(wrong("a stream for copies"))?;
         Ok(Self { copies, pinned: Mutex::default() })
+    }
+
+    /// Waits for all copies.
+    pub(super) fn synchronize(&self) -> std::result::Result<(), DriverError> {
+        self.copies.synchronize()
     }
 
     /// Pinned memory for `len` numbers.
@@ -68,21 +75,26 @@ impl Gpu {
     pub(crate) fn stage(&self, values: &[u32]) -> Result<Staged> {
         let Staging { copies, pinned } = &self.staging;
         let mut memory = self.staging.pinned(values.len())?;
-        let staged = || {
+        let bytes = values.len().max(1) * size_of::<u32>();
+        let address = self.with_memory(bytes, || {
+            copies.context().bind_to_thread()?;
+            // SAFETY: `Staged` frees it.
+            unsafe { result::malloc_async(copies.cu_stream(), bytes) }
+        })?;
+        let staged = Staged { address, compute: self.stream.clone() };
+        let copy = || {
             memory.as_mut_slice()?[..values.len()].copy_from_slice(values);
             copies.context().bind_to_thread()?;
             // SAFETY: the pinned memory is not used again before `copied`, the allocation not before the wait for it.
-            let address = unsafe {
-                let address =
-                    result::malloc_async(copies.cu_stream(), values.len().max(1) * size_of::<u32>())?;
+            unsafe {
                 result::memcpy_htod_async(address, &memory.as_slice()?[..values.len()], copies.cu_stream())?;
-                address
-            };
+            }
             let copied = copies.record_event(None)?;
             self.stream.wait(&copied)?;
             pinned.lock().unwrap_or_else(PoisonError::into_inner).push_back(Pinned { memory, copied });
-            Ok(Staged { address, compute: self.stream.clone() })
+            Ok(())
         };
-        staged().map_err(wrong("a copy to the GPU"))
+        copy().map_err(wrong("a copy to the GPU"))?;
+        Ok(staged)
     }
 }

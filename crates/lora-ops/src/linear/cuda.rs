@@ -1,11 +1,12 @@
-//! Products with a frozen weight on a GPU; a quantized one is dequantized a panel of rows at a time.
+//! Products with a frozen weight on a GPU; a quantized one is dequantized a panel of rows at a time, see [`gpu_panel_rows`].
 
 use candle_core::{DType, Result, Tensor};
-use lora_spec::GPU_PANEL;
+use lora_spec::gpu_panel_rows;
 
 use super::{FrozenLinear, Weight};
 use crate::cuda::{Arg, Gpu, Product, suffix};
 use crate::gemm::{of, product, t};
+use crate::place::Place;
 use crate::quant::cuda::{four_bit, int8};
 
 /// The bias is laid out first, and the product added to it.
@@ -74,17 +75,37 @@ fn panels(
     f: impl Fn(usize, usize, &Tensor) -> Result<()>,
 ) -> Result<()> {
     let (rows, cols) = weight.dims()?;
-    let height = (GPU_PANEL / cols.max(1)).clamp(1, rows.max(1));
+    let height = gpu_panel_rows(rows, cols, dtype.size_in_bytes());
     let scratch = gpu.empty((height, cols), dtype)?;
     for first in (0..rows).step_by(height) {
         let count = height.min(rows - first);
         let panel = scratch.narrow(0, 0, count)?;
-        match weight {
-            Weight::Dense(_) => candle_core::bail!("a dense weight has no panels on a GPU"),
-            Weight::FourBit(weight) => four_bit(gpu, weight, first * cols, &panel)?,
-            Weight::Int8(weight) => int8(gpu, weight, first, &panel)?,
-        }
+        dequantize_rows(gpu, weight, first, &panel)?;
         f(first, count, &panel)?;
     }
     Ok(())
+}
+
+/// Dequantizes the rows of a 4-bit or 8-bit weight from `first` on into `out` `[rows, cols]`, f32 or bf16 on the weight's GPU. The bits
+/// are those of [`Weight::dense`], rounded to the type of `out`.
+///
+/// # Errors
+/// `weight` is dense, or `out` is elsewhere, of another type, not contiguous or does not fit the weight.
+pub fn dequantize(weight: &Weight, first: usize, out: &Tensor) -> Result<()> {
+    let ((rows, cols), (all_rows, all_cols)) = (out.dims2()?, weight.dims()?);
+    if cols != all_cols || first > all_rows || rows > all_rows - first {
+        candle_core::bail!("rows of [{all_rows}, {all_cols}] from row {first} on into {:?}", out.shape());
+    }
+    match Place::of(&[weight.tensor(), out])? {
+        Place::Cpu => candle_core::bail!("a weight on the CPU is dequantized by `Weight::dense`"),
+        Place::Cuda(gpu) => dequantize_rows(&gpu, weight, first, out),
+    }
+}
+
+fn dequantize_rows(gpu: &Gpu, weight: &Weight, first: usize, out: &Tensor) -> Result<()> {
+    match weight {
+        Weight::Dense(_) => candle_core::bail!("a dense weight is not dequantized"),
+        Weight::FourBit(weight) => four_bit(gpu, weight, first * weight.dims().1, out),
+        Weight::Int8(weight) => int8(gpu, weight, first, out),
+    }
 }

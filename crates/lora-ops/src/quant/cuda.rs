@@ -3,13 +3,16 @@
 use candle_core::{DType, Result, Tensor};
 
 use super::{FourBit, Int8, Scales};
-use crate::cuda::{Arg, Gpu, suffix};
+use crate::cuda::{Arg, Gpu, row_threads, runs, suffix};
+
+/// Threads of a block of the 4-bit kernels, and the runs of 16 bytes that each makes.
+const FOUR_BIT: (usize, usize) = (256, 4);
 
 /// The elements of `weight` from `start` on, row after row, into all of `out` (f32 or bf16).
 pub(crate) fn four_bit(gpu: &Gpu, weight: &FourBit, start: usize, out: &Tensor) -> Result<()> {
     let (dtype, n) = (out.dtype(), out.elem_count());
     let none = || Arg::from(0_u64);
-    let [scales, map, absmax, offset, nested_block] = match &weight.scales {
+    let [scales, map, absmax, offset, nested_shift] = match &weight.scales {
         Scales::Plain(scales) => [
             gpu.arg(scales, DType::F32)?.with_bytes(4 * n / weight.block),
             none(),
@@ -22,7 +25,7 @@ pub(crate) fn four_bit(gpu: &Gpu, weight: &FourBit, start: usize, out: &Tensor) 
             gpu.arg(map, DType::F32)?,
             gpu.arg(absmax, DType::F32)?.with_bytes(4 * n / (weight.block * *block)),
             (*offset).into(),
-            Arg::size(*block)?,
+            block.ilog2().into(),
         ],
     };
     let args = [
@@ -32,25 +35,27 @@ pub(crate) fn four_bit(gpu: &Gpu, weight: &FourBit, start: usize, out: &Tensor) 
         map,
         absmax,
         offset,
-        nested_block,
-        Arg::size(weight.block)?,
+        nested_shift,
+        weight.block.ilog2().into(),
         (start as u64).into(),
         gpu.arg(out, dtype)?,
         (n as u64).into(),
     ];
-    gpu.launch_flat(&format!("quant_four_bit_{}", suffix(dtype)?), n, &args)
+    let (threads, runs_of_thread) = FOUR_BIT;
+    let blocks = runs(n, dtype).div_ceil(threads * runs_of_thread);
+    let kernel = format!("quant_four_bit_{}", suffix(dtype)?);
+    gpu.launch(&kernel, (blocks, 1, 1), threads as u32, 0, &args)
 }
 
-/// The rows of `weight` from `first` on into all of `out` (f32 or bf16).
+/// The rows of `weight` from `first` on into all of `out` `[rows, cols]` (f32 or bf16).
 pub(crate) fn int8(gpu: &Gpu, weight: &Int8, first: usize, out: &Tensor) -> Result<()> {
-    let (dtype, n, cols) = (out.dtype(), out.elem_count(), weight.dims().1);
+    let (dtype, (rows, cols)) = (out.dtype(), out.dims2()?);
     let args = [
-        gpu.arg(&weight.codes, DType::U8)?.with_bytes(n),
-        gpu.arg(&weight.scales, DType::F32)?.with_bytes(4 * n / cols.max(1)),
+        gpu.arg(&weight.codes.narrow(0, first, rows)?, DType::U8)?,
+        gpu.arg(&weight.scales.narrow(0, first, rows)?, DType::F32)?,
         Arg::size(cols)?,
-        ((first * cols) as u64).into(),
         gpu.arg(out, dtype)?,
-        (n as u64).into(),
     ];
-    gpu.launch_flat(&format!("quant_int8_{}", suffix(dtype)?), n, &args)
+    let kernel = format!("quant_int8_{}", suffix(dtype)?);
+    gpu.launch(&kernel, (rows, 1, 1), row_threads(runs(cols, dtype)), 0, &args)
 }

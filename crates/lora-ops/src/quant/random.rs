@@ -5,6 +5,7 @@ use lora_spec::Philox;
 
 use super::{BLOCK, Codebook, FourBit, Int8, NESTED_BLOCK, Scales, dynamic_map};
 use crate::random::{Stream, Uniform, bytes, draw};
+use crate::transfer::from_vec;
 
 impl FourBit {
     /// A weight whose codes are uniform over the codebook, with elements of the standard deviation `deviation` about 0. Scales
@@ -35,7 +36,7 @@ impl FourBit {
             let offset = scale / square.sqrt();
             Scales::Nested {
                 codes: bytes(blocks, philox, Stream::ScaleCodes, device)?,
-                map: Tensor::new(&map, device)?,
+                map: from_vec(map.to_vec(), map.len(), device)?,
                 absmax: floats(blocks.div_ceil(NESTED_BLOCK), absmax.times(offset))?,
                 offset: offset as f32,
                 block: NESTED_BLOCK,
@@ -46,7 +47,7 @@ impl FourBit {
         };
         Ok(Self {
             shape,
-            values: Tensor::new(&codebook.values(), device)?,
+            values: from_vec(codebook.values().to_vec(), 16, device)?,
             block: BLOCK,
             codes: bytes(elements.div_ceil(2), philox, Stream::Codes, device)?,
             scales,

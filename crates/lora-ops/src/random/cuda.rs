@@ -31,17 +31,17 @@ pub(super) fn uniform(
     Ok(out)
 }
 
-/// Fills a u8 vector.
-pub(super) fn fill_bytes(gpu: &Gpu, bytes: &Tensor, philox: &Philox, stream: Stream) -> Result<()> {
-    let n = bytes.elem_count();
+pub(super) fn bytes(gpu: &Gpu, len: usize, philox: &Philox, stream: Stream) -> Result<Tensor> {
+    let bytes = gpu.empty(len, DType::U8)?;
     let [key_low, key_high] = philox.key();
     let args = [
-        gpu.arg(bytes, DType::U8)?,
-        (n as u64).into(),
+        gpu.arg(&bytes, DType::U8)?,
+        (len as u64).into(),
         key_low.into(),
         key_high.into(),
         (stream as u32).into(),
     ];
     // A thread has a draw of four words.
-    gpu.launch_flat("random_bytes_u8", n.div_ceil(4), &args)
+    gpu.launch_flat("random_bytes_u8", len.div_ceil(4), &args)?;
+    Ok(bytes)
 }

@@ -6,6 +6,7 @@ use candle_core::{DType, Result, Tensor};
 
 use super::{CHUNK, KEYS};
 use crate::cuda::{Arg, Gpu, flat};
+use crate::transfer::to_vec;
 
 /// Blocks of a fingerprint at most; each ends with additions to the same two sums.
 const HASH_BLOCKS: usize = 1024;
@@ -24,7 +25,7 @@ pub(super) fn sums_of_squares(gpu: &Gpu, x: &Tensor) -> Result<Vec<f32>> {
     let args =
         [gpu.arg(x, DType::F32)?, (n as u64).into(), Arg::size(CHUNK)?, gpu.arg(&partial, DType::F32)?];
     gpu.launch("reduce_sum_of_squares_f32", (chunks, 1, 1), THREADS, 0, &args)?;
-    partial.to_vec1()
+    to_vec(&partial)
 }
 
 pub(super) fn scale(gpu: &Gpu, x: &Tensor, factor: f32) -> Result<()> {
@@ -59,7 +60,7 @@ pub(super) fn hashes(gpu: &Gpu, parts: &[&Tensor], mut first: u64) -> Result<[u6
         gpu.launch(kernel, (blocks, 1, 1), THREADS, 0, &args)?;
         first += n;
     }
-    let halves = sums.to_vec1::<u32>()?;
+    let halves = to_vec::<u32>(&sums)?;
     Ok([0, 2].map(|i| u64::from(halves[i]) | u64::from(halves[i + 1]) << 32))
 }
 

@@ -46,7 +46,10 @@ impl EngineThread {
     pub(super) fn take_place(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
         let v1::Assignment { job_id, generation, rank, checkpoint, .. } = assignment;
         let Some(mut job) = self.job.take() else { return Err(Stop::Superseded) };
-        self.update(|held| held.generation = *generation);
+        self.update(|held| {
+            held.generation = *generation;
+            held.notice.clear();
+        });
         let is_newer = |checkpoint: &&v1::Checkpoint| checkpoint.step > job.run.completed_steps();
         let restored = match checkpoint.as_ref().filter(|_| *rank == 0).filter(is_newer) {
             Some(checkpoint) => self.restore(&mut job.run, checkpoint, assignment),

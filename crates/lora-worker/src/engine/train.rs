@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use lora_collective::device::Collective;
+use lora_collective::device::{Collective, Preference};
 use lora_collective::{CollectiveError, Group, GroupSpec};
 use lora_proto::v1::{self, Goal, Phase};
 use lora_train::{StepMetrics, StepOutcome, TrainError};
@@ -28,15 +28,24 @@ impl EngineThread {
         });
         let Some(job) = &mut self.job else { return Err(Stop::Superseded) };
         let group = Group::form(&group_spec(assignment), Some(&self.engine.listener), cancel)?;
-        if let Err(error) = job.run.join(group, self.engine.collective) {
+        let preference =
+            Preference { collective: self.engine.collective, nccl_failure: self.nccl_failure.clone() };
+        if let Err(error) = job.run.join(group, preference) {
             if self.engine.collective == Collective::Auto && is_of_nccl(&error) {
-                tracing::warn!(%error, "NCCL does not come about here: gradients travel over TCP from now on");
-                self.engine.collective = Collective::Tcp;
+                tracing::warn!(%error, "NCCL failed, this process uses TCP from now on");
+                self.nccl_failure = Some(error.to_string());
             }
             return Err(error.into());
         }
         let completed_steps = job.run.completed_steps();
         let is_first = assignment.rank == 0;
+        if let Some(notice) = job.run.fallback().map(str::to_owned) {
+            let (job, generation) = (&assignment.job_id, assignment.generation);
+            tracing::warn!(job, generation, reason = notice, "NCCL is not used");
+            if is_first {
+                self.update(|held| held.notice = notice);
+            }
+        }
         let mut past = Vec::new();
         if is_first {
             past = self.past_steps(assignment);

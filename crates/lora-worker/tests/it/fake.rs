@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use lora_daemon::incoming::incoming;
 use lora_proto::v1::artifacts_server::ArtifactsServer;
 use lora_proto::v1::coordinator_message::Kind as FromCoordinator;
 use lora_proto::v1::worker_control_server::{WorkerControl, WorkerControlServer};
@@ -11,7 +12,7 @@ use lora_proto::v1::{self, Assignment, Goal, HeldJob, Hello, Phase, WorkerStatus
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
@@ -51,7 +52,7 @@ impl Fake {
             .add_service(WorkerControlServer::from_arc(Arc::clone(&desk)))
             .add_service(ArtifactsServer::new(store.clone()));
         let serving = tokio::spawn(async move {
-            server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
+            server.serve_with_incoming(incoming(listener)).await.unwrap();
         });
         Self { address, store, desk, links, _serving: AbortOnDropHandle::new(serving) }
     }

@@ -38,6 +38,10 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
     /// What carries gradients between GPUs: auto, nccl or tcp.
+    ///
+    /// With auto, workers that share a GPU use TCP. With nccl, each of them gets its own
+    /// NCCL_HOSTID, and NCCL connects them by sockets; if NCCL_MULTI_RANK_GPU_ENABLE is set, which
+    /// needs NCCL 2.30 or newer, the environment stays as it is.
     #[arg(long, value_name = "COLLECTIVE", default_value_t = Collective::Auto)]
     collective: Collective,
     /// The lora-worker for GPUs [default: beside loractl, then on PATH]

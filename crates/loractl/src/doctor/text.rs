@@ -53,13 +53,14 @@ fn of_cuda(table: &mut Table, cuda: &CudaView) {
     if cuda.workers.is_empty() {
         table.row("lora-worker", "none");
     }
-    if let Some(AllReduceReading { through, world_size, bytes: size, seconds }) = &cuda.all_reduce {
+    if let Some(AllReduceReading { through, fallback, world_size, bytes: size, seconds }) = &cuda.all_reduce {
         // What each rank sends at least.
         let sent = 2.0 * *size as f64 * (*world_size as f64 - 1.0) / *world_size as f64;
         let rate = sent / seconds / 1e9;
         let text =
             format!("{}, {world_size} workers over {through}: {rate:.1} GB/s sent by each", bytes(*size));
-        table.row("all-reduce", text);
+        let why = fallback.as_ref().map_or(String::new(), |why| format!("\n{why}"));
+        table.row("all-reduce", text + &why);
     }
     table.row("CUDA", if cuda.works { "works" } else { "does not work" });
 }

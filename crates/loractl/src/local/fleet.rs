@@ -10,8 +10,9 @@ use lora_spec::Device;
 use crate::cuda::{Build, Candidate, Driver, OLDEST_CUDA, Question, candidates, dotted};
 use crate::doctor::built_for_cuda;
 
-/// How long the driver, and each program that may be a worker, may take to say what it is.
-const LIMIT: Duration = Duration::from_secs(30);
+/// How long the driver, and each program that may be a worker, may take to say what it is. The first start on
+/// a machine reads more than half a gigabyte of CUDA's libraries, perhaps from a network disk.
+const LIMIT: Duration = Duration::from_secs(120);
 
 /// What people ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -113,6 +114,11 @@ impl CudaFleet {
     pub(crate) fn device(&self, index: usize) -> Device {
         Device::Cuda(index % self.gpus)
     }
+
+    /// Whether some of these many workers share a GPU.
+    pub(crate) fn is_shared_by(&self, workers: usize) -> bool {
+        workers > self.gpus
+    }
 }
 
 fn without_worker(workers: &[Candidate]) -> String {
@@ -143,6 +149,7 @@ mod tests {
         let fleet = CudaFleet { worker: "/bin/lora-worker".into(), gpus: 2 };
         let devices: Vec<_> = (0..3).map(|index| fleet.device(index).to_string()).collect();
         assert_eq!(devices, ["cuda:0", "cuda:1", "cuda:0"]);
+        assert_eq!([2, 3].map(|workers| fleet.is_shared_by(workers)), [false, true]);
         assert_eq!((Fleet::Cuda(fleet).size(), Fleet::Cpu.size()), (2, 1));
     }
 

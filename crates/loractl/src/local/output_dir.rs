@@ -53,6 +53,13 @@ pub(crate) enum OutputError {
     /// Another process writes there.
     #[error("{dir} is in use by another run", dir = .0.display())]
     InUse(PathBuf),
+    /// The run's database is missing, empty or older than its files.
+    #[error(
+        "{dir} cannot be resumed: the database in .run is missing, empty or older than the files there; restore it, or \
+         choose another output directory",
+        dir = .0.display()
+    )]
+    LostDatabase(PathBuf),
     /// The file system refuses.
     #[error("{path}: {source}", path = path.display())]
     Io {

@@ -159,6 +159,7 @@ impl LocalRun {
         let bound = Coordinator::bind(&config).await;
         let coordinator = bound.map_err(|error| match error {
             CoordinatorError::InUse(_) => OutputError::InUse(self.output.path().to_owned()).into(),
+            CoordinatorError::NotOwner(_) => OutputError::LostDatabase(self.output.path().to_owned()).into(),
             other => anyhow::Error::from(other),
         })?;
         self.holds_store = true;
@@ -186,6 +187,7 @@ impl LocalRun {
         let count = self.workers;
         let worker_options = WorkerOptions {
             coordinator: address,
+            count,
             threads: self.threads.unwrap_or((cores / count).max(1)),
             memory: self.memory,
             cache_dir: self.output.cache_dir(),

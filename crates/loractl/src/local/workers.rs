@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::ProgressBar;
-use lora_collective::device::Collective;
+use lora_collective::device::{Collective, shared_gpu_variables};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -27,6 +27,8 @@ const LAST_LINES: Duration = Duration::from_secs(1);
 pub(crate) struct WorkerOptions {
     /// Where the coordinator serves gRPC: `http://host:port`.
     pub(crate) coordinator: String,
+    /// How many there are.
+    pub(crate) count: usize,
     /// Threads that each computes with.
     pub(crate) threads: usize,
     /// Bytes of the machine's memory that each may take; none: it sees for itself.
@@ -133,6 +135,10 @@ impl WorkerOptions {
             ("log.filter", &log),
         ] {
             command.args(["--set", &format!("{key}={value}")]);
+        }
+        // `auto` stays with TCP on a GPU that is shared, unless the environment allows more.
+        if self.collective == Collective::Nccl && fleet.is_shared_by(self.count) {
+            command.envs(shared_gpu_variables(index, |name| std::env::var_os(name).is_some()));
         }
         let mut cache_dir = OsString::from("cache_dir=");
         cache_dir.push(&self.cache_dir);

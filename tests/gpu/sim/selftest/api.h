@@ -36,6 +36,7 @@ int cuMemHostAlloc(void**, size_t, unsigned);
 int cuMemFreeHost(void*);
 int cuDeviceGetDefaultMemPool(void**, int);
 int cuMemPoolGetAttribute(void*, int, void*);
+int cuMemPoolTrimTo(void*, size_t);
 int cuMemPoolSetAttribute(void*, int, void*);
 int cuMemcpyHtoD_v2(uint64_t, const void*, size_t);
 int cuMemcpyDtoH_v2(void*, uint64_t, size_t);
@@ -69,6 +70,8 @@ int cublasSetWorkspace_v2(void*, void*, size_t);
 int cublasGemmEx(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int, const void*, void*, int, int, int, int);
 int cublasGemmStridedBatchedEx(void*, int, int, int, int, int, const void*, const void*, int, int, long long, const void*, int, int, long long,
                                const void*, void*, int, int, long long, int, int, int);
+uint64_t lora_sim_products();
+uint64_t lora_sim_unaligned_products();
 
 int curandCreateGenerator(void**, int);
 int curandSetPseudoRandomGeneratorSeed(void*, unsigned long long);

@@ -80,7 +80,23 @@ void test_gemm() {
     EQUAL(gemm(4, 4, 4, 4, 4, 3, COMPUTE_32F), 7);
     EQUAL(gemm(-1, 4, 4, 4, 4, 4, COMPUTE_32F), 7);
     EQUAL(gemm(4, 4, 4, 4, 4, 4, 64), 15);
+    const auto unaligned = [&](size_t bytes, int type, int lda, int ldb, int ldc) {
+        const uint64_t all_before = lora_sim_products(), before = lora_sim_unaligned_products();
+        OK(cublasGemmEx(handle, 0, 0, 4, 4, 4, &one, x.as<char>() + bytes, type, lda, x.as<void>(), type, ldb, &one, x.as<char>() + 2048, type, ldc,
+                        COMPUTE_32F, DEFAULT));
+        EQUAL(lora_sim_products() - all_before, 1u);
+        return lora_sim_unaligned_products() - before;
+    };
+    EQUAL(unaligned(0, F32, 4, 4, 4), 0u);
+    EQUAL(unaligned(16, BF16, 8, 16, 24), 0u);
+    EQUAL(unaligned(8, BF16, 8, 8, 8), 1u);
+    EQUAL(unaligned(4, F32, 4, 4, 4), 1u);
+    EQUAL(unaligned(0, BF16, 4, 8, 8), 1u);
+    EQUAL(unaligned(0, BF16, 8, 12, 8), 1u);
+    EQUAL(unaligned(0, F32, 4, 4, 5), 1u);
+    const uint64_t before = lora_sim_products();
     OK(gemm(0, 4, 4, 1, 4, 1, COMPUTE_32F));
+    EQUAL(lora_sim_products(), before);
     EQUAL(cublasSetWorkspace_v2(handle, x.as<char>() + 8, 1024), 7);
     OK(cublasSetWorkspace_v2(handle, x.as<char>(), 4096));
     OK(cublasDestroy_v2(handle));

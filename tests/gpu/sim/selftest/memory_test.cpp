@@ -111,14 +111,41 @@ void test_memory() {
     devices();
     copies();
     limits();
+    EQUAL(run_scene({"memory", "fragment"}, {{"LORA_SIM_FRAGMENT", "1"}, {"LORA_SIM_MEMORY", "64M"}}).code, 0);
     for (const auto& [name, message] : {std::pair{"before", "before its beginning"}, std::pair{"after", "past its end"}}) {
         const Ending ending = run_scene({"memory", name});
         CHECK(ending.code == -6 && ending.said.find(message) != std::string::npos);
     }
 }
 
+// Holes of 10 and 20 MiB serve neither 30 MiB nor, once used, a second allocation; trimming gives them back.
+static int fragment() {
+    void* pool;
+    uint64_t small, medium, large, refused = 0, reserved, threshold = UINT64_MAX;
+    OK(cuDeviceGetDefaultMemPool(&pool, 0));
+    OK(cuMemPoolSetAttribute(pool, 4, &threshold));
+    OK(cuMemAllocAsync(&small, size_t{10} << 20, nullptr));
+    OK(cuMemAllocAsync(&medium, size_t{20} << 20, nullptr));
+    OK(cuMemFreeAsync(small, nullptr));
+    OK(cuMemFreeAsync(medium, nullptr));
+    OK(cuStreamSynchronize(nullptr));
+    OK(cuMemAllocAsync(&small, size_t{8} << 20, nullptr));
+    OK(cuMemPoolGetAttribute(pool, 5, &reserved));
+    EQUAL(reserved, uint64_t{30} << 20);
+    EQUAL(cuMemAllocAsync(&refused, size_t{40} << 20, nullptr), 2);
+    OK(cuMemPoolTrimTo(pool, 0));
+    OK(cuMemPoolGetAttribute(pool, 5, &reserved));
+    EQUAL(reserved, uint64_t{10} << 20);
+    OK(cuMemAllocAsync(&large, size_t{40} << 20, nullptr));
+    OK(cuMemFreeAsync(small, nullptr));
+    OK(cuMemFreeAsync(large, nullptr));
+    OK(cuStreamSynchronize(nullptr));
+    return 0;
+}
+
 int memory_scene(const std::string& name) {
     use_device();
+    if (name == "fragment") return fragment();
     {
         const Buffer x(1000);
         x.as<char>()[name == "before" ? -1 : 1000] = 1;

@@ -177,6 +177,14 @@ int duplicate_scene(const UniqueId& id, int rank) {
     return 0;
 }
 
+int refused_scene(const UniqueId& id, int rank) {
+    int result;
+    void* communicator = connect(id, rank, &result);
+    EQUAL(result, 2);
+    OK(ncclCommAbort(communicator));
+    return 0;
+}
+
 // Different sizes on both sides of one message.
 int mismatch_scene(const UniqueId& id, int rank) {
     int result;
@@ -195,14 +203,19 @@ int mismatch_scene(const UniqueId& id, int rank) {
     return 0;
 }
 
-// Runs a scene in `ranks` processes; says how they ended.
+// Runs a scene in `ranks` processes; says how they ended. A variable with the value RANK is the
+// rank's number in each.
 std::vector<int> run_ranks(const char* scene, int ranks, bool one_device, const std::vector<std::pair<std::string, std::string>>& environment = {}) {
     UniqueId id;
     OK(ncclGetUniqueId(&id));
     std::vector<std::future<Ending>> endings;
     for (int rank = 0; rank < ranks; rank++) {
         const std::vector<std::string> arguments = {"nccl", scene, hex(id), std::to_string(rank), std::to_string(one_device ? 0 : rank)};
-        endings.push_back(std::async(std::launch::async, [=] { return run_scene(arguments, environment); }));
+        auto variables = environment;
+        for (auto& [name, value] : variables) {
+            if (value == "RANK") value = std::to_string(rank);
+        }
+        endings.push_back(std::async(std::launch::async, [=] { return run_scene(arguments, variables); }));
     }
     std::vector<int> codes;
     for (auto& ending : endings) {
@@ -218,11 +231,16 @@ std::vector<int> run_ranks(const char* scene, int ranks, bool one_device, const 
 void test_nccl() {
     int version;
     OK(ncclGetVersion(&version));
-    EQUAL(version / 100, 230);
+    EQUAL(version, 23003);
     CHECK(run_ranks("exchange", RANKS, false) == std::vector<int>(3, 0));
     CHECK(run_ranks("exchange", RANKS, true, {{"NCCL_MULTI_RANK_GPU_ENABLE", "1"}}) == std::vector<int>(3, 0));
     CHECK(run_ranks("exchange", RANKS, false, {{"LORA_SIM_LATE", "1"}}) == std::vector<int>(3, 0));
     CHECK(run_ranks("duplicate", RANKS, true) == std::vector<int>(3, 0));
+    const std::pair<std::string, std::string> old = {"LORA_SIM_NCCL_VERSION", "22809"}, shared = {"NCCL_MULTI_RANK_GPU_ENABLE", "1"};
+    CHECK(run_ranks("duplicate", RANKS, true, {old, shared}) == std::vector<int>(3, 0));
+    CHECK(run_ranks("duplicate", RANKS, true, {old, {"NCCL_HOSTID", "node"}}) == std::vector<int>(3, 0));
+    CHECK(run_ranks("exchange", RANKS, true, {old, {"NCCL_HOSTID", "RANK"}}) == std::vector<int>(3, 0));
+    CHECK(run_ranks("refused", RANKS, false, {{"LORA_SIM_NCCL_REFUSE", "1"}}) == std::vector<int>(3, 0));
     CHECK(run_ranks("killed", RANKS, false) == (std::vector<int>{0, 0, -SIGKILL}));
     CHECK(run_ranks("killed", RANKS, false, {{"LORA_SIM_NCCL_HANG", "1"}}) == (std::vector<int>{0, 0, -SIGKILL}));
     CHECK(run_ranks("missing", 2, false) == std::vector<int>(2, 0));
@@ -239,6 +257,7 @@ int nccl_scene(const std::vector<std::string>& arguments) {
     if (scene == "killed") return killed_scene(id, rank);
     if (scene == "missing") return missing_scene(id, rank);
     if (scene == "duplicate") return duplicate_scene(id, rank);
+    if (scene == "refused") return refused_scene(id, rank);
     if (scene == "mismatch") return mismatch_scene(id, rank);
     return 2;
 }

@@ -36,7 +36,7 @@ void order() {
     Gate gate;
     OK(cuLaunchHostFunc(first, Gate::pass, &gate));
     OK(cuMemcpyHtoDAsync_v2(a.address, source.data(), 16, first));
-    source.assign(4, 9.0f);  // pageable memory is free as soon as the call has returned
+    source.assign(4, 9.0f);  // a copy may read pageable memory after the call has returned
     float two = 0;
     OK(launch_on(first, "selftest_reverse", {1}, {4}, 16, a.address, false));
     OK(cuEventRecord(reached, first));
@@ -53,7 +53,7 @@ void order() {
     OK(cuEventQuery(reached));
     OK(cuEventElapsedTime_v2(&two, reached, later));
     CHECK(two >= 0);
-    CHECK(b.read<float>() == std::vector<float>(4, 5.0f));
+    CHECK(b.read<float>() == std::vector<float>(4, 9.0f));
     OK(cuStreamSynchronize(first));
     OK(cuStreamQuery(first));
     OK(cuEventDestroy_v2(reached));

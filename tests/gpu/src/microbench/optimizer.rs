@@ -4,6 +4,9 @@ use lora_ops::adamw::{AdamW, State};
 use lora_ops::pointwise::round_into;
 use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
 
+use candle_core::DType;
+use lora_ops::transfer::zeros;
+
 use super::inputs::{ADAPTER, Inputs};
 use super::row::Row;
 
@@ -13,7 +16,8 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
     vec![
         Row::new(name("adamw"), 28 * n, move |inputs| {
             let (params, gradient) = (inputs.f32(&[n])?, inputs.f32(&[n])?);
-            let (m, v) = (params.zeros_like()?, params.zeros_like()?);
+            let moments = || zeros(n, DType::F32, inputs.device());
+            let (m, v) = (moments()?, moments()?);
             let adamw = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
             Ok(Box::new(move || {
                 Ok(adamw.step(1, State { params: &params, m: &m, v: &v }, &gradient, 1.0)?)

@@ -7,6 +7,7 @@ use lora_ops::adamw_8bit;
 use lora_ops::device::{Memory, memory};
 use lora_ops::paged::Home;
 use lora_ops::reduce::fingerprint;
+use lora_ops::transfer::{to_device, zeros};
 
 use crate::check::{Bench, Check, values};
 
@@ -56,7 +57,8 @@ fn steps_8bit(bench: &Bench) -> Result<String> {
                 let saved = |name: &str| -> candle_core::Result<Tensor> {
                     let tensors = state.tensors();
                     let tensor = tensors.iter().find(|(of, _)| *of == name).map(|(_, tensor)| *tensor);
-                    tensor.ok_or_else(|| candle_core::Error::Msg(name.to_owned()))?.to_device(&Device::Cpu)
+                    let tensor = tensor.ok_or_else(|| candle_core::Error::Msg(name.to_owned()))?;
+                    to_device(tensor, &Device::Cpu)
                 };
                 let read = adamw_8bit::State::from_tensors(&ranges, *home, saved)?;
                 *state = read;
@@ -124,8 +126,9 @@ fn memory_of_paged(bench: &Bench) -> Result<String> {
     };
     let before = now()?;
     let home = Home { device: &bench.device, window: Some(WINDOW) };
-    let zeros = || Tensor::zeros(LEN, DType::F32, home.tensors());
-    let (m, v) = (zeros()?, zeros()?);
+    let moment = || zeros(LEN, DType::F32, home.tensors());
+    let (m, v) = (moment()?, moment()?);
+    let _pinned = [home.pin(&m)?, home.pin(&v)?];
     let state = adamw_8bit::State::new(&[0..LEN - 100, LEN - 100..LEN], home)?;
     let made = now()?;
     ensure!(made.used_bytes <= before.used_bytes + ROUNDED, "{} bytes", made.used_bytes - before.used_bytes);
@@ -134,7 +137,7 @@ fn memory_of_paged(bench: &Bench) -> Result<String> {
         // Up to the peak so far, so that a step raises it.
         let rest = now()?;
         let rest = (rest.peak_bytes - rest.used_bytes).max(1) as usize;
-        let _ballast = Tensor::zeros(rest, DType::U8, &bench.device)?;
+        let _ballast = zeros(rest, DType::U8, &bench.device)?;
         let before = now()?;
         if what == "f32" {
             let state = State { params: &params, m: &m, v: &v };

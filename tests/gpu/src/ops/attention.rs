@@ -1,9 +1,10 @@
-//! Attention: whole sequences, windows, documents, new queries over cached keys.
+//! Attention: whole sequences, windows, documents, new queries over cached keys, memory.
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Tensor};
 use lora_ops::Ids;
 use lora_ops::attention::{Shape, backward, first_keys, forward};
+use lora_ops::device::{Memory, memory};
 
 use crate::check::{Bench, Check, DTYPES, compare, repeats, tolerance, values};
 
@@ -60,6 +61,15 @@ fn cases() -> Vec<Case> {
         case(1, 200, (2, 1), 128, Sees::Both(60, 90)),
         case(1, 40, (1, 1), 130, Sees::All),
         case(1, 70, (2, 1), 256, Sees::Window(50)),
+        // Groups of 1, 2, 4 and 7 query heads; an odd and an even number of tiles, the last one not full;
+        // windows shorter than a tile; documents that end within one.
+        case(2, 260, (14, 2), 16, Sees::All),
+        case(1, 200, (28, 4), 8, Sees::Documents(150)),
+        case(2, 260, (4, 1), 128, Sees::Window(20)),
+        case(1, 400, (2, 2), 128, Sees::All),
+        case(2, 200, (4, 2), 96, Sees::Both(25, 130)),
+        case(2, 140, (4, 1), 256, Sees::Documents(90)),
+        case(1, 250, (7, 1), 256, Sees::All),
     ]
 }
 
@@ -69,6 +79,7 @@ pub(crate) fn checks() -> Vec<Check> {
         let name = |what: &str| format!("attention {what} {}", dtype.as_str());
         checks.push(Check::new(name("forward and backward"), move |bench| training(bench, dtype)));
         checks.push(Check::new(name("of new queries"), move |bench| decoding(bench, dtype)));
+        checks.push(Check::new(name("backward memory"), move |bench| backward_memory(bench, dtype)));
     }
     checks
 }
@@ -142,4 +153,40 @@ fn decoding(bench: &Bench, dtype: DType) -> Result<String> {
         compare(&format!("output of {shape:?} that sees {sees:?}"), &got[0], &want, tolerance(dtype))?;
     }
     Ok(format!("{} shapes", cases.len()))
+}
+
+/// The backward pass takes no more memory beside its operands than `lora_spec`'s plan counts.
+fn backward_memory(bench: &Bench, dtype: DType) -> Result<String> {
+    // The pool rounds sizes up.
+    const ROUNDED: usize = 16 << 10;
+    let mut measured = Vec::new();
+    for (heads, kv_heads) in [(8, 8), (8, 2), (7, 1)] {
+        let shape = Shape { batch: 2, seq: 130, kv_seq: 130, heads, kv_heads, head_dim: 64 };
+        let [(_, q), (_, k), (_, v)] = inputs(bench, shape, dtype)?;
+        let (output, saved) = forward(&q, &k, &v, shape, None)?;
+        let now = || -> Result<Memory> {
+            bench.device.synchronize()?;
+            memory(&bench.device)?.context("no reading of the GPU's memory")
+        };
+        // Up to the peak so far, so that the backward pass raises it.
+        let before = now()?;
+        let rest = (before.peak_bytes - before.used_bytes).max(1) as usize;
+        let _ballast = Tensor::zeros(rest, DType::U8, &bench.device)?;
+        let before = now()?;
+        drop(backward(&saved, (&q, &k, &v), &output, &output, shape, None)?);
+        let after = now()?;
+        ensure!(after.used_bytes == before.used_bytes, "{shape:?}: {before:?}, then {after:?}");
+        let taken = (after.peak_bytes - before.peak_bytes) as usize;
+        let width = dtype.size_in_bytes();
+        let gradients = (q.elem_count() + 2 * k.elem_count()) * width;
+        // Tensor cores make partial gradients of keys and values for each query head, in f32.
+        let is_partial = dtype == DType::BF16 && heads != kv_heads;
+        let partial = if is_partial { 2 * size_of::<f32>() * q.elem_count() } else { 0 };
+        // Four f32 a query and head.
+        let rows = 16 * q.elem_count() / shape.head_dim;
+        let most = gradients + partial + rows;
+        ensure!(0 < taken && taken <= most + ROUNDED, "{shape:?}: {taken} bytes instead of {most}");
+        measured.push(format!("{heads}/{kv_heads}: {taken} bytes"));
+    }
+    Ok(measured.join(", "))
 }

@@ -1,11 +1,14 @@
 //! Frozen layers, dense and quantized, and products.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use lora_ops::gemm::{Factor, of, product, t};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::quant::{Codebook, FourBit, Int8};
+use lora_ops::transfer::to_device;
+use lora_spec::gpu_panel_rows;
 
+use super::quant::random_four_bit;
 use crate::check::{Bench, Check, DTYPES, compare, repeats, tolerance};
 
 pub(crate) fn checks() -> Vec<Check> {
@@ -33,7 +36,7 @@ fn products(bench: &Bench, dtype: DType) -> Result<String> {
                 fn factor(x: &Tensor, transposed: bool) -> Factor<'_> {
                     if transposed { t(x) } else { of(x) }
                 }
-                let c = c.copy()?.to_device(a.device())?;
+                let c = to_device(&c.copy()?, a.device())?;
                 product(0.5, factor(a, a_t), factor(b, b_t), 2.0, &c)?;
                 Ok(c)
             };
@@ -94,12 +97,12 @@ fn quantized(bench: &Bench, dtype: DType) -> Result<String> {
     Ok(said)
 }
 
-/// A weight that is dequantized in two panels, the second from an odd element on.
+/// A weight of three panels, the last of one row.
 fn panels(bench: &Bench) -> Result<String> {
-    let (rows, cols) = (5, 3_500_001);
-    let values = bench.random("w", &[rows, cols], 0.3, DType::F32)?.0.flatten_all()?.to_vec1()?;
-    let weight = FourBit::quantize(&values, (rows, cols), Codebook::Nf4, true)?.into();
-    both_ways(bench, weight, (rows, cols), 1, DType::BF16)
+    let shape = (513, 131_073);
+    let weight = random_four_bit(bench, shape, Codebook::Nf4, 64, Some(256))?;
+    ensure!(gpu_panel_rows(shape.0, shape.1, 4) == 256, "the weight has other panels");
+    both_ways(bench, weight.into(), shape, 1, DType::F32)
 }
 
 fn both_ways(

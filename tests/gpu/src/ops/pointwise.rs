@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use lora_ops::add_assign;
 use lora_ops::pointwise::{round_into, zero};
+use lora_ops::transfer::to_device;
 
 use crate::check::{Bench, Check, DTYPES, compare, values};
 
@@ -40,7 +41,7 @@ fn round(bench: &Bench, dtype: DType) -> Result<String> {
     for (n, skip) in VIEWS {
         let from = bench.random("from", &[n + skip + 1], 1.0, DType::F32)?;
         let to = Tensor::zeros(n + skip + 1, dtype, from.0.device())?;
-        let on_gpu = to.to_device(&bench.device)?;
+        let on_gpu = to_device(&to, &bench.device)?;
         round_into(&from.0.narrow(0, skip, n)?, &to.narrow(0, skip, n)?)?;
         round_into(&from.1.narrow(0, skip, n)?, &on_gpu.narrow(0, skip, n)?)?;
         said = compare("copy", &on_gpu, &to, 0.0)?;

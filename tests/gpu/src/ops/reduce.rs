@@ -1,9 +1,10 @@
 //! Sums over long vectors, fingerprints, and sums of vectors in a given order.
 
 use anyhow::{Context as _, Result, ensure};
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use lora_ops::cuda::{address, stream, tree_combine};
 use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
+use lora_ops::transfer::from_vec;
 
 use crate::check::{Bench, Check, compare, values};
 
@@ -28,7 +29,7 @@ fn squares(bench: &Bench) -> Result<String> {
         ensure!(worst <= 1e-6, "{got} instead of {want} for {n} elements");
         ensure!(sum_of_squares(&gpu)?.to_bits() == got.to_bits(), "other bits the second time");
     }
-    let wrong = Tensor::new(&[1.0_f32, f32::NAN, 2.0], &bench.device)?;
+    let wrong = from_vec(vec![1.0_f32, f32::NAN, 2.0], 3, &bench.device)?;
     ensure!(!sum_of_squares(&wrong)?.is_finite(), "an element that is not a number is hidden");
     Ok(format!("{worst:.1e}"))
 }

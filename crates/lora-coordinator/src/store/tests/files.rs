@@ -91,17 +91,6 @@ async fn a_submit_needs_its_inputs_and_keeps_them() {
 }
 
 #[tokio::test]
-async fn garbage_is_what_a_crash_left_too() {
-    let fixture = Fixture::new().await;
-    let digest = fixture.add_input(b"kept").await;
-    let orphan = fixture.store.object_path(&[7; 32]).unwrap();
-    std::fs::write(&orphan, "moved, but not committed").unwrap();
-    let hour = Duration::from_secs(3600);
-    assert_eq!(fixture.store.collect_garbage(hour).await.unwrap(), 1);
-    assert_eq!(fixture.names(OBJECTS), [digest.hex()]);
-}
-
-#[tokio::test]
 async fn a_submit_and_a_collection_at_once_never_leave_a_job_without_its_file() {
     let fixture = Fixture::new().await;
     for round in 0..20 {

@@ -176,7 +176,7 @@ async fn forgotten_steps_are_told_and_missing_ones_are_not() {
     // They stay forgotten where more are kept later.
     let Fixture { store, dir } = fixture;
     drop(store);
-    let store = Store::open(dir.path(), Retention { events: 1000, steps: 1000 }).await.unwrap();
+    let store = open(dir.path()).await.unwrap();
     let error = Fixture { store, dir }.told_from("one", 1, 6, false, 9).await.unwrap_err();
     assert!(matches!(error, WatchError::ForgottenSteps { asked: 7, first: 8 }), "{error}");
 }

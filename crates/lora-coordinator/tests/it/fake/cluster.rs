@@ -42,7 +42,8 @@ impl Cluster {
         Self::start_in(tempfile::tempdir().unwrap(), config).await
     }
 
-    async fn start_in(state: TempDir, mut config: Config) -> Self {
+    /// Starts a coordinator on what another one left.
+    pub(crate) async fn start_in(state: TempDir, mut config: Config) -> Self {
         config.state_dir = state.path().to_owned();
         config.grpc.listen = "127.0.0.1:0".into();
         config.http.listen = String::new();
@@ -65,7 +66,8 @@ impl Cluster {
         self.end().await;
     }
 
-    async fn end(self) -> TempDir {
+    /// Ends the coordinator, and gives its state directory.
+    pub(crate) async fn end(self) -> TempDir {
         let Self { handle, channel, serving, state, .. } = self;
         handle.shutdown();
         drop(channel);

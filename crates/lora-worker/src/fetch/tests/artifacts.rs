@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
+use lora_daemon::incoming::incoming;
 use lora_proto::v1::artifacts_server::{Artifacts, ArtifactsServer};
 use lora_proto::v1::{self, download_request, download_response};
 use lora_proto::{CHUNK_BYTES, DigestBuilder};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -42,7 +43,7 @@ impl Store {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let server = Server::builder().add_service(ArtifactsServer::new(store.clone()));
-        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        tokio::spawn(server.serve_with_incoming(incoming(listener)));
         (store, Channel::from_shared(format!("http://{address}")).unwrap().connect_lazy())
     }
 

@@ -1,0 +1,197 @@
+//! A GPU's memory: allocations from CUDA's stream-ordered pool, copies, readings.
+
+use std::sync::Arc;
+
+use candle_core::cuda_backend::cudarc::driver::{
+    CudaContext, CudaSlice, CudaStream, DeviceRepr, DriverError, result, sys,
+};
+use candle_core::op::BackpropOp;
+use candle_core::{CudaStorage, DType, Result, Shape, Storage, Tensor, WithDType};
+use half::bf16;
+
+use super::gpu::{Gpu, wrong};
+use crate::device::Memory;
+
+type Cuda<T> = std::result::Result<T, DriverError>;
+
+/// Memory for `elements` f32 in the order of `stream`, a stream of a GPU that was opened. The elements are not
+/// set.
+///
+/// # Errors
+/// The GPU is out of memory.
+pub fn allocate(stream: &Arc<CudaStream>, elements: usize) -> Result<CudaSlice<f32>> {
+    // SAFETY: plain numbers; the caller writes them before it reads them.
+    let allocate = || unsafe { stream.alloc::<f32>(elements) };
+    Gpu::of_stream(stream)?.with_memory(elements * size_of::<f32>(), allocate)
+}
+
+impl Gpu {
+    /// A new tensor whose elements are not set.
+    ///
+    /// # Errors
+    /// The GPU is out of memory, or the type is not f32, bf16, f64, u32 or u8.
+    pub(crate) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
+        let shape = shape.into();
+        // An allocation of nothing is an error of CUDA's.
+        let len = shape.elem_count().max(1);
+        let device = self.device.clone();
+        let storage = match dtype {
+            DType::F32 => CudaStorage::wrap_cuda_slice(self.allocate::<f32>(len)?, device),
+            DType::BF16 => CudaStorage::wrap_cuda_slice(self.allocate::<bf16>(len)?, device),
+            DType::F64 => CudaStorage::wrap_cuda_slice(self.allocate::<f64>(len)?, device),
+            DType::U32 => CudaStorage::wrap_cuda_slice(self.allocate::<u32>(len)?, device),
+            DType::U8 => CudaStorage::wrap_cuda_slice(self.allocate::<u8>(len)?, device),
+            other => candle_core::bail!("no operation makes {other:?}"),
+        };
+        Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
+    }
+
+    fn allocate<T: DeviceRepr>(&self, len: usize) -> Result<CudaSlice<T>> {
+        // SAFETY: the users of `empty` write the elements before anything reads them.
+        self.with_memory(len * size_of::<T>(), || unsafe { self.stream.alloc::<T>(len) })
+    }
+
+    /// Runs `allocate`, which takes `bytes` from the pool; if the GPU is out of memory, once more after
+    /// the pool has given back what it keeps. Freed blocks of other sizes can hold most of a GPU's
+    /// memory where the lengths of micro-batches vary.
+    pub(super) fn with_memory<T>(&self, bytes: usize, allocate: impl Fn() -> Cuda<T>) -> Result<T> {
+        let allocated = allocate();
+        if !allocated.as_ref().is_err_and(is_out_of_memory) {
+            return allocated.map_err(wrong("memory"));
+        }
+        self.release_kept_memory().map_err(wrong("the memory pool"))?;
+        allocate().map_err(|error| match self.memory() {
+            Ok(memory) if is_out_of_memory(&error) => {
+                let Memory { used_bytes, reserved_bytes, total_bytes, .. } = memory;
+                candle_core::Error::Msg(format!(
+                    "the GPU is out of memory: an allocation of {} failed; tensors of this process hold {}, its \
+                     memory pool {} of the GPU's {}",
+                    mib(bytes as u64),
+                    mib(used_bytes),
+                    mib(reserved_bytes),
+                    mib(total_bytes)
+                ))
+                .bt()
+            }
+            _ => wrong("memory")(error),
+        })
+    }
+
+    /// Gives memory that was freed back to the GPU, once the work that uses it is done.
+    fn release_kept_memory(&self) -> Cuda<()> {
+        self.stream.synchronize()?;
+        self.staging.synchronize()?;
+        // SAFETY: the pool is the device's own, for the life of the process.
+        unsafe { result::mem_pool::trim_to(pool(self.stream.context())?, 0) }
+    }
+
+    /// Sets a contiguous tensor's elements to 0.
+    pub(crate) fn zero(&self, tensor: &Tensor) -> Result<()> {
+        let dtype = tensor.dtype();
+        let (address, bytes) = (self.address(tensor, dtype)?, tensor.elem_count() * dtype.size_in_bytes());
+        if bytes == 0 {
+            return Ok(());
+        }
+        let set = || {
+            self.stream.context().bind_to_thread()?;
+            // SAFETY: the bytes are the tensor's.
+            unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
+        };
+        set().map_err(wrong("zeros"))
+    }
+
+    /// Replaces the elements of a tensor; waits until they are there.
+    pub(crate) fn write<T: WithDType>(&self, tensor: &Tensor, values: &[T]) -> Result<()> {
+        let to = self.address(tensor, T::DTYPE)?;
+        if tensor.elem_count() != values.len() {
+            candle_core::bail!("{} values for {:?}", values.len(), tensor.shape());
+        }
+        let write = || {
+            self.stream.context().bind_to_thread()?;
+            // SAFETY: the lengths are equal, and the copy is over before `values` can go.
+            unsafe { result::memcpy_htod_async(to, values, self.stream.cu_stream())? };
+            self.stream.synchronize()
+        };
+        write().map_err(wrong("a copy to the GPU"))
+    }
+
+    /// Reads the elements of a tensor; waits until they are here.
+    pub(crate) fn read<T: WithDType>(&self, tensor: &Tensor, values: &mut [T]) -> Result<()> {
+        let from = self.address(tensor, T::DTYPE)?;
+        if tensor.elem_count() != values.len() {
+            candle_core::bail!("{:?} for {} values", tensor.shape(), values.len());
+        }
+        let mut read = || {
+            self.stream.context().bind_to_thread()?;
+            // SAFETY: the lengths are equal, and the copy is over before `values` can go.
+            unsafe { result::memcpy_dtoh_async(values, from, self.stream.cu_stream())? };
+            self.stream.synchronize()
+        };
+        read().map_err(wrong("a copy from the GPU"))
+    }
+
+    /// Gives what the pool keeps back to the GPU, and sets the peaks of [`Self::memory`] to what is used and
+    /// reserved then.
+    pub(crate) fn reset_peak_memory(&self) -> Result<()> {
+        let context = self.stream.context();
+        let reset = || {
+            context.bind_to_thread()?;
+            self.release_kept_memory()?;
+            for peak in [
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH,
+            ] {
+                let mut zero = 0_u64;
+                // SAFETY: the attribute's value is a u64, which may be 0.
+                unsafe { result::mem_pool::set_attribute(pool(context)?, peak, (&raw mut zero).cast())? };
+            }
+            Ok(())
+        };
+        reset().map_err(wrong("the memory pool"))
+    }
+
+    pub(crate) fn memory(&self) -> Result<Memory> {
+        let context = self.stream.context();
+        let read = || {
+            context.bind_to_thread()?;
+            let of_pool = |attribute| pool_attribute(context, attribute);
+            Ok(Memory {
+                used_bytes: of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
+                peak_bytes: of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
+                reserved_bytes: of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?,
+                peak_reserved_bytes: of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH)?,
+                free_bytes: self.free,
+                total_bytes: context.total_mem()? as u64,
+            })
+        };
+        read().map_err(wrong("the GPU's memory"))
+    }
+}
+
+/// Has the pool keep memory that was freed: the next step wants it again.
+pub(super) fn keep_freed_memory(context: &CudaContext) -> Cuda<()> {
+    let mut all = u64::MAX;
+    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+    // SAFETY: the attribute's value is a u64.
+    unsafe { result::mem_pool::set_attribute(pool(context)?, attribute, (&raw mut all).cast()) }
+}
+
+fn is_out_of_memory(error: &DriverError) -> bool {
+    error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
+}
+
+fn pool(context: &CudaContext) -> Cuda<sys::CUmemoryPool> {
+    // SAFETY: the context is live.
+    unsafe { result::device::get_default_mem_pool(context.cu_device()) }
+}
+
+fn pool_attribute(context: &CudaContext, attribute: sys::CUmemPool_attribute) -> Cuda<u64> {
+    let mut value = 0_u64;
+    // SAFETY: the attributes that are asked for are u64.
+    unsafe { result::mem_pool::get_attribute(pool(context)?, attribute, (&raw mut value).cast())? };
+    Ok(value)
+}
+
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

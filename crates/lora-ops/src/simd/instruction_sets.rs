@@ -1,0 +1,144 @@
+//! The bits of each loop do not depend on the instruction set that the loop is compiled for.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use candle_core::{DType, Device, Result, Tensor};
+use lora_spec::{Activation, Philox, Rope, RopeScaling};
+use pulp::Arch;
+use pulp::x86::{V3, V4};
+
+use crate::adamw::{AdamW, State};
+use crate::attention::{self, Shape};
+use crate::cross_entropy::{Targets, forward_backward};
+use crate::linear::FrozenLinear;
+use crate::quant::{Codebook, FourBit, Int8};
+use crate::rope::RopeTable;
+use crate::{adamw_8bit, glu, pointwise, reduce, rms_norm};
+
+/// One of the constants below, for all threads. Other tests at the same time may run with any of
+/// them.
+static CHOICE: AtomicU8 = AtomicU8::new(BEST);
+const BEST: u8 = 0;
+const BASELINE: u8 = 1;
+const AVX2: u8 = 2;
+const AVX512: u8 = 3;
+
+/// The instruction set of [`super::vectorize`].
+#[inline(always)]
+pub(super) fn chosen() -> Arch {
+    let found = match CHOICE.load(Ordering::Relaxed) {
+        BASELINE => Some(Arch::Scalar),
+        AVX2 => V3::try_new().map(Arch::V3),
+        AVX512 => V4::try_new().map(Arch::V4),
+        _ => None,
+    };
+    found.unwrap_or_else(Arch::new)
+}
+
+fn random(n: usize, seed: u64) -> Vec<f32> {
+    let philox = Philox::new(seed, "instruction sets");
+    (0..n as u32).map(|i| 2.0 * Philox::unit(philox.words([i, 0, 0, 0])[0]) - 1.0).collect()
+}
+
+fn vector(n: usize, seed: u64) -> Result<Tensor> {
+    Tensor::from_vec(random(n, seed), n, &Device::Cpu)
+}
+
+fn matrix(rows: usize, cols: usize, seed: u64) -> Result<Tensor> {
+    vector(rows * cols, seed)?.reshape((rows, cols))
+}
+
+/// What each operation with a loop of its own gives. No length is a whole number of vectors.
+fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
+    let mut all = Vec::new();
+    let (tokens, features) = (37, 75);
+    let [x, dy, up] = [1, 2, 3].map(|seed| matrix(tokens, features, seed).unwrap());
+
+    let weight = vector(features, 4)?;
+    let (y, saved) = rms_norm::forward(&x, &weight, 1e-5)?;
+    all.push(("RMSNorm", y));
+    all.push(("RMSNorm again", rms_norm::again(&saved, &x, &weight)?));
+    all.push(("RMSNorm, backward", rms_norm::backward(&saved, &x, &weight, &dy, Some(&up))?));
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let (dgate, dup) = glu::backward(&x, &up, &dy, activation)?;
+        all.extend([("GLU", glu::forward(&x, &up, activation)?), ("dgate", dgate), ("dup", dup)]);
+    }
+    let (sum, scaled) = (x.copy()?, x.copy()?);
+    pointwise::add_assign(&sum, &dy)?;
+    reduce::scale(&scaled, 0.3)?;
+    all.extend([("addition", sum), ("scaling", scaled)]);
+    let flat = vector(9001, 5)?;
+    all.push(("sum of squares", Tensor::new(&[reduce::sum_of_squares(&flat)?], &Device::Cpu)?));
+    let [low, high] = reduce::fingerprint(&[&flat])?.map(|sum| [sum as u32, (sum >> 32) as u32]);
+    all.push(("fingerprint", Tensor::new(&[low, high], &Device::Cpu)?));
+
+    let rope = Rope { theta: 100.0, scaling: RopeScaling::None };
+    let rotated = matrix(tokens, 3 * 22, 6)?;
+    RopeTable::new(&rope, 22, tokens, &Device::Cpu)?.forward(&rotated, tokens, 0)?;
+    all.push(("rotation", rotated));
+
+    let shape = Shape { batch: 2, seq: 131, kv_seq: 131, heads: 4, kv_heads: 2, head_dim: 23 };
+    let q = matrix(262, 92, 7)?;
+    let (k, v) = (matrix(262, 46, 8)?, matrix(262, 46, 9)?);
+    let (output, saved) = attention::forward(&q, &k, &v, shape, None)?;
+    let (dq, dk, dv) = attention::backward(&saved, (&q, &k, &v), &output, &q, shape, None)?;
+    all.extend([("attention", output), ("dq", dq), ("dk", dk), ("dv", dv)]);
+
+    let head = matrix(5003, features, 10)?;
+    let targets: Vec<u32> = (0..tokens as u32).map(|i| i * 31).collect();
+    let targets = Targets::new(&targets, &[0.7; 37], &Device::Cpu)?;
+    for gradient in [false, true] {
+        let loss = forward_backward(&x, &head, &targets, gradient)?;
+        all.push(("cross-entropy", loss.row_losses));
+        all.extend(loss.dx.map(|dx| ("cross-entropy, backward", dx)));
+    }
+
+    let values = random(features * 45, 11);
+    let dense = matrix(45, features, 12)?.to_dtype(DType::BF16)?;
+    let linear = FrozenLinear::new(dense, Some(vector(45, 13)?))?;
+    all.push(("linear of bf16", linear.forward(&x)?));
+    for nested in [false, true] {
+        let weight = FourBit::quantize(&values, (45, features), Codebook::Nf4, nested)?;
+        all.extend([("NF4", weight.codes().clone()), ("dequantized NF4", weight.dequantize()?)]);
+    }
+    let weight = Int8::quantize(&values, (45, features))?;
+    all.extend([("int8", weight.codes().clone()), ("dequantized int8", weight.dequantize()?)]);
+
+    let adamw = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
+    let (params, m, v) = (vector(9001, 14)?, flat.zeros_like()?, flat.zeros_like()?);
+    let (params_8bit, state) = (params.copy()?, adamw_8bit::State::new(&[0..9001], &Device::Cpu)?);
+    for t in 1..4 {
+        let gradient = vector(9001, 14 + t)?;
+        adamw.step(t, State { params: &params, m: &m, v: &v }, &gradient, 0.5)?;
+        adamw.step_8bit(t, &params_8bit, &state, &gradient, 0.5)?;
+    }
+    all.extend([("AdamW", params), ("AdamW in 8 bits", params_8bit)]);
+    all.extend(state.tensors().map(|(name, tensor)| (name, tensor.clone())));
+    Ok(all)
+}
+
+fn bits(tensor: &Tensor) -> Vec<u64> {
+    let wide = tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+    wide.to_vec1::<f64>().unwrap().into_iter().map(f64::to_bits).collect()
+}
+
+#[test]
+fn every_loop_has_the_same_bits_with_every_instruction_set() {
+    let with = |choice: u8| {
+        CHOICE.store(choice, Ordering::Relaxed);
+        let all = outputs();
+        CHOICE.store(BEST, Ordering::Relaxed);
+        all.unwrap()
+    };
+    let expected = with(BASELINE);
+    let sets = [("AVX2", AVX2, V3::try_new().is_some()), ("AVX-512", AVX512, V4::try_new().is_some())];
+    for (set, choice, present) in sets {
+        if !present {
+            eprintln!("SKIPPED: this machine does not have {set}");
+            continue;
+        }
+        for ((name, expected), (_, found)) in expected.iter().zip(with(choice)) {
+            assert!(bits(expected) == bits(&found), "{name} differs with {set}");
+        }
+    }
+}

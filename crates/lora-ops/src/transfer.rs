@@ -1,0 +1,95 @@
+//! Tensors between the host and the device that computes. Every function waits until its copy is done.
+//!
+//! candle's own copies (`to_vec1`, `to_device`, `from_vec`) do not wait where a GPU is one of their ends:
+//! CUDA leaves open whether a copy from or to pageable memory is over when the call returns.
+
+use candle_core::{DType, Device, Result, Shape, Tensor, WithDType};
+
+use crate::place::Place;
+
+/// The elements of a contiguous tensor, row after row.
+///
+/// # Errors
+/// The tensor is of another type than `T`; a GPU's tensor is not contiguous.
+pub fn to_vec<T: WithDType>(tensor: &Tensor) -> Result<Vec<T>> {
+    match Place::of(&[tensor])? {
+        Place::Cpu => tensor.flatten_all()?.to_vec1(),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => {
+            let mut values = vec![T::zero(); tensor.elem_count()];
+            if !values.is_empty() {
+                gpu.read(tensor, &mut values)?;
+            }
+            Ok(values)
+        }
+    }
+}
+
+/// A new tensor on `device` with these elements.
+///
+/// # Errors
+/// Another number of elements than `shape` has; the GPU is out of memory.
+pub fn from_vec<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
+    match Place::on(device)? {
+        Place::Cpu => Tensor::from_vec(values, shape.into(), device),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => {
+            let tensor = gpu.empty(shape, T::DTYPE)?;
+            if tensor.elem_count() != values.len() {
+                candle_core::bail!("{} values for {:?}", values.len(), tensor.shape());
+            }
+            if !values.is_empty() {
+                gpu.write(&tensor, &values)?;
+            }
+            Ok(tensor)
+        }
+    }
+}
+
+/// A contiguous tensor's copy on `device`, or the tensor itself where it is there already.
+///
+/// # Errors
+/// The tensor is on another GPU, or not f32, bf16, f64, u32 or u8; the GPU is out of memory.
+pub fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    if tensor.device().same_device(device) {
+        return Ok(tensor.clone());
+    }
+    match tensor.dtype() {
+        DType::F32 => copy::<f32>(tensor, device),
+        DType::BF16 => copy::<half::bf16>(tensor, device),
+        DType::F64 => copy::<f64>(tensor, device),
+        DType::U32 => copy::<u32>(tensor, device),
+        DType::U8 => copy::<u8>(tensor, device),
+        other => candle_core::bail!("no copy of {other:?} between devices"),
+    }
+}
+
+fn copy<T: WithDType>(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    match Place::on(device)? {
+        Place::Cpu => from_vec(to_vec::<T>(tensor)?, tensor.shape(), device),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => {
+            let copy = gpu.empty(tensor.shape(), T::DTYPE)?;
+            if tensor.elem_count() > 0 {
+                crate::cpu::read(tensor, |values: &[T]| gpu.write(&copy, values))??;
+            }
+            Ok(copy)
+        }
+    }
+}
+
+/// Zeros on `device`.
+///
+/// # Errors
+/// The GPU is out of memory.
+pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    match Place::on(device)? {
+        Place::Cpu => Tensor::zeros(shape, dtype, device),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => {
+            let tensor = gpu.empty(shape, dtype)?;
+            gpu.zero(&tensor)?;
+            Ok(tensor)
+        }
+    }
+}

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Rehearses the kit on the simulated GPU: packs prebuilt programs and runs every phase that needs no
+# real device, at tiny sizes.
+#
+#   tests/gpu/rehearsal.sh BIN_DIR      BIN_DIR: lora-gpu, lora-worker and train_step (feature cuda), loractl
+#
+# LD_LIBRARY_PATH must have the simulated libraries. `simulated.sh` calls this.
+set -euo pipefail
+bin=$(cd "${1:?usage: rehearsal.sh BIN_DIR}" && pwd)
+cd "$(dirname "$0")/../.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+fail() { echo "rehearsal.sh: $*" >&2; exit 1; }
+export PYTHONDONTWRITEBYTECODE=1
+
+mkdir "$work/pack"
+tests/gpu/pack.sh --programs "$bin" --without-python --level 0 "$work/pack"
+kit=$work/pack/kit.tar.xz
+
+# A program that needs another library is refused.
+mkdir "$work/programs"
+cp -L "$bin/"{lora-worker,lora-gpu,train_step} "$work/programs/"
+simulated=$(ldd "$bin/lora-worker" | sed -n 's/.*libcuda.so.1 => \(.*\)\/libcuda.so.1 .*/\1/p')
+echo 'int nvrtcVersion(int*, int*); int main(void) { int a, b; return nvrtcVersion(&a, &b); }' >"$work/main.c"
+cc "$work/main.c" -o "$work/programs/loractl" "-L$simulated" -lnvrtc "-Wl,-rpath-link,$simulated"
+if tests/gpu/pack.sh --programs "$work/programs" --without-python --level 0 "$work/refused" \
+  2>"$work/refused.log"; then
+  fail "pack.sh packed a program that needs libnvrtc.so.13"
+fi
+grep -q 'loractl needs libnvrtc.so.13' "$work/refused.log" || fail "$(cat "$work/refused.log")"
+[ ! -e "$work/refused/kit.tar.xz" ] || fail "pack.sh left an archive that it refused"
+
+# A Python without PyTorch, and no tools of NVIDIA's.
+python3 -m venv --without-pip "$work/venv"
+cat >"$work/tiny.json" <<'JSON'
+{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 64,
+ "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 160,
+ "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
+JSON
+export PYTHON=$work/venv/bin/python MODEL=$work/tiny.json
+export CASES=1x8,2x4 PROFILE_CASES=1x8 WARMUP=1 STEPS=1 THREADS=2
+export CHECKS='rms_norm' BENCH='rms_norm' BENCH_SCALE=64 JOBS='one tcp2 cpu' JOB_STEPS=2
+onsite() { # OUT PHASES...
+  local out=$1
+  shift
+  PATH=${TOOLS:+$TOOLS:}/usr/bin:/bin tests/gpu/onsite.sh "$kit" "$out" 280 "$@" | tee "$out.log"
+}
+# Of what onsite.sh printed into "$1.log": phase "$2" has status "$3".
+has() { grep -qE "^$2 +$3 " "$1.log" || fail "$2 is not $3"; }
+
+echo "-- the first half"
+onsite "$work/first"
+for phase in env doctor ops bench steps selftest; do has "$work/first" $phase ok; done
+echo "-- the second half, without PyTorch and without NVIDIA's tools"
+onsite "$work/second" second
+for phase in env ours nccl; do has "$work/second" $phase ok; done
+for phase in peft sanitize ncu; do has "$work/second" $phase skipped; done
+grep -q 'Python has no torch' "$work/second.log" || fail "the table does not say why peft was skipped"
+grep -q 'ncu is not installed' "$work/second.log" || fail "the table does not say why ncu was skipped"
+
+echo "-- NVIDIA's tools, by stand-ins that run the program alone"
+mkdir "$work/tools"
+for tool in ncu compute-sanitizer; do
+  # Everything before the path of lora-gpu is the tool's.
+  printf '#!/bin/sh\nwhile [ "${1##*/}" != lora-gpu ]; do shift; done\nexec "$@"\n' >"$work/tools/$tool"
+  chmod +x "$work/tools/$tool"
+done
+TOOLS=$work/tools onsite "$work/tools-run" sanitize ncu
+for phase in sanitize ncu; do has "$work/tools-run" $phase ok; done
+
+echo "-- what came out"
+for run in first second tools-run; do
+  files=$(find "$work/$run" -type f | wc -l)
+  [ "$files" -le 8 ] || fail "$run has $files files"
+  [ "$(sed '1,/^$/d' "$work/$run.log" | wc -l)" -le 60 ] || fail "the table of $run is too long"
+done
+mkdir "$work/results"
+cp "$work/first/result.json" "$work/results/first.json"
+cp "$work/second/result.json" "$work/results/second.json"
+cp benches/gpu/RESULTS.md "$work/RESULTS.md"
+python3 benches/gpu/results.py --results "$work/results" --page "$work/RESULTS.md"
+for row in 'RMSNorm, residual + norm | .* | ok: Simulated GPU' 'reduction through NCCL, abort | .* | ok: Simulated GPU' \
+  'tiny, bf16 | 2 x 4 | [0-9]' 'tiny, int8 | 1 x 8 | [0-9]' 'rms_norm forward .* | [0-9.]* | [0-9]' \
+  'rms_norm_forward_bf16 | [0-9]' 'frozen products | [0-9]'; do
+  grep -q "^| $row" "$work/RESULTS.md" || fail "the tables have no row '$row'"
+done
+if python3 benches/gpu/results.py --add "$work/first/result.json" --results "$work/results" \
+  --page "$work/RESULTS.md"; then
+  fail "a run on a simulated GPU was added to the results"
+fi
+echo "the kit is ready"

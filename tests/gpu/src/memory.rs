@@ -1,0 +1,69 @@
+//! A GPU's memory: copies that wait, and a pool that gives back what it keeps.
+
+use anyhow::{Context as _, Result, ensure};
+use candle_core::{DType, Tensor};
+use lora_ops::device::{Memory, memory};
+use lora_ops::gemm::{of, product};
+use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
+
+use crate::check::{Bench, Check};
+
+pub(crate) fn checks() -> Vec<Check> {
+    vec![Check::new("copies wait for the GPU", copies_wait), Check::new("memory of many sizes", many_sizes)]
+}
+
+fn now(bench: &Bench) -> Result<Memory> {
+    bench.device.synchronize()?;
+    memory(&bench.device)?.context("no reading of the GPU's memory")
+}
+
+/// What is read behind much work is its result, and what is written may be freed at once, at any size.
+fn copies_wait(bench: &Bench) -> Result<String> {
+    // On real hardware some 0.3 s of products.
+    let (side, products) = if now(bench)?.total_bytes >= 32 << 30 { (8192, 150) } else { (96, 3) };
+    let ones = zeros((side, side), DType::F32, &bench.device)?;
+    let sums = zeros((side, side), DType::F32, &bench.device)?;
+    for (i, len) in [1_usize, 1000, 100_003, 3_000_000].into_iter().enumerate() {
+        for _ in 0..products {
+            product(1.0, of(&ones), of(&ones), 1.0, &sums)?;
+        }
+        let values: Vec<f32> = (0..len).map(|at| (at % 1021 + i) as f32).collect();
+        let there = from_vec(values.clone(), len, &bench.device)?;
+        let sum = lora_ops::pointwise::add_assign;
+        sum(&there, &there)?;
+        let back: Vec<f32> = to_vec(&there)?;
+        let wrong = back.iter().zip(&values).position(|(got, value)| *got != 2.0 * value);
+        ensure!(wrong.is_none(), "element {wrong:?} of {len} was read before it was computed");
+        let again = to_device(&to_device(&there, &candle_core::Device::Cpu)?, &bench.device)?;
+        ensure!(to_vec::<f32>(&again)? == back, "{len} elements there and back again");
+    }
+    Ok("at 4 sizes".into())
+}
+
+/// Tensors of ever larger sizes, one at a time, of which none fits a hole that the ones before left: all
+/// together would take more than the GPU has.
+fn many_sizes(bench: &Bench) -> Result<String> {
+    let before = now(bench)?;
+    let free = before.free_bytes.saturating_sub(before.used_bytes);
+    let mut most = 0;
+    for eighths in 1..=6 {
+        let bytes = (free / 8 * eighths) as usize;
+        let tensor: Tensor = zeros(bytes / 4, DType::F32, &bench.device)
+            .with_context(|| format!("{bytes} of {free} free bytes"))?;
+        drop(tensor);
+        most = now(bench)?.reserved_bytes.max(most);
+    }
+    let after = now(bench)?;
+    ensure!(after.used_bytes == before.used_bytes, "{before:?}, then {after:?}");
+    ensure!(most <= after.total_bytes && after.reserved_bytes >= after.used_bytes, "{after:?}");
+    // As large as everything together: refused, with numbers, and nothing is lost by it.
+    let refused = zeros((after.total_bytes / 4) as usize, DType::F32, &bench.device);
+    let Err(error) = refused else { anyhow::bail!("more than the GPU's memory was given") };
+    let text = error.to_string();
+    ensure!(text.contains("the GPU is out of memory: an allocation of"), "{text}");
+    let last = now(bench)?;
+    ensure!(last.used_bytes == before.used_bytes, "{before:?}, then {last:?}");
+    // What was kept was given back before the refusal.
+    ensure!(last.reserved_bytes <= most, "{last:?}");
+    Ok(format!("up to {} MiB reserved, {} MiB after a refusal", most >> 20, last.reserved_bytes >> 20))
+}
