@@ -5,8 +5,15 @@
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
+/// Two steps of 3 x 12 tokens.
 fn bench(flags: &[&str]) -> Output {
+    program(&[&["--sequence", "12", "--micro-batch", "3"], flags].concat()).output().unwrap()
+}
+
+/// The program with a small model. Its directory goes when the program has ended.
+fn program(flags: &[&str]) -> Program {
     let config = json!({
         "architectures": ["Qwen2ForCausalLM"], "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
@@ -14,10 +21,26 @@ fn bench(flags: &[&str]) -> Output {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
     std::fs::write(&path, config.to_string()).unwrap();
-    let shape = ["--sequence", "12", "--micro-batch", "3", "--warmup", "1", "--steps", "2"];
-    let mut program = Command::new(env!("CARGO_BIN_EXE_train_step"));
-    program.args(["--model"]).arg(path).args(shape).args(flags);
-    program.output().unwrap()
+    let mut command = Command::new(env!("CARGO_BIN_EXE_train_step"));
+    command.args(["--warmup", "1", "--steps", "2", "--model"]).arg(path).args(flags);
+    Program { command, _dir: dir }
+}
+
+struct Program {
+    command: Command,
+    _dir: TempDir,
+}
+
+impl Program {
+    fn output(&mut self) -> std::io::Result<Output> {
+        self.command.output()
+    }
+}
+
+/// The lines of JSON that a run printed.
+fn lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
@@ -58,4 +81,98 @@ fn without_json_it_prints_words() {
         "{text}"
     );
     assert!(!text.contains("MFU"), "the peak of a CPU is not known: {text}");
+}
+
+#[test]
+fn cases_have_a_line_each_and_the_numbers_of_single_runs() {
+    for quantization in ["none", "nf4", "nf4-double", "int8"] {
+        let flags = ["--quantization", quantization, "--json"];
+        let output = program(&[&["--cases", "1x7,3x12"], &flags[..]].concat()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let results = lines(&output);
+        let shapes: Vec<_> =
+            results.iter().map(|result| (&result["micro_batch"], &result["sequence"])).collect();
+        assert_eq!(shapes, [(&json!(1), &json!(7)), (&json!(3), &json!(12))]);
+        let alone = lines(&bench(&flags)).remove(0);
+        assert_eq!(
+            (&results[1]["loss"], &results[1]["quantization"]),
+            (&alone["loss"], &json!(quantization))
+        );
+        let loss = alone["loss"].as_f64().unwrap();
+        assert!((loss - 100_f64.ln()).abs() < 0.5, "{quantization}: {loss}");
+        assert!(results.iter().all(|result| result["peak_memory_bytes"].as_f64().unwrap() > 1e6));
+    }
+}
+
+#[test]
+fn on_the_cpu_a_profile_has_operations() {
+    let output = program(&["--cases", "2x5,2x9", "--profile", "--json"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for result in lines(&output) {
+        let rows = result["profile"].as_array().unwrap();
+        let row = |name: &str| rows.iter().find(|row| row["name"] == name).unwrap();
+        // Two blocks.
+        assert_eq!(row("attention forward")["calls"], json!(2));
+        assert_eq!(row("linear forward")["calls"], json!(14));
+        let percent: f64 = rows.iter().map(|row| row["percent"].as_f64().unwrap()).sum();
+        assert!((percent - 100.0).abs() < 1e-6, "{percent}");
+    }
+    let text = String::from_utf8(bench(&["--profile"]).stdout).unwrap();
+    assert!(text.contains("ms a step") && text.contains("attention backward"), "{text}");
+}
+
+/// On the simulated GPU.
+#[cfg(feature = "cuda")]
+mod gpu {
+    use super::*;
+
+    #[test]
+    fn a_profile_has_the_steps_kernels_and_products() {
+        let flags =
+            ["--device", "cuda:0", "--dtype", "bf16", "--profile", "--ceilings-scale", "128", "--json"];
+        for quantization in ["none", "nf4"] {
+            let flags = [&flags[..], &["--quantization", quantization, "--cases", "3x12"]].concat();
+            let output = program(&flags).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let result = lines(&output).remove(0);
+            let number = |field: &str| result[field].as_f64().unwrap();
+            let rows = result["profile"].as_array().unwrap();
+            let count = |begin: &str| -> f64 {
+                let rows = rows.iter().filter(|row| row["name"].as_str().unwrap().starts_with(begin));
+                rows.map(|row| row["count"].as_f64().unwrap()).sum()
+            };
+            // Of each of two blocks 7 with the frozen weights and 14 of LoRA forward; backward 3 for each layer's dA and dB, and 2
+            // for each gradient of an input, of which the lower block needs none below q, k and v. The head has 2.
+            assert_eq!(count("product "), f64::from(2 * (7 + 14) + 2 * 3 * 7 + 2 * (7 + 4) + 2));
+            assert_eq!(count("attention_forward"), 2.0);
+            assert_eq!(count("adamw_step_f32"), 1.0);
+            assert_eq!(count("quant_") > 0.0, quantization == "nf4");
+            let sum: f64 = rows.iter().map(|row| row["milliseconds"].as_f64().unwrap()).sum();
+            assert!((sum - number("kernel_milliseconds")).abs() < 1e-9 * sum);
+            let classes = result["profile_classes"].as_array().unwrap();
+            let of_classes: f64 = classes.iter().map(|class| class["milliseconds"].as_f64().unwrap()).sum();
+            assert!((sum - of_classes).abs() < 1e-9 * sum);
+            assert!(number("profiled_gap_milliseconds") > 0.0, "{result}");
+            assert!(result["ceilings"]["gb_s"].as_f64().unwrap() > 0.0);
+        }
+    }
+
+    #[test]
+    fn a_case_without_memory_is_reported_and_the_next_one_runs() {
+        let cases = ["--device", "cuda:0", "--dtype", "bf16", "--json", "--cases"];
+        let mut failing = program(&[&cases[..], &["4000x512,2x8"]].concat());
+        let output = failing.command.env("LORA_SIM_MEMORY", "96M").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let results = lines(&output);
+        assert_eq!(results.len(), 2);
+        assert_eq!((&results[0]["micro_batch"], &results[0]["sequence"]), (&json!(4000), &json!(512)));
+        let error = results[0]["error"].as_str().unwrap();
+        assert!(error.contains("out of memory") && !error.contains('\n'), "{error}");
+        assert!(results[1]["error"].is_null() && results[1]["tokens_per_s"].as_f64().unwrap() > 0.0);
+
+        let mut alone = program(&[&cases[..], &["4000x512"]].concat());
+        let output = alone.command.env("LORA_SIM_MEMORY", "96M").output().unwrap();
+        assert!(!output.status.success());
+        assert!(String::from_utf8_lossy(&output.stderr).contains("memory"));
+    }
 }

@@ -31,6 +31,8 @@ cargo clippy "${cuda[@]}" --all-targets -- -D warnings
 echo "-- the reduction over NCCL"
 export LD_LIBRARY_PATH=$target/gpu-sim
 NCCL_MULTI_RANK_GPU_ENABLE=1 cargo test "${cuda[@]}" --test nccl
+echo "-- training steps at tiny shapes"
+cargo test "${cuda[@]}" --test train_step
 echo "-- programs"
 cargo build "${cuda[@]}" --bins
 cargo build --locked -p loractl

@@ -9,14 +9,14 @@ use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::reduce::fingerprint;
 use lora_ops::rope::RopeTable;
-use lora_spec::{BaseDtype, BaseForm, BaseFormat, Checkpoint, LinearModule, ModelConfig, Quantization};
+use lora_spec::{BaseDtype, BaseForm, BaseFormat, Checkpoint, LinearModule, ModelConfig};
 use rayon::prelude::*;
 
 use crate::ModelError;
 use crate::block::Block;
 use crate::hash::{sha256, sha256_file};
 use crate::random;
-use crate::read::{Reader, quantize};
+use crate::read::Reader;
 use crate::start::requantized;
 
 /// A frozen base model: read once, never changed.
@@ -92,28 +92,27 @@ impl Base {
         )
     }
 
-    /// A model of this shape with random weights, for measurements. Matrices (`auto`: f32) are uniform with a standard deviation
-    /// of 0.02, norms 1 and biases 0; each element is a pure function of the seed and its place.
+    /// A model of this shape with random weights, made on `device`, for measurements. Dense matrices (`auto`: f32) are uniform
+    /// with a standard deviation of 0.02, norms 1 and biases 0. Quantized matrices have uniform codes and random scales that
+    /// give the same standard deviation ([`FourBit::random`](lora_ops::quant::FourBit::random),
+    /// [`Int8::random`](lora_ops::quant::Int8::random)). Each part is a pure function of the seed, its name and the index of an
+    /// element, with the same bits on every device.
     pub fn random(
         config: ModelConfig,
         format: impl Into<BaseFormat>,
         seed: u64,
         device: &Device,
     ) -> Result<Self, ModelError> {
-        let format @ BaseFormat { dtype, quantization } = format.into();
+        let format = format.into();
         let shapes: HashMap<String, Vec<usize>> = config.tensors().into_iter().collect();
         let sha256 = sha256(format!("random {seed} {format:?} {config:?}").as_bytes());
         let tensor = |name: &str, dtype| random::tensor(name, &shapes[name], dtype, seed, device);
-        let weight = |module: &LinearModule| -> Result<Weight, ModelError> {
-            let name = format!("{}.weight", module.name);
-            if quantization == Quantization::None {
-                return Ok(tensor(&name, dtype)?.into());
-            }
-            let dense = random::tensor(&name, &shapes[&name], BaseDtype::F32, seed, &Device::Cpu)?;
-            let shape = dense.dims2()?;
-            Ok(quantize(&dense.flatten_all()?.to_vec1()?, shape, quantization)?.on(device)?)
+        let weight = |module: &LinearModule| {
+            let shape = (module.out_features, module.in_features);
+            random::weight(&format!("{}.weight", module.name), shape, format, seed, device)
         };
-        let (matrix, vector) = (|name: &str| tensor(name, dtype), |name: &str| tensor(name, BaseDtype::F32));
+        let matrix = |name: &str| tensor(name, format.dtype);
+        let vector = |name: &str| tensor(name, BaseDtype::F32);
         Self::build(config.clone(), PathBuf::new(), sha256, device, matrix, vector, weight)
     }
 

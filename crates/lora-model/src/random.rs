@@ -1,18 +1,22 @@
 //! Random weights, for measurements that depend on a model's shape alone.
 
-use candle_core::{Device, Tensor};
-use half::bf16;
-use lora_ops::transfer::from_vec;
-use lora_spec::{BaseDtype, Philox};
-use rayon::prelude::*;
+use candle_core::{DType, Device, Tensor};
+use lora_ops::linear::Weight;
+use lora_ops::quant::{Codebook, FourBit, Int8};
+use lora_ops::random::uniform;
+use lora_ops::transfer::to_device;
+use lora_spec::{BaseDtype, BaseFormat, Philox, Quantization};
 
 use crate::ModelError;
 
-/// Bound of the uniform matrices; their standard deviation is that of Transformers' initialization, 0.02.
+/// Standard deviation of Transformers' initialization.
+const DEVIATION: f64 = 0.02;
+
+/// Bound of uniform numbers with that standard deviation.
 const BOUND: f32 = 0.034_641;
 
-/// A tensor of a checkpoint: a matrix of uniform numbers, a norm of ones or a bias of zeros. Every element is a pure function
-/// of the seed, the name and its place.
+/// A tensor of a checkpoint, made on `device`: a matrix of uniform numbers, a norm of ones or a bias of zeros. Every element is
+/// a pure function of the seed, the name and its index.
 pub(crate) fn tensor(
     name: &str,
     shape: &[usize],
@@ -20,39 +24,39 @@ pub(crate) fn tensor(
     seed: u64,
     device: &Device,
 ) -> Result<Tensor, ModelError> {
-    let len = shape.iter().product();
-    let philox = (shape.len() > 1).then(|| Philox::new(seed, name));
-    let constant = if name.ends_with(".bias") { 0.0 } else { 1.0 };
-    Ok(match dtype {
-        BaseDtype::Bf16 => {
-            from_vec(values(len, philox, bf16::from_f32(constant), bf16::from_f32), shape, device)?
-        }
-        BaseDtype::F32 | BaseDtype::Auto => from_vec(values(len, philox, constant, |v| v), shape, device)?,
-    })
+    let dtype = match dtype {
+        BaseDtype::Bf16 => DType::BF16,
+        BaseDtype::F32 | BaseDtype::Auto => DType::F32,
+    };
+    if shape.len() > 1 {
+        return Ok(uniform(shape, BOUND, dtype, &Philox::new(seed, name), device)?);
+    }
+    let constant = if name.ends_with(".bias") { 0.0_f32 } else { 1.0 };
+    let values = vec![constant; shape.iter().product()];
+    Ok(to_device(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?, device)?)
 }
 
-/// Uniform numbers from `philox`; without one, `constant`.
-fn values<T: Copy + Send + Sync>(
-    len: usize,
-    philox: Option<Philox>,
-    constant: T,
-    round: impl Fn(f32) -> T + Sync,
-) -> Vec<T> {
-    let mut values = vec![constant; len];
-    if let Some(philox) = philox {
-        values.par_chunks_mut(4).enumerate().for_each(|(block, values)| {
-            let words = philox.words([block as u32, (block >> 32) as u32, 0, 0]);
-            for (value, word) in values.iter_mut().zip(words) {
-                *value = round((2.0 * Philox::unit(word) - 1.0) * BOUND);
-            }
-        });
-    }
-    values
+/// The weight of a linear module, made on `device`. A quantized one has random codes and scales; no dense matrix is made.
+pub(crate) fn weight(
+    name: &str,
+    shape: (usize, usize),
+    format: BaseFormat,
+    seed: u64,
+    device: &Device,
+) -> Result<Weight, ModelError> {
+    let philox = Philox::new(seed, name);
+    Ok(match format.quantization {
+        Quantization::None => tensor(name, &[shape.0, shape.1], format.dtype, seed, device)?.into(),
+        Quantization::Nf4 { double_quant } => {
+            FourBit::random(shape, Codebook::Nf4, double_quant, DEVIATION, &philox, device)?.into()
+        }
+        Quantization::Int8 => Int8::random(shape, DEVIATION, &philox, device)?.into(),
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use candle_core::DType;
+    use half::bf16;
     use lora_spec::ModelConfig;
 
     use super::*;
@@ -78,6 +82,35 @@ mod tests {
         assert_ne!(values_of("k_proj.weight", &[61, 97], BaseDtype::F32, 3), values);
         assert_eq!(values_of("norm.weight", &[5], BaseDtype::F32, 3), [1.0; 5]);
         assert_eq!(values_of("q_proj.bias", &[5], BaseDtype::Bf16, 3), [0.0; 5]);
+    }
+
+    /// Quantized weights have the dense ones' standard deviation and no mean, also where a block, a byte or a draw is not full.
+    #[test]
+    fn quantized_weights_have_the_usual_distribution() {
+        for quantization in [
+            Quantization::Nf4 { double_quant: false },
+            Quantization::Nf4 { double_quant: true },
+            Quantization::Int8,
+        ] {
+            let format = BaseFormat { dtype: BaseDtype::Bf16, quantization };
+            let values = |name: &str, shape, seed| -> Vec<f32> {
+                let weight = weight(name, shape, format, seed, &Device::Cpu).unwrap();
+                assert_eq!(weight.dims().unwrap(), shape);
+                weight.dense().unwrap().flatten_all().unwrap().to_vec1().unwrap()
+            };
+            for shape in [(1031, 257), (512, 1024)] {
+                let drawn = values("q_proj.weight", shape, 3);
+                let mean = |f: fn(f64) -> f64| {
+                    drawn.iter().map(|v| f(f64::from(*v))).sum::<f64>() / drawn.len() as f64
+                };
+                assert!(mean(|v| v).abs() < 5e-4, "{quantization:?}: mean {}", mean(|v| v));
+                let deviation = mean(|v| v * v).sqrt();
+                assert!((deviation - 0.02).abs() < 8e-4, "{quantization:?}: deviation {deviation}");
+                assert_eq!(values("q_proj.weight", shape, 3), drawn);
+                assert_ne!(values("q_proj.weight", shape, 4), drawn);
+                assert_ne!(values("k_proj.weight", shape, 3), drawn);
+            }
+        }
     }
 
     #[test]

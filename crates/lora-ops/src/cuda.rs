@@ -11,6 +11,7 @@ mod gpu;
 mod launch;
 mod memory;
 mod pages;
+pub(crate) mod profile;
 mod rows;
 mod stage;
 

@@ -64,6 +64,16 @@ pub fn memory(device: &candle_core::Device) -> Result<Option<Memory>> {
     }
 }
 
+/// Sets the peaks of [`memory`] to what is used and reserved now, after the pool has given back what it keeps.
+/// Waits for the GPU. Does nothing on the CPU.
+pub fn reset_peak_memory(device: &candle_core::Device) -> Result<()> {
+    match device {
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.reset_peak_memory(),
+        _ => Ok(()),
+    }
+}
+
 /// Asks a GPU whether it still works, without waiting for it.
 ///
 /// # Errors

@@ -55,7 +55,7 @@ impl Ids {
     #[cfg(feature = "cuda")]
     pub(crate) fn arg(&self) -> Result<crate::cuda::Arg> {
         match &self.staged {
-            Some(staged) => Ok(staged.arg()),
+            Some(staged) => Ok(staged.arg().with_bytes(size_of::<u32>() * self.len())),
             None => candle_core::bail!("numbers that are on the CPU, for an operation on a GPU"),
         }
     }

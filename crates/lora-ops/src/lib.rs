@@ -15,6 +15,7 @@
 pub mod adamw;
 pub mod adamw_8bit;
 pub mod attention;
+pub mod ceilings;
 mod cpu;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]
@@ -30,11 +31,14 @@ pub mod lora;
 pub mod paged;
 mod place;
 pub mod pointwise;
+pub mod profile;
 pub mod quant;
+pub mod random;
 pub mod reduce;
 pub mod rms_norm;
 pub mod rope;
 mod simd;
+mod timestamp;
 pub mod transfer;
 
 pub use candle_core::{Error, Result};
@@ -42,3 +46,4 @@ pub use cpu::{read_f32, update_f32};
 pub use ids::Ids;
 pub use pointwise::add_assign;
 pub use simd::instruction_set;
+pub use timestamp::Timestamp;

@@ -12,6 +12,7 @@ mod codebook;
 mod cpu;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod random;
 
 pub use codebook::{Codebook, dynamic_map, dynamic_map_unsigned};
 

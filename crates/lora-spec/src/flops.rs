@@ -24,7 +24,8 @@ pub fn row_flops(config: &ModelConfig, adapter: u64, seq: u64) -> u64 {
     seq * (4 * (blocks + head) + 6 * adapter) + attention_flops(config, seq)
 }
 
-fn attention_flops(config: &ModelConfig, seq: u64) -> u64 {
+/// What of [`row_flops`] is attention's: a third in the forward pass, the rest in the backward pass.
+pub fn attention_flops(config: &ModelConfig, seq: u64) -> u64 {
     let features = (config.num_attention_heads * config.head_dim) as u64;
     let pairs = |layer| {
         let window = config.window(layer).map_or(seq, |window| seq.min(window as u64));

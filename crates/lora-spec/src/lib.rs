@@ -22,7 +22,7 @@ pub use checkpoint::{
     Checkpoint, CheckpointError, FOUR_BIT_BLOCKS, FourBitState, FourBitType, StoredWeight, TensorEntry,
 };
 pub use device::{Device, DeviceError};
-pub use flops::row_flops;
+pub use flops::{attention_flops, row_flops};
 pub use init_lora_weights::InitLoraWeights;
 pub use job::{
     ActivationCheckpointing, DataSpec, JobSpec, LongRows, Optim, Scheduler, TrainingSpec, WorkersSpec,

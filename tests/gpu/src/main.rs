@@ -1,4 +1,5 @@
-//! Holds every operation, the gradients and whole steps on a GPU against the CPU's: see `tests/gpu/selftest.sh`.
+//! Holds every operation, the gradients and whole steps on a GPU against the CPU's (see `tests/gpu/selftest.sh`), and times
+//! operations.
 
 use anyhow::Result;
 use clap::Parser;
@@ -12,18 +13,20 @@ mod golden;
 #[cfg(feature = "cuda")]
 mod memory;
 #[cfg(feature = "cuda")]
+mod microbench;
+#[cfg(feature = "cuda")]
 mod ops;
 #[cfg(feature = "cuda")]
 mod steps;
 
-/// Check every operation, the gradients and whole steps on a GPU against the CPU's
+/// Check every operation, the gradients and whole steps on a GPU against the CPU's, or time operations
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Args {
     /// The GPU
     #[arg(long, default_value = "cuda:0")]
     device: lora_spec::Device,
-    /// Only checks whose name contains this
+    /// Only checks, or with --bench operations, whose name contains this
     #[arg(long, default_value = "")]
     only: String,
     /// Seed of the inputs; default: another one each time
@@ -35,12 +38,21 @@ pub(crate) struct Args {
     /// Directory of the example that steps are trained on
     #[arg(long, default_value = "examples/dates")]
     example: std::path::PathBuf,
+    /// Time operations at the shapes of Llama-3.1-8B instead of checking them
+    #[arg(long)]
+    bench: bool,
+    /// With --bench: write the times to this file as JSON too
+    #[arg(long, requires = "bench")]
+    json: Option<std::path::PathBuf>,
+    /// Divide the sizes of --bench, for simulated GPUs
+    #[arg(long, default_value = "1", hide = true)]
+    bench_scale: std::num::NonZeroUsize,
 }
 
 fn main() -> Result<()> {
     let args = Args::parse();
     #[cfg(feature = "cuda")]
-    return checks::run(&args);
+    return if args.bench { microbench::run(&args) } else { checks::run(&args) };
     #[cfg(not(feature = "cuda"))]
     anyhow::bail!("this program was built without the feature `cuda`: {} is not reached", args.device)
 }

@@ -11,7 +11,9 @@ mod embedding;
 mod glu;
 mod linear;
 mod pointwise;
+mod profile;
 mod quant;
+mod random;
 mod reduce;
 mod rms_norm;
 mod rope;
@@ -28,7 +30,9 @@ pub(crate) fn checks() -> Vec<Check> {
         glu::checks(),
         linear::checks(),
         pointwise::checks(),
+        profile::checks(),
         quant::checks(),
+        random::checks(),
         reduce::checks(),
         rms_norm::checks(),
         rope::checks(),

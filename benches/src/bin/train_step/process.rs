@@ -13,6 +13,11 @@ pub(crate) fn peak_rss_bytes() -> Result<u64> {
     Ok(kib.context("/proc/self/status has no VmHWM")? * 1024)
 }
 
+/// Begins the peak of [`peak_rss_bytes`] anew, where the kernel allows that; else it stays that of the whole process.
+pub(crate) fn reset_peak_rss() {
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
 /// Processor time of all threads so far, user and system, in seconds (clock ticks of 10 ms).
 pub(crate) fn cpu_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/self/stat").context("processor time is read from Linux's /proc")?;

@@ -41,7 +41,8 @@ pub(super) fn forward_backward(
             gpu.launch(&format!("cross_entropy_{what}_{}", suffix(dtype)?), (n, 1, 1), threads, 0, args)
         };
         let copy = |what: &str, all: &Tensor| {
-            let (all, some) = (gpu.arg(all, dtype)?, gpu.arg(&some, dtype)?);
+            let rows_bytes = n * features * dtype.size_in_bytes();
+            let (all, some) = (gpu.arg(all, dtype)?.with_bytes(rows_bytes), gpu.arg(&some, dtype)?);
             let args = [all, some, targets.rows.arg()?, Arg::size(first)?, Arg::size(features)?];
             launch(what, THREADS.1, &args)
         };

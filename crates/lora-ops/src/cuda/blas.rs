@@ -9,6 +9,7 @@ use candle_core::cuda_backend::cudarc::cublas::{result, sys};
 use candle_core::{DType, Result};
 
 use super::gpu::Gpu;
+use super::profile::ProductKind;
 
 pub(super) fn math_mode() -> sys::cublasMath_t {
     sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
@@ -33,6 +34,19 @@ pub(crate) struct Product {
     pub(crate) output: DType,
 }
 
+impl Product {
+    fn kind(&self) -> ProductKind {
+        ProductKind {
+            mnk: self.mnk,
+            a_transposed: self.a.1,
+            b_transposed: self.b.1,
+            adds: self.beta != 0.0,
+            operands: self.operands,
+            output: self.output,
+        }
+    }
+}
+
 impl Gpu {
     pub(crate) fn product(&self, product: &Product) -> Result<()> {
         let (m, n, k) = product.mnk;
@@ -53,6 +67,7 @@ impl Gpu {
             _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
         };
         self.stream.context().bind_to_thread().map_err(super::wrong("a product"))?;
+        let started = self.profile_start()?;
         // cuBLAS stores matrices by columns: it sees the transposes, and C^T = op(B)^T op(A)^T.
         // SAFETY: the callers hold the tensors against the sizes.
         let done = unsafe {
@@ -78,7 +93,11 @@ impl Gpu {
                 sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
             )
         };
-        done.map_err(|e| candle_core::Error::Msg(format!("cuBLAS: product of {m} x {n} x {k}: {e:?}")).bt())
+        done.map_err(|e| candle_core::Error::Msg(format!("cuBLAS: product of {m} x {n} x {k}: {e:?}")).bt())?;
+        match started {
+            Some(started) => self.profile_product(started, product.kind()),
+            None => Ok(()),
+        }
     }
 }
 

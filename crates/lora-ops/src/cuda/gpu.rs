@@ -189,7 +189,8 @@ impl Gpu {
 
     /// A tensor as a kernel's argument; see [`Self::address`].
     pub(crate) fn arg(&self, tensor: &Tensor, dtype: DType) -> Result<Arg> {
-        Ok(Arg::from(self.address(tensor, dtype)?))
+        let bytes = tensor.elem_count() * dtype.size_in_bytes();
+        Ok(Arg::from(self.address(tensor, dtype)?).with_bytes(bytes))
     }
 
     /// What the bits of a result depend on: the GPU and its number of multiprocessors, where the kernels'

@@ -10,9 +10,14 @@ use super::gpu::{Gpu, wrong};
 /// Threads of a block of the kernels with `flat` (flat.cuh), a thread for each four elements.
 const FLAT_THREADS: u32 = 256;
 
-/// An argument of a kernel: its bytes, in the order of memory.
+/// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Arg([u8; 8]);
+pub(crate) struct Arg {
+    /// In the order of memory.
+    value: [u8; 8],
+    /// Bytes that the kernel reads or writes through it, for a profile.
+    operand_bytes: u64,
+}
 
 macro_rules! arguments {
     ($($kind:ty),*) => {
@@ -21,7 +26,7 @@ macro_rules! arguments {
                 let mut bytes = [0; 8];
                 let value = value.to_le_bytes();
                 bytes[..value.len()].copy_from_slice(&value);
-                Self(bytes)
+                Self { value: bytes, operand_bytes: 0 }
             }
         })*
     };
@@ -38,6 +43,16 @@ impl Arg {
             Ok(n) => Ok(n.into()),
             Err(_) => candle_core::bail!("{n} elements in one dimension are too many for a kernel"),
         }
+    }
+
+    /// The same argument, through which the kernel reads or writes so many bytes.
+    pub(crate) fn with_bytes(self, operand_bytes: usize) -> Self {
+        Self { operand_bytes: operand_bytes as u64, ..self }
+    }
+
+    /// The same argument, which the kernel both reads and writes.
+    pub(crate) fn updated(self) -> Self {
+        Self { operand_bytes: 2 * self.operand_bytes, ..self }
     }
 }
 
@@ -63,8 +78,15 @@ impl Gpu {
         args: &[Arg],
     ) -> Result<()> {
         let mut args = args.to_vec();
-        let mut pointers: Vec<*mut c_void> = args.iter_mut().map(|arg| (&raw mut arg.0).cast()).collect();
-        self.launch_on(&self.stream, kernel, grid, threads, shared, &mut pointers)
+        let mut pointers: Vec<*mut c_void> = args.iter_mut().map(|arg| (&raw mut arg.value).cast()).collect();
+        let started = self.profile_start()?;
+        self.launch_on(&self.stream, kernel, grid, threads, shared, &mut pointers)?;
+        match started {
+            Some(started) => {
+                self.profile_kernel(started, kernel, args.iter().map(|arg| arg.operand_bytes).sum())
+            }
+            None => Ok(()),
+        }
     }
 
     /// Starts a thread for each four of `n` elements.

@@ -130,6 +130,26 @@ impl Gpu {
         read().map_err(wrong("a copy from the GPU"))
     }
 
+    /// Gives what the pool keeps back to the GPU, and sets the peaks of [`Self::memory`] to what is used and
+    /// reserved then.
+    pub(crate) fn reset_peak_memory(&self) -> Result<()> {
+        let context = self.stream.context();
+        let reset = || {
+            context.bind_to_thread()?;
+            self.release_kept_memory()?;
+            for peak in [
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
+                sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH,
+            ] {
+                let mut zero = 0_u64;
+                // SAFETY: the attribute's value is a u64, which may be 0.
+                unsafe { result::mem_pool::set_attribute(pool(context)?, peak, (&raw mut zero).cast())? };
+            }
+            Ok(())
+        };
+        reset().map_err(wrong("the memory pool"))
+    }
+
     pub(crate) fn memory(&self) -> Result<Memory> {
         let context = self.stream.context();
         let read = || {

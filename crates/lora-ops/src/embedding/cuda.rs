@@ -9,7 +9,9 @@ pub(super) fn forward(gpu: &Gpu, weight: &Tensor, tokens: &Ids) -> Result<Tensor
     let (features, dtype) = (weight.dims2()?.1, weight.dtype());
     let y = gpu.empty((tokens.len(), features), dtype)?;
     let (blocks, threads) = row_grid(tokens.len(), runs(features, dtype));
-    let args = [gpu.arg(&y, dtype)?, gpu.arg(weight, dtype)?, tokens.arg()?, Arg::size(features)?];
+    // Of the weight only the tokens' rows are read.
+    let rows = gpu.arg(weight, dtype)?.with_bytes(tokens.len() * features * dtype.size_in_bytes());
+    let args = [gpu.arg(&y, dtype)?, rows, tokens.arg()?, Arg::size(features)?];
     gpu.launch(&format!("embedding_forward_{}", suffix(dtype)?), blocks, threads, 0, &args)?;
     Ok(y)
 }

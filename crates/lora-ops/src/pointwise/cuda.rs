@@ -4,7 +4,7 @@ use crate::cuda::{Gpu, suffix};
 
 pub(super) fn add_assign(gpu: &Gpu, a: &Tensor, b: &Tensor) -> Result<()> {
     let (dtype, n) = (a.dtype(), a.elem_count());
-    let args = [gpu.arg(a, dtype)?, gpu.arg(b, dtype)?, (n as u64).into()];
+    let args = [gpu.arg(a, dtype)?.updated(), gpu.arg(b, dtype)?, (n as u64).into()];
     gpu.launch_flat(&format!("pointwise_add_{}", suffix(dtype)?), n, &args)
 }
 

@@ -13,17 +13,23 @@ pub(crate) fn four_bit(gpu: &Gpu, weight: &FourBit, start: usize, out: &Tensor) 
     let (dtype, n) = (out.dtype(), out.elem_count());
     let none = || Arg::from(0_u64);
     let [scales, map, absmax, offset, nested_shift] = match &weight.scales {
-        Scales::Plain(scales) => [gpu.arg(scales, DType::F32)?, none(), none(), 0.0_f32.into(), 0_u32.into()],
+        Scales::Plain(scales) => [
+            gpu.arg(scales, DType::F32)?.with_bytes(4 * n / weight.block),
+            none(),
+            none(),
+            0.0_f32.into(),
+            0_u32.into(),
+        ],
         Scales::Nested { codes, map, absmax, offset, block } => [
-            gpu.arg(codes, DType::U8)?,
+            gpu.arg(codes, DType::U8)?.with_bytes(n / weight.block),
             gpu.arg(map, DType::F32)?,
-            gpu.arg(absmax, DType::F32)?,
+            gpu.arg(absmax, DType::F32)?.with_bytes(4 * n / (weight.block * *block)),
             (*offset).into(),
             block.ilog2().into(),
         ],
     };
     let args = [
-        gpu.arg(&weight.codes, DType::U8)?,
+        gpu.arg(&weight.codes, DType::U8)?.with_bytes(n / 2),
         gpu.arg(&weight.values, DType::F32)?,
         scales,
         map,

@@ -30,7 +30,11 @@ pub(super) fn sums_of_squares(gpu: &Gpu, x: &Tensor) -> Result<Vec<f32>> {
 
 pub(super) fn scale(gpu: &Gpu, x: &Tensor, factor: f32) -> Result<()> {
     let n = x.elem_count();
-    gpu.launch_flat("reduce_scale_f32", n, &[gpu.arg(x, DType::F32)?, factor.into(), (n as u64).into()])
+    gpu.launch_flat(
+        "reduce_scale_f32",
+        n,
+        &[gpu.arg(x, DType::F32)?.updated(), factor.into(), (n as u64).into()],
+    )
 }
 
 /// The sums of the elements' hashes; the first element is number `first`.

@@ -14,9 +14,10 @@ pub(super) fn forward(
 ) -> Result<(Tensor, Tensor)> {
     let ((tokens, features), dtype) = (x.dims2()?, x.dtype());
     let (y, rstd) = (gpu.empty((tokens, features), dtype)?, gpu.empty(tokens, DType::F32)?);
-    let mut args = vec![gpu.arg(&y, dtype)?, gpu.arg(&rstd, DType::F32)?, gpu.arg(x, dtype)?];
-    if let Some(residual) = residual {
-        args.push(gpu.arg(residual, dtype)?);
+    let mut args = vec![gpu.arg(&y, dtype)?, gpu.arg(&rstd, DType::F32)?];
+    match residual {
+        Some(residual) => args.extend([gpu.arg(x, dtype)?.updated(), gpu.arg(residual, dtype)?]),
+        None => args.push(gpu.arg(x, dtype)?),
     }
     args.extend([gpu.arg(weight, DType::F32)?, (eps as f32).into(), Arg::size(features)?]);
     launch(gpu, if residual.is_some() { "add_forward" } else { "forward" }, x, &args)?;

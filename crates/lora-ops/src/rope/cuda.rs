@@ -17,7 +17,7 @@ pub(super) fn rotate(
     let heads = features / (2 * half);
     let (blocks, threads) = row_grid(tokens, heads * runs(half, dtype));
     let args = [
-        gpu.arg(x, dtype)?,
+        gpu.arg(x, dtype)?.updated(),
         gpu.arg(&table.cos, DType::F32)?,
         gpu.arg(&table.sin, DType::F32)?,
         Arg::size(heads)?,

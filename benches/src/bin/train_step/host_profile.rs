@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use serde_json::{Value, json};
 use tracing::Subscriber;
 use tracing::span::Id;
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
@@ -15,7 +16,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 /// Times by span name.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Profile {
+pub(crate) struct HostProfile {
     totals: Arc<Mutex<HashMap<&'static str, Total>>>,
 }
 
@@ -37,13 +38,13 @@ thread_local! {
 }
 
 /// Starts to measure the process's spans.
-pub(crate) fn install() -> Result<Profile> {
-    let profile = Profile::default();
+pub(crate) fn install() -> Result<HostProfile> {
+    let profile = HostProfile::default();
     tracing_subscriber::registry().with(profile.clone()).try_init()?;
     Ok(profile)
 }
 
-impl Profile {
+impl HostProfile {
     /// Forgets what was measured so far.
     pub(crate) fn reset(&self) {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -51,22 +52,43 @@ impl Profile {
 
     /// A row a span name, the longest first.
     pub(crate) fn table(&self, steps: usize) -> String {
-        let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut rows: Vec<_> = totals.iter().collect();
-        rows.sort_by_key(|(name, total)| (std::cmp::Reverse(total.busy), **name));
-        let all: Duration = rows.iter().map(|(_, total)| total.busy).sum();
         let mut table = format!("{:<24}{:>8}{:>12}{:>10}\n", "operation", "calls", "ms a step", "% of it");
-        for (name, total) in rows {
-            let per_step = total.busy.as_secs_f64() * 1e3 / steps as f64;
-            let share = 100.0 * total.busy.as_secs_f64() / all.as_secs_f64();
-            let calls = total.calls / steps as u64;
-            let _ = writeln!(table, "{name:<24}{calls:>8}{per_step:>12.1}{share:>10.1}");
+        for Row { name, calls, milliseconds, percent } in self.of_a_step(steps) {
+            let _ = writeln!(table, "{name:<24}{calls:>8}{milliseconds:>12.1}{percent:>10.1}");
         }
         table
     }
+
+    /// The same rows for a line of JSON.
+    pub(crate) fn rows(&self, steps: usize) -> Value {
+        let row = |Row { name, calls, milliseconds, percent }| json!({"name": name, "calls": calls, "milliseconds": milliseconds, "percent": percent});
+        self.of_a_step(steps).into_iter().map(row).collect()
+    }
+
+    fn of_a_step(&self, steps: usize) -> Vec<Row> {
+        let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sorted: Vec<_> = totals.iter().collect();
+        sorted.sort_by_key(|(name, total)| (std::cmp::Reverse(total.busy), **name));
+        let all: Duration = sorted.iter().map(|(_, total)| total.busy).sum();
+        let row = |(name, total): (&&'static str, &Total)| Row {
+            name,
+            calls: total.calls / steps as u64,
+            milliseconds: total.busy.as_secs_f64() * 1e3 / steps as f64,
+            percent: 100.0 * total.busy.as_secs_f64() / all.as_secs_f64(),
+        };
+        sorted.into_iter().map(row).collect()
+    }
 }
 
-impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Profile {
+/// A span name's numbers of a step.
+struct Row {
+    name: &'static str,
+    calls: u64,
+    milliseconds: f64,
+    percent: f64,
+}
+
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for HostProfile {
     fn on_enter(&self, _: &Id, _: Context<'_, S>) {
         FRAMES.with_borrow_mut(|frames| {
             frames.push(Frame { entered: Instant::now(), inside: Duration::ZERO });

@@ -1,0 +1,178 @@
+//! A case's result: a line of JSON or words.
+
+use std::sync::Arc;
+
+use anyhow::Error;
+use lora_model::Base;
+use lora_ops::ceilings::Ceilings;
+use lora_spec::{AdapterSpec, Held, Memory, MicroBatchShape, Optim, Training, row_flops};
+use serde_json::{Value, json};
+
+use crate::args::{Args, Case, Dtype, name};
+use crate::host_profile::HostProfile;
+use crate::measure::Measurement;
+use crate::utilization;
+
+/// What the results of all cases have in common.
+pub(crate) struct Report<'a> {
+    pub(crate) args: &'a Args,
+    /// The device's description.
+    pub(crate) device: String,
+    pub(crate) load_seconds: f64,
+    pub(crate) base: &'a Arc<Base>,
+    /// On the CPU, where a profile was asked for.
+    pub(crate) host_profile: Option<&'a HostProfile>,
+    /// On a GPU, where a profile was asked for.
+    pub(crate) ceilings: Option<Ceilings>,
+}
+
+impl Report<'_> {
+    /// Prints what was measured of a case.
+    pub(crate) fn print(&self, case: Case, measured: &Measurement) {
+        if self.args.json {
+            println!("{}", self.json(case, measured));
+        } else {
+            self.print_words(case, measured);
+        }
+    }
+
+    /// Prints why a case was not measured.
+    pub(crate) fn print_error(&self, case: Case, error: &Error) {
+        // What follows the first line is a backtrace.
+        let error = format!("{error:#}");
+        let error = error.lines().next().unwrap_or_default();
+        if self.args.json {
+            let mut result = self.case(case);
+            result["error"] = error.into();
+            println!("{result}");
+        } else {
+            println!(
+                "micro-batch         {} x {} tokens\nerror               {error}\n",
+                case.rows, case.positions
+            );
+        }
+    }
+
+    /// What a line of JSON says of a case before it is measured.
+    fn case(&self, case: Case) -> Value {
+        json!({
+            "engine": "loractl",
+            "model": self.args.model,
+            "device": self.device,
+            "dtype": name(self.args.dtype),
+            "quantization": name(self.args.quantization),
+            "sequence": case.positions,
+            "micro_batch": case.rows,
+            "activation_checkpointing": name(self.args.activation_checkpointing),
+            "threads": self.args.threads,
+        })
+    }
+
+    fn json(&self, case: Case, measured: &Measurement) -> Value {
+        let numbers = self.numbers(case, measured);
+        let mut result = self.case(case);
+        let rest = json!({
+            "trainable_parameters": measured.trainable_parameters,
+            "tokens_per_s": numbers.tokens_per_s,
+            "step_seconds": measured.seconds,
+            "cpu_seconds_per_step": measured.cpu_seconds_per_step,
+            "base_bytes_a_parameter": self.base.bytes() as f64 / self.base.config.parameters() as f64,
+            "peak_memory_bytes": measured.peak_memory_bytes,
+            "peak_reserved_memory_bytes": measured.peak_reserved_memory_bytes,
+            "planned_memory": numbers.planned,
+            "planned_memory_bytes": numbers.planned.of_a_step(),
+            "flops_per_token": numbers.flops_per_token,
+            "peak_tflops": numbers.peak_tflops,
+            "mfu": numbers.mfu,
+            "load_seconds": self.load_seconds,
+            "loss": measured.loss,
+        });
+        if let (Value::Object(result), Value::Object(rest)) = (&mut result, rest) {
+            result.extend(rest);
+        }
+        if let Some(profile) = self.host_profile {
+            result["profile"] = profile.rows(self.args.steps.get());
+        }
+        if let (Some(profile), Some(ceilings)) = (&measured.gpu_profile, &self.ceilings) {
+            profile.add_to(&mut result, ceilings);
+        }
+        result
+    }
+
+    fn print_words(&self, case: Case, measured: &Measurement) {
+        let numbers = self.numbers(case, measured);
+        let args = self.args;
+        let fastest = measured.seconds.iter().copied().fold(f64::INFINITY, f64::min);
+        let slowest = measured.seconds.iter().copied().fold(0.0, f64::max);
+        println!("device              {}, {} threads", self.device, args.threads);
+        println!(
+            "base                {} {}, made in {:.1} s",
+            args.model,
+            name(args.dtype),
+            self.load_seconds
+        );
+        println!("micro-batch         {} x {} tokens", case.rows, case.positions);
+        println!("tokens/s            {:.1} (median of {} steps)", numbers.tokens_per_s, args.steps);
+        println!("seconds a step      {:.4} ({fastest:.4} to {slowest:.4})", measured.median_seconds());
+        println!("CPU seconds a step  {:.3}", measured.cpu_seconds_per_step);
+        println!("GFLOPs a token      {:.3}", numbers.flops_per_token / 1e9);
+        if let (Some(mfu), Some(peak)) = (numbers.mfu, numbers.peak_tflops) {
+            println!("MFU                 {:.1} % of {peak} TFLOP/s", mfu * 100.0);
+        }
+        println!("peak memory         {:.3} GB", measured.peak_memory_bytes as f64 / 1e9);
+        if let Some(bytes) = measured.peak_reserved_memory_bytes {
+            println!("peak reserved       {:.3} GB", bytes as f64 / 1e9);
+        }
+        println!("planned             {:.3} GB", numbers.planned.of_a_step() as f64 / 1e9);
+        println!("loss                {:.4}", measured.loss);
+        if let Some(profile) = self.host_profile {
+            println!("\n{}", profile.table(args.steps.get()));
+        }
+        if let (Some(profile), Some(ceilings)) = (&measured.gpu_profile, &self.ceilings) {
+            println!("\n{}", profile.table(ceilings));
+        }
+        if args.cases().len() > 1 {
+            println!();
+        }
+    }
+
+    fn numbers(&self, case: Case, measured: &Measurement) -> Numbers {
+        let config = &self.base.config;
+        let (rows, positions) = (case.rows.get() as usize, case.positions.get() as usize);
+        let held = Held {
+            model: config,
+            checkpoint: None,
+            format: self.args.format(),
+            gpu: !self.base.device().is_cpu(),
+        };
+        let planned = held.memory(&Training {
+            modules: &config.linear_modules(),
+            adapter: &AdapterSpec::default(),
+            shape: MicroBatchShape { rows, positions, count: 1 },
+            checkpointing: self.args.activation_checkpointing.of(),
+            optim: Optim::default(),
+            keeps_best: false,
+        });
+        let tokens_per_s = (rows * positions) as f64 / measured.median_seconds();
+        let flops_of_row = row_flops(config, measured.trainable_parameters, positions as u64);
+        let flops_per_token = flops_of_row as f64 / positions as f64;
+        let known_peak = utilization::peak_tflops(&self.device).filter(|_| self.args.dtype == Dtype::Bf16);
+        let peak_tflops = self.args.peak_tflops.or(known_peak);
+        Numbers {
+            tokens_per_s,
+            flops_per_token,
+            peak_tflops,
+            mfu: peak_tflops.map(|peak| tokens_per_s * flops_per_token / (peak * 1e12)),
+            planned,
+        }
+    }
+}
+
+/// What follows from the measurement of a case.
+struct Numbers {
+    tokens_per_s: f64,
+    flops_per_token: f64,
+    peak_tflops: Option<f64>,
+    mfu: Option<f64>,
+    planned: Memory,
+}

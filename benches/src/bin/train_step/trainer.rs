@@ -1,0 +1,68 @@
+//! Training steps of an engine alone.
+
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use lora_model::{Adapter, Base, Batch, Pass};
+use lora_ops::adamw::AdamW;
+use lora_spec::{ActivationCheckpointing, AdapterSpec, Optim, Philox};
+use lora_train::{Engine, Peers, Share};
+
+use crate::args::Case;
+
+/// An engine with a fresh adapter, and the shape of its only micro-batch.
+pub(crate) struct Trainer {
+    engine: Engine,
+    rows: Vec<u64>,
+    seq: usize,
+    checkpointing: ActivationCheckpointing,
+}
+
+impl Trainer {
+    pub(crate) fn new(base: Arc<Base>, case: Case, checkpointing: ActivationCheckpointing) -> Result<Self> {
+        let adapter = Adapter::new(&base.config, &AdapterSpec::default(), 0)?;
+        Ok(Self {
+            engine: Engine::new(base, adapter, Optim::default())?,
+            rows: (0..case.rows.get().into()).collect(),
+            seq: case.positions.get() as usize,
+            checkpointing,
+        })
+    }
+
+    /// Elements of the adapter.
+    pub(crate) fn trainable_parameters(&self) -> u64 {
+        self.engine.adapter().layout().len as u64
+    }
+
+    /// Random tokens of a step's micro-batch.
+    pub(crate) fn tokens(&self, step: usize) -> Vec<u32> {
+        let vocab = self.engine.base().config.vocab_size as u64;
+        let philox = Philox::new(0, "tokens");
+        let count = (self.rows.len() * self.seq) as u32;
+        (0..count).map(|i| philox.below(vocab, [step as u32, i, 0, 0]) as u32).collect()
+    }
+
+    /// One optimizer step; returns the mean loss a token.
+    pub(crate) fn step(&mut self, tokens: &[u32], step: usize) -> Result<f64> {
+        let mut targets = tokens.to_vec();
+        targets.rotate_left(1);
+        let batch = Batch {
+            batch: self.rows.len(),
+            seq: self.seq,
+            tokens,
+            targets: &targets,
+            weights: &vec![1.0; tokens.len()],
+            rows: &self.rows,
+        };
+        let pass = Pass { checkpointing: self.checkpointing, dropout: 0.0, seed: 0, step: step as u64 };
+        let only = 0..1;
+        let (mut alone, share) = (Peers::none(), Share { leaves: 1, ranges: std::slice::from_ref(&only) });
+        self.engine.start(share, only.clone())?;
+        self.engine.forward_backward(batch, pass, share, &mut alone)?;
+        let (loss, weight) = self.engine.losses()?.into_iter().next().context("no loss")?;
+        let norm = self.engine.reduce(&mut alone, share, Some(weight))?.context("no norm")?;
+        let adamw = AdamW { lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
+        self.engine.optim_step(adamw, norm, 1.0)?;
+        Ok(loss / weight)
+    }
+}

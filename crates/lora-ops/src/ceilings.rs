@@ -1,0 +1,85 @@
+//! The rates that bound what a device can do, measured: what its library of matrix products and its copies reach.
+
+use candle_core::{DType, Device, Result};
+use lora_spec::Philox;
+
+use crate::Timestamp;
+use crate::device::memory;
+use crate::gemm::{of, product};
+use crate::random::uniform;
+use crate::transfer::zeros;
+
+/// Rows and columns of the product's matrices.
+const SIDE: usize = 8192;
+/// Bytes that are copied.
+const BYTES: usize = 4 << 30;
+/// Runs that are not measured, and runs of which the median counts.
+const RUNS: (usize, usize) = (3, 7);
+
+/// Rates of a device.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Ceilings {
+    /// Rows and columns of the bf16 (on the CPU f32) matrices that were multiplied.
+    pub product_side: usize,
+    /// That product, in 10^12 floating-point operations a second.
+    pub tflop_s: f64,
+    /// Size of the copy.
+    pub copy_bytes: usize,
+    /// Bytes read and written by a copy inside the device's memory, in 10^9 a second.
+    pub gb_s: f64,
+}
+
+impl Ceilings {
+    /// Measures `device`: a product of 8192 x 8192 matrices and a copy of 4 GiB, both divided by `scale` (at least 1), and
+    /// smaller where a GPU has less memory free.
+    pub fn measure(device: &Device, scale: usize) -> Result<Self> {
+        let scale = scale.max(1);
+        let free =
+            memory(device)?.map_or(u64::MAX, |memory| memory.free_bytes.saturating_sub(memory.used_bytes));
+        let fits = |bytes: usize| (bytes as u64) < free / 2;
+        let mut product_side = (SIDE / scale).max(16);
+        while product_side > 16 && !fits(3 * 2 * product_side * product_side) {
+            product_side /= 2;
+        }
+        let mut copy_bytes = (BYTES / scale).max(4);
+        while copy_bytes > 4 && !fits(2 * copy_bytes) {
+            copy_bytes /= 2;
+        }
+        let operations = 2.0 * (product_side as f64).powi(3);
+        Ok(Self {
+            product_side,
+            tflop_s: operations / (product_milliseconds(device, product_side)? / 1e3) / 1e12,
+            copy_bytes,
+            gb_s: 2.0 * copy_bytes as f64 / (copy_milliseconds(device, copy_bytes)? / 1e3) / 1e9,
+        })
+    }
+}
+
+fn product_milliseconds(device: &Device, side: usize) -> Result<f64> {
+    let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
+    // Not zeros: a GPU's clock depends on how many bits change.
+    let matrix = |name| uniform((side, side), 1.0, dtype, &Philox::new(0, name), device);
+    let (a, b, c) = (matrix("a")?, matrix("b")?, matrix("c")?);
+    median_milliseconds(device, || product(1.0, of(&a), of(&b), 0.0, &c))
+}
+
+fn copy_milliseconds(device: &Device, bytes: usize) -> Result<f64> {
+    let from = zeros(bytes / size_of::<f32>(), DType::F32, device)?;
+    median_milliseconds(device, || from.copy().map(drop))
+}
+
+fn median_milliseconds(device: &Device, run: impl Fn() -> Result<()>) -> Result<f64> {
+    let (warmup, measured) = RUNS;
+    for _ in 0..warmup {
+        run()?;
+    }
+    let mut moments = vec![Timestamp::now(device)?];
+    for _ in 0..measured {
+        run()?;
+        moments.push(Timestamp::now(device)?);
+    }
+    let mut times =
+        moments.windows(2).map(|pair| pair[0].milliseconds_until(&pair[1])).collect::<Result<Vec<f64>>>()?;
+    times.sort_by(f64::total_cmp);
+    Ok(times[measured / 2])
+}

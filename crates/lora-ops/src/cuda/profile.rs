@@ -1,0 +1,151 @@
+//! Timing events around launches and products; see [`crate::profile`].
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, sys};
+use candle_core::{DType, Result};
+
+use super::gpu::{Gpu, wrong};
+use crate::profile::Timing;
+
+/// Whether launches are timed.
+static ACTIVE: AtomicBool = AtomicBool::new(false);
+
+static RECORDING: Mutex<Option<Recording>> = Mutex::new(None);
+
+/// The launches of a profile.
+#[derive(Default)]
+struct Recording {
+    /// Number of each operation, in the order of first launches.
+    numbers: HashMap<Operation, usize>,
+    launches: Vec<Launch>,
+}
+
+struct Launch {
+    operation: usize,
+    bytes: u64,
+    flops: u64,
+    before: CudaEvent,
+    after: CudaEvent,
+}
+
+/// What is launched.
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Operation {
+    Kernel(String),
+    Product(ProductKind),
+}
+
+/// What products have in common that count as one operation.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) struct ProductKind {
+    pub(super) mnk: (usize, usize, usize),
+    pub(super) a_transposed: bool,
+    pub(super) b_transposed: bool,
+    pub(super) adds: bool,
+    pub(super) operands: DType,
+    pub(super) output: DType,
+}
+
+/// A launch whose begin is recorded.
+pub(super) struct Started(CudaEvent);
+
+pub(crate) fn start() {
+    *recording() = Some(Recording::default());
+    ACTIVE.store(true, Ordering::Relaxed);
+}
+
+/// From now on nothing is timed.
+pub(crate) fn stop() {
+    ACTIVE.store(false, Ordering::Relaxed);
+}
+
+/// The launches from [`start`] to [`stop`], whose events must have passed.
+pub(crate) fn finish() -> Result<Vec<Timing>> {
+    let Some(Recording { numbers, launches }) = recording().take() else { return Ok(Vec::new()) };
+    let mut operations: Vec<(Operation, usize)> = numbers.into_iter().collect();
+    operations.sort_by_key(|(_, number)| *number);
+    let mut timings: Vec<Timing> = operations.into_iter().map(|(operation, _)| operation.untimed()).collect();
+    for Launch { operation, bytes, flops, before, after } in launches {
+        let timing = &mut timings[operation];
+        timing.count += 1;
+        timing.milliseconds += f64::from(before.elapsed_ms(&after).map_err(wrong("the time of a kernel"))?);
+        timing.bytes += bytes;
+        timing.flops += flops;
+    }
+    Ok(timings)
+}
+
+fn recording() -> MutexGuard<'static, Option<Recording>> {
+    RECORDING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Gpu {
+    /// An event that has a time, after everything that was asked for so far.
+    pub(crate) fn timed_event(&self) -> Result<CudaEvent> {
+        self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(wrong("an event"))
+    }
+
+    /// Call before a launch. `None` where no profile is taken.
+    pub(super) fn profile_start(&self) -> Result<Option<Started>> {
+        match ACTIVE.load(Ordering::Relaxed) {
+            true => Ok(Some(Started(self.timed_event()?))),
+            false => Ok(None),
+        }
+    }
+
+    /// Call after the launch of a kernel whose operands have so many bytes.
+    pub(super) fn profile_kernel(&self, started: Started, kernel: &str, bytes: u64) -> Result<()> {
+        self.profile_end(started, Operation::Kernel(kernel.to_owned()), bytes, 0)
+    }
+
+    /// Call after a product.
+    pub(super) fn profile_product(&self, started: Started, product: ProductKind) -> Result<()> {
+        let (m, n, k) = product.mnk;
+        let (operands, output) = (product.operands.size_in_bytes(), product.output.size_in_bytes());
+        let times = if product.adds { 2 } else { 1 };
+        let bytes = operands * (m * k + k * n) + times * output * m * n;
+        self.profile_end(started, Operation::Product(product), bytes as u64, 2 * (m * n * k) as u64)
+    }
+
+    fn profile_end(&self, started: Started, operation: Operation, bytes: u64, flops: u64) -> Result<()> {
+        let after = self.timed_event()?;
+        if let Some(Recording { numbers, launches }) = &mut *recording() {
+            let next = numbers.len();
+            let operation = *numbers.entry(operation).or_insert(next);
+            launches.push(Launch { operation, bytes, flops, before: started.0, after });
+        }
+        Ok(())
+    }
+}
+
+impl Operation {
+    fn untimed(&self) -> Timing {
+        let (name, product) = match self {
+            Self::Kernel(name) => (name.clone(), None),
+            Self::Product(product) => {
+                let (m, n, k) = product.mnk;
+                (product.name(), Some([m, n, k]))
+            }
+        };
+        Timing { name, product, count: 0, milliseconds: 0.0, bytes: 0, flops: 0 }
+    }
+}
+
+impl ProductKind {
+    fn name(&self) -> String {
+        let (m, n, k) = self.mnk;
+        let letter = |transposed| if transposed { 't' } else { 'n' };
+        let (a, b) = (letter(self.a_transposed), letter(self.b_transposed));
+        let mut name = format!("product {m}x{n}x{k} {a}{b} {}", self.operands.as_str());
+        if self.output != self.operands {
+            name += &format!(">{}", self.output.as_str());
+        }
+        if self.adds {
+            name += " +=";
+        }
+        name
+    }
+}

@@ -1,0 +1,100 @@
+//! Quantized weights of random codes and scales, for measurements: no dense matrix is made.
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use lora_spec::Philox;
+
+use super::{BLOCK, Codebook, FourBit, Int8, NESTED_BLOCK, Scales, dynamic_map};
+use crate::random::{Stream, Uniform, bytes, draw};
+use crate::transfer::from_vec;
+
+impl FourBit {
+    /// A weight whose codes are uniform over the codebook, with elements of the standard deviation `deviation` about 0. Scales
+    /// are uniform within a half of their mean; with `nested` their codes are uniform, and the scales of the scales uniform
+    /// between a quarter and a half of the mean. Every part is a pure function of `philox`, with the same bits on every device.
+    ///
+    /// # Errors
+    /// A device that this build cannot compute on, or that has no memory for the weight.
+    pub fn random(
+        shape: (usize, usize),
+        codebook: Codebook,
+        nested: bool,
+        deviation: f64,
+        philox: &Philox,
+        device: &Device,
+    ) -> Result<Self> {
+        let elements = shape.0 * shape.1;
+        let blocks = elements.div_ceil(BLOCK);
+        // Root mean square that the scales need.
+        let scale = deviation / mean(codebook.values(), |v| v * v).sqrt();
+        let floats = |len, distribution| scales(len, distribution, philox, device);
+        let scales = if nested {
+            let map = dynamic_map();
+            let absmax = Spread { center: 0.375, bound: 0.125 };
+            // Mean square of 1 + map[code] * absmax.
+            let square =
+                1.0 + 2.0 * mean(map, |m| m) * absmax.center + mean(map, |m| m * m) * absmax.mean_square();
+            let offset = scale / square.sqrt();
+            Scales::Nested {
+                codes: bytes(blocks, philox, Stream::ScaleCodes, device)?,
+                map: from_vec(map.to_vec(), map.len(), device)?,
+                absmax: floats(blocks.div_ceil(NESTED_BLOCK), absmax.times(offset))?,
+                offset: offset as f32,
+                block: NESTED_BLOCK,
+            }
+        } else {
+            let absmax = Spread { center: 1.0, bound: 0.5 };
+            Scales::Plain(floats(blocks, absmax.times(scale / absmax.mean_square().sqrt()))?)
+        };
+        Ok(Self {
+            shape,
+            values: from_vec(codebook.values().to_vec(), 16, device)?,
+            block: BLOCK,
+            codes: bytes(elements.div_ceil(2), philox, Stream::Codes, device)?,
+            scales,
+        })
+    }
+}
+
+impl Int8 {
+    /// A weight whose codes are uniform over the signed bytes and whose scales are uniform within a half of their mean, with
+    /// elements of the standard deviation `deviation`. As of [`FourBit::random`], the bits are the same on every device.
+    ///
+    /// # Errors
+    /// A device that this build cannot compute on, or that has no memory for the weight.
+    pub fn random(shape: (usize, usize), deviation: f64, philox: &Philox, device: &Device) -> Result<Self> {
+        let (rows, cols) = shape;
+        let codes = (i8::MIN..=i8::MAX).map(|code| f64::from(code) / 127.0);
+        let code_square = codes.map(|code| code * code).sum::<f64>() / 256.0;
+        let absmax = Spread { center: 1.0, bound: 0.5 };
+        let scale = deviation / (code_square * absmax.mean_square()).sqrt();
+        Ok(Self {
+            codes: bytes(rows * cols, philox, Stream::Codes, device)?.reshape(shape)?,
+            scales: scales(rows, absmax.times(scale), philox, device)?,
+        })
+    }
+}
+
+/// A uniform distribution in units of something.
+#[derive(Clone, Copy)]
+struct Spread {
+    center: f64,
+    bound: f64,
+}
+
+impl Spread {
+    fn mean_square(self) -> f64 {
+        self.center * self.center + self.bound * self.bound / 3.0
+    }
+
+    fn times(self, unit: f64) -> Uniform {
+        Uniform { center: (self.center * unit) as f32, bound: (self.bound * unit) as f32 }
+    }
+}
+
+fn scales(len: usize, distribution: Uniform, philox: &Philox, device: &Device) -> Result<Tensor> {
+    draw(Shape::from(len), distribution, DType::F32, philox, Stream::Scales, device)
+}
+
+fn mean<const N: usize>(values: [f32; N], f: impl Fn(f64) -> f64) -> f64 {
+    values.iter().map(|value| f(f64::from(*value))).sum::<f64>() / N as f64
+}

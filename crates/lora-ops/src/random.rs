@@ -1,0 +1,110 @@
+//! Random tensors for measurements: each element is a pure function of a key and its index, with the same bits on the CPU and
+//! on a GPU.
+//!
+//! A tensor is drawn from one Philox key. Its third counter word, the stream, separates the tensors of one key.
+
+use candle_core::{DType, Device, Result, Shape, Tensor};
+use lora_spec::Philox;
+
+use crate::place::Place;
+
+mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+
+/// The tensors that are drawn from one key.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stream {
+    /// Dense matrices.
+    Dense = 0,
+    /// Codes of a quantized matrix.
+    Codes = 1,
+    /// Scales of a quantized matrix, where they are quantized the scales of the scales.
+    Scales = 2,
+    /// Quantized scales.
+    ScaleCodes = 3,
+}
+
+/// A uniform distribution over `[center - bound, center + bound)`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Uniform {
+    pub(crate) center: f32,
+    pub(crate) bound: f32,
+}
+
+impl Uniform {
+    /// The value of a random word.
+    fn value(self, word: u32) -> f32 {
+        self.center + (2.0 * Philox::unit(word) - 1.0) * self.bound
+    }
+}
+
+/// A tensor of `dtype` (f32 or bf16) on `device` with elements uniform in `[-bound, bound)`.
+///
+/// Element `i`, counted row after row, is made of word `i % 4` at the counter `i / 4` of `philox`.
+pub fn uniform(
+    shape: impl Into<Shape>,
+    bound: f32,
+    dtype: DType,
+    philox: &Philox,
+    device: &Device,
+) -> Result<Tensor> {
+    let distribution = Uniform { center: 0.0, bound };
+    draw(shape.into(), distribution, dtype, philox, Stream::Dense, device)
+}
+
+/// As [`uniform`], from any distribution and stream.
+pub(crate) fn draw(
+    shape: Shape,
+    distribution: Uniform,
+    dtype: DType,
+    philox: &Philox,
+    stream: Stream,
+    device: &Device,
+) -> Result<Tensor> {
+    match Place::on(device)? {
+        Place::Cpu => cpu::uniform(shape, distribution, dtype, philox, stream),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::uniform(&gpu, shape, distribution, dtype, philox, stream),
+    }
+}
+
+/// A u8 vector of `len` random bytes on `device`.
+///
+/// Byte `i` is byte `i % 16`, the lowest of each word first, of the words at the counter `i / 16` of `philox`.
+pub(crate) fn bytes(len: usize, philox: &Philox, stream: Stream, device: &Device) -> Result<Tensor> {
+    match Place::on(device)? {
+        Place::Cpu => cpu::bytes(len, philox, stream),
+        #[cfg(feature = "cuda")]
+        Place::Cuda(gpu) => cuda::bytes(&gpu, len, philox, stream),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Word `i % 4` of draw `i / 4`, and byte `i % 16` of draw `i / 16`; also past the part of a tensor that one thread fills.
+    #[test]
+    fn elements_are_words_and_bytes_of_the_generator() {
+        let philox = Philox::new(7, "model.layers.0.mlp.up_proj.weight");
+        for len in [1, 6, 40_003] {
+            let floats: Vec<f32> =
+                uniform(len, 0.25, DType::F32, &philox, &Device::Cpu).unwrap().to_vec1().unwrap();
+            let rounded = uniform(len, 0.25, DType::BF16, &philox, &Device::Cpu).unwrap();
+            let rounded: Vec<half::bf16> = rounded.to_vec1().unwrap();
+            for i in 0..len {
+                let word = philox.words([i as u32 / 4, 0, 0, 0])[i % 4];
+                let value = (2.0 * Philox::unit(word) - 1.0) * 0.25;
+                assert_eq!((floats[i], rounded[i]), (value, half::bf16::from_f32(value)), "element {i}");
+            }
+            let drawn: Vec<u8> =
+                bytes(len, &philox, Stream::ScaleCodes, &Device::Cpu).unwrap().to_vec1().unwrap();
+            for (i, byte) in drawn.into_iter().enumerate() {
+                let word = philox.words([i as u32 / 16, 0, 3, 0])[i % 16 / 4];
+                assert_eq!(byte, word.to_le_bytes()[i % 4], "byte {i}");
+            }
+        }
+        assert!(uniform(4, 1.0, DType::U8, &philox, &Device::Cpu).is_err());
+    }
+}

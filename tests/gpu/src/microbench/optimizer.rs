@@ -1,0 +1,45 @@
+//! What a step does to an adapter's parameters, all f32.
+
+use lora_ops::adamw::{AdamW, State};
+use lora_ops::pointwise::round_into;
+use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
+
+use candle_core::DType;
+use lora_ops::transfer::zeros;
+
+use super::inputs::{ADAPTER, Inputs};
+use super::row::Row;
+
+pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
+    let n = inputs.size(ADAPTER);
+    let name = |what: &str| format!("{what} {n}");
+    vec![
+        Row::new(name("adamw"), 28 * n, move |inputs| {
+            let (params, gradient) = (inputs.f32(&[n])?, inputs.f32(&[n])?);
+            let moments = || zeros(n, DType::F32, inputs.device());
+            let (m, v) = (moments()?, moments()?);
+            let adamw = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+            Ok(Box::new(move || {
+                Ok(adamw.step(1, State { params: &params, m: &m, v: &v }, &gradient, 1.0)?)
+            }))
+        }),
+        Row::new(name("fingerprint of 3 x"), 12 * n, move |inputs| {
+            let parts = [inputs.f32(&[n])?, inputs.f32(&[n])?, inputs.f32(&[n])?];
+            Ok(Box::new(move || Ok(fingerprint(&parts.each_ref()).map(drop)?)))
+        })
+        .of_kernels("reduce_fingerprint_"),
+        Row::new(name("sum of squares"), 4 * n, move |inputs| {
+            let x = inputs.f32(&[n])?;
+            Ok(Box::new(move || Ok(sum_of_squares(&x).map(drop)?)))
+        })
+        .of_kernels("reduce_sum_of_squares_"),
+        Row::new(name("scale"), 8 * n, move |inputs| {
+            let x = inputs.f32(&[n])?;
+            Ok(Box::new(move || Ok(scale(&x, 0.5)?)))
+        }),
+        Row::new(name("f32 to bf16"), 6 * n, move |inputs| {
+            let (from, to) = (inputs.f32(&[n])?, inputs.bf16(&[n])?);
+            Ok(Box::new(move || Ok(round_into(&from, &to)?)))
+        }),
+    ]
+}

@@ -1,0 +1,108 @@
+//! The matrix products of a block: with the frozen weights, and LoRA's.
+
+use candle_core::Tensor;
+use lora_ops::gemm::{Factor, of, product, t};
+use lora_ops::linear::FrozenLinear;
+
+use super::inputs::{HIDDEN, INTERMEDIATE, Inputs, KEY_VALUE, RANK, TOKENS};
+use super::row::Row;
+
+pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for tokens in TOKENS.map(|tokens| inputs.size(tokens)) {
+        rows.extend(frozen(inputs, tokens));
+        rows.extend(lora(inputs, tokens));
+    }
+    rows
+}
+
+/// Name, m, n, k and whether the output is added to.
+struct Shape<'a>(&'a str, usize, usize, usize, bool);
+
+impl Shape<'_> {
+    fn row(&self, make: impl Fn(&Inputs) -> anyhow::Result<super::row::Run> + 'static) -> Row {
+        let &Self(name, m, n, k, adds) = self;
+        let bytes = 2 * (m * k + k * n + if adds { 2 } else { 1 } * m * n);
+        Row::new(format!("{name} {m}x{n}x{k}"), bytes, make).with_flops(2.0 * (m * n * k) as f64)
+    }
+}
+
+fn frozen(inputs: &Inputs, tokens: usize) -> Vec<Row> {
+    let layers = [
+        ("q,o", HIDDEN, HIDDEN),
+        ("k,v", HIDDEN, KEY_VALUE),
+        ("gate,up", HIDDEN, INTERMEDIATE),
+        ("down", INTERMEDIATE, HIDDEN),
+    ];
+    let mut rows = Vec::new();
+    for (name, in_features, out_features) in layers {
+        let (from, to) = (inputs.size(in_features), inputs.size(out_features));
+        rows.push(Shape(&format!("frozen forward {name}"), tokens, to, from, false).row(move |inputs| {
+            let (layer, x) =
+                (FrozenLinear::new(inputs.bf16(&[to, from])?, None)?, inputs.bf16(&[tokens, from])?);
+            Ok(Box::new(move || Ok(layer.forward(&x).map(drop)?)))
+        }));
+        rows.push(Shape(&format!("frozen backward {name}"), tokens, from, to, false).row(move |inputs| {
+            let (layer, dy) =
+                (FrozenLinear::new(inputs.bf16(&[to, from])?, None)?, inputs.bf16(&[tokens, to])?);
+            Ok(Box::new(move || Ok(layer.backward(&dy).map(drop)?)))
+        }));
+        // The gradients of q, k and v, and of gate and up, are added into one.
+        if matches!(name, "k,v" | "gate,up") {
+            rows.push(Shape(&format!("frozen backward += {name}"), tokens, from, to, true).row(
+                move |inputs| {
+                    let layer = FrozenLinear::new(inputs.bf16(&[to, from])?, None)?;
+                    let (dy, dx) = (inputs.bf16(&[tokens, to])?, inputs.bf16(&[tokens, from])?);
+                    Ok(Box::new(move || Ok(layer.backward_add(&dy, &dx)?)))
+                },
+            ));
+        }
+    }
+    rows
+}
+
+/// The products of `lora_ops::lora`: `h = x A^T`, `y += h B^T`; `dh = dy B`, `dB += dy^T h`, `dA += dh^T x`, `dx += dh A`.
+fn lora(inputs: &Inputs, tokens: usize) -> Vec<Row> {
+    let mut rows = Vec::new();
+    for features in [HIDDEN, INTERMEDIATE].map(|size| inputs.size(size)) {
+        rows.push(skinny("lora h = x A^T", (tokens, RANK, features), [false, true], Output::New));
+        rows.push(skinny("lora dx += dh A", (tokens, features, RANK), [false, false], Output::Added));
+        rows.push(skinny("lora dA += dh^T x", (RANK, features, tokens), [true, false], Output::Gradient));
+    }
+    for features in [HIDDEN, KEY_VALUE, INTERMEDIATE].map(|size| inputs.size(size)) {
+        rows.push(skinny("lora y += h B^T", (tokens, features, RANK), [false, true], Output::Added));
+        rows.push(skinny("lora dh = dy B", (tokens, RANK, features), [false, false], Output::New));
+        rows.push(skinny("lora dB += dy^T h", (features, RANK, tokens), [true, false], Output::Gradient));
+    }
+    rows
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Output {
+    /// bf16.
+    New,
+    /// bf16, added to.
+    Added,
+    /// f32, added to.
+    Gradient,
+}
+
+fn skinny(name: &str, (m, n, k): (usize, usize, usize), [a_t, b_t]: [bool; 2], output: Output) -> Row {
+    let element = match output {
+        Output::New => 2,
+        Output::Added => 4,
+        Output::Gradient => 8,
+    };
+    let bytes = 2 * (m * k + k * n) + element * m * n;
+    let row = Row::new(format!("{name} {m}x{n}x{k}"), bytes, move |inputs| {
+        fn factor(x: &Tensor, transposed: bool) -> Factor<'_> {
+            if transposed { t(x) } else { of(x) }
+        }
+        let a = inputs.bf16(&if a_t { [k, m] } else { [m, k] })?;
+        let b = inputs.bf16(&if b_t { [n, k] } else { [k, n] })?;
+        let c = if output == Output::Gradient { inputs.f32(&[m, n])? } else { inputs.bf16(&[m, n])? };
+        let beta = if output == Output::New { 0.0 } else { 1.0 };
+        Ok(Box::new(move || Ok(product(1.0, factor(&a, a_t), factor(&b, b_t), beta, &c)?)))
+    });
+    row.with_flops(2.0 * (m * n * k) as f64)
+}

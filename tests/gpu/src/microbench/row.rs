@@ -1,0 +1,46 @@
+//! One line of the table.
+
+use anyhow::Result;
+
+use super::Inputs;
+
+/// An operation over inputs that were made before.
+pub(super) type Run = Box<dyn Fn() -> Result<()>>;
+
+/// What of a run is timed.
+#[derive(Clone, Copy)]
+pub(super) enum Clock {
+    /// All of it, from an event before to one after.
+    Whole,
+    /// The kernels whose names begin so.
+    Kernels(&'static str),
+}
+
+pub(super) struct Row {
+    pub(super) name: String,
+    /// Read and written at least.
+    pub(super) bytes: f64,
+    /// A multiplication with its addition counts as two; 0 where the memory bounds an operation.
+    pub(super) flops: f64,
+    pub(super) clock: Clock,
+    /// Makes the inputs.
+    pub(super) make: Box<dyn Fn(&Inputs) -> Result<Run>>,
+}
+
+impl Row {
+    pub(super) fn new(
+        name: impl Into<String>,
+        bytes: usize,
+        make: impl Fn(&Inputs) -> Result<Run> + 'static,
+    ) -> Self {
+        Self { name: name.into(), bytes: bytes as f64, flops: 0.0, clock: Clock::Whole, make: Box::new(make) }
+    }
+
+    pub(super) fn with_flops(self, flops: f64) -> Self {
+        Self { flops, ..self }
+    }
+
+    pub(super) fn of_kernels(self, prefix: &'static str) -> Self {
+        Self { clock: Clock::Kernels(prefix), ..self }
+    }
+}
