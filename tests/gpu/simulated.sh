@@ -38,7 +38,7 @@ cargo build "${cuda[@]}" --bins
 cargo build --locked -p loractl
 mkdir -p "$target/gpu-bin"
 ln -sf "$target/cuda/debug/"{lora-gpu,lora-worker,train_step} "$target/debug/loractl" "$target/gpu-bin/"
-export LORA_SIM_MEMORY=1G
+export LORA_SIM_MEMORY=4G
 echo "-- the checks again, with work that begins as late as it may, and blocks and threads in another order"
 LORA_SIM_LATE=1 LORA_SIM_SEED=2 "$target/gpu-bin/lora-gpu"
 echo "-- a memory pool that fragments, and a driver without pools"
