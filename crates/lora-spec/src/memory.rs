@@ -325,7 +325,8 @@ impl Held<'_> {
         // A GPU has the logits' gradient beside them, in the activations' type.
         let logits = chunk * vocab * if self.gpu && width == 2 { 6 } else { 4 };
         let loss = of(3 * hidden) + logits + 4 * chunk * hidden;
-        // The gradients of the MLP's inner activations; or those around attention; or those within it.
+        // The gradients of the MLP's inner activations; or those around attention; or those within
+        // it.
         let transient = of((3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv))
             .max(of(hidden + q) + self.attention_backward_bytes(tokens, width));
         let again = if checkpointing == ActivationCheckpointing::None { 0 } else { saved };
@@ -333,9 +334,10 @@ impl Held<'_> {
         all_kept + loss.max(backward)
     }
 
-    /// Bytes that attention's backward pass takes beside its operands: the gradients of queries, keys and
-    /// values; on a GPU also four f32 for each query and head and, where tensor cores compute heads that
-    /// share keys, the partial gradients of keys and values, f32 for each query head.
+    /// Bytes that attention's backward pass takes beside its operands: the gradients of queries,
+    /// keys and values; on a GPU also four f32 for each query and head and, where tensor cores
+    /// compute heads that share keys, the partial gradients of keys and values, f32 for each query
+    /// head.
     fn attention_backward_bytes(&self, tokens: u64, width: u64) -> u64 {
         let model = self.model;
         let (heads, kv_heads) = (model.num_attention_heads as u64, model.num_key_value_heads as u64);

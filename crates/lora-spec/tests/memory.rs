@@ -205,11 +205,13 @@ fn partial_gradients_of_shared_keys_are_counted_where_tensor_cores_make_them() -
         };
         Ok(Held { model: &model, checkpoint: None, format, gpu }.memory(&training).activations)
     };
-    // Elements a token: the block's input and what is kept of it (the middle, q, k and v, attention's output,
-    // gate and up, seven inner products; a sum a head and two norms), and the output's gradient.
+    // Elements a token: the block's input and what is kept of it (the middle, q, k and v,
+    // attention's output, gate and up, seven inner products; a sum a head and two norms), and the
+    // output's gradient.
     let kept = |kv: u64| 1024 + 1024 + 2048 + 2 * kv + 2048 + 2 * 1024 + 7 * 8 + 1024;
     let sums = 4 * 16 + 8;
-    // The gradients of the middle, of attention's output, of q, k and v; four numbers a query and head.
+    // The gradients of the middle, of attention's output, of q, k and v; four numbers a query and
+    // head.
     let inner = |kv: u64| 1024 + 2 * 2048 + 2 * kv;
     let rows = 16 * 16;
     // Without partial gradients, what follows takes more: as counted for every device.

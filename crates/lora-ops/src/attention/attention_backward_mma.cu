@@ -4,13 +4,13 @@
 
 namespace {
 
-// Heads for which the registers hold neither both the gradients of keys and of values, nor queries beside
-// their gradients. cuda.rs has the same condition.
+// Heads for which the registers hold neither both the gradients of keys and of values, nor queries
+// beside their gradients. cuda.rs has the same condition.
 template <int DIM>
 constexpr bool WIDE = DIM > 128;
 
-// Writes a warp's rows of a gradient of keys or values, times `factor`, from element `at` on of `to`: of
-// bf16 by way of the rows of `tile` from `row` on, or of f32 where `partial`.
+// Writes a warp's rows of a gradient of keys or values, times `factor`, from element `at` on of
+// `to`: of bf16 by way of the rows of `tile` from `row` on, or of f32 where `partial`.
 template <int DIM, int M>
 __device__ __forceinline__ void store_gradient(const Accumulator<M, DIM / 8>& x, float factor, bool partial,
                                                bf16* tile, int row, void* to, size_t at, size_t width,
@@ -25,12 +25,12 @@ __device__ __forceinline__ void store_gradient(const Accumulator<M, DIM / 8>& x,
     }
 }
 
-// The gradients of keys and values through one query head: a block has 16 M keys for each of its WARPS and
-// goes through tiles of QUERIES queries that see them; the next ones are on their way meanwhile. Scores are
-// transposed here: a row is a key. Shared: tiles of keys and of values, and two of queries, of output
-// gradients and of `rows`.
-// dk and dv: [batch * seq, heads * dim], bf16 where heads == kv_heads. Otherwise f32: partial gradients, of
-// each query head, which sum_groups adds.
+// The gradients of keys and values through one query head: a block has 16 M keys for each of its
+// WARPS and goes through tiles of QUERIES queries that see them; the next ones are on their way
+// meanwhile. Scores are transposed here: a row is a key. Shared: tiles of keys and of values, and
+// two of queries, of output gradients and of `rows`.
+// dk and dv: [batch * seq, heads * dim], bf16 where heads == kv_heads. Otherwise f32: partial
+// gradients, of each query head, which sum_groups adds.
 template <int DIM, int WARPS, int M, int QUERIES, bool D_KEYS, bool D_VALUES>
 __device__ __forceinline__ void gradients_of_keys(const bf16* q, const bf16* k, const bf16* v,
                                                   const bf16* d_output, const unsigned* first,
@@ -171,7 +171,8 @@ __device__ __forceinline__ void backward_keys(const bf16* q, const bf16* k, cons
     }
 }
 
-// A row of `sum` is the sum of `group` rows of `partial`, added in their order. A thread has four columns.
+// A row of `sum` is the sum of `group` rows of `partial`, added in their order. A thread has four
+// columns.
 __device__ __forceinline__ void sum_groups(const float* partial, bf16* sum, unsigned rows, unsigned group,
                                            unsigned head_dim) {
     const unsigned threads_per_row = head_dim / 4, rows_per_block = blockDim.x / threads_per_row;
@@ -311,8 +312,8 @@ __device__ __forceinline__ void backward_queries(const bf16* q, const bf16* k, c
 
 }  // namespace
 
-// A kernel's DIM is at least the features of a head. Its name has its template arguments: cuda.rs makes the
-// name from those by which it sizes the grid and the shared memory.
+// A kernel's DIM is at least the features of a head. Its name has its template arguments: cuda.rs
+// makes the name from those by which it sizes the grid and the shared memory.
 #define BACKWARD_KEYS(DIM, WARPS, M, QUERIES, BLOCKS)                                                        \
     KERNEL_RESIDENT(32 * WARPS, BLOCKS,                                                                      \
                     attention_backward_keys_mma_##DIM##_##WARPS##_##M##_##QUERIES##_bf16, const bf16* q,     \
@@ -341,9 +342,9 @@ BACKWARD_QUERIES(96, 8, 1, 64, 1)
 BACKWARD_QUERIES(128, 8, 1, 64, 1)
 BACKWARD_QUERIES(256, 4, 1, 16, 1)
 
-// Sums the partial gradients of the query heads of each group: of keys in block y 0, of values in 1.
-// partial_dk, partial_dv: [rows, group, head_dim]; dk, dv: [rows, head_dim], where the rows are positions x
-// kv_heads and head_dim is a multiple of 4 and at most 1024.
+// Sums the partial gradients of the query heads of each group: blocks y 0 of keys, y 1 of values.
+// partial_dk, partial_dv: [rows, group, head_dim]; dk, dv: [rows, head_dim], where the rows are
+// positions x kv_heads and head_dim is a multiple of 4 and at most 1024.
 KERNEL(256, attention_sum_groups_bf16, const float* partial_dk, const float* partial_dv, bf16* dk, bf16* dv,
        unsigned rows, unsigned group, unsigned head_dim) {
     if (blockIdx.y == 0) {

@@ -139,8 +139,8 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
 
 }  // namespace
 
-// A kernel's DIM is at least the features of a head. Its name has its template arguments: cuda.rs makes the
-// name from those by which it sizes the grid and the shared memory.
+// A kernel's DIM is at least the features of a head. Its name has its template arguments: cuda.rs
+// makes the name from those by which it sizes the grid and the shared memory.
 #define ATTENTION(DIM, WARPS, M, KEYS, BLOCKS)                                                               \
     KERNEL_RESIDENT(32 * WARPS, BLOCKS, attention_forward_mma_##DIM##_##WARPS##_##M##_##KEYS##_bf16,         \
                     const bf16* q, const bf16* k, const bf16* v, const unsigned* first, bf16* output,        \

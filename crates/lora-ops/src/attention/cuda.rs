@@ -23,14 +23,14 @@ struct Kernel {
 /// The kernels for one shape.
 struct Kernels {
     forward: Kernel,
-    /// With a block for each query head instead of each key/value head, the kernel writes partial gradients
-    /// in f32, which [`sum_groups`] adds.
+    /// With a block for each query head instead of each key/value head, the kernel writes partial
+    /// gradients in f32, which [`sum_groups`] adds.
     backward_keys: Kernel,
     backward_queries: Kernel,
 }
 
-/// Template arguments of a tensor-core kernel. The kernel's name has them, so that a difference between a
-/// kernel and its launch is an error: there is no such kernel.
+/// Template arguments of a tensor-core kernel. The kernel's name has them, so that a difference
+/// between a kernel and its launch is an error: there is no such kernel.
 #[derive(Clone, Copy)]
 struct Tiles {
     /// Features that fit.
@@ -97,8 +97,8 @@ impl Kernels {
         let (forward, keys, queries) = (tiles(forward), tiles(keys), tiles(queries));
         // `WIDE` of the kernels.
         let wide = features > 128;
-        // The shared memory is what each kernel's comment lists: tiles of a block's own rows, and two of each
-        // tensor that the block goes through.
+        // The shared memory is what each kernel's comment lists: tiles of a block's own rows, and
+        // two of each tensor that the block goes through.
         let of_forward = forward.bytes(forward.rows() + 4 * forward.step);
         let of_keys = keys.bytes(2 * keys.rows() + 4 * keys.step) + 2 * keys.step * ROW;
         let (own, passing) = (queries.bytes(2 * queries.rows()), queries.bytes(4 * queries.step));
@@ -232,8 +232,8 @@ pub(super) fn backward(
         let outputs = [gpu.arg(&dk, dtype)?, gpu.arg(&dv, dtype)?];
         launch(gpu, &kernels.backward_keys, shape, &args(&outputs)?)?;
     } else {
-        // f32: a gradient is rounded once, as without groups. bf16 would halve the memory, but for most
-        // models the MLP's backward pass takes more than attention's does even so.
+        // f32: a gradient is rounded once, as without groups. bf16 would halve the memory, but for
+        // most models the MLP's backward pass takes more than attention's does even so.
         let partial = || gpu.empty(q.shape(), DType::F32);
         let (partial_dk, partial_dv) = (partial()?, partial()?);
         let partial = [gpu.arg(&partial_dk, DType::F32)?, gpu.arg(&partial_dv, DType::F32)?];
@@ -244,8 +244,8 @@ pub(super) fn backward(
     Ok((dq, dk, dv))
 }
 
-/// Sums the partial gradients of keys and of values over the query heads of each group, in the order of the
-/// heads.
+/// Sums the partial gradients of keys and of values over the query heads of each group, in the
+/// order of the heads.
 fn sum_groups(gpu: &Gpu, partial: [Arg; 2], sums: [Arg; 2], shape: Shape) -> Result<()> {
     let Shape { batch, seq, heads, kv_heads, head_dim, .. } = shape;
     let rows = batch * seq * kv_heads;

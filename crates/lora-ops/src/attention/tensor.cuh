@@ -191,8 +191,8 @@ __device__ __forceinline__ void store(const Accumulator<M, DIM / 8>& x, const fl
     }
 }
 
-// Writes the same rows in f32, straight from the registers: four lanes write 32 consecutive bytes. `dim`
-// is a multiple of 8.
+// Writes the same rows in f32, straight from the registers: four lanes write 32 consecutive bytes.
+// `dim` is a multiple of 8.
 template <int DIM, int M>
 __device__ __forceinline__ void store_f32(const Accumulator<M, DIM / 8>& x, const float (&factor)[M][2],
                                           float* to, size_t width, int rows, int dim) {

@@ -42,10 +42,10 @@ struct View {
     }
 };
 
-// The tile, head and sequence of a block, in a grid of tiles x sequences x heads. Blocks start in the
-// order of their numbers. Tiles vary slowest: a kernel numbers the tiles with the most work first, so the
-// longest blocks of all heads and sequences start first and the short ones fill the end. Heads vary
-// fastest: the query heads that share keys and values run at the same time.
+// The tile, head and sequence of a block, in a grid of tiles x sequences x heads. Blocks start in
+// the order of their numbers. Tiles vary slowest: a kernel numbers the tiles with the most work
+// first, so the longest blocks of all heads and sequences start first and the short ones fill the
+// end. Heads vary fastest: the query heads that share keys and values run at the same time.
 struct Work {
     unsigned tile, head, sequence;
 

@@ -61,8 +61,8 @@ fn cases() -> Vec<Case> {
         case(1, 200, (2, 1), 128, Sees::Both(60, 90)),
         case(1, 40, (1, 1), 130, Sees::All),
         case(1, 70, (2, 1), 256, Sees::Window(50)),
-        // Groups of 1, 2, 4 and 7 query heads; an odd and an even number of tiles, the last one not full;
-        // windows shorter than a tile; documents that end within one.
+        // Groups of 1, 2, 4 and 7 query heads; an odd and an even number of tiles, the last one not
+        // full; windows shorter than a tile; documents that end within one.
         case(2, 260, (14, 2), 16, Sees::All),
         case(1, 200, (28, 4), 8, Sees::Documents(150)),
         case(2, 260, (4, 1), 128, Sees::Window(20)),
