@@ -236,7 +236,7 @@ def measure(args: argparse.Namespace, device: torch.device, step) -> dict:
         "loss": loss.item(),
     }
     if on_gpu:
-        measured["reserved_memory_bytes"] = torch.cuda.max_memory_reserved(device)
+        measured["peak_reserved_memory_bytes"] = torch.cuda.max_memory_reserved(device)
     return measured
 
 

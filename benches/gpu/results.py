@@ -158,7 +158,7 @@ def step(run: Run, case: Case) -> list[str] | None:
         number(step_ms(ours), 1),
         number(ours.get("mfu"), 1, 100, " %"),
         number(ours["peak_memory_bytes"], 1, 1e-9, " GB"),
-        number(ours.get("reserved_memory_bytes"), 1, 1e-9, " GB"),
+        number(ours.get("peak_reserved_memory_bytes"), 1, 1e-9, " GB"),
         run.label(),
     ]
 

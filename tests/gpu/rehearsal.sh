@@ -80,7 +80,7 @@ cp "$work/second/result.json" "$work/results/second.json"
 cp benches/gpu/RESULTS.md "$work/RESULTS.md"
 python3 benches/gpu/results.py --results "$work/results" --page "$work/RESULTS.md"
 for row in 'RMSNorm, residual + norm | .* | ok: Simulated GPU' 'reduction through NCCL, abort | .* | ok: Simulated GPU' \
-  'tiny, bf16 | 2 x 4 | [0-9]' 'tiny, int8 | 1 x 8 | [0-9]' 'rms_norm forward .* | [0-9.]* | [0-9]' \
+  'tiny, bf16 | 2 x 4 | [0-9].* | [0-9.]* GB | [0-9.]* GB |' 'tiny, int8 | 1 x 8 | [0-9]' 'rms_norm forward .* | [0-9.]* | [0-9]' \
   'rms_norm_forward_bf16 | [0-9]' 'frozen products | [0-9]'; do
   grep -q "^| $row" "$work/RESULTS.md" || fail "the tables have no row '$row'"
 done

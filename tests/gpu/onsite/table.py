@@ -50,7 +50,7 @@ def step(key: tuple[str, str, int, int], case: Case) -> str:
         number(ours.get("tokens_per_s"), 10, 0),
         number(ours.get("mfu"), 7, 1, 100),
         number(ours.get("peak_memory_bytes"), 7, 1, 1e-9),
-        number(ours.get("reserved_memory_bytes"), 9, 1, 1e-9),
+        number(ours.get("peak_reserved_memory_bytes"), 9, 1, 1e-9),
         number(theirs.get("tokens_per_s"), 10, 0),
         number(theirs.get("peak_memory_bytes"), 7, 1, 1e-9),
         number(case.ratio(), 7, 2),

@@ -151,7 +151,7 @@ def step(phase: str, tokens_per_s: float, **more: object) -> dict:
         "tokens_per_s": tokens_per_s, "step_seconds": [0.33, 0.32, 0.34], "peak_memory_bytes": 40_000_000_000,
         **more,
     }  # fmt: skip
-    return line if phase == "peft" else {**line, "mfu": 0.4, "reserved_memory_bytes": 44_000_000_000}
+    return line if phase == "peft" else {**line, "mfu": 0.4, "peak_reserved_memory_bytes": 44_000_000_000}
 
 
 def result(date: str, **found: dict) -> dict:
