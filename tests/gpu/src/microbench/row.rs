@@ -7,6 +7,8 @@ use super::Inputs;
 /// An operation over inputs that were made before.
 pub(super) type Run = Box<dyn Fn() -> Result<()>>;
 
+type Make = Box<dyn Fn(&Inputs) -> Result<Run>>;
+
 /// What of a run is timed.
 #[derive(Clone, Copy)]
 pub(super) enum Clock {
@@ -24,7 +26,7 @@ pub(super) struct Row {
     pub(super) flops: f64,
     pub(super) clock: Clock,
     /// Makes the inputs.
-    pub(super) make: Box<dyn Fn(&Inputs) -> Result<Run>>,
+    pub(super) make: Make,
 }
 
 impl Row {
