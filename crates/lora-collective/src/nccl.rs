@@ -243,7 +243,7 @@ impl Drop for NcclGroup {
     }
 }
 
-/// What this process can do.
+/// The offer of this process.
 fn offer(preference: &Preference, gpu_uuid: &str) -> Offer {
     // As NCCL reads them: a variable that is no number is as good as not set.
     let is_on = |name| std::env::var(name).is_ok_and(|v| v.trim().parse::<i64>().is_ok_and(|v| v != 0));
@@ -255,7 +255,7 @@ fn offer(preference: &Preference, gpu_uuid: &str) -> Offer {
         _ if is_on("NCCL_COMM_BLOCKING") => {
             Err("NCCL_COMM_BLOCKING is set, with which NCCL waits without end; it must not be set".to_owned())
         }
-        (None, None) => Err("its library does not tell its version; NCCL 2 must be installed".to_owned()),
+        (None, None) => Err("its library reports no version; NCCL 2 must be installed".to_owned()),
         (None, Some(version)) => Ok(version),
     };
     let host_id = std::env::var_os("NCCL_HOSTID").map(|id| {

@@ -36,7 +36,7 @@ pub(crate) struct Job {
     pub(crate) excluded: BTreeSet<String>,
     /// Processes whose base has been put on record.
     pub(crate) bases_seen: Vec<MemberRow>,
-    /// The generation whose group's notice is known to be on record; 0: none.
+    /// The newest generation whose notice is in the log; 0: none.
     pub(crate) noticed_generation: u64,
 }
 

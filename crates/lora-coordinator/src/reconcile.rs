@@ -122,7 +122,7 @@ impl Service {
         Ok(())
     }
 
-    /// Puts on record what rank 0 says of its group, once in a generation.
+    /// Records the notice of rank 0 about its group, once per generation.
     async fn record_notice(&self, job: &mut Job) -> Result<(), StoreError> {
         let generation = job.row.generation;
         let members = job.members(&self.workers);

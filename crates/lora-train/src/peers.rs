@@ -67,8 +67,8 @@ impl Peers {
         }
     }
 
-    /// Why the gradients travel over TCP although the group's machines have several GPUs, and what
-    /// would be right; `None` where NCCL carries them, or TCP is meant to.
+    /// Reason why the gradients travel over TCP although the group's machines have several GPUs, and
+    /// what would be right. `None` if NCCL carries them or TCP is intended.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
     }

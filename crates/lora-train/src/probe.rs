@@ -41,7 +41,7 @@ pub struct DeviceReading {
 pub struct AllReduceReading {
     /// `nccl` or `tcp`.
     pub through: String,
-    /// Why it is `tcp` although there are several GPUs, and what would be right.
+    /// Reason why it is `tcp` although there are several GPUs, and what would be right.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
     /// Ranks.

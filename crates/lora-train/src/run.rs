@@ -160,8 +160,7 @@ impl Run {
         std::mem::replace(&mut self.peers, Peers::none()).leave()
     }
 
-    /// What people should know of the group: why its gradients travel over TCP although there are
-    /// several GPUs.
+    /// Reason why the group's gradients travel over TCP although there are several GPUs.
     pub fn fallback(&self) -> Option<&str> {
         self.peers.fallback()
     }

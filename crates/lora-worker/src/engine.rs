@@ -99,7 +99,7 @@ struct EngineThread {
     lost: mpsc::Sender<WorkerError>,
     /// The base read last.
     base: Option<(BaseKey, Arc<Base>)>,
-    /// Why NCCL failed when an earlier group formed.
+    /// Error with which NCCL failed when an earlier group formed.
     nccl_failure: Option<String>,
     /// The job whose state is in memory.
     job: Option<Job>,

@@ -9,15 +9,15 @@ use lora_collective::device::{Collective, shared_gpu_variables};
 use lora_spec::Device;
 use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, gpus, read, take_part};
 
-/// How long an all-reduce may take, from the start of its processes: longer than the limits of what
-/// they wait for.
+/// Limit of an all-reduce, from the start of its processes. It is longer than the limits of the waits
+/// in them.
 const LIMIT: Duration = Duration::from_secs(150);
 
 /// Take short readings of a device and tell them as JSON.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The device. Of an all-reduce: auto takes the GPUs that there are in turn, which ranks may
-    /// share; cuda:N is rank 0's.
+    /// The device. In an all-reduce, auto takes the machine's GPUs in turn, which ranks may share,
+    /// and cuda:N is the GPU of rank 0.
     #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
     device: Device,
     /// Only all-reduce a vector, among this many processes.

@@ -23,7 +23,7 @@ pub(crate) struct Held {
     pub(crate) suspects: Vec<u32>,
     pub(crate) unreachable: Vec<u32>,
     pub(crate) files: Vec<String>,
-    /// What people should know of the group.
+    /// Message for people about the group; empty: none.
     pub(crate) notice: String,
     /// The token of the group it is in, or was in last.
     pub(crate) group: Option<Cancel>,

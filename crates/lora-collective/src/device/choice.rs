@@ -57,7 +57,8 @@ pub struct UnknownCollective(pub String);
 pub struct Preference {
     /// The setting.
     pub collective: Collective,
-    /// Why NCCL failed when an earlier group of this process formed: `auto` does not try it again.
+    /// Error with which NCCL failed when an earlier group of this process formed. NCCL is not tried
+    /// again.
     pub nccl_failure: Option<String>,
 }
 
@@ -77,9 +78,9 @@ pub struct Offer {
     pub nccl: Result<u32, String>,
     /// The UUID of its GPU.
     pub gpu: String,
-    /// NCCL's variable `NCCL_HOSTID`, which takes the place of the host's name and boot id: NCCL
-    /// compares GPUs only of ranks that are on one host by it. A value that NCCL reads from a file
-    /// (`NCCL_CONF_FILE`) is not seen here.
+    /// NCCL's variable `NCCL_HOSTID`, which replaces the host's name and boot id: NCCL compares the
+    /// GPUs of two ranks only if they are on one host by it. A value in a file of settings of NCCL
+    /// (`NCCL_CONF_FILE`) is not considered.
     pub host_id: Option<String>,
     /// Whether it was told that ranks may share a GPU: NCCL's variable `NCCL_MULTI_RANK_GPU_ENABLE`.
     pub shares_gpu: bool,

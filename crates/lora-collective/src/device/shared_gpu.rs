@@ -3,11 +3,13 @@
 /// NCCL's variables for a group in which processes share a GPU, for the process `index`, with their
 /// values.
 ///
-/// NCCL refuses two ranks that are on one host and one GPU. It takes ranks with different
-/// `NCCL_HOSTID` for ranks on different hosts, which it connects over the network: here sockets
-/// over the loopback device. `is_set` tells whether the environment has a variable: a network
-/// interface that is chosen there stays, and `NCCL_MULTI_RANK_GPU_ENABLE`, with which NCCL 2.30
-/// allows ranks of one host to share a GPU, makes all of this unnecessary.
+/// NCCL refuses two ranks that are on one host and one GPU. It treats ranks with different
+/// `NCCL_HOSTID` as ranks on different hosts and connects them over the network: here by sockets
+/// over the loopback device.
+///
+/// `is_set` returns whether the environment has a variable. A network interface that is set there is
+/// kept. If `NCCL_MULTI_RANK_GPU_ENABLE` is set, with which NCCL 2.30 allows ranks of one host to
+/// share a GPU, no variables are needed.
 pub fn shared_gpu_variables(index: usize, is_set: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
     if is_set("NCCL_MULTI_RANK_GPU_ENABLE") {
         return Vec::new();
