@@ -166,8 +166,9 @@ def build(args: argparse.Namespace, device: torch.device) -> peft.PeftModel:
         model = AutoModelForCausalLM.from_config(
             config, dtype=DTYPES[args.dtype], attn_implementation=ATTENTION[args.attention]
         )
-        if args.quantization != "none":
-            quantize(model, args.quantization, DTYPES[args.dtype], device)
+    if args.quantization != "none":
+        quantize(model, args.quantization, DTYPES[args.dtype], device)
+    with device:
         lora = LoraConfig(
             task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear"
         )

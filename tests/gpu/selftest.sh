@@ -113,17 +113,30 @@ for workers in 2 4; do
   fi
 done
 
-parent() { sed -n 's/^PPid:[[:space:]]*//p' "/proc/$1/status" 2>/dev/null; }
+# Sets `up` to the parent of process "$1", or to nothing. No process is started here and below: a
+# machine has hundreds of processes, and a GPU's job is over in seconds.
+parent() {
+  local key value
+  up=''
+  while read -r key value; do
+    if [ "$key" = PPid: ]; then
+      up=$value
+      return
+    fi
+  done 2>/dev/null <"/proc/$1/status"
+}
 
 # The id of a worker among the descendants of process "$1"; nothing if there is none.
 worker_of() {
-  local process pid up
+  local process pid name up
   for process in /proc/[0-9]*; do
-    [ "$(cat "$process/comm" 2>/dev/null)" = lora-worker ] || continue
+    name=''
+    { read -r name <"$process/comm"; } 2>/dev/null
+    [ "$name" = lora-worker ] || continue
     pid=${process#/proc/}
     up=$pid
     while [ "${up:-0}" -gt 1 ]; do
-      up=$(parent "$up")
+      parent "$up"
       if [ "$up" = "$1" ]; then
         echo "$pid"
         return

@@ -102,7 +102,8 @@ def nvidia_smi() -> dict | None:
         answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return dict(zip(NVIDIA_SMI, (value.strip() for value in answer.splitlines()[0].split(",")), strict=False))
+    first = answer.partition("\n")[0]
+    return dict(zip(NVIDIA_SMI, (value.strip() for value in first.split(",")), strict=False))
 
 
 def kernel_module() -> str | None:

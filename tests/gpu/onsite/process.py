@@ -10,6 +10,8 @@ from pathlib import Path
 
 # Seconds between SIGTERM and SIGKILL.
 GRACE = 2.0
+# Seconds after SIGKILL.
+KILLED = 15.0
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -82,10 +84,11 @@ def descendants() -> list[int]:
 
 
 def end_descendants() -> None:
-    """Ends all descendants, by SIGTERM, then by SIGKILL, and reaps those that are children."""
+    """Ends all descendants, by SIGTERM, then by SIGKILL, and reaps those that are children. A process
+    that hangs in the kernel, as one may whose GPU does not answer, is left after a while."""
     give_up = time.monotonic() + GRACE
     asked = set()
-    while left := descendants():
+    while (left := descendants()) and time.monotonic() < give_up + KILLED:
         for process in left:
             try:
                 if time.monotonic() > give_up:

@@ -15,9 +15,9 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     println!("{}, seed {seed}", lora_train::numerics_id(&device)?);
     let bench = Bench { device, seed };
     let mut checks: Vec<Check> = crate::ops::checks();
-    checks.extend(crate::memory::checks());
     checks.extend(crate::golden::checks(&args.golden)?);
     checks.extend(crate::steps::checks(&args.example));
+    checks.extend(crate::memory::checks());
     let (mut passed, mut failed) = (0, 0);
     for check in checks.iter().filter(|check| check.name.contains(&args.only)) {
         let started = Instant::now();

@@ -12,6 +12,13 @@ pub(crate) fn checks() -> Vec<Check> {
     vec![Check::new("copies wait for the GPU", copies_wait), Check::new("memory of many sizes", many_sizes)]
 }
 
+/// Bytes that an allocation of one byte takes of the pool.
+pub(crate) fn unit(bench: &Bench) -> Result<u64> {
+    let before = now(bench)?.used_bytes;
+    let _byte = zeros(1, DType::U8, &bench.device)?;
+    Ok(now(bench)?.used_bytes - before)
+}
+
 fn now(bench: &Bench) -> Result<Memory> {
     bench.device.synchronize()?;
     memory(&bench.device)?.context("no reading of the GPU's memory")
@@ -19,8 +26,8 @@ fn now(bench: &Bench) -> Result<Memory> {
 
 /// What is read behind much work is its result, and what is written may be freed at once, at any size.
 fn copies_wait(bench: &Bench) -> Result<String> {
-    // On real hardware some 0.3 s of products.
-    let (side, products) = if now(bench)?.total_bytes >= 32 << 30 { (8192, 150) } else { (96, 3) };
+    // On real hardware some 0.3 s of products: 1.1 TFLOP each, in f32 without TF32.
+    let (side, products) = if now(bench)?.total_bytes >= 32 << 30 { (8192, 14) } else { (96, 3) };
     let ones = zeros((side, side), DType::F32, &bench.device)?;
     let sums = zeros((side, side), DType::F32, &bench.device)?;
     for (i, len) in [1_usize, 1000, 100_003, 3_000_000].into_iter().enumerate() {

@@ -5,7 +5,7 @@ use super::parts::{Part, parts};
 use super::{BLOCK, State};
 use crate::adamw::Numbers;
 use crate::cuda::{Arg, Gpu};
-use crate::paged::{Buffers, Home, Vector, half};
+use crate::paged::{Buffers, Home, Pinned, Vector, half};
 use crate::transfer::from_vec;
 
 /// What the kernel looks up.
@@ -13,6 +13,7 @@ use crate::transfer::from_vec;
 pub(super) struct Tables {
     /// Where each block lies: see [`parts`]. With the moments.
     blocks: Tensor,
+    _pinned: Option<Pinned>,
     parts: Vec<Part>,
     /// Values and bounds of both maps: f32 `[4, 256]`.
     maps: Tensor,
@@ -24,7 +25,9 @@ impl Tables {
         // An allocation of nothing is an error of CUDA's.
         blocks.push(0);
         let maps = [SIGNED.values(), SIGNED.bounds(), UNSIGNED.values(), UNSIGNED.bounds()].concat();
-        Ok(Self { blocks: vector(blocks, home.tensors())?, parts, maps: vector(maps, home.device)? })
+        let blocks = vector(blocks, home.tensors())?;
+        let maps = vector(maps, home.device)?;
+        Ok(Self { _pinned: home.pin(&blocks)?, blocks, parts, maps })
     }
 }
 
@@ -42,7 +45,7 @@ pub(super) fn step(
     gradient: &Tensor,
 ) -> Result<()> {
     let State { m, v, tables, .. } = state;
-    let Some(Tables { blocks: table, parts, maps }) = tables else {
+    let Some(Tables { blocks: table, parts, maps, .. }) = tables else {
         candle_core::bail!("8-bit AdamW: parameters on a GPU with moments that are not")
     };
     let &Numbers { factor, beta1, rest1, beta2, rest2, correction2, eps, decay, step_size } = numbers;

@@ -11,8 +11,8 @@ use candle_core::{DType, Result, Tensor};
 use super::gpu::{Gpu, wrong};
 use crate::cpu::{read, update_f32, update_u8};
 
-/// Host memory below this is not worth pinning, in bytes; so small a vector may share its pages with others.
-const LEAST_PINNED: usize = 1 << 20;
+/// Host memory below this is not worth pinning, in bytes.
+const LEAST_PINNED: usize = 64 << 10;
 
 /// Memory of a CPU tensor that is pinned: copies use it as it is, and the host does not wait for them.
 #[derive(Debug)]
@@ -23,10 +23,12 @@ pub(crate) struct Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.context.record_err(self.context.bind_to_thread());
-        // SAFETY: the address was registered when this was made.
-        let unregistered = unsafe { sys::cuMemHostUnregister(self.address as *mut c_void) };
-        self.context.record_err(unregistered.result());
+        // SAFETY: the context is live, and the address was registered in it when this was made.
+        let unregistered = unsafe {
+            result::ctx::set_current(self.context.cu_ctx())
+                .and_then(|()| sys::cuMemHostUnregister(self.address as *mut c_void).result())
+        };
+        self.context.record_err(unregistered);
     }
 }
 
@@ -121,8 +123,17 @@ impl Transfers<'_> {
     }
 
     fn synchronize(&self) -> std::result::Result<(), DriverError> {
-        self.gpu.staging.synchronize()?;
-        self.gpu.downloads.synchronize()
+        let context = self.gpu.stream.context();
+        // Both, whatever the first says, and past errors that cudarc has kept of other calls.
+        // SAFETY: context and streams are live.
+        let (up, down) = unsafe {
+            result::ctx::set_current(context.cu_ctx())?;
+            (
+                result::stream::synchronize(self.gpu.staging.copies.cu_stream()),
+                result::stream::synchronize(self.gpu.downloads.cu_stream()),
+            )
+        };
+        up.and(down)
     }
 }
 

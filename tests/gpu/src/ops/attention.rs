@@ -5,6 +5,7 @@ use candle_core::{DType, Tensor};
 use lora_ops::Ids;
 use lora_ops::attention::{Shape, backward, first_keys, forward};
 use lora_ops::device::{Memory, memory};
+use lora_ops::transfer::zeros;
 
 use crate::check::{Bench, Check, DTYPES, compare, repeats, tolerance, values};
 
@@ -157,8 +158,8 @@ fn decoding(bench: &Bench, dtype: DType) -> Result<String> {
 
 /// The backward pass takes no more memory beside its operands than `lora_spec`'s plan counts.
 fn backward_memory(bench: &Bench, dtype: DType) -> Result<String> {
-    // The pool rounds sizes up.
-    const ROUNDED: usize = 16 << 10;
+    // The pool rounds sizes up, of at most 16 tensors here.
+    let rounded = 16 * crate::memory::unit(bench)? as usize;
     let mut measured = Vec::new();
     for (heads, kv_heads) in [(8, 8), (8, 2), (7, 1)] {
         let shape = Shape { batch: 2, seq: 130, kv_seq: 130, heads, kv_heads, head_dim: 64 };
@@ -171,7 +172,7 @@ fn backward_memory(bench: &Bench, dtype: DType) -> Result<String> {
         // Up to the peak so far, so that the backward pass raises it.
         let before = now()?;
         let rest = (before.peak_bytes - before.used_bytes).max(1) as usize;
-        let _ballast = Tensor::zeros(rest, DType::U8, &bench.device)?;
+        let _ballast = zeros(rest, DType::U8, &bench.device)?;
         let before = now()?;
         drop(backward(&saved, (&q, &k, &v), &output, &output, shape, None)?);
         let after = now()?;
@@ -185,7 +186,7 @@ fn backward_memory(bench: &Bench, dtype: DType) -> Result<String> {
         // Four f32 a query and head.
         let rows = 16 * q.elem_count() / shape.head_dim;
         let most = gradients + partial + rows;
-        ensure!(0 < taken && taken <= most + ROUNDED, "{shape:?}: {taken} bytes instead of {most}");
+        ensure!(0 < taken && taken <= most + rounded, "{shape:?}: {taken} bytes instead of {most}");
         measured.push(format!("{heads}/{kv_heads}: {taken} bytes"));
     }
     Ok(measured.join(", "))
