@@ -1,6 +1,7 @@
 //! Inner loops in the widest vectors the machine has, with sums in one fixed order.
 
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(test)]
+#[cfg(target_arch = "x86_64")]
 mod instruction_sets;
 
 /// Runs `f` compiled for the best instruction set that this machine has (chosen at run time).

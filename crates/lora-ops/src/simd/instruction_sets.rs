@@ -106,7 +106,8 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
 
     let adamw = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
     let (params, m, v) = (vector(9001, 14)?, flat.zeros_like()?, flat.zeros_like()?);
-    let (params_8bit, state) = (params.copy()?, adamw_8bit::State::new(&[0..9001], &Device::Cpu)?);
+    let params_8bit = params.copy()?;
+    let state = adamw_8bit::State::new(std::slice::from_ref(&(0..9001)), &Device::Cpu)?;
     for t in 1..4 {
         let gradient = vector(9001, 14 + t)?;
         adamw.step(t, State { params: &params, m: &m, v: &v }, &gradient, 0.5)?;
