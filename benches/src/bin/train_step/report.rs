@@ -78,7 +78,7 @@ impl Report<'_> {
             "cpu_seconds_per_step": measured.cpu_seconds_per_step,
             "base_bytes_a_parameter": self.base.bytes() as f64 / self.base.config.parameters() as f64,
             "peak_memory_bytes": measured.peak_memory_bytes,
-            "peak_reserved_memory_bytes": measured.peak_reserved_memory_bytes,
+            "reserved_memory_bytes": measured.peak_reserved_memory_bytes,
             "planned_memory": numbers.planned,
             "planned_memory_bytes": numbers.planned.of_a_step(),
             "flops_per_token": numbers.flops_per_token,
