@@ -84,7 +84,8 @@ mod tests {
         assert_eq!(values_of("q_proj.bias", &[5], BaseDtype::Bf16, 3), [0.0; 5]);
     }
 
-    /// Quantized weights have the dense ones' standard deviation and no mean, also where a block, a byte or a draw is not full.
+    /// Quantized weights have the dense ones' standard deviation, also where a block, a byte or a draw is not full. The mean of
+    /// NF4's sixteen values is 4 % of it, not 0.
     #[test]
     fn quantized_weights_have_the_usual_distribution() {
         for quantization in [
@@ -103,7 +104,7 @@ mod tests {
                 let mean = |f: fn(f64) -> f64| {
                     drawn.iter().map(|v| f(f64::from(*v))).sum::<f64>() / drawn.len() as f64
                 };
-                assert!(mean(|v| v).abs() < 5e-4, "{quantization:?}: mean {}", mean(|v| v));
+                assert!(mean(|v| v).abs() < 1e-3, "{quantization:?}: mean {}", mean(|v| v));
                 let deviation = mean(|v| v * v).sqrt();
                 assert!((deviation - 0.02).abs() < 8e-4, "{quantization:?}: deviation {deviation}");
                 assert_eq!(values("q_proj.weight", shape, 3), drawn);

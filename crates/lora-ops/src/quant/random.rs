@@ -8,9 +8,11 @@ use crate::random::{Stream, Uniform, bytes, draw};
 use crate::transfer::from_vec;
 
 impl FourBit {
-    /// A weight whose codes are uniform over the codebook, with elements of the standard deviation `deviation` about 0. Scales
-    /// are uniform within a half of their mean; with `nested` their codes are uniform, and the scales of the scales uniform
-    /// between a quarter and a half of the mean. Every part is a pure function of `philox`, with the same bits on every device.
+    /// A weight whose codes are uniform over the codebook and whose elements have the root mean square
+    /// `deviation`; their mean is that of the codebook's values, which for NF4 is not 0. Scales are uniform
+    /// within a half of their mean. With `nested` the scales' codes are uniform, and the scales of the scales
+    /// uniform between a quarter and a half of the mean scale. Every part is a pure function of `philox`, with
+    /// the same bits on every device.
     ///
     /// # Errors
     /// A device that this build cannot compute on, or that has no memory for the weight.
@@ -56,8 +58,9 @@ impl FourBit {
 }
 
 impl Int8 {
-    /// A weight whose codes are uniform over the signed bytes and whose scales are uniform within a half of their mean, with
-    /// elements of the standard deviation `deviation`. As of [`FourBit::random`], the bits are the same on every device.
+    /// A weight whose codes are uniform over the signed bytes, whose scales are uniform within a half of their
+    /// mean, and whose elements have the root mean square `deviation`. As with [`FourBit::random`], the bits
+    /// are the same on every device.
     ///
     /// # Errors
     /// A device that this build cannot compute on, or that has no memory for the weight.
