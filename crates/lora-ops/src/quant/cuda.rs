@@ -5,7 +5,8 @@ use candle_core::{DType, Result, Tensor};
 use super::{FourBit, Int8, Scales};
 use crate::cuda::{Arg, Gpu, row_threads, runs, suffix};
 
-/// Threads of a block of the 4-bit kernels, and the runs of 16 bytes that each makes.
+/// Threads of a block of the 4-bit kernels, and the runs of 16 bytes that each writes (`RUNS` in
+/// `quant.cu`).
 const FOUR_BIT: (usize, usize) = (256, 4);
 
 /// The elements of `weight` from `start` on, row after row, into all of `out` (f32 or bf16).
