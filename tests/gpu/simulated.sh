@@ -30,7 +30,9 @@ echo "-- lints"
 cargo clippy "${cuda[@]}" --all-targets -- -D warnings
 echo "-- the reduction over NCCL"
 export LD_LIBRARY_PATH=$target/gpu-sim
-NCCL_MULTI_RANK_GPU_ENABLE=1 cargo test "${cuda[@]}" --test nccl
+for late in 0 1; do
+  NCCL_MULTI_RANK_GPU_ENABLE=1 LORA_SIM_LATE=$late cargo test "${cuda[@]}" --test nccl
+done
 echo "-- training steps at tiny shapes"
 cargo test "${cuda[@]}" --test train_step
 echo "-- programs"

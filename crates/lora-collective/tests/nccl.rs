@@ -13,7 +13,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{PATIENT, on_ranks};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, result};
 use leaves::{bits, nodes_of, serial_sum};
 use lora_collective::device::{Choice, Preference};
 use lora_collective::tree::{NodeId, nodes_in, partition};
@@ -66,6 +66,25 @@ fn address(slice: &CudaSlice<f32>) -> u64 {
     slice.device_ptr(slice.stream()).0
 }
 
+/// A copy on the GPU. Waits: CUDA may read pageable memory after the call has returned.
+fn upload(stream: &Arc<CudaStream>, values: &[f32]) -> CudaSlice<f32> {
+    let mut slice = stream.alloc_zeros(values.len()).unwrap();
+    let to = slice.device_ptr_mut(stream).0;
+    // SAFETY: the lengths are equal, and the copy is over before `values` can go.
+    unsafe { result::memcpy_htod_async(to, values, stream.cu_stream()).unwrap() };
+    stream.synchronize().unwrap();
+    slice
+}
+
+/// The elements on the GPU. Waits: CUDA may write pageable memory after the call has returned.
+fn download(stream: &Arc<CudaStream>, slice: &CudaSlice<f32>) -> Vec<f32> {
+    let mut values = vec![f32::NAN; slice.len()];
+    // SAFETY: the lengths are equal, and the copy is over before `values` can go.
+    unsafe { result::memcpy_dtoh_async(&mut values, address(slice), stream.cu_stream()).unwrap() };
+    stream.synchronize().unwrap();
+    values
+}
+
 /// A rank's nodes and where the sum goes, in memory of the GPU.
 type Vectors = (Vec<(NodeId, CudaSlice<f32>)>, CudaSlice<f32>);
 
@@ -80,9 +99,9 @@ fn start_sum(
     let (stream, elements) = (compute(), segments.iter().sum::<usize>());
     let nodes: Vec<(NodeId, CudaSlice<f32>)> = nodes_of(leaves, ranges[group.rank()].clone(), elements)
         .into_iter()
-        .map(|(id, vector)| (id, stream.clone_htod(&vector).unwrap()))
+        .map(|(id, vector)| (id, upload(&stream, &vector)))
         .collect();
-    let out = stream.clone_htod(&vec![f32::NAN; elements]).unwrap();
+    let out = upload(&stream, &vec![f32::NAN; elements]);
     let mut start = 0;
     for &len in segments {
         let at = |slice| address(slice) + 4 * start as u64;
@@ -102,7 +121,7 @@ fn sum(
 ) -> Result<Vec<f32>, CollectiveError> {
     let vectors = start_sum(group, nccl, leaves, ranges, segments)?;
     nccl.finish(group)?;
-    Ok(compute().clone_dtoh(&vectors.1).unwrap())
+    Ok(download(&compute(), &vectors.1))
 }
 
 fn assert_sum(leaves: usize, ranges: &[Range<usize>], segments: &[usize]) {
