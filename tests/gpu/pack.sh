@@ -50,13 +50,15 @@ if [ -z "$programs" ]; then
   # against them. The linker needs none of the engine's kernels in them.
   tests/gpu/sim/build.sh "$target/kit-link" tests/gpu/sim/selftest/kernels.cu
   export LIBRARY_PATH=$target/kit-link${LIBRARY_PATH:+:$LIBRARY_PATH} LORA_CUDA_ARCHS=${LORA_CUDA_ARCHS:-90}
-  cargo build --locked --profile kit --target-dir "$target/cuda" -p lora-worker -p lora-gpu -p lora-bench \
+  # loractl by itself, or it would get the feature too; in the same directory, for the dependencies that both have.
+  profile=(--locked --profile kit --target-dir "$target/cuda")
+  cargo build "${profile[@]}" -p lora-worker -p lora-gpu -p lora-bench \
     --features lora-worker/cuda,lora-gpu/cuda,lora-bench/cuda --bins
-  cargo build --locked --profile kit --target-dir "$target" -p loractl
+  cargo build "${profile[@]}" -p loractl
   programs=$target/kit-programs
   rm -rf "$programs"
   mkdir "$programs"
-  cp "$target/cuda/kit/"{lora-worker,lora-gpu,train_step} "$target/kit/loractl" "$programs/"
+  cp "$target/cuda/kit/"{lora-worker,lora-gpu,train_step,loractl} "$programs/"
 fi
 
 work=$(mktemp -d)
