@@ -2,65 +2,145 @@
 
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 # Seconds between SIGTERM and SIGKILL.
 GRACE = 2.0
-# Seconds after SIGKILL.
-KILLED = 15.0
+# Seconds after SIGKILL. A process that is left then hangs in the kernel, for example in the driver.
+KILLED = 3.0
+# Of an output this many bytes are kept of the beginning, and as many of the end.
+KEPT_BYTES = 1 << 20
+# Seconds between two looks at a command.
+POLL = 0.02
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+# Whether the run was asked to stop: the running command is ended, and no other one is started.
+interrupted = False
+# Processes that SIGKILL did not end. They are not waited for again.
+abandoned: set[int] = set()
 
 
 @dataclass
 class Finished:
-    """A command that ended; `status` is its exit status, or None if it was stopped at its limit."""
+    """A command that ended; `status` is its exit status, minus a signal's number, or None if it was
+    stopped."""
 
     status: int | None
     seconds: float
     output: str
 
+    def how(self) -> str:
+        """How it ended."""
+        if self.status is None:
+            return f"stopped after {self.seconds:.0f} s"
+        if self.status < 0:
+            return f"killed by {signal.Signals(-self.status).name}"
+        return f"exit status {self.status}"
+
+
+def interrupt(*_: object) -> None:
+    """A handler of signals."""
+    global interrupted
+    interrupted = True
+
 
 def adopt_orphans() -> None:
     """Makes this process the parent of processes whose parents end: `descendants` finds them."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def end_with_parent(number: int = signal.SIGKILL) -> None:
+    """Makes the kernel send this process a signal when its parent ends."""
+    prctl(PR_SET_PDEATHSIG, number)
+
+
+def prctl(option: int, value: int) -> None:
+    if LIBC.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
 def run(argv: list[str], log: Path, limit: float, environment: dict[str, str], directory: Path) -> Finished:
     """Runs `argv` for at most `limit` seconds; appends it and its output to `log` as they come."""
     started = time.monotonic()
-    with open(log, "ab") as file:
+    with open(log, "ab", buffering=0) as file:
         file.write(f"$ {' '.join(argv)}\n".encode())
-        file.flush()
-        begin = file.tell()
         process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
-            stdout=file,
-            stderr=file,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
             env=environment,
             cwd=directory,
             start_new_session=True,
+            preexec_fn=end_with_parent,
         )
-        status = None
-        try:
-            status = process.wait(timeout=max(limit, 0.0))
-        except subprocess.TimeoutExpired:
-            pass
-        finally:
-            end_descendants()
-            # It may have been reaped there.
+        with process.stdout as pipe:
+            output = Output(pipe.fileno(), file)
+            while (status := process.poll()) is None:
+                if interrupted or time.monotonic() - started >= limit:
+                    break
+                output.copy(POLL)
+            end_descendants(output.copy)
+            while output.copy(0):
+                pass
+            output.finish()
+            # It may have been reaped by `end_descendants`.
             process.poll()
-    seconds = time.monotonic() - started
-    with open(log, "rb") as file:
-        file.seek(begin)
-        output = file.read().decode(errors="replace")
-    return Finished(status, seconds, output)
+    return Finished(status, time.monotonic() - started, output.text())
+
+
+class Output:
+    """Copies a pipe to a log. Of a long output the middle is read and dropped."""
+
+    def __init__(self, pipe: int, log: BinaryIO) -> None:
+        self.pipe = pipe
+        self.log = log
+        self.head = bytearray()
+        self.tail = bytearray()
+        self.dropped = 0
+        self.closed = False
+
+    def copy(self, seconds: float) -> bool:
+        """Copies what comes within `seconds`; whether something came."""
+        if self.closed:
+            time.sleep(seconds)
+            return False
+        if not select.select([self.pipe], [], [], seconds)[0]:
+            return False
+        chunk = os.read(self.pipe, 1 << 16)
+        self.closed = not chunk
+        room = KEPT_BYTES - len(self.head)
+        self.head += chunk[:room]
+        self.log.write(chunk[:room])
+        self.tail += chunk[room:]
+        if len(self.tail) > 2 * KEPT_BYTES:
+            self.shorten()
+        return bool(chunk)
+
+    def shorten(self) -> None:
+        surplus = max(len(self.tail) - KEPT_BYTES, 0)
+        del self.tail[:surplus]
+        self.dropped += surplus
+
+    def finish(self) -> None:
+        """Writes the end of an output whose middle was dropped."""
+        self.shorten()
+        if self.dropped:
+            self.log.write(f"\n... {self.dropped} bytes dropped ...\n".encode())
+        self.log.write(self.tail)
+
+    def text(self) -> str:
+        middle = b"\n" if self.dropped else b""
+        return (self.head + middle + self.tail).decode(errors="replace")
 
 
 def descendants() -> list[int]:
@@ -83,24 +163,33 @@ def descendants() -> list[int]:
     return found[1:]
 
 
-def end_descendants() -> None:
-    """Ends all descendants, by SIGTERM, then by SIGKILL, and reaps those that are children. A process
-    that hangs in the kernel, as one may whose GPU does not answer, is left after a while."""
-    give_up = time.monotonic() + GRACE
-    asked = set()
-    while (left := descendants()) and time.monotonic() < give_up + KILLED:
-        for process in left:
-            try:
-                if time.monotonic() > give_up:
-                    os.kill(process, signal.SIGKILL)
-                elif process not in asked:
-                    os.kill(process, signal.SIGTERM)
-            except ProcessLookupError:
-                pass
-            asked.add(process)
+def end_descendants(wait: Callable[[float], object] = time.sleep, grace: float = GRACE) -> None:
+    """Ends all descendants, by SIGTERM, after `grace` seconds by SIGKILL, and reaps the children.
+
+    Processes that are started meanwhile, such as those that print why a command was stopped, get
+    only SIGKILL. A process that is left `KILLED` seconds later is abandoned.
+    """
+    kill_at = time.monotonic() + grace
+    if grace > 0:
+        send(signal.SIGTERM, descendants())
+    while left := [process for process in descendants() if process not in abandoned]:
+        now = time.monotonic()
+        if now > kill_at + KILLED:
+            abandoned.update(left)
+            break
+        if now >= kill_at:
+            send(signal.SIGKILL, left)
         reap()
-        time.sleep(0.02)
+        wait(POLL)
     reap()
+
+
+def send(number: int, processes: list[int]) -> None:
+    for process in processes:
+        try:
+            os.kill(process, number)
+        except ProcessLookupError:
+            pass
 
 
 def reap() -> None:
