@@ -10,8 +10,11 @@
 # killed on the way.
 #
 # From the environment: STEPS (200) of each job: a GPU needs longer for 200 steps than it takes to
-# find and kill a worker. JOBS (all): which of the checks below run, in the order given here; `one`
-# runs if another job is compared with it.
+# find and kill a worker. JOB_SECONDS (900): the limit of a job. JOBS (all): which of the checks
+# below run, in the order given here; `one` runs if another job is compared with it.
+#
+# The status of a check is ok, WRONG, stopped (at JOB_SECONDS) or -- (this machine cannot run it).
+# Below a check that is not ok is the beginning and the end of the log of its job.
 set -uo pipefail
 bin=$(cd "${1:?usage: selftest.sh BIN_DIR}" && pwd) || exit 2
 cd "$(dirname "$0")/../.." || exit 2
@@ -28,14 +31,54 @@ wanted() { [[ $jobs == *" $1 "* ]]; }
 # shellcheck source=tests/gpu/libraries.sh
 source tests/gpu/libraries.sh
 find_libraries "$bin/lora-worker" "${PYTHON:-python3}" || exit 2
+job_seconds=${JOB_SECONDS:-900}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failures=0
 
-# A line of the table; "$2" is ok or WRONG.
+# Runs a command. Unlike one in the foreground it does not delay the handling of a signal.
+run() {
+  "$@" &
+  wait $!
+}
+
+# shellcheck disable=SC2329 # called by the trap
+interrupt() {
+  local log
+  # shellcheck disable=SC2046 # one word each
+  kill $(jobs -p) 2>/dev/null
+  for log in "$work"/*.log; do
+    if [ -e "$log" ]; then log_of "$(basename "$log" .log)"; fi
+  done
+  exit 143
+}
+trap interrupt TERM INT HUP
+
+# The log of job "$1", indented; the beginning and the end of a long one.
+log_of() {
+  local log=$work/$1.log
+  echo "    the log of $1:"
+  if [ "$(wc -l <"$log")" -le 60 ]; then
+    cat "$log"
+  else
+    head -n 20 "$log"
+    echo ...
+    tail -n 40 "$log"
+  fi | sed 's/^/    /'
+}
+
+# A line of the table; "$2" is the status, "$4" the job whose log explains it.
 line() {
-  printf '%-5s %-44s %s\n' "$2" "$1" "${3:-}"
-  if [ "$2" != ok ]; then failures=$((failures + 1)); fi
+  printf '%-7s %-44s %s\n' "$2" "$1" "${3:-}"
+  if [ "$2" != ok ]; then
+    failures=$((failures + 1))
+    if [ -n "${4:-}" ]; then log_of "$4"; fi
+  fi
+}
+
+# A line for a command that ended with status "$2".
+line_of_status() {
+  line "$1" "$([ "$2" = 0 ] && echo ok || echo WRONG)" "exit code $2"
 }
 
 # A job of "$1" steps. The learning rate is constant, so that the first steps do not depend on the
@@ -60,27 +103,38 @@ job_file "$steps" > "$work/job.yaml"
 file=$work/job.yaml
 
 # Runs the job of "$file" as "$1" with "$2" workers and further flags; its output is in
-# "$work/$1.log".
+# "$work/$1.log". Returns 124 if it was stopped at its limit.
 job() {
-  local name=$1 workers=$2
+  local name=$1 workers=$2 begun=$SECONDS status=0
   shift 2
-  timeout 900 "$bin/loractl" run "$file" --workers "$workers" --worker "$bin/lora-worker" \
-    --out "$work/$name" "$@" >"$work/$name.log" 2>&1
+  # Redirected by itself, so that a trap meanwhile has this script's stdout.
+  timeout --kill-after=5 "$job_seconds" "$bin/loractl" run "$file" --workers "$workers" \
+    --worker "$bin/lora-worker" --out "$work/$name" "$@" >"$work/$name.log" 2>&1 &
+  wait $! || status=$?
+  # The status of a job that SIGTERM did not end is that of SIGKILL.
+  if [ $status != 0 ] && [ $((SECONDS - begun)) -ge "$job_seconds" ]; then status=124; fi
+  return $status
+}
+# The line of job "$2", which ended with status "$3" and is not ok; "$4": what is wrong.
+bad() {
+  if [ "$3" = 124 ]; then
+    line "$1" stopped "after $job_seconds s" "$2"
+  else
+    line "$1" WRONG "${4:-exit code $3}" "$2"
+  fi
 }
 field() { # name of a job, field of its receipt
   sed -n 's/^ *"'"$2"'": "\(.*\)",\{0,1\}$/\1/p' "$work/$1/receipt.json" 2>/dev/null | head -1
 }
 
 if wanted doctor; then
-  "$bin/loractl" doctor --device cuda --worker "$bin/lora-worker"
-  status=$?
-  line doctor "$([ $status = 0 ] && echo ok || echo WRONG)" "exit code $status"
+  run "$bin/loractl" doctor --device cuda --worker "$bin/lora-worker"
+  line_of_status doctor $?
 fi
 
 if wanted ops; then
-  "$bin/lora-gpu"
-  status=$?
-  line "operations, models, training" "$([ $status = 0 ] && echo ok || echo WRONG)" "exit code $status"
+  run "$bin/lora-gpu"
+  line_of_status "operations, models, training" $?
 fi
 
 # One worker is the reference of all that follow.
@@ -88,28 +142,31 @@ if [[ $jobs =~ \ (one|tcp|nccl|killed|cpu) ]]; then
   if job one 1 --device cuda; then
     line "1 worker" ok "$(field one adapter_sha256), $(field one numerics_id)"
   else
-    line "1 worker" WRONG "$(tail -n 3 "$work/one.log")"
+    bad "1 worker" one $?
   fi
 fi
-same() { # what, job
-  if [ -n "$(field "$2" adapter_sha256)" ] && [ "$(field "$2" adapter_sha256)" = "$(field one adapter_sha256)" ]; then
+same() { # what, job, its status
+  local adapter
+  adapter=$(field "$2" adapter_sha256)
+  if [ "$3" = 0 ] && [ -n "$adapter" ] && [ "$adapter" = "$(field one adapter_sha256)" ]; then
     line "$1" ok "the same adapter"
   else
-    line "$1" WRONG "adapter '$(field "$2" adapter_sha256)'; $(tail -n 3 "$work/$2.log")"
+    bad "$1" "$2" "$3" "exit code $3, adapter '$adapter'"
   fi
 }
 for workers in 2 4; do
   if wanted "tcp$workers"; then
     job "tcp$workers" $workers --device cuda --collective tcp
-    same "$workers workers, TCP" "tcp$workers"
+    same "$workers workers, TCP" "tcp$workers" $?
   fi
   wanted "nccl$workers" || continue
-  if job "nccl$workers" $workers --device cuda --collective nccl; then
-    same "$workers workers, NCCL" "nccl$workers"
-  elif grep -q "collective" "$work/nccl$workers.log"; then
-    printf '%-5s %-44s %s\n' "--" "$workers workers, NCCL" "not here: $(grep -m 1 collective "$work/nccl$workers.log")"
+  job "nccl$workers" $workers --device cuda --collective nccl
+  status=$?
+  reason=$(grep -m 1 collective "$work/nccl$workers.log")
+  if [ $status != 0 ] && [ $status != 124 ] && [ -n "$reason" ]; then
+    printf '%-7s %-44s %s\n' "--" "$workers workers, NCCL" "not here: $reason"
   else
-    line "$workers workers, NCCL" WRONG "$(tail -n 3 "$work/nccl$workers.log")"
+    same "$workers workers, NCCL" "nccl$workers" $status
   fi
 done
 
@@ -147,21 +204,24 @@ worker_of() {
 
 # A worker that is killed is started again, and no step is lost.
 killed() { # what, job, flags
-  local what=$1 name=$2 victim
+  local what=$1 name=$2 victim status
   shift 2
-  job "$name" 2 --device cuda "$@" &
-  local run=$!
+  # A subshell does not inherit the trap.
+  { trap 'kill $(jobs -p)' TERM; job "$name" 2 --device cuda "$@"; } &
+  local process=$!
   for _ in $(seq 15000); do
     [ "$(grep -c . "$work/$name/metrics.jsonl" 2>/dev/null)" -ge 2 ] 2>/dev/null && break
-    kill -0 $run 2>/dev/null || break
+    kill -0 $process 2>/dev/null || break
     sleep 0.02
   done
-  victim=$(worker_of $run)
-  if [ -z "$victim" ] || ! kill -KILL "$victim" 2>/dev/null; then
-    line "$what" WRONG "there was no worker to kill"
+  victim=$(worker_of $process)
+  if [ -n "$victim" ] && kill -KILL "$victim" 2>/dev/null; then
+    wait $process
+    same "$what" "$name" $?
+  else
+    wait $process
+    bad "$what" "$name" $? "there was no worker to kill"
   fi
-  wait $run
-  same "$what" "$name"
 }
 if wanted killed-tcp; then killed "2 workers, one killed, TCP" killed-tcp --collective tcp; fi
 if wanted killed-nccl; then killed "2 workers, one killed, NCCL" killed-nccl --collective nccl; fi
@@ -174,6 +234,7 @@ if wanted cpu; then
   file=$work/cpu-job.yaml
   job_file "$cpu_steps" > "$file"
   job cpu 1 --device cpu
+  status=$?
   compared=$(paste -d' ' <(losses cpu) <(losses one) | awk -v steps="$cpu_steps" '
     NF == 2 {
       d = ($1 - $2) / $1
@@ -183,11 +244,15 @@ if wanted cpu; then
       all = all sprintf(" %.2g", d)
     }
     END { print (wrong || n != steps ? "WRONG" : "ok"), n + 0 " of " steps " steps, off by" all " of the loss" }')
-  line "losses as on the CPU" "${compared%% *}" "${compared#* }"
+  if [ "${compared%% *}" = ok ]; then
+    line "losses as on the CPU" ok "${compared#* }"
+  else
+    bad "losses as on the CPU" cpu $status "${compared#* }"
+  fi
 fi
 
 if [ $failures -gt 0 ]; then
-  echo "$failures of the lines above are WRONG"
+  echo "$failures of the lines above are not ok"
   exit 1
 fi
 echo "all right"
