@@ -3,23 +3,36 @@
 
 # find_libraries PROGRAM [PYTHON]
 #
-# Extends LD_LIBRARY_PATH if PROGRAM cannot load its libraries without it: with the directories of
-# NVIDIA's Python packages, which PyTorch depends on, and with those where container runtimes and
-# CUDA's installer put libraries. What the loader finds by itself comes first. Returns 1 if a
-# library is still missing; stderr names the missing ones.
+# Extends LD_LIBRARY_PATH if PROGRAM cannot load its libraries without it. Only directories that
+# have a missing library are added. They are searched for in NVIDIA's Python packages, which PyTorch
+# depends on, and where container runtimes and CUDA's installer put libraries. The loader searches
+# LD_LIBRARY_PATH before its default directories, so other libraries in the added directories take
+# precedence too. Returns 1 if a library is still missing; stderr names the missing ones.
 find_libraries() {
-  local program=$1 python=${2:-python3} found missing
+  local program=$1 python=${2:-python3} directories directory library missing added=1
   missing=$(missing_libraries "$program")
   [ -n "$missing" ] || return 0
-  found=$("$python" -c '
+  directories=$("$python" -c '
 import glob, importlib.util
 package = importlib.util.find_spec("nvidia")
 roots = list(package.submodule_search_locations) if package else []
 places = [place for root in roots for place in sorted(glob.glob(root + "/*/lib"))]
-print(":".join(places + glob.glob("/usr/local/nvidia/lib64") + glob.glob("/usr/local/cuda/lib64")))
+print(*places, "/usr/local/nvidia/lib64", "/usr/local/cuda/lib64", sep="\n")
 ' 2>/dev/null || true)
-  if [ -n "$found" ]; then export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$found"; fi
-  missing=$(missing_libraries "$program")
+  # A library that is found may need others.
+  while [ -n "$missing" ] && [ -n "$added" ]; do
+    added=''
+    for library in $missing; do
+      while IFS= read -r directory; do
+        if [ -e "$directory/$library" ] && [[ ":${LD_LIBRARY_PATH:-}:" != *":$directory:"* ]]; then
+          added=1
+          export LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$directory"
+          break
+        fi
+      done <<<"$directories"
+    done
+    missing=$(missing_libraries "$program")
+  done
   [ -n "$missing" ] || return 0
   echo "$program needs libraries that are not installed: $missing" >&2
   echo "searched: the default directories, ${LD_LIBRARY_PATH:-and LD_LIBRARY_PATH, which is empty}" >&2
