@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Packs everything that checks and measures the CUDA engine on one machine with a GPU into
-# OUT_DIR/kit.tar.xz. Neither a GPU nor CUDA is needed here; there, `onsite.sh kit.tar.xz` needs
-# Python 3.12, the driver, and CUDA's libraries.
+# OUT_DIR/kit.tar.xz. Neither a GPU nor CUDA is needed here, but cargo, git, g++, binutils, xz,
+# Python, and a Python package index; there, `onsite.sh kit.tar.xz` needs Python 3.12, the driver,
+# and CUDA's libraries.
 #
 #   tests/gpu/pack.sh [--programs DIR] [--without-python] [--level N] OUT_DIR
 #
 # --programs: packs lora-worker, lora-gpu, train_step and loractl of DIR instead of building them.
 # --without-python: leaves bitsandbytes out, which PEFT needs for 4 bits. --level: of xz, default 9.
-# OUT_DIR/MANIFEST, also in the archive, is JSON: commit, whether there were changes to it, whether
-# the programs came from --programs, date, and size and SHA-256 of each file.
+# OUT_DIR/MANIFEST, also in the archive, is JSON: commit, whether there were changes to it
+# (untracked files in crates, benches and tests count), whether the programs came from --programs,
+# date, and size and SHA-256 of each file.
 #
 # An error: a program needs a library or a version of glibc that the kit does not expect on a
 # machine with a driver and PyTorch's packages; the archive is larger than 40 MiB. Exit code 75:
@@ -31,6 +33,10 @@ cd "$(dirname "$0")/../.."
 target=${CARGO_TARGET_DIR:-target}
 target=$(mkdir -p "$target" && cd "$target" && pwd)
 fail() { echo "pack.sh: $*" >&2; exit 1; }
+# What is packed, before a build that takes long. Untracked files can be part of the build, too.
+commit=$(git rev-parse HEAD)
+changes=$(git status --porcelain --untracked-files=no
+  git status --porcelain --untracked-files=normal -- crates benches tests)
 
 # Names of the shared libraries that programs may need, and the newest glibc.
 libraries=" libcuda.so.1 libcudart.so.13 libcublas.so.13 libcurand.so.10 libnccl.so.2 "
@@ -122,8 +128,7 @@ state = {"commit": commit, "dirty": bool(changes), "prebuilt": bool(prebuilt), "
 manifest = {**state, "files": files}
 (kit / "MANIFEST").write_text(json.dumps(manifest, indent=1) + "\n")
 PYTHON
-changes=$(git status --porcelain --untracked-files=no)
-python3 "$work/manifest.py" "$kit" "$(git rev-parse HEAD)" "$changes" "$prebuilt"
+python3 "$work/manifest.py" "$kit" "$commit" "$changes" "$prebuilt"
 
 # One stream with a dictionary larger than all programs together: what they share is stored once.
 tar --create --sort=name --owner=0 --group=0 --numeric-owner --directory "$work" kit |

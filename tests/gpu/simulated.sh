@@ -4,6 +4,8 @@
 #
 #   tests/gpu/simulated.sh
 #
+# Needs cargo, git, g++, binutils, xz, Python, and a Python package index.
+#
 # Exit code 75: the compiler cannot be had on this machine; the reason is on stderr.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
