@@ -1,4 +1,4 @@
-"""Prints a JSON document about this machine: GPU, driver, libraries, packages, processor, tools."""
+"""Prints a line of JSON about this machine: GPU, driver, libraries, packages, processor, tools."""
 
 import ctypes
 import glob
@@ -37,6 +37,8 @@ PACKAGES = [
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton", "nvidia-cublas",
     "nvidia-cuda-runtime", "nvidia-curand", "nvidia-nccl-cu13", "nvidia-cudnn-cu13",
 ]  # fmt: skip
+# Seconds for nvidia-smi's answer.
+SMI_SECONDS = 5
 # Environment variables that change results or speed.
 VARIABLES = ("CUDA_", "CUBLAS", "NCCL_", "NVIDIA_", "LORA_", "PYTORCH_")
 
@@ -62,7 +64,8 @@ def main() -> None:
             name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
         },
     }
-    print(json.dumps(described, indent=1))
+    # The libraries that were loaded may have written to stdout.
+    print("\n" + json.dumps(described), flush=True)
 
 
 def device() -> dict:
@@ -97,12 +100,22 @@ def device() -> dict:
 
 
 def nvidia_smi() -> dict | None:
+    """What nvidia-smi says of the first GPU, or `error`; None if it is not installed."""
     command = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_SMI)}", "--format=csv,noheader", "--id=0"]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
+        smi = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        answer, _ = smi.communicate(timeout=SMI_SECONDS)
+    except FileNotFoundError:
         return None
-    first = answer.partition("\n")[0]
+    except OSError as error:
+        return {"error": str(error)}
+    except subprocess.TimeoutExpired:
+        # It is not waited for: it may hang in the kernel.
+        smi.kill()
+        return {"error": f"no answer in {SMI_SECONDS} s"}
+    first = answer.strip().partition("\n")[0]
+    if smi.returncode != 0:
+        return {"error": f"exit status {smi.returncode}: {first[:200]}"}
     return dict(zip(NVIDIA_SMI, (value.strip() for value in first.split(",")), strict=False))
 
 

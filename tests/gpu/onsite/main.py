@@ -5,22 +5,21 @@ import hashlib
 import importlib.util
 import json
 import os
-import signal
 import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+import check
 import process
-import settings
 import table
+from guard import guard
 from phase import Phase, run_phase
-from phases import HALVES, PHASES
+from phases import PHASES, chosen
+from settings import SETTINGS
 
-# With result.json and table.txt, eight files.
-MOST_PHASES = 6
-# Seconds kept for ending a phase's processes, and for the table.
-RESERVE = 4.0
+# Seconds kept for ending a phase's processes, also one that hangs, and for the table.
+RESERVE = process.GRACE + process.KILLED + 1
 LINES = 60
 
 
@@ -35,35 +34,29 @@ def main() -> int:
     parser.add_argument("--seconds", type=int, required=True)
     parser.add_argument("phases", nargs="*")
     args = parser.parse_args()
-    names = chosen(args.phases or ["first"])
-    if isinstance(names, str):
-        print(f"onsite.sh: {names}", file=sys.stderr)
+    if problem := check.problem(args.phases):
+        print(f"onsite.sh: {problem}", file=sys.stderr)
         return 2
 
     deadline = time.monotonic() + args.seconds - (time.time() - args.started) - RESERVE
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    process.adopt_orphans()
-    # bitsandbytes of the kit, if the machine has none.
-    packages = args.kit / "python"
-    if packages.is_dir() and importlib.util.find_spec("bitsandbytes") is None:
-        sys.path.append(str(packages))
-        os.environ["PYTHONPATH"] = ":".join(filter(None, (os.environ.get("PYTHONPATH"), str(packages))))
-    manifest = json.loads((args.kit / "MANIFEST").read_text())
-    if damaged := [
-        name for name, file in manifest["files"].items() if digest(args.kit / name) != file["sha256"]
-    ]:
-        print(f"onsite.sh: {damaged[0]} of the kit is not the file that was packed", file=sys.stderr)
-        return 2
+    add_packages(args.kit / "python")
+    try:
+        manifest = read_manifest(args.kit)
+    except (OSError, ValueError, KeyError) as error:
+        print(f"onsite.sh: invalid kit: {error}", file=sys.stderr)
+        return 1
     result = {
         "format": 1,
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "commit": manifest["commit"],
         "dirty": manifest["dirty"],
+        "prebuilt": manifest["prebuilt"],
         "budget_seconds": args.seconds,
-        "settings": settings.as_dict(),
+        "settings": SETTINGS.as_dict(),
+        "changed_settings": SETTINGS.changed(),
         "phases": {},
     }
-    for name in names:
+    for name in chosen(args.phases):
         result["phases"][name] = outcome = attempt(PHASES[name], args, deadline)
         save(args.out / "result.json", json.dumps(result, indent=1))
         print(
@@ -74,35 +67,50 @@ def main() -> int:
     save(args.out / "table.txt", "\n".join(lines) + "\n")
     if len(lines) > LINES:
         lines = [*lines[: LINES - 1], f"({len(lines) - LINES + 1} more lines in table.txt)"]
-    print("\n" + "\n".join(lines))
-    bad = [name for name, outcome in result["phases"].items() if outcome["status"] in ("failed", "stopped")]
-    return 1 if bad else 0
+    print("\n" + "\n".join(lines), flush=True)
+    # As shells report SIGTERM.
+    return 143 if process.interrupted else exit_status(result["phases"])
 
 
-def chosen(words: list[str]) -> list[str] | str:
-    """The phases that the words name, `env` first; a message if they are invalid."""
-    names = [name for word in words for name in HALVES.get(word, [word])]
-    unknown = [name for name in names if name not in PHASES]
-    if unknown:
-        return f"invalid phase {unknown[0]}: must be {', '.join(HALVES)}, {', '.join(PHASES)}"
-    # Whatever is measured, the machine is part of the result.
-    names = list(dict.fromkeys(["env", *names]))
-    if len(names) > MOST_PHASES:
-        return f"invalid phases: {len(names)}, with env; at most {MOST_PHASES} fit in a run"
-    return names
+def add_packages(packages: Path) -> None:
+    """Makes bitsandbytes of the kit known to Python, if the machine has none."""
+    if packages.is_dir() and importlib.util.find_spec("bitsandbytes") is None:
+        sys.path.append(str(packages))
+        os.environ["PYTHONPATH"] = ":".join(filter(None, (os.environ.get("PYTHONPATH"), str(packages))))
 
 
-def attempt(phase: Phase, args: argparse.Namespace, deadline: float) -> dict:
-    """Runs a phase if enough time is left."""
-    left = deadline - time.monotonic()
-    if left < phase.minimum:
-        reason = f"no time: {max(left, 0):.0f} s left, {phase.minimum} s are the minimum"
-        return {"status": "skipped", "reason": reason, "seconds": 0.0, "values": {}}
-    return run_phase(phase, args.kit, args.out, args.work, left)
+def read_manifest(kit: Path) -> dict:
+    """What pack.sh says of the kit. Raises ValueError if a file is not the one that was packed."""
+    manifest = json.loads((kit / "MANIFEST").read_text())
+    for name, file in manifest["files"].items():
+        if digest(kit / name) != file["sha256"]:
+            raise ValueError(f"{name} is not the file that was packed")
+    return manifest
 
 
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def attempt(phase: Phase, args: argparse.Namespace, deadline: float) -> dict:
+    """Runs a phase if enough time is left and the run was not interrupted."""
+    left = deadline - time.monotonic()
+    reason = ""
+    if process.interrupted:
+        reason = "the run was interrupted"
+    elif left < phase.minimum:
+        reason = f"no time: {max(left, 0):.0f} s left, {phase.minimum} s are the minimum"
+    if reason:
+        return {"status": "skipped", "reason": reason, "seconds": 0.0, "wrong": [], "values": {}}
+    return run_phase(phase, args.kit, args.out, args.work, left)
+
+
+def exit_status(outcomes: dict[str, dict]) -> int:
+    """1 if a phase failed or was stopped, or if all phases but `env` were skipped."""
+    if any(outcome["status"] in ("failed", "stopped") for outcome in outcomes.values()):
+        return 1
+    measured = [outcome for name, outcome in outcomes.items() if name != "env"]
+    return int(bool(measured) and all(outcome["status"] == "skipped" for outcome in measured))
 
 
 def save(path: Path, text: str) -> None:
@@ -112,6 +120,7 @@ def save(path: Path, text: str) -> None:
 
 
 if __name__ == "__main__":
+    guard()
     try:
         status = main()
     finally:

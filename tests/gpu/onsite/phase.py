@@ -1,5 +1,6 @@
 """What a phase is, and what its commands run with."""
 
+import json
 import os
 import re
 import time
@@ -8,9 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import process
-
-# A phase's text is cut to this: the beginning and the end.
-LOG_BYTES = 15 << 20
 
 
 class Skipped(Exception):
@@ -38,25 +36,49 @@ class Session:
     values: dict = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
+    # Parts of the phase without a result that are not failures, with their reasons.
+    not_measured: list[str] = field(default_factory=list)
+    # Names of results that are incorrect. Each has a failure.
+    wrong: list[str] = field(default_factory=list)
 
     def left(self) -> float:
-        return self.deadline - time.monotonic()
+        return 0.0 if process.interrupted else self.deadline - time.monotonic()
+
+    def half(self) -> float:
+        """The limit of a command that others follow: if it hangs, time is left for them."""
+        return self.left() / 2
+
+    def has_time(self, seconds: float, what: str) -> bool:
+        """Whether `seconds` are left; if not, `what` is reported as not measured."""
+        if self.left() >= seconds:
+            return True
+        self.not_measured.append(f"{what}: no time")
+        return False
 
     def command(
-        self, what: str, argv: list, limit: float | None = None, **variables: str
+        self, what: str, argv: list, limit: float | None = None, **variables: object
     ) -> process.Finished:
         """Runs a command for at most `limit` seconds; its failure is the phase's.
 
         `variables` are added to its environment.
         """
         limit = self.left() if limit is None else min(limit, self.left())
-        environment = {**os.environ, "TMPDIR": str(self.work), **variables}
+        if limit <= 0:
+            self.stopped.append(f"{what}: not started")
+            return process.Finished(None, 0.0, "")
+        environment = {**os.environ, "TMPDIR": str(self.work)}
+        environment |= {name: str(value) for name, value in variables.items()}
         finished = process.run([str(word) for word in argv], self.log, limit, environment, self.kit)
         if finished.status is None:
-            self.stopped.append(f"{what} after {finished.seconds:.0f} s")
+            self.stopped.append(f"{what}: {finished.how()}")
         elif finished.status != 0:
-            self.failures.append(f"{what}: exit status {finished.status}: {message(finished.output)}")
+            self.failures.append(f"{what}: {finished.how()}: {message(finished.output)}")
         return finished
+
+    def append_to_log(self, file: Path) -> None:
+        """Appends the beginning of a file that a command wrote."""
+        with open(file, "rb") as source, open(self.log, "ab") as log:
+            log.write(f"$ cat {file.name}\n".encode() + source.read(process.KEPT_BYTES))
 
     def bin(self, program: str) -> Path:
         return self.kit / "bin" / program
@@ -66,36 +88,54 @@ def run_phase(phase: Phase, kit: Path, out: Path, work: Path, seconds: float) ->
     """Runs a phase for at most `seconds`; returns its part of result.json."""
     started = time.monotonic()
     session = Session(kit, work, out / f"{phase.name}.txt", started + min(seconds, phase.limit))
+    skipped = ""
     try:
         phase.run(session)
-        status, reason = "ok", ""
-        if session.failures:
-            status, reason = "failed", "; ".join(session.failures)
-        elif session.stopped:
-            status, reason = "stopped", "; ".join(session.stopped)
-    except Skipped as skipped:
-        status, reason = "skipped", str(skipped)
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        status, reason = "failed", f"{type(error).__name__}: {error}"
-    cut(session.log)
+    except Skipped as reason:
+        skipped = str(reason)
+    except Exception as error:  # The next phases run whatever happened in this one.
+        session.failures.append(f"{type(error).__name__}: {error}")
+    if process.interrupted:
+        session.stopped.append("the run was interrupted")
+    parts = session.failures + session.stopped
+    if session.not_measured:
+        parts.append(f"not measured: {', '.join(session.not_measured)}")
     return {
-        "status": status,
-        "reason": reason,
+        "status": status(session, skipped),
+        "reason": skipped or "; ".join(parts),
         "seconds": round(time.monotonic() - started, 1),
+        "wrong": session.wrong,
         "values": session.values,
     }
 
 
+def status(session: Session, skipped: str) -> str:
+    if skipped:
+        return "skipped"
+    if session.failures:
+        return "failed"
+    return "stopped" if session.stopped else "ok"
+
+
 def message(output: str) -> str:
-    """The last line of an output that is an error, else its last line."""
+    """The last line of an output that is an error or a result that is not ok, else its last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    errors = [line for line in lines if re.match(r"(\w*error|WRONG)\b", line, re.IGNORECASE)]
+    pattern = re.compile(r"(==)?([\w.]*error|WRONG|stopped)\b", re.IGNORECASE)
+    errors = [line for line in lines if pattern.match(line)]
     return ([*lines, *errors] or [""])[-1][:200]
 
 
-def cut(log: Path) -> None:
-    """Shortens a file that is too large, in its middle."""
-    if not log.exists() or log.stat().st_size <= LOG_BYTES:
-        return
-    text = log.read_bytes()
-    log.write_bytes(text[: LOG_BYTES // 2] + b"\n... shortened ...\n" + text[-LOG_BYTES // 2 :])
+def json_lines(output: str, key: str) -> list[dict]:
+    """The objects with `key` among the lines of an output; other lines are skipped.
+
+    NaN and infinities, which are not JSON, become None.
+    """
+    found = []
+    for line in output.splitlines():
+        try:
+            value = json.loads(line, parse_constant=lambda _: None)
+        except ValueError:
+            continue
+        if isinstance(value, dict) and key in value:
+            found.append(value)
+    return found
