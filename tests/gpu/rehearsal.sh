@@ -61,8 +61,13 @@ grep -q 'ncu is not installed' "$work/second.log" || fail "the table does not sa
 echo "-- NVIDIA's tools, by stand-ins that run the program alone"
 mkdir "$work/tools"
 for tool in ncu compute-sanitizer; do
-  # Everything before the path of lora-gpu is the tool's.
-  printf '#!/bin/sh\nwhile [ "${1##*/}" != lora-gpu ]; do shift; done\nexec "$@"\n' >"$work/tools/$tool"
+  cat >"$work/tools/$tool" <<'TOOL'
+#!/bin/sh
+# Everything before the path of lora-gpu is the tool's.
+while [ "${1##*/}" != lora-gpu ]; do shift; done
+echo '    Duration                         us     1,234.56'
+exec "$@"
+TOOL
   chmod +x "$work/tools/$tool"
 done
 TOOLS=$work/tools onsite "$work/tools-run" sanitize ncu
@@ -78,7 +83,14 @@ mkdir "$work/results"
 cp "$work/first/result.json" "$work/results/first.json"
 cp "$work/second/result.json" "$work/results/second.json"
 cp benches/gpu/RESULTS.md "$work/RESULTS.md"
-python3 benches/gpu/results.py --results "$work/results" --page "$work/RESULTS.md"
+page() { python3 benches/gpu/results.py --results "$work/results" --page "$work/RESULTS.md"; }
+page
+for row in 'RMSNorm, residual + norm | .* | never |' '.*; not the default: bench, bench_scale, '; do
+  grep -q "^| $row" "$work/RESULTS.md" || fail "the tables took results of other sizes: no row '$row'"
+done
+# As if the tiny sizes were the default ones.
+sed -i '/"changed_settings": \[/,/\]/c "changed_settings": [],' "$work/results/"*.json
+page
 for row in 'RMSNorm, residual + norm | .* | ok: Simulated GPU' 'reduction through NCCL, abort | .* | ok: Simulated GPU' \
   'tiny, bf16 | 2 x 4 | [0-9].* | [0-9.]* GB | [0-9.]* GB |' 'tiny, int8 | 1 x 8 | [0-9]' 'rms_norm forward .* | [0-9.]* | [0-9]' \
   'rms_norm_forward_bf16 | [0-9]' 'frozen products | [0-9]'; do

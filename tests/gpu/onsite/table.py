@@ -14,8 +14,7 @@ PROFILE_LINES = 8
 def lines(result: dict) -> list[str]:
     run = Run.from_result(result)
     sections = (outcomes(run), wrong(run), steps(run), jobs(run), tools(run), profile(run), bench(run))
-    commit = run.commit[:12] + (" with changes" if run.dirty else "")
-    header = f"{run.date}  {run.card}, driver {run.driver}, commit {commit}"
+    header = f"{run.date}  {run.card}, driver {run.driver}, commit {run.commit[:12]}{run.source()}"
     return [line[:WIDTH] for section in ([header], *sections) for line in section]
 
 
@@ -55,7 +54,8 @@ def step(key: tuple[str, str, int, int], case: Case) -> str:
         number(theirs.get("peak_memory_bytes"), 7, 1, 1e-9),
         number(case.ratio(), 7, 2),
     )
-    return f"{name:<34}{''.join(cells)}  {'; '.join(case.errors)}".rstrip()
+    errors = "; ".join(f"{what}: {error}" for what, error in case.errors.items())
+    return f"{name:<34}{''.join(cells)}  {errors}".rstrip()
 
 
 def number(value: float | None, width: int, digits: int, factor: float = 1) -> str:
@@ -63,8 +63,11 @@ def number(value: float | None, width: int, digits: int, factor: float = 1) -> s
 
 
 def jobs(run: Run) -> list[str]:
-    found = {**run.values("selftest").get("jobs", {}), **run.values("nccl").get("jobs", {})}
-    return [f"{job['status']:<6}{name}: {job['detail']}" for name, job in found.items()]
+    return [
+        f"{job['status']:<8}{prefix}{name}: {job['detail']}"
+        for phase, prefix in (("selftest", ""), ("nccl", "nccl: "))
+        for name, job in run.values(phase).get("jobs", {}).items()
+    ]
 
 
 def tools(run: Run) -> list[str]:

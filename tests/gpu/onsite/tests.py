@@ -20,6 +20,9 @@ from phase import Phase, Session, Skipped, json_lines, message, run_phase
 from settings import JOB_NAMES, Settings
 from testing import REPOSITORY, InDirectory
 
+import sample_runs  # isort: skip
+import table  # isort: skip
+
 
 class WithPhases(InDirectory):
     def phase(self, run, seconds: float = 20, limit: int = 20) -> dict:
@@ -474,6 +477,27 @@ class Jobs(WithPhases):
         self.assertEqual(
             outcome["reason"], "all-reduce: no result; 2 workers, NCCL: not here: collective nccl"
         )
+
+
+class Tables(unittest.TestCase):
+    def test_the_table_of_a_run(self) -> None:
+        first, second = (
+            "\n".join(table.lines(run))
+            for run in (sample_runs.FIRST, sample_runs.SECOND | {"prebuilt": True})
+        )
+        for text in (
+            "WRONG  rope forward f32: y off",
+            "12000   40.0   40.0     44.0",
+            "steps: out of memory",
+            "790 TFLOP/s",
+            "product 4096x14336x4096",
+            "ok      2 workers, TCP: ",
+        ):
+            self.assertIn(text, first)
+        self.assertRegex(second, r"12500 .* 10000 .* 1\.25")
+        self.assertIn("commit 0123456789ab, prebuilt programs\n", second)
+        self.assertIn("ok      nccl: 1 worker: ", second)
+        self.assertIn("ncu quant_: Duration 10 us", second)
 
 
 if __name__ == "__main__":
