@@ -104,7 +104,7 @@ def run_phase(phase: Phase, kit: Path, out: Path, work: Path, seconds: float) ->
         "status": status(session, skipped),
         "reason": skipped or "; ".join(parts),
         "seconds": round(time.monotonic() - started, 1),
-        "wrong": session.wrong,
+        "wrong": list(dict.fromkeys(session.wrong)),
         "values": session.values,
     }
 

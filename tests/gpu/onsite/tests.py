@@ -277,6 +277,8 @@ class TrainingSteps(WithPhases):
             self.assertEqual(
                 [error for *_, error in self.shapes(outcome)], 2 * ["the loss is not finite"] + 2 * [None]
             )
+            # The profiled case, too.
+            self.assertEqual(self.phase(training.steps)["wrong"], ["none 1x8", "none 2x4"])
 
     def peft(self, program: str) -> dict:
         """The outcome of the phase peft with a stand-in; `kernels` are those of a call."""
