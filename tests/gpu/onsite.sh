@@ -36,7 +36,8 @@
 #
 # OUT gets PHASE.txt of each phase that ran, result.json, which is rewritten after each phase, and
 # table.txt, whose first 60 lines are printed. SIGTERM, SIGINT and SIGHUP stop the phase that runs,
-# write the results, and end all programs; if onsite.sh is killed, the same happens.
+# write the results, and end all programs. If onsite.sh is killed, the same happens, but the
+# unpacked kit is left in TMPDIR.
 #
 # Exit code: 0, also with skipped phases; 1: a phase failed or was stopped, or all but env were
 # skipped, or the kit is damaged; 2: invalid arguments or settings; 143: the run was interrupted.
