@@ -15,12 +15,15 @@ const PROFILES: [&str; 4] = ["dev", "release", "test", "bench"];
 
 fn problems(document: &Document) -> Vec<String> {
     let blocks = document.blocks.iter().filter(|block| block.language == "sh");
-    let typed = blocks.flat_map(|block| shell::commands(&block.text).into_iter().map(|words| (block.line, words)));
+    let typed =
+        blocks.flat_map(|block| shell::commands(&block.text).into_iter().map(|words| (block.line, words)));
     let inline = document.code().map(|code| (code.line, code.text.split(' ').map(str::to_owned).collect()));
     let commands = typed.chain(inline).filter(|(_, words): &(usize, Vec<String>)| words[0] == "cargo");
     commands
         .flat_map(|(line, words)| {
-            wrong(&words).into_iter().map(move |what| document.problem(line, &format!("{}: {what}", words.join(" "))))
+            wrong(&words)
+                .into_iter()
+                .map(move |what| document.problem(line, &format!("{}: {what}", words.join(" "))))
         })
         .collect()
 }
@@ -103,5 +106,8 @@ fn names_that_do_not_exist_are_found() {
     ] {
         crate::expect_problem(problems, text, expected);
     }
-    crate::expect_sound(problems, "```sh\ncargo build --profile kit -p lora-gpu --features lora-worker/cuda,cuda\n```");
+    crate::expect_sound(
+        problems,
+        "```sh\ncargo build --profile kit -p lora-gpu --features lora-worker/cuda,cuda\n```",
+    );
 }

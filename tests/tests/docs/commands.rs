@@ -32,7 +32,8 @@ fn problems(document: &Document) -> Vec<String> {
         if let Some(problem) = wrong(&words, Form::Partial) {
             problems.push(document.problem(code.line, &problem));
         }
-        let is_flag = words[0].starts_with("--") && !OTHER_PROGRAMS.iter().any(|dir| document.path.starts_with(dir));
+        let is_flag =
+            words[0].starts_with("--") && !OTHER_PROGRAMS.iter().any(|dir| document.path.starts_with(dir));
         let name = words[0].split('=').next().unwrap_or_default();
         if is_flag && name.len() > 2 && !FOREIGN.contains(&name) && !flags().contains(name) {
             problems.push(document.problem(code.line, &format!("no program has the flag {name}")));
@@ -49,7 +50,9 @@ fn wrong(words: &[String], form: Form) -> Option<String> {
         Err(error) if form == Form::Partial && error.contains("a value is required for") => None,
         Err(error) => Some(format!("{line}: {error}")),
         Ok(_) if form == Form::Partial => None,
-        Ok(help) => help.lacks(arguments, usize::from(name == "loractl")).map(|what| format!("{line}: {what}")),
+        Ok(help) => {
+            help.lacks(arguments, usize::from(name == "loractl")).map(|what| format!("{line}: {what}"))
+        }
     }
 }
 
@@ -83,7 +86,10 @@ fn every_command_and_flag_exists() {
 fn wrong_commands_are_found() {
     for (text, expected) in [
         ("```sh\nloractl lost\n```", "loractl lost: error: unrecognized subcommand 'lost'"),
-        ("```sh\nloractl run job.yaml --out runs/a --worker 2 --nothing\n```", "unexpected argument '--nothing'"),
+        (
+            "```sh\nloractl run job.yaml --out runs/a --worker 2 --nothing\n```",
+            "unexpected argument '--nothing'",
+        ),
         ("```sh\nloractl run job.yaml\n```", "--out is missing"),
         ("```sh\nid=$(loractl submit)\n```", "loractl submit: an argument is missing"),
         ("```sh\nloractl submit --watch\n```", "an argument is missing"),
@@ -98,6 +104,9 @@ fn wrong_commands_are_found() {
     ] {
         crate::expect_problem(problems, text, expected);
     }
-    crate::expect_sound(problems, "`loractl run --out` `loractl run` `loractl` `--measure` `--set a.b=c` `--gpus`");
+    crate::expect_sound(
+        problems,
+        "`loractl run --out` `loractl run` `loractl` `--measure` `--set a.b=c` `--gpus`",
+    );
     crate::expect_sound(problems, "```sh\nloractl run job.yaml --out=runs/a -o json | jq .loss\n```");
 }

@@ -187,12 +187,20 @@ fn mistakes_are_found() {
     for (old, new, expected) in [
         ("| `adapter.r` |", "| `adapter.rank` |", "there is no key adapter.rank"),
         ("| `adapter.r` |", "| `adapter.rank` |", "adapter.r has 0 rows"),
-        ("| `adapter.r` | integer | `16` |", "| `adapter.r` | integer | `8` |", "adapter.r: the default is 16, not 8"),
+        (
+            "| `adapter.r` | integer | `16` |",
+            "| `adapter.r` | integer | `8` |",
+            "adapter.r: the default is 16, not 8",
+        ),
         ("| `adapter.r` | integer |", "| `adapter.r` | boolean |", "adapter.r: boolean is not its type"),
         ("| 1 to 4096 |", "| 1 to 2048 |", "adapter.r: 2049 is accepted"),
         ("| 1 to 4096 |", "| 1 to 5000 |", "adapter.r: 5000 is refused"),
         ("`model.base` | path | required", "`model.base` | path | `base`", "model.base: the default is \"\""),
-        ("`seed` | integer | `42`", "`seed` | integer | required", "training.seed: is not required"),
+        (
+            "`training.seed` | integer | `42`",
+            "`training.seed` | integer | required",
+            "training.seed: is not required",
+        ),
         ("one of `none`, `nf4`, `int8`", "one of `none`, `nf5`", "nf5 is refused"),
         ("| 0 to below 1 |", "| 0 to 1 |", "adapter.lora_dropout: 1 is refused"),
         ("| above 0; at most 1 |", "| 0 or more |", "training.adam_epsilon: 0 is refused"),

@@ -16,7 +16,10 @@ fn problems(document: &Document) -> Vec<String> {
         if path.is_empty() || files::exists(&target) {
             let has_anchor = || match path.is_empty() {
                 true => document.anchors().iter().any(|known| known == anchor),
-                false => Document::parse(&target, &files::text(&target)).anchors().iter().any(|known| known == anchor),
+                false => Document::parse(&target, &files::text(&target))
+                    .anchors()
+                    .iter()
+                    .any(|known| known == anchor),
             };
             if !anchor.is_empty() && !has_anchor() {
                 problems.push(document.problem(line, &format!("{link}: {target} has no heading {anchor}")));
@@ -60,5 +63,8 @@ fn broken_links_are_found() {
     ] {
         crate::expect_problem(problems, text, expected);
     }
-    crate::expect_sound(problems, "# One\n[a](#one) [b](data.md#row-formats) [c](../tests/gpu/) [d](https://example.com/x)");
+    crate::expect_sound(
+        problems,
+        "# One\n[a](#one) [b](data.md#row-formats) [c](../tests/gpu/) [d](https://example.com/x)",
+    );
 }

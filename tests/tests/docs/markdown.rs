@@ -84,7 +84,9 @@ impl Document {
     pub(crate) fn code(&self) -> impl Iterator<Item = Code<'_>> {
         self.paragraphs
             .iter()
-            .flat_map(|(line, text)| pieces(text).filter_map(|(is_code, text)| is_code.then_some((*line, text))))
+            .flat_map(|(line, text)| {
+                pieces(text).filter_map(|(is_code, text)| is_code.then_some((*line, text)))
+            })
             .map(|(line, text)| Code { line, text })
     }
 
@@ -166,5 +168,5 @@ fn a_document_is_taken_apart() {
     assert_eq!(document.anchors(), ["a-b-c-d", "a-b-c-d-1"]);
     assert_eq!(document.rows().collect::<Vec<_>>(), [["a", "`b`"]]);
     assert_eq!(document.paragraphs[2], (5, "- three four".to_owned()));
-    assert_eq!((document.blocks[0].line, document.blocks[0].text.as_str()), (11, "ls\n"));
+    assert_eq!((document.blocks[0].line, document.blocks[0].text.as_str()), (12, "ls\n"));
 }

@@ -18,8 +18,10 @@ fn problems(document: &Document) -> Vec<String> {
     let mut problems = Vec::new();
     for block in document.blocks.iter().filter(|block| block.language == "text") {
         for (index, message) in block.text.lines().enumerate() {
-            let segments = || message.split(VALUE).map(|segment| segment.trim_matches(|c: char| !c.is_alphanumeric()));
-            let compared: usize = segments().map(|segment| segment.chars().filter(|c| c.is_alphanumeric()).count()).sum();
+            let segments =
+                || message.split(VALUE).map(|segment| segment.trim_matches(|c: char| !c.is_alphanumeric()));
+            let compared: usize =
+                segments().map(|segment| segment.chars().filter(|c| c.is_alphanumeric()).count()).sum();
             let missing = segments().find(|segment| segment.len() >= SHORTEST && !is_in_sources(segment));
             let what = match missing {
                 Some(segment) => format!("{segment:?} is not in the sources"),
@@ -44,7 +46,8 @@ fn is_in_sources(text: &str) -> bool {
 fn literals() -> &'static str {
     static LITERALS: OnceLock<String> = OnceLock::new();
     LITERALS.get_or_init(|| {
-        let is_source = |path: &&String| path.starts_with("crates/") && path.contains("/src/") && path.ends_with(".rs");
+        let is_source =
+            |path: &&String| path.starts_with("crates/") && path.contains("/src/") && path.ends_with(".rs");
         let texts: BTreeSet<String> =
             files::all().iter().filter(is_source).flat_map(|path| strings(&files::text(path))).collect();
         texts.into_iter().collect::<Vec<_>>().join("\n")
@@ -58,7 +61,9 @@ fn strings(source: &str) -> Vec<String> {
     let mut at = 0;
     let find = |from: usize, text: &str| {
         let text: Vec<char> = text.chars().collect();
-        (from..chars.len()).find(|start| chars[*start..].starts_with(&text)).map_or(chars.len(), |start| start + text.len())
+        (from..chars.len())
+            .find(|start| chars[*start..].starts_with(&text))
+            .map_or(chars.len(), |start| start + text.len())
     };
     while at < chars.len() {
         match chars[at] {

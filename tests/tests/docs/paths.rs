@@ -8,10 +8,13 @@ use crate::shell;
 const OWN: [&str; 9] = ["cpp", "cu", "cuh", "h", "md", "proto", "py", "rs", "sh"];
 
 fn problems(document: &Document) -> Vec<String> {
-    let inline = document.code().flat_map(|code| code.text.split(' ').map(move |word| (code.line, word.to_owned())));
+    let inline =
+        document.code().flat_map(|code| code.text.split(' ').map(move |word| (code.line, word.to_owned())));
     let blocks = document.blocks.iter().filter(|block| block.language == "sh");
     let commands = blocks.flat_map(|block| {
-        shell::commands(&block.text).into_iter().flat_map(|command| command.into_iter().map(|word| (block.line, word)))
+        shell::commands(&block.text)
+            .into_iter()
+            .flat_map(|command| command.into_iter().map(|word| (block.line, word)))
     });
     let words = inline.chain(commands);
     let wrong = words.filter(|(_, word)| alternatives(word).iter().any(|path| !is_right(path)));
@@ -24,7 +27,8 @@ fn is_right(word: &str) -> bool {
         return true;
     }
     let Some((first, _)) = word.split_once('/') else {
-        let is_own = word.rsplit_once('.').is_some_and(|(stem, ending)| !stem.is_empty() && OWN.contains(&ending));
+        let is_own =
+            word.rsplit_once('.').is_some_and(|(stem, ending)| !stem.is_empty() && OWN.contains(&ending));
         return !is_own || files::all().iter().any(|file| matches(file.rsplit('/').next().unwrap(), word));
     };
     let is_ours = !first.is_empty() && files::exists(first) && !files::all().contains(first);
@@ -71,5 +75,8 @@ fn paths_that_do_not_exist_are_found() {
     ] {
         crate::expect_problem(problems, text, expected);
     }
-    crate::expect_sound(problems, "`crates/lora-spec/src/{job,keys}.rs` `tests/gpu/` `driver_*.cpp` `<op>.rs` `runs/dates` `a.json`");
+    crate::expect_sound(
+        problems,
+        "`crates/lora-spec/src/{job,keys}.rs` `tests/gpu/` `driver_*.cpp` `<op>.rs` `runs/dates` `a.json`",
+    );
 }

@@ -35,7 +35,9 @@ pub(crate) fn flags() -> &'static BTreeSet<String> {
             let commands = top.commands.iter().filter(|command| *command != "help");
             let below = commands.map(|command| help(program(name).unwrap(), &[command.clone()]).unwrap());
             let below: Vec<Help> = below.collect();
-            flags.extend([top].into_iter().chain(below).flat_map(|help| help.options).flat_map(|option| option.names));
+            flags.extend(
+                [top].into_iter().chain(below).flat_map(|help| help.options).flat_map(|option| option.names),
+            );
         }
         flags
     })
@@ -64,7 +66,8 @@ impl Help {
             let mut words = line.split_whitespace();
             let names = words.by_ref().take_while(|word| word.starts_with('-'));
             let names: Vec<String> = names.map(|word| word.trim_end_matches(',').to_owned()).collect();
-            let takes_value = line.split_whitespace().nth(names.len()).is_some_and(|word| word.starts_with('<'));
+            let takes_value =
+                line.split_whitespace().nth(names.len()).is_some_and(|word| word.starts_with('<'));
             HelpOption { names, takes_value }
         });
         let options: Vec<HelpOption> = options.collect();
@@ -87,11 +90,13 @@ impl Help {
 
     /// What these arguments lack; the name of a command is one of them if the program has commands.
     pub(crate) fn lacks(&self, arguments: &[String], names: usize) -> Option<String> {
-        let option = |name: &str| self.options.iter().find(|option| option.names.iter().any(|known| known == name));
+        let option =
+            |name: &str| self.options.iter().find(|option| option.names.iter().any(|known| known == name));
         let (mut given, mut positionals) = (BTreeSet::new(), 0);
         let mut words = arguments.iter();
         while let Some(word) = words.next() {
-            let (name, value) = word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
+            let (name, value) =
+                word.split_once('=').map_or((word.as_str(), None), |(name, value)| (name, Some(value)));
             match option(name) {
                 Some(option) => {
                     given.extend(&option.names);

@@ -8,7 +8,8 @@ const MAX_LINES: usize = 100;
 
 fn problems(text: &str) -> Vec<String> {
     let missing = COMMANDS.iter().filter(|command| !text.contains(*command));
-    let mut problems: Vec<String> = missing.map(|command| format!("README.md: {command} is missing")).collect();
+    let mut problems: Vec<String> =
+        missing.map(|command| format!("README.md: {command} is missing")).collect();
     let lines = text.lines().count();
     if lines > MAX_LINES {
         problems.push(format!("README.md: has {lines} lines; {MAX_LINES} are allowed"));

@@ -62,15 +62,19 @@ fn wrong_code(code: &str) -> Option<String> {
             }
             match value {
                 Some((":", value)) if job_keys().contains(name) => wrong_job_value(name, value),
-                Some(("=", value)) if daemon_keys().contains(name) => wrong_set(&format!("{name}={}", value.trim_matches('"'))),
+                Some(("=", value)) if daemon_keys().contains(name) => {
+                    wrong_set(&format!("{name}={}", value.trim_matches('"')))
+                }
                 _ if daemon_keys().contains(name) || job_keys().contains(name) => None,
                 _ => Some(format!("there is no key {name}")),
             }
         }
         None => {
             let has_ending = ENDINGS.iter().any(|ending| name.ends_with(ending));
-            let is_assigned = matches!(value, Some(("=", value)) if value.starts_with('"'));
-            let is_known = daemon_keys().iter().any(|key| key.rsplit('.').next() == Some(name)) || USER_KEYS.contains(&name);
+            // With spaces: settings of other programs are written without.
+            let is_assigned = code.contains(" = \"");
+            let is_known = daemon_keys().iter().any(|key| key.rsplit('.').next() == Some(name))
+                || USER_KEYS.contains(&name);
             ((has_ending || is_assigned) && !is_known).then(|| format!("there is no setting {name}"))
         }
     }
@@ -82,7 +86,8 @@ fn wrong_block(block: &Block) -> Vec<String> {
         "sh" => {
             let commands = shell::commands(&block.text);
             let sets = commands.iter().flat_map(|words| words.windows(2)).filter(|pair| pair[0] == "--set");
-            sets.filter_map(|pair| wrong_set(&pair[1]).map(|what| format!("--set {}: {what}", pair[1]))).collect()
+            sets.filter_map(|pair| wrong_set(&pair[1]).map(|what| format!("--set {}: {what}", pair[1])))
+                .collect()
         }
         "toml" => match toml::from_str::<toml::Table>(&block.text) {
             Ok(table) => {

@@ -57,6 +57,7 @@ impl<'a> Lexer<'a> {
                     self.end_word();
                     self.is_redirected = true;
                 }
+                '&' if self.is_redirected && self.word.is_none() => self.push(c),
                 '|' | '&' | ';' | '(' | ')' | '\n' => self.end_command(),
                 c if c.is_whitespace() => self.end_word(),
                 c => self.push(c),
@@ -107,6 +108,15 @@ fn a_script_is_taken_apart() {
     let words: Vec<String> = commands(script).into_iter().map(|command| command.join("_")).collect();
     assert_eq!(
         words,
-        ["one_a b_c d_e", "for_x_in_y", "two", "three", "four", "six_7", "eight", "five_SUBSTITUTED_SUBSTITUTED"]
+        [
+            "one_a b_c d_e",
+            "for_x_in_y",
+            "two",
+            "three",
+            "four",
+            "six_7",
+            "eight",
+            "five_SUBSTITUTED_SUBSTITUTED"
+        ]
     );
 }
