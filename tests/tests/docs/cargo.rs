@@ -1,4 +1,4 @@
-//! Packages, targets, features and profiles in commands of cargo.
+//! Checks of packages, targets, features and profiles in commands of cargo.
 
 use std::process::Command;
 use std::sync::OnceLock;
@@ -10,7 +10,7 @@ use crate::files;
 use crate::markdown::Document;
 use crate::shell;
 
-/// Profiles that cargo has by itself.
+/// Profiles that cargo defines.
 const PROFILES: [&str; 4] = ["dev", "release", "test", "bench"];
 
 fn problems(document: &Document) -> Vec<String> {
@@ -21,14 +21,14 @@ fn problems(document: &Document) -> Vec<String> {
     let commands = typed.chain(inline).filter(|(_, words): &(usize, Vec<String>)| words[0] == "cargo");
     commands
         .flat_map(|(line, words)| {
-            wrong(&words)
+            check_command(&words)
                 .into_iter()
                 .map(move |what| document.problem(line, &format!("{}: {what}", words.join(" "))))
         })
         .collect()
 }
 
-fn wrong(words: &[String]) -> Vec<String> {
+fn check_command(words: &[String]) -> Vec<String> {
     let words: Vec<&str> = words.iter().map(String::as_str).take_while(|word| *word != "--").collect();
     let values = |flags: &[&str]| -> Vec<&str> {
         let pairs = words.windows(2).filter(|pair| flags.contains(&pair[0]));

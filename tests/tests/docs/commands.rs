@@ -1,20 +1,20 @@
-//! Command lines of this repository's programs.
+//! Checks of command lines of this repository's programs.
 
 use crate::markdown::Document;
 use crate::programs::{flags, help, program};
 use crate::shell;
 
-/// Flags that the documents name alone and that belong to other programs.
+/// Flags of other programs that the documents name without the program.
 const FOREIGN: [&str; 5] = ["--build-arg", "--gpus", "--volumes", "--no-deps", "--cases"];
-/// Documents about programs whose flags are not known here: the benchmark and the checks of GPUs.
+/// Documents about the benchmark and the GPU checks, whose flags are not checked.
 const OTHER_PROGRAMS: [&str; 2] = ["benches/", "tests/"];
 
-/// Whether everything must be there that a command needs.
+/// How strictly a command line is checked.
 #[derive(Clone, Copy, PartialEq)]
 enum Form {
-    /// A line that can be typed.
+    /// All required arguments must be present.
     Complete,
-    /// Inline code may leave out arguments and values.
+    /// Arguments and values may be missing.
     Partial,
 }
 
@@ -22,14 +22,14 @@ fn problems(document: &Document) -> Vec<String> {
     let mut problems = Vec::new();
     for block in document.blocks.iter().filter(|block| block.language == "sh") {
         for words in shell::commands(&block.text) {
-            if let Some(problem) = wrong(&words, Form::Complete) {
+            if let Some(problem) = check_command(&words, Form::Complete) {
                 problems.push(document.problem(block.line, &problem));
             }
         }
     }
     for code in document.code() {
         let words: Vec<String> = code.text.split(' ').map(str::to_owned).collect();
-        if let Some(problem) = wrong(&words, Form::Partial) {
+        if let Some(problem) = check_command(&words, Form::Partial) {
             problems.push(document.problem(code.line, &problem));
         }
         let is_flag =
@@ -42,22 +42,23 @@ fn problems(document: &Document) -> Vec<String> {
     problems
 }
 
-/// What is wrong with a command, if it is one of this repository's programs.
-fn wrong(words: &[String], form: Form) -> Option<String> {
-    let (name, arguments) = own(words)?;
+/// The problem of a command, if it runs a program of this repository.
+fn check_command(words: &[String], form: Form) -> Option<String> {
+    let (name, arguments) = program_and_arguments(words)?;
     let line = format!("{name} {}", arguments.join(" "));
     match help(program(name)?, arguments) {
         Err(error) if form == Form::Partial && error.contains("a value is required for") => None,
         Err(error) => Some(format!("{line}: {error}")),
         Ok(_) if form == Form::Partial => None,
         Ok(help) => {
-            help.lacks(arguments, usize::from(name == "loractl")).map(|what| format!("{line}: {what}"))
+            help.missing(arguments, usize::from(name == "loractl")).map(|what| format!("{line}: {what}"))
         }
     }
 }
 
-/// The program of a command and its arguments, also behind `cargo run` and in the compose file's service for commands.
-fn own(words: &[String]) -> Option<(&str, &[String])> {
+/// The program that a command runs and its arguments, also through `cargo run` and through the
+/// compose file's service for `loractl`.
+fn program_and_arguments(words: &[String]) -> Option<(&str, &[String])> {
     let name = words[0].rsplit('/').next().unwrap_or_default();
     let after = |word: &str| Some(words.iter().position(|other| other == word)? + 1);
     match name {

@@ -1,4 +1,5 @@
-//! The page on the job file against `lora-spec`: its tables have every key, with its type, its default and its limits.
+//! Compares the page on the job file with `lora-spec`: its tables list every key with its type, its
+//! default and its limits.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -33,17 +34,17 @@ fn problems(page: &Document) -> Vec<String> {
     }
     for row in &rows {
         match defaults.get(row.key) {
-            Some(default) => problems.extend(wrong(row, default)),
+            Some(default) => problems.extend(check_row(row, default)),
             None => problems.push(format!("there is no key {}", row.key)),
         }
     }
     let files = page.blocks.iter().filter(|block| block.language == "yaml");
-    let complete = files.filter_map(|block| wrong_file(&block.text, &defaults));
+    let complete = files.filter_map(|block| check_file(&block.text, &defaults));
     problems.extend(complete);
     problems.into_iter().map(|problem| format!("{PAGE}: {problem}")).collect()
 }
 
-/// The rows of all tables that have the columns of keys.
+/// The rows of all tables of keys.
 fn rows(page: &Document) -> impl Iterator<Item = Row<'_>> {
     page.rows().filter(|row| row.len() == COLUMNS.len() && row[..] != COLUMNS).map(|row| Row {
         key: row[0].trim_matches('`'),
@@ -53,7 +54,7 @@ fn rows(page: &Document) -> impl Iterator<Item = Row<'_>> {
     })
 }
 
-fn wrong(row: &Row, default: &Value) -> Vec<String> {
+fn check_row(row: &Row, default: &Value) -> Vec<String> {
     let mut problems = Vec::new();
     let mut check = |is_right: bool, what: String| {
         if !is_right {
@@ -78,23 +79,23 @@ fn wrong(row: &Row, default: &Value) -> Vec<String> {
     for clause in row.values.split(';').map(|clause| clause.trim().trim_end_matches(", or `null`")) {
         if let Some(words) = clause.strip_prefix("one of ") {
             for word in code_in(words) {
-                let error = refusal(row.key, serde_saphyr::from_str(word).unwrap());
+                let error = error_for(row.key, serde_saphyr::from_str(word).unwrap());
                 check(error.is_none(), format!("{word} is refused: {}", error.unwrap_or_default()));
             }
         }
         let (right, wrong) = bounds(clause);
         for value in right {
-            let error = refusal(row.key, value.clone());
+            let error = error_for(row.key, value.clone());
             check(error.is_none(), format!("{value} is refused: {}", error.unwrap_or_default()));
         }
         for value in wrong {
-            check(refusal(row.key, value.clone()).is_some(), format!("{value} is accepted"));
+            check(error_for(row.key, value.clone()).is_some(), format!("{value} is accepted"));
         }
     }
     problems
 }
 
-/// Values that a clause such as `0 to below 1` allows, and values that it forbids.
+/// Values that a clause such as `0 to below 1` allows, and values that it excludes.
 fn bounds(clause: &str) -> (Vec<Value>, Vec<Value>) {
     let words: Vec<&str> = clause.split(' ').collect();
     let number = |word: &str| word.parse::<f64>().ok();
@@ -115,8 +116,9 @@ fn bounds(clause: &str) -> (Vec<Value>, Vec<Value>) {
     .unwrap_or_default()
 }
 
-/// What `lora-spec` says about a value of a key in a job that lacks nothing; errors about other keys do not count.
-fn refusal(key: &str, value: Value) -> Option<String> {
+/// The error of `lora-spec` for a value of a key in an otherwise valid job. Errors about other keys
+/// are ignored.
+fn error_for(key: &str, value: Value) -> Option<String> {
     let mut job = json!({
         "name": "a",
         "model": {"base": "b", "quantization": "nf4"},
@@ -138,8 +140,8 @@ fn refusal(key: &str, value: Value) -> Option<String> {
     }
 }
 
-/// What is wrong with a file that has every key with its default.
-fn wrong_file(text: &str, defaults: &BTreeMap<String, Value>) -> Option<String> {
+/// The problem of a file that must have every key with its default.
+fn check_file(text: &str, defaults: &BTreeMap<String, Value>) -> Option<String> {
     let job = match JobFile::parse(text, Path::new("/jobs/job.yaml")) {
         Ok(file) => leaves(&serde_json::to_value(file.job).unwrap()),
         Err(error) => return Some(error.to_string()),
@@ -155,7 +157,7 @@ fn wrong_file(text: &str, defaults: &BTreeMap<String, Value>) -> Option<String> 
     })
 }
 
-/// Dotted keys and values of everything that is not a section.
+/// The dotted keys and the values of all settings.
 fn leaves(job: &Value) -> BTreeMap<String, Value> {
     let mut leaves = BTreeMap::new();
     for (key, value) in job.as_object().unwrap() {
@@ -171,13 +173,13 @@ fn leaves(job: &Value) -> BTreeMap<String, Value> {
     leaves
 }
 
-/// Whether two values are the same, `32` and `32.0` too.
+/// Whether two values are equal; `32` equals `32.0`.
 fn is_equal(one: &Value, other: &Value) -> bool {
     one == other || one.as_f64().is_some_and(|number| other.as_f64() == Some(number))
 }
 
 #[test]
-fn its_tables_and_its_file_are_those_of_lora_spec() {
+fn the_page_lists_every_key_with_its_default_and_limits() {
     crate::expect_none(problems(&Document::parse(PAGE, &files::text(PAGE))));
 }
 

@@ -1,4 +1,4 @@
-//! Relative links and their anchors.
+//! Checks of relative links and their anchors.
 
 use std::path::{Component, Path};
 
@@ -31,7 +31,7 @@ fn problems(document: &Document) -> Vec<String> {
     problems
 }
 
-/// The path of a link in the document at `from`, from the root of the repository on.
+/// The path of a link in the document at `from`, relative to the root of the repository.
 fn resolve(from: &str, link: &str) -> String {
     let mut parts: Vec<&str> = from.split('/').collect();
     parts.pop();
@@ -48,7 +48,7 @@ fn resolve(from: &str, link: &str) -> String {
 }
 
 #[test]
-fn every_relative_link_leads_somewhere() {
+fn every_relative_link_has_a_target() {
     crate::expect_none(Document::all().iter().flat_map(problems));
 }
 

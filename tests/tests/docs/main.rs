@@ -1,4 +1,4 @@
-//! The Markdown documents against the repository and its programs: links, paths, commands, flags, keys and messages in them
+//! Checks that the links, paths, commands, flags, keys and messages in the Markdown documents
 //! exist.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
@@ -24,7 +24,8 @@ fn expect_none(problems: impl IntoIterator<Item = String>) {
     assert!(problems.is_empty(), "\n{}", problems.join("\n"));
 }
 
-/// Fails unless `check` finds a problem that contains `expected` in the Markdown `text`, which stands in `docs`.
+/// Fails unless `check` finds a problem that contains `expected` in a document of `docs` with this
+/// text.
 fn expect_problem(check: impl Fn(&Document) -> Vec<String>, text: &str, expected: &str) {
     let found = check(&Document::parse("docs/planted.md", text));
     assert!(
@@ -33,7 +34,7 @@ fn expect_problem(check: impl Fn(&Document) -> Vec<String>, text: &str, expected
     );
 }
 
-/// Fails if `check` finds a problem in the Markdown `text`.
+/// Fails if `check` finds a problem in a document of `docs` with this text.
 fn expect_sound(check: impl Fn(&Document) -> Vec<String>, text: &str) {
     expect_none(check(&Document::parse("docs/planted.md", text)));
 }

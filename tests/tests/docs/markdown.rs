@@ -6,7 +6,7 @@ use crate::files;
 
 /// A Markdown file.
 pub(crate) struct Document {
-    /// Path from the root of the repository on.
+    /// Path relative to the root of the repository.
     pub(crate) path: String,
     /// Fenced blocks.
     pub(crate) blocks: Vec<Block>,
@@ -131,7 +131,7 @@ impl Document {
         })
     }
 
-    /// A problem at a line of this document.
+    /// A message about a line of this document.
     pub(crate) fn problem(&self, line: usize, what: &str) -> String {
         format!("{}:{line}: {what}", self.path)
     }
@@ -147,7 +147,7 @@ pub(crate) fn code_in(text: &str) -> impl Iterator<Item = &str> {
     pieces(text).filter_map(|(is_code, piece)| is_code.then_some(piece))
 }
 
-/// A block without a language is not checked: its commands would be overlooked.
+/// Blocks without a language, whose commands would not be checked.
 fn unnamed_blocks(document: &Document) -> Vec<String> {
     let unnamed = document.blocks.iter().filter(|block| block.language.is_empty());
     unnamed.map(|block| document.problem(block.line, "the fenced block names no language")).collect()
@@ -160,8 +160,9 @@ fn every_block_names_its_language() {
 }
 
 #[test]
-fn a_document_is_taken_apart() {
-    let text = "# A `b` c, d\n\nOne `x\ny` [two](z.md#w).\n- three\n  four\n\n| a | `b` |\n| --- | --- |\n\n```sh\nls\n```\n# a b c d\n";
+fn a_document_is_parsed() {
+    let text = "# A `b` c, d\n\nOne `x\ny` [two](z.md#w).\n- three\n  four\n\n| a | `b` |\n| --- | --- |\n\n\
+                ```sh\nls\n```\n# a b c d\n";
     let document = Document::parse("a.md", text);
     assert_eq!(document.code().map(|code| code.text).collect::<Vec<_>>(), ["b", "x y", "b"]);
     assert_eq!(document.links(), [(3, "z.md#w".to_owned())]);

@@ -1,4 +1,4 @@
-//! Messages of the programs in the page on troubleshooting.
+//! Compares the messages in the page on troubleshooting with the programs' sources.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -7,11 +7,11 @@ use crate::files;
 use crate::markdown::Document;
 
 const PAGE: &str = "docs/troubleshooting.md";
-/// Stands for a value in a message.
+/// The placeholder for a value in a message.
 const VALUE: char = '…';
-/// The least letters and digits of a message that are compared.
+/// The smallest number of letters and digits to compare in a message.
 const LEAST: usize = 12;
-/// The fewest bytes of a part that is looked for in the sources alone.
+/// The smallest number of bytes of a part that is searched for.
 const SHORTEST: usize = 4;
 
 fn problems(document: &Document) -> Vec<String> {
@@ -34,7 +34,7 @@ fn problems(document: &Document) -> Vec<String> {
     problems
 }
 
-/// Whether a text is part of a string literal, or of two that follow each other in a message.
+/// Whether a text is part of a string literal, or consists of parts of two string literals.
 fn is_in_sources(text: &str) -> bool {
     let is_literal = |part: &str| literals().contains(part);
     let long_enough = |at: usize| at >= SHORTEST && text.len() - at >= SHORTEST;
@@ -42,7 +42,7 @@ fn is_in_sources(text: &str) -> bool {
     is_literal(text) || cuts.into_iter().any(|at| is_literal(&text[..at]) && is_literal(&text[at..]))
 }
 
-/// All string literals of the programs' sources, one after the other.
+/// All string literals of the programs' sources.
 fn literals() -> &'static str {
     static LITERALS: OnceLock<String> = OnceLock::new();
     LITERALS.get_or_init(|| {
@@ -81,7 +81,7 @@ fn strings(source: &str) -> Vec<String> {
     strings
 }
 
-/// The literal whose contents start at `at`, with its line breaks taken out, and the end of it.
+/// The literal whose contents start at `at`, without its line breaks, and the index after it.
 fn string(chars: &[char], mut at: usize) -> (String, usize) {
     let mut text = String::new();
     while let Some(c) = chars.get(at) {
@@ -119,7 +119,8 @@ fn messages_that_no_program_writes_are_found() {
     ] {
         crate::expect_problem(problems, text, expected);
     }
-    let sound = "```text\nstate_dir: … is in use by another coordinator\n…: is not a key of a job; did you mean …?\n```";
+    let sound = "```text\nstate_dir: … is in use by another coordinator\n\
+                 …: is not a key of a job; did you mean …?\n```";
     crate::expect_sound(problems, sound);
 }
 

@@ -1,10 +1,10 @@
-//! Paths of the repository in inline code and in commands.
+//! Checks of repository paths in inline code and in commands.
 
 use crate::files;
 use crate::markdown::Document;
 use crate::shell;
 
-/// Endings of files that only the repository has. A file of another kind may be one of a user.
+/// Extensions of files that only the repository has. Other files may be those of a user.
 const OWN: [&str; 9] = ["cpp", "cu", "cuh", "h", "md", "proto", "py", "rs", "sh"];
 
 fn problems(document: &Document) -> Vec<String> {
@@ -17,12 +17,12 @@ fn problems(document: &Document) -> Vec<String> {
             .flat_map(|command| command.into_iter().map(|word| (block.line, word)))
     });
     let words = inline.chain(commands);
-    let wrong = words.filter(|(_, word)| alternatives(word).iter().any(|path| !is_right(path)));
+    let wrong = words.filter(|(_, word)| expand_braces(word).iter().any(|path| !is_valid(path)));
     wrong.map(|(line, word)| document.problem(line, &format!("{word} does not exist"))).collect()
 }
 
-/// Whether a word is a path that exists, or is not a path of this repository.
-fn is_right(word: &str) -> bool {
+/// Whether a word is an existing path or no path of this repository.
+fn is_valid(word: &str) -> bool {
     if word.contains(['<', '>', '…', '$', '=']) || word.contains("://") {
         return true;
     }
@@ -49,8 +49,8 @@ fn matches(name: &str, pattern: &str) -> bool {
     }
 }
 
-/// `a{b,c}d` is `abd` and `acd`.
-fn alternatives(word: &str) -> Vec<String> {
+/// Expands braces: `a{b,c}d` gives `abd` and `acd`.
+fn expand_braces(word: &str) -> Vec<String> {
     let braces = word.split_once('{').and_then(|(start, rest)| Some((start, rest.split_once('}')?)));
     match braces {
         Some((start, (list, end))) => list.split(',').map(|one| format!("{start}{one}{end}")).collect(),

@@ -1,4 +1,4 @@
-//! The programs' own descriptions of their command lines.
+//! Command lines as the programs' help describes them.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use lora_e2e::{Finished, lora_coordinator, lora_worker, loractl, without_settings};
 
-/// The program of this name, as it is built here; none: it is not one of this repository's.
+/// A command that runs the program of this name; none if the repository has no such program.
 pub(crate) fn program(name: &str) -> Option<Command> {
     match name {
         "loractl" => Some(loractl()),
@@ -16,7 +16,10 @@ pub(crate) fn program(name: &str) -> Option<Command> {
     }
 }
 
-/// The help for a command line, or the error that its arguments cause: a program parses them before it shows its help.
+/// The help for a command line.
+///
+/// # Errors
+/// The error of the program, which parses its arguments before it shows its help.
 pub(crate) fn help(mut program: Command, arguments: &[String]) -> Result<Help, String> {
     let finished = Finished::of(without_settings(&mut program).args(arguments).arg("--help"));
     match finished.code {
@@ -33,8 +36,8 @@ pub(crate) fn flags() -> &'static BTreeSet<String> {
         for name in ["loractl", "lora-coordinator", "lora-worker"] {
             let top = help(program(name).unwrap(), &[]).unwrap();
             let commands = top.commands.iter().filter(|command| *command != "help");
-            let below = commands.map(|command| help(program(name).unwrap(), &[command.clone()]).unwrap());
-            let below: Vec<Help> = below.collect();
+            let of = |command| help(program(name).unwrap(), std::slice::from_ref(command)).unwrap();
+            let below: Vec<Help> = commands.map(of).collect();
             flags.extend(
                 [top].into_iter().chain(below).flat_map(|help| help.options).flat_map(|option| option.names),
             );
@@ -43,14 +46,14 @@ pub(crate) fn flags() -> &'static BTreeSet<String> {
     })
 }
 
-/// The help for a command.
+/// A parsed help text.
 pub(crate) struct Help {
     options: Vec<HelpOption>,
-    /// Flags that must be given.
+    /// Required flags.
     required: Vec<String>,
-    /// Number of arguments that must be given beside flags.
+    /// Number of required positional arguments.
     positionals: usize,
-    /// Commands below this one.
+    /// Names of the subcommands.
     commands: Vec<String>,
 }
 
@@ -88,8 +91,9 @@ impl Help {
         Self { options, required, positionals, commands: commands.map(str::to_owned).collect() }
     }
 
-    /// What these arguments lack; the name of a command is one of them if the program has commands.
-    pub(crate) fn lacks(&self, arguments: &[String], names: usize) -> Option<String> {
+    /// The first required argument that is missing. `names` is the number of subcommand names among
+    /// the arguments.
+    pub(crate) fn missing(&self, arguments: &[String], names: usize) -> Option<String> {
         let option =
             |name: &str| self.options.iter().find(|option| option.names.iter().any(|known| known == name));
         let (mut given, mut positionals) = (BTreeSet::new(), 0);

@@ -1,4 +1,4 @@
-//! The README.
+//! Checks of the README.
 
 use crate::files;
 

@@ -1,4 +1,4 @@
-//! Settings of the daemons and keys of the job file, wherever a document names them.
+//! Checks of the daemons' settings and of job-file keys in all documents.
 
 use std::collections::BTreeSet;
 use std::sync::OnceLock;
@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use crate::markdown::{Block, Document};
 use crate::shell;
 
-/// Stands for any variable.
+/// A placeholder for any variable.
 const EXAMPLE: &str = "LORA__SECTION__KEY";
 /// Keys of the user's file of loractl.
 const USER_KEYS: [&str; 1] = ["coordinator"];
-/// Endings of the names of settings that are told from other words by them.
+/// Endings by which names of settings are recognized.
 const ENDINGS: [&str; 4] = ["_dir", "_hours", "_roots", "_seconds"];
-/// Endings of files, which look like keys in a section.
+/// Extensions of files, whose names look like keys in a section.
 const FILES: [&str; 6] = ["json", "jsonl", "proto", "py", "rs", "safetensors"];
 
 fn problems(document: &Document) -> Vec<String> {
@@ -33,19 +33,19 @@ fn problems(document: &Document) -> Vec<String> {
         }
     }
     for code in document.code() {
-        let found = wrong_code(code.text);
+        let found = check_code(code.text);
         problems.extend(found.map(|what| document.problem(code.line, &format!("{}: {what}", code.text))));
     }
     for block in &document.blocks {
-        problems.extend(wrong_block(block).into_iter().map(|what| document.problem(block.line, &what)));
+        problems.extend(check_block(block).into_iter().map(|what| document.problem(block.line, &what)));
     }
     problems
 }
 
-/// What is wrong with a key, a setting with its value, or a `--set`.
-fn wrong_code(code: &str) -> Option<String> {
+/// The problem of a key, of a setting with its value, or of a `--set`.
+fn check_code(code: &str) -> Option<String> {
     if let Some(set) = code.strip_prefix("--set ") {
-        return wrong_set(set);
+        return check_set(set);
     }
     let (name, value) = match code.find([':', '=']) {
         Some(at) => (code[..at].trim_end(), Some((&code[at..=at], code[at + 1..].trim()))),
@@ -61,9 +61,9 @@ fn wrong_code(code: &str) -> Option<String> {
                 return None;
             }
             match value {
-                Some((":", value)) if job_keys().contains(name) => wrong_job_value(name, value),
+                Some((":", value)) if job_keys().contains(name) => check_job_value(name, value),
                 Some(("=", value)) if daemon_keys().contains(name) => {
-                    wrong_set(&format!("{name}={}", value.trim_matches('"')))
+                    check_set(&format!("{name}={}", value.trim_matches('"')))
                 }
                 _ if daemon_keys().contains(name) || job_keys().contains(name) => None,
                 _ => Some(format!("there is no key {name}")),
@@ -71,7 +71,7 @@ fn wrong_code(code: &str) -> Option<String> {
         }
         None => {
             let has_ending = ENDINGS.iter().any(|ending| name.ends_with(ending));
-            // With spaces: settings of other programs are written without.
+            // With spaces, as in TOML; keyword arguments of Python have none.
             let is_assigned = code.contains(" = \"");
             let is_known = daemon_keys().iter().any(|key| key.rsplit('.').next() == Some(name))
                 || USER_KEYS.contains(&name);
@@ -80,13 +80,13 @@ fn wrong_code(code: &str) -> Option<String> {
     }
 }
 
-/// What is wrong with the settings in a block.
-fn wrong_block(block: &Block) -> Vec<String> {
+/// The problems of the settings in a block.
+fn check_block(block: &Block) -> Vec<String> {
     match block.language.as_str() {
         "sh" => {
             let commands = shell::commands(&block.text);
             let sets = commands.iter().flat_map(|words| words.windows(2)).filter(|pair| pair[0] == "--set");
-            sets.filter_map(|pair| wrong_set(&pair[1]).map(|what| format!("--set {}: {what}", pair[1])))
+            sets.filter_map(|pair| check_set(&pair[1]).map(|what| format!("--set {}: {what}", pair[1])))
                 .collect()
         }
         "toml" => match toml::from_str::<toml::Table>(&block.text) {
@@ -102,8 +102,8 @@ fn wrong_block(block: &Block) -> Vec<String> {
     }
 }
 
-/// What a daemon says about `key=value`; none: one of them takes it.
-fn wrong_set(set: &str) -> Option<String> {
+/// The errors of both daemons for `key=value`; none if one of them accepts it.
+fn check_set(set: &str) -> Option<String> {
     let sets = [set.to_owned()];
     let coordinator = load_from(None, std::iter::empty(), &sets, lora_coordinator::Config::check);
     let worker = load_from(None, std::iter::empty(), &sets, lora_worker::Config::check);
@@ -113,8 +113,8 @@ fn wrong_set(set: &str) -> Option<String> {
     }
 }
 
-/// What is wrong with a value of a job's key.
-fn wrong_job_value(key: &str, value: &str) -> Option<String> {
+/// The error for a value of a job-file key.
+fn check_job_value(key: &str, value: &str) -> Option<String> {
     if value == "…" {
         return None;
     }
@@ -175,6 +175,7 @@ fn settings_that_do_not_exist_are_found() {
     ] {
         crate::expect_problem(problems, text, expected);
     }
-    let sound = "`model.safetensors` `data.train` `model.quantization: nf4` `collective = \"tcp\"` `cache_dir` LORA__PEER__LISTEN";
+    let sound = "`model.safetensors` `data.train` `model.quantization: nf4` `collective = \"tcp\"` \
+                 `cache_dir` LORA__PEER__LISTEN";
     crate::expect_sound(problems, sound);
 }

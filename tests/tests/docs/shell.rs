@@ -1,10 +1,11 @@
-//! Shell scripts, as far as the documents use them.
+//! A parser for the shell commands in the documents.
 
-/// Words before the name of a command.
+/// Words that can precede the name of a command.
 const KEYWORDS: [&str; 9] = ["!", "do", "done", "else", "if", "then", "time", "until", "while"];
 
-/// The simple commands of a script as words, without keywords, assignments and redirections before and after them. Commands
-/// in `$(…)` and `<(…)` come before the command around them, in which `SUBSTITUTED` stands for their output.
+/// The simple commands of a script as lists of words, without keywords, assignments and
+/// redirections. Commands in `$(…)` and `<(…)` precede the command around them, in which
+/// `SUBSTITUTED` replaces their output.
 pub(crate) fn commands(script: &str) -> Vec<Vec<String>> {
     let mut lexer = Lexer { rest: script, ..Lexer::default() };
     lexer.run();
@@ -17,7 +18,7 @@ struct Lexer<'a> {
     commands: Vec<Vec<String>>,
     command: Vec<String>,
     word: Option<String>,
-    /// The next word is the file of a redirection.
+    /// Whether the next word is the target of a redirection.
     is_redirected: bool,
 }
 
@@ -52,7 +53,7 @@ impl<'a> Lexer<'a> {
                     self.rest = self.rest.find('\n').map_or("", |end| &self.rest[end..]);
                 }
                 '<' | '>' => {
-                    // The number of a descriptor is not a word.
+                    // Drops the number of a file descriptor.
                     self.word.take_if(|word| word.chars().all(|c| c.is_ascii_digit()));
                     self.end_word();
                     self.is_redirected = true;
@@ -103,8 +104,9 @@ impl<'a> Lexer<'a> {
 }
 
 #[test]
-fn a_script_is_taken_apart() {
-    let script = "A=1 one \"a b\" 'c d' \\\n  e # comment\nfor x in y; do two >out 2>&1; done\nthree | four && five $(six 7) <(eight)\n";
+fn a_script_is_parsed() {
+    let script = "A=1 one \"a b\" 'c d' \\\n  e # comment\nfor x in y; do two >out 2>&1; done\n\
+                  three | four && five $(six 7) <(eight)\n";
     let words: Vec<String> = commands(script).into_iter().map(|command| command.join("_")).collect();
     assert_eq!(
         words,
