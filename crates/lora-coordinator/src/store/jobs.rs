@@ -10,6 +10,7 @@ use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
 use super::artifacts::{drop_checkpoints, drop_results, result_files};
 use super::connections::Writer;
 use super::log::append_events;
+use super::objects::LookedUp;
 use super::{JobRow, Retention, Store, StoreError, int, job_row, owner};
 use crate::inputs;
 
@@ -38,8 +39,9 @@ impl Store {
         job: &JobRow,
         events: Vec<job_event::Kind>,
     ) -> Result<Inserted, StoreError> {
+        let inputs = self.look_up(inputs::digests(&job.inputs)).await?;
         let mut writers = self.writers().await;
-        insert(&mut writers.lifecycle, job, events, self.0.retention, &self.0.objects)
+        insert(&mut writers.lifecycle, job, &inputs, events, self.0.retention, &self.0.objects)
             .await
             .map_err(|error| self.failed(error))
     }
@@ -112,6 +114,7 @@ impl Store {
 async fn insert(
     writer: &mut Writer,
     job: &JobRow,
+    inputs: &[LookedUp],
     events: Vec<job_event::Kind>,
     retention: Retention,
     objects: &Path,
@@ -124,12 +127,11 @@ async fn insert(
         }
     }
     // The writer is the only one to remove objects, so what is there now stays.
-    let inputs = inputs::digests(&job.inputs);
     let mut missing = Vec::new();
-    for digest in &inputs {
+    for LookedUp { digest, has_file } in inputs {
         let query = sqlx::query("SELECT 1 FROM objects WHERE sha256 = ? AND size = ?");
         let found = query.bind(&digest.sha256).bind(int(digest.size)).fetch_optional(&mut *db).await?;
-        if found.is_none() && !missing.contains(digest) {
+        if (found.is_none() || !has_file) && !missing.contains(digest) {
             missing.push(digest.clone());
         }
     }
@@ -138,7 +140,7 @@ async fn insert(
     }
     let sequence = job_row::insert(&mut db, job).await?;
     sqlx::query("INSERT INTO logs (job) VALUES (?)").bind(sequence).execute(&mut *db).await?;
-    for digest in &inputs {
+    for LookedUp { digest, .. } in inputs {
         sqlx::query("INSERT INTO inputs (job, sha256) VALUES (?, ?) ON CONFLICT DO NOTHING")
             .bind(sequence)
             .bind(&digest.sha256)

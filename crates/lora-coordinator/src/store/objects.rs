@@ -9,6 +9,7 @@ use lora_proto::{DigestBuilder, v1};
 use sqlx::SqliteConnection;
 use tokio::fs::{self, File};
 use tokio::io::AsyncWriteExt;
+use tokio::task::spawn_blocking;
 
 use super::connections::Writer;
 use super::job_row::nanos;
@@ -20,8 +21,27 @@ impl Store {
         &self,
         digests: Vec<v1::FileDigest>,
     ) -> Result<Vec<v1::FileDigest>, StoreError> {
+        let digests = self.look_up(digests).await?;
         let mut writers = self.writers().await;
         touch(&mut writers.relaxed, digests).await.map_err(|error| self.failed(error))
+    }
+
+    /// Looks in `objects/` for the files of these digests. A file is removed only after its row: if
+    /// the row is there at a later time, so is the file that was found.
+    pub(super) async fn look_up(&self, digests: Vec<v1::FileDigest>) -> Result<Vec<LookedUp>, StoreError> {
+        let store = self.clone();
+        let look_up = move |digest: v1::FileDigest| {
+            let Some(path) = store.object_path(&digest.sha256) else {
+                return Ok(LookedUp { digest, has_file: false });
+            };
+            let has_file = match std::fs::metadata(&path) {
+                Ok(file) => file.len() == digest.size,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                Err(source) => return Err(StoreError::Io { path, source }),
+            };
+            Ok(LookedUp { digest, has_file })
+        };
+        spawn_blocking(move || digests.into_iter().map(look_up).collect()).await?
     }
 
     /// A new file on its way in.
@@ -123,6 +143,13 @@ impl Store {
     }
 }
 
+/// A digest, and whether there is a file with its name and size in `objects/`.
+#[derive(Debug)]
+pub(super) struct LookedUp {
+    pub(super) digest: v1::FileDigest,
+    pub(super) has_file: bool,
+}
+
 /// A file on its way in: removed when this is dropped, unless it has been committed.
 #[derive(Debug)]
 pub(crate) struct Staged {
@@ -199,11 +226,15 @@ pub(super) async fn to_the_end<T: Send + 'static>(
     tokio::spawn(work).await?
 }
 
-async fn touch(writer: &mut Writer, digests: Vec<v1::FileDigest>) -> sqlx::Result<Vec<v1::FileDigest>> {
+async fn touch(writer: &mut Writer, digests: Vec<LookedUp>) -> sqlx::Result<Vec<v1::FileDigest>> {
     let now = nanos(SystemTime::now());
     let mut db = writer.begin().await?;
     let mut missing = Vec::new();
-    for digest in digests {
+    for LookedUp { digest, has_file } in digests {
+        if !has_file {
+            missing.push(digest);
+            continue;
+        }
         let found = sqlx::query("UPDATE objects SET wanted = ? WHERE sha256 = ? AND size = ?")
             .bind(now)
             .bind(&digest.sha256)

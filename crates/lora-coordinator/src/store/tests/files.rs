@@ -91,6 +91,29 @@ async fn a_submit_needs_its_inputs_and_keeps_them() {
 }
 
 #[tokio::test]
+async fn a_lost_or_damaged_file_is_missing_until_it_is_uploaded_again() {
+    let fixture = Fixture::new().await;
+    let (train, eval) = (fixture.add_input(b"train").await, fixture.add_input(b"eval").await);
+    let job = reading("one", &train, &eval);
+    let asked = vec![train.clone(), eval.clone()];
+    let path = fixture.store.object_path(&eval.sha256).unwrap();
+    for damage in ["remove", "truncate"] {
+        match damage {
+            "remove" => std::fs::remove_file(&path).unwrap(),
+            _ => std::fs::write(&path, "ev").unwrap(),
+        }
+        let missing = fixture.store.find_missing(asked.clone()).await.unwrap();
+        assert_eq!(missing, std::slice::from_ref(&eval), "{damage}");
+        let inserted = fixture.store.insert_job(&job, vec![notice("n")]).await.unwrap();
+        assert_eq!(inserted, Inserted::MissingObjects(vec![eval.clone()]), "{damage}");
+        fixture.add_input(b"eval").await;
+        assert_eq!(fixture.store.find_missing(asked.clone()).await.unwrap(), []);
+    }
+    fixture.add(job).await;
+    assert_eq!(std::fs::read(&path).unwrap(), b"eval");
+}
+
+#[tokio::test]
 async fn a_submit_and_a_collection_at_once_never_leave_a_job_without_its_file() {
     let fixture = Fixture::new().await;
     for round in 0..20 {
