@@ -98,7 +98,7 @@ impl Store {
         let horizon = SystemTime::now().checked_sub(unreferenced).unwrap_or(SystemTime::UNIX_EPOCH);
         to_the_end(async move {
             let mut writers = store.writers().await;
-            let unnamed = forget(&mut writers.lifecycle, nanos(horizon)).await;
+            let unnamed = forget(&mut writers.lifecycle, nanos(horizon), &store.0.objects).await;
             // Under the same lock: no upload can bring one of these files back before it is
             // removed.
             Ok(store.remove(unnamed.map_err(|error| store.failed(error))?).await)
@@ -210,10 +210,14 @@ pub(super) async fn forget_unnamed(db: &mut SqliteConnection, horizon: i64) -> s
 }
 
 /// As `forget_unnamed`, in a transaction of its own.
-async fn forget(writer: &mut Writer, horizon: i64) -> sqlx::Result<Vec<Vec<u8>>> {
+async fn forget(writer: &mut Writer, horizon: i64, objects: &Path) -> sqlx::Result<Vec<Vec<u8>>> {
     let mut db = writer.begin().await?;
     let unnamed = forget_unnamed(&mut db, horizon).await?;
-    db.commit().await?;
+    // A copy from before has rows of files that are about to be removed.
+    match unnamed.is_empty() {
+        true => db.commit().await?,
+        false => owner::commit(db, objects).await?,
+    }
     Ok(unnamed)
 }
 

@@ -1,9 +1,10 @@
 //! Which database the files in `objects/` belong to.
 //!
 //! The database has a random id and a revision, which each transaction raises that opens the store,
-//! takes a file in or adds a job. `objects/owner.json` has a copy of both, written after the
-//! commit. A database with another id, or with a lower revision than the copy, may lack rows of
-//! files that are there, and must not remove them.
+//! takes a file in, removes the row of a file or adds a job. `objects/owner.json` has a copy of
+//! both, written after the commit. A database with another id, or with a lower revision than the
+//! copy, may lack rows of files that are there, and must not remove them. It may also have rows of
+//! files that are gone.
 
 use std::fmt;
 use std::path::Path;
@@ -116,7 +117,7 @@ pub(super) async fn adopt(db: &mut SqliteConnection, former: Option<&Owner>) -> 
         .map(drop)
 }
 
-/// Commits a transaction that opens the store, takes files in or adds a job.
+/// Commits a transaction that opens the store, takes files in, removes rows of files or adds a job.
 pub(super) async fn commit(mut db: SqliteTransaction<'_>, objects: &Path) -> sqlx::Result<()> {
     let row =
         sqlx::query("UPDATE coordinator SET revision = revision + 1 RETURNING database_id, term, revision")

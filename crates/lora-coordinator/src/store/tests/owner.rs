@@ -127,9 +127,10 @@ async fn an_older_copy_is_refused_after_each_kind_of_change() {
         let file = v1::StoredFile { name: "t".into(), digest: Some(digest.clone()) };
         JobRow { inputs: v1::Inputs { train: Some(file), ..v1::Inputs::default() }, ..job("two") }
     };
-    for change in ["start", "input", "submit", "artifact", "result"] {
+    for change in ["start", "input", "submit", "artifact", "result", "collection"] {
         let fixture = Fixture::new().await;
         let row = fixture.add_running("one").await;
+        fixture.commit(checkpoint("one", 1, 0), b"kept").await;
         fixture.add_input(b"train").await;
         let copy = fixture.dir.path().join("copy");
         fixture.vacuum_into(&copy).await;
@@ -140,6 +141,9 @@ async fn an_older_copy_is_refused_after_each_kind_of_change() {
             "result" => {
                 let done = JobRow { state: JobState::Succeeded, ..row };
                 fixture.store.commit_result(&done, &[], vec![notice("done")]).await.unwrap().unwrap();
+            }
+            "collection" => {
+                assert_eq!(fixture.store.collect_garbage(Duration::ZERO).await.unwrap(), 1);
             }
             _ => {}
         }
