@@ -403,8 +403,9 @@ impl Service {
         job.regroup = Some(Regroup { reason, stay, events, broke: true });
     }
 
-    /// Ranks that have been in their phase for longer than it may take. One that waits for its peers is not to blame, unless
-    /// all do: a peer that does not wait has its own time, which may end later.
+    /// Ranks that have been in their phase for longer than it may take. A rank that waits for its
+    /// peers is included only if every rank waits: a peer that does not wait has its own time, which
+    /// may end later. A peer that is away or lost is not known to wait.
     fn out_of_time(&self, job: &Job, members: &[Member]) -> Vec<usize> {
         let recovery = &self.config.recovery;
         let limit = |member: &Member| match member.phase()? {
@@ -416,8 +417,9 @@ impl Service {
             _ => None,
         };
         let limited = || members.iter().enumerate().filter_map(|(rank, m)| Some((rank, m, limit(m)?)));
-        let waits = |member: &Member| member.held().is_none_or(|held| held.waiting_for_peers);
-        let all_wait = limited().all(|(_, member, _)| waits(member));
+        let waits = |member: &Member| matches!(member, Member::Here(held) if held.waiting_for_peers);
+        let is_absent = |member: &Member| matches!(member, Member::Away | Member::Lost);
+        let all_wait = limited().all(|(_, member, _)| waits(member)) && !members.iter().any(is_absent);
         limited()
             .filter(|(rank, member, limit)| {
                 self.seconds_in_phase(job, *rank) > *limit && (all_wait || !waits(member))

@@ -2,7 +2,7 @@
 
 use lora_proto::v1::{self, Goal, Phase, job_event};
 
-use crate::fake::{Cluster, FakeWorker, Pair, held, job, train};
+use crate::fake::{Cluster, FakeWorker, Pair, held, job, quick, train};
 
 #[tokio::test]
 async fn workers_that_trained_on_are_adopted_and_nothing_starts_over() {
@@ -42,6 +42,53 @@ async fn a_worker_that_does_not_come_back_is_given_up_after_its_lease() {
     let b = w0.prepare(4).await;
     assert_eq!((b.generation, b.peers.len()), (2, 1));
     assert_eq!(cluster.until(&job_id, "running").await.completed_steps, 4);
+    cluster.stop().await;
+}
+
+/// Two workers whose steps take too long, and whose coordinator is started again: the first one
+/// waits for the second. Gives their statuses.
+async fn slow_pair(cluster: Cluster, min: usize) -> (Cluster, String, [v1::WorkerStatus; 2]) {
+    let Pair { job_id, w0, w1, a } = Pair::training(&cluster, &job(min, 2)).await;
+    let slow = |assignment, waiting_for_peers| v1::WorkerStatus {
+        job: Some(v1::HeldJob {
+            seconds_in_phase: 5.0,
+            waiting_for_peers,
+            ..held(assignment, Phase::Training, 3)
+        }),
+        ..v1::WorkerStatus::default()
+    };
+    let statuses = [slow(&a[0], true), slow(&a[1], false)];
+    w0.die();
+    w1.die();
+    (cluster.restart().await, job_id, statuses)
+}
+
+#[tokio::test]
+async fn a_worker_is_not_given_up_while_it_waits_for_one_that_is_not_back_yet() {
+    let mut config = quick();
+    config.recovery.step_seconds = 1.0;
+    // The second worker is away until it connects.
+    config.workers.lease_seconds = 60.0;
+    let (cluster, job_id, [s0, s1]) = slow_pair(Cluster::start_with(config).await, 2).await;
+    let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", s0).await.unwrap();
+    let again = w0.goal(Goal::Train).await;
+    // A step is acknowledged after the status that was sent before it has been handled.
+    w0.steps(&again, 1..=1).await;
+    w0.until_acked(1).await;
+    let _w1 = FakeWorker::connect_as(&cluster, "w1", "1", "fake", s1).await.unwrap();
+    assert_eq!(cluster.until(&job_id, "waiting").await.workers, ["w0"]);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn a_worker_that_waits_for_one_that_never_comes_back_goes_on_without_it() {
+    let mut config = quick();
+    config.recovery.step_seconds = 1.0;
+    let (cluster, _, [s0, _]) = slow_pair(Cluster::start_with(config).await, 1).await;
+    let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", s0).await.unwrap();
+    let b = w0.prepare(3).await;
+    // Nothing is stored: the state is the one in this worker's memory.
+    assert_eq!((b.generation, b.peers.len(), b.checkpoint), (2, 1, None));
     cluster.stop().await;
 }
 
