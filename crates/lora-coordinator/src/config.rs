@@ -18,8 +18,8 @@ const LONGEST: f64 = 365.0 * 24.0 * 3600.0;
 pub struct Config {
     /// Directory of the database and the files; made if it is missing. One coordinator at a time uses it.
     pub state_dir: PathBuf,
-    /// Whether a start makes files its own that belong to another database, or to a newer copy of
-    /// this one. If not, it fails.
+    /// Whether a start makes files its own that belong to another database or to a newer copy of
+    /// this one, or goes on without files that are all missing. If not, it fails.
     pub adopt_objects: bool,
     /// Where clients and workers connect.
     pub grpc: GrpcConfig,

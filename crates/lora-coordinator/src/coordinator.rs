@@ -45,7 +45,7 @@ pub enum CoordinatorError {
     /// Another coordinator uses the state directory.
     #[error("state_dir: {0} is in use by another coordinator")]
     InUse(PathBuf),
-    /// The files in the state directory are not the database's.
+    /// The database and the files in the state directory do not belong together.
     #[error("state_dir: {0}")]
     NotOwner(String),
     /// The state directory or the database.
@@ -80,7 +80,7 @@ impl From<StoreError> for CoordinatorError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::InUse(dir) => Self::InUse(dir),
-            StoreError::NotOwner { .. } => Self::NotOwner(error.to_string()),
+            StoreError::NotOwner { .. } | StoreError::NoObjects { .. } => Self::NotOwner(error.to_string()),
             other => Self::Store(other.to_string()),
         }
     }

@@ -12,6 +12,7 @@
 //! - One writer at a time. It moves a file to `objects/` before it commits the row that names it, and removes a file after
 //!   it has committed that no row does. So every row has its file. A file without a row is what a crash left, or was stored
 //!   with another database. A start fails on the files of another database, and a file without a row is kept for a time.
+//! - A start also fails if none of the files is there that the database lists.
 //! - Reading never waits for a writer, and sees only what is committed.
 
 mod artifacts;
@@ -24,6 +25,7 @@ mod owner;
 #[cfg(test)]
 mod tests;
 mod unknown_objects;
+mod wal;
 mod watch;
 
 use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
@@ -48,7 +50,7 @@ pub(crate) use unknown_objects::UnknownObjects;
 pub(crate) use watch::WatchError;
 
 use connections::Writers;
-use owner::{Mismatch, Owner};
+use owner::{Contents, Mismatch, Owner};
 use watch::Watchers;
 
 const LOCK: &str = "lock";
@@ -85,6 +87,19 @@ pub(crate) enum StoreError {
         database: PathBuf,
         /// Why the files are not the database's.
         mismatch: Mismatch,
+    },
+    /// The database lists files, and none is there: `objects/` is not mounted, or was emptied.
+    #[error(
+        "{objects} holds no files, but {database} lists some; mount or restore the directory, set state_dir to another \
+         directory, or start once with adopt_objects=true: lost files must then be uploaded again",
+        objects = objects.display(),
+        database = database.display()
+    )]
+    NoObjects {
+        /// The files' directory.
+        objects: PathBuf,
+        /// The database's file.
+        database: PathBuf,
     },
     /// The file system refuses, for want of space for instance.
     #[error("{path}: {source}", path = path.display())]
@@ -160,7 +175,8 @@ impl Store {
         let mut db = writers.lifecycle.begin().await.map_err(failed)?;
         let term = sqlx::query_scalar("UPDATE coordinator SET term = term + 1 RETURNING term");
         let term = term.fetch_one(&mut *db).await.map_err(failed)?;
-        owner::commit(db, &objects).await.map_err(failed)?;
+        let owner = owner::commit_revision(db).await.map_err(failed)?;
+        owner.write(&objects).await.map_err(io_error(&owner::path(&objects)))?;
 
         if staging.symlink_metadata().is_ok() {
             std::fs::remove_dir_all(&staging).map_err(io_error(&staging))?;
@@ -210,50 +226,58 @@ impl Store {
     }
 }
 
-/// Connects to the database, brings it to this version, and makes sure that it owns the files in
-/// `objects`.
+/// Makes sure that the database owns the files in `objects`, connects to it, and brings it to this
+/// version.
 async fn open_database(
     database: &Path,
     objects: &Path,
     foreign: ForeignObjects,
 ) -> Result<Writers, StoreError> {
     let failed = |source| StoreError::Database { path: database.to_owned(), source };
-    let refused = |mismatch| {
+    let named = Owner::read(objects).await.map_err(io_error(&owner::path(objects)))?;
+    let mismatch = find_mismatch(database, objects, named.as_ref()).await?;
+    if let Some(mismatch) = mismatch.filter(|_| foreign == ForeignObjects::Refuse) {
         let (objects, database) = (objects.to_owned(), database.to_owned());
-        StoreError::NotOwner { objects, database, mismatch }
-    };
-    let holds_objects = unknown_objects::holds_objects(objects).await.map_err(io_error(objects))?;
-    // Before a connection makes the file: a copy that is restored later must not meet the log of an
-    // empty database.
-    let exists = database.metadata().is_ok_and(|file| file.len() > 0);
-    if holds_objects && !exists && foreign == ForeignObjects::Refuse {
-        return Err(refused(Mismatch::Empty));
+        return Err(match mismatch {
+            Mismatch::NoObjects => StoreError::NoObjects { objects, database },
+            mismatch => StoreError::NotOwner { objects, database, mismatch },
+        });
     }
     let mut writers = Writers::connect(database).await.map_err(failed)?;
-    let db = &mut writers.lifecycle.connection;
     let outdated = |source| StoreError::Migrate { path: database.to_owned(), source };
-    connections::migrations().run(&mut *db).await.map_err(outdated)?;
-    let named = Owner::read(objects).await;
-    let mismatch = match holds_objects {
-        true => owner::mismatch(db, named.as_ref()).await.map_err(failed)?,
-        false => None,
-    };
-    match (mismatch, foreign) {
-        (None, ForeignObjects::Refuse) => {}
-        (None, ForeignObjects::Adopt) => {
-            tracing::warn!("adopt_objects is set, but the files belong to this database already; unset it");
-        }
-        (Some(mismatch), ForeignObjects::Refuse) => {
-            writers.close().await.map_err(failed)?;
-            return Err(refused(mismatch));
-        }
-        (Some(mismatch), ForeignObjects::Adopt) => {
-            owner::adopt(db, named.as_ref()).await.map_err(failed)?;
-            let (database, objects) = (database.display(), objects.display());
-            tracing::warn!(%database, %objects, "the database {mismatch}; the files are its own from now on");
-        }
+    connections::migrations().run(&mut writers.lifecycle.connection).await.map_err(outdated)?;
+    if let Some(mismatch) = mismatch {
+        let db = &mut writers.lifecycle.connection;
+        owner::adopt(db, named.as_ref()).await.map_err(failed)?;
+        let (database, objects) = (database.display(), objects.display());
+        tracing::warn!(%database, %objects, "the database {mismatch}; the files are its own from now on");
+    } else if foreign == ForeignObjects::Adopt {
+        tracing::warn!("adopt_objects is set, but the files belong to this database already; unset it");
     }
     Ok(writers)
+}
+
+/// The reason why the database does not own the files in `objects`, before anything is changed:
+/// another copy that is restored afterwards must not meet the log of this one, and an earlier
+/// version must still be able to open a copy that is refused.
+async fn find_mismatch(
+    database: &Path,
+    objects: &Path,
+    named: Option<&Owner>,
+) -> Result<Option<Mismatch>, StoreError> {
+    let holds_objects = unknown_objects::holds_objects(objects).await.map_err(io_error(objects))?;
+    if !database.metadata().is_ok_and(|file| file.len() > 0) {
+        return Ok(holds_objects.then_some(Mismatch::NoDatabase));
+    }
+    let log_is_left = wal::is_left(database).await.map_err(io_error(database))?;
+    let found = Contents::read(database, log_is_left).await;
+    let found = found.map_err(|source| StoreError::Database { path: database.to_owned(), source })?;
+    let mismatch = found.mismatch(named, holds_objects);
+    if mismatch.is_none() && found.lists_objects && !holds_objects {
+        let (database, objects) = (database.display(), objects.display());
+        tracing::warn!(%database, %objects, "the database lists files that are all missing");
+    }
+    Ok(mismatch)
 }
 
 /// Makes a directory, and those above it, that others cannot look into: it holds people's data and the groups' tokens.

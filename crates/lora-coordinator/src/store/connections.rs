@@ -32,12 +32,6 @@ impl Writers {
         let relaxed = Writer::connect(options.synchronous(SqliteSynchronous::Normal)).await?;
         Ok(Self { lifecycle, relaxed })
     }
-
-    /// Closes both, which moves the log into the database.
-    pub(super) async fn close(self) -> sqlx::Result<()> {
-        self.relaxed.connection.close().await?;
-        self.lifecycle.connection.close().await
-    }
 }
 
 /// A connection that writes.
@@ -71,6 +65,16 @@ pub(super) fn readers(path: &Path) -> SqlitePool {
         // As for a writer: a connection that takes a failed transaction for open would show the past for ever.
         .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         .connect_lazy_with(options(path).read_only(true))
+}
+
+/// A connection to the database at `path` that only reads, also what is still in the log.
+pub(super) async fn read_only(path: &Path) -> sqlx::Result<SqliteConnection> {
+    SqliteConnection::connect_with(&options(path).read_only(true)).await
+}
+
+/// A connection that reads the file at `path` alone, without its log, and makes no file.
+pub(super) async fn without_log(path: &Path) -> sqlx::Result<SqliteConnection> {
+    SqliteConnection::connect_with(&options(path).read_only(true).immutable(true)).await
 }
 
 /// The versions of the database. `sqlx::migrate!` would do the same, and build the whole of SQLite a second time for it.

@@ -7,23 +7,24 @@
 //! files that are gone.
 
 use std::fmt;
-use std::path::Path;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, SqliteConnection, SqliteTransaction};
-use tokio::fs;
+use sqlx::{Connection, Row, SqliteConnection, SqliteTransaction};
+use tokio::fs::{self, File};
+use tokio::io::AsyncWriteExt;
 
-use super::int;
+use super::{connections, int};
 
 const FILE: &str = "owner.json";
 const NEW_FILE: &str = "owner.json.new";
 
-/// The action of a start when the files in `objects/` belong to another database, or to a newer
-/// copy of this one.
+/// The action of a start when the files in `objects/` do not belong to the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ForeignObjects {
-    /// Fails and changes nothing.
+    /// Fails, and leaves the database and the files as they are.
     Refuse,
     /// Makes the files this database's own.
     Adopt,
@@ -40,8 +41,10 @@ pub(super) struct Owner {
 /// The reason why a database does not own the files in `objects/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mismatch {
-    /// The database is missing, or names no file.
-    Empty,
+    /// The database's file is missing or empty.
+    NoDatabase,
+    /// The database lists no file, and `objects/` names no owner.
+    ListsNone,
     /// The files belong to another database.
     Other,
     /// The database is older than the files.
@@ -51,60 +54,144 @@ pub(crate) enum Mismatch {
         /// The revision of the database that the files belong to.
         objects: u64,
     },
+    /// The database lists files, but `objects/` holds none, and does not name the database.
+    NoObjects,
 }
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Empty => f.write_str("is missing or empty"),
+            Self::NoDatabase => f.write_str("is missing or empty"),
+            Self::ListsNone => f.write_str("lists none of them"),
             Self::Other => f.write_str("is not the database that stored them"),
             Self::Older { database, objects } => {
                 write!(f, "is an older copy of their database: its revision is {database}, theirs {objects}")
             }
+            Self::NoObjects => f.write_str("lists files that are all missing"),
         }
     }
 }
 
 impl Owner {
-    /// The owner that `objects/` names. `None`: the file is missing, or a loss of power damaged it.
-    pub(super) async fn read(objects: &Path) -> Option<Self> {
-        let path = objects.join(FILE);
-        let text = fs::read(&path).await.ok()?;
-        let owner = serde_json::from_slice(&text);
-        owner.inspect_err(|error| tracing::warn!(path = %path.display(), %error, "ignored")).ok()
+    /// The owner that `objects/` names. `None`: none, as in a directory of an earlier version.
+    pub(super) async fn read(objects: &Path) -> io::Result<Option<Self>> {
+        let text = match fs::read(objects.join(FILE)).await {
+            Ok(text) => text,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let damaged = |error| {
+            let message = format!(
+                "is damaged: {error}; remove it if coordinator.db is the newest copy of the database"
+            );
+            io::Error::new(ErrorKind::InvalidData, message)
+        };
+        serde_json::from_slice(&text).map(Some).map_err(damaged)
     }
 
-    async fn write(&self, objects: &Path) -> std::io::Result<()> {
+    /// Names this owner in `objects/`.
+    pub(super) async fn write(&self, objects: &Path) -> io::Result<()> {
         let new = objects.join(NEW_FILE);
-        fs::write(&new, serde_json::to_vec(self)?).await?;
-        // Not synced: after a loss of power the file may lag behind, as it may after a crash.
-        fs::rename(&new, objects.join(FILE)).await
+        let mut file = File::create(&new).await?;
+        file.write_all(&serde_json::to_vec(self)?).await?;
+        // Without this, a failed write would go unnoticed.
+        file.flush().await?;
+        // The rename must not come to the disk before the content.
+        file.sync_all().await?;
+        fs::rename(&new, path(objects)).await
     }
 
     fn from_row(row: &SqliteRow) -> sqlx::Result<Self> {
-        let count = |column| row.try_get::<i64, _>(column).map(i64::unsigned_abs);
-        Ok(Self { database: row.try_get("database_id")?, term: count("term")?, revision: count("revision")? })
+        Ok(Self {
+            database: row.try_get("database_id")?,
+            term: count(row, "term")?,
+            revision: count(row, "revision")?,
+        })
     }
 }
 
-/// Whether the files belong to the database; `named` is the owner that `objects/` names.
-pub(super) async fn mismatch(
-    db: &mut SqliteConnection,
-    named: Option<&Owner>,
-) -> sqlx::Result<Option<Mismatch>> {
-    let row = sqlx::query("SELECT database_id, term, revision FROM coordinator").fetch_one(&mut *db).await?;
-    let own = Owner::from_row(&row)?;
-    if let Some(named) = named.filter(|named| named.database == own.database) {
-        let (database, objects) = (own.revision, named.revision);
-        return Ok((database < objects).then_some(Mismatch::Older { database, objects }));
+/// The file that names the owner.
+pub(super) fn path(objects: &Path) -> PathBuf {
+    objects.join(FILE)
+}
+
+/// Names a database, and tells its copies apart by their age.
+#[derive(Debug)]
+struct Identity {
+    database: String,
+    revision: u64,
+}
+
+/// What a database says of itself and of the files, before it is brought to this version.
+#[derive(Debug, Default)]
+pub(super) struct Contents {
+    /// `None`: the database of an earlier version has no id.
+    identity: Option<Identity>,
+    /// Whether it has a row of a file.
+    pub(super) lists_objects: bool,
+}
+
+impl Contents {
+    /// The contents with the changes in the log, if `log_is_left`. Does not change the database.
+    pub(super) async fn read(database: &Path, log_is_left: bool) -> sqlx::Result<Self> {
+        match log_is_left {
+            true => Self::through(connections::read_only(database).await?).await,
+            false => Self::of_file(database).await,
+        }
     }
-    let knows_files: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM objects)").fetch_one(db).await?;
-    Ok(match (knows_files, named) {
-        (false, _) => Some(Mismatch::Empty),
-        (true, Some(_)) => Some(Mismatch::Other),
-        // An earlier version of the coordinator named no owner.
-        (true, None) => None,
-    })
+
+    /// The contents of the file itself, without the changes in the log. No other connection may be
+    /// open.
+    pub(super) async fn of_file(database: &Path) -> sqlx::Result<Self> {
+        Self::through(connections::without_log(database).await?).await
+    }
+
+    async fn through(mut db: SqliteConnection) -> sqlx::Result<Self> {
+        let found = Self::from_database(&mut db).await;
+        db.close().await?;
+        found
+    }
+
+    async fn from_database(db: &mut SqliteConnection) -> sqlx::Result<Self> {
+        let tables =
+            "SELECT COUNT(*) FROM sqlite_schema WHERE type = 'table' AND name IN ('coordinator', 'objects')";
+        if sqlx::query_scalar::<_, i64>(tables).fetch_one(&mut *db).await? < 2 {
+            return Ok(Self::default());
+        }
+        let lists_objects =
+            sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM objects)").fetch_one(&mut *db).await?;
+        let row = sqlx::query("SELECT * FROM coordinator").fetch_one(db).await?;
+        let has = |column| row.try_get_raw(column).is_ok();
+        let identity = match has("database_id") {
+            true => {
+                Some(Identity { database: row.try_get("database_id")?, revision: count(&row, "revision")? })
+            }
+            false => None,
+        };
+        Ok(Self { identity, lists_objects })
+    }
+
+    /// Why the database does not own the files in `objects/`, which names the owner `named`.
+    pub(super) fn mismatch(&self, named: Option<&Owner>, holds_objects: bool) -> Option<Mismatch> {
+        if !holds_objects && !self.lists_objects {
+            return None;
+        }
+        let mismatch = match (&self.identity, named) {
+            (Some(own), Some(named)) if own.database == named.database => {
+                let (database, objects) = (own.revision, named.revision);
+                (database < objects).then_some(Mismatch::Older { database, objects })
+            }
+            (_, Some(_)) => Some(Mismatch::Other),
+            (_, None) if !self.lists_objects => Some(Mismatch::ListsNone),
+            (_, None) if !holds_objects => Some(Mismatch::NoObjects),
+            // An earlier version of the coordinator named no owner.
+            (_, None) => None,
+        };
+        match holds_objects {
+            true => mismatch,
+            false => mismatch.map(|_| Mismatch::NoObjects),
+        }
+    }
 }
 
 /// Makes the database the owner of the files. It gets another id, so that the former owner is
@@ -117,17 +204,34 @@ pub(super) async fn adopt(db: &mut SqliteConnection, former: Option<&Owner>) -> 
         .map(drop)
 }
 
-/// Commits a transaction that opens the store, takes files in, removes rows of files or adds a job.
-pub(super) async fn commit(mut db: SqliteTransaction<'_>, objects: &Path) -> sqlx::Result<()> {
-    let row =
-        sqlx::query("UPDATE coordinator SET revision = revision + 1 RETURNING database_id, term, revision")
-            .fetch_one(&mut *db)
-            .await?;
-    let owner = Owner::from_row(&row)?;
-    db.commit().await?;
-    // The transaction is committed: a mark that lags behind only weakens the check.
-    if let Err(error) = owner.write(objects).await {
-        tracing::warn!(path = %objects.join(FILE).display(), %error, "could not be written");
-    }
+/// Commits a transaction that opens the store, takes files in, removes rows of files or adds a
+/// job. Gives the owner that `objects/` must name from now on.
+pub(super) async fn commit_revision(mut db: SqliteTransaction<'_>) -> sqlx::Result<Owner> {
+    sqlx::query("UPDATE coordinator SET revision = revision + 1").execute(&mut *db).await?;
+    commit_unchanged(db).await
+}
+
+/// Commits a transaction that takes files in, removes rows of files or adds a job.
+pub(super) async fn commit(db: SqliteTransaction<'_>, objects: &Path) -> sqlx::Result<()> {
+    name(&commit_revision(db).await?, objects).await;
     Ok(())
+}
+
+async fn commit_unchanged(mut db: SqliteTransaction<'_>) -> sqlx::Result<Owner> {
+    let owner = Owner::from_row(&sqlx::query("SELECT * FROM coordinator").fetch_one(&mut *db).await?)?;
+    db.commit().await?;
+    Ok(owner)
+}
+
+/// Names the owner of a transaction that is committed. If that fails, an older copy of the database
+/// may be accepted until a later commit names the owner. The database itself is accepted: only a
+/// start changes its id, and such a start fails if it cannot name the owner.
+async fn name(owner: &Owner, objects: &Path) {
+    if let Err(error) = owner.write(objects).await {
+        tracing::warn!(path = %path(objects).display(), %error, "the owner of the files is not recorded");
+    }
+}
+
+fn count(row: &SqliteRow, column: &str) -> sqlx::Result<u64> {
+    row.try_get::<i64, _>(column).map(i64::unsigned_abs)
 }

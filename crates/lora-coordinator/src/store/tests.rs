@@ -85,10 +85,10 @@ impl Fixture {
     }
 
     /// Names of the files in a directory of the store, in order, without the one that names the
-    /// objects' owner.
+    /// objects' owner, nor a new one that is being written.
     fn names(&self, dir: &str) -> Vec<String> {
         let mut names = names(&self.dir.path().join(dir));
-        names.retain(|name| name != "owner.json");
+        names.retain(|name| !name.starts_with("owner.json"));
         names
     }
 
@@ -105,6 +105,19 @@ impl Fixture {
         let mut writers = self.store.writers().await;
         let query = sqlx::query("VACUUM INTO ?").bind(path.to_str().unwrap());
         query.execute(&mut writers.lifecycle.connection).await.unwrap();
+    }
+
+    /// A directory with the files as a kill of the process would leave them now: the log is not
+    /// moved into the database.
+    fn killed(&self) -> TempDir {
+        let killed = tempfile::tempdir().unwrap();
+        std::fs::create_dir(killed.path().join(OBJECTS)).unwrap();
+        let objects =
+            names(&self.dir.path().join(OBJECTS)).into_iter().map(|name| format!("{OBJECTS}/{name}"));
+        for name in objects.chain([LOCK, DATABASE, "coordinator.db-wal"].map(String::from)) {
+            std::fs::copy(self.dir.path().join(&name), killed.path().join(&name)).unwrap();
+        }
+        killed
     }
 
     /// What a watch from the start tells until it ends or has told `most`.
@@ -210,13 +223,7 @@ async fn what_a_killed_process_leaves_is_whole() {
     let (digest, committed) = fixture.commit(checkpoint("one", 1, 5), b"state").await;
     assert_eq!(committed, Committed::Done);
 
-    // The files as they are now, the database's log not moved into it.
-    let crashed = tempfile::tempdir().unwrap();
-    for name in
-        names(fixture.dir.path()).iter().filter(|name| name.starts_with(DATABASE) && !name.ends_with("-shm"))
-    {
-        std::fs::copy(fixture.dir.path().join(name), crashed.path().join(name)).unwrap();
-    }
+    let crashed = fixture.killed();
     let store = Store::open(crashed.path(), fixture.store.0.retention, ForeignObjects::Refuse).await.unwrap();
     let found = Fixture { store, dir: crashed };
     assert_eq!(found.store.term(), 2);

@@ -53,13 +53,13 @@ pub(crate) enum OutputError {
     /// Another process writes there.
     #[error("{dir} is in use by another run", dir = .0.display())]
     InUse(PathBuf),
-    /// The run's database is missing, empty or older than its files.
+    /// The run's database and its files do not belong together.
     #[error(
-        "{dir} cannot be resumed: the database in .run is missing, empty or older than the files there; restore it, or \
+        "{dir} cannot be resumed: the database in .run does not belong to the files there; restore .run as a whole, or \
          choose another output directory",
         dir = .0.display()
     )]
-    LostDatabase(PathBuf),
+    MixedStore(PathBuf),
     /// The file system refuses.
     #[error("{path}: {source}", path = path.display())]
     Io {

@@ -159,7 +159,7 @@ impl LocalRun {
         let bound = Coordinator::bind(&config).await;
         let coordinator = bound.map_err(|error| match error {
             CoordinatorError::InUse(_) => OutputError::InUse(self.output.path().to_owned()).into(),
-            CoordinatorError::NotOwner(_) => OutputError::LostDatabase(self.output.path().to_owned()).into(),
+            CoordinatorError::NotOwner(_) => OutputError::MixedStore(self.output.path().to_owned()).into(),
             other => anyhow::Error::from(other),
         })?;
         self.holds_store = true;

@@ -1,5 +1,9 @@
 //! A start with a database that is not the one that stored the files.
 
+use std::path::PathBuf;
+
+use sqlx::migrate::Migrator;
+
 use super::*;
 
 /// A state directory whose store is closed.
@@ -35,27 +39,45 @@ impl Closed {
         Fixture { store, dir: self.0 }
     }
 
+    /// The error of a start, twice the same. Fails where a start is not refused, or changes
+    /// anything.
+    async fn refused(&self, foreign: ForeignObjects) -> StoreError {
+        let before = contents(self.path());
+        let retention = Retention { events: 1000, steps: 1000 };
+        let mut errors = Vec::new();
+        for _ in 0..2 {
+            errors.push(Store::open(self.path(), retention, foreign).await.unwrap_err());
+            // Not of interest: `assert_eq` would print the contents.
+            assert!(contents(self.path()) == before, "{:?}", names(self.path()));
+        }
+        let [first, second] = <[StoreError; 2]>::try_from(errors).unwrap();
+        assert_eq!(first.to_string(), second.to_string());
+        assert!(!first.to_string().contains('\n'));
+        first
+    }
+
     /// Fails where a start is not refused with `reason`, or changes anything.
     async fn assert_refused(&self, reason: &str) {
-        let before = contents(self.path());
-        for _ in 0..2 {
-            let error = open(self.path()).await.unwrap_err().to_string();
-            let (objects, database) = (self.path().join(OBJECTS), self.path().join(DATABASE));
-            let beginning = format!("{} holds files, but {} {reason}", objects.display(), database.display());
-            assert!(error.starts_with(&beginning), "{error}");
-            for way_on in
-                ["; restore the newest copy of the database,", "set state_dir", "adopt_objects=true"]
-            {
-                assert!(error.contains(way_on), "{error}");
-            }
-            assert!(!error.contains('\n'));
-            let after = contents(self.path());
-            assert_eq!(after.keys().collect::<Vec<_>>(), before.keys().collect::<Vec<_>>());
-            for (name, content) in &after {
-                // Only the database itself may be brought to this version.
-                assert!(*content == before[name] || name == DATABASE, "{name}");
-            }
+        let error = self.refused(ForeignObjects::Refuse).await;
+        assert!(matches!(error, StoreError::NotOwner { .. }), "{error:?}");
+        let error = error.to_string();
+        let (objects, database) = (self.path().join(OBJECTS), self.path().join(DATABASE));
+        let beginning = format!("{} holds files, but {} {reason}", objects.display(), database.display());
+        assert!(error.starts_with(&beginning), "{error}");
+        for way_on in ["; restore the newest copy of the database,", "set state_dir", "adopt_objects=true"] {
+            assert!(error.contains(way_on), "{error}");
         }
+    }
+
+    /// Fails where a start is not refused for want of files, or changes anything.
+    async fn assert_no_objects(&self) {
+        let error = self.refused(ForeignObjects::Refuse).await;
+        assert!(matches!(error, StoreError::NoObjects { .. }), "{error:?}");
+        let error = error.to_string();
+        let (objects, database) = (self.path().join(OBJECTS), self.path().join(DATABASE));
+        let beginning =
+            format!("{} holds no files, but {} lists some; mount", objects.display(), database.display());
+        assert!(error.starts_with(&beginning) && error.contains("adopt_objects=true"), "{error}");
     }
 
     /// Puts another database in the place of this one.
@@ -68,8 +90,16 @@ impl Closed {
         }
     }
 
-    fn owner_file(&self) -> std::path::PathBuf {
+    fn owner_file(&self) -> PathBuf {
         self.path().join(OBJECTS).join("owner.json")
+    }
+
+    /// Removes the files, but not the one that names their owner.
+    fn remove_objects(&self) {
+        let objects = self.path().join(OBJECTS);
+        for name in names(&objects).iter().filter(|name| *name != "owner.json") {
+            std::fs::remove_file(objects.join(name)).unwrap();
+        }
     }
 }
 
@@ -77,7 +107,9 @@ impl Closed {
 async fn close(store: Store) {
     let inner = Arc::into_inner(store.0).unwrap();
     inner.readers.close().await;
-    inner.writers.into_inner().close().await.unwrap();
+    let Writers { lifecycle, relaxed } = inner.writers.into_inner();
+    relaxed.connection.close().await.unwrap();
+    lifecycle.connection.close().await.unwrap();
 }
 
 /// The content of each file below a directory, by its path.
@@ -104,11 +136,13 @@ async fn a_missing_or_empty_database_is_refused_and_replaced_by_nothing() {
 
     // One that has its tables, but no file; whether the owner is named or not.
     closed.replace_database(None);
-    let new = Closed::from(Fixture::new().await).await;
+    let new = Fixture::new().await;
+    new.add(job("one")).await;
+    let new = Closed::from(new).await;
     closed.replace_database(Some(&new.path().join(DATABASE)));
-    closed.assert_refused("is missing or empty").await;
+    closed.assert_refused("is not the database that stored them").await;
     std::fs::remove_file(closed.owner_file()).unwrap();
-    closed.assert_refused("is missing or empty").await;
+    closed.assert_refused("lists none of them").await;
     assert!(closed.path().join(OBJECTS).join(digest.hex()).exists());
 }
 
@@ -184,12 +218,80 @@ async fn a_crash_between_the_commit_and_the_mark_is_no_reason_to_refuse() {
     let fixture = closed.open(ForeignObjects::Refuse).await;
     fixture.add_input(b"new").await;
     let closed = Closed::from(fixture).await;
-    // Also one that cannot be read: a loss of power may leave that.
-    for left in [before, b"{\"data".to_vec()] {
-        std::fs::write(closed.owner_file(), left).unwrap();
-        let store = open(closed.path()).await.unwrap();
-        close(store).await;
-    }
+    std::fs::write(closed.owner_file(), before).unwrap();
+    closed.open(ForeignObjects::Refuse).await;
+}
+
+#[tokio::test]
+async fn an_owner_that_cannot_be_read_is_no_reason_to_accept() {
+    let (closed, _) = Closed::with_a_file().await;
+    let path = closed.owner_file();
+    std::fs::write(&path, "{\"data").unwrap();
+    let error = closed.refused(ForeignObjects::Refuse).await;
+    assert!(matches!(&error, StoreError::Io { path: named, .. } if *named == path), "{error:?}");
+    assert!(error.to_string().contains("is damaged: EOF"), "{error}");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let error = closed.refused(ForeignObjects::Refuse).await;
+    assert!(matches!(&error, StoreError::Io { path: named, .. } if *named == path), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_start_that_cannot_name_the_owner_fails() {
+    let (closed, _) = Closed::with_a_file().await;
+    std::fs::create_dir(closed.path().join(OBJECTS).join("owner.json.new")).unwrap();
+    let error = open(closed.path()).await.unwrap_err();
+    let path = closed.owner_file();
+    assert!(matches!(&error, StoreError::Io { path: named, .. } if *named == path), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_refused_database_of_an_earlier_version_stays_one() {
+    let (closed, _) = Closed::with_a_file().await;
+    closed.replace_database(None);
+    let path = closed.path().join(DATABASE);
+    let options = SqliteConnectOptions::new().filename(&path).create_if_missing(true);
+    let mut db = SqliteConnection::connect_with(&options).await.unwrap();
+    let earlier = connections::migrations().iter().take(2).cloned().collect();
+    Migrator::with_migrations(earlier).run(&mut db).await.unwrap();
+    sqlx::query("INSERT INTO objects (sha256, size) VALUES (zeroblob(32), 1)")
+        .execute(&mut db)
+        .await
+        .unwrap();
+    db.close().await.unwrap();
+    closed.assert_refused("is not the database that stored them").await;
+    let fixture = closed.open(ForeignObjects::Adopt).await;
+    assert_eq!(fixture.store.term(), 2);
+}
+
+#[tokio::test]
+async fn a_database_whose_files_are_all_gone_is_refused() {
+    let fixture = Fixture::new().await;
+    fixture.add_running("one").await;
+    fixture.commit(checkpoint("one", 1, 1), b"state").await;
+    let copy = fixture.dir.path().join("copy");
+    fixture.vacuum_into(&copy).await;
+    fixture.add_input(b"new").await;
+    let closed = Closed::from(fixture).await;
+    // The directory is not mounted.
+    let objects = closed.path().join(OBJECTS);
+    std::fs::rename(&objects, closed.path().join("unmounted")).unwrap();
+    std::fs::create_dir(&objects).unwrap();
+    closed.assert_no_objects().await;
+    std::fs::remove_dir(&objects).unwrap();
+    std::fs::rename(closed.path().join("unmounted"), &objects).unwrap();
+    // The files are removed, and the database is older than they were.
+    closed.remove_objects();
+    closed.replace_database(Some(&copy));
+    closed.assert_no_objects().await;
+
+    let fixture = closed.open(ForeignObjects::Adopt).await;
+    let fixture = Closed::from(fixture).await.open(ForeignObjects::Refuse).await;
+    // The files are gone once more, and the database is known to be theirs.
+    fixture.add_input(b"new").await;
+    let closed = Closed::from(fixture).await;
+    closed.remove_objects();
+    closed.open(ForeignObjects::Refuse).await;
 }
 
 #[tokio::test]
