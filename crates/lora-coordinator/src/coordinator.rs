@@ -33,8 +33,8 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long calls and streams may take to end at shutdown; what is left then is cut off.
 const FAREWELL: Duration = Duration::from_secs(3);
-/// How often files that nothing names are looked for.
-const GARBAGE: Duration = Duration::from_secs(600);
+/// How often the store is maintained.
+const MAINTENANCE: Duration = Duration::from_secs(600);
 
 /// Why a coordinator cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -192,7 +192,8 @@ impl Coordinator {
                 }
             }
         });
-        let garbage = tokio::spawn(collect_garbage(store.clone(), config.limits.clone(), stop.clone()));
+        let maintenance =
+            tokio::spawn(maintain_regularly(store.clone(), config.limits.clone(), stop.clone()));
         let sessions = TaskTracker::new();
         tracing::info!(
             address = %handle.address,
@@ -207,7 +208,7 @@ impl Coordinator {
         sessions.close();
         service.await?;
         sessions.wait().await;
-        garbage.await?;
+        maintenance.await?;
         http.await?.map_err(CoordinatorError::Http)?;
         served
     }
@@ -266,27 +267,32 @@ async fn serve_grpc(
     Ok(())
 }
 
-/// Removes files that nothing names, from time to time. An error is tried again the next time.
-async fn collect_garbage(store: Store, limits: LimitsConfig, stop: CancellationToken) {
+/// Maintains the store from time to time. An error is tried again the next time.
+async fn maintain_regularly(store: Store, limits: LimitsConfig, stop: CancellationToken) {
     // Not at once, so that a start with a wrong database can be ended before anything is removed.
-    let mut ticks = interval_at(Instant::now() + GARBAGE, GARBAGE);
+    let mut ticks = interval_at(Instant::now() + MAINTENANCE, MAINTENANCE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
             _ = ticks.tick() => {}
         }
-        match store.collect_garbage(limits.unreferenced()).await {
-            Ok(0) => {}
-            Ok(files) => tracing::info!(files, "unreferenced files removed"),
-            Err(error) => tracing::error!(%error, "unreferenced files are not removed"),
+        maintain(&store, &limits).await;
+    }
+}
+
+/// Removes files that have been unreferenced or unknown for long enough.
+pub(crate) async fn maintain(store: &Store, limits: &LimitsConfig) {
+    match store.collect_garbage(limits.unreferenced()).await {
+        Ok(0) => {}
+        Ok(files) => tracing::info!(files, "unreferenced files removed"),
+        Err(error) => tracing::error!(%error, "unreferenced files are not removed"),
+    }
+    match store.remove_unknown_objects(limits.unknown_objects()).await {
+        Ok(UnknownObjects { found: 0, removed: 0 }) => {}
+        Ok(UnknownObjects { found, removed }) => {
+            tracing::warn!(found, removed, "files without a row in the database");
         }
-        match store.remove_unknown_objects(limits.unknown_objects()).await {
-            Ok(UnknownObjects { found: 0, removed: 0 }) => {}
-            Ok(UnknownObjects { found, removed }) => {
-                tracing::warn!(found, removed, "files without a row in the database");
-            }
-            Err(error) => tracing::error!(%error, "files without a row are not removed"),
-        }
+        Err(error) => tracing::error!(%error, "files without a row are not removed"),
     }
 }

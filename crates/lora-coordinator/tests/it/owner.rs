@@ -36,7 +36,8 @@ async fn back_up(state: &Path) -> PathBuf {
     backup
 }
 
-/// Fails where a start is not refused, or removes a file.
+/// Fails where a start is not refused, or removes a file. What is removed later is tested with the
+/// store: the first collection is ten minutes after the start.
 async fn assert_refused(state: &TempDir, reason: &str) {
     let mut config = quick();
     config.state_dir = state.path().to_owned();

@@ -4,31 +4,33 @@ use std::fs::FileTimes;
 use std::time::SystemTime;
 
 use super::*;
+use crate::config::LimitsConfig;
+use crate::coordinator::maintain;
 
-const HOUR: Duration = Duration::from_secs(3600);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 impl Fixture {
     /// A file that was moved to its place, but not committed.
-    fn add_orphan(&self, byte: u8) -> String {
+    pub(super) fn add_orphan(&self, byte: u8) -> String {
         let path = self.store.object_path(&[byte; 32]).unwrap();
         std::fs::write(&path, "moved, but not committed").unwrap();
         path.file_name().unwrap().to_str().unwrap().to_owned()
     }
 
-    async fn search(&self, age: Duration) -> (usize, usize) {
+    pub(super) async fn search(&self, age: Duration) -> (usize, usize) {
         let UnknownObjects { found, removed } = self.store.remove_unknown_objects(age).await.unwrap();
         (found, removed)
     }
 
     /// Lets `age` pass for what earlier searches found.
-    async fn age_searches(&self, age: Duration) {
+    pub(super) async fn age_searches(&self, age: Duration) {
         let mut writers = self.store.writers().await;
         let query = sqlx::query("UPDATE unknown_objects SET found = found - ?").bind(age.as_nanos() as i64);
         query.execute(&mut writers.lifecycle.connection).await.unwrap();
     }
 
     /// Lets `age` pass for a file.
-    fn age_file(&self, name: &str, age: Duration) {
+    pub(super) fn age_file(&self, name: &str, age: Duration) {
         let file = File::options().write(true).open(self.dir.path().join(OBJECTS).join(name)).unwrap();
         file.set_times(FileTimes::new().set_modified(SystemTime::now() - age)).unwrap();
     }
@@ -100,6 +102,19 @@ async fn garbage_collection_leaves_unknown_files_and_other_names_alone() {
     let mut left = others.to_vec();
     left.sort();
     assert_eq!(fixture.names(OBJECTS), left);
+}
+
+#[tokio::test]
+async fn unreferenced_and_unknown_files_have_their_own_time() {
+    for (unreferenced_hours, unknown_object_hours) in [(0.0, 1.0), (1.0, 0.0)] {
+        let fixture = Fixture::new().await;
+        let unreferenced = fixture.add_input(b"unreferenced").await.hex();
+        let unknown = fixture.add_orphan(7);
+        let limits = LimitsConfig { unreferenced_hours, unknown_object_hours, ..LimitsConfig::default() };
+        maintain(&fixture.store, &limits).await;
+        let left = if unknown_object_hours > 0.0 { unknown } else { unreferenced };
+        assert_eq!(fixture.names(OBJECTS), [left]);
+    }
 }
 
 #[tokio::test]
