@@ -247,8 +247,8 @@ async fn open_database(
     let outdated = |source| StoreError::Migrate { path: database.to_owned(), source };
     connections::migrations().run(&mut writers.lifecycle.connection).await.map_err(outdated)?;
     if let Some(mismatch) = mismatch {
-        let db = &mut writers.lifecycle.connection;
-        owner::adopt(db, named.as_ref()).await.map_err(failed)?;
+        let files = unknown_objects::object_files(objects).await.map_err(io_error(objects))?;
+        owner::adopt(&mut writers.lifecycle, named.as_ref(), &files).await.map_err(failed)?;
         let (database, objects) = (database.display(), objects.display());
         tracing::warn!(%database, %objects, "the database {mismatch}; the files are its own from now on");
     } else if foreign == ForeignObjects::Adopt {

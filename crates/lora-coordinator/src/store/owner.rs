@@ -6,6 +6,7 @@
 //! copy, may lack rows of files that are there, and must not remove them. It may also have rows of
 //! files that are gone.
 
+use std::collections::HashSet;
 use std::fmt;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -16,10 +17,14 @@ use sqlx::{Connection, Row, SqliteConnection, SqliteTransaction};
 use tokio::fs::{self, File};
 use tokio::io::AsyncWriteExt;
 
-use super::{connections, int};
+use super::connections::{self, Writer};
+use super::int;
+use super::objects::forget_unnamed;
 
 const FILE: &str = "owner.json";
 const NEW_FILE: &str = "owner.json.new";
+/// After every time.
+const ALWAYS: i64 = i64::MAX;
 
 /// The action of a start when the files in `objects/` do not belong to the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,14 +199,34 @@ impl Contents {
     }
 }
 
-/// Makes the database the owner of the files. It gets another id, so that the former owner is
-/// refused from now on, and a term that workers of the former owner accept.
-pub(super) async fn adopt(db: &mut SqliteConnection, former: Option<&Owner>) -> sqlx::Result<()> {
-    sqlx::query("UPDATE coordinator SET database_id = lower(hex(randomblob(16))), term = MAX(term, ?)")
-        .bind(former.map_or(0, |former| int(former.term)))
-        .execute(db)
-        .await
-        .map(drop)
+/// Makes the database the owner of the files that are in `objects/`, and of no others.
+///
+/// The database gets another id, so that the former owner is refused from now on, and a term that
+/// workers of the former owner accept. Rows of files that no job names are removed without the
+/// files, which the former owner may need. The time until files without a row are removed starts
+/// anew. Checkpoints whose file is gone are removed, so that a job is resumed from the newest one
+/// that is left.
+pub(super) async fn adopt(
+    writer: &mut Writer,
+    former: Option<&Owner>,
+    files: &HashSet<Vec<u8>>,
+) -> sqlx::Result<()> {
+    let mut db = writer.begin().await?;
+    sqlx::query(
+        "UPDATE coordinator \
+         SET database_id = lower(hex(randomblob(16))), term = MAX(term, ?)",
+    )
+    .bind(former.map_or(0, |former| int(former.term)))
+    .execute(&mut *db)
+    .await?;
+    let checkpoints = "SELECT DISTINCT sha256 FROM checkpoints";
+    let checkpoints: Vec<Vec<u8>> = sqlx::query_scalar(checkpoints).fetch_all(&mut *db).await?;
+    for lost in checkpoints.iter().filter(|sha256| !files.contains(*sha256)) {
+        sqlx::query("DELETE FROM checkpoints WHERE sha256 = ?").bind(lost).execute(&mut *db).await?;
+    }
+    forget_unnamed(&mut db, ALWAYS).await?;
+    sqlx::query("DELETE FROM unknown_objects").execute(&mut *db).await?;
+    db.commit().await
 }
 
 /// Commits a transaction that opens the store, takes files in, removes rows of files or adds a

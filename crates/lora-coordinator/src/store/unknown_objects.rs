@@ -70,7 +70,7 @@ pub(super) async fn holds_objects(dir: &Path) -> std::io::Result<bool> {
 }
 
 /// The SHA-256s of the files with the name of an object.
-async fn object_files(dir: &Path) -> std::io::Result<HashSet<Vec<u8>>> {
+pub(super) async fn object_files(dir: &Path) -> std::io::Result<HashSet<Vec<u8>>> {
     let mut files = HashSet::new();
     let mut entries = fs::read_dir(dir).await?;
     while let Some(entry) = entries.next_entry().await? {

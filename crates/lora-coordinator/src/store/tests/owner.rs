@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use sqlx::migrate::Migrator;
 
+use super::unknown_objects::HOUR;
 use super::*;
+use crate::config::LimitsConfig;
+use crate::coordinator::maintain;
 
 /// A state directory whose store is closed.
 struct Closed(TempDir);
@@ -286,12 +289,77 @@ async fn a_database_whose_files_are_all_gone_is_refused() {
     closed.assert_no_objects().await;
 
     let fixture = closed.open(ForeignObjects::Adopt).await;
+    assert_eq!(fixture.store.newest_checkpoint("one").await.unwrap(), None);
     let fixture = Closed::from(fixture).await.open(ForeignObjects::Refuse).await;
     // The files are gone once more, and the database is known to be theirs.
     fixture.add_input(b"new").await;
     let closed = Closed::from(fixture).await;
     closed.remove_objects();
     closed.open(ForeignObjects::Refuse).await;
+}
+
+/// A state directory with a copy of the database from before a job was submitted that reads a file
+/// which had been uploaded before, and the digest of that file.
+async fn with_an_older_copy(fixture: Fixture) -> (Closed, v1::FileDigest) {
+    let digest = fixture.add_input(b"train").await;
+    // Long ago.
+    fixture.tamper("UPDATE objects SET wanted = 0").await;
+    let copy = fixture.dir.path().join("copy");
+    fixture.vacuum_into(&copy).await;
+    let file = v1::StoredFile { name: "t".into(), digest: Some(digest.clone()) };
+    let inputs = v1::Inputs { train: Some(file), ..v1::Inputs::default() };
+    fixture.add(JobRow { inputs, ..job("newer") }).await;
+    let closed = Closed::from(fixture).await;
+    closed.replace_database(Some(&copy));
+    (closed, digest)
+}
+
+#[tokio::test]
+async fn files_that_a_newer_database_names_have_the_time_of_unknown_files() {
+    let (closed, digest) = with_an_older_copy(Fixture::new().await).await;
+    let fixture = closed.open(ForeignObjects::Adopt).await;
+    let limits = LimitsConfig::default();
+    for _ in 0..2 {
+        maintain(&fixture.store, &limits).await;
+        assert_eq!(fixture.names(OBJECTS), [digest.hex()]);
+    }
+    fixture.age_file(&digest.hex(), 1000 * HOUR);
+    fixture.age_searches(limits.unknown_objects() - HOUR).await;
+    maintain(&fixture.store, &limits).await;
+    assert_eq!(fixture.names(OBJECTS), [digest.hex()]);
+    fixture.age_searches(HOUR).await;
+    maintain(&fixture.store, &limits).await;
+    assert_eq!(fixture.names(OBJECTS), [""; 0]);
+}
+
+#[tokio::test]
+async fn adopting_starts_the_time_of_unknown_files_anew() {
+    let fixture = Fixture::new().await;
+    let unknown = fixture.add_orphan(7);
+    fixture.age_file(&unknown, 1000 * HOUR);
+    assert_eq!(fixture.search(HOUR).await, (1, 0));
+    fixture.age_searches(1000 * HOUR).await;
+    let (closed, digest) = with_an_older_copy(fixture).await;
+    let fixture = closed.open(ForeignObjects::Adopt).await;
+    assert_eq!(fixture.search(HOUR).await, (2, 0));
+    let mut all = vec![unknown, digest.hex()];
+    all.sort();
+    assert_eq!(fixture.names(OBJECTS), all);
+}
+
+#[tokio::test]
+async fn adopting_drops_the_checkpoints_that_are_gone() {
+    let fixture = Fixture::new().await;
+    fixture.add_running("one").await;
+    let (first, _) = fixture.commit(checkpoint("one", 1, 1), b"1").await;
+    let (second, _) = fixture.commit(checkpoint("one", 1, 2), b"2").await;
+    let lost = fixture.store.object_path(&second.sha256).unwrap();
+    let (closed, _) = with_an_older_copy(fixture).await;
+    std::fs::remove_file(lost).unwrap();
+    let fixture = closed.open(ForeignObjects::Adopt).await;
+    let newest = v1::Checkpoint { step: 1, digest: Some(first) };
+    assert_eq!(fixture.store.newest_checkpoint("one").await.unwrap(), Some(newest));
+    assert_eq!(fixture.store.object_digest(&second.sha256).await.unwrap(), None);
 }
 
 #[tokio::test]
