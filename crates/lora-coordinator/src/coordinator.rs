@@ -33,6 +33,8 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long calls and streams may take to end at shutdown; what is left then is cut off.
 const FAREWELL: Duration = Duration::from_secs(3);
+/// How long reads of the store may take to end after that.
+const LAST_READS: Duration = Duration::from_secs(1);
 /// How often the store is maintained.
 const MAINTENANCE: Duration = Duration::from_secs(600);
 
@@ -80,7 +82,9 @@ impl From<StoreError> for CoordinatorError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::InUse(dir) => Self::InUse(dir),
-            StoreError::NotOwner { .. } | StoreError::NoObjects { .. } => Self::NotOwner(error.to_string()),
+            StoreError::NotOwner { .. } | StoreError::NoObjects { .. } | StoreError::ForeignLog(_) => {
+                Self::NotOwner(error.to_string())
+            }
             other => Self::Store(other.to_string()),
         }
     }
@@ -210,6 +214,11 @@ impl Coordinator {
         sessions.wait().await;
         maintenance.await?;
         http.await?.map_err(CoordinatorError::Http)?;
+        match timeout(LAST_READS, store.finish()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::error!(%error, "the database's log is not moved into its file"),
+            Err(_) => tracing::warn!("the database is still being read; its log is not moved into its file"),
+        }
         served
     }
 }
@@ -281,7 +290,8 @@ async fn maintain_regularly(store: Store, limits: LimitsConfig, stop: Cancellati
     }
 }
 
-/// Removes files that have been unreferenced or unknown for long enough.
+/// Removes files that have been unreferenced or unknown for long enough, and moves the database's
+/// log into its file.
 pub(crate) async fn maintain(store: &Store, limits: &LimitsConfig) {
     match store.collect_garbage(limits.unreferenced()).await {
         Ok(0) => {}
@@ -294,5 +304,8 @@ pub(crate) async fn maintain(store: &Store, limits: &LimitsConfig) {
             tracing::warn!(found, removed, "files without a row in the database");
         }
         Err(error) => tracing::error!(%error, "files without a row are not removed"),
+    }
+    if let Err(error) = store.move_log().await {
+        tracing::error!(%error, "the database's log is not moved into its file");
     }
 }

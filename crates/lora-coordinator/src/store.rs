@@ -3,6 +3,7 @@
 //! ```text
 //! <state_dir>/lock               held by the one process that writes here
 //! <state_dir>/coordinator.db     jobs, their events and steps, and which files there are (SQLite)
+//! <state_dir>/coordinator.db-wal changes to the database that are not in its file yet
 //! <state_dir>/objects/<sha256>   files, each content once
 //! <state_dir>/objects/owner.json the database that the files belong to
 //! <state_dir>/staging/           files on their way in; emptied at every start
@@ -12,7 +13,8 @@
 //! - One writer at a time. It moves a file to `objects/` before it commits the row that names it, and removes a file after
 //!   it has committed that no row does. So every row has its file. A file without a row is what a crash left, or was stored
 //!   with another database. A start fails on the files of another database, and a file without a row is kept for a time.
-//! - A start also fails if none of the files is there that the database lists.
+//! - A start also fails on the log of another database, and if none of the files is there that the
+//!   database lists.
 //! - Reading never waits for a writer, and sees only what is committed.
 
 mod artifacts;
@@ -75,9 +77,9 @@ pub(crate) enum StoreError {
     InUse(PathBuf),
     /// The files in `objects/` belong to another database, or to a newer copy of this one.
     #[error(
-        "{objects} holds files, but {database} {mismatch}; restore the newest copy of the database, set state_dir to \
-         another directory, or start once with adopt_objects=true: files without a row in the database are then removed \
-         after limits.unknown_object_hours",
+        "{objects} holds files, but {database} {mismatch}; restore the newest copy of the database (remove \
+         coordinator.db-wal and coordinator.db-shm first), set state_dir to another directory, or start once with \
+         adopt_objects=true: files without a row in the database are then removed after limits.unknown_object_hours",
         objects = objects.display(), database = database.display()
     )]
     NotOwner {
@@ -101,6 +103,13 @@ pub(crate) enum StoreError {
         /// The database's file.
         database: PathBuf,
     },
+    /// The log beside the database was written for another file.
+    #[error(
+        "{log} was written for another copy of {database}; remove coordinator.db-wal and coordinator.db-shm if the \
+         database was restored, or put back the file that they were written for",
+        log = wal::log_path(.0).display(), database = .0.display()
+    )]
+    ForeignLog(PathBuf),
     /// The file system refuses, for want of space for instance.
     #[error("{path}: {source}", path = path.display())]
     Io {
@@ -177,6 +186,7 @@ impl Store {
         let term = term.fetch_one(&mut *db).await.map_err(failed)?;
         let owner = owner::commit_revision(db).await.map_err(failed)?;
         owner.write(&objects).await.map_err(io_error(&owner::path(&objects)))?;
+        wal::move_log(&mut writers.lifecycle, &objects).await.map_err(failed)?;
 
         if staging.symlink_metadata().is_ok() {
             std::fs::remove_dir_all(&staging).map_err(io_error(&staging))?;
@@ -205,6 +215,20 @@ impl Store {
     /// A directory for passing things, emptied at every start.
     pub(crate) fn staging_dir(&self) -> &Path {
         &self.0.staging
+    }
+
+    /// Moves the database's log into its file as far as its readers allow.
+    pub(crate) async fn move_log(&self) -> Result<(), StoreError> {
+        let mut writers = self.writers().await;
+        let moved = wal::move_log(&mut writers.lifecycle, &self.0.objects).await;
+        moved.map_err(|error| self.failed(error))
+    }
+
+    /// Ends reading, and moves all of the database's log into its file.
+    pub(crate) async fn finish(&self) -> Result<(), StoreError> {
+        self.readers().close().await;
+        let mut writers = self.writers().await;
+        wal::empty_log(&mut writers.lifecycle).await.map_err(|error| self.failed(error))
     }
 
     /// Ends every watch, and every later one.
@@ -270,6 +294,9 @@ async fn find_mismatch(
         return Ok(holds_objects.then_some(Mismatch::NoDatabase));
     }
     let log_is_left = wal::is_left(database).await.map_err(io_error(database))?;
+    if log_is_left && wal::is_foreign(database, named).await.map_err(io_error(database))? {
+        return Err(StoreError::ForeignLog(database.to_owned()));
+    }
     let found = Contents::read(database, log_is_left).await;
     let found = found.map_err(|source| StoreError::Database { path: database.to_owned(), source })?;
     let mismatch = found.mismatch(named, holds_objects);

@@ -35,6 +35,9 @@ fn a_coordinator_that_is_asked_to_end_leaves_its_workers_and_watchers_waiting() 
     let watching = service.running(&["watch", &job, "-o", "json"]);
     service.until_step(&job, 5);
     service.terminate().expect_code(0);
+    // The database is one file, which can be copied.
+    let log = service.state_dir().join("coordinator.db-wal");
+    assert_eq!(std::fs::metadata(log).map_or(0, |log| log.len()), 0);
     let before = worker.steps();
     until("a step without a coordinator", || (worker.steps() > before).then_some(()));
     until("that the watcher notices", || watching.stderr().contains("lost the coordinator").then_some(()));

@@ -41,6 +41,9 @@ pub(super) struct Owner {
     database: String,
     term: u64,
     revision: u64,
+    /// The database's file has at least this `log_moves_begun`; 0: not known.
+    #[serde(default)]
+    pub(super) log_moves_done: u64,
 }
 
 /// The reason why a database does not own the files in `objects/`.
@@ -111,6 +114,7 @@ impl Owner {
             database: row.try_get("database_id")?,
             term: count(row, "term")?,
             revision: count(row, "revision")?,
+            log_moves_done: count(row, "log_moves_done")?,
         })
     }
 }
@@ -132,6 +136,7 @@ struct Identity {
 pub(super) struct Contents {
     /// `None`: the database of an earlier version has no id.
     identity: Option<Identity>,
+    log_moves_begun: u64,
     /// Whether it has a row of a file.
     pub(super) lists_objects: bool,
 }
@@ -173,7 +178,15 @@ impl Contents {
             }
             false => None,
         };
-        Ok(Self { identity, lists_objects })
+        let log_moves_begun = if has("log_moves_begun") { count(&row, "log_moves_begun")? } else { 0 };
+        Ok(Self { identity, log_moves_begun, lists_objects })
+    }
+
+    /// Whether this is the file of the database `named`, and no copy from before the last move of
+    /// its log.
+    pub(super) fn has_moves_of(&self, named: &Owner) -> bool {
+        let is_named = self.identity.as_ref().is_some_and(|own| own.database == named.database);
+        is_named && self.log_moves_begun >= named.log_moves_done
     }
 
     /// Why the database does not own the files in `objects/`, which names the owner `named`.
@@ -214,7 +227,7 @@ pub(super) async fn adopt(
     let mut db = writer.begin().await?;
     sqlx::query(
         "UPDATE coordinator \
-         SET database_id = lower(hex(randomblob(16))), term = MAX(term, ?)",
+         SET database_id = lower(hex(randomblob(16))), term = MAX(term, ?), log_moves_done = 0",
     )
     .bind(former.map_or(0, |former| int(former.term)))
     .execute(&mut *db)
@@ -239,6 +252,12 @@ pub(super) async fn commit_revision(mut db: SqliteTransaction<'_>) -> sqlx::Resu
 /// Commits a transaction that takes files in, removes rows of files or adds a job.
 pub(super) async fn commit(db: SqliteTransaction<'_>, objects: &Path) -> sqlx::Result<()> {
     name(&commit_revision(db).await?, objects).await;
+    Ok(())
+}
+
+/// Commits a transaction after which a copy from before it is as good as one from after it.
+pub(super) async fn commit_same_revision(db: SqliteTransaction<'_>, objects: &Path) -> sqlx::Result<()> {
+    name(&commit_unchanged(db).await?, objects).await;
     Ok(())
 }
 

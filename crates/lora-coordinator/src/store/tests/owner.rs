@@ -67,7 +67,11 @@ impl Closed {
         let (objects, database) = (self.path().join(OBJECTS), self.path().join(DATABASE));
         let beginning = format!("{} holds files, but {} {reason}", objects.display(), database.display());
         assert!(error.starts_with(&beginning), "{error}");
-        for way_on in ["; restore the newest copy of the database,", "set state_dir", "adopt_objects=true"] {
+        for way_on in [
+            "; restore the newest copy of the database (remove coordinator.db-wal and coordinator.db-shm first),",
+            "set state_dir",
+            "adopt_objects=true",
+        ] {
             assert!(error.contains(way_on), "{error}");
         }
     }
@@ -296,6 +300,85 @@ async fn a_database_whose_files_are_all_gone_is_refused() {
     let closed = Closed::from(fixture).await;
     closed.remove_objects();
     closed.open(ForeignObjects::Refuse).await;
+}
+
+#[tokio::test]
+async fn the_log_of_a_killed_process_is_not_replayed_into_another_copy() {
+    let (closed, _) = Closed::with_a_file().await;
+    let copies = tempfile::tempdir().unwrap();
+    let copy = |name: &str| copies.path().join(name);
+    std::fs::copy(closed.path().join(DATABASE), copy("stopped")).unwrap();
+    // Another database, whose log has been moved more often.
+    let other = Fixture::new().await;
+    for _ in 0..9 {
+        other.store.move_log().await.unwrap();
+    }
+    let other = Closed::from(other).await;
+    std::fs::copy(other.path().join(DATABASE), copy("other")).unwrap();
+    let fixture = closed.open(ForeignObjects::Refuse).await;
+    fixture.add_input(b"newer").await;
+    // What `.backup` makes: the pages as they are, with those in the log.
+    let killed = fixture.killed();
+    let options = SqliteConnectOptions::new().filename(killed.path().join(DATABASE));
+    SqliteConnection::connect_with(&options).await.unwrap().close().await.unwrap();
+    std::fs::copy(killed.path().join(DATABASE), copy("backup")).unwrap();
+    maintain(&fixture.store, &LimitsConfig::default()).await;
+    fixture.vacuum_into(&copy("vacuumed")).await;
+    let newest = fixture.add_input(b"newest").await;
+
+    for (name, reason) in [
+        ("stopped", "is an older copy of their database"),
+        ("vacuumed", "is an older copy of their database"),
+        ("backup", "is an older copy of their database"),
+        ("other", "is not the database that stored them"),
+    ] {
+        let killed = Closed(fixture.killed());
+        std::fs::copy(copy(name), killed.path().join(DATABASE)).unwrap();
+        for foreign in [ForeignObjects::Refuse, ForeignObjects::Adopt] {
+            let error = killed.refused(foreign).await;
+            assert!(matches!(error, StoreError::ForeignLog(_)), "{name}: {error:?}");
+            let log = killed.path().join(wal::LOG);
+            let database = killed.path().join(DATABASE);
+            let beginning =
+                format!("{} was written for another copy of {};", log.display(), database.display());
+            let error = error.to_string();
+            assert!(error.starts_with(&beginning), "{error}");
+            assert!(error.contains("remove coordinator.db-wal and coordinator.db-shm"), "{error}");
+        }
+        std::fs::remove_file(killed.path().join(wal::LOG)).unwrap();
+        killed.assert_refused(reason).await;
+    }
+    let fixture = Closed(fixture.killed()).open(ForeignObjects::Refuse).await;
+    assert_eq!(fixture.store.object_digest(&newest.sha256).await.unwrap(), Some(newest));
+}
+
+#[tokio::test]
+async fn a_move_of_the_log_that_was_cut_off_is_completed() {
+    let fixture = Fixture::new().await;
+    let database = |dir: &TempDir| dir.path().join(DATABASE);
+    let before = std::fs::read(database(&fixture.dir)).unwrap();
+    fixture.add_running("one").await;
+    fixture.store.add_steps("one", &steps(1..=200)).await.unwrap();
+    let killed = fixture.killed();
+    fixture.store.move_log().await.unwrap();
+    let after = std::fs::read(database(&fixture.dir)).unwrap();
+    assert!(after.len() > before.len());
+    // The first page has come to the file, and says that others follow.
+    let page = 4096;
+    std::fs::write(database(&killed), [&after[..page], &before[page..]].concat()).unwrap();
+    assert!(Contents::of_file(&database(&killed)).await.is_err());
+    let fixture = Closed(killed).open(ForeignObjects::Refuse).await;
+    assert_eq!(fixture.store.last_step("one").await.unwrap(), 200);
+}
+
+#[tokio::test]
+async fn a_store_that_is_finished_leaves_no_log() {
+    let fixture = Fixture::new().await;
+    fixture.add(job("one")).await;
+    let log = fixture.dir.path().join(wal::LOG);
+    assert!(std::fs::metadata(&log).unwrap().len() > 0);
+    fixture.store.finish().await.unwrap();
+    assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
 }
 
 /// A state directory with a copy of the database from before a job was submitted that reads a file
