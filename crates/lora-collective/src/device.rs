@@ -5,6 +5,7 @@
 //! order of additions and so the same bits, but without frames: a slice of a node goes as one part.
 
 mod choice;
+mod nccl_log;
 mod shared_gpu;
 
 use std::ops::Range;
@@ -14,6 +15,7 @@ use crate::plan::Plan;
 use crate::tree::NodeId;
 
 pub use choice::{Choice, Collective, Offer, Preference, UnknownCollective, agree, choose};
+pub use nccl_log::nccl_log_variable;
 pub use shared_gpu::shared_gpu_variables;
 
 const ELEMENT_BYTES: u64 = size_of::<f32>() as u64;

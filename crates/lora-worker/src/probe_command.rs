@@ -5,13 +5,9 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use lora_collective::device::{Collective, shared_gpu_variables};
+use lora_collective::device::{Collective, nccl_log_variable, shared_gpu_variables};
 use lora_spec::Device;
 use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, gpus, read, take_part};
-
-/// Limit of an all-reduce, from the start of its processes. It is longer than the limits of the waits
-/// in them.
-const LIMIT: Duration = Duration::from_secs(150);
 
 /// Take short readings of a device and tell them as JSON.
 #[derive(Debug, clap::Args)]
@@ -29,6 +25,9 @@ pub(crate) struct Args {
     /// Be one of those processes.
     #[arg(long, value_name = "N", requires = "all_reduce")]
     rank: Option<usize>,
+    /// Seconds that the all-reduce may take, from the start of its processes.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    timeout: u32,
 }
 
 pub(crate) fn execute(args: &Args) -> ExitCode {
@@ -42,14 +41,16 @@ pub(crate) fn execute(args: &Args) -> ExitCode {
 }
 
 fn probe(args: &Args) -> Result<(), ProbeError> {
+    let limit = Duration::from_secs(args.timeout.into());
     let reading = match (args.all_reduce, args.rank) {
         (None, _) => serde_json::to_string(&read(args.device)?),
-        (Some(_), Some(rank)) => return take_part(rank, args.device, args.collective),
+        (Some(_), Some(rank)) => return take_part(rank, args.device, args.collective, limit),
         (Some(ranks), None) => {
             let executable = std::env::current_exe()?;
-            let gpus = gpus();
+            // Only the ranks start the driver, within the limit, unless the devices depend on it.
+            let gpus = if args.device == Device::Auto { gpus() } else { 0 };
             let process = |rank| process(&executable, args, gpus, ranks, rank);
-            serde_json::to_string(&all_reduce(ranks.into(), LIMIT, process)?)
+            serde_json::to_string(&all_reduce(ranks.into(), limit, process)?)
         }
     };
     println!("{}", reading.map_err(io::Error::from)?);
@@ -65,10 +66,14 @@ fn process(executable: &Path, args: &Args, gpus: usize, ranks: u16, rank: usize)
         &device.to_string(),
         "--collective",
         &args.collective.to_string(),
+        "--timeout",
+        &args.timeout.to_string(),
     ]);
+    let is_set = |name: &str| std::env::var_os(name).is_some();
     let shares_gpu = args.device == Device::Auto && (1..usize::from(ranks)).contains(&gpus);
     if shares_gpu && args.collective == Collective::Nccl {
-        command.envs(shared_gpu_variables(rank, |name| std::env::var_os(name).is_some()));
+        command.envs(shared_gpu_variables(rank, is_set));
     }
+    command.envs(nccl_log_variable(is_set));
     command
 }

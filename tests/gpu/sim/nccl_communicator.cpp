@@ -78,7 +78,15 @@ int version() {
     return text == nullptr ? 23003 : atoi(text);
 }
 
+// NCCL writes its version to stdout, where NCCL_DEBUG has any value.
+void log_version() {
+    if (getenv("NCCL_DEBUG") == nullptr) return;
+    printf("NCCL version %d.%d.%d, simulated\n", version() / 10000, version() / 100 % 100, version() % 100);
+    fflush(stdout);
+}
+
 Result make_id(Id* id) {
+    log_version();
     Socket listener = listen_on_loopback(&id->port);
     if (!listener.open()) return SYSTEM_ERROR;
     id->magic = MAGIC;

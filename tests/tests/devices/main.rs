@@ -5,4 +5,5 @@
 
 mod doctor;
 mod fakes;
+mod probe;
 mod run;

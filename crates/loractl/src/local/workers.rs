@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::ProgressBar;
-use lora_collective::device::{Collective, shared_gpu_variables};
+use lora_collective::device::{Collective, nccl_log_variable, shared_gpu_variables};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;
@@ -136,10 +136,12 @@ impl WorkerOptions {
         ] {
             command.args(["--set", &format!("{key}={value}")]);
         }
+        let is_set = |name: &str| std::env::var_os(name).is_some();
         // `auto` stays with TCP on a GPU that is shared, unless the environment allows more.
         if self.collective == Collective::Nccl && fleet.is_shared_by(self.count) {
-            command.envs(shared_gpu_variables(index, |name| std::env::var_os(name).is_some()));
+            command.envs(shared_gpu_variables(index, is_set));
         }
+        command.envs(nccl_log_variable(is_set));
         let mut cache_dir = OsString::from("cache_dir=");
         cache_dir.push(&self.cache_dir);
         command.arg("--set").arg(cache_dir);
