@@ -18,6 +18,11 @@ pub(crate) use libraries::{LIBRARIES, Library, Loaded};
 pub(crate) use places::unsearched;
 pub(crate) use worker::{Build, Candidate, candidates};
 
+/// How long the driver, and each program or library that is asked something, may take to answer. The
+/// first start on a machine reads more than half a gigabyte of CUDA's libraries, perhaps from a network
+/// disk.
+pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(120);
+
 /// What a child process of this executable can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Question {

@@ -7,12 +7,14 @@ use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use lora_spec::Device;
 
-use crate::cuda::{Build, Candidate, Driver, OLDEST_CUDA, Question, candidates, dotted};
+use crate::cuda::{ANSWER_LIMIT, Build, Candidate, Driver, OLDEST_CUDA, Question, candidates, dotted};
 use crate::doctor::built_for_cuda;
 
-/// How long the driver, and each program that may be a worker, may take to say what it is. The first start on
-/// a machine reads more than half a gigabyte of CUDA's libraries, perhaps from a network disk.
-const LIMIT: Duration = Duration::from_secs(120);
+/// How long a worker on the CPU may take to connect.
+const CPU_CONNECT_LIMIT: Duration = Duration::from_secs(60);
+/// How long a worker may take to open its GPU. Without NVIDIA's persistence daemon the driver first
+/// starts all GPUs, and it translates the kernels that have no machine code for the GPU.
+const OPEN_LIMIT: Duration = Duration::from_secs(120);
 
 /// What people ask for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -51,7 +53,7 @@ impl Fleet {
         if device == DeviceChoice::Cpu {
             return Ok(Self::Cpu);
         }
-        let workers = candidates(worker, LIMIT).await;
+        let workers = candidates(worker, ANSWER_LIMIT).await;
         let surprising = worker.is_some() || workers.iter().any(|worker| worker.build != Build::Cpu);
         match CudaFleet::of(&workers).await {
             Ok(fleet) => Ok(Self::Cuda(fleet)),
@@ -72,6 +74,15 @@ impl Fleet {
         match self {
             Self::Cpu => 1,
             Self::Cuda(fleet) => fleet.gpus,
+        }
+    }
+
+    /// How long workers may take to connect, from their start. A worker on a GPU first loads CUDA's
+    /// libraries, for which it has as long as the programs that [`Self::choose`] asks, and opens its GPU.
+    pub(crate) fn connect_limit(&self) -> Duration {
+        match self {
+            Self::Cpu => CPU_CONNECT_LIMIT,
+            Self::Cuda(_) => ANSWER_LIMIT + OPEN_LIMIT,
         }
     }
 
@@ -97,7 +108,7 @@ impl CudaFleet {
             );
         }
         let driver: Driver =
-            Question::Driver.ask(LIMIT).await.map_err(|error| anyhow!("the driver: {error}"))?;
+            Question::Driver.ask(ANSWER_LIMIT).await.map_err(|error| anyhow!("the driver: {error}"))?;
         if let Some(problem) = driver.problem {
             bail!("the driver: {problem}");
         }
@@ -151,6 +162,12 @@ mod tests {
         assert_eq!(devices, ["cuda:0", "cuda:1", "cuda:0"]);
         assert_eq!([2, 3].map(|workers| fleet.is_shared_by(workers)), [false, true]);
         assert_eq!((Fleet::Cuda(fleet).size(), Fleet::Cpu.size()), (2, 1));
+    }
+
+    #[test]
+    fn a_worker_has_longer_to_connect_than_a_program_to_say_what_it_is() {
+        let fleet = Fleet::Cuda(CudaFleet { worker: "/bin/lora-worker".into(), gpus: 1 });
+        assert!(fleet.connect_limit() > ANSWER_LIMIT);
     }
 
     #[test]

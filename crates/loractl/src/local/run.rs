@@ -28,8 +28,6 @@ use crate::progress::{Progress, Times};
 use crate::tally::Tally;
 use crate::watch::{From, Seen, Watch};
 
-/// How long worker processes may take to connect.
-const CONNECTING: Duration = Duration::from_secs(60);
 /// How long the embedded coordinator may be silent.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long workers may take to end, and then the coordinator.
@@ -206,6 +204,7 @@ impl LocalRun {
             job_id: &job.job_id,
             begun: begun.into(),
             metrics,
+            connect_limit: self.fleet.connect_limit(),
             workers: &mut workers,
             deaths: vec![0; count],
             assigned: false,
@@ -253,6 +252,8 @@ struct Following<'a> {
     /// What was before this belongs to an earlier run.
     begun: Timestamp,
     metrics: Metrics,
+    /// How long the workers may take to connect.
+    connect_limit: Duration,
     workers: &'a mut Workers,
     /// How often each worker has died since the last finished step.
     deaths: Vec<usize>,
@@ -269,7 +270,8 @@ impl Following<'_> {
         progress: &mut Progress,
         signals: &mut Signals,
     ) -> Result<bool> {
-        let mut connected_by = tokio::time::Instant::now() + CONNECTING;
+        let limit = self.connect_limit;
+        let mut connected_by = tokio::time::Instant::now() + limit;
         loop {
             let waits = matches!(tally.state(), Some(JobState::Queued | JobState::Waiting));
             tokio::select! {
@@ -280,7 +282,7 @@ impl Following<'_> {
                         progress.show(&seen, tally);
                     }
                     if !waits {
-                        connected_by = tokio::time::Instant::now() + CONNECTING;
+                        connected_by = tokio::time::Instant::now() + limit;
                     }
                 }
                 Some(exit) = self.workers.next_exit() => self.restart(exit?, progress)?,
@@ -295,7 +297,7 @@ impl Following<'_> {
                 }
                 () = sleep_until(connected_by), if waits => {
                     let waiting_for = self.client.job(self.job_id).await?.waiting_for;
-                    bail!("nothing began within {CONNECTING:?}: {waiting_for}");
+                    bail!("nothing began within {limit:?}: {waiting_for}");
                 }
             }
         }
