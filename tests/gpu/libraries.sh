@@ -36,6 +36,7 @@ print(*places, "/usr/local/nvidia/lib64", "/usr/local/cuda/lib64", sep="\n")
   [ -n "$missing" ] || return 0
   echo "$program needs libraries that are not installed: $missing" >&2
   echo "searched: the default directories, ${LD_LIBRARY_PATH:-and LD_LIBRARY_PATH, which is empty}" >&2
+  echo "loractl doctor names the packages that have them" >&2
   return 1
 }
 

@@ -16,6 +16,10 @@ use crate::cuda::{self, Build, Candidate, ChildError, Driver, LIBRARIES, Questio
 
 pub(crate) use report::Report;
 
+/// How much longer than its own limit the process that runs the all-reduce may take: it names the ranks
+/// that gave no answer, and ends them.
+const MARGIN: Duration = Duration::from_secs(15);
+
 /// What to examine, and how.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
@@ -56,7 +60,8 @@ pub(crate) async fn examine(options: &Options) -> Result<Report, ProbeError> {
         if gpus > 1 {
             let mut command = Command::new(&worker.path);
             command.args(["probe", "--device", "cuda", "--all-reduce", &gpus.to_string()]);
-            all_reduce = Some(cuda::answer::<AllReduceReading>(&mut command, limit).await);
+            command.args(["--timeout", &limit.as_secs().to_string()]);
+            all_reduce = Some(cuda::answer::<AllReduceReading>(&mut command, limit + MARGIN).await);
         }
     }
     Report::new(driver, libraries, workers, readings, all_reduce)

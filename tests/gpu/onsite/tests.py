@@ -471,6 +471,7 @@ class Jobs(WithPhases):
         self.assertEqual((outcome["status"], outcome["reason"]), ("ok", ""))
         self.assertEqual(outcome["values"]["all_reduce"], {"through": "nccl"})
         self.assertRegex(self.text(), r"\$ cat nccl-host-\d+\.txt\na warning\n")
+        self.assertRegex(self.text(), r"lora-worker probe .* --timeout \d+\n")
 
     def test_a_machine_that_cannot_run_nccl_fails_the_phase(self) -> None:
         self.program("bin/lora-worker", "echo no result")

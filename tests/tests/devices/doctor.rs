@@ -1,13 +1,13 @@
 //! `loractl doctor`.
 
-use lora_e2e::Finished;
+use lora_e2e::{Finished, lora_worker};
 use serde_json::{Value, json};
 
 use crate::fakes::{Fakes, VERSION};
 
 /// What a worker answers that is asked for readings.
 const ANSWERS: &str = r#"case "$*" in
-"probe --device cuda --all-reduce 2")
+"probe --device cuda --all-reduce 2 --timeout 120")
     echo '{"through": "nccl", "world_size": 2, "bytes": 67108864, "seconds": 0.001}' ;;
 "probe --device cuda:"[01])
     echo '{"device": "cuda Fake GPU", "product_side": 4096, "product_tflops": 700.5, "memory_gb_s": 4000,
@@ -140,6 +140,31 @@ fn a_worker_that_fails_is_no_reason_to_be_silent_about_the_rest() {
     let (_, report) = doctor(&fakes, &["--worker", worker.to_str().unwrap()]);
     let found = problems(&report);
     assert!(found.contains(&format!("is of version 0.0.1, loractl of {VERSION}")), "{found}");
+}
+
+#[test]
+fn an_all_reduce_that_hangs_names_the_rank() {
+    let fakes = Fakes::all();
+    let worker = lora_worker();
+    let program = worker.get_program().to_str().unwrap();
+    let hangs = format!("LD_PRELOAD={}", fakes.path("libhangs.so").display());
+    fakes.replace(
+        "libhangs.so",
+        r#"
+#include <string.h>
+#include <unistd.h>
+__attribute__((constructor)) static void f(int argc, char **argv) {
+    for (int i = 1; i < argc; i++)
+        if (strcmp(argv[i - 1], "--rank") == 0 && strcmp(argv[i], "1") == 0) for (;;) pause();
+}"#,
+    );
+    fakes.worker(&format!(
+        r#"[ "$4" = --all-reduce ] && {hangs} exec {program} probe --device cpu --all-reduce 2 "$6" "$7"
+{ANSWERS}"#
+    ));
+    let (_, report) = doctor(&fakes, &["--timeout", "5"]);
+    let found = problems(&report);
+    assert!(found.contains("all-reduce among the GPUs' workers: no answer within 5 s from rank "), "{found}");
 }
 
 #[test]

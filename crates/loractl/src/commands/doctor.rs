@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::cuda::ANSWER_LIMIT;
 use crate::doctor::{Options, examine};
 use crate::local::DeviceChoice;
 use crate::output::Format;
@@ -27,8 +28,8 @@ pub(crate) struct Args {
     /// A lora-worker that was built for CUDA [default: beside loractl, then on PATH]
     #[arg(long, value_name = "PATH")]
     worker: Option<PathBuf>,
-    /// Seconds that each process may take that is asked something.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    /// Seconds that each process may take that is asked something, and the all-reduce.
+    #[arg(long, value_name = "SECONDS", default_value_t = ANSWER_LIMIT.as_secs() as u32, value_parser = clap::value_parser!(u32).range(1..=3600))]
     timeout: u32,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]

@@ -34,37 +34,44 @@ pub(crate) enum ChildError {
     Nonsense(String),
 }
 
-/// The last line that `command` writes to stdout, read as JSON. After `limit` it is killed.
+/// The last line of the stdout of `command` that is JSON of this type. After `limit` it is killed.
 pub(crate) async fn answer<T: DeserializeOwned>(
     command: &mut Command,
     limit: Duration,
 ) -> Result<T, ChildError> {
-    let text = last_line(command, limit).await?;
-    serde_json::from_str(&text).map_err(|error| ChildError::Nonsense(format!("{error}: {text:?}")))
+    let text = stdout(command, limit).await?;
+    // Libraries write there too, some of them as the process exits.
+    if let Some(answer) = text.lines().rev().find_map(|line| serde_json::from_str(line).ok()) {
+        return Ok(answer);
+    }
+    let text = last(&text);
+    serde_json::from_str(text).map_err(|error| ChildError::Nonsense(format!("{error}: {text:?}")))
 }
 
-/// The last line that `command` writes to stdout: libraries may write there, too. After `limit` it is killed.
-pub(super) async fn last_line(command: &mut Command, limit: Duration) -> Result<String, ChildError> {
+/// What `command` writes to stdout. After `limit` it is killed.
+pub(super) async fn stdout(command: &mut Command, limit: Duration) -> Result<String, ChildError> {
     let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let ended = timeout(limit, running).await.map_err(|_| ChildError::Hung(limit))?;
     let Output { status, stdout, stderr } = ended.map_err(ChildError::Start)?;
     if status.success() {
-        return Ok(last(&stdout));
+        return Ok(String::from_utf8_lossy(&stdout).into_owned());
     }
-    Err(failure(status, last(&stderr)))
+    Err(failure(status, &String::from_utf8_lossy(&stderr)))
 }
 
-fn failure(status: ExitStatus, said: String) -> ChildError {
+fn failure(status: ExitStatus, stderr: &str) -> ChildError {
+    let error = stderr.lines().rev().find_map(|line| line.strip_prefix("error: "));
+    let said = error.unwrap_or_else(|| last(stderr)).to_owned();
     match status.signal() {
         Some(signal) => ChildError::Crashed { signal, said },
         None if said.is_empty() => ChildError::Failed(format!("ends with {status}")),
-        None => ChildError::Failed(said.trim_start_matches("error: ").to_owned()),
+        None => ChildError::Failed(said),
     }
 }
 
-fn last(output: &[u8]) -> String {
-    let text = String::from_utf8_lossy(output);
-    text.trim_end().rsplit('\n').next().unwrap_or_default().trim_end().to_owned()
+/// The last line.
+pub(super) fn last(text: &str) -> &str {
+    text.trim_end().rsplit('\n').next().unwrap_or_default().trim_end()
 }
 
 fn with_colon(said: &str) -> String {
@@ -83,9 +90,12 @@ mod tests {
     async fn whatever_a_child_does_there_is_an_answer_or_a_reason() {
         let enough = Duration::from_secs(20);
         assert_eq!(ask("echo a library greets; echo 7", enough).await, Ok(7));
+        assert_eq!(ask("echo 6; echo 7; echo a library says goodbye", enough).await, Ok(7));
         let error = |answer: Result<u32, String>| answer.unwrap_err();
         assert_eq!(error(ask("echo error: it is not there >&2; exit 1", enough).await), "it is not there");
         assert_eq!(error(ask("exit 3", enough).await), "ends with exit status: 3");
+        let goodbye = "echo error: 1 >&2; echo error: it is not there >&2; echo goodbye >&2; exit 1";
+        assert_eq!(error(ask(goodbye, enough).await), "it is not there");
         assert_eq!(error(ask("echo help >&2; kill -SEGV $$", enough).await), "crashes (signal 11): help");
         assert!(error(ask("echo seven", enough).await).starts_with("gives an answer that is not understood"));
         let error = ask("exec sleep 1000", Duration::from_millis(20)).await.unwrap_err();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use super::child::{ChildError, last_line};
+use super::child::{ChildError, last, stdout};
 
 const PROGRAM: &str = "lora-worker";
 
@@ -60,10 +60,13 @@ fn installed() -> Vec<PathBuf> {
 
 /// `lora-worker VERSION`, and `cuda` where it was built so.
 async fn build(path: &Path, limit: Duration) -> Build {
-    let said = match last_line(Command::new(path).arg("--version"), limit).await {
-        Ok(said) => said,
+    let text = match stdout(Command::new(path).arg("--version"), limit).await {
+        Ok(text) => text,
         Err(error) => return Build::Unknown(reason(&error)),
     };
+    // Libraries write there too.
+    let said =
+        text.lines().find(|line| line.split(' ').next() == Some(PROGRAM)).unwrap_or_else(|| last(&text));
     match said.split(' ').collect::<Vec<_>>()[..] {
         [PROGRAM, version, "cuda"] => Build::Cuda { version: version.to_owned() },
         [PROGRAM, _] => Build::Cpu,
@@ -101,6 +104,7 @@ mod tests {
         let cuda = Build::Cuda { version: "0.1.0".into() };
         assert_eq!(of_script("echo lora-worker 0.1.0 cuda").await, cuda);
         assert_eq!(of_script("echo lora-worker 0.1.0").await, Build::Cpu);
+        assert_eq!(of_script("echo hello; echo lora-worker 0.1.0 cuda; echo goodbye").await, cuda);
         assert!(matches!(of_script("echo bash 5.2").await, Build::Unknown(why) if why.contains("bash 5.2")));
         let loader =
             "echo $0: error while loading shared libraries: libcublas.so.13: no such file >&2; exit 127";

@@ -78,12 +78,15 @@ pub(super) fn problems(
         }
     }
     if let Some(Err(error)) = all_reduce {
+        let program = built_for_cuda(workers).map_or(Path::new("lora-worker"), |worker| &worker.path);
         problems.push(Problem {
             what: format!("all-reduce among the GPUs' workers: {error}"),
-            remedy:
-                "NCCL_DEBUG=INFO in the environment of loractl doctor makes NCCL say more; a worker with \
-                     collective = \"tcp\" does without NCCL"
-                    .into(),
+            remedy: format!(
+                "NCCL_DEBUG=INFO {} probe --device cuda --all-reduce {} shows NCCL's log; workers with the setting \
+                 collective = tcp (loractl run: --collective tcp) do without NCCL",
+                program.display(),
+                gpus.len()
+            ),
         });
     }
     problems
@@ -359,6 +362,18 @@ mod tests {
         );
     }
 
+    /// PyTorch's wheels may lack it.
+    #[test]
+    fn a_missing_curand_is_named_with_the_packages_that_have_it() {
+        let mut libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
+        libraries[3] = missing("libcurand.so.10");
+        let [problem] = &of_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
+        assert_eq!(problem.what, "not found: cuRAND (libcurand.so.10)");
+        for package in ["apt install libcurand-13-0\n", "pip install 'nvidia-curand==10.4.*';"] {
+            assert!(problem.remedy.contains(package), "{package}: {}", problem.remedy);
+        }
+    }
+
     #[test]
     fn a_library_that_is_there_but_broken_is_said_so() {
         let mut libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
@@ -366,6 +381,19 @@ mod tests {
         let [problem] = &of_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
         assert_eq!(problem.what, "NCCL: libnccl.so.2: crashes (signal 11)");
         assert!(problem.remedy.contains("libnccl2") && problem.remedy.contains("nvidia-nccl-cu13"));
+    }
+
+    #[test]
+    fn an_all_reduce_that_fails_can_be_repeated_with_the_log_of_nccl() {
+        let worker = Build::Cuda { version: env!("CARGO_PKG_VERSION").into() };
+        let workers = [Candidate { path: "/bin/lora-worker".into(), build: worker }];
+        let libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
+        let failure = Err(failed("rank 1 failed: out of memory"));
+        let found = problems(&Ok(driver()), &libraries, &workers, &[], Some(&failure), &HERE);
+        let [problem] = &found[..] else { panic!("{found:?}") };
+        assert_eq!(problem.what, "all-reduce among the GPUs' workers: rank 1 failed: out of memory");
+        let command = "NCCL_DEBUG=INFO /bin/lora-worker probe --device cuda --all-reduce 1 ";
+        assert!(problem.remedy.starts_with(command), "{}", problem.remedy);
     }
 
     #[test]
