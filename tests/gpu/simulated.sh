@@ -58,6 +58,8 @@ echo "-- NCCL on one simulated GPU, of an old and of a new version"
 for version in 22809 23003; do
   LORA_SIM_NCCL_VERSION=$version STEPS=3 tests/gpu/nccl.sh "$target/gpu-bin"
 done
+echo "-- NCCL with its log, and with permission to share the GPU that the old version does not know"
+LORA_SIM_NCCL_VERSION=22809 NCCL_DEBUG=VERSION NCCL_MULTI_RANK_GPU_ENABLE=1 STEPS=3 tests/gpu/nccl.sh "$target/gpu-bin"
 echo "-- the fallback from NCCL to TCP"
 tests/gpu/sim/fallback.sh "$target/gpu-bin"
 echo "-- the kit"

@@ -320,21 +320,21 @@ fn obstacles() -> Vec<(Vec<Offer>, &'static str)> {
         ),
         (
             change(offers(&["a", "b", "b"]), |it| it[2].shares_gpu = true),
-            "ranks 1 and 2 share a GPU; each process must have its own NCCL_HOSTID, or \
-             NCCL_MULTI_RANK_GPU_ENABLE=1 with NCCL 2.30.0 or newer (it is 2.28.9)",
+            "ranks 1 and 2 share a GPU; each process must have its own NCCL_HOSTID (loractl run sets it \
+             with --collective nccl), or NCCL_MULTI_RANK_GPU_ENABLE=1 with NCCL 2.30.0 or newer (it is 2.28.9)",
         ),
         (
             change(offers(&["a", "b", "a"]), new),
-            "ranks 0 and 2 share a GPU; each process must have its own NCCL_HOSTID, or \
-             NCCL_MULTI_RANK_GPU_ENABLE=1 (not set on rank 0)",
+            "ranks 0 and 2 share a GPU; each process must have its own NCCL_HOSTID (loractl run sets it \
+             with --collective nccl), or NCCL_MULTI_RANK_GPU_ENABLE=1 (rank 0 does not have it)",
         ),
         (
             change(offers(&["a", "b", "a"]), |it| {
                 new(it);
                 it[0].shares_gpu = true;
             }),
-            "ranks 0 and 2 share a GPU; each process must have its own NCCL_HOSTID, or \
-             NCCL_MULTI_RANK_GPU_ENABLE=1 (not set on rank 1)",
+            "ranks 0 and 2 share a GPU; each process must have its own NCCL_HOSTID (loractl run sets it \
+             with --collective nccl), or NCCL_MULTI_RANK_GPU_ENABLE=1 (rank 1 does not have it)",
         ),
     ]
 }

@@ -14,8 +14,9 @@ fn playing_worker(fakes: &Fakes) {
     let log = fakes.path("devices").display().to_string();
     fakes.worker(&format!(
         r#"[ "$1 $2" = "--end-with-stdin --device" ] || exit 9
-case "$*" in *" collective=tcp "*) echo "$3 tcp" ;; *) echo "$3 ${{NCCL_HOSTID-}} ${{NCCL_SOCKET_IFNAME-}}" ;; esac |
-  sed 's/ *$//' >> {log}
+nccl="${{NCCL_HOSTID-}} ${{NCCL_NET-}} ${{NCCL_SOCKET_IFNAME-}}"
+case "$*" in *" collective=tcp "*) echo "$3 tcp" ;; *) echo "$3 $nccl" ;; esac | sed 's/ *$//' >> {log}
+[ "$NCCL_DEBUG_FILE" = "${{NCCL_LOG-/dev/stderr}}" ] || exit 9
 shift 3
 exec {program} --end-with-stdin --device cpu "$@" --set collective=auto"#
     ));
@@ -65,21 +66,33 @@ fn nccl_is_made_to_take_workers_that_share_a_gpu() {
     let run = |out: &str, arguments: &[&str], environment: &[(&str, &str)]| {
         let _ = fs::remove_file(fakes.path("devices"));
         let mut command = run(&fakes, &fixture, out, arguments);
-        for variable in ["NCCL_HOSTID", "NCCL_SOCKET_IFNAME", "NCCL_MULTI_RANK_GPU_ENABLE"] {
+        let variables = [
+            "NCCL_HOSTID",
+            "NCCL_NET",
+            "NCCL_SOCKET_IFNAME",
+            "NCCL_MULTI_RANK_GPU_ENABLE",
+            "NCCL_DEBUG_FILE",
+        ];
+        for variable in variables {
             command.env_remove(variable);
         }
         Finished::of(command.envs(environment.iter().copied())).expect_code(0);
         devices(&fakes)
     };
     let three = ["--workers", "3", "--collective", "nccl"];
-    let hosts = ["cuda:0 shared-gpu-0 lo", "cuda:0 shared-gpu-2 lo", "cuda:1 shared-gpu-1 lo"];
-    assert_eq!(run("nccl", &three, &[]), hosts);
-    let hosts = ["cuda:0 shared-gpu-0 eth0", "cuda:0 shared-gpu-2 eth0", "cuda:1 shared-gpu-1 eth0"];
-    assert_eq!(run("eth0", &three, &[("NCCL_SOCKET_IFNAME", "eth0"), ("NCCL_HOSTID", "node")]), hosts);
+    let hosts = |network: &str| {
+        [(0, 0), (0, 2), (1, 1)].map(|(gpu, worker)| format!("cuda:{gpu} shared-gpu-{worker} {network}"))
+    };
+    assert_eq!(run("nccl", &three, &[]), hosts("Socket lo"));
+    for value in ["0", "1"] {
+        assert_eq!(run(value, &three, &[("NCCL_MULTI_RANK_GPU_ENABLE", value)]), hosts("Socket lo"));
+    }
+    let chosen = [("NCCL_NET", "IB"), ("NCCL_SOCKET_IFNAME", "eth0"), ("NCCL_HOSTID", "node")];
+    assert_eq!(run("chosen", &three, &chosen), hosts("IB eth0"));
 
     let untouched = ["cuda:0", "cuda:0", "cuda:1"];
-    assert_eq!(run("enabled", &three, &[("NCCL_MULTI_RANK_GPU_ENABLE", "1")]), untouched);
-    assert_eq!(run("auto", &["--workers", "3"], &[]), untouched);
+    let log = [("NCCL_DEBUG_FILE", "/tmp/nccl.%p"), ("NCCL_LOG", "/tmp/nccl.%p")];
+    assert_eq!(run("auto", &["--workers", "3"], &log), untouched);
     assert_eq!(run("two", &["--workers", "2", "--collective", "nccl"], &[]), ["cuda:0", "cuda:1"]);
 }
 

@@ -165,7 +165,10 @@ fn obstacle(offers: &[Offer]) -> Option<String> {
     let device = |offer: &Offer| (offer.gpu.clone(), offer.host_id.clone());
     let shared = offers.iter().enumerate().find_map(|(rank, offer)| {
         let before = offers[..rank].iter().position(|other| device(other) == device(offer))?;
-        Some(format!("ranks {before} and {rank} share a GPU; each process must have its own NCCL_HOSTID"))
+        Some(format!(
+            "ranks {before} and {rank} share a GPU; each process must have its own NCCL_HOSTID (loractl run sets it \
+             with --collective nccl)"
+        ))
     })?;
     if first < SHARED_GPU_VERSION {
         let (least, version) = (Version(SHARED_GPU_VERSION), Version(first));
@@ -174,7 +177,7 @@ fn obstacle(offers: &[Offer]) -> Option<String> {
         ));
     }
     let rank = offers.iter().position(|offer| !offer.shares_gpu)?;
-    Some(format!("{shared}, or NCCL_MULTI_RANK_GPU_ENABLE=1 (not set on rank {rank})"))
+    Some(format!("{shared}, or NCCL_MULTI_RANK_GPU_ENABLE=1 (rank {rank} does not have it)"))
 }
 
 /// A version of NCCL as people write it.

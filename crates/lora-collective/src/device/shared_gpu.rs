@@ -1,25 +1,22 @@
 //! The environment in which NCCL takes several processes on one GPU.
 
 /// NCCL's variables for a group in which processes share a GPU, for the process `index`, with their
-/// values.
+/// values. They work with every version of NCCL 2.
 ///
 /// NCCL refuses two ranks that are on one host and one GPU. It treats ranks with different
-/// `NCCL_HOSTID` as ranks on different hosts and connects them over the network: here by sockets
-/// over the loopback device.
+/// `NCCL_HOSTID` as ranks on different hosts and connects them over a network. That network is TCP
+/// over the loopback interface by `NCCL_NET` and `NCCL_SOCKET_IFNAME`: without `NCCL_NET`, NCCL
+/// prefers network plugins and InfiniBand to sockets, and the interface only affects sockets.
 ///
-/// `is_set` returns whether the environment has a variable. A network interface that is set there is
-/// kept. If `NCCL_MULTI_RANK_GPU_ENABLE` is set, with which NCCL 2.30 allows ranks of one host to
-/// share a GPU, no variables are needed.
+/// `is_set` returns whether the environment has a variable. A network or an interface that is set
+/// there is kept. `NCCL_MULTI_RANK_GPU_ENABLE`, with which NCCL 2.30 allows ranks of one host to share
+/// a GPU, makes no difference.
 pub fn shared_gpu_variables(index: usize, is_set: impl Fn(&str) -> bool) -> Vec<(&'static str, String)> {
-    if is_set("NCCL_MULTI_RANK_GPU_ENABLE") {
-        return Vec::new();
-    }
     // All processes inherit the same NCCL_HOSTID, so the environment's is of no use.
-    let mut variables = vec![("NCCL_HOSTID", format!("shared-gpu-{index}"))];
-    if !is_set("NCCL_SOCKET_IFNAME") {
-        variables.push(("NCCL_SOCKET_IFNAME", "lo".to_owned()));
-    }
-    variables
+    let host_id = ("NCCL_HOSTID", format!("shared-gpu-{index}"));
+    let network = [("NCCL_NET", "Socket"), ("NCCL_SOCKET_IFNAME", "lo")];
+    let unset = network.into_iter().filter(|(name, _)| !is_set(name));
+    std::iter::once(host_id).chain(unset.map(|(name, value)| (name, value.to_owned()))).collect()
 }
 
 #[cfg(test)]
@@ -32,14 +29,17 @@ mod tests {
     }
 
     #[test]
-    fn each_process_is_a_host_of_its_own() {
-        assert_eq!(variables(0, &[]), "NCCL_HOSTID=shared-gpu-0 NCCL_SOCKET_IFNAME=lo");
-        assert_eq!(variables(1, &["NCCL_HOSTID"]), "NCCL_HOSTID=shared-gpu-1 NCCL_SOCKET_IFNAME=lo");
+    fn each_process_is_a_host_of_its_own_on_the_loopback_network() {
+        let network = "NCCL_NET=Socket NCCL_SOCKET_IFNAME=lo";
+        assert_eq!(variables(0, &[]), format!("NCCL_HOSTID=shared-gpu-0 {network}"));
+        for ignored in ["NCCL_HOSTID", "NCCL_MULTI_RANK_GPU_ENABLE"] {
+            assert_eq!(variables(1, &[ignored]), format!("NCCL_HOSTID=shared-gpu-1 {network}"));
+        }
     }
 
     #[test]
     fn what_the_user_chose_stays() {
-        assert_eq!(variables(1, &["NCCL_SOCKET_IFNAME"]), "NCCL_HOSTID=shared-gpu-1");
-        assert_eq!(variables(1, &["NCCL_MULTI_RANK_GPU_ENABLE"]), "");
+        assert_eq!(variables(1, &["NCCL_SOCKET_IFNAME"]), "NCCL_HOSTID=shared-gpu-1 NCCL_NET=Socket");
+        assert_eq!(variables(1, &["NCCL_NET"]), "NCCL_HOSTID=shared-gpu-1 NCCL_SOCKET_IFNAME=lo");
     }
 }

@@ -39,9 +39,10 @@ pub(crate) struct Args {
     device: DeviceChoice,
     /// What carries gradients between GPUs: auto, nccl or tcp.
     ///
-    /// With auto, workers that share a GPU use TCP. With nccl, each of them gets its own
-    /// NCCL_HOSTID, and NCCL connects them by sockets; if NCCL_MULTI_RANK_GPU_ENABLE is set, which
-    /// needs NCCL 2.30 or newer, the environment stays as it is.
+    /// With auto, workers that share a GPU use TCP, unless NCCL_MULTI_RANK_GPU_ENABLE is 1 and NCCL
+    /// is 2.30 or newer. With nccl, each of them gets its own NCCL_HOSTID, and NCCL connects them by
+    /// TCP sockets on the loopback interface, unless NCCL_NET and NCCL_SOCKET_IFNAME are set to
+    /// something else.
     #[arg(long, value_name = "COLLECTIVE", default_value_t = Collective::Auto)]
     collective: Collective,
     /// The lora-worker for GPUs [default: beside loractl, then on PATH]
