@@ -6,6 +6,8 @@ use std::fmt;
 
 use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result, sys};
 
+use super::environment;
+
 /// Every operation's kernels, compiled.
 const IMAGES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
@@ -29,9 +31,10 @@ impl fmt::Display for Code {
 
 impl Code {
     /// nvcc makes machine code and PTX of equal numbers only (see build.rs): where they differ, the driver
-    /// has translated PTX for its GPU.
-    fn of(binary_version: i32, ptx_version: i32, driver: i32) -> Self {
-        if binary_version == ptx_version {
+    /// has translated PTX for its GPU. With `is_forced` the driver translates PTX also where they are
+    /// equal.
+    fn of(binary_version: i32, ptx_version: i32, driver: i32, is_forced: bool) -> Self {
+        if binary_version == ptx_version && !is_forced {
             Self::Machine(binary_version)
         } else {
             Self::Ptx { architecture: ptx_version, driver }
@@ -60,6 +63,7 @@ impl Functions {
         let mut driver = 0;
         // SAFETY: the version is a local variable.
         unsafe { sys::cuDriverGetVersion(&raw mut driver).result()? };
+        let is_forced = environment::forces_translation(environment::of_process);
         let (mut by_name, mut code) = (HashMap::new(), Code::Machine(0));
         for image in IMAGES {
             // Aligned, as the bytes in the program need not be.
@@ -81,6 +85,7 @@ impl Functions {
                         attribute(function, Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)?,
                         attribute(function, Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?,
                         driver,
+                        is_forced,
                     );
                     let mut name = std::ptr::null();
                     sys::cuFuncGetName(&raw mut name, function).result()?;
@@ -119,9 +124,11 @@ mod tests {
 
     #[test]
     fn kernels_that_the_driver_translated_name_its_version() {
-        assert_eq!(Code::of(90, 90, 13000).to_string(), "code sm_90");
+        assert_eq!(Code::of(90, 90, 13000, false).to_string(), "code sm_90");
         // Machine code for sm_80 runs on sm_86 as it is.
-        assert_eq!(Code::of(80, 80, 13000).to_string(), "code sm_80");
-        assert_eq!(Code::of(120, 80, 13010).to_string(), "code compute_80 driver 13010");
+        assert_eq!(Code::of(80, 80, 13000, false).to_string(), "code sm_80");
+        assert_eq!(Code::of(120, 80, 13010, false).to_string(), "code compute_80 driver 13010");
+        // On a GPU of the architecture of the PTX the numbers do not tell.
+        assert_eq!(Code::of(80, 80, 13000, true).to_string(), "code compute_80 driver 13000");
     }
 }

@@ -138,11 +138,11 @@ impl Gpu {
         set.map_err(|e| candle_core::Error::Msg(format!("cuBLAS: {e:?}")).bt())?;
         let staging = Staging::new(&stream)?;
         let downloads = context.new_stream().map_err(wrong("a stream for copies"))?;
-        for (variable, value) in environment::that_changes_products() {
+        for (variable, value) in environment::that_change_bits(environment::of_process) {
             tracing::warn!(
                 variable,
                 value,
-                "an environment variable changes cuBLAS's products; results are only comparable with runs that have it too"
+                "an environment variable changes the bits of results; they are only comparable with those of runs that have it too"
             );
         }
         Ok(Self { device, stream, staging, downloads, functions, free: free as u64, _workspace: workspace })
@@ -194,7 +194,7 @@ impl Gpu {
     }
 
     /// What the bits of a result depend on: the GPU and its number of multiprocessors, where the kernels'
-    /// machine code comes from, cuBLAS, and environment variables that change cuBLAS's products.
+    /// machine code comes from, cuBLAS, and environment variables that change bits.
     pub(crate) fn describe(&self) -> Result<String> {
         let context = self.stream.context();
         let name = context.name().map_err(wrong("the GPU's name"))?;
@@ -210,7 +210,7 @@ impl Gpu {
         let code = self.functions.code();
         let mut described =
             format!("cuda {name} sm_{major}{minor} {multiprocessors} SMs {code} cublas {cublas}");
-        for (variable, value) in environment::that_changes_products() {
+        for (variable, value) in environment::that_change_bits(environment::of_process) {
             described += &format!(" {variable}={value}");
         }
         Ok(described)
