@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use common::{PATIENT, on_ranks};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, result};
 use leaves::{bits, nodes_of, serial_sum};
-use lora_collective::device::{Choice, Preference};
+use lora_collective::device::{Choice, Collective, Preference};
 use lora_collective::tree::{NodeId, nodes_in, partition};
 use lora_collective::{CollectiveError, Group, NcclGroup, Operation, PeerFailure};
 
@@ -199,8 +199,18 @@ fn a_peer_that_does_not_connect_is_named_within_the_limit() {
 
 #[test]
 fn nccl_that_failed_before_is_not_tried_again() {
-    let failed = Preference { nccl_failure: Some("no route".to_owned()), ..Preference::default() };
-    assert_ne!(agreed_choice(failed), Choice::Nccl);
+    let nccl_failure = Some("no route".to_owned());
+    let automatic = Preference { nccl_failure: nccl_failure.clone(), ..Preference::default() };
+    assert_ne!(agreed_choice(automatic), Choice::Nccl);
+    // Who demands NCCL is told the obstacle, which is not that the ranks share a GPU.
+    let demanding = Preference { nccl_failure, collective: Collective::Nccl };
+    let refused =
+        on_ranks(2, PATIENT, |mut group| NcclGroup::agree(&mut group, &demanding, "GPU").unwrap_err());
+    for error in refused {
+        let text = "rank 0 demands the collective nccl, but rank 0 cannot use NCCL: it failed when an earlier \
+                    group formed (no route); a new worker process tries again";
+        assert!(error.to_string().contains(text), "{error}");
+    }
 }
 
 #[test]
