@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Checks licences, bans and sources of the dependencies with cargo-deny and deny.toml, and their
+# advisories if the advisory database can be fetched. Installs cargo-deny into the target directory
+# if it is not on PATH.
+#
+#   tests/deny.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+version=0.20.2
+tools=$(realpath -m "${CARGO_TARGET_DIR:-target}")/tools
+export PATH=$tools/bin:$PATH
+if ! command -v cargo-deny >/dev/null; then
+  cargo install --quiet --locked --no-default-features --root "$tools" "cargo-deny@$version"
+fi
+cargo deny --locked check licenses bans sources
+if ! cargo deny --locked fetch >"$tools/fetch.log" 2>&1; then
+  echo "SKIPPED: the advisory database cannot be fetched: $(tail -n 1 "$tools/fetch.log")"
+  exit
+fi
+cargo deny --locked check advisories

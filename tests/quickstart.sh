@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs README's quickstart and checks the accuracy after training, and the result with `verify`.
+#
+#   tests/quickstart.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+time cargo run --release -p loractl -- quickstart --out "$work/result" | tee "$work/table"
+after=$(sed -n 's/^exact match after *\([0-9.]*\) %$/\1/p' "$work/table")
+awk -v after="$after" 'BEGIN { exit !(after >= 90) }' ||
+  { echo "quickstart.sh: the exact match after training is $after %, below 90 %" >&2; exit 1; }
+cargo run --release -p loractl -- verify "$work/result"
