@@ -12,9 +12,9 @@ export PATH=$tools/bin:$PATH
 if ! command -v cargo-deny >/dev/null; then
   cargo install --quiet --locked --no-default-features --root "$tools" "cargo-deny@$version"
 fi
-cargo deny --locked check licenses bans sources
-if ! cargo deny --locked fetch >"$tools/fetch.log" 2>&1; then
-  echo "SKIPPED: the advisory database cannot be fetched: $(tail -n 1 "$tools/fetch.log")"
+cargo deny --locked check --hide-inclusion-graph licenses bans sources
+if ! fetched=$(cargo deny --locked fetch 2>&1); then
+  echo "SKIPPED: the advisories, whose database cannot be fetched: $(grep -m 1 -i error <<<"$fetched")"
   exit
 fi
 cargo deny --locked check advisories
