@@ -29,7 +29,7 @@ e2e:
 # Check the documents against the programs, and build the API documentation.
 docs:
     cargo test -p lora-e2e --test docs
-    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+    RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items
 
 # Check a running service with a gRPC client in Python.
 clients:

@@ -1,7 +1,7 @@
 //! The coordinator: accepts jobs over gRPC, gives them to workers, and keeps their events, checkpoints and results.
 //!
-//! One task, the [service](service::Service), owns every job that is not at rest and every worker. What it decides is in the
-//! [store](store::Store) before anybody hears of it; calls that only read go to the store directly.
+//! One task, `service::Service`, owns every active job and every worker. Every decision is committed
+//! to `store::Store` before it is sent. Calls that only read go to the store directly.
 
 mod command;
 mod config;
