@@ -321,7 +321,8 @@ fn obstacles() -> Vec<(Vec<Offer>, &'static str)> {
         (
             change(offers(&["a", "b", "b"]), |it| it[2].shares_gpu = true),
             "ranks 1 and 2 share a GPU; each process must have its own NCCL_HOSTID (loractl run sets it \
-             with --collective nccl), or NCCL_MULTI_RANK_GPU_ENABLE=1 with NCCL 2.30.0 or newer (it is 2.28.9)",
+             with --collective nccl), or NCCL_MULTI_RANK_GPU_ENABLE=1 with NCCL 2.30.0 or newer (it is \
+             2.28.9)",
         ),
         (
             change(offers(&["a", "b", "a"]), new),

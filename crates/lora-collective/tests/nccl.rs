@@ -12,20 +12,27 @@ use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use candle_core::{Device, Tensor};
 use common::{PATIENT, on_ranks};
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, result};
+use cudarc::driver::CudaStream;
 use leaves::{bits, nodes_of, serial_sum};
 use lora_collective::device::{Choice, Collective, Preference};
 use lora_collective::tree::{NodeId, nodes_in, partition};
 use lora_collective::{CollectiveError, Group, NcclGroup, Operation, PeerFailure};
+use lora_ops::cuda::address;
+use lora_ops::transfer;
 
 /// Far above what giving up takes, far below [`PATIENT`].
 const SOON: Duration = Duration::from_secs(20);
 /// For tests that wait for it to pass.
 const BRIEF: Duration = Duration::from_secs(2);
 
+fn device() -> Device {
+    lora_ops::cuda::open(0).unwrap()
+}
+
 fn compute() -> Arc<CudaStream> {
-    lora_ops::cuda::stream(&lora_ops::cuda::open(0).unwrap()).unwrap().unwrap()
+    lora_ops::cuda::stream(&device()).unwrap().unwrap()
 }
 
 /// What `body` returns on each rank, each with a group and one of NCCL, and the limit of their waits; nothing where this machine
@@ -62,31 +69,8 @@ fn agreed_choice(preference: Preference) -> Choice {
     agreed[0].clone()
 }
 
-fn address(slice: &CudaSlice<f32>) -> u64 {
-    slice.device_ptr(slice.stream()).0
-}
-
-/// A copy on the GPU. Waits: CUDA may read pageable memory after the call has returned.
-fn upload(stream: &Arc<CudaStream>, values: &[f32]) -> CudaSlice<f32> {
-    let mut slice = stream.alloc_zeros(values.len()).unwrap();
-    let to = slice.device_ptr_mut(stream).0;
-    // SAFETY: the lengths are equal, and the copy is over before `values` can go.
-    unsafe { result::memcpy_htod_async(to, values, stream.cu_stream()).unwrap() };
-    stream.synchronize().unwrap();
-    slice
-}
-
-/// The elements on the GPU. Waits: CUDA may write pageable memory after the call has returned.
-fn download(stream: &Arc<CudaStream>, slice: &CudaSlice<f32>) -> Vec<f32> {
-    let mut values = vec![f32::NAN; slice.len()];
-    // SAFETY: the lengths are equal, and the copy is over before `values` can go.
-    unsafe { result::memcpy_dtoh_async(&mut values, address(slice), stream.cu_stream()).unwrap() };
-    stream.synchronize().unwrap();
-    values
-}
-
 /// A rank's nodes and where the sum goes, in memory of the GPU.
-type Vectors = (Vec<(NodeId, CudaSlice<f32>)>, CudaSlice<f32>);
+type Vectors = (Vec<(NodeId, Tensor)>, Tensor);
 
 /// Enqueues the sum over all leaves, by segments; the vectors must live until it is finished.
 fn start_sum(
@@ -96,15 +80,16 @@ fn start_sum(
     ranges: &[Range<usize>],
     segments: &[usize],
 ) -> Result<Vectors, CollectiveError> {
-    let (stream, elements) = (compute(), segments.iter().sum::<usize>());
-    let nodes: Vec<(NodeId, CudaSlice<f32>)> = nodes_of(leaves, ranges[group.rank()].clone(), elements)
+    let elements = segments.iter().sum::<usize>();
+    let upload = |values| transfer::from_vec::<f32>(values, elements, &device()).unwrap();
+    let nodes: Vec<(NodeId, Tensor)> = nodes_of(leaves, ranges[group.rank()].clone(), elements)
         .into_iter()
-        .map(|(id, vector)| (id, upload(&stream, &vector)))
+        .map(|(id, vector)| (id, upload(vector)))
         .collect();
-    let out = upload(&stream, &vec![f32::NAN; elements]);
+    let out = upload(vec![f32::NAN; elements]);
     let mut start = 0;
     for &len in segments {
-        let at = |slice| address(slice) + 4 * start as u64;
+        let at = |tensor| address(tensor).unwrap() + 4 * start as u64;
         let addresses: Vec<(NodeId, u64)> = nodes.iter().map(|(id, vector)| (*id, at(vector))).collect();
         nccl.all_reduce(group, leaves, ranges, &addresses, at(&out), len)?;
         start += len;
@@ -121,7 +106,7 @@ fn sum(
 ) -> Result<Vec<f32>, CollectiveError> {
     let vectors = start_sum(group, nccl, leaves, ranges, segments)?;
     nccl.finish(group)?;
-    Ok(download(&compute(), &vectors.1))
+    Ok(transfer::to_vec(&vectors.1).unwrap())
 }
 
 fn assert_sum(leaves: usize, ranges: &[Range<usize>], segments: &[usize]) {
@@ -202,13 +187,13 @@ fn nccl_that_failed_before_is_not_tried_again() {
     let nccl_failure = Some("no route".to_owned());
     let automatic = Preference { nccl_failure: nccl_failure.clone(), ..Preference::default() };
     assert_ne!(agreed_choice(automatic), Choice::Nccl);
-    // Who demands NCCL is told the obstacle, which is not that the ranks share a GPU.
+    // The error names this obstacle, not the shared GPU.
     let demanding = Preference { nccl_failure, collective: Collective::Nccl };
     let refused =
         on_ranks(2, PATIENT, |mut group| NcclGroup::agree(&mut group, &demanding, "GPU").unwrap_err());
     for error in refused {
-        let text = "rank 0 demands the collective nccl, but rank 0 cannot use NCCL: it failed when an earlier \
-                    group formed (no route); a new worker process tries again";
+        let text = "rank 0 demands the collective nccl, but rank 0 cannot use NCCL: it failed when an \
+                    earlier group formed (no route); a new worker process tries again";
         assert!(error.to_string().contains(text), "{error}");
     }
 }

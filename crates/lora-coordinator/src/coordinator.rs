@@ -82,7 +82,7 @@ impl From<StoreError> for CoordinatorError {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::InUse(dir) => Self::InUse(dir),
-            StoreError::NotOwner { .. } | StoreError::NoObjects { .. } | StoreError::ForeignLog(_) => {
+            StoreError::NotOwner { .. } | StoreError::NoObjects { .. } | StoreError::ForeignWal(_) => {
                 Self::NotOwner(error.to_string())
             }
             other => Self::Store(other.to_string()),
@@ -305,7 +305,7 @@ pub(crate) async fn maintain(store: &Store, limits: &LimitsConfig) {
         }
         Err(error) => tracing::error!(%error, "files without a row are not removed"),
     }
-    if let Err(error) = store.move_log().await {
+    if let Err(error) = store.checkpoint_wal().await {
         tracing::error!(%error, "the database's log is not moved into its file");
     }
 }

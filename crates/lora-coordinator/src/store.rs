@@ -77,9 +77,10 @@ pub(crate) enum StoreError {
     InUse(PathBuf),
     /// The files in `objects/` belong to another database, or to a newer copy of this one.
     #[error(
-        "{objects} holds files, but {database} {mismatch}; restore the newest copy of the database (remove \
-         coordinator.db-wal and coordinator.db-shm first), set state_dir to another directory, or start once with \
-         adopt_objects=true: files without a row in the database are then removed after limits.unknown_object_hours",
+        "{objects} holds files, but {database} {mismatch}; restore the newest copy of the database \
+         (remove coordinator.db-wal and coordinator.db-shm first), set state_dir to another \
+         directory, or start once with adopt_objects=true: files without a row in the database are \
+         then removed after limits.unknown_object_hours",
         objects = objects.display(), database = database.display()
     )]
     NotOwner {
@@ -92,8 +93,9 @@ pub(crate) enum StoreError {
     },
     /// The database lists files, and none is there: `objects/` is not mounted, or was emptied.
     #[error(
-        "{objects} holds no files, but {database} lists some; mount or restore the directory, set state_dir to another \
-         directory, or start once with adopt_objects=true: lost files must then be uploaded again",
+        "{objects} holds no files, but {database} lists some; mount or restore the directory, set \
+         state_dir to another directory, or start once with adopt_objects=true: lost files must then \
+         be uploaded again",
         objects = objects.display(),
         database = database.display()
     )]
@@ -105,11 +107,12 @@ pub(crate) enum StoreError {
     },
     /// The log beside the database was written for another file.
     #[error(
-        "{log} was written for another copy of {database}; remove coordinator.db-wal and coordinator.db-shm if the \
-         database was restored, or put back the file that they were written for",
-        log = wal::log_path(.0).display(), database = .0.display()
+        "{log} was written for another copy of {database}; remove coordinator.db-wal and \
+         coordinator.db-shm if the database was restored, or put back the file that they were \
+         written for",
+        log = wal::path(.0).display(), database = .0.display()
     )]
-    ForeignLog(PathBuf),
+    ForeignWal(PathBuf),
     /// The file system refuses, for want of space for instance.
     #[error("{path}: {source}", path = path.display())]
     Io {
@@ -186,7 +189,7 @@ impl Store {
         let term = term.fetch_one(&mut *db).await.map_err(failed)?;
         let owner = owner::commit_revision(db).await.map_err(failed)?;
         owner.write(&objects).await.map_err(io_error(&owner::path(&objects)))?;
-        wal::move_log(&mut writers.lifecycle, &objects).await.map_err(failed)?;
+        wal::checkpoint(&mut writers.lifecycle, &objects).await.map_err(failed)?;
 
         if staging.symlink_metadata().is_ok() {
             std::fs::remove_dir_all(&staging).map_err(io_error(&staging))?;
@@ -218,9 +221,9 @@ impl Store {
     }
 
     /// Moves the database's log into its file as far as its readers allow.
-    pub(crate) async fn move_log(&self) -> Result<(), StoreError> {
+    pub(crate) async fn checkpoint_wal(&self) -> Result<(), StoreError> {
         let mut writers = self.writers().await;
-        let moved = wal::move_log(&mut writers.lifecycle, &self.0.objects).await;
+        let moved = wal::checkpoint(&mut writers.lifecycle, &self.0.objects).await;
         moved.map_err(|error| self.failed(error))
     }
 
@@ -228,7 +231,7 @@ impl Store {
     pub(crate) async fn finish(&self) -> Result<(), StoreError> {
         self.readers().close().await;
         let mut writers = self.writers().await;
-        wal::empty_log(&mut writers.lifecycle).await.map_err(|error| self.failed(error))
+        wal::truncate(&mut writers.lifecycle).await.map_err(|error| self.failed(error))
     }
 
     /// Ends every watch, and every later one.
@@ -293,11 +296,11 @@ async fn find_mismatch(
     if !database.metadata().is_ok_and(|file| file.len() > 0) {
         return Ok(holds_objects.then_some(Mismatch::NoDatabase));
     }
-    let log_is_left = wal::is_left(database).await.map_err(io_error(database))?;
-    if log_is_left && wal::is_foreign(database, named).await.map_err(io_error(database))? {
-        return Err(StoreError::ForeignLog(database.to_owned()));
+    let wal_is_left = wal::is_left(database).await.map_err(io_error(database))?;
+    if wal_is_left && wal::is_foreign(database, named).await.map_err(io_error(database))? {
+        return Err(StoreError::ForeignWal(database.to_owned()));
     }
-    let found = Contents::read(database, log_is_left).await;
+    let found = Contents::read(database, wal_is_left).await;
     let found = found.map_err(|source| StoreError::Database { path: database.to_owned(), source })?;
     let mismatch = found.mismatch(named, holds_objects);
     if mismatch.is_none() && found.lists_objects && !holds_objects {

@@ -84,7 +84,8 @@ mod tests {
         assert_eq!(values_of("q_proj.bias", &[5], BaseDtype::Bf16, 3), [0.0; 5]);
     }
 
-    /// Quantized weights have the dense ones' standard deviation, also where a block, a byte or a draw is not full. The mean of
+    /// Quantized weights have the dense ones' standard deviation, also where a block, a byte or a draw is not full. The
+    /// mean of
     /// NF4's sixteen values is 4 % of it, not 0.
     #[test]
     fn quantized_weights_have_the_usual_distribution() {

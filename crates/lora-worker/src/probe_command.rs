@@ -26,7 +26,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", requires = "all_reduce")]
     rank: Option<usize>,
     /// Seconds that the all-reduce may take, from the start of its processes.
-    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 120,
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
     timeout: u32,
 }
 

@@ -38,7 +38,7 @@ fn check_command(words: &[String]) -> Vec<String> {
     let chosen = values(&["-p", "--package"]);
     for name in &chosen {
         if package(name).is_none() {
-            problems.push(format!("there is no package {name}"));
+            problems.push(format!("package {name} does not exist"));
         }
     }
     let packages: Vec<&Value> = match chosen.is_empty() {
@@ -49,7 +49,7 @@ fn check_command(words: &[String]) -> Vec<String> {
         let targets = || packages.iter().flat_map(|package| package["targets"].as_array().unwrap());
         for name in values(&[flag]) {
             if !targets().any(|target| target["name"] == name && target["kind"][0] == kind) {
-                problems.push(format!("there is no {kind} {name}"));
+                problems.push(format!("{kind} {name} does not exist"));
             }
         }
     }
@@ -60,13 +60,13 @@ fn check_command(words: &[String]) -> Vec<String> {
             None => packages.iter().any(|package| has(package, feature)),
         };
         if !exists {
-            problems.push(format!("there is no feature {feature}"));
+            problems.push(format!("feature {feature} does not exist"));
         }
     }
     for profile in values(&["--profile"]) {
         let own = format!("\n[profile.{profile}]\n");
         if !PROFILES.contains(&profile) && !files::text("Cargo.toml").contains(&own) {
-            problems.push(format!("there is no profile {profile}"));
+            problems.push(format!("profile {profile} does not exist"));
         }
     }
     problems
@@ -96,13 +96,13 @@ fn every_package_target_and_feature_exists() {
 #[test]
 fn names_that_do_not_exist_are_found() {
     for (text, expected) in [
-        ("```sh\ncargo test -p lora-speck\n```", "there is no package lora-speck"),
-        ("```sh\ncargo test -p lora-e2e --test nothing\n```", "there is no test nothing"),
-        ("```sh\ncargo test -p lora-spec --test same_bits\n```", "there is no test same_bits"),
-        ("```sh\ncargo build -p lora-worker --features cudo\n```", "there is no feature cudo"),
-        ("```sh\ncargo build --features lora-worker/cudo\n```", "there is no feature lora-worker/cudo"),
-        ("```sh\ncargo build --profile kitt\n```", "there is no profile kitt"),
-        ("`cargo run --example nothing -- --example x`", "there is no example nothing"),
+        ("```sh\ncargo test -p lora-speck\n```", "package lora-speck does not exist"),
+        ("```sh\ncargo test -p lora-e2e --test nothing\n```", "test nothing does not exist"),
+        ("```sh\ncargo test -p lora-spec --test same_bits\n```", "test same_bits does not exist"),
+        ("```sh\ncargo build -p lora-worker --features cudo\n```", "feature cudo does not exist"),
+        ("```sh\ncargo build --features lora-worker/cudo\n```", "feature lora-worker/cudo does not exist"),
+        ("```sh\ncargo build --profile kitt\n```", "profile kitt does not exist"),
+        ("`cargo run --example nothing -- --example x`", "example nothing does not exist"),
     ] {
         crate::expect_problem(problems, text, expected);
     }

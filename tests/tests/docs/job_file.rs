@@ -35,7 +35,7 @@ fn problems(page: &Document) -> Vec<String> {
     for row in &rows {
         match defaults.get(row.key) {
             Some(default) => problems.extend(check_row(row, default)),
-            None => problems.push(format!("there is no key {}", row.key)),
+            None => problems.push(format!("key {} does not exist", row.key)),
         }
     }
     let files = page.blocks.iter().filter(|block| block.language == "yaml");
@@ -187,7 +187,7 @@ fn the_page_lists_every_key_with_its_default_and_limits() {
 fn mistakes_are_found() {
     let page = files::text(PAGE);
     for (old, new, expected) in [
-        ("| `adapter.r` |", "| `adapter.rank` |", "there is no key adapter.rank"),
+        ("| `adapter.r` |", "| `adapter.rank` |", "key adapter.rank does not exist"),
         ("| `adapter.r` |", "| `adapter.rank` |", "adapter.r has 0 rows"),
         (
             "| `adapter.r` | integer | `16` |",

@@ -28,7 +28,7 @@ fn problems(document: &Document) -> Vec<String> {
         for variable in words.filter(|word| word.starts_with("LORA__") && *word != EXAMPLE) {
             let key = variable["LORA__".len()..].to_lowercase().replace("__", ".");
             if !daemon_keys().contains(&key) {
-                problems.push(document.problem(line, &format!("{variable}: there is no setting {key}")));
+                problems.push(document.problem(line, &format!("{variable}: setting {key} does not exist")));
             }
         }
     }
@@ -66,7 +66,7 @@ fn check_code(code: &str) -> Option<String> {
                     check_set(&format!("{name}={}", value.trim_matches('"')))
                 }
                 _ if daemon_keys().contains(name) || job_keys().contains(name) => None,
-                _ => Some(format!("there is no key {name}")),
+                _ => Some(format!("key {name} does not exist")),
             }
         }
         None => {
@@ -75,7 +75,7 @@ fn check_code(code: &str) -> Option<String> {
             let is_assigned = code.contains(" = \"");
             let is_known = daemon_keys().iter().any(|key| key.rsplit('.').next() == Some(name))
                 || USER_KEYS.contains(&name);
-            ((has_ending || is_assigned) && !is_known).then(|| format!("there is no setting {name}"))
+            ((has_ending || is_assigned) && !is_known).then(|| format!("setting {name} does not exist"))
         }
     }
 }
@@ -94,7 +94,7 @@ fn check_block(block: &Block) -> Vec<String> {
                 let mut keys = Vec::new();
                 leaves("", &table, &mut keys);
                 keys.retain(|key| !daemon_keys().contains(key) && !USER_KEYS.contains(&key.as_str()));
-                keys.iter().map(|key| format!("there is no setting {key}")).collect()
+                keys.iter().map(|key| format!("setting {key} does not exist")).collect()
             }
             Err(error) => vec![error.to_string()],
         },
@@ -160,18 +160,18 @@ fn every_setting_and_key_exists() {
 #[test]
 fn settings_that_do_not_exist_are_found() {
     for (text, expected) in [
-        ("Set LORA__GRPC__LISTNE.", "there is no setting grpc.listne"),
-        ("```sh\nexport LORA__WORKERS__LEASE=1\n```", "there is no setting workers.lease"),
+        ("Set LORA__GRPC__LISTNE.", "setting grpc.listne does not exist"),
+        ("```sh\nexport LORA__WORKERS__LEASE=1\n```", "setting workers.lease does not exist"),
         ("```sh\nlora-worker --set cache.max_byte=1\n```", "cache.max_byte"),
         ("```sh\nlora-worker --set threads=many\n```", "threads"),
         ("`--set adopt_object=true`", "adopt_object"),
-        ("`limits.upload_byte`", "there is no key limits.upload_byte"),
-        ("`training.learning_rat`", "there is no key training.learning_rat"),
+        ("`limits.upload_byte`", "key limits.upload_byte does not exist"),
+        ("`training.learning_rat`", "key training.learning_rat does not exist"),
         ("`model.quantization: nf5`", "unknown variant `nf5`"),
         ("`log.format = \"xml\"`", "log.format"),
-        ("`collectiv = \"tcp\"`", "there is no setting collectiv"),
-        ("`drain_seconds`", "there is no setting drain_seconds"),
-        ("```toml\n[peer]\nlisten = \"\"\nport = 1\n```", "there is no setting peer.port"),
+        ("`collectiv = \"tcp\"`", "setting collectiv does not exist"),
+        ("`drain_seconds`", "setting drain_seconds does not exist"),
+        ("```toml\n[peer]\nlisten = \"\"\nport = 1\n```", "setting peer.port does not exist"),
     ] {
         crate::expect_problem(problems, text, expected);
     }

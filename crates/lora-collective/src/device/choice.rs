@@ -166,8 +166,8 @@ fn obstacle(offers: &[Offer]) -> Option<String> {
     let shared = offers.iter().enumerate().find_map(|(rank, offer)| {
         let before = offers[..rank].iter().position(|other| device(other) == device(offer))?;
         Some(format!(
-            "ranks {before} and {rank} share a GPU; each process must have its own NCCL_HOSTID (loractl run sets it \
-             with --collective nccl)"
+            "ranks {before} and {rank} share a GPU; each process must have its own NCCL_HOSTID \
+             (loractl run sets it with --collective nccl)"
         ))
     })?;
     if first < SHARED_GPU_VERSION {

@@ -86,7 +86,7 @@ pub(super) fn migrations() -> Migrator {
         migration(1, "store", include_str!("../../migrations/1_store.sql")),
         migration(2, "needs", include_str!("../../migrations/2_needs.sql")),
         migration(3, "owner", include_str!("../../migrations/3_owner.sql")),
-        migration(4, "log", include_str!("../../migrations/4_log.sql")),
+        migration(4, "wal", include_str!("../../migrations/4_wal.sql")),
     ])
 }
 

@@ -41,9 +41,9 @@ pub(super) struct Owner {
     database: String,
     term: u64,
     revision: u64,
-    /// The database's file has at least this `log_moves_begun`; 0: not known.
+    /// The database's file has at least this `wal_checkpoints_started`; 0: not known.
     #[serde(default)]
-    pub(super) log_moves_done: u64,
+    pub(super) wal_checkpoints_completed: u64,
 }
 
 /// The reason why a database does not own the files in `objects/`.
@@ -114,7 +114,7 @@ impl Owner {
             database: row.try_get("database_id")?,
             term: count(row, "term")?,
             revision: count(row, "revision")?,
-            log_moves_done: count(row, "log_moves_done")?,
+            wal_checkpoints_completed: count(row, "wal_checkpoints_completed")?,
         })
     }
 }
@@ -136,15 +136,15 @@ struct Identity {
 pub(super) struct Contents {
     /// `None`: the database of an earlier version has no id.
     identity: Option<Identity>,
-    log_moves_begun: u64,
+    wal_checkpoints_started: u64,
     /// Whether it has a row of a file.
     pub(super) lists_objects: bool,
 }
 
 impl Contents {
-    /// The contents with the changes in the log, if `log_is_left`. Does not change the database.
-    pub(super) async fn read(database: &Path, log_is_left: bool) -> sqlx::Result<Self> {
-        match log_is_left {
+    /// The contents with the changes in the log, if `wal_is_left`. Does not change the database.
+    pub(super) async fn read(database: &Path, wal_is_left: bool) -> sqlx::Result<Self> {
+        match wal_is_left {
             true => Self::through(connections::read_only(database).await?).await,
             false => Self::of_file(database).await,
         }
@@ -178,15 +178,16 @@ impl Contents {
             }
             false => None,
         };
-        let log_moves_begun = if has("log_moves_begun") { count(&row, "log_moves_begun")? } else { 0 };
-        Ok(Self { identity, log_moves_begun, lists_objects })
+        let wal_checkpoints_started =
+            if has("wal_checkpoints_started") { count(&row, "wal_checkpoints_started")? } else { 0 };
+        Ok(Self { identity, wal_checkpoints_started, lists_objects })
     }
 
-    /// Whether this is the file of the database `named`, and no copy from before the last move of
-    /// its log.
-    pub(super) fn has_moves_of(&self, named: &Owner) -> bool {
+    /// Whether this is the file of the database `named`, and not a copy from before the last
+    /// checkpoint of its log.
+    pub(super) fn has_wal_checkpoints_of(&self, named: &Owner) -> bool {
         let is_named = self.identity.as_ref().is_some_and(|own| own.database == named.database);
-        is_named && self.log_moves_begun >= named.log_moves_done
+        is_named && self.wal_checkpoints_started >= named.wal_checkpoints_completed
     }
 
     /// Why the database does not own the files in `objects/`, which names the owner `named`.
@@ -227,7 +228,7 @@ pub(super) async fn adopt(
     let mut db = writer.begin().await?;
     sqlx::query(
         "UPDATE coordinator \
-         SET database_id = lower(hex(randomblob(16))), term = MAX(term, ?), log_moves_done = 0",
+         SET database_id = lower(hex(randomblob(16))), term = MAX(term, ?), wal_checkpoints_completed = 0",
     )
     .bind(former.map_or(0, |former| int(former.term)))
     .execute(&mut *db)

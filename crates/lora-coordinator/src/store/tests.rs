@@ -114,7 +114,7 @@ impl Fixture {
         std::fs::create_dir(killed.path().join(OBJECTS)).unwrap();
         let objects =
             names(&self.dir.path().join(OBJECTS)).into_iter().map(|name| format!("{OBJECTS}/{name}"));
-        for name in objects.chain([LOCK, DATABASE, wal::LOG].map(String::from)) {
+        for name in objects.chain([LOCK, DATABASE, wal::FILE].map(String::from)) {
             std::fs::copy(self.dir.path().join(&name), killed.path().join(&name)).unwrap();
         }
         killed

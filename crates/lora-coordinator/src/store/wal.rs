@@ -5,13 +5,14 @@
 //! the pages of both mix. Two facts show that the file was replaced:
 //!
 //! - A copy made by `VACUUM INTO` is not in WAL mode until a coordinator opens it.
-//! - A copy has a lower `log_moves_begun` than `objects/owner.json` has as `log_moves_done`. The
-//!   coordinator raises the first counter before it moves the log into the file, which it does at
-//!   its start and every ten minutes, and writes the second one after it.
+//! - A copy has a lower `wal_checkpoints_started` than `objects/owner.json` has as
+//!   `wal_checkpoints_completed`. A checkpoint of SQLite moves the log into the file. The
+//!   coordinator makes one at its start and every ten minutes; it raises the first counter before
+//!   the checkpoint and writes the second one after it.
 //!
-//! Not detected: a copy of the file's pages (`cp`, `.backup`) that was made after the last move;
-//! any copy of the pages if `owner.json` is missing; and a copy that another program, such as the
-//! `sqlite3` shell, has opened beside the log before.
+//! Not detected: a copy of the file's pages (`cp`, `.backup`) that was made after the last
+//! checkpoint; any copy of the pages if `owner.json` is missing; and a copy that another program,
+//! such as the `sqlite3` shell, has opened beside the log before.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -23,22 +24,22 @@ use super::connections::Writer;
 use super::owner::{self, Contents, Owner};
 
 /// The file name of the log.
-pub(super) const LOG: &str = "coordinator.db-wal";
+pub(super) const FILE: &str = "coordinator.db-wal";
 /// Bytes of a log without a page.
-const LOG_HEADER: u64 = 32;
+const HEADER_BYTES: u64 = 32;
 /// Where a database's file has the version that a reader must know, and its value in WAL mode.
 const READ_VERSION: usize = 19;
 const WAL_MODE: u8 = 2;
 
 /// The path of a database's log.
-pub(super) fn log_path(database: &Path) -> PathBuf {
-    database.with_file_name(LOG)
+pub(super) fn path(database: &Path) -> PathBuf {
+    database.with_file_name(FILE)
 }
 
 /// Whether a log with pages in it is beside the database.
 pub(super) async fn is_left(database: &Path) -> io::Result<bool> {
-    match fs::metadata(log_path(database)).await {
-        Ok(log) => Ok(log.len() > LOG_HEADER),
+    match fs::metadata(path(database)).await {
+        Ok(log) => Ok(log.len() > HEADER_BYTES),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error),
     }
@@ -52,10 +53,10 @@ pub(super) async fn is_foreign(database: &Path, named: Option<&Owner>) -> io::Re
     if header.get(READ_VERSION) != Some(&WAL_MODE) {
         return Ok(true);
     }
-    let Some(named) = named.filter(|named| named.log_moves_done > 0) else { return Ok(false) };
+    let Some(named) = named.filter(|named| named.wal_checkpoints_completed > 0) else { return Ok(false) };
     match Contents::of_file(database).await {
-        Ok(found) => Ok(!found.has_moves_of(named)),
-        // A copy is a whole database. A move that a crash cut off leaves less, which SQLite
+        Ok(found) => Ok(!found.has_wal_checkpoints_of(named)),
+        // A copy is a whole database. A checkpoint that a crash cut off leaves less, which SQLite
         // completes from the log.
         Err(error) => {
             tracing::warn!(path = %database.display(), %error, "not readable without its log");
@@ -65,9 +66,11 @@ pub(super) async fn is_foreign(database: &Path, named: Option<&Owner>) -> io::Re
 }
 
 /// Moves the log into the database's file as far as its readers allow, and notes how far the file is.
-pub(super) async fn move_log(writer: &mut Writer, objects: &Path) -> sqlx::Result<()> {
+pub(super) async fn checkpoint(writer: &mut Writer, objects: &Path) -> sqlx::Result<()> {
     let mut db = writer.begin().await?;
-    sqlx::query("UPDATE coordinator SET log_moves_begun = log_moves_begun + 1").execute(&mut *db).await?;
+    sqlx::query("UPDATE coordinator SET wal_checkpoints_started = wal_checkpoints_started + 1")
+        .execute(&mut *db)
+        .await?;
     db.commit().await?;
     let moved = sqlx::query_as("PRAGMA wal_checkpoint(PASSIVE)").fetch_one(&mut writer.connection).await?;
     let (busy, pages, moved): (i64, i64, i64) = moved;
@@ -75,11 +78,13 @@ pub(super) async fn move_log(writer: &mut Writer, objects: &Path) -> sqlx::Resul
         return Ok(());
     }
     let mut db = writer.begin().await?;
-    sqlx::query("UPDATE coordinator SET log_moves_done = log_moves_begun").execute(&mut *db).await?;
+    sqlx::query("UPDATE coordinator SET wal_checkpoints_completed = wal_checkpoints_started")
+        .execute(&mut *db)
+        .await?;
     owner::commit_same_revision(db, objects).await
 }
 
 /// Moves the log into the database's file and empties it.
-pub(super) async fn empty_log(writer: &mut Writer) -> sqlx::Result<()> {
+pub(super) async fn truncate(writer: &mut Writer) -> sqlx::Result<()> {
     sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut writer.connection).await.map(drop)
 }

@@ -142,7 +142,8 @@ impl Gpu {
             tracing::warn!(
                 variable,
                 value,
-                "an environment variable changes the bits of results; they are only comparable with those of runs that have it too"
+                "an environment variable changes the bits of results; they are only comparable with those of \
+                 runs that have it too"
             );
         }
         Ok(Self { device, stream, staging, downloads, functions, free: free as u64, _workspace: workspace })

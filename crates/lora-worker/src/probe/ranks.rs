@@ -219,7 +219,7 @@ impl Rank {
     }
 
     fn log(&mut self, number: usize, line: String) {
-        // Without stderr there is nobody to tell.
+        // Without stderr, the line cannot be shown anywhere.
         let _ = writeln!(io::stderr(), "rank {number}: {line}");
         match line.strip_prefix("error: ") {
             Some(error) => self.error = Some(error.to_owned()),

@@ -29,7 +29,12 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PATH")]
     worker: Option<PathBuf>,
     /// Seconds that each process may take that is asked something, and the all-reduce.
-    #[arg(long, value_name = "SECONDS", default_value_t = ANSWER_LIMIT.as_secs() as u32, value_parser = clap::value_parser!(u32).range(1..=3600))]
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = ANSWER_LIMIT.as_secs() as u32,
+        value_parser = clap::value_parser!(u32).range(1..=3600)
+    )]
     timeout: u32,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]

@@ -82,8 +82,8 @@ pub(super) fn problems(
         problems.push(Problem {
             what: format!("all-reduce among the GPUs' workers: {error}"),
             remedy: format!(
-                "NCCL_DEBUG=INFO {} probe --device cuda --all-reduce {} shows NCCL's log; workers with the setting \
-                 collective = tcp (loractl run: --collective tcp) do without NCCL",
+                "NCCL_DEBUG=INFO {} probe --device cuda --all-reduce {} shows NCCL's log; workers with \
+                 the setting collective = tcp (loractl run: --collective tcp) do without NCCL",
                 program.display(),
                 gpus.len()
             ),

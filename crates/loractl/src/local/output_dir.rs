@@ -55,8 +55,8 @@ pub(crate) enum OutputError {
     InUse(PathBuf),
     /// The run's database and its files do not belong together.
     #[error(
-        "{dir} cannot be resumed: the database in .run does not belong to the files there; restore .run as a whole, or \
-         choose another output directory",
+        "{dir} cannot be resumed: the database in .run does not belong to the files there; restore \
+         .run as a whole, or choose another output directory",
         dir = .0.display()
     )]
     MixedStore(PathBuf),

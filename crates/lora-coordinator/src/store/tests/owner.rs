@@ -311,7 +311,7 @@ async fn the_log_of_a_killed_process_is_not_replayed_into_another_copy() {
     // Another database, whose log has been moved more often.
     let other = Fixture::new().await;
     for _ in 0..9 {
-        other.store.move_log().await.unwrap();
+        other.store.checkpoint_wal().await.unwrap();
     }
     let other = Closed::from(other).await;
     std::fs::copy(other.path().join(DATABASE), copy("other")).unwrap();
@@ -336,8 +336,8 @@ async fn the_log_of_a_killed_process_is_not_replayed_into_another_copy() {
         std::fs::copy(copy(name), killed.path().join(DATABASE)).unwrap();
         for foreign in [ForeignObjects::Refuse, ForeignObjects::Adopt] {
             let error = killed.refused(foreign).await;
-            assert!(matches!(error, StoreError::ForeignLog(_)), "{name}: {error:?}");
-            let log = killed.path().join(wal::LOG);
+            assert!(matches!(error, StoreError::ForeignWal(_)), "{name}: {error:?}");
+            let log = killed.path().join(wal::FILE);
             let database = killed.path().join(DATABASE);
             let beginning =
                 format!("{} was written for another copy of {};", log.display(), database.display());
@@ -345,7 +345,7 @@ async fn the_log_of_a_killed_process_is_not_replayed_into_another_copy() {
             assert!(error.starts_with(&beginning), "{error}");
             assert!(error.contains("remove coordinator.db-wal and coordinator.db-shm"), "{error}");
         }
-        std::fs::remove_file(killed.path().join(wal::LOG)).unwrap();
+        std::fs::remove_file(killed.path().join(wal::FILE)).unwrap();
         killed.assert_refused(reason).await;
     }
     let fixture = Closed(fixture.killed()).open(ForeignObjects::Refuse).await;
@@ -360,7 +360,7 @@ async fn a_move_of_the_log_that_was_cut_off_is_completed() {
     fixture.add_running("one").await;
     fixture.store.add_steps("one", &steps(1..=200)).await.unwrap();
     let killed = fixture.killed();
-    fixture.store.move_log().await.unwrap();
+    fixture.store.checkpoint_wal().await.unwrap();
     let after = std::fs::read(database(&fixture.dir)).unwrap();
     assert!(after.len() > before.len());
     // The first page has come to the file, and says that others follow.
@@ -375,7 +375,7 @@ async fn a_move_of_the_log_that_was_cut_off_is_completed() {
 async fn a_store_that_is_finished_leaves_no_log() {
     let fixture = Fixture::new().await;
     fixture.add(job("one")).await;
-    let log = fixture.dir.path().join(wal::LOG);
+    let log = fixture.dir.path().join(wal::FILE);
     assert!(std::fs::metadata(&log).unwrap().len() > 0);
     fixture.store.finish().await.unwrap();
     assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
