@@ -127,7 +127,7 @@ impl Job {
         mut events: Vec<job_event::Kind>,
         change: impl FnOnce(&mut JobRow),
     ) -> Result<(), StoreError> {
-        if !self.row.state.may_become(state) {
+        if !self.row.state.can_become(state) {
             tracing::error!(
                 job = self.row.id,
                 from = self.row.state.name(),

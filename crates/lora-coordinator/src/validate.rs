@@ -3,7 +3,7 @@
 use lora_collective::tree::all_reduce_bytes;
 use lora_data::{DataReport, Needs, Plan, PlanError};
 use lora_proto::v1;
-use lora_spec::{FieldError, JobSpec, Memory};
+use lora_spec::{FieldError, JobSpec, MemoryEstimate};
 
 use crate::inputs::Materialized;
 use crate::store::Store;
@@ -122,7 +122,7 @@ fn data(report: &DataReport) -> v1::PlanData {
     }
 }
 
-fn memory(memory: Memory) -> v1::WorkerMemory {
-    let Memory { base, adapter, moments, gradients, activations, workspace, peak } = memory;
+fn memory(memory: MemoryEstimate) -> v1::WorkerMemory {
+    let MemoryEstimate { base, adapter, moments, gradients, activations, workspace, peak } = memory;
     v1::WorkerMemory { base, adapter, moments, gradients, activations, workspace, peak }
 }

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lora_spec::{
-    AdapterSpec, Checkpoint, CheckpointError, ConfigError, FieldError, INITIALIZED_AT_ONCE, InitLoraWeights,
-    JobSpec, LinearModule, MicroBatchShape, ModelConfig, Scheduler, row_flops,
+    AdapterSpec, FieldError, InitLoraWeights, JobSpec, LinearModule, LrSchedulerType,
+    MAX_CONCURRENT_DECOMPOSITIONS, MicroBatchShape, ModelConfig, ModelConfigError, SafetensorsError,
+    SafetensorsIndex, row_flops,
 };
 use serde::Serialize;
 
@@ -82,10 +83,10 @@ pub enum PlanError {
     Field(#[from] FieldError),
     /// The base's `config.json`.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] ModelConfigError),
     /// The base's weights.
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Safetensors(#[from] SafetensorsError),
     /// The dataset or the tokenizer.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -97,9 +98,9 @@ impl Plan {
         job.check()?;
         let base = &job.model.base;
         let config = ModelConfig::read(base)?;
-        let checkpoint = Checkpoint::open(base)?;
-        checkpoint.check(&config)?;
-        checkpoint.check_format(&config, job.model.format())?;
+        let index = SafetensorsIndex::open(base)?;
+        index.check(&config)?;
+        index.check_format(&config, job.model.format())?;
         for (field, path) in [("data.train", Some(&job.data.train)), ("data.eval", job.data.eval.as_ref())] {
             if let Some(path) = path.filter(|path| !path.is_file()) {
                 return Err(FieldError::new(field, format!("there is no file {}", path.display())).into());
@@ -107,7 +108,7 @@ impl Plan {
         }
         let mut modules = BTreeMap::new();
         let mut trainable_parameters = 0;
-        job.adapter.check_base(&config, &checkpoint)?;
+        job.adapter.check_base(&config, &index)?;
         for module in job.adapter.modules(&config)? {
             let last = module.name.rsplit('.').next().unwrap_or_default().to_owned();
             *modules.entry(last).or_default() += 1;
@@ -127,12 +128,8 @@ impl Plan {
         let order = BatchPlan::of_job(job, &train);
         let total_steps =
             if train.rows.is_empty() { 0 } else { training.total_steps(order.steps_per_epoch()) };
-        let shapes = Shapes {
-            model: config.clone(),
-            checkpoint,
-            longest: train.report.longest,
-            rows: train.rows.len(),
-        };
+        let shapes =
+            Shapes { model: config.clone(), index, longest: train.report.longest, rows: train.rows.len() };
         let sample = train.rows.first().map(|row| tokenizer.marked_text(row)).transpose()?;
         let data = |path: &PathBuf, dataset: &Dataset| PlanData {
             path: path.clone(),
@@ -206,13 +203,13 @@ fn decomposition_seconds(adapter: &AdapterSpec, config: &ModelConfig) -> Option<
         short * short * long
     };
     let all: f64 = adapter.modules(config).ok()?.iter().map(cost).sum();
-    Some(f64::from(rounds) * all * SECONDS / INITIALIZED_AT_ONCE as f64)
+    Some(f64::from(rounds) * all * SECONDS / MAX_CONCURRENT_DECOMPOSITIONS as f64)
 }
 
 fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
     let mut notes = Vec::new();
     let training = &job.training;
-    if training.lr_scheduler_type == Scheduler::Constant && training.warmup_steps > 0.0 {
+    if training.lr_scheduler_type == LrSchedulerType::Constant && training.warmup_steps > 0.0 {
         notes.push(
             "training.warmup_steps has no effect with lr_scheduler_type constant (see constant_with_warmup)"
                 .into(),
@@ -231,7 +228,7 @@ fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
         ));
     }
     let init = job.adapter.init_lora_weights;
-    if init.is_taken_off() {
+    if init.subtracts_initial() {
         notes.push(format!(
             "init_lora_weights: {init} makes a result of rank {}, twice the rank that is trained, for the unchanged base",
             job.adapter.exported().r
@@ -246,7 +243,7 @@ fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
             (seconds / 60.0).ceil()
         ));
     }
-    if job.base_form().loftq.is_some() {
+    if job.base_layout().loftq.is_some() {
         notes.push(
             "loftq_iter above 1 makes a base of its own, which nothing but this job's result tells of: serve it with loractl merge"
                 .into(),

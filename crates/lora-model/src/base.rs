@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::reduce::fingerprint;
 use lora_ops::rope::RopeTable;
-use lora_spec::{BaseDtype, BaseForm, BaseFormat, Checkpoint, LinearModule, ModelConfig};
+use lora_spec::{BaseDtype, BaseFormat, BaseLayout, LinearModule, ModelConfig, SafetensorsIndex};
 use rayon::prelude::*;
 
 use crate::ModelError;
@@ -42,13 +42,13 @@ pub struct Base {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseKey {
     files: Vec<(PathBuf, u64, SystemTime)>,
-    form: BaseForm,
+    layout: BaseLayout,
 }
 
 impl BaseKey {
-    /// The key of the base in `dir`, held in `form`.
-    pub fn of(dir: &Path, form: impl Into<BaseForm>) -> Result<Self, ModelError> {
-        let mut files = Checkpoint::open(dir)?.files;
+    /// The key of the base in `dir`, held in `layout`.
+    pub fn of(dir: &Path, layout: impl Into<BaseLayout>) -> Result<Self, ModelError> {
+        let mut files = SafetensorsIndex::open(dir)?.files;
         files.push(dir.join("config.json"));
         let describe = |path: PathBuf| {
             let io = |source| ModelError::Io { path: path.clone(), source };
@@ -58,26 +58,26 @@ impl BaseKey {
             Ok((path, meta.len(), modified))
         };
         let files = files.into_iter().map(describe).collect::<Result<_, ModelError>>()?;
-        Ok(Self { files, form: form.into() })
+        Ok(Self { files, layout: layout.into() })
     }
 }
 
 impl Base {
-    /// Reads the model in `dir` (Hugging Face layout) onto `device` and holds its matrices as `form` says; norms and biases
+    /// Reads the model in `dir` (Hugging Face layout) onto `device` and holds its matrices as `layout` says; norms and biases
     /// are f32. On a GPU all dense matrices have one type: with `auto` bf16 where the checkpoint has no other floats, else f32.
-    pub fn load(dir: &Path, form: impl Into<BaseForm>, device: &Device) -> Result<Self, ModelError> {
+    pub fn load(dir: &Path, layout: impl Into<BaseLayout>, device: &Device) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
-        let checkpoint = Checkpoint::open(dir)?;
-        checkpoint.check(&config)?;
-        let form = form.into();
-        let mut format = form.format;
-        checkpoint.check_format(&config, format)?;
+        let index = SafetensorsIndex::open(dir)?;
+        index.check(&config)?;
+        let layout = layout.into();
+        let mut format = layout.format;
+        index.check_format(&config, format)?;
         if !device.is_cpu() {
-            format.dtype = one_type(format.dtype, &config, &checkpoint);
+            format.dtype = one_type(format.dtype, &config, &index);
         }
-        let reader = Reader::open(&checkpoint, device)?;
-        let requantized = requantized(&reader, &config, &form)?;
-        let sha256 = with_weights(hash_of(dir, &checkpoint)?, &requantized)?;
+        let reader = Reader::open(&index, device)?;
+        let requantized = requantized(&reader, &config, &layout)?;
+        let sha256 = with_weights(hash_of(dir, &index)?, &requantized)?;
         Self::build(
             config,
             dir.to_owned(),
@@ -240,13 +240,12 @@ impl Base {
     }
 }
 
-fn one_type(dtype: BaseDtype, config: &ModelConfig, checkpoint: &Checkpoint) -> BaseDtype {
-    let is_bf16 =
-        |(name, _): (String, _)| match checkpoint.tensors.get(&name).map(|entry| entry.dtype.as_str()) {
-            // A quantized weight has no say.
-            Some("U8" | "I8") => true,
-            dtype => dtype == Some("BF16"),
-        };
+fn one_type(dtype: BaseDtype, config: &ModelConfig, index: &SafetensorsIndex) -> BaseDtype {
+    let is_bf16 = |(name, _): (String, _)| match index.tensors.get(&name).map(|entry| entry.dtype.as_str()) {
+        // A quantized weight has no say.
+        Some("U8" | "I8") => true,
+        dtype => dtype == Some("BF16"),
+    };
     match dtype {
         BaseDtype::Auto if config.tensors().into_iter().all(is_bf16) => BaseDtype::Bf16,
         BaseDtype::Auto => BaseDtype::F32,
@@ -270,8 +269,8 @@ fn with_weights(files: String, weights: &HashMap<String, Weight>) -> Result<Stri
     Ok(sha256(text.as_bytes()))
 }
 
-fn hash_of(dir: &Path, checkpoint: &Checkpoint) -> Result<String, ModelError> {
-    let mut files = checkpoint.files.clone();
+fn hash_of(dir: &Path, index: &SafetensorsIndex) -> Result<String, ModelError> {
+    let mut files = index.files.clone();
     files.push(dir.join("config.json"));
     files.sort();
     let line = |path: &PathBuf| {

@@ -7,7 +7,7 @@ use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::lora::{self, LoraPair};
 use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, Result, add_assign, glu, rms_norm};
-use lora_spec::{Activation, ActivationCheckpointing};
+use lora_spec::{ActivationCheckpointing, ActivationFunction};
 
 /// Projections of a block, in the order of `ModelConfig::linear_modules`.
 const Q: usize = 0;
@@ -31,7 +31,7 @@ pub(crate) struct Context<'a> {
     pub(crate) shape: Shape,
     pub(crate) rope: &'a RopeTable,
     pub(crate) eps: f64,
-    pub(crate) activation: Activation,
+    pub(crate) activation: ActivationFunction,
     /// First key that each query sees; `None`: the first of its row.
     pub(crate) first: Option<&'a Ids>,
     pub(crate) lora: Option<&'a [Option<LoraPair>]>,

@@ -1,16 +1,16 @@
 use std::path::PathBuf;
 
-use lora_spec::{CheckpointError, ConfigError, FieldError};
+use lora_spec::{FieldError, ModelConfigError, SafetensorsError};
 
 /// What can go wrong with a base model or an adapter.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// `config.json` is wrong or not supported.
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] ModelConfigError),
     /// The weights are not what `config.json` asks for.
     #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
+    Safetensors(#[from] SafetensorsError),
     /// A setting of the job does not fit the model.
     #[error(transparent)]
     Field(#[from] FieldError),

@@ -61,7 +61,7 @@ impl Generator<'_> {
                     shape: attention_shape(&self.base.config, 1, input.len(), seen),
                     rope: &rope,
                     activation: self.base.config.hidden_act,
-                    first: first.as_ref().filter(|_| self.base.config.window(layer).is_some()),
+                    first: first.as_ref().filter(|_| self.base.config.sliding_window(layer).is_some()),
                     eps: self.base.config.rms_norm_eps,
                     lora: self.adapter.map(|adapter| adapter.block(layer)),
                     taken_off: self.adapter.and_then(|adapter| adapter.taken_off_block(layer)),

@@ -6,7 +6,7 @@ use std::path::Path;
 use candle_core::{DType, Device};
 use lora_ops::gemm::{of, product};
 use lora_ops::linear::Weight;
-use lora_spec::{BaseDtype, BaseForm, Checkpoint, ConfigError, LinearModule, ModelConfig};
+use lora_spec::{BaseDtype, BaseLayout, LinearModule, ModelConfig, ModelConfigError, SafetensorsIndex};
 use serde_json::Value;
 
 use crate::read::Reader;
@@ -27,22 +27,22 @@ impl Base {
     /// held when `adapter`, which is on the CPU, was trained.
     pub fn merged(
         dir: &Path,
-        trained: &BaseForm,
+        trained: &BaseLayout,
         onto: Onto,
         dtype: BaseDtype,
         adapter: &Adapter,
     ) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
-        let checkpoint = Checkpoint::open(dir)?;
-        checkpoint.check(&config)?;
-        let reader = Reader::open(&checkpoint, &Device::Cpu)?;
-        let original = BaseForm::from(BaseDtype::F32);
-        let form = if onto == Onto::Original { &original } else { trained };
-        let requantized = requantized(&reader, &config, form)?;
+        let index = SafetensorsIndex::open(dir)?;
+        index.check(&config)?;
+        let reader = Reader::open(&index, &Device::Cpu)?;
+        let original = BaseLayout::from(BaseDtype::F32);
+        let layout = if onto == Onto::Original { &original } else { trained };
+        let requantized = requantized(&reader, &config, layout)?;
         let weight = |module: &LinearModule| -> Result<Weight, ModelError> {
             let dense = match requantized.get(&module.name) {
                 Some(weight) => weight.dense()?,
-                None => reader.weight(module, form.format)?.dense()?,
+                None => reader.weight(module, layout.format)?.dense()?,
             };
             if let Some(pair) = adapter.pair(&module.name) {
                 product(adapter.scaling() as f32, of(&pair.b), of(&pair.a), 1.0, &dense)?;
@@ -85,7 +85,7 @@ impl Base {
 
         let path = self.dir.join("config.json");
         let text = std::fs::read(&path).map_err(io(&path))?;
-        let wrong = |e: serde_json::Error| ConfigError { path: path.clone(), message: e.to_string() };
+        let wrong = |e: serde_json::Error| ModelConfigError { path: path.clone(), message: e.to_string() };
         let mut config: Value = serde_json::from_slice(&text).map_err(wrong)?;
         if let Value::Object(fields) = &mut config {
             fields.remove("quantization_config");

@@ -81,7 +81,7 @@ impl<'a> Inputs<'a> {
             rope: &self.rope,
             eps: self.base.config.rms_norm_eps,
             activation: self.base.config.hidden_act,
-            first: self.first.as_ref().filter(|_| self.base.config.window(layer).is_some()),
+            first: self.first.as_ref().filter(|_| self.base.config.sliding_window(layer).is_some()),
             lora: self.adapter.map(|adapter| adapter.block(layer)),
             taken_off: self.adapter.and_then(|adapter| adapter.taken_off_block(layer)),
             scaling: self.adapter.map_or(0.0, Adapter::scaling),
@@ -189,7 +189,7 @@ fn hidden(base: &Base, adapter: Option<&Adapter>, batch: &Batch) -> Result<Tenso
 /// is shorter than the rows.
 pub(crate) fn window(base: &Base, batch: usize, seq: usize, past: usize) -> Result<Option<Ids>, ModelError> {
     let config = &base.config;
-    let Some(window) = (0..config.num_hidden_layers).find_map(|layer| config.window(layer)) else {
+    let Some(window) = (0..config.num_hidden_layers).find_map(|layer| config.sliding_window(layer)) else {
         return Ok(None);
     };
     if past + seq <= window {

@@ -10,25 +10,25 @@ use lora_ops::linear::Weight;
 use lora_ops::quant::{Codebook, FourBit, Int8, Scales};
 use lora_ops::transfer::from_vec;
 use lora_spec::{
-    BaseDtype, BaseFormat, Checkpoint, CheckpointError, FourBitState, FourBitType, LinearModule,
-    Quantization, StoredWeight, TensorEntry,
+    BaseDtype, BaseFormat, FourBitState, FourBitType, LinearModule, Quantization, SafetensorsError,
+    SafetensorsIndex, StoredWeight, TensorEntry,
 };
 
 use crate::ModelError;
 
 /// The open files of a checkpoint.
 pub(crate) struct Reader<'a> {
-    checkpoint: &'a Checkpoint,
+    index: &'a SafetensorsIndex,
     files: Vec<File>,
     device: &'a Device,
 }
 
 impl<'a> Reader<'a> {
-    pub(crate) fn open(checkpoint: &'a Checkpoint, device: &'a Device) -> Result<Self, ModelError> {
+    pub(crate) fn open(index: &'a SafetensorsIndex, device: &'a Device) -> Result<Self, ModelError> {
         let open =
             |path: &PathBuf| File::open(path).map_err(|source| ModelError::Io { path: path.clone(), source });
-        let files = checkpoint.files.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Self { checkpoint, files, device })
+        let files = index.files.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self { index, files, device })
     }
 
     /// Reads a tensor of floats and holds it as `dtype` on the device.
@@ -54,7 +54,7 @@ impl<'a> Reader<'a> {
         let name = format!("{}.weight", module.name);
         let shape = (module.out_features, module.in_features);
         let wrong = |e: candle_core::Error| self.fail(&name, e.to_string());
-        Ok(match (self.checkpoint.weight(module)?, format.quantization) {
+        Ok(match (self.index.weight(module)?, format.quantization) {
             (StoredWeight::FourBit(state), _) => self.four_bit(&name, shape, &state)?.on(self.device)?.into(),
             (StoredWeight::Int8, _) => {
                 let codes = Tensor::from_vec(self.bytes(&name)?, shape, &Device::Cpu)?;
@@ -138,13 +138,13 @@ impl<'a> Reader<'a> {
     }
 
     fn entry(&self, name: &str) -> Result<&TensorEntry, ModelError> {
-        self.checkpoint.tensors.get(name).ok_or_else(|| self.fail(name, "is missing".into()))
+        self.index.tensors.get(name).ok_or_else(|| self.fail(name, "is missing".into()))
     }
 
     pub(crate) fn fail(&self, name: &str, message: String) -> ModelError {
-        let file = self.checkpoint.tensors.get(name).map_or(0, |entry| entry.file);
-        let path = self.checkpoint.files.get(file).cloned().unwrap_or_default();
-        CheckpointError { path, message: format!("tensor {name}: {message}") }.into()
+        let file = self.index.tensors.get(name).map_or(0, |entry| entry.file);
+        let path = self.index.files.get(file).cloned().unwrap_or_default();
+        SafetensorsError { path, message: format!("tensor {name}: {message}") }.into()
     }
 }
 

@@ -7,8 +7,8 @@ use lora_ops::gemm::{of, product};
 use lora_ops::linear::Weight;
 use lora_ops::read_f32;
 use lora_spec::{
-    AdapterSpec, BaseForm, Checkpoint, CheckpointError, INITIALIZED_AT_ONCE, InitLoraWeights, Loftq,
-    ModelConfig, Philox,
+    AdapterSpec, BaseLayout, InitLoraWeights, Loftq, MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, Philox,
+    SafetensorsError, SafetensorsIndex,
 };
 use rayon::prelude::*;
 
@@ -31,14 +31,13 @@ impl Adapter {
         }
         spec.modules(&base.config)?;
         let original = match init {
-            InitLoraWeights::Loftq => Some(Checkpoint::open(&base.dir)?),
+            InitLoraWeights::Loftq => Some(SafetensorsIndex::open(&base.dir)?),
             _ => None,
         };
-        if let Some(checkpoint) = &original {
-            spec.check_base(&base.config, checkpoint)?;
+        if let Some(index) = &original {
+            spec.check_base(&base.config, index)?;
         }
-        let original =
-            original.as_ref().map(|checkpoint| Reader::open(checkpoint, &Device::Cpu)).transpose()?;
+        let original = original.as_ref().map(|index| Reader::open(index, &Device::Cpu)).transpose()?;
 
         let scaling = spec.scaling();
         let factors = |slot: &Slot| -> Result<Factors, ModelError> {
@@ -61,7 +60,7 @@ impl Adapter {
         };
         let layout = fresh.layout().clone();
         let mut params = vec![0.0; layout.len];
-        for slots in layout.slots.chunks(INITIALIZED_AT_ONCE) {
+        for slots in layout.slots.chunks(MAX_CONCURRENT_DECOMPOSITIONS) {
             let found = slots.par_iter().map(factors).collect::<Result<Vec<_>, _>>()?;
             for (slot, Factors { a, b }) in slots.iter().zip(&found) {
                 for (range, matrix) in [(&slot.a, a), (&slot.b, b)] {
@@ -71,28 +70,28 @@ impl Adapter {
             }
         }
         let adapter = Self::from_params(layout, params, scaling)?;
-        if init.is_taken_off() { adapter.taken_off_itself() } else { Ok(adapter) }
+        if init.subtracts_initial() { adapter.taken_off_itself() } else { Ok(adapter) }
     }
 }
 
 fn named(base: &Base, module: &str, error: &candle_core::Error) -> ModelError {
     let message = format!("tensor {module}.weight: {error}");
-    CheckpointError { path: base.dir.clone(), message }.into()
+    SafetensorsError { path: base.dir.clone(), message }.into()
 }
 
-/// The weights of `form` that LoftQ quantizes again, by the names of their modules; none where it does not.
+/// The weights of `layout` that LoftQ quantizes again, by the names of their modules; none where it does not.
 pub(crate) fn requantized(
     reader: &Reader,
     model: &ModelConfig,
-    form: &BaseForm,
+    layout: &BaseLayout,
 ) -> Result<HashMap<String, Weight>, ModelError> {
-    let Some(Loftq { rounds, r, target_modules }) = &form.loftq else { return Ok(HashMap::new()) };
+    let Some(Loftq { rounds, r, target_modules }) = &layout.loftq else { return Ok(HashMap::new()) };
     let modules = target_modules.resolve(model)?;
     let mut weights = HashMap::new();
-    for modules in modules.chunks(INITIALIZED_AT_ONCE) {
+    for modules in modules.chunks(MAX_CONCURRENT_DECOMPOSITIONS) {
         let found = modules.par_iter().map(|module| {
             let name = format!("{}.weight", module.name);
-            let weight = again(&reader.dense(&name)?, *rounds, *r, form);
+            let weight = again(&reader.dense(&name)?, *rounds, *r, layout);
             Ok((module.name.clone(), weight.map_err(|e| reader.fail(&name, e.to_string()))?))
         });
         weights.extend(found.collect::<Result<Vec<_>, ModelError>>()?);
@@ -101,10 +100,10 @@ pub(crate) fn requantized(
 }
 
 /// LoftQ (arXiv 2310.08659, algorithm 1): in turn the quantized rest, and the matrix of rank `r` nearest to what that took off.
-fn again(weight: &Tensor, rounds: u32, r: usize, form: &BaseForm) -> candle_core::Result<Weight> {
+fn again(weight: &Tensor, rounds: u32, r: usize, layout: &BaseLayout) -> candle_core::Result<Weight> {
     let shape = weight.dims2()?;
     let quantized =
-        |rest: &Tensor| read_f32(rest, |values| quantize(values, shape, form.format.quantization))?;
+        |rest: &Tensor| read_f32(rest, |values| quantize(values, shape, layout.format.quantization))?;
     let mut held = quantized(weight)?;
     for _ in 1..rounds {
         let Factors { a, b } = principal(&(weight - held.dense()?)?, r, 1.0)?;

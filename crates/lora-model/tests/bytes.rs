@@ -6,8 +6,8 @@ use candle_core::Device;
 use lora_model::{AdapterLayout, Base};
 use lora_ops::adamw_8bit;
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Checkpoint, Held, MicroBatchShape,
-    ModelConfig, Optim, Quantization, Training,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, MicroBatchShape, ModelConfig,
+    ModelFootprint, Optim, Quantization, SafetensorsIndex, TrainingWorkload,
 };
 
 #[test]
@@ -26,10 +26,10 @@ fn the_planned_bytes_of_a_base_are_those_it_takes() {
         for dtype in [BaseDtype::Auto, BaseDtype::F32, BaseDtype::Bf16] {
             let (dir, format) = (models.join(model), BaseFormat { dtype, quantization });
             let config = ModelConfig::read(&dir).unwrap();
-            let checkpoint = Checkpoint::open(&dir).unwrap();
-            let held = Held { model: &config, checkpoint: Some(&checkpoint), format, gpu: false };
+            let index = SafetensorsIndex::open(&dir).unwrap();
+            let footprint = ModelFootprint { model: &config, index: Some(&index), format, gpu: false };
             let base = Base::load(&dir, format, &Device::Cpu).unwrap();
-            assert_eq!(held.base_bytes(), base.bytes() as u64, "{model} {format:?}");
+            assert_eq!(footprint.base_bytes(), base.bytes() as u64, "{model} {format:?}");
         }
     }
 }
@@ -46,8 +46,9 @@ fn the_planned_bytes_of_moments_are_those_they_take() {
         for (optim, bytes) in
             [(Optim::Adamw, 8 * layout.len), (Optim::Adamw8bit, adamw_8bit::bytes(&ranges).unwrap())]
         {
-            let held = Held { model: &model, checkpoint: None, format: BaseFormat::default(), gpu: false };
-            let planned = held.memory(&Training {
+            let footprint =
+                ModelFootprint { model: &model, index: None, format: BaseFormat::default(), gpu: false };
+            let planned = footprint.memory(&TrainingWorkload {
                 modules: &modules,
                 adapter: &AdapterSpec { r, ..AdapterSpec::default() },
                 keeps_best: false,

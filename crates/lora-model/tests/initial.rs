@@ -9,7 +9,7 @@ use candle_core::{Device, Tensor};
 use lora_model::{Adapter, Base, BaseKey, Batch, PeftAdapter, logits, write_adapter};
 use lora_ops::gemm::{of, product};
 use lora_spec::{
-    AdapterSpec, BaseDtype, BaseForm, BaseFormat, InitLoraWeights, JobSpec, ModelSpec, Quantization,
+    AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec, ModelSpec, Quantization,
     QuantizationType,
 };
 
@@ -21,8 +21,8 @@ fn spec(init_lora_weights: InitLoraWeights, lora_alpha: f64) -> AdapterSpec {
     AdapterSpec { r: 4, lora_alpha, init_lora_weights, ..AdapterSpec::default() }
 }
 
-fn base(model: &str, form: impl Into<BaseForm>) -> Base {
-    Base::load(&golden("models").join(model), form, &Device::Cpu).unwrap()
+fn base(model: &str, layout: impl Into<BaseLayout>) -> Base {
+    Base::load(&golden("models").join(model), layout, &Device::Cpu).unwrap()
 }
 
 /// `s B A` of a module, from flat parameters in the adapter's layout.
@@ -89,13 +89,13 @@ fn loftq_makes_up_for_quantization_as_in_peft() {
             adapter: AdapterSpec { loftq_iter: rounds, ..spec(InitLoraWeights::Loftq, 4.0) },
             ..JobSpec::default()
         };
-        let base = base("qwen2", job.base_form());
+        let base = base("qwen2", job.base_layout());
         let adapter = Adapter::start(&base, &job.adapter, 1).unwrap();
         assert!(adapter.taken_off().is_none());
         // What is not the files' is part of the base's hash.
-        let plain = self::base("qwen2", job.base_form().format);
+        let plain = self::base("qwen2", job.base_layout().format);
         assert_eq!(base.sha256() == plain.sha256(), rounds == 1);
-        assert_eq!(base.sha256(), self::base("qwen2", job.base_form()).sha256());
+        assert_eq!(base.sha256(), self::base("qwen2", job.base_layout()).sha256());
         let expected = load(golden("initial").join(format!("{case}.safetensors")), &Device::Cpu).unwrap();
         // A scaling that is not 1 is made up for.
         let scaled = AdapterSpec { lora_alpha: 32.0, ..job.adapter.clone() };
@@ -133,8 +133,8 @@ fn sample(base: &Base, adapter: Option<&Adapter>) -> Vec<f32> {
 #[test]
 fn training_starts_at_the_base_and_the_export_fits_it() {
     let nf4 = BaseFormat { dtype: BaseDtype::Auto, quantization: Quantization::Nf4 { double_quant: true } };
-    for (model, form) in [("llama-gqa", BaseForm::default()), ("qwen2", nf4.into())] {
-        let base = base(model, form);
+    for (model, layout) in [("llama-gqa", BaseLayout::default()), ("qwen2", nf4.into())] {
+        let base = base(model, layout);
         for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(2), InitLoraWeights::Olora] {
             let spec = spec(init, 8.0);
             let adapter = Adapter::start(&base, &spec, 1).unwrap();
@@ -166,7 +166,7 @@ fn bases_that_loftq_makes_are_told_apart() {
             adapter: AdapterSpec { r, loftq_iter, ..spec(init_lora_weights, 8.0) },
             ..JobSpec::default()
         };
-        BaseKey::of(&golden("models/qwen2"), job.base_form()).unwrap()
+        BaseKey::of(&golden("models/qwen2"), job.base_layout()).unwrap()
     };
     let plain = key(InitLoraWeights::Default, 1, 4);
     for shared in [InitLoraWeights::Pissa, InitLoraWeights::Olora, InitLoraWeights::Loftq] {

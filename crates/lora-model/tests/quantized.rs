@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use lora_model::Base;
-use lora_spec::{BaseDtype, BaseFormat, Checkpoint, Quantization};
+use lora_spec::{BaseDtype, BaseFormat, Quantization, SafetensorsIndex};
 
 const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
 
@@ -16,7 +16,7 @@ fn golden(model: &str) -> PathBuf {
 
 /// What a golden model is refused for after `bytes` have replaced the first of `tensor`.
 fn refused(model: &str, tensor: &str, bytes: &[u8], quantization: Quantization) -> String {
-    let entry = Checkpoint::open(&golden(model)).unwrap().tensors[tensor].clone();
+    let entry = SafetensorsIndex::open(&golden(model)).unwrap().tensors[tensor].clone();
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(golden(model).join("config.json"), dir.path().join("config.json")).unwrap();
     let mut file = std::fs::read(golden(model).join("model.safetensors")).unwrap();

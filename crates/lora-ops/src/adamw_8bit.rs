@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use candle_core::{DType, Result, Tensor};
-use lora_spec::{EIGHT_BIT_BLOCK as BLOCK, EIGHT_BIT_ELEMENTS};
+use lora_spec::{EIGHT_BIT_BLOCK_SIZE as BLOCK, EIGHT_BIT_MIN_ELEMENTS};
 
 use crate::adamw::{self, AdamW};
 use crate::paged::{Home, Pinned, zeros};
@@ -187,7 +187,7 @@ impl AdamW {
 }
 
 fn is_8bit(range: &Range<usize>) -> bool {
-    range.len() >= EIGHT_BIT_ELEMENTS
+    range.len() >= EIGHT_BIT_MIN_ELEMENTS
 }
 
 /// Elements of the state's tensors.

@@ -1,7 +1,7 @@
 //! Opening the device that a process computes on.
 
 use candle_core::{Result, Tensor};
-use lora_spec::Device;
+use lora_spec::DeviceSpec;
 
 use crate::cpu::update_f32;
 use crate::place::Place;
@@ -11,19 +11,19 @@ use crate::place::Place;
 ///
 /// # Errors
 /// A GPU that is not there, libraries that are too old, or a build without CUDA.
-pub fn open(device: Device) -> Result<candle_core::Device> {
+pub fn open(device: DeviceSpec) -> Result<candle_core::Device> {
     match device {
-        Device::Cpu => Ok(candle_core::Device::Cpu),
+        DeviceSpec::Cpu => Ok(candle_core::Device::Cpu),
         #[cfg(feature = "cuda")]
-        Device::Auto if crate::cuda::devices() == 0 => Ok(candle_core::Device::Cpu),
+        DeviceSpec::Auto if crate::cuda::devices() == 0 => Ok(candle_core::Device::Cpu),
         #[cfg(feature = "cuda")]
-        Device::Auto => crate::cuda::open(0),
+        DeviceSpec::Auto => crate::cuda::open(0),
         #[cfg(feature = "cuda")]
-        Device::Cuda(ordinal) => crate::cuda::open(ordinal),
+        DeviceSpec::Cuda(ordinal) => crate::cuda::open(ordinal),
         #[cfg(not(feature = "cuda"))]
-        Device::Auto => Ok(candle_core::Device::Cpu),
+        DeviceSpec::Auto => Ok(candle_core::Device::Cpu),
         #[cfg(not(feature = "cuda"))]
-        Device::Cuda(_) => candle_core::bail!(
+        DeviceSpec::Cuda(_) => candle_core::bail!(
             "device {device}: this build computes on CPUs only; build or install lora-worker with the feature `cuda`"
         ),
     }

@@ -1,7 +1,7 @@
 //! The gated activation of the MLP (GLU variants, arXiv 2002.05202): `activation(gate) * up`.
 
 use candle_core::{Result, Tensor};
-use lora_spec::Activation;
+use lora_spec::ActivationFunction;
 
 use crate::place::Place;
 
@@ -11,7 +11,7 @@ mod cuda;
 
 /// `gate` and `up` `[tokens, features]` to `activation(gate) * up`.
 #[tracing::instrument(level = "trace", name = "glu forward", skip_all)]
-pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+pub fn forward(gate: &Tensor, up: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
     check(gate, &[up])?;
     match Place::of(&[gate, up])? {
         Place::Cpu => cpu::forward(gate, up, activation),
@@ -22,7 +22,12 @@ pub fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Ten
 
 /// `dy` `[tokens, features]` to the gradients of `gate` and `up`.
 #[tracing::instrument(level = "trace", name = "glu backward", skip_all)]
-pub fn backward(gate: &Tensor, up: &Tensor, dy: &Tensor, activation: Activation) -> Result<(Tensor, Tensor)> {
+pub fn backward(
+    gate: &Tensor,
+    up: &Tensor,
+    dy: &Tensor,
+    activation: ActivationFunction,
+) -> Result<(Tensor, Tensor)> {
     check(gate, &[up, dy])?;
     match Place::of(&[gate, up, dy])? {
         Place::Cpu => cpu::backward(gate, up, dy, activation),

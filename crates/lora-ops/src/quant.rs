@@ -4,7 +4,7 @@
 //! panel of rows at a time, in f32 on the CPU and in the type of the activations on a GPU, where a panel may be all rows.
 
 use candle_core::{DType, Device, Result, Tensor};
-use lora_spec::FOUR_BIT_BLOCKS;
+use lora_spec::FOUR_BIT_BLOCK_SIZES;
 
 use crate::transfer::{from_vec, to_device, to_vec};
 
@@ -67,8 +67,8 @@ impl FourBit {
         scales: Scales,
     ) -> Result<Self> {
         let elements = shape.0 * shape.1;
-        if !FOUR_BIT_BLOCKS.contains(&block) {
-            candle_core::bail!("a block of {block} elements is none of {FOUR_BIT_BLOCKS:?}");
+        if !FOUR_BIT_BLOCK_SIZES.contains(&block) {
+            candle_core::bail!("a block of {block} elements is none of {FOUR_BIT_BLOCK_SIZES:?}");
         }
         let blocks = elements.div_ceil(block);
         expect("the codes", &codes, DType::U8, elements.div_ceil(2))?;

@@ -247,7 +247,8 @@ mod tests {
     use std::os::unix::ffi::OsStrExt;
 
     use lora_spec::{
-        ActivationCheckpointing, BaseDtype, InitLoraWeights, LongRows, Optim, QuantizationType, Scheduler,
+        ActivationCheckpointing, BaseDtype, InitLoraWeights, LongRows, LrSchedulerType, Optim,
+        QuantizationType,
     };
     use prost::Message;
     use prost_types::FileDescriptorSet;
@@ -287,7 +288,7 @@ mod tests {
                 global_batch_size: 6,
                 micro_batch_size: 2,
                 learning_rate: 0.1,
-                lr_scheduler_type: Scheduler::ConstantWithWarmup,
+                lr_scheduler_type: LrSchedulerType::ConstantWithWarmup,
                 warmup_steps: 5.0,
                 optim: Optim::PagedAdamw8bit,
                 adam_beta1: 0.8,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Checkpoint, FieldError, InitLoraWeights, LinearModule, ModelConfig, StoredWeight};
+use crate::{FieldError, InitLoraWeights, LinearModule, ModelConfig, SafetensorsIndex, StoredWeight};
 
 /// A LoRA adapter, in PEFT's terms.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,7 +53,7 @@ impl AdapterSpec {
     /// The adapter as a result has it: over the unchanged base. What was taken off that is part of it, `[A; A0]` and `[B, -B0]`,
     /// with the scaling kept, as PEFT converts PiSSA and OLoRA.
     pub fn exported(&self) -> Self {
-        if !self.init_lora_weights.is_taken_off() {
+        if !self.init_lora_weights.subtracts_initial() {
             return Self { init_lora_weights: InitLoraWeights::Default, ..self.clone() };
         }
         let factor = if self.use_rslora { f64::sqrt(2.0) } else { 2.0 };
@@ -88,13 +88,13 @@ impl AdapterSpec {
         }
     }
 
-    /// Checks that the adapter can start from the base in `checkpoint`.
-    pub fn check_base(&self, model: &ModelConfig, checkpoint: &Checkpoint) -> Result<(), FieldError> {
+    /// Checks that the adapter can start from the base in `index`.
+    pub fn check_base(&self, model: &ModelConfig, index: &SafetensorsIndex) -> Result<(), FieldError> {
         let modules = self.modules(model)?;
         if self.init_lora_weights != InitLoraWeights::Loftq {
             return Ok(());
         }
-        let is_dense = |module: &LinearModule| matches!(checkpoint.weight(module), Ok(StoredWeight::Dense));
+        let is_dense = |module: &LinearModule| matches!(index.weight(module), Ok(StoredWeight::Dense));
         match modules.iter().find(|module| !is_dense(module)) {
             Some(module) => Err(FieldError::new(
                 "adapter.init_lora_weights",

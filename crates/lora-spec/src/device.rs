@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// The device of a worker, as people write it: `auto`, `cpu`, `cuda:N`, or `cuda` for `cuda:0`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub enum Device {
+pub enum DeviceSpec {
     /// The first GPU, where the build can use it and there is one; else the CPU.
     #[default]
     Auto,
@@ -21,41 +21,41 @@ pub enum Device {
 /// A text that names no device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be auto, cpu, cuda, or cuda:N with the number of a GPU, such as cuda:0")]
-pub struct DeviceError;
+pub struct ParseDeviceError;
 
-impl FromStr for Device {
-    type Err = DeviceError;
+impl FromStr for DeviceSpec {
+    type Err = ParseDeviceError;
 
-    fn from_str(text: &str) -> Result<Self, DeviceError> {
+    fn from_str(text: &str) -> Result<Self, ParseDeviceError> {
         match text {
             "auto" => Ok(Self::Auto),
             "cpu" => Ok(Self::Cpu),
             "cuda" => Ok(Self::Cuda(0)),
             _ => {
-                let number = text.strip_prefix("cuda:").ok_or(DeviceError)?;
+                let number = text.strip_prefix("cuda:").ok_or(ParseDeviceError)?;
                 // `parse` alone would take a sign.
                 let digits = number.bytes().all(|byte| byte.is_ascii_digit());
-                number.parse().ok().filter(|_| digits).map(Self::Cuda).ok_or(DeviceError)
+                number.parse().ok().filter(|_| digits).map(Self::Cuda).ok_or(ParseDeviceError)
             }
         }
     }
 }
 
-impl TryFrom<String> for Device {
-    type Error = DeviceError;
+impl TryFrom<String> for DeviceSpec {
+    type Error = ParseDeviceError;
 
-    fn try_from(text: String) -> Result<Self, DeviceError> {
+    fn try_from(text: String) -> Result<Self, ParseDeviceError> {
         text.parse()
     }
 }
 
-impl From<Device> for String {
-    fn from(device: Device) -> Self {
+impl From<DeviceSpec> for String {
+    fn from(device: DeviceSpec) -> Self {
         device.to_string()
     }
 }
 
-impl fmt::Display for Device {
+impl fmt::Display for DeviceSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Auto => f.write_str("auto"),
@@ -70,24 +70,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_written_as_it_is_read() {
+    fn display_and_parse_round_trip() {
         for (text, device) in [
-            ("auto", Device::Auto),
-            ("cpu", Device::Cpu),
-            ("cuda:0", Device::Cuda(0)),
-            ("cuda:13", Device::Cuda(13)),
+            ("auto", DeviceSpec::Auto),
+            ("cpu", DeviceSpec::Cpu),
+            ("cuda:0", DeviceSpec::Cuda(0)),
+            ("cuda:13", DeviceSpec::Cuda(13)),
         ] {
             assert_eq!(text.parse(), Ok(device));
             assert_eq!(device.to_string(), text);
             let json = serde_json::to_string(&device).unwrap();
             assert_eq!(json, format!("{text:?}"));
-            assert_eq!(serde_json::from_str::<Device>(&json).unwrap(), device);
+            assert_eq!(serde_json::from_str::<DeviceSpec>(&json).unwrap(), device);
         }
-        assert_eq!("cuda".parse(), Ok(Device::Cuda(0)));
+        assert_eq!("cuda".parse(), Ok(DeviceSpec::Cuda(0)));
     }
 
     #[test]
-    fn anything_else_is_refused_with_what_would_be_right() {
+    fn invalid_devices_are_rejected_with_the_valid_forms() {
         for text in [
             "",
             "gpu",
@@ -99,8 +99,8 @@ mod tests {
             "cuda:0,1",
             "cuda:99999999999999999999",
         ] {
-            assert_eq!(text.parse::<Device>(), Err(DeviceError), "{text}");
-            let error = serde_json::from_value::<Device>(text.into()).unwrap_err().to_string();
+            assert_eq!(text.parse::<DeviceSpec>(), Err(ParseDeviceError), "{text}");
+            let error = serde_json::from_value::<DeviceSpec>(text.into()).unwrap_err().to_string();
             assert!(error.starts_with("must be auto, cpu, cuda, or cuda:N"), "{error}");
         }
     }

@@ -28,7 +28,7 @@ pub fn row_flops(config: &ModelConfig, adapter: u64, seq: u64) -> u64 {
 pub fn attention_flops(config: &ModelConfig, seq: u64) -> u64 {
     let features = (config.num_attention_heads * config.head_dim) as u64;
     let pairs = |layer| {
-        let window = config.window(layer).map_or(seq, |window| seq.min(window as u64));
+        let window = config.sliding_window(layer).map_or(seq, |window| seq.min(window as u64));
         // The first `window` queries see 1, 2, ... keys, the others `window`.
         window * (window + 1) / 2 + (seq - window) * window
     };

@@ -27,7 +27,7 @@ pub enum InitLoraWeights {
 
 impl InitLoraWeights {
     /// Whether the frozen base is trained on as `W0 - s B0 A0`, with the adapter's first `A0` and `B0`.
-    pub fn is_taken_off(self) -> bool {
+    pub fn subtracts_initial(self) -> bool {
         matches!(self, Self::Olora | Self::Pissa | Self::PissaNiter(_))
     }
 }
@@ -78,8 +78,8 @@ impl Serialize for InitLoraWeights {
 
 impl<'de> Deserialize<'de> for InitLoraWeights {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Word;
-        impl Visitor<'_> for Word {
+        struct WordVisitor;
+        impl Visitor<'_> for WordVisitor {
             type Value = InitLoraWeights;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -94,7 +94,7 @@ impl<'de> Deserialize<'de> for InitLoraWeights {
                 word.parse().map_err(E::custom)
             }
         }
-        deserializer.deserialize_any(Word)
+        deserializer.deserialize_any(WordVisitor)
     }
 }
 
@@ -103,7 +103,7 @@ mod tests {
     use super::InitLoraWeights;
 
     #[test]
-    fn words_are_pefts() {
+    fn words_match_peft() {
         for (json, value) in [
             ("true", InitLoraWeights::Default),
             ("\"olora\"", InitLoraWeights::Olora),

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::adapter_spec::{AdapterSpec, TargetModules};
-use crate::model_spec::{BaseForm, Loftq, ModelSpec, QuantizationType};
+use crate::model_spec::{BaseLayout, Loftq, ModelSpec, QuantizationType};
 use crate::{FieldError, InitLoraWeights};
 
 /// A whole job, as `job.yaml` writes it.
@@ -79,7 +79,7 @@ pub struct TrainingSpec {
     /// Peak learning rate.
     pub learning_rate: f64,
     /// Shape of the learning rate over the job.
-    pub lr_scheduler_type: Scheduler,
+    pub lr_scheduler_type: LrSchedulerType,
     /// Steps of linear warm-up; a value below 1 is a fraction of all steps.
     pub warmup_steps: f64,
     /// The optimizer.
@@ -122,7 +122,7 @@ impl Default for TrainingSpec {
             global_batch_size: 32,
             micro_batch_size: 4,
             learning_rate: 2e-4,
-            lr_scheduler_type: Scheduler::Cosine,
+            lr_scheduler_type: LrSchedulerType::Cosine,
             warmup_steps: 0.03,
             optim: Optim::Adamw,
             adam_beta1: 0.9,
@@ -168,7 +168,7 @@ impl TrainingSpec {
 /// Learning-rate schedules, as Transformers' `get_scheduler` has them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Scheduler {
+pub enum LrSchedulerType {
     /// Warm-up, then linearly down to 0.
     Linear,
     /// Warm-up, then half a cosine down to 0.
@@ -241,12 +241,16 @@ impl Default for WorkersSpec {
 
 impl JobSpec {
     /// What the base is in memory.
-    pub fn base_form(&self) -> BaseForm {
+    pub fn base_layout(&self) -> BaseLayout {
         let AdapterSpec { r, target_modules, init_lora_weights, loftq_iter: rounds, .. } = &self.adapter;
-        let again = *init_lora_weights == InitLoraWeights::Loftq && *rounds > 1;
-        BaseForm {
+        let requantizes = *init_lora_weights == InitLoraWeights::Loftq && *rounds > 1;
+        BaseLayout {
             format: self.model.format(),
-            loftq: again.then(|| Loftq { rounds: *rounds, r: *r, target_modules: target_modules.clone() }),
+            loftq: requantizes.then(|| Loftq {
+                rounds: *rounds,
+                r: *r,
+                target_modules: target_modules.clone(),
+            }),
         }
     }
 
@@ -303,10 +307,10 @@ impl JobSpec {
             );
         }
         let (adapter, training) = (&self.adapter, &self.training);
-        positive("adapter.r", adapter.r as u64)?;
-        at_most("adapter.r", adapter.r as u64, 4096)?;
-        within("adapter.lora_alpha", adapter.lora_alpha, 0.0, f64::MAX, Bounds::ExclusiveLow)?;
-        within("adapter.lora_dropout", adapter.lora_dropout, 0.0, 1.0, Bounds::ExclusiveHigh)?;
+        check_positive("adapter.r", adapter.r as u64)?;
+        check_at_most("adapter.r", adapter.r as u64, 4096)?;
+        check_range("adapter.lora_alpha", adapter.lora_alpha, 0.0, f64::MAX, Bounds::ExclusiveLow)?;
+        check_range("adapter.lora_dropout", adapter.lora_dropout, 0.0, 1.0, Bounds::ExclusiveHigh)?;
         if matches!(&adapter.target_modules, TargetModules::Names(names) if names.is_empty()) {
             return fail("adapter.target_modules", "is an empty list; name a module, or all-linear".into());
         }
@@ -318,8 +322,8 @@ impl JobSpec {
                 "loftq makes up for quantization: set model.quantization to nf4 or int8".into(),
             );
         }
-        positive("adapter.loftq_iter", u64::from(adapter.loftq_iter))?;
-        at_most("adapter.loftq_iter", u64::from(adapter.loftq_iter), 100)?;
+        check_positive("adapter.loftq_iter", u64::from(adapter.loftq_iter))?;
+        check_at_most("adapter.loftq_iter", u64::from(adapter.loftq_iter), 100)?;
         if adapter.loftq_iter != 1 && adapter.init_lora_weights != InitLoraWeights::Loftq {
             return fail("adapter.loftq_iter", "needs adapter.init_lora_weights: loftq".into());
         }
@@ -332,14 +336,14 @@ impl JobSpec {
                 ),
             );
         }
-        positive("data.max_length", self.data.max_length as u64)?;
-        within("training.num_train_epochs", training.num_train_epochs, 0.0, 1e6, Bounds::ExclusiveLow)?;
+        check_positive("data.max_length", self.data.max_length as u64)?;
+        check_range("training.num_train_epochs", training.num_train_epochs, 0.0, 1e6, Bounds::ExclusiveLow)?;
         if let Some(steps) = training.max_steps {
-            positive("training.max_steps", steps)?;
+            check_positive("training.max_steps", steps)?;
         }
-        positive("training.global_batch_size", training.global_batch_size as u64)?;
-        at_most("training.global_batch_size", training.global_batch_size as u64, 1 << 20)?;
-        positive("training.micro_batch_size", training.micro_batch_size as u64)?;
+        check_positive("training.global_batch_size", training.global_batch_size as u64)?;
+        check_at_most("training.global_batch_size", training.global_batch_size as u64, 1 << 20)?;
+        check_positive("training.micro_batch_size", training.micro_batch_size as u64)?;
         if training.micro_batch_size > training.global_batch_size {
             return fail(
                 "training.micro_batch_size",
@@ -349,24 +353,24 @@ impl JobSpec {
                 ),
             );
         }
-        within("training.learning_rate", training.learning_rate, 0.0, f64::MAX, Bounds::ExclusiveLow)?;
-        within("training.warmup_steps", training.warmup_steps, 0.0, 1e15, Bounds::Inclusive)?;
+        check_range("training.learning_rate", training.learning_rate, 0.0, f64::MAX, Bounds::ExclusiveLow)?;
+        check_range("training.warmup_steps", training.warmup_steps, 0.0, 1e15, Bounds::Inclusive)?;
         if training.warmup_steps >= 1.0 && training.warmup_steps.fract() != 0.0 {
             return fail(
                 "training.warmup_steps",
                 format!("{} is neither a whole number nor a fraction below 1", training.warmup_steps),
             );
         }
-        within("training.adam_beta1", training.adam_beta1, 0.0, 1.0, Bounds::ExclusiveHigh)?;
-        within("training.adam_beta2", training.adam_beta2, 0.0, 1.0, Bounds::ExclusiveHigh)?;
-        within("training.adam_epsilon", training.adam_epsilon, 0.0, 1.0, Bounds::ExclusiveLow)?;
-        within("training.weight_decay", training.weight_decay, 0.0, 1e3, Bounds::Inclusive)?;
-        within("training.max_grad_norm", training.max_grad_norm, 0.0, f64::MAX, Bounds::Inclusive)?;
-        positive("training.eval_steps", training.eval_steps)?;
-        positive("training.save_steps", training.save_steps)?;
-        positive("training.save_total_limit", training.save_total_limit as u64)?;
-        positive("training.logging_steps", training.logging_steps)?;
-        within(
+        check_range("training.adam_beta1", training.adam_beta1, 0.0, 1.0, Bounds::ExclusiveHigh)?;
+        check_range("training.adam_beta2", training.adam_beta2, 0.0, 1.0, Bounds::ExclusiveHigh)?;
+        check_range("training.adam_epsilon", training.adam_epsilon, 0.0, 1.0, Bounds::ExclusiveLow)?;
+        check_range("training.weight_decay", training.weight_decay, 0.0, 1e3, Bounds::Inclusive)?;
+        check_range("training.max_grad_norm", training.max_grad_norm, 0.0, f64::MAX, Bounds::Inclusive)?;
+        check_positive("training.eval_steps", training.eval_steps)?;
+        check_positive("training.save_steps", training.save_steps)?;
+        check_positive("training.save_total_limit", training.save_total_limit as u64)?;
+        check_positive("training.logging_steps", training.logging_steps)?;
+        check_range(
             "training.early_stopping_threshold",
             training.early_stopping_threshold,
             0.0,
@@ -374,7 +378,7 @@ impl JobSpec {
             Bounds::Inclusive,
         )?;
         if let Some(patience) = training.early_stopping_patience {
-            positive("training.early_stopping_patience", patience)?;
+            check_positive("training.early_stopping_patience", patience)?;
         }
         for (field, set) in [
             ("training.load_best_model_at_end", training.load_best_model_at_end),
@@ -384,7 +388,7 @@ impl JobSpec {
                 return fail(field, "needs evaluation rows: set data.eval".into());
             }
         }
-        positive("workers.min", self.workers.min as u64)?;
+        check_positive("workers.min", self.workers.min as u64)?;
         if self.workers.min > self.workers.max {
             return fail(
                 "workers.max",
@@ -412,18 +416,18 @@ enum Bounds {
     ExclusiveHigh,
 }
 
-fn positive(field: &str, value: u64) -> Result<(), FieldError> {
+fn check_positive(field: &str, value: u64) -> Result<(), FieldError> {
     if value == 0 { Err(FieldError::new(field, "is 0; it must be at least 1".into())) } else { Ok(()) }
 }
 
-fn at_most(field: &str, value: u64, most: u64) -> Result<(), FieldError> {
+fn check_at_most(field: &str, value: u64, most: u64) -> Result<(), FieldError> {
     if value > most {
         return Err(FieldError::new(field, format!("is {value}; at most {most} is possible")));
     }
     Ok(())
 }
 
-fn within(field: &str, value: f64, low: f64, high: f64, bounds: Bounds) -> Result<(), FieldError> {
+fn check_range(field: &str, value: f64, low: f64, high: f64, bounds: Bounds) -> Result<(), FieldError> {
     let (ok, words) = match bounds {
         Bounds::Inclusive => (value >= low && value <= high, format!("from {low} on")),
         Bounds::ExclusiveLow => (value > low && value <= high, format!("above {low}")),

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::{FieldError, JobSpec};
 
 /// Keys of other trainers and where their meaning lives here.
-const FOREIGN: &[(&str, &str)] = &[
+const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("per_device_train_batch_size", "training.micro_batch_size"),
     ("train_batch_size", "training.global_batch_size"),
     ("batch_size", "training.global_batch_size"),
@@ -72,16 +72,16 @@ pub(crate) fn check_known(keys: &[(String, bool)]) -> Result<(), FieldError> {
     let known = known_keys();
     for (key, _) in keys {
         if !known.iter().any(|(k, _)| k == key) {
-            return Err(FieldError::new(key, format!("is not a key of a job; {}", remedy(key, &known))));
+            return Err(FieldError::new(key, format!("is not a key of a job; {}", suggestion(key, &known))));
         }
     }
     Ok(())
 }
 
-fn remedy(key: &str, known: &[(String, bool)]) -> String {
+fn suggestion(key: &str, known: &[(String, bool)]) -> String {
     let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
     let name = last(key);
-    if let Some((_, ours)) = FOREIGN.iter().find(|(foreign, _)| *foreign == name) {
+    if let Some((_, ours)) = FOREIGN_KEYS.iter().find(|(foreign, _)| *foreign == name) {
         return format!("use {ours}");
     }
     if let Some((ours, _)) = known.iter().find(|(k, _)| last(k) == name) {

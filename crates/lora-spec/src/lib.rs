@@ -2,7 +2,6 @@
 //! `config.json` and safetensors headers say, and the arithmetic of a plan. No tensors, no network.
 
 mod adapter_spec;
-mod checkpoint;
 mod device;
 mod flops;
 mod init_lora_weights;
@@ -13,32 +12,37 @@ mod memory;
 mod model_config;
 mod model_spec;
 mod philox;
+mod safetensors_index;
 mod state;
 mod target_modules;
 mod units;
 
 pub use adapter_spec::{AdapterSpec, TargetModules};
-pub use checkpoint::{
-    Checkpoint, CheckpointError, FOUR_BIT_BLOCKS, FourBitState, FourBitType, StoredWeight, TensorEntry,
-};
-pub use device::{Device, DeviceError};
+pub use device::{DeviceSpec, ParseDeviceError};
 pub use flops::{attention_flops, row_flops};
 pub use init_lora_weights::InitLoraWeights;
 pub use job::{
-    ActivationCheckpointing, DataSpec, JobSpec, LongRows, Optim, Scheduler, TrainingSpec, WorkersSpec,
+    ActivationCheckpointing, DataSpec, JobSpec, LongRows, LrSchedulerType, Optim, TrainingSpec, WorkersSpec,
 };
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
 pub use memory::{
-    CPU_LOGITS, CPU_PANEL, EIGHT_BIT_BLOCK, EIGHT_BIT_ELEMENTS, GPU_LOGITS, GPU_PANEL_ALIGNMENT,
-    GPU_PANEL_BYTES, GPU_WORKSPACE, Held, INITIALIZED_AT_ONCE, Memory, MicroBatchShape, PAGED_WINDOW,
-    Training, chunk_rows, gpu_panel_rows,
+    CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS, EIGHT_BIT_BLOCK_SIZE, EIGHT_BIT_MIN_ELEMENTS,
+    GPU_LOGITS_PER_CHUNK, GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT, GPU_WORKSPACE_BYTES,
+    MAX_CONCURRENT_DECOMPOSITIONS, MemoryEstimate, MicroBatchShape, ModelFootprint, PAGED_WINDOW_ELEMENTS,
+    TrainingWorkload, chunk_rows, gpu_panel_rows,
 };
-pub use model_config::{Activation, Architecture, ConfigError, LinearModule, ModelConfig, Rope, RopeScaling};
-pub use model_spec::{BaseDtype, BaseForm, BaseFormat, Loftq, ModelSpec, Quantization, QuantizationType};
+pub use model_config::{
+    ActivationFunction, Architecture, LinearModule, ModelConfig, ModelConfigError, Rope, RopeScaling,
+};
+pub use model_spec::{BaseDtype, BaseFormat, BaseLayout, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;
+pub use safetensors_index::{
+    FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, SafetensorsError, SafetensorsIndex, StoredWeight,
+    TensorEntry,
+};
 pub use state::JobState;
-pub use units::bytes_text;
+pub use units::format_bytes;
 
 /// A field of a job and what is wrong with it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

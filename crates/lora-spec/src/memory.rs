@@ -4,57 +4,57 @@
 use serde::Serialize;
 
 use crate::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, Checkpoint, InitLoraWeights, LinearModule,
-    ModelConfig, Optim, Quantization, StoredWeight,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, InitLoraWeights, LinearModule, ModelConfig,
+    Optim, Quantization, SafetensorsIndex, StoredWeight,
 };
 
 /// f32 logits that the loss makes at a time on the CPU (48 MiB), at least a row.
-pub const CPU_LOGITS: usize = 12 << 20;
+pub const CPU_LOGITS_PER_CHUNK: usize = 12 << 20;
 
 /// The same on a GPU (256 MiB).
-pub const GPU_LOGITS: usize = 64 << 20;
+pub const GPU_LOGITS_PER_CHUNK: usize = 64 << 20;
 
 /// Elements of a weight that is not f32 that a product turns into f32 at a time on the CPU (4 MiB).
-pub const CPU_PANEL: usize = 1 << 20;
+pub const CPU_PANEL_ELEMENTS: usize = 1 << 20;
 
 /// Bytes of a quantized weight that a product dequantizes at a time on a GPU (256 MiB), or
-/// [`GPU_PANEL_ALIGNMENT`] rows where those take more. Every weight of a 7B or 8B model is then one
+/// [`GPU_PANEL_ROW_ALIGNMENT`] rows where those take more. Every weight of a 7B or 8B model is then one
 /// panel in bf16: one product a weight, and an input gradient that is rounded to bf16 once. The
 /// panel of Llama-3.1-8B takes 117 MB; the saved inputs of a row of 2048 tokens take 537 MB.
 pub const GPU_PANEL_BYTES: usize = 256 << 20;
 
 /// On a GPU, panels start at multiples of this many rows, so that the operands of a panel's product
 /// start at multiples of 16 bytes. cuBLAS has its fast kernels for such addresses only.
-pub const GPU_PANEL_ALIGNMENT: usize = 256;
+pub const GPU_PANEL_ROW_ALIGNMENT: usize = 256;
 
 /// Bytes of cuBLAS's workspace: what NVIDIA recommends for Hopper; equal everywhere, so that the choice of algorithms is.
-pub const GPU_WORKSPACE: usize = 32 << 20;
+pub const GPU_WORKSPACE_BYTES: usize = 32 << 20;
 
 /// Elements of a moment in 8 bits that share a maximum.
-pub const EIGHT_BIT_BLOCK: usize = 256;
+pub const EIGHT_BIT_BLOCK_SIZE: usize = 256;
 
 /// Elements that a tensor must have for moments in 8 bits; those of a smaller one are f32.
-pub const EIGHT_BIT_ELEMENTS: usize = 4096;
+pub const EIGHT_BIT_MIN_ELEMENTS: usize = 4096;
 
 /// Weights that adapters which start from them are computed from at a time.
-pub const INITIALIZED_AT_ONCE: usize = 4;
+pub const MAX_CONCURRENT_DECOMPOSITIONS: usize = 4;
 
 /// Bytes an element, as measured: of a weight that is widened to f32, while its singular values are computed, and what another
 /// round of LoftQ adds.
-const WIDENED_BYTES: u64 = 5;
-const SVD_BYTES: u64 = 23;
-const ROUND_BYTES: u64 = 4;
+const WIDENED_BYTES_PER_ELEMENT: u64 = 5;
+const SVD_BYTES_PER_ELEMENT: u64 = 23;
+const LOFTQ_ROUND_BYTES_PER_ELEMENT: u64 = 4;
 
 /// Elements of each paged moment that are on a GPU at a time, in two halves (32 MiB for both moments in f32, 8
 /// in 8 bits).
-pub const PAGED_WINDOW: usize = 1 << 22;
+pub const PAGED_WINDOW_ELEMENTS: usize = 1 << 22;
 
 /// The program itself, its threads, the matrix product's packed tiles and what the allocator keeps, as measured.
-const CPU_PROCESS: u64 = 36 << 20;
+const CPU_PROCESS_BYTES: u64 = 36 << 20;
 
 /// Peak memory of a worker, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct Memory {
+pub struct MemoryEstimate {
     /// The frozen base.
     pub base: u64,
     /// The trained parameters, f32 (on a GPU also in bf16; on a CPU also the best so far, where they are kept), and what is taken off
@@ -73,9 +73,9 @@ pub struct Memory {
     pub peak: u64,
 }
 
-impl Memory {
+impl MemoryEstimate {
     /// What is held while a step is computed.
-    pub fn of_a_step(&self) -> u64 {
+    pub fn step_bytes(&self) -> u64 {
         let Self { base, adapter, moments, gradients, activations, workspace, peak: _ } = self;
         base + adapter + moments + gradients + activations + workspace
     }
@@ -94,7 +94,7 @@ pub struct MicroBatchShape {
 
 /// What a worker trains, and how.
 #[derive(Debug, Clone, Copy)]
-pub struct Training<'a> {
+pub struct TrainingWorkload<'a> {
     /// Modules with an adapter.
     pub modules: &'a [LinearModule],
     /// The adapter.
@@ -109,7 +109,7 @@ pub struct Training<'a> {
     pub keeps_best: bool,
 }
 
-impl Training<'_> {
+impl TrainingWorkload<'_> {
     /// Elements of each trained matrix.
     fn matrices(&self) -> impl Iterator<Item = u64> {
         let r = self.adapter.r;
@@ -117,11 +117,11 @@ impl Training<'_> {
     }
 
     fn moment_bytes(&self, gpu: bool) -> u64 {
-        const BLOCK: u64 = EIGHT_BIT_BLOCK as u64;
+        const BLOCK: u64 = EIGHT_BIT_BLOCK_SIZE as u64;
         // Elements of one moment.
         let (mut full, mut codes, mut blocks) = (0, 0, 0);
         for elements in self.matrices() {
-            if self.optim.is_8bit() && elements >= EIGHT_BIT_ELEMENTS as u64 {
+            if self.optim.is_8bit() && elements >= EIGHT_BIT_MIN_ELEMENTS as u64 {
                 codes += elements;
                 blocks += elements.div_ceil(BLOCK);
             } else {
@@ -132,7 +132,7 @@ impl Training<'_> {
             return 2 * (4 * full + codes + 4 * blocks);
         }
         // Two halves of the window, or all where it is no more than one of them.
-        let half = PAGED_WINDOW as u64 / 2;
+        let half = PAGED_WINDOW_ELEMENTS as u64 / 2;
         let there = |n: u64, half: u64| if n <= half { n } else { 2 * half };
         if blocks > half / BLOCK {
             (blocks, codes) = (2 * (half / BLOCK), 2 * half);
@@ -144,51 +144,53 @@ impl Training<'_> {
 
 /// The model as a worker holds it.
 #[derive(Debug, Clone, Copy)]
-pub struct Held<'a> {
+pub struct ModelFootprint<'a> {
     /// Shapes.
     pub model: &'a ModelConfig,
     /// How the weights are stored; `None`: as f32.
-    pub checkpoint: Option<&'a Checkpoint>,
+    pub index: Option<&'a SafetensorsIndex>,
     /// How they are held.
     pub format: BaseFormat,
     /// On a GPU rather than a CPU.
     pub gpu: bool,
 }
 
-impl Held<'_> {
+impl ModelFootprint<'_> {
     /// Bytes of the base.
     pub fn base_bytes(&self) -> u64 {
         let modules = self.model.linear_modules();
         let weights: u64 = modules.iter().map(|module| self.weight_bytes(module)).sum();
-        let others = self.others(&modules).map(|(name, shape)| {
+        let others = self.non_linear_tensors(&modules).map(|(name, shape)| {
             let elements = shape.iter().product::<usize>() as u64;
-            elements * if shape.len() > 1 { self.width(&name) } else { 4 }
+            elements * if shape.len() > 1 { self.element_bytes(&name) } else { 4 }
         });
         weights + others.sum::<u64>()
     }
 
     /// Bytes of the largest tensor as it is stored and, where it is quantized, as f32: what reading takes beside the base.
-    fn reading_bytes(&self) -> u64 {
+    fn load_bytes(&self) -> u64 {
         let modules = self.model.linear_modules();
         let weights = modules.iter().map(|module| {
             let elements = (module.in_features * module.out_features) as u64;
             let quantized = self.format.quantization != Quantization::None;
-            elements * (self.stored_width(&format!("{}.weight", module.name)) + if quantized { 4 } else { 0 })
+            elements
+                * (self.stored_element_bytes(&format!("{}.weight", module.name))
+                    + if quantized { 4 } else { 0 })
         });
         let others = self
-            .others(&modules)
-            .map(|(name, shape)| shape.iter().product::<usize>() as u64 * self.stored_width(&name));
+            .non_linear_tensors(&modules)
+            .map(|(name, shape)| shape.iter().product::<usize>() as u64 * self.stored_element_bytes(&name));
         weights.chain(others).max().unwrap_or(0)
     }
 
     /// What computing an adapter from the base's weights takes, for as many of the largest as are decomposed at a time.
-    fn starting_bytes(&self, training: &Training) -> u64 {
+    fn init_bytes(&self, training: &TrainingWorkload) -> u64 {
         let AdapterSpec { init_lora_weights: init, loftq_iter: rounds, .. } = training.adapter;
         let decomposing = match init {
             InitLoraWeights::Default => return 0,
             InitLoraWeights::Olora | InitLoraWeights::PissaNiter(_) => 0,
-            InitLoraWeights::Loftq if *rounds > 1 => SVD_BYTES + ROUND_BYTES,
-            InitLoraWeights::Pissa | InitLoraWeights::Loftq => SVD_BYTES,
+            InitLoraWeights::Loftq if *rounds > 1 => SVD_BYTES_PER_ELEMENT + LOFTQ_ROUND_BYTES_PER_ELEMENT,
+            InitLoraWeights::Pissa | InitLoraWeights::Loftq => SVD_BYTES_PER_ELEMENT,
         };
         let mut sizes: Vec<u64> = training
             .modules
@@ -196,18 +198,18 @@ impl Held<'_> {
             .map(|module| {
                 let elements = (module.in_features * module.out_features) as u64;
                 let is_f32 = self.weight_bytes(module) == 4 * elements;
-                elements * (decomposing + if is_f32 { 0 } else { WIDENED_BYTES })
+                elements * (decomposing + if is_f32 { 0 } else { WIDENED_BYTES_PER_ELEMENT })
             })
             .collect();
         sizes.sort_unstable_by(|a, b| b.cmp(a));
-        sizes.iter().take(INITIALIZED_AT_ONCE).sum()
+        sizes.iter().take(MAX_CONCURRENT_DECOMPOSITIONS).sum()
     }
 
     /// Bytes of the largest panel that a product on a GPU dequantizes, in elements of `width` bytes;
     /// 0 if no weight is quantized.
     fn largest_panel_bytes(&self, width: usize) -> u64 {
         let is_quantized = |module: &LinearModule| {
-            let stored = self.checkpoint.and_then(|checkpoint| checkpoint.weight(module).ok());
+            let stored = self.index.and_then(|index| index.weight(module).ok());
             self.format.quantization != Quantization::None
                 || stored.is_some_and(|stored| stored != StoredWeight::Dense)
         };
@@ -220,7 +222,7 @@ impl Held<'_> {
     }
 
     /// The tensors that are no linear weights.
-    fn others(&self, modules: &[LinearModule]) -> impl Iterator<Item = (String, Vec<usize>)> {
+    fn non_linear_tensors(&self, modules: &[LinearModule]) -> impl Iterator<Item = (String, Vec<usize>)> {
         let weights: std::collections::HashSet<String> =
             modules.iter().map(|module| format!("{}.weight", module.name)).collect();
         self.model.tensors().into_iter().filter(move |(name, _)| !weights.contains(name))
@@ -229,7 +231,7 @@ impl Held<'_> {
     fn weight_bytes(&self, module: &LinearModule) -> u64 {
         let (rows, cols) = (module.out_features as u64, module.in_features as u64);
         let elements = rows * cols;
-        let stored = self.checkpoint.and_then(|checkpoint| checkpoint.weight(module).ok());
+        let stored = self.index.and_then(|index| index.weight(module).ok());
         match (stored, self.format.quantization) {
             (Some(StoredWeight::FourBit(state)), _) => {
                 four_bit_bytes(elements, state.block as u64, state.nested.map(|(block, _)| block as u64))
@@ -238,26 +240,26 @@ impl Held<'_> {
             (_, Quantization::Nf4 { double_quant }) => {
                 four_bit_bytes(elements, 64, double_quant.then_some(256))
             }
-            (_, Quantization::None) => elements * self.width(&format!("{}.weight", module.name)),
+            (_, Quantization::None) => elements * self.element_bytes(&format!("{}.weight", module.name)),
         }
     }
 
     /// Bytes of an element of a dense matrix.
-    fn width(&self, name: &str) -> u64 {
+    fn element_bytes(&self, name: &str) -> u64 {
         match self.format.dtype {
             BaseDtype::F32 => 4,
             BaseDtype::Bf16 => 2,
-            BaseDtype::Auto if self.stored(name) == "BF16" => 2,
+            BaseDtype::Auto if self.stored_dtype(name) == "BF16" => 2,
             BaseDtype::Auto => 4,
         }
     }
 
-    fn stored(&self, name: &str) -> &str {
-        self.checkpoint.and_then(|c| c.tensors.get(name)).map_or("F32", |entry| entry.dtype.as_str())
+    fn stored_dtype(&self, name: &str) -> &str {
+        self.index.and_then(|c| c.tensors.get(name)).map_or("F32", |entry| entry.dtype.as_str())
     }
 
-    fn stored_width(&self, name: &str) -> u64 {
-        match self.stored(name) {
+    fn stored_element_bytes(&self, name: &str) -> u64 {
+        match self.stored_dtype(name) {
             "F32" => 4,
             "U8" | "I8" => 1,
             _ => 2,
@@ -265,11 +267,11 @@ impl Held<'_> {
     }
 
     /// Peak of a worker that trains.
-    pub fn memory(&self, training: &Training) -> Memory {
+    pub fn memory(&self, training: &TrainingWorkload) -> MemoryEstimate {
         let parameters: u64 = training.matrices().sum();
         let base = self.base_bytes();
-        let half = self.gpu && self.width("model.embed_tokens.weight") == 2;
-        let copies = if training.adapter.init_lora_weights.is_taken_off() { 2 } else { 1 };
+        let half = self.gpu && self.element_bytes("model.embed_tokens.weight") == 2;
+        let copies = if training.adapter.init_lora_weights.subtracts_initial() { 2 } else { 1 };
         let best = if training.keeps_best { 4 * parameters } else { 0 };
         // What is kept beside a GPU's is on its host.
         let adapter = if self.gpu { 0 } else { best } + copies * parameters * if half { 6 } else { 4 };
@@ -278,8 +280,8 @@ impl Held<'_> {
         let width = if half { 2 } else { 4 };
         let activations = self.activation_bytes(training, width);
         let workspace = match self.gpu {
-            true => GPU_WORKSPACE as u64 + self.largest_panel_bytes(width as usize),
-            false => CPU_PROCESS + 4 * CPU_PANEL as u64,
+            true => GPU_WORKSPACE_BYTES as u64 + self.largest_panel_bytes(width as usize),
+            false => CPU_PROCESS_BYTES + 4 * CPU_PANEL_ELEMENTS as u64,
         };
         let moments = training.moment_bytes(self.gpu);
         let state = base + adapter + moments + gradients + workspace;
@@ -287,20 +289,20 @@ impl Held<'_> {
             // What is read and written for it is on its host.
             true => state + activations,
             false => {
-                let starting = self.starting_bytes(training) + (4 + 4 * copies) * parameters;
-                let reading = base + self.reading_bytes().max(starting) + workspace;
+                let starting = self.init_bytes(training) + (4 + 4 * copies) * parameters;
+                let reading = base + self.load_bytes().max(starting) + workspace;
                 // One file is made while the one before is still uploaded.
                 let saving = state + 2 * (4 * copies * parameters + moments + best);
                 (state + activations).max(reading).max(saving)
             }
         };
-        Memory { base, adapter, moments, gradients, activations, workspace, peak }
+        MemoryEstimate { base, adapter, moments, gradients, activations, workspace, peak }
     }
 
     /// `width`: bytes of an activation.
-    fn activation_bytes(&self, training: &Training, width: u64) -> u64 {
+    fn activation_bytes(&self, training: &TrainingWorkload, width: u64) -> u64 {
         let model = self.model;
-        let Training { modules, adapter, shape, checkpointing, .. } = *training;
+        let TrainingWorkload { modules, adapter, shape, checkpointing, .. } = *training;
         let tokens = (shape.rows * shape.positions) as u64;
         let (hidden, mlp) = (model.hidden_size as u64, model.intermediate_size as u64);
         let (heads, head_dim) = (model.num_attention_heads as u64, model.head_dim as u64);
@@ -320,7 +322,7 @@ impl Held<'_> {
                 ActivationCheckpointing::Block => 0,
             };
         let all_kept = (layers - lowest) * kept;
-        let budget = if self.gpu { GPU_LOGITS } else { CPU_LOGITS } as u64;
+        let budget = if self.gpu { GPU_LOGITS_PER_CHUNK } else { CPU_LOGITS_PER_CHUNK } as u64;
         let chunk = chunk_rows(tokens as usize, model.vocab_size, budget as usize) as u64;
         // A GPU has the logits' gradient beside them, in the activations' type.
         let logits = chunk * vocab * if self.gpu && width == 2 { 6 } else { 4 };
@@ -329,8 +331,8 @@ impl Held<'_> {
         // it.
         let transient = of((3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv))
             .max(of(hidden + q) + self.attention_backward_bytes(tokens, width));
-        let again = if checkpointing == ActivationCheckpointing::None { 0 } else { saved };
-        let backward = of(hidden) + again + transient;
+        let recomputed = if checkpointing == ActivationCheckpointing::None { 0 } else { saved };
+        let backward = of(hidden) + recomputed + transient;
         all_kept + loss.max(backward)
     }
 
@@ -360,14 +362,14 @@ pub fn chunk_rows(rows: usize, vocab: usize, budget: usize) -> usize {
 
 /// Rows of the panels in which a product on a GPU dequantizes a weight `[rows, cols]` to elements of
 /// `width` bytes; the last panel may have fewer. All rows if they fit [`GPU_PANEL_BYTES`], otherwise a
-/// multiple of [`GPU_PANEL_ALIGNMENT`] such that the panels are about equally high.
+/// multiple of [`GPU_PANEL_ROW_ALIGNMENT`] such that the panels are about equally high.
 pub fn gpu_panel_rows(rows: usize, cols: usize, width: usize) -> usize {
     let fitting = GPU_PANEL_BYTES / (cols * width).max(1);
     if rows <= fitting {
         return rows.max(1);
     }
-    let most = (fitting / GPU_PANEL_ALIGNMENT).max(1) * GPU_PANEL_ALIGNMENT;
-    rows.div_ceil(rows.div_ceil(most)).next_multiple_of(GPU_PANEL_ALIGNMENT).min(rows)
+    let most = (fitting / GPU_PANEL_ROW_ALIGNMENT).max(1) * GPU_PANEL_ROW_ALIGNMENT;
+    rows.div_ceil(rows.div_ceil(most)).next_multiple_of(GPU_PANEL_ROW_ALIGNMENT).min(rows)
 }
 
 /// Codes, the sixteen values, and the scales, which are quantized themselves where `nested` says in which blocks.

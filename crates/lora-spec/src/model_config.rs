@@ -15,7 +15,7 @@ pub struct ModelConfig {
     /// Width of the MLP.
     pub intermediate_size: usize,
     /// What the MLP does to its gate.
-    pub hidden_act: Activation,
+    pub hidden_act: ActivationFunction,
     /// Decoder blocks.
     pub num_hidden_layers: usize,
     /// Query heads.
@@ -41,7 +41,7 @@ pub struct ModelConfig {
     /// Positions the model was trained for.
     pub max_position_embeddings: usize,
     /// How many positions back, itself included, each block's tokens see; `None`: all.
-    pub windows: Vec<Option<usize>>,
+    pub sliding_windows: Vec<Option<usize>>,
 }
 
 /// Supported families.
@@ -58,7 +58,7 @@ const ARCHITECTURES: [(&str, Architecture); 2] =
 
 /// Activation of the MLP's gate, by Transformers' `hidden_act`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum Activation {
+pub enum ActivationFunction {
     /// `silu`: `x sigmoid(x)`.
     #[serde(rename = "silu")]
     Silu,
@@ -117,7 +117,7 @@ pub struct LinearModule {
 /// What is wrong with a `config.json`.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}", path = path.display())]
-pub struct ConfigError {
+pub struct ModelConfigError {
     /// The file.
     pub path: PathBuf,
     /// Field, what is wrong, what would be right.
@@ -126,11 +126,14 @@ pub struct ConfigError {
 
 impl ModelConfig {
     /// Reads `config.json` in the directory of a base model.
-    pub fn read(base: &Path) -> Result<Self, ConfigError> {
+    pub fn read(base: &Path) -> Result<Self, ModelConfigError> {
         let path = base.join("config.json");
-        let fail = |message: String| ConfigError { path: path.clone(), message };
+        let fail = |message: String| ModelConfigError { path: path.clone(), message };
         if !base.is_dir() {
-            return Err(ConfigError { path: base.to_owned(), message: "model.base is no directory".into() });
+            return Err(ModelConfigError {
+                path: base.to_owned(),
+                message: "model.base is no directory".into(),
+            });
         }
         let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
         Self::parse(&text).map_err(fail)
@@ -150,8 +153,8 @@ impl ModelConfig {
             }
         }
         let hidden_act = match fields.get("hidden_act") {
-            None => Activation::Silu,
-            Some(named) => Activation::deserialize(named).map_err(|_| {
+            None => ActivationFunction::Silu,
+            Some(named) => ActivationFunction::deserialize(named).map_err(|_| {
                 format!("hidden_act: {named} is not supported; supported: \"silu\", \"gelu_pytorch_tanh\"")
             })?,
         };
@@ -191,7 +194,7 @@ impl ModelConfig {
         let num_hidden_layers = fields.count("num_hidden_layers")?;
         Ok(Self {
             architecture,
-            windows: match architecture {
+            sliding_windows: match architecture {
                 Architecture::Llama => vec![None; num_hidden_layers],
                 Architecture::Qwen2 => qwen2_windows(&fields, num_hidden_layers)?,
             },
@@ -214,8 +217,8 @@ impl ModelConfig {
     }
 
     /// How many positions back, itself included, a token of block `layer` sees; `None`: all.
-    pub fn window(&self, layer: usize) -> Option<usize> {
-        self.windows.get(layer).copied().flatten()
+    pub fn sliding_window(&self, layer: usize) -> Option<usize> {
+        self.sliding_windows.get(layer).copied().flatten()
     }
 
     /// The linear modules of the decoder blocks, in the order of computation.

@@ -85,7 +85,7 @@ impl From<BaseDtype> for BaseFormat {
 
 /// What a base in memory is beside its files: bases of one form are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
-pub struct BaseForm {
+pub struct BaseLayout {
     /// Types of the weights.
     pub format: BaseFormat,
     /// Where weights are quantized again, for an adapter that starts with what that took off them.
@@ -93,7 +93,7 @@ pub struct BaseForm {
     pub loftq: Option<Loftq>,
 }
 
-impl<T: Into<BaseFormat>> From<T> for BaseForm {
+impl<T: Into<BaseFormat>> From<T> for BaseLayout {
     fn from(format: T) -> Self {
         Self { format: format.into(), loftq: None }
     }

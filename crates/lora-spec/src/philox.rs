@@ -59,7 +59,7 @@ mod tests {
 
     /// Known answers published with Random123.
     #[test]
-    fn known_answers() {
+    fn matches_the_published_test_vectors() {
         let zero = Philox { key: [0, 0] };
         assert_eq!(zero.words([0; 4]), [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]);
         let ones = Philox { key: [u32::MAX; 2] };

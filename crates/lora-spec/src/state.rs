@@ -72,7 +72,7 @@ impl JobState {
     }
 
     /// Whether `next` may follow this state.
-    pub fn may_become(self, next: Self) -> bool {
+    pub fn can_become(self, next: Self) -> bool {
         self.successors().contains(&next)
     }
 
@@ -87,7 +87,7 @@ impl JobState {
     }
 
     /// Whether nothing can follow.
-    pub fn is_final(self) -> bool {
+    pub fn is_terminal(self) -> bool {
         self.successors().is_empty()
     }
 
@@ -132,33 +132,33 @@ mod tests {
                 }
                 at += 1;
             }
-            assert!(seen.iter().any(|s| s.is_final()), "{state:?} never ends");
-            let reached = JobState::ALL.iter().any(|s| s.may_become(state));
+            assert!(seen.iter().any(|s| s.is_terminal()), "{state:?} never ends");
+            let reached = JobState::ALL.iter().any(|s| s.can_become(state));
             assert!(reached || state == JobState::Validating, "{state:?} is never reached");
         }
     }
 
     #[test]
-    fn every_state_that_workers_may_hold_a_job_in_can_be_paused_cancelled_and_failed() {
+    fn every_active_state_can_be_paused_cancelled_and_failed() {
         for state in JobState::ALL.into_iter().filter(|s| s.is_active()) {
             let leaving = matches!(state, JobState::Pausing | JobState::Cancelling);
-            assert!(leaving || state.may_become(JobState::Pausing), "{state:?}");
-            assert!(state == JobState::Cancelling || state.may_become(JobState::Cancelling), "{state:?}");
-            assert!(state == JobState::Cancelling || state.may_become(JobState::Failed), "{state:?}");
+            assert!(leaving || state.can_become(JobState::Pausing), "{state:?}");
+            assert!(state == JobState::Cancelling || state.can_become(JobState::Cancelling), "{state:?}");
+            assert!(state == JobState::Cancelling || state.can_become(JobState::Failed), "{state:?}");
         }
     }
 
     #[test]
-    fn cancel_is_final_and_only_its_own_way_leads_there() {
+    fn only_cancelling_leads_to_cancelled() {
         assert_eq!(JobState::Cancelling.successors(), [JobState::Cancelled]);
-        assert!(JobState::Cancelled.is_final() && JobState::Succeeded.is_final());
+        assert!(JobState::Cancelled.is_terminal() && JobState::Succeeded.is_terminal());
         for state in JobState::ALL.into_iter().filter(|s| s.is_active() && *s != JobState::Cancelling) {
-            assert!(!state.may_become(JobState::Cancelled), "{state:?} may hold memory of workers");
+            assert!(!state.can_become(JobState::Cancelled), "{state:?} may hold memory of workers");
         }
     }
 
     #[test]
-    fn names_are_those_of_serde() {
+    fn names_match_serde() {
         for state in JobState::ALL {
             assert_eq!(serde_json::to_value(state).unwrap(), state.name());
             assert_eq!(JobState::from_name(state.name()), Some(state));

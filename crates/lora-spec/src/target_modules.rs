@@ -18,28 +18,28 @@ impl TargetModules {
                 })?;
                 let chosen: Vec<_> = modules.iter().filter(|m| regex.is_match(&m.name)).cloned().collect();
                 if chosen.is_empty() {
-                    return Err(none_matches(pattern, &modules));
+                    return Err(no_match_error(pattern, &modules));
                 }
                 chosen
             }
             Self::Names(names) => {
                 for name in names {
-                    if !modules.iter().any(|m| named(&m.name, name)) {
-                        return Err(none_matches(name, &modules));
+                    if !modules.iter().any(|m| is_named(&m.name, name)) {
+                        return Err(no_match_error(name, &modules));
                     }
                 }
-                modules.into_iter().filter(|m| names.iter().any(|name| named(&m.name, name))).collect()
+                modules.into_iter().filter(|m| names.iter().any(|name| is_named(&m.name, name))).collect()
             }
         };
         Ok(chosen)
     }
 }
 
-fn named(module: &str, name: &str) -> bool {
+fn is_named(module: &str, name: &str) -> bool {
     module == name || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
 }
 
-fn none_matches(what: &str, modules: &[LinearModule]) -> FieldError {
+fn no_match_error(what: &str, modules: &[LinearModule]) -> FieldError {
     let mut names: Vec<&str> = Vec::new();
     for module in modules {
         let last = module.name.rsplit('.').next().unwrap_or_default();

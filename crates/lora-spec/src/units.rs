@@ -1,7 +1,7 @@
 //! Sizes as people read them.
 
 /// A size in the largest unit that it fills.
-pub fn bytes_text(n: u64) -> String {
+pub fn format_bytes(n: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     UNITS
         .iter()
@@ -16,7 +16,7 @@ mod tests {
     #[test]
     fn sizes_have_units() {
         assert_eq!(
-            [1023, 1536, 3 << 30].map(bytes_text),
+            [1023, 1536, 3 << 30].map(format_bytes),
             ["1023 B".to_owned(), "1.50 KiB".into(), "3.00 GiB".into()]
         );
     }

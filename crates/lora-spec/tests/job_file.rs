@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use lora_spec::{JobFile, LongRows, Optim, Scheduler, TargetModules};
+use lora_spec::{JobFile, LongRows, LrSchedulerType, Optim, TargetModules};
 
 const HEAD: &str = "name: dates\nmodel: {base: base}\ndata: {train: rows.jsonl}\n";
 
@@ -13,12 +13,12 @@ fn error(text: &str) -> String {
 }
 
 #[test]
-fn paths_count_from_the_job_file_and_the_rest_has_defaults() {
+fn paths_are_relative_to_the_job_file_and_missing_keys_have_defaults() {
     let text = format!("{HEAD}training:\n  lr_scheduler_type: constant_with_warmup\n  learning_rate: 1e-3\n");
     let job = JobFile::parse(&text, Path::new("/jobs/job.yaml")).unwrap().job;
     assert_eq!(job.model.base, Path::new("/jobs/base"));
     assert_eq!(job.data.train, Path::new("/jobs/rows.jsonl"));
-    assert_eq!(job.training.lr_scheduler_type, Scheduler::ConstantWithWarmup);
+    assert_eq!(job.training.lr_scheduler_type, LrSchedulerType::ConstantWithWarmup);
     assert_eq!(job.training.learning_rate, 1e-3);
     assert_eq!((job.adapter.r, job.adapter.lora_alpha, job.adapter.scaling()), (16, 32.0, 2.0));
     assert_eq!(job.adapter.target_modules, TargetModules::Pattern("all-linear".into()));
@@ -26,7 +26,7 @@ fn paths_count_from_the_job_file_and_the_rest_has_defaults() {
 }
 
 #[test]
-fn target_modules_are_a_text_or_a_list() {
+fn target_modules_are_a_string_or_a_list() {
     for (yaml, expected) in [
         ("'.*_proj'", TargetModules::Pattern(".*_proj".into())),
         ("[q_proj, v_proj]", TargetModules::Names(vec!["q_proj".into(), "v_proj".into()])),
@@ -53,7 +53,7 @@ fn optimizers_have_the_names_of_transformers() {
 }
 
 #[test]
-fn errors_name_file_line_field_and_remedy() {
+fn errors_name_file_line_field_and_the_fix() {
     let cases = [
         (
             "training:\n  learnig_rate: 1\n",
@@ -92,7 +92,7 @@ fn errors_name_file_line_field_and_remedy() {
 }
 
 #[test]
-fn what_is_missing_and_what_is_no_yaml_is_said() {
+fn missing_keys_and_invalid_yaml_are_reported() {
     assert!(error("name: x\nmodel: {base: b}\n").contains("data.train: is missing"));
     assert!(error("model: {base: b}\ndata: {train: t}\n").contains("name: "));
     assert!(error("").contains("/jobs/job.yaml:1: "));

@@ -1,8 +1,9 @@
 //! The arithmetic of a plan, against sums by hand.
 
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, GPU_PANEL_ALIGNMENT, GPU_PANEL_BYTES, Held,
-    InitLoraWeights, MicroBatchShape, ModelConfig, Optim, Quantization, Training, gpu_panel_rows,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT,
+    InitLoraWeights, MicroBatchShape, ModelConfig, ModelFootprint, Optim, Quantization, TrainingWorkload,
+    gpu_panel_rows,
 };
 
 /// Llama-3.1-8B: 32 blocks of 218,103,808 elements in 224 modules, embedding and head of 128256 x 4096 each, 65 norms.
@@ -15,11 +16,11 @@ const OTHERS: u64 = 2 * 2 * 128_256 * 4096 + 4 * 65 * 4096;
 fn base_bytes(quantization: Quantization) -> Result<u64, String> {
     let model = ModelConfig::parse(LLAMA)?;
     let format = BaseFormat { dtype: BaseDtype::Bf16, quantization };
-    Ok(Held { model: &model, checkpoint: None, format, gpu: true }.base_bytes())
+    Ok(ModelFootprint { model: &model, index: None, format, gpu: true }.base_bytes())
 }
 
 #[test]
-fn a_base_takes_its_codes_and_scales() -> Result<(), String> {
+fn quantized_base_bytes_are_codes_plus_scales() -> Result<(), String> {
     let weights = 32 * 218_103_808;
     // The sixteen values of each module's codes.
     let values = 224 * 64;
@@ -40,12 +41,12 @@ fn a_base_takes_its_codes_and_scales() -> Result<(), String> {
 
 /// QLoRA of rank 16 on all modules (41,943,040 parameters), a row of 2048 tokens at a time, blocks computed again, on a GPU.
 #[test]
-fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
+fn qlora_of_an_8b_model_fits_in_8_gb() -> Result<(), String> {
     let model = ModelConfig::parse(LLAMA)?;
     let format =
         BaseFormat { dtype: BaseDtype::Bf16, quantization: Quantization::Nf4 { double_quant: true } };
     let modules = model.linear_modules();
-    let training = Training {
+    let training = TrainingWorkload {
         modules: &modules,
         adapter: &AdapterSpec { r: 16, ..AdapterSpec::default() },
         shape: MicroBatchShape { rows: 1, positions: 2048, count: 2 },
@@ -53,8 +54,8 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
         optim: Optim::Adamw,
         keeps_best: false,
     };
-    let held = Held { model: &model, checkpoint: None, format, gpu: true };
-    let memory = held.memory(&training);
+    let footprint = ModelFootprint { model: &model, index: None, format, gpu: true };
+    let memory = footprint.memory(&training);
     let parameters = 41_943_040;
     // f32 and bf16; two moments; the sum and two levels of the tree over two micro-batches.
     assert_eq!(
@@ -73,7 +74,7 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
     assert!(memory.peak < 8_000_000_000, "{memory:?}");
 
     // In 8 bits each 256 elements have a scale of 4 bytes.
-    let eight_bit = held.memory(&Training { optim: Optim::Adamw8bit, ..training });
+    let eight_bit = footprint.memory(&TrainingWorkload { optim: Optim::Adamw8bit, ..training });
     assert_eq!(eight_bit.moments, 2 * (parameters + 4 * parameters / 256));
     // Of paged ones 4 M elements are on the GPU; in 8 bits three numbers say where each block lies.
     let window = 4 << 20;
@@ -81,19 +82,19 @@ fn qlora_of_8_billion_parameters_takes_less_than_8_gb() -> Result<(), String> {
         (Optim::PagedAdamw32bit, 8 * window),
         (Optim::PagedAdamw8bit, 2 * (window + 4 * window / 256) + 12 * window / 256),
     ] {
-        let paged = held.memory(&Training { optim, ..training });
+        let paged = footprint.memory(&TrainingWorkload { optim, ..training });
         assert_eq!(paged.moments, moments, "{optim:?}");
         assert_eq!(memory.peak - paged.peak, memory.moments - moments, "{optim:?}");
     }
     // Kept beside the inputs: attention's output, and a sum a head.
-    let attention =
-        held.memory(&Training { checkpointing: ActivationCheckpointing::BlockSaveAttention, ..training });
+    let attention = footprint
+        .memory(&TrainingWorkload { checkpointing: ActivationCheckpointing::BlockSaveAttention, ..training });
     assert_eq!(attention.activations - memory.activations, 32 * (2 * 2048 * 4096 + 4 * 2048 * 32));
     Ok(())
 }
 
 #[test]
-fn panels_are_whole_weights_or_aligned_parts_of_one() {
+fn panels_are_whole_weights_or_row_aligned_slices() {
     const BF16: usize = 2;
     const F32: usize = 4;
     for (weight, rows, cols, width, expected) in [
@@ -127,8 +128,8 @@ fn panels_are_whole_weights_or_aligned_parts_of_one() {
                 let height = gpu_panel_rows(rows, cols, width);
                 let what = format!("{rows} x {cols}, {width} bytes: {height}");
                 assert!((1..=rows).contains(&height), "{what}");
-                assert!(height == rows || height.is_multiple_of(GPU_PANEL_ALIGNMENT), "{what}");
-                let limit = GPU_PANEL_BYTES.max(GPU_PANEL_ALIGNMENT * cols * width);
+                assert!(height == rows || height.is_multiple_of(GPU_PANEL_ROW_ALIGNMENT), "{what}");
+                let limit = GPU_PANEL_BYTES.max(GPU_PANEL_ROW_ALIGNMENT * cols * width);
                 assert!(height * cols * width <= limit, "{what}");
                 assert!(height == rows || rows * cols * width > GPU_PANEL_BYTES, "{what}");
             }
@@ -142,12 +143,13 @@ fn the_workspace_holds_the_largest_panel() -> Result<(), String> {
     let model = ModelConfig::parse(include_str!("../../../benches/models/qwen2.5-7b.json"))?;
     let modules = &model.linear_modules()[..7];
     let workspace = |dtype, quantization, gpu| {
-        let held = Held { model: &model, checkpoint: None, format: BaseFormat { dtype, quantization }, gpu };
+        let footprint =
+            ModelFootprint { model: &model, index: None, format: BaseFormat { dtype, quantization }, gpu };
         let shape = MicroBatchShape { rows: 1, positions: 16, count: 1 };
         let (checkpointing, optim) = (ActivationCheckpointing::None, Optim::Adamw);
         let adapter = &AdapterSpec::default();
-        let training = Training { modules, adapter, shape, checkpointing, optim, keeps_best: false };
-        held.memory(&training).workspace
+        let training = TrainingWorkload { modules, adapter, shape, checkpointing, optim, keeps_best: false };
+        footprint.memory(&training).workspace
     };
     let nf4 = Quantization::Nf4 { double_quant: true };
     let cublas = 32 << 20;
@@ -160,15 +162,17 @@ fn the_workspace_holds_the_largest_panel() -> Result<(), String> {
 }
 
 #[test]
-fn paging_saves_what_is_above_the_window_and_on_gpus_alone() -> Result<(), String> {
+fn paging_reduces_gpu_memory_to_the_window() -> Result<(), String> {
     let model = ModelConfig::parse(LLAMA)?;
     let modules = &model.linear_modules()[..1];
     let moments = |gpu, r, optim| {
-        let held = Held { model: &model, checkpoint: None, format: BaseFormat::default(), gpu };
+        let footprint = ModelFootprint { model: &model, index: None, format: BaseFormat::default(), gpu };
         let shape = MicroBatchShape { rows: 1, positions: 64, count: 1 };
         let checkpointing = ActivationCheckpointing::None;
         let adapter = &AdapterSpec { r, ..AdapterSpec::default() };
-        held.memory(&Training { modules, adapter, shape, checkpointing, optim, keeps_best: false }).moments
+        footprint
+            .memory(&TrainingWorkload { modules, adapter, shape, checkpointing, optim, keeps_best: false })
+            .moments
     };
     let pairs = [(Optim::Adamw, Optim::PagedAdamw32bit), (Optim::Adamw8bit, Optim::PagedAdamw8bit)];
     for (plain, paged) in pairs {
@@ -185,7 +189,7 @@ fn paging_saves_what_is_above_the_window_and_on_gpus_alone() -> Result<(), Strin
 
 /// Heads of 128 features over a narrow MLP: the backward pass of attention takes the most memory.
 #[test]
-fn partial_gradients_of_shared_keys_are_counted_where_tensor_cores_make_them() -> Result<(), String> {
+fn tensor_core_partial_gradients_of_shared_keys_are_counted() -> Result<(), String> {
     const TOKENS: u64 = 4 * 256;
     let activations = |kv_heads: u64, dtype, gpu| -> Result<u64, String> {
         let model = ModelConfig::parse(&format!(
@@ -195,7 +199,7 @@ fn partial_gradients_of_shared_keys_are_counted_where_tensor_cores_make_them() -
         ))?;
         let modules = model.linear_modules();
         let format = BaseFormat { dtype, quantization: Quantization::None };
-        let training = Training {
+        let training = TrainingWorkload {
             modules: &modules,
             adapter: &AdapterSpec { r: 8, ..AdapterSpec::default() },
             shape: MicroBatchShape { rows: 4, positions: 256, count: 1 },
@@ -203,7 +207,7 @@ fn partial_gradients_of_shared_keys_are_counted_where_tensor_cores_make_them() -
             optim: Optim::Adamw,
             keeps_best: false,
         };
-        Ok(Held { model: &model, checkpoint: None, format, gpu }.memory(&training).activations)
+        Ok(ModelFootprint { model: &model, index: None, format, gpu }.memory(&training).activations)
     };
     // Elements a token: the block's input and what is kept of it (the middle, q, k and v,
     // attention's output, gate and up, seven inner products; a sum a head and two norms), and the
@@ -232,14 +236,14 @@ fn partial_gradients_of_shared_keys_are_counted_where_tensor_cores_make_them() -
 
 /// Rank 256 on a small base, a row of 16 tokens: what is saved weighs more than what is computed.
 #[test]
-fn two_checkpoint_files_may_be_the_peak() -> Result<(), String> {
+fn two_checkpoint_files_can_be_the_peak() -> Result<(), String> {
     let model = ModelConfig::parse(
         r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 1000}"#,
     )?;
     let format = BaseFormat { dtype: BaseDtype::F32, quantization: Quantization::None };
     let modules = model.linear_modules();
-    let training = Training {
+    let training = TrainingWorkload {
         modules: &modules,
         adapter: &AdapterSpec { r: 256, ..AdapterSpec::default() },
         shape: MicroBatchShape { rows: 1, positions: 16, count: 1 },
@@ -247,8 +251,9 @@ fn two_checkpoint_files_may_be_the_peak() -> Result<(), String> {
         optim: Optim::Adamw,
         keeps_best: false,
     };
-    let of =
-        |training: &Training, gpu| Held { model: &model, checkpoint: None, format, gpu }.memory(training);
+    let of = |training: &TrainingWorkload, gpu| {
+        ModelFootprint { model: &model, index: None, format, gpu }.memory(training)
+    };
     // In each of two blocks q, k, v and o of 64 x 64, and gate, up and down of 64 x 128.
     let parameters = 256 * 2 * (4 * (64 + 64) + 3 * (64 + 128));
     let memory = of(&training, false);
@@ -262,28 +267,28 @@ fn two_checkpoint_files_may_be_the_peak() -> Result<(), String> {
     assert!(memory.peak > state + memory.activations);
 
     // The best adapter is kept, and goes into the files.
-    let best = of(&Training { keeps_best: true, ..training }, false);
+    let best = of(&TrainingWorkload { keeps_best: true, ..training }, false);
     assert_eq!(best.adapter, 8 * parameters);
     assert_eq!(best.peak, state + 4 * parameters + 2 * (4 + 8 + 4) * parameters);
 
     // Of moments in 8 bits the files are smaller: all matrices have 256 x 64 elements or more.
-    let eight_bit = of(&Training { optim: Optim::Adamw8bit, ..training }, false);
+    let eight_bit = of(&TrainingWorkload { optim: Optim::Adamw8bit, ..training }, false);
     let moments = 2 * (parameters + 4 * parameters / 256);
     assert_eq!(eight_bit.moments, moments);
     assert_eq!(eight_bit.peak, state - 8 * parameters + moments + 2 * (4 * parameters + moments));
 
     // A longer row, and it is the activations; on a GPU it always is.
     let long = MicroBatchShape { rows: 4, positions: 2048, count: 1 };
-    let long = of(&Training { shape: long, ..training }, false);
+    let long = of(&TrainingWorkload { shape: long, ..training }, false);
     assert_eq!(long.peak, state + long.activations);
-    let gpu = of(&Training { keeps_best: true, ..training }, true);
-    assert_eq!((gpu.adapter, gpu.peak), (4 * parameters, gpu.of_a_step()));
+    let gpu = of(&TrainingWorkload { keeps_best: true, ..training }, true);
+    assert_eq!((gpu.adapter, gpu.peak), (4 * parameters, gpu.step_bytes()));
     Ok(())
 }
 
 /// Two blocks of seven weights, the largest of 2048 x 4096 elements; rank 1, so that the adapter weighs little.
 #[test]
-fn an_adapter_that_starts_from_the_base_may_need_most_while_it_does() -> Result<(), String> {
+fn initialization_from_the_base_can_be_the_peak() -> Result<(), String> {
     let model = ModelConfig::parse(
         r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 2048, "intermediate_size": 4096,
         "num_hidden_layers": 2, "num_attention_heads": 16, "num_key_value_heads": 16, "vocab_size": 512,
@@ -293,7 +298,7 @@ fn an_adapter_that_starts_from_the_base_may_need_most_while_it_does() -> Result<
     let of = |init_lora_weights, loftq_iter, quantization| {
         let format = BaseFormat { dtype: BaseDtype::F32, quantization };
         let adapter = AdapterSpec { r: 1, init_lora_weights, loftq_iter, ..AdapterSpec::default() };
-        Held { model: &model, checkpoint: None, format, gpu: false }.memory(&Training {
+        ModelFootprint { model: &model, index: None, format, gpu: false }.memory(&TrainingWorkload {
             modules: &modules,
             adapter: &adapter,
             shape: MicroBatchShape { rows: 1, positions: 16, count: 1 },
@@ -311,7 +316,7 @@ fn an_adapter_that_starts_from_the_base_may_need_most_while_it_does() -> Result<
     assert_eq!(pissa.adapter, 2 * plain.adapter, "what is taken off weighs as much");
     assert_eq!(pissa.peak, pissa.base + pissa.workspace + 23 * largest + 12 * parameters);
     let olora = of(InitLoraWeights::Olora, 1, Quantization::None);
-    assert_eq!(olora.of_a_step(), pissa.of_a_step());
+    assert_eq!(olora.step_bytes(), pissa.step_bytes());
     assert!(olora.peak < pissa.peak / 2);
     for (rounds, bytes) in [(1, 23), (2, 27), (5, 27)] {
         let loftq = of(InitLoraWeights::Loftq, rounds, nf4);

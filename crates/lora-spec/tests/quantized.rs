@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lora_spec::{
-    BaseFormat, Checkpoint, FourBitType, JobSpec, ModelConfig, ModelSpec, Quantization, QuantizationType,
-    StoredWeight,
+    BaseFormat, FourBitType, JobSpec, ModelConfig, ModelSpec, Quantization, QuantizationType,
+    SafetensorsIndex, StoredWeight,
 };
 use serde_json::{Map, Value, json};
 
@@ -34,16 +34,16 @@ fn refused(model: &str, change: impl FnOnce(&mut Map<String, Value>, &mut Vec<u8
     let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
     fs::write(dir.path().join("model.safetensors"), file).unwrap();
     let config = ModelConfig::read(&golden(model)).unwrap();
-    Checkpoint::open(dir.path()).and_then(|c| c.check(&config)).unwrap_err().message
+    SafetensorsIndex::open(dir.path()).and_then(|c| c.check(&config)).unwrap_err().message
 }
 
 #[test]
-fn every_form_of_a_weight_is_recognized() {
+fn every_weight_format_is_recognized() {
     let weight = |model: &str| {
         let config = ModelConfig::read(&golden(model)).unwrap();
-        let checkpoint = Checkpoint::open(&golden(model)).unwrap();
-        checkpoint.check(&config).unwrap();
-        checkpoint.weight(&config.linear_modules()[8]).unwrap()
+        let index = SafetensorsIndex::open(&golden(model)).unwrap();
+        index.check(&config).unwrap();
+        index.weight(&config.linear_modules()[8]).unwrap()
     };
     assert_eq!(weight("llama-gqa"), StoredWeight::Dense);
     assert_eq!(weight("llama-int8"), StoredWeight::Int8);
@@ -54,7 +54,7 @@ fn every_form_of_a_weight_is_recognized() {
 }
 
 #[test]
-fn metadata_that_is_missing_or_wrong_is_named() {
+fn missing_or_invalid_quantization_metadata_is_named() {
     let state = format!("{WEIGHT}.quant_state.bitsandbytes__nf4");
     let without = |name: &str| refused("llama-nf4", |header, _| drop(header.remove(name).unwrap()));
     let expected = format!("tensor {WEIGHT} is U8, but {state} is missing");
@@ -101,11 +101,14 @@ fn metadata_that_is_missing_or_wrong_is_named() {
 }
 
 #[test]
-fn a_base_is_not_quantized_twice() {
+fn a_quantized_base_cannot_be_quantized_again() {
     let check = |model: &str, quantization| {
         let config = ModelConfig::read(&golden(model)).unwrap();
         let format = BaseFormat { quantization, ..BaseFormat::default() };
-        Checkpoint::open(&golden(model)).unwrap().check_format(&config, format).map_err(|e| e.to_string())
+        SafetensorsIndex::open(&golden(model))
+            .unwrap()
+            .check_format(&config, format)
+            .map_err(|e| e.to_string())
     };
     let nf4 = Quantization::Nf4 { double_quant: false };
     for (model, quantization) in [
@@ -127,7 +130,7 @@ fn a_base_is_not_quantized_twice() {
 }
 
 #[test]
-fn double_quantization_is_of_nf4() {
+fn double_quantization_requires_nf4() {
     let job = |quantization| JobSpec {
         name: "job".into(),
         model: ModelSpec {

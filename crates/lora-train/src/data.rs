@@ -45,7 +45,7 @@ impl RunData {
         let needs = Needs::new(job, base, &self.train).map_err(|error| match error {
             PlanError::Field(error) => error.into(),
             PlanError::Config(error) => ModelError::from(error).into(),
-            PlanError::Checkpoint(error) => ModelError::from(error).into(),
+            PlanError::Safetensors(error) => ModelError::from(error).into(),
             PlanError::Data(error) => TrainError::from(error),
         })?;
         Ok(needs.too_large(limit, gpu))

@@ -48,7 +48,7 @@ pub type ComputeDevice = candle_core::Device;
 ///
 /// # Errors
 /// A GPU that is not there or cannot be used, or a build without CUDA.
-pub fn open_device(device: lora_spec::Device) -> Result<ComputeDevice, TrainError> {
+pub fn open_device(device: lora_spec::DeviceSpec) -> Result<ComputeDevice, TrainError> {
     Ok(lora_ops::device::open(device)?)
 }
 

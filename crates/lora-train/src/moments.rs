@@ -8,7 +8,7 @@ use lora_ops::adamw::{self, AdamW};
 use lora_ops::paged::{Home, Pinned};
 use lora_ops::transfer::{to_device, zeros};
 use lora_ops::{Result, adamw_8bit};
-use lora_spec::{Optim, PAGED_WINDOW};
+use lora_spec::{Optim, PAGED_WINDOW_ELEMENTS};
 
 /// Names of the f32 moments, as torch has them.
 const NAMES: [&str; 2] = ["exp_avg", "exp_avg_sq"];
@@ -103,7 +103,7 @@ impl Moments {
 }
 
 fn home(optim: Optim, device: &Device) -> Home<'_> {
-    Home { device, window: optim.is_paged().then_some(PAGED_WINDOW) }
+    Home { device, window: optim.is_paged().then_some(PAGED_WINDOW_ELEMENTS) }
 }
 
 /// Where each matrix lies in the flat parameters.

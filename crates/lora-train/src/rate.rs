@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use lora_model::{Adapter, Base, Batch, Gradients, Pass, forward_backward};
 use lora_spec::{
-    AdapterSpec, BaseFormat, Held, InitLoraWeights, JobSpec, MicroBatchShape, ModelConfig, Philox, Training,
-    row_flops,
+    AdapterSpec, BaseFormat, InitLoraWeights, JobSpec, MicroBatchShape, ModelConfig, ModelFootprint, Philox,
+    TrainingWorkload, row_flops,
 };
 
 use crate::{ComputeDevice, TrainError};
@@ -25,7 +25,7 @@ pub fn rate_memory(
 ) -> Result<u64, TrainError> {
     let model = shortened(config, BLOCKS);
     let modules = job.adapter.target_modules.resolve(&model)?;
-    let training = Training {
+    let training = TrainingWorkload {
         modules: &modules,
         // Nothing is decomposed.
         adapter: &AdapterSpec { init_lora_weights: InitLoraWeights::Default, ..job.adapter.clone() },
@@ -34,7 +34,7 @@ pub fn rate_memory(
         optim: job.training.optim,
         keeps_best: false,
     };
-    Ok(Held { model: &model, checkpoint: None, format, gpu: false }.memory(&training).peak)
+    Ok(ModelFootprint { model: &model, index: None, format, gpu: false }.memory(&training).peak)
 }
 
 /// Floating-point operations of `job` that this process does in a second on the CPU, counted as [`row_flops`] does. A block's
@@ -64,7 +64,7 @@ fn seconds(
 ) -> Result<f64, TrainError> {
     let config = shortened(config, blocks);
     let mut adapter = Adapter::new(&config, &job.adapter, 0)?;
-    if job.adapter.init_lora_weights.is_taken_off() {
+    if job.adapter.init_lora_weights.subtracts_initial() {
         adapter = adapter.taken_off_itself()?;
     }
     let base = Base::random(config, format, 0, &ComputeDevice::Cpu)?;

@@ -1,6 +1,6 @@
 //! Learning rates, as Transformers' `get_scheduler` computes them.
 
-use lora_spec::{Scheduler, TrainingSpec};
+use lora_spec::{LrSchedulerType, TrainingSpec};
 
 /// Learning rate of `step` (from 0) of `total` steps.
 pub fn learning_rate(training: &TrainingSpec, step: u64, total: u64) -> f64 {
@@ -8,11 +8,11 @@ pub fn learning_rate(training: &TrainingSpec, step: u64, total: u64) -> f64 {
     let (step, total) = (step as f64, total as f64);
     let warming_up = step < warmup;
     let multiplier = match training.lr_scheduler_type {
-        Scheduler::Constant => 1.0,
+        LrSchedulerType::Constant => 1.0,
         _ if warming_up => step / warmup.max(1.0),
-        Scheduler::ConstantWithWarmup => 1.0,
-        Scheduler::Linear => ((total - step) / (total - warmup).max(1.0)).max(0.0),
-        Scheduler::Cosine => {
+        LrSchedulerType::ConstantWithWarmup => 1.0,
+        LrSchedulerType::Linear => ((total - step) / (total - warmup).max(1.0)).max(0.0),
+        LrSchedulerType::Cosine => {
             let progress = (step - warmup) / (total - warmup).max(1.0);
             (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0)
         }

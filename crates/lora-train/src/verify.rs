@@ -75,7 +75,7 @@ pub fn verify(dir: &Path, places: &Places, steps: u64) -> Result<Verification, T
             return Err(wrong(format!("the base was {url}; fetch it, and say in which directory it is")));
         }
     };
-    let base = Arc::new(Base::load(base, job.base_form(), &device)?);
+    let base = Arc::new(Base::load(base, job.base_layout(), &device)?);
     let mut run = Run::prepare(job, &inputs(places, &receipt), base, &Cancel::new())?;
     let inputs = [
         ("model.base", run.engine.base().sha256(), receipt.base_sha256.as_str()),

@@ -11,7 +11,7 @@ use lora_collective::tree::partition;
 use lora_model::{Adapter, Base, Batch, Pass, PeftAdapter};
 use lora_ops::adamw::AdamW;
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseForm, BaseFormat, InitLoraWeights, JobSpec,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec,
     ModelSpec, Optim, Quantization, QuantizationType, TrainingSpec,
 };
 use lora_train::{Engine, Peers, Share, learning_rate};
@@ -56,7 +56,7 @@ fn fractions_of_warm_up_are_those_of_transformers() {
         let total = case["max_steps"].as_u64().unwrap();
         let training = TrainingSpec {
             learning_rate: 1.0,
-            lr_scheduler_type: lora_spec::Scheduler::ConstantWithWarmup,
+            lr_scheduler_type: lora_spec::LrSchedulerType::ConstantWithWarmup,
             warmup_steps: number(&case["warmup_steps"]),
             ..TrainingSpec::default()
         };
@@ -66,7 +66,7 @@ fn fractions_of_warm_up_are_those_of_transformers() {
 }
 
 /// Trains as PEFT did: `start` gives the adapter over the base.
-fn curve(name: &str, form: impl Into<BaseForm>, start: impl Fn(&Base) -> Adapter) {
+fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Adapter) {
     let dir = golden().join("curve").join(name);
     let curve = json(&format!("curve/{name}/curve.json"));
     let settings = &curve["settings"];
@@ -78,7 +78,7 @@ fn curve(name: &str, form: impl Into<BaseForm>, start: impl Fn(&Base) -> Adapter
     };
     let total = settings["max_steps"].as_u64().unwrap();
     let model = golden().join("models").join(curve["model"].as_str().unwrap());
-    let base = Arc::new(Base::load(&model, form, &Device::Cpu).unwrap());
+    let base = Arc::new(Base::load(&model, layout, &Device::Cpu).unwrap());
     let adapter = start(&base);
     let mut engine = Engine::new(base, adapter, Optim::Adamw).unwrap();
     let batches: HashMap<String, Tensor> =
@@ -139,7 +139,7 @@ fn stored(name: &str) -> impl Fn(&Base) -> Adapter {
 #[test]
 fn ten_steps_follow_the_loss_of_transformers_and_peft() {
     for name in ["llama-gqa", "qwen2"] {
-        curve(name, BaseForm::default(), stored(name));
+        curve(name, BaseLayout::default(), stored(name));
     }
 }
 
@@ -171,6 +171,6 @@ fn ten_steps_from_the_base_s_weights_follow_those_of_peft() {
             },
             ..JobSpec::default()
         };
-        curve(name, job.base_form(), |base| Adapter::start(base, &job.adapter, 1).unwrap());
+        curve(name, job.base_layout(), |base| Adapter::start(base, &job.adapter, 1).unwrap());
     }
 }

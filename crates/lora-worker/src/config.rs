@@ -7,7 +7,7 @@ use std::time::Duration;
 use lora_collective::device::Collective;
 use lora_daemon::http::HttpConfig;
 use lora_daemon::log::LogConfig;
-use lora_spec::{Device, FieldError};
+use lora_spec::{DeviceSpec, FieldError};
 use serde::{Deserialize, Serialize};
 use tonic::transport::Uri;
 
@@ -27,7 +27,7 @@ pub struct Config {
     /// Directory of the files that are fetched for jobs; made if it is missing.
     pub cache_dir: PathBuf,
     /// Where it computes.
-    pub device: Device,
+    pub device: DeviceSpec,
     /// What carries the gradients between workers on GPUs.
     pub collective: Collective,
     /// Threads that compute; 0: as many as there are processors.
@@ -76,7 +76,7 @@ impl Default for Config {
             name: String::new(),
             coordinator: "http://127.0.0.1:7400".into(),
             cache_dir: "/var/cache/loractl".into(),
-            device: Device::Auto,
+            device: DeviceSpec::Auto,
             collective: Collective::Auto,
             threads: 0,
             memory: 0,

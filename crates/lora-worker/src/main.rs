@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 use lora_daemon::program::Flags;
 use lora_daemon::shutdown::Signals;
-use lora_spec::Device;
+use lora_spec::DeviceSpec;
 use lora_worker::{Config, WorkerError, end_with_stdin, run};
 
 /// loractl tells by the last word whether GPUs can be computed on.
@@ -32,7 +32,7 @@ struct Cli {
     flags: Flags,
     /// Where it computes: auto, cpu or cuda:N [default: the setting `device`]
     #[arg(long, value_name = "DEVICE")]
-    device: Option<Device>,
+    device: Option<DeviceSpec>,
     /// End at once when stdin does.
     #[arg(long, hide = true)]
     end_with_stdin: bool,

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use lora_collective::device::Collective;
 use lora_collective::{Cancel, Group, GroupSpec, PeerListener};
-use lora_spec::Device;
+use lora_spec::DeviceSpec;
 use lora_train::{ComputeDevice, DeviceReading, TrainError, all_reduce_reading, device_reading, open_device};
 use serde::{Deserialize, Serialize};
 
@@ -81,7 +81,7 @@ fn joined<T: ToString>(items: &[T], separator: &str) -> String {
 ///
 /// # Errors
 /// It cannot be opened or does not compute.
-pub fn read(device: Device) -> Result<Reading, ProbeError> {
+pub fn read(device: DeviceSpec) -> Result<Reading, ProbeError> {
     let device = open_device(device)?;
     // First: the rates take memory.
     let gpu = gpu_facts(&device)?;
@@ -118,12 +118,12 @@ pub fn gpus() -> usize {
 
 /// Device of rank `rank` in an all-reduce. `auto`: the machine's `gpus` in turn, or the CPU if
 /// there are none. `cuda:N`: the GPU of rank 0; the next ranks take the next ones.
-pub fn device_of_rank(device: Device, gpus: usize, rank: usize) -> Device {
+pub fn device_of_rank(device: DeviceSpec, gpus: usize, rank: usize) -> DeviceSpec {
     match device {
-        Device::Auto if gpus == 0 => Device::Cpu,
-        Device::Auto => Device::Cuda(rank % gpus),
-        Device::Cuda(first) => Device::Cuda(first + rank),
-        Device::Cpu => Device::Cpu,
+        DeviceSpec::Auto if gpus == 0 => DeviceSpec::Cpu,
+        DeviceSpec::Auto => DeviceSpec::Cuda(rank % gpus),
+        DeviceSpec::Cuda(first) => DeviceSpec::Cuda(first + rank),
+        DeviceSpec::Cpu => DeviceSpec::Cpu,
     }
 }
 
@@ -134,7 +134,7 @@ pub fn device_of_rank(device: Device, gpus: usize, rank: usize) -> Device {
 /// The device, the group, or the pipes.
 pub fn take_part(
     rank: usize,
-    device: Device,
+    device: DeviceSpec,
     collective: Collective,
     limit: Duration,
 ) -> Result<(), ProbeError> {
@@ -172,11 +172,11 @@ mod tests {
     #[test]
     fn automatic_ranks_take_the_gpus_in_turn() {
         let devices = |device, gpus| [0, 1, 2].map(|rank| device_of_rank(device, gpus, rank).to_string());
-        assert_eq!(devices(Device::Auto, 0), ["cpu"; 3]);
-        assert_eq!(devices(Device::Auto, 1), ["cuda:0"; 3]);
-        assert_eq!(devices(Device::Auto, 2), ["cuda:0", "cuda:1", "cuda:0"]);
-        assert_eq!(devices(Device::Auto, 4), ["cuda:0", "cuda:1", "cuda:2"]);
-        assert_eq!(devices(Device::Cuda(1), 0), ["cuda:1", "cuda:2", "cuda:3"]);
-        assert_eq!(devices(Device::Cpu, 0), ["cpu"; 3]);
+        assert_eq!(devices(DeviceSpec::Auto, 0), ["cpu"; 3]);
+        assert_eq!(devices(DeviceSpec::Auto, 1), ["cuda:0"; 3]);
+        assert_eq!(devices(DeviceSpec::Auto, 2), ["cuda:0", "cuda:1", "cuda:0"]);
+        assert_eq!(devices(DeviceSpec::Auto, 4), ["cuda:0", "cuda:1", "cuda:2"]);
+        assert_eq!(devices(DeviceSpec::Cuda(1), 0), ["cuda:1", "cuda:2", "cuda:3"]);
+        assert_eq!(devices(DeviceSpec::Cpu, 0), ["cpu"; 3]);
     }
 }

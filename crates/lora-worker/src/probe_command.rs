@@ -6,7 +6,7 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use lora_collective::device::{Collective, nccl_log_variable, shared_gpu_variables};
-use lora_spec::Device;
+use lora_spec::DeviceSpec;
 use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, gpus, read, take_part};
 
 /// Take short readings of a device and tell them as JSON.
@@ -14,8 +14,8 @@ use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, gpus, read, tak
 pub(crate) struct Args {
     /// The device. In an all-reduce, auto takes the machine's GPUs in turn, which ranks may share,
     /// and cuda:N is the GPU of rank 0.
-    #[arg(long, value_name = "DEVICE", default_value_t = Device::Auto)]
-    device: Device,
+    #[arg(long, value_name = "DEVICE", default_value_t = DeviceSpec::Auto)]
+    device: DeviceSpec,
     /// Only all-reduce a vector, among this many processes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=64))]
     all_reduce: Option<u16>,
@@ -53,7 +53,7 @@ fn probe(args: &Args) -> Result<(), ProbeError> {
         (Some(ranks), None) => {
             let executable = std::env::current_exe()?;
             // Only the ranks start the driver, within the limit, unless the devices depend on it.
-            let gpus = if args.device == Device::Auto { gpus() } else { 0 };
+            let gpus = if args.device == DeviceSpec::Auto { gpus() } else { 0 };
             let process = |rank| process(&executable, args, gpus, ranks, rank);
             serde_json::to_string(&all_reduce(ranks.into(), limit, process)?)
         }
@@ -75,7 +75,7 @@ fn process(executable: &Path, args: &Args, gpus: usize, ranks: u16, rank: usize)
         &args.timeout.to_string(),
     ]);
     let is_set = |name: &str| std::env::var_os(name).is_some();
-    let shares_gpu = args.device == Device::Auto && (1..usize::from(ranks)).contains(&gpus);
+    let shares_gpu = args.device == DeviceSpec::Auto && (1..usize::from(ranks)).contains(&gpus);
     if shares_gpu && args.collective == Collective::Nccl {
         command.envs(shared_gpu_variables(rank, is_set));
     }

@@ -7,7 +7,7 @@ use indicatif::ProgressBar;
 use lora_data::Tokenizer;
 use lora_proto::DigestBuilder;
 use lora_proto::v1::{self, base};
-use lora_spec::{Checkpoint, FieldError, JobFile};
+use lora_spec::{FieldError, JobFile, SafetensorsIndex};
 
 use crate::output::bytes;
 
@@ -143,7 +143,7 @@ impl Inputs {
 
 /// What a worker needs of a base: names in the store, and files.
 fn base_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let checkpoint = Checkpoint::open(dir)?;
+    let checkpoint = SafetensorsIndex::open(dir)?;
     // The index names them; another name would break it.
     if let Some(path) = checkpoint.files.iter().find(|path| !path.ends_with(store_name(path))) {
         bail!("{}: a name of letters, digits, '-', '_' and '.' is needed for an upload", path.display());

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 pub(crate) use event::{EventView, Item, event_text};
 pub(crate) use job::{JobView, failure_text, job_grid, job_table};
-pub(crate) use lora_spec::bytes_text as bytes;
+pub(crate) use lora_spec::format_bytes as bytes;
 pub(crate) use table::Table;
 pub(crate) use units::{count, duration, parse_bytes, stamp};
 pub(crate) use worker::{WorkerView, worker_grid};

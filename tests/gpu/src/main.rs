@@ -25,7 +25,7 @@ mod steps;
 pub(crate) struct Args {
     /// The GPU
     #[arg(long, default_value = "cuda:0")]
-    device: lora_spec::Device,
+    device: lora_spec::DeviceSpec,
     /// Only checks, or with --bench operations, whose name contains this
     #[arg(long, default_value = "")]
     only: String,

@@ -56,7 +56,7 @@ fn prepare(job: &JobSpec, base: &Arc<Base>) -> Result<Run> {
 }
 
 fn base(job: &JobSpec, device: &Device) -> Result<Arc<Base>> {
-    Ok(Arc::new(Base::load(&job.model.base, job.base_form(), device)?))
+    Ok(Arc::new(Base::load(&job.model.base, job.base_layout(), device)?))
 }
 
 fn finish(run: &mut Run) -> Result<Vec<lora_train::StepRecord>> {

@@ -4,7 +4,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
 
 use clap::{Parser, ValueEnum};
-use lora_spec::{ActivationCheckpointing, BaseDtype, BaseFormat, Device, Quantization};
+use lora_spec::{ActivationCheckpointing, BaseDtype, BaseFormat, DeviceSpec, Quantization};
 
 /// Time training steps of the engine.
 #[derive(Debug, Parser)]
@@ -15,7 +15,7 @@ pub(crate) struct Args {
     pub(crate) model: String,
     /// Where to compute: cpu or cuda:N
     #[arg(long, default_value = "cpu")]
-    pub(crate) device: Device,
+    pub(crate) device: DeviceSpec,
     /// Type of the base
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub(crate) dtype: Dtype,

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use anyhow::Error;
 use lora_model::Base;
 use lora_ops::ceilings::Ceilings;
-use lora_spec::{AdapterSpec, Held, Memory, MicroBatchShape, Optim, Training, row_flops};
+use lora_spec::{
+    AdapterSpec, MemoryEstimate, MicroBatchShape, ModelFootprint, Optim, TrainingWorkload, row_flops,
+};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Case, Dtype, name};
@@ -80,7 +82,7 @@ impl Report<'_> {
             "peak_memory_bytes": measured.peak_memory_bytes,
             "peak_reserved_memory_bytes": measured.peak_reserved_memory_bytes,
             "planned_memory": numbers.planned,
-            "planned_memory_bytes": numbers.planned.of_a_step(),
+            "planned_memory_bytes": numbers.planned.step_bytes(),
             "flops_per_token": numbers.flops_per_token,
             "peak_tflops": numbers.peak_tflops,
             "mfu": numbers.mfu,
@@ -123,7 +125,7 @@ impl Report<'_> {
         if let Some(bytes) = measured.peak_reserved_memory_bytes {
             println!("peak reserved       {:.3} GB", bytes as f64 / 1e9);
         }
-        println!("planned             {:.3} GB", numbers.planned.of_a_step() as f64 / 1e9);
+        println!("planned             {:.3} GB", numbers.planned.step_bytes() as f64 / 1e9);
         println!("loss                {:.4}", measured.loss);
         if let Some(profile) = self.host_profile {
             println!("\n{}", profile.table(args.steps.get()));
@@ -139,13 +141,13 @@ impl Report<'_> {
     fn numbers(&self, case: Case, measured: &Measurement) -> Numbers {
         let config = &self.base.config;
         let (rows, positions) = (case.rows.get() as usize, case.positions.get() as usize);
-        let held = Held {
+        let footprint = ModelFootprint {
             model: config,
-            checkpoint: None,
+            index: None,
             format: self.args.format(),
             gpu: !self.base.device().is_cpu(),
         };
-        let planned = held.memory(&Training {
+        let planned = footprint.memory(&TrainingWorkload {
             modules: &config.linear_modules(),
             adapter: &AdapterSpec::default(),
             shape: MicroBatchShape { rows, positions, count: 1 },
@@ -174,5 +176,5 @@ struct Numbers {
     flops_per_token: f64,
     peak_tflops: Option<f64>,
     mfu: Option<f64>,
-    planned: Memory,
+    planned: MemoryEstimate,
 }

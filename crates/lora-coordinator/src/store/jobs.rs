@@ -164,7 +164,7 @@ async fn save(
     if job.state.is_at_rest() && job.state != JobState::Succeeded {
         drop_results(&mut db, sequence).await?;
     }
-    if job.state.is_final() {
+    if job.state.is_terminal() {
         drop_checkpoints(&mut db, sequence).await?;
     }
     db.commit().await

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use lora_spec::{
-    ActivationCheckpointing, Checkpoint, FieldError, Held, JobSpec, Memory, MicroBatchShape, ModelConfig,
-    QuantizationType, StoredWeight, Training, bytes_text,
+    ActivationCheckpointing, FieldError, JobSpec, MemoryEstimate, MicroBatchShape, ModelConfig,
+    ModelFootprint, QuantizationType, SafetensorsIndex, StoredWeight, TrainingWorkload, format_bytes,
 };
 use serde::{Deserialize, Serialize};
 
@@ -16,9 +16,9 @@ use crate::batch::PAD_TO;
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct PlanMemory {
     /// Of a worker on a CPU.
-    pub cpu: Memory,
+    pub cpu: MemoryEstimate,
     /// Of a GPU's memory, CUDA's own not counted.
-    pub gpu: Memory,
+    pub gpu: MemoryEstimate,
 }
 
 /// What each of the fewest workers needs with the job's settings, and with others: enough to say of any worker whether it can have
@@ -50,9 +50,9 @@ impl Needs {
     /// What a worker needs of `job` over the base in the directory `base`, with these training rows. Reads no weights.
     pub fn new(job: &JobSpec, base: &Path, train: &Dataset) -> Result<Self, PlanError> {
         let model = ModelConfig::read(base)?;
-        let checkpoint = Checkpoint::open(base)?;
-        job.adapter.check_base(&model, &checkpoint)?;
-        Ok(Shapes { model, checkpoint, longest: train.report.longest, rows: train.rows.len() }.needs(job)?)
+        let index = SafetensorsIndex::open(base)?;
+        job.adapter.check_base(&model, &index)?;
+        Ok(Shapes { model, index, longest: train.report.longest, rows: train.rows.len() }.needs(job)?)
     }
 
     /// Bytes that a worker needs, of a GPU or (`gpu` false) of its machine.
@@ -74,17 +74,17 @@ impl Needs {
         remedies.truncate(3);
         let settings = remedies.iter().map(|remedy| {
             let settings = remedy.settings.iter().map(|(key, value)| format!("{key}: {value}"));
-            format!("{} ({})", settings.collect::<Vec<_>>().join(" and "), bytes_text(remedy.peak))
+            format!("{} ({})", settings.collect::<Vec<_>>().join(" and "), format_bytes(remedy.peak))
         });
         let would = match remedies.is_empty() {
             true => format!(
                 "no activation_checkpointing, micro_batch_size or quantization would make it fit, the base alone takes {}",
-                bytes_text(*base)
+                format_bytes(*base)
             ),
             false => format!("it would fit with {}", settings.collect::<Vec<_>>().join(", or with ")),
         };
         let of = if gpu { "of a GPU's memory" } else { "of memory" };
-        let (peak, limit) = (bytes_text(*peak), bytes_text(limit));
+        let (peak, limit) = (format_bytes(*peak), format_bytes(limit));
         Some(format!("a worker needs {peak} {of}, more than {limit}; {would}"))
     }
 
@@ -96,7 +96,7 @@ impl Needs {
 /// What memory depends on beside the job's settings.
 pub(super) struct Shapes {
     pub(super) model: ModelConfig,
-    pub(super) checkpoint: Checkpoint,
+    pub(super) index: SafetensorsIndex,
     /// Tokens of the longest training row.
     pub(super) longest: usize,
     /// Training rows.
@@ -120,13 +120,13 @@ impl Shapes {
         }
     }
 
-    fn of(&self, job: &JobSpec, gpu: bool) -> Result<Memory, FieldError> {
+    fn of(&self, job: &JobSpec, gpu: bool) -> Result<MemoryEstimate, FieldError> {
         let training = &job.training;
-        let held =
-            Held { model: &self.model, checkpoint: Some(&self.checkpoint), format: job.model.format(), gpu };
+        let footprint =
+            ModelFootprint { model: &self.model, index: Some(&self.index), format: job.model.format(), gpu };
         let shape = self.shape(job);
         let modules = job.adapter.target_modules.resolve(&self.model)?;
-        Ok(held.memory(&Training {
+        Ok(footprint.memory(&TrainingWorkload {
             modules: &modules,
             adapter: &job.adapter,
             shape,
@@ -169,13 +169,13 @@ impl Shapes {
             }
             ways.push(way);
         }
-        let Memory { peak, base, .. } = self.of(job, gpu)?;
+        let MemoryEstimate { peak, base, .. } = self.of(job, gpu)?;
         Ok(Need { peak, base, ways })
     }
 
     fn is_dense(&self) -> bool {
         let modules = self.model.linear_modules();
-        modules.iter().all(|module| matches!(self.checkpoint.weight(module), Ok(StoredWeight::Dense)))
+        modules.iter().all(|module| matches!(self.index.weight(module), Ok(StoredWeight::Dense)))
     }
 }
 

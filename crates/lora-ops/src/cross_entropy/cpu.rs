@@ -1,5 +1,5 @@
 use candle_core::{Device, Result, Tensor};
-use lora_spec::{CPU_LOGITS, chunk_rows};
+use lora_spec::{CPU_LOGITS_PER_CHUNK, chunk_rows};
 use rayon::prelude::*;
 
 use super::Targets;
@@ -22,7 +22,7 @@ pub(super) fn forward_backward(
     let vocab = weight.dims2()?.0;
     let weight = Panels::of(weight)?;
     let all: Vec<Target> = targets.iter().collect();
-    let chunk_rows = chunk_rows(all.len(), vocab, CPU_LOGITS);
+    let chunk_rows = chunk_rows(all.len(), vocab, CPU_LOGITS_PER_CHUNK);
     let mut logits = vec![0.0; chunk_rows * vocab];
     let mut row_losses = Vec::with_capacity(all.len());
     let mut chunk = |x: &[f32], targets: &[Target], dx: Option<&mut [f32]>| -> Result<()> {

@@ -1,5 +1,5 @@
 use candle_core::{DType, Result, Tensor};
-use lora_spec::{GPU_LOGITS, chunk_rows};
+use lora_spec::{GPU_LOGITS_PER_CHUNK, chunk_rows};
 
 use super::Targets;
 use crate::cuda::{Arg, Gpu, suffix};
@@ -19,7 +19,7 @@ pub(super) fn forward_backward(
     let (tokens, features) = x.dims2()?;
     let (vocab, dtype) = (weight.dims2()?.0, x.dtype());
     let rows = targets.rows.len();
-    let chunk_rows = chunk_rows(rows, vocab, GPU_LOGITS);
+    let chunk_rows = chunk_rows(rows, vocab, GPU_LOGITS_PER_CHUNK);
     let row_losses = gpu.empty(rows, DType::F64)?;
     // A chunk's rows of `x`, then of its gradient.
     let some = gpu.empty((chunk_rows, features), dtype)?;

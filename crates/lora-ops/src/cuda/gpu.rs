@@ -8,7 +8,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 use candle_core::cuda_backend::cudarc::{cublas, driver};
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
 use candle_core::{CudaDevice, DType, Device, Result, Storage, Tensor};
-use lora_spec::GPU_WORKSPACE;
+use lora_spec::GPU_WORKSPACE_BYTES;
 
 use super::environment;
 use super::functions::Functions;
@@ -126,12 +126,12 @@ impl Gpu {
         context.bind_to_thread().map_err(wrong("the GPU"))?;
         let functions = Functions::load(&context).map_err(wrong("the kernels cannot be loaded"))?;
         let (free, _) = context.mem_get_info().map_err(wrong("the GPU's memory"))?;
-        let workspace = stream.alloc_zeros::<u8>(GPU_WORKSPACE).map_err(wrong("the workspace"))?;
+        let workspace = stream.alloc_zeros::<u8>(GPU_WORKSPACE_BYTES).map_err(wrong("the workspace"))?;
         let handle = *device.cublas_handle().handle();
         let (address, _) = workspace.device_ptr(&stream);
         // SAFETY: the workspace lives as long as the handle's only user, this struct.
         let set = unsafe {
-            cublas::sys::cublasSetWorkspace_v2(handle, address as *mut _, GPU_WORKSPACE)
+            cublas::sys::cublasSetWorkspace_v2(handle, address as *mut _, GPU_WORKSPACE_BYTES)
                 .result()
                 .and_then(|()| cublas::sys::cublasSetMathMode(handle, super::blas::math_mode()).result())
         };

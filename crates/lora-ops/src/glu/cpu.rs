@@ -1,16 +1,16 @@
 //! Gated activations on the CPU. Both are `g sigmoid(a(g))` of an inner function `a`.
 
 use candle_core::{Device, Result, Tensor};
-use lora_spec::Activation;
+use lora_spec::ActivationFunction;
 use rayon::prelude::*;
 
 use crate::cpu::{GRAIN, filled, read_f32};
 use crate::simd::{sigmoid, vectorize};
 
-pub(super) fn forward(gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+pub(super) fn forward(gate: &Tensor, up: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
     match activation {
-        Activation::Silu => forward_with(gate, up, silu),
-        Activation::GeluTanh => forward_with(gate, up, gelu_tanh),
+        ActivationFunction::Silu => forward_with(gate, up, silu),
+        ActivationFunction::GeluTanh => forward_with(gate, up, gelu_tanh),
     }
 }
 
@@ -19,11 +19,11 @@ pub(super) fn backward(
     gate: &Tensor,
     up: &Tensor,
     dy: &Tensor,
-    activation: Activation,
+    activation: ActivationFunction,
 ) -> Result<(Tensor, Tensor)> {
     match activation {
-        Activation::Silu => backward_with(gate, up, dy, silu),
-        Activation::GeluTanh => backward_with(gate, up, dy, gelu_tanh),
+        ActivationFunction::Silu => backward_with(gate, up, dy, silu),
+        ActivationFunction::GeluTanh => backward_with(gate, up, dy, gelu_tanh),
     }
 }
 

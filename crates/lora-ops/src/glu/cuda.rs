@@ -1,13 +1,18 @@
 //! Gated activations on a GPU.
 
 use candle_core::{Result, Tensor};
-use lora_spec::Activation;
+use lora_spec::ActivationFunction;
 
 use crate::cuda::{Arg, Gpu, runs, suffix};
 
 const THREADS: u32 = 256;
 
-pub(super) fn forward(gpu: &Gpu, gate: &Tensor, up: &Tensor, activation: Activation) -> Result<Tensor> {
+pub(super) fn forward(
+    gpu: &Gpu,
+    gate: &Tensor,
+    up: &Tensor,
+    activation: ActivationFunction,
+) -> Result<Tensor> {
     let dtype = gate.dtype();
     let y = gpu.empty(gate.shape(), dtype)?;
     launch(gpu, "forward", activation, &[&y, gate, up])?;
@@ -20,7 +25,7 @@ pub(super) fn backward(
     gate: &Tensor,
     up: &Tensor,
     dy: &Tensor,
-    activation: Activation,
+    activation: ActivationFunction,
 ) -> Result<(Tensor, Tensor)> {
     let dtype = gate.dtype();
     let (dgate, dup) = (gpu.empty(gate.shape(), dtype)?, gpu.empty(gate.shape(), dtype)?);
@@ -29,11 +34,11 @@ pub(super) fn backward(
 }
 
 /// A thread for each run of the tensors, which are equally long.
-fn launch(gpu: &Gpu, direction: &str, activation: Activation, tensors: &[&Tensor]) -> Result<()> {
+fn launch(gpu: &Gpu, direction: &str, activation: ActivationFunction, tensors: &[&Tensor]) -> Result<()> {
     let (dtype, elements) = (tensors[0].dtype(), tensors[0].elem_count());
     let activation = match activation {
-        Activation::Silu => "silu",
-        Activation::GeluTanh => "gelu_tanh",
+        ActivationFunction::Silu => "silu",
+        ActivationFunction::GeluTanh => "gelu_tanh",
     };
     let kernel = format!("glu_{direction}_{activation}_{}", suffix(dtype)?);
     let mut args = tensors.iter().map(|tensor| gpu.arg(tensor, dtype)).collect::<Result<Vec<Arg>>>()?;

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
-use lora_spec::CPU_PANEL;
+use lora_spec::CPU_PANEL_ELEMENTS;
 use rayon::prelude::*;
 
 use super::{FrozenLinear, Weight};
@@ -103,7 +103,7 @@ impl<'a> Panels<'a> {
 
     /// Panels that `fill(first row, elements)` makes.
     fn widened(&self, mut f: impl FnMut(usize, usize, &[f32]), fill: impl Fn(usize, &mut [f32])) {
-        let height = (CPU_PANEL / self.cols.max(1)).clamp(1, self.rows.max(1));
+        let height = (CPU_PANEL_ELEMENTS / self.cols.max(1)).clamp(1, self.rows.max(1));
         let mut scratch = vec![0.0; height * self.cols];
         for first in (0..self.rows).step_by(height) {
             let rows = height.min(self.rows - first);

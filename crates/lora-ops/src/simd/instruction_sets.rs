@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use candle_core::{DType, Device, Result, Tensor};
-use lora_spec::{Activation, Philox, Rope, RopeScaling};
+use lora_spec::{ActivationFunction, Philox, Rope, RopeScaling};
 use pulp::Arch;
 use pulp::x86::{V3, V4};
 
@@ -59,7 +59,7 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
     all.push(("RMSNorm", y));
     all.push(("RMSNorm again", rms_norm::again(&saved, &x, &weight)?));
     all.push(("RMSNorm, backward", rms_norm::backward(&saved, &x, &weight, &dy, Some(&up))?));
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in [ActivationFunction::Silu, ActivationFunction::GeluTanh] {
         let (dgate, dup) = glu::backward(&x, &up, &dy, activation)?;
         all.extend([("GLU", glu::forward(&x, &up, activation)?), ("dgate", dgate), ("dup", dup)]);
     }

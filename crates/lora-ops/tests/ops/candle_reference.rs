@@ -6,7 +6,7 @@ use candle_nn::rotary_emb;
 use lora_ops::attention::{self, Shape};
 use lora_ops::rope::RopeTable;
 use lora_ops::{glu, rms_norm};
-use lora_spec::{Activation, Rope, RopeScaling};
+use lora_spec::{ActivationFunction, Rope, RopeScaling};
 
 use crate::common::{assert_close, matrix, vector, wide};
 
@@ -21,10 +21,10 @@ fn rms_norm_equals_candles() {
 fn gated_activations_equal_candles() {
     let (gate, up) = (matrix((9, 48), 1), matrix((9, 48), 2));
     let expected = (silu(&gate).unwrap() * &up).unwrap();
-    let y = glu::forward(&gate, &up, Activation::Silu).unwrap();
+    let y = glu::forward(&gate, &up, ActivationFunction::Silu).unwrap();
     assert_close("activation", &y, &wide(&expected), 1e-6);
     let expected = (gate.gelu().unwrap() * &up).unwrap();
-    let y = glu::forward(&gate, &up, Activation::GeluTanh).unwrap();
+    let y = glu::forward(&gate, &up, ActivationFunction::GeluTanh).unwrap();
     assert_close("activation", &y, &wide(&expected), 1e-6);
 }
 

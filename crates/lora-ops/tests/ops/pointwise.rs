@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use lora_ops::rope::RopeTable;
 use lora_ops::{embedding, glu, rms_norm};
-use lora_spec::{Activation, Rope, RopeScaling};
+use lora_spec::{ActivationFunction, Rope, RopeScaling};
 
 use crate::common::{assert_close, assert_gradient, dot, error, ids, matrix, sigmoid, tensor, vector, wide};
 
@@ -49,10 +49,10 @@ fn rms_norm_takes_a_residual_and_its_gradient_along() {
 }
 
 /// As Transformers names them: `silu` and torch's `gelu(approximate="tanh")`.
-fn activated(activation: Activation, g: f64) -> f64 {
+fn activated(activation: ActivationFunction, g: f64) -> f64 {
     match activation {
-        Activation::Silu => g * sigmoid(g),
-        Activation::GeluTanh => {
+        ActivationFunction::Silu => g * sigmoid(g),
+        ActivationFunction::GeluTanh => {
             0.5 * g * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (g + 0.044715 * g.powi(3))).tanh())
         }
     }
@@ -64,7 +64,7 @@ fn gated_activations_and_their_gradients_follow_the_definition() {
     let (gate, up) = (matrix(shape, 1).affine(6.0, 0.0).unwrap(), matrix(shape, 2));
     let dy = matrix(shape, 3);
     let upstream = wide(&dy);
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in [ActivationFunction::Silu, ActivationFunction::GeluTanh] {
         let reference = |inputs: &[Vec<f64>]| -> Vec<f64> {
             inputs[0].iter().zip(&inputs[1]).map(|(g, u)| activated(activation, *g) * u).collect()
         };
@@ -98,9 +98,9 @@ fn gelu_equals_torchs() {
             assert!((got - expected).abs() < 2e-6, "{got} is not {expected}");
         }
     };
-    let y = glu::forward(&gate, &ones, Activation::GeluTanh).unwrap();
+    let y = glu::forward(&gate, &ones, ActivationFunction::GeluTanh).unwrap();
     close(&y, torch.map(|(_, y, _)| y));
-    let (dgate, dup) = glu::backward(&gate, &ones, &ones, Activation::GeluTanh).unwrap();
+    let (dgate, dup) = glu::backward(&gate, &ones, &ones, ActivationFunction::GeluTanh).unwrap();
     close(&dgate, torch.map(|(.., slope)| slope));
     assert_eq!(wide(&dup), wide(&y));
 }
@@ -109,7 +109,7 @@ fn gelu_equals_torchs() {
 fn gated_activations_of_extreme_gates_are_finite() {
     let gate = tensor(&[-1e38, -200.0, -90.0, 90.0, 200.0, 1e38], (1, 6));
     let ones = tensor(&[1.0; 6], (1, 6));
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in [ActivationFunction::Silu, ActivationFunction::GeluTanh] {
         let y = wide(&glu::forward(&gate, &ones, activation).unwrap());
         assert!(y[..3].iter().all(|y| y.abs() < 1e-6), "{activation:?}: {y:?}");
         assert_eq!(y[3..], [90.0, 200.0, f64::from(1e38_f32)]);

@@ -9,7 +9,7 @@ use lora_ops::linear::FrozenLinear;
 use lora_ops::lora::{self, LoraPair};
 use lora_ops::reduce::sum_of_squares;
 use lora_ops::{Result, glu, rms_norm};
-use lora_spec::Activation;
+use lora_spec::ActivationFunction;
 
 use crate::common::{matrix, places, vector, wide};
 
@@ -82,9 +82,9 @@ fn pointwise_operations_have_the_same_bits_with_any_number_of_threads() {
     assert_same_bits("pointwise", || {
         let (y, saved) = rms_norm::forward(&x, &w, 1e-5)?;
         let dx = rms_norm::backward(&saved, &x, &w, &dy, Some(&x))?;
-        let (dgate, dup) = glu::backward(&x, &y, &dy, Activation::Silu)?;
+        let (dgate, dup) = glu::backward(&x, &y, &dy, ActivationFunction::Silu)?;
         let norm = Tensor::new(&[sum_of_squares(&vector(70_000, 4))?], x.device())?;
-        Ok(vec![glu::forward(&x, &y, Activation::GeluTanh)?, y, dx, dgate, dup, norm])
+        Ok(vec![glu::forward(&x, &y, ActivationFunction::GeluTanh)?, y, dx, dgate, dup, norm])
     });
 }
 

@@ -10,7 +10,7 @@ use lora_ops::lora::{self, LoraPair};
 use lora_ops::pointwise::round_into;
 use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, Result, add_assign, embedding, glu, read_f32, rms_norm, update_f32};
-use lora_spec::{Activation, Rope, RopeScaling};
+use lora_spec::{ActivationFunction, Rope, RopeScaling};
 
 use crate::common::{ids, matrix, places, vector};
 
@@ -45,8 +45,8 @@ fn norms_activations_and_sums() {
     );
     let none = Tensor::zeros((4, 0), DType::F32, &Device::Cpu).unwrap();
     assert_error("norm of nothing", rms_norm::forward(&none, &vector(0, 1), 1e-5).map(|_| ()), "0 features");
-    assert_error("activation", glu::forward(&x, &dy, Activation::Silu), "[3, 6]");
-    assert_error("activation's gradient", glu::backward(&x, &x, &dy, Activation::Silu), "[3, 6]");
+    assert_error("activation", glu::forward(&x, &dy, ActivationFunction::Silu), "[3, 6]");
+    assert_error("activation's gradient", glu::backward(&x, &x, &dy, ActivationFunction::Silu), "[3, 6]");
     assert_error("sum", add_assign(&x, &dy), "[3, 6]");
     assert_error("copy", round_into(&x, &dy), "[3, 6]");
     assert_error("copy", round_into(&x.to_dtype(DType::F64).unwrap(), &x), "F64");
@@ -60,7 +60,7 @@ fn tensors_that_are_not_contiguous_f32() {
     let double = x.to_dtype(DType::F64).unwrap();
     assert!(read_f32(&double, |_| ()).is_err());
     assert_error("f64", update_f32(&double, |_| ()), "f32");
-    assert!(glu::forward(&double, &double, Activation::Silu).is_err());
+    assert!(glu::forward(&double, &double, ActivationFunction::Silu).is_err());
     assert!(add_assign(&x, &double).is_err());
 }
 

@@ -39,7 +39,7 @@ impl Fixture {
     }
 
     pub(crate) fn base(&self) -> Arc<Base> {
-        Arc::new(Base::load(&self.job.model.base, self.job.base_form(), &Device::Cpu).unwrap())
+        Arc::new(Base::load(&self.job.model.base, self.job.base_layout(), &Device::Cpu).unwrap())
     }
 
     pub(crate) fn run(&self) -> Run {

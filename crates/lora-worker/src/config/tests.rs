@@ -55,7 +55,7 @@ fn a_worker_is_named_after_its_host_or_as_it_is_told() {
 fn devices_and_collectives_are_words() {
     let set = |text: &str| load_from(None, std::iter::empty(), &[text.to_owned()], Config::check);
     let config: Config = set("device=cuda:1").unwrap();
-    assert_eq!(config.device, Device::Cuda(1));
+    assert_eq!(config.device, DeviceSpec::Cuda(1));
     let config: Config = set("collective=tcp").unwrap();
     assert_eq!(config.collective, Collective::Tcp);
     let error = set("device=gpu").unwrap_err().to_string();

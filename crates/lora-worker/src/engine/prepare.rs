@@ -111,13 +111,13 @@ impl EngineThread {
     /// The base in `dir`: the one in memory if it is the same, else read now, after the other has been let go.
     fn load_base(&mut self, spec: &JobSpec, dir: &Path) -> Result<Arc<Base>, Stop> {
         let started = Instant::now();
-        let key = BaseKey::of(dir, spec.base_form()).map_err(TrainError::from)?;
+        let key = BaseKey::of(dir, spec.base_layout()).map_err(TrainError::from)?;
         let known = self.base.take().filter(|(cached, _)| *cached == key);
         let cached = known.is_some();
         let base = match known {
             Some((_, base)) => base,
             None => {
-                Arc::new(Base::load(dir, spec.base_form(), &self.engine.device).map_err(TrainError::from)?)
+                Arc::new(Base::load(dir, spec.base_layout(), &self.engine.device).map_err(TrainError::from)?)
             }
         };
         self.base = Some((key, Arc::clone(&base)));

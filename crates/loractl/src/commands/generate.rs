@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use lora_data::{Message, Tokenizer};
 use lora_model::{Base, Generator, PeftAdapter, Sampling};
-use lora_spec::BaseForm;
+use lora_spec::BaseLayout;
 
 use crate::output::line;
 use crate::receipt;
@@ -55,7 +55,7 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
     let tokenizer = Tokenizer::load(&args.base)?;
-    let base = Base::load(&args.base, args.form()?, &lora_train::ComputeDevice::Cpu)?;
+    let base = Base::load(&args.base, args.base_layout()?, &lora_train::ComputeDevice::Cpu)?;
     let adapter = args.adapter.as_ref().map(|dir| PeftAdapter::read(dir)?.over(&base.config)).transpose()?;
     let prompt = if args.chat {
         let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
@@ -77,9 +77,9 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
 
 impl Args {
     /// How the adapter's base was held in training.
-    fn form(&self) -> Result<BaseForm> {
+    fn base_layout(&self) -> Result<BaseLayout> {
         let receipt = self.adapter.as_deref().map(receipt::read).transpose()?.flatten();
-        Ok(receipt.map_or_else(BaseForm::default, |receipt| receipt.job.base_form()))
+        Ok(receipt.map_or_else(BaseLayout::default, |receipt| receipt.job.base_layout()))
     }
 
     fn sampling(&self) -> Result<Sampling> {

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use lora_data::{Dataset, MicroBatchRows, Tokenizer, collate};
 use lora_model::{Adapter, Base, Batch, Onto, PeftAdapter, logits};
-use lora_spec::{BaseDtype, BaseForm, LongRows, ModelConfig, Quantization};
+use lora_spec::{BaseDtype, BaseLayout, LongRows, ModelConfig, Quantization};
 use lora_train::{ComputeDevice, Receipt};
 use serde::Serialize;
 
@@ -88,7 +88,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         bail!("--out: {} is there already; name a new directory", args.out.display());
     }
     let receipt = receipt::read(&args.adapter)?;
-    let trained_form = receipt.as_ref().map_or_else(BaseForm::default, |it| it.job.base_form());
+    let trained_form = receipt.as_ref().map_or_else(BaseLayout::default, |it| it.job.base_layout());
     let is_quantized = trained_form.format.quantization != Quantization::None;
     if args.onto == Some(OntoArg::Dequantized) && !is_quantized {
         bail!("--onto dequantized: the adapter was not trained over a base that its job quantized");

@@ -8,7 +8,8 @@ use lora_collective::tree::all_reduce_bytes;
 use lora_data::{DataReport, Plan, PlanData};
 use lora_model::ModelError;
 use lora_spec::{
-    BaseDtype, BaseFormat, Checkpoint, JobFile, JobSpec, Memory, ModelConfig, Quantization, StoredWeight,
+    BaseDtype, BaseFormat, JobFile, JobSpec, MemoryEstimate, ModelConfig, Quantization, SafetensorsIndex,
+    StoredWeight,
 };
 use lora_train::{TrainError, rate_memory, training_rate};
 use lora_worker::machine_memory;
@@ -107,7 +108,8 @@ impl Rate {
 
     fn measure(plan: &Plan, job: &JobSpec) -> Result<Self, TrainError> {
         let config = ModelConfig::read(&plan.base).map_err(ModelError::from)?;
-        let format = held_format(job, &config, &Checkpoint::open(&plan.base).map_err(ModelError::from)?);
+        let format =
+            held_format(job, &config, &SafetensorsIndex::open(&plan.base).map_err(ModelError::from)?);
         let needed = rate_memory(job, &config, format, plan.shape)?;
         if let Some(there) = machine_memory().filter(|there| *there < needed) {
             let (needed, there) = (bytes(needed), bytes(there));
@@ -132,13 +134,13 @@ impl Rate {
 }
 
 /// The format in which the base will be held, with nothing left to the checkpoint to say.
-fn held_format(job: &JobSpec, config: &ModelConfig, checkpoint: &Checkpoint) -> BaseFormat {
+fn held_format(job: &JobSpec, config: &ModelConfig, index: &SafetensorsIndex) -> BaseFormat {
     let mut format = job.model.format();
-    let embedding = checkpoint.tensors.get("model.embed_tokens.weight");
+    let embedding = index.tensors.get("model.embed_tokens.weight");
     if format.dtype == BaseDtype::Auto && embedding.is_some_and(|entry| entry.dtype == "BF16") {
         format.dtype = BaseDtype::Bf16;
     }
-    match config.linear_modules().first().map(|module| checkpoint.weight(module)) {
+    match config.linear_modules().first().map(|module| index.weight(module)) {
         Some(Ok(StoredWeight::FourBit(state))) => {
             format.quantization = Quantization::Nf4 { double_quant: state.nested.is_some() };
         }
@@ -218,7 +220,7 @@ fn text(seen: &Seen) -> String {
         "memory of a worker",
         format!("{} on a CPU, {} of a GPU's", bytes(plan.memory.cpu.peak), bytes(plan.memory.gpu.peak)),
     );
-    let parts = |part: fn(&Memory) -> u64| {
+    let parts = |part: fn(&MemoryEstimate) -> u64| {
         format!("{}, {}", bytes(part(&plan.memory.cpu)), bytes(part(&plan.memory.gpu)))
     };
     table.row("  base", parts(|memory| memory.base));

@@ -41,7 +41,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     }
     let job = JobFile::read(&path)?.job;
     let held_out = job.data.eval.as_ref().with_context(|| format!("{} has no data.eval", path.display()))?;
-    let base = Base::load(&job.model.base, job.base_form(), &lora_train::ComputeDevice::Cpu)?;
+    let base = Base::load(&job.model.base, job.base_layout(), &lora_train::ComputeDevice::Cpu)?;
     let tokenizer = Tokenizer::load(&job.model.base)?;
     let rows = read_rows(held_out)?;
 

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use lora_daemon::shutdown;
-use lora_spec::Device;
+use lora_spec::DeviceSpec;
 use lora_worker::{Config, end_with_stdin};
 
 use crate::address;
@@ -55,7 +55,7 @@ fn config(args: Args, coordinator: String) -> Config {
         name,
         coordinator,
         cache_dir,
-        device: Device::Cpu,
+        device: DeviceSpec::Cpu,
         threads,
         memory: memory.unwrap_or(0),
         model_roots: vec!["/".into()],

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lora_spec::Device;
+use lora_spec::DeviceSpec;
 use lora_train::{AllReduceReading, DeviceReading};
 use lora_worker::probe::{ProbeError, Reading, read};
 use serde::Serialize;
@@ -95,7 +95,7 @@ impl Report {
     /// Of a machine whose GPUs nobody asked for.
     pub(super) fn of_cpu() -> Result<Self, ProbeError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let reading = read(Device::Cpu)?.rates;
+        let reading = read(DeviceSpec::Cpu)?.rates;
         Ok(Self { cpu: CpuView { threads, reading }, cuda: None })
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
-use lora_spec::Device;
+use lora_spec::DeviceSpec;
 
 use crate::cuda::{ANSWER_LIMIT, Build, Candidate, Driver, OLDEST_CUDA, Question, candidates, dotted};
 use crate::doctor::built_for_cuda;
@@ -122,8 +122,8 @@ impl CudaFleet {
     }
 
     /// The GPU of a worker, by the worker's number.
-    pub(crate) fn device(&self, index: usize) -> Device {
-        Device::Cuda(index % self.gpus)
+    pub(crate) fn device(&self, index: usize) -> DeviceSpec {
+        DeviceSpec::Cuda(index % self.gpus)
     }
 
     /// Whether some of these many workers share a GPU.

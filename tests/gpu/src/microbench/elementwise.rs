@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, add_assign, embedding, glu, rms_norm};
-use lora_spec::{Activation, Philox, Rope, RopeScaling};
+use lora_spec::{ActivationFunction, Philox, Rope, RopeScaling};
 
 use super::inputs::{HIDDEN, INTERMEDIATE, Inputs, KEY_VALUE, TOKENS, VOCAB};
 use super::row::Row;
@@ -32,12 +32,12 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
     let wide = inputs.size(INTERMEDIATE);
     rows.push(Row::new(format!("glu forward {tokens}x{wide}"), 6 * tokens * wide, move |inputs| {
         let (gate, up) = (inputs.bf16(&[tokens, wide])?, inputs.bf16(&[tokens, wide])?);
-        Ok(Box::new(move || Ok(glu::forward(&gate, &up, Activation::Silu).map(drop)?)))
+        Ok(Box::new(move || Ok(glu::forward(&gate, &up, ActivationFunction::Silu).map(drop)?)))
     }));
     rows.push(Row::new(format!("glu backward {tokens}x{wide}"), 10 * tokens * wide, move |inputs| {
         let tensor = || inputs.bf16(&[tokens, wide]);
         let (gate, up, dy) = (tensor()?, tensor()?, tensor()?);
-        Ok(Box::new(move || Ok(glu::backward(&gate, &up, &dy, Activation::Silu).map(drop)?)))
+        Ok(Box::new(move || Ok(glu::backward(&gate, &up, &dy, ActivationFunction::Silu).map(drop)?)))
     }));
     rows.push(Row::new(format!("residual add {tokens}x{hidden}"), 6 * tokens * hidden, move |inputs| {
         let (a, b) = (inputs.bf16(&[tokens, hidden])?, inputs.bf16(&[tokens, hidden])?);

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
 use lora_ops::glu;
-use lora_spec::Activation;
+use lora_spec::ActivationFunction;
 
 use crate::check::{Bench, Check, DTYPES, compare, repeats, rounding, shifted};
 
@@ -11,7 +11,7 @@ const SHAPES: [[usize; 2]; 6] = [[1, 1], [3, 7], [1, 9], [5, 83], [33, 576], [2,
 
 pub(crate) fn checks() -> Vec<Check> {
     let mut checks = Vec::new();
-    for activation in [Activation::Silu, Activation::GeluTanh] {
+    for activation in [ActivationFunction::Silu, ActivationFunction::GeluTanh] {
         for dtype in DTYPES {
             let name = |what: &str| format!("glu {activation:?} {what} {}", dtype.as_str());
             checks.push(Check::new(name("forward"), move |bench| forward(bench, activation, dtype)));
@@ -21,7 +21,7 @@ pub(crate) fn checks() -> Vec<Check> {
     checks
 }
 
-fn forward(bench: &Bench, activation: Activation, dtype: DType) -> Result<String> {
+fn forward(bench: &Bench, activation: ActivationFunction, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for shape in SHAPES {
         let (gate, up) = (bench.random("gate", &shape, 9.0, dtype)?, bench.random("up", &shape, 1.0, dtype)?);
@@ -41,7 +41,7 @@ fn forward(bench: &Bench, activation: Activation, dtype: DType) -> Result<String
     Ok(said)
 }
 
-fn backward(bench: &Bench, activation: Activation, dtype: DType) -> Result<String> {
+fn backward(bench: &Bench, activation: ActivationFunction, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for shape in SHAPES {
         let (gate, up) = (bench.random("gate", &shape, 9.0, dtype)?, bench.random("up", &shape, 1.0, dtype)?);

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::{Weight, dequantize};
 use lora_ops::quant::{Codebook, FourBit, Int8, Scales, dynamic_map};
 use lora_ops::transfer::to_device;
-use lora_spec::{FOUR_BIT_BLOCKS, Philox};
+use lora_spec::{FOUR_BIT_BLOCK_SIZES, Philox};
 
 use crate::check::{Bench, Check, DTYPES, shifted, values};
 
@@ -40,7 +40,7 @@ pub(crate) fn checks() -> Vec<Check> {
 fn four_bit(bench: &Bench, dtype: DType) -> Result<String> {
     let mut compared = 0;
     for (shape, rows) in CASES {
-        for block in FOUR_BIT_BLOCKS {
+        for block in FOUR_BIT_BLOCK_SIZES {
             for (codebook, nested) in [
                 (Codebook::Nf4, None),
                 (Codebook::Nf4, Some(256)),

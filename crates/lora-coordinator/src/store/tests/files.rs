@@ -178,7 +178,7 @@ async fn an_artifact_of_another_group_or_time_leaves_nothing() {
         assert_eq!(committed, Committed::StaleGeneration { current: 2 });
     }
     assert_eq!(fixture.commit(checkpoint("two", 2, 5), b"lost").await.1, Committed::UnknownJob);
-    for state in JobState::ALL.into_iter().filter(|state| !state.is_final()) {
+    for state in JobState::ALL.into_iter().filter(|state| !state.is_terminal()) {
         row.state = state;
         fixture.store.save_job(&row, Vec::new()).await.unwrap();
         let (_, committed) = fixture.commit(checkpoint("one", 2, 5), state.name().as_bytes()).await;

@@ -5,14 +5,14 @@ use std::os::unix::fs::FileExt;
 
 use serde::Deserialize;
 
-use super::{Checkpoint, CheckpointError, TensorEntry};
+use super::{SafetensorsError, SafetensorsIndex, TensorEntry};
 use crate::LinearModule;
 
 /// Block sizes that bitsandbytes knows for 4-bit weights.
-pub const FOUR_BIT_BLOCKS: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
+pub const FOUR_BIT_BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
 /// More bytes than any state has.
-const MAX_STATE: u64 = 1 << 16;
+const MAX_QUANT_STATE_BYTES: u64 = 1 << 16;
 
 /// How a checkpoint holds the weight of a linear module.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,7 +59,7 @@ impl FourBitType {
 
 /// The JSON in the tensor.
 #[derive(Deserialize)]
-struct State {
+struct QuantState {
     quant_type: FourBitType,
     blocksize: usize,
     shape: Vec<usize>,
@@ -67,12 +67,12 @@ struct State {
     nested_offset: Option<f64>,
 }
 
-impl Checkpoint {
+impl SafetensorsIndex {
     /// How the weight of `module` is stored.
     ///
     /// # Errors
     /// A tensor that is missing or does not fit the module's shape; the error names it.
-    pub fn weight(&self, module: &LinearModule) -> Result<StoredWeight, CheckpointError> {
+    pub fn weight(&self, module: &LinearModule) -> Result<StoredWeight, SafetensorsError> {
         let name = format!("{}.weight", module.name);
         let weight = self.tensor(&name)?;
         let shape = [module.out_features, module.in_features];
@@ -83,13 +83,13 @@ impl Checkpoint {
         }
         match weight.dtype.as_str() {
             "I8" => {
-                self.expect(&name, "I8", &shape)?;
-                self.expect(&format!("{}.SCB", module.name), "F32", &shape[..1])?;
+                self.check_tensor(&name, "I8", &shape)?;
+                self.check_tensor(&format!("{}.SCB", module.name), "F32", &shape[..1])?;
                 Ok(StoredWeight::Int8)
             }
             "U8" => Err(self.fail(weight, format!("tensor {name} is U8, but {} is missing", states[0]))),
             _ => {
-                self.dense(&name, &shape)?;
+                self.check_dense(&name, &shape)?;
                 Ok(StoredWeight::Dense)
             }
         }
@@ -101,19 +101,19 @@ impl Checkpoint {
         weight: &TensorEntry,
         state_name: &str,
         shape: [usize; 2],
-    ) -> Result<FourBitState, CheckpointError> {
+    ) -> Result<FourBitState, SafetensorsError> {
         let entry = self.tensor(state_name)?;
         let fail = |message: String| self.fail(entry, format!("tensor {state_name}: {message}"));
-        let mut json = vec![0; (entry.bytes.end - entry.bytes.start).min(MAX_STATE) as usize];
+        let mut json = vec![0; (entry.bytes.end - entry.bytes.start).min(MAX_QUANT_STATE_BYTES) as usize];
         File::open(&self.files[entry.file])
             .and_then(|file| file.read_exact_at(&mut json, entry.bytes.start))
             .map_err(|e| fail(e.to_string()))?;
-        let state: State = serde_json::from_slice(&json).map_err(|e| fail(e.to_string()))?;
+        let state: QuantState = serde_json::from_slice(&json).map_err(|e| fail(e.to_string()))?;
         if state.shape != shape {
             return Err(fail(format!("shape is {:?}; config.json asks for {shape:?}", state.shape)));
         }
-        if !FOUR_BIT_BLOCKS.contains(&state.blocksize) {
-            return Err(fail(format!("blocksize {} is none of {FOUR_BIT_BLOCKS:?}", state.blocksize)));
+        if !FOUR_BIT_BLOCK_SIZES.contains(&state.blocksize) {
+            return Err(fail(format!("blocksize {} is none of {FOUR_BIT_BLOCK_SIZES:?}", state.blocksize)));
         }
         let elements = shape[0] * shape[1];
         // The bytes are the same whatever type they are stored as (`bnb_4bit_quant_storage`).
@@ -124,18 +124,18 @@ impl Checkpoint {
                 format!("tensor {name} has {bytes} bytes; {shape:?} in 4 bits has {expected}"),
             ));
         }
-        self.expect(&format!("{name}.quant_map"), "F32", &[16])?;
+        self.check_tensor(&format!("{name}.quant_map"), "F32", &[16])?;
         let blocks = elements.div_ceil(state.blocksize);
         let absmax = format!("{name}.absmax");
         let nested = match (state.nested_blocksize, state.nested_offset) {
             (None, None) => {
-                self.expect(&absmax, "F32", &[blocks])?;
+                self.check_tensor(&absmax, "F32", &[blocks])?;
                 None
             }
             (Some(block), Some(offset)) if block.is_power_of_two() && (offset as f32).is_finite() => {
-                self.expect(&absmax, "U8", &[blocks])?;
-                self.expect(&format!("{name}.nested_absmax"), "F32", &[blocks.div_ceil(block)])?;
-                self.expect(&format!("{name}.nested_quant_map"), "F32", &[256])?;
+                self.check_tensor(&absmax, "U8", &[blocks])?;
+                self.check_tensor(&format!("{name}.nested_absmax"), "F32", &[blocks.div_ceil(block)])?;
+                self.check_tensor(&format!("{name}.nested_quant_map"), "F32", &[256])?;
                 Some((block, offset as f32))
             }
             _ => {
@@ -147,7 +147,7 @@ impl Checkpoint {
         Ok(FourBitState { quant_type: state.quant_type, block: state.blocksize, nested })
     }
 
-    fn expect(&self, name: &str, dtype: &str, shape: &[usize]) -> Result<(), CheckpointError> {
+    fn check_tensor(&self, name: &str, dtype: &str, shape: &[usize]) -> Result<(), SafetensorsError> {
         let entry = self.tensor(name)?;
         if entry.dtype != dtype || entry.shape != shape {
             let (is, dims) = (&entry.dtype, &entry.shape);

@@ -12,11 +12,11 @@ use crate::{BaseFormat, FieldError, ModelConfig, Quantization};
 
 mod quantized;
 
-pub use quantized::{FOUR_BIT_BLOCKS, FourBitState, FourBitType, StoredWeight};
+pub use quantized::{FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, StoredWeight};
 
 /// Where every tensor of a checkpoint lies.
 #[derive(Debug, Clone)]
-pub struct Checkpoint {
+pub struct SafetensorsIndex {
     /// The safetensors files, absolute or as given, sorted by name.
     pub files: Vec<PathBuf>,
     /// Tensors by name.
@@ -26,7 +26,7 @@ pub struct Checkpoint {
 /// One tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
-    /// Index into `Checkpoint::files`.
+    /// Index into `SafetensorsIndex::files`.
     pub file: usize,
     /// safetensors' name of the element type, such as `BF16`.
     pub dtype: String,
@@ -39,7 +39,7 @@ pub struct TensorEntry {
 /// What is wrong with a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}", path = path.display())]
-pub struct CheckpointError {
+pub struct SafetensorsError {
     /// The file.
     pub path: PathBuf,
     /// What is wrong with it.
@@ -47,30 +47,30 @@ pub struct CheckpointError {
 }
 
 /// A header larger than this is refused (the format's own limit).
-const MAX_HEADER: u64 = 100_000_000;
+const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-impl Checkpoint {
+impl SafetensorsIndex {
     /// Reads the headers of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
-    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+    pub fn open(dir: &Path) -> Result<Self, SafetensorsError> {
         let single = dir.join("model.safetensors");
         let index = dir.join("model.safetensors.index.json");
         let files = if single.exists() {
             vec![single]
         } else if index.exists() {
-            shards(&index, dir)?
+            shard_paths(&index, dir)?
         } else {
             let message = "holds neither model.safetensors nor model.safetensors.index.json".to_owned();
-            return Err(CheckpointError { path: dir.to_owned(), message });
+            return Err(SafetensorsError { path: dir.to_owned(), message });
         };
         let mut tensors = BTreeMap::new();
         for (file, path) in files.iter().enumerate() {
-            tensors.extend(header(path, file)?);
+            tensors.extend(read_header(path, file)?);
         }
         Ok(Self { files, tensors })
     }
 
     /// Checks that every tensor of `model` is here in its shape and in a type that can be loaded.
-    pub fn check(&self, model: &ModelConfig) -> Result<(), CheckpointError> {
+    pub fn check(&self, model: &ModelConfig) -> Result<(), SafetensorsError> {
         let modules = model.linear_modules();
         for module in &modules {
             self.weight(module)?;
@@ -80,7 +80,7 @@ impl Checkpoint {
             module.is_some_and(|module| modules.iter().any(|m| m.name == module))
         };
         let mut others = model.tensors().into_iter().filter(|(name, _)| !is_weight(name));
-        others.try_for_each(|(name, shape)| self.dense(&name, &shape))
+        others.try_for_each(|(name, shape)| self.check_dense(&name, &shape))
     }
 
     /// Checks, after [`Self::check`], that what is quantized here already need not be quantized otherwise.
@@ -107,15 +107,15 @@ impl Checkpoint {
     }
 
     /// The entry of a tensor that must be there.
-    fn tensor(&self, name: &str) -> Result<&TensorEntry, CheckpointError> {
+    fn tensor(&self, name: &str) -> Result<&TensorEntry, SafetensorsError> {
         self.tensors.get(name).ok_or_else(|| {
             let path = self.files.first().and_then(|f| f.parent()).map(Path::to_owned).unwrap_or_default();
-            CheckpointError { path, message: format!("tensor {name} is missing") }
+            SafetensorsError { path, message: format!("tensor {name} is missing") }
         })
     }
 
     /// Checks a tensor of floats.
-    fn dense(&self, name: &str, shape: &[usize]) -> Result<(), CheckpointError> {
+    fn check_dense(&self, name: &str, shape: &[usize]) -> Result<(), SafetensorsError> {
         let entry = self.tensor(name)?;
         if entry.shape != shape {
             let is = &entry.shape;
@@ -131,13 +131,13 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn fail(&self, entry: &TensorEntry, message: String) -> CheckpointError {
-        CheckpointError { path: self.files[entry.file].clone(), message }
+    fn fail(&self, entry: &TensorEntry, message: String) -> SafetensorsError {
+        SafetensorsError { path: self.files[entry.file].clone(), message }
     }
 }
 
-fn shards(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
-    let fail = |message: String| CheckpointError { path: index.to_owned(), message };
+fn shard_paths(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, SafetensorsError> {
+    let fail = |message: String| SafetensorsError { path: index.to_owned(), message };
     let text = std::fs::read_to_string(index).map_err(|e| fail(e.to_string()))?;
     let json: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
     let map = json
@@ -157,8 +157,8 @@ fn shards(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, CheckpointError> {
 }
 
 /// The tensors of a safetensors file, whose length must be what its header says.
-fn header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntry)>, CheckpointError> {
-    let fail = |message: String| CheckpointError { path: path.to_owned(), message };
+fn read_header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntry)>, SafetensorsError> {
+    let fail = |message: String| SafetensorsError { path: path.to_owned(), message };
     let io = |e: std::io::Error| fail(e.to_string());
     let mut file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
@@ -166,7 +166,7 @@ fn header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntry)>, 
     let mut size = [0; 8];
     file.read_exact(&mut size).map_err(|_| truncated())?;
     let size = u64::from_le_bytes(size);
-    if size > MAX_HEADER {
+    if size > MAX_HEADER_BYTES {
         return Err(fail(format!("is no safetensors file: its header would have {size} bytes")));
     }
     if size + 8 > length {
@@ -183,8 +183,8 @@ fn header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntry)>, 
         let parsed = entry
             .get("dtype")
             .and_then(Value::as_str)
-            .zip(counts(entry, "shape"))
-            .zip(counts(entry, "data_offsets"));
+            .zip(dimensions(entry, "shape"))
+            .zip(dimensions(entry, "data_offsets"));
         let Some(((dtype, shape), offsets)) = parsed else {
             return Err(fail(format!(
                 "its header describes tensor {name} without dtype, shape or data_offsets"
@@ -220,6 +220,6 @@ fn element_size(dtype: &str) -> Option<usize> {
     }
 }
 
-fn counts(entry: &Value, key: &str) -> Option<Vec<usize>> {
+fn dimensions(entry: &Value, key: &str) -> Option<Vec<usize>> {
     entry.get(key)?.as_array()?.iter().map(|v| v.as_u64().map(|n| n as usize)).collect()
 }

@@ -5,7 +5,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use lora_spec::{Activation, Architecture, Checkpoint, ModelConfig, RopeScaling, TargetModules};
+use lora_spec::{
+    ActivationFunction, Architecture, ModelConfig, RopeScaling, SafetensorsIndex, TargetModules,
+};
 use serde_json::{Value, json};
 
 fn golden() -> PathBuf {
@@ -28,7 +30,7 @@ fn parse(changes: &Value) -> Result<ModelConfig, String> {
 }
 
 #[test]
-fn both_generations_of_config_say_the_same() {
+fn transformers_4_and_5_configs_parse_to_the_same_model() {
     let read = |name: &str| ModelConfig::read(&golden().join("models").join(name)).unwrap();
     assert_eq!(read("qwen2"), read("qwen2-v4"));
     assert_eq!(read("qwen2").architecture, Architecture::Qwen2);
@@ -38,13 +40,13 @@ fn both_generations_of_config_say_the_same() {
 }
 
 #[test]
-fn windows_are_read_from_both_generations_of_config() {
+fn sliding_windows_are_read_from_transformers_4_and_5_configs() {
     let window = ModelConfig::read(&golden().join("models/qwen2-window")).unwrap();
-    assert_eq!(window.windows, [None, Some(6), Some(6)]);
+    assert_eq!(window.sliding_windows, [None, Some(6), Some(6)]);
     let qwen = |changes: serde_json::Value| {
         let mut fields = json!({"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 3});
         fields.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        parse(&fields).unwrap().windows
+        parse(&fields).unwrap().sliding_windows
     };
     let old = json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 2});
     assert_eq!(qwen(old), [None, None, Some(9)]);
@@ -55,7 +57,7 @@ fn windows_are_read_from_both_generations_of_config() {
 }
 
 #[test]
-fn published_shapes_have_their_published_number_of_parameters() {
+fn published_models_have_their_published_parameter_counts() {
     // SmolLM2-135M and Qwen2.5-0.5B, from their model cards' configurations.
     let smol = json!({"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152,
         "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": true});
@@ -70,9 +72,9 @@ fn published_shapes_have_their_published_number_of_parameters() {
 fn both_activations_are_accepted_in_both_architectures() {
     for architecture in ["LlamaForCausalLM", "Qwen2ForCausalLM"] {
         for (named, expected) in [
-            (json!("silu"), Activation::Silu),
-            (json!("gelu_pytorch_tanh"), Activation::GeluTanh),
-            (Value::Null, Activation::Silu),
+            (json!("silu"), ActivationFunction::Silu),
+            (json!("gelu_pytorch_tanh"), ActivationFunction::GeluTanh),
+            (Value::Null, ActivationFunction::Silu),
         ] {
             let config = json!({"architectures": [architecture], "hidden_act": named});
             assert_eq!(parse(&config).unwrap().hidden_act, expected, "{config}");
@@ -81,7 +83,7 @@ fn both_activations_are_accepted_in_both_architectures() {
 }
 
 #[test]
-fn what_is_not_supported_is_named() {
+fn unsupported_settings_are_named_in_the_error() {
     let cases = [
         (json!({"architectures": ["MambaForCausalLM"]}), "supported: LlamaForCausalLM, Qwen2ForCausalLM"),
         (
@@ -140,7 +142,7 @@ fn target_modules_resolve_as_in_peft() {
 }
 
 #[test]
-fn an_unknown_target_names_those_that_exist() {
+fn an_unknown_target_module_error_lists_the_existing_ones() {
     let model = parse(&json!({})).unwrap();
     for targets in [TargetModules::Names(vec!["qproj".into()]), TargetModules::Pattern("nothing".into())] {
         let error = targets.resolve(&model).unwrap_err().to_string();
@@ -160,10 +162,10 @@ fn sharded(dir: &Path) -> PathBuf {
 }
 
 #[test]
-fn damaged_checkpoints_are_refused_by_file() {
+fn corrupt_safetensors_errors_name_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let shard = sharded(dir.path());
-    let open = || Checkpoint::open(dir.path()).map_err(|e| e.to_string());
+    let open = || SafetensorsIndex::open(dir.path()).map_err(|e| e.to_string());
     let config = ModelConfig::read(dir.path()).unwrap();
     open().unwrap().check(&config).unwrap();
 
