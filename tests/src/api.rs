@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_proto::transfer;
+use lora_proto::file_transfer;
 use lora_proto::v1::fine_tuning_client::FineTuningClient;
 use lora_proto::v1::{self, watch_job_response::Kind};
 use lora_proto::{DigestBuilder, MAX_MESSAGE_BYTES};
@@ -77,7 +77,7 @@ impl Api {
         self.runtime
             .block_on(async {
                 let file = tokio::fs::File::open(path).await.unwrap();
-                timeout(LIMIT, transfer::upload(channel, header, file, path, |_| ())).await.unwrap()
+                timeout(LIMIT, file_transfer::upload(channel, header, file, path, |_| ())).await.unwrap()
             })
             .unwrap();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();

@@ -31,8 +31,8 @@ impl Service {
             let workers = given.remove(&view.id).unwrap_or_default();
             let name = |other: JobIndex| ids.get(other.0).cloned().unwrap_or_default();
             let too_large = |limit, gpu| {
-                let needs = job.row.needs.as_ref();
-                needs.and_then(|needs| needs.too_large(limit, gpu)).unwrap_or_default()
+                let requirements = job.row.requirements.as_ref();
+                requirements.and_then(|requirements| requirements.too_large(limit, gpu)).unwrap_or_default()
             };
             let waiting = plan.waiting.iter().find(|(waiting, _)| *waiting == view.id);
             let reason = waiting.map(|(_, reason)| reason.sentence(name, too_large));
@@ -206,7 +206,7 @@ impl Service {
             };
             let excluded = names.iter().enumerate().filter(|(_, name)| is_excluded(name));
             let excluded = excluded.map(|(worker, _)| WorkerId(worker)).collect();
-            let bytes = |gpu| job.row.needs.as_ref().map_or(0, |needs| needs.peak(gpu));
+            let bytes = |gpu| job.row.requirements.as_ref().map_or(0, |requirements| requirements.peak(gpu));
             let (cpu_bytes, gpu_bytes) = (bytes(false), bytes(true));
             let id = JobIndex(index);
             Some(JobView { id, priority, sequence, min, max, phase, excluded, cpu_bytes, gpu_bytes })

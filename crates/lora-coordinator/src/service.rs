@@ -290,19 +290,19 @@ impl Service {
         let there: Vec<(u64, bool)> = there.map(|(_, worker)| worker.memory()).collect();
         let sound = match found {
             Ok(Finding::Problem(problem)) => Err(problem),
-            Ok(Finding::Sound(needs)) => {
-                match needs.as_ref().and_then(|it| validate::too_large(it, &there)) {
+            Ok(Finding::Sound(requirements)) => {
+                match requirements.as_ref().and_then(|it| validate::too_large(it, &there)) {
                     Some(problem) => Err(problem),
-                    None => Ok(needs),
+                    None => Ok(requirements),
                 }
             }
             Err(error) => Err(format!("the inputs cannot be checked: {error}")),
         };
         let stored = match sound {
-            Ok(needs) => {
+            Ok(requirements) => {
                 let change = |row: &mut JobRow| {
                     row.validated = true;
-                    row.needs = needs.map(|needs| *needs);
+                    row.requirements = requirements.map(|requirements| *requirements);
                 };
                 job.become_state(&self.store, JobState::Queued, Vec::new(), change).await
             }
@@ -386,7 +386,7 @@ impl Service {
         spec.check()?;
         let message = v1::JobSpec::try_from(&spec)?;
         // Each of fewer workers needs more.
-        let as_checked = job.row.needs.is_none() || spec.workers == job.spec.workers;
+        let as_checked = job.row.requirements.is_none() || spec.workers == job.spec.workers;
         let validated = job.row.validated && as_checked;
         let next = if validated { JobState::Queued } else { JobState::Validating };
         let change = |row: &mut JobRow| {

@@ -1,7 +1,7 @@
 //! What can be said of a job before any worker is taken: its plan, from the uploaded inputs.
 
 use lora_collective::tree::all_reduce_bytes;
-use lora_data::{DataReport, Needs, Plan, PlanError};
+use lora_data::{DataReport, MemoryRequirements, Plan, PlanError};
 use lora_proto::v1;
 use lora_spec::{FieldError, JobSpec, MemoryEstimate};
 
@@ -45,7 +45,7 @@ pub(crate) enum Finding {
     /// What would make it fail.
     Problem(String),
     /// Nothing is wrong, and this is what a worker needs; `None`: that cannot be seen from here.
-    Sound(Option<Box<Needs>>),
+    Sound(Option<Box<MemoryRequirements>>),
 }
 
 /// Looks at a job's inputs. Blocks.
@@ -69,14 +69,14 @@ pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::i
             job.workers.max, plan.micro_batches
         )));
     }
-    Ok(Finding::Sound(Some(Box::new(plan.needs))))
+    Ok(Finding::Sound(Some(Box::new(plan.requirements))))
 }
 
 /// Why none of some workers, by their bytes and whether those are a GPU's, can have a job; `None`: one can, or there is none.
-pub(crate) fn too_large(needs: &Needs, workers: &[(u64, bool)]) -> Option<String> {
+pub(crate) fn too_large(requirements: &MemoryRequirements, workers: &[(u64, bool)]) -> Option<String> {
     let (limit, gpu) = workers.iter().copied().max()?;
-    let fits = |&(memory, gpu): &(u64, bool)| needs.peak(gpu) <= memory;
-    if workers.iter().any(fits) { None } else { needs.too_large(limit, gpu) }
+    let fits = |&(memory, gpu): &(u64, bool)| requirements.peak(gpu) <= memory;
+    if workers.iter().any(fits) { None } else { requirements.too_large(limit, gpu) }
 }
 
 /// The plan of `job` as a message.

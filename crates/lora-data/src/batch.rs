@@ -3,7 +3,7 @@
 use crate::Dataset;
 
 /// Sequences are padded to a multiple of this.
-pub(crate) const PAD_TO: usize = 16;
+pub(crate) const PAD_MULTIPLE: usize = 16;
 
 /// The rows of a micro-batch and the shape they are computed in.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,19 +61,23 @@ pub fn collate(dataset: &Dataset, rows: &MicroBatchRows) -> MicroBatch {
 
 /// All rows once, for evaluation, dealt like those of a step. `lengths` are in tokens, by dataset index.
 pub fn eval_micro_batches(lengths: &[usize], micro_batch_size: usize) -> Vec<MicroBatchRows> {
-    deal((0..lengths.len()).collect(), lengths, micro_batch_size.max(1))
+    into_micro_batches((0..lengths.len()).collect(), lengths, micro_batch_size.max(1))
 }
 
 /// Deals rows into micro-batches: sorted by length (then index), so that rows of a micro-batch need little padding.
 ///
 /// The micro-batches are then put in van der Corput order (by the reversed bits of their rank), so that every contiguous range
 /// of them, which is what a worker computes, holds short and long ones alike.
-pub(crate) fn deal(mut rows: Vec<usize>, lengths: &[usize], micro_batch_size: usize) -> Vec<MicroBatchRows> {
+pub(crate) fn into_micro_batches(
+    mut rows: Vec<usize>,
+    lengths: &[usize],
+    micro_batch_size: usize,
+) -> Vec<MicroBatchRows> {
     rows.sort_unstable_by_key(|&row| (lengths[row], row));
     let micro_batches = rows.chunks(micro_batch_size).map(|rows| {
         let longest = rows.last().map_or(0, |&row| lengths[row]);
         let inputs = longest.saturating_sub(1).max(1);
-        MicroBatchRows { rows: rows.to_vec(), padded_len: inputs.next_multiple_of(PAD_TO) }
+        MicroBatchRows { rows: rows.to_vec(), padded_len: inputs.next_multiple_of(PAD_MULTIPLE) }
     });
     let mut ranked: Vec<_> = micro_batches.enumerate().collect();
     ranked.sort_by_key(|(rank, _)| rank.reverse_bits());

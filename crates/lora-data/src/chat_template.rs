@@ -35,8 +35,8 @@ const NAME: &str = "chat_template";
 /// Bounds what a template may do: about twenty million instructions, or a GiB of text.
 const FUEL: u64 = 20_000_000;
 /// Unicode noncharacters around generated text. They never stand in a legitimate text and are taken out again.
-const START: char = '\u{FDD0}';
-const END: char = '\u{FDD1}';
+const GENERATED_START: char = '\u{FDD0}';
+const GENERATED_END: char = '\u{FDD1}';
 
 impl ChatTemplate {
     /// Compiles `source`. The error is the template engine's.
@@ -87,7 +87,7 @@ impl ChatTemplate {
             })
             .map_err(|err| format!("the chat template fails: {err}"))?;
         if self.has_generation_markers {
-            take_out_markers(&text)
+            strip_markers(&text)
         } else {
             Ok(Rendered { text, generated: Vec::new() })
         }
@@ -110,21 +110,23 @@ fn rewrite_generation_tags(source: &str) -> Result<(String, bool), String> {
 fn mark_generation(state: &mut State, kwargs: Kwargs) -> Result<String, Error> {
     let caller: Value = kwargs.get("caller")?;
     let text = caller.call(state, &[])?;
-    Ok(format!("{START}{text}{END}"))
+    Ok(format!("{GENERATED_START}{text}{GENERATED_END}"))
 }
 
-fn take_out_markers(marked: &str) -> Result<Rendered, String> {
+fn strip_markers(marked: &str) -> Result<Rendered, String> {
     let mut text = String::with_capacity(marked.len());
     let mut generated = Vec::new();
     let mut start = None;
     for c in marked.chars() {
         match (c, start) {
-            (START, None) => start = Some(text.len()),
-            (END, Some(begin)) => {
+            (GENERATED_START, None) => start = Some(text.len()),
+            (GENERATED_END, Some(begin)) => {
                 generated.push(begin..text.len());
                 start = None;
             }
-            (START | END, _) => return Err("the chat template nests {% generation %} blocks".into()),
+            (GENERATED_START | GENERATED_END, _) => {
+                return Err("the chat template nests {% generation %} blocks".into());
+            }
             (c, _) => text.push(c),
         }
     }
@@ -133,7 +135,7 @@ fn take_out_markers(marked: &str) -> Result<Rendered, String> {
 
 fn has_noncharacters(messages: &[Message], tools: Option<&Json>) -> bool {
     let json = serde_json::to_string(&(messages, tools)).unwrap_or_default();
-    json.contains([START, END])
+    json.contains([GENERATED_START, GENERATED_END])
 }
 
 fn raise_exception(message: String) -> Result<Value, Error> {

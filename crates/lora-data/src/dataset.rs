@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
-use crate::sample::encode_row;
+use crate::encode::encode_row;
 use crate::{DataError, DataReport, RowFormat, RowList, Tokenizer, jsonl, parquet_rows};
 
 /// A row that is trained on.
@@ -33,7 +33,7 @@ pub struct Dataset {
 }
 
 /// A row as it stands in the file.
-struct Encoded {
+struct EncodedRow {
     number: usize,
     row: Row,
     format: RowFormat,
@@ -71,12 +71,12 @@ impl Dataset {
         max_length: usize,
         long_rows: LongRows,
     ) -> Result<(Self, Vec<DataError>), DataError> {
-        let kind = FileKind::of(path)?;
+        let kind = FileKind::from_path(path)?;
         let bytes = fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
         let bytes = Bytes::from(bytes);
         let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
         let encode = |number, row| encode(path, kind, tokenizer, number, row);
-        let encoded: Vec<Result<Encoded, DataError>> = match kind {
+        let encoded: Vec<Result<EncodedRow, DataError>> = match kind {
             FileKind::Jsonl => jsonl::lines(path, &bytes)?
                 .into_par_iter()
                 .map(|(number, line)| encode(number, jsonl::parse_line(path, number, line)?))
@@ -99,8 +99,9 @@ impl Dataset {
             }
         }
         let mut problems = Vec::new();
-        let mut kept = fit(path, kind, encoded, max_length, long_rows, &mut report, &mut problems);
-        let has_target = |row: &Encoded| row.row.trained.contains(&true);
+        let mut kept =
+            apply_long_rows(path, kind, encoded, max_length, long_rows, &mut report, &mut problems);
+        let has_target = |row: &EncodedRow| row.row.trained.contains(&true);
         let without: Vec<_> =
             kept.iter().filter(|row| !has_target(row)).map(|row| (row.number, None)).collect();
         if !without.is_empty() {
@@ -129,7 +130,7 @@ enum FileKind {
 }
 
 impl FileKind {
-    fn of(path: &Path) -> Result<Self, DataError> {
+    fn from_path(path: &Path) -> Result<Self, DataError> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("jsonl" | "json") => Ok(Self::Jsonl),
             Some("parquet") => Ok(Self::Parquet),
@@ -140,7 +141,7 @@ impl FileKind {
         }
     }
 
-    fn at(self, path: &Path, number: usize) -> String {
+    fn location(self, path: &Path, number: usize) -> String {
         match self {
             Self::Jsonl => format!("{}:{number}", path.display()),
             Self::Parquet => format!("{}, row {number}", path.display()),
@@ -152,7 +153,7 @@ impl FileKind {
             Self::Jsonl => "line",
             Self::Parquet => "row",
         };
-        RowList { unit, total: rows.len(), first: rows.into_iter().take(RowList::SHOWN).collect() }
+        RowList { unit, total: rows.len(), first: rows.into_iter().take(RowList::MAX_SHOWN).collect() }
     }
 }
 
@@ -162,26 +163,26 @@ fn encode(
     tokenizer: &Tokenizer,
     number: usize,
     mut row: Map<String, Json>,
-) -> Result<Encoded, DataError> {
-    let error = |message: String| DataError::Row { at: kind.at(path, number), message };
+) -> Result<EncodedRow, DataError> {
+    let error = |message: String| DataError::Row { at: kind.location(path, number), message };
     let format = RowFormat::recognize(&row).map_err(error)?;
     let content = format.take(&mut row).map_err(error)?;
     let tokens = encode_row(tokenizer, &content).map_err(|err| error(err.to_string()))?;
     let ignored_keys = row.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key).collect();
-    Ok(Encoded { number, row: tokens, format, ignored_keys })
+    Ok(EncodedRow { number, row: tokens, format, ignored_keys })
 }
 
 /// Applies `long_rows`; an error that it is worth goes to `problems`.
-fn fit(
+fn apply_long_rows(
     path: &Path,
     kind: FileKind,
-    mut rows: Vec<Encoded>,
+    mut rows: Vec<EncodedRow>,
     max_length: usize,
     long_rows: LongRows,
     report: &mut DataReport,
     problems: &mut Vec<DataError>,
-) -> Vec<Encoded> {
-    let is_long = |row: &Encoded| row.row.tokens.len() > max_length;
+) -> Vec<EncodedRow> {
+    let is_long = |row: &EncodedRow| row.row.tokens.len() > max_length;
     let long: Vec<_> =
         rows.iter().filter(|row| is_long(row)).map(|row| (row.number, Some(row.row.tokens.len()))).collect();
     if long.is_empty() {

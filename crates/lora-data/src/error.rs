@@ -99,7 +99,7 @@ pub struct RowList {
 
 impl RowList {
     /// At most this many rows are named.
-    pub const SHOWN: usize = 5;
+    pub const MAX_SHOWN: usize = 5;
 }
 
 impl fmt::Display for RowList {

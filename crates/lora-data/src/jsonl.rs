@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value as Json};
 
 use crate::DataError;
-use crate::message::kind;
+use crate::message::json_type_name;
 
 /// The lines that hold a row, with their numbers (from 1).
 ///
@@ -33,7 +33,7 @@ pub(crate) fn parse_line(path: &Path, number: usize, line: &[u8]) -> Result<Map<
         Ok(Json::Object(row)) => Ok(row),
         Ok(other) => Err(DataError::Row {
             at: at(None),
-            message: format!("the line is {}; a row is a JSON object", kind(&other)),
+            message: format!("the line is {}; a row is a JSON object", json_type_name(&other)),
         }),
         Err(err) => {
             // serde_json names the place as well, but counts this line as the first.

@@ -24,7 +24,7 @@ impl Message {
     /// The messages in a row's `field`. The error says what is wrong and where.
     pub(crate) fn list_from_json(field: &str, value: Json) -> Result<Vec<Self>, String> {
         let Json::Array(items) = value else {
-            return Err(format!("`{field}` is {}; it must be a list of messages", kind(&value)));
+            return Err(format!("`{field}` is {}; it must be a list of messages", json_type_name(&value)));
         };
         if items.is_empty() {
             return Err(format!("`{field}` is an empty list; a conversation needs at least one message"));
@@ -40,12 +40,12 @@ impl Message {
         let Json::Object(mut extra) = value else {
             return Err(format!(
                 " is {}; a message is an object with the strings `role` and `content`",
-                kind(&value)
+                json_type_name(&value)
             ));
         };
         let role = match extra.shift_remove("role") {
             Some(Json::String(role)) => role,
-            Some(other) => return Err(format!(".role is {}; it must be a string", kind(&other))),
+            Some(other) => return Err(format!(".role is {}; it must be a string", json_type_name(&other))),
             None if extra.contains_key("from") => {
                 return Err(" has `from` and `value`; rename them to `role` and `content`".into());
             }
@@ -55,14 +55,16 @@ impl Message {
             Some(Json::String(content)) => content,
             None | Some(Json::Null) if extra.contains_key("tool_calls") => String::new(),
             None => return Err(" has no `content`".into()),
-            Some(other) => return Err(format!(".content is {}; it must be a string", kind(&other))),
+            Some(other) => {
+                return Err(format!(".content is {}; it must be a string", json_type_name(&other)));
+            }
         };
         Ok(Self { role, content, extra })
     }
 }
 
 /// What a JSON value is, in words.
-pub(crate) fn kind(value: &Json) -> &'static str {
+pub(crate) fn json_type_name(value: &Json) -> &'static str {
     match value {
         Json::Null => "null",
         Json::Bool(_) => "a boolean",

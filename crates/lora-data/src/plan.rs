@@ -12,10 +12,10 @@ use serde::Serialize;
 
 use crate::{BatchPlan, DataError, DataReport, Dataset, Tokenizer};
 
-mod memory;
+mod memory_requirements;
 
-use memory::Shapes;
-pub use memory::{Needs, PlanMemory};
+use memory_requirements::PlanInputs;
+pub use memory_requirements::{MemoryRequirements, PlanMemory};
 
 /// What a job would do.
 #[derive(Debug, Clone, Serialize)]
@@ -53,7 +53,7 @@ pub struct Plan {
     pub shape: MicroBatchShape,
     /// Whether a worker has enough of it.
     #[serde(skip)]
-    pub needs: Needs,
+    pub requirements: MemoryRequirements,
     /// Training rows.
     pub train: PlanData,
     /// Evaluation rows.
@@ -125,11 +125,15 @@ impl Plan {
         let train = read(&job.data.train)?;
         let eval = job.data.eval.as_ref().map(|path| Ok::<_, DataError>((path, read(path)?))).transpose()?;
         let training = &job.training;
-        let order = BatchPlan::of_job(job, &train);
+        let order = BatchPlan::for_job(job, &train);
         let total_steps =
             if train.rows.is_empty() { 0 } else { training.total_steps(order.steps_per_epoch()) };
-        let shapes =
-            Shapes { model: config.clone(), index, longest: train.report.longest, rows: train.rows.len() };
+        let inputs = PlanInputs {
+            model: config.clone(),
+            index,
+            longest: train.report.longest,
+            rows: train.rows.len(),
+        };
         let sample = train.rows.first().map(|row| tokenizer.marked_text(row)).transpose()?;
         let data = |path: &PathBuf, dataset: &Dataset| PlanData {
             path: path.clone(),
@@ -149,9 +153,9 @@ impl Plan {
             tokens: order.tokens(total_steps),
             flops: flops(&train, &config, trainable_parameters) * total_steps as f64
                 / order.steps_per_epoch().max(1) as f64,
-            memory: shapes.memory(job)?,
-            needs: shapes.needs(job)?,
-            shape: shapes.shape(job),
+            memory: inputs.memory(job)?,
+            requirements: inputs.requirements(job)?,
+            shape: inputs.shape(job),
             padding: order.padding(),
             notes: notes(job, &config, &train),
             train: data(&job.data.train, &train),
@@ -263,7 +267,7 @@ mod tests {
     use super::{decomposition_seconds, serving_note};
 
     #[test]
-    fn what_decomposing_takes_grows_with_the_cube_of_the_weights_sides() {
+    fn decomposition_time_grows_cubically() {
         let config = |hidden: usize, mlp: usize| {
             ModelConfig::parse(&format!(
                 r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": {hidden}, "intermediate_size": {mlp},
@@ -285,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn ranks_that_a_server_needs_a_flag_for_are_told() {
+    fn ranks_above_the_vllm_default_get_a_note() {
         assert_eq!(serving_note(1), None);
         assert_eq!(serving_note(16), None);
         assert_eq!(

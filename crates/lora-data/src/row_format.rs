@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json};
 
 use crate::Message;
-use crate::message::kind;
+use crate::message::json_type_name;
 
 /// The formats that dataset rows come in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -43,7 +43,7 @@ impl fmt::Display for RowFormat {
 
 impl RowFormat {
     /// Keys that only rows of this format have.
-    fn own_keys(self) -> &'static [&'static str] {
+    fn distinguishing_keys(self) -> &'static [&'static str] {
         match self {
             Self::Messages => &["messages"],
             Self::PromptCompletion => &["prompt", "completion"],
@@ -56,9 +56,10 @@ impl RowFormat {
     pub(crate) fn recognize(row: &Map<String, Json>) -> Result<Self, String> {
         let has = |key: &&str| row.get(*key).is_some_and(|value| !value.is_null());
         let all = [Self::Messages, Self::PromptCompletion, Self::Text, Self::Alpaca];
-        let found: Vec<Self> = all.into_iter().filter(|format| format.own_keys().iter().any(has)).collect();
+        let found: Vec<Self> =
+            all.into_iter().filter(|format| format.distinguishing_keys().iter().any(has)).collect();
         match found[..] {
-            [format] => match format.own_keys().iter().find(|key| !has(key)) {
+            [format] => match format.distinguishing_keys().iter().find(|key| !has(key)) {
                 Some(missing) => Err(format!("a row of the format {format} without `{missing}`")),
                 None => Ok(format),
             },
@@ -96,8 +97,8 @@ impl RowFormat {
                 }
                 (prompt, completion) => Err(format!(
                     "`prompt` is {} and `completion` is {}; both must be strings, or both lists of messages",
-                    kind(&prompt),
-                    kind(&completion)
+                    json_type_name(&prompt),
+                    json_type_name(&completion)
                 )),
             },
             Self::Text => Ok(RowContent::Plain { text: take_string(row, "text")?, from: 0 }),
@@ -144,7 +145,7 @@ fn take_string(row: &mut Map<String, Json>, key: &str) -> Result<String, String>
 }
 
 fn not_a_string(key: &str, value: &Json) -> String {
-    format!("`{key}` is {}; it must be a string", kind(value))
+    format!("`{key}` is {}; it must be a string", json_type_name(value))
 }
 
 /// The tools that the template may list: JSON schemas, or as in TRL a JSON text of them.
@@ -156,6 +157,6 @@ fn take_tools(row: &mut Map<String, Json>) -> Result<Option<Json>, String> {
             Ok(tools @ Json::Array(_)) => Ok(Some(tools)),
             _ => Err("`tools` is a string that holds no JSON list".into()),
         },
-        other => Err(format!("`tools` is {}; it must be a list of JSON schemas", kind(&other))),
+        other => Err(format!("`tools` is {}; it must be a list of JSON schemas", json_type_name(&other))),
     }
 }

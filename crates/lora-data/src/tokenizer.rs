@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use crate::chat_template::ChatTemplate;
+use crate::conversation::{Conversation, render_conversation};
 use crate::tokenizer_files::TokenizerFiles;
-use crate::turns::{Conversation, render_conversation};
 use crate::{DataError, Message, Row};
 
 /// A base directory's tokenizer and chat template.

@@ -26,7 +26,7 @@ const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
 /// Every file name that Transformers' `save_pretrained` of a tokenizer writes.
-const NAMES: [&str; 9] = [
+const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     TOKENIZER_CONFIG,
     SPECIAL_TOKENS_MAP,
@@ -55,7 +55,7 @@ impl TokenizerFiles {
             special_tokens,
             chat_template: chat_template(dir, &config)?,
             eos_token_ids: eos_token_ids(dir)?,
-            present: present(dir)?,
+            present: existing_files(dir)?,
         })
     }
 }
@@ -110,9 +110,9 @@ fn eos_token_ids(dir: &Path) -> Result<Vec<u32>, DataError> {
     Ok(Vec::new())
 }
 
-fn present(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+fn existing_files(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     let mut present: Vec<PathBuf> =
-        NAMES.iter().map(PathBuf::from).filter(|name| dir.join(name).is_file()).collect();
+        TOKENIZER_FILES.iter().map(PathBuf::from).filter(|name| dir.join(name).is_file()).collect();
     let templates = dir.join(ADDITIONAL_TEMPLATES);
     if templates.is_dir() {
         let mut named = Vec::new();

@@ -23,7 +23,7 @@ pub struct DigestBuilder {
 
 impl DigestBuilder {
     /// The digest of `bytes`.
-    pub fn of(bytes: &[u8]) -> FileDigest {
+    pub fn of_bytes(bytes: &[u8]) -> FileDigest {
         let mut builder = Self::default();
         builder.update(bytes);
         builder.finish()

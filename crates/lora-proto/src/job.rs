@@ -42,8 +42,8 @@ fn model_spec(model: v1::ModelSpec) -> Result<ModelSpec, FieldError> {
     let default = ModelSpec::default();
     Ok(ModelSpec {
         base: base.map_or(default.base, PathBuf::from),
-        dtype: word("model.dtype", dtype, default.dtype)?,
-        quantization: word("model.quantization", quantization, default.quantization)?,
+        dtype: parse_enum("model.dtype", dtype, default.dtype)?,
+        quantization: parse_enum("model.quantization", quantization, default.quantization)?,
         bnb_4bit_use_double_quant: bnb_4bit_use_double_quant.unwrap_or(default.bnb_4bit_use_double_quant),
     })
 }
@@ -74,7 +74,11 @@ fn adapter_spec(adapter: v1::AdapterSpec) -> Result<AdapterSpec, FieldError> {
             }
         },
         use_rslora: use_rslora.unwrap_or(default.use_rslora),
-        init_lora_weights: word("adapter.init_lora_weights", init_lora_weights, default.init_lora_weights)?,
+        init_lora_weights: parse_enum(
+            "adapter.init_lora_weights",
+            init_lora_weights,
+            default.init_lora_weights,
+        )?,
         loftq_iter: loftq_iter.unwrap_or(default.loftq_iter),
         init_from: init_from.map(PathBuf::from),
     })
@@ -87,7 +91,7 @@ fn data_spec(data: v1::DataSpec) -> Result<DataSpec, FieldError> {
         train: train.map_or(default.train, PathBuf::from),
         eval: eval.map(PathBuf::from),
         max_length: count("data.max_length", max_length, default.max_length)?,
-        long_rows: word("data.long_rows", long_rows, default.long_rows)?,
+        long_rows: parse_enum("data.long_rows", long_rows, default.long_rows)?,
         shuffle: shuffle.unwrap_or(default.shuffle),
     })
 }
@@ -105,20 +109,20 @@ fn training_spec(training: v1::TrainingSpec) -> Result<TrainingSpec, FieldError>
         )?,
         micro_batch_size: count("training.micro_batch_size", t.micro_batch_size, default.micro_batch_size)?,
         learning_rate: t.learning_rate.unwrap_or(default.learning_rate),
-        lr_scheduler_type: word(
+        lr_scheduler_type: parse_enum(
             "training.lr_scheduler_type",
             t.lr_scheduler_type,
             default.lr_scheduler_type,
         )?,
         warmup_steps: t.warmup_steps.unwrap_or(default.warmup_steps),
-        optim: word("training.optim", t.optim, default.optim)?,
+        optim: parse_enum("training.optim", t.optim, default.optim)?,
         adam_beta1: t.adam_beta1.unwrap_or(default.adam_beta1),
         adam_beta2: t.adam_beta2.unwrap_or(default.adam_beta2),
         adam_epsilon: t.adam_epsilon.unwrap_or(default.adam_epsilon),
         weight_decay: t.weight_decay.unwrap_or(default.weight_decay),
         max_grad_norm: t.max_grad_norm.unwrap_or(default.max_grad_norm),
         seed: t.seed.unwrap_or(default.seed),
-        activation_checkpointing: word(
+        activation_checkpointing: parse_enum(
             "training.activation_checkpointing",
             t.activation_checkpointing,
             default.activation_checkpointing,
@@ -151,9 +155,9 @@ impl TryFrom<&JobSpec> for v1::JobSpec {
         Ok(Self {
             name: Some(name.clone()),
             model: Some(v1::ModelSpec {
-                base: Some(text("model.base", &model.base)?),
-                dtype: word_text(&model.dtype),
-                quantization: word_text(&model.quantization),
+                base: Some(path_text("model.base", &model.base)?),
+                dtype: enum_text(&model.dtype),
+                quantization: enum_text(&model.quantization),
                 bnb_4bit_use_double_quant: Some(model.bnb_4bit_use_double_quant),
             }),
             adapter: Some(v1::AdapterSpec {
@@ -173,13 +177,17 @@ impl TryFrom<&JobSpec> for v1::JobSpec {
                 use_rslora: Some(adapter.use_rslora),
                 init_lora_weights: Some(adapter.init_lora_weights.to_string()),
                 loftq_iter: Some(adapter.loftq_iter),
-                init_from: adapter.init_from.as_deref().map(|p| text("adapter.init_from", p)).transpose()?,
+                init_from: adapter
+                    .init_from
+                    .as_deref()
+                    .map(|p| path_text("adapter.init_from", p))
+                    .transpose()?,
             }),
             data: Some(v1::DataSpec {
-                train: Some(text("data.train", &data.train)?),
-                eval: data.eval.as_deref().map(|p| text("data.eval", p)).transpose()?,
+                train: Some(path_text("data.train", &data.train)?),
+                eval: data.eval.as_deref().map(|p| path_text("data.eval", p)).transpose()?,
                 max_length: Some(data.max_length as u64),
-                long_rows: word_text(&data.long_rows),
+                long_rows: enum_text(&data.long_rows),
                 shuffle: Some(data.shuffle),
             }),
             training: Some(training_message(training)),
@@ -196,16 +204,16 @@ fn training_message(t: &TrainingSpec) -> v1::TrainingSpec {
         global_batch_size: Some(t.global_batch_size as u64),
         micro_batch_size: Some(t.micro_batch_size as u64),
         learning_rate: Some(t.learning_rate),
-        lr_scheduler_type: word_text(&t.lr_scheduler_type),
+        lr_scheduler_type: enum_text(&t.lr_scheduler_type),
         warmup_steps: Some(t.warmup_steps),
-        optim: word_text(&t.optim),
+        optim: enum_text(&t.optim),
         adam_beta1: Some(t.adam_beta1),
         adam_beta2: Some(t.adam_beta2),
         adam_epsilon: Some(t.adam_epsilon),
         weight_decay: Some(t.weight_decay),
         max_grad_norm: Some(t.max_grad_norm),
         seed: Some(t.seed),
-        activation_checkpointing: word_text(&t.activation_checkpointing),
+        activation_checkpointing: enum_text(&t.activation_checkpointing),
         eval_steps: Some(t.eval_steps),
         save_steps: Some(t.save_steps),
         save_total_limit: Some(t.save_total_limit as u64),
@@ -223,7 +231,7 @@ fn count(field: &str, value: Option<u64>, default: usize) -> Result<usize, Field
     })
 }
 
-fn word<T: DeserializeOwned>(field: &str, value: Option<String>, default: T) -> Result<T, FieldError> {
+fn parse_enum<T: DeserializeOwned>(field: &str, value: Option<String>, default: T) -> Result<T, FieldError> {
     value.map_or(Ok(default), |value| {
         T::deserialize(StringDeserializer::<WordError>::new(value))
             .map_err(|error| FieldError::new(field, error.to_string()))
@@ -231,11 +239,11 @@ fn word<T: DeserializeOwned>(field: &str, value: Option<String>, default: T) -> 
 }
 
 /// The word that serde has for a unit variant.
-fn word_text(value: &impl Serialize) -> Option<String> {
+fn enum_text(value: &impl Serialize) -> Option<String> {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned))
 }
 
-fn text(field: &str, path: &Path) -> Result<String, FieldError> {
+fn path_text(field: &str, path: &Path) -> Result<String, FieldError> {
     path.to_str()
         .map(str::to_owned)
         .ok_or_else(|| FieldError::new(field, format!("{} is not UTF-8", path.display())))
@@ -311,7 +319,7 @@ mod tests {
     }
 
     #[test]
-    fn a_job_survives_the_way_there_and_back() {
+    fn a_job_round_trips_through_its_message() {
         for job in [unusual(), JobSpec { name: "plain".into(), ..JobSpec::default() }] {
             let bytes = v1::JobSpec::try_from(&job).unwrap().encode_to_vec();
             let message = v1::JobSpec::decode(bytes.as_slice()).unwrap();
@@ -320,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_unusual_job_sets_every_key() {
+    fn the_test_job_sets_every_key() {
         let (ours, default) =
             (serde_json::to_value(unusual()).unwrap(), serde_json::to_value(JobSpec::default()).unwrap());
         for (key, section) in lora_spec::known_keys() {
@@ -335,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_word_names_field_and_choices() {
+    fn an_unknown_enum_value_names_the_field_and_the_choices() {
         let training =
             v1::TrainingSpec { lr_scheduler_type: Some("cosin".into()), ..v1::TrainingSpec::default() };
         let error =
@@ -345,14 +353,14 @@ mod tests {
     }
 
     #[test]
-    fn settings_of_a_newer_revision_are_refused_not_half_understood() {
+    fn settings_of_a_newer_revision_are_rejected() {
         let newer = v1::JobSpec { revision: Some(SETTINGS_REVISION + 1), ..v1::JobSpec::default() };
         assert_eq!(JobSpec::try_from(newer).unwrap_err().field, "revision");
         assert!(JobSpec::try_from(v1::JobSpec::default()).is_ok());
     }
 
     #[test]
-    fn target_modules_without_a_value_are_refused() {
+    fn target_modules_without_a_value_are_rejected() {
         let adapter = v1::AdapterSpec {
             target_modules: Some(v1::TargetModules { value: None }),
             ..v1::AdapterSpec::default()
@@ -363,14 +371,14 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_not_utf8_is_refused() {
+    fn non_utf8_paths_are_rejected() {
         let mut job = unusual();
         job.data.eval = Some(OsStr::from_bytes(b"/e\xff").into());
         assert_eq!(v1::JobSpec::try_from(&job).unwrap_err().field, "data.eval");
     }
 
     #[test]
-    fn the_proto_fields_are_the_keys_of_a_job_file_and_all_optional() {
+    fn proto_fields_match_job_file_keys_and_are_optional() {
         let set = FileDescriptorSet::decode(crate::DESCRIPTORS).unwrap();
         let messages: Vec<_> = set.file.iter().flat_map(|file| &file.message_type).collect();
         let fields = |name: &str| messages.iter().find(|m| m.name() == name).unwrap().field.clone();

@@ -1,9 +1,9 @@
 //! The gRPC interface `lora.v1`, generated from `proto/`, and the conversions between its messages and `lora-spec`.
 
 mod digest;
-mod job;
 #[cfg(feature = "client")]
-pub mod transfer;
+pub mod file_transfer;
+mod job;
 
 pub use digest::DigestBuilder;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lora_collective::Cancel;
-use lora_data::{Dataset, Needs, PlanError, Tokenizer};
+use lora_data::{Dataset, MemoryRequirements, PlanError, Tokenizer};
 use lora_model::ModelError;
 use lora_spec::JobSpec;
 
@@ -42,12 +42,12 @@ impl RunData {
         limit: u64,
         gpu: bool,
     ) -> Result<Option<String>, TrainError> {
-        let needs = Needs::new(job, base, &self.train).map_err(|error| match error {
+        let requirements = MemoryRequirements::new(job, base, &self.train).map_err(|error| match error {
             PlanError::Field(error) => error.into(),
             PlanError::Config(error) => ModelError::from(error).into(),
             PlanError::Safetensors(error) => ModelError::from(error).into(),
             PlanError::Data(error) => TrainError::from(error),
         })?;
-        Ok(needs.too_large(limit, gpu))
+        Ok(requirements.too_large(limit, gpu))
     }
 }

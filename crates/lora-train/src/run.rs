@@ -80,7 +80,7 @@ impl Run {
             }
         }
         let training = &job.training;
-        let plan = BatchPlan::of_job(job, &train);
+        let plan = BatchPlan::for_job(job, &train);
         let eval_batches = eval
             .as_ref()
             .map(|eval| eval_micro_batches(&eval.lengths(), training.micro_batch_size))

@@ -190,7 +190,7 @@ fn wanted(field: &'static str, file: &v1::StoredFile) -> Result<Wanted, FetchErr
 /// Names content that has no known SHA-256, by what tells it apart.
 fn key(kind: &str, identity: &[impl AsRef<str>]) -> String {
     let lines: Vec<&str> = identity.iter().map(AsRef::as_ref).collect();
-    format!("{kind}-{}", DigestBuilder::of(lines.join("\n").as_bytes()).hex())
+    format!("{kind}-{}", DigestBuilder::of_bytes(lines.join("\n").as_bytes()).hex())
 }
 
 /// Whether `name` can only be a file in the directory it is joined to.

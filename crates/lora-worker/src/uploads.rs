@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backon::{BackoffBuilder, Retryable};
-use lora_proto::transfer::{TransferError, upload};
+use lora_proto::file_transfer::{TransferError, upload};
 use lora_proto::v1::job_artifact::Name;
 use lora_proto::{DigestBuilder, v1};
 use tokio::runtime::Handle;
@@ -30,7 +30,7 @@ impl Uploads {
     /// # Errors
     /// The coordinator refuses the file.
     pub(crate) async fn upload(&self, name: Name, bytes: &[u8]) -> Result<(), TransferError> {
-        let digest = DigestBuilder::of(bytes);
+        let digest = DigestBuilder::of_bytes(bytes);
         (|| self.attempt(&name, &digest, bytes))
             .retry(backoff())
             .when(|error| may_pass(error) || is_superseded(error))
@@ -50,7 +50,7 @@ impl Uploads {
 
 /// An error inside the coordinator is not the file's fault either.
 fn may_pass(error: &TransferError) -> bool {
-    error.is_passing() || code(error) == Some(Code::Internal)
+    error.is_transient() || code(error) == Some(Code::Internal)
 }
 
 fn is_superseded(error: &TransferError) -> bool {
@@ -106,7 +106,7 @@ impl Checkpoints {
 
     /// Takes the state after `step` steps, in the place of one that still waits.
     pub(crate) fn offer(&self, step: u64, bytes: Vec<u8>) {
-        let digest = DigestBuilder::of(&bytes);
+        let digest = DigestBuilder::of_bytes(&bytes);
         *lock(&self.shared.waiting) = Some(Checkpoint { step, digest, bytes });
         self.shared.came.notify_one();
     }

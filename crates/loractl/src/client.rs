@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use backon::ExponentialBuilder;
 use lora_proto::MAX_MESSAGE_BYTES;
-use lora_proto::transfer::TransferError;
+use lora_proto::file_transfer::TransferError;
 use lora_proto::v1;
 use lora_proto::v1::artifacts_client::ArtifactsClient;
 use lora_proto::v1::fine_tuning_client::FineTuningClient;
@@ -68,7 +68,7 @@ impl Client {
 
     /// Its files.
     pub(crate) fn artifacts(&self) -> ArtifactsClient<Channel> {
-        lora_proto::transfer::artifacts(self.channel.clone())
+        lora_proto::file_transfer::artifacts(self.channel.clone())
     }
 
     /// The connection; it comes about again by itself when it breaks.
@@ -96,7 +96,7 @@ impl Client {
 
     /// What `status` means.
     pub(crate) fn error(&self, status: Status) -> CallError {
-        if is_passing(&status) {
+        if is_transient(&status) {
             unreachable(&self.address, cause(&status))
         } else {
             CallError::Refused(Box::new(status))
@@ -114,7 +114,7 @@ impl Client {
                 anyhow::Error::from(stalled).context(name.to_owned())
             }
             TransferError::Io { .. } => error.into(),
-            TransferError::Damaged => anyhow::Error::from(error).context(name.to_owned()),
+            TransferError::Corrupt => anyhow::Error::from(error).context(name.to_owned()),
         }
     }
 }
@@ -130,7 +130,7 @@ pub(crate) fn delays() -> ExponentialBuilder {
 }
 
 /// Whether the same call may succeed later: the connection broke, or the coordinator is away.
-pub(crate) fn is_passing(status: &Status) -> bool {
+pub(crate) fn is_transient(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => true,
         // From this side of the wire: what a connection says that breaks in the middle.
@@ -264,7 +264,7 @@ mod tests {
             (Status::not_found("no job"), false),
             (Status::out_of_range("event 1"), false),
         ] {
-            assert_eq!(is_passing(&status), passing, "{status:?}");
+            assert_eq!(is_transient(&status), passing, "{status:?}");
         }
     }
 }

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use backon::BackoffBuilder;
 use indicatif::ProgressBar;
 use lora_proto::DigestBuilder;
-use lora_proto::transfer::{TransferError, download};
+use lora_proto::file_transfer::{TransferError, download};
 use lora_proto::v1::{self, download_request};
 use tokio::time::sleep;
 
@@ -101,8 +101,8 @@ async fn fetch(client: &Client, job: &v1::Job, file: &Wanted, bar: &ProgressBar,
         match attempt.await {
             Ok(found) => break found,
             // What an earlier attempt left may be of another file; what comes anew is not.
-            Err(TransferError::Damaged) if !damaged => damaged = true,
-            Err(error) if error.is_passing() && !matches!(error, TransferError::Damaged) => {
+            Err(TransferError::Corrupt) if !damaged => damaged = true,
+            Err(error) if error.is_transient() && !matches!(error, TransferError::Corrupt) => {
                 if progress {
                     left = patience();
                 }

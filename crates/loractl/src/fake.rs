@@ -130,7 +130,7 @@ impl Fake {
 
     /// Makes `bytes` a result file, or an input where it has no name.
     pub(crate) fn store(&self, result: Option<&str>, bytes: &[u8]) -> v1::FileDigest {
-        let digest = DigestBuilder::of(bytes);
+        let digest = DigestBuilder::of_bytes(bytes);
         self.state().files.insert(digest.sha256.clone(), bytes.to_vec());
         if let Some(name) = result {
             self.state().results.insert(name.to_owned(), bytes.to_vec());
@@ -321,7 +321,7 @@ impl Artifacts for Service {
                 None => return Err(Status::invalid_argument("an empty message")),
             }
         }
-        let digest = DigestBuilder::of(&bytes);
+        let digest = DigestBuilder::of_bytes(&bytes);
         if wanted.as_ref() != Some(&digest) {
             return Err(Status::data_loss("another size or hash"));
         }
@@ -351,7 +351,7 @@ impl Artifacts for Service {
         let kinds = rest[..most.unwrap_or(rest.len()).min(rest.len())]
             .chunks(1000)
             .map(|chunk| download_response::Kind::Chunk(chunk.to_vec()))
-            .chain(most.is_none().then(|| download_response::Kind::Trailer(DigestBuilder::of(&bytes))));
+            .chain(most.is_none().then(|| download_response::Kind::Trailer(DigestBuilder::of_bytes(&bytes))));
         let messages = kinds.map(|kind| v1::DownloadResponse { kind: Some(kind) }).collect();
         let after = if most.is_some() { After::Fail(Status::unavailable("restarting")) } else { After::End };
         Ok(Response::new(sent(messages, after)))

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use anyhow::Result;
 use backon::Retryable;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use lora_proto::transfer::{TransferError, upload};
+use lora_proto::file_transfer::{TransferError, upload};
 use lora_proto::v1;
 use lora_spec::{JobFile, JobSpec};
 use tokio::fs::File;
@@ -82,7 +82,8 @@ async fn upload_missing(client: &Client, files: &[LocalFile]) -> Result<()> {
         bar.set_message(file.stored.name.clone());
         let before = bar.position();
         let attempt = || upload_file(client, file, &bar, before);
-        let uploaded = attempt.retry(delays().with_max_times(RETRIES)).when(TransferError::is_passing).await;
+        let uploaded =
+            attempt.retry(delays().with_max_times(RETRIES)).when(TransferError::is_transient).await;
         uploaded.map_err(|error| failed(client, file, error))?;
         bar.set_position(before + size(file));
     }

@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::client::{CALL, CallError, Client, cause, delays, is_passing};
+use crate::client::{CALL, CallError, Client, cause, delays, is_transient};
 
 /// What was seen and not yet taken; a coordinator that is faster waits.
 const WAITING: usize = 64;
@@ -109,7 +109,7 @@ impl Reader {
                     }
                     None => return Ok(Err(self.client.error(status))),
                 },
-                Err(status) if is_passing(&status) => cause(&status),
+                Err(status) if is_transient(&status) => cause(&status),
                 Err(status) => return Ok(Err(self.client.error(status))),
             };
             let silent = self.last_sign.elapsed();

@@ -130,7 +130,7 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
         let workers = self.commands.ask(|reply| Command::Workers { reply }).await?;
         let there = workers.iter().filter(|worker| !["lost", "draining"].contains(&worker.state.as_str()));
         let there: Vec<(u64, bool)> = there.map(|worker| (said(worker.memory), worker.gpu)).collect();
-        plan.problems.extend(validate::too_large(&plan.needs, &there));
+        plan.problems.extend(validate::too_large(&plan.requirements, &there));
         Ok(Response::new(validate::message(plan, &spec)))
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use lora_data::Needs;
+use lora_data::MemoryRequirements;
 use lora_proto::v1;
 use lora_spec::JobState;
 use prost::Message;
@@ -29,7 +29,7 @@ pub(crate) struct JobRow {
     /// Settings, base and data were found good.
     pub(crate) validated: bool,
     /// What a worker needs in memory, as far as it was seen without one.
-    pub(crate) needs: Option<Needs>,
+    pub(crate) requirements: Option<MemoryRequirements>,
     /// Of the newest group; 0: there was none.
     pub(crate) generation: u64,
     /// Of the group, by rank.
@@ -64,7 +64,7 @@ impl Default for JobRow {
             priority: 0,
             state: JobState::Validating,
             validated: false,
-            needs: None,
+            requirements: None,
             generation: 0,
             members: Vec::new(),
             token: String::new(),
@@ -119,8 +119,8 @@ pub(super) async fn update(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Res
 
 fn bind_changing(query: Query, job: &JobRow) -> sqlx::Result<Query> {
     let members = serde_json::to_string(&job.members).map_err(|error| sqlx::Error::Encode(error.into()))?;
-    let needs = job.needs.as_ref().map(serde_json::to_string).transpose();
-    let needs = needs.map_err(|error| sqlx::Error::Encode(error.into()))?;
+    let requirements = job.requirements.as_ref().map(serde_json::to_string).transpose();
+    let requirements = requirements.map_err(|error| sqlx::Error::Encode(error.into()))?;
     Ok(query
         .bind(job.spec.encode_to_vec())
         .bind(job.priority)
@@ -136,14 +136,14 @@ fn bind_changing(query: Query, job: &JobRow) -> sqlx::Result<Query> {
         .bind(&job.waiting_for)
         .bind(job.fruitless)
         .bind(nanos(job.changed))
-        .bind(needs))
+        .bind(requirements))
 }
 
 /// The job in a row with all columns of `jobs`.
 pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
     let state: String = row.try_get("state")?;
     let members: String = row.try_get("members")?;
-    let needs: Option<String> = row.try_get("needs")?;
+    let requirements: Option<String> = row.try_get("needs")?;
     Ok(JobRow {
         id: row.try_get("id")?,
         sequence: row.try_get("sequence")?,
@@ -155,7 +155,7 @@ pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
         state: JobState::from_name(&state).ok_or_else(|| damaged("state", format!("no state {state:?}")))?,
         validated: row.try_get("validated")?,
         // Another version's are as good as none: workers look for themselves.
-        needs: needs.and_then(|needs| serde_json::from_str(&needs).ok()),
+        requirements: requirements.and_then(|requirements| serde_json::from_str(&requirements).ok()),
         generation: row.try_get("generation")?,
         members: serde_json::from_str(&members).map_err(|error| damaged("members", error))?,
         token: row.try_get("token")?,

@@ -5,7 +5,7 @@ use std::path::Path;
 use lora_proto::v1::artifacts_client::ArtifactsClient;
 use lora_proto::v1::worker_control_client::WorkerControlClient;
 use lora_proto::v1::{self, base, download_request, job_artifact, upload_request, worker_message};
-use lora_proto::{DigestBuilder, transfer};
+use lora_proto::{DigestBuilder, file_transfer};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
@@ -95,10 +95,10 @@ async fn a_bad_submit_names_the_field_and_leaves_nothing() {
     }
     let mut request = good.clone();
     request.inputs.as_mut().unwrap().train.as_mut().unwrap().digest =
-        Some(DigestBuilder::of(b"never uploaded"));
+        Some(DigestBuilder::of_bytes(b"never uploaded"));
     let status = cluster.jobs().submit_job(request).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
-    assert!(status.message().contains(&DigestBuilder::of(b"never uploaded").hex()), "{status}");
+    assert!(status.message().contains(&DigestBuilder::of_bytes(b"never uploaded").hex()), "{status}");
     // A message beyond the limit.
     let mut request = good.clone();
     request.job.as_mut().unwrap().model.as_mut().unwrap().base = Some("b".repeat(2 << 20));
@@ -166,11 +166,11 @@ async fn a_bad_upload_leaves_nothing() {
     let a = train(&mut [&mut w0], 0).await;
     let objects = cluster.config.state_dir.join("objects");
     let before = entries(&objects);
-    let right = DigestBuilder::of(b"state");
+    let right = DigestBuilder::of_bytes(b"state");
     let header = |digest: &v1::FileDigest| v1::UploadHeader { digest: Some(digest.clone()), artifact: None };
     let chunk = || Chunk(b"state".to_vec());
     for (code, kinds) in [
-        (Code::DataLoss, vec![Header(header(&DigestBuilder::of(b"stats"))), chunk()]),
+        (Code::DataLoss, vec![Header(header(&DigestBuilder::of_bytes(b"stats"))), chunk()]),
         (Code::DataLoss, vec![Header(header(&v1::FileDigest { size: 4, ..right.clone() })), chunk()]),
         (Code::DataLoss, vec![Header(header(&v1::FileDigest { size: 6, ..right.clone() })), chunk()]),
         (Code::ResourceExhausted, vec![Header(header(&v1::FileDigest { size: 1001, ..right.clone() }))]),
@@ -255,7 +255,7 @@ async fn a_bad_download_is_told_why() {
     let path = dir.path().join("file");
     std::fs::write(&path, b"cont").unwrap();
     let source = download_request::Source::Sha256(digest.sha256);
-    transfer::download(cluster.channel.clone(), source, &path, |_| {}).await.unwrap();
+    file_transfer::download(cluster.channel.clone(), source, &path, |_| {}).await.unwrap();
     assert_eq!(std::fs::read(path).unwrap(), b"content");
     cluster.stop().await;
 }

@@ -51,7 +51,7 @@ fn base_with(template: &str) -> TempDir {
 }
 
 #[test]
-fn texts_tokens_and_errors_are_those_of_transformers() {
+fn texts_tokens_and_errors_match_transformers() {
     let goldens = goldens();
     assert!(goldens.renderings.len() >= 50);
     for golden in &goldens.renderings {
@@ -78,7 +78,7 @@ fn texts_tokens_and_errors_are_those_of_transformers() {
 }
 
 #[test]
-fn masks_of_generation_markers_are_those_of_transformers() {
+fn generation_masks_match_transformers() {
     let goldens = goldens();
     let mut checked = 0;
     for golden in goldens.renderings.iter().filter(|golden| !golden.add_generation_prompt) {
@@ -100,7 +100,7 @@ fn masks_of_generation_markers_are_those_of_transformers() {
 }
 
 #[test]
-fn version_4_files_give_what_version_5_files_do() {
+fn transformers_4_and_5_tokenizer_files_give_the_same_result() {
     let load = |name| Tokenizer::load(&golden_dir().join(name)).unwrap();
     let (v4, v5) = (load("tokenizer-v4"), load("tokenizer"));
     assert_eq!(v4.eos_token(), v5.eos_token());

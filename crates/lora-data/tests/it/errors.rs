@@ -6,18 +6,18 @@ use lora_data::{DataError, Dataset};
 use lora_spec::LongRows;
 use serde_json::json;
 
-use crate::base::{Base, CHATML};
+use crate::base_dir::{BaseDir, CHATML};
 
 const GOOD: &str = "{\"text\": \"abc\"}\n";
 
 #[track_caller]
 fn assert_error(line: &str, expected: &str) {
-    let error = Base::with_template("<|im_end|>", CHATML).error(&format!("{GOOD}\n{line}\n{GOOD}{{"));
+    let error = BaseDir::with_template("<|im_end|>", CHATML).error(&format!("{GOOD}\n{line}\n{GOOD}{{"));
     assert!(error.starts_with(expected), "{error}");
 }
 
 #[test]
-fn broken_json_is_named_by_file_line_and_column() {
+fn invalid_json_errors_name_file_line_and_column() {
     assert_error("{\"text\": \"a\" \"b\"}", "data.jsonl:3:14: broken JSON: expected `,` or `}`");
     assert_error("{\"text\": \"a", "data.jsonl:3:11: broken JSON: EOF while parsing a string");
     assert_error("{\"text\": \"a\"} x", "data.jsonl:3:15: broken JSON: trailing characters");
@@ -26,8 +26,8 @@ fn broken_json_is_named_by_file_line_and_column() {
 }
 
 #[test]
-fn text_that_is_not_utf8_is_broken_json() {
-    let base = Base::new("</s>", false);
+fn non_utf8_text_is_invalid_json() {
+    let base = BaseDir::new("</s>", false);
     let path = base.dir.path().join("data.jsonl");
     fs::write(&path, b"{\"text\": \"a\xff\"}").unwrap();
     let error = Dataset::read(&path, &base.tokenizer(), 512, LongRows::Error).unwrap_err();
@@ -35,7 +35,7 @@ fn text_that_is_not_utf8_is_broken_json() {
 }
 
 #[test]
-fn a_row_of_no_format_is_told_what_there_is() {
+fn an_unrecognized_row_lists_the_known_formats() {
     assert_error(
         "{\"question\": \"a\", \"answer\": \"b\"}",
         "data.jsonl:3: not a row of a known format: it needs `messages`; `prompt` and `completion`; `text`; or `instruction` \
@@ -112,26 +112,26 @@ fn an_unknown_role_is_refused() {
 
 #[test]
 fn the_first_bad_row_is_the_one_reported() {
-    let base = Base::new("</s>", false);
+    let base = BaseDir::new("</s>", false);
     let lines = format!("{}{}", GOOD.repeat(100), "{\"text\": 1}\n".repeat(100));
     assert!(base.error(&lines).starts_with("data.jsonl:101: "));
 }
 
 #[test]
 fn a_file_without_rows_is_refused() {
-    assert_eq!(Base::new("</s>", false).error(""), "data.jsonl: has no rows");
-    assert_eq!(Base::new("</s>", false).error("\n \r\n"), "data.jsonl: has no rows");
+    assert_eq!(BaseDir::new("</s>", false).error(""), "data.jsonl: has no rows");
+    assert_eq!(BaseDir::new("</s>", false).error("\n \r\n"), "data.jsonl: has no rows");
 }
 
 #[test]
-fn a_json_list_is_told_apart_from_json_lines() {
-    let error = Base::new("</s>", false).error("\n[\n{\"text\": \"a\"}\n]\n");
+fn a_json_array_is_rejected_with_a_hint() {
+    let error = BaseDir::new("</s>", false).error("\n[\n{\"text\": \"a\"}\n]\n");
     assert!(error.starts_with("data.jsonl: is a JSON list; write JSON Lines instead"), "{error}");
 }
 
 #[test]
-fn files_of_another_kind_and_missing_ones_are_named() {
-    let base = Base::new("</s>", false);
+fn unsupported_and_missing_files_are_named() {
+    let base = BaseDir::new("</s>", false);
     let read =
         |path: &std::path::Path| Dataset::read(path, &base.tokenizer(), 512, LongRows::Error).unwrap_err();
     let error = base.error_text(read(&base.write("data.csv", "a")));
@@ -140,8 +140,8 @@ fn files_of_another_kind_and_missing_ones_are_named() {
 }
 
 #[test]
-fn a_base_without_an_end_token_cannot_train_texts() {
-    let base = Base::new("</s>", false);
+fn text_rows_require_an_eos_token() {
+    let base = BaseDir::new("</s>", false);
     base.config(json!({}));
     let error = base.error(GOOD);
     assert!(error.starts_with("data.jsonl:1: tokenizer: the base has no end-of-sequence token"), "{error}");

@@ -3,24 +3,24 @@
 use lora_data::RowFormat;
 use serde_json::json;
 
-use crate::base::{Base, CHATML};
+use crate::base_dir::{BaseDir, CHATML};
 
 #[test]
-fn a_text_is_trained_but_for_its_first_token_and_ends_with_eos() {
-    assert_eq!(Base::new("</s>", false).marked(json!({"text": "hello w"})), "hel⟦lo w</s>⟧");
-    assert_eq!(Base::new("</s>", true).marked(json!({"text": "  a "})), "<s>⟦  a </s>⟧");
+fn text_rows_train_all_but_the_first_token_and_end_with_eos() {
+    assert_eq!(BaseDir::new("</s>", false).marked(json!({"text": "hello w"})), "hel⟦lo w</s>⟧");
+    assert_eq!(BaseDir::new("</s>", true).marked(json!({"text": "  a "})), "<s>⟦  a </s>⟧");
 }
 
 #[test]
 fn eos_is_not_written_twice() {
-    assert_eq!(Base::new("</s>", false).marked(json!({"text": "ab</s>"})), "a⟦b</s>⟧");
+    assert_eq!(BaseDir::new("</s>", false).marked(json!({"text": "ab</s>"})), "a⟦b</s>⟧");
     let row = json!({"prompt": "a", "completion": "b</s>"});
-    assert_eq!(Base::new("</s>", false).marked(row), "a⟦b</s>⟧");
+    assert_eq!(BaseDir::new("</s>", false).marked(row), "a⟦b</s>⟧");
 }
 
 #[test]
-fn a_completion_is_trained_with_the_token_that_straddles_the_boundary() {
-    let base = Base::new("</s>", true);
+fn a_token_across_the_prompt_boundary_is_trained() {
+    let base = BaseDir::new("</s>", true);
     assert_eq!(base.marked(json!({"prompt": "hello", "completion": " world"})), "<s>hello⟦ world</s>⟧");
     assert_eq!(base.marked(json!({"prompt": "hello ", "completion": "world"})), "<s>hello⟦ world</s>⟧");
     assert_eq!(
@@ -32,7 +32,7 @@ fn a_completion_is_trained_with_the_token_that_straddles_the_boundary() {
 
 #[test]
 fn prompt_and_completion_may_be_messages() {
-    let base = Base::with_template("<|im_end|>", CHATML);
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
     let row = json!({
         "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
         "completion": [{"role": "assistant", "content": "d"}],
@@ -46,7 +46,7 @@ fn prompt_and_completion_may_be_messages() {
 
 #[test]
 fn alpaca_rows_have_the_published_prompt() {
-    let base = Base::new("</s>", false);
+    let base = BaseDir::new("</s>", false);
     let marked = base.marked(json!({"instruction": "Add.", "input": "", "output": "3"}));
     assert_eq!(
         marked,
@@ -62,8 +62,8 @@ fn alpaca_rows_have_the_published_prompt() {
 }
 
 #[test]
-fn a_file_may_hold_blank_lines_and_several_formats_and_is_reported_on() {
-    let base = Base::new("</s>", false);
+fn blank_lines_and_mixed_formats_are_accepted_and_counted() {
+    let base = BaseDir::new("</s>", false);
     let dataset = base
         .read_text(
             "\u{FEFF}{\"text\": \"abc\", \"id\": 7, \"prompt\": null}\r\n\r\n{\"prompt\": \"a\", \"completion\": \"b\"}\n  \n\
@@ -80,15 +80,15 @@ fn a_file_may_hold_blank_lines_and_several_formats_and_is_reported_on() {
 }
 
 #[test]
-fn the_hash_is_that_of_the_files_bytes() {
-    let dataset = Base::new("</s>", false).read_text("{\"text\": \"abc\"}\n").unwrap();
+fn the_hash_is_the_sha256_of_the_file() {
+    let dataset = BaseDir::new("</s>", false).read_text("{\"text\": \"abc\"}\n").unwrap();
     // printf '{"text": "abc"}\n' | sha256sum
     assert_eq!(dataset.sha256, "b3b44c015f2cfd9f6727c04576599da0309a65ffc71323b91e87b469177983c2");
 }
 
 #[test]
 fn rows_keep_the_order_of_the_file_on_any_number_of_threads() {
-    let base = Base::new("</s>", false);
+    let base = BaseDir::new("</s>", false);
     let lines: Vec<_> = (0..500).map(|i| json!({"text": format!("{i}")})).collect();
     let read = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

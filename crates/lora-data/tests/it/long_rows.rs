@@ -3,13 +3,13 @@
 use lora_data::{DataError, Dataset};
 use lora_spec::LongRows;
 
-use crate::base::Base;
+use crate::base_dir::BaseDir;
 
 const LINES: &str =
     "{\"text\": \"abc\"}\n\n{\"prompt\": \"abcdefgh\", \"completion\": \"ij\"}\n{\"text\": \"abcdefg\"}\n";
 
-fn read(lines: &str, max_length: usize, long_rows: LongRows) -> (Base, Result<Dataset, DataError>) {
-    let base = Base::new("</s>", false);
+fn read(lines: &str, max_length: usize, long_rows: LongRows) -> (BaseDir, Result<Dataset, DataError>) {
+    let base = BaseDir::new("</s>", false);
     let dataset = Dataset::read(&base.write("data.jsonl", lines), &base.tokenizer(), max_length, long_rows);
     (base, dataset)
 }
@@ -20,7 +20,7 @@ fn error(lines: &str, max_length: usize, long_rows: LongRows) -> String {
 }
 
 #[test]
-fn long_rows_are_refused_by_line_and_length() {
+fn long_row_errors_name_line_and_length() {
     assert_eq!(
         error(LINES, 7, LongRows::Error),
         "data.jsonl: 2 rows are longer than data.max_length 7: lines 3 (11 tokens) and 4 (8 tokens); raise \
@@ -36,7 +36,7 @@ fn only_the_first_few_long_rows_are_named() {
 }
 
 #[test]
-fn long_rows_are_cut_at_the_right_end() {
+fn long_rows_are_truncated_at_the_end() {
     let (base, dataset) = read(LINES, 10, LongRows::Truncate);
     let dataset = dataset.unwrap();
     let marked = |i: usize| base.tokenizer().marked_text(&dataset.rows[i]).unwrap();
@@ -45,14 +45,14 @@ fn long_rows_are_cut_at_the_right_end() {
 }
 
 #[test]
-fn long_rows_are_left_out() {
+fn long_rows_are_dropped() {
     let dataset = read(LINES, 7, LongRows::Drop).1.unwrap();
     assert_eq!(dataset.lengths(), [4]);
     assert_eq!((dataset.report.rows_read, dataset.report.rows_kept, dataset.report.dropped), (3, 1, 2));
 }
 
 #[test]
-fn leaving_out_every_row_is_an_error() {
+fn dropping_every_row_is_an_error() {
     assert_eq!(
         error(LINES, 3, LongRows::Drop),
         "data.jsonl: no row is left: all 3 have more than data.max_length 3 tokens and data.long_rows is drop"

@@ -2,12 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod base;
+mod base_dir;
+mod batch_plan;
 mod chat;
 mod chat_golden;
 mod errors;
 mod formats;
 mod long_rows;
-mod order;
 mod parquet;
 mod tokenizer;

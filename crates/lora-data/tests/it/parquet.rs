@@ -12,7 +12,7 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::parser::parse_message_type;
 
-use crate::base::{Base, CHATML};
+use crate::base_dir::{BaseDir, CHATML};
 
 /// A column's values with their definition and repetition levels.
 type Column<'a> = (&'a [&'a str], &'a [i16], &'a [i16]);
@@ -32,7 +32,7 @@ fn write(path: &Path, schema: &str, compression: Compression, columns: &[Column<
     writer.close().unwrap();
 }
 
-fn read(base: &Base, path: &Path) -> Result<Vec<String>, String> {
+fn read(base: &BaseDir, path: &Path) -> Result<Vec<String>, String> {
     let tokenizer = base.tokenizer();
     match Dataset::read(path, &tokenizer, 512, LongRows::Error) {
         Ok(dataset) => Ok(dataset.rows.iter().map(|row| tokenizer.marked_text(row).unwrap()).collect()),
@@ -44,8 +44,8 @@ const TEXTS: &str =
     "message rows { optional binary text (STRING); optional binary prompt; optional binary completion; }";
 
 #[test]
-fn columns_are_keys_and_null_is_absent() {
-    let base = Base::new("</s>", false);
+fn columns_become_keys_and_nulls_are_absent() {
+    let base = BaseDir::new("</s>", false);
     let path = base.dir.path().join("data.parquet");
     for compression in
         [Compression::SNAPPY, Compression::ZSTD(ZstdLevel::default()), Compression::UNCOMPRESSED]
@@ -61,7 +61,7 @@ fn columns_are_keys_and_null_is_absent() {
 fn messages_are_lists_of_structs() {
     let schema = "message rows { required group messages (LIST) { repeated group list { required group element {
         required binary role (STRING); required binary content (STRING); optional binary name (STRING); } } } }";
-    let base = Base::with_template(
+    let base = BaseDir::with_template(
         "<|im_end|>",
         &CHATML.replace("message.role", "message.role + (message.name or '')"),
     );
@@ -81,7 +81,7 @@ fn messages_are_lists_of_structs() {
 
 #[test]
 fn a_bad_row_is_named_by_its_number() {
-    let base = Base::new("</s>", false);
+    let base = BaseDir::new("</s>", false);
     let path = base.dir.path().join("data.parquet");
     let columns: [Column<'_>; 3] =
         [(&["a"], &[1, 0], &[0, 0]), (&["x"], &[0, 1], &[0, 0]), (&[], &[0, 0], &[0, 0])];
@@ -92,7 +92,7 @@ fn a_bad_row_is_named_by_its_number() {
 
 #[test]
 fn truncated_and_damaged_files_give_an_error() {
-    let base = Base::new("</s>", false);
+    let base = BaseDir::new("</s>", false);
     let path = base.dir.path().join("data.parquet");
     let texts: Vec<String> = (0..200).map(|i| format!("row {i}")).collect();
     let texts: Vec<&str> = texts.iter().map(String::as_str).collect();

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use lora_data::{DataError, Message, Row, Tokenizer};
 use serde_json::json;
 
-use crate::base::{Base, CHATML, LLAMA3};
+use crate::base_dir::{BaseDir, CHATML, LLAMA3};
 
-fn rendered(base: &Base) -> String {
+fn rendered(base: &BaseDir) -> String {
     base.tokenizer().render_chat(&[Message::new("user", "hi")], true).unwrap()
 }
 
@@ -15,12 +15,12 @@ const HI: &str = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n";
 
 #[test]
 fn the_template_is_a_string_in_the_config() {
-    assert_eq!(rendered(&Base::with_template("</s>", CHATML)), HI);
+    assert_eq!(rendered(&BaseDir::with_template("</s>", CHATML)), HI);
 }
 
 #[test]
 fn the_template_is_the_default_one_of_a_list() {
-    let base = Base::new("</s>", false);
+    let base = BaseDir::new("</s>", false);
     let list = json!([{"name": "tool_use", "template": "tools"}, {"name": "default", "template": CHATML}]);
     base.config(json!({"eos_token": "</s>", "chat_template": list}));
     assert_eq!(rendered(&base), HI);
@@ -28,21 +28,21 @@ fn the_template_is_the_default_one_of_a_list() {
 
 #[test]
 fn the_template_file_has_precedence_over_the_config() {
-    let base = Base::with_template("</s>", "from the config");
+    let base = BaseDir::with_template("</s>", "from the config");
     base.write("chat_template.jinja", CHATML);
     assert_eq!(rendered(&base), HI);
 }
 
 #[test]
-fn the_default_template_may_lie_among_additional_ones() {
-    let base = Base::new("</s>", false);
+fn the_default_template_can_be_in_the_additional_templates_directory() {
+    let base = BaseDir::new("</s>", false);
     base.write("additional_chat_templates/default.jinja", CHATML);
     assert_eq!(rendered(&base), HI);
 }
 
 #[test]
 fn a_list_of_templates_without_a_default_is_refused() {
-    let base = Base::new("</s>", false);
+    let base = BaseDir::new("</s>", false);
     base.config(json!({"chat_template": [{"name": "rag", "template": "x"}]}));
     let error = base.error_text(Tokenizer::load(base.dir.path()).err().unwrap());
     assert!(error.starts_with("tokenizer_config.json: chat_template is neither"), "{error}");
@@ -50,7 +50,7 @@ fn a_list_of_templates_without_a_default_is_refused() {
 
 #[test]
 fn special_tokens_may_be_objects_and_reach_the_template() {
-    let base = Base::new("</s>", false);
+    let base = BaseDir::new("</s>", false);
     base.config(json!({
         "bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": false},
         "eos_token": {"content": "<|eot_id|>"},
@@ -64,8 +64,8 @@ fn special_tokens_may_be_objects_and_reach_the_template() {
 }
 
 #[test]
-fn the_special_tokens_map_fills_in_what_the_config_leaves_out() {
-    let base = Base::new("</s>", false);
+fn the_special_tokens_map_fills_missing_config_entries() {
+    let base = BaseDir::new("</s>", false);
     base.config(json!({"chat_template": "{{ bos_token }}{{ eos_token }}"}));
     base.write(
         "special_tokens_map.json",
@@ -75,8 +75,8 @@ fn the_special_tokens_map_fills_in_what_the_config_leaves_out() {
 }
 
 #[test]
-fn stop_tokens_are_those_of_the_tokenizer_and_the_generation_config() {
-    let base = Base::new("</s>", false);
+fn stop_tokens_come_from_tokenizer_and_generation_config() {
+    let base = BaseDir::new("</s>", false);
     let id = |token| base.tokenizer().token_to_id(token).unwrap();
     assert_eq!(base.tokenizer().stop_tokens(), [id("</s>")]);
     base.write("config.json", &json!({"eos_token_id": id("<s>")}).to_string());
@@ -90,8 +90,8 @@ fn stop_tokens_are_those_of_the_tokenizer_and_the_generation_config() {
 }
 
 #[test]
-fn without_an_eos_token_the_generation_configs_is_taken() {
-    let base = Base::new("</s>", false);
+fn the_generation_config_supplies_a_missing_eos_token() {
+    let base = BaseDir::new("</s>", false);
     base.config(json!({}));
     assert_eq!(base.tokenizer().eos_token(), None);
     let id = base.tokenizer().token_to_id("<|im_end|>").unwrap();
@@ -100,8 +100,8 @@ fn without_an_eos_token_the_generation_configs_is_taken() {
 }
 
 #[test]
-fn padding_and_truncation_of_the_file_are_off_and_text_comes_back() {
-    let tokenizer = Base::new("</s>", true).tokenizer();
+fn padding_and_truncation_settings_are_ignored() {
+    let tokenizer = BaseDir::new("</s>", true).tokenizer();
     let ids = tokenizer.encode("hello wörld", true).unwrap();
     assert_eq!(tokenizer.decode(&ids, true).unwrap(), "hello wörld");
     assert_eq!(tokenizer.decode(&ids, false).unwrap(), "<s>hello wörld");
@@ -110,8 +110,8 @@ fn padding_and_truncation_of_the_file_are_off_and_text_comes_back() {
 }
 
 #[test]
-fn the_files_to_copy_are_those_that_exist() {
-    let base = Base::with_template("</s>", CHATML);
+fn files_lists_the_existing_tokenizer_files() {
+    let base = BaseDir::with_template("</s>", CHATML);
     base.write("merges.txt", "");
     base.write("model.safetensors", "");
     base.write("additional_chat_templates/tool_use.jinja", "");
@@ -121,8 +121,8 @@ fn the_files_to_copy_are_those_that_exist() {
 }
 
 #[test]
-fn marked_text_keeps_characters_that_several_tokens_make_up() {
-    let tokenizer = Base::new("</s>", false).tokenizer();
+fn marked_text_keeps_multi_token_characters() {
+    let tokenizer = BaseDir::new("</s>", false).tokenizer();
     let tokens = tokenizer.encode("aöb", false).unwrap();
     let row = Row { trained: vec![false, true, true, false], tokens };
     assert_eq!(tokenizer.marked_text(&row).unwrap(), "a⟦ö⟧b");
@@ -130,7 +130,7 @@ fn marked_text_keeps_characters_that_several_tokens_make_up() {
 
 #[test]
 fn broken_and_missing_files_are_named() {
-    let base = Base::new("nowhere", false);
+    let base = BaseDir::new("nowhere", false);
     let load = || base.error_text(Tokenizer::load(base.dir.path()).err().unwrap());
     assert_eq!(load(), "tokenizer.json: its vocabulary does not have the eos_token \"nowhere\"");
     base.write("tokenizer_config.json", "{");

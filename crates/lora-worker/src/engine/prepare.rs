@@ -85,7 +85,7 @@ impl EngineThread {
         fetch: impl FnMut() -> F,
     ) -> Result<T, Stop> {
         self.wait_for(scope, async {
-            let fetched = fetch.retry(backoff()).when(FetchError::is_passing).notify(|error, pause| {
+            let fetched = fetch.retry(backoff()).when(FetchError::is_transient).notify(|error, pause| {
                 tracing::warn!(%error, ?pause, "fetching failed, trying again");
             });
             fetched.await.map_err(|error| Stop::Failed(error.to_string()))

@@ -259,7 +259,7 @@ fn read_record(path: &Path) -> Option<Vec<Wanted>> {
 fn set_id(files: &[Wanted]) -> String {
     let mut lines: Vec<String> = files.iter().map(|file| format!("{} {}\n", file.name, file.key)).collect();
     lines.sort();
-    let mut id = DigestBuilder::of(lines.concat().as_bytes()).hex();
+    let mut id = DigestBuilder::of_bytes(lines.concat().as_bytes()).hex();
     id.truncate(32);
     id
 }

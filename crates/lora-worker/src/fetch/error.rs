@@ -1,7 +1,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lora_proto::transfer::TransferError;
+use lora_proto::file_transfer::TransferError;
 
 /// Why an input cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -50,10 +50,10 @@ pub(crate) enum FetchError {
 
 impl FetchError {
     /// Whether the same call may work later.
-    pub(crate) fn is_passing(&self) -> bool {
+    pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Refused { .. } | Self::Local { .. } => false,
-            Self::Transfer { source, .. } => source.is_passing(),
+            Self::Transfer { source, .. } => source.is_transient(),
             Self::Remote { passing, .. } => *passing,
             Self::Busy { .. } => true,
         }

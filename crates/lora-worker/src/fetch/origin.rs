@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_proto::transfer::{self, TransferError};
+use lora_proto::file_transfer::{self, TransferError};
 use lora_proto::v1::download_request::Source;
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
@@ -51,11 +51,11 @@ impl Origin {
         match self {
             Self::Coordinator(channel) => {
                 let source = Source::Sha256(file.sha256().unwrap_or_default());
-                let got = transfer::download(channel.clone(), source, path, |_| {}).await;
+                let got = file_transfer::download(channel.clone(), source, path, |_| {}).await;
                 let fail = |source| FetchError::Transfer { file: file.name.clone(), source };
                 match got.map_err(fail)?.hex() == file.key {
                     true => Ok(()),
-                    false => Err(fail(TransferError::Damaged)),
+                    false => Err(fail(TransferError::Corrupt)),
                 }
             }
             Self::Hub(snapshot) => snapshot.download(file, path).await,

@@ -32,7 +32,7 @@ fn nobody() -> Channel {
 }
 
 fn stored_file(name: &str, content: &[u8]) -> v1::StoredFile {
-    v1::StoredFile { name: name.to_owned(), digest: Some(DigestBuilder::of(content)) }
+    v1::StoredFile { name: name.to_owned(), digest: Some(DigestBuilder::of_bytes(content)) }
 }
 
 /// A job's inputs: a base of one file and training rows.

@@ -34,7 +34,7 @@ impl Store {
 
     /// Stores a file as a client would.
     pub(crate) fn add(&self, name: &str, content: &[u8]) -> StoredFile {
-        let digest = DigestBuilder::of(content);
+        let digest = DigestBuilder::of_bytes(content);
         self.0.files.lock().unwrap().insert(digest.sha256.clone(), content.to_vec());
         StoredFile { name: name.into(), digest: Some(digest) }
     }
@@ -112,7 +112,7 @@ impl Artifacts for Store {
             return Err(refusal);
         }
         let header = header.ok_or_else(|| Status::invalid_argument("no header"))?;
-        let digest = DigestBuilder::of(&content);
+        let digest = DigestBuilder::of_bytes(&content);
         if header.digest.as_ref() != Some(&digest) {
             return Err(Status::data_loss("other bytes"));
         }
@@ -134,7 +134,7 @@ impl Artifacts for Store {
         let content = content.ok_or_else(|| Status::not_found("no such file"))?;
         let chunks = content[offset as usize..].chunks(lora_proto::CHUNK_BYTES);
         let chunks = chunks.map(|chunk| Download::Chunk(chunk.to_vec()));
-        let kinds = chunks.chain([Download::Trailer(DigestBuilder::of(&content))]);
+        let kinds = chunks.chain([Download::Trailer(DigestBuilder::of_bytes(&content))]);
         let answers: Vec<_> = kinds.map(|kind| Ok(v1::DownloadResponse { kind: Some(kind) })).collect();
         Ok(Response::new(tokio_stream::iter(answers)))
     }

@@ -54,7 +54,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     }
     let mut plan = job::plan(&file)?;
     for (limit, gpu) in [(args.gpu_memory, true), (args.cpu_memory, false)] {
-        plan.problems.extend(limit.and_then(|limit| plan.needs.too_large(limit, gpu)));
+        plan.problems.extend(limit.and_then(|limit| plan.requirements.too_large(limit, gpu)));
     }
     let all_reduce = AllReduce::of(&plan, file.job.workers.max)?;
     let rate = match args.tflops {

@@ -84,7 +84,7 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
         Fleet::Cpu => machine_memory().map(|bytes| bytes / workers.max(1) as u64),
         Fleet::Cuda(_) => None,
     };
-    if let Some(problem) = memory.and_then(|limit| plan.needs.too_large(limit, false)) {
+    if let Some(problem) = memory.and_then(|limit| plan.requirements.too_large(limit, false)) {
         bail!("{problem}");
     }
     let path = std::path::absolute(&options.output_dir)

@@ -15,7 +15,7 @@ async fn a_content_is_stored_once_and_whole() {
     let fixture = Fixture::new().await;
     let digest = fixture.add_input(b"hello").await;
     assert_eq!(fixture.add_input(b"hello").await, digest);
-    assert_eq!(digest, lora_proto::DigestBuilder::of(b"hello"));
+    assert_eq!(digest, lora_proto::DigestBuilder::of_bytes(b"hello"));
     assert_eq!(fixture.names(OBJECTS), [digest.hex()]);
     assert_eq!(fixture.names(STAGING), [""; 0]);
     let path = fixture.store.object_path(&digest.sha256).unwrap();
@@ -24,7 +24,7 @@ async fn a_content_is_stored_once_and_whole() {
     assert_eq!(fixture.store.object_digest(&[0; 32]).await.unwrap(), None);
     assert_eq!(fixture.store.object_path(&[0; 31]), None);
 
-    let other = lora_proto::DigestBuilder::of(b"other");
+    let other = lora_proto::DigestBuilder::of_bytes(b"other");
     let longer = v1::FileDigest { size: 6, ..digest.clone() };
     let asked = vec![digest, other.clone(), longer.clone()];
     assert_eq!(fixture.store.find_missing(asked).await.unwrap(), [other, longer]);
@@ -62,7 +62,7 @@ async fn other_bytes_than_announced_are_refused() {
     let fixture = Fixture::new().await;
     let (_, staged) = fixture.staged(b"these").await;
     let error =
-        fixture.store.commit_input(&lora_proto::DigestBuilder::of(b"those"), staged).await.unwrap_err();
+        fixture.store.commit_input(&lora_proto::DigestBuilder::of_bytes(b"those"), staged).await.unwrap_err();
     assert!(matches!(error, StoreError::Damaged(_)), "{error}");
     assert_eq!((fixture.names(OBJECTS), fixture.names(STAGING)), (vec![], vec![]));
 }
@@ -70,7 +70,7 @@ async fn other_bytes_than_announced_are_refused() {
 #[tokio::test]
 async fn a_submit_needs_its_inputs_and_keeps_them() {
     let fixture = Fixture::new().await;
-    let (train, eval) = (fixture.add_input(b"train").await, lora_proto::DigestBuilder::of(b"eval"));
+    let (train, eval) = (fixture.add_input(b"train").await, lora_proto::DigestBuilder::of_bytes(b"eval"));
     let job = reading("one", &train, &eval);
     let inserted = fixture.store.insert_job(&job, vec![notice("n")]).await.unwrap();
     assert_eq!(inserted, Inserted::MissingObjects(vec![eval.clone()]));
@@ -189,7 +189,7 @@ async fn an_artifact_of_another_group_or_time_leaves_nothing() {
     }
     // One checkpoint of step 5 replaced another: the newest has the bytes of the last state that takes any.
     let newest = fixture.store.newest_checkpoint("one").await.unwrap().unwrap();
-    assert_eq!(newest.digest, Some(lora_proto::DigestBuilder::of(b"pausing")));
+    assert_eq!(newest.digest, Some(lora_proto::DigestBuilder::of_bytes(b"pausing")));
     assert_eq!(fixture.names(OBJECTS), [newest.digest.unwrap().hex()]);
     assert_eq!(fixture.names(STAGING), [""; 0]);
     assert_eq!(fixture.told("one", 99).await.len(), 1 + 5);

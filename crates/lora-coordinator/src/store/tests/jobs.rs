@@ -1,10 +1,10 @@
 use std::time::SystemTime;
 
-use lora_data::Needs;
+use lora_data::MemoryRequirements;
 
 use super::*;
 
-fn needs() -> Needs {
+fn requirements() -> MemoryRequirements {
     let need = serde_json::json!({"peak": 3, "base": 1, "ways": [[{"settings": [["a.b", "c"]], "peak": 2}]]});
     serde_json::from_value(serde_json::json!({"cpu": need, "gpu": need})).unwrap()
 }
@@ -26,7 +26,7 @@ fn unusual(id: &str) -> JobRow {
         priority: -7,
         state: JobState::Recovering,
         validated: true,
-        needs: Some(needs()),
+        requirements: Some(requirements()),
         generation: 3,
         members: vec![member(0), member(1)],
         token: "secret".into(),

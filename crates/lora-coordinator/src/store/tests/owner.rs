@@ -163,7 +163,7 @@ async fn another_database_is_refused() {
 
 #[tokio::test]
 async fn an_older_copy_is_refused_after_each_kind_of_change() {
-    let train = lora_proto::DigestBuilder::of(b"train");
+    let train = lora_proto::DigestBuilder::of_bytes(b"train");
     let reading = |digest: &v1::FileDigest| {
         let file = v1::StoredFile { name: "t".into(), digest: Some(digest.clone()) };
         JobRow { inputs: v1::Inputs { train: Some(file), ..v1::Inputs::default() }, ..job("two") }

@@ -97,5 +97,5 @@ async fn what_was_uploaded_for_a_result_goes_with_the_failure() {
     fixture.commit(checkpoint("one", 2, 3), b"state").await;
     fixture.store.save_job(&JobRow { state: JobState::Failed, ..row }, Vec::new()).await.unwrap();
     fixture.store.collect_garbage(Duration::ZERO).await.unwrap();
-    assert_eq!(fixture.names(OBJECTS), [lora_proto::DigestBuilder::of(b"state").hex()]);
+    assert_eq!(fixture.names(OBJECTS), [lora_proto::DigestBuilder::of_bytes(b"state").hex()]);
 }

@@ -70,7 +70,7 @@ async fn an_unknown_file_is_removed_when_its_search_and_itself_are_old() {
 #[tokio::test]
 async fn a_file_that_is_uploaded_becomes_known() {
     let fixture = Fixture::new().await;
-    let digest = lora_proto::DigestBuilder::of(b"again");
+    let digest = lora_proto::DigestBuilder::of_bytes(b"again");
     let path = fixture.store.object_path(&digest.sha256).unwrap();
     std::fs::write(&path, "again").unwrap();
     assert_eq!(fixture.search(HOUR).await, (1, 0));

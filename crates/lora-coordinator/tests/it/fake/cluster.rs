@@ -4,7 +4,7 @@ use std::path::Path;
 
 use lora_coordinator::{Config, Coordinator, CoordinatorError, Handle};
 use lora_proto::DigestBuilder;
-use lora_proto::transfer;
+use lora_proto::file_transfer;
 use lora_proto::v1::fine_tuning_client::FineTuningClient;
 use lora_proto::v1::{self, base, download_request, job_artifact, job_event, watch_job_response};
 use lora_spec::JobSpec;
@@ -81,9 +81,9 @@ impl Cluster {
 
     /// Brings a file into the store.
     pub(crate) async fn store(&self, name: &str, content: &[u8]) -> v1::StoredFile {
-        let digest = DigestBuilder::of(content);
+        let digest = DigestBuilder::of_bytes(content);
         let header = v1::UploadHeader { digest: Some(digest.clone()), artifact: None };
-        transfer::upload(self.channel.clone(), header, content, Path::new(name), |_| {}).await.unwrap();
+        file_transfer::upload(self.channel.clone(), header, content, Path::new(name), |_| {}).await.unwrap();
         v1::StoredFile { name: name.to_owned(), digest: Some(digest) }
     }
 
@@ -191,14 +191,15 @@ impl Cluster {
         assignment: &v1::Assignment,
         name: job_artifact::Name,
         content: &[u8],
-    ) -> Result<(), transfer::TransferError> {
+    ) -> Result<(), file_transfer::TransferError> {
         let artifact = v1::JobArtifact {
             job_id: assignment.job_id.clone(),
             generation: assignment.generation,
             name: Some(name),
         };
-        let header = v1::UploadHeader { digest: Some(DigestBuilder::of(content)), artifact: Some(artifact) };
-        transfer::upload(self.channel.clone(), header, content, Path::new("artifact"), |_| {}).await
+        let header =
+            v1::UploadHeader { digest: Some(DigestBuilder::of_bytes(content)), artifact: Some(artifact) };
+        file_transfer::upload(self.channel.clone(), header, content, Path::new("artifact"), |_| {}).await
     }
 
     pub(crate) async fn checkpoint(&self, assignment: &v1::Assignment, step: u64, content: &[u8]) {
@@ -215,7 +216,7 @@ impl Cluster {
         let path = dir.path().join("file");
         let source = v1::ResultFile { job_id: job_id.into(), name: name.into() };
         let source = download_request::Source::Result(source);
-        transfer::download(self.channel.clone(), source, &path, |_| {}).await.unwrap();
+        file_transfer::download(self.channel.clone(), source, &path, |_| {}).await.unwrap();
         std::fs::read(path).unwrap()
     }
 }

@@ -53,7 +53,7 @@ impl Store {
 
     /// Gives out `content` to who asks for `asked`.
     pub(super) fn add_as(&self, asked: &[u8], content: &[u8]) {
-        self.0.files.lock().unwrap().insert(DigestBuilder::of(asked).sha256, content.to_vec());
+        self.0.files.lock().unwrap().insert(DigestBuilder::of_bytes(asked).sha256, content.to_vec());
     }
 
     pub(super) fn break_after(&self, bytes: usize) {
@@ -89,7 +89,7 @@ impl Store {
                 return;
             }
         }
-        let mut trailer = DigestBuilder::of(&content);
+        let mut trailer = DigestBuilder::of_bytes(&content);
         if *self.0.lies.lock().unwrap() {
             trailer.sha256 = sha256;
         }

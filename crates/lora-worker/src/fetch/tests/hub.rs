@@ -91,7 +91,7 @@ fn answer(request: &Request, files: &Files, large: &str, main: &str) -> Answer {
         Some((name, content)) if name.ends_with(".safetensors") => Answer::of(302, "elsewhere")
             .with("location", format!("{large}/{name}?signature=secret"))
             .with("x-linked-size", content.len().to_string())
-            .with("x-linked-etag", format!("\"{}\"", DigestBuilder::of(content).hex())),
+            .with("x-linked-etag", format!("\"{}\"", DigestBuilder::of_bytes(content).hex())),
         // As for a repository that was renamed.
         Some(_) if !request.target.starts_with("/moved") => {
             Answer::of(307, "").with("location", format!("/moved{target}"))
@@ -154,7 +154,7 @@ async fn a_repository_is_fetched_by_its_commit() {
     let offline = fetch(&cache, &url).await.unwrap();
     assert_eq!(offline.base, got.base);
     let error = refusal(fetch(&cache, "hf://acme/tiny").await);
-    assert!(error.is_passing() && error.to_string().contains("hf://acme/tiny@main"), "{error}");
+    assert!(error.is_transient() && error.to_string().contains("hf://acme/tiny@main"), "{error}");
 }
 
 #[tokio::test]
@@ -176,11 +176,11 @@ async fn a_broken_transfer_goes_on_and_damage_is_seen() {
     let cache = fake.cache(dir.path());
     fake.cut.store(8, Ordering::Relaxed);
     let error = refusal(fetch(&cache, "hf://acme/tiny").await);
-    assert!(error.is_passing(), "{error}");
+    assert!(error.is_transient(), "{error}");
     let text = error.to_string();
     assert!(text.starts_with(&format!("model.base: hf://acme/tiny@{COMMIT}/model.safetensors: ")), "{text}");
     assert!(!text.contains("secret"), "{text}");
-    let part = dir.path().join("partial").join(DigestBuilder::of(TINY[5].1).hex()).join("content");
+    let part = dir.path().join("partial").join(DigestBuilder::of_bytes(TINY[5].1).hex()).join("content");
     assert_eq!(fs::read(&part).unwrap(), b"weights,");
     fake.large.take_requests();
     let got = fetch(&cache, "hf://acme/tiny").await.unwrap();
@@ -189,11 +189,11 @@ async fn a_broken_transfer_goes_on_and_damage_is_seen() {
 
     let dir = temp();
     let cache = fake.cache(dir.path());
-    let part = dir.path().join("partial").join(DigestBuilder::of(TINY[5].1).hex());
+    let part = dir.path().join("partial").join(DigestBuilder::of_bytes(TINY[5].1).hex());
     fs::create_dir_all(&part).unwrap();
     fs::write(part.join("content"), "heights,").unwrap();
     let error = refusal(fetch(&cache, "hf://acme/tiny").await);
-    assert!(error.is_passing() && error.to_string().ends_with("it arrived damaged; try again"), "{error}");
+    assert!(error.is_transient() && error.to_string().ends_with("it arrived damaged; try again"), "{error}");
     let got = fetch(&cache, "hf://acme/tiny").await.unwrap();
     assert_eq!(fs::read(got.base.join("model.safetensors")).unwrap(), TINY[5].1);
 }
@@ -238,7 +238,7 @@ async fn what_is_no_base_is_refused_before_the_weights_are_fetched() {
         let (dir, fake) = (temp(), FakeHub::serve(files).await);
         let error = refusal(fetch(&fake.cache(dir.path()), "hf://acme/tiny").await);
         assert_eq!(error.to_string(), format!("model.base: hf://acme/tiny@{COMMIT}: {expected}"));
-        assert!(!error.is_passing());
+        assert!(!error.is_transient());
         assert_eq!(fake.requests().1, [] as [&str; 0]);
     }
 }
@@ -256,7 +256,7 @@ async fn refusals_of_the_hub_are_told_without_the_token() {
         let hub = Hub::new(Some(fake.hub.url.clone()), token);
         let cache = Cache::with(dir.path(), ROOM, Vec::new(), hub, Vec::new()).unwrap();
         let error = refusal(fetch(&cache, "hf://acme/tiny").await);
-        assert!(!error.is_passing());
+        assert!(!error.is_transient());
         let expected = "model.base: hf://acme/tiny@main: the hub answers 401 Unauthorized: it does not exist, is private or \
                         gated; this worker has ";
         assert_eq!(error.to_string(), format!("{expected}{has}"));
@@ -264,7 +264,7 @@ async fn refusals_of_the_hub_are_told_without_the_token() {
     let broken = HttpServer::serve(|_| Answer::of(503, "")).await;
     let hub = Hub::new(Some(broken.url.clone()), None);
     let cache = Cache::with(dir.path(), ROOM, Vec::new(), hub, Vec::new()).unwrap();
-    assert!(refusal(fetch(&cache, "hf://acme/tiny").await).is_passing());
+    assert!(refusal(fetch(&cache, "hf://acme/tiny").await).is_transient());
 }
 
 #[test]

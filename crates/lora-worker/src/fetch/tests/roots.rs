@@ -34,7 +34,7 @@ impl Place {
     async fn refused(&self, path: &str) -> String {
         let wanted = inputs_with(v1::base::Source::Path(path.to_owned()), b"rows");
         let error = refusal(self.cache.inputs(&wanted, self.channel.clone()).await);
-        assert!(!error.is_passing());
+        assert!(!error.is_transient());
         assert!(self.store.offsets().is_empty(), "refused before anything was fetched");
         error.to_string()
     }

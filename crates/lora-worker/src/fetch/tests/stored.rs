@@ -61,9 +61,9 @@ async fn a_broken_download_goes_on_where_it_ended() {
     drop(cache.inputs(&inputs(b"base", b"base"), channel.clone()).await.unwrap());
     store.break_after(1_500_000);
     let error = refusal(cache.inputs(&wanted, channel.clone()).await);
-    assert!(error.is_passing(), "{error}");
+    assert!(error.is_transient(), "{error}");
     assert_eq!(error.to_string(), "train.jsonl: the connection broke");
-    let part = dir.path().join("partial").join(DigestBuilder::of(&rows).hex()).join("content");
+    let part = dir.path().join("partial").join(DigestBuilder::of_bytes(&rows).hex()).join("content");
     until(|| fs::metadata(&part).unwrap().len() == 1_500_000).await;
     let got = cache.inputs(&wanted, channel).await.unwrap();
     assert_eq!(fs::read(got.train).unwrap(), rows);
@@ -78,7 +78,7 @@ async fn a_fetch_can_be_dropped_and_taken_up_again() {
     store.add(&rows);
     let (cache, wanted) = (cache(dir.path(), ROOM), inputs(b"base", &rows));
     store.stand_still();
-    let part = dir.path().join("partial").join(DigestBuilder::of(&rows).hex()).join("content");
+    let part = dir.path().join("partial").join(DigestBuilder::of_bytes(&rows).hex()).join("content");
     let fetch = cache.inputs(&wanted, channel.clone());
     tokio::select! {
         _ = fetch => panic!("it stands still"),
@@ -121,7 +121,7 @@ async fn damaged_content_is_refused() {
     // Another file whole, and then one that claims to be the right one.
     for _ in 0..2 {
         let error = refusal(cache.inputs(&wanted, channel.clone()).await);
-        assert!(error.is_passing());
+        assert!(error.is_transient());
         assert_eq!(error.to_string(), "train.jsonl: it arrived damaged; try again");
         assert!(!tree(dir.path()).iter().any(|path| path.ends_with("train.jsonl")));
         store.lie();
@@ -165,7 +165,7 @@ async fn names_that_could_leave_the_cache_are_refused() {
     wanted.init_from = vec![stored_file("a", b"rows"), stored_file("a", b"rows")];
     let error = refusal(cache.inputs(&wanted, channel.clone()).await);
     assert_eq!(error.to_string(), "adapter.init_from: file a is there twice");
-    assert!(!error.is_passing());
+    assert!(!error.is_transient());
     for sha256 in [vec![], vec![0; 31], b"../../../../../../../etc/xxxxxxxx".to_vec()] {
         wanted = inputs(b"rows", b"rows");
         wanted.train.as_mut().unwrap().digest.as_mut().unwrap().sha256 = sha256;
@@ -190,9 +190,9 @@ async fn a_file_that_the_store_does_not_have_is_no_passing_error() {
     let (dir, (_store, channel)) = (temp(), Store::serve().await);
     let error = refusal(cache(dir.path(), ROOM).inputs(&inputs(b"base", b"rows"), channel).await);
     assert_eq!(error.to_string(), "config.json: no such file");
-    assert!(!error.is_passing());
+    assert!(!error.is_transient());
     let nobody = cache(dir.path(), ROOM).inputs(&inputs(b"base", b"rows"), super::nobody()).await;
-    assert!(refusal(nobody).is_passing());
+    assert!(refusal(nobody).is_transient());
 }
 
 #[tokio::test]
@@ -201,20 +201,20 @@ async fn a_checkpoint_is_not_kept() {
     let state = pattern(700_000);
     store.add(&state);
     let cache = cache(dir.path(), ROOM);
-    let checkpoint = v1::Checkpoint { step: 7, digest: Some(DigestBuilder::of(&state)) };
+    let checkpoint = v1::Checkpoint { step: 7, digest: Some(DigestBuilder::of_bytes(&state)) };
     store.break_after(300_000);
-    assert!(cache.checkpoint(&checkpoint, channel.clone()).await.unwrap_err().is_passing());
-    let part = dir.path().join("partial").join(DigestBuilder::of(&state).hex()).join("content");
+    assert!(cache.checkpoint(&checkpoint, channel.clone()).await.unwrap_err().is_transient());
+    let part = dir.path().join("partial").join(DigestBuilder::of_bytes(&state).hex()).join("content");
     until(|| fs::metadata(&part).unwrap().len() == 300_000).await;
     assert_eq!(cache.checkpoint(&checkpoint, channel.clone()).await.unwrap(), state);
     assert_eq!(store.offsets(), [0, 300_000]);
     assert!(tree(dir.path()).is_empty());
 
-    let other = v1::Checkpoint { step: 8, digest: Some(DigestBuilder::of(b"nowhere")) };
+    let other = v1::Checkpoint { step: 8, digest: Some(DigestBuilder::of_bytes(b"nowhere")) };
     let error = cache.checkpoint(&other, channel.clone()).await.unwrap_err();
     assert_eq!(error.to_string(), "step-8: no such file");
     let none = v1::Checkpoint { step: 8, digest: None };
-    assert!(!cache.checkpoint(&none, channel).await.unwrap_err().is_passing());
+    assert!(!cache.checkpoint(&none, channel).await.unwrap_err().is_transient());
 }
 
 #[tokio::test]

@@ -34,7 +34,7 @@ proptest! {
     }
 
     #[test]
-    fn micro_batches_are_padded_to_their_longest_input_and_hold_neighbours_in_length(
+    fn micro_batches_group_rows_of_similar_length_and_pad_to_the_longest(
         lengths in prop::collection::vec(2usize..200, 1..60), seed: u64, micro in 1usize..9,
     ) {
         let mut step = plan(&lengths, seed, true, lengths.len(), micro).step(0);
@@ -51,7 +51,7 @@ proptest! {
     }
 
     #[test]
-    fn a_step_does_not_depend_on_what_was_asked_before(seed: u64, steps in prop::collection::vec(0u64..30, 1..20)) {
+    fn a_step_does_not_depend_on_earlier_calls(seed: u64, steps in prop::collection::vec(0u64..30, 1..20)) {
         let lengths: Vec<usize> = (0..37).map(|i| 2 + i * 7 % 50).collect();
         let asked = plan(&lengths, seed, true, 8, 2);
         for step in steps {
@@ -81,14 +81,14 @@ fn order_depends_on_seed_epoch_and_dataset_alone() {
 
 /// The order is part of what makes a run repeatable: another one needs another name in its key.
 #[test]
-fn the_published_scheme_gives_this_order() {
+fn the_order_matches_the_documented_scheme() {
     let order: Vec<usize> =
         (0..10).map(|step| plan(&[2; 10], 42, true, 1, 1).step(step)[0].rows[0]).collect();
     assert_eq!(order, [4, 7, 2, 5, 9, 8, 1, 3, 6, 0], "computed in Python from the scheme's description");
 }
 
 #[test]
-fn every_order_of_four_rows_is_about_as_frequent() {
+fn shuffling_is_uniform() {
     let mut counts = std::collections::HashMap::new();
     let plan = plan(&[2; 4], 7, true, 1, 1);
     for epoch in 0..24_000 {
@@ -119,7 +119,7 @@ fn contiguous_ranges_of_micro_batches_hold_short_and_long_ones() {
 }
 
 #[test]
-fn evaluation_visits_every_row_in_batches_of_like_length() {
+fn evaluation_visits_every_row_in_batches_of_similar_length() {
     let mut micro_batches = eval_micro_batches(&[40, 3, 20, 3, 41], 2);
     micro_batches.sort_by_key(|micro_batch| (micro_batch.padded_len, micro_batch.rows[0]));
     let of = |rows: &[usize], padded_len| MicroBatchRows { rows: rows.to_vec(), padded_len };
@@ -134,7 +134,7 @@ fn a_plan_without_rows_has_no_steps() {
 }
 
 #[test]
-fn collating_shifts_pads_and_weighs() {
+fn collate_shifts_pads_and_weights_tokens() {
     let row = |tokens: &[u32], trained: &[bool]| Row { tokens: tokens.to_vec(), trained: trained.to_vec() };
     let rows = vec![
         row(&[9, 9], &[false, true]),

@@ -20,7 +20,7 @@ pub(crate) fn encode_row(tokenizer: &Tokenizer, content: &RowContent) -> Result<
             check_roles(messages)?;
             let conversation = tokenizer.conversation(messages, tools.as_ref(), *from)?;
             let spans = tokenizer.encode_spans(&conversation.text, false)?;
-            mask(&spans, |span| conversation.trained.iter().any(|range| stands_in(span, range)))
+            mask(&spans, |span| conversation.trained.iter().any(|range| overlaps(span, range)))
         }
         RowContent::Plain { text, from } => {
             let Some((_, eos)) = tokenizer.eos_token() else {
@@ -31,7 +31,7 @@ pub(crate) fn encode_row(tokenizer: &Tokenizer, content: &RowContent) -> Result<
             };
             let trained = *from..text.len();
             let spans = tokenizer.encode_spans(text, true)?;
-            let mut row = mask(&spans, |span| *from == 0 || stands_in(span, &trained));
+            let mut row = mask(&spans, |span| *from == 0 || overlaps(span, &trained));
             if row.tokens.last() == Some(&eos) {
                 row.trained.pop();
             } else {
@@ -57,7 +57,7 @@ fn mask(spans: &[Span], trained: impl Fn(&Span) -> bool) -> Row {
 
 /// Does the token stand for any of these bytes? Byte-level tokenizers with `trim_offsets` give a token of white space
 /// the empty range at its end.
-fn stands_in(span: &Span, bytes: &Range<usize>) -> bool {
+fn overlaps(span: &Span, bytes: &Range<usize>) -> bool {
     if span.start == span.end {
         bytes.start < span.end && span.end <= bytes.end
     } else {

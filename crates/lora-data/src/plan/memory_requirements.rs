@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::PlanError;
 use crate::Dataset;
-use crate::batch::PAD_TO;
+use crate::batch::PAD_MULTIPLE;
 
 /// Peak of each of the fewest workers that a job can have.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -24,59 +24,63 @@ pub struct PlanMemory {
 /// What each of the fewest workers needs with the job's settings, and with others: enough to say of any worker whether it can have
 /// the job, and why not.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Needs {
-    cpu: Need,
-    gpu: Need,
+pub struct MemoryRequirements {
+    cpu: DeviceRequirements,
+    gpu: DeviceRequirements,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Need {
+struct DeviceRequirements {
     peak: u64,
     base: u64,
     /// Ways to need less, those that compute least first; of each its micro-batches, the largest first.
-    ways: Vec<Vec<Remedy>>,
+    #[serde(rename = "ways")]
+    alternatives: Vec<Vec<Alternative>>,
 }
 
 /// Settings with which a worker would need less.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Remedy {
+struct Alternative {
     /// Keys and values.
     settings: Vec<(String, String)>,
     /// Peak with them, in bytes.
     peak: u64,
 }
 
-impl Needs {
+impl MemoryRequirements {
     /// What a worker needs of `job` over the base in the directory `base`, with these training rows. Reads no weights.
     pub fn new(job: &JobSpec, base: &Path, train: &Dataset) -> Result<Self, PlanError> {
         let model = ModelConfig::read(base)?;
         let index = SafetensorsIndex::open(base)?;
         job.adapter.check_base(&model, &index)?;
-        Ok(Shapes { model, index, longest: train.report.longest, rows: train.rows.len() }.needs(job)?)
+        Ok(PlanInputs { model, index, longest: train.report.longest, rows: train.rows.len() }
+            .requirements(job)?)
     }
 
     /// Bytes that a worker needs, of a GPU or (`gpu` false) of its machine.
     pub fn peak(&self, gpu: bool) -> u64 {
-        self.of(gpu).peak
+        self.for_device(gpu).peak
     }
 
     /// Why a worker with `limit` bytes cannot have the job, and up to three changes of settings with which it could, the smallest
     /// ones first; `None`: it can.
     pub fn too_large(&self, limit: u64, gpu: bool) -> Option<String> {
-        let Need { peak, base, ways } = self.of(gpu);
+        let DeviceRequirements { peak, base, alternatives } = self.for_device(gpu);
         if *peak <= limit {
             return None;
         }
         // Of the micro-batches that fit the largest.
-        let mut remedies: Vec<&Remedy> =
-            ways.iter().filter_map(|sizes| sizes.iter().find(|remedy| remedy.peak <= limit)).collect();
-        remedies.sort_by_key(|remedy| remedy.settings.len());
-        remedies.truncate(3);
-        let settings = remedies.iter().map(|remedy| {
-            let settings = remedy.settings.iter().map(|(key, value)| format!("{key}: {value}"));
-            format!("{} ({})", settings.collect::<Vec<_>>().join(" and "), format_bytes(remedy.peak))
+        let mut fitting: Vec<&Alternative> = alternatives
+            .iter()
+            .filter_map(|sizes| sizes.iter().find(|alternative| alternative.peak <= limit))
+            .collect();
+        fitting.sort_by_key(|alternative| alternative.settings.len());
+        fitting.truncate(3);
+        let settings = fitting.iter().map(|alternative| {
+            let settings = alternative.settings.iter().map(|(key, value)| format!("{key}: {value}"));
+            format!("{} ({})", settings.collect::<Vec<_>>().join(" and "), format_bytes(alternative.peak))
         });
-        let would = match remedies.is_empty() {
+        let would = match fitting.is_empty() {
             true => format!(
                 "no activation_checkpointing, micro_batch_size or quantization would make it fit, the base alone takes {}",
                 format_bytes(*base)
@@ -88,13 +92,13 @@ impl Needs {
         Some(format!("a worker needs {peak} {of}, more than {limit}; {would}"))
     }
 
-    fn of(&self, gpu: bool) -> &Need {
+    fn for_device(&self, gpu: bool) -> &DeviceRequirements {
         if gpu { &self.gpu } else { &self.cpu }
     }
 }
 
 /// What memory depends on beside the job's settings.
-pub(super) struct Shapes {
+pub(super) struct PlanInputs {
     pub(super) model: ModelConfig,
     pub(super) index: SafetensorsIndex,
     /// Tokens of the longest training row.
@@ -103,9 +107,9 @@ pub(super) struct Shapes {
     pub(super) rows: usize,
 }
 
-impl Shapes {
+impl PlanInputs {
     pub(super) fn memory(&self, job: &JobSpec) -> Result<PlanMemory, FieldError> {
-        Ok(PlanMemory { cpu: self.of(job, false)?, gpu: self.of(job, true)? })
+        Ok(PlanMemory { cpu: self.estimate(job, false)?, gpu: self.estimate(job, true)? })
     }
 
     /// The largest micro-batch, and how many a worker computes in a step.
@@ -115,12 +119,12 @@ impl Shapes {
         MicroBatchShape {
             rows: training.micro_batch_size.min(self.rows),
             // The last token is only predicted.
-            positions: self.longest.saturating_sub(1).next_multiple_of(PAD_TO),
+            positions: self.longest.saturating_sub(1).next_multiple_of(PAD_MULTIPLE),
             count: micro_batches.div_ceil(job.workers.min),
         }
     }
 
-    fn of(&self, job: &JobSpec, gpu: bool) -> Result<MemoryEstimate, FieldError> {
+    fn estimate(&self, job: &JobSpec, gpu: bool) -> Result<MemoryEstimate, FieldError> {
         let training = &job.training;
         let footprint =
             ModelFootprint { model: &self.model, index: Some(&self.index), format: job.model.format(), gpu };
@@ -136,11 +140,14 @@ impl Shapes {
         }))
     }
 
-    pub(super) fn needs(&self, job: &JobSpec) -> Result<Needs, FieldError> {
-        Ok(Needs { cpu: self.need(job, false)?, gpu: self.need(job, true)? })
+    pub(super) fn requirements(&self, job: &JobSpec) -> Result<MemoryRequirements, FieldError> {
+        Ok(MemoryRequirements {
+            cpu: self.device_requirements(job, false)?,
+            gpu: self.device_requirements(job, true)?,
+        })
     }
 
-    fn need(&self, job: &JobSpec, gpu: bool) -> Result<Need, FieldError> {
+    fn device_requirements(&self, job: &JobSpec, gpu: bool) -> Result<DeviceRequirements, FieldError> {
         let now = (job.training.activation_checkpointing, job.training.micro_batch_size);
         let kept = [
             ActivationCheckpointing::None,
@@ -154,23 +161,23 @@ impl Shapes {
             QuantizationType::None if self.is_dense() => vec![QuantizationType::None, QuantizationType::Nf4],
             given => vec![given],
         };
-        let mut ways = Vec::new();
+        let mut alternatives = Vec::new();
         for (checkpointing, quantization) in
             less_kept.flat_map(|it| quantizations.iter().map(move |quantization| (it, *quantization)))
         {
-            let mut way = Vec::new();
+            let mut sizes_tried = Vec::new();
             for &size in &sizes {
                 let mut changed = job.clone();
                 changed.training.activation_checkpointing = checkpointing;
                 changed.training.micro_batch_size = size;
                 changed.model.quantization = quantization;
-                let peak = self.of(&changed, gpu)?.peak;
-                way.push(Remedy { settings: differences(job, &changed), peak });
+                let peak = self.estimate(&changed, gpu)?.peak;
+                sizes_tried.push(Alternative { settings: differences(job, &changed), peak });
             }
-            ways.push(way);
+            alternatives.push(sizes_tried);
         }
-        let MemoryEstimate { peak, base, .. } = self.of(job, gpu)?;
-        Ok(Need { peak, base, ways })
+        let MemoryEstimate { peak, base, .. } = self.estimate(job, gpu)?;
+        Ok(DeviceRequirements { peak, base, alternatives })
     }
 
     fn is_dense(&self) -> bool {
@@ -197,24 +204,29 @@ fn differences(job: &JobSpec, changed: &JobSpec) -> Vec<(String, String)> {
 mod tests {
     use super::*;
 
-    fn remedy(settings: &[(&str, &str)], peak: u64) -> Remedy {
+    fn alternative(settings: &[(&str, &str)], peak: u64) -> Alternative {
         let settings = settings.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
-        Remedy { settings: settings.collect(), peak }
+        Alternative { settings: settings.collect(), peak }
     }
 
     #[test]
-    fn a_worker_that_is_too_small_is_told_what_would_fit() {
+    fn too_small_workers_get_settings_that_would_fit() {
         const MIB: u64 = 1 << 20;
         let (size, block) = ("training.micro_batch_size", ("training.activation_checkpointing", "block"));
-        let ways = vec![
-            vec![remedy(&[], 90 * MIB), remedy(&[(size, "2")], 70 * MIB), remedy(&[(size, "1")], 60 * MIB)],
-            vec![remedy(&[block], 65 * MIB), remedy(&[block, (size, "2")], 55 * MIB)],
+        let alternatives = vec![
+            vec![
+                alternative(&[], 90 * MIB),
+                alternative(&[(size, "2")], 70 * MIB),
+                alternative(&[(size, "1")], 60 * MIB),
+            ],
+            vec![alternative(&[block], 65 * MIB), alternative(&[block, (size, "2")], 55 * MIB)],
         ];
-        let cpu = Need { peak: 90 * MIB, base: 50 * MIB, ways };
-        let needs = Needs { gpu: Need { peak: 91 * MIB, ..cpu.clone() }, cpu };
-        assert_eq!(needs.too_large(90 * MIB, false), None);
+        let cpu = DeviceRequirements { peak: 90 * MIB, base: 50 * MIB, alternatives };
+        let requirements =
+            MemoryRequirements { gpu: DeviceRequirements { peak: 91 * MIB, ..cpu.clone() }, cpu };
+        assert_eq!(requirements.too_large(90 * MIB, false), None);
         assert_eq!(
-            needs.too_large(64 * MIB, false).as_deref(),
+            requirements.too_large(64 * MIB, false).as_deref(),
             Some(
                 "a worker needs 90.00 MiB of memory, more than 64.00 MiB; it would fit with \
                  training.micro_batch_size: 1 (60.00 MiB), or with training.activation_checkpointing: block and \
@@ -222,13 +234,16 @@ mod tests {
             )
         );
         assert_eq!(
-            needs.too_large(MIB, true).as_deref(),
+            requirements.too_large(MIB, true).as_deref(),
             Some(
                 "a worker needs 91.00 MiB of a GPU's memory, more than 1.00 MiB; no activation_checkpointing, \
                  micro_batch_size or quantization would make it fit, the base alone takes 50.00 MiB"
             )
         );
-        let stored = serde_json::to_string(&needs).unwrap();
-        assert_eq!(serde_json::from_str::<Needs>(&stored).unwrap(), needs);
+        let stored = serde_json::to_string(&requirements).unwrap();
+        // Databases of older versions have these keys.
+        assert!(stored.starts_with(r#"{"cpu":{"peak":94371840,"base":"#), "{stored}");
+        assert!(stored.contains(r#""ways":[[{"settings":[],"peak":"#), "{stored}");
+        assert_eq!(serde_json::from_str::<MemoryRequirements>(&stored).unwrap(), requirements);
     }
 }

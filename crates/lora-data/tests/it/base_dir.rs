@@ -27,11 +27,11 @@ pub(crate) const LLAMA3: &str = "{{- bos_token }}\n\
 pub(crate) const SPECIAL: [&str; 7] =
     ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"];
 
-pub(crate) struct Base {
+pub(crate) struct BaseDir {
     pub(crate) dir: TempDir,
 }
 
-impl Base {
+impl BaseDir {
     /// Bytes and a few merges (` w`, `he`, `hel`), without a chat template; `<s>` is put before texts if `bos`.
     pub(crate) fn new(eos: &str, bos: bool) -> Self {
         let base = Self { dir: tempfile::tempdir().unwrap() };

@@ -7,7 +7,7 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 
-use crate::batch::deal;
+use crate::batch::into_micro_batches;
 use crate::{Dataset, MicroBatchRows};
 
 /// Which rows make up a step: a pure function of (dataset hash, seed, epoch, step) and the batch sizes.
@@ -53,7 +53,7 @@ impl BatchPlan {
     }
 
     /// The order in which `job` takes the rows of `train`.
-    pub fn of_job(job: &JobSpec, train: &Dataset) -> Self {
+    pub fn for_job(job: &JobSpec, train: &Dataset) -> Self {
         let training = &job.training;
         Self::new(
             train.lengths(),
@@ -81,7 +81,7 @@ impl BatchPlan {
         let order = self.order(epoch);
         let start = index as usize * self.global_batch_size;
         let end = (start + self.global_batch_size).min(order.len());
-        deal(order[start..end].to_vec(), &self.lengths, self.micro_batch_size)
+        into_micro_batches(order[start..end].to_vec(), &self.lengths, self.micro_batch_size)
     }
 
     /// Tokens in the rows of the first `steps` steps, padding not counted.

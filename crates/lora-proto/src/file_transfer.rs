@@ -17,9 +17,9 @@ use crate::v1::{self, download_response, upload_request};
 use crate::{CHUNK_BYTES, DigestBuilder, MAX_MESSAGE_BYTES};
 
 /// How long a transfer may stand still.
-const STALLED: Duration = Duration::from_secs(60);
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// Chunks of an upload that wait to be sent.
-const CHUNKS: usize = 4;
+const UPLOAD_QUEUE_CHUNKS: usize = 4;
 
 /// Why a file did not arrive.
 #[derive(Debug, thiserror::Error)]
@@ -36,11 +36,11 @@ pub enum TransferError {
         source: io::Error,
     },
     /// Nothing moved for too long.
-    #[error("the transfer stood still for {STALLED:?}")]
+    #[error("the transfer stood still for {STALL_TIMEOUT:?}")]
     Stalled,
     /// The bytes are not those that were announced.
     #[error("it arrived damaged; try again")]
-    Damaged,
+    Corrupt,
 }
 
 impl From<Status> for TransferError {
@@ -51,7 +51,7 @@ impl From<Status> for TransferError {
 
 impl TransferError {
     /// Whether the same transfer may work later: the connection broke, or the coordinator is away.
-    pub fn is_passing(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Refused(status) => matches!(
                 status.code(),
@@ -60,7 +60,7 @@ impl TransferError {
                     | tonic::Code::Cancelled
                     | tonic::Code::DeadlineExceeded
             ),
-            Self::Stalled | Self::Damaged => true,
+            Self::Stalled | Self::Corrupt => true,
             Self::Io { .. } => false,
         }
     }
@@ -82,7 +82,7 @@ pub async fn upload(
     path: &Path,
     mut sent: impl FnMut(u64),
 ) -> Result<(), TransferError> {
-    let (messages, stream) = mpsc::channel(CHUNKS);
+    let (messages, stream) = mpsc::channel(UPLOAD_QUEUE_CHUNKS);
     let mut client = artifacts(channel);
     let call = client.upload(ReceiverStream::new(stream));
     let feed = async move {
@@ -91,7 +91,7 @@ pub async fn upload(
         let mut bytes = 0;
         loop {
             // A call that has ended takes no more, and says why.
-            if timeout(STALLED, messages.send(message(kind)))
+            if timeout(STALL_TIMEOUT, messages.send(message(kind)))
                 .await
                 .map_err(|_| TransferError::Stalled)?
                 .is_err()
@@ -114,7 +114,7 @@ pub async fn upload(
         answer = &mut call => { answer?; }
         fed = feed => {
             fed?;
-            timeout(STALLED, call).await.map_err(|_| TransferError::Stalled)??;
+            timeout(STALL_TIMEOUT, call).await.map_err(|_| TransferError::Stalled)??;
         }
     }
     Ok(())
@@ -143,7 +143,7 @@ pub async fn download(
     let mut digest = digest_of(&mut file).await.map_err(io)?;
     file.seek(SeekFrom::End(0)).await.map_err(io)?;
     let request = v1::DownloadRequest { source: Some(source), offset: digest.size() };
-    let answer = timeout(STALLED, artifacts(channel).download(request)).await;
+    let answer = timeout(STALL_TIMEOUT, artifacts(channel).download(request)).await;
     let mut messages = match answer.map_err(|_| TransferError::Stalled)? {
         Ok(answer) => answer.into_inner(),
         // What lies there is longer than the file: it is another one.
@@ -151,7 +151,8 @@ pub async fn download(
         Err(status) => return Err(status.into()),
     };
     loop {
-        let message = timeout(STALLED, messages.message()).await.map_err(|_| TransferError::Stalled)??;
+        let message =
+            timeout(STALL_TIMEOUT, messages.message()).await.map_err(|_| TransferError::Stalled)??;
         match message.and_then(|message| message.kind) {
             Some(download_response::Kind::Chunk(chunk)) => {
                 file.write_all(&chunk).await.map_err(io)?;
@@ -186,5 +187,5 @@ async fn digest_of(file: &mut File) -> io::Result<DigestBuilder> {
 async fn discard(path: &Path) -> TransferError {
     // What cannot be removed is found damaged again.
     let _ = tokio::fs::remove_file(path).await;
-    TransferError::Damaged
+    TransferError::Corrupt
 }

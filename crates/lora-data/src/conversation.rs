@@ -31,7 +31,7 @@ pub(crate) fn render_conversation(
     let Rendered { text, generated } = template.render(messages, tools, false)?;
     let prompt_end = |i: usize| -> Result<usize, String> {
         let prompt = template.render(&messages[..i], tools, true)?.text;
-        if text.starts_with(&prompt) { Ok(prompt.len()) } else { Err(not_a_prefix(i, "before")) }
+        if text.starts_with(&prompt) { Ok(prompt.len()) } else { Err(prefix_error(i, "before")) }
     };
     if template.has_generation_markers() {
         let start = if from == 0 { 0 } else { prompt_end(from)? };
@@ -47,7 +47,7 @@ pub(crate) fn render_conversation(
         } else {
             let turn = template.render(&messages[..=i], tools, false)?.text;
             if !text.starts_with(&turn) || turn.len() < start {
-                return Err(not_a_prefix(i, "up to"));
+                return Err(prefix_error(i, "up to"));
             }
             turn.len()
         };
@@ -58,7 +58,7 @@ pub(crate) fn render_conversation(
     Ok(Conversation { text, trained })
 }
 
-fn not_a_prefix(i: usize, which: &str) -> String {
+fn prefix_error(i: usize, which: &str) -> String {
     format!(
         "the assistant's turn (messages[{i}]) cannot be found in the rendered conversation: the chat template renders the \
          messages {which} it differently when others follow (some leave reasoning out of earlier turns). Mark what is to \
