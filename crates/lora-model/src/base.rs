@@ -86,7 +86,7 @@ impl Base {
             |name| reader.read(name, format.dtype),
             |name| reader.read(name, BaseDtype::F32),
             |module| match requantized.get(&module.name) {
-                Some(weight) => Ok(weight.on(device)?),
+                Some(weight) => Ok(weight.to_device(device)?),
                 None => reader.weight(module, format),
             },
         )
@@ -261,7 +261,7 @@ fn with_weights(files: String, weights: &HashMap<String, Weight>) -> Result<Stri
     let names: BTreeMap<&String, &Weight> = weights.iter().collect();
     let mut text = files;
     for (name, weight) in names {
-        for part in weight.parts() {
+        for part in weight.tensors() {
             let [low, high] = fingerprint(&[&part.flatten_all()?])?;
             text += &format!("\n{name} {high:016x}{low:016x}");
         }

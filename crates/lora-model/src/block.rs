@@ -1,7 +1,7 @@
 //! One decoder block: `x + attention(norm(x))`, then `x + mlp(norm(x))`.
 
 use candle_core::Tensor;
-use lora_ops::attention::{self, Shape};
+use lora_ops::attention::{self, AttentionShape};
 use lora_ops::dropout::Dropout;
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::lora::{self, LoraPair};
@@ -28,7 +28,7 @@ pub(crate) struct Block {
 
 /// What a block's computation needs beside its weights and its input.
 pub(crate) struct Context<'a> {
-    pub(crate) shape: Shape,
+    pub(crate) shape: AttentionShape,
     pub(crate) rope: &'a RopeTable,
     pub(crate) eps: f64,
     pub(crate) activation: ActivationFunction,
@@ -67,22 +67,22 @@ pub(crate) struct Cache {
 
 /// What a block keeps for its backward pass.
 pub(crate) struct Saved {
-    input_norm: rms_norm::Saved,
+    input_norm: rms_norm::RmsNormActivations,
     q: Tensor,
     k: Tensor,
     v: Tensor,
     attended: Attended,
     middle: Tensor,
-    post_attention_norm: rms_norm::Saved,
+    post_attention_norm: rms_norm::RmsNormActivations,
     gate: Tensor,
     up: Tensor,
-    lora: Vec<Option<lora::Saved>>,
+    lora: Vec<Option<lora::LoraActivations>>,
 }
 
 /// Attention's output `[tokens, heads * head_dim]`, and what its backward pass needs beside it.
 pub(crate) struct Attended {
     output: Tensor,
-    saved: attention::Saved,
+    saved: attention::AttentionActivations,
 }
 
 /// What is left of [`Saved`] until the backward pass, which makes it whole again.
@@ -157,7 +157,7 @@ impl Block {
         let lora = match ctx.pair(DOWN) {
             Some(pair) => {
                 let activated = glu::forward(&saved.gate, &saved.up, ctx.activation)?;
-                Some(lora::again(&activated, pair, ctx.mask(DOWN))?)
+                Some(lora::recompute(&activated, pair, ctx.mask(DOWN))?)
             }
             None => None,
         };
@@ -246,7 +246,7 @@ impl Block {
         }
         if trained(&[GATE, UP]) {
             let normed =
-                rms_norm::again(&saved.post_attention_norm, &saved.middle, &self.post_attention_norm)?;
+                rms_norm::recompute(&saved.post_attention_norm, &saved.middle, &self.post_attention_norm)?;
             project(GATE, &normed, &d_gate, d_normed.as_ref())?;
             project(UP, &normed, &d_up, d_normed.as_ref())?;
         }
@@ -281,7 +281,7 @@ impl Block {
             self.add_dx_of(V, &d_v, ctx, d_normed)?;
         }
         if trained(&[Q, K, V]) {
-            let normed = rms_norm::again(&saved.input_norm, x, &self.input_norm)?;
+            let normed = rms_norm::recompute(&saved.input_norm, x, &self.input_norm)?;
             project(Q, &normed, &d_q, d_normed.as_ref())?;
             project(K, &normed, &d_k, d_normed.as_ref())?;
             project(V, &normed, &d_v, d_normed.as_ref())?;
@@ -291,7 +291,7 @@ impl Block {
         Ok(Some(dx))
     }
 
-    fn project(&self, p: usize, x: &Tensor, ctx: &Context) -> Result<(Tensor, Option<lora::Saved>)> {
+    fn project(&self, p: usize, x: &Tensor, ctx: &Context) -> Result<(Tensor, Option<lora::LoraActivations>)> {
         let y = self.projections[p].forward(x)?;
         if let Some(pair) = ctx.taken_off(p) {
             lora::forward(x, pair, -ctx.scaling, None, &y)?;
@@ -326,7 +326,7 @@ impl Block {
     fn project_backward(
         &self,
         p: usize,
-        saved: &Option<lora::Saved>,
+        saved: &Option<lora::LoraActivations>,
         x: &Tensor,
         dy: &Tensor,
         ctx: &Context,

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 use faer::MatRef;
-use lora_ops::gemm::{of, product, t};
+use lora_ops::gemm::{no_trans, product, trans};
 use lora_ops::read_f32;
 use lora_spec::Philox;
 
@@ -48,20 +48,20 @@ pub(crate) fn nearly_principal(
     fill_uniform(&mut random, philox, 1.0);
     let times = |right: &Tensor| {
         let out = zeros(rows, width)?;
-        product(1.0, of(matrix), of(right), 0.0, &out)?;
+        product(1.0, no_trans(matrix), no_trans(right), 0.0, &out)?;
         orthonormal(&out)
     };
     let mut q = times(&Tensor::from_vec(random, (cols, width), &Device::Cpu)?)?;
     for _ in 0..rounds {
         let out = zeros(cols, width)?;
-        product(1.0, t(matrix), of(&q), 0.0, &out)?;
+        product(1.0, trans(matrix), no_trans(&q), 0.0, &out)?;
         q = times(&orthonormal(&out)?)?;
     }
     let small = zeros(width, cols)?;
-    product(1.0, t(&q), of(matrix), 0.0, &small)?;
+    product(1.0, trans(&q), no_trans(matrix), 0.0, &small)?;
     let (u, s, v) = svd(&small, r)?;
     let turned = zeros(rows, r)?;
-    product(1.0, of(&q), of(&u), 0.0, &turned)?;
+    product(1.0, no_trans(&q), no_trans(&u), 0.0, &turned)?;
     even(&turned, &s, &v, scaling)
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn orthogonal(matrix: &Tensor, r: usize) -> Result<Factors> {
     let (_, cols) = matrix.dims2()?;
     let b = orthonormal(&matrix.narrow(1, 0, r)?.contiguous()?)?;
     let a = zeros(r, cols)?;
-    product(1.0, t(&b), of(matrix), 0.0, &a)?;
+    product(1.0, trans(&b), no_trans(matrix), 0.0, &a)?;
     Ok(Factors { a, b })
 }
 

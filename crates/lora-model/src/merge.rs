@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use candle_core::{DType, Device};
-use lora_ops::gemm::{of, product};
+use lora_ops::gemm::{no_trans, product};
 use lora_ops::linear::Weight;
 use lora_spec::{BaseDtype, BaseLayout, LinearModule, ModelConfig, ModelConfigError, SafetensorsIndex};
 use serde_json::Value;
@@ -45,7 +45,7 @@ impl Base {
                 None => reader.weight(module, layout.format)?.dense()?,
             };
             if let Some(pair) = adapter.pair(&module.name) {
-                product(adapter.scaling() as f32, of(&pair.b), of(&pair.a), 1.0, &dense)?;
+                product(adapter.scaling() as f32, no_trans(&pair.b), no_trans(&pair.a), 1.0, &dense)?;
             }
             let rounded = match dtype {
                 BaseDtype::Bf16 => dense.to_dtype(DType::BF16)?,

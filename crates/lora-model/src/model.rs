@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use lora_ops::attention::{Shape, first_keys};
+use lora_ops::attention::{AttentionShape, first_visible_keys};
 use lora_ops::cross_entropy::{self, Loss, Targets};
 use lora_ops::dropout::Dropout;
 use lora_ops::rope::RopeTable;
@@ -47,7 +47,7 @@ pub struct Pass {
 struct Inputs<'a> {
     base: &'a Base,
     adapter: Option<&'a Adapter>,
-    shape: Shape,
+    shape: AttentionShape,
     tokens: Ids,
     rope: Arc<RopeTable>,
     /// First key that each query of a layer with a window sees.
@@ -195,13 +195,18 @@ pub(crate) fn window(base: &Base, batch: usize, seq: usize, past: usize) -> Resu
     if past + seq <= window {
         return Ok(None);
     }
-    let all = first_keys(batch, past + seq, Some(window), None);
+    let all = first_visible_keys(batch, past + seq, Some(window), None);
     let queries = all.chunks(past + seq).flat_map(|row| &row[past..]).copied().collect::<Vec<u32>>();
     Ok(Some(Ids::new(queries, base.device())?))
 }
 
-pub(crate) fn attention_shape(config: &ModelConfig, batch: usize, seq: usize, kv_seq: usize) -> Shape {
-    Shape {
+pub(crate) fn attention_shape(
+    config: &ModelConfig,
+    batch: usize,
+    seq: usize,
+    kv_seq: usize,
+) -> AttentionShape {
+    AttentionShape {
         batch,
         seq,
         kv_seq,

@@ -55,11 +55,11 @@ impl<'a> Reader<'a> {
         let shape = (module.out_features, module.in_features);
         let wrong = |e: candle_core::Error| self.fail(&name, e.to_string());
         Ok(match (self.index.weight(module)?, format.quantization) {
-            (StoredWeight::FourBit(state), _) => self.four_bit(&name, shape, &state)?.on(self.device)?.into(),
+            (StoredWeight::FourBit(state), _) => self.four_bit(&name, shape, &state)?.to_device(self.device)?.into(),
             (StoredWeight::Int8, _) => {
                 let codes = Tensor::from_vec(self.bytes(&name)?, shape, &Device::Cpu)?;
                 let scales = self.vector(&format!("{}.SCB", module.name))?;
-                Int8::new(codes, scales).map_err(wrong)?.on(self.device)?.into()
+                Int8::new(codes, scales).map_err(wrong)?.to_device(self.device)?.into()
             }
             (StoredWeight::Dense, Quantization::None) => self.read(&name, format.dtype)?.into(),
             (StoredWeight::Dense, quantization) => {
@@ -67,7 +67,7 @@ impl<'a> Reader<'a> {
                 if format.dtype == BaseDtype::Bf16 {
                     values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
                 }
-                quantize(&values, shape, quantization).and_then(|w| w.on(self.device)).map_err(wrong)?
+                quantize(&values, shape, quantization).and_then(|w| w.to_device(self.device)).map_err(wrong)?
             }
         })
     }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
-use lora_ops::gemm::{of, product};
+use lora_ops::gemm::{no_trans, product};
 use lora_ops::linear::Weight;
 use lora_ops::read_f32;
 use lora_spec::{
@@ -108,7 +108,7 @@ fn again(weight: &Tensor, rounds: u32, r: usize, layout: &BaseLayout) -> candle_
     for _ in 1..rounds {
         let Factors { a, b } = principal(&(weight - held.dense()?)?, r, 1.0)?;
         let rest = weight.copy()?;
-        product(-1.0, of(&b), of(&a), 1.0, &rest)?;
+        product(-1.0, no_trans(&b), no_trans(&a), 1.0, &rest)?;
         held = quantized(&rest)?;
     }
     Ok(held)

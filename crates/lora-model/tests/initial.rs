@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::safetensors::load;
 use candle_core::{Device, Tensor};
 use lora_model::{Adapter, Base, BaseKey, Batch, PeftAdapter, logits, write_adapter};
-use lora_ops::gemm::{of, product};
+use lora_ops::gemm::{no_trans, product};
 use lora_spec::{
     AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec, ModelSpec, Quantization,
     QuantizationType,
@@ -33,7 +33,7 @@ fn product_of(adapter: &Adapter, params: &Tensor, module: &str) -> Tensor {
     let a = params.narrow(0, slot.a.start, slot.a.len()).unwrap().reshape((r, cols)).unwrap();
     let b = params.narrow(0, slot.b.start, slot.b.len()).unwrap().reshape((rows, r)).unwrap();
     let out = Tensor::zeros((rows, cols), candle_core::DType::F32, &Device::Cpu).unwrap();
-    product(adapter.scaling() as f32, of(&b), of(&a), 0.0, &out).unwrap();
+    product(adapter.scaling() as f32, no_trans(&b), no_trans(&a), 0.0, &out).unwrap();
     out
 }
 

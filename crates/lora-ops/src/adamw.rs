@@ -2,8 +2,8 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::paged::{Buffers, Vector, half, windows};
-use crate::place::Place;
+use crate::backend::Backend;
+use crate::paged::{PagedVector, StagingBuffers, half_window, windows};
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -26,7 +26,7 @@ pub struct AdamW {
 
 /// Parameters and moments: f32 vectors, equally long, each of a storage of its own.
 #[derive(Debug, Clone, Copy)]
-pub struct State<'a> {
+pub struct AdamWTensors<'a> {
     /// Parameters.
     pub params: &'a Tensor,
     /// First moments.
@@ -38,62 +38,62 @@ pub struct State<'a> {
 impl AdamW {
     /// Step number `t` (from 1) with `gradient * factor`, in place; `factor` carries clipping.
     #[tracing::instrument(level = "trace", name = "adamw", skip_all)]
-    pub fn step(&self, t: u64, state: State, gradient: &Tensor, factor: f32) -> Result<()> {
+    pub fn step(&self, t: u64, state: AdamWTensors, gradient: &Tensor, factor: f32) -> Result<()> {
         check_lengths(state, gradient)?;
-        let State { params, m, v } = state;
-        let numbers = self.numbers(t, factor);
-        match Place::of(&[params, m, v, gradient])? {
-            Place::Cpu => cpu::step(&numbers, state, gradient),
+        let AdamWTensors { params, m, v } = state;
+        let coefficients = self.coefficients(t, factor);
+        match Backend::of_tensors(&[params, m, v, gradient])? {
+            Backend::Cpu => cpu::step(&coefficients, state, gradient),
             #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => cuda::step(&gpu, &numbers, state, gradient),
+            Backend::Cuda(gpu) => cuda::step(&gpu, &coefficients, state, gradient),
         }
     }
 
     /// As [`Self::step`], to the same bits, with at most `window` elements of each moment (but two at least)
     /// where the parameters are: of parameters on a GPU the moments may be in the host's memory.
-    pub fn step_paged(
+    pub fn step_in_windows(
         &self,
         t: u64,
-        state: State,
+        state: AdamWTensors,
         gradient: &Tensor,
         factor: f32,
         window: usize,
     ) -> Result<()> {
         let buffers = buffers(state, window)?;
-        self.step_in(&buffers, t, state, gradient, factor, window)
+        self.step_with_buffers(&buffers, t, state, gradient, factor, window)
     }
 
     /// A step in `buffers`, which were made for moments that lie where these do, and are no shorter.
-    pub(crate) fn step_in(
+    pub(crate) fn step_with_buffers(
         &self,
-        buffers: &Buffers,
+        buffers: &StagingBuffers,
         t: u64,
-        state: State,
+        state: AdamWTensors,
         gradient: &Tensor,
         factor: f32,
         window: usize,
     ) -> Result<()> {
         let n = check_lengths(state, gradient)?;
-        let windows = windows(n, half(window));
-        let moments = [state.m, state.v].map(|tensor| Vector { tensor, is_changed: true });
+        let windows = windows(n, half_window(window));
+        let moments = [state.m, state.v].map(|tensor| PagedVector { tensor, is_changed: true });
         let ranges = |number: usize| vec![windows[number].clone(); 2];
         buffers.for_each(&moments, windows.len(), ranges, |number, moments| {
             let range = &windows[number];
             let part = |vector: &Tensor| vector.narrow(0, range.start, range.len());
             let [m, v] = moments else { candle_core::bail!("AdamW has two moments") };
-            self.step(t, State { params: &part(state.params)?, m, v }, &part(gradient)?, factor)
+            self.step(t, AdamWTensors { params: &part(state.params)?, m, v }, &part(gradient)?, factor)
         })
     }
 
-    pub(crate) fn numbers(&self, t: u64, factor: f32) -> Numbers {
+    pub(crate) fn coefficients(&self, t: u64, factor: f32) -> Coefficients {
         let power = t.min(i32::MAX as u64) as i32;
-        Numbers {
+        Coefficients {
             factor,
             beta1: self.beta1 as f32,
-            rest1: (1.0 - self.beta1) as f32,
+            one_minus_beta1: (1.0 - self.beta1) as f32,
             beta2: self.beta2 as f32,
-            rest2: (1.0 - self.beta2) as f32,
-            correction2: (1.0 - self.beta2.powi(power)).sqrt() as f32,
+            one_minus_beta2: (1.0 - self.beta2) as f32,
+            sqrt_bias_correction2: (1.0 - self.beta2.powi(power)).sqrt() as f32,
             eps: self.eps as f32,
             decay: (1.0 - self.lr * self.weight_decay) as f32,
             step_size: (self.lr / (1.0 - self.beta1.powi(power))) as f32,
@@ -101,13 +101,16 @@ impl AdamW {
     }
 }
 
-/// Buffers for both moments of [`AdamW::step_in`], where the parameters are.
-pub(crate) fn buffers(state: State, window: usize) -> Result<Buffers> {
-    Buffers::new(&[state.m, state.v].map(|moment| (moment, half(window))), state.params.device())
+/// Buffers for both moments of [`AdamW::step_with_buffers`], where the parameters are.
+pub(crate) fn buffers(state: AdamWTensors, window: usize) -> Result<StagingBuffers> {
+    StagingBuffers::new(
+        &[state.m, state.v].map(|moment| (moment, half_window(window))),
+        state.params.device(),
+    )
 }
 
 /// The number of parameters.
-fn check_lengths(State { params, m, v }: State, gradient: &Tensor) -> Result<usize> {
+fn check_lengths(AdamWTensors { params, m, v }: AdamWTensors, gradient: &Tensor) -> Result<usize> {
     let n = params.dims1()?;
     if [m, v, gradient].iter().any(|x| x.dims() != [n]) {
         candle_core::bail!(
@@ -121,13 +124,13 @@ fn check_lengths(State { params, m, v }: State, gradient: &Tensor) -> Result<usi
 }
 
 /// What a step does to every element: computed once, in f64.
-pub(crate) struct Numbers {
+pub(crate) struct Coefficients {
     pub(crate) factor: f32,
     pub(crate) beta1: f32,
-    pub(crate) rest1: f32,
+    pub(crate) one_minus_beta1: f32,
     pub(crate) beta2: f32,
-    pub(crate) rest2: f32,
-    pub(crate) correction2: f32,
+    pub(crate) one_minus_beta2: f32,
+    pub(crate) sqrt_bias_correction2: f32,
     pub(crate) eps: f32,
     pub(crate) decay: f32,
     pub(crate) step_size: f32,

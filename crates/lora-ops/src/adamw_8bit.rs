@@ -15,39 +15,39 @@ use candle_core::{DType, Result, Tensor};
 use lora_spec::{EIGHT_BIT_BLOCK_SIZE as BLOCK, EIGHT_BIT_MIN_ELEMENTS};
 
 use crate::adamw::{self, AdamW};
-use crate::paged::{Home, Pinned, zeros};
-use crate::place::Place;
+use crate::backend::Backend;
+use crate::paged::{MomentPlacement, PinnedTensor, zeros};
 use crate::transfer::to_device;
 
-mod codes;
 mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
+mod quant_map;
 #[cfg(any(feature = "cuda", test))]
-mod parts;
+mod windows;
 
 /// Names of a state's tensors: those of the f32 moments, and of the codes and maxima of the others.
-pub const NAMES: [&str; 6] =
+pub const TENSOR_NAMES: [&str; 6] =
     ["exp_avg", "exp_avg_sq", "exp_avg_codes", "exp_avg_sq_codes", "exp_avg_absmax", "exp_avg_sq_absmax"];
 
 /// The moments of the tensors that lie one after the other in a flat vector.
 ///
 /// Each of its own tensors holds those of all parameters' tensors of its kind, in their order.
 #[derive(Debug)]
-pub struct State {
+pub struct AdamW8bitState {
     ranges: Vec<Range<usize>>,
-    m: Moments,
-    v: Moments,
+    m: QuantizedMoment,
+    v: QuantizedMoment,
     /// Elements that are on the device at a time.
     window: usize,
-    _pinned: Vec<Pinned>,
+    _pinned: Vec<PinnedTensor>,
     /// Of parameters on a GPU.
     #[cfg(feature = "cuda")]
     tables: Option<cuda::Tables>,
 }
 
 #[derive(Debug)]
-struct Moments {
+struct QuantizedMoment {
     /// f32, of the small tensors.
     full: Tensor,
     /// u8, of the others.
@@ -56,42 +56,42 @@ struct Moments {
     absmax: Tensor,
 }
 
-impl State {
-    /// Moments of zero at `home`, of parameters whose tensors lie at `ranges`.
+impl AdamW8bitState {
+    /// Moments of zero at `placement`, of parameters whose tensors lie at `ranges`.
     ///
     /// # Errors
     /// A range does not begin where the one before ends, the first at 0.
-    pub fn new<'a>(ranges: &[Range<usize>], home: impl Into<Home<'a>>) -> Result<Self> {
-        let (sizes, home) = (Sizes::of(ranges)?, home.into());
-        Self::from_parts(ranges, home, |i| {
+    pub fn new<'a>(ranges: &[Range<usize>], placement: impl Into<MomentPlacement<'a>>) -> Result<Self> {
+        let (sizes, placement) = (TensorSizes::from_ranges(ranges)?, placement.into());
+        Self::from_parts(ranges, placement, |i| {
             let (dtype, n) = sizes.tensor(i);
-            zeros(n, dtype, home.tensors())
+            zeros(n, dtype, placement.moment_device())
         })
     }
 
-    /// The state whose tensors `find` gives by their [`NAMES`]; they are copied.
+    /// The state whose tensors `find` gives by their [`TENSOR_NAMES`]; they are copied.
     ///
     /// # Errors
     /// As of [`Self::new`]; those of `find`; a tensor of another type or length.
     pub fn from_tensors<'a>(
         ranges: &[Range<usize>],
-        home: impl Into<Home<'a>>,
+        placement: impl Into<MomentPlacement<'a>>,
         mut find: impl FnMut(&str) -> Result<Tensor>,
     ) -> Result<Self> {
-        let (sizes, home) = (Sizes::of(ranges)?, home.into());
-        Self::from_parts(ranges, home, |i| {
+        let (sizes, placement) = (TensorSizes::from_ranges(ranges)?, placement.into());
+        Self::from_parts(ranges, placement, |i| {
             let (dtype, n) = sizes.tensor(i);
-            let tensor = find(NAMES[i])?;
+            let tensor = find(TENSOR_NAMES[i])?;
             if tensor.dtype() != dtype || tensor.dims() != [n] {
                 candle_core::bail!(
                     "8-bit AdamW: {} is {} {:?} instead of {} [{n}]",
-                    NAMES[i],
+                    TENSOR_NAMES[i],
                     tensor.dtype().as_str(),
                     tensor.dims(),
                     dtype.as_str()
                 );
             }
-            match (n, home.tensors()) {
+            match (n, placement.moment_device()) {
                 (0, device) => zeros(0, dtype, device),
                 // A step changes it in place.
                 (_, device) if tensor.device().same_device(device) => tensor.copy(),
@@ -102,21 +102,29 @@ impl State {
 
     fn from_parts(
         ranges: &[Range<usize>],
-        home: Home,
+        placement: MomentPlacement,
         mut part: impl FnMut(usize) -> Result<Tensor>,
     ) -> Result<Self> {
         let mut moments = |i| {
-            Ok::<_, candle_core::Error>(Moments { full: part(i)?, codes: part(i + 2)?, absmax: part(i + 4)? })
+            Ok::<_, candle_core::Error>(QuantizedMoment {
+                full: part(i)?,
+                codes: part(i + 2)?,
+                absmax: part(i + 4)?,
+            })
         };
         let (m, v) = (moments(0)?, moments(1)?);
         let mut pinned = Vec::new();
         for tensor in [&m.full, &m.codes, &m.absmax, &v.full, &v.codes, &v.absmax] {
-            pinned.extend(home.pin(tensor)?);
+            pinned.extend(placement.pin(tensor)?);
         }
         Ok(Self {
             #[cfg(feature = "cuda")]
-            tables: if home.device.is_cpu() { None } else { Some(cuda::Tables::new(ranges, home)?) },
-            window: home.window(),
+            tables: if placement.device.is_cpu() {
+                None
+            } else {
+                Some(cuda::Tables::new(ranges, placement)?)
+            },
+            window: placement.window(),
             _pinned: pinned,
             m,
             v,
@@ -124,21 +132,21 @@ impl State {
         })
     }
 
-    /// The tensors by their [`NAMES`], all of them vectors: what a checkpoint holds and a hash covers.
+    /// The tensors by their [`TENSOR_NAMES`], all of them vectors: what a checkpoint holds and a hash covers.
     pub fn tensors(&self) -> [(&'static str, &Tensor); 6] {
         let Self { m, v, .. } = self;
         let all = [&m.full, &v.full, &m.codes, &v.codes, &m.absmax, &v.absmax];
-        std::array::from_fn(|i| (NAMES[i], all[i]))
+        std::array::from_fn(|i| (TENSOR_NAMES[i], all[i]))
     }
 }
 
 /// Bytes of the state of parameters whose tensors lie at `ranges`.
 ///
 /// # Errors
-/// As of [`State::new`].
+/// As of [`AdamW8bitState::new`].
 pub fn bytes(ranges: &[Range<usize>]) -> Result<usize> {
-    let sizes = Sizes::of(ranges)?;
-    Ok((0..NAMES.len()).map(|i| sizes.tensor(i)).map(|(dtype, n)| dtype.size_in_bytes() * n).sum())
+    let sizes = TensorSizes::from_ranges(ranges)?;
+    Ok((0..TENSOR_NAMES.len()).map(|i| sizes.tensor(i)).map(|(dtype, n)| dtype.size_in_bytes() * n).sum())
 }
 
 impl AdamW {
@@ -149,7 +157,7 @@ impl AdamW {
         &self,
         t: u64,
         params: &Tensor,
-        state: &State,
+        state: &AdamW8bitState,
         gradient: &Tensor,
         factor: f32,
     ) -> Result<()> {
@@ -161,12 +169,12 @@ impl AdamW {
                 gradient.shape()
             );
         }
-        let State { ranges, m, v, window, .. } = state;
-        let buffers = adamw::buffers(adamw::State { params, m: &m.full, v: &v.full }, *window)?;
-        match Place::of(&[params, gradient])? {
-            Place::Cpu => cpu::step(&self.numbers(t, factor), params, state, gradient)?,
+        let AdamW8bitState { ranges, m, v, window, .. } = state;
+        let buffers = adamw::buffers(adamw::AdamWTensors { params, m: &m.full, v: &v.full }, *window)?;
+        match Backend::of_tensors(&[params, gradient])? {
+            Backend::Cpu => cpu::step(&self.coefficients(t, factor), params, state, gradient)?,
             #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => cuda::step(&gpu, &self.numbers(t, factor), params, state, gradient)?,
+            Backend::Cuda(gpu) => cuda::step(&gpu, &self.coefficients(t, factor), params, state, gradient)?,
         }
         let mut done = 0;
         // Small tensors that lie one after the other are stepped as one: their moments do too.
@@ -177,9 +185,9 @@ impl AdamW {
             }
             let len = last.end - first.start;
             let of = |flat: &Tensor| flat.narrow(0, first.start, len);
-            let full = |moments: &Moments| moments.full.narrow(0, done, len);
-            let small = adamw::State { params: &of(params)?, m: &full(m)?, v: &full(v)? };
-            self.step_in(&buffers, t, small, &of(gradient)?, factor, *window)?;
+            let full = |moments: &QuantizedMoment| moments.full.narrow(0, done, len);
+            let small = adamw::AdamWTensors { params: &of(params)?, m: &full(m)?, v: &full(v)? };
+            self.step_with_buffers(&buffers, t, small, &of(gradient)?, factor, *window)?;
             done += len;
         }
         Ok(())
@@ -191,14 +199,14 @@ fn is_8bit(range: &Range<usize>) -> bool {
 }
 
 /// Elements of the state's tensors.
-struct Sizes {
+struct TensorSizes {
     full: usize,
     codes: usize,
     blocks: usize,
 }
 
-impl Sizes {
-    fn of(ranges: &[Range<usize>]) -> Result<Self> {
+impl TensorSizes {
+    fn from_ranges(ranges: &[Range<usize>]) -> Result<Self> {
         let mut sizes = Self { full: 0, codes: 0, blocks: 0 };
         let mut end = 0;
         for range in ranges {
@@ -216,7 +224,7 @@ impl Sizes {
         Ok(sizes)
     }
 
-    /// Type and length of the tensor [`NAMES`]`[i]`.
+    /// Type and length of the tensor [`TENSOR_NAMES`]`[i]`.
     fn tensor(&self, i: usize) -> (DType, usize) {
         match i / 2 {
             0 => (DType::F32, self.full),

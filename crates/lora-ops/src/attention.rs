@@ -8,11 +8,11 @@ mod cuda;
 use candle_core::{Result, Tensor};
 
 use crate::Ids;
-use crate::place::Place;
+use crate::backend::Backend;
 
 /// Sizes of one attention: `seq` queries and `kv_seq` keys a sequence, the last query sees the last key.
 #[derive(Debug, Clone, Copy)]
-pub struct Shape {
+pub struct AttentionShape {
     /// Sequences.
     pub batch: usize,
     /// Queries of a sequence.
@@ -27,7 +27,7 @@ pub struct Shape {
     pub head_dim: usize,
 }
 
-impl Shape {
+impl AttentionShape {
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
     }
@@ -81,7 +81,12 @@ impl Shape {
 ///
 /// # Panics
 /// If `segments` are not as many as the positions.
-pub fn first_keys(batch: usize, seq: usize, window: Option<usize>, segments: Option<&[u32]>) -> Vec<u32> {
+pub fn first_visible_keys(
+    batch: usize,
+    seq: usize,
+    window: Option<usize>,
+    segments: Option<&[u32]>,
+) -> Vec<u32> {
     assert!(segments.is_none_or(|s| s.len() == batch * seq), "segments for {batch} x {seq} positions");
     let mut first = Vec::with_capacity(batch * seq);
     for sequence in 0..batch {
@@ -100,7 +105,7 @@ pub fn first_keys(batch: usize, seq: usize, window: Option<usize>, segments: Opt
 
 /// What the backward pass needs beside the inputs: the output, and the log-sum-exp of each row of scores.
 #[derive(Debug)]
-pub struct Saved {
+pub struct AttentionActivations {
     /// f32 `[batch, heads, seq]`.
     lse: Tensor,
 }
@@ -109,7 +114,7 @@ pub struct Saved {
 /// `[batch * seq, heads * head_dim]`. Scores are scaled by `1 / sqrt(head_dim)`.
 ///
 /// `first`, one number a query, is the first key of its sequence that it sees (`None`: 0), the last is its own; it does not
-/// decrease along a sequence. See [`first_keys`].
+/// decrease along a sequence. See [`first_visible_keys`].
 ///
 /// # Errors
 /// Sizes or first keys that do not fit; on a GPU, heads of more than 256 features.
@@ -118,16 +123,16 @@ pub fn forward(
     q: &Tensor,
     k: &Tensor,
     v: &Tensor,
-    shape: Shape,
+    shape: AttentionShape,
     first: Option<&Ids>,
-) -> Result<(Tensor, Saved)> {
+) -> Result<(Tensor, AttentionActivations)> {
     shape.check((q, k, v), first)?;
-    let (output, lse) = match Place::of(&[q, k, v])? {
-        Place::Cpu => cpu::forward((q, k, v), shape, first.map(Ids::host))?,
+    let (output, lse) = match Backend::of_tensors(&[q, k, v])? {
+        Backend::Cpu => cpu::forward((q, k, v), shape, first.map(Ids::host))?,
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::forward(&gpu, (q, k, v), shape, first)?,
+        Backend::Cuda(gpu) => cuda::forward(&gpu, (q, k, v), shape, first)?,
     };
-    Ok((output, Saved { lse }))
+    Ok((output, AttentionActivations { lse }))
 }
 
 /// `d_output` `[batch * seq, heads * head_dim]` to the gradients of `q`, `k` and `v`. `shape.kv_seq` is `shape.seq`.
@@ -136,11 +141,11 @@ pub fn forward(
 /// Sizes that do not fit, or are not those of the forward pass.
 #[tracing::instrument(level = "trace", name = "attention backward", skip_all)]
 pub fn backward(
-    saved: &Saved,
+    saved: &AttentionActivations,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     output: &Tensor,
     d_output: &Tensor,
-    shape: Shape,
+    shape: AttentionShape,
     first: Option<&Ids>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     shape.check((q, k, v), first)?;
@@ -154,10 +159,10 @@ pub fn backward(
     if saved.lse.dims() != [shape.batch, shape.heads, shape.seq] {
         candle_core::bail!("attention of rows {:?} was saved, not of {shape:?}", saved.lse.shape());
     }
-    let Saved { lse } = saved;
-    match Place::of(&[q, k, v, output, d_output, lse])? {
-        Place::Cpu => cpu::backward(lse, (q, k, v), output, d_output, shape, first.map(Ids::host)),
+    let AttentionActivations { lse } = saved;
+    match Backend::of_tensors(&[q, k, v, output, d_output, lse])? {
+        Backend::Cpu => cpu::backward(lse, (q, k, v), output, d_output, shape, first.map(Ids::host)),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::backward(&gpu, lse, (q, k, v), output, d_output, shape, first),
+        Backend::Cuda(gpu) => cuda::backward(&gpu, lse, (q, k, v), output, d_output, shape, first),
     }
 }

@@ -3,18 +3,20 @@
 use candle_core::{DType, Device, Result};
 use lora_spec::Philox;
 
-use crate::Timestamp;
+use crate::DeviceTimestamp;
 use crate::device::memory;
-use crate::gemm::{of, product};
+use crate::gemm::{no_trans, product};
 use crate::random::uniform;
 use crate::transfer::zeros;
 
 /// Rows and columns of the product's matrices.
-const SIDE: usize = 8192;
+const PRODUCT_SIDE: usize = 8192;
 /// Bytes that are copied.
-const BYTES: usize = 4 << 30;
-/// Runs that are not measured, and runs of which the median counts.
-const RUNS: (usize, usize) = (3, 7);
+const COPY_BYTES: usize = 4 << 30;
+/// Runs before the measured ones.
+const WARMUP_RUNS: usize = 3;
+/// Measured runs; the result is their median.
+const MEASURED_RUNS: usize = 7;
 
 /// Rates of a device.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -37,11 +39,11 @@ impl Ceilings {
         let free =
             memory(device)?.map_or(u64::MAX, |memory| memory.free_bytes.saturating_sub(memory.used_bytes));
         let fits = |bytes: usize| (bytes as u64) < free / 2;
-        let mut product_side = (SIDE / scale).max(16);
+        let mut product_side = (PRODUCT_SIDE / scale).max(16);
         while product_side > 16 && !fits(3 * 2 * product_side * product_side) {
             product_side /= 2;
         }
-        let mut copy_bytes = (BYTES / scale).max(4);
+        let mut copy_bytes = (COPY_BYTES / scale).max(4);
         while copy_bytes > 4 && !fits(2 * copy_bytes) {
             copy_bytes /= 2;
         }
@@ -60,7 +62,7 @@ fn product_milliseconds(device: &Device, side: usize) -> Result<f64> {
     // Not zeros: a GPU's clock depends on how many bits change.
     let matrix = |name| uniform((side, side), 1.0, dtype, &Philox::new(0, name), device);
     let (a, b, c) = (matrix("a")?, matrix("b")?, matrix("c")?);
-    median_milliseconds(device, || product(1.0, of(&a), of(&b), 0.0, &c))
+    median_milliseconds(device, || product(1.0, no_trans(&a), no_trans(&b), 0.0, &c))
 }
 
 fn copy_milliseconds(device: &Device, bytes: usize) -> Result<f64> {
@@ -69,17 +71,16 @@ fn copy_milliseconds(device: &Device, bytes: usize) -> Result<f64> {
 }
 
 fn median_milliseconds(device: &Device, run: impl Fn() -> Result<()>) -> Result<f64> {
-    let (warmup, measured) = RUNS;
-    for _ in 0..warmup {
+    for _ in 0..WARMUP_RUNS {
         run()?;
     }
-    let mut moments = vec![Timestamp::now(device)?];
-    for _ in 0..measured {
+    let mut moments = vec![DeviceTimestamp::now(device)?];
+    for _ in 0..MEASURED_RUNS {
         run()?;
-        moments.push(Timestamp::now(device)?);
+        moments.push(DeviceTimestamp::now(device)?);
     }
     let mut times =
         moments.windows(2).map(|pair| pair[0].milliseconds_until(&pair[1])).collect::<Result<Vec<f64>>>()?;
     times.sort_by(f64::total_cmp);
-    Ok(times[measured / 2])
+    Ok(times[MEASURED_RUNS / 2])
 }

@@ -5,7 +5,7 @@ use std::cell::Cell;
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Shape, Storage, Tensor, WithDType};
 
 /// Elements below which a loop is not worth a second thread.
-pub(crate) const GRAIN: usize = 16 * 1024;
+pub(crate) const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
 
 /// Reads a contiguous CPU tensor's elements.
 pub(crate) fn read<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
@@ -76,7 +76,7 @@ impl<T: WithDType, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Update<F, T, R> {
 }
 
 /// A new f32 tensor whose zeroed elements `f` fills.
-pub(crate) fn filled(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
+pub(crate) fn new_filled(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
     let shape = shape.into();
     let mut data = vec![0.0; shape.elem_count()];
     f(&mut data);
@@ -85,14 +85,14 @@ pub(crate) fn filled(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Res
 
 /// A pointer that threads share to write disjoint parts of one buffer.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared(*mut f32);
+pub(crate) struct SharedMutPtr(*mut f32);
 
 // SAFETY: whoever uses `at` promises that no two threads touch the same element.
-unsafe impl Send for Shared {}
+unsafe impl Send for SharedMutPtr {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for SharedMutPtr {}
 
-impl Shared {
+impl SharedMutPtr {
     pub(crate) fn new(data: &mut [f32]) -> Self {
         Self(data.as_mut_ptr())
     }

@@ -7,7 +7,7 @@
 use candle_core::{Device, Result, Tensor};
 
 use crate::Ids;
-use crate::place::Place;
+use crate::backend::Backend;
 use crate::transfer::to_vec;
 
 mod cpu;
@@ -41,7 +41,7 @@ impl Targets {
         Ok(Self {
             all_rows,
             tokens: Ids::new(rows.iter().map(|&row| tokens[row]).collect::<Vec<_>>(), device)?,
-            weights: Ids::of_f32(&kept, device)?,
+            weights: Ids::from_f32_bits(&kept, device)?,
             weight_sum: kept.iter().map(|weight| f64::from(*weight)).sum(),
             rows: Ids::new(rows.iter().map(|&row| row as u32).collect::<Vec<_>>(), device)?,
         })
@@ -86,10 +86,10 @@ pub fn forward_backward(x: &Tensor, weight: &Tensor, targets: &Targets, gradient
     if let Some(token) = targets.tokens.host().iter().find(|token| **token as usize >= vocab) {
         candle_core::bail!("target {token} is outside the vocabulary of {vocab}");
     }
-    let (row_losses, dx) = match Place::of(&[x, weight])? {
-        Place::Cpu => cpu::forward_backward(x, weight, targets, gradient)?,
+    let (row_losses, dx) = match Backend::of_tensors(&[x, weight])? {
+        Backend::Cpu => cpu::forward_backward(x, weight, targets, gradient)?,
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::forward_backward(&gpu, x, weight, targets, gradient)?,
+        Backend::Cuda(gpu) => cuda::forward_backward(&gpu, x, weight, targets, gradient)?,
     };
     Ok(Loss { row_losses, weight_sum: targets.weight_sum, dx })
 }

@@ -6,22 +6,22 @@
 
 mod blas;
 mod environment;
-mod functions;
 mod gpu;
+mod input_upload;
+mod kernels;
 mod launch;
 mod memory;
-mod pages;
 pub(crate) mod profile;
 mod rows;
-mod stage;
+mod window_copies;
 
 pub(crate) use blas::Product;
-pub(crate) use gpu::{Gpu, wrong};
+pub(crate) use gpu::{Gpu, cuda_error};
 pub use gpu::{address, devices, open, stream, uuid};
-pub(crate) use launch::{Arg, flat, suffix};
+pub(crate) use input_upload::UploadedInput;
+pub(crate) use launch::{Arg, flat_grid, suffix};
 pub use memory::allocate;
-pub(crate) use pages::Pinned;
 pub(crate) use rows::{row_grid, row_threads, runs};
-pub(crate) use stage::Staged;
+pub(crate) use window_copies::PinnedRegistration;
 
 pub use crate::reduce::tree_combine;

@@ -3,8 +3,8 @@
 use candle_core::{Result, Tensor};
 use lora_spec::DeviceSpec;
 
+use crate::backend::Backend;
 use crate::cpu::update_f32;
-use crate::place::Place;
 
 /// Opens the device that is asked for, once a process: `auto` is the first GPU in a build with CUDA on a machine that has
 /// one, else the CPU.
@@ -33,14 +33,14 @@ pub fn open(device: DeviceSpec) -> Result<candle_core::Device> {
 pub fn describe(device: &candle_core::Device) -> Result<String> {
     match device {
         #[cfg(feature = "cuda")]
-        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.describe(),
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::from_device(device)?.describe(),
         _ => Ok(format!("cpu {}", crate::instruction_set())),
     }
 }
 
 /// Memory of a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
+pub struct DeviceMemory {
     /// Held by live tensors of this process.
     pub used_bytes: u64,
     /// The most that was ever held.
@@ -56,10 +56,10 @@ pub struct Memory {
 }
 
 /// Memory of a GPU; `None` for the CPU.
-pub fn memory(device: &candle_core::Device) -> Result<Option<Memory>> {
+pub fn memory(device: &candle_core::Device) -> Result<Option<DeviceMemory>> {
     match device {
         #[cfg(feature = "cuda")]
-        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.memory().map(Some),
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::from_device(device)?.memory().map(Some),
         _ => Ok(None),
     }
 }
@@ -69,7 +69,7 @@ pub fn memory(device: &candle_core::Device) -> Result<Option<Memory>> {
 pub fn reset_peak_memory(device: &candle_core::Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
-        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.reset_peak_memory(),
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::from_device(device)?.reset_peak_memory(),
         _ => Ok(()),
     }
 }
@@ -81,7 +81,7 @@ pub fn reset_peak_memory(device: &candle_core::Device) -> Result<()> {
 pub fn check(device: &candle_core::Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
-        candle_core::Device::Cuda(device) => crate::cuda::Gpu::of(device)?.check(),
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::from_device(device)?.check(),
         _ => Ok(()),
     }
 }
@@ -91,27 +91,27 @@ pub fn write_f32(tensor: &Tensor, values: &[f32]) -> Result<()> {
     if tensor.elem_count() != values.len() {
         candle_core::bail!("{} values for {:?}", values.len(), tensor.shape());
     }
-    match Place::of(&[tensor])? {
-        Place::Cpu => update_f32(tensor, |to| to.copy_from_slice(values)),
+    match Backend::of_tensors(&[tensor])? {
+        Backend::Cpu => update_f32(tensor, |to| to.copy_from_slice(values)),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => gpu.write(tensor, values),
+        Backend::Cuda(gpu) => gpu.write(tensor, values),
     }
 }
 
 /// A point in the work that a GPU was asked for.
 #[derive(Debug)]
-pub struct Mark {
+pub struct StreamEvent {
     #[cfg(feature = "cuda")]
     event: candle_core::cuda_backend::cudarc::driver::CudaEvent,
 }
 
-impl Mark {
+impl StreamEvent {
     /// After everything that was asked for so far; `None` on the CPU, where that is done.
-    pub fn now(device: &candle_core::Device) -> Result<Option<Self>> {
+    pub fn record(device: &candle_core::Device) -> Result<Option<Self>> {
         match device {
             #[cfg(feature = "cuda")]
             candle_core::Device::Cuda(device) => {
-                let event = crate::cuda::Gpu::of(device)?.event()?;
+                let event = crate::cuda::Gpu::from_device(device)?.event()?;
                 Ok(Some(Self { event }))
             }
             _ => Ok(None),
@@ -121,7 +121,7 @@ impl Mark {
     /// Waits until the work before it is done.
     pub fn wait(self) -> Result<()> {
         #[cfg(feature = "cuda")]
-        self.event.synchronize().map_err(crate::cuda::wrong("waiting for the GPU"))?;
+        self.event.synchronize().map_err(crate::cuda::cuda_error("waiting for the GPU"))?;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use candle_core::{Result, Tensor};
 use lora_spec::Philox;
 
 use crate::Ids;
-use crate::place::Place;
+use crate::backend::Backend;
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -38,15 +38,15 @@ impl Dropout {
         if features == 0 || self.tokens.len() != 2 * tokens {
             candle_core::bail!("a dropout mask of {} tokens met {:?}", self.tokens.len() / 2, x.shape());
         }
-        match Place::of(&[x])? {
-            Place::Cpu => cpu::apply(self, x),
+        match Backend::of_tensors(&[x])? {
+            Backend::Cpu => cpu::apply(self, x),
             #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => cuda::apply(&gpu, self, x),
+            Backend::Cuda(gpu) => cuda::apply(&gpu, self, x),
         }
     }
 
     /// What elements that are not dropped are multiplied by.
-    fn keep(&self) -> f32 {
+    fn keep_scale(&self) -> f32 {
         1.0 / (1.0 - self.probability)
     }
 }

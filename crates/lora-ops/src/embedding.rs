@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::Ids;
-use crate::place::Place;
+use crate::backend::Backend;
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -20,9 +20,9 @@ pub fn forward(weight: &Tensor, tokens: &Ids) -> Result<Tensor> {
     if let Some(token) = tokens.host().iter().find(|t| **t as usize >= vocab) {
         candle_core::bail!("token {token} is outside the vocabulary of {vocab}");
     }
-    match Place::of(&[weight])? {
-        Place::Cpu => cpu::forward(weight, tokens.host()),
+    match Backend::of_tensors(&[weight])? {
+        Backend::Cpu => cpu::forward(weight, tokens.host()),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::forward(&gpu, weight, tokens),
+        Backend::Cuda(gpu) => cuda::forward(&gpu, weight, tokens),
     }
 }

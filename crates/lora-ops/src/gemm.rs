@@ -3,27 +3,27 @@
 use candle_core::{Result, Tensor};
 use gemm::Parallelism;
 
+use crate::backend::Backend;
 use crate::cpu::{read_f32, update_f32};
-use crate::place::Place;
 
 /// A matrix as a factor of a product: a contiguous tensor of two dimensions, or its transpose.
 #[derive(Clone, Copy)]
-pub struct Factor<'a> {
+pub struct MatrixOperand<'a> {
     tensor: &'a Tensor,
     transposed: bool,
 }
 
 /// The matrix itself.
-pub fn of(tensor: &Tensor) -> Factor<'_> {
-    Factor { tensor, transposed: false }
+pub fn no_trans(tensor: &Tensor) -> MatrixOperand<'_> {
+    MatrixOperand { tensor, transposed: false }
 }
 
 /// The transpose of a matrix, without moving anything.
-pub fn t(tensor: &Tensor) -> Factor<'_> {
-    Factor { tensor, transposed: true }
+pub fn trans(tensor: &Tensor) -> MatrixOperand<'_> {
+    MatrixOperand { tensor, transposed: true }
 }
 
-impl Factor<'_> {
+impl MatrixOperand<'_> {
     fn dims(&self) -> Result<(usize, usize)> {
         let (rows, cols) = self.tensor.dims2()?;
         Ok(if self.transposed { (cols, rows) } else { (rows, cols) })
@@ -34,16 +34,16 @@ impl Factor<'_> {
 /// bf16, `c` is either, and sums are f32. With `beta` 0, `c` may hold anything.
 ///
 /// The bits depend neither on the number of threads nor on timing.
-pub fn product(alpha: f32, a: Factor, b: Factor, beta: f32, c: &Tensor) -> Result<()> {
+pub fn product(alpha: f32, a: MatrixOperand, b: MatrixOperand, beta: f32, c: &Tensor) -> Result<()> {
     let ((m, k), (b_rows, n)) = (a.dims()?, b.dims()?);
     if b_rows != k || c.dims2()? != (m, n) {
         candle_core::bail!("product of [{m}, {k}] and [{b_rows}, {n}] into {:?}", c.shape());
     }
-    match Place::of(&[a.tensor, b.tensor, c])? {
-        Place::Cpu => read_f32(a.tensor, |a_data| -> Result<()> {
+    match Backend::of_tensors(&[a.tensor, b.tensor, c])? {
+        Backend::Cpu => read_f32(a.tensor, |a_data| -> Result<()> {
             read_f32(b.tensor, |b_data| {
                 update_f32(c, |c| {
-                    let mat = |data, factor: Factor, rows, cols| match factor.transposed {
+                    let mat = |data, factor: MatrixOperand, rows, cols| match factor.transposed {
                         true => Mat::new(data, cols, rows).t(),
                         false => Mat::new(data, rows, cols),
                     };
@@ -52,7 +52,7 @@ pub fn product(alpha: f32, a: Factor, b: Factor, beta: f32, c: &Tensor) -> Resul
             })?
         })?,
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => {
+        Backend::Cuda(gpu) => {
             let (operands, output) = (a.tensor.dtype(), c.dtype());
             gpu.product(&crate::cuda::Product {
                 mnk: (m, n, k),
@@ -214,7 +214,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_the_definition_with_transposes_and_accumulation() {
+    fn matches_the_definition_with_transposes_and_accumulation() {
         let (m, n, k) = (7, 5, 11);
         let (a, b, c0) = (values(m * k, 1), values(k * n, 2), values(m * n, 3));
         let transposed = |x: &[f32], rows: usize, cols: usize| -> Vec<f32> {
@@ -256,7 +256,7 @@ mod tests {
     /// kernels sum in as many lanes as a vector has, so elements that far apart meet first.
     #[cfg(target_arch = "x86_64")]
     #[test]
-    fn the_instruction_set_is_the_one_that_products_use() {
+    fn instruction_set_is_the_one_the_gemm_crate_uses() {
         // 2^24 + 1 is no f32: 1 is lost if it meets 2^24 before -2^24 does.
         let keeps_one = |one: usize, minus: usize| {
             let mut row = [0.0; 17];

@@ -3,7 +3,7 @@
 use candle_core::{Result, Tensor};
 use lora_spec::ActivationFunction;
 
-use crate::place::Place;
+use crate::backend::Backend;
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -13,10 +13,10 @@ mod cuda;
 #[tracing::instrument(level = "trace", name = "glu forward", skip_all)]
 pub fn forward(gate: &Tensor, up: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
     check(gate, &[up])?;
-    match Place::of(&[gate, up])? {
-        Place::Cpu => cpu::forward(gate, up, activation),
+    match Backend::of_tensors(&[gate, up])? {
+        Backend::Cpu => cpu::forward(gate, up, activation),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::forward(&gpu, gate, up, activation),
+        Backend::Cuda(gpu) => cuda::forward(&gpu, gate, up, activation),
     }
 }
 
@@ -29,10 +29,10 @@ pub fn backward(
     activation: ActivationFunction,
 ) -> Result<(Tensor, Tensor)> {
     check(gate, &[up, dy])?;
-    match Place::of(&[gate, up, dy])? {
-        Place::Cpu => cpu::backward(gate, up, dy, activation),
+    match Backend::of_tensors(&[gate, up, dy])? {
+        Backend::Cpu => cpu::backward(gate, up, dy, activation),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::backward(&gpu, gate, up, dy, activation),
+        Backend::Cuda(gpu) => cuda::backward(&gpu, gate, up, dy, activation),
     }
 }
 

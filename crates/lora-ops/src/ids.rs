@@ -10,7 +10,7 @@ use candle_core::{Device, Result};
 pub struct Ids {
     host: Arc<[u32]>,
     #[cfg(feature = "cuda")]
-    staged: Option<Arc<crate::cuda::Staged>>,
+    uploaded: Option<Arc<crate::cuda::UploadedInput>>,
 }
 
 impl Ids {
@@ -18,21 +18,21 @@ impl Ids {
     pub fn new(values: impl Into<Arc<[u32]>>, device: &Device) -> Result<Self> {
         let host = values.into();
         #[cfg(feature = "cuda")]
-        let staged = match crate::place::Place::on(device)? {
-            crate::place::Place::Cpu => None,
-            crate::place::Place::Cuda(gpu) => Some(Arc::new(gpu.stage(&host)?)),
+        let uploaded = match crate::backend::Backend::of_device(device)? {
+            crate::backend::Backend::Cpu => None,
+            crate::backend::Backend::Cuda(gpu) => Some(Arc::new(gpu.upload_input(&host)?)),
         };
         #[cfg(not(feature = "cuda"))]
-        crate::place::Place::on(device)?;
+        crate::backend::Backend::of_device(device)?;
         Ok(Self {
             host,
             #[cfg(feature = "cuda")]
-            staged,
+            uploaded,
         })
     }
 
     /// f32 numbers, by their bits; kernels read them as f32.
-    pub fn of_f32(values: &[f32], device: &Device) -> Result<Self> {
+    pub fn from_f32_bits(values: &[f32], device: &Device) -> Result<Self> {
         Self::new(values.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), device)
     }
 
@@ -54,8 +54,8 @@ impl Ids {
     /// The numbers on the GPU.
     #[cfg(feature = "cuda")]
     pub(crate) fn arg(&self) -> Result<crate::cuda::Arg> {
-        match &self.staged {
-            Some(staged) => Ok(staged.arg().with_bytes(size_of::<u32>() * self.len())),
+        match &self.uploaded {
+            Some(uploaded) => Ok(uploaded.arg().with_bytes(size_of::<u32>() * self.len())),
             None => candle_core::bail!("numbers that are on the CPU, for an operation on a GPU"),
         }
     }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Result, Tensor};
 
-use crate::place::Place;
+use crate::backend::Backend;
 use crate::quant::{FourBit, Int8, Scales};
 use crate::transfer::to_device;
 
@@ -63,17 +63,17 @@ impl Weight {
     }
 
     /// The same weight on `device`.
-    pub fn on(&self, device: &Device) -> Result<Self> {
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
         Ok(match self {
             Self::Dense(weight) => to_device(weight, device)?.into(),
-            Self::FourBit(weight) => weight.on(device)?.into(),
-            Self::Int8(weight) => weight.on(device)?.into(),
+            Self::FourBit(weight) => weight.to_device(device)?.into(),
+            Self::Int8(weight) => weight.to_device(device)?.into(),
         })
     }
 
     /// The whole matrix, f32, on the CPU.
     pub fn dense(&self) -> Result<Tensor> {
-        match self.on(&Device::Cpu)? {
+        match self.to_device(&Device::Cpu)? {
             Self::Dense(weight) => weight.to_dtype(DType::F32),
             Self::FourBit(weight) => weight.dequantize(),
             Self::Int8(weight) => weight.dequantize(),
@@ -81,7 +81,7 @@ impl Weight {
     }
 
     /// All that it is made of: a dense weight itself, or codes and scales.
-    pub fn parts(&self) -> Vec<&Tensor> {
+    pub fn tensors(&self) -> Vec<&Tensor> {
         match self {
             Self::Dense(weight) => vec![weight],
             Self::FourBit(weight) => match weight.scales() {
@@ -146,30 +146,30 @@ impl FrozenLinear {
     #[tracing::instrument(level = "trace", name = "linear forward", skip_all)]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.check_input(x)?;
-        match Place::of(&[x, self.weight.tensor()])? {
-            Place::Cpu => cpu::forward(self, x),
+        match Backend::of_tensors(&[x, self.weight.tensor()])? {
+            Backend::Cpu => cpu::forward(self, x),
             #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => cuda::forward(&gpu, self, x, x.dtype()),
+            Backend::Cuda(gpu) => cuda::forward(&gpu, self, x, x.dtype()),
         }
     }
 
     /// As [`Self::forward`], with an f32 result whatever `x` is.
     pub fn forward_f32(&self, x: &Tensor) -> Result<Tensor> {
         self.check_input(x)?;
-        match Place::of(&[x, self.weight.tensor()])? {
-            Place::Cpu => cpu::forward(self, x),
+        match Backend::of_tensors(&[x, self.weight.tensor()])? {
+            Backend::Cpu => cpu::forward(self, x),
             #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => cuda::forward(&gpu, self, x, DType::F32),
+            Backend::Cuda(gpu) => cuda::forward(&gpu, self, x, DType::F32),
         }
     }
 
     /// `dy` `[tokens, out_features]` to `dx = dy W` `[tokens, in_features]`.
     pub fn backward(&self, dy: &Tensor) -> Result<Tensor> {
         let shape = (dy.dims2()?.0, self.weight.dims()?.1);
-        let dx = match Place::of(&[dy, self.weight.tensor()])? {
-            Place::Cpu => crate::cpu::filled(shape, |_| ())?,
+        let dx = match Backend::of_tensors(&[dy, self.weight.tensor()])? {
+            Backend::Cpu => crate::cpu::new_filled(shape, |_| ())?,
             #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => gpu.empty(shape, dy.dtype())?,
+            Backend::Cuda(gpu) => gpu.empty(shape, dy.dtype())?,
         };
         self.product(dy, &dx, 0.0)?;
         Ok(dx)
@@ -191,10 +191,10 @@ impl FrozenLinear {
                 dx.shape()
             );
         }
-        match Place::of(&[dy, dx, self.weight.tensor()])? {
-            Place::Cpu => cpu::backward(self, dy, dx, beta),
+        match Backend::of_tensors(&[dy, dx, self.weight.tensor()])? {
+            Backend::Cpu => cpu::backward(self, dy, dx, beta),
             #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => cuda::backward(&gpu, self, dy, dx, beta),
+            Backend::Cuda(gpu) => cuda::backward(&gpu, self, dy, dx, beta),
         }
     }
 

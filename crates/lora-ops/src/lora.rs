@@ -3,13 +3,13 @@
 use candle_core::{Result, Tensor};
 
 use crate::add_assign;
+use crate::backend::Backend;
 use crate::dropout::Dropout;
-use crate::gemm::{of, product, t};
-use crate::place::Place;
+use crate::gemm::{no_trans, product, trans};
 
 /// What the backward pass needs of the forward pass, beside `x`.
 #[derive(Debug)]
-pub struct Saved {
+pub struct LoraActivations {
     /// `x A^T` `[tokens, r]`, `x` after dropout.
     h: Tensor,
 }
@@ -32,30 +32,35 @@ pub fn forward(
     scaling: f64,
     dropout: Option<&Dropout>,
     y: &Tensor,
-) -> Result<Saved> {
+) -> Result<LoraActivations> {
     let (tokens, in_features) = x.dims2()?;
     let (r, out_features) = pair_dims(pair, in_features)?;
     if y.dims2()? != (tokens, out_features) {
         candle_core::bail!("LoRA output is [{tokens}, {out_features}], not {:?}", y.shape());
     }
-    let saved = reduced(x, pair, (tokens, r), dropout)?;
-    product(scaling as f32, of(&saved.h), t(&pair.b), 1.0, y)?;
+    let saved = down_project(x, pair, (tokens, r), dropout)?;
+    product(scaling as f32, no_trans(&saved.h), trans(&pair.b), 1.0, y)?;
     Ok(saved)
 }
 
 /// What [`forward`] saved of `x` `[tokens, in_features]`, computed again.
-#[tracing::instrument(level = "trace", name = "lora again", skip_all)]
-pub fn again(x: &Tensor, pair: &LoraPair, dropout: Option<&Dropout>) -> Result<Saved> {
+#[tracing::instrument(level = "trace", name = "lora recompute", skip_all)]
+pub fn recompute(x: &Tensor, pair: &LoraPair, dropout: Option<&Dropout>) -> Result<LoraActivations> {
     let (tokens, in_features) = x.dims2()?;
     let (r, _) = pair_dims(pair, in_features)?;
-    reduced(x, pair, (tokens, r), dropout)
+    down_project(x, pair, (tokens, r), dropout)
 }
 
-fn reduced(x: &Tensor, pair: &LoraPair, shape: (usize, usize), dropout: Option<&Dropout>) -> Result<Saved> {
+fn down_project(
+    x: &Tensor,
+    pair: &LoraPair,
+    shape: (usize, usize),
+    dropout: Option<&Dropout>,
+) -> Result<LoraActivations> {
     let dropped = dropout.map(|d| d.apply(x)).transpose()?;
     let h = new_like(x, shape)?;
-    product(1.0, of(dropped.as_ref().unwrap_or(x)), t(&pair.a), 0.0, &h)?;
-    Ok(Saved { h })
+    product(1.0, no_trans(dropped.as_ref().unwrap_or(x)), trans(&pair.a), 0.0, &h)?;
+    Ok(LoraActivations { h })
 }
 
 /// Adds the gradients of `A` and `B` to `grad`, and that of `x` to `dx` (`None`: not needed).
@@ -64,7 +69,7 @@ fn reduced(x: &Tensor, pair: &LoraPair, shape: (usize, usize), dropout: Option<&
 #[tracing::instrument(level = "trace", name = "lora backward", skip_all)]
 #[expect(clippy::too_many_arguments, reason = "the operands of the chain rule")]
 pub fn backward(
-    saved: &Saved,
+    saved: &LoraActivations,
     x: &Tensor,
     pair: &LoraPair,
     scaling: f64,
@@ -90,16 +95,16 @@ pub fn backward(
             dx.map(Tensor::shape)
         );
     }
-    product(scaling as f32, t(dy), of(&saved.h), 1.0, &grad.b)?;
-    let dh = d_reduced(pair, scaling, dy, r)?;
+    product(scaling as f32, trans(dy), no_trans(&saved.h), 1.0, &grad.b)?;
+    let dh = down_project_grad(pair, scaling, dy, r)?;
     let dropped = dropout.map(|d| d.apply(x)).transpose()?;
-    product(1.0, t(&dh), of(dropped.as_ref().unwrap_or(x)), 1.0, &grad.a)?;
+    product(1.0, trans(&dh), no_trans(dropped.as_ref().unwrap_or(x)), 1.0, &grad.a)?;
     match (dx, dropout) {
         (None, _) => Ok(()),
-        (Some(dx), None) => product(1.0, of(&dh), of(&pair.a), 1.0, dx),
+        (Some(dx), None) => product(1.0, no_trans(&dh), no_trans(&pair.a), 1.0, dx),
         (Some(dx), Some(dropout)) => {
             let through = new_like(x, (tokens, in_features))?;
-            product(1.0, of(&dh), of(&pair.a), 0.0, &through)?;
+            product(1.0, no_trans(&dh), no_trans(&pair.a), 0.0, &through)?;
             add_assign(dx, &dropout.apply(&through)?)
         }
     }
@@ -114,22 +119,22 @@ pub fn backward_frozen(pair: &LoraPair, scaling: f64, dy: &Tensor, dx: &Tensor) 
     if dy.dims2()? != (tokens, out_features) {
         candle_core::bail!("LoRA's gradient is [{tokens}, {out_features}], not {:?}", dy.shape());
     }
-    product(1.0, of(&d_reduced(pair, scaling, dy, r)?), of(&pair.a), 1.0, dx)
+    product(1.0, no_trans(&down_project_grad(pair, scaling, dy, r)?), no_trans(&pair.a), 1.0, dx)
 }
 
 /// Gradient of `x A^T`.
-fn d_reduced(pair: &LoraPair, scaling: f64, dy: &Tensor, r: usize) -> Result<Tensor> {
+fn down_project_grad(pair: &LoraPair, scaling: f64, dy: &Tensor, r: usize) -> Result<Tensor> {
     let dh = new_like(dy, (dy.dims()[0], r))?;
-    product(scaling as f32, of(dy), of(&pair.b), 0.0, &dh)?;
+    product(scaling as f32, no_trans(dy), no_trans(&pair.b), 0.0, &dh)?;
     Ok(dh)
 }
 
 /// A matrix of `x`'s type and place that a product will fill.
 fn new_like(x: &Tensor, shape: (usize, usize)) -> Result<Tensor> {
-    match Place::of(&[x])? {
-        Place::Cpu => crate::cpu::filled(shape, |_| ()),
+    match Backend::of_tensors(&[x])? {
+        Backend::Cpu => crate::cpu::new_filled(shape, |_| ()),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => gpu.empty(shape, x.dtype()),
+        Backend::Cuda(gpu) => gpu.empty(shape, x.dtype()),
     }
 }
 

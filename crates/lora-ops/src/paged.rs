@@ -12,7 +12,7 @@ use crate::transfer;
 
 /// Where moments lie.
 #[derive(Debug, Clone, Copy)]
-pub struct Home<'a> {
+pub struct MomentPlacement<'a> {
     /// Where the parameters are.
     pub device: &'a Device,
     /// Paged: of each moment at most so many elements are on the device at a time (but two at least).
@@ -20,15 +20,15 @@ pub struct Home<'a> {
     pub window: Option<usize>,
 }
 
-impl<'a> From<&'a Device> for Home<'a> {
+impl<'a> From<&'a Device> for MomentPlacement<'a> {
     fn from(device: &'a Device) -> Self {
         Self { device, window: None }
     }
 }
 
-impl Home<'_> {
+impl MomentPlacement<'_> {
     /// Where the moments' tensors are.
-    pub fn tensors(&self) -> &Device {
+    pub fn moment_device(&self) -> &Device {
         if self.window.is_some() { &Device::Cpu } else { self.device }
     }
 
@@ -41,15 +41,15 @@ impl Home<'_> {
     ///
     /// # Errors
     /// The tensor is not contiguous.
-    pub fn pin(&self, tensor: &Tensor) -> Result<Option<Pinned>> {
+    pub fn pin(&self, tensor: &Tensor) -> Result<Option<PinnedTensor>> {
         if self.device.is_cpu() || !tensor.device().is_cpu() {
             return Ok(None);
         }
         #[cfg(feature = "cuda")]
-        if let crate::place::Place::Cuda(gpu) = crate::place::Place::on(self.device)? {
+        if let crate::backend::Backend::Cuda(gpu) = crate::backend::Backend::of_device(self.device)? {
             let registration = gpu.pin(tensor)?;
             return Ok(registration
-                .map(|registration| Pinned { _registration: registration, _tensor: tensor.clone() }));
+                .map(|registration| PinnedTensor { _registration: registration, _tensor: tensor.clone() }));
         }
         Ok(None)
     }
@@ -57,16 +57,16 @@ impl Home<'_> {
 
 /// Pinned memory of a tensor, which it keeps alive.
 #[derive(Debug)]
-pub struct Pinned {
+pub struct PinnedTensor {
     // In this order: memory is unpinned before it is freed.
     #[cfg(feature = "cuda")]
-    _registration: crate::cuda::Pinned,
+    _registration: crate::cuda::PinnedRegistration,
     #[cfg(feature = "cuda")]
     _tensor: Tensor,
 }
 
 /// Half of `window`, rounded up: what is stepped at a time where two halves are on the device.
-pub(crate) fn half(window: usize) -> usize {
+pub(crate) fn half_window(window: usize) -> usize {
     window.div_ceil(2).max(1)
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn windows(len: usize, half: usize) -> Vec<Range<usize>> {
 
 /// A vector that is stepped window by window.
 #[derive(Clone, Copy)]
-pub(crate) struct Vector<'a> {
+pub(crate) struct PagedVector<'a> {
     pub(crate) tensor: &'a Tensor,
     /// A step changes it, so that it is copied back.
     pub(crate) is_changed: bool,
@@ -85,13 +85,13 @@ pub(crate) struct Vector<'a> {
 
 /// Two buffers on a device for windows of vectors that lie elsewhere. They are all there before a step
 /// begins: a step is not left half done for want of memory.
-pub(crate) struct Buffers {
+pub(crate) struct StagingBuffers {
     device: Device,
     /// Of each vector; none of one that is on the device already.
     pairs: Vec<Option<[Tensor; 2]>>,
 }
 
-impl Buffers {
+impl StagingBuffers {
     /// For windows of up to `longest` elements of each of `vectors`.
     pub(crate) fn new(vectors: &[(&Tensor, usize)], device: &Device) -> Result<Self> {
         let pair = |&(vector, longest): &(&Tensor, usize)| -> Result<Option<[Tensor; 2]>> {
@@ -111,47 +111,47 @@ impl Buffers {
     /// it, from `ranges(number)`. All changes are back in `vectors` when this returns.
     pub(crate) fn for_each(
         &self,
-        vectors: &[Vector],
+        vectors: &[PagedVector],
         count: usize,
         ranges: impl Fn(usize) -> Vec<Range<usize>>,
         mut step: impl FnMut(usize, &[Tensor]) -> Result<()>,
     ) -> Result<()> {
-        let window = |number: usize| -> Result<Vec<Part>> {
+        let window = |number: usize| -> Result<Vec<WindowPart>> {
             let parts = vectors.iter().zip(&self.pairs).zip(ranges(number)).map(|((vector, pair), range)| {
-                let home = vector.tensor.narrow(0, range.start, range.len())?;
-                let there = match pair {
+                let host = vector.tensor.narrow(0, range.start, range.len())?;
+                let on_device = match pair {
                     Some(pair) => pair[number % 2].narrow(0, 0, range.len())?,
-                    None => home.clone(),
+                    None => host.clone(),
                 };
-                Ok(Part { is_copied: pair.is_some(), is_changed: vector.is_changed, home, there })
+                Ok(WindowPart { is_copied: pair.is_some(), is_changed: vector.is_changed, host, on_device })
             });
             parts.collect()
         };
         if self.pairs.iter().all(Option::is_none) {
             for number in 0..count {
-                step(number, &there(&window(number)?))?;
+                step(number, &device_tensors(&window(number)?))?;
             }
             return Ok(());
         }
-        self.step_copies(count, window, |number, parts| step(number, &there(parts)))
+        self.for_each_staged(count, window, |number, parts| step(number, &device_tensors(parts)))
     }
 
     #[cfg(feature = "cuda")]
-    fn step_copies(
+    fn for_each_staged(
         &self,
         count: usize,
-        window: impl Fn(usize) -> Result<Vec<Part>>,
-        mut step: impl FnMut(usize, &[Part]) -> Result<()>,
+        window: impl Fn(usize) -> Result<Vec<WindowPart>>,
+        mut step: impl FnMut(usize, &[WindowPart]) -> Result<()>,
     ) -> Result<()> {
-        use crate::place::Place;
+        use crate::backend::Backend;
 
-        let Place::Cuda(gpu) = Place::on(&self.device)? else {
+        let Backend::Cuda(gpu) = Backend::of_device(&self.device)? else {
             candle_core::bail!("moments on a GPU with parameters that are not")
         };
-        let transfers = gpu.transfers()?;
-        let upload = |parts: &[Part], free: Option<&_>| {
+        let window_copies = gpu.window_copies()?;
+        let upload = |parts: &[WindowPart], free: Option<&_>| {
             let copied = parts.iter().filter(|part| part.is_copied);
-            transfers.upload(&copied.map(|part| (&part.home, &part.there)).collect::<Vec<_>>(), free)
+            window_copies.upload(&copied.map(|part| (&part.host, &part.on_device)).collect::<Vec<_>>(), free)
         };
         // When what was in each of the two buffers was copied back.
         let mut free = [None, None];
@@ -166,21 +166,21 @@ impl Buffers {
                 let parts = window(number + 1)?;
                 next = Some((upload(&parts, free[(number + 1) % 2].as_ref())?, parts));
             }
-            transfers.compute_after(&uploaded)?;
+            window_copies.compute_after(&uploaded)?;
             step(number, &parts)?;
             let changed = parts.iter().filter(|part| part.is_copied && part.is_changed);
-            let pairs: Vec<_> = changed.map(|part| (&part.there, &part.home)).collect();
-            free[number % 2] = Some(transfers.download(&pairs)?);
+            let pairs: Vec<_> = changed.map(|part| (&part.on_device, &part.host)).collect();
+            free[number % 2] = Some(window_copies.download(&pairs)?);
         }
-        transfers.finish()
+        window_copies.finish()
     }
 
     #[cfg(not(feature = "cuda"))]
-    fn step_copies(
+    fn for_each_staged(
         &self,
         _: usize,
-        _: impl Fn(usize) -> Result<Vec<Part>>,
-        _: impl FnMut(usize, &[Part]) -> Result<()>,
+        _: impl Fn(usize) -> Result<Vec<WindowPart>>,
+        _: impl FnMut(usize, &[WindowPart]) -> Result<()>,
     ) -> Result<()> {
         candle_core::bail!("moments in the host's memory, parameters on {:?}", self.device.location())
     }
@@ -188,17 +188,17 @@ impl Buffers {
 
 /// A window of a vector.
 #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU's moments are copied"))]
-struct Part {
+struct WindowPart {
     /// Where it lies.
-    home: Tensor,
+    host: Tensor,
     /// Its copy on the device, or itself.
-    there: Tensor,
+    on_device: Tensor,
     is_copied: bool,
     is_changed: bool,
 }
 
-fn there(parts: &[Part]) -> Vec<Tensor> {
-    parts.iter().map(|part| part.there.clone()).collect()
+fn device_tensors(parts: &[WindowPart]) -> Vec<Tensor> {
+    parts.iter().map(|part| part.on_device.clone()).collect()
 }
 
 /// An allocation of nothing is an error of CUDA's.

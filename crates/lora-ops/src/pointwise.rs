@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::place::Place;
+use crate::backend::Backend;
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -14,19 +14,19 @@ pub fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
     if a.elem_count() != b.elem_count() {
         candle_core::bail!("cannot add {:?} to {:?}", b.shape(), a.shape());
     }
-    match Place::of(&[a, b])? {
-        Place::Cpu => cpu::add_assign(a, b),
+    match Backend::of_tensors(&[a, b])? {
+        Backend::Cpu => cpu::add_assign(a, b),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::add_assign(&gpu, a, b),
+        Backend::Cuda(gpu) => cuda::add_assign(&gpu, a, b),
     }
 }
 
 /// Sets every element of a contiguous tensor to 0.
 pub fn zero(x: &Tensor) -> Result<()> {
-    match Place::of(&[x])? {
-        Place::Cpu => x.zero_set(),
+    match Backend::of_tensors(&[x])? {
+        Backend::Cpu => x.zero_set(),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => gpu.zero(x),
+        Backend::Cuda(gpu) => gpu.zero(x),
     }
 }
 
@@ -35,9 +35,9 @@ pub fn round_into(from: &Tensor, to: &Tensor) -> Result<()> {
     if from.shape() != to.shape() {
         candle_core::bail!("cannot copy {:?} into {:?}", from.shape(), to.shape());
     }
-    match Place::of(&[from, to])? {
-        Place::Cpu => cpu::round_into(from, to),
+    match Backend::of_tensors(&[from, to])? {
+        Backend::Cpu => cpu::round_into(from, to),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::round_into(&gpu, from, to),
+        Backend::Cuda(gpu) => cuda::round_into(&gpu, from, to),
     }
 }

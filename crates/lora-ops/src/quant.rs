@@ -17,10 +17,10 @@ mod random;
 pub use codebook::{Codebook, dynamic_map, dynamic_map_unsigned};
 
 /// Elements that share a scale, where nothing else is said.
-pub const BLOCK: usize = 64;
+pub const BLOCK_SIZE: usize = 64;
 
 /// Scales that share a scale of their own (double quantization), where nothing else is said.
-pub const NESTED_BLOCK: usize = 256;
+pub const NESTED_BLOCK_SIZE: usize = 256;
 
 /// A matrix in 4 bits: element `i`, counted row after row, is `codebook[code i] * scale[i / block]`, in f32.
 #[derive(Debug, Clone)]
@@ -91,7 +91,7 @@ impl FourBit {
         Ok(weight)
     }
 
-    /// Quantizes `values`, row after row, in blocks of [`BLOCK`]; with `nested` the scales too.
+    /// Quantizes `values`, row after row, in blocks of [`BLOCK_SIZE`]; with `nested` the scales too.
     ///
     /// # Errors
     /// A value that is not finite.
@@ -100,7 +100,7 @@ impl FourBit {
     }
 
     /// The same weight on `device`.
-    pub fn on(&self, device: &Device) -> Result<Self> {
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
         let scales = match &self.scales {
             Scales::Plain(absmax) => Scales::Plain(to_device(absmax, device)?),
             Scales::Nested { codes, map, absmax, offset, block } => Scales::Nested {
@@ -186,7 +186,7 @@ impl Int8 {
     }
 
     /// The same weight on `device`.
-    pub fn on(&self, device: &Device) -> Result<Self> {
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
         Ok(Self { codes: to_device(&self.codes, device)?, scales: to_device(&self.scales, device)? })
     }
 

@@ -6,7 +6,7 @@
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use lora_spec::Philox;
 
-use crate::place::Place;
+use crate::backend::Backend;
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -14,7 +14,7 @@ mod cuda;
 
 /// The tensors that are drawn from one key.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Stream {
+pub(crate) enum RandomStream {
     /// Dense matrices.
     Dense = 0,
     /// Codes of a quantized matrix.
@@ -50,7 +50,7 @@ pub fn uniform(
     device: &Device,
 ) -> Result<Tensor> {
     let distribution = Uniform { center: 0.0, bound };
-    draw(shape.into(), distribution, dtype, philox, Stream::Dense, device)
+    draw(shape.into(), distribution, dtype, philox, RandomStream::Dense, device)
 }
 
 /// As [`uniform`], from any distribution and stream.
@@ -59,24 +59,24 @@ pub(crate) fn draw(
     distribution: Uniform,
     dtype: DType,
     philox: &Philox,
-    stream: Stream,
+    stream: RandomStream,
     device: &Device,
 ) -> Result<Tensor> {
-    match Place::on(device)? {
-        Place::Cpu => cpu::uniform(shape, distribution, dtype, philox, stream),
+    match Backend::of_device(device)? {
+        Backend::Cpu => cpu::uniform(shape, distribution, dtype, philox, stream),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::uniform(&gpu, shape, distribution, dtype, philox, stream),
+        Backend::Cuda(gpu) => cuda::uniform(&gpu, shape, distribution, dtype, philox, stream),
     }
 }
 
 /// A u8 vector of `len` random bytes on `device`.
 ///
 /// Byte `i` is byte `i % 16`, the lowest of each word first, of the words at the counter `i / 16` of `philox`.
-pub(crate) fn bytes(len: usize, philox: &Philox, stream: Stream, device: &Device) -> Result<Tensor> {
-    match Place::on(device)? {
-        Place::Cpu => cpu::bytes(len, philox, stream),
+pub(crate) fn bytes(len: usize, philox: &Philox, stream: RandomStream, device: &Device) -> Result<Tensor> {
+    match Backend::of_device(device)? {
+        Backend::Cpu => cpu::bytes(len, philox, stream),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::bytes(&gpu, len, philox, stream),
+        Backend::Cuda(gpu) => cuda::bytes(&gpu, len, philox, stream),
     }
 }
 
@@ -86,7 +86,7 @@ mod tests {
 
     /// Word `i % 4` of draw `i / 4`, and byte `i % 16` of draw `i / 16`; also past the part of a tensor that one thread fills.
     #[test]
-    fn elements_are_words_and_bytes_of_the_generator() {
+    fn elements_are_the_philox_words_and_bytes() {
         let philox = Philox::new(7, "model.layers.0.mlp.up_proj.weight");
         for len in [1, 6, 40_003] {
             let floats: Vec<f32> =
@@ -99,7 +99,7 @@ mod tests {
                 assert_eq!((floats[i], rounded[i]), (value, half::bf16::from_f32(value)), "element {i}");
             }
             let drawn: Vec<u8> =
-                bytes(len, &philox, Stream::ScaleCodes, &Device::Cpu).unwrap().to_vec1().unwrap();
+                bytes(len, &philox, RandomStream::ScaleCodes, &Device::Cpu).unwrap().to_vec1().unwrap();
             for (i, byte) in drawn.into_iter().enumerate() {
                 let word = philox.words([i as u32 / 16, 0, 3, 0])[i % 16 / 4];
                 assert_eq!(byte, word.to_le_bytes()[i % 4], "byte {i}");

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::place::Place;
+use crate::backend::Backend;
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -12,28 +12,28 @@ mod cuda;
 pub use cuda::tree_combine;
 
 /// Elements whose squares are summed in f32 before the sum goes on in f64.
-const CHUNK: usize = 4096;
+const SUM_CHUNK: usize = 4096;
 
 /// Of the two sums of a fingerprint: digits of pi.
-const KEYS: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
+const FINGERPRINT_KEYS: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
 
 /// Sum of squares of an f32 vector. Chunks of 4096 elements are summed in f32, those sums in f64 in order; not finite if an
 /// element is not. Waits for the GPU.
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
-    let partial = match Place::of(&[x])? {
-        Place::Cpu => cpu::sums_of_squares(x)?,
+    let partial = match Backend::of_tensors(&[x])? {
+        Backend::Cpu => cpu::sums_of_squares(x)?,
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::sums_of_squares(&gpu, x)?,
+        Backend::Cuda(gpu) => cuda::sums_of_squares(&gpu, x)?,
     };
     Ok(partial.iter().map(|p| f64::from(*p)).sum())
 }
 
 /// `x *= factor` of an f32 vector, in place.
 pub fn scale(x: &Tensor, factor: f32) -> Result<()> {
-    match Place::of(&[x])? {
-        Place::Cpu => cpu::scale(x, factor),
+    match Backend::of_tensors(&[x])? {
+        Backend::Cpu => cpu::scale(x, factor),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::scale(&gpu, x, factor),
+        Backend::Cuda(gpu) => cuda::scale(&gpu, x, factor),
     }
 }
 
@@ -46,10 +46,10 @@ pub fn fingerprint(parts: &[&Tensor]) -> Result<[u64; 2]> {
     let mut sums = [0; 2];
     let mut first = 0;
     for parts in parts.chunk_by(|a, b| a.device().same_device(b.device())) {
-        let of_parts = match Place::of(parts)? {
-            Place::Cpu => cpu::hashes(parts, first)?,
+        let of_parts = match Backend::of_tensors(parts)? {
+            Backend::Cpu => cpu::hashes(parts, first)?,
             #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => cuda::hashes(&gpu, parts, first)?,
+            Backend::Cuda(gpu) => cuda::hashes(&gpu, parts, first)?,
         };
         sums = [0, 1].map(|i| of_parts[i].wrapping_add(sums[i]));
         first += parts.iter().map(|part| part.elem_count() as u64).sum::<u64>();

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 
-use crate::place::Place;
+use crate::backend::Backend;
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -10,47 +10,52 @@ mod cuda;
 
 /// What the backward pass needs beside `x`.
 #[derive(Debug)]
-pub struct Saved {
+pub struct RmsNormActivations {
     /// `1 / sqrt(mean(x^2) + eps)` of each token, f32.
     rstd: Tensor,
 }
 
 /// `x` `[tokens, features]`, `weight` `[features]` (f32), to the normalized `[tokens, features]`.
 #[tracing::instrument(level = "trace", name = "rms_norm forward", skip_all)]
-pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Saved)> {
+pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, RmsNormActivations)> {
     check(x, weight)?;
-    let (y, rstd) = match Place::of(&[x, weight])? {
-        Place::Cpu => cpu::forward(x, weight, eps)?,
+    let (y, rstd) = match Backend::of_tensors(&[x, weight])? {
+        Backend::Cpu => cpu::forward(x, weight, eps)?,
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::forward(&gpu, x, None, weight, eps)?,
+        Backend::Cuda(gpu) => cuda::forward(&gpu, x, None, weight, eps)?,
     };
-    Ok((y, Saved { rstd }))
+    Ok((y, RmsNormActivations { rstd }))
 }
 
 /// Adds `residual` to `x`, both `[tokens, features]`, in place, and norms the sum.
 #[tracing::instrument(level = "trace", name = "rms_norm add_forward", skip_all)]
-pub fn add_forward(x: &Tensor, residual: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Saved)> {
+pub fn add_forward(
+    x: &Tensor,
+    residual: &Tensor,
+    weight: &Tensor,
+    eps: f64,
+) -> Result<(Tensor, RmsNormActivations)> {
     check(x, weight)?;
     check_gradient_or_residual(x, residual)?;
-    let (y, rstd) = match Place::of(&[x, residual, weight])? {
-        Place::Cpu => {
+    let (y, rstd) = match Backend::of_tensors(&[x, residual, weight])? {
+        Backend::Cpu => {
             crate::add_assign(x, residual)?;
             cpu::forward(x, weight, eps)?
         }
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::forward(&gpu, x, Some(residual), weight, eps)?,
+        Backend::Cuda(gpu) => cuda::forward(&gpu, x, Some(residual), weight, eps)?,
     };
-    Ok((y, Saved { rstd }))
+    Ok((y, RmsNormActivations { rstd }))
 }
 
 /// The normalized tensor again, from what was saved.
-#[tracing::instrument(level = "trace", name = "rms_norm again", skip_all)]
-pub fn again(saved: &Saved, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-    check_saved(saved, x, weight)?;
-    match Place::of(&[x, weight, &saved.rstd])? {
-        Place::Cpu => cpu::again(&saved.rstd, x, weight),
+#[tracing::instrument(level = "trace", name = "rms_norm recompute", skip_all)]
+pub fn recompute(saved: &RmsNormActivations, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    check_activations(saved, x, weight)?;
+    match Backend::of_tensors(&[x, weight, &saved.rstd])? {
+        Backend::Cpu => cpu::recompute(&saved.rstd, x, weight),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::again(&gpu, &saved.rstd, x, weight),
+        Backend::Cuda(gpu) => cuda::recompute(&gpu, &saved.rstd, x, weight),
     }
 }
 
@@ -58,19 +63,19 @@ pub fn again(saved: &Saved, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
 /// `x` beside the norm.
 #[tracing::instrument(level = "trace", name = "rms_norm backward", skip_all)]
 pub fn backward(
-    saved: &Saved,
+    saved: &RmsNormActivations,
     x: &Tensor,
     weight: &Tensor,
     dy: &Tensor,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
-    check_saved(saved, x, weight)?;
+    check_activations(saved, x, weight)?;
     check_gradient_or_residual(x, dy)?;
     check_gradient_or_residual(x, residual.unwrap_or(dy))?;
-    match Place::of(&[x, weight, &saved.rstd, dy, residual.unwrap_or(dy)])? {
-        Place::Cpu => cpu::backward(&saved.rstd, x, weight, dy, residual),
+    match Backend::of_tensors(&[x, weight, &saved.rstd, dy, residual.unwrap_or(dy)])? {
+        Backend::Cpu => cpu::backward(&saved.rstd, x, weight, dy, residual),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => cuda::backward(&gpu, &saved.rstd, x, weight, dy, residual),
+        Backend::Cuda(gpu) => cuda::backward(&gpu, &saved.rstd, x, weight, dy, residual),
     }
 }
 
@@ -82,7 +87,7 @@ fn check(x: &Tensor, weight: &Tensor) -> Result<()> {
     Ok(())
 }
 
-fn check_saved(saved: &Saved, x: &Tensor, weight: &Tensor) -> Result<()> {
+fn check_activations(saved: &RmsNormActivations, x: &Tensor, weight: &Tensor) -> Result<()> {
     check(x, weight)?;
     let (tokens, of) = (x.dims2()?.0, saved.rstd.dims1()?);
     if of != tokens {

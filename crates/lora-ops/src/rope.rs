@@ -4,7 +4,7 @@
 use candle_core::{Device, Result, Tensor};
 use lora_spec::{Rope, RopeScaling};
 
-use crate::place::Place;
+use crate::backend::Backend;
 use crate::transfer::from_vec;
 
 mod cpu;
@@ -53,10 +53,10 @@ impl RopeTable {
         if !fits || first.saturating_add(seq) > self.positions {
             candle_core::bail!("rotary embedding of {:?} from position {first}", x.shape());
         }
-        match Place::of(&[x, &self.cos, &self.sin])? {
-            Place::Cpu => cpu::rotate(self, x, seq, first, direction),
+        match Backend::of_tensors(&[x, &self.cos, &self.sin])? {
+            Backend::Cpu => cpu::rotate(self, x, seq, first, direction),
             #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => cuda::rotate(&gpu, self, x, seq, first, direction),
+            Backend::Cuda(gpu) => cuda::rotate(&gpu, self, x, seq, first, direction),
         }
     }
 }

@@ -182,7 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn codes_are_looked_up_two_a_byte() {
+    fn lookup4_decodes_two_codes_per_byte() {
         let table = std::array::from_fn(|i| i as f32);
         let codes: Vec<u8> = (0..=255).chain([0x7f, 0x80, 0x1e]).collect();
         for n in [0, 1, 3, 4, 9, codes.len()] {

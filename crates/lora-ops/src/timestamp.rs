@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use candle_core::{Device, Result};
 
-use crate::place::Place;
+use crate::backend::Backend;
 
 /// A moment in a device's work: on a GPU when everything before it is done, on the CPU now.
 #[derive(Debug)]
-pub struct Timestamp(Clock);
+pub struct DeviceTimestamp(Clock);
 
 #[derive(Debug)]
 enum Clock {
@@ -17,13 +17,13 @@ enum Clock {
     Gpu(candle_core::cuda_backend::cudarc::driver::CudaEvent),
 }
 
-impl Timestamp {
+impl DeviceTimestamp {
     /// After everything that `device` was asked for so far. Does not wait.
     pub fn now(device: &Device) -> Result<Self> {
-        Ok(Self(match Place::on(device)? {
-            Place::Cpu => Clock::Host(Instant::now()),
+        Ok(Self(match Backend::of_device(device)? {
+            Backend::Cpu => Clock::Host(Instant::now()),
             #[cfg(feature = "cuda")]
-            Place::Cuda(gpu) => Clock::Gpu(gpu.timed_event()?),
+            Backend::Cuda(gpu) => Clock::Gpu(gpu.timed_event()?),
         }))
     }
 
@@ -35,9 +35,9 @@ impl Timestamp {
         match (&self.0, &later.0) {
             (Clock::Host(from), Clock::Host(to)) => Ok(to.duration_since(*from).as_secs_f64() * 1e3),
             #[cfg(feature = "cuda")]
-            (Clock::Gpu(from), Clock::Gpu(to)) => {
-                Ok(f64::from(from.elapsed_ms(to).map_err(crate::cuda::wrong("the time between events"))?))
-            }
+            (Clock::Gpu(from), Clock::Gpu(to)) => Ok(f64::from(
+                from.elapsed_ms(to).map_err(crate::cuda::cuda_error("the time between events"))?,
+            )),
             #[cfg(feature = "cuda")]
             _ => candle_core::bail!("the time between moments of different devices"),
         }

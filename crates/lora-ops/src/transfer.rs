@@ -5,17 +5,17 @@
 
 use candle_core::{DType, Device, Result, Shape, Tensor, WithDType};
 
-use crate::place::Place;
+use crate::backend::Backend;
 
 /// The elements of a contiguous tensor, row after row.
 ///
 /// # Errors
 /// The tensor is of another type than `T`; a GPU's tensor is not contiguous.
 pub fn to_vec<T: WithDType>(tensor: &Tensor) -> Result<Vec<T>> {
-    match Place::of(&[tensor])? {
-        Place::Cpu => tensor.flatten_all()?.to_vec1(),
+    match Backend::of_tensors(&[tensor])? {
+        Backend::Cpu => tensor.flatten_all()?.to_vec1(),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => {
+        Backend::Cuda(gpu) => {
             let mut values = vec![T::zero(); tensor.elem_count()];
             if !values.is_empty() {
                 gpu.read(tensor, &mut values)?;
@@ -30,10 +30,10 @@ pub fn to_vec<T: WithDType>(tensor: &Tensor) -> Result<Vec<T>> {
 /// # Errors
 /// Another number of elements than `shape` has; the GPU is out of memory.
 pub fn from_vec<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
-    match Place::on(device)? {
-        Place::Cpu => Tensor::from_vec(values, shape.into(), device),
+    match Backend::of_device(device)? {
+        Backend::Cpu => Tensor::from_vec(values, shape.into(), device),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => {
+        Backend::Cuda(gpu) => {
             let tensor = gpu.empty(shape, T::DTYPE)?;
             if tensor.elem_count() != values.len() {
                 candle_core::bail!("{} values for {:?}", values.len(), tensor.shape());
@@ -65,10 +65,10 @@ pub fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
 }
 
 fn copy<T: WithDType>(tensor: &Tensor, device: &Device) -> Result<Tensor> {
-    match Place::on(device)? {
-        Place::Cpu => from_vec(to_vec::<T>(tensor)?, tensor.shape(), device),
+    match Backend::of_device(device)? {
+        Backend::Cpu => from_vec(to_vec::<T>(tensor)?, tensor.shape(), device),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => {
+        Backend::Cuda(gpu) => {
             let copy = gpu.empty(tensor.shape(), T::DTYPE)?;
             if tensor.elem_count() > 0 {
                 crate::cpu::read(tensor, |values: &[T]| gpu.write(&copy, values))??;
@@ -83,10 +83,10 @@ fn copy<T: WithDType>(tensor: &Tensor, device: &Device) -> Result<Tensor> {
 /// # Errors
 /// The GPU is out of memory.
 pub fn zeros(shape: impl Into<Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
-    match Place::on(device)? {
-        Place::Cpu => Tensor::zeros(shape, dtype, device),
+    match Backend::of_device(device)? {
+        Backend::Cpu => Tensor::zeros(shape, dtype, device),
         #[cfg(feature = "cuda")]
-        Place::Cuda(gpu) => {
+        Backend::Cuda(gpu) => {
             let tensor = gpu.empty(shape, dtype)?;
             gpu.zero(&tensor)?;
             Ok(tensor)

@@ -12,7 +12,7 @@ use lora_collective::tree::{NodeId, TreeAccumulator, nodes_in};
 use lora_model::{Adapter, Backward, Base, Batch, Gradients, Loss, Pass, loss};
 use lora_ops::adamw::{AdamW, clip_factor};
 use lora_ops::add_assign;
-use lora_ops::device::Mark;
+use lora_ops::device::StreamEvent;
 use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
 use lora_ops::transfer::to_vec;
 use lora_spec::Optim;
@@ -38,7 +38,7 @@ pub struct Engine {
     /// The step's micro-batches of this rank.
     range: Range<usize>,
     losses: Vec<Loss>,
-    ahead: VecDeque<Mark>,
+    ahead: VecDeque<StreamEvent>,
     /// Sum of all ranks' gradients.
     reduced: Gradients,
 }
@@ -125,7 +125,7 @@ impl Engine {
             self.accumulator
                 .push(leaf, |sum, leaf| Ok::<_, TrainError>(add_assign(sum.flat(), leaf.flat())?))?;
         }
-        self.ahead.extend(Mark::now(self.base.device())?);
+        self.ahead.extend(StreamEvent::record(self.base.device())?);
         if self.ahead.len() > AHEAD
             && let Some(mark) = self.ahead.pop_front()
         {

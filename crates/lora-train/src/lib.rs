@@ -31,7 +31,7 @@ pub use engine::{Engine, LossSums};
 pub use error::TrainError;
 pub use export::Artifact;
 pub use inputs::{RunInputs, adapter_in};
-pub use lora_ops::device::Memory as DeviceMemory;
+pub use lora_ops::device::DeviceMemory;
 pub use peers::{Peers, Share};
 pub use probe::{AllReduceReading, DeviceReading, all_reduce_reading, device_reading};
 pub use rate::{rate_memory, training_rate};

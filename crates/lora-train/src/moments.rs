@@ -5,7 +5,7 @@ use std::ops::Range;
 use candle_core::{DType, Device, Tensor};
 use lora_model::AdapterLayout;
 use lora_ops::adamw::{self, AdamW};
-use lora_ops::paged::{Home, Pinned};
+use lora_ops::paged::{MomentPlacement, PinnedTensor};
 use lora_ops::transfer::{to_device, zeros};
 use lora_ops::{Result, adamw_8bit};
 use lora_spec::{Optim, PAGED_WINDOW_ELEMENTS};
@@ -22,16 +22,16 @@ enum Form {
     /// f32, in the adapter's layout.
     F32 {
         moments: [Tensor; 2],
-        _pinned: Vec<Pinned>,
+        _pinned: Vec<PinnedTensor>,
     },
-    EightBit(adamw_8bit::State),
+    EightBit(adamw_8bit::AdamW8bitState),
 }
 
 impl Form {
-    fn f32(moments: [Tensor; 2], home: Home) -> Result<Self> {
+    fn f32(moments: [Tensor; 2], placement: MomentPlacement) -> Result<Self> {
         let mut pinned = Vec::new();
         for moment in &moments {
-            pinned.extend(home.pin(moment)?);
+            pinned.extend(placement.pin(moment)?);
         }
         Ok(Self::F32 { moments, _pinned: pinned })
     }
@@ -40,11 +40,11 @@ impl Form {
 impl Moments {
     /// Before the first step.
     pub(crate) fn zeros(optim: Optim, layout: &AdapterLayout, device: &Device) -> Result<Self> {
-        let home = home(optim, device);
-        let zeros = || zeros(layout.len, DType::F32, home.tensors());
+        let placement = placement(optim, device);
+        let zeros = || zeros(layout.len, DType::F32, placement.moment_device());
         let form = match optim.is_8bit() {
-            false => Form::f32([zeros()?, zeros()?], home)?,
-            true => Form::EightBit(adamw_8bit::State::new(&ranges(layout), home)?),
+            false => Form::f32([zeros()?, zeros()?], placement)?,
+            true => Form::EightBit(adamw_8bit::AdamW8bitState::new(&ranges(layout), placement)?),
         };
         Ok(Self { optim, form })
     }
@@ -56,7 +56,7 @@ impl Moments {
         device: &Device,
         mut find: impl FnMut(&str) -> Result<Tensor>,
     ) -> Result<Self> {
-        let home = home(self.optim, device);
+        let placement = placement(self.optim, device);
         let form = match self.form {
             Form::F32 { .. } => {
                 let mut flat = |name| {
@@ -64,12 +64,12 @@ impl Moments {
                     if tensor.dtype() != DType::F32 || tensor.dims() != [layout.len] {
                         candle_core::bail!("{name} is not f32 [{}]", layout.len);
                     }
-                    to_device(&tensor, home.tensors())
+                    to_device(&tensor, placement.moment_device())
                 };
-                Form::f32([flat(NAMES[0])?, flat(NAMES[1])?], home)?
+                Form::f32([flat(NAMES[0])?, flat(NAMES[1])?], placement)?
             }
             Form::EightBit(_) => {
-                Form::EightBit(adamw_8bit::State::from_tensors(&ranges(layout), home, find)?)
+                Form::EightBit(adamw_8bit::AdamW8bitState::from_tensors(&ranges(layout), placement, find)?)
             }
         };
         Ok(Self { optim: self.optim, form })
@@ -94,16 +94,16 @@ impl Moments {
     ) -> Result<()> {
         match &self.form {
             Form::F32 { moments: [m, v], .. } => {
-                let window = home(self.optim, params.device()).window();
-                adamw.step_paged(t, adamw::State { params, m, v }, gradient, factor, window)
+                let window = placement(self.optim, params.device()).window();
+                adamw.step_in_windows(t, adamw::AdamWTensors { params, m, v }, gradient, factor, window)
             }
             Form::EightBit(state) => adamw.step_8bit(t, params, state, gradient, factor),
         }
     }
 }
 
-fn home(optim: Optim, device: &Device) -> Home<'_> {
-    Home { device, window: optim.is_paged().then_some(PAGED_WINDOW_ELEMENTS) }
+fn placement(optim: Optim, device: &Device) -> MomentPlacement<'_> {
+    MomentPlacement { device, window: optim.is_paged().then_some(PAGED_WINDOW_ELEMENTS) }
 }
 
 /// Where each matrix lies in the flat parameters.

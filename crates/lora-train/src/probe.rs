@@ -6,8 +6,8 @@ use candle_core::{DType, Tensor};
 use lora_collective::Group;
 use lora_collective::device::Collective;
 use lora_collective::tree::{nodes_in, partition};
-use lora_ops::device::{Mark, describe};
-use lora_ops::gemm::{of, product};
+use lora_ops::device::{StreamEvent, describe};
+use lora_ops::gemm::{no_trans, product};
 use lora_ops::pointwise::add_assign;
 use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
 use serde::{Deserialize, Serialize};
@@ -61,7 +61,7 @@ pub fn device_reading(device: &ComputeDevice) -> Result<DeviceReading, TrainErro
             to_device(&random, device)
         };
         let (a, b, c) = (random()?, random()?, zeros((side, side), dtype, device)?);
-        Ok(move || Ok(product(1.0, of(&a), of(&b), 0.0, &c)?))
+        Ok(move || Ok(product(1.0, no_trans(&a), no_trans(&b), 0.0, &c)?))
     })?;
     let product_tflops = 2.0 * (product_side as f64).powi(3) / seconds / 1e12;
     let (length, seconds) = time_largest(device, &LENGTHS, |length| {
@@ -147,7 +147,7 @@ fn time(
     for _ in 0..runs {
         run()?;
     }
-    if let Some(mark) = Mark::now(device)? {
+    if let Some(mark) = StreamEvent::record(device)? {
         mark.wait()?;
     }
     Ok(started.elapsed().as_secs_f64() / runs as f64)

@@ -148,7 +148,7 @@ Stream* stream_of(void* handle) {
 namespace {
 
 // One recording of an event.
-struct Mark {
+struct StreamEvent {
     std::mutex mutex;
     std::condition_variable changed;
     bool done = false;
@@ -173,17 +173,17 @@ struct Mark {
 
 struct Event {
     std::mutex mutex;
-    std::shared_ptr<Mark> last;  // null: never recorded
+    std::shared_ptr<StreamEvent> last;  // null: never recorded
     const bool timed;
 
-    std::shared_ptr<Mark> mark() {
+    std::shared_ptr<StreamEvent> mark() {
         const std::lock_guard lock(mutex);
         return last;
     }
 };
 
 // Whoever waits for a mark lets its stream begin.
-void hurry(const Mark& mark) {
+void hurry(const StreamEvent& mark) {
     for (Device* device : devices()) {
         const std::lock_guard lock(device->mutex);
         if (std::find(device->streams.begin(), device->streams.end(), mark.stream) != device->streams.end()) mark.stream->hurry();
@@ -296,7 +296,7 @@ EXPORT int cuEventRecordWithFlags(void* handle, void* stream_handle, unsigned) {
     auto* event = static_cast<Event*>(handle);
     Stream* stream = stream_of(stream_handle);
     if (event == nullptr || stream == nullptr) return INVALID_HANDLE;
-    auto mark = std::make_shared<Mark>();
+    auto mark = std::make_shared<StreamEvent>();
     mark->stream = stream;
     {
         const std::lock_guard lock(event->mutex);

@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Tensor};
-use lora_ops::device::{Memory, memory};
-use lora_ops::gemm::{of, product};
+use lora_ops::device::{DeviceMemory, memory};
+use lora_ops::gemm::{no_trans, product};
 use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
 
 use crate::check::{Bench, Check};
@@ -19,7 +19,7 @@ pub(crate) fn unit(bench: &Bench) -> Result<u64> {
     Ok(now(bench)?.used_bytes - before)
 }
 
-fn now(bench: &Bench) -> Result<Memory> {
+fn now(bench: &Bench) -> Result<DeviceMemory> {
     bench.device.synchronize()?;
     memory(&bench.device)?.context("no reading of the GPU's memory")
 }
@@ -32,7 +32,7 @@ fn copies_wait(bench: &Bench) -> Result<String> {
     let sums = zeros((side, side), DType::F32, &bench.device)?;
     for (i, len) in [1_usize, 1000, 100_003, 3_000_000].into_iter().enumerate() {
         for _ in 0..products {
-            product(1.0, of(&ones), of(&ones), 1.0, &sums)?;
+            product(1.0, no_trans(&ones), no_trans(&ones), 1.0, &sums)?;
         }
         let values: Vec<f32> = (0..len).map(|at| (at % 1021 + i) as f32).collect();
         let there = from_vec(values.clone(), len, &bench.device)?;

@@ -9,9 +9,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use candle_core::{DType, Tensor};
-use lora_ops::Timestamp;
+use lora_ops::DeviceTimestamp;
 use lora_ops::ceilings::Ceilings;
-use lora_ops::gemm::{of, product, t};
+use lora_ops::gemm::{no_trans, product, trans};
 use lora_ops::profile;
 use lora_ops::transfer::zeros;
 use serde_json::{Value, json};
@@ -135,9 +135,9 @@ fn milliseconds(row: &Row, inputs: &Inputs, evict: &Evict) -> Result<f64> {
         evict.run()?;
         times.push(match row.clock {
             Clock::Whole => {
-                let before = Timestamp::now(device)?;
+                let before = DeviceTimestamp::now(device)?;
                 run()?;
-                before.milliseconds_until(&Timestamp::now(device)?)?
+                before.milliseconds_until(&DeviceTimestamp::now(device)?)?
             }
             Clock::Kernels(prefix) => {
                 profile::start();
@@ -176,6 +176,6 @@ impl Evict {
     }
 
     fn run(&self) -> Result<()> {
-        Ok(product(1.0, of(&self.vector), t(&self.matrix), 0.0, &self.sums)?)
+        Ok(product(1.0, no_trans(&self.vector), trans(&self.matrix), 0.0, &self.sums)?)
     }
 }

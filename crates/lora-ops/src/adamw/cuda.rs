@@ -1,10 +1,25 @@
 use candle_core::{DType, Result, Tensor};
 
-use super::{Numbers, State};
+use super::{AdamWTensors, Coefficients};
 use crate::cuda::{Arg, Gpu};
 
-pub(super) fn step(gpu: &Gpu, numbers: &Numbers, state: State, gradient: &Tensor) -> Result<()> {
-    let &Numbers { factor, rest1, beta2, rest2, correction2, eps, decay, step_size, .. } = numbers;
+pub(super) fn step(
+    gpu: &Gpu,
+    coefficients: &Coefficients,
+    state: AdamWTensors,
+    gradient: &Tensor,
+) -> Result<()> {
+    let &Coefficients {
+        factor,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        sqrt_bias_correction2,
+        eps,
+        decay,
+        step_size,
+        ..
+    } = coefficients;
     let n = gradient.elem_count();
     let mut args = Vec::new();
     for vector in [state.params, state.m, state.v] {
@@ -12,6 +27,9 @@ pub(super) fn step(gpu: &Gpu, numbers: &Numbers, state: State, gradient: &Tensor
     }
     args.push(gpu.arg(gradient, DType::F32)?);
     args.push((n as u64).into());
-    args.extend([factor, rest1, beta2, rest2, correction2, eps, decay, step_size].map(Arg::from));
+    args.extend(
+        [factor, one_minus_beta1, beta2, one_minus_beta2, sqrt_bias_correction2, eps, decay, step_size]
+            .map(Arg::from),
+    );
     gpu.launch_flat("adamw_step_f32", n, &args)
 }

@@ -2,12 +2,12 @@
 // the same bits, as on a CPU.
 #include "kernel.cuh"
 
-struct Numbers {
-    float factor, beta1, rest1, beta2, rest2, correction2, eps, decay, step_size;
+struct Coefficients {
+    float factor, beta1, one_minus_beta1, beta2, one_minus_beta2, sqrt_bias_correction2, eps, decay, step_size;
 };
 
 // `values` of the codes, and the largest number whose nearest code is not above each.
-struct Map {
+struct QuantMap {
     const float* values;
     const float* bounds;
 
@@ -22,7 +22,7 @@ struct Map {
 };
 
 // The block's maximum and this thread's code; every thread of the block takes part.
-__device__ __forceinline__ void quantize(Map map, float x, bool here, unsigned char* code, float* absmax) {
+__device__ __forceinline__ void quantize(QuantMap map, float x, bool here, unsigned char* code, float* absmax) {
     const float largest = block_max(here ? fabsf(x) : 0.0f);
     if (threadIdx.x == 0) *absmax = largest;
     if (here) *code = largest == 0.0f ? 0 : map.code(__fdiv_rn(x, largest));
@@ -31,24 +31,24 @@ __device__ __forceinline__ void quantize(Map map, float x, bool here, unsigned c
 // blocks: first parameter, first code (of those given) and number of elements of each; maps: values and bounds of the first moment's map, then of the
 // second's, 256 each.
 KERNEL(256, adamw_8bit_step_f32, float* params, const float* gradient, unsigned char* m_codes, float* m_absmax,
-       unsigned char* v_codes, float* v_absmax, const unsigned* blocks, const float* maps, float factor, float beta1, float rest1,
-       float beta2, float rest2, float correction2, float eps, float decay, float step_size) {
-    const Numbers with = {factor, beta1, rest1, beta2, rest2, correction2, eps, decay, step_size};
-    const Map first_map = {maps, maps + 256}, second_map = {maps + 512, maps + 768};
+       unsigned char* v_codes, float* v_absmax, const unsigned* blocks, const float* maps, float factor, float beta1, float one_minus_beta1,
+       float beta2, float one_minus_beta2, float sqrt_bias_correction2, float eps, float decay, float step_size) {
+    const Coefficients coefficients = {factor, beta1, one_minus_beta1, beta2, one_minus_beta2, sqrt_bias_correction2, eps, decay, step_size};
+    const QuantMap first_map = {maps, maps + 256}, second_map = {maps + 512, maps + 768};
     const unsigned block = blockIdx.x;
     const unsigned* of_block = blocks + 3 * static_cast<size_t>(block);
     const bool here = threadIdx.x < of_block[2];
     const size_t param = static_cast<size_t>(of_block[0]) + threadIdx.x, code = static_cast<size_t>(of_block[1]) + threadIdx.x;
     float m = 0.0f, v = 0.0f;
     if (here) {
-        const float g = __fmul_rn(gradient[param], with.factor);
+        const float g = __fmul_rn(gradient[param], coefficients.factor);
         m = __fmul_rn(first_map.values[m_codes[code]], m_absmax[block]);
         v = __fmul_rn(second_map.values[v_codes[code]], v_absmax[block]);
-        m = __fadd_rn(__fmul_rn(m, with.beta1), __fmul_rn(with.rest1, g));
-        v = __fadd_rn(__fmul_rn(v, with.beta2), __fmul_rn(__fmul_rn(with.rest2, g), g));
-        const float denominator = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), with.correction2), with.eps);
-        const float step = __fmul_rn(with.step_size, __fdiv_rn(m, denominator));
-        params[param] = __fsub_rn(__fmul_rn(params[param], with.decay), step);
+        m = __fadd_rn(__fmul_rn(m, coefficients.beta1), __fmul_rn(coefficients.one_minus_beta1, g));
+        v = __fadd_rn(__fmul_rn(v, coefficients.beta2), __fmul_rn(__fmul_rn(coefficients.one_minus_beta2, g), g));
+        const float denominator = __fadd_rn(__fdiv_rn(__fsqrt_rn(v), coefficients.sqrt_bias_correction2), coefficients.eps);
+        const float step = __fmul_rn(coefficients.step_size, __fdiv_rn(m, denominator));
+        params[param] = __fsub_rn(__fmul_rn(params[param], coefficients.decay), step);
     }
     // All have read the maxima before they change: the reductions wait for every thread.
     quantize(first_map, m, here, m_codes + code, m_absmax + block);

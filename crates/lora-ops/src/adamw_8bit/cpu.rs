@@ -1,20 +1,25 @@
 use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
-use super::codes::{Map, SIGNED, UNSIGNED, bucket};
-use super::{BLOCK, Moments, State, is_8bit};
-use crate::adamw::Numbers;
-use crate::cpu::{GRAIN, read_f32, update_f32, update_u8};
+use super::quant_map::{QuantMap, SIGNED_MAP, UNSIGNED_MAP, bucket};
+use super::{AdamW8bitState, BLOCK, QuantizedMoment, is_8bit};
+use crate::adamw::Coefficients;
+use crate::cpu::{MIN_PARALLEL_ELEMENTS, read_f32, update_f32, update_u8};
 use crate::simd::vectorize;
 
 /// Steps the tensors whose moments are in 8 bits.
-pub(super) fn step(numbers: &Numbers, params: &Tensor, state: &State, gradient: &Tensor) -> Result<()> {
-    let State { ranges, m, v, .. } = state;
+pub(super) fn step(
+    coefficients: &Coefficients,
+    params: &Tensor,
+    state: &AdamW8bitState,
+    gradient: &Tensor,
+) -> Result<()> {
+    let AdamW8bitState { ranges, m, v, .. } = state;
     read_f32(gradient, |gradient| {
         update_f32(params, |params| {
             update(m, |m| {
                 update(v, |v| {
-                    let mut rest = Part { params, gradient, m, v };
+                    let mut rest = BlockSlice { params, gradient, m, v };
                     let mut parts = Vec::new();
                     for range in ranges {
                         if !is_8bit(range) {
@@ -23,30 +28,33 @@ pub(super) fn step(numbers: &Numbers, params: &Tensor, state: &State, gradient: 
                         }
                         let mut left = range.len();
                         while left > 0 {
-                            parts.push(rest.cut(left.min(GRAIN)));
-                            left -= left.min(GRAIN);
+                            parts.push(rest.split_front(left.min(MIN_PARALLEL_ELEMENTS)));
+                            left -= left.min(MIN_PARALLEL_ELEMENTS);
                         }
                     }
-                    parts.into_par_iter().for_each(|part| part.step(numbers));
+                    parts.into_par_iter().for_each(|part| part.step(coefficients));
                 })
             })
         })
     })???
 }
 
-fn update<R>(moments: &Moments, f: impl FnOnce(Codes) -> R) -> Result<R> {
-    update_u8(&moments.codes, |codes| update_f32(&moments.absmax, |absmax| f(Codes { codes, absmax })))?
+fn update<R>(moments: &QuantizedMoment, f: impl FnOnce(MomentSlice) -> R) -> Result<R> {
+    update_u8(&moments.codes, |codes| update_f32(&moments.absmax, |absmax| f(MomentSlice { codes, absmax })))?
 }
 
 /// Moments of whole blocks, or of a tensor's last ones.
-struct Codes<'a> {
+struct MomentSlice<'a> {
     codes: &'a mut [u8],
     absmax: &'a mut [f32],
 }
 
-impl<'a> Codes<'a> {
-    fn cut(&mut self, n: usize) -> Self {
-        Self { codes: front(&mut self.codes, n), absmax: front(&mut self.absmax, n.div_ceil(BLOCK)) }
+impl<'a> MomentSlice<'a> {
+    fn split_front(&mut self, n: usize) -> Self {
+        Self {
+            codes: take_front(&mut self.codes, n),
+            absmax: take_front(&mut self.absmax, n.div_ceil(BLOCK)),
+        }
     }
 
     fn blocks(self) -> impl Iterator<Item = (&'a mut [u8], &'a mut f32)> {
@@ -55,66 +63,76 @@ impl<'a> Codes<'a> {
 }
 
 /// What a thread steps: whole blocks, or up to the end of a tensor.
-struct Part<'a> {
+struct BlockSlice<'a> {
     params: &'a mut [f32],
     gradient: &'a [f32],
-    m: Codes<'a>,
-    v: Codes<'a>,
+    m: MomentSlice<'a>,
+    v: MomentSlice<'a>,
 }
 
-impl<'a> Part<'a> {
+impl<'a> BlockSlice<'a> {
     /// Takes the first `n` parameters away.
     fn skip(&mut self, n: usize) -> (&'a mut [f32], &'a [f32]) {
-        (front(&mut self.params, n), self.gradient.split_off(..n).unwrap_or_default())
+        (take_front(&mut self.params, n), self.gradient.split_off(..n).unwrap_or_default())
     }
 
     /// Takes the first `n` parameters away, and their moments.
-    fn cut(&mut self, n: usize) -> Self {
+    fn split_front(&mut self, n: usize) -> Self {
         let (params, gradient) = self.skip(n);
-        Self { params, gradient, m: self.m.cut(n), v: self.v.cut(n) }
+        Self { params, gradient, m: self.m.split_front(n), v: self.v.split_front(n) }
     }
 
-    fn step(self, numbers: &Numbers) {
+    fn step(self, coefficients: &Coefficients) {
         let params = self.params.chunks_mut(BLOCK).zip(self.gradient.chunks(BLOCK));
         for ((params, m), v) in params.zip(self.m.blocks()).zip(self.v.blocks()) {
             vectorize(
                 // As a function of its own it would be compiled for the least machine.
                 #[inline(always)]
-                || step_block(numbers, params, m, v),
+                || step_block(coefficients, params, m, v),
             );
         }
     }
 }
 
 /// Cuts the first `n` elements off; a state's tensors have them.
-fn front<'a, T>(rest: &mut &'a mut [T], n: usize) -> &'a mut [T] {
+fn take_front<'a, T>(rest: &mut &'a mut [T], n: usize) -> &'a mut [T] {
     rest.split_off_mut(..n).unwrap_or_default()
 }
 
 #[inline(always)]
 fn step_block(
-    numbers: &Numbers,
+    coefficients: &Coefficients,
     (params, gradient): (&mut [f32], &[f32]),
     (m_codes, m_absmax): (&mut [u8], &mut f32),
     (v_codes, v_absmax): (&mut [u8], &mut f32),
 ) {
-    let &Numbers { factor, beta1, rest1, beta2, rest2, correction2, eps, decay, step_size } = numbers;
+    let &Coefficients {
+        factor,
+        beta1,
+        one_minus_beta1,
+        beta2,
+        one_minus_beta2,
+        sqrt_bias_correction2,
+        eps,
+        decay,
+        step_size,
+    } = coefficients;
     let (mut m, mut v) = ([0.0; BLOCK], [0.0; BLOCK]);
-    dequantize(&SIGNED, m_codes, *m_absmax, &mut m);
-    dequantize(&UNSIGNED, v_codes, *v_absmax, &mut v);
+    dequantize(&SIGNED_MAP, m_codes, *m_absmax, &mut m);
+    dequantize(&UNSIGNED_MAP, v_codes, *v_absmax, &mut v);
     for (((p, m), v), g) in params.iter_mut().zip(&mut m).zip(&mut v).zip(gradient) {
         let g = g * factor;
-        *m = *m * beta1 + rest1 * g;
-        *v = *v * beta2 + rest2 * g * g;
-        let denominator = v.sqrt() / correction2 + eps;
+        *m = *m * beta1 + one_minus_beta1 * g;
+        *v = *v * beta2 + one_minus_beta2 * g * g;
+        let denominator = v.sqrt() / sqrt_bias_correction2 + eps;
         *p = *p * decay - step_size * (*m / denominator);
     }
-    *m_absmax = quantize(&SIGNED, &m, m_codes);
-    *v_absmax = quantize(&UNSIGNED, &v, v_codes);
+    *m_absmax = quantize(&SIGNED_MAP, &m, m_codes);
+    *v_absmax = quantize(&UNSIGNED_MAP, &v, v_codes);
 }
 
 #[inline(always)]
-fn dequantize(map: &Map, codes: &[u8], absmax: f32, out: &mut [f32; BLOCK]) {
+fn dequantize(map: &QuantMap, codes: &[u8], absmax: f32, out: &mut [f32; BLOCK]) {
     for (out, code) in out.iter_mut().zip(codes) {
         *out = map.value(*code) * absmax;
     }
@@ -122,7 +140,7 @@ fn dequantize(map: &Map, codes: &[u8], absmax: f32, out: &mut [f32; BLOCK]) {
 
 /// The codes of a block, what is missing of it being zero, and its maximum.
 #[inline(always)]
-fn quantize(map: &Map, block: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
+fn quantize(map: &QuantMap, block: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
     // Of bits the largest is found sooner, and NaN is above all numbers.
     let bits = block.iter().fold(0, |largest, x| x.abs().to_bits().max(largest));
     let absmax = f32::from_bits(bits);

@@ -3,8 +3,8 @@
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use super::Shape;
-use crate::cpu::{Shared, filled, read_f32};
+use super::AttentionShape;
+use crate::cpu::{SharedMutPtr, new_filled, read_f32};
 use crate::gemm::{RawMat, gemm_serial};
 use crate::simd::{dot, exp, max, sum, vectorize};
 
@@ -14,12 +14,12 @@ const K_TILE: usize = 128;
 
 /// Which queries see which keys, and who computes what.
 #[derive(Clone, Copy)]
-struct Plan<'a> {
-    shape: Shape,
+struct Tiling<'a> {
+    shape: AttentionShape,
     first: Option<&'a [u32]>,
 }
 
-impl Plan<'_> {
+impl Tiling<'_> {
     /// (sequence, key/value head) pairs, which are independent of each other.
     fn tasks(&self) -> impl IndexedParallelIterator<Item = (usize, usize)> + use<> {
         let kv_heads = self.shape.kv_heads;
@@ -62,28 +62,28 @@ impl Plan<'_> {
 /// The output and the log-sum-exps.
 pub(super) fn forward(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
-    shape: Shape,
+    shape: AttentionShape,
     first: Option<&[u32]>,
 ) -> Result<(Tensor, Tensor)> {
-    let plan = Plan { shape, first };
-    let Shape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
+    let tiling = Tiling { shape, first };
+    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
     let (q_width, k_width) = (heads * head_dim, kv_heads * head_dim);
     let mut lse = vec![0.0; batch * heads * seq];
-    let lse_out = Shared::new(&mut lse);
+    let lse_out = SharedMutPtr::new(&mut lse);
     let output = read_f32(q, |q| -> Result<Tensor> {
         read_f32(k, |k| -> Result<Tensor> {
             read_f32(v, |v| {
-                filled((batch * seq, q_width), |o| {
-                    let o = Shared::new(o);
-                    plan.tasks().for_each(|(sequence, kv_head)| {
+                new_filled((batch * seq, q_width), |o| {
+                    let o = SharedMutPtr::new(o);
+                    tiling.tasks().for_each(|(sequence, kv_head)| {
                         let mut scores = vec![0.0; Q_TILE * K_TILE];
                         let mut values = vec![0.0; Q_TILE * head_dim];
-                        plan.query_tiles(kv_head, |head, first, rows| {
+                        tiling.query_tiles(kv_head, |head, first, rows| {
                             let q = &q[(sequence * seq + first) * q_width + head * head_dim..];
                             let mut top = [f32::NEG_INFINITY; Q_TILE];
                             let mut total = [0.0_f32; Q_TILE];
                             values.fill(0.0);
-                            plan.key_tiles(sequence, first, rows, |key, keys| {
+                            tiling.key_tiles(sequence, first, rows, |key, keys| {
                                 let at = (sequence * kv_seq + key) * k_width + kv_head * head_dim;
                                 let (k, v) = (&k[at..], &v[at..]);
                                 // SAFETY: `check` holds the slices against the shape; scores and values are ours.
@@ -103,7 +103,7 @@ pub(super) fn forward(
                                 }
                                 vectorize(|| {
                                     for row in 0..rows {
-                                        let (from, to) = plan.visible(sequence, first + row, key, keys);
+                                        let (from, to) = tiling.visible(sequence, first + row, key, keys);
                                         let scores = &mut scores[row * K_TILE..row * K_TILE + keys];
                                         scores[..from].fill(0.0);
                                         scores[to..].fill(0.0);
@@ -168,22 +168,23 @@ pub(super) fn backward(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     output: &Tensor,
     d_output: &Tensor,
-    shape: Shape,
+    shape: AttentionShape,
     first: Option<&[u32]>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let plan = Plan { shape, first };
+    let tiling = Tiling { shape, first };
     let mut dq = vec![0.0; q.elem_count()];
     let mut dk = vec![0.0; k.elem_count()];
     let mut dv = vec![0.0; v.elem_count()];
-    let grads = (Shared::new(&mut dq), Shared::new(&mut dk), Shared::new(&mut dv));
+    let grads = (SharedMutPtr::new(&mut dq), SharedMutPtr::new(&mut dk), SharedMutPtr::new(&mut dv));
     read_f32(q, |q| -> Result<()> {
         read_f32(k, |k| -> Result<()> {
             read_f32(v, |v| -> Result<()> {
                 read_f32(output, |o| -> Result<()> {
                     read_f32(d_output, |d_o| -> Result<()> {
                         read_f32(lse, |lse| {
-                            let operands = Operands { q, k, v, o, d_o, lse, plan };
-                            plan.tasks()
+                            let operands = Operands { q, k, v, o, d_o, lse, tiling };
+                            tiling
+                                .tasks()
                                 .for_each(|(sequence, kv_head)| operands.task(sequence, kv_head, grads));
                         })
                     })?
@@ -202,19 +203,24 @@ struct Operands<'a> {
     o: &'a [f32],
     d_o: &'a [f32],
     lse: &'a [f32],
-    plan: Plan<'a>,
+    tiling: Tiling<'a>,
 }
 
 impl Operands<'_> {
     /// Gradients of one key/value head of one sequence, and of the query heads that share it.
-    fn task(&self, sequence: usize, kv_head: usize, (dq, dk, dv): (Shared, Shared, Shared)) {
-        let (plan, shape) = (self.plan, self.plan.shape);
-        let Shape { seq, kv_seq, heads, kv_heads, head_dim, .. } = shape;
+    fn task(
+        &self,
+        sequence: usize,
+        kv_head: usize,
+        (dq, dk, dv): (SharedMutPtr, SharedMutPtr, SharedMutPtr),
+    ) {
+        let (tiling, shape) = (self.tiling, self.tiling.shape);
+        let AttentionShape { seq, kv_seq, heads, kv_heads, head_dim, .. } = shape;
         let (q_width, k_width) = (heads * head_dim, kv_heads * head_dim);
         let mut p = vec![0.0; Q_TILE * K_TILE];
         let mut ds = vec![0.0; Q_TILE * K_TILE];
         let mut delta = [0.0_f32; Q_TILE];
-        plan.query_tiles(kv_head, |head, first, rows| {
+        tiling.query_tiles(kv_head, |head, first, rows| {
             let q_at = (sequence * seq + first) * q_width + head * head_dim;
             let lse = &self.lse[(sequence * heads + head) * seq + first..][..rows];
             vectorize(|| {
@@ -223,7 +229,7 @@ impl Operands<'_> {
                     *delta = dot(&self.o[at..at + head_dim], &self.d_o[at..at + head_dim]);
                 }
             });
-            plan.key_tiles(sequence, first, rows, |key, keys| {
+            tiling.key_tiles(sequence, first, rows, |key, keys| {
                 let k_at = (sequence * kv_seq + key) * k_width + kv_head * head_dim;
                 let q = RawMat::rows(self.q[q_at..].as_ptr(), q_width);
                 let d_o = RawMat::rows(self.d_o[q_at..].as_ptr(), q_width);
@@ -237,7 +243,7 @@ impl Operands<'_> {
                 }
                 vectorize(|| {
                     for row in 0..rows {
-                        let (from, to) = plan.visible(sequence, first + row, key, keys);
+                        let (from, to) = tiling.visible(sequence, first + row, key, keys);
                         let p = &mut p[row * K_TILE..row * K_TILE + keys];
                         let ds = &mut ds[row * K_TILE..row * K_TILE + keys];
                         for hidden in [&mut *p, &mut *ds] {

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Result, Tensor};
 
-use super::Shape;
+use super::AttentionShape;
 use crate::Ids;
 use crate::cuda::{Arg, Gpu, suffix};
 
@@ -70,7 +70,7 @@ impl Tiles {
 
 impl Kernels {
     /// For tensors of `dtype` that start at `addresses`.
-    fn of(shape: Shape, dtype: DType, addresses: &[u64]) -> Result<Self> {
+    fn for_shape(shape: AttentionShape, dtype: DType, addresses: &[u64]) -> Result<Self> {
         if shape.head_dim > 256 || shape.kv_seq > 1 << 30 {
             candle_core::bail!(
                 "attention {shape:?}; on a GPU heads have up to 256 features, sequences up to 2^30 keys"
@@ -85,8 +85,8 @@ impl Kernels {
     }
 
     /// Those of `attention_forward_mma.cu` and `attention_backward_mma.cu`.
-    fn mma(shape: Shape) -> Self {
-        let Shape { heads, head_dim, .. } = shape;
+    fn mma(shape: AttentionShape) -> Self {
+        let AttentionShape { heads, head_dim, .. } = shape;
         let (features, forward, keys, queries) = match head_dim {
             ..=64 => (64, (4, 2, 64), (4, 2, 32), (4, 2, 32)),
             65..=96 => (96, (4, 2, 64), (8, 1, 32), (8, 1, 64)),
@@ -111,8 +111,8 @@ impl Kernels {
     }
 
     /// Those of `attention.cu`.
-    fn plain(shape: Shape, dtype: &str) -> Self {
-        let Shape { heads, kv_heads, .. } = shape;
+    fn plain(shape: AttentionShape, dtype: &str) -> Self {
+        let AttentionShape { heads, kv_heads, .. } = shape;
         // Features that fit, and rows of a tile.
         let (features, rows, backward_rows) = match shape.head_dim {
             ..=64 => (64, 64, 64),
@@ -143,7 +143,7 @@ const ROW: usize = 16;
 const SUM_THREADS: usize = 256;
 
 /// Starts a block for each tile of positions of each head of each sequence.
-fn launch(gpu: &Gpu, kernel: &Kernel, shape: Shape, args: &[Arg]) -> Result<()> {
+fn launch(gpu: &Gpu, kernel: &Kernel, shape: AttentionShape, args: &[Arg]) -> Result<()> {
     let blocks = shape.seq.div_ceil(kernel.rows) * kernel.heads * shape.batch;
     gpu.launch(&kernel.name, (blocks, kernel.parts, 1), kernel.threads, kernel.shared, args)
 }
@@ -156,13 +156,13 @@ fn first_arg(first: Option<&Ids>) -> Result<Arg> {
 pub(super) fn forward(
     gpu: &Gpu,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
-    shape: Shape,
+    shape: AttentionShape,
     first: Option<&Ids>,
 ) -> Result<(Tensor, Tensor)> {
     let dtype = q.dtype();
-    let Shape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
+    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
     let inputs = [gpu.address(q, dtype)?, gpu.address(k, dtype)?, gpu.address(v, dtype)?];
-    let kernels = Kernels::of(shape, dtype, &inputs)?;
+    let kernels = Kernels::for_shape(shape, dtype, &inputs)?;
     let output = gpu.empty(q.shape(), dtype)?;
     let lse = gpu.empty((batch, heads, seq), DType::F32)?;
     let args = [
@@ -190,14 +190,14 @@ pub(super) fn backward(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     output: &Tensor,
     d_output: &Tensor,
-    shape: Shape,
+    shape: AttentionShape,
     first: Option<&Ids>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
     let dtype = q.dtype();
-    let Shape { batch, seq, heads, kv_heads, head_dim, .. } = shape;
+    let AttentionShape { batch, seq, heads, kv_heads, head_dim, .. } = shape;
     let address = |x: &Tensor| gpu.address(x, dtype);
     let inputs = [address(q)?, address(k)?, address(v)?, address(d_output)?];
-    let kernels = Kernels::of(shape, dtype, &inputs)?;
+    let kernels = Kernels::for_shape(shape, dtype, &inputs)?;
     let first = first_arg(first)?;
     let rows = gpu.empty((batch, heads, seq, ROW / size_of::<f32>()), DType::F32)?;
     let like = |x: &Tensor| gpu.empty(x.shape(), dtype);
@@ -246,8 +246,8 @@ pub(super) fn backward(
 
 /// Sums the partial gradients of keys and of values over the query heads of each group, in the
 /// order of the heads.
-fn sum_groups(gpu: &Gpu, partial: [Arg; 2], sums: [Arg; 2], shape: Shape) -> Result<()> {
-    let Shape { batch, seq, heads, kv_heads, head_dim, .. } = shape;
+fn sum_groups(gpu: &Gpu, partial: [Arg; 2], sums: [Arg; 2], shape: AttentionShape) -> Result<()> {
+    let AttentionShape { batch, seq, heads, kv_heads, head_dim, .. } = shape;
     let rows = batch * seq * kv_heads;
     let rows_per_block = SUM_THREADS / (head_dim / 4);
     let mut args = [partial, sums].concat();

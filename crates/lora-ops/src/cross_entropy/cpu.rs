@@ -9,7 +9,7 @@ use crate::linear::Panels;
 use crate::simd::{exp, max, sum, vectorize};
 
 /// Elements of a row that are summed in f32 before the sum goes on in f64.
-const SUM: usize = 4096;
+const SUM_CHUNK: usize = 4096;
 
 /// The rows' losses, and their sum's gradient.
 pub(super) fn forward_backward(
@@ -20,7 +20,7 @@ pub(super) fn forward_backward(
 ) -> Result<(Tensor, Option<Tensor>)> {
     let (tokens, features) = x.dims2()?;
     let vocab = weight.dims2()?.0;
-    let weight = Panels::of(weight)?;
+    let weight = Panels::from_tensor(weight)?;
     let all: Vec<Target> = targets.iter().collect();
     let chunk_rows = chunk_rows(all.len(), vocab, CPU_LOGITS_PER_CHUNK);
     let mut logits = vec![0.0; chunk_rows * vocab];
@@ -84,7 +84,7 @@ fn loss_row(logits: &mut [f32], token: usize, weight: f32, gradient: bool) -> f6
         let at_token = logits[token];
         // Large vocabularies: short sums in f32, those in f64.
         let mut total = 0.0_f64;
-        for logits in logits.chunks_mut(SUM) {
+        for logits in logits.chunks_mut(SUM_CHUNK) {
             total += f64::from(if gradient {
                 logits.iter_mut().for_each(|l| *l = exp(*l - top));
                 sum(logits.len(), |i| logits[i])

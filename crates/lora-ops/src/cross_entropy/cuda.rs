@@ -3,7 +3,7 @@ use lora_spec::{GPU_LOGITS_PER_CHUNK, chunk_rows};
 
 use super::Targets;
 use crate::cuda::{Arg, Gpu, suffix};
-use crate::gemm::{of, product, t};
+use crate::gemm::{no_trans, product, trans};
 
 /// Threads of a block: of a row's loss, of a row's copy.
 const THREADS: (u32, u32) = (512, 256);
@@ -47,7 +47,7 @@ pub(super) fn forward_backward(
             launch(what, THREADS.1, &args)
         };
         copy("gather", x)?;
-        product(1.0, of(&some), t(weight), 0.0, &logits)?;
+        product(1.0, no_trans(&some), trans(weight), 0.0, &logits)?;
         let args = [
             gpu.arg(&logits, DType::F32)?,
             gradients.as_ref().map_or(Ok(0_u64.into()), |gradients| gpu.arg(gradients, dtype))?,
@@ -59,7 +59,7 @@ pub(super) fn forward_backward(
         ];
         launch("row", THREADS.0, &args)?;
         if let (Some(gradients), Some(dx)) = (&gradients, &dx) {
-            product(1.0, of(&gradients.narrow(0, 0, n)?), of(weight), 0.0, &some)?;
+            product(1.0, no_trans(&gradients.narrow(0, 0, n)?), no_trans(weight), 0.0, &some)?;
             copy("scatter", dx)?;
         }
     }

@@ -66,7 +66,7 @@ impl Gpu {
             DType::F32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_PEDANTIC,
             _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
         };
-        self.stream.context().bind_to_thread().map_err(super::wrong("a product"))?;
+        self.stream.context().bind_to_thread().map_err(super::cuda_error("a product"))?;
         let started = self.profile_start()?;
         // cuBLAS stores matrices by columns: it sees the transposes, and C^T = op(B)^T op(A)^T.
         // SAFETY: the callers hold the tensors against the sizes.

@@ -11,21 +11,21 @@ use candle_core::{CudaDevice, DType, Device, Result, Storage, Tensor};
 use lora_spec::GPU_WORKSPACE_BYTES;
 
 use super::environment;
-use super::functions::Functions;
+use super::input_upload::InputUploader;
+use super::kernels::LoadedKernels;
 use super::launch::Arg;
-use super::memory::keep_freed_memory;
-use super::stage::Staging;
+use super::memory::set_pool_release_threshold;
 
 /// The GPUs that were opened.
-static OPENED: RwLock<Vec<Arc<Gpu>>> = RwLock::new(Vec::new());
+static OPEN_GPUS: RwLock<Vec<Arc<Gpu>>> = RwLock::new(Vec::new());
 
 pub(crate) struct Gpu {
     pub(super) device: CudaDevice,
     pub(super) stream: Arc<CudaStream>,
-    pub(super) staging: Staging,
+    pub(super) uploader: InputUploader,
     /// Carries what is copied back to the host beside the computation.
     pub(super) downloads: Arc<CudaStream>,
-    functions: Functions,
+    kernels: LoadedKernels,
     /// Memory that was free before the first tensor, in bytes.
     pub(super) free: u64,
     /// cuBLAS holds its address.
@@ -33,7 +33,7 @@ pub(crate) struct Gpu {
 }
 
 /// An error of CUDA's libraries.
-pub(crate) fn wrong(what: &str) -> impl FnOnce(driver::DriverError) -> candle_core::Error + '_ {
+pub(crate) fn cuda_error(what: &str) -> impl FnOnce(driver::DriverError) -> candle_core::Error + '_ {
     move |error| {
         let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error");
         candle_core::Error::Msg(format!("{what}: CUDA error {:?}: {text}", error.0)).bt()
@@ -53,7 +53,7 @@ pub fn devices() -> usize {
 /// # Errors
 /// There is no such GPU, or none of the kernels' architectures fits it.
 pub fn open(ordinal: usize) -> Result<Device> {
-    let mut opened = OPENED.write().unwrap_or_else(PoisonError::into_inner);
+    let mut opened = OPEN_GPUS.write().unwrap_or_else(PoisonError::into_inner);
     if let Some(gpu) = opened.iter().find(|gpu| gpu.stream.context().ordinal() == ordinal) {
         return Ok(Device::Cuda(gpu.device.clone()));
     }
@@ -69,7 +69,7 @@ pub fn open(ordinal: usize) -> Result<Device> {
 /// The stream that a GPU's operations go to; `None` for the CPU.
 pub fn stream(device: &Device) -> Result<Option<Arc<CudaStream>>> {
     match device {
-        Device::Cuda(device) => Ok(Some(Gpu::of(device)?.stream.clone())),
+        Device::Cuda(device) => Ok(Some(Gpu::from_device(device)?.stream.clone())),
         _ => Ok(None),
     }
 }
@@ -77,7 +77,7 @@ pub fn stream(device: &Device) -> Result<Option<Arc<CudaStream>>> {
 /// What tells a GPU from every other one, in hex; `None` for the CPU.
 pub fn uuid(device: &Device) -> Result<Option<String>> {
     let Some(stream) = stream(device)? else { return Ok(None) };
-    let uuid = stream.context().uuid().map_err(wrong("the GPU's identity"))?;
+    let uuid = stream.context().uuid().map_err(cuda_error("the GPU's identity"))?;
     Ok(Some(uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect()))
 }
 
@@ -87,15 +87,15 @@ pub fn uuid(device: &Device) -> Result<Option<String>> {
 /// It is elsewhere, of another type or not contiguous.
 pub fn address(tensor: &Tensor) -> Result<u64> {
     match tensor.device() {
-        Device::Cuda(device) => Gpu::of(device)?.address(tensor, DType::F32),
+        Device::Cuda(device) => Gpu::from_device(device)?.address(tensor, DType::F32),
         _ => candle_core::bail!("a tensor that is not on a GPU has no address there"),
     }
 }
 
 impl Gpu {
     /// The opened GPU behind candle's handle.
-    pub(crate) fn of(device: &CudaDevice) -> Result<Arc<Self>> {
-        let opened = OPENED.read().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn from_device(device: &CudaDevice) -> Result<Arc<Self>> {
+        let opened = OPEN_GPUS.read().unwrap_or_else(PoisonError::into_inner);
         let is = |id: DeviceId| move |gpu: &&Arc<Self>| gpu.device.id() == id;
         match opened.iter().find(is(device.id())) {
             Some(gpu) => Ok(gpu.clone()),
@@ -104,8 +104,8 @@ impl Gpu {
     }
 
     /// The opened GPU that a stream is on.
-    pub(crate) fn of_stream(stream: &CudaStream) -> Result<Arc<Self>> {
-        let opened = OPENED.read().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn from_stream(stream: &CudaStream) -> Result<Arc<Self>> {
+        let opened = OPEN_GPUS.read().unwrap_or_else(PoisonError::into_inner);
         let ordinal = stream.context().ordinal();
         match opened.iter().find(|gpu| gpu.stream.context().ordinal() == ordinal) {
             Some(gpu) => Ok(gpu.clone()),
@@ -122,11 +122,11 @@ impl Gpu {
         unsafe { device.disable_event_tracking() };
         let stream = device.cuda_stream();
         let context = stream.context().clone();
-        keep_freed_memory(&context).map_err(wrong("the memory pool"))?;
-        context.bind_to_thread().map_err(wrong("the GPU"))?;
-        let functions = Functions::load(&context).map_err(wrong("the kernels cannot be loaded"))?;
-        let (free, _) = context.mem_get_info().map_err(wrong("the GPU's memory"))?;
-        let workspace = stream.alloc_zeros::<u8>(GPU_WORKSPACE_BYTES).map_err(wrong("the workspace"))?;
+        set_pool_release_threshold(&context).map_err(cuda_error("the memory pool"))?;
+        context.bind_to_thread().map_err(cuda_error("the GPU"))?;
+        let kernels = LoadedKernels::load(&context).map_err(cuda_error("the kernels cannot be loaded"))?;
+        let (free, _) = context.mem_get_info().map_err(cuda_error("the GPU's memory"))?;
+        let workspace = stream.alloc_zeros::<u8>(GPU_WORKSPACE_BYTES).map_err(cuda_error("the workspace"))?;
         let handle = *device.cublas_handle().handle();
         let (address, _) = workspace.device_ptr(&stream);
         // SAFETY: the workspace lives as long as the handle's only user, this struct.
@@ -136,8 +136,8 @@ impl Gpu {
                 .and_then(|()| cublas::sys::cublasSetMathMode(handle, super::blas::math_mode()).result())
         };
         set.map_err(|e| candle_core::Error::Msg(format!("cuBLAS: {e:?}")).bt())?;
-        let staging = Staging::new(&stream)?;
-        let downloads = context.new_stream().map_err(wrong("a stream for copies"))?;
+        let uploader = InputUploader::new(&stream)?;
+        let downloads = context.new_stream().map_err(cuda_error("a stream for copies"))?;
         for (variable, value) in environment::that_change_bits(environment::of_process) {
             tracing::warn!(
                 variable,
@@ -146,12 +146,12 @@ impl Gpu {
                  runs that have it too"
             );
         }
-        Ok(Self { device, stream, staging, downloads, functions, free: free as u64, _workspace: workspace })
+        Ok(Self { device, stream, uploader, downloads, kernels, free: free as u64, _workspace: workspace })
     }
 
     /// The kernel of this name.
     pub(super) fn function(&self, name: &str) -> Result<sys::CUfunction> {
-        match self.functions.get(name) {
+        match self.kernels.get(name) {
             Some(function) => Ok(function),
             None => candle_core::bail!("there is no kernel {name}"),
         }
@@ -159,7 +159,7 @@ impl Gpu {
 
     /// An event after everything that was asked for so far.
     pub(crate) fn event(&self) -> Result<CudaEvent> {
-        self.stream.record_event(None).map_err(wrong("an event"))
+        self.stream.record_event(None).map_err(cuda_error("an event"))
     }
 
     /// The address of a tensor's first element.
@@ -198,17 +198,17 @@ impl Gpu {
     /// machine code comes from, cuBLAS, and environment variables that change bits.
     pub(crate) fn describe(&self) -> Result<String> {
         let context = self.stream.context();
-        let name = context.name().map_err(wrong("the GPU's name"))?;
-        let (major, minor) = context.compute_capability().map_err(wrong("the GPU's capability"))?;
+        let name = context.name().map_err(cuda_error("the GPU's name"))?;
+        let (major, minor) = context.compute_capability().map_err(cuda_error("the GPU's capability"))?;
         let multiprocessors = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
-            .map_err(wrong("the GPU's multiprocessors"))?;
+            .map_err(cuda_error("the GPU's multiprocessors"))?;
         let mut cublas = 0;
         // SAFETY: the handle is live and the version a local variable.
         unsafe { cublas::sys::cublasGetVersion_v2(*self.device.cublas_handle().handle(), &raw mut cublas) }
             .result()
             .map_err(|e| candle_core::Error::Msg(format!("cuBLAS: {e:?}")).bt())?;
-        let code = self.functions.code();
+        let code = self.kernels.code();
         let mut described =
             format!("cuda {name} sm_{major}{minor} {multiprocessors} SMs {code} cublas {cublas}");
         for (variable, value) in environment::that_change_bits(environment::of_process) {
@@ -229,7 +229,7 @@ impl Gpu {
                 }
             })
         };
-        state.map_err(wrong("the GPU"))
+        state.map_err(cuda_error("the GPU"))
     }
 }
 
@@ -249,6 +249,6 @@ fn check_memory_pools(ordinal: usize) -> Result<()> {
              that is passed through whole"
         ),
         Ok(_) => Ok(()),
-        Err(error) => Err(wrong("the GPU's memory pools")(error)),
+        Err(error) => Err(cuda_error("the GPU's memory pools")(error)),
     }
 }

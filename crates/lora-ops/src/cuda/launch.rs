@@ -5,7 +5,7 @@ use std::ffi::c_void;
 use candle_core::cuda_backend::cudarc::driver::{CudaStream, result};
 use candle_core::{DType, Result};
 
-use super::gpu::{Gpu, wrong};
+use super::gpu::{Gpu, cuda_error};
 
 /// Threads of a block of the kernels with `flat` (flat.cuh), a thread for each four elements.
 const FLAT_THREADS: u32 = 256;
@@ -91,7 +91,7 @@ impl Gpu {
 
     /// Starts a thread for each four of `n` elements.
     pub(crate) fn launch_flat(&self, kernel: &str, n: usize, args: &[Arg]) -> Result<()> {
-        let (grid, threads) = flat(n);
+        let (grid, threads) = flat_grid(n);
         self.launch(kernel, grid, threads, 0, args)
     }
 
@@ -114,16 +114,16 @@ impl Gpu {
             candle_core::bail!("{kernel}: a grid of {grid:?} blocks is too large");
         };
         let function = self.function(kernel)?;
-        stream.context().bind_to_thread().map_err(wrong(kernel))?;
+        stream.context().bind_to_thread().map_err(cuda_error(kernel))?;
         // SAFETY: the callers beside the kernels' sources give what those take.
         let launched = unsafe {
             result::launch_kernel(function, (x, y, z), (threads, 1, 1), shared, stream.cu_stream(), args)
         };
-        launched.map_err(wrong(kernel))
+        launched.map_err(cuda_error(kernel))
     }
 }
 
 /// Grid and block of a kernel with `flat` over `n` elements.
-pub(crate) fn flat(n: usize) -> ((usize, usize, usize), u32) {
+pub(crate) fn flat_grid(n: usize) -> ((usize, usize, usize), u32) {
     ((n.div_ceil(4 * FLAT_THREADS as usize), 1, 1), FLAT_THREADS)
 }

@@ -9,10 +9,10 @@ use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Result, Shape, Storage, Tensor, WithDType};
 use half::bf16;
 
-use super::gpu::{Gpu, wrong};
-use crate::device::Memory;
+use super::gpu::{Gpu, cuda_error};
+use crate::device::DeviceMemory;
 
-type Cuda<T> = std::result::Result<T, DriverError>;
+type CudaResult<T> = std::result::Result<T, DriverError>;
 
 /// Memory for `elements` f32 in the order of `stream`, a stream of a GPU that was opened. The elements are not
 /// set.
@@ -22,7 +22,7 @@ type Cuda<T> = std::result::Result<T, DriverError>;
 pub fn allocate(stream: &Arc<CudaStream>, elements: usize) -> Result<CudaSlice<f32>> {
     // SAFETY: plain numbers; the caller writes them before it reads them.
     let allocate = || unsafe { stream.alloc::<f32>(elements) };
-    Gpu::of_stream(stream)?.with_memory(elements * size_of::<f32>(), allocate)
+    Gpu::from_stream(stream)?.retry_after_trim(elements * size_of::<f32>(), allocate)
 }
 
 impl Gpu {
@@ -48,21 +48,25 @@ impl Gpu {
 
     fn allocate<T: DeviceRepr>(&self, len: usize) -> Result<CudaSlice<T>> {
         // SAFETY: the users of `empty` write the elements before anything reads them.
-        self.with_memory(len * size_of::<T>(), || unsafe { self.stream.alloc::<T>(len) })
+        self.retry_after_trim(len * size_of::<T>(), || unsafe { self.stream.alloc::<T>(len) })
     }
 
     /// Runs `allocate`, which takes `bytes` from the pool; if the GPU is out of memory, once more after
     /// the pool has given back what it keeps. Freed blocks of other sizes can hold most of a GPU's
     /// memory where the lengths of micro-batches vary.
-    pub(super) fn with_memory<T>(&self, bytes: usize, allocate: impl Fn() -> Cuda<T>) -> Result<T> {
+    pub(super) fn retry_after_trim<T>(
+        &self,
+        bytes: usize,
+        allocate: impl Fn() -> CudaResult<T>,
+    ) -> Result<T> {
         let allocated = allocate();
         if !allocated.as_ref().is_err_and(is_out_of_memory) {
-            return allocated.map_err(wrong("memory"));
+            return allocated.map_err(cuda_error("memory"));
         }
-        self.release_kept_memory().map_err(wrong("the memory pool"))?;
+        self.trim_pool().map_err(cuda_error("the memory pool"))?;
         allocate().map_err(|error| match self.memory() {
             Ok(memory) if is_out_of_memory(&error) => {
-                let Memory { used_bytes, reserved_bytes, total_bytes, .. } = memory;
+                let DeviceMemory { used_bytes, reserved_bytes, total_bytes, .. } = memory;
                 candle_core::Error::Msg(format!(
                     "the GPU is out of memory: an allocation of {} failed; tensors of this process hold {}, its \
                      memory pool {} of the GPU's {}",
@@ -73,14 +77,14 @@ impl Gpu {
                 ))
                 .bt()
             }
-            _ => wrong("memory")(error),
+            _ => cuda_error("memory")(error),
         })
     }
 
     /// Gives memory that was freed back to the GPU, once the work that uses it is done.
-    fn release_kept_memory(&self) -> Cuda<()> {
+    fn trim_pool(&self) -> CudaResult<()> {
         self.stream.synchronize()?;
-        self.staging.synchronize()?;
+        self.uploader.synchronize()?;
         // SAFETY: the pool is the device's own, for the life of the process.
         unsafe { result::mem_pool::trim_to(pool(self.stream.context())?, 0) }
     }
@@ -97,7 +101,7 @@ impl Gpu {
             // SAFETY: the bytes are the tensor's.
             unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
         };
-        set().map_err(wrong("zeros"))
+        set().map_err(cuda_error("zeros"))
     }
 
     /// Replaces the elements of a tensor; waits until they are there.
@@ -112,7 +116,7 @@ impl Gpu {
             unsafe { result::memcpy_htod_async(to, values, self.stream.cu_stream())? };
             self.stream.synchronize()
         };
-        write().map_err(wrong("a copy to the GPU"))
+        write().map_err(cuda_error("a copy to the GPU"))
     }
 
     /// Reads the elements of a tensor; waits until they are here.
@@ -127,7 +131,7 @@ impl Gpu {
             unsafe { result::memcpy_dtoh_async(values, from, self.stream.cu_stream())? };
             self.stream.synchronize()
         };
-        read().map_err(wrong("a copy from the GPU"))
+        read().map_err(cuda_error("a copy from the GPU"))
     }
 
     /// Gives what the pool keeps back to the GPU, and sets the peaks of [`Self::memory`] to what is used and
@@ -136,7 +140,7 @@ impl Gpu {
         let context = self.stream.context();
         let reset = || {
             context.bind_to_thread()?;
-            self.release_kept_memory()?;
+            self.trim_pool()?;
             for peak in [
                 sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
                 sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH,
@@ -147,15 +151,15 @@ impl Gpu {
             }
             Ok(())
         };
-        reset().map_err(wrong("the memory pool"))
+        reset().map_err(cuda_error("the memory pool"))
     }
 
-    pub(crate) fn memory(&self) -> Result<Memory> {
+    pub(crate) fn memory(&self) -> Result<DeviceMemory> {
         let context = self.stream.context();
         let read = || {
             context.bind_to_thread()?;
             let of_pool = |attribute| pool_attribute(context, attribute);
-            Ok(Memory {
+            Ok(DeviceMemory {
                 used_bytes: of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
                 peak_bytes: of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
                 reserved_bytes: of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?,
@@ -164,12 +168,12 @@ impl Gpu {
                 total_bytes: context.total_mem()? as u64,
             })
         };
-        read().map_err(wrong("the GPU's memory"))
+        read().map_err(cuda_error("the GPU's memory"))
     }
 }
 
 /// Has the pool keep memory that was freed: the next step wants it again.
-pub(super) fn keep_freed_memory(context: &CudaContext) -> Cuda<()> {
+pub(super) fn set_pool_release_threshold(context: &CudaContext) -> CudaResult<()> {
     let mut all = u64::MAX;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
     // SAFETY: the attribute's value is a u64.
@@ -180,12 +184,12 @@ fn is_out_of_memory(error: &DriverError) -> bool {
     error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
 }
 
-fn pool(context: &CudaContext) -> Cuda<sys::CUmemoryPool> {
+fn pool(context: &CudaContext) -> CudaResult<sys::CUmemoryPool> {
     // SAFETY: the context is live.
     unsafe { result::device::get_default_mem_pool(context.cu_device()) }
 }
 
-fn pool_attribute(context: &CudaContext, attribute: sys::CUmemPool_attribute) -> Cuda<u64> {
+fn pool_attribute(context: &CudaContext, attribute: sys::CUmemPool_attribute) -> CudaResult<u64> {
     let mut value = 0_u64;
     // SAFETY: the attributes that are asked for are u64.
     unsafe { result::mem_pool::get_attribute(pool(context)?, attribute, (&raw mut value).cast())? };

@@ -7,19 +7,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, sys};
 use candle_core::{DType, Result};
 
-use super::gpu::{Gpu, wrong};
+use super::gpu::{Gpu, cuda_error};
 use crate::profile::Timing;
 
 /// Whether launches are timed.
 static ACTIVE: AtomicBool = AtomicBool::new(false);
 
-static RECORDING: Mutex<Option<Recording>> = Mutex::new(None);
+static RECORDING: Mutex<Option<ProfileRecording>> = Mutex::new(None);
 
 /// The launches of a profile.
 #[derive(Default)]
-struct Recording {
+struct ProfileRecording {
     /// Number of each operation, in the order of first launches.
-    numbers: HashMap<Operation, usize>,
+    numbers: HashMap<LaunchKind, usize>,
     launches: Vec<Launch>,
 }
 
@@ -33,7 +33,7 @@ struct Launch {
 
 /// What is launched.
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Operation {
+enum LaunchKind {
     Kernel(String),
     Product(ProductKind),
 }
@@ -50,10 +50,10 @@ pub(super) struct ProductKind {
 }
 
 /// A launch whose begin is recorded.
-pub(super) struct Started(CudaEvent);
+pub(super) struct LaunchStart(CudaEvent);
 
 pub(crate) fn start() {
-    *recording() = Some(Recording::default());
+    *recording() = Some(ProfileRecording::default());
     ACTIVE.store(true, Ordering::Relaxed);
 }
 
@@ -64,55 +64,56 @@ pub(crate) fn stop() {
 
 /// The launches from [`start`] to [`stop`], whose events must have passed.
 pub(crate) fn finish() -> Result<Vec<Timing>> {
-    let Some(Recording { numbers, launches }) = recording().take() else { return Ok(Vec::new()) };
-    let mut operations: Vec<(Operation, usize)> = numbers.into_iter().collect();
+    let Some(ProfileRecording { numbers, launches }) = recording().take() else { return Ok(Vec::new()) };
+    let mut operations: Vec<(LaunchKind, usize)> = numbers.into_iter().collect();
     operations.sort_by_key(|(_, number)| *number);
     let mut timings: Vec<Timing> = operations.into_iter().map(|(operation, _)| operation.untimed()).collect();
     for Launch { operation, bytes, flops, before, after } in launches {
         let timing = &mut timings[operation];
         timing.count += 1;
-        timing.milliseconds += f64::from(before.elapsed_ms(&after).map_err(wrong("the time of a kernel"))?);
+        timing.milliseconds +=
+            f64::from(before.elapsed_ms(&after).map_err(cuda_error("the time of a kernel"))?);
         timing.bytes += bytes;
         timing.flops += flops;
     }
     Ok(timings)
 }
 
-fn recording() -> MutexGuard<'static, Option<Recording>> {
+fn recording() -> MutexGuard<'static, Option<ProfileRecording>> {
     RECORDING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Gpu {
     /// An event that has a time, after everything that was asked for so far.
     pub(crate) fn timed_event(&self) -> Result<CudaEvent> {
-        self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(wrong("an event"))
+        self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(cuda_error("an event"))
     }
 
     /// Call before a launch. `None` where no profile is taken.
-    pub(super) fn profile_start(&self) -> Result<Option<Started>> {
+    pub(super) fn profile_start(&self) -> Result<Option<LaunchStart>> {
         match ACTIVE.load(Ordering::Relaxed) {
-            true => Ok(Some(Started(self.timed_event()?))),
+            true => Ok(Some(LaunchStart(self.timed_event()?))),
             false => Ok(None),
         }
     }
 
     /// Call after the launch of a kernel whose operands have so many bytes.
-    pub(super) fn profile_kernel(&self, started: Started, kernel: &str, bytes: u64) -> Result<()> {
-        self.profile_end(started, Operation::Kernel(kernel.to_owned()), bytes, 0)
+    pub(super) fn profile_kernel(&self, started: LaunchStart, kernel: &str, bytes: u64) -> Result<()> {
+        self.profile_end(started, LaunchKind::Kernel(kernel.to_owned()), bytes, 0)
     }
 
     /// Call after a product.
-    pub(super) fn profile_product(&self, started: Started, product: ProductKind) -> Result<()> {
+    pub(super) fn profile_product(&self, started: LaunchStart, product: ProductKind) -> Result<()> {
         let (m, n, k) = product.mnk;
         let (operands, output) = (product.operands.size_in_bytes(), product.output.size_in_bytes());
         let times = if product.adds { 2 } else { 1 };
         let bytes = operands * (m * k + k * n) + times * output * m * n;
-        self.profile_end(started, Operation::Product(product), bytes as u64, 2 * (m * n * k) as u64)
+        self.profile_end(started, LaunchKind::Product(product), bytes as u64, 2 * (m * n * k) as u64)
     }
 
-    fn profile_end(&self, started: Started, operation: Operation, bytes: u64, flops: u64) -> Result<()> {
+    fn profile_end(&self, started: LaunchStart, operation: LaunchKind, bytes: u64, flops: u64) -> Result<()> {
         let after = self.timed_event()?;
-        if let Some(Recording { numbers, launches }) = &mut *recording() {
+        if let Some(ProfileRecording { numbers, launches }) = &mut *recording() {
             let next = numbers.len();
             let operation = *numbers.entry(operation).or_insert(next);
             launches.push(Launch { operation, bytes, flops, before: started.0, after });
@@ -121,7 +122,7 @@ impl Gpu {
     }
 }
 
-impl Operation {
+impl LaunchKind {
     fn untimed(&self) -> Timing {
         let (name, product) = match self {
             Self::Kernel(name) => (name.clone(), None),

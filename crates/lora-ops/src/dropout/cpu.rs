@@ -5,14 +5,14 @@ use lora_spec::Philox;
 use rayon::prelude::*;
 
 use super::Dropout;
-use crate::cpu::{filled, read_f32};
+use crate::cpu::{new_filled, read_f32};
 
 pub(super) fn apply(dropout: &Dropout, x: &Tensor) -> Result<Tensor> {
     let (tokens, features) = x.dims2()?;
     let &Dropout { philox, step, probability, .. } = dropout;
-    let keep = dropout.keep();
+    let keep = dropout.keep_scale();
     read_f32(x, |x| {
-        filled((tokens, features), |y| {
+        new_filled((tokens, features), |y| {
             let keys = dropout.tokens.host().par_chunks_exact(2);
             let rows = y.par_chunks_mut(features).zip(x.par_chunks(features)).zip(keys);
             rows.for_each(|((y, x), key)| {

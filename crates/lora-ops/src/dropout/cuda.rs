@@ -19,7 +19,7 @@ pub(super) fn apply(gpu: &Gpu, dropout: &Dropout, x: &Tensor) -> Result<Tensor> 
         key_high.into(),
         dropout.step.into(),
         dropout.probability.into(),
-        dropout.keep().into(),
+        dropout.keep_scale().into(),
     ];
     gpu.launch(&format!("dropout_apply_{}", suffix(dtype)?), blocks, threads, 0, &args)?;
     Ok(y)

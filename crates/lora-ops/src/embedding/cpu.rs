@@ -4,7 +4,7 @@ use candle_core::{DType, Result, Tensor};
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::cpu::{filled, read};
+use crate::cpu::{new_filled, read};
 
 pub(super) fn forward(weight: &Tensor, tokens: &[u32]) -> Result<Tensor> {
     let features = weight.dims2()?.1;
@@ -12,12 +12,12 @@ pub(super) fn forward(weight: &Tensor, tokens: &[u32]) -> Result<Tensor> {
     let shape = (tokens.len(), features);
     match weight.dtype() {
         DType::F32 => read::<f32, _>(weight, |w| {
-            filled(shape, |y| {
+            new_filled(shape, |y| {
                 y.par_chunks_mut(features).zip(tokens).for_each(|(y, t)| y.copy_from_slice(&w[row(*t)]));
             })
         })?,
         DType::BF16 => read::<bf16, _>(weight, |w| {
-            filled(shape, |y| {
+            new_filled(shape, |y| {
                 y.par_chunks_mut(features).zip(tokens).for_each(|(y, t)| {
                     y.iter_mut().zip(&w[row(*t)]).for_each(|(y, w)| *y = w.to_f32());
                 });

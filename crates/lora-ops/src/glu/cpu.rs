@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use lora_spec::ActivationFunction;
 use rayon::prelude::*;
 
-use crate::cpu::{GRAIN, filled, read_f32};
+use crate::cpu::{MIN_PARALLEL_ELEMENTS, new_filled, read_f32};
 use crate::simd::{sigmoid, vectorize};
 
 pub(super) fn forward(gate: &Tensor, up: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
@@ -48,9 +48,11 @@ fn gelu_tanh(g: f32) -> (f32, f32) {
 fn forward_with(gate: &Tensor, up: &Tensor, inner: impl Fn(f32) -> (f32, f32) + Sync) -> Result<Tensor> {
     read_f32(gate, |gate_data| -> Result<Tensor> {
         read_f32(up, |up| {
-            filled(gate.shape(), |y| {
-                let chunks =
-                    y.par_chunks_mut(GRAIN).zip(gate_data.par_chunks(GRAIN)).zip(up.par_chunks(GRAIN));
+            new_filled(gate.shape(), |y| {
+                let chunks = y
+                    .par_chunks_mut(MIN_PARALLEL_ELEMENTS)
+                    .zip(gate_data.par_chunks(MIN_PARALLEL_ELEMENTS))
+                    .zip(up.par_chunks(MIN_PARALLEL_ELEMENTS));
                 chunks.for_each(|((y, gate), up)| {
                     vectorize(|| {
                         for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
@@ -74,9 +76,14 @@ fn backward_with(
     let dup = read_f32(gate, |gate| -> Result<Tensor> {
         read_f32(up, |up| -> Result<Tensor> {
             read_f32(dy, |dy| {
-                filled(shape, |dup| {
-                    let outputs = dup.par_chunks_mut(GRAIN).zip(dgate.par_chunks_mut(GRAIN));
-                    let inputs = gate.par_chunks(GRAIN).zip(up.par_chunks(GRAIN)).zip(dy.par_chunks(GRAIN));
+                new_filled(shape, |dup| {
+                    let outputs = dup
+                        .par_chunks_mut(MIN_PARALLEL_ELEMENTS)
+                        .zip(dgate.par_chunks_mut(MIN_PARALLEL_ELEMENTS));
+                    let inputs = gate
+                        .par_chunks(MIN_PARALLEL_ELEMENTS)
+                        .zip(up.par_chunks(MIN_PARALLEL_ELEMENTS))
+                        .zip(dy.par_chunks(MIN_PARALLEL_ELEMENTS));
                     outputs.zip(inputs).for_each(|((dup, dgate), ((gate, up), dy))| {
                         vectorize(|| {
                             let inputs = gate.iter().zip(up).zip(dy);

@@ -6,7 +6,7 @@ use lora_spec::CPU_PANEL_ELEMENTS;
 use rayon::prelude::*;
 
 use super::{FrozenLinear, Weight};
-use crate::cpu::{GRAIN, read, read_f32, update_f32};
+use crate::cpu::{MIN_PARALLEL_ELEMENTS, read, read_f32, update_f32};
 use crate::gemm::{Mat, gemm};
 use crate::quant::{FourBit, FourBitView, Int8, dequantize_int8, read_int8};
 use crate::simd::vectorize;
@@ -49,21 +49,21 @@ impl Weight {
     fn panels(&self) -> Result<Panels<'_>> {
         let (rows, cols) = self.dims()?;
         Ok(match self {
-            Self::Dense(weight) => Panels::of(weight)?,
-            Self::FourBit(weight) => Panels { held: Held::FourBit(weight), rows, cols },
-            Self::Int8(weight) => Panels { held: Held::Int8(weight), rows, cols },
+            Self::Dense(weight) => Panels::from_tensor(weight)?,
+            Self::FourBit(weight) => Panels { storage: WeightStorage::FourBit(weight), rows, cols },
+            Self::Int8(weight) => Panels { storage: WeightStorage::Int8(weight), rows, cols },
         })
     }
 }
 
 /// A weight's rows as f32, a panel at a time: an f32 weight is one panel, others are turned into f32 in a scratch buffer.
 pub(crate) struct Panels<'a> {
-    held: Held<'a>,
+    storage: WeightStorage<'a>,
     rows: usize,
     cols: usize,
 }
 
-enum Held<'a> {
+enum WeightStorage<'a> {
     F32(&'a Tensor),
     Bf16(&'a Tensor),
     FourBit(&'a FourBit),
@@ -72,29 +72,29 @@ enum Held<'a> {
 
 impl<'a> Panels<'a> {
     /// Takes an f32 or bf16 matrix.
-    pub(crate) fn of(weight: &'a Tensor) -> Result<Self> {
+    pub(crate) fn from_tensor(weight: &'a Tensor) -> Result<Self> {
         let (rows, cols) = weight.dims2()?;
-        let held = match weight.dtype() {
-            DType::F32 => Held::F32(weight),
-            DType::BF16 => Held::Bf16(weight),
+        let storage = match weight.dtype() {
+            DType::F32 => WeightStorage::F32(weight),
+            DType::BF16 => WeightStorage::Bf16(weight),
             other => candle_core::bail!("a dense frozen weight is f32 or bf16, not {other:?}"),
         };
-        Ok(Self { held, rows, cols })
+        Ok(Self { storage, rows, cols })
     }
 
     /// Calls `f(first row, number of rows, their elements)` for each panel in order.
     pub(crate) fn for_each(&self, mut f: impl FnMut(usize, usize, &[f32])) -> Result<()> {
         let cols = self.cols;
-        match self.held {
-            Held::F32(weight) => read_f32(weight, |weight| f(0, self.rows, weight)),
-            Held::Bf16(weight) => read::<bf16, _>(weight, |weight| {
-                self.widened(f, |first, panel| widen(&weight[first * cols..][..panel.len()], panel));
+        match self.storage {
+            WeightStorage::F32(weight) => read_f32(weight, |weight| f(0, self.rows, weight)),
+            WeightStorage::Bf16(weight) => read::<bf16, _>(weight, |weight| {
+                self.for_each_widened(f, |first, panel| widen(&weight[first * cols..][..panel.len()], panel));
             }),
-            Held::FourBit(weight) => FourBitView::read(weight, |weight| {
-                self.widened(f, |first, panel| weight.dequantize(first * cols, panel));
+            WeightStorage::FourBit(weight) => FourBitView::read(weight, |weight| {
+                self.for_each_widened(f, |first, panel| weight.dequantize(first * cols, panel));
             }),
-            Held::Int8(weight) => read_int8(weight, |codes, scales| {
-                self.widened(f, |first, panel| {
+            WeightStorage::Int8(weight) => read_int8(weight, |codes, scales| {
+                self.for_each_widened(f, |first, panel| {
                     dequantize_int8(&codes[first * cols..], &scales[first..], cols, panel);
                 });
             }),
@@ -102,7 +102,7 @@ impl<'a> Panels<'a> {
     }
 
     /// Panels that `fill(first row, elements)` makes.
-    fn widened(&self, mut f: impl FnMut(usize, usize, &[f32]), fill: impl Fn(usize, &mut [f32])) {
+    fn for_each_widened(&self, mut f: impl FnMut(usize, usize, &[f32]), fill: impl Fn(usize, &mut [f32])) {
         let height = (CPU_PANEL_ELEMENTS / self.cols.max(1)).clamp(1, self.rows.max(1));
         let mut scratch = vec![0.0; height * self.cols];
         for first in (0..self.rows).step_by(height) {
@@ -116,11 +116,13 @@ impl<'a> Panels<'a> {
 
 /// bf16 to f32, exact.
 pub(crate) fn widen(from: &[bf16], to: &mut [f32]) {
-    to.par_chunks_mut(GRAIN).zip(from.par_chunks(GRAIN)).for_each(|(to, from)| {
-        vectorize(|| {
-            for (to, from) in to.iter_mut().zip(from) {
-                *to = f32::from_bits(u32::from(from.to_bits()) << 16);
-            }
-        });
-    });
+    to.par_chunks_mut(MIN_PARALLEL_ELEMENTS).zip(from.par_chunks(MIN_PARALLEL_ELEMENTS)).for_each(
+        |(to, from)| {
+            vectorize(|| {
+                for (to, from) in to.iter_mut().zip(from) {
+                    *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+                }
+            });
+        },
+    );
 }

@@ -5,9 +5,9 @@ use candle_core::{DType, Result, Tensor};
 use lora_spec::gpu_panel_rows;
 
 use super::{FrozenLinear, Weight};
+use crate::backend::Backend;
 use crate::cuda::{Arg, Gpu, Product, suffix};
-use crate::gemm::{of, product, t};
-use crate::place::Place;
+use crate::gemm::{no_trans, product, trans};
 use crate::quant::cuda::{four_bit, int8};
 
 /// The bias is laid out first, and the product added to it.
@@ -22,7 +22,7 @@ pub(super) fn forward(gpu: &Gpu, layer: &FrozenLinear, x: &Tensor, dtype: DType)
     }
     let beta = if layer.bias.is_some() { 1.0 } else { 0.0 };
     if let Weight::Dense(weight) = &layer.weight {
-        product(1.0, of(x), t(weight), beta, &y)?;
+        product(1.0, no_trans(x), trans(weight), beta, &y)?;
         return Ok(y);
     }
     let operands = x.dtype();
@@ -47,7 +47,7 @@ pub(super) fn forward(gpu: &Gpu, layer: &FrozenLinear, x: &Tensor, dtype: DType)
 /// `dx = dy W + beta dx`.
 pub(super) fn backward(gpu: &Gpu, layer: &FrozenLinear, dy: &Tensor, dx: &Tensor, beta: f32) -> Result<()> {
     if let Weight::Dense(weight) = &layer.weight {
-        return product(1.0, of(dy), of(weight), beta, dx);
+        return product(1.0, no_trans(dy), no_trans(weight), beta, dx);
     }
     let ((tokens, out_features), in_features) = (dy.dims2()?, dx.dims2()?.1);
     let (operands, output) = (dy.dtype(), dx.dtype());
@@ -99,9 +99,9 @@ pub fn dequantize(weight: &Weight, first: usize, out: &Tensor) -> Result<()> {
     if cols != all_cols || first > all_rows || rows > all_rows - first {
         candle_core::bail!("rows of [{all_rows}, {all_cols}] from row {first} on into {:?}", out.shape());
     }
-    match Place::of(&[weight.tensor(), out])? {
-        Place::Cpu => candle_core::bail!("a weight on the CPU is dequantized by `Weight::dense`"),
-        Place::Cuda(gpu) => dequantize_rows(&gpu, weight, first, out),
+    match Backend::of_tensors(&[weight.tensor(), out])? {
+        Backend::Cpu => candle_core::bail!("a weight on the CPU is dequantized by `Weight::dense`"),
+        Backend::Cuda(gpu) => dequantize_rows(&gpu, weight, first, out),
     }
 }
 

@@ -4,8 +4,8 @@ use candle_core::{Device, Result, Tensor};
 use half::f16;
 use rayon::prelude::*;
 
-use super::{BLOCK, Codebook, FourBit, Int8, NESTED_BLOCK, Scales, dynamic_map};
-use crate::cpu::{GRAIN, read, read_f32};
+use super::{BLOCK_SIZE, Codebook, FourBit, Int8, NESTED_BLOCK_SIZE, Scales, dynamic_map};
+use crate::cpu::{MIN_PARALLEL_ELEMENTS, read, read_f32};
 use crate::simd::{lookup4, vectorize};
 
 /// What a product reads of a 4-bit weight.
@@ -58,9 +58,9 @@ impl FourBitView<'_> {
 
     /// The elements from `start` on.
     pub(crate) fn dequantize(&self, start: usize, out: &mut [f32]) {
-        out.par_chunks_mut(GRAIN)
+        out.par_chunks_mut(MIN_PARALLEL_ELEMENTS)
             .enumerate()
-            .for_each(|(i, out)| self.dequantize_serial(start + i * GRAIN, out));
+            .for_each(|(i, out)| self.dequantize_serial(start + i * MIN_PARALLEL_ELEMENTS, out));
     }
 
     fn dequantize_serial(&self, mut start: usize, mut out: &mut [f32]) {
@@ -87,7 +87,9 @@ impl FourBitView<'_> {
 /// The scale of every block.
 pub(super) fn scales(weight: &FourBit) -> Result<Vec<f32>> {
     let blocks = (weight.shape.0 * weight.shape.1).div_ceil(weight.block);
-    FourBitView::read(&weight.on(&Device::Cpu)?, |view| (0..blocks).map(|i| view.scales.at(i)).collect())
+    FourBitView::read(&weight.to_device(&Device::Cpu)?, |view| {
+        (0..blocks).map(|i| view.scales.at(i)).collect()
+    })
 }
 
 pub(super) fn quantize(
@@ -97,20 +99,20 @@ pub(super) fn quantize(
     nested: bool,
 ) -> Result<FourBit> {
     check_finite(values, shape)?;
-    let (order, bounds) = ascending(codebook);
-    let blocks = values.len().div_ceil(BLOCK);
+    let (order, bounds) = sorted_codes(codebook);
+    let blocks = values.len().div_ceil(BLOCK_SIZE);
     let mut codes = vec![0_u8; values.len().div_ceil(2)];
     let mut absmax = vec![0.0_f32; blocks];
-    let chunks = codes.par_chunks_mut(BLOCK / 2).zip(&mut absmax).zip(values.par_chunks(BLOCK));
-    chunks.with_min_len(GRAIN / BLOCK).for_each(|((codes, absmax), values)| {
+    let chunks = codes.par_chunks_mut(BLOCK_SIZE / 2).zip(&mut absmax).zip(values.par_chunks(BLOCK_SIZE));
+    chunks.with_min_len(MIN_PARALLEL_ELEMENTS / BLOCK_SIZE).for_each(|((codes, absmax), values)| {
         vectorize(|| {
             let largest = values.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
             // As in bitsandbytes: a block that is not full is divided, the others multiplied; 1e-38 keeps zeros finite.
             let divisor = largest.max(1e-38);
-            let is_full = values.len() == BLOCK;
-            let mut indices = [0_u8; BLOCK];
+            let is_full = values.len() == BLOCK_SIZE;
+            let mut indices = [0_u8; BLOCK_SIZE];
             // What is missing of the last byte is a zero.
-            let mut scaled = [0.0_f32; BLOCK];
+            let mut scaled = [0.0_f32; BLOCK_SIZE];
             if is_full {
                 let factor = 1.0 / divisor;
                 scaled.iter_mut().zip(values).for_each(|(s, v)| *s = (v * factor).clamp(-1.0, 1.0));
@@ -127,12 +129,12 @@ pub(super) fn quantize(
             }
         });
     });
-    let scales = if nested { nest(absmax)? } else { Scales::Plain(vector(absmax)?) };
-    FourBit::new(shape, codebook, BLOCK, vector(codes)?, scales)
+    let scales = if nested { double_quantize(absmax)? } else { Scales::Plain(vector(absmax)?) };
+    FourBit::new(shape, codebook, BLOCK_SIZE, vector(codes)?, scales)
 }
 
 /// The codes by their values, and the bounds in the middle between neighbours.
-fn ascending(codebook: Codebook) -> ([u8; 16], [f32; 15]) {
+fn sorted_codes(codebook: Codebook) -> ([u8; 16], [f32; 15]) {
     let values = codebook.values();
     let mut order: [u8; 16] = std::array::from_fn(|code| code as u8);
     order.sort_by(|&a, &b| values[usize::from(a)].total_cmp(&values[usize::from(b)]));
@@ -141,13 +143,14 @@ fn ascending(codebook: Codebook) -> ([u8; 16], [f32; 15]) {
 }
 
 /// Double quantization of the scales.
-fn nest(absmax: Vec<f32>) -> Result<Scales> {
+fn double_quantize(absmax: Vec<f32>) -> Result<Scales> {
     let mean = absmax.iter().map(|a| f64::from(*a)).sum::<f64>() / absmax.len().max(1) as f64;
     let offset = mean as f32;
     let map = dynamic_map();
     let mut codes = vec![0_u8; absmax.len()];
-    let mut outer = vec![0.0_f32; absmax.len().div_ceil(NESTED_BLOCK)];
-    let blocks = codes.par_chunks_mut(NESTED_BLOCK).zip(&mut outer).zip(absmax.par_chunks(NESTED_BLOCK));
+    let mut outer = vec![0.0_f32; absmax.len().div_ceil(NESTED_BLOCK_SIZE)];
+    let blocks =
+        codes.par_chunks_mut(NESTED_BLOCK_SIZE).zip(&mut outer).zip(absmax.par_chunks(NESTED_BLOCK_SIZE));
     blocks.for_each(|((codes, outer), absmax)| {
         *outer = absmax.iter().fold(0.0, |m, a| (a - offset).abs().max(m));
         for (code, a) in codes.iter_mut().zip(absmax) {
@@ -155,7 +158,7 @@ fn nest(absmax: Vec<f32>) -> Result<Scales> {
         }
     });
     let (codes, map, absmax) = (vector(codes)?, vector(map.to_vec())?, vector(outer)?);
-    Ok(Scales::Nested { codes, map, absmax, offset, block: NESTED_BLOCK })
+    Ok(Scales::Nested { codes, map, absmax, offset, block: NESTED_BLOCK_SIZE })
 }
 
 /// The nearest of ascending numbers; of two equally near ones the smaller.
@@ -193,7 +196,7 @@ pub(crate) fn read_int8<R>(weight: &Int8, f: impl FnOnce(&[u8], &[f32]) -> R) ->
 /// Whole rows of `cols` elements.
 pub(crate) fn dequantize_int8(codes: &[u8], scales: &[f32], cols: usize, out: &mut [f32]) {
     let rows = out.par_chunks_mut(cols.max(1)).zip(codes.par_chunks(cols.max(1))).zip(scales);
-    rows.with_min_len(GRAIN.div_ceil(cols.max(1))).for_each(|((out, codes), scale)| {
+    rows.with_min_len(MIN_PARALLEL_ELEMENTS.div_ceil(cols.max(1))).for_each(|((out, codes), scale)| {
         let factor = scale * (1.0 / 127.0);
         vectorize(|| out.iter_mut().zip(codes).for_each(|(o, c)| *o = f32::from(*c as i8) * factor));
     });
@@ -203,7 +206,7 @@ fn check_finite(values: &[f32], shape: (usize, usize)) -> Result<()> {
     if values.len() != shape.0 * shape.1 {
         candle_core::bail!("{} values for {shape:?}", values.len());
     }
-    match values.par_iter().with_min_len(GRAIN).position_first(|v| !v.is_finite()) {
+    match values.par_iter().with_min_len(MIN_PARALLEL_ELEMENTS).position_first(|v| !v.is_finite()) {
         Some(at) => candle_core::bail!(
             "element ({}, {}) is {}, which cannot be quantized",
             at / shape.1,

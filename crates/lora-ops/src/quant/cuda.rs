@@ -7,7 +7,7 @@ use crate::cuda::{Arg, Gpu, row_threads, runs, suffix};
 
 /// Threads of a block of the 4-bit kernels, and the runs of 16 bytes that each writes (`RUNS` in
 /// `quant.cu`).
-const FOUR_BIT: (usize, usize) = (256, 4);
+const FOUR_BIT_LAUNCH: (usize, usize) = (256, 4);
 
 /// The elements of `weight` from `start` on, row after row, into all of `out` (f32 or bf16).
 pub(crate) fn four_bit(gpu: &Gpu, weight: &FourBit, start: usize, out: &Tensor) -> Result<()> {
@@ -42,7 +42,7 @@ pub(crate) fn four_bit(gpu: &Gpu, weight: &FourBit, start: usize, out: &Tensor) 
         gpu.arg(out, dtype)?,
         (n as u64).into(),
     ];
-    let (threads, runs_of_thread) = FOUR_BIT;
+    let (threads, runs_of_thread) = FOUR_BIT_LAUNCH;
     let blocks = runs(n, dtype).div_ceil(threads * runs_of_thread);
     let kernel = format!("quant_four_bit_{}", suffix(dtype)?);
     gpu.launch(&kernel, (blocks, 1, 1), threads as u32, 0, &args)

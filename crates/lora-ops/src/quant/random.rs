@@ -3,8 +3,8 @@
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use lora_spec::Philox;
 
-use super::{BLOCK, Codebook, FourBit, Int8, NESTED_BLOCK, Scales, dynamic_map};
-use crate::random::{Stream, Uniform, bytes, draw};
+use super::{BLOCK_SIZE, Codebook, FourBit, Int8, NESTED_BLOCK_SIZE, Scales, dynamic_map};
+use crate::random::{RandomStream, Uniform, bytes, draw};
 use crate::transfer::from_vec;
 
 impl FourBit {
@@ -25,7 +25,7 @@ impl FourBit {
         device: &Device,
     ) -> Result<Self> {
         let elements = shape.0 * shape.1;
-        let blocks = elements.div_ceil(BLOCK);
+        let blocks = elements.div_ceil(BLOCK_SIZE);
         // Root mean square that the scales need.
         let scale = deviation / mean(codebook.values(), |v| v * v).sqrt();
         let floats = |len, distribution| scales(len, distribution, philox, device);
@@ -37,11 +37,11 @@ impl FourBit {
                 1.0 + 2.0 * mean(map, |m| m) * absmax.center + mean(map, |m| m * m) * absmax.mean_square();
             let offset = scale / square.sqrt();
             Scales::Nested {
-                codes: bytes(blocks, philox, Stream::ScaleCodes, device)?,
+                codes: bytes(blocks, philox, RandomStream::ScaleCodes, device)?,
                 map: from_vec(map.to_vec(), map.len(), device)?,
-                absmax: floats(blocks.div_ceil(NESTED_BLOCK), absmax.times(offset))?,
+                absmax: floats(blocks.div_ceil(NESTED_BLOCK_SIZE), absmax.times(offset))?,
                 offset: offset as f32,
-                block: NESTED_BLOCK,
+                block: NESTED_BLOCK_SIZE,
             }
         } else {
             let absmax = Spread { center: 1.0, bound: 0.5 };
@@ -50,8 +50,8 @@ impl FourBit {
         Ok(Self {
             shape,
             values: from_vec(codebook.values().to_vec(), 16, device)?,
-            block: BLOCK,
-            codes: bytes(elements.div_ceil(2), philox, Stream::Codes, device)?,
+            block: BLOCK_SIZE,
+            codes: bytes(elements.div_ceil(2), philox, RandomStream::Codes, device)?,
             scales,
         })
     }
@@ -71,7 +71,7 @@ impl Int8 {
         let absmax = Spread { center: 1.0, bound: 0.5 };
         let scale = deviation / (code_square * absmax.mean_square()).sqrt();
         Ok(Self {
-            codes: bytes(rows * cols, philox, Stream::Codes, device)?.reshape(shape)?,
+            codes: bytes(rows * cols, philox, RandomStream::Codes, device)?.reshape(shape)?,
             scales: scales(rows, absmax.times(scale), philox, device)?,
         })
     }
@@ -95,7 +95,7 @@ impl Spread {
 }
 
 fn scales(len: usize, distribution: Uniform, philox: &Philox, device: &Device) -> Result<Tensor> {
-    draw(Shape::from(len), distribution, DType::F32, philox, Stream::Scales, device)
+    draw(Shape::from(len), distribution, DType::F32, philox, RandomStream::Scales, device)
 }
 
 fn mean<const N: usize>(values: [f32; N], f: impl Fn(f64) -> f64) -> f64 {

@@ -5,15 +5,15 @@ use half::bf16;
 use lora_spec::Philox;
 use rayon::prelude::*;
 
-use super::{Stream, Uniform};
-use crate::cpu::GRAIN;
+use super::{RandomStream, Uniform};
+use crate::cpu::MIN_PARALLEL_ELEMENTS;
 
 pub(super) fn uniform(
     shape: Shape,
     distribution: Uniform,
     dtype: DType,
     philox: &Philox,
-    stream: Stream,
+    stream: RandomStream,
 ) -> Result<Tensor> {
     match dtype {
         DType::F32 => floats(shape, philox, stream, |word| distribution.value(word)),
@@ -25,24 +25,24 @@ pub(super) fn uniform(
 fn floats<T: WithDType>(
     shape: Shape,
     philox: &Philox,
-    stream: Stream,
+    stream: RandomStream,
     value: impl Fn(u32) -> T + Sync,
 ) -> Result<Tensor> {
     let mut values = vec![T::zero(); shape.elem_count()];
-    values.par_chunks_mut(GRAIN).enumerate().for_each(|(grain, values)| {
+    values.par_chunks_mut(MIN_PARALLEL_ELEMENTS).enumerate().for_each(|(grain, values)| {
         for (block, values) in values.chunks_mut(4).enumerate() {
-            let words = philox.words(counter(grain * (GRAIN / 4) + block, stream));
+            let words = philox.words(counter(grain * (MIN_PARALLEL_ELEMENTS / 4) + block, stream));
             values.iter_mut().zip(words).for_each(|(to, word)| *to = value(word));
         }
     });
     Tensor::from_vec(values, shape, &Device::Cpu)
 }
 
-pub(super) fn bytes(len: usize, philox: &Philox, stream: Stream) -> Result<Tensor> {
+pub(super) fn bytes(len: usize, philox: &Philox, stream: RandomStream) -> Result<Tensor> {
     let mut bytes = vec![0_u8; len];
-    bytes.par_chunks_mut(GRAIN).enumerate().for_each(|(grain, bytes)| {
+    bytes.par_chunks_mut(MIN_PARALLEL_ELEMENTS).enumerate().for_each(|(grain, bytes)| {
         for (block, bytes) in bytes.chunks_mut(16).enumerate() {
-            let words = philox.words(counter(grain * (GRAIN / 16) + block, stream));
+            let words = philox.words(counter(grain * (MIN_PARALLEL_ELEMENTS / 16) + block, stream));
             let drawn = words.into_iter().flat_map(u32::to_le_bytes);
             bytes.iter_mut().zip(drawn).for_each(|(to, byte)| *to = byte);
         }
@@ -50,6 +50,6 @@ pub(super) fn bytes(len: usize, philox: &Philox, stream: Stream) -> Result<Tenso
     Tensor::from_vec(bytes, len, &Device::Cpu)
 }
 
-fn counter(block: usize, stream: Stream) -> [u32; 4] {
+fn counter(block: usize, stream: RandomStream) -> [u32; 4] {
     [block as u32, (block as u64 >> 32) as u32, stream as u32, 0]
 }

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Shape, Tensor};
 use lora_spec::Philox;
 
-use super::{Stream, Uniform};
+use super::{RandomStream, Uniform};
 use crate::cuda::{Gpu, suffix};
 
 pub(super) fn uniform(
@@ -12,7 +12,7 @@ pub(super) fn uniform(
     distribution: Uniform,
     dtype: DType,
     philox: &Philox,
-    stream: Stream,
+    stream: RandomStream,
 ) -> Result<Tensor> {
     let kernel = format!("random_uniform_{}", suffix(dtype)?);
     let n = shape.elem_count();
@@ -31,7 +31,7 @@ pub(super) fn uniform(
     Ok(out)
 }
 
-pub(super) fn bytes(gpu: &Gpu, len: usize, philox: &Philox, stream: Stream) -> Result<Tensor> {
+pub(super) fn bytes(gpu: &Gpu, len: usize, philox: &Philox, stream: RandomStream) -> Result<Tensor> {
     let bytes = gpu.empty(len, DType::U8)?;
     let [key_low, key_high] = philox.key();
     let args = [

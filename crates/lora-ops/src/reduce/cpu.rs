@@ -1,18 +1,19 @@
 use candle_core::{DType, Result, Tensor};
 use rayon::prelude::*;
 
-use super::{CHUNK, KEYS};
-use crate::cpu::{GRAIN, read, read_f32, update_f32};
+use super::{FINGERPRINT_KEYS, SUM_CHUNK};
+use crate::cpu::{MIN_PARALLEL_ELEMENTS, read, read_f32, update_f32};
 use crate::simd::{dot, vectorize};
 
 /// The sum of squares of each chunk.
 pub(super) fn sums_of_squares(x: &Tensor) -> Result<Vec<f32>> {
-    read_f32(x, |x| x.par_chunks(CHUNK).map(|c| vectorize(|| dot(c, c))).collect())
+    read_f32(x, |x| x.par_chunks(SUM_CHUNK).map(|c| vectorize(|| dot(c, c))).collect())
 }
 
 pub(super) fn scale(x: &Tensor, factor: f32) -> Result<()> {
     update_f32(x, |x| {
-        x.par_chunks_mut(GRAIN).for_each(|x| vectorize(|| x.iter_mut().for_each(|x| *x *= factor)));
+        x.par_chunks_mut(MIN_PARALLEL_ELEMENTS)
+            .for_each(|x| vectorize(|| x.iter_mut().for_each(|x| *x *= factor)));
     })
 }
 
@@ -33,13 +34,13 @@ pub(super) fn hashes(parts: &[&Tensor], mut first: u64) -> Result<[u64; 2]> {
 fn hash<T: Sync>(x: &[T], first: u64, bits: impl Fn(&T) -> u32 + Sync) -> [u64; 2] {
     let of_chunk = |(i, chunk): (usize, &[T])| {
         vectorize(|| {
-            chunk.iter().zip(first + (i * GRAIN) as u64..).fold([0; 2], |sums, (x, i)| {
+            chunk.iter().zip(first + (i * MIN_PARALLEL_ELEMENTS) as u64..).fold([0; 2], |sums, (x, i)| {
                 let word = u64::from(bits(x)) << 32 ^ i;
-                add(sums, KEYS.map(|key| mix(word ^ key)))
+                add(sums, FINGERPRINT_KEYS.map(|key| mix(word ^ key)))
             })
         })
     };
-    x.par_chunks(GRAIN).enumerate().map(of_chunk).reduce(|| [0; 2], add)
+    x.par_chunks(MIN_PARALLEL_ELEMENTS).enumerate().map(of_chunk).reduce(|| [0; 2], add)
 }
 
 /// The finalizer of splitmix64.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use candle_core::cuda_backend::cudarc::driver::CudaStream;
 use candle_core::{DType, Result, Tensor};
 
-use super::{CHUNK, KEYS};
-use crate::cuda::{Arg, Gpu, flat};
+use super::{FINGERPRINT_KEYS, SUM_CHUNK};
+use crate::cuda::{Arg, Gpu, flat_grid};
 use crate::transfer::to_vec;
 
 /// Blocks of a fingerprint at most; each ends with additions to the same two sums.
@@ -20,10 +20,10 @@ const PAIRS: usize = 64;
 /// The sum of squares of each chunk.
 pub(super) fn sums_of_squares(gpu: &Gpu, x: &Tensor) -> Result<Vec<f32>> {
     let n = x.elem_count();
-    let chunks = n.div_ceil(CHUNK);
+    let chunks = n.div_ceil(SUM_CHUNK);
     let partial = gpu.empty(chunks, DType::F32)?;
     let args =
-        [gpu.arg(x, DType::F32)?, (n as u64).into(), Arg::size(CHUNK)?, gpu.arg(&partial, DType::F32)?];
+        [gpu.arg(x, DType::F32)?, (n as u64).into(), Arg::size(SUM_CHUNK)?, gpu.arg(&partial, DType::F32)?];
     gpu.launch("reduce_sum_of_squares_f32", (chunks, 1, 1), THREADS, 0, &args)?;
     to_vec(&partial)
 }
@@ -52,11 +52,11 @@ pub(super) fn hashes(gpu: &Gpu, parts: &[&Tensor], mut first: u64) -> Result<[u6
             gpu.arg(part, dtype)?,
             n.into(),
             first.into(),
-            KEYS[0].into(),
-            KEYS[1].into(),
+            FINGERPRINT_KEYS[0].into(),
+            FINGERPRINT_KEYS[1].into(),
             gpu.arg(&sums, DType::U32)?,
         ];
-        let blocks = part.elem_count().div_ceil(CHUNK).min(HASH_BLOCKS);
+        let blocks = part.elem_count().div_ceil(SUM_CHUNK).min(HASH_BLOCKS);
         gpu.launch(kernel, (blocks, 1, 1), THREADS, 0, &args)?;
         first += n;
     }
@@ -85,7 +85,7 @@ pub fn tree_combine(
     vectors: u64,
     elements: usize,
 ) -> Result<()> {
-    let gpu = Gpu::of_stream(stream)?;
+    let gpu = Gpu::from_stream(stream)?;
     for order in order.chunks(PAIRS) {
         let mut pairs = Pairs { count: order.len() as u32, pair: [Pair(0, 0); PAIRS] };
         for (pair, &(left, right)) in pairs.pair.iter_mut().zip(order) {
@@ -97,7 +97,7 @@ pub fn tree_combine(
         let (mut vectors, mut n) = (vectors, elements as u64);
         let mut args: [*mut c_void; 3] =
             [(&raw mut vectors).cast(), (&raw mut n).cast(), (&raw mut pairs).cast()];
-        let (grid, threads) = flat(elements);
+        let (grid, threads) = flat_grid(elements);
         gpu.launch_on(stream, "reduce_tree_combine_f32", grid, threads, 0, &mut args)?;
     }
     Ok(())

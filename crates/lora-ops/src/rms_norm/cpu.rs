@@ -3,7 +3,7 @@
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
-use crate::cpu::{filled, read_f32};
+use crate::cpu::{new_filled, read_f32};
 use crate::simd::{dot, sum, vectorize};
 
 /// The normalized `x`, and 1 / standard deviation of each row.
@@ -12,7 +12,7 @@ pub(super) fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, 
     let mut rstd = vec![0.0; tokens];
     let y = read_f32(x, |x| {
         read_f32(weight, |w| {
-            filled((tokens, features), |y| {
+            new_filled((tokens, features), |y| {
                 let rows = y.par_chunks_mut(features).zip(x.par_chunks(features)).zip(&mut rstd);
                 rows.with_min_len(8).for_each(|((y, x), rstd)| {
                     vectorize(|| {
@@ -28,12 +28,12 @@ pub(super) fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, 
     Ok((y, Tensor::from_vec(rstd, tokens, &Device::Cpu)?))
 }
 
-pub(super) fn again(rstd: &Tensor, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(super) fn recompute(rstd: &Tensor, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let (tokens, features) = x.dims2()?;
     read_f32(rstd, |rstd| -> Result<Tensor> {
         read_f32(x, |x| {
             read_f32(weight, |w| {
-                filled((tokens, features), |y| {
+                new_filled((tokens, features), |y| {
                     let rows = y.par_chunks_mut(features).zip(x.par_chunks(features)).zip(rstd);
                     rows.with_min_len(8).for_each(|((y, x), rstd)| {
                         vectorize(|| {
@@ -60,7 +60,7 @@ pub(super) fn backward(
         read_f32(x, |x| -> Result<Tensor> {
             read_f32(weight, |w| -> Result<Tensor> {
                 read_f32(dy, |dy| {
-                    filled((tokens, features), |dx| {
+                    new_filled((tokens, features), |dx| {
                         let rows = dx.par_chunks_mut(features).zip(x.par_chunks(features));
                         let rows = rows.zip(dy.par_chunks(features)).zip(rstd);
                         rows.with_min_len(8).for_each(|(((dx, x), dy), &rstd)| {

@@ -24,7 +24,7 @@ pub(super) fn forward(
     Ok((y, rstd))
 }
 
-pub(super) fn again(gpu: &Gpu, rstd: &Tensor, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+pub(super) fn recompute(gpu: &Gpu, rstd: &Tensor, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     let ((tokens, features), dtype) = (x.dims2()?, x.dtype());
     let y = gpu.empty((tokens, features), dtype)?;
     let args = [
@@ -34,7 +34,7 @@ pub(super) fn again(gpu: &Gpu, rstd: &Tensor, x: &Tensor, weight: &Tensor) -> Re
         gpu.arg(weight, DType::F32)?,
         Arg::size(features)?,
     ];
-    launch(gpu, "again", x, &args)?;
+    launch(gpu, "recompute", x, &args)?;
     Ok(y)
 }
 

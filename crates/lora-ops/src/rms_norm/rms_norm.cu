@@ -52,7 +52,7 @@ __device__ __forceinline__ void forward(T* y, float* rstd, T* x, const T* residu
 }
 
 template <typename T>
-__device__ __forceinline__ void again(T* y, const float* rstd, const T* x, const float* weight, unsigned features) {
+__device__ __forceinline__ void recompute(T* y, const float* rstd, const T* x, const float* weight, unsigned features) {
     const size_t row = size_t(blockIdx.x) * features;
     if (features % RUN<T> == 0 && aligned(y, x, weight)) {
         normalize_row<T, true>(y + row, x + row, weight, rstd[blockIdx.x], features);
@@ -118,11 +118,11 @@ KERNEL(256, rms_norm_add_forward_bf16, bf16* y, float* rstd, bf16* x, const bf16
     forward<bf16, true>(y, rstd, x, residual, weight, eps, features);
 }
 
-KERNEL(256, rms_norm_again_f32, float* y, const float* rstd, const float* x, const float* weight, unsigned features) {
-    again(y, rstd, x, weight, features);
+KERNEL(256, rms_norm_recompute_f32, float* y, const float* rstd, const float* x, const float* weight, unsigned features) {
+    recompute(y, rstd, x, weight, features);
 }
-KERNEL(256, rms_norm_again_bf16, bf16* y, const float* rstd, const bf16* x, const float* weight, unsigned features) {
-    again(y, rstd, x, weight, features);
+KERNEL(256, rms_norm_recompute_bf16, bf16* y, const float* rstd, const bf16* x, const float* weight, unsigned features) {
+    recompute(y, rstd, x, weight, features);
 }
 
 KERNEL(256, rms_norm_backward_f32, float* dx, const float* rstd, const float* x, const float* weight, const float* dy, const float* residual,

@@ -7,8 +7,8 @@ use lora_spec::{ActivationFunction, Philox, Rope, RopeScaling};
 use pulp::Arch;
 use pulp::x86::{V3, V4};
 
-use crate::adamw::{AdamW, State};
-use crate::attention::{self, Shape};
+use crate::adamw::{AdamW, AdamWTensors};
+use crate::attention::{self, AttentionShape};
 use crate::cross_entropy::{Targets, forward_backward};
 use crate::linear::FrozenLinear;
 use crate::quant::{Codebook, FourBit, Int8};
@@ -57,7 +57,7 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
     let weight = vector(features, 4)?;
     let (y, saved) = rms_norm::forward(&x, &weight, 1e-5)?;
     all.push(("RMSNorm", y));
-    all.push(("RMSNorm again", rms_norm::again(&saved, &x, &weight)?));
+    all.push(("RMSNorm recomputed", rms_norm::recompute(&saved, &x, &weight)?));
     all.push(("RMSNorm, backward", rms_norm::backward(&saved, &x, &weight, &dy, Some(&up))?));
     for activation in [ActivationFunction::Silu, ActivationFunction::GeluTanh] {
         let (dgate, dup) = glu::backward(&x, &up, &dy, activation)?;
@@ -77,7 +77,7 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
     RopeTable::new(&rope, 22, tokens, &Device::Cpu)?.forward(&rotated, tokens, 0)?;
     all.push(("rotation", rotated));
 
-    let shape = Shape { batch: 2, seq: 131, kv_seq: 131, heads: 4, kv_heads: 2, head_dim: 23 };
+    let shape = AttentionShape { batch: 2, seq: 131, kv_seq: 131, heads: 4, kv_heads: 2, head_dim: 23 };
     let q = matrix(262, 92, 7)?;
     let (k, v) = (matrix(262, 46, 8)?, matrix(262, 46, 9)?);
     let (output, saved) = attention::forward(&q, &k, &v, shape, None)?;
@@ -107,10 +107,10 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
     let adamw = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
     let (params, m, v) = (vector(9001, 14)?, flat.zeros_like()?, flat.zeros_like()?);
     let params_8bit = params.copy()?;
-    let state = adamw_8bit::State::new(std::slice::from_ref(&(0..9001)), &Device::Cpu)?;
+    let state = adamw_8bit::AdamW8bitState::new(std::slice::from_ref(&(0..9001)), &Device::Cpu)?;
     for t in 1..4 {
         let gradient = vector(9001, 14 + t)?;
-        adamw.step(t, State { params: &params, m: &m, v: &v }, &gradient, 0.5)?;
+        adamw.step(t, AdamWTensors { params: &params, m: &m, v: &v }, &gradient, 0.5)?;
         adamw.step_8bit(t, &params_8bit, &state, &gradient, 0.5)?;
     }
     all.extend([("AdamW", params), ("AdamW in 8 bits", params_8bit)]);

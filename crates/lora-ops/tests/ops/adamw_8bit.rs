@@ -6,8 +6,8 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::adamw::{self, AdamW};
-use lora_ops::adamw_8bit::{NAMES, State, bytes};
-use lora_ops::paged::Home;
+use lora_ops::adamw_8bit::{AdamW8bitState, TENSOR_NAMES, bytes};
+use lora_ops::paged::MomentPlacement;
 use lora_ops::quant::{dynamic_map, dynamic_map_unsigned};
 use lora_ops::reduce::fingerprint;
 use safetensors::SafeTensors;
@@ -28,12 +28,12 @@ fn ranges(sizes: &[usize]) -> Vec<Range<usize>> {
     sizes.iter().map(next).collect()
 }
 
-fn state(sizes: &[usize]) -> State {
-    State::new(&ranges(sizes), &Device::Cpu).unwrap()
+fn state(sizes: &[usize]) -> AdamW8bitState {
+    AdamW8bitState::new(&ranges(sizes), &Device::Cpu).unwrap()
 }
 
 /// A state's tensors by name, copied.
-fn saved(state: &State) -> HashMap<&'static str, Tensor> {
+fn saved(state: &AdamW8bitState) -> HashMap<&'static str, Tensor> {
     state.tensors().into_iter().map(|(name, tensor)| (name, tensor.copy().unwrap())).collect()
 }
 
@@ -46,7 +46,7 @@ fn golden() -> (HashMap<String, Tensor>, Value) {
 }
 
 #[test]
-fn both_maps_are_bitsandbytes() {
+fn quantization_maps_match_bitsandbytes() {
     let (golden, _) = golden();
     for (name, map) in [("signed", dynamic_map()), ("unsigned", dynamic_map_unsigned())] {
         assert_eq!(map.map(f32::to_bits).to_vec(), bits(&golden[name]), "{name}");
@@ -54,7 +54,7 @@ fn both_maps_are_bitsandbytes() {
 }
 
 #[test]
-fn four_steps_follow_bitsandbytes() {
+fn four_steps_match_bitsandbytes() {
     let (golden, settings) = golden();
     let number = |value: &Value| value.as_f64().unwrap();
     let list = |key: &str| settings[key].as_array().unwrap();
@@ -89,7 +89,7 @@ fn four_steps_follow_bitsandbytes() {
 }
 
 #[test]
-fn every_tensor_is_stepped_as_if_it_were_alone() {
+fn tensors_are_updated_independently() {
     let sizes = [4100, 3, 9000, 4095, 0, 4096];
     let n = sizes.iter().sum();
     let (all, params) = (state(&sizes), vector(n, 1));
@@ -105,7 +105,7 @@ fn every_tensor_is_stepped_as_if_it_were_alone() {
         let full = (zeros(), zeros());
         for (t, gradient) in (1..).zip(&gradients) {
             if range.len() < 4096 {
-                let state = adamw::State { params: &alone, m: &full.0, v: &full.1 };
+                let state = adamw::AdamWTensors { params: &alone, m: &full.0, v: &full.1 };
                 ADAMW.step(t, state, &of(gradient), 1.0).unwrap();
             } else {
                 ADAMW.step_8bit(t, &alone, &state, &of(gradient), 1.0).unwrap();
@@ -116,7 +116,7 @@ fn every_tensor_is_stepped_as_if_it_were_alone() {
 }
 
 #[test]
-fn a_first_moment_keeps_its_sign_and_zero_stays_zero() {
+fn first_moments_keep_their_sign_and_zero() {
     let (state, params) = (state(&[4096]), vector(4096, 1));
     let mut gradient = vec![0.0_f32; 4096];
     (gradient[0], gradient[1], gradient[2]) = (1e4, -1e-6, 1e-6);
@@ -135,15 +135,15 @@ fn a_first_moment_keeps_its_sign_and_zero_stays_zero() {
 }
 
 #[test]
-fn a_restored_state_goes_on_with_the_same_bits() {
+fn a_restored_state_continues_bit_for_bit() {
     let sizes = [5000, 100, 4096];
     let params = vector(9196, 1);
     let before = state(&sizes);
     ADAMW.step_8bit(1, &params, &before, &vector(9196, 2), 0.5).unwrap();
     let (kept, kept_params) = (saved(&before), params.copy().unwrap());
     let find = |name: &str| Ok(kept[name].clone());
-    let after = State::from_tensors(&ranges(&sizes), &Device::Cpu, find).unwrap();
-    let hash = |state: &State| fingerprint(&state.tensors().map(|(_, tensor)| tensor)).unwrap();
+    let after = AdamW8bitState::from_tensors(&ranges(&sizes), &Device::Cpu, find).unwrap();
+    let hash = |state: &AdamW8bitState| fingerprint(&state.tensors().map(|(_, tensor)| tensor)).unwrap();
     let first = hash(&after);
     assert_eq!(hash(&before), first);
     for (params, state) in [(&params, &before), (&kept_params, &after)] {
@@ -152,7 +152,7 @@ fn a_restored_state_goes_on_with_the_same_bits() {
     assert_eq!(bits(&params), bits(&kept_params));
     assert_eq!(hash(&before), hash(&after));
     // What was given is not changed.
-    let given = State::from_tensors(&ranges(&sizes), &Device::Cpu, find).unwrap();
+    let given = AdamW8bitState::from_tensors(&ranges(&sizes), &Device::Cpu, find).unwrap();
     assert_eq!(hash(&given), first);
     assert_ne!(hash(&after), first);
 }
@@ -176,21 +176,21 @@ fn paged_moments_have_the_same_bits() {
     let sizes = [300, 40, 5000, 100, 4096, 7];
     let n = sizes.iter().sum();
     for window in [1, 256, 300, 1 << 22] {
-        let home = Home { device: &Device::Cpu, window: Some(window) };
+        let placement = MomentPlacement { device: &Device::Cpu, window: Some(window) };
         let (params, plain) = (vector(n, 1), state(&sizes));
-        let (paged_params, paged) = (vector(n, 1), State::new(&ranges(&sizes), home).unwrap());
+        let (paged_params, paged) = (vector(n, 1), AdamW8bitState::new(&ranges(&sizes), placement).unwrap());
         for t in 1..3 {
             ADAMW.step_8bit(t, &params, &plain, &vector(n, 1 + t), 0.5).unwrap();
             ADAMW.step_8bit(t, &paged_params, &paged, &vector(n, 1 + t), 0.5).unwrap();
         }
         assert_eq!(bits(&paged_params), bits(&params), "{window}");
-        let hash = |state: &State| fingerprint(&state.tensors().map(|(_, tensor)| tensor)).unwrap();
+        let hash = |state: &AdamW8bitState| fingerprint(&state.tensors().map(|(_, tensor)| tensor)).unwrap();
         assert_eq!(hash(&paged), hash(&plain), "{window}");
     }
 }
 
 #[test]
-fn bytes_are_those_of_the_tensors() {
+fn bytes_equals_the_size_of_the_tensors() {
     let sizes = [4095, 4096, 5000];
     let of = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
     let held: usize = state(&sizes).tensors().iter().map(|(_, tensor)| of(tensor)).sum();
@@ -199,7 +199,7 @@ fn bytes_are_those_of_the_tensors() {
 }
 
 #[test]
-fn a_quadratic_is_minimized_as_with_f32_moments() {
+fn converges_like_f32_adamw_on_a_quadratic() {
     let n = 8192;
     // The minimum is 0 in every direction, the curvatures are 0.01 to 1.
     let curvature = (vector(n, 2).affine(0.495, 0.505)).unwrap();
@@ -212,7 +212,7 @@ fn a_quadratic_is_minimized_as_with_f32_moments() {
     for t in 1..=300 {
         let gradient = |params: &Tensor| (params * &curvature).unwrap();
         adamw(t - 1).step_8bit(t, &eight, &state, &gradient(&eight), 1.0).unwrap();
-        let of_full = adamw::State { params: &full, m: &m, v: &v };
+        let of_full = adamw::AdamWTensors { params: &full, m: &m, v: &v };
         adamw(t - 1).step(t, of_full, &gradient(&full), 1.0).unwrap();
         if t % 50 == 0 {
             let ratio = loss(&eight) / loss(&full);
@@ -223,12 +223,12 @@ fn a_quadratic_is_minimized_as_with_f32_moments() {
 }
 
 #[test]
-fn what_does_not_fit_is_refused() {
+fn mismatched_lengths_and_types_are_rejected() {
     let refused = |result: candle_core::Result<()>, expected: &str| {
         let message = result.err().map(|error| error.to_string()).unwrap_or_default();
         assert!(message.contains(expected), "{message:?} does not say {expected:?}");
     };
-    let new = |ranges: &[Range<usize>]| State::new(ranges, &Device::Cpu).map(|_| ());
+    let new = |ranges: &[Range<usize>]| AdamW8bitState::new(ranges, &Device::Cpu).map(|_| ());
     refused(new(&[0..5, 6..7]), "a tensor at 6..7 after one that ends at 5");
     refused(new(&[1..5, 5..6]), "a tensor at 1..5 after one that ends at 0");
     let state = state(&[4096, 10]);
@@ -237,12 +237,12 @@ fn what_does_not_fit_is_refused() {
     };
     refused(step(4096, 4106), "parameters [4096] and gradient [4106] with moments of 4106");
     refused(step(4106, 4105), "gradient [4105]");
-    for name in NAMES {
+    for name in TENSOR_NAMES {
         let wrong = |wanted: &str| match wanted == name {
             true => Tensor::zeros(7, DType::F32, &Device::Cpu),
             false => Ok(saved(&state)[wanted].clone()),
         };
-        let restored = State::from_tensors(&ranges(&[4096, 10]), &Device::Cpu, wrong);
+        let restored = AdamW8bitState::from_tensors(&ranges(&[4096, 10]), &Device::Cpu, wrong);
         refused(restored.map(|_| ()), &format!("{name} is f32 [7] instead of"));
     }
 }

@@ -2,19 +2,20 @@
 
 use candle_core::{Device, IndexOp, Tensor};
 use lora_ops::Ids;
-use lora_ops::attention::{Shape, backward, first_keys, forward};
+use lora_ops::attention::{AttentionShape, backward, first_visible_keys, forward};
 
 use crate::common::{assert_close, assert_gradient, dot, error, matrix, random, wide};
 
 /// Several key tiles (128) and query tiles (64), none of them full at the end, two query heads a key/value head.
-const LONG: Shape = Shape { batch: 2, seq: 283, kv_seq: 283, heads: 2, kv_heads: 1, head_dim: 6 };
+const LONG: AttentionShape =
+    AttentionShape { batch: 2, seq: 283, kv_seq: 283, heads: 2, kv_heads: 1, head_dim: 6 };
 
-fn shapes(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
-    Shape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim }
+fn shapes(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
+    AttentionShape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim }
 }
 
-fn inputs(shape: Shape, spread: f64) -> (Tensor, Tensor, Tensor) {
-    let Shape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
+fn inputs(shape: AttentionShape, spread: f64) -> (Tensor, Tensor, Tensor) {
+    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
     let keys = (batch * kv_seq, kv_heads * head_dim);
     let q = matrix((batch * seq, heads * head_dim), 1).affine(spread, 0.0).unwrap();
     (q, matrix(keys, 2).affine(spread, 0.0).unwrap(), matrix(keys, 3))
@@ -25,7 +26,7 @@ fn ids(first: &[u32]) -> Ids {
 }
 
 /// Random documents, different in each sequence.
-fn documents(shape: Shape, about: usize) -> Vec<u32> {
+fn documents(shape: AttentionShape, about: usize) -> Vec<u32> {
     let mut document = 0;
     random(shape.batch * shape.seq, 9)
         .iter()
@@ -36,8 +37,8 @@ fn documents(shape: Shape, about: usize) -> Vec<u32> {
         .collect()
 }
 
-fn reference(q: &[f64], k: &[f64], v: &[f64], shape: Shape, first: Option<&[u32]>) -> Vec<f64> {
-    let Shape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
+fn reference(q: &[f64], k: &[f64], v: &[f64], shape: AttentionShape, first: Option<&[u32]>) -> Vec<f64> {
+    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
     let mut output = vec![0.0; batch * seq * heads * head_dim];
     for sequence in 0..batch {
         for head in 0..heads {
@@ -64,7 +65,7 @@ fn reference(q: &[f64], k: &[f64], v: &[f64], shape: Shape, first: Option<&[u32]
 }
 
 #[test]
-fn attention_and_its_gradients_follow_the_definition() {
+fn attention_and_its_gradients_match_the_definition() {
     let small = [
         shapes(1, 1, 1, 1, 2),
         shapes(2, 5, 2, 1, 4),
@@ -79,9 +80,9 @@ fn attention_and_its_gradients_follow_the_definition() {
 }
 
 #[test]
-fn windows_and_documents_follow_the_definition() {
-    let windowed = |shape: Shape, window: Option<usize>, documents: Option<&[u32]>| {
-        follows_the_definition(shape, Some(&first_keys(shape.batch, shape.seq, window, documents)));
+fn sliding_windows_and_packed_documents_match_the_definition() {
+    let windowed = |shape: AttentionShape, window: Option<usize>, documents: Option<&[u32]>| {
+        follows_the_definition(shape, Some(&first_visible_keys(shape.batch, shape.seq, window, documents)));
     };
     for shape in [shapes(2, 5, 2, 1, 4), shapes(1, 129, 3, 1, 5)] {
         for window in [1, 3, 64, 1000] {
@@ -93,7 +94,7 @@ fn windows_and_documents_follow_the_definition() {
     windowed(LONG, Some(30), Some(&documents(LONG, 100)));
 }
 
-fn follows_the_definition(shape: Shape, first: Option<&[u32]>) {
+fn follows_the_definition(shape: AttentionShape, first: Option<&[u32]>) {
     let (q, k, v) = inputs(shape, 2.0);
     let what = |of: &str| format!("{of} of {shape:?} with first keys {first:?}");
     let ids = first.map(ids);
@@ -117,21 +118,21 @@ fn follows_the_definition(shape: Shape, first: Option<&[u32]>) {
 }
 
 #[test]
-fn first_keys_are_those_of_the_window_and_of_the_document() {
-    assert_eq!(first_keys(2, 3, None, None), [0; 6]);
-    assert_eq!(first_keys(1, 5, Some(2), None), [0, 0, 1, 2, 3]);
-    assert_eq!(first_keys(1, 3, Some(1), None), [0, 1, 2]);
+fn first_keys_respect_window_and_document() {
+    assert_eq!(first_visible_keys(2, 3, None, None), [0; 6]);
+    assert_eq!(first_visible_keys(1, 5, Some(2), None), [0, 0, 1, 2, 3]);
+    assert_eq!(first_visible_keys(1, 3, Some(1), None), [0, 1, 2]);
     let segments = [[4, 4, 4, 7, 7], [7, 7, 1, 4, 4]].concat();
-    assert_eq!(first_keys(2, 5, None, Some(&segments)), [0, 0, 0, 3, 3, 0, 0, 2, 3, 3]);
-    assert_eq!(first_keys(2, 5, Some(2), Some(&segments)), [0, 0, 1, 3, 3, 0, 0, 2, 3, 3]);
+    assert_eq!(first_visible_keys(2, 5, None, Some(&segments)), [0, 0, 0, 3, 3, 0, 0, 2, 3, 3]);
+    assert_eq!(first_visible_keys(2, 5, Some(2), Some(&segments)), [0, 0, 1, 3, 3, 0, 0, 2, 3, 3]);
 }
 
 #[test]
-fn documents_of_a_packed_row_are_as_on_their_own() {
+fn packed_documents_do_not_attend_to_each_other() {
     let shape = shapes(1, 200, 4, 2, 8);
     let (q, k, v) = inputs(shape, 2.0);
     let segments: Vec<u32> = (0..200).map(|t| u32::from(t >= 70) + u32::from(t >= 72)).collect();
-    let first = ids(&first_keys(1, 200, None, Some(&segments)));
+    let first = ids(&first_visible_keys(1, 200, None, Some(&segments)));
     let (packed, saved) = forward(&q, &k, &v, shape, Some(&first)).unwrap();
     let (dq, dk, dv) = backward(&saved, (&q, &k, &v), &packed, &q, shape, Some(&first)).unwrap();
     for (from, to) in [(0, 70), (70, 72), (72, 200)] {
@@ -158,14 +159,14 @@ fn large_scores_do_not_overflow() {
 }
 
 #[test]
-fn new_queries_over_cached_keys_give_the_last_rows_of_the_whole() {
+fn attention_over_a_kv_cache_matches_full_attention() {
     let whole = shapes(1, 200, 4, 2, 8);
     let (q, k, v) = inputs(whole, 2.0);
     for window in [None, Some(30)] {
-        let first = first_keys(1, 200, window, None);
+        let first = first_visible_keys(1, 200, window, None);
         let expected = forward(&q, &k, &v, whole, Some(&ids(&first))).unwrap().0;
         for new in [1, 7, 72, 200] {
-            let shape = Shape { seq: new, ..whole };
+            let shape = AttentionShape { seq: new, ..whole };
             let last = q.i(200 - new..).unwrap().contiguous().unwrap();
             let got = forward(&last, &k, &v, shape, Some(&ids(&first[200 - new..]))).unwrap().0;
             let expected = wide(&expected.i(200 - new..).unwrap());
@@ -175,7 +176,7 @@ fn new_queries_over_cached_keys_give_the_last_rows_of_the_whole() {
 }
 
 #[test]
-fn later_tokens_do_not_change_earlier_ones() {
+fn attention_is_causal() {
     let shape = shapes(1, 140, 2, 1, 8);
     let (q, k, v) = inputs(shape, 1.0);
     let (before, _) = forward(&q, &k, &v, shape, None).unwrap();

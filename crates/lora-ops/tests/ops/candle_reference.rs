@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::{silu, softmax_last_dim};
 use candle_nn::rotary_emb;
-use lora_ops::attention::{self, Shape};
+use lora_ops::attention::{self, AttentionShape};
 use lora_ops::rope::RopeTable;
 use lora_ops::{glu, rms_norm};
 use lora_spec::{ActivationFunction, Rope, RopeScaling};
@@ -11,14 +11,14 @@ use lora_spec::{ActivationFunction, Rope, RopeScaling};
 use crate::common::{assert_close, matrix, vector, wide};
 
 #[test]
-fn rms_norm_equals_candles() {
+fn rms_norm_matches_candle() {
     let (x, w) = (matrix((9, 48), 1), vector(48, 2));
     let expected = candle_nn::ops::rms_norm(&x, &w, 1e-5).unwrap();
     assert_close("norm", &rms_norm::forward(&x, &w, 1e-5).unwrap().0, &wide(&expected), 1e-6);
 }
 
 #[test]
-fn gated_activations_equal_candles() {
+fn gated_activations_match_candle() {
     let (gate, up) = (matrix((9, 48), 1), matrix((9, 48), 2));
     let expected = (silu(&gate).unwrap() * &up).unwrap();
     let y = glu::forward(&gate, &up, ActivationFunction::Silu).unwrap();
@@ -29,7 +29,7 @@ fn gated_activations_equal_candles() {
 }
 
 #[test]
-fn rotary_embedding_equals_candles() {
+fn rotary_embedding_matches_candle() {
     let (batch, seq, heads, head_dim, theta) = (2, 11, 3, 16, 10_000.0_f64);
     let half = head_dim / 2;
     let angles: Vec<f32> = (0..seq * half)
@@ -49,9 +49,9 @@ fn rotary_embedding_equals_candles() {
 }
 
 #[test]
-fn attention_equals_candles_softmax_over_masked_scores() {
+fn attention_matches_candle_masked_softmax() {
     let (batch, seq, heads, kv_heads, head_dim) = (2, 150, 6, 2, 8);
-    let shape = Shape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim };
+    let shape = AttentionShape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim };
     let q = matrix((batch * seq, heads * head_dim), 1);
     let (k, v) =
         (matrix((batch * seq, kv_heads * head_dim), 2), matrix((batch * seq, kv_heads * head_dim), 3));

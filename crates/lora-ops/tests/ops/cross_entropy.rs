@@ -60,7 +60,7 @@ fn check(tokens: usize, features: usize, vocab: usize, dtype: DType, row_weight:
 }
 
 #[test]
-fn loss_and_gradient_follow_the_definition() {
+fn loss_and_gradient_match_the_definition() {
     let weight = |row: usize| [1.0, 0.0, 0.25, 2.5][row % 4];
     for dtype in [DType::F32, DType::BF16] {
         check(1, 3, 5, dtype, |_| 1.0);
@@ -69,7 +69,7 @@ fn loss_and_gradient_follow_the_definition() {
 }
 
 #[test]
-fn several_chunks_of_rows_and_panels_of_the_head_add_up() {
+fn loss_is_independent_of_chunking() {
     // More logits than a chunk holds, and a bf16 head of two panels.
     check(700, 8, 40_000, DType::F32, |row| if row % 3 == 0 { 0.5 } else { 0.0 });
     check(160, 24, 90_000, DType::BF16, |_| 1.0);
@@ -92,7 +92,7 @@ fn large_vocabularies_keep_their_precision() {
 }
 
 #[test]
-fn rows_without_weight_do_not_matter_even_if_they_are_not_finite() {
+fn rows_of_weight_zero_are_ignored_even_if_not_finite() {
     let (x, head) = (matrix((4, 6), 1), matrix((20, 6), 2));
     let run = |tokens: &[u32]| {
         let targets = Targets::new(tokens, &[1.0, 0.0, 1.0, 0.0], &Device::Cpu).unwrap();
@@ -107,7 +107,7 @@ fn rows_without_weight_do_not_matter_even_if_they_are_not_finite() {
 }
 
 #[test]
-fn no_weights_at_all_give_zero() {
+fn all_weights_zero_give_zero_loss() {
     let (x, head) = (matrix((4, 6), 1), matrix((20, 6), 2));
     let targets = Targets::new(&[0; 4], &[0.0; 4], &Device::Cpu).unwrap();
     let loss = forward_backward(&x, &head, &targets, true).unwrap();
@@ -116,7 +116,7 @@ fn no_weights_at_all_give_zero() {
 }
 
 #[test]
-fn large_logits_do_not_overflow_and_not_a_number_is_not_hidden() {
+fn large_logits_do_not_overflow_and_nan_propagates() {
     let x = matrix((3, 4), 1).affine(1e4, 0.0).unwrap();
     let head = matrix((30, 4), 2);
     let targets = Targets::new(&[0, 1, 2], &[1.0; 3], &Device::Cpu).unwrap();

@@ -21,7 +21,7 @@ fn kept_elements_are_scaled_and_the_dropped_share_is_the_probability() {
 }
 
 #[test]
-fn a_tokens_mask_depends_on_its_keys_and_not_on_its_place_in_the_batch() {
+fn masks_do_not_depend_on_the_position_in_the_batch() {
     let features = 37;
     let whole = mask(1, "a", 2, &[(0, 0), (0, 1), (7, 0), (7, 1)], features);
     let moved = mask(1, "a", 2, &[(7, 1), (0, 0)], features);

@@ -16,7 +16,7 @@ fn reference(x: &[f64], layer: &Tensor, bias: Option<&[f64]>) -> Vec<f64> {
 }
 
 #[test]
-fn output_and_gradient_follow_the_definition() {
+fn output_and_gradient_match_the_definition() {
     // The last one's bf16 weight is widened in three panels, the last not full.
     for (tokens, in_features, out_features) in [(1, 1, 1), (3, 5, 7), (17, 64, 33), (3, 1000, 2500)] {
         let bias = vector(out_features, 2);

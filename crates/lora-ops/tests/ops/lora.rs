@@ -24,7 +24,7 @@ fn update(x: &[f64], mask: &[f64], a: &[f64], b: &[f64]) -> Vec<f64> {
 }
 
 #[test]
-fn update_and_gradients_follow_the_definition_with_and_without_dropout() {
+fn update_and_gradients_match_the_definition_with_and_without_dropout() {
     for dropout in [None, Some(dropout(0.3))] {
         let (x, a, b) = (matrix((TOKENS, IN), 1), matrix((R, IN), 2), matrix((OUT, R), 3));
         let ones = Tensor::ones((TOKENS, IN), candle_core::DType::F32, x.device()).unwrap();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use lora_ops::adamw::{AdamW, State, clip_factor};
+use lora_ops::adamw::{AdamW, AdamWTensors, clip_factor};
 use lora_ops::reduce::sum_of_squares;
 use serde_json::Value;
 
@@ -23,7 +23,7 @@ fn numbers(value: &Value) -> Vec<f32> {
 }
 
 #[test]
-fn adamw_follows_torch_step_by_step() {
+fn adamw_matches_torch_step_by_step() {
     for (i, case) in golden("adamw.json").iter().enumerate() {
         let number = |key: &str| case[key].as_f64().unwrap();
         let adamw = AdamW {
@@ -38,7 +38,7 @@ fn adamw_follows_torch_step_by_step() {
         for (t, step) in case["steps"].as_array().unwrap().iter().enumerate() {
             // The factor is applied before anything else.
             let gradient: Vec<f32> = numbers(&step["grad"]).iter().map(|g| g * 2.0).collect();
-            let state = State { params: &params, m: &m, v: &v };
+            let state = AdamWTensors { params: &params, m: &m, v: &v };
             adamw.step(t as u64 + 1, state, &vector(&gradient), 0.5).unwrap();
             for (what, got) in [("param", &params), ("exp_avg", &m), ("exp_avg_sq", &v)] {
                 let expected = wide(&vector(&numbers(&step[what])));
@@ -49,16 +49,16 @@ fn adamw_follows_torch_step_by_step() {
 }
 
 #[test]
-fn a_step_in_windows_has_the_same_bits() {
+fn paged_steps_match_unpaged_bit_for_bit() {
     let adamw = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
     for (n, window) in [(700, 0), (40_001, 33), (40_001, 4096), (40_001, 40_001), (40_001, 1 << 22)] {
         let vectors = || [random(n, 1), vec![0.0; n], vec![0.0; n]].map(|values| vector(&values));
         let (whole, paged) = (vectors(), vectors());
-        let state = |[params, m, v]: [_; 3]| State { params, m, v };
+        let state = |[params, m, v]: [_; 3]| AdamWTensors { params, m, v };
         for t in 1..3 {
             let gradient = vector(&random(n, 1 + t));
             adamw.step(t, state(whole.each_ref()), &gradient, 0.5).unwrap();
-            adamw.step_paged(t, state(paged.each_ref()), &gradient, 0.5, window).unwrap();
+            adamw.step_in_windows(t, state(paged.each_ref()), &gradient, 0.5, window).unwrap();
         }
         for (whole, paged) in whole.iter().zip(&paged) {
             assert_eq!(bits(whole), bits(paged), "{n} elements, {window} at a time");
@@ -67,7 +67,7 @@ fn a_step_in_windows_has_the_same_bits() {
 }
 
 #[test]
-fn clipping_follows_torch() {
+fn clipping_matches_torch() {
     for case in golden("clip.json") {
         let tensors = case["grads"].as_array().unwrap();
         let all: Vec<f32> = tensors.iter().flat_map(numbers).collect();
@@ -86,7 +86,7 @@ fn clipping_follows_torch() {
 }
 
 #[test]
-fn no_limit_means_no_clipping() {
+fn max_norm_zero_disables_clipping() {
     assert_eq!(clip_factor(1e9, 0.0), 1.0);
     assert_eq!(clip_factor(0.5, 1.0), 1.0);
     assert!(clip_factor(2.0, 1.0) < 0.5);

@@ -16,13 +16,13 @@ fn norm_reference(x: &[f64], w: &[f64], eps: f64) -> Vec<f64> {
 }
 
 #[test]
-fn rms_norm_and_its_gradient_follow_the_definition() {
+fn rms_norm_and_its_gradient_match_the_definition() {
     for (tokens, features) in [(1, 1), (3, 7), (5, 64), (9, 83)] {
         let (x, w, dy) = (matrix((tokens, features), 1), vector(features, 2), matrix((tokens, features), 3));
         let (y, saved) = rms_norm::forward(&x, &w, 1e-3).unwrap();
         let (weight, upstream) = (wide(&w), wide(&dy));
         assert_close("output", &y, &norm_reference(&wide(&x), &weight, 1e-3), 1e-6);
-        let again = rms_norm::again(&saved, &x, &w).unwrap();
+        let again = rms_norm::recompute(&saved, &x, &w).unwrap();
         assert_eq!(wide(&again), wide(&y));
         let dx = rms_norm::backward(&saved, &x, &w, &dy, None).unwrap();
         let loss = |inputs: &[Vec<f64>]| dot(&norm_reference(&inputs[0], &weight, 1e-3), &upstream);
@@ -33,7 +33,7 @@ fn rms_norm_and_its_gradient_follow_the_definition() {
 }
 
 #[test]
-fn rms_norm_takes_a_residual_and_its_gradient_along() {
+fn rms_norm_adds_the_residual_and_its_gradient() {
     let shape = (5, 37);
     let (x, residual, w) = (matrix(shape, 1), matrix(shape, 2), vector(37, 3));
     let sum = x.add(&residual).unwrap();
@@ -59,7 +59,7 @@ fn activated(activation: ActivationFunction, g: f64) -> f64 {
 }
 
 #[test]
-fn gated_activations_and_their_gradients_follow_the_definition() {
+fn gated_activations_and_their_gradients_match_the_definition() {
     let shape = (6, 37);
     let (gate, up) = (matrix(shape, 1).affine(6.0, 0.0).unwrap(), matrix(shape, 2));
     let dy = matrix(shape, 3);
@@ -79,7 +79,7 @@ fn gated_activations_and_their_gradients_follow_the_definition() {
 }
 
 #[test]
-fn gelu_equals_torchs() {
+fn gelu_matches_torch() {
     // torch 2.15 in f64: gate, gelu(gate, approximate="tanh"), its derivative.
     let torch = [
         (-9.0, 0.0, 0.0),
@@ -148,7 +148,7 @@ fn rope_reference(
 }
 
 #[test]
-fn rotary_embedding_and_its_gradient_follow_the_definition() {
+fn rotary_embedding_and_its_gradient_match_the_definition() {
     let (seq, heads, head_dim, first) = (5, 3, 10, 4);
     let rope = Rope { theta: 100.0, scaling: RopeScaling::None };
     let table = RopeTable::new(&rope, head_dim, seq + first, &Device::Cpu).unwrap();
@@ -171,7 +171,7 @@ fn rotary_embedding_and_its_gradient_follow_the_definition() {
 }
 
 #[test]
-fn rotary_scaling_stretches_the_frequencies_it_should() {
+fn rope_scaling_changes_the_expected_frequencies() {
     let (head_dim, positions, theta) = (32, 64, 10_000.0);
     // Unit vectors (1, 0) turn into (cos, sin) of each pair's angle.
     let turned = |scaling| {
@@ -212,7 +212,7 @@ fn rotary_scaling_stretches_the_frequencies_it_should() {
 }
 
 #[test]
-fn embedding_takes_rows_of_either_type() {
+fn embedding_reads_f32_and_bf16_rows() {
     let weight = matrix((10, 3), 1);
     let tokens = [9, 0, 9, 4];
     let rows = |weight: &Tensor| -> Vec<f64> {

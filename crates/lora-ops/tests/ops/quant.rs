@@ -95,12 +95,12 @@ const FOUR_BIT: [(&str, Codebook); 11] = [
 ];
 
 #[test]
-fn the_dynamic_map_is_bitsandbytes() {
+fn the_dynamic_map_matches_bitsandbytes() {
     assert_eq!(to_bits(&dynamic_map()), to_bits(&Golden::read("dynamic_map").floats("signed")));
 }
 
 #[test]
-fn stored_weights_dequantize_to_the_same_bits() {
+fn dequantizing_stored_weights_matches_bitsandbytes() {
     for (name, codebook) in FOUR_BIT {
         let golden = Golden::read(name);
         let found = golden.four_bit(codebook).dequantize().unwrap();
@@ -115,7 +115,7 @@ fn stored_weights_dequantize_to_the_same_bits() {
 }
 
 #[test]
-fn quantizing_gives_the_stored_weights() {
+fn quantizing_matches_bitsandbytes() {
     // Other blocks than of 64 are read, not made.
     for (name, codebook) in FOUR_BIT.into_iter().filter(|(name, _)| !name.contains("block")) {
         let golden = Golden::read(name);
@@ -177,7 +177,7 @@ fn quantized(rows: usize, cols: usize) -> Vec<(String, Weight, Tensor)> {
 }
 
 #[test]
-fn products_are_those_of_the_dequantized_matrix() {
+fn products_match_the_dequantized_matrix() {
     // Rows that begin in the middle of a block and of a byte; the last is taken in three panels.
     for (tokens, in_features, out_features) in [(1, 1, 1), (3, 5, 7), (17, 64, 33), (3, 999, 2500)] {
         let bias = vector(out_features, 2);
@@ -199,7 +199,7 @@ fn products_are_those_of_the_dequantized_matrix() {
 }
 
 #[test]
-fn quantizing_errs_by_what_the_codes_allow() {
+fn the_quantization_error_is_bounded() {
     let values = random(64 * 256, 9);
     let error = |dequantized: Tensor| {
         let dequantized: Vec<f32> = dequantized.flatten_all().unwrap().to_vec1().unwrap();
@@ -216,7 +216,7 @@ fn quantizing_errs_by_what_the_codes_allow() {
 }
 
 #[test]
-fn what_cannot_be_held_is_refused() {
+fn invalid_weights_are_rejected() {
     let refused = |values: &[f32]| {
         let nf4 = FourBit::quantize(values, (2, 3), Codebook::Nf4, true).unwrap_err().to_string();
         let int8 = Int8::quantize(values, (2, 3)).unwrap_err().to_string();

@@ -57,7 +57,7 @@ fn hash(values: &[f32], key: u64) -> u64 {
 }
 
 #[test]
-fn a_fingerprint_follows_its_definition_and_sees_every_bit_and_place() {
+fn fingerprint_matches_its_definition_and_depends_on_every_bit_and_position() {
     let values = random(50_001, 1);
     let want = [hash(&values, 0x243f_6a88_85a3_08d3), hash(&values, 0x1319_8a2e_0370_7344)];
     let print = |values: &[f32]| fingerprint(&[&of(values)]).unwrap();
@@ -80,7 +80,7 @@ fn a_fingerprint_follows_its_definition_and_sees_every_bit_and_place() {
 }
 
 #[test]
-fn a_byte_has_the_fingerprint_of_its_value_as_bits() {
+fn u8_and_u32_of_equal_value_have_the_same_fingerprint() {
     let bytes: Vec<u8> = (0..40_000_u32).map(|i| (i * 7 % 256) as u8).collect();
     let bits: Vec<f32> = bytes.iter().map(|byte| f32::from_bits((*byte).into())).collect();
     let bytes = Tensor::new(bytes, &Device::Cpu).unwrap();

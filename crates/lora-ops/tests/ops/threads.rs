@@ -1,8 +1,8 @@
 //! Every operation gives the same bits with 1, 2 and 3 threads, at sizes that are worth several.
 
 use candle_core::{DType, Tensor};
-use lora_ops::adamw::{AdamW, State};
-use lora_ops::attention::{self, Shape};
+use lora_ops::adamw::{AdamW, AdamWTensors};
+use lora_ops::attention::{self, AttentionShape};
 use lora_ops::cross_entropy::{Targets, forward_backward};
 use lora_ops::dropout::Dropout;
 use lora_ops::linear::FrozenLinear;
@@ -28,7 +28,7 @@ pub(crate) fn assert_same_bits(what: &str, f: impl Fn() -> Result<Vec<Tensor>> +
 
 #[test]
 fn attention_has_the_same_bits_with_any_number_of_threads() {
-    let shape = Shape { batch: 3, seq: 200, kv_seq: 200, heads: 6, kv_heads: 2, head_dim: 32 };
+    let shape = AttentionShape { batch: 3, seq: 200, kv_seq: 200, heads: 6, kv_heads: 2, head_dim: 32 };
     let q = matrix((600, 192), 1);
     let (k, v) = (matrix((600, 64), 2), matrix((600, 64), 3));
     assert_same_bits("attention", || {
@@ -95,7 +95,7 @@ fn adamw_has_the_same_bits_with_any_number_of_threads() {
         let params = vector(70_000, 1);
         let (m, v) = (params.zeros_like()?, params.zeros_like()?);
         for t in 1..4 {
-            let state = State { params: &params, m: &m, v: &v };
+            let state = AdamWTensors { params: &params, m: &m, v: &v };
             adamw.step(t, state, &vector(70_000, 1 + t), 0.5)?;
         }
         Ok(vec![params, m, v])

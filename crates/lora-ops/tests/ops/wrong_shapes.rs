@@ -1,8 +1,8 @@
 //! Shapes and types that do not fit give errors.
 
 use candle_core::{DType, Device, Tensor};
-use lora_ops::adamw::{AdamW, State};
-use lora_ops::attention::{self, Shape};
+use lora_ops::adamw::{AdamW, AdamWTensors};
+use lora_ops::attention::{self, AttentionShape};
 use lora_ops::cross_entropy::{self, Targets};
 use lora_ops::dropout::Dropout;
 use lora_ops::linear::FrozenLinear;
@@ -27,7 +27,7 @@ fn norms_activations_and_sums() {
     let dy = matrix((3, 6), 1);
     assert_error("norm's gradient", rms_norm::backward(&saved, &x, &vector(6, 1), &dy, None), "[3, 6]");
     let other = matrix((5, 6), 1);
-    assert_error("another input's norm", rms_norm::again(&saved, &other, &vector(6, 1)), "5 tokens");
+    assert_error("another input's norm", rms_norm::recompute(&saved, &other, &vector(6, 1)), "5 tokens");
     assert_error(
         "another input's norm",
         rms_norm::backward(&saved, &other, &vector(6, 1), &other, None),
@@ -80,16 +80,16 @@ fn rotary_embedding() {
 
 #[test]
 fn attention_shapes() {
-    let shape = Shape { batch: 1, seq: 4, kv_seq: 4, heads: 2, kv_heads: 1, head_dim: 3 };
+    let shape = AttentionShape { batch: 1, seq: 4, kv_seq: 4, heads: 2, kv_heads: 1, head_dim: 3 };
     let (q, k) = (matrix((4, 6), 1), matrix((4, 3), 2));
     let (output, saved) = attention::forward(&q, &k, &k, shape, None).unwrap();
     let wrong = [
-        Shape { batch: 2, ..shape },
-        Shape { kv_seq: 3, ..shape },
-        Shape { heads: 3, ..shape },
-        Shape { kv_heads: 0, ..shape },
-        Shape { head_dim: 0, ..shape },
-        Shape { batch: usize::MAX, ..shape },
+        AttentionShape { batch: 2, ..shape },
+        AttentionShape { kv_seq: 3, ..shape },
+        AttentionShape { heads: 3, ..shape },
+        AttentionShape { kv_heads: 0, ..shape },
+        AttentionShape { head_dim: 0, ..shape },
+        AttentionShape { batch: usize::MAX, ..shape },
     ];
     for wrong in wrong {
         assert_error("shape", attention::forward(&q, &k, &k, wrong, None).map(|_| ()), "attention");
@@ -105,7 +105,7 @@ fn attention_shapes() {
         &matrix((2, 6), 1),
         &matrix((2, 3), 1),
         &matrix((2, 3), 1),
-        Shape { seq: 2, kv_seq: 2, ..shape },
+        AttentionShape { seq: 2, kv_seq: 2, ..shape },
         None,
     )
     .unwrap();
@@ -159,8 +159,9 @@ fn lora_matrices() {
 fn optimizer_state() {
     let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let [params, m, v, gradient, short] = [5, 5, 5, 5, 4].map(|n| vector(n, 1));
-    let step =
-        |v: &Tensor, gradient: &Tensor| adamw.step(1, State { params: &params, m: &m, v }, gradient, 1.0);
+    let step = |v: &Tensor, gradient: &Tensor| {
+        adamw.step(1, AdamWTensors { params: &params, m: &m, v }, gradient, 1.0)
+    };
     assert!(step(&v, &gradient).is_ok());
     assert_error("moments", step(&short, &gradient), "5 parameters");
     assert_error("gradient", step(&v, &short), "5 parameters");

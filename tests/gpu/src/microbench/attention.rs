@@ -1,6 +1,6 @@
 //! Causal attention with four query heads a key/value head.
 
-use lora_ops::attention::{Shape, backward, forward};
+use lora_ops::attention::{AttentionShape, backward, forward};
 
 use super::inputs::Inputs;
 use super::row::Row;
@@ -11,7 +11,7 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
         for batch in [1, 2, 4] {
             let (seq, heads) = (inputs.size(2048), inputs.size(32));
             let kv_heads = heads / 4;
-            let shape = Shape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim };
+            let shape = AttentionShape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim };
             let (queries, keys) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
             // Scores and values: two products forward, of which a query has half of all keys; four are counted backward.
             let pairs = (batch * seq * (seq + 1) / 2) as f64;

@@ -73,7 +73,7 @@ fn norms(tokens: usize, hidden: usize) -> Vec<Row> {
         Row::new(name("again"), 2 * tensor, move |inputs| {
             let (x, weight) = (inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
             let (_, saved) = rms_norm::forward(&x, &weight, EPS)?;
-            Ok(Box::new(move || Ok(rms_norm::again(&saved, &x, &weight).map(drop)?)))
+            Ok(Box::new(move || Ok(rms_norm::recompute(&saved, &x, &weight).map(drop)?)))
         }),
         Row::new(name("backward with residual"), 4 * tensor, move |inputs| {
             let (x, weight) = (inputs.bf16(&shape)?, inputs.f32(&[hidden])?);

@@ -1,6 +1,6 @@
 //! What a step does to an adapter's parameters, all f32.
 
-use lora_ops::adamw::{AdamW, State};
+use lora_ops::adamw::{AdamW, AdamWTensors};
 use lora_ops::pointwise::round_into;
 use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
 
@@ -20,7 +20,7 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
             let (m, v) = (moments()?, moments()?);
             let adamw = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
             Ok(Box::new(move || {
-                Ok(adamw.step(1, State { params: &params, m: &m, v: &v }, &gradient, 1.0)?)
+                Ok(adamw.step(1, AdamWTensors { params: &params, m: &m, v: &v }, &gradient, 1.0)?)
             }))
         }),
         Row::new(name("fingerprint of 3 x"), 12 * n, move |inputs| {

@@ -1,7 +1,7 @@
 //! The matrix products of a block: with the frozen weights, and LoRA's.
 
 use candle_core::Tensor;
-use lora_ops::gemm::{Factor, of, product, t};
+use lora_ops::gemm::{MatrixOperand, no_trans, product, trans};
 use lora_ops::linear::FrozenLinear;
 
 use super::inputs::{HIDDEN, INTERMEDIATE, Inputs, KEY_VALUE, RANK, TOKENS};
@@ -95,8 +95,8 @@ fn skinny(name: &str, (m, n, k): (usize, usize, usize), [a_t, b_t]: [bool; 2], o
     };
     let bytes = 2 * (m * k + k * n) + element * m * n;
     let row = Row::new(format!("{name} {m}x{n}x{k}"), bytes, move |inputs| {
-        fn factor(x: &Tensor, transposed: bool) -> Factor<'_> {
-            if transposed { t(x) } else { of(x) }
+        fn factor(x: &Tensor, transposed: bool) -> MatrixOperand<'_> {
+            if transposed { trans(x) } else { no_trans(x) }
         }
         let a = inputs.bf16(&if a_t { [k, m] } else { [m, k] })?;
         let b = inputs.bf16(&if b_t { [n, k] } else { [k, n] })?;

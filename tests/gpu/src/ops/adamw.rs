@@ -2,10 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use lora_ops::adamw::{AdamW, State};
+use lora_ops::adamw::{AdamW, AdamWTensors};
 use lora_ops::adamw_8bit;
-use lora_ops::device::{Memory, memory};
-use lora_ops::paged::Home;
+use lora_ops::device::{DeviceMemory, memory};
+use lora_ops::paged::MomentPlacement;
 use lora_ops::reduce::fingerprint;
 use lora_ops::transfer::{to_device, zeros};
 
@@ -33,11 +33,11 @@ fn steps_8bit(bench: &Bench) -> Result<String> {
             })
             .collect();
         let params = bench.random("params", &[end], 1.0, DType::F32)?;
-        let on_cpu = adamw_8bit::State::new(&ranges, &Device::Cpu)?;
+        let on_cpu = adamw_8bit::AdamW8bitState::new(&ranges, &Device::Cpu)?;
         let mut on_gpu = Vec::new();
         for window in [None, Some(1), Some(256 * 7), Some(1 << 20)] {
-            let home = Home { device: &bench.device, window };
-            on_gpu.push((home, params.1.copy()?, adamw_8bit::State::new(&ranges, home)?));
+            let placement = MomentPlacement { device: &bench.device, window };
+            on_gpu.push((placement, params.1.copy()?, adamw_8bit::AdamW8bitState::new(&ranges, placement)?));
         }
         for t in 1..5 {
             let gradient = bench.random(
@@ -47,10 +47,11 @@ fn steps_8bit(bench: &Bench) -> Result<String> {
                 DType::F32,
             )?;
             adamw.step_8bit(t, &params.0, &on_cpu, &gradient.0, 0.7)?;
-            let hash = |state: &adamw_8bit::State| fingerprint(&state.tensors().map(|(_, tensor)| tensor));
-            for (home, params_there, state) in &mut on_gpu {
+            let hash =
+                |state: &adamw_8bit::AdamW8bitState| fingerprint(&state.tensors().map(|(_, tensor)| tensor));
+            for (placement, params_there, state) in &mut on_gpu {
                 adamw.step_8bit(t, params_there, state, &gradient.1, 0.7)?;
-                let which = format!("after step {t} of {sizes:?}, window {:?}", home.window);
+                let which = format!("after step {t} of {sizes:?}, window {:?}", placement.window);
                 ensure!(values(params_there)? == values(&params.0)?, "parameters {which}");
                 ensure!(hash(&on_cpu)? == hash(state)?, "moments {which}");
                 // As a checkpoint does it, from one device to the other.
@@ -60,7 +61,7 @@ fn steps_8bit(bench: &Bench) -> Result<String> {
                     let tensor = tensor.ok_or_else(|| candle_core::Error::Msg(name.to_owned()))?;
                     to_device(tensor, &Device::Cpu)
                 };
-                let read = adamw_8bit::State::from_tensors(&ranges, *home, saved)?;
+                let read = adamw_8bit::AdamW8bitState::from_tensors(&ranges, *placement, saved)?;
                 *state = read;
             }
         }
@@ -87,15 +88,16 @@ fn steps(bench: &Bench) -> Result<String> {
             let step = |params: &Tensor, m: &Tensor, v: &Tensor, gradient: &Tensor| -> Result<()> {
                 let view = |x: &Tensor| x.narrow(0, skip, n);
                 let (params, m, v) = (view(params)?, view(m)?, view(v)?);
-                let state = State { params: &params, m: &m, v: &v };
+                let state = AdamWTensors { params: &params, m: &m, v: &v };
                 Ok(adamw.step(t, state, &view(gradient)?, 0.7)?)
             };
             step(&params.0, &m.0, &v.0, &gradient.0)?;
             step(&params.1, &m.1, &v.1, &gradient.1)?;
             for (window, params_there, [m_here, v_here]) in &paged {
                 let view = |x: &Tensor| x.narrow(0, skip, n);
-                let state = State { params: &view(params_there)?, m: &view(m_here)?, v: &view(v_here)? };
-                adamw.step_paged(t, state, &view(&gradient.1)?, 0.7, *window)?;
+                let state =
+                    AdamWTensors { params: &view(params_there)?, m: &view(m_here)?, v: &view(v_here)? };
+                adamw.step_in_windows(t, state, &view(&gradient.1)?, 0.7, *window)?;
                 let same = values(params_there)? == values(&params.0)?
                     && values(m_here)? == values(&m.0)?
                     && values(v_here)? == values(&v.0)?;
@@ -120,16 +122,16 @@ fn memory_of_paged(bench: &Bench) -> Result<String> {
     let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let (_, params) = bench.random("params", &[LEN], 1.0, DType::F32)?;
     let (_, gradient) = bench.random("gradient", &[LEN], 1.0, DType::F32)?;
-    let now = || -> Result<Memory> {
+    let now = || -> Result<DeviceMemory> {
         bench.device.synchronize()?;
         memory(&bench.device)?.context("no reading of the GPU's memory")
     };
     let before = now()?;
-    let home = Home { device: &bench.device, window: Some(WINDOW) };
-    let moment = || zeros(LEN, DType::F32, home.tensors());
+    let placement = MomentPlacement { device: &bench.device, window: Some(WINDOW) };
+    let moment = || zeros(LEN, DType::F32, placement.moment_device());
     let (m, v) = (moment()?, moment()?);
-    let _pinned = [home.pin(&m)?, home.pin(&v)?];
-    let state = adamw_8bit::State::new(&[0..LEN - 100, LEN - 100..LEN], home)?;
+    let _pinned = [placement.pin(&m)?, placement.pin(&v)?];
+    let state = adamw_8bit::AdamW8bitState::new(&[0..LEN - 100, LEN - 100..LEN], placement)?;
     let made = now()?;
     ensure!(made.used_bytes <= before.used_bytes + rounded, "{} bytes", made.used_bytes - before.used_bytes);
     let mut said = Vec::new();
@@ -140,8 +142,8 @@ fn memory_of_paged(bench: &Bench) -> Result<String> {
         let _ballast = zeros(rest, DType::U8, &bench.device)?;
         let before = now()?;
         if what == "f32" {
-            let state = State { params: &params, m: &m, v: &v };
-            adamw.step_paged(1, state, &gradient, 1.0, WINDOW)?;
+            let state = AdamWTensors { params: &params, m: &m, v: &v };
+            adamw.step_in_windows(1, state, &gradient, 1.0, WINDOW)?;
         } else {
             adamw.step_8bit(1, &params, &state, &gradient, 1.0)?;
         }

@@ -6,10 +6,10 @@ use candle_core::{DType, Tensor};
 use libloading::os::unix::{Library, Symbol};
 use lora_model::{AdapterLayout, Gradients};
 use lora_ops::cross_entropy::{self, Targets};
-use lora_ops::gemm::{of, product, t};
+use lora_ops::gemm::{no_trans, product, trans};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::lora::{self, LoraPair};
-use lora_ops::quant::{BLOCK, Codebook, FourBit, Int8, NESTED_BLOCK, Scales};
+use lora_ops::quant::{BLOCK_SIZE, Codebook, FourBit, Int8, NESTED_BLOCK_SIZE, Scales};
 use lora_spec::{LinearModule, ModelConfig, gpu_panel_rows};
 
 use crate::check::{Bench, Check};
@@ -88,19 +88,19 @@ fn linear(bench: &Bench, module: &LinearModule) -> Result<()> {
 
 fn four_bit(bench: &Bench, shape: (usize, usize), nested: bool) -> Result<FourBit> {
     let elements = shape.0 * shape.1;
-    let blocks = elements.div_ceil(BLOCK);
+    let blocks = elements.div_ceil(BLOCK_SIZE);
     let vector = |len: usize, dtype: DType| Tensor::zeros(len, dtype, &bench.device);
     let scales = match nested {
         false => Scales::Plain(vector(blocks, DType::F32)?),
         true => Scales::Nested {
             codes: vector(blocks, DType::U8)?,
             map: vector(256, DType::F32)?,
-            absmax: vector(blocks.div_ceil(NESTED_BLOCK), DType::F32)?,
+            absmax: vector(blocks.div_ceil(NESTED_BLOCK_SIZE), DType::F32)?,
             offset: 0.0,
-            block: NESTED_BLOCK,
+            block: NESTED_BLOCK_SIZE,
         },
     };
-    Ok(FourBit::new(shape, Codebook::Nf4, BLOCK, vector(elements.div_ceil(2), DType::U8)?, scales)?)
+    Ok(FourBit::new(shape, Codebook::Nf4, BLOCK_SIZE, vector(elements.div_ceil(2), DType::U8)?, scales)?)
 }
 
 /// Both directions of the adapters, whose matrices are views of one vector.
@@ -161,7 +161,7 @@ impl Counter {
     fn counts_violations(&self, bench: &Bench) -> Result<()> {
         let of_shape = |(m, n, k): (usize, usize, usize)| -> Result<(u64, u64)> {
             let [a, b] = [(m, k), (n, k)].map(|shape| zeros(bench, shape, DType::BF16));
-            product(1.0, of(&a?), t(&b?), 0.0, &zeros(bench, (m, n), DType::BF16)?)?;
+            product(1.0, no_trans(&a?), trans(&b?), 0.0, &zeros(bench, (m, n), DType::BF16)?)?;
             Ok(self.since_the_last_call())
         };
         self.since_the_last_call();

@@ -3,8 +3,8 @@
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Tensor};
 use lora_ops::Ids;
-use lora_ops::attention::{Shape, backward, first_keys, forward};
-use lora_ops::device::{Memory, memory};
+use lora_ops::attention::{AttentionShape, backward, first_visible_keys, forward};
+use lora_ops::device::{DeviceMemory, memory};
 use lora_ops::transfer::zeros;
 
 use crate::check::{Bench, Check, DTYPES, compare, repeats, tolerance, values};
@@ -21,15 +21,17 @@ enum Sees {
 }
 
 impl Sees {
-    fn first(self, shape: Shape) -> Option<Vec<u32>> {
-        let Shape { batch, seq, kv_seq, .. } = shape;
+    fn first(self, shape: AttentionShape) -> Option<Vec<u32>> {
+        let AttentionShape { batch, seq, kv_seq, .. } = shape;
         let segments =
             |length: usize| (0..batch * kv_seq).map(|i| (i % kv_seq / length) as u32).collect::<Vec<_>>();
         let first = match self {
             Self::All => return None,
-            Self::Window(window) => first_keys(batch, kv_seq, Some(window), None),
-            Self::Documents(length) => first_keys(batch, kv_seq, None, Some(&segments(length))),
-            Self::Both(window, length) => first_keys(batch, kv_seq, Some(window), Some(&segments(length))),
+            Self::Window(window) => first_visible_keys(batch, kv_seq, Some(window), None),
+            Self::Documents(length) => first_visible_keys(batch, kv_seq, None, Some(&segments(length))),
+            Self::Both(window, length) => {
+                first_visible_keys(batch, kv_seq, Some(window), Some(&segments(length)))
+            }
         };
         // Of the queries: the last positions of each sequence.
         Some(first.chunks(kv_seq).flat_map(|first| &first[kv_seq - seq..]).copied().collect())
@@ -37,12 +39,12 @@ impl Sees {
 }
 
 struct Case {
-    shape: Shape,
+    shape: AttentionShape,
     sees: Sees,
 }
 
 fn case(batch: usize, seq: usize, (heads, kv_heads): (usize, usize), head_dim: usize, sees: Sees) -> Case {
-    Case { shape: Shape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim }, sees }
+    Case { shape: AttentionShape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim }, sees }
 }
 
 /// Every width of a head that has kernels of its own, and some between; tiles that are full and that are not.
@@ -88,8 +90,8 @@ pub(crate) fn checks() -> Vec<Check> {
 /// An operand on the CPU and on the GPU.
 type Both = (Tensor, Tensor);
 
-fn inputs(bench: &Bench, shape: Shape, dtype: DType) -> Result<[Both; 3]> {
-    let Shape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
+fn inputs(bench: &Bench, shape: AttentionShape, dtype: DType) -> Result<[Both; 3]> {
+    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
     let keys = [batch * kv_seq, kv_heads * head_dim];
     Ok([
         bench.random("q", &[batch * seq, heads * head_dim], 2.0, dtype)?,
@@ -102,7 +104,7 @@ fn inputs(bench: &Bench, shape: Shape, dtype: DType) -> Result<[Both; 3]> {
 fn run(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     d_output: &Tensor,
-    shape: Shape,
+    shape: AttentionShape,
     first: Option<&[u32]>,
 ) -> Result<Vec<Tensor>> {
     let first = first.map(|first| Ids::new(first, q.device())).transpose()?;
@@ -142,7 +144,7 @@ fn decoding(bench: &Bench, dtype: DType) -> Result<String> {
         (3, 75, 20, Sees::Documents(50)),
     ];
     for (seq, kv_seq, head_dim, sees) in cases {
-        let shape = Shape { batch: 2, seq, kv_seq, heads: 4, kv_heads: 2, head_dim };
+        let shape = AttentionShape { batch: 2, seq, kv_seq, heads: 4, kv_heads: 2, head_dim };
         let [q, k, v] = inputs(bench, shape, dtype)?;
         let first = sees.first(shape);
         let run = |q: &Tensor, k: &Tensor, v: &Tensor| -> Result<Tensor> {
@@ -162,10 +164,10 @@ fn backward_memory(bench: &Bench, dtype: DType) -> Result<String> {
     let rounded = 16 * crate::memory::unit(bench)? as usize;
     let mut measured = Vec::new();
     for (heads, kv_heads) in [(8, 8), (8, 2), (7, 1)] {
-        let shape = Shape { batch: 2, seq: 130, kv_seq: 130, heads, kv_heads, head_dim: 64 };
+        let shape = AttentionShape { batch: 2, seq: 130, kv_seq: 130, heads, kv_heads, head_dim: 64 };
         let [(_, q), (_, k), (_, v)] = inputs(bench, shape, dtype)?;
         let (output, saved) = forward(&q, &k, &v, shape, None)?;
-        let now = || -> Result<Memory> {
+        let now = || -> Result<DeviceMemory> {
             bench.device.synchronize()?;
             memory(&bench.device)?.context("no reading of the GPU's memory")
         };

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
-use lora_ops::gemm::{Factor, of, product, t};
+use lora_ops::gemm::{MatrixOperand, no_trans, product, trans};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::quant::{Codebook, FourBit, Int8};
 use lora_ops::transfer::to_device;
@@ -33,8 +33,8 @@ fn products(bench: &Bench, dtype: DType) -> Result<String> {
         for (b_shape, b_t) in [([k, n], false), ([n, k], true)] {
             let (a, b) = (bench.random("a", &a_shape, 1.0, dtype)?, bench.random("b", &b_shape, 1.0, dtype)?);
             let run = |a: &Tensor, b: &Tensor| -> Result<Tensor> {
-                fn factor(x: &Tensor, transposed: bool) -> Factor<'_> {
-                    if transposed { t(x) } else { of(x) }
+                fn factor(x: &Tensor, transposed: bool) -> MatrixOperand<'_> {
+                    if transposed { trans(x) } else { no_trans(x) }
                 }
                 let c = to_device(&c.copy()?, a.device())?;
                 product(0.5, factor(a, a_t), factor(b, b_t), 2.0, &c)?;
@@ -115,7 +115,7 @@ fn both_ways(
     let bias = bench.random("bias", &[rows], 1.0, DType::F32)?;
     let (x, dy) =
         (bench.random("x", &[tokens, cols], 1.0, dtype)?, bench.random("dy", &[tokens, rows], 1.0, dtype)?);
-    let gpu = FrozenLinear::new(weight.on(&bench.device)?, Some(bias.1))?;
+    let gpu = FrozenLinear::new(weight.to_device(&bench.device)?, Some(bias.1))?;
     let cpu = FrozenLinear::new(weight, Some(bias.0))?;
     let run = |layer: &FrozenLinear, x: &Tensor, dy: &Tensor| -> Result<[Tensor; 2]> {
         let dx = layer.backward(dy)?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::DType;
-use lora_ops::gemm::{of, product, t};
+use lora_ops::gemm::{no_trans, product, trans};
 use lora_ops::{add_assign, profile, rms_norm};
 
 use crate::check::{Bench, Check};
@@ -18,9 +18,9 @@ fn profiled(bench: &Bench) -> Result<String> {
     let (_, d) = bench.random("d", &[24, 40], 1.0, DType::BF16)?;
     let (_, weight) = bench.random("weight", &[40], 1.0, DType::F32)?;
     let run = || -> Result<()> {
-        product(1.0, of(&a), t(&b), 1.0, &c)?;
-        product(1.0, of(&a), t(&b), 0.0, &c)?;
-        product(0.5, of(&a), t(&b), 2.0, &c)?;
+        product(1.0, no_trans(&a), trans(&b), 1.0, &c)?;
+        product(1.0, no_trans(&a), trans(&b), 0.0, &c)?;
+        product(0.5, no_trans(&a), trans(&b), 2.0, &c)?;
         add_assign(&a, &d)?;
         rms_norm::forward(&a, &weight, 1e-5)?;
         Ok(())

@@ -49,7 +49,7 @@ fn four_bit(bench: &Bench, dtype: DType) -> Result<String> {
                 (Codebook::Fp4, Some(2)),
             ] {
                 let cpu = random_four_bit(bench, shape, codebook, block, nested)?;
-                let gpu = cpu.on(&bench.device)?;
+                let gpu = cpu.to_device(&bench.device)?;
                 let (codes, scales) = (shifted(gpu.codes())?, gpu.scales().clone());
                 let view = FourBit::new(shape, codebook, block, codes, scales)?;
                 compared += same_bits(bench, &cpu.into(), &[gpu.into(), view.into()], rows, dtype)?;
@@ -65,7 +65,7 @@ fn int8(bench: &Bench, dtype: DType) -> Result<String> {
         let codes = bytes(bench, "codes", shape.0 * shape.1)?.reshape(shape)?;
         let scales = bench.random("scales", &[shape.0], 3.0, DType::F32)?.0;
         let cpu = Int8::new(codes, scales)?;
-        let gpu = cpu.on(&bench.device)?;
+        let gpu = cpu.to_device(&bench.device)?;
         let view = Int8::new(shifted(gpu.codes())?, gpu.scales().clone())?;
         compared += same_bits(bench, &cpu.into(), &[gpu.into(), view.into()], rows, dtype)?;
     }

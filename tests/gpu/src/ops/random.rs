@@ -43,7 +43,7 @@ fn weights(bench: &Bench) -> Result<String> {
             ])
         };
         for (gpu, cpu) in draw(&bench.device)?.iter().zip(&draw(&Device::Cpu)?) {
-            for (gpu, cpu) in gpu.parts().into_iter().zip(cpu.parts()) {
+            for (gpu, cpu) in gpu.tensors().into_iter().zip(cpu.tensors()) {
                 same(gpu, cpu)?;
             }
             if let (Weight::FourBit(gpu), Weight::FourBit(cpu)) = (gpu, cpu)

@@ -29,7 +29,7 @@ fn forward(bench: &Bench, dtype: DType) -> Result<String> {
         let w = bench.random("w", &shape[1..], 1.0, DType::F32)?;
         let run = |x: &Tensor, w: &Tensor| -> Result<Vec<Tensor>> {
             let (y, saved) = rms_norm::forward(x, w, EPS)?;
-            Ok(vec![rms_norm::again(&saved, x, w)?, y])
+            Ok(vec![rms_norm::recompute(&saved, x, w)?, y])
         };
         let got = repeats(|| run(&x.1, &w.1))?;
         ensure!(values(&got[0])? == values(&got[1])?, "again gives {:?} other bits", shape);
@@ -48,7 +48,7 @@ fn add_forward(bench: &Bench, dtype: DType) -> Result<String> {
         let got = repeats(|| {
             let sum = x.1.copy()?;
             let (y, saved) = rms_norm::add_forward(&sum, &residual.1, &w.1, EPS)?;
-            Ok(vec![rms_norm::again(&saved, &sum, &w.1)?, y, sum])
+            Ok(vec![rms_norm::recompute(&saved, &sum, &w.1)?, y, sum])
         })?;
         ensure!(values(&got[0])? == values(&got[1])?, "again gives {:?} other bits", shape);
         let sum = bench.both(&x.0.add(&residual.0)?, dtype)?.0;

@@ -6,12 +6,12 @@ use crate::quant::{dynamic_map, dynamic_map_unsigned};
 
 /// A bucket of numbers is the upper half of an f32: a sign, an exponent and seven bits of a fraction. What is below 2^-23, where no
 /// map has a bound but at zero, is one bucket, and what is from 1 on.
-const LOWEST: u32 = 0x3400;
-const HIGHEST: u32 = 0x3f80;
-const BUCKETS: usize = (HIGHEST - LOWEST) as usize + 1;
+const LOWEST_BUCKET: u32 = 0x3400;
+const HIGHEST_BUCKET: u32 = 0x3f80;
+const BUCKETS: usize = (HIGHEST_BUCKET - LOWEST_BUCKET) as usize + 1;
 
 /// A map of 256 ascending numbers.
-pub(super) struct Map {
+pub(super) struct QuantMap {
     values: [f32; 256],
     /// The largest number whose nearest code is not above `i`.
     bounds: [f32; 256],
@@ -20,20 +20,20 @@ pub(super) struct Map {
 }
 
 /// Of the first moment.
-pub(super) static SIGNED: LazyLock<Map> = LazyLock::new(|| {
+pub(super) static SIGNED_MAP: LazyLock<QuantMap> = LazyLock::new(|| {
     let values = dynamic_map();
     let mut bounds = bounds(&values);
     // A negative number never becomes zero: the sign decides where a parameter goes.
     if let Some(below) = values.iter().rposition(|value| *value < 0.0) {
         bounds[below] = -f32::from_bits(1);
     }
-    Map::new(values, bounds)
+    QuantMap::new(values, bounds)
 });
 
 /// Of the second moment.
-pub(super) static UNSIGNED: LazyLock<Map> = LazyLock::new(|| {
+pub(super) static UNSIGNED_MAP: LazyLock<QuantMap> = LazyLock::new(|| {
     let values = dynamic_map_unsigned();
-    Map::new(values, bounds(&values))
+    QuantMap::new(values, bounds(&values))
 });
 
 fn bounds(values: &[f32; 256]) -> [f32; 256] {
@@ -45,10 +45,10 @@ fn bounds(values: &[f32; 256]) -> [f32; 256] {
     })
 }
 
-impl Map {
+impl QuantMap {
     fn new(values: [f32; 256], bounds: [f32; 256]) -> Self {
         let first = std::array::from_fn(|i| {
-            let upper = ((i % BUCKETS) as u32 + LOWEST) << 16;
+            let upper = ((i % BUCKETS) as u32 + LOWEST_BUCKET) << 16;
             let least = match (i / BUCKETS, i % BUCKETS) {
                 (0, 0) => 0.0,
                 (0, _) => f32::from_bits(upper),
@@ -86,7 +86,7 @@ impl Map {
 pub(super) fn bucket(x: f32) -> u32 {
     let bits = x.to_bits();
     let size = (bits & 0x7fff_ffff) >> 16;
-    size.clamp(LOWEST, HIGHEST) - LOWEST + (bits >> 31) * BUCKETS as u32
+    size.clamp(LOWEST_BUCKET, HIGHEST_BUCKET) - LOWEST_BUCKET + (bits >> 31) * BUCKETS as u32
 }
 
 #[cfg(test)]
@@ -94,8 +94,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_number_has_its_nearest_code() {
-        for (name, map) in [("signed", &SIGNED), ("unsigned", &UNSIGNED)] {
+    fn code_is_the_nearest_map_value() {
+        for (name, map) in [("signed", &SIGNED_MAP), ("unsigned", &UNSIGNED_MAP)] {
             let is_signed = map.values[0] < 0.0;
             // Both ends of every bucket, every bound with its neighbours, and the numbers themselves.
             let ends = (0..=1.0_f32.to_bits() >> 16)

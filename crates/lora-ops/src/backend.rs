@@ -6,18 +6,18 @@ use candle_core::{Device, Result, Tensor};
 use crate::cuda::Gpu;
 
 /// The one device of an operation's tensors.
-pub(crate) enum Place {
+pub(crate) enum Backend {
     Cpu,
     #[cfg(feature = "cuda")]
     Cuda(std::sync::Arc<Gpu>),
 }
 
-impl Place {
+impl Backend {
     /// The device of `tensors` (at least one).
     ///
     /// # Errors
     /// They are not all on one device, or on one that this build cannot compute on.
-    pub(crate) fn of(tensors: &[&Tensor]) -> Result<Self> {
+    pub(crate) fn of_tensors(tensors: &[&Tensor]) -> Result<Self> {
         let Some(first) = tensors.first() else { candle_core::bail!("an operation without tensors") };
         if let Some(other) = tensors.iter().find(|other| !other.device().same_device(first.device())) {
             candle_core::bail!(
@@ -26,15 +26,15 @@ impl Place {
                 other.device().location()
             );
         }
-        Self::on(first.device())
+        Self::of_device(first.device())
     }
 
     /// Of a device.
-    pub(crate) fn on(device: &Device) -> Result<Self> {
+    pub(crate) fn of_device(device: &Device) -> Result<Self> {
         match device {
             Device::Cpu => Ok(Self::Cpu),
             #[cfg(feature = "cuda")]
-            Device::Cuda(device) => Ok(Self::Cuda(Gpu::of(device)?)),
+            Device::Cuda(device) => Ok(Self::Cuda(Gpu::from_device(device)?)),
             other => candle_core::bail!("nothing is computed on {:?}", other.location()),
         }
     }

@@ -8,7 +8,7 @@ use super::{BLOCK, is_8bit};
 
 /// What is stepped at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Part {
+pub(super) struct BlockWindow {
     pub(super) blocks: Range<usize>,
     /// Of those blocks.
     pub(super) codes: Range<usize>,
@@ -16,11 +16,11 @@ pub(super) struct Part {
 
 /// Three numbers a block: its first parameter, its first code, counted from its part's first, and how many elements it has. And the
 /// parts, of `window` elements at most, but a block at least.
-pub(super) fn parts(ranges: &[Range<usize>], window: usize) -> Result<(Vec<u32>, Vec<Part>)> {
+pub(super) fn block_windows(ranges: &[Range<usize>], window: usize) -> Result<(Vec<u32>, Vec<BlockWindow>)> {
     let most = (window / BLOCK).max(1);
     let mut table = Vec::new();
-    let mut parts: Vec<Part> = Vec::new();
-    let mut next = Part { blocks: 0..0, codes: 0..0 };
+    let mut block_windows: Vec<BlockWindow> = Vec::new();
+    let mut next = BlockWindow { blocks: 0..0, codes: 0..0 };
     for range in ranges.iter().filter(|range| is_8bit(range)) {
         for first in range.clone().step_by(BLOCK) {
             let len = BLOCK.min(range.end - first);
@@ -33,16 +33,18 @@ pub(super) fn parts(ranges: &[Range<usize>], window: usize) -> Result<(Vec<u32>,
             next.blocks.end += 1;
             next.codes.end += len;
             if next.blocks.len() == most {
-                let after =
-                    Part { blocks: next.blocks.end..next.blocks.end, codes: next.codes.end..next.codes.end };
-                parts.push(std::mem::replace(&mut next, after));
+                let after = BlockWindow {
+                    blocks: next.blocks.end..next.blocks.end,
+                    codes: next.codes.end..next.codes.end,
+                };
+                block_windows.push(std::mem::replace(&mut next, after));
             }
         }
     }
     if !next.blocks.is_empty() {
-        parts.push(next);
+        block_windows.push(next);
     }
-    Ok((table, parts))
+    Ok((table, block_windows))
 }
 
 #[cfg(test)]
@@ -53,15 +55,15 @@ mod tests {
     const RANGES: [Range<usize>; 4] = [0..5000, 5000..5100, 5100..9196, 9196..13293];
 
     #[test]
-    fn parts_follow_one_another_and_cover_every_block() {
-        let (whole, one) = parts(&RANGES, usize::MAX).unwrap();
-        assert_eq!(one, [Part { blocks: 0..53, codes: 0..13193 }]);
+    fn windows_are_contiguous_and_cover_every_block() {
+        let (whole, one) = block_windows(&RANGES, usize::MAX).unwrap();
+        assert_eq!(one, [BlockWindow { blocks: 0..53, codes: 0..13193 }]);
         assert_eq!(whole[19 * 3..22 * 3], [4864, 4864, 136, 5100, 5000, 256, 5356, 5256, 256]);
         for (window, count) in [(0, 53), (256, 53), (1000, 18), (53 * 256, 1), (1 << 22, 1)] {
-            let (table, parts) = parts(&RANGES, window).unwrap();
-            assert_eq!(parts.len(), count, "{window}");
+            let (table, block_windows) = block_windows(&RANGES, window).unwrap();
+            assert_eq!(block_windows.len(), count, "{window}");
             let (mut blocks, mut codes) = (0, 0);
-            for part in parts {
+            for part in block_windows {
                 assert_eq!((part.blocks.start, part.codes.start), (blocks, codes));
                 assert!(part.codes.len() <= window.max(BLOCK), "{part:?} of {window}");
                 for block in part.blocks.clone() {
@@ -73,6 +75,6 @@ mod tests {
             }
             assert_eq!((blocks, codes), (53, 13193));
         }
-        assert_eq!(parts(&RANGES[..0], 256).unwrap(), (vec![], vec![]));
+        assert_eq!(block_windows(&RANGES[..0], 256).unwrap(), (vec![], vec![]));
     }
 }

@@ -9,23 +9,23 @@ use candle_core::cuda_backend::cudarc::driver::{
     CudaEvent, CudaStream, DriverError, PinnedHostSlice, result,
 };
 
-use super::gpu::{Gpu, wrong};
+use super::gpu::{Gpu, cuda_error};
 use super::launch::Arg;
 
 /// Numbers on the GPU; freed once everything that was asked of it so far is done.
 #[derive(Debug)]
-pub(crate) struct Staged {
+pub(crate) struct UploadedInput {
     address: u64,
     compute: Arc<CudaStream>,
 }
 
-impl Staged {
+impl UploadedInput {
     pub(crate) fn arg(&self) -> Arg {
         self.address.into()
     }
 }
 
-impl Drop for Staged {
+impl Drop for UploadedInput {
     fn drop(&mut self) {
         let context = self.compute.context();
         context.record_err(context.bind_to_thread());
@@ -35,20 +35,20 @@ impl Drop for Staged {
 }
 
 /// The stream of the copies and the pinned memory they come from.
-pub(super) struct Staging {
+pub(super) struct InputUploader {
     pub(super) copies: Arc<CudaStream>,
-    pinned: Mutex<VecDeque<Pinned>>,
+    pinned: Mutex<VecDeque<PinnedSlot>>,
 }
 
 /// Pinned memory that is used again once its last copy is done. The oldest copy is at the front.
-struct Pinned {
+struct PinnedSlot {
     memory: PinnedHostSlice<u32>,
     copied: CudaEvent,
 }
 
-impl Staging {
+impl InputUploader {
     pub(super) fn new(compute: &Arc<CudaStream>) -> Result<Self> {
-        let copies = compute.context().new_stream().map_err(wrong("a stream for copies"))?;
+        let copies = compute.context().new_stream().map_err(cuda_error("a stream for copies"))?;
         Ok(Self { copies, pinned: Mutex::default() })
     }
 
@@ -61,27 +61,27 @@ impl Staging {
     fn pinned(&self, len: usize) -> Result<PinnedHostSlice<u32>> {
         let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
         let free = pinned.iter().position(|p| p.memory.len() >= len && p.copied.is_complete());
-        if let Some(Pinned { memory, .. }) = free.and_then(|at| pinned.remove(at)) {
+        if let Some(PinnedSlot { memory, .. }) = free.and_then(|at| pinned.remove(at)) {
             return Ok(memory);
         }
         // SAFETY: what is copied from it is written first.
         let memory = unsafe { self.copies.context().alloc_pinned(len.next_power_of_two().max(1024)) };
-        memory.map_err(wrong("pinned memory"))
+        memory.map_err(cuda_error("pinned memory"))
     }
 }
 
 impl Gpu {
     /// Starts the copy of `values`; operations that are asked for from now on find it done.
-    pub(crate) fn stage(&self, values: &[u32]) -> Result<Staged> {
-        let Staging { copies, pinned } = &self.staging;
-        let mut memory = self.staging.pinned(values.len())?;
+    pub(crate) fn upload_input(&self, values: &[u32]) -> Result<UploadedInput> {
+        let InputUploader { copies, pinned } = &self.uploader;
+        let mut memory = self.uploader.pinned(values.len())?;
         let bytes = values.len().max(1) * size_of::<u32>();
-        let address = self.with_memory(bytes, || {
+        let address = self.retry_after_trim(bytes, || {
             copies.context().bind_to_thread()?;
-            // SAFETY: `Staged` frees it.
+            // SAFETY: `UploadedInput` frees it.
             unsafe { result::malloc_async(copies.cu_stream(), bytes) }
         })?;
-        let staged = Staged { address, compute: self.stream.clone() };
+        let uploaded = UploadedInput { address, compute: self.stream.clone() };
         let copy = || {
             memory.as_mut_slice()?[..values.len()].copy_from_slice(values);
             copies.context().bind_to_thread()?;
@@ -91,10 +91,10 @@ impl Gpu {
             }
             let copied = copies.record_event(None)?;
             self.stream.wait(&copied)?;
-            pinned.lock().unwrap_or_else(PoisonError::into_inner).push_back(Pinned { memory, copied });
+            pinned.lock().unwrap_or_else(PoisonError::into_inner).push_back(PinnedSlot { memory, copied });
             Ok(())
         };
-        copy().map_err(wrong("a copy to the GPU"))?;
-        Ok(staged)
+        copy().map_err(cuda_error("a copy to the GPU"))?;
+        Ok(uploaded)
     }
 }

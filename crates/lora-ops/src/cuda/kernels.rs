@@ -13,14 +13,14 @@ const IMAGES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
 /// Where the machine code of the kernels comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Code {
+pub(super) enum CodeOrigin {
     /// From the program, made by nvcc for this compute capability.
     Machine(i32),
     /// From the program's PTX of this virtual architecture, translated by a driver of this version.
     Ptx { architecture: i32, driver: i32 },
 }
 
-impl fmt::Display for Code {
+impl fmt::Display for CodeOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Machine(capability) => write!(f, "code sm_{capability}"),
@@ -29,11 +29,11 @@ impl fmt::Display for Code {
     }
 }
 
-impl Code {
+impl CodeOrigin {
     /// nvcc makes machine code and PTX of equal numbers only (see build.rs): where they differ, the driver
     /// has translated PTX for its GPU. With `is_forced` the driver translates PTX also where they are
     /// equal.
-    fn of(binary_version: i32, ptx_version: i32, driver: i32, is_forced: bool) -> Self {
+    fn from_versions(binary_version: i32, ptx_version: i32, driver: i32, is_forced: bool) -> Self {
         if binary_version == ptx_version && !is_forced {
             Self::Machine(binary_version)
         } else {
@@ -43,17 +43,17 @@ impl Code {
 }
 
 /// The kernels by their names, for the life of the process.
-pub(super) struct Functions {
+pub(super) struct LoadedKernels {
     by_name: HashMap<String, sys::CUfunction>,
-    code: Code,
+    code: CodeOrigin,
 }
 
 // SAFETY: CUDA's handles of functions are bound to no thread.
-unsafe impl Send for Functions {}
+unsafe impl Send for LoadedKernels {}
 // SAFETY: as above.
-unsafe impl Sync for Functions {}
+unsafe impl Sync for LoadedKernels {}
 
-impl Functions {
+impl LoadedKernels {
     /// Loads all kernels into `context`, which is bound to this thread, and lets each have as much dynamic
     /// shared memory as a block can. A kernel that is loaded when it is first used could wait for all that
     /// the GPU does: for NCCL too, and with it for another rank.
@@ -64,7 +64,7 @@ impl Functions {
         // SAFETY: the version is a local variable.
         unsafe { sys::cuDriverGetVersion(&raw mut driver).result()? };
         let is_forced = environment::forces_translation(environment::of_process);
-        let (mut by_name, mut code) = (HashMap::new(), Code::Machine(0));
+        let (mut by_name, mut code) = (HashMap::new(), CodeOrigin::Machine(0));
         for image in IMAGES {
             // Aligned, as the bytes in the program need not be.
             let image = image.to_vec();
@@ -81,7 +81,7 @@ impl Functions {
                     let shared = attribute(function, Attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)?;
                     let dynamic = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                     sys::cuFuncSetAttribute(function, dynamic, shared_of_block - shared).result()?;
-                    code = Code::of(
+                    code = CodeOrigin::from_versions(
                         attribute(function, Attribute::CU_FUNC_ATTRIBUTE_BINARY_VERSION)?,
                         attribute(function, Attribute::CU_FUNC_ATTRIBUTE_PTX_VERSION)?,
                         driver,
@@ -101,7 +101,7 @@ impl Functions {
     }
 
     /// Where their machine code comes from: of all of them from one place, for they are all compiled alike.
-    pub(super) fn code(&self) -> Code {
+    pub(super) fn code(&self) -> CodeOrigin {
         self.code
     }
 }
@@ -123,12 +123,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernels_that_the_driver_translated_name_its_version() {
-        assert_eq!(Code::of(90, 90, 13000, false).to_string(), "code sm_90");
+    fn jit_compiled_kernels_report_the_driver_version() {
+        assert_eq!(CodeOrigin::from_versions(90, 90, 13000, false).to_string(), "code sm_90");
         // Machine code for sm_80 runs on sm_86 as it is.
-        assert_eq!(Code::of(80, 80, 13000, false).to_string(), "code sm_80");
-        assert_eq!(Code::of(120, 80, 13010, false).to_string(), "code compute_80 driver 13010");
+        assert_eq!(CodeOrigin::from_versions(80, 80, 13000, false).to_string(), "code sm_80");
+        assert_eq!(
+            CodeOrigin::from_versions(120, 80, 13010, false).to_string(),
+            "code compute_80 driver 13010"
+        );
         // On a GPU of the architecture of the PTX the numbers do not tell.
-        assert_eq!(Code::of(80, 80, 13000, true).to_string(), "code compute_80 driver 13000");
+        assert_eq!(
+            CodeOrigin::from_versions(80, 80, 13000, true).to_string(),
+            "code compute_80 driver 13000"
+        );
     }
 }
