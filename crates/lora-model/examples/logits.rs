@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Err("usage: logits BASE_DIR ADAPTER_DIR OUT.safetensors".into());
     };
     let base = Base::load(Path::new(base), BaseDtype::F32, &Device::Cpu)?;
-    let adapter = PeftAdapter::read(Path::new(adapter))?.over(&base.config)?;
+    let adapter = PeftAdapter::read(Path::new(adapter))?.to_adapter(&base.config)?;
     let (batch, seq) = (2, 24);
     let vocab = base.config.vocab_size as u64;
     let philox = Philox::new(0, "tokens");

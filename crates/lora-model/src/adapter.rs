@@ -16,7 +16,7 @@ use crate::{Base, ModelError};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterLayout {
     /// Adapted modules in the order of computation.
-    pub slots: Vec<Slot>,
+    pub modules: Vec<AdaptedModule>,
     /// Elements in all.
     pub len: usize,
     layers: usize,
@@ -24,7 +24,7 @@ pub struct AdapterLayout {
 
 /// One adapted module.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Slot {
+pub struct AdaptedModule {
     /// The frozen module under it.
     pub module: LinearModule,
     /// Rank.
@@ -45,11 +45,11 @@ impl AdapterLayout {
             len += n;
             len - n..len
         };
-        let slots = all
+        let modules = all
             .iter()
             .enumerate()
             .filter(|(_, module)| modules.contains(module))
-            .map(|(i, module)| Slot {
+            .map(|(i, module)| AdaptedModule {
                 module: module.clone(),
                 r,
                 a: take(r * module.in_features),
@@ -57,7 +57,7 @@ impl AdapterLayout {
                 projection: i % Block::PROJECTIONS,
             })
             .collect();
-        Self { slots, len, layers: model.num_hidden_layers }
+        Self { modules, len, layers: model.num_hidden_layers }
     }
 
     /// Decoder blocks of the model, adapted or not.
@@ -67,7 +67,7 @@ impl AdapterLayout {
 
     /// Name in a PEFT file, shape and place of every matrix.
     pub fn tensors(&self) -> impl Iterator<Item = (String, [usize; 2], Range<usize>)> {
-        self.slots.iter().flat_map(|slot| {
+        self.modules.iter().flat_map(|slot| {
             let name = |matrix: &str| format!("base_model.model.{}.lora_{matrix}.weight", slot.module.name);
             [
                 (name("A"), [slot.r, slot.module.in_features], slot.a.clone()),
@@ -78,9 +78,9 @@ impl AdapterLayout {
 
     /// Where a block's matrices lie.
     pub fn block(&self, layer: usize) -> Range<usize> {
-        let of = |slot: &&Slot| slot.module.layer == layer;
-        let first = self.slots.iter().find(of).map_or(0, |slot| slot.a.start);
-        first..self.slots.iter().rfind(of).map_or(first, |slot| slot.b.end)
+        let of = |slot: &&AdaptedModule| slot.module.layer == layer;
+        let first = self.modules.iter().find(of).map_or(0, |slot| slot.a.start);
+        first..self.modules.iter().rfind(of).map_or(first, |slot| slot.b.end)
     }
 
     /// Name of the matrix that element `index` belongs to.
@@ -93,7 +93,7 @@ impl AdapterLayout {
     /// Views of a flat buffer, `[block][projection]`.
     fn pairs(&self, flat: &Tensor) -> Result<Vec<Vec<Option<LoraPair>>>, ModelError> {
         let mut pairs = vec![vec![None; Block::PROJECTIONS]; self.layers];
-        for slot in &self.slots {
+        for slot in &self.modules {
             let view = |range: &Range<usize>, rows: usize, cols: usize| {
                 flat.narrow(0, range.start, range.len())?.reshape((rows, cols))
             };
@@ -110,29 +110,29 @@ impl AdapterLayout {
 pub struct Adapter {
     layout: Arc<AdapterLayout>,
     params: Tensor,
-    applied: Applied,
+    compute: ComputeMatrices,
     /// What is taken off the base: `W0 - s B0 A0` is frozen.
-    taken_off: Option<(Tensor, Applied)>,
+    initial: Option<(Tensor, ComputeMatrices)>,
     scaling: f64,
 }
 
 /// Matrices as they are computed with.
 #[derive(Debug, Clone)]
-struct Applied {
+struct ComputeMatrices {
     /// The parameters in the type of the activations; themselves where that is f32.
     flat: Tensor,
     pairs: Vec<Vec<Option<LoraPair>>>,
 }
 
-impl Applied {
+impl ComputeMatrices {
     fn new(layout: &AdapterLayout, params: &Tensor, dtype: DType) -> Result<Self, ModelError> {
         let flat = match dtype {
             DType::F32 => params.clone(),
             dtype => zeros(layout.len, dtype, params.device())?,
         };
-        let applied = Self { pairs: layout.pairs(&flat)?, flat };
-        applied.refresh(params)?;
-        Ok(applied)
+        let compute = Self { pairs: layout.pairs(&flat)?, flat };
+        compute.refresh(params)?;
+        Ok(compute)
     }
 
     fn refresh(&self, params: &Tensor) -> Result<(), ModelError> {
@@ -150,7 +150,7 @@ impl Adapter {
         let modules = spec.target_modules.resolve(model)?;
         let layout = AdapterLayout::new(model, &modules, spec.r);
         let mut params = vec![0.0; layout.len];
-        for slot in &layout.slots {
+        for slot in &layout.modules {
             let philox = Philox::new(seed, &format!("init {}.lora_A", slot.module.name));
             let bound = 1.0 / (slot.module.in_features as f32).sqrt();
             fill_uniform(&mut params[slot.a.clone()], &philox, bound);
@@ -169,45 +169,50 @@ impl Adapter {
     }
 
     /// The adapter, and its parameters as they are taken off the base: together they change nothing.
-    pub fn taken_off_itself(self) -> Result<Self, ModelError> {
-        let start = from_vec(to_vec::<f32>(&self.params)?, self.layout.len, self.params.device())?;
-        Self::assemble(self.layout, self.params, Some(start), DType::F32, self.scaling)
+    pub fn with_initial_subtracted(self) -> Result<Self, ModelError> {
+        let initial_params = from_vec(to_vec::<f32>(&self.params)?, self.layout.len, self.params.device())?;
+        Self::assemble(self.layout, self.params, Some(initial_params), DType::F32, self.scaling)
     }
 
     /// The adapter where `base` is, and computing in the type of its activations.
-    pub fn on(self, base: &Base) -> Result<Self, ModelError> {
+    pub fn to_device_of(self, base: &Base) -> Result<Self, ModelError> {
         let there = |params: &Tensor| to_device(params, base.device());
-        let taken_off = self.taken_off.as_ref().map(|(start, _)| there(start)).transpose()?;
-        Self::assemble(self.layout, there(&self.params)?, taken_off, base.activations(), self.scaling)
+        let initial = self.initial.as_ref().map(|(initial_params, _)| there(initial_params)).transpose()?;
+        Self::assemble(self.layout, there(&self.params)?, initial, base.activation_dtype(), self.scaling)
     }
 
-    /// An adapter of this one's form and place with other parameters, in the same layout; `taken_off`: other ones of what is taken
+    /// An adapter of this one's form and place with other parameters, in the same layout; `initial`: other ones of what is taken
     /// off the base too.
-    pub fn with(&self, params: Vec<f32>, taken_off: Option<Vec<f32>>) -> Result<Self, ModelError> {
+    pub fn with_params(&self, params: Vec<f32>, initial: Option<Vec<f32>>) -> Result<Self, ModelError> {
         let there = |params: Vec<f32>| from_vec(params, self.layout.len, self.params.device());
-        let kept = self.taken_off.as_ref().map(|(start, _)| start.clone());
-        let taken_off = taken_off.map(there).transpose()?.or(kept);
-        let dtype = self.applied.flat.dtype();
-        Self::assemble(self.layout.clone(), there(params)?, taken_off, dtype, self.scaling)
+        let kept = self.initial.as_ref().map(|(initial_params, _)| initial_params.clone());
+        let initial = initial.map(there).transpose()?.or(kept);
+        let dtype = self.compute.flat.dtype();
+        Self::assemble(self.layout.clone(), there(params)?, initial, dtype, self.scaling)
     }
 
     fn assemble(
         layout: Arc<AdapterLayout>,
         params: Tensor,
-        taken_off: Option<Tensor>,
+        initial: Option<Tensor>,
         dtype: DType,
         scaling: f64,
     ) -> Result<Self, ModelError> {
-        let applied = Applied::new(&layout, &params, dtype)?;
-        let taken_off = taken_off
-            .map(|start| Ok::<_, ModelError>((start.clone(), Applied::new(&layout, &start, dtype)?)))
+        let compute = ComputeMatrices::new(&layout, &params, dtype)?;
+        let initial = initial
+            .map(|initial_params| {
+                Ok::<_, ModelError>((
+                    initial_params.clone(),
+                    ComputeMatrices::new(&layout, &initial_params, dtype)?,
+                ))
+            })
             .transpose()?;
-        Ok(Self { layout, params, applied, taken_off, scaling })
+        Ok(Self { layout, params, compute, initial, scaling })
     }
 
     /// Makes the computation use the parameters as they are now; to be called whenever they were changed.
     pub fn refresh(&self) -> Result<(), ModelError> {
-        self.applied.refresh(&self.params)
+        self.compute.refresh(&self.params)
     }
 
     /// Where each matrix lies in `params`.
@@ -221,8 +226,8 @@ impl Adapter {
     }
 
     /// The parameters of what is taken off the base, f32 `[layout.len]`.
-    pub fn taken_off(&self) -> Option<&Tensor> {
-        self.taken_off.as_ref().map(|(start, _)| start)
+    pub fn initial(&self) -> Option<&Tensor> {
+        self.initial.as_ref().map(|(initial_params, _)| initial_params)
     }
 
     /// The factor of `B A`.
@@ -232,18 +237,18 @@ impl Adapter {
 
     /// The adapters of a block, by projection.
     pub(crate) fn block(&self, layer: usize) -> &[Option<LoraPair>] {
-        &self.applied.pairs[layer]
+        &self.compute.pairs[layer]
     }
 
     /// What is taken off a block's weights, by projection.
-    pub(crate) fn taken_off_block(&self, layer: usize) -> Option<&[Option<LoraPair>]> {
-        self.taken_off.as_ref().map(|(_, applied)| applied.pairs[layer].as_slice())
+    pub(crate) fn initial_block(&self, layer: usize) -> Option<&[Option<LoraPair>]> {
+        self.initial.as_ref().map(|(_, compute)| compute.pairs[layer].as_slice())
     }
 
     /// The adapter of a module by its full name.
     pub(crate) fn pair(&self, module: &str) -> Option<&LoraPair> {
-        let slot = self.layout.slots.iter().find(|slot| slot.module.name == module)?;
-        self.applied.pairs[slot.module.layer][slot.projection].as_ref()
+        let slot = self.layout.modules.iter().find(|slot| slot.module.name == module)?;
+        self.compute.pairs[slot.module.layer][slot.projection].as_ref()
     }
 }
 

@@ -15,9 +15,9 @@ use rayon::prelude::*;
 use crate::ModelError;
 use crate::block::Block;
 use crate::hash::{sha256, sha256_file};
+use crate::init::loftq_weights;
 use crate::random;
-use crate::read::Reader;
-use crate::start::requantized;
+use crate::weights::WeightReader;
 
 /// A frozen base model: read once, never changed.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub struct BaseKey {
 
 impl BaseKey {
     /// The key of the base in `dir`, held in `layout`.
-    pub fn of(dir: &Path, layout: impl Into<BaseLayout>) -> Result<Self, ModelError> {
+    pub fn from_dir(dir: &Path, layout: impl Into<BaseLayout>) -> Result<Self, ModelError> {
         let mut files = SafetensorsIndex::open(dir)?.files;
         files.push(dir.join("config.json"));
         let describe = |path: PathBuf| {
@@ -73,11 +73,11 @@ impl Base {
         let mut format = layout.format;
         index.check_format(&config, format)?;
         if !device.is_cpu() {
-            format.dtype = one_type(format.dtype, &config, &index);
+            format.dtype = common_dtype(format.dtype, &config, &index);
         }
-        let reader = Reader::open(&index, device)?;
-        let requantized = requantized(&reader, &config, &layout)?;
-        let sha256 = with_weights(hash_of(dir, &index)?, &requantized)?;
+        let reader = WeightReader::open(&index, device)?;
+        let requantized = loftq_weights(&reader, &config, &layout)?;
+        let sha256 = hash_with_weights(hash_files(dir, &index)?, &requantized)?;
         Self::build(
             config,
             dir.to_owned(),
@@ -215,7 +215,7 @@ impl Base {
     }
 
     /// Type of the activations: f32 on the CPU, that of the matrices on a GPU.
-    pub fn activations(&self) -> DType {
+    pub fn activation_dtype(&self) -> DType {
         if self.device.is_cpu() { DType::F32 } else { self.embedding.dtype() }
     }
 
@@ -240,7 +240,7 @@ impl Base {
     }
 }
 
-fn one_type(dtype: BaseDtype, config: &ModelConfig, index: &SafetensorsIndex) -> BaseDtype {
+fn common_dtype(dtype: BaseDtype, config: &ModelConfig, index: &SafetensorsIndex) -> BaseDtype {
     let is_bf16 = |(name, _): (String, _)| match index.tensors.get(&name).map(|entry| entry.dtype.as_str()) {
         // A quantized weight has no say.
         Some("U8" | "I8") => true,
@@ -254,7 +254,7 @@ fn one_type(dtype: BaseDtype, config: &ModelConfig, index: &SafetensorsIndex) ->
 }
 
 /// The hash `files`, or one of it and of weights that are not the files'.
-fn with_weights(files: String, weights: &HashMap<String, Weight>) -> Result<String, ModelError> {
+fn hash_with_weights(files: String, weights: &HashMap<String, Weight>) -> Result<String, ModelError> {
     if weights.is_empty() {
         return Ok(files);
     }
@@ -269,7 +269,7 @@ fn with_weights(files: String, weights: &HashMap<String, Weight>) -> Result<Stri
     Ok(sha256(text.as_bytes()))
 }
 
-fn hash_of(dir: &Path, index: &SafetensorsIndex) -> Result<String, ModelError> {
+fn hash_files(dir: &Path, index: &SafetensorsIndex) -> Result<String, ModelError> {
     let mut files = index.files.clone();
     files.push(dir.join("config.json"));
     files.sort();

@@ -27,7 +27,7 @@ pub(crate) struct Block {
 }
 
 /// What a block's computation needs beside its weights and its input.
-pub(crate) struct Context<'a> {
+pub(crate) struct BlockContext<'a> {
     pub(crate) shape: AttentionShape,
     pub(crate) rope: &'a RopeTable,
     pub(crate) eps: f64,
@@ -36,21 +36,21 @@ pub(crate) struct Context<'a> {
     pub(crate) first: Option<&'a Ids>,
     pub(crate) lora: Option<&'a [Option<LoraPair>]>,
     /// What is taken off the frozen weights, with the same scaling.
-    pub(crate) taken_off: Option<&'a [Option<LoraPair>]>,
+    pub(crate) initial: Option<&'a [Option<LoraPair>]>,
     pub(crate) scaling: f64,
     /// One mask a projection.
     pub(crate) dropout: Option<&'a [Dropout]>,
 }
 
-impl Context<'_> {
+impl BlockContext<'_> {
     /// The adapter of a projection.
     fn pair(&self, p: usize) -> Option<&LoraPair> {
         self.lora.and_then(|pairs| pairs[p].as_ref())
     }
 
     /// What is taken off a projection's frozen weight.
-    fn taken_off(&self, p: usize) -> Option<&LoraPair> {
-        self.taken_off.and_then(|pairs| pairs[p].as_ref())
+    fn initial(&self, p: usize) -> Option<&LoraPair> {
+        self.initial.and_then(|pairs| pairs[p].as_ref())
     }
 
     /// The dropout of a projection's adapter.
@@ -61,18 +61,18 @@ impl Context<'_> {
 
 /// Keys and values of the tokens so far, `[tokens, kv_heads * head_dim]`.
 #[derive(Debug, Default, Clone)]
-pub(crate) struct Cache {
+pub(crate) struct KvCache {
     keys_values: Option<(Tensor, Tensor)>,
 }
 
 /// What a block keeps for its backward pass.
-pub(crate) struct Saved {
+pub(crate) struct Activations {
     input_norm: rms_norm::RmsNormActivations,
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    attended: Attended,
-    middle: Tensor,
+    attn: AttentionOutput,
+    attention_residual: Tensor,
     post_attention_norm: rms_norm::RmsNormActivations,
     gate: Tensor,
     up: Tensor,
@@ -80,25 +80,25 @@ pub(crate) struct Saved {
 }
 
 /// Attention's output `[tokens, heads * head_dim]`, and what its backward pass needs beside it.
-pub(crate) struct Attended {
+pub(crate) struct AttentionOutput {
     output: Tensor,
     saved: attention::AttentionActivations,
 }
 
-/// What is left of [`Saved`] until the backward pass, which makes it whole again.
-pub(crate) enum Kept {
-    Everything(Box<Saved>),
-    Attention(Attended),
+/// What is left of [`Activations`] until the backward pass, which makes it whole again.
+pub(crate) enum SavedActivations {
+    Everything(Box<Activations>),
+    Attention(AttentionOutput),
     Nothing,
 }
 
-impl Saved {
+impl Activations {
     /// Drops what `checkpointing` does not keep.
-    pub(crate) fn keep(self, checkpointing: ActivationCheckpointing) -> Kept {
+    pub(crate) fn into_saved(self, checkpointing: ActivationCheckpointing) -> SavedActivations {
         match checkpointing {
-            ActivationCheckpointing::None => Kept::Everything(Box::new(self)),
-            ActivationCheckpointing::BlockSaveAttention => Kept::Attention(self.attended),
-            ActivationCheckpointing::Block => Kept::Nothing,
+            ActivationCheckpointing::None => SavedActivations::Everything(Box::new(self)),
+            ActivationCheckpointing::BlockSaveAttention => SavedActivations::Attention(self.attn),
+            ActivationCheckpointing::Block => SavedActivations::Nothing,
         }
     }
 }
@@ -137,36 +137,47 @@ impl Block {
     }
 
     /// `x` `[tokens, hidden]` to the block's output, and what the backward pass needs.
-    pub(crate) fn forward(&self, x: &Tensor, ctx: &Context) -> Result<(Tensor, Saved)> {
-        let mut saved = self.to_gate_and_up(x, ctx, None)?;
-        let (y, lora) = self.project(DOWN, &glu::forward(&saved.gate, &saved.up, ctx.activation)?, ctx)?;
-        saved.lora.push(lora);
-        add_assign(&y, &saved.middle)?;
-        Ok((y, saved))
+    pub(crate) fn forward(&self, x: &Tensor, ctx: &BlockContext) -> Result<(Tensor, Activations)> {
+        let mut activations = self.forward_to_mlp(x, ctx, None)?;
+        let (y, lora) =
+            self.project(DOWN, &glu::forward(&activations.gate, &activations.up, ctx.activation)?, ctx)?;
+        activations.lora.push(lora);
+        add_assign(&y, &activations.attention_residual)?;
+        Ok((y, activations))
     }
 
     /// What the backward pass needs, from what was kept of the forward pass over `x`: the same bits. The last frozen product
     /// is not computed again.
-    pub(crate) fn again(&self, kept: Kept, x: &Tensor, ctx: &Context) -> Result<Saved> {
-        let attended = match kept {
-            Kept::Everything(saved) => return Ok(*saved),
-            Kept::Attention(attended) => Some(attended),
-            Kept::Nothing => None,
+    pub(crate) fn recompute(
+        &self,
+        saved: SavedActivations,
+        x: &Tensor,
+        ctx: &BlockContext,
+    ) -> Result<Activations> {
+        let attn = match saved {
+            SavedActivations::Everything(activations) => return Ok(*activations),
+            SavedActivations::Attention(attn) => Some(attn),
+            SavedActivations::Nothing => None,
         };
-        let mut saved = self.to_gate_and_up(x, ctx, attended)?;
+        let mut activations = self.forward_to_mlp(x, ctx, attn)?;
         let lora = match ctx.pair(DOWN) {
             Some(pair) => {
-                let activated = glu::forward(&saved.gate, &saved.up, ctx.activation)?;
+                let activated = glu::forward(&activations.gate, &activations.up, ctx.activation)?;
                 Some(lora::recompute(&activated, pair, ctx.mask(DOWN))?)
             }
             None => None,
         };
-        saved.lora.push(lora);
-        Ok(saved)
+        activations.lora.push(lora);
+        Ok(activations)
     }
 
-    /// All of the block but its last projection; `attended`: attention's part, where it is known.
-    fn to_gate_and_up(&self, x: &Tensor, ctx: &Context, attended: Option<Attended>) -> Result<Saved> {
+    /// All of the block but its last projection; `attn`: attention's part, where it is known.
+    fn forward_to_mlp(
+        &self,
+        x: &Tensor,
+        ctx: &BlockContext,
+        attn: Option<AttentionOutput>,
+    ) -> Result<Activations> {
         let mut lora = Vec::with_capacity(Self::PROJECTIONS);
         let mut project = |p: usize, x: &Tensor| -> Result<Tensor> {
             let (y, saved) = self.project(p, x, ctx)?;
@@ -178,22 +189,22 @@ impl Block {
         drop(normed);
         ctx.rope.forward(&q, ctx.shape.seq, 0)?;
         ctx.rope.forward(&k, ctx.shape.seq, 0)?;
-        let attended = match attended {
-            Some(attended) => attended,
+        let attn = match attn {
+            Some(attn) => attn,
             None => {
                 let (output, saved) = attention::forward(&q, &k, &v, ctx.shape, ctx.first)?;
-                Attended { output, saved }
+                AttentionOutput { output, saved }
             }
         };
-        let middle = project(O, &attended.output)?;
+        let attention_residual = project(O, &attn.output)?;
         let (normed, post_attention_norm) =
-            rms_norm::add_forward(&middle, x, &self.post_attention_norm, ctx.eps)?;
+            rms_norm::add_forward(&attention_residual, x, &self.post_attention_norm, ctx.eps)?;
         let (gate, up) = (project(GATE, &normed)?, project(UP, &normed)?);
-        Ok(Saved { input_norm, q, k, v, attended, middle, post_attention_norm, gate, up, lora })
+        Ok(Activations { input_norm, q, k, v, attn, attention_residual, post_attention_norm, gate, up, lora })
     }
 
     /// The block's output for new tokens of one sequence, whose predecessors are in `cache`.
-    pub(crate) fn decode(&self, x: &Tensor, ctx: &Context, cache: &mut Cache) -> Result<Tensor> {
+    pub(crate) fn decode(&self, x: &Tensor, ctx: &BlockContext, cache: &mut KvCache) -> Result<Tensor> {
         let project = |p: usize, x: &Tensor| Ok::<_, candle_core::Error>(self.project(p, x, ctx)?.0);
         let first = ctx.shape.kv_seq - ctx.shape.seq;
         let (normed, _) = rms_norm::forward(x, &self.input_norm, ctx.eps)?;
@@ -204,13 +215,13 @@ impl Block {
             Some((keys, values)) => (Tensor::cat(&[keys, k], 0)?, Tensor::cat(&[values, v], 0)?),
             None => (k, v),
         };
-        let (attended, _) = attention::forward(&q, &k, &v, ctx.shape, ctx.first)?;
+        let (attn, _) = attention::forward(&q, &k, &v, ctx.shape, ctx.first)?;
         cache.keys_values = Some((k, v));
-        let middle = project(O, &attended)?;
-        let (normed, _) = rms_norm::add_forward(&middle, x, &self.post_attention_norm, ctx.eps)?;
+        let attention_residual = project(O, &attn)?;
+        let (normed, _) = rms_norm::add_forward(&attention_residual, x, &self.post_attention_norm, ctx.eps)?;
         let activated = glu::forward(&project(GATE, &normed)?, &project(UP, &normed)?, ctx.activation)?;
         let y = project(DOWN, &activated)?;
-        add_assign(&y, &middle)?;
+        add_assign(&y, &attention_residual)?;
         Ok(y)
     }
 
@@ -218,10 +229,10 @@ impl Block {
     /// is trained (`need_dx` false): then the pass ends at the lowest trained projection.
     pub(crate) fn backward(
         &self,
-        saved: &Saved,
+        activations: &Activations,
         x: &Tensor,
         dy: &Tensor,
-        ctx: &Context,
+        ctx: &BlockContext,
         grads: &[Option<LoraPair>],
         need_dx: bool,
     ) -> Result<Option<Tensor>> {
@@ -230,44 +241,47 @@ impl Block {
         let below_mlp = below_attention || trained(&[O]);
         let below_down = below_mlp || trained(&[GATE, UP]);
         let project = |p: usize, x: &Tensor, dy: &Tensor, dx: Option<&Tensor>| {
-            self.project_backward(p, &saved.lora[p], x, dy, ctx, grads, dx)
+            self.project_backward(p, &activations.lora[p], x, dy, ctx, grads, dx)
         };
 
-        let activated = glu::forward(&saved.gate, &saved.up, ctx.activation)?;
-        let d_activated = self.dx_of(DOWN, dy, ctx, below_down)?;
+        let activated = glu::forward(&activations.gate, &activations.up, ctx.activation)?;
+        let d_activated = self.frozen_input_grad(DOWN, dy, ctx, below_down)?;
         project(DOWN, &activated, dy, d_activated.as_ref())?;
         drop(activated);
         let Some(d_activated) = d_activated else { return Ok(None) };
-        let (d_gate, d_up) = glu::backward(&saved.gate, &saved.up, &d_activated, ctx.activation)?;
+        let (d_gate, d_up) = glu::backward(&activations.gate, &activations.up, &d_activated, ctx.activation)?;
         drop(d_activated);
-        let d_normed = self.dx_of(GATE, &d_gate, ctx, below_mlp)?;
+        let d_normed = self.frozen_input_grad(GATE, &d_gate, ctx, below_mlp)?;
         if let Some(d_normed) = &d_normed {
-            self.add_dx_of(UP, &d_up, ctx, d_normed)?;
+            self.add_frozen_input_grad(UP, &d_up, ctx, d_normed)?;
         }
         if trained(&[GATE, UP]) {
-            let normed =
-                rms_norm::recompute(&saved.post_attention_norm, &saved.middle, &self.post_attention_norm)?;
+            let normed = rms_norm::recompute(
+                &activations.post_attention_norm,
+                &activations.attention_residual,
+                &self.post_attention_norm,
+            )?;
             project(GATE, &normed, &d_gate, d_normed.as_ref())?;
             project(UP, &normed, &d_up, d_normed.as_ref())?;
         }
         drop((d_gate, d_up));
         let Some(d_normed) = d_normed else { return Ok(None) };
-        let d_middle = rms_norm::backward(
-            &saved.post_attention_norm,
-            &saved.middle,
+        let d_attention_residual = rms_norm::backward(
+            &activations.post_attention_norm,
+            &activations.attention_residual,
             &self.post_attention_norm,
             &d_normed,
             Some(dy),
         )?;
         drop(d_normed);
 
-        let d_attended = self.dx_of(O, &d_middle, ctx, below_attention)?;
-        project(O, &saved.attended.output, &d_middle, d_attended.as_ref())?;
+        let d_attended = self.frozen_input_grad(O, &d_attention_residual, ctx, below_attention)?;
+        project(O, &activations.attn.output, &d_attention_residual, d_attended.as_ref())?;
         let Some(d_attended) = d_attended else { return Ok(None) };
         let (d_q, d_k, d_v) = attention::backward(
-            &saved.attended.saved,
-            (&saved.q, &saved.k, &saved.v),
-            &saved.attended.output,
+            &activations.attn.saved,
+            (&activations.q, &activations.k, &activations.v),
+            &activations.attn.output,
             &d_attended,
             ctx.shape,
             ctx.first,
@@ -275,25 +289,36 @@ impl Block {
         drop(d_attended);
         ctx.rope.backward(&d_q, ctx.shape.seq)?;
         ctx.rope.backward(&d_k, ctx.shape.seq)?;
-        let d_normed = self.dx_of(Q, &d_q, ctx, need_dx)?;
+        let d_normed = self.frozen_input_grad(Q, &d_q, ctx, need_dx)?;
         if let Some(d_normed) = &d_normed {
-            self.add_dx_of(K, &d_k, ctx, d_normed)?;
-            self.add_dx_of(V, &d_v, ctx, d_normed)?;
+            self.add_frozen_input_grad(K, &d_k, ctx, d_normed)?;
+            self.add_frozen_input_grad(V, &d_v, ctx, d_normed)?;
         }
         if trained(&[Q, K, V]) {
-            let normed = rms_norm::recompute(&saved.input_norm, x, &self.input_norm)?;
+            let normed = rms_norm::recompute(&activations.input_norm, x, &self.input_norm)?;
             project(Q, &normed, &d_q, d_normed.as_ref())?;
             project(K, &normed, &d_k, d_normed.as_ref())?;
             project(V, &normed, &d_v, d_normed.as_ref())?;
         }
         let Some(d_normed) = d_normed else { return Ok(None) };
-        let dx = rms_norm::backward(&saved.input_norm, x, &self.input_norm, &d_normed, Some(&d_middle))?;
+        let dx = rms_norm::backward(
+            &activations.input_norm,
+            x,
+            &self.input_norm,
+            &d_normed,
+            Some(&d_attention_residual),
+        )?;
         Ok(Some(dx))
     }
 
-    fn project(&self, p: usize, x: &Tensor, ctx: &Context) -> Result<(Tensor, Option<lora::LoraActivations>)> {
+    fn project(
+        &self,
+        p: usize,
+        x: &Tensor,
+        ctx: &BlockContext,
+    ) -> Result<(Tensor, Option<lora::LoraActivations>)> {
         let y = self.projections[p].forward(x)?;
-        if let Some(pair) = ctx.taken_off(p) {
+        if let Some(pair) = ctx.initial(p) {
             lora::forward(x, pair, -ctx.scaling, None, &y)?;
         }
         let forward = |pair| lora::forward(x, pair, ctx.scaling, ctx.mask(p), &y);
@@ -302,23 +327,29 @@ impl Block {
     }
 
     /// The frozen part of a projection's input gradient, where it is needed.
-    fn dx_of(&self, p: usize, dy: &Tensor, ctx: &Context, needed: bool) -> Result<Option<Tensor>> {
+    fn frozen_input_grad(
+        &self,
+        p: usize,
+        dy: &Tensor,
+        ctx: &BlockContext,
+        needed: bool,
+    ) -> Result<Option<Tensor>> {
         if !needed {
             return Ok(None);
         }
         let dx = self.projections[p].backward(dy)?;
-        self.take_off(p, dy, ctx, &dx)?;
+        self.subtract_initial(p, dy, ctx, &dx)?;
         Ok(Some(dx))
     }
 
     /// Adds the frozen part of a projection's input gradient to `dx`.
-    fn add_dx_of(&self, p: usize, dy: &Tensor, ctx: &Context, dx: &Tensor) -> Result<()> {
+    fn add_frozen_input_grad(&self, p: usize, dy: &Tensor, ctx: &BlockContext, dx: &Tensor) -> Result<()> {
         self.projections[p].backward_add(dy, dx)?;
-        self.take_off(p, dy, ctx, dx)
+        self.subtract_initial(p, dy, ctx, dx)
     }
 
-    fn take_off(&self, p: usize, dy: &Tensor, ctx: &Context, dx: &Tensor) -> Result<()> {
-        ctx.taken_off(p).map_or(Ok(()), |pair| lora::backward_frozen(pair, -ctx.scaling, dy, dx))
+    fn subtract_initial(&self, p: usize, dy: &Tensor, ctx: &BlockContext, dx: &Tensor) -> Result<()> {
+        ctx.initial(p).map_or(Ok(()), |pair| lora::backward_frozen(pair, -ctx.scaling, dy, dx))
     }
 
     /// The adapter's part of a projection's backward pass: gradients into `grads`, its share of `dx` added.
@@ -329,7 +360,7 @@ impl Block {
         saved: &Option<lora::LoraActivations>,
         x: &Tensor,
         dy: &Tensor,
-        ctx: &Context,
+        ctx: &BlockContext,
         grads: &[Option<LoraPair>],
         dx: Option<&Tensor>,
     ) -> Result<()> {

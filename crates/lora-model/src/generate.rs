@@ -5,8 +5,8 @@ use lora_ops::transfer::to_vec;
 use lora_ops::{Ids, embedding, rms_norm};
 use lora_spec::Philox;
 
-use crate::block::{Cache, Context};
-use crate::model::{attention_shape, window};
+use crate::block::{BlockContext, KvCache};
+use crate::model::{attention_shape, window_first_keys};
 use crate::{Adapter, Base, ModelError};
 
 /// How the next token is chosen, in the terms of Transformers' `GenerationConfig`.
@@ -47,30 +47,30 @@ impl Generator<'_> {
         sampling: Sampling,
     ) -> Result<Vec<u32>, ModelError> {
         let rope = self.base.rope(prompt.len() + max_new_tokens)?;
-        let mut caches = vec![Cache::default(); self.base.blocks.len()];
+        let mut caches = vec![KvCache::default(); self.base.blocks.len()];
         let mut generated = Vec::new();
         let mut input = prompt.to_vec();
         let mut seen = 0;
         while generated.len() < max_new_tokens && !input.is_empty() {
             seen += input.len();
-            let first = window(self.base, 1, input.len(), seen - input.len())?;
+            let first = window_first_keys(self.base, 1, input.len(), seen - input.len())?;
             let mut x =
                 embedding::forward(&self.base.embedding, &Ids::new(input.clone(), self.base.device())?)?;
             for (layer, (block, cache)) in self.base.blocks.iter().zip(&mut caches).enumerate() {
-                let context = Context {
+                let context = BlockContext {
                     shape: attention_shape(&self.base.config, 1, input.len(), seen),
                     rope: &rope,
                     activation: self.base.config.hidden_act,
                     first: first.as_ref().filter(|_| self.base.config.sliding_window(layer).is_some()),
                     eps: self.base.config.rms_norm_eps,
                     lora: self.adapter.map(|adapter| adapter.block(layer)),
-                    taken_off: self.adapter.and_then(|adapter| adapter.taken_off_block(layer)),
+                    initial: self.adapter.and_then(|adapter| adapter.initial_block(layer)),
                     scaling: self.adapter.map_or(0.0, Adapter::scaling),
                     dropout: None,
                 };
                 x = block.decode(&x, &context, cache)?;
             }
-            let next = self.next(&x.i(input.len() - 1..)?, sampling, generated.len())?;
+            let next = self.next_token(&x.i(input.len() - 1..)?, sampling, generated.len())?;
             if stop.contains(&next) {
                 break;
             }
@@ -80,16 +80,16 @@ impl Generator<'_> {
         Ok(generated)
     }
 
-    fn next(&self, last: &Tensor, sampling: Sampling, drawn: usize) -> Result<u32, ModelError> {
+    fn next_token(&self, last: &Tensor, sampling: Sampling, drawn: usize) -> Result<u32, ModelError> {
         let (normed, _) =
             rms_norm::forward(&last.contiguous()?, &self.base.norm, self.base.config.rms_norm_eps)?;
         let logits = to_vec(&self.base.logits(&normed)?)?;
-        Ok(choose(&logits, sampling, drawn))
+        Ok(sample_token(&logits, sampling, drawn))
     }
 }
 
 /// Ties go to the smaller token, so that a choice depends on nothing but the logits.
-fn choose(logits: &[f32], sampling: Sampling, drawn: usize) -> u32 {
+fn sample_token(logits: &[f32], sampling: Sampling, drawn: usize) -> u32 {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     let (temperature, top_k, top_p, seed) = match sampling {
         Sampling::Greedy => {
@@ -130,17 +130,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn greedy_takes_the_first_of_the_largest() {
-        assert_eq!(choose(&[0.0, 3.0, 3.0, -1.0], Sampling::Greedy, 0), 1);
+    fn greedy_breaks_ties_towards_the_lower_token() {
+        assert_eq!(sample_token(&[0.0, 3.0, 3.0, -1.0], Sampling::Greedy, 0), 1);
     }
 
     #[test]
-    fn draws_follow_the_probabilities_and_keep_to_their_candidates() {
+    fn sampling_follows_the_probabilities_within_top_k_and_top_p() {
         let logits = [0.0, 1.0, 2.0, 0.5];
         let mut counts = [0; 4];
         for i in 0..4000 {
             let sampling = Sampling::Sample { temperature: 1.0, top_k: 0, top_p: 1.0, seed: 1 };
-            counts[choose(&logits, sampling, i) as usize] += 1;
+            counts[sample_token(&logits, sampling, i) as usize] += 1;
         }
         let total: f32 = logits.iter().map(|l: &f32| l.exp()).sum();
         for (count, logit) in counts.iter().zip(logits) {
@@ -149,9 +149,9 @@ mod tests {
         }
         for i in 0..200 {
             let top_k = Sampling::Sample { temperature: 5.0, top_k: 2, top_p: 1.0, seed: 1 };
-            assert!([1, 2].contains(&choose(&logits, top_k, i)));
+            assert!([1, 2].contains(&sample_token(&logits, top_k, i)));
             let top_p = Sampling::Sample { temperature: 1.0, top_k: 0, top_p: 0.5, seed: 1 };
-            assert_eq!(choose(&logits, top_p, i), 2);
+            assert_eq!(sample_token(&logits, top_p, i), 2);
         }
     }
 }

@@ -9,13 +9,13 @@ use lora_ops::linear::Weight;
 use lora_spec::{BaseDtype, BaseLayout, LinearModule, ModelConfig, ModelConfigError, SafetensorsIndex};
 use serde_json::Value;
 
-use crate::read::Reader;
-use crate::start::requantized;
+use crate::init::loftq_weights;
+use crate::weights::WeightReader;
 use crate::{Adapter, Base, ModelError};
 
 /// What an adapter is added to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Onto {
+pub enum MergeTarget {
     /// The weights as the checkpoint has them.
     Original,
     /// The values that they stood for in training, where the base was quantized.
@@ -28,17 +28,17 @@ impl Base {
     pub fn merged(
         dir: &Path,
         trained: &BaseLayout,
-        onto: Onto,
+        onto: MergeTarget,
         dtype: BaseDtype,
         adapter: &Adapter,
     ) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
         let index = SafetensorsIndex::open(dir)?;
         index.check(&config)?;
-        let reader = Reader::open(&index, &Device::Cpu)?;
+        let reader = WeightReader::open(&index, &Device::Cpu)?;
         let original = BaseLayout::from(BaseDtype::F32);
-        let layout = if onto == Onto::Original { &original } else { trained };
-        let requantized = requantized(&reader, &config, layout)?;
+        let layout = if onto == MergeTarget::Original { &original } else { trained };
+        let requantized = loftq_weights(&reader, &config, layout)?;
         let weight = |module: &LinearModule| -> Result<Weight, ModelError> {
             let dense = match requantized.get(&module.name) {
                 Some(weight) => weight.dense()?,

@@ -10,7 +10,7 @@ use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, embedding, rms_norm};
 use lora_spec::{ActivationCheckpointing, ModelConfig};
 
-use crate::block::{self, Context};
+use crate::block::{self, BlockContext};
 use crate::{Adapter, Base, Gradients, ModelError};
 
 /// A micro-batch: `batch` rows of `seq` tokens, padded on the right (a pad has weight 0 and nothing looks back at it).
@@ -32,7 +32,7 @@ pub struct Batch<'a> {
 
 /// Settings of a training pass.
 #[derive(Debug, Clone, Copy)]
-pub struct Pass {
+pub struct PassOptions {
     /// What is recomputed backward.
     pub checkpointing: ActivationCheckpointing,
     /// `lora_dropout`.
@@ -44,7 +44,7 @@ pub struct Pass {
 }
 
 /// A micro-batch's numbers where the base is, and what its blocks have in common.
-struct Inputs<'a> {
+struct ModelInputs<'a> {
     base: &'a Base,
     adapter: Option<&'a Adapter>,
     shape: AttentionShape,
@@ -56,14 +56,14 @@ struct Inputs<'a> {
     masks: Option<Vec<Vec<Dropout>>>,
 }
 
-impl<'a> Inputs<'a> {
+impl<'a> ModelInputs<'a> {
     fn new(
         base: &'a Base,
         adapter: Option<&'a Adapter>,
         batch: &Batch,
-        pass: Option<Pass>,
+        pass: Option<PassOptions>,
     ) -> Result<Self, ModelError> {
-        let first = window(base, batch.batch, batch.seq, 0)?;
+        let first = window_first_keys(base, batch.batch, batch.seq, 0)?;
         Ok(Self {
             shape: attention_shape(&base.config, batch.batch, batch.seq, batch.seq),
             tokens: Ids::new(batch.tokens, base.device())?,
@@ -75,15 +75,15 @@ impl<'a> Inputs<'a> {
         })
     }
 
-    fn block(&self, layer: usize) -> Context<'_> {
-        Context {
+    fn block(&self, layer: usize) -> BlockContext<'_> {
+        BlockContext {
             shape: self.shape,
             rope: &self.rope,
             eps: self.base.config.rms_norm_eps,
             activation: self.base.config.hidden_act,
             first: self.first.as_ref().filter(|_| self.base.config.sliding_window(layer).is_some()),
             lora: self.adapter.map(|adapter| adapter.block(layer)),
-            taken_off: self.adapter.and_then(|adapter| adapter.taken_off_block(layer)),
+            initial: self.adapter.and_then(|adapter| adapter.initial_block(layer)),
             scaling: self.adapter.map_or(0.0, Adapter::scaling),
             dropout: self.masks.as_ref().map(|masks| masks[layer].as_slice()),
         }
@@ -96,32 +96,32 @@ impl<'a> Inputs<'a> {
 
 /// A micro-batch whose loss is known and whose gradients are computed block by block, from the last one down.
 pub struct Backward<'a> {
-    inputs: Inputs<'a>,
+    inputs: ModelInputs<'a>,
     /// Input of each block from the lowest trained one up, and what its forward pass saved, unless that is recomputed.
-    blocks: Vec<(Tensor, block::Kept)>,
+    blocks: Vec<(Tensor, block::SavedActivations)>,
     lowest: usize,
     dy: Tensor,
 }
 
 impl<'a> Backward<'a> {
     /// The forward pass: the loss, and the backward pass to come.
-    pub fn start(
+    pub fn forward(
         base: &'a Base,
         adapter: &'a Adapter,
         batch: Batch,
-        pass: Pass,
+        pass: PassOptions,
     ) -> Result<(Loss, Self), ModelError> {
         let config = &base.config;
         let targets = Targets::new(batch.targets, batch.weights, base.device())?;
-        let inputs = Inputs::new(base, Some(adapter), &batch, Some(pass))?;
-        let slots = &adapter.layout().slots;
-        let lowest = slots.iter().map(|slot| slot.module.layer).min().unwrap_or(0);
+        let inputs = ModelInputs::new(base, Some(adapter), &batch, Some(pass))?;
+        let modules = &adapter.layout().modules;
+        let lowest = modules.iter().map(|slot| slot.module.layer).min().unwrap_or(0);
         let mut x = inputs.embed()?;
         let mut blocks = Vec::new();
         for (layer, block) in base.blocks.iter().enumerate() {
-            let (y, saved) = block.forward(&x, &inputs.block(layer))?;
+            let (y, activations) = block.forward(&x, &inputs.block(layer))?;
             if layer >= lowest {
-                blocks.push((x, saved.keep(pass.checkpointing)));
+                blocks.push((x, activations.into_saved(pass.checkpointing)));
             }
             x = y;
         }
@@ -138,11 +138,12 @@ impl<'a> Backward<'a> {
     /// The next block's part: its gradients (of the unnormalized loss) are added to `grads`. Returns which block it was;
     /// `None` when all are done.
     pub fn next_block(&mut self, grads: &Gradients) -> Result<Option<usize>, ModelError> {
-        let Some((x, kept)) = self.blocks.pop() else { return Ok(None) };
+        let Some((x, saved)) = self.blocks.pop() else { return Ok(None) };
         let layer = self.lowest + self.blocks.len();
         let (block, context) = (&self.inputs.base.blocks[layer], self.inputs.block(layer));
-        let saved = block.again(kept, &x, &context)?;
-        let dx = block.backward(&saved, &x, &self.dy, &context, grads.block(layer), layer > self.lowest)?;
+        let activations = block.recompute(saved, &x, &context)?;
+        let dx =
+            block.backward(&activations, &x, &self.dy, &context, grads.block(layer), layer > self.lowest)?;
         if let Some(dx) = dx {
             self.dy = dx;
         }
@@ -156,9 +157,9 @@ pub fn forward_backward(
     adapter: &Adapter,
     grads: &Gradients,
     batch: Batch,
-    pass: Pass,
+    pass: PassOptions,
 ) -> Result<Loss, ModelError> {
-    let (loss, mut backward) = Backward::start(base, adapter, batch, pass)?;
+    let (loss, mut backward) = Backward::forward(base, adapter, batch, pass)?;
     while backward.next_block(grads)?.is_some() {}
     Ok(loss)
 }
@@ -166,18 +167,18 @@ pub fn forward_backward(
 /// The micro-batch's loss alone, without dropout.
 pub fn loss(base: &Base, adapter: Option<&Adapter>, batch: Batch) -> Result<Loss, ModelError> {
     let targets = Targets::new(batch.targets, batch.weights, base.device())?;
-    let normed = hidden(base, adapter, &batch)?;
+    let normed = final_hidden_states(base, adapter, &batch)?;
     Ok(cross_entropy::forward_backward(&normed, &base.head, &targets, false)?)
 }
 
 /// Logits `[batch * seq, vocab]` of every position, f32.
 pub fn logits(base: &Base, adapter: Option<&Adapter>, batch: Batch) -> Result<Tensor, ModelError> {
-    base.logits(&hidden(base, adapter, &batch)?)
+    base.logits(&final_hidden_states(base, adapter, &batch)?)
 }
 
 /// The normalized hidden states that the head sees, `[batch * seq, hidden]`.
-fn hidden(base: &Base, adapter: Option<&Adapter>, batch: &Batch) -> Result<Tensor, ModelError> {
-    let inputs = Inputs::new(base, adapter, batch, None)?;
+fn final_hidden_states(base: &Base, adapter: Option<&Adapter>, batch: &Batch) -> Result<Tensor, ModelError> {
+    let inputs = ModelInputs::new(base, adapter, batch, None)?;
     let mut x = inputs.embed()?;
     for (layer, block) in base.blocks.iter().enumerate() {
         x = block.forward(&x, &inputs.block(layer))?.0;
@@ -187,7 +188,12 @@ fn hidden(base: &Base, adapter: Option<&Adapter>, batch: &Batch) -> Result<Tenso
 
 /// First keys of the queries `past..past + seq` of each row, for the layers with a window; `None` where no layer has one that
 /// is shorter than the rows.
-pub(crate) fn window(base: &Base, batch: usize, seq: usize, past: usize) -> Result<Option<Ids>, ModelError> {
+pub(crate) fn window_first_keys(
+    base: &Base,
+    batch: usize,
+    seq: usize,
+    past: usize,
+) -> Result<Option<Ids>, ModelError> {
     let config = &base.config;
     let Some(window) = (0..config.num_hidden_layers).find_map(|layer| config.sliding_window(layer)) else {
         return Ok(None);
@@ -217,7 +223,11 @@ pub(crate) fn attention_shape(
 }
 
 /// Masks of every projection, `[block][projection]`; `None` without dropout.
-fn dropout_masks(base: &Base, batch: &Batch, pass: Pass) -> Result<Option<Vec<Vec<Dropout>>>, ModelError> {
+fn dropout_masks(
+    base: &Base,
+    batch: &Batch,
+    pass: PassOptions,
+) -> Result<Option<Vec<Vec<Dropout>>>, ModelError> {
     if pass.dropout == 0.0 {
         return Ok(None);
     }

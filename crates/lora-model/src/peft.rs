@@ -74,7 +74,7 @@ impl PeftAdapter {
     }
 
     /// The adapter over `model`: its modules are those the file has matrices for.
-    pub fn over(&self, model: &ModelConfig) -> Result<Adapter, ModelError> {
+    pub fn to_adapter(&self, model: &ModelConfig) -> Result<Adapter, ModelError> {
         let fail = |message: String| ModelError::Adapter { path: self.dir.join(WEIGHTS), message };
         let modules: Vec<_> = model
             .linear_modules()
@@ -163,16 +163,17 @@ pub fn write_adapter(
 ) -> Result<[(&'static str, Vec<u8>); 2], ModelError> {
     let layout = adapter.layout();
     let flat = to_device(adapter.params(), &Device::Cpu)?;
-    let taken_off = adapter.taken_off().map(|start| to_device(start, &Device::Cpu)).transpose()?;
+    let initial =
+        adapter.initial().map(|initial_params| to_device(initial_params, &Device::Cpu)).transpose()?;
     let spec = spec.exported();
     let mut matrices = Vec::new();
     for (i, (name, shape, range)) in layout.tensors().enumerate() {
         let of = |flat: &Tensor| flat.narrow(0, range.start, range.len())?.reshape(&shape);
         let mut matrix = of(&flat)?;
-        if let Some(start) = &taken_off {
+        if let Some(initial_params) = &initial {
             let is_b = i % 2 == 1;
-            let start = if is_b { of(start)?.neg()? } else { of(start)? };
-            matrix = Tensor::cat(&[matrix, start], usize::from(is_b))?;
+            let initial_params = if is_b { of(initial_params)?.neg()? } else { of(initial_params)? };
+            matrix = Tensor::cat(&[matrix, initial_params], usize::from(is_b))?;
         }
         let bytes: Vec<u8> =
             read_f32(&matrix.contiguous()?, |values| values.iter().flat_map(|p| p.to_le_bytes()).collect())?;
@@ -186,7 +187,7 @@ pub fn write_adapter(
     // PEFT refuses a file without this entry.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let weights = safetensors::serialize(views, Some(metadata)).map_err(candle_core::Error::from)?;
-    let modules: Vec<&str> = layout.slots.iter().map(|slot| slot.module.name.as_str()).collect();
+    let modules: Vec<&str> = layout.modules.iter().map(|slot| slot.module.name.as_str()).collect();
     let config = json!({
         "alpha_pattern": {},
         "auto_mapping": null,
@@ -197,14 +198,14 @@ pub fn write_adapter(
         "init_lora_weights": true,
         "layers_pattern": null,
         "layers_to_transform": null,
-        "lora_alpha": whole(spec.lora_alpha),
+        "lora_alpha": integer_value(spec.lora_alpha),
         "lora_dropout": spec.lora_dropout,
         "modules_to_save": null,
         "peft_type": "LORA",
         "r": spec.r,
         "rank_pattern": {},
         "revision": revision,
-        "target_modules": suffixes(&modules, adapter),
+        "target_modules": target_module_suffixes(&modules, adapter),
         "task_type": "CAUSAL_LM",
         "use_dora": false,
         "use_rslora": spec.use_rslora,
@@ -215,13 +216,13 @@ pub fn write_adapter(
 }
 
 /// A whole number without a fraction, as PEFT writes `lora_alpha`.
-fn whole(number: f64) -> Value {
+fn integer_value(number: f64) -> Value {
     let is_whole = number.fract() == 0.0 && number.abs() < 1e15;
     if is_whole { json!(number as i64) } else { json!(number) }
 }
 
 /// Module names as servers expect them: the last part alone where that names the same modules in every block.
-fn suffixes(modules: &[&str], adapter: &Adapter) -> Vec<String> {
+fn target_module_suffixes(modules: &[&str], adapter: &Adapter) -> Vec<String> {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let mut names: Vec<String> = modules.iter().map(|m| last(m)).collect();
     names.sort();

@@ -10,10 +10,10 @@ use lora_spec::{BaseDtype, BaseFormat, Philox, Quantization};
 use crate::ModelError;
 
 /// Standard deviation of Transformers' initialization.
-const DEVIATION: f64 = 0.02;
+const INIT_STD: f64 = 0.02;
 
 /// Bound of uniform numbers with that standard deviation.
-const BOUND: f32 = 0.034_641;
+const UNIFORM_BOUND: f32 = 0.034_641;
 
 /// A tensor of a checkpoint, made on `device`: a matrix of uniform numbers, a norm of ones or a bias of zeros. Every element is
 /// a pure function of the seed, the name and its index.
@@ -29,7 +29,7 @@ pub(crate) fn tensor(
         BaseDtype::F32 | BaseDtype::Auto => DType::F32,
     };
     if shape.len() > 1 {
-        return Ok(uniform(shape, BOUND, dtype, &Philox::new(seed, name), device)?);
+        return Ok(uniform(shape, UNIFORM_BOUND, dtype, &Philox::new(seed, name), device)?);
     }
     let constant = if name.ends_with(".bias") { 0.0_f32 } else { 1.0 };
     let values = vec![constant; shape.iter().product()];
@@ -48,9 +48,9 @@ pub(crate) fn weight(
     Ok(match format.quantization {
         Quantization::None => tensor(name, &[shape.0, shape.1], format.dtype, seed, device)?.into(),
         Quantization::Nf4 { double_quant } => {
-            FourBit::random(shape, Codebook::Nf4, double_quant, DEVIATION, &philox, device)?.into()
+            FourBit::random(shape, Codebook::Nf4, double_quant, INIT_STD, &philox, device)?.into()
         }
-        Quantization::Int8 => Int8::random(shape, DEVIATION, &philox, device)?.into(),
+        Quantization::Int8 => Int8::random(shape, INIT_STD, &philox, device)?.into(),
     })
 }
 
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn elements_are_a_function_of_seed_and_place() {
+    fn elements_depend_on_seed_and_position_only() {
         let values = values_of("q_proj.weight", &[61, 97], BaseDtype::F32, 3);
         let mean =
             |f: fn(f64) -> f64| values.iter().map(|v| f(f64::from(*v))).sum::<f64>() / values.len() as f64;
@@ -88,7 +88,7 @@ mod tests {
     /// mean of
     /// NF4's sixteen values is 4 % of it, not 0.
     #[test]
-    fn quantized_weights_have_the_usual_distribution() {
+    fn quantized_weights_have_the_configured_deviation() {
         for quantization in [
             Quantization::Nf4 { double_quant: false },
             Quantization::Nf4 { double_quant: true },
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_random_base_computes() {
+    fn a_random_base_gives_finite_losses() {
         for (architecture, tied) in [("LlamaForCausalLM", true), ("Qwen2ForCausalLM", false)] {
             let text = format!(
                 r#"{{"architectures": ["{architecture}"], "hidden_size": 16, "intermediate_size": 24, "vocab_size": 50,

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use lora_model::{Adapter, Base, Batch, Gradients, Pass, PeftAdapter, forward_backward, logits};
+use lora_model::{Adapter, Base, Batch, Gradients, PassOptions, PeftAdapter, forward_backward, logits};
 use lora_spec::{ActivationCheckpointing, BaseDtype};
 use serde_json::Value;
 
@@ -48,7 +48,7 @@ impl Case {
         let case: Value = serde_json::from_slice(&std::fs::read(dir.join("case.json")).unwrap()).unwrap();
         let model = model.unwrap_or_else(|| case["model"].as_str().unwrap());
         let base = Base::load(&golden().join("models").join(model), BaseDtype::Auto, &Device::Cpu).unwrap();
-        let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().over(&base.config).unwrap();
+        let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().to_adapter(&base.config).unwrap();
         let inputs = load(&dir.join("inputs.safetensors"));
         let (batch, seq) = inputs["tokens"].dims2().unwrap();
         let labels = values(&inputs["labels"]);
@@ -98,7 +98,7 @@ impl Case {
             assert!(error <= 1e-5, "{name}: {expected} are off by {error:e}");
         }
         let grads = Gradients::zeros(self.adapter.layout(), &Device::Cpu).unwrap();
-        let pass = Pass { checkpointing, dropout: 0.0, seed: 0, step: 0 };
+        let pass = PassOptions { checkpointing, dropout: 0.0, seed: 0, step: 0 };
         let loss = forward_backward(&self.base, &self.adapter, &grads, self.batch(&[0; 3]), pass).unwrap();
         let expected = values(&self.expected["loss_sum"])[0];
         let sum = loss.sum().unwrap();
@@ -115,7 +115,7 @@ impl Case {
 }
 
 #[test]
-fn every_case_equals_transformers_and_peft() {
+fn every_case_matches_transformers_and_peft() {
     let cases = ["llama-gqa", "llama-gqa-list", "llama-gqa-regex", "llama-gqa-rslora", "llama3-rope"];
     let quantized = ["llama-nf4", "qwen2-nf4", "llama-int8"];
     let others = ["llama-linear-rope", "qwen2", "llama-bf16", "qwen2-window", "llama-geglu"];
@@ -131,6 +131,6 @@ fn every_case_equals_transformers_and_peft() {
 }
 
 #[test]
-fn a_config_as_transformers_4_wrote_it_gives_the_same_model() {
+fn transformers_4_configs_give_the_same_model() {
     Case::read("qwen2", Some("qwen2-v4")).check("qwen2-v4", ActivationCheckpointing::None);
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use lora_model::{Adapter, Base, Batch, Gradients, Pass, forward_backward};
+use lora_model::{Adapter, Base, Batch, Gradients, PassOptions, forward_backward};
 use lora_spec::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, ModelConfig, Philox, Quantization,
 };
@@ -61,7 +61,8 @@ fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
             let grads = Gradients::zeros(adapter.layout(), &Device::Cpu).unwrap();
             let batch =
                 Batch { batch, seq, tokens: &tokens, targets: &tokens, weights: &weights, rows: &[4, 0, 9] };
-            let pass = Pass { checkpointing: ActivationCheckpointing::None, dropout: 0.1, seed: 1, step: 2 };
+            let pass =
+                PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.1, seed: 1, step: 2 };
             let loss = pool.install(|| forward_backward(&base, &adapter, &grads, batch, pass).unwrap());
             let grads: Vec<u32> =
                 grads.flat().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect();

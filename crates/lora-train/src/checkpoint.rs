@@ -1,6 +1,6 @@
 //! The checkpoint of a run.
 //!
-//! A safetensors file: `params` and, where there is such, `taken_off` (what the base is trained without) and `best` (the parameters
+//! A safetensors file: `params` and, where there is such, `initial` (what the base is trained without) and `best` (the parameters
 //! at the best evaluation, where they are wanted at the end): flat f32 in the adapter's layout; and AdamW's moments, `exp_avg` and `exp_avg_sq` or what those are in 8 bits. Everything else is JSON in its metadata under
 //! `progress`.
 
@@ -45,9 +45,9 @@ pub(crate) fn write(
     best: Option<&[f32]>,
 ) -> Result<Vec<u8>, TrainError> {
     let moments = engine.moments.tensors();
-    let taken_off = engine.adapter().taken_off().map(|start| ("taken_off", start));
+    let initial = engine.adapter().initial().map(|initial_params| ("taken_off", initial_params));
     let held: Vec<(&str, &Tensor)> =
-        std::iter::once(("params", engine.adapter().params())).chain(taken_off).chain(moments).collect();
+        std::iter::once(("params", engine.adapter().params())).chain(initial).chain(moments).collect();
     let of = |tensor: &Tensor| match tensor.dtype() {
         DType::U8 => Dtype::U8,
         _ => Dtype::F32,
@@ -148,7 +148,7 @@ pub(crate) fn read(
         }
     };
     let best = tensors.names().contains(&"best").then(|| flat("best")).transpose()?;
-    let taken_off = engine.adapter().taken_off().map(|_| flat("taken_off")).transpose()?;
-    engine.set(flat("params")?, taken_off, moment, progress.updates).map_err(|e| unreadable(&e))?;
+    let initial = engine.adapter().initial().map(|_| flat("taken_off")).transpose()?;
+    engine.set(flat("params")?, initial, moment, progress.updates).map_err(|e| unreadable(&e))?;
     Ok((progress, best))
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use lora_collective::tree::{NodeId, TreeAccumulator, nodes_in};
-use lora_model::{Adapter, Backward, Base, Batch, Gradients, Loss, Pass, loss};
+use lora_model::{Adapter, Backward, Base, Batch, Gradients, Loss, PassOptions, loss};
 use lora_ops::adamw::{AdamW, clip_factor};
 use lora_ops::add_assign;
 use lora_ops::device::StreamEvent;
@@ -46,7 +46,7 @@ pub struct Engine {
 impl Engine {
     /// An engine before its first step, where the base is.
     pub fn new(base: Arc<Base>, adapter: Adapter, optim: Optim) -> Result<Self, TrainError> {
-        let adapter = adapter.on(&base)?;
+        let adapter = adapter.to_device_of(&base)?;
         Ok(Self {
             reduced: Gradients::zeros(adapter.layout(), base.device())?,
             accumulator: TreeAccumulator::new(),
@@ -70,17 +70,17 @@ impl Engine {
         &self.adapter
     }
 
-    /// Replaces parameters, in the adapter's layout (`taken_off`: see [`Adapter::with`]), and moments, of which `find` gives each
+    /// Replaces parameters, in the adapter's layout (`initial`: see [`Adapter::with`]), and moments, of which `find` gives each
     /// tensor by its name.
     pub(crate) fn set(
         &mut self,
         params: Vec<f32>,
-        taken_off: Option<Vec<f32>>,
+        initial: Option<Vec<f32>>,
         find: impl FnMut(&str) -> lora_ops::Result<Tensor>,
         updates: u64,
     ) -> Result<(), TrainError> {
         let moments = self.moments.read(self.adapter.layout(), self.base.device(), find)?;
-        let adapter = self.adapter.with(params, taken_off)?;
+        let adapter = self.adapter.with_params(params, initial)?;
         (self.adapter, self.moments, self.updates) = (adapter, moments, updates);
         Ok(())
     }
@@ -97,7 +97,7 @@ impl Engine {
     pub fn forward_backward(
         &mut self,
         batch: Batch,
-        pass: Pass,
+        pass: PassOptions,
         share: Share,
         peers: &mut Peers,
     ) -> Result<(), TrainError> {
@@ -106,7 +106,7 @@ impl Engine {
             None => Gradients::zeros(self.adapter.layout(), self.base.device())?,
         };
         leaf.clear()?;
-        let (loss, mut backward) = Backward::start(&self.base, &self.adapter, batch, pass)?;
+        let (loss, mut backward) = Backward::forward(&self.base, &self.adapter, batch, pass)?;
         self.losses.push(loss);
         let is_last = self.losses.len() == self.range.len();
         if is_last && peers.reduces_early() {
@@ -244,7 +244,7 @@ impl Engine {
     /// Hash of parameters, what is taken off the base, and moments (128 bits), in hex.
     pub fn state_hash(&self) -> Result<String, TrainError> {
         let moments = self.moments.tensors().into_iter().map(|(_, tensor)| tensor);
-        let adapter = std::iter::once(self.adapter.params()).chain(self.adapter.taken_off());
+        let adapter = std::iter::once(self.adapter.params()).chain(self.adapter.initial());
         let parts: Vec<&Tensor> = adapter.chain(moments).collect();
         let [low, high] = fingerprint(&parts)?;
         Ok(format!("{high:016x}{low:016x}"))

@@ -33,17 +33,18 @@ impl Run {
         let progress = &self.progress;
         let last = self.engine.adapter();
         let (adapter, adapter_step) = match (&self.best_params, progress.best.best) {
-            (Some(best), Some((_, step))) => (&last.with(best.clone(), None)?, step),
+            (Some(best), Some((_, step))) => (&last.with_params(best.clone(), None)?, step),
             _ => (last, progress.step),
         };
         let base = self.engine.base();
         let (name, revision) = hub_name(&self.job.model);
         let files = write_adapter(adapter, &self.job.adapter, &name, revision.as_deref())?;
         let [(_, weights), (_, config)] = &files;
-        let reloaded =
-            PeftAdapter::parse(Path::new("export"), config, weights)?.over(&base.config)?.on(base)?;
+        let reloaded = PeftAdapter::parse(Path::new("export"), config, weights)?
+            .to_adapter(&base.config)?
+            .to_device_of(base)?;
         // In bf16 a large term that is added and taken off leaves its rounding behind; what is forgotten shows all the same.
-        let tolerance = match (adapter.taken_off(), base.activations()) {
+        let tolerance = match (adapter.initial(), base.activation_dtype()) {
             (None, _) => 0.0,
             (Some(_), DType::F32) => 1e-4,
             (Some(_), _) => 0.25,

@@ -40,7 +40,7 @@ pub(crate) fn initial_adapter(
 ) -> Result<Adapter, TrainError> {
     match init_from {
         Some(dir) => adapter_in(dir, job, &base.config),
-        None => Ok(Adapter::start(base, &job.adapter, job.training.seed)?),
+        None => Ok(Adapter::init(base, &job.adapter, job.training.seed)?),
     }
 }
 
@@ -49,8 +49,9 @@ pub fn adapter_in(dir: &Path, job: &JobSpec, config: &ModelConfig) -> Result<Ada
     let modules = job.adapter.target_modules.resolve(config)?;
     let layout = AdapterLayout::new(config, &modules, job.adapter.r);
     let field = |message: String| FieldError::new("adapter.init_from", message);
-    let adapter =
-        PeftAdapter::read(dir).and_then(|adapter| adapter.over(config)).map_err(|e| field(e.to_string()))?;
+    let adapter = PeftAdapter::read(dir)
+        .and_then(|adapter| adapter.to_adapter(config))
+        .map_err(|e| field(e.to_string()))?;
     if **adapter.layout() != layout || adapter.scaling() != job.adapter.scaling() {
         return Err(field(format!(
             "the adapter in {} has another r, scaling or set of modules than adapter.r, adapter.lora_alpha, \

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use lora_model::{Adapter, Base, Batch, Gradients, Pass, forward_backward};
+use lora_model::{Adapter, Base, Batch, Gradients, PassOptions, forward_backward};
 use lora_spec::{
     AdapterSpec, BaseFormat, InitLoraWeights, JobSpec, MicroBatchShape, ModelConfig, ModelFootprint, Philox,
     TrainingWorkload, row_flops,
@@ -65,7 +65,7 @@ fn seconds(
     let config = shortened(config, blocks);
     let mut adapter = Adapter::new(&config, &job.adapter, 0)?;
     if job.adapter.init_lora_weights.subtracts_initial() {
-        adapter = adapter.taken_off_itself()?;
+        adapter = adapter.with_initial_subtracted()?;
     }
     let base = Base::random(config, format, 0, &ComputeDevice::Cpu)?;
     let gradients = Gradients::zeros(adapter.layout(), base.device())?;
@@ -75,7 +75,7 @@ fn seconds(
     let mut targets = tokens.clone();
     targets.rotate_left(1.min(count));
     let rows: Vec<u64> = (0..shape.rows as u64).collect();
-    let pass = Pass {
+    let pass = PassOptions {
         checkpointing: job.training.activation_checkpointing,
         dropout: job.adapter.lora_dropout,
         seed: 0,

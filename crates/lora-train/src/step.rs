@@ -5,7 +5,7 @@
 
 use lora_collective::tree::{partition, sum_f64};
 use lora_data::{MicroBatch, MicroBatchRows, collate};
-use lora_model::{Batch, Pass};
+use lora_model::{Batch, PassOptions};
 use lora_ops::adamw::AdamW;
 use lora_ops::transfer::to_vec;
 
@@ -115,7 +115,7 @@ impl Run {
         let range = share.ranges[self.peers.rank()].clone();
         self.engine.start(share, range.clone())?;
         let training = &self.job.training;
-        let pass = Pass {
+        let pass = PassOptions {
             checkpointing: training.activation_checkpointing,
             dropout: self.job.adapter.lora_dropout,
             seed: training.seed,

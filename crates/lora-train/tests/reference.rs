@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use lora_collective::tree::partition;
-use lora_model::{Adapter, Base, Batch, Pass, PeftAdapter};
+use lora_model::{Adapter, Base, Batch, PassOptions, PeftAdapter};
 use lora_ops::adamw::AdamW;
 use lora_spec::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec,
@@ -105,7 +105,8 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
                 weights: &(0..size).map(|i| if next(i) >= 0.0 { 1.0 } else { 0.0 }).collect::<Vec<_>>(),
                 rows: &vec![0; rows],
             };
-            let pass = Pass { checkpointing: ActivationCheckpointing::None, dropout: 0.0, seed: 0, step: 0 };
+            let pass =
+                PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.0, seed: 0, step: 0 };
             engine.forward_backward(batch, pass, share, &mut alone).unwrap();
         }
         let losses = engine.losses().unwrap();
@@ -133,7 +134,7 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
 /// The adapter that PEFT trained from a file.
 fn stored(name: &str) -> impl Fn(&Base) -> Adapter {
     let dir = golden().join("curve").join(name).join("adapter");
-    move |base| PeftAdapter::read(&dir).unwrap().over(&base.config).unwrap()
+    move |base| PeftAdapter::read(&dir).unwrap().to_adapter(&base.config).unwrap()
 }
 
 #[test]
@@ -171,6 +172,6 @@ fn ten_steps_from_the_base_s_weights_follow_those_of_peft() {
             },
             ..JobSpec::default()
         };
-        curve(name, job.base_layout(), |base| Adapter::start(base, &job.adapter, 1).unwrap());
+        curve(name, job.base_layout(), |base| Adapter::init(base, &job.adapter, 1).unwrap());
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use lora_model::{Base, Batch, Gradients, Pass, PeftAdapter, forward_backward, logits};
+use lora_model::{Base, Batch, Gradients, PassOptions, PeftAdapter, forward_backward, logits};
 use lora_ops::transfer::to_vec;
 use lora_spec::{ActivationCheckpointing, BaseDtype};
 use serde_json::Value;
@@ -44,7 +44,7 @@ fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
     let (case, errors) = (json("case.json")?, json("errors.json")?);
     let model = case["model"].as_str().context("case.json names no model")?;
     let base = Base::load(&golden.join("models").join(model), BaseDtype::Auto, &bench.device)?;
-    let adapter = PeftAdapter::read(&dir.join("adapter"))?.over(&base.config)?.on(&base)?;
+    let adapter = PeftAdapter::read(&dir.join("adapter"))?.to_adapter(&base.config)?.to_device_of(&base)?;
     let (inputs, expected) = (load("inputs.safetensors")?, load("expected.safetensors")?);
     let (rows, seq) = inputs["tokens"].dims2()?;
     let (tokens, labels) = (values(&inputs["tokens"])?, values(&inputs["labels"])?);
@@ -60,7 +60,7 @@ fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
         rows: &vec![0; rows],
     };
     let of_peft = &errors["peft_autocast"];
-    let bounds = |what: &str, f32_bound: f64| match base.activations() {
+    let bounds = |what: &str, f32_bound: f64| match base.activation_dtype() {
         DType::BF16 => of_peft[what].as_f64().map(|e| e * OF_PEFT).context("errors.json"),
         _ => Ok(f32_bound),
     };
@@ -90,7 +90,7 @@ fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
         ActivationCheckpointing::BlockSaveAttention,
     ] {
         let grads = Gradients::zeros(adapter.layout(), &bench.device)?;
-        let pass = Pass { checkpointing, dropout: 0.0, seed: 0, step: 0 };
+        let pass = PassOptions { checkpointing, dropout: 0.0, seed: 0, step: 0 };
         let loss = forward_backward(&base, &adapter, &grads, batch, pass)?;
         hold("loss", &[loss.sum()?], &values(&expected["loss_sum"])?, bounds("loss_sum", LOGITS)?)?;
         let flat: Vec<f32> = to_vec(grads.flat())?;
@@ -102,7 +102,7 @@ fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
     }
     let gradients = said.iter().filter(|(what, _)| what.starts_with("grad.")).map(|(_, error)| *error);
     let median_error = median(gradients);
-    if base.activations() == DType::BF16 {
+    if base.activation_dtype() == DType::BF16 {
         let all = of_peft.as_object().context("errors.json")?.iter();
         let of_peft = median(all.filter(|(k, _)| k.starts_with("grad.")).filter_map(|(_, v)| v.as_f64()));
         let most = of_peft * OF_PEFT;

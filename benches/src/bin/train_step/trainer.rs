@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use lora_model::{Adapter, Base, Batch, Pass};
+use lora_model::{Adapter, Base, Batch, PassOptions};
 use lora_ops::adamw::AdamW;
 use lora_spec::{ActivationCheckpointing, AdapterSpec, Optim, Philox};
 use lora_train::{Engine, Peers, Share};
@@ -54,7 +54,8 @@ impl Trainer {
             weights: &vec![1.0; tokens.len()],
             rows: &self.rows,
         };
-        let pass = Pass { checkpointing: self.checkpointing, dropout: 0.0, seed: 0, step: step as u64 };
+        let pass =
+            PassOptions { checkpointing: self.checkpointing, dropout: 0.0, seed: 0, step: step as u64 };
         let only = 0..1;
         let (mut alone, share) = (Peers::none(), Share { leaves: 1, ranges: std::slice::from_ref(&only) });
         self.engine.start(share, only.clone())?;

@@ -111,7 +111,7 @@ impl EngineThread {
     /// The base in `dir`: the one in memory if it is the same, else read now, after the other has been let go.
     fn load_base(&mut self, spec: &JobSpec, dir: &Path) -> Result<Arc<Base>, Stop> {
         let started = Instant::now();
-        let key = BaseKey::of(dir, spec.base_layout()).map_err(TrainError::from)?;
+        let key = BaseKey::from_dir(dir, spec.base_layout()).map_err(TrainError::from)?;
         let known = self.base.take().filter(|(cached, _)| *cached == key);
         let cached = known.is_some();
         let base = match known {

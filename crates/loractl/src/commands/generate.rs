@@ -56,7 +56,8 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
     let tokenizer = Tokenizer::load(&args.base)?;
     let base = Base::load(&args.base, args.base_layout()?, &lora_train::ComputeDevice::Cpu)?;
-    let adapter = args.adapter.as_ref().map(|dir| PeftAdapter::read(dir)?.over(&base.config)).transpose()?;
+    let adapter =
+        args.adapter.as_ref().map(|dir| PeftAdapter::read(dir)?.to_adapter(&base.config)).transpose()?;
     let prompt = if args.chat {
         let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
         let messages: Vec<Message> = system.chain([Message::new("user", args.prompt.as_str())]).collect();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
 use lora_data::{Dataset, MicroBatchRows, Tokenizer, collate};
-use lora_model::{Adapter, Base, Batch, Onto, PeftAdapter, logits};
+use lora_model::{Adapter, Base, Batch, MergeTarget, PeftAdapter, logits};
 use lora_spec::{BaseDtype, BaseLayout, LongRows, ModelConfig, Quantization};
 use lora_train::{ComputeDevice, Receipt};
 use serde::Serialize;
@@ -99,7 +99,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         Dtype::F32 => BaseDtype::F32,
     };
     let config = ModelConfig::read(&args.base)?;
-    let adapter = PeftAdapter::read(&args.adapter)?.over(&config)?;
+    let adapter = PeftAdapter::read(&args.adapter)?.to_adapter(&config)?;
     let tokenizer = Tokenizer::load(&args.base)?;
     let rows = rows(&args, receipt.as_ref(), &tokenizer)?;
     let expected = Sample::of(
@@ -110,7 +110,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
 
     // Each is made when it is needed, and again to be written: one dense model at a time is enough in memory.
     let merge = |onto| {
-        let of = if onto == OntoArg::Original { Onto::Original } else { Onto::Dequantized };
+        let of = if onto == OntoArg::Original { MergeTarget::Original } else { MergeTarget::Dequantized };
         Base::merged(&args.base, &trained_form, of, dtype, &adapter)
     };
     let mut differences = Vec::new();

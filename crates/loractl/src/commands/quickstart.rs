@@ -64,7 +64,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         bail!("the job ended as {}: {}", summary.state.name(), summary.failure.unwrap_or_default());
     }
     eprintln!("answering the same rows with the adapter");
-    let adapter = PeftAdapter::read(&out)?.over(&base.config)?;
+    let adapter = PeftAdapter::read(&out)?.to_adapter(&base.config)?;
     let after = exact_match(&base, Some(&adapter), &tokenizer, &rows)?;
 
     let mut table = Table::new();

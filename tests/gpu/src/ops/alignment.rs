@@ -107,7 +107,7 @@ fn four_bit(bench: &Bench, shape: (usize, usize), nested: bool) -> Result<FourBi
 fn adapters(bench: &Bench, layout: &AdapterLayout) -> Result<()> {
     let parameters = zeros(bench, (1, layout.len), DType::BF16)?.flatten_all()?;
     let gradients = Gradients::zeros(layout, &bench.device)?;
-    for slot in &layout.slots {
+    for slot in &layout.modules {
         let LinearModule { in_features, out_features, .. } = slot.module;
         let pair = |flat: &Tensor| -> Result<LoraPair> {
             let a = flat.narrow(0, slot.a.start, slot.a.len())?.reshape((slot.r, in_features))?;

@@ -28,7 +28,7 @@ fn base(model: &str, layout: impl Into<BaseLayout>) -> Base {
 /// `s B A` of a module, from flat parameters in the adapter's layout.
 fn product_of(adapter: &Adapter, params: &Tensor, module: &str) -> Tensor {
     let name = format!("model.layers.{module}");
-    let slot = adapter.layout().slots.iter().find(|slot| slot.module.name == name).unwrap();
+    let slot = adapter.layout().modules.iter().find(|slot| slot.module.name == name).unwrap();
     let (rows, cols, r) = (slot.module.out_features, slot.module.in_features, slot.r);
     let a = params.narrow(0, slot.a.start, slot.a.len()).unwrap().reshape((r, cols)).unwrap();
     let b = params.narrow(0, slot.b.start, slot.b.len()).unwrap().reshape((rows, r)).unwrap();
@@ -57,7 +57,7 @@ fn weight(model: &str, module: &str) -> Tensor {
 const MODULES: [&str; 4] = ["0.self_attn.q_proj", "0.self_attn.k_proj", "1.mlp.gate_proj", "1.mlp.down_proj"];
 
 #[test]
-fn pissa_and_olora_start_as_in_peft() {
+fn pissa_and_olora_match_peft() {
     let (pissa, olora) = (InitLoraWeights::Pissa, InitLoraWeights::Olora);
     for (case, model, spec) in [
         ("pissa", "llama-gqa", spec(pissa, 8.0)),
@@ -67,14 +67,14 @@ fn pissa_and_olora_start_as_in_peft() {
         ("pissa", "llama-gqa", spec(InitLoraWeights::PissaNiter(40), 8.0)),
     ] {
         let base = base(model, BaseDtype::F32);
-        let adapter = Adapter::start(&base, &spec, 1).unwrap();
+        let adapter = Adapter::init(&base, &spec, 1).unwrap();
         let expected = load(golden("initial").join(format!("{case}.safetensors")), &Device::Cpu).unwrap();
         for module in MODULES {
             let product = product_of(&adapter, adapter.params(), module);
             let e = error(&values(&product), &values(&expected[&format!("{module}.product")]));
             assert!(e < 1e-4, "{case} {module}: s B A is off by {e}");
-            let taken_off = product_of(&adapter, adapter.taken_off().unwrap(), module);
-            let frozen = (weight(model, module) - taken_off).unwrap();
+            let initial = product_of(&adapter, adapter.initial().unwrap(), module);
+            let frozen = (weight(model, module) - initial).unwrap();
             let e = error(&values(&frozen), &values(&expected[&format!("{module}.frozen")]));
             assert!(e < 1e-4, "{case} {module}: what is frozen is off by {e}");
         }
@@ -82,7 +82,7 @@ fn pissa_and_olora_start_as_in_peft() {
 }
 
 #[test]
-fn loftq_makes_up_for_quantization_as_in_peft() {
+fn loftq_matches_peft() {
     for (case, rounds) in [("loftq", 1), ("loftq-iter-5", 5)] {
         let job = JobSpec {
             model: ModelSpec { quantization: QuantizationType::Nf4, ..ModelSpec::default() },
@@ -90,8 +90,8 @@ fn loftq_makes_up_for_quantization_as_in_peft() {
             ..JobSpec::default()
         };
         let base = base("qwen2", job.base_layout());
-        let adapter = Adapter::start(&base, &job.adapter, 1).unwrap();
-        assert!(adapter.taken_off().is_none());
+        let adapter = Adapter::init(&base, &job.adapter, 1).unwrap();
+        assert!(adapter.initial().is_none());
         // What is not the files' is part of the base's hash.
         let plain = self::base("qwen2", job.base_layout().format);
         assert_eq!(base.sha256() == plain.sha256(), rounds == 1);
@@ -99,7 +99,7 @@ fn loftq_makes_up_for_quantization_as_in_peft() {
         let expected = load(golden("initial").join(format!("{case}.safetensors")), &Device::Cpu).unwrap();
         // A scaling that is not 1 is made up for.
         let scaled = AdapterSpec { lora_alpha: 32.0, ..job.adapter.clone() };
-        let scaled = Adapter::start(&base, &scaled, 1).unwrap();
+        let scaled = Adapter::init(&base, &scaled, 1).unwrap();
         for module in MODULES {
             let product = values(&product_of(&adapter, adapter.params(), module));
             let e = error(&product, &values(&expected[&format!("{module}.product")]));
@@ -131,26 +131,28 @@ fn sample(base: &Base, adapter: Option<&Adapter>) -> Vec<f32> {
 }
 
 #[test]
-fn training_starts_at_the_base_and_the_export_fits_it() {
+fn initial_logits_match_the_base_and_the_export() {
     let nf4 = BaseFormat { dtype: BaseDtype::Auto, quantization: Quantization::Nf4 { double_quant: true } };
     for (model, layout) in [("llama-gqa", BaseLayout::default()), ("qwen2", nf4.into())] {
         let base = base(model, layout);
         for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(2), InitLoraWeights::Olora] {
             let spec = spec(init, 8.0);
-            let adapter = Adapter::start(&base, &spec, 1).unwrap();
+            let adapter = Adapter::init(&base, &spec, 1).unwrap();
             let e = error(&sample(&base, Some(&adapter)), &sample(&base, None));
             assert!(e < 1e-5, "{model} {init}: off by {e}");
 
             let moved: Vec<f32> = values(adapter.params()).iter().map(|p| 1.25 * p + 0.01).collect();
-            let trained = adapter.with(moved, None).unwrap();
+            let trained = adapter.with_params(moved, None).unwrap();
             let logits = sample(&base, Some(&trained));
             assert!(error(&logits, &sample(&base, None)) > 0.01, "{model} {init}");
             let [(_, weights), (_, config)] = write_adapter(&trained, &spec, "base", None).unwrap();
             let config_json: serde_json::Value = serde_json::from_slice(&config).unwrap();
             assert_eq!((&config_json["r"], &config_json["lora_alpha"]), (&8.into(), &16.into()));
             assert_eq!(config_json["init_lora_weights"], true);
-            let export =
-                PeftAdapter::parse(Path::new("x"), &config, &weights).unwrap().over(&base.config).unwrap();
+            let export = PeftAdapter::parse(Path::new("x"), &config, &weights)
+                .unwrap()
+                .to_adapter(&base.config)
+                .unwrap();
             let e = error(&sample(&base, Some(&export)), &logits);
             assert!(e < 1e-5, "{model} {init}: the export is off by {e}");
         }
@@ -159,14 +161,14 @@ fn training_starts_at_the_base_and_the_export_fits_it() {
 
 /// Jobs share a base in memory but where LoftQ quantizes it again.
 #[test]
-fn bases_that_loftq_makes_are_told_apart() {
+fn loftq_bases_have_distinct_keys_and_hashes() {
     let key = |init_lora_weights, loftq_iter, r| {
         let job = JobSpec {
             model: ModelSpec { quantization: QuantizationType::Nf4, ..ModelSpec::default() },
             adapter: AdapterSpec { r, loftq_iter, ..spec(init_lora_weights, 8.0) },
             ..JobSpec::default()
         };
-        BaseKey::of(&golden("models/qwen2"), job.base_layout()).unwrap()
+        BaseKey::from_dir(&golden("models/qwen2"), job.base_layout()).unwrap()
     };
     let plain = key(InitLoraWeights::Default, 1, 4);
     for shared in [InitLoraWeights::Pissa, InitLoraWeights::Olora, InitLoraWeights::Loftq] {
@@ -179,12 +181,12 @@ fn bases_that_loftq_makes_are_told_apart() {
 }
 
 #[test]
-fn a_start_has_the_same_bits_with_any_number_of_threads() {
+fn initialization_is_independent_of_threads() {
     let base = base("llama-gqa", BaseDtype::F32);
     for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(4), InitLoraWeights::Olora] {
         let bits = |threads: usize| -> Vec<u32> {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let adapter = pool.install(|| Adapter::start(&base, &spec(init, 8.0), 1).unwrap());
+            let adapter = pool.install(|| Adapter::init(&base, &spec(init, 8.0), 1).unwrap());
             values(adapter.params()).into_iter().map(f32::to_bits).collect()
         };
         let one = bits(1);
@@ -194,19 +196,19 @@ fn a_start_has_the_same_bits_with_any_number_of_threads() {
 }
 
 #[test]
-fn what_an_adapter_cannot_start_from_is_named() {
+fn invalid_ranks_and_bases_are_named() {
     let dense = base("llama-gqa", BaseDtype::F32);
     let large = AdapterSpec { r: 4000, ..spec(InitLoraWeights::Pissa, 8.0) };
-    let error = Adapter::start(&dense, &large, 1).unwrap_err().to_string();
+    let error = Adapter::init(&dense, &large, 1).unwrap_err().to_string();
     assert!(error.contains("adapter.r: is 4000") && error.contains("model.layers.0."), "{error}");
 
     let quantized = base("llama-nf4", BaseDtype::Auto);
-    let error = Adapter::start(&quantized, &spec(InitLoraWeights::Loftq, 8.0), 1).unwrap_err().to_string();
+    let error = Adapter::init(&quantized, &spec(InitLoraWeights::Loftq, 8.0), 1).unwrap_err().to_string();
     assert!(error.contains("adapter.init_lora_weights: loftq needs the weights before"), "{error}");
 }
 
 #[test]
-fn a_weight_that_is_not_finite_is_named() {
+fn non_finite_weights_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let from = golden("models").join("llama-gqa");
     std::fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
@@ -219,7 +221,7 @@ fn a_weight_that_is_not_finite_is_named() {
     candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors")).unwrap();
     let base = Base::load(dir.path(), BaseDtype::F32, &Device::Cpu).unwrap();
     for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(1), InitLoraWeights::Olora] {
-        let error = Adapter::start(&base, &spec(init, 8.0), 1).unwrap_err().to_string();
+        let error = Adapter::init(&base, &spec(init, 8.0), 1).unwrap_err().to_string();
         assert!(error.contains(&format!("tensor {name}: element (0, 1) is NaN")), "{init}: {error}");
     }
 }

@@ -27,7 +27,7 @@ fn refused(model: &str, tensor: &str, bytes: &[u8], quantization: Quantization) 
 }
 
 #[test]
-fn a_dense_weight_that_is_not_finite_is_not_quantized() {
+fn non_finite_dense_weights_are_rejected() {
     for quantization in [Quantization::Nf4 { double_quant: true }, Quantization::Int8] {
         let error = refused("llama-gqa", WEIGHT, &f32::NAN.to_le_bytes(), quantization);
         assert!(
@@ -40,7 +40,7 @@ fn a_dense_weight_that_is_not_finite_is_not_quantized() {
 }
 
 #[test]
-fn stored_scales_that_are_not_finite_are_named() {
+fn non_finite_scales_are_rejected() {
     let nan = f32::NAN.to_le_bytes();
     for (model, tensor, named) in [
         ("qwen2-nf4", format!("{WEIGHT}.absmax"), format!("{WEIGHT}.absmax")),
@@ -53,7 +53,7 @@ fn stored_scales_that_are_not_finite_are_named() {
 }
 
 #[test]
-fn codes_that_stand_for_other_values_are_refused() {
+fn unexpected_codebooks_are_rejected() {
     let map = format!("{WEIGHT}.quant_map");
     let error = refused("llama-nf4", &map, &0.5_f32.to_le_bytes(), Quantization::None);
     assert!(error.contains(&format!("tensor {map}: is not that of nf4")), "{error}");

@@ -11,7 +11,7 @@ use lora_spec::{
 };
 
 #[test]
-fn the_planned_bytes_of_a_base_are_those_it_takes() {
+fn planned_base_bytes_match_the_loaded_base() {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models");
     let dense = ["llama-gqa", "llama3-rope", "llama-linear-rope", "qwen2", "llama-bf16"];
     let quantizations = [
@@ -35,7 +35,7 @@ fn the_planned_bytes_of_a_base_are_those_it_takes() {
 }
 
 #[test]
-fn the_planned_bytes_of_moments_are_those_they_take() {
+fn planned_moment_bytes_match_the_optimizer_state() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/llama-gqa");
     let model = ModelConfig::read(&dir).unwrap();
     let modules = model.linear_modules();

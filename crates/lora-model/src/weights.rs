@@ -17,13 +17,13 @@ use lora_spec::{
 use crate::ModelError;
 
 /// The open files of a checkpoint.
-pub(crate) struct Reader<'a> {
+pub(crate) struct WeightReader<'a> {
     index: &'a SafetensorsIndex,
     files: Vec<File>,
     device: &'a Device,
 }
 
-impl<'a> Reader<'a> {
+impl<'a> WeightReader<'a> {
     pub(crate) fn open(index: &'a SafetensorsIndex, device: &'a Device) -> Result<Self, ModelError> {
         let open =
             |path: &PathBuf| File::open(path).map_err(|source| ModelError::Io { path: path.clone(), source });
@@ -53,9 +53,11 @@ impl<'a> Reader<'a> {
     pub(crate) fn weight(&self, module: &LinearModule, format: BaseFormat) -> Result<Weight, ModelError> {
         let name = format!("{}.weight", module.name);
         let shape = (module.out_features, module.in_features);
-        let wrong = |e: candle_core::Error| self.fail(&name, e.to_string());
+        let wrong = |e: candle_core::Error| self.tensor_error(&name, e.to_string());
         Ok(match (self.index.weight(module)?, format.quantization) {
-            (StoredWeight::FourBit(state), _) => self.four_bit(&name, shape, &state)?.to_device(self.device)?.into(),
+            (StoredWeight::FourBit(state), _) => {
+                self.four_bit(&name, shape, &state)?.to_device(self.device)?.into()
+            }
             (StoredWeight::Int8, _) => {
                 let codes = Tensor::from_vec(self.bytes(&name)?, shape, &Device::Cpu)?;
                 let scales = self.vector(&format!("{}.SCB", module.name))?;
@@ -67,7 +69,9 @@ impl<'a> Reader<'a> {
                 if format.dtype == BaseDtype::Bf16 {
                     values.iter_mut().for_each(|v| *v = bf16::from_f32(*v).to_f32());
                 }
-                quantize(&values, shape, quantization).and_then(|w| w.to_device(self.device)).map_err(wrong)?
+                quantize(&values, shape, quantization)
+                    .and_then(|w| w.to_device(self.device))
+                    .map_err(wrong)?
             }
         })
     }
@@ -85,7 +89,7 @@ impl<'a> Reader<'a> {
         let map = format!("{name}.quant_map");
         let differs = |(a, b): (&f32, f32)| a.is_nan() || (a - b).abs() > 1e-6;
         if self.floats(&map)?.iter().zip(codebook.values()).any(differs) {
-            return Err(self.fail(&map, format!("is not that of {}", state.quant_type.name())));
+            return Err(self.tensor_error(&map, format!("is not that of {}", state.quant_type.name())));
         }
         let absmax = format!("{name}.absmax");
         let scales = match state.nested {
@@ -100,7 +104,7 @@ impl<'a> Reader<'a> {
         };
         let codes = bytes(self.bytes(name)?)?;
         FourBit::new(shape, codebook, state.block, codes, scales)
-            .map_err(|e| self.fail(&absmax, e.to_string()))
+            .map_err(|e| self.tensor_error(&absmax, e.to_string()))
     }
 
     /// A vector of floats as f32, on the CPU.
@@ -124,7 +128,7 @@ impl<'a> Reader<'a> {
             "BF16" => halves().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
             "F16" => halves().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
             "F32" => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
-            other => return Err(self.fail(name, format!("is {other}, not a float"))),
+            other => return Err(self.tensor_error(name, format!("is {other}, not a float"))),
         })
     }
 
@@ -133,15 +137,15 @@ impl<'a> Reader<'a> {
         let mut bytes = vec![0; (entry.bytes.end - entry.bytes.start) as usize];
         self.files[entry.file]
             .read_exact_at(&mut bytes, entry.bytes.start)
-            .map_err(|e| self.fail(name, e.to_string()))?;
+            .map_err(|e| self.tensor_error(name, e.to_string()))?;
         Ok(bytes)
     }
 
     fn entry(&self, name: &str) -> Result<&TensorEntry, ModelError> {
-        self.index.tensors.get(name).ok_or_else(|| self.fail(name, "is missing".into()))
+        self.index.tensors.get(name).ok_or_else(|| self.tensor_error(name, "is missing".into()))
     }
 
-    pub(crate) fn fail(&self, name: &str, message: String) -> ModelError {
+    pub(crate) fn tensor_error(&self, name: &str, message: String) -> ModelError {
         let file = self.index.tensors.get(name).map_or(0, |entry| entry.file);
         let path = self.index.files.get(file).cloned().unwrap_or_default();
         SafetensorsError { path, message: format!("tensor {name}: {message}") }.into()

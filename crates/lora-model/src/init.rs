@@ -12,9 +12,9 @@ use lora_spec::{
 };
 use rayon::prelude::*;
 
-use crate::adapter::Slot;
-use crate::factors::{Factors, nearly_principal, orthogonal, principal};
-use crate::read::{Reader, quantize};
+use crate::adapter::AdaptedModule;
+use crate::svd::{LowRankFactors, randomized_svd, truncated_qr, truncated_svd};
+use crate::weights::{WeightReader, quantize};
 use crate::{Adapter, Base, ModelError};
 
 impl Adapter {
@@ -23,7 +23,7 @@ impl Adapter {
     ///
     /// # Errors
     /// A rank or a base that the adapter cannot start from; weights that are not finite.
-    pub fn start(base: &Base, spec: &AdapterSpec, seed: u64) -> Result<Self, ModelError> {
+    pub fn init(base: &Base, spec: &AdapterSpec, seed: u64) -> Result<Self, ModelError> {
         let fresh = Self::new(&base.config, spec, seed)?;
         let init = spec.init_lora_weights;
         if init == InitLoraWeights::Default {
@@ -37,32 +37,32 @@ impl Adapter {
         if let Some(index) = &original {
             spec.check_base(&base.config, index)?;
         }
-        let original = original.as_ref().map(|index| Reader::open(index, &Device::Cpu)).transpose()?;
+        let original = original.as_ref().map(|index| WeightReader::open(index, &Device::Cpu)).transpose()?;
 
         let scaling = spec.scaling();
-        let factors = |slot: &Slot| -> Result<Factors, ModelError> {
+        let factors = |slot: &AdaptedModule| -> Result<LowRankFactors, ModelError> {
             let held = base.dense_weight(&slot.module.name)?;
             let r = spec.r;
             let factors = match (init, &original) {
-                (InitLoraWeights::Olora, _) => orthogonal(&held, r),
+                (InitLoraWeights::Olora, _) => truncated_qr(&held, r),
                 (InitLoraWeights::PissaNiter(rounds), _) => {
                     let philox = Philox::new(seed, &format!("init {}.pissa", slot.module.name));
-                    nearly_principal(&held, r, scaling, rounds, &philox)
+                    randomized_svd(&held, r, scaling, rounds, &philox)
                 }
                 // LoftQ: what quantizing took off.
                 (_, Some(reader)) => {
                     let name = format!("{}.weight", slot.module.name);
-                    principal(&(reader.dense(&name)? - held)?, r, scaling)
+                    truncated_svd(&(reader.dense(&name)? - held)?, r, scaling)
                 }
-                (_, None) => principal(&held, r, scaling),
+                (_, None) => truncated_svd(&held, r, scaling),
             };
             factors.map_err(|error| named(base, &slot.module.name, &error))
         };
         let layout = fresh.layout().clone();
         let mut params = vec![0.0; layout.len];
-        for slots in layout.slots.chunks(MAX_CONCURRENT_DECOMPOSITIONS) {
-            let found = slots.par_iter().map(factors).collect::<Result<Vec<_>, _>>()?;
-            for (slot, Factors { a, b }) in slots.iter().zip(&found) {
+        for modules in layout.modules.chunks(MAX_CONCURRENT_DECOMPOSITIONS) {
+            let found = modules.par_iter().map(factors).collect::<Result<Vec<_>, _>>()?;
+            for (slot, LowRankFactors { a, b }) in modules.iter().zip(&found) {
                 for (range, matrix) in [(&slot.a, a), (&slot.b, b)] {
                     let into = &mut params[range.clone()];
                     read_f32(matrix, |values| into.copy_from_slice(values))?;
@@ -70,7 +70,7 @@ impl Adapter {
             }
         }
         let adapter = Self::from_params(layout, params, scaling)?;
-        if init.subtracts_initial() { adapter.taken_off_itself() } else { Ok(adapter) }
+        if init.subtracts_initial() { adapter.with_initial_subtracted() } else { Ok(adapter) }
     }
 }
 
@@ -80,8 +80,8 @@ fn named(base: &Base, module: &str, error: &candle_core::Error) -> ModelError {
 }
 
 /// The weights of `layout` that LoftQ quantizes again, by the names of their modules; none where it does not.
-pub(crate) fn requantized(
-    reader: &Reader,
+pub(crate) fn loftq_weights(
+    reader: &WeightReader,
     model: &ModelConfig,
     layout: &BaseLayout,
 ) -> Result<HashMap<String, Weight>, ModelError> {
@@ -91,8 +91,8 @@ pub(crate) fn requantized(
     for modules in modules.chunks(MAX_CONCURRENT_DECOMPOSITIONS) {
         let found = modules.par_iter().map(|module| {
             let name = format!("{}.weight", module.name);
-            let weight = again(&reader.dense(&name)?, *rounds, *r, layout);
-            Ok((module.name.clone(), weight.map_err(|e| reader.fail(&name, e.to_string()))?))
+            let weight = requantize(&reader.dense(&name)?, *rounds, *r, layout);
+            Ok((module.name.clone(), weight.map_err(|e| reader.tensor_error(&name, e.to_string()))?))
         });
         weights.extend(found.collect::<Result<Vec<_>, ModelError>>()?);
     }
@@ -100,13 +100,13 @@ pub(crate) fn requantized(
 }
 
 /// LoftQ (arXiv 2310.08659, algorithm 1): in turn the quantized rest, and the matrix of rank `r` nearest to what that took off.
-fn again(weight: &Tensor, rounds: u32, r: usize, layout: &BaseLayout) -> candle_core::Result<Weight> {
+fn requantize(weight: &Tensor, rounds: u32, r: usize, layout: &BaseLayout) -> candle_core::Result<Weight> {
     let shape = weight.dims2()?;
     let quantized =
         |rest: &Tensor| read_f32(rest, |values| quantize(values, shape, layout.format.quantization))?;
     let mut held = quantized(weight)?;
     for _ in 1..rounds {
-        let Factors { a, b } = principal(&(weight - held.dense()?)?, r, 1.0)?;
+        let LowRankFactors { a, b } = truncated_svd(&(weight - held.dense()?)?, r, 1.0)?;
         let rest = weight.copy()?;
         product(-1.0, no_trans(&b), no_trans(&a), 1.0, &rest)?;
         held = quantized(&rest)?;

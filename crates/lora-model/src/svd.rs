@@ -13,7 +13,7 @@ const OVERSAMPLING: usize = 8;
 
 /// `B A` of a matrix `[rows, cols]`, f32 on the CPU.
 #[derive(Debug)]
-pub(crate) struct Factors {
+pub(crate) struct LowRankFactors {
     /// `[r, cols]`
     pub(crate) a: Tensor,
     /// `[rows, r]`
@@ -24,24 +24,24 @@ pub(crate) struct Factors {
 ///
 /// # Errors
 /// An element that is not finite.
-pub(crate) fn principal(matrix: &Tensor, r: usize, scaling: f64) -> Result<Factors> {
-    finite(matrix)?;
+pub(crate) fn truncated_svd(matrix: &Tensor, r: usize, scaling: f64) -> Result<LowRankFactors> {
+    check_finite(matrix)?;
     let (u, s, v) = svd(matrix, r)?;
-    even(&u, &s, &v, scaling)
+    split_evenly(&u, &s, &v, scaling)
 }
 
-/// Nearly what [`principal`] gives, after `rounds` of a subspace iteration from random numbers (torch's `svd_lowrank`).
+/// Nearly what [`truncated_svd`] gives, after `rounds` of a subspace iteration from random numbers (torch's `svd_lowrank`).
 ///
 /// # Errors
 /// An element that is not finite.
-pub(crate) fn nearly_principal(
+pub(crate) fn randomized_svd(
     matrix: &Tensor,
     r: usize,
     scaling: f64,
     rounds: u32,
     philox: &Philox,
-) -> Result<Factors> {
-    finite(matrix)?;
+) -> Result<LowRankFactors> {
+    check_finite(matrix)?;
     let (rows, cols) = matrix.dims2()?;
     let width = (r + OVERSAMPLING).min(rows).min(cols);
     let mut random = vec![0.0; cols * width];
@@ -49,33 +49,33 @@ pub(crate) fn nearly_principal(
     let times = |right: &Tensor| {
         let out = zeros(rows, width)?;
         product(1.0, no_trans(matrix), no_trans(right), 0.0, &out)?;
-        orthonormal(&out)
+        orthonormal_columns(&out)
     };
     let mut q = times(&Tensor::from_vec(random, (cols, width), &Device::Cpu)?)?;
     for _ in 0..rounds {
         let out = zeros(cols, width)?;
         product(1.0, trans(matrix), no_trans(&q), 0.0, &out)?;
-        q = times(&orthonormal(&out)?)?;
+        q = times(&orthonormal_columns(&out)?)?;
     }
     let small = zeros(width, cols)?;
     product(1.0, trans(&q), no_trans(matrix), 0.0, &small)?;
     let (u, s, v) = svd(&small, r)?;
     let turned = zeros(rows, r)?;
     product(1.0, no_trans(&q), no_trans(&u), 0.0, &turned)?;
-    even(&turned, &s, &v, scaling)
+    split_evenly(&turned, &s, &v, scaling)
 }
 
 /// `B`: an orthonormal basis of the first `r` columns of `matrix` (of its QR decomposition), `A`: its rows in it.
 ///
 /// # Errors
 /// An element that is not finite.
-pub(crate) fn orthogonal(matrix: &Tensor, r: usize) -> Result<Factors> {
-    finite(matrix)?;
+pub(crate) fn truncated_qr(matrix: &Tensor, r: usize) -> Result<LowRankFactors> {
+    check_finite(matrix)?;
     let (_, cols) = matrix.dims2()?;
-    let b = orthonormal(&matrix.narrow(1, 0, r)?.contiguous()?)?;
+    let b = orthonormal_columns(&matrix.narrow(1, 0, r)?.contiguous()?)?;
     let a = zeros(r, cols)?;
     product(1.0, trans(&b), no_trans(matrix), 0.0, &a)?;
-    Ok(Factors { a, b })
+    Ok(LowRankFactors { a, b })
 }
 
 fn zeros(rows: usize, cols: usize) -> Result<Tensor> {
@@ -83,27 +83,27 @@ fn zeros(rows: usize, cols: usize) -> Result<Tensor> {
 }
 
 /// Orthonormal columns that span those of `matrix` `[rows, cols]`, of which there are no more than rows.
-fn orthonormal(matrix: &Tensor) -> Result<Tensor> {
+fn orthonormal_columns(matrix: &Tensor) -> Result<Tensor> {
     let (rows, cols) = matrix.dims2()?;
-    with(matrix, |matrix| tensor(matrix.qr().compute_thin_Q().as_ref(), (rows, cols)))?
+    with_mat_ref(matrix, |matrix| tensor(matrix.qr().compute_thin_Q().as_ref(), (rows, cols)))?
 }
 
 /// Of the `r` largest singular values: left vectors `[rows, r]`, the values in descending order, right vectors `[cols, r]`.
 fn svd(matrix: &Tensor, r: usize) -> Result<(Tensor, Vec<f32>, Tensor)> {
     let (rows, cols) = matrix.dims2()?;
-    with(matrix, |matrix| {
+    with_mat_ref(matrix, |matrix| {
         let Ok(svd) = matrix.thin_svd() else { candle_core::bail!("the singular values were not found") };
         let s = svd.S().column_vector().iter().take(r).copied().collect();
         Ok((tensor(svd.U(), (rows, r))?, s, tensor(svd.V(), (cols, r))?))
     })?
 }
 
-fn with<T>(matrix: &Tensor, f: impl FnOnce(MatRef<f32>) -> T) -> Result<T> {
+fn with_mat_ref<T>(matrix: &Tensor, f: impl FnOnce(MatRef<f32>) -> T) -> Result<T> {
     let (rows, cols) = matrix.dims2()?;
     read_f32(matrix, |values| f(MatRef::from_row_major_slice(values, rows, cols)))
 }
 
-fn finite(matrix: &Tensor) -> Result<()> {
+fn check_finite(matrix: &Tensor) -> Result<()> {
     let (_, cols) = matrix.dims2()?;
     let wrong = |values: &[f32]| values.iter().position(|v| !v.is_finite()).map(|i| (i, values[i]));
     match read_f32(matrix, wrong)? {
@@ -118,8 +118,8 @@ fn tensor(matrix: MatRef<f32>, shape: (usize, usize)) -> Result<Tensor> {
     Tensor::from_vec(values.collect(), shape, &Device::Cpu)
 }
 
-fn even(u: &Tensor, s: &[f32], v: &Tensor, scaling: f64) -> Result<Factors> {
+fn split_evenly(u: &Tensor, s: &[f32], v: &Tensor, scaling: f64) -> Result<LowRankFactors> {
     let roots: Vec<f32> = s.iter().map(|s| (f64::from(*s) / scaling).sqrt() as f32).collect();
     let roots = Tensor::from_vec(roots, (1, s.len()), &Device::Cpu)?;
-    Ok(Factors { a: v.broadcast_mul(&roots)?.t()?.contiguous()?, b: u.broadcast_mul(&roots)? })
+    Ok(LowRankFactors { a: v.broadcast_mul(&roots)?.t()?.contiguous()?, b: u.broadcast_mul(&roots)? })
 }
