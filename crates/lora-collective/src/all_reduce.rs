@@ -9,9 +9,9 @@ use std::ops::Range;
 
 use crate::error::{CollectiveError, Operation, PeerFailure};
 use crate::group::Group;
-use crate::link::{Call, Stop};
+use crate::link::{Call, CallFailure};
 use crate::mesh::Mesh;
-use crate::plan::Plan;
+use crate::reduction_plan::ReductionPlan;
 use crate::tree::{NodeId, combine};
 
 /// Elements of a node that go in one frame.
@@ -35,7 +35,7 @@ impl Group {
         nodes: &[(NodeId, &[f32])],
         out: &mut [f32],
     ) -> Result<(), CollectiveError> {
-        let prepared = AllReduce::new(leaves, ranges, self.world_size(), out.len());
+        let prepared = TreeAllReduce::new(leaves, ranges, self.world_size(), out.len());
         let all_reduce = match prepared.and_then(|it| it.check(self.rank(), nodes, out.len()).map(|()| it)) {
             Ok(all_reduce) => all_reduce,
             Err(message) => return Err(self.invalid(Operation::AllReduce, message)),
@@ -53,13 +53,13 @@ impl Group {
 }
 
 /// The plan, and how its ranks make sure that they have the same.
-struct AllReduce {
-    plan: Plan,
+struct TreeAllReduce {
+    plan: ReductionPlan,
     /// The arguments as bytes: equal where the plan is.
     arguments: Vec<u8>,
 }
 
-impl AllReduce {
+impl TreeAllReduce {
     fn new(
         leaves: usize,
         ranges: &[Range<usize>],
@@ -68,7 +68,7 @@ impl AllReduce {
     ) -> Result<Self, String> {
         let numbers = [leaves, elements].into_iter().chain(ranges.iter().map(|range| range.end));
         let arguments = numbers.flat_map(|number| (number as u64).to_le_bytes()).collect();
-        Ok(Self { plan: Plan::new(leaves, ranges, world_size, elements)?, arguments })
+        Ok(Self { plan: ReductionPlan::new(leaves, ranges, world_size, elements)?, arguments })
     }
 
     fn check(&self, rank: usize, nodes: &[(NodeId, &[f32])], elements: usize) -> Result<(), String> {
@@ -80,10 +80,10 @@ impl AllReduce {
     }
 
     /// Waits for all ranks, and makes sure that they mean the same.
-    fn agree(&self, mesh: &Mesh, call: &Call) -> Result<(), Stop> {
+    fn agree(&self, mesh: &Mesh, call: &Call) -> Result<(), CallFailure> {
         let all = mesh.gather(call, &self.arguments, self.arguments.len())?;
         match all.iter().position(|arguments| *arguments != self.arguments) {
-            Some(rank) => Err(Stop::Failed { rank, failure: PeerFailure::Arguments }),
+            Some(rank) => Err(CallFailure::Failed { rank, failure: PeerFailure::Arguments }),
             None => Ok(()),
         }
     }
@@ -96,7 +96,7 @@ impl AllReduce {
         nodes: &[(NodeId, &[f32])],
         vectors: &mut Vec<f32>,
         sums: &mut [f32],
-    ) -> Result<(), Stop> {
+    ) -> Result<(), CallFailure> {
         let plan = &self.plan;
         vectors.resize(plan.nodes.len() * FRAME_ELEMENTS.min(sums.len()), 0.0);
         mesh.exchange(
@@ -129,7 +129,7 @@ impl AllReduce {
     }
 
     /// Sends this rank's slice of `out` to all and receives the others'.
-    fn gather(&self, mesh: &Mesh, call: &Call, out: &mut [f32]) -> Result<(), Stop> {
+    fn gather(&self, mesh: &Mesh, call: &Call, out: &mut [f32]) -> Result<(), CallFailure> {
         let mut slices = Vec::with_capacity(mesh.world_size());
         let mut rest = out;
         for rank in 0..mesh.world_size() {

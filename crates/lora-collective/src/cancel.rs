@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 /// Ends, from any thread, what was given this token: the forming of a group and the operations of a group, which look at
 /// it every few milliseconds, and whatever else looks at it. Clones are one and the same token.
 #[derive(Debug, Clone, Default)]
-pub struct Cancel(Arc<Flags>);
+pub struct CancelToken(Arc<CancelState>);
 
 #[derive(Debug, Default)]
-struct Flags {
+struct CancelState {
     cancelled: AtomicBool,
-    waited_with: AtomicBool,
+    waiting_for_peers: AtomicBool,
 }
 
-impl Cancel {
+impl CancelToken {
     /// A token that is not cancelled.
     pub fn new() -> Self {
         Self::default()
@@ -32,22 +32,22 @@ impl Cancel {
 
     /// Whether a group is being formed with this token, or an operation of its group is under way: time that passes is the
     /// peers' as much as this rank's.
-    pub fn is_waited_with(&self) -> bool {
-        self.0.waited_with.load(Ordering::Relaxed)
+    pub fn is_waiting_for_peers(&self) -> bool {
+        self.0.waiting_for_peers.load(Ordering::Relaxed)
     }
 
     /// Says so until it is dropped.
-    pub(crate) fn waiting(&self) -> Waiting {
-        self.0.waited_with.store(true, Ordering::Relaxed);
-        Waiting(self.clone())
+    pub(crate) fn waiting(&self) -> WaitGuard {
+        self.0.waiting_for_peers.store(true, Ordering::Relaxed);
+        WaitGuard(self.clone())
     }
 }
 
-/// See [`Cancel::waiting`].
-pub(crate) struct Waiting(Cancel);
+/// See [`CancelToken::waiting`].
+pub(crate) struct WaitGuard(CancelToken);
 
-impl Drop for Waiting {
+impl Drop for WaitGuard {
     fn drop(&mut self) {
-        self.0.0.waited_with.store(false, Ordering::Relaxed);
+        self.0.0.waiting_for_peers.store(false, Ordering::Relaxed);
     }
 }

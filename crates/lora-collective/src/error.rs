@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use crate::handshake::Refusal;
+use crate::handshake::HandshakeRefusal;
 
 /// Why a group could not be formed, or why an operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +35,7 @@ pub enum CollectiveError {
         /// Where it was called.
         address: String,
         /// Its reason.
-        refusal: Refusal,
+        refusal: HandshakeRefusal,
     },
     /// Higher ranks did not connect in time.
     #[error("ranks {ranks:?} did not connect within {timeout:?}")]
@@ -87,7 +87,7 @@ pub enum CollectiveError {
     /// An earlier operation of this group failed.
     #[error("the group failed in an earlier operation and must be formed anew")]
     Poisoned,
-    /// Given up with a [`Cancel`](crate::Cancel).
+    /// Given up with a [`CancelToken`](crate::Cancel).
     #[error("cancelled")]
     Cancelled,
 }

@@ -1,8 +1,8 @@
 //! The group and its operations.
 
-use crate::cancel::Cancel;
+use crate::cancel::CancelToken;
 use crate::error::{CollectiveError, Operation, PeerFailure};
-use crate::link::{Call, Stop};
+use crate::link::{Call, CallFailure};
 use crate::mesh::Mesh;
 
 /// The largest payload of one rank in [`Group::all_gather`].
@@ -23,7 +23,7 @@ const BROADCAST_FRAME_BYTES: usize = 1 << 20;
 /// its connections.
 pub struct Group {
     pub(crate) mesh: Mesh,
-    cancel: Cancel,
+    cancel: CancelToken,
     sequence: u64,
     poisoned: bool,
     /// Memory of the all-reduce, kept from call to call.
@@ -33,15 +33,15 @@ pub struct Group {
 impl Group {
     /// The group of one rank: no connections, and operations that only do this rank's part.
     pub fn single() -> Self {
-        Self::new(Mesh::new(0, Vec::new(), std::time::Duration::ZERO), Cancel::new())
+        Self::new(Mesh::new(0, Vec::new(), std::time::Duration::ZERO), CancelToken::new())
     }
 
-    pub(crate) fn new(mesh: Mesh, cancel: Cancel) -> Self {
+    pub(crate) fn new(mesh: Mesh, cancel: CancelToken) -> Self {
         Self { mesh, cancel, sequence: 0, poisoned: false, vectors: Vec::new() }
     }
 
     /// The token that the group was formed with.
-    pub fn cancel_token(&self) -> &Cancel {
+    pub fn cancel_token(&self) -> &CancelToken {
         &self.cancel
     }
 
@@ -129,33 +129,33 @@ impl Group {
     /// A peer has closed its connection or hung up, or the group was cancelled. As after any error, the group is of no
     /// further use then.
     pub fn check(&mut self) -> Result<(), CollectiveError> {
-        self.alive()?;
-        let departed = match self.mesh.departed() {
-            Ok(departed) => departed,
+        self.check_usable()?;
+        let disconnected_peer = match self.mesh.disconnected_peer() {
+            Ok(disconnected_peer) => disconnected_peer,
             Err(error) => {
                 self.leave();
                 return Err(CollectiveError::Socket(error));
             }
         };
         let call = Call::new(Operation::Device, self.sequence, self.cancel.clone());
-        let stop = match departed {
-            _ if self.cancel.is_cancelled() => Stop::GivenUp,
-            Some(link) => link.parting_words(&call),
+        let failure = match disconnected_peer {
+            _ if self.cancel.is_cancelled() => CallFailure::Aborted,
+            Some(link) => link.abort_frame(&call),
             None => return Ok(()),
         };
         self.poisoned = true;
-        Err(self.end(&call, stop))
+        Err(self.abort_with(&call, failure))
     }
 
     /// Runs one operation; an error, or a panic, leaves the group poisoned.
     pub(crate) fn run<T>(
         &mut self,
         operation: Operation,
-        body: impl FnOnce(&Mesh, &Call) -> Result<T, Stop>,
+        body: impl FnOnce(&Mesh, &Call) -> Result<T, CallFailure>,
     ) -> Result<T, CollectiveError> {
         let call = self.begin(operation)?;
         let result = if self.cancel.is_cancelled() {
-            Err(Stop::GivenUp)
+            Err(CallFailure::Aborted)
         } else {
             let _waiting = self.cancel.waiting();
             body(&self.mesh, &call)
@@ -165,26 +165,26 @@ impl Group {
                 self.poisoned = false;
                 Ok(value)
             }
-            Err(stop) => Err(self.end(&call, stop)),
+            Err(failure) => Err(self.abort_with(&call, failure)),
         }
     }
 
     /// Leaves the group: the peers, if they still listen, are told that this rank gave it up.
     pub(crate) fn leave(&mut self) {
         if let Ok(call) = self.begin(Operation::Device) {
-            self.mesh.hang_up(&call, self.mesh.rank);
+            self.mesh.send_abort(&call, self.mesh.rank);
         }
     }
 
     /// The error for what `rank` sent in an operation that went well as such.
-    pub(crate) fn blame(
+    pub(crate) fn fail_peer(
         &mut self,
         operation: Operation,
         rank: usize,
         failure: PeerFailure,
     ) -> CollectiveError {
         match self.begin(operation) {
-            Ok(call) => self.end(&call, Stop::Failed { rank, failure }),
+            Ok(call) => self.abort_with(&call, CallFailure::Failed { rank, failure }),
             Err(poisoned) => poisoned,
         }
     }
@@ -193,7 +193,7 @@ impl Group {
     pub(crate) fn invalid(&mut self, operation: Operation, message: String) -> CollectiveError {
         match self.begin(operation) {
             Ok(call) => {
-                self.mesh.hang_up(&call, self.mesh.rank);
+                self.mesh.send_abort(&call, self.mesh.rank);
                 CollectiveError::Argument(format!("{operation}: {message}"))
             }
             Err(poisoned) => poisoned,
@@ -202,14 +202,14 @@ impl Group {
 
     /// Numbers a call, and poisons the group until the call has succeeded.
     fn begin(&mut self, operation: Operation) -> Result<Call, CollectiveError> {
-        self.alive()?;
+        self.check_usable()?;
         self.poisoned = true;
         self.sequence += 1;
         Ok(Call::new(operation, self.sequence - 1, self.cancel.clone()))
     }
 
     /// An error once an earlier operation failed.
-    pub(crate) fn alive(&self) -> Result<(), CollectiveError> {
+    pub(crate) fn check_usable(&self) -> Result<(), CollectiveError> {
         match self.poisoned {
             false => Ok(()),
             true if self.cancel.is_cancelled() => Err(CollectiveError::Cancelled),
@@ -218,21 +218,21 @@ impl Group {
     }
 
     /// Hangs up after `call` was stopped, and says why.
-    fn end(&self, call: &Call, stop: Stop) -> CollectiveError {
-        let (culprit, error) = match stop {
+    fn abort_with(&self, call: &Call, failure: CallFailure) -> CollectiveError {
+        let (failed_rank, error) = match failure {
             _ if self.cancel.is_cancelled() => (self.mesh.rank, CollectiveError::Cancelled),
-            Stop::Failed { rank, failure } => {
+            CallFailure::Failed { rank, failure } => {
                 let Call { operation, sequence, .. } = *call;
                 (rank, CollectiveError::Peer { rank, operation, sequence, failure })
             }
-            Stop::GivenUp => (self.mesh.rank, CollectiveError::Poisoned),
+            CallFailure::Aborted => (self.mesh.rank, CollectiveError::Poisoned),
         };
-        self.mesh.hang_up(call, culprit);
+        self.mesh.send_abort(call, failed_rank);
         error
     }
 }
 
-fn send_all(mesh: &Mesh, call: &Call, data: &[u8]) -> Result<(), Stop> {
+fn send_all(mesh: &Mesh, call: &Call, data: &[u8]) -> Result<(), CallFailure> {
     let total = (data.len() as u64).to_le_bytes();
     mesh.exchange(
         call,

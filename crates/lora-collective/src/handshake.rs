@@ -14,13 +14,13 @@
 //! | 36..40 | length of the token, u32 |
 //! | 40.. | the token, then to the end the job |
 //!
-//! The lower rank answers with the magic and one byte: 0 for welcome, else a [`Refusal`]. Welcomed, the higher rank
+//! The lower rank answers with the magic and one byte: 0 for welcome, else a [`HandshakeRefusal`]. Welcomed, the higher rank
 //! confirms with one byte, [`CONFIRM`]: only then is it connected, so that a caller that gave up while it waited in the
 //! backlog does not take its own place.
 
 use std::fmt;
 
-use crate::form::GroupSpec;
+use crate::rendezvous::GroupSpec;
 
 pub(crate) const PREFIX_BYTES: usize = 16;
 pub(crate) const REPLY_BYTES: usize = 9;
@@ -37,7 +37,7 @@ const WELCOME: u8 = 0;
 /// Why a connection was refused; the number is the byte of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
-pub enum Refusal {
+pub enum HandshakeRefusal {
     /// It speaks another version of the protocol.
     Version = 1,
     /// The token is another.
@@ -52,17 +52,17 @@ pub enum Refusal {
     Duplicate = 6,
 }
 
-impl Refusal {
+impl HandshakeRefusal {
     const ALL: [Self; 6] =
         [Self::Version, Self::Token, Self::Job, Self::Generation, Self::Member, Self::Duplicate];
 
     /// Whether to call again is no use. The one called may still be forming another job's group.
-    pub(crate) fn is_final(self) -> bool {
+    pub(crate) fn is_permanent(self) -> bool {
         !matches!(self, Self::Token | Self::Job)
     }
 }
 
-impl fmt::Display for Refusal {
+impl fmt::Display for HandshakeRefusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Version => "another protocol version",
@@ -76,14 +76,14 @@ impl fmt::Display for Refusal {
 }
 
 /// What to make of a hello.
-pub(crate) enum Verdict {
+pub(crate) enum HelloVerdict {
     /// A member, of this rank.
     Welcome(usize),
-    Refuse(Refusal),
+    Refuse(HandshakeRefusal),
     /// A member of the same job in this newer generation.
     Newer(u64),
     /// Not one of us at all.
-    Garbage,
+    Malformed,
 }
 
 pub(crate) fn hello(spec: &GroupSpec, to: usize) -> Vec<u8> {
@@ -102,42 +102,46 @@ pub(crate) fn hello(spec: &GroupSpec, to: usize) -> Vec<u8> {
 }
 
 /// The length of what follows a hello's prefix.
-pub(crate) fn body_length(prefix: &[u8]) -> Result<usize, Verdict> {
+pub(crate) fn body_length(prefix: &[u8]) -> Result<usize, HelloVerdict> {
     let numbers =
         prefix.strip_prefix(&MAGIC).and_then(|mut rest| Some((number(&mut rest)?, number(&mut rest)?)));
     match numbers {
         Some((VERSION, length)) if (NUMBERS_BYTES..=NUMBERS_BYTES + 2 * MAX_NAME_BYTES).contains(&length) => {
             Ok(length)
         }
-        Some((version, _)) if version != VERSION => Err(Verdict::Refuse(Refusal::Version)),
-        _ => Err(Verdict::Garbage),
+        Some((version, _)) if version != VERSION => Err(HelloVerdict::Refuse(HandshakeRefusal::Version)),
+        _ => Err(HelloVerdict::Malformed),
     }
 }
 
 /// Judges a hello's body for the group of `spec`, in which `is_connected` ranks have their connection.
-pub(crate) fn judge(spec: &GroupSpec, is_connected: impl Fn(usize) -> bool, body: &[u8]) -> Verdict {
-    let Some(hello) = Hello::decode(body) else { return Verdict::Garbage };
+pub(crate) fn check_hello(
+    spec: &GroupSpec,
+    is_connected: impl Fn(usize) -> bool,
+    body: &[u8],
+) -> HelloVerdict {
+    let Some(hello) = Hello::decode(body) else { return HelloVerdict::Malformed };
     if !equal_in_constant_time(hello.token, spec.token.as_bytes()) {
-        Verdict::Refuse(Refusal::Token)
+        HelloVerdict::Refuse(HandshakeRefusal::Token)
     } else if hello.job != spec.job.as_bytes() {
-        Verdict::Refuse(Refusal::Job)
+        HelloVerdict::Refuse(HandshakeRefusal::Job)
     } else if hello.generation < spec.generation {
-        Verdict::Refuse(Refusal::Generation)
+        HelloVerdict::Refuse(HandshakeRefusal::Generation)
     } else if hello.generation > spec.generation {
-        Verdict::Newer(hello.generation)
+        HelloVerdict::Newer(hello.generation)
     } else if hello.world_size != spec.peers.len()
         || hello.to != spec.rank
         || !(spec.rank + 1..spec.peers.len()).contains(&hello.rank)
     {
-        Verdict::Refuse(Refusal::Member)
+        HelloVerdict::Refuse(HandshakeRefusal::Member)
     } else if is_connected(hello.rank) {
-        Verdict::Refuse(Refusal::Duplicate)
+        HelloVerdict::Refuse(HandshakeRefusal::Duplicate)
     } else {
-        Verdict::Welcome(hello.rank)
+        HelloVerdict::Welcome(hello.rank)
     }
 }
 
-pub(crate) fn reply(refusal: Option<Refusal>) -> [u8; REPLY_BYTES] {
+pub(crate) fn reply(refusal: Option<HandshakeRefusal>) -> [u8; REPLY_BYTES] {
     let mut bytes = [0; REPLY_BYTES];
     bytes[..MAGIC.len()].copy_from_slice(&MAGIC);
     bytes[MAGIC.len()] = refusal.map_or(WELCOME, |refusal| refusal as u8);
@@ -145,10 +149,10 @@ pub(crate) fn reply(refusal: Option<Refusal>) -> [u8; REPLY_BYTES] {
 }
 
 /// The answer in a reply; `None` where it is none.
-pub(crate) fn read_reply(bytes: &[u8; REPLY_BYTES]) -> Option<Result<(), Refusal>> {
+pub(crate) fn read_reply(bytes: &[u8; REPLY_BYTES]) -> Option<Result<(), HandshakeRefusal>> {
     match bytes.strip_prefix(&MAGIC)? {
         [WELCOME] => Some(Ok(())),
-        [code] => Refusal::ALL.into_iter().find(|refusal| *refusal as u8 == *code).map(Err),
+        [code] => HandshakeRefusal::ALL.into_iter().find(|refusal| *refusal as u8 == *code).map(Err),
         _ => None,
     }
 }

@@ -10,29 +10,34 @@
 //!   generation.
 //!
 //! The API blocks; it is meant for the one thread that drives training, and another one can end its waits with a
-//! [`Cancel`]. The connections are not encrypted.
+//! [`CancelToken`]. The connections are not encrypted.
 
 #[cfg(target_endian = "big")]
 compile_error!("vectors travel as the little-endian memory they lie in");
 
 mod all_reduce;
+pub mod backend_choice;
 mod cancel;
-pub mod device;
 mod error;
-mod form;
 mod group;
 mod handshake;
 mod link;
 mod mesh;
 #[cfg(feature = "cuda")]
 mod nccl;
-mod plan;
+mod nccl_log;
+mod reduction_plan;
+mod rendezvous;
+pub mod segmented_all_reduce;
+mod shared_gpu;
 pub mod tree;
 
-pub use cancel::Cancel;
+pub use cancel::CancelToken;
 pub use error::{CollectiveError, Operation, PeerFailure};
-pub use form::{GroupSpec, PeerListener};
 pub use group::{Group, MAX_BROADCAST_BYTES, MAX_GATHER_BYTES};
-pub use handshake::Refusal;
+pub use handshake::HandshakeRefusal;
 #[cfg(feature = "cuda")]
 pub use nccl::NcclGroup;
+pub use nccl_log::nccl_log_variable;
+pub use rendezvous::{GroupSpec, PeerListener};
+pub use shared_gpu::shared_gpu_variables;

@@ -19,46 +19,46 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::cancel::Cancel;
+use crate::cancel::CancelToken;
 use crate::error::{Operation, PeerFailure};
 
 const HEADER_BYTES: usize = 16;
 const ABORT: u8 = 255;
 
 /// How long a read or write blocks before it looks at the clock and at whether the call was given up.
-pub(crate) const TICK: Duration = Duration::from_millis(20);
+pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The operation in progress.
 pub(crate) struct Call {
     pub(crate) operation: Operation,
     pub(crate) sequence: u64,
-    given_up: AtomicBool,
-    cancel: Cancel,
+    aborted: AtomicBool,
+    cancel: CancelToken,
 }
 
 impl Call {
-    pub(crate) fn new(operation: Operation, sequence: u64, cancel: Cancel) -> Self {
-        Self { operation, sequence, given_up: AtomicBool::new(false), cancel }
+    pub(crate) fn new(operation: Operation, sequence: u64, cancel: CancelToken) -> Self {
+        Self { operation, sequence, aborted: AtomicBool::new(false), cancel }
     }
 
     /// Makes every wait of this call end soon. True for the first to ask.
-    pub(crate) fn give_up(&self) -> bool {
-        !self.given_up.swap(true, Ordering::Relaxed)
+    pub(crate) fn abort(&self) -> bool {
+        !self.aborted.swap(true, Ordering::Relaxed)
     }
 
-    pub(crate) fn check(&self) -> Result<(), Stop> {
-        let given_up = self.given_up.load(Ordering::Relaxed) || self.cancel.is_cancelled();
-        if given_up { Err(Stop::GivenUp) } else { Ok(()) }
+    pub(crate) fn check(&self) -> Result<(), CallFailure> {
+        let aborted = self.aborted.load(Ordering::Relaxed) || self.cancel.is_cancelled();
+        if aborted { Err(CallFailure::Aborted) } else { Ok(()) }
     }
 }
 
 /// Why a part of a call ended early.
 #[derive(Debug)]
-pub(crate) enum Stop {
+pub(crate) enum CallFailure {
     /// A peer failed.
     Failed { rank: usize, failure: PeerFailure },
     /// Another part of the call stopped first, and its reason counts; or the call was cancelled.
-    GivenUp,
+    Aborted,
 }
 
 /// The connection to the peer of one rank. Sending and receiving may go on at once, from a thread each.
@@ -76,8 +76,8 @@ impl Link {
     pub(crate) fn new(rank: usize, world_size: usize, stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(false)?;
         stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(TICK))?;
-        stream.set_write_timeout(Some(TICK))?;
+        stream.set_read_timeout(Some(POLL_INTERVAL))?;
+        stream.set_write_timeout(Some(POLL_INTERVAL))?;
         let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
         Ok(Self { rank, world_size, stream, mid_frame: AtomicBool::new(false), sent, received })
     }
@@ -93,7 +93,7 @@ impl Link {
     }
 
     /// Sends one frame whose payload is the `parts` in a row, together less than 4 GiB.
-    pub(crate) fn send(&self, call: &Call, patience: Duration, parts: &[&[u8]]) -> Result<(), Stop> {
+    pub(crate) fn send(&self, call: &Call, timeout: Duration, parts: &[&[u8]]) -> Result<(), CallFailure> {
         call.check()?;
         let length: usize = parts.iter().map(|part| part.len()).sum();
         let header = header(call.operation as u8, length as u32, call.sequence);
@@ -112,7 +112,7 @@ impl Link {
                     IoSlice::advance_slices(&mut rest, written);
                     progress = Instant::now();
                 }
-                Err(error) => self.wait_on(error, progress, patience)?,
+                Err(error) => self.wait_on(error, progress, timeout)?,
             }
         }
         self.mid_frame.store(false, Ordering::Relaxed);
@@ -121,13 +121,18 @@ impl Link {
     }
 
     /// Receives one frame of at most `limit` bytes.
-    pub(crate) fn receive(&self, call: &Call, patience: Duration, limit: usize) -> Result<Vec<u8>, Stop> {
-        let length = self.receive_header(call, patience)?;
+    pub(crate) fn receive(
+        &self,
+        call: &Call,
+        timeout: Duration,
+        limit: usize,
+    ) -> Result<Vec<u8>, CallFailure> {
+        let length = self.receive_header(call, timeout)?;
         if length > limit {
             return Err(self.failed(PeerFailure::Malformed("longer than the operation allows")));
         }
         let mut payload = vec![0; length];
-        self.receive_payload(call, patience, &mut payload)?;
+        self.receive_payload(call, timeout, &mut payload)?;
         Ok(payload)
     }
 
@@ -135,80 +140,80 @@ impl Link {
     pub(crate) fn receive_into(
         &self,
         call: &Call,
-        patience: Duration,
+        timeout: Duration,
         payload: &mut [u8],
-    ) -> Result<(), Stop> {
-        if self.receive_header(call, patience)? != payload.len() {
+    ) -> Result<(), CallFailure> {
+        if self.receive_header(call, timeout)? != payload.len() {
             return Err(self.failed(PeerFailure::Malformed("not of the length the operation demands")));
         }
-        self.receive_payload(call, patience, payload)
+        self.receive_payload(call, timeout, payload)
     }
 
-    /// After `stop` of sending: what the peer had to say for itself, if it gave the group up before, else `stop`.
+    /// After `failure` of sending: what the peer had to say for itself, if it gave the group up before, else `failure`.
     /// Everything due from the peer must have been received.
-    pub(crate) fn last_words(&self, call: &Call, stop: Stop) -> Stop {
+    pub(crate) fn read_abort(&self, call: &Call, failure: CallFailure) -> CallFailure {
         match self.receive_header(call, Duration::ZERO) {
-            Err(reported @ Stop::Failed { failure: PeerFailure::Reported { .. }, .. }) => reported,
-            _ => stop,
+            Err(reported @ CallFailure::Failed { failure: PeerFailure::Reported { .. }, .. }) => reported,
+            _ => failure,
         }
     }
 
     /// To be looked at with `poll`: an event says that the peer sends nothing any more.
-    pub(crate) fn departure(&self) -> PollFd<'_> {
+    pub(crate) fn hangup_poll(&self) -> PollFd<'_> {
         PollFd::new(&self.stream, PollFlags::RDHUP)
     }
 
-    /// Whether there is something to receive, or nothing will ever be again; waits a [`TICK`] for it.
+    /// Whether there is something to receive, or nothing will ever be again; waits a [`POLL_INTERVAL`] for it.
     pub(crate) fn is_ready(&self) -> bool {
-        has_event(PollFd::new(&self.stream, PollFlags::IN | PollFlags::RDHUP), TICK)
+        has_event(PollFd::new(&self.stream, PollFlags::IN | PollFlags::RDHUP), POLL_INTERVAL)
     }
 
     /// Why the peer hung up, if it did so right behind what was received of it. Takes nothing away.
-    pub(crate) fn hung_up(&self) -> Option<Stop> {
+    pub(crate) fn peek_abort(&self) -> Option<CallFailure> {
         let mut frame = [0; HEADER_BYTES + 4];
-        let hung_up = has_event(self.departure(), Duration::ZERO)
+        let peek_abort = has_event(self.hangup_poll(), Duration::ZERO)
             && self.stream.peek(&mut frame).is_ok_and(|length| length == frame.len())
             && frame[0] == ABORT;
         let [.., c0, c1, c2, c3] = frame;
-        hung_up.then(|| self.abort([c0, c1, c2, c3]))
+        peek_abort.then(|| self.parse_abort([c0, c1, c2, c3]))
     }
 
     /// Why the peer, which sends nothing any more, left. Frames that were not received yet are lost.
-    pub(crate) fn parting_words(&self, call: &Call) -> Stop {
+    pub(crate) fn abort_frame(&self, call: &Call) -> CallFailure {
         let mut unread = [0; 4096];
         loop {
             let mut length = match self.receive_any_header(call, Duration::ZERO) {
                 Ok((_, _, length)) => length,
-                Err(stop) => return stop,
+                Err(failure) => return failure,
             };
             while length > 0 {
                 let part = length.min(unread.len());
-                if let Err(stop) = self.read_exact(call, Duration::ZERO, &mut unread[..part]) {
-                    return stop;
+                if let Err(failure) = self.read_exact(call, Duration::ZERO, &mut unread[..part]) {
+                    return failure;
                 }
                 length -= part;
             }
         }
     }
 
-    /// Tells the peer, if it can be told without delay, that `culprit` failed, and sends nothing ever after.
-    pub(crate) fn hang_up(&self, call: &Call, culprit: usize) {
+    /// Tells the peer, if it can be told without delay, that `failed_rank` failed, and sends nothing ever after.
+    pub(crate) fn send_abort(&self, call: &Call, failed_rank: usize) {
         if !self.mid_frame.load(Ordering::Relaxed) {
             let mut frame = header(ABORT, 4, call.sequence).to_vec();
-            frame.extend_from_slice(&(culprit as u32).to_le_bytes());
+            frame.extend_from_slice(&(failed_rank as u32).to_le_bytes());
             // Best effort: a peer that is not told finds the connection closed.
             let _ = (&self.stream).write_all(&frame);
         }
         let _ = self.stream.shutdown(Shutdown::Write);
     }
 
-    pub(crate) fn failed(&self, failure: PeerFailure) -> Stop {
-        Stop::Failed { rank: self.rank, failure }
+    pub(crate) fn failed(&self, failure: PeerFailure) -> CallFailure {
+        CallFailure::Failed { rank: self.rank, failure }
     }
 
     /// Reads a header of this call and returns the length of the payload.
-    fn receive_header(&self, call: &Call, patience: Duration) -> Result<usize, Stop> {
-        let (operation, sequence, length) = self.receive_any_header(call, patience)?;
+    fn receive_header(&self, call: &Call, timeout: Duration) -> Result<usize, CallFailure> {
+        let (operation, sequence, length) = self.receive_any_header(call, timeout)?;
         if (operation, sequence) != (call.operation, call.sequence) {
             return Err(self.failed(PeerFailure::Mismatch { operation, sequence }));
         }
@@ -216,9 +221,13 @@ impl Link {
     }
 
     /// Reads a header: operation, number and length of the payload. An abort is an error.
-    fn receive_any_header(&self, call: &Call, patience: Duration) -> Result<(Operation, u64, usize), Stop> {
+    fn receive_any_header(
+        &self,
+        call: &Call,
+        timeout: Duration,
+    ) -> Result<(Operation, u64, usize), CallFailure> {
         let mut bytes = [0; HEADER_BYTES];
-        self.read_exact(call, patience, &mut bytes)?;
+        self.read_exact(call, timeout, &mut bytes)?;
         let [kind, zero @ .., l0, l1, l2, l3, s0, s1, s2, s3, s4, s5, s6, s7] = bytes;
         let length = u32::from_le_bytes([l0, l1, l2, l3]);
         let sequence = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
@@ -226,7 +235,7 @@ impl Link {
             return Err(self.failed(PeerFailure::Malformed("reserved bytes are not zero")));
         }
         if kind == ABORT {
-            return Err(self.receive_abort(call, patience, length));
+            return Err(self.receive_abort(call, timeout, length));
         }
         let Some(operation) = Operation::from_kind(kind) else {
             return Err(self.failed(PeerFailure::Malformed("of an unknown kind")));
@@ -234,35 +243,35 @@ impl Link {
         Ok((operation, sequence, length as usize))
     }
 
-    fn receive_abort(&self, call: &Call, patience: Duration, length: u32) -> Stop {
-        let mut culprit = [0; 4];
+    fn receive_abort(&self, call: &Call, timeout: Duration, length: u32) -> CallFailure {
+        let mut failed_rank = [0; 4];
         if length != 4 {
             return self.failed(PeerFailure::Malformed("an abort of the wrong length"));
         }
-        if let Err(stop) = self.read_exact(call, patience, &mut culprit) {
-            return stop;
+        if let Err(failure) = self.read_exact(call, timeout, &mut failed_rank) {
+            return failure;
         }
-        self.abort(culprit)
+        self.parse_abort(failed_rank)
     }
 
     /// What an abort with this payload says.
-    fn abort(&self, culprit: [u8; 4]) -> Stop {
-        match u32::from_le_bytes(culprit) as usize {
+    fn parse_abort(&self, failed_rank: [u8; 4]) -> CallFailure {
+        match u32::from_le_bytes(failed_rank) as usize {
             rank if rank == self.rank => self.failed(PeerFailure::Left),
             rank if rank < self.world_size => {
-                Stop::Failed { rank, failure: PeerFailure::Reported { by: self.rank } }
+                CallFailure::Failed { rank, failure: PeerFailure::Reported { by: self.rank } }
             }
             _ => self.failed(PeerFailure::Malformed("an abort that blames no rank of the group")),
         }
     }
 
-    fn receive_payload(&self, call: &Call, patience: Duration, payload: &mut [u8]) -> Result<(), Stop> {
-        self.read_exact(call, patience, payload)?;
+    fn receive_payload(&self, call: &Call, timeout: Duration, payload: &mut [u8]) -> Result<(), CallFailure> {
+        self.read_exact(call, timeout, payload)?;
         self.received.fetch_add(payload.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
-    fn read_exact(&self, call: &Call, patience: Duration, mut bytes: &mut [u8]) -> Result<(), Stop> {
+    fn read_exact(&self, call: &Call, timeout: Duration, mut bytes: &mut [u8]) -> Result<(), CallFailure> {
         let mut progress = Instant::now();
         while !bytes.is_empty() {
             call.check()?;
@@ -272,19 +281,19 @@ impl Link {
                     bytes = &mut bytes[read..];
                     progress = Instant::now();
                 }
-                Err(error) => self.wait_on(error, progress, patience)?,
+                Err(error) => self.wait_on(error, progress, timeout)?,
             }
         }
         Ok(())
     }
 
     /// What an error of the socket means: `Ok` to try again.
-    fn wait_on(&self, error: io::Error, progress: Instant, patience: Duration) -> Result<(), Stop> {
+    fn wait_on(&self, error: io::Error, progress: Instant, timeout: Duration) -> Result<(), CallFailure> {
         match error.kind() {
             ErrorKind::Interrupted => Ok(()),
             ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-                if progress.elapsed() >= patience {
-                    Err(self.failed(PeerFailure::TimedOut(patience)))
+                if progress.elapsed() >= timeout {
+                    Err(self.failed(PeerFailure::TimedOut(timeout)))
                 } else {
                     Ok(())
                 }

@@ -9,7 +9,7 @@ use rustix::event::{PollFd, Timespec, poll};
 use rustix::io::retry_on_intr;
 
 use crate::error::PeerFailure;
-use crate::link::{Call, Link, Stop};
+use crate::link::{Call, CallFailure, Link};
 
 pub(crate) struct Mesh {
     pub(crate) rank: usize,
@@ -42,22 +42,22 @@ impl Mesh {
     pub(crate) fn exchange<T>(
         &self,
         call: &Call,
-        send: impl Fn(&Link) -> Result<(), Stop> + Sync,
-        receive: impl FnOnce() -> Result<T, Stop>,
-    ) -> Result<T, Stop> {
+        send: impl Fn(&Link) -> Result<(), CallFailure> + Sync,
+        receive: impl FnOnce() -> Result<T, CallFailure>,
+    ) -> Result<T, CallFailure> {
         thread::scope(|scope| {
             let send = &send;
             let senders: Vec<_> =
                 self.links.iter().map(|link| (link, scope.spawn(move || send(link)))).collect();
             let received = receive();
             if received.is_err() {
-                call.give_up();
+                call.abort();
             }
             let mut unsent = Ok(());
             for (link, sender) in senders {
                 let sent = sender.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                if let (Ok(_), Err(stop)) = (&received, sent) {
-                    unsent = unsent.and(Err(link.last_words(call, stop)));
+                if let (Ok(_), Err(failure)) = (&received, sent) {
+                    unsent = unsent.and(Err(link.read_abort(call, failure)));
                 }
             }
             received.and_then(|value| unsent.map(|()| value))
@@ -67,7 +67,12 @@ impl Mesh {
     /// Every rank's payload, by rank, each of at most `limit` bytes. This is where a rank waits for those that come
     /// late, so it listens to all at once: a failure of one is seen while others are still awaited, also of one that has
     /// sent its payload.
-    pub(crate) fn gather(&self, call: &Call, payload: &[u8], limit: usize) -> Result<Vec<Vec<u8>>, Stop> {
+    pub(crate) fn gather(
+        &self,
+        call: &Call,
+        payload: &[u8],
+        limit: usize,
+    ) -> Result<Vec<Vec<u8>>, CallFailure> {
         let arrived: Vec<AtomicBool> = self.links.iter().map(|_| AtomicBool::new(false)).collect();
         let receive = || {
             thread::scope(|scope| {
@@ -81,7 +86,8 @@ impl Mesh {
                             let awaited = self.await_frame(call, link, arrived);
                             let received = awaited.and_then(|()| link.receive(call, self.timeout, limit));
                             has_arrived.store(received.is_ok(), Ordering::Relaxed);
-                            received.map_err(|stop| if call.give_up() { stop } else { Stop::GivenUp })
+                            received
+                                .map_err(|failure| if call.abort() { failure } else { CallFailure::Aborted })
                         };
                         (link.rank, scope.spawn(read))
                     })
@@ -91,8 +97,8 @@ impl Mesh {
                 for (rank, reader) in readers {
                     match reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
                         Ok(received) => all[rank] = received,
-                        Err(Stop::GivenUp) => first = first.and(Err(Stop::GivenUp)),
-                        Err(stop) => first = Err(stop),
+                        Err(CallFailure::Aborted) => first = first.and(Err(CallFailure::Aborted)),
+                        Err(failure) => first = Err(failure),
                     }
                 }
                 first.map(|()| all)
@@ -105,7 +111,7 @@ impl Mesh {
     }
 
     /// Waits until a frame from `link` begins, with an eye on the peers whose frames have `arrived`.
-    fn await_frame(&self, call: &Call, link: &Link, arrived: &[AtomicBool]) -> Result<(), Stop> {
+    fn await_frame(&self, call: &Call, link: &Link, arrived: &[AtomicBool]) -> Result<(), CallFailure> {
         let start = Instant::now();
         while !link.is_ready() {
             call.check()?;
@@ -113,25 +119,25 @@ impl Mesh {
                 return Err(link.failed(PeerFailure::TimedOut(self.timeout)));
             }
             let mut others = self.links.iter().zip(arrived).filter(|(_, it)| it.load(Ordering::Relaxed));
-            if let Some(stop) = others.find_map(|(other, _)| other.hung_up()) {
-                return Err(stop);
+            if let Some(failure) = others.find_map(|(other, _)| other.peek_abort()) {
+                return Err(failure);
             }
         }
         Ok(())
     }
 
     /// A peer that has closed its connection or hung up. Neither sends nor waits.
-    pub(crate) fn departed(&self) -> io::Result<Option<&Link>> {
-        let mut departures: Vec<PollFd> = self.links.iter().map(Link::departure).collect();
-        retry_on_intr(|| poll(&mut departures, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
-        let mut links = self.links.iter().zip(departures);
-        Ok(links.find(|(_, departure)| !departure.revents().is_empty()).map(|(link, _)| link))
+    pub(crate) fn disconnected_peer(&self) -> io::Result<Option<&Link>> {
+        let mut polls: Vec<PollFd> = self.links.iter().map(Link::hangup_poll).collect();
+        retry_on_intr(|| poll(&mut polls, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
+        let mut links = self.links.iter().zip(polls);
+        Ok(links.find(|(_, hangup_poll)| !hangup_poll.revents().is_empty()).map(|(link, _)| link))
     }
 
     /// Ends the group for all peers.
-    pub(crate) fn hang_up(&self, call: &Call, culprit: usize) {
+    pub(crate) fn send_abort(&self, call: &Call, failed_rank: usize) {
         for link in &self.links {
-            link.hang_up(call, culprit);
+            link.send_abort(call, failed_rank);
         }
     }
 }

@@ -5,8 +5,8 @@
 //! nonblocking, for NCCL's own waits know no end.
 
 mod communicator;
-mod enqueue;
-mod watch;
+mod transport;
+mod wait;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,16 +16,17 @@ use std::time::Duration;
 use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, result::stream};
 use cudarc::nccl::sys;
 
-use crate::device::{self, Choice, Offer, Preference, SegmentPlan};
+use crate::backend_choice::{self, Capabilities, CollectiveBackend, Preference};
 use crate::error::{CollectiveError, Operation, PeerFailure};
 use crate::group::Group;
+use crate::segmented_all_reduce::SegmentPlan;
 use crate::tree::NodeId;
 use communicator::Communicator;
-use enqueue::Enqueue;
-use watch::{settle, wait};
+use transport::NcclTransport;
+use wait::{attribute_error, wait};
 
-const FORM: &str = "forming the group";
-const ALL_REDUCE: &str = "all-reduce";
+const FORM_ACTION: &str = "forming the group";
+const ALL_REDUCE_ACTION: &str = "all-reduce";
 
 /// Segments under way at a time. More wait on the CPU, where a wait can be ended: a stream that is full blocks the caller.
 const MAX_UNDER_WAY: usize = 16;
@@ -34,7 +35,7 @@ const MAX_UNDER_WAY: usize = 16;
 const HOST_ID_BYTES: usize = 1023;
 
 /// How long [`NcclGroup::finish`] waits for the GPUs at most, where all ranks have begun what it waits for.
-const TRANSFER_LIMIT: Duration = Duration::from_secs(120);
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// A communicator of NCCL beside a [`Group`], with a stream of its own. One thread owns it.
 ///
@@ -52,21 +53,21 @@ pub struct NcclGroup {
     under_way: VecDeque<CudaEvent>,
     sent: u64,
     /// What of NCCL could not be taken down, and may still use memory.
-    left_behind: bool,
+    is_leaked: bool,
 }
 
 impl NcclGroup {
     /// Whether the ranks of `group` use NCCL, by what each prefers and has (see
-    /// [`device::choose`]); `gpu_uuid` tells this rank's GPU from others.
+    /// [`backend_choice::choose`]); `gpu_uuid` tells this rank's GPU from others.
     ///
     /// # Errors
-    /// As [`device::agree`].
+    /// As [`backend_choice::agree`].
     pub fn agree(
         group: &mut Group,
         preference: &Preference,
         gpu_uuid: &str,
-    ) -> Result<Choice, CollectiveError> {
-        device::agree(group, &offer(preference, gpu_uuid))
+    ) -> Result<CollectiveBackend, CollectiveError> {
+        backend_choice::agree(group, &capabilities_of(preference, gpu_uuid))
     }
 
     /// Connects the GPUs of all ranks; this rank's is that of `compute`, the stream that the vectors are computed on.
@@ -80,7 +81,7 @@ impl NcclGroup {
         timeout: Duration,
     ) -> Result<Self, CollectiveError> {
         let formed = Self::connect(group, compute, timeout);
-        formed.map_err(|error| settle(group, error))
+        formed.map_err(|error| attribute_error(group, error))
     }
 
     /// Has one segment of the ranks' vectors summed over all leaves, after what is on the compute stream now. Returns as
@@ -111,12 +112,12 @@ impl NcclGroup {
     /// # Errors
     /// As [`Self::form`]. The sums are then not to be used, whatever is there.
     pub fn finish(&mut self, group: &mut Group) -> Result<(), CollectiveError> {
-        group.alive()?;
-        let finished = self.wait_until_under_way(group, 0, self.timeout.min(TRANSFER_LIMIT));
+        group.check_usable()?;
+        let finished = self.wait_until_under_way(group, 0, self.timeout.min(TRANSFER_TIMEOUT));
         // A receive from a rank that aborts can end, on the GPU, as if all had come. Such a rank has left the group before, so
         // what counts is that all ranks have come here.
         let agreed = finished.and_then(|()| group.barrier());
-        let joined = agreed.and_then(|()| self.compute.join(&self.stream).map_err(failed(ALL_REDUCE)));
+        let joined = agreed.and_then(|()| self.compute.join(&self.stream).map_err(failed(ALL_REDUCE_ACTION)));
         joined.map_err(|error| self.fail(group, error))
     }
 
@@ -126,7 +127,7 @@ impl NcclGroup {
     /// That is not possible: memory of the GPU may be in use for ever, and the process is of no further use.
     pub fn leave(mut self) -> Result<(), CollectiveError> {
         self.stop();
-        match self.left_behind {
+        match self.is_leaked {
             false => Ok(()),
             true => {
                 let message = "a communicator cannot be taken down".to_owned();
@@ -151,9 +152,9 @@ impl NcclGroup {
             .bind_to_thread()
             .and_then(|()| stream::get_priority_range())
             .and_then(|(_, highest)| context.new_stream_with_priority(highest))
-            .map_err(failed(FORM))?;
+            .map_err(failed(FORM_ACTION))?;
         let communicator = Communicator::start(context, group.world_size(), group.rank(), id)?;
-        wait(group, FORM, timeout, || communicator.is_ready(FORM))?;
+        wait(group, FORM_ACTION, timeout, || communicator.is_ready(FORM_ACTION))?;
         Ok(Self {
             communicator,
             compute,
@@ -162,7 +163,7 @@ impl NcclGroup {
             scratch: None,
             under_way: VecDeque::new(),
             sent: 0,
-            left_behind: false,
+            is_leaked: false,
         })
     }
 
@@ -176,17 +177,17 @@ impl NcclGroup {
         group.check()?;
         self.wait_until_under_way(group, MAX_UNDER_WAY - 1, self.timeout)?;
         let scratch = self.scratch(plan.scratch_elements())?;
-        self.stream.join(&self.compute).map_err(failed(ALL_REDUCE))?;
+        self.stream.join(&self.compute).map_err(failed(ALL_REDUCE_ACTION))?;
         let Self { communicator, stream, timeout, sent, .. } = self;
-        let mut fabric = Enqueue { group, communicator, stream, timeout: *timeout, sent };
-        plan.all_reduce(&mut fabric, nodes, scratch, out)?;
-        let end = self.stream.record_event(None).map_err(failed(ALL_REDUCE))?;
+        let mut transport = NcclTransport { group, communicator, stream, timeout: *timeout, sent };
+        plan.all_reduce(&mut transport, nodes, scratch, out)?;
+        let end = self.stream.record_event(None).map_err(failed(ALL_REDUCE_ACTION))?;
         self.under_way.push_back(end);
         Ok(())
     }
 
     fn fail(&mut self, group: &mut Group, error: CollectiveError) -> CollectiveError {
-        let error = settle(group, error);
+        let error = attribute_error(group, error);
         self.stop();
         error
     }
@@ -197,7 +198,7 @@ impl NcclGroup {
         match self.communicator.close() {
             // Where this fails, so does everything on that stream.
             true => drop(self.compute.join(&self.stream)),
-            false => self.left_behind = true,
+            false => self.is_leaked = true,
         }
     }
 
@@ -211,12 +212,12 @@ impl NcclGroup {
         let Self { communicator, under_way, .. } = self;
         let Some(first) = under_way.len().checked_sub(most + 1) else { return Ok(()) };
         let end = &under_way[first];
-        wait(group, ALL_REDUCE, timeout, || {
-            if end.try_is_complete().map_err(failed(ALL_REDUCE))? {
+        wait(group, ALL_REDUCE_ACTION, timeout, || {
+            if end.try_is_complete().map_err(failed(ALL_REDUCE_ACTION))? {
                 return Ok(true);
             }
             // Asked for its errors only: it has handed everything to the GPU.
-            communicator.is_ready(ALL_REDUCE)?;
+            communicator.is_ready(ALL_REDUCE_ACTION)?;
             Ok(false)
         })?;
         under_way.drain(..=first);
@@ -229,7 +230,7 @@ impl NcclGroup {
             self.scratch = None;
             let allocated = lora_ops::cuda::allocate(&self.stream, elements);
             self.scratch = Some(allocated.map_err(|error| CollectiveError::Device {
-                action: ALL_REDUCE,
+                action: ALL_REDUCE_ACTION,
                 message: error.to_string(),
             })?);
         }
@@ -244,7 +245,7 @@ impl Drop for NcclGroup {
 }
 
 /// The offer of this process.
-fn offer(preference: &Preference, gpu_uuid: &str) -> Offer {
+fn capabilities_of(preference: &Preference, gpu_uuid: &str) -> Capabilities {
     // As NCCL reads them: a variable that is no number is as good as not set.
     let is_on = |name| std::env::var(name).is_ok_and(|v| v.trim().parse::<i64>().is_ok_and(|v| v != 0));
     let nccl = match (&preference.nccl_failure, communicator::version()) {
@@ -262,7 +263,7 @@ fn offer(preference: &Preference, gpu_uuid: &str) -> Offer {
         let id = id.as_encoded_bytes();
         String::from_utf8_lossy(&id[..id.len().min(HOST_ID_BYTES)]).into_owned()
     });
-    Offer {
+    Capabilities {
         wanted: preference.collective,
         nccl,
         gpu: gpu_uuid.to_owned(),
@@ -281,7 +282,7 @@ fn share_id(group: &mut Group) -> Result<sys::ncclUniqueId, CollectiveError> {
     group.broadcast(0, &mut bytes)?;
     match <[u8; 128]>::try_from(bytes) {
         Ok(bytes) => Ok(sys::ncclUniqueId { internal: bytes.map(|byte| byte as _) }),
-        Err(_) => Err(group.blame(Operation::Broadcast, 0, PeerFailure::Malformed("no id of NCCL"))),
+        Err(_) => Err(group.fail_peer(Operation::Broadcast, 0, PeerFailure::Malformed("no id of NCCL"))),
     }
 }
 

@@ -9,12 +9,12 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENT, on_ranks, specs};
+use common::{TEST_TIMEOUT, on_ranks, specs};
 use lora_collective::tree::nodes_in;
-use lora_collective::{Cancel, CollectiveError, Group, GroupSpec, PeerFailure, PeerListener};
+use lora_collective::{CancelToken, CollectiveError, Group, GroupSpec, PeerFailure, PeerListener};
 
-/// Far above what giving up takes, far below [`PATIENT`].
-const SOON: Duration = Duration::from_secs(10);
+/// Far above what giving up takes, far below [`TEST_TIMEOUT`].
+const PROMPT_LIMIT: Duration = Duration::from_secs(10);
 
 /// The error of forming `spec`, cancelled once `ready` is there.
 fn cancelled_forming(
@@ -22,7 +22,7 @@ fn cancelled_forming(
     listener: Option<&PeerListener>,
     ready: impl FnOnce() + Send,
 ) -> CollectiveError {
-    let (cancel, start) = (Cancel::new(), Instant::now());
+    let (cancel, start) = (CancelToken::new(), Instant::now());
     let error = thread::scope(|scope| {
         scope.spawn(|| {
             ready();
@@ -30,18 +30,18 @@ fn cancelled_forming(
         });
         Group::form(spec, listener, cancel.clone()).err().unwrap()
     });
-    assert!(start.elapsed() < SOON, "took {:?}", start.elapsed());
+    assert!(start.elapsed() < PROMPT_LIMIT, "took {:?}", start.elapsed());
     error
 }
 
 #[test]
-fn forming_ends_when_it_is_cancelled() {
-    let (first, listener) = specs(2, PATIENT).remove(0);
+fn cancel_ends_the_rendezvous() {
+    let (first, listener) = specs(2, TEST_TIMEOUT).remove(0);
     let waiting = cancelled_forming(&first, Some(&listener), || {});
     assert!(matches!(waiting, CollectiveError::Cancelled), "waiting for a caller: {waiting}");
 
     // It takes the connection and never answers.
-    let mut second = specs(2, PATIENT).remove(1).0;
+    let mut second = specs(2, TEST_TIMEOUT).remove(1).0;
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     second.peers[0] = mute.local_addr().unwrap().to_string();
     let mut connection = None;
@@ -60,7 +60,7 @@ fn cancelled_operation(
     operation: impl Fn(&mut Group) -> Result<(), CollectiveError> + Sync,
 ) -> Vec<CollectiveError> {
     let done = Barrier::new(3);
-    let errors = on_ranks(3, PATIENT, |mut group| {
+    let errors = on_ranks(3, TEST_TIMEOUT, |mut group| {
         let token = group.cancel_token().clone();
         let error = thread::scope(|scope| {
             if group.rank() == 0 {
@@ -68,7 +68,7 @@ fn cancelled_operation(
             }
             let start = Instant::now();
             let error = (group.rank() < callers).then(|| operation(&mut group).unwrap_err());
-            assert!(start.elapsed() < SOON, "took {:?}", start.elapsed());
+            assert!(start.elapsed() < PROMPT_LIMIT, "took {:?}", start.elapsed());
             error
         });
         if group.rank() == 0 {
@@ -81,7 +81,7 @@ fn cancelled_operation(
 }
 
 #[test]
-fn a_cancelled_operation_ends_and_the_peers_are_told_who_left() {
+fn cancel_ends_an_operation_and_notifies_the_peers() {
     let ranges = [0..1, 1..2, 2..3];
     let reduce = |group: &mut Group| {
         let id = nodes_in(3, &ranges[group.rank()]).unwrap()[0];
@@ -99,17 +99,17 @@ fn a_cancelled_operation_ends_and_the_peers_are_told_who_left() {
 }
 
 #[test]
-fn a_send_that_nobody_takes_ends_when_it_is_cancelled() {
+fn cancel_ends_a_blocked_send() {
     // More than the buffers of the sockets take.
     let errors = cancelled_operation(1, |group| group.broadcast(0, &mut vec![0; 64 << 20]));
     assert!(matches!(errors[..], [CollectiveError::Cancelled]), "{errors:?}");
 }
 
 #[test]
-fn a_group_of_a_newer_generation_forms_after_a_cancelled_one() {
-    let members = specs(2, PATIENT);
-    let cancel = Cancel::new();
-    let operation = |generation: u64, token: &Cancel| {
+fn a_newer_generation_forms_after_a_cancelled_one() {
+    let members = specs(2, TEST_TIMEOUT);
+    let cancel = CancelToken::new();
+    let operation = |generation: u64, token: &CancelToken| {
         thread::scope(|scope| {
             let ranks: Vec<_> = members
                 .iter()
@@ -132,8 +132,9 @@ fn a_group_of_a_newer_generation_forms_after_a_cancelled_one() {
     thread::scope(|scope| {
         for (spec, listener) in &members {
             let spec = GroupSpec { generation: 4, ..spec.clone() };
-            scope
-                .spawn(move || Group::form(&spec, Some(listener), Cancel::new()).unwrap().barrier().unwrap());
+            scope.spawn(move || {
+                Group::form(&spec, Some(listener), CancelToken::new()).unwrap().barrier().unwrap()
+            });
         }
     });
 }

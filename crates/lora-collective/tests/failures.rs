@@ -11,15 +11,15 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENT, on_ranks, specs};
+use common::{TEST_TIMEOUT, on_ranks, specs};
 use lora_collective::tree::nodes_in;
-use lora_collective::{Cancel, CollectiveError, Group, GroupSpec, Operation, PeerFailure};
+use lora_collective::{CancelToken, CollectiveError, Group, GroupSpec, Operation, PeerFailure};
 
 /// What is wrong with a rank's words.
-type Change = fn(&mut GroupSpec);
+type SpecChange = fn(&mut GroupSpec);
 
 /// For tests that wait for it to pass.
-const BRIEF: Duration = Duration::from_secs(1);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A hand-made rank's connection to rank `to`, past the handshake and the barrier that ends forming.
 fn raw_connection(spec: &GroupSpec, to: usize) -> TcpStream {
@@ -52,7 +52,7 @@ fn frame(kind: u8, sequence: u64, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-fn blame(error: &CollectiveError) -> (usize, Operation, &PeerFailure) {
+fn failed_peer(error: &CollectiveError) -> (usize, Operation, &PeerFailure) {
     match error {
         CollectiveError::Peer { rank, operation, failure, .. } => (*rank, *operation, failure),
         other => panic!("blames no peer: {other}"),
@@ -64,12 +64,12 @@ fn error_after<T>(
     bytes: &[u8],
     operation: impl FnOnce(&mut Group) -> Result<T, CollectiveError> + Send,
 ) -> CollectiveError {
-    let mut specs = specs(2, PATIENT);
+    let mut specs = specs(2, TEST_TIMEOUT);
     let (peer, _) = specs.remove(1);
     let (spec, listener) = specs.remove(0);
     thread::scope(|scope| {
         let rank0 = scope.spawn(move || {
-            let mut group = Group::form(&spec, Some(&listener), Cancel::new()).unwrap();
+            let mut group = Group::form(&spec, Some(&listener), CancelToken::new()).unwrap();
             let error = operation(&mut group).err().expect("the operation must fail");
             assert!(matches!(group.barrier(), Err(CollectiveError::Poisoned)));
             error
@@ -94,69 +94,73 @@ fn arguments(leaves: u64, elements: u64) -> Vec<u8> {
 }
 
 #[test]
-fn a_peer_that_dies_in_the_middle_of_a_vector_is_named() {
+fn a_peer_dying_mid_vector_is_reported() {
     let mut bytes = arguments(2, 1000);
     bytes.extend_from_slice(&frame(Operation::AllReduce as u8, 1, &[0; 2000])[..700]);
     bytes[48 + 4..48 + 8].copy_from_slice(&2000u32.to_le_bytes());
     let error = error_after(&bytes, reduce_two);
-    assert!(matches!(blame(&error), (1, Operation::AllReduce, PeerFailure::Closed)), "{error}");
+    assert!(matches!(failed_peer(&error), (1, Operation::AllReduce, PeerFailure::Closed)), "{error}");
     assert_eq!(error.suspects(), [1]);
 }
 
 #[test]
-fn other_arguments_are_an_error() {
+fn mismatched_arguments_are_an_error() {
     for (leaves, elements) in [(3, 1000), (2, 999)] {
         let error = error_after(&arguments(leaves, elements), reduce_two);
-        assert!(matches!(blame(&error), (1, Operation::AllReduce, PeerFailure::Arguments)), "{error}");
+        assert!(matches!(failed_peer(&error), (1, Operation::AllReduce, PeerFailure::Arguments)), "{error}");
     }
 }
 
 #[test]
-fn frames_that_no_rank_sends_are_refused_before_memory_is_taken_for_them() {
+fn malformed_frames_are_rejected_before_allocation() {
     let huge = u32::MAX.to_le_bytes();
     let too_long = [&[1, 0, 0, 0][..], &huge, &1u64.to_le_bytes()].concat();
     let reserved = [&[1, 0, 7, 0][..], &[0; 4], &1u64.to_le_bytes()].concat();
     let blames_nobody = frame(255, 1, &7u32.to_le_bytes());
     for bytes in [too_long, reserved, frame(77, 1, &[]), blames_nobody, frame(255, 1, &[])] {
         let error = error_after(&bytes, |group| group.all_gather(b"x"));
-        assert!(matches!(blame(&error), (1, Operation::AllGather, PeerFailure::Malformed(_))), "{error}");
+        assert!(
+            matches!(failed_peer(&error), (1, Operation::AllGather, PeerFailure::Malformed(_))),
+            "{error}"
+        );
     }
     let endless = frame(Operation::Broadcast as u8, 1, &u64::MAX.to_le_bytes());
     let error = error_after(&endless, |group| group.broadcast(1, &mut Vec::new()));
-    assert!(matches!(blame(&error), (1, Operation::Broadcast, PeerFailure::Malformed(_))), "{error}");
+    assert!(matches!(failed_peer(&error), (1, Operation::Broadcast, PeerFailure::Malformed(_))), "{error}");
 }
 
 #[test]
 fn ranks_in_different_operations_are_an_error() {
-    let errors = on_ranks(2, PATIENT, |mut group| match group.rank() {
+    let errors = on_ranks(2, TEST_TIMEOUT, |mut group| match group.rank() {
         0 => group.barrier().unwrap_err(),
         _ => group.all_gather(&[]).map(drop).unwrap_err(),
     });
-    let mismatch = |error: &CollectiveError| match blame(error) {
+    let mismatch = |error: &CollectiveError| match failed_peer(error) {
         (rank, _, PeerFailure::Mismatch { operation, sequence: 1 }) => Some((rank, *operation)),
         (rank, operation, PeerFailure::Reported { .. }) => Some((rank, operation)),
         _ => None,
     };
     assert!(errors.iter().all(|error| mismatch(error).is_some()), "{errors:?}");
     let skipped = error_after(&frame(Operation::Barrier as u8, 2, &[]), Group::barrier);
-    assert!(matches!(blame(&skipped), (1, _, PeerFailure::Mismatch { sequence: 2, .. })), "{skipped}");
+    assert!(matches!(failed_peer(&skipped), (1, _, PeerFailure::Mismatch { sequence: 2, .. })), "{skipped}");
 }
 
 #[test]
-fn a_peer_that_left_is_named_by_all_others() {
-    let errors = on_ranks(4, PATIENT, |mut group| (group.rank() != 2).then(|| group.barrier().unwrap_err()));
+fn a_peer_that_left_is_reported_by_all_others() {
+    let errors =
+        on_ranks(4, TEST_TIMEOUT, |mut group| (group.rank() != 2).then(|| group.barrier().unwrap_err()));
     for error in errors.iter().flatten() {
         assert_eq!(error.suspects(), [2], "{error}");
     }
 }
 
 #[test]
-fn a_peer_that_hangs_is_named_within_the_limit() {
+fn a_hanging_peer_is_reported_within_the_timeout() {
     let done = Barrier::new(3);
-    let errors = on_ranks(3, BRIEF, |mut group| {
+    let errors = on_ranks(3, SHORT_TIMEOUT, |mut group| {
         let start = Instant::now();
         let error = (group.rank() != 2).then(|| group.barrier().unwrap_err());
-        assert!(start.elapsed() < 5 * BRIEF, "took {:?}", start.elapsed());
+        assert!(start.elapsed() < 5 * SHORT_TIMEOUT, "took {:?}", start.elapsed());
         done.wait();
         error
     });
@@ -166,22 +170,22 @@ fn a_peer_that_hangs_is_named_within_the_limit() {
 }
 
 #[test]
-fn a_peer_that_takes_no_more_of_a_broadcast_is_named() {
+fn a_peer_that_stops_reading_a_broadcast_is_reported() {
     let done = Barrier::new(2);
-    let errors = on_ranks(2, BRIEF, |mut group| {
+    let errors = on_ranks(2, SHORT_TIMEOUT, |mut group| {
         // More than the buffers of the sockets take.
         let error = (group.rank() == 0).then(|| group.broadcast(0, &mut vec![0; 64 << 20]).unwrap_err());
         done.wait();
         error
     });
     let error = errors[0].as_ref().unwrap();
-    assert!(matches!(blame(error), (1, Operation::Broadcast, PeerFailure::TimedOut(_))), "{error}");
+    assert!(matches!(failed_peer(error), (1, Operation::Broadcast, PeerFailure::TimedOut(_))), "{error}");
 }
 
 /// Rank 2 dies towards rank 1 alone. Rank 0, which only waits for rank 1's sums, must not blame rank 1.
 #[test]
-fn the_witness_tells_the_others_whom_to_blame() {
-    let mut specs = specs(3, PATIENT);
+fn the_rank_that_detects_a_failure_names_the_failed_rank() {
+    let mut specs = specs(3, TEST_TIMEOUT);
     let (peer, _) = specs.remove(2);
     let ranges = [0..1, 1..2, 2..3];
     let errors = thread::scope(|scope| {
@@ -190,7 +194,7 @@ fn the_witness_tells_the_others_whom_to_blame() {
             .into_iter()
             .map(|(spec, listener)| {
                 scope.spawn(move || {
-                    let mut group = Group::form(&spec, Some(&listener), Cancel::new()).unwrap();
+                    let mut group = Group::form(&spec, Some(&listener), CancelToken::new()).unwrap();
                     let id = nodes_in(3, &ranges[spec.rank]).unwrap()[0];
                     group.all_reduce_tree(3, ranges, &[(id, &[1.0; 300])], &mut [0.0; 300]).unwrap_err()
                 })
@@ -208,8 +212,8 @@ fn the_witness_tells_the_others_whom_to_blame() {
         drop(to_1);
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
     });
-    assert!(matches!(blame(&errors[0]), (2, _, PeerFailure::Reported { by: 1 })), "{}", errors[0]);
-    assert!(matches!(blame(&errors[1]), (2, _, PeerFailure::Closed)), "{}", errors[1]);
+    assert!(matches!(failed_peer(&errors[0]), (2, _, PeerFailure::Reported { by: 1 })), "{}", errors[0]);
+    assert!(matches!(failed_peer(&errors[1]), (2, _, PeerFailure::Closed)), "{}", errors[1]);
 }
 
 /// Rank 0's first error of [`Group::check`].
@@ -221,35 +225,35 @@ fn error_of_check(group: &mut Group) -> CollectiveError {
             assert!(matches!(group.barrier(), Err(CollectiveError::Poisoned)));
             return error;
         }
-        assert!(start.elapsed() < PATIENT, "never an error");
+        assert!(start.elapsed() < TEST_TIMEOUT, "never an error");
         thread::yield_now();
     }
 }
 
 /// Rank 0 of three, formed, with the hand-made connections of ranks 1 and 2.
 fn with_two_raw_peers(test: impl FnOnce(Group, [TcpStream; 2]) + Send) {
-    let mut specs = specs(3, PATIENT);
+    let mut specs = specs(3, TEST_TIMEOUT);
     let (first, listener) = specs.remove(0);
     thread::scope(|scope| {
         let peers = scope.spawn(|| [0, 1].map(|higher| raw_connection(&specs[higher].0, 0)));
-        let group = Group::form(&first, Some(&listener), Cancel::new()).unwrap();
+        let group = Group::form(&first, Some(&listener), CancelToken::new()).unwrap();
         test(group, peers.join().unwrap());
     });
 }
 
 #[test]
-fn a_peer_that_leaves_behind_its_part_is_named_while_another_is_awaited() {
+fn a_leaving_peer_is_detected_while_waiting_for_another() {
     with_two_raw_peers(|mut group, [mut first, _second]| {
         first.write_all(&frame(Operation::Barrier as u8, 1, &[])).unwrap();
         first.write_all(&frame(255, 2, &1u32.to_le_bytes())).unwrap();
         first.shutdown(Shutdown::Write).unwrap();
         let error = group.barrier().unwrap_err();
-        assert!(matches!(blame(&error), (1, Operation::Barrier, PeerFailure::Left)), "{error}");
+        assert!(matches!(failed_peer(&error), (1, Operation::Barrier, PeerFailure::Left)), "{error}");
     });
 }
 
 #[test]
-fn a_check_passes_peers_that_are_silent_or_ahead() {
+fn check_accepts_silent_and_ahead_peers() {
     with_two_raw_peers(|mut group, mut peers| {
         group.check().unwrap();
         for (rank, peer) in peers.iter_mut().enumerate() {
@@ -265,31 +269,31 @@ fn a_check_passes_peers_that_are_silent_or_ahead() {
 }
 
 #[test]
-fn a_check_names_the_peer_that_is_gone() {
+fn check_reports_a_disconnected_peer() {
     with_two_raw_peers(|mut group, [_first, second]| {
         drop(second);
         let error = error_of_check(&mut group);
-        assert!(matches!(blame(&error), (2, Operation::Device, PeerFailure::Closed)), "{error}");
+        assert!(matches!(failed_peer(&error), (2, Operation::Device, PeerFailure::Closed)), "{error}");
         assert_eq!(error.suspects(), [2]);
     });
 }
 
 #[test]
-fn a_check_sees_an_end_behind_frames_of_a_peer_that_is_ahead() {
+fn check_finds_an_abort_behind_unread_frames() {
     let ahead = frame(Operation::Broadcast as u8, 1, &[0; 10_000]);
     with_two_raw_peers(|mut group, [mut first, _second]| {
         first.write_all(&ahead).unwrap();
         first.write_all(&ahead[..700]).unwrap();
         first.shutdown(Shutdown::Write).unwrap();
         let error = error_of_check(&mut group);
-        assert!(matches!(blame(&error), (1, Operation::Device, PeerFailure::Closed)), "{error}");
+        assert!(matches!(failed_peer(&error), (1, Operation::Device, PeerFailure::Closed)), "{error}");
     });
     with_two_raw_peers(|mut group, [mut first, mut second]| {
         first.write_all(&ahead).unwrap();
         first.write_all(&frame(255, 2, &2u32.to_le_bytes())).unwrap();
         first.shutdown(Shutdown::Write).unwrap();
         let error = error_of_check(&mut group);
-        assert!(matches!(blame(&error), (2, _, PeerFailure::Reported { by: 1 })), "{error}");
+        assert!(matches!(failed_peer(&error), (2, _, PeerFailure::Reported { by: 1 })), "{error}");
         // Which rank 0 passes on.
         let mut told = Vec::new();
         second.read_to_end(&mut told).unwrap();
@@ -298,7 +302,7 @@ fn a_check_sees_an_end_behind_frames_of_a_peer_that_is_ahead() {
 }
 
 #[test]
-fn a_check_ends_a_cancelled_group() {
+fn check_fails_after_cancel() {
     with_two_raw_peers(|mut group, [mut first, _second]| {
         group.cancel_token().cancel();
         assert!(matches!(group.check(), Err(CollectiveError::Cancelled)));
@@ -310,8 +314,8 @@ fn a_check_ends_a_cancelled_group() {
 }
 
 #[test]
-fn strangers_do_not_disturb_forming() {
-    let mut specs = specs(2, PATIENT);
+fn unrelated_connections_do_not_disturb_the_rendezvous() {
+    let mut specs = specs(2, TEST_TIMEOUT);
     let address = specs[0].0.peers[0].clone();
     let silent = TcpStream::connect(&address).unwrap();
     let mut garbage = TcpStream::connect(&address).unwrap();
@@ -324,7 +328,7 @@ fn strangers_do_not_disturb_forming() {
     thread::scope(|scope| {
         for (spec, listener) in specs.drain(..) {
             scope.spawn(move || {
-                Group::form(&spec, Some(&listener), Cancel::new()).unwrap().barrier().unwrap()
+                Group::form(&spec, Some(&listener), CancelToken::new()).unwrap().barrier().unwrap()
             });
         }
     });
@@ -333,22 +337,23 @@ fn strangers_do_not_disturb_forming() {
 }
 
 /// The error of rank 1 that calls with `change`d words at a rank 0 that forms the proper group, and rank 0's.
-fn refused(change: Change) -> [CollectiveError; 2] {
-    let mut specs = specs(2, BRIEF);
+fn refused(change: SpecChange) -> [CollectiveError; 2] {
+    let mut specs = specs(2, SHORT_TIMEOUT);
     let (mut wrong, _) = specs.remove(1);
     let (spec, listener) = specs.remove(0);
     change(&mut wrong);
     thread::scope(|scope| {
-        let rank0 = scope
-            .spawn(move || Group::form(&spec, Some(&listener), Cancel::new()).err().expect("must not form"));
-        let rank1 = Group::form(&wrong, None, Cancel::new()).err().expect("must not form");
+        let rank0 = scope.spawn(move || {
+            Group::form(&spec, Some(&listener), CancelToken::new()).err().expect("must not form")
+        });
+        let rank1 = Group::form(&wrong, None, CancelToken::new()).err().expect("must not form");
         [rank0.join().unwrap(), rank1]
     })
 }
 
 #[test]
-fn callers_that_do_not_belong_are_refused_with_the_reason() {
-    let cases: [(Change, &str); 4] = [
+fn mismatched_hellos_are_refused_with_the_reason() {
+    let cases: [(SpecChange, &str); 4] = [
         (|spec| spec.token = "guess".into(), "wrong token"),
         (|spec| spec.job = "job-2".into(), "another job"),
         (|spec| spec.generation = 2, "an older generation"),
@@ -363,25 +368,26 @@ fn callers_that_do_not_belong_are_refused_with_the_reason() {
 }
 
 #[test]
-fn a_newer_generation_ends_the_forming_of_an_older_one() {
+fn a_newer_generation_ends_an_older_rendezvous() {
     let [rank0, _] = refused(|spec| spec.generation = 4);
     assert!(matches!(rank0, CollectiveError::Superseded { generation: 3, newer: 4 }), "{rank0}");
 }
 
 #[test]
-fn a_second_caller_for_a_rank_is_refused() {
-    let mut specs = specs(3, PATIENT);
+fn a_second_connection_for_a_rank_is_refused() {
+    let mut specs = specs(3, TEST_TIMEOUT);
     let (last, _) = specs.remove(2);
     let (second, second_listener) = specs.remove(1);
     let (first, first_listener) = specs.remove(0);
     thread::scope(|scope| {
-        scope.spawn(move || Group::form(&first, Some(&first_listener), Cancel::new()).unwrap());
+        scope.spawn(move || Group::form(&first, Some(&first_listener), CancelToken::new()).unwrap());
         // Rank 2 is connected with rank 0, which still waits for rank 1.
         let mut stream = raw_handshake(&last, 0);
-        let double = scope.spawn(|| Group::form(&last, None, Cancel::new()).err().expect("must not form"));
+        let double =
+            scope.spawn(|| Group::form(&last, None, CancelToken::new()).err().expect("must not form"));
         let error = double.join().unwrap();
         assert!(error.to_string().contains("connected already"), "{error}");
-        scope.spawn(move || Group::form(&second, Some(&second_listener), Cancel::new()).unwrap());
+        scope.spawn(move || Group::form(&second, Some(&second_listener), CancelToken::new()).unwrap());
         stream.write_all(&frame(Operation::Barrier as u8, 0, &[])).unwrap();
         let mut other = raw_connection(&last, 1);
         // Both ranks return from forming: their barrier frames have come, then they hang up.
@@ -393,23 +399,23 @@ fn a_second_caller_for_a_rank_is_refused() {
 }
 
 #[test]
-fn a_group_that_is_no_group_is_refused() {
-    let cases: [(Change, &str); 4] = [
+fn invalid_group_specs_are_rejected() {
+    let cases: [(SpecChange, &str); 4] = [
         (|spec| spec.rank = 2, "rank 2 in a group of 2 ranks"),
         (|spec| spec.token = "x".repeat(257), "a token of 257 bytes"),
         (|spec| spec.timeout = Duration::ZERO, "a timeout of zero"),
         (|spec| spec.rank = 0, "rank 0 needs a peer listener"),
     ];
     for (change, expected) in cases {
-        let (mut spec, _) = specs(2, BRIEF).remove(1);
+        let (mut spec, _) = specs(2, SHORT_TIMEOUT).remove(1);
         change(&mut spec);
-        let error = Group::form(&spec, None, Cancel::new()).err().expect("must not form");
+        let error = Group::form(&spec, None, CancelToken::new()).err().expect("must not form");
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
 
 #[test]
 fn the_token_is_not_printed() {
-    let (spec, _) = specs(1, BRIEF).remove(0);
+    let (spec, _) = specs(1, SHORT_TIMEOUT).remove(0);
     assert!(!format!("{spec:?}").contains("secret"));
 }

@@ -13,19 +13,19 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use common::{PATIENT, on_ranks};
+use common::{TEST_TIMEOUT, on_ranks};
 use cudarc::driver::CudaStream;
 use leaves::{bits, nodes_of, serial_sum};
-use lora_collective::device::{Choice, Collective, Preference};
+use lora_collective::backend_choice::{Collective, CollectiveBackend, Preference};
 use lora_collective::tree::{NodeId, nodes_in, partition};
 use lora_collective::{CollectiveError, Group, NcclGroup, Operation, PeerFailure};
 use lora_ops::cuda::address;
 use lora_ops::transfer;
 
-/// Far above what giving up takes, far below [`PATIENT`].
-const SOON: Duration = Duration::from_secs(20);
+/// Far above what giving up takes, far below [`TEST_TIMEOUT`].
+const PROMPT_LIMIT: Duration = Duration::from_secs(20);
 /// For tests that wait for it to pass.
-const BRIEF: Duration = Duration::from_secs(2);
+const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn device() -> Device {
     lora_ops::cuda::open(0).unwrap()
@@ -43,7 +43,7 @@ fn on_gpu<T: Send>(
     body: impl Fn(Group, NcclGroup) -> T + Sync,
 ) -> Vec<T> {
     let formed = |mut group: Group| {
-        let nccl = NcclGroup::form(&mut group, compute(), PATIENT).unwrap();
+        let nccl = NcclGroup::form(&mut group, compute(), TEST_TIMEOUT).unwrap();
         // The first to be done may be the first to fail.
         group.barrier().unwrap();
         body(group, nccl)
@@ -53,7 +53,7 @@ fn on_gpu<T: Send>(
 
 fn is_possible() -> bool {
     let agreed = agreed_choice(Preference::default());
-    let is_possible = agreed == Choice::Nccl;
+    let is_possible = agreed == CollectiveBackend::Nccl;
     if !is_possible {
         eprintln!(
             "skipped: ranks cannot share a GPU here; it takes NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1"
@@ -63,8 +63,9 @@ fn is_possible() -> bool {
 }
 
 /// What ranks that share a GPU and all have this preference agree on.
-fn agreed_choice(preference: Preference) -> Choice {
-    let agreed = on_ranks(2, PATIENT, |mut group| NcclGroup::agree(&mut group, &preference, "GPU").unwrap());
+fn agreed_choice(preference: Preference) -> CollectiveBackend {
+    let agreed =
+        on_ranks(2, TEST_TIMEOUT, |mut group| NcclGroup::agree(&mut group, &preference, "GPU").unwrap());
     assert_eq!(agreed[0], agreed[1]);
     agreed[0].clone()
 }
@@ -111,7 +112,7 @@ fn sum(
 
 fn assert_sum(leaves: usize, ranges: &[Range<usize>], segments: &[usize]) {
     let expected = bits(&serial_sum(leaves, segments.iter().sum()));
-    let results = on_gpu(ranges.len(), PATIENT, |mut group, mut nccl| {
+    let results = on_gpu(ranges.len(), TEST_TIMEOUT, |mut group, mut nccl| {
         let first = sum(&mut group, &mut nccl, leaves, ranges, segments).unwrap();
         let second = sum(&mut group, &mut nccl, leaves, ranges, segments).unwrap();
         [first, second]
@@ -122,58 +123,58 @@ fn assert_sum(leaves: usize, ranges: &[Range<usize>], segments: &[usize]) {
 }
 
 #[test]
-fn nccl_has_the_bits_of_the_serial_tree() {
+fn nccl_sums_match_the_serial_tree() {
     for ranks in 1..=4 {
         assert_sum(32, &partition(32, ranks).unwrap(), &[70_001, 3, 0, 4096]);
     }
 }
 
 #[test]
-fn nccl_takes_uneven_and_empty_ranges_and_segments_without_end() {
+fn nccl_sums_uneven_and_empty_ranges_and_many_segments() {
     assert_sum(13, &[0..1, 1..8, 8..8, 8..13], &[33; 200]);
 }
 
 /// The error of a rank, and that it came soon.
-fn error_soon<T>(body: impl FnOnce() -> Result<T, CollectiveError>) -> CollectiveError {
+fn prompt_error<T>(body: impl FnOnce() -> Result<T, CollectiveError>) -> CollectiveError {
     let start = Instant::now();
     let error = body().err().unwrap();
-    assert!(start.elapsed() < SOON, "took {:?}", start.elapsed());
+    assert!(start.elapsed() < PROMPT_LIMIT, "took {:?}", start.elapsed());
     error
 }
 
-fn blames(error: &CollectiveError, rank: usize) -> bool {
+fn names_rank(error: &CollectiveError, rank: usize) -> bool {
     let CollectiveError::Peer { operation: Operation::Device, .. } = error else { return false };
     error.suspects() == [rank]
 }
 
 #[test]
-fn a_peer_that_dies_while_the_others_connect_is_named() {
+fn a_peer_dying_during_connect_is_reported() {
     if !is_possible() {
         return;
     }
-    let errors = on_ranks(3, PATIENT, |mut group| match group.rank() {
+    let errors = on_ranks(3, TEST_TIMEOUT, |mut group| match group.rank() {
         // It takes NCCL's id with it.
         2 => group.broadcast(0, &mut Vec::new()).err(),
-        _ => Some(error_soon(|| NcclGroup::form(&mut group, compute(), PATIENT))),
+        _ => Some(prompt_error(|| NcclGroup::form(&mut group, compute(), TEST_TIMEOUT))),
     });
     assert!(errors[2].is_none());
     for error in errors.iter().flatten() {
-        assert!(blames(error, 2), "{error}");
+        assert!(names_rank(error, 2), "{error}");
     }
 }
 
 #[test]
-fn a_peer_that_does_not_connect_is_named_within_the_limit() {
+fn a_peer_that_does_not_connect_is_reported_within_the_timeout() {
     if !is_possible() {
         return;
     }
     let done = Barrier::new(3);
-    let errors = on_ranks(3, BRIEF, |mut group| {
+    let errors = on_ranks(3, SHORT_TIMEOUT, |mut group| {
         let hangs = group.rank() == 2;
         if hangs {
             group.broadcast(0, &mut Vec::new()).unwrap();
         }
-        let error = (!hangs).then(|| error_soon(|| NcclGroup::form(&mut group, compute(), BRIEF)));
+        let error = (!hangs).then(|| prompt_error(|| NcclGroup::form(&mut group, compute(), SHORT_TIMEOUT)));
         done.wait();
         error
     });
@@ -183,14 +184,14 @@ fn a_peer_that_does_not_connect_is_named_within_the_limit() {
 }
 
 #[test]
-fn nccl_that_failed_before_is_not_tried_again() {
+fn nccl_is_not_retried_after_a_failure() {
     let nccl_failure = Some("no route".to_owned());
     let automatic = Preference { nccl_failure: nccl_failure.clone(), ..Preference::default() };
-    assert_ne!(agreed_choice(automatic), Choice::Nccl);
+    assert_ne!(agreed_choice(automatic), CollectiveBackend::Nccl);
     // The error names this obstacle, not the shared GPU.
     let demanding = Preference { nccl_failure, collective: Collective::Nccl };
     let refused =
-        on_ranks(2, PATIENT, |mut group| NcclGroup::agree(&mut group, &demanding, "GPU").unwrap_err());
+        on_ranks(2, TEST_TIMEOUT, |mut group| NcclGroup::agree(&mut group, &demanding, "GPU").unwrap_err());
     for error in refused {
         let text = "rank 0 demands the collective nccl, but rank 0 cannot use NCCL: it failed when an \
                     earlier group formed (no route); a new worker process tries again";
@@ -199,40 +200,40 @@ fn nccl_that_failed_before_is_not_tried_again() {
 }
 
 #[test]
-fn a_peer_that_dies_before_its_part_is_named() {
-    let errors = on_gpu(3, PATIENT, |mut group, mut nccl| match group.rank() {
+fn a_peer_dying_before_its_send_is_reported() {
+    let errors = on_gpu(3, TEST_TIMEOUT, |mut group, mut nccl| match group.rank() {
         2 => None,
         _ => {
-            let error = error_soon(|| sum(&mut group, &mut nccl, 3, &[0..1, 1..2, 2..3], &[50_000]));
+            let error = prompt_error(|| sum(&mut group, &mut nccl, 3, &[0..1, 1..2, 2..3], &[50_000]));
             assert!(matches!(nccl.finish(&mut group), Err(CollectiveError::Poisoned)));
             assert!(matches!(group.barrier(), Err(CollectiveError::Poisoned)));
             let start = Instant::now();
             drop(nccl);
-            assert!(start.elapsed() < SOON, "took {:?} to abort", start.elapsed());
+            assert!(start.elapsed() < PROMPT_LIMIT, "took {:?} to abort", start.elapsed());
             Some(error)
         }
     });
     for error in errors.iter().flatten() {
-        assert!(blames(error, 2), "{error}");
+        assert!(names_rank(error, 2), "{error}");
     }
 }
 
 #[test]
-fn a_wait_that_is_cancelled_ends_and_the_peers_are_told() {
+fn cancel_ends_a_wait_and_notifies_the_peers() {
     let cancelled = Barrier::new(2);
-    let errors = on_gpu(2, PATIENT, |mut group, mut nccl| {
+    let errors = on_gpu(2, TEST_TIMEOUT, |mut group, mut nccl| {
         let token = group.cancel_token().clone();
         thread::scope(|scope| match group.rank() {
             0 => {
                 let vectors = start_sum(&mut group, &mut nccl, 2, &[0..1, 1..2], &[1000, 1000]);
                 scope.spawn(move || token.cancel());
-                let error = error_soon(|| vectors.and_then(|_| nccl.finish(&mut group)));
+                let error = prompt_error(|| vectors.and_then(|_| nccl.finish(&mut group)));
                 cancelled.wait();
                 error
             }
             _ => {
                 cancelled.wait();
-                error_soon(|| group.check().and_then(|()| group.barrier()))
+                prompt_error(|| group.check().and_then(|()| group.barrier()))
             }
         })
     });
@@ -245,12 +246,12 @@ fn a_wait_that_is_cancelled_ends_and_the_peers_are_told() {
 }
 
 #[test]
-fn a_peer_that_hangs_is_named_within_the_limit() {
+fn a_hanging_peer_is_reported_within_the_timeout() {
     let done = Barrier::new(3);
-    let errors = on_gpu(3, BRIEF, |mut group, mut nccl| {
+    let errors = on_gpu(3, SHORT_TIMEOUT, |mut group, mut nccl| {
         let hangs = group.rank() == 2;
         let error =
-            (!hangs).then(|| error_soon(|| sum(&mut group, &mut nccl, 3, &[0..1, 1..2, 2..3], &[1000])));
+            (!hangs).then(|| prompt_error(|| sum(&mut group, &mut nccl, 3, &[0..1, 1..2, 2..3], &[1000])));
         done.wait();
         error
     });
@@ -261,9 +262,9 @@ fn a_peer_that_hangs_is_named_within_the_limit() {
 
 /// All has come, but perhaps only as an aborted kernel's last words.
 #[test]
-fn what_came_from_a_rank_that_left_before_the_end_is_not_used() {
+fn data_of_a_rank_that_left_is_not_used() {
     let [started, left] = [Barrier::new(2), Barrier::new(2)];
-    let errors = on_gpu(2, PATIENT, |mut group, mut nccl| {
+    let errors = on_gpu(2, TEST_TIMEOUT, |mut group, mut nccl| {
         let vectors = start_sum(&mut group, &mut nccl, 2, &[0..1, 1..2], &[1000]);
         started.wait();
         if group.rank() == 1 {
@@ -274,7 +275,7 @@ fn what_came_from_a_rank_that_left_before_the_end_is_not_used() {
             return None;
         }
         left.wait();
-        Some(error_soon(|| vectors.and_then(|_| nccl.finish(&mut group))))
+        Some(prompt_error(|| vectors.and_then(|_| nccl.finish(&mut group))))
     });
     for error in errors.iter().flatten() {
         assert_eq!(error.suspects(), [1], "{error}");
@@ -282,14 +283,14 @@ fn what_came_from_a_rank_that_left_before_the_end_is_not_used() {
 }
 
 #[test]
-fn work_that_is_not_done_though_all_ranks_answer_is_nobodys_fault() {
+fn a_device_timeout_blames_no_peer() {
     let done = Barrier::new(2);
-    let errors = on_gpu(2, BRIEF, |mut group, mut nccl| {
+    let errors = on_gpu(2, SHORT_TIMEOUT, |mut group, mut nccl| {
         let error = match group.rank() {
-            0 => Some(error_soon(|| sum(&mut group, &mut nccl, 2, &[0..1, 1..2], &[1000]))),
+            0 => Some(prompt_error(|| sum(&mut group, &mut nccl, 2, &[0..1, 1..2], &[1000]))),
             _ => {
                 // As if it had waited about as long for a GPU of its own.
-                thread::sleep(BRIEF * 3 / 4);
+                thread::sleep(SHORT_TIMEOUT * 3 / 4);
                 group.barrier().err()
             }
         };
@@ -305,16 +306,16 @@ fn work_that_is_not_done_though_all_ranks_answer_is_nobodys_fault() {
 }
 
 #[test]
-fn wrong_nodes_are_refused_and_the_peers_are_told() {
-    let errors = on_gpu(2, PATIENT, |mut group, mut nccl| match group.rank() {
+fn invalid_nodes_are_rejected_and_the_peers_notified() {
+    let errors = on_gpu(2, TEST_TIMEOUT, |mut group, mut nccl| match group.rank() {
         0 => {
             let node = nodes_in(2, &(1..2)).unwrap()[0];
-            error_soon(|| nccl.all_reduce(&mut group, 2, &[0..1, 1..2], &[(node, 0)], 0, 10))
+            prompt_error(|| nccl.all_reduce(&mut group, 2, &[0..1, 1..2], &[(node, 0)], 0, 10))
         }
-        _ => error_soon(|| sum(&mut group, &mut nccl, 2, &[0..1, 1..2], &[10])),
+        _ => prompt_error(|| sum(&mut group, &mut nccl, 2, &[0..1, 1..2], &[10])),
     });
     if let [first, second] = &errors[..] {
         assert!(matches!(first, CollectiveError::Argument(_)), "{first}");
-        assert!(blames(second, 0), "{second}");
+        assert!(names_rank(second, 0), "{second}");
     }
 }

@@ -8,10 +8,10 @@ mod leaves;
 
 use std::ops::Range;
 
-use common::{PATIENT, on_ranks, specs};
+use common::{TEST_TIMEOUT, on_ranks, specs};
 use leaves::{bits, nodes_of, serial_sum};
 use lora_collective::tree::{NodeId, partition};
-use lora_collective::{Cancel, CollectiveError, Group, MAX_GATHER_BYTES};
+use lora_collective::{CancelToken, CollectiveError, Group, MAX_GATHER_BYTES};
 
 fn all_reduce(
     group: &mut Group,
@@ -28,7 +28,7 @@ fn all_reduce(
 
 fn assert_all_reduce(leaves: usize, ranges: &[Range<usize>], elements: usize) {
     let expected = bits(&serial_sum(leaves, elements));
-    let results = on_ranks(ranges.len(), PATIENT, |mut group| {
+    let results = on_ranks(ranges.len(), TEST_TIMEOUT, |mut group| {
         all_reduce(&mut group, leaves, ranges, elements).unwrap();
         all_reduce(&mut group, leaves, ranges, elements).unwrap()
     });
@@ -38,7 +38,7 @@ fn assert_all_reduce(leaves: usize, ranges: &[Range<usize>], elements: usize) {
 }
 
 #[test]
-fn all_reduce_has_the_bits_of_the_serial_tree_on_any_number_of_ranks() {
+fn all_reduce_matches_the_serial_tree_on_any_number_of_ranks() {
     for ranks in 1..=4 {
         for leaves in [4, 7, 32] {
             assert_all_reduce(leaves, &partition(leaves, ranks).unwrap(), 1001);
@@ -47,7 +47,7 @@ fn all_reduce_has_the_bits_of_the_serial_tree_on_any_number_of_ranks() {
 }
 
 #[test]
-fn all_reduce_takes_ranges_of_many_nodes_and_vectors_shorter_than_the_group() {
+fn all_reduce_handles_many_nodes_and_short_vectors() {
     for elements in [0, 1, 3] {
         assert_all_reduce(13, &[0..1, 1..8, 8..11, 11..13], elements);
     }
@@ -59,10 +59,10 @@ fn all_reduce_streams_vectors_of_megabytes() {
 }
 
 #[test]
-fn all_reduce_traffic_is_that_of_the_nodes_and_the_sums() {
+fn all_reduce_traffic_matches_the_formula() {
     let (leaves, elements) = (4, 90_000);
     let ranges = partition(leaves, 2).unwrap();
-    let counts = on_ranks(2, PATIENT, |mut group| {
+    let counts = on_ranks(2, TEST_TIMEOUT, |mut group| {
         all_reduce(&mut group, leaves, &ranges, elements).unwrap();
         (group.bytes_sent(), group.bytes_received())
     });
@@ -76,7 +76,8 @@ fn all_gather_returns_every_payload_by_rank() {
     for ranks in 1..=4 {
         let payload = |rank: usize| vec![rank as u8; rank * MAX_GATHER_BYTES / 3];
         let expected: Vec<Vec<u8>> = (0..ranks).map(payload).collect();
-        for result in on_ranks(ranks, PATIENT, |mut group| group.all_gather(&payload(group.rank())).unwrap())
+        for result in
+            on_ranks(ranks, TEST_TIMEOUT, |mut group| group.all_gather(&payload(group.rank())).unwrap())
         {
             assert!(result == expected, "{ranks} ranks");
         }
@@ -87,7 +88,7 @@ fn all_gather_returns_every_payload_by_rank() {
 fn broadcast_replaces_the_data_of_all_ranks() {
     for (ranks, root, len) in [(1, 0, 9), (2, 1, 0), (3, 1, 5_000_003), (4, 3, 1 << 20)] {
         let data: Vec<u8> = (0..len).map(|i| (i % 251) as u8).collect();
-        let results = on_ranks(ranks, PATIENT, |mut group| {
+        let results = on_ranks(ranks, TEST_TIMEOUT, |mut group| {
             let mut mine = if group.rank() == root { data.clone() } else { vec![1; 7] };
             group.broadcast(root, &mut mine).unwrap();
             mine
@@ -99,7 +100,7 @@ fn broadcast_replaces_the_data_of_all_ranks() {
 #[test]
 fn barrier_waits_for_all_ranks() {
     let arrived = std::sync::atomic::AtomicUsize::new(0);
-    on_ranks(4, PATIENT, |mut group| {
+    on_ranks(4, TEST_TIMEOUT, |mut group| {
         arrived.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         group.barrier().unwrap();
         assert_eq!(arrived.load(std::sync::atomic::Ordering::SeqCst), 4);
@@ -116,9 +117,9 @@ fn a_group_of_one_needs_no_network() {
     group.barrier().unwrap();
     assert_eq!((group.bytes_sent(), group.bytes_received()), (0, 0));
 
-    let (mut spec, _) = specs(1, PATIENT).remove(0);
+    let (mut spec, _) = specs(1, TEST_TIMEOUT).remove(0);
     spec.peers = vec!["no.such.host:1".into()];
-    Group::form(&spec, None, Cancel::new()).unwrap().barrier().unwrap();
+    Group::form(&spec, None, CancelToken::new()).unwrap().barrier().unwrap();
 }
 
 #[test]

@@ -31,7 +31,7 @@ fn accumulate(
     for leaf in &leaves[range] {
         let mut vector = sums.free().unwrap_or_default();
         vector.clone_from(leaf);
-        let held: Vec<Vec<f32>> = sums.held().cloned().collect();
+        let held: Vec<Vec<f32>> = sums.pending().cloned().collect();
         let (merges, mut merged) = (sums.merges(), 0);
         let add = |a: &mut Vec<f32>, b: &Vec<f32>| {
             assert_eq!(*a, held[merged], "the newest is merged first");
@@ -40,7 +40,7 @@ fn accumulate(
             Ok::<(), TreeError>(())
         };
         sums.push(vector, add).unwrap();
-        assert_eq!((merged, sums.held().count()), (merges, held.len() + 1 - merges));
+        assert_eq!((merged, sums.pending().count()), (merges, held.len() + 1 - merges));
     }
     assert_eq!(sums.merges(), 0);
     sums.finish().unwrap()
@@ -67,7 +67,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn any_partition_gives_the_bits_of_the_serial_tree((leaves, cuts) in leaves_and_cuts()) {
+    fn any_partition_matches_the_serial_tree((leaves, cuts) in leaves_and_cuts()) {
         let mut sums = TreeAccumulator::new();
         let (mut ids, mut vectors, mut start) = (Vec::new(), Vec::new(), 0);
         for end in cuts {
@@ -136,7 +136,7 @@ fn known_partitions() {
 }
 
 #[test]
-fn the_ragged_end_is_one_node() {
+fn an_incomplete_last_subtree_is_one_node() {
     let ids = |range| nodes_in(7, &range).unwrap().iter().map(|n| (n.level, n.index)).collect::<Vec<_>>();
     assert_eq!(ids(4..7), [(2, 1)]);
     assert_eq!(ids(6..7), [(0, 6)]);
@@ -145,7 +145,7 @@ fn the_ragged_end_is_one_node() {
 }
 
 #[test]
-fn vectors_are_used_again() {
+fn vectors_are_reused() {
     let mut sums = TreeAccumulator::new();
     for made in [3, 0, 0] {
         let mut fresh = 0;
@@ -188,7 +188,7 @@ fn misuse_is_an_error() {
 }
 
 #[test]
-fn traffic_is_a_ring_s_where_ranges_are_aligned() {
+fn aligned_ranges_have_ring_all_reduce_traffic() {
     // Each of 4 ranks has one node of 8 leaves: it sends its parts to their owners, and its own sum to all.
     assert_eq!(all_reduce_bytes(32, 4, 1000), Ok(2 * 1000 * 3 / 4));
     // 12, 12 and 8 leaves: two nodes at most.

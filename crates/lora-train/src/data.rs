@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_collective::Cancel;
+use lora_collective::CancelToken;
 use lora_data::{Dataset, MemoryRequirements, PlanError, Tokenizer};
 use lora_model::ModelError;
 use lora_spec::JobSpec;
@@ -18,7 +18,12 @@ pub struct RunData {
 
 impl RunData {
     /// Reads the rows with the tokenizer in the directory of the base. `cancel` ends it between two files.
-    pub fn read(job: &JobSpec, inputs: &RunInputs, base: &Path, cancel: &Cancel) -> Result<Self, TrainError> {
+    pub fn read(
+        job: &JobSpec,
+        inputs: &RunInputs,
+        base: &Path,
+        cancel: &CancelToken,
+    ) -> Result<Self, TrainError> {
         let check = || if cancel.is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) };
         job.check()?;
         check()?;

@@ -159,7 +159,7 @@ impl Engine {
     ) -> Result<Vec<(NodeId, Tensor)>, TrainError> {
         let cut = |gradients: &Gradients| gradients.flat().narrow(0, part.start, part.len());
         let mut newest = cut(leaf)?;
-        let mut held = self.accumulator.held();
+        let mut held = self.accumulator.pending();
         for sum in held.by_ref().take(self.accumulator.merges()) {
             let sum = cut(sum)?;
             add_assign(&sum, &newest)?;
@@ -188,7 +188,7 @@ impl Engine {
         if losses.iter().any(|(loss, _)| !loss.is_finite()) {
             return Ok(Some("the loss".into()));
         }
-        for node in self.accumulator.held() {
+        for node in self.accumulator.pending() {
             if !sum_of_squares(node.flat())?.is_finite() {
                 let values: Vec<f32> = to_vec(node.flat())?;
                 let at = values.iter().position(|g| !g.is_finite());

@@ -21,7 +21,7 @@ pub enum TrainError {
     /// The other ranks.
     #[error(transparent)]
     Group(CollectiveError),
-    /// Given up with a [`lora_collective::Cancel`].
+    /// Given up with a [`lora_collective::CancelToken`].
     #[error("cancelled")]
     Cancelled,
     /// Micro-batches that cannot be dealt to the ranks.

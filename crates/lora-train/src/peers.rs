@@ -9,8 +9,8 @@ use candle_core::{Device, Tensor};
 #[cfg(feature = "cuda")]
 use lora_collective::NcclGroup;
 #[cfg(feature = "cuda")]
-use lora_collective::device::Choice;
-use lora_collective::device::{Collective, Preference};
+use lora_collective::backend_choice::CollectiveBackend;
+use lora_collective::backend_choice::{Collective, Preference};
 use lora_collective::tree::NodeId;
 use lora_collective::{CollectiveError, Group};
 use lora_ops::device::write_f32;
@@ -90,9 +90,9 @@ impl Peers {
             };
         };
         match NcclGroup::agree(&mut group, preference, &gpu)? {
-            Choice::Tcp => without(group, None),
-            Choice::Fallback(reason) => without(group, Some(reason)),
-            Choice::Nccl => {
+            CollectiveBackend::Tcp => without(group, None),
+            CollectiveBackend::Fallback(reason) => without(group, Some(reason)),
+            CollectiveBackend::Nccl => {
                 let nccl = NcclGroup::form(&mut group, stream, FORM_TIMEOUT)?;
                 Ok(Self { group, nccl: Some(nccl), fallback: None })
             }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use lora_collective::Group;
-use lora_collective::device::Collective;
+use lora_collective::backend_choice::Collective;
 use lora_collective::tree::{nodes_in, partition};
 use lora_ops::device::{StreamEvent, describe};
 use lora_ops::gemm::{no_trans, product};

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use lora_collective::device::Preference;
-use lora_collective::{Cancel, Group};
+use lora_collective::backend_choice::Preference;
+use lora_collective::{CancelToken, Group};
 use lora_data::{BatchPlan, Dataset, MicroBatchRows, Tokenizer, eval_micro_batches};
 use lora_model::Base;
 use lora_spec::{FieldError, InitLoraWeights, JobSpec};
@@ -20,7 +20,7 @@ use crate::{RunFacts, RunInputs, StepMetrics, StepRecord, TrainError};
 
 /// One rank's part of a job, between two steps.
 ///
-/// Whatever ends a step early, a lost peer or [`Cancel`], leaves the state after the last whole step: it can be saved, and
+/// Whatever ends a step early, a lost peer or [`CancelToken`], leaves the state after the last whole step: it can be saved, and
 /// the run goes on after it has joined another group.
 pub struct Run {
     pub(crate) job: JobSpec,
@@ -56,7 +56,7 @@ impl Run {
         job: &JobSpec,
         inputs: &RunInputs,
         base: Arc<Base>,
-        cancel: &Cancel,
+        cancel: &CancelToken,
     ) -> Result<Self, TrainError> {
         let data = RunData::read(job, inputs, &base.dir, cancel)?;
         Self::over(job, inputs, data, base)

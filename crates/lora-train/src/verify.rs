@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::Device;
-use lora_collective::Cancel;
+use lora_collective::CancelToken;
 use lora_model::{Base, sha256_file};
 use lora_spec::InitLoraWeights;
 
@@ -76,7 +76,7 @@ pub fn verify(dir: &Path, places: &Places, steps: u64) -> Result<Verification, T
         }
     };
     let base = Arc::new(Base::load(base, job.base_layout(), &device)?);
-    let mut run = Run::prepare(job, &inputs(places, &receipt), base, &Cancel::new())?;
+    let mut run = Run::prepare(job, &inputs(places, &receipt), base, &CancelToken::new())?;
     let inputs = [
         ("model.base", run.engine.base().sha256(), receipt.base_sha256.as_str()),
         ("data.train", &run.train.sha256, &receipt.train_sha256),

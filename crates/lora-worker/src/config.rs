@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lora_collective::device::Collective;
+use lora_collective::backend_choice::Collective;
 use lora_daemon::http::HttpConfig;
 use lora_daemon::log::LogConfig;
 use lora_spec::{DeviceSpec, FieldError};

@@ -15,8 +15,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use lora_collective::device::Collective;
-use lora_collective::{Cancel, PeerListener};
+use lora_collective::backend_choice::Collective;
+use lora_collective::{CancelToken, PeerListener};
 use lora_model::{Base, BaseKey};
 use lora_proto::v1::{self, Phase};
 use lora_spec::JobSpec;
@@ -225,8 +225,8 @@ impl EngineThread {
 
     /// A token that is cancelled when `scope` is not wanted any more, as long as the handle lives. Where a GPU keeps the thread
     /// long after that, it is lost: calls to CUDA know no end.
-    fn cancel_with(&self, scope: Scope) -> (Cancel, AbortOnDropHandle<()>) {
-        let cancel = Cancel::new();
+    fn cancel_with(&self, scope: Scope) -> (CancelToken, AbortOnDropHandle<()>) {
+        let cancel = CancelToken::new();
         let (token, wanted) = (cancel.clone(), self.engine.wanted.clone());
         let lost = Some(self.lost.clone()).filter(|_| !self.engine.device.is_cpu());
         let watching = self.runtime.spawn(async move {

@@ -29,7 +29,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use lora_collective::PeerListener;
-use lora_collective::device::Collective;
+use lora_collective::backend_choice::Collective;
 use lora_daemon::http::{self, Health};
 use lora_spec::FieldError;
 use prometheus_client::registry::Registry;

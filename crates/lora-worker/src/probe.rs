@@ -6,8 +6,8 @@ mod ranks;
 use std::io;
 use std::time::Duration;
 
-use lora_collective::device::Collective;
-use lora_collective::{Cancel, Group, GroupSpec, PeerListener};
+use lora_collective::backend_choice::Collective;
+use lora_collective::{CancelToken, Group, GroupSpec, PeerListener};
 use lora_spec::DeviceSpec;
 use lora_train::{ComputeDevice, DeviceReading, TrainError, all_reduce_reading, device_reading, open_device};
 use serde::{Deserialize, Serialize};
@@ -143,7 +143,7 @@ pub fn take_part(
     Message::Address(listener.local_addr()?.to_string()).send()?;
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
-    let cancel = Cancel::new();
+    let cancel = CancelToken::new();
     let token = cancel.clone();
     end_with_stdin(move || {
         token.cancel();

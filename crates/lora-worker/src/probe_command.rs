@@ -5,7 +5,8 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
-use lora_collective::device::{Collective, nccl_log_variable, shared_gpu_variables};
+use lora_collective::backend_choice::Collective;
+use lora_collective::{nccl_log_variable, shared_gpu_variables};
 use lora_spec::DeviceSpec;
 use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, gpus, read, take_part};
 

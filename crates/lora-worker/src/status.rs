@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use lora_collective::Cancel;
+use lora_collective::CancelToken;
 use lora_proto::v1::{self, Phase};
 
 use crate::wanted::Wanted;
@@ -26,7 +26,7 @@ pub(crate) struct Held {
     /// Message for people about the group; empty: none.
     pub(crate) notice: String,
     /// The token of the group it is in, or was in last.
-    pub(crate) group: Option<Cancel>,
+    pub(crate) group: Option<CancelToken>,
 }
 
 impl Held {
@@ -87,7 +87,7 @@ pub(crate) fn message(held: Option<&Held>, wanted: &Wanted, draining: bool) -> v
         unreachable: held.unreachable.clone(),
         files: held.files.clone(),
         notice: held.notice.clone(),
-        waiting_for_peers: held.group.as_ref().is_some_and(Cancel::is_waited_with),
+        waiting_for_peers: held.group.as_ref().is_some_and(CancelToken::is_waiting_for_peers),
     });
     let directive = if is_in_line(job.as_ref(), wanted) { wanted.number } else { 0 };
     v1::WorkerStatus { job, draining, directive }

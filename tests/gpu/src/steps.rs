@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
-use lora_collective::Cancel;
+use lora_collective::CancelToken;
 use lora_model::Base;
 use lora_spec::{BaseDtype, InitLoraWeights, JobSpec, Optim};
 use lora_train::{Run, RunInputs, StepOutcome};
@@ -52,7 +52,7 @@ fn job(example: &Path, dtype: BaseDtype) -> JobSpec {
 }
 
 fn prepare(job: &JobSpec, base: &Arc<Base>) -> Result<Run> {
-    Ok(Run::prepare(job, &RunInputs::of_job(job), base.clone(), &Cancel::new())?)
+    Ok(Run::prepare(job, &RunInputs::of_job(job), base.clone(), &CancelToken::new())?)
 }
 
 fn base(job: &JobSpec, device: &Device) -> Result<Arc<Base>> {

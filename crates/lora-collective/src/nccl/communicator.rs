@@ -11,7 +11,7 @@ use cudarc::driver::CudaContext;
 use cudarc::driver::result::ctx;
 use cudarc::nccl::sys::{self, ncclResult_t};
 
-use super::FORM;
+use super::FORM_ACTION;
 use crate::error::CollectiveError;
 
 /// NCCL's `NCCL_API_MAGIC`.
@@ -22,7 +22,7 @@ const CONFIG_VERSION: u32 = 22_800;
 const UNDEFINED: i32 = i32::MIN;
 
 /// How long taking it down is waited for: NCCL may wait for what the GPU was asked for before.
-const CLOSE_LIMIT: Duration = Duration::from_secs(30);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The version of the NCCL in this process; `None` where NCCL does not say.
 pub(super) fn version() -> Option<u32> {
@@ -36,12 +36,12 @@ pub(super) fn version() -> Option<u32> {
 pub(super) fn new_id() -> Result<sys::ncclUniqueId, CollectiveError> {
     let mut id = sys::ncclUniqueId { internal: [0; 128] };
     // SAFETY: the pointer is to an id.
-    outcome(FORM, unsafe { sys::ncclGetUniqueId(&mut id) })?;
+    check_result(FORM_ACTION, unsafe { sys::ncclGetUniqueId(&mut id) })?;
     Ok(id)
 }
 
 /// `true` for what was done at once, `false` for what NCCL does in the background, where it may fail yet.
-pub(super) fn outcome(action: &'static str, result: ncclResult_t) -> Result<bool, CollectiveError> {
+pub(super) fn check_result(action: &'static str, result: ncclResult_t) -> Result<bool, CollectiveError> {
     match result {
         ncclResult_t::ncclSuccess => Ok(true),
         ncclResult_t::ncclInProgress => Ok(false),
@@ -75,7 +75,7 @@ impl Communicator {
         let result = unsafe {
             sys::ncclCommInitRankConfig(&mut communicator.raw, world_size, id, rank, &mut nonblocking())
         };
-        outcome(FORM, result)?;
+        check_result(FORM_ACTION, result)?;
         Ok(communicator)
     }
 
@@ -84,7 +84,7 @@ impl Communicator {
     /// # Errors
     /// What of that failed, or failed on the GPU.
     pub(super) fn is_ready(&self, action: &'static str) -> Result<bool, CollectiveError> {
-        outcome(action, state(self.raw)?)
+        check_result(action, state(self.raw)?)
     }
 
     pub(super) fn raw(&self) -> sys::ncclComm_t {
@@ -105,7 +105,7 @@ impl Communicator {
             let _ = sender.send(closing.abort());
         });
         let result = match thread {
-            Ok(_) => closed.recv_timeout(CLOSE_LIMIT).map_err(|error| error.to_string()),
+            Ok(_) => closed.recv_timeout(CLOSE_TIMEOUT).map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
         match &result {
@@ -144,7 +144,7 @@ impl Closing {
 fn state(raw: sys::ncclComm_t) -> Result<ncclResult_t, CollectiveError> {
     let mut state = ncclResult_t::ncclInProgress;
     // SAFETY: the communicator is alive, and the pointer is to a result.
-    outcome(FORM, unsafe { sys::ncclCommGetAsyncError(raw, &mut state) })?;
+    check_result(FORM_ACTION, unsafe { sys::ncclCommGetAsyncError(raw, &mut state) })?;
     Ok(state)
 }
 

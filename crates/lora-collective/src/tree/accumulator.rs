@@ -67,7 +67,7 @@ impl<V> TreeAccumulator<V> {
     }
 
     /// The vectors held, newest first.
-    pub fn held(&self) -> impl Iterator<Item = &V> {
+    pub fn pending(&self) -> impl Iterator<Item = &V> {
         self.nodes.iter().rev().map(|(_, vector)| vector)
     }
 

@@ -22,7 +22,7 @@ pub fn partition(leaves: usize, ranks: usize) -> Result<Vec<Range<usize>>, TreeE
     let idle = ranks.saturating_sub(leaves);
     let ranks = ranks - idle;
     let even = leaves.div_ceil(ranks);
-    let search = Search { leaves, ranks, cap: even + even / 8 };
+    let search = PartitionSearch { leaves, ranks, cap: even + even / 8 };
     let nodes = |range: &Range<usize>| largest_nodes(leaves, range).count();
 
     let (most_nodes, _) = search.best(|range| Some(nodes(range)), usize::max);
@@ -50,14 +50,14 @@ pub fn all_reduce_bytes(leaves: usize, ranks: usize, bytes: u64) -> Result<u64, 
 }
 
 /// Boundaries by dynamic programming over (ranks so far, end of the last range).
-struct Search {
+struct PartitionSearch {
     leaves: usize,
     ranks: usize,
     /// The most leaves a rank may get.
     cap: usize,
 }
 
-impl Search {
+impl PartitionSearch {
     /// The least total cost and the ends of the ranges that have it, where the total folds the ranges' costs with
     /// `fold`, and a range without a cost is not allowed.
     fn best(

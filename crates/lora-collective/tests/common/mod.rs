@@ -3,10 +3,10 @@
 use std::thread;
 use std::time::Duration;
 
-use lora_collective::{Cancel, Group, GroupSpec, PeerListener};
+use lora_collective::{CancelToken, Group, GroupSpec, PeerListener};
 
 /// Longer than any test that passes.
-pub(crate) const PATIENT: Duration = Duration::from_secs(60);
+pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) fn specs(world_size: usize, timeout: Duration) -> Vec<(GroupSpec, PeerListener)> {
     let listeners: Vec<PeerListener> =
@@ -33,7 +33,7 @@ pub(crate) fn on_ranks<T: Send>(
     thread::scope(|scope| {
         let body = &body;
         let start = |(spec, listener): (GroupSpec, PeerListener)| {
-            scope.spawn(move || body(Group::form(&spec, Some(&listener), Cancel::new()).unwrap()))
+            scope.spawn(move || body(Group::form(&spec, Some(&listener), CancelToken::new()).unwrap()))
         };
         let ranks: Vec<_> = specs(world_size, timeout).into_iter().map(start).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use candle_core::{Device, Tensor};
-use lora_collective::{Cancel, Group, GroupSpec, PeerListener};
+use lora_collective::{CancelToken, Group, GroupSpec, PeerListener};
 use lora_model::Base;
 use lora_spec::{JobSpec, ModelConfig, Philox};
 use lora_train::{Run, RunInputs, StepOutcome};
@@ -47,7 +47,7 @@ impl Fixture {
     }
 
     pub(crate) fn run_over(&self, base: Arc<Base>) -> Run {
-        Run::prepare(&self.job, &RunInputs::of_job(&self.job), base, &Cancel::new()).unwrap()
+        Run::prepare(&self.job, &RunInputs::of_job(&self.job), base, &CancelToken::new()).unwrap()
     }
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn on_ranks<T: Send>(ranks: usize, threads: usize, work: impl Fn(Grou
                     form_timeout: Duration::from_secs(120),
                     timeout: Duration::from_secs(120),
                 };
-                let group = Group::form(&spec, Some(&listener), Cancel::new()).unwrap();
+                let group = Group::form(&spec, Some(&listener), CancelToken::new()).unwrap();
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
                 pool.install(|| work(group))
             })

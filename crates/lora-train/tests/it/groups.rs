@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Barrier, Mutex};
 
-use lora_collective::device::Collective;
-use lora_collective::{Cancel, Group};
+use lora_collective::backend_choice::Collective;
+use lora_collective::{CancelToken, Group};
 use lora_model::Base;
 use lora_train::{Run, RunInputs, StepOutcome, TrainError};
 
@@ -178,7 +178,7 @@ fn inputs_are_read_where_they_lie_and_the_receipt_keeps_the_jobs_words() {
     elsewhere.job.data.train = PathBuf::from("/somewhere/train.jsonl");
     elsewhere.job.data.eval = Some(PathBuf::from("/somewhere/eval.jsonl"));
     let inputs = RunInputs::of_job(&fixture.job);
-    let cancel = Cancel::new();
+    let cancel = CancelToken::new();
     let mut run = Run::prepare(&elsewhere.job, &inputs, base.clone(), &cancel).unwrap();
     let files = finish(&mut run);
     let json = |name: &str| serde_json::from_slice::<serde_json::Value>(&files[name]).unwrap();

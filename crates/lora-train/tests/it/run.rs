@@ -1,7 +1,7 @@
 //! Runs of whole jobs on a tiny base: same bits everywhere, exact resume, evaluation, bad numbers.
 
-use lora_collective::Cancel;
-use lora_collective::device::Collective;
+use lora_collective::CancelToken;
+use lora_collective::backend_choice::Collective;
 use lora_spec::{ActivationCheckpointing, Optim};
 use lora_train::{Places, Receipt, Run, RunInputs, StepOutcome, TrainError, verify};
 
@@ -322,7 +322,7 @@ fn init_from_continues_an_adapter_and_must_fit_the_job() {
     fixture.job.adapter.init_from = Some(fixture.dir.path().join("out"));
     fixture.job.adapter.r = 8;
     let inputs = RunInputs::of_job(&fixture.job);
-    let prepared = Run::prepare(&fixture.job, &inputs, fixture.base(), &Cancel::new());
+    let prepared = Run::prepare(&fixture.job, &inputs, fixture.base(), &CancelToken::new());
     let error = prepared.err().unwrap().to_string();
     assert!(error.starts_with("adapter.init_from: ") && error.contains("another r"), "{error}");
 }

@@ -2,7 +2,7 @@
 
 use candle_core::safetensors::load_buffer;
 use candle_core::{Device, Tensor};
-use lora_collective::device::Collective;
+use lora_collective::backend_choice::Collective;
 use lora_spec::{InitLoraWeights, QuantizationType};
 use lora_train::{Places, Run, TrainError, verify};
 use safetensors::SafeTensors;

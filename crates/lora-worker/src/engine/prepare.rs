@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use backon::Retryable;
-use lora_collective::Cancel;
+use lora_collective::CancelToken;
 use lora_model::{Base, BaseKey};
 use lora_proto::v1::{self, Phase};
 use lora_spec::JobSpec;
@@ -92,7 +92,7 @@ impl EngineThread {
         })
     }
 
-    fn load(&mut self, spec: &JobSpec, inputs: &LocalInputs, cancel: &Cancel) -> Result<Run, Stop> {
+    fn load(&mut self, spec: &JobSpec, inputs: &LocalInputs, cancel: &CancelToken) -> Result<Run, Stop> {
         let files = RunInputs {
             train: inputs.train.clone(),
             eval: inputs.eval.clone(),

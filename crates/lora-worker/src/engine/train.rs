@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use lora_collective::device::{Collective, Preference};
+use lora_collective::backend_choice::{Collective, Preference};
 use lora_collective::{CollectiveError, Group, GroupSpec};
 use lora_proto::v1::{self, Goal, Phase};
 use lora_train::{StepMetrics, StepOutcome, TrainError};

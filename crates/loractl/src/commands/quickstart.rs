@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use lora_collective::device::Collective;
+use lora_collective::backend_choice::Collective;
 use lora_data::{Message, Tokenizer};
 use lora_model::{Adapter, Base, Generator, PeftAdapter, Sampling};
 use lora_spec::{JobFile, JobState};

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use lora_collective::device::Collective;
+use lora_collective::backend_choice::Collective;
 use lora_spec::JobState;
 
 use crate::exit;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
-use lora_collective::device::Collective;
+use lora_collective::backend_choice::Collective;
 use lora_coordinator::{Coordinator, CoordinatorError, Handle};
 use lora_proto::v1::{self, job_event};
 use lora_spec::{JobFile, JobState};

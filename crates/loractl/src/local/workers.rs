@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use indicatif::ProgressBar;
-use lora_collective::device::{Collective, nccl_log_variable, shared_gpu_variables};
+use lora_collective::backend_choice::Collective;
+use lora_collective::{nccl_log_variable, shared_gpu_variables};
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::task::JoinSet;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{CollectiveError, Operation, PeerFailure};
 use crate::group::Group;
 
-/// The first version with `NCCL_MULTI_RANK_GPU_ENABLE`, as [`Offer::nccl`] counts.
+/// The first version with `NCCL_MULTI_RANK_GPU_ENABLE`, as [`Capabilities::nccl`] counts.
 const SHARED_GPU_VERSION: u32 = 23_000;
 
 /// How gradients travel between the ranks of a group.
@@ -70,7 +70,7 @@ impl From<Collective> for Preference {
 
 /// What one rank wants, and what it has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Offer {
+pub struct Capabilities {
     /// What it was told to use.
     pub wanted: Collective,
     /// The version of its NCCL, as NCCL counts: 22809 is 2.28.9. Where NCCL cannot be used: why,
@@ -90,7 +90,7 @@ pub struct Offer {
 
 /// What carries the gradients of a group.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Choice {
+pub enum CollectiveBackend {
     /// NCCL.
     Nccl,
     /// TCP: all ranks are set to it, or they share the only GPU that there is.
@@ -107,19 +107,21 @@ pub enum Choice {
 ///
 /// # Errors
 /// A rank demands NCCL where it cannot be used: which one, why not, and what would be right.
-pub fn choose(offers: &[Offer]) -> Result<Choice, String> {
-    let Some(obstacle) = obstacle(offers) else { return Ok(Choice::Nccl) };
-    let first = |wanted| offers.iter().position(|offer| offer.wanted == wanted);
+pub fn choose(capabilities: &[Capabilities]) -> Result<CollectiveBackend, String> {
+    let Some(obstacle) = obstacle(capabilities) else { return Ok(CollectiveBackend::Nccl) };
+    let first = |wanted| capabilities.iter().position(|rank_capabilities| rank_capabilities.wanted == wanted);
     if let Some(rank) = first(Collective::Nccl) {
         return Err(format!("rank {rank} demands the collective nccl, but {obstacle}"));
     }
     let is_automatic = first(Collective::Auto).is_some();
-    let has_several_gpus = offers.iter().any(|offer| offer.gpus > 1 || offer.gpu != offers[0].gpu);
+    let has_several_gpus = capabilities
+        .iter()
+        .any(|rank_capabilities| rank_capabilities.gpus > 1 || rank_capabilities.gpu != capabilities[0].gpu);
     Ok(match is_automatic && has_several_gpus {
-        true => Choice::Fallback(format!(
+        true => CollectiveBackend::Fallback(format!(
             "gradients travel between the GPUs over TCP, which is slower than NCCL: {obstacle}"
         )),
-        false => Choice::Tcp,
+        false => CollectiveBackend::Tcp,
     })
 }
 
@@ -127,63 +129,71 @@ pub fn choose(offers: &[Offer]) -> Result<Choice, String> {
 ///
 /// # Errors
 /// A failed peer, and [`CollectiveError::NoNccl`], on all ranks, for a rank that demands it where it cannot be used.
-pub fn agree(group: &mut Group, offer: &Offer) -> Result<Choice, CollectiveError> {
-    let bytes = serde_json::to_vec(offer).map_err(|error| CollectiveError::Argument(error.to_string()))?;
+pub fn agree(
+    group: &mut Group,
+    rank_capabilities: &Capabilities,
+) -> Result<CollectiveBackend, CollectiveError> {
+    let bytes = serde_json::to_vec(rank_capabilities)
+        .map_err(|error| CollectiveError::Argument(error.to_string()))?;
     let gathered = group.all_gather(&bytes)?;
-    let mut offers = Vec::with_capacity(gathered.len());
+    let mut capabilities = Vec::with_capacity(gathered.len());
     for (rank, bytes) in gathered.iter().enumerate() {
         match serde_json::from_slice(bytes) {
-            Ok(offer) => offers.push(offer),
+            Ok(rank_capabilities) => capabilities.push(rank_capabilities),
             Err(_) => {
-                return Err(group.blame(Operation::AllGather, rank, PeerFailure::Malformed("no offer")));
+                return Err(group.fail_peer(Operation::AllGather, rank, PeerFailure::Malformed("no offer")));
             }
         }
     }
-    choose(&offers).map_err(CollectiveError::NoNccl)
+    choose(&capabilities).map_err(CollectiveError::NoNccl)
 }
 
 /// Why the ranks cannot use NCCL, if so, and what would be right.
-fn obstacle(offers: &[Offer]) -> Option<String> {
-    if let Some(rank) = offers.iter().position(|offer| offer.wanted == Collective::Tcp) {
+fn obstacle(capabilities: &[Capabilities]) -> Option<String> {
+    if let Some(rank) =
+        capabilities.iter().position(|rank_capabilities| rank_capabilities.wanted == Collective::Tcp)
+    {
         return Some(format!("rank {rank} has the setting collective = tcp; it must be auto or nccl"));
     }
-    let mut versions = Vec::with_capacity(offers.len());
-    for (rank, offer) in offers.iter().enumerate() {
-        match &offer.nccl {
+    let mut versions = Vec::with_capacity(capabilities.len());
+    for (rank, rank_capabilities) in capabilities.iter().enumerate() {
+        match &rank_capabilities.nccl {
             Ok(version) => versions.push(*version),
             Err(reason) => return Some(format!("rank {rank} cannot use NCCL: {reason}")),
         }
     }
     let first = *versions.first()?;
     if let Some(rank) = versions.iter().position(|version| *version != first) {
-        let (first, other) = (Version(first), Version(versions[rank]));
+        let (first, other) = (NcclVersion(first), NcclVersion(versions[rank]));
         return Some(format!(
             "rank 0 has NCCL {first} and rank {rank} has NCCL {other}; all must have the same version"
         ));
     }
     // As NCCL compares them.
-    let device = |offer: &Offer| (offer.gpu.clone(), offer.host_id.clone());
-    let shared = offers.iter().enumerate().find_map(|(rank, offer)| {
-        let before = offers[..rank].iter().position(|other| device(other) == device(offer))?;
+    let device =
+        |rank_capabilities: &Capabilities| (rank_capabilities.gpu.clone(), rank_capabilities.host_id.clone());
+    let shared = capabilities.iter().enumerate().find_map(|(rank, rank_capabilities)| {
+        let before =
+            capabilities[..rank].iter().position(|other| device(other) == device(rank_capabilities))?;
         Some(format!(
             "ranks {before} and {rank} share a GPU; each process must have its own NCCL_HOSTID \
              (loractl run sets it with --collective nccl)"
         ))
     })?;
     if first < SHARED_GPU_VERSION {
-        let (least, version) = (Version(SHARED_GPU_VERSION), Version(first));
+        let (least, version) = (NcclVersion(SHARED_GPU_VERSION), NcclVersion(first));
         return Some(format!(
             "{shared}, or NCCL_MULTI_RANK_GPU_ENABLE=1 with NCCL {least} or newer (it is {version})"
         ));
     }
-    let rank = offers.iter().position(|offer| !offer.shares_gpu)?;
+    let rank = capabilities.iter().position(|rank_capabilities| !rank_capabilities.shares_gpu)?;
     Some(format!("{shared}, or NCCL_MULTI_RANK_GPU_ENABLE=1 (rank {rank} does not have it)"))
 }
 
 /// A version of NCCL as people write it.
-struct Version(u32);
+struct NcclVersion(u32);
 
-impl fmt::Display for Version {
+impl fmt::Display for NcclVersion {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(code) = self;
         write!(f, "{}.{}.{}", code / 10_000, code / 100 % 100, code % 100)

@@ -8,15 +8,15 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::cancel::Cancel;
+use crate::cancel::CancelToken;
 use crate::error::CollectiveError;
 use crate::group::Group;
-use crate::handshake::{self, Refusal, Verdict};
-use crate::link::{Link, TICK};
+use crate::handshake::{self, HandshakeRefusal, HelloVerdict};
+use crate::link::{Link, POLL_INTERVAL};
 use crate::mesh::Mesh;
 
 /// How long a caller may take for its handshake once its connection is accepted.
-const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Handshakes at a time; further callers wait in the backlog.
 const MAX_HANDSHAKES: usize = 256;
 /// Pause between two looks at the listener and the handshakes.
@@ -25,7 +25,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(2);
 const FIRST_RETRY_PAUSE: Duration = Duration::from_millis(10);
 const LAST_RETRY_PAUSE: Duration = Duration::from_millis(500);
 /// The limit of one attempt to reach an address.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Where a process takes connections of its peers, for one group after the other. Bound once, at start, so that the
 /// address can be made known before there is a group.
@@ -95,28 +95,28 @@ impl Group {
     pub fn form(
         spec: &GroupSpec,
         listener: Option<&PeerListener>,
-        cancel: Cancel,
+        cancel: CancelToken,
     ) -> Result<Self, CollectiveError> {
         check(spec)?;
         let waiting = cancel.waiting();
-        let limit = Limit { deadline: Instant::now() + spec.form_timeout, cancel: &cancel };
+        let deadline = FormDeadline { at: Instant::now() + spec.form_timeout, cancel: &cancel };
         let mut streams = BTreeMap::new();
         // In turn, and calls first: rank 0 only accepts, so rank 1 gets through and accepts, and so on.
         for rank in 0..spec.rank {
-            streams.insert(rank, connect(spec, rank, &limit)?);
+            streams.insert(rank, connect(spec, rank, &deadline)?);
         }
         if spec.rank + 1 < spec.peers.len() {
             let Some(listener) = listener else {
                 return Err(CollectiveError::Argument(format!("rank {} needs a peer listener", spec.rank)));
             };
-            streams.extend(accept(spec, listener, &limit)?);
+            streams.extend(accept(spec, listener, &deadline)?);
         }
         let world_size = spec.peers.len();
         let links: Result<Vec<Link>, io::Error> =
             streams.into_iter().map(|(rank, stream)| Link::new(rank, world_size, stream)).collect();
         let links = links.map_err(CollectiveError::Socket)?;
         // At least a little, for the ranks that were the last to connect.
-        let patience = limit.remaining().max(HANDSHAKE_LIMIT);
+        let patience = deadline.remaining().max(HANDSHAKE_TIMEOUT);
         drop(waiting);
         let mut group = Self::new(Mesh::new(spec.rank, links, patience), cancel);
         group.barrier()?;
@@ -141,14 +141,14 @@ fn check(spec: &GroupSpec) -> Result<(), CollectiveError> {
 }
 
 /// How long forming may go on.
-struct Limit<'a> {
-    deadline: Instant,
-    cancel: &'a Cancel,
+struct FormDeadline<'a> {
+    at: Instant,
+    cancel: &'a CancelToken,
 }
 
-impl Limit<'_> {
+impl FormDeadline<'_> {
     fn remaining(&self) -> Duration {
-        self.deadline.saturating_duration_since(Instant::now())
+        self.at.saturating_duration_since(Instant::now())
     }
 
     /// An error once it is over, or cancelled.
@@ -164,46 +164,50 @@ impl Limit<'_> {
 
     /// Waits for `pause`, less where this is over before.
     fn sleep(&self, pause: Duration) {
-        let end = self.deadline.min(Instant::now() + pause);
+        let end = self.at.min(Instant::now() + pause);
         while Instant::now() < end && !self.cancel.is_cancelled() {
-            thread::sleep(TICK.min(pause));
+            thread::sleep(POLL_INTERVAL.min(pause));
         }
     }
 }
 
 /// Calls a lower rank until it welcomes this one.
-fn connect(spec: &GroupSpec, rank: usize, limit: &Limit) -> Result<TcpStream, CollectiveError> {
+fn connect(spec: &GroupSpec, rank: usize, deadline: &FormDeadline) -> Result<TcpStream, CollectiveError> {
     let address = spec.peers[rank].clone();
     let hello = handshake::hello(spec, rank);
     let mut pause = FIRST_RETRY_PAUSE;
     loop {
-        let reason = match call(&address, &hello, limit) {
+        let reason = match try_connect(&address, &hello, deadline) {
             Ok(Ok(stream)) => return Ok(stream),
-            _ if limit.cancel.is_cancelled() => return Err(CollectiveError::Cancelled),
-            Ok(Err(refusal)) if refusal.is_final() => {
+            _ if deadline.cancel.is_cancelled() => return Err(CollectiveError::Cancelled),
+            Ok(Err(refusal)) if refusal.is_permanent() => {
                 return Err(CollectiveError::Refused { rank, address, refusal });
             }
             Ok(Err(refusal)) => format!("refused: {refusal}"),
             Err(error) => error.to_string(),
         };
-        if limit.remaining() <= pause {
+        if deadline.remaining() <= pause {
             return Err(CollectiveError::NoConnection { rank, address, timeout: spec.form_timeout, reason });
         }
-        limit.sleep(pause);
+        deadline.sleep(pause);
         pause = (2 * pause).min(LAST_RETRY_PAUSE);
     }
 }
 
 /// One attempt. It waits for the answer as long as forming may take, since the peer may not be forming its group yet.
-fn call(address: &str, hello: &[u8], limit: &Limit) -> io::Result<Result<TcpStream, Refusal>> {
-    let mut stream = dial(address, limit)?;
-    stream.set_write_timeout(Some(HANDSHAKE_LIMIT))?;
+fn try_connect(
+    address: &str,
+    hello: &[u8],
+    deadline: &FormDeadline,
+) -> io::Result<Result<TcpStream, HandshakeRefusal>> {
+    let mut stream = connect_tcp(address, deadline)?;
+    stream.set_write_timeout(Some(HANDSHAKE_TIMEOUT))?;
     stream.write_all(hello)?;
-    stream.set_read_timeout(Some(TICK))?;
+    stream.set_read_timeout(Some(POLL_INTERVAL))?;
     let mut reply = [0; handshake::REPLY_BYTES];
     let mut filled = 0;
     while filled < reply.len() {
-        limit.check()?;
+        deadline.check()?;
         match stream.read(&mut reply[filled..]) {
             Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
             Ok(read) => filled += read,
@@ -224,31 +228,31 @@ fn call(address: &str, hello: &[u8], limit: &Limit) -> io::Result<Result<TcpStre
 
 /// Connects, on a thread of its own: neither the look-up of a name nor the connecting can be interrupted. A thread that
 /// is not waited for any more ends by itself and closes what it got.
-fn dial(address: &str, limit: &Limit) -> io::Result<TcpStream> {
-    limit.check()?;
+fn connect_tcp(address: &str, deadline: &FormDeadline) -> io::Result<TcpStream> {
+    deadline.check()?;
     let (sender, connected) = mpsc::sync_channel(1);
-    let (address, deadline) = (address.to_owned(), limit.deadline);
+    let (address, end) = (address.to_owned(), deadline.at);
     thread::Builder::new().name("dial".into()).spawn(move || {
         // Nobody may wait for it any more.
-        let _ = sender.send(dial_uninterrupted(&address, deadline));
+        let _ = sender.send(connect_tcp_blocking(&address, end));
     })?;
     loop {
-        match connected.recv_timeout(TICK) {
+        match connected.recv_timeout(POLL_INTERVAL) {
             Ok(result) => return result,
-            Err(RecvTimeoutError::Timeout) => limit.check()?,
+            Err(RecvTimeoutError::Timeout) => deadline.check()?,
             Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the dialing thread broke")),
         }
     }
 }
 
-fn dial_uninterrupted(address: &str, deadline: Instant) -> io::Result<TcpStream> {
+fn connect_tcp_blocking(address: &str, deadline: Instant) -> io::Result<TcpStream> {
     let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
     for address in address.to_socket_addrs()? {
         let remaining = deadline.saturating_duration_since(Instant::now());
         if remaining.is_zero() {
             return Err(ErrorKind::TimedOut.into());
         }
-        match TcpStream::connect_timeout(&address, remaining.min(CONNECT_LIMIT)) {
+        match TcpStream::connect_timeout(&address, remaining.min(CONNECT_TIMEOUT)) {
             Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
@@ -260,22 +264,22 @@ fn dial_uninterrupted(address: &str, deadline: Instant) -> io::Result<TcpStream>
 fn accept(
     spec: &GroupSpec,
     listener: &PeerListener,
-    limit: &Limit,
+    deadline: &FormDeadline,
 ) -> Result<BTreeMap<usize, TcpStream>, CollectiveError> {
     let higher = spec.rank + 1..spec.peers.len();
     let mut connected: BTreeMap<usize, TcpStream> = BTreeMap::new();
-    let mut callers: Vec<Caller> = Vec::new();
+    let mut callers: Vec<PendingPeer> = Vec::new();
     while connected.len() < higher.len() {
-        if limit.cancel.is_cancelled() {
+        if deadline.cancel.is_cancelled() {
             return Err(CollectiveError::Cancelled);
         }
-        if limit.remaining().is_zero() {
+        if deadline.remaining().is_zero() {
             let ranks = higher.filter(|rank| !connected.contains_key(rank)).collect();
             return Err(CollectiveError::Missing { ranks, timeout: spec.form_timeout });
         }
         while callers.len() < MAX_HANDSHAKES {
             match listener.0.accept() {
-                Ok((stream, address)) => callers.extend(Caller::new(stream, address)),
+                Ok((stream, address)) => callers.extend(PendingPeer::new(stream, address)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 // The caller left already.
                 Err(error)
@@ -285,12 +289,12 @@ fn accept(
         }
         for mut caller in std::mem::take(&mut callers) {
             match caller.advance(spec, |rank| connected.contains_key(&rank)) {
-                Ok(Progress::Waiting) => callers.push(caller),
-                Ok(Progress::Connected(rank)) => {
+                Ok(HandshakeProgress::Waiting) => callers.push(caller),
+                Ok(HandshakeProgress::Connected(rank)) => {
                     // Of two that were welcomed for one rank the first to confirm has it.
                     connected.entry(rank).or_insert(caller.stream);
                 }
-                Ok(Progress::Newer(newer)) => {
+                Ok(HandshakeProgress::Newer(newer)) => {
                     return Err(CollectiveError::Superseded { generation: spec.generation, newer });
                 }
                 Err(reason) => {
@@ -304,7 +308,7 @@ fn accept(
 }
 
 /// A connection in its handshake; never waited for.
-struct Caller {
+struct PendingPeer {
     stream: TcpStream,
     address: SocketAddr,
     since: Instant,
@@ -312,59 +316,69 @@ struct Caller {
     welcomed: Option<usize>,
 }
 
-enum Progress {
+enum HandshakeProgress {
     Waiting,
     Connected(usize),
     Newer(u64),
 }
 
-impl Caller {
+impl PendingPeer {
     fn new(stream: TcpStream, address: SocketAddr) -> Option<Self> {
         stream.set_nonblocking(true).ok()?;
         Some(Self { stream, address, since: Instant::now(), bytes: Vec::new(), welcomed: None })
     }
 
     /// Goes on as far as bytes have come; an error ends the connection.
-    fn advance(&mut self, spec: &GroupSpec, is_connected: impl Fn(usize) -> bool) -> io::Result<Progress> {
+    fn advance(
+        &mut self,
+        spec: &GroupSpec,
+        is_connected: impl Fn(usize) -> bool,
+    ) -> io::Result<HandshakeProgress> {
         let progress = match self.welcomed {
-            None => self.judge(spec, is_connected)?,
+            None => self.check_hello(spec, is_connected)?,
             Some(rank) => self.confirm(rank)?,
         };
-        if matches!(progress, Progress::Waiting) && self.since.elapsed() >= HANDSHAKE_LIMIT {
+        if matches!(progress, HandshakeProgress::Waiting) && self.since.elapsed() >= HANDSHAKE_TIMEOUT {
             return Err(io::Error::new(ErrorKind::TimedOut, "handshake not finished in time"));
         }
         Ok(progress)
     }
 
-    fn judge(&mut self, spec: &GroupSpec, is_connected: impl Fn(usize) -> bool) -> io::Result<Progress> {
+    fn check_hello(
+        &mut self,
+        spec: &GroupSpec,
+        is_connected: impl Fn(usize) -> bool,
+    ) -> io::Result<HandshakeProgress> {
         if !self.fill(handshake::PREFIX_BYTES)? {
-            return Ok(Progress::Waiting);
+            return Ok(HandshakeProgress::Waiting);
         }
         let verdict = match handshake::body_length(&self.bytes[..handshake::PREFIX_BYTES]) {
-            Ok(length) if !self.fill(handshake::PREFIX_BYTES + length)? => return Ok(Progress::Waiting),
-            Ok(_) => handshake::judge(spec, is_connected, &self.bytes[handshake::PREFIX_BYTES..]),
+            Ok(length) if !self.fill(handshake::PREFIX_BYTES + length)? => {
+                return Ok(HandshakeProgress::Waiting);
+            }
+            Ok(_) => handshake::check_hello(spec, is_connected, &self.bytes[handshake::PREFIX_BYTES..]),
             Err(verdict) => verdict,
         };
         match verdict {
-            Verdict::Welcome(rank) => {
+            HelloVerdict::Welcome(rank) => {
                 self.stream.write_all(&handshake::reply(None))?;
                 self.bytes.clear();
                 self.welcomed = Some(rank);
-                Ok(Progress::Waiting)
+                Ok(HandshakeProgress::Waiting)
             }
-            Verdict::Refuse(refusal) => {
+            HelloVerdict::Refuse(refusal) => {
                 self.stream.write_all(&handshake::reply(Some(refusal)))?;
                 Err(io::Error::other(refusal.to_string()))
             }
-            Verdict::Newer(generation) => Ok(Progress::Newer(generation)),
-            Verdict::Garbage => Err(io::Error::new(ErrorKind::InvalidData, "no hello of a peer")),
+            HelloVerdict::Newer(generation) => Ok(HandshakeProgress::Newer(generation)),
+            HelloVerdict::Malformed => Err(io::Error::new(ErrorKind::InvalidData, "no hello of a peer")),
         }
     }
 
-    fn confirm(&mut self, rank: usize) -> io::Result<Progress> {
+    fn confirm(&mut self, rank: usize) -> io::Result<HandshakeProgress> {
         match (self.fill(1)?, self.bytes.as_slice()) {
-            (false, _) => Ok(Progress::Waiting),
-            (true, [handshake::CONFIRM]) => Ok(Progress::Connected(rank)),
+            (false, _) => Ok(HandshakeProgress::Waiting),
+            (true, [handshake::CONFIRM]) => Ok(HandshakeProgress::Connected(rank)),
             (true, _) => Err(io::Error::new(ErrorKind::InvalidData, "no confirmation of a peer")),
         }
     }

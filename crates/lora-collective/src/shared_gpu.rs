@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_user_chose_stays() {
+    fn user_settings_are_not_overridden() {
         assert_eq!(variables(1, &["NCCL_SOCKET_IFNAME"]), "NCCL_HOSTID=shared-gpu-1 NCCL_NET=Socket");
         assert_eq!(variables(1, &["NCCL_NET"]), "NCCL_HOSTID=shared-gpu-1 NCCL_SOCKET_IFNAME=lo");
     }

@@ -1,28 +1,20 @@
 //! The all-reduce between devices, as a sequence of grouped exchanges, copies and ordered additions on whatever moves
-//! bytes between them, and the ranks' agreement on what that is. Nothing here knows CUDA.
+//! bytes between them. This module does not use CUDA.
 //!
 //! It is the all-reduce of [`Group::all_reduce_tree`](crate::Group::all_reduce_tree) with the same slices, the same
 //! order of additions and so the same bits, but without frames: a slice of a node goes as one part.
 
-mod choice;
-mod nccl_log;
-mod shared_gpu;
-
 use std::ops::Range;
 
 use crate::error::CollectiveError;
-use crate::plan::Plan;
+use crate::reduction_plan::ReductionPlan;
 use crate::tree::NodeId;
-
-pub use choice::{Choice, Collective, Offer, Preference, UnknownCollective, agree, choose};
-pub use nccl_log::nccl_log_variable;
-pub use shared_gpu::shared_gpu_variables;
 
 const ELEMENT_BYTES: u64 = size_of::<f32>() as u64;
 
 /// Memory of a device that goes to, or comes from, a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Part {
+pub struct PeerBuffer {
     /// The other rank.
     pub peer: usize,
     /// The first byte.
@@ -33,7 +25,7 @@ pub struct Part {
 
 /// What moves and adds memory of a rank's device: f32 elements at addresses in bytes. Operations take effect in the
 /// order they were called in.
-pub trait Fabric {
+pub trait Transport {
     /// Why an operation could not be asked for.
     type Error;
 
@@ -41,7 +33,7 @@ pub trait Fabric {
     ///
     /// # Errors
     /// Those of the fabric.
-    fn exchange(&mut self, sends: &[Part], receives: &[Part]) -> Result<(), Self::Error>;
+    fn exchange(&mut self, sends: &[PeerBuffer], receives: &[PeerBuffer]) -> Result<(), Self::Error>;
 
     /// Copies `elements`.
     ///
@@ -60,7 +52,7 @@ pub trait Fabric {
 
 /// One rank's part in the all-reduce of a segment: a range of a vector, the same on all ranks.
 pub struct SegmentPlan {
-    plan: Plan,
+    plan: ReductionPlan,
     rank: usize,
 }
 
@@ -78,7 +70,8 @@ impl SegmentPlan {
         if rank >= ranges.len() {
             return Err(CollectiveError::Argument(format!("rank {rank} with {} ranges", ranges.len())));
         }
-        let plan = Plan::new(leaves, ranges, ranges.len(), elements).map_err(CollectiveError::Argument)?;
+        let plan =
+            ReductionPlan::new(leaves, ranges, ranges.len(), elements).map_err(CollectiveError::Argument)?;
         Ok(Self { plan, rank })
     }
 
@@ -94,59 +87,61 @@ impl SegmentPlan {
     ///
     /// # Errors
     /// [`CollectiveError::Argument`] where the nodes are not those of this rank's range, and those of the fabric.
-    pub fn all_reduce<F: Fabric<Error: From<CollectiveError>>>(
+    pub fn all_reduce<F: Transport<Error: From<CollectiveError>>>(
         &self,
-        fabric: &mut F,
+        transport: &mut F,
         nodes: &[(NodeId, u64)],
         scratch: u64,
         out: u64,
     ) -> Result<(), F::Error> {
         let checked = self.plan.check(self.rank, nodes.iter().map(|(id, _)| id));
         checked.map_err(CollectiveError::Argument)?;
-        self.reduce(fabric, nodes, scratch, out)?;
-        self.gather(fabric, out)
+        self.reduce(transport, nodes, scratch, out)?;
+        self.gather(transport, out)
     }
 
     /// Sends the nodes' slices to their owners and adds up this rank's slice of all nodes.
-    fn reduce<F: Fabric>(
+    fn reduce<F: Transport>(
         &self,
-        fabric: &mut F,
+        transport: &mut F,
         nodes: &[(NodeId, u64)],
         scratch: u64,
         out: u64,
     ) -> Result<(), F::Error> {
         let mine = self.mine();
         let len = mine.len();
-        let place = |node: usize| at(scratch, node * len);
+        let place = |node: usize| element_address(scratch, node * len);
         let sends = self.peers().flat_map(|peer| {
             let slice = self.plan.slice(peer);
-            nodes.iter().map(move |(_, node)| part(peer, at(*node, slice.start), slice.len()))
+            nodes
+                .iter()
+                .map(move |(_, node)| peer_buffer(peer, element_address(*node, slice.start), slice.len()))
         });
-        let receives = self
-            .peers()
-            .flat_map(|peer| self.plan.owned[peer].clone().map(move |node| part(peer, place(node), len)));
-        exchange(fabric, sends, receives)?;
+        let receives = self.peers().flat_map(|peer| {
+            self.plan.owned[peer].clone().map(move |node| peer_buffer(peer, place(node), len))
+        });
+        exchange(transport, sends, receives)?;
         if mine.is_empty() {
             return Ok(());
         }
         for (node, (_, vector)) in self.plan.owned[self.rank].clone().zip(nodes) {
-            fabric.copy(at(*vector, mine.start), place(node), len)?;
+            transport.copy(element_address(*vector, mine.start), place(node), len)?;
         }
         if !self.plan.order.is_empty() {
-            fabric.combine(&self.plan.order, scratch, len)?;
+            transport.combine(&self.plan.order, scratch, len)?;
         }
-        fabric.copy(scratch, at(out, mine.start), len)
+        transport.copy(scratch, element_address(out, mine.start), len)
     }
 
     /// Sends this rank's slice of `out` to all and receives the others'.
-    fn gather<F: Fabric>(&self, fabric: &mut F, out: u64) -> Result<(), F::Error> {
+    fn gather<F: Transport>(&self, transport: &mut F, out: u64) -> Result<(), F::Error> {
         let whole = |peer, rank| {
             let slice = self.plan.slice(rank);
-            part(peer, at(out, slice.start), slice.len())
+            peer_buffer(peer, element_address(out, slice.start), slice.len())
         };
         let sends = self.peers().map(|peer| whole(peer, self.rank));
         let receives = self.peers().map(|peer| whole(peer, peer));
-        exchange(fabric, sends, receives)
+        exchange(transport, sends, receives)
     }
 
     fn mine(&self) -> Range<usize> {
@@ -161,25 +156,25 @@ impl SegmentPlan {
 }
 
 /// One grouped call of all parts that are not empty, unless all are.
-fn exchange<F: Fabric>(
-    fabric: &mut F,
-    sends: impl Iterator<Item = Part>,
-    receives: impl Iterator<Item = Part>,
+fn exchange<F: Transport>(
+    transport: &mut F,
+    sends: impl Iterator<Item = PeerBuffer>,
+    receives: impl Iterator<Item = PeerBuffer>,
 ) -> Result<(), F::Error> {
-    let filled = |part: &Part| part.elements > 0;
+    let filled = |part: &PeerBuffer| part.elements > 0;
     let (sends, receives): (Vec<_>, Vec<_>) =
         (sends.filter(filled).collect(), receives.filter(filled).collect());
     match sends.is_empty() && receives.is_empty() {
         true => Ok(()),
-        false => fabric.exchange(&sends, &receives),
+        false => transport.exchange(&sends, &receives),
     }
 }
 
-fn part(peer: usize, address: u64, elements: usize) -> Part {
-    Part { peer, address, elements }
+fn peer_buffer(peer: usize, address: u64, elements: usize) -> PeerBuffer {
+    PeerBuffer { peer, address, elements }
 }
 
 /// The address of an element.
-fn at(vector: u64, element: usize) -> u64 {
+fn element_address(vector: u64, element: usize) -> u64 {
     vector + element as u64 * ELEMENT_BYTES
 }

@@ -7,13 +7,13 @@ use crate::error::CollectiveError;
 use crate::group::Group;
 
 /// As long as this the processor is only offered to others between two looks: most waits are short.
-const SPIN: Duration = Duration::from_micros(100);
+const SPIN_DURATION: Duration = Duration::from_micros(100);
 /// Pauses between two looks after that.
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
 const LAST_PAUSE: Duration = Duration::from_millis(1);
 
 /// How long after an error of NCCL a peer may take to show that it is to blame.
-const GRACE: Duration = Duration::from_secs(1);
+const PEER_ERROR_GRACE: Duration = Duration::from_secs(1);
 
 /// Waits until `is_done`.
 ///
@@ -34,7 +34,7 @@ pub(super) fn wait(
         if start.elapsed() >= timeout {
             return Err(CollectiveError::DeviceTimeout { action, timeout });
         }
-        if start.elapsed() < SPIN {
+        if start.elapsed() < SPIN_DURATION {
             thread::yield_now();
             continue;
         }
@@ -45,13 +45,13 @@ pub(super) fn wait(
 }
 
 /// Ends the group after `error`, and says what to report: where a peer is to blame, that.
-pub(super) fn settle(group: &mut Group, error: CollectiveError) -> CollectiveError {
+pub(super) fn attribute_error(group: &mut Group, error: CollectiveError) -> CollectiveError {
     let blamed = match error {
         // A peer's end breaks its connections of both kinds, but not at the same moment.
         CollectiveError::Device { .. } => {
             let start = Instant::now();
             std::iter::repeat_with(|| group.check())
-                .take_while(|_| start.elapsed() < GRACE)
+                .take_while(|_| start.elapsed() < PEER_ERROR_GRACE)
                 .inspect(|_| thread::sleep(LAST_PAUSE))
                 .find_map(Result::err)
         }

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::tree::{NodeId, TreeError, merge_order, nodes_in};
 
 /// What follows from the arguments that all ranks have in common.
-pub(crate) struct Plan {
+pub(crate) struct ReductionPlan {
     world_size: usize,
     /// Length of the vector.
     elements: usize,
@@ -17,7 +17,7 @@ pub(crate) struct Plan {
     pub(crate) order: Vec<(usize, usize)>,
 }
 
-impl Plan {
+impl ReductionPlan {
     /// # Errors
     /// What is wrong with the arguments.
     pub(crate) fn new(
@@ -69,11 +69,11 @@ mod tests {
     use crate::tree::partition;
 
     #[test]
-    fn slices_cover_the_vector_evenly_and_begin_at_multiples_of_four() {
+    fn slices_are_even_and_16_byte_aligned() {
         for world_size in 1..=9 {
             for elements in (0..200).chain([1_000_003, (1 << 40) + 1]) {
                 let ranges = partition(world_size, world_size).unwrap();
-                let plan = Plan::new(world_size, &ranges, world_size, elements).unwrap();
+                let plan = ReductionPlan::new(world_size, &ranges, world_size, elements).unwrap();
                 let slices: Vec<_> = (0..world_size).map(|rank| plan.slice(rank)).collect();
                 assert_eq!((slices[0].start, slices[world_size - 1].end), (0, elements));
                 assert!(slices.windows(2).all(|pair| pair[0].end == pair[1].start), "{slices:?}");
