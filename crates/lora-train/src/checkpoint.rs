@@ -18,7 +18,7 @@ use crate::{StepRecord, TrainError};
 
 /// Where a run stands, beside its tensors.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub(crate) struct Progress {
+pub(crate) struct RunProgress {
     /// What the job's bits depend on; a checkpoint of another job is refused.
     pub(crate) identity: String,
     /// Completed steps.
@@ -41,7 +41,7 @@ const PROGRESS: &str = "progress";
 /// The checkpoint file of `engine` at `progress`; `best`: parameters at the best evaluation, where they are wanted.
 pub(crate) fn write(
     engine: &Engine,
-    progress: &Progress,
+    progress: &RunProgress,
     best: Option<&[f32]>,
 ) -> Result<Vec<u8>, TrainError> {
     let moments = engine.moments.tensors();
@@ -55,7 +55,7 @@ pub(crate) fn write(
     let mut shapes: Vec<(&str, Dtype, usize)> =
         held.iter().map(|(name, tensor)| (*name, of(tensor), tensor.elem_count())).collect();
     shapes.extend(best.map(|best| ("best", Dtype::F32, best.len())));
-    let progress = Progress { updates: engine.updates, ..progress.clone() };
+    let progress = RunProgress { updates: engine.updates, ..progress.clone() };
     let progress = serde_json::to_string(&progress).map_err(|e| TrainError::Checkpoint(e.to_string()))?;
     let mut file = header(&shapes, HashMap::from([(PROGRESS.to_owned(), progress)]))?;
     for (_, tensor) in held {
@@ -112,13 +112,13 @@ pub(crate) fn read(
     engine: &mut Engine,
     bytes: &[u8],
     identity: &str,
-) -> Result<(Progress, Option<Vec<f32>>), TrainError> {
+) -> Result<(RunProgress, Option<Vec<f32>>), TrainError> {
     let fail = |message: &str| TrainError::Checkpoint(message.to_owned());
     let unreadable = |e: &dyn std::fmt::Display| TrainError::Checkpoint(format!("is not readable: {e}"));
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| unreadable(&e))?;
     let progress = metadata.metadata().as_ref().and_then(|m| m.get(PROGRESS));
     let progress = progress.ok_or_else(|| fail("holds no progress"))?;
-    let progress: Progress = serde_json::from_str(progress).map_err(|e| unreadable(&e))?;
+    let progress: RunProgress = serde_json::from_str(progress).map_err(|e| unreadable(&e))?;
     if progress.identity != identity {
         return Err(fail(
             "belongs to another job: base, data, adapter or training settings differ from this one's",
@@ -149,6 +149,6 @@ pub(crate) fn read(
     };
     let best = tensors.names().contains(&"best").then(|| flat("best")).transpose()?;
     let initial = engine.adapter().initial().map(|_| flat("taken_off")).transpose()?;
-    engine.set(flat("params")?, initial, moment, progress.updates).map_err(|e| unreadable(&e))?;
+    engine.set_state(flat("params")?, initial, moment, progress.updates).map_err(|e| unreadable(&e))?;
     Ok((progress, best))
 }

@@ -27,7 +27,7 @@ impl BestEvaluation {
     }
 
     /// Whether `early_stopping_patience` is used up.
-    pub(crate) fn is_hopeless(&self, training: &TrainingSpec) -> bool {
+    pub(crate) fn patience_exhausted(&self, training: &TrainingSpec) -> bool {
         training.early_stopping_patience.is_some_and(|patience| self.without_improvement >= patience)
     }
 }
@@ -46,11 +46,11 @@ mod tests {
         let mut best = BestEvaluation::default();
         assert!(best.observe(&training, 1, 2.0));
         assert!(best.observe(&training, 2, 1.95), "better, though by less than the threshold");
-        assert!(!best.is_hopeless(&training));
+        assert!(!best.patience_exhausted(&training));
         assert!(!best.observe(&training, 3, f64::NAN));
-        assert!(best.is_hopeless(&training));
+        assert!(best.patience_exhausted(&training));
         assert!(best.observe(&training, 4, 1.0));
-        assert!(!best.is_hopeless(&training));
+        assert!(!best.patience_exhausted(&training));
         assert_eq!(best.best, Some((1.0, 4)));
     }
 }

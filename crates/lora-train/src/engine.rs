@@ -19,13 +19,13 @@ use lora_spec::Optim;
 
 use crate::TrainError;
 use crate::moments::Moments;
-use crate::peers::{Peers, Share};
+use crate::process_group::{Partition, ProcessGroup};
 
 /// Sum of the weighted losses of a micro-batch, and of the weights.
 pub type LossSums = (f64, f64);
 
 /// Micro-batches that the host may be ahead of a GPU.
-const AHEAD: usize = 2;
+const MAX_MICRO_BATCHES_AHEAD: usize = 2;
 
 /// An adapter in training over a frozen base, with its optimizer.
 pub struct Engine {
@@ -38,7 +38,7 @@ pub struct Engine {
     /// The step's micro-batches of this rank.
     range: Range<usize>,
     losses: Vec<Loss>,
-    ahead: VecDeque<StreamEvent>,
+    in_flight: VecDeque<StreamEvent>,
     /// Sum of all ranks' gradients.
     reduced: Gradients,
 }
@@ -52,7 +52,7 @@ impl Engine {
             accumulator: TreeAccumulator::new(),
             range: 0..0,
             losses: Vec::new(),
-            ahead: VecDeque::new(),
+            in_flight: VecDeque::new(),
             moments: Moments::zeros(optim, adapter.layout(), base.device())?,
             updates: 0,
             base,
@@ -72,7 +72,7 @@ impl Engine {
 
     /// Replaces parameters, in the adapter's layout (`initial`: see [`Adapter::with`]), and moments, of which `find` gives each
     /// tensor by its name.
-    pub(crate) fn set(
+    pub(crate) fn set_state(
         &mut self,
         params: Vec<f32>,
         initial: Option<Vec<f32>>,
@@ -86,20 +86,20 @@ impl Engine {
     }
 
     /// Begins a step, of which this rank computes the micro-batches `range`.
-    pub fn start(&mut self, share: Share, range: Range<usize>) -> Result<(), TrainError> {
+    pub fn begin_step(&mut self, partition: Partition, range: Range<usize>) -> Result<(), TrainError> {
         self.losses.clear();
         self.range = range.clone();
-        Ok(self.accumulator.start(share.leaves, range)?)
+        Ok(self.accumulator.start(partition.leaves, range)?)
     }
 
-    /// The step's next micro-batch: its unnormalized gradient is accumulated. With the last one, where `peers` can do that,
+    /// The step's next micro-batch: its unnormalized gradient is accumulated. With the last one, where `process_group` can do that,
     /// the sum over all ranks begins.
     pub fn forward_backward(
         &mut self,
         batch: Batch,
         pass: PassOptions,
-        share: Share,
-        peers: &mut Peers,
+        partition: Partition,
+        process_group: &mut ProcessGroup,
     ) -> Result<(), TrainError> {
         let leaf = match self.accumulator.free() {
             Some(used) => used,
@@ -109,14 +109,14 @@ impl Engine {
         let (loss, mut backward) = Backward::forward(&self.base, &self.adapter, batch, pass)?;
         self.losses.push(loss);
         let is_last = self.losses.len() == self.range.len();
-        if is_last && peers.reduces_early() {
-            let ids = nodes_in(share.leaves, &self.range)?;
+        if is_last && process_group.overlaps_reduction() {
+            let ids = nodes_in(partition.leaves, &self.range)?;
             while let Some(layer) = backward.next_block(&leaf)? {
                 let part = self.adapter.layout().block(layer);
                 if !part.is_empty() {
-                    let nodes = self.merge_part(&ids, &leaf, part.clone())?;
+                    let nodes = self.merge_block(&ids, &leaf, part.clone())?;
                     let out = self.reduced.flat().narrow(0, part.start, part.len())?;
-                    peers.reduce_part(share, &nodes, &out)?;
+                    process_group.begin_block_reduction(partition, &nodes, &out)?;
                 }
             }
             self.accumulator.push(leaf, |_, _| Ok::<_, TrainError>(()))?;
@@ -125,9 +125,9 @@ impl Engine {
             self.accumulator
                 .push(leaf, |sum, leaf| Ok::<_, TrainError>(add_assign(sum.flat(), leaf.flat())?))?;
         }
-        self.ahead.extend(StreamEvent::record(self.base.device())?);
-        if self.ahead.len() > AHEAD
-            && let Some(mark) = self.ahead.pop_front()
+        self.in_flight.extend(StreamEvent::record(self.base.device())?);
+        if self.in_flight.len() > MAX_MICRO_BATCHES_AHEAD
+            && let Some(mark) = self.in_flight.pop_front()
         {
             mark.wait()?;
         }
@@ -135,8 +135,12 @@ impl Engine {
     }
 
     /// What [`Self::forward_backward`] does at the end of a rank's range, for one that has no micro-batch in the step.
-    pub(crate) fn reduce_nothing(&mut self, share: Share, peers: &mut Peers) -> Result<(), TrainError> {
-        if !peers.reduces_early() {
+    pub(crate) fn reduce_empty_range(
+        &mut self,
+        partition: Partition,
+        process_group: &mut ProcessGroup,
+    ) -> Result<(), TrainError> {
+        if !process_group.overlaps_reduction() {
             return Ok(());
         }
         let layout = self.adapter.layout();
@@ -144,14 +148,14 @@ impl Engine {
             let part = layout.block(layer);
             if !part.is_empty() {
                 let out = self.reduced.flat().narrow(0, part.start, part.len())?;
-                peers.reduce_part(share, &[], &out)?;
+                process_group.begin_block_reduction(partition, &[], &out)?;
             }
         }
         Ok(())
     }
 
     /// Adds a part of the range's last leaf to the sums it belongs to. Returns that part of the range's nodes, `ids`.
-    fn merge_part(
+    fn merge_block(
         &self,
         ids: &[NodeId],
         leaf: &Gradients,
@@ -175,7 +179,7 @@ impl Engine {
 
     /// Losses of the step's micro-batches so far, in order. Waits for them.
     pub fn losses(&mut self) -> Result<Vec<LossSums>, TrainError> {
-        self.ahead.clear();
+        self.in_flight.clear();
         Ok(self
             .losses
             .drain(..)
@@ -203,20 +207,20 @@ impl Engine {
     /// `None`: the sum is not wanted, the step is dropped.
     pub fn reduce(
         &mut self,
-        peers: &mut Peers,
-        share: Share,
+        process_group: &mut ProcessGroup,
+        partition: Partition,
         weight_sum: Option<f64>,
     ) -> Result<Option<f64>, TrainError> {
         let mut nodes = self.accumulator.finish()?;
-        peers.finish_parts()?;
-        if weight_sum.is_some() && !peers.reduces_early() {
+        process_group.finish_reductions()?;
+        if weight_sum.is_some() && !process_group.overlaps_reduction() {
             match &mut nodes[..] {
                 // Alone, this rank's sum is the sum.
-                [(_, sum)] if peers.world_size() == 1 => std::mem::swap(sum, &mut self.reduced),
+                [(_, sum)] if process_group.world_size() == 1 => std::mem::swap(sum, &mut self.reduced),
                 nodes => {
                     let nodes: Vec<(NodeId, &Tensor)> =
                         nodes.iter().map(|(id, sum)| (*id, sum.flat())).collect();
-                    peers.reduce(share, &nodes, self.reduced.flat())?;
+                    process_group.reduce(partition, &nodes, self.reduced.flat())?;
                 }
             }
         }

@@ -9,12 +9,12 @@ use lora_ops::transfer::to_vec;
 use lora_spec::{FieldError, ModelSpec, WorkersSpec};
 
 use crate::receipt::{FileHash, Receipt};
-use crate::step::view;
+use crate::step::as_batch;
 use crate::{Run, TrainError, numerics_id};
 
 /// A file of the result.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Artifact {
+pub struct ResultFile {
     /// Path in the output directory, relative.
     pub name: String,
     /// Contents.
@@ -29,7 +29,7 @@ impl Run {
     ///
     /// The adapter is parsed from the very bytes that are returned and must give the trained one's logits: bit by bit, or, where
     /// it also holds what was taken off the base, but for the rounding of sums in another order.
-    pub fn export(&self) -> Result<Vec<Artifact>, TrainError> {
+    pub fn export(&self) -> Result<Vec<ResultFile>, TrainError> {
         let progress = &self.progress;
         let last = self.engine.adapter();
         let (adapter, adapter_step) = match (&self.best_params, progress.best.best) {
@@ -53,15 +53,15 @@ impl Run {
             return Err(TrainError::Export);
         }
         let adapter_sha256 = sha256(weights);
-        let mut artifacts: Vec<Artifact> =
-            files.into_iter().map(|(name, bytes)| Artifact { name: name.into(), bytes }).collect();
+        let mut artifacts: Vec<ResultFile> =
+            files.into_iter().map(|(name, bytes)| ResultFile { name: name.into(), bytes }).collect();
         for name in self.tokenizer.files() {
             let path: PathBuf = base.dir.join(name);
             let bytes = std::fs::read(&path).map_err(|source| TrainError::Io { path, source })?;
-            artifacts.push(Artifact { name: name.to_string_lossy().into_owned(), bytes });
+            artifacts.push(ResultFile { name: name.to_string_lossy().into_owned(), bytes });
         }
         let file_hash =
-            |artifact: &Artifact| FileHash { name: artifact.name.clone(), sha256: sha256(&artifact.bytes) };
+            |artifact: &ResultFile| FileHash { name: artifact.name.clone(), sha256: sha256(&artifact.bytes) };
         let mut job = self.job.clone();
         job.workers = WorkersSpec::default();
         let receipt = Receipt {
@@ -81,7 +81,7 @@ impl Run {
         let mut bytes = serde_json::to_vec_pretty(&receipt)
             .map_err(|e| FieldError::new("receipt.json", e.to_string()))?;
         bytes.push(b'\n');
-        artifacts.push(Artifact { name: "receipt.json".into(), bytes });
+        artifacts.push(ResultFile { name: "receipt.json".into(), bytes });
         Ok(artifacts)
     }
 
@@ -89,7 +89,7 @@ impl Run {
     fn sample_logits(&self, adapter: &Adapter) -> Result<Vec<f32>, TrainError> {
         let inputs = self.train.rows.first().map_or(1, |row| row.tokens.len().saturating_sub(1).max(1));
         let batch = collate(&self.train, &MicroBatchRows { rows: vec![0], padded_len: inputs });
-        let logits = logits(self.engine.base(), Some(adapter), view(&batch))?;
+        let logits = logits(self.engine.base(), Some(adapter), as_batch(&batch))?;
         Ok(to_vec(&logits)?)
     }
 
@@ -125,7 +125,7 @@ mod tests {
     use super::{hub_name, is_close};
 
     #[test]
-    fn without_a_tolerance_bits_are_compared() {
+    fn zero_tolerance_compares_bits() {
         assert!(is_close(&[1.0, -2.0], &[1.0, -2.0], 0.0));
         assert!(!is_close(&[1.0, -2.0], &[1.0, -2.000_000_2], 0.0));
         assert!(is_close(&[1.0, -2.0], &[1.0, -2.000_000_2], 1e-4));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_from_the_hub_has_its_name_there() {
+    fn hub_bases_are_exported_by_their_hub_name() {
         let name = |base: &str| hub_name(&ModelSpec { base: base.into(), ..ModelSpec::default() });
         let revision = Some("1a2b".to_owned());
         assert_eq!(name("hf://org/name@1a2b"), ("org/name".into(), revision));

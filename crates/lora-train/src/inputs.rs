@@ -23,7 +23,7 @@ pub struct RunInputs {
 
 impl RunInputs {
     /// The job's own paths.
-    pub fn of_job(job: &JobSpec) -> Self {
+    pub fn from_job(job: &JobSpec) -> Self {
         Self {
             train: job.data.train.clone(),
             eval: job.data.eval.clone(),
@@ -39,13 +39,13 @@ pub(crate) fn initial_adapter(
     base: &Base,
 ) -> Result<Adapter, TrainError> {
     match init_from {
-        Some(dir) => adapter_in(dir, job, &base.config),
+        Some(dir) => load_adapter(dir, job, &base.config),
         None => Ok(Adapter::init(base, &job.adapter, job.training.seed)?),
     }
 }
 
 /// The adapter in `dir`, `adapter.init_from`, over a base of `config`. It must have the form that the job asks for.
-pub fn adapter_in(dir: &Path, job: &JobSpec, config: &ModelConfig) -> Result<Adapter, TrainError> {
+pub fn load_adapter(dir: &Path, job: &JobSpec, config: &ModelConfig) -> Result<Adapter, TrainError> {
     let modules = job.adapter.target_modules.resolve(config)?;
     let layout = AdapterLayout::new(config, &modules, job.adapter.r);
     let field = |message: String| FieldError::new("adapter.init_from", message);
@@ -64,7 +64,7 @@ pub fn adapter_in(dir: &Path, job: &JobSpec, config: &ModelConfig) -> Result<Ada
 }
 
 /// Hash of everything the job's bits depend on, beside the build: settings and contents, not names and places.
-pub(crate) fn identity(
+pub(crate) fn job_identity(
     job: &JobSpec,
     base: &Base,
     train: &Dataset,

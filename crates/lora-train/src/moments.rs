@@ -15,10 +15,10 @@ const NAMES: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
 pub(crate) struct Moments {
     optim: Optim,
-    form: Form,
+    format: MomentFormat,
 }
 
-enum Form {
+enum MomentFormat {
     /// f32, in the adapter's layout.
     F32 {
         moments: [Tensor; 2],
@@ -27,7 +27,7 @@ enum Form {
     EightBit(adamw_8bit::AdamW8bitState),
 }
 
-impl Form {
+impl MomentFormat {
     fn f32(moments: [Tensor; 2], placement: MomentPlacement) -> Result<Self> {
         let mut pinned = Vec::new();
         for moment in &moments {
@@ -42,11 +42,11 @@ impl Moments {
     pub(crate) fn zeros(optim: Optim, layout: &AdapterLayout, device: &Device) -> Result<Self> {
         let placement = placement(optim, device);
         let zeros = || zeros(layout.len, DType::F32, placement.moment_device());
-        let form = match optim.is_8bit() {
-            false => Form::f32([zeros()?, zeros()?], placement)?,
-            true => Form::EightBit(adamw_8bit::AdamW8bitState::new(&ranges(layout), placement)?),
+        let format = match optim.is_8bit() {
+            false => MomentFormat::f32([zeros()?, zeros()?], placement)?,
+            true => MomentFormat::EightBit(adamw_8bit::AdamW8bitState::new(&ranges(layout), placement)?),
         };
-        Ok(Self { optim, form })
+        Ok(Self { optim, format })
     }
 
     /// Moments of the same form, whose tensors `find` gives by their names.
@@ -57,29 +57,30 @@ impl Moments {
         mut find: impl FnMut(&str) -> Result<Tensor>,
     ) -> Result<Self> {
         let placement = placement(self.optim, device);
-        let form = match self.form {
-            Form::F32 { .. } => {
-                let mut flat = |name| {
-                    let tensor = find(name)?;
-                    if tensor.dtype() != DType::F32 || tensor.dims() != [layout.len] {
-                        candle_core::bail!("{name} is not f32 [{}]", layout.len);
-                    }
-                    to_device(&tensor, placement.moment_device())
-                };
-                Form::f32([flat(NAMES[0])?, flat(NAMES[1])?], placement)?
-            }
-            Form::EightBit(_) => {
-                Form::EightBit(adamw_8bit::AdamW8bitState::from_tensors(&ranges(layout), placement, find)?)
-            }
-        };
-        Ok(Self { optim: self.optim, form })
+        let format =
+            match self.format {
+                MomentFormat::F32 { .. } => {
+                    let mut flat = |name| {
+                        let tensor = find(name)?;
+                        if tensor.dtype() != DType::F32 || tensor.dims() != [layout.len] {
+                            candle_core::bail!("{name} is not f32 [{}]", layout.len);
+                        }
+                        to_device(&tensor, placement.moment_device())
+                    };
+                    MomentFormat::f32([flat(NAMES[0])?, flat(NAMES[1])?], placement)?
+                }
+                MomentFormat::EightBit(_) => MomentFormat::EightBit(
+                    adamw_8bit::AdamW8bitState::from_tensors(&ranges(layout), placement, find)?,
+                ),
+            };
+        Ok(Self { optim: self.optim, format })
     }
 
     /// All there is, by name: what a checkpoint holds and a hash covers.
     pub(crate) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
-        match &self.form {
-            Form::F32 { moments, .. } => NAMES.into_iter().zip(moments).collect(),
-            Form::EightBit(state) => state.tensors().into(),
+        match &self.format {
+            MomentFormat::F32 { moments, .. } => NAMES.into_iter().zip(moments).collect(),
+            MomentFormat::EightBit(state) => state.tensors().into(),
         }
     }
 
@@ -92,12 +93,12 @@ impl Moments {
         gradient: &Tensor,
         factor: f32,
     ) -> Result<()> {
-        match &self.form {
-            Form::F32 { moments: [m, v], .. } => {
+        match &self.format {
+            MomentFormat::F32 { moments: [m, v], .. } => {
                 let window = placement(self.optim, params.device()).window();
                 adamw.step_in_windows(t, adamw::AdamWTensors { params, m, v }, gradient, factor, window)
             }
-            Form::EightBit(state) => adamw.step_8bit(t, params, state, gradient, factor),
+            MomentFormat::EightBit(state) => adamw.step_8bit(t, params, state, gradient, factor),
         }
     }
 }

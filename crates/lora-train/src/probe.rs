@@ -12,20 +12,20 @@ use lora_ops::pointwise::add_assign;
 use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
 use serde::{Deserialize, Serialize};
 
-use crate::{ComputeDevice, Peers, Share, TrainError};
+use crate::{ComputeDevice, Partition, ProcessGroup, TrainError};
 
 /// Rows and columns of the products that are timed: see [`time_largest`].
-const SIDES: [usize; 4] = [512, 1024, 2048, 4096];
+const PRODUCT_SIDES: [usize; 4] = [512, 1024, 2048, 4096];
 /// Elements of the vectors that are added; f32.
-const LENGTHS: [usize; 4] = [1 << 20, 4 << 20, 16 << 20, 64 << 20];
+const VECTOR_LENGTHS: [usize; 4] = [1 << 20, 4 << 20, 16 << 20, 64 << 20];
 /// Seconds that are long enough to be timed.
-const LONG: f64 = 0.01;
+const MIN_TIMED_SECONDS: f64 = 0.01;
 /// Of these many runs the median counts.
-const RUNS: usize = 9;
+const TIMED_RUNS: usize = 9;
 
 /// Rates of a device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct DeviceReading {
+pub struct DeviceMeasurement {
     /// What the bits of results depend on; see [`crate::numerics_id`].
     pub device: String,
     /// Rows and columns of the matrices that were multiplied, in bf16 on a GPU, in f32 on the CPU.
@@ -38,7 +38,7 @@ pub struct DeviceReading {
 
 /// A sum over ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct AllReduceReading {
+pub struct AllReduceMeasurement {
     /// `nccl` or `tcp`.
     pub through: String,
     /// Reason why it is `tcp` although there are several GPUs, and what would be right.
@@ -53,9 +53,9 @@ pub struct AllReduceReading {
 }
 
 /// Times products and memory of `device`.
-pub fn device_reading(device: &ComputeDevice) -> Result<DeviceReading, TrainError> {
+pub fn measure_device(device: &ComputeDevice) -> Result<DeviceMeasurement, TrainError> {
     let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-    let (product_side, seconds) = time_largest(device, &SIDES, |side| {
+    let (product_side, seconds) = time_largest(device, &PRODUCT_SIDES, |side| {
         let random = || {
             let random = Tensor::rand(-1.0_f32, 1.0, (side, side), &ComputeDevice::Cpu)?.to_dtype(dtype)?;
             to_device(&random, device)
@@ -64,39 +64,39 @@ pub fn device_reading(device: &ComputeDevice) -> Result<DeviceReading, TrainErro
         Ok(move || Ok(product(1.0, no_trans(&a), no_trans(&b), 0.0, &c)?))
     })?;
     let product_tflops = 2.0 * (product_side as f64).powi(3) / seconds / 1e12;
-    let (length, seconds) = time_largest(device, &LENGTHS, |length| {
+    let (length, seconds) = time_largest(device, &VECTOR_LENGTHS, |length| {
         let vector = || zeros(length, DType::F32, device);
         let (x, y) = (vector()?, vector()?);
         Ok(move || Ok(add_assign(&x, &y)?))
     })?;
     let memory_gb_s = 12.0 * length as f64 / seconds / 1e9;
-    Ok(DeviceReading { device: describe(device)?, product_side, product_tflops, memory_gb_s })
+    Ok(DeviceMeasurement { device: describe(device)?, product_side, product_tflops, memory_gb_s })
 }
 
 /// Times the sum of one vector of `elements` f32 a rank over the ranks of `group`.
-pub fn all_reduce_reading(
+pub fn measure_all_reduce(
     group: Group,
     collective: Collective,
     device: &ComputeDevice,
     elements: usize,
-) -> Result<AllReduceReading, TrainError> {
+) -> Result<AllReduceMeasurement, TrainError> {
     let (rank, world_size) = (group.rank(), group.world_size());
-    let mut peers = Peers::new(group, &collective.into(), device)?;
+    let mut process_group = ProcessGroup::new(group, &collective.into(), device)?;
     let ranges = partition(world_size, world_size)?;
-    let share = Share { leaves: world_size, ranges: &ranges };
+    let partition = Partition { leaves: world_size, ranges: &ranges };
     let ids = nodes_in(world_size, &ranges[rank])?;
     let (node, out) =
         (from_vec(vec![1.0_f32; elements], elements, device)?, zeros(elements, DType::F32, device)?);
-    let nccl = peers.reduces_early();
-    let fallback = peers.fallback().map(str::to_owned);
+    let nccl = process_group.overlaps_reduction();
+    let fallback = process_group.fallback().map(str::to_owned);
     let mut run = || {
         if nccl {
             let nodes: Vec<_> = ids.iter().map(|id| (*id, node.clone())).collect();
-            peers.reduce_part(share, &nodes, &out)?;
-            peers.finish_parts()
+            process_group.begin_block_reduction(partition, &nodes, &out)?;
+            process_group.finish_reductions()
         } else {
             let nodes: Vec<_> = ids.iter().map(|id| (*id, &node)).collect();
-            peers.reduce(share, &nodes, &out)
+            process_group.reduce(partition, &nodes, &out)
         }
     };
     time(device, 1, &mut run)?;
@@ -106,10 +106,10 @@ pub fn all_reduce_reading(
         return Err(candle_core::Error::Msg(format!("the sum of {world_size} ones is {wrong}")).into());
     }
     let through = if nccl { "nccl" } else { "tcp" }.to_owned();
-    Ok(AllReduceReading { through, fallback, world_size, bytes: 4 * elements as u64, seconds })
+    Ok(AllReduceMeasurement { through, fallback, world_size, bytes: 4 * elements as u64, seconds })
 }
 
-/// Times what `make` makes of the first of `sizes` of which a run takes [`LONG`], or of the last: that size, and the seconds of a
+/// Times what `make` makes of the first of `sizes` of which a run takes [`MIN_TIMED_SECONDS`], or of the last: that size, and the seconds of a
 /// run.
 fn time_largest<R: FnMut() -> Result<(), TrainError>>(
     device: &ComputeDevice,
@@ -121,9 +121,9 @@ fn time_largest<R: FnMut() -> Result<(), TrainError>>(
         let mut run = make(size)?;
         time(device, 1, &mut run)?;
         let once = time(device, 1, &mut run)?;
-        if once >= LONG || sizes.peek().is_none() {
+        if once >= MIN_TIMED_SECONDS || sizes.peek().is_none() {
             // Many in a row, so that waiting for their end does not count.
-            let together = (LONG / once).clamp(1.0, 20.0) as usize;
+            let together = (MIN_TIMED_SECONDS / once).clamp(1.0, 20.0) as usize;
             return Ok((size, median(|| time(device, together, &mut run))?));
         }
     }
@@ -132,9 +132,9 @@ fn time_largest<R: FnMut() -> Result<(), TrainError>>(
 
 /// Median of some times.
 fn median(mut time: impl FnMut() -> Result<f64, TrainError>) -> Result<f64, TrainError> {
-    let mut seconds = (0..RUNS).map(|_| time()).collect::<Result<Vec<f64>, TrainError>>()?;
+    let mut seconds = (0..TIMED_RUNS).map(|_| time()).collect::<Result<Vec<f64>, TrainError>>()?;
     seconds.sort_by(f64::total_cmp);
-    Ok(seconds[RUNS / 2])
+    Ok(seconds[TIMED_RUNS / 2])
 }
 
 /// Seconds of one of these many runs in a row.

@@ -9,13 +9,13 @@ use lora_model::Base;
 use lora_spec::{FieldError, InitLoraWeights, JobSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{self, Progress};
+use crate::checkpoint::{self, RunProgress};
 use crate::data::RunData;
 use crate::engine::Engine;
-use crate::exchange::{all_gather, odd_one_out};
-use crate::inputs::{identity, initial_adapter};
-use crate::peers::Peers;
-use crate::schedule::learning_rate;
+use crate::inputs::{initial_adapter, job_identity};
+use crate::lr_schedule::learning_rate;
+use crate::process_group::ProcessGroup;
+use crate::step_sync::{all_gather, find_diverged_rank};
 use crate::{RunFacts, RunInputs, StepMetrics, StepRecord, TrainError};
 
 /// One rank's part of a job, between two steps.
@@ -30,10 +30,10 @@ pub struct Run {
     pub(crate) eval_batches: Vec<MicroBatchRows>,
     pub(crate) plan: BatchPlan,
     pub(crate) engine: Engine,
-    pub(crate) progress: Progress,
+    pub(crate) progress: RunProgress,
     /// Parameters at the best evaluation, where the job wants them at the end.
     pub(crate) best_params: Option<Vec<f32>>,
-    pub(crate) peers: Peers,
+    pub(crate) process_group: ProcessGroup,
     /// Hash of the state after the last completed step.
     pub(crate) state_hash: String,
     /// Tokens seen so far, padding not counted.
@@ -43,7 +43,7 @@ pub struct Run {
 
 /// How far a rank is, and the hash of its state there.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Standing {
+struct RankState {
     /// Completed steps, and whether the last of them has its evaluation, where one is due.
     at: (u64, bool),
     state: String,
@@ -59,11 +59,11 @@ impl Run {
         cancel: &CancelToken,
     ) -> Result<Self, TrainError> {
         let data = RunData::read(job, inputs, &base.dir, cancel)?;
-        Self::over(job, inputs, data, base)
+        Self::from_data(job, inputs, data, base)
     }
 
     /// The same from rows that were read already.
-    pub fn over(
+    pub fn from_data(
         job: &JobSpec,
         inputs: &RunInputs,
         data: RunData,
@@ -86,7 +86,7 @@ impl Run {
             .map(|eval| eval_micro_batches(&eval.lengths(), training.micro_batch_size))
             .unwrap_or_default();
         let adapter = initial_adapter(job, inputs.init_from.as_deref(), &base)?;
-        let identity = identity(job, &base, &train, eval.as_ref(), &adapter)?;
+        let identity = job_identity(job, &base, &train, eval.as_ref(), &adapter)?;
         let trainable = adapter.layout().len as u64;
         let facts = RunFacts {
             total_steps: training.total_steps(plan.steps_per_epoch()),
@@ -98,9 +98,9 @@ impl Run {
         let engine = Engine::new(base, adapter, job.training.optim)?;
         Ok(Self {
             state_hash: engine.state_hash()?,
-            progress: Progress { identity, ..Progress::default() },
+            progress: RunProgress { identity, ..RunProgress::default() },
             best_params: None,
-            peers: Peers::none(),
+            process_group: ProcessGroup::single(),
             num_tokens: 0,
             job: job.clone(),
             tokenizer,
@@ -126,29 +126,29 @@ impl Run {
     /// `preference`: how this rank would sum gradients with the others.
     pub fn join(&mut self, mut group: Group, preference: impl Into<Preference>) -> Result<(), TrainError> {
         self.leave()?;
-        let mine = Standing {
+        let mine = RankState {
             at: (self.progress.step, !self.progress.evaluation_due),
             state: self.state_hash.clone(),
         };
-        let all: Vec<Standing> = all_gather(&mut group, &mine)?;
-        let newest = all.iter().map(|standing| standing.at).max().unwrap_or(mine.at);
+        let all: Vec<RankState> = all_gather(&mut group, &mine)?;
+        let newest = all.iter().map(|rank| rank.at).max().unwrap_or(mine.at);
         let holders: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].at == newest).collect();
         let root = holders.first().copied().unwrap_or(0);
         let held: Vec<(u64, &str)> =
             holders.iter().map(|&rank| (newest.0, all[rank].state.as_str())).collect();
         // What hosts compute of the base may differ where their GPUs do not. Before the first step nobody has a state to lose.
         let may_differ = newest.0 == 0 && self.job.adapter.init_lora_weights != InitLoraWeights::Default;
-        if let Some(odd) = odd_one_out(&held).filter(|_| !may_differ) {
-            return Err(TrainError::Diverged { step: newest.0, rank: holders[odd] });
+        if let Some(diverged) = find_diverged_rank(&held).filter(|_| !may_differ) {
+            return Err(TrainError::Diverged { step: newest.0, rank: holders[diverged] });
         }
-        if all.iter().any(|standing| *standing != all[root]) {
+        if all.iter().any(|rank| *rank != all[root]) {
             let mut bytes = if group.rank() == root { self.checkpoint()? } else { Vec::new() };
             group.broadcast(root, &mut bytes)?;
             if mine != all[root] {
                 self.restore(&bytes)?;
             }
         }
-        self.peers = Peers::new(group, &preference.into(), self.engine.base().device())?;
+        self.process_group = ProcessGroup::new(group, &preference.into(), self.engine.base().device())?;
         Ok(())
     }
 
@@ -157,12 +157,12 @@ impl Run {
     /// # Errors
     /// The device is lost: something of the group does not come to an end there.
     pub fn leave(&mut self) -> Result<(), TrainError> {
-        std::mem::replace(&mut self.peers, Peers::none()).leave()
+        std::mem::replace(&mut self.process_group, ProcessGroup::single()).leave()
     }
 
     /// Reason why the group's gradients travel over TCP although there are several GPUs.
     pub fn fallback(&self) -> Option<&str> {
-        self.peers.fallback()
+        self.process_group.fallback()
     }
 
     /// Sizes of the run.
@@ -189,8 +189,8 @@ impl Run {
     /// has them from here, whoever computed them.
     pub fn metrics_after(&self, step: u64) -> impl Iterator<Item = StepMetrics> {
         let mut num_tokens = self.plan.tokens(step);
-        let whole = self.progress.step - u64::from(self.progress.evaluation_due);
-        (step..whole).map(move |before| {
+        let evaluated = self.progress.step - u64::from(self.progress.evaluation_due);
+        (step..evaluated).map(move |before| {
             num_tokens += self.tokens_in(&self.plan.step(before));
             self.metrics(before + 1, num_tokens)
         })

@@ -10,9 +10,9 @@ use lora_ops::adamw::AdamW;
 use lora_ops::transfer::to_vec;
 
 use crate::engine::LossSums;
-use crate::exchange::{StepMessage, all_gather, loss_bits, odd_one_out};
-use crate::peers::Share;
-use crate::schedule::learning_rate;
+use crate::lr_schedule::learning_rate;
+use crate::process_group::Partition;
+use crate::step_sync::{StepMessage, all_gather, find_diverged_rank, loss_bits};
 use crate::{Run, StepOutcome, StepRecord, StepReport, TrainError};
 
 /// Steps in a row with gradients that are not finite, after which a job ends.
@@ -20,7 +20,7 @@ const NOT_FINITE_LIMIT: u64 = 10;
 
 /// What is known of a step once its parameters are there.
 #[derive(Default)]
-struct Optimized {
+struct OptimizerOutcome {
     /// A rank was asked to stop.
     stop: bool,
     notice: Option<String>,
@@ -30,15 +30,17 @@ impl Run {
     /// One optimizer step, or what an interrupted one left to do. `stop` is asked once this rank's gradients are there:
     /// where it is true on any rank, all stop after the step.
     pub fn step(&mut self, stop: impl FnOnce() -> bool) -> Result<StepReport, TrainError> {
-        let (sent_before, tokens_before) = (self.peers.bytes_sent(), self.num_tokens);
-        let owed = self.progress.evaluation_due;
-        let Optimized { stop, notice } = if owed { Optimized::default() } else { self.optimize(stop)? };
+        let (sent_before, tokens_before) = (self.process_group.bytes_sent(), self.num_tokens);
+        let evaluation_pending = self.progress.evaluation_due;
+        let OptimizerOutcome { stop, notice } =
+            if evaluation_pending { OptimizerOutcome::default() } else { self.optimize(stop)? };
         if self.progress.evaluation_due {
             self.evaluate()?;
         }
         let training = &self.job.training;
         let step = self.progress.step;
-        self.progress.finished = step >= self.facts().total_steps || self.progress.best.is_hopeless(training);
+        self.progress.finished =
+            step >= self.facts().total_steps || self.progress.best.patience_exhausted(training);
         let outcome = match (self.progress.finished, stop) {
             (true, _) => StepOutcome::Finished,
             (false, true) => StepOutcome::Stopped,
@@ -49,22 +51,22 @@ impl Run {
             checkpoint_due: outcome == StepOutcome::Continue && step.is_multiple_of(training.save_steps),
             outcome,
             tokens: self.num_tokens - tokens_before,
-            reduced_bytes: self.peers.bytes_sent() - sent_before,
+            reduced_bytes: self.process_group.bytes_sent() - sent_before,
             notice,
         })
     }
 
     /// Gradients, their reduction and the optimizer.
-    fn optimize(&mut self, stop: impl FnOnce() -> bool) -> Result<Optimized, TrainError> {
+    fn optimize(&mut self, stop: impl FnOnce() -> bool) -> Result<OptimizerOutcome, TrainError> {
         let step = self.progress.step;
         let micro_batches = self.plan.step(step);
-        let ranges = partition(micro_batches.len(), self.peers.world_size())?;
-        let share = Share { leaves: micro_batches.len(), ranges: &ranges };
-        self.accumulate(step, &micro_batches, share)?;
+        let ranges = partition(micro_batches.len(), self.process_group.world_size())?;
+        let partition = Partition { leaves: micro_batches.len(), ranges: &ranges };
+        self.accumulate(step, &micro_batches, partition)?;
         let losses = self.engine.losses()?;
         let not_finite = self.engine.first_not_finite(&losses)?;
         let messages = all_gather(
-            self.peers.group(),
+            self.process_group.group(),
             &StepMessage {
                 step,
                 state: self.state_hash.clone(),
@@ -74,16 +76,16 @@ impl Run {
             },
         )?;
         let states: Vec<(u64, &str)> = messages.iter().map(|m| (m.step, m.state.as_str())).collect();
-        if let Some(rank) = odd_one_out(&states) {
+        if let Some(rank) = find_diverged_rank(&states) {
             return Err(TrainError::Diverged { step, rank });
         }
         let losses: Vec<LossSums> = messages.iter().flat_map(StepMessage::losses).collect();
-        let (loss_sum, weight_sum) = total(&losses);
+        let (loss_sum, weight_sum) = sum_losses(&losses);
         let loss = loss_sum / weight_sum;
 
         let mut not_finite = messages.iter().find_map(|m| m.not_finite.clone());
         let divisor = not_finite.is_none().then_some(weight_sum);
-        let norm = self.engine.reduce(&mut self.peers, share, divisor)?;
+        let norm = self.engine.reduce(&mut self.process_group, partition, divisor)?;
         let grad_norm = norm.unwrap_or(f64::NAN);
         if not_finite.is_none() && !grad_norm.is_finite() {
             not_finite = Some("the norm of the summed gradient".into());
@@ -102,7 +104,7 @@ impl Run {
             eval_loss: None,
         });
         self.num_tokens += self.tokens_in(&micro_batches);
-        Ok(Optimized { stop: messages.iter().any(|m| m.stop), notice })
+        Ok(OptimizerOutcome { stop: messages.iter().any(|m| m.stop), notice })
     }
 
     /// This rank's micro-batches of the step: their gradients are accumulated.
@@ -110,10 +112,10 @@ impl Run {
         &mut self,
         step: u64,
         micro_batches: &[MicroBatchRows],
-        share: Share,
+        partition: Partition,
     ) -> Result<(), TrainError> {
-        let range = share.ranges[self.peers.rank()].clone();
-        self.engine.start(share, range.clone())?;
+        let range = partition.ranges[self.process_group.rank()].clone();
+        self.engine.begin_step(partition, range.clone())?;
         let training = &self.job.training;
         let pass = PassOptions {
             checkpointing: training.activation_checkpointing,
@@ -122,12 +124,12 @@ impl Run {
             step,
         };
         if range.is_empty() {
-            return self.engine.reduce_nothing(share, &mut self.peers);
+            return self.engine.reduce_empty_range(partition, &mut self.process_group);
         }
         for rows in &micro_batches[range] {
-            self.peers.check_cancelled()?;
+            self.process_group.check_cancelled()?;
             let batch = collate(&self.train, rows);
-            self.engine.forward_backward(view(&batch), pass, share, &mut self.peers)?;
+            self.engine.forward_backward(as_batch(&batch), pass, partition, &mut self.process_group)?;
         }
         Ok(())
     }
@@ -179,22 +181,22 @@ impl Run {
     /// Mean loss a trained token over the evaluation rows, summed in the canonical order.
     fn evaluation_loss(&mut self) -> Result<f64, TrainError> {
         let Some(eval) = &self.eval else { return Ok(f64::NAN) };
-        let ranges = partition(self.eval_batches.len(), self.peers.world_size())?;
+        let ranges = partition(self.eval_batches.len(), self.process_group.world_size())?;
         let mut losses = Vec::new();
-        for rows in &self.eval_batches[ranges[self.peers.rank()].clone()] {
-            self.peers.check_cancelled()?;
+        for rows in &self.eval_batches[ranges[self.process_group.rank()].clone()] {
+            self.process_group.check_cancelled()?;
             let batch = collate(eval, rows);
-            losses.push(self.engine.eval(view(&batch))?);
+            losses.push(self.engine.eval(as_batch(&batch))?);
         }
-        let gathered: Vec<Vec<(u64, u64)>> = all_gather(self.peers.group(), &loss_bits(&losses))?;
+        let gathered: Vec<Vec<(u64, u64)>> = all_gather(self.process_group.group(), &loss_bits(&losses))?;
         let bits = gathered.iter().flatten().map(|(l, w)| (f64::from_bits(*l), f64::from_bits(*w)));
-        let (loss_sum, weight_sum) = total(&bits.collect::<Vec<_>>());
+        let (loss_sum, weight_sum) = sum_losses(&bits.collect::<Vec<_>>());
         Ok(loss_sum / weight_sum)
     }
 }
 
 /// A collated micro-batch as the model takes it.
-pub(crate) fn view(batch: &MicroBatch) -> Batch<'_> {
+pub(crate) fn as_batch(batch: &MicroBatch) -> Batch<'_> {
     Batch {
         batch: batch.batch,
         seq: batch.seq_len,
@@ -205,7 +207,7 @@ pub(crate) fn view(batch: &MicroBatch) -> Batch<'_> {
     }
 }
 
-fn total(losses: &[LossSums]) -> LossSums {
+fn sum_losses(losses: &[LossSums]) -> LossSums {
     let (sums, weights): (Vec<f64>, Vec<f64>) = losses.iter().copied().unzip();
     (sum_f64(&sums), sum_f64(&weights))
 }

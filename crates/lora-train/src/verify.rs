@@ -13,7 +13,7 @@ use crate::{Receipt, Run, RunInputs, TrainError, numerics_id};
 
 /// Where a job's inputs lie now; where nothing is said, they lie where its receipt names them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Places {
+pub struct InputPaths {
     /// The directory of the base.
     pub base: Option<PathBuf>,
     /// The training rows.
@@ -38,8 +38,8 @@ pub struct Verification {
 }
 
 /// Checks the hashes of the result in `dir`, then trains its first `steps` steps again and compares losses, gradient
-/// norms and the hash of parameters and moments, bit by bit. Needs base and data in their `places`.
-pub fn verify(dir: &Path, places: &Places, steps: u64) -> Result<Verification, TrainError> {
+/// norms and the hash of parameters and moments, bit by bit. Needs base and data in their `input_paths`.
+pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verification, TrainError> {
     let path = dir.join("receipt.json");
     let bytes = std::fs::read(&path).map_err(|source| TrainError::Io { path: path.clone(), source })?;
     let wrong = |message: String| TrainError::Receipt(format!("{}: {message}", path.display()));
@@ -68,7 +68,7 @@ pub fn verify(dir: &Path, places: &Places, steps: u64) -> Result<Verification, T
         )));
     }
     let job = &receipt.job;
-    let base = match (&places.base, job.model.base_url()) {
+    let base = match (&input_paths.base, job.model.base_url()) {
         (Some(base), _) => base,
         (None, None) => &job.model.base,
         (None, Some(url)) => {
@@ -76,7 +76,7 @@ pub fn verify(dir: &Path, places: &Places, steps: u64) -> Result<Verification, T
         }
     };
     let base = Arc::new(Base::load(base, job.base_layout(), &device)?);
-    let mut run = Run::prepare(job, &inputs(places, &receipt), base, &CancelToken::new())?;
+    let mut run = Run::prepare(job, &run_inputs(input_paths, &receipt), base, &CancelToken::new())?;
     let inputs = [
         ("model.base", run.engine.base().sha256(), receipt.base_sha256.as_str()),
         ("data.train", &run.train.sha256, &receipt.train_sha256),
@@ -117,13 +117,14 @@ pub fn verify(dir: &Path, places: &Places, steps: u64) -> Result<Verification, T
     })
 }
 
-fn inputs(places: &Places, receipt: &Receipt) -> RunInputs {
-    let named = RunInputs::of_job(&receipt.job);
-    let moved =
-        |place: &Option<PathBuf>, named: Option<PathBuf>| named.map(|path| place.clone().unwrap_or(path));
+fn run_inputs(input_paths: &InputPaths, receipt: &Receipt) -> RunInputs {
+    let named = RunInputs::from_job(&receipt.job);
+    let moved = |moved_to: &Option<PathBuf>, named: Option<PathBuf>| {
+        named.map(|path| moved_to.clone().unwrap_or(path))
+    };
     RunInputs {
-        train: places.train.clone().unwrap_or(named.train),
-        eval: moved(&places.eval, named.eval),
-        init_from: moved(&places.init_from, named.init_from),
+        train: input_paths.train.clone().unwrap_or(named.train),
+        eval: moved(&input_paths.eval, named.eval),
+        init_from: moved(&input_paths.init_from, named.init_from),
     }
 }

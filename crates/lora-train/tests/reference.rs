@@ -14,7 +14,7 @@ use lora_spec::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec,
     ModelSpec, Optim, Quantization, QuantizationType, TrainingSpec,
 };
-use lora_train::{Engine, Peers, Share, learning_rate};
+use lora_train::{Engine, Partition, ProcessGroup, learning_rate};
 use serde_json::Value;
 
 fn golden() -> PathBuf {
@@ -30,7 +30,7 @@ fn number(value: &Value) -> f64 {
 }
 
 #[test]
-fn learning_rates_are_those_of_transformers() {
+fn learning_rates_match_transformers() {
     let json = json("schedules.json");
     let cases = json["schedules"].as_array().unwrap();
     assert!(cases.len() > 10);
@@ -50,7 +50,7 @@ fn learning_rates_are_those_of_transformers() {
 }
 
 #[test]
-fn fractions_of_warm_up_are_those_of_transformers() {
+fn fractional_warmup_matches_transformers() {
     for case in json("schedules.json")["warmups"].as_array().unwrap() {
         let warmup = case["resolved"].as_u64().unwrap();
         let total = case["max_steps"].as_u64().unwrap();
@@ -88,11 +88,11 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
         batches[name].to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
     };
     let (tokens, labels) = (values("tokens"), values("labels"));
-    let mut alone = Peers::none();
+    let mut alone = ProcessGroup::single();
     let ranges = partition(leaves, 1).unwrap();
-    let share = Share { leaves, ranges: &ranges };
+    let partition = Partition { leaves, ranges: &ranges };
     for step in 0..steps {
-        engine.start(share, 0..leaves).unwrap();
+        engine.begin_step(partition, 0..leaves).unwrap();
         for leaf in 0..leaves {
             let size = rows * seq;
             let at = (step * leaves + leaf) * size;
@@ -107,11 +107,11 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
             };
             let pass =
                 PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.0, seed: 0, step: 0 };
-            engine.forward_backward(batch, pass, share, &mut alone).unwrap();
+            engine.forward_backward(batch, pass, partition, &mut alone).unwrap();
         }
         let losses = engine.losses().unwrap();
         let sums = losses.iter().fold((0.0, 0.0), |sums, (l, w)| (sums.0 + l, sums.1 + w));
-        let norm = engine.reduce(&mut alone, share, Some(sums.1)).unwrap().unwrap();
+        let norm = engine.reduce(&mut alone, partition, Some(sums.1)).unwrap().unwrap();
         let lr = learning_rate(&training, step as u64, total);
         let adamw = AdamW {
             lr,
@@ -138,7 +138,7 @@ fn stored(name: &str) -> impl Fn(&Base) -> Adapter {
 }
 
 #[test]
-fn ten_steps_follow_the_loss_of_transformers_and_peft() {
+fn ten_steps_match_transformers_and_peft() {
     for name in ["llama-gqa", "qwen2"] {
         curve(name, BaseLayout::default(), stored(name));
     }
@@ -146,7 +146,7 @@ fn ten_steps_follow_the_loss_of_transformers_and_peft() {
 
 /// The base is quantized while it is read, as Transformers does with a `BitsAndBytesConfig`.
 #[test]
-fn twenty_steps_of_qlora_follow_those_of_peft_and_bitsandbytes() {
+fn twenty_qlora_steps_match_peft_and_bitsandbytes() {
     let format =
         BaseFormat { dtype: BaseDtype::Auto, quantization: Quantization::Nf4 { double_quant: true } };
     curve("qwen2-nf4", format, stored("qwen2-nf4"));
@@ -154,7 +154,7 @@ fn twenty_steps_of_qlora_follow_those_of_peft_and_bitsandbytes() {
 
 /// PEFT changes the base that such an adapter starts from; here it stays, and what PEFT takes off it is computed beside it.
 #[test]
-fn ten_steps_from_the_base_s_weights_follow_those_of_peft() {
+fn ten_steps_with_pissa_and_olora_match_peft() {
     for (name, init_lora_weights, lora_alpha, quantization) in [
         ("llama-gqa-pissa", InitLoraWeights::Pissa, 8.0, QuantizationType::None),
         ("llama-gqa-olora", InitLoraWeights::Olora, 8.0, QuantizationType::None),

@@ -9,7 +9,9 @@ use std::time::Duration;
 use lora_collective::backend_choice::Collective;
 use lora_collective::{CancelToken, Group, GroupSpec, PeerListener};
 use lora_spec::DeviceSpec;
-use lora_train::{ComputeDevice, DeviceReading, TrainError, all_reduce_reading, device_reading, open_device};
+use lora_train::{
+    ComputeDevice, DeviceMeasurement, TrainError, measure_all_reduce, measure_device, open_device,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::parent::end_with_stdin;
@@ -30,7 +32,7 @@ const FAREWELL: Duration = Duration::from_secs(5);
 pub struct Reading {
     /// Its rates.
     #[serde(flatten)]
-    pub rates: DeviceReading,
+    pub rates: DeviceMeasurement,
     /// None: it is the CPU.
     pub gpu: Option<GpuFacts>,
 }
@@ -85,7 +87,7 @@ pub fn read(device: DeviceSpec) -> Result<Reading, ProbeError> {
     let device = open_device(device)?;
     // First: the rates take memory.
     let gpu = gpu_facts(&device)?;
-    Ok(Reading { rates: device_reading(&device)?, gpu })
+    Ok(Reading { rates: measure_device(&device)?, gpu })
 }
 
 #[cfg(feature = "cuda")]
@@ -161,7 +163,7 @@ pub fn take_part(
         timeout: limit / WAITS_IN_LIMIT,
     };
     let group = Group::form(&spec, Some(&listener), cancel).map_err(TrainError::from)?;
-    let reading = all_reduce_reading(group, collective, &device, ELEMENTS)?;
+    let reading = measure_all_reduce(group, collective, &device, ELEMENTS)?;
     Ok(Message::Reading(reading).send()?)
 }
 

@@ -7,7 +7,7 @@ mod text;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use lora_train::AllReduceReading;
+use lora_train::AllReduceMeasurement;
 use lora_worker::probe::{ProbeError, Reading};
 use tokio::process::Command;
 use tokio::task::JoinSet;
@@ -61,7 +61,7 @@ pub(crate) async fn examine(options: &Options) -> Result<Report, ProbeError> {
             let mut command = Command::new(&worker.path);
             command.args(["probe", "--device", "cuda", "--all-reduce", &gpus.to_string()]);
             command.args(["--timeout", &limit.as_secs().to_string()]);
-            all_reduce = Some(cuda::answer::<AllReduceReading>(&mut command, limit + MARGIN).await);
+            all_reduce = Some(cuda::answer::<AllReduceMeasurement>(&mut command, limit + MARGIN).await);
         }
     }
     Report::new(driver, libraries, workers, readings, all_reduce)

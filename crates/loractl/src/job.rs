@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, bail};
 use lora_data::{Plan, PlanError};
 use lora_model::PeftAdapter;
 use lora_spec::{FieldError, JobFile, JobSpec, ModelConfig, WorkersSpec};
-use lora_train::{TrainError, adapter_in};
+use lora_train::{TrainError, load_adapter};
 
 /// Plans the job of `file`; an error about a setting names its line.
 pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
@@ -20,7 +20,7 @@ pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
     })?;
     if let Some(dir) = &file.job.adapter.init_from {
         let config = ModelConfig::read(&file.job.model.base)?;
-        adapter_in(dir, &file.job, &config).map_err(|error| match error {
+        load_adapter(dir, &file.job, &config).map_err(|error| match error {
             TrainError::Field(error) => file.locate(error).into(),
             other => anyhow::Error::from(other),
         })?;

@@ -52,7 +52,7 @@ fn job(example: &Path, dtype: BaseDtype) -> JobSpec {
 }
 
 fn prepare(job: &JobSpec, base: &Arc<Base>) -> Result<Run> {
-    Ok(Run::prepare(job, &RunInputs::of_job(job), base.clone(), &CancelToken::new())?)
+    Ok(Run::prepare(job, &RunInputs::from_job(job), base.clone(), &CancelToken::new())?)
 }
 
 fn base(job: &JobSpec, device: &Device) -> Result<Arc<Base>> {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use lora_model::{Adapter, Base, Batch, PassOptions};
 use lora_ops::adamw::AdamW;
 use lora_spec::{ActivationCheckpointing, AdapterSpec, Optim, Philox};
-use lora_train::{Engine, Peers, Share};
+use lora_train::{Engine, Partition, ProcessGroup};
 
 use crate::args::Case;
 
@@ -57,11 +57,12 @@ impl Trainer {
         let pass =
             PassOptions { checkpointing: self.checkpointing, dropout: 0.0, seed: 0, step: step as u64 };
         let only = 0..1;
-        let (mut alone, share) = (Peers::none(), Share { leaves: 1, ranges: std::slice::from_ref(&only) });
-        self.engine.start(share, only.clone())?;
-        self.engine.forward_backward(batch, pass, share, &mut alone)?;
+        let (mut alone, partition) =
+            (ProcessGroup::single(), Partition { leaves: 1, ranges: std::slice::from_ref(&only) });
+        self.engine.begin_step(partition, only.clone())?;
+        self.engine.forward_backward(batch, pass, partition, &mut alone)?;
         let (loss, weight) = self.engine.losses()?.into_iter().next().context("no loss")?;
-        let norm = self.engine.reduce(&mut alone, share, Some(weight))?.context("no norm")?;
+        let norm = self.engine.reduce(&mut alone, partition, Some(weight))?.context("no norm")?;
         let adamw = AdamW { lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
         self.engine.optim_step(adamw, norm, 1.0)?;
         Ok(loss / weight)

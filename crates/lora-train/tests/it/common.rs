@@ -47,7 +47,7 @@ impl Fixture {
     }
 
     pub(crate) fn run_over(&self, base: Arc<Base>) -> Run {
-        Run::prepare(&self.job, &RunInputs::of_job(&self.job), base, &CancelToken::new()).unwrap()
+        Run::prepare(&self.job, &RunInputs::from_job(&self.job), base, &CancelToken::new()).unwrap()
     }
 }
 

@@ -57,7 +57,7 @@ fn broken_in_the_second_step(fixture: &Fixture, base: &Arc<Base>, waiting: bool)
 }
 
 #[test]
-fn a_step_that_was_given_up_changes_no_bit() {
+fn an_aborted_step_changes_no_bit() {
     let fixture = Fixture::new();
     let base = fixture.base();
     let expected = finish(&mut fixture.run_over(base.clone()));
@@ -68,7 +68,7 @@ fn a_step_that_was_given_up_changes_no_bit() {
 }
 
 #[test]
-fn a_fresh_rank_joins_two_survivors_in_any_place() {
+fn a_new_rank_can_take_any_rank_number() {
     let fixture = Fixture::new();
     let base = fixture.base();
     let expected = finish(&mut fixture.run_over(base.clone()));
@@ -81,7 +81,7 @@ fn a_fresh_rank_joins_two_survivors_in_any_place() {
 
 /// Rank 1 has no evaluation rows and leaves where rank 0 evaluates: rank 0 holds the third step, but not its evaluation.
 #[test]
-fn an_evaluation_that_was_given_up_is_owed() {
+fn an_aborted_evaluation_is_repeated() {
     let mut fixture = Fixture::new();
     fixture.job.training.load_best_model_at_end = true;
     let base = fixture.base();
@@ -131,7 +131,7 @@ fn an_evaluation_that_was_given_up_is_owed() {
 }
 
 #[test]
-fn the_numbers_of_past_steps_are_those_that_were_reported() {
+fn metrics_after_matches_the_reported_metrics() {
     let mut fixture = Fixture::new();
     fixture.job.training.logging_steps = 4;
     let mut run = fixture.run();
@@ -152,7 +152,7 @@ fn the_numbers_of_past_steps_are_those_that_were_reported() {
 
 /// The rank that should have exported is lost after the last step.
 #[test]
-fn a_finished_run_exports_again_in_another_group() {
+fn a_finished_run_can_export_in_another_group() {
     let fixture = Fixture::new();
     let base = fixture.base();
     let mut first = fixture.run_over(base.clone());
@@ -170,16 +170,16 @@ fn a_finished_run_exports_again_in_another_group() {
 }
 
 #[test]
-fn inputs_are_read_where_they_lie_and_the_receipt_keeps_the_jobs_words() {
+fn the_receipt_keeps_the_jobs_own_paths() {
     let fixture = Fixture::new();
     let base = fixture.base();
-    let mut elsewhere = Fixture::new();
-    elsewhere.job.model.base = PathBuf::from("hf://org/name@1a2b");
-    elsewhere.job.data.train = PathBuf::from("/somewhere/train.jsonl");
-    elsewhere.job.data.eval = Some(PathBuf::from("/somewhere/eval.jsonl"));
-    let inputs = RunInputs::of_job(&fixture.job);
+    let mut perturbed_checkpoint = Fixture::new();
+    perturbed_checkpoint.job.model.base = PathBuf::from("hf://org/name@1a2b");
+    perturbed_checkpoint.job.data.train = PathBuf::from("/somewhere/train.jsonl");
+    perturbed_checkpoint.job.data.eval = Some(PathBuf::from("/somewhere/eval.jsonl"));
+    let inputs = RunInputs::from_job(&fixture.job);
     let cancel = CancelToken::new();
-    let mut run = Run::prepare(&elsewhere.job, &inputs, base.clone(), &cancel).unwrap();
+    let mut run = Run::prepare(&perturbed_checkpoint.job, &inputs, base.clone(), &cancel).unwrap();
     let files = finish(&mut run);
     let json = |name: &str| serde_json::from_slice::<serde_json::Value>(&files[name]).unwrap();
     let config = json("adapter_config.json");

@@ -4,5 +4,5 @@
 
 mod common;
 mod groups;
+mod init_lora_weights;
 mod run;
-mod start;

@@ -3,7 +3,7 @@
 use lora_collective::CancelToken;
 use lora_collective::backend_choice::Collective;
 use lora_spec::{ActivationCheckpointing, Optim};
-use lora_train::{Places, Receipt, Run, RunInputs, StepOutcome, TrainError, verify};
+use lora_train::{InputPaths, Receipt, Run, RunInputs, StepOutcome, TrainError, verify};
 
 use crate::common::{Fixture, finish, on_ranks, write_base, write_result, write_rows};
 
@@ -29,7 +29,7 @@ fn every_number_of_ranks_and_threads_gives_the_same_files() {
 }
 
 #[test]
-fn training_lowers_the_loss_and_every_matrix_moves() {
+fn training_lowers_the_loss_and_changes_every_matrix() {
     let mut fixture = Fixture::new();
     fixture.job.training.num_train_epochs = 6.0;
     let mut run = fixture.run();
@@ -58,7 +58,7 @@ fn a_resumed_run_gives_the_same_files() {
 
 /// Some matrices have moments in 8 bits, the small ones f32.
 #[test]
-fn moments_in_8_bits_resume_and_are_the_same_on_every_rank() {
+fn eight_bit_moments_resume_and_match_on_every_rank() {
     let mut fixture = Fixture::new();
     fixture.job.adapter.r = 128;
     let mut full = fixture.run();
@@ -131,7 +131,7 @@ fn resumes(fixture: &Fixture) {
 }
 
 #[test]
-fn a_group_takes_the_newest_state_and_stops_together() {
+fn a_group_uses_the_newest_state_and_stops_together() {
     let fixture = Fixture::new();
     let mut ahead = fixture.run();
     ahead.step(|| false).unwrap();
@@ -154,7 +154,7 @@ fn a_group_takes_the_newest_state_and_stops_together() {
 }
 
 #[test]
-fn ranks_with_other_states_at_the_same_step_are_told_apart() {
+fn diverged_ranks_are_detected() {
     let fixture = Fixture::new();
     let mut other = Fixture::new();
     other.job.training.seed = 7;
@@ -209,7 +209,7 @@ fn the_best_adapter_is_exported_and_early_stopping_ends_the_run() {
 }
 
 #[test]
-fn a_checkpoint_of_another_job_or_a_torn_one_is_refused() {
+fn foreign_and_truncated_checkpoints_are_rejected() {
     let mut fixture = Fixture::new();
     let mut run = fixture.run();
     run.step(|| false).unwrap();
@@ -226,7 +226,7 @@ fn a_checkpoint_of_another_job_or_a_torn_one_is_refused() {
 }
 
 #[test]
-fn a_loss_that_is_not_finite_skips_steps_alike_and_ends_the_run() {
+fn non_finite_losses_skip_steps_on_all_ranks_and_end_the_run() {
     let mut fixture = Fixture::new();
     fixture.job.training.num_train_epochs = 4.0;
     write_base(&fixture.job.model.base, |value| if value > 0.299 { f32::NAN } else { value });
@@ -252,11 +252,11 @@ fn a_loss_that_is_not_finite_skips_steps_alike_and_ends_the_run() {
 }
 
 #[test]
-fn a_result_verifies_until_a_byte_of_it_or_of_its_inputs_changes() {
+fn verify_detects_any_change_of_result_or_inputs() {
     let fixture = Fixture::new();
     let files = finish(&mut fixture.run());
     let out = write_result(fixture.dir.path(), &files);
-    let verification = verify(&out, &Places::default(), 3).unwrap();
+    let verification = verify(&out, &InputPaths::default(), 3).unwrap();
     assert_eq!((verification.replayed_steps, verification.steps), (3, 8));
     assert_eq!(verification.files, files.len() - 1);
 
@@ -265,7 +265,7 @@ fn a_result_verifies_until_a_byte_of_it_or_of_its_inputs_changes() {
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&weights, &bytes).unwrap();
     assert!(
-        verify(&out, &Places::default(), 3)
+        verify(&out, &InputPaths::default(), 3)
             .unwrap_err()
             .to_string()
             .contains("adapter_model.safetensors was changed")
@@ -276,14 +276,16 @@ fn a_result_verifies_until_a_byte_of_it_or_of_its_inputs_changes() {
     let loss = receipt.steps[1].loss.unwrap();
     receipt.steps[1].loss = Some(f64::from_bits(loss.to_bits() + 1));
     std::fs::write(out.join("receipt.json"), serde_json::to_vec(&receipt).unwrap()).unwrap();
-    assert!(verify(&out, &Places::default(), 3).unwrap_err().to_string().contains("step 2 gave other bits"));
+    assert!(
+        verify(&out, &InputPaths::default(), 3).unwrap_err().to_string().contains("step 2 gave other bits")
+    );
     std::fs::write(out.join("receipt.json"), &files["receipt.json"]).unwrap();
 
     let mut receipt: Receipt = serde_json::from_slice(&files["receipt.json"]).unwrap();
     receipt.order_sha256 = receipt.train_sha256.clone();
     std::fs::write(out.join("receipt.json"), serde_json::to_vec(&receipt).unwrap()).unwrap();
     assert!(
-        verify(&out, &Places::default(), 3)
+        verify(&out, &InputPaths::default(), 3)
             .unwrap_err()
             .to_string()
             .contains("the order of the rows was changed")
@@ -296,12 +298,12 @@ fn a_result_verifies_until_a_byte_of_it_or_of_its_inputs_changes() {
         std::fs::rename(fixture.dir.path().join(name), moved.join(name)).unwrap();
         Some(moved.join(name))
     });
-    assert!(verify(&out, &Places::default(), 3).is_err(), "nothing is where the job had it");
-    let places = Places { base, train, eval, init_from: None };
-    assert_eq!(verify(&out, &places, 3).unwrap(), verification);
+    assert!(verify(&out, &InputPaths::default(), 3).is_err(), "nothing is where the job had it");
+    let input_paths = InputPaths { base, train, eval, init_from: None };
+    assert_eq!(verify(&out, &input_paths, 3).unwrap(), verification);
 
-    write_rows(places.train.as_deref().unwrap(), 1..38);
-    assert!(verify(&out, &places, 3).unwrap_err().to_string().contains("data.train was changed"));
+    write_rows(input_paths.train.as_deref().unwrap(), 1..38);
+    assert!(verify(&out, &input_paths, 3).unwrap_err().to_string().contains("data.train was changed"));
 }
 
 #[test]
@@ -321,7 +323,7 @@ fn init_from_continues_an_adapter_and_must_fit_the_job() {
     assert!(first.steps[0].loss < fresh.steps[0].loss, "it starts from what was learned");
     fixture.job.adapter.init_from = Some(fixture.dir.path().join("out"));
     fixture.job.adapter.r = 8;
-    let inputs = RunInputs::of_job(&fixture.job);
+    let inputs = RunInputs::from_job(&fixture.job);
     let prepared = Run::prepare(&fixture.job, &inputs, fixture.base(), &CancelToken::new());
     let error = prepared.err().unwrap().to_string();
     assert!(error.starts_with("adapter.init_from: ") && error.contains("another r"), "{error}");

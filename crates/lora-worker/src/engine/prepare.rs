@@ -105,7 +105,7 @@ impl EngineThread {
             return Err(Stop::Failed(problem));
         }
         let base = self.load_base(spec, &inputs.base)?;
-        Ok(Run::over(spec, &files, data, base)?)
+        Ok(Run::from_data(spec, &files, data, base)?)
     }
 
     /// The base in `dir`: the one in memory if it is the same, else read now, after the other has been let go.

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use lora_train::AllReduceReading;
+use lora_train::AllReduceMeasurement;
 use serde::{Deserialize, Serialize};
 
 /// A line of JSON on the stdout of a rank. All other lines there are logs: NCCL's go to stdout.
@@ -12,7 +12,7 @@ pub(super) enum Message {
     /// Where the rank listens for its peers.
     Address(String),
     /// Its reading, at the end.
-    Reading(AllReduceReading),
+    Reading(AllReduceMeasurement),
 }
 
 impl Message {

@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lora_train::AllReduceReading;
+use lora_train::AllReduceMeasurement;
 
 use super::message::Message;
 use super::{ProbeError, joined};
@@ -48,7 +48,7 @@ pub fn all_reduce(
     ranks: usize,
     limit: Duration,
     command: impl Fn(usize) -> Command,
-) -> Result<AllReduceReading, ProbeError> {
+) -> Result<AllReduceMeasurement, ProbeError> {
     let mut ranks = Ranks::start(ranks, limit, command)?;
     let addresses = ranks.collect(|rank| rank.address.clone())?;
     ranks.tell(&addresses.join(" "));
@@ -73,7 +73,7 @@ struct Rank {
     /// Its end is the rank's signal to end.
     stdin: ChildStdin,
     address: Option<String>,
-    reading: Option<AllReduceReading>,
+    reading: Option<AllReduceMeasurement>,
     open_streams: usize,
     /// The last error that the rank wrote.
     error: Option<String>,
@@ -281,7 +281,7 @@ mod tests {
     const PATIENT: Duration = Duration::from_secs(60);
 
     /// Two processes that run `script` with their rank as `$1` and [`ANSWER`] as `$2`.
-    fn run(limit: Duration, script: &str) -> Result<AllReduceReading, String> {
+    fn run(limit: Duration, script: &str) -> Result<AllReduceMeasurement, String> {
         let command = |rank: usize| {
             let mut command = Command::new("sh");
             command.args(["-c", script, "sh", &rank.to_string(), ANSWER]);

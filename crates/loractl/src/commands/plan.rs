@@ -11,7 +11,7 @@ use lora_spec::{
     BaseDtype, BaseFormat, JobFile, JobSpec, MemoryEstimate, ModelConfig, Quantization, SafetensorsIndex,
     StoredWeight,
 };
-use lora_train::{TrainError, rate_memory, training_rate};
+use lora_train::{TrainError, throughput_memory, training_throughput};
 use lora_worker::machine_memory;
 use serde::Serialize;
 
@@ -110,14 +110,14 @@ impl Rate {
         let config = ModelConfig::read(&plan.base).map_err(ModelError::from)?;
         let format =
             held_format(job, &config, &SafetensorsIndex::open(&plan.base).map_err(ModelError::from)?);
-        let needed = rate_memory(job, &config, format, plan.shape)?;
+        let needed = throughput_memory(job, &config, format, plan.shape)?;
         if let Some(there) = machine_memory().filter(|there| *there < needed) {
             let (needed, there) = (bytes(needed), bytes(there));
             let not_measured =
                 format!("two blocks of it take {needed} of memory, more than this machine's {there}");
             return Ok(Self::None { not_measured });
         }
-        let rate = training_rate(job, &config, format, plan.shape)? * (1.0 - plan.padding);
+        let rate = training_throughput(job, &config, format, plan.shape)? * (1.0 - plan.padding);
         Ok(Self::Measured { measured_tflops: rate / 1e12, seconds: plan.flops / rate })
     }
 

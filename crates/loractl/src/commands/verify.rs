@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use lora_train::Places;
+use lora_train::InputPaths;
 
 use crate::output::{Format, Table};
 
@@ -41,7 +41,7 @@ pub(crate) struct Args {
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let Args { dir, steps, base, train, eval, init_from, output } = args;
-    let verification = lora_train::verify(&dir, &Places { base, train, eval, init_from }, steps)?;
+    let verification = lora_train::verify(&dir, &InputPaths { base, train, eval, init_from }, steps)?;
     output.print(&verification, || {
         let mut table = Table::new();
         table.row("files unchanged", verification.files);

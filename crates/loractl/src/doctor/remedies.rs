@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use lora_train::AllReduceReading;
+use lora_train::AllReduceMeasurement;
 use lora_worker::probe::Reading;
 
 use super::built_for_cuda;
@@ -59,7 +59,7 @@ pub(super) fn problems(
     libraries: &[Result<Loaded, ChildError>],
     workers: &[Candidate],
     readings: &[Result<Reading, ChildError>],
-    all_reduce: Option<&Result<AllReduceReading, ChildError>>,
+    all_reduce: Option<&Result<AllReduceMeasurement, ChildError>>,
     here: &Surroundings,
 ) -> Vec<Problem> {
     let mut problems: Vec<Problem> = of_driver(driver, here).into_iter().collect();

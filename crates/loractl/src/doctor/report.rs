@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use lora_spec::DeviceSpec;
-use lora_train::{AllReduceReading, DeviceReading};
+use lora_train::{AllReduceMeasurement, DeviceMeasurement};
 use lora_worker::probe::{ProbeError, Reading, read};
 use serde::Serialize;
 
@@ -23,7 +23,7 @@ pub(crate) struct Report {
 pub(crate) struct CpuView {
     pub(crate) threads: usize,
     /// What this program measured on it.
-    pub(crate) reading: DeviceReading,
+    pub(crate) reading: DeviceMeasurement,
 }
 
 /// What there is of CUDA.
@@ -38,7 +38,7 @@ pub(crate) struct CudaView {
     pub(crate) libraries: Vec<LibraryView>,
     pub(crate) workers: Vec<WorkerView>,
     /// Among the workers of all GPUs, where there are several.
-    pub(crate) all_reduce: Option<AllReduceReading>,
+    pub(crate) all_reduce: Option<AllReduceMeasurement>,
     /// What keeps it from working.
     pub(crate) problems: Vec<Problem>,
 }
@@ -105,7 +105,7 @@ impl Report {
         libraries: Vec<Result<Loaded, ChildError>>,
         workers: Vec<Candidate>,
         readings: Vec<Result<Reading, ChildError>>,
-        all_reduce: Option<Result<AllReduceReading, ChildError>>,
+        all_reduce: Option<Result<AllReduceMeasurement, ChildError>>,
     ) -> Result<Self, ProbeError> {
         let surroundings = Surroundings::look();
         let found = problems(&driver, &libraries, &workers, &readings, all_reduce.as_ref(), &surroundings);

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use lora_train::{AllReduceReading, DeviceReading};
+use lora_train::{AllReduceMeasurement, DeviceMeasurement};
 use lora_worker::probe::Reading;
 
 use super::report::{CpuView, CudaView, GpuView, LibraryView, Report};
@@ -53,7 +53,9 @@ fn of_cuda(table: &mut Table, cuda: &CudaView) {
     if cuda.workers.is_empty() {
         table.row("lora-worker", "none");
     }
-    if let Some(AllReduceReading { through, fallback, world_size, bytes: size, seconds }) = &cuda.all_reduce {
+    if let Some(AllReduceMeasurement { through, fallback, world_size, bytes: size, seconds }) =
+        &cuda.all_reduce
+    {
         // What each rank sends at least.
         let sent = 2.0 * *size as f64 * (*world_size as f64 - 1.0) / *world_size as f64;
         let rate = sent / seconds / 1e9;
@@ -73,8 +75,8 @@ fn of_gpu(gpu: &GpuView) -> String {
     format!("{facts}\n{}{free}", rates(read, "bf16"))
 }
 
-fn rates(reading: &DeviceReading, dtype: &str) -> String {
-    let DeviceReading { product_tflops, product_side, memory_gb_s, .. } = reading;
+fn rates(reading: &DeviceMeasurement, dtype: &str) -> String {
+    let DeviceMeasurement { product_tflops, product_side, memory_gb_s, .. } = reading;
     let products = match product_tflops {
         1.0.. => format!("{product_tflops:.1} TFLOP/s"),
         _ => format!("{:.0} GFLOP/s", 1000.0 * product_tflops),

@@ -46,7 +46,7 @@ pub(crate) fn all_gather<T: Serialize + DeserializeOwned>(
 }
 
 /// The rank whose state is unlike that of most ranks, if there is one; of two ranks, the second.
-pub(crate) fn odd_one_out(states: &[(u64, &str)]) -> Option<usize> {
+pub(crate) fn find_diverged_rank(states: &[(u64, &str)]) -> Option<usize> {
     let votes = |state: &(u64, &str)| states.iter().filter(|s| *s == state).count();
     let majority = states.iter().rev().max_by_key(|state| votes(state))?;
     states.iter().position(|state| state != majority)
@@ -54,13 +54,13 @@ pub(crate) fn odd_one_out(states: &[(u64, &str)]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::odd_one_out;
+    use super::find_diverged_rank;
 
     #[test]
-    fn the_rank_that_differs_is_named() {
-        assert_eq!(odd_one_out(&[(1, "a"), (1, "a"), (1, "a")]), None);
-        assert_eq!(odd_one_out(&[(1, "b"), (1, "a"), (1, "a")]), Some(0));
-        assert_eq!(odd_one_out(&[(1, "a"), (2, "a"), (1, "a")]), Some(1));
-        assert_eq!(odd_one_out(&[(1, "a"), (1, "b")]), Some(1));
+    fn the_diverged_rank_is_found() {
+        assert_eq!(find_diverged_rank(&[(1, "a"), (1, "a"), (1, "a")]), None);
+        assert_eq!(find_diverged_rank(&[(1, "b"), (1, "a"), (1, "a")]), Some(0));
+        assert_eq!(find_diverged_rank(&[(1, "a"), (2, "a"), (1, "a")]), Some(1));
+        assert_eq!(find_diverged_rank(&[(1, "a"), (1, "b")]), Some(1));
     }
 }

@@ -4,7 +4,7 @@ use candle_core::safetensors::load_buffer;
 use candle_core::{Device, Tensor};
 use lora_collective::backend_choice::Collective;
 use lora_spec::{InitLoraWeights, QuantizationType};
-use lora_train::{Places, Run, TrainError, verify};
+use lora_train::{InputPaths, Run, TrainError, verify};
 use safetensors::SafeTensors;
 
 use crate::common::{Fixture, finish, on_ranks, write_result};
@@ -24,7 +24,7 @@ fn fixture(init_lora_weights: InitLoraWeights) -> Fixture {
 }
 
 #[test]
-fn it_is_the_same_on_every_rank_and_after_a_resume() {
+fn initialization_is_the_same_on_every_rank_and_after_a_resume() {
     for (init, rank) in [
         (InitLoraWeights::Pissa, 8),
         (InitLoraWeights::PissaNiter(2), 8),
@@ -54,12 +54,12 @@ fn it_is_the_same_on_every_rank_and_after_a_resume() {
         assert_eq!(finish(&mut second), expected, "{init}");
 
         let out = write_result(fixture.dir.path(), &expected);
-        assert_eq!(verify(&out, &Places::default(), 2).unwrap().replayed_steps, 2, "{init}");
+        assert_eq!(verify(&out, &InputPaths::default(), 2).unwrap().replayed_steps, 2, "{init}");
     }
 }
 
 /// The run's checkpoint with its first parameters a little off, as another machine might have computed them.
-fn elsewhere(run: &Run) -> Vec<u8> {
+fn perturbed_checkpoint(run: &Run) -> Vec<u8> {
     let bytes = run.checkpoint().unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
     let mut tensors = load_buffer(&bytes, &Device::Cpu).unwrap();
@@ -74,14 +74,14 @@ fn elsewhere(run: &Run) -> Vec<u8> {
 }
 
 #[test]
-fn hosts_that_compute_other_starts_agree_on_one_before_the_first_step() {
+fn ranks_adopt_the_initial_adapter_of_rank_0() {
     let join = |init| {
         let fixture = fixture(init);
         let expected = finish(&mut fixture.run());
         let results = on_ranks(2, 1, |group| {
             let mut run = fixture.run();
             if group.rank() == 1 {
-                let other = elsewhere(&run);
+                let other = perturbed_checkpoint(&run);
                 run.restore(&other).unwrap();
             }
             run.join(group, Collective::Auto).map(|()| finish(&mut run))

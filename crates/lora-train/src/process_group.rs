@@ -20,10 +20,10 @@ use crate::TrainError;
 
 /// How long NCCL may take to connect the ranks.
 #[cfg(feature = "cuda")]
-const FORM_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(45);
+const NCCL_CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(45);
 
 /// The ranks of the job's present group.
-pub struct Peers {
+pub struct ProcessGroup {
     group: Group,
     #[cfg(feature = "cuda")]
     nccl: Option<NcclGroup>,
@@ -33,16 +33,16 @@ pub struct Peers {
 
 /// Which micro-batches of a step each rank computes.
 #[derive(Debug, Clone, Copy)]
-pub struct Share<'a> {
+pub struct Partition<'a> {
     /// Micro-batches of the step.
     pub leaves: usize,
     /// Those of each rank, by rank.
     pub ranges: &'a [Range<usize>],
 }
 
-impl Peers {
+impl ProcessGroup {
     /// No others.
-    pub fn none() -> Self {
+    pub fn single() -> Self {
         Self {
             group: Group::single(),
             #[cfg(feature = "cuda")]
@@ -93,7 +93,7 @@ impl Peers {
             CollectiveBackend::Tcp => without(group, None),
             CollectiveBackend::Fallback(reason) => without(group, Some(reason)),
             CollectiveBackend::Nccl => {
-                let nccl = NcclGroup::form(&mut group, stream, FORM_TIMEOUT)?;
+                let nccl = NcclGroup::form(&mut group, stream, NCCL_CONNECT_TIMEOUT)?;
                 Ok(Self { group, nccl: Some(nccl), fallback: None })
             }
         }
@@ -142,9 +142,9 @@ impl Peers {
         if self.group.cancel_token().is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) }
     }
 
-    /// Whether the sum of a block's gradients is begun as soon as they are there ([`Self::reduce_part`]); else all are summed
+    /// Whether the sum of a block's gradients is begun as soon as they are there ([`Self::begin_block_reduction`]); else all are summed
     /// at the end ([`Self::reduce`]).
-    pub(crate) fn reduces_early(&self) -> bool {
+    pub(crate) fn overlaps_reduction(&self) -> bool {
         #[cfg(feature = "cuda")]
         {
             self.nccl.is_some()
@@ -157,9 +157,9 @@ impl Peers {
 
     /// Begins the sum of a part of all ranks' gradients: `nodes` and `out` are that part of this rank's sums and of the result.
     /// All ranks must begin the same parts in the same order.
-    pub(crate) fn reduce_part(
+    pub(crate) fn begin_block_reduction(
         &mut self,
-        share: Share,
+        partition: Partition,
         nodes: &[(NodeId, Tensor)],
         out: &Tensor,
     ) -> Result<(), TrainError> {
@@ -170,15 +170,15 @@ impl Peers {
                 .iter()
                 .map(|(id, node)| Ok((*id, address(node)?)))
                 .collect::<Result<Vec<_>, TrainError>>()?;
-            let Share { leaves, ranges } = share;
+            let Partition { leaves, ranges } = partition;
             nccl.all_reduce(&mut self.group, leaves, ranges, &nodes, address(out)?, out.elem_count())?;
         }
-        let _ = (share, nodes, out);
+        let _ = (partition, nodes, out);
         Ok(())
     }
 
     /// Waits for the sums that were begun.
-    pub(crate) fn finish_parts(&mut self) -> Result<(), TrainError> {
+    pub(crate) fn finish_reductions(&mut self) -> Result<(), TrainError> {
         #[cfg(feature = "cuda")]
         if let Some(nccl) = &mut self.nccl {
             nccl.finish(&mut self.group)?;
@@ -189,7 +189,7 @@ impl Peers {
     /// Sums all ranks' gradients into `out`, over TCP.
     pub(crate) fn reduce(
         &mut self,
-        share: Share,
+        partition: Partition,
         nodes: &[(NodeId, &Tensor)],
         out: &Tensor,
     ) -> Result<(), TrainError> {
@@ -197,7 +197,7 @@ impl Peers {
         let host = host.collect::<Result<Vec<(NodeId, Vec<f32>)>, TrainError>>()?;
         let nodes: Vec<(NodeId, &[f32])> = host.iter().map(|(id, node)| (*id, node.as_slice())).collect();
         let mut sums = vec![0.0; out.elem_count()];
-        self.group.all_reduce_tree(share.leaves, share.ranges, &nodes, &mut sums)?;
+        self.group.all_reduce_tree(partition.leaves, partition.ranges, &nodes, &mut sums)?;
         Ok(write_f32(out, &sums)?)
     }
 }

@@ -11,19 +11,19 @@ use lora_spec::{
 use crate::{ComputeDevice, TrainError};
 
 /// Blocks of the larger of the two models that are timed.
-const BLOCKS: usize = 2;
+const MEASURED_BLOCKS: usize = 2;
 /// A model's micro-batch is repeated until this time has passed, or so often; the fastest counts.
-const LONG: Duration = Duration::from_secs(2);
-const RUNS: usize = 5;
+const TARGET_DURATION: Duration = Duration::from_secs(2);
+const MAX_RUNS: usize = 5;
 
-/// Bytes that [`training_rate`] takes.
-pub fn rate_memory(
+/// Bytes that [`training_throughput`] takes.
+pub fn throughput_memory(
     job: &JobSpec,
     config: &ModelConfig,
     format: BaseFormat,
     shape: MicroBatchShape,
 ) -> Result<u64, TrainError> {
-    let model = shortened(config, BLOCKS);
+    let model = shortened(config, MEASURED_BLOCKS);
     let modules = job.adapter.target_modules.resolve(&model)?;
     let training = TrainingWorkload {
         modules: &modules,
@@ -39,13 +39,16 @@ pub fn rate_memory(
 
 /// Floating-point operations of `job` that this process does in a second on the CPU, counted as [`row_flops`] does. A block's
 /// time is that by which two blocks take longer than one.
-pub fn training_rate(
+pub fn training_throughput(
     job: &JobSpec,
     config: &ModelConfig,
     format: BaseFormat,
     shape: MicroBatchShape,
 ) -> Result<f64, TrainError> {
-    let (one, two) = (seconds(job, config, format, shape, 1)?, seconds(job, config, format, shape, BLOCKS)?);
+    let (one, two) = (
+        forward_backward_seconds(job, config, format, shape, 1)?,
+        forward_backward_seconds(job, config, format, shape, MEASURED_BLOCKS)?,
+    );
     let blocks = config.num_hidden_layers as f64;
     let whole = one + (blocks - 1.0) * (two - one).max(0.0);
     let modules = job.adapter.target_modules.resolve(config)?;
@@ -55,7 +58,7 @@ pub fn training_rate(
 }
 
 /// Forward and backward pass of a micro-batch through these many blocks, embedding and head.
-fn seconds(
+fn forward_backward_seconds(
     job: &JobSpec,
     config: &ModelConfig,
     format: BaseFormat,
@@ -82,7 +85,7 @@ fn seconds(
         step: 0,
     };
     let (began, mut fastest) = (Instant::now(), f64::INFINITY);
-    for _ in 0..RUNS {
+    for _ in 0..MAX_RUNS {
         let batch = Batch {
             batch: shape.rows,
             seq: shape.positions,
@@ -94,7 +97,7 @@ fn seconds(
         let started = Instant::now();
         forward_backward(&base, &adapter, &gradients, batch, pass)?.sum()?;
         fastest = fastest.min(started.elapsed().as_secs_f64());
-        if began.elapsed() >= LONG {
+        if began.elapsed() >= TARGET_DURATION {
             break;
         }
     }
