@@ -118,14 +118,14 @@ impl Handle {
     }
 }
 
-/// Runs a coordinator until `stop`, and then for as long as it takes to end in good order, unless `at_once` comes before.
+/// Runs a coordinator until `stop`, and then for as long as it takes to end in good order, unless `immediate` comes before.
 ///
 /// # Errors
 /// What keeps it from starting, or from serving.
 pub async fn run(
     config: Config,
     stop: CancellationToken,
-    at_once: CancellationToken,
+    immediate: CancellationToken,
 ) -> Result<(), CoordinatorError> {
     let coordinator = Coordinator::bind(&config).await?;
     let handle = coordinator.handle();
@@ -133,7 +133,7 @@ pub async fn run(
         stop.cancelled().await;
         tracing::info!("shutting down");
         handle.shutdown();
-        at_once.cancelled().await;
+        immediate.cancelled().await;
     };
     tokio::select! {
         served = coordinator.serve() => served,

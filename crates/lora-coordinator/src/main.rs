@@ -26,6 +26,6 @@ fn main() -> ExitCode {
     flags.run(
         Config::check,
         |config| &config.log,
-        async |config, signals| run(config, signals.stop.clone(), signals.at_once.clone()).await,
+        async |config, signals| run(config, signals.stop.clone(), signals.immediate.clone()).await,
     )
 }

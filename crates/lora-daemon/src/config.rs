@@ -4,7 +4,7 @@
 //! which Kubernetes sets by itself, mean nothing. An unknown key is an error wherever it stands.
 
 mod file;
-mod remedy;
+mod suggestion;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -46,7 +46,7 @@ pub enum ConfigError {
     #[error("{origin}: {error}")]
     Setting {
         /// Where it was set.
-        origin: Origin,
+        origin: SettingSource,
         /// The key, and what is wrong.
         error: FieldError,
     },
@@ -57,7 +57,7 @@ pub enum ConfigError {
 
 /// Where a setting comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Origin {
+pub enum SettingSource {
     /// A line of the file.
     File {
         /// The file.
@@ -71,9 +71,9 @@ pub enum Origin {
     Flag(String),
 }
 
-impl Origin {
+impl SettingSource {
     /// How `key` is spelled here.
-    fn spell(&self, key: &str) -> String {
+    fn key_as_written(&self, key: &str) -> String {
         match self {
             Self::Variable(_) => format!("{PREFIX}{}", key.to_uppercase().replace('.', "__")),
             Self::File { .. } | Self::Flag(_) => key.to_owned(),
@@ -81,7 +81,7 @@ impl Origin {
     }
 }
 
-impl fmt::Display for Origin {
+impl fmt::Display for SettingSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
@@ -126,7 +126,7 @@ pub fn load_from<T: DeserializeOwned + Serialize + Default>(
             if entry.value.is_table() && layers.is_section(&entry.key) {
                 continue;
             }
-            let origin = Origin::File { path: path.to_owned(), line: entry.line };
+            let origin = SettingSource::File { path: path.to_owned(), line: entry.line };
             layers.set(&entry.key, origin, |_| Ok(entry.value))?;
         }
     }
@@ -135,11 +135,12 @@ pub fn load_from<T: DeserializeOwned + Serialize + Default>(
         Some((name, (key, value)))
     });
     for (name, (key, value)) in ours.collect::<BTreeMap<_, _>>() {
-        layers.set(&key, Origin::Variable(name), |default| typed(&value, default))?;
+        layers.set(&key, SettingSource::Variable(name), |default| parse_like(&value, default))?;
     }
     for set in sets {
         let (key, value) = set.split_once('=').ok_or_else(|| ConfigError::Flag(set.clone()))?;
-        layers.set(key.trim(), Origin::Flag(set.clone()), |default| typed(value.trim(), default))?;
+        layers
+            .set(key.trim(), SettingSource::Flag(set.clone()), |default| parse_like(value.trim(), default))?;
     }
     check(&layers.settings).map_err(|error| match layers.origins.remove(&error.field) {
         Some(origin) => ConfigError::Setting { origin, error },
@@ -181,7 +182,7 @@ struct Layers<T> {
     /// What `tree` means.
     settings: T,
     /// Where settings that are no defaults come from.
-    origins: BTreeMap<String, Origin>,
+    origins: BTreeMap<String, SettingSource>,
 }
 
 impl<T: DeserializeOwned> Layers<T> {
@@ -193,7 +194,7 @@ impl<T: DeserializeOwned> Layers<T> {
     fn set(
         &mut self,
         key: &str,
-        origin: Origin,
+        origin: SettingSource,
         given: impl FnOnce(&Value) -> Result<Value, String>,
     ) -> Result<(), ConfigError> {
         let applied = match find(&mut self.defaults, key) {
@@ -201,7 +202,9 @@ impl<T: DeserializeOwned> Layers<T> {
                 let default = default.clone();
                 given(&default).and_then(|value| self.apply(key, value, &default))
             }
-            _ => Err(remedy::of_unknown(key, &leaves(&self.defaults), |key| origin.spell(key))),
+            _ => Err(suggestion::unknown_key_message(key, &leaves(&self.defaults), |key| {
+                origin.key_as_written(key)
+            })),
         };
         applied.map_err(|message| ConfigError::Setting {
             origin: origin.clone(),
@@ -214,15 +217,16 @@ impl<T: DeserializeOwned> Layers<T> {
     fn apply(&mut self, key: &str, value: Value, default: &Value) -> Result<(), String> {
         let whole_for_a_number = default.is_float() && value.is_integer();
         if !value.same_type(default) && !whole_for_a_number {
-            return Err(format!("is {}; it must be {}", plain(&value), kind(default)));
+            return Err(format!("is {}; it must be {}", one_line(&value), type_name(default)));
         }
-        let given = plain(&value);
+        let given = one_line(&value);
         if let Some(place) = find(&mut self.tree, key) {
             *place = value;
         }
         // What was applied before is right, so what is wrong now is this value.
-        self.settings = T::deserialize(self.tree.clone())
-            .map_err(|error| format!("is {given}: {}; the default is {}", error.message(), plain(default)))?;
+        self.settings = T::deserialize(self.tree.clone()).map_err(|error| {
+            format!("is {given}: {}; the default is {}", error.message(), one_line(default))
+        })?;
         Ok(())
     }
 }
@@ -235,8 +239,8 @@ fn find<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
 }
 
 /// The value that `text` stands for where `default` has the right type.
-fn typed(text: &str, default: &Value) -> Result<Value, String> {
-    let wrong = || format!("is {text:?}; it must be {}", kind(default));
+fn parse_like(text: &str, default: &Value) -> Result<Value, String> {
+    let wrong = || format!("is {text:?}; it must be {}", type_name(default));
     match default {
         Value::Boolean(_) => text.parse().map(Value::Boolean).map_err(|_| wrong()),
         Value::Integer(_) => text.parse().map(Value::Integer).map_err(|_| wrong()),
@@ -250,7 +254,7 @@ fn typed(text: &str, default: &Value) -> Result<Value, String> {
 }
 
 /// What a value of the type of `default` is.
-fn kind(default: &Value) -> &'static str {
+fn type_name(default: &Value) -> &'static str {
     match default {
         Value::Boolean(_) => "true or false",
         Value::Integer(_) => "a whole number",
@@ -261,7 +265,7 @@ fn kind(default: &Value) -> &'static str {
 }
 
 /// A value in one line.
-fn plain(value: &Value) -> String {
+fn one_line(value: &Value) -> String {
     match value {
         Value::Table(_) => "a section".to_owned(),
         value => value.to_string().replace('\n', " "),

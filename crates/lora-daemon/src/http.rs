@@ -21,8 +21,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How long requests that are being answered may take after the end was asked for.
-const LAST_ANSWERS: Duration = Duration::from_secs(1);
-const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
+const OPEN_METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Where health and metrics are served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,15 +56,15 @@ impl HttpConfig {
 pub struct Health(Arc<Inner>);
 
 struct Inner {
-    works: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
+    check_health: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
     ready: watch::Sender<Result<(), String>>,
 }
 
 impl Health {
-    /// Has `/healthz` ask `works` each time; it must answer at once. The error says what does not work.
-    pub fn new(works: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
+    /// Has `/healthz` ask `check_health` each time; it must answer at once. The error says what does not work.
+    pub fn new(check_health: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
         let (ready, _) = watch::channel(Err("starting".to_owned()));
-        Self(Arc::new(Inner { works: Box::new(works), ready }))
+        Self(Arc::new(Inner { check_health: Box::new(check_health), ready }))
     }
 
     /// Whether `/readyz` says that work can be sent here; if not, why.
@@ -105,7 +105,7 @@ pub async fn serve(
         .with_state(Arc::new(registry));
     let too_late = async {
         stop.cancelled().await;
-        tokio::time::sleep(LAST_ANSWERS).await;
+        tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
     };
     tokio::select! {
         served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()) => served,
@@ -114,22 +114,22 @@ pub async fn serve(
 }
 
 async fn healthz(State(health): State<Health>) -> Response {
-    answer((health.0.works)())
+    response((health.0.check_health)())
 }
 
 async fn readyz(State(health): State<Health>) -> Response {
-    answer(health.0.ready.borrow().clone())
+    response(health.0.ready.borrow().clone())
 }
 
 async fn metrics(State(registry): State<Arc<Registry>>) -> Response {
     let mut text = String::new();
     match encode(&mut text, &registry) {
-        Ok(()) => ([(CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        Ok(()) => ([(CONTENT_TYPE, OPEN_METRICS_CONTENT_TYPE)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }
 
-fn answer(state: Result<(), String>) -> Response {
+fn response(state: Result<(), String>) -> Response {
     match state {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()).into_response(),
         Err(reason) => (StatusCode::SERVICE_UNAVAILABLE, format!("{reason}\n")).into_response(),

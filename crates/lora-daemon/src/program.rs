@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 
 use crate::config;
 use crate::log::{self, LogConfig};
-use crate::shutdown::{self, Signals};
+use crate::shutdown::{self, ShutdownSignals};
 
 /// The flags of every daemon.
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ impl Flags {
         &self,
         check: impl FnOnce(&C) -> Result<(), FieldError>,
         log: impl FnOnce(&C) -> &LogConfig,
-        daemon: impl AsyncFnOnce(C, Signals) -> Result<(), E>,
+        daemon: impl AsyncFnOnce(C, ShutdownSignals) -> Result<(), E>,
     ) -> ExitCode
     where
         C: Default + Serialize + DeserializeOwned,
@@ -58,21 +58,21 @@ impl Flags {
         match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(error = in_full(&error), "ended");
+                tracing::error!(error = error_chain(&error), "ended");
                 ExitCode::FAILURE
             }
         }
     }
 }
 
-fn prepare() -> io::Result<(Runtime, Signals)> {
+fn prepare() -> io::Result<(Runtime, ShutdownSignals)> {
     let runtime = Runtime::new()?;
-    let signals = runtime.block_on(async { shutdown::signals() })?;
+    let signals = runtime.block_on(async { shutdown::shutdown_signals() })?;
     Ok((runtime, signals))
 }
 
 /// An error and what it comes of.
-fn in_full(error: &dyn Error) -> String {
+fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

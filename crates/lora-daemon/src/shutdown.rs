@@ -8,11 +8,11 @@ use tokio_util::task::AbortOnDropHandle;
 
 /// What SIGTERM and SIGINT ask for, as long as this lives.
 #[derive(Debug)]
-pub struct Signals {
+pub struct ShutdownSignals {
     /// End in good order: cancelled by the first signal.
     pub stop: CancellationToken,
     /// End at once: cancelled by the second one.
-    pub at_once: CancellationToken,
+    pub immediate: CancellationToken,
     _listening: AbortOnDropHandle<()>,
 }
 
@@ -20,11 +20,11 @@ pub struct Signals {
 ///
 /// # Errors
 /// What the operating system says.
-pub fn signals() -> io::Result<Signals> {
+pub fn shutdown_signals() -> io::Result<ShutdownSignals> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let (stop, at_once) = (CancellationToken::new(), CancellationToken::new());
-    let tokens = [stop.clone(), at_once.clone()];
+    let (stop, immediate) = (CancellationToken::new(), CancellationToken::new());
+    let tokens = [stop.clone(), immediate.clone()];
     let listening = tokio::spawn(async move {
         for token in tokens {
             let name = tokio::select! {
@@ -35,5 +35,5 @@ pub fn signals() -> io::Result<Signals> {
             token.cancel();
         }
     });
-    Ok(Signals { stop, at_once, _listening: AbortOnDropHandle::new(listening) })
+    Ok(ShutdownSignals { stop, immediate, _listening: AbortOnDropHandle::new(listening) })
 }

@@ -110,13 +110,13 @@ fn set(sets: &'static [&'static str]) -> Sources {
 }
 
 #[test]
-fn nothing_given_means_the_defaults() {
+fn defaults_apply_without_settings() {
     assert_eq!(Sources::default().load().unwrap(), Settings::default());
     assert_eq!(file("# nothing\n[workers]\n").load().unwrap(), Settings::default());
 }
 
 #[test]
-fn flags_go_before_variables_and_variables_before_the_file() {
+fn flags_override_variables_and_variables_override_the_file() {
     let sources = Sources {
         file: Some("state_dir = \"/file\"\n[workers]\nheartbeat_seconds = 3\ncount = 3\ncolor = \"green\"\n"),
         variables: &[("LORA__WORKERS__COUNT", "4"), ("LORA__STATE_DIR", "/variable")],
@@ -135,7 +135,7 @@ fn flags_go_before_variables_and_variables_before_the_file() {
 }
 
 #[test]
-fn variables_and_flags_have_the_types_of_the_settings() {
+fn variables_and_flags_are_parsed_as_the_settings_type() {
     let sources = variable(&[
         ("LORA__ROOTS", "/a, /b,/c"),
         ("LORA__GRPC__LISTEN", ""),
@@ -154,7 +154,7 @@ fn variables_and_flags_have_the_types_of_the_settings() {
 }
 
 #[test]
-fn variables_that_are_not_ours_mean_nothing() {
+fn unrelated_variables_are_ignored() {
     let sources = variable(&[
         ("LORA_COORDINATOR_PORT", "tcp://10.0.0.1:7400"),
         ("LORA_COORDINATOR_SERVICE_HOST", "10.0.0.1"),
@@ -167,7 +167,7 @@ fn variables_that_are_not_ours_mean_nothing() {
 }
 
 #[test]
-fn unknown_keys_are_named_with_what_was_probably_meant() {
+fn unknown_keys_get_a_suggestion() {
     assert_eq!(
         file("state_dir = \"/x\"\n\n[workers]\nhartbeat_seconds = 1\n").error(),
         "FILE:4: workers.hartbeat_seconds: is not a setting; did you mean workers.heartbeat_seconds?"
@@ -191,7 +191,7 @@ fn unknown_keys_are_named_with_what_was_probably_meant() {
 }
 
 #[test]
-fn sections_are_no_settings() {
+fn a_section_is_not_a_setting() {
     assert_eq!(
         file("\nworkers = 5\n").error(),
         "FILE:2: workers: is a section; its settings: workers.color, workers.count, \
@@ -204,7 +204,7 @@ fn sections_are_no_settings() {
 }
 
 #[test]
-fn wrong_types_are_named_with_what_would_be_right() {
+fn type_errors_name_the_expected_type() {
     assert_eq!(
         file("[workers]\ncount = \"three\"\n").error(),
         "FILE:2: workers.count: is \"three\"; it must be a whole number"
@@ -234,7 +234,7 @@ fn wrong_types_are_named_with_what_would_be_right() {
 }
 
 #[test]
-fn impossible_values_are_named() {
+fn invalid_values_are_named() {
     assert_eq!(
         set(&["workers.count=-1"]).error(),
         "--set workers.count=-1: workers.count: is -1: invalid value: integer `-1`, expected u32; the default is 1"
@@ -248,7 +248,7 @@ fn impossible_values_are_named() {
 }
 
 #[test]
-fn a_setting_that_the_check_refuses_is_found_where_it_was_set() {
+fn check_errors_name_where_the_setting_was_set() {
     let refuse = |_: &Settings| Err(FieldError::new("workers.count", "is odd".into()));
     let refused = |sources: Sources| sources.load_checked(refuse).unwrap_err();
     assert_eq!(refused(file("[workers]\ncount = 3\n")), "FILE:2: workers.count: is odd");
@@ -258,7 +258,7 @@ fn a_setting_that_the_check_refuses_is_found_where_it_was_set() {
 }
 
 #[test]
-fn what_is_no_toml_or_no_file_is_said() {
+fn invalid_toml_and_missing_files_are_reported() {
     assert_eq!(file("a = 1\nb = = 2\n").error(), "FILE:2: extra `=`, expected nothing");
     assert!(file("state_dir = \"/x\"\nstate_dir = \"/y\"\n").error().starts_with("FILE:2: duplicate key"));
     let error = file("[workers]\ncount = 99999999999999999999\n").error();

@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 struct Server {
     address: SocketAddr,
@@ -43,7 +43,7 @@ impl Server {
             stream.read_to_string(&mut text).await.unwrap();
             text
         };
-        let text = timeout(LIMIT, answer).await.unwrap();
+        let text = timeout(TEST_TIMEOUT, answer).await.unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         let (status, headers) = head.split_once("\r\n").unwrap();
         (status.to_owned(), headers.to_owned(), body.to_owned())
@@ -64,7 +64,7 @@ fn unavailable(reason: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn readiness_is_what_was_said_last() {
+async fn readyz_returns_the_last_state() {
     let health = Health::default();
     let server = Server::start(Registry::default(), health.clone()).await;
     assert_eq!(server.status_and_body("/readyz").await, unavailable("starting"));
@@ -76,7 +76,7 @@ async fn readiness_is_what_was_said_last() {
 }
 
 #[tokio::test]
-async fn health_is_asked_each_time() {
+async fn healthz_calls_the_check_each_time() {
     let works = Arc::new(AtomicBool::new(true));
     let asked = works.clone();
     let works_or_not = move || match asked.load(Ordering::Relaxed) {
@@ -112,18 +112,18 @@ async fn other_paths_are_not_found() {
 }
 
 #[tokio::test]
-async fn it_ends_although_a_client_holds_its_connection() {
+async fn shutdown_does_not_wait_for_idle_connections() {
     let server = Server::start(Registry::default(), Health::default()).await;
     let mut silent = TcpStream::connect(server.address).await.unwrap();
     silent.write_all(b"GET /healthz HTTP/1.1\r\n").await.unwrap();
     assert_eq!(server.status_and_body("/healthz").await, ok());
     server.stop.cancel();
-    timeout(LIMIT, server.serving).await.unwrap().unwrap().unwrap();
+    timeout(TEST_TIMEOUT, server.serving).await.unwrap().unwrap().unwrap();
     assert!(TcpStream::connect(server.address).await.is_err(), "the port is free again");
 }
 
 #[test]
-fn an_address_is_one_or_empty() {
+fn listen_is_an_address_or_empty() {
     let address = |listen: &str| HttpConfig { listen: listen.into() }.address();
     assert_eq!(address(""), Ok(None));
     assert_eq!(address("127.0.0.1:7401"), Ok(Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 7401)))));

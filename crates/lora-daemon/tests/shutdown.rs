@@ -2,19 +2,19 @@
 
 use std::time::Duration;
 
-use lora_daemon::shutdown::signals;
+use lora_daemon::shutdown::shutdown_signals;
 use rustix::process::{Signal, getpid, kill_process};
 use tokio::time::timeout;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[tokio::test]
-async fn the_first_signal_asks_to_stop_and_the_second_to_end_at_once() {
-    let signals = signals().unwrap();
+async fn the_first_signal_stops_gracefully_the_second_immediately() {
+    let signals = shutdown_signals().unwrap();
     assert!(!signals.stop.is_cancelled());
     kill_process(getpid(), Signal::TERM).unwrap();
-    timeout(LIMIT, signals.stop.cancelled()).await.unwrap();
-    assert!(!signals.at_once.is_cancelled());
+    timeout(TEST_TIMEOUT, signals.stop.cancelled()).await.unwrap();
+    assert!(!signals.immediate.is_cancelled());
     kill_process(getpid(), Signal::INT).unwrap();
-    timeout(LIMIT, signals.at_once.cancelled()).await.unwrap();
+    timeout(TEST_TIMEOUT, signals.immediate.cancelled()).await.unwrap();
 }

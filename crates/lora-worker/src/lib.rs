@@ -62,7 +62,7 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the engine may take to let go of everything when the worker ends.
 const FAREWELL: Duration = Duration::from_secs(2);
 
-/// Works until asked to end: by `stop` once it is let go of, by `at_once` without waiting. A coordinator that is away is
+/// Works until asked to end: by `stop` once it is let go of, by `immediate` without waiting. A coordinator that is away is
 /// waited for.
 ///
 /// The number of threads is the process's, so workers in one process must have the same.
@@ -72,7 +72,7 @@ const FAREWELL: Duration = Duration::from_secs(2);
 pub async fn run(
     config: Config,
     stop: CancellationToken,
-    at_once: CancellationToken,
+    immediate: CancellationToken,
 ) -> Result<(), WorkerError> {
     use_threads(config.threads)?;
     let device = lora_train::open_device(config.device).map_err(WorkerError::Device)?;
@@ -151,7 +151,7 @@ pub async fn run(
     };
     tokio::select! {
         () = session.run(ending.clone()) => {}
-        () = life.run(stop, at_once, &ending) => {}
+        () = life.run(stop, immediate, &ending) => {}
         () = gauges.follow(status_now, connected_now, &health) => {}
         () = serving => {}
         lost = ended.recv() => return Err(lost.unwrap_or(WorkerError::EngineEnded)),

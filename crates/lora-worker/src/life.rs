@@ -24,11 +24,11 @@ impl Life {
     pub(crate) async fn run(
         self,
         stop: CancellationToken,
-        at_once: CancellationToken,
+        immediate: CancellationToken,
         ending: &CancellationToken,
     ) {
         tokio::select! {
-            () = at_once.cancelled() => tracing::info!("ending at once"),
+            () = immediate.cancelled() => tracing::info!("ending at once"),
             () = self.drain(stop) => {}
             () = self.watch_over_orphans() => {}
         }

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use lora_daemon::program::Flags;
-use lora_daemon::shutdown::Signals;
+use lora_daemon::shutdown::ShutdownSignals;
 use lora_spec::DeviceSpec;
 use lora_worker::{Config, WorkerError, end_with_stdin, run};
 
@@ -51,13 +51,13 @@ fn main() -> ExitCode {
     if let Some(Command::Probe(args)) = cli.command {
         return probe_command::execute(&args);
     }
-    let daemon = async |mut config: Config, signals: Signals| {
+    let daemon = async |mut config: Config, signals: ShutdownSignals| {
         if cli.end_with_stdin {
-            let at_once = signals.at_once.clone();
-            end_with_stdin(move || at_once.cancel()).map_err(WorkerError::Thread)?;
+            let immediate = signals.immediate.clone();
+            end_with_stdin(move || immediate.cancel()).map_err(WorkerError::Thread)?;
         }
         config.device = cli.device.unwrap_or(config.device);
-        run(config, signals.stop.clone(), signals.at_once.clone()).await
+        run(config, signals.stop.clone(), signals.immediate.clone()).await
     };
     cli.flags.run(Config::check, |config| &config.log, daemon)
 }

@@ -11,7 +11,7 @@ use crate::job::base;
 
 pub(crate) struct Worker {
     pub(crate) stop: CancellationToken,
-    at_once: CancellationToken,
+    immediate: CancellationToken,
     running: JoinHandle<Result<(), WorkerError>>,
     _cache: TempDir,
 }
@@ -35,9 +35,9 @@ impl Worker {
         config.http.listen = "127.0.0.1:0".into();
         change(&mut config);
         config.check().unwrap();
-        let (stop, at_once) = (CancellationToken::new(), CancellationToken::new());
-        let running = tokio::spawn(lora_worker::run(config, stop.clone(), at_once.clone()));
-        Self { stop, at_once, running, _cache: cache }
+        let (stop, immediate) = (CancellationToken::new(), CancellationToken::new());
+        let running = tokio::spawn(lora_worker::run(config, stop.clone(), immediate.clone()));
+        Self { stop, immediate, running, _cache: cache }
     }
 
     /// Waits until it ends by itself.
@@ -47,7 +47,7 @@ impl Worker {
 
     /// Ends it without waiting to be let go of; `link` is its stream.
     pub(crate) async fn kill(self, mut link: Link) {
-        self.at_once.cancel();
+        self.immediate.cancel();
         link.closed().await;
         drop(link);
         self.ended().await;

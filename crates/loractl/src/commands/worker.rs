@@ -37,10 +37,10 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
         .build()
         .context("cannot start the async runtime")?;
     let ended = runtime.block_on(async {
-        let signals = shutdown::signals().context("cannot listen for signals")?;
-        let at_once = signals.at_once.clone();
-        end_with_stdin(move || at_once.cancel()).context("cannot start a thread")?;
-        lora_worker::run(config, signals.stop.clone(), signals.at_once.clone()).await?;
+        let signals = shutdown::shutdown_signals().context("cannot listen for signals")?;
+        let immediate = signals.immediate.clone();
+        end_with_stdin(move || immediate.cancel()).context("cannot start a thread")?;
+        lora_worker::run(config, signals.stop.clone(), signals.immediate.clone()).await?;
         Ok(ExitCode::SUCCESS)
     });
     // What still computes is of no use to anybody.

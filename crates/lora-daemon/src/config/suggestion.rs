@@ -1,13 +1,17 @@
 //! Unknown keys: what was probably meant.
 
 /// Similarity above which another key was probably meant.
-const ALIKE: f64 = 0.8;
+const SIMILARITY_THRESHOLD: f64 = 0.8;
 
-/// What is wrong with `key`, which is none of `known`. `spell` writes a key as it would be written where this one was found.
-pub(super) fn of_unknown(key: &str, known: &[String], spell: impl Fn(&str) -> String) -> String {
+/// What is wrong with `key`, which is none of `known`. `key_as_written` writes a key as it would be written where this one was found.
+pub(super) fn unknown_key_message(
+    key: &str,
+    known: &[String],
+    key_as_written: impl Fn(&str) -> String,
+) -> String {
     let within = |section: &str| {
         let inside = known.iter().filter(|k| k.strip_prefix(section).is_some_and(|k| k.starts_with('.')));
-        inside.map(|k| spell(k)).collect::<Vec<_>>()
+        inside.map(|k| key_as_written(k)).collect::<Vec<_>>()
     };
     let inside = within(key);
     if !inside.is_empty() {
@@ -17,14 +21,17 @@ pub(super) fn of_unknown(key: &str, known: &[String], spell: impl Fn(&str) -> St
     let alike = |k: &&String| {
         (strsim::jaro_winkler(name(k), name(key)), strsim::normalized_damerau_levenshtein(k, key))
     };
-    let nearest = known.iter().map(|k| (alike(&k), k)).filter(|((name, whole), _)| name.max(*whole) > ALIKE);
+    let nearest = known
+        .iter()
+        .map(|k| (alike(&k), k))
+        .filter(|((name, whole), _)| name.max(*whole) > SIMILARITY_THRESHOLD);
     match nearest.max_by(|(a, _), (b, _)| (a.0 + a.1).total_cmp(&(b.0 + b.1))) {
-        Some((_, nearest)) => format!("is not a setting; did you mean {}?", spell(nearest)),
+        Some((_, nearest)) => format!("is not a setting; did you mean {}?", key_as_written(nearest)),
         None => {
             let section = key.rsplit_once('.').map_or("", |(section, _)| section);
             let mut there = within(section);
             if there.is_empty() {
-                there = known.iter().map(|k| spell(k)).collect();
+                there = known.iter().map(|k| key_as_written(k)).collect();
             }
             format!("is not a setting; there are: {}", there.join(", "))
         }
