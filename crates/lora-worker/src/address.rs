@@ -19,7 +19,7 @@ pub(crate) struct PeerAddress {
 
 impl PeerAddress {
     /// `host:port` as set, else the address listened on, else the one from which this host reaches the coordinator.
-    pub(crate) async fn find(&self) -> io::Result<String> {
+    pub(crate) async fn resolve(&self) -> io::Result<String> {
         if let Some(advertised) = &self.advertised {
             return Ok(advertised.clone());
         }
@@ -54,16 +54,16 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn the_address_is_the_one_that_is_set_or_listened_on_or_goes_to_the_coordinator() {
+    async fn the_peer_address_is_configured_or_listened_on_or_routed() {
         let mut address = PeerAddress {
             advertised: Some("worker-1:7410".into()),
             listening: ([10, 1, 2, 3], 7410).into(),
             coordinator: "http://127.0.0.1:7400".parse().unwrap(),
         };
-        assert_eq!(address.find().await.unwrap(), "worker-1:7410");
+        assert_eq!(address.resolve().await.unwrap(), "worker-1:7410");
         address.advertised = None;
-        assert_eq!(address.find().await.unwrap(), "10.1.2.3:7410");
+        assert_eq!(address.resolve().await.unwrap(), "10.1.2.3:7410");
         address.listening = ([0, 0, 0, 0], 7411).into();
-        assert_eq!(address.find().await.unwrap(), "127.0.0.1:7411");
+        assert_eq!(address.resolve().await.unwrap(), "127.0.0.1:7411");
     }
 }

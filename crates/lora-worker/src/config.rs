@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::Uri;
 
 /// No wait is longer: a year, in seconds.
-const LONGEST: f64 = 365.0 * 24.0 * 3600.0;
+const MAX_SECONDS: f64 = 365.0 * 24.0 * 3600.0;
 /// Bytes of the longest name.
-const LONGEST_NAME: usize = 128;
+const MAX_NAME_BYTES: usize = 128;
 
 /// Settings of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,7 +112,7 @@ impl Config {
         let fail = |field: &str, message: String| Err(FieldError::new(field, message));
         let wrong = |field: &str, value: &str, right: &str| fail(field, format!("is {value:?}; {right}"));
         let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if self.name.len() > LONGEST_NAME || !self.name.chars().all(is_plain) {
+        if self.name.len() > MAX_NAME_BYTES || !self.name.chars().all(is_plain) {
             let right = "it must be at most 128 letters, digits, `-`, `_` and `.`";
             return wrong("name", &self.name, right);
         }
@@ -130,8 +130,8 @@ impl Config {
             ("orphan_timeout_seconds", self.orphan_timeout_seconds),
             ("drain_timeout_seconds", self.drain_timeout_seconds),
         ] {
-            if !(value > 0.0 && value <= LONGEST) {
-                return fail(field, format!("is {value}; it must be above 0 and at most {LONGEST}"));
+            if !(value > 0.0 && value <= MAX_SECONDS) {
+                return fail(field, format!("is {value}; it must be above 0 and at most {MAX_SECONDS}"));
             }
         }
         let PeerConfig { listen, advertise_address } = &self.peer;

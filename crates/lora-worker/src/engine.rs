@@ -3,7 +3,7 @@
 //! The thread blocks. What it does for a job, or for a group, is given up as soon as that is not wanted any more; a run in
 //! memory outlives its group.
 
-mod outcome;
+mod interruption;
 mod prepare;
 mod save;
 mod task;
@@ -27,51 +27,51 @@ use tokio::time::sleep;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Channel;
 
-use self::outcome::{Broken, Stop};
+use self::interruption::{GroupFailure, Interruption};
 use self::task::{Task, next_task};
+use crate::directive::{DesiredState, WorkScope};
 use crate::error::WorkerError;
-use crate::fetch::{Cache, LocalInputs};
-use crate::memory::Memory;
-use crate::metrics::{Counters, DeviceMemory};
-use crate::status::Held;
-use crate::steps::Steps;
-use crate::uploads::{Checkpoints, Uploads};
-use crate::wanted::{Scope, Wanted};
+use crate::fetch::{InputFetcher, LocalInputs};
+use crate::memory::MemoryLimit;
+use crate::metrics::{Counters, DeviceMemoryGauges};
+use crate::status::CurrentJob;
+use crate::step_outbox::StepOutbox;
+use crate::uploads::{CheckpointUploader, Uploads};
 
 /// How long a GPU may take to get to where a cancel is heeded: some micro-batches, or reading a base.
-const STUCK: Duration = Duration::from_secs(300);
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// What the engine works with.
-pub(crate) struct Engine {
+pub(crate) struct EngineContext {
     pub(crate) listener: PeerListener,
     pub(crate) device: ComputeDevice,
     pub(crate) collective: Collective,
     /// None: the device is the CPU.
-    pub(crate) used: Option<DeviceMemory>,
+    pub(crate) used: Option<DeviceMemoryGauges>,
     /// For the job.
-    pub(crate) memory: Memory,
+    pub(crate) memory: MemoryLimit,
     /// To the coordinator.
     pub(crate) channel: Channel,
-    pub(crate) cache: Cache,
+    pub(crate) fetcher: InputFetcher,
     /// Closed: the engine frees what it holds and ends.
-    pub(crate) wanted: watch::Receiver<Wanted>,
-    pub(crate) status: watch::Sender<Option<Held>>,
-    pub(crate) steps: Steps,
+    pub(crate) desired: watch::Receiver<DesiredState>,
+    pub(crate) status: watch::Sender<Option<CurrentJob>>,
+    pub(crate) steps: StepOutbox,
     pub(crate) counters: Counters,
 }
 
-impl Engine {
+impl EngineContext {
     /// Starts the thread; must be called in a runtime. The answer comes where the device is lost; once the thread has ended the
     /// channel is closed.
     pub(crate) fn start(self) -> io::Result<mpsc::Receiver<WorkerError>> {
-        let (lost, ended) = mpsc::channel(1);
+        let (fatal_errors, ended) = mpsc::channel(1);
         let runtime = Handle::current();
         std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let ending = lost.clone();
+            let ending = fatal_errors.clone();
             let mut thread = EngineThread {
                 engine: self,
                 runtime,
-                lost,
+                fatal_errors,
                 base: None,
                 nccl_failure: None,
                 job: None,
@@ -93,22 +93,22 @@ impl Engine {
 }
 
 struct EngineThread {
-    engine: Engine,
+    engine: EngineContext,
     runtime: Handle,
     /// Where it is said that the device is lost.
-    lost: mpsc::Sender<WorkerError>,
+    fatal_errors: mpsc::Sender<WorkerError>,
     /// The base read last.
     base: Option<(BaseKey, Arc<Base>)>,
     /// Error with which NCCL failed when an earlier group formed.
     nccl_failure: Option<String>,
     /// The job whose state is in memory.
-    job: Option<Job>,
+    job: Option<LoadedJob>,
     /// Their upload, while this rank is the one that trains and saves.
-    checkpoints: Option<Checkpoints>,
+    checkpoints: Option<CheckpointUploader>,
 }
 
 /// A job in memory.
-struct Job {
+struct LoadedJob {
     run: Run,
     /// Kept in the cache while the job is held.
     _inputs: LocalInputs,
@@ -121,18 +121,18 @@ impl EngineThread {
     /// The device is lost. The state goes with it, and the worker: its group goes on without it, from another's state.
     fn serve(&mut self) -> Result<(), TrainError> {
         loop {
-            let wanted = self.engine.wanted.borrow_and_update().clone();
-            let task = next_task(self.engine.status.borrow().as_ref(), &wanted);
+            let desired = self.engine.desired.borrow_and_update().clone();
+            let task = next_task(self.engine.status.borrow().as_ref(), &desired);
             match task {
                 Task::Wait => {
-                    if self.runtime.block_on(self.engine.wanted.changed()).is_err() {
-                        self.free();
+                    if self.runtime.block_on(self.engine.desired.changed()).is_err() {
+                        self.release_job();
                         return Ok(());
                     }
                 }
-                Task::Free => self.free(),
+                Task::Free => self.release_job(),
                 Task::Prepare(assignment) => self.work(|engine| engine.prepare(&assignment))?,
-                Task::TakePlace(assignment) => self.work(|engine| engine.take_place(&assignment))?,
+                Task::Reassign(assignment) => self.work(|engine| engine.reassign(&assignment))?,
                 Task::Train(assignment) => self.work(|engine| engine.train(&assignment))?,
                 Task::Save(assignment) => self.work(|engine| engine.save(&assignment))?,
             }
@@ -144,7 +144,7 @@ impl EngineThread {
     ///
     /// # Errors
     /// The device is lost.
-    fn work(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Stop>) -> Result<(), TrainError> {
+    fn work(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Interruption>) -> Result<(), TrainError> {
         // After a panic nothing of the run is used again; the base is never written to.
         let result = catch_unwind(AssertUnwindSafe(|| work(self)));
         self.end_checkpoints();
@@ -152,35 +152,40 @@ impl EngineThread {
             job.run.leave()?;
         }
         let panicked = |panic: Box<dyn Any + Send>| {
-            Stop::Failed(format!("the engine panicked: {}", panic_text(&*panic)))
+            Interruption::Failed(format!("the engine panicked: {}", panic_text(&*panic)))
         };
         match result.unwrap_or_else(|panic| Err(panicked(panic))) {
             Ok(()) => {}
             // A job that is not there yet has nothing to keep.
-            Err(Stop::Superseded) if self.job.is_none() => self.free(),
-            Err(Stop::Superseded) => {}
-            Err(Stop::Broken(Broken { cause, suspects, unreachable })) => {
+            Err(Interruption::Superseded) if self.job.is_none() => self.release_job(),
+            Err(Interruption::Superseded) => {}
+            Err(Interruption::GroupFailure(GroupFailure { cause, suspects, unreachable })) => {
                 self.check_device(&cause)?;
                 let completed_steps = self.job.as_ref().map_or(0, |job| job.run.completed_steps());
-                self.update(|held| {
-                    tracing::warn!(job = held.job_id, generation = held.generation, cause, "group broke");
-                    held.enter(Phase::Broken);
-                    held.completed_steps = completed_steps;
-                    (held.cause, held.suspects, held.unreachable) = (cause, suspects, unreachable);
+                self.update(|current| {
+                    tracing::warn!(
+                        job = current.job_id,
+                        generation = current.generation,
+                        cause,
+                        "group broke"
+                    );
+                    current.enter(Phase::Broken);
+                    current.completed_steps = completed_steps;
+                    (current.cause, current.suspects, current.unreachable) = (cause, suspects, unreachable);
                 });
             }
-            Err(Stop::Failed(cause)) => {
+            Err(Interruption::Failed(cause)) => {
                 self.check_device(&cause)?;
                 self.job = None;
-                self.update(|held| {
+                self.update(|current| {
                     tracing::error!(
-                        job = held.job_id,
-                        generation = held.generation,
+                        job = current.job_id,
+                        generation = current.generation,
                         cause,
                         "job failed here"
                     );
-                    held.enter(Phase::Failed);
-                    held.cause = cause;
+                    current.enter(Phase::Failed);
+                    current.cause = cause;
                 });
             }
         }
@@ -196,12 +201,12 @@ impl EngineThread {
     }
 
     /// Lets go of the job; once that is said, its memory is free.
-    fn free(&mut self) {
+    fn release_job(&mut self) {
         self.end_checkpoints();
         self.job = None;
         self.engine.steps.clear();
-        if let Some(held) = self.engine.status.send_replace(None) {
-            tracing::info!(job = held.job_id, "job let go of");
+        if let Some(current) = self.engine.status.send_replace(None) {
+            tracing::info!(job = current.job_id, "job let go of");
         }
     }
 
@@ -211,43 +216,47 @@ impl EngineThread {
         }
     }
 
-    fn update(&self, change: impl FnOnce(&mut Held)) {
-        self.engine.status.send_modify(|held| {
-            if let Some(held) = held {
-                change(held);
+    fn update(&self, change: impl FnOnce(&mut CurrentJob)) {
+        self.engine.status.send_modify(|current| {
+            if let Some(current) = current {
+                change(current);
             }
         });
     }
 
     fn enter(&self, phase: Phase) {
-        self.update(|held| held.enter(phase));
+        self.update(|current| current.enter(phase));
     }
 
     /// A token that is cancelled when `scope` is not wanted any more, as long as the handle lives. Where a GPU keeps the thread
     /// long after that, it is lost: calls to CUDA know no end.
-    fn cancel_with(&self, scope: Scope) -> (CancelToken, AbortOnDropHandle<()>) {
+    fn cancel_with(&self, scope: WorkScope) -> (CancelToken, AbortOnDropHandle<()>) {
         let cancel = CancelToken::new();
-        let (token, wanted) = (cancel.clone(), self.engine.wanted.clone());
-        let lost = Some(self.lost.clone()).filter(|_| !self.engine.device.is_cpu());
+        let (token, desired) = (cancel.clone(), self.engine.desired.clone());
+        let fatal_errors = Some(self.fatal_errors.clone()).filter(|_| !self.engine.device.is_cpu());
         let watching = self.runtime.spawn(async move {
-            superseded(wanted, scope).await;
+            wait_until_superseded(desired, scope).await;
             token.cancel();
-            if let Some(lost) = lost {
-                sleep(STUCK).await;
+            if let Some(fatal_errors) = fatal_errors {
+                sleep(CANCEL_TIMEOUT).await;
                 // Somebody may have said so already.
-                let _ = lost.try_send(WorkerError::Stuck(STUCK));
+                let _ = fatal_errors.try_send(WorkerError::Stuck(CANCEL_TIMEOUT));
             }
         });
         (cancel, AbortOnDropHandle::new(watching))
     }
 
     /// Waits for `work`, as long as `scope` is wanted.
-    fn wait_for<T>(&self, scope: Scope, work: impl Future<Output = Result<T, Stop>>) -> Result<T, Stop> {
-        let wanted = self.engine.wanted.clone();
+    fn wait_for<T>(
+        &self,
+        scope: WorkScope,
+        work: impl Future<Output = Result<T, Interruption>>,
+    ) -> Result<T, Interruption> {
+        let desired = self.engine.desired.clone();
         self.runtime.block_on(async {
             tokio::select! {
                 biased;
-                () = superseded(wanted, scope) => Err(Stop::Superseded),
+                () = wait_until_superseded(desired, scope) => Err(Interruption::Superseded),
                 result = work => result,
             }
         })
@@ -263,14 +272,14 @@ impl EngineThread {
 }
 
 /// Returns once `scope` is not wanted any more, or nothing is.
-async fn superseded(mut wanted: watch::Receiver<Wanted>, scope: Scope) {
+async fn wait_until_superseded(mut desired: watch::Receiver<DesiredState>, scope: WorkScope) {
     // Closed: the worker ends.
-    let _ = wanted.wait_for(|wanted| !scope.is_wanted(wanted)).await;
+    let _ = desired.wait_for(|desired| !scope.is_current(desired)).await;
 }
 
-fn job_spec(assignment: &v1::Assignment) -> Result<JobSpec, Stop> {
+fn job_spec(assignment: &v1::Assignment) -> Result<JobSpec, Interruption> {
     let message = assignment.job.clone().unwrap_or_default();
-    JobSpec::try_from(message).map_err(|error| Stop::Failed(error.to_string()))
+    JobSpec::try_from(message).map_err(|error| Interruption::Failed(error.to_string()))
 }
 
 fn panic_text(panic: &(dyn Any + Send)) -> &str {

@@ -10,14 +10,14 @@
 //! A file is in a set or among the objects only once it is whole, so nothing has to be repaired after a crash.
 
 mod base;
-mod bucket;
-mod disk;
+mod cache;
 mod error;
 mod evict;
 mod hub;
-mod origin;
-mod part;
+mod object_store;
+mod partial_file;
 mod selection;
+mod source;
 #[cfg(test)]
 mod tests;
 
@@ -30,17 +30,17 @@ use std::sync::Arc;
 use lora_proto::{DigestBuilder, v1};
 use tonic::transport::Channel;
 
-use self::base::{Base, Bases};
-use self::disk::{Disk, Held};
+use self::base::{BaseResolver, BaseSource};
+use self::cache::{CacheDir, FileLock};
 pub(crate) use self::error::FetchError;
 use self::hub::Hub;
-use self::origin::{Bundle, Origin, Wanted};
+use self::source::{FileSet, RemoteFile, Source};
 
 /// The file cache of a worker, and its ways to base models. A clone is the same cache.
 #[derive(Clone)]
-pub(crate) struct Cache {
-    disk: Arc<Disk>,
-    bases: Arc<Bases>,
+pub(crate) struct InputFetcher {
+    cache: Arc<CacheDir>,
+    base_resolver: Arc<BaseResolver>,
 }
 
 /// A job's inputs on this machine. They stay in the cache for as long as this lives.
@@ -53,10 +53,10 @@ pub(crate) struct LocalInputs {
     pub(crate) eval: Option<PathBuf>,
     /// Directory of the adapter to start from.
     pub(crate) init_from: Option<PathBuf>,
-    _held: Vec<Held>,
+    _locks: Vec<FileLock>,
 }
 
-impl Cache {
+impl InputFetcher {
     /// The cache in `dir`, which may grow to `max_bytes`. A job may name a base by path under one of `model_roots`.
     ///
     /// The hub's address and token are `HF_ENDPOINT` and `HF_TOKEN`; object stores are configured by `AWS_*`, `GOOGLE_*`
@@ -82,8 +82,8 @@ impl Cache {
     ) -> Result<Self, FetchError> {
         // HTTP clients take the process's provider; one that is there already is as good.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let bases = Bases::new(model_roots, hub, stores)?;
-        Ok(Self { disk: Arc::new(Disk::open(dir, max_bytes)?), bases: Arc::new(bases) })
+        let base_resolver = BaseResolver::new(model_roots, hub, stores)?;
+        Ok(Self { cache: Arc::new(CacheDir::open(dir, max_bytes)?), base_resolver: Arc::new(base_resolver) })
     }
 
     /// Fetches what is missing of `inputs`. Dropping the future stops it; the next call goes on from there.
@@ -105,33 +105,35 @@ impl Cache {
         let adapter = adapter.map(|adapter| files("adapter.init_from", adapter)).transpose()?;
         let source = inputs.base.as_ref().and_then(|base| base.source.as_ref());
         let base = match source.ok_or_else(missing("model.base"))? {
-            v1::base::Source::Files(set) => Base::Remote(files("model.base", &set.files)?),
-            v1::base::Source::Url(url) => Base::Remote(self.bases.at_url(url, &self.disk).await?),
-            v1::base::Source::Path(path) => Base::Local(self.bases.at_path(Path::new(path))?),
+            v1::base::Source::Files(set) => BaseSource::Remote(files("model.base", &set.files)?),
+            v1::base::Source::Url(url) => {
+                BaseSource::Remote(self.base_resolver.at_url(url, &self.cache).await?)
+            }
+            v1::base::Source::Path(path) => BaseSource::Local(self.base_resolver.at_path(Path::new(path))?),
         };
 
-        let mut held = Vec::new();
+        let mut locks = Vec::new();
         let base = match base {
-            Base::Local(path) => path,
-            Base::Remote(bundle) => self.hold(bundle, &mut held).await?,
+            BaseSource::Local(path) => path,
+            BaseSource::Remote(file_set) => self.lock_set(file_set, &mut locks).await?,
         };
-        let train = self.hold(train.0, &mut held).await?.join(train.1);
+        let train = self.lock_set(train.0, &mut locks).await?.join(train.1);
         let eval = match eval {
-            Some((bundle, name)) => Some(self.hold(bundle, &mut held).await?.join(name)),
+            Some((file_set, name)) => Some(self.lock_set(file_set, &mut locks).await?.join(name)),
             None => None,
         };
         let init_from = match adapter {
-            Some(bundle) => Some(self.hold(bundle, &mut held).await?),
+            Some(file_set) => Some(self.lock_set(file_set, &mut locks).await?),
             None => None,
         };
         // All are held before any other goes: none of them makes room for another.
-        let bytes = held.iter().map(|(held, bundle)| self.disk.missing_bytes(held, bundle)).sum();
-        self.disk.make_room(bytes).await;
-        for (held, bundle) in &held {
-            self.disk.fill(held, bundle).await?;
+        let bytes = locks.iter().map(|(lock, file_set)| self.cache.missing_bytes(lock, file_set)).sum();
+        self.cache.make_room(bytes).await;
+        for (lock, file_set) in &locks {
+            self.cache.fill(lock, file_set).await?;
         }
-        let held = held.into_iter().map(|(held, _)| held).collect();
-        Ok(LocalInputs { base, train, eval, init_from, _held: held })
+        let locks = locks.into_iter().map(|(lock, _)| lock).collect();
+        Ok(LocalInputs { base, train, eval, init_from, _locks: locks })
     }
 
     /// The bytes of a checkpoint, which is not kept.
@@ -144,22 +146,26 @@ impl Cache {
         channel: Channel,
     ) -> Result<Vec<u8>, FetchError> {
         let (name, digest) = (format!("step-{}", checkpoint.step), checkpoint.digest.clone());
-        let file = wanted("checkpoint", &v1::StoredFile { name, digest })?;
-        self.disk.make_room(file.size).await;
-        self.disk.read_once(&Origin::Coordinator(channel), &file).await
+        let file = remote_file("checkpoint", &v1::StoredFile { name, digest })?;
+        self.cache.make_room(file.size).await;
+        self.cache.read_once(&Source::Coordinator(channel), &file).await
     }
 
-    async fn hold(&self, bundle: Bundle, held: &mut Vec<(Held, Bundle)>) -> Result<PathBuf, FetchError> {
-        let set = self.disk.hold(&bundle.files).await?;
+    async fn lock_set(
+        &self,
+        file_set: FileSet,
+        locks: &mut Vec<(FileLock, FileSet)>,
+    ) -> Result<PathBuf, FetchError> {
+        let set = self.cache.lock_set(&file_set.files).await?;
         let dir = set.dir.clone();
-        held.push((set, bundle));
+        locks.push((set, file_set));
         Ok(dir)
     }
 }
 
 /// Files of the coordinator's store.
-fn stored(field: &'static str, files: &[v1::StoredFile], channel: Channel) -> Result<Bundle, FetchError> {
-    let files = files.iter().map(|file| wanted(field, file)).collect::<Result<Vec<_>, _>>()?;
+fn stored(field: &'static str, files: &[v1::StoredFile], channel: Channel) -> Result<FileSet, FetchError> {
+    let files = files.iter().map(|file| remote_file(field, file)).collect::<Result<Vec<_>, _>>()?;
     let mut names = BTreeSet::new();
     if let Some(file) = files.iter().find(|file| !names.insert(&file.name)) {
         return Err(FetchError::refused(field, format!("file {} is there twice", file.name)));
@@ -167,10 +173,10 @@ fn stored(field: &'static str, files: &[v1::StoredFile], channel: Channel) -> Re
     if files.is_empty() {
         return Err(FetchError::refused(field, "has no files"));
     }
-    Ok(Bundle { origin: Origin::Coordinator(channel), files })
+    Ok(FileSet { source: Source::Coordinator(channel), files })
 }
 
-fn wanted(field: &'static str, file: &v1::StoredFile) -> Result<Wanted, FetchError> {
+fn remote_file(field: &'static str, file: &v1::StoredFile) -> Result<RemoteFile, FetchError> {
     let name = file.name.clone();
     if !is_bare(&name) {
         let name: String = name.chars().take(64).collect();
@@ -181,7 +187,7 @@ fn wanted(field: &'static str, file: &v1::StoredFile) -> Result<Wanted, FetchErr
     }
     match &file.digest {
         Some(digest) if digest.sha256.len() == 32 => {
-            Ok(Wanted { name, size: digest.size, key: digest.hex(), etag: None })
+            Ok(RemoteFile { name, size: digest.size, key: digest.hex(), etag: None })
         }
         _ => Err(FetchError::refused(field, format!("file {name} comes without its SHA-256"))),
     }

@@ -9,19 +9,19 @@
 mod address;
 mod backoff;
 mod config;
+mod directive;
+mod end_with_stdin;
 mod engine;
 mod error;
 mod fetch;
-mod life;
+mod lifecycle;
 mod memory;
 mod metrics;
-mod parent;
 pub mod probe;
 mod session;
 mod status;
-mod steps;
+mod step_outbox;
 mod uploads;
-mod wanted;
 
 use std::error::Error;
 use std::io;
@@ -40,27 +40,27 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::address::PeerAddress;
-use crate::engine::Engine;
-use crate::fetch::Cache;
-use crate::life::Life;
-use crate::memory::Memory;
-use crate::metrics::{Counters, DeviceMemory, Gauges};
+use crate::directive::DesiredState;
+use crate::engine::EngineContext;
+use crate::fetch::InputFetcher;
+use crate::lifecycle::Lifecycle;
+use crate::memory::MemoryLimit;
+use crate::metrics::{Counters, DeviceMemoryGauges, Gauges};
 use crate::session::Session;
-use crate::steps::Steps;
-use crate::wanted::Wanted;
+use crate::step_outbox::StepOutbox;
 
 pub use config::{CacheConfig, Config, PeerConfig};
+pub use end_with_stdin::end_with_stdin;
 pub use error::WorkerError;
 pub use memory::machine_memory;
-pub use parent::end_with_stdin;
 
 /// The limit of one attempt to connect with the coordinator.
-const CONNECT: Duration = Duration::from_secs(10);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// A silent coordinator is asked for a sign of life this often, and given up when none comes.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long the engine may take to let go of everything when the worker ends.
-const FAREWELL: Duration = Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Works until asked to end: by `stop` once it is let go of, by `immediate` without waiting. A coordinator that is away is
 /// waited for.
@@ -82,31 +82,31 @@ pub async fn run(
         return Err(FieldError::new("collective", message.into()).into());
     }
     let numerics_id = lora_train::numerics_id(&device).map_err(WorkerError::Device)?;
-    let memory = Memory::of(&device, config.memory).map_err(WorkerError::Device)?;
+    let memory = MemoryLimit::for_device(&device, config.memory).map_err(WorkerError::Device)?;
     tracing::info!(numerics = numerics_id, memory = memory.bytes, "computing");
     let (channel, coordinator) = channel(&config)?;
-    let cache = Cache::open(&config.cache_dir, config.cache.max_bytes, config.model_roots.clone())
+    let fetcher = InputFetcher::open(&config.cache_dir, config.cache.max_bytes, config.model_roots.clone())
         .map_err(|error| WorkerError::Cache(error.to_string()))?;
     let (listener, listening) = listen_for_peers(&config.peer.listen)?;
     let http = listen_for_http(&config).await?;
     let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
     tracing::info!(peer = %listening, http = http_address.map(tracing::field::display), "listening");
 
-    let (wanted, wanted_now) = watch::channel(Wanted::nothing());
+    let (desired, wanted_now) = watch::channel(DesiredState::none());
     let (status, status_now) = watch::channel(None);
     let (connected, connected_now) = watch::channel(false);
     let (draining, draining_now) = watch::channel(false);
-    let (steps, counters, gauges) = (Steps::default(), Counters::default(), Gauges::default());
-    let used = DeviceMemory::of(&device);
-    let engine = Engine {
+    let (steps, counters, gauges) = (StepOutbox::default(), Counters::default(), Gauges::default());
+    let used = DeviceMemoryGauges::for_device(&device);
+    let engine = EngineContext {
         listener,
         device,
         collective: config.collective,
         used: used.clone(),
         memory,
         channel: channel.clone(),
-        cache,
-        wanted: wanted_now,
+        fetcher,
+        desired: wanted_now,
         status,
         steps: steps.clone(),
         counters: counters.clone(),
@@ -121,14 +121,14 @@ pub async fn run(
         address: PeerAddress { advertised, listening, coordinator },
         memory,
         steps,
-        wanted: wanted.clone(),
+        desired: desired.clone(),
         status: status_now.clone(),
         draining: draining_now,
         connected,
         term: 0,
     };
-    let life = Life {
-        wanted: wanted.clone(),
+    let life = Lifecycle {
+        desired: desired.clone(),
         status: status_now.clone(),
         connected: connected_now.clone(),
         draining,
@@ -156,10 +156,10 @@ pub async fn run(
         () = serving => {}
         lost = ended.recv() => return Err(lost.unwrap_or(WorkerError::EngineEnded)),
     }
-    wanted.send_replace(Wanted::nothing());
-    drop(wanted);
+    desired.send_replace(DesiredState::none());
+    drop(desired);
     // An engine that does not end in time is left to the end of the process.
-    let _ = timeout(FAREWELL, ended.recv()).await;
+    let _ = timeout(SHUTDOWN_TIMEOUT, ended.recv()).await;
     Ok(())
 }
 
@@ -171,8 +171,8 @@ fn channel(config: &Config) -> Result<(Channel, tonic::transport::Uri), WorkerEr
     let endpoint = Endpoint::from_shared(config.coordinator.clone()).map_err(|error| wrong(&error))?;
     let uri = endpoint.uri().clone();
     let endpoint = endpoint
-        .connect_timeout(CONNECT)
-        .http2_keep_alive_interval(KEEPALIVE)
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
     Ok((endpoint.connect_lazy(), uri))

@@ -5,16 +5,16 @@ use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
 /// Memory that a job may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Memory {
+pub(crate) struct MemoryLimit {
     /// None: nobody knows.
     pub(crate) bytes: Option<u64>,
     /// It is a GPU's.
     pub(crate) gpu: bool,
 }
 
-impl Memory {
+impl MemoryLimit {
     /// What there is of `device`'s, where `setting` is 0: of a GPU what was free when it was opened, else what the machine has.
-    pub(crate) fn of(device: &ComputeDevice, setting: u64) -> Result<Self, TrainError> {
+    pub(crate) fn for_device(device: &ComputeDevice, setting: u64) -> Result<Self, TrainError> {
         let on_gpu = device_memory(device)?;
         let found = match &on_gpu {
             Some(memory) => Some(memory.free_bytes),
@@ -46,11 +46,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_says_what_it_has_and_a_setting_goes_before() -> Result<(), TrainError> {
-        let found = Memory::of(&ComputeDevice::Cpu, 0)?;
-        assert_eq!(found, Memory { bytes: machine_memory(), gpu: false });
+    fn the_setting_overrides_the_detected_memory() -> Result<(), TrainError> {
+        let found = MemoryLimit::for_device(&ComputeDevice::Cpu, 0)?;
+        assert_eq!(found, MemoryLimit { bytes: machine_memory(), gpu: false });
         assert!(found.bytes.is_none_or(|bytes| bytes > 64 << 20), "{found:?}");
-        assert_eq!(Memory::of(&ComputeDevice::Cpu, 5)?.bytes, Some(5));
+        assert_eq!(MemoryLimit::for_device(&ComputeDevice::Cpu, 5)?.bytes, Some(5));
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use crate::status::Held;
+use crate::status::CurrentJob;
 
 /// Work that the engine has done. A clone counts in the same place.
 #[derive(Debug, Clone, Default)]
@@ -49,7 +49,7 @@ impl Gauges {
     /// Keeps up with what changes, and says whether work can be sent here. Never returns.
     pub(crate) async fn follow(
         &self,
-        mut status: watch::Receiver<Option<Held>>,
+        mut status: watch::Receiver<Option<CurrentJob>>,
         mut connected: watch::Receiver<bool>,
         health: &Health,
     ) {
@@ -57,7 +57,7 @@ impl Gauges {
             let is_connected = *connected.borrow_and_update();
             self.connected.set(is_connected.into());
             health.set_ready(is_connected, "no coordinator is connected");
-            let phase = status.borrow_and_update().as_ref().map(|held| held.phase);
+            let phase = status.borrow_and_update().as_ref().map(|job| job.phase);
             self.phase.clear();
             self.phase.get_or_create(&[("phase", name(phase))]).set(1);
             let changed = tokio::select! {
@@ -74,15 +74,15 @@ impl Gauges {
 
 /// Memory of a GPU. A clone counts in the same place.
 #[derive(Debug, Clone)]
-pub(crate) struct DeviceMemory {
+pub(crate) struct DeviceMemoryGauges {
     used: Gauge,
     reserved: Gauge,
     total: Gauge,
 }
 
-impl DeviceMemory {
+impl DeviceMemoryGauges {
     /// That of `device`; none for the CPU.
-    pub(crate) fn of(device: &ComputeDevice) -> Option<Self> {
+    pub(crate) fn for_device(device: &ComputeDevice) -> Option<Self> {
         let memory = Self { used: Gauge::default(), reserved: Gauge::default(), total: Gauge::default() };
         memory.measure(device).then_some(memory)
     }

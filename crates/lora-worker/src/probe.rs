@@ -14,22 +14,22 @@ use lora_train::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::parent::end_with_stdin;
+use crate::end_with_stdin::end_with_stdin;
 use message::Message;
 
 pub use ranks::{RankFailure, all_reduce};
 
 /// Elements of the vector that is all-reduced: 64 MiB.
-const ELEMENTS: usize = 16 << 20;
+const ALL_REDUCE_ELEMENTS: usize = 16 << 20;
 /// A rank waits for its peers for at most this part of the limit of the all-reduce, so that it says
 /// which peer is missing before it is killed.
 const WAITS_IN_LIMIT: u32 = 3;
 /// How long a process that takes part may take to end when its parent is gone.
-const FAREWELL: Duration = Duration::from_secs(5);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What a device is and does.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Reading {
+pub struct ProbeReport {
     /// Its rates.
     #[serde(flatten)]
     pub rates: DeviceMeasurement,
@@ -83,11 +83,11 @@ fn joined<T: ToString>(items: &[T], separator: &str) -> String {
 ///
 /// # Errors
 /// It cannot be opened or does not compute.
-pub fn read(device: DeviceSpec) -> Result<Reading, ProbeError> {
+pub fn read(device: DeviceSpec) -> Result<ProbeReport, ProbeError> {
     let device = open_device(device)?;
     // First: the rates take memory.
     let gpu = gpu_facts(&device)?;
-    Ok(Reading { rates: measure_device(&device)?, gpu })
+    Ok(ProbeReport { rates: measure_device(&device)?, gpu })
 }
 
 #[cfg(feature = "cuda")]
@@ -134,7 +134,7 @@ pub fn device_of_rank(device: DeviceSpec, gpus: usize, rank: usize) -> DeviceSpe
 ///
 /// # Errors
 /// The device, the group, or the pipes.
-pub fn take_part(
+pub fn run_rank(
     rank: usize,
     device: DeviceSpec,
     collective: Collective,
@@ -149,7 +149,7 @@ pub fn take_part(
     let token = cancel.clone();
     end_with_stdin(move || {
         token.cancel();
-        std::thread::sleep(FAREWELL);
+        std::thread::sleep(SHUTDOWN_TIMEOUT);
         std::process::exit(1);
     })?;
     let peers: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
@@ -163,7 +163,7 @@ pub fn take_part(
         timeout: limit / WAITS_IN_LIMIT,
     };
     let group = Group::form(&spec, Some(&listener), cancel).map_err(TrainError::from)?;
-    let reading = measure_all_reduce(group, collective, &device, ELEMENTS)?;
+    let reading = measure_all_reduce(group, collective, &device, ALL_REDUCE_ELEMENTS)?;
     Ok(Message::Reading(reading).send()?)
 }
 
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn automatic_ranks_take_the_gpus_in_turn() {
+    fn auto_ranks_are_assigned_gpus_round_robin() {
         let devices = |device, gpus| [0, 1, 2].map(|rank| device_of_rank(device, gpus, rank).to_string());
         assert_eq!(devices(DeviceSpec::Auto, 0), ["cpu"; 3]);
         assert_eq!(devices(DeviceSpec::Auto, 1), ["cuda:0"; 3]);

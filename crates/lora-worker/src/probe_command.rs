@@ -8,7 +8,7 @@ use std::time::Duration;
 use lora_collective::backend_choice::Collective;
 use lora_collective::{nccl_log_variable, shared_gpu_variables};
 use lora_spec::DeviceSpec;
-use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, gpus, read, take_part};
+use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, gpus, read, run_rank};
 
 /// Take short readings of a device and tell them as JSON.
 #[derive(Debug, clap::Args)]
@@ -50,7 +50,7 @@ fn probe(args: &Args) -> Result<(), ProbeError> {
     let limit = Duration::from_secs(args.timeout.into());
     let reading = match (args.all_reduce, args.rank) {
         (None, _) => serde_json::to_string(&read(args.device)?),
-        (Some(_), Some(rank)) => return take_part(rank, args.device, args.collective, limit),
+        (Some(_), Some(rank)) => return run_rank(rank, args.device, args.collective, limit),
         (Some(ranks), None) => {
             let executable = std::env::current_exe()?;
             // Only the ranks start the driver, within the limit, unless the devices depend on it.

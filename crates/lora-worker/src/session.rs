@@ -18,21 +18,21 @@ use tonic::{Code, Status, Streaming};
 
 use crate::address::PeerAddress;
 use crate::backoff::backoff;
-use crate::memory::Memory;
-use crate::status::{self, Held};
-use crate::steps::Steps;
-use crate::wanted::Wanted;
+use crate::directive::DesiredState;
+use crate::memory::MemoryLimit;
+use crate::status::{self, CurrentJob};
+use crate::step_outbox::StepOutbox;
 
 /// How long the coordinator may take to answer a hello.
-const WELCOME: Duration = Duration::from_secs(10);
+const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the coordinator may take to hear the last words.
-const FAREWELL: Duration = Duration::from_secs(2);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 /// Messages that may wait to be sent.
-const OUTBOX: usize = 16;
+const OUTBOX_CAPACITY: usize = 16;
 /// Steps that are finished within this time are told together.
-const STEPS_TOGETHER: Duration = Duration::from_millis(50);
+const STEP_BATCH_INTERVAL: Duration = Duration::from_millis(50);
 /// Limits of what a coordinator may ask for as time between heartbeats.
-const HEARTBEATS: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(60)];
+const HEARTBEAT_LIMITS: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(60)];
 
 /// The worker's side of its stream.
 pub(crate) struct Session {
@@ -43,10 +43,10 @@ pub(crate) struct Session {
     /// What the bits of a result depend on here: workers that share a job have the same.
     pub(crate) numerics_id: String,
     pub(crate) address: PeerAddress,
-    pub(crate) memory: Memory,
-    pub(crate) steps: Steps,
-    pub(crate) wanted: watch::Sender<Wanted>,
-    pub(crate) status: watch::Receiver<Option<Held>>,
+    pub(crate) memory: MemoryLimit,
+    pub(crate) steps: StepOutbox,
+    pub(crate) desired: watch::Sender<DesiredState>,
+    pub(crate) status: watch::Receiver<Option<CurrentJob>>,
     pub(crate) draining: watch::Receiver<bool>,
     /// Whether a coordinator is there.
     pub(crate) connected: watch::Sender<bool>,
@@ -56,7 +56,7 @@ pub(crate) struct Session {
 
 /// Why a stream ended.
 #[derive(Debug, thiserror::Error)]
-enum Parting {
+enum DisconnectReason {
     #[error("no address for peers: {0}")]
     Address(#[source] io::Error),
     #[error("{}", .0.message())]
@@ -73,7 +73,7 @@ enum Parting {
     Protocol(&'static str),
 }
 
-impl From<Status> for Parting {
+impl From<Status> for DisconnectReason {
     fn from(status: Status) -> Self {
         match status.code() {
             Code::AlreadyExists => Self::NameTaken(Box::new(status)),
@@ -87,7 +87,7 @@ impl Session {
     pub(crate) async fn run(mut self, ending: CancellationToken) {
         let mut pauses = backoff().build();
         loop {
-            let ended = self.converse(&ending).await;
+            let ended = self.run_stream(&ending).await;
             let was_connected = self.connected.send_replace(false);
             if ending.is_cancelled() {
                 return;
@@ -107,12 +107,12 @@ impl Session {
     }
 
     /// One stream, to its end.
-    async fn converse(&mut self, ending: &CancellationToken) -> Result<(), Parting> {
-        let (outbox, messages) = mpsc::channel(OUTBOX);
+    async fn run_stream(&mut self, ending: &CancellationToken) -> Result<(), DisconnectReason> {
+        let (outbox, messages) = mpsc::channel(OUTBOX_CAPACITY);
         // Directives are counted anew; what the last one said stays wanted.
-        self.wanted.send_modify(|wanted| wanted.number = 0);
+        self.desired.send_modify(|desired| desired.number = 0);
         let opened = async {
-            let hello = self.hello().await.map_err(Parting::Address)?;
+            let hello = self.hello().await.map_err(DisconnectReason::Address)?;
             // There is room for the first message, and the receiver is here.
             let _ = outbox.send(hello).await;
             let client = WorkerControlClient::new(self.channel.clone());
@@ -120,32 +120,33 @@ impl Session {
             let mut inbox = client.connect(ReceiverStream::new(messages)).await?.into_inner();
             match inbox.message().await?.and_then(|message| message.kind) {
                 Some(FromCoordinator::Welcome(welcome)) => Ok((inbox, welcome)),
-                Some(_) => Err(Parting::Protocol("its first message is no welcome")),
-                None => Err(Parting::Closed),
+                Some(_) => Err(DisconnectReason::Protocol("its first message is no welcome")),
+                None => Err(DisconnectReason::Closed),
             }
         };
         let (inbox, welcome) = tokio::select! {
-            opened = timeout(WELCOME, opened) => opened.map_err(|_| Parting::Silent(WELCOME))??,
+            opened = timeout(WELCOME_TIMEOUT, opened) => opened.map_err(|_| DisconnectReason::Silent(WELCOME_TIMEOUT))??,
             () = ending.cancelled() => return Ok(()),
         };
         if welcome.term < self.term {
-            return Err(Parting::Outdated { term: welcome.term, seen: self.term });
+            return Err(DisconnectReason::Outdated { term: welcome.term, seen: self.term });
         }
         self.term = welcome.term;
         let heartbeat = Duration::try_from_secs_f64(welcome.heartbeat_seconds)
-            .map_err(|_| Parting::Protocol("its time between heartbeats is none"))?;
+            .map_err(|_| DisconnectReason::Protocol("its time between heartbeats is none"))?;
         tracing::info!(term = welcome.term, "coordinator connected");
         self.steps.rewind();
         self.connected.send_replace(true);
-        let told = self.tell(outbox, heartbeat.clamp(HEARTBEATS[0], HEARTBEATS[1]), ending);
+        let updates =
+            self.send_updates(outbox, heartbeat.clamp(HEARTBEAT_LIMITS[0], HEARTBEAT_LIMITS[1]), ending);
         let listening = self.listen(inbox);
         tokio::pin!(listening);
         tokio::select! {
             ended = &mut listening => ended,
-            () = told => {
+            () = updates => {
                 // The last words are on their way; the coordinator closes its side once it has them.
-                let _ = timeout(FAREWELL, listening).await;
-                Err(Parting::Closed)
+                let _ = timeout(SHUTDOWN_TIMEOUT, listening).await;
+                Err(DisconnectReason::Closed)
             }
         }
     }
@@ -155,7 +156,7 @@ impl Session {
             name: self.name.clone(),
             instance_id: self.instance_id.clone(),
             numerics_id: self.numerics_id.clone(),
-            peer_address: self.address.find().await?,
+            peer_address: self.address.resolve().await?,
             version: env!("CARGO_PKG_VERSION").into(),
             status: Some(self.status()),
             memory: self.memory.bytes.unwrap_or(0),
@@ -165,11 +166,11 @@ impl Session {
     }
 
     fn status(&self) -> WorkerStatus {
-        status::message(self.status.borrow().as_ref(), &self.wanted.borrow(), *self.draining.borrow())
+        status::status_message(self.status.borrow().as_ref(), &self.desired.borrow(), *self.draining.borrow())
     }
 
     /// Takes what the coordinator says, until it says no more.
-    async fn listen(&self, mut inbox: Streaming<v1::CoordinatorMessage>) -> Result<(), Parting> {
+    async fn listen(&self, mut inbox: Streaming<v1::CoordinatorMessage>) -> Result<(), DisconnectReason> {
         while let Some(message) = inbox.message().await? {
             match message.kind {
                 Some(FromCoordinator::Directive(directive)) => {
@@ -177,54 +178,56 @@ impl Session {
                     let assignment = directive.assignment.as_ref();
                     let (job, generation) = (assignment.map(|a| &a.job_id), assignment.map(|a| a.generation));
                     tracing::debug!(job, generation, goal = goal.as_str_name(), "directive");
-                    self.wanted.send_replace((*directive).into());
+                    self.desired.send_replace((*directive).into());
                 }
                 Some(FromCoordinator::StepsAck(ack)) => self.steps.acknowledge(&ack.job_id, ack.step),
-                Some(FromCoordinator::Welcome(_)) => return Err(Parting::Protocol("a second welcome")),
+                Some(FromCoordinator::Welcome(_)) => {
+                    return Err(DisconnectReason::Protocol("a second welcome"));
+                }
                 // Of a newer revision; what it asks for is not known here.
                 None => {}
             }
         }
-        Err(Parting::Closed)
+        Err(DisconnectReason::Closed)
     }
 
     /// Tells steps, and the status at every heartbeat and every change, until `ending`.
-    async fn tell(
+    async fn send_updates(
         &self,
         outbox: mpsc::Sender<v1::WorkerMessage>,
         heartbeat: Duration,
         ending: &CancellationToken,
     ) {
         let (mut status, mut draining) = (self.status.clone(), self.draining.clone());
-        let mut wanted = self.wanted.subscribe();
+        let mut desired = self.desired.subscribe();
         let mut heartbeats = interval(heartbeat);
         heartbeats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut steps_due = Instant::now();
-        let mut told = None;
+        let mut last_sent = None;
         loop {
             let is_due = tokio::select! {
                 _ = heartbeats.tick() => true,
                 () = ending.cancelled() => true,
-                () = sleep_until(steps_due), if self.steps.are_waiting() => false,
+                () = sleep_until(steps_due), if self.steps.has_unsent() => false,
                 Ok(()) = status.changed() => false,
-                Ok(()) = wanted.changed() => false,
+                Ok(()) = desired.changed() => false,
                 Ok(()) = draining.changed() => false,
             };
             let is_ending = ending.is_cancelled();
             let message = self.status();
-            let gist = status::gist(message.clone());
-            let is_news = is_due || told.as_ref() != Some(&gist);
+            let urgent_part = status::urgent_part(message.clone());
+            let is_news = is_due || last_sent.as_ref() != Some(&urgent_part);
             if is_news || Instant::now() >= steps_due {
                 // Steps first, so that whoever hears that the job is finished has all of them.
                 while let Some(steps) = self.steps.next() {
-                    steps_due = Instant::now() + STEPS_TOGETHER;
+                    steps_due = Instant::now() + STEP_BATCH_INTERVAL;
                     if send(&outbox, FromWorker::Steps(steps)).await.is_none() {
                         return;
                     }
                 }
             }
             if is_news {
-                told = Some(gist);
+                last_sent = Some(urgent_part);
                 if send(&outbox, FromWorker::Status(message)).await.is_none() {
                     return;
                 }

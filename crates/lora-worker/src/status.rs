@@ -5,11 +5,11 @@ use std::time::Instant;
 use lora_collective::CancelToken;
 use lora_proto::v1::{self, Phase};
 
-use crate::wanted::Wanted;
+use crate::directive::DesiredState;
 
 /// The job that the engine holds.
 #[derive(Debug, Clone)]
-pub(crate) struct Held {
+pub(crate) struct CurrentJob {
     pub(crate) job_id: String,
     pub(crate) generation: u64,
     pub(crate) phase: Phase,
@@ -29,7 +29,7 @@ pub(crate) struct Held {
     pub(crate) group: Option<CancelToken>,
 }
 
-impl Held {
+impl CurrentJob {
     /// The job of `assignment`, of which nothing is there yet.
     pub(crate) fn new(assignment: &v1::Assignment) -> Self {
         Self {
@@ -64,8 +64,8 @@ impl Held {
     }
 
     /// Preparing is for the job, whichever generation is wanted.
-    fn generation(&self, wanted: &Wanted) -> u64 {
-        let newest = wanted.assignment.as_deref().filter(|_| self.phase == Phase::Preparing);
+    fn generation(&self, desired: &DesiredState) -> u64 {
+        let newest = desired.assignment.as_deref().filter(|_| self.phase == Phase::Preparing);
         newest
             .filter(|newest| newest.job_id == self.job_id)
             .map_or(self.generation, |newest| newest.generation)
@@ -73,34 +73,38 @@ impl Held {
 }
 
 /// The status as it is now.
-pub(crate) fn message(held: Option<&Held>, wanted: &Wanted, draining: bool) -> v1::WorkerStatus {
-    let job = held.map(|held| v1::HeldJob {
-        job_id: held.job_id.clone(),
-        generation: held.generation(wanted),
-        phase: held.phase.into(),
-        seconds_in_phase: held.since.elapsed().as_secs_f64(),
-        completed_steps: held.completed_steps,
-        base: held.base.clone(),
-        facts: held.facts,
-        cause: held.cause.clone(),
-        suspects: held.suspects.clone(),
-        unreachable: held.unreachable.clone(),
-        files: held.files.clone(),
-        notice: held.notice.clone(),
-        waiting_for_peers: held.group.as_ref().is_some_and(CancelToken::is_waiting_for_peers),
+pub(crate) fn status_message(
+    current: Option<&CurrentJob>,
+    desired: &DesiredState,
+    draining: bool,
+) -> v1::WorkerStatus {
+    let job = current.map(|current| v1::HeldJob {
+        job_id: current.job_id.clone(),
+        generation: current.generation(desired),
+        phase: current.phase.into(),
+        seconds_in_phase: current.since.elapsed().as_secs_f64(),
+        completed_steps: current.completed_steps,
+        base: current.base.clone(),
+        facts: current.facts,
+        cause: current.cause.clone(),
+        suspects: current.suspects.clone(),
+        unreachable: current.unreachable.clone(),
+        files: current.files.clone(),
+        notice: current.notice.clone(),
+        waiting_for_peers: current.group.as_ref().is_some_and(CancelToken::is_waiting_for_peers),
     });
-    let directive = if is_in_line(job.as_ref(), wanted) { wanted.number } else { 0 };
+    let directive = if matches_desired(job.as_ref(), desired) { desired.number } else { 0 };
     v1::WorkerStatus { job, draining, directive }
 }
 
 /// Whether what is held is of the job and generation that are wanted.
-fn is_in_line(held: Option<&v1::HeldJob>, wanted: &Wanted) -> bool {
-    let held = held.map(|held| (&held.job_id, held.generation));
-    held == wanted.assignment.as_deref().map(|assignment| (&assignment.job_id, assignment.generation))
+fn matches_desired(current: Option<&v1::HeldJob>, desired: &DesiredState) -> bool {
+    let current = current.map(|current| (&current.job_id, current.generation));
+    current == desired.assignment.as_deref().map(|assignment| (&assignment.job_id, assignment.generation))
 }
 
 /// The part of a status whose change is told at once; the rest can wait for the next heartbeat.
-pub(crate) fn gist(mut message: v1::WorkerStatus) -> v1::WorkerStatus {
+pub(crate) fn urgent_part(mut message: v1::WorkerStatus) -> v1::WorkerStatus {
     if let Some(job) = &mut message.job {
         job.seconds_in_phase = 0.0;
         job.waiting_for_peers = false;

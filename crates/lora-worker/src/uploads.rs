@@ -33,9 +33,9 @@ impl Uploads {
         let digest = DigestBuilder::of_bytes(bytes);
         (|| self.attempt(&name, &digest, bytes))
             .retry(backoff())
-            .when(|error| may_pass(error) || is_superseded(error))
+            .when(|error| is_retryable(error) || is_superseded(error))
             .notify(|error, pause| {
-                tracing::warn!(job = self.job_id, file = text(&name), %error, ?pause, "upload failed, trying again");
+                tracing::warn!(job = self.job_id, file = artifact_name(&name), %error, ?pause, "upload failed, trying again");
             })
             .await
     }
@@ -44,12 +44,12 @@ impl Uploads {
         let (job_id, generation) = (self.job_id.clone(), self.generation);
         let artifact = v1::JobArtifact { job_id, generation, name: Some(name.clone()) };
         let header = v1::UploadHeader { digest: Some(digest.clone()), artifact: Some(artifact) };
-        upload(self.channel.clone(), header, bytes, Path::new(&text(name)), |_| {}).await
+        upload(self.channel.clone(), header, bytes, Path::new(&artifact_name(name)), |_| {}).await
     }
 }
 
 /// An error inside the coordinator is not the file's fault either.
-fn may_pass(error: &TransferError) -> bool {
+fn is_retryable(error: &TransferError) -> bool {
     error.is_transient() || code(error) == Some(Code::Internal)
 }
 
@@ -65,7 +65,7 @@ fn code(error: &TransferError) -> Option<Code> {
 }
 
 /// What people call the file.
-pub(crate) fn text(name: &Name) -> String {
+pub(crate) fn artifact_name(name: &Name) -> String {
     match name {
         Name::CheckpointStep(step) => format!("checkpoint of step {step}"),
         Name::ResultFile(file) => file.clone(),
@@ -73,46 +73,46 @@ pub(crate) fn text(name: &Name) -> String {
 }
 
 /// Uploads checkpoints beside the training. At most one waits, the newest.
-pub(crate) struct Checkpoints {
-    shared: Arc<Shared>,
+pub(crate) struct CheckpointUploader {
+    shared: Arc<UploadQueue>,
     task: AbortOnDropHandle<()>,
 }
 
 #[derive(Default)]
-struct Shared {
-    waiting: Mutex<Option<Checkpoint>>,
-    came: Notify,
+struct UploadQueue {
+    waiting: Mutex<Option<PendingCheckpoint>>,
+    arrived: Notify,
     problem: Mutex<Option<String>>,
 }
 
-struct Checkpoint {
+struct PendingCheckpoint {
     step: u64,
     digest: v1::FileDigest,
     bytes: Vec<u8>,
 }
 
-impl Checkpoints {
+impl CheckpointUploader {
     /// Starts the task, which ends with this.
     pub(crate) fn start(runtime: &Handle, uploads: Uploads) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(UploadQueue::default());
         let task = runtime.spawn(Arc::clone(&shared).work(uploads));
         Self { shared, task: AbortOnDropHandle::new(task) }
     }
 
     /// Lets go of the one that waits: a newer one is about to be made.
-    pub(crate) fn make_room(&self) {
+    pub(crate) fn drop_pending(&self) {
         *lock(&self.shared.waiting) = None;
     }
 
     /// Takes the state after `step` steps, in the place of one that still waits.
-    pub(crate) fn offer(&self, step: u64, bytes: Vec<u8>) {
+    pub(crate) fn submit(&self, step: u64, bytes: Vec<u8>) {
         let digest = DigestBuilder::of_bytes(&bytes);
-        *lock(&self.shared.waiting) = Some(Checkpoint { step, digest, bytes });
-        self.shared.came.notify_one();
+        *lock(&self.shared.waiting) = Some(PendingCheckpoint { step, digest, bytes });
+        self.shared.arrived.notify_one();
     }
 
     /// What went wrong since the last look.
-    pub(crate) fn problem(&self) -> Option<String> {
+    pub(crate) fn take_error(&self) -> Option<String> {
         lock(&self.shared.problem).take()
     }
 
@@ -124,25 +124,25 @@ impl Checkpoints {
     }
 }
 
-impl Shared {
+impl UploadQueue {
     async fn work(self: Arc<Self>, uploads: Uploads) {
         let mut pauses = backoff().build();
         let mut current = None;
         loop {
             let newest = lock(&self.waiting).take();
             let Some(checkpoint) = newest.or(current.take()) else {
-                self.came.notified().await;
+                self.arrived.notified().await;
                 continue;
             };
             let name = Name::CheckpointStep(checkpoint.step);
             match uploads.attempt(&name, &checkpoint.digest, &checkpoint.bytes).await {
                 Ok(()) => pauses = backoff().build(),
-                Err(error) if may_pass(&error) => {
+                Err(error) if is_retryable(&error) => {
                     current = Some(checkpoint);
                     tokio::time::sleep(pauses.next().unwrap_or_default()).await;
                 }
                 Err(error) if is_superseded(&error) => return,
-                Err(error) => *lock(&self.problem) = Some(format!("{}: {error}", text(&name))),
+                Err(error) => *lock(&self.problem) = Some(format!("{}: {error}", artifact_name(&name))),
             }
         }
     }

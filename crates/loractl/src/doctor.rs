@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lora_train::AllReduceMeasurement;
-use lora_worker::probe::{ProbeError, Reading};
+use lora_worker::probe::{ProbeError, ProbeReport};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
@@ -55,7 +55,8 @@ pub(crate) async fn examine(options: &Options) -> Result<Report, ProbeError> {
         for number in 0..gpus {
             let device = format!("cuda:{number}");
             let mut command = Command::new(&worker.path);
-            readings.push(cuda::answer::<Reading>(command.args(["probe", "--device", &device]), limit).await);
+            readings
+                .push(cuda::answer::<ProbeReport>(command.args(["probe", "--device", &device]), limit).await);
         }
         if gpus > 1 {
             let mut command = Command::new(&worker.path);

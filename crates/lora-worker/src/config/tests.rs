@@ -35,7 +35,7 @@ fn the_file_has_every_setting_with_its_default_and_a_comment() {
 }
 
 #[test]
-fn the_defaults_are_right() {
+fn defaults_are_valid() {
     let config: Config = load_from(None, std::iter::empty(), &[], Config::check).unwrap();
     assert_eq!(config, Config::default());
     assert_eq!(config.drain_timeout(), Duration::from_secs(120));
@@ -43,7 +43,7 @@ fn the_defaults_are_right() {
 }
 
 #[test]
-fn a_worker_is_named_after_its_host_or_as_it_is_told() {
+fn the_default_name_is_the_host_name() {
     let mut config = Config::default();
     assert_eq!(config.worker_name(), rustix::system::uname().nodename().to_str().unwrap());
     config.name = "w-1.example".into();

@@ -11,44 +11,45 @@ use lora_proto::v1::{self, Phase};
 use lora_spec::JobSpec;
 use lora_train::{Run, RunData, RunFacts, RunInputs, TrainError};
 
-use super::{EngineThread, Job, Stop, job_spec};
+use super::{EngineThread, Interruption, LoadedJob, job_spec};
 use crate::backoff::backoff;
+use crate::directive::WorkScope;
 use crate::fetch::{FetchError, LocalInputs};
-use crate::memory::Memory;
-use crate::status::Held;
-use crate::wanted::Scope;
+use crate::memory::MemoryLimit;
+use crate::status::CurrentJob;
 
 impl EngineThread {
     /// Fetches and loads the job, whatever its generation, then takes the place that is wanted by then.
-    pub(super) fn prepare(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
+    pub(super) fn prepare(&mut self, assignment: &v1::Assignment) -> Result<(), Interruption> {
         let v1::Assignment { job_id, generation, rank, .. } = assignment;
         tracing::info!(job = job_id, generation, rank, "job assigned");
-        self.engine.status.send_replace(Some(Held::new(assignment)));
+        self.engine.status.send_replace(Some(CurrentJob::new(assignment)));
         let spec = job_spec(assignment)?;
         let wanted = assignment.inputs.clone().unwrap_or_default();
-        let inputs = self.fetch(Scope::job(assignment), || {
-            self.engine.cache.inputs(&wanted, self.engine.channel.clone())
+        let inputs = self.fetch(WorkScope::job(assignment), || {
+            self.engine.fetcher.inputs(&wanted, self.engine.channel.clone())
         })?;
-        let (cancel, _watching) = self.cancel_with(Scope::job(assignment));
-        let run =
-            self.load(&spec, &inputs, &cancel).map_err(|stop| in_the_jobs_words(stop, &spec, &inputs))?;
+        let (cancel, _watching) = self.cancel_with(WorkScope::job(assignment));
+        let run = self
+            .load(&spec, &inputs, &cancel)
+            .map_err(|interruption| with_job_paths(interruption, &spec, &inputs))?;
         let facts = facts_message(run.facts());
-        self.job = Some(Job { run, _inputs: inputs });
-        self.update(|held| held.facts = Some(facts));
-        let newest = self.engine.wanted.borrow().assignment.clone();
+        self.job = Some(LoadedJob { run, _inputs: inputs });
+        self.update(|current| current.facts = Some(facts));
+        let newest = self.engine.desired.borrow().assignment.clone();
         match newest.filter(|newest| newest.job_id == *job_id) {
-            Some(newest) => self.take_place(&newest),
-            None => Err(Stop::Superseded),
+            Some(newest) => self.reassign(&newest),
+            None => Err(Interruption::Superseded),
         }
     }
 
     /// Takes a place in the job that is held. The state stays, unless the checkpoint to go on from is newer.
-    pub(super) fn take_place(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
+    pub(super) fn reassign(&mut self, assignment: &v1::Assignment) -> Result<(), Interruption> {
         let v1::Assignment { job_id, generation, rank, checkpoint, .. } = assignment;
-        let Some(mut job) = self.job.take() else { return Err(Stop::Superseded) };
-        self.update(|held| {
-            held.generation = *generation;
-            held.notice.clear();
+        let Some(mut job) = self.job.take() else { return Err(Interruption::Superseded) };
+        self.update(|current| {
+            current.generation = *generation;
+            current.notice.clear();
         });
         let is_newer = |checkpoint: &&v1::Checkpoint| checkpoint.step > job.run.completed_steps();
         let restored = match checkpoint.as_ref().filter(|_| *rank == 0).filter(is_newer) {
@@ -59,9 +60,9 @@ impl EngineThread {
         self.job = Some(job);
         restored?;
         tracing::info!(job = job_id, generation, rank, completed_steps, "ready to train");
-        self.update(|held| {
-            held.enter(Phase::Prepared);
-            held.completed_steps = completed_steps;
+        self.update(|current| {
+            current.enter(Phase::Prepared);
+            current.completed_steps = completed_steps;
         });
         Ok(())
     }
@@ -71,28 +72,33 @@ impl EngineThread {
         run: &mut Run,
         checkpoint: &v1::Checkpoint,
         assignment: &v1::Assignment,
-    ) -> Result<(), Stop> {
+    ) -> Result<(), Interruption> {
         self.enter(Phase::Preparing);
-        let fetch = || self.engine.cache.checkpoint(checkpoint, self.engine.channel.clone());
-        let bytes = self.fetch(Scope::group(assignment), fetch)?;
+        let fetch = || self.engine.fetcher.checkpoint(checkpoint, self.engine.channel.clone());
+        let bytes = self.fetch(WorkScope::group(assignment), fetch)?;
         Ok(run.restore(&bytes)?)
     }
 
     /// What `fetch` gets, tried again for as long as it may work later and `scope` is wanted.
     fn fetch<T, F: Future<Output = Result<T, FetchError>>>(
         &self,
-        scope: Scope,
+        scope: WorkScope,
         fetch: impl FnMut() -> F,
-    ) -> Result<T, Stop> {
+    ) -> Result<T, Interruption> {
         self.wait_for(scope, async {
             let fetched = fetch.retry(backoff()).when(FetchError::is_transient).notify(|error, pause| {
                 tracing::warn!(%error, ?pause, "fetching failed, trying again");
             });
-            fetched.await.map_err(|error| Stop::Failed(error.to_string()))
+            fetched.await.map_err(|error| Interruption::Failed(error.to_string()))
         })
     }
 
-    fn load(&mut self, spec: &JobSpec, inputs: &LocalInputs, cancel: &CancelToken) -> Result<Run, Stop> {
+    fn load(
+        &mut self,
+        spec: &JobSpec,
+        inputs: &LocalInputs,
+        cancel: &CancelToken,
+    ) -> Result<Run, Interruption> {
         let files = RunInputs {
             train: inputs.train.clone(),
             eval: inputs.eval.clone(),
@@ -100,16 +106,16 @@ impl EngineThread {
         };
         let data = RunData::read(spec, &files, &inputs.base, cancel)?;
         // The coordinator knew it only where the base is in its store.
-        let Memory { bytes, gpu } = self.engine.memory;
+        let MemoryLimit { bytes, gpu } = self.engine.memory;
         if let Some(problem) = data.too_large(spec, &inputs.base, bytes.unwrap_or(u64::MAX), gpu)? {
-            return Err(Stop::Failed(problem));
+            return Err(Interruption::Failed(problem));
         }
         let base = self.load_base(spec, &inputs.base)?;
         Ok(Run::from_data(spec, &files, data, base)?)
     }
 
     /// The base in `dir`: the one in memory if it is the same, else read now, after the other has been let go.
-    fn load_base(&mut self, spec: &JobSpec, dir: &Path) -> Result<Arc<Base>, Stop> {
+    fn load_base(&mut self, spec: &JobSpec, dir: &Path) -> Result<Arc<Base>, Interruption> {
         let started = Instant::now();
         let key = BaseKey::from_dir(dir, spec.base_layout()).map_err(TrainError::from)?;
         let known = self.base.take().filter(|(cached, _)| *cached == key);
@@ -127,14 +133,14 @@ impl EngineThread {
             cached,
             seconds: started.elapsed().as_secs_f64(),
         };
-        self.update(|held| held.base = Some(ready));
+        self.update(|current| current.base = Some(ready));
         Ok(base)
     }
 }
 
 /// People know files by what their job calls them, not by where this worker keeps them.
-fn in_the_jobs_words(stop: Stop, spec: &JobSpec, inputs: &LocalInputs) -> Stop {
-    let Stop::Failed(cause) = stop else { return stop };
+fn with_job_paths(interruption: Interruption, spec: &JobSpec, inputs: &LocalInputs) -> Interruption {
+    let Interruption::Failed(cause) = interruption else { return interruption };
     let data = &spec.data;
     let names = [
         (Some(&inputs.train), Some(&data.train)),
@@ -143,7 +149,7 @@ fn in_the_jobs_words(stop: Stop, spec: &JobSpec, inputs: &LocalInputs) -> Stop {
         (Some(&inputs.base), Some(&spec.model.base)),
     ];
     let known = names.into_iter().filter_map(|(here, named)| here.zip(named));
-    Stop::Failed(known.fold(cause, |cause, (here, named)| {
+    Interruption::Failed(known.fold(cause, |cause, (here, named)| {
         cause.replace(&*here.to_string_lossy(), &named.to_string_lossy())
     }))
 }

@@ -3,14 +3,14 @@
 use lora_proto::v1::job_artifact::Name;
 use lora_proto::v1::{self, Phase};
 
-use super::{EngineThread, Stop};
+use super::{EngineThread, Interruption};
+use crate::directive::WorkScope;
 use crate::uploads;
-use crate::wanted::Scope;
 
 impl EngineThread {
     /// Uploads the state that is held.
-    pub(super) fn save(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
-        let Some(job) = &self.job else { return Err(Stop::Superseded) };
+    pub(super) fn save(&mut self, assignment: &v1::Assignment) -> Result<(), Interruption> {
+        let Some(job) = &self.job else { return Err(Interruption::Superseded) };
         self.enter(Phase::Saving);
         let step = job.run.completed_steps();
         self.upload(assignment, Name::CheckpointStep(step), job.run.checkpoint()?)?;
@@ -20,10 +20,10 @@ impl EngineThread {
     }
 
     /// Verifies and uploads the result.
-    pub(super) fn finish(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
+    pub(super) fn finish(&mut self, assignment: &v1::Assignment) -> Result<(), Interruption> {
         // Nobody needs them beside the result.
         self.end_checkpoints();
-        let Some(job) = &self.job else { return Err(Stop::Superseded) };
+        let Some(job) = &self.job else { return Err(Interruption::Superseded) };
         self.enter(Phase::Exporting);
         let mut files = Vec::new();
         for artifact in job.run.export()? {
@@ -31,18 +31,18 @@ impl EngineThread {
             self.upload(assignment, Name::ResultFile(artifact.name), artifact.bytes)?;
         }
         tracing::info!(job = assignment.job_id, files = files.len(), "result uploaded");
-        self.update(|held| {
-            held.enter(Phase::Finished);
-            held.files = files;
+        self.update(|current| {
+            current.enter(Phase::Finished);
+            current.files = files;
         });
         Ok(())
     }
 
-    fn upload(&self, assignment: &v1::Assignment, name: Name, bytes: Vec<u8>) -> Result<(), Stop> {
-        let (file, uploads) = (uploads::text(&name), self.uploads(assignment));
-        self.wait_for(Scope::group(assignment), async move {
+    fn upload(&self, assignment: &v1::Assignment, name: Name, bytes: Vec<u8>) -> Result<(), Interruption> {
+        let (file, uploads) = (uploads::artifact_name(&name), self.uploads(assignment));
+        self.wait_for(WorkScope::group(assignment), async move {
             let uploaded = uploads.upload(name, &bytes).await;
-            uploaded.map_err(|error| Stop::Failed(format!("{file}: {error}")))
+            uploaded.map_err(|error| Interruption::Failed(format!("{file}: {error}")))
         })
     }
 }

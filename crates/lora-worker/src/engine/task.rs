@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use lora_proto::v1::{Assignment, Goal, Phase};
 
-use crate::status::Held;
-use crate::wanted::Wanted;
+use crate::directive::DesiredState;
+use crate::status::CurrentJob;
 
 /// A piece of work.
 #[derive(Debug, PartialEq)]
@@ -17,24 +17,24 @@ pub(super) enum Task {
     /// Load the job's base and data.
     Prepare(Arc<Assignment>),
     /// Take another place in the job that is held.
-    TakePlace(Arc<Assignment>),
+    Reassign(Arc<Assignment>),
     /// Form the group and train.
     Train(Arc<Assignment>),
     /// Upload the state that is held.
     Save(Arc<Assignment>),
 }
 
-pub(super) fn next_task(held: Option<&Held>, wanted: &Wanted) -> Task {
-    let Some(assignment) = wanted.assignment.clone() else {
-        return if held.is_some() { Task::Free } else { Task::Wait };
+pub(super) fn next_task(current: Option<&CurrentJob>, desired: &DesiredState) -> Task {
+    let Some(assignment) = desired.assignment.clone() else {
+        return if current.is_some() { Task::Free } else { Task::Wait };
     };
-    let Some(held) = held else { return Task::Prepare(assignment) };
-    let same_group = held.generation == assignment.generation;
-    match (held.phase, wanted.goal) {
-        _ if held.job_id != assignment.job_id => Task::Free,
+    let Some(current) = current else { return Task::Prepare(assignment) };
+    let same_group = current.generation == assignment.generation;
+    match (current.phase, desired.goal) {
+        _ if current.job_id != assignment.job_id => Task::Free,
         // Of a job that failed there is nothing to go on with.
         (Phase::Failed, _) if !same_group => Task::Free,
-        _ if !same_group => Task::TakePlace(assignment),
+        _ if !same_group => Task::Reassign(assignment),
         (Phase::Prepared, Goal::Train) => Task::Train(assignment),
         (Phase::Prepared | Phase::Stopped | Phase::Broken, Goal::Save) => Task::Save(assignment),
         _ => Task::Wait,
@@ -50,36 +50,39 @@ mod tests {
     }
 
     fn next(phase: Phase, job_id: &str, generation: u64, goal: Goal) -> Task {
-        let mut held = Held::new(&assignment("job", 3));
-        held.enter(phase);
-        next_task(Some(&held), &Wanted { assignment: Some(assignment(job_id, generation)), goal, number: 1 })
+        let mut current = CurrentJob::new(&assignment("job", 3));
+        current.enter(phase);
+        next_task(
+            Some(&current),
+            &DesiredState { assignment: Some(assignment(job_id, generation)), goal, number: 1 },
+        )
     }
 
     #[test]
-    fn an_engine_without_a_job_prepares_the_one_that_is_wanted() {
-        assert_eq!(next_task(None, &Wanted::nothing()), Task::Wait);
+    fn an_idle_engine_prepares_the_desired_job() {
+        assert_eq!(next_task(None, &DesiredState::none()), Task::Wait);
         for goal in [Goal::Prepare, Goal::Train, Goal::Stop, Goal::Save] {
-            let wanted = Wanted { assignment: Some(assignment("job", 3)), goal, number: 1 };
-            assert_eq!(next_task(None, &wanted), Task::Prepare(assignment("job", 3)));
+            let desired = DesiredState { assignment: Some(assignment("job", 3)), goal, number: 1 };
+            assert_eq!(next_task(None, &desired), Task::Prepare(assignment("job", 3)));
         }
     }
 
     #[test]
-    fn a_job_that_is_not_wanted_is_let_go_of_in_any_phase() {
+    fn an_undesired_job_is_released_in_any_phase() {
         for phase in (1..=11).map(|number| Phase::try_from(number).unwrap()) {
-            let mut held = Held::new(&assignment("job", 3));
-            held.enter(phase);
-            assert_eq!(next_task(Some(&held), &Wanted::nothing()), Task::Free);
+            let mut current = CurrentJob::new(&assignment("job", 3));
+            current.enter(phase);
+            assert_eq!(next_task(Some(&current), &DesiredState::none()), Task::Free);
             assert_eq!(next(phase, "another job", 3, Goal::Train), Task::Free);
         }
     }
 
     #[test]
-    fn a_newer_generation_takes_the_state_along_unless_the_job_failed() {
+    fn a_newer_generation_keeps_the_state_unless_the_job_failed() {
         for phase in (1..=10).map(|number| Phase::try_from(number).unwrap()) {
             assert_eq!(
                 next(phase, "job", 4, Goal::Prepare),
-                Task::TakePlace(assignment("job", 4)),
+                Task::Reassign(assignment("job", 4)),
                 "{phase:?}"
             );
         }
@@ -88,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn goals_are_reached_once() {
+    fn a_reached_goal_is_not_repeated() {
         let (train, save) = (Task::Train(assignment("job", 3)), Task::Save(assignment("job", 3)));
         assert_eq!(next(Phase::Prepared, "job", 3, Goal::Train), train);
         for phase in [Phase::Prepared, Phase::Stopped, Phase::Broken] {

@@ -7,31 +7,31 @@ use lora_collective::{CollectiveError, Group, GroupSpec};
 use lora_proto::v1::{self, Goal, Phase};
 use lora_train::{StepMetrics, StepOutcome, TrainError};
 
-use super::{EngineThread, Stop};
-use crate::steps::KEPT;
-use crate::uploads::Checkpoints;
-use crate::wanted::{Scope, Wanted};
+use super::{EngineThread, Interruption};
+use crate::directive::{DesiredState, WorkScope};
+use crate::step_outbox::MAX_UNACKNOWLEDGED_STEPS;
+use crate::uploads::CheckpointUploader;
 
 /// How long forming a group may take.
-const FORMING: Duration = Duration::from_secs(60);
+const FORM_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long ranks wait for one that makes no progress. A rank that computes is waited for, so this is far above the time
 /// of a step; a lost connection is noticed at once.
-const PEERS: Duration = Duration::from_secs(3600);
+const PEER_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl EngineThread {
     /// Forms the group, trains, and at rank 0 uploads the result.
-    pub(super) fn train(&mut self, assignment: &v1::Assignment) -> Result<(), Stop> {
-        let (cancel, _watching) = self.cancel_with(Scope::group(assignment));
-        self.update(|held| {
-            held.enter(Phase::Forming);
-            held.group = Some(cancel.clone());
+    pub(super) fn train(&mut self, assignment: &v1::Assignment) -> Result<(), Interruption> {
+        let (cancel, _watching) = self.cancel_with(WorkScope::group(assignment));
+        self.update(|current| {
+            current.enter(Phase::Forming);
+            current.group = Some(cancel.clone());
         });
-        let Some(job) = &mut self.job else { return Err(Stop::Superseded) };
+        let Some(job) = &mut self.job else { return Err(Interruption::Superseded) };
         let group = Group::form(&group_spec(assignment), Some(&self.engine.listener), cancel)?;
         let preference =
             Preference { collective: self.engine.collective, nccl_failure: self.nccl_failure.clone() };
         if let Err(error) = job.run.join(group, preference) {
-            if self.engine.collective == Collective::Auto && is_of_nccl(&error) {
+            if self.engine.collective == Collective::Auto && is_nccl_failure(&error) {
                 tracing::warn!(%error, "NCCL failed, this process uses TCP from now on");
                 self.nccl_failure = Some(error.to_string());
             }
@@ -43,18 +43,18 @@ impl EngineThread {
             let (job, generation) = (&assignment.job_id, assignment.generation);
             tracing::warn!(job, generation, reason = notice, "NCCL is not used");
             if is_first {
-                self.update(|held| held.notice = notice);
+                self.update(|current| current.notice = notice);
             }
         }
         let mut past = Vec::new();
         if is_first {
             past = self.past_steps(assignment);
-            self.checkpoints = Some(Checkpoints::start(&self.runtime, self.uploads(assignment)));
+            self.checkpoints = Some(CheckpointUploader::start(&self.runtime, self.uploads(assignment)));
         }
         self.engine.steps.begin(&assignment.job_id, assignment.generation, is_first, past);
-        self.update(|held| {
-            held.enter(Phase::Training);
-            held.completed_steps = completed_steps;
+        self.update(|current| {
+            current.enter(Phase::Training);
+            current.completed_steps = completed_steps;
         });
         match self.train_on(is_first)? {
             StepOutcome::Finished if is_first => self.finish(assignment),
@@ -70,30 +70,30 @@ impl EngineThread {
     }
 
     /// Steps until the run ends, or all ranks stop.
-    fn train_on(&mut self, is_first: bool) -> Result<StepOutcome, Stop> {
-        let Some(job) = &mut self.job else { return Err(Stop::Superseded) };
+    fn train_on(&mut self, is_first: bool) -> Result<StepOutcome, Interruption> {
+        let Some(job) = &mut self.job else { return Err(Interruption::Superseded) };
         let run = &mut job.run;
         while !run.is_finished() {
-            let report = run.step(|| stops(&self.engine.wanted.borrow()))?;
+            let report = run.step(|| stop_requested(&self.engine.desired.borrow()))?;
             let metrics = &report.metrics;
             self.engine.counters.count(&report);
             self.engine.measure_memory();
-            let problem = self.checkpoints.as_ref().and_then(Checkpoints::problem);
+            let problem = self.checkpoints.as_ref().and_then(CheckpointUploader::take_error);
             let notice: Vec<String> = report.notice.into_iter().chain(problem).collect();
             self.engine.steps.push(v1::StepReport {
                 reduced_bytes: if is_first { report.reduced_bytes } else { 0 },
                 notice: notice.join("; "),
-                ..row(metrics)
+                ..step_report(metrics)
             });
             if report.checkpoint_due
                 && let Some(checkpoints) = &self.checkpoints
             {
-                checkpoints.make_room();
-                checkpoints.offer(metrics.step, run.checkpoint()?);
+                checkpoints.drop_pending();
+                checkpoints.submit(metrics.step, run.checkpoint()?);
             }
-            self.engine.status.send_modify(|held| {
-                if let Some(held) = held {
-                    (held.completed_steps, held.since) = (metrics.step, Instant::now());
+            self.engine.status.send_modify(|current| {
+                if let Some(current) = current {
+                    (current.completed_steps, current.since) = (metrics.step, Instant::now());
                 }
             });
             if report.outcome != StepOutcome::Continue {
@@ -107,20 +107,20 @@ impl EngineThread {
     fn past_steps(&self, assignment: &v1::Assignment) -> Vec<v1::StepReport> {
         let Some(job) = &self.job else { return Vec::new() };
         let stored = self.engine.steps.stored(&assignment.job_id);
-        let after = stored.max(job.run.completed_steps().saturating_sub(KEPT as u64));
-        job.run.metrics_after(after).map(|metrics| row(&metrics)).collect()
+        let after = stored.max(job.run.completed_steps().saturating_sub(MAX_UNACKNOWLEDGED_STEPS as u64));
+        job.run.metrics_after(after).map(|metrics| step_report(&metrics)).collect()
     }
 }
 
 /// Whether NCCL failed, and no peer.
-fn is_of_nccl(error: &TrainError) -> bool {
+fn is_nccl_failure(error: &TrainError) -> bool {
     use CollectiveError::{Device, DeviceTimeout};
     matches!(error, TrainError::Group(Device { .. } | DeviceTimeout { .. }))
 }
 
 /// Whether training is to stop at the next boundary.
-fn stops(wanted: &Wanted) -> bool {
-    matches!(wanted.goal, Goal::Stop | Goal::Save)
+fn stop_requested(desired: &DesiredState) -> bool {
+    matches!(desired.goal, Goal::Stop | Goal::Save)
 }
 
 fn group_spec(assignment: &v1::Assignment) -> GroupSpec {
@@ -131,12 +131,12 @@ fn group_spec(assignment: &v1::Assignment) -> GroupSpec {
         rank: *rank as usize,
         peers: peers.clone(),
         token: token.clone(),
-        form_timeout: FORMING,
-        timeout: PEERS,
+        form_timeout: FORM_TIMEOUT,
+        timeout: PEER_TIMEOUT,
     }
 }
 
-fn row(metrics: &StepMetrics) -> v1::StepReport {
+fn step_report(metrics: &StepMetrics) -> v1::StepReport {
     v1::StepReport {
         metrics: Some(v1::StepMetrics {
             step: metrics.step,

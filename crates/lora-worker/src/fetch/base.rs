@@ -7,30 +7,30 @@ use reqwest::Url;
 use tracing::warn;
 
 use super::FetchError;
-use super::bucket;
-use super::disk::Disk;
+use super::cache::CacheDir;
 use super::hub::{Hub, Repository};
-use super::origin::Bundle;
+use super::object_store;
+use super::source::FileSet;
 
 const FIELD: &str = "model.base";
 const SUPPORTED: &str = "hf://org/name[@revision], s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, or an \
                          absolute path under the worker's model_roots";
 
 /// Where a base is.
-pub(super) enum Base {
+pub(super) enum BaseSource {
     Local(PathBuf),
-    Remote(Bundle),
+    Remote(FileSet),
 }
 
 /// What this worker may use as a base.
-pub(super) struct Bases {
+pub(super) struct BaseResolver {
     model_roots: Vec<PathBuf>,
     hub: Arc<Hub>,
     /// Settings of object stores by their environment names. They hold secrets.
     stores: Vec<(String, String)>,
 }
 
-impl Bases {
+impl BaseResolver {
     pub(super) fn new(
         model_roots: Vec<PathBuf>,
         hub: Hub,
@@ -75,11 +75,11 @@ impl Bases {
     }
 
     /// The files of the base at `url`.
-    pub(super) async fn at_url(&self, url: &str, disk: &Disk) -> Result<Bundle, FetchError> {
+    pub(super) async fn at_url(&self, url: &str, cache: &CacheDir) -> Result<FileSet, FetchError> {
         let refused = |message: String| Err(FetchError::refused(FIELD, message));
         if let Some(repository) = url.strip_prefix("hf://") {
             return match Repository::parse(repository) {
-                Some(repository) => self.hub.bundle(&repository, disk).await,
+                Some(repository) => self.hub.file_set(&repository, cache).await,
                 // It is not shown: it may hold a secret.
                 None => refused("an hf:// URL is of the form hf://org/name[@revision]".to_owned()),
             };
@@ -99,7 +99,7 @@ impl Bases {
         }
         match parsed.scheme() {
             "s3" | "gs" | "az" | "https" if parsed.has_host() => {
-                bucket::bundle(&parsed, &self.stores, disk).await
+                object_store::file_set(&parsed, &self.stores, cache).await
             }
             "s3" | "gs" | "az" => refused(format!("{url} names no bucket")),
             "file" => refused(format!("{url} is not taken: give the path itself, {}", parsed.path())),

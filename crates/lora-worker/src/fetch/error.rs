@@ -70,12 +70,12 @@ impl FetchError {
     }
 
     /// One that may work later.
-    pub(super) fn passing(from: &str, message: impl Into<String>) -> Self {
+    pub(super) fn transient(from: &str, message: impl Into<String>) -> Self {
         Self::Remote { from: from.to_owned(), message: message.into(), passing: true }
     }
 
     /// One that will not.
-    pub(super) fn lasting(from: &str, message: impl Into<String>) -> Self {
+    pub(super) fn permanent(from: &str, message: impl Into<String>) -> Self {
         Self::Remote { from: from.to_owned(), message: message.into(), passing: false }
     }
 }

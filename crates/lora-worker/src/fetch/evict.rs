@@ -9,13 +9,13 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
 
-use super::disk::claim;
+use super::cache::lock_dir;
 
 /// A fetch that nobody went on with for so long is given up.
-const STALE: Duration = Duration::from_secs(24 * 3600);
+const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// A set, or a file on its way.
-struct Entry {
+struct CacheEntry {
     dir: PathBuf,
     used: SystemTime,
     files: Vec<u64>,
@@ -23,7 +23,7 @@ struct Entry {
 
 /// A file on disk, which may have several names.
 #[derive(Default)]
-struct Content {
+struct CachedContent {
     bytes: u64,
     /// Entries that have it.
     entries: usize,
@@ -33,15 +33,15 @@ struct Content {
 /// Removes entries of the cache in `root` that nobody uses, the least recently used first, until `incoming` more bytes
 /// make at most `max_bytes`. What cannot be removed is logged and stays.
 pub(super) fn make_room(root: &Path, max_bytes: u64, incoming: u64) {
-    let mut contents: HashMap<u64, Content> = HashMap::new();
+    let mut contents: HashMap<u64, CachedContent> = HashMap::new();
     for path in entries(&root.join("objects")) {
         if let Ok(meta) = fs::metadata(&path) {
-            contents.insert(meta.ino(), Content { bytes: meta.len(), entries: 0, object: Some(path) });
+            contents.insert(meta.ino(), CachedContent { bytes: meta.len(), entries: 0, object: Some(path) });
         }
     }
     let mut found = Vec::new();
     for dir in entries(&root.join("sets")).into_iter().chain(entries(&root.join("partial"))) {
-        let mut entry = Entry { used: modified(&dir), dir, files: Vec::new() };
+        let mut entry = CacheEntry { used: modified(&dir), dir, files: Vec::new() };
         let mut files = Vec::new();
         collect(&entry.dir, &mut files);
         for meta in files {
@@ -99,7 +99,7 @@ pub(super) fn remove_stale(root: &Path) {
 
 /// Whether nobody has touched it for long.
 pub(super) fn is_stale(path: &Path) -> bool {
-    modified(path).elapsed().is_ok_and(|age| age > STALE)
+    modified(path).elapsed().is_ok_and(|age| age > STALE_AFTER)
 }
 
 /// What is in a directory; nothing, if it cannot be read.
@@ -111,20 +111,20 @@ pub(super) fn entries(dir: &Path) -> Vec<PathBuf> {
 
 /// Removes a file.
 pub(super) fn remove(path: &Path) {
-    report(path, fs::remove_file(path));
+    log_removal(path, fs::remove_file(path));
 }
 
 /// Removes a directory, if nobody has a lock on it.
 fn remove_unused(dir: &Path) -> bool {
-    match claim(dir, File::try_lock) {
-        Ok(Some(_lock)) => report(dir, fs::remove_dir_all(dir)),
+    match lock_dir(dir, File::try_lock) {
+        Ok(Some(_lock)) => log_removal(dir, fs::remove_dir_all(dir)),
         Ok(None) => false,
-        Err(error) => report(dir, Err(error)),
+        Err(error) => log_removal(dir, Err(error)),
     }
 }
 
 /// Whether it is gone.
-fn report(path: &Path, removal: io::Result<()>) -> bool {
+fn log_removal(path: &Path, removal: io::Result<()>) -> bool {
     match removal {
         Ok(()) => true,
         Err(error) if error.kind() == io::ErrorKind::NotFound => true,

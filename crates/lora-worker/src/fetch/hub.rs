@@ -12,19 +12,19 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tracing::info;
 
-use super::disk::Disk;
-use super::origin::{Bundle, Origin, Wanted};
-use super::part::Part;
+use super::cache::CacheDir;
+use super::partial_file::PartialFile;
+use super::source::{FileSet, RemoteFile, Source};
 use super::{FetchError, is_bare, key, selection};
 
 const ENDPOINT: &str = "https://huggingface.co";
-const CONNECT: Duration = Duration::from_secs(20);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long an answer or its next piece may be awaited.
-const STALLED: Duration = Duration::from_secs(60);
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// The description of a revision is no longer than this.
-const MAX_REVISION: u64 = 64 << 20;
+const MAX_REVISION_BYTES: u64 = 64 << 20;
 /// Files asked about at once.
-const QUESTIONS: usize = 8;
+const MAX_CONCURRENT_REQUESTS: usize = 8;
 
 /// The hub, or a mirror of it.
 pub(super) struct Hub {
@@ -74,38 +74,38 @@ impl Hub {
     }
 
     /// The files of the base in `repository`. A commit that was fetched before needs no network.
-    pub(super) async fn bundle(
+    pub(super) async fn file_set(
         self: &Arc<Self>,
         repository: &Repository,
-        disk: &Disk,
-    ) -> Result<Bundle, FetchError> {
+        cache: &CacheDir,
+    ) -> Result<FileSet, FetchError> {
         let Repository { name, revision } = repository;
         let snapshot = |commit: &str| {
             let (hub, name, commit) = (self.clone(), name.clone(), commit.to_owned());
             Ok(Snapshot { client: hub.client(Policy::default(), &name)?, hub, name, commit })
         };
-        let bundle = |snapshot, files| Ok(Bundle { origin: Origin::Hub(snapshot), files });
+        let file_set = |snapshot, files| Ok(FileSet { source: Source::Hub(snapshot), files });
         if is_commit(revision)
-            && let Some(files) = disk.record(&record(name, revision))
+            && let Some(files) = cache.record(&record(name, revision))
         {
-            return bundle(snapshot(revision)?, files);
+            return file_set(snapshot(revision)?, files);
         }
         let (commit, names) = self.resolve(repository).await?;
         info!(base = name, revision, commit, "resolved a revision on the hub");
         let snapshot = snapshot(&commit)?;
         let id = record(name, &commit);
-        if let Some(files) = disk.record(&id) {
-            return bundle(snapshot, files);
+        if let Some(files) = cache.record(&id) {
+            return file_set(snapshot, files);
         }
         let url = snapshot.url();
         let needed = selection::needed(names.iter().map(String::as_str));
-        let needed = needed.map_err(|message| FetchError::lasting(&url, message))?;
+        let needed = needed.map_err(|message| FetchError::permanent(&url, message))?;
         let mut files = snapshot.describe(needed).await?;
-        let origin = Origin::Hub(snapshot.clone());
-        let shards = selection::shards(&files, &origin, disk, &url).await?;
+        let source = Source::Hub(snapshot.clone());
+        let shards = selection::shards(&files, &source, cache, &url).await?;
         files.extend(snapshot.describe(shards).await?);
-        disk.keep_record(&id, &files)?;
-        Ok(Bundle { origin, files })
+        cache.keep_record(&id, &files)?;
+        Ok(FileSet { source, files })
     }
 
     /// The commit of a revision, and the names of its files.
@@ -124,12 +124,12 @@ impl Hub {
         let client = self.client(Policy::default(), name)?;
         let url = format!("{}/api/models/{name}/revision/{}", self.endpoint, revision.replace('/', "%2F"));
         let answer = self.send(client.request(Method::GET, url), &from).await?;
-        let text = read(answer, MAX_REVISION, &from).await?;
+        let text = read(answer, MAX_REVISION_BYTES, &from).await?;
         let answer: Revision = serde_json::from_slice(&text).map_err(|error| {
-            FetchError::lasting(&from, format!("the hub's answer cannot be read: {error}"))
+            FetchError::permanent(&from, format!("the hub's answer cannot be read: {error}"))
         })?;
         if !is_commit(&answer.sha) {
-            return Err(FetchError::lasting(&from, "the hub's answer names no commit"));
+            return Err(FetchError::permanent(&from, "the hub's answer names no commit"));
         }
         Ok((answer.sha, answer.siblings.into_iter().map(|sibling| sibling.rfilename).collect()))
     }
@@ -137,12 +137,12 @@ impl Hub {
     fn client(&self, redirects: Policy, from: &str) -> Result<Client, FetchError> {
         Client::builder()
             .user_agent(concat!("loractl/", env!("CARGO_PKG_VERSION")))
-            .connect_timeout(CONNECT)
-            .read_timeout(STALLED)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(STALL_TIMEOUT)
             .https_only(self.endpoint.starts_with("https://"))
             .redirect(redirects)
             .build()
-            .map_err(|error| FetchError::lasting(from, causes(&error)))
+            .map_err(|error| FetchError::permanent(from, causes(&error)))
     }
 
     /// Sends a request; an answer is a success or a redirection.
@@ -152,62 +152,67 @@ impl Hub {
             Some(token) => request.bearer_auth(token),
             None => request,
         };
-        let answer = request.send().await.map_err(|error| broken(error, from))?;
+        let answer = request.send().await.map_err(|error| http_error(error, from))?;
         let status = answer.status();
         if status.is_success() || status.is_redirection() {
             return Ok(answer);
         }
         let token = if self.token.is_some() { "its HF_TOKEN" } else { "no HF_TOKEN" };
         Err(match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError::lasting(
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError::permanent(
                 from,
                 format!(
                     "the hub answers {status}: it does not exist, is private or gated; this worker has {token}"
                 ),
             ),
-            StatusCode::NOT_FOUND => FetchError::lasting(from, "the hub has no such model, revision or file"),
+            StatusCode::NOT_FOUND => {
+                FetchError::permanent(from, "the hub has no such model, revision or file")
+            }
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-                FetchError::passing(from, format!("the hub answers {status}"))
+                FetchError::transient(from, format!("the hub answers {status}"))
             }
             status if status.is_server_error() => {
-                FetchError::passing(from, format!("the hub answers {status}"))
+                FetchError::transient(from, format!("the hub answers {status}"))
             }
-            status => FetchError::lasting(from, format!("the hub answers {status}")),
+            status => FetchError::permanent(from, format!("the hub answers {status}")),
         })
     }
 }
 
 impl Snapshot {
     /// Makes `path` the whole file.
-    pub(super) async fn download(&self, file: &Wanted, path: &Path) -> Result<(), FetchError> {
+    pub(super) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
         let from = format!("{}/{}", self.url(), file.name);
-        let mut part = Part::open(path).await?;
-        if part.size() >= file.size {
-            return part.finish(file, &from).await;
+        let mut partial = PartialFile::open(path).await?;
+        if partial.size() >= file.size {
+            return partial.finish(file, &from).await;
         }
         let request = self.client.request(Method::GET, self.file_url(&file.name));
-        let range = format!("bytes={}-", part.size());
+        let range = format!("bytes={}-", partial.size());
         let mut answer = self.hub.send(request.header(RANGE, range), &from).await?;
         let start = match answer.status() {
             StatusCode::PARTIAL_CONTENT => range_start(answer.headers()),
             _ => Some(0),
         };
-        if start != Some(part.size()) {
-            part.restart().await?;
+        if start != Some(partial.size()) {
+            partial.restart().await?;
             if start != Some(0) {
-                return Err(FetchError::passing(&from, "the hub answers with another range than asked for"));
+                return Err(FetchError::transient(
+                    &from,
+                    "the hub answers with another range than asked for",
+                ));
             }
         }
-        while part.size() <= file.size
-            && let Some(piece) = answer.chunk().await.map_err(|error| broken(error, &from))?
+        while partial.size() <= file.size
+            && let Some(piece) = answer.chunk().await.map_err(|error| http_error(error, &from))?
         {
-            part.write(&piece).await?;
+            partial.write(&piece).await?;
         }
-        part.finish(file, &from).await
+        partial.finish(file, &from).await
     }
 
     /// Sizes and identities of the selected files.
-    async fn describe(&self, names: BTreeSet<String>) -> Result<Vec<Wanted>, FetchError> {
+    async fn describe(&self, names: BTreeSet<String>) -> Result<Vec<RemoteFile>, FetchError> {
         // What the hub says of a file stands in the redirection to another host that serves it.
         let policy = Policy::custom(|attempt| {
             let same_host =
@@ -220,12 +225,12 @@ impl Snapshot {
         let client = &self.hub.client(policy, &self.name)?;
         stream::iter(names)
             .map(|name| self.describe_file(client, name))
-            .buffered(QUESTIONS)
+            .buffered(MAX_CONCURRENT_REQUESTS)
             .try_collect()
             .await
     }
 
-    async fn describe_file(&self, client: &Client, name: String) -> Result<Wanted, FetchError> {
+    async fn describe_file(&self, client: &Client, name: String) -> Result<RemoteFile, FetchError> {
         let from = format!("{}/{name}", self.url());
         let answer = self.hub.send(client.request(Method::HEAD, self.file_url(&name)), &from).await?;
         let header = |name: &str| answer.headers().get(name)?.to_str().ok();
@@ -233,7 +238,7 @@ impl Snapshot {
         let size =
             header("x-linked-size").or_else(|| header(CONTENT_LENGTH.as_str()).filter(|_| !redirected));
         let Some(size) = size.and_then(|size| size.parse().ok()) else {
-            return Err(FetchError::lasting(&from, "the hub does not say how long it is"));
+            return Err(FetchError::permanent(&from, "the hub does not say how long it is"));
         };
         let etag = header("x-linked-etag").or_else(|| header(ETAG.as_str()).filter(|_| !redirected));
         // A large file's is its SHA-256. Another file is what this commit of this repository has there.
@@ -242,7 +247,7 @@ impl Snapshot {
             sha256.filter(|etag| etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit()));
         let key =
             sha256.unwrap_or_else(|| key("hub", &[&self.hub.endpoint, &self.name, &self.commit, &name]));
-        Ok(Wanted { name, size, key, etag: None })
+        Ok(RemoteFile { name, size, key, etag: None })
     }
 
     /// For people.
@@ -270,17 +275,17 @@ fn range_start(headers: &HeaderMap) -> Option<u64> {
 
 async fn read(mut answer: Response, limit: u64, from: &str) -> Result<Vec<u8>, FetchError> {
     let mut bytes = Vec::new();
-    while let Some(piece) = answer.chunk().await.map_err(|error| broken(error, from))? {
+    while let Some(piece) = answer.chunk().await.map_err(|error| http_error(error, from))? {
         bytes.extend_from_slice(&piece);
         if bytes.len() as u64 > limit {
-            return Err(FetchError::lasting(from, format!("is longer than {limit} bytes")));
+            return Err(FetchError::permanent(from, format!("is longer than {limit} bytes")));
         }
     }
     Ok(bytes)
 }
 
-fn broken(error: reqwest::Error, from: &str) -> FetchError {
-    FetchError::passing(from, causes(&error.without_url()))
+fn http_error(error: reqwest::Error, from: &str) -> FetchError {
+    FetchError::transient(from, causes(&error.without_url()))
 }
 
 /// An error and its causes. A URL may hold a signature: errors come without theirs.

@@ -15,19 +15,19 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 
-use super::{Cache, FetchError, LocalInputs};
+use super::{FetchError, InputFetcher, LocalInputs};
 
 /// More than any test needs.
-const ROOM: u64 = 1 << 30;
-const LIMIT: Duration = Duration::from_secs(20);
+const LARGE_CACHE: u64 = 1 << 30;
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A cache for files of the coordinator.
-fn cache(dir: &Path, max_bytes: u64) -> Cache {
-    Cache::open(dir, max_bytes, Vec::new()).unwrap()
+fn cache(dir: &Path, max_bytes: u64) -> InputFetcher {
+    InputFetcher::open(dir, max_bytes, Vec::new()).unwrap()
 }
 
 /// A channel to nobody.
-fn nobody() -> Channel {
+fn unreachable_channel() -> Channel {
     Channel::from_static("http://127.0.0.1:1").connect_lazy()
 }
 
@@ -78,7 +78,7 @@ async fn until(mut condition: impl FnMut() -> bool) {
             sleep(Duration::from_millis(5)).await;
         }
     };
-    timeout(LIMIT, wait).await.unwrap();
+    timeout(TEST_TIMEOUT, wait).await.unwrap();
 }
 
 fn temp() -> TempDir {

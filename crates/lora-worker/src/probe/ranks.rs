@@ -38,7 +38,7 @@ impl fmt::Display for RankFailure {
     }
 }
 
-/// All-reduces a vector among `ranks` processes, each of which calls [`take_part`](super::take_part).
+/// All-reduces a vector among `ranks` processes, each of which calls [`run_rank`](super::take_part).
 /// `command` makes the process of a rank. What the processes log, to stderr or stdout, is written to
 /// stderr, each line with its rank.
 ///

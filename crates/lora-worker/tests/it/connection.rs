@@ -3,14 +3,14 @@
 use lora_proto::v1::{Goal, Hello, Phase};
 use tonic::Status;
 
-use crate::fake::Fake;
+use crate::fake::FakeCoordinator;
 use crate::job::{ENDLESS, assignment, spec};
-use crate::worker::Worker;
+use crate::worker::TestWorker;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_new_connection_tells_what_is_held_and_the_steps_that_are_not_stored() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+async fn a_reconnect_reports_the_job_and_the_unacknowledged_steps() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     let place = assignment(&fake, &spec(ENDLESS), &[&link]);
     link.direct(&place, Goal::Train).await;
@@ -38,26 +38,26 @@ async fn a_new_connection_tells_what_is_held_and_the_steps_that_are_not_stored()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_coordinator_is_refused() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
-    let mut link = fake.meet().await;
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
+    let mut link = fake.accept_unwelcomed().await;
     link.welcome(7).await;
     link.free().await;
     drop(link);
-    let mut outdated = fake.meet().await;
+    let mut outdated = fake.accept_unwelcomed().await;
     outdated.welcome(6).await;
     assert_eq!(outdated.closed().await, None, "it says nothing to it");
-    let mut link = fake.meet().await;
+    let mut link = fake.accept_unwelcomed().await;
     link.welcome(7).await;
     link.free().await;
     worker.kill(link).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_is_taken_is_tried_again() {
-    let mut fake = Fake::start().await;
+async fn a_taken_name_is_retried() {
+    let mut fake = FakeCoordinator::start().await;
     fake.refuse(Some(Status::already_exists("another process has this name")));
-    let worker = Worker::start(&fake, "w");
+    let worker = TestWorker::start(&fake, "w");
     fake.refused(|hello| hello.name == "w").await;
     fake.refuse(None);
     let mut link = fake.accept().await;
@@ -66,9 +66,9 @@ async fn a_name_that_is_taken_is_tried_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn training_stops_where_the_coordinator_stays_away() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start_with(&fake, "w", |config| config.orphan_timeout_seconds = 0.2);
+async fn training_stops_after_the_orphan_timeout() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start_with(&fake, "w", |config| config.orphan_timeout_seconds = 0.2);
     let mut link = fake.accept().await;
     let place = assignment(&fake, &spec(ENDLESS), &[&link]);
     link.direct(&place, Goal::Train).await;

@@ -3,14 +3,14 @@
 use lora_proto::v1::{Goal, Phase};
 use tonic::Status;
 
-use crate::fake::Fake;
+use crate::fake::FakeCoordinator;
 use crate::job::{ENDLESS, assignment, spec};
-use crate::worker::Worker;
+use crate::worker::TestWorker;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_asked_to_end_waits_to_be_let_go_of() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+async fn a_draining_worker_waits_for_its_release() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     let place = assignment(&fake, &spec(ENDLESS), &[&link]);
     link.direct(&place, Goal::Train).await;
@@ -28,9 +28,9 @@ async fn a_worker_that_is_asked_to_end_waits_to_be_let_go_of() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_idle_worker_ends_when_it_is_asked_to() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+async fn an_idle_worker_exits_on_request() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     link.free().await;
     worker.stop.cancel();
@@ -40,9 +40,9 @@ async fn an_idle_worker_ends_when_it_is_asked_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_coordinator_a_draining_worker_stops_at_a_boundary_and_ends() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+async fn a_draining_worker_without_a_coordinator_stops_at_a_step_boundary() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     link.direct(&assignment(&fake, &spec(ENDLESS), &[&link]), Goal::Train).await;
     link.job(|job| job.completed_steps >= 1).await;
@@ -54,9 +54,9 @@ async fn without_a_coordinator_a_draining_worker_stops_at_a_boundary_and_ends() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_nobody_lets_go_of_ends_after_its_time() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start_with(&fake, "w", |config| config.drain_timeout_seconds = 0.2);
+async fn a_draining_worker_exits_after_the_drain_timeout() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start_with(&fake, "w", |config| config.drain_timeout_seconds = 0.2);
     let mut link = fake.accept().await;
     link.direct(&assignment(&fake, &spec(ENDLESS), &[&link]), Goal::Train).await;
     link.phase(Phase::Training).await;

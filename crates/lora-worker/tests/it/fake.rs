@@ -17,73 +17,77 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::store::Store;
+use crate::store::FakeStore;
 
 /// The most a test waits.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 const HEARTBEAT_SECONDS: f64 = 0.05;
 
-pub(crate) struct Fake {
+pub(crate) struct FakeCoordinator {
     pub(crate) address: String,
-    pub(crate) store: Store,
-    desk: Arc<Desk>,
-    links: mpsc::Receiver<Link>,
+    pub(crate) store: FakeStore,
+    control: Arc<FakeWorkerControl>,
+    links: mpsc::Receiver<WorkerStream>,
     _serving: AbortOnDropHandle<()>,
 }
 
 /// Where workers come in.
-struct Desk {
+struct FakeWorkerControl {
     /// What they are told instead of a welcome.
     refusal: watch::Sender<Option<Status>>,
     /// The newest hello that was refused.
     refused: watch::Sender<Option<Hello>>,
-    links: mpsc::Sender<Link>,
+    links: mpsc::Sender<WorkerStream>,
 }
 
-impl Fake {
+impl FakeCoordinator {
     pub(crate) async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let (sender, links) = mpsc::channel(16);
-        let desk = Desk { refusal: watch::channel(None).0, refused: watch::channel(None).0, links: sender };
-        let (desk, store) = (Arc::new(desk), Store::new());
+        let control = FakeWorkerControl {
+            refusal: watch::channel(None).0,
+            refused: watch::channel(None).0,
+            links: sender,
+        };
+        let (control, store) = (Arc::new(control), FakeStore::new());
         let server = Server::builder()
-            .add_service(WorkerControlServer::from_arc(Arc::clone(&desk)))
+            .add_service(WorkerControlServer::from_arc(Arc::clone(&control)))
             .add_service(ArtifactsServer::new(store.clone()));
         let serving = tokio::spawn(async move {
             server.serve_with_incoming(incoming(listener)).await.unwrap();
         });
-        Self { address, store, desk, links, _serving: AbortOnDropHandle::new(serving) }
+        Self { address, store, control, links, _serving: AbortOnDropHandle::new(serving) }
     }
 
     /// The next worker that connects; it has not been welcomed.
-    pub(crate) async fn meet(&mut self) -> Link {
-        timeout(PATIENCE, self.links.recv()).await.expect("a worker connects").unwrap()
+    pub(crate) async fn accept_unwelcomed(&mut self) -> WorkerStream {
+        timeout(WAIT_TIMEOUT, self.links.recv()).await.expect("a worker connects").unwrap()
     }
 
     /// The next worker that connects, welcomed in the first term.
-    pub(crate) async fn accept(&mut self) -> Link {
-        let link = self.meet().await;
+    pub(crate) async fn accept(&mut self) -> WorkerStream {
+        let link = self.accept_unwelcomed().await;
         link.welcome(1).await;
         link
     }
 
     /// Refuses whoever connects, or no one any more.
     pub(crate) fn refuse(&self, refusal: Option<Status>) {
-        self.desk.refusal.send_replace(refusal);
+        self.control.refusal.send_replace(refusal);
     }
 
     /// Waits for a hello that is refused and looks like this.
     pub(crate) async fn refused(&self, want: impl Fn(&Hello) -> bool) -> Hello {
-        let mut refused = self.desk.refused.subscribe();
+        let mut refused = self.control.refused.subscribe();
         let wanted = refused.wait_for(|hello| hello.as_ref().is_some_and(&want));
-        timeout(PATIENCE, wanted).await.expect("such a hello comes").unwrap().clone().unwrap()
+        timeout(WAIT_TIMEOUT, wanted).await.expect("such a hello comes").unwrap().clone().unwrap()
     }
 }
 
 #[tonic::async_trait]
-impl WorkerControl for Desk {
+impl WorkerControl for FakeWorkerControl {
     type ConnectStream = ReceiverStream<Result<v1::CoordinatorMessage, Status>>;
 
     async fn connect(
@@ -100,13 +104,14 @@ impl WorkerControl for Desk {
             return Err(refusal);
         }
         let (outbox, messages) = mpsc::channel(16);
-        let _ = self.links.send(Link { hello, inbox, outbox, steps: Vec::new(), directives: 0 }).await;
+        let _ =
+            self.links.send(WorkerStream { hello, inbox, outbox, steps: Vec::new(), directives: 0 }).await;
         Ok(Response::new(ReceiverStream::new(messages)))
     }
 }
 
 /// A worker's stream. Dropped, it is closed.
-pub(crate) struct Link {
+pub(crate) struct WorkerStream {
     pub(crate) hello: Hello,
     /// All that came so far.
     pub(crate) steps: Vec<v1::Steps>,
@@ -115,7 +120,7 @@ pub(crate) struct Link {
     directives: u64,
 }
 
-impl Link {
+impl WorkerStream {
     pub(crate) async fn welcome(&self, term: u64) {
         self.send(FromCoordinator::Welcome(v1::Welcome { term, heartbeat_seconds: HEARTBEAT_SECONDS })).await;
     }
@@ -148,7 +153,8 @@ impl Link {
     /// The next status; none: the worker has closed the stream.
     pub(crate) async fn status(&mut self) -> Option<WorkerStatus> {
         loop {
-            let message = timeout(PATIENCE, self.inbox.message()).await.expect("the worker tells something");
+            let message =
+                timeout(WAIT_TIMEOUT, self.inbox.message()).await.expect("the worker tells something");
             match message.ok().flatten()?.kind {
                 Some(FromWorker::Status(status)) => return Some(status),
                 Some(FromWorker::Steps(steps)) => self.steps.push(steps),
@@ -169,7 +175,7 @@ impl Link {
                 last = Some(status);
             }
         };
-        let found = timeout(PATIENCE, waiting).await.ok();
+        let found = timeout(WAIT_TIMEOUT, waiting).await.ok();
         found.unwrap_or_else(|| panic!("no such status; the last one: {last:?}"))
     }
 

@@ -2,21 +2,21 @@
 
 use lora_proto::v1::{Goal, Phase};
 
-use crate::fake::{Fake, Link};
+use crate::fake::{FakeCoordinator, WorkerStream};
 use crate::job::{ENDLESS, assignment, newer, place, spec};
-use crate::worker::Worker;
+use crate::worker::TestWorker;
 
 /// Two workers, in the order of their ranks.
-async fn two(fake: &mut Fake) -> ([Worker; 2], [Link; 2]) {
-    let first = Worker::start(fake, "w0");
+async fn two(fake: &mut FakeCoordinator) -> ([TestWorker; 2], [WorkerStream; 2]) {
+    let first = TestWorker::start(fake, "w0");
     let zero = fake.accept().await;
-    let second = Worker::start(fake, "w1");
+    let second = TestWorker::start(fake, "w1");
     ([first, second], [zero, fake.accept().await])
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn all_stop_after_the_same_step_and_go_on_in_a_newer_generation() {
-    let mut fake = Fake::start().await;
+async fn all_ranks_stop_after_the_same_step_and_continue_in_a_newer_generation() {
+    let mut fake = FakeCoordinator::start().await;
     let (workers, [mut zero, mut one]) = two(&mut fake).await;
     let first = assignment(&fake, &spec(ENDLESS), &[&zero, &one]);
     zero.direct(&first, Goal::Train).await;
@@ -44,7 +44,7 @@ async fn all_stop_after_the_same_step_and_go_on_in_a_newer_generation() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_newer_generation_interrupts_the_group_and_keeps_the_state() {
-    let mut fake = Fake::start().await;
+    let mut fake = FakeCoordinator::start().await;
     let (workers, [mut zero, mut one]) = two(&mut fake).await;
     let first = assignment(&fake, &spec(ENDLESS), &[&zero, &one]);
     zero.direct(&first, Goal::Train).await;
@@ -71,8 +71,8 @@ async fn a_newer_generation_interrupts_the_group_and_keeps_the_state() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_that_is_lost_breaks_the_group_and_the_state_is_saved() {
-    let mut fake = Fake::start().await;
+async fn a_lost_worker_breaks_the_group_and_the_state_is_saved() {
+    let mut fake = FakeCoordinator::start().await;
     let ([first, second], [mut zero, mut one]) = two(&mut fake).await;
     let group = assignment(&fake, &spec(ENDLESS), &[&zero, &one]);
     zero.direct(&place(&group, 0), Goal::Train).await;
@@ -89,8 +89,8 @@ async fn a_worker_that_is_lost_breaks_the_group_and_the_state_is_saved() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn forming_is_given_up_for_a_newer_generation() {
-    let mut fake = Fake::start().await;
+async fn a_newer_generation_ends_the_rendezvous() {
+    let mut fake = FakeCoordinator::start().await;
     let (workers, [mut zero, one]) = two(&mut fake).await;
     let group = assignment(&fake, &spec(2), &[&zero, &one]);
     zero.direct(&group, Goal::Train).await;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use lora_proto::v1::{self, Assignment};
 use lora_spec::JobSpec;
 
-use crate::fake::{Fake, Link};
+use crate::fake::{FakeCoordinator, WorkerStream};
 
 /// More steps than any test waits for.
 pub(crate) const ENDLESS: u64 = 1_000_000;
@@ -36,12 +36,17 @@ pub(crate) fn spec(steps: u64) -> JobSpec {
 }
 
 /// The first generation of a job, for workers that listen where their hellos say; for rank 0.
-pub(crate) fn assignment(fake: &Fake, job: &JobSpec, links: &[&Link]) -> Assignment {
+pub(crate) fn assignment(fake: &FakeCoordinator, job: &JobSpec, links: &[&WorkerStream]) -> Assignment {
     over_rows(fake, job, ROWS, links)
 }
 
 /// The same over other rows.
-pub(crate) fn over_rows(fake: &Fake, job: &JobSpec, rows: &str, links: &[&Link]) -> Assignment {
+pub(crate) fn over_rows(
+    fake: &FakeCoordinator,
+    job: &JobSpec,
+    rows: &str,
+    links: &[&WorkerStream],
+) -> Assignment {
     let base = v1::base::Source::Path(base().to_str().unwrap().into());
     Assignment {
         job_id: "job-1".into(),

@@ -2,14 +2,14 @@
 
 use lora_proto::v1::{Goal, Phase};
 
-use crate::fake::Fake;
+use crate::fake::FakeCoordinator;
 use crate::job::{ENDLESS, assignment, newer, over_rows, spec};
-use crate::worker::Worker;
+use crate::worker::TestWorker;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_prepared_trained_and_its_result_uploaded() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     let hello = &link.hello;
     assert_eq!((hello.name.as_str(), hello.status.clone().unwrap().job), ("w", None));
@@ -42,9 +42,9 @@ async fn a_job_is_prepared_trained_and_its_result_uploaded() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_row_that_is_broken_fails_the_job_with_the_name_that_people_know() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+async fn an_invalid_row_fails_the_job_with_the_jobs_own_path() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     let rows = "{\"prompt\": \"one\", \"completion\": \"1\"}\n{\"prompt\"\n";
     let place = over_rows(&fake, &spec(3), rows, &[&link]);
@@ -65,9 +65,9 @@ async fn a_row_that_is_broken_fails_the_job_with_the_name_that_people_know() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_that_needs_more_than_the_worker_has_fails_before_the_base_is_read() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start_with(&fake, "w", |config| config.memory = 30 << 20);
+async fn a_job_above_the_memory_limit_fails_before_the_base_is_read() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start_with(&fake, "w", |config| config.memory = 30 << 20);
     let mut link = fake.accept().await;
     assert_eq!((link.hello.memory, link.hello.gpu), (30 << 20, false));
     let place = assignment(&fake, &spec(1), &[&link]);
@@ -81,9 +81,9 @@ async fn a_job_that_needs_more_than_the_worker_has_fails_before_the_base_is_read
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_job_is_let_go_of_in_the_middle_of_its_training() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+async fn a_job_is_released_in_the_middle_of_training() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     let place = assignment(&fake, &spec(ENDLESS), &[&link]);
     link.direct(&place, Goal::Train).await;
@@ -95,9 +95,9 @@ async fn a_job_is_let_go_of_in_the_middle_of_its_training() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_state_is_stopped_saved_and_gone_on_from() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+async fn a_saved_state_is_resumed() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     let first = assignment(&fake, &spec(ENDLESS), &[&link]);
     link.direct(&first, Goal::Train).await;

@@ -13,23 +13,23 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::fake::PATIENCE;
+use crate::fake::WAIT_TIMEOUT;
 
 /// Files, and what workers uploaded. A clone is the same store.
 #[derive(Clone)]
-pub(crate) struct Store(Arc<Shared>);
+pub(crate) struct FakeStore(Arc<FakeState>);
 
-struct Shared {
+struct FakeState {
     files: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     uploads: watch::Sender<Vec<(JobArtifact, FileDigest)>>,
     /// What the next uploads are answered.
     refusals: Mutex<VecDeque<Status>>,
 }
 
-impl Store {
+impl FakeStore {
     pub(crate) fn new() -> Self {
         let (files, refusals) = (Mutex::default(), Mutex::default());
-        Self(Arc::new(Shared { files, uploads: watch::channel(Vec::new()).0, refusals }))
+        Self(Arc::new(FakeState { files, uploads: watch::channel(Vec::new()).0, refusals }))
     }
 
     /// Stores a file as a client would.
@@ -55,7 +55,7 @@ impl Store {
         let first = |uploads: &Vec<(JobArtifact, FileDigest)>| {
             uploads.iter().find_map(|(artifact, _)| checkpoint_step(artifact))
         };
-        let coming = timeout(PATIENCE, uploads.wait_for(|uploads| first(uploads).is_some()));
+        let coming = timeout(WAIT_TIMEOUT, uploads.wait_for(|uploads| first(uploads).is_some()));
         first(&coming.await.expect("a checkpoint comes").unwrap()).unwrap()
     }
 
@@ -85,7 +85,7 @@ fn checkpoint_step(artifact: &JobArtifact) -> Option<u64> {
 }
 
 #[tonic::async_trait]
-impl Artifacts for Store {
+impl Artifacts for FakeStore {
     type DownloadStream = tokio_stream::Iter<std::vec::IntoIter<Result<v1::DownloadResponse, Status>>>;
 
     async fn find_missing(

@@ -3,14 +3,14 @@
 use lora_proto::v1::{Goal, Phase};
 use tonic::Status;
 
-use crate::fake::{Fake, Link};
+use crate::fake::{FakeCoordinator, WorkerStream};
 use crate::job::{ENDLESS, assignment, newer, spec};
-use crate::worker::Worker;
+use crate::worker::TestWorker;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_is_tried_again_while_the_coordinator_is_away() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+async fn uploads_are_retried_while_the_coordinator_is_away() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     let place = assignment(&fake, &spec(1), &[&link]);
     link.direct(&place, Goal::Prepare).await;
@@ -29,9 +29,9 @@ async fn an_upload_is_tried_again_while_the_coordinator_is_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_upload_that_is_refused_fails_the_job() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+async fn a_refused_upload_fails_the_job() {
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     fake.store.refuse([Status::resource_exhausted("larger than is taken")]);
     link.direct(&assignment(&fake, &spec(1), &[&link]), Goal::Train).await;
@@ -42,8 +42,8 @@ async fn an_upload_that_is_refused_fails_the_job() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_upload_of_an_older_generation_waits_for_the_newer_ones_directive() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     let place = assignment(&fake, &spec(1), &[&link]);
     fake.store.refuse(std::iter::repeat_n(Status::failed_precondition("generation 1 is over"), 50));
@@ -56,15 +56,15 @@ async fn an_upload_of_an_older_generation_waits_for_the_newer_ones_directive() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn checkpoints_are_uploaded_beside_the_training() {
-    let mut fake = Fake::start().await;
-    let worker = Worker::start(&fake, "w");
+    let mut fake = FakeCoordinator::start().await;
+    let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
     let mut job = spec(ENDLESS);
     job.training.save_steps = 2;
     fake.store.refuse([Status::resource_exhausted("no room"), Status::unavailable("away")]);
     link.direct(&assignment(&fake, &job, &[&link]), Goal::Train).await;
     link.job(|job| job.phase() == Phase::Training && job.completed_steps >= 1).await;
-    let notice = |link: &Link| {
+    let notice = |link: &WorkerStream| {
         let rows = link.steps.iter().flat_map(|steps| &steps.steps);
         rows.map(|row| row.notice.clone()).find(|notice| !notice.is_empty())
     };

@@ -6,22 +6,22 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::fake::{Fake, Link, PATIENCE};
+use crate::fake::{FakeCoordinator, WAIT_TIMEOUT, WorkerStream};
 use crate::job::base;
 
-pub(crate) struct Worker {
+pub(crate) struct TestWorker {
     pub(crate) stop: CancellationToken,
     immediate: CancellationToken,
     running: JoinHandle<Result<(), WorkerError>>,
     _cache: TempDir,
 }
 
-impl Worker {
-    pub(crate) fn start(fake: &Fake, name: &str) -> Self {
+impl TestWorker {
+    pub(crate) fn start(fake: &FakeCoordinator, name: &str) -> Self {
         Self::start_with(fake, name, |_| {})
     }
 
-    pub(crate) fn start_with(fake: &Fake, name: &str, change: impl FnOnce(&mut Config)) -> Self {
+    pub(crate) fn start_with(fake: &FakeCoordinator, name: &str, change: impl FnOnce(&mut Config)) -> Self {
         let cache = tempfile::tempdir().unwrap();
         let mut config = Config {
             name: name.into(),
@@ -42,11 +42,11 @@ impl Worker {
 
     /// Waits until it ends by itself.
     pub(crate) async fn ended(self) {
-        timeout(PATIENCE, self.running).await.expect("the worker ends").unwrap().unwrap();
+        timeout(WAIT_TIMEOUT, self.running).await.expect("the worker ends").unwrap().unwrap();
     }
 
     /// Ends it without waiting to be let go of; `link` is its stream.
-    pub(crate) async fn kill(self, mut link: Link) {
+    pub(crate) async fn kill(self, mut link: WorkerStream) {
         self.immediate.cancel();
         link.closed().await;
         drop(link);

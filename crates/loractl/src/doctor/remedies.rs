@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use lora_train::AllReduceMeasurement;
-use lora_worker::probe::Reading;
+use lora_worker::probe::ProbeReport;
 
 use super::built_for_cuda;
 use super::report::Problem;
@@ -58,7 +58,7 @@ pub(super) fn problems(
     driver: &Result<Driver, ChildError>,
     libraries: &[Result<Loaded, ChildError>],
     workers: &[Candidate],
-    readings: &[Result<Reading, ChildError>],
+    readings: &[Result<ProbeReport, ChildError>],
     all_reduce: Option<&Result<AllReduceMeasurement, ChildError>>,
     here: &Surroundings,
 ) -> Vec<Problem> {

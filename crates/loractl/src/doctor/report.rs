@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use lora_spec::DeviceSpec;
 use lora_train::{AllReduceMeasurement, DeviceMeasurement};
-use lora_worker::probe::{ProbeError, Reading, read};
+use lora_worker::probe::{ProbeError, ProbeReport, read};
 use serde::Serialize;
 
 use super::remedies::{Surroundings, problems};
@@ -60,7 +60,7 @@ pub(crate) struct GpuView {
     pub(crate) memory_bytes: u64,
     pub(crate) compute_capability: String,
     /// What a worker measured on it.
-    pub(crate) reading: Option<Reading>,
+    pub(crate) reading: Option<ProbeReport>,
 }
 
 /// A library.
@@ -104,7 +104,7 @@ impl Report {
         driver: Result<Driver, ChildError>,
         libraries: Vec<Result<Loaded, ChildError>>,
         workers: Vec<Candidate>,
-        readings: Vec<Result<Reading, ChildError>>,
+        readings: Vec<Result<ProbeReport, ChildError>>,
         all_reduce: Option<Result<AllReduceMeasurement, ChildError>>,
     ) -> Result<Self, ProbeError> {
         let surroundings = Surroundings::look();

@@ -4,7 +4,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use lora_train::{AllReduceMeasurement, DeviceMeasurement};
-use lora_worker::probe::Reading;
+use lora_worker::probe::ProbeReport;
 
 use super::report::{CpuView, CudaView, GpuView, LibraryView, Report};
 use crate::output::{Table, bytes};
@@ -70,7 +70,7 @@ fn of_cuda(table: &mut Table, cuda: &CudaView) {
 fn of_gpu(gpu: &GpuView) -> String {
     let GpuView { name, memory_bytes, compute_capability, reading } = gpu;
     let facts = format!("{name}, {}, compute capability {compute_capability}", bytes(*memory_bytes));
-    let Some(Reading { rates: read, gpu: seen }) = reading else { return facts };
+    let Some(ProbeReport { rates: read, gpu: seen }) = reading else { return facts };
     let free = seen.as_ref().map_or(String::new(), |seen| format!(", {} free", bytes(seen.free_bytes)));
     format!("{facts}\n{}{free}", rates(read, "bf16"))
 }

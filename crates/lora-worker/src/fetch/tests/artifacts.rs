@@ -15,9 +15,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 /// What the store has, and what was asked of it.
 #[derive(Clone)]
-pub(super) struct Store(Arc<Shared>);
+pub(super) struct FakeArtifacts(Arc<FakeState>);
 
-struct Shared {
+struct FakeState {
     /// Content by the SHA-256 it is given out for.
     files: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     /// Offsets of the downloads so far.
@@ -25,18 +25,18 @@ struct Shared {
     /// The next download breaks after so many bytes.
     break_after: Mutex<Option<usize>>,
     /// The trailer belongs to the content asked for, whatever was sent.
-    lies: Mutex<bool>,
+    corrupts: Mutex<bool>,
     /// Every chunk but a download's first takes one.
     chunks: Semaphore,
 }
 
-impl Store {
+impl FakeArtifacts {
     pub(super) async fn serve() -> (Self, Channel) {
-        let shared = Shared {
+        let shared = FakeState {
             files: Mutex::default(),
             offsets: Mutex::default(),
             break_after: Mutex::default(),
-            lies: Mutex::default(),
+            corrupts: Mutex::default(),
             chunks: Semaphore::new(Semaphore::MAX_PERMITS),
         };
         let store = Self(Arc::new(shared));
@@ -60,8 +60,8 @@ impl Store {
         *self.0.break_after.lock().unwrap() = Some(bytes);
     }
 
-    pub(super) fn lie(&self) {
-        *self.0.lies.lock().unwrap() = true;
+    pub(super) fn corrupt_downloads(&self) {
+        *self.0.corrupts.lock().unwrap() = true;
     }
 
     /// Downloads stand still after their first chunk.
@@ -90,7 +90,7 @@ impl Store {
             }
         }
         let mut trailer = DigestBuilder::of_bytes(&content);
-        if *self.0.lies.lock().unwrap() {
+        if *self.0.corrupts.lock().unwrap() {
             trailer.sha256 = sha256;
         }
         let last = match end {
@@ -105,7 +105,7 @@ impl Store {
 type Answer = Result<v1::DownloadResponse, Status>;
 
 #[tonic::async_trait]
-impl Artifacts for Store {
+impl Artifacts for FakeArtifacts {
     type DownloadStream = ReceiverStream<Answer>;
 
     async fn find_missing(

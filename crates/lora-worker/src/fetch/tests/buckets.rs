@@ -9,10 +9,10 @@ use std::sync::{Arc, Mutex};
 use lora_proto::{DigestBuilder, v1};
 
 use super::super::hub::Hub;
-use super::super::{Cache, FetchError, LocalInputs};
-use super::artifacts::Store;
-use super::http::{Answer, HttpServer, Request};
-use super::{ROOM, inputs_with, refusal, temp, tree};
+use super::super::{FetchError, InputFetcher, LocalInputs};
+use super::artifacts::FakeArtifacts;
+use super::http::{FakeResponse, HttpServer, Request};
+use super::{LARGE_CACHE, inputs_with, refusal, temp, tree};
 
 const SECRET: &str = "VerySecretAccessKey";
 
@@ -36,7 +36,7 @@ impl FakeS3 {
         Self { server, objects, cut }
     }
 
-    fn cache(&self, dir: &Path) -> Cache {
+    fn cache(&self, dir: &Path) -> InputFetcher {
         let settings = [
             ("AWS_ENDPOINT", self.server.url.as_str()),
             ("AWS_ALLOW_HTTP", "true"),
@@ -46,7 +46,7 @@ impl FakeS3 {
         ];
         let settings =
             settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Cache::with(dir, ROOM, Vec::new(), Hub::new(None, None), settings).unwrap()
+        InputFetcher::with(dir, LARGE_CACHE, Vec::new(), Hub::new(None, None), settings).unwrap()
     }
 
     /// Paths of the objects that were asked for since the last call; the listing is `list`.
@@ -61,15 +61,21 @@ impl FakeS3 {
     }
 }
 
-fn answer(request: &Request, objects: &BTreeMap<String, Vec<u8>>, cut: &AtomicUsize) -> Answer {
+fn answer(request: &Request, objects: &BTreeMap<String, Vec<u8>>, cut: &AtomicUsize) -> FakeResponse {
     assert!(request.headers["authorization"].starts_with("AWS4-HMAC-SHA256 Credential=somebody/"));
     let etag = |content: &[u8]| format!("\"{}\"", &DigestBuilder::of_bytes(content).hex()[..32]);
     let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
     if path == "/broken" {
-        return Answer::of(400, format!("<Error><Code>AuthorizationHeaderMalformed</Code>{SECRET}</Error>"));
+        return FakeResponse::new(
+            400,
+            format!("<Error><Code>AuthorizationHeaderMalformed</Code>{SECRET}</Error>"),
+        );
     }
     if path == "/private" {
-        return Answer::of(403, format!("<Error><Code>AccessDenied</Code><Key>{SECRET}</Key></Error>"));
+        return FakeResponse::new(
+            403,
+            format!("<Error><Code>AccessDenied</Code><Key>{SECRET}</Key></Error>"),
+        );
     }
     if path == "/models" {
         let prefix = query.split('&').find_map(|pair| pair.strip_prefix("prefix=")).unwrap();
@@ -84,20 +90,22 @@ fn answer(request: &Request, objects: &BTreeMap<String, Vec<u8>>, cut: &AtomicUs
         };
         let entries: String = objects.iter().filter(|(key, _)| key.starts_with(&prefix)).map(entry).collect();
         let list = format!("<ListBucketResult><IsTruncated>false</IsTruncated>{entries}</ListBucketResult>");
-        return Answer::of(200, list);
+        return FakeResponse::new(200, list);
     }
     let content = path.strip_prefix("/models/").and_then(|key| objects.get(key));
-    let Some(content) = content else { return Answer::of(404, "<Error><Code>NoSuchKey</Code></Error>") };
-    if request.headers.get("if-match").is_some_and(|wanted| *wanted != etag(content)) {
-        return Answer::of(412, "");
+    let Some(content) = content else {
+        return FakeResponse::new(404, "<Error><Code>NoSuchKey</Code></Error>");
+    };
+    if request.headers.get("if-match").is_some_and(|expected| *expected != etag(content)) {
+        return FakeResponse::new(412, "");
     }
-    let mut answer = Answer::file(request, content);
+    let mut answer = FakeResponse::file(request, content);
     answer.cut = Some(cut.swap(0, Ordering::Relaxed)).filter(|bytes| *bytes > 0);
     answer.with("etag", etag(content)).with("last-modified", "Fri, 02 Jan 2026 03:04:05 GMT")
 }
 
-async fn fetch(cache: &Cache, url: &str) -> Result<LocalInputs, FetchError> {
-    let (store, channel) = Store::serve().await;
+async fn fetch(cache: &InputFetcher, url: &str) -> Result<LocalInputs, FetchError> {
+    let (store, channel) = FakeArtifacts::serve().await;
     store.add(b"rows");
     cache.inputs(&inputs_with(v1::base::Source::Url(url.to_owned()), b"rows"), channel).await
 }
@@ -115,7 +123,7 @@ const TINY: [(&str, &[u8]); 8] = [
 ];
 
 #[tokio::test]
-async fn a_prefix_is_fetched_and_only_what_changed_again() {
+async fn only_changed_objects_are_fetched_again() {
     let (dir, fake) = (temp(), FakeS3::serve(&TINY).await);
     let cache = fake.cache(dir.path());
     let got = fetch(&cache, "s3://models/team/tiny/").await.unwrap();
@@ -145,7 +153,7 @@ async fn a_prefix_is_fetched_and_only_what_changed_again() {
 }
 
 #[tokio::test]
-async fn a_part_is_taken_up_again() {
+async fn a_partial_file_is_resumed() {
     let weights: Vec<u8> = (0..100_000).map(|i| (i % 253) as u8).collect();
     let objects: [(&str, &[u8]); 2] = [("x/config.json", b"{}"), ("x/model.safetensors", &weights)];
     let (dir, fake) = (temp(), FakeS3::serve(&objects).await);
@@ -162,7 +170,7 @@ async fn a_part_is_taken_up_again() {
         .unwrap();
     let key = object.file_name();
     drop(got);
-    drop(Cache::with(dir.path(), 0, Vec::new(), Hub::new(None, None), Vec::new()).unwrap());
+    drop(InputFetcher::with(dir.path(), 0, Vec::new(), Hub::new(None, None), Vec::new()).unwrap());
     assert!(tree(dir.path()).is_empty());
     let part = dir.path().join("partial").join(key);
     fs::create_dir_all(&part).unwrap();
@@ -175,7 +183,7 @@ async fn a_part_is_taken_up_again() {
 }
 
 #[tokio::test]
-async fn refusals_of_a_store_show_no_secret() {
+async fn errors_of_an_object_store_contain_no_secret() {
     let (dir, fake) = (temp(), FakeS3::serve(&TINY).await);
     let cache = fake.cache(dir.path());
     for (url, expected) in [
@@ -197,7 +205,7 @@ async fn refusals_of_a_store_show_no_secret() {
 }
 
 #[tokio::test]
-async fn urls_that_are_not_taken() {
+async fn unsupported_urls_are_rejected() {
     let (dir, fake) = (temp(), FakeS3::serve(&[]).await);
     let cache = fake.cache(dir.path());
     let supported = "supported: hf://org/name[@revision], s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, or an \

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::artifacts::Store;
-use super::{Cache, LocalInputs, cache, inputs, temp, tree};
+use super::artifacts::FakeArtifacts;
+use super::{InputFetcher, LocalInputs, cache, inputs, temp, tree};
 use tonic::transport::Channel;
 
 const BASE: &[u8] = b"base";
@@ -14,7 +14,7 @@ fn rows(letter: char) -> Vec<u8> {
     letter.to_string().repeat(100).into_bytes()
 }
 
-async fn fetch(cache: &Cache, letter: char, channel: &Channel) -> LocalInputs {
+async fn fetch(cache: &InputFetcher, letter: char, channel: &Channel) -> LocalInputs {
     cache.inputs(&inputs(BASE, &rows(letter)), channel.clone()).await.unwrap()
 }
 
@@ -26,15 +26,15 @@ fn age(file: &Path, seconds: u64) {
     }
 }
 
-async fn store() -> (Store, Channel) {
-    let (store, channel) = Store::serve().await;
+async fn store() -> (FakeArtifacts, Channel) {
+    let (store, channel) = FakeArtifacts::serve().await;
     store.add(BASE);
     ['a', 'b', 'c', 'd'].iter().for_each(|letter| store.add(&rows(*letter)));
     (store, channel)
 }
 
 #[tokio::test]
-async fn the_least_recently_used_goes_first() {
+async fn the_least_recently_used_set_is_evicted_first() {
     let (dir, (store, channel)) = (temp(), store().await);
     let cache = cache(dir.path(), 4 + 200);
     let a = fetch(&cache, 'a', &channel).await.train;
@@ -49,7 +49,7 @@ async fn the_least_recently_used_goes_first() {
 }
 
 #[tokio::test]
-async fn what_is_in_use_stays() {
+async fn locked_sets_are_not_evicted() {
     let (dir, (_store, channel)) = (temp(), store().await);
     let (one, two) = (cache(dir.path(), 4 + 100), cache(dir.path(), 4 + 100));
     let a = fetch(&one, 'a', &channel).await;
@@ -75,13 +75,13 @@ async fn a_job_larger_than_the_cache_is_served() {
 }
 
 #[tokio::test]
-async fn a_file_of_two_sets_goes_with_the_last_one() {
+async fn a_file_of_two_sets_is_removed_with_the_last_one() {
     let (dir, (store, channel)) = (temp(), store().await);
     let cache = cache(dir.path(), 100 + 4);
-    let mut wanted = inputs(BASE, &rows('a'));
-    let first = cache.inputs(&wanted, channel.clone()).await.unwrap().train;
-    wanted.train.as_mut().unwrap().name = "other.jsonl".to_owned();
-    let second = cache.inputs(&wanted, channel.clone()).await.unwrap();
+    let mut requested = inputs(BASE, &rows('a'));
+    let first = cache.inputs(&requested, channel.clone()).await.unwrap().train;
+    requested.train.as_mut().unwrap().name = "other.jsonl".to_owned();
+    let second = cache.inputs(&requested, channel.clone()).await.unwrap();
     assert!(first.exists() && second.train.exists(), "they are one file on disk");
     assert_eq!(store.offsets().len(), 2);
     age(&first, 100);
@@ -92,7 +92,7 @@ async fn a_file_of_two_sets_goes_with_the_last_one() {
 }
 
 #[tokio::test]
-async fn fetches_that_were_given_up_make_room() {
+async fn abandoned_partial_files_are_evicted() {
     let (dir, (_store, channel)) = (temp(), store().await);
     let cache = cache(dir.path(), 4 + 100);
     let partial = dir.path().join("partial/given-up");

@@ -19,7 +19,7 @@ pub(super) struct Request {
 }
 
 #[derive(Default)]
-pub(super) struct Answer {
+pub(super) struct FakeResponse {
     pub(super) status: u16,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: Vec<u8>,
@@ -36,7 +36,7 @@ pub(super) struct HttpServer {
 }
 
 impl HttpServer {
-    pub(super) async fn serve(handler: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
+    pub(super) async fn serve(handler: impl Fn(&Request) -> FakeResponse + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let requests: Arc<Mutex<Vec<Request>>> = Arc::default();
@@ -69,8 +69,8 @@ impl Drop for HttpServer {
     }
 }
 
-impl Answer {
-    pub(super) fn of(status: u16, body: impl Into<Vec<u8>>) -> Self {
+impl FakeResponse {
+    pub(super) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self { status, body: body.into(), ..Self::default() }
     }
 
@@ -78,11 +78,11 @@ impl Answer {
     pub(super) fn file(request: &Request, content: &[u8]) -> Self {
         let range = request.headers.get("range").and_then(|range| range.strip_prefix("bytes="));
         let Some((first, _)) = range.and_then(|range| range.split_once('-')) else {
-            return Self::of(200, content);
+            return Self::new(200, content);
         };
         let first: usize = first.parse().unwrap();
         let size = content.len();
-        let mut answer = Self::of(206, &content[first..]);
+        let mut answer = Self::new(206, &content[first..]);
         answer.headers.push(("content-range", format!("bytes {first}-{}/{size}", size - 1)));
         answer
     }
@@ -110,7 +110,7 @@ async fn read(stream: &mut BufReader<TcpStream>) -> io::Result<Request> {
     Ok(Request { method, target, headers })
 }
 
-async fn write(stream: &mut BufReader<TcpStream>, request: &Request, answer: Answer) -> io::Result<()> {
+async fn write(stream: &mut BufReader<TcpStream>, request: &Request, answer: FakeResponse) -> io::Result<()> {
     let mut head = format!("HTTP/1.1 {} Status\r\nconnection: close\r\n", answer.status);
     for (name, value) in &answer.headers {
         head += &format!("{name}: {value}\r\n");

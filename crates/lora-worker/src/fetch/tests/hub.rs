@@ -10,17 +10,17 @@ use lora_proto::{DigestBuilder, v1};
 use serde_json::json;
 
 use super::super::hub::{Hub, Repository};
-use super::super::{Cache, FetchError, LocalInputs};
-use super::artifacts::Store;
-use super::http::{Answer, HttpServer, Request};
-use super::{ROOM, inputs_with, refusal, temp};
+use super::super::{FetchError, InputFetcher, LocalInputs};
+use super::artifacts::FakeArtifacts;
+use super::http::{FakeResponse, HttpServer, Request};
+use super::{LARGE_CACHE, inputs_with, refusal, temp};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const LATER: &str = "89abcdef0123456789abcdef0123456789abcdef";
 const TOKEN: &str = "hf_very_secret";
 
 type Files = BTreeMap<String, Vec<u8>>;
-type Given<'a> = &'a [(&'a str, &'a [u8])];
+type FileList<'a> = &'a [(&'a str, &'a [u8])];
 
 /// The repository `acme/tiny`; its weights are served by another host.
 struct FakeHub {
@@ -33,7 +33,7 @@ struct FakeHub {
 }
 
 impl FakeHub {
-    async fn serve(files: Given<'_>) -> Self {
+    async fn serve(files: FileList<'_>) -> Self {
         let files: Files =
             files.iter().map(|(name, content)| ((*name).to_owned(), content.to_vec())).collect();
         let cut = Arc::new(AtomicUsize::new(0));
@@ -42,7 +42,7 @@ impl FakeHub {
             let (files, cut) = (files.clone(), cut.clone());
             HttpServer::serve(move |request| {
                 let (name, _signature) = request.target.trim_start_matches('/').split_once('?').unwrap();
-                let mut answer = Answer::file(request, &files[name]);
+                let mut answer = FakeResponse::file(request, &files[name]);
                 answer.cut = Some(cut.swap(0, Ordering::Relaxed)).filter(|bytes| *bytes > 0);
                 answer
             })
@@ -53,9 +53,9 @@ impl FakeHub {
         Self { hub: hub.await, large, cut, main }
     }
 
-    fn cache(&self, dir: &Path) -> Cache {
+    fn cache(&self, dir: &Path) -> InputFetcher {
         let hub = Hub::new(Some(format!("{}/", self.hub.url)), Some(format!("{TOKEN}\n")));
-        Cache::with(dir, ROOM, Vec::new(), hub, Vec::new()).unwrap()
+        InputFetcher::with(dir, LARGE_CACHE, Vec::new(), hub, Vec::new()).unwrap()
     }
 
     /// Targets of the hub's and the other host's requests since the last call.
@@ -67,38 +67,38 @@ impl FakeHub {
     }
 }
 
-fn answer(request: &Request, files: &Files, large: &str, main: &str) -> Answer {
+fn answer(request: &Request, files: &Files, large: &str, main: &str) -> FakeResponse {
     let Request { method, target, headers } = request;
     if headers.get("authorization").map(String::as_str) != Some(&format!("Bearer {TOKEN}")) {
-        return Answer::of(401, format!("who is {TOKEN}?"));
+        return FakeResponse::new(401, format!("who is {TOKEN}?"));
     }
     let target = target.trim_start_matches("/moved");
     if let Some(revision) = target.strip_prefix("/api/models/acme/tiny/revision/") {
         let sha = match revision {
             "main" | "refs%2Fpr%2F1" => main,
             COMMIT => COMMIT,
-            _ => return Answer::of(404, ""),
+            _ => return FakeResponse::new(404, ""),
         };
         let siblings: Vec<_> = files.keys().map(|name| json!({"rfilename": name})).collect();
-        return Answer::of(200, json!({"sha": sha, "siblings": siblings}).to_string());
+        return FakeResponse::new(200, json!({"sha": sha, "siblings": siblings}).to_string());
     }
     let file = [COMMIT, LATER]
         .iter()
         .find_map(|commit| target.strip_prefix(&format!("/acme/tiny/resolve/{commit}/")))
         .and_then(|name| Some((name, files.get(name)?)));
     match file {
-        None => Answer::of(404, ""),
-        Some((name, content)) if name.ends_with(".safetensors") => Answer::of(302, "elsewhere")
+        None => FakeResponse::new(404, ""),
+        Some((name, content)) if name.ends_with(".safetensors") => FakeResponse::new(302, "elsewhere")
             .with("location", format!("{large}/{name}?signature=secret"))
             .with("x-linked-size", content.len().to_string())
             .with("x-linked-etag", format!("\"{}\"", DigestBuilder::of_bytes(content).hex())),
         // As for a repository that was renamed.
         Some(_) if !request.target.starts_with("/moved") => {
-            Answer::of(307, "").with("location", format!("/moved{target}"))
+            FakeResponse::new(307, "").with("location", format!("/moved{target}"))
         }
         Some((_, content)) => {
             assert!(method == "HEAD" || headers["accept-encoding"] == "identity");
-            Answer::file(request, content).with("etag", "\"0123456789012345678901234567890123456789\"")
+            FakeResponse::file(request, content).with("etag", "\"0123456789012345678901234567890123456789\"")
         }
     }
 }
@@ -114,8 +114,8 @@ const TINY: [(&str, &[u8]); 8] = [
     ("tokenizer.json", b"{\"tokens\": 1}"),
 ];
 
-async fn fetch(cache: &Cache, url: &str) -> Result<LocalInputs, FetchError> {
-    let (store, channel) = Store::serve().await;
+async fn fetch(cache: &InputFetcher, url: &str) -> Result<LocalInputs, FetchError> {
+    let (store, channel) = FakeArtifacts::serve().await;
     store.add(b"rows");
     cache.inputs(&inputs_with(v1::base::Source::Url(url.to_owned()), b"rows"), channel).await
 }
@@ -158,7 +158,7 @@ async fn a_repository_is_fetched_by_its_commit() {
 }
 
 #[tokio::test]
-async fn a_new_commit_fetches_no_weights_that_are_here() {
+async fn a_new_commit_reuses_unchanged_weights() {
     let (dir, fake) = (temp(), FakeHub::serve(&TINY).await);
     let cache = fake.cache(dir.path());
     let first = fetch(&cache, "hf://acme/tiny").await.unwrap();
@@ -171,7 +171,7 @@ async fn a_new_commit_fetches_no_weights_that_are_here() {
 }
 
 #[tokio::test]
-async fn a_broken_transfer_goes_on_and_damage_is_seen() {
+async fn an_interrupted_download_resumes_and_corruption_is_detected() {
     let (dir, fake) = (temp(), FakeHub::serve(&TINY).await);
     let cache = fake.cache(dir.path());
     fake.cut.store(8, Ordering::Relaxed);
@@ -199,7 +199,7 @@ async fn a_broken_transfer_goes_on_and_damage_is_seen() {
 }
 
 #[tokio::test]
-async fn shards_are_those_of_the_index() {
+async fn the_index_selects_the_shards() {
     let index = br#"{"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors", "c": "part-1.safetensors"}}"#;
     let files: [(&str, &[u8]); 5] = [
         ("config.json", b"{}"),
@@ -217,9 +217,9 @@ async fn shards_are_those_of_the_index() {
 }
 
 #[tokio::test]
-async fn what_is_no_base_is_refused_before_the_weights_are_fetched() {
+async fn an_unsupported_repository_is_rejected_before_the_weights_are_fetched() {
     let evil = br#"{"weight_map": {"a": "../../evil"}}"#;
-    let cases: [(Given, &str); 4] = [
+    let cases: [(FileList, &str); 4] = [
         (&[("model.safetensors", b"x")], "has no config.json"),
         (
             &[("config.json", b"{}"), ("tiny.gguf", b"x")],
@@ -244,7 +244,7 @@ async fn what_is_no_base_is_refused_before_the_weights_are_fetched() {
 }
 
 #[tokio::test]
-async fn refusals_of_the_hub_are_told_without_the_token() {
+async fn errors_of_the_hub_do_not_contain_the_token() {
     let (dir, fake) = (temp(), FakeHub::serve(&TINY).await);
     let missing = refusal(fetch(&fake.cache(dir.path()), "hf://acme/tiny@nowhere").await);
     assert_eq!(
@@ -254,21 +254,21 @@ async fn refusals_of_the_hub_are_told_without_the_token() {
     for token in [None, Some("hf_of_somebody_else".to_owned())] {
         let has = if token.is_some() { "its HF_TOKEN" } else { "no HF_TOKEN" };
         let hub = Hub::new(Some(fake.hub.url.clone()), token);
-        let cache = Cache::with(dir.path(), ROOM, Vec::new(), hub, Vec::new()).unwrap();
+        let cache = InputFetcher::with(dir.path(), LARGE_CACHE, Vec::new(), hub, Vec::new()).unwrap();
         let error = refusal(fetch(&cache, "hf://acme/tiny").await);
         assert!(!error.is_transient());
         let expected = "model.base: hf://acme/tiny@main: the hub answers 401 Unauthorized: it does not exist, is private or \
                         gated; this worker has ";
         assert_eq!(error.to_string(), format!("{expected}{has}"));
     }
-    let broken = HttpServer::serve(|_| Answer::of(503, "")).await;
+    let broken = HttpServer::serve(|_| FakeResponse::new(503, "")).await;
     let hub = Hub::new(Some(broken.url.clone()), None);
-    let cache = Cache::with(dir.path(), ROOM, Vec::new(), hub, Vec::new()).unwrap();
+    let cache = InputFetcher::with(dir.path(), LARGE_CACHE, Vec::new(), hub, Vec::new()).unwrap();
     assert!(refusal(fetch(&cache, "hf://acme/tiny").await).is_transient());
 }
 
 #[test]
-fn repositories() {
+fn repository_names_are_parsed() {
     for text in ["acme/tiny", "acme/tiny@main", "a-b.c/d_e@refs/pr/1", "acme/tiny@v1.0"] {
         assert!(Repository::parse(text).is_some(), "{text}");
     }

@@ -7,33 +7,35 @@ use std::path::{Path, PathBuf};
 use lora_proto::v1;
 
 use super::super::hub::Hub;
-use super::super::{Cache, FetchError};
-use super::artifacts::Store;
-use super::{ROOM, inputs_with, refusal, temp};
+use super::super::{FetchError, InputFetcher};
+use super::artifacts::FakeArtifacts;
+use super::{LARGE_CACHE, inputs_with, refusal, temp};
 
-struct Place {
-    cache: Cache,
-    store: Store,
+struct RootsFixture {
+    cache: InputFetcher,
+    store: FakeArtifacts,
     channel: tonic::transport::Channel,
 }
 
-impl Place {
+impl RootsFixture {
     async fn with_roots(dir: &Path, roots: &[&Path]) -> Self {
         let roots = roots.iter().map(|root| root.to_path_buf()).collect();
-        let cache = Cache::with(&dir.join("cache"), ROOM, roots, Hub::new(None, None), Vec::new()).unwrap();
-        let (store, channel) = Store::serve().await;
+        let cache =
+            InputFetcher::with(&dir.join("cache"), LARGE_CACHE, roots, Hub::new(None, None), Vec::new())
+                .unwrap();
+        let (store, channel) = FakeArtifacts::serve().await;
         store.add(b"rows");
         Self { cache, store, channel }
     }
 
     async fn base(&self, path: &str) -> Result<PathBuf, FetchError> {
-        let wanted = inputs_with(v1::base::Source::Path(path.to_owned()), b"rows");
-        Ok(self.cache.inputs(&wanted, self.channel.clone()).await?.base)
+        let inputs = inputs_with(v1::base::Source::Path(path.to_owned()), b"rows");
+        Ok(self.cache.inputs(&inputs, self.channel.clone()).await?.base)
     }
 
     async fn refused(&self, path: &str) -> String {
-        let wanted = inputs_with(v1::base::Source::Path(path.to_owned()), b"rows");
-        let error = refusal(self.cache.inputs(&wanted, self.channel.clone()).await);
+        let inputs = inputs_with(v1::base::Source::Path(path.to_owned()), b"rows");
+        let error = refusal(self.cache.inputs(&inputs, self.channel.clone()).await);
         assert!(!error.is_transient());
         assert!(self.store.offsets().is_empty(), "refused before anything was fetched");
         error.to_string()
@@ -41,7 +43,7 @@ impl Place {
 }
 
 #[tokio::test]
-async fn a_base_lies_under_a_root() {
+async fn base_paths_must_be_under_a_model_root() {
     let dir = temp();
     let dir = dir.path().canonicalize().unwrap();
     for name in ["models/tiny", "models-private/x", "elsewhere"] {
@@ -55,7 +57,7 @@ async fn a_base_lies_under_a_root() {
     let models = dir.join("models");
     let roots = format!("this worker's model_roots ({}); use one there, or a URL", models.display());
 
-    let place = Place::with_roots(&dir, &[&models]).await;
+    let place = RootsFixture::with_roots(&dir, &[&models]).await;
     for name in ["models-private/x", "elsewhere", "models/escape", "models/../elsewhere", "models/tiny/../.."]
     {
         let expected = format!("model.base: {} is not under {roots}", path(name));
@@ -73,11 +75,11 @@ async fn a_base_lies_under_a_root() {
     }
     assert_eq!(place.base(&path("models")).await.unwrap(), models);
 
-    let linked = Place::with_roots(&dir, &[&dir.join("missing"), &dir.join("link")]).await;
+    let linked = RootsFixture::with_roots(&dir, &[&dir.join("missing"), &dir.join("link")]).await;
     assert_eq!(linked.base(&path("models/tiny")).await.unwrap(), models.join("tiny"));
-    let everything = Place::with_roots(&dir, &[Path::new("/")]).await;
+    let everything = RootsFixture::with_roots(&dir, &[Path::new("/")]).await;
     assert_eq!(everything.base(&path("models/escape")).await.unwrap(), dir.join("elsewhere"));
-    let nothing = Place::with_roots(&dir, &[]).await;
+    let nothing = RootsFixture::with_roots(&dir, &[]).await;
     let refused = nothing.refused(&path("models/tiny")).await;
     assert!(refused.contains("model_roots (there are none)"), "{refused}");
 }
@@ -85,6 +87,7 @@ async fn a_base_lies_under_a_root() {
 #[test]
 fn roots_are_absolute() {
     let dir = temp();
-    let cache = Cache::with(dir.path(), ROOM, vec!["models".into()], Hub::new(None, None), Vec::new());
+    let cache =
+        InputFetcher::with(dir.path(), LARGE_CACHE, vec!["models".into()], Hub::new(None, None), Vec::new());
     assert_eq!(cache.err().unwrap().to_string(), "model_roots: models is no absolute path");
 }

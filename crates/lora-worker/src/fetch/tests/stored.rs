@@ -6,19 +6,19 @@ use std::time::{Duration, SystemTime};
 use lora_proto::{DigestBuilder, v1};
 use tokio::time::timeout;
 
-use super::artifacts::Store;
-use super::{LIMIT, ROOM, cache, inputs, refusal, stored_file, temp, tree, until};
+use super::artifacts::FakeArtifacts;
+use super::{LARGE_CACHE, TEST_TIMEOUT, cache, inputs, refusal, stored_file, temp, tree, until};
 
 fn pattern(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|i| (i * 31 + i / 251) as u8).collect()
 }
 
 #[tokio::test]
-async fn inputs_lie_under_their_names_and_are_fetched_once() {
-    let (dir, (store, channel)) = (temp(), Store::serve().await);
+async fn inputs_keep_their_names_and_are_fetched_once() {
+    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
     let contents: [&[u8]; 6] = [b"config", b"weights", b"rows", b"other rows", b"adapter", b""];
     contents.iter().for_each(|content| store.add(content));
-    let wanted = v1::Inputs {
+    let requested = v1::Inputs {
         base: Some(v1::Base {
             source: Some(v1::base::Source::Files(v1::FileSet {
                 files: vec![
@@ -32,7 +32,7 @@ async fn inputs_lie_under_their_names_and_are_fetched_once() {
         eval: Some(stored_file("rows.jsonl", b"other rows")),
         init_from: vec![stored_file("adapter_model.safetensors", b"adapter")],
     };
-    let got = cache(dir.path(), ROOM).inputs(&wanted, channel.clone()).await.unwrap();
+    let got = cache(dir.path(), LARGE_CACHE).inputs(&requested, channel.clone()).await.unwrap();
     let (eval, init_from) = (got.eval.clone().unwrap(), got.init_from.clone().unwrap());
     assert_eq!(fs::read(got.base.join("config.json")).unwrap(), b"config");
     assert_eq!(fs::read(got.base.join("model.safetensors")).unwrap(), b"weights");
@@ -45,7 +45,7 @@ async fn inputs_lie_under_their_names_and_are_fetched_once() {
     assert_eq!(fs::read_dir(dir.path().join("partial")).unwrap().count(), 0);
 
     let modified = fs::metadata(got.base.join("model.safetensors")).unwrap().modified().unwrap();
-    let again = cache(dir.path(), ROOM).inputs(&wanted, channel).await.unwrap();
+    let again = cache(dir.path(), LARGE_CACHE).inputs(&requested, channel).await.unwrap();
     assert_eq!((&again.base, &again.train, &again.eval), (&got.base, &got.train, &got.eval));
     assert_eq!(fs::metadata(again.base.join("model.safetensors")).unwrap().modified().unwrap(), modified);
     assert_eq!(store.offsets().len(), 6, "nothing was downloaded again");
@@ -53,59 +53,60 @@ async fn inputs_lie_under_their_names_and_are_fetched_once() {
 
 #[tokio::test]
 async fn a_broken_download_goes_on_where_it_ended() {
-    let (dir, (store, channel)) = (temp(), Store::serve().await);
+    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
     let rows = pattern(3_000_000);
     store.add(b"base");
     store.add(&rows);
-    let (cache, wanted) = (cache(dir.path(), ROOM), inputs(b"base", &rows));
+    let (cache, requested) = (cache(dir.path(), LARGE_CACHE), inputs(b"base", &rows));
     drop(cache.inputs(&inputs(b"base", b"base"), channel.clone()).await.unwrap());
     store.break_after(1_500_000);
-    let error = refusal(cache.inputs(&wanted, channel.clone()).await);
+    let error = refusal(cache.inputs(&requested, channel.clone()).await);
     assert!(error.is_transient(), "{error}");
     assert_eq!(error.to_string(), "train.jsonl: the connection broke");
     let part = dir.path().join("partial").join(DigestBuilder::of_bytes(&rows).hex()).join("content");
     until(|| fs::metadata(&part).unwrap().len() == 1_500_000).await;
-    let got = cache.inputs(&wanted, channel).await.unwrap();
+    let got = cache.inputs(&requested, channel).await.unwrap();
     assert_eq!(fs::read(got.train).unwrap(), rows);
     assert_eq!(store.offsets(), [0, 0, 1_500_000]);
 }
 
 #[tokio::test]
-async fn a_fetch_can_be_dropped_and_taken_up_again() {
-    let (dir, (store, channel)) = (temp(), Store::serve().await);
+async fn a_cancelled_fetch_is_resumed() {
+    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
     let rows = pattern(2_000_000);
     store.add(b"base");
     store.add(&rows);
-    let (cache, wanted) = (cache(dir.path(), ROOM), inputs(b"base", &rows));
+    let (cache, requested) = (cache(dir.path(), LARGE_CACHE), inputs(b"base", &rows));
     store.stand_still();
     let part = dir.path().join("partial").join(DigestBuilder::of_bytes(&rows).hex()).join("content");
-    let fetch = cache.inputs(&wanted, channel.clone());
+    let fetch = cache.inputs(&requested, channel.clone());
     tokio::select! {
         _ = fetch => panic!("it stands still"),
         () = until(|| fs::metadata(&part).is_ok_and(|meta| meta.len() == 1 << 18)) => {}
     }
     store.go_on();
-    let got = timeout(LIMIT, cache.inputs(&wanted, channel)).await.unwrap().unwrap();
+    let got = timeout(TEST_TIMEOUT, cache.inputs(&requested, channel)).await.unwrap().unwrap();
     assert_eq!(fs::read(got.train).unwrap(), rows);
     assert_eq!(store.offsets(), [0, 0, 1 << 18]);
 }
 
 #[tokio::test]
 async fn two_workers_fetch_a_file_once() {
-    let (dir, (store, channel)) = (temp(), Store::serve().await);
+    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
     let rows = pattern(1_000_000);
     store.add(b"base");
     store.add(&rows);
-    let (one, two) = (cache(dir.path(), ROOM), cache(dir.path(), ROOM));
-    let wanted = inputs(b"base", &rows);
+    let (one, two) = (cache(dir.path(), LARGE_CACHE), cache(dir.path(), LARGE_CACHE));
+    let requested = inputs(b"base", &rows);
     store.stand_still();
-    let both =
-        async { tokio::join!(one.inputs(&wanted, channel.clone()), two.inputs(&wanted, channel.clone())) };
+    let both = async {
+        tokio::join!(one.inputs(&requested, channel.clone()), two.inputs(&requested, channel.clone()))
+    };
     let open = async {
         until(|| store.offsets().len() == 2).await;
         store.go_on();
     };
-    let ((one, two), ()) = timeout(LIMIT, async { tokio::join!(both, open) }).await.unwrap();
+    let ((one, two), ()) = timeout(TEST_TIMEOUT, async { tokio::join!(both, open) }).await.unwrap();
     let (one, two) = (one.unwrap(), two.unwrap());
     assert_eq!((&one.base, &one.train), (&two.base, &two.train));
     assert_eq!(fs::read(&one.train).unwrap(), rows);
@@ -113,94 +114,95 @@ async fn two_workers_fetch_a_file_once() {
 }
 
 #[tokio::test]
-async fn damaged_content_is_refused() {
-    let (dir, (store, channel)) = (temp(), Store::serve().await);
+async fn corrupt_content_is_rejected() {
+    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
     store.add(b"base");
     store.add_as(b"rows", b"swor");
-    let (cache, wanted) = (cache(dir.path(), ROOM), inputs(b"base", b"rows"));
+    let (cache, requested) = (cache(dir.path(), LARGE_CACHE), inputs(b"base", b"rows"));
     // Another file whole, and then one that claims to be the right one.
     for _ in 0..2 {
-        let error = refusal(cache.inputs(&wanted, channel.clone()).await);
+        let error = refusal(cache.inputs(&requested, channel.clone()).await);
         assert!(error.is_transient());
         assert_eq!(error.to_string(), "train.jsonl: it arrived damaged; try again");
         assert!(!tree(dir.path()).iter().any(|path| path.ends_with("train.jsonl")));
-        store.lie();
+        store.corrupt_downloads();
     }
     store.add(b"rows");
-    let got = cache.inputs(&wanted, channel).await.unwrap();
+    let got = cache.inputs(&requested, channel).await.unwrap();
     assert_eq!(fs::read(got.train).unwrap(), b"rows");
 }
 
 #[tokio::test]
 async fn a_file_of_another_length_is_fetched_again() {
-    let (dir, (store, channel)) = (temp(), Store::serve().await);
+    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
     store.add(b"base");
     store.add(b"rows");
-    let (cache, wanted) = (cache(dir.path(), ROOM), inputs(b"base", b"rows"));
+    let (cache, requested) = (cache(dir.path(), LARGE_CACHE), inputs(b"base", b"rows"));
     for damage in [b"".as_slice(), b"row", b"rows and more"] {
-        let got = cache.inputs(&wanted, channel.clone()).await.unwrap();
+        let got = cache.inputs(&requested, channel.clone()).await.unwrap();
         assert_eq!(fs::read(&got.train).unwrap(), b"rows");
         fs::write(&got.train, damage).unwrap();
     }
-    let got = cache.inputs(&wanted, channel).await.unwrap();
+    let got = cache.inputs(&requested, channel).await.unwrap();
     assert_eq!(fs::read(&got.train).unwrap(), b"rows");
     assert_eq!(store.offsets().len(), 2 + 3);
 }
 
 #[tokio::test]
 async fn names_that_could_leave_the_cache_are_refused() {
-    let (parent, (store, channel)) = (temp(), Store::serve().await);
+    let (parent, (store, channel)) = (temp(), FakeArtifacts::serve().await);
     let dir = parent.path().join("cache");
     store.add(b"rows");
-    let cache = cache(&dir, ROOM);
+    let cache = cache(&dir, LARGE_CACHE);
     let long = "x".repeat(256);
     for name in ["", ".", "..", "../x", "a/b", "/x", ".hidden", "a\\b", "a\0b", "ä", "a b", "a\nb", &long] {
-        let mut wanted = inputs(b"rows", b"rows");
-        wanted.train = Some(stored_file(name, b"rows"));
-        let error = refusal(cache.inputs(&wanted, channel.clone()).await).to_string();
+        let mut requested = inputs(b"rows", b"rows");
+        requested.train = Some(stored_file(name, b"rows"));
+        let error = refusal(cache.inputs(&requested, channel.clone()).await).to_string();
         assert!(error.starts_with("data.train: ") && error.contains("is no name for a file"), "{error}");
         assert!(error.lines().count() == 1 && error.len() < 300, "{error}");
     }
-    let mut wanted = inputs(b"rows", b"rows");
-    wanted.init_from = vec![stored_file("a", b"rows"), stored_file("a", b"rows")];
-    let error = refusal(cache.inputs(&wanted, channel.clone()).await);
+    let mut requested = inputs(b"rows", b"rows");
+    requested.init_from = vec![stored_file("a", b"rows"), stored_file("a", b"rows")];
+    let error = refusal(cache.inputs(&requested, channel.clone()).await);
     assert_eq!(error.to_string(), "adapter.init_from: file a is there twice");
     assert!(!error.is_transient());
     for sha256 in [vec![], vec![0; 31], b"../../../../../../../etc/xxxxxxxx".to_vec()] {
-        wanted = inputs(b"rows", b"rows");
-        wanted.train.as_mut().unwrap().digest.as_mut().unwrap().sha256 = sha256;
-        let error = refusal(cache.inputs(&wanted, channel.clone()).await).to_string();
+        requested = inputs(b"rows", b"rows");
+        requested.train.as_mut().unwrap().digest.as_mut().unwrap().sha256 = sha256;
+        let error = refusal(cache.inputs(&requested, channel.clone()).await).to_string();
         assert_eq!(error, "data.train: file train.jsonl comes without its SHA-256");
     }
-    for (wanted, expected) in [
+    for (requested, expected) in [
         (
             v1::Inputs { train: None, ..inputs(b"rows", b"rows") },
             "data.train: is missing in the job's inputs",
         ),
         (v1::Inputs { base: None, ..inputs(b"rows", b"rows") }, "model.base: is missing in the job's inputs"),
     ] {
-        assert_eq!(refusal(cache.inputs(&wanted, channel.clone()).await).to_string(), expected);
+        assert_eq!(refusal(cache.inputs(&requested, channel.clone()).await).to_string(), expected);
     }
     assert!(store.offsets().is_empty());
     assert!(tree(parent.path()).is_empty());
 }
 
 #[tokio::test]
-async fn a_file_that_the_store_does_not_have_is_no_passing_error() {
-    let (dir, (_store, channel)) = (temp(), Store::serve().await);
-    let error = refusal(cache(dir.path(), ROOM).inputs(&inputs(b"base", b"rows"), channel).await);
+async fn a_missing_file_is_a_permanent_error() {
+    let (dir, (_store, channel)) = (temp(), FakeArtifacts::serve().await);
+    let error = refusal(cache(dir.path(), LARGE_CACHE).inputs(&inputs(b"base", b"rows"), channel).await);
     assert_eq!(error.to_string(), "config.json: no such file");
     assert!(!error.is_transient());
-    let nobody = cache(dir.path(), ROOM).inputs(&inputs(b"base", b"rows"), super::nobody()).await;
+    let nobody =
+        cache(dir.path(), LARGE_CACHE).inputs(&inputs(b"base", b"rows"), super::unreachable_channel()).await;
     assert!(refusal(nobody).is_transient());
 }
 
 #[tokio::test]
-async fn a_checkpoint_is_not_kept() {
-    let (dir, (store, channel)) = (temp(), Store::serve().await);
+async fn checkpoints_are_not_cached() {
+    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
     let state = pattern(700_000);
     store.add(&state);
-    let cache = cache(dir.path(), ROOM);
+    let cache = cache(dir.path(), LARGE_CACHE);
     let checkpoint = v1::Checkpoint { step: 7, digest: Some(DigestBuilder::of_bytes(&state)) };
     store.break_after(300_000);
     assert!(cache.checkpoint(&checkpoint, channel.clone()).await.unwrap_err().is_transient());
@@ -218,9 +220,9 @@ async fn a_checkpoint_is_not_kept() {
 }
 
 #[tokio::test]
-async fn what_was_given_up_long_ago_is_removed_at_the_start() {
+async fn stale_partial_files_are_removed_at_start() {
     let dir = temp();
-    drop(cache(dir.path(), ROOM));
+    drop(cache(dir.path(), LARGE_CACHE));
     let partial = |key: &str| {
         let path = dir.path().join("partial").join(key);
         fs::create_dir(&path).unwrap();
@@ -236,6 +238,6 @@ async fn what_was_given_up_long_ago_is_removed_at_the_start() {
     }
     let lock = fs::File::open(&used).unwrap();
     lock.lock().unwrap();
-    drop(cache(dir.path(), ROOM));
+    drop(cache(dir.path(), LARGE_CACHE));
     assert_eq!((fresh.exists(), old.exists(), used.exists(), empty.exists()), (true, false, true, false));
 }

@@ -6,20 +6,20 @@ use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::status::Held;
-use crate::wanted::Wanted;
+use crate::directive::DesiredState;
+use crate::status::CurrentJob;
 
 /// Watches over a worker that is left alone, and over its end.
-pub(crate) struct Life {
-    pub(crate) wanted: watch::Sender<Wanted>,
-    pub(crate) status: watch::Receiver<Option<Held>>,
+pub(crate) struct Lifecycle {
+    pub(crate) desired: watch::Sender<DesiredState>,
+    pub(crate) status: watch::Receiver<Option<CurrentJob>>,
     pub(crate) connected: watch::Receiver<bool>,
     pub(crate) draining: watch::Sender<bool>,
     pub(crate) orphan_timeout: Duration,
     pub(crate) drain_timeout: Duration,
 }
 
-impl Life {
+impl Lifecycle {
     /// Cancels `ending` when the worker is to end, and never returns: its end is the session's.
     pub(crate) async fn run(
         self,
@@ -30,7 +30,7 @@ impl Life {
         tokio::select! {
             () = immediate.cancelled() => tracing::info!("ending at once"),
             () = self.drain(stop) => {}
-            () = self.watch_over_orphans() => {}
+            () = self.stop_orphaned_training() => {}
         }
         ending.cancel();
         std::future::pending().await
@@ -45,7 +45,7 @@ impl Life {
         let drained = async {
             tokio::select! {
                 _ = status.wait_for(Option::is_none) => tracing::info!("let go of"),
-                () = self.stop_alone() => tracing::info!("no coordinator, nothing more to do"),
+                () = self.stop_without_coordinator() => tracing::info!("no coordinator, nothing more to do"),
             }
         };
         if timeout(self.drain_timeout, drained).await.is_err() {
@@ -54,21 +54,21 @@ impl Life {
     }
 
     /// With nobody there who would let the job go: returns once the engine does nothing by itself any more.
-    async fn stop_alone(&self) {
+    async fn stop_without_coordinator(&self) {
         let (mut connected, mut status) = (self.connected.clone(), self.status.clone());
         loop {
             // The channels' other ends live as long as the worker.
             let _ = connected.wait_for(|connected| !connected).await;
-            self.wanted.send_if_modified(Wanted::stop_training);
+            self.desired.send_if_modified(DesiredState::stop_training);
             tokio::select! {
-                _ = status.wait_for(|held| held.as_ref().is_none_or(|held| !held.is_busy())) => return,
+                _ = status.wait_for(|job| job.as_ref().is_none_or(|job| !job.is_busy())) => return,
                 _ = connected.wait_for(|connected| *connected) => {}
             }
         }
     }
 
     /// Stops training where the coordinator stays away. Never returns.
-    async fn watch_over_orphans(&self) {
+    async fn stop_orphaned_training(&self) {
         let mut connected = self.connected.clone();
         loop {
             let _ = connected.wait_for(|connected| !connected).await;
@@ -76,7 +76,7 @@ impl Life {
                 _ = connected.wait_for(|connected| *connected) => continue,
                 () = sleep(self.orphan_timeout) => {}
             }
-            if self.wanted.send_if_modified(Wanted::stop_training) {
+            if self.desired.send_if_modified(DesiredState::stop_training) {
                 let after = self.orphan_timeout;
                 tracing::warn!(?after, "no coordinator for too long, training stops after this step");
             }

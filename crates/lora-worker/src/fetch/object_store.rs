@@ -10,119 +10,122 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreSch
 use reqwest::Url;
 use tokio::time::timeout;
 
-use super::disk::Disk;
-use super::origin::{Bundle, Origin, Wanted};
-use super::part::Part;
+use super::cache::CacheDir;
+use super::partial_file::PartialFile;
+use super::source::{FileSet, RemoteFile, Source};
 use super::{FetchError, selection};
 
 /// How long a listing may take.
-const LISTING: Duration = Duration::from_secs(120);
+const LIST_TIMEOUT: Duration = Duration::from_secs(120);
 /// How long an answer or its next piece may be awaited.
-const STALLED: Duration = Duration::from_secs(60);
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// A base's directory holds no more objects than this.
 const MAX_OBJECTS: usize = 10_000;
 
 /// What may be set otherwise by the environment. The time for a whole request has no limit of use: a file may be large.
-const CLIENT: [(&str, &str); 3] = [("timeout", "7days"), ("connect_timeout", "20s"), ("read_timeout", "60s")];
+const CLIENT_DEFAULTS: [(&str, &str); 3] =
+    [("timeout", "7days"), ("connect_timeout", "20s"), ("read_timeout", "60s")];
 
 /// A directory of an object store.
-pub(super) struct Prefix {
+pub(super) struct ObjectStorePrefix {
     store: Arc<dyn ObjectStore>,
     prefix: Key,
     url: String,
 }
 
 /// The files of the base under the URL, whose store has `settings`.
-pub(super) async fn bundle(
+pub(super) async fn file_set(
     parsed: &Url,
     settings: &[(String, String)],
-    disk: &Disk,
-) -> Result<Bundle, FetchError> {
+    cache: &CacheDir,
+) -> Result<FileSet, FetchError> {
     let url = parsed.as_str().trim_end_matches('/');
     if let Ok((ObjectStoreScheme::Http, _)) = ObjectStoreScheme::parse(parsed) {
         let message = "the files of an https:// server cannot be listed, except S3's and Azure's; upload the base, or use \
                        hf:// or s3://";
-        return Err(FetchError::lasting(url, message));
+        return Err(FetchError::permanent(url, message));
     }
     let settings = settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    let (store, prefix) = object_store::parse_url_opts(parsed, CLIENT.into_iter().chain(settings))
-        .map_err(|error| FetchError::lasting(url, one_line(&error)))?;
-    let prefix = Prefix { store: store.into(), prefix, url: url.to_owned() };
-    let listing = timeout(LISTING, prefix.list()).await.map_err(|_| {
+    let (store, prefix) = object_store::parse_url_opts(parsed, CLIENT_DEFAULTS.into_iter().chain(settings))
+        .map_err(|error| FetchError::permanent(url, one_line(&error)))?;
+    let prefix = ObjectStorePrefix { store: store.into(), prefix, url: url.to_owned() };
+    let listing = timeout(LIST_TIMEOUT, prefix.list()).await.map_err(|_| {
         let message =
-            format!("its files were not listed within {LISTING:?}; are the worker's credentials set?");
-        FetchError::passing(url, message)
+            format!("its files were not listed within {LIST_TIMEOUT:?}; are the worker's credentials set?");
+        FetchError::transient(url, message)
     })??;
     let find = |name: &String| {
         let file = listing.iter().find(|file| file.name == *name).cloned();
-        file.ok_or_else(|| FetchError::lasting(url, format!("has no {name}, which its index names")))
+        file.ok_or_else(|| FetchError::permanent(url, format!("has no {name}, which its index names")))
     };
     let needed = selection::needed(listing.iter().map(|file| file.name.as_str()));
-    let needed = needed.map_err(|message| FetchError::lasting(url, message))?;
-    let mut files: Vec<Wanted> = needed.iter().map(find).collect::<Result<_, _>>()?;
-    let origin = Origin::Bucket(prefix);
-    let shards = selection::shards(&files, &origin, disk, url).await?;
+    let needed = needed.map_err(|message| FetchError::permanent(url, message))?;
+    let mut files: Vec<RemoteFile> = needed.iter().map(find).collect::<Result<_, _>>()?;
+    let source = Source::ObjectStore(prefix);
+    let shards = selection::shards(&files, &source, cache, url).await?;
     files.extend(shards.iter().map(find).collect::<Result<Vec<_>, _>>()?);
-    Ok(Bundle { origin, files })
+    Ok(FileSet { source, files })
 }
 
-impl Prefix {
+impl ObjectStorePrefix {
     /// Makes `path` the whole file.
-    pub(super) async fn download(&self, file: &Wanted, path: &Path) -> Result<(), FetchError> {
+    pub(super) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
         let from = format!("{}/{}", self.url, file.name);
-        let mut part = Part::open(path).await?;
-        if part.size() >= file.size {
-            return part.finish(file, &from).await;
+        let mut partial = PartialFile::open(path).await?;
+        if partial.size() >= file.size {
+            return partial.finish(file, &from).await;
         }
-        let stalled = |_| FetchError::passing(&from, format!("the transfer stood still for {STALLED:?}"));
-        let fail = |error: object_store::Error| told(&error, &from);
-        let range = (part.size() > 0).then_some(GetRange::Offset(part.size()));
+        let stalled =
+            |_| FetchError::transient(&from, format!("the transfer stood still for {STALL_TIMEOUT:?}"));
+        let fail = |error: object_store::Error| fetch_error(&error, &from);
+        let range = (partial.size() > 0).then_some(GetRange::Offset(partial.size()));
         let options = GetOptions { if_match: file.etag.clone(), range, ..GetOptions::default() };
-        let answer = timeout(STALLED, self.store.get_opts(&self.key(&file.name), options)).await;
+        let answer = timeout(STALL_TIMEOUT, self.store.get_opts(&self.key(&file.name), options)).await;
         let mut pieces = answer.map_err(stalled)?.map_err(fail)?.into_stream();
-        while part.size() <= file.size
-            && let Some(piece) = timeout(STALLED, pieces.try_next()).await.map_err(stalled)?.map_err(fail)?
+        while partial.size() <= file.size
+            && let Some(piece) =
+                timeout(STALL_TIMEOUT, pieces.try_next()).await.map_err(stalled)?.map_err(fail)?
         {
-            part.write(&piece).await?;
+            partial.write(&piece).await?;
         }
-        part.finish(file, &from).await
+        partial.finish(file, &from).await
     }
 
     /// All files, those in directories included, in the order of their names.
-    async fn list(&self) -> Result<Vec<Wanted>, FetchError> {
+    async fn list(&self) -> Result<Vec<RemoteFile>, FetchError> {
         let mut objects = self.store.list(Some(&self.prefix));
         let mut files = Vec::new();
-        while let Some(object) = objects.try_next().await.map_err(|error| told(&error, &self.url))? {
+        while let Some(object) = objects.try_next().await.map_err(|error| fetch_error(&error, &self.url))? {
             if files.len() == MAX_OBJECTS {
                 let message =
                     format!("holds more than {MAX_OBJECTS} objects; give the directory of one model");
-                return Err(FetchError::lasting(&self.url, message));
+                return Err(FetchError::permanent(&self.url, message));
             }
-            files.extend(self.wanted(object));
+            files.extend(self.remote_file(object));
         }
         if files.is_empty() {
-            return Err(FetchError::lasting(&self.url, "holds no files"));
+            return Err(FetchError::permanent(&self.url, "holds no files"));
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(files)
     }
 
-    fn wanted(&self, object: ObjectMeta) -> Option<Wanted> {
+    fn remote_file(&self, object: ObjectMeta) -> Option<RemoteFile> {
         let parts: Vec<_> = object.location.prefix_match(&self.prefix)?.collect();
         let name = parts.iter().map(AsRef::as_ref).collect::<Vec<_>>().join("/");
         let ObjectMeta { location, last_modified, size, e_tag: etag, .. } = object;
         let state = etag.clone().unwrap_or_else(|| last_modified.to_rfc3339());
         let store = self.url.split('/').take(3).collect::<Vec<_>>().join("/");
         let key = super::key("object", &[&store, location.as_ref(), &size.to_string(), &state]);
-        Some(Wanted { name, size, key, etag })
+        Some(RemoteFile { name, size, key, etag })
     }
 
     fn key(&self, name: &str) -> Key {
-        name.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
+        name.split('/').fold(self.prefix.clone(), |path, partial| path.join(partial))
     }
 }
 
-fn told(error: &object_store::Error, from: &str) -> FetchError {
+fn fetch_error(error: &object_store::Error, from: &str) -> FetchError {
     use object_store::Error;
     // Of a failed listing only the text tells the status.
     let text = error.to_string();
@@ -131,18 +134,18 @@ fn told(error: &object_store::Error, from: &str) -> FetchError {
     let code = after("<Code>").and_then(|rest| rest.split_once('<')).map(|(code, _)| code);
     let code = code.filter(|code| code.chars().all(char::is_alphanumeric)).unwrap_or("no reason given");
     match (error, status) {
-        (Error::NotFound { .. }, _) | (_, Some(404)) => FetchError::lasting(from, "does not exist"),
+        (Error::NotFound { .. }, _) | (_, Some(404)) => FetchError::permanent(from, "does not exist"),
         (Error::PermissionDenied { .. } | Error::Unauthenticated { .. }, _) | (_, Some(401 | 403)) => {
             let remedy = "check the worker's AWS_*, GOOGLE_* or AZURE_* environment variables";
-            FetchError::lasting(from, format!("the store refuses access ({code}): {remedy}"))
+            FetchError::permanent(from, format!("the store refuses access ({code}): {remedy}"))
         }
-        (Error::Precondition { .. }, _) => FetchError::passing(from, "was changed while it was fetched"),
+        (Error::Precondition { .. }, _) => FetchError::transient(from, "was changed while it was fetched"),
         (_, Some(status @ (408 | 429 | 500..))) => {
-            FetchError::passing(from, format!("the store answers {status} ({code})"))
+            FetchError::transient(from, format!("the store answers {status} ({code})"))
         }
-        (_, Some(status)) => FetchError::lasting(from, format!("the store answers {status} ({code})")),
-        (Error::Generic { .. }, None) => FetchError::passing(from, one_line(error)),
-        (_, None) => FetchError::lasting(from, one_line(error)),
+        (_, Some(status)) => FetchError::permanent(from, format!("the store answers {status} ({code})")),
+        (Error::Generic { .. }, None) => FetchError::transient(from, one_line(error)),
+        (_, None) => FetchError::permanent(from, one_line(error)),
     }
 }
 

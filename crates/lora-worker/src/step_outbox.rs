@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use lora_proto::v1;
 
 /// Rows that are kept at most until the coordinator has stored them.
-pub(crate) const KEPT: usize = 1 << 16;
+pub(crate) const MAX_UNACKNOWLEDGED_STEPS: usize = 1 << 16;
 /// Rows in one message.
-const TOGETHER: usize = 1 << 10;
+const STEPS_PER_MESSAGE: usize = 1 << 10;
 
 /// The finished steps that the coordinator has not stored yet. Every rank keeps them, and the first sends them: whoever
 /// takes its place has what it could not send any more. A clone is the same buffer.
 #[derive(Clone, Default)]
-pub(crate) struct Steps(Arc<Mutex<Buffer>>);
+pub(crate) struct StepOutbox(Arc<Mutex<Buffer>>);
 
 #[derive(Default)]
 struct Buffer {
@@ -30,7 +30,7 @@ struct Buffer {
     overflowed: bool,
 }
 
-impl Steps {
+impl StepOutbox {
     /// The last step of the job that is known to be stored.
     pub(crate) fn stored(&self, job_id: &str) -> u64 {
         let buffer = self.lock();
@@ -45,7 +45,7 @@ impl Steps {
         let stored = if is_same { buffer.stored } else { 0 };
         let kept = std::mem::take(&mut buffer.rows).into_iter().filter(|_| is_same);
         let by_step: BTreeMap<u64, _> = past.into_iter().chain(kept).map(|row| (step(&row), row)).collect();
-        let lost = by_step.len().saturating_sub(KEPT);
+        let lost = by_step.len().saturating_sub(MAX_UNACKNOWLEDGED_STEPS);
         *buffer = Buffer {
             job_id: job_id.to_owned(),
             generation,
@@ -66,13 +66,13 @@ impl Steps {
     /// Takes a row; where there is no room, the oldest one is lost.
     pub(crate) fn push(&self, row: v1::StepReport) {
         let mut buffer = self.lock();
-        if buffer.rows.len() == KEPT {
+        if buffer.rows.len() == MAX_UNACKNOWLEDGED_STEPS {
             buffer.rows.pop_front();
             buffer.sent = buffer.sent.saturating_sub(1);
             if !std::mem::replace(&mut buffer.overflowed, true) {
                 tracing::warn!(
                     job = buffer.job_id,
-                    kept = KEPT,
+                    kept = MAX_UNACKNOWLEDGED_STEPS,
                     "oldest metrics lost, too many are not stored"
                 );
             }
@@ -99,7 +99,7 @@ impl Steps {
     }
 
     /// Whether there are rows to send.
-    pub(crate) fn are_waiting(&self) -> bool {
+    pub(crate) fn has_unsent(&self) -> bool {
         let buffer = self.lock();
         buffer.is_first && buffer.sent < buffer.rows.len()
     }
@@ -110,7 +110,7 @@ impl Steps {
         if !buffer.is_first {
             return None;
         }
-        let end = buffer.rows.len().min(buffer.sent + TOGETHER);
+        let end = buffer.rows.len().min(buffer.sent + STEPS_PER_MESSAGE);
         let steps: Vec<_> = buffer.rows.range(buffer.sent..end).cloned().collect();
         buffer.sent = end;
         let (job_id, generation) = (buffer.job_id.clone(), buffer.generation);
@@ -135,19 +135,19 @@ mod tests {
         v1::StepReport { metrics: Some(metrics), ..v1::StepReport::default() }
     }
 
-    fn sent(steps: &Steps) -> Vec<u64> {
+    fn sent(steps: &StepOutbox) -> Vec<u64> {
         let messages = std::iter::from_fn(|| steps.next());
         messages.flat_map(|message| message.steps).map(|row| row.metrics.unwrap().step).collect()
     }
 
     #[test]
-    fn rows_are_sent_once_a_connection_until_they_are_stored() {
-        let steps = Steps::default();
+    fn steps_are_sent_once_per_connection_until_acknowledged() {
+        let steps = StepOutbox::default();
         steps.begin("job", 1, true, Vec::new());
         (1..=5).for_each(|step| steps.push(row(step)));
-        assert!(steps.are_waiting());
+        assert!(steps.has_unsent());
         assert_eq!(sent(&steps), [1, 2, 3, 4, 5]);
-        assert!(!steps.are_waiting());
+        assert!(!steps.has_unsent());
         steps.acknowledge("job", 2);
         steps.acknowledge("another job", 5);
         steps.push(row(6));
@@ -160,12 +160,12 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_that_becomes_the_first_sends_what_its_forerunner_could_not() {
-        let steps = Steps::default();
+    fn a_new_rank_0_sends_its_predecessors_unacknowledged_steps() {
+        let steps = StepOutbox::default();
         steps.begin("job", 1, false, Vec::new());
         let told = v1::StepReport { notice: "skipped".into(), ..row(3) };
         [row(2), told.clone()].into_iter().for_each(|row| steps.push(row));
-        assert!(!steps.are_waiting() && steps.next().is_none(), "the first rank sends them");
+        assert!(!steps.has_unsent() && steps.next().is_none(), "the first rank sends them");
         steps.acknowledge("job", 2);
         steps.begin("job", 2, true, vec![row(1), row(3), row(4)]);
         let message = steps.next().unwrap();
@@ -173,13 +173,13 @@ mod tests {
     }
 
     #[test]
-    fn the_oldest_rows_are_lost_where_there_is_no_room() {
-        let steps = Steps::default();
+    fn the_oldest_steps_are_dropped_when_full() {
+        let steps = StepOutbox::default();
         steps.begin("job", 1, true, Vec::new());
-        (1..=KEPT as u64 + 3).for_each(|step| steps.push(row(step)));
+        (1..=MAX_UNACKNOWLEDGED_STEPS as u64 + 3).for_each(|step| steps.push(row(step)));
         let all = sent(&steps);
-        assert_eq!((all.len(), all[0]), (KEPT, 4));
-        steps.push(row(KEPT as u64 + 4));
-        assert_eq!(sent(&steps), [KEPT as u64 + 4], "what was sent is not sent again");
+        assert_eq!((all.len(), all[0]), (MAX_UNACKNOWLEDGED_STEPS, 4));
+        steps.push(row(MAX_UNACKNOWLEDGED_STEPS as u64 + 4));
+        assert_eq!(sent(&steps), [MAX_UNACKNOWLEDGED_STEPS as u64 + 4], "what was sent is not sent again");
     }
 }

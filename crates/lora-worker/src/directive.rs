@@ -6,16 +6,16 @@ use lora_proto::v1;
 
 /// The newest directive.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Wanted {
+pub(crate) struct DesiredState {
     pub(crate) assignment: Option<Arc<v1::Assignment>>,
     pub(crate) goal: v1::Goal,
     /// Of the directive, in its connection; 0: there has been none in this one.
     pub(crate) number: u64,
 }
 
-impl Wanted {
+impl DesiredState {
     /// No job.
-    pub(crate) fn nothing() -> Self {
+    pub(crate) fn none() -> Self {
         Self { assignment: None, goal: v1::Goal::Unspecified, number: 0 }
     }
 
@@ -29,7 +29,7 @@ impl Wanted {
     }
 }
 
-impl From<v1::Directive> for Wanted {
+impl From<v1::Directive> for DesiredState {
     fn from(directive: v1::Directive) -> Self {
         let goal = directive.goal();
         Self { assignment: directive.assignment.map(Arc::new), goal, number: directive.number }
@@ -38,14 +38,14 @@ impl From<v1::Directive> for Wanted {
 
 /// What a piece of work is for. It is given up once that is not wanted any more.
 #[derive(Debug, Clone)]
-pub(crate) enum Scope {
+pub(crate) enum WorkScope {
     /// A job, in whatever generation.
     Job(String),
     /// A job's group of one generation.
     Group(String, u64),
 }
 
-impl Scope {
+impl WorkScope {
     /// The job of `assignment`.
     pub(crate) fn job(assignment: &v1::Assignment) -> Self {
         Self::Job(assignment.job_id.clone())
@@ -57,8 +57,8 @@ impl Scope {
     }
 
     /// Whether it is what is wanted.
-    pub(crate) fn is_wanted(&self, wanted: &Wanted) -> bool {
-        wanted.assignment.as_deref().is_some_and(|assignment| match self {
+    pub(crate) fn is_current(&self, desired: &DesiredState) -> bool {
+        desired.assignment.as_deref().is_some_and(|assignment| match self {
             Self::Job(job_id) => *job_id == assignment.job_id,
             Self::Group(job_id, generation) => {
                 (job_id, *generation) == (&assignment.job_id, assignment.generation)

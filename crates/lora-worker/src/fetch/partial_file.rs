@@ -7,16 +7,16 @@ use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
 use super::FetchError;
-use super::origin::Wanted;
+use super::source::RemoteFile;
 
 /// The beginning of a file, on disk.
-pub(super) struct Part {
+pub(super) struct PartialFile {
     path: PathBuf,
     file: File,
     digest: DigestBuilder,
 }
 
-impl Part {
+impl PartialFile {
     /// Goes on with what lies at `path`.
     pub(super) async fn open(path: &Path) -> Result<Self, FetchError> {
         let mut options = OpenOptions::new();
@@ -56,16 +56,16 @@ impl Part {
 
     /// Holds what is there against what was wanted from `from`. A file of the right length with other bytes, or one that is
     /// too long, is forgotten.
-    pub(super) async fn finish(mut self, wanted: &Wanted, from: &str) -> Result<(), FetchError> {
-        let (size, expected) = (self.size(), wanted.size);
+    pub(super) async fn finish(mut self, remote_file: &RemoteFile, from: &str) -> Result<(), FetchError> {
+        let (size, expected) = (self.size(), remote_file.size);
         if size < expected {
             let message = format!("the connection ended after {size} of {expected} bytes");
-            return Err(FetchError::passing(from, message));
+            return Err(FetchError::transient(from, message));
         }
-        let same = wanted.sha256().is_none_or(|sha256| self.digest.clone().finish().sha256 == sha256);
+        let same = remote_file.sha256().is_none_or(|sha256| self.digest.clone().finish().sha256 == sha256);
         if size > expected || !same {
             self.restart().await?;
-            return Err(FetchError::passing(from, "it arrived damaged; try again"));
+            return Err(FetchError::transient(from, "it arrived damaged; try again"));
         }
         self.file.sync_all().await.map_err(FetchError::at(&self.path))
     }

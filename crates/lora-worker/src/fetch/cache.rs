@@ -13,28 +13,28 @@ use tracing::{info, warn};
 
 use super::FetchError;
 use super::evict;
-use super::origin::{Bundle, Origin, Wanted};
+use super::source::{FileSet, RemoteFile, Source};
 
 /// Files that are fetched at once.
-const FILES: usize = 4;
+const MAX_CONCURRENT_FETCHES: usize = 4;
 /// How often another's lock is looked at.
-const POLL: Duration = Duration::from_millis(50);
+const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long another may hold a lock without getting on.
-const PATIENCE: Duration = Duration::from_secs(600);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The cache directory.
-pub(super) struct Disk {
+pub(super) struct CacheDir {
     root: PathBuf,
     max_bytes: u64,
 }
 
 /// A set that is in use: it is not removed while this lives.
-pub(super) struct Held {
+pub(super) struct FileLock {
     pub(super) dir: PathBuf,
     _lock: File,
 }
 
-impl Disk {
+impl CacheDir {
     pub(super) fn open(dir: &Path, max_bytes: u64) -> Result<Self, FetchError> {
         fs::create_dir_all(dir).map_err(FetchError::at(dir))?;
         let root = dir.canonicalize().map_err(FetchError::at(dir))?;
@@ -50,29 +50,30 @@ impl Disk {
     }
 
     /// The set of `files`, which may be empty still.
-    pub(super) async fn hold(&self, files: &[Wanted]) -> Result<Held, FetchError> {
+    pub(super) async fn lock_set(&self, files: &[RemoteFile]) -> Result<FileLock, FetchError> {
         let dir = self.root.join("sets").join(set_id(files));
         let started = Instant::now();
         loop {
-            if let Some(lock) = claim(&dir, File::try_lock_shared).map_err(FetchError::at(&dir))? {
+            if let Some(lock) = lock_dir(&dir, File::try_lock_shared).map_err(FetchError::at(&dir))? {
                 // What was used last goes last.
                 lock.set_modified(SystemTime::now()).map_err(FetchError::at(&dir))?;
-                return Ok(Held { dir, _lock: lock });
+                return Ok(FileLock { dir, _lock: lock });
             }
-            if started.elapsed() > PATIENCE {
+            if started.elapsed() > WAIT_TIMEOUT {
                 return Err(FetchError::Busy { file: dir.display().to_string() });
             }
-            sleep(POLL).await;
+            sleep(LOCK_POLL_INTERVAL).await;
         }
     }
 
     /// Bytes that `fill` would fetch.
-    pub(super) fn missing_bytes(&self, held: &Held, bundle: &Bundle) -> u64 {
-        let missing = |file: &&Wanted| {
-            !is_whole(&held.dir.join(&file.name), file) && !is_whole(&self.object(file), file)
+    pub(super) fn missing_bytes(&self, lock: &FileLock, file_set: &FileSet) -> u64 {
+        let missing = |file: &&RemoteFile| {
+            !is_whole(&lock.dir.join(&file.name), file) && !is_whole(&self.object(file), file)
         };
-        let bytes = |file: &Wanted| file.size.saturating_sub(size_of(&self.partial(file).join("content")));
-        bundle.files.iter().filter(missing).map(bytes).sum()
+        let bytes =
+            |file: &RemoteFile| file.size.saturating_sub(size_of(&self.partial(file).join("content")));
+        file_set.files.iter().filter(missing).map(bytes).sum()
     }
 
     /// Removes what was not used for longest, until `bytes` more fit.
@@ -85,15 +86,15 @@ impl Disk {
     }
 
     /// Makes the set whole.
-    pub(super) async fn fill(&self, held: &Held, bundle: &Bundle) -> Result<(), FetchError> {
-        stream::iter(&bundle.files)
+    pub(super) async fn fill(&self, lock: &FileLock, file_set: &FileSet) -> Result<(), FetchError> {
+        stream::iter(&file_set.files)
             .map(Ok)
-            .try_for_each_concurrent(FILES, |file| {
-                let to = held.dir.join(&file.name);
+            .try_for_each_concurrent(MAX_CONCURRENT_FETCHES, |file| {
+                let to = lock.dir.join(&file.name);
                 async move {
                     match is_whole(&to, file) {
                         true => Ok(()),
-                        false => self.fetch(&bundle.origin, file, &to).await,
+                        false => self.fetch(&file_set.source, file, &to).await,
                     }
                 }
             })
@@ -101,13 +102,13 @@ impl Disk {
     }
 
     /// The bytes of a file that is not kept.
-    pub(super) async fn read_once(&self, origin: &Origin, file: &Wanted) -> Result<Vec<u8>, FetchError> {
+    pub(super) async fn read_once(&self, source: &Source, file: &RemoteFile) -> Result<Vec<u8>, FetchError> {
         loop {
             let object = self.object(file);
             if is_whole(&object, file) {
                 return tokio::fs::read(&object).await.map_err(FetchError::at(&object));
             }
-            let Some(partial) = self.download(origin, file).await? else { continue };
+            let Some(partial) = self.download(source, file).await? else { continue };
             let content = partial.dir.join("content");
             let bytes = tokio::fs::read(&content).await.map_err(FetchError::at(&content))?;
             fs::remove_dir_all(&partial.dir).map_err(FetchError::at(&partial.dir))?;
@@ -116,11 +117,11 @@ impl Disk {
     }
 
     /// Which files the remote base `id` consists of, if that was kept.
-    pub(super) fn record(&self, id: &str) -> Option<Vec<Wanted>> {
+    pub(super) fn record(&self, id: &str) -> Option<Vec<RemoteFile>> {
         read_record(&self.root.join("records").join(id))
     }
 
-    pub(super) fn keep_record(&self, id: &str, files: &[Wanted]) -> Result<(), FetchError> {
+    pub(super) fn keep_record(&self, id: &str, files: &[RemoteFile]) -> Result<(), FetchError> {
         let dir = self.root.join("records");
         let keep = || {
             let mut file = tempfile::NamedTempFile::new_in(&dir)?;
@@ -132,13 +133,13 @@ impl Disk {
     }
 
     /// Puts the file at `to`.
-    async fn fetch(&self, origin: &Origin, file: &Wanted, to: &Path) -> Result<(), FetchError> {
+    async fn fetch(&self, source: &Source, file: &RemoteFile, to: &Path) -> Result<(), FetchError> {
         let object = self.object(file);
         loop {
             if is_whole(&object, file) && link(&object, to, file).map_err(FetchError::at(to))? {
                 return Ok(());
             }
-            let Some(partial) = self.download(origin, file).await? else { continue };
+            let Some(partial) = self.download(source, file).await? else { continue };
             let content = partial.dir.join("content");
             // An object is always in a set too, or else it may go at any time.
             link(&content, to, file).map_err(FetchError::at(to))?;
@@ -148,32 +149,35 @@ impl Disk {
     }
 
     /// The directory of the whole file, held alone; `None` once somebody else has made it an object.
-    async fn download(&self, origin: &Origin, file: &Wanted) -> Result<Option<Held>, FetchError> {
-        let Some(partial) = self.hold_partial(file).await? else { return Ok(None) };
+    async fn download(&self, source: &Source, file: &RemoteFile) -> Result<Option<FileLock>, FetchError> {
+        let Some(partial) = self.lock_partial(file).await? else { return Ok(None) };
         let (started, name, bytes) = (Instant::now(), file.name.as_str(), file.size);
         info!(name, bytes, "fetching a file");
         let content = partial.dir.join("content");
-        origin.download(file, &content).await?;
+        source.download(file, &content).await?;
         if !is_whole(&content, file) {
             fs::remove_file(&content).map_err(FetchError::at(&content))?;
-            return Err(FetchError::passing(name, "it does not have the size that was announced; try again"));
+            return Err(FetchError::transient(
+                name,
+                "it does not have the size that was announced; try again",
+            ));
         }
         info!(name, bytes, seconds = started.elapsed().as_secs_f64(), "fetched a file");
         Ok(Some(partial))
     }
 
-    async fn hold_partial(&self, file: &Wanted) -> Result<Option<Held>, FetchError> {
+    async fn lock_partial(&self, file: &RemoteFile) -> Result<Option<FileLock>, FetchError> {
         let dir = self.partial(file);
         let (mut seen, mut since) = (0, None);
         loop {
-            let lock = claim(&dir, File::try_lock).map_err(FetchError::at(&dir))?;
+            let lock = lock_dir(&dir, File::try_lock).map_err(FetchError::at(&dir))?;
             let there = is_whole(&self.object(file), file);
             match lock {
                 Some(_) if there => {
                     fs::remove_dir_all(&dir).map_err(FetchError::at(&dir))?;
                     return Ok(None);
                 }
-                Some(lock) => return Ok(Some(Held { dir, _lock: lock })),
+                Some(lock) => return Ok(Some(FileLock { dir, _lock: lock })),
                 None if there => return Ok(None),
                 None => {}
             }
@@ -184,18 +188,18 @@ impl Disk {
             });
             if size != seen {
                 (seen, *since) = (size, Instant::now());
-            } else if since.elapsed() > PATIENCE {
+            } else if since.elapsed() > WAIT_TIMEOUT {
                 return Err(FetchError::Busy { file: file.name.clone() });
             }
-            sleep(POLL).await;
+            sleep(LOCK_POLL_INTERVAL).await;
         }
     }
 
-    fn object(&self, file: &Wanted) -> PathBuf {
+    fn object(&self, file: &RemoteFile) -> PathBuf {
         self.root.join("objects").join(&file.key)
     }
 
-    fn partial(&self, file: &Wanted) -> PathBuf {
+    fn partial(&self, file: &RemoteFile) -> PathBuf {
         self.root.join("partial").join(&file.key)
     }
 
@@ -211,7 +215,7 @@ impl Disk {
 }
 
 /// The lock on directory `dir`, which is made if need be; `None` if another has it or removed the directory just now.
-pub(super) fn claim(dir: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> io::Result<Option<File>> {
+pub(super) fn lock_dir(dir: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> io::Result<Option<File>> {
     fs::create_dir_all(dir)?;
     let gone = |error: io::Error| match error.kind() {
         ErrorKind::NotFound => Ok(None),
@@ -226,15 +230,15 @@ pub(super) fn claim(dir: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> 
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => return Err(error),
     }
-    let held = file.metadata()?;
+    let locked = file.metadata()?;
     match fs::metadata(dir) {
-        Ok(there) => Ok(((there.dev(), there.ino()) == (held.dev(), held.ino())).then_some(file)),
+        Ok(there) => Ok(((there.dev(), there.ino()) == (locked.dev(), locked.ino())).then_some(file)),
         Err(error) => gone(error),
     }
 }
 
 /// Makes `to` another name of `from`; false if `from` is gone. A file of another length that lies at `to` is replaced.
-fn link(from: &Path, to: &Path, file: &Wanted) -> io::Result<bool> {
+fn link(from: &Path, to: &Path, file: &RemoteFile) -> io::Result<bool> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
     }
@@ -252,11 +256,11 @@ fn link(from: &Path, to: &Path, file: &Wanted) -> io::Result<bool> {
     }
 }
 
-fn read_record(path: &Path) -> Option<Vec<Wanted>> {
+fn read_record(path: &Path) -> Option<Vec<RemoteFile>> {
     serde_json::from_slice(&fs::read(path).ok()?).ok()
 }
 
-fn set_id(files: &[Wanted]) -> String {
+fn set_id(files: &[RemoteFile]) -> String {
     let mut lines: Vec<String> = files.iter().map(|file| format!("{} {}\n", file.name, file.key)).collect();
     lines.sort();
     let mut id = DigestBuilder::of_bytes(lines.concat().as_bytes()).hex();
@@ -264,7 +268,7 @@ fn set_id(files: &[Wanted]) -> String {
     id
 }
 
-fn is_whole(path: &Path, file: &Wanted) -> bool {
+fn is_whole(path: &Path, file: &RemoteFile) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == file.size)
 }
 
