@@ -7,7 +7,7 @@ use tonic::Status;
 use crate::refusal::Refusal;
 
 /// Messages to a worker that may wait to be sent; a worker that lets more pile up loses its connection.
-pub(crate) const OUTBOX_MESSAGES: usize = 64;
+pub(crate) const OUTBOX_CAPACITY: usize = 64;
 
 /// Where messages to a worker are put.
 pub(crate) type Outbox = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;

@@ -10,7 +10,7 @@ use lora_spec::FieldError;
 use serde::{Deserialize, Serialize};
 
 /// No wait is longer: a year, in seconds.
-const LONGEST: f64 = 365.0 * 24.0 * 3600.0;
+const MAX_SECONDS: f64 = 365.0 * 24.0 * 3600.0;
 
 /// Settings of a coordinator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -172,16 +172,16 @@ impl Config {
             }
         }
         for (field, value, longest) in [
-            ("limits.unreferenced_hours", limits.unreferenced_hours, LONGEST / 3600.0),
-            ("limits.unknown_object_hours", limits.unknown_object_hours, LONGEST / 3600.0),
-            ("workers.heartbeat_seconds", self.workers.heartbeat_seconds, LONGEST),
-            ("workers.lease_seconds", self.workers.lease_seconds, LONGEST),
-            ("recovery.settle_seconds", recovery.settle_seconds, LONGEST),
-            ("recovery.preparing_seconds", recovery.preparing_seconds, LONGEST),
-            ("recovery.forming_seconds", recovery.forming_seconds, LONGEST),
-            ("recovery.step_seconds", recovery.step_seconds, LONGEST),
-            ("recovery.saving_seconds", recovery.saving_seconds, LONGEST),
-            ("recovery.exporting_seconds", recovery.exporting_seconds, LONGEST),
+            ("limits.unreferenced_hours", limits.unreferenced_hours, MAX_SECONDS / 3600.0),
+            ("limits.unknown_object_hours", limits.unknown_object_hours, MAX_SECONDS / 3600.0),
+            ("workers.heartbeat_seconds", self.workers.heartbeat_seconds, MAX_SECONDS),
+            ("workers.lease_seconds", self.workers.lease_seconds, MAX_SECONDS),
+            ("recovery.settle_seconds", recovery.settle_seconds, MAX_SECONDS),
+            ("recovery.preparing_seconds", recovery.preparing_seconds, MAX_SECONDS),
+            ("recovery.forming_seconds", recovery.forming_seconds, MAX_SECONDS),
+            ("recovery.step_seconds", recovery.step_seconds, MAX_SECONDS),
+            ("recovery.saving_seconds", recovery.saving_seconds, MAX_SECONDS),
+            ("recovery.exporting_seconds", recovery.exporting_seconds, MAX_SECONDS),
         ] {
             if !(value > 0.0 && value <= longest) {
                 return fail(field, format!("is {value}; it must be above 0 and at most {longest}"));

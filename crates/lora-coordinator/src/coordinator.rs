@@ -27,12 +27,12 @@ use crate::service::Service;
 use crate::store::{ForeignObjects, Retention, Store, StoreError, UnknownObjects};
 
 /// Commands that may wait for the service; callers beyond it wait for room.
-const WAITING_COMMANDS: usize = 256;
+const COMMAND_QUEUE_CAPACITY: usize = 256;
 /// A silent connection is asked for a sign of life this often, and given up when none comes.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long calls and streams may take to end at shutdown; what is left then is cut off.
-const FAREWELL: Duration = Duration::from_secs(3);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long reads of the store may take to end after that.
 const LAST_READS: Duration = Duration::from_secs(1);
 /// How often the store is maintained.
@@ -178,7 +178,7 @@ impl Coordinator {
         let metrics = Metrics::new(&mut registry);
         let health = Health::default();
         let http_address = http.as_ref().and_then(|http| http.local_addr().ok());
-        let (sender, receiver) = mpsc::channel(WAITING_COMMANDS);
+        let (sender, receiver) = mpsc::channel(COMMAND_QUEUE_CAPACITY);
         let service = Service::new(store.clone(), config.clone(), receiver, metrics).await?;
         let service = tokio::spawn({
             let stop = stop.clone();
@@ -250,7 +250,7 @@ async fn serve_grpc(
     };
     let reflection = |error: tonic_reflection::server::Error| CoordinatorError::Reflection(error.to_string());
     let server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
         .add_service(health)
         .add_service(reflected().build_v1().map_err(reflection)?)
@@ -270,7 +270,7 @@ async fn serve_grpc(
         served = &mut server => served?,
         () = stop.cancelled() => {
             store.close();
-            timeout(FAREWELL, server).await.unwrap_or(Ok(()))?;
+            timeout(SHUTDOWN_TIMEOUT, server).await.unwrap_or(Ok(()))?;
         }
     }
     Ok(())

@@ -73,13 +73,13 @@ pub(crate) fn is_file_name(name: &str, most: usize) -> bool {
 }
 
 /// A job's inputs under their names, as links into the store; gone when this is dropped.
-pub(crate) struct Materialized {
+pub(crate) struct JobInputs {
     dir: TempDir,
     /// The job with the paths of the links.
     pub(crate) job: JobSpec,
 }
 
-impl Materialized {
+impl JobInputs {
     /// Lays the inputs out. `None`: the base is not in the store. Blocks.
     pub(crate) fn new(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> io::Result<Option<Self>> {
         let Some(base::Source::Files(set)) = inputs.base.as_ref().and_then(|base| base.source.as_ref())
@@ -115,7 +115,7 @@ impl Materialized {
     }
 
     /// `text` with the files' own names instead of where the links lie.
-    pub(crate) fn plain(&self, text: &str) -> String {
+    pub(crate) fn with_job_names(&self, text: &str) -> String {
         let dir = self.dir.path().display();
         let mut plain = text.to_owned();
         for section in ["train", "eval"] {

@@ -7,7 +7,7 @@ use lora_proto::v1::{self, Goal, Phase, job_event};
 use lora_spec::{FieldError, JobSpec, JobState};
 use tokio::time::Instant;
 
-use crate::reconcile::Regroup;
+use crate::reconcile::PendingGroup;
 use crate::store::{JobRow, MemberRow, Store, StoreError};
 use crate::workers::{Worker, Workers, has_state};
 
@@ -19,15 +19,15 @@ pub(crate) struct Job {
     /// What each member was told of its place, by worker.
     pub(crate) assignments: BTreeMap<String, v1::Assignment>,
     /// The group must be formed anew, of the members that are left and others; why.
-    pub(crate) regroup: Option<Regroup>,
+    pub(crate) pending_group: Option<PendingGroup>,
     /// The members shall stop at a step boundary, so that the group can change; why.
-    pub(crate) change: Option<String>,
+    pub(crate) planned_change: Option<String>,
     /// The group was told to train.
-    pub(crate) started: bool,
+    pub(crate) training_started: bool,
     /// Every member has taken that in, so that a stop finds them all in the same group.
-    pub(crate) stoppable: bool,
+    pub(crate) all_members_training: bool,
     /// The member that shall bring its state into the store.
-    pub(crate) saver: Option<String>,
+    pub(crate) saving_member: Option<String>,
     /// When the first member was seen to have left the group.
     pub(crate) broken_since: Option<Instant>,
     /// Steps that were finished when the group was formed.
@@ -35,38 +35,38 @@ pub(crate) struct Job {
     /// Processes that could not reach the others: the job does without them.
     pub(crate) excluded: BTreeSet<String>,
     /// Processes whose base has been put on record.
-    pub(crate) bases_seen: Vec<MemberRow>,
+    pub(crate) recorded_bases: Vec<MemberRow>,
     /// The newest generation whose notice is in the log; 0: none.
     pub(crate) noticed_generation: u64,
 }
 
 /// What a member of the group is known to do.
 #[derive(Debug)]
-pub(crate) enum Member<'a> {
+pub(crate) enum MemberState<'a> {
     /// The process is gone for good.
     Lost,
     /// Its connection is broken; it may train on.
-    Away,
+    Disconnected,
     /// It has not taken its place in this generation yet. What it holds of the job from an older one, if anything.
-    Elsewhere(Option<&'a v1::HeldJob>),
+    OtherGeneration(Option<&'a v1::HeldJob>),
     /// It has its place in this generation.
-    Here(&'a v1::HeldJob),
+    InGroup(&'a v1::HeldJob),
 }
 
-impl<'a> Member<'a> {
+impl<'a> MemberState<'a> {
     /// What it holds of the job.
     pub(crate) fn held(&self) -> Option<&'a v1::HeldJob> {
         match self {
-            Self::Here(held) => Some(held),
-            Self::Elsewhere(held) => *held,
-            Self::Lost | Self::Away => None,
+            Self::InGroup(held) => Some(held),
+            Self::OtherGeneration(held) => *held,
+            Self::Lost | Self::Disconnected => None,
         }
     }
 
     /// Its phase in this generation.
     pub(crate) fn phase(&self) -> Option<Phase> {
         match self {
-            Self::Here(held) => Some(held.phase()),
+            Self::InGroup(held) => Some(held.phase()),
             _ => None,
         }
     }
@@ -86,15 +86,15 @@ impl Job {
         Ok(Self {
             spec: JobSpec::try_from(row.spec.clone())?,
             assignments: BTreeMap::new(),
-            regroup: None,
-            change: None,
-            started: row.state == JobState::Running,
-            stoppable: false,
-            saver: None,
+            pending_group: None,
+            planned_change: None,
+            training_started: row.state == JobState::Running,
+            all_members_training: false,
+            saving_member: None,
             broken_since: None,
             steps_at_start: row.completed_steps,
             excluded: BTreeSet::new(),
-            bases_seen: Vec::new(),
+            recorded_bases: Vec::new(),
             noticed_generation: 0,
             row,
         })
@@ -120,7 +120,7 @@ impl Job {
 
     /// Moves on to `state` together with other changes of the row; `events` come before that of the state. Does nothing, and
     /// says so in the log, if the table of transitions has it otherwise: that is a bug.
-    pub(crate) async fn become_state(
+    pub(crate) async fn transition_to(
         &mut self,
         store: &Store,
         state: JobState,
@@ -137,7 +137,7 @@ impl Job {
             return Ok(());
         }
         let mut next = self.row.clone();
-        enter(&mut next, state);
+        set_state(&mut next, state);
         change(&mut next);
         events.push(state_changed(&next));
         store.save_job(&next, events).await?;
@@ -152,38 +152,40 @@ impl Job {
     }
 
     /// What each member does, by rank.
-    pub(crate) fn members<'a>(&self, workers: &'a Workers) -> Vec<Member<'a>> {
+    pub(crate) fn members<'a>(&self, workers: &'a Workers) -> Vec<MemberState<'a>> {
         self.row.members.iter().map(|member| self.member(member, workers)).collect()
     }
 
-    fn member<'a>(&self, member: &MemberRow, workers: &'a Workers) -> Member<'a> {
-        let Some(worker) = process(member, workers) else { return Member::Lost };
+    fn member<'a>(&self, member: &MemberRow, workers: &'a Workers) -> MemberState<'a> {
+        let Some(worker) = member_process(member, workers) else { return MemberState::Lost };
         if !worker.is_connected() {
-            return Member::Away;
+            return MemberState::Disconnected;
         }
         match worker.held().filter(|held| held.job_id == self.row.id) {
-            Some(held) if held.generation == self.row.generation => Member::Here(held),
-            held => Member::Elsewhere(held),
+            Some(held) if held.generation == self.row.generation => MemberState::InGroup(held),
+            held => MemberState::OtherGeneration(held),
         }
     }
 
     /// What the worker of this name shall hold and do.
-    pub(crate) fn wanted(&self, worker: &str) -> (Option<&v1::Assignment>, Goal) {
-        let assignment = self.assignments.get(worker).filter(|_| self.is_shared_out());
+    pub(crate) fn desired_state(&self, worker: &str) -> (Option<&v1::Assignment>, Goal) {
+        let assignment = self.assignments.get(worker).filter(|_| self.is_assigned());
         let Some(assignment) = assignment else { return (None, Goal::Unspecified) };
         let goal = match self.state() {
-            _ if self.saver.as_deref() == Some(worker) => Goal::Save,
+            _ if self.saving_member.as_deref() == Some(worker) => Goal::Save,
             JobState::Preparing | JobState::Recovering => Goal::Prepare,
-            JobState::Running if self.change.is_none() => Goal::Train,
+            JobState::Running if self.planned_change.is_none() => Goal::Train,
             // One that never heard of the start would not come to the group in which the others stop.
-            JobState::Running | JobState::Pausing if self.started && !self.stoppable => Goal::Train,
+            JobState::Running | JobState::Pausing if self.training_started && !self.all_members_training => {
+                Goal::Train
+            }
             _ => Goal::Stop,
         };
         (Some(assignment), goal)
     }
 
     /// Whether workers shall hold it.
-    fn is_shared_out(&self) -> bool {
+    fn is_assigned(&self) -> bool {
         self.state().is_active() && self.state() != JobState::Cancelling
     }
 
@@ -214,12 +216,12 @@ impl Job {
 }
 
 /// The process that a member is, if it is not lost.
-pub(crate) fn process<'a>(member: &MemberRow, workers: &'a Workers) -> Option<&'a Worker> {
+pub(crate) fn member_process<'a>(member: &MemberRow, workers: &'a Workers) -> Option<&'a Worker> {
     workers.get(&member.worker).filter(|worker| worker.hello.instance_id == member.instance_id)
 }
 
 /// Puts a row into a state.
-pub(crate) fn enter(row: &mut JobRow, state: JobState) {
+pub(crate) fn set_state(row: &mut JobRow, state: JobState) {
     row.state = state;
     row.changed = SystemTime::now();
     row.waiting_for.clear();

@@ -7,33 +7,33 @@ use lora_proto::v1::{self, Phase, job_event};
 use lora_spec::JobState;
 use tokio::time::Instant;
 
-use crate::job::{Job, Member, process};
-use crate::regroup::{MemberReport, Why, regroup};
+use crate::job::{Job, MemberState, member_process};
+use crate::membership::{EvictionReason, MemberReport, decide_membership};
 use crate::service::Service;
 use crate::store::{JobRow, MemberRow, StoreError};
 use crate::workers::{has_state, phase_name};
 
 /// How long the last steps of a finished run may take to come before its result is accepted without them.
-const LAST_STEPS: Duration = Duration::from_secs(10);
+const LAST_STEPS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A group that is to be formed anew.
 #[derive(Debug, Clone)]
-pub(crate) struct Regroup {
+pub(crate) struct PendingGroup {
     /// Why, for people.
     pub(crate) reason: String,
     /// The members that stay.
-    pub(crate) stay: Vec<MemberRow>,
+    pub(crate) remaining: Vec<MemberRow>,
     /// What is put on record with it.
     pub(crate) events: Vec<job_event::Kind>,
     /// The group broke, rather than being changed as planned.
-    pub(crate) broke: bool,
+    pub(crate) is_failure: bool,
 }
 
-impl Regroup {
+impl PendingGroup {
     /// A job that waited for workers when the coordinator ended.
     pub(crate) fn resumed(job: &Job) -> Self {
         let reason = "the coordinator was started again".to_owned();
-        Self { reason, stay: job.row.members.clone(), events: Vec::new(), broke: false }
+        Self { reason, remaining: job.row.members.clone(), events: Vec::new(), is_failure: false }
     }
 }
 
@@ -50,10 +50,10 @@ impl Service {
         }
         self.record_bases(job).await?;
         self.record_notice(job).await?;
-        let is_before = |member: &Member| {
+        let is_before = |member: &MemberState| {
             matches!(member.phase(), Some(Phase::Preparing | Phase::Prepared | Phase::Forming))
         };
-        job.stoppable = !job.members(&self.workers).iter().any(is_before);
+        job.all_members_training = !job.members(&self.workers).iter().any(is_before);
         match job.state() {
             JobState::Preparing | JobState::Recovering => self.preparing(job).await,
             JobState::Running => self.running(job).await,
@@ -66,25 +66,25 @@ impl Service {
     /// Ends the job with an error; its workers are told to let go of it.
     pub(crate) async fn fail(&self, job: &mut Job, failure: v1::Failure) -> Result<(), StoreError> {
         tracing::warn!(job = job.row.id, cause = failure.cause, "job failed");
-        job.become_state(&self.store, JobState::Failed, Vec::new(), |row| row.failure = Some(failure)).await
+        job.transition_to(&self.store, JobState::Failed, Vec::new(), |row| row.failure = Some(failure)).await
     }
 
     /// Over once no process has anything of the job: what is away has a lease's time to say so.
     async fn cancelling(&self, job: &mut Job) -> Result<(), StoreError> {
-        let mut processes = job.row.members.iter().filter_map(|member| process(member, &self.workers));
+        let mut processes = job.row.members.iter().filter_map(|member| member_process(member, &self.workers));
         let holds = |held: &v1::HeldJob| held.job_id == job.row.id;
         if processes.any(|worker| {
             !worker.is_connected() || !worker.is_up_to_date() || worker.held().is_some_and(holds)
         }) {
             return Ok(());
         }
-        job.become_state(&self.store, JobState::Cancelled, Vec::new(), |_| ()).await
+        job.transition_to(&self.store, JobState::Cancelled, Vec::new(), |_| ()).await
     }
 
     /// The failure that a member reports: the job's own fault, not the group's.
     fn failure(&self, job: &Job) -> Option<v1::Failure> {
         job.members(&self.workers).iter().enumerate().find_map(|(rank, member)| match member {
-            Member::Here(held) if held.phase() == Phase::Failed => Some(v1::Failure {
+            MemberState::InGroup(held) if held.phase() == Phase::Failed => Some(v1::Failure {
                 worker: Some(job.row.members.get(rank)?.worker.clone()),
                 rank: Some(rank as u32),
                 completed_steps: held.completed_steps.max(job.row.completed_steps),
@@ -98,8 +98,8 @@ impl Service {
     async fn record_bases(&self, job: &mut Job) -> Result<(), StoreError> {
         let mut found = Vec::new();
         for (row, member) in job.row.members.iter().zip(job.members(&self.workers)) {
-            if let Member::Here(v1::HeldJob { base: Some(base), .. }) = member
-                && !job.bases_seen.contains(row)
+            if let MemberState::InGroup(v1::HeldJob { base: Some(base), .. }) = member
+                && !job.recorded_bases.contains(row)
             {
                 found.push((row.clone(), v1::BaseReady { worker: row.worker.clone(), ..base.clone() }));
             }
@@ -117,7 +117,7 @@ impl Service {
             let sha256 = base.sha256.clone();
             job.update(&self.store, vec![job_event::Kind::BaseReady(base)], |row| row.base_sha256 = sha256)
                 .await?;
-            job.bases_seen.push(member);
+            job.recorded_bases.push(member);
         }
         Ok(())
     }
@@ -126,7 +126,7 @@ impl Service {
     async fn record_notice(&self, job: &mut Job) -> Result<(), StoreError> {
         let generation = job.row.generation;
         let members = job.members(&self.workers);
-        let (Some(row), Some(Member::Here(held))) = (job.row.members.first(), members.first()) else {
+        let (Some(row), Some(MemberState::InGroup(held))) = (job.row.members.first(), members.first()) else {
             return Ok(());
         };
         if held.notice.is_empty() || job.noticed_generation == generation {
@@ -145,17 +145,17 @@ impl Service {
     /// Members load, or keep what they hold, until all are ready.
     async fn preparing(&mut self, job: &mut Job) -> Result<(), StoreError> {
         let members = job.members(&self.workers);
-        let out = self.out_of_time(job, &members);
-        if !out.is_empty() || members.iter().any(|member| matches!(member, Member::Lost)) {
-            self.broke(job, &out);
+        let timed_out = self.timed_out_ranks(job, &members);
+        if !timed_out.is_empty() || members.iter().any(|member| matches!(member, MemberState::Lost)) {
+            self.break_group(job, &timed_out);
             return Ok(());
         }
-        if let Some(leaving) = self.leaving(job) {
-            self.change(job, format!("worker {leaving} leaves"));
+        if let Some(leaving) = self.draining_member(job) {
+            self.plan_change(job, format!("worker {leaving} leaves"));
             return Ok(());
         }
         let mut helds = members.iter().map(|member| match member {
-            Member::Here(held) if has_state(held.phase()) => Some(*held),
+            MemberState::InGroup(held) if has_state(held.phase()) => Some(*held),
             _ => None,
         });
         let Some(helds) = helds.by_ref().collect::<Option<Vec<_>>>() else { return Ok(()) };
@@ -166,46 +166,49 @@ impl Service {
             row.facts = facts.or(row.facts);
             row.completed_steps = row.completed_steps.max(completed_steps);
         };
-        job.become_state(&self.store, JobState::Running, vec![job_event::Kind::Prepared(prepared)], change)
+        job.transition_to(&self.store, JobState::Running, vec![job_event::Kind::Prepared(prepared)], change)
             .await?;
-        job.started = true;
-        job.stoppable = false;
+        job.training_started = true;
+        job.all_members_training = false;
         Ok(())
     }
 
     async fn running(&mut self, job: &mut Job) -> Result<(), StoreError> {
-        if self.finished(job).await? {
+        if self.accept_result(job).await? {
             return Ok(());
         }
         let members = job.members(&self.workers);
         // One that is connected and has not this generation's run any more has started anew.
-        let is_gone = |member: &Member| matches!(member, Member::Lost | Member::Elsewhere(_));
-        let out = self.out_of_time(job, &members);
-        let broken = |member: &Member| is_gone(member) || member.phase() == Some(Phase::Broken);
-        if !out.is_empty() {
-            self.broke(job, &out);
+        let is_gone =
+            |member: &MemberState| matches!(member, MemberState::Lost | MemberState::OtherGeneration(_));
+        let timed_out = self.timed_out_ranks(job, &members);
+        let broken = |member: &MemberState| is_gone(member) || member.phase() == Some(Phase::Broken);
+        if !timed_out.is_empty() {
+            self.break_group(job, &timed_out);
             return Ok(());
         }
         if members.iter().any(broken) {
             let since = *job.broken_since.get_or_insert_with(Instant::now);
-            let trains = |member: &Member| {
+            let trains = |member: &MemberState| {
                 matches!(member.phase(), Some(Phase::Training | Phase::Forming | Phase::Exporting))
             };
             if !members.iter().any(trains) || since.elapsed() >= self.config.recovery.settle() {
-                self.broke(job, &out);
+                self.break_group(job, &timed_out);
             }
             return Ok(());
         }
-        if let Some(leaving) = self.leaving(job) {
-            job.change.get_or_insert_with(|| format!("worker {leaving} leaves"));
+        if let Some(leaving) = self.draining_member(job) {
+            job.planned_change.get_or_insert_with(|| format!("worker {leaving} leaves"));
         }
-        let stopped =
-            |member: &Member| matches!(member.phase(), Some(Phase::Stopped | Phase::Saving | Phase::Saved));
+        let stopped = |member: &MemberState| {
+            matches!(member.phase(), Some(Phase::Stopped | Phase::Saving | Phase::Saved))
+        };
         if members.iter().all(stopped) {
-            let keep: BTreeSet<String> = self.staying(job).into_iter().map(|member| member.worker).collect();
-            if self.is_safe_without_others(job, &keep).await? {
-                let reason = job.change.clone().unwrap_or_else(|| "all members stopped".to_owned());
-                self.change(job, reason);
+            let keep: BTreeSet<String> =
+                self.remaining_members(job).into_iter().map(|member| member.worker).collect();
+            if self.state_is_safe(job, &keep).await? {
+                let reason = job.planned_change.clone().unwrap_or_else(|| "all members stopped".to_owned());
+                self.plan_change(job, reason);
             }
         }
         Ok(())
@@ -213,7 +216,7 @@ impl Service {
 
     /// Fewer members than it needs are left; they hold its state until others come.
     async fn waiting(&mut self, job: &mut Job) -> Result<(), StoreError> {
-        let worker_of = |member: &MemberRow| process(member, &self.workers);
+        let worker_of = |member: &MemberRow| member_process(member, &self.workers);
         let is_lost = |member: &MemberRow| worker_of(member).is_none();
         // Two such jobs could wait for each other's members for ever: the one that comes later gives its own away.
         let gives_way = self.jobs.values().any(|other| {
@@ -226,36 +229,36 @@ impl Service {
             job.row.members.iter().filter(|member| !leaves(member)).map(|member| member.worker.clone());
         // Those that leave may hold what nobody else has: they stay until it is in the store.
         let keep: BTreeSet<String> = keep.collect();
-        let may_leave =
-            keep.len() == job.row.members.len() || self.is_safe_without_others(job, &keep).await?;
+        let may_leave = keep.len() == job.row.members.len() || self.state_is_safe(job, &keep).await?;
         let goes = |member: &MemberRow| is_lost(member) || (may_leave && leaves(member));
         if job.row.members.iter().any(goes) {
             let mut left = job.row.members.clone();
             left.retain(|member| !goes(member));
             job.update(&self.store, Vec::new(), |row| row.members = left).await?;
         }
-        let stay = if gives_way { Vec::new() } else { self.staying(job) };
-        if let Some(regroup) = &mut job.regroup {
-            regroup.stay = stay;
+        let remaining = if gives_way { Vec::new() } else { self.remaining_members(job) };
+        if let Some(pending_group) = &mut job.pending_group {
+            pending_group.remaining = remaining;
         }
         Ok(())
     }
 
     async fn pausing(&mut self, job: &mut Job) -> Result<(), StoreError> {
-        if self.finished(job).await? {
+        if self.accept_result(job).await? {
             return Ok(());
         }
         let members = job.members(&self.workers);
-        let out = self.out_of_time(job, &members);
+        let timed_out = self.timed_out_ranks(job, &members);
         let busy = members.iter().enumerate().any(|(rank, member)| match member {
-            Member::Away => true,
-            Member::Here(held) => {
+            MemberState::Disconnected => true,
+            MemberState::InGroup(held) => {
                 matches!(held.phase(), Phase::Training | Phase::Forming | Phase::Exporting)
-                    && !out.contains(&rank)
+                    && !timed_out.contains(&rank)
             }
-            Member::Lost | Member::Elsewhere(_) => false,
+            MemberState::Lost | MemberState::OtherGeneration(_) => false,
         });
-        let broken = members.iter().any(|m| matches!(m, Member::Lost) || m.phase() == Some(Phase::Broken));
+        let broken =
+            members.iter().any(|m| matches!(m, MemberState::Lost) || m.phase() == Some(Phase::Broken));
         if broken {
             job.broken_since.get_or_insert_with(Instant::now);
         }
@@ -263,25 +266,26 @@ impl Service {
         if busy && !settled {
             return Ok(());
         }
-        if self.is_safe_without_others(job, &BTreeSet::new()).await? {
-            job.become_state(&self.store, JobState::Paused, Vec::new(), |_| ()).await?;
+        if self.state_is_safe(job, &BTreeSet::new()).await? {
+            job.transition_to(&self.store, JobState::Paused, Vec::new(), |_| ()).await?;
         }
         Ok(())
     }
 
     /// Accepts the result if the first rank has brought it in; says whether it did, or is about to.
-    async fn finished(&self, job: &mut Job) -> Result<bool, StoreError> {
+    async fn accept_result(&self, job: &mut Job) -> Result<bool, StoreError> {
         let members = job.members(&self.workers);
-        let Some(Member::Here(held)) = members.first().filter(|m| m.phase() == Some(Phase::Finished)) else {
+        let Some(MemberState::InGroup(held)) = members.first().filter(|m| m.phase() == Some(Phase::Finished))
+        else {
             return Ok(false);
         };
         let (files, steps) = (held.files.clone(), held.completed_steps);
         let since = self.seconds_in_phase(job, 0);
-        if self.store.last_step(&job.row.id).await? < steps && since < LAST_STEPS.as_secs_f64() {
+        if self.store.last_step(&job.row.id).await? < steps && since < LAST_STEPS_TIMEOUT.as_secs_f64() {
             return Ok(true);
         }
         let mut next = job.row.clone();
-        crate::job::enter(&mut next, JobState::Succeeded);
+        crate::job::set_state(&mut next, JobState::Succeeded);
         next.completed_steps = next.completed_steps.max(steps);
         match self.store.commit_result(&next, &files, vec![crate::job::state_changed(&next)]).await? {
             Ok(files) => {
@@ -298,15 +302,11 @@ impl Service {
     }
 
     /// Whether the newest state is held by one of `keep`, or is in the store. If not, one that holds it is made to save it.
-    async fn is_safe_without_others(
-        &self,
-        job: &mut Job,
-        keep: &BTreeSet<String>,
-    ) -> Result<bool, StoreError> {
+    async fn state_is_safe(&self, job: &mut Job, keep: &BTreeSet<String>) -> Result<bool, StoreError> {
         let members = job.members(&self.workers);
-        let out = self.out_of_time(job, &members);
-        let holds = |(rank, member): (usize, &Member)| {
-            let steps = member.steps().filter(|_| !out.contains(&rank))?;
+        let timed_out = self.timed_out_ranks(job, &members);
+        let holds = |(rank, member): (usize, &MemberState)| {
+            let steps = member.steps().filter(|_| !timed_out.contains(&rank))?;
             Some((steps, job.row.members.get(rank)?.worker.clone()))
         };
         let holders: Vec<(u64, String)> = members.iter().enumerate().filter_map(holds).collect();
@@ -314,47 +314,49 @@ impl Service {
         let kept = holders.iter().filter(|(_, worker)| keep.contains(worker)).map(|(steps, _)| *steps).max();
         let stored = self.store.newest_checkpoint(&job.row.id).await?.map_or(0, |checkpoint| checkpoint.step);
         if newest <= kept.unwrap_or(0).max(stored) {
-            job.saver = None;
+            job.saving_member = None;
             return Ok(true);
         }
         let is_holder =
             |worker: &String| holders.iter().any(|(steps, holder)| *steps == newest && holder == worker);
-        if !job.saver.as_ref().is_some_and(is_holder) {
-            job.saver = holders.iter().find(|(steps, _)| *steps == newest).map(|(_, worker)| worker.clone());
+        if !job.saving_member.as_ref().is_some_and(is_holder) {
+            job.saving_member =
+                holders.iter().find(|(steps, _)| *steps == newest).map(|(_, worker)| worker.clone());
         }
         Ok(false)
     }
 
     /// The members that are there and do not leave.
-    fn staying(&self, job: &Job) -> Vec<MemberRow> {
+    fn remaining_members(&self, job: &Job) -> Vec<MemberRow> {
         let stays = |member: &&MemberRow| {
-            process(member, &self.workers)
+            member_process(member, &self.workers)
                 .is_some_and(|worker| worker.is_connected() && !worker.status.draining)
         };
         job.row.members.iter().filter(stays).cloned().collect()
     }
 
-    fn leaving(&self, job: &Job) -> Option<String> {
+    fn draining_member(&self, job: &Job) -> Option<String> {
         let leaves = |member: &&MemberRow| {
-            process(member, &self.workers)
+            member_process(member, &self.workers)
                 .is_some_and(|worker| worker.is_connected() && worker.status.draining)
         };
         Some(job.row.members.iter().find(leaves)?.worker.clone())
     }
 
     /// The group is to be formed anew as planned.
-    fn change(&self, job: &mut Job, reason: String) {
-        let stay = self.staying(job);
-        job.regroup = Some(Regroup { reason, stay, events: Vec::new(), broke: false });
+    fn plan_change(&self, job: &mut Job, reason: String) {
+        let remaining = self.remaining_members(job);
+        job.pending_group = Some(PendingGroup { reason, remaining, events: Vec::new(), is_failure: false });
     }
 
-    /// The group broke: it is to be formed anew of those that are alive and can reach each other. `out`: ranks whose time is
+    /// The group broke: it is to be formed anew of those that are alive and can reach each other. `timed_out`: ranks whose time is
     /// up.
-    fn broke(&self, job: &mut Job, out: &[usize]) {
+    fn break_group(&self, job: &mut Job, timed_out: &[usize]) {
         let members = job.members(&self.workers);
         let ranks = |list: &[u32]| list.iter().map(|rank| *rank as usize).collect::<Vec<_>>();
-        let report = |(rank, member): (usize, &Member)| MemberReport {
-            alive: matches!(member, Member::Here(_) | Member::Elsewhere(_)) && !out.contains(&rank),
+        let report = |(rank, member): (usize, &MemberState)| MemberReport {
+            alive: matches!(member, MemberState::InGroup(_) | MemberState::OtherGeneration(_))
+                && !timed_out.contains(&rank),
             suspects: member.held().map(|held| ranks(&held.suspects)).unwrap_or_default(),
             unreachable: member.held().map(|held| ranks(&held.unreachable)).unwrap_or_default(),
         };
@@ -362,22 +364,22 @@ impl Service {
         let mut causes = Vec::new();
         let mut events = Vec::new();
         let mut excluded = Vec::new();
-        let verdict = regroup(&reports);
-        for (rank, why) in &verdict.left_out {
+        let decision = decide_membership(&reports);
+        for (rank, reason) in &decision.evicted {
             let Some(row) = job.row.members.get(*rank) else { continue };
-            let cause = match (&members[*rank], why) {
-                (_, Why::Unreachable(peers)) => {
+            let cause = match (&members[*rank], reason) {
+                (_, EvictionReason::Unreachable(peers)) => {
                     excluded.push(row.instance_id.clone());
                     format!("it and ranks {peers:?} cannot reach each other")
                 }
-                (Member::Here(held), Why::Dead) => {
+                (MemberState::InGroup(held), EvictionReason::Dead) => {
                     format!(
                         "it made no progress while {} for {:.0} s",
                         phase_name(held.phase()),
                         self.seconds_in_phase(job, *rank)
                     )
                 }
-                (_, Why::Dead) => "its connection ended, or it was silent for too long".to_owned(),
+                (_, EvictionReason::Dead) => "its connection ended, or it was silent for too long".to_owned(),
             };
             causes.push(format!("{} (rank {rank}): {cause}", row.worker));
             events.push(job_event::Kind::WorkerLost(v1::WorkerLost {
@@ -390,25 +392,25 @@ impl Service {
         {
             if held.phase() == Phase::Broken {
                 causes.push(format!("{} reports: {}", row.worker, held.cause));
-                if verdict.left_out.is_empty() {
+                if decision.evicted.is_empty() {
                     events.push(notice(held.completed_steps, format!("{}: {}", row.worker, held.cause)));
                 }
             }
         }
-        let stay = verdict.keep.iter().filter_map(|rank| job.row.members.get(*rank).cloned());
-        let stay: Vec<MemberRow> = stay.collect();
+        let remaining = decision.keep.iter().filter_map(|rank| job.row.members.get(*rank).cloned());
+        let remaining: Vec<MemberRow> = remaining.collect();
         let reason = causes.first().cloned().unwrap_or_else(|| "the group broke".to_owned());
         tracing::warn!(job = job.row.id, generation = job.row.generation, causes = ?causes, "group broke");
         job.excluded.extend(excluded);
-        job.regroup = Some(Regroup { reason, stay, events, broke: true });
+        job.pending_group = Some(PendingGroup { reason, remaining, events, is_failure: true });
     }
 
     /// Ranks that have been in their phase for longer than it may take. A rank that waits for its
     /// peers is included only if every rank waits: a peer that does not wait has its own time, which
     /// may end later. A peer that is away or lost is not known to wait.
-    fn out_of_time(&self, job: &Job, members: &[Member]) -> Vec<usize> {
+    fn timed_out_ranks(&self, job: &Job, members: &[MemberState]) -> Vec<usize> {
         let recovery = &self.config.recovery;
-        let limit = |member: &Member| match member.phase()? {
+        let limit = |member: &MemberState| match member.phase()? {
             Phase::Preparing => Some(recovery.preparing_seconds),
             Phase::Forming => Some(recovery.forming_seconds),
             Phase::Training => Some(recovery.step_seconds),
@@ -417,8 +419,10 @@ impl Service {
             _ => None,
         };
         let limited = || members.iter().enumerate().filter_map(|(rank, m)| Some((rank, m, limit(m)?)));
-        let waits = |member: &Member| matches!(member, Member::Here(held) if held.waiting_for_peers);
-        let is_absent = |member: &Member| matches!(member, Member::Away | Member::Lost);
+        let waits =
+            |member: &MemberState| matches!(member, MemberState::InGroup(held) if held.waiting_for_peers);
+        let is_absent =
+            |member: &MemberState| matches!(member, MemberState::Disconnected | MemberState::Lost);
         let all_wait = limited().all(|(_, member, _)| waits(member)) && !members.iter().any(is_absent);
         limited()
             .filter(|(rank, member, limit)| {
@@ -429,7 +433,7 @@ impl Service {
     }
 
     fn seconds_in_phase(&self, job: &Job, rank: usize) -> f64 {
-        let member = job.row.members.get(rank).and_then(|member| process(member, &self.workers));
+        let member = job.row.members.get(rank).and_then(|member| member_process(member, &self.workers));
         member.map_or(0.0, |worker| worker.seconds_in_phase())
     }
 }

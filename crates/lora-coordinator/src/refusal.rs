@@ -93,7 +93,7 @@ impl Refusal {
     }
 
     /// The refusal of a watch that asked for events from `event` and steps after `step` on.
-    pub(crate) fn of_watch(error: WatchError, job_id: &str) -> Self {
+    pub(crate) fn from_watch_error(error: WatchError, job_id: &str) -> Self {
         match error {
             WatchError::UnknownJob => Self::UnknownJob(job_id.to_owned()),
             WatchError::ForgottenEvents { asked, first } => Self::ForgottenEvents { asked, first },
@@ -137,10 +137,10 @@ fn shortened(text: &str) -> String {
 }
 
 fn listed(files: &[FileDigest]) -> String {
-    const SHOWN: usize = 3;
-    let mut text: Vec<String> = files.iter().take(SHOWN).map(FileDigest::hex).collect();
-    if files.len() > SHOWN {
-        text.push(format!("and {} more", files.len() - SHOWN));
+    const MAX_SHOWN: usize = 3;
+    let mut text: Vec<String> = files.iter().take(MAX_SHOWN).map(FileDigest::hex).collect();
+    if files.len() > MAX_SHOWN {
+        text.push(format!("and {} more", files.len() - MAX_SHOWN));
     }
     text.join(", ")
 }

@@ -21,14 +21,14 @@ use crate::inputs;
 use crate::job::{Job, state_changed};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
-use crate::store::{Inserted, JobRow, Store, StoreError};
-use crate::validate::{self, Finding};
+use crate::store::{InsertOutcome, JobRow, Store, StoreError};
+use crate::validate::{self, ValidationOutcome};
 use crate::workers::Workers;
 
 /// How often leases and deadlines are looked at.
-const TICK: Duration = Duration::from_millis(200);
+const RECONCILE_INTERVAL: Duration = Duration::from_millis(200);
 /// Checks of jobs at a time; each reads a dataset.
-const VALIDATIONS: usize = 2;
+const MAX_CONCURRENT_VALIDATIONS: usize = 2;
 const MAX_KEY_BYTES: usize = 128;
 const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 /// Rows of one message of steps.
@@ -43,15 +43,15 @@ pub(crate) struct Service {
     pub(crate) jobs: BTreeMap<String, Job>,
     pub(crate) workers: Workers,
     /// By then the workers of the coordinator before this one are back, if they live.
-    workers_back: Instant,
+    reconnect_deadline: Instant,
     /// Checks of jobs.
-    validations: JoinSet<(String, std::io::Result<Finding>)>,
+    validations: JoinSet<(String, std::io::Result<ValidationOutcome>)>,
     /// Those that may be at it at a time.
-    turns: Arc<Semaphore>,
+    validation_permits: Arc<Semaphore>,
     /// Jobs to look at after this command.
-    pub(crate) touched: BTreeSet<String>,
+    pub(crate) dirty_jobs: BTreeSet<String>,
     /// Workers to tell what they shall hold.
-    told: BTreeSet<String>,
+    dirty_workers: BTreeSet<String>,
     metrics: Metrics,
 }
 
@@ -65,29 +65,30 @@ impl Service {
     ) -> Result<Self, StoreError> {
         let workers = Workers::new(config.workers.lease());
         let had_workers = store.term() > 1;
-        let workers_back = Instant::now() + if had_workers { config.workers.lease() } else { Duration::ZERO };
+        let reconnect_deadline =
+            Instant::now() + if had_workers { config.workers.lease() } else { Duration::ZERO };
         let mut service = Self {
             store,
             config,
             commands,
             jobs: BTreeMap::new(),
             workers,
-            workers_back,
+            reconnect_deadline,
             validations: JoinSet::new(),
-            turns: Arc::new(Semaphore::new(VALIDATIONS)),
-            touched: BTreeSet::new(),
-            told: BTreeSet::new(),
+            validation_permits: Arc::new(Semaphore::new(MAX_CONCURRENT_VALIDATIONS)),
+            dirty_jobs: BTreeSet::new(),
+            dirty_workers: BTreeSet::new(),
             metrics,
         };
         for row in service.store.load_active().await? {
-            service.adopt(row).await?;
+            service.load_job(row).await?;
         }
         Ok(service)
     }
 
     /// Works until told to stop. An error of the store while a job is looked at is tried again at the next tick.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
-        let mut ticks = interval(TICK);
+        let mut ticks = interval(RECONCILE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last_tick = Instant::now();
         loop {
@@ -98,18 +99,18 @@ impl Service {
                     None => break,
                 },
                 Some(checked) = self.validations.join_next() => match checked {
-                    Ok((job_id, found)) => self.validated(&job_id, found).await,
+                    Ok((job_id, found)) => self.apply_validation(&job_id, found).await,
                     Err(error) => tracing::error!(%error, "the check of a job broke"),
                 },
                 _ = ticks.tick() => {
-                    let idle = last_tick.elapsed().saturating_sub(2 * TICK);
+                    let idle = last_tick.elapsed().saturating_sub(2 * RECONCILE_INTERVAL);
                     last_tick = Instant::now();
-                    self.workers.excuse(idle);
+                    self.workers.extend_leases(idle);
                     self.workers.expire(last_tick);
-                    self.touched.extend(self.jobs.keys().cloned());
+                    self.dirty_jobs.extend(self.jobs.keys().cloned());
                 }
             }
-            self.settle().await;
+            self.reconcile_dirty().await;
         }
     }
 
@@ -132,11 +133,11 @@ impl Service {
                 let _ = reply.send(Ok(self.worker_messages()));
             }
             Command::Hello { hello, outbox, reply } => {
-                let _ = reply.send(self.welcome(*hello, outbox));
+                let _ = reply.send(self.admit(*hello, outbox));
             }
             Command::Status { session, status } => {
-                if let Some(worker) = self.workers.heard(session, Some(*status)) {
-                    self.touch_worker(worker);
+                if let Some(worker) = self.workers.record_status(session, Some(*status)) {
+                    self.mark_worker_dirty(worker);
                 }
             }
             Command::Steps { session, steps } => {
@@ -147,20 +148,20 @@ impl Service {
             }
             Command::WorkerGone { session, cause } => {
                 if let Some(worker) = self.workers.disconnected(session, &cause) {
-                    self.touch_worker(worker);
+                    self.mark_worker_dirty(worker);
                 }
             }
         }
     }
 
     /// Brings what was touched to where it belongs now: jobs on their way, workers to jobs, and the word to workers.
-    async fn settle(&mut self) {
+    async fn reconcile_dirty(&mut self) {
         // Each round can only move jobs on; a job that is scheduled is looked at once more.
         for _ in 0..2 {
-            for job_id in std::mem::take(&mut self.touched) {
+            for job_id in std::mem::take(&mut self.dirty_jobs) {
                 let Some(mut job) = self.jobs.remove(&job_id) else { continue };
                 let members = job.row.members.iter().map(|member| member.worker.clone());
-                self.told.extend(members.collect::<Vec<_>>());
+                self.dirty_workers.extend(members.collect::<Vec<_>>());
                 if let Err(error) = self.reconcile(&mut job).await {
                     tracing::error!(job = job_id, %error, "the store failed; the job is looked at again");
                 }
@@ -172,24 +173,25 @@ impl Service {
                 tracing::error!(%error, "the store failed; jobs are scheduled again");
             }
         }
-        for worker in std::mem::take(&mut self.told) {
+        for worker in std::mem::take(&mut self.dirty_workers) {
             let job = self.jobs.values().find(|job| job.has_member(&worker));
-            let (assignment, goal) = job.map_or((None, v1::Goal::Unspecified), |job| job.wanted(&worker));
-            self.workers.direct(&worker, assignment, goal);
+            let (assignment, goal) =
+                job.map_or((None, v1::Goal::Unspecified), |job| job.desired_state(&worker));
+            self.workers.send_directive(&worker, assignment, goal);
         }
         self.metrics.observe(self.jobs.values().map(Job::state), &self.workers);
     }
 
     /// A worker said something, came or went: its job is looked at, and it is told what it shall hold.
-    fn touch_worker(&mut self, worker: String) {
+    fn mark_worker_dirty(&mut self, worker: String) {
         let jobs = self.jobs.values().filter(|job| job.has_member(&worker)).map(|job| job.row.id.clone());
-        self.touched.extend(jobs);
-        self.told.insert(worker);
+        self.dirty_jobs.extend(jobs);
+        self.dirty_workers.insert(worker);
     }
 
     /// Has these workers told what they shall hold.
-    pub(crate) fn tell(&mut self, workers: impl IntoIterator<Item = String>) {
-        self.told.extend(workers);
+    pub(crate) fn mark_workers_dirty(&mut self, workers: impl IntoIterator<Item = String>) {
+        self.dirty_workers.extend(workers);
     }
 
     async fn submit(&mut self, request: v1::SubmitJobRequest) -> Result<String, Refusal> {
@@ -220,14 +222,16 @@ impl Service {
             ..JobRow::default()
         };
         match self.store.insert_job(&row, vec![state_changed(&row)]).await? {
-            Inserted::New(row) => {
+            InsertOutcome::New(row) => {
                 let id = row.id.clone();
                 tracing::info!(job = id, "job submitted");
-                self.adopt(row).await?;
+                self.load_job(row).await?;
                 Ok(id)
             }
-            Inserted::Existing(earlier) if earlier.request_sha256 == row.request_sha256 => Ok(earlier.id),
-            Inserted::Existing(earlier) => {
+            InsertOutcome::Existing(earlier) if earlier.request_sha256 == row.request_sha256 => {
+                Ok(earlier.id)
+            }
+            InsertOutcome::Existing(earlier) => {
                 let other = JobSpec::try_from(earlier.spec.clone())?;
                 let difference = spec.difference(&other).map_or_else(
                     || "with other inputs, priority or workers".to_owned(),
@@ -235,12 +239,12 @@ impl Service {
                 );
                 Err(Refusal::KeyTaken { job: earlier.id, difference })
             }
-            Inserted::MissingObjects(missing) => Err(Refusal::MissingInputs(missing)),
+            InsertOutcome::MissingObjects(missing) => Err(Refusal::MissingInputs(missing)),
         }
     }
 
     /// Takes a job that is not at rest to work on.
-    async fn adopt(&mut self, row: JobRow) -> Result<(), StoreError> {
+    async fn load_job(&mut self, row: JobRow) -> Result<(), StoreError> {
         let checkpoint = self.store.newest_checkpoint(&row.id).await?;
         let mut job = match Job::new(row.clone()) {
             Ok(job) => job,
@@ -249,20 +253,20 @@ impl Service {
                 return Ok(());
             }
         };
-        if job.started {
-            job.bases_seen.clone_from(&job.row.members);
+        if job.training_started {
+            job.recorded_bases.clone_from(&job.row.members);
         }
         for member in &job.row.members {
-            self.workers.expect(&member.worker, &member.instance_id, &member.peer_address);
+            self.workers.expect_reconnect(&member.worker, &member.instance_id, &member.peer_address);
         }
         job.assign(checkpoint);
         if job.state() == JobState::Validating {
             self.validate(&job);
         }
         if job.state() == JobState::Waiting {
-            job.regroup = Some(crate::reconcile::Regroup::resumed(&job));
+            job.pending_group = Some(crate::reconcile::PendingGroup::resumed(&job));
         }
-        self.touched.insert(job.row.id.clone());
+        self.dirty_jobs.insert(job.row.id.clone());
         self.jobs.insert(job.row.id.clone(), job);
         Ok(())
     }
@@ -270,27 +274,27 @@ impl Service {
     fn validate(&mut self, job: &Job) {
         let (store, spec, inputs) = (self.store.clone(), job.spec.clone(), job.row.inputs.clone());
         let id = job.row.id.clone();
-        let turns = Arc::clone(&self.turns);
+        let validation_permits = Arc::clone(&self.validation_permits);
         self.validations.spawn(async move {
             // Never closed.
-            let _turn = turns.acquire().await;
+            let _turn = validation_permits.acquire().await;
             let check = tokio::task::spawn_blocking(move || validate::check(&store, &spec, &inputs));
             (id, check.await.unwrap_or_else(|error| Err(std::io::Error::other(error))))
         });
     }
 
     /// Takes what the check of a job found. Paused and cancelled meanwhile, the job is checked again when it is resumed.
-    async fn validated(&mut self, job_id: &str, found: std::io::Result<Finding>) {
+    async fn apply_validation(&mut self, job_id: &str, found: std::io::Result<ValidationOutcome>) {
         let Some(job) = self.jobs.get_mut(job_id).filter(|job| job.state() == JobState::Validating) else {
             return;
         };
         // Of workers that may yet come back the scheduler waits for one.
-        let is_known = Instant::now() >= self.workers_back;
-        let there = self.workers.iter().filter(|(_, worker)| is_known && worker.counts());
+        let is_known = Instant::now() >= self.reconnect_deadline;
+        let there = self.workers.iter().filter(|(_, worker)| is_known && worker.is_available());
         let there: Vec<(u64, bool)> = there.map(|(_, worker)| worker.memory()).collect();
-        let sound = match found {
-            Ok(Finding::Problem(problem)) => Err(problem),
-            Ok(Finding::Sound(requirements)) => {
+        let valid = match found {
+            Ok(ValidationOutcome::Problem(problem)) => Err(problem),
+            Ok(ValidationOutcome::Valid(requirements)) => {
                 match requirements.as_ref().and_then(|it| validate::too_large(it, &there)) {
                     Some(problem) => Err(problem),
                     None => Ok(requirements),
@@ -298,18 +302,20 @@ impl Service {
             }
             Err(error) => Err(format!("the inputs cannot be checked: {error}")),
         };
-        let stored = match sound {
+        let stored = match valid {
             Ok(requirements) => {
                 let change = |row: &mut JobRow| {
                     row.validated = true;
                     row.requirements = requirements.map(|requirements| *requirements);
                 };
-                job.become_state(&self.store, JobState::Queued, Vec::new(), change).await
+                job.transition_to(&self.store, JobState::Queued, Vec::new(), change).await
             }
             Err(cause) => {
                 let failure = v1::Failure { cause, ..v1::Failure::default() };
-                job.become_state(&self.store, JobState::Failed, Vec::new(), |row| row.failure = Some(failure))
-                    .await
+                job.transition_to(&self.store, JobState::Failed, Vec::new(), |row| {
+                    row.failure = Some(failure)
+                })
+                .await
             }
         };
         if let Err(error) = stored {
@@ -320,7 +326,7 @@ impl Service {
             }
             return;
         }
-        self.touched.insert(job_id.to_owned());
+        self.dirty_jobs.insert(job_id.to_owned());
     }
 
     async fn cancel(&mut self, job_id: &str) -> Result<(), Refusal> {
@@ -331,7 +337,7 @@ impl Service {
                 state @ JobState::Succeeded => {
                     Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "cancelled" })
                 }
-                _ => Ok(job.become_state(&self.store, JobState::Cancelled, Vec::new(), |_| ()).await?),
+                _ => Ok(job.transition_to(&self.store, JobState::Cancelled, Vec::new(), |_| ()).await?),
             };
         };
         let next = match job.state() {
@@ -339,8 +345,8 @@ impl Service {
             JobState::Validating | JobState::Queued => JobState::Cancelled,
             _ => JobState::Cancelling,
         };
-        job.become_state(&self.store, next, Vec::new(), |_| ()).await?;
-        self.touched.insert(job_id.to_owned());
+        job.transition_to(&self.store, next, Vec::new(), |_| ()).await?;
+        self.dirty_jobs.insert(job_id.to_owned());
         Ok(())
     }
 
@@ -360,8 +366,8 @@ impl Service {
             JobState::Validating | JobState::Queued => JobState::Paused,
             _ => JobState::Pausing,
         };
-        job.become_state(&self.store, next, Vec::new(), |_| ()).await?;
-        self.touched.insert(job_id.to_owned());
+        job.transition_to(&self.store, next, Vec::new(), |_| ()).await?;
+        self.dirty_jobs.insert(job_id.to_owned());
         Ok(())
     }
 
@@ -394,8 +400,8 @@ impl Service {
             row.validated = validated;
             row.fruitless = 0;
         };
-        job.become_state(&self.store, next, Vec::new(), change).await?;
-        Ok(self.adopt(job.row).await?)
+        job.transition_to(&self.store, next, Vec::new(), change).await?;
+        Ok(self.load_job(job.row).await?)
     }
 
     /// A job that the service does not work on.
@@ -404,16 +410,16 @@ impl Service {
         Ok(Job::new(row.ok_or_else(|| Refusal::UnknownJob(job_id.to_owned()))?)?)
     }
 
-    fn welcome(&mut self, hello: v1::Hello, outbox: Outbox) -> Result<SessionId, Refusal> {
+    fn admit(&mut self, hello: v1::Hello, outbox: Outbox) -> Result<SessionId, Refusal> {
         let name = hello.name.clone();
-        let session = self.workers.welcome(hello, outbox)?;
-        self.touch_worker(name);
+        let session = self.workers.admit(hello, outbox)?;
+        self.mark_worker_dirty(name);
         Ok(session)
     }
 
     /// Stores finished steps and tells all members, each of which keeps them until then.
     async fn steps(&mut self, session: SessionId, steps: v1::Steps) -> Result<(), StoreError> {
-        let Some(worker) = self.workers.heard(session, None) else { return Ok(()) };
+        let Some(worker) = self.workers.record_status(session, None) else { return Ok(()) };
         let v1::Steps { job_id, steps, .. } = steps;
         let numbers: Vec<u64> =
             steps.iter().map(|step| step.metrics.map_or(0, |metrics| metrics.step)).collect();
@@ -435,7 +441,7 @@ impl Service {
         for member in &job.row.members {
             self.workers.acknowledge(&member.worker, ack.clone());
         }
-        self.touched.insert(job_id);
+        self.dirty_jobs.insert(job_id);
         Ok(())
     }
 

@@ -43,9 +43,9 @@ use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
 
-pub(crate) use artifacts::Committed;
+pub(crate) use artifacts::CommitOutcome;
 pub(crate) use job_row::{JobRow, MemberRow};
-pub(crate) use jobs::Inserted;
+pub(crate) use jobs::InsertOutcome;
 pub(crate) use objects::Staged;
 pub(crate) use owner::ForeignObjects;
 pub(crate) use unknown_objects::UnknownObjects;
@@ -224,14 +224,14 @@ impl Store {
     pub(crate) async fn checkpoint_wal(&self) -> Result<(), StoreError> {
         let mut writers = self.writers().await;
         let moved = wal::checkpoint(&mut writers.lifecycle, &self.0.objects).await;
-        moved.map_err(|error| self.failed(error))
+        moved.map_err(|error| self.database_error(error))
     }
 
     /// Ends reading, and moves all of the database's log into its file.
     pub(crate) async fn finish(&self) -> Result<(), StoreError> {
         self.readers().close().await;
         let mut writers = self.writers().await;
-        wal::truncate(&mut writers.lifecycle).await.map_err(|error| self.failed(error))
+        wal::truncate(&mut writers.lifecycle).await.map_err(|error| self.database_error(error))
     }
 
     /// Ends every watch, and every later one.
@@ -248,7 +248,7 @@ impl Store {
     }
 
     /// An error of the database with its name.
-    fn failed(&self, source: sqlx::Error) -> StoreError {
+    fn database_error(&self, source: sqlx::Error) -> StoreError {
         StoreError::Database { path: self.0.database.clone(), source }
     }
 }

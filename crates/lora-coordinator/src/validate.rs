@@ -5,7 +5,7 @@ use lora_data::{DataReport, MemoryRequirements, Plan, PlanError};
 use lora_proto::v1;
 use lora_spec::{FieldError, JobSpec, MemoryEstimate};
 
-use crate::inputs::Materialized;
+use crate::inputs::JobInputs;
 use crate::store::Store;
 
 /// Problems of a dataset that are told; people fix the first ones first.
@@ -13,7 +13,7 @@ const SHOWN_PROBLEMS: usize = 20;
 
 /// Why there is no plan.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Unplanned {
+pub(crate) enum PlanFailure {
     /// Workers fetch the base; they check the job with it.
     #[error("the base is not in the store")]
     NoBase,
@@ -27,49 +27,49 @@ pub(crate) enum Unplanned {
 }
 
 /// Plans the job from its stored inputs. Blocks.
-pub(crate) fn plan(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Result<Plan, Unplanned> {
-    let laid = Materialized::new(store, job, inputs)?.ok_or(Unplanned::NoBase)?;
+pub(crate) fn plan(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Result<Plan, PlanFailure> {
+    let laid = JobInputs::new(store, job, inputs)?.ok_or(PlanFailure::NoBase)?;
     let mut plan = Plan::new(&laid.job).map_err(|error| match error {
-        PlanError::Field(error) => FieldError::new(&error.field, laid.plain(&error.message)).into(),
-        other => Unplanned::Content(laid.plain(&other.to_string())),
+        PlanError::Field(error) => FieldError::new(&error.field, laid.with_job_names(&error.message)).into(),
+        other => PlanFailure::Content(laid.with_job_names(&other.to_string())),
     })?;
     for text in plan.notes.iter_mut().chain(&mut plan.problems) {
-        *text = laid.plain(text);
+        *text = laid.with_job_names(text);
     }
     Ok(plan)
 }
 
 /// What a job's inputs alone say of it.
 #[derive(Debug)]
-pub(crate) enum Finding {
+pub(crate) enum ValidationOutcome {
     /// What would make it fail.
     Problem(String),
     /// Nothing is wrong, and this is what a worker needs; `None`: that cannot be seen from here.
-    Sound(Option<Box<MemoryRequirements>>),
+    Valid(Option<Box<MemoryRequirements>>),
 }
 
 /// Looks at a job's inputs. Blocks.
-pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::io::Result<Finding> {
+pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::io::Result<ValidationOutcome> {
     let plan = match plan(store, job, inputs) {
         Ok(plan) => plan,
-        Err(Unplanned::NoBase) => return Ok(Finding::Sound(None)),
-        Err(Unplanned::Io(error)) => return Err(error),
-        Err(error) => return Ok(Finding::Problem(error.to_string())),
+        Err(PlanFailure::NoBase) => return Ok(ValidationOutcome::Valid(None)),
+        Err(PlanFailure::Io(error)) => return Err(error),
+        Err(error) => return Ok(ValidationOutcome::Problem(error.to_string())),
     };
     if !plan.problems.is_empty() {
         let mut text = plan.problems.iter().take(SHOWN_PROBLEMS).cloned().collect::<Vec<_>>().join("\n");
         if plan.problems.len() > SHOWN_PROBLEMS {
             text += &format!("\nand {} more", plan.problems.len() - SHOWN_PROBLEMS);
         }
-        return Ok(Finding::Problem(text));
+        return Ok(ValidationOutcome::Problem(text));
     }
     if job.workers.max > plan.micro_batches {
-        return Ok(Finding::Problem(format!(
+        return Ok(ValidationOutcome::Problem(format!(
             "workers.max: {} workers are more than the {} micro-batches that the rows make",
             job.workers.max, plan.micro_batches
         )));
     }
-    Ok(Finding::Sound(Some(Box::new(plan.requirements))))
+    Ok(ValidationOutcome::Valid(Some(Box::new(plan.requirements))))
 }
 
 /// Why none of some workers, by their bytes and whether those are a GPU's, can have a job; `None`: one can, or there is none.

@@ -56,13 +56,13 @@ impl Worker {
     }
 
     /// Whether it is there to take a job, now or later.
-    pub(crate) fn counts(&self) -> bool {
+    pub(crate) fn is_available(&self) -> bool {
         self.is_connected() && !self.status.draining
     }
 
     /// Bytes that a job may take, and whether of a GPU's memory.
     pub(crate) fn memory(&self) -> (u64, bool) {
-        (said(self.hello.memory), self.hello.gpu)
+        (memory_or_unlimited(self.hello.memory), self.hello.gpu)
     }
 
     /// Seconds it has been in its phase, counted on from its last word.
@@ -115,7 +115,7 @@ impl Workers {
     }
 
     /// A worker that was a member when the coordinator ended: it has a lease's time to come back.
-    pub(crate) fn expect(&mut self, name: &str, instance_id: &str, peer_address: &str) {
+    pub(crate) fn expect_reconnect(&mut self, name: &str, instance_id: &str, peer_address: &str) {
         let hello = v1::Hello {
             name: name.to_owned(),
             instance_id: instance_id.to_owned(),
@@ -134,7 +134,7 @@ impl Workers {
 
     /// Lets a worker in. A process that comes back keeps its place; another one of the same name takes it only when the first
     /// one's connection is gone.
-    pub(crate) fn welcome(&mut self, hello: v1::Hello, outbox: Outbox) -> Result<SessionId, Refusal> {
+    pub(crate) fn admit(&mut self, hello: v1::Hello, outbox: Outbox) -> Result<SessionId, Refusal> {
         for (field, value) in [
             ("hello.name", &hello.name),
             ("hello.instance_id", &hello.instance_id),
@@ -167,7 +167,11 @@ impl Workers {
     }
 
     /// Takes a worker's word. Returns its name; none if the connection is an old one.
-    pub(crate) fn heard(&mut self, session: SessionId, status: Option<v1::WorkerStatus>) -> Option<String> {
+    pub(crate) fn record_status(
+        &mut self,
+        session: SessionId,
+        status: Option<v1::WorkerStatus>,
+    ) -> Option<String> {
         let worker = self.by_session(session)?;
         worker.last_seen = Instant::now();
         if let Some(status) = status {
@@ -194,7 +198,7 @@ impl Workers {
     }
 
     /// Time in which the coordinator itself did nothing does not count as a worker's silence.
-    pub(crate) fn excuse(&mut self, time: Duration) {
+    pub(crate) fn extend_leases(&mut self, time: Duration) {
         let now = Instant::now();
         for worker in self.by_name.values_mut() {
             worker.last_seen = now.min(worker.last_seen + time);
@@ -215,7 +219,7 @@ impl Workers {
     }
 
     /// Sends a worker what it shall hold, unless it was sent that on this connection.
-    pub(crate) fn direct(&mut self, name: &str, assignment: Option<&v1::Assignment>, goal: Goal) {
+    pub(crate) fn send_directive(&mut self, name: &str, assignment: Option<&v1::Assignment>, goal: Goal) {
         let Some(worker) = self.by_name.get_mut(name) else { return };
         if worker.connection.is_none() {
             return;
@@ -259,7 +263,7 @@ impl Worker {
 }
 
 /// Bytes that a worker said it has: one that did not is large enough for everything.
-pub(crate) fn said(memory: u64) -> u64 {
+pub(crate) fn memory_or_unlimited(memory: u64) -> u64 {
     if memory == 0 { u64::MAX } else { memory }
 }
 

@@ -31,7 +31,7 @@ fn the_file_has_every_setting_with_its_default_and_a_comment() {
 }
 
 #[test]
-fn the_defaults_are_right() {
+fn defaults_are_valid() {
     let config: Config = load_from(None, std::iter::empty(), &[], Config::check).unwrap();
     assert_eq!(config, Config::default());
     assert_eq!(config.limits.unreferenced(), Duration::from_secs(24 * 3600));
@@ -61,7 +61,7 @@ fn wrong_values_are_named() {
 }
 
 #[test]
-fn no_http_is_possible() {
+fn http_can_be_disabled() {
     let mut config = Config::default();
     config.http.listen = String::new();
     config.grpc.listen = "[::1]:0".into();

@@ -16,10 +16,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::inputs::{check_digest, is_file_name};
 use crate::refusal::Refusal;
-use crate::store::{Committed, Staged, Store, StoreError};
+use crate::store::{CommitOutcome, Staged, Store, StoreError};
 
 /// How long an upload may stand still.
-const STALLED: Duration = Duration::from_secs(60);
+const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_RESULT_NAME: usize = 128;
 const MAX_QUERY: usize = 4096;
 
@@ -108,12 +108,14 @@ impl v1::artifacts_server::Artifacts for Artifacts {
                 let (job, given) = (artifact.job_id.clone(), artifact.generation);
                 let committed = self.store.commit_artifact(&artifact, digest, staged).await;
                 match committed.map_err(Refusal::from)? {
-                    Committed::Done => {}
-                    Committed::UnknownJob => return Err(Refusal::UnknownJob(job).into()),
-                    Committed::StaleGeneration { current } => {
+                    CommitOutcome::Done => {}
+                    CommitOutcome::UnknownJob => return Err(Refusal::UnknownJob(job).into()),
+                    CommitOutcome::StaleGeneration { current } => {
                         return Err(Refusal::StaleGeneration { job, given, current }.into());
                     }
-                    Committed::NotActive { state } => return Err(Refusal::TakesNoFiles { job, state }.into()),
+                    CommitOutcome::NotActive { state } => {
+                        return Err(Refusal::TakesNoFiles { job, state }.into());
+                    }
                 }
             }
         }
@@ -177,9 +179,9 @@ fn read_out(
 }
 
 async fn next(messages: &mut Streaming<v1::UploadRequest>) -> Result<Option<upload_request::Kind>, Status> {
-    let message = timeout(STALLED, messages.message())
+    let message = timeout(STALL_TIMEOUT, messages.message())
         .await
-        .map_err(|_| Status::deadline_exceeded(format!("the upload stood still for {STALLED:?}")))??;
+        .map_err(|_| Status::deadline_exceeded(format!("the upload stood still for {STALL_TIMEOUT:?}")))??;
     match message {
         None => Ok(None),
         Some(v1::UploadRequest { kind: Some(kind) }) => Ok(Some(kind)),

@@ -14,14 +14,14 @@ use crate::command::Command;
 use crate::inputs;
 use crate::refusal::Refusal;
 use crate::store::{Store, StoreError};
-use crate::validate::{self, Unplanned};
-use crate::workers::said;
+use crate::validate::{self, PlanFailure};
+use crate::workers::memory_or_unlimited;
 
 const MAX_ID_BYTES: usize = 128;
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
 /// Plans that are computed at a time; further ones wait.
-const PLANS: usize = 2;
+const MAX_CONCURRENT_PLANS: usize = 2;
 
 /// The service's gRPC side.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ pub(crate) struct FineTuning {
 
 impl FineTuning {
     pub(crate) fn new(commands: Commands, store: Store) -> Self {
-        Self { commands, store, plans: Arc::new(Semaphore::new(PLANS)) }
+        Self { commands, store, plans: Arc::new(Semaphore::new(MAX_CONCURRENT_PLANS)) }
     }
 
     async fn job(&self, job_id: &str) -> Result<Response<v1::Job>, Status> {
@@ -81,7 +81,8 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
         let known = self.store.load_job(&job_id).await.map_err(Refusal::from)?;
         known.ok_or_else(|| Refusal::UnknownJob(job_id.clone()))?;
         let stream = self.store.watch(job_id.clone(), from_number, after_step, events_only);
-        let stream = stream.map(move |item| item.map_err(|error| Refusal::of_watch(error, &job_id).into()));
+        let stream =
+            stream.map(move |item| item.map_err(|error| Refusal::from_watch_error(error, &job_id).into()));
         Ok(Response::new(stream.boxed()))
     }
 
@@ -126,10 +127,11 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
             validate::plan(&store, &job, &inputs)
         });
         let plan = planned.await.map_err(|error| Status::internal(format!("the plan broke: {error}")))?;
-        let mut plan = plan.map_err(unplanned)?;
+        let mut plan = plan.map_err(plan_refusal)?;
         let workers = self.commands.ask(|reply| Command::Workers { reply }).await?;
         let there = workers.iter().filter(|worker| !["lost", "draining"].contains(&worker.state.as_str()));
-        let there: Vec<(u64, bool)> = there.map(|worker| (said(worker.memory), worker.gpu)).collect();
+        let there: Vec<(u64, bool)> =
+            there.map(|worker| (memory_or_unlimited(worker.memory), worker.gpu)).collect();
         plan.problems.extend(validate::too_large(&plan.requirements, &there));
         Ok(Response::new(validate::message(plan, &spec)))
     }
@@ -147,12 +149,12 @@ fn submitted(job: Option<v1::JobSpec>, inputs: &v1::Inputs) -> Result<JobSpec, F
     crate::service::submitted_spec(job.unwrap_or_default(), inputs)
 }
 
-fn unplanned(error: Unplanned) -> Refusal {
+fn plan_refusal(error: PlanFailure) -> Refusal {
     match error {
-        Unplanned::NoBase => Refusal::NoBase,
-        Unplanned::Field(error) => error.into(),
-        Unplanned::Content(text) => FieldError::new("inputs", text).into(),
-        Unplanned::Io(source) => StoreError::Io { path: "staging".into(), source }.into(),
+        PlanFailure::NoBase => Refusal::NoBase,
+        PlanFailure::Field(error) => error.into(),
+        PlanFailure::Content(text) => FieldError::new("inputs", text).into(),
+        PlanFailure::Io(source) => StoreError::Io { path: "staging".into(), source }.into(),
     }
 }
 

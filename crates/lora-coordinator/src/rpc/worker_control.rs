@@ -13,11 +13,11 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Commands;
-use crate::command::{Command, OUTBOX_MESSAGES, SessionId};
+use crate::command::{Command, OUTBOX_CAPACITY, SessionId};
 use crate::refusal::Refusal;
 
 /// How long a worker may take to say hello.
-const HELLO: Duration = Duration::from_secs(10);
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct WorkerControl {
@@ -49,14 +49,14 @@ impl v1::worker_control_server::WorkerControl for WorkerControl {
         request: Request<Streaming<v1::WorkerMessage>>,
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let mut messages = request.into_inner();
-        let first = timeout(HELLO, messages.message())
+        let first = timeout(HELLO_TIMEOUT, messages.message())
             .await
-            .map_err(|_| Status::deadline_exceeded(format!("no hello came within {HELLO:?}")))??;
+            .map_err(|_| Status::deadline_exceeded(format!("no hello came within {HELLO_TIMEOUT:?}")))??;
         let Some(worker_message::Kind::Hello(hello)) = first.and_then(|message| message.kind) else {
             let error = FieldError::new("hello", "is missing; a worker's first message is its hello".into());
             return Err(Refusal::from(error).into());
         };
-        let (outbox, messages_out) = mpsc::channel(OUTBOX_MESSAGES);
+        let (outbox, messages_out) = mpsc::channel(OUTBOX_CAPACITY);
         let welcome = coordinator_message::Kind::Welcome(self.welcome);
         // The first message finds room.
         let _ = outbox.try_send(Ok(v1::CoordinatorMessage { kind: Some(welcome) }));

@@ -8,20 +8,20 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
 use super::log::append_events;
-use super::objects::{forget_unnamed, to_the_end};
+use super::objects::{delete_unreferenced, run_to_completion};
 use super::{JobRow, Staged, Store, StoreError, int, job_row, owner};
 
 /// Files of a result that the coordinator makes itself.
-const METRICS: &str = "metrics.jsonl";
-const JOB: &str = "job.yaml";
+const METRICS_FILE: &str = "metrics.jsonl";
+const JOB_FILE: &str = "job.yaml";
 /// Steps that are read at once.
-const STEPS: i64 = 1000;
+const STEPS_PER_READ: i64 = 1000;
 /// Before every time.
-const NEVER: i64 = i64::MIN;
+const BEFORE_ALL_TIMES: i64 = i64::MIN;
 
 /// What became of a worker's file.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Committed {
+pub(crate) enum CommitOutcome {
     /// It is in the store, and the job's.
     Done,
     /// There is no such job.
@@ -55,7 +55,7 @@ impl Store {
         let checkpoint = |row: SqliteRow| {
             Ok(v1::Checkpoint { step: row.try_get("step")?, digest: Some(digest_in(&row)?) })
         };
-        row.and_then(|row| row.map(checkpoint).transpose()).map_err(|error| self.failed(error))
+        row.and_then(|row| row.map(checkpoint).transpose()).map_err(|error| self.database_error(error))
     }
 
     /// Takes the staged file in as `artifact`, if it comes from the job's group of now and the job is one that workers
@@ -65,9 +65,9 @@ impl Store {
         artifact: &v1::JobArtifact,
         digest: &v1::FileDigest,
         staged: Staged,
-    ) -> Result<Committed, StoreError> {
+    ) -> Result<CommitOutcome, StoreError> {
         let (store, artifact, digest) = (self.clone(), artifact.clone(), digest.clone());
-        to_the_end(async move { store.take_artifact(&artifact, &digest, staged).await }).await
+        run_to_completion(async move { store.take_artifact(&artifact, &digest, staged).await }).await
     }
 
     async fn take_artifact(
@@ -75,22 +75,22 @@ impl Store {
         artifact: &v1::JobArtifact,
         digest: &v1::FileDigest,
         staged: Staged,
-    ) -> Result<Committed, StoreError> {
-        let failed = |error| self.failed(error);
+    ) -> Result<CommitOutcome, StoreError> {
+        let failed = |error| self.database_error(error);
         let staged = staged.checked(digest).await?;
         let mut writers = self.writers().await;
         let mut db = writers.lifecycle.begin().await.map_err(failed)?;
         let row =
             sqlx::query("SELECT * FROM jobs WHERE id = ?").bind(&artifact.job_id).fetch_optional(&mut *db);
-        let Some(row) = row.await.map_err(failed)? else { return Ok(Committed::UnknownJob) };
+        let Some(row) = row.await.map_err(failed)? else { return Ok(CommitOutcome::UnknownJob) };
         let job = job_row::from_row(&row).map_err(failed)?;
         if job.generation != artifact.generation {
-            return Ok(Committed::StaleGeneration { current: job.generation });
+            return Ok(CommitOutcome::StaleGeneration { current: job.generation });
         }
         if !job.state.is_active() || job.state == JobState::Cancelling {
-            return Ok(Committed::NotActive { state: job.state });
+            return Ok(CommitOutcome::NotActive { state: job.state });
         }
-        self.adopt(&mut db, staged, digest).await?;
+        self.move_into_place(&mut db, staged, digest).await?;
         match &artifact.name {
             Some(job_artifact::Name::CheckpointStep(step)) => {
                 add_checkpoint(&mut db, &job, *step, digest, self.0.retention.events)
@@ -102,11 +102,11 @@ impl Store {
             }
             None => return Err(StoreError::Damaged("an artifact without a name".into())),
         }
-        let unnamed = forget_unnamed(&mut db, NEVER).await.map_err(failed)?;
+        let unnamed = delete_unreferenced(&mut db, BEFORE_ALL_TIMES).await.map_err(failed)?;
         owner::commit(db, &self.0.objects).await.map_err(failed)?;
         self.0.watchers.wake(&artifact.job_id);
         self.remove(unnamed).await;
-        Ok(Committed::Done)
+        Ok(CommitOutcome::Done)
     }
 
     /// Stores a job that has succeeded with its events, and its result: exactly `files`, as they were uploaded in the job's
@@ -118,8 +118,9 @@ impl Store {
         events: Vec<job_event::Kind>,
     ) -> Result<Result<Vec<v1::StoredFile>, MissingFile>, StoreError> {
         let (store, job) = (self.clone(), job.clone());
-        let files = files.iter().filter(|name| ![METRICS, JOB].contains(&name.as_str())).cloned().collect();
-        to_the_end(async move { store.take_result(&job, files, events).await }).await
+        let files =
+            files.iter().filter(|name| ![METRICS_FILE, JOB_FILE].contains(&name.as_str())).cloned().collect();
+        run_to_completion(async move { store.take_result(&job, files, events).await }).await
     }
 
     async fn take_result(
@@ -128,26 +129,27 @@ impl Store {
         files: BTreeSet<String>,
         mut events: Vec<job_event::Kind>,
     ) -> Result<Result<Vec<v1::StoredFile>, MissingFile>, StoreError> {
-        let failed = |error| self.failed(error);
-        let own = [(METRICS, self.stage_metrics(job).await?), (JOB, self.stage_job_file(job).await?)];
+        let failed = |error| self.database_error(error);
+        let own =
+            [(METRICS_FILE, self.stage_metrics(job).await?), (JOB_FILE, self.stage_job_file(job).await?)];
         let mut writers = self.writers().await;
         let mut db = writers.lifecycle.begin().await.map_err(failed)?;
         let sequence = job_row::update(&mut db, job).await.map_err(failed)?;
-        drop_results_but(&mut db, sequence, job.generation, &files).await.map_err(failed)?;
+        drop_results_except(&mut db, sequence, job.generation, &files).await.map_err(failed)?;
         let found = result_files(&mut db, sequence).await.map_err(failed)?;
         if let Some(name) = files.into_iter().find(|name| !found.iter().any(|file| file.name == *name)) {
             return Ok(Err(MissingFile(name)));
         }
         for (name, mut staged) in own {
             let digest = staged.finish().await?;
-            self.adopt(&mut db, staged, &digest).await?;
+            self.move_into_place(&mut db, staged, &digest).await?;
             add_result(&mut db, job, name, &digest).await.map_err(failed)?;
         }
         drop_checkpoints(&mut db, sequence).await.map_err(failed)?;
         let files = result_files(&mut db, sequence).await.map_err(failed)?;
         events.insert(0, job_event::Kind::ResultSaved(v1::ResultSaved { files: files.clone() }));
         append_events(&mut db, sequence, events, self.0.retention.events).await.map_err(failed)?;
-        let unnamed = forget_unnamed(&mut db, NEVER).await.map_err(failed)?;
+        let unnamed = delete_unreferenced(&mut db, BEFORE_ALL_TIMES).await.map_err(failed)?;
         owner::commit(db, &self.0.objects).await.map_err(failed)?;
         self.0.watchers.wake(&job.id);
         self.remove(unnamed).await;
@@ -168,7 +170,8 @@ impl Store {
         .bind(name)
         .fetch_optional(self.readers())
         .await;
-        row.and_then(|row| row.as_ref().map(digest_in).transpose()).map_err(|error| self.failed(error))
+        row.and_then(|row| row.as_ref().map(digest_in).transpose())
+            .map_err(|error| self.database_error(error))
     }
 
     /// One row of JSON for each logged step.
@@ -181,18 +184,18 @@ impl Store {
             )
             .bind(job.sequence)
             .bind(last)
-            .bind(STEPS)
+            .bind(STEPS_PER_READ)
             .fetch_all(self.readers())
             .await
-            .map_err(|error| self.failed(error))?;
+            .map_err(|error| self.database_error(error))?;
             let mut text = Vec::new();
             for row in &rows {
                 let report: v1::StepReport =
-                    job_row::message(row, "report").map_err(|error| self.failed(error))?;
-                last = row.try_get("step").map_err(|error| self.failed(error))?;
+                    job_row::message(row, "report").map_err(|error| self.database_error(error))?;
+                last = row.try_get("step").map_err(|error| self.database_error(error))?;
                 if let Some(metrics) = report.metrics.filter(|_| report.logged) {
                     serde_json::to_writer(&mut text, &metrics)
-                        .map_err(|error| cannot_write(METRICS, error))?;
+                        .map_err(|error| cannot_write(METRICS_FILE, error))?;
                     text.push(b'\n');
                 }
             }
@@ -205,8 +208,8 @@ impl Store {
 
     /// The job's settings, all of them.
     async fn stage_job_file(&self, job: &JobRow) -> Result<Staged, StoreError> {
-        let spec = JobSpec::try_from(job.spec.clone()).map_err(|error| cannot_write(JOB, error))?;
-        let text = serde_saphyr::to_string(&spec).map_err(|error| cannot_write(JOB, error))?;
+        let spec = JobSpec::try_from(job.spec.clone()).map_err(|error| cannot_write(JOB_FILE, error))?;
+        let text = serde_saphyr::to_string(&spec).map_err(|error| cannot_write(JOB_FILE, error))?;
         let mut staged = self.stage().await?;
         staged.write(text.as_bytes()).await?;
         Ok(staged)
@@ -236,7 +239,7 @@ pub(super) async fn drop_results(db: &mut SqliteConnection, job: i64) -> sqlx::R
     sqlx::query("DELETE FROM results WHERE job = ?").bind(job).execute(db).await.map(drop)
 }
 
-async fn drop_results_but(
+async fn drop_results_except(
     db: &mut SqliteConnection,
     job: i64,
     generation: u64,

@@ -10,9 +10,9 @@ use sqlx::sqlite::{
 use sqlx::{Connection, SqlSafeStr, SqliteConnection, SqliteTransaction};
 
 /// Connections that read at the same time.
-const READERS: u32 = 4;
+const MAX_READ_CONNECTIONS: u32 = 4;
 /// How long another connection may keep the database to itself, as it does to move the log into the database.
-const BUSY: Duration = Duration::from_secs(30);
+const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The connections that write. Whoever has them is the only writer, so neither ever waits for the other.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Writer {
 /// Connections to the database at `path` that only read.
 pub(super) fn readers(path: &Path) -> SqlitePool {
     SqlitePoolOptions::new()
-        .max_connections(READERS)
+        .max_connections(MAX_READ_CONNECTIONS)
         // As for a writer: a connection that takes a failed transaction for open would show the past for ever.
         .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         .connect_lazy_with(options(path).read_only(true))
@@ -91,5 +91,5 @@ pub(super) fn migrations() -> Migrator {
 }
 
 fn options(path: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new().filename(path).foreign_keys(true).busy_timeout(BUSY)
+    SqliteConnectOptions::new().filename(path).foreign_keys(true).busy_timeout(BUSY_TIMEOUT)
 }

@@ -16,7 +16,7 @@ use crate::inputs;
 
 /// What became of a submit.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Inserted {
+pub(crate) enum InsertOutcome {
     /// The job is stored; it has its sequence now.
     New(JobRow),
     /// The job that was stored under the same idempotency key before.
@@ -38,12 +38,12 @@ impl Store {
         &self,
         job: &JobRow,
         events: Vec<job_event::Kind>,
-    ) -> Result<Inserted, StoreError> {
+    ) -> Result<InsertOutcome, StoreError> {
         let inputs = self.look_up(inputs::digests(&job.inputs)).await?;
         let mut writers = self.writers().await;
         insert(&mut writers.lifecycle, job, &inputs, events, self.0.retention, &self.0.objects)
             .await
-            .map_err(|error| self.failed(error))
+            .map_err(|error| self.database_error(error))
     }
 
     /// Stores a job as it is now, together with the events that led there.
@@ -55,7 +55,7 @@ impl Store {
         let mut writers = self.writers().await;
         save(&mut writers.lifecycle, job, events, self.0.retention)
             .await
-            .map_err(|error| self.failed(error))?;
+            .map_err(|error| self.database_error(error))?;
         self.0.watchers.wake(&job.id);
         Ok(())
     }
@@ -65,7 +65,7 @@ impl Store {
         let row =
             sqlx::query("SELECT * FROM jobs WHERE id = ?").bind(id).fetch_optional(self.readers()).await;
         row.and_then(|row| row.as_ref().map(job_row::from_row).transpose())
-            .map_err(|error| self.failed(error))
+            .map_err(|error| self.database_error(error))
     }
 
     /// Every job that is not at rest, in the order of submission.
@@ -73,14 +73,15 @@ impl Store {
         let mut query = QueryBuilder::new("SELECT * FROM jobs WHERE ");
         push_states(&mut query, JobState::ALL.into_iter().filter(|state| !state.is_at_rest()));
         let rows = query.push(" ORDER BY sequence").build().fetch_all(self.readers()).await;
-        rows.and_then(|rows| rows.iter().map(job_row::from_row).collect()).map_err(|error| self.failed(error))
+        rows.and_then(|rows| rows.iter().map(job_row::from_row).collect())
+            .map_err(|error| self.database_error(error))
     }
 
     /// Where the job of this id stands.
     pub(crate) async fn job_message(&self, id: &str) -> Result<Option<v1::Job>, StoreError> {
         let mut query = QueryBuilder::new(WITH_PROGRESS);
         query.push("id = ").push_bind(id);
-        Ok(self.messages(query).await.map_err(|error| self.failed(error))?.pop().map(|(_, job)| job))
+        Ok(self.messages(query).await.map_err(|error| self.database_error(error))?.pop().map(|(_, job)| job))
     }
 
     /// At most `limit` jobs, the newest first, with their sequence: those in one of `states` (empty: in any), submitted
@@ -98,7 +99,7 @@ impl Store {
             push_states(&mut query, states.iter().copied());
         }
         query.push(" ORDER BY sequence DESC LIMIT ").push_bind(limit);
-        self.messages(query).await.map_err(|error| self.failed(error))
+        self.messages(query).await.map_err(|error| self.database_error(error))
     }
 
     async fn messages(&self, mut query: QueryBuilder<Sqlite>) -> sqlx::Result<Vec<(i64, v1::Job)>> {
@@ -118,12 +119,12 @@ async fn insert(
     events: Vec<job_event::Kind>,
     retention: Retention,
     objects: &Path,
-) -> sqlx::Result<Inserted> {
+) -> sqlx::Result<InsertOutcome> {
     let mut db = writer.begin().await?;
     if !job.idempotency_key.is_empty() {
         let query = sqlx::query("SELECT * FROM jobs WHERE idempotency_key = ?").bind(&job.idempotency_key);
         if let Some(row) = query.fetch_optional(&mut *db).await? {
-            return Ok(Inserted::Existing(job_row::from_row(&row)?));
+            return Ok(InsertOutcome::Existing(job_row::from_row(&row)?));
         }
     }
     // The writer is the only one to remove objects, so what is there now stays.
@@ -136,7 +137,7 @@ async fn insert(
         }
     }
     if !missing.is_empty() {
-        return Ok(Inserted::MissingObjects(missing));
+        return Ok(InsertOutcome::MissingObjects(missing));
     }
     let sequence = job_row::insert(&mut db, job).await?;
     sqlx::query("INSERT INTO logs (job) VALUES (?)").bind(sequence).execute(&mut *db).await?;
@@ -149,7 +150,7 @@ async fn insert(
     }
     append_events(&mut db, sequence, events, retention.events).await?;
     owner::commit(db, objects).await?;
-    Ok(Inserted::New(JobRow { sequence, ..job.clone() }))
+    Ok(InsertOutcome::New(JobRow { sequence, ..job.clone() }))
 }
 
 async fn save(

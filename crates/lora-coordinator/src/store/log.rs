@@ -17,7 +17,9 @@ impl Store {
     pub(crate) async fn add_steps(&self, job_id: &str, steps: &[v1::StepReport]) -> Result<(), StoreError> {
         let mut writers = self.writers().await;
         let kept = self.0.retention.steps;
-        insert_steps(&mut writers.relaxed, job_id, steps, kept).await.map_err(|error| self.failed(error))?;
+        insert_steps(&mut writers.relaxed, job_id, steps, kept)
+            .await
+            .map_err(|error| self.database_error(error))?;
         self.0.watchers.wake(job_id);
         Ok(())
     }
@@ -30,7 +32,7 @@ impl Store {
         .bind(job_id)
         .fetch_one(self.readers())
         .await
-        .map_err(|error| self.failed(error))
+        .map_err(|error| self.database_error(error))
     }
 
     /// Whether the job's log has a notice with this text after the job was given to the group of
@@ -46,8 +48,8 @@ impl Store {
              ORDER BY number DESC",
         );
         let mut events = query.bind(job_id).fetch(self.readers());
-        while let Some(row) = events.try_next().await.map_err(|error| self.failed(error))? {
-            let event: v1::JobEvent = message(&row, "event").map_err(|error| self.failed(error))?;
+        while let Some(row) = events.try_next().await.map_err(|error| self.database_error(error))? {
+            let event: v1::JobEvent = message(&row, "event").map_err(|error| self.database_error(error))?;
             match event.kind {
                 Some(job_event::Kind::Notice(notice)) if notice.text == text => return Ok(true),
                 Some(job_event::Kind::Assigned(assigned)) if assigned.generation <= generation => break,

@@ -23,7 +23,7 @@ impl Store {
     ) -> Result<Vec<v1::FileDigest>, StoreError> {
         let digests = self.look_up(digests).await?;
         let mut writers = self.writers().await;
-        touch(&mut writers.relaxed, digests).await.map_err(|error| self.failed(error))
+        refresh_or_missing(&mut writers.relaxed, digests).await.map_err(|error| self.database_error(error))
     }
 
     /// Looks in `objects/` for the files of these digests. A file is removed only after its row: if
@@ -59,12 +59,12 @@ impl Store {
         staged: Staged,
     ) -> Result<(), StoreError> {
         let (store, digest) = (self.clone(), digest.clone());
-        to_the_end(async move {
+        run_to_completion(async move {
             let staged = staged.checked(&digest).await?;
             let mut writers = store.writers().await;
-            let failed = |error| store.failed(error);
+            let failed = |error| store.database_error(error);
             let mut db = writers.lifecycle.begin().await.map_err(failed)?;
-            store.adopt(&mut db, staged, &digest).await?;
+            store.move_into_place(&mut db, staged, &digest).await?;
             sqlx::query("UPDATE objects SET wanted = ? WHERE sha256 = ?")
                 .bind(nanos(SystemTime::now()))
                 .bind(&digest.sha256)
@@ -87,7 +87,7 @@ impl Store {
             .bind(sha256)
             .fetch_optional(self.readers())
             .await
-            .map_err(|error| self.failed(error))?;
+            .map_err(|error| self.database_error(error))?;
         Ok(size.map(|size| v1::FileDigest { size, sha256: sha256.to_vec() }))
     }
 
@@ -96,18 +96,18 @@ impl Store {
     pub(crate) async fn collect_garbage(&self, unreferenced: Duration) -> Result<usize, StoreError> {
         let store = self.clone();
         let horizon = SystemTime::now().checked_sub(unreferenced).unwrap_or(SystemTime::UNIX_EPOCH);
-        to_the_end(async move {
+        run_to_completion(async move {
             let mut writers = store.writers().await;
             let unnamed = forget(&mut writers.lifecycle, nanos(horizon), &store.0.objects).await;
             // Under the same lock: no upload can bring one of these files back before it is
             // removed.
-            Ok(store.remove(unnamed.map_err(|error| store.failed(error))?).await)
+            Ok(store.remove(unnamed.map_err(|error| store.database_error(error))?).await)
         })
         .await
     }
 
     /// Moves a staged file to its place, durably, and adds its row where it has none.
-    pub(super) async fn adopt(
+    pub(super) async fn move_into_place(
         &self,
         db: &mut SqliteConnection,
         staged: Staged,
@@ -123,7 +123,7 @@ impl Store {
             .bind(int(digest.size))
             .execute(db)
             .await
-            .map_err(|error| self.failed(error))?;
+            .map_err(|error| self.database_error(error))?;
         Ok(())
     }
 
@@ -197,7 +197,10 @@ impl Drop for Staged {
 }
 
 /// Removes the rows of objects that no job names and that no client wanted since `horizon`, and gives their SHA-256s.
-pub(super) async fn forget_unnamed(db: &mut SqliteConnection, horizon: i64) -> sqlx::Result<Vec<Vec<u8>>> {
+pub(super) async fn delete_unreferenced(
+    db: &mut SqliteConnection,
+    horizon: i64,
+) -> sqlx::Result<Vec<Vec<u8>>> {
     sqlx::query_scalar(
         "DELETE FROM objects WHERE (wanted IS NULL OR wanted < ?) \
          AND NOT EXISTS (SELECT 1 FROM inputs WHERE inputs.sha256 = objects.sha256) \
@@ -209,10 +212,10 @@ pub(super) async fn forget_unnamed(db: &mut SqliteConnection, horizon: i64) -> s
     .await
 }
 
-/// As `forget_unnamed`, in a transaction of its own.
+/// As `delete_unreferenced`, in a transaction of its own.
 async fn forget(writer: &mut Writer, horizon: i64, objects: &Path) -> sqlx::Result<Vec<Vec<u8>>> {
     let mut db = writer.begin().await?;
-    let unnamed = forget_unnamed(&mut db, horizon).await?;
+    let unnamed = delete_unreferenced(&mut db, horizon).await?;
     // A copy from before has rows of files that are about to be removed.
     match unnamed.is_empty() {
         true => db.commit().await?,
@@ -224,13 +227,16 @@ async fn forget(writer: &mut Writer, horizon: i64, objects: &Path) -> sqlx::Resu
 /// Does `work` to its end even if the caller is gone before: a call that is dropped must not leave its file operation to
 /// happen after it has let go of the writer, nor a commit that nobody is told of. The task ends by itself; if the process
 /// ends first, it leaves what a crash would.
-pub(super) async fn to_the_end<T: Send + 'static>(
+pub(super) async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {
     tokio::spawn(work).await?
 }
 
-async fn touch(writer: &mut Writer, digests: Vec<LookedUp>) -> sqlx::Result<Vec<v1::FileDigest>> {
+async fn refresh_or_missing(
+    writer: &mut Writer,
+    digests: Vec<LookedUp>,
+) -> sqlx::Result<Vec<v1::FileDigest>> {
     let now = nanos(SystemTime::now());
     let mut db = writer.begin().await?;
     let mut missing = Vec::new();

@@ -19,10 +19,10 @@ use tokio::io::AsyncWriteExt;
 
 use super::connections::{self, Writer};
 use super::int;
-use super::objects::forget_unnamed;
+use super::objects::delete_unreferenced;
 
-const FILE: &str = "owner.json";
-const NEW_FILE: &str = "owner.json.new";
+const OWNER_FILE: &str = "owner.json";
+const NEW_OWNER_FILE: &str = "owner.json.new";
 /// After every time.
 const ALWAYS: i64 = i64::MAX;
 
@@ -83,7 +83,7 @@ impl fmt::Display for Mismatch {
 impl Owner {
     /// The owner that `objects/` names. `None`: none, as in a directory of an earlier version.
     pub(super) async fn read(objects: &Path) -> io::Result<Option<Self>> {
-        let text = match fs::read(objects.join(FILE)).await {
+        let text = match fs::read(objects.join(OWNER_FILE)).await {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -99,7 +99,7 @@ impl Owner {
 
     /// Names this owner in `objects/`.
     pub(super) async fn write(&self, objects: &Path) -> io::Result<()> {
-        let new = objects.join(NEW_FILE);
+        let new = objects.join(NEW_OWNER_FILE);
         let mut file = File::create(&new).await?;
         file.write_all(&serde_json::to_vec(self)?).await?;
         // Without this, a failed write would go unnoticed.
@@ -121,7 +121,7 @@ impl Owner {
 
 /// The file that names the owner.
 pub(super) fn path(objects: &Path) -> PathBuf {
-    objects.join(FILE)
+    objects.join(OWNER_FILE)
 }
 
 /// Names a database, and tells its copies apart by their age.
@@ -238,7 +238,7 @@ pub(super) async fn adopt(
     for lost in checkpoints.iter().filter(|sha256| !files.contains(*sha256)) {
         sqlx::query("DELETE FROM checkpoints WHERE sha256 = ?").bind(lost).execute(&mut *db).await?;
     }
-    forget_unnamed(&mut db, ALWAYS).await?;
+    delete_unreferenced(&mut db, ALWAYS).await?;
     sqlx::query("DELETE FROM unknown_objects").execute(&mut *db).await?;
     db.commit().await
 }

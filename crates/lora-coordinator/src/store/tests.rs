@@ -19,7 +19,7 @@ use sqlx::{Connection, SqliteConnection};
 
 use super::*;
 
-const LIMIT: Duration = Duration::from_secs(20);
+const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A store in a directory that goes when it is dropped.
 struct Fixture {
@@ -54,7 +54,7 @@ impl Fixture {
 
     async fn add(&self, job: JobRow) -> JobRow {
         match self.store.insert_job(&job, vec![changed(job.state)]).await.unwrap() {
-            Inserted::New(job) => job,
+            InsertOutcome::New(job) => job,
             other => panic!("{other:?}"),
         }
     }
@@ -78,7 +78,7 @@ impl Fixture {
         digest
     }
 
-    async fn commit(&self, artifact: v1::JobArtifact, content: &[u8]) -> (v1::FileDigest, Committed) {
+    async fn commit(&self, artifact: v1::JobArtifact, content: &[u8]) -> (v1::FileDigest, CommitOutcome) {
         let (digest, staged) = self.staged(content).await;
         let committed = self.store.commit_artifact(&artifact, &digest, staged).await.unwrap();
         (digest, committed)
@@ -121,32 +121,32 @@ impl Fixture {
     }
 
     /// What a watch from the start tells until it ends or has told `most`.
-    async fn told(&self, job_id: &str, most: usize) -> Vec<Told> {
-        self.told_from(job_id, 0, 0, false, most).await.unwrap()
+    async fn watch_items(&self, job_id: &str, most: usize) -> Vec<WatchedItem> {
+        self.watch_items_from(job_id, 0, 0, false, most).await.unwrap()
     }
 
-    async fn told_from(
+    async fn watch_items_from(
         &self,
         job_id: &str,
         number: u64,
         step: u64,
         events_only: bool,
         most: usize,
-    ) -> Result<Vec<Told>, WatchError> {
+    ) -> Result<Vec<WatchedItem>, WatchError> {
         use futures_util::{StreamExt, TryStreamExt};
         let watch = self.store.watch(job_id.to_owned(), number, step, events_only).take(most);
-        tokio::time::timeout(LIMIT, watch.map_ok(Told::from).try_collect()).await.unwrap()
+        tokio::time::timeout(TEST_TIMEOUT, watch.map_ok(WatchedItem::from).try_collect()).await.unwrap()
     }
 }
 
 /// An event or a step by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Told {
+enum WatchedItem {
     Event(u64),
     Step(u64),
 }
 
-impl From<v1::WatchJobResponse> for Told {
+impl From<v1::WatchJobResponse> for WatchedItem {
     fn from(message: v1::WatchJobResponse) -> Self {
         match message.kind.unwrap() {
             watch_job_response::Kind::Event(event) => Self::Event(event.number),
@@ -210,7 +210,7 @@ async fn a_store_has_one_owner_at_a_time() {
 }
 
 #[tokio::test]
-async fn what_a_killed_process_leaves_is_whole() {
+async fn the_store_is_consistent_after_a_kill() {
     let fixture = Fixture::new().await;
     let job = fixture.add_running("one").await;
     fixture.store.add_steps("one", &steps(1..=3)).await.unwrap();
@@ -221,21 +221,21 @@ async fn what_a_killed_process_leaves_is_whole() {
         .unwrap();
     fixture.store.add_steps("one", &steps(4..=5)).await.unwrap();
     let (digest, committed) = fixture.commit(checkpoint("one", 1, 5), b"state").await;
-    assert_eq!(committed, Committed::Done);
+    assert_eq!(committed, CommitOutcome::Done);
 
     let crashed = fixture.killed();
     let store = Store::open(crashed.path(), fixture.store.0.retention, ForeignObjects::Refuse).await.unwrap();
     let found = Fixture { store, dir: crashed };
     assert_eq!(found.store.term(), 2);
     assert_eq!(found.store.load_job("one").await.unwrap(), Some(JobRow { completed_steps: 3, ..job }));
-    assert_eq!(found.told("one", 8).await, fixture.told("one", 8).await);
+    assert_eq!(found.watch_items("one", 8).await, fixture.watch_items("one", 8).await);
     assert_eq!(found.store.last_step("one").await.unwrap(), 5);
     let newest = v1::Checkpoint { step: 5, digest: Some(digest) };
     assert_eq!(found.store.newest_checkpoint("one").await.unwrap(), Some(newest));
 }
 
 #[tokio::test]
-async fn others_cannot_look_into_the_store() {
+async fn the_store_is_not_readable_by_other_users() {
     use std::os::unix::fs::PermissionsExt;
     let dir = tempfile::tempdir().unwrap();
     let state_dir = dir.path().join("a/b");
@@ -258,7 +258,7 @@ async fn errors_name_the_file() {
 }
 
 #[tokio::test]
-async fn a_damaged_row_and_a_newer_version_are_told() {
+async fn corrupt_rows_and_newer_schemas_are_reported() {
     let fixture = Fixture::new().await;
     fixture.add(job("one")).await;
     fixture.tamper("UPDATE jobs SET spec = x'ff'").await;
@@ -275,7 +275,7 @@ async fn a_damaged_row_and_a_newer_version_are_told() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_told_and_gets_over() {
+async fn a_full_disk_is_reported_and_recovered_from() {
     let fixture = Fixture::new().await;
     let row = fixture.add_running("one").await;
     fixture.store.add_steps("one", &[step(1)]).await.unwrap();
@@ -293,10 +293,13 @@ async fn a_full_disk_is_told_and_gets_over() {
     let report = v1::StepReport { notice: long.clone(), ..step(2) };
     let failed = fixture.store.add_steps("one", &[report]).await.unwrap_err().to_string();
     assert!(failed.contains(DATABASE) && failed.contains("full"), "{failed}");
-    assert_eq!(fixture.told("one", 2).await, [Told::Event(1), Told::Step(1)]);
+    assert_eq!(fixture.watch_items("one", 2).await, [WatchedItem::Event(1), WatchedItem::Step(1)]);
 
     // The next try finds space: it has a new connection.
     fixture.store.save_job(&row, vec![notice(&long)]).await.unwrap();
     fixture.store.add_steps("one", &[step(2)]).await.unwrap();
-    assert_eq!(fixture.told("one", 4).await, [Told::Event(1), Told::Step(1), Told::Event(2), Told::Step(2)]);
+    assert_eq!(
+        fixture.watch_items("one", 4).await,
+        [WatchedItem::Event(1), WatchedItem::Step(1), WatchedItem::Event(2), WatchedItem::Step(2)]
+    );
 }

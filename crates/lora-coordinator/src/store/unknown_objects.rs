@@ -9,7 +9,7 @@ use sqlx::SqliteConnection;
 use tokio::fs;
 
 use super::job_row::nanos;
-use super::objects::to_the_end;
+use super::objects::run_to_completion;
 use super::{Store, StoreError, io_error};
 
 /// What a search for unknown objects found and did.
@@ -26,13 +26,13 @@ impl Store {
     /// that found the file, and not before the file itself has that age.
     pub(crate) async fn remove_unknown_objects(&self, age: Duration) -> Result<UnknownObjects, StoreError> {
         let store = self.clone();
-        to_the_end(async move {
+        run_to_completion(async move {
             let now = SystemTime::now();
             let horizon = now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
             // A file comes to `objects/` and its row is committed while its writer holds the
             // connections.
             let mut writers = store.writers().await;
-            let failed = |error| store.failed(error);
+            let failed = |error| store.database_error(error);
             let dir = &store.0.objects;
             let files = object_files(dir).await.map_err(io_error(dir))?;
             let mut db = writers.lifecycle.begin().await.map_err(failed)?;

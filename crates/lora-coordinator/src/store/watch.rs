@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::{Store, StoreError, int, job_row};
 
 /// Rows of each kind that a page has at most.
-const PAGE: i64 = 128;
+const PAGE_ROWS: i64 = 128;
 
 /// Why a watch ends early.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,7 @@ impl Store {
         after_step: u64,
         events_only: bool,
     ) -> impl Stream<Item = Result<v1::WatchJobResponse, WatchError>> + Send + 'static {
-        let reader = Reader {
+        let reader = WatchReader {
             changes: self.0.watchers.subscribe(&job_id),
             store: self.clone(),
             job_id,
@@ -49,14 +49,14 @@ impl Store {
             after_step,
             events_only,
             page: VecDeque::new(),
-            next: Next::Read,
+            next: ReadStep::Read,
         };
         try_unfold(reader, |mut reader| async move { Ok(reader.next().await?.map(|item| (item, reader))) })
     }
 }
 
 /// A watch in progress.
-struct Reader {
+struct WatchReader {
     store: Store,
     job_id: String,
     changes: Changes,
@@ -65,18 +65,18 @@ struct Reader {
     after_step: u64,
     events_only: bool,
     page: VecDeque<v1::WatchJobResponse>,
-    next: Next,
+    next: ReadStep,
 }
 
 /// What a reader does when it has told its page.
-enum Next {
+enum ReadStep {
     Read,
     /// There is nothing more until the job changes.
     Wait,
     End,
 }
 
-impl Reader {
+impl WatchReader {
     async fn next(&mut self) -> Result<Option<v1::WatchJobResponse>, WatchError> {
         loop {
             if let Some(item) = self.page.pop_front() {
@@ -84,15 +84,15 @@ impl Reader {
             }
             let closed = &self.store.0.closed;
             match self.next {
-                Next::End => return Ok(None),
+                ReadStep::End => return Ok(None),
                 _ if closed.is_cancelled() => return Ok(None),
-                Next::Wait => {
+                ReadStep::Wait => {
                     tokio::select! {
-                        () = self.changes.wait() => self.next = Next::Read,
+                        () = self.changes.wait() => self.next = ReadStep::Read,
                         () = closed.cancelled() => return Ok(None),
                     }
                 }
-                Next::Read => self.read().await?,
+                ReadStep::Read => self.read().await?,
             }
         }
     }
@@ -101,7 +101,7 @@ impl Reader {
     async fn read(&mut self) -> Result<(), WatchError> {
         // What changes from here on is seen as a change even if this read has it already.
         self.changes.seen();
-        let log = self.snapshot().await.map_err(|error| self.store.failed(error))?;
+        let log = self.snapshot().await.map_err(|error| self.store.database_error(error))?;
         let log = log.ok_or(WatchError::UnknownJob)?;
         if self.number < log.first_event {
             return Err(WatchError::ForgottenEvents { asked: self.number, first: log.first_event });
@@ -111,11 +111,11 @@ impl Reader {
             return Err(WatchError::ForgottenSteps { asked, first });
         }
         self.next = if log.is_full() {
-            Next::Read
+            ReadStep::Read
         } else if log.at_rest {
-            Next::End
+            ReadStep::End
         } else {
-            Next::Wait
+            ReadStep::Wait
         };
         self.page = log.merged();
         for item in &self.page {
@@ -172,14 +172,15 @@ struct Log {
 impl Log {
     /// There may be more than this.
     fn is_full(&self) -> bool {
-        self.events.len() as i64 == PAGE || self.steps.len() as i64 == PAGE
+        self.events.len() as i64 == PAGE_ROWS || self.steps.len() as i64 == PAGE_ROWS
     }
 
     /// Events and steps in the order in which they were stored, as far as it is known.
     fn merged(mut self) -> VecDeque<v1::WatchJobResponse> {
         use watch_job_response::Kind;
         // Past the end of a full page of the one may be earlier ones than the next of the other.
-        let (more_events, more_steps) = (self.events.len() as i64 == PAGE, self.steps.len() as i64 == PAGE);
+        let (more_events, more_steps) =
+            (self.events.len() as i64 == PAGE_ROWS, self.steps.len() as i64 == PAGE_ROWS);
         let mut merged = VecDeque::with_capacity(self.events.len() + self.steps.len());
         loop {
             let event_first = match (self.events.front(), self.steps.front()) {
@@ -204,7 +205,7 @@ async fn rows<M: Message + Default>(
     from: u64,
     column: &str,
 ) -> sqlx::Result<VecDeque<(i64, M)>> {
-    let rows = sqlx::query(query).bind(job).bind(int(from)).bind(PAGE).fetch_all(db).await?;
+    let rows = sqlx::query(query).bind(job).bind(int(from)).bind(PAGE_ROWS).fetch_all(db).await?;
     let decoded = |row: &SqliteRow| Ok((row.try_get("position")?, job_row::message(row, column)?));
     rows.iter().map(decoded).collect()
 }
@@ -266,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_job_is_remembered_while_somebody_follows_it() {
+    fn watchers_are_kept_while_a_watch_exists() {
         let watchers = Watchers::default();
         let (first, second) = (watchers.subscribe("a"), watchers.subscribe("a"));
         drop(first);

@@ -9,7 +9,7 @@ use lora_proto::{DigestBuilder, file_transfer};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::fake::{Cluster, FakeWorker, job, quick, train};
+use crate::fake::{Cluster, FakeWorker, fast_config, job, train};
 
 /// The field that an INVALID_ARGUMENT names.
 fn field(status: &Status) -> String {
@@ -110,7 +110,7 @@ async fn a_bad_submit_names_the_field_and_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn calls_about_no_job_are_told_so() {
+async fn calls_about_unknown_jobs_fail() {
     let cluster = Cluster::start().await;
     for (job_id, code) in
         [("nobody", Code::NotFound), ("", Code::InvalidArgument), (&"x".repeat(129), Code::InvalidArgument)]
@@ -158,7 +158,7 @@ fn entries(dir: &Path) -> usize {
 #[tokio::test]
 async fn a_bad_upload_leaves_nothing() {
     use upload_request::Kind::{Chunk, Header};
-    let mut config = quick();
+    let mut config = fast_config();
     config.limits.upload_bytes = 1000;
     let cluster = Cluster::start_with(config).await;
     let job_id = cluster.submit(&job(1, 1)).await;
@@ -215,7 +215,7 @@ async fn a_bad_upload_leaves_nothing() {
     let call =
         tokio::spawn(async move { client.upload(tokio_stream::wrappers::ReceiverStream::new(stream)).await });
     let staging = cluster.config.state_dir.join("staging");
-    let deadline = tokio::time::Instant::now() + crate::fake::PATIENCE;
+    let deadline = tokio::time::Instant::now() + crate::fake::WAIT_TIMEOUT;
     while entries(&staging) == 0 {
         assert!(tokio::time::Instant::now() < deadline, "the upload never began");
         tokio::task::yield_now().await;
@@ -232,7 +232,7 @@ async fn a_bad_upload_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn a_bad_download_is_told_why() {
+async fn invalid_downloads_name_the_reason() {
     let cluster = Cluster::start().await;
     let file = cluster.store("train.jsonl", b"content").await;
     let digest = file.digest.unwrap();
@@ -261,7 +261,7 @@ async fn a_bad_download_is_told_why() {
 }
 
 #[tokio::test]
-async fn a_hostile_worker_is_refused_or_cut_off() {
+async fn a_misbehaving_worker_is_refused_or_disconnected() {
     let cluster = Cluster::start().await;
     let connect = async |kind| {
         let stream = tokio_stream::iter([v1::WorkerMessage { kind }]);

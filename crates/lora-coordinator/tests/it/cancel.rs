@@ -2,10 +2,10 @@
 
 use lora_proto::v1::{Goal, Phase};
 
-use crate::fake::{Cluster, FakeWorker, Pair, job, train};
+use crate::fake::{Cluster, FakeWorker, TwoWorkerJob, job, train};
 
 #[tokio::test]
-async fn before_workers_have_it_a_job_is_cancelled_at_once() {
+async fn a_queued_job_is_cancelled_immediately() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     assert_eq!(cluster.cancel(&job_id).await.unwrap().state, "cancelled");
@@ -32,7 +32,7 @@ async fn freed_first(cluster: &Cluster, job_id: &str, workers: &mut [&mut FakeWo
 }
 
 #[tokio::test]
-async fn while_preparing() {
+async fn a_preparing_job_is_cancelled_after_its_workers_release_it() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(2, 2)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
@@ -46,18 +46,18 @@ async fn while_preparing() {
 }
 
 #[tokio::test]
-async fn while_running() {
+async fn a_running_job_is_cancelled_after_its_workers_release_it() {
     let cluster = Cluster::start().await;
-    let Pair { job_id, mut w0, mut w1, .. } = Pair::training(&cluster, &job(2, 2)).await;
+    let TwoWorkerJob { job_id, mut w0, mut w1, .. } = TwoWorkerJob::training(&cluster, &job(2, 2)).await;
     freed_first(&cluster, &job_id, &mut [&mut w0, &mut w1]).await;
     cluster.stop().await;
 }
 
 #[tokio::test]
-async fn while_regrouping() {
+async fn a_recovering_job_is_cancelled_after_its_workers_release_it() {
     let cluster = Cluster::start().await;
-    let Pair { job_id, mut w0, w1, a } = Pair::training(&cluster, &job(1, 2)).await;
-    w1.die();
+    let TwoWorkerJob { job_id, mut w0, w1, a } = TwoWorkerJob::training(&cluster, &job(1, 2)).await;
+    w1.disconnect();
     w0.broken(&a[0], 0, "its peer is gone", &[]).await;
     let b = w0.goal(Goal::Prepare).await;
     assert_eq!(b.generation, 2);
@@ -67,7 +67,7 @@ async fn while_regrouping() {
 }
 
 #[tokio::test]
-async fn while_exporting() {
+async fn an_exporting_job_is_cancelled_after_its_workers_release_it() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
@@ -87,13 +87,13 @@ async fn while_exporting() {
 }
 
 #[tokio::test]
-async fn a_worker_that_is_lost_meanwhile_is_not_waited_for_longer_than_its_lease() {
+async fn a_lost_worker_delays_cancel_by_its_lease_at_most() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
     train(&mut [&mut w0], 0).await;
     cluster.cancel(&job_id).await.unwrap();
-    w0.die();
+    w0.disconnect();
     cluster.until(&job_id, "cancelled").await;
     cluster.stop().await;
 }

@@ -2,16 +2,16 @@
 
 use lora_proto::v1::{Goal, Phase, job_artifact, job_event};
 
-use crate::fake::{Cluster, FakeWorker, Pair, job, quick, train};
+use crate::fake::{Cluster, FakeWorker, TwoWorkerJob, fast_config, job, train};
 
 #[tokio::test]
-async fn the_survivors_go_on_and_a_new_worker_joins_at_a_boundary() {
+async fn survivors_continue_and_a_new_worker_joins_at_a_step_boundary() {
     let cluster = Cluster::start().await;
-    let Pair { job_id, w0, mut w1, a } = Pair::training(&cluster, &job(1, 2)).await;
+    let TwoWorkerJob { job_id, w0, mut w1, a } = TwoWorkerJob::training(&cluster, &job(1, 2)).await;
     w0.steps(&a[0], 1..=2).await;
     w1.phase(&a[1], Phase::Training, 2).await;
     // The first rank dies; the other sees it.
-    w0.die();
+    w0.disconnect();
     w1.broken(&a[1], 2, "rank 0 closed the connection", &[]).await;
     let b = w1.prepare(2).await;
     assert_eq!((b.generation, b.rank, b.peers.len(), &b.checkpoint), (2, 0, 1, &None));
@@ -48,14 +48,14 @@ async fn the_survivors_go_on_and_a_new_worker_joins_at_a_boundary() {
 }
 
 #[tokio::test]
-async fn a_job_whose_only_worker_dies_goes_on_from_its_checkpoint_elsewhere() {
+async fn a_job_that_loses_its_only_worker_resumes_from_its_checkpoint() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
     let a = train(&mut [&mut w0], 0).await;
     w0.steps(&a[0], 1..=3).await;
     cluster.checkpoint(&a[0], 2, b"two").await;
-    w0.die();
+    w0.disconnect();
     let waiting = cluster.until(&job_id, "waiting").await;
     assert!(waiting.workers.is_empty());
     cluster.until_that(&job_id, |job| job.waiting_for.contains("needs 1")).await;
@@ -71,7 +71,7 @@ async fn a_job_whose_only_worker_dies_goes_on_from_its_checkpoint_elsewhere() {
 }
 
 #[tokio::test]
-async fn a_process_of_the_same_name_takes_its_place_at_once() {
+async fn a_restarted_worker_replaces_its_old_process() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut first = FakeWorker::connect(&cluster, "w0").await;
@@ -79,7 +79,7 @@ async fn a_process_of_the_same_name_takes_its_place_at_once() {
     let status = Default::default();
     let refused = FakeWorker::connect_as(&cluster, "w0", "2", "fake", status).await.err().unwrap();
     assert_eq!(refused.code(), tonic::Code::AlreadyExists, "{refused}");
-    first.die();
+    first.disconnect();
     let mut second = loop {
         // The coordinator sees the end of the first connection when it comes.
         match FakeWorker::connect_as(&cluster, "w0", "2", "fake", Default::default()).await {
@@ -93,12 +93,12 @@ async fn a_process_of_the_same_name_takes_its_place_at_once() {
 }
 
 #[tokio::test]
-async fn a_connection_that_comes_back_changes_nothing() {
+async fn a_reconnect_changes_nothing() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
     let a = train(&mut [&mut w0], 0).await;
-    let status = w0.die();
+    let status = w0.disconnect();
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", status).await.unwrap();
     assert_eq!(w0.goal(Goal::Train).await, a[0]);
     w0.steps(&a[0], 1..=1).await;
@@ -109,7 +109,7 @@ async fn a_connection_that_comes_back_changes_nothing() {
 }
 
 #[tokio::test]
-async fn a_worker_that_drains_brings_its_state_in_before_it_leaves() {
+async fn a_draining_worker_saves_its_state_before_it_leaves() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
@@ -129,9 +129,9 @@ async fn a_worker_that_drains_brings_its_state_in_before_it_leaves() {
 }
 
 #[tokio::test]
-async fn a_worker_that_drains_leaves_its_peers_to_go_on() {
+async fn peers_of_a_draining_worker_continue() {
     let cluster = Cluster::start().await;
-    let Pair { mut w0, mut w1, a, .. } = Pair::training(&cluster, &job(1, 2)).await;
+    let TwoWorkerJob { mut w0, mut w1, a, .. } = TwoWorkerJob::training(&cluster, &job(1, 2)).await;
     w0.drain().await;
     for (worker, assignment) in [(&mut w0, &a[0]), (&mut w1, &a[1])] {
         worker.goal(Goal::Stop).await;
@@ -144,11 +144,11 @@ async fn a_worker_that_drains_leaves_its_peers_to_go_on() {
 }
 
 #[tokio::test]
-async fn a_worker_that_makes_no_progress_is_left_out() {
-    let mut config = quick();
+async fn a_stuck_worker_is_evicted() {
+    let mut config = fast_config();
     config.recovery.step_seconds = 1.0;
     let cluster = Cluster::start_with(config).await;
-    let Pair { job_id, mut w0, mut w1, a } = Pair::training(&cluster, &job(2, 2)).await;
+    let TwoWorkerJob { job_id, mut w0, mut w1, a } = TwoWorkerJob::training(&cluster, &job(2, 2)).await;
     let slow = |waiting_for_peers, assignment| lora_proto::v1::HeldJob {
         seconds_in_phase: 5.0,
         waiting_for_peers,
@@ -169,9 +169,9 @@ async fn a_worker_that_makes_no_progress_is_left_out() {
 }
 
 #[tokio::test]
-async fn ranks_that_cannot_reach_each_other_do_not_share_a_group_again() {
+async fn mutually_unreachable_ranks_are_not_grouped_again() {
     let cluster = Cluster::start().await;
-    let Pair { mut w0, mut w1, a, .. } = Pair::training(&cluster, &job(1, 2)).await;
+    let TwoWorkerJob { mut w0, mut w1, a, .. } = TwoWorkerJob::training(&cluster, &job(1, 2)).await;
     w0.broken(&a[0], 0, "ranks [1] did not connect", &[1]).await;
     w1.broken(&a[1], 0, "no connection to rank 0", &[0]).await;
     w1.release().await;
@@ -187,8 +187,8 @@ async fn ranks_that_cannot_reach_each_other_do_not_share_a_group_again() {
 }
 
 #[tokio::test]
-async fn a_job_whose_groups_get_nowhere_fails_with_what_was_seen() {
-    let mut config = quick();
+async fn a_job_without_progress_fails_with_the_last_cause() {
+    let mut config = fast_config();
     config.recovery.fruitless_generations = 2;
     let cluster = Cluster::start_with(config).await;
     let job_id = cluster.submit(&job(1, 1)).await;
@@ -221,13 +221,13 @@ async fn workers_whose_bases_differ_do_not_train_together() {
 }
 
 #[tokio::test]
-async fn a_pause_while_workers_are_lost_keeps_what_the_survivor_has() {
+async fn a_pause_during_worker_loss_keeps_the_survivors_state() {
     let cluster = Cluster::start().await;
-    let Pair { job_id, w0, mut w1, a } = Pair::training(&cluster, &job(2, 2)).await;
+    let TwoWorkerJob { job_id, w0, mut w1, a } = TwoWorkerJob::training(&cluster, &job(2, 2)).await;
     w0.steps(&a[0], 1..=3).await;
     w1.phase(&a[1], Phase::Training, 3).await;
     cluster.pause(&job_id).await.unwrap();
-    w0.die();
+    w0.disconnect();
     w1.broken(&a[1], 3, "rank 0 closed the connection", &[]).await;
     w1.goal(Goal::Save).await;
     cluster.checkpoint(&a[1], 3, b"three").await;
@@ -237,7 +237,7 @@ async fn a_pause_while_workers_are_lost_keeps_what_the_survivor_has() {
 }
 
 #[tokio::test]
-async fn of_two_jobs_that_lack_a_worker_the_later_one_gives_its_own_away() {
+async fn of_two_waiting_jobs_the_later_one_releases_its_workers() {
     let cluster = Cluster::start().await;
     let older = cluster.submit(&job(2, 2)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
@@ -248,8 +248,8 @@ async fn of_two_jobs_that_lack_a_worker_the_later_one_gives_its_own_away() {
     let mut w3 = FakeWorker::connect(&cluster, "w3").await;
     let b = train(&mut [&mut w2, &mut w3], 0).await;
     assert_eq!((&a[0].job_id, &b[0].job_id), (&older, &newer));
-    w1.die();
-    w3.die();
+    w1.disconnect();
+    w3.disconnect();
     w0.broken(&a[0], 4, "its peer is gone", &[]).await;
     cluster.until(&older, "waiting").await;
     w2.broken(&b[0], 6, "its peer is gone", &[]).await;

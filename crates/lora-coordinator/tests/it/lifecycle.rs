@@ -2,10 +2,10 @@
 
 use lora_proto::v1::{self, Goal, Phase, job_event};
 
-use crate::fake::{Cluster, FakeWorker, Pair, job, train};
+use crate::fake::{Cluster, FakeWorker, TwoWorkerJob, job, train};
 
 #[tokio::test]
-async fn a_job_runs_to_its_result_and_its_workers_take_the_next() {
+async fn a_job_succeeds_and_its_workers_take_the_next() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(2, 2)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
@@ -48,9 +48,9 @@ async fn a_job_runs_to_its_result_and_its_workers_take_the_next() {
 }
 
 #[tokio::test]
-async fn a_paused_job_goes_on_from_the_checkpoint_of_the_pause() {
+async fn a_paused_job_resumes_from_its_checkpoint() {
     let cluster = Cluster::start().await;
-    let Pair { job_id, mut w0, mut w1, a } = Pair::training(&cluster, &job(2, 2)).await;
+    let TwoWorkerJob { job_id, mut w0, mut w1, a } = TwoWorkerJob::training(&cluster, &job(2, 2)).await;
     w0.steps(&a[0], 1..=2).await;
     assert_eq!(cluster.pause(&job_id).await.unwrap().state, "pausing");
     for (worker, assignment) in [(&mut w0, &a[0]), (&mut w1, &a[1])] {
@@ -101,7 +101,7 @@ async fn a_pause_before_anything_was_computed_needs_no_checkpoint() {
 }
 
 #[tokio::test]
-async fn a_pause_that_meets_the_last_step_finds_the_job_finished() {
+async fn a_pause_at_the_last_step_succeeds_the_job() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
@@ -116,7 +116,7 @@ async fn a_pause_that_meets_the_last_step_finds_the_job_finished() {
 }
 
 #[tokio::test]
-async fn a_result_that_lacks_a_file_is_no_result() {
+async fn an_incomplete_result_fails_the_job() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
@@ -129,7 +129,7 @@ async fn a_result_that_lacks_a_file_is_no_result() {
 }
 
 #[tokio::test]
-async fn the_job_s_own_fault_fails_it_and_a_failed_job_can_go_on_from_its_checkpoint() {
+async fn a_job_error_fails_the_job_and_it_can_be_resumed() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
@@ -150,7 +150,7 @@ async fn the_job_s_own_fault_fails_it_and_a_failed_job_can_go_on_from_its_checkp
 }
 
 #[tokio::test]
-async fn the_log_tells_what_happened_in_order() {
+async fn the_log_has_all_events_in_order() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;

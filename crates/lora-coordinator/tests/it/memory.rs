@@ -3,7 +3,7 @@
 use lora_proto::v1;
 use lora_spec::{JobSpec, LongRows};
 
-use crate::fake::{Cluster, FakeWorker, job, quick};
+use crate::fake::{Cluster, FakeWorker, fast_config, job};
 
 /// One micro-batch a step, on one worker.
 fn large() -> JobSpec {
@@ -25,7 +25,7 @@ fn peak(plan: &v1::PlanJobResponse) -> u64 {
 }
 
 #[tokio::test]
-async fn a_plan_says_what_becomes_of_the_rows_and_what_is_sent() {
+async fn a_plan_has_row_counts_and_memory() {
     let cluster = Cluster::start().await;
     let mut two = job(1, 2);
     two.training.micro_batch_size = 1;
@@ -45,7 +45,7 @@ async fn a_plan_says_what_becomes_of_the_rows_and_what_is_sent() {
 }
 
 #[tokio::test]
-async fn a_job_that_fits_no_worker_is_refused_with_what_would_fit() {
+async fn a_job_that_fits_no_worker_fails_with_settings_that_would_fit() {
     let cluster = Cluster::start().await;
     let before = plan(&cluster, &large()).await;
     assert_eq!(before.problems, Vec::<String>::new(), "nobody is there to say how much there is");
@@ -71,7 +71,7 @@ async fn a_job_that_fits_no_worker_is_refused_with_what_would_fit() {
 
 #[tokio::test]
 async fn a_job_without_workers_waits_for_one_that_is_large_enough_also_after_a_restart() {
-    let mut config = quick();
+    let mut config = fast_config();
     // So long workers may take to come back after the restart.
     config.workers.lease_seconds = 600.0;
     let cluster = Cluster::start_with(config).await;
@@ -106,7 +106,7 @@ async fn a_job_without_workers_waits_for_one_that_is_large_enough_also_after_a_r
 }
 
 #[tokio::test]
-async fn other_numbers_of_workers_are_planned_anew() {
+async fn changing_the_number_of_workers_replans_the_job() {
     let cluster = Cluster::start().await;
     let mut of_two = large();
     of_two.training.micro_batch_size = 1;

@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, SqliteConnection};
 use tempfile::TempDir;
 
-use crate::fake::{Cluster, FakeWorker, job, quick, train};
+use crate::fake::{Cluster, FakeWorker, fast_config, job, train};
 
 fn objects(state: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(state.join("objects")).unwrap();
@@ -39,7 +39,7 @@ async fn back_up(state: &Path) -> PathBuf {
 /// Fails where a start is not refused, or removes a file. What is removed later is tested with the
 /// store: the first collection is ten minutes after the start.
 async fn assert_refused(state: &TempDir, reason: &str) {
-    let mut config = quick();
+    let mut config = fast_config();
     config.state_dir = state.path().to_owned();
     config.grpc.listen = "127.0.0.1:0".into();
     config.http.listen = String::new();
@@ -59,7 +59,7 @@ async fn results_outlive_a_lost_database() {
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
     let a = train(&mut [&mut w0], 0).await;
     cluster.result(&a[0], "receipt.json", b"{}").await;
-    w0.die();
+    w0.disconnect();
     let term = FakeWorker::connect(&cluster, "w1").await.welcome.term;
     let state = cluster.end().await;
     let stored = objects(state.path());
@@ -67,7 +67,7 @@ async fn results_outlive_a_lost_database() {
     assert_refused(&state, "coordinator.db is missing or empty").await;
     assert!(!state.path().join("coordinator.db").exists());
 
-    let mut config = quick();
+    let mut config = fast_config();
     config.adopt_objects = true;
     let cluster = Cluster::start_in(state, config).await;
     assert_eq!(objects(&cluster.config.state_dir), stored);
@@ -76,7 +76,7 @@ async fn results_outlive_a_lost_database() {
     assert_eq!(unknown.code(), tonic::Code::NotFound);
     cluster.submit(&job(1, 1)).await;
     let state = cluster.end().await;
-    let cluster = Cluster::start_in(state, quick()).await;
+    let cluster = Cluster::start_in(state, fast_config()).await;
     assert!(objects(&cluster.config.state_dir).len() >= stored.len());
     cluster.stop().await;
 }
@@ -90,14 +90,14 @@ async fn a_restored_backup_is_refused_beside_newer_files() {
     let a = train(&mut [&mut w0], 0).await;
     let name = job_artifact::Name::CheckpointStep(3);
     cluster.upload(&a[0], name, b"three").await.unwrap();
-    w0.die();
+    w0.disconnect();
     let state = cluster.end().await;
     let stored = objects(state.path());
     remove_database(state.path());
     std::fs::copy(&backup, state.path().join("coordinator.db")).unwrap();
     assert_refused(&state, "coordinator.db is an older copy of their database").await;
 
-    let mut config = quick();
+    let mut config = fast_config();
     config.adopt_objects = true;
     let cluster = Cluster::start_in(state, config).await;
     assert_eq!(objects(&cluster.config.state_dir), stored);

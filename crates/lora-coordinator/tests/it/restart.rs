@@ -2,16 +2,16 @@
 
 use lora_proto::v1::{self, Goal, Phase, job_event};
 
-use crate::fake::{Cluster, FakeWorker, Pair, held, job, quick, train};
+use crate::fake::{Cluster, FakeWorker, TwoWorkerJob, fast_config, held, job, train};
 
 #[tokio::test]
-async fn workers_that_trained_on_are_adopted_and_nothing_starts_over() {
+async fn running_workers_are_recovered_after_a_restart() {
     let cluster = Cluster::start().await;
-    let Pair { job_id, w0, mut w1, a } = Pair::training(&cluster, &job(2, 2)).await;
+    let TwoWorkerJob { job_id, w0, mut w1, a } = TwoWorkerJob::training(&cluster, &job(2, 2)).await;
     w0.steps(&a[0], 1..=2).await;
     w1.until_acked(2).await;
     let term = w0.welcome.term;
-    let statuses = [w0.die(), w1.die()];
+    let statuses = [w0.disconnect(), w1.disconnect()];
     let cluster = cluster.restart().await;
     assert_eq!(cluster.job(&job_id).await.state, "running");
     let [s0, s1] = statuses;
@@ -30,11 +30,11 @@ async fn workers_that_trained_on_are_adopted_and_nothing_starts_over() {
 }
 
 #[tokio::test]
-async fn a_worker_that_does_not_come_back_is_given_up_after_its_lease() {
+async fn a_worker_that_does_not_reconnect_is_lost_after_its_lease() {
     let cluster = Cluster::start().await;
-    let Pair { job_id, w0, w1, a } = Pair::training(&cluster, &job(1, 2)).await;
-    w1.die();
-    let status = w0.die();
+    let TwoWorkerJob { job_id, w0, w1, a } = TwoWorkerJob::training(&cluster, &job(1, 2)).await;
+    w1.disconnect();
+    let status = w0.disconnect();
     let cluster = cluster.restart().await;
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", status).await.unwrap();
     w0.goal(Goal::Train).await;
@@ -48,7 +48,7 @@ async fn a_worker_that_does_not_come_back_is_given_up_after_its_lease() {
 /// Two workers whose steps take too long, and whose coordinator is started again: the first one
 /// waits for the second. Gives their statuses.
 async fn slow_pair(cluster: Cluster, min: usize) -> (Cluster, String, [v1::WorkerStatus; 2]) {
-    let Pair { job_id, w0, w1, a } = Pair::training(&cluster, &job(min, 2)).await;
+    let TwoWorkerJob { job_id, w0, w1, a } = TwoWorkerJob::training(&cluster, &job(min, 2)).await;
     let slow = |assignment, waiting_for_peers| v1::WorkerStatus {
         job: Some(v1::HeldJob {
             seconds_in_phase: 5.0,
@@ -58,14 +58,14 @@ async fn slow_pair(cluster: Cluster, min: usize) -> (Cluster, String, [v1::Worke
         ..v1::WorkerStatus::default()
     };
     let statuses = [slow(&a[0], true), slow(&a[1], false)];
-    w0.die();
-    w1.die();
+    w0.disconnect();
+    w1.disconnect();
     (cluster.restart().await, job_id, statuses)
 }
 
 #[tokio::test]
 async fn a_worker_is_not_given_up_while_it_waits_for_one_that_is_not_back_yet() {
-    let mut config = quick();
+    let mut config = fast_config();
     config.recovery.step_seconds = 1.0;
     // The second worker is away until it connects.
     config.workers.lease_seconds = 60.0;
@@ -82,7 +82,7 @@ async fn a_worker_is_not_given_up_while_it_waits_for_one_that_is_not_back_yet() 
 
 #[tokio::test]
 async fn a_worker_that_waits_for_one_that_never_comes_back_goes_on_without_it() {
-    let mut config = quick();
+    let mut config = fast_config();
     config.recovery.step_seconds = 1.0;
     let (cluster, _, [s0, _]) = slow_pair(Cluster::start_with(config).await, 1).await;
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", s0).await.unwrap();
@@ -101,7 +101,7 @@ async fn paused_waiting_and_cancelling_jobs_are_found_again() {
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
     let a = train(&mut [&mut w0], 0).await;
     cluster.checkpoint(&a[0], 7, b"seven").await;
-    w0.die();
+    w0.disconnect();
     cluster.until(&waiting, "waiting").await;
     let cancelling = cluster.submit(&job(1, 1)).await;
     let cluster = cluster.restart().await;
@@ -118,13 +118,13 @@ async fn paused_waiting_and_cancelling_jobs_are_found_again() {
 }
 
 #[tokio::test]
-async fn a_result_that_was_finished_while_the_coordinator_was_away_is_taken() {
+async fn a_result_finished_during_downtime_is_accepted() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
     let a = train(&mut [&mut w0], 0).await;
     cluster.result(&a[0], "receipt.json", b"{}").await;
-    w0.die();
+    w0.disconnect();
     let cluster = cluster.restart().await;
     let finished = v1::HeldJob { files: vec!["receipt.json".into()], ..held(&a[0], Phase::Finished, 2) };
     let status = v1::WorkerStatus { job: Some(finished), ..v1::WorkerStatus::default() };
@@ -139,7 +139,7 @@ async fn a_result_that_was_finished_while_the_coordinator_was_away_is_taken() {
 }
 
 #[tokio::test]
-async fn a_groups_notice_is_one_event_in_each_generation() {
+async fn a_group_notice_is_recorded_once_per_generation() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
@@ -151,7 +151,7 @@ async fn a_groups_notice_is_one_event_in_each_generation() {
     w0.steps(&a[0], 1..=1).await;
     w0.until_acked(1).await;
     w0.say(status(&a[0], 1)).await;
-    let last = w0.die();
+    let last = w0.disconnect();
 
     let cluster = cluster.restart().await;
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", last).await.unwrap();

@@ -23,7 +23,7 @@ async fn two_jobs_on_one_worker_run_one_after_the_other() {
 }
 
 #[tokio::test]
-async fn a_job_that_cannot_be_satisfied_blocks_nobody_and_says_why() {
+async fn an_unsatisfiable_job_blocks_no_other_and_has_a_reason() {
     let cluster = Cluster::start().await;
     let large = cluster.submit(&job(4, 4)).await;
     let small = cluster.submit(&job(1, 1)).await;

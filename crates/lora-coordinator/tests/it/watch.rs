@@ -4,10 +4,10 @@ use lora_proto::v1::{self, watch_job_response::Kind};
 use tokio::time::timeout;
 use tonic::Streaming;
 
-use crate::fake::{Cluster, FakeWorker, PATIENCE, job, quick, train};
+use crate::fake::{Cluster, FakeWorker, WAIT_TIMEOUT, fast_config, job, train};
 
 async fn next(stream: &mut Streaming<v1::WatchJobResponse>) -> Option<Kind> {
-    let message = timeout(PATIENCE, stream.message()).await.expect("something comes").unwrap();
+    let message = timeout(WAIT_TIMEOUT, stream.message()).await.expect("something comes").unwrap();
     message.map(|message| message.kind.unwrap())
 }
 
@@ -19,7 +19,7 @@ fn number(kind: &Kind) -> (u64, u64) {
 }
 
 #[tokio::test]
-async fn two_watchers_see_the_same_and_one_that_comes_back_misses_and_repeats_nothing() {
+async fn watchers_see_the_same_and_resume_without_gaps_or_repeats() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let request = v1::WatchJobRequest { job_id: job_id.clone(), ..v1::WatchJobRequest::default() };
@@ -60,8 +60,8 @@ async fn two_watchers_see_the_same_and_one_that_comes_back_misses_and_repeats_no
 }
 
 #[tokio::test]
-async fn a_watcher_that_is_too_slow_is_told_where_to_catch_up() {
-    let mut config = quick();
+async fn a_slow_watcher_gets_the_first_available_event() {
+    let mut config = fast_config();
     config.limits.retained_steps = 10;
     config.limits.retained_events = 4;
     let cluster = Cluster::start_with(config).await;
@@ -72,7 +72,7 @@ async fn a_watcher_that_is_too_slow_is_told_where_to_catch_up() {
     w0.until_acked(500).await;
     let request = v1::WatchJobRequest { job_id: job_id.clone(), ..v1::WatchJobRequest::default() };
     let mut stream = cluster.jobs().watch_job(request).await.unwrap().into_inner();
-    let status = timeout(PATIENCE, stream.message()).await.unwrap().unwrap_err();
+    let status = timeout(WAIT_TIMEOUT, stream.message()).await.unwrap().unwrap_err();
     assert_eq!(status.code(), tonic::Code::OutOfRange, "{status}");
     let details = tonic_types::StatusExt::get_error_details(&status);
     let info = details.error_info().unwrap();
@@ -81,7 +81,7 @@ async fn a_watcher_that_is_too_slow_is_told_where_to_catch_up() {
     let request = v1::WatchJobRequest { job_id, from_number, after_step: 3, events_only: false };
     let mut stream = cluster.jobs().watch_job(request.clone()).await.unwrap().into_inner();
     let status = loop {
-        match timeout(PATIENCE, stream.message()).await.unwrap() {
+        match timeout(WAIT_TIMEOUT, stream.message()).await.unwrap() {
             Ok(message) => drop(message.unwrap()),
             Err(status) => break status,
         }
@@ -103,7 +103,7 @@ async fn a_watcher_that_is_too_slow_is_told_where_to_catch_up() {
 }
 
 #[tokio::test]
-async fn watchers_are_let_go_at_shutdown() {
+async fn shutdown_ends_watches() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     cluster.until(&job_id, "queued").await;
@@ -112,5 +112,5 @@ async fn watchers_are_let_go_at_shutdown() {
     assert_eq!(number(&next(&mut stream).await.unwrap()).0, 2);
     cluster.stop().await;
     // Over, or broken off: in any case it is not left waiting.
-    let _ = timeout(PATIENCE, stream.message()).await.expect("the stream ends");
+    let _ = timeout(WAIT_TIMEOUT, stream.message()).await.expect("the stream ends");
 }

@@ -11,7 +11,7 @@ fn reading(id: &str, train: &v1::FileDigest, eval: &v1::FileDigest) -> JobRow {
 }
 
 #[tokio::test]
-async fn a_content_is_stored_once_and_whole() {
+async fn equal_content_is_stored_once() {
     let fixture = Fixture::new().await;
     let digest = fixture.add_input(b"hello").await;
     assert_eq!(fixture.add_input(b"hello").await, digest);
@@ -73,7 +73,7 @@ async fn a_submit_needs_its_inputs_and_keeps_them() {
     let (train, eval) = (fixture.add_input(b"train").await, lora_proto::DigestBuilder::of_bytes(b"eval"));
     let job = reading("one", &train, &eval);
     let inserted = fixture.store.insert_job(&job, vec![notice("n")]).await.unwrap();
-    assert_eq!(inserted, Inserted::MissingObjects(vec![eval.clone()]));
+    assert_eq!(inserted, InsertOutcome::MissingObjects(vec![eval.clone()]));
     assert_eq!(fixture.store.load_job("one").await.unwrap(), None);
 
     fixture.add_input(b"eval").await;
@@ -105,7 +105,7 @@ async fn a_lost_or_damaged_file_is_missing_until_it_is_uploaded_again() {
         let missing = fixture.store.find_missing(asked.clone()).await.unwrap();
         assert_eq!(missing, std::slice::from_ref(&eval), "{damage}");
         let inserted = fixture.store.insert_job(&job, vec![notice("n")]).await.unwrap();
-        assert_eq!(inserted, Inserted::MissingObjects(vec![eval.clone()]), "{damage}");
+        assert_eq!(inserted, InsertOutcome::MissingObjects(vec![eval.clone()]), "{damage}");
         fixture.add_input(b"eval").await;
         assert_eq!(fixture.store.find_missing(asked.clone()).await.unwrap(), []);
     }
@@ -125,9 +125,9 @@ async fn a_submit_and_a_collection_at_once_never_leave_a_job_without_its_file() 
         );
         collected.unwrap();
         match inserted.unwrap() {
-            Inserted::New(_) => assert_eq!(fixture.names(OBJECTS).len(), 2),
-            Inserted::MissingObjects(missing) => assert_eq!(missing, [train, eval]),
-            Inserted::Existing(job) => panic!("{job:?}"),
+            InsertOutcome::New(_) => assert_eq!(fixture.names(OBJECTS).len(), 2),
+            InsertOutcome::MissingObjects(missing) => assert_eq!(missing, [train, eval]),
+            InsertOutcome::Existing(job) => panic!("{job:?}"),
         }
     }
 }
@@ -146,7 +146,7 @@ async fn only_the_newest_checkpoints_stay() {
     for step in 1..=4 {
         let (digest, committed) =
             fixture.commit(checkpoint("one", 4, step), step.to_string().as_bytes()).await;
-        assert_eq!(committed, Committed::Done);
+        assert_eq!(committed, CommitOutcome::Done);
         if step == 2 {
             assert_eq!(fixture.store.find_missing(vec![digest.clone()]).await.unwrap(), []);
         }
@@ -160,31 +160,31 @@ async fn only_the_newest_checkpoints_stay() {
     assert_eq!(fixture.names(OBJECTS).len(), 4);
     assert_eq!(fixture.store.collect_garbage(Duration::ZERO).await.unwrap(), 1);
     assert_eq!(fixture.names(OBJECTS).len(), 3);
-    assert_eq!(fixture.told("one", 6).await, (1..=6).map(Told::Event).collect::<Vec<_>>());
+    assert_eq!(fixture.watch_items("one", 6).await, (1..=6).map(WatchedItem::Event).collect::<Vec<_>>());
 
     // Once more, because the answer was lost; then others under the same step.
     fixture.commit(checkpoint("one", 4, 5), b"5").await;
     row.state = JobState::Failed;
     fixture.store.save_job(&row, Vec::new()).await.unwrap();
-    assert_eq!(fixture.told("one", 99).await.len(), 6);
+    assert_eq!(fixture.watch_items("one", 99).await.len(), 6);
 }
 
 #[tokio::test]
-async fn an_artifact_of_another_group_or_time_leaves_nothing() {
+async fn stale_artifacts_are_rejected() {
     let fixture = Fixture::new().await;
     let mut row = fixture.add(JobRow { state: JobState::Running, generation: 2, ..job("one") }).await;
     for artifact in [checkpoint("one", 1, 5), result("one", 1, "a.json"), checkpoint("one", 3, 5)] {
         let (_, committed) = fixture.commit(artifact, b"late").await;
-        assert_eq!(committed, Committed::StaleGeneration { current: 2 });
+        assert_eq!(committed, CommitOutcome::StaleGeneration { current: 2 });
     }
-    assert_eq!(fixture.commit(checkpoint("two", 2, 5), b"lost").await.1, Committed::UnknownJob);
+    assert_eq!(fixture.commit(checkpoint("two", 2, 5), b"lost").await.1, CommitOutcome::UnknownJob);
     for state in JobState::ALL.into_iter().filter(|state| !state.is_terminal()) {
         row.state = state;
         fixture.store.save_job(&row, Vec::new()).await.unwrap();
         let (_, committed) = fixture.commit(checkpoint("one", 2, 5), state.name().as_bytes()).await;
         match state.is_active() && state != JobState::Cancelling {
-            true => assert_eq!(committed, Committed::Done),
-            false => assert_eq!(committed, Committed::NotActive { state }),
+            true => assert_eq!(committed, CommitOutcome::Done),
+            false => assert_eq!(committed, CommitOutcome::NotActive { state }),
         }
     }
     // One checkpoint of step 5 replaced another: the newest has the bytes of the last state that takes any.
@@ -192,20 +192,20 @@ async fn an_artifact_of_another_group_or_time_leaves_nothing() {
     assert_eq!(newest.digest, Some(lora_proto::DigestBuilder::of_bytes(b"pausing")));
     assert_eq!(fixture.names(OBJECTS), [newest.digest.unwrap().hex()]);
     assert_eq!(fixture.names(STAGING), [""; 0]);
-    assert_eq!(fixture.told("one", 99).await.len(), 1 + 5);
+    assert_eq!(fixture.watch_items("one", 99).await.len(), 1 + 5);
 
     // Of a job that is over for good nothing is kept to go on from.
     row.state = JobState::Cancelled;
     fixture.store.save_job(&row, Vec::new()).await.unwrap();
     let (_, committed) = fixture.commit(checkpoint("one", 2, 6), b"late").await;
-    assert_eq!(committed, Committed::NotActive { state: JobState::Cancelled });
+    assert_eq!(committed, CommitOutcome::NotActive { state: JobState::Cancelled });
     assert_eq!(fixture.store.newest_checkpoint("one").await.unwrap(), None);
     assert_eq!(fixture.store.collect_garbage(Duration::ZERO).await.unwrap(), 1);
     assert_eq!(fixture.names(OBJECTS), [""; 0]);
 }
 
 #[tokio::test]
-async fn a_commit_whose_caller_goes_away_is_finished_and_told() {
+async fn a_commit_completes_if_its_caller_is_dropped() {
     let fixture = Fixture::new().await;
     fixture.add_running("one").await;
     let (digest, staged) = fixture.staged(b"state").await;
@@ -214,6 +214,6 @@ async fn a_commit_whose_caller_goes_away_is_finished_and_told() {
         let mut commit = Box::pin(fixture.store.commit_artifact(&artifact, &digest, staged));
         assert!(futures_util::poll!(&mut commit).is_pending());
     }
-    assert_eq!(fixture.told("one", 2).await, [Told::Event(1), Told::Event(2)]);
+    assert_eq!(fixture.watch_items("one", 2).await, [WatchedItem::Event(1), WatchedItem::Event(2)]);
     assert_eq!(fixture.names(OBJECTS), [digest.hex()]);
 }

@@ -64,12 +64,12 @@ async fn a_job_survives_a_restart_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_key_gives_the_same_job_again() {
+async fn an_idempotency_key_returns_the_same_job() {
     let fixture = Fixture::new().await;
     let first = fixture.add(unusual("one")).await;
     let again = JobRow { id: "two".into(), request_sha256: vec![9], ..unusual("one") };
     let inserted = fixture.store.insert_job(&again, vec![notice("two")]).await.unwrap();
-    assert_eq!(inserted, Inserted::Existing(first));
+    assert_eq!(inserted, InsertOutcome::Existing(first));
     assert_eq!(fixture.store.load_job("two").await.unwrap(), None);
     // No key is no key.
     fixture.add(job("three")).await;
@@ -95,7 +95,7 @@ async fn active_jobs_are_those_not_at_rest_in_the_order_of_submission() {
 }
 
 #[tokio::test]
-async fn lists_go_back_in_time_page_by_page() {
+async fn job_lists_are_paged_newest_first() {
     let fixture = Fixture::new().await;
     for (id, state) in
         [("a", JobState::Queued), ("b", JobState::Failed), ("c", JobState::Queued), ("d", JobState::Paused)]
@@ -116,7 +116,7 @@ async fn lists_go_back_in_time_page_by_page() {
 }
 
 #[tokio::test]
-async fn a_message_tells_where_the_job_stands() {
+async fn a_job_message_has_the_current_progress() {
     let fixture = Fixture::new().await;
     let row = fixture.add(JobRow { idempotency_key: String::new(), ..unusual("one") }).await;
     let message = fixture.store.job_message("one").await.unwrap().unwrap();

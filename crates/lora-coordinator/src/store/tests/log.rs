@@ -6,12 +6,12 @@ use super::*;
 
 async fn next(
     watch: &mut (impl Stream<Item = Result<v1::WatchJobResponse, WatchError>> + Unpin),
-) -> Option<Told> {
-    tokio::time::timeout(LIMIT, watch.next()).await.unwrap().map(|told| told.unwrap().into())
+) -> Option<WatchedItem> {
+    tokio::time::timeout(TEST_TIMEOUT, watch.next()).await.unwrap().map(|item| item.unwrap().into())
 }
 
-fn events(of: std::ops::RangeInclusive<u64>) -> Vec<Told> {
-    of.map(Told::Event).collect()
+fn events(of: std::ops::RangeInclusive<u64>) -> Vec<WatchedItem> {
+    of.map(WatchedItem::Event).collect()
 }
 
 #[tokio::test]
@@ -25,9 +25,9 @@ async fn events_are_numbered_from_one_without_gaps_over_restarts() {
         fixture.store.save_job(&row, Vec::new()).await.unwrap();
         fixture = fixture.reopened().await;
     }
-    assert_eq!(fixture.told("one", 99).await, events(1..=9));
-    assert_eq!(fixture.told_from("one", 7, 0, true, 99).await.unwrap(), events(7..=9));
-    assert_eq!(fixture.told_from("one", 10, 0, true, 99).await.unwrap(), []);
+    assert_eq!(fixture.watch_items("one", 99).await, events(1..=9));
+    assert_eq!(fixture.watch_items_from("one", 7, 0, true, 99).await.unwrap(), events(7..=9));
+    assert_eq!(fixture.watch_items_from("one", 10, 0, true, 99).await.unwrap(), []);
     let mut last = pin!(fixture.store.watch("one".into(), 9, 0, false));
     let Some(watch_job_response::Kind::Event(last)) = last.next().await.unwrap().unwrap().kind else {
         panic!()
@@ -47,64 +47,65 @@ async fn steps_are_stored_once() {
     fixture.store.add_steps("one", &[]).await.unwrap();
     assert_eq!(fixture.store.last_step("one").await.unwrap(), 4);
     let watch = fixture.store.watch("one".into(), 2, 0, false).take(4);
-    let told: Vec<_> = watch.map(|told| told.unwrap().kind.unwrap()).collect().await;
-    assert_eq!(told, steps(1..=4).into_iter().map(watch_job_response::Kind::Step).collect::<Vec<_>>());
+    let item: Vec<_> = watch.map(|item| item.unwrap().kind.unwrap()).collect().await;
+    assert_eq!(item, steps(1..=4).into_iter().map(watch_job_response::Kind::Step).collect::<Vec<_>>());
 }
 
 #[tokio::test]
-async fn a_watch_tells_steps_and_events_in_the_order_they_came() {
+async fn a_watch_returns_steps_and_events_in_order() {
     let fixture = Fixture::new().await;
     let mut row = fixture.add_running("one").await;
-    let mut expected = vec![Told::Event(1)];
+    let mut expected = vec![WatchedItem::Event(1)];
     // Several pages, with runs of the one kind that are longer than a page.
     for round in 1..=700 {
         if round % 3 == 0 && !(100..=400).contains(&round) {
             fixture.store.save_job(&row, vec![notice("hello")]).await.unwrap();
-            expected.push(Told::Event(
-                expected.iter().filter(|told| matches!(told, Told::Event(_))).count() as u64 + 1,
+            expected.push(WatchedItem::Event(
+                expected.iter().filter(|item| matches!(item, WatchedItem::Event(_))).count() as u64 + 1,
             ));
         }
         fixture.store.add_steps("one", &[step(round)]).await.unwrap();
-        expected.push(Told::Step(round));
+        expected.push(WatchedItem::Step(round));
     }
     row.state = JobState::Failed;
     fixture.store.save_job(&row, (0..300).map(|_| notice("bye")).collect()).await.unwrap();
-    let last = expected.iter().filter(|told| matches!(told, Told::Event(_))).count() as u64;
+    let last = expected.iter().filter(|item| matches!(item, WatchedItem::Event(_))).count() as u64;
     expected.extend(events(last + 1..=last + 300));
-    assert_eq!(fixture.told("one", 9999).await, expected);
+    assert_eq!(fixture.watch_items("one", 9999).await, expected);
     let tail: Vec<_> = expected
         .into_iter()
-        .filter(|told| {
-            matches!(told, Told::Event(n) if *n >= 50) || matches!(told, Told::Step(n) if *n > 600)
+        .filter(|item| {
+            matches!(item, WatchedItem::Event(n) if *n >= 50)
+                || matches!(item, WatchedItem::Step(n) if *n > 600)
         })
         .collect();
-    assert_eq!(fixture.told_from("one", 50, 600, false, 9999).await.unwrap(), tail);
+    assert_eq!(fixture.watch_items_from("one", 50, 600, false, 9999).await.unwrap(), tail);
 }
 
 #[tokio::test]
-async fn a_watch_wakes_for_what_comes_and_ends_when_the_job_rests() {
+async fn a_watch_follows_new_items_and_ends_when_the_job_rests() {
     let fixture = Fixture::new().await;
     let mut row = fixture.add_running("one").await;
     let mut watch = pin!(fixture.store.watch("one".into(), 1, 0, false));
-    assert_eq!(next(&mut watch).await, Some(Told::Event(1)));
+    assert_eq!(next(&mut watch).await, Some(WatchedItem::Event(1)));
 
     assert!(futures_util::poll!(watch.next()).is_pending());
-    let (told, ()) = tokio::join!(next(&mut watch), async {
+    let (item, ()) = tokio::join!(next(&mut watch), async {
         fixture.store.add_steps("one", &[step(1)]).await.unwrap();
     });
-    assert_eq!(told, Some(Told::Step(1)));
-    let (told, committed) = tokio::join!(next(&mut watch), fixture.commit(checkpoint("one", 1, 1), b"state"));
-    assert_eq!((told, committed.1), (Some(Told::Event(2)), Committed::Done));
+    assert_eq!(item, Some(WatchedItem::Step(1)));
+    let (item, committed) = tokio::join!(next(&mut watch), fixture.commit(checkpoint("one", 1, 1), b"state"));
+    assert_eq!((item, committed.1), (Some(WatchedItem::Event(2)), CommitOutcome::Done));
     row.state = JobState::Paused;
-    let (told, ()) = tokio::join!(next(&mut watch), async {
+    let (item, ()) = tokio::join!(next(&mut watch), async {
         fixture.store.save_job(&row, vec![changed(JobState::Paused)]).await.unwrap();
     });
-    assert_eq!(told, Some(Told::Event(3)));
+    assert_eq!(item, Some(WatchedItem::Event(3)));
     assert_eq!(next(&mut watch).await, None);
 }
 
 #[tokio::test]
-async fn a_watch_goes_past_a_rest_that_is_over() {
+async fn a_watch_continues_past_an_earlier_rest() {
     let fixture = Fixture::new().await;
     let mut row = fixture.add_running("one").await;
     for state in [JobState::Paused, JobState::Queued] {
@@ -113,41 +114,41 @@ async fn a_watch_goes_past_a_rest_that_is_over() {
     }
     let mut watch = pin!(fixture.store.watch("one".into(), 1, 0, false));
     for number in 1..=3 {
-        assert_eq!(next(&mut watch).await, Some(Told::Event(number)));
+        assert_eq!(next(&mut watch).await, Some(WatchedItem::Event(number)));
     }
     assert!(futures_util::poll!(watch.next()).is_pending());
     fixture.store.close();
     assert_eq!(next(&mut watch).await, None);
-    assert_eq!(fixture.told("one", 9).await, []);
+    assert_eq!(fixture.watch_items("one", 9).await, []);
 }
 
 #[tokio::test]
-async fn a_watch_of_no_job_says_so() {
+async fn a_watch_of_an_unknown_job_fails() {
     let fixture = Fixture::new().await;
-    let error = fixture.told_from("none", 1, 0, false, 9).await.unwrap_err();
+    let error = fixture.watch_items_from("none", 1, 0, false, 9).await.unwrap_err();
     assert!(matches!(error, WatchError::UnknownJob), "{error}");
 }
 
 #[tokio::test]
-async fn forgotten_events_are_told_with_the_first_one_kept() {
+async fn deleted_events_are_reported_with_the_first_available() {
     let fixture = Fixture::keeping(200, 1000).await;
     let mut row = fixture.add_running("one").await;
     let notices = |count| (0..count).map(|_| notice("n")).collect::<Vec<_>>();
     fixture.store.save_job(&row, notices(199)).await.unwrap();
     let mut slow = pin!(fixture.store.watch("one".into(), 1, 0, false));
-    assert_eq!(next(&mut slow).await, Some(Told::Event(1)));
+    assert_eq!(next(&mut slow).await, Some(WatchedItem::Event(1)));
 
     fixture.store.save_job(&row, notices(150)).await.unwrap();
-    let error = fixture.told_from("one", 150, 0, false, 9).await.unwrap_err();
+    let error = fixture.watch_items_from("one", 150, 0, false, 9).await.unwrap_err();
     assert!(matches!(error, WatchError::ForgottenEvents { asked: 150, first: 151 }), "{error}");
     row.state = JobState::Failed;
     fixture.store.save_job(&row, Vec::new()).await.unwrap();
-    assert_eq!(fixture.told_from("one", 151, 0, false, 999).await.unwrap(), events(151..=350));
+    assert_eq!(fixture.watch_items_from("one", 151, 0, false, 999).await.unwrap(), events(151..=350));
 
     // A reader has its page, and no more than that.
     let mut read = 1;
     let error = loop {
-        match tokio::time::timeout(LIMIT, slow.next()).await.unwrap().unwrap() {
+        match tokio::time::timeout(TEST_TIMEOUT, slow.next()).await.unwrap().unwrap() {
             Ok(_) => read += 1,
             Err(error) => break error,
         }
@@ -159,24 +160,27 @@ async fn forgotten_events_are_told_with_the_first_one_kept() {
 }
 
 #[tokio::test]
-async fn forgotten_steps_are_told_and_missing_ones_are_not() {
+async fn deleted_steps_are_reported_missing_ones_are_not() {
     let fixture = Fixture::keeping(1000, 10).await;
     let mut row = fixture.add_running("one").await;
     // The first ones never came.
     fixture.store.add_steps("one", &steps(5..=8)).await.unwrap();
-    assert_eq!(fixture.told_from("one", 2, 0, false, 4).await.unwrap(), [5, 6, 7, 8].map(Told::Step));
+    assert_eq!(
+        fixture.watch_items_from("one", 2, 0, false, 4).await.unwrap(),
+        [5, 6, 7, 8].map(WatchedItem::Step)
+    );
     fixture.store.add_steps("one", &steps(9..=17)).await.unwrap();
     row.state = JobState::Failed;
     fixture.store.save_job(&row, Vec::new()).await.unwrap();
-    let error = fixture.told_from("one", 1, 6, false, 9).await.unwrap_err();
+    let error = fixture.watch_items_from("one", 1, 6, false, 9).await.unwrap_err();
     assert!(matches!(error, WatchError::ForgottenSteps { asked: 7, first: 8 }), "{error}");
-    let kept: Vec<_> = (8..=17).map(Told::Step).collect();
-    assert_eq!(fixture.told_from("one", 2, 7, false, 99).await.unwrap(), kept);
-    assert_eq!(fixture.told_from("one", 1, 0, true, 99).await.unwrap(), events(1..=1));
+    let kept: Vec<_> = (8..=17).map(WatchedItem::Step).collect();
+    assert_eq!(fixture.watch_items_from("one", 2, 7, false, 99).await.unwrap(), kept);
+    assert_eq!(fixture.watch_items_from("one", 1, 0, true, 99).await.unwrap(), events(1..=1));
     // They stay forgotten where more are kept later.
     let Fixture { store, dir } = fixture;
     drop(store);
     let store = open(dir.path()).await.unwrap();
-    let error = Fixture { store, dir }.told_from("one", 1, 6, false, 9).await.unwrap_err();
+    let error = Fixture { store, dir }.watch_items_from("one", 1, 6, false, 9).await.unwrap_err();
     assert!(matches!(error, WatchError::ForgottenSteps { asked: 7, first: 8 }), "{error}");
 }

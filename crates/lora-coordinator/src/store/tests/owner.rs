@@ -133,7 +133,7 @@ fn contents(dir: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
 }
 
 #[tokio::test]
-async fn a_missing_or_empty_database_is_refused_and_replaced_by_nothing() {
+async fn a_missing_or_empty_database_is_refused_without_creating_one() {
     let (closed, digest) = Closed::with_a_file().await;
     closed.replace_database(None);
     closed.assert_refused("is missing or empty").await;
@@ -198,7 +198,7 @@ async fn an_older_copy_is_refused_after_each_kind_of_change() {
 }
 
 #[tokio::test]
-async fn restarts_and_whole_copies_are_taken() {
+async fn restarts_and_complete_copies_are_accepted() {
     let (closed, digest) = Closed::with_a_file().await;
     let fixture = closed.reopened().await;
     // A directory that was copied as a whole, and one that no version before this one has marked.
@@ -219,7 +219,7 @@ async fn restarts_and_whole_copies_are_taken() {
 }
 
 #[tokio::test]
-async fn a_crash_between_the_commit_and_the_mark_is_no_reason_to_refuse() {
+async fn a_crash_between_commit_and_owner_file_is_accepted() {
     let (closed, _) = Closed::with_a_file().await;
     let before = std::fs::read(closed.owner_file()).unwrap();
     let fixture = closed.open(ForeignObjects::Refuse).await;
@@ -446,7 +446,7 @@ async fn adopting_drops_the_checkpoints_that_are_gone() {
 }
 
 #[tokio::test]
-async fn without_files_every_database_is_taken() {
+async fn any_database_is_accepted_without_files() {
     let closed = Closed::from(Fixture::new().await).await;
     closed.replace_database(None);
     std::fs::create_dir(closed.path().join(OBJECTS).join("lost+found")).unwrap();

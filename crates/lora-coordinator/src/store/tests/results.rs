@@ -25,7 +25,7 @@ fn files(names: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_result_is_exactly_what_was_announced_and_what_the_coordinator_adds() {
+async fn a_result_has_the_announced_files_and_the_coordinators() {
     let fixture = Fixture::new().await;
     let row = exported(&fixture).await;
     assert_eq!(fixture.store.result_file("one", "a.json").await.unwrap(), None);
@@ -57,7 +57,7 @@ async fn a_result_is_exactly_what_was_announced_and_what_the_coordinator_adds() 
     assert_eq!(fixture.store.load_job("one").await.unwrap(), Some(done));
     assert_eq!(fixture.store.job_message("one").await.unwrap().unwrap().result, stored);
     let watch = fixture.store.watch("one".into(), 2, 9, false);
-    let kind = |told: v1::WatchJobResponse| match told.kind {
+    let kind = |item: v1::WatchJobResponse| match item.kind {
         Some(watch_job_response::Kind::Event(event)) => event.kind.unwrap(),
         other => panic!("{other:?}"),
     };
@@ -83,15 +83,15 @@ async fn a_result_with_a_file_missing_changes_nothing() {
     }
     assert_eq!(fixture.store.load_job("one").await.unwrap(), Some(row));
     assert_eq!((fixture.names(OBJECTS), fixture.names(STAGING)), before);
-    assert_eq!(fixture.told_from("one", 1, 9, false, 1).await.unwrap(), [Told::Event(1)]);
+    assert_eq!(fixture.watch_items_from("one", 1, 9, false, 1).await.unwrap(), [WatchedItem::Event(1)]);
     // So that it can still succeed.
     let stored = fixture.store.commit_result(&done, &files(&["a.json"]), vec![notice("done")]).await.unwrap();
     assert_eq!(stored.unwrap().len(), 3);
-    assert_eq!(fixture.told("one", 99).await.len(), 3 + 3);
+    assert_eq!(fixture.watch_items("one", 99).await.len(), 3 + 3);
 }
 
 #[tokio::test]
-async fn what_was_uploaded_for_a_result_goes_with_the_failure() {
+async fn uploaded_result_files_are_removed_on_failure() {
     let fixture = Fixture::new().await;
     let row = exported(&fixture).await;
     fixture.commit(checkpoint("one", 2, 3), b"state").await;

@@ -37,7 +37,7 @@ impl Fixture {
 }
 
 #[tokio::test]
-async fn an_unknown_file_is_removed_when_its_search_and_itself_are_old() {
+async fn an_unknown_file_is_removed_after_the_grace_period() {
     let fixture = Fixture::new().await;
     let kept = fixture.add_input(b"kept").await.hex();
     let (old, new) = (fixture.add_orphan(7), fixture.add_orphan(9));

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use super::PATIENCE;
+use super::WAIT_TIMEOUT;
 
 pub(crate) struct Cluster {
     pub(crate) channel: Channel,
@@ -25,7 +25,7 @@ pub(crate) struct Cluster {
 }
 
 /// Settings with which nothing takes long.
-pub(crate) fn quick() -> Config {
+pub(crate) fn fast_config() -> Config {
     let mut config = Config::default();
     config.workers.heartbeat_seconds = 0.1;
     config.workers.lease_seconds = 2.0;
@@ -35,7 +35,7 @@ pub(crate) fn quick() -> Config {
 
 impl Cluster {
     pub(crate) async fn start() -> Self {
-        Self::start_with(quick()).await
+        Self::start_with(fast_config()).await
     }
 
     pub(crate) async fn start_with(config: Config) -> Self {
@@ -71,7 +71,7 @@ impl Cluster {
         let Self { handle, channel, serving, state, .. } = self;
         handle.shutdown();
         drop(channel);
-        timeout(PATIENCE, serving).await.expect("it ends").unwrap().unwrap();
+        timeout(WAIT_TIMEOUT, serving).await.expect("it ends").unwrap().unwrap();
         state
     }
 
@@ -153,7 +153,7 @@ impl Cluster {
 
     /// Waits until the job is as wanted.
     pub(crate) async fn until_that(&self, job_id: &str, wanted: impl Fn(&v1::Job) -> bool) -> v1::Job {
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
         loop {
             let job = self.job(job_id).await;
             if wanted(&job) {
@@ -169,7 +169,8 @@ impl Cluster {
         let request = v1::WatchJobRequest { job_id: job_id.into(), events_only: true, ..Default::default() };
         let mut stream = self.jobs().watch_job(request).await.unwrap().into_inner();
         let mut all = Vec::new();
-        while let Some(item) = timeout(PATIENCE, stream.message()).await.expect("the job rests").unwrap() {
+        while let Some(item) = timeout(WAIT_TIMEOUT, stream.message()).await.expect("the job rests").unwrap()
+        {
             let Some(watch_job_response::Kind::Event(event)) = item.kind else { panic!("{item:?}") };
             assert_eq!(event.number, all.len() as u64 + 1);
             all.push(event.kind.unwrap());

@@ -3,10 +3,10 @@
 mod cluster;
 mod worker;
 
-pub(crate) use cluster::{Cluster, job, quick};
-pub(crate) use worker::{FakeWorker, Pair, held, train};
+pub(crate) use cluster::{Cluster, fast_config, job};
+pub(crate) use worker::{FakeWorker, TwoWorkerJob, held, train};
 
 use std::time::Duration;
 
 /// The longest that anything may take.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(20);

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Cluster, PATIENCE};
+use super::{Cluster, WAIT_TIMEOUT};
 
 /// It says what the test has it say, again with every heartbeat. Its connection breaks when it is dropped.
 pub(crate) struct FakeWorker {
@@ -20,7 +20,7 @@ pub(crate) struct FakeWorker {
     outbox: mpsc::Sender<v1::WorkerMessage>,
     inbox: Streaming<v1::CoordinatorMessage>,
     status: Arc<Mutex<v1::WorkerStatus>>,
-    beating: JoinHandle<()>,
+    heartbeats: JoinHandle<()>,
     /// The newest directive it has taken.
     pub(crate) directive: v1::Directive,
     pub(crate) acked: u64,
@@ -28,7 +28,7 @@ pub(crate) struct FakeWorker {
 
 impl Drop for FakeWorker {
     fn drop(&mut self) {
-        self.beating.abort();
+        self.heartbeats.abort();
     }
 }
 
@@ -77,12 +77,12 @@ impl FakeWorker {
         outbox.send(v1::WorkerMessage { kind: Some(hello) }).await.unwrap();
         let mut client = WorkerControlClient::new(cluster.channel.clone());
         let mut inbox = client.connect(ReceiverStream::new(messages)).await?.into_inner();
-        let first = timeout(PATIENCE, inbox.message()).await.expect("a welcome comes")?;
+        let first = timeout(WAIT_TIMEOUT, inbox.message()).await.expect("a welcome comes")?;
         let Some(coordinator_message::Kind::Welcome(welcome)) = first.and_then(|m| m.kind) else {
             panic!("the first message is no welcome")
         };
         let status = Arc::new(Mutex::new(status));
-        let beating = tokio::spawn({
+        let heartbeats = tokio::spawn({
             let (outbox, status) = (outbox.clone(), Arc::clone(&status));
             async move {
                 loop {
@@ -95,18 +95,19 @@ impl FakeWorker {
             }
         });
         let directive = v1::Directive::default();
-        Ok(Self { welcome, outbox, inbox, status, beating, directive, acked: 0 })
+        Ok(Self { welcome, outbox, inbox, status, heartbeats, directive, acked: 0 })
     }
 
     /// Ends it without a word; gives the status it had.
-    pub(crate) fn die(self) -> v1::WorkerStatus {
+    pub(crate) fn disconnect(self) -> v1::WorkerStatus {
         self.status.lock().unwrap().clone()
     }
 
     /// Waits for the next directive and takes account of it.
     pub(crate) async fn next(&mut self) -> v1::Directive {
         loop {
-            let message = timeout(PATIENCE, self.inbox.message()).await.expect("a message comes").unwrap();
+            let message =
+                timeout(WAIT_TIMEOUT, self.inbox.message()).await.expect("a message comes").unwrap();
             match message.expect("the stream goes on").kind.unwrap() {
                 coordinator_message::Kind::Directive(directive) => {
                     self.directive = *directive;
@@ -139,7 +140,8 @@ impl FakeWorker {
     /// Waits until steps up to `step` are acknowledged.
     pub(crate) async fn until_acked(&mut self, step: u64) {
         while self.acked < step {
-            let message = timeout(PATIENCE, self.inbox.message()).await.expect("a message comes").unwrap();
+            let message =
+                timeout(WAIT_TIMEOUT, self.inbox.message()).await.expect("a message comes").unwrap();
             match message.expect("the stream goes on").kind.unwrap() {
                 coordinator_message::Kind::StepsAck(ack) => self.acked = self.acked.max(ack.step),
                 coordinator_message::Kind::Directive(directive) => self.directive = *directive,
@@ -249,7 +251,7 @@ pub(crate) async fn train(workers: &mut [&mut FakeWorker], steps: u64) -> Vec<v1
 }
 
 /// A job in training on two workers.
-pub(crate) struct Pair {
+pub(crate) struct TwoWorkerJob {
     pub(crate) job_id: String,
     pub(crate) w0: FakeWorker,
     pub(crate) w1: FakeWorker,
@@ -257,7 +259,7 @@ pub(crate) struct Pair {
     pub(crate) a: Vec<v1::Assignment>,
 }
 
-impl Pair {
+impl TwoWorkerJob {
     /// Both workers are there before the job may start, so that it takes both.
     pub(crate) async fn training(cluster: &Cluster, job: &JobSpec) -> Self {
         let job_id = cluster.submit(job).await;

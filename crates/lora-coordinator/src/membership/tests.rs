@@ -11,68 +11,71 @@ fn living(n: usize, pairs: &[(usize, usize)]) -> Vec<MemberReport> {
     members
 }
 
-fn left_out(members: &[MemberReport]) -> Vec<usize> {
-    regroup(members).left_out.into_iter().map(|(rank, _)| rank).collect()
+fn evicted(members: &[MemberReport]) -> Vec<usize> {
+    decide_membership(members).evicted.into_iter().map(|(rank, _)| rank).collect()
 }
 
 #[test]
-fn the_dead_go_and_those_they_explain_stay() {
+fn dead_members_are_evicted_and_members_that_suspect_them_stay() {
     let mut members = living(4, &[]);
     members[2].alive = false;
     members[0].unreachable = vec![2, 3];
     members[1].suspects = vec![2];
     members[1].unreachable = vec![3];
-    let result = regroup(&members);
-    assert_eq!(result, Regroup { keep: vec![0, 1, 3], left_out: vec![(2, Why::Dead)] });
+    let result = decide_membership(&members);
+    assert_eq!(result, MembershipDecision { keep: vec![0, 1, 3], evicted: vec![(2, EvictionReason::Dead)] });
 }
 
 #[test]
-fn what_the_dead_reported_does_not_count() {
+fn reports_of_dead_members_are_ignored() {
     let mut members = living(3, &[(2, 0)]);
     members[2].alive = false;
-    assert_eq!(left_out(&members), [2]);
+    assert_eq!(evicted(&members), [2]);
 }
 
 #[test]
-fn suspicions_leave_nobody_out() {
+fn suspicion_alone_evicts_nobody() {
     let mut members = living(3, &[]);
     members[0].suspects = vec![1];
     members[1].suspects = vec![0, 2];
-    assert_eq!(regroup(&members).keep, [0, 1, 2]);
+    assert_eq!(decide_membership(&members).keep, [0, 1, 2]);
 }
 
 #[test]
-fn of_two_that_cannot_reach_each_other_the_higher_goes() {
-    let result = regroup(&living(3, &[(0, 2)]));
-    assert_eq!(result, Regroup { keep: vec![0, 1], left_out: vec![(2, Why::Unreachable(vec![0]))] });
-    assert_eq!(regroup(&living(3, &[(2, 0)])), result, "whoever says so");
+fn of_two_unreachable_ranks_the_higher_is_evicted() {
+    let result = decide_membership(&living(3, &[(0, 2)]));
+    assert_eq!(
+        result,
+        MembershipDecision { keep: vec![0, 1], evicted: vec![(2, EvictionReason::Unreachable(vec![0]))] }
+    );
+    assert_eq!(decide_membership(&living(3, &[(2, 0)])), result, "whoever says so");
 }
 
 #[test]
-fn one_that_nobody_reaches_goes_alone() {
-    let result = regroup(&living(5, &[(0, 1), (2, 1), (1, 4)]));
-    assert_eq!(result.left_out, [(1, Why::Unreachable(vec![0, 2, 4]))]);
+fn a_rank_that_nobody_reaches_is_the_only_one_evicted() {
+    let result = decide_membership(&living(5, &[(0, 1), (2, 1), (1, 4)]));
+    assert_eq!(result.evicted, [(1, EvictionReason::Unreachable(vec![0, 2, 4]))]);
 }
 
 #[test]
-fn greed_is_not_good_enough() {
+fn the_cover_is_smaller_than_the_greedy_one() {
     // The rank with the most edges, 0, is in no smallest set: its three neighbours cover everything.
     let pairs = [(0, 1), (0, 2), (0, 3), (1, 4), (2, 5), (3, 6)];
-    assert_eq!(left_out(&living(7, &pairs)), [1, 2, 3]);
+    assert_eq!(evicted(&living(7, &pairs)), [1, 2, 3]);
 }
 
 #[test]
 fn ranks_that_do_not_exist_are_ignored() {
     let mut members = living(2, &[(0, 0), (0, 7)]);
     members[1].suspects = vec![9];
-    assert_eq!(regroup(&members).keep, [0, 1]);
+    assert_eq!(decide_membership(&members).keep, [0, 1]);
 }
 
 #[test]
-fn a_large_group_falls_apart_into_two_halves() {
+fn a_partitioned_large_group_keeps_one_half() {
     // Every rank of one half misses every rank of the other.
     let pairs: Vec<_> = (0..20).flat_map(|a| (20..40).map(move |b| (a, b))).collect();
-    let result = regroup(&living(40, &pairs));
+    let result = decide_membership(&living(40, &pairs));
     assert_eq!(result.keep, (0..20).collect::<Vec<_>>());
 }
 
@@ -111,27 +114,27 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_smallest_set_goes(members in groups(10)) {
-        let result = regroup(&members);
+    fn the_smallest_set_is_evicted(members in groups(10)) {
+        let result = decide_membership(&members);
         let mut expected = brute_force(members.len(), &pairs(&members));
         expected.extend((0..members.len()).filter(|rank| !members[*rank].alive));
         expected.sort_unstable();
-        prop_assert_eq!(left_out(&members), expected.clone());
+        prop_assert_eq!(evicted(&members), expected.clone());
         let kept: Vec<_> = (0..members.len()).filter(|rank| !expected.contains(rank)).collect();
         prop_assert_eq!(result.keep, kept);
     }
 
     #[test]
-    fn those_who_stay_reach_each_other_and_those_without_trouble_stay(members in groups(60)) {
-        let result = regroup(&members);
+    fn kept_members_reach_each_other_and_healthy_members_are_kept(members in groups(60)) {
+        let result = decide_membership(&members);
         let pairs = pairs(&members);
         for (a, b) in &pairs {
             prop_assert!(!(result.keep.contains(a) && result.keep.contains(b)), "{a} and {b} stay");
         }
-        for (rank, why) in &result.left_out {
-            match why {
-                Why::Dead => prop_assert!(!members[*rank].alive),
-                Why::Unreachable(peers) => {
+        for (rank, reason) in &result.evicted {
+            match reason {
+                EvictionReason::Dead => prop_assert!(!members[*rank].alive),
+                EvictionReason::Unreachable(peers) => {
                     prop_assert!(members[*rank].alive && !peers.is_empty());
                     for peer in peers {
                         prop_assert!(pairs.contains(&(*rank, *peer)) || pairs.contains(&(*peer, *rank)));
@@ -139,7 +142,7 @@ proptest! {
                 }
             }
         }
-        let mut all: Vec<_> = result.left_out.iter().map(|(rank, _)| *rank).chain(result.keep).collect();
+        let mut all: Vec<_> = result.evicted.iter().map(|(rank, _)| *rank).chain(result.keep).collect();
         all.sort_unstable();
         prop_assert_eq!(all, (0..members.len()).collect::<Vec<_>>());
     }

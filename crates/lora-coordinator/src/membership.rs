@@ -22,16 +22,16 @@ pub(crate) struct MemberReport {
 
 /// Who stays and who goes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Regroup {
+pub(crate) struct MembershipDecision {
     /// Ranks that stay, ascending.
     pub(crate) keep: Vec<usize>,
     /// Ranks that go, ascending.
-    pub(crate) left_out: Vec<(usize, Why)>,
+    pub(crate) evicted: Vec<(usize, EvictionReason)>,
 }
 
 /// Why a rank goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Why {
+pub(crate) enum EvictionReason {
     /// It is not alive.
     Dead,
     /// It and these living ranks could not reach each other.
@@ -39,16 +39,16 @@ pub(crate) enum Why {
 }
 
 /// Splits the members of a broken group. Ranks that do not exist are ignored.
-pub(crate) fn regroup(members: &[MemberReport]) -> Regroup {
+pub(crate) fn decide_membership(members: &[MemberReport]) -> MembershipDecision {
     let mut edges = edges(members);
     let unreachable = smallest_cover(&edges);
-    let mut result = Regroup::default();
+    let mut result = MembershipDecision::default();
     for (rank, member) in members.iter().enumerate() {
         if !member.alive {
-            result.left_out.push((rank, Why::Dead));
+            result.evicted.push((rank, EvictionReason::Dead));
         } else if unreachable.contains(&rank) {
             let peers = edges.remove(&rank).unwrap_or_default();
-            result.left_out.push((rank, Why::Unreachable(peers.into_iter().collect())));
+            result.evicted.push((rank, EvictionReason::Unreachable(peers.into_iter().collect())));
         } else {
             result.keep.push(rank);
         }
@@ -86,18 +86,18 @@ fn smallest_cover(edges: &Edges) -> BTreeSet<usize> {
     }
     let bit = |rank: &usize| ranks.binary_search(rank).map_or(0, |i| 1_u32 << i);
     let neighbours: Vec<u32> = edges.values().map(|peers| peers.iter().map(bit).sum()).collect();
-    let mut search = Search { neighbours, best: (1 << ranks.len()) - 1 };
+    let mut search = CoverSearch { neighbours, best: (1 << ranks.len()) - 1 };
     search.branch(0, search.best);
     ranks.iter().enumerate().filter(|(i, _)| search.best & (1 << i) != 0).map(|(_, rank)| *rank).collect()
 }
 
 /// Branch and bound over sets of ranks, each a number with a bit per rank: the higher the rank, the higher the bit.
-struct Search {
+struct CoverSearch {
     neighbours: Vec<u32>,
     best: u32,
 }
 
-impl Search {
+impl CoverSearch {
     /// Looks for better sets that contain `cover` and beyond it only ranks of `open`, whose edges are not covered yet.
     fn branch(&mut self, cover: u32, open: u32) {
         if cover.count_ones() > self.best.count_ones() {

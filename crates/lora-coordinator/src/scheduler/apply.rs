@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use lora_proto::v1::{self, job_event};
 use lora_spec::JobState;
 
-use crate::job::{Job, process};
-use crate::reconcile::Regroup;
-use crate::schedule::{JobIndex, JobPhase, JobView, KindId, WorkerId, WorkerView, schedule};
+use super::placement::{
+    JobIndex, JobPhase, NumericsId, SchedulableJob, SchedulableWorker, WorkerId, schedule,
+};
+use crate::job::{Job, member_process};
+use crate::reconcile::PendingGroup;
 use crate::service::Service;
 use crate::store::{JobRow, MemberRow, StoreError};
 use crate::workers::has_state;
@@ -52,29 +54,33 @@ impl Service {
         new: Vec<String>,
         reason: Option<String>,
     ) -> Result<(), StoreError> {
-        match (job.state(), job.regroup.clone()) {
+        match (job.state(), job.pending_group.clone()) {
             (JobState::Running, None) => {
-                if !new.is_empty() && job.change.is_none() {
-                    job.change = Some(format!("{} can join", new.join(", ")));
-                    self.touched.insert(job.row.id.clone());
+                if !new.is_empty() && job.planned_change.is_none() {
+                    job.planned_change = Some(format!("{} can join", new.join(", ")));
+                    self.dirty_jobs.insert(job.row.id.clone());
                 }
                 Ok(())
             }
-            (JobState::Queued, _) if new.is_empty() => self.wait(job, reason).await,
+            (JobState::Queued, _) if new.is_empty() => self.set_wait_reason(job, reason).await,
             (JobState::Queued, _) => {
-                let regroup =
-                    Regroup { reason: String::new(), stay: Vec::new(), events: Vec::new(), broke: false };
-                self.form(job, regroup, new).await
+                let pending_group = PendingGroup {
+                    reason: String::new(),
+                    remaining: Vec::new(),
+                    events: Vec::new(),
+                    is_failure: false,
+                };
+                self.form_group(job, pending_group, new).await
             }
-            (_, Some(regroup)) if regroup.stay.len() + new.len() >= job.spec.workers.min => {
-                self.form(job, regroup, new).await
+            (_, Some(pending_group)) if pending_group.remaining.len() + new.len() >= job.spec.workers.min => {
+                self.form_group(job, pending_group, new).await
             }
-            (_, Some(regroup)) => self.hold(job, regroup, reason).await,
+            (_, Some(pending_group)) => self.wait_for_members(job, pending_group, reason).await,
             (_, None) => Ok(()),
         }
     }
 
-    async fn wait(&self, job: &mut Job, reason: Option<String>) -> Result<(), StoreError> {
+    async fn set_wait_reason(&self, job: &mut Job, reason: Option<String>) -> Result<(), StoreError> {
         let reason = reason.unwrap_or_default();
         if job.row.waiting_for == reason {
             return Ok(());
@@ -83,44 +89,49 @@ impl Service {
     }
 
     /// Fewer members than the job needs are left: they hold its state until others come.
-    async fn hold(
+    async fn wait_for_members(
         &mut self,
         job: &mut Job,
-        regroup: Regroup,
+        pending_group: PendingGroup,
         reason: Option<String>,
     ) -> Result<(), StoreError> {
         if job.state() != JobState::Waiting {
-            let fruitless = Self::fruitless(job, &regroup);
-            if regroup.broke && fruitless >= self.config.recovery.fruitless_generations {
-                return self.give_up(job, &regroup, fruitless).await;
+            let fruitless = Self::failed_generations(job, &pending_group);
+            if pending_group.is_failure && fruitless >= self.config.recovery.fruitless_generations {
+                return self.give_up(job, &pending_group, fruitless).await;
             }
-            let Regroup { stay, events, .. } = regroup.clone();
-            self.touched.insert(job.row.id.clone());
+            let PendingGroup { remaining, events, .. } = pending_group.clone();
+            self.dirty_jobs.insert(job.row.id.clone());
             let leaving: Vec<String> = job.row.members.iter().map(|member| member.worker.clone()).collect();
-            let change = |row: &mut JobRow| (row.members, row.fruitless) = (stay, fruitless);
-            job.become_state(&self.store, JobState::Waiting, events, change).await?;
-            self.tell(leaving);
-            job.regroup = Some(Regroup { events: Vec::new(), broke: false, ..regroup });
-            job.change = None;
+            let change = |row: &mut JobRow| (row.members, row.fruitless) = (remaining, fruitless);
+            job.transition_to(&self.store, JobState::Waiting, events, change).await?;
+            self.mark_workers_dirty(leaving);
+            job.pending_group = Some(PendingGroup { events: Vec::new(), is_failure: false, ..pending_group });
+            job.planned_change = None;
             job.broken_since = None;
         }
-        self.wait(job, reason).await
+        self.set_wait_reason(job, reason).await
     }
 
     /// Forms a group: those that stay first, the newest state before the others, so that the first rank needs no other's.
-    async fn form(&mut self, job: &mut Job, regroup: Regroup, new: Vec<String>) -> Result<(), StoreError> {
-        let fruitless = Self::fruitless(job, &regroup);
-        if regroup.broke && fruitless >= self.config.recovery.fruitless_generations {
-            return self.give_up(job, &regroup, fruitless).await;
+    async fn form_group(
+        &mut self,
+        job: &mut Job,
+        pending_group: PendingGroup,
+        new: Vec<String>,
+    ) -> Result<(), StoreError> {
+        let fruitless = Self::failed_generations(job, &pending_group);
+        if pending_group.is_failure && fruitless >= self.config.recovery.fruitless_generations {
+            return self.give_up(job, &pending_group, fruitless).await;
         }
-        let Regroup { reason, mut stay, mut events, .. } = regroup;
+        let PendingGroup { reason, mut remaining, mut events, .. } = pending_group;
         let held_steps = |member: &MemberRow| {
-            let held = process(member, &self.workers).and_then(|worker| worker.held());
+            let held = member_process(member, &self.workers).and_then(|worker| worker.held());
             held.filter(|held| held.job_id == job.row.id && has_state(held.phase()))
                 .map(|held| held.completed_steps)
         };
-        stay.sort_by_key(|member| std::cmp::Reverse(held_steps(member)));
-        let held = stay.first().and_then(held_steps);
+        remaining.sort_by_key(|member| std::cmp::Reverse(held_steps(member)));
+        let held = remaining.first().and_then(held_steps);
         let stored = self.store.newest_checkpoint(&job.row.id).await?;
         let checkpoint = stored.filter(|stored| held.is_none_or(|held| held < stored.step));
         let join = |name: String| {
@@ -128,7 +139,7 @@ impl Service {
             let (instance_id, peer_address) = (hello.instance_id.clone(), hello.peer_address.clone());
             Some(MemberRow { worker: name, instance_id, peer_address })
         };
-        let members: Vec<MemberRow> = stay.into_iter().chain(new.into_iter().filter_map(join)).collect();
+        let members: Vec<MemberRow> = remaining.into_iter().chain(new.into_iter().filter_map(join)).collect();
         let generation = job.row.generation + 1;
         events.push(job_event::Kind::Assigned(v1::Assigned {
             generation,
@@ -139,7 +150,7 @@ impl Service {
         let state = if job.state() == JobState::Queued { JobState::Preparing } else { JobState::Recovering };
         let token = format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>());
         let before = job.row.members.iter().map(|member| member.worker.clone());
-        let told: BTreeSet<String> =
+        let affected: BTreeSet<String> =
             before.chain(members.iter().map(|member| member.worker.clone())).collect();
         let change = |row: &mut JobRow| {
             row.fruitless = fruitless;
@@ -147,22 +158,22 @@ impl Service {
             row.members = members;
             row.token = token;
         };
-        job.become_state(&self.store, state, events, change).await?;
+        job.transition_to(&self.store, state, events, change).await?;
         job.assign(checkpoint);
-        job.regroup = None;
-        job.change = None;
-        job.started = false;
-        job.saver = None;
+        job.pending_group = None;
+        job.planned_change = None;
+        job.training_started = false;
+        job.saving_member = None;
         job.broken_since = None;
         job.steps_at_start = job.row.completed_steps;
-        self.tell(told);
-        self.touched.insert(job.row.id.clone());
+        self.mark_workers_dirty(affected);
+        self.dirty_jobs.insert(job.row.id.clone());
         Ok(())
     }
 
     /// Groups in a row that broke without a finished step, this one included.
-    fn fruitless(job: &Job, regroup: &Regroup) -> u32 {
-        match regroup.broke {
+    fn failed_generations(job: &Job, pending_group: &PendingGroup) -> u32 {
+        match pending_group.is_failure {
             false => job.row.fruitless,
             true if job.row.completed_steps > job.steps_at_start => 0,
             true => job.row.fruitless + 1,
@@ -170,31 +181,36 @@ impl Service {
     }
 
     /// Fails a job whose groups get nowhere, with what was seen of the last one.
-    async fn give_up(&self, job: &mut Job, regroup: &Regroup, fruitless: u32) -> Result<(), StoreError> {
+    async fn give_up(
+        &self,
+        job: &mut Job,
+        pending_group: &PendingGroup,
+        fruitless: u32,
+    ) -> Result<(), StoreError> {
         let cause = format!(
             "{fruitless} groups in a row broke without a finished step; the last one: {}",
-            regroup.reason
+            pending_group.reason
         );
         let completed_steps = job.row.completed_steps;
         self.fail(job, v1::Failure { cause, completed_steps, ..v1::Failure::default() }).await
     }
 
-    fn job_views(&self, ids: &[String], names: &[String]) -> Vec<JobView> {
-        let kinds = self.kinds();
+    fn job_views(&self, ids: &[String], names: &[String]) -> Vec<SchedulableJob> {
+        let numerics_ids = self.numerics_ids();
         let view = |(index, id): (usize, &String)| {
             let job = self.jobs.get(id)?;
-            let phase = match (job.state(), &job.regroup) {
+            let phase = match (job.state(), &job.pending_group) {
                 (JobState::Queued, _) => JobPhase::Queued,
-                (JobState::Running, None) if job.change.is_none() => JobPhase::Begun {
+                (JobState::Running, None) if job.planned_change.is_none() => JobPhase::Started {
                     held: job.row.members.len(),
-                    kind: self.kind_of(&job.row.members, &kinds),
+                    numerics: self.kind_of(&job.row.members, &numerics_ids),
                     wants_members: false,
                     growable: true,
                 },
-                (state, Some(regroup)) if state.is_active() => JobPhase::Begun {
-                    held: regroup.stay.len(),
-                    kind: self.kind_of(&regroup.stay, &kinds),
-                    wants_members: regroup.stay.len() < job.spec.workers.min,
+                (state, Some(pending_group)) if state.is_active() => JobPhase::Started {
+                    held: pending_group.remaining.len(),
+                    numerics: self.kind_of(&pending_group.remaining, &numerics_ids),
+                    wants_members: pending_group.remaining.len() < job.spec.workers.min,
                     growable: true,
                 },
                 _ => return None,
@@ -209,35 +225,42 @@ impl Service {
             let bytes = |gpu| job.row.requirements.as_ref().map_or(0, |requirements| requirements.peak(gpu));
             let (cpu_bytes, gpu_bytes) = (bytes(false), bytes(true));
             let id = JobIndex(index);
-            Some(JobView { id, priority, sequence, min, max, phase, excluded, cpu_bytes, gpu_bytes })
+            Some(SchedulableJob { id, priority, sequence, min, max, phase, excluded, cpu_bytes, gpu_bytes })
         };
         ids.iter().enumerate().filter_map(view).collect()
     }
 
-    fn worker_views(&self, names: &[String]) -> Vec<WorkerView> {
-        let kinds = self.kinds();
+    fn worker_views(&self, names: &[String]) -> Vec<SchedulableWorker> {
+        let numerics_ids = self.numerics_ids();
         let taken: BTreeSet<&String> =
             self.jobs.values().flat_map(|job| &job.row.members).map(|member| &member.worker).collect();
         let view = |(index, name): (usize, &String)| {
             let worker = self.workers.get(name)?;
-            let kind = kinds.get(&worker.hello.numerics_id)?;
+            let numerics = numerics_ids.get(&worker.hello.numerics_id)?;
             let free = worker.is_free() && !taken.contains(name);
-            let counts = worker.counts();
+            let is_available = worker.is_available();
             let (memory, gpu) = worker.memory();
-            Some(WorkerView { id: WorkerId(index), kind: KindId(*kind), free, counts, memory, gpu })
+            Some(SchedulableWorker {
+                id: WorkerId(index),
+                numerics: NumericsId(*numerics),
+                free,
+                is_available,
+                memory,
+                gpu,
+            })
         };
         names.iter().enumerate().filter_map(view).collect()
     }
 
     /// Numerics by number.
-    fn kinds(&self) -> BTreeMap<String, usize> {
+    fn numerics_ids(&self) -> BTreeMap<String, usize> {
         let all: BTreeSet<&String> =
             self.workers.iter().map(|(_, worker)| &worker.hello.numerics_id).collect();
         all.into_iter().filter(|id| !id.is_empty()).enumerate().map(|(n, id)| (id.clone(), n)).collect()
     }
 
-    fn kind_of(&self, members: &[MemberRow], kinds: &BTreeMap<String, usize>) -> Option<KindId> {
-        let worker = members.iter().find_map(|member| process(member, &self.workers))?;
-        kinds.get(&worker.hello.numerics_id).copied().map(KindId)
+    fn kind_of(&self, members: &[MemberRow], numerics_ids: &BTreeMap<String, usize>) -> Option<NumericsId> {
+        let worker = members.iter().find_map(|member| member_process(member, &self.workers))?;
+        numerics_ids.get(&worker.hello.numerics_id).copied().map(NumericsId)
     }
 }

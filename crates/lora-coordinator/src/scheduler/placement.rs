@@ -17,11 +17,11 @@ pub(crate) struct WorkerId(pub(crate) usize);
 
 /// What workers of one numerics have in common; a group has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct KindId(pub(crate) usize);
+pub(crate) struct NumericsId(pub(crate) usize);
 
 /// What matters of a job.
 #[derive(Debug, Clone)]
-pub(crate) struct JobView {
+pub(crate) struct SchedulableJob {
     /// Different for each job.
     pub(crate) id: JobIndex,
     /// Higher ones come first.
@@ -48,11 +48,11 @@ pub(crate) enum JobPhase {
     /// It holds no workers and waits for its first group.
     Queued,
     /// It has begun.
-    Begun {
+    Started {
         /// Members that are alive and stay.
         held: usize,
         /// The numerics it is bound to: that of its members. `None` only if it holds none.
-        kind: Option<KindId>,
+        numerics: Option<NumericsId>,
         /// It forms a group anew or waits to: it needs `min` members.
         wants_members: bool,
         /// More members may join, up to `max`.
@@ -62,15 +62,15 @@ pub(crate) enum JobPhase {
 
 /// What matters of a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct WorkerView {
+pub(crate) struct SchedulableWorker {
     /// Different for each worker.
     pub(crate) id: WorkerId,
     /// Its numerics.
-    pub(crate) kind: KindId,
+    pub(crate) numerics: NumericsId,
     /// Connected, without a job and not draining.
     pub(crate) free: bool,
     /// Alive and not draining: if it is not free, it could become so.
-    pub(crate) counts: bool,
+    pub(crate) is_available: bool,
     /// Bytes that a job may take there.
     pub(crate) memory: u64,
     /// They are a GPU's.
@@ -83,12 +83,12 @@ pub(crate) struct Schedule {
     /// Workers that jobs get now, beside those they hold; lower ids first.
     pub(crate) assign: Vec<(JobIndex, Vec<WorkerId>)>,
     /// Jobs that lack workers and get none, in the order they are served.
-    pub(crate) waiting: Vec<(JobIndex, Reason)>,
+    pub(crate) waiting: Vec<(JobIndex, WaitReason)>,
 }
 
 /// What a job waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reason {
+pub(crate) enum WaitReason {
     /// Even with every worker free it could not run.
     NotEnoughWorkers {
         /// Workers of one kind that it needs, those it holds included.
@@ -125,7 +125,7 @@ pub(crate) enum Reason {
     },
 }
 
-impl Reason {
+impl WaitReason {
     /// The reason as people read it. `name` gives a job's name; `too_large` says why a worker with so many bytes, of a GPU or not, is
     /// too small.
     pub(crate) fn sentence(
@@ -163,11 +163,11 @@ impl Reason {
 }
 
 /// Gives free workers to jobs. The same views in another order give the same workers.
-pub(crate) fn schedule(jobs: &[JobView], workers: &[WorkerView]) -> Schedule {
-    let mut pool = Pool::new(workers);
+pub(crate) fn schedule(jobs: &[SchedulableJob], workers: &[SchedulableWorker]) -> Schedule {
+    let mut pool = WorkerPool::new(workers);
     let mut given = BTreeMap::new();
     let mut waiting = Vec::new();
-    for job in served(jobs) {
+    for job in queue_order(jobs) {
         match pool.serve(job) {
             Ok(workers) => {
                 given.insert(job.id, workers);
@@ -175,7 +175,7 @@ pub(crate) fn schedule(jobs: &[JobView], workers: &[WorkerView]) -> Schedule {
             Err(reason) => waiting.push((job.id, reason)),
         }
     }
-    for job in growing(jobs) {
+    for job in growth_order(jobs) {
         let Some(members) = given.get(&job.id).map(Vec::as_slice).or(job.growable().then_some(&[])) else {
             continue;
         };
@@ -195,27 +195,27 @@ pub(crate) fn schedule(jobs: &[JobView], workers: &[WorkerView]) -> Schedule {
 }
 
 /// The jobs that lack workers, in the order they are served.
-fn served(jobs: &[JobView]) -> Vec<&JobView> {
-    let mut lacking: Vec<&JobView> = jobs.iter().filter(|job| job.lacks_members()).collect();
+fn queue_order(jobs: &[SchedulableJob]) -> Vec<&SchedulableJob> {
+    let mut lacking: Vec<&SchedulableJob> = jobs.iter().filter(|job| job.lacks_members()).collect();
     lacking.sort_by_key(|job| match job.phase {
-        JobPhase::Begun { .. } => (0, Reverse(0), job.sequence),
+        JobPhase::Started { .. } => (0, Reverse(0), job.sequence),
         JobPhase::Queued => (1, Reverse(job.priority), job.sequence),
     });
     lacking
 }
 
 /// The jobs that have begun, in the order they grow.
-fn growing(jobs: &[JobView]) -> Vec<&JobView> {
-    let mut begun: Vec<&JobView> = jobs.iter().filter(|job| job.phase != JobPhase::Queued).collect();
+fn growth_order(jobs: &[SchedulableJob]) -> Vec<&SchedulableJob> {
+    let mut begun: Vec<&SchedulableJob> = jobs.iter().filter(|job| job.phase != JobPhase::Queued).collect();
     begun.sort_by_key(|job| (Reverse(job.priority), job.sequence));
     begun
 }
 
-impl JobView {
+impl SchedulableJob {
     fn held(&self) -> usize {
         match self.phase {
             JobPhase::Queued => 0,
-            JobPhase::Begun { held, .. } => held,
+            JobPhase::Started { held, .. } => held,
         }
     }
 
@@ -227,72 +227,72 @@ impl JobView {
     fn lacks_members(&self) -> bool {
         match self.phase {
             JobPhase::Queued => true,
-            JobPhase::Begun { wants_members, .. } => wants_members && self.needed() > 0,
+            JobPhase::Started { wants_members, .. } => wants_members && self.needed() > 0,
         }
     }
 
     fn growable(&self) -> bool {
-        matches!(self.phase, JobPhase::Begun { growable: true, .. }) && self.needed() == 0
+        matches!(self.phase, JobPhase::Started { growable: true, .. }) && self.needed() == 0
     }
 
-    fn may_run_on(&self, kind: KindId) -> bool {
-        !matches!(self.phase, JobPhase::Begun { kind: Some(own), .. } if own != kind)
+    fn may_run_on(&self, numerics: NumericsId) -> bool {
+        !matches!(self.phase, JobPhase::Started { numerics: Some(own), .. } if own != numerics)
     }
 
     /// Whether nothing but its memory can keep the job from a worker.
-    fn may_ask(&self, worker: &WorkerView) -> bool {
-        self.may_run_on(worker.kind) && !self.excluded.contains(&worker.id)
+    fn is_eligible(&self, worker: &SchedulableWorker) -> bool {
+        self.may_run_on(worker.numerics) && !self.excluded.contains(&worker.id)
     }
 
-    fn fits(&self, worker: &WorkerView) -> bool {
+    fn fits(&self, worker: &SchedulableWorker) -> bool {
         worker.memory >= if worker.gpu { self.gpu_bytes } else { self.cpu_bytes }
     }
 
-    fn may_use(&self, worker: &WorkerView) -> bool {
-        self.may_ask(worker) && self.fits(worker)
+    fn may_use(&self, worker: &SchedulableWorker) -> bool {
+        self.is_eligible(worker) && self.fits(worker)
     }
 }
 
 /// The workers, while they are given away.
-struct Pool<'a> {
-    workers: &'a [WorkerView],
+struct WorkerPool<'a> {
+    workers: &'a [SchedulableWorker],
     /// Free ones that no job has been given or has reserved.
-    free: BTreeMap<WorkerId, &'a WorkerView>,
+    free: BTreeMap<WorkerId, &'a SchedulableWorker>,
     /// The first job that waits for workers of a kind.
-    first_waiting: BTreeMap<KindId, JobIndex>,
+    first_waiting: BTreeMap<NumericsId, JobIndex>,
     /// Kinds that a waiting job could run on once their workers are free.
-    wanted: BTreeSet<KindId>,
+    wanted: BTreeSet<NumericsId>,
 }
 
-impl<'a> Pool<'a> {
-    fn new(workers: &'a [WorkerView]) -> Self {
+impl<'a> WorkerPool<'a> {
+    fn new(workers: &'a [SchedulableWorker]) -> Self {
         let free = workers.iter().filter(|w| w.free).map(|w| (w.id, w)).collect();
         Self { workers, free, first_waiting: BTreeMap::new(), wanted: BTreeSet::new() }
     }
 
     /// Gives `job` the workers it lacks, or reserves those that are free for it and says what it waits for.
-    fn serve(&mut self, job: &JobView) -> Result<Vec<WorkerId>, Reason> {
+    fn serve(&mut self, job: &SchedulableJob) -> Result<Vec<WorkerId>, WaitReason> {
         let free = count_kinds(job, self.free.values().copied());
         let enough = free.iter().filter(|(_, n)| **n >= job.needed());
-        if let Some((kind, n)) = enough.max_by_key(|(kind, n)| (**n, Reverse(**kind))) {
+        if let Some((numerics, n)) = enough.max_by_key(|(numerics, n)| (**n, Reverse(**numerics))) {
             let most = match job.phase {
                 JobPhase::Queued => job.max,
                 // What goes beyond its need is growth, which comes after the queue.
-                JobPhase::Begun { .. } => job.needed(),
+                JobPhase::Started { .. } => job.needed(),
             };
-            return Ok(self.take(job, *kind, most.min(*n)));
+            return Ok(self.take(job, *numerics, most.min(*n)));
         }
-        let exist = count_kinds(job, self.workers.iter().filter(|w| w.counts));
-        let best = exist.iter().max_by_key(|(kind, n)| (**n, Reverse(**kind)));
-        let (kind, exist_of_best_kind) = match best {
-            Some((kind, n)) if *n >= job.min => (*kind, *n),
+        let exist = count_kinds(job, self.workers.iter().filter(|w| w.is_available));
+        let best = exist.iter().max_by_key(|(numerics, n)| (**n, Reverse(**numerics)));
+        let (numerics, exist_of_best_kind) = match best {
+            Some((numerics, n)) if *n >= job.min => (*numerics, *n),
             best => {
                 let too_small = || self.too_small_for(job);
                 return Err(match too_small().max_by_key(|w| (w.memory, w.gpu)) {
                     Some(largest) if best.is_none() => {
-                        Reason::TooLarge { limit: largest.memory, gpu: largest.gpu }
+                        WaitReason::TooLarge { limit: largest.memory, gpu: largest.gpu }
                     }
-                    _ => Reason::NotEnoughWorkers {
+                    _ => WaitReason::NotEnoughWorkers {
                         needed: job.min,
                         exist_of_best_kind: best.map_or(0, |(_, n)| *n),
                         kinds: exist.len(),
@@ -302,53 +302,57 @@ impl<'a> Pool<'a> {
                 });
             }
         };
-        self.wanted.extend(exist.iter().filter(|(_, n)| **n >= job.min).map(|(kind, _)| *kind));
-        let reserved = self.take(job, kind, usize::MAX).len();
-        let first = *self.first_waiting.entry(kind).or_insert(job.id);
+        self.wanted.extend(exist.iter().filter(|(_, n)| **n >= job.min).map(|(numerics, _)| *numerics));
+        let reserved = self.take(job, numerics, usize::MAX).len();
+        let first = *self.first_waiting.entry(numerics).or_insert(job.id);
         if first != job.id {
-            return Err(Reason::Behind { job: first });
+            return Err(WaitReason::Behind { job: first });
         }
         let exist = exist_of_best_kind.saturating_sub(job.held());
-        Err(Reason::Busy { needed: job.needed(), free: reserved, exist })
+        Err(WaitReason::Busy { needed: job.needed(), free: reserved, exist })
     }
 
     /// Gives a job that has begun, and has been given `members` just now, free workers that nobody waits for.
-    fn grow(&mut self, job: &JobView, members: &[WorkerId]) -> Vec<WorkerId> {
+    fn grow(&mut self, job: &SchedulableJob, members: &[WorkerId]) -> Vec<WorkerId> {
         let room = job.max.saturating_sub(job.held() + members.len());
-        let bound = self.workers.iter().find(|w| members.contains(&w.id)).map(|w| w.kind);
+        let bound = self.workers.iter().find(|w| members.contains(&w.id)).map(|w| w.numerics);
         let free = count_kinds(job, self.free.values().copied());
-        let open = free
-            .iter()
-            .filter(|(kind, _)| !self.wanted.contains(kind) && bound.is_none_or(|bound| bound == **kind));
-        match open.max_by_key(|(kind, n)| (**n, Reverse(**kind))) {
-            Some((kind, n)) => self.take(job, *kind, room.min(*n)),
+        let open = free.iter().filter(|(numerics, _)| {
+            !self.wanted.contains(numerics) && bound.is_none_or(|bound| bound == **numerics)
+        });
+        match open.max_by_key(|(numerics, n)| (**n, Reverse(**numerics))) {
+            Some((numerics, n)) => self.take(job, *numerics, room.min(*n)),
             None => Vec::new(),
         }
     }
 
     /// Takes at most so many free workers of a kind that `job` may use.
-    fn take(&mut self, job: &JobView, kind: KindId, most: usize) -> Vec<WorkerId> {
-        let usable = self.free.values().filter(|w| w.kind == kind && job.may_use(w)).map(|w| w.id);
+    fn take(&mut self, job: &SchedulableJob, numerics: NumericsId, most: usize) -> Vec<WorkerId> {
+        let usable = self.free.values().filter(|w| w.numerics == numerics && job.may_use(w)).map(|w| w.id);
         let taken: Vec<WorkerId> = usable.take(most).collect();
         self.free.retain(|id, _| !taken.contains(id));
         taken
     }
 
-    fn excluded_by(&self, job: &JobView) -> usize {
-        let left_out = |w: &&WorkerView| w.counts && job.may_run_on(w.kind) && !job.may_ask(w);
-        self.workers.iter().filter(left_out).count()
+    fn excluded_by(&self, job: &SchedulableJob) -> usize {
+        let excluded =
+            |w: &&SchedulableWorker| w.is_available && job.may_run_on(w.numerics) && !job.is_eligible(w);
+        self.workers.iter().filter(excluded).count()
     }
 
-    fn too_small_for(&self, job: &JobView) -> impl Iterator<Item = &WorkerView> {
-        self.workers.iter().filter(|w| w.counts && job.may_ask(w) && !job.fits(w))
+    fn too_small_for(&self, job: &SchedulableJob) -> impl Iterator<Item = &SchedulableWorker> {
+        self.workers.iter().filter(|w| w.is_available && job.is_eligible(w) && !job.fits(w))
     }
 }
 
 /// Workers that `job` may use, by kind.
-fn count_kinds<'a>(job: &JobView, workers: impl Iterator<Item = &'a WorkerView>) -> BTreeMap<KindId, usize> {
+fn count_kinds<'a>(
+    job: &SchedulableJob,
+    workers: impl Iterator<Item = &'a SchedulableWorker>,
+) -> BTreeMap<NumericsId, usize> {
     let mut counts = BTreeMap::new();
     for worker in workers.filter(|w| job.may_use(w)) {
-        *counts.entry(worker.kind).or_insert(0) += 1;
+        *counts.entry(worker.numerics).or_insert(0) += 1;
     }
     counts
 }
