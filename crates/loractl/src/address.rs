@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_refused_with_what_would_be_one() {
+    fn invalid_addresses_are_rejected_with_an_example() {
         for text in
             ["", "http://", "ftp://host:1", "host:port", "host:99999", "host:1/path", "a b", "me@host:1"]
         {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_line_goes_before_the_environment_and_that_before_the_file() {
+    fn the_command_line_overrides_the_environment_and_the_file() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         assert_eq!(resolve(None, None, Some(&path)).unwrap(), DEFAULT);
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_names_its_place() {
+    fn errors_name_the_source_of_the_address() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         std::fs::write(&path, "\ncoordinate = \"x\"\n").unwrap();

@@ -19,14 +19,14 @@ use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
 /// How long a connection may take.
-const CONNECTING: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an answer may take.
-pub(crate) const CALL: Duration = Duration::from_secs(30);
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// A silent connection is asked for a sign of life this often, and given up when none comes.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How often a call or transfer that broke is tried again, where it is.
-pub(crate) const RETRIES: usize = 8;
+pub(crate) const MAX_RETRIES: usize = 8;
 
 /// Why a call came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -53,8 +53,8 @@ impl Client {
     pub(crate) async fn connect(address: &str) -> Result<Self> {
         let endpoint = Endpoint::from_shared(address.to_owned())
             .with_context(|| format!("{address} is no address"))?
-            .connect_timeout(CONNECTING)
-            .http2_keep_alive_interval(KEEPALIVE)
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
         let channel = endpoint.connect().await;
         let channel = channel.map_err(|error| unreachable(address, innermost(&error)))?;
@@ -76,15 +76,15 @@ impl Client {
         self.channel.clone()
     }
 
-    /// Waits for an answer, within [`CALL`].
+    /// Waits for an answer, within [`CALL_TIMEOUT`].
     pub(crate) async fn call<T>(
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, CallError> {
-        match timeout(CALL, call).await {
+        match timeout(CALL_TIMEOUT, call).await {
             Ok(Ok(answer)) => Ok(answer.into_inner()),
             Ok(Err(status)) => Err(self.error(status)),
-            Err(_) => Err(unreachable(&self.address, format!("no answer within {CALL:?}"))),
+            Err(_) => Err(unreachable(&self.address, format!("no answer within {CALL_TIMEOUT:?}"))),
         }
     }
 
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_coordinator_that_is_not_there_is_named_with_the_remedy() {
+    async fn an_unreachable_coordinator_is_named_with_a_fix() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         drop(listener);
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn only_a_broken_connection_passes() {
+    fn only_connection_errors_are_transient() {
         for (status, passing) in [
             (Status::unavailable("shutting down"), true),
             (Status::from_error(Box::new(io::Error::from(io::ErrorKind::BrokenPipe))), true),

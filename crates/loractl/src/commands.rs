@@ -21,7 +21,7 @@ pub(crate) mod watch;
 pub(crate) mod worker;
 pub(crate) mod workers;
 
-mod change;
+mod apply_to_jobs;
 
 use anyhow::{Context, Result};
 

@@ -4,7 +4,7 @@
 mod child;
 mod driver;
 mod libraries;
-mod places;
+mod search_paths;
 mod worker;
 
 use std::time::Duration;
@@ -13,9 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::process::Command;
 
 pub(crate) use child::{ChildError, answer};
-pub(crate) use driver::{Driver, Gpu, OLDEST_CUDA, dotted};
+pub(crate) use driver::{Driver, DriverGpu, MIN_CUDA_VERSION, version_text};
 pub(crate) use libraries::{LIBRARIES, Library, Loaded};
-pub(crate) use places::unsearched;
+pub(crate) use search_paths::find_unsearched;
 pub(crate) use worker::{Build, Candidate, candidates};
 
 /// How long the driver, and each program or library that is asked something, may take to answer. The
@@ -25,17 +25,17 @@ pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
 /// What a child process of this executable can be asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Question {
+pub(crate) enum ProbeQuery {
     /// About the driver and its GPUs: [`Driver`].
     Driver,
     /// About one of [`LIBRARIES`]: [`Loaded`].
     Library(&'static Library),
 }
 
-impl Question {
+impl ProbeQuery {
     /// The question about the library of this file.
     pub(crate) fn named(file: &str) -> Option<Self> {
-        if file == driver::FILE {
+        if file == driver::DRIVER_LIBRARY {
             return Some(Self::Driver);
         }
         LIBRARIES.iter().find(|library| library.file == file).map(Self::Library)
@@ -52,7 +52,7 @@ impl Question {
     /// Asks a child process, which may take until `limit`.
     pub(crate) async fn ask<T: DeserializeOwned>(self, limit: Duration) -> Result<T, ChildError> {
         let file = match self {
-            Self::Driver => driver::FILE,
+            Self::Driver => driver::DRIVER_LIBRARY,
             Self::Library(library) => library.file,
         };
         let executable = std::env::current_exe().map_err(ChildError::Start)?;

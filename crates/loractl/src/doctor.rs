@@ -12,7 +12,7 @@ use lora_worker::probe::{ProbeError, ProbeReport};
 use tokio::process::Command;
 use tokio::task::JoinSet;
 
-use crate::cuda::{self, Build, Candidate, ChildError, Driver, LIBRARIES, Question};
+use crate::cuda::{self, Build, Candidate, ChildError, Driver, LIBRARIES, ProbeQuery};
 
 pub(crate) use report::Report;
 
@@ -37,13 +37,13 @@ pub(crate) struct Options {
 /// Even the CPU computes nothing.
 pub(crate) async fn examine(options: &Options) -> Result<Report, ProbeError> {
     if !options.cuda {
-        return Report::of_cpu();
+        return Report::cpu_only();
     }
     let limit = options.limit;
-    let driver: Result<Driver, ChildError> = Question::Driver.ask(limit).await;
+    let driver: Result<Driver, ChildError> = ProbeQuery::Driver.ask(limit).await;
     let mut loading = JoinSet::new();
     for (index, library) in LIBRARIES.iter().enumerate() {
-        loading.spawn(async move { (index, Question::Library(library).ask(limit).await) });
+        loading.spawn(async move { (index, ProbeQuery::Library(library).ask(limit).await) });
     }
     let mut libraries = loading.join_all().await;
     libraries.sort_by_key(|(index, _)| *index);

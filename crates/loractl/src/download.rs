@@ -11,7 +11,7 @@ use lora_proto::file_transfer::{TransferError, download};
 use lora_proto::v1::{self, download_request};
 use tokio::time::sleep;
 
-use crate::client::{Client, RETRIES, delays};
+use crate::client::{Client, MAX_RETRIES, delays};
 use crate::output::bytes;
 use crate::submit::bytes_bar;
 
@@ -28,7 +28,7 @@ pub(crate) async fn download_result(
     dir: &Path,
     replaceable: &[&str],
 ) -> Result<()> {
-    let files = wanted(job, dir, replaceable)?;
+    let files = pending_downloads(job, dir, replaceable)?;
     fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let bar = bytes_bar(files.iter().map(|file| file.digest.size).sum());
     if bar.is_hidden() && !files.is_empty() {
@@ -50,18 +50,18 @@ pub(crate) async fn download_result(
 }
 
 /// A file that is not yet there.
-struct Wanted {
+struct PendingDownload {
     name: String,
     digest: v1::FileDigest,
     path: PathBuf,
 }
 
 /// Looks at all files before any is written; the receipt comes last.
-fn wanted(job: &v1::Job, dir: &Path, replaceable: &[&str]) -> Result<Vec<Wanted>> {
+fn pending_downloads(job: &v1::Job, dir: &Path, replaceable: &[&str]) -> Result<Vec<PendingDownload>> {
     if dir.symlink_metadata().is_ok() && !dir.is_dir() {
         bail!("{} is in the way; choose another directory", dir.display());
     }
-    let mut wanted = Vec::new();
+    let mut pending_downloads = Vec::new();
     for file in &job.result {
         let name = &file.name;
         if !is_file_name(name) {
@@ -78,17 +78,23 @@ fn wanted(job: &v1::Job, dir: &Path, replaceable: &[&str]) -> Result<Vec<Wanted>
                 bail!("{} is in the way, and another file; choose another directory", path.display());
             }
         }
-        wanted.push(Wanted { name: name.clone(), digest, path });
+        pending_downloads.push(PendingDownload { name: name.clone(), digest, path });
     }
-    wanted.sort_by_key(|file| file.name == RECEIPT);
-    Ok(wanted)
+    pending_downloads.sort_by_key(|file| file.name == RECEIPT);
+    Ok(pending_downloads)
 }
 
 /// Fetches into `<name>.part`; what is whole and right gets its name.
-async fn fetch(client: &Client, job: &v1::Job, file: &Wanted, bar: &ProgressBar, before: u64) -> Result<()> {
+async fn fetch(
+    client: &Client,
+    job: &v1::Job,
+    file: &PendingDownload,
+    bar: &ProgressBar,
+    before: u64,
+) -> Result<()> {
     let part = file.path.with_file_name(format!("{}.part", file.name));
     let source = v1::ResultFile { job_id: job.job_id.clone(), name: file.name.clone() };
-    let patience = || delays().with_max_times(RETRIES).build();
+    let patience = || delays().with_max_times(MAX_RETRIES).build();
     let mut left = patience();
     let mut damaged = false;
     let found = loop {
@@ -135,11 +141,11 @@ fn sync(dir: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::client::CallError;
-    use crate::fake::Fake;
+    use crate::fake_coordinator::FakeCoordinator;
 
     /// A coordinator with a result of two files, the receipt named first.
-    async fn result() -> (Fake, v1::Job, Vec<u8>) {
-        let fake = Fake::serve(Vec::new()).await;
+    async fn result() -> (FakeCoordinator, v1::Job, Vec<u8>) {
+        let fake = FakeCoordinator::serve(Vec::new()).await;
         let weights: Vec<u8> = (0..10_500_u32).map(|i| (i * 7 % 251) as u8).collect();
         let file = |name: &str, digest| v1::StoredFile { name: name.into(), digest: Some(digest) };
         let result = vec![
@@ -160,7 +166,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_download_that_breaks_goes_on_where_it_was() {
+    async fn an_interrupted_download_resumes() {
         let (fake, job, weights) = result().await;
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("new/out");
@@ -174,7 +180,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn another_process_goes_on_with_what_an_earlier_one_left() {
+    async fn another_process_resumes_an_earlier_download() {
         let (fake, job, weights) = result().await;
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("weights.bin.part"), &weights[..5000]).unwrap();
@@ -184,7 +190,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_rest_is_fetched_anew() {
+    async fn a_corrupt_partial_file_is_fetched_again() {
         for left in [vec![9; 5000], vec![9; 50_000]] {
             let (fake, job, weights) = result().await;
             let dir = tempfile::tempdir().unwrap();
@@ -195,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_coordinator_that_goes_away_leaves_no_receipt() {
+    async fn an_incomplete_download_has_no_receipt() {
         let (fake, job, _) = result().await;
         let dir = tempfile::tempdir().unwrap();
         fake.break_downloads_after(&[0; 100]);
@@ -221,7 +227,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_name_that_leads_elsewhere_is_refused() {
+    async fn path_traversal_is_rejected() {
         let (fake, mut job, _) = result().await;
         let dir = tempfile::tempdir().unwrap();
         for name in ["../x", "/x", "", ".x", "a b"] {

@@ -13,7 +13,7 @@ const UNREACHABLE: u8 = 5;
 const INTERRUPTED: u8 = 130;
 
 /// Of a job that was watched until it rested.
-pub(crate) fn of_job(state: &str) -> ExitCode {
+pub(crate) fn from_state(state: &str) -> ExitCode {
     match JobState::from_name(state) {
         Some(JobState::Succeeded) => ExitCode::SUCCESS,
         Some(JobState::Failed) => ExitCode::from(JOB_FAILED),
@@ -27,7 +27,7 @@ pub(crate) fn interrupted() -> ExitCode {
 }
 
 /// Says what is wrong.
-pub(crate) fn of_error(error: &anyhow::Error) -> ExitCode {
+pub(crate) fn from_error(error: &anyhow::Error) -> ExitCode {
     let is_closed = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };

@@ -12,16 +12,16 @@ use lora_spec::{FieldError, JobFile, SafetensorsIndex};
 use crate::output::bytes;
 
 /// The most bytes a name may have in the store.
-const MAX_NAME_BYTES: usize = 255;
+const MAX_STORED_NAME_BYTES: usize = 255;
 /// Files of an adapter.
-const ADAPTER: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// Files that a base need not have.
-const OPTIONAL: [&str; 2] = ["model.safetensors.index.json", "generation_config.json"];
+const OPTIONAL_BASE_FILES: [&str; 2] = ["model.safetensors.index.json", "generation_config.json"];
 
 /// Where workers get the base from.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Base {
+pub(crate) enum BaseLocation {
     /// From the store, where it is uploaded to.
     Uploaded(PathBuf),
     Url(String),
@@ -38,7 +38,7 @@ pub(crate) struct LocalFile {
 
 /// The files of a job.
 #[derive(Debug)]
-pub(crate) struct Inputs {
+pub(crate) struct JobFiles {
     base: base::Source,
     files: Vec<LocalFile>,
     train: v1::StoredFile,
@@ -46,7 +46,7 @@ pub(crate) struct Inputs {
     init_from: Vec<v1::StoredFile>,
 }
 
-impl Base {
+impl BaseLocation {
     /// How the base of `file` gets to the workers, if at most `max_upload` bytes of it are uploaded. Says where it has to
     /// lie if they are not.
     pub(crate) fn choose(file: &JobFile, job_dir: &Path, max_upload: u64) -> Result<Self> {
@@ -77,9 +77,9 @@ impl Base {
     }
 }
 
-impl Inputs {
+impl JobFiles {
     /// Reads and hashes the files of the job of `file`, and shows so on `bar`. Blocks.
-    pub(crate) fn collect(file: &JobFile, base: Base, bar: &ProgressBar) -> Result<Self> {
+    pub(crate) fn collect(file: &JobFile, base: BaseLocation, bar: &ProgressBar) -> Result<Self> {
         let job = &file.job;
         let mut files = Vec::new();
         let mut take = |name: String, path: &Path| -> Result<v1::StoredFile> {
@@ -91,12 +91,12 @@ impl Inputs {
             Ok(stored)
         };
         let base = match base {
-            Base::Uploaded(dir) => {
+            BaseLocation::Uploaded(dir) => {
                 let files = base_files(&dir)?.into_iter().map(|(name, path)| take(name, &path));
                 base::Source::Files(v1::FileSet { files: files.collect::<Result<_>>()? })
             }
-            Base::Url(url) => base::Source::Url(url),
-            Base::Path(path) => {
+            BaseLocation::Url(url) => base::Source::Url(url),
+            BaseLocation::Path(path) => {
                 let text = path.to_str().with_context(|| format!("{} is not UTF-8", path.display()))?;
                 base::Source::Path(text.to_owned())
             }
@@ -104,7 +104,7 @@ impl Inputs {
         let train = take(store_name(&job.data.train), &job.data.train)?;
         let eval = job.data.eval.as_ref().map(|path| take(store_name(path), path)).transpose()?;
         let init_from =
-            job.adapter.init_from.iter().flat_map(|dir| ADAPTER.map(|name| (name, dir.join(name))));
+            job.adapter.init_from.iter().flat_map(|dir| ADAPTER_FILES.map(|name| (name, dir.join(name))));
         let init_from = init_from.map(|(name, path)| take(name.into(), &path)).collect::<Result<_>>()?;
         Ok(Self { base, files, train, eval, init_from })
     }
@@ -149,7 +149,7 @@ fn base_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
         bail!("{}: a name of letters, digits, '-', '_' and '.' is needed for an upload", path.display());
     }
     let tokenizer = Tokenizer::load(dir)?;
-    let optional = OPTIONAL.map(|name| dir.join(name)).into_iter().filter(|path| path.is_file());
+    let optional = OPTIONAL_BASE_FILES.map(|name| dir.join(name)).into_iter().filter(|path| path.is_file());
     let mut files: Vec<(String, PathBuf)> = std::iter::once(dir.join("config.json"))
         .chain(checkpoint.files)
         .chain(optional)
@@ -174,7 +174,7 @@ fn store_name(path: &Path) -> String {
     let legal = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
     let mut name: String = name.chars().map(legal).collect();
     name = name.trim_start_matches('.').to_owned();
-    let surplus = name.len().saturating_sub(MAX_NAME_BYTES);
+    let surplus = name.len().saturating_sub(MAX_STORED_NAME_BYTES);
     name.drain(..surplus);
     name.trim_start_matches('.').to_owned()
 }
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn names_are_what_the_store_takes() {
+    fn store_names_are_sanitized() {
         for (path, name) in [
             ("/a/train.jsonl", "train.jsonl"),
             ("/a/my data (1).jsonl", "my_data__1_.jsonl"),
@@ -213,26 +213,26 @@ mod tests {
     }
 
     #[test]
-    fn a_small_base_is_uploaded_and_a_large_or_distant_one_is_named() {
+    fn small_bases_are_uploaded_large_and_remote_ones_are_referenced() {
         let dir = tempfile::tempdir().unwrap();
         let example = example();
         let base = example.with_file_name("base");
         let file = with_base(base.to_str().unwrap(), dir.path());
-        let choose = |file: &JobFile, max| Base::choose(file, dir.path(), max);
-        assert_eq!(choose(&file, 1 << 30).unwrap(), Base::Uploaded(base.clone()));
-        assert_eq!(choose(&file, 1000).unwrap(), Base::Path(base));
+        let choose = |file: &JobFile, max| BaseLocation::choose(file, dir.path(), max);
+        assert_eq!(choose(&file, 1 << 30).unwrap(), BaseLocation::Uploaded(base.clone()));
+        assert_eq!(choose(&file, 1000).unwrap(), BaseLocation::Path(base));
         let url = with_base("hf://org/name@main", dir.path());
-        assert_eq!(choose(&url, 0).unwrap(), Base::Url("hf://org/name@main".into()));
+        assert_eq!(choose(&url, 0).unwrap(), BaseLocation::Url("hf://org/name@main".into()));
         assert_eq!(
             choose(&with_base("/nowhere/base", dir.path()), 0).unwrap(),
-            Base::Path("/nowhere/base".into())
+            BaseLocation::Path("/nowhere/base".into())
         );
         let error = choose(&with_base("nowhere", dir.path()), 0).unwrap_err().to_string();
         assert!(error.contains("job.yaml:3: model.base: there is no directory"), "{error}");
     }
 
     #[test]
-    fn the_files_of_a_job_are_hashed_and_other_files_of_the_base_left_alone() {
+    fn only_the_jobs_files_are_hashed() {
         let dir = tempfile::tempdir().unwrap();
         let example = example();
         for entry in fs::read_dir(example.with_file_name("base")).unwrap() {
@@ -247,7 +247,8 @@ mod tests {
         let mut file = JobFile::read(&example).unwrap();
         file.job.model.base = dir.path().to_owned();
         let inputs =
-            Inputs::collect(&file, Base::Uploaded(dir.path().to_owned()), &ProgressBar::hidden()).unwrap();
+            JobFiles::collect(&file, BaseLocation::Uploaded(dir.path().to_owned()), &ProgressBar::hidden())
+                .unwrap();
         let message = inputs.message();
         let Some(base::Source::Files(set)) = message.base.unwrap().source else { panic!("no files") };
         let mut names: Vec<&str> = set.files.iter().map(|file| file.name.as_str()).collect();
@@ -259,7 +260,7 @@ mod tests {
             "tokenizer_config.json",
             CHAT_TEMPLATE,
         ];
-        expected.extend(OPTIONAL.iter().filter(|name| dir.path().join(name).is_file()));
+        expected.extend(OPTIONAL_BASE_FILES.iter().filter(|name| dir.path().join(name).is_file()));
         expected.sort();
         assert_eq!(names, expected);
         let train = DigestBuilder::of_file(&file.job.data.train).unwrap();
@@ -273,7 +274,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("t.jsonl"), "one").unwrap();
         let file = with_base("/base", dir.path());
-        let collect = || Inputs::collect(&file, Base::Path("/base".into()), &ProgressBar::hidden()).unwrap();
+        let collect =
+            || JobFiles::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
         let first = collect();
         assert_eq!(collect().difference(&first.message()), None);
         fs::write(dir.path().join("t.jsonl"), "two").unwrap();

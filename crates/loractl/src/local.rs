@@ -6,7 +6,7 @@ mod metrics_file;
 mod output_dir;
 mod run;
 mod signals;
-mod start;
+mod submission;
 mod summary;
 mod workers;
 

@@ -8,17 +8,17 @@ mod doctor;
 mod download;
 mod exit;
 #[cfg(test)]
-mod fake;
+mod fake_coordinator;
 mod inputs;
-mod job;
-mod jobs;
+mod job_check;
+mod job_lookup;
+mod job_watch;
 mod local;
 mod output;
 mod progress;
 mod receipt;
+mod stats;
 mod submit;
-mod tally;
-mod watch;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -59,14 +59,14 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     #[command(flatten)]
-    Local(Local),
+    Local(LocalCommand),
     #[command(flatten)]
-    Remote(Remote),
+    Remote(RemoteCommand),
 }
 
 /// Commands that need no coordinator.
 #[derive(Debug, Subcommand)]
-enum Local {
+enum LocalCommand {
     Run(run::Args),
     Plan(plan::Args),
     Generate(generate::Args),
@@ -81,7 +81,7 @@ enum Local {
 
 /// Commands that speak to one.
 #[derive(Debug, Subcommand)]
-enum Remote {
+enum RemoteCommand {
     Submit(submit_command::Args),
     Status(status::Args),
     List(list::Args),
@@ -112,10 +112,10 @@ fn main() -> ExitCode {
             Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
         }
     };
-    ended.unwrap_or_else(|error| exit::of_error(&error))
+    ended.unwrap_or_else(|error| exit::from_error(&error))
 }
 
-impl Local {
+impl LocalCommand {
     fn execute(self) -> Result<ExitCode> {
         match self {
             Self::Run(args) => run::execute(args),
@@ -131,7 +131,7 @@ impl Local {
     }
 }
 
-impl Remote {
+impl RemoteCommand {
     fn execute(self, coordinator: Option<&str>) -> Result<ExitCode> {
         match self {
             Self::Submit(args) => submit_command::execute(args, coordinator),
@@ -154,7 +154,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_command_line_is_sound_and_every_help_has_an_example() {
+    fn the_cli_is_valid_and_every_help_has_an_example() {
         let mut cli = Cli::command();
         cli.build();
         cli.clone().debug_assert();
@@ -171,12 +171,12 @@ mod tests {
         {
             let cli = Cli::try_parse_from(line).unwrap();
             assert_eq!(cli.coordinator.as_deref(), Some("a:1"));
-            assert!(matches!(cli.command, Command::Remote(Remote::List(_))));
+            assert!(matches!(cli.command, Command::Remote(RemoteCommand::List(_))));
         }
     }
 
     #[test]
-    fn what_makes_no_sense_is_wrong_usage() {
+    fn invalid_combinations_are_usage_errors() {
         for line in [
             &["submit"][..],
             &["submit", "job.yaml", "--max-upload", "many"],

@@ -16,7 +16,7 @@ pub(crate) use event::{EventView, Item, event_text};
 pub(crate) use job::{JobView, failure_text, job_grid, job_table};
 pub(crate) use lora_spec::format_bytes as bytes;
 pub(crate) use table::Table;
-pub(crate) use units::{count, duration, parse_bytes, stamp};
+pub(crate) use units::{count, duration, format_time, parse_bytes};
 pub(crate) use worker::{WorkerView, worker_grid};
 
 /// Form of a result on stdout.

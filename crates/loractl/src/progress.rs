@@ -5,31 +5,31 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use lora_proto::v1::{self, StepMetrics, job_event};
 
-use crate::output::{duration, event_text, stamp};
-use crate::tally::Tally;
-use crate::watch::Seen;
+use crate::job_watch::WatchItem;
+use crate::output::{duration, event_text, format_time};
+use crate::stats::JobStats;
 
 /// Without a terminal, a line comes at most this often (the first and the last step, and evaluations, always).
-const LINES: Duration = Duration::from_secs(10);
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// A progress bar where stderr is a terminal; lines where it is not.
-pub(crate) struct Progress {
+pub(crate) struct ProgressDisplay {
     bar: ProgressBar,
-    times: Times,
+    times: EventTimes,
     last_line: Option<Instant>,
 }
 
 /// Whether events are shown with their time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Times {
+pub(crate) enum EventTimes {
     /// They may be of the past.
     Shown,
     /// They happen now.
     Hidden,
 }
 
-impl Progress {
-    pub(crate) fn new(times: Times) -> Self {
+impl ProgressDisplay {
+    pub(crate) fn new(times: EventTimes) -> Self {
         let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         Self { bar, times, last_line: None }
     }
@@ -44,18 +44,18 @@ impl Progress {
         self.bar.suspend(|| eprintln!("{line}"));
     }
 
-    /// Shows what `tally` has taken.
-    pub(crate) fn show(&mut self, seen: &Seen, tally: &Tally) {
-        match seen {
-            Seen::Event(event) => self.show_event(event, tally),
-            Seen::Step(v1::StepReport { metrics: Some(metrics), notice, .. }) => {
+    /// Shows what `stats` has taken.
+    pub(crate) fn show(&mut self, item: &WatchItem, stats: &JobStats) {
+        match item {
+            WatchItem::Event(event) => self.show_event(event, stats),
+            WatchItem::Step(v1::StepReport { metrics: Some(metrics), notice, .. }) => {
                 if !notice.is_empty() {
                     self.say(notice);
                 }
-                self.show_step(metrics, tally);
+                self.show_step(metrics, stats);
             }
-            Seen::Step(_) => {}
-            Seen::Note(note) => self.say(note),
+            WatchItem::Step(_) => {}
+            WatchItem::Note(note) => self.say(note),
         }
     }
 
@@ -64,50 +64,50 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 
-    fn show_event(&mut self, event: &v1::JobEvent, tally: &Tally) {
+    fn show_event(&mut self, event: &v1::JobEvent, stats: &JobStats) {
         let text = event_text(event);
         self.say(&match self.times {
-            Times::Shown => format!("{}  {text}", stamp(event.time.as_ref())),
-            Times::Hidden => text,
+            EventTimes::Shown => format!("{}  {text}", format_time(event.time.as_ref())),
+            EventTimes::Hidden => text,
         });
         if matches!(event.kind, Some(job_event::Kind::Prepared(_))) || self.bar.length().is_some() {
-            self.draw(tally);
+            self.draw(stats);
         }
     }
 
-    fn show_step(&mut self, metrics: &StepMetrics, tally: &Tally) {
+    fn show_step(&mut self, metrics: &StepMetrics, stats: &JobStats) {
         if !self.bar.is_hidden() {
-            self.draw(tally);
+            self.draw(stats);
             return;
         }
-        let total = tally.facts().unwrap_or_default().total_steps;
-        let due = self.last_line.is_none_or(|last| last.elapsed() >= LINES);
+        let total = stats.facts().unwrap_or_default().total_steps;
+        let due = self.last_line.is_none_or(|last| last.elapsed() >= LINE_INTERVAL);
         if due || metrics.eval_loss.is_some() || metrics.step == total {
             self.last_line = Some(Instant::now());
-            eprintln!("step {}/{total}  {}", metrics.step, figures(tally));
+            eprintln!("step {}/{total}  {}", metrics.step, progress_text(stats));
         }
     }
 
-    fn draw(&self, tally: &Tally) {
+    fn draw(&self, stats: &JobStats) {
         if self.bar.length().is_none() {
             let template = "{prefix} {bar:20} {pos}/{len}  {wide_msg}";
             let style = ProgressStyle::with_template(template);
             self.bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         }
-        self.bar.set_length(tally.facts().unwrap_or_default().total_steps);
-        self.bar.set_prefix(tally.state().map_or("", |state| state.name()));
-        self.bar.set_position(tally.completed_steps());
-        self.bar.set_message(figures(tally));
+        self.bar.set_length(stats.facts().unwrap_or_default().total_steps);
+        self.bar.set_prefix(stats.state().map_or("", |state| state.name()));
+        self.bar.set_position(stats.completed_steps());
+        self.bar.set_message(progress_text(stats));
     }
 }
 
 /// Losses, pace and the time that is left, as far as they are known.
-fn figures(tally: &Tally) -> String {
+fn progress_text(stats: &JobStats) -> String {
     let mut parts = Vec::new();
-    parts.extend(tally.metrics().map(|metrics| format!("loss {:.4}", metrics.loss)));
-    parts.extend(tally.eval_loss().map(|loss| format!("eval loss {loss:.4}")));
-    parts.extend(tally.tokens_per_second().map(|rate| format!("{rate:.0} tokens/s")));
-    parts.extend(tally.seconds_left().map(|seconds| format!("{} left", duration(seconds))));
+    parts.extend(stats.metrics().map(|metrics| format!("loss {:.4}", metrics.loss)));
+    parts.extend(stats.eval_loss().map(|loss| format!("eval loss {loss:.4}")));
+    parts.extend(stats.tokens_per_second().map(|rate| format!("{rate:.0} tokens/s")));
+    parts.extend(stats.seconds_left().map(|seconds| format!("{} left", duration(seconds))));
     parts.join("  ")
 }
 
@@ -116,10 +116,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn figures_are_those_that_are_known() {
-        assert_eq!(figures(&Tally::default()), "");
+    fn unknown_values_are_omitted() {
+        assert_eq!(progress_text(&JobStats::default()), "");
         let metrics = StepMetrics { step: 4, loss: 0.5, eval_loss: Some(0.75), ..StepMetrics::default() };
         let job = v1::Job { metrics: Some(metrics), ..v1::Job::default() };
-        assert_eq!(figures(&Tally::of(&job)), "loss 0.5000  eval loss 0.7500");
+        assert_eq!(progress_text(&JobStats::from_job(&job)), "loss 0.5000  eval loss 0.7500");
     }
 }

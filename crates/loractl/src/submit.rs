@@ -11,16 +11,16 @@ use lora_spec::{JobFile, JobSpec};
 use tokio::fs::File;
 use tonic::Code;
 
-use crate::client::{CallError, Client, RETRIES, delays, located};
-use crate::inputs::{Inputs, LocalFile};
+use crate::client::{CallError, Client, MAX_RETRIES, delays, located};
+use crate::inputs::{JobFiles, LocalFile};
 use crate::output::bytes;
 
 /// Files that one question is about, at most; the protocol's limit.
-const ASKED: usize = 4096;
+const MAX_FILES_PER_QUERY: usize = 4096;
 
 /// What is asked for beside the job.
 #[derive(Debug, Clone)]
-pub(crate) struct Terms {
+pub(crate) struct SubmitOptions {
     /// A repeated submit with it gives the same job.
     pub(crate) idempotency_key: String,
     pub(crate) priority: i32,
@@ -30,20 +30,20 @@ pub(crate) struct Terms {
 pub(crate) async fn submit(
     client: &Client,
     file: &JobFile,
-    inputs: &Inputs,
-    terms: &Terms,
+    inputs: &JobFiles,
+    options: &SubmitOptions,
 ) -> Result<v1::Job> {
     upload_missing(client, inputs.files()).await?;
     let request = v1::SubmitJobRequest {
-        idempotency_key: terms.idempotency_key.clone(),
+        idempotency_key: options.idempotency_key.clone(),
         job: Some(message(file, &file.job)?),
         inputs: Some(inputs.message()),
-        priority: terms.priority,
+        priority: options.priority,
     };
     // The key makes a second submit of the same job harmless.
     let call = || async { client.call(client.jobs().submit_job(request.clone())).await };
     let submitted = call
-        .retry(delays().with_max_times(RETRIES))
+        .retry(delays().with_max_times(MAX_RETRIES))
         .when(|error| matches!(error, CallError::Unreachable { .. }));
     submitted.await.map_err(|error| located(error, file))
 }
@@ -83,7 +83,7 @@ async fn upload_missing(client: &Client, files: &[LocalFile]) -> Result<()> {
         let before = bar.position();
         let attempt = || upload_file(client, file, &bar, before);
         let uploaded =
-            attempt.retry(delays().with_max_times(RETRIES)).when(TransferError::is_transient).await;
+            attempt.retry(delays().with_max_times(MAX_RETRIES)).when(TransferError::is_transient).await;
         uploaded.map_err(|error| failed(client, file, error))?;
         bar.set_position(before + size(file));
     }
@@ -94,7 +94,7 @@ async fn upload_missing(client: &Client, files: &[LocalFile]) -> Result<()> {
 /// Those that the store does not have, each content once.
 async fn missing<'a>(client: &Client, files: &'a [LocalFile]) -> Result<Vec<&'a LocalFile>> {
     let mut missing = HashSet::new();
-    for files in files.chunks(ASKED) {
+    for files in files.chunks(MAX_FILES_PER_QUERY) {
         let files = files.iter().filter_map(|file| file.stored.digest.clone()).collect();
         let answer = client.call(client.artifacts().find_missing(v1::FindMissingRequest { files })).await?;
         missing.extend(answer.missing.into_iter().map(|digest| digest.sha256));
@@ -131,7 +131,7 @@ fn size(file: &LocalFile) -> u64 {
 }
 
 /// A key that no other submit has.
-pub(crate) fn drawn_key() -> String {
+pub(crate) fn random_key() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
 
@@ -143,36 +143,37 @@ mod tests {
     use tonic::Status;
 
     use super::*;
-    use crate::fake::Fake;
-    use crate::inputs::Base;
+    use crate::fake_coordinator::FakeCoordinator;
+    use crate::inputs::BaseLocation;
 
-    fn job() -> (TempDir, JobFile, Inputs) {
+    fn job() -> (TempDir, JobFile, JobFiles) {
         let dir = tempfile::tempdir().unwrap();
         let text = "name: a\nmodel: {base: /base}\ndata: {train: train.jsonl, eval: eval.jsonl}\n";
         std::fs::write(dir.path().join("train.jsonl"), "t".repeat(3 << 20)).unwrap();
         std::fs::write(dir.path().join("eval.jsonl"), "e").unwrap();
         let file = JobFile::parse(text, &dir.path().join("job.yaml")).unwrap();
-        let inputs = Inputs::collect(&file, Base::Path("/base".into()), &ProgressBar::hidden()).unwrap();
+        let inputs =
+            JobFiles::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
         (dir, file, inputs)
     }
 
-    fn terms() -> Terms {
-        Terms { idempotency_key: "key".into(), priority: 3 }
+    fn options() -> SubmitOptions {
+        SubmitOptions { idempotency_key: "key".into(), priority: 3 }
     }
 
     #[tokio::test]
     async fn only_missing_files_are_uploaded() {
         let (_dir, file, inputs) = job();
-        let fake = Fake::serve(Vec::new()).await;
+        let fake = FakeCoordinator::serve(Vec::new()).await;
         let client = fake.client().await;
         fake.store(None, b"e");
-        let submitted = submit(&client, &file, &inputs, &terms()).await.unwrap();
+        let submitted = submit(&client, &file, &inputs, &options()).await.unwrap();
         assert_eq!((submitted.name.as_str(), submitted.state.as_str()), ("a", "validating"));
         let uploads = fake.uploads();
         assert!(uploads.len() == 1 && uploads[0].len() == 3 << 20);
         let request = &fake.submitted()[0];
         assert_eq!((request.priority, request.inputs.as_ref()), (3, Some(&inputs.message())));
-        submit(&client, &file, &inputs, &terms()).await.unwrap();
+        submit(&client, &file, &inputs, &options()).await.unwrap();
         assert_eq!(fake.uploads().len(), 1, "everything is there");
     }
 
@@ -180,45 +181,46 @@ mod tests {
     async fn the_same_contents_are_uploaded_once() {
         let (dir, file, _) = job();
         std::fs::copy(dir.path().join("train.jsonl"), dir.path().join("eval.jsonl")).unwrap();
-        let inputs = Inputs::collect(&file, Base::Path("/base".into()), &ProgressBar::hidden()).unwrap();
-        let fake = Fake::serve(Vec::new()).await;
-        submit(&fake.client().await, &file, &inputs, &terms()).await.unwrap();
+        let inputs =
+            JobFiles::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
+        let fake = FakeCoordinator::serve(Vec::new()).await;
+        submit(&fake.client().await, &file, &inputs, &options()).await.unwrap();
         assert_eq!(fake.uploads().len(), 1);
     }
 
     #[tokio::test]
-    async fn a_submit_whose_answer_is_lost_is_tried_again_with_the_same_key() {
+    async fn a_lost_submit_response_is_retried_with_the_same_key() {
         let (_dir, file, inputs) = job();
-        let fake = Fake::serve(Vec::new()).await;
+        let fake = FakeCoordinator::serve(Vec::new()).await;
         // Of the first upload, and, since its second attempt and the other upload follow, of nothing else.
         fake.lose_answers(vec![Status::unavailable("gone")]);
         let client = fake.client().await;
         upload_missing(&client, inputs.files()).await.unwrap();
         assert_eq!(fake.uploads().len(), 3, "one of them twice");
         fake.lose_answers(vec![Status::unavailable("gone"), Status::unavailable("gone")]);
-        let job = submit(&client, &file, &inputs, &terms()).await.unwrap();
+        let job = submit(&client, &file, &inputs, &options()).await.unwrap();
         let keys: Vec<String> = fake.submitted().into_iter().map(|request| request.idempotency_key).collect();
         assert_eq!((keys, job.job_id.as_str()), (vec!["key".to_owned(); 3], "job-key"));
     }
 
     #[tokio::test]
-    async fn a_file_that_changes_meanwhile_is_named() {
+    async fn a_file_changed_during_upload_is_named() {
         let (dir, file, inputs) = job();
         std::fs::write(dir.path().join("train.jsonl"), "other").unwrap();
-        let fake = Fake::serve(Vec::new()).await;
-        let error = submit(&fake.client().await, &file, &inputs, &terms()).await.unwrap_err().to_string();
+        let fake = FakeCoordinator::serve(Vec::new()).await;
+        let error = submit(&fake.client().await, &file, &inputs, &options()).await.unwrap_err().to_string();
         assert!(error.contains("train.jsonl changed while it was uploaded"), "{error}");
         assert!(fake.submitted().is_empty());
     }
 
     #[test]
-    fn keys_are_drawn_anew() {
-        assert_ne!(drawn_key(), drawn_key());
-        assert_eq!(drawn_key().len(), 32);
+    fn random_keys_differ() {
+        assert_ne!(random_key(), random_key());
+        assert_eq!(random_key().len(), 32);
     }
 
     #[test]
-    fn a_path_that_is_no_utf8_has_its_line() {
+    fn a_non_utf8_path_error_names_its_line() {
         use std::os::unix::ffi::OsStrExt;
         let (_dir, mut file, _) = job();
         file.job.data.train = Path::new(std::ffi::OsStr::from_bytes(b"/\xff.jsonl")).into();

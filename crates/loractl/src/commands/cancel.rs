@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use lora_proto::v1;
 
-use super::{change, online};
+use super::{apply_to_jobs, online};
 use crate::output::Format;
 
 /// End jobs for good.
@@ -32,6 +32,6 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     online(coordinator, async |client| {
         let cancel =
             async |job_id| client.call(client.jobs().cancel_job(v1::CancelJobRequest { job_id })).await;
-        change::each(&client, &args.jobs, args.wait, args.output, cancel).await
+        apply_to_jobs::apply_to_each(&client, &args.jobs, args.wait, args.output, cancel).await
     })
 }

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::online;
 use crate::download::{download_result, is_file_name};
-use crate::jobs;
+use crate::job_lookup;
 use crate::output::{Format, Table};
 
 /// Fetch the result of a job that succeeded.
@@ -40,7 +40,7 @@ struct Downloaded {
 
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     online(coordinator, async |client| {
-        let job = jobs::find(&client, &args.job).await?;
+        let job = job_lookup::find(&client, &args.job).await?;
         if job.state != "succeeded" {
             bail!("job {} is {}; it has a result once it has succeeded", job.job_id, job.state);
         }

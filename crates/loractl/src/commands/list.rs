@@ -7,7 +7,7 @@ use clap::builder::PossibleValuesParser;
 use lora_spec::JobState;
 
 use super::online;
-use crate::jobs;
+use crate::job_lookup;
 use crate::output::{Format, JobView, job_grid};
 
 /// List jobs, the newest first
@@ -33,7 +33,7 @@ pub(crate) struct Args {
 
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     online(coordinator, async |client| {
-        let jobs = jobs::list(&client, &args.state, Some(args.limit)).await?;
+        let jobs = job_lookup::list(&client, &args.state, Some(args.limit)).await?;
         if jobs.is_empty() && args.output == Format::Table {
             eprintln!("no jobs");
             return Ok(ExitCode::SUCCESS);

@@ -6,12 +6,12 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::online;
-use crate::jobs;
-use crate::output::{EventView, Format, event_text, line, stamp};
-use crate::watch::{From, Seen, Watch};
+use crate::job_lookup;
+use crate::job_watch::{JobWatch, WatchItem, WatchStart};
+use crate::output::{EventView, Format, event_text, format_time, line};
 
 /// How long a coordinator that is away is waited for.
-const PATIENCE: Duration = Duration::from_secs(300);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Write a job's events, with their times.
 ///
@@ -38,18 +38,18 @@ pub(crate) struct Args {
 
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     online(coordinator, async |client| {
-        let job = jobs::find(&client, &args.job).await?;
-        let from = From { event: args.from, after_step: None };
+        let job = job_lookup::find(&client, &args.job).await?;
+        let from = WatchStart { event: args.from, after_step: None };
         let is_last = |number: u64| !args.follow && number >= job.last_event;
         if is_last(args.from - 1) {
             return Ok(ExitCode::SUCCESS);
         }
-        let mut watch = Watch::start(&client, &job, from, PATIENCE);
+        let mut watch = JobWatch::start(&client, &job, from, WAIT_TIMEOUT);
         loop {
             match watch.next().await? {
-                Some(Seen::Event(event)) => {
+                Some(WatchItem::Event(event)) => {
                     let number = event.number;
-                    let text = || format!("{}  {}", stamp(event.time.as_ref()), event_text(&event));
+                    let text = || format!("{}  {}", format_time(event.time.as_ref()), event_text(&event));
                     match args.output {
                         Format::Table => line(&text())?,
                         format => format.print_next(&EventView::from(event), String::new)?,
@@ -58,8 +58,8 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
                         return Ok(ExitCode::SUCCESS);
                     }
                 }
-                Some(Seen::Note(note)) => eprintln!("{note}"),
-                Some(Seen::Step(_)) => {}
+                Some(WatchItem::Note(note)) => eprintln!("{note}"),
+                Some(WatchItem::Step(_)) => {}
                 None => return Ok(ExitCode::SUCCESS),
             }
         }

@@ -76,7 +76,7 @@ struct Difference {
 }
 
 #[derive(Serialize)]
-struct Outcome {
+struct MergeOutcome {
     out: PathBuf,
     written: OntoArg,
     tokens: usize,
@@ -102,7 +102,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let adapter = PeftAdapter::read(&args.adapter)?.to_adapter(&config)?;
     let tokenizer = Tokenizer::load(&args.base)?;
     let rows = rows(&args, receipt.as_ref(), &tokenizer)?;
-    let expected = Sample::of(
+    let expected = LogitsSample::compute(
         &Base::load(&args.base, trained_form.clone(), &ComputeDevice::Cpu)?,
         Some(&adapter),
         &rows,
@@ -115,11 +115,11 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     };
     let mut differences = Vec::new();
     for onto in both.into_iter().take(if is_quantized { 2 } else { 1 }) {
-        differences.push(Sample::of(&merge(onto)?, None, &rows)?.difference(&expected, onto));
+        differences.push(LogitsSample::compute(&merge(onto)?, None, &rows)?.difference(&expected, onto));
     }
     let nearest = differences.iter().min_by(|a, b| a.kl.total_cmp(&b.kl)).map_or(both[0], |it| it.onto);
     let written = args.onto.unwrap_or(nearest);
-    let outcome = Outcome { out: args.out.clone(), written, tokens: expected.len(), differences };
+    let outcome = MergeOutcome { out: args.out.clone(), written, tokens: expected.len(), differences };
     write(&args, &merge(written)?, &tokenizer, &outcome)?;
     args.output.print(&outcome, || text(&outcome))?;
     Ok(ExitCode::SUCCESS)
@@ -134,10 +134,10 @@ fn rows(args: &Args, receipt: Option<&Receipt>, tokenizer: &Tokenizer) -> Result
 }
 
 /// Logits after each token of some rows.
-struct Sample(Vec<Vec<f32>>);
+struct LogitsSample(Vec<Vec<f32>>);
 
-impl Sample {
-    fn of(base: &Base, adapter: Option<&Adapter>, rows: &Dataset) -> Result<Self> {
+impl LogitsSample {
+    fn compute(base: &Base, adapter: Option<&Adapter>, rows: &Dataset) -> Result<Self> {
         let mut all = Vec::new();
         for row in 0..rows.rows.len().min(ROWS) {
             let inputs = rows.rows[row].tokens.len().saturating_sub(1).max(1);
@@ -180,7 +180,7 @@ fn top(logits: &[f32]) -> Option<usize> {
 }
 
 /// Everything or, on an error, nothing.
-fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &Outcome) -> Result<()> {
+fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &MergeOutcome) -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let fill = || -> Result<()> {
         merged.save(&args.out)?;
@@ -198,7 +198,7 @@ fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &Outcome) -
 }
 
 /// The model card.
-fn card(args: &Args, outcome: &Outcome) -> String {
+fn card(args: &Args, outcome: &MergeOutcome) -> String {
     let name =
         |onto| if onto == OntoArg::Original { "the original weights" } else { "the dequantized weights" };
     let row = |d: &Difference| {
@@ -217,7 +217,7 @@ fn card(args: &Args, outcome: &Outcome) -> String {
     )
 }
 
-fn text(outcome: &Outcome) -> String {
+fn text(outcome: &MergeOutcome) -> String {
     let mut table = Table::new();
     table.row("merged model", outcome.out.display());
     table.row("compared after", format!("{} tokens", outcome.tokens));

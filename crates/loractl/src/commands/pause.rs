@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use lora_proto::v1;
 
-use super::{change, online};
+use super::{apply_to_jobs, online};
 use crate::output::Format;
 
 /// Stop jobs after the step that is being computed, with a checkpoint.
@@ -30,6 +30,6 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     online(coordinator, async |client| {
         let pause = async |job_id| client.call(client.jobs().pause_job(v1::PauseJobRequest { job_id })).await;
-        change::each(&client, &args.jobs, args.wait, args.output, pause).await
+        apply_to_jobs::apply_to_each(&client, &args.jobs, args.wait, args.output, pause).await
     })
 }

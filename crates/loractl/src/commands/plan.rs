@@ -15,7 +15,7 @@ use lora_train::{TrainError, throughput_memory, training_throughput};
 use lora_worker::machine_memory;
 use serde::Serialize;
 
-use crate::job;
+use crate::job_check;
 use crate::output::{Format, Table, bytes, count, duration, parse_bytes};
 
 /// Say what a job would train on and what it would take, without reading weights
@@ -52,18 +52,18 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     if let Some(rate) = args.tflops.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
         bail!("--tflops: {rate} is not above 0");
     }
-    let mut plan = job::plan(&file)?;
+    let mut plan = job_check::plan(&file)?;
     for (limit, gpu) in [(args.gpu_memory, true), (args.cpu_memory, false)] {
         plan.problems.extend(limit.and_then(|limit| plan.requirements.too_large(limit, gpu)));
     }
-    let all_reduce = AllReduce::of(&plan, file.job.workers.max)?;
+    let all_reduce = AllReduceEstimate::from_plan(&plan, file.job.workers.max)?;
     let rate = match args.tflops {
-        Some(tflops) => Some(Rate::given(&plan, tflops)),
-        None if args.measure && plan.shape.rows > 0 => Some(Rate::measured(&plan, &file.job)?),
+        Some(tflops) => Some(ThroughputEstimate::given(&plan, tflops)),
+        None if args.measure && plan.shape.rows > 0 => Some(ThroughputEstimate::measured(&plan, &file.job)?),
         None => None,
     };
-    let seen = Seen { plan: &plan, all_reduce, rate };
-    args.output.print(&seen, || text(&seen))?;
+    let output = PlanOutput { plan: &plan, all_reduce, rate };
+    args.output.print(&output, || text(&output))?;
     for problem in &plan.problems {
         eprintln!("error: {problem}");
     }
@@ -72,17 +72,17 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
 
 /// A plan with what only the command line tells of it.
 #[derive(Serialize)]
-struct Seen<'a> {
+struct PlanOutput<'a> {
     #[serde(flatten)]
     plan: &'a Plan,
-    all_reduce: Option<AllReduce>,
-    rate: Option<Rate>,
+    all_reduce: Option<AllReduceEstimate>,
+    rate: Option<ThroughputEstimate>,
 }
 
 /// How fast the job is computed.
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Rate {
+enum ThroughputEstimate {
     /// By all workers together.
     Given { tflops: f64, seconds: f64 },
     /// On this machine's CPU, as one worker; what goes into padding is not counted.
@@ -91,7 +91,7 @@ enum Rate {
     None { not_measured: String },
 }
 
-impl Rate {
+impl ThroughputEstimate {
     fn given(plan: &Plan, tflops: f64) -> Self {
         Self::Given { tflops, seconds: plan.flops / (tflops * 1e12) }
     }
@@ -109,7 +109,7 @@ impl Rate {
     fn measure(plan: &Plan, job: &JobSpec) -> Result<Self, TrainError> {
         let config = ModelConfig::read(&plan.base).map_err(ModelError::from)?;
         let format =
-            held_format(job, &config, &SafetensorsIndex::open(&plan.base).map_err(ModelError::from)?);
+            memory_format(job, &config, &SafetensorsIndex::open(&plan.base).map_err(ModelError::from)?);
         let needed = throughput_memory(job, &config, format, plan.shape)?;
         if let Some(there) = machine_memory().filter(|there| *there < needed) {
             let (needed, there) = (bytes(needed), bytes(there));
@@ -134,7 +134,7 @@ impl Rate {
 }
 
 /// The format in which the base will be held, with nothing left to the checkpoint to say.
-fn held_format(job: &JobSpec, config: &ModelConfig, index: &SafetensorsIndex) -> BaseFormat {
+fn memory_format(job: &JobSpec, config: &ModelConfig, index: &SafetensorsIndex) -> BaseFormat {
     let mut format = job.model.format();
     let embedding = index.tensors.get("model.embed_tokens.weight");
     if format.dtype == BaseDtype::Auto && embedding.is_some_and(|entry| entry.dtype == "BF16") {
@@ -152,7 +152,7 @@ fn held_format(job: &JobSpec, config: &ModelConfig, index: &SafetensorsIndex) ->
 
 /// The sum of a step's gradients over the most workers that the job can have.
 #[derive(Serialize)]
-struct AllReduce {
+struct AllReduceEstimate {
     workers: usize,
     /// That a worker sends in a step, and receives: the most of any.
     bytes: u64,
@@ -169,8 +169,8 @@ struct Seconds {
     over_nvlink: f64,
 }
 
-impl AllReduce {
-    fn of(plan: &Plan, workers: usize) -> Result<Option<Self>> {
+impl AllReduceEstimate {
+    fn from_plan(plan: &Plan, workers: usize) -> Result<Option<Self>> {
         let workers = workers.min(plan.micro_batches);
         if workers < 2 {
             return Ok(None);
@@ -186,8 +186,8 @@ impl AllReduce {
     }
 }
 
-fn text(seen: &Seen) -> String {
-    let plan = seen.plan;
+fn text(output: &PlanOutput) -> String {
+    let plan = output.plan;
     let mut table = Table::new();
     let total = plan.base_parameters + plan.trainable_parameters;
     let share = 100.0 * plan.trainable_parameters as f64 / total.max(1) as f64;
@@ -214,7 +214,7 @@ fn text(seen: &Seen) -> String {
         "tokens",
         format!("{} ({padding:.0} % of the positions computed are padding)", count(plan.tokens)),
     );
-    let time = seen.rate.as_ref().map(|rate| format!(", {}", rate.text()));
+    let time = output.rate.as_ref().map(|rate| format!(", {}", rate.text()));
     table.row("computation", format!("{} TFLOP{}", tera(plan.flops), time.unwrap_or_default()));
     table.row(
         "memory of a worker",
@@ -227,7 +227,7 @@ fn text(seen: &Seen) -> String {
     table.row("  adapter, moments", parts(|memory| memory.adapter + memory.moments));
     table.row("  gradients", parts(|memory| memory.gradients));
     table.row("  activations", parts(|memory| memory.activations));
-    if let Some(AllReduce { workers, bytes: sent, seconds }) = &seen.all_reduce {
+    if let Some(AllReduceEstimate { workers, bytes: sent, seconds }) = &output.all_reduce {
         let Seconds { at_10_gbps, at_25_gbps, at_100_gbps, over_nvlink } = seconds;
         table.row("all-reduced a step", format!("{} sent by each of {workers} workers", bytes(*sent)));
         let ms = |seconds: &f64| format!("{:.3} ms", 1e3 * seconds);

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use crate::cuda::Question;
+use crate::cuda::ProbeQuery;
 use crate::output::line;
 
 /// Load a library of CUDA and tell what it says, as JSON.
@@ -13,8 +13,8 @@ use crate::output::line;
   loractl probe libcuda.so.1")]
 pub(crate) struct Args {
     /// The library's file.
-    #[arg(value_parser = question)]
-    question: Question,
+    #[arg(value_parser = parse_query)]
+    question: ProbeQuery,
 }
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
@@ -22,6 +22,6 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn question(file: &str) -> Result<Question, String> {
-    Question::named(file).ok_or_else(|| "is no library that doctor asks for".into())
+fn parse_query(file: &str) -> Result<ProbeQuery, String> {
+    ProbeQuery::named(file).ok_or_else(|| "is no library that doctor asks for".into())
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use lora_proto::v1;
 
 use super::{online, watch};
-use crate::jobs;
+use crate::job_lookup;
 use crate::output::{Format, JobView, Table};
 
 /// Queue a paused or failed job again; it goes on from its newest checkpoint.
@@ -32,7 +32,7 @@ pub(crate) struct Args {
 
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     online(coordinator, async |client| {
-        let job_id = jobs::find(&client, &args.job).await?.job_id;
+        let job_id = job_lookup::find(&client, &args.job).await?.job_id;
         let request = v1::ResumeJobRequest { job_id, workers: args.workers };
         let job = client.call(client.jobs().resume_job(request)).await?;
         let mut table = Table::new();
@@ -44,7 +44,7 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
             return Ok(ExitCode::SUCCESS);
         }
         watch::print_job(args.output, view, || table.to_string())?;
-        watch::to_the_end(&client, job, watch::Manner::new(args.output)).await
+        watch::to_the_end(&client, job, watch::WatchOptions::new(args.output)).await
     })
 }
 

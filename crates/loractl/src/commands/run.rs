@@ -75,7 +75,7 @@ pub(crate) fn execute(args: Args) -> anyhow::Result<ExitCode> {
     } else if summary.state == JobState::Paused {
         eprintln!("paused after step {}; the same command with --resume goes on", summary.steps);
     }
-    Ok(exit::of_job(summary.state.name()))
+    Ok(exit::from_state(summary.state.name()))
 }
 
 /// A count of processes or threads that a machine can have.

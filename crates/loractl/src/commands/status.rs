@@ -10,15 +10,15 @@ use tokio::time::timeout;
 
 use super::online;
 use crate::client::Client;
-use crate::jobs;
+use crate::job_lookup;
+use crate::job_watch::{JobWatch, WatchStart};
 use crate::output::{Format, JobView, job_table};
-use crate::tally::Tally;
-use crate::watch::{From, Watch};
+use crate::stats::JobStats;
 
 /// Finished steps that the pace is taken from.
-const STEPS: u64 = 20;
+const PACE_STEPS: u64 = 20;
 /// How long they may take to come.
-const LIMIT: Duration = Duration::from_secs(3);
+const PACE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Say where a job stands.
 ///
@@ -39,7 +39,7 @@ pub(crate) struct Args {
 
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     online(coordinator, async |client| {
-        let job = jobs::find(&client, &args.job).await?;
+        let job = job_lookup::find(&client, &args.job).await?;
         let (rate, left) = match JobState::from_name(&job.state) {
             Some(JobState::Running) => pace(&client, &job).await,
             _ => (None, None),
@@ -54,20 +54,20 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
 async fn pace(client: &Client, job: &v1::Job) -> (Option<f64>, Option<f64>) {
     let newest = job.metrics.map_or(0, |metrics| metrics.step);
     // No event has this number.
-    let from = From { event: u64::MAX, after_step: Some(newest.saturating_sub(STEPS)) };
-    let mut watch = Watch::start(client, job, from, LIMIT);
-    let mut tally = Tally::of(&v1::Job { completed_steps: 0, ..job.clone() });
+    let from = WatchStart { event: u64::MAX, after_step: Some(newest.saturating_sub(PACE_STEPS)) };
+    let mut watch = JobWatch::start(client, job, from, PACE_TIMEOUT);
+    let mut stats = JobStats::from_job(&v1::Job { completed_steps: 0, ..job.clone() });
     let read = async {
-        while tally.completed_steps() < newest {
+        while stats.completed_steps() < newest {
             match watch.next().await {
-                Ok(Some(seen)) => tally.take(&seen),
+                Ok(Some(item)) => stats.update(&item),
                 Ok(None) | Err(_) => return,
             }
         }
     };
     // What has come by then is enough, or there is no pace.
-    let _ = timeout(LIMIT, read).await;
-    (tally.tokens_per_second(), tally.seconds_left())
+    let _ = timeout(PACE_TIMEOUT, read).await;
+    (stats.tokens_per_second(), stats.seconds_left())
 }
 
 #[cfg(test)]
@@ -76,10 +76,10 @@ mod tests {
     use prost_types::Timestamp;
 
     use super::*;
-    use crate::fake::{After, Fake};
+    use crate::fake_coordinator::{FakeCoordinator, StreamEnd};
 
     #[tokio::test]
-    async fn the_pace_is_that_of_the_newest_steps() {
+    async fn the_pace_is_computed_from_the_newest_steps() {
         let step = |step: u64| {
             let metrics = v1::StepMetrics { step, num_tokens: 100 * step, ..v1::StepMetrics::default() };
             let time = Some(Timestamp { seconds: 1000 + 2 * step as i64, nanos: 0 });
@@ -93,10 +93,10 @@ mod tests {
             metrics: Some(v1::StepMetrics { step: 40, ..v1::StepMetrics::default() }),
             ..v1::Job::default()
         };
-        let fake = Fake::serve(vec![job.clone()]).await;
+        let fake = FakeCoordinator::serve(vec![job.clone()]).await;
         fake.log((1..=40).map(step).collect());
         // The job goes on, and so does the stream.
-        fake.streams(vec![(usize::MAX, After::Hang)]);
+        fake.streams(vec![(usize::MAX, StreamEnd::Hang)]);
         let pace = pace(&fake.client().await, &job).await;
         assert_eq!(pace, (Some(50.0), Some(20.0)));
         assert_eq!(fake.watched()[0].after_step, 20);

@@ -7,10 +7,10 @@ use anyhow::{Result, bail};
 use lora_spec::JobFile;
 
 use super::{online, watch};
-use crate::inputs::{Base, Inputs};
-use crate::job;
+use crate::inputs::{BaseLocation, JobFiles};
+use crate::job_check;
 use crate::output::{Format, JobView, Table, parse_bytes};
-use crate::submit::{Terms, drawn_key, hashing_bar, submit};
+use crate::submit::{SubmitOptions, hashing_bar, random_key, submit};
 
 /// Give a job to the coordinator.
 ///
@@ -49,10 +49,12 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     let file = JobFile::read(&args.job)?;
     let base = checked_base(&file, &args.job, args.max_upload)?;
     let bar = hashing_bar();
-    let inputs = Inputs::collect(&file, base, &bar)?;
+    let inputs = JobFiles::collect(&file, base, &bar)?;
     bar.finish_and_clear();
-    let terms =
-        Terms { idempotency_key: args.idempotency_key.unwrap_or_else(drawn_key), priority: args.priority };
+    let terms = SubmitOptions {
+        idempotency_key: args.idempotency_key.unwrap_or_else(random_key),
+        priority: args.priority,
+    };
     online(coordinator, async |client| {
         let job = submit(&client, &file, &inputs, &terms).await?;
         let mut table = Table::new();
@@ -66,19 +68,19 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
             return Ok(ExitCode::SUCCESS);
         }
         watch::print_job(args.output, view, || table.to_string())?;
-        watch::to_the_end(&client, job, watch::Manner::new(args.output)).await
+        watch::to_the_end(&client, job, watch::WatchOptions::new(args.output)).await
     })
 }
 
 /// Checks the job as far as this machine can, and decides how its base gets to the workers.
-fn checked_base(file: &JobFile, path: &Path, max_upload: u64) -> Result<Base> {
+fn checked_base(file: &JobFile, path: &Path, max_upload: u64) -> Result<BaseLocation> {
     let dir = std::path::absolute(path)?.parent().map(Path::to_owned).unwrap_or_default();
     if file.job.model.base_url().is_none() && file.job.model.base.is_dir() {
-        job::check(file)?;
-        return Base::choose(file, &dir, max_upload);
+        job_check::check(file)?;
+        return BaseLocation::choose(file, &dir, max_upload);
     }
-    let base = Base::choose(file, &dir, max_upload)?;
-    job::check_without_base(file)?;
+    let base = BaseLocation::choose(file, &dir, max_upload)?;
+    job_check::check_without_base(file)?;
     Ok(base)
 }
 
@@ -96,7 +98,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_have_a_limit() {
+    fn long_idempotency_keys_are_rejected() {
         assert!(key("").is_err() && key(&"k".repeat(129)).is_err());
         assert_eq!(key("nightly").unwrap(), "nightly");
     }

@@ -8,18 +8,18 @@ use backon::Retryable;
 use lora_proto::v1;
 
 use super::online;
-use crate::client::{CallError, Client, RETRIES, delays};
+use crate::client::{CallError, Client, MAX_RETRIES, delays};
 use crate::exit;
-use crate::jobs;
+use crate::job_lookup;
+use crate::job_watch::{JobWatch, WatchItem, WatchStart};
 use crate::output::{Format, Item, JobView, failure_text, job_table};
-use crate::progress::{Progress, Times};
-use crate::tally::Tally;
-use crate::watch::{From, Seen, Watch};
+use crate::progress::{EventTimes, ProgressDisplay};
+use crate::stats::JobStats;
 
 /// How long a coordinator that is away is waited for, where nothing else is asked for.
-const PATIENCE: u64 = 300;
+const WAIT_SECONDS: u64 = 300;
 /// Finished steps that the pace is taken from when watching begins.
-const STEPS_BEFORE: u64 = 50;
+const PACE_STEPS: u64 = 50;
 
 /// Watch a job to its end.
 ///
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     #[arg(value_name = "JOB")]
     job: String,
     /// How long a coordinator that is away is waited for.
-    #[arg(long, value_name = "S", default_value_t = PATIENCE)]
+    #[arg(long, value_name = "S", default_value_t = WAIT_SECONDS)]
     reconnect_seconds: u64,
     /// Form of the output.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
@@ -46,62 +46,63 @@ pub(crate) struct Args {
 
 /// How a job is watched.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Manner {
+pub(crate) struct WatchOptions {
     format: Format,
     patience: Duration,
 }
 
-impl Manner {
+impl WatchOptions {
     /// As where nothing else is asked for.
     pub(crate) fn new(format: Format) -> Self {
-        Self { format, patience: Duration::from_secs(PATIENCE) }
+        Self { format, patience: Duration::from_secs(WAIT_SECONDS) }
     }
 }
 
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     online(coordinator, async |client| {
-        let job = jobs::find(&client, &args.job).await?;
-        let manner = Manner { format: args.output, patience: Duration::from_secs(args.reconnect_seconds) };
-        to_the_end(&client, job, manner).await
+        let job = job_lookup::find(&client, &args.job).await?;
+        let options =
+            WatchOptions { format: args.output, patience: Duration::from_secs(args.reconnect_seconds) };
+        to_the_end(&client, job, options).await
     })
 }
 
 /// Watches `job` until it rests, or Ctrl-C.
-pub(crate) async fn to_the_end(client: &Client, job: v1::Job, manner: Manner) -> Result<ExitCode> {
-    let after_step = match manner.format {
-        Format::Table => job.completed_steps.saturating_sub(STEPS_BEFORE),
+pub(crate) async fn to_the_end(client: &Client, job: v1::Job, options: WatchOptions) -> Result<ExitCode> {
+    let after_step = match options.format {
+        Format::Table => job.completed_steps.saturating_sub(PACE_STEPS),
         Format::Json | Format::Yaml => 0,
     };
-    let from = From { event: 1, after_step: Some(after_step) };
-    let mut watch = Watch::start(client, &job, from, manner.patience);
-    let mut shown = Shown::new(&job, manner.format);
+    let from = WatchStart { event: 1, after_step: Some(after_step) };
+    let mut watch = JobWatch::start(client, &job, from, options.patience);
+    let mut printer = WatchPrinter::new(&job, options.format);
     let interrupt = tokio::signal::ctrl_c();
     let mut interrupt = std::pin::pin!(interrupt);
     loop {
         tokio::select! {
-            seen = watch.next() => match seen {
-                Ok(Some(seen)) => shown.take(seen)?,
+            item = watch.next() => match item {
+                Ok(Some(item)) => printer.take(item)?,
                 Ok(None) => break,
                 Err(error) => {
-                    shown.progress.finish();
+                    printer.progress.finish();
                     return Err(error.into());
                 }
             },
             pressed = &mut interrupt => {
-                shown.progress.finish();
+                printer.progress.finish();
                 pressed?;
                 eprintln!("no longer watching; job {} goes on", job.job_id);
                 return Ok(exit::interrupted());
             }
         }
     }
-    shown.progress.finish();
+    printer.progress.finish();
     let look = || client.job(&job.job_id);
     let again = |error: &CallError| matches!(error, CallError::Unreachable { .. });
-    let job = look.retry(delays().with_max_times(RETRIES)).when(again).await?;
-    print_job(manner.format, job.clone().into(), || job_table(&job, None, None).to_string())?;
-    say_what_next(&job);
-    Ok(exit::of_job(&job.state))
+    let job = look.retry(delays().with_max_times(MAX_RETRIES)).when(again).await?;
+    print_job(options.format, job.clone().into(), || job_table(&job, None, None).to_string())?;
+    print_next_commands(&job);
+    Ok(exit::from_state(&job.state))
 }
 
 /// Writes a job beside its events and steps.
@@ -110,7 +111,7 @@ pub(crate) fn print_job(format: Format, job: JobView, table: impl FnOnce() -> St
 }
 
 /// What people can do with a job that rests.
-fn say_what_next(job: &v1::Job) {
+fn print_next_commands(job: &v1::Job) {
     let id = &job.job_id;
     match (job.state.as_str(), &job.failure) {
         ("succeeded", _) => eprintln!("fetch the result with: loractl download {id}"),
@@ -121,27 +122,27 @@ fn say_what_next(job: &v1::Job) {
 }
 
 /// What was seen, as it is shown.
-struct Shown {
+struct WatchPrinter {
     format: Format,
-    progress: Progress,
-    tally: Tally,
+    progress: ProgressDisplay,
+    stats: JobStats,
 }
 
-impl Shown {
+impl WatchPrinter {
     fn new(job: &v1::Job, format: Format) -> Self {
-        Self { format, progress: Progress::new(Times::Shown), tally: Tally::of(job) }
+        Self { format, progress: ProgressDisplay::new(EventTimes::Shown), stats: JobStats::from_job(job) }
     }
 
-    fn take(&mut self, seen: Seen) -> Result<()> {
+    fn take(&mut self, item: WatchItem) -> Result<()> {
         if self.format == Format::Table {
-            self.tally.take(&seen);
-            self.progress.show(&seen, &self.tally);
+            self.stats.update(&item);
+            self.progress.show(&item, &self.stats);
             return Ok(());
         }
-        let item = match seen {
-            Seen::Event(event) => Item::Event(event.into()),
-            Seen::Step(step) => Item::Step(step.into()),
-            Seen::Note(note) => {
+        let item = match item {
+            WatchItem::Event(event) => Item::Event(event.into()),
+            WatchItem::Step(step) => Item::Step(step.into()),
+            WatchItem::Note(note) => {
                 eprintln!("{note}");
                 return Ok(());
             }

@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_settings_are_sound() {
+    fn the_worker_settings_are_valid() {
         let args =
             Args { name: "worker-0".into(), threads: 1, memory: Some(1 << 30), cache_dir: "cache".into() };
         config(args, "http://127.0.0.1:7400".into()).check().unwrap();

@@ -17,7 +17,7 @@ pub(crate) enum ChildError {
     Start(#[source] io::Error),
     /// It took too long and was killed.
     #[error("hangs: no answer within {} s", .0.as_secs_f64())]
-    Hung(Duration),
+    TimedOut(Duration),
     /// A signal ended it.
     #[error("crashes (signal {signal}){}", with_colon(.said))]
     Crashed {
@@ -31,7 +31,7 @@ pub(crate) enum ChildError {
     Failed(String),
     /// What it wrote to stdout is no answer.
     #[error("gives an answer that is not understood: {0}")]
-    Nonsense(String),
+    InvalidOutput(String),
 }
 
 /// The last line of the stdout of `command` that is JSON of this type. After `limit` it is killed.
@@ -45,13 +45,13 @@ pub(crate) async fn answer<T: DeserializeOwned>(
         return Ok(answer);
     }
     let text = last(&text);
-    serde_json::from_str(text).map_err(|error| ChildError::Nonsense(format!("{error}: {text:?}")))
+    serde_json::from_str(text).map_err(|error| ChildError::InvalidOutput(format!("{error}: {text:?}")))
 }
 
 /// What `command` writes to stdout. After `limit` it is killed.
 pub(super) async fn stdout(command: &mut Command, limit: Duration) -> Result<String, ChildError> {
     let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
-    let ended = timeout(limit, running).await.map_err(|_| ChildError::Hung(limit))?;
+    let ended = timeout(limit, running).await.map_err(|_| ChildError::TimedOut(limit))?;
     let Output { status, stdout, stderr } = ended.map_err(ChildError::Start)?;
     if status.success() {
         return Ok(String::from_utf8_lossy(&stdout).into_owned());
@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whatever_a_child_does_there_is_an_answer_or_a_reason() {
+    async fn every_child_outcome_gives_an_answer_or_an_error() {
         let enough = Duration::from_secs(20);
         assert_eq!(ask("echo a library greets; echo 7", enough).await, Ok(7));
         assert_eq!(ask("echo 6; echo 7; echo a library says goodbye", enough).await, Ok(7));

@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 use super::libraries;
 
 /// What programs load of the driver.
-pub(super) const FILE: &str = "libcuda.so.1";
+pub(super) const DRIVER_LIBRARY: &str = "libcuda.so.1";
 /// The CUDA that a worker is built for, as the driver counts: 1000 * major + 10 * minor.
-pub(crate) const OLDEST_CUDA: i32 = 13_000;
+pub(crate) const MIN_CUDA_VERSION: i32 = 13_000;
 
 /// Bytes of a GPU's name.
-const NAME: usize = 256;
+const NAME_BYTES: usize = 256;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
-const CAPABILITY: [c_int; 2] = [75, 76];
+const CAPABILITY_ATTRIBUTES: [c_int; 2] = [75, 76];
 
 /// The driver's word on this machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -29,7 +29,7 @@ pub(crate) struct Driver {
     /// Of the kernel's module, such as `580.95.05`.
     pub(crate) version: Option<String>,
     /// By their numbers.
-    pub(crate) gpus: Vec<Gpu>,
+    pub(crate) gpus: Vec<DriverGpu>,
     /// Pairs of GPUs of which the first reaches the second one's memory.
     pub(crate) peers: Vec<(usize, usize)>,
     /// Why no GPU can be used.
@@ -38,7 +38,7 @@ pub(crate) struct Driver {
 
 /// A GPU.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Gpu {
+pub(crate) struct DriverGpu {
     pub(crate) name: String,
     pub(crate) memory_bytes: u64,
     /// Major and minor number.
@@ -48,9 +48,9 @@ pub(crate) struct Gpu {
 impl Driver {
     /// Loads the driver into this process and asks it.
     pub(super) fn load() -> Result<Self> {
-        let api = Api(libraries::open(FILE)?);
+        let api = Api(libraries::open(DRIVER_LIBRARY)?);
         let mut driver = Self {
-            path: libraries::loaded_from(FILE),
+            path: libraries::loaded_from(DRIVER_LIBRARY),
             cuda: api.number("cuDriverGetVersion")?,
             version: std::fs::read_to_string("/proc/driver/nvidia/version")
                 .ok()
@@ -72,7 +72,7 @@ impl Driver {
 }
 
 /// As people write it: 13000 is 13.0.
-pub(crate) fn dotted(cuda: i32) -> String {
+pub(crate) fn version_text(cuda: i32) -> String {
     format!("{}.{}", cuda / 1000, cuda % 1000 / 10)
 }
 
@@ -89,7 +89,7 @@ struct Api(Library);
 type Init = unsafe extern "C" fn(c_int) -> c_int;
 type Number = unsafe extern "C" fn(*mut c_int) -> c_int;
 type Of = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
-type OfTwo = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
+type QueryPair = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
 type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
 type Size = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
 type ErrorName = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
@@ -122,21 +122,23 @@ impl Api {
         (0..count).map(device).collect()
     }
 
-    fn gpu(&self, device: c_int) -> Result<Gpu> {
-        let mut name = [0 as c_char; NAME];
+    fn gpu(&self, device: c_int) -> Result<DriverGpu> {
+        let mut name = [0 as c_char; NAME_BYTES];
         let get_name = self.function::<Name>("cuDeviceGetName")?;
         // SAFETY: cuda.h: `CUresult cuDeviceGetName(char *name, int len, CUdevice dev)`, which ends it with a zero.
-        self.check("cuDeviceGetName", unsafe { get_name(name.as_mut_ptr(), NAME as c_int - 1, device) })?;
+        self.check("cuDeviceGetName", unsafe {
+            get_name(name.as_mut_ptr(), NAME_BYTES as c_int - 1, device)
+        })?;
         let mut memory = 0_usize;
         let total_memory = self.function::<Size>("cuDeviceTotalMem_v2")?;
         // SAFETY: cuda.h: `CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev)`.
         self.check("cuDeviceTotalMem", unsafe { total_memory(&raw mut memory, device) })?;
         let attribute = |attribute| self.of_two("cuDeviceGetAttribute", attribute, device);
-        Ok(Gpu {
+        Ok(DriverGpu {
             // SAFETY: the last byte of the array is a zero that nobody has written to.
             name: unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned(),
             memory_bytes: memory as u64,
-            compute_capability: (attribute(CAPABILITY[0])?, attribute(CAPABILITY[1])?),
+            compute_capability: (attribute(CAPABILITY_ATTRIBUTES[0])?, attribute(CAPABILITY_ATTRIBUTES[1])?),
         })
     }
 
@@ -155,7 +157,7 @@ impl Api {
 
     /// `CUresult name(int *, int, int)`.
     fn of_two(&self, name: &str, one: c_int, other: c_int) -> Result<c_int> {
-        let function = self.function::<OfTwo>(name)?;
+        let function = self.function::<QueryPair>(name)?;
         let mut value = 0;
         // SAFETY: the callers name functions of this type.
         self.check(name, unsafe { function(&raw mut value, one, other) })?;
@@ -164,7 +166,7 @@ impl Api {
 
     fn function<T>(&self, name: &str) -> Result<Symbol<'_, T>> {
         // SAFETY: the callers give the type that cuda.h has for it.
-        unsafe { self.0.get(name) }.with_context(|| format!("{FILE} has no {name}"))
+        unsafe { self.0.get(name) }.with_context(|| format!("{DRIVER_LIBRARY} has no {name}"))
     }
 
     /// An error where `code` is one.
@@ -193,7 +195,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_release_is_found_among_the_words_around_it() {
+    fn the_driver_release_is_parsed() {
         for (text, expected) in [
             (
                 "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\nGCC version: 12.3.0",
@@ -207,6 +209,6 @@ mod tests {
         ] {
             assert_eq!(release(text).as_deref(), expected);
         }
-        assert_eq!([dotted(13_000), dotted(12_080)], ["13.0", "12.8"]);
+        assert_eq!([version_text(13_000), version_text(12_080)], ["13.0", "12.8"]);
     }
 }

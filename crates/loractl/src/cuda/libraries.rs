@@ -15,7 +15,7 @@ pub(crate) const LIBRARIES: [Library; 7] = [
         needed: true,
         package: "cuda-cudart-13-0",
         wheel: "nvidia-cuda-runtime==13.0.*",
-        version: Version::Number("cudaRuntimeGetVersion", [1000, 10, 0]),
+        version: VersionQuery::Number("cudaRuntimeGetVersion", [1000, 10, 0]),
     },
     Library {
         name: "cuBLAS",
@@ -23,7 +23,7 @@ pub(crate) const LIBRARIES: [Library; 7] = [
         needed: true,
         package: "libcublas-13-0",
         wheel: "nvidia-cublas==13.*",
-        version: Version::Property("cublasGetProperty"),
+        version: VersionQuery::Property("cublasGetProperty"),
     },
     Library {
         name: "cuBLASLt",
@@ -31,7 +31,7 @@ pub(crate) const LIBRARIES: [Library; 7] = [
         needed: true,
         package: "libcublas-13-0",
         wheel: "nvidia-cublas==13.*",
-        version: Version::Property("cublasLtGetProperty"),
+        version: VersionQuery::Property("cublasLtGetProperty"),
     },
     Library {
         name: "cuRAND",
@@ -39,7 +39,7 @@ pub(crate) const LIBRARIES: [Library; 7] = [
         needed: true,
         package: "libcurand-13-0",
         wheel: "nvidia-curand==10.4.*",
-        version: Version::Property("curandGetProperty"),
+        version: VersionQuery::Property("curandGetProperty"),
     },
     Library {
         name: "NVRTC",
@@ -47,7 +47,7 @@ pub(crate) const LIBRARIES: [Library; 7] = [
         needed: false,
         package: "cuda-nvrtc-13-0",
         wheel: "nvidia-cuda-nvrtc==13.0.*",
-        version: Version::Pair("nvrtcVersion"),
+        version: VersionQuery::Pair("nvrtcVersion"),
     },
     Library {
         name: "NCCL",
@@ -55,7 +55,7 @@ pub(crate) const LIBRARIES: [Library; 7] = [
         needed: true,
         package: "libnccl2",
         wheel: "nvidia-nccl-cu13",
-        version: Version::Number("ncclGetVersion", [10_000, 100, 1]),
+        version: VersionQuery::Number("ncclGetVersion", [10_000, 100, 1]),
     },
     Library {
         name: "cuDNN",
@@ -63,7 +63,7 @@ pub(crate) const LIBRARIES: [Library; 7] = [
         needed: false,
         package: "libcudnn9-cuda-13",
         wheel: "nvidia-cudnn-cu13",
-        version: Version::Returned("cudnnGetVersion", [10_000, 100, 1]),
+        version: VersionQuery::Returned("cudnnGetVersion", [10_000, 100, 1]),
     },
 ];
 
@@ -80,12 +80,12 @@ pub(crate) struct Library {
     pub(crate) package: &'static str,
     /// The wheel on PyPI that has it.
     pub(crate) wheel: &'static str,
-    version: Version,
+    version: VersionQuery,
 }
 
 /// The function of a library that tells its version, and what that number counts: so much a major, a minor, a patch.
 #[derive(Debug, PartialEq, Eq)]
-enum Version {
+enum VersionQuery {
     /// `int f(int *version)`.
     Number(&'static str, [u64; 3]),
     /// `size_t f(void)`.
@@ -134,7 +134,7 @@ pub(super) fn loaded_from(file: &str) -> Option<PathBuf> {
     })
 }
 
-impl Version {
+impl VersionQuery {
     fn read(&self, library: &libloading::Library) -> Result<String> {
         let parts = match self {
             Self::Number(name, units) => {
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn versions_are_counted_in_each_librarys_way() {
+    fn library_versions_are_decoded() {
         assert_eq!(split(13_000, [1000, 10, 0]), [13, 0]);
         assert_eq!(split(13_020, [1000, 10, 0]), [13, 2]);
         assert_eq!(split(22_809, [10_000, 100, 1]), [2, 28, 9]);
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn every_library_of_this_process_can_be_placed() {
+    fn loaded_libraries_have_a_path() {
         let path = loaded_from("libc.so.6").unwrap();
         assert!(path.is_absolute() && path.exists(), "{}", path.display());
         assert_eq!(loaded_from("libcudart.so.13"), None);

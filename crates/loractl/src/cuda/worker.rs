@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_program_says_what_it_was_built_for() {
+    async fn worker_builds_are_recognized() {
         let cuda = Build::Cuda { version: "0.1.0".into() };
         assert_eq!(of_script("echo lora-worker 0.1.0 cuda").await, cuda);
         assert_eq!(of_script("echo lora-worker 0.1.0").await, Build::Cpu);

@@ -8,18 +8,19 @@ use lora_worker::probe::ProbeReport;
 use super::built_for_cuda;
 use super::report::Problem;
 use crate::cuda::{
-    Build, Candidate, ChildError, Driver, Gpu, LIBRARIES, Library, Loaded, OLDEST_CUDA, dotted, unsearched,
+    Build, Candidate, ChildError, Driver, DriverGpu, LIBRARIES, Library, Loaded, MIN_CUDA_VERSION,
+    find_unsearched, version_text,
 };
 
 /// The least that the kernels are compiled for.
-const OLDEST_GPU: (i32, i32) = (8, 0);
+const MIN_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 
 const INSTALL_DRIVER: &str = "install NVIDIA's driver 580 or newer (Ubuntu: apt install nvidia-driver-580; Debian: cuda-drivers, from NVIDIA's \
      repository) and restart";
 
 /// What of this machine decides about remedies.
 #[derive(Debug, Clone)]
-pub(super) struct Surroundings {
+pub(super) struct Environment {
     /// This is a container.
     pub(super) container: bool,
     /// NVIDIA's device files are here.
@@ -27,19 +28,19 @@ pub(super) struct Surroundings {
     /// An NVIDIA GPU is on the bus.
     pub(super) on_the_bus: bool,
     /// Where a library is that the loader does not look for there.
-    pub(super) unsearched: fn(&str) -> Option<PathBuf>,
+    pub(super) find_unsearched: fn(&str) -> Option<PathBuf>,
 }
 
-impl Surroundings {
+impl Environment {
     /// As it is here.
-    pub(super) fn look() -> Self {
+    pub(super) fn detect() -> Self {
         let files = ["/.dockerenv", "/run/.containerenv"];
         Self {
             container: files.iter().any(|file| Path::new(file).exists())
                 || std::env::var_os("KUBERNETES_SERVICE_HOST").is_some(),
             device_files: Path::new("/dev/nvidiactl").exists(),
             on_the_bus: on_the_bus(),
-            unsearched,
+            find_unsearched,
         }
     }
 }
@@ -60,13 +61,13 @@ pub(super) fn problems(
     workers: &[Candidate],
     readings: &[Result<ProbeReport, ChildError>],
     all_reduce: Option<&Result<AllReduceMeasurement, ChildError>>,
-    here: &Surroundings,
+    environment: &Environment,
 ) -> Vec<Problem> {
-    let mut problems: Vec<Problem> = of_driver(driver, here).into_iter().collect();
+    let mut problems: Vec<Problem> = check_driver(driver, environment).into_iter().collect();
     let gpus = driver.as_ref().map_or(&[][..], |driver| &driver.gpus);
-    problems.extend(gpus.iter().enumerate().filter_map(|(number, gpu)| of_gpu(number, gpu)));
-    problems.extend(of_libraries(libraries, here));
-    problems.extend(of_workers(workers));
+    problems.extend(gpus.iter().enumerate().filter_map(|(number, gpu)| check_gpu(number, gpu)));
+    problems.extend(check_libraries(libraries, environment));
+    problems.extend(check_workers(workers));
     for (number, reading) in readings.iter().enumerate() {
         if let Err(error) = reading {
             problems.push(Problem {
@@ -92,24 +93,24 @@ pub(super) fn problems(
     problems
 }
 
-fn of_driver(driver: &Result<Driver, ChildError>, here: &Surroundings) -> Option<Problem> {
+fn check_driver(driver: &Result<Driver, ChildError>, environment: &Environment) -> Option<Problem> {
     let (what, remedy) = match driver {
-        Ok(Driver { cuda, version, .. }) if *cuda < OLDEST_CUDA => {
+        Ok(Driver { cuda, version, .. }) if *cuda < MIN_CUDA_VERSION => {
             let version = version.as_ref().map_or(String::new(), |version| format!(" {version}"));
-            let (known, wanted) = (dotted(*cuda), dotted(OLDEST_CUDA));
+            let (known, wanted) = (version_text(*cuda), version_text(MIN_CUDA_VERSION));
             let what =
                 format!("the driver{version} is too old: it knows CUDA {known}, workers need {wanted}");
-            (what, format!("{INSTALL_DRIVER}{}", if here.container { ", on the host" } else { "" }))
+            (what, format!("{INSTALL_DRIVER}{}", if environment.container { ", on the host" } else { "" }))
         }
         Ok(Driver { problem: Some(problem), .. }) => {
-            (format!("the driver cannot be used: {problem}"), remedy_without_gpu(here))
+            (format!("the driver cannot be used: {problem}"), remedy_without_gpu(environment))
         }
         Ok(Driver { gpus, .. }) if gpus.is_empty() => {
-            ("the driver shows no GPU".into(), remedy_without_gpu(here))
+            ("the driver shows no GPU".into(), remedy_without_gpu(environment))
         }
         Ok(_) => return None,
         Err(ChildError::Failed(error)) => {
-            (format!("the driver's library cannot be loaded: {error}"), remedy_without_driver(here))
+            (format!("the driver's library cannot be loaded: {error}"), remedy_without_driver(environment))
         }
         Err(error) => (
             format!("the driver {error}"),
@@ -119,22 +120,22 @@ fn of_driver(driver: &Result<Driver, ChildError>, here: &Surroundings) -> Option
     Some(Problem { what, remedy })
 }
 
-fn remedy_without_gpu(here: &Surroundings) -> String {
+fn remedy_without_gpu(environment: &Environment) -> String {
     if std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
         return "CUDA_VISIBLE_DEVICES is set: it says which GPUs this process may see".into();
     }
-    if here.container && !here.device_files {
+    if environment.container && !environment.device_files {
         return IN_CONTAINER.into();
     }
     "nvidia-smi says whether the driver has a GPU; after an update of the driver the machine needs a restart"
         .into()
 }
 
-fn remedy_without_driver(here: &Surroundings) -> String {
-    if let Some(directory) = (here.unsearched)("libcuda.so.1") {
+fn remedy_without_driver(environment: &Environment) -> String {
+    if let Some(directory) = (environment.find_unsearched)("libcuda.so.1") {
         return ld_library_path(&[directory]);
     }
-    match (here.container, here.device_files, here.on_the_bus) {
+    match (environment.container, environment.device_files, environment.on_the_bus) {
         (true, true, _) => {
             "the container has the GPU's devices without the driver's libraries: NVIDIA_DRIVER_CAPABILITIES \
                             must have compute, as in compute,utility"
@@ -152,20 +153,20 @@ const IN_CONTAINER: &str = "this is a container without a GPU: start it with `do
                             and NVIDIA's container toolkit), with the compose file's profile gpu, or on Kubernetes with the \
                             limit nvidia.com/gpu";
 
-fn of_gpu(number: usize, gpu: &Gpu) -> Option<Problem> {
+fn check_gpu(number: usize, gpu: &DriverGpu) -> Option<Problem> {
     let (major, minor) = gpu.compute_capability;
-    (gpu.compute_capability < OLDEST_GPU).then(|| Problem {
+    (gpu.compute_capability < MIN_COMPUTE_CAPABILITY).then(|| Problem {
         what: format!("GPU {number}, {}, is too old: its compute capability is {major}.{minor}", gpu.name),
         remedy: format!(
             "{}.{} (Ampere) is the least; CUDA_VISIBLE_DEVICES hides a GPU from workers",
-            OLDEST_GPU.0, OLDEST_GPU.1
+            MIN_COMPUTE_CAPABILITY.0, MIN_COMPUTE_CAPABILITY.1
         ),
     })
 }
 
-fn of_libraries(libraries: &[Result<Loaded, ChildError>], here: &Surroundings) -> Vec<Problem> {
+fn check_libraries(libraries: &[Result<Loaded, ChildError>], environment: &Environment) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let (mut missing, mut unsearched): (Vec<&Library>, Vec<(&Library, PathBuf)>) = Default::default();
+    let (mut missing, mut find_unsearched): (Vec<&Library>, Vec<(&Library, PathBuf)>) = Default::default();
     for (library, loaded) in LIBRARIES.iter().zip(libraries).filter(|(library, _)| library.needed) {
         match loaded {
             Ok(_) => {}
@@ -173,8 +174,8 @@ fn of_libraries(libraries: &[Result<Loaded, ChildError>], here: &Surroundings) -
             Err(ChildError::Failed(error))
                 if error.starts_with(&format!("{}: cannot open", library.file)) =>
             {
-                match (here.unsearched)(library.file) {
-                    Some(directory) => unsearched.push((library, directory)),
+                match (environment.find_unsearched)(library.file) {
+                    Some(directory) => find_unsearched.push((library, directory)),
                     None => missing.push(library),
                 }
             }
@@ -195,8 +196,8 @@ fn of_libraries(libraries: &[Result<Loaded, ChildError>], here: &Surroundings) -
         problems
             .push(Problem { what: format!("not found: {}", names(&missing)), remedy: packages(&missing) });
     }
-    if !unsearched.is_empty() {
-        let (found, directories): (Vec<&Library>, Vec<PathBuf>) = unsearched.into_iter().unzip();
+    if !find_unsearched.is_empty() {
+        let (found, directories): (Vec<&Library>, Vec<PathBuf>) = find_unsearched.into_iter().unzip();
         problems.push(Problem {
             what: format!("where the loader does not look: {}", names(&found)),
             remedy: ld_library_path(&directories),
@@ -228,7 +229,7 @@ fn ld_library_path(directories: &[PathBuf]) -> String {
     format!("export LD_LIBRARY_PATH={}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}", directories.join(":"))
 }
 
-fn of_workers(workers: &[Candidate]) -> Vec<Problem> {
+fn check_workers(workers: &[Candidate]) -> Vec<Problem> {
     let ours = env!("CARGO_PKG_VERSION");
     let install = "build it (cargo build --release -p lora-worker --features cuda, which needs CUDA's nvcc) and put it beside \
                    loractl or on PATH, or name it with --worker";
@@ -264,11 +265,12 @@ fn of_workers(workers: &[Candidate]) -> Vec<Problem> {
 mod tests {
     use super::*;
 
-    const HERE: Surroundings =
-        Surroundings { container: false, device_files: true, on_the_bus: true, unsearched: |_| None };
+    const HERE: Environment =
+        Environment { container: false, device_files: true, on_the_bus: true, find_unsearched: |_| None };
 
     fn driver() -> Driver {
-        let gpu = Gpu { name: "NVIDIA H200".into(), memory_bytes: 150 << 30, compute_capability: (9, 0) };
+        let gpu =
+            DriverGpu { name: "NVIDIA H200".into(), memory_bytes: 150 << 30, compute_capability: (9, 0) };
         let version = Some("580.95.05".into());
         Driver { path: None, cuda: 13_000, version, gpus: vec![gpu], peers: Vec::new(), problem: None }
     }
@@ -278,8 +280,8 @@ mod tests {
     }
 
     /// The only problem with this driver.
-    fn with(driver: Result<Driver, ChildError>, here: &Surroundings) -> Problem {
-        of_driver(&driver, here).unwrap()
+    fn with(driver: Result<Driver, ChildError>, environment: &Environment) -> Problem {
+        check_driver(&driver, environment).unwrap()
     }
 
     fn loaded() -> Result<Loaded, ChildError> {
@@ -291,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_wrong_where_nothing_is() {
+    fn a_working_installation_has_no_problems() {
         let worker = Build::Cuda { version: env!("CARGO_PKG_VERSION").into() };
         let workers = [Candidate { path: "/bin/lora-worker".into(), build: worker }];
         let mut libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
@@ -301,46 +303,42 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_can_be_too_old_or_useless_or_stuck() {
+    fn old_failing_and_hanging_drivers_are_reported() {
         let old = Driver { cuda: 12_040, version: Some("550.54.15".into()), ..driver() };
         let problem = with(Ok(old), &HERE);
         assert_eq!(problem.what, "the driver 550.54.15 is too old: it knows CUDA 12.4, workers need 13.0");
         assert!(problem.remedy.contains("580"), "{}", problem.remedy);
         let useless = Driver { gpus: Vec::new(), problem: Some("cuInit: error 803".into()), ..driver() };
         assert!(with(Ok(useless), &HERE).what.ends_with("cuInit: error 803"));
-        let stuck = with(Err(ChildError::Hung(std::time::Duration::from_secs(60))), &HERE);
+        let stuck = with(Err(ChildError::TimedOut(std::time::Duration::from_secs(60))), &HERE);
         assert_eq!(stuck.what, "the driver hangs: no answer within 60 s");
     }
 
     #[test]
-    fn what_helps_a_machine_without_a_driver_depends_on_where_it_runs() {
+    fn the_fix_for_a_missing_driver_depends_on_the_environment() {
         let none = || Err(failed("libcuda.so.1: cannot open shared object file"));
-        let here = |container, device_files, on_the_bus| Surroundings {
-            container,
-            device_files,
-            on_the_bus,
-            ..HERE
-        };
-        for (here, expected) in [
-            (here(true, false, true), "--gpus all"),
-            (here(true, true, true), "NVIDIA_DRIVER_CAPABILITIES"),
-            (here(false, false, true), "install NVIDIA's driver"),
-            (here(false, false, false), "no NVIDIA GPU was found"),
+        let environment =
+            |container, device_files, on_the_bus| Environment { container, device_files, on_the_bus, ..HERE };
+        for (environment, expected) in [
+            (environment(true, false, true), "--gpus all"),
+            (environment(true, true, true), "NVIDIA_DRIVER_CAPABILITIES"),
+            (environment(false, false, true), "install NVIDIA's driver"),
+            (environment(false, false, false), "no NVIDIA GPU was found"),
             (
-                Surroundings { unsearched: |_| Some("/usr/lib/wsl/lib".into()), ..HERE },
+                Environment { find_unsearched: |_| Some("/usr/lib/wsl/lib".into()), ..HERE },
                 "LD_LIBRARY_PATH=/usr/lib/wsl/lib",
             ),
         ] {
-            let problem = with(none(), &here);
+            let problem = with(none(), &environment);
             assert!(problem.remedy.contains(expected), "{expected}: {}", problem.remedy);
         }
     }
 
     #[test]
-    fn missing_libraries_are_installed_together_and_misplaced_ones_pointed_to() {
+    fn missing_libraries_get_one_install_command_and_misplaced_ones_a_path() {
         let mut libraries: Vec<_> = LIBRARIES.iter().map(|library| missing(library.file)).collect();
         libraries[3] = loaded();
-        let [problem] = &of_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
+        let [problem] = &check_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
         assert!(
             problem.what.contains("libcublasLt.so.13") && !problem.what.contains("libcudnn"),
             "{}",
@@ -352,8 +350,8 @@ mod tests {
         fn wheels(file: &str) -> Option<PathBuf> {
             (file != "libnccl.so.2").then(|| "/venv/nvidia/cu13/lib".into())
         }
-        let here = Surroundings { unsearched: wheels, ..HERE };
-        let found = of_libraries(&libraries, &here);
+        let environment = Environment { find_unsearched: wheels, ..HERE };
+        let found = check_libraries(&libraries, &environment);
         let [nccl, others] = &found[..] else { panic!("{found:?}") };
         assert_eq!(nccl.what, "not found: NCCL (libnccl.so.2)");
         assert_eq!(
@@ -367,7 +365,7 @@ mod tests {
     fn a_missing_curand_is_named_with_the_packages_that_have_it() {
         let mut libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
         libraries[3] = missing("libcurand.so.10");
-        let [problem] = &of_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
+        let [problem] = &check_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
         assert_eq!(problem.what, "not found: cuRAND (libcurand.so.10)");
         for package in ["apt install libcurand-13-0\n", "pip install 'nvidia-curand==10.4.*';"] {
             assert!(problem.remedy.contains(package), "{package}: {}", problem.remedy);
@@ -375,10 +373,10 @@ mod tests {
     }
 
     #[test]
-    fn a_library_that_is_there_but_broken_is_said_so() {
+    fn a_broken_library_is_reported() {
         let mut libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
         libraries[5] = Err(ChildError::Crashed { signal: 11, said: String::new() });
-        let [problem] = &of_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
+        let [problem] = &check_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
         assert_eq!(problem.what, "NCCL: libnccl.so.2: crashes (signal 11)");
         assert!(problem.remedy.contains("libnccl2") && problem.remedy.contains("nvidia-nccl-cu13"));
     }
@@ -397,10 +395,10 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_is_for_cuda_of_this_version_and_starts() {
+    fn the_worker_must_start_and_match_cuda_and_version() {
         let candidate = |build| vec![Candidate { path: "/bin/lora-worker".into(), build }];
         let what = |workers: &[Candidate]| {
-            of_workers(workers).into_iter().map(|problem| problem.what).collect::<Vec<_>>()
+            check_workers(workers).into_iter().map(|problem| problem.what).collect::<Vec<_>>()
         };
         assert_eq!(what(&candidate(Build::Cuda { version: env!("CARGO_PKG_VERSION").into() })), [""; 0]);
         let other = what(&candidate(Build::Cuda { version: "0.0.1".into() }));
@@ -414,8 +412,8 @@ mod tests {
 
     #[test]
     fn an_old_gpu_is_named() {
-        let gpu = Gpu { name: "Tesla V100".into(), memory_bytes: 16 << 30, compute_capability: (7, 0) };
-        assert!(of_gpu(1, &gpu).unwrap().what.starts_with("GPU 1, Tesla V100, is too old"));
-        assert_eq!(of_gpu(0, &driver().gpus[0]), None);
+        let gpu = DriverGpu { name: "Tesla V100".into(), memory_bytes: 16 << 30, compute_capability: (7, 0) };
+        assert!(check_gpu(1, &gpu).unwrap().what.starts_with("GPU 1, Tesla V100, is too old"));
+        assert_eq!(check_gpu(0, &driver().gpus[0]), None);
     }
 }

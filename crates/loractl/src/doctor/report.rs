@@ -7,8 +7,8 @@ use lora_train::{AllReduceMeasurement, DeviceMeasurement};
 use lora_worker::probe::{ProbeError, ProbeReport, read};
 use serde::Serialize;
 
-use super::remedies::{Surroundings, problems};
-use crate::cuda::{Build, Candidate, ChildError, Driver, LIBRARIES, Loaded, dotted};
+use super::remedies::{Environment, problems};
+use crate::cuda::{Build, Candidate, ChildError, Driver, LIBRARIES, Loaded, version_text};
 
 /// What this machine can train on, and what it lacks.
 #[derive(Debug, Serialize)]
@@ -36,7 +36,7 @@ pub(crate) struct CudaView {
     /// Pairs of GPUs of which the first reaches the second one's memory.
     pub(crate) peers: Vec<(usize, usize)>,
     pub(crate) libraries: Vec<LibraryView>,
-    pub(crate) workers: Vec<WorkerView>,
+    pub(crate) workers: Vec<WorkerProgramView>,
     /// Among the workers of all GPUs, where there are several.
     pub(crate) all_reduce: Option<AllReduceMeasurement>,
     /// What keeps it from working.
@@ -78,7 +78,7 @@ pub(crate) struct LibraryView {
 
 /// A program `lora-worker`.
 #[derive(Debug, Serialize)]
-pub(crate) struct WorkerView {
+pub(crate) struct WorkerProgramView {
     pub(crate) path: PathBuf,
     /// `cuda`, `cpu`, or none: it does not say.
     pub(crate) build: Option<&'static str>,
@@ -93,7 +93,7 @@ pub(crate) struct Problem {
 
 impl Report {
     /// Of a machine whose GPUs nobody asked for.
-    pub(super) fn of_cpu() -> Result<Self, ProbeError> {
+    pub(super) fn cpu_only() -> Result<Self, ProbeError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let reading = read(DeviceSpec::Cpu)?.rates;
         Ok(Self { cpu: CpuView { threads, reading }, cuda: None })
@@ -107,11 +107,11 @@ impl Report {
         readings: Vec<Result<ProbeReport, ChildError>>,
         all_reduce: Option<Result<AllReduceMeasurement, ChildError>>,
     ) -> Result<Self, ProbeError> {
-        let surroundings = Surroundings::look();
+        let surroundings = Environment::detect();
         let found = problems(&driver, &libraries, &workers, &readings, all_reduce.as_ref(), &surroundings);
         let (driver, devices, peers) = match driver {
             Ok(Driver { path, cuda, version, gpus, peers, .. }) => {
-                (Some(DriverView { version, cuda: dotted(cuda), path }), gpus, peers)
+                (Some(DriverView { version, cuda: version_text(cuda), path }), gpus, peers)
             }
             Err(_) => (None, Vec::new(), Vec::new()),
         };
@@ -133,7 +133,7 @@ impl Report {
                 path: loaded.and_then(|loaded| loaded.path),
             }
         });
-        let workers = workers.into_iter().map(|Candidate { path, build }| WorkerView {
+        let workers = workers.into_iter().map(|Candidate { path, build }| WorkerProgramView {
             path,
             build: match build {
                 Build::Cuda { .. } => Some("cuda"),
@@ -151,6 +151,6 @@ impl Report {
             all_reduce: all_reduce.and_then(Result::ok),
             problems: found,
         };
-        Ok(Self { cuda: Some(cuda), ..Self::of_cpu()? })
+        Ok(Self { cuda: Some(cuda), ..Self::cpu_only()? })
     }
 }

@@ -16,7 +16,7 @@ impl Report {
         let CpuView { threads, reading } = &self.cpu;
         table.row("CPU", format!("{threads} threads, {}\n{}", reading.device, rates(reading, "f32")));
         let Some(cuda) = &self.cuda else { return table.to_string() };
-        of_cuda(&mut table, cuda);
+        add_cuda_rows(&mut table, cuda);
         let mut text = table.to_string();
         if !cuda.problems.is_empty() {
             text += "\n\nto train on GPUs:";
@@ -30,20 +30,20 @@ impl Report {
     }
 }
 
-fn of_cuda(table: &mut Table, cuda: &CudaView) {
+fn add_cuda_rows(table: &mut Table, cuda: &CudaView) {
     let driver = cuda.driver.as_ref().map(|driver| {
         let version = driver.version.as_deref().unwrap_or("of unknown version");
         format!("{version}, for CUDA {}{}", driver.cuda, at(driver.path.as_deref()))
     });
     table.row("driver", driver.unwrap_or_else(|| "none".into()));
     for (number, gpu) in cuda.gpus.iter().enumerate() {
-        table.row(format!("GPU {number}"), of_gpu(gpu));
+        table.row(format!("GPU {number}"), gpu_text(gpu));
     }
     if cuda.gpus.len() > 1 {
         table.row("peer-to-peer", peers(cuda));
     }
     for library in &cuda.libraries {
-        table.row(library.name, of_library(library));
+        table.row(library.name, library_text(library));
     }
     for worker in &cuda.workers {
         let build =
@@ -67,7 +67,7 @@ fn of_cuda(table: &mut Table, cuda: &CudaView) {
     table.row("CUDA", if cuda.works { "works" } else { "does not work" });
 }
 
-fn of_gpu(gpu: &GpuView) -> String {
+fn gpu_text(gpu: &GpuView) -> String {
     let GpuView { name, memory_bytes, compute_capability, reading } = gpu;
     let facts = format!("{name}, {}, compute capability {compute_capability}", bytes(*memory_bytes));
     let Some(ProbeReport { rates: read, gpu: seen }) = reading else { return facts };
@@ -97,7 +97,7 @@ fn peers(cuda: &CudaView) -> String {
     if pairs.is_empty() { "none".into() } else { pairs.join(" ") }
 }
 
-fn of_library(library: &LibraryView) -> String {
+fn library_text(library: &LibraryView) -> String {
     let version = library.version.as_deref().unwrap_or("of unknown version");
     match library {
         LibraryView { loads: true, path, .. } => format!("{version}{}", at(path.as_deref())),

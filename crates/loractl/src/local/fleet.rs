@@ -7,7 +7,9 @@ use anyhow::{Result, anyhow, bail};
 use clap::ValueEnum;
 use lora_spec::DeviceSpec;
 
-use crate::cuda::{ANSWER_LIMIT, Build, Candidate, Driver, OLDEST_CUDA, Question, candidates, dotted};
+use crate::cuda::{
+    ANSWER_LIMIT, Build, Candidate, Driver, MIN_CUDA_VERSION, ProbeQuery, candidates, version_text,
+};
 use crate::doctor::built_for_cuda;
 
 /// How long a worker on the CPU may take to connect.
@@ -55,7 +57,7 @@ impl Fleet {
         }
         let workers = candidates(worker, ANSWER_LIMIT).await;
         let surprising = worker.is_some() || workers.iter().any(|worker| worker.build != Build::Cpu);
-        match CudaFleet::of(&workers).await {
+        match CudaFleet::from_candidates(&workers).await {
             Ok(fleet) => Ok(Self::Cuda(fleet)),
             Err(error) if device == DeviceChoice::Cuda => {
                 Err(anyhow!("--device cuda: {error:#}; `loractl doctor` says more"))
@@ -96,7 +98,7 @@ impl Fleet {
 }
 
 impl CudaFleet {
-    async fn of(workers: &[Candidate]) -> Result<Self> {
+    async fn from_candidates(workers: &[Candidate]) -> Result<Self> {
         let Some(Candidate { path, build: Build::Cuda { version } }) = built_for_cuda(workers) else {
             bail!("{}", without_worker(workers));
         };
@@ -108,12 +110,16 @@ impl CudaFleet {
             );
         }
         let driver: Driver =
-            Question::Driver.ask(ANSWER_LIMIT).await.map_err(|error| anyhow!("the driver: {error}"))?;
+            ProbeQuery::Driver.ask(ANSWER_LIMIT).await.map_err(|error| anyhow!("the driver: {error}"))?;
         if let Some(problem) = driver.problem {
             bail!("the driver: {problem}");
         }
-        if driver.cuda < OLDEST_CUDA {
-            bail!("the driver knows CUDA {}, workers need {}", dotted(driver.cuda), dotted(OLDEST_CUDA));
+        if driver.cuda < MIN_CUDA_VERSION {
+            bail!(
+                "the driver knows CUDA {}, workers need {}",
+                version_text(driver.cuda),
+                version_text(MIN_CUDA_VERSION)
+            );
         }
         match driver.gpus.len() {
             0 => bail!("the driver shows no GPU"),
@@ -171,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_instead_of_a_worker_for_gpus_is_named() {
+    fn unsuitable_worker_programs_are_named() {
         assert!(without_worker(&[]).starts_with("there is no lora-worker"));
         let cpu = without_worker(&[candidate(Build::Cpu)]);
         assert!(cpu.starts_with("/bin/lora-worker was not built for CUDA"), "{cpu}");
@@ -184,7 +190,9 @@ mod tests {
 
     #[tokio::test]
     async fn a_worker_of_another_version_is_refused() {
-        let error = CudaFleet::of(&[candidate(Build::Cuda { version: "0.0.1".into() })]).await.unwrap_err();
+        let error = CudaFleet::from_candidates(&[candidate(Build::Cuda { version: "0.0.1".into() })])
+            .await
+            .unwrap_err();
         assert!(error.to_string().contains("is of version 0.0.1"), "{error}");
     }
 }

@@ -13,23 +13,23 @@ use lora_spec::JobSpec;
 use super::metrics_file::MetricsFile;
 use crate::download::RECEIPT;
 
-const STATE: &str = ".run";
-const CACHE: &str = "cache";
+const STATE_DIR: &str = ".run";
+const CACHE_DIR: &str = "cache";
 /// Held by the coordinator that uses the store.
-const LOCK: &str = "lock";
-const JOB: &str = "job.yaml";
-const METRICS: &str = "metrics.jsonl";
+const LOCK_FILE: &str = "lock";
+const JOB_FILE: &str = "job.yaml";
+const METRICS_FILE: &str = "metrics.jsonl";
 /// What a run writes before there is a result, and the result may replace.
-pub(crate) const OWN: [&str; 2] = [JOB, METRICS];
+pub(crate) const RUN_FILES: [&str; 2] = [JOB_FILE, METRICS_FILE];
 /// Files of a model, an adapter or another trainer, which a run must not mix with or overwrite.
-const FOREIGN: [&str; 7] = [
+const FOREIGN_FILES: [&str; 7] = [
     "adapter_model.safetensors",
     "adapter_config.json",
     "config.json",
     "tokenizer.json",
     "checkpoints",
-    JOB,
-    METRICS,
+    JOB_FILE,
+    METRICS_FILE,
 ];
 
 /// What is wrong with an output directory.
@@ -76,7 +76,7 @@ pub(crate) fn check(dir: &Path, resume: bool) -> Result<(), OutputError> {
     if has(RECEIPT) {
         return Err(OutputError::HoldsResult(dir.to_owned()));
     }
-    match (has(STATE), resume) {
+    match (has(STATE_DIR), resume) {
         (true, _) if is_in_use(dir) => Err(OutputError::InUse(dir.to_owned())),
         (true, true) => Ok(()),
         (true, false) => Err(OutputError::HoldsRun(dir.to_owned())),
@@ -85,7 +85,7 @@ pub(crate) fn check(dir: &Path, resume: bool) -> Result<(), OutputError> {
             if dir.symlink_metadata().is_ok() && !dir.is_dir() {
                 return Err(OutputError::InTheWay(dir.to_owned()));
             }
-            match FOREIGN.iter().find(|name| has(name)) {
+            match FOREIGN_FILES.iter().find(|name| has(name)) {
                 Some(name) => Err(OutputError::InTheWay(dir.join(name))),
                 None => Ok(()),
             }
@@ -95,7 +95,7 @@ pub(crate) fn check(dir: &Path, resume: bool) -> Result<(), OutputError> {
 
 /// The store's own lock decides when it is opened; this gives a clear word before.
 fn is_in_use(dir: &Path) -> bool {
-    let lock = File::open(dir.join(STATE).join(LOCK));
+    let lock = File::open(dir.join(STATE_DIR).join(LOCK_FILE));
     lock.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
 }
 
@@ -104,7 +104,7 @@ fn is_in_use(dir: &Path) -> bool {
 pub(crate) struct OutputDir {
     path: PathBuf,
     /// It was not there before.
-    made: bool,
+    is_new: bool,
     resumed: bool,
 }
 
@@ -112,9 +112,9 @@ impl OutputDir {
     /// Makes the directory, or takes the one that is there.
     pub(crate) fn open(path: &Path, resume: bool) -> Result<Self, OutputError> {
         check(path, resume)?;
-        let made = !path.is_dir();
+        let is_new = !path.is_dir();
         fs::create_dir_all(path).map_err(at(path))?;
-        Ok(Self { path: path.to_owned(), made, resumed: resume })
+        Ok(Self { path: path.to_owned(), is_new, resumed: resume })
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -128,29 +128,29 @@ impl OutputDir {
 
     /// Where the embedded coordinator has its store.
     pub(crate) fn state_dir(&self) -> PathBuf {
-        self.path.join(STATE)
+        self.path.join(STATE_DIR)
     }
 
     /// Where the workers keep what they fetch.
     pub(crate) fn cache_dir(&self) -> PathBuf {
-        self.state_dir().join(CACHE)
+        self.state_dir().join(CACHE_DIR)
     }
 
     /// Writes the resolved job, which runs again as it is.
     pub(crate) fn write_job(&self, job: &JobSpec) -> Result<(), OutputError> {
-        let path = self.path.join(JOB);
+        let path = self.path.join(JOB_FILE);
         let text = serde_saphyr::to_string(job).map_err(|e| at(&path)(io::Error::other(e.to_string())))?;
-        let staged = self.state_dir().join(JOB);
+        let staged = self.state_dir().join(JOB_FILE);
         let mut file = File::create(&staged).map_err(at(&staged))?;
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(at(&staged))?;
         fs::rename(&staged, &path).map_err(at(&path))
     }
 
     /// The rows of metrics so far, to go on with.
-    pub(crate) fn metrics(&self) -> Result<Metrics, OutputError> {
-        let path = self.path.join(METRICS);
+    pub(crate) fn metrics(&self) -> Result<RunMetrics, OutputError> {
+        let path = self.path.join(METRICS_FILE);
         let file = MetricsFile::open(&path).map_err(at(&path))?;
-        Ok(Metrics { path, file })
+        Ok(RunMetrics { path, file })
     }
 
     /// The result is there.
@@ -165,12 +165,12 @@ impl OutputDir {
         if state.is_dir() {
             fs::remove_dir_all(&state).map_err(at(&state))?;
         }
-        for path in OWN.map(|name| self.path.join(name)) {
+        for path in RUN_FILES.map(|name| self.path.join(name)) {
             if path.is_file() {
                 fs::remove_file(&path).map_err(at(&path))?;
             }
         }
-        if self.made {
+        if self.is_new {
             fs::remove_dir(&self.path).map_err(at(&self.path))?;
         }
         Ok(())
@@ -179,12 +179,12 @@ impl OutputDir {
 
 /// `metrics.jsonl`, while it grows.
 #[derive(Debug)]
-pub(crate) struct Metrics {
+pub(crate) struct RunMetrics {
     path: PathBuf,
     file: MetricsFile,
 }
 
-impl Metrics {
+impl RunMetrics {
     /// The step of the last row; 0 if there is none.
     pub(crate) fn last_step(&self) -> u64 {
         self.file.last_step()
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn the_written_job_reads_back_as_it_was() {
+    fn the_written_job_round_trips() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("new/out");
         let dir = begun(&path);
@@ -230,7 +230,7 @@ mod tests {
         job.adapter.target_modules = lora_spec::TargetModules::Names(vec!["q_proj".into()]);
         job.training.early_stopping_threshold = 1e-9;
         dir.write_job(&job).unwrap();
-        assert_eq!(lora_spec::JobFile::read(&path.join(JOB)).unwrap().job, job);
+        assert_eq!(lora_spec::JobFile::read(&path.join(JOB_FILE)).unwrap().job, job);
     }
 
     #[test]
@@ -242,11 +242,11 @@ mod tests {
         for resume in [false, true] {
             assert!(matches!(check(temp.path(), resume), Err(OutputError::HoldsResult(_))));
         }
-        assert!(!temp.path().join(STATE).exists() && temp.path().join(METRICS).exists());
+        assert!(!temp.path().join(STATE_DIR).exists() && temp.path().join(METRICS_FILE).exists());
     }
 
     #[test]
-    fn an_unfinished_run_is_only_touched_to_resume_it() {
+    fn an_unfinished_run_requires_resume() {
         let temp = tempfile::tempdir().unwrap();
         assert!(matches!(check(temp.path(), true), Err(OutputError::NothingToResume(_))));
         begun(temp.path());
@@ -260,7 +260,7 @@ mod tests {
     fn a_run_in_progress_is_left_alone() {
         let temp = tempfile::tempdir().unwrap();
         let dir = begun(temp.path());
-        let lock = File::create(dir.state_dir().join(LOCK)).unwrap();
+        let lock = File::create(dir.state_dir().join(LOCK_FILE)).unwrap();
         lock.lock().unwrap();
         for resume in [false, true] {
             assert!(matches!(check(temp.path(), resume), Err(OutputError::InUse(_))));
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn foreign_files_are_not_overwritten() {
-        for name in FOREIGN {
+        for name in FOREIGN_FILES {
             let temp = tempfile::tempdir().unwrap();
             fs::write(temp.path().join(name), "theirs").unwrap();
             assert!(matches!(check(temp.path(), false), Err(OutputError::InTheWay(_))), "{name}");
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_came_to_nothing_leaves_nothing_and_takes_nothing_along() {
+    fn a_failed_new_run_removes_only_its_own_files() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("out");
         begun(&path).discard().unwrap();

@@ -15,28 +15,28 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep_until, timeout};
 
 use super::fleet::{DeviceChoice, Fleet};
-use super::output_dir::{self, Metrics, OWN, OutputDir, OutputError};
-use super::signals::Signals;
-use super::start;
+use super::output_dir::{self, OutputDir, OutputError, RUN_FILES, RunMetrics};
+use super::signals::SignalStream;
+use super::submission;
 use super::summary::RunSummary;
-use super::workers::{WorkerExit, WorkerOptions, Workers};
+use super::workers::{WorkerExit, WorkerOptions, WorkerProcesses};
 use crate::client::Client;
 use crate::download::download_result;
-use crate::inputs::{Base, Inputs};
-use crate::job;
-use crate::progress::{Progress, Times};
-use crate::tally::Tally;
-use crate::watch::{From, Seen, Watch};
+use crate::inputs::{BaseLocation, JobFiles};
+use crate::job_check;
+use crate::job_watch::{JobWatch, WatchItem, WatchStart};
+use crate::progress::{EventTimes, ProgressDisplay};
+use crate::stats::JobStats;
 
 /// How long the embedded coordinator may be silent.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long workers may take to end, and then the coordinator.
-const FAREWELL: Duration = Duration::from_secs(5);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often in a row a worker that dies is started again, without a finished step between.
-const RESTARTS: usize = 3;
+const MAX_RESTARTS: usize = 3;
 /// Of workers that the same machine has, in seconds.
-const HEARTBEAT: f64 = 0.5;
-const LEASE: f64 = 5.0;
+const HEARTBEAT_SECONDS: f64 = 0.5;
+const LEASE_SECONDS: f64 = 5.0;
 
 /// What to run, and where.
 #[derive(Debug, Clone)]
@@ -74,10 +74,10 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
     let fleet = runtime.block_on(Fleet::choose(options.device, options.worker.as_deref()))?;
     let (file, plan, workers) = match options.workers {
         Some(workers) => {
-            let (file, plan) = job::load(&options.job, workers)?;
+            let (file, plan) = job_check::load(&options.job, workers)?;
             (file, plan, workers)
         }
-        None => job::load_for_up_to(&options.job, fleet.size())?,
+        None => job_check::load_with_max_workers(&options.job, fleet.size())?,
     };
     // A GPU's own memory is known once it is opened.
     let memory = match &fleet {
@@ -90,8 +90,8 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
     let path = std::path::absolute(&options.output_dir)
         .with_context(|| format!("{} is no path", options.output_dir.display()))?;
     output_dir::check(&path, options.resume)?;
-    let base = Base::Path(file.job.model.base.clone());
-    let inputs = Inputs::collect(&file, base, &ProgressBar::hidden())?;
+    let base = BaseLocation::Path(file.job.model.base.clone());
+    let inputs = JobFiles::collect(&file, base, &ProgressBar::hidden())?;
     let output = OutputDir::open(&path, options.resume)?;
     let device = fleet.name();
     let mut run = LocalRun {
@@ -104,14 +104,14 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
         inputs,
         output,
         holds_store: false,
-        progress: Progress::new(Times::Hidden),
-        tally: Tally::default(),
+        progress: ProgressDisplay::new(EventTimes::Hidden),
+        stats: JobStats::default(),
     };
     let ended = runtime.block_on(run.with_coordinator());
     run.progress.finish();
     run.clean_up(ended.is_ok())?;
     ended?;
-    Ok(RunSummary::new(&run.tally, workers, device, path, started.elapsed()))
+    Ok(RunSummary::new(&run.stats, workers, device, path, started.elapsed()))
 }
 
 struct LocalRun {
@@ -122,12 +122,12 @@ struct LocalRun {
     fleet: Fleet,
     workers: usize,
     file: JobFile,
-    inputs: Inputs,
+    inputs: JobFiles,
     output: OutputDir,
     /// Nobody else writes in the directory.
     holds_store: bool,
-    progress: Progress,
-    tally: Tally,
+    progress: ProgressDisplay,
+    stats: JobStats,
 }
 
 impl LocalRun {
@@ -142,7 +142,7 @@ impl LocalRun {
             }
         };
         handle.shutdown();
-        timeout(FAREWELL, serving).await.context("the coordinator did not end")???;
+        timeout(SHUTDOWN_TIMEOUT, serving).await.context("the coordinator did not end")???;
         ended
     }
 
@@ -152,8 +152,8 @@ impl LocalRun {
         config.grpc.listen = "127.0.0.1:0".into();
         config.http.listen = String::new();
         config.limits.upload_bytes = u64::MAX;
-        config.workers.heartbeat_seconds = HEARTBEAT;
-        config.workers.lease_seconds = LEASE;
+        config.workers.heartbeat_seconds = HEARTBEAT_SECONDS;
+        config.workers.lease_seconds = LEASE_SECONDS;
         let bound = Coordinator::bind(&config).await;
         let coordinator = bound.map_err(|error| match error {
             CoordinatorError::InUse(_) => OutputError::InUse(self.output.path().to_owned()).into(),
@@ -167,18 +167,18 @@ impl LocalRun {
 
     /// The run, with workers that end with it.
     async fn with_workers(&mut self, handle: &Handle) -> Result<()> {
-        let mut signals = Signals::listen()?;
+        let mut signals = SignalStream::listen()?;
         let address = format!("http://{}", handle.address());
         let client = Client::connect(&address).await?;
         let (begun, job) = if self.output.is_resumed() {
             let begun = SystemTime::now();
-            (begun, start::again(&client, &self.file, &self.inputs, &self.progress).await?)
+            (begun, submission::resume(&client, &self.file, &self.inputs, &self.progress).await?)
         } else {
-            (UNIX_EPOCH, start::new(&client, &self.file, &self.inputs).await?)
+            (UNIX_EPOCH, submission::submit_new(&client, &self.file, &self.inputs).await?)
         };
         self.output.write_job(&self.file.job)?;
-        self.tally = Tally::of(&job);
-        if self.tally.state() == Some(JobState::Succeeded) {
+        self.stats = JobStats::from_job(&job);
+        if self.stats.state() == Some(JobState::Succeeded) {
             return self.take_result(&client, &job).await;
         }
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -192,37 +192,37 @@ impl LocalRun {
             fleet: self.fleet.clone(),
             collective: self.collective,
         };
-        let mut workers = Workers::new(worker_options, self.progress.bar());
+        let mut workers = WorkerProcesses::new(worker_options, self.progress.bar());
         for index in 0..count {
             workers.start(index)?;
         }
         let metrics = self.output.metrics()?;
-        let from = From { event: 1, after_step: Some(metrics.last_step()) };
-        let following = Following {
-            watch: Watch::start(&client, &job, from, PATIENCE),
+        let from = WatchStart { event: 1, after_step: Some(metrics.last_step()) };
+        let following = RunFollower {
+            watch: JobWatch::start(&client, &job, from, WAIT_TIMEOUT),
             client: &client,
             job_id: &job.job_id,
             begun: begun.into(),
             metrics,
             connect_limit: self.fleet.connect_limit(),
             workers: &mut workers,
-            deaths: vec![0; count],
+            restarts: vec![0; count],
             assigned: false,
             pausing: false,
         };
-        let rests = following.follow(&mut self.tally, &mut self.progress, &mut signals).await?;
-        if self.tally.state() == Some(JobState::Succeeded) {
+        let rests = following.follow(&mut self.stats, &mut self.progress, &mut signals).await?;
+        if self.stats.state() == Some(JobState::Succeeded) {
             let job = client.job(&job.job_id).await?;
             self.take_result(&client, &job).await?;
         }
         if rests {
-            workers.finish(FAREWELL).await;
+            workers.finish(SHUTDOWN_TIMEOUT).await;
         }
         Ok(())
     }
 
     async fn take_result(&self, client: &Client, job: &v1::Job) -> Result<()> {
-        download_result(client, job, self.output.path(), &OWN).await
+        download_result(client, job, self.output.path(), &RUN_FILES).await
     }
 
     /// Of a new run that came to nothing, nothing is left; of a finished one, the result. What can go on stays.
@@ -230,8 +230,8 @@ impl LocalRun {
         if !self.holds_store {
             return Ok(());
         }
-        let untrained = self.tally.completed_steps() == 0 && !self.output.is_resumed();
-        match self.tally.state() {
+        let untrained = self.stats.completed_steps() == 0 && !self.output.is_resumed();
+        match self.stats.state() {
             Some(JobState::Succeeded) if ended_well => self.output.finish(),
             Some(JobState::Failed) if untrained => self.output.discard(),
             _ if untrained && !ended_well => self.output.discard(),
@@ -245,41 +245,41 @@ impl LocalRun {
 }
 
 /// A job on its way that is being followed.
-struct Following<'a> {
+struct RunFollower<'a> {
     client: &'a Client,
     job_id: &'a str,
-    watch: Watch,
+    watch: JobWatch,
     /// What was before this belongs to an earlier run.
     begun: Timestamp,
-    metrics: Metrics,
+    metrics: RunMetrics,
     /// How long the workers may take to connect.
     connect_limit: Duration,
-    workers: &'a mut Workers,
+    workers: &'a mut WorkerProcesses,
     /// How often each worker has died since the last finished step.
-    deaths: Vec<usize>,
+    restarts: Vec<usize>,
     /// Whether the workers have been given the job.
     assigned: bool,
     pausing: bool,
 }
 
-impl Following<'_> {
+impl RunFollower<'_> {
     /// Until the job rests (true), or a second signal stops it (false).
     async fn follow(
         mut self,
-        tally: &mut Tally,
-        progress: &mut Progress,
-        signals: &mut Signals,
+        stats: &mut JobStats,
+        progress: &mut ProgressDisplay,
+        signals: &mut SignalStream,
     ) -> Result<bool> {
         let limit = self.connect_limit;
         let mut connected_by = tokio::time::Instant::now() + limit;
         loop {
-            let waits = matches!(tally.state(), Some(JobState::Queued | JobState::Waiting));
+            let waits = matches!(stats.state(), Some(JobState::Queued | JobState::Waiting));
             tokio::select! {
-                seen = self.watch.next() => {
-                    let Some(seen) = seen? else { return Ok(true) };
-                    if self.take(&seen)? {
-                        tally.take(&seen);
-                        progress.show(&seen, tally);
+                item = self.watch.next() => {
+                    let Some(item) = item? else { return Ok(true) };
+                    if self.take(&item)? {
+                        stats.update(&item);
+                        progress.show(&item, stats);
                     }
                     if !waits {
                         connected_by = tokio::time::Instant::now() + limit;
@@ -293,7 +293,7 @@ impl Following<'_> {
                     }
                     self.pausing = true;
                     progress.say("pausing after this step; a second signal stops at once");
-                    start::pause(self.client, self.job_id).await?;
+                    submission::pause(self.client, self.job_id).await?;
                 }
                 () = sleep_until(connected_by), if waits => {
                     let waiting_for = self.client.job(self.job_id).await?.waiting_for;
@@ -304,35 +304,35 @@ impl Following<'_> {
     }
 
     /// Whether it belongs to this run.
-    fn take(&mut self, seen: &Seen) -> Result<bool> {
-        match seen {
-            Seen::Event(event) => {
+    fn take(&mut self, item: &WatchItem) -> Result<bool> {
+        match item {
+            WatchItem::Event(event) => {
                 let ours = event
                     .time
                     .is_none_or(|time| (time.seconds, time.nanos) >= (self.begun.seconds, self.begun.nanos));
                 self.assigned |= ours && matches!(event.kind, Some(job_event::Kind::Assigned(_)));
                 Ok(ours)
             }
-            Seen::Step(step) => {
-                self.deaths.fill(0);
+            WatchItem::Step(step) => {
+                self.restarts.fill(0);
                 if let Some(metrics) = step.metrics.as_ref().filter(|_| step.logged) {
                     self.metrics.append(metrics)?;
                 }
                 Ok(true)
             }
-            Seen::Note(_) => Ok(true),
+            WatchItem::Note(_) => Ok(true),
         }
     }
 
     /// A worker died: the others go on, and so does it, from their state or the newest checkpoint.
-    fn restart(&mut self, exit: WorkerExit, progress: &Progress) -> Result<()> {
+    fn restart(&mut self, exit: WorkerExit, progress: &ProgressDisplay) -> Result<()> {
         if !self.assigned {
             bail!("{exit}");
         }
-        let deaths = &mut self.deaths[exit.index];
-        *deaths += 1;
-        if *deaths > RESTARTS {
-            bail!("after {RESTARTS} restarts without a finished step between, {exit}");
+        let restarts = &mut self.restarts[exit.index];
+        *restarts += 1;
+        if *restarts > MAX_RESTARTS {
+            bail!("after {MAX_RESTARTS} restarts without a finished step between, {exit}");
         }
         progress.say(&format!("{exit}\nstarting it again"));
         self.workers.start(exit.index)

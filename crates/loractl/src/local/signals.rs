@@ -4,12 +4,12 @@ use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// Ctrl-C and SIGTERM.
-pub(crate) struct Signals {
+pub(crate) struct SignalStream {
     interrupt: Signal,
     terminate: Signal,
 }
 
-impl Signals {
+impl SignalStream {
     pub(crate) fn listen() -> Result<Self> {
         let on = |kind| signal(kind).context("cannot listen for signals");
         Ok(Self { interrupt: on(SignalKind::interrupt())?, terminate: on(SignalKind::terminate())? })

@@ -7,7 +7,7 @@ use lora_spec::JobState;
 use serde::Serialize;
 
 use crate::output::{Table, bytes, count, failure_text};
-use crate::tally::Tally;
+use crate::stats::JobStats;
 
 /// What a run came to. Unknown values are none, such as the loss of a job that made no step.
 #[derive(Debug, Clone, Serialize)]
@@ -41,31 +41,31 @@ pub(crate) struct RunSummary {
 impl RunSummary {
     /// The summary, now that the run is over.
     pub(crate) fn new(
-        tally: &Tally,
+        stats: &JobStats,
         workers: usize,
         device: &'static str,
         output_dir: PathBuf,
         elapsed: Duration,
     ) -> Self {
-        let facts = tally.facts().unwrap_or_default();
-        let state = tally.state().unwrap_or(JobState::Validating);
+        let facts = stats.facts().unwrap_or_default();
+        let state = stats.state().unwrap_or(JobState::Validating);
         let adapter = output_dir.join("adapter_model.safetensors");
         let succeeded = state == JobState::Succeeded;
         Self {
             state,
-            failure: tally.failure().map(failure_text),
-            steps: tally.completed_steps(),
+            failure: stats.failure().map(failure_text),
+            steps: stats.completed_steps(),
             total_steps: facts.total_steps,
-            loss: tally.metrics().map(|metrics| metrics.loss),
-            eval_loss: tally.eval_loss(),
+            loss: stats.metrics().map(|metrics| metrics.loss),
+            eval_loss: stats.eval_loss(),
             trainable_parameters: facts.trainable_parameters,
             total_parameters: facts.total_parameters,
             adapter_bytes: adapter.metadata().map(|meta| meta.len()).ok().filter(|_| succeeded),
             workers,
             device,
-            all_reduced_bytes: tally.reduced_bytes(),
+            all_reduced_bytes: stats.reduced_bytes(),
             seconds: elapsed.as_secs_f64(),
-            tokens_per_second: tally.tokens_per_second(),
+            tokens_per_second: stats.tokens_per_second(),
             output_dir,
         }
     }
@@ -108,7 +108,7 @@ mod tests {
 
     #[test]
     fn the_table_leaves_out_what_is_not_known() {
-        let summary = RunSummary::new(&Tally::default(), 1, "cpu", "/out".into(), Duration::ZERO);
+        let summary = RunSummary::new(&JobStats::default(), 1, "cpu", "/out".into(), Duration::ZERO);
         let table = summary.table().to_string();
         assert!(!table.contains("loss") && !table.contains("tokens/s"), "{table}");
     }

@@ -19,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 use super::fleet::{CudaFleet, Fleet};
 
 /// Lines of a worker's stderr that are kept to explain its end.
-const TAIL_LINES: usize = 20;
+const MAX_TAIL_LINES: usize = 20;
 /// How long the last lines of an ended worker are waited for.
-const LAST_LINES: Duration = Duration::from_secs(1);
+const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How worker processes are started.
 #[derive(Debug, Clone)]
@@ -42,11 +42,11 @@ pub(crate) struct WorkerOptions {
 }
 
 /// Worker processes. Dropping this kills them.
-pub(crate) struct Workers {
+pub(crate) struct WorkerProcesses {
     options: WorkerOptions,
     /// What they write to stderr goes above it.
     bar: ProgressBar,
-    farewell: CancellationToken,
+    shutdown: CancellationToken,
     running: JoinSet<std::io::Result<WorkerExit>>,
 }
 
@@ -59,10 +59,10 @@ pub(crate) struct WorkerExit {
     tail: String,
 }
 
-impl Workers {
+impl WorkerProcesses {
     /// None yet.
     pub(crate) fn new(options: WorkerOptions, bar: &ProgressBar) -> Self {
-        Self { options, bar: bar.clone(), farewell: CancellationToken::new(), running: JoinSet::new() }
+        Self { options, bar: bar.clone(), shutdown: CancellationToken::new(), running: JoinSet::new() }
     }
 
     /// Starts a process.
@@ -81,7 +81,7 @@ impl Workers {
             .kill_on_drop(true)
             .spawn()
             .with_context(|| format!("cannot start {}", command.as_std().get_program().display()))?;
-        self.running.spawn(watch(index, child, self.farewell.clone(), self.bar.clone()));
+        self.running.spawn(watch(index, child, self.shutdown.clone(), self.bar.clone()));
         Ok(())
     }
 
@@ -93,7 +93,7 @@ impl Workers {
 
     /// Tells all to end; those that have not within `limit` are killed.
     pub(crate) async fn finish(mut self, limit: Duration) {
-        self.farewell.cancel();
+        self.shutdown.cancel();
         // Killed by being dropped.
         let _ = timeout(limit, async { while self.running.join_next().await.is_some() {} }).await;
     }
@@ -168,7 +168,7 @@ fn name(index: usize) -> String {
 async fn watch(
     index: usize,
     mut child: Child,
-    farewell: CancellationToken,
+    shutdown: CancellationToken,
     bar: ProgressBar,
 ) -> std::io::Result<WorkerExit> {
     let mut stdin = child.stdin.take();
@@ -181,12 +181,12 @@ async fn watch(
             tokio::select! {
                 status = child.wait() => break status?,
                 () = &mut forwarding, if !forwarded => forwarded = true,
-                () = farewell.cancelled(), if stdin.is_some() => stdin = None,
+                () = shutdown.cancelled(), if stdin.is_some() => stdin = None,
             }
         };
         if !forwarded {
             // A grandchild could hold the pipe open.
-            let _ = timeout(LAST_LINES, forwarding).await;
+            let _ = timeout(LAST_LINES_TIMEOUT, forwarding).await;
         }
         status
     };
@@ -203,7 +203,7 @@ async fn forward(
     let mut lines = BufReader::new(stderr).lines();
     while let Ok(Some(line)) = lines.next_line().await {
         bar.suspend(|| eprintln!("{name}: {line}"));
-        if tail.len() == TAIL_LINES {
+        if tail.len() == MAX_TAIL_LINES {
             tail.pop_front();
         }
         tail.push_back(line);

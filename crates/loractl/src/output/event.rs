@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::bytes;
 use super::job::{FactsView, FailureView, FileView, JobView, failure_text};
-use super::units::{count, stamp};
+use super::units::{count, format_time};
 
 /// One of the things a watched job gives.
 #[derive(Debug, Serialize)]
@@ -84,7 +84,11 @@ pub(crate) struct StepView {
 impl From<v1::JobEvent> for EventView {
     fn from(event: v1::JobEvent) -> Self {
         let v1::JobEvent { number, time, kind } = event;
-        Self { number, time: stamp(time.as_ref()), kind: kind.map_or(KindView::Unknown, KindView::from) }
+        Self {
+            number,
+            time: format_time(time.as_ref()),
+            kind: kind.map_or(KindView::Unknown, KindView::from),
+        }
     }
 }
 
@@ -121,7 +125,7 @@ impl From<job_event::Kind> for KindView {
 impl From<v1::StepReport> for StepView {
     fn from(step: v1::StepReport) -> Self {
         let v1::StepReport { metrics, logged: _, reduced_bytes, time, notice } = step;
-        Self { time: stamp(time.as_ref()), metrics: metrics.unwrap_or_default(), reduced_bytes, notice }
+        Self { time: format_time(time.as_ref()), metrics: metrics.unwrap_or_default(), reduced_bytes, notice }
     }
 }
 
@@ -218,14 +222,14 @@ mod tests {
     }
 
     #[test]
-    fn every_form_can_be_written_as_yaml() {
+    fn every_event_can_be_written_as_yaml() {
         let kind = job_event::Kind::CheckpointSaved(v1::CheckpointSaved { step: 4, digest: None });
         let text = serde_saphyr::to_string(&Item::Event(event(kind).into())).unwrap();
         assert!(text.contains("event: checkpoint_saved") && text.contains("step: 4"), "{text}");
     }
 
     #[test]
-    fn texts_say_what_people_want_to_know() {
+    fn event_texts_have_the_relevant_fields() {
         let assigned = v1::Assigned {
             generation: 2,
             workers: vec!["w0".into(), "w2".into()],

@@ -3,12 +3,12 @@
 use console::{Term, measure_text_width, truncate_str};
 
 /// The least that a column is cut down to.
-const LEAST: usize = 6;
-const GAP: &str = "  ";
+const MIN_COLUMN_WIDTH: usize = 6;
+const COLUMN_GAP: &str = "  ";
 
 /// How a column fits in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Fit {
+pub(crate) enum ColumnFit {
     /// Never cut on its own: people copy it.
     Whole,
     /// Cut, with `…`, where the rows would be too wide.
@@ -20,13 +20,13 @@ pub(crate) enum Fit {
 /// Rows of text in aligned columns.
 #[derive(Debug)]
 pub(crate) struct Grid {
-    columns: Vec<(&'static str, Fit)>,
+    columns: Vec<(&'static str, ColumnFit)>,
     rows: Vec<Vec<String>>,
 }
 
 impl Grid {
     /// A grid of these columns.
-    pub(crate) fn new(columns: &[(&'static str, Fit)]) -> Self {
+    pub(crate) fn new(columns: &[(&'static str, ColumnFit)]) -> Self {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
@@ -65,10 +65,10 @@ impl Grid {
 
     /// Takes from the widest column that may be cut, until all fit or none is left to take from.
     fn shrink(&self, widths: &mut [usize], limit: usize) {
-        let gaps = GAP.len() * widths.len().saturating_sub(1);
+        let gaps = COLUMN_GAP.len() * widths.len().saturating_sub(1);
         while widths.iter().sum::<usize>() + gaps > limit {
-            let cut = widths.iter_mut().zip(&self.columns).filter(|(_, (_, fit))| *fit == Fit::Cut);
-            match cut.map(|(width, _)| width).max().filter(|width| **width > LEAST) {
+            let cut = widths.iter_mut().zip(&self.columns).filter(|(_, (_, fit))| *fit == ColumnFit::Cut);
+            match cut.map(|(width, _)| width).max().filter(|width| **width > MIN_COLUMN_WIDTH) {
                 Some(widest) => *widest -= 1,
                 None => return,
             }
@@ -79,11 +79,11 @@ impl Grid {
         let mut line = String::new();
         for ((value, width), (_, fit)) in row.iter().zip(widths).zip(&self.columns) {
             if !line.is_empty() {
-                line.push_str(GAP);
+                line.push_str(COLUMN_GAP);
             }
             let value = truncate_str(value, *width, "…");
             let space = " ".repeat(width.saturating_sub(measure_text_width(&value)));
-            line += &if *fit == Fit::Right { space + &value } else { value.into_owned() + &space };
+            line += &if *fit == ColumnFit::Right { space + &value } else { value.into_owned() + &space };
         }
         line.truncate(line.trim_end().len());
         line
@@ -95,8 +95,12 @@ mod tests {
     use super::*;
 
     fn grid() -> Grid {
-        let mut grid =
-            Grid::new(&[("JOB", Fit::Whole), ("NAME", Fit::Cut), ("STEP", Fit::Right), ("INFO", Fit::Cut)]);
+        let mut grid = Grid::new(&[
+            ("JOB", ColumnFit::Whole),
+            ("NAME", ColumnFit::Cut),
+            ("STEP", ColumnFit::Right),
+            ("INFO", ColumnFit::Cut),
+        ]);
         grid.row(vec!["j1".into(), "a-name-of-some-length".into(), "7/100".into(), "two\nlines".into()]);
         grid.row(vec!["j22".into(), "日本語の名前".into(), "100/100".into(), String::new()]);
         grid

@@ -5,9 +5,9 @@ use lora_spec::JobSpec;
 use serde::Serialize;
 
 use super::bytes;
-use super::grid::{Fit, Grid};
+use super::grid::{ColumnFit, Grid};
 use super::table::Table;
-use super::units::{age, count, duration, seconds_since, stamp};
+use super::units::{count, duration, format_age, format_time, seconds_since};
 
 /// A job.
 #[derive(Debug, Clone, Serialize)]
@@ -87,8 +87,8 @@ impl JobView {
             name: job.name,
             state: job.state,
             priority: job.priority,
-            created: stamp(job.created.as_ref()),
-            changed: stamp(job.changed.as_ref()),
+            created: format_time(job.created.as_ref()),
+            changed: format_time(job.changed.as_ref()),
             waiting_for: job.waiting_for,
             workers: job.workers,
             generation: job.generation,
@@ -173,13 +173,13 @@ pub(crate) fn failure_text(failure: &v1::Failure) -> String {
 /// Jobs in rows; where ids are long, what matters less is cut off at the end.
 pub(crate) fn job_grid(jobs: &[v1::Job]) -> Grid {
     let mut grid = Grid::new(&[
-        ("JOB", Fit::Whole),
-        ("STATE", Fit::Whole),
-        ("STEP", Fit::Right),
-        ("LOSS", Fit::Right),
-        ("AGE", Fit::Right),
-        ("NAME", Fit::Cut),
-        ("INFO", Fit::Cut),
+        ("JOB", ColumnFit::Whole),
+        ("STATE", ColumnFit::Whole),
+        ("STEP", ColumnFit::Right),
+        ("LOSS", ColumnFit::Right),
+        ("AGE", ColumnFit::Right),
+        ("NAME", ColumnFit::Cut),
+        ("INFO", ColumnFit::Cut),
     ]);
     for job in jobs {
         let loss = job.metrics.as_ref().map_or_else(|| "-".into(), |metrics| format!("{:.4}", metrics.loss));
@@ -193,7 +193,7 @@ pub(crate) fn job_grid(jobs: &[v1::Job]) -> Grid {
             job.state.clone(),
             steps(job),
             loss,
-            job.created.as_ref().map_or_else(|| "-".into(), |created| age(seconds_since(created))),
+            job.created.as_ref().map_or_else(|| "-".into(), |created| format_age(seconds_since(created))),
             job.name.clone(),
             info,
         ]);
@@ -213,7 +213,7 @@ pub(crate) fn job_table(job: &v1::Job, tokens_per_second: Option<f64>, seconds_l
     let mut table = Table::new();
     table.row("job", &job.job_id);
     table.row("name", &job.name);
-    let since = job.changed.as_ref().map(|changed| format!(", for {}", age(seconds_since(changed))));
+    let since = job.changed.as_ref().map(|changed| format!(", for {}", format_age(seconds_since(changed))));
     table.row("state", format!("{}{}", job.state, since.unwrap_or_default()));
     if !job.waiting_for.is_empty() {
         table.row("waits for", job.waiting_for.trim_start_matches("waits for "));
@@ -221,7 +221,7 @@ pub(crate) fn job_table(job: &v1::Job, tokens_per_second: Option<f64>, seconds_l
     if let Some(failure) = &job.failure {
         table.row("failure", failure_text(failure));
     }
-    table.row("submitted", stamp(job.created.as_ref()));
+    table.row("submitted", format_time(job.created.as_ref()));
     if job.priority != 0 {
         table.row("priority", job.priority);
     }
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_row_says_what_a_job_waits_for_or_why_it_failed() {
+    fn a_row_shows_the_wait_reason_or_the_failure() {
         let waiting = v1::Job { waiting_for: "waits for 1 worker: none of 2 is free".into(), ..job() };
         let status = job_table(&waiting, None, None).to_string();
         assert!(

@@ -37,7 +37,7 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64> {
 }
 
 /// How long something has been, in its largest unit.
-pub(crate) fn age(seconds: f64) -> String {
+pub(crate) fn format_age(seconds: f64) -> String {
     // A clock that is behind the coordinator's.
     let seconds = seconds.max(0.0) as u64;
     match seconds {
@@ -60,7 +60,7 @@ pub(crate) fn duration(seconds: f64) -> String {
 }
 
 /// A time in RFC 3339, to the second, in UTC.
-pub(crate) fn stamp(time: Option<&Timestamp>) -> String {
+pub(crate) fn format_time(time: Option<&Timestamp>) -> String {
     time.map_or_else(|| "-".into(), |time| Timestamp { nanos: 0, ..*time }.to_string())
 }
 
@@ -95,7 +95,7 @@ mod tests {
             (47.9 * hour, "47 h"),
             (48.0 * hour, "2 d"),
         ] {
-            assert_eq!(age(seconds), text, "{seconds}");
+            assert_eq!(format_age(seconds), text, "{seconds}");
         }
     }
 
@@ -115,8 +115,8 @@ mod tests {
     #[test]
     fn times_are_rfc_3339_in_utc() {
         let time = Timestamp { seconds: 1_614_729_600, nanos: 5 };
-        assert_eq!(stamp(Some(&time)), "2021-03-03T00:00:00Z");
-        assert_eq!(stamp(None), "-");
+        assert_eq!(format_time(Some(&time)), "2021-03-03T00:00:00Z");
+        assert_eq!(format_time(None), "-");
     }
 
     #[test]

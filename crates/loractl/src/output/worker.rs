@@ -3,8 +3,8 @@
 use lora_proto::v1;
 use serde::Serialize;
 
-use super::grid::{Fit, Grid};
-use super::{bytes, units::age};
+use super::grid::{ColumnFit, Grid};
+use super::{bytes, units::format_age};
 
 /// A worker.
 #[derive(Debug, Clone, Serialize)]
@@ -66,14 +66,14 @@ impl From<v1::Worker> for WorkerView {
 /// Workers in rows; where ids are long, what matters less is cut off at the end.
 pub(crate) fn worker_grid(workers: &[WorkerView]) -> Grid {
     let mut grid = Grid::new(&[
-        ("NAME", Fit::Cut),
-        ("STATE", Fit::Whole),
-        ("SILENT", Fit::Right),
-        ("RANK", Fit::Right),
-        ("STEP", Fit::Right),
-        ("JOB", Fit::Whole),
-        ("MEMORY", Fit::Right),
-        ("KIND", Fit::Cut),
+        ("NAME", ColumnFit::Cut),
+        ("STATE", ColumnFit::Whole),
+        ("SILENT", ColumnFit::Right),
+        ("RANK", ColumnFit::Right),
+        ("STEP", ColumnFit::Right),
+        ("JOB", ColumnFit::Whole),
+        ("MEMORY", ColumnFit::Right),
+        ("KIND", ColumnFit::Cut),
     ]);
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     for worker in workers {
@@ -81,7 +81,7 @@ pub(crate) fn worker_grid(workers: &[WorkerView]) -> Grid {
         grid.row(vec![
             worker.name.clone(),
             worker.state.clone(),
-            age(worker.silent_seconds),
+            format_age(worker.silent_seconds),
             or_dash(worker.rank.map(|rank| rank.to_string())),
             or_dash(held.then(|| worker.completed_steps.to_string())),
             or_dash(worker.job_id.clone()),

@@ -7,16 +7,16 @@ use anyhow::Result;
 use lora_proto::v1;
 
 use crate::client::{CallError, Client};
-use crate::jobs;
+use crate::job_lookup;
+use crate::job_watch::{JobWatch, WatchStart};
 use crate::output::{Format, JobView, job_grid};
-use crate::watch::{From, Watch};
 
 /// How long a coordinator that is away is waited for.
-const PATIENCE: Duration = Duration::from_secs(300);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Does `call` with each of the `wanted` jobs, and waits until each rests if asked to. A job that it cannot be done with
 /// is named, and the others are done.
-pub(crate) async fn each(
+pub(crate) async fn apply_to_each(
     client: &Client,
     wanted: &[String],
     wait: bool,
@@ -26,16 +26,16 @@ pub(crate) async fn each(
     let mut jobs = Vec::new();
     let mut code = ExitCode::SUCCESS;
     for wanted in wanted {
-        let changed = async { Ok(call(jobs::find(client, wanted).await?.job_id).await?) };
+        let changed = async { Ok(call(job_lookup::find(client, wanted).await?.job_id).await?) };
         match changed.await {
             Ok(job) => jobs.push(job),
-            Err(error) => code = passed_over(wanted, error)?,
+            Err(error) => code = report_skipped(wanted, error)?,
         }
     }
     if wait {
         for job in &mut jobs {
             eprintln!("waiting for job {}", job.job_id);
-            *job = rested(client, job).await?;
+            *job = wait_until_rested(client, job).await?;
         }
     }
     let views: Vec<JobView> = jobs.iter().cloned().map(Into::into).collect();
@@ -46,7 +46,7 @@ pub(crate) async fn each(
 }
 
 /// Says why not, unless there is no use in going on.
-fn passed_over(wanted: &str, error: anyhow::Error) -> Result<ExitCode> {
+fn report_skipped(wanted: &str, error: anyhow::Error) -> Result<ExitCode> {
     if let Some(CallError::Unreachable { .. }) = error.downcast_ref() {
         return Err(error);
     }
@@ -55,8 +55,8 @@ fn passed_over(wanted: &str, error: anyhow::Error) -> Result<ExitCode> {
 }
 
 /// The job once it rests.
-async fn rested(client: &Client, job: &v1::Job) -> Result<v1::Job> {
-    let mut watch = Watch::start(client, job, From { event: 1, after_step: None }, PATIENCE);
+async fn wait_until_rested(client: &Client, job: &v1::Job) -> Result<v1::Job> {
+    let mut watch = JobWatch::start(client, job, WatchStart { event: 1, after_step: None }, WAIT_TIMEOUT);
     while watch.next().await?.is_some() {}
     Ok(client.job(&job.job_id).await?)
 }

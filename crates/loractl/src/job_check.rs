@@ -42,7 +42,7 @@ pub(crate) fn load(path: &Path, workers: usize) -> Result<(JobFile, Plan)> {
 }
 
 /// As [`load`], with as many workers as can share the job, up to `most`; and how many those are.
-pub(crate) fn load_for_up_to(path: &Path, most: usize) -> Result<(JobFile, Plan, usize)> {
+pub(crate) fn load_with_max_workers(path: &Path, most: usize) -> Result<(JobFile, Plan, usize)> {
     let (mut file, plan) = planned(path, 1)?;
     let workers = most.min(plan.micro_batches).max(1);
     file.job.workers = WorkersSpec { min: workers, max: workers };
@@ -54,13 +54,13 @@ fn planned(path: &Path, workers: usize) -> Result<(JobFile, Plan)> {
     file.job.workers = WorkersSpec { min: workers, max: workers };
     // The rest of the job was checked as the file has it.
     file.job.check().map_err(|error| anyhow!("--workers: {}", error.message))?;
-    let plan = sound_plan(&file)?;
+    let plan = plan_without_problems(&file)?;
     Ok((file, plan))
 }
 
 /// Checks the job of `file` with its base and data.
 pub(crate) fn check(file: &JobFile) -> Result<()> {
-    let plan = sound_plan(file)?;
+    let plan = plan_without_problems(file)?;
     let JobSpec { workers, .. } = &file.job;
     if workers.max > plan.micro_batches {
         let rows = plan.train.report.rows_kept;
@@ -93,7 +93,7 @@ pub(crate) fn check_without_base(file: &JobFile) -> Result<()> {
     }
 }
 
-fn sound_plan(file: &JobFile) -> Result<Plan> {
+fn plan_without_problems(file: &JobFile) -> Result<Plan> {
     let plan = plan(file)?;
     match plan.problems.first() {
         Some(problem) => bail!("{problem}"),
@@ -111,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn a_base_elsewhere_cannot_be_planned_with_but_its_data_is_looked_for() {
+    fn a_remote_base_is_not_planned_but_its_data_files_are_checked() {
         let dir = tempfile::tempdir().unwrap();
         let file = job(dir.path(), "hf://org/name", "train.jsonl");
         let error = plan(&file).unwrap_err().to_string();

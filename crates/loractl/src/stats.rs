@@ -4,11 +4,11 @@ use lora_proto::v1::{self, StepMetrics, job_event};
 use lora_spec::JobState;
 use prost_types::Timestamp;
 
-use crate::watch::Seen;
+use crate::job_watch::WatchItem;
 
 /// Follows a job.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct JobStats {
     state: Option<JobState>,
     failure: Option<v1::Failure>,
     facts: Option<v1::RunFacts>,
@@ -19,22 +19,22 @@ pub(crate) struct Tally {
     steps: u64,
     reduced_bytes: u64,
     /// The first and the last that were seen of the present group of workers.
-    first: Option<Sample>,
-    last: Option<Sample>,
+    first: Option<StepSample>,
+    last: Option<StepSample>,
 }
 
 /// A finished step, and when it was.
 #[derive(Debug, Clone, Copy)]
-struct Sample {
+struct StepSample {
     step: u64,
     tokens: u64,
     /// Since 1970.
     seconds: f64,
 }
 
-impl Tally {
+impl JobStats {
     /// Where the job stands when following it begins.
-    pub(crate) fn of(job: &v1::Job) -> Self {
+    pub(crate) fn from_job(job: &v1::Job) -> Self {
         Self {
             state: JobState::from_name(&job.state),
             failure: job.failure.clone(),
@@ -47,11 +47,11 @@ impl Tally {
     }
 
     /// Takes what was seen next.
-    pub(crate) fn take(&mut self, seen: &Seen) {
-        match seen {
-            Seen::Event(event) => self.take_event(event),
-            Seen::Step(step) => self.take_step(step),
-            Seen::Note(_) => {}
+    pub(crate) fn update(&mut self, item: &WatchItem) {
+        match item {
+            WatchItem::Event(event) => self.take_event(event),
+            WatchItem::Step(step) => self.take_step(step),
+            WatchItem::Note(_) => {}
         }
     }
 
@@ -76,7 +76,7 @@ impl Tally {
         self.eval_loss = metrics.eval_loss.or(self.eval_loss);
         self.metrics = Some(metrics);
         let Some(seconds) = step.time.as_ref().map(seconds) else { return };
-        let sample = Sample { step: metrics.step, tokens: metrics.num_tokens, seconds };
+        let sample = StepSample { step: metrics.step, tokens: metrics.num_tokens, seconds };
         self.first = self.first.or(Some(sample));
         self.last = Some(sample);
     }
@@ -127,7 +127,7 @@ impl Tally {
         Some(pace * self.facts?.total_steps.saturating_sub(last.step) as f64)
     }
 
-    fn span(&self) -> Option<(Sample, Sample, f64)> {
+    fn span(&self) -> Option<(StepSample, StepSample, f64)> {
         let (first, last) = self.first.zip(self.last)?;
         let seconds = last.seconds - first.seconds;
         (seconds > 0.0).then_some((first, last, seconds))
@@ -146,10 +146,10 @@ mod tests {
         Some(Timestamp { seconds, nanos: 0 })
     }
 
-    fn step(step: u64, seconds: i64, eval_loss: Option<f64>) -> Seen {
+    fn step(step: u64, seconds: i64, eval_loss: Option<f64>) -> WatchItem {
         let metrics =
             StepMetrics { step, loss: 2.0, num_tokens: 100 * step, eval_loss, ..StepMetrics::default() };
-        Seen::Step(v1::StepReport {
+        WatchItem::Step(v1::StepReport {
             metrics: Some(metrics),
             reduced_bytes: 1 << 20,
             time: at(seconds),
@@ -158,28 +158,28 @@ mod tests {
     }
 
     #[test]
-    fn the_rate_counts_tokens_between_the_first_and_the_last_step() {
+    fn tokens_per_second_covers_first_to_last_step() {
         let facts = v1::RunFacts { total_steps: 9, ..v1::RunFacts::default() };
-        let mut tally = Tally::of(&v1::Job { facts: Some(facts), ..v1::Job::default() });
-        tally.take(&step(5, 1000, None));
-        assert_eq!(tally.tokens_per_second(), None);
-        tally.take(&step(6, 1001, Some(0.5)));
-        tally.take(&step(7, 1004, None));
-        assert_eq!((tally.tokens_per_second(), tally.seconds_left()), (Some(50.0), Some(4.0)));
-        assert_eq!((tally.completed_steps(), tally.eval_loss()), (7, Some(0.5)));
-        assert_eq!(tally.reduced_bytes(), Some(1 << 20));
+        let mut stats = JobStats::from_job(&v1::Job { facts: Some(facts), ..v1::Job::default() });
+        stats.update(&step(5, 1000, None));
+        assert_eq!(stats.tokens_per_second(), None);
+        stats.update(&step(6, 1001, Some(0.5)));
+        stats.update(&step(7, 1004, None));
+        assert_eq!((stats.tokens_per_second(), stats.seconds_left()), (Some(50.0), Some(4.0)));
+        assert_eq!((stats.completed_steps(), stats.eval_loss()), (7, Some(0.5)));
+        assert_eq!(stats.reduced_bytes(), Some(1 << 20));
     }
 
     #[test]
-    fn the_time_between_two_groups_is_no_training() {
+    fn time_between_groups_is_not_counted() {
         let kind = job_event::Kind::Assigned(v1::Assigned::default());
-        let assigned = Seen::Event(v1::JobEvent { number: 1, time: at(500), kind: Some(kind) });
-        let mut tally = Tally::default();
-        for seen in [step(1, 100, None), step(2, 101, None), assigned, step(3, 501, None)] {
-            tally.take(&seen);
+        let assigned = WatchItem::Event(v1::JobEvent { number: 1, time: at(500), kind: Some(kind) });
+        let mut stats = JobStats::default();
+        for item in [step(1, 100, None), step(2, 101, None), assigned, step(3, 501, None)] {
+            stats.update(&item);
         }
-        assert_eq!(tally.tokens_per_second(), None);
-        tally.take(&step(4, 502, None));
-        assert_eq!(tally.tokens_per_second(), Some(100.0));
+        assert_eq!(stats.tokens_per_second(), None);
+        stats.update(&step(4, 502, None));
+        assert_eq!(stats.tokens_per_second(), Some(100.0));
     }
 }

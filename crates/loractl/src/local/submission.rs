@@ -8,34 +8,35 @@ use lora_spec::{FieldError, JobFile, JobSpec, JobState};
 use tokio::time::timeout;
 
 use crate::client::{CallError, Client};
-use crate::inputs::Inputs;
-use crate::jobs;
-use crate::progress::Progress;
-use crate::submit::{Terms, submit};
-use crate::watch::{From, Watch};
+use crate::inputs::JobFiles;
+use crate::job_lookup;
+use crate::job_watch::{JobWatch, WatchStart};
+use crate::progress::ProgressDisplay;
+use crate::submit::{SubmitOptions, submit};
 
 /// The key of the one job that a run has.
-const KEY: &str = "run";
+const IDEMPOTENCY_KEY: &str = "run";
 /// How long a job without workers may take to rest; longer than their lease.
-const RESTING: Duration = Duration::from_secs(60);
+const REST_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the embedded coordinator may be silent.
-const PATIENCE: Duration = Duration::from_secs(10);
+const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Submits the job of `file`.
-pub(crate) async fn new(client: &Client, file: &JobFile, inputs: &Inputs) -> Result<v1::Job> {
-    submit(client, file, inputs, &Terms { idempotency_key: KEY.into(), priority: 0 }).await
+pub(crate) async fn submit_new(client: &Client, file: &JobFile, inputs: &JobFiles) -> Result<v1::Job> {
+    submit(client, file, inputs, &SubmitOptions { idempotency_key: IDEMPOTENCY_KEY.into(), priority: 0 })
+        .await
 }
 
 /// The job of an unfinished run, on its way again if it rested. It must be that of `file`.
-pub(crate) async fn again(
+pub(crate) async fn resume(
     client: &Client,
     file: &JobFile,
-    inputs: &Inputs,
-    progress: &Progress,
+    inputs: &JobFiles,
+    progress: &ProgressDisplay,
 ) -> Result<v1::Job> {
-    let Some(job) = jobs::list(client, &[], Some(1)).await?.pop() else {
+    let Some(job) = job_lookup::list(client, &[], Some(1)).await?.pop() else {
         // The run ended before it had submitted its job.
-        return new(client, file, inputs).await;
+        return submit_new(client, file, inputs).await;
     };
     let earlier = JobSpec::try_from(job.spec.clone().context("the stored job has no settings")?)
         .context("the stored job is of a newer version")?;
@@ -47,7 +48,7 @@ pub(crate) async fn again(
             "has other contents than when the run was started; restore them, or start a new run".into();
         return Err(file.locate(FieldError::new(setting, message)).into());
     }
-    let job = rested(client, job, file, &earlier, progress).await?;
+    let job = wait_until_resumable(client, job, file, &earlier, progress).await?;
     match JobState::from_name(&job.state) {
         Some(JobState::Paused | JobState::Failed) => {}
         Some(JobState::Cancelled) => {
@@ -62,12 +63,12 @@ pub(crate) async fn again(
 
 /// The job as it is, if it can go on so. One that waits for another number of workers is brought to rest first, and so
 /// is one that was about to rest.
-async fn rested(
+async fn wait_until_resumable(
     client: &Client,
     job: v1::Job,
     file: &JobFile,
     earlier: &JobSpec,
-    progress: &Progress,
+    progress: &ProgressDisplay,
 ) -> Result<v1::Job> {
     let state = JobState::from_name(&job.state);
     let stopping = matches!(state, Some(JobState::Pausing | JobState::Cancelling));
@@ -79,12 +80,12 @@ async fn rested(
     if !stopping {
         pause(client, &job.job_id).await?;
     }
-    let mut watch = Watch::start(client, &job, From { event: 1, after_step: None }, PATIENCE);
+    let mut watch = JobWatch::start(client, &job, WatchStart { event: 1, after_step: None }, WAIT_TIMEOUT);
     let rest = async {
         while watch.next().await?.is_some() {}
         Ok::<_, CallError>(())
     };
-    timeout(RESTING, rest).await.context("the unfinished run does not come to rest")??;
+    timeout(REST_TIMEOUT, rest).await.context("the unfinished run does not come to rest")??;
     Ok(client.job(&job.job_id).await?)
 }
 

@@ -23,21 +23,21 @@ use crate::client::Client;
 
 /// What becomes of a stream once it has sent what it should.
 #[derive(Debug, Clone)]
-pub(crate) enum After {
+pub(crate) enum StreamEnd {
     End,
     Fail(Status),
     Hang,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct FakeState {
     jobs: Vec<v1::Job>,
     largest_page: usize,
     log: Vec<Kind>,
     /// First event and step that are kept.
     kept: (u64, u64),
     /// For each stream to come: messages it sends, and what then becomes of it. Later ones send everything and end.
-    streams: VecDeque<(usize, After)>,
+    streams: VecDeque<(usize, StreamEnd)>,
     watched: Vec<v1::WatchJobRequest>,
     files: HashMap<Vec<u8>, Vec<u8>>,
     results: HashMap<String, Vec<u8>>,
@@ -52,31 +52,32 @@ struct State {
 
 /// A coordinator on a free port; it ends when this is dropped.
 #[derive(Debug)]
-pub(crate) struct Fake {
+pub(crate) struct FakeCoordinator {
     address: SocketAddr,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<FakeState>>,
     _server: AbortOnDropHandle<()>,
 }
 
 /// A connection that can be cut.
-pub(crate) struct Cable {
-    plugged: Arc<Mutex<JoinSet<()>>>,
+pub(crate) struct CuttableProxy {
+    connections: Arc<Mutex<JoinSet<()>>>,
     _accepting: AbortOnDropHandle<()>,
 }
 
-impl Cable {
+impl CuttableProxy {
     /// Breaks every connection there is.
     pub(crate) fn cut(&self) {
-        self.plugged.lock().unwrap().abort_all();
+        self.connections.lock().unwrap().abort_all();
     }
 }
 
-impl Fake {
+impl FakeCoordinator {
     pub(crate) async fn serve(jobs: Vec<v1::Job>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let state = Arc::new(Mutex::new(State { jobs, largest_page: usize::MAX, ..State::default() }));
-        let service = Service(state.clone());
+        let state =
+            Arc::new(Mutex::new(FakeState { jobs, largest_page: usize::MAX, ..FakeState::default() }));
+        let service = FakeService(state.clone());
         let server = Server::builder()
             .add_service(FineTuningServer::new(service.clone()))
             .add_service(ArtifactsServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES))
@@ -90,21 +91,21 @@ impl Fake {
     }
 
     /// Another address of it, over connections that can be cut.
-    pub(crate) async fn cable(&self) -> (Cable, String) {
+    pub(crate) async fn proxy(&self) -> (CuttableProxy, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let (plugged, to) = (Arc::new(Mutex::new(JoinSet::new())), self.address);
-        let connections = plugged.clone();
+        let (connections, to) = (Arc::new(Mutex::new(JoinSet::new())), self.address);
+        let accepted = connections.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
-                connections.lock().unwrap().spawn(async move {
+                accepted.lock().unwrap().spawn(async move {
                     let mut far = TcpStream::connect(to).await.unwrap();
                     // Either side may end it.
                     let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
                 });
             }
         });
-        (Cable { plugged, _accepting: AbortOnDropHandle::new(accepting) }, address)
+        (CuttableProxy { connections, _accepting: AbortOnDropHandle::new(accepting) }, address)
     }
 
     pub(crate) fn largest_page(&self, jobs: usize) {
@@ -115,7 +116,7 @@ impl Fake {
         self.state().log = log;
     }
 
-    pub(crate) fn streams(&self, streams: Vec<(usize, After)>) {
+    pub(crate) fn streams(&self, streams: Vec<(usize, StreamEnd)>) {
         self.state().streams = streams.into();
     }
 
@@ -161,16 +162,16 @@ impl Fake {
         self.state().lost_answers = answers.into();
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, FakeState> {
         self.state.lock().unwrap()
     }
 }
 
 #[derive(Debug, Clone)]
-struct Service(Arc<Mutex<State>>);
+struct FakeService(Arc<Mutex<FakeState>>);
 
-impl Service {
-    fn state(&self) -> MutexGuard<'_, State> {
+impl FakeService {
+    fn state(&self) -> MutexGuard<'_, FakeState> {
         self.0.lock().unwrap()
     }
 
@@ -187,13 +188,13 @@ impl Service {
 type Sent<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// `messages`, and then what `after` says.
-fn sent<T: Send + 'static>(messages: Vec<T>, after: After) -> Sent<T> {
+fn sent<T: Send + 'static>(messages: Vec<T>, after: StreamEnd) -> Sent<T> {
     use tokio_stream::{StreamExt, iter, pending};
     let messages = iter(messages.into_iter().map(Ok));
     match after {
-        After::End => Box::pin(messages),
-        After::Fail(status) => Box::pin(messages.chain(iter([Err(status)]))),
-        After::Hang => Box::pin(messages.chain(pending())),
+        StreamEnd::End => Box::pin(messages),
+        StreamEnd::Fail(status) => Box::pin(messages.chain(iter([Err(status)]))),
+        StreamEnd::Hang => Box::pin(messages.chain(pending())),
     }
 }
 
@@ -204,7 +205,7 @@ fn forgotten(reason: &str, first: u64) -> Status {
 }
 
 #[tonic::async_trait]
-impl FineTuning for Service {
+impl FineTuning for FakeService {
     async fn submit_job(&self, request: Request<v1::SubmitJobRequest>) -> Result<Response<v1::Job>, Status> {
         let request = request.into_inner();
         let known: Vec<String> = {
@@ -263,7 +264,7 @@ impl FineTuning for Service {
                 !request.events_only && step.metrics.is_some_and(|metrics| metrics.step > request.after_step)
             }
         };
-        let (most, after) = state.streams.pop_front().unwrap_or((usize::MAX, After::End));
+        let (most, after) = state.streams.pop_front().unwrap_or((usize::MAX, StreamEnd::End));
         let messages = state.log.iter().filter(wanted).take(most).cloned();
         let messages = messages.map(|kind| v1::WatchJobResponse { kind: Some(kind) }).collect();
         Ok(Response::new(sent(messages, after)))
@@ -297,7 +298,7 @@ impl FineTuning for Service {
 }
 
 #[tonic::async_trait]
-impl Artifacts for Service {
+impl Artifacts for FakeService {
     async fn find_missing(
         &self,
         request: Request<v1::FindMissingRequest>,
@@ -353,7 +354,8 @@ impl Artifacts for Service {
             .map(|chunk| download_response::Kind::Chunk(chunk.to_vec()))
             .chain(most.is_none().then(|| download_response::Kind::Trailer(DigestBuilder::of_bytes(&bytes))));
         let messages = kinds.map(|kind| v1::DownloadResponse { kind: Some(kind) }).collect();
-        let after = if most.is_some() { After::Fail(Status::unavailable("restarting")) } else { After::End };
+        let after =
+            if most.is_some() { StreamEnd::Fail(Status::unavailable("restarting")) } else { StreamEnd::End };
         Ok(Response::new(sent(messages, after)))
     }
 }

@@ -12,14 +12,14 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use crate::client::{CALL, CallError, Client, cause, delays, is_transient};
+use crate::client::{CALL_TIMEOUT, CallError, Client, cause, delays, is_transient};
 
 /// What was seen and not yet taken; a coordinator that is faster waits.
-const WAITING: usize = 64;
+const CHANNEL_CAPACITY: usize = 64;
 
 /// What is seen of a job.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Seen {
+pub(crate) enum WatchItem {
     Event(v1::JobEvent),
     Step(v1::StepReport),
     /// About the watching itself, for people.
@@ -28,7 +28,7 @@ pub(crate) enum Seen {
 
 /// Where watching begins.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct From {
+pub(crate) struct WatchStart {
     /// Number of the first event, from 1.
     pub(crate) event: u64,
     /// Steps after this one are wanted; none: no steps.
@@ -36,75 +36,75 @@ pub(crate) struct From {
 }
 
 /// A job that is watched. A task reads the stream; it ends when this is dropped.
-pub(crate) struct Watch {
-    seen: mpsc::Receiver<Result<Seen, CallError>>,
+pub(crate) struct JobWatch {
+    items: mpsc::Receiver<Result<WatchItem, CallError>>,
     _reader: AbortOnDropHandle<()>,
 }
 
-impl Watch {
-    /// Watches `job`. A coordinator that does not answer for `patience` is given up.
-    pub(crate) fn start(client: &Client, job: &v1::Job, from: From, patience: Duration) -> Self {
-        let (sender, seen) = mpsc::channel(WAITING);
-        let reader = Reader {
+impl JobWatch {
+    /// Watches `job`. A coordinator that does not answer for `wait_timeout` is given up.
+    pub(crate) fn start(client: &Client, job: &v1::Job, from: WatchStart, wait_timeout: Duration) -> Self {
+        let (sender, items) = mpsc::channel(CHANNEL_CAPACITY);
+        let reader = StreamReader {
             client: client.clone(),
             job_id: job.job_id.clone(),
             from,
             resting: is_at_rest(&job.state),
-            patience,
+            wait_timeout,
             delays: endless_delays(),
             last_sign: Instant::now(),
             lost: false,
-            seen: sender,
+            items: sender,
         };
         // What it has to say, errors included, goes through the channel.
         let reader = AbortOnDropHandle::new(tokio::spawn(reader.run()));
-        Self { seen, _reader: reader }
+        Self { items, _reader: reader }
     }
 
     /// The next thing; none once the job rests and all of it was seen. Loses nothing when dropped half-way.
     ///
     /// # Errors
     /// The coordinator is out of reach for too long, or refuses.
-    pub(crate) async fn next(&mut self) -> Result<Option<Seen>, CallError> {
-        self.seen.recv().await.transpose()
+    pub(crate) async fn next(&mut self) -> Result<Option<WatchItem>, CallError> {
+        self.items.recv().await.transpose()
     }
 }
 
-struct Reader {
+struct StreamReader {
     client: Client,
     job_id: String,
     /// What was not yet seen.
-    from: From,
+    from: WatchStart,
     /// Whether the newest state that was seen is one that a job rests in.
     resting: bool,
-    patience: Duration,
+    wait_timeout: Duration,
     delays: ExponentialBackoff,
     /// When the coordinator was last reached.
     last_sign: Instant,
     /// Whether people were told that the connection is lost.
     lost: bool,
-    seen: mpsc::Sender<Result<Seen, CallError>>,
+    items: mpsc::Sender<Result<WatchItem, CallError>>,
 }
 
 /// Whoever watched is gone.
-struct Unwanted;
+struct ReceiverDropped;
 
-impl Reader {
+impl StreamReader {
     async fn run(mut self) {
         if let Ok(Err(error)) = self.read_to_the_end().await {
             // Nobody is left to tell if this fails.
-            let _ = self.seen.send(Err(error)).await;
+            let _ = self.items.send(Err(error)).await;
         }
     }
 
-    async fn read_to_the_end(&mut self) -> Result<Result<(), CallError>, Unwanted> {
+    async fn read_to_the_end(&mut self) -> Result<Result<(), CallError>, ReceiverDropped> {
         loop {
             let broken = match self.read().await? {
                 Ok(()) if self.resting => return Ok(Ok(())),
                 Ok(()) => "it ended the stream".to_owned(),
                 Err(status) if status.code() == Code::OutOfRange => match self.skip(&status) {
                     Some(note) => {
-                        self.tell(note).await?;
+                        self.send_note(note).await?;
                         continue;
                     }
                     None => return Ok(Err(self.client.error(status))),
@@ -113,24 +113,24 @@ impl Reader {
                 Err(status) => return Ok(Err(self.client.error(status))),
             };
             let silent = self.last_sign.elapsed();
-            if silent >= self.patience {
+            if silent >= self.wait_timeout {
                 return Ok(Err(self.client.error(Status::unavailable(broken))));
             }
             if !self.lost {
                 self.lost = true;
-                let patience = self.patience.as_secs();
-                self.tell(format!(
-                    "lost the coordinator ({broken}); trying for {patience} s to reach it again"
+                let wait_timeout = self.wait_timeout.as_secs();
+                self.send_note(format!(
+                    "lost the coordinator ({broken}); trying for {wait_timeout} s to reach it again"
                 ))
                 .await?;
             }
             let delay = self.delays.next().unwrap_or_default();
-            sleep(delay.min(self.patience - silent)).await;
+            sleep(delay.min(self.wait_timeout - silent)).await;
         }
     }
 
     /// Reads a stream to its end.
-    async fn read(&mut self) -> Result<Result<(), Status>, Unwanted> {
+    async fn read(&mut self) -> Result<Result<(), Status>, ReceiverDropped> {
         let request = v1::WatchJobRequest {
             job_id: self.job_id.clone(),
             from_number: self.from.event,
@@ -138,14 +138,14 @@ impl Reader {
             events_only: self.from.after_step.is_none(),
         };
         let mut jobs = self.client.jobs();
-        let mut stream = match timeout(CALL, jobs.watch_job(request)).await {
+        let mut stream = match timeout(CALL_TIMEOUT, jobs.watch_job(request)).await {
             Ok(Ok(answer)) => answer.into_inner(),
             Ok(Err(status)) => return Ok(Err(status)),
-            Err(_) => return Ok(Err(Status::unavailable(format!("no answer within {CALL:?}")))),
+            Err(_) => return Ok(Err(Status::unavailable(format!("no answer within {CALL_TIMEOUT:?}")))),
         };
         if self.lost {
             self.lost = false;
-            self.tell("reached the coordinator again".into()).await?;
+            self.send_note("reached the coordinator again".into()).await?;
         }
         let ended = loop {
             // Without a limit: keep-alives tell whether the other side still lives.
@@ -159,7 +159,7 @@ impl Reader {
         Ok(ended)
     }
 
-    async fn take(&mut self, kind: Option<Kind>) -> Result<(), Unwanted> {
+    async fn take(&mut self, kind: Option<Kind>) -> Result<(), ReceiverDropped> {
         self.delays = endless_delays();
         match kind {
             Some(Kind::Event(event)) if event.number >= self.from.event => {
@@ -167,7 +167,7 @@ impl Reader {
                 if let Some(v1::job_event::Kind::StateChanged(change)) = &event.kind {
                     self.resting = is_at_rest(&change.state);
                 }
-                self.send(Seen::Event(event)).await
+                self.send(WatchItem::Event(event)).await
             }
             Some(Kind::Step(step)) => {
                 let number = step.metrics.as_ref().map_or(0, |metrics| metrics.step);
@@ -175,7 +175,7 @@ impl Reader {
                     Some(after) if number > *after => *after = number,
                     _ => return Ok(()),
                 }
-                self.send(Seen::Step(step)).await
+                self.send(WatchItem::Step(step)).await
             }
             // Seen before, or of a coordinator that is newer than this program.
             Some(Kind::Event(_)) | None => Ok(()),
@@ -201,12 +201,12 @@ impl Reader {
         Some(format!("{what} {from} to {} are no longer kept", first - 1))
     }
 
-    async fn tell(&self, note: String) -> Result<(), Unwanted> {
-        self.send(Seen::Note(note)).await
+    async fn send_note(&self, note: String) -> Result<(), ReceiverDropped> {
+        self.send(WatchItem::Note(note)).await
     }
 
-    async fn send(&self, seen: Seen) -> Result<(), Unwanted> {
-        self.seen.send(Ok(seen)).await.map_err(|_| Unwanted)
+    async fn send(&self, item: WatchItem) -> Result<(), ReceiverDropped> {
+        self.items.send(Ok(item)).await.map_err(|_| ReceiverDropped)
     }
 }
 
@@ -221,10 +221,10 @@ fn is_at_rest(state: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::{After, Fake};
+    use crate::fake_coordinator::{FakeCoordinator, StreamEnd};
 
-    const LIMIT: Duration = Duration::from_secs(20);
-    const ALL: From = From { event: 1, after_step: Some(0) };
+    const TEST_TIMEOUT: Duration = Duration::from_secs(20);
+    const ALL: WatchStart = WatchStart { event: 1, after_step: Some(0) };
 
     fn event(number: u64, state: &str) -> Kind {
         let change = v1::StateChanged { state: state.into(), failure: None };
@@ -255,26 +255,32 @@ mod tests {
     }
 
     /// Numbers of the events and of the steps that are seen, and the notes, until the end.
-    async fn all(watch: &mut Watch) -> Result<(Vec<u64>, Vec<u64>, Vec<String>), CallError> {
+    async fn all(watch: &mut JobWatch) -> Result<(Vec<u64>, Vec<u64>, Vec<String>), CallError> {
         let (mut events, mut steps, mut notes) = (Vec::new(), Vec::new(), Vec::new());
-        while let Some(seen) = timeout(LIMIT, watch.next()).await.unwrap()? {
-            match seen {
-                Seen::Event(event) => events.push(event.number),
-                Seen::Step(step) => steps.push(step.metrics.unwrap().step),
-                Seen::Note(note) => notes.push(note),
+        while let Some(item) = timeout(TEST_TIMEOUT, watch.next()).await.unwrap()? {
+            match item {
+                WatchItem::Event(event) => events.push(event.number),
+                WatchItem::Step(step) => steps.push(step.metrics.unwrap().step),
+                WatchItem::Note(note) => notes.push(note),
             }
         }
         Ok((events, steps, notes))
     }
 
     #[tokio::test]
-    async fn every_event_and_step_comes_once_over_streams_that_break() {
-        let fake = Fake::serve(vec![job()]).await;
-        let broken = || After::Fail(Status::unavailable("restarting"));
+    async fn every_event_and_step_is_delivered_once_over_broken_streams() {
+        let fake = FakeCoordinator::serve(vec![job()]).await;
+        let broken = || StreamEnd::Fail(Status::unavailable("restarting"));
         fake.log(log());
-        fake.streams(vec![(0, broken()), (2, broken()), (1, After::End), (2, broken()), (0, After::End)]);
+        fake.streams(vec![
+            (0, broken()),
+            (2, broken()),
+            (1, StreamEnd::End),
+            (2, broken()),
+            (0, StreamEnd::End),
+        ]);
         let client = fake.client().await;
-        let mut watch = Watch::start(&client, &job(), ALL, LIMIT);
+        let mut watch = JobWatch::start(&client, &job(), ALL, TEST_TIMEOUT);
         let (events, steps, notes) = all(&mut watch).await.unwrap();
         assert_eq!((events, steps), (vec![1, 2, 3, 4], vec![1, 2, 3]));
         let lost = notes.iter().filter(|note| note.starts_with("lost the coordinator")).count();
@@ -286,66 +292,67 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_is_cut_comes_about_again() {
-        let fake = Fake::serve(vec![job()]).await;
+    async fn a_cut_connection_is_reopened() {
+        let fake = FakeCoordinator::serve(vec![job()]).await;
         fake.log(log());
-        fake.streams(vec![(3, After::Hang)]);
-        let (cable, address) = fake.cable().await;
+        fake.streams(vec![(3, StreamEnd::Hang)]);
+        let (proxy, address) = fake.proxy().await;
         let client = Client::connect(&address).await.unwrap();
-        let mut watch = Watch::start(&client, &job(), ALL, LIMIT);
+        let mut watch = JobWatch::start(&client, &job(), ALL, TEST_TIMEOUT);
         for _ in 0..3 {
-            timeout(LIMIT, watch.next()).await.unwrap().unwrap().unwrap();
+            timeout(TEST_TIMEOUT, watch.next()).await.unwrap().unwrap().unwrap();
         }
-        cable.cut();
+        proxy.cut();
         let (events, steps, notes) = all(&mut watch).await.unwrap();
         assert_eq!((events, steps, notes.len()), (vec![3, 4], vec![2, 3], 2), "{notes:?}");
     }
 
     #[tokio::test]
-    async fn what_is_no_longer_kept_is_skipped_and_named() {
-        let fake = Fake::serve(vec![job()]).await;
+    async fn deleted_events_are_skipped_with_a_note() {
+        let fake = FakeCoordinator::serve(vec![job()]).await;
         fake.log(log());
         fake.forget(3, 2);
         let client = fake.client().await;
-        let (events, steps, notes) = all(&mut Watch::start(&client, &job(), ALL, LIMIT)).await.unwrap();
+        let (events, steps, notes) =
+            all(&mut JobWatch::start(&client, &job(), ALL, TEST_TIMEOUT)).await.unwrap();
         assert_eq!((events, steps), (vec![3, 4], vec![2, 3]));
         assert_eq!(notes, ["events 1 to 2 are no longer kept", "steps 1 to 1 are no longer kept"]);
     }
 
     #[tokio::test]
-    async fn a_job_at_rest_has_its_history_and_then_an_end() {
-        let fake = Fake::serve(vec![job()]).await;
+    async fn a_resting_job_gives_its_history_and_ends() {
+        let fake = FakeCoordinator::serve(vec![job()]).await;
         fake.log(log());
         let client = fake.client().await;
         let done = v1::Job { state: "succeeded".into(), ..job() };
-        let from = From { event: 5, after_step: Some(3) };
-        let seen = all(&mut Watch::start(&client, &done, from, LIMIT)).await.unwrap();
-        assert_eq!(seen, (vec![], vec![], vec![]));
-        let events_only = From { event: 2, after_step: None };
-        let seen = all(&mut Watch::start(&client, &done, events_only, LIMIT)).await.unwrap();
-        assert_eq!(seen, (vec![2, 3, 4], vec![], vec![]));
+        let from = WatchStart { event: 5, after_step: Some(3) };
+        let item = all(&mut JobWatch::start(&client, &done, from, TEST_TIMEOUT)).await.unwrap();
+        assert_eq!(item, (vec![], vec![], vec![]));
+        let events_only = WatchStart { event: 2, after_step: None };
+        let item = all(&mut JobWatch::start(&client, &done, events_only, TEST_TIMEOUT)).await.unwrap();
+        assert_eq!(item, (vec![2, 3, 4], vec![], vec![]));
     }
 
     #[tokio::test]
-    async fn a_coordinator_that_stays_away_is_given_up() {
-        let fake = Fake::serve(vec![job()]).await;
+    async fn an_unreachable_coordinator_times_out() {
+        let fake = FakeCoordinator::serve(vec![job()]).await;
         fake.log(log());
-        fake.streams(vec![(1, After::Hang)]);
-        let (cable, address) = fake.cable().await;
+        fake.streams(vec![(1, StreamEnd::Hang)]);
+        let (proxy, address) = fake.proxy().await;
         let client = Client::connect(&address).await.unwrap();
-        let mut watch = Watch::start(&client, &job(), ALL, Duration::from_millis(200));
-        timeout(LIMIT, watch.next()).await.unwrap().unwrap().unwrap();
-        drop(cable);
+        let mut watch = JobWatch::start(&client, &job(), ALL, Duration::from_millis(200));
+        timeout(TEST_TIMEOUT, watch.next()).await.unwrap().unwrap().unwrap();
+        drop(proxy);
         let error = all(&mut watch).await.unwrap_err();
         assert!(matches!(error, CallError::Unreachable { .. }), "{error}");
     }
 
     #[tokio::test]
-    async fn a_refusal_ends_the_watching_at_once() {
-        let fake = Fake::serve(vec![job()]).await;
+    async fn a_refusal_ends_the_watch_immediately() {
+        let fake = FakeCoordinator::serve(vec![job()]).await;
         let client = fake.client().await;
-        fake.streams(vec![(0, After::Fail(Status::not_found("there is no job")))]);
-        let error = all(&mut Watch::start(&client, &job(), ALL, LIMIT)).await.unwrap_err();
+        fake.streams(vec![(0, StreamEnd::Fail(Status::not_found("there is no job")))]);
+        let error = all(&mut JobWatch::start(&client, &job(), ALL, TEST_TIMEOUT)).await.unwrap_err();
         assert_eq!(error.to_string(), "there is no job");
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// A directory that has `file`, of those that CUDA's and Python's packages, WSL and container runtimes put it in. What the
 /// loader finds by itself is not asked for here.
-pub(crate) fn unsearched(file: &str) -> Option<PathBuf> {
+pub(crate) fn find_unsearched(file: &str) -> Option<PathBuf> {
     directories().into_iter().find(|directory| directory.join(file).is_file())
 }
 

@@ -7,9 +7,9 @@ use tonic::Code;
 use crate::client::{CallError, Client};
 
 /// Jobs of one answer, at most; the protocol's limit.
-const PAGE: u32 = 1000;
+const MAX_PAGE_SIZE: u32 = 1000;
 /// Jobs that are named where a prefix fits several.
-const NAMED: usize = 10;
+const MAX_LISTED: usize = 10;
 
 /// The job of this id, or the only one whose id starts with it.
 pub(crate) async fn find(client: &Client, wanted: &str) -> Result<v1::Job> {
@@ -26,11 +26,13 @@ pub(crate) async fn find(client: &Client, wanted: &str) -> Result<v1::Job> {
         0 => bail!("there is no job {wanted:?}; `loractl list` shows the jobs"),
         1 => Ok(fitting.swap_remove(0)),
         all => {
-            let named =
-                fitting.iter().take(NAMED).map(|job| format!("{} ({}, {})", job.job_id, job.name, job.state));
+            let named = fitting
+                .iter()
+                .take(MAX_LISTED)
+                .map(|job| format!("{} ({}, {})", job.job_id, job.name, job.state));
             let mut text = named.collect::<Vec<_>>().join(", ");
-            if all > NAMED {
-                text += &format!(" and {} more", all - NAMED);
+            if all > MAX_LISTED {
+                text += &format!(" and {} more", all - MAX_LISTED);
             }
             bail!("{wanted:?} could be one of {all} jobs: {text}; give more of the id")
         }
@@ -47,7 +49,7 @@ pub(crate) async fn list(
     let mut page_token = String::new();
     loop {
         let left = limit.map_or(usize::MAX, |limit| limit - jobs.len());
-        let page_size = u32::try_from(left).unwrap_or(PAGE).min(PAGE);
+        let page_size = u32::try_from(left).unwrap_or(MAX_PAGE_SIZE).min(MAX_PAGE_SIZE);
         if page_size == 0 {
             return Ok(jobs);
         }
@@ -64,16 +66,16 @@ pub(crate) async fn list(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fake::Fake;
+    use crate::fake_coordinator::FakeCoordinator;
 
-    async fn client(ids: &[&str]) -> (Fake, Client) {
+    async fn client(ids: &[&str]) -> (FakeCoordinator, Client) {
         let jobs = ids.iter().map(|id| v1::Job {
             job_id: (*id).into(),
             name: format!("name-of-{id}"),
             state: "queued".into(),
             ..v1::Job::default()
         });
-        let fake = Fake::serve(jobs.collect()).await;
+        let fake = FakeCoordinator::serve(jobs.collect()).await;
         let client = fake.client().await;
         (fake, client)
     }
@@ -98,7 +100,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_list_goes_over_as_many_pages_as_it_takes() {
+    async fn list_reads_all_pages() {
         let ids: Vec<String> = (0..7).map(|i| format!("j{i}")).collect();
         let (fake, client) = client(&ids.iter().map(String::as_str).collect::<Vec<_>>()).await;
         fake.largest_page(3);
