@@ -73,7 +73,7 @@ fn a_run_on_the_cpu_gives_every_number() {
 }
 
 #[test]
-fn without_json_it_prints_words() {
+fn without_json_it_prints_text() {
     let output = bench(&[]);
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(
@@ -84,7 +84,7 @@ fn without_json_it_prints_words() {
 }
 
 #[test]
-fn cases_have_a_line_each_and_the_numbers_of_single_runs() {
+fn each_case_has_a_line_equal_to_a_single_run() {
     for quantization in ["none", "nf4", "nf4-double", "int8"] {
         let flags = ["--quantization", quantization, "--json"];
         let output = program(&[&["--cases", "1x7,3x12"], &flags[..]].concat()).output().unwrap();
@@ -105,7 +105,7 @@ fn cases_have_a_line_each_and_the_numbers_of_single_runs() {
 }
 
 #[test]
-fn on_the_cpu_a_profile_has_operations() {
+fn a_cpu_profile_lists_operations() {
     let output = program(&["--cases", "2x5,2x9", "--profile", "--json"]).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     for result in lines(&output) {
@@ -127,7 +127,7 @@ mod gpu {
     use super::*;
 
     #[test]
-    fn a_profile_has_the_steps_kernels_and_products() {
+    fn a_gpu_profile_lists_kernels_and_products() {
         let flags =
             ["--device", "cuda:0", "--dtype", "bf16", "--profile", "--ceilings-scale", "128", "--json"];
         for quantization in ["none", "nf4"] {
@@ -158,7 +158,7 @@ mod gpu {
     }
 
     #[test]
-    fn a_case_without_memory_is_reported_and_the_next_one_runs() {
+    fn an_out_of_memory_case_is_reported_and_the_next_one_runs() {
         let cases = ["--device", "cuda:0", "--dtype", "bf16", "--json", "--cases"];
         let mut failing = program(&[&cases[..], &["4000x512,2x8"]].concat());
         let output = failing.command.env("LORA_SIM_MEMORY", "96M").output().unwrap();

@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// Micro-batches that are measured one after the other over one base, as ROWSxPOSITIONS, such as 1x2048,8x512; instead of
     /// --sequence and --micro-batch
     #[arg(long, value_delimiter = ',', conflicts_with_all = ["sequence", "micro_batch"])]
-    cases: Vec<Case>,
+    cases: Vec<MicroBatchCase>,
     /// What the backward pass recomputes instead of keeping it
     #[arg(long, value_enum, default_value_t = Checkpointing::None)]
     pub(crate) activation_checkpointing: Checkpointing,
@@ -61,9 +61,9 @@ pub(crate) struct Args {
 
 impl Args {
     /// The micro-batches to measure, at least one.
-    pub(crate) fn cases(&self) -> Vec<Case> {
+    pub(crate) fn cases(&self) -> Vec<MicroBatchCase> {
         if self.cases.is_empty() {
-            return vec![Case { rows: self.micro_batch, positions: self.sequence }];
+            return vec![MicroBatchCase { rows: self.micro_batch, positions: self.sequence }];
         }
         self.cases.clone()
     }
@@ -74,18 +74,18 @@ impl Args {
             Dtype::F32 => BaseDtype::F32,
             Dtype::Bf16 => BaseDtype::Bf16,
         };
-        BaseFormat { dtype, quantization: self.quantization.of() }
+        BaseFormat { dtype, quantization: self.quantization.into_spec() }
     }
 }
 
 /// The shape of a micro-batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Case {
+pub(crate) struct MicroBatchCase {
     pub(crate) rows: NonZeroU32,
     pub(crate) positions: NonZeroU32,
 }
 
-impl FromStr for Case {
+impl FromStr for MicroBatchCase {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -118,7 +118,7 @@ pub(crate) enum Quantized {
 }
 
 impl Quantized {
-    fn of(self) -> Quantization {
+    fn into_spec(self) -> Quantization {
         match self {
             Self::None => Quantization::None,
             Self::Nf4 => Quantization::Nf4 { double_quant: false },
@@ -136,7 +136,7 @@ pub(crate) enum Checkpointing {
 }
 
 impl Checkpointing {
-    pub(crate) fn of(self) -> ActivationCheckpointing {
+    pub(crate) fn into_spec(self) -> ActivationCheckpointing {
         match self {
             Self::None => ActivationCheckpointing::None,
             Self::Block => ActivationCheckpointing::Block,

@@ -7,7 +7,7 @@ use lora_ops::profile::Timing;
 use lora_spec::{AdapterSpec, ModelConfig, attention_flops};
 use serde_json::{Value, json};
 
-use crate::args::Case;
+use crate::args::MicroBatchCase;
 
 /// Classes of kernels and products, as they are printed.
 const FROZEN: &str = "frozen products";
@@ -23,16 +23,16 @@ const OTHER: &str = "other";
 /// The mean of some profiled steps.
 pub(crate) struct GpuProfile {
     /// The longest first.
-    rows: Vec<Row>,
+    rows: Vec<ProfileRow>,
     /// The longest first; `name` is the class.
-    classes: Vec<Row>,
+    classes: Vec<ProfileRow>,
     /// A profiled step, and the median of those without events, in milliseconds.
     profiled_step: f64,
     unprofiled_step: f64,
 }
 
 /// Numbers of a step.
-struct Row {
+struct ProfileRow {
     name: String,
     class: &'static str,
     count: f64,
@@ -49,14 +49,14 @@ impl GpuProfile {
         profiled: f64,
         unprofiled: f64,
         config: &ModelConfig,
-        case: Case,
+        case: MicroBatchCase,
     ) -> Self {
         let steps = steps as f64;
-        let mut rows: Vec<Row> = timings
+        let mut rows: Vec<ProfileRow> = timings
             .into_iter()
             .map(|timing| {
                 let class = class(&timing, config.vocab_size);
-                Row {
+                ProfileRow {
                     class,
                     count: timing.count as f64 / steps,
                     milliseconds: timing.milliseconds / steps,
@@ -68,11 +68,11 @@ impl GpuProfile {
             })
             .collect();
         rows.sort_by(|a, b| b.milliseconds.total_cmp(&a.milliseconds));
-        let mut classes: Vec<Row> = Vec::new();
+        let mut classes: Vec<ProfileRow> = Vec::new();
         for row in &rows {
             let known = classes.iter().position(|class| class.name == row.class);
             let at = known.unwrap_or_else(|| {
-                classes.push(Row::empty(row.class));
+                classes.push(ProfileRow::empty(row.class));
                 classes.len() - 1
             });
             let class = &mut classes[at];
@@ -97,7 +97,7 @@ impl GpuProfile {
     /// Tables for people.
     pub(crate) fn table(&self, ceilings: &Ceilings) -> String {
         let mut table = String::new();
-        let line = |table: &mut String, row: &Row| {
+        let line = |table: &mut String, row: &ProfileRow| {
             let cell = |value: Option<f64>, digits: usize| {
                 value.map_or_else(String::new, |value| format!("{value:.digits$}"))
             };
@@ -144,8 +144,8 @@ impl GpuProfile {
 
     /// Adds its numbers to a case's line of JSON.
     pub(crate) fn add_to(&self, result: &mut Value, ceilings: &Ceilings) {
-        let rows = |rows: &[Row]| -> Vec<Value> {
-            let row = |row: &Row| {
+        let rows = |rows: &[ProfileRow]| -> Vec<Value> {
+            let row = |row: &ProfileRow| {
                 json!({
                     "name": row.name,
                     "class": row.class,
@@ -185,7 +185,7 @@ fn ceilings_line(ceilings: &Ceilings) -> String {
     )
 }
 
-impl Row {
+impl ProfileRow {
     fn empty(class: &'static str) -> Self {
         Self { name: class.to_owned(), class, count: 0.0, milliseconds: 0.0, bytes: 0.0, flops: 0.0 }
     }
@@ -239,7 +239,7 @@ mod tests {
     use std::num::NonZeroU32;
 
     use super::*;
-    use crate::shape::shape;
+    use crate::published_models::model_config;
 
     fn timing(name: &str, product: Option<[usize; 3]>, milliseconds: f64) -> Timing {
         let flops = product.map_or(0, |[m, n, k]| 2 * (m * n * k) as u64);
@@ -248,8 +248,9 @@ mod tests {
 
     #[test]
     fn rows_are_means_of_a_step_and_add_up() {
-        let config = shape("llama-3.1-8b").unwrap();
-        let case = Case { rows: NonZeroU32::new(2).unwrap(), positions: NonZeroU32::new(64).unwrap() };
+        let config = model_config("llama-3.1-8b").unwrap();
+        let case =
+            MicroBatchCase { rows: NonZeroU32::new(2).unwrap(), positions: NonZeroU32::new(64).unwrap() };
         let timings = vec![
             timing("product 128x4096x4096 nt bf16", Some([128, 4096, 4096]), 8.0),
             timing("product 128x4096x16 nt bf16 +=", Some([128, 4096, 16]), 2.0),

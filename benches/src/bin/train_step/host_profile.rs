@@ -53,7 +53,7 @@ impl HostProfile {
     /// A row a span name, the longest first.
     pub(crate) fn table(&self, steps: usize) -> String {
         let mut table = format!("{:<24}{:>8}{:>12}{:>10}\n", "operation", "calls", "ms a step", "% of it");
-        for Row { name, calls, milliseconds, percent } in self.of_a_step(steps) {
+        for SpanRow { name, calls, milliseconds, percent } in self.rows_per_step(steps) {
             let _ = writeln!(table, "{name:<24}{calls:>8}{milliseconds:>12.1}{percent:>10.1}");
         }
         table
@@ -61,16 +61,16 @@ impl HostProfile {
 
     /// The same rows for a line of JSON.
     pub(crate) fn rows(&self, steps: usize) -> Value {
-        let row = |Row { name, calls, milliseconds, percent }| json!({"name": name, "calls": calls, "milliseconds": milliseconds, "percent": percent});
-        self.of_a_step(steps).into_iter().map(row).collect()
+        let row = |SpanRow { name, calls, milliseconds, percent }| json!({"name": name, "calls": calls, "milliseconds": milliseconds, "percent": percent});
+        self.rows_per_step(steps).into_iter().map(row).collect()
     }
 
-    fn of_a_step(&self, steps: usize) -> Vec<Row> {
+    fn rows_per_step(&self, steps: usize) -> Vec<SpanRow> {
         let totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
         let mut sorted: Vec<_> = totals.iter().collect();
         sorted.sort_by_key(|(name, total)| (std::cmp::Reverse(total.busy), **name));
         let all: Duration = sorted.iter().map(|(_, total)| total.busy).sum();
-        let row = |(name, total): (&&'static str, &Total)| Row {
+        let row = |(name, total): (&&'static str, &Total)| SpanRow {
             name,
             calls: total.calls / steps as u64,
             milliseconds: total.busy.as_secs_f64() * 1e3 / steps as f64,
@@ -81,7 +81,7 @@ impl HostProfile {
 }
 
 /// A span name's numbers of a step.
-struct Row {
+struct SpanRow {
     name: &'static str,
     calls: u64,
     milliseconds: f64,

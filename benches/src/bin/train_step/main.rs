@@ -7,9 +7,9 @@ mod args;
 mod gpu_profile;
 mod host_profile;
 mod measure;
-mod process;
+mod proc_stats;
+mod published_models;
 mod report;
-mod shape;
 mod trainer;
 mod utilization;
 
@@ -24,7 +24,7 @@ use lora_ops::device::reset_peak_memory;
 
 use crate::args::Args;
 use crate::measure::measure;
-use crate::report::Report;
+use crate::report::CaseReport;
 
 fn main() -> Result<()> {
     let args = Args::parse();
@@ -37,7 +37,7 @@ fn main() -> Result<()> {
 /// # Errors
 /// No case succeeded: the error of the last one.
 fn run(args: &Args) -> Result<()> {
-    let config = shape::shape(&args.model)?;
+    let config = published_models::model_config(&args.model)?;
     let device = lora_train::open_device(args.device)?;
     let host_profile = (args.profile && device.is_cpu()).then(host_profile::install).transpose()?;
     let ceilings = (args.profile && !device.is_cpu())
@@ -50,7 +50,7 @@ fn run(args: &Args) -> Result<()> {
     let base = Base::random(config, args.format(), 0, &device).context("making the random base")?;
     device.synchronize()?;
     let load_seconds = started.elapsed().as_secs_f64();
-    let report = Report {
+    let report = CaseReport {
         args,
         device: lora_ops::device::describe(&device)?,
         load_seconds,
@@ -64,7 +64,7 @@ fn run(args: &Args) -> Result<()> {
         if number > 0 {
             // The peak of each case is its own.
             reset_peak_memory(&device)?;
-            process::reset_peak_rss();
+            proc_stats::reset_peak_rss();
         }
         match measure(report.base, case, args, host_profile.as_ref()) {
             Ok(measurement) => {

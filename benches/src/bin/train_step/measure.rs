@@ -8,10 +8,10 @@ use lora_model::Base;
 use lora_ops::profile;
 use lora_train::device_memory;
 
-use crate::args::{Args, Case};
+use crate::args::{Args, MicroBatchCase};
 use crate::gpu_profile::GpuProfile;
 use crate::host_profile::HostProfile;
-use crate::process;
+use crate::proc_stats;
 use crate::trainer::Trainer;
 
 /// Steps of which a GPU's profile is the mean, after those that are measured: events between kernels slow a step down.
@@ -42,12 +42,12 @@ impl Measurement {
 /// Trains some steps of `case` and measures them. `host_profile` begins anew with the measured steps.
 pub(crate) fn measure(
     base: &Arc<Base>,
-    case: Case,
+    case: MicroBatchCase,
     args: &Args,
     host_profile: Option<&HostProfile>,
 ) -> Result<Measurement> {
     let device = base.device();
-    let mut trainer = Trainer::new(base.clone(), case, args.activation_checkpointing.of())?;
+    let mut trainer = Trainer::new(base.clone(), case, args.activation_checkpointing.into_spec())?;
     let mut timed_step = |step: usize| -> Result<(f64, f64)> {
         let tokens = trainer.tokens(step);
         let started = Instant::now();
@@ -58,7 +58,7 @@ pub(crate) fn measure(
     for step in 0..args.warmup {
         timed_step(step)?;
     }
-    let cpu_before = process::cpu_seconds()?;
+    let cpu_before = proc_stats::cpu_seconds()?;
     host_profile.inspect(|profile| profile.reset());
     let end = args.warmup + args.steps.get();
     let mut seconds = Vec::with_capacity(args.steps.get());
@@ -68,9 +68,9 @@ pub(crate) fn measure(
         seconds.push(took);
         loss = of_step;
     }
-    let cpu_seconds_per_step = (process::cpu_seconds()? - cpu_before) / args.steps.get() as f64;
+    let cpu_seconds_per_step = (proc_stats::cpu_seconds()? - cpu_before) / args.steps.get() as f64;
     let memory = device_memory(device)?;
-    let peak_memory_bytes = memory.map_or_else(process::peak_rss_bytes, |memory| Ok(memory.peak_bytes))?;
+    let peak_memory_bytes = memory.map_or_else(proc_stats::peak_rss_bytes, |memory| Ok(memory.peak_bytes))?;
     let gpu_profile = if args.profile && !device.is_cpu() {
         profile::start();
         let steps = (end..end + PROFILED_STEPS).map(&mut timed_step).collect::<Result<Vec<_>>>();

@@ -10,13 +10,13 @@ use lora_spec::{
 };
 use serde_json::{Value, json};
 
-use crate::args::{Args, Case, Dtype, name};
+use crate::args::{Args, Dtype, MicroBatchCase, name};
 use crate::host_profile::HostProfile;
 use crate::measure::Measurement;
 use crate::utilization;
 
 /// What the results of all cases have in common.
-pub(crate) struct Report<'a> {
+pub(crate) struct CaseReport<'a> {
     pub(crate) args: &'a Args,
     /// The device's description.
     pub(crate) device: String,
@@ -28,9 +28,9 @@ pub(crate) struct Report<'a> {
     pub(crate) ceilings: Option<Ceilings>,
 }
 
-impl Report<'_> {
+impl CaseReport<'_> {
     /// Prints what was measured of a case.
-    pub(crate) fn print(&self, case: Case, measured: &Measurement) {
+    pub(crate) fn print(&self, case: MicroBatchCase, measured: &Measurement) {
         if self.args.json {
             println!("{}", self.json(case, measured));
         } else {
@@ -39,7 +39,7 @@ impl Report<'_> {
     }
 
     /// Prints why a case was not measured.
-    pub(crate) fn print_error(&self, case: Case, error: &Error) {
+    pub(crate) fn print_error(&self, case: MicroBatchCase, error: &Error) {
         // What follows the first line is a backtrace.
         let error = format!("{error:#}");
         let error = error.lines().next().unwrap_or_default();
@@ -56,7 +56,7 @@ impl Report<'_> {
     }
 
     /// What a line of JSON says of a case before it is measured.
-    fn case(&self, case: Case) -> Value {
+    fn case(&self, case: MicroBatchCase) -> Value {
         json!({
             "engine": "loractl",
             "model": self.args.model,
@@ -70,22 +70,22 @@ impl Report<'_> {
         })
     }
 
-    fn json(&self, case: Case, measured: &Measurement) -> Value {
-        let numbers = self.numbers(case, measured);
+    fn json(&self, case: MicroBatchCase, measured: &Measurement) -> Value {
+        let derived = self.derived(case, measured);
         let mut result = self.case(case);
         let rest = json!({
             "trainable_parameters": measured.trainable_parameters,
-            "tokens_per_s": numbers.tokens_per_s,
+            "tokens_per_s": derived.tokens_per_s,
             "step_seconds": measured.seconds,
             "cpu_seconds_per_step": measured.cpu_seconds_per_step,
             "base_bytes_a_parameter": self.base.bytes() as f64 / self.base.config.parameters() as f64,
             "peak_memory_bytes": measured.peak_memory_bytes,
             "peak_reserved_memory_bytes": measured.peak_reserved_memory_bytes,
-            "planned_memory": numbers.planned,
-            "planned_memory_bytes": numbers.planned.step_bytes(),
-            "flops_per_token": numbers.flops_per_token,
-            "peak_tflops": numbers.peak_tflops,
-            "mfu": numbers.mfu,
+            "planned_memory": derived.planned,
+            "planned_memory_bytes": derived.planned.step_bytes(),
+            "flops_per_token": derived.flops_per_token,
+            "peak_tflops": derived.peak_tflops,
+            "mfu": derived.mfu,
             "load_seconds": self.load_seconds,
             "loss": measured.loss,
         });
@@ -101,8 +101,8 @@ impl Report<'_> {
         result
     }
 
-    fn print_words(&self, case: Case, measured: &Measurement) {
-        let numbers = self.numbers(case, measured);
+    fn print_words(&self, case: MicroBatchCase, measured: &Measurement) {
+        let derived = self.derived(case, measured);
         let args = self.args;
         let fastest = measured.seconds.iter().copied().fold(f64::INFINITY, f64::min);
         let slowest = measured.seconds.iter().copied().fold(0.0, f64::max);
@@ -114,18 +114,18 @@ impl Report<'_> {
             self.load_seconds
         );
         println!("micro-batch         {} x {} tokens", case.rows, case.positions);
-        println!("tokens/s            {:.1} (median of {} steps)", numbers.tokens_per_s, args.steps);
+        println!("tokens/s            {:.1} (median of {} steps)", derived.tokens_per_s, args.steps);
         println!("seconds a step      {:.4} ({fastest:.4} to {slowest:.4})", measured.median_seconds());
         println!("CPU seconds a step  {:.3}", measured.cpu_seconds_per_step);
-        println!("GFLOPs a token      {:.3}", numbers.flops_per_token / 1e9);
-        if let (Some(mfu), Some(peak)) = (numbers.mfu, numbers.peak_tflops) {
+        println!("GFLOPs a token      {:.3}", derived.flops_per_token / 1e9);
+        if let (Some(mfu), Some(peak)) = (derived.mfu, derived.peak_tflops) {
             println!("MFU                 {:.1} % of {peak} TFLOP/s", mfu * 100.0);
         }
         println!("peak memory         {:.3} GB", measured.peak_memory_bytes as f64 / 1e9);
         if let Some(bytes) = measured.peak_reserved_memory_bytes {
             println!("peak reserved       {:.3} GB", bytes as f64 / 1e9);
         }
-        println!("planned             {:.3} GB", numbers.planned.step_bytes() as f64 / 1e9);
+        println!("planned             {:.3} GB", derived.planned.step_bytes() as f64 / 1e9);
         println!("loss                {:.4}", measured.loss);
         if let Some(profile) = self.host_profile {
             println!("\n{}", profile.table(args.steps.get()));
@@ -138,7 +138,7 @@ impl Report<'_> {
         }
     }
 
-    fn numbers(&self, case: Case, measured: &Measurement) -> Numbers {
+    fn derived(&self, case: MicroBatchCase, measured: &Measurement) -> DerivedMetrics {
         let config = &self.base.config;
         let (rows, positions) = (case.rows.get() as usize, case.positions.get() as usize);
         let footprint = ModelFootprint {
@@ -151,7 +151,7 @@ impl Report<'_> {
             modules: &config.linear_modules(),
             adapter: &AdapterSpec::default(),
             shape: MicroBatchShape { rows, positions, count: 1 },
-            checkpointing: self.args.activation_checkpointing.of(),
+            checkpointing: self.args.activation_checkpointing.into_spec(),
             optim: Optim::default(),
             keeps_best: false,
         });
@@ -160,7 +160,7 @@ impl Report<'_> {
         let flops_per_token = flops_of_row as f64 / positions as f64;
         let known_peak = utilization::peak_tflops(&self.device).filter(|_| self.args.dtype == Dtype::Bf16);
         let peak_tflops = self.args.peak_tflops.or(known_peak);
-        Numbers {
+        DerivedMetrics {
             tokens_per_s,
             flops_per_token,
             peak_tflops,
@@ -171,7 +171,7 @@ impl Report<'_> {
 }
 
 /// What follows from the measurement of a case.
-struct Numbers {
+struct DerivedMetrics {
     tokens_per_s: f64,
     flops_per_token: f64,
     peak_tflops: Option<f64>,

@@ -8,7 +8,7 @@ use lora_ops::adamw::AdamW;
 use lora_spec::{ActivationCheckpointing, AdapterSpec, Optim, Philox};
 use lora_train::{Engine, Partition, ProcessGroup};
 
-use crate::args::Case;
+use crate::args::MicroBatchCase;
 
 /// An engine with a fresh adapter, and the shape of its only micro-batch.
 pub(crate) struct Trainer {
@@ -19,7 +19,11 @@ pub(crate) struct Trainer {
 }
 
 impl Trainer {
-    pub(crate) fn new(base: Arc<Base>, case: Case, checkpointing: ActivationCheckpointing) -> Result<Self> {
+    pub(crate) fn new(
+        base: Arc<Base>,
+        case: MicroBatchCase,
+        checkpointing: ActivationCheckpointing,
+    ) -> Result<Self> {
         let adapter = Adapter::new(&base.config, &AdapterSpec::default(), 0)?;
         Ok(Self {
             engine: Engine::new(base, adapter, Optim::default())?,

@@ -19,14 +19,14 @@ mod tests {
     use lora_spec::row_flops;
 
     use super::*;
-    use crate::shape::shape;
+    use crate::published_models::model_config;
 
     /// Frozen elements of a block: 2 x 4096^2 (q, o) + 2 x 4096 x 1024 (k, v) + 3 x 4096 x 14336 (MLP) = 218,103,808; 32 blocks
     /// and a head of 128256 x 4096 = 525,336,576 make 7,504,658,432. LoRA of rank 16 adds 16 (in + out) a matrix: 16 x (2 x 8192
     /// + 2 x 5120 + 3 x 18432) x 32 = 41,943,040. Attention: 6 x 32 x 4096 x 2049 = 1,611,399,168 a token.
     #[test]
     fn llama_8b_at_2048_tokens() {
-        let config = shape("llama-3.1-8b").unwrap();
+        let config = model_config("llama-3.1-8b").unwrap();
         let token = 4 * 7_504_658_432 + 6 * 41_943_040 + 1_611_399_168;
         assert_eq!(token, 31_881_691_136_u64);
         assert_eq!(row_flops(&config, 41_943_040, 2048), 2048 * token);
@@ -36,7 +36,7 @@ mod tests {
     /// features x 131,328 pairs x 16 blocks = 51,640,270,848 a row.
     #[test]
     fn llama_1b_at_512_tokens() {
-        let config = shape("llama-3.2-1b").unwrap();
+        let config = model_config("llama-3.2-1b").unwrap();
         let products = 512 * (4 * 1_235_746_816 + 6 * 11_272_192);
         assert_eq!(row_flops(&config, 11_272_192, 512), products + 51_640_270_848);
         assert_eq!(row_flops(&config, 11_272_192, 512), 2_617_077_923_840);
@@ -46,14 +46,14 @@ mod tests {
     /// 1,204,224.
     #[test]
     fn qwen_7b_at_one_token() {
-        let config = shape("qwen2.5-7b").unwrap();
+        let config = model_config("qwen2.5-7b").unwrap();
         assert_eq!(row_flops(&config, 0, 1), 4 * 7_070_285_824 + 1_204_224);
     }
 
     /// Of 5 queries with a window of 2, the first sees 1 key, the others 2: 9 pairs instead of 15.
     #[test]
-    fn windows_see_fewer_keys() {
-        let mut config = shape("llama-3.2-1b").unwrap();
+    fn sliding_windows_reduce_attention_flops() {
+        let mut config = model_config("llama-3.2-1b").unwrap();
         let all = row_flops(&config, 0, 5);
         assert_eq!(all, 5 * 4 * 1_235_746_816 + 12 * 2048 * 15 * 16);
         config.sliding_windows[3] = Some(2);

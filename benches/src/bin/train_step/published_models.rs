@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, anyhow};
 use lora_spec::ModelConfig;
 
 /// The numbers of the published `config.json` that shape or computation depend on.
-const PUBLISHED: [(&str, &str); 4] = [
+const PUBLISHED_CONFIGS: [(&str, &str); 4] = [
     ("smollm2-135m", include_str!("../../../models/smollm2-135m.json")),
     ("llama-3.2-1b", include_str!("../../../models/llama-3.2-1b.json")),
     ("llama-3.1-8b", include_str!("../../../models/llama-3.1-8b.json")),
@@ -14,12 +14,12 @@ const PUBLISHED: [(&str, &str); 4] = [
 ];
 
 /// The shape of a published model by its name, or of any `config.json` by its path.
-pub(crate) fn shape(model: &str) -> Result<ModelConfig> {
-    let published = PUBLISHED.iter().find(|(name, _)| *name == model);
+pub(crate) fn model_config(model: &str) -> Result<ModelConfig> {
+    let published = PUBLISHED_CONFIGS.iter().find(|(name, _)| *name == model);
     let text = match published {
         Some((_, text)) => (*text).to_owned(),
         None => fs::read_to_string(model).with_context(|| {
-            let names = PUBLISHED.map(|(name, _)| name).join(", ");
+            let names = PUBLISHED_CONFIGS.map(|(name, _)| name).join(", ");
             format!("--model {model}: must be {names}, or the path of a config.json")
         })?,
     };
@@ -32,7 +32,7 @@ mod tests {
 
     #[test]
     fn published_models_have_their_published_sizes() {
-        let parameters = |model| shape(model).unwrap().parameters();
+        let parameters = |model| model_config(model).unwrap().parameters();
         assert_eq!(parameters("smollm2-135m"), 134_515_008);
         assert_eq!(parameters("llama-3.2-1b"), 1_235_814_400);
         assert_eq!(parameters("llama-3.1-8b"), 8_030_261_248);
@@ -40,8 +40,8 @@ mod tests {
     }
 
     #[test]
-    fn another_name_is_refused_with_those_that_there_are() {
-        let error = format!("{:#}", shape("llama-9").unwrap_err());
+    fn an_unknown_model_lists_the_known_ones() {
+        let error = format!("{:#}", model_config("llama-9").unwrap_err());
         assert!(
             error.starts_with(
                 "--model llama-9: must be smollm2-135m, llama-3.2-1b, llama-3.1-8b, qwen2.5-7b, or"
