@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use crate::process::LIMIT;
+use crate::process::WAIT_TIMEOUT;
 
 /// A client.
 #[derive(Debug)]
@@ -77,7 +77,9 @@ impl Api {
         self.runtime
             .block_on(async {
                 let file = tokio::fs::File::open(path).await.unwrap();
-                timeout(LIMIT, file_transfer::upload(channel, header, file, path, |_| ())).await.unwrap()
+                timeout(WAIT_TIMEOUT, file_transfer::upload(channel, header, file, path, |_| ()))
+                    .await
+                    .unwrap()
             })
             .unwrap();
         let name = path.file_name().unwrap().to_str().unwrap().to_owned();
@@ -97,7 +99,7 @@ impl Api {
         call: impl AsyncFnOnce(FineTuningClient<Channel>) -> Result<T, Status>,
     ) -> Result<T, Status> {
         let client = FineTuningClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        self.runtime.block_on(async { timeout(LIMIT, call(client)).await.unwrap() })
+        self.runtime.block_on(async { timeout(WAIT_TIMEOUT, call(client)).await.unwrap() })
     }
 }
 

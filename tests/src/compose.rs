@@ -33,7 +33,7 @@ fn container(name: &str, service: &Value) -> Container {
     let image = dockerfile::stages().into_iter().find(|stage| stage.name == target);
     let image = image.unwrap_or_else(|| panic!("{name}: the Dockerfile has no target {target}"));
     let mut container = Container {
-        place: format!("docker-compose.yml: {name}"),
+        location: format!("docker-compose.yml: {name}"),
         arguments: list(&service["command"]).map(text).collect(),
         environment: BTreeMap::new(),
         mounts: BTreeMap::new(),
@@ -56,7 +56,9 @@ fn container(name: &str, service: &Value) -> Container {
                 container.mounts.insert(there, repository().join(path));
             }
             (None, None) if is_name(parts[0]) => {
-                container.volumes.insert(there, Volume::Kept { name: parts[0].to_owned(), bytes: None });
+                container
+                    .volumes
+                    .insert(there, Volume::Persistent { name: parts[0].to_owned(), bytes: None });
             }
             _ => panic!("{name}: volume {volume}: neither ./PATH:PATH:ro nor NAME:PATH"),
         }

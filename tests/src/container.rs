@@ -18,7 +18,7 @@ use crate::service::without_settings;
 #[derive(Clone, Debug)]
 pub struct Container {
     /// Where it is described, such as `docker-compose.yml: worker-0`.
-    pub place: String,
+    pub location: String,
     /// The target of the Dockerfile that is its image.
     pub image: Stage,
     /// What the program gets; the program is the image's entry point.
@@ -43,7 +43,7 @@ pub struct Container {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Volume {
     /// Is kept when the container is replaced.
-    Kept {
+    Persistent {
         /// Its name.
         name: String,
         /// Its size in bytes, where that is said.
@@ -55,10 +55,10 @@ pub enum Volume {
 
 impl Container {
     /// What an image is without further words.
-    pub fn of(image: Stage) -> Self {
-        let kept = |path: &str| Volume::Kept { name: path.replace('/', "-"), bytes: None };
+    pub fn from_image(image: Stage) -> Self {
+        let kept = |path: &str| Volume::Persistent { name: path.replace('/', "-"), bytes: None };
         Self {
-            place: format!("deploy/docker/Dockerfile: {}", image.name),
+            location: format!("deploy/docker/Dockerfile: {}", image.name),
             arguments: Vec::new(),
             environment: BTreeMap::new(),
             mounts: BTreeMap::new(),
@@ -147,12 +147,12 @@ impl Container {
         }
         for (name, value) in &self.environment {
             let value =
-                value.as_ref().unwrap_or_else(|| panic!("{}: {name} is known in a pod only", self.place));
+                value.as_ref().unwrap_or_else(|| panic!("{}: {name} is known in a pod only", self.location));
             let here = addresses.iter().fold(value.clone(), |text, (there, here)| text.replace(there, here));
             assert!(
                 !value.contains("://") || here != *value,
                 "{}: no address for {name}={value}",
-                self.place
+                self.location
             );
             program.env(name, here);
         }
@@ -161,7 +161,7 @@ impl Container {
             let variable = format!("LORA__{}", key.to_uppercase().replace('.', "__"));
             if is_listen(&key) && !value.is_empty() {
                 program.env(variable, "127.0.0.1:0");
-            } else if let Some(Volume::Kept { name, .. }) = self.volumes.get(Path::new(value)) {
+            } else if let Some(Volume::Persistent { name, .. }) = self.volumes.get(Path::new(value)) {
                 program.env(variable, dir.join(name));
             }
         }

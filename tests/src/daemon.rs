@@ -4,7 +4,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::http::{self, Answer};
+use crate::http::{self, HttpResponse};
 use crate::process::{Finished, Running, Signal, wait_until};
 
 /// A daemon that listens, with its log as JSON. Dropping it kills it.
@@ -30,7 +30,7 @@ impl Daemon {
     }
 
     /// What it answers over HTTP.
-    pub fn get(&self, path: &str) -> Answer {
+    pub fn get(&self, path: &str) -> HttpResponse {
         http::get(self.address("http"), path)
     }
 

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-use crate::{Finished, Outcome, loractl};
+use crate::{Finished, RunOutcome, loractl};
 
 /// 57 rows: an epoch has 5 steps, the last of 9 rows in 5 micro-batches, the last of those of 1 row. 12 steps: 2.4 epochs.
 const TRAINING_ROWS: usize = 57;
@@ -56,7 +56,7 @@ impl Default for Fixture {
 
 impl Fixture {
     /// With a job of 48 short steps in place of the 12, so that much can happen on its way; four workers can share it.
-    pub fn of_short_steps() -> Self {
+    pub fn with_short_steps() -> Self {
         let fixture = Self::default();
         for (old, new) in [
             ("max_steps: 12", "max_steps: 48"),
@@ -71,7 +71,7 @@ impl Fixture {
     }
 
     /// With a job of this many steps.
-    pub fn of_steps(steps: u64) -> Self {
+    pub fn with_steps(steps: u64) -> Self {
         let fixture = Self::default();
         fixture.edit("job.yaml", "max_steps: 12", &format!("max_steps: {steps}"));
         fixture
@@ -133,8 +133,8 @@ impl Fixture {
     }
 
     /// Runs the job to its end, which must be a good one.
-    pub fn finish(&self, out: &str, arguments: &[&str]) -> Outcome {
-        Finished::of(&mut self.run(out, arguments)).expect_code(0);
-        Outcome::read(&self.path(out))
+    pub fn finish(&self, out: &str, arguments: &[&str]) -> RunOutcome {
+        Finished::run(&mut self.run(out, arguments)).expect_code(0);
+        RunOutcome::read(&self.path(out))
     }
 }

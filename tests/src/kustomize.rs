@@ -67,7 +67,7 @@ impl Kustomization {
             ["startupProbe", "readinessProbe", "livenessProbe"].map(|probe| &container[probe]["httpGet"]);
         let (mounts, volumes) = self.places(owner, container);
         Container {
-            place: format!("deploy/kubernetes/{}: {}", self.name, text(&owner["metadata"]["name"])),
+            location: format!("deploy/kubernetes/{}: {}", self.name, text(&owner["metadata"]["name"])),
             image,
             arguments: list(&container["args"]).map(text).collect(),
             environment: list(&container["env"])
@@ -100,7 +100,7 @@ impl Kustomization {
             match (claim, volume) {
                 (Some(claim), None) => {
                     let bytes = gibibytes(&text(&claim["spec"]["resources"]["requests"]["storage"]));
-                    volumes.insert(path, Volume::Kept { name, bytes: Some(bytes) });
+                    volumes.insert(path, Volume::Persistent { name, bytes: Some(bytes) });
                 }
                 (None, Some(volume)) if volume["emptyDir"].is_object() => {
                     volumes.insert(path, Volume::Scratch);

@@ -24,9 +24,9 @@ pub use api::Api;
 pub use binary::{lora_coordinator, lora_worker, loractl};
 pub use daemon::Daemon;
 pub use fixture::Fixture;
-pub use output::{Outcome, json, json_lines, metrics, sha256, snapshot};
-pub use process::{Finished, LIMIT, Process, Running, Signal, until, wait_until};
-pub use service::{Service, Worker, sets, without_settings};
+pub use output::{RunOutcome, json, json_lines, metrics, sha256, snapshot};
+pub use process::{Finished, Process, Running, Signal, WAIT_TIMEOUT, until, wait_until};
+pub use service::{TestService, Worker, sets, without_settings};
 pub use terminal::on_terminal;
 
 /// The root of this repository.

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 
 /// What must not depend on how a job was run.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Outcome {
+pub struct RunOutcome {
     /// SHA-256 of `adapter_model.safetensors`.
     pub adapter_sha256: String,
     /// Text of `receipt.json`.
@@ -19,7 +19,7 @@ pub struct Outcome {
     pub metrics: String,
 }
 
-impl Outcome {
+impl RunOutcome {
     /// Of the finished run in `dir`.
     pub fn read(dir: &Path) -> Self {
         Self {

@@ -12,9 +12,9 @@ use serde_json::Value;
 pub use rustix::process::Signal;
 
 /// How long anything is waited for; far more than it takes.
-pub const LIMIT: Duration = Duration::from_secs(180);
+pub const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
 /// Lines of a process's log that a failed test shows.
-const SHOWN: usize = 60;
+const MAX_SHOWN_LINES: usize = 60;
 
 /// A process, held by a descriptor, so that its id cannot come to mean another.
 #[derive(Debug)]
@@ -40,9 +40,9 @@ impl Process {
         pidfd_send_signal(&self.descriptor, signal).unwrap();
     }
 
-    /// Waits until it has ended; false: it did not within [`LIMIT`].
+    /// Waits until it has ended; false: it did not within [`WAIT_TIMEOUT`].
     pub fn wait(&self) -> bool {
-        let limit = Timespec::try_from(LIMIT).unwrap();
+        let limit = Timespec::try_from(WAIT_TIMEOUT).unwrap();
         poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], Some(&limit)).unwrap() > 0
     }
 }
@@ -103,10 +103,10 @@ impl Running {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for its end; fails if that does not come within [`LIMIT`].
+    /// Waits for its end; fails if that does not come within [`WAIT_TIMEOUT`].
     pub fn wait(mut self) -> Finished {
         if !self.process.wait() {
-            panic!("{:?} runs on after {LIMIT:?}; stderr:\n{}", self.process.arguments, self.stderr());
+            panic!("{:?} runs on after {WAIT_TIMEOUT:?}; stderr:\n{}", self.process.arguments, self.stderr());
         }
         let code = self.child.wait().unwrap().code();
         Finished { code, stdout: text(&self.stdout), stderr: text(&self.stderr) }
@@ -117,7 +117,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let stderr = self.stderr();
-            let shown = stderr.lines().count().saturating_sub(SHOWN);
+            let shown = stderr.lines().count().saturating_sub(MAX_SHOWN_LINES);
             let tail: Vec<&str> = stderr.lines().skip(shown).collect();
             eprintln!("--- stderr of {}\n{}\n---", self.process.arguments.join(" "), tail.join("\n"));
         }
@@ -129,7 +129,7 @@ impl Drop for Running {
 
 impl Finished {
     /// Runs `command` to its end.
-    pub fn of(command: &mut Command) -> Self {
+    pub fn run(command: &mut Command) -> Self {
         Running::start(command).wait()
     }
 
@@ -151,7 +151,7 @@ impl Finished {
     }
 }
 
-/// Looks until `seen` gives something; fails after [`LIMIT`].
+/// Looks until `seen` gives something; fails after [`WAIT_TIMEOUT`].
 pub fn until<T>(what: &str, mut seen: impl FnMut() -> Option<T>) -> T {
     const PAUSE: Duration = Duration::from_millis(5);
     let started = Instant::now();
@@ -159,7 +159,7 @@ pub fn until<T>(what: &str, mut seen: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = seen() {
             return value;
         }
-        assert!(started.elapsed() < LIMIT, "waited in vain for {what}");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "waited in vain for {what}");
         std::thread::sleep(PAUSE);
     }
 }

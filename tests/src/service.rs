@@ -12,16 +12,16 @@ use crate::api::Api;
 use crate::binary::{lora_coordinator, lora_worker, loractl};
 use crate::daemon::Daemon;
 use crate::fixture::Fixture;
-use crate::output::Outcome;
+use crate::output::RunOutcome;
 use crate::process::{Finished, Running, until};
 
 /// Seconds, so that a failure is known soon, but not before a busy machine's process has had its turn.
-const TIMES: [&str; 3] =
+const TIMING_SETTINGS: [&str; 3] =
     ["workers.heartbeat_seconds=0.25", "workers.lease_seconds=3", "recovery.settle_seconds=0.5"];
 
 /// A coordinator. Dropping it kills it.
 #[derive(Debug)]
-pub struct Service {
+pub struct TestService {
     // Goes before its directory.
     daemon: Option<Daemon>,
     address: String,
@@ -40,7 +40,7 @@ pub struct Worker {
     _cache: TempDir,
 }
 
-impl Service {
+impl TestService {
     /// Starts a coordinator.
     pub fn start() -> Self {
         Self::with(&[])
@@ -48,7 +48,8 @@ impl Service {
 
     /// Starts one with these settings beside the usual ones.
     pub fn with(settings: &[&str]) -> Self {
-        let settings: Vec<String> = TIMES.iter().chain(settings).map(|set| (*set).to_owned()).collect();
+        let settings: Vec<String> =
+            TIMING_SETTINGS.iter().chain(settings).map(|set| (*set).to_owned()).collect();
         let state = tempfile::tempdir().unwrap();
         let daemon = start(state.path(), &own_address(), &settings);
         let address = daemon.address("address").to_owned();
@@ -123,7 +124,7 @@ impl Service {
 
     /// Runs a command of `loractl` to it, to its end.
     pub fn run(&self, arguments: &[&str]) -> Finished {
-        Finished::of(&mut self.loractl(arguments))
+        Finished::run(&mut self.loractl(arguments))
     }
 
     /// Submits the job of `fixture` and returns its id.
@@ -166,10 +167,10 @@ impl Service {
     }
 
     /// Waits until a job has succeeded and downloads its result to `dir`.
-    pub fn result(&self, job_id: &str, dir: &Path) -> Outcome {
+    pub fn result(&self, job_id: &str, dir: &Path) -> RunOutcome {
         self.until_state(job_id, "succeeded");
         self.run(&["download", job_id, "--out", dir.to_str().unwrap()]).expect_code(0);
-        Outcome::read(dir)
+        RunOutcome::read(dir)
     }
 }
 

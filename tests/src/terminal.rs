@@ -8,7 +8,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::pty::{OpenptFlags, ioctl_tiocgptpeer, openpt, unlockpt};
 use rustix::termios::{Winsize, tcsetwinsize};
 
-use crate::process::LIMIT;
+use crate::process::WAIT_TIMEOUT;
 
 /// Runs `command` to its end, with a terminal of so many columns as its stdout, and returns what it wrote there. It must end
 /// well.
@@ -22,7 +22,7 @@ pub fn on_terminal(mut command: Command, columns: u16) -> String {
     drop(command);
     let mut terminal = File::from(terminal);
     let (mut written, mut piece) = (Vec::new(), [0; 4096]);
-    let limit = Timespec::try_from(LIMIT).unwrap();
+    let limit = Timespec::try_from(WAIT_TIMEOUT).unwrap();
     loop {
         assert!(
             poll(&mut [PollFd::new(&terminal, PollFlags::IN)], Some(&limit)).unwrap() > 0,

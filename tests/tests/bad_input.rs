@@ -12,11 +12,11 @@ struct Case {
     /// What is wrong.
     name: &'static str,
     /// Breaks a sound job.
-    spoil: fn(&Fixture),
+    break_job: fn(&Fixture),
     /// Where the error says it is.
     at: At,
     /// What else it says: the field, what is wrong, what would be right.
-    says: &'static [&'static str],
+    expected: &'static [&'static str],
 }
 
 enum At {
@@ -29,75 +29,75 @@ enum At {
 const SETTINGS: &[Case] = &[
     Case {
         name: "an unknown key",
-        spoil: |f| f.edit("job.yaml", "learning_rate:", "learning_rat:"),
+        break_job: |f| f.edit("job.yaml", "learning_rate:", "learning_rat:"),
         at: At::Job("learning_rat:"),
-        says: &["training.learning_rat:", "did you mean training.learning_rate?"],
+        expected: &["training.learning_rat:", "did you mean training.learning_rate?"],
     },
     Case {
         name: "an unknown section",
-        spoil: |f| f.edit("job.yaml", "adapter:", "adaptor:"),
+        break_job: |f| f.edit("job.yaml", "adapter:", "adaptor:"),
         at: At::Job("r: 4"),
-        says: &["adaptor", "did you mean adapter?"],
+        expected: &["adaptor", "did you mean adapter?"],
     },
     Case {
         name: "a key in the wrong section",
-        spoil: |f| f.edit("job.yaml", "  r: 4\n", "  r: 4\n  max_length: 9\n"),
+        break_job: |f| f.edit("job.yaml", "  r: 4\n", "  r: 4\n  max_length: 9\n"),
         at: At::Job("max_length: 9"),
-        says: &["adapter.max_length", "it belongs at data.max_length"],
+        expected: &["adapter.max_length", "it belongs at data.max_length"],
     },
     Case {
         name: "a key of another trainer",
-        spoil: |f| f.edit("job.yaml", "micro_batch_size:", "per_device_train_batch_size:"),
+        break_job: |f| f.edit("job.yaml", "micro_batch_size:", "per_device_train_batch_size:"),
         at: At::Job("per_device_train_batch_size:"),
-        says: &["training.per_device_train_batch_size", "use training.micro_batch_size"],
+        expected: &["training.per_device_train_batch_size", "use training.micro_batch_size"],
     },
     Case {
         name: "a start that PEFT has and this has not",
-        spoil: |f| f.edit("job.yaml", "  r: 4\n", "  r: 4\n  init_lora_weights: gaussian\n"),
+        break_job: |f| f.edit("job.yaml", "  r: 4\n", "  r: 4\n  init_lora_weights: gaussian\n"),
         at: At::Job("init_lora_weights"),
-        says: &["adapter.init_lora_weights", "gaussian", "pissa_niter_N"],
+        expected: &["adapter.init_lora_weights", "gaussian", "pissa_niter_N"],
     },
     Case {
         name: "LoftQ over a base that is not quantized",
-        spoil: |f| f.edit("job.yaml", "  r: 4\n", "  r: 4\n  init_lora_weights: loftq\n"),
+        break_job: |f| f.edit("job.yaml", "  r: 4\n", "  r: 4\n  init_lora_weights: loftq\n"),
         at: At::Job("init_lora_weights"),
-        says: &["adapter.init_lora_weights: loftq", "model.quantization to nf4 or int8"],
+        expected: &["adapter.init_lora_weights: loftq", "model.quantization to nf4 or int8"],
     },
     Case {
         name: "a rank that a weight has not, which the adapter starts from",
-        spoil: |f| f.edit("job.yaml", "r: 4\n", "r: 200\n  init_lora_weights: pissa\n"),
+        break_job: |f| f.edit("job.yaml", "r: 4\n", "r: 200\n  init_lora_weights: pissa\n"),
         at: At::Job("r: 200"),
-        says: &["adapter.r: is 200", "has rank", "init_lora_weights: true"],
+        expected: &["adapter.r: is 200", "has rank", "init_lora_weights: true"],
     },
     Case {
         name: "a value of the wrong type",
-        spoil: |f| f.edit("job.yaml", "r: 4", "r: many"),
+        break_job: |f| f.edit("job.yaml", "r: 4", "r: many"),
         at: At::Job("r: many"),
-        says: &["adapter.r"],
+        expected: &["adapter.r"],
     },
     Case {
         name: "an unknown word",
-        spoil: |f| f.append("job.yaml", "  lr_scheduler_type: cosin"),
+        break_job: |f| f.append("job.yaml", "  lr_scheduler_type: cosin"),
         at: At::Job("cosin"),
-        says: &["training.lr_scheduler_type", "cosine", "constant_with_warmup"],
+        expected: &["training.lr_scheduler_type", "cosine", "constant_with_warmup"],
     },
     Case {
         name: "rank 0",
-        spoil: |f| f.edit("job.yaml", "r: 4", "r: 0"),
+        break_job: |f| f.edit("job.yaml", "r: 4", "r: 0"),
         at: At::Job("r: 0"),
-        says: &["adapter.r", "at least 1"],
+        expected: &["adapter.r", "at least 1"],
     },
     Case {
         name: "a learning rate that is no number",
-        spoil: |f| f.edit("job.yaml", "learning_rate: 5.0e-3", "learning_rate: .nan"),
+        break_job: |f| f.edit("job.yaml", "learning_rate: 5.0e-3", "learning_rate: .nan"),
         at: At::Job("learning_rate: .nan"),
-        says: &["training.learning_rate", "NaN", "finite number"],
+        expected: &["training.learning_rate", "NaN", "finite number"],
     },
     Case {
         name: "a target module that the base does not have",
-        spoil: |f| f.edit("job.yaml", "target_modules: all-linear", "target_modules: [q_proj, w_proj]"),
+        break_job: |f| f.edit("job.yaml", "target_modules: all-linear", "target_modules: [q_proj, w_proj]"),
         at: At::Job("w_proj"),
-        says: &[
+        expected: &[
             "adapter.target_modules",
             "w_proj",
             "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj",
@@ -105,40 +105,40 @@ const SETTINGS: &[Case] = &[
     },
     Case {
         name: "more workers than micro-batches",
-        spoil: |f| f.append("job.yaml", "workers: {min: 7, max: 7}"),
+        break_job: |f| f.append("job.yaml", "workers: {min: 7, max: 7}"),
         at: At::Job("workers:"),
-        says: &["workers.max", "7 workers", "6 micro-batches", "lower it to 6"],
+        expected: &["workers.max", "7 workers", "6 micro-batches", "lower it to 6"],
     },
     Case {
         name: "broken YAML",
-        spoil: |f| f.edit("job.yaml", "model:\n", "model: {\n"),
+        break_job: |f| f.edit("job.yaml", "model:\n", "model: {\n"),
         at: At::File("job.yaml:"),
-        says: &[],
+        expected: &[],
     },
     Case {
         name: "no job file",
-        spoil: |f| fs::remove_file(f.job()).unwrap(),
+        break_job: |f| fs::remove_file(f.job()).unwrap(),
         at: At::File("job.yaml"),
-        says: &["No such file"],
+        expected: &["No such file"],
     },
 ];
 
 const BASES: &[Case] = &[
     Case {
         name: "no base directory",
-        spoil: |f| f.edit("job.yaml", "base: base", "base: nowhere"),
+        break_job: |f| f.edit("job.yaml", "base: base", "base: nowhere"),
         at: At::File("nowhere"),
-        says: &["model.base"],
+        expected: &["model.base"],
     },
     Case {
         name: "an architecture that is not supported",
-        spoil: |f| f.edit("base/config.json", "LlamaForCausalLM", "GPT2LMHeadModel"),
+        break_job: |f| f.edit("base/config.json", "LlamaForCausalLM", "GPT2LMHeadModel"),
         at: At::File("base/config.json"),
-        says: &["architectures", "GPT2LMHeadModel", "supported: LlamaForCausalLM, Qwen2ForCausalLM"],
+        expected: &["architectures", "GPT2LMHeadModel", "supported: LlamaForCausalLM, Qwen2ForCausalLM"],
     },
     Case {
         name: "a shard that is missing",
-        spoil: |f| {
+        break_job: |f| {
             let shard = "model-00001-of-00002.safetensors";
             fs::rename(f.path("base/model.safetensors"), f.path("base").join(shard)).unwrap();
             let other = "model-00002-of-00002.safetensors";
@@ -146,127 +146,127 @@ const BASES: &[Case] = &[
             f.write("base/model.safetensors.index.json", &json!({"weight_map": map}).to_string());
         },
         at: At::File("base/model.safetensors.index.json"),
-        says: &["weight_map", "model-00002-of-00002.safetensors", "not in this directory"],
+        expected: &["weight_map", "model-00002-of-00002.safetensors", "not in this directory"],
     },
     Case {
         name: "a truncated safetensors file",
-        spoil: |f| {
+        break_job: |f| {
             let file = OpenOptions::new().write(true).open(f.path("base/model.safetensors")).unwrap();
             file.set_len(file.metadata().unwrap().len() - 1).unwrap();
         },
         at: At::File("base/model.safetensors"),
-        says: &["is truncated", "bytes of"],
+        expected: &["is truncated", "bytes of"],
     },
     Case {
         name: "no weights",
-        spoil: |f| fs::remove_file(f.path("base/model.safetensors")).unwrap(),
+        break_job: |f| fs::remove_file(f.path("base/model.safetensors")).unwrap(),
         at: At::File("base"),
-        says: &["neither model.safetensors nor model.safetensors.index.json"],
+        expected: &["neither model.safetensors nor model.safetensors.index.json"],
     },
     Case {
         name: "weights of another shape",
-        spoil: |f| {
+        break_job: |f| {
             let config = lora_e2e::json(&f.path("base/config.json"));
             let mlp = config["intermediate_size"].as_u64().unwrap();
             f.edit("base/config.json", &format!("\"intermediate_size\": {mlp}"), "\"intermediate_size\": 64");
         },
         at: At::File("base/model.safetensors"),
-        says: &["gate_proj", "config.json asks for [64, "],
+        expected: &["gate_proj", "config.json asks for [64, "],
     },
     Case {
         name: "no tokenizer",
-        spoil: |f| fs::remove_file(f.path("base/tokenizer.json")).unwrap(),
+        break_job: |f| fs::remove_file(f.path("base/tokenizer.json")).unwrap(),
         at: At::File("base/tokenizer.json"),
-        says: &["No such file"],
+        expected: &["No such file"],
     },
     Case {
         name: "an adapter of another rank to start from",
-        spoil: |f| {
+        break_job: |f| {
             f.edit("job.yaml", "max_steps: 12", "max_steps: 1");
             f.edit("job.yaml", "r: 4", "r: 8");
             f.finish("adapter", &[]);
             f.edit("job.yaml", "r: 8", "r: 4\n  init_from: adapter");
         },
         at: At::Job("init_from:"),
-        says: &["adapter.init_from", "another r", "adapter.r", "make them equal"],
+        expected: &["adapter.init_from", "another r", "adapter.r", "make them equal"],
     },
     Case {
         name: "no adapter to start from",
-        spoil: |f| f.edit("job.yaml", "r: 4", "r: 4\n  init_from: nowhere"),
+        break_job: |f| f.edit("job.yaml", "r: 4", "r: 4\n  init_from: nowhere"),
         at: At::Job("init_from:"),
-        says: &["adapter.init_from", "nowhere"],
+        expected: &["adapter.init_from", "nowhere"],
     },
 ];
 
 const DATA: &[Case] = &[
     Case {
         name: "no dataset",
-        spoil: |f| f.edit("job.yaml", "train: train.jsonl", "train: nothing.jsonl"),
+        break_job: |f| f.edit("job.yaml", "train: train.jsonl", "train: nothing.jsonl"),
         at: At::Job("train:"),
-        says: &["data.train", "nothing.jsonl"],
+        expected: &["data.train", "nothing.jsonl"],
     },
     Case {
         name: "no evaluation dataset",
-        spoil: |f| f.edit("job.yaml", "eval: eval.jsonl", "eval: nothing.jsonl"),
+        break_job: |f| f.edit("job.yaml", "eval: eval.jsonl", "eval: nothing.jsonl"),
         at: At::Job("eval:"),
-        says: &["data.eval", "nothing.jsonl"],
+        expected: &["data.eval", "nothing.jsonl"],
     },
     Case {
         name: "an empty dataset",
-        spoil: |f| f.write("train.jsonl", "\n"),
+        break_job: |f| f.write("train.jsonl", "\n"),
         at: At::File("train.jsonl"),
-        says: &["has no rows"],
+        expected: &["has no rows"],
     },
     Case {
         name: "a dataset of an unknown kind",
-        spoil: |f| {
+        break_job: |f| {
             fs::rename(f.path("train.jsonl"), f.path("train.csv")).unwrap();
             f.edit("job.yaml", "train: train.jsonl", "train: train.csv");
         },
         at: At::File("train.csv"),
-        says: &[".jsonl", ".parquet"],
+        expected: &[".jsonl", ".parquet"],
     },
     Case {
         name: "a broken line of JSON",
-        spoil: |f| f.append("train.jsonl", r#"{"prompt": "a", "completion": "b"#),
+        break_job: |f| f.append("train.jsonl", r#"{"prompt": "a", "completion": "b"#),
         at: At::File("train.jsonl:58"),
-        says: &["broken JSON"],
+        expected: &["broken JSON"],
     },
     Case {
         name: "a broken line in the evaluation rows",
-        spoil: |f| f.append("eval.jsonl", "[1]x"),
+        break_job: |f| f.append("eval.jsonl", "[1]x"),
         at: At::File("eval.jsonl:11"),
-        says: &["broken JSON"],
+        expected: &["broken JSON"],
     },
     Case {
         name: "a row of no known form",
-        spoil: |f| f.append("train.jsonl", r#"{"question": "a", "answer": "b"}"#),
+        break_job: |f| f.append("train.jsonl", r#"{"question": "a", "answer": "b"}"#),
         at: At::File("train.jsonl:58"),
-        says: &["messages", "prompt", "text", "instruction"],
+        expected: &["messages", "prompt", "text", "instruction"],
     },
     Case {
         name: "a row without target tokens",
-        spoil: |f| f.append("train.jsonl", r#"{"messages": [{"role": "user", "content": "a"}]}"#),
+        break_job: |f| f.append("train.jsonl", r#"{"messages": [{"role": "user", "content": "a"}]}"#),
         at: At::File("train.jsonl"),
-        says: &["line 58", "without target tokens", "assistant turn"],
+        expected: &["line 58", "without target tokens", "assistant turn"],
     },
     Case {
         name: "rows that are too long",
-        spoil: |f| {
+        break_job: |f| {
             f.append("train.jsonl", &long_row());
             f.append("train.jsonl", &long_row());
         },
         at: At::File("train.jsonl"),
-        says: &["lines 58", "59", "tokens", "data.max_length 96", "data.long_rows", "truncate", "drop"],
+        expected: &["lines 58", "59", "tokens", "data.max_length 96", "data.long_rows", "truncate", "drop"],
     },
     Case {
         name: "nothing left of rows that are too long",
-        spoil: |f| {
+        break_job: |f| {
             f.write("train.jsonl", &long_row());
             f.edit("job.yaml", "max_length: 96", "max_length: 96\n  long_rows: drop");
         },
         at: At::File("train.jsonl"),
-        says: &["no row is left", "data.max_length 96", "data.long_rows"],
+        expected: &["no row is left", "data.max_length 96", "data.long_rows"],
     },
 ];
 
@@ -288,7 +288,7 @@ fn bad_data_gets_one_clear_error() {
 #[test]
 fn more_workers_than_micro_batches_are_refused() {
     let fixture = Fixture::default();
-    let refused = Finished::of(&mut fixture.run("out", &["--workers", "7"])).expect_code(1);
+    let refused = Finished::run(&mut fixture.run("out", &["--workers", "7"])).expect_code(1);
     let error = refused.error().unwrap_or_default();
     for words in ["workers", "7 workers", "6 micro-batches", "lower it to 6"] {
         assert!(error.contains(words), "{words}: {}", refused.stderr);
@@ -303,7 +303,8 @@ fn long_rows_are_truncated_or_dropped_as_the_job_says() {
         fixture.append("train.jsonl", &long_row());
         fixture.edit("job.yaml", "max_length: 96", &format!("max_length: 96\n  long_rows: {word}"));
         fixture.edit("job.yaml", "max_steps: 12", "max_steps: 5");
-        let plan = Finished::of(loractl().arg("plan").arg(fixture.job()).args(["-o", "json"])).expect_code(0);
+        let plan =
+            Finished::run(loractl().arg("plan").arg(fixture.job()).args(["-o", "json"])).expect_code(0);
         let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
         let report = &plan["train"]["report"];
         for (key, rows) in
@@ -321,7 +322,7 @@ fn long_rows_are_truncated_or_dropped_as_the_job_says() {
 }
 
 #[test]
-fn wrong_usage_has_a_code_of_its_own() {
+fn usage_errors_have_their_own_exit_code() {
     let fixture = Fixture::default();
     let (job, out) = (fixture.job(), fixture.path("out"));
     let (job, out) = (job.to_str().unwrap(), out.to_str().unwrap());
@@ -337,7 +338,7 @@ fn wrong_usage_has_a_code_of_its_own() {
         &["generate", "--prompt", "a"],
         &["no-such-command"],
     ] {
-        let refused = Finished::of(loractl().args(arguments)).expect_code(2);
+        let refused = Finished::run(loractl().args(arguments)).expect_code(2);
         assert!(refused.error().is_some() && refused.stdout.is_empty(), "{arguments:?}: {}", refused.stderr);
     }
     assert!(!fixture.path("out").exists());
@@ -350,14 +351,14 @@ fn long_row() -> String {
 
 /// Looks at every case before it fails.
 fn check(cases: &[Case]) {
-    let wrong: Vec<String> = cases.iter().flat_map(wrong).collect();
+    let wrong: Vec<String> = cases.iter().flat_map(mismatches).collect();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
 /// What is wrong with how a case is answered.
-fn wrong(case: &Case) -> Vec<String> {
+fn mismatches(case: &Case) -> Vec<String> {
     let fixture = Fixture::default();
-    (case.spoil)(&fixture);
+    (case.break_job)(&fixture);
     let place = match case.at {
         At::File(name) => fixture.path(name).display().to_string(),
         At::Job(text) => {
@@ -366,8 +367,8 @@ fn wrong(case: &Case) -> Vec<String> {
             format!("{}:{line}: ", fixture.job().display())
         }
     };
-    let run = Finished::of(&mut fixture.run("out", &[]));
-    let plan = Finished::of(loractl().arg("plan").arg(fixture.job()));
+    let run = Finished::run(&mut fixture.run("out", &[]));
+    let plan = Finished::run(loractl().arg("plan").arg(fixture.job()));
     let mut wrong = Vec::new();
     for (command, finished) in [("run", &run), ("plan", &plan)] {
         let stderr = &finished.stderr;
@@ -382,7 +383,7 @@ fn wrong(case: &Case) -> Vec<String> {
             complain("not exactly one error");
             continue;
         };
-        for words in case.says.iter().copied().chain([place.as_str()]) {
+        for words in case.expected.iter().copied().chain([place.as_str()]) {
             if !error.contains(words) {
                 complain(&format!("the error does not say {words:?}"));
             }

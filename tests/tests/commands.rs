@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 const PROMPT: &str = "the 3rd of March 2021";
 
 #[test]
-fn plan_says_what_would_be_trained_and_creates_nothing() {
+fn plan_reports_the_job_and_creates_nothing() {
     let fixture = Fixture::default();
     let before: Vec<_> = fs::read_dir(fixture.path("")).unwrap().map(|entry| entry.unwrap().path()).collect();
-    let table = Finished::of(loractl().arg("plan").arg(fixture.job())).expect_code(0).stdout;
-    let plan = Finished::of(loractl().arg("plan").arg(fixture.job()).args(["-o", "json"])).expect_code(0);
+    let table = Finished::run(loractl().arg("plan").arg(fixture.job())).expect_code(0).stdout;
+    let plan = Finished::run(loractl().arg("plan").arg(fixture.job()).args(["-o", "json"])).expect_code(0);
     let plan: Value = serde_json::from_str(&plan.stdout).unwrap();
     let after: Vec<_> = fs::read_dir(fixture.path("")).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(after, before);
@@ -46,7 +46,7 @@ fn plan_says_what_would_be_trained_and_creates_nothing() {
     assert_eq!(plan["modules"].as_object().unwrap().len(), 7);
 
     // What a run then reports.
-    let run = Finished::of(&mut fixture.run("out", &["-o", "json"])).expect_code(0);
+    let run = Finished::run(&mut fixture.run("out", &["-o", "json"])).expect_code(0);
     let summary: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(summary["trainable_parameters"], plan["trainable_parameters"]);
     let base = plan["base_parameters"].as_u64().unwrap();
@@ -102,7 +102,7 @@ fn chat_puts_the_prompt_into_the_template() {
 }
 
 #[test]
-fn generate_refuses_what_makes_no_sense() {
+fn generate_rejects_invalid_arguments() {
     let fixture = Fixture::default();
     for (arguments, code, says) in [
         (&["--temperature", "0"][..], 1, "--temperature"),
@@ -118,14 +118,14 @@ fn generate_refuses_what_makes_no_sense() {
             .arg(fixture.path("base"))
             .args(["--prompt", PROMPT])
             .args(arguments);
-        let refused = Finished::of(&mut command).expect_code(code);
+        let refused = Finished::run(&mut command).expect_code(code);
         assert!(refused.stdout.is_empty() && refused.error().is_some(), "{refused:?}");
         assert!(refused.stderr.contains(says), "{arguments:?}: {}", refused.stderr);
     }
 }
 
 #[test]
-fn a_result_generates_other_text_and_verifies_until_it_is_changed() {
+fn an_adapter_changes_the_text_and_verifies_until_modified() {
     let fixture = Fixture::default();
     fixture.edit("job.yaml", "5.0e-3", "2.0e-2");
     fixture.finish("out", &["--workers", "2"]);
@@ -133,11 +133,11 @@ fn a_result_generates_other_text_and_verifies_until_it_is_changed() {
     let adapted = generate(&fixture, PROMPT, &["--chat", "--adapter", out.to_str().unwrap()]);
     assert_ne!(adapted, generate(&fixture, PROMPT, &["--chat"]));
 
-    let verify = || Finished::of(loractl().arg("verify").arg(&out).args(["-o", "json"]));
+    let verify = || Finished::run(loractl().arg("verify").arg(&out).args(["-o", "json"]));
     let verified: Value = serde_json::from_str(&verify().expect_code(0).stdout).unwrap();
     assert_eq!((&verified["replayed_steps"], &verified["steps"]), (&json!(3), &json!(12)));
     assert_eq!(verified["adapter_sha256"], json(&out.join("receipt.json"))["adapter_sha256"]);
-    let table = Finished::of(loractl().arg("verify").arg(&out)).expect_code(0).stdout;
+    let table = Finished::run(loractl().arg("verify").arg(&out)).expect_code(0).stdout;
     assert!(table.contains("3 of 12"), "{table}");
 
     for name in ["adapter_model.safetensors", "adapter_config.json", "tokenizer.json"] {
@@ -170,7 +170,7 @@ fn generate(fixture: &Fixture, prompt: &str, arguments: &[&str]) -> String {
     let mut command = loractl();
     command.arg("generate").arg("--base").arg(fixture.path("base"));
     command.args(["--prompt", prompt, "--max-new-tokens", "16"]).args(arguments);
-    Finished::of(&mut command).expect_code(0).stdout
+    Finished::run(&mut command).expect_code(0).stdout
 }
 
 /// A number with its digits in groups of three.

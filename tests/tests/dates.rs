@@ -12,13 +12,14 @@ use lora_spec::{JobFile, ModelConfig};
 use serde_json::Value;
 
 /// A question and its answer, without what case and white space make of them.
-type Row = (String, String);
+type QuestionAnswer = (String, String);
 
 #[test]
 fn held_out_training_and_pretraining_rows_are_disjoint() {
     let (train, held_out) = (rows("train.jsonl"), rows("eval.jsonl"));
     assert!(train.len() >= 1000 && held_out.len() >= 100, "{} {}", train.len(), held_out.len());
-    let questions = |rows: &[Row]| rows.iter().map(|(question, _)| question.clone()).collect::<HashSet<_>>();
+    let questions =
+        |rows: &[QuestionAnswer]| rows.iter().map(|(question, _)| question.clone()).collect::<HashSet<_>>();
     let (trained, asked) = (questions(&train), questions(&held_out));
     assert_eq!(trained.len(), train.len(), "every training question is there once");
     assert_eq!(asked.len(), held_out.len(), "every held-out question is there once");
@@ -38,8 +39,8 @@ fn held_out_training_and_pretraining_rows_are_disjoint() {
 }
 
 #[test]
-fn a_held_out_day_or_duration_is_not_trained_on_in_any_wording() {
-    let day = |(_, answer): &Row| {
+fn held_out_dates_do_not_occur_in_training_rows() {
+    let day = |(_, answer): &QuestionAnswer| {
         let is_duration = answer.starts_with('p');
         answer.split('t').next().filter(|_| !is_duration).unwrap_or(answer).to_owned()
     };
@@ -49,8 +50,8 @@ fn a_held_out_day_or_duration_is_not_trained_on_in_any_wording() {
 }
 
 #[test]
-fn no_pretraining_text_has_a_question_and_later_its_answer() {
-    let rows: Vec<Row> = rows("train.jsonl").into_iter().chain(rows("eval.jsonl")).collect();
+fn pretraining_texts_contain_no_question_with_its_answer() {
+    let rows: Vec<QuestionAnswer> = rows("train.jsonl").into_iter().chain(rows("eval.jsonl")).collect();
     let mut questions: HashMap<&str, Vec<&str>> = HashMap::new();
     for (question, answer) in &rows {
         assert!(answer.chars().all(in_answer), "{answer} is one word");
@@ -74,7 +75,7 @@ fn no_pretraining_text_has_a_question_and_later_its_answer() {
 }
 
 #[test]
-fn the_job_is_sound_and_its_base_small() {
+fn the_example_job_is_valid_and_its_base_small() {
     let job = JobFile::read(&Fixture::example().join("job.yaml")).unwrap().job;
     let parameters = ModelConfig::read(&job.model.base).unwrap().parameters();
     assert!((1_000_000..=3_000_000).contains(&parameters), "{parameters}");
@@ -92,7 +93,7 @@ fn normalized(text: &str) -> String {
     text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-fn rows(name: &str) -> Vec<Row> {
+fn rows(name: &str) -> Vec<QuestionAnswer> {
     let text = fs::read_to_string(Fixture::example().join(name)).unwrap();
     let row = |line: &str| {
         let row: Value = serde_json::from_str(line).unwrap();

@@ -18,11 +18,11 @@ fn generated(base: &Path, adapter: Option<&Path>) -> String {
     if let Some(adapter) = adapter {
         command.arg("--adapter").arg(adapter);
     }
-    Finished::of(&mut command).expect_code(0).stdout
+    Finished::run(&mut command).expect_code(0).stdout
 }
 
 #[test]
-fn what_is_taken_off_the_base_is_part_of_the_result() {
+fn the_subtracted_initial_term_is_exported() {
     let plain = Fixture::default();
     plain.edit("job.yaml", "max_steps: 12", "max_steps: 6");
     let mut adapters = vec![plain.finish("one", &["--threads", "1"]).adapter_sha256];
@@ -39,9 +39,9 @@ fn what_is_taken_off_the_base_is_part_of_the_result() {
             (&json!(8), &json!(16), &json!(true)),
             "{settings}"
         );
-        let verified = Finished::of(loractl().arg("verify").arg(fixture.path("one"))).expect_code(0);
+        let verified = Finished::run(loractl().arg("verify").arg(fixture.path("one"))).expect_code(0);
         assert!(verified.stdout.contains("same bits"), "{}", verified.stdout);
-        let plan = Finished::of(loractl().arg("plan").arg(fixture.job())).expect_code(0);
+        let plan = Finished::run(loractl().arg("plan").arg(fixture.job())).expect_code(0);
         assert!(plan.stdout.contains("a result of rank 8"), "{}", plan.stdout);
         generated(&fixture.path("base"), Some(&fixture.path("one")));
     }
@@ -49,26 +49,26 @@ fn what_is_taken_off_the_base_is_part_of_the_result() {
 
 /// From its second round on LoftQ has a base of its own, which `generate`, `verify` and `merge` make again.
 #[test]
-fn loftq_belongs_to_the_base_that_it_made() {
+fn loftq_adapters_are_used_with_the_requantized_base() {
     let fixture = Fixture::default();
     fixture.edit("job.yaml", "  base: base\n", "  base: base\n  quantization: nf4\n");
     start(&fixture, "loftq\n  loftq_iter: 3");
     let one = fixture.finish("one", &["--workers", "1", "--threads", "1"]);
     assert_eq!(fixture.finish("two", &["--workers", "2", "--threads", "1"]), one);
-    let verified = Finished::of(loractl().arg("verify").arg(fixture.path("one"))).expect_code(0);
+    let verified = Finished::run(loractl().arg("verify").arg(fixture.path("one"))).expect_code(0);
     assert!(verified.stdout.contains("same bits"), "{}", verified.stdout);
 
     let mut command = loractl();
     command.args(["merge", "--dtype", "f32", "-o", "json", "--base"]).arg(fixture.path("base"));
     command.arg("--adapter").arg(fixture.path("one")).arg("--out").arg(fixture.path("merged"));
     let merged: Value =
-        serde_json::from_str(&Finished::of(&mut command).expect_code(0).stdout).unwrap_or_default();
+        serde_json::from_str(&Finished::run(&mut command).expect_code(0).stdout).unwrap_or_default();
     assert_eq!(merged["written"], json!("dequantized"));
     assert!(merged["differences"][1]["kl"].as_f64().is_some_and(|kl| kl < 1e-9), "{merged}");
     assert_eq!(
         generated(&fixture.path("merged"), None),
         generated(&fixture.path("base"), Some(&fixture.path("one")))
     );
-    let plan = Finished::of(loractl().arg("plan").arg(fixture.job())).expect_code(0);
+    let plan = Finished::run(loractl().arg("plan").arg(fixture.job())).expect_code(0);
     assert!(plan.stdout.contains("serve it with loractl merge"), "{}", plan.stdout);
 }

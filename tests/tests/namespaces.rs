@@ -9,7 +9,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use lora_e2e::{
-    Daemon, Finished, Fixture, Outcome, lora_coordinator, lora_worker, loractl, sets, until, without_settings,
+    Daemon, Finished, Fixture, RunOutcome, lora_coordinator, lora_worker, loractl, sets, until,
+    without_settings,
 };
 use tempfile::TempDir;
 
@@ -24,7 +25,7 @@ const SECOND: &str = "10.99.2.2";
 #[test]
 fn workers_on_different_hosts_give_the_same_bits() {
     let Some(hosts) = Hosts::start() else { return };
-    let fixture = Fixture::of_short_steps();
+    let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(2, 2);
     let expected = fixture.finish("expected", &["--workers", "2"]);
     let seen = hosts.ask(&["workers", "-o", "json"]).json();
@@ -37,9 +38,9 @@ fn workers_on_different_hosts_give_the_same_bits() {
 }
 
 #[test]
-fn a_host_that_is_cut_off_is_left_out_and_comes_back() {
+fn a_disconnected_host_is_evicted_and_rejoins() {
     let Some(hosts) = Hosts::start() else { return };
-    let fixture = Fixture::of_short_steps();
+    let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(1, 2);
     let expected = fixture.finish("expected", &["--workers", "2"]);
     let id = hosts.ask(&["submit", text(&fixture.job()), "-o", "json"]).json()["job_id"].clone();
@@ -112,15 +113,15 @@ impl Hosts {
     fn ask(&self, arguments: &[&str]) -> Finished {
         let mut command = loractl();
         command.args(arguments).args(["--coordinator", URL]);
-        Finished::of(&mut self.network.at(&self.network.first, command)).expect_code(0)
+        Finished::run(&mut self.network.at(&self.network.first, command)).expect_code(0)
     }
 
     /// The result of the one job, which is that of `fixture`.
-    fn result(&self, fixture: &Fixture) -> Outcome {
+    fn result(&self, fixture: &Fixture) -> RunOutcome {
         let job = self.ask(&["list", "-o", "json"]).json()[0]["job_id"].take();
         let out = fixture.path("out");
         self.ask(&["download", job.as_str().unwrap(), "--out", text(&out)]);
-        Outcome::read(&out)
+        RunOutcome::read(&out)
     }
 
     fn end(self) {

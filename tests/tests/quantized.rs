@@ -27,13 +27,13 @@ fn a_quantized_base_gives_the_same_files_on_every_number_of_workers() {
         assert_eq!(fixture.finish("three", &["--workers", "3", "--threads", "1"]), one, "{settings}");
         assert!(!adapters.contains(&one.adapter_sha256), "{settings} changes nothing");
         adapters.push(one.adapter_sha256);
-        let verified = Finished::of(loractl().arg("verify").arg(fixture.path("one"))).expect_code(0);
+        let verified = Finished::run(loractl().arg("verify").arg(fixture.path("one"))).expect_code(0);
         assert!(verified.stdout.contains("same bits"), "{}", verified.stdout);
     }
 }
 
 #[test]
-fn text_is_generated_over_the_base_as_the_adapter_was_trained_on_it() {
+fn generate_uses_the_quantization_of_the_training() {
     let fixture = Fixture::default();
     quantize(&fixture, "  quantization: nf4\n");
     fixture.finish("out", &[]);
@@ -45,7 +45,7 @@ fn text_is_generated_over_the_base_as_the_adapter_was_trained_on_it() {
             .arg(fixture.path("base"))
             .arg("--adapter")
             .arg(fixture.path(adapter));
-        Finished::of(command.args(["--chat", "--prompt", "May 1, 2020", "--max-new-tokens", "8"]))
+        Finished::run(command.args(["--chat", "--prompt", "May 1, 2020", "--max-new-tokens", "8"]))
     };
     generate("out").expect_code(0);
     // Which quantization it was stands in the receipt alone.
@@ -57,9 +57,9 @@ fn text_is_generated_over_the_base_as_the_adapter_was_trained_on_it() {
 }
 
 #[test]
-fn a_plan_says_what_a_worker_needs_and_which_settings_need_less() {
+fn plan_reports_memory_and_smaller_settings() {
     let fixture = Fixture::default();
-    let plan = |arguments: &[&str]| Finished::of(loractl().arg("plan").arg(fixture.job()).args(arguments));
+    let plan = |arguments: &[&str]| Finished::run(loractl().arg("plan").arg(fixture.job()).args(arguments));
     let parts = |finished: &Finished| -> Value {
         serde_json::from_str::<Value>(&finished.stdout).unwrap()["memory"]["gpu"].clone()
     };
@@ -91,9 +91,9 @@ fn a_plan_says_what_a_worker_needs_and_which_settings_need_less() {
 }
 
 #[test]
-fn a_plan_measures_what_this_machine_does() {
+fn plan_measures_the_throughput() {
     let fixture = Fixture::default();
-    let plan = |arguments: &[&str]| Finished::of(loractl().arg("plan").arg(fixture.job()).args(arguments));
+    let plan = |arguments: &[&str]| Finished::run(loractl().arg("plan").arg(fixture.job()).args(arguments));
     let measured = plan(&["--measure", "-o", "json"]).expect_code(0);
     let measured = serde_json::from_str::<Value>(&measured.stdout).unwrap();
     let number = |key: &str| measured["rate"][key].as_f64().unwrap();
@@ -119,7 +119,7 @@ fn a_plan_measures_what_this_machine_does() {
 }
 
 #[test]
-fn a_merged_model_says_how_far_it_is_from_the_trained_one() {
+fn merge_reports_the_difference_to_the_trained_model() {
     let fixture = Fixture::default();
     quantize(&fixture, "  quantization: nf4\n");
     fixture.finish("out", &[]);
@@ -131,7 +131,7 @@ fn a_merged_model_says_how_far_it_is_from_the_trained_one() {
             .arg(fixture.path("base"))
             .arg("--adapter")
             .arg(fixture.path("out"));
-        Finished::of(command.arg("--out").arg(fixture.path(out)).args(["-o", "json"]).args(arguments))
+        Finished::run(command.arg("--out").arg(fixture.path(out)).args(["-o", "json"]).args(arguments))
     };
     let outcome =
         |finished: Finished| serde_json::from_str::<Value>(&finished.expect_code(0).stdout).unwrap();
@@ -154,7 +154,7 @@ fn a_merged_model_says_how_far_it_is_from_the_trained_one() {
         for (flag, dir) in arguments {
             command.arg(flag).arg(fixture.path(dir));
         }
-        Finished::of(&mut command).expect_code(0).stdout
+        Finished::run(&mut command).expect_code(0).stdout
     };
     assert_eq!(generate(&[("--base", "merged")]), generate(&[("--base", "base"), ("--adapter", "out")]));
     assert_eq!(json(&fixture.path("merged/config.json"))["dtype"], json!("float32"));

@@ -73,21 +73,21 @@ fn the_resolved_job_runs_again_to_the_same_result() {
     let first = fixture.finish("first", &[]);
     let mut again = loractl();
     again.arg("run").arg(fixture.path("first/job.yaml")).arg("--out").arg(fixture.path("again"));
-    Finished::of(&mut again).expect_code(0);
-    assert_eq!(lora_e2e::Outcome::read(&fixture.path("again")), first);
+    Finished::run(&mut again).expect_code(0);
+    assert_eq!(lora_e2e::RunOutcome::read(&fixture.path("again")), first);
 }
 
 #[test]
 fn the_summary_is_a_table_or_json_on_stdout() {
     let fixture = Fixture::default();
-    let table = Finished::of(&mut fixture.run("table", &["--workers", "2"])).expect_code(0);
+    let table = Finished::run(&mut fixture.run("table", &["--workers", "2"])).expect_code(0);
     for (name, value) in [("state", "succeeded"), ("steps", "12 of 12"), ("workers", "2")] {
         let row = table.stdout.lines().find(|line| line.starts_with(name)).unwrap_or_default();
         assert!(row.ends_with(value), "{name}: {}", table.stdout);
     }
     assert!(table.stdout.contains(fixture.path("table").to_str().unwrap()));
 
-    let summary = Finished::of(&mut fixture.run("json", &["--workers", "2", "-o", "json"])).expect_code(0);
+    let summary = Finished::run(&mut fixture.run("json", &["--workers", "2", "-o", "json"])).expect_code(0);
     let summary: Value = serde_json::from_str(&summary.stdout).unwrap();
     let rows = metrics(&fixture.path("json"));
     for (key, value) in [
@@ -112,7 +112,7 @@ fn the_summary_is_a_table_or_json_on_stdout() {
 
 #[test]
 fn a_killed_worker_is_started_again_and_no_step_is_lost() {
-    let fixture = Fixture::of_short_steps();
+    let fixture = Fixture::with_short_steps();
     let expected = fixture.finish("expected", &["--threads", "1"]);
     let out = fixture.path("out");
     let mut running = Running::start(&mut fixture.run("out", &["--workers", "2", "--threads", "1"]));
@@ -126,34 +126,34 @@ fn a_killed_worker_is_started_again_and_no_step_is_lost() {
     for worker in workers {
         assert!(worker.wait(), "an orphan: {:?}", worker.arguments);
     }
-    assert_eq!(lora_e2e::Outcome::read(&out), expected);
+    assert_eq!(lora_e2e::RunOutcome::read(&out), expected);
     assert!(!out.join(".run").exists());
 }
 
 #[test]
-fn an_unfinished_run_is_refused_but_to_resume_it_as_it_is() {
+fn an_unfinished_run_can_only_be_resumed_unchanged() {
     let fixture = Fixture::default();
     let expected = fixture.finish("expected", &["--threads", "1"]);
     let out = fixture.path("out");
     let mut running = Running::start(&mut fixture.run("out", &["--workers", "2", "--threads", "1"]));
     wait_until("a step", &mut running, |_| (!metrics(&out).is_empty()).then_some(()));
-    let refused = Finished::of(&mut fixture.run("out", &["--resume"])).expect_code(1);
+    let refused = Finished::run(&mut fixture.run("out", &["--resume"])).expect_code(1);
     assert!(refused.error().unwrap_or_default().contains("in use by another run"), "{}", refused.stderr);
     running.process.signal(Signal::INT);
     running.wait().expect_code(4);
 
     // Looking at the database is allowed to touch its files.
     let before = fs::read(out.join("metrics.jsonl")).unwrap();
-    let refused = Finished::of(&mut fixture.run("out", &[])).expect_code(1);
+    let refused = Finished::run(&mut fixture.run("out", &[])).expect_code(1);
     let error = refused.error().unwrap_or_default();
     assert!(error.contains("unfinished run") && error.contains("--resume"), "{}", refused.stderr);
     fixture.edit("job.yaml", "5.0e-3", "6.0e-3");
-    let refused = Finished::of(&mut fixture.run("out", &["--resume"])).expect_code(1);
+    let refused = Finished::run(&mut fixture.run("out", &["--resume"])).expect_code(1);
     assert!(refused.error().unwrap_or_default().contains("training.learning_rate"), "{}", refused.stderr);
     fixture.edit("job.yaml", "6.0e-3", "5.0e-3");
     let rows = fs::read_to_string(fixture.path("train.jsonl")).unwrap();
     fixture.append("train.jsonl", r#"{"prompt": "a", "completion": "b"}"#);
-    let refused = Finished::of(&mut fixture.run("out", &["--resume"])).expect_code(1);
+    let refused = Finished::run(&mut fixture.run("out", &["--resume"])).expect_code(1);
     assert!(refused.error().unwrap_or_default().contains("data.train"), "{}", refused.stderr);
     fixture.write("train.jsonl", &rows);
     assert_eq!(fs::read(out.join("metrics.jsonl")).unwrap(), before);
@@ -169,7 +169,7 @@ fn a_finished_result_is_refused_and_untouched() {
     fixture.finish("out", &[]);
     let before = snapshot(&fixture.path("out"));
     for arguments in [&[][..], &["--resume"]] {
-        let refused = Finished::of(&mut fixture.run("out", arguments)).expect_code(1);
+        let refused = Finished::run(&mut fixture.run("out", arguments)).expect_code(1);
         let error = refused.error().unwrap_or_default();
         let out = fixture.path("out");
         assert!(
@@ -182,9 +182,9 @@ fn a_finished_result_is_refused_and_untouched() {
 }
 
 #[test]
-fn there_is_nothing_to_resume_in_a_new_directory() {
+fn resume_in_a_new_directory_fails() {
     let fixture = Fixture::default();
-    let refused = Finished::of(&mut fixture.run("out", &["--resume"])).expect_code(1);
+    let refused = Finished::run(&mut fixture.run("out", &["--resume"])).expect_code(1);
     assert!(refused.error().unwrap_or_default().contains("no unfinished run"), "{}", refused.stderr);
     assert!(!fixture.path("out").exists());
 }

@@ -2,7 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use lora_e2e::{Finished, Fixture, Outcome, Running, Signal, metrics, wait_until};
+use lora_e2e::{Finished, Fixture, RunOutcome, Running, Signal, metrics, wait_until};
 
 #[test]
 fn every_number_of_workers_and_threads_gives_the_same_files() {
@@ -50,7 +50,7 @@ fn a_job_that_was_killed_ends_in_the_same_bits_and_leaves_no_process() {
 /// undisturbed run. Returns the epochs that were done at the stop.
 fn stop_after(step: usize, first: &[&str], then: &[&str]) -> f64 {
     let fixture = Fixture::default();
-    let expected: Outcome = fixture.finish("expected", &["--threads", "1"]);
+    let expected: RunOutcome = fixture.finish("expected", &["--threads", "1"]);
     let out = fixture.path("out");
     let mut running = Running::start(&mut fixture.run("out", &[first, &["--threads", "1"]].concat()));
     wait_until("a step", &mut running, |_| (metrics(&out).len() >= step).then_some(()));
@@ -60,9 +60,9 @@ fn stop_after(step: usize, first: &[&str], then: &[&str]) -> f64 {
     let last = rows.last().unwrap();
     assert!(!out.join("receipt.json").exists());
     let resume = [then, &["--resume", "--threads", "1"]].concat();
-    let resumed = Finished::of(&mut fixture.run("out", &resume)).expect_code(0);
+    let resumed = Finished::run(&mut fixture.run("out", &resume)).expect_code(0);
     let from = format!("from the checkpoint of step {}", last["step"]);
     assert!(resumed.stderr.contains(&from), "{from}: {}", resumed.stderr);
-    assert_eq!(Outcome::read(&out), expected, "stopped after step {}", last["step"]);
+    assert_eq!(RunOutcome::read(&out), expected, "stopped after step {}", last["step"]);
     last["epoch"].as_f64().unwrap()
 }

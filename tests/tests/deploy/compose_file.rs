@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::containers::{expect_none, problems};
 
 #[test]
-fn its_containers_fit_the_programs() {
+fn compose_containers_match_the_programs() {
     let services = compose::services();
     assert_eq!(
         services.keys().collect::<Vec<_>>(),
@@ -29,7 +29,7 @@ fn each_worker_has_its_own_name_and_cache() {
     let caches: BTreeSet<_> = workers()
         .flat_map(|container| container.volumes.values())
         .filter_map(|volume| match volume {
-            Volume::Kept { name, .. } => Some(name),
+            Volume::Persistent { name, .. } => Some(name),
             Volume::Scratch => None,
         })
         .collect();
@@ -37,7 +37,7 @@ fn each_worker_has_its_own_name_and_cache() {
 }
 
 #[test]
-fn the_worker_with_a_gpu_asks_for_it_and_takes_nothing_else() {
+fn the_gpu_worker_requests_the_gpu_only() {
     let services: Value = serde_saphyr::from_str(&text()).unwrap();
     let services = &services["services"];
     for (name, service) in services.as_object().unwrap() {
@@ -50,11 +50,15 @@ fn the_worker_with_a_gpu_asks_for_it_and_takes_nothing_else() {
 }
 
 #[test]
-fn nothing_waits_for_a_container_that_has_no_health() {
+fn depends_on_targets_have_health_checks() {
     let services = compose::services();
     for container in services.values() {
         for other in &container.after {
-            assert!(services[other].image.healthcheck().is_some(), "{} waits for {other}", container.place);
+            assert!(
+                services[other].image.healthcheck().is_some(),
+                "{} waits for {other}",
+                container.location
+            );
         }
     }
     assert_eq!(services["submit"].after, ["coordinator", "worker-0", "worker-1"]);
@@ -79,24 +83,24 @@ fn a_container_runs_on_this_machine() {
 
 /// The command is understood, reads the job, and fails at the coordinator alone, which it looks for where its variable says.
 #[test]
-fn the_example_job_gets_as_far_as_the_coordinator() {
+fn the_example_command_reaches_the_coordinator() {
     let nobody = "127.0.0.1:1";
     let addresses = BTreeMap::from([("coordinator:7400".to_owned(), nobody.to_owned())]);
     let submit = &compose::services()["submit"];
-    let finished = Finished::of(&mut submit.on_this_machine(loractl(), Path::new("/nowhere"), &addresses))
+    let finished = Finished::run(&mut submit.on_this_machine(loractl(), Path::new("/nowhere"), &addresses))
         .expect_code(5);
     assert!(finished.stderr.contains(nobody), "{}", finished.stderr);
 }
 
 #[test]
 #[should_panic(expected = "the Dockerfile has no target wroker")]
-fn a_target_that_does_not_exist_is_found() {
+fn a_missing_build_target_is_detected() {
     compose::parse(&text().replace("target: worker", "target: wroker"));
 }
 
 #[test]
 #[should_panic(expected = "neither ./PATH:PATH:ro nor NAME:PATH")]
-fn a_file_that_could_be_written_to_is_found() {
+fn a_writable_configuration_mount_is_detected() {
     compose::parse(&text().replace("/etc/loractl/worker.toml:ro", "/etc/loractl/worker.toml"));
 }
 

@@ -17,7 +17,7 @@ pub(crate) fn problems(container: &Container, coordinators: &[String]) -> Vec<St
     let mut problems = Vec::new();
     let mut check = |right: bool, problem: String| {
         if !right {
-            problems.push(format!("{}: {problem}", container.place));
+            problems.push(format!("{}: {problem}", container.location));
         }
     };
     for word in container.arguments.iter().filter(|word| word.starts_with('/')) {
@@ -35,7 +35,10 @@ pub(crate) fn problems(container: &Container, coordinators: &[String]) -> Vec<St
             check(name.starts_with("LORA__"), format!("{name} means nothing to {}", container.program()));
         } else {
             check(name == "LORA_COORDINATOR_ADDR", format!("{name} means nothing to loractl"));
-            check(names_one(value.as_deref(), coordinators), format!("{name} is none of {coordinators:?}"));
+            check(
+                is_reachable_coordinator(value.as_deref(), coordinators),
+                format!("{name} is none of {coordinators:?}"),
+            );
         }
     }
     if !daemon {
@@ -58,12 +61,12 @@ pub(crate) fn problems(container: &Container, coordinators: &[String]) -> Vec<St
     for (key, directory) in settings.iter().filter(|(key, _)| key.ends_with("_dir")) {
         let volume = container.volumes.get(Path::new(directory.as_str().unwrap()));
         check(
-            matches!(volume, Some(Volume::Kept { .. })),
+            matches!(volume, Some(Volume::Persistent { .. })),
             format!("{key} {directory} is on no volume that is kept"),
         );
         let holds =
             |bytes: u64| settings.get("cache.max_bytes").is_none_or(|max| max.as_u64().unwrap() < bytes);
-        if let Some(Volume::Kept { bytes: Some(bytes), .. }) = volume {
+        if let Some(Volume::Persistent { bytes: Some(bytes), .. }) = volume {
             check(holds(*bytes), format!("the volume of {key} holds less than cache.max_bytes"));
         }
     }
@@ -79,7 +82,7 @@ pub(crate) fn problems(container: &Container, coordinators: &[String]) -> Vec<St
     }
     if let Some(coordinator) = settings.get("coordinator").filter(|_| !coordinators.is_empty()) {
         check(
-            names_one(coordinator.as_str(), coordinators),
+            is_reachable_coordinator(coordinator.as_str(), coordinators),
             format!("coordinator is none of {coordinators:?}"),
         );
     }
@@ -101,7 +104,7 @@ pub(crate) fn expect_none(problems: impl IntoIterator<Item = String>) {
 fn refused(container: &Container) -> Option<String> {
     let mut program = program(container);
     program.args(container.image.entrypoint().iter().skip(1)).args(&container.arguments).arg("--help");
-    let finished = Finished::of(&mut program);
+    let finished = Finished::run(&mut program);
     (finished.code != Some(0)).then_some(finished.stderr)
 }
 
@@ -111,11 +114,11 @@ pub(crate) fn program(container: &Container) -> Command {
         "lora-coordinator" => lora_coordinator(),
         "lora-worker" => lora_worker(),
         "loractl" => loractl(),
-        program => panic!("{}: {program} is none of this repository's programs", container.place),
+        program => panic!("{}: {program} is none of this repository's programs", container.location),
     }
 }
 
-fn names_one(url: Option<&str>, coordinators: &[String]) -> bool {
+fn is_reachable_coordinator(url: Option<&str>, coordinators: &[String]) -> bool {
     let address = url.and_then(|url| url.strip_prefix("http://"));
     address.is_some_and(|address| coordinators.iter().any(|one| one == address))
 }
@@ -125,7 +128,7 @@ fn port_of(address: &Value) -> Option<u16> {
 }
 
 #[test]
-fn whatever_is_wrong_is_found() {
+fn invalid_containers_are_detected() {
     type Change = fn(&mut Container);
     let wrong: [(&str, &str, Change); 20] = [
         ("worker-0", "unexpected argument '--port'", |c| c.arguments.push("--port".into())),
@@ -154,7 +157,7 @@ fn whatever_is_wrong_is_found() {
         }),
         ("worker-0", "holds less than cache.max_bytes", |c| {
             let bytes = Some(100 << 30);
-            c.volumes.insert("/var/cache/loractl".into(), Volume::Kept { name: "cache".into(), bytes });
+            c.volumes.insert("/var/cache/loractl".into(), Volume::Persistent { name: "cache".into(), bytes });
         }),
         ("worker-0", "drains for 120", |c| c.grace = Some(Duration::from_secs(120))),
         ("submit", "LORA_COORDINATOR_ADDR is none of", |c| {

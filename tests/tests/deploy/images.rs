@@ -13,12 +13,12 @@ const TARGETS: [&str; 4] = ["coordinator", "worker", "worker-cuda", "loractl"];
 const CUDA_PACKAGES: [&str; 3] = ["libcublas-13-0", "libcurand-13-0", "libnccl2"];
 
 #[test]
-fn its_images_fit_the_programs() {
-    expect_none(wrong_in(&text()));
+fn images_match_the_programs() {
+    expect_none(problems_in(&text()));
 }
 
 #[test]
-fn whatever_is_wrong_is_found() {
+fn invalid_dockerfiles_are_detected() {
     for (old, new, expected) in [
         ("AS worker-cuda", "AS cuda", "no target worker-cuda"),
         ("\"7411\", \"/readyz\"", "\"7410\", \"/readyz\"", "health is not served on 7410"),
@@ -53,25 +53,25 @@ fn whatever_is_wrong_is_found() {
     ] {
         let text = text();
         assert!(text.contains(old), "{old:?} is not there");
-        let found = wrong_in(&text.replace(old, new));
+        let found = problems_in(&text.replace(old, new));
         assert!(found.iter().any(|problem| problem.contains(expected)), "not {expected:?}, but {found:#?}");
     }
 }
 
-fn wrong_in(text: &str) -> Vec<String> {
+fn problems_in(text: &str) -> Vec<String> {
     let stages = parse(text);
     let mut problems = Vec::new();
     for target in TARGETS {
         match stages.iter().find(|stage| stage.name == target) {
-            Some(stage) => problems.extend(wrong_in_image(stage, &stages)),
+            Some(stage) => problems.extend(problems_in_image(stage, &stages)),
             None => problems.push(format!("no target {target}")),
         }
     }
     problems
 }
 
-fn wrong_in_image(image: &Stage, stages: &[Stage]) -> Vec<String> {
-    let container = Container::of(image.clone());
+fn problems_in_image(image: &Stage, stages: &[Stage]) -> Vec<String> {
+    let container = Container::from_image(image.clone());
     let mut problems = problems(&container, &[]);
     let mut check = |right: bool, problem: String| {
         if !right {

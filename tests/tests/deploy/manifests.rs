@@ -11,15 +11,15 @@ use crate::containers::{expect_none, listens, problems};
 const OVERLAYS: [&str; 2] = ["overlays/cpu", "overlays/gpu"];
 
 #[test]
-fn their_containers_fit_the_programs() {
+fn manifest_containers_match_the_programs() {
     for name in ["base"].iter().chain(&OVERLAYS) {
-        expect_none(wrong_in(&Kustomization::read(name)));
+        expect_none(problems_in(&Kustomization::read(name)));
     }
 }
 
 #[test]
-fn whatever_is_wrong_is_found() {
-    let container = |place: &str| format!("/spec/template/spec/containers/0/{place}");
+fn invalid_manifests_are_detected() {
+    let container = |location: &str| format!("/spec/template/spec/containers/0/{location}");
     let only_http = serde_json::json!([{"name": "http", "containerPort": 7411}]);
     let storage = "/spec/volumeClaimTemplates/0/spec/resources/requests/storage";
     for (place, wrong, expected) in [
@@ -40,7 +40,7 @@ fn whatever_is_wrong_is_found() {
     ] {
         let mut base = Kustomization::read("base");
         *stateful_set(&mut base, "lora-worker").pointer_mut(&place).unwrap() = wrong;
-        let found = wrong_in(&base);
+        let found = problems_in(&base);
         assert!(found.iter().any(|problem| problem.contains(expected)), "not {expected:?}, but {found:#?}");
     }
 }
@@ -73,7 +73,7 @@ fn worker_image(overlay: &str) -> &'static str {
     if overlay == "overlays/gpu" { "lora-worker-cuda" } else { "lora-worker" }
 }
 
-fn wrong_in(kustomization: &Kustomization) -> Vec<String> {
+fn problems_in(kustomization: &Kustomization) -> Vec<String> {
     let coordinators: Vec<String> =
         kustomization.addresses().into_iter().filter(|address| address.ends_with(":7400")).collect();
     let mut found = Vec::new();
@@ -86,7 +86,7 @@ fn wrong_in(kustomization: &Kustomization) -> Vec<String> {
             if listens(&settings) != named {
                 found.push(format!(
                     "{}: names {named:?}, listens on {:?}",
-                    container.place,
+                    container.location,
                     listens(&settings)
                 ));
             }
@@ -96,12 +96,12 @@ fn wrong_in(kustomization: &Kustomization) -> Vec<String> {
         let pod = &owner["spec"]["template"]["spec"];
         let user = &pod["securityContext"]["runAsUser"];
         if container.image.last("USER").unwrap().split(':').next() != Some(&user.to_string()) {
-            found.push(format!("{}: runs as {user}, its image's files are another's", container.place));
+            found.push(format!("{}: runs as {user}, its image's files are another's", container.location));
         }
         let hook = &pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2];
         let drains = hook.as_str().is_some_and(|hook| hook.starts_with("kill -TERM 1 && while kill -0 1;"));
         if container.program() == "lora-worker" && !drains {
-            found.push(format!("{}: does not drain", container.place));
+            found.push(format!("{}: does not drain", container.location));
         }
     }
     found

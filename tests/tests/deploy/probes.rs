@@ -13,9 +13,11 @@ use tokio_util::sync::CancellationToken;
 
 /// Every path is one that is answered, and the images' `healthcheck` tells yes from no.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn health_is_asked_for_and_answered() {
-    let images =
-        dockerfile::stages().into_iter().filter(|stage| stage.healthcheck().is_some()).map(Container::of);
+async fn probes_use_paths_that_the_daemons_serve() {
+    let images = dockerfile::stages()
+        .into_iter()
+        .filter(|stage| stage.healthcheck().is_some())
+        .map(Container::from_image);
     let manifests = Kustomization::read("base").containers();
     let containers: Vec<Container> =
         compose::services().into_values().chain(images).chain(manifests).collect();

@@ -3,7 +3,7 @@
 use lora_e2e::{Finished, lora_worker};
 use serde_json::{Value, json};
 
-use crate::fakes::{Fakes, VERSION};
+use crate::fakes::{FakeCuda, VERSION};
 
 /// What a worker answers that is asked for readings.
 const ANSWERS: &str = r#"case "$*" in
@@ -16,10 +16,10 @@ const ANSWERS: &str = r#"case "$*" in
 esac"#;
 
 /// What doctor says in JSON, with its exit code.
-fn doctor(fakes: &Fakes, arguments: &[&str]) -> (Option<i32>, Value) {
+fn doctor(fakes: &FakeCuda, arguments: &[&str]) -> (Option<i32>, Value) {
     let mut all = vec!["doctor", "-o", "json"];
     all.extend(arguments);
-    let finished = Finished::of(&mut fakes.loractl(&all));
+    let finished = Finished::run(&mut fakes.loractl(&all));
     (finished.code, finished.json())
 }
 
@@ -33,8 +33,8 @@ fn problems(report: &Value) -> String {
 }
 
 #[test]
-fn what_is_there_is_told_with_its_version_and_place() {
-    let fakes = Fakes::all();
+fn doctor_reports_versions_and_paths() {
+    let fakes = FakeCuda::all();
     fakes.worker(ANSWERS);
     let (code, report) = doctor(&fakes, &["--device", "cuda"]);
     assert_eq!((code, problems(&report).as_str()), (Some(0), ""));
@@ -60,7 +60,7 @@ fn what_is_there_is_told_with_its_version_and_place() {
     assert_eq!(worker["path"], json!(fakes.path("lora-worker").canonicalize().unwrap()));
     assert!(report["cpu"]["reading"]["product_tflops"].as_f64().unwrap() > 0.0);
 
-    let table = Finished::of(&mut fakes.loractl(&["doctor"])).expect_code(0).stdout;
+    let table = Finished::run(&mut fakes.loractl(&["doctor"])).expect_code(0).stdout;
     for (name, value) in [
         ("GPU 1", "Fake GPU 1, 80.00 GiB, compute capability 9.0"),
         ("peer-to-peer", "0>1"),
@@ -79,8 +79,8 @@ fn what_is_there_is_told_with_its_version_and_place() {
 }
 
 #[test]
-fn a_library_that_hangs_or_crashes_does_not_take_doctor_with_it() {
-    let fakes = Fakes::all();
+fn doctor_survives_hanging_and_crashing_libraries() {
+    let fakes = FakeCuda::all();
     let when_loaded = |what: &str| {
         format!(
             "#include <signal.h>\n#include <unistd.h>\n__attribute__((constructor)) static void f(void) {{ {what} }}"
@@ -103,7 +103,7 @@ fn a_library_that_hangs_or_crashes_does_not_take_doctor_with_it() {
 }
 
 #[test]
-fn a_driver_that_is_too_old_or_has_no_gpu_says_so() {
+fn an_old_driver_or_a_missing_gpu_is_reported() {
     for (definitions, expected) in [
         (&["CUDA=12040"][..], "is too old: it knows CUDA 12.4, workers need 13.0"),
         (
@@ -111,7 +111,7 @@ fn a_driver_that_is_too_old_or_has_no_gpu_says_so() {
             "the driver cannot be used: cuInit: CUDA_ERROR_NO_DEVICE (100): no CUDA-capable device is detected",
         ),
     ] {
-        let fakes = Fakes::driver(definitions);
+        let fakes = FakeCuda::driver(definitions);
         let (code, report) = doctor(&fakes, &["--device", "cuda"]);
         assert_eq!((code, &report["cuda"]["works"]), (Some(1), &json!(false)));
         let problems = problems(&report);
@@ -120,8 +120,8 @@ fn a_driver_that_is_too_old_or_has_no_gpu_says_so() {
 }
 
 #[test]
-fn a_worker_that_fails_is_no_reason_to_be_silent_about_the_rest() {
-    let fakes = Fakes::all();
+fn a_failing_worker_does_not_hide_other_results() {
+    let fakes = FakeCuda::all();
     fakes.worker("echo 'error: device cuda:0: out of memory' >&2; exit 1");
     let (code, report) = doctor(&fakes, &["--device", "cuda"]);
     assert_eq!((code, &report["cuda"]["gpus"][0]["name"]), (Some(1), &json!("Fake GPU 0")));
@@ -144,7 +144,7 @@ fn a_worker_that_fails_is_no_reason_to_be_silent_about_the_rest() {
 
 #[test]
 fn an_all_reduce_that_hangs_names_the_rank() {
-    let fakes = Fakes::all();
+    let fakes = FakeCuda::all();
     let worker = lora_worker();
     let program = worker.get_program().to_str().unwrap();
     let hangs = format!("LD_PRELOAD={}", fakes.path("libhangs.so").display());
@@ -168,14 +168,14 @@ __attribute__((constructor)) static void f(int argc, char **argv) {
 }
 
 #[test]
-fn a_library_of_a_wheel_is_pointed_to() {
-    let fakes = Fakes::all();
+fn libraries_in_python_wheels_are_found() {
+    let fakes = FakeCuda::all();
     let lib = fakes.path("venv/lib/python3.12/site-packages/nvidia/cu13/lib");
     std::fs::create_dir_all(&lib).unwrap();
     std::fs::copy(fakes.path("libnccl.so.2"), lib.join("libnccl.so.2")).unwrap();
     fakes.remove("libnccl.so.2");
     let mut command = fakes.loractl(&["doctor", "-o", "json"]);
-    let report = Finished::of(command.env("VIRTUAL_ENV", fakes.path("venv"))).expect_code(0).json();
+    let report = Finished::run(command.env("VIRTUAL_ENV", fakes.path("venv"))).expect_code(0).json();
     let nccl =
         report["cuda"]["libraries"].as_array().unwrap().iter().find(|one| one["name"] == "NCCL").unwrap();
     if nccl["loads"] == true {
@@ -188,8 +188,8 @@ fn a_library_of_a_wheel_is_pointed_to() {
 }
 
 #[test]
-fn who_asks_for_the_cpu_is_told_of_nothing_else() {
-    let fakes = Fakes::driver(&["INIT=100"]);
+fn device_cpu_reports_the_cpu_only() {
+    let fakes = FakeCuda::driver(&["INIT=100"]);
     let (code, report) = doctor(&fakes, &["--device", "cpu"]);
     assert_eq!((code, &report["cuda"]), (Some(0), &Value::Null));
     assert!(report["cpu"]["reading"]["device"].as_str().unwrap().starts_with("cpu "), "{report}");

@@ -51,11 +51,11 @@ const LIBRARIES: [(&str, &str); 7] = [
 ];
 
 /// A directory with libraries and a worker.
-pub(crate) struct Fakes {
+pub(crate) struct FakeCuda {
     dir: TempDir,
 }
 
-impl Fakes {
+impl FakeCuda {
     /// A driver with two GPUs, every library, no worker.
     pub(crate) fn all() -> Self {
         let fakes = Self::driver(&[]);

@@ -4,7 +4,7 @@ use std::process::Command;
 
 use lora_e2e::{Finished, lora_worker, without_settings};
 
-use crate::fakes::Fakes;
+use crate::fakes::FakeCuda;
 
 /// Writes to the stdout of every rank as NCCL does: a part of a line before all messages, the rest at
 /// the end of the process.
@@ -26,10 +26,10 @@ fn all_reduce(arguments: &[&str]) -> Command {
 
 #[test]
 fn a_log_on_stdout_is_told_apart_from_the_reading() {
-    let fakes = Fakes::driver(&[]);
+    let fakes = FakeCuda::driver(&[]);
     fakes.replace("liblog.so", LOG);
     let mut command = all_reduce(&["--device", "cpu"]);
-    let finished = Finished::of(command.env("LD_PRELOAD", fakes.path("liblog.so"))).expect_code(0);
+    let finished = Finished::run(command.env("LD_PRELOAD", fakes.path("liblog.so"))).expect_code(0);
     let reading = finished.json();
     assert_eq!((&reading["through"], &reading["world_size"]), (&"tcp".into(), &2.into()));
     for rank in ["rank 0: ", "rank 1: "] {
@@ -41,7 +41,8 @@ fn a_log_on_stdout_is_told_apart_from_the_reading() {
 
 #[test]
 fn the_reason_why_a_rank_failed_is_the_error() {
-    let finished = Finished::of(&mut all_reduce(&["--device", "cpu", "--collective", "nccl"])).expect_code(1);
+    let finished =
+        Finished::run(&mut all_reduce(&["--device", "cpu", "--collective", "nccl"])).expect_code(1);
     let error = finished.error().unwrap_or_default();
     assert!(
         error.contains(" failed: invalid argument: collective nccl: this build has no CUDA"),

@@ -3,12 +3,12 @@
 use std::fs;
 use std::process::Command;
 
-use lora_e2e::{Finished, Fixture, Outcome, lora_worker};
+use lora_e2e::{Finished, Fixture, RunOutcome, lora_worker};
 
-use crate::fakes::Fakes;
+use crate::fakes::FakeCuda;
 
 /// A worker for GPUs that computes on the CPU, and writes down what it was to compute on.
-fn playing_worker(fakes: &Fakes) {
+fn fake_gpu_worker(fakes: &FakeCuda) {
     let real = lora_worker();
     let program = real.get_program().to_str().unwrap();
     let log = fakes.path("devices").display().to_string();
@@ -22,13 +22,13 @@ exec {program} --end-with-stdin --device cpu "$@" --set collective=auto"#
     ));
 }
 
-fn run(fakes: &Fakes, fixture: &Fixture, out: &str, arguments: &[&str]) -> Command {
+fn run(fakes: &FakeCuda, fixture: &Fixture, out: &str, arguments: &[&str]) -> Command {
     let mut command = fakes.loractl(&["run", fixture.job().to_str().unwrap(), "--out"]);
     command.arg(fixture.path(out)).args(arguments);
     command
 }
 
-fn devices(fakes: &Fakes) -> Vec<String> {
+fn devices(fakes: &FakeCuda) -> Vec<String> {
     let log = fs::read_to_string(fakes.path("devices")).unwrap_or_default();
     let mut devices: Vec<String> = log.lines().map(str::to_owned).collect();
     devices.sort();
@@ -37,31 +37,31 @@ fn devices(fakes: &Fakes) -> Vec<String> {
 
 #[test]
 fn each_gpu_gets_a_worker_and_more_workers_share_them() {
-    let (fakes, fixture) = (Fakes::driver(&[]), Fixture::default());
-    playing_worker(&fakes);
-    Finished::of(&mut run(&fakes, &fixture, "cpu", &["--device", "cpu"])).expect_code(0);
+    let (fakes, fixture) = (FakeCuda::driver(&[]), Fixture::default());
+    fake_gpu_worker(&fakes);
+    Finished::run(&mut run(&fakes, &fixture, "cpu", &["--device", "cpu"])).expect_code(0);
     assert_eq!(devices(&fakes), [""; 0]);
-    let expected = Outcome::read(&fixture.path("cpu"));
+    let expected = RunOutcome::read(&fixture.path("cpu"));
 
     // The daemons' settings mean nothing here.
     let mut cuda = run(&fakes, &fixture, "cuda", &["--device", "cuda", "-o", "json"]);
     let summary =
-        Finished::of(cuda.env("LORA__GRPC__LISTEN", "x").env("LORA__THREADS", "x")).expect_code(0).json();
+        Finished::run(cuda.env("LORA__GRPC__LISTEN", "x").env("LORA__THREADS", "x")).expect_code(0).json();
     assert_eq!((&summary["device"], &summary["workers"]), (&"cuda".into(), &2.into()));
     assert_eq!(devices(&fakes), ["cuda:0", "cuda:1"]);
-    assert_eq!(Outcome::read(&fixture.path("cuda")), expected);
+    assert_eq!(RunOutcome::read(&fixture.path("cuda")), expected);
 
     fs::remove_file(fakes.path("devices")).unwrap();
     let arguments = ["--workers", "3", "--collective", "tcp"];
-    Finished::of(&mut run(&fakes, &fixture, "three", &arguments)).expect_code(0);
+    Finished::run(&mut run(&fakes, &fixture, "three", &arguments)).expect_code(0);
     assert_eq!(devices(&fakes), ["cuda:0 tcp", "cuda:0 tcp", "cuda:1 tcp"], "auto takes GPUs where it can");
-    assert_eq!(Outcome::read(&fixture.path("three")), expected);
+    assert_eq!(RunOutcome::read(&fixture.path("three")), expected);
 }
 
 #[test]
 fn nccl_is_made_to_take_workers_that_share_a_gpu() {
-    let (fakes, fixture) = (Fakes::driver(&[]), Fixture::default());
-    playing_worker(&fakes);
+    let (fakes, fixture) = (FakeCuda::driver(&[]), Fixture::default());
+    fake_gpu_worker(&fakes);
     fixture.edit("job.yaml", "max_steps: 12", "max_steps: 1");
     let run = |out: &str, arguments: &[&str], environment: &[(&str, &str)]| {
         let _ = fs::remove_file(fakes.path("devices"));
@@ -76,7 +76,7 @@ fn nccl_is_made_to_take_workers_that_share_a_gpu() {
         for variable in variables {
             command.env_remove(variable);
         }
-        Finished::of(command.envs(environment.iter().copied())).expect_code(0);
+        Finished::run(command.envs(environment.iter().copied())).expect_code(0);
         devices(&fakes)
     };
     let three = ["--workers", "3", "--collective", "nccl"];
@@ -98,27 +98,27 @@ fn nccl_is_made_to_take_workers_that_share_a_gpu() {
 
 #[test]
 fn no_more_workers_are_started_than_the_job_has_micro_batches() {
-    let (fakes, fixture) = (Fakes::driver(&[]), Fixture::default());
-    playing_worker(&fakes);
+    let (fakes, fixture) = (FakeCuda::driver(&[]), Fixture::default());
+    fake_gpu_worker(&fakes);
     fixture.edit("job.yaml", "micro_batch_size: 2", "micro_batch_size: 12");
     fixture.edit("job.yaml", "max_steps: 12", "max_steps: 1");
-    Finished::of(&mut run(&fakes, &fixture, "out", &["--device", "cuda"])).expect_code(0);
+    Finished::run(&mut run(&fakes, &fixture, "out", &["--device", "cuda"])).expect_code(0);
     assert_eq!(devices(&fakes), ["cuda:0"]);
 }
 
 #[test]
-fn gpus_that_cannot_be_used_are_an_error_for_who_asks_for_them() {
+fn unusable_gpus_are_an_error_if_requested() {
     let fixture = Fixture::default();
-    let refused = |fakes: &Fakes, arguments: &[&str]| {
-        let refused = Finished::of(&mut run(fakes, &fixture, "out", arguments)).expect_code(1);
+    let refused = |fakes: &FakeCuda, arguments: &[&str]| {
+        let refused = Finished::run(&mut run(fakes, &fixture, "out", arguments)).expect_code(1);
         assert!(!fixture.path("out").exists());
         refused.error().unwrap_or_default().to_owned()
     };
-    let fakes = Fakes::driver(&["INIT=100"]);
+    let fakes = FakeCuda::driver(&["INIT=100"]);
     let cpu = lora_worker();
     let error = refused(&fakes, &["--device", "cuda", "--worker", cpu.get_program().to_str().unwrap()]);
     assert!(error.contains("was not built for CUDA") && error.contains("`loractl doctor`"), "{error}");
-    playing_worker(&fakes);
+    fake_gpu_worker(&fakes);
     let error = refused(&fakes, &["--device", "cuda"]);
     assert!(error.contains("the driver: cuInit: CUDA_ERROR_NO_DEVICE"), "{error}");
     let error = refused(&fakes, &["--device", "cuda", "--worker", "/nowhere/lora-worker"]);
@@ -126,7 +126,7 @@ fn gpus_that_cannot_be_used_are_an_error_for_who_asks_for_them() {
 
     // Who does not insist is told why.
     fixture.edit("job.yaml", "max_steps: 12", "max_steps: 1");
-    let finished = Finished::of(&mut run(&fakes, &fixture, "out", &[])).expect_code(0);
+    let finished = Finished::run(&mut run(&fakes, &fixture, "out", &[])).expect_code(0);
     assert!(finished.stderr.contains("on the CPU: the driver: cuInit"), "{}", finished.stderr);
     assert_eq!(devices(&fakes), [""; 0]);
 }

@@ -21,7 +21,7 @@ pub(crate) fn program(name: &str) -> Option<Command> {
 /// # Errors
 /// The error of the program, which parses its arguments before it shows its help.
 pub(crate) fn help(mut program: Command, arguments: &[String]) -> Result<Help, String> {
-    let finished = Finished::of(without_settings(&mut program).args(arguments).arg("--help"));
+    let finished = Finished::run(without_settings(&mut program).args(arguments).arg("--help"));
     match finished.code {
         Some(0) => Ok(Help::parse(&finished.stdout)),
         _ => Err(finished.stderr.lines().next().unwrap_or_default().to_owned()),

@@ -1,12 +1,12 @@
 //! The base stays in a worker's memory between jobs.
 
-use lora_e2e::{Fixture, Service};
+use lora_e2e::{Fixture, TestService};
 use lora_proto::v1::{self, job_event};
 
 #[test]
 fn a_second_job_on_the_same_base_skips_loading_and_one_on_another_does_not() {
-    let fixture = Fixture::of_steps(1);
-    let service = Service::start();
+    let fixture = Fixture::with_steps(1);
+    let service = TestService::start();
     let _worker = service.worker("w0");
     let first = run(&service, &fixture);
     assert!(!first.cached);
@@ -24,7 +24,7 @@ fn a_second_job_on_the_same_base_skips_loading_and_one_on_another_does_not() {
 }
 
 /// Runs the job to its end and returns what was said of the base.
-fn run(service: &Service, fixture: &Fixture) -> v1::BaseReady {
+fn run(service: &TestService, fixture: &Fixture) -> v1::BaseReady {
     let job = service.submit(fixture);
     service.until_state(&job, "succeeded");
     let ready = |event: v1::JobEvent| match event.kind {

@@ -1,13 +1,13 @@
 //! Cancelling, whatever the job is about to do.
 
-use lora_e2e::{Fixture, Service, Signal};
+use lora_e2e::{Fixture, Signal, TestService};
 use serde_json::json;
 
 #[test]
-fn a_job_that_is_being_prepared_is_cancelled_once_its_worker_says_so() {
-    let fixture = Fixture::of_steps(1);
+fn a_preparing_job_is_cancelled_after_its_worker_releases_it() {
+    let fixture = Fixture::with_steps(1);
     // The worker is silent for as long as it is stopped.
-    let service = Service::with(&["workers.lease_seconds=600"]);
+    let service = TestService::with(&["workers.lease_seconds=600"]);
     let worker = service.worker("w0");
     service.until_worker("w0", "idle");
     worker.daemon.signal(Signal::STOP);
@@ -23,9 +23,9 @@ fn a_job_that_is_being_prepared_is_cancelled_once_its_worker_says_so() {
 }
 
 #[test]
-fn a_job_that_trains_is_cancelled_and_its_worker_takes_the_next() {
-    let (long, short) = (Fixture::of_short_steps(), Fixture::of_steps(1));
-    let service = Service::start();
+fn a_training_job_is_cancelled_and_its_worker_takes_the_next() {
+    let (long, short) = (Fixture::with_short_steps(), Fixture::with_steps(1));
+    let service = TestService::start();
     let _worker = service.worker("w0");
     let submitted = service.running(&["submit", long.job().to_str().unwrap(), "--watch"]);
     let job = lora_e2e::until("the job", || {

@@ -1,13 +1,13 @@
 //! The commands of `loractl` that speak to a coordinator: exit codes, errors, forms of output.
 
-use lora_e2e::{Finished, Fixture, Service, loractl, on_terminal, sets, without_settings};
+use lora_e2e::{Finished, Fixture, TestService, loractl, on_terminal, sets, without_settings};
 use serde_json::Value;
 
 #[test]
-fn a_coordinator_that_is_not_there_has_an_exit_code_of_its_own() {
+fn an_unreachable_coordinator_has_its_own_exit_code() {
     let fixture = Fixture::default();
     let job = fixture.job();
-    let mut service = Service::start();
+    let mut service = TestService::start();
     service.kill();
     for arguments in [
         &["list"][..],
@@ -32,10 +32,10 @@ fn a_coordinator_that_is_not_there_has_an_exit_code_of_its_own() {
 }
 
 #[test]
-fn jobs_are_found_by_id_or_prefix_and_shown_in_every_form() {
+fn jobs_are_found_by_id_or_prefix_and_shown_in_every_format() {
     let fixture = Fixture::default();
     fixture.edit("job.yaml", "name: small", "name: a-name-that-is-rather-long-for-a-column");
-    let service = Service::start();
+    let service = TestService::start();
     let (first, second) = (service.submit(&fixture), service.submit(&fixture));
     for job in [&first, &second] {
         service.until_state(job, "queued");
@@ -89,7 +89,7 @@ fn jobs_are_found_by_id_or_prefix_and_shown_in_every_form() {
 
 #[test]
 fn a_bad_job_file_is_refused_with_file_and_line() {
-    let service = Service::start();
+    let service = TestService::start();
     for (old, new, says) in [
         ("learning_rate:", "learning_rat:", "did you mean training.learning_rate?"),
         ("r: 4", "r: 0", "adapter.r"),
@@ -113,9 +113,9 @@ fn a_bad_job_file_is_refused_with_file_and_line() {
 }
 
 #[test]
-fn the_same_key_gives_the_same_job_or_an_error() {
+fn an_idempotency_key_returns_the_same_job_or_an_error() {
     let fixture = Fixture::default();
-    let service = Service::start();
+    let service = TestService::start();
     let job = fixture.job();
     let submit = || service.run(&["submit", job.to_str().unwrap(), "--idempotency-key", "k", "-o", "json"]);
     let (first, second) = (submit().expect_code(0), submit().expect_code(0));
@@ -129,9 +129,9 @@ fn the_same_key_gives_the_same_job_or_an_error() {
 }
 
 #[test]
-fn a_job_that_fails_has_an_exit_code_of_its_own_and_a_remedy() {
+fn a_failed_job_has_its_own_exit_code_and_a_fix() {
     let fixture = Fixture::default();
-    let service = Service::start();
+    let service = TestService::start();
     let _worker = service.worker("w0");
     // So the base is to be on the worker's disk, where it is not allowed to look.
     let submit =
@@ -149,8 +149,8 @@ fn a_job_that_fails_has_an_exit_code_of_its_own_and_a_remedy() {
 
 #[test]
 fn a_base_on_the_worker_needs_no_upload() {
-    let fixture = Fixture::of_steps(1);
-    let service = Service::start();
+    let fixture = Fixture::with_steps(1);
+    let service = TestService::start();
     let cache = tempfile::tempdir().unwrap();
     let root = fixture.path("").canonicalize().unwrap();
     let mut command = lora_e2e::lora_worker();
@@ -171,8 +171,8 @@ fn a_base_on_the_worker_needs_no_upload() {
 }
 
 #[test]
-fn every_command_explains_itself_by_an_example() {
-    let help = Finished::of(loractl().arg("--help")).expect_code(0).stdout;
+fn every_help_text_has_an_example() {
+    let help = Finished::run(loractl().arg("--help")).expect_code(0).stdout;
     let (_, commands) = help.split_once("Commands:\n").unwrap();
     let names = commands.lines().take_while(|line| line.starts_with("  "));
     let names: Vec<&str> =
@@ -184,16 +184,16 @@ fn every_command_explains_itself_by_an_example() {
         assert!(names.contains(&name), "{name}: {help}");
     }
     for name in &names {
-        let help = Finished::of(loractl().args([name, "--help"])).expect_code(0).stdout;
+        let help = Finished::run(loractl().args([name, "--help"])).expect_code(0).stdout;
         assert!(help.contains("Example") && help.contains(&format!("loractl {name}")), "{help}");
     }
     for shell in ["bash", "zsh", "fish"] {
-        let script = Finished::of(loractl().args(["completions", shell])).expect_code(0).stdout;
+        let script = Finished::run(loractl().args(["completions", shell])).expect_code(0).stdout;
         let missing: Vec<_> = names.iter().filter(|name| !script.contains(**name)).collect();
         assert!(missing.is_empty(), "{shell}: {missing:?}");
     }
-    Finished::of(loractl().args(["completions", "tcsh"])).expect_code(2);
-    Finished::of(loractl().args(["list", "--coordinator", "https://here"])).expect_code(1);
+    Finished::run(loractl().args(["completions", "tcsh"])).expect_code(2);
+    Finished::run(loractl().args(["list", "--coordinator", "https://here"])).expect_code(1);
 }
 
 /// Takes out what is another at each look.

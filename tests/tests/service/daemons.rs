@@ -2,17 +2,17 @@
 
 use std::process::Command;
 
-use lora_e2e::http::Answer;
+use lora_e2e::http::HttpResponse;
 use lora_e2e::{
-    Daemon, Finished, Fixture, Service, lora_coordinator, lora_worker, repository, sets, until,
+    Daemon, Finished, Fixture, TestService, lora_coordinator, lora_worker, repository, sets, until,
     without_settings,
 };
 
 #[test]
-fn health_and_metrics_follow_what_happens() {
-    let fixture = Fixture::of_steps(2);
-    let mut service = Service::start();
-    let ok = Answer { status: 200, body: "ok\n".into() };
+fn health_and_metrics_reflect_the_state() {
+    let fixture = Fixture::with_steps(2);
+    let mut service = TestService::start();
+    let ok = HttpResponse { status: 200, body: "ok\n".into() };
     for path in ["/healthz", "/readyz"] {
         assert_eq!(
             until(path, || Some(service.daemon().get(path)).filter(|answer| answer.status == 200)),
@@ -20,7 +20,7 @@ fn health_and_metrics_follow_what_happens() {
         );
     }
     assert_eq!(service.daemon().get("/nothing").status, 404);
-    let coordinators = |service: &Service, name: &str| service.daemon().metric(name);
+    let coordinators = |service: &TestService, name: &str| service.daemon().metric(name);
     assert_eq!(coordinators(&service, "lora_workers"), Some(0.0));
 
     let worker = service.worker("w0");
@@ -50,7 +50,7 @@ fn health_and_metrics_follow_what_happens() {
 }
 
 #[test]
-fn the_documented_settings_start_both() {
+fn the_documented_configurations_start_both_daemons() {
     let dir = tempfile::tempdir().unwrap();
     let place = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
     let mut command = with_file(lora_coordinator(), "coordinator.toml");
@@ -74,7 +74,7 @@ fn the_documented_settings_start_both() {
 }
 
 #[test]
-fn a_wrong_setting_is_refused_with_the_right_one() {
+fn an_invalid_setting_is_rejected_with_a_suggestion() {
     for (program, set, says) in [
         (lora_coordinator as fn() -> Command, "workers.lease_second=3", "workers.lease_seconds"),
         (lora_coordinator, "grpc.listen=here", "0.0.0.0:7400"),
@@ -82,18 +82,18 @@ fn a_wrong_setting_is_refused_with_the_right_one() {
         (lora_worker, "threads=many", "whole number"),
         (lora_worker, "coordinator=here", "http://coordinator:7400"),
     ] {
-        let refused = Finished::of(without_settings(&mut program()).args(["--set", set])).expect_code(2);
+        let refused = Finished::run(without_settings(&mut program()).args(["--set", set])).expect_code(2);
         assert!(refused.error().unwrap_or_default().contains(says), "{set}: {}", refused.stderr);
     }
     for program in [lora_coordinator, lora_worker] {
-        let help = Finished::of(program().arg("--help")).expect_code(0).stdout;
+        let help = Finished::run(program().arg("--help")).expect_code(0).stdout;
         assert!(help.contains("Example"), "{help}");
     }
 }
 
 #[test]
-fn one_state_directory_has_one_coordinator_and_one_name_one_worker() {
-    let service = Service::start();
+fn state_directories_and_worker_names_are_exclusive() {
+    let service = TestService::start();
     let _worker = service.worker("w0");
     service.until_worker("w0", "idle");
     let second = service.worker("w0");
@@ -110,7 +110,7 @@ fn one_state_directory_has_one_coordinator_and_one_name_one_worker() {
         [("state_dir", service.state_dir().to_str().unwrap()), ("grpc.listen", "127.0.0.1:0")],
     );
     sets(&mut command, [("http.listen", "")]);
-    let refused = Finished::of(without_settings(&mut command)).expect_code(1);
+    let refused = Finished::run(without_settings(&mut command)).expect_code(1);
     assert!(refused.stderr.contains("in use by another coordinator"), "{}", refused.stderr);
 }
 

@@ -3,7 +3,7 @@
 
 use std::fs::{self, OpenOptions};
 
-use lora_e2e::{Fixture, Service};
+use lora_e2e::{Fixture, TestService};
 use lora_proto::v1::{self, base};
 use lora_spec::JobFile;
 
@@ -38,7 +38,7 @@ fn a_base_of_an_unknown_architecture_fails_the_job() {
 
 /// Uploads the files as they are, submits the job, and looks at why it fails; there are no workers.
 fn expect_failure(fixture: &Fixture, says: &[&str]) {
-    let service = Service::start();
+    let service = TestService::start();
     let api = service.api();
     let mut files =
         fs::read_dir(fixture.path("base")).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>();

@@ -1,14 +1,14 @@
 //! Workers that come and go while a job trains.
 
-use lora_e2e::{Fixture, Service, Signal, Worker};
+use lora_e2e::{Fixture, Signal, TestService, Worker};
 
-use crate::{expect_undisturbed, groups, lost};
+use crate::{expect_reference_outcome, groups, lost};
 
 #[test]
-fn another_worker_takes_the_place_of_one_that_was_killed() {
-    let fixture = Fixture::of_short_steps();
+fn a_killed_worker_is_replaced() {
+    let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(2, 2);
-    let service = Service::start();
+    let service = TestService::start();
     let (_w0, w1) = (service.worker("w0"), service.worker("w1"));
     let job = service.submit(&fixture);
     service.until_step(&job, 5);
@@ -17,7 +17,7 @@ fn another_worker_takes_the_place_of_one_that_was_killed() {
     let status = service.run(&["status", &job]).expect_code(0).stdout;
     assert!(status.lines().any(|line| line.starts_with("waits for") && line.contains("worker")), "{status}");
     let _w2 = service.worker("w2");
-    expect_undisturbed(&service, &job, &fixture.path("out"));
+    expect_reference_outcome(&service, &job, &fixture.path("out"));
 
     assert_eq!(lost(&service, &job), ["w1"]);
     let groups = groups(&service, &job);
@@ -30,15 +30,15 @@ fn another_worker_takes_the_place_of_one_that_was_killed() {
 }
 
 #[test]
-fn the_others_go_on_without_the_first_rank() {
-    let fixture = Fixture::of_short_steps();
+fn the_group_continues_without_rank_0() {
+    let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(1, 2);
-    let service = Service::start();
+    let service = TestService::start();
     let mut workers = pair(&service);
     let job = service.submit(&fixture);
     let first = service.until_step(&job, 5).workers[0].clone();
     take(&mut workers, &first).kill();
-    expect_undisturbed(&service, &job, &fixture.path("out"));
+    expect_reference_outcome(&service, &job, &fixture.path("out"));
     assert_eq!(lost(&service, &job), [first]);
     let groups = groups(&service, &job);
     assert_eq!(
@@ -51,14 +51,14 @@ fn the_others_go_on_without_the_first_rank() {
 
 #[test]
 fn a_worker_joins_a_job_that_trains() {
-    let fixture = Fixture::of_short_steps();
+    let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(1, 2);
-    let service = Service::start();
+    let service = TestService::start();
     let _w0 = service.worker("w0");
     let job = service.submit(&fixture);
     service.until_state(&job, "running");
     let _w1 = service.worker("w1");
-    expect_undisturbed(&service, &job, &fixture.path("out"));
+    expect_reference_outcome(&service, &job, &fixture.path("out"));
     let groups = groups(&service, &job);
     assert_eq!(groups.len(), 2, "{groups:?}");
     assert_eq!((groups[1].workers.len(), groups[1].reason.as_str()), (2, "w1 can join"));
@@ -66,17 +66,17 @@ fn a_worker_joins_a_job_that_trains() {
 }
 
 #[test]
-fn a_worker_that_is_asked_to_end_hands_its_job_over() {
-    let fixture = Fixture::of_short_steps();
+fn a_draining_worker_hands_its_job_over() {
+    let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(1, 2);
-    let service = Service::start();
+    let service = TestService::start();
     let mut workers = pair(&service);
     let job = service.submit(&fixture);
     let first = service.until_step(&job, 5).workers[0].clone();
     take(&mut workers, &first).daemon.terminate().expect_code(0);
     let running = service.api().job(&job).unwrap();
     assert_ne!(running.state, "succeeded", "it was asked too late");
-    expect_undisturbed(&service, &job, &fixture.path("out"));
+    expect_reference_outcome(&service, &job, &fixture.path("out"));
     let groups = groups(&service, &job);
     assert_eq!((groups.len(), &groups[1].workers), (2, &vec![workers[0].name.clone()]), "{groups:?}");
     assert_eq!(groups[1].reason, format!("worker {first} leaves"));
@@ -84,16 +84,16 @@ fn a_worker_that_is_asked_to_end_hands_its_job_over() {
 }
 
 #[test]
-fn a_worker_that_hangs_is_left_out_and_lets_go_of_the_job_once_it_can() {
-    let fixture = Fixture::of_short_steps();
+fn a_hanging_worker_is_evicted_and_releases_the_job_later() {
+    let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(1, 2);
-    let service = Service::start();
+    let service = TestService::start();
     let mut workers = pair(&service);
     let job = service.submit(&fixture);
     let first = service.until_step(&job, 5).workers[0].clone();
     let hung = take(&mut workers, &first);
     hung.daemon.signal(Signal::STOP);
-    expect_undisturbed(&service, &job, &fixture.path("out"));
+    expect_reference_outcome(&service, &job, &fixture.path("out"));
     assert_eq!(lost(&service, &job), std::slice::from_ref(&first));
     hung.daemon.signal(Signal::CONT);
     let worker = service.until_worker(&first, "idle");
@@ -101,7 +101,7 @@ fn a_worker_that_hangs_is_left_out_and_lets_go_of_the_job_once_it_can() {
 }
 
 /// Two workers that are ready, so that a job gets both at once.
-fn pair(service: &Service) -> Vec<Worker> {
+fn pair(service: &TestService) -> Vec<Worker> {
     let workers = ["w0", "w1"].map(|name| service.worker(name));
     for worker in &workers {
         service.until_worker(&worker.name, "idle");

@@ -17,30 +17,30 @@ mod scheduling;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use lora_e2e::{Fixture, Outcome, Service};
+use lora_e2e::{Fixture, RunOutcome, TestService};
 use lora_proto::v1::{self, job_event};
 
-/// The steps of [`Fixture::of_short_steps`].
+/// The steps of [`Fixture::with_short_steps`].
 const STEPS: u64 = 48;
 
-/// What `loractl run` makes of the job of [`Fixture::of_short_steps`] on one worker, undisturbed.
-fn undisturbed() -> &'static Outcome {
-    static OUTCOME: OnceLock<Outcome> = OnceLock::new();
-    OUTCOME.get_or_init(|| Fixture::of_short_steps().finish("out", &["--workers", "1", "--threads", "1"]))
+/// What `loractl run` makes of the job of [`Fixture::with_short_steps`] on one worker, undisturbed.
+fn reference_outcome() -> &'static RunOutcome {
+    static OUTCOME: OnceLock<RunOutcome> = OnceLock::new();
+    OUTCOME.get_or_init(|| Fixture::with_short_steps().finish("out", &["--workers", "1", "--threads", "1"]))
 }
 
-/// Waits for the result of the job of a [`Fixture::of_short_steps`], and holds it against the undisturbed one: the same bits,
+/// Waits for the result of the job of a [`Fixture::with_short_steps`], and holds it against the undisturbed one: the same bits,
 /// and no step missing or twice.
-fn expect_undisturbed(service: &Service, job_id: &str, dir: &Path) {
+fn expect_reference_outcome(service: &TestService, job_id: &str, dir: &Path) {
     let outcome = service.result(job_id, dir);
-    assert_eq!(outcome.adapter_sha256, undisturbed().adapter_sha256);
-    assert_eq!(outcome.metrics, undisturbed().metrics);
+    assert_eq!(outcome.adapter_sha256, reference_outcome().adapter_sha256);
+    assert_eq!(outcome.metrics, reference_outcome().metrics);
     let steps: Vec<u64> = lora_e2e::metrics(dir).iter().map(|row| row["step"].as_u64().unwrap()).collect();
     assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
 }
 
 /// The groups that a job was given to, in order.
-fn groups(service: &Service, job_id: &str) -> Vec<v1::Assigned> {
+fn groups(service: &TestService, job_id: &str) -> Vec<v1::Assigned> {
     let assigned = |event: v1::JobEvent| match event.kind {
         Some(job_event::Kind::Assigned(assigned)) => Some(assigned),
         _ => None,
@@ -49,7 +49,7 @@ fn groups(service: &Service, job_id: &str) -> Vec<v1::Assigned> {
 }
 
 /// The workers of a job that were lost, in order.
-fn lost(service: &Service, job_id: &str) -> Vec<String> {
+fn lost(service: &TestService, job_id: &str) -> Vec<String> {
     let lost = |event: v1::JobEvent| match event.kind {
         Some(job_event::Kind::WorkerLost(lost)) => Some(lost.worker),
         _ => None,

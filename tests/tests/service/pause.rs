@@ -1,15 +1,15 @@
 //! A pause outlives everything that runs.
 
-use lora_e2e::{Fixture, Service};
+use lora_e2e::{Fixture, TestService};
 use serde_json::json;
 
-use crate::{STEPS, expect_undisturbed, groups};
+use crate::{STEPS, expect_reference_outcome, groups};
 
 #[test]
-fn a_paused_job_goes_on_after_everything_was_killed() {
-    let fixture = Fixture::of_short_steps();
+fn a_paused_job_resumes_after_everything_was_killed() {
+    let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(2, 2);
-    let mut service = Service::start();
+    let mut service = TestService::start();
     let workers = [service.worker("w0"), service.worker("w1")];
     let job = service.submit(&fixture);
     service.until_step(&job, 5);
@@ -29,7 +29,7 @@ fn a_paused_job_goes_on_after_everything_was_killed() {
     // On other machines, so to speak, and another number of them.
     let _worker = service.worker("w2");
     service.run(&["resume", &job, "--workers", "1", "--watch"]).expect_code(0);
-    expect_undisturbed(&service, &job, &fixture.path("out"));
+    expect_reference_outcome(&service, &job, &fixture.path("out"));
     let groups = groups(&service, &job);
     assert_eq!(groups.len(), 2, "{groups:?}");
     assert_eq!((groups[1].checkpoint_step, &groups[1].workers), (Some(step), &vec!["w2".to_owned()]));

@@ -1,14 +1,14 @@
 //! A coordinator that goes away and comes back.
 
-use lora_e2e::{Fixture, Service, json_lines, until};
+use lora_e2e::{Fixture, TestService, json_lines, until};
 
-use crate::{STEPS, expect_undisturbed, groups, lost};
+use crate::{STEPS, expect_reference_outcome, groups, lost};
 
 #[test]
-fn workers_train_on_without_a_coordinator_and_are_adopted() {
-    let fixture = Fixture::of_short_steps();
+fn workers_continue_without_a_coordinator_and_are_recovered() {
+    let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(2, 2);
-    let mut service = Service::start();
+    let mut service = TestService::start();
     let mut workers = [service.worker("w0"), service.worker("w1")];
     let job = service.submit(&fixture);
     service.until_step(&job, 5);
@@ -18,7 +18,7 @@ fn workers_train_on_without_a_coordinator_and_are_adopted() {
         until("steps without a coordinator", || (worker.steps() >= before + 3).then_some(()));
     }
     service.restart();
-    expect_undisturbed(&service, &job, &fixture.path("out"));
+    expect_reference_outcome(&service, &job, &fixture.path("out"));
     let groups = groups(&service, &job);
     assert_eq!((groups.len(), groups[0].generation), (1, 1), "{groups:?}");
     assert_eq!(lost(&service, &job), Vec::<String>::new());
@@ -27,9 +27,9 @@ fn workers_train_on_without_a_coordinator_and_are_adopted() {
 }
 
 #[test]
-fn a_coordinator_that_is_asked_to_end_leaves_its_workers_and_watchers_waiting() {
-    let fixture = Fixture::of_short_steps();
-    let mut service = Service::start();
+fn a_graceful_shutdown_leaves_workers_and_watchers_waiting() {
+    let fixture = Fixture::with_short_steps();
+    let mut service = TestService::start();
     let worker = service.worker("w0");
     let job = service.submit(&fixture);
     let watching = service.running(&["watch", &job, "-o", "json"]);
@@ -46,7 +46,7 @@ fn a_coordinator_that_is_asked_to_end_leaves_its_workers_and_watchers_waiting() 
     let steps =
         watched.iter().filter(|item| item["type"] == "step").map(|item| item["step"].as_u64().unwrap());
     assert_eq!(steps.collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>());
-    expect_undisturbed(&service, &job, &fixture.path("out"));
+    expect_reference_outcome(&service, &job, &fixture.path("out"));
     assert_eq!(groups(&service, &job).len(), 1);
     // It has nothing to hand over now.
     worker.daemon.terminate().expect_code(0);

@@ -3,19 +3,19 @@
 use std::fs;
 use std::ops::RangeInclusive;
 
-use lora_e2e::{Finished, Fixture, Outcome, Service, json_lines, loractl, sha256, until};
+use lora_e2e::{Finished, Fixture, RunOutcome, TestService, json_lines, loractl, sha256, until};
 use lora_proto::v1::watch_job_response::Kind;
 use serde_json::Value;
 
-use crate::{STEPS, expect_undisturbed, groups};
+use crate::{STEPS, expect_reference_outcome, groups};
 
 /// Numbers of events and of steps, in the order in which they were seen.
-type Numbers = (Vec<u64>, Vec<u64>);
+type SeenNumbers = (Vec<u64>, Vec<u64>);
 
 #[test]
-fn two_clients_see_everything_once_and_the_result_is_that_of_a_local_run() {
-    let fixture = Fixture::of_short_steps();
-    let service = Service::start();
+fn two_clients_see_everything_once_and_the_result_matches_a_local_run() {
+    let fixture = Fixture::with_short_steps();
+    let service = TestService::start();
     let job = service.submit(&fixture);
     // From here on, what the job reads is nowhere but in the coordinator's store.
     let files = ["base", "train.jsonl", "eval.jsonl"];
@@ -54,37 +54,37 @@ fn two_clients_see_everything_once_and_the_result_is_that_of_a_local_run() {
     assert_eq!(logged, all(event + 1..=events));
 
     let downloaded = fixture.path("downloaded");
-    expect_undisturbed(&service, &job, &downloaded);
+    expect_reference_outcome(&service, &job, &downloaded);
     // Base and data are elsewhere, as on another machine.
     let verify = || {
         let mut command = loractl();
         command.arg("verify").arg(&downloaded);
         command
     };
-    Finished::of(&mut verify()).expect_code(1);
+    Finished::run(&mut verify()).expect_code(1);
     let mut elsewhere = verify();
     for (flag, name) in [("--base", "base"), ("--train", "train.jsonl"), ("--eval", "eval.jsonl")] {
         elsewhere.arg(flag).arg(aside(name));
     }
-    Finished::of(&mut elsewhere).expect_code(0);
+    Finished::run(&mut elsewhere).expect_code(0);
     files.iter().for_each(|name| fs::rename(aside(name), fixture.path(name)).unwrap());
     let local = fixture.finish("local", &["--workers", "1", "--threads", "1"]);
-    assert_eq!(Outcome::read(&downloaded), local, "the receipt too");
-    Finished::of(&mut verify()).expect_code(0);
+    assert_eq!(RunOutcome::read(&downloaded), local, "the receipt too");
+    Finished::run(&mut verify()).expect_code(0);
 }
 
 #[test]
 fn two_workers_give_the_same_bits() {
-    let fixture = Fixture::of_short_steps();
+    let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(2, 2);
-    let service = Service::start();
+    let service = TestService::start();
     let _workers = [service.worker("w0"), service.worker("w1")];
     let submit = ["submit", fixture.job().to_str().unwrap(), "--watch", "-o", "json"].map(str::to_owned);
     let items = service.run(&submit.each_ref().map(String::as_str)).expect_code(0).stdout;
     let items = json_lines(&items);
     let job = items[0]["job_id"].as_str().unwrap();
     assert!(items.iter().any(|item| item["reduced_bytes"].as_u64() > Some(0)), "gradients travelled");
-    expect_undisturbed(&service, job, &fixture.path("out"));
+    expect_reference_outcome(&service, job, &fixture.path("out"));
     let groups = groups(&service, job);
     assert_eq!(groups.len(), 1, "{groups:?}");
     let mut workers = groups[0].workers.clone();
@@ -93,9 +93,9 @@ fn two_workers_give_the_same_bits() {
 }
 
 #[test]
-fn a_download_goes_on_with_what_an_earlier_one_left() {
-    let fixture = Fixture::of_steps(1);
-    let service = Service::start();
+fn a_download_resumes_an_earlier_one() {
+    let fixture = Fixture::with_steps(1);
+    let service = TestService::start();
     let _worker = service.worker("w0");
     let job = service.submit(&fixture);
     let whole = fixture.path("whole");
@@ -122,7 +122,7 @@ fn a_download_goes_on_with_what_an_earlier_one_left() {
 }
 
 /// Of the whole lines that `loractl watch -o json` has written; the last one may be torn.
-fn numbers(stdout: &str) -> Numbers {
+fn numbers(stdout: &str) -> SeenNumbers {
     let whole = stdout.rsplit_once('\n').map_or("", |(lines, _)| lines);
     let items = json_lines(whole);
     let of = |kind: &str, key: &str| -> Vec<u64> {

@@ -1,15 +1,15 @@
 //! Which job gets the workers.
 
-use lora_e2e::{Finished, Fixture, Service, loractl};
+use lora_e2e::{Finished, Fixture, TestService, loractl};
 use lora_proto::v1::{self, job_event};
 use serde_json::json;
 
 #[test]
-fn jobs_run_in_their_order_and_one_that_cannot_run_blocks_none() {
-    let fixture = Fixture::of_steps(3);
-    let large = Fixture::of_steps(3);
+fn jobs_run_in_order_and_unsatisfiable_jobs_block_no_other() {
+    let fixture = Fixture::with_steps(3);
+    let large = Fixture::with_steps(3);
     large.ask_for_workers(3, 3);
-    let service = Service::start();
+    let service = TestService::start();
     let _worker = service.worker("w0");
     service.until_worker("w0", "idle");
     let impossible = service.submit(&large);
@@ -37,8 +37,8 @@ fn jobs_run_in_their_order_and_one_that_cannot_run_blocks_none() {
 
 #[test]
 fn a_higher_priority_goes_first() {
-    let fixture = Fixture::of_steps(1);
-    let service = Service::start();
+    let fixture = Fixture::with_steps(1);
+    let service = TestService::start();
     let path = fixture.job();
     let submit = |priority: &str| {
         let arguments = ["submit", path.to_str().unwrap(), "--priority", priority, "-o", "json"];
@@ -55,9 +55,9 @@ fn a_higher_priority_goes_first() {
 }
 
 #[test]
-fn a_job_goes_to_a_worker_with_the_memory_that_plan_says() {
-    let fixture = Fixture::of_steps(1);
-    let service = Service::start();
+fn a_job_is_placed_by_the_planned_memory() {
+    let fixture = Fixture::with_steps(1);
+    let service = TestService::start();
     let _small = service.worker_with("w0", &[("memory", "20971520")]);
     service.until_worker("w0", "idle");
     let workers = service.run(&["workers"]).expect_code(0).stdout;
@@ -67,7 +67,7 @@ fn a_job_goes_to_a_worker_with_the_memory_that_plan_says() {
 
     let path = fixture.job();
     let job = path.to_str().unwrap();
-    let planned = Finished::of(loractl().args(["plan", job, "--cpu-memory", "20MiB"])).expect_code(1);
+    let planned = Finished::run(loractl().args(["plan", job, "--cpu-memory", "20MiB"])).expect_code(1);
     let text = planned.error().unwrap();
     assert!(text.starts_with("a worker needs "), "{text}");
     let refused = service.until_state(&service.submit(&fixture), "failed");
