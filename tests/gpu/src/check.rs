@@ -6,7 +6,7 @@ use lora_ops::transfer::to_device;
 use lora_spec::Philox;
 
 /// Gives what was measured, in words, or why it is wrong.
-type Measure = dyn Fn(&Bench) -> Result<String>;
+type Measure = dyn Fn(&TestBench) -> Result<String>;
 
 /// One line of the table.
 pub(crate) struct Check {
@@ -16,13 +16,13 @@ pub(crate) struct Check {
 }
 
 impl Check {
-    pub(crate) fn new(name: impl Into<String>, run: impl Fn(&Bench) -> Result<String> + 'static) -> Self {
+    pub(crate) fn new(name: impl Into<String>, run: impl Fn(&TestBench) -> Result<String> + 'static) -> Self {
         Self { name: name.into(), run: Box::new(run) }
     }
 }
 
 /// The device under test, and where random inputs come from.
-pub(crate) struct Bench {
+pub(crate) struct TestBench {
     /// The GPU.
     pub(crate) device: Device,
     /// Seeds the inputs: another one each time, printed.
@@ -43,7 +43,7 @@ pub(crate) fn rounding(dtype: DType) -> f64 {
     if dtype == DType::BF16 { 4e-3 } else { 2e-5 }
 }
 
-impl Bench {
+impl TestBench {
     /// A tensor of `dtype` with elements uniform in ±`scale`: on the CPU in f32 (rounded to `dtype`, so that both have the
     /// very same numbers), and on the GPU.
     pub(crate) fn random(
@@ -57,11 +57,11 @@ impl Bench {
         let value = |i: u32| (2.0 * Philox::unit(philox.words([i, 0, 0, 0])[0]) - 1.0) * scale;
         let len: usize = shape.iter().product();
         let cpu = Tensor::from_vec((0..len as u32).map(value).collect::<Vec<f32>>(), shape, &Device::Cpu)?;
-        self.both(&cpu, dtype)
+        self.on_both(&cpu, dtype)
     }
 
     /// An f32 CPU tensor, rounded to `dtype`, on the CPU in f32 and on the GPU in `dtype`.
-    pub(crate) fn both(&self, cpu: &Tensor, dtype: DType) -> Result<(Tensor, Tensor)> {
+    pub(crate) fn on_both(&self, cpu: &Tensor, dtype: DType) -> Result<(Tensor, Tensor)> {
         let rounded = cpu.to_dtype(dtype)?;
         Ok((rounded.to_dtype(DType::F32)?, to_device(&rounded, &self.device)?))
     }

@@ -6,14 +6,14 @@ use std::time::Instant;
 use anyhow::{Result, bail};
 
 use crate::Args;
-use crate::check::{Bench, Check};
+use crate::check::{Check, TestBench};
 
 /// Runs every check, in order; an error if one of them fails.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let device = lora_train::open_device(args.device)?;
     let seed = args.seed.unwrap_or_else(rand::random);
     println!("{}, seed {seed}", lora_train::numerics_id(&device)?);
-    let bench = Bench { device, seed };
+    let bench = TestBench { device, seed };
     let mut checks: Vec<Check> = crate::ops::checks();
     checks.extend(crate::golden::checks(&args.golden)?);
     checks.extend(crate::steps::checks(&args.example));

@@ -10,15 +10,15 @@ use lora_ops::transfer::to_vec;
 use lora_spec::{ActivationCheckpointing, BaseDtype};
 use serde_json::Value;
 
-use crate::check::{Bench, Check, error, values};
+use crate::check::{Check, TestBench, error, values};
 
 /// Bounds of f32 on a GPU: cuBLAS and the kernels sum in another order than the CPU.
-const LOGITS: f64 = 2e-5;
-const GRADIENTS: f64 = 1e-4;
+const LOGITS_TOLERANCE: f64 = 2e-5;
+const GRADIENTS_TOLERANCE: f64 = 1e-4;
 
 /// A bf16 model may be this many times as far from the f64 values as PEFT's own run under autocast: the logits, the loss, the
 /// largest and the median error of the gradients (that of a single one is chance).
-const OF_PEFT: f64 = 1.5;
+const PEFT_ERROR_FACTOR: f64 = 1.5;
 
 /// One check a golden case.
 pub(crate) fn checks(golden: &Path) -> Result<Vec<Check>> {
@@ -37,7 +37,7 @@ pub(crate) fn checks(golden: &Path) -> Result<Vec<Check>> {
     Ok(names.into_iter().map(check).collect())
 }
 
-fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
+fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
     let dir = golden.join("cases").join(name);
     let json = |file: &str| -> Result<Value> { Ok(serde_json::from_slice(&std::fs::read(dir.join(file))?)?) };
     let load = |file: &str| candle_core::safetensors::load(dir.join(file), &Device::Cpu);
@@ -61,7 +61,7 @@ fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
     };
     let of_peft = &errors["peft_autocast"];
     let bounds = |what: &str, f32_bound: f64| match base.activation_dtype() {
-        DType::BF16 => of_peft[what].as_f64().map(|e| e * OF_PEFT).context("errors.json"),
+        DType::BF16 => of_peft[what].as_f64().map(|e| e * PEFT_ERROR_FACTOR).context("errors.json"),
         _ => Ok(f32_bound),
     };
     let mut said = Vec::new();
@@ -81,7 +81,7 @@ fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
     };
     for (adapter, what) in [(Some(&adapter), "logits"), (None, "base_logits")] {
         let got = visible(values(&logits(&base, adapter, batch)?)?);
-        hold(what, &got, &visible(values(&expected[what])?), bounds(what, LOGITS)?)?;
+        hold(what, &got, &visible(values(&expected[what])?), bounds(what, LOGITS_TOLERANCE)?)?;
     }
     let mut bits: Option<Vec<u32>> = None;
     for checkpointing in [
@@ -92,10 +92,10 @@ fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
         let grads = Gradients::zeros(adapter.layout(), &bench.device)?;
         let pass = PassOptions { checkpointing, dropout: 0.0, seed: 0, step: 0 };
         let loss = forward_backward(&base, &adapter, &grads, batch, pass)?;
-        hold("loss", &[loss.sum()?], &values(&expected["loss_sum"])?, bounds("loss_sum", LOGITS)?)?;
+        hold("loss", &[loss.sum()?], &values(&expected["loss_sum"])?, bounds("loss_sum", LOGITS_TOLERANCE)?)?;
         let flat: Vec<f32> = to_vec(grads.flat())?;
         check_gradients(&adapter, &flat, loss.weight_sum, &expected, |name, got, want| {
-            hold(name, got, want, bounds("grad_max", GRADIENTS)?)
+            hold(name, got, want, bounds("grad_max", GRADIENTS_TOLERANCE)?)
         })?;
         let now: Vec<u32> = flat.iter().map(|g| g.to_bits()).collect();
         ensure!(*bits.get_or_insert(now.clone()) == now, "recomputed blocks gave other bits");
@@ -105,7 +105,7 @@ fn case(bench: &Bench, golden: &Path, name: &str) -> Result<String> {
     if base.activation_dtype() == DType::BF16 {
         let all = of_peft.as_object().context("errors.json")?.iter();
         let of_peft = median(all.filter(|(k, _)| k.starts_with("grad.")).filter_map(|(_, v)| v.as_f64()));
-        let most = of_peft * OF_PEFT;
+        let most = of_peft * PEFT_ERROR_FACTOR;
         ensure!(median_error <= most, "median gradient off by {median_error:.1e}, more than {most:.1e}");
     }
     let worst = |part: &str| {

@@ -6,26 +6,26 @@ use lora_ops::device::{DeviceMemory, memory};
 use lora_ops::gemm::{no_trans, product};
 use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
 
-use crate::check::{Bench, Check};
+use crate::check::{Check, TestBench};
 
 pub(crate) fn checks() -> Vec<Check> {
     vec![Check::new("copies wait for the GPU", copies_wait), Check::new("memory of many sizes", many_sizes)]
 }
 
 /// Bytes that an allocation of one byte takes of the pool.
-pub(crate) fn unit(bench: &Bench) -> Result<u64> {
+pub(crate) fn pool_granularity(bench: &TestBench) -> Result<u64> {
     let before = now(bench)?.used_bytes;
     let _byte = zeros(1, DType::U8, &bench.device)?;
     Ok(now(bench)?.used_bytes - before)
 }
 
-fn now(bench: &Bench) -> Result<DeviceMemory> {
+fn now(bench: &TestBench) -> Result<DeviceMemory> {
     bench.device.synchronize()?;
     memory(&bench.device)?.context("no reading of the GPU's memory")
 }
 
 /// What is read behind much work is its result, and what is written may be freed at once, at any size.
-fn copies_wait(bench: &Bench) -> Result<String> {
+fn copies_wait(bench: &TestBench) -> Result<String> {
     // On real hardware some 0.3 s of products: 1.1 TFLOP each, in f32 without TF32.
     let (side, products) = if now(bench)?.total_bytes >= 32 << 30 { (8192, 14) } else { (96, 3) };
     let ones = zeros((side, side), DType::F32, &bench.device)?;
@@ -49,7 +49,7 @@ fn copies_wait(bench: &Bench) -> Result<String> {
 
 /// Tensors of ever larger sizes, one at a time, of which none fits a hole that the ones before left: all
 /// together would take more than the GPU has.
-fn many_sizes(bench: &Bench) -> Result<String> {
+fn many_sizes(bench: &TestBench) -> Result<String> {
     let before = now(bench)?;
     let free = before.free_bytes.saturating_sub(before.used_bytes);
     let mut most = 0;

@@ -27,15 +27,15 @@ mod products;
 mod quantized;
 mod row;
 
-use inputs::Inputs;
-use row::{Clock, Row};
+use inputs::BenchInputs;
+use row::{BenchRow, TimedPart};
 
 /// Runs of a row that are not measured, and those of which the median counts.
 const WARMUP: usize = 2;
 const RUNS: usize = 7;
 
 /// Rows and columns of the bf16 matrix that is read between runs: 256 MiB, several times the cache of any GPU.
-const EVICTED: [usize; 2] = [16_384, 8192];
+const EVICTION_SHAPE: [usize; 2] = [16_384, 8192];
 
 /// Measures the rows whose names contain `args.only`, prints a table and, with `args.json`, writes the same as JSON.
 ///
@@ -43,7 +43,7 @@ const EVICTED: [usize; 2] = [16_384, 8192];
 /// A row could not be measured; the others are measured before.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let device = lora_train::open_device(args.device)?;
-    let inputs = Inputs::new(&device, args.bench_scale.get());
+    let inputs = BenchInputs::new(&device, args.bench_scale.get());
     let numerics_id = lora_train::numerics_id(&device)?;
     println!("{numerics_id}");
     let ceilings = Ceilings::measure(&device, inputs.scale()).context("measuring the device's ceilings")?;
@@ -54,7 +54,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         ceilings.copy_bytes as f64 / f64::from(1 << 20),
         side = ceilings.product_side,
     );
-    let evict = Evict::new(&inputs)?;
+    let evict = CacheEviction::new(&inputs)?;
     let rows = [
         products::rows(&inputs),
         quantized::rows(&inputs),
@@ -110,7 +110,7 @@ fn write(path: &Path, result: &Value) -> Result<()> {
 }
 
 /// Prints a row of the table, and gives the same as JSON.
-fn line(row: &Row, milliseconds: f64, ceilings: &Ceilings) -> Value {
+fn line(row: &BenchRow, milliseconds: f64, ceilings: &Ceilings) -> Value {
     let rate = |amount: f64| (amount > 0.0).then(|| amount / (milliseconds / 1e3));
     let (gb_s, tflop_s) = (rate(row.bytes / 1e9), rate(row.flops / 1e12));
     // Of the ceiling that is nearer.
@@ -124,7 +124,7 @@ fn line(row: &Row, milliseconds: f64, ceilings: &Ceilings) -> Value {
 }
 
 /// Median time of a run.
-fn milliseconds(row: &Row, inputs: &Inputs, evict: &Evict) -> Result<f64> {
+fn milliseconds(row: &BenchRow, inputs: &BenchInputs, evict: &CacheEviction) -> Result<f64> {
     let device = inputs.device();
     let run = (row.make)(inputs)?;
     for _ in 0..WARMUP {
@@ -133,13 +133,13 @@ fn milliseconds(row: &Row, inputs: &Inputs, evict: &Evict) -> Result<f64> {
     let mut times = Vec::with_capacity(RUNS);
     for _ in 0..RUNS {
         evict.run()?;
-        times.push(match row.clock {
-            Clock::Whole => {
+        times.push(match row.timed_part {
+            TimedPart::Whole => {
                 let before = DeviceTimestamp::now(device)?;
                 run()?;
                 before.milliseconds_until(&DeviceTimestamp::now(device)?)?
             }
-            Clock::Kernels(prefix) => {
+            TimedPart::Kernels(prefix) => {
                 profile::start();
                 let ran = run();
                 let timings = profile::finish(device)?;
@@ -159,15 +159,15 @@ fn milliseconds(row: &Row, inputs: &Inputs, evict: &Evict) -> Result<f64> {
 
 /// A read of so much memory that nothing else stays in the cache. Its lines are not written, so that none has to be written
 /// back while a run is timed.
-struct Evict {
+struct CacheEviction {
     matrix: Tensor,
     vector: Tensor,
     sums: Tensor,
 }
 
-impl Evict {
-    fn new(inputs: &Inputs) -> Result<Self> {
-        let [rows, cols] = EVICTED.map(|size| inputs.size(size));
+impl CacheEviction {
+    fn new(inputs: &BenchInputs) -> Result<Self> {
+        let [rows, cols] = EVICTION_SHAPE.map(|size| inputs.size(size));
         Ok(Self {
             matrix: inputs.bf16(&[rows, cols])?,
             vector: inputs.bf16(&[1, cols])?,

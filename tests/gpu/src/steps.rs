@@ -10,31 +10,35 @@ use lora_model::Base;
 use lora_spec::{BaseDtype, InitLoraWeights, JobSpec, Optim};
 use lora_train::{Run, RunInputs, StepOutcome};
 
-use crate::check::{Bench, Check};
+use crate::check::{Check, TestBench};
 
 /// Largest relative difference of a loss or gradient norm between the GPU in bf16 and the CPU in f32 over the same bf16 base.
-const IN_BF16: f64 = 2e-2;
-const IN_F32: f64 = 1e-4;
+const BF16_TOLERANCE: f64 = 2e-2;
+const F32_TOLERANCE: f64 = 1e-4;
 
 /// The checks; `example`: a directory with a base, `train.jsonl` and `eval.jsonl`.
 pub(crate) fn checks(example: &Path) -> Vec<Check> {
-    let of = |name: &'static str, run: fn(&Bench, &Path) -> Result<String>| {
+    let check = |name: &'static str, run: fn(&TestBench, &Path) -> Result<String>| {
         let example: PathBuf = example.to_owned();
         Check::new(name, move |bench| run(bench, &example))
     };
     vec![
-        of("steps as on the CPU, f32", |bench, example| like_the_cpu(bench, &job(example, BaseDtype::F32))),
-        of("steps as on the CPU, bf16", |bench, example| like_the_cpu(bench, &job(example, BaseDtype::Bf16))),
-        of("steps with PiSSA as on the CPU, f32", |bench, example| {
+        check("steps as on the CPU, f32", |bench, example| {
+            like_the_cpu(bench, &job(example, BaseDtype::F32))
+        }),
+        check("steps as on the CPU, bf16", |bench, example| {
+            like_the_cpu(bench, &job(example, BaseDtype::Bf16))
+        }),
+        check("steps with PiSSA as on the CPU, f32", |bench, example| {
             from_the_base(bench, example, BaseDtype::F32)
         }),
-        of("steps with PiSSA as on the CPU, bf16", |bench, example| {
+        check("steps with PiSSA as on the CPU, bf16", |bench, example| {
             from_the_base(bench, example, BaseDtype::Bf16)
         }),
-        of("the same bits again, with dropout", repeats),
-        of("the same bits after a resume", resumes),
-        of("the same bits with paged moments", paged),
-        of("memory after three jobs", memory),
+        check("the same bits again, with dropout", repeats),
+        check("the same bits after a resume", resumes),
+        check("the same bits with paged moments", paged),
+        check("memory after three jobs", memory),
     ]
 }
 
@@ -65,18 +69,18 @@ fn finish(run: &mut Run) -> Result<Vec<lora_train::StepRecord>> {
 }
 
 /// The result holds what was taken off the base, and gives the trained logits.
-fn from_the_base(bench: &Bench, example: &Path, dtype: BaseDtype) -> Result<String> {
+fn from_the_base(bench: &TestBench, example: &Path, dtype: BaseDtype) -> Result<String> {
     let mut job = job(example, dtype);
     job.adapter.init_lora_weights = InitLoraWeights::Pissa;
     like_the_cpu(bench, &job)
 }
 
-fn like_the_cpu(bench: &Bench, job: &JobSpec) -> Result<String> {
+fn like_the_cpu(bench: &TestBench, job: &JobSpec) -> Result<String> {
     let mut run = prepare(job, &base(job, &bench.device)?)?;
     let on_gpu = finish(&mut run)?;
     run.export()?;
     let on_cpu = finish(&mut prepare(job, &base(job, &Device::Cpu)?)?)?;
-    let most = if job.model.dtype == BaseDtype::Bf16 { IN_BF16 } else { IN_F32 };
+    let most = if job.model.dtype == BaseDtype::Bf16 { BF16_TOLERANCE } else { F32_TOLERANCE };
     let mut worst = 0.0_f64;
     for (gpu, cpu) in on_gpu.iter().zip(&on_cpu) {
         for (what, gpu_value, cpu_value) in
@@ -92,7 +96,7 @@ fn like_the_cpu(bench: &Bench, job: &JobSpec) -> Result<String> {
     Ok(format!("{} steps to a loss of {loss:.4}, off by {worst:.1e}", on_gpu.len()))
 }
 
-fn repeats(bench: &Bench, example: &Path) -> Result<String> {
+fn repeats(bench: &TestBench, example: &Path) -> Result<String> {
     let mut job = job(example, BaseDtype::Bf16);
     job.adapter.lora_dropout = 0.1;
     let base = base(&job, &bench.device)?;
@@ -102,7 +106,7 @@ fn repeats(bench: &Bench, example: &Path) -> Result<String> {
     Ok(format!("state {}", first.last().context("no step")?.state))
 }
 
-fn resumes(bench: &Bench, example: &Path) -> Result<String> {
+fn resumes(bench: &TestBench, example: &Path) -> Result<String> {
     let job = job(example, BaseDtype::Bf16);
     let base = base(&job, &bench.device)?;
     let whole = finish(&mut prepare(&job, &base)?)?;
@@ -118,7 +122,7 @@ fn resumes(bench: &Bench, example: &Path) -> Result<String> {
 }
 
 /// Of both forms, also over a resume; and the moments are not in the GPU's memory.
-fn paged(bench: &Bench, example: &Path) -> Result<String> {
+fn paged(bench: &TestBench, example: &Path) -> Result<String> {
     let mut job = job(example, BaseDtype::Bf16);
     // With this rank every matrix has moments in 8 bits.
     job.adapter.r = 32;
@@ -151,12 +155,12 @@ fn paged(bench: &Bench, example: &Path) -> Result<String> {
     Ok(said.join(", "))
 }
 
-fn used(bench: &Bench) -> Result<u64> {
+fn used(bench: &TestBench) -> Result<u64> {
     bench.device.synchronize()?;
     Ok(lora_train::device_memory(&bench.device)?.context("no reading of the GPU's memory")?.used_bytes)
 }
 
-fn memory(bench: &Bench, example: &Path) -> Result<String> {
+fn memory(bench: &TestBench, example: &Path) -> Result<String> {
     let job = job(example, BaseDtype::Bf16);
     let base = base(&job, &bench.device)?;
     let mut after = Vec::new();

@@ -2,10 +2,10 @@
 
 use lora_ops::attention::{AttentionShape, backward, forward};
 
-use super::inputs::Inputs;
-use super::row::Row;
+use super::inputs::BenchInputs;
+use super::row::BenchRow;
 
-pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
+pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
     let mut rows = Vec::new();
     for head_dim in [128, 64] {
         for batch in [1, 2, 4] {
@@ -21,7 +21,7 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
                 |what: &str| format!("attention {what} {batch}x{seq} d{head_dim} heads {heads}/{kv_heads}");
             // q and the output, k and v.
             rows.push(
-                Row::new(name("forward"), 2 * bytes, move |inputs| {
+                BenchRow::new(name("forward"), 2 * bytes, move |inputs| {
                     let (q, k, v) = (inputs.bf16(&queries)?, inputs.bf16(&keys)?, inputs.bf16(&keys)?);
                     Ok(Box::new(move || Ok(forward(&q, &k, &v, shape, None).map(drop)?)))
                 })
@@ -29,7 +29,7 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
             );
             // The same, the output's gradient, and the gradients of q, k and v.
             rows.push(
-                Row::new(name("backward"), 4 * bytes, move |inputs| {
+                BenchRow::new(name("backward"), 4 * bytes, move |inputs| {
                     let (q, k, v) = (inputs.bf16(&queries)?, inputs.bf16(&keys)?, inputs.bf16(&keys)?);
                     let d_output = inputs.bf16(&queries)?;
                     let (output, saved) = forward(&q, &k, &v, shape, None)?;

@@ -5,20 +5,20 @@ use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, add_assign, embedding, glu, rms_norm};
 use lora_spec::{ActivationFunction, Philox, Rope, RopeScaling};
 
-use super::inputs::{HIDDEN, INTERMEDIATE, Inputs, KEY_VALUE, TOKENS, VOCAB};
-use super::row::Row;
+use super::inputs::{BenchInputs, HIDDEN, INTERMEDIATE, KEY_VALUE, TOKENS, VOCAB};
+use super::row::BenchRow;
 
 const EPS: f64 = 1e-5;
 const HEAD_DIM: usize = 128;
 
-pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
+pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
     let (tokens, hidden) = (inputs.size(TOKENS[1]), inputs.size(HIDDEN));
     let mut rows = norms(tokens, hidden);
     for (name, features) in [("q", HIDDEN), ("k", KEY_VALUE)] {
         // Whole heads.
         let features = inputs.size(features).next_multiple_of(HEAD_DIM);
         let seq = tokens / 2;
-        rows.push(Row::new(
+        rows.push(BenchRow::new(
             format!("rope {name} {tokens}x{features}"),
             4 * tokens * features,
             move |inputs| {
@@ -30,21 +30,21 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
         ));
     }
     let wide = inputs.size(INTERMEDIATE);
-    rows.push(Row::new(format!("glu forward {tokens}x{wide}"), 6 * tokens * wide, move |inputs| {
+    rows.push(BenchRow::new(format!("glu forward {tokens}x{wide}"), 6 * tokens * wide, move |inputs| {
         let (gate, up) = (inputs.bf16(&[tokens, wide])?, inputs.bf16(&[tokens, wide])?);
         Ok(Box::new(move || Ok(glu::forward(&gate, &up, ActivationFunction::Silu).map(drop)?)))
     }));
-    rows.push(Row::new(format!("glu backward {tokens}x{wide}"), 10 * tokens * wide, move |inputs| {
+    rows.push(BenchRow::new(format!("glu backward {tokens}x{wide}"), 10 * tokens * wide, move |inputs| {
         let tensor = || inputs.bf16(&[tokens, wide]);
         let (gate, up, dy) = (tensor()?, tensor()?, tensor()?);
         Ok(Box::new(move || Ok(glu::backward(&gate, &up, &dy, ActivationFunction::Silu).map(drop)?)))
     }));
-    rows.push(Row::new(format!("residual add {tokens}x{hidden}"), 6 * tokens * hidden, move |inputs| {
+    rows.push(BenchRow::new(format!("residual add {tokens}x{hidden}"), 6 * tokens * hidden, move |inputs| {
         let (a, b) = (inputs.bf16(&[tokens, hidden])?, inputs.bf16(&[tokens, hidden])?);
         Ok(Box::new(move || Ok(add_assign(&a, &b)?)))
     }));
     let vocab = inputs.size(VOCAB);
-    rows.push(Row::new(
+    rows.push(BenchRow::new(
         format!("embedding {tokens} of {vocab}x{hidden}"),
         4 * tokens * hidden,
         move |inputs| {
@@ -56,26 +56,26 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
     rows
 }
 
-fn norms(tokens: usize, hidden: usize) -> Vec<Row> {
+fn norms(tokens: usize, hidden: usize) -> Vec<BenchRow> {
     let shape = [tokens, hidden];
     let name = |what: &str| format!("rms_norm {what} {tokens}x{hidden}");
     // Bytes of a tensor of activations.
     let tensor = 2 * tokens * hidden;
     vec![
-        Row::new(name("forward"), 2 * tensor, move |inputs| {
+        BenchRow::new(name("forward"), 2 * tensor, move |inputs| {
             let (x, weight) = (inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
             Ok(Box::new(move || Ok(rms_norm::forward(&x, &weight, EPS).map(drop)?)))
         }),
-        Row::new(name("add_forward"), 4 * tensor, move |inputs| {
+        BenchRow::new(name("add_forward"), 4 * tensor, move |inputs| {
             let (x, residual, weight) = (inputs.bf16(&shape)?, inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
             Ok(Box::new(move || Ok(rms_norm::add_forward(&x, &residual, &weight, EPS).map(drop)?)))
         }),
-        Row::new(name("again"), 2 * tensor, move |inputs| {
+        BenchRow::new(name("again"), 2 * tensor, move |inputs| {
             let (x, weight) = (inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
             let (_, saved) = rms_norm::forward(&x, &weight, EPS)?;
             Ok(Box::new(move || Ok(rms_norm::recompute(&saved, &x, &weight).map(drop)?)))
         }),
-        Row::new(name("backward with residual"), 4 * tensor, move |inputs| {
+        BenchRow::new(name("backward with residual"), 4 * tensor, move |inputs| {
             let (x, weight) = (inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
             let (dy, residual) = (inputs.bf16(&shape)?, inputs.bf16(&shape)?);
             let (_, saved) = rms_norm::forward(&x, &weight, EPS)?;

@@ -5,12 +5,12 @@ use candle_core::{DType, Device, Tensor};
 use lora_ops::random::uniform;
 use lora_spec::Philox;
 
-pub(super) struct Inputs {
+pub(super) struct BenchInputs {
     device: Device,
     scale: usize,
 }
 
-impl Inputs {
+impl BenchInputs {
     /// With all sizes divided by `scale`.
     pub(super) fn new(device: &Device, scale: usize) -> Self {
         Self { device: device.clone(), scale }

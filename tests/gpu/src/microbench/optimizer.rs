@@ -7,14 +7,14 @@ use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
 use candle_core::DType;
 use lora_ops::transfer::zeros;
 
-use super::inputs::{ADAPTER, Inputs};
-use super::row::Row;
+use super::inputs::{ADAPTER, BenchInputs};
+use super::row::BenchRow;
 
-pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
+pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
     let n = inputs.size(ADAPTER);
     let name = |what: &str| format!("{what} {n}");
     vec![
-        Row::new(name("adamw"), 28 * n, move |inputs| {
+        BenchRow::new(name("adamw"), 28 * n, move |inputs| {
             let (params, gradient) = (inputs.f32(&[n])?, inputs.f32(&[n])?);
             let moments = || zeros(n, DType::F32, inputs.device());
             let (m, v) = (moments()?, moments()?);
@@ -23,21 +23,21 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
                 Ok(adamw.step(1, AdamWTensors { params: &params, m: &m, v: &v }, &gradient, 1.0)?)
             }))
         }),
-        Row::new(name("fingerprint of 3 x"), 12 * n, move |inputs| {
+        BenchRow::new(name("fingerprint of 3 x"), 12 * n, move |inputs| {
             let parts = [inputs.f32(&[n])?, inputs.f32(&[n])?, inputs.f32(&[n])?];
             Ok(Box::new(move || Ok(fingerprint(&parts.each_ref()).map(drop)?)))
         })
         .of_kernels("reduce_fingerprint_"),
-        Row::new(name("sum of squares"), 4 * n, move |inputs| {
+        BenchRow::new(name("sum of squares"), 4 * n, move |inputs| {
             let x = inputs.f32(&[n])?;
             Ok(Box::new(move || Ok(sum_of_squares(&x).map(drop)?)))
         })
         .of_kernels("reduce_sum_of_squares_"),
-        Row::new(name("scale"), 8 * n, move |inputs| {
+        BenchRow::new(name("scale"), 8 * n, move |inputs| {
             let x = inputs.f32(&[n])?;
             Ok(Box::new(move || Ok(scale(&x, 0.5)?)))
         }),
-        Row::new(name("f32 to bf16"), 6 * n, move |inputs| {
+        BenchRow::new(name("f32 to bf16"), 6 * n, move |inputs| {
             let (from, to) = (inputs.f32(&[n])?, inputs.bf16(&[n])?);
             Ok(Box::new(move || Ok(round_into(&from, &to)?)))
         }),

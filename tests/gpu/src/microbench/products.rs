@@ -4,10 +4,10 @@ use candle_core::Tensor;
 use lora_ops::gemm::{MatrixOperand, no_trans, product, trans};
 use lora_ops::linear::FrozenLinear;
 
-use super::inputs::{HIDDEN, INTERMEDIATE, Inputs, KEY_VALUE, RANK, TOKENS};
-use super::row::Row;
+use super::inputs::{BenchInputs, HIDDEN, INTERMEDIATE, KEY_VALUE, RANK, TOKENS};
+use super::row::BenchRow;
 
-pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
+pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
     let mut rows = Vec::new();
     for tokens in TOKENS.map(|tokens| inputs.size(tokens)) {
         rows.extend(frozen(inputs, tokens));
@@ -17,17 +17,17 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
 }
 
 /// Name, m, n, k and whether the output is added to.
-struct Shape<'a>(&'a str, usize, usize, usize, bool);
+struct ProductShape<'a>(&'a str, usize, usize, usize, bool);
 
-impl Shape<'_> {
-    fn row(&self, make: impl Fn(&Inputs) -> anyhow::Result<super::row::Run> + 'static) -> Row {
+impl ProductShape<'_> {
+    fn row(&self, make: impl Fn(&BenchInputs) -> anyhow::Result<super::row::BenchFn> + 'static) -> BenchRow {
         let &Self(name, m, n, k, adds) = self;
         let bytes = 2 * (m * k + k * n + if adds { 2 } else { 1 } * m * n);
-        Row::new(format!("{name} {m}x{n}x{k}"), bytes, make).with_flops(2.0 * (m * n * k) as f64)
+        BenchRow::new(format!("{name} {m}x{n}x{k}"), bytes, make).with_flops(2.0 * (m * n * k) as f64)
     }
 }
 
-fn frozen(inputs: &Inputs, tokens: usize) -> Vec<Row> {
+fn frozen(inputs: &BenchInputs, tokens: usize) -> Vec<BenchRow> {
     let layers = [
         ("q,o", HIDDEN, HIDDEN),
         ("k,v", HIDDEN, KEY_VALUE),
@@ -37,19 +37,23 @@ fn frozen(inputs: &Inputs, tokens: usize) -> Vec<Row> {
     let mut rows = Vec::new();
     for (name, in_features, out_features) in layers {
         let (from, to) = (inputs.size(in_features), inputs.size(out_features));
-        rows.push(Shape(&format!("frozen forward {name}"), tokens, to, from, false).row(move |inputs| {
-            let (layer, x) =
-                (FrozenLinear::new(inputs.bf16(&[to, from])?, None)?, inputs.bf16(&[tokens, from])?);
-            Ok(Box::new(move || Ok(layer.forward(&x).map(drop)?)))
-        }));
-        rows.push(Shape(&format!("frozen backward {name}"), tokens, from, to, false).row(move |inputs| {
-            let (layer, dy) =
-                (FrozenLinear::new(inputs.bf16(&[to, from])?, None)?, inputs.bf16(&[tokens, to])?);
-            Ok(Box::new(move || Ok(layer.backward(&dy).map(drop)?)))
-        }));
+        rows.push(ProductShape(&format!("frozen forward {name}"), tokens, to, from, false).row(
+            move |inputs| {
+                let (layer, x) =
+                    (FrozenLinear::new(inputs.bf16(&[to, from])?, None)?, inputs.bf16(&[tokens, from])?);
+                Ok(Box::new(move || Ok(layer.forward(&x).map(drop)?)))
+            },
+        ));
+        rows.push(ProductShape(&format!("frozen backward {name}"), tokens, from, to, false).row(
+            move |inputs| {
+                let (layer, dy) =
+                    (FrozenLinear::new(inputs.bf16(&[to, from])?, None)?, inputs.bf16(&[tokens, to])?);
+                Ok(Box::new(move || Ok(layer.backward(&dy).map(drop)?)))
+            },
+        ));
         // The gradients of q, k and v, and of gate and up, are added into one.
         if matches!(name, "k,v" | "gate,up") {
-            rows.push(Shape(&format!("frozen backward += {name}"), tokens, from, to, true).row(
+            rows.push(ProductShape(&format!("frozen backward += {name}"), tokens, from, to, true).row(
                 move |inputs| {
                     let layer = FrozenLinear::new(inputs.bf16(&[to, from])?, None)?;
                     let (dy, dx) = (inputs.bf16(&[tokens, to])?, inputs.bf16(&[tokens, from])?);
@@ -62,17 +66,37 @@ fn frozen(inputs: &Inputs, tokens: usize) -> Vec<Row> {
 }
 
 /// The products of `lora_ops::lora`: `h = x A^T`, `y += h B^T`; `dh = dy B`, `dB += dy^T h`, `dA += dh^T x`, `dx += dh A`.
-fn lora(inputs: &Inputs, tokens: usize) -> Vec<Row> {
+fn lora(inputs: &BenchInputs, tokens: usize) -> Vec<BenchRow> {
     let mut rows = Vec::new();
     for features in [HIDDEN, INTERMEDIATE].map(|size| inputs.size(size)) {
-        rows.push(skinny("lora h = x A^T", (tokens, RANK, features), [false, true], Output::New));
-        rows.push(skinny("lora dx += dh A", (tokens, features, RANK), [false, false], Output::Added));
-        rows.push(skinny("lora dA += dh^T x", (RANK, features, tokens), [true, false], Output::Gradient));
+        rows.push(low_rank_product("lora h = x A^T", (tokens, RANK, features), [false, true], Output::New));
+        rows.push(low_rank_product(
+            "lora dx += dh A",
+            (tokens, features, RANK),
+            [false, false],
+            Output::Added,
+        ));
+        rows.push(low_rank_product(
+            "lora dA += dh^T x",
+            (RANK, features, tokens),
+            [true, false],
+            Output::Gradient,
+        ));
     }
     for features in [HIDDEN, KEY_VALUE, INTERMEDIATE].map(|size| inputs.size(size)) {
-        rows.push(skinny("lora y += h B^T", (tokens, features, RANK), [false, true], Output::Added));
-        rows.push(skinny("lora dh = dy B", (tokens, RANK, features), [false, false], Output::New));
-        rows.push(skinny("lora dB += dy^T h", (features, RANK, tokens), [true, false], Output::Gradient));
+        rows.push(low_rank_product(
+            "lora y += h B^T",
+            (tokens, features, RANK),
+            [false, true],
+            Output::Added,
+        ));
+        rows.push(low_rank_product("lora dh = dy B", (tokens, RANK, features), [false, false], Output::New));
+        rows.push(low_rank_product(
+            "lora dB += dy^T h",
+            (features, RANK, tokens),
+            [true, false],
+            Output::Gradient,
+        ));
     }
     rows
 }
@@ -87,14 +111,19 @@ enum Output {
     Gradient,
 }
 
-fn skinny(name: &str, (m, n, k): (usize, usize, usize), [a_t, b_t]: [bool; 2], output: Output) -> Row {
+fn low_rank_product(
+    name: &str,
+    (m, n, k): (usize, usize, usize),
+    [a_t, b_t]: [bool; 2],
+    output: Output,
+) -> BenchRow {
     let element = match output {
         Output::New => 2,
         Output::Added => 4,
         Output::Gradient => 8,
     };
     let bytes = 2 * (m * k + k * n) + element * m * n;
-    let row = Row::new(format!("{name} {m}x{n}x{k}"), bytes, move |inputs| {
+    let row = BenchRow::new(format!("{name} {m}x{n}x{k}"), bytes, move |inputs| {
         fn factor(x: &Tensor, transposed: bool) -> MatrixOperand<'_> {
             if transposed { trans(x) } else { no_trans(x) }
         }

@@ -6,17 +6,17 @@ use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::quant::{Codebook, FourBit, Int8};
 use lora_spec::Philox;
 
-use super::inputs::{HIDDEN, INTERMEDIATE, Inputs, TOKENS};
-use super::row::Row;
+use super::inputs::{BenchInputs, HIDDEN, INTERMEDIATE, TOKENS};
+use super::row::BenchRow;
 
 #[derive(Clone, Copy)]
-enum Form {
+enum WeightFormat {
     Nf4,
     Nf4Double,
     Int8,
 }
 
-impl Form {
+impl WeightFormat {
     fn name(self) -> &'static str {
         match self {
             Self::Nf4 => "nf4",
@@ -34,7 +34,7 @@ impl Form {
         }
     }
 
-    fn weight(self, inputs: &Inputs, shape: (usize, usize)) -> Result<Weight> {
+    fn weight(self, inputs: &BenchInputs, shape: (usize, usize)) -> Result<Weight> {
         let philox = Philox::new(0, "microbench");
         let four_bit = |nested| {
             FourBit::random(shape, Codebook::Nf4, nested, 0.02, &philox, inputs.device()).map(Weight::from)
@@ -47,17 +47,17 @@ impl Form {
     }
 }
 
-pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
+pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
     let tokens = inputs.size(TOKENS[1]);
     let mut rows = Vec::new();
-    for form in [Form::Nf4, Form::Nf4Double, Form::Int8] {
+    for form in [WeightFormat::Nf4, WeightFormat::Nf4Double, WeightFormat::Int8] {
         for (layer, in_features, out_features) in
             [("q,o", HIDDEN, HIDDEN), ("gate,up", HIDDEN, INTERMEDIATE), ("down", INTERMEDIATE, HIDDEN)]
         {
             let (from, to) = (inputs.size(in_features), inputs.size(out_features));
             let name = |what: &str| format!("{} {what} {layer}", form.name());
             let elements = from * to;
-            let dequantized = Row::new(
+            let dequantized = BenchRow::new(
                 format!("{} {to}x{from}", name("dequantize")),
                 form.bytes(elements) + 2 * elements,
                 move |inputs| {
@@ -70,7 +70,7 @@ pub(super) fn rows(inputs: &Inputs) -> Vec<Row> {
             let whole = |what: &str, input: usize, run: fn(&FrozenLinear, &Tensor) -> Result<()>| {
                 // Its weight is written and read again in bf16, beside the operands.
                 let bytes = form.bytes(elements) + 4 * elements + 2 * tokens * (from + to);
-                let row = Row::new(format!("{} {tokens} tokens", name(what)), bytes, move |inputs| {
+                let row = BenchRow::new(format!("{} {tokens} tokens", name(what)), bytes, move |inputs| {
                     let layer = FrozenLinear::new(form.weight(inputs, (to, from))?, None)?;
                     let input = inputs.bf16(&[tokens, input])?;
                     Ok(Box::new(move || run(&layer, &input)))

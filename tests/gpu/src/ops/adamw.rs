@@ -9,7 +9,7 @@ use lora_ops::paged::MomentPlacement;
 use lora_ops::reduce::fingerprint;
 use lora_ops::transfer::{to_device, zeros};
 
-use crate::check::{Bench, Check, values};
+use crate::check::{Check, TestBench, values};
 
 pub(crate) fn checks() -> Vec<Check> {
     vec![
@@ -21,7 +21,7 @@ pub(crate) fn checks() -> Vec<Check> {
 
 /// Tensors with moments in 8 bits, whose last block is not full, between such with f32 ones; and each kind alone. Paged ones too, in
 /// windows of one block, of some that end inside a tensor and span others, and of all.
-fn steps_8bit(bench: &Bench) -> Result<String> {
+fn steps_8bit(bench: &TestBench) -> Result<String> {
     let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     for sizes in [&[5000, 100, 4096, 33, 8191][..], &[4096], &[7, 4095]] {
         let mut end = 0;
@@ -69,7 +69,7 @@ fn steps_8bit(bench: &Bench) -> Result<String> {
     Ok("exact".into())
 }
 
-fn steps(bench: &Bench) -> Result<String> {
+fn steps(bench: &TestBench) -> Result<String> {
     let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     // With views that lie on no boundary.
     for (n, skip) in [(1, 0), (6, 1), (100_003, 0), (1025, 3)] {
@@ -114,11 +114,11 @@ fn steps(bench: &Bench) -> Result<String> {
 }
 
 /// Paged moments take a GPU's memory in a step alone, and no more of it than their windows.
-fn memory_of_paged(bench: &Bench) -> Result<String> {
+fn memory_of_paged(bench: &TestBench) -> Result<String> {
     const WINDOW: usize = 1 << 14;
     const LEN: usize = 20 * WINDOW + 5;
     // Sizes are rounded up, by the pool (at most 32 tensors here) and to blocks.
-    let rounded = 32 * crate::memory::unit(bench)? + (4 << 10);
+    let rounded = 32 * crate::memory::pool_granularity(bench)? + (4 << 10);
     let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let (_, params) = bench.random("params", &[LEN], 1.0, DType::F32)?;
     let (_, gradient) = bench.random("gradient", &[LEN], 1.0, DType::F32)?;

@@ -12,7 +12,7 @@ use lora_ops::lora::{self, LoraPair};
 use lora_ops::quant::{BLOCK_SIZE, Codebook, FourBit, Int8, NESTED_BLOCK_SIZE, Scales};
 use lora_spec::{LinearModule, ModelConfig, gpu_panel_rows};
 
-use crate::check::{Bench, Check};
+use crate::check::{Check, TestBench};
 
 const MODELS: [(&str, &str); 3] = [
     ("Llama-3.1-8B", include_str!("../../../../benches/models/llama-3.1-8b.json")),
@@ -45,7 +45,7 @@ pub(crate) fn checks() -> Vec<Check> {
 
 /// Computes the products of a block with dense and quantized weights, of its adapters and of the
 /// head.
-fn model(bench: &Bench, config: &ModelConfig) -> Result<()> {
+fn model(bench: &TestBench, config: &ModelConfig) -> Result<()> {
     let mut modules = config.linear_modules();
     modules.retain(|module| module.layer < 2);
     let mut seen = Vec::new();
@@ -65,7 +65,7 @@ fn model(bench: &Bench, config: &ModelConfig) -> Result<()> {
 }
 
 /// Both directions of a frozen layer in each form.
-fn linear(bench: &Bench, module: &LinearModule) -> Result<()> {
+fn linear(bench: &TestBench, module: &LinearModule) -> Result<()> {
     let shape = (module.out_features, module.in_features);
     let bias = module.bias.then(|| Tensor::zeros(shape.0, DType::F32, &bench.device)).transpose()?;
     let run = |weight: Weight, dtype: DType| -> Result<()> {
@@ -86,7 +86,7 @@ fn linear(bench: &Bench, module: &LinearModule) -> Result<()> {
     run(Int8::new(zeros(bench, shape, DType::U8)?, scales)?.into(), DType::BF16)
 }
 
-fn four_bit(bench: &Bench, shape: (usize, usize), nested: bool) -> Result<FourBit> {
+fn four_bit(bench: &TestBench, shape: (usize, usize), nested: bool) -> Result<FourBit> {
     let elements = shape.0 * shape.1;
     let blocks = elements.div_ceil(BLOCK_SIZE);
     let vector = |len: usize, dtype: DType| Tensor::zeros(len, dtype, &bench.device);
@@ -104,7 +104,7 @@ fn four_bit(bench: &Bench, shape: (usize, usize), nested: bool) -> Result<FourBi
 }
 
 /// Both directions of the adapters, whose matrices are views of one vector.
-fn adapters(bench: &Bench, layout: &AdapterLayout) -> Result<()> {
+fn adapters(bench: &TestBench, layout: &AdapterLayout) -> Result<()> {
     let parameters = zeros(bench, (1, layout.len), DType::BF16)?.flatten_all()?;
     let gradients = Gradients::zeros(layout, &bench.device)?;
     for slot in &layout.modules {
@@ -124,7 +124,7 @@ fn adapters(bench: &Bench, layout: &AdapterLayout) -> Result<()> {
     Ok(())
 }
 
-fn zeros(bench: &Bench, shape: (usize, usize), dtype: DType) -> Result<Tensor> {
+fn zeros(bench: &TestBench, shape: (usize, usize), dtype: DType) -> Result<Tensor> {
     Ok(Tensor::zeros(shape, dtype, &bench.device)?)
 }
 
@@ -158,7 +158,7 @@ impl Counter {
     }
 
     /// Checks that a product with an unaligned operand is counted.
-    fn counts_violations(&self, bench: &Bench) -> Result<()> {
+    fn counts_violations(&self, bench: &TestBench) -> Result<()> {
         let of_shape = |(m, n, k): (usize, usize, usize)| -> Result<(u64, u64)> {
             let [a, b] = [(m, k), (n, k)].map(|shape| zeros(bench, shape, DType::BF16));
             product(1.0, no_trans(&a?), trans(&b?), 0.0, &zeros(bench, (m, n), DType::BF16)?)?;

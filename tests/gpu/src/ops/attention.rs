@@ -7,11 +7,11 @@ use lora_ops::attention::{AttentionShape, backward, first_visible_keys, forward}
 use lora_ops::device::{DeviceMemory, memory};
 use lora_ops::transfer::zeros;
 
-use crate::check::{Bench, Check, DTYPES, compare, repeats, tolerance, values};
+use crate::check::{Check, DTYPES, TestBench, compare, repeats, tolerance, values};
 
 /// Which keys a query sees of those before it.
 #[derive(Debug, Clone, Copy)]
-enum Sees {
+enum VisibleKeys {
     All,
     Window(usize),
     /// Documents of this length, and of the rest.
@@ -20,7 +20,7 @@ enum Sees {
     Both(usize, usize),
 }
 
-impl Sees {
+impl VisibleKeys {
     fn first(self, shape: AttentionShape) -> Option<Vec<u32>> {
         let AttentionShape { batch, seq, kv_seq, .. } = shape;
         let segments =
@@ -40,39 +40,45 @@ impl Sees {
 
 struct Case {
     shape: AttentionShape,
-    sees: Sees,
+    visible_keys: VisibleKeys,
 }
 
-fn case(batch: usize, seq: usize, (heads, kv_heads): (usize, usize), head_dim: usize, sees: Sees) -> Case {
-    Case { shape: AttentionShape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim }, sees }
+fn case(
+    batch: usize,
+    seq: usize,
+    (heads, kv_heads): (usize, usize),
+    head_dim: usize,
+    visible_keys: VisibleKeys,
+) -> Case {
+    Case { shape: AttentionShape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim }, visible_keys }
 }
 
 /// Every width of a head that has kernels of its own, and some between; tiles that are full and that are not.
 fn cases() -> Vec<Case> {
     vec![
-        case(1, 1, (1, 1), 1, Sees::All),
-        case(2, 5, (2, 1), 3, Sees::All),
-        case(3, 70, (4, 2), 6, Sees::Window(9)),
-        case(2, 131, (2, 2), 16, Sees::Documents(50)),
-        case(2, 1, (2, 1), 64, Sees::All),
-        case(1, 300, (3, 1), 64, Sees::All),
-        case(2, 128, (2, 1), 64, Sees::Window(40)),
-        case(1, 150, (2, 2), 32, Sees::Both(30, 70)),
-        case(1, 70, (2, 1), 80, Sees::Documents(33)),
-        case(1, 67, (2, 2), 96, Sees::Window(1)),
-        case(2, 129, (2, 1), 128, Sees::All),
-        case(1, 200, (2, 1), 128, Sees::Both(60, 90)),
-        case(1, 40, (1, 1), 130, Sees::All),
-        case(1, 70, (2, 1), 256, Sees::Window(50)),
+        case(1, 1, (1, 1), 1, VisibleKeys::All),
+        case(2, 5, (2, 1), 3, VisibleKeys::All),
+        case(3, 70, (4, 2), 6, VisibleKeys::Window(9)),
+        case(2, 131, (2, 2), 16, VisibleKeys::Documents(50)),
+        case(2, 1, (2, 1), 64, VisibleKeys::All),
+        case(1, 300, (3, 1), 64, VisibleKeys::All),
+        case(2, 128, (2, 1), 64, VisibleKeys::Window(40)),
+        case(1, 150, (2, 2), 32, VisibleKeys::Both(30, 70)),
+        case(1, 70, (2, 1), 80, VisibleKeys::Documents(33)),
+        case(1, 67, (2, 2), 96, VisibleKeys::Window(1)),
+        case(2, 129, (2, 1), 128, VisibleKeys::All),
+        case(1, 200, (2, 1), 128, VisibleKeys::Both(60, 90)),
+        case(1, 40, (1, 1), 130, VisibleKeys::All),
+        case(1, 70, (2, 1), 256, VisibleKeys::Window(50)),
         // Groups of 1, 2, 4 and 7 query heads; an odd and an even number of tiles, the last one not
         // full; windows shorter than a tile; documents that end within one.
-        case(2, 260, (14, 2), 16, Sees::All),
-        case(1, 200, (28, 4), 8, Sees::Documents(150)),
-        case(2, 260, (4, 1), 128, Sees::Window(20)),
-        case(1, 400, (2, 2), 128, Sees::All),
-        case(2, 200, (4, 2), 96, Sees::Both(25, 130)),
-        case(2, 140, (4, 1), 256, Sees::Documents(90)),
-        case(1, 250, (7, 1), 256, Sees::All),
+        case(2, 260, (14, 2), 16, VisibleKeys::All),
+        case(1, 200, (28, 4), 8, VisibleKeys::Documents(150)),
+        case(2, 260, (4, 1), 128, VisibleKeys::Window(20)),
+        case(1, 400, (2, 2), 128, VisibleKeys::All),
+        case(2, 200, (4, 2), 96, VisibleKeys::Both(25, 130)),
+        case(2, 140, (4, 1), 256, VisibleKeys::Documents(90)),
+        case(1, 250, (7, 1), 256, VisibleKeys::All),
     ]
 }
 
@@ -88,9 +94,9 @@ pub(crate) fn checks() -> Vec<Check> {
 }
 
 /// An operand on the CPU and on the GPU.
-type Both = (Tensor, Tensor);
+type CpuAndGpu = (Tensor, Tensor);
 
-fn inputs(bench: &Bench, shape: AttentionShape, dtype: DType) -> Result<[Both; 3]> {
+fn inputs(bench: &TestBench, shape: AttentionShape, dtype: DType) -> Result<[CpuAndGpu; 3]> {
     let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
     let keys = [batch * kv_seq, kv_heads * head_dim];
     Ok([
@@ -113,17 +119,17 @@ fn run(
     Ok(vec![output, dq, dk, dv])
 }
 
-fn training(bench: &Bench, dtype: DType) -> Result<String> {
-    for Case { shape, sees } in cases() {
+fn training(bench: &TestBench, dtype: DType) -> Result<String> {
+    for Case { shape, visible_keys } in cases() {
         let [q, k, v] = inputs(bench, shape, dtype)?;
         let d_output = bench.random("d_output", q.0.dims(), 1.0, dtype)?;
-        let first = sees.first(shape);
+        let first = visible_keys.first(shape);
         let want = run((&q.0, &k.0, &v.0), &d_output.0, shape, first.as_deref())?;
         let got = repeats(|| run((&q.1, &k.1, &v.1), &d_output.1, shape, first.as_deref()))?;
         // A query that sees one key gives it all its weight whatever the score: gradients are 0 but for roundings.
-        let alone = shape.seq == 1 || matches!(sees, Sees::Window(1));
+        let alone = shape.seq == 1 || matches!(visible_keys, VisibleKeys::Window(1));
         for (name, (got, want)) in ["output", "dq", "dk", "dv"].into_iter().zip(got.iter().zip(&want)) {
-            let what = format!("{name} of {shape:?} that sees {sees:?}");
+            let what = format!("{name} of {shape:?} that sees {visible_keys:?}");
             if alone && (name == "dq" || name == "dk") {
                 let largest = values(got)?.into_iter().fold(0.0_f64, |most, v| most.max(v.abs()));
                 ensure!(largest <= tolerance(dtype), "{what}: {largest:.1e} instead of 0");
@@ -135,33 +141,38 @@ fn training(bench: &Bench, dtype: DType) -> Result<String> {
     Ok(format!("{} shapes", cases().len()))
 }
 
-fn decoding(bench: &Bench, dtype: DType) -> Result<String> {
+fn decoding(bench: &TestBench, dtype: DType) -> Result<String> {
     let cases = [
-        (1, 1, 8, Sees::All),
-        (1, 200, 64, Sees::All),
-        (7, 150, 64, Sees::Window(30)),
-        (66, 130, 128, Sees::All),
-        (3, 75, 20, Sees::Documents(50)),
+        (1, 1, 8, VisibleKeys::All),
+        (1, 200, 64, VisibleKeys::All),
+        (7, 150, 64, VisibleKeys::Window(30)),
+        (66, 130, 128, VisibleKeys::All),
+        (3, 75, 20, VisibleKeys::Documents(50)),
     ];
-    for (seq, kv_seq, head_dim, sees) in cases {
+    for (seq, kv_seq, head_dim, visible_keys) in cases {
         let shape = AttentionShape { batch: 2, seq, kv_seq, heads: 4, kv_heads: 2, head_dim };
         let [q, k, v] = inputs(bench, shape, dtype)?;
-        let first = sees.first(shape);
+        let first = visible_keys.first(shape);
         let run = |q: &Tensor, k: &Tensor, v: &Tensor| -> Result<Tensor> {
             let first = first.as_deref().map(|first| Ids::new(first, q.device())).transpose()?;
             Ok(forward(q, k, v, shape, first.as_ref())?.0)
         };
         let want = run(&q.0, &k.0, &v.0)?;
         let got = repeats(|| Ok(vec![run(&q.1, &k.1, &v.1)?]))?;
-        compare(&format!("output of {shape:?} that sees {sees:?}"), &got[0], &want, tolerance(dtype))?;
+        compare(
+            &format!("output of {shape:?} that sees {visible_keys:?}"),
+            &got[0],
+            &want,
+            tolerance(dtype),
+        )?;
     }
     Ok(format!("{} shapes", cases.len()))
 }
 
 /// The backward pass takes no more memory beside its operands than `lora_spec`'s plan counts.
-fn backward_memory(bench: &Bench, dtype: DType) -> Result<String> {
+fn backward_memory(bench: &TestBench, dtype: DType) -> Result<String> {
     // The pool rounds sizes up, of at most 16 tensors here.
-    let rounded = 16 * crate::memory::unit(bench)? as usize;
+    let rounded = 16 * crate::memory::pool_granularity(bench)? as usize;
     let mut measured = Vec::new();
     for (heads, kv_heads) in [(8, 8), (8, 2), (7, 1)] {
         let shape = AttentionShape { batch: 2, seq: 130, kv_seq: 130, heads, kv_heads, head_dim: 64 };

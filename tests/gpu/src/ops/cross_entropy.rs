@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use lora_ops::cross_entropy::{Loss, Targets, forward_backward};
 use lora_spec::Philox;
 
-use crate::check::{Bench, Check, DTYPES, compare, repeats, tolerance, values};
+use crate::check::{Check, DTYPES, TestBench, compare, repeats, tolerance, values};
 
 pub(crate) fn checks() -> Vec<Check> {
     let mut checks = Vec::new();
@@ -17,22 +17,22 @@ pub(crate) fn checks() -> Vec<Check> {
     }
     // 67 million logits: more than a chunk holds.
     checks.push(Check::new("cross-entropy two chunks bf16", |bench| {
-        let problem = Problem::new(bench, 257, 1, 262_145, DType::BF16, |_| 0.5)?;
+        let problem = LossCase::new(bench, 257, 1, 262_145, DType::BF16, |_| 0.5)?;
         problem.compare(&problem.on_gpu(true)?)
     }));
     checks
 }
 
-struct Problem {
+struct LossCase {
     x: (Tensor, Tensor),
     head: (Tensor, Tensor),
     targets: (Targets, Targets),
     dtype: DType,
 }
 
-impl Problem {
+impl LossCase {
     fn new(
-        bench: &Bench,
+        bench: &TestBench,
         rows: usize,
         features: usize,
         vocab: usize,
@@ -90,14 +90,14 @@ impl Problem {
     }
 }
 
-fn small(bench: &Bench, dtype: DType) -> Result<String> {
+fn small(bench: &TestBench, dtype: DType) -> Result<String> {
     let weight = |row: usize| [1.0, 0.0, 0.25, 2.5][row % 4];
     let mut said = String::new();
     for (rows, features, vocab) in [(1, 1, 2), (1, 7, 31), (5, 3, 1), (13, 65, 1001)] {
-        said = Problem::new(bench, rows, features, vocab, dtype, weight)?.check()?;
+        said = LossCase::new(bench, rows, features, vocab, dtype, weight)?.check()?;
     }
     // No row has a target.
-    let loss = Problem::new(bench, 3, 5, 7, dtype, |_| 0.0)?.on_gpu(true)?;
+    let loss = LossCase::new(bench, 3, 5, 7, dtype, |_| 0.0)?.on_gpu(true)?;
     ensure!(loss.sum()? == 0.0 && loss.weight_sum == 0.0, "a loss without targets");
     let Some(dx) = loss.dx else { anyhow::bail!("no gradient without targets") };
     ensure!(dx.dims() == [3, 5] && values(&dx)?.iter().all(|d| *d == 0.0), "a gradient without targets");
@@ -105,18 +105,18 @@ fn small(bench: &Bench, dtype: DType) -> Result<String> {
 }
 
 /// Of models, and the largest.
-fn vocabularies(bench: &Bench, dtype: DType) -> Result<String> {
+fn vocabularies(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for vocab in [50_257, 128_256, 262_144] {
-        said = Problem::new(bench, 3, 9, vocab, dtype, |_| 1.0)?.check()?;
+        said = LossCase::new(bench, 3, 9, vocab, dtype, |_| 1.0)?.check()?;
     }
     Ok(said)
 }
 
 /// Logits past what `exp` holds give finite losses; what is not a number is not hidden, but where it has no weight.
-fn not_finite(bench: &Bench, dtype: DType) -> Result<String> {
-    let mut problem = Problem::new(bench, 3, 4, 700, dtype, |row| [1.0, 0.0, 1.0][row])?;
-    let large = bench.both(&problem.x.0.affine(1e4, 0.0)?, dtype)?;
+fn not_finite(bench: &TestBench, dtype: DType) -> Result<String> {
+    let mut problem = LossCase::new(bench, 3, 4, 700, dtype, |row| [1.0, 0.0, 1.0][row])?;
+    let large = bench.on_both(&problem.x.0.affine(1e4, 0.0)?, dtype)?;
     let x = std::mem::replace(&mut problem.x, large);
     let (loss, want) = (problem.on_gpu(true)?, problem.on_cpu()?);
     let said = compare("losses", &loss.row_losses, &want.row_losses, 1e-5)?;
@@ -126,7 +126,7 @@ fn not_finite(bench: &Bench, dtype: DType) -> Result<String> {
     let with_nan = |row: usize| -> Result<f64> {
         let mut values = x.0.to_vec2::<f32>()?;
         values[row].fill(f32::NAN);
-        let x = bench.both(&Tensor::new(values, &Device::Cpu)?, dtype)?.1;
+        let x = bench.on_both(&Tensor::new(values, &Device::Cpu)?, dtype)?.1;
         Ok(forward_backward(&x, &problem.head.1, &problem.targets.1, true)?.sum()?)
     };
     ensure!(with_nan(1)?.is_finite(), "a row without weight matters");

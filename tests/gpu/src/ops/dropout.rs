@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use lora_ops::Ids;
 use lora_ops::dropout::Dropout;
 
-use crate::check::{Bench, Check, DTYPES, compare, shifted, values};
+use crate::check::{Check, DTYPES, TestBench, compare, shifted, values};
 
 const SHAPES: [[usize; 2]; 6] = [[1, 1], [3, 7], [40, 64], [9, 83], [33, 576], [2, 5003]];
 const PROBABILITY: f64 = 0.3;
@@ -16,7 +16,7 @@ pub(crate) fn checks() -> Vec<Check> {
     DTYPES.map(check).into()
 }
 
-fn apply(bench: &Bench, dtype: DType) -> Result<String> {
+fn apply(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut dropped = (0, 0);
     for shape in SHAPES {
         let x = bench.random("x", &shape, 1.0, dtype)?;
@@ -27,7 +27,7 @@ fn apply(bench: &Bench, dtype: DType) -> Result<String> {
                 .apply(x)?)
         };
         // The CPU's result in f32, rounded as the GPU rounds its own.
-        let want = bench.both(&run(&x.0)?, dtype)?.0;
+        let want = bench.on_both(&run(&x.0)?, dtype)?.0;
         let got = run(&x.1)?;
         compare("y", &got, &want, 0.0)?;
         compare("y elsewhere", &run(&shifted(&x.1)?)?, &want, 0.0)?;

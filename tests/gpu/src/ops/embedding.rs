@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::DType;
 use lora_ops::{Ids, embedding};
 
-use crate::check::{Bench, Check, DTYPES, compare, shifted};
+use crate::check::{Check, DTYPES, TestBench, compare, shifted};
 
 /// Vocabulary, features, tokens.
 const SHAPES: [[usize; 3]; 5] = [[1, 1, 1], [5, 7, 40], [100, 64, 33], [31, 83, 9], [11, 2056, 30]];
@@ -16,7 +16,7 @@ pub(crate) fn checks() -> Vec<Check> {
     DTYPES.map(check).into()
 }
 
-fn forward(bench: &Bench, dtype: DType) -> Result<String> {
+fn forward(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for [vocab, features, tokens] in SHAPES {
         let weight = bench.random("weight", &[vocab, features], 1.0, dtype)?;

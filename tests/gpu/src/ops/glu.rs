@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use lora_ops::glu;
 use lora_spec::ActivationFunction;
 
-use crate::check::{Bench, Check, DTYPES, compare, repeats, rounding, shifted};
+use crate::check::{Check, DTYPES, TestBench, compare, repeats, rounding, shifted};
 
 const SHAPES: [[usize; 2]; 6] = [[1, 1], [3, 7], [1, 9], [5, 83], [33, 576], [2, 3001]];
 
@@ -21,7 +21,7 @@ pub(crate) fn checks() -> Vec<Check> {
     checks
 }
 
-fn forward(bench: &Bench, activation: ActivationFunction, dtype: DType) -> Result<String> {
+fn forward(bench: &TestBench, activation: ActivationFunction, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for shape in SHAPES {
         let (gate, up) = (bench.random("gate", &shape, 9.0, dtype)?, bench.random("up", &shape, 1.0, dtype)?);
@@ -32,8 +32,8 @@ fn forward(bench: &Bench, activation: ActivationFunction, dtype: DType) -> Resul
     }
     // Gates whose powers and exponentials overflow.
     let extreme = Tensor::new(&[[-1e38_f32, -200.0, -90.0, -0.0, 90.0, 200.0, 1e38]], &Device::Cpu)?;
-    let gate = bench.both(&extreme, dtype)?;
-    let ones = bench.both(&extreme.ones_like()?, dtype)?;
+    let gate = bench.on_both(&extreme, dtype)?;
+    let ones = bench.on_both(&extreme.ones_like()?, dtype)?;
     let got = glu::backward(&gate.1, &ones.1, &ones.1, activation)?;
     let want = glu::backward(&gate.0, &ones.0, &ones.0, activation)?;
     compare("slope of extreme gates", &got.0, &want.0, rounding(dtype))?;
@@ -41,7 +41,7 @@ fn forward(bench: &Bench, activation: ActivationFunction, dtype: DType) -> Resul
     Ok(said)
 }
 
-fn backward(bench: &Bench, activation: ActivationFunction, dtype: DType) -> Result<String> {
+fn backward(bench: &TestBench, activation: ActivationFunction, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for shape in SHAPES {
         let (gate, up) = (bench.random("gate", &shape, 9.0, dtype)?, bench.random("up", &shape, 1.0, dtype)?);

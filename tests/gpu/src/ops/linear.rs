@@ -9,7 +9,7 @@ use lora_ops::transfer::to_device;
 use lora_spec::gpu_panel_rows;
 
 use super::quant::random_four_bit;
-use crate::check::{Bench, Check, DTYPES, compare, repeats, tolerance};
+use crate::check::{Check, DTYPES, TestBench, compare, repeats, tolerance};
 
 pub(crate) fn checks() -> Vec<Check> {
     let mut checks = Vec::new();
@@ -25,7 +25,7 @@ pub(crate) fn checks() -> Vec<Check> {
 }
 
 /// Each side as it is and transposed, with `alpha` and `beta`, into f32.
-fn products(bench: &Bench, dtype: DType) -> Result<String> {
+fn products(bench: &TestBench, dtype: DType) -> Result<String> {
     let (m, n, k) = (33, 50, 70);
     let c = bench.random("c", &[m, n], 1.0, DType::F32)?.0;
     let mut worst = String::new();
@@ -48,14 +48,14 @@ fn products(bench: &Bench, dtype: DType) -> Result<String> {
     Ok(worst)
 }
 
-fn layer(bench: &Bench, dtype: DType, bias: bool) -> Result<(FrozenLinear, FrozenLinear)> {
+fn layer(bench: &TestBench, dtype: DType, bias: bool) -> Result<(FrozenLinear, FrozenLinear)> {
     let w = bench.random("w", &[90, 64], 0.3, dtype)?;
     let b = bias.then(|| bench.random("bias", &[90], 1.0, DType::F32)).transpose()?;
     let (b_cpu, b_gpu) = b.unzip();
     Ok((FrozenLinear::new(w.0, b_cpu)?, FrozenLinear::new(w.1, b_gpu)?))
 }
 
-fn forward(bench: &Bench, dtype: DType) -> Result<String> {
+fn forward(bench: &TestBench, dtype: DType) -> Result<String> {
     let x = bench.random("x", &[37, 64], 1.0, dtype)?;
     let mut said = String::new();
     for bias in [false, true] {
@@ -66,7 +66,7 @@ fn forward(bench: &Bench, dtype: DType) -> Result<String> {
     Ok(said)
 }
 
-fn backward(bench: &Bench, dtype: DType) -> Result<String> {
+fn backward(bench: &TestBench, dtype: DType) -> Result<String> {
     let (cpu, gpu) = layer(bench, dtype, false)?;
     let dy = bench.random("dy", &[37, 90], 1.0, dtype)?;
     let run = |layer: &FrozenLinear, dy: &Tensor| -> Result<Tensor> {
@@ -79,7 +79,7 @@ fn backward(bench: &Bench, dtype: DType) -> Result<String> {
 }
 
 /// Every form of a quantized weight, in rows that begin anywhere in a block and in a byte.
-fn quantized(bench: &Bench, dtype: DType) -> Result<String> {
+fn quantized(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for (rows, cols) in [(90, 64), (17, 33), (300, 100)] {
         let values = bench.random("w", &[rows, cols], 0.3, DType::F32)?.0.flatten_all()?.to_vec1()?;
@@ -98,7 +98,7 @@ fn quantized(bench: &Bench, dtype: DType) -> Result<String> {
 }
 
 /// A weight of three panels, the last of one row.
-fn panels(bench: &Bench) -> Result<String> {
+fn panels(bench: &TestBench) -> Result<String> {
     let shape = (513, 131_073);
     let weight = random_four_bit(bench, shape, Codebook::Nf4, 64, Some(256))?;
     ensure!(gpu_panel_rows(shape.0, shape.1, 4) == 256, "the weight has other panels than of 256 rows");
@@ -106,7 +106,7 @@ fn panels(bench: &Bench) -> Result<String> {
 }
 
 fn both_ways(
-    bench: &Bench,
+    bench: &TestBench,
     weight: Weight,
     (rows, cols): (usize, usize),
     tokens: usize,

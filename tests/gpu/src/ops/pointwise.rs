@@ -6,7 +6,7 @@ use lora_ops::add_assign;
 use lora_ops::pointwise::{round_into, zero};
 use lora_ops::transfer::to_device;
 
-use crate::check::{Bench, Check, DTYPES, compare, values};
+use crate::check::{Check, DTYPES, TestBench, compare, values};
 
 /// Elements, and how many of the tensor's first are left out: so vectors lie on no boundary, too.
 const VIEWS: [(usize, usize); 5] = [(1, 0), (3, 1), (1027, 0), (1027, 2), (100_003, 4)];
@@ -22,7 +22,7 @@ pub(crate) fn checks() -> Vec<Check> {
 }
 
 /// What is compared is the whole tensor: nothing around the view may change.
-fn add(bench: &Bench, dtype: DType) -> Result<String> {
+fn add(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for (n, skip) in VIEWS {
         let a = bench.random("a", &[n + skip + 1], 1.0, dtype)?;
@@ -36,7 +36,7 @@ fn add(bench: &Bench, dtype: DType) -> Result<String> {
     Ok(said)
 }
 
-fn round(bench: &Bench, dtype: DType) -> Result<String> {
+fn round(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for (n, skip) in VIEWS {
         let from = bench.random("from", &[n + skip + 1], 1.0, DType::F32)?;
@@ -49,7 +49,7 @@ fn round(bench: &Bench, dtype: DType) -> Result<String> {
     Ok(said)
 }
 
-fn zeros(bench: &Bench, dtype: DType) -> Result<String> {
+fn zeros(bench: &TestBench, dtype: DType) -> Result<String> {
     for (n, skip) in VIEWS {
         let (want, x) = bench.random("x", &[n + skip + 1], 1.0, dtype)?;
         zero(&want.narrow(0, skip, n)?)?;

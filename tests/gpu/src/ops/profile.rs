@@ -5,13 +5,13 @@ use candle_core::DType;
 use lora_ops::gemm::{no_trans, product, trans};
 use lora_ops::{add_assign, profile, rms_norm};
 
-use crate::check::{Bench, Check};
+use crate::check::{Check, TestBench};
 
 pub(crate) fn checks() -> Vec<Check> {
     vec![Check::new("profile", profiled)]
 }
 
-fn profiled(bench: &Bench) -> Result<String> {
+fn profiled(bench: &TestBench) -> Result<String> {
     let (_, a) = bench.random("a", &[24, 40], 1.0, DType::BF16)?;
     let (_, b) = bench.random("b", &[56, 40], 1.0, DType::BF16)?;
     let (_, c) = bench.random("c", &[24, 56], 1.0, DType::F32)?;

@@ -7,7 +7,7 @@ use lora_ops::quant::{Codebook, FourBit, Int8, Scales, dynamic_map};
 use lora_ops::transfer::to_device;
 use lora_spec::{FOUR_BIT_BLOCK_SIZES, Philox};
 
-use crate::check::{Bench, Check, DTYPES, shifted, values};
+use crate::check::{Check, DTYPES, TestBench, shifted, values};
 
 /// Rows and columns of weights, and rows that are dequantized: the first one and their number. A block
 /// of threads of the 4-bit kernels makes 8192 elements in bf16, 4096 in f32.
@@ -37,7 +37,7 @@ pub(crate) fn checks() -> Vec<Check> {
     checks
 }
 
-fn four_bit(bench: &Bench, dtype: DType) -> Result<String> {
+fn four_bit(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut compared = 0;
     for (shape, rows) in CASES {
         for block in FOUR_BIT_BLOCK_SIZES {
@@ -59,7 +59,7 @@ fn four_bit(bench: &Bench, dtype: DType) -> Result<String> {
     Ok(format!("{compared} elements have the CPU's bits"))
 }
 
-fn int8(bench: &Bench, dtype: DType) -> Result<String> {
+fn int8(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut compared = 0;
     for (shape, rows) in CASES {
         let codes = bytes(bench, "codes", shape.0 * shape.1)?.reshape(shape)?;
@@ -76,7 +76,7 @@ fn int8(bench: &Bench, dtype: DType) -> Result<String> {
 /// to one element past a multiple of 16 bytes, and compares them with those of `cpu`. The elements
 /// before and after them must not change.
 fn same_bits(
-    bench: &Bench,
+    bench: &TestBench,
     cpu: &Weight,
     gpu: &[Weight],
     (first, count): (usize, usize),
@@ -104,7 +104,7 @@ fn same_bits(
 /// A weight with random codes and scales. With `nested`, the scales are quantized in blocks of that
 /// many.
 pub(super) fn random_four_bit(
-    bench: &Bench,
+    bench: &TestBench,
     shape: (usize, usize),
     codebook: Codebook,
     block: usize,
@@ -127,7 +127,7 @@ pub(super) fn random_four_bit(
     Ok(FourBit::new(shape, codebook, block, bytes(bench, "codes", elements.div_ceil(2))?, scales)?)
 }
 
-fn bytes(bench: &Bench, name: &str, len: usize) -> Result<Tensor> {
+fn bytes(bench: &TestBench, name: &str, len: usize) -> Result<Tensor> {
     let philox = Philox::new(bench.seed, name);
     let words = (0..len.div_ceil(16) as u32).flat_map(|i| philox.words([i, 0, 0, 0]));
     let bytes: Vec<u8> = words.flat_map(u32::to_le_bytes).take(len).collect();

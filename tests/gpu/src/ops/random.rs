@@ -8,7 +8,7 @@ use lora_ops::quant::{Codebook, FourBit, Int8, Scales};
 use lora_ops::random::uniform;
 use lora_spec::{BaseDtype, BaseFormat, ModelConfig, Philox, Quantization};
 
-use crate::check::{Bench, Check, DTYPES, values};
+use crate::check::{Check, DTYPES, TestBench, values};
 
 /// With draws, bytes and blocks that are not full.
 const SHAPES: [(usize, usize); 5] = [(1, 1), (3, 7), (64, 64), (33, 97), (300, 1027)];
@@ -21,7 +21,7 @@ pub(crate) fn checks() -> Vec<Check> {
     ]
 }
 
-fn tensors(bench: &Bench) -> Result<String> {
+fn tensors(bench: &TestBench) -> Result<String> {
     for dtype in DTYPES {
         for shape in SHAPES {
             let draw = |device| uniform(shape, 0.034_641, dtype, &Philox::new(bench.seed, "random"), device);
@@ -31,7 +31,7 @@ fn tensors(bench: &Bench) -> Result<String> {
     Ok("the same bits".into())
 }
 
-fn weights(bench: &Bench) -> Result<String> {
+fn weights(bench: &TestBench) -> Result<String> {
     let philox = Philox::new(bench.seed, "random");
     for shape in SHAPES {
         let draw = |device: &Device| -> Result<[Weight; 3]> {
@@ -59,7 +59,7 @@ fn weights(bench: &Bench) -> Result<String> {
 }
 
 /// Every linear weight of a small model, in each format.
-fn bases(bench: &Bench) -> Result<String> {
+fn bases(bench: &TestBench) -> Result<String> {
     let config = ModelConfig::parse(
         r#"{"architectures": ["Qwen2ForCausalLM"], "hidden_size": 48, "intermediate_size": 80, "vocab_size": 50,
         "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}"#,

@@ -6,7 +6,7 @@ use lora_ops::cuda::{address, stream, tree_combine};
 use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
 use lora_ops::transfer::from_vec;
 
-use crate::check::{Bench, Check, compare, values};
+use crate::check::{Check, TestBench, compare, values};
 
 /// Lengths around those of the chunks.
 const LENGTHS: [usize; 6] = [1, 33, 4095, 4096, 4097, 200_003];
@@ -20,7 +20,7 @@ pub(crate) fn checks() -> Vec<Check> {
     ]
 }
 
-fn squares(bench: &Bench) -> Result<String> {
+fn squares(bench: &TestBench) -> Result<String> {
     let mut worst = 0.0_f64;
     for n in LENGTHS {
         let (cpu, gpu) = bench.random("x", &[n], 1.0, DType::F32)?;
@@ -34,7 +34,7 @@ fn squares(bench: &Bench) -> Result<String> {
     Ok(format!("{worst:.1e}"))
 }
 
-fn scaled(bench: &Bench) -> Result<String> {
+fn scaled(bench: &TestBench) -> Result<String> {
     let mut said = String::new();
     for skip in [0, 1] {
         let (cpu, gpu) = bench.random("x", &[1027], 1.0, DType::F32)?;
@@ -45,7 +45,7 @@ fn scaled(bench: &Bench) -> Result<String> {
     Ok(said)
 }
 
-fn fingerprints(bench: &Bench) -> Result<String> {
+fn fingerprints(bench: &TestBench) -> Result<String> {
     // More than the blocks of one launch take at once.
     let (cpu, gpu) = bench.random("long", &[4_300_000], 1.0, DType::F32)?;
     let want = fingerprint(&[&cpu])?;
@@ -62,7 +62,7 @@ fn fingerprints(bench: &Bench) -> Result<String> {
 }
 
 /// On a stream of its own, as beside a computation.
-fn tree(bench: &Bench) -> Result<String> {
+fn tree(bench: &TestBench) -> Result<String> {
     let compute = stream(&bench.device)?.context("the device is no GPU")?;
     let beside = compute.context().new_stream()?;
     // Each sum is read by a later one; and more pairs than one launch takes.

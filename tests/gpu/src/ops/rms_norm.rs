@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use lora_ops::rms_norm;
 
-use crate::check::{Bench, Check, DTYPES, compare, repeats, rounding, shifted, values};
+use crate::check::{Check, DTYPES, TestBench, compare, repeats, rounding, shifted, values};
 
 const SHAPES: [[usize; 2]; 7] = [[1, 1], [3, 7], [5, 64], [2, 83], [37, 576], [3, 4096], [2, 9001]];
 
@@ -22,7 +22,7 @@ pub(crate) fn checks() -> Vec<Check> {
     checks
 }
 
-fn forward(bench: &Bench, dtype: DType) -> Result<String> {
+fn forward(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for shape in SHAPES {
         let x = bench.random("x", &shape, 2.0, dtype)?;
@@ -40,7 +40,7 @@ fn forward(bench: &Bench, dtype: DType) -> Result<String> {
     Ok(said)
 }
 
-fn add_forward(bench: &Bench, dtype: DType) -> Result<String> {
+fn add_forward(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for shape in SHAPES {
         let (x, residual) = (bench.random("x", &shape, 2.0, dtype)?, bench.random("r", &shape, 1.0, dtype)?);
@@ -51,14 +51,14 @@ fn add_forward(bench: &Bench, dtype: DType) -> Result<String> {
             Ok(vec![rms_norm::recompute(&saved, &sum, &w.1)?, y, sum])
         })?;
         ensure!(values(&got[0])? == values(&got[1])?, "again gives {:?} other bits", shape);
-        let sum = bench.both(&x.0.add(&residual.0)?, dtype)?.0;
+        let sum = bench.on_both(&x.0.add(&residual.0)?, dtype)?.0;
         compare("sum", &got[2], &sum, 0.0)?;
         said = compare("y", &got[1], &rms_norm::forward(&sum, &w.0, EPS)?.0, rounding(dtype))?;
     }
     Ok(said)
 }
 
-fn backward(bench: &Bench, dtype: DType) -> Result<String> {
+fn backward(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut said = String::new();
     for shape in SHAPES {
         let (x, dy) = (bench.random("x", &shape, 2.0, dtype)?, bench.random("dy", &shape, 1.0, dtype)?);

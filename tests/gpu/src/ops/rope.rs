@@ -5,7 +5,7 @@ use candle_core::{DType, Tensor};
 use lora_ops::rope::RopeTable;
 use lora_spec::{Rope, RopeScaling};
 
-use crate::check::{Bench, Check, DTYPES, compare, repeats, rounding, shifted};
+use crate::check::{Check, DTYPES, TestBench, compare, repeats, rounding, shifted};
 
 /// Sequences, their tokens, heads, features of a head, first position.
 const SHAPES: [[usize; 5]; 6] = [
@@ -27,7 +27,7 @@ pub(crate) fn checks() -> Vec<Check> {
     checks
 }
 
-fn rotate(bench: &Bench, dtype: DType, forward: bool) -> Result<String> {
+fn rotate(bench: &TestBench, dtype: DType, forward: bool) -> Result<String> {
     let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 1.5 } };
     let mut said = String::new();
     for [sequences, seq, heads, head_dim, first] in SHAPES {
