@@ -1,11 +1,11 @@
-# The chores of this repository. `just` lists them, `just ci` runs everything that CI checks.
+# The recipes of this repository. `just` lists them, `just ci` runs everything that CI checks.
 # Install just with `cargo install just`, or from PyPI with `pip install rust-just`.
 
 set shell := ["bash", "-euo", "pipefail", "-c"]
 
 export PYTHONDONTWRITEBYTECODE := "1"
 
-# List the chores.
+# List the recipes.
 default:
     @just --list
 
@@ -49,14 +49,20 @@ quickstart:
 
 # Test the scripts of the GPU kit and the tables of its results.
 gpu-kit:
-    for tests in tests/gpu/onsite/{tests,process_tests,script_tests}.py benches/gpu/tests.py; do python3 "$tests"; done
+    for tests in tests/gpu/onsite/{tests,process_tests,script_tests}.py benches/gpu/tests.py; do \
+        python3 "$tests"; \
+    done
     python3 benches/gpu/results.py --check
 
 # Build the CUDA programs and run all checks on the simulated GPU. Skipped without CUDA's compiler.
 gpu-sim:
-    tests/gpu/simulated.sh || { status=$?; [ $status = 75 ] && echo "SKIPPED: CUDA's compiler cannot be installed on this machine" || exit $status; }
+    tests/gpu/simulated.sh || { \
+        status=$?; \
+        [ $status = 75 ] || exit $status; \
+        echo "SKIPPED: CUDA's compiler cannot be installed on this machine"; \
+    }
 
-# Measure a training step on the CPU beside PEFT's.
+# Measure a training step on the CPU, and the same step by PEFT.
 bench:
     benches/cpu/run.sh
 

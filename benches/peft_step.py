@@ -1,13 +1,13 @@
 """PEFT's side of the training-step benchmark: prints a line of JSON for each case.
 
-A published model's shape with random weights, LoRA r = 16 on every linear layer but the head, every
-position labelled, one micro-batch a step, clipping and fused AdamW as the Trainer does them. The
-base has the given type; the LoRA weights are f32, PEFT's default. With --quantization the blocks'
-linear layers are bitsandbytes'. On a GPU the forward pass over a bf16 base runs under autocast, as
-the Trainer's does with `bf16=True`.
+The model has the shape of a published model and random weights. A step has LoRA r = 16 on every
+linear layer except the head, every position labelled, one micro-batch, and clipping and fused AdamW
+as in the Trainer. The base has the given data type. The LoRA weights are f32, which is PEFT's
+default. With --quantization the linear layers of the blocks are those of bitsandbytes. On a GPU the
+forward pass over a bf16 base runs under autocast, as in the Trainer with `bf16=True`.
 
-With --cases several shapes of a micro-batch are measured over one base. A case that fails has an
-`error` in its line, and the next one follows; the exit status is 1 if all fail.
+With --cases several shapes of a micro-batch are measured over one base. If a case fails, its line
+has an `error`, and the next case runs. The exit status is 1 if all cases fail.
 """
 
 import argparse
@@ -39,8 +39,8 @@ SDPA = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
-# Steps under torch.profiler.
-PROFILED = 2
+# The number of steps under torch.profiler.
+PROFILED_STEPS = 2
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
     autocast = torch.autocast(device.type, dtype=torch.bfloat16, enabled=on_gpu and args.dtype == "bf16")
 
     def step(rows: int, positions: int) -> tuple[float, torch.Tensor]:
-        """Takes one step; returns its seconds and its loss."""
+        """Makes one step and returns its time in seconds and its loss."""
         tokens = torch.randint(0, model.config.vocab_size, (rows, positions))
         started = time.perf_counter()
         loss = train_step(model, parameters, optimizer, autocast, tokens.to(device))
@@ -90,7 +90,7 @@ def main() -> None:
                     case["tokens_per_s"] = rows * positions / statistics.median(case["step_seconds"])
                     measured = measured or (sdpa, rows, positions)
                 except RuntimeError as raised:
-                    # Out of memory, or a kernel that does not take this shape.
+                    # Out of memory, or a kernel that does not support this shape.
                     optimizer.zero_grad()
                     case["error"] = error = " ".join(str(raised).split())[:300]
             print(json.dumps(case), flush=True)
@@ -103,37 +103,51 @@ def main() -> None:
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Time training steps of PEFT + Transformers.")
+    parser = argparse.ArgumentParser(
+        description="Measure the time of training steps with PEFT + Transformers.",
+        epilog="example: peft_step.py --model llama-3.2-1b --device cuda:0 --dtype bf16 --sequence 2048",
+    )
     parser.add_argument(
         "--model",
         default="smollm2-135m",
-        help="a file in models/ without .json, or the path of a config.json",
+        help="name of a file in models/ without .json, or path of a config.json",
     )
     parser.add_argument("--device", default="cpu", help="cpu or cuda:N")
-    parser.add_argument("--dtype", choices=DTYPES, default="f32", help="type of the base")
+    parser.add_argument("--dtype", choices=DTYPES, default="f32", help="data type of the base")
     parser.add_argument(
-        "--quantization", choices=QUANTIZATIONS, default="none", help="of the blocks' linear layers"
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default="none",
+        help="quantization of the blocks' linear layers",
     )
-    parser.add_argument("--sequence", type=int, default=256, help="positions of a row")
-    parser.add_argument("--micro-batch", type=int, default=2, help="rows of a micro-batch")
-    parser.add_argument("--cases", type=cases, help="in place of the two: ROWSxPOSITIONS,..., over one base")
+    parser.add_argument("--sequence", type=int, default=256, help="positions per row")
+    parser.add_argument("--micro-batch", type=int, default=2, help="rows per micro-batch")
+    parser.add_argument(
+        "--cases",
+        type=cases,
+        help="micro-batches to measure over one base, as ROWSxPOSITIONS,...; replaces --sequence and "
+        "--micro-batch",
+    )
     parser.add_argument("--activation-checkpointing", choices=["none", "block"], default="none")
     parser.add_argument(
-        "--attention", choices=ATTENTION, default="sdpa", help="flash: of the package flash-attn"
+        "--attention",
+        choices=ATTENTION,
+        default="sdpa",
+        help="attention of Transformers; flash requires the package flash-attn",
     )
     parser.add_argument(
         "--sdpa",
         type=sdpa_names,
         default=["any"],
-        help=f"the kernel that torch's SDPA must take: {', '.join(SDPA)}; several: one after the other",
+        help=f"kernels that torch's SDPA must use, one after the other, comma-separated: {', '.join(SDPA)}",
     )
-    parser.add_argument("--threads", type=int, default=2, help="threads of the host")
-    parser.add_argument("--warmup", type=int, default=2, help="steps that are not measured")
-    parser.add_argument("--steps", type=int, default=8, help="steps that are measured")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    parser.add_argument("--warmup", type=int, default=2, help="unmeasured steps before the measured steps")
+    parser.add_argument("--steps", type=int, default=8, help="measured steps")
     parser.add_argument(
         "--profile",
         type=Path,
-        help=f"write torch.profiler's table of {PROFILED} steps of the first case that can be measured",
+        help=f"file for the torch.profiler table of {PROFILED_STEPS} steps of the first case that succeeds",
     )
     args = parser.parse_args()
     args.cases = args.cases or [(args.micro_batch, args.sequence)]
@@ -147,18 +161,18 @@ def cases(text: str) -> list[tuple[int, int]]:
             return pairs
     except ValueError:
         pass
-    raise argparse.ArgumentTypeError(f"{text} must be ROWSxPOSITIONS,... such as 1x2048,8x512")
+    raise argparse.ArgumentTypeError(f"invalid cases {text}: must be ROWSxPOSITIONS, such as 1x2048,8x512")
 
 
 def sdpa_names(text: str) -> list[str]:
     names = text.split(",")
     if unknown := [name for name in names if name not in SDPA]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]} must be one of {', '.join(SDPA)}")
+        raise argparse.ArgumentTypeError(f"invalid kernel {unknown[0]}: must be one of {', '.join(SDPA)}")
     return names
 
 
 def build(args: argparse.Namespace, device: torch.device) -> peft.PeftModel:
-    """The model with its adapters, made where it is trained."""
+    """Returns the model with its adapters, created on the device that trains it."""
     path = MODELS / f"{args.model}.json"
     fields = json.loads((path if path.exists() else Path(args.model)).read_text())
     config = AutoConfig.for_model(**fields)
@@ -179,7 +193,7 @@ def build(args: argparse.Namespace, device: torch.device) -> peft.PeftModel:
 
 
 def quantize(model, quantization: str, dtype: torch.dtype, device: torch.device) -> None:
-    """Replaces the blocks' linear layers by bitsandbytes', with the settings of Transformers."""
+    """Replaces the blocks' linear layers with bitsandbytes layers that have Transformers' settings."""
     import bitsandbytes as bnb
 
     head = model.get_output_embeddings()
@@ -190,10 +204,10 @@ def quantize(model, quantization: str, dtype: torch.dtype, device: torch.device)
     ]
     for name, layer in linear:
         sizes = (layer.in_features, layer.out_features, layer.bias is not None)
-        # Its own weight is never used, so it takes no memory.
+        # The initial weight of the new layer is never used. On the device meta it needs no memory.
         if quantization == "int8":
             quantized = bnb.nn.Linear8bitLt(*sizes, has_fp16_weights=False, threshold=6.0, device="meta")
-            # Only a move from the CPU quantizes to int8.
+            # Only a move from the CPU to the device quantizes to int8.
             quantized.weight = bnb.nn.Int8Params(
                 layer.weight.data.cpu(), requires_grad=False, has_fp16_weights=False
             )
@@ -210,20 +224,20 @@ def quantize(model, quantization: str, dtype: torch.dtype, device: torch.device)
                 module=quantized,
             )
         quantized.bias = layer.bias
-        # The move to a device is what quantizes.
+        # The move to the device quantizes the weight.
         quantized.weight = quantized.weight.to(device)
         model.set_submodule(name, quantized.requires_grad_(False))
-    # PEFT chooses its layers by these.
+    # PEFT chooses the types of its layers by these attributes.
     setattr(model, "is_loaded_in_8bit" if quantization == "int8" else "is_loaded_in_4bit", True)
 
 
 def kernels(sdpa: str):
-    """The context in which torch's SDPA takes only this kernel."""
+    """Returns the context in which torch's SDPA uses only this kernel."""
     return sdpa_kernel(SDPA[sdpa]) if SDPA[sdpa] else contextlib.nullcontext()
 
 
 def measure(args: argparse.Namespace, device: torch.device, step) -> dict:
-    """The numbers of a case."""
+    """Measures a case."""
     on_gpu = device.type == "cuda"
     if on_gpu:
         torch.cuda.empty_cache()
@@ -246,7 +260,7 @@ def profile(step, path: Path, on_gpu: bool) -> None:
     if on_gpu:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(PROFILED):
+        for _ in range(PROFILED_STEPS):
             step()
     order = "self_cuda_time_total" if on_gpu else "self_cpu_time_total"
     path.write_text(
@@ -270,7 +284,7 @@ def wait(device: torch.device) -> None:
 
 
 def peak_rss() -> int:
-    """The most physical memory that the process ever held, in bytes."""
+    """Returns the peak resident set size of the process, in bytes."""
     with open("/proc/self/status") as status:
         line = next(line for line in status if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024

@@ -1,5 +1,8 @@
-"""Prints the comparison from lines of JSON: medians of tokens/s over the rounds, the largest peak of memory, and ours divided
-by the better of PEFT's sides. PEFT's utilization is computed with our count of the model's operations."""
+"""Prints the comparison of our training step with PEFT's from lines of JSON.
+
+It prints the medians of tokens/s over the rounds, the largest peak of memory, and our number divided
+by the better one of PEFT's. PEFT's utilization is computed with our count of the model's operations.
+"""
 
 import json
 import statistics
@@ -15,9 +18,17 @@ def main(path: str) -> None:
         for run in map(json.loads, lines):
             side = " ".join(filter(None, (run["engine"], run.get("attention"))))
             if "error" in run:
-                failed.append(f"{SIDES[side]}, {run['model']}, {run['dtype']}, {run['quantization']}, {run['sequence']} tokens: {run['error']}")
+                label = f"{run['model']}, {run['dtype']}, {run['quantization']}, {run['sequence']} tokens"
+                failed.append(f"{SIDES[side]}, {label}: {run['error']}")
                 continue
-            case = (run["model"], run["dtype"], run["quantization"], run["micro_batch"], run["sequence"], run["activation_checkpointing"])
+            case = (
+                run["model"],
+                run["dtype"],
+                run["quantization"],
+                run["micro_batch"],
+                run["sequence"],
+                run["activation_checkpointing"],
+            )
             cases[case][side].append(run)
             versions = run.get("versions", versions)
             device = run["device"] if side == "loractl" else device
@@ -25,7 +36,11 @@ def main(path: str) -> None:
     print(f"{'':<36}{'':<12}" + "".join(f"{name:>12}" for name in SIDES.values()) + f"{'ratio':>8}")
     for (model, dtype, quantization, rows, sequence, checkpointing), sides in cases.items():
         ours = sides["loractl"][0] if sides["loractl"] else {}
-        tokens = {side: statistics.median(run["tokens_per_s"] for run in runs) for side, runs in sides.items() if runs}
+        tokens = {
+            side: statistics.median(run["tokens_per_s"] for run in runs)
+            for side, runs in sides.items()
+            if runs
+        }
         peaks = {side: [run["peak_memory_bytes"] for run in runs] for side, runs in sides.items() if runs}
         base = dtype if quantization == "none" else f"{quantization} {dtype}"
         name = f"{model} {base} {rows}x{sequence}" + (" recomputed" if checkpointing == "block" else "")
@@ -41,7 +56,7 @@ def main(path: str) -> None:
 
 
 def row(name: str, what: str, values: dict[str, float], digits: int, best) -> None:
-    """One measure of a case; `best` chooses between PEFT's sides."""
+    """Prints one measure of a case. `best` chooses the better one of PEFT's numbers."""
     cells = [f"{values[side]:.{digits}f}" if side in values else "-" for side in SIDES]
     theirs = [value for side, value in values.items() if side != "loractl"]
     ratio = f"{values['loractl'] / best(theirs):.2f}" if theirs and "loractl" in values else "-"

@@ -14,7 +14,7 @@ if ! command -v cargo-deny >/dev/null; then
 fi
 cargo deny --locked check --hide-inclusion-graph licenses bans sources
 if ! fetched=$(cargo deny --locked fetch 2>&1); then
-  echo "SKIPPED: the advisories, whose database cannot be fetched: $(grep -m 1 -i error <<<"$fetched")"
+  echo "SKIPPED: advisories: the database cannot be fetched: $(grep -m 1 -i error <<<"$fetched")"
   exit
 fi
 cargo deny --locked check advisories

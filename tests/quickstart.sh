@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs README's quickstart and checks the accuracy after training, and the result with `verify`.
+# Runs the quickstart of README.md, checks the accuracy after training, and verifies the result.
 #
 #   tests/quickstart.sh
 set -euo pipefail

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# Builds the training step, makes a Python environment for PEFT's where there is none, and compares them on the CPU.
+# Compares training steps on the CPU with PEFT's. It builds our program, and creates a Python
+# environment for PEFT if there is none.
 #
 #   benches/cpu/run.sh [OUT]
 #
-# OUT is target/cpu-bench.jsonl. `../compare.sh` says what can be set; VENV (target/peft-venv) is the environment's directory.
+# The default of OUT is target/cpu-bench.jsonl. `../compare.sh` lists the environment variables.
+# VENV is the directory of the Python environment (default: target/peft-venv).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 venv=${VENV:-target/peft-venv}

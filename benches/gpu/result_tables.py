@@ -5,14 +5,14 @@ from collections.abc import Callable
 from run_data import QUANTIZATIONS, STEP_SETTINGS, Case, Run, model_name, short, step_ms
 
 NEVER = "never"
-# Kernels and products of a profile that are listed.
-MOST_KERNELS = 40
-# Characters.
-LONGEST_REASON = 150
+# The maximum number of kernels and products that the table of a profile lists.
+MAX_KERNELS = 40
+# The maximum length of a reason, in characters.
+MAX_REASON_LENGTH = 150
 
 
 def tables(rows: dict, runs: list[Run]) -> dict[str, list[str]]:
-    """The tables by name; `runs`: the newest first."""
+    """Returns the tables by name. `runs` has the newest run first."""
     return {
         "runs": all_runs(runs),
         "checks": checks(rows["item"], runs),
@@ -44,9 +44,9 @@ def outcome(name: str, phase: dict) -> str:
 
 
 def reason(phase: dict) -> str:
-    """Why a phase is not ok or not complete, on one line that is not too long."""
+    """Returns why a phase is not ok or not complete, on one line, shortened if necessary."""
     text = " ".join(phase["reason"].split())
-    return text if len(text) <= LONGEST_REASON else text[: LONGEST_REASON - 3] + "..."
+    return text if len(text) <= MAX_REASON_LENGTH else text[: MAX_REASON_LENGTH - 3] + "..."
 
 
 def checks(items: list[dict], runs: list[Run]) -> list[str]:
@@ -69,7 +69,10 @@ def checks(items: list[dict], runs: list[Run]) -> list[str]:
 
 
 def shows(item: dict, run: Run) -> str | None:
-    """What a run says of an item: `ok`, or what is wrong or missing; None if it has not tried it."""
+    """Returns the result of an item in a run: `ok`, or what is wrong or missing.
+
+    Returns None if the run did not attempt the item.
+    """
     if "phase" in item:
         return verdict_of_phase(item["phase"], run)
     if "checks" in item:
@@ -89,14 +92,14 @@ def verdict_of_phase(name: str, run: Run) -> str | None:
 
 
 def verdict_of_results(phase: str, kind: str, prefixes: list[str], run: Run) -> str | None:
-    """The verdict of the results of a phase whose names begin with one of `prefixes`."""
+    """Returns the verdict on those results of a phase whose names begin with one of `prefixes`."""
     if not run.attempted(phase):
         return None
     values = run.values(phase)
     found = {
         name: result["status"]
         for name, result in values.get(kind, {}).items()
-        # `--`: the machine cannot run it.
+        # The status `--` means that the machine cannot run the check.
         if name.startswith(tuple(prefixes)) and result["status"] != "--"
     }
     by_status = {
@@ -163,9 +166,10 @@ def both_sides(run: Run, case: Case) -> list[str] | None:
 
 
 def case_rows(wanted: list[dict], runs: list[Run], cells: int, show: Callable) -> list[list[str]]:
-    """A row for each case, first the wanted ones: `show` gives a run's cells of a case, or None.
+    """Returns a row for each case, the wanted cases first.
 
-    Runs with other numbers of steps have other medians, and are left out.
+    `show` returns the cells of a case in a run, or None. Runs with other numbers of steps are ignored,
+    because their medians are not comparable.
     """
     keys = [
         (group["model"], group["quantization"], *map(int, case.split("x")))
@@ -192,7 +196,7 @@ def number(value: float | None, digits: int, factor: float = 1, unit: str = "") 
 
 
 def profile(runs: list[Run]) -> list[str]:
-    """The newest profile of a training step: classes of kernels, then kernels and products."""
+    """Returns the newest profile of a training step: kernel classes, then kernels and products."""
     heads = ["launches", "ms", "of the step", "GB/s", "TFLOP/s", "of the ceiling"]
     for run in runs:
         cases = run.values("steps").get("profiles", []) if run.attempted("steps") else []
@@ -206,7 +210,7 @@ def profile(runs: list[Run]) -> list[str]:
         step, gap = case["profiled_step_milliseconds"], case["gap_milliseconds"]
         times = f"A profiled step takes {step:.1f} ms; {gap:.1f} ms of an unprofiled one are between kernels."
         classes = [profile_row(entry) for entry in case["profile_classes"]]
-        kernels = [profile_row(entry) for entry in case["profile"][:MOST_KERNELS]]
+        kernels = [profile_row(entry) for entry in case["profile"][:MAX_KERNELS]]
         return [
             f"{caption} {times}",
             "",
@@ -229,7 +233,7 @@ def profile_row(entry: dict) -> list[str]:
 
 
 def bench(runs: list[Run]) -> list[str]:
-    """The newest measurements of operations alone."""
+    """Returns the newest measurements of single operations."""
     heads = ["operation", "ms", "GB/s", "TFLOP/s", "of the ceiling"]
     for run in runs:
         if not run.attempted("bench"):

@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Makes the tables of RESULTS.md from the runs on GPUs.
 
-    results.py                     rewrites the tables between the page's markers
+    results.py                     rewrites the tables between the markers of the page
     results.py --check             fails if the page would change
     results.py --add RESULT        adds result.json of a run of tests/gpu/onsite.sh, then rewrites
-    --results DIR, --page FILE     other runs than results/, another page than RESULTS.md
+    --results DIR, --page FILE     the directory of the runs instead of results/, the page instead of
+                                   RESULTS.md
 
-The runs are results/DATE-CARD.json; the rows of the tables are in tables.toml. A row shows the
-newest run that attempted it with the default settings of onsite.sh, also if it failed there, or
+The runs are results/DATE-CARD.json. The rows of the tables are in tables.toml. A row shows the
+newest run that attempted it with the default settings of onsite.sh, even if it failed in that run, or
 `never`. The table of runs has all runs.
 """
 
@@ -47,7 +48,8 @@ def main() -> int:
     if args.check:
         if new != old:
             print(
-                f"{args.page} is not what the runs in {args.results} give; run benches/gpu/results.py",
+                f"invalid {args.page}: it differs from the tables of the runs in {args.results}; "
+                "run benches/gpu/results.py",
                 file=sys.stderr,
             )
         return int(new != old)
@@ -60,7 +62,7 @@ def main() -> int:
 
 
 def load(path: Path, rows: dict) -> Run:
-    """A run whose tables can be made."""
+    """Reads a run and checks that its tables can be made."""
     try:
         run = Run.from_file(path)
     except (OSError, ValueError) as error:
@@ -68,15 +70,15 @@ def load(path: Path, rows: dict) -> Run:
     try:
         tables(rows, [run])
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"invalid {path}: no tables can be made of it: {type(error).__name__}: {error}")
+        sys.exit(f"invalid {path}: the tables cannot be made: {type(error).__name__}: {error}")
     return run
 
 
 def refuse_unpublishable(run: Run, path: Path) -> None:
     if run.card == SIMULATED:
-        sys.exit(f"{path}: the run was on a simulated GPU, not on hardware")
+        sys.exit(f"invalid {path}: the run used a simulated GPU; it must use hardware")
     if run.card == UNKNOWN_CARD:
-        sys.exit(f"{path}: the run does not know its card: its phase env failed")
+        sys.exit(f"invalid {path}: the card is unknown, because the phase env failed")
 
 
 def file_name(run: Run) -> str:
@@ -85,12 +87,12 @@ def file_name(run: Run) -> str:
 
 
 def replace(page: str, name: str, lines: list[str], path: Path) -> str:
-    """The page with a table's lines between its markers."""
+    """Returns the page with the lines of a table between its markers."""
     begin, end = f"<!-- table: {name} -->", "<!-- end of table -->"
     before, found, rest = page.partition(begin)
     _, closed, after = rest.partition(end)
     if not found or not closed:
-        sys.exit(f"{path}: the markers {begin} and {end} are missing")
+        sys.exit(f"invalid {path}: it has no table {name}; it must contain {begin} and {end}")
     return "\n".join([before + begin, "", *lines, "", end + after])
 
 

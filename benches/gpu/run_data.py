@@ -1,4 +1,4 @@
-"""Reads what one run of a kit measured: result.json of `tests/gpu/onsite.sh`."""
+"""Reads the results of one run of a kit: result.json of `tests/gpu/onsite.sh`."""
 
 import json
 import re
@@ -10,8 +10,8 @@ QUANTIZATIONS = {"none": "bf16", "nf4": "NF4", "nf4-double": "NF4 + double quant
 FORMAT = 1
 DATE = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"
 UNKNOWN_CARD = "unknown card"
-# The settings that decide what a phase measures. A training step's shape and model are in its row,
-# so results of other shapes are comparable.
+# The settings that determine what a phase measures. The row of a training step contains its shape
+# and model, so results with other shapes are comparable.
 STEP_SETTINGS = {"warmup", "steps"}
 SETTINGS = {
     "ops": {"checks"},
@@ -28,31 +28,37 @@ SETTINGS = {
 
 @dataclass
 class Case:
-    """Training steps of one shape: our results in order, PEFT's by attention kernel, and errors of
-    both by what was measured."""
+    """Training steps of one shape.
+
+    It has our results in order, PEFT's results by attention kernel, and the errors of both by phase
+    and kernel.
+    """
 
     ours: list[dict] = field(default_factory=list)
     peft: dict[str, dict] = field(default_factory=dict)
     errors: dict[str, str] = field(default_factory=dict)
 
     def fastest_peft(self) -> dict | None:
-        """PEFT's result with the attention kernel that is the fastest."""
+        """Returns PEFT's result with the fastest attention kernel."""
         return max(self.peft.values(), key=lambda line: line["tokens_per_s"], default=None)
 
     def ratio(self) -> float | None:
-        """Our tokens a second divided by PEFT's; of ours, those that were measured last."""
+        """Returns our last measured tokens per second divided by PEFT's."""
         theirs = self.fastest_peft()
         return self.ours[-1]["tokens_per_s"] / theirs["tokens_per_s"] if self.ours and theirs else None
 
     def error(self, side: str) -> str | None:
-        """The last error of `ours` or `peft`."""
+        """Returns the last error of `ours` or `peft`."""
         found = [error for name, error in self.errors.items() if name.startswith("peft") == (side == "peft")]
         return found[-1] if found else None
 
 
 @dataclass
 class Run:
-    """A run; `phases` by name, each with `status`, `reason`, `seconds`, `wrong` and `values`."""
+    """A run.
+
+    `phases` has `status`, `reason`, `seconds`, `wrong` and `values` of each phase by name.
+    """
 
     date: str
     commit: str
@@ -65,7 +71,10 @@ class Run:
 
     @classmethod
     def from_file(cls, path: Path) -> "Run":
-        """Raises OSError if the file cannot be read, ValueError if it is not a run's result."""
+        """Reads a run.
+
+        Raises OSError if the file cannot be read, and ValueError if it is not the result of a run.
+        """
         result = json.loads(path.read_text())
         try:
             return cls.from_result(result)
@@ -77,7 +86,7 @@ class Run:
         if result["format"] != FORMAT:
             raise ValueError(f"format {result['format']}; it must be {FORMAT}")
         if not re.fullmatch(DATE, result["date"]):
-            raise ValueError(f"date {result['date']}; it must be such as 2026-01-31T10:00:00Z")
+            raise ValueError(f"date {result['date']}; it must be like 2026-01-31T10:00:00Z")
         machine = result["phases"].get("env", {}).get("values", {})
         return cls(
             date=result["date"],
@@ -91,23 +100,23 @@ class Run:
         )
 
     def source(self) -> str:
-        """What is known of the programs beside their commit."""
+        """Returns how the programs differ from a build of their commit."""
         return (" with changes" if self.dirty else "") + (", prebuilt programs" if self.prebuilt else "")
 
     def label(self) -> str:
-        """Card, date and commit."""
+        """Returns card, date and commit."""
         return f"{self.card}, {self.date[:10]}, {self.commit[:7]}{self.source()}"
 
     def values(self, phase: str) -> dict:
         return self.phases.get(phase, {}).get("values", {})
 
     def attempted(self, phase: str) -> bool:
-        """Whether the phase ran, with the default settings."""
+        """Returns whether the phase ran with the default settings."""
         status = self.phases.get(phase, {}).get("status", "skipped")
         return status != "skipped" and not self.changed_settings & SETTINGS.get(phase, set())
 
     def cases(self) -> dict[tuple[str, str, int, int], Case]:
-        """By model, quantization, rows and positions."""
+        """Returns the cases by model, quantization, rows and positions."""
         cases: dict[tuple[str, str, int, int], Case] = {}
         for phase in ("steps", "ours", "peft"):
             for line in self.values(phase).get("cases", []):
@@ -124,17 +133,17 @@ class Run:
 
 
 def short(error: str) -> str:
-    """An error in a few words."""
+    """Returns an error, shortened."""
     if re.search(r"out.of.memory", error, re.IGNORECASE):
         return "out of memory"
     return error if len(error) <= 60 else error[:57] + "..."
 
 
 def model_name(line: dict) -> str:
-    """The model of a case; of a configuration its file's name."""
+    """Returns the name of a case's model. If the model is a path, this is the name of the file."""
     return Path(line["model"]).name.removesuffix(".json")
 
 
 def step_ms(line: dict) -> float:
-    """The median step of a case, in milliseconds."""
+    """Returns the median time of a step of a case, in milliseconds."""
     return statistics.median(line["step_seconds"]) * 1e3

@@ -1,23 +1,32 @@
-"""Results of made-up runs, for the tests."""
+"""Results of invented runs, for the tests."""
 
 
 def step(phase: str, tokens_per_s: float, **more: object) -> dict:
-    """A measured case of a phase, or with `error` one that was not measured."""
+    """Returns a case of a phase: a measured one, or with `error` one that failed."""
     line = {
-        "model": "llama-3.1-8b", "quantization": "none", "micro_batch": 2, "sequence": 2048, "loss": 1.5,
-        "tokens_per_s": tokens_per_s, "step_seconds": [0.33, 0.32, 0.34], "peak_memory_bytes": 40_000_000_000,
+        "model": "llama-3.1-8b",
+        "quantization": "none",
+        "micro_batch": 2,
+        "sequence": 2048,
+        "loss": 1.5,
+        "tokens_per_s": tokens_per_s,
+        "step_seconds": [0.33, 0.32, 0.34],
+        "peak_memory_bytes": 40_000_000_000,
         **more,
-    }  # fmt: skip
+    }
     return line if phase == "peft" else {"mfu": 0.4, "peak_reserved_memory_bytes": 44_000_000_000, **line}
 
 
 def outcome(values: dict, status: str = "ok", reason: str = "", wrong: tuple = ()) -> dict:
-    """A phase in result.json."""
+    """Returns a phase of result.json."""
     return {"status": status, "reason": reason, "seconds": 3.0, "wrong": list(wrong), "values": values}
 
 
 def result(date: str, changed_settings: tuple = (), **phases: dict) -> dict:
-    """What onsite.sh writes; `phases`: outcomes, or values of phases that are ok."""
+    """Returns the result that onsite.sh writes.
+
+    `phases` has outcomes, or values of phases that are ok.
+    """
     env = {"card": "NVIDIA H100 80GB HBM3", "driver": "580.159.04"}
     outcomes = {
         name: phase if "status" in phase else outcome(phase) for name, phase in {"env": env, **phases}.items()
@@ -35,19 +44,19 @@ def result(date: str, changed_settings: tuple = (), **phases: dict) -> dict:
 
 
 def ops(statuses: dict[str, str], complete: bool = True) -> dict:
-    """Values of the phase ops, from the statuses of checks by name."""
+    """Returns values of the phase ops with these statuses of checks by name."""
     checks = {name: {"status": status, "detail": ""} for name, status in statuses.items()}
     return {"checks": checks, "complete": complete}
 
 
 def jobs(statuses: dict[str, str], complete: bool = True) -> dict:
-    """Values of the phases selftest and nccl, from the statuses of jobs by name."""
+    """Returns values of the phase selftest or nccl with these statuses of jobs by name."""
     jobs = {name: {"status": status, "detail": ""} for name, status in statuses.items()}
     return {"jobs": jobs, "complete": complete}
 
 
 def row(name: str, milliseconds: float, gb_s: float | None, tflop_s: float | None, **more: object) -> dict:
-    """A row of microbenchmarks or of a profile."""
+    """Returns a row of microbenchmarks or of a profile."""
     return {"name": name, "milliseconds": milliseconds, "gb_s": gb_s, "tflop_s": tflop_s, **more}
 
 
@@ -65,7 +74,7 @@ FIRST = result(
         "checks": {
             "rms_norm forward f32": {"status": "ok", "detail": "y 1e-7"},
             "rope forward f32": {"status": "WRONG", "detail": "y off"},
-            "an operation of later f32": {"status": "ok", "detail": ""},
+            "unlisted operation f32": {"status": "ok", "detail": ""},
         },
         "complete": True,
     },
@@ -73,7 +82,7 @@ FIRST = result(
         "ceilings": CEILINGS,
         "rows": [
             row("dequantize nf4 down", 0.1, 1500.0, None, percent=50.0),
-            {"name": "broken", "error": "CUDA_ERROR_OUT_OF_MEMORY: out of memory while allocating"},
+            {"name": "too large", "error": "CUDA_ERROR_OUT_OF_MEMORY: out of memory while allocating"},
         ],
     },
     steps={

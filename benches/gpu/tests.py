@@ -28,7 +28,7 @@ class InDirectory(unittest.TestCase):
         self.page.write_text(PAGE.read_text())
 
     def call(self, *arguments: str) -> int:
-        """What results.py returns for this directory."""
+        """Runs results.py on this directory and returns its exit status."""
         before, sys.argv = sys.argv, ["results.py", "--results", str(self.runs), "--page", str(self.page)]
         sys.argv += arguments
         try:
@@ -43,14 +43,14 @@ class InDirectory(unittest.TestCase):
         self.assertEqual(self.call("--add", str(path)), 0)
 
     def tables(self, *runs: dict) -> str:
-        """The page after these runs."""
+        """Adds these runs and returns the page."""
         for run in runs:
             self.add(run)
         return self.page.read_text()
 
 
 class Pages(InDirectory):
-    def test_the_tables_of_the_page(self) -> None:
+    def test_the_page_shows_all_tables(self) -> None:
         text = self.tables(FIRST, SECOND)
         self.assertEqual(
             [path.name for path in sorted(self.runs.iterdir())],
@@ -63,7 +63,7 @@ class Pages(InDirectory):
         for expected in (
             f"| RMSNorm, residual + norm | compiled; simulated | ok: {LABEL} |",
             f"| RoPE | compiled; simulated | WRONG (rope forward f32): {LABEL} |",
-            f"| an operation of later f32 | simulated | ok: {LABEL} |",
+            f"| unlisted operation f32 | simulated | ok: {LABEL} |",
             "| embedding | compiled; simulated | never |",
             f"| llama-3.1-8b, bf16 | 2 x 2048 | 12,500 | 330.0 | 40.0 % | 40.0 GB | 44.0 GB | {LABEL} |",
             f"| llama-3.1-8b, bf16 | 4 x 2048 | out of memory |  |  |  |  | {LABEL} |",
@@ -71,7 +71,7 @@ class Pages(InDirectory):
             "| llama-3.1-8b, bf16 | 2 x 2048 | 12,500 | 10,000 | 1.25 | 40.0 GB | 40.0 GB | cudnn | "
             f"{LABEL} |",
             "| dequantize nf4 down | 0.100 | 1,500 | - | 50 % |",
-            "| broken | out of memory |  |  |  |",
+            "| too large | out of memory |  |  |  |",
             "| product 4096x14336x4096 | 64 | 90.000 | 27.0 % | - | 650.0 | 82 % |",
             "| frozen products | 64 | 90.000 | 27.0 % | - | 650.0 | 82 % |",
         ):
@@ -83,7 +83,7 @@ class Pages(InDirectory):
         self.assertEqual(self.call("--check"), 1)
         self.assertEqual((self.call(), self.call("--check")), (0, 0))
 
-    def test_a_run_that_is_added_again_is_shown_once(self) -> None:
+    def test_a_run_that_is_added_twice_is_shown_once(self) -> None:
         self.add(FIRST)
         text = self.tables(FIRST)
         self.assertEqual(text.count(f"| {FIRST['date']} |"), 1)
@@ -92,25 +92,25 @@ class Pages(InDirectory):
 
 class Verdicts(InDirectory):
     def item(self, name: str, *runs: dict) -> str:
-        """What the page says of an item on a GPU."""
+        """Adds these runs and returns the result of an item on a GPU."""
         text = self.tables(*runs)
         return next(line.split(" | ")[-1] for line in text.splitlines() if line.startswith(f"| {name}"))
 
     def norm(self, *runs: dict) -> str:
         return self.item("RMSNorm", *runs).removesuffix(" |")
 
-    def test_a_job_of_nccl_does_not_hide_one_of_selftest(self) -> None:
+    def test_nccl_jobs_do_not_hide_selftest_jobs(self) -> None:
         run = result(
             NEW, selftest=jobs({"1 worker": "WRONG"}), nccl=jobs({"1 worker": "ok", "2 workers": "ok"})
         )
         self.assertEqual(self.item("`tests/gpu/selftest.sh`", run), f"WRONG (1 worker): {LABEL} |")
 
-    def test_a_job_of_nccl_is_not_one_of_selftest(self) -> None:
+    def test_nccl_jobs_do_not_count_as_selftest_jobs(self) -> None:
         self.assertEqual(
             self.item("`tests/gpu/selftest.sh`", result(NEW, nccl=jobs({"1 worker": "ok"}))), "never |"
         )
 
-    def test_a_part_of_the_checks_is_not_ok(self) -> None:
+    def test_incomplete_checks_are_not_ok(self) -> None:
         died = outcome(
             ops({"rms_norm forward f32": "ok"}, complete=False), "failed", "lora-gpu: exit status 139: "
         )
@@ -123,17 +123,17 @@ class Verdicts(InDirectory):
             f"incomplete (selftest stopped; 1 ok): {LABEL} |",
         )
 
-    def test_a_check_that_is_wrong_elsewhere_does_not_make_a_row_incomplete(self) -> None:
+    def test_wrong_checks_of_other_rows_do_not_make_a_row_incomplete(self) -> None:
         run = result(NEW, ops=outcome(ops({"rms_norm forward f32": "ok", "rope f32": "WRONG"}), "failed"))
         self.assertEqual(self.norm(run), f"ok: {LABEL}")
 
-    def test_a_run_of_chosen_checks_does_not_hide_an_older_one(self) -> None:
+    def test_runs_of_selected_checks_do_not_hide_older_runs(self) -> None:
         old = result(OLD, ops=ops({"rms_norm backward f32": "WRONG", "rms_norm forward f32": "ok"}))
         new = result(NEW, ("checks",), ops=ops({"rms_norm forward f32": "ok"}))
         self.assertEqual(self.norm(old, new), f"WRONG (rms_norm backward f32): {OLD_LABEL}")
         self.assertIn("ops ok; not the default: checks |", self.page.read_text())
 
-    def test_a_run_of_chosen_jobs_does_not_hide_an_older_one(self) -> None:
+    def test_runs_of_selected_jobs_do_not_hide_older_runs(self) -> None:
         old = result(OLD, selftest=jobs({"2 workers, TCP": "WRONG"}))
         new = result(NEW, ("jobs",), selftest=jobs({"1 worker": "ok"}))
         self.assertIn("WRONG (2 workers, TCP)", self.item("`tests/gpu/selftest.sh`", old, new))
@@ -158,7 +158,7 @@ class Verdicts(InDirectory):
         ):
             self.assertEqual(self.item(name, result(NEW, **phase)), f"{expected}: {LABEL} |")
 
-    def test_the_table_of_runs_says_what_was_not_measured(self) -> None:
+    def test_the_table_of_runs_shows_what_was_not_measured(self) -> None:
         run = result(NEW, peft=outcome({}, reason="not measured: nf4-double: Python has no bitsandbytes"))
         run |= {"prebuilt": True, "dirty": True}
         text = self.tables(run)
@@ -170,7 +170,7 @@ class Numbers(InDirectory):
     def rows(self, start: str, *runs: dict) -> list[str]:
         return [line for line in self.tables(*runs).splitlines() if line.startswith(f"| {start} |")]
 
-    def test_runs_of_other_sizes_are_only_in_the_table_of_runs(self) -> None:
+    def test_runs_with_other_settings_are_only_in_the_table_of_runs(self) -> None:
         for changed in (("steps",), ("warmup",)):
             run = result(NEW, changed, ours={"cases": [step("ours", 99.0)]})
             self.assertNotIn("| 99 |", self.tables(run), changed)
@@ -182,12 +182,12 @@ class Numbers(InDirectory):
             self.assertNotIn("frozen products", self.tables(result(NEW, changed, steps=profiles)), changed)
         self.assertIn("frozen products", self.tables(result(NEW, steps=profiles)))
 
-    def test_another_model_is_another_row(self) -> None:
+    def test_another_model_has_its_own_row(self) -> None:
         run = result(NEW, ("model",), ours={"cases": [step("ours", 99.0, model="qwen2.5-7b")]})
         self.assertEqual(len(self.rows("qwen2.5-7b, bf16 | 2 x 2048 | 99", run)), 1)
         self.assertEqual(len(self.rows("llama-3.1-8b, bf16 | 2 x 2048 | never", run)), 2)
 
-    def test_a_failure_takes_the_place_of_an_older_number(self) -> None:
+    def test_a_failure_replaces_an_older_number(self) -> None:
         old = result(OLD, ours={"cases": [step("ours", 12_500.0)]})
         error = "DriverError(CUDA_ERROR_OUT_OF_MEMORY, out of memory) at gemm.rs"
         new = result(NEW, ours=outcome({"cases": [step("ours", 0.0, error=error)]}, "failed"))
@@ -203,14 +203,14 @@ class Numbers(InDirectory):
         expected = "llama-3.1-8b, bf16 | 2 x 2048 | 12,500 | out of memory | - | 40.0 GB | - | -"
         self.assertEqual(len(self.rows(expected, SECOND | {"date": OLD}, new)), 1)
 
-    def test_microbenchmarks_that_were_stopped_say_so(self) -> None:
+    def test_stopped_microbenchmarks_are_shown_as_incomplete(self) -> None:
         measured = {"ceilings": CEILINGS, "rows": []}
         run = result(NEW, bench=outcome(measured, "stopped", "lora-gpu --bench: stopped after 60 s"))
         self.assertIn(
             f"{LABEL}. Incomplete: bench stopped (lora-gpu --bench: stopped after 60 s).", self.tables(run)
         )
 
-    def test_a_profile_that_failed_says_so(self) -> None:
+    def test_a_failed_profile_shows_its_error(self) -> None:
         run = result(NEW, steps={"cases": [], "profiles": [step("steps", 0.0, error="out of memory")]})
         self.assertIn(f"{LABEL}. No profile: out of memory", self.tables(run))
 
@@ -225,7 +225,7 @@ class Refusals(InDirectory):
         (self.directory / "result.json").unlink()
 
     def test_a_run_without_a_known_card_is_refused(self) -> None:
-        for card, message in (("Simulated GPU", "simulated GPU"), (None, "does not know its card")):
+        for card, message in (("Simulated GPU", "simulated GPU"), (None, "the card is unknown")):
             run = copy.deepcopy(FIRST)
             run["phases"]["env"]["values"]["card"] = card
             self.refused(run, message)
@@ -237,8 +237,8 @@ class Refusals(InDirectory):
             (FIRST | {"format": 2}, "format 2; it must be 1"),
             (FIRST | {"date": "../../yesterday"}, "date ../../yesterday"),
             ({"format": 1, "date": NEW}, "KeyError: 'phases'"),
-            (result(NEW, bench={"rows": []}), "no tables can be made of it: KeyError: 'ceilings'"),
-            (result(NEW, ours={"cases": [{"model": "x"}]}), "no tables"),
+            (result(NEW, bench={"rows": []}), "the tables cannot be made: KeyError: 'ceilings'"),
+            (result(NEW, ours={"cases": [{"model": "x"}]}), "the tables cannot be made"),
         ):
             self.refused(run, message)
 

@@ -1,4 +1,4 @@
-//! The benchmark on the CPU, with a model small enough for it.
+//! The benchmark on the CPU with a small model.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -7,16 +7,22 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Two steps of 3 x 12 tokens.
+/// Runs the program with micro-batches of 3 x 12 tokens: one step that is not measured, and two
+/// that are.
 fn bench(flags: &[&str]) -> Output {
     program(&[&["--sequence", "12", "--micro-batch", "3"], flags].concat()).output().unwrap()
 }
 
-/// The program with a small model. Its directory goes when the program has ended.
+/// Returns the program with a small model. Dropping the result removes the directory of the model.
 fn program(flags: &[&str]) -> Program {
     let config = json!({
-        "architectures": ["Qwen2ForCausalLM"], "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100,
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 100,
     });
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
@@ -37,14 +43,14 @@ impl Program {
     }
 }
 
-/// The lines of JSON that a run printed.
+/// Parses the lines of JSON that a run printed.
 fn lines(output: &Output) -> Vec<Value> {
     let text = String::from_utf8_lossy(&output.stdout);
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 #[test]
-fn a_run_on_the_cpu_gives_every_number() {
+fn a_run_on_the_cpu_reports_all_numbers() {
     for (dtype, checkpointing) in [("bf16", "none"), ("f32", "block")] {
         let flags =
             ["--dtype", dtype, "--activation-checkpointing", checkpointing, "--peak-tflops", "0.5", "--json"];
@@ -52,7 +58,8 @@ fn a_run_on_the_cpu_gives_every_number() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let result: Value = serde_json::from_slice(&output.stdout).unwrap();
         let number = |field: &str| result[field].as_f64().unwrap();
-        // Rank 16 on matrices of 32 x 32, 16 x 32 twice, 32 x 32 and 32 x 48 three times, in two blocks.
+        // Rank 16 on two matrices of 32 x 32, two of 16 x 32 and three of 32 x 48, in each of two
+        // blocks.
         assert_eq!(number("trainable_parameters"), 2.0 * 16.0 * (2.0 * 64.0 + 2.0 * 48.0 + 3.0 * 80.0));
         let frozen = 2.0 * (2.0 * 32.0 * 32.0 + 2.0 * 32.0 * 16.0 + 3.0 * 32.0 * 48.0) + 100.0 * 32.0;
         let attention = 6.0 * 2.0 * 32.0 * 13.0;
@@ -61,7 +68,7 @@ fn a_run_on_the_cpu_gives_every_number() {
         let mfu = number("tokens_per_s") * flops / 0.5e12;
         assert!((number("mfu") - mfu).abs() < 1e-9 * mfu, "{result}");
         assert_eq!(result["step_seconds"].as_array().unwrap().len(), 2);
-        // Of random tokens nothing can be learned.
+        // Random tokens cannot be learned, so the loss is that of a uniform distribution.
         assert!((number("loss") - 100_f64.ln()).abs() < 0.5, "{result}");
         assert!(number("peak_memory_bytes") > 1e6 && number("cpu_seconds_per_step") >= 0.0, "{result}");
         assert_eq!((&result["sequence"], &result["micro_batch"]), (&json!(12), &json!(3)));
@@ -80,7 +87,7 @@ fn without_json_it_prints_text() {
         output.status.success() && text.contains("tokens/s ") && text.contains("3 x 12 tokens"),
         "{text}"
     );
-    assert!(!text.contains("MFU"), "the peak of a CPU is not known: {text}");
+    assert!(!text.contains("MFU"), "the peak of a CPU is unknown: {text}");
 }
 
 #[test]
@@ -111,17 +118,17 @@ fn a_cpu_profile_lists_operations() {
     for result in lines(&output) {
         let rows = result["profile"].as_array().unwrap();
         let row = |name: &str| rows.iter().find(|row| row["name"] == name).unwrap();
-        // Two blocks.
+        // The model has two blocks.
         assert_eq!(row("attention forward")["calls"], json!(2));
         assert_eq!(row("linear forward")["calls"], json!(14));
         let percent: f64 = rows.iter().map(|row| row["percent"].as_f64().unwrap()).sum();
         assert!((percent - 100.0).abs() < 1e-6, "{percent}");
     }
     let text = String::from_utf8(bench(&["--profile"]).stdout).unwrap();
-    assert!(text.contains("ms a step") && text.contains("attention backward"), "{text}");
+    assert!(text.contains("ms per step") && text.contains("attention backward"), "{text}");
 }
 
-/// On the simulated GPU.
+/// Tests on the simulated GPU.
 #[cfg(feature = "cuda")]
 mod gpu {
     use super::*;
@@ -141,8 +148,9 @@ mod gpu {
                 let rows = rows.iter().filter(|row| row["name"].as_str().unwrap().starts_with(begin));
                 rows.map(|row| row["count"].as_f64().unwrap()).sum()
             };
-            // Of each of two blocks 7 with the frozen weights and 14 of LoRA forward; backward 3 for each layer's dA and dB, and 2
-            // for each gradient of an input, of which the lower block needs none below q, k and v. The head has 2.
+            // Forward, each of the two blocks has 7 products with frozen weights and 14 of LoRA.
+            // Backward, each of the 7 layers has 3 for dA and dB, and 2 for the gradient of its
+            // input, which q, k and v of the lower block do not need. The head has 2.
             assert_eq!(count("product "), f64::from(2 * (7 + 14) + 2 * 3 * 7 + 2 * (7 + 4) + 2));
             assert_eq!(count("attention_forward"), 2.0);
             assert_eq!(count("adamw_step_f32"), 1.0);
@@ -150,8 +158,8 @@ mod gpu {
             let sum: f64 = rows.iter().map(|row| row["milliseconds"].as_f64().unwrap()).sum();
             assert!((sum - number("kernel_milliseconds")).abs() < 1e-9 * sum);
             let classes = result["profile_classes"].as_array().unwrap();
-            let of_classes: f64 = classes.iter().map(|class| class["milliseconds"].as_f64().unwrap()).sum();
-            assert!((sum - of_classes).abs() < 1e-9 * sum);
+            let class_sum: f64 = classes.iter().map(|class| class["milliseconds"].as_f64().unwrap()).sum();
+            assert!((sum - class_sum).abs() < 1e-9 * sum);
             assert!(number("profiled_gap_milliseconds") > 0.0, "{result}");
             assert!(result["ceilings"]["gb_s"].as_f64().unwrap() > 0.0);
         }
@@ -170,7 +178,7 @@ mod gpu {
         assert!(error.contains("out of memory") && !error.contains('\n'), "{error}");
         let number = |field: &str| results[1][field].as_f64().unwrap();
         assert!(results[1]["error"].is_null() && number("tokens_per_s") > 0.0);
-        // What the case before took is not in its peaks.
+        // The peaks of the first case do not count for the second one.
         assert!(number("peak_memory_bytes") <= number("peak_reserved_memory_bytes"), "{}", results[1]);
         assert!(number("peak_reserved_memory_bytes") < 48e6, "{}", results[1]);
 

@@ -1,5 +1,6 @@
-//! Compiles every operation's CUDA kernels (`src/**/*.cu`), where the feature `cuda` is on: machine code for the GPUs in
-//! `LORA_CUDA_ARCHS` (default `80,90,100`) and, for later ones, PTX of the first.
+//! Compiles every operation's CUDA kernels (`src/**/*.cu`) if the feature `cuda` is on: to machine
+//! code for the GPUs in `LORA_CUDA_ARCHS` (default `80,90,100`), and to PTX of the first of them,
+//! which the driver translates for later GPUs.
 
 use std::env;
 use std::error::Error;
@@ -23,10 +24,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut headers = Vec::new();
     find(Path::new("src"), &mut sources, &mut headers)?;
     sources.sort();
-    // An image made after all it is made of is not made again: most changes are to other files.
+    // An image that is newer than its source, all headers and this file is not compiled again: most
+    // changes are to other files.
     let newest_header = newest(&headers)?.max(newest(&["build.rs".into()])?);
     let archs = env::var("LORA_CUDA_ARCHS").unwrap_or_else(|_| "80,90,100".into());
-    // A compiler a core at a time is enough: cargo builds other things beside.
+    // One compiler per core: each runs on one thread, and cargo builds other crates at the same
+    // time.
     let parallel: usize = env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).max(1);
     let recipe = format!("{} {archs}", nvcc().display());
     let recipe_file = out.join("recipe");
@@ -77,7 +80,7 @@ fn find(dir: &Path, sources: &mut Vec<PathBuf>, headers: &mut Vec<PathBuf>) -> R
     Ok(())
 }
 
-/// When the newest of `files` was changed.
+/// The latest modification time of `files`.
 fn newest(files: &[PathBuf]) -> Result<SystemTime, Box<dyn Error>> {
     files
         .iter()
@@ -99,7 +102,12 @@ fn compile(source: &Path, image: &Path, archs: &str) -> Result<Child, Box<dyn Er
     }
     command.arg(source).arg("-o").arg(image);
     command.spawn().map_err(|e| {
-        format!("cannot run {:?}: {e}; the feature `cuda` needs CUDA's compiler nvcc, on PATH, in NVCC or under CUDA_HOME", nvcc()).into()
+        format!(
+            "cannot run {:?}: {e}; the feature `cuda` needs CUDA's compiler nvcc, on PATH, in NVCC or under \
+             CUDA_HOME",
+            nvcc()
+        )
+        .into()
     })
 }
 

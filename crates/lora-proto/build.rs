@@ -15,7 +15,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     tonic_prost_build::configure()
         .build_client(std::env::var_os("CARGO_FEATURE_CLIENT").is_some())
         .build_server(std::env::var_os("CARGO_FEATURE_SERVER").is_some())
-        // Its `connect` constructors would clash with the RPC `Connect`.
+        // The `connect` constructors of the transport would clash with the RPC `Connect`.
         .build_transport(false)
         .boxed("lora.v1.CoordinatorMessage.kind.directive")
         .type_attribute("lora.v1.StepMetrics", "#[derive(serde::Serialize)]")

@@ -1,7 +1,8 @@
-"""Makes train.jsonl and eval.jsonl: free-form English dates and durations, and what ISO 8601 writes for them.
+"""Generates train.jsonl and eval.jsonl: English dates and durations with their ISO 8601 notation.
 
-No held-out date and no held-out duration is in the training rows in any wording: rows are split by what they mean, not by
-how they are worded. Deterministic; run it without arguments.
+The dates and durations are free-form text. Rows are split by meaning, not by wording: the training
+rows contain no held-out date and no held-out duration in any wording. The output is deterministic.
+The script takes no arguments.
 """
 
 import datetime
@@ -10,16 +11,19 @@ import json
 import random
 from pathlib import Path
 
-from words import MONTHS, SHORT_MONTHS, WEEKDAYS, cardinal, ordinal, short_ordinal, spoken_time, twelve_hour_time
+from words import (MONTHS, SHORT_MONTHS, WEEKDAYS, cardinal, ordinal, short_ordinal, spoken_time,
+                   twelve_hour_time)
 
 SEED = 8601
 TRAIN_ROWS = 4000
 EVAL_ROWS = 240
 FIRST_DAY, LAST_DAY = datetime.date(1950, 1, 1), datetime.date(2049, 12, 31)
-# One row in HELD_OUT_SHARE meanings is held out.
+# One in HELD_OUT_SHARE meanings is held out.
 HELD_OUT_SHARE = 12
 
-UNITS = {  # ISO 8601 designator (T: in the time part), largest value alone, largest value beside others, names
+# Per unit: the ISO 8601 designator (a leading T marks the time part), the largest value when the
+# unit is alone, the largest value when the unit is combined with others, the long and short names.
+UNITS = {
     "year": ("Y", 40, 40, ["year", "yr"]),
     "month": ("M", 48, 11, ["month", "month"]),
     "week": ("W", 60, 60, ["week", "wk"]),
@@ -28,45 +32,52 @@ UNITS = {  # ISO 8601 designator (T: in the time part), largest value alone, lar
     "minute": ("TM", 99, 59, ["minute", "min"]),
     "second": ("TS", 99, 59, ["second", "sec"]),
 }
-COMBINED = [("year", "month"), ("year", "month", "day"), ("month", "day"), ("day", "hour"), ("hour", "minute"),
-            ("hour", "minute"), ("hour", "minute", "second"), ("minute", "second"), ("day", "hour", "minute")]
-# Idioms that cannot be told from other rows: always in the training rows, with their meanings.
+COMBINED = [("year", "month"), ("year", "month", "day"), ("month", "day"), ("day", "hour"),
+            ("hour", "minute"), ("hour", "minute"), ("hour", "minute", "second"),
+            ("minute", "second"), ("day", "hour", "minute")]
+# Idioms whose meaning cannot be inferred from other rows. The training rows contain all idioms, and
+# rows with the same meanings are never held out.
 IDIOMS = {
-    "half an hour": "PT30M", "a half hour": "PT30M", "a quarter of an hour": "PT15M", "quarter of an hour": "PT15M",
-    "three quarters of an hour": "PT45M", "an hour and a half": "PT1H30M", "an hour and a quarter": "PT1H15M",
-    "half a minute": "PT30S", "a minute and a half": "PT1M30S", "half a day": "PT12H", "a day and a half": "P1DT12H",
-    "half a year": "P6M", "a year and a half": "P1Y6M", "a fortnight": "P2W", "a decade": "P10Y", "a century": "P100Y",
-    "a couple of days": "P2D", "a couple of weeks": "P2W", "a couple of hours": "PT2H",
-    "a year": "P1Y", "a month": "P1M", "a week": "P1W", "a day": "P1D", "an hour": "PT1H", "a minute": "PT1M",
-    "a second": "PT1S", "one year": "P1Y", "one month": "P1M", "one week": "P1W", "one day": "P1D", "one hour": "PT1H",
-    "one minute": "PT1M", "one second": "PT1S",
+    "half an hour": "PT30M", "a half hour": "PT30M", "a quarter of an hour": "PT15M",
+    "quarter of an hour": "PT15M", "three quarters of an hour": "PT45M",
+    "an hour and a half": "PT1H30M", "an hour and a quarter": "PT1H15M", "half a minute": "PT30S",
+    "a minute and a half": "PT1M30S", "half a day": "PT12H", "a day and a half": "P1DT12H",
+    "half a year": "P6M", "a year and a half": "P1Y6M", "a fortnight": "P2W", "a decade": "P10Y",
+    "a century": "P100Y", "a couple of days": "P2D", "a couple of weeks": "P2W",
+    "a couple of hours": "PT2H", "a year": "P1Y", "a month": "P1M", "a week": "P1W", "a day": "P1D",
+    "an hour": "PT1H", "a minute": "PT1M", "a second": "PT1S", "one year": "P1Y", "one month": "P1M",
+    "one week": "P1W", "one day": "P1D", "one hour": "PT1H", "one minute": "PT1M",
+    "one second": "PT1S",
 }
 
 
 def date_text(rng, day):
-    """One of the ways in which people write a date."""
+    """Returns a date in a random common English notation."""
     d, m, y = day.day, day.month, day.year
     month, short = MONTHS[m - 1], SHORT_MONTHS[m - 1]
     if short != month and rng.random() < 0.4:
         short += "."
     weekday = WEEKDAYS[day.weekday()]
-    forms = [f"{month} {d}, {y}", f"{month} {short_ordinal(d)}, {y}", f"{d} {month} {y}", f"{short_ordinal(d)} {month} {y}",
-             f"the {short_ordinal(d)} of {month} {y}", f"{short_ordinal(d)} of {month}, {y}",
-             f"the {ordinal(d)} of {month} {y}", f"{month} the {ordinal(d)}, {y}", f"{month} {d} {y}", f"{short} {d}, {y}",
+    forms = [f"{month} {d}, {y}", f"{month} {short_ordinal(d)}, {y}", f"{d} {month} {y}",
+             f"{short_ordinal(d)} {month} {y}", f"the {short_ordinal(d)} of {month} {y}",
+             f"{short_ordinal(d)} of {month}, {y}", f"the {ordinal(d)} of {month} {y}",
+             f"{month} the {ordinal(d)}, {y}", f"{month} {d} {y}", f"{short} {d}, {y}",
              f"{d} {short} {y}", f"{weekday}, {month} {d}, {y}", f"{weekday}, {d} {month} {y}",
-             f"{weekday} the {short_ordinal(d)} of {month} {y}", f"{weekday[:3]}, {d} {SHORT_MONTHS[m - 1]} {y}"]
-    if d > 12:  # otherwise nobody can say which is the month
+             f"{weekday} the {short_ordinal(d)} of {month} {y}",
+             f"{weekday[:3]}, {d} {SHORT_MONTHS[m - 1]} {y}"]
+    if d > 12:  # for smaller days, the order of day and month is ambiguous
         forms += [f"{m:02}/{d:02}/{y}", f"{d:02}.{m:02}.{y}"]
     return rng.choice(forms)
 
 
 def time_text(rng, hour, minute):
-    """One of the ways in which people write a clock time."""
+    """Returns a clock time in a random common English notation."""
     if (hour, minute) == (12, 0) and rng.random() < 0.5:
         return "noon"
     forms = [f"{hour:02}:{minute:02}"]
     suffix = rng.choice([(" am", " pm"), (" AM", " PM"), ("am", "pm"), (" a.m.", " p.m.")])
-    forms.append(f"{(hour - 1) % 12 + 1}{suffix[hour >= 12]}" if minute == 0 else twelve_hour_time(hour, minute, suffix))
+    forms.append(f"{(hour - 1) % 12 + 1}{suffix[hour >= 12]}" if minute == 0
+                 else twelve_hour_time(hour, minute, suffix))
     if minute % 5 == 0 and hour >= 5 and (hour, minute) < (23, 35):
         forms += [spoken_time(hour, minute)] * 2
     return rng.choice(forms)
@@ -82,7 +93,8 @@ def date_row(rng):
 
 def month_row(rng):
     month, year = rng.randrange(12), rng.randint(FIRST_DAY.year, LAST_DAY.year)
-    text = rng.choice([f"{MONTHS[month]} {year}", f"{SHORT_MONTHS[month]} {year}", f"{MONTHS[month]} of {year}"])
+    text = rng.choice([f"{MONTHS[month]} {year}", f"{SHORT_MONTHS[month]} {year}",
+                       f"{MONTHS[month]} of {year}"])
     answer = f"{year}-{month + 1:02}"
     return text, answer, answer
 
@@ -90,14 +102,15 @@ def month_row(rng):
 def date_time_row(rng):
     day = FIRST_DAY + datetime.timedelta(days=rng.randrange((LAST_DAY - FIRST_DAY).days + 1))
     hour = rng.randrange(24) if rng.random() < 0.2 else rng.randint(6, 22)
-    minute = rng.randrange(60) if rng.random() < 0.3 else rng.choice([0, 0, 15, 30, 30, 45, 10, 20, 5, 25, 35, 40, 50, 55])
+    minute = (rng.randrange(60) if rng.random() < 0.3
+              else rng.choice([0, 0, 15, 30, 30, 45, 10, 20, 5, 25, 35, 40, 50, 55]))
     date, time = date_text(rng, day), time_text(rng, hour, minute)
     text = rng.choice([f"{date} at {time}", f"{date} at {time}", f"{date}, {time}", f"{time} on {date}"])
     return text, f"{day.isoformat()}T{hour:02}:{minute:02}", day.isoformat()
 
 
 def iso_duration(parts):
-    """[("hour", 2), ("minute", 15)] -> PT2H15M"""
+    """Returns a duration in ISO 8601 notation: [("hour", 2), ("minute", 15)] -> PT2H15M."""
     text, in_time = "P", False
     for unit, n in parts:
         designator = UNITS[unit][0]
@@ -110,7 +123,8 @@ def iso_duration(parts):
 def duration_row(rng):
     kind = rng.random()
     if kind < 0.08:
-        unit, half = rng.choice([("hour", ("minute", 30)), ("year", ("month", 6)), ("minute", ("second", 30))])
+        unit, half = rng.choice([("hour", ("minute", 30)), ("year", ("month", 6)),
+                                 ("minute", ("second", 30))])
         n = rng.randint(1, 20)
         number = cardinal(n) if rng.random() < 0.6 else str(n)
         text, parts = f"{number} and a half {unit}s", [(unit, n), half]
@@ -155,13 +169,15 @@ def any_row(rng):
 
 
 def is_held_out(meaning):
-    return meaning not in IDIOMS.values() and hashlib.sha256(meaning.encode()).digest()[0] % HELD_OUT_SHARE == 0
+    return (meaning not in IDIOMS.values()
+            and hashlib.sha256(meaning.encode()).digest()[0] % HELD_OUT_SHARE == 0)
 
 
 def write_jsonl(path, rows):
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for prompt, answer in rows:
-            messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+            messages = [{"role": "user", "content": prompt},
+                        {"role": "assistant", "content": answer}]
             file.write(json.dumps({"messages": messages}) + "\n")
 
 

@@ -1,10 +1,12 @@
-"""Makes `base/`: a Llama of 2.2 million parameters, pretrained on the text of corpus.py, in Hugging Face layout.
+"""Pretrains `base/`, a Llama model of 2.2 million parameters, on the text of corpus.py.
 
     pip install "torch>=2.9" transformers
     python pretrain.py
 
-Takes about 20 minutes on 2 idle CPU cores (28 minutes of processor time). Writes the text it was trained on to
-pretrain.jsonl.gz. Seeded: text and tokenizer come out the same again; the weights can differ with torch and the machine.
+The script takes about 20 minutes on 2 idle CPU cores (28 minutes of CPU time). It writes the model
+in the Hugging Face layout and the training text to pretrain.jsonl.gz. The random generators are
+seeded: the text and the tokenizer are reproducible. The weights can differ between versions of
+torch and between machines.
 """
 
 import argparse
@@ -45,9 +47,10 @@ def write_text(path, documents):
 
 
 def train_tokenizer(documents):
-    """Byte-level BPE in which every digit is a token of its own."""
+    """Trains a byte-level BPE tokenizer in which every digit is a separate token."""
     texts = [part for document in documents for part in
-             ([document["text"]] if "text" in document else [m["content"] for m in document["messages"]])]
+             ([document["text"]] if "text" in document
+              else [m["content"] for m in document["messages"]])]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(Regex(r"\d| ?[A-Za-z]+| ?[^\sA-Za-z\d]|\s+"), behavior="isolated"),
@@ -55,8 +58,8 @@ def train_tokenizer(documents):
     ])
     bpe.decoder = decoders.ByteLevel()
     bpe.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=VOCABULARY, special_tokens=SPECIAL, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False))
+        vocab_size=VOCABULARY, special_tokens=SPECIAL,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token=BOS, eos_token=EOS, pad_token=PAD, model_max_length=512,
         clean_up_tokenization_spaces=False)
@@ -66,12 +69,16 @@ def train_tokenizer(documents):
 
 def token_rows(tokenizer, documents):
     rendered = [f"{BOS}{document['text']}{EOS}" if "text" in document
-                else tokenizer.apply_chat_template(document["messages"], tokenize=False) for document in documents]
+                else tokenizer.apply_chat_template(document["messages"], tokenize=False)
+                for document in documents]
     return tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
 
 def batches(rows, generator):
-    """Without end: the documents in a new order each epoch, as one stream cut into [BATCH, SEQUENCE + 1]."""
+    """Yields int64 token batches of shape [BATCH, SEQUENCE + 1] without end.
+
+    Each epoch appends the documents in a new random order to one stream, which is cut into batches.
+    """
     stream, size = [], BATCH * (SEQUENCE + 1)
     while True:
         for index in torch.randperm(len(rows), generator=generator).tolist():
@@ -82,12 +89,15 @@ def batches(rows, generator):
 
 
 def schedule(step, steps):
-    """Share of the learning rate: a linear warm-up, then a linear way to zero."""
+    """Returns the learning rate factor: a linear warm-up, then a linear decay to zero."""
     return min((step + 1) / WARMUP_STEPS, (steps - step) / (steps - WARMUP_STEPS))
 
 
 def pretrain(model, rows, steps):
-    """Muon (Keller Jordan's, with the learning rate of AdamW) for the blocks' matrices, AdamW for embedding and norms."""
+    """Trains the model with Muon for the matrices of the blocks, and AdamW for embedding and norms.
+
+    Muon is the optimizer of Keller Jordan. It uses the learning rate of AdamW.
+    """
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
     rest = [p for name, p in model.named_parameters() if p.dim() == 1 or "embed" in name]
     optimizers = [
@@ -127,9 +137,10 @@ def main():
     tokenizer = train_tokenizer(documents)
     rows = token_rows(tokenizer, documents)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=192, num_hidden_layers=5, num_attention_heads=6, num_key_value_heads=3,
-        intermediate_size=512, tie_word_embeddings=True, max_position_embeddings=512, rms_norm_eps=1e-5,
-        pad_token_id=tokenizer.pad_token_id, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
+        vocab_size=len(tokenizer), hidden_size=192, num_hidden_layers=5, num_attention_heads=6,
+        num_key_value_heads=3, intermediate_size=512, tie_word_embeddings=True,
+        max_position_embeddings=512, rms_norm_eps=1e-5, pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id)
     model = LlamaForCausalLM(config)
     print(f"{model.num_parameters()} parameters, {sum(map(len, rows))} tokens of text", flush=True)
     pretrain(model, rows, arguments.steps)

@@ -1,26 +1,27 @@
-"""Words that the corpus and the task's data share: numbers, months, weekdays, clock times."""
+"""Words shared by the corpus and the task data: numbers, months, weekdays and clock times."""
 
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-          "December"]
+MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September",
+          "October", "November", "December"]
 SHORT_MONTHS = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"]
 WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
 
-_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve",
-          "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+_SMALL = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+          "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen",
+          "nineteen"]
 _TENS = ["", "", "twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-_ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
-             "twelve": "twelfth"}
+_ORDINALS = {"one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth",
+             "nine": "ninth", "twelve": "twelfth"}
 
 
 def cardinal(n):
-    """0..99 in words: 42 -> forty-two."""
+    """Returns the cardinal number n, from 0 to 99, in words: 42 -> forty-two."""
     if n < 20:
         return _SMALL[n]
     return _TENS[n // 10] + ("-" + _SMALL[n % 10] if n % 10 else "")
 
 
 def ordinal(n):
-    """1..99 in words: 21 -> twenty-first."""
+    """Returns the ordinal number n, from 1 to 99, in words: 21 -> twenty-first."""
     head, dash, last = cardinal(n).rpartition("-")
     if last in _ORDINALS:
         last = _ORDINALS[last]
@@ -32,13 +33,13 @@ def ordinal(n):
 
 
 def short_ordinal(n):
-    """1..99 in digits: 21 -> 21st."""
+    """Returns the ordinal number n, from 1 to 99, in digits: 21 -> 21st."""
     suffix = "th" if n // 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
     return f"{n}{suffix}"
 
 
 def part_of_day(hour):
-    """How people name the part of the day that an hour (0..23) lies in."""
+    """Returns the English phrase for the part of the day that contains an hour from 0 to 23."""
     if hour < 12:
         return "in the morning"
     if hour < 18:
@@ -47,7 +48,10 @@ def part_of_day(hour):
 
 
 def spoken_time(hour, minute):
-    """A clock time in words; `minute` is a multiple of 5: (16, 30) -> half past four in the afternoon."""
+    """Returns a clock time in words: (16, 30) -> half past four in the afternoon.
+
+    `minute` must be a multiple of 5.
+    """
     past = {0: None, 15: "quarter past", 30: "half past", 45: "quarter to"}
     if minute in past:
         lead = past[minute]
@@ -60,5 +64,8 @@ def spoken_time(hour, minute):
 
 
 def twelve_hour_time(hour, minute, suffix):
-    """A 12-hour clock time in digits; `suffix` is a pair such as (" am", " pm"): (17, 5) -> 5:05 pm."""
+    """Returns a 12-hour clock time in digits: (17, 5) -> 5:05 pm.
+
+    `suffix` is a pair of suffixes for the morning and the afternoon, such as (" am", " pm").
+    """
     return f"{(hour - 1) % 12 + 1}:{minute:02}{suffix[hour >= 12]}"

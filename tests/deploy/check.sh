@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Checks deploy/ and docker-compose.yml without Docker and without a cluster: the Dockerfile by hadolint, the compose file by
-# its schema, the build context by cargo, the rendered manifests by manifests.py. What they set is held against the programs'
-# configuration by tests/tests/deploy.
+# Checks deploy/ and docker-compose.yml without Docker and without a cluster: the Dockerfile with
+# hadolint, the compose file with its schema, the build context with cargo, and the rendered
+# manifests with manifests.py. tests/tests/deploy compares their settings with the programs'.
+#
+#   tests/deploy/check.sh
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 work=$(mktemp -d)
 target=$(realpath -m "${CARGO_TARGET_DIR:-target}")
-# What is built from the copy of the context passes for what is built from here, until cargo finds the copy gone.
+# The copy of the build context must not stay: while it exists, cargo takes packages that were built
+# from the copy for packages of this directory.
 trap 'rm -rf "$work" "$target/deploy-context"' EXIT
 
 install() { apt-get update -qq && apt-get install -y -qq "$@" >/dev/null; }
@@ -17,20 +20,22 @@ python3 -m venv "$work/venv" 2>/dev/null || { install python3-venv && python3 -m
 export PATH="$work/venv/bin:$PATH"
 
 hadolint deploy/docker/Dockerfile
-echo "Dockerfile: hadolint finds nothing"
+echo "Dockerfile: hadolint reports no problems"
 
 check-jsonschema --quiet --builtin-schema vendor.compose-spec docker-compose.yml
-echo "docker-compose.yml: as its schema wants it"
+echo "docker-compose.yml: matches its schema"
 
-# Under the target directory, where nothing that is built already is built again, and always in the same place.
+# The copy is in the target directory, always at the same path, so that cargo does not build
+# packages again.
 rm -rf "$target/deploy-context"
 python tests/deploy/context.py "$target/deploy-context"
-CARGO_TARGET_DIR=$target cargo check --quiet --locked --workspace --bins --manifest-path "$target/deploy-context/Cargo.toml"
-echo "build context: holds all that the programs are built from"
+CARGO_TARGET_DIR=$target cargo check --quiet --locked --workspace --bins \
+  --manifest-path "$target/deploy-context/Cargo.toml"
+echo "build context: contains all sources of the programs"
 
 for kustomization in base overlays/cpu overlays/gpu; do
   if ! kubectl kustomize "deploy/kubernetes/$kustomization" >"$work/${kustomization##*/}.yaml"; then
-    echo "kubectl 1.27 or newer is needed; here is: $(kubectl version --client 2>&1 | head -1)" >&2
+    echo "invalid kubectl: $(kubectl version --client 2>&1 | head -1); it must be 1.27 or newer" >&2
     exit 1
   fi
 done

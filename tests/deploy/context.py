@@ -1,7 +1,8 @@
-"""context.py DIR: copies to DIR what `docker build` would send from this repository: the files that .dockerignore lets through.
+"""context.py DIR: copies to DIR the files that `docker build` would send from this repository.
 
-Of .dockerignore's language it knows what the file uses: `*` first, then `!PATH` for what is let through, then `**/NAME` for
-what is left out again. The copies are new files, so that cargo looks at all of them.
+These are the files that .dockerignore includes. Only the syntax that .dockerignore uses is
+supported: `*` in the first line, then `!PATH` for included paths, then `**/NAME` for excluded
+names. The copies are new files, so that cargo checks all of them.
 """
 
 import shutil
@@ -10,21 +11,22 @@ from pathlib import Path
 
 
 def main(target: Path) -> None:
-    lines = [line for line in Path(".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    lines = Path(".dockerignore").read_text().splitlines()
+    lines = [line for line in lines if line and not line.startswith("#")]
     if lines[0] != "*":
         sys.exit(".dockerignore: the first line must be `*`")
-    let_through, left_out = [], []
+    included, excluded = [], []
     for line in lines[1:]:
-        if line.startswith("!") and not left_out and "*" not in line:
-            let_through.append(line[1:])
+        if line.startswith("!") and not excluded and "*" not in line:
+            included.append(line[1:])
         elif line.startswith("**/") and "*" not in line[3:]:
-            left_out.append(line[3:])
+            excluded.append(line[3:])
         else:
-            sys.exit(f".dockerignore: {line!r}: neither `!PATH` nor, after those, `**/NAME`")
-    for path in let_through:
+            sys.exit(f".dockerignore: invalid line {line!r}; it must be `!PATH`, or after those `**/NAME`")
+    for path in included:
         source, copy = Path(path), target / path
         if source.is_dir():
-            ignored = shutil.ignore_patterns(*left_out)
+            ignored = shutil.ignore_patterns(*excluded)
             shutil.copytree(source, copy, ignore=ignored, copy_function=shutil.copy)
         elif source.is_file():
             copy.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +39,7 @@ def main(target: Path) -> None:
             sources = [word for word in words[1:-1] if not word.startswith("--")]
             for source in sources:
                 if not (target / source).exists():
-                    sys.exit(f"Dockerfile: `{line}`: .dockerignore leaves {source} out")
+                    sys.exit(f"Dockerfile: `{line}`: .dockerignore excludes {source}")
 
 
 main(Path(sys.argv[1]))

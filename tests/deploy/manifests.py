@@ -1,5 +1,7 @@
-"""manifests.py FILE...: holds rendered manifests against Kubernetes' schemas, the Pod Security profile `restricted`, the rules
-of this house, and each other. Before that it shows on wrong manifests that each check finds something.
+"""manifests.py FILE...: checks rendered Kubernetes manifests.
+
+Compares them with Kubernetes' schemas, the Pod Security profile `restricted`, the rules of this
+project, and each other. Afterwards each check must find a problem in manifests with a wrong change.
 """
 
 import copy
@@ -10,7 +12,7 @@ from pathlib import Path
 import kubernetes_validate
 import yaml
 
-# The oldest that the manifests are meant for, and the newest that the package knows.
+# The oldest supported version, and the newest version of which the package has schemas.
 VERSIONS = ["1.27.0", "1.37.0"]
 
 Document = dict
@@ -27,7 +29,10 @@ def schema(documents: list[Document]) -> Iterator[str]:
 
 
 def restricted(documents: list[Document]) -> Iterator[str]:
-    """https://kubernetes.io/docs/concepts/security/pod-security-standards, baseline and restricted, of Linux."""
+    """The profiles baseline and restricted for Linux.
+
+    https://kubernetes.io/docs/concepts/security/pod-security-standards
+    """
     for owner, pod in pods(documents):
         of_pod = pod.get("securityContext", {})
         for flag in ["hostNetwork", "hostPID", "hostIPC"]:
@@ -35,7 +40,8 @@ def restricted(documents: list[Document]) -> Iterator[str]:
                 yield f"{owner}: {flag}"
         if of_pod.get("sysctls"):
             yield f"{owner}: sysctls"
-        allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+        allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral"}
+        allowed |= {"persistentVolumeClaim", "projected", "secret"}
         for volume in pod.get("volumes", []):
             if kinds := volume.keys() - allowed - {"name"}:
                 yield f"{owner}: volume {volume['name']}: {', '.join(kinds)}"
@@ -52,7 +58,8 @@ def restricted(documents: list[Document]) -> Iterator[str]:
             if own.get("allowPrivilegeEscalation") is not False:
                 yield f"{where}: allowPrivilegeEscalation is not false"
             capabilities = own.get("capabilities", {})
-            if "ALL" not in capabilities.get("drop", []) or set(capabilities.get("add", [])) - {"NET_BIND_SERVICE"}:
+            added = set(capabilities.get("add", []))
+            if "ALL" not in capabilities.get("drop", []) or added - {"NET_BIND_SERVICE"}:
                 yield f"{where}: capabilities"
             if either.get("runAsNonRoot") is not True or either.get("runAsUser") == 0:
                 yield f"{where}: may run as root"
@@ -65,7 +72,7 @@ def restricted(documents: list[Document]) -> Iterator[str]:
 def house(documents: list[Document]) -> Iterator[str]:
     for owner, pod in pods(documents):
         if pod.get("enableServiceLinks") is not False or pod.get("automountServiceAccountToken") is not False:
-            yield f"{owner}: enableServiceLinks and automountServiceAccountToken are to be false"
+            yield f"{owner}: enableServiceLinks and automountServiceAccountToken must be false"
         for container in containers(pod):
             where = f"{owner}: container {container['name']}"
             if container.get("securityContext", {}).get("readOnlyRootFilesystem") is not True:
@@ -75,42 +82,46 @@ def house(documents: list[Document]) -> Iterator[str]:
                     yield f"{where}: no {probe}"
     for document in documents:
         if document["kind"] == "Namespace":
-            if document["metadata"].get("labels", {}).get("pod-security.kubernetes.io/enforce") != "restricted":
+            labels = document["metadata"].get("labels", {})
+            if labels.get("pod-security.kubernetes.io/enforce") != "restricted":
                 yield f"{name_of(document)}: does not enforce the profile `restricted`"
 
 
 def installable(documents: list[Document]) -> Iterator[str]:
-    """Of an overlay: what the base leaves open."""
+    """Settings that an overlay must add to the base."""
     for owner, pod in pods(documents):
         for container in containers(pod):
             where = f"{owner}: container {container['name']}"
             if container["image"].rpartition(":")[2] in ["", "latest", container["image"]]:
                 yield f"{where}: image {container['image']} has no version"
             resources = container.get("resources", {})
-            if {"cpu", "memory"} - resources.get("requests", {}).keys() or "memory" not in resources.get("limits", {}):
+            requests, limits = resources.get("requests", {}), resources.get("limits", {})
+            if {"cpu", "memory"} - requests.keys() or "memory" not in limits:
                 yield f"{where}: resources"
 
 
 def references(documents: list[Document]) -> Iterator[str]:
     names = {(document["kind"], document["metadata"]["name"]) for document in documents}
     if len(names) != len(documents):
-        yield "a name is there twice"
+        yield "two objects have the same kind and name"
     namespaces = {name for kind, name in names if kind == "Namespace"}
     for document in documents:
         where, spec = name_of(document), document.get("spec", {})
         if document["kind"] != "Namespace" and document["metadata"].get("namespace") not in namespaces:
-            yield f"{where}: in no namespace of these"
+            yield f"{where}: the namespace is not in the file"
         if document["kind"] == "Service":
             served = ports(documents, spec["selector"])
             for port in spec["ports"]:
                 if served.get(port["targetPort"]) != port["port"]:
-                    yield f"{where}: {port['port']} leads to {port['targetPort']}, the pods have {served}"
-        if document["kind"] == "PodDisruptionBudget" and not select(documents, spec["selector"]["matchLabels"]):
-            yield f"{where}: selects no pods"
+                    target = port["targetPort"]
+                    yield f"{where}: port {port['port']} has targetPort {target}, the pods have {served}"
+        if document["kind"] == "PodDisruptionBudget":
+            if not select(documents, spec["selector"]["matchLabels"]):
+                yield f"{where}: selects no pods"
         if document["kind"] == "NetworkPolicy":
             served = ports(documents, spec["podSelector"]["matchLabels"])
             opened = [port["port"] for rule in spec["ingress"] for port in rule.get("ports", [])]
-            # All ports, for pods of the same kind alone.
+            # A rule without ports may only allow pods of the same kind.
             among_themselves = {"from": [{"podSelector": spec["podSelector"]}]}
             unlimited = [rule for rule in spec["ingress"] if "ports" not in rule]
             if any(rule != among_themselves for rule in unlimited):
@@ -118,13 +129,13 @@ def references(documents: list[Document]) -> Iterator[str]:
             if (opened or not unlimited) and sorted(opened) != sorted(served.values()):
                 yield f"{where}: opens {opened}, the pods have {served}"
             if not all(rule["from"] for rule in spec["ingress"]):
-                yield f"{where}: a rule lets everybody in"
+                yield f"{where}: a rule allows all sources"
         if document["kind"] == "StatefulSet":
             if ("Service", spec["serviceName"]) not in names:
                 yield f"{where}: no Service {spec['serviceName']}"
             labels = spec["template"]["metadata"]["labels"]
             if not spec["selector"]["matchLabels"].items() <= labels.items():
-                yield f"{where}: selects others than its own pods"
+                yield f"{where}: the selector does not match its own pods"
             if not any(polices(other, labels) for other in documents):
                 yield f"{where}: no NetworkPolicy"
             pod = spec["template"]["spec"]
@@ -137,7 +148,7 @@ def references(documents: list[Document]) -> Iterator[str]:
                 named = {port["name"] for port in container["ports"]}
                 for handler in handlers(container):
                     if "port" in handler and handler["port"] not in named:
-                        yield f"{where}: a probe asks port {handler['port']}"
+                        yield f"{where}: a probe uses the unknown port {handler['port']}"
             for volume in volumes.values():
                 if "configMap" in volume and ("ConfigMap", volume["configMap"]["name"]) not in names:
                     yield f"{where}: no ConfigMap {volume['configMap']['name']}"
@@ -154,27 +165,31 @@ def containers(pod: dict) -> list[dict]:
 
 
 def handlers(container: dict) -> Iterator[dict]:
-    places = [container.get(probe, {}) for probe in ["startupProbe", "readinessProbe", "livenessProbe"]]
-    places += container.get("lifecycle", {}).values()
-    for place in places:
+    parents = [container.get(probe, {}) for probe in ["startupProbe", "readinessProbe", "livenessProbe"]]
+    parents += container.get("lifecycle", {}).values()
+    for parent in parents:
         for kind in ["httpGet", "tcpSocket", "grpc"]:
-            if kind in place:
-                yield place[kind]
+            if kind in parent:
+                yield parent[kind]
 
 
 def select(documents: list[Document], labels: dict) -> list[Document]:
-    templates = [document for document in documents if "template" in document.get("spec", {})]
-    return [owner for owner in templates if labels.items() <= owner["spec"]["template"]["metadata"]["labels"].items()]
+    owners = [document for document in documents if "template" in document.get("spec", {})]
+    return [
+        owner for owner in owners if labels.items() <= owner["spec"]["template"]["metadata"]["labels"].items()
+    ]
 
 
 def ports(documents: list[Document], labels: dict) -> dict[str, int]:
-    owners = select(documents, labels)
-    found = [port for owner in owners for container in containers(owner["spec"]["template"]["spec"]) for port in container["ports"]]
+    pods = [owner["spec"]["template"]["spec"] for owner in select(documents, labels)]
+    found = [port for pod in pods for container in containers(pod) for port in container["ports"]]
     return {port["name"]: port["containerPort"] for port in found}
 
 
 def polices(document: Document, labels: dict) -> bool:
-    return document["kind"] == "NetworkPolicy" and document["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
+    if document["kind"] != "NetworkPolicy":
+        return False
+    return document["spec"]["podSelector"]["matchLabels"].items() <= labels.items()
 
 
 def name_of(document: Document) -> str:
@@ -182,15 +197,26 @@ def name_of(document: Document) -> str:
 
 
 def find(documents: list[Document], kind: str, name: str) -> Document:
-    return next(document for document in documents if (document["kind"], document["metadata"]["name"]) == (kind, name))
+    return next(
+        document
+        for document in documents
+        if (document["kind"], document["metadata"]["name"]) == (kind, name)
+    )
 
 
 def wrong(change: str) -> Callable[[list[Document]], None]:
-    """A change of the worker's pod (`pod`), its container (`container`) or any object (`find`), as Python."""
+    """Returns a function that applies a change, which is Python code.
+
+    The code can use the worker's pod (`pod`), its container (`container`) and any object (`find`).
+    """
 
     def apply(documents: list[Document]) -> None:
         pod = find(documents, "StatefulSet", "lora-worker")["spec"]["template"]["spec"]
-        scope = {"pod": pod, "container": pod["containers"][0], "find": lambda kind, name: find(documents, kind, name)}
+        scope = {
+            "pod": pod,
+            "container": pod["containers"][0],
+            "find": lambda kind, name: find(documents, kind, name),
+        }
         exec(change, scope)
 
     return apply
@@ -239,7 +265,8 @@ WRONG = {
         "find('Service', 'lora-worker')['metadata']['name'] = 'lora-workers'",
         "find('Service', 'lora-worker')['spec']['selector'] = {'app.kubernetes.io/name': 'worker'}",
         "find('StatefulSet', 'lora-worker')['metadata']['namespace'] = 'default'",
-        "find('StatefulSet', 'lora-worker')['spec']['selector']['matchLabels']['app.kubernetes.io/name'] = 'worker'",
+        "find('StatefulSet', 'lora-worker')['spec']['selector']['matchLabels'].update({"
+        "'app.kubernetes.io/name': 'worker'})",
         "find('StatefulSet', 'lora-worker')['metadata']['name'] = 'lora-coordinator'",
         "find('PodDisruptionBudget', 'lora-worker')['spec']['selector']['matchLabels'] = {'a': 'b'}",
         "find('NetworkPolicy', 'lora-worker')['spec']['ingress'][0]['ports'][0]['port'] = 7400",
@@ -247,7 +274,7 @@ WRONG = {
         "find('NetworkPolicy', 'lora-worker')['spec']['ingress'][1]['from'] = []",
         "find('NetworkPolicy', 'lora-worker')['spec']['podSelector']['matchLabels']['a'] = 'b'",
         "pod['volumes'][0]['name'] = 'other'",
-        "next(volume for volume in pod['volumes'] if 'configMap' in volume)['configMap']['name'] = 'lora-worker'",
+        "next(v for v in pod['volumes'] if 'configMap' in v)['configMap']['name'] = 'lora-worker'",
         "container['livenessProbe']['httpGet']['port'] = 'https'",
     ],
 }
@@ -257,7 +284,7 @@ def main(files: list[Path]) -> None:
     problems, missed = [], []
     for file in files:
         documents = [document for document in yaml.safe_load_all(file.read_text()) if document]
-        # The base is not installed by itself.
+        # The base is not installed without an overlay.
         checks = [check for check in WRONG if check is not installable or file.stem != "base"]
         found = [f"{file.name}: {problem}" for check in checks for problem in check(documents)]
         problems += found
@@ -267,10 +294,10 @@ def main(files: list[Path]) -> None:
                 changed = copy.deepcopy(documents)
                 wrong(change)(changed)
                 if not list(check(changed)):
-                    missed.append(f"{check.__name__} in {file.name} finds nothing wrong after: {change}")
+                    missed.append(f"{check.__name__} in {file.name} finds no problem after: {change}")
     if problems or missed:
         sys.exit("\n".join(problems + missed))
-    print(f"each of {sum(map(len, WRONG.values()))} wrong changes is found")
+    print(f"the checks find all {sum(map(len, WRONG.values()))} wrong changes")
 
 
 main([Path(argument) for argument in sys.argv[1:]])

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Compiles every kernel for each architecture, without a warning and without a spilled register, and prints what each needs.
+# Compiles every kernel for each architecture and prints its registers and shared memory. A warning
+# or a spilled register is an error.
 #
-#   tests/gpu/compile.sh [ARCH...]      default: 80 90 100; nvcc on PATH
+#   tests/gpu/compile.sh [ARCH...]      default: 80 90 100; nvcc must be on PATH
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 archs=("$@")
@@ -12,8 +13,9 @@ trap 'rm -rf "$out"' EXIT
 compile() { # architecture, source
   local name
   name=$(basename "$2" .cu)
-  nvcc -std=c++17 -O3 -cubin -arch="sm_$1" -Icrates/lora-ops/src/cuda -Werror all-warnings -Xptxas -v,-warn-spills "$2" \
-    -o "$out/$name.cubin" 2>"$out/$name.$1" || { cat "$out/$name.$1" >&2; return 1; }
+  nvcc -std=c++17 -O3 -cubin -arch="sm_$1" -Icrates/lora-ops/src/cuda -Werror all-warnings \
+    -Xptxas -v,-warn-spills "$2" -o "$out/$name.cubin" 2>"$out/$name.$1" ||
+    { cat "$out/$name.$1" >&2; return 1; }
 }
 export -f compile
 export out

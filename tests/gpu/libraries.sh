@@ -16,10 +16,10 @@ find_libraries() {
 import glob, importlib.util
 package = importlib.util.find_spec("nvidia")
 roots = list(package.submodule_search_locations) if package else []
-places = [place for root in roots for place in sorted(glob.glob(root + "/*/lib"))]
-print(*places, "/usr/local/nvidia/lib64", "/usr/local/cuda/lib64", sep="\n")
+found = [path for root in roots for path in sorted(glob.glob(root + "/*/lib"))]
+print(*found, "/usr/local/nvidia/lib64", "/usr/local/cuda/lib64", sep="\n")
 ' 2>/dev/null || true)
-  # A library that is found may need others.
+  # A library that was found may need other libraries.
   while [ -n "$missing" ] && [ -n "$added" ]; do
     added=''
     for library in $missing; do
@@ -40,7 +40,7 @@ print(*places, "/usr/local/nvidia/lib64", "/usr/local/cuda/lib64", sep="\n")
   return 1
 }
 
-# The libraries of program "$1" that the loader does not find, on one line.
+# Prints the libraries of program "$1" that the loader does not find, on one line.
 missing_libraries() {
   ldd "$1" | awk '/not found/ { print $1 }' | sort -u | paste -sd ' '
 }

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Packs everything that checks and measures the CUDA engine on one machine with a GPU into
-# OUT_DIR/kit.tar.xz. Neither a GPU nor CUDA is needed here, but cargo, git, g++, binutils, xz,
-# Python, and a Python package index; there, `onsite.sh kit.tar.xz` needs Python 3.12, the driver,
-# and CUDA's libraries.
+# Packs the checks and measurements of the CUDA engine for a machine with a GPU into
+# OUT_DIR/kit.tar.xz. This script needs cargo, git, g++, binutils, xz, Python, and a Python package
+# index, but neither a GPU nor CUDA. On the GPU machine, `onsite.sh kit.tar.xz` needs Python 3.12,
+# the driver, and CUDA's libraries.
 #
 #   tests/gpu/pack.sh [--programs DIR] [--without-python] [--level N] OUT_DIR
 #
 # --programs: packs lora-worker, lora-gpu, train_step and loractl of DIR instead of building them.
-# --without-python: leaves bitsandbytes out, which PEFT needs for 4 bits. --level: of xz, default 9.
-# OUT_DIR/MANIFEST, also in the archive, is JSON: commit, whether there were changes to it
+# --without-python: omits bitsandbytes, which PEFT needs for 4 bits. --level: xz's level, default 9.
+# OUT_DIR/MANIFEST, also in the archive, is JSON: commit, whether the work tree differs from it
 # (untracked files in crates, benches and tests count), whether the programs came from --programs,
 # date, and size and SHA-256 of each file.
 #
-# An error: a program needs a library or a version of glibc that the kit does not expect on a
-# machine with a driver and PyTorch's packages; the archive is larger than 40 MiB. Exit code 75:
+# It is an error if a program needs a library or a version of glibc that a machine with a driver and
+# PyTorch's packages is not expected to have, or if the archive is larger than 40 MiB. Exit code 75:
 # CUDA's compiler cannot be installed on this machine.
 set -euo pipefail
 programs='' python=1 level=9 prebuilt=''
@@ -33,7 +33,7 @@ cd "$(dirname "$0")/../.."
 target=${CARGO_TARGET_DIR:-target}
 target=$(mkdir -p "$target" && cd "$target" && pwd)
 fail() { echo "pack.sh: $*" >&2; exit 1; }
-# What is packed, before a build that takes long. Untracked files can be part of the build, too.
+# The state of the sources is read before the long build. Untracked files can be part of the build.
 commit=$(git rev-parse HEAD)
 changes=$(git status --porcelain --untracked-files=no
   git status --porcelain --untracked-files=normal -- crates benches tests)
@@ -56,7 +56,8 @@ if [ -z "$programs" ]; then
   # against them. The linker needs none of the engine's kernels in them.
   tests/gpu/sim/build.sh "$target/kit-link" tests/gpu/sim/selftest/kernels.cu
   export LIBRARY_PATH=$target/kit-link${LIBRARY_PATH:+:$LIBRARY_PATH} LORA_CUDA_ARCHS=${LORA_CUDA_ARCHS:-90}
-  # loractl by itself, or it would get the feature too; in the same directory, for the dependencies that both have.
+  # loractl has its own build, because in one build it would get the feature too. Both builds have
+  # the same target directory, because they share dependencies.
   profile=(--locked --profile kit --target-dir "$target/cuda")
   cargo build "${profile[@]}" -p lora-worker -p lora-gpu -p lora-bench \
     --features lora-worker/cuda,lora-gpu/cuda,lora-bench/cuda --bins
@@ -84,9 +85,10 @@ for name in "${names[@]}"; do
   echo "$name: $(stat -c %s "$kit/bin/$name") bytes, glibc $newest"
 done
 
-# The paths of the repository: scripts find each other, and programs their data, as they do there.
+# The kit has the paths of the repository, so scripts find each other, and programs find their data.
 git ls-files -z benches/compare.sh benches/gpu benches/models benches/peft_step.py benches/table.py \
-  examples/dates/base examples/dates/train.jsonl examples/dates/eval.jsonl tests/golden/cases tests/golden/models \
+  examples/dates/base examples/dates/train.jsonl examples/dates/eval.jsonl \
+  tests/golden/cases tests/golden/models \
   tests/gpu/libraries.sh tests/gpu/onsite tests/gpu/onsite.sh tests/gpu/selftest.sh |
   xargs -0 cp --parents -t "$kit"
 
@@ -130,7 +132,8 @@ manifest = {**state, "files": files}
 PYTHON
 python3 "$work/manifest.py" "$kit" "$commit" "$changes" "$prebuilt"
 
-# One stream with a dictionary larger than all programs together: what they share is stored once.
+# xz writes one stream with a dictionary larger than all programs together, so that data that they
+# share is stored once.
 tar --create --sort=name --owner=0 --group=0 --numeric-owner --directory "$work" kit |
   xz --threads=1 --lzma2="preset=$level,dict=256MiB" > "$work/kit.tar.xz"
 bytes=$(stat -c %s "$work/kit.tar.xz")

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
-# Rehearses the kit on the simulated GPU: packs prebuilt programs and runs every phase that needs no
-# real device, at tiny sizes.
+# Tests the kit on the simulated GPU: packs prebuilt programs and runs every phase that does not
+# need a real device, at tiny sizes.
 #
-#   tests/gpu/rehearsal.sh BIN_DIR      BIN_DIR: lora-gpu, lora-worker and train_step (feature cuda), loractl
+#   tests/gpu/rehearsal.sh BIN_DIR
 #
-# LD_LIBRARY_PATH must have the simulated libraries. `simulated.sh` calls this.
+# BIN_DIR has lora-gpu, lora-worker and train_step, built with the feature cuda, and loractl.
+#
+# LD_LIBRARY_PATH must contain the simulated libraries. `simulated.sh` calls this script.
 set -euo pipefail
 bin=$(cd "${1:?usage: rehearsal.sh BIN_DIR}" && pwd)
 cd "$(dirname "$0")/../.."
@@ -17,7 +19,7 @@ mkdir "$work/pack"
 tests/gpu/pack.sh --programs "$bin" --without-python --level 0 "$work/pack"
 kit=$work/pack/kit.tar.xz
 
-# A program that needs another library is refused.
+# pack.sh must refuse a program that needs a library outside of its list.
 mkdir "$work/programs"
 cp -L "$bin/"{lora-worker,lora-gpu,train_step} "$work/programs/"
 simulated=$(ldd "$bin/lora-worker" | sed -n 's/.*libcuda.so.1 => \(.*\)\/libcuda.so.1 .*/\1/p')
@@ -30,12 +32,12 @@ fi
 grep -q 'loractl needs libnvrtc.so.13' "$work/refused.log" || fail "$(cat "$work/refused.log")"
 [ ! -e "$work/refused/kit.tar.xz" ] || fail "pack.sh left an archive that it refused"
 
-# A Python without PyTorch, and no tools of NVIDIA's.
+# The runs have a Python without PyTorch, and none of NVIDIA's tools.
 python3 -m venv --without-pip "$work/venv"
 cat >"$work/tiny.json" <<'JSON'
 {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": 64,
- "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 160,
- "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
+ "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+ "vocab_size": 160, "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}
 JSON
 export PYTHON=$work/venv/bin/python MODEL=$work/tiny.json
 export CASES=1x8,2x4 PROFILE_CASES=1x8 WARMUP=1 STEPS=1 THREADS=2
@@ -45,7 +47,7 @@ onsite() { # OUT PHASES...
   shift
   PATH=${TOOLS:+$TOOLS:}/usr/bin:/bin tests/gpu/onsite.sh "$kit" "$out" 280 "$@" | tee "$out.log"
 }
-# Of what onsite.sh printed into "$1.log": phase "$2" has status "$3".
+# Fails unless phase "$2" has status "$3" in "$1.log", the output of onsite.sh.
 has() { grep -qE "^$2 +$3 " "$1.log" || fail "$2 is not $3"; }
 
 echo "-- the first half"
@@ -55,15 +57,15 @@ echo "-- the second half, without PyTorch and without NVIDIA's tools"
 onsite "$work/second" second
 for phase in env ours nccl; do has "$work/second" $phase ok; done
 for phase in peft sanitize ncu; do has "$work/second" $phase skipped; done
-grep -q 'Python has no torch' "$work/second.log" || fail "the table does not say why peft was skipped"
-grep -q 'ncu is not installed' "$work/second.log" || fail "the table does not say why ncu was skipped"
+grep -q 'Python has no torch' "$work/second.log" || fail "the table has no reason for the skipped phase peft"
+grep -q 'ncu is not installed' "$work/second.log" || fail "the table has no reason for the skipped phase ncu"
 
-echo "-- NVIDIA's tools, by stand-ins that run the program alone"
+echo "-- NVIDIA's tools, replaced by stand-ins that only run the program"
 mkdir "$work/tools"
 for tool in ncu compute-sanitizer; do
   cat >"$work/tools/$tool" <<'TOOL'
 #!/bin/sh
-# Everything before the path of lora-gpu is the tool's.
+# The arguments before the path of lora-gpu are those of the tool.
 while [ "${1##*/}" != lora-gpu ]; do shift; done
 echo '    Duration                         us     1,234.56'
 exec "$@"
@@ -73,7 +75,7 @@ done
 TOOLS=$work/tools onsite "$work/tools-run" sanitize ncu
 for phase in sanitize ncu; do has "$work/tools-run" $phase ok; done
 
-echo "-- what came out"
+echo "-- the results"
 for run in first second tools-run; do
   files=$(find "$work/$run" -type f | wc -l)
   [ "$files" -le 8 ] || fail "$run has $files files"
@@ -88,11 +90,13 @@ page
 for row in 'RMSNorm, residual + norm | .* | never |' '.*; not the default: bench, bench_scale, '; do
   grep -q "^| $row" "$work/RESULTS.md" || fail "the tables took results of other sizes: no row '$row'"
 done
-# As if the tiny sizes were the default ones.
+# From here on the results pretend that the tiny sizes are the defaults.
 sed -i '/"changed_settings": \[/,/\]/c "changed_settings": [],' "$work/results/"*.json
 page
-for row in 'RMSNorm, residual + norm | .* | ok: Simulated GPU' 'reduction through NCCL, abort | .* | ok: Simulated GPU' \
-  'tiny, bf16 | 2 x 4 | [0-9].* | [0-9.]* GB | [0-9.]* GB |' 'tiny, int8 | 1 x 8 | [0-9]' 'rms_norm forward .* | [0-9.]* | [0-9]' \
+for row in 'RMSNorm, residual + norm | .* | ok: Simulated GPU' \
+  'reduction through NCCL, abort | .* | ok: Simulated GPU' \
+  'tiny, bf16 | 2 x 4 | [0-9].* | [0-9.]* GB | [0-9.]* GB |' \
+  'tiny, int8 | 1 x 8 | [0-9]' 'rms_norm forward .* | [0-9.]* | [0-9]' \
   'rms_norm_forward_bf16 | [0-9]' 'frozen products | [0-9]'; do
   grep -q "^| $row" "$work/RESULTS.md" || fail "the tables have no row '$row'"
 done

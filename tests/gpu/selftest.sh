@@ -1,20 +1,22 @@
 #!/usr/bin/env bash
-# Everything that can be checked on a machine with a GPU, by prebuilt programs: nothing is compiled
-# here.
+# Runs all checks for a machine with a GPU, with prebuilt programs. Nothing is compiled.
 #
-#   tests/gpu/selftest.sh BIN_DIR        BIN_DIR: lora-gpu and lora-worker (built with the feature cuda), loractl
+#   tests/gpu/selftest.sh BIN_DIR
 #
-# Every kernel against the CPU, gradients, whole models against Transformers + PEFT, training
-# against the CPU's, the same bits again (lora-gpu); then jobs with real processes: the same adapter
-# from 1, 2 and 4 workers, through TCP and NCCL (workers beyond the GPUs share them); with a worker
-# killed on the way.
+# BIN_DIR has lora-gpu and lora-worker, built with the feature cuda, and loractl.
 #
-# From the environment: STEPS (200) of each job: a GPU needs longer for 200 steps than it takes to
-# find and kill a worker. JOB_SECONDS (900): the limit of a job. JOBS (all): which of the checks
-# below run, in the order given here; `one` runs if another job is compared with it.
+# lora-gpu compares every kernel with the CPU, gradients, whole models with Transformers + PEFT and
+# training with the CPU's, and checks that a repetition gives the same bits. Jobs with real
+# processes then check that 1, 2 and 4 workers give the same adapter, over TCP and NCCL, also if a
+# worker is killed during the job. If there are more workers than GPUs, workers share a GPU.
+#
+# From the environment: STEPS (200): steps of each job; a GPU needs longer for 200 steps than it
+# takes to find and kill a worker. JOB_SECONDS (900): the limit of a job. JOBS (all): the checks to
+# run, out of the list `all` below, in its order; `one` also runs if another job is compared with
+# it.
 #
 # The status of a check is ok, WRONG, stopped (at JOB_SECONDS) or -- (this machine cannot run it).
-# Below a check that is not ok is the beginning and the end of the log of its job.
+# If a check is not ok, the beginning and the end of its job's log are printed below it.
 set -uo pipefail
 bin=$(cd "${1:?usage: selftest.sh BIN_DIR}" && pwd) || exit 2
 cd "$(dirname "$0")/../.." || exit 2
@@ -36,7 +38,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 failures=0
 
-# Runs a command. Unlike one in the foreground it does not delay the handling of a signal.
+# Runs a command in the background and waits for it, because bash handles a signal only after a
+# foreground command has ended.
 run() {
   "$@" &
   wait $!
@@ -54,7 +57,7 @@ interrupt() {
 }
 trap interrupt TERM INT HUP
 
-# The log of job "$1", indented; the beginning and the end of a long one.
+# Prints the log of job "$1", indented; of a long log, the beginning and the end.
 log_of() {
   local log=$work/$1.log
   echo "    the log of $1:"
@@ -67,7 +70,8 @@ log_of() {
   fi | sed 's/^/    /'
 }
 
-# A line of the table; "$2" is the status, "$4" the job whose log explains it.
+# Prints a line of the table: name "$1", status "$2", details "$3". If the status is not ok, the log
+# of job "$4" follows.
 line() {
   printf '%-7s %-44s %s\n' "$2" "$1" "${3:-}"
   if [ "$2" != ok ]; then
@@ -76,13 +80,13 @@ line() {
   fi
 }
 
-# A line for a command that ended with status "$2".
+# Prints a line for the command "$1", which ended with status "$2".
 line_of_status() {
   line "$1" "$([ "$2" = 0 ] && echo ok || echo WRONG)" "exit code $2"
 }
 
-# A job of "$1" steps. The learning rate is constant, so that the first steps do not depend on the
-# number of steps.
+# Prints the file of a job of "$1" steps. The learning rate is constant, so that the first steps do
+# not depend on the number of steps.
 job_file() {
   cat <<YAML
 name: selftest
@@ -107,15 +111,16 @@ file=$work/job.yaml
 job() {
   local name=$1 workers=$2 begun=$SECONDS status=0
   shift 2
-  # Redirected by itself, so that a trap meanwhile has this script's stdout.
+  # Only this command is redirected, so that a trap that runs meanwhile prints to the script's
+  # stdout.
   timeout --kill-after=5 "$job_seconds" "$bin/loractl" run "$file" --workers "$workers" \
     --worker "$bin/lora-worker" --out "$work/$name" "$@" >"$work/$name.log" 2>&1 &
   wait $! || status=$?
-  # The status of a job that SIGTERM did not end is that of SIGKILL.
+  # `timeout` does not return 124 if it had to send SIGKILL, so the time is compared too.
   if [ $status != 0 ] && [ $((SECONDS - begun)) -ge "$job_seconds" ]; then status=124; fi
   return $status
 }
-# The line of job "$2", which ended with status "$3" and is not ok; "$4": what is wrong.
+# Prints line "$1" of job "$2", which is not ok and ended with status "$3"; "$4" is the reason.
 bad() {
   if [ "$3" = 124 ]; then
     line "$1" stopped "after $job_seconds s" "$2"
@@ -123,7 +128,8 @@ bad() {
     line "$1" WRONG "${4:-exit code $3}" "$2"
   fi
 }
-field() { # name of a job, field of its receipt
+# Prints field "$2" of the receipt of job "$1".
+field() {
   sed -n 's/^ *"'"$2"'": "\(.*\)",\{0,1\}$/\1/p' "$work/$1/receipt.json" 2>/dev/null | head -1
 }
 
@@ -137,7 +143,7 @@ if wanted ops; then
   line_of_status "operations, models, training" $?
 fi
 
-# One worker is the reference of all that follow.
+# The job with one worker is the reference for all jobs below.
 if [[ $jobs =~ \ (one|tcp|nccl|killed|cpu) ]]; then
   if job one 1 --device cuda; then
     line "1 worker" ok "$(field one adapter_sha256), $(field one numerics_id)"
@@ -145,7 +151,8 @@ if [[ $jobs =~ \ (one|tcp|nccl|killed|cpu) ]]; then
     bad "1 worker" one $?
   fi
 fi
-same() { # what, job, its status
+# Prints line "$1" of job "$2", which ended with status "$3": its adapter must be that of `one`.
+same() {
   local adapter
   adapter=$(field "$2" adapter_sha256)
   if [ "$3" = 0 ] && [ -n "$adapter" ] && [ "$adapter" = "$(field one adapter_sha256)" ]; then
@@ -164,14 +171,14 @@ for workers in 2 4; do
   status=$?
   reason=$(grep -m 1 collective "$work/nccl$workers.log")
   if [ $status != 0 ] && [ $status != 124 ] && [ -n "$reason" ]; then
-    printf '%-7s %-44s %s\n' "--" "$workers workers, NCCL" "not here: $reason"
+    printf '%-7s %-44s %s\n' "--" "$workers workers, NCCL" "unavailable: $reason"
   else
     same "$workers workers, NCCL" "nccl$workers" $status
   fi
 done
 
-# Sets `up` to the parent of process "$1", or to nothing. No process is started here and below: a
-# machine has hundreds of processes, and a GPU's job is over in seconds.
+# Sets `up` to the parent of process "$1", or to nothing. This function and `worker_of` start no
+# programs, because a machine has hundreds of processes and a job on a GPU ends within seconds.
 parent() {
   local key value
   up=''
@@ -183,7 +190,7 @@ parent() {
   done 2>/dev/null <"/proc/$1/status"
 }
 
-# The id of a worker among the descendants of process "$1"; nothing if there is none.
+# Prints the id of a worker among the descendants of process "$1", or nothing if there is none.
 worker_of() {
   local process pid name up
   for process in /proc/[0-9]*; do
@@ -202,8 +209,9 @@ worker_of() {
   done
 }
 
-# A worker that is killed is started again, and no step is lost.
-killed() { # what, job, flags
+# Kills a worker of job "$2" after its second step and prints line "$1"; further arguments are
+# flags of the job. The worker must be started again, and the adapter must be that of `one`.
+killed() {
   local what=$1 name=$2 victim status
   shift 2
   # A subshell does not inherit the trap.
@@ -226,8 +234,8 @@ killed() { # what, job, flags
 if wanted killed-tcp; then killed "2 workers, one killed, TCP" killed-tcp --collective tcp; fi
 if wanted killed-nccl; then killed "2 workers, one killed, NCCL" killed-nccl --collective nccl; fi
 
-# The CPU computes the first steps of the same job in f32 over the same bf16 weights: losses agree
-# within bf16, and differ more with each step, because the parameters differ by then.
+# The CPU computes the first steps of the same job in f32 with the same bf16 weights. The losses
+# agree within bf16's precision and differ more with each step, because the parameters differ.
 losses() { head -n "$cpu_steps" "$work/$1/metrics.jsonl" 2>/dev/null | sed 's/.*"loss":\([0-9.e-]*\).*/\1/'; }
 if wanted cpu; then
   cpu_steps=$((steps < 5 ? steps : 5))
@@ -243,7 +251,9 @@ if wanted cpu; then
       n++
       all = all sprintf(" %.2g", d)
     }
-    END { print (wrong || n != steps ? "WRONG" : "ok"), n + 0 " of " steps " steps, off by" all " of the loss" }')
+    END {
+      print (wrong || n != steps ? "WRONG" : "ok"), n + 0 " of " steps " steps, off by" all " of the loss"
+    }')
   if [ "${compared%% *}" = ok ]; then
     line "losses as on the CPU" ok "${compared#* }"
   else

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Builds the CUDA programs, and runs the self-test and the kit (rehearsal.sh) on the simulated GPU (tests/gpu/sim): on a machine
-# without CUDA and without a GPU.
+# Builds the CUDA programs, and runs the self-test and the kit (rehearsal.sh) on the simulated GPU
+# (tests/gpu/sim), on a machine without CUDA and without a GPU.
 #
 #   tests/gpu/simulated.sh
 #
 # Needs cargo, git, g++, binutils, xz, Python, and a Python package index.
 #
-# Exit code 75: the compiler cannot be had on this machine; the reason is on stderr.
+# Exit code 75: CUDA's compiler cannot be installed on this machine; the reason is on stderr.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 target=${CARGO_TARGET_DIR:-target}
@@ -24,13 +24,15 @@ echo "-- the simulated GPU"
 cargo fetch --locked
 tests/gpu/sim/build.sh "$target/gpu-sim"
 tests/gpu/sim/check.sh
-# The simulated libraries have the names and symbols of the real ones, so they are what is linked against.
+# The simulated libraries have the names and symbols of the real ones, so the programs are linked
+# with them.
 export LIBRARY_PATH=$target/gpu-sim${LIBRARY_PATH:+:$LIBRARY_PATH} LORA_CUDA_ARCHS=90
 packages=(-p lora-ops -p lora-model -p lora-collective -p lora-train -p lora-worker -p lora-gpu -p lora-bench)
-cuda=("${packages[@]}" --locked --target-dir "$target/cuda" --features lora-collective/cuda,lora-worker/cuda,lora-gpu/cuda,lora-bench/cuda)
+features=lora-collective/cuda,lora-worker/cuda,lora-gpu/cuda,lora-bench/cuda
+cuda=("${packages[@]}" --locked --target-dir "$target/cuda" --features "$features")
 echo "-- lints"
 cargo clippy "${cuda[@]}" --all-targets -- -D warnings
-echo "-- the reduction over NCCL"
+echo "-- the all-reduce over NCCL"
 export LD_LIBRARY_PATH=$target/gpu-sim
 for late in 0 1; do
   NCCL_MULTI_RANK_GPU_ENABLE=1 LORA_SIM_LATE=$late cargo test "${cuda[@]}" --test nccl
@@ -43,7 +45,7 @@ cargo build --locked -p loractl
 mkdir -p "$target/gpu-bin"
 ln -sf "$target/cuda/debug/"{lora-gpu,lora-worker,train_step} "$target/debug/loractl" "$target/gpu-bin/"
 export LORA_SIM_MEMORY=4G
-echo "-- the checks again, with work that begins as late as it may, and blocks and threads in another order"
+echo "-- the checks again, with work that starts as late as possible, and blocks and threads in another order"
 LORA_SIM_LATE=1 LORA_SIM_SEED=2 "$target/gpu-bin/lora-gpu"
 echo "-- a memory pool that fragments, and a driver without pools"
 LORA_SIM_MEMORY=128M LORA_SIM_FRAGMENT=1 "$target/gpu-bin/lora-gpu" --only "memory of many sizes"
@@ -54,12 +56,13 @@ fi
 grep "the driver offers no memory pools" <<<"$refused"
 echo "-- the self-test on four simulated GPUs"
 LORA_SIM_GPUS=4 STEPS=3 tests/gpu/selftest.sh "$target/gpu-bin"
-echo "-- NCCL on one simulated GPU, of an old and of a new version"
+echo "-- an old and a new version of NCCL on one simulated GPU"
 for version in 22809 23003; do
   LORA_SIM_NCCL_VERSION=$version STEPS=3 tests/gpu/nccl.sh "$target/gpu-bin"
 done
-echo "-- NCCL with its log, and with permission to share the GPU that the old version does not know"
-LORA_SIM_NCCL_VERSION=22809 NCCL_DEBUG=VERSION NCCL_MULTI_RANK_GPU_ENABLE=1 STEPS=3 tests/gpu/nccl.sh "$target/gpu-bin"
+echo "-- an old version of NCCL with its log, and with a variable for shared GPUs that it ignores"
+LORA_SIM_NCCL_VERSION=22809 NCCL_DEBUG=VERSION NCCL_MULTI_RANK_GPU_ENABLE=1 STEPS=3 \
+  tests/gpu/nccl.sh "$target/gpu-bin"
 echo "-- the fallback from NCCL to TCP"
 tests/gpu/sim/fallback.sh "$target/gpu-bin"
 echo "-- the kit"

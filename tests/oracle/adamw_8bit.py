@@ -1,11 +1,15 @@
 """AdamW with moments in 8 bits: bitsandbytes' `AdamW8bit`, and its code maps.
 
-The optimizer, its dequantization and its update are bitsandbytes' own, on the CPU. Its quantization is replaced by that of its
-CUDA kernel (`kOptimizerStatic8bit2StateBlockwise`), which `adamw_8bit` elsewhere means: the nearest code, of two equally near ones
-the even one, and never zero for a negative first moment. The CPU's own first rounds `value / absmax` to a grid of 65536 numbers
-from -1 to 1 and takes the code nearest to that: small codes do not occur, and a moment of zero becomes 2e-5 of its block's
-maximum, so that parameters without a gradient drift. `assert_only_the_grid_differs` holds that nothing else does. (The kernel
-itself decays weights after the update and divides approximately; that is not followed.)
+The optimizer, its dequantization and its update are bitsandbytes' own, on the CPU. Its quantization
+is replaced by that of its CUDA kernel (`kOptimizerStatic8bit2StateBlockwise`), because this kernel
+is what `adamw_8bit` means elsewhere: the nearest code, the even one of two equally near codes, and
+never zero for a negative first moment.
+
+bitsandbytes' quantization on the CPU first rounds `value / absmax` to a grid of 65536 numbers from
+-1 to 1, and then takes the nearest code. Small codes therefore do not occur, and a moment of zero
+becomes 2e-5 of the maximum of its block, so that parameters without a gradient drift.
+`assert_only_the_grid_differs` checks that this is the only difference. The kernel also decays
+weights after the update and divides approximately, which these values do not reproduce.
 """
 
 import json
@@ -18,7 +22,8 @@ import torch
 from bitsandbytes.optim import AdamW8bit
 from safetensors.torch import save_file
 
-# The last block of the first is not full; below 4096 elements moments stay f32.
+# The last block of the first tensor is not full. Moments of tensors with fewer than 4096 elements
+# are f32.
 SHAPES = [(4396,), (300,), (16, 256)]
 SETTINGS = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
 RATES = [1e-2, 5e-3, 1e-2, 3e-4]
@@ -31,8 +36,10 @@ def make_all(root: Path) -> None:
 
 def make(path: Path) -> None:
     generator = torch.Generator().manual_seed(400)
-    # Of few bits, to keep the file small.
-    parameters = [torch.nn.Parameter(torch.randn(shape, generator=generator).bfloat16().float()) for shape in SHAPES]
+    # bf16 values keep the file small.
+    parameters = [
+        torch.nn.Parameter(torch.randn(shape, generator=generator).bfloat16().float()) for shape in SHAPES
+    ]
     optimizer = AdamW8bit(parameters, **SETTINGS)
     maps = {"signed": bnb.create_dynamic_map(signed=True), "unsigned": bnb.create_dynamic_map(signed=False)}
     tensors = {**maps, "initial": flat(parameters).bfloat16()}
@@ -59,15 +66,15 @@ def flat(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 
 def gradient(n: int, step: int, generator: torch.Generator) -> torch.Tensor:
-    """Normal numbers, and where there are that many blocks of 256, those that are hard."""
+    """Normal numbers. Tensors with more than 8 blocks of 256 also have extreme blocks."""
     x = torch.randn(n, generator=generator) * 0.02
     blocks = x[: n // 256 * 256].reshape(-1, 256)
     if len(blocks) > 8:
         blocks[1] = 0.0
         blocks[2, ::2] = 0.0
-        # Twelve orders of magnitude in one block: every code is used.
+        # Values over twelve orders of magnitude in one block use every code.
         blocks[3] = blocks[3].sign() * 10.0 ** torch.empty(256).uniform_(-9, 3, generator=generator)
-        # Its squares are 0 in f32.
+        # The squares of these values are 0 in f32.
         blocks[4] *= 1e-25
         blocks[5] *= 1e15
         blocks[6] *= step == 0
@@ -75,14 +82,17 @@ def gradient(n: int, step: int, generator: torch.Generator) -> torch.Tensor:
     return x.bfloat16().float()
 
 
-def quantize(values: torch.Tensor, code: torch.Tensor, absmax_out: torch.Tensor, out: torch.Tensor, blocksize: int) -> None:
-    blocks = torch.nn.functional.pad(values.flatten(), (0, -values.numel() % blocksize)).reshape(-1, blocksize)
+def quantize(
+    values: torch.Tensor, code: torch.Tensor, absmax_out: torch.Tensor, out: torch.Tensor, blocksize: int
+) -> None:
+    padding = (0, -values.numel() % blocksize)
+    blocks = torch.nn.functional.pad(values.flatten(), padding).reshape(-1, blocksize)
     absmax = blocks.abs().amax(1, keepdim=True)
     x = blocks / absmax
     codes = nearest(x, code)
     if code[0] < 0:
         codes -= ((x < 0) & (code[codes] == 0)).long()
-    # A block of zeros has no codes but the first, as on the CPU.
+    # A block of zeros has only the first code, as on the CPU.
     codes[absmax.flatten() == 0] = 0
     out.copy_(codes.flatten()[: values.numel()].reshape(out.shape))
     absmax_out.copy_(absmax.flatten())
@@ -95,12 +105,14 @@ def nearest(x: torch.Tensor, code: torch.Tensor) -> torch.Tensor:
     return torch.where(low % 2 == 0, low, high)
 
 
-def assert_only_the_grid_differs(blocks: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, blocksize: int) -> None:
+def assert_only_the_grid_differs(
+    blocks: torch.Tensor, absmax: torch.Tensor, code: torch.Tensor, blocksize: int
+) -> None:
     codes, native_absmax = torch.ops.bitsandbytes.quantize_blockwise(blocks.flatten(), code, blocksize)
     assert torch.equal(native_absmax, absmax.flatten())
     grid = torch.floor((blocks * (1 / absmax) + 1) * 32767.5 + 0.5) * (2 / 65535) - 1
-    is_there = absmax.flatten() > 0
-    assert torch.equal(codes.reshape(blocks.shape)[is_there].long(), nearest(grid, code)[is_there])
+    nonzero = absmax.flatten() > 0
+    assert torch.equal(codes.reshape(blocks.shape)[nonzero].long(), nearest(grid, code)[nonzero])
 
 
 if __name__ == "__main__":

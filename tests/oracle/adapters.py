@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 
 def make(base: Path, directory: Path, seed: int, **lora) -> None:
-    """Saves an adapter for `base` with PEFT's initial A and a random B (at B = 0 the gradient of A would vanish)."""
+    """Saves an adapter with PEFT's initial A and a random B (with B = 0 the gradient of A is 0)."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_alpha=8, **({"r": 4} | lora)))
@@ -21,7 +21,7 @@ def make(base: Path, directory: Path, seed: int, **lora) -> None:
 
 
 def save(model, directory: Path, base_name: str) -> None:
-    """Saves as PEFT does, less its model card; sets, whose order is random, are sorted."""
+    """Saves an adapter as PEFT does, without the model card, and with sets in sorted order."""
     model.peft_config["default"].base_model_name_or_path = base_name
     model.save_pretrained(directory, save_embedding_layers=False)
     (directory / "README.md").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""One batch through one base with one adapter: logits, loss and every adapter gradient, computed in f64."""
+"""Logits, loss and all adapter gradients of one batch, with one base and adapter, in f64."""
 
 import json
 import shutil
@@ -12,7 +12,8 @@ import adapters
 import batches
 import reference
 
-# Case: base and LoRA settings. A case with its base's name has longer rows; the others keep the files small.
+# Cases with their base and LoRA settings. A case with the name of its base has longer rows. The
+# other cases keep the files small.
 CASES = {
     "llama-gqa": ("llama-gqa", {"target_modules": "all-linear"}),
     "llama-gqa-list": ("llama-gqa", {"target_modules": ["q_proj", "v_proj", "mlp.down_proj"]}),
@@ -52,7 +53,7 @@ def make(base: Path, directory: Path, seed: int, lora: dict) -> None:
     assert errors["peft_f32"]["logits"] < 2e-6 and errors["peft_f32"]["grad_max"] < 1e-5, errors
     if config.dtype == torch.bfloat16:
         errors["peft_bf16"] = compare(evaluate(base, directory, batch, torch.bfloat16), expected)
-        # As the Trainer computes with `bf16`: the adapter's products are in bf16 too.
+        # Under autocast the adapter's products are in bf16 too, as in the Trainer with `bf16`.
         with torch.autocast("cpu", dtype=torch.bfloat16):
             errors["peft_autocast"] = compare(evaluate(base, directory, batch, torch.bfloat16), expected)
     (directory / "errors.json").write_text(json.dumps(errors, indent=2) + "\n")

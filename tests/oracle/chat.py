@@ -1,4 +1,4 @@
-"""Chat templates rendered, tokenized and masked by Transformers' `apply_chat_template`."""
+"""Renders, tokenizes and masks chat templates with Transformers' `apply_chat_template`."""
 
 import json
 import shutil
@@ -40,13 +40,13 @@ CONVERSATIONS = {
 }
 
 SPECIAL = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>",
-    "<|eot_id|>",
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|begin_of_text|>", "<|start_header_id|>",
+    "<|end_header_id|>", "<|eot_id|>",
 ]  # fmt: skip
 
 
 def make_all(root: Path) -> None:
-    """Writes `tokenizer/` (Transformers 5), `tokenizer-v4/` (Transformers 4), `templates/` and `renderings.json`."""
+    """Writes `tokenizer/`, `tokenizer-v4/` (Transformers 4), `templates/`, `renderings.json`."""
     shutil.rmtree(root, ignore_errors=True)
     tokenizer = train_tokenizer()
     templates = {path.stem: path.read_text() for path in sorted(TEMPLATES.glob("*.jinja"))}
@@ -62,12 +62,13 @@ def make_all(root: Path) -> None:
         for conversation in CONVERSATIONS
         for prompt in [False, True]
     ]
-    text = json.dumps({"conversations": CONVERSATIONS, "renderings": renderings}, indent=1, ensure_ascii=False)
+    contents = {"conversations": CONVERSATIONS, "renderings": renderings}
+    text = json.dumps(contents, indent=1, ensure_ascii=False)
     (root / "renderings.json").write_text(text + "\n", encoding="utf-8")
 
 
 def render(tokenizer, name: str, template: str, conversation: str, prompt: bool) -> dict:
-    """`text` and `tokens`, for a template with generation blocks also `assistant_mask`; or the template's own `error`."""
+    """`text`, `tokens`, with generation blocks `assistant_mask`; or the template's `error`."""
     result = {"template": name, "conversation": conversation, "add_generation_prompt": prompt}
     arguments = {"chat_template": template, "add_generation_prompt": prompt}
     messages = CONVERSATIONS[conversation]
@@ -86,7 +87,7 @@ def render(tokenizer, name: str, template: str, conversation: str, prompt: bool)
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE that adds its first token to plain text, so that a template's own one could come twice."""
+    """A byte-level BPE that adds a first token, which a template may have too, to plain text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -113,7 +114,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def write_version4(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
-    """The same tokenizer as Transformers 4 wrote it: the template inside `tokenizer_config.json`, token objects."""
+    """Writes Transformers 4's format: template in `tokenizer_config.json`, token objects."""
 
     def token(content: str) -> dict:
         return {
@@ -124,7 +125,9 @@ def write_version4(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
     tokenizer.backend_tokenizer.save(str(directory / "tokenizer.json"))
     ids = {tokenizer.convert_tokens_to_ids(content): content for content in SPECIAL}
     config = {
-        "added_tokens_decoder": {str(i): token(content) | {"special": True} for i, content in sorted(ids.items())},
+        "added_tokens_decoder": {
+            str(i): token(content) | {"special": True} for i, content in sorted(ids.items())
+        },
         "bos_token": {"__type": "AddedToken", **token("<|begin_of_text|>")},
         "chat_template": tokenizer.chat_template,
         "clean_up_tokenization_spaces": False,
@@ -134,10 +137,12 @@ def write_version4(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
         "tokenizer_class": "PreTrainedTokenizerFast",
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    special = {name: token(tokenizer.special_tokens_map[name]) for name in ["bos_token", "eos_token", "pad_token"]}
+    names = ["bos_token", "eos_token", "pad_token"]
+    special = {name: token(tokenizer.special_tokens_map[name]) for name in names}
     (directory / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n")
 
     loaded = AutoTokenizer.from_pretrained(directory)
     messages = CONVERSATIONS["whitespace-and-unicode"]
-    assert loaded.apply_chat_template(messages)["input_ids"] == tokenizer.apply_chat_template(messages)["input_ids"]
+    expected = tokenizer.apply_chat_template(messages)["input_ids"]
+    assert loaded.apply_chat_template(messages)["input_ids"] == expected
     assert loaded("Hello").input_ids == tokenizer("Hello").input_ids

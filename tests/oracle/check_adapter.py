@@ -1,10 +1,11 @@
-"""Proves that an adapter loads in PEFT and gives the logits it was exported with.
+"""Checks that an exported adapter loads in PEFT and gives the logits it was exported with.
 
     python tests/oracle/check_adapter.py BASE_DIR ADAPTER_DIR LOGITS.safetensors
 
-LOGITS.safetensors holds `tokens` [B, T] (i64 or u32, no padding) and `logits` [B, T, V]. Prints the relative error
-max|logits - PEFT's| / max|PEFT's|, computed in f32; exits with 1 when it is past 1e-5 or not a number, and when PEFT does
-not take exactly the tensors of the file.
+LOGITS.safetensors has `tokens` [B, T] (i64 or u32, no padding) and `logits` [B, T, V]. The program
+prints the relative error max|logits - PEFT's| / max|PEFT's|, where PEFT computes in f32. The exit
+code is 1 if the error is above 1e-5 or NaN, or if PEFT does not use exactly the tensors of the
+file.
 """
 
 import argparse
@@ -34,20 +35,21 @@ def main() -> int:
     file = load_file(args.logits)
     model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, args.adapter).eval()
-    # PEFT itself only warns of a missing tensor, and drops one it does not know.
-    taken = {name.replace(".default.", ".") for name, _ in model.named_parameters() if "lora_" in name}
+    # PEFT only warns about a missing tensor, and ignores an unknown one.
+    used = {name.replace(".default.", ".") for name, _ in model.named_parameters() if "lora_" in name}
     stored = set(load_file(args.adapter / "adapter_model.safetensors"))
-    if taken != stored:
-        print(f"tensors that PEFT lacks: {sorted(taken - stored)}, that it does not take: {sorted(stored - taken)}")
+    if used != stored:
+        missing, unused = sorted(used - stored), sorted(stored - used)
+        print(f"invalid tensors: missing in the file: {missing}, not used by PEFT: {unused}")
         return 1
     with torch.no_grad():
         expected = model(input_ids=file["tokens"].long()).logits
     if file["logits"].shape != expected.shape:
-        print(f"logits have shape {tuple(file['logits'].shape)}, PEFT's {tuple(expected.shape)}")
+        print(f"invalid logits: shape {tuple(file['logits'].shape)}; PEFT's shape is {tuple(expected.shape)}")
         return 1
     error = float((file["logits"].double() - expected.double()).abs().max() / expected.double().abs().max())
     good = error <= LIMIT
-    print(f"relative error {error:.3e} ({'within' if good else 'past'} {LIMIT:.0e})")
+    print(f"relative error {error:.3e} ({'within' if good else 'above'} {LIMIT:.0e})")
     return 0 if good else 1
 
 

@@ -1,6 +1,10 @@
-"""Optimizer steps of PEFT as Transformers' Trainer takes them: losses, gradient norms, learning rates, final adapter.
+"""Training steps of PEFT as in Transformers' Trainer.
 
-Computed in f64. The error of the same run in f32 is stored beside it. QLoRA is PEFT over bitsandbytes' layers on the CPU, in f32.
+A curve has losses, gradient norms and learning rates. The curves of `make` also have the final
+adapter.
+
+The values are computed in f64, and the error of the same run in f32 is stored too. QLoRA is PEFT
+with bitsandbytes' layers on the CPU, in f32.
 """
 
 import json
@@ -30,7 +34,7 @@ SETTINGS = {
 }
 
 
-# Curve: how its adapter starts from the base.
+# Curves of adapters that are initialized from the base, with their case in `initial.py`.
 STARTED = {"llama-gqa-pissa": "pissa", "llama-gqa-olora": "olora", "qwen2-loftq": "loftq-iter-5"}
 
 
@@ -53,10 +57,11 @@ def make(base: Path, directory: Path, seed: int) -> None:
     curve = train(model, batch)
     f32 = train(reference.load(base, directory / "adapter", torch.float32), batch)
     norms = curve["grad_norm"]
-    assert min(norms) < SETTINGS["max_grad_norm"] < max(norms), f"clipping on some steps only: {norms}"
+    assert min(norms) < SETTINGS["max_grad_norm"] < max(norms), f"not only some steps are clipped: {norms}"
     frozen = train(reference.load(base, directory / "adapter", torch.float64), batch, learning_rate=0.0)
-    assert all(a < 0.98 * b for a, b in zip(curve["loss"][4:], frozen["loss"][4:])), (curve["loss"], frozen["loss"])
-    errors = {key: max(abs(a - b) / abs(b) for a, b in zip(f32[key], curve[key])) for key in ["loss", "grad_norm"]}
+    losses = zip(curve["loss"][4:], frozen["loss"][4:])
+    assert all(a < 0.98 * b for a, b in losses), (curve["loss"], frozen["loss"])
+    errors = largest_errors(f32, curve)
     assert max(errors.values()) < 1e-4, errors
 
     contents = {"model": base.name, "settings": SETTINGS, **curve, "peft_f32_errors": errors}
@@ -65,7 +70,7 @@ def make(base: Path, directory: Path, seed: int) -> None:
 
 
 def make_qlora(base: Path, directory: Path, seed: int) -> None:
-    """Twenty steps over the base in NF4 with double quantization."""
+    """Twenty steps with the base in NF4 with double quantization."""
     settings = SETTINGS | {"max_steps": 20}
     quantized = {
         "quantization_config": BitsAndBytesConfig(
@@ -82,15 +87,16 @@ def make_qlora(base: Path, directory: Path, seed: int) -> None:
     curve = train(model, batch)
     f64 = train(reference.load(base, directory / "adapter", torch.float64, **quantized), batch)
     dense = train(reference.load(base, directory / "adapter", torch.float64), batch)
-    errors = {key: max(abs(a - b) / abs(b) for a, b in zip(curve[key], f64[key])) for key in ["loss", "grad_norm"]}
+    errors = largest_errors(curve, f64)
     assert max(errors.values()) < 1e-4, errors
-    assert any(abs(a - b) > 1e-2 * b for a, b in zip(dense["loss"], f64["loss"])), "quantization shows"
+    differs = any(abs(a - b) > 1e-2 * b for a, b in zip(dense["loss"], f64["loss"]))
+    assert differs, "quantization does not change the losses"
     contents = {"model": base.name, "settings": settings, **curve, "peft_f32_errors": errors}
     (directory / "curve.json").write_text(json.dumps(contents, indent=2) + "\n")
 
 
 def make_started(base: Path, directory: Path, seed: int, lora: dict) -> None:
-    """Ten steps of an adapter that starts from the base's weights."""
+    """Ten steps of an adapter that is initialized from the base's weights."""
     directory.mkdir(parents=True)
     batch = make_batches(AutoConfig.from_pretrained(base).vocab_size, SETTINGS["max_steps"], seed)
     save_file(batch, directory / "batches.safetensors")
@@ -98,15 +104,24 @@ def make_started(base: Path, directory: Path, seed: int, lora: dict) -> None:
     f32 = train(initial.start(base, **lora).train(), batch)
     plain = {"init_lora_weights": True, "lora_alpha": lora["lora_alpha"]}
     fresh = train(initial.start(base, **plain).train(), batch)
-    assert any(abs(a - b) > 1e-2 * b for a, b in zip(fresh["loss"], curve["loss"])), "the start shows"
-    errors = {key: max(abs(a - b) / abs(b) for a, b in zip(f32[key], curve[key])) for key in ["loss", "grad_norm"]}
+    differs = any(abs(a - b) > 1e-2 * b for a, b in zip(fresh["loss"], curve["loss"]))
+    assert differs, "the initialization does not change the losses"
+    errors = largest_errors(f32, curve)
     assert max(errors.values()) < 1e-4, errors
     contents = {"model": base.name, "settings": SETTINGS, **curve, "peft_f32_errors": errors}
     (directory / "curve.json").write_text(json.dumps(contents, indent=2) + "\n")
 
 
+def largest_errors(curve: dict[str, list[float]], expected: dict[str, list[float]]) -> dict[str, float]:
+    """The largest relative errors of losses and gradient norms."""
+    return {
+        key: max(abs(a - b) / abs(b) for a, b in zip(curve[key], expected[key]))
+        for key in ["loss", "grad_norm"]
+    }
+
+
 def make_batches(vocab: int, steps: int, seed: int) -> dict[str, torch.Tensor]:
-    """`tokens`, `attention_mask`, `labels`, each [steps, micro-batches, rows, T] i64, with T that of the longest row."""
+    """`tokens`, `attention_mask`, `labels`: [steps, micro-batches, rows, T of longest row] i64."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(8, 21, (steps * 4,), generator=generator).tolist()
     prompts = [int(torch.randint(1, length // 2, (), generator=generator)) for length in lengths]
@@ -114,7 +129,9 @@ def make_batches(vocab: int, steps: int, seed: int) -> dict[str, torch.Tensor]:
     return {name: x.reshape(steps, 2, 2, -1) for name, x in batch.items()}
 
 
-def train(model, batch: dict[str, torch.Tensor], learning_rate=SETTINGS["learning_rate"]) -> dict[str, list[float]]:
+def train(
+    model, batch: dict[str, torch.Tensor], learning_rate=SETTINGS["learning_rate"]
+) -> dict[str, list[float]]:
     steps = batch["tokens"].shape[0]
     parameters = list(reference.lora_parameters(model).values())
     optimizer = torch.optim.AdamW(

@@ -1,6 +1,6 @@
-"""Adapters that start from the base's weights, as PEFT's `init_lora_weights` makes them, and the weights that are left frozen.
+"""Adapters that PEFT's `init_lora_weights` computes from a base, and the remaining frozen weights.
 
-Singular vectors have no sign of their own, so the products `s B A` are what is stored.
+The sign of singular vectors is arbitrary, so the products `s B A` are stored.
 """
 
 import inspect
@@ -21,9 +21,23 @@ CASES = {
     "pissa": ("llama-gqa", {"init_lora_weights": "pissa", "lora_alpha": 8}),
     "pissa-rslora": ("qwen2", {"init_lora_weights": "pissa", "lora_alpha": 8, "use_rslora": True}),
     "olora": ("llama-gqa", {"init_lora_weights": "olora", "lora_alpha": 8}),
-    # PEFT takes the scaling of a LoftQ adapter for 1, whatever it is.
-    "loftq": ("qwen2", {"init_lora_weights": "loftq", "lora_alpha": 4, "loftq_config": {"loftq_bits": 4, "loftq_iter": 1}}),
-    "loftq-iter-5": ("qwen2", {"init_lora_weights": "loftq", "lora_alpha": 4, "loftq_config": {"loftq_bits": 4, "loftq_iter": 5}}),
+    # PEFT always assumes a scaling of 1 for LoftQ, so `lora_alpha` is equal to `r`.
+    "loftq": (
+        "qwen2",
+        {
+            "init_lora_weights": "loftq",
+            "lora_alpha": 4,
+            "loftq_config": {"loftq_bits": 4, "loftq_iter": 1},
+        },
+    ),
+    "loftq-iter-5": (
+        "qwen2",
+        {
+            "init_lora_weights": "loftq",
+            "lora_alpha": 4,
+            "loftq_config": {"loftq_bits": 4, "loftq_iter": 5},
+        },
+    ),
 }
 
 
@@ -42,15 +56,16 @@ def make_all(models: Path, root: Path) -> None:
 
 
 def start(base: Path, **lora):
-    """The base with an adapter before its first step, f32."""
+    """The base, f32, with an initialized adapter."""
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear", **lora))
 
 
 def loftq_on_cpu() -> None:
-    """PEFT's LoftQ asks for a GPU; the same code computes on the CPU."""
-    source, n = re.subn("compute_device = .*", 'compute_device = "cpu"', inspect.getsource(loftq_utils.loftq_init))
+    """Makes PEFT's LoftQ, which requires a GPU, run on the CPU."""
+    source = inspect.getsource(loftq_utils.loftq_init)
+    source, n = re.subn("compute_device = .*", 'compute_device = "cpu"', source)
     assert n == 1
     exec(source, loftq_utils.__dict__)
     layer.loftq_init = loftq_utils.loftq_init

@@ -1,4 +1,4 @@
-"""Makes all reference values: `python tests/oracle/make.py`. See README.md."""
+"""Makes all golden files: `python tests/oracle/make.py`. See README.md."""
 
 import os
 from pathlib import Path

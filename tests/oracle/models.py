@@ -1,7 +1,7 @@
 """Tiny random bases in Hugging Face layout, one per feature of the model families.
 
-The weights are not small as a fresh initialization's are: activations and logits are of order 1 to 10 and attention is
-far from uniform, so a mistake anywhere shows in the logits.
+The weights are larger than those of a usual initialization: activations and logits are of order 1
+to 10 and attention is far from uniform, so that every mistake changes the logits.
 """
 
 import json
@@ -18,14 +18,15 @@ LLAMA_GQA = LlamaConfig(
     rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
 )  # fmt: skip
 
-# head_dim is not hidden_size / heads; with 32 original positions all three branches of the scaling are taken.
+# head_dim is not hidden_size / heads. With 32 original positions all three branches of the scaling
+# are used.
 LLAMA3_ROPE = LlamaConfig(
     vocab_size=101, hidden_size=36, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3,
-    num_key_value_heads=1, head_dim=16, max_position_embeddings=256, rms_norm_eps=1e-5, tie_word_embeddings=True,
-    attention_bias=True, mlp_bias=True,
+    num_key_value_heads=1, head_dim=16, max_position_embeddings=256, rms_norm_eps=1e-5,
+    tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
     rope_parameters={
-        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32,
+        "rope_type": "llama3", "rope_theta": 500.0, "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
     },
 )  # fmt: skip
 
@@ -47,7 +48,7 @@ LLAMA_BF16 = LlamaConfig(
     rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
 )  # fmt: skip
 
-# The window is shorter than the rows of its case; the first block sees everything.
+# The window is shorter than the rows of its case. The first block has no window.
 QWEN2_WINDOW = Qwen2Config(
     vocab_size=89, hidden_size=32, intermediate_size=44, num_hidden_layers=3, num_attention_heads=4,
     num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-6, tie_word_embeddings=True,
@@ -61,7 +62,8 @@ LLAMA_GEGLU = LlamaConfig(
     hidden_act="gelu_pytorch_tanh", rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
 )  # fmt: skip
 
-# bitsandbytes 0.50.2 dequantizes rows that are a multiple of 16 but not of its blocks of 64 wrongly on CPUs with AVX-512.
+# The sizes of rows are multiples of 64, or not multiples of 16: bitsandbytes 0.50.2 dequantizes
+# other rows wrongly on CPUs with AVX-512.
 LLAMA_NF4 = LlamaConfig(
     vocab_size=97, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
     num_key_value_heads=1, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=True,
@@ -70,7 +72,7 @@ LLAMA_NF4 = LlamaConfig(
 
 
 def make_all(root: Path) -> None:
-    """Writes `root/<name>/` for every base, and checks that each loads to the logits of the model it was saved from."""
+    """Writes `root/<name>/` for every base. A base must load to the logits of the saved model."""
     save(root / "llama-gqa", LLAMA_GQA, seed=1, version4={"rope_theta": 10000.0, "rope_scaling": None})
     save(
         root / "llama3-rope",
@@ -111,8 +113,15 @@ def make_all(root: Path) -> None:
     save_quantized(root / "llama-int8", LLAMA_GQA, 10, torch.float32, load_in_8bit=True)
 
 
-def save(directory: Path, config, seed: int, version4: dict | None = None, shards: int = 1, dtype=torch.float32) -> None:
-    """Saves one base. With `version4`, `config.json` is written as Transformers 4 wrote it, these keys added."""
+def save(
+    directory: Path,
+    config,
+    seed: int,
+    version4: dict | None = None,
+    shards: int = 1,
+    dtype=torch.float32,
+) -> None:
+    """Saves one base. `version4` has the keys to add to a `config.json` of Transformers 4."""
     model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     randomize(model, seed)
     model.config.dtype = dtype
@@ -130,12 +139,12 @@ def save(directory: Path, config, seed: int, version4: dict | None = None, shard
     assert loaded.dtype == dtype
     with torch.no_grad():
         logits = loaded(tokens).logits
-        assert torch.equal(logits, model(tokens).logits), f"{directory.name}: loads to other logits"
+        assert torch.equal(logits, model(tokens).logits), f"{directory.name}: other logits after loading"
     assert 1.0 < logits.float().std() < 10.0, f"{directory.name}: logits of order {logits.float().std()}"
 
 
 def save_quantized(directory: Path, config, seed: int, dtype: torch.dtype, **quantization) -> None:
-    """Saves one base as Transformers does after it has quantized it with bitsandbytes."""
+    """Saves one base as Transformers does after quantizing the base with bitsandbytes."""
     with tempfile.TemporaryDirectory() as dense:
         save(Path(dense), config, seed, dtype=dtype)
         model = AutoModelForCausalLM.from_pretrained(
@@ -147,7 +156,7 @@ def save_quantized(directory: Path, config, seed: int, dtype: torch.dtype, **qua
 
 
 def randomize(model, seed: int) -> None:
-    """Fills every parameter: products of about unit gain, norm weights around 1, biases and embeddings well off zero."""
+    """Fills all parameters: linear gains and norms near 1, biases and embeddings far from 0."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(shape, std):
@@ -170,8 +179,9 @@ def randomize(model, seed: int) -> None:
 def write_version4_config(directory: Path, config, extra: dict) -> None:
     common = [
         "architectures", "attention_dropout", "bos_token_id", "eos_token_id", "hidden_act", "hidden_size",
-        "initializer_range", "intermediate_size", "max_position_embeddings", "model_type", "num_attention_heads",
-        "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "tie_word_embeddings", "use_cache", "vocab_size",
+        "initializer_range", "intermediate_size", "max_position_embeddings", "model_type",
+        "num_attention_heads", "num_hidden_layers", "num_key_value_heads", "rms_norm_eps",
+        "tie_word_embeddings", "use_cache", "vocab_size",
     ]  # fmt: skip
     fields = {key: getattr(config, key) for key in common} | extra
     if config.model_type == "llama":

@@ -1,4 +1,4 @@
-"""AdamW and clipping as torch does them, learning-rate schedules as Transformers does."""
+"""AdamW and clipping by torch, and learning-rate schedules by Transformers."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ from transformers import TrainingArguments, get_scheduler
 
 SCHEDULES = ["linear", "cosine", "constant", "constant_with_warmup"]
 WARMUP_AND_TOTAL = [(0, 10), (2, 10), (3, 7), (1, 1), (5, 5), (10, 100), (0, 1)]
-# The last but one: 100 * 0.07 is 7.000000000000001, of which Transformers takes the ceiling.
+# In the last but one case 100 * 0.07 is 7.000000000000001, which Transformers rounds up to 8.
 WARMUP_SETTINGS = [(0, 50), (0.03, 100), (0.03, 101), (0.1, 7), (0.5, 1), (0.07, 100), (4, 100)]
 
 
@@ -37,13 +37,13 @@ def schedule(name: str, warmup: int, total: int) -> dict:
 
 
 def warmup(setting: float, total: int) -> dict:
-    """How many steps `TrainingArguments.warmup_steps` means: a fraction of all steps where it is below 1."""
+    """The number of warm-up steps for `warmup_steps`, a fraction of all steps if below 1."""
     steps = TrainingArguments(warmup_steps=setting).get_warmup_steps(total)
     return {"warmup_steps": setting, "max_steps": total, "resolved": steps}
 
 
 def adamw(lr: float, weight_decay: float) -> dict:
-    """A 17-element f32 vector for 12 steps; gradients of very different size, and one element that never gets any."""
+    """12 steps of 17 f32 values; gradients have very different sizes, and one is always 0."""
     generator = torch.Generator().manual_seed(7)
     parameter = torch.nn.Parameter(torch.randn(17, generator=generator))
     scale = 10.0 ** torch.linspace(-9, 3, 17)
@@ -67,7 +67,7 @@ def adamw(lr: float, weight_decay: float) -> dict:
 
 
 def clip(scale: float) -> dict:
-    """Two gradients that share one norm. At `scale` 1 the norm is exactly 5, which is `max_norm`."""
+    """Clips two gradients by their common norm, which is `max_norm`, exactly 5, at `scale` 1."""
     grads = [torch.tensor([3.0, 0.0, 0.0]) * scale, torch.tensor([[0.0, -4.0], [0.0, 0.0]]) * scale]
     if scale not in (0.0, 1.0):
         generator = torch.Generator().manual_seed(8)

@@ -1,4 +1,4 @@
-"""Weights quantized by bitsandbytes on the CPU: the tensors of its checkpoints, and what they dequantize to."""
+"""Weights quantized by bitsandbytes on the CPU: checkpoint tensors, dequantized values."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ def make_all(root: Path) -> None:
     root.mkdir()
     GENERATOR.manual_seed(300)
     odd = random(7, 33)
-    # 301 blocks: the last of three elements, and two blocks of scales.
+    # 301 blocks, the last with three elements, and two blocks of scales.
     long = random(37, 519)
     four_bit(root / "nf4-odd", odd, nested=False)
     four_bit(root / "nf4-odd-nested", odd, nested=True)
@@ -28,7 +28,8 @@ def make_all(root: Path) -> None:
     four_bit(root / "nf4-block-4096", random(5, 1000), nested=False, blocksize=4096)
     four_bit(root / "fp4", odd, nested=False, kind="fp4")
     four_bit(root / "fp4-nested", long.bfloat16(), nested=True, kind="fp4")
-    int8(root / "int8", torch.cat([random(6, 33), torch.zeros(1, 33), 1e-3 * random(2, 33), 1e4 * random(1, 33)]))
+    rows = [random(6, 33), torch.zeros(1, 33), 1e-3 * random(2, 33), 1e4 * random(1, 33)]
+    int8(root / "int8", torch.cat(rows))
     int8(root / "int8-bf16", random(4, 64).bfloat16())
     save_file({"signed": bnb.create_dynamic_map(signed=True)}, root / "dynamic_map.safetensors")
 
@@ -40,7 +41,7 @@ def random(rows: int, cols: int) -> torch.Tensor:
 
 
 def extreme() -> torch.Tensor:
-    """A block each of: zeros; one number; huge ones; denormal ones; the bounds between two codes; both signs of one number."""
+    """Blocks of zeros, one number, huge numbers, subnormals, bounds between codes, and ±0.7."""
     code = bnb.get_4bit_type("nf4", device="cpu")
     x = torch.zeros(7, 64)
     x[1, 5] = -3.0
@@ -48,31 +49,35 @@ def extreme() -> torch.Tensor:
     x[3] = 1e-41 * random(1, 64)
     x[4, :15], x[4, 15] = (code[:-1] + code[1:]) / 2, 1.0
     x[5, ::2], x[5, 1::2] = 0.7, -0.7
-    # The last block is not full, and zero.
+    # The last block is partial and contains zeros.
     return x.reshape(-1)[: 6 * 64 + 20].reshape(4, -1)
 
 
 def four_bit(path: Path, x: torch.Tensor, nested: bool, kind: str = "nf4", blocksize: int = 64) -> None:
     packed, state = bnb.quantize_4bit(x, blocksize=blocksize, compress_statistics=nested, quant_type=kind)
     absmax = bnb.dequantize_blockwise(state.absmax, state.state2) + state.offset if nested else state.absmax
-    # As a layer computes with f32 activations: the values are not rounded to the weight's own type.
-    dequantized = torch.ops.bitsandbytes.dequantize_4bit.default(packed, absmax, blocksize, kind, x.shape, torch.float32)
+    # A layer with f32 activations does not round the values to the weight's type.
+    dequantize = torch.ops.bitsandbytes.dequantize_4bit.default
+    dequantized = dequantize(packed, absmax, blocksize, kind, x.shape, torch.float32)
     assert torch.equal(dequantized, definition(packed, absmax, kind, blocksize, x.shape))
     tensors = {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
-    save_file({"input": x, "weight": packed, "dequantized": dequantized.contiguous(), **tensors}, path.with_suffix(".safetensors"))
+    tensors = {"input": x, "weight": packed, "dequantized": dequantized.contiguous(), **tensors}
+    save_file(tensors, path.with_suffix(".safetensors"))
 
 
 def definition(packed, absmax, kind: str, blocksize: int, shape) -> torch.Tensor:
-    """What the format says, f32: bitsandbytes' own kernels are held against it."""
+    """Dequantizes to f32 by the definition of the format, to check bitsandbytes' kernels."""
     elements = shape[0] * shape[1]
     codes = torch.stack([packed.reshape(-1) >> 4, packed.reshape(-1) & 15], 1).reshape(-1)[:elements].long()
-    return (bnb.get_4bit_type(kind, device="cpu")[codes] * absmax.repeat_interleave(blocksize)[:elements]).reshape(shape)
+    values = bnb.get_4bit_type(kind, device="cpu")[codes]
+    return (values * absmax.repeat_interleave(blocksize)[:elements]).reshape(shape)
 
 
 def int8(path: Path, x: torch.Tensor) -> None:
     codes, scales, _ = bnb.int8_vectorwise_quant(x.half())
     dequantized = codes.float().mul_(scales.unsqueeze(1).mul(1.0 / 127.0))
-    tensors = {"input": x, "weight": codes, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    weight_format = torch.tensor(0, dtype=torch.uint8)
+    tensors = {"input": x, "weight": codes, "SCB": scales, "weight_format": weight_format}
     save_file({"dequantized": dequantized, **tensors}, path.with_suffix(".safetensors"))
 
 

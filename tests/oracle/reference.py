@@ -1,7 +1,8 @@
 """Transformers + PEFT in a chosen precision: logits, the sum of token losses, gradients.
 
-In f64 the RMS norms, which Transformers computes in f32 whatever the model's type, are computed in f64 too. The rotary
-angles stay Transformers' f32 ones (`inv_freq` in f32 times the position, cosine and sine in f32): they define the model.
+In f64 the RMS norms, which Transformers always computes in f32, are computed in f64 too. The rotary
+angles are Transformers' f32 angles (`inv_freq` in f32 times the position, cosine and sine in f32),
+because these define the model.
 """
 
 import types
@@ -18,9 +19,11 @@ from batches import IGNORE
 
 
 def load(base: Path, adapter: Path, dtype: torch.dtype, **quantized) -> PeftModel:
-    """The base with its adapter, ready to train. The adapter is f64 for `torch.float64`, f32 otherwise (PEFT's default).
+    """The base with its adapter, ready to train.
 
-    A base that is quantized, or is made so by `quantization_config`, is computed with in dense layers of its values.
+    The adapter is f64 for `torch.float64` and otherwise f32 (PEFT's default). A base that is
+    quantized, or that `quantization_config` quantizes, gets dense layers with the dequantized
+    values.
     """
     load_as = torch.float32 if dtype == torch.float64 else dtype
     model = dequantized(AutoModelForCausalLM.from_pretrained(base, dtype=load_as, **quantized)).to(load_as)
@@ -37,7 +40,7 @@ def in_f64(model):
 
 
 def dequantized(model):
-    """The model with the values that its quantized weights stand for, f32, in dense layers."""
+    """Replaces quantized layers by dense f32 layers with the dequantized weights."""
     for name, module in list(model.named_modules()):
         if isinstance(module, bnb.nn.Linear4bit):
             state = module.weight.quant_state
@@ -47,7 +50,8 @@ def dequantized(model):
             if state.nested:
                 absmax = bnb.functional.dequantize_blockwise(absmax, state.state2) + state.offset
             packed, shape = module.weight.data, state.shape
-            assert torch.equal(weight, quant.definition(packed, absmax, state.quant_type, state.blocksize, shape)), name
+            expected = quant.definition(packed, absmax, state.quant_type, state.blocksize, shape)
+            assert torch.equal(weight, expected), name
         elif isinstance(module, bnb.nn.Linear8bitLt):
             weight = module.weight.data.float().mul_(module.weight.SCB.unsqueeze(1).mul(1.0 / 127.0))
         else:
@@ -57,7 +61,9 @@ def dequantized(model):
         if module.bias is not None:
             dense.bias.data = module.bias.data
         model.set_submodule(name, dense)
-    for attribute in ["is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit", "hf_quantizer", "quantization_method"]:
+    quantized = ["is_quantized", "is_loaded_in_4bit", "is_loaded_in_8bit"]
+    quantized += ["hf_quantizer", "quantization_method"]
+    for attribute in quantized:
         if hasattr(model, attribute):
             delattr(model, attribute)
     return model
@@ -68,9 +74,10 @@ def rms_norm_f64(self, x: torch.Tensor) -> torch.Tensor:
 
 
 def loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum of -log p(labels[t + 1] | tokens[..t]) over labelled positions. At least f32 inside, as in Transformers."""
+    """Sum of -log p(labels[t + 1] | tokens[..=t]) over labelled positions, in f32 or f64."""
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")
+    logits, targets = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
+    return F.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
 
 
 def labelled_tokens(labels: torch.Tensor) -> int:
@@ -83,7 +90,10 @@ def lora_parameters(model: PeftModel) -> dict[str, torch.nn.Parameter]:
 
 
 def evaluate(model: PeftModel, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """`logits`, `base_logits`, `loss_sum` and `grad.<name>` of the mean token loss, in the model's precision."""
+    """`logits`, `base_logits`, `loss_sum`, and `grad.<name>` of the mean token loss.
+
+    The values have the model's precision.
+    """
     tokens, mask, labels = batch["tokens"], batch["attention_mask"], batch["labels"]
     logits = model(input_ids=tokens, attention_mask=mask).logits
     loss = loss_sum(logits, labels)
@@ -100,6 +110,6 @@ def evaluate(model: PeftModel, batch: dict[str, torch.Tensor]) -> dict[str, torc
 
 
 def relative_error(a: torch.Tensor, b: torch.Tensor) -> float:
-    """max|a - b| / max|b|, `b` being the reference."""
+    """max|a - b| / max|b|, where `b` is the reference."""
     a, b = a.double(), b.double()
     return float((a - b).abs().max() / b.abs().max())

@@ -1,4 +1,4 @@
-"""Which modules PEFT adapts for each form of `target_modules`, and the `adapter_config.json` it then writes."""
+"""The modules that PEFT adapts for forms of `target_modules`, and its `adapter_config.json`."""
 
 import json
 import tempfile
@@ -29,7 +29,10 @@ def make_all(models: Path, root: Path) -> None:
 
 
 def case(base: Path, form: str | list[str]) -> dict:
-    """`resolved` is null where PEFT finds no module: a name matches whole path ends, an expression the whole path."""
+    """One case. `resolved` is null if PEFT finds no module.
+
+    A name matches whole components at the end of a path, and an expression matches the whole path.
+    """
     result = {"model": base.name, "target_modules": form, "resolved": None}
     model = AutoModelForCausalLM.from_pretrained(base)
     try:

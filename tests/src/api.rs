@@ -1,4 +1,4 @@
-//! The coordinator's gRPC interface, as any client has it.
+//! A client of the coordinator's gRPC interface.
 
 use std::path::Path;
 
@@ -13,15 +13,15 @@ use tonic::{Code, Status};
 
 use crate::process::WAIT_TIMEOUT;
 
-/// A client.
+/// A gRPC client with a runtime.
 #[derive(Debug)]
-pub struct Api {
+pub struct ApiClient {
     runtime: Runtime,
     channel: Channel,
 }
 
-impl Api {
-    /// Of the coordinator at `url`, which need not be there yet.
+impl ApiClient {
+    /// Creates a client of the coordinator at `url`. The coordinator need not be running yet.
     pub fn new(url: &str) -> Self {
         let runtime = runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let endpoint = Endpoint::from_shared(url.to_owned()).unwrap();
@@ -29,19 +29,20 @@ impl Api {
         Self { runtime, channel }
     }
 
-    /// A job; none while the coordinator is away.
+    /// Returns a job; `None` while the coordinator is unreachable.
     pub fn job(&self, job_id: &str) -> Option<v1::Job> {
         let request = v1::GetJobRequest { job_id: job_id.to_owned() };
         present(self.call(async |mut jobs| Ok(jobs.get_job(request).await?.into_inner())))
     }
 
-    /// The workers; none while the coordinator is away.
+    /// Returns the workers; `None` while the coordinator is unreachable.
     pub fn workers(&self) -> Option<Vec<v1::Worker>> {
         let request = v1::ListWorkersRequest {};
         present(self.call(async |mut jobs| Ok(jobs.list_workers(request).await?.into_inner().workers)))
     }
 
-    /// What a job's watcher gets from event `from` and from after `step` on, until the job rests.
+    /// Watches a job and returns its events from number `from` on and its steps after `step`. The
+    /// stream ends when the job is in a state that it does not leave by itself.
     pub fn watch(&self, job_id: &str, from: u64, step: u64) -> Vec<Kind> {
         let request = v1::WatchJobRequest {
             job_id: job_id.to_owned(),
@@ -60,7 +61,7 @@ impl Api {
         self.call(all).unwrap()
     }
 
-    /// The events of a job, until it rests.
+    /// Like [`Self::watch`]: returns all events of a job.
     pub fn events(&self, job_id: &str) -> Vec<v1::JobEvent> {
         let event = |kind| match kind {
             Kind::Event(event) => Some(event),
@@ -69,7 +70,7 @@ impl Api {
         self.watch(job_id, 1, 0).into_iter().filter_map(event).collect()
     }
 
-    /// Uploads a file as it is and names it.
+    /// Uploads a file and returns its name and digest.
     pub fn upload(&self, path: &Path) -> v1::StoredFile {
         let digest = DigestBuilder::of_file(path).unwrap();
         let header = v1::UploadHeader { digest: Some(digest.clone()), artifact: None };
@@ -89,7 +90,7 @@ impl Api {
     /// Submits a job.
     ///
     /// # Errors
-    /// The coordinator's refusal.
+    /// The coordinator refuses the job.
     pub fn submit(&self, request: v1::SubmitJobRequest) -> Result<v1::Job, Status> {
         self.call(async |mut jobs| Ok(jobs.submit_job(request).await?.into_inner()))
     }
@@ -103,13 +104,13 @@ impl Api {
     }
 }
 
-/// The answer, if there was somebody to give one.
+/// Returns the answer; `None` if the coordinator was unreachable.
 fn present<T>(answer: Result<T, Status>) -> Option<T> {
-    let broken =
+    let is_unreachable =
         |status: &Status| matches!(status.code(), Code::Unavailable | Code::Unknown | Code::Cancelled);
     match answer {
         Ok(answer) => Some(answer),
-        Err(status) if broken(&status) => None,
+        Err(status) if is_unreachable(&status) => None,
         Err(status) => panic!("{status}"),
     }
 }

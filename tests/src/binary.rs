@@ -11,25 +11,25 @@ use escargot::format::Message;
 
 const NAMES: [&str; 3] = ["loractl", "lora-coordinator", "lora-worker"];
 
-/// A command of `loractl`.
+/// Returns a command that runs `loractl`.
 pub fn loractl() -> Command {
     Command::new(binary("loractl"))
 }
 
-/// A command of `lora-coordinator`.
+/// Returns a command that runs `lora-coordinator`.
 pub fn lora_coordinator() -> Command {
     Command::new(binary("lora-coordinator"))
 }
 
-/// A command of `lora-worker`.
+/// Returns a command that runs `lora-worker`.
 pub fn lora_worker() -> Command {
     Command::new(binary("lora-worker"))
 }
 
-/// Where the binary of this name is. All are built on first use, with the profile and in the target directory of the test
-/// that asks.
+/// Returns the path of a binary. The first call builds all binaries, with the profile and in the
+/// target directory of the running test.
 fn binary(name: &str) -> &'static Path {
-    // A failure is kept as well: it is the same for every test.
+    // A failure is cached as well, because it is the same for every test.
     static BUILT: OnceLock<Result<BTreeMap<String, PathBuf>, CargoError>> = OnceLock::new();
     match BUILT.get_or_init(build) {
         Ok(paths) => &paths[name],
@@ -37,8 +37,8 @@ fn binary(name: &str) -> &'static Path {
     }
 }
 
-/// The features of dependencies are those of the whole workspace, so that nothing that `cargo test --workspace` has built is
-/// built again.
+/// Builds the binaries with the features that the whole workspace enables in dependencies, so that
+/// nothing that `cargo test --workspace` has built is rebuilt.
 fn build() -> Result<BTreeMap<String, PathBuf>, CargoError> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     // <target>/<profile>/deps/<test>
@@ -47,12 +47,12 @@ fn build() -> Result<BTreeMap<String, PathBuf>, CargoError> {
     let target = profile.parent().unwrap();
     let cargo = CargoBuild::new().manifest_path(manifest).target_dir(target).arg("--workspace");
     let cargo = if profile.ends_with("release") { cargo.release() } else { cargo };
-    // Cargo tells this test about its own package; a build script that looks at such variables would run again, and
-    // everything that depends on it would be built again.
-    let about_this_package = std::env::vars_os().map(|(name, _)| name).filter(|name| {
+    // Cargo sets variables about the test's own package. A build script that reads such variables
+    // would run again, and everything that depends on it would be rebuilt.
+    let package_variables = std::env::vars_os().map(|(name, _)| name).filter(|name| {
         ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|prefix| name.to_string_lossy().starts_with(prefix))
     });
-    let cargo = about_this_package.fold(cargo, CargoBuild::env_remove);
+    let cargo = package_variables.fold(cargo, CargoBuild::env_remove);
     let mut paths = BTreeMap::new();
     for message in NAMES.into_iter().fold(cargo, CargoBuild::bin).exec()? {
         match message?.decode()? {

@@ -11,15 +11,15 @@ use crate::container::{Container, Volume};
 use crate::yaml::{list, text};
 use crate::{dockerfile, repository};
 
-/// The containers of the repository's `docker-compose.yml`, by the names of their services.
+/// Returns the containers of the repository's `docker-compose.yml` by the names of their services.
 ///
 /// # Panics
-/// If the file says something that this does not understand.
+/// If the file contains something that this parser does not support.
 pub fn services() -> BTreeMap<String, Container> {
     parse(&fs::read_to_string(repository().join("docker-compose.yml")).unwrap())
 }
 
-/// As [`services`], of another text.
+/// Like [`services`], for the given text.
 pub fn parse(text: &str) -> BTreeMap<String, Container> {
     let file: Value = serde_saphyr::from_str(text).unwrap();
     let services = file["services"].as_object().unwrap();
@@ -40,7 +40,7 @@ fn container(name: &str, service: &Value) -> Container {
         volumes: list(&service["tmpfs"]).map(|path| (PathBuf::from(text(path)), Volume::Scratch)).collect(),
         ports: list(&service["ports"]).map(|port| container_port(&text(port))).collect(),
         probes: image.healthcheck().into_iter().collect(),
-        // Docker's own.
+        // Docker's default is 10 s.
         grace: Some(service.get("stop_grace_period").map_or(Duration::from_secs(10), seconds)),
         after: service["depends_on"].as_object().into_iter().flat_map(|all| all.keys().cloned()).collect(),
         image,
@@ -50,17 +50,17 @@ fn container(name: &str, service: &Value) -> Container {
     }
     for volume in list(&service["volumes"]).map(text) {
         let parts: Vec<&str> = volume.split(':').collect();
-        let there = PathBuf::from(parts[1]);
+        let target = PathBuf::from(parts[1]);
         match (parts[0].strip_prefix("./"), parts.get(2)) {
             (Some(path), Some(&"ro")) => {
-                container.mounts.insert(there, repository().join(path));
+                container.mounts.insert(target, repository().join(path));
             }
             (None, None) if is_name(parts[0]) => {
                 container
                     .volumes
-                    .insert(there, Volume::Persistent { name: parts[0].to_owned(), bytes: None });
+                    .insert(target, Volume::Persistent { name: parts[0].to_owned(), bytes: None });
             }
-            _ => panic!("{name}: volume {volume}: neither ./PATH:PATH:ro nor NAME:PATH"),
+            _ => panic!("{name}: invalid volume {volume}: must be ./PATH:PATH:ro or NAME:PATH"),
         }
     }
     container
@@ -70,7 +70,7 @@ fn is_name(text: &str) -> bool {
     Path::new(text).components().eq([Component::Normal(text.as_ref())])
 }
 
-/// Of `ADDRESS:HOST:CONTAINER`.
+/// Returns the container's port in `ADDRESS:HOST:CONTAINER`.
 fn container_port(text: &str) -> u16 {
     text.rsplit(':').next().unwrap().parse().unwrap()
 }

@@ -1,4 +1,5 @@
-//! A container as the compose file, a manifest or an image describes it, and its process on this machine instead.
+//! A container that the compose file, a manifest or an image describes, and its program as a
+//! process on this machine.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -17,13 +18,13 @@ use crate::service::without_settings;
 /// A container of one of this repository's images.
 #[derive(Clone, Debug)]
 pub struct Container {
-    /// Where it is described, such as `docker-compose.yml: worker-0`.
+    /// The location of its description, such as `docker-compose.yml: worker-0`.
     pub location: String,
-    /// The target of the Dockerfile that is its image.
+    /// The target of the Dockerfile that builds its image.
     pub image: Stage,
-    /// What the program gets; the program is the image's entry point.
+    /// The arguments of the program. The program is the image's entry point.
     pub arguments: Vec<String>,
-    /// Its variables; none: a value that only a running pod has.
+    /// Environment variables. A value of `None` is only known in a running pod.
     pub environment: BTreeMap<String, Option<String>>,
     /// Files and directories of this repository that it reads, by their paths in the container.
     pub mounts: BTreeMap<PathBuf, PathBuf>,
@@ -31,30 +32,30 @@ pub struct Container {
     pub volumes: BTreeMap<PathBuf, Volume>,
     /// Ports that are named or published.
     pub ports: Vec<u16>,
-    /// Port and path of what asks it over HTTP how it is.
+    /// The ports and paths of its HTTP probes.
     pub probes: Vec<(u16, String)>,
-    /// From the request to end until it is killed, where that is said.
+    /// The time between the termination signal and the kill, if the description has it.
     pub grace: Option<Duration>,
     /// Containers that must be healthy before it starts.
     pub after: Vec<String>,
 }
 
-/// A place for a container's files.
+/// Storage for a container's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Volume {
-    /// Is kept when the container is replaced.
+    /// Storage that is kept when the container is replaced.
     Persistent {
-        /// Its name.
+        /// The name of the volume.
         name: String,
-        /// Its size in bytes, where that is said.
+        /// The size in bytes, if the description has it.
         bytes: Option<u64>,
     },
-    /// Goes with the container.
+    /// Storage that is removed with the container.
     Scratch,
 }
 
 impl Container {
-    /// What an image is without further words.
+    /// Creates the container of an image with the image's defaults.
     pub fn from_image(image: Stage) -> Self {
         let kept = |path: &str| Volume::Persistent { name: path.replace('/', "-"), bytes: None };
         Self {
@@ -75,28 +76,29 @@ impl Container {
         }
     }
 
-    /// The program that runs in it: the first word of the image's entry point.
+    /// Returns the program of the container: the first word of the image's entry point.
     pub fn program(&self) -> String {
         self.image.entrypoint().swap_remove(0)
     }
 
-    /// Where a file that it reads lies on this machine.
+    /// Returns the path on this machine of a file that the container reads.
     pub fn file(&self, path: &str) -> Option<PathBuf> {
         let path = Path::new(path);
-        let (mount, here) = self.mounts.iter().find(|(mount, _)| path.starts_with(mount))?;
+        let (mount, local) = self.mounts.iter().find(|(mount, _)| path.starts_with(mount))?;
         let below = path.strip_prefix(mount).unwrap();
-        Some(if below.as_os_str().is_empty() { here.clone() } else { here.join(below) })
+        Some(if below.as_os_str().is_empty() { local.clone() } else { local.join(below) })
     }
 
-    /// A daemon's settings by their keys, `section.key`: the defaults, its file, its variables, its flags.
+    /// Returns the settings of a daemon by their keys, `section.key`, from the defaults, its file,
+    /// its environment variables and its flags.
     ///
     /// # Errors
-    /// What the daemon would say.
+    /// The error that the daemon would report.
     pub fn settings(&self) -> Result<BTreeMap<String, Value>, String> {
         match self.program().as_str() {
             "lora-coordinator" => self.load(lora_coordinator::Config::check),
             "lora-worker" => self.load(lora_worker::Config::check),
-            program => Err(format!("{program} is no daemon")),
+            program => Err(format!("{program} is not a daemon")),
         }
     }
 
@@ -123,17 +125,20 @@ impl Container {
         self.arguments.windows(2).filter(move |pair| pair[0] == name).map(|pair| pair[1].as_str())
     }
 
-    /// Makes `program`, the program as built on this machine, what runs in the container: the same arguments and variables,
-    /// and so the same configuration, in which
-    /// - paths of files that it reads are those on this machine,
+    /// Returns the command that runs `program`, the program that was built on this machine, like
+    /// the program in the container. It has the container's arguments and environment variables,
+    /// and therefore its configuration, with these differences:
+    ///
+    /// - paths of files that the program reads are those on this machine,
     /// - a volume is the directory of its name in `dir`,
     /// - the program listens on port 0 of 127.0.0.1,
-    /// - `host:port` of another container is what `addresses` has for it.
+    /// - `host:port` of another container is replaced by its value in `addresses`.
     ///
-    /// Variables of the tester's own that the program would read are removed.
+    /// Environment variables of the test process that the program would read are removed.
     ///
     /// # Panics
-    /// If a variable's value is known in a pod only, or names a container that `addresses` does not have.
+    /// If the value of a variable is only known in a pod, or names a container that is not in
+    /// `addresses`.
     pub fn on_this_machine(
         &self,
         mut program: Command,
@@ -147,14 +152,14 @@ impl Container {
         }
         for (name, value) in &self.environment {
             let value =
-                value.as_ref().unwrap_or_else(|| panic!("{}: {name} is known in a pod only", self.location));
-            let here = addresses.iter().fold(value.clone(), |text, (there, here)| text.replace(there, here));
+                value.as_ref().unwrap_or_else(|| panic!("{}: {name} is only known in a pod", self.location));
+            let local = addresses.iter().fold(value.clone(), |text, (from, to)| text.replace(from, to));
             assert!(
-                !value.contains("://") || here != *value,
+                !value.contains("://") || local != *value,
                 "{}: no address for {name}={value}",
                 self.location
             );
-            program.env(name, here);
+            program.env(name, local);
         }
         for (key, value) in self.settings().unwrap_or_default() {
             let Some(value) = value.as_str() else { continue };
@@ -169,7 +174,7 @@ impl Container {
     }
 }
 
-/// Whether a setting is an address that its daemon listens on.
+/// Returns whether a setting is an address that its daemon listens on.
 pub fn is_listen(key: &str) -> bool {
     key.ends_with(".listen")
 }

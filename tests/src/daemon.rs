@@ -1,4 +1,4 @@
-//! A daemon under test, which tells by its log where it listens.
+//! A daemon under test, whose log has the addresses that it listens on.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::http::{self, HttpResponse};
 use crate::process::{Finished, Running, Signal, wait_until};
 
-/// A daemon that listens, with its log as JSON. Dropping it kills it.
+/// A daemon that listens and logs as JSON. Dropping this kills the daemon.
 #[derive(Debug)]
 pub struct Daemon {
     running: Running,
@@ -18,35 +18,36 @@ impl Daemon {
     /// Starts `command`, which logs as JSON, and waits until it listens.
     pub fn start(command: &mut Command) -> Self {
         let mut running = Running::start(command);
-        let listening = wait_until("the word that it listens", &mut running, |running| {
+        let listening = wait_until("the log entry `listening`", &mut running, |running| {
             entries(running).find(|fields| fields["message"] == "listening")
         });
         Self { running, listening }
     }
 
-    /// A field of what it says when it listens, such as `http`.
+    /// Returns a field of the log entry `listening`, such as `http`.
     pub fn address(&self, field: &str) -> &str {
         self.listening[field].as_str().unwrap_or_else(|| panic!("{field} in {}", self.listening))
     }
 
-    /// What it answers over HTTP.
+    /// Gets `path` from its HTTP server.
     pub fn get(&self, path: &str) -> HttpResponse {
         http::get(self.address("http"), path)
     }
 
-    /// The value of a metric, named with its labels; none if there is no such one.
+    /// Returns the value of a metric; `None` if the metric does not exist. `name` includes the
+    /// labels.
     pub fn metric(&self, name: &str) -> Option<f64> {
         let answer = self.get("/metrics");
         let value = answer.body.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.map(|value| value.parse().unwrap())
     }
 
-    /// Fields of what it has logged so far.
+    /// Returns the fields of the log entries so far.
     pub fn log(&self) -> Vec<Value> {
         entries(&self.running).collect()
     }
 
-    /// Whether it has ended.
+    /// Returns whether the daemon has exited.
     pub fn has_ended(&mut self) -> bool {
         self.running.has_ended()
     }
@@ -56,20 +57,21 @@ impl Daemon {
         self.running.process.signal(signal);
     }
 
-    /// Kills it, and waits until it is gone.
+    /// Kills the daemon and waits for its exit.
     pub fn kill(self) {
         self.signal(Signal::KILL);
         self.running.wait();
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM and waits for the exit.
     pub fn terminate(self) -> Finished {
         self.signal(Signal::TERM);
         self.running.wait()
     }
 }
 
-/// The whole lines of a log. What is no JSON, such as the message of a panic, is shown when a test fails.
+/// Returns the fields of the JSON lines of a log. Other lines, such as the message of a panic, are
+/// skipped; they are printed when a test fails.
 fn entries(running: &Running) -> impl Iterator<Item = Value> {
     let log = running.stderr();
     let fields = |line: &str| Some(serde_json::from_str::<Value>(line).ok()?["fields"].take());

@@ -1,30 +1,32 @@
-//! `deploy/docker/Dockerfile`, as far as tests ask about it.
+//! A parser for the parts of `deploy/docker/Dockerfile` that the tests use.
 
 use std::collections::BTreeMap;
 use std::fs;
 
 use crate::repository;
 
-/// The instructions of a build stage, with those of the stages it is built on before its own.
+/// A build stage. Its instructions include those of the stages that it is based on, which come
+/// first.
 #[derive(Clone, Debug)]
 pub struct Stage {
-    /// What comes after `AS`.
+    /// The name, after `AS`.
     pub name: String,
-    /// The image at its bottom, after `ARG`s are filled in.
+    /// The external image that the stage is based on. `ARG`s are replaced by their values.
     pub base: String,
-    /// Instruction and the rest of its line; continued lines are one.
+    /// Each instruction, and the rest of its line. Continued lines are joined.
     pub instructions: Vec<(String, String)>,
 }
 
-/// The stages in the order of the file; `ARG`s before the first one, filled in.
+/// Returns the stages in the order of the file. `ARG`s before the first stage are replaced by their
+/// values.
 ///
 /// # Panics
-/// On a stage without a name.
+/// If a stage has no name.
 pub fn stages() -> Vec<Stage> {
     parse(&fs::read_to_string(repository().join("deploy/docker/Dockerfile")).unwrap())
 }
 
-/// As [`stages`], of another text.
+/// Like [`stages`], for the given text.
 pub fn parse(text: &str) -> Vec<Stage> {
     let mut arguments = BTreeMap::new();
     let mut stages: Vec<Stage> = Vec::new();
@@ -32,7 +34,7 @@ pub fn parse(text: &str) -> Vec<Stage> {
         if instruction == "FROM" {
             let rest = fill_in(&rest, &arguments);
             let [base, _, name] = rest.split_whitespace().collect::<Vec<_>>()[..] else {
-                panic!("FROM {rest}: not BASE AS NAME");
+                panic!("invalid FROM {rest}: must be FROM BASE AS NAME");
             };
             let below = stages.iter().find(|stage| stage.name == base);
             let (base, instructions) = match below {
@@ -50,31 +52,31 @@ pub fn parse(text: &str) -> Vec<Stage> {
 }
 
 impl Stage {
-    /// What follows the last `instruction`; none: there is no such one.
+    /// Returns the rest of the last `instruction`; `None` if the stage does not have it.
     pub fn last(&self, instruction: &str) -> Option<&str> {
         self.all(instruction).last()
     }
 
-    /// What follows each `instruction`.
+    /// Returns the rest of each `instruction`.
     pub fn all(&self, instruction: &str) -> impl Iterator<Item = &str> {
         self.instructions.iter().filter(move |(name, _)| name == instruction).map(|(_, rest)| rest.as_str())
     }
 
-    /// The words of an `ENTRYPOINT`; empty: it has none.
+    /// Returns the words of the `ENTRYPOINT`; empty if the stage has none.
     pub fn entrypoint(&self) -> Vec<String> {
         self.last("ENTRYPOINT").map(json_words).unwrap_or_default()
     }
 
-    /// Port and path that its `HEALTHCHECK` asks: `CMD ["healthcheck", PORT, PATH]`.
+    /// Returns the port and path of the `HEALTHCHECK`: `CMD ["healthcheck", PORT, PATH]`.
     pub fn healthcheck(&self) -> Option<(u16, String)> {
         let (_, command) = self.last("HEALTHCHECK")?.split_once("CMD ")?;
         match &json_words(command)[..] {
             [program, port, path] if program == "healthcheck" => Some((port.parse().unwrap(), path.clone())),
-            other => panic!("{}: health check {other:?}", self.name),
+            other => panic!("{}: invalid health check {other:?}", self.name),
         }
     }
 
-    /// The value of a label.
+    /// Returns the value of a label.
     pub fn label(&self, name: &str) -> Option<&str> {
         let labels = self.all("LABEL").flat_map(|rest| rest.split("\" "));
         labels

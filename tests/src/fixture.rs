@@ -1,4 +1,4 @@
-//! A small job over the example's base.
+//! A small job that trains on the example's base.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use crate::{Finished, RunOutcome, loractl};
 
-/// 57 rows: an epoch has 5 steps, the last of 9 rows in 5 micro-batches, the last of those of 1 row. 12 steps: 2.4 epochs.
+/// An epoch of 57 rows has 5 steps. The last step has 9 rows in 5 micro-batches, of which the last
+/// one has 1 row. 12 steps are 2.4 epochs.
 const TRAINING_ROWS: usize = 57;
 const HELD_OUT_ROWS: usize = 10;
 const JOB: &str = "\
@@ -33,7 +34,7 @@ training:
   save_steps: 4
 ";
 
-/// A directory with a base, data, and a job of 12 steps over them. Removed when this is dropped.
+/// A directory with a base, data, and a job of 12 steps. Dropping this removes the directory.
 #[derive(Debug)]
 pub struct Fixture {
     dir: TempDir,
@@ -55,7 +56,8 @@ impl Default for Fixture {
 }
 
 impl Fixture {
-    /// With a job of 48 short steps in place of the 12, so that much can happen on its way; four workers can share it.
+    /// Creates a fixture whose job has 48 short steps instead of 12, which gives a test time to
+    /// interrupt it. Four workers can share the job.
     pub fn with_short_steps() -> Self {
         let fixture = Self::default();
         for (old, new) in [
@@ -70,29 +72,29 @@ impl Fixture {
         fixture
     }
 
-    /// With a job of this many steps.
+    /// Creates a fixture whose job has `steps` steps.
     pub fn with_steps(steps: u64) -> Self {
         let fixture = Self::default();
         fixture.edit("job.yaml", "max_steps: 12", &format!("max_steps: {steps}"));
         fixture
     }
 
-    /// Has the job ask for `min` to `max` workers.
+    /// Sets the number of workers of the job to `min` to `max`.
     pub fn ask_for_workers(&self, min: usize, max: usize) {
         self.append("job.yaml", &format!("workers: {{min: {min}, max: {max}}}"));
     }
 
-    /// The directory of the example that the base and the data are from.
+    /// Returns the directory of the example that has the base and the data.
     pub fn example() -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/dates")
     }
 
-    /// A path in its directory.
+    /// Returns the path of `name` in the directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// The job file.
+    /// Returns the path of the job file.
     pub fn job(&self) -> PathBuf {
         self.path("job.yaml")
     }
@@ -112,27 +114,27 @@ impl Fixture {
         fs::write(self.path(name), text).unwrap();
     }
 
-    /// Replaces the one place where file `name` has `old`.
+    /// Replaces the only occurrence of `old` in file `name`.
     pub fn edit(&self, name: &str, old: &str, new: &str) {
         let text = fs::read_to_string(self.path(name)).unwrap();
         assert_eq!(text.matches(old).count(), 1, "{old:?} in {name}");
         self.write(name, &text.replace(old, new));
     }
 
-    /// Adds `line` at the end of file `name`.
+    /// Appends `line` to file `name`.
     pub fn append(&self, name: &str, line: &str) {
         let text = fs::read_to_string(self.path(name)).unwrap();
         self.write(name, &format!("{text}{line}\n"));
     }
 
-    /// `loractl run` of the job into directory `out`.
+    /// Returns the command `loractl run` for the job with the output directory `out`.
     pub fn run(&self, out: &str, arguments: &[&str]) -> Command {
         let mut command = loractl();
         command.arg("run").arg(self.job()).arg("--out").arg(self.path(out)).args(arguments);
         command
     }
 
-    /// Runs the job to its end, which must be a good one.
+    /// Runs the job, which must succeed, and returns its outcome.
     pub fn finish(&self, out: &str, arguments: &[&str]) -> RunOutcome {
         Finished::run(&mut self.run(out, arguments)).expect_code(0);
         RunOutcome::read(&self.path(out))

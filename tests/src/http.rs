@@ -1,20 +1,20 @@
-//! Just enough HTTP to ask a daemon how it is.
+//! A minimal HTTP client for the health and metrics endpoints of a daemon.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
 use crate::process::WAIT_TIMEOUT;
 
-/// What was answered.
+/// A response.
 #[derive(Debug, PartialEq, Eq)]
 pub struct HttpResponse {
     /// The status, such as 200.
     pub status: u16,
-    /// The text.
+    /// The body as text.
     pub body: String,
 }
 
-/// Gets `path` from `host:port`.
+/// Sends a GET request for `path` to `address`, which is `host:port`.
 pub fn get(address: &str, path: &str) -> HttpResponse {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(WAIT_TIMEOUT)).unwrap();

@@ -1,4 +1,5 @@
-//! The containers of `deploy/kubernetes`, read from its files: what `kubectl kustomize` makes of them is checked elsewhere.
+//! The containers of `deploy/kubernetes`, read from its files. Other tests check the output of
+//! `kubectl kustomize`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,39 +11,39 @@ use crate::container::{Container, Volume};
 use crate::yaml::{documents, list, text};
 use crate::{dockerfile, repository};
 
-/// What a kustomization makes, its ConfigMaps aside.
+/// The objects that a kustomization generates, and the files of its ConfigMaps.
 #[derive(Clone, Debug, Default)]
 pub struct Kustomization {
-    /// Such as `overlays/cpu`.
+    /// The directory, such as `overlays/cpu`.
     pub name: String,
-    /// Its objects.
+    /// The objects, without the ConfigMaps.
     pub objects: Vec<Value>,
-    /// Files by the name of the ConfigMap that they are in.
+    /// Files by the name of the ConfigMap that contains them.
     pub config_maps: BTreeMap<String, Vec<PathBuf>>,
 }
 
 impl Kustomization {
-    /// Reads that of directory `name` of `deploy/kubernetes`.
+    /// Reads the kustomization in directory `name` of `deploy/kubernetes`.
     ///
     /// # Panics
-    /// If it uses something of Kustomize that this does not know.
+    /// If it uses a feature of Kustomize that this parser does not support.
     pub fn read(name: &str) -> Self {
         let mut read = read(&repository().join("deploy/kubernetes").join(name));
         name.clone_into(&mut read.name);
         read
     }
 
-    /// Its objects that have pods.
+    /// Returns the objects that have pods.
     pub fn pods(&self) -> impl Iterator<Item = &Value> {
         self.objects.iter().filter(|object| !object["spec"]["template"].is_null())
     }
 
-    /// The containers of its pods.
+    /// Returns the containers of the pods.
     pub fn containers(&self) -> Vec<Container> {
         self.pods().map(|owner| self.container(owner)).collect()
     }
 
-    /// Its Services' ports: `NAME:PORT`.
+    /// Returns the ports of the Services as `NAME:PORT`.
     pub fn addresses(&self) -> Vec<String> {
         let services = self.objects.iter().filter(|object| object["kind"] == "Service");
         let ports =
@@ -55,7 +56,7 @@ impl Kustomization {
     fn container(&self, owner: &Value) -> Container {
         let pod = &owner["spec"]["template"]["spec"];
         let [container] = &list(&pod["containers"]).collect::<Vec<_>>()[..] else {
-            panic!("{}: not one container", owner["metadata"]["name"]);
+            panic!("{}: must have exactly one container", owner["metadata"]["name"]);
         };
         let (image, _) = split_image(&text(&container["image"]));
         let stage = dockerfile::stages().into_iter().find(|stage| image == format!("lora-{}", stage.name));
@@ -65,7 +66,7 @@ impl Kustomization {
             .collect();
         let probes =
             ["startupProbe", "readinessProbe", "livenessProbe"].map(|probe| &container[probe]["httpGet"]);
-        let (mounts, volumes) = self.places(owner, container);
+        let (mounts, volumes) = self.storage(owner, container);
         Container {
             location: format!("deploy/kubernetes/{}: {}", self.name, text(&owner["metadata"]["name"])),
             image,
@@ -82,8 +83,9 @@ impl Kustomization {
         }
     }
 
-    /// What of its volumes are this repository's files, and where it may write.
-    fn places(
+    /// Returns the mounted files of this repository and the writable volumes, by their paths in the
+    /// container.
+    fn storage(
         &self,
         owner: &Value,
         container: &Value,
@@ -110,14 +112,14 @@ impl Kustomization {
                         mounts.insert(path.join(file.file_name().unwrap()), file.clone());
                     }
                 }
-                _ => panic!("{}: volume {name}", owner["metadata"]["name"]),
+                _ => panic!("{}: unsupported volume {name}", owner["metadata"]["name"]),
             }
         }
         (mounts, volumes)
     }
 }
 
-/// Name and tag.
+/// Returns the name and the tag of an image.
 pub fn split_image(image: &str) -> (String, Option<String>) {
     match image.rsplit_once(':') {
         Some((name, tag)) => (name.to_owned(), Some(tag.to_owned())),
@@ -138,9 +140,9 @@ fn read(dir: &Path) -> Kustomization {
                     made.config_maps.insert(text(&map["name"]), files);
                 }
             }
-            // They come after everything else.
+            // These are applied after everything else.
             "images" | "patches" => {}
-            _ => panic!("{}: {key} is not known here", dir.display()),
+            _ => panic!("{}: unsupported key {key}", dir.display()),
         }
     }
     for patch in list(&file["patches"]).flat_map(|patch| documents(&dir.join(text(&patch["path"])))) {
@@ -175,7 +177,8 @@ impl Kustomization {
     }
 }
 
-/// A strategic merge: maps by their keys, lists of named things or of mounts by name or path, anything else replaced.
+/// A strategic merge: maps are merged by key, lists of named items or mounts by name or mount path,
+/// and any other value is replaced.
 fn merge(target: &mut Value, patch: &Value) {
     match (target, patch) {
         (Value::Object(target), Value::Object(patch)) => {

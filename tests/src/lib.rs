@@ -1,5 +1,5 @@
-//! What the end-to-end tests share: the built binaries, processes that are waited for with a limit, a small job, and the
-//! networked service.
+//! Helpers of the end-to-end tests: the built binaries, processes whose waits have a time limit, a
+//! small job, and the networked service.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 
@@ -20,7 +20,7 @@ mod yaml;
 
 use std::path::Path;
 
-pub use api::Api;
+pub use api::ApiClient;
 pub use binary::{lora_coordinator, lora_worker, loractl};
 pub use daemon::Daemon;
 pub use fixture::Fixture;
@@ -29,7 +29,7 @@ pub use process::{Finished, Process, Running, Signal, WAIT_TIMEOUT, until, wait_
 pub use service::{TestService, Worker, sets, without_settings};
 pub use terminal::on_terminal;
 
-/// The root of this repository.
+/// Returns the root directory of this repository.
 pub fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap()
 }

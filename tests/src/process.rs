@@ -1,4 +1,4 @@
-//! Processes that are started, watched, signalled and waited for; every wait has a limit.
+//! Processes: starting, watching, signalling and waiting. Every wait has a time limit.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -11,15 +11,15 @@ use serde_json::Value;
 
 pub use rustix::process::Signal;
 
-/// How long anything is waited for; far more than it takes.
+/// The time limit of every wait, far longer than any successful wait takes.
 pub const WAIT_TIMEOUT: Duration = Duration::from_secs(180);
-/// Lines of a process's log that a failed test shows.
+/// The maximum number of lines of a process's log that a failed test prints.
 const MAX_SHOWN_LINES: usize = 60;
 
-/// A process, held by a descriptor, so that its id cannot come to mean another.
+/// A process, identified by a descriptor, because its id could be reused by another process.
 #[derive(Debug)]
 pub struct Process {
-    /// Its command line.
+    /// The command line.
     pub arguments: Vec<String>,
     descriptor: OwnedFd,
 }
@@ -40,17 +40,18 @@ impl Process {
         pidfd_send_signal(&self.descriptor, signal).unwrap();
     }
 
-    /// Waits until it has ended; false: it did not within [`WAIT_TIMEOUT`].
+    /// Waits for the exit. Returns false if the process does not exit within [`WAIT_TIMEOUT`].
     pub fn wait(&self) -> bool {
         let limit = Timespec::try_from(WAIT_TIMEOUT).unwrap();
         poll(&mut [PollFd::new(&self.descriptor, PollFlags::IN)], Some(&limit)).unwrap() > 0
     }
 }
 
-/// A process that a test has started. Dropping it kills it; a test that fails shows the end of what it wrote to stderr.
+/// A process that a test has started. Dropping this kills the process. If the test fails, it also
+/// prints the last lines of the process's stderr.
 #[derive(Debug)]
 pub struct Running {
-    /// Its handle.
+    /// The handle of the process.
     pub process: Process,
     child: Child,
     stdout: File,
@@ -60,16 +61,16 @@ pub struct Running {
 /// How a process ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// Exit code; none: it was killed by a signal.
+    /// The exit code; `None` if a signal killed the process.
     pub code: Option<i32>,
-    /// All of its stdout.
+    /// The whole stdout.
     pub stdout: String,
-    /// All of its stderr.
+    /// The whole stderr.
     pub stderr: String,
 }
 
 impl Running {
-    /// Starts `command`. Its stdin stays open as long as this lives.
+    /// Starts `command`. Its stdin stays open until this is dropped.
     pub fn start(command: &mut Command) -> Self {
         let (stdout, stderr) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
         command.stdin(Stdio::piped()).stdout(stdout.try_clone().unwrap()).stderr(stderr.try_clone().unwrap());
@@ -78,7 +79,7 @@ impl Running {
         Self { process, child, stdout, stderr }
     }
 
-    /// The processes that it has started and that still run.
+    /// Returns the child processes that are still running.
     pub fn children(&self) -> Vec<Process> {
         let parent = self.child.id().to_string();
         let entries = std::fs::read_dir("/proc").unwrap().flatten();
@@ -88,25 +89,26 @@ impl Running {
             .collect()
     }
 
-    /// What it has written to stdout so far.
+    /// Returns the stdout so far.
     pub fn stdout(&self) -> String {
         text(&self.stdout)
     }
 
-    /// What it has written to stderr so far.
+    /// Returns the stderr so far.
     pub fn stderr(&self) -> String {
         text(&self.stderr)
     }
 
-    /// Whether it has ended.
+    /// Returns whether the process has exited.
     pub fn has_ended(&mut self) -> bool {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits for its end; fails if that does not come within [`WAIT_TIMEOUT`].
+    /// Waits for the exit. The test fails if the process does not exit within [`WAIT_TIMEOUT`].
     pub fn wait(mut self) -> Finished {
         if !self.process.wait() {
-            panic!("{:?} runs on after {WAIT_TIMEOUT:?}; stderr:\n{}", self.process.arguments, self.stderr());
+            let Process { arguments, .. } = &self.process;
+            panic!("{arguments:?} did not exit within {WAIT_TIMEOUT:?}; stderr:\n{}", self.stderr());
         }
         let code = self.child.wait().unwrap().code();
         Finished { code, stdout: text(&self.stdout), stderr: text(&self.stderr) }
@@ -121,37 +123,38 @@ impl Drop for Running {
             let tail: Vec<&str> = stderr.lines().skip(shown).collect();
             eprintln!("--- stderr of {}\n{}\n---", self.process.arguments.join(" "), tail.join("\n"));
         }
-        // One that has ended needs neither.
+        // Both calls fail if the process has already exited.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
 impl Finished {
-    /// Runs `command` to its end.
+    /// Runs `command` and waits for its exit.
     pub fn run(command: &mut Command) -> Self {
         Running::start(command).wait()
     }
 
-    /// Itself, if the exit code is `code`.
+    /// Returns `self`. The test fails if the exit code is not `code`.
     pub fn expect_code(self, code: i32) -> Self {
         assert_eq!(self.code, Some(code), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         self
     }
 
-    /// Its stdout as JSON.
+    /// Parses stdout as JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}: {}", self.stdout))
     }
 
-    /// What the one line of stderr that starts with `error: ` says after that; none if there is no such line, or more.
+    /// Returns the rest of the only line of stderr that starts with `error: `; `None` if there is
+    /// no such line or more than one.
     pub fn error(&self) -> Option<&str> {
         let mut errors = self.stderr.lines().filter_map(|line| line.strip_prefix("error: "));
         errors.next().filter(|_| errors.next().is_none())
     }
 }
 
-/// Looks until `seen` gives something; fails after [`WAIT_TIMEOUT`].
+/// Calls `seen` until it returns a value. The test fails after [`WAIT_TIMEOUT`].
 pub fn until<T>(what: &str, mut seen: impl FnMut() -> Option<T>) -> T {
     const PAUSE: Duration = Duration::from_millis(5);
     let started = Instant::now();
@@ -159,29 +162,30 @@ pub fn until<T>(what: &str, mut seen: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = seen() {
             return value;
         }
-        assert!(started.elapsed() < WAIT_TIMEOUT, "waited in vain for {what}");
+        assert!(started.elapsed() < WAIT_TIMEOUT, "timed out waiting for {what}");
         std::thread::sleep(PAUSE);
     }
 }
 
-/// As [`until`]; fails also as soon as `running` has ended without it.
+/// Like [`until`]. The test also fails as soon as `running` has exited and `seen` returns nothing.
 pub fn wait_until<T>(what: &str, running: &mut Running, mut seen: impl FnMut(&Running) -> Option<T>) -> T {
     until(what, || {
         let ended = running.has_ended();
         let value = seen(running);
-        assert!(value.is_some() || !ended, "waited in vain for {what}: it has ended");
+        assert!(value.is_some() || !ended, "the process exited while waiting for {what}");
         value
     })
 }
 
-/// The parent's id from `/proc/<pid>/stat`, whose second field may hold anything between its brackets.
+/// Returns the id of the parent from `/proc/<pid>/stat`. The second field is in parentheses and may
+/// contain any characters.
 fn parent_of(pid: i32) -> Option<String> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let (_, fields) = stat.rsplit_once(')')?;
     fields.split_whitespace().nth(1).map(str::to_owned)
 }
 
-/// The whole contents, without moving the offset that the process writes at.
+/// Reads the whole file without moving the offset at which the process writes.
 fn text(file: &File) -> String {
     let bytes = std::fs::read(format!("/proc/self/fd/{}", file.as_raw_fd())).unwrap();
     String::from_utf8_lossy(&bytes).into_owned()

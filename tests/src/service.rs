@@ -1,4 +1,5 @@
-//! The networked service: a coordinator, and workers and clients of it, each a process with directories of its own.
+//! The networked service: a coordinator with workers and clients. Each is a process with its own
+//! directories.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,34 +9,34 @@ use lora_proto::v1;
 use lora_spec::JobState;
 use tempfile::TempDir;
 
-use crate::api::Api;
+use crate::api::ApiClient;
 use crate::binary::{lora_coordinator, lora_worker, loractl};
 use crate::daemon::Daemon;
 use crate::fixture::Fixture;
 use crate::output::RunOutcome;
 use crate::process::{Finished, Running, until};
 
-/// Seconds, so that a failure is known soon, but not before a busy machine's process has had its turn.
+/// Times in seconds that detect a failure soon, but allow for the delays of a busy machine.
 const TIMING_SETTINGS: [&str; 3] =
     ["workers.heartbeat_seconds=0.25", "workers.lease_seconds=3", "recovery.settle_seconds=0.5"];
 
-/// A coordinator. Dropping it kills it.
+/// A coordinator. Dropping this kills its process.
 #[derive(Debug)]
 pub struct TestService {
-    // Goes before its directory.
+    // This field is dropped before the directory.
     daemon: Option<Daemon>,
     address: String,
     settings: Vec<String>,
-    api: Api,
+    api: ApiClient,
     state: TempDir,
 }
 
-/// A worker of a coordinator. Dropping it kills it.
+/// A worker of a coordinator. Dropping this kills its process.
 #[derive(Debug)]
 pub struct Worker {
-    /// Its process.
+    /// The process.
     pub daemon: Daemon,
-    /// Its name.
+    /// The name.
     pub name: String,
     _cache: TempDir,
 }
@@ -46,58 +47,58 @@ impl TestService {
         Self::with(&[])
     }
 
-    /// Starts one with these settings beside the usual ones.
+    /// Starts a coordinator with these settings in addition to those of the tests.
     pub fn with(settings: &[&str]) -> Self {
         let settings: Vec<String> =
             TIMING_SETTINGS.iter().chain(settings).map(|set| (*set).to_owned()).collect();
         let state = tempfile::tempdir().unwrap();
         let daemon = start(state.path(), &own_address(), &settings);
         let address = daemon.address("address").to_owned();
-        let api = Api::new(&format!("http://{address}"));
+        let api = ApiClient::new(&format!("http://{address}"));
         Self { daemon: Some(daemon), address, settings, api, state }
     }
 
-    /// The process, which runs.
+    /// Returns the running process.
     pub fn daemon(&self) -> &Daemon {
         self.daemon.as_ref().unwrap()
     }
 
-    /// `host:port` of its gRPC interface; the same after each start.
+    /// Returns `host:port` of the gRPC interface. A restart does not change the address.
     pub fn address(&self) -> &str {
         &self.address
     }
 
-    /// Where it keeps what it stores.
+    /// Returns the state directory of the coordinator.
     pub fn state_dir(&self) -> &Path {
         self.state.path()
     }
 
-    /// Its gRPC interface.
-    pub fn api(&self) -> &Api {
+    /// Returns a client of the gRPC interface.
+    pub fn api(&self) -> &ApiClient {
         &self.api
     }
 
-    /// Kills it.
+    /// Kills the coordinator.
     pub fn kill(&mut self) {
         self.daemon.take().unwrap().kill();
     }
 
-    /// Asks it to end, and waits until it has.
+    /// Sends SIGTERM to the coordinator and waits for its exit.
     pub fn terminate(&mut self) -> Finished {
         self.daemon.take().unwrap().terminate()
     }
 
-    /// Starts it again, with what it has stored.
+    /// Starts the coordinator again with the same state directory and address.
     pub fn restart(&mut self) {
         self.daemon = Some(start(self.state.path(), &self.address, &self.settings));
     }
 
-    /// Starts a worker of it that computes with one thread.
+    /// Starts a worker with one thread.
     pub fn worker(&self, name: &str) -> Worker {
         self.worker_with(name, &[])
     }
 
-    /// Starts such a worker with settings of its own.
+    /// Starts a worker with one thread and additional settings.
     pub fn worker_with(&self, name: &str, settings: &[(&str, &str)]) -> Worker {
         let cache = tempfile::tempdir().unwrap();
         let mut command = lora_worker();
@@ -110,19 +111,19 @@ impl TestService {
         Worker { daemon, name: name.to_owned(), _cache: cache }
     }
 
-    /// A command of `loractl` to it.
+    /// Returns a `loractl` command for this coordinator.
     pub fn loractl(&self, arguments: &[&str]) -> Command {
         let mut command = loractl();
         without_settings(&mut command).args(arguments).args(["--coordinator", &self.address]);
         command
     }
 
-    /// Starts a command of `loractl` to it.
+    /// Starts a `loractl` command for this coordinator.
     pub fn running(&self, arguments: &[&str]) -> Running {
         Running::start(&mut self.loractl(arguments))
     }
 
-    /// Runs a command of `loractl` to it, to its end.
+    /// Runs a `loractl` command for this coordinator and waits for its exit.
     pub fn run(&self, arguments: &[&str]) -> Finished {
         Finished::run(&mut self.loractl(arguments))
     }
@@ -133,32 +134,33 @@ impl TestService {
         job["job_id"].as_str().unwrap().to_owned()
     }
 
-    /// Waits until a job is as wanted; fails if it rests and is not.
-    pub fn until(&self, job_id: &str, what: &str, wanted: impl Fn(&v1::Job) -> bool) -> v1::Job {
+    /// Waits until `is_reached` is true for a job. The test fails if the job is in a state that it
+    /// does not leave by itself and `is_reached` is false. `what` describes the condition.
+    pub fn until(&self, job_id: &str, what: &str, is_reached: impl Fn(&v1::Job) -> bool) -> v1::Job {
         until(what, || {
             let job = self.api.job(job_id)?;
-            if wanted(&job) {
+            if is_reached(&job) {
                 return Some(job);
             }
-            let rests = JobState::from_name(&job.state).unwrap().is_at_rest();
-            assert!(!rests, "waited in vain for {what}: the job is {}, {:?}", job.state, job.failure);
+            let is_stopped = JobState::from_name(&job.state).unwrap().is_stopped();
+            assert!(!is_stopped, "waiting for {what}, but the job is {}, {:?}", job.state, job.failure);
             None
         })
     }
 
-    /// Waits until a job is in this state.
+    /// Waits until a job is in `state`.
     pub fn until_state(&self, job_id: &str, state: &str) -> v1::Job {
         self.until(job_id, state, |job| job.state == state)
     }
 
-    /// Waits until so many of a job's steps are stored.
+    /// Waits until a job is running and the coordinator has stored `step` of its steps.
     pub fn until_step(&self, job_id: &str, step: u64) -> v1::Job {
         self.until(job_id, &format!("step {step}"), |job| {
             job.state == "running" && job.completed_steps >= step
         })
     }
 
-    /// Waits until a worker is in this state.
+    /// Waits until a worker is in `state`.
     pub fn until_worker(&self, name: &str, state: &str) -> v1::Worker {
         until(&format!("{name} to be {state}"), || {
             let workers = self.api.workers()?;
@@ -175,25 +177,26 @@ impl TestService {
 }
 
 impl Worker {
-    /// Kills it.
+    /// Kills the worker.
     pub fn kill(self) {
         self.daemon.kill();
     }
 
-    /// Steps that it took part in.
+    /// Returns the number of steps in which the worker took part.
     pub fn steps(&self) -> u64 {
         self.daemon.metric("lora_worker_steps_total").unwrap() as u64
     }
 }
 
-/// `--set` for each of these settings.
+/// Adds `--set` for each setting to `command`.
 pub fn sets<'a>(command: &mut Command, settings: impl IntoIterator<Item = (&'a str, &'a str)>) {
     for (key, value) in settings {
         command.args(["--set", &format!("{key}={value}")]);
     }
 }
 
-/// Leaves out what the tester has set for daemons and clients of his own.
+/// Removes the environment variables that configure daemons and clients of the person who runs the
+/// tests.
 pub fn without_settings(command: &mut Command) -> &mut Command {
     let ours = |name: &str| name.starts_with("LORA_") || name == "RUST_LOG";
     for (name, _) in std::env::vars_os().filter(|(name, _)| ours(&name.to_string_lossy())) {
@@ -210,7 +213,8 @@ fn start(state: &Path, address: &str, settings: &[String]) -> Daemon {
     Daemon::start(without_settings(&mut command))
 }
 
-/// A loopback address that is nobody else's, so that its port stays free while the coordinator is away; port 0.
+/// Returns a loopback address that no other process uses, with port 0. The port of the coordinator
+/// therefore stays free while the coordinator is not running.
 fn own_address() -> String {
     static SERVICES: AtomicU8 = AtomicU8::new(1);
     let [.., high, low] = std::process::id().to_be_bytes();

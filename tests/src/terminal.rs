@@ -1,4 +1,4 @@
-//! What a program writes to a terminal.
+//! The output of a program to a terminal.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,15 +10,15 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use crate::process::WAIT_TIMEOUT;
 
-/// Runs `command` to its end, with a terminal of so many columns as its stdout, and returns what it wrote there. It must end
-/// well.
+/// Runs `command` with a terminal of `columns` columns as its stdout and returns its output. The
+/// command must succeed.
 pub fn on_terminal(mut command: Command, columns: u16) -> String {
     let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
     let terminal = openpt(flags).unwrap();
     unlockpt(&terminal).unwrap();
     tcsetwinsize(&terminal, Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 }).unwrap();
     let mut child = command.stdout(ioctl_tiocgptpeer(&terminal, flags).unwrap()).spawn().unwrap();
-    // It holds the other end too.
+    // The command also has the other end of the terminal open.
     drop(command);
     let mut terminal = File::from(terminal);
     let (mut written, mut piece) = (Vec::new(), [0; 4096]);
@@ -26,9 +26,9 @@ pub fn on_terminal(mut command: Command, columns: u16) -> String {
     loop {
         assert!(
             poll(&mut [PollFd::new(&terminal, PollFlags::IN)], Some(&limit)).unwrap() > 0,
-            "it is silent"
+            "the program wrote nothing for {WAIT_TIMEOUT:?}"
         );
-        // An error says that the other end is closed.
+        // An error means that the other end is closed.
         match terminal.read(&mut piece) {
             Ok(0) | Err(_) => break,
             Ok(read) => written.extend(&piece[..read]),

@@ -1,4 +1,5 @@
-//! A corpus of what people get wrong. Each gets one clear error, from `run` and from `plan`; nothing is created.
+//! A corpus of users' mistakes. For each mistake `run` and `plan` print one clear error and create
+//! nothing.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -7,22 +8,22 @@ use std::fs::{self, OpenOptions};
 use lora_e2e::{Finished, Fixture, loractl};
 use serde_json::{Value, json};
 
-/// A broken job.
+/// A job with a mistake.
 struct Case {
-    /// What is wrong.
+    /// The mistake, in words.
     name: &'static str,
-    /// Breaks a sound job.
+    /// Makes the mistake in a valid job.
     break_job: fn(&Fixture),
-    /// Where the error says it is.
+    /// The location that the error names.
     at: At,
-    /// What else it says: the field, what is wrong, what would be right.
+    /// Other words of the error: the field, the cause, and what would be right.
     expected: &'static [&'static str],
 }
 
 enum At {
-    /// The line of the job file that has this text.
+    /// The line of the job file that contains this text.
     Job(&'static str),
-    /// A path in the fixture, with the line where it has lines.
+    /// A path in the fixture, with the line number if the file has lines.
     File(&'static str),
 }
 
@@ -52,7 +53,7 @@ const SETTINGS: &[Case] = &[
         expected: &["training.per_device_train_batch_size", "use training.micro_batch_size"],
     },
     Case {
-        name: "a start that PEFT has and this has not",
+        name: "a value of PEFT's init_lora_weights that is not supported",
         break_job: |f| f.edit("job.yaml", "  r: 4\n", "  r: 4\n  init_lora_weights: gaussian\n"),
         at: At::Job("init_lora_weights"),
         expected: &["adapter.init_lora_weights", "gaussian", "pissa_niter_N"],
@@ -64,7 +65,7 @@ const SETTINGS: &[Case] = &[
         expected: &["adapter.init_lora_weights: loftq", "model.quantization to nf4 or int8"],
     },
     Case {
-        name: "a rank that a weight has not, which the adapter starts from",
+        name: "a rank above the rank of a weight from which the adapter is initialized",
         break_job: |f| f.edit("job.yaml", "r: 4\n", "r: 200\n  init_lora_weights: pissa\n"),
         at: At::Job("r: 200"),
         expected: &["adapter.r: is 200", "has rank", "init_lora_weights: true"],
@@ -88,7 +89,7 @@ const SETTINGS: &[Case] = &[
         expected: &["adapter.r", "at least 1"],
     },
     Case {
-        name: "a learning rate that is no number",
+        name: "a learning rate that is not a number",
         break_job: |f| f.edit("job.yaml", "learning_rate: 5.0e-3", "learning_rate: .nan"),
         at: At::Job("learning_rate: .nan"),
         expected: &["training.learning_rate", "NaN", "finite number"],
@@ -110,7 +111,7 @@ const SETTINGS: &[Case] = &[
         expected: &["workers.max", "7 workers", "6 micro-batches", "lower it to 6"],
     },
     Case {
-        name: "broken YAML",
+        name: "invalid YAML",
         break_job: |f| f.edit("job.yaml", "model:\n", "model: {\n"),
         at: At::File("job.yaml:"),
         expected: &[],
@@ -171,7 +172,7 @@ const BASES: &[Case] = &[
             f.edit("base/config.json", &format!("\"intermediate_size\": {mlp}"), "\"intermediate_size\": 64");
         },
         at: At::File("base/model.safetensors"),
-        expected: &["gate_proj", "config.json asks for [64, "],
+        expected: &["gate_proj", "config.json requires [64, "],
     },
     Case {
         name: "no tokenizer",
@@ -227,19 +228,19 @@ const DATA: &[Case] = &[
         expected: &[".jsonl", ".parquet"],
     },
     Case {
-        name: "a broken line of JSON",
+        name: "a line that is not valid JSON",
         break_job: |f| f.append("train.jsonl", r#"{"prompt": "a", "completion": "b"#),
         at: At::File("train.jsonl:58"),
-        expected: &["broken JSON"],
+        expected: &["invalid JSON"],
     },
     Case {
-        name: "a broken line in the evaluation rows",
+        name: "an invalid line in the evaluation rows",
         break_job: |f| f.append("eval.jsonl", "[1]x"),
         at: At::File("eval.jsonl:11"),
-        expected: &["broken JSON"],
+        expected: &["invalid JSON"],
     },
     Case {
-        name: "a row of no known form",
+        name: "a row of an unknown format",
         break_job: |f| f.append("train.jsonl", r#"{"question": "a", "answer": "b"}"#),
         at: At::File("train.jsonl:58"),
         expected: &["messages", "prompt", "text", "instruction"],
@@ -260,7 +261,7 @@ const DATA: &[Case] = &[
         expected: &["lines 58", "59", "tokens", "data.max_length 96", "data.long_rows", "truncate", "drop"],
     },
     Case {
-        name: "nothing left of rows that are too long",
+        name: "no row left after rows that are too long were dropped",
         break_job: |f| {
             f.write("train.jsonl", &long_row());
             f.edit("job.yaml", "max_length: 96", "max_length: 96\n  long_rows: drop");
@@ -297,7 +298,7 @@ fn more_workers_than_micro_batches_are_refused() {
 }
 
 #[test]
-fn long_rows_are_truncated_or_dropped_as_the_job_says() {
+fn long_rows_are_truncated_or_dropped_as_configured() {
     for (word, kept, truncated, dropped) in [("truncate", 58, 1, 0), ("drop", 57, 0, 1)] {
         let fixture = Fixture::default();
         fixture.append("train.jsonl", &long_row());
@@ -316,7 +317,7 @@ fn long_rows_are_truncated_or_dropped_as_the_job_says() {
         assert_eq!(
             lora_e2e::metrics(&fixture.path("out"))[4]["num_tokens"],
             plan["tokens"],
-            "{word}: an epoch"
+            "{word}: the tokens of an epoch"
         );
     }
 }
@@ -349,17 +350,17 @@ fn long_row() -> String {
     json!({"prompt": "count:", "completion": "1 2 3 4 5 6 7 8 9 0 ".repeat(10)}).to_string()
 }
 
-/// Looks at every case before it fails.
+/// Checks all cases before it fails.
 fn check(cases: &[Case]) {
     let wrong: Vec<String> = cases.iter().flat_map(mismatches).collect();
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
-/// What is wrong with how a case is answered.
+/// The differences between the expected and the actual errors of a case.
 fn mismatches(case: &Case) -> Vec<String> {
     let fixture = Fixture::default();
     (case.break_job)(&fixture);
-    let place = match case.at {
+    let location = match case.at {
         At::File(name) => fixture.path(name).display().to_string(),
         At::Job(text) => {
             let job = fs::read_to_string(fixture.job()).unwrap();
@@ -383,9 +384,9 @@ fn mismatches(case: &Case) -> Vec<String> {
             complain("not exactly one error");
             continue;
         };
-        for words in case.expected.iter().copied().chain([place.as_str()]) {
+        for words in case.expected.iter().copied().chain([location.as_str()]) {
             if !error.contains(words) {
-                complain(&format!("the error does not say {words:?}"));
+                complain(&format!("the error does not contain {words:?}"));
             }
         }
     }

@@ -1,4 +1,4 @@
-//! `plan`, `generate` and `verify`.
+//! The commands `plan`, `generate` and `verify`.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -45,7 +45,7 @@ fn plan_reports_the_job_and_creates_nothing() {
     );
     assert_eq!(plan["modules"].as_object().unwrap().len(), 7);
 
-    // What a run then reports.
+    // A run reports the same numbers.
     let run = Finished::run(&mut fixture.run("out", &["-o", "json"])).expect_code(0);
     let summary: Value = serde_json::from_str(&run.stdout).unwrap();
     assert_eq!(summary["trainable_parameters"], plan["trainable_parameters"]);
@@ -53,7 +53,7 @@ fn plan_reports_the_job_and_creates_nothing() {
     assert_eq!(summary["total_parameters"].as_u64().unwrap(), base + trainable);
     assert_eq!(lora_e2e::metrics(&fixture.path("out"))[11]["num_tokens"], plan["tokens"]);
 
-    // The first row: the answer, and the token that ends it, are trained; the question is not.
+    // In the first row the answer and the token that ends it are trained, and the question is not.
     let row = fs::read_to_string(fixture.path("train.jsonl")).unwrap();
     let row: Value = serde_json::from_str(row.lines().next().unwrap()).unwrap();
     let turn = |i: usize| row["messages"][i]["content"].as_str().unwrap();
@@ -86,7 +86,7 @@ fn greedy_text_is_repeatable_and_sampled_text_follows_its_seed() {
     assert_eq!(
         generate(&["--temperature", "2", "--top-k", "1"]),
         generate(&[]),
-        "only the likeliest is left"
+        "only the most probable token is left"
     );
 }
 
@@ -104,7 +104,7 @@ fn chat_puts_the_prompt_into_the_template() {
 #[test]
 fn generate_rejects_invalid_arguments() {
     let fixture = Fixture::default();
-    for (arguments, code, says) in [
+    for (arguments, code, expected) in [
         (&["--temperature", "0"][..], 1, "--temperature"),
         (&["--temperature", "NaN"], 1, "--temperature"),
         (&["--temperature", "1", "--top-p", "2"], 1, "--top-p"),
@@ -120,7 +120,7 @@ fn generate_rejects_invalid_arguments() {
             .args(arguments);
         let refused = Finished::run(&mut command).expect_code(code);
         assert!(refused.stdout.is_empty() && refused.error().is_some(), "{refused:?}");
-        assert!(refused.stderr.contains(says), "{arguments:?}: {}", refused.stderr);
+        assert!(refused.stderr.contains(expected), "{arguments:?}: {}", refused.stderr);
     }
 }
 
@@ -165,7 +165,7 @@ fn an_adapter_changes_the_text_and_verifies_until_modified() {
     assert!(refused.error().unwrap_or_default().contains("data.train"), "{}", refused.stderr);
 }
 
-/// What `loractl generate` writes for `prompt`, at most 16 tokens.
+/// The text that `loractl generate` writes for `prompt`, at most 16 tokens.
 fn generate(fixture: &Fixture, prompt: &str, arguments: &[&str]) -> String {
     let mut command = loractl();
     command.arg("generate").arg("--base").arg(fixture.path("base"));

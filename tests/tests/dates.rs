@@ -1,4 +1,4 @@
-//! The example: what it is trained and held to account on has nothing in common.
+//! The example: its training rows and its held-out rows are disjoint.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -11,7 +11,7 @@ use lora_e2e::Fixture;
 use lora_spec::{JobFile, ModelConfig};
 use serde_json::Value;
 
-/// A question and its answer, without what case and white space make of them.
+/// A question and its answer, in lower case and with normalized white space.
 type QuestionAnswer = (String, String);
 
 #[test]
@@ -21,8 +21,8 @@ fn held_out_training_and_pretraining_rows_are_disjoint() {
     let questions =
         |rows: &[QuestionAnswer]| rows.iter().map(|(question, _)| question.clone()).collect::<HashSet<_>>();
     let (trained, asked) = (questions(&train), questions(&held_out));
-    assert_eq!(trained.len(), train.len(), "every training question is there once");
-    assert_eq!(asked.len(), held_out.len(), "every held-out question is there once");
+    assert_eq!(trained.len(), train.len(), "every training question occurs once");
+    assert_eq!(asked.len(), held_out.len(), "every held-out question occurs once");
     assert_eq!(trained.intersection(&asked).collect::<Vec<_>>(), Vec::<&String>::new());
 
     let documents = pretraining();
@@ -84,7 +84,7 @@ fn the_example_job_is_valid_and_its_base_small() {
     }
 }
 
-/// What ISO 8601 answers are made of.
+/// Whether a character can be part of an ISO 8601 answer.
 fn in_answer(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '-' || c == ':'
 }

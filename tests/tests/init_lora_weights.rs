@@ -1,4 +1,4 @@
-//! Jobs whose adapters start from the base's weights.
+//! Jobs whose adapters are initialized from the base's weights.
 
 use std::path::Path;
 
@@ -42,12 +42,13 @@ fn the_subtracted_initial_term_is_exported() {
         let verified = Finished::run(loractl().arg("verify").arg(fixture.path("one"))).expect_code(0);
         assert!(verified.stdout.contains("same bits"), "{}", verified.stdout);
         let plan = Finished::run(loractl().arg("plan").arg(fixture.job())).expect_code(0);
-        assert!(plan.stdout.contains("a result of rank 8"), "{}", plan.stdout);
+        assert!(plan.stdout.contains("an adapter of rank 8"), "{}", plan.stdout);
         generated(&fixture.path("base"), Some(&fixture.path("one")));
     }
 }
 
-/// From its second round on LoftQ has a base of its own, which `generate`, `verify` and `merge` make again.
+/// From its second iteration on, LoftQ has a base of its own, which `generate`, `verify` and
+/// `merge` create again.
 #[test]
 fn loftq_adapters_are_used_with_the_requantized_base() {
     let fixture = Fixture::default();
@@ -70,5 +71,5 @@ fn loftq_adapters_are_used_with_the_requantized_base() {
         generated(&fixture.path("base"), Some(&fixture.path("one")))
     );
     let plan = Finished::run(loractl().arg("plan").arg(fixture.job())).expect_code(0);
-    assert!(plan.stdout.contains("serve it with loractl merge"), "{}", plan.stdout);
+    assert!(plan.stdout.contains("serve the result with loractl merge"), "{}", plan.stdout);
 }

@@ -1,5 +1,5 @@
-//! A job over workers on different hosts: Linux network namespaces that reach each other over a router, where the coordinator
-//! is.
+//! A job on workers on different hosts: Linux network namespaces that are connected by a router, on
+//! which the coordinator runs.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -15,10 +15,10 @@ use lora_e2e::{
 use tempfile::TempDir;
 
 const URL: &str = "http://10.99.1.1:7400";
-/// Of the coordinator, on the way to the first worker's host; and of that host.
+/// The addresses between the router, which has the coordinator, and the first worker's host.
 const COORDINATOR: &str = "10.99.1.1";
 const FIRST: &str = "10.99.1.2";
-/// On the way to the second worker's host; and of that.
+/// The addresses between the router and the second worker's host.
 const ROUTER: &str = "10.99.2.1";
 const SECOND: &str = "10.99.2.2";
 
@@ -60,9 +60,10 @@ fn a_disconnected_host_is_evicted_and_rejoins() {
     hosts.end();
 }
 
-/// A coordinator on the router, and a worker on each host, which are connected.
+/// A coordinator on the router, and a connected worker on each host.
 struct Hosts {
-    // Processes go before the network, and that before the directories.
+    // The order of the fields is the order of dropping: processes, then the network, then the
+    // directories.
     coordinator: Daemon,
     workers: Vec<Daemon>,
     network: Network,
@@ -70,12 +71,14 @@ struct Hosts {
 }
 
 impl Hosts {
-    /// None, and why not on stderr, if the machine does not allow it.
+    /// Starts the hosts. Returns `None` and prints the reason to stderr if the machine does not
+    /// allow it.
     fn start() -> Option<Self> {
         let network = match Network::new() {
             Ok(network) => network,
             Err(why) => {
-                // Not by eprintln: the test harness would keep that to itself.
+                // The test harness captures the output of eprintln, so this writes to stderr
+                // directly.
                 let line = format!("SKIPPED: no network namespaces on this machine: {why}\n");
                 std::io::stderr().write_all(line.as_bytes()).unwrap();
                 return None;
@@ -86,7 +89,8 @@ impl Hosts {
         sets(&mut command, [("state_dir", text(&dir.path().join("state"))), ("log.format", "json")]);
         sets(&mut command, [("workers.heartbeat_seconds", "0.5"), ("workers.lease_seconds", "4")]);
         let coordinator = Daemon::start(&mut network.at(&network.router, command));
-        // Nothing is set but what must be: the ports are the defaults, and the addresses of peers are found.
+        // Only the required settings are set: the ports are the defaults, and the peer addresses
+        // are derived.
         let workers = [("first", &network.first), ("second", &network.second)].map(|(name, host)| {
             let mut command = lora_worker();
             sets(
@@ -109,14 +113,14 @@ impl Hosts {
         });
     }
 
-    /// Runs a command of `loractl` on the first host, which must end well.
+    /// Runs a command of `loractl` on the first host, and expects it to succeed.
     fn ask(&self, arguments: &[&str]) -> Finished {
         let mut command = loractl();
         command.args(arguments).args(["--coordinator", URL]);
         Finished::run(&mut self.network.at(&self.network.first, command)).expect_code(0)
     }
 
-    /// The result of the one job, which is that of `fixture`.
+    /// Downloads the result of the only job, which is the job of `fixture`.
     fn result(&self, fixture: &Fixture) -> RunOutcome {
         let job = self.ask(&["list", "-o", "json"]).json()[0]["job_id"].take();
         let out = fixture.path("out");
@@ -132,7 +136,8 @@ impl Hosts {
     }
 }
 
-/// Three namespaces: two hosts, and a router between them. Removed, with all their devices, when this is dropped.
+/// Three namespaces: two hosts, and a router between them. They and their devices are removed when
+/// this is dropped.
 struct Network {
     router: String,
     first: String,
@@ -140,8 +145,10 @@ struct Network {
 }
 
 impl Network {
+    /// Creates the namespaces.
+    ///
     /// # Errors
-    /// What the machine lacks, or does not allow.
+    /// The tool or the permission that the machine lacks.
     fn new() -> Result<Self, String> {
         static NETWORKS: AtomicUsize = AtomicUsize::new(0);
         let number = NETWORKS.fetch_add(1, Ordering::Relaxed);
@@ -152,53 +159,55 @@ impl Network {
             ip(&["netns", "add", namespace])?;
             ip(&["-n", namespace, "link", "set", "dev", "lo", "up"])?;
         }
-        for (host, device, here, there) in
+        for (host, device, router_address, host_address) in
             [(first, "to-first", COORDINATOR, FIRST), (second, "to-second", ROUTER, SECOND)]
         {
             ip(&[
                 "-n", router, "link", "add", device, "type", "veth", "peer", "name", "uplink", "netns", host,
             ])?;
-            // Where that is allowed, the rest works.
-            for (namespace, device, address) in [(router, device, here), (host, "uplink", there)] {
+            // If the machine allows the commands above, those below succeed.
+            for (namespace, device, address) in
+                [(router, device, router_address), (host, "uplink", host_address)]
+            {
                 ip(&["-n", namespace, "address", "add", &format!("{address}/30"), "dev", device]).unwrap();
                 ip(&["-n", namespace, "link", "set", "dev", device, "up"]).unwrap();
             }
-            ip(&["-n", host, "route", "add", "default", "via", here]).unwrap();
+            ip(&["-n", host, "route", "add", "default", "via", router_address]).unwrap();
         }
         let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
         ip(&["netns", "exec", router, "sh", "-c", forward]).unwrap();
         Ok(network)
     }
 
-    /// Takes the cable of the second host out (`down`), or puts it back (`up`).
+    /// Disconnects the second host (`down`), or connects it again (`up`).
     fn connect_second(&self, state: &str) {
         ip(&["-n", &self.router, "link", "set", "dev", "to-second", state]).unwrap();
     }
 
-    /// `command` in a namespace.
+    /// A command that runs `command` in a namespace.
     fn at(&self, namespace: &str, mut command: Command) -> Command {
         without_settings(&mut command);
-        let mut there = Command::new("ip");
-        there.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
-        without_settings(&mut there);
-        there
+        let mut in_namespace = Command::new("ip");
+        in_namespace.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
+        without_settings(&mut in_namespace);
+        in_namespace
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
         for namespace in [&self.router, &self.first, &self.second] {
-            // One that was never made cannot be removed.
+            // A namespace that was not created cannot be removed.
             let _ = ip(&["netns", "delete", namespace]);
         }
     }
 }
 
 fn ip(arguments: &[&str]) -> Result<(), String> {
-    let done = Command::new("ip").args(arguments).output();
-    let done = done.map_err(|error| format!("ip: {error}"))?;
-    let said = || String::from_utf8_lossy(&done.stderr).trim().to_owned();
-    if done.status.success() { Ok(()) } else { Err(format!("ip {}: {}", arguments.join(" "), said())) }
+    let output = Command::new("ip").args(arguments).output();
+    let output = output.map_err(|error| format!("ip: {error}"))?;
+    let error = || String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    if output.status.success() { Ok(()) } else { Err(format!("ip {}: {}", arguments.join(" "), error())) }
 }
 
 fn text(path: &Path) -> &str {

@@ -1,4 +1,4 @@
-//! Jobs over a base that is quantized while it is read, and what `plan` says of their memory.
+//! Jobs over a base that is quantized while it is read, and the memory that `plan` reports.
 
 use lora_e2e::{Finished, Fixture, json, loractl};
 use serde_json::{Value, json};
@@ -48,7 +48,7 @@ fn generate_uses_the_quantization_of_the_training() {
         Finished::run(command.args(["--chat", "--prompt", "May 1, 2020", "--max-new-tokens", "8"]))
     };
     generate("out").expect_code(0);
-    // Which quantization it was stands in the receipt alone.
+    // Only the receipt contains the quantization.
     let receipt = json(&fixture.path("out").join("receipt.json"));
     assert_eq!(receipt["job"]["model"]["quantization"], json!("nf4"));
     fixture.write("out/receipt.json", "{");
@@ -79,7 +79,7 @@ fn plan_reports_memory_and_smaller_settings() {
     for words in ["of a GPU's memory, more than", "it would fit with training.", "micro_batch_size: 1"] {
         assert!(error.contains(words), "{words}: {error}");
     }
-    // What it says is true.
+    // The suggested setting fits.
     fixture.edit("job.yaml", "micro_batch_size: 2", "micro_batch_size: 1");
     plan(&["--gpu-memory", &less]).expect_code(0);
     let hopeless = plan(&["--cpu-memory", "1MiB"]).expect_code(1);
@@ -112,7 +112,7 @@ fn plan_measures_the_throughput() {
         "{table}"
     );
 
-    // A job whose modules are not in the blocks that are timed.
+    // The modules of this job are not in the blocks that are timed.
     fixture.edit("job.yaml", "all-linear", "\".*layers.3.*q_proj\"");
     let table = plan(&["--measure"]).expect_code(0).stdout;
     assert!(table.contains("not measured: with only the first blocks, adapter.target_modules"), "{table}");
@@ -138,7 +138,8 @@ fn merge_reports_the_difference_to_the_trained_model() {
     let merged = outcome(merge("merged", &["--dtype", "f32"]));
     assert_eq!(merged["written"], json!("dequantized"));
     let number = |onto: usize, key: &str| merged["differences"][onto][key].as_f64().unwrap();
-    // In f32 nothing is lost of the values that it was trained on; the original ones are others.
+    // In f32 the merged model equals the dequantized weights that were trained on. It differs from
+    // the original weights.
     assert!(
         number(1, "kl") < 1e-9 && number(1, "largest") < 1e-5 && number(1, "same_token") > 0.999,
         "{merged}"
@@ -147,7 +148,7 @@ fn merge_reports_the_difference_to_the_trained_model() {
     let card = std::fs::read_to_string(fixture.path("merged/README.md")).unwrap();
     assert!(card.contains("| the dequantized weights |") && card.contains("KL divergence"), "{card}");
 
-    // It is a base of its own, which gives the text of the trained model.
+    // The merged model is a base that generates the text of the trained model.
     let generate = |arguments: &[(&str, &str)]| {
         let mut command = loractl();
         command.arg("generate").args(["--chat", "--prompt", "May 1, 2020", "--max-new-tokens", "8"]);
@@ -162,7 +163,7 @@ fn merge_reports_the_difference_to_the_trained_model() {
     let original = outcome(merge("original", &["--onto", "original"]));
     assert_eq!(original["written"], json!("original"));
     let again = merge("merged", &[]).expect_code(1);
-    assert!(again.error().unwrap().contains("is there already"), "{}", again.stderr);
+    assert!(again.error().unwrap().contains("already exists"), "{}", again.stderr);
     let elsewhere = merge("other", &["--data", "missing.jsonl"]).expect_code(1);
     assert!(elsewhere.error().unwrap().contains("missing.jsonl") && !fixture.path("other").exists());
 }

@@ -1,4 +1,4 @@
-//! `loractl run`: what it leaves behind, what it says, and what it refuses.
+//! `loractl run`: its files, its output and its errors.
 
 use std::fs;
 
@@ -68,7 +68,7 @@ fn a_result_has_the_documented_files() {
 }
 
 #[test]
-fn the_resolved_job_runs_again_to_the_same_result() {
+fn the_resolved_job_reproduces_the_result() {
     let fixture = Fixture::default();
     let first = fixture.finish("first", &[]);
     let mut again = loractl();
@@ -111,7 +111,7 @@ fn the_summary_is_a_table_or_json_on_stdout() {
 }
 
 #[test]
-fn a_killed_worker_is_started_again_and_no_step_is_lost() {
+fn a_killed_worker_is_restarted_and_no_step_is_lost() {
     let fixture = Fixture::with_short_steps();
     let expected = fixture.finish("expected", &["--threads", "1"]);
     let out = fixture.path("out");
@@ -142,7 +142,7 @@ fn an_unfinished_run_can_only_be_resumed_unchanged() {
     running.process.signal(Signal::INT);
     running.wait().expect_code(4);
 
-    // Looking at the database is allowed to touch its files.
+    // The refused command may change the files of the database, so only the metrics are compared.
     let before = fs::read(out.join("metrics.jsonl")).unwrap();
     let refused = Finished::run(&mut fixture.run("out", &[])).expect_code(1);
     let error = refused.error().unwrap_or_default();

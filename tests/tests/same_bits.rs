@@ -1,4 +1,5 @@
-//! The result of a job does not depend on how many processes and threads compute it, nor on what happens on the way.
+//! The result of a job does not depend on the number of processes and threads, nor on
+//! interruptions.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -16,20 +17,20 @@ fn every_number_of_workers_and_threads_gives_the_same_files() {
 }
 
 #[test]
-fn a_job_that_was_stopped_in_its_first_epoch_ends_in_the_same_bits() {
-    // In the second step or soon after; an epoch has five.
+fn a_job_that_was_stopped_in_its_first_epoch_gives_the_same_bits() {
+    // The stop is in the second step or soon after. An epoch has five steps.
     let epochs = stop_after(1, &["--workers", "2"], &["--workers", "3"]);
     assert!(epochs < 1.0, "it stopped after {epochs} epochs");
 }
 
 #[test]
-fn a_job_that_was_stopped_in_its_second_epoch_ends_in_the_same_bits() {
+fn a_job_that_was_stopped_in_its_second_epoch_gives_the_same_bits() {
     let epochs = stop_after(6, &["--workers", "3"], &["--workers", "1"]);
     assert!((1.0..2.0).contains(&epochs), "it stopped after {epochs} epochs");
 }
 
 #[test]
-fn a_job_that_was_killed_ends_in_the_same_bits_and_leaves_no_process() {
+fn a_job_that_was_killed_gives_the_same_bits_and_leaves_no_process() {
     let fixture = Fixture::default();
     let expected = fixture.finish("expected", &["--threads", "1"]);
     let out = fixture.path("out");
@@ -46,8 +47,9 @@ fn a_job_that_was_killed_ends_in_the_same_bits_and_leaves_no_process() {
     assert_eq!(fixture.finish("out", &["--resume", "--workers", "3", "--threads", "1"]), expected);
 }
 
-/// Stops a job by Ctrl-C once `step` steps are done, resumes it with `then` and holds the result against that of an
-/// undisturbed run. Returns the epochs that were done at the stop.
+/// Stops a job with Ctrl-C once `step` steps are done, resumes it with the arguments `then`, and
+/// compares the result with the result of an undisturbed run. Returns the epochs that were done at
+/// the stop.
 fn stop_after(step: usize, first: &[&str], then: &[&str]) -> f64 {
     let fixture = Fixture::default();
     let expected: RunOutcome = fixture.finish("expected", &["--threads", "1"]);

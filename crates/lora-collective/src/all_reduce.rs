@@ -1,9 +1,10 @@
 //! The all-reduce over the canonical tree, between the memories of hosts.
 //!
-//! The vector is cut into one slice a rank. First every rank sends each slice of its nodes to the slice's owner, who adds
-//! them in tree order; then every owner sends its sums to all. A rank that owns `p` nodes of `n` ranks' vector of `S`
-//! bytes sends `(p + 1) S (n - 1) / n` bytes. Both halves go in frames of [`FRAME_ELEMENTS`] elements a node, which keeps
-//! the memory beside the vectors small and the additions in cache.
+//! The vector is divided into one slice per rank. First, every rank sends each slice of its nodes
+//! to the owner of the slice, and the owner adds them in tree order. Then every owner sends its
+//! sums to all ranks. With a vector of `S` bytes and `n` ranks, a rank that owns `p` nodes sends
+//! `(p + 1) S (n - 1) / n` bytes. Both phases send frames of [`FRAME_ELEMENTS`] elements per node,
+//! so that little memory is needed besides the vectors and the additions stay in the cache.
 
 use std::ops::Range;
 
@@ -14,20 +15,21 @@ use crate::mesh::Mesh;
 use crate::reduction_plan::ReductionPlan;
 use crate::tree::{NodeId, combine};
 
-/// Elements of a node that go in one frame.
+/// Elements of a node in one frame.
 const FRAME_ELEMENTS: usize = 1 << 15;
 
 impl Group {
-    /// Sums one vector a leaf over all `leaves` leaves of all ranks, in the order of the [tree](crate::tree), into
-    /// `out` on every rank.
+    /// Sums one vector per leaf over the `leaves` leaves of all ranks, in the order of the
+    /// [tree](crate::tree), into `out` on every rank.
     ///
-    /// `ranges` says for each rank, in order, which leaves it owns (see [`crate::tree::partition`]) and must be equal on
-    /// all ranks, as must the length of `out`. `nodes` are this rank's sums, from
-    /// [`crate::tree::TreeAccumulator::finish`], each as long as `out`. The bits of the result depend on the leaves
-    /// alone. After an error `out` holds nothing of use.
+    /// `ranges` has the leaves that each rank owns, in rank order (see [`crate::tree::partition`]).
+    /// `ranges` and the length of `out` must be equal on all ranks. `nodes` are this rank's sums
+    /// from [`crate::tree::TreeAccumulator::finish`], each as long as `out`. The bits of the result
+    /// depend only on the leaves. After an error the contents of `out` are unspecified.
     ///
     /// # Errors
-    /// A failed peer, ranges that are not a partition of the leaves, or nodes that are not those of this rank's range.
+    /// A failed peer, ranges that are not a partition of the leaves, or nodes that are not the
+    /// nodes of this rank's range.
     pub fn all_reduce_tree(
         &mut self,
         leaves: usize,
@@ -52,10 +54,10 @@ impl Group {
     }
 }
 
-/// The plan, and how its ranks make sure that they have the same.
+/// The plan, and its arguments, which the ranks compare.
 struct TreeAllReduce {
     plan: ReductionPlan,
-    /// The arguments as bytes: equal where the plan is.
+    /// The arguments as bytes. Equal arguments give equal plans.
     arguments: Vec<u8>,
 }
 
@@ -79,7 +81,7 @@ impl TreeAllReduce {
         }
     }
 
-    /// Waits for all ranks, and makes sure that they mean the same.
+    /// Waits for all ranks and checks that they have the same arguments.
     fn agree(&self, mesh: &Mesh, call: &Call) -> Result<(), CallFailure> {
         let all = mesh.gather(call, &self.arguments, self.arguments.len())?;
         match all.iter().position(|arguments| *arguments != self.arguments) {
@@ -88,7 +90,8 @@ impl TreeAllReduce {
         }
     }
 
-    /// Sends the nodes' slices to their owners and adds up this rank's slice of all nodes into `sums`.
+    /// Sends the slices of this rank's nodes to their owners and sums this rank's slice over all
+    /// nodes into `sums`.
     fn reduce(
         &self,
         mesh: &Mesh,
@@ -113,12 +116,12 @@ impl TreeAllReduce {
             || {
                 for (frame, sum) in frames(plan.slice(mesh.rank)).zip(sums.chunks_mut(FRAME_ELEMENTS)) {
                     let len = frame.len();
-                    let place = |owned: &Range<usize>| owned.start * len..owned.end * len;
+                    let elements = |owned: &Range<usize>| owned.start * len..owned.end * len;
                     for link in &mesh.links {
-                        let received = &mut vectors[place(&plan.owned[link.rank])];
+                        let received = &mut vectors[elements(&plan.owned[link.rank])];
                         link.receive_into(call, mesh.timeout, bytemuck::cast_slice_mut(received))?;
                     }
-                    let own = vectors[place(&plan.owned[mesh.rank])].chunks_mut(len);
+                    let own = vectors[elements(&plan.owned[mesh.rank])].chunks_mut(len);
                     own.zip(nodes).for_each(|(own, (_, vector))| own.copy_from_slice(&vector[frame.clone()]));
                     combine(&plan.order, vectors, len);
                     sum.copy_from_slice(&vectors[..len]);
@@ -128,7 +131,7 @@ impl TreeAllReduce {
         )
     }
 
-    /// Sends this rank's slice of `out` to all and receives the others'.
+    /// Sends this rank's slice of `out` to all peers and receives their slices.
     fn gather(&self, mesh: &Mesh, call: &Call, out: &mut [f32]) -> Result<(), CallFailure> {
         let mut slices = Vec::with_capacity(mesh.world_size());
         let mut rest = out;
@@ -146,7 +149,8 @@ impl TreeAllReduce {
                 })
             },
             || {
-                // In turn, so that no peer is kept waiting for as long as another's whole slice takes.
+                // One frame per peer at a time, so that no peer waits until another peer's whole
+                // slice has been received.
                 let most = slices.iter().map(|frames| frames.len()).max().unwrap_or(0);
                 for _ in 0..most {
                     for link in &mesh.links {

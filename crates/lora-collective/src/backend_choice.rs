@@ -1,4 +1,5 @@
-//! Whether the devices of a group talk to each other over NCCL, or their hosts over TCP.
+//! The choice between NCCL, which connects the devices of a group, and TCP, which connects their
+//! hosts.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,17 +9,17 @@ use serde::{Deserialize, Serialize};
 use crate::error::{CollectiveError, Operation, PeerFailure};
 use crate::group::Group;
 
-/// The first version with `NCCL_MULTI_RANK_GPU_ENABLE`, as [`Capabilities::nccl`] counts.
+/// The first version with `NCCL_MULTI_RANK_GPU_ENABLE`, in the encoding of [`Capabilities::nccl`].
 const SHARED_GPU_VERSION: u32 = 23_000;
 
 /// How gradients travel between the ranks of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Collective {
-    /// Over NCCL where all ranks can, else over TCP.
+    /// Over NCCL if all ranks can use it, otherwise over TCP.
     #[default]
     Auto,
-    /// Over NCCL, or not at all.
+    /// Over NCCL. Forming the group fails if NCCL cannot be used.
     Nccl,
     /// Over TCP.
     Tcp,
@@ -47,18 +48,18 @@ impl fmt::Display for Collective {
     }
 }
 
-/// A word that is no [`Collective`].
+/// A text that is not the name of a [`Collective`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("no collective is called `{0}`: it is auto, nccl or tcp")]
+#[error("invalid collective `{0}`: must be auto, nccl or tcp")]
 pub struct UnknownCollective(pub String);
 
-/// How one rank would sum gradients with the others.
+/// The preference of one rank for the transport of gradients.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Preference {
-    /// The setting.
+    /// The configured collective.
     pub collective: Collective,
-    /// Error with which NCCL failed when an earlier group of this process formed. NCCL is not tried
-    /// again.
+    /// The error with which NCCL failed when an earlier group of this process formed. If it is set,
+    /// this process does not use NCCL.
     pub nccl_failure: Option<String>,
 }
 
@@ -68,50 +69,52 @@ impl From<Collective> for Preference {
     }
 }
 
-/// What one rank wants, and what it has.
+/// The preference of one rank, and what the rank can use.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// What it was told to use.
+    /// The configured collective.
     pub wanted: Collective,
-    /// The version of its NCCL, as NCCL counts: 22809 is 2.28.9. Where NCCL cannot be used: why,
-    /// and what would be right.
+    /// The version of the rank's NCCL in NCCL's encoding: 22809 is 2.28.9. If NCCL cannot be used,
+    /// the reason and the remedy.
     pub nccl: Result<u32, String>,
-    /// The UUID of its GPU.
+    /// The UUID of the rank's GPU.
     pub gpu: String,
     /// NCCL's variable `NCCL_HOSTID`, which replaces the host's name and boot id: NCCL compares the
-    /// GPUs of two ranks only if they are on one host by it. A value in a file of settings of NCCL
+    /// GPUs of two ranks only if their host ids are equal. A value in NCCL's settings file
     /// (`NCCL_CONF_FILE`) is not considered.
     pub host_id: Option<String>,
-    /// Whether it was told that ranks may share a GPU: NCCL's variable `NCCL_MULTI_RANK_GPU_ENABLE`.
+    /// Whether NCCL's variable `NCCL_MULTI_RANK_GPU_ENABLE` allows ranks to share a GPU.
     pub shares_gpu: bool,
-    /// GPUs that its process sees.
+    /// The number of GPUs that the rank's process sees.
     pub gpus: usize,
 }
 
-/// What carries the gradients of a group.
+/// The transport of a group's gradients.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CollectiveBackend {
     /// NCCL.
     Nccl,
-    /// TCP: all ranks are set to it, or they share the only GPU that there is.
+    /// TCP, because all ranks are configured to use it or because they share the only GPU.
     Tcp,
-    /// TCP, although the group's machines have several GPUs, between which NCCL is faster: the
-    /// obstacle, and what would remove it.
+    /// TCP, although the group's machines have several GPUs, between which NCCL is faster. The text
+    /// has the obstacle and the remedy.
     Fallback(String),
 }
 
-/// What the group of these ranks uses: a function of what all know, so that all come to the same.
+/// Chooses the transport of a group of ranks with these capabilities. It is a pure function of
+/// values that all ranks have, so all ranks choose the same.
 ///
-/// Ranks that share a GPU use NCCL where NCCL allows that: each process has its own `NCCL_HOSTID`,
-/// or, from version 2.30 on, `NCCL_MULTI_RANK_GPU_ENABLE=1`.
+/// Ranks that share a GPU use NCCL if NCCL allows this: each process has its own `NCCL_HOSTID`, or,
+/// from version 2.30 on, `NCCL_MULTI_RANK_GPU_ENABLE=1`.
 ///
 /// # Errors
-/// A rank demands NCCL where it cannot be used: which one, why not, and what would be right.
+/// A rank requires NCCL, which cannot be used. The message names the rank, the reason and the
+/// remedy.
 pub fn choose(capabilities: &[Capabilities]) -> Result<CollectiveBackend, String> {
     let Some(obstacle) = obstacle(capabilities) else { return Ok(CollectiveBackend::Nccl) };
     let first = |wanted| capabilities.iter().position(|rank_capabilities| rank_capabilities.wanted == wanted);
     if let Some(rank) = first(Collective::Nccl) {
-        return Err(format!("rank {rank} demands the collective nccl, but {obstacle}"));
+        return Err(format!("rank {rank} requires the collective nccl, but {obstacle}"));
     }
     let is_automatic = first(Collective::Auto).is_some();
     let has_several_gpus = capabilities
@@ -125,10 +128,11 @@ pub fn choose(capabilities: &[Capabilities]) -> Result<CollectiveBackend, String
     })
 }
 
-/// [`choose`] for the offers of all ranks of `group`.
+/// Exchanges the capabilities of the ranks of `group` and calls [`choose`] with them.
 ///
 /// # Errors
-/// A failed peer, and [`CollectiveError::NoNccl`], on all ranks, for a rank that demands it where it cannot be used.
+/// A failed peer. [`CollectiveError::NoNccl`] on all ranks if a rank requires NCCL, which cannot be
+/// used.
 pub fn agree(
     group: &mut Group,
     rank_capabilities: &Capabilities,
@@ -141,14 +145,15 @@ pub fn agree(
         match serde_json::from_slice(bytes) {
             Ok(rank_capabilities) => capabilities.push(rank_capabilities),
             Err(_) => {
-                return Err(group.fail_peer(Operation::AllGather, rank, PeerFailure::Malformed("no offer")));
+                let failure = PeerFailure::Malformed("invalid capabilities");
+                return Err(group.fail_peer(Operation::AllGather, rank, failure));
             }
         }
     }
     choose(&capabilities).map_err(CollectiveError::NoNccl)
 }
 
-/// Why the ranks cannot use NCCL, if so, and what would be right.
+/// Returns why the ranks cannot use NCCL, and the remedy; `None` if they can.
 fn obstacle(capabilities: &[Capabilities]) -> Option<String> {
     if let Some(rank) =
         capabilities.iter().position(|rank_capabilities| rank_capabilities.wanted == Collective::Tcp)
@@ -169,7 +174,7 @@ fn obstacle(capabilities: &[Capabilities]) -> Option<String> {
             "rank 0 has NCCL {first} and rank {rank} has NCCL {other}; all must have the same version"
         ));
     }
-    // As NCCL compares them.
+    // NCCL compares the devices of two ranks in the same way.
     let device =
         |rank_capabilities: &Capabilities| (rank_capabilities.gpu.clone(), rank_capabilities.host_id.clone());
     let shared = capabilities.iter().enumerate().find_map(|(rank, rank_capabilities)| {
@@ -190,7 +195,7 @@ fn obstacle(capabilities: &[Capabilities]) -> Option<String> {
     Some(format!("{shared}, or NCCL_MULTI_RANK_GPU_ENABLE=1 (rank {rank} does not have it)"))
 }
 
-/// A version of NCCL as people write it.
+/// A version of NCCL, displayed as `2.28.9`.
 struct NcclVersion(u32);
 
 impl fmt::Display for NcclVersion {

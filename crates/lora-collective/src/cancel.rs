@@ -1,10 +1,10 @@
-//! Giving a wait up from another thread.
+//! Cancellation of waits from another thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Ends, from any thread, what was given this token: the forming of a group and the operations of a group, which look at
-/// it every few milliseconds, and whatever else looks at it. Clones are one and the same token.
+/// A token that cancels, from any thread, the formation and the operations of the group that was
+/// given the token. They check it every few milliseconds. Clones share their state.
 #[derive(Debug, Clone, Default)]
 pub struct CancelToken(Arc<CancelState>);
 
@@ -15,12 +15,12 @@ struct CancelState {
 }
 
 impl CancelToken {
-    /// A token that is not cancelled.
+    /// Creates a token that is not cancelled.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Cancels, for good.
+    /// Cancels permanently.
     pub fn cancel(&self) {
         self.0.cancelled.store(true, Ordering::Relaxed);
     }
@@ -30,13 +30,13 @@ impl CancelToken {
         self.0.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Whether a group is being formed with this token, or an operation of its group is under way: time that passes is the
-    /// peers' as much as this rank's.
+    /// Whether a group is being formed with this token, or an operation of its group is in
+    /// progress. A delay may then be caused by the peers as well as by this rank.
     pub fn is_waiting_for_peers(&self) -> bool {
         self.0.waiting_for_peers.load(Ordering::Relaxed)
     }
 
-    /// Says so until it is dropped.
+    /// Returns a guard; [`Self::is_waiting_for_peers`] is true until the guard is dropped.
     pub(crate) fn waiting(&self) -> WaitGuard {
         self.0.waiting_for_peers.store(true, Ordering::Relaxed);
         WaitGuard(self.clone())

@@ -1,4 +1,4 @@
-//! What can go wrong in a group, and who is to blame.
+//! The errors of a group, with the ranks at fault.
 
 use std::fmt;
 use std::io;
@@ -6,47 +6,47 @@ use std::time::Duration;
 
 use crate::handshake::HandshakeRefusal;
 
-/// Why a group could not be formed, or why an operation failed.
+/// The reason why a group could not be formed or an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CollectiveError {
-    /// The caller passed something that no group could work with.
+    /// The caller passed an invalid argument.
     #[error("invalid argument: {0}")]
     Argument(String),
-    /// The operating system failed this rank, not a peer.
+    /// A socket operation failed on this rank. No peer is at fault.
     #[error("a socket of this rank failed: {0}")]
     Socket(#[source] io::Error),
-    /// No connection to a lower rank came about in time.
+    /// This rank could not connect to a lower rank in time.
     #[error("no connection to rank {rank} at {address} within {timeout:?}: {reason}")]
     NoConnection {
         /// The rank that was called.
         rank: usize,
-        /// Where it was called.
+        /// The address of that rank.
         address: String,
-        /// How long it was tried.
+        /// The time limit.
         timeout: Duration,
-        /// How the last attempt ended.
+        /// The error of the last attempt.
         reason: String,
     },
-    /// A lower rank refused this one for good.
+    /// A lower rank refused this rank permanently.
     #[error("rank {rank} at {address} refused the connection: {refusal}")]
     Refused {
         /// The rank that was called.
         rank: usize,
-        /// Where it was called.
+        /// The address of that rank.
         address: String,
-        /// Its reason.
+        /// The reason of the refusal.
         refusal: HandshakeRefusal,
     },
     /// Higher ranks did not connect in time.
     #[error("ranks {ranks:?} did not connect within {timeout:?}")]
     Missing {
-        /// The ranks that did not come.
+        /// The ranks that did not connect.
         ranks: Vec<usize>,
-        /// How long they were waited for.
+        /// The time limit.
         timeout: Duration,
     },
     /// A member of the same job already forms a newer generation.
-    #[error("generation {generation} was given up: a peer already forms generation {newer}")]
+    #[error("generation {generation} is outdated: a peer already forms generation {newer}")]
     Superseded {
         /// The generation of this group.
         generation: u64,
@@ -58,42 +58,43 @@ pub enum CollectiveError {
     Peer {
         /// The rank at fault.
         rank: usize,
-        /// What was being done.
+        /// The operation that failed.
         operation: Operation,
         /// The number of the operation in this group, from 0.
         sequence: u64,
-        /// What the rank did.
+        /// The kind of failure.
         failure: PeerFailure,
     },
-    /// A rank demands NCCL where it cannot be used: who, and why not.
+    /// A rank requires NCCL, which cannot be used. The text has the rank, the reason and the
+    /// remedy.
     #[error("{0}")]
     NoNccl(String),
-    /// NCCL or CUDA failed this rank, and no peer is known to be at fault.
+    /// NCCL or CUDA reported an error on this rank, and no peer is known to be at fault.
     #[error("{action} over NCCL: {message}")]
     Device {
-        /// What was being done.
+        /// The action that failed.
         action: &'static str,
-        /// What NCCL or CUDA says.
+        /// The message of NCCL or CUDA.
         message: String,
     },
-    /// Work between the devices was not done in time, though every rank answers.
-    #[error("{action} over NCCL was not done within {timeout:?}, though every rank answers")]
+    /// Work between the devices did not finish in time, although every rank answers.
+    #[error("{action} over NCCL did not finish within {timeout:?}, although every rank answers")]
     DeviceTimeout {
-        /// What was being done.
+        /// The action that did not finish.
         action: &'static str,
-        /// How long it was waited for.
+        /// The time limit.
         timeout: Duration,
     },
     /// An earlier operation of this group failed.
-    #[error("the group failed in an earlier operation and must be formed anew")]
+    #[error("the group failed in an earlier operation; a new group must be formed")]
     Poisoned,
-    /// Given up with a [`CancelToken`](crate::Cancel).
+    /// Cancelled with a [`CancelToken`](crate::CancelToken).
     #[error("cancelled")]
     Cancelled,
 }
 
 impl CollectiveError {
-    /// The ranks this error holds to be at fault; empty where no peer is.
+    /// The ranks at fault according to this error; empty if no peer is at fault.
     pub fn suspects(&self) -> Vec<usize> {
         match self {
             Self::NoConnection { rank, .. } | Self::Refused { rank, .. } | Self::Peer { rank, .. } => {
@@ -111,7 +112,7 @@ impl CollectiveError {
         }
     }
 
-    /// The ranks with which no connection came about when the group was formed.
+    /// The ranks to which no connection could be made when the group was formed.
     pub fn unreachable(&self) -> Vec<usize> {
         match self {
             Self::NoConnection { .. } | Self::Refused { .. } | Self::Missing { .. } => self.suspects(),
@@ -120,44 +121,44 @@ impl CollectiveError {
     }
 }
 
-/// What a rank did to fail an operation. Reads as the end of a sentence that begins with the rank.
+/// How a rank failed. The text continues a sentence that begins with `rank N`.
 #[derive(Debug, thiserror::Error)]
 pub enum PeerFailure {
-    /// End of stream where a frame was due.
+    /// The stream ended although a frame was expected.
     #[error("closed the connection")]
     Closed,
-    /// Not one byte was sent or taken for this long.
+    /// No byte was sent or received for this long.
     #[error("made no progress for {0:?}")]
     TimedOut(Duration),
-    /// The connection broke.
+    /// The connection failed.
     #[error("lost its connection: {0}")]
     Io(#[source] io::Error),
-    /// The rank is in another operation than this one.
+    /// The rank called another operation.
     #[error("is at {operation} (call {sequence})")]
     Mismatch {
-        /// The operation the rank is in.
+        /// The operation that the rank called.
         operation: Operation,
-        /// Its number.
+        /// The number of that operation.
         sequence: u64,
     },
-    /// The rank called the same operation with arguments that do not fit.
-    #[error("called it with another number of leaves, other ranges or another vector length")]
+    /// The rank called the same operation with different arguments.
+    #[error("called the operation with another number of leaves, other ranges or another vector length")]
     Arguments,
-    /// The rank gave the group up of its own accord.
+    /// The rank left the group without reporting another rank's failure.
     #[error("left the group")]
     Left,
-    /// The rank sent something no rank should.
+    /// The rank sent a frame that violates the protocol.
     #[error("sent a malformed frame: {0}")]
     Malformed(&'static str),
-    /// Another rank saw it fail.
-    #[error("failed, as rank {by} reports")]
+    /// Another rank reported its failure.
+    #[error("failed, as reported by rank {by}")]
     Reported {
-        /// The rank that saw it.
+        /// The rank that reported it.
         by: usize,
     },
 }
 
-/// The kinds of operation; the number is the kind byte of a frame.
+/// The kind of an operation. The number is the kind byte of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Operation {
@@ -169,7 +170,7 @@ pub enum Operation {
     AllReduce = 3,
     /// [`crate::Group::barrier`]
     Barrier = 4,
-    /// Work between the devices, watched with [`crate::Group::check`]; no frame is of this kind.
+    /// Work between the devices, which [`crate::Group::check`] monitors. No frame has this kind.
     Device = 5,
 }
 

@@ -5,33 +5,34 @@ use crate::error::{CollectiveError, Operation, PeerFailure};
 use crate::link::{Call, CallFailure};
 use crate::mesh::Mesh;
 
-/// The largest payload of one rank in [`Group::all_gather`].
+/// The largest payload of one rank in [`Group::all_gather`], in bytes.
 pub const MAX_GATHER_BYTES: usize = 1 << 20;
 
-/// The largest message of [`Group::broadcast`].
+/// The largest message of [`Group::broadcast`], in bytes.
 pub const MAX_BROADCAST_BYTES: u64 = 1 << 36;
 
-/// Payload of a broadcast's frames.
+/// Payload of a frame of a broadcast, in bytes.
 const BROADCAST_FRAME_BYTES: usize = 1 << 20;
 
 /// The ranks of one job in one generation, connected with each other.
 ///
-/// Every rank must call the same operations in the same order; a rank that does otherwise is an error at the others.
-/// A wait without progress ends after the group's timeout; where the peer waited for may itself be waiting for a third
-/// rank, after 1.25 times the timeout. After an error every further call fails with [`CollectiveError::Poisoned`], and
-/// the peers, which have been told, fail as well; so it is after an operation that was cancelled. Dropping the group closes
-/// its connections.
+/// Every rank must call the same operations in the same order. If a rank calls another operation,
+/// the other ranks get an error. A wait without progress ends after the group's timeout, or after
+/// 1.25 times the timeout if the awaited peer may itself be waiting for a third rank. After an
+/// error, or after an operation that was cancelled, every further call fails with
+/// [`CollectiveError::Poisoned`] or [`CollectiveError::Cancelled`], and the peers, which get an
+/// abort, fail as well. Dropping the group closes its connections.
 pub struct Group {
     pub(crate) mesh: Mesh,
     cancel: CancelToken,
     sequence: u64,
     poisoned: bool,
-    /// Memory of the all-reduce, kept from call to call.
+    /// Buffer of the all-reduce, reused by the next call.
     pub(crate) vectors: Vec<f32>,
 }
 
 impl Group {
-    /// The group of one rank: no connections, and operations that only do this rank's part.
+    /// Creates a group of one rank, without connections.
     pub fn single() -> Self {
         Self::new(Mesh::new(0, Vec::new(), std::time::Duration::ZERO), CancelToken::new())
     }
@@ -40,7 +41,7 @@ impl Group {
         Self { mesh, cancel, sequence: 0, poisoned: false, vectors: Vec::new() }
     }
 
-    /// The token that the group was formed with.
+    /// The cancel token that the group was formed with.
     pub fn cancel_token(&self) -> &CancelToken {
         &self.cancel
     }
@@ -65,7 +66,7 @@ impl Group {
         self.mesh.links.iter().map(|link| link.received()).sum()
     }
 
-    /// Every rank's `payload`, by rank: for small messages of at most [`MAX_GATHER_BYTES`].
+    /// Returns every rank's `payload`, by rank. A payload has at most [`MAX_GATHER_BYTES`] bytes.
     ///
     /// # Errors
     /// A failed peer, or a payload that is too large.
@@ -73,13 +74,13 @@ impl Group {
         if payload.len() > MAX_GATHER_BYTES {
             return Err(self.invalid(
                 Operation::AllGather,
-                format!("{} bytes to gather, the most is {MAX_GATHER_BYTES}", payload.len()),
+                format!("{} bytes to gather, the limit is {MAX_GATHER_BYTES}", payload.len()),
             ));
         }
         self.run(Operation::AllGather, |mesh, call| mesh.gather(call, payload, MAX_GATHER_BYTES))
     }
 
-    /// Returns once every rank has called it.
+    /// Returns once every rank has called this method.
     ///
     /// # Errors
     /// A failed peer.
@@ -87,18 +88,19 @@ impl Group {
         self.run(Operation::Barrier, |mesh, call| mesh.gather(call, &[], 0).map(drop))
     }
 
-    /// Replaces `data` by that of rank `root`, of at most [`MAX_BROADCAST_BYTES`]. The root returns when its part is
-    /// on the way; after an error the others' `data` holds what has arrived.
+    /// Replaces `data` with the data of rank `root`, which has at most [`MAX_BROADCAST_BYTES`]
+    /// bytes. The root returns when its data has been handed to the operating system. After an
+    /// error the `data` of the other ranks contains what has been received so far.
     ///
     /// # Errors
-    /// A failed peer, data that is too large, or a root that is no rank.
+    /// A failed peer, data that is too large, or a root that is not a rank of the group.
     pub fn broadcast(&mut self, root: usize, data: &mut Vec<u8>) -> Result<(), CollectiveError> {
         if root >= self.world_size() {
             let message = format!("root {root} in a group of {} ranks", self.world_size());
             return Err(self.invalid(Operation::Broadcast, message));
         }
         if root == self.rank() && data.len() as u64 > MAX_BROADCAST_BYTES {
-            let message = format!("{} bytes to broadcast, the most is {MAX_BROADCAST_BYTES}", data.len());
+            let message = format!("{} bytes to broadcast, the limit is {MAX_BROADCAST_BYTES}", data.len());
             return Err(self.invalid(Operation::Broadcast, message));
         }
         self.run(Operation::Broadcast, |mesh, call| match mesh.links.iter().find(|link| link.rank == root) {
@@ -108,9 +110,10 @@ impl Group {
                 let total = link.receive(call, mesh.timeout, 8)?;
                 let total = total.first_chunk().map(|bytes| u64::from_le_bytes(*bytes));
                 let Some(total) = total.filter(|total| *total <= MAX_BROADCAST_BYTES) else {
-                    return Err(link.failed(PeerFailure::Malformed("no valid length of a broadcast")));
+                    return Err(link.failed(PeerFailure::Malformed("invalid length of a broadcast")));
                 };
-                // Grows with what has come, not with what was announced.
+                // The buffer grows with the received data, so that an announced length alone does
+                // not allocate memory.
                 while (data.len() as u64) < total {
                     let filled = data.len();
                     let frame = (total - filled as u64).min(BROADCAST_FRAME_BYTES as u64);
@@ -122,12 +125,13 @@ impl Group {
         })
     }
 
-    /// Looks, without sending or waiting, whether the group still stands: for long work beside it, such as that of
-    /// devices. What a peer that is ahead has sent stays for the operation that it belongs to.
+    /// Checks, without sending or waiting, that no peer has left and that the group is not
+    /// cancelled. It is meant for long work outside of the group's operations, such as work on
+    /// devices. Frames that a peer has already sent for a later operation are not consumed.
     ///
     /// # Errors
-    /// A peer has closed its connection or hung up, or the group was cancelled. As after any error, the group is of no
-    /// further use then.
+    /// A peer has closed its connection or its sending side, or the group was cancelled. As after
+    /// any error, the group cannot be used any more.
     pub fn check(&mut self) -> Result<(), CollectiveError> {
         self.check_usable()?;
         let disconnected_peer = match self.mesh.disconnected_peer() {
@@ -147,7 +151,7 @@ impl Group {
         Err(self.abort_with(&call, failure))
     }
 
-    /// Runs one operation; an error, or a panic, leaves the group poisoned.
+    /// Runs one operation. An error or a panic poisons the group.
     pub(crate) fn run<T>(
         &mut self,
         operation: Operation,
@@ -169,14 +173,15 @@ impl Group {
         }
     }
 
-    /// Leaves the group: the peers, if they still listen, are told that this rank gave it up.
+    /// Leaves the group and sends an abort to the peers, unless the group is poisoned already.
     pub(crate) fn leave(&mut self) {
         if let Ok(call) = self.begin(Operation::Device) {
             self.mesh.send_abort(&call, self.mesh.rank);
         }
     }
 
-    /// The error for what `rank` sent in an operation that went well as such.
+    /// Ends the group because `rank` sent invalid data in an operation that succeeded, and returns
+    /// the error.
     pub(crate) fn fail_peer(
         &mut self,
         operation: Operation,
@@ -189,7 +194,8 @@ impl Group {
         }
     }
 
-    /// The error for an argument that only this rank knows to be wrong: the peers are already waiting for it.
+    /// Ends the group because of an argument that is invalid on this rank, and returns the error.
+    /// The peers get an abort, because they may already be waiting for this rank.
     pub(crate) fn invalid(&mut self, operation: Operation, message: String) -> CollectiveError {
         match self.begin(operation) {
             Ok(call) => {
@@ -200,7 +206,7 @@ impl Group {
         }
     }
 
-    /// Numbers a call, and poisons the group until the call has succeeded.
+    /// Begins the next call and poisons the group until the call has succeeded.
     fn begin(&mut self, operation: Operation) -> Result<Call, CollectiveError> {
         self.check_usable()?;
         self.poisoned = true;
@@ -208,7 +214,7 @@ impl Group {
         Ok(Call::new(operation, self.sequence - 1, self.cancel.clone()))
     }
 
-    /// An error once an earlier operation failed.
+    /// Returns an error if an earlier operation failed.
     pub(crate) fn check_usable(&self) -> Result<(), CollectiveError> {
         match self.poisoned {
             false => Ok(()),
@@ -217,7 +223,7 @@ impl Group {
         }
     }
 
-    /// Hangs up after `call` was stopped, and says why.
+    /// Sends an abort to the peers after `call` failed, and returns the error.
     fn abort_with(&self, call: &Call, failure: CallFailure) -> CollectiveError {
         let (failed_rank, error) = match failure {
             _ if self.cancel.is_cancelled() => (self.mesh.rank, CollectiveError::Cancelled),

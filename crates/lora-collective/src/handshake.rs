@@ -1,6 +1,6 @@
-//! What two ranks say to each other before they are connected.
+//! The handshake of two ranks.
 //!
-//! The higher rank connects and sends a hello; all numbers little-endian:
+//! The higher rank connects and sends a hello. All numbers are little-endian:
 //!
 //! | bytes | |
 //! | --- | --- |
@@ -9,14 +9,15 @@
 //! | 12..16 | length of the rest, u32 |
 //! | 16..24 | generation, u64 |
 //! | 24..28 | the caller's rank, u32 |
-//! | 28..32 | the rank it means to reach, u32 |
+//! | 28..32 | the rank that it calls, u32 |
 //! | 32..36 | world size, u32 |
 //! | 36..40 | length of the token, u32 |
-//! | 40.. | the token, then to the end the job |
+//! | 40.. | the token, followed by the job name up to the end |
 //!
-//! The lower rank answers with the magic and one byte: 0 for welcome, else a [`HandshakeRefusal`]. Welcomed, the higher rank
-//! confirms with one byte, [`CONFIRM`]: only then is it connected, so that a caller that gave up while it waited in the
-//! backlog does not take its own place.
+//! The lower rank answers with the magic and one byte: 0 for welcome, otherwise a
+//! [`HandshakeRefusal`]. After a welcome, the higher rank confirms with one byte, [`CONFIRM`], and
+//! is connected only then. A connection that its caller abandoned in the backlog is therefore never
+//! confirmed and does not block the caller's next attempt.
 
 use std::fmt;
 
@@ -26,7 +27,7 @@ pub(crate) const PREFIX_BYTES: usize = 16;
 pub(crate) const REPLY_BYTES: usize = 9;
 pub(crate) const CONFIRM: u8 = 1;
 
-/// The longest token, and the longest job name.
+/// The maximum length of a token and of a job name, in bytes.
 pub(crate) const MAX_NAME_BYTES: usize = 256;
 
 const MAGIC: [u8; 8] = *b"LORAPEER";
@@ -34,19 +35,19 @@ const VERSION: usize = 1;
 const NUMBERS_BYTES: usize = 24;
 const WELCOME: u8 = 0;
 
-/// Why a connection was refused; the number is the byte of the answer.
+/// The reason why a connection was refused. The number is the byte of the answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum HandshakeRefusal {
-    /// It speaks another version of the protocol.
+    /// The caller uses another version of the protocol.
     Version = 1,
-    /// The token is another.
+    /// The token differs.
     Token = 2,
-    /// The job is another.
+    /// The job differs.
     Job = 3,
-    /// The generation is an older one.
+    /// The caller's generation is older.
     Generation = 4,
-    /// World size, caller or callee are others than in this group.
+    /// The world size, the caller's rank or the called rank does not fit this group.
     Member = 5,
     /// The caller's rank is connected already.
     Duplicate = 6,
@@ -56,7 +57,8 @@ impl HandshakeRefusal {
     const ALL: [Self; 6] =
         [Self::Version, Self::Token, Self::Job, Self::Generation, Self::Member, Self::Duplicate];
 
-    /// Whether to call again is no use. The one called may still be forming another job's group.
+    /// Whether another call cannot succeed. [`Self::Token`] and [`Self::Job`] are not permanent,
+    /// because the called process may still be forming another job's group.
     pub(crate) fn is_permanent(self) -> bool {
         !matches!(self, Self::Token | Self::Job)
     }
@@ -69,20 +71,20 @@ impl fmt::Display for HandshakeRefusal {
             Self::Token => "wrong token",
             Self::Job => "another job",
             Self::Generation => "an older generation",
-            Self::Member => "another world size, or not the rank meant",
+            Self::Member => "another world size, or not the rank that was called",
             Self::Duplicate => "this rank is connected already",
         })
     }
 }
 
-/// What to make of a hello.
+/// The verdict on a hello.
 pub(crate) enum HelloVerdict {
-    /// A member, of this rank.
+    /// A member with this rank.
     Welcome(usize),
     Refuse(HandshakeRefusal),
-    /// A member of the same job in this newer generation.
+    /// A member of the same job, in this newer generation.
     Newer(u64),
-    /// Not one of us at all.
+    /// Not the hello of a peer.
     Malformed,
 }
 
@@ -101,7 +103,7 @@ pub(crate) fn hello(spec: &GroupSpec, to: usize) -> Vec<u8> {
     bytes
 }
 
-/// The length of what follows a hello's prefix.
+/// Returns the length of the rest of a hello, after its prefix.
 pub(crate) fn body_length(prefix: &[u8]) -> Result<usize, HelloVerdict> {
     let numbers =
         prefix.strip_prefix(&MAGIC).and_then(|mut rest| Some((number(&mut rest)?, number(&mut rest)?)));
@@ -114,7 +116,8 @@ pub(crate) fn body_length(prefix: &[u8]) -> Result<usize, HelloVerdict> {
     }
 }
 
-/// Judges a hello's body for the group of `spec`, in which `is_connected` ranks have their connection.
+/// Checks the body of a hello against the group of `spec`. `is_connected` returns whether a rank is
+/// connected already.
 pub(crate) fn check_hello(
     spec: &GroupSpec,
     is_connected: impl Fn(usize) -> bool,
@@ -148,7 +151,7 @@ pub(crate) fn reply(refusal: Option<HandshakeRefusal>) -> [u8; REPLY_BYTES] {
     bytes
 }
 
-/// The answer in a reply; `None` where it is none.
+/// Returns the answer in a reply; `None` if the bytes are not a reply.
 pub(crate) fn read_reply(bytes: &[u8; REPLY_BYTES]) -> Option<Result<(), HandshakeRefusal>> {
     match bytes.strip_prefix(&MAGIC)? {
         [WELCOME] => Some(Ok(())),
@@ -182,7 +185,7 @@ fn number(bytes: &mut &[u8]) -> Option<usize> {
     Some(u32::from_le_bytes(*number) as usize)
 }
 
-/// The time taken tells nothing of where a wrong token differs.
+/// Compares tokens in a time that does not depend on where they differ.
 fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len() && a.iter().zip(b).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
 }

@@ -1,19 +1,20 @@
-//! A process group for data-parallel training: ordered all-reduce, all-gather, broadcast and barrier over TCP, and beside
-//! it, with the feature `cuda`, the all-reduce between GPUs over NCCL.
+//! A process group for data-parallel training: ordered all-reduce, all-gather, broadcast and
+//! barrier over TCP, and, with the feature `cuda`, the all-reduce between GPUs over NCCL.
 //!
-//! Two promises hold everything together:
+//! The crate makes two guarantees:
 //!
-//! - **Same bits.** A sum over micro-batches is taken in the order of one [`tree`] that knows only the number of
-//!   micro-batches, never the number of ranks, so every rank of every world size gets the same bits.
-//! - **No wait without an end.** Each operation either completes or fails with a [`CollectiveError`] that names the
-//!   rank at fault. After a failure the [`Group`] is of no further use; the caller forms another one, with a higher
-//!   generation.
+//! - **Same bits.** A sum over micro-batches is computed in the order of one [`tree`] that depends
+//!   only on the number of micro-batches, never on the number of ranks. Every rank of every world
+//!   size therefore gets the same bits.
+//! - **Every wait has a time limit.** Each operation either completes or fails with a
+//!   [`CollectiveError`] that names the rank at fault, if a peer is at fault. After a failure the
+//!   [`Group`] cannot be used; the caller forms another one with a higher generation.
 //!
-//! The API blocks; it is meant for the one thread that drives training, and another one can end its waits with a
-//! [`CancelToken`]. The connections are not encrypted.
+//! The API blocks. It is meant for the one thread that drives training. Another thread can end its
+//! waits with a [`CancelToken`]. The connections are not encrypted.
 
 #[cfg(target_endian = "big")]
-compile_error!("vectors travel as the little-endian memory they lie in");
+compile_error!("vectors are sent as they are in memory, which must be little-endian");
 
 mod all_reduce;
 pub mod backend_choice;

@@ -1,6 +1,6 @@
 //! One connection to one peer, and the frames on it.
 //!
-//! A frame is a header of 16 bytes and a payload, all numbers little-endian:
+//! A frame is a header of 16 bytes and a payload. All numbers are little-endian:
 //!
 //! | bytes | |
 //! | --- | --- |
@@ -9,8 +9,8 @@
 //! | 4..8 | length of the payload in bytes, u32 |
 //! | 8..16 | number of the operation in the group, u64 |
 //!
-//! An abort says that its sender gives the group up; its payload is the rank at fault, u32: the sender itself where it
-//! leaves of its own accord.
+//! The sender of an abort leaves the group. The payload of an abort is the rank at fault, u32. It
+//! is the sender's own rank if no other rank is at fault.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -25,7 +25,8 @@ use crate::error::{Operation, PeerFailure};
 const HEADER_BYTES: usize = 16;
 const ABORT: u8 = 255;
 
-/// How long a read or write blocks before it looks at the clock and at whether the call was given up.
+/// How long a read or write blocks before it checks the time limit and whether the call was
+/// aborted.
 pub(crate) const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The operation in progress.
@@ -41,7 +42,7 @@ impl Call {
         Self { operation, sequence, aborted: AtomicBool::new(false), cancel }
     }
 
-    /// Makes every wait of this call end soon. True for the first to ask.
+    /// Makes every wait of this call end soon. Returns true to the first caller only.
     pub(crate) fn abort(&self) -> bool {
         !self.aborted.swap(true, Ordering::Relaxed)
     }
@@ -52,21 +53,21 @@ impl Call {
     }
 }
 
-/// Why a part of a call ended early.
+/// The reason why a part of a call ended early.
 #[derive(Debug)]
 pub(crate) enum CallFailure {
     /// A peer failed.
     Failed { rank: usize, failure: PeerFailure },
-    /// Another part of the call stopped first, and its reason counts; or the call was cancelled.
+    /// Another part of the call failed first and has the reason, or the call was cancelled.
     Aborted,
 }
 
-/// The connection to the peer of one rank. Sending and receiving may go on at once, from a thread each.
+/// The connection to one peer. One thread may send while another one receives.
 pub(crate) struct Link {
     pub(crate) rank: usize,
     world_size: usize,
     stream: TcpStream,
-    /// A frame was begun and not ended, so that no other may follow.
+    /// Whether a frame was begun and not finished, so that no other frame may follow.
     mid_frame: AtomicBool,
     sent: AtomicU64,
     received: AtomicU64,
@@ -92,7 +93,7 @@ impl Link {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Sends one frame whose payload is the `parts` in a row, together less than 4 GiB.
+    /// Sends one frame whose payload is the concatenation of `parts`, in total less than 4 GiB.
     pub(crate) fn send(&self, call: &Call, timeout: Duration, parts: &[&[u8]]) -> Result<(), CallFailure> {
         call.check()?;
         let length: usize = parts.iter().map(|part| part.len()).sum();
@@ -129,14 +130,14 @@ impl Link {
     ) -> Result<Vec<u8>, CallFailure> {
         let length = self.receive_header(call, timeout)?;
         if length > limit {
-            return Err(self.failed(PeerFailure::Malformed("longer than the operation allows")));
+            return Err(self.failed(PeerFailure::Malformed("the payload is too long for the operation")));
         }
         let mut payload = vec![0; length];
         self.receive_payload(call, timeout, &mut payload)?;
         Ok(payload)
     }
 
-    /// Receives one frame that must be as long as `payload`, into it.
+    /// Receives the payload of one frame into `payload`. Their lengths must be equal.
     pub(crate) fn receive_into(
         &self,
         call: &Call,
@@ -144,13 +145,14 @@ impl Link {
         payload: &mut [u8],
     ) -> Result<(), CallFailure> {
         if self.receive_header(call, timeout)? != payload.len() {
-            return Err(self.failed(PeerFailure::Malformed("not of the length the operation demands")));
+            return Err(self.failed(PeerFailure::Malformed("the payload has the wrong length")));
         }
         self.receive_payload(call, timeout, payload)
     }
 
-    /// After `failure` of sending: what the peer had to say for itself, if it gave the group up before, else `failure`.
-    /// Everything due from the peer must have been received.
+    /// Returns the failure that the peer reported in an abort, if it sent one that names another
+    /// rank, and otherwise `failure`, with which sending to the peer failed. All frames that the
+    /// operation expects from the peer must have been received.
     pub(crate) fn read_abort(&self, call: &Call, failure: CallFailure) -> CallFailure {
         match self.receive_header(call, Duration::ZERO) {
             Err(reported @ CallFailure::Failed { failure: PeerFailure::Reported { .. }, .. }) => reported,
@@ -158,17 +160,19 @@ impl Link {
         }
     }
 
-    /// To be looked at with `poll`: an event says that the peer sends nothing any more.
+    /// An argument of `poll`: an event means that the peer has closed its sending side.
     pub(crate) fn hangup_poll(&self) -> PollFd<'_> {
         PollFd::new(&self.stream, PollFlags::RDHUP)
     }
 
-    /// Whether there is something to receive, or nothing will ever be again; waits a [`POLL_INTERVAL`] for it.
+    /// Waits up to [`POLL_INTERVAL`] and returns whether there is something to receive or the peer
+    /// has closed its sending side.
     pub(crate) fn is_ready(&self) -> bool {
         has_event(PollFd::new(&self.stream, PollFlags::IN | PollFlags::RDHUP), POLL_INTERVAL)
     }
 
-    /// Why the peer hung up, if it did so right behind what was received of it. Takes nothing away.
+    /// Returns the failure in the peer's abort, if the peer has closed its sending side and the
+    /// abort is the next frame. Consumes nothing.
     pub(crate) fn peek_abort(&self) -> Option<CallFailure> {
         let mut frame = [0; HEADER_BYTES + 4];
         let peek_abort = has_event(self.hangup_poll(), Duration::ZERO)
@@ -178,7 +182,8 @@ impl Link {
         peek_abort.then(|| self.parse_abort([c0, c1, c2, c3]))
     }
 
-    /// Why the peer, which sends nothing any more, left. Frames that were not received yet are lost.
+    /// Returns why the peer left, after it has closed its sending side. Frames that were not
+    /// received yet are discarded.
     pub(crate) fn abort_frame(&self, call: &Call) -> CallFailure {
         let mut unread = [0; 4096];
         loop {
@@ -196,12 +201,13 @@ impl Link {
         }
     }
 
-    /// Tells the peer, if it can be told without delay, that `failed_rank` failed, and sends nothing ever after.
+    /// Sends an abort that names `failed_rank`, if this is possible without delay, and closes the
+    /// sending side.
     pub(crate) fn send_abort(&self, call: &Call, failed_rank: usize) {
         if !self.mid_frame.load(Ordering::Relaxed) {
             let mut frame = header(ABORT, 4, call.sequence).to_vec();
             frame.extend_from_slice(&(failed_rank as u32).to_le_bytes());
-            // Best effort: a peer that is not told finds the connection closed.
+            // Best effort: a peer that does not get the abort sees that the connection is closed.
             let _ = (&self.stream).write_all(&frame);
         }
         let _ = self.stream.shutdown(Shutdown::Write);
@@ -220,7 +226,8 @@ impl Link {
         Ok(length)
     }
 
-    /// Reads a header: operation, number and length of the payload. An abort is an error.
+    /// Reads a header and returns the operation, its number and the length of the payload. An abort
+    /// is an error.
     fn receive_any_header(
         &self,
         call: &Call,
@@ -238,7 +245,7 @@ impl Link {
             return Err(self.receive_abort(call, timeout, length));
         }
         let Some(operation) = Operation::from_kind(kind) else {
-            return Err(self.failed(PeerFailure::Malformed("of an unknown kind")));
+            return Err(self.failed(PeerFailure::Malformed("unknown kind")));
         };
         Ok((operation, sequence, length as usize))
     }
@@ -254,14 +261,14 @@ impl Link {
         self.parse_abort(failed_rank)
     }
 
-    /// What an abort with this payload says.
+    /// Returns the failure that an abort with this payload reports.
     fn parse_abort(&self, failed_rank: [u8; 4]) -> CallFailure {
         match u32::from_le_bytes(failed_rank) as usize {
             rank if rank == self.rank => self.failed(PeerFailure::Left),
             rank if rank < self.world_size => {
                 CallFailure::Failed { rank, failure: PeerFailure::Reported { by: self.rank } }
             }
-            _ => self.failed(PeerFailure::Malformed("an abort that blames no rank of the group")),
+            _ => self.failed(PeerFailure::Malformed("an abort that names no rank of the group")),
         }
     }
 
@@ -287,7 +294,7 @@ impl Link {
         Ok(())
     }
 
-    /// What an error of the socket means: `Ok` to try again.
+    /// Handles an error of the socket. `Ok` means that the caller tries again.
     fn wait_on(&self, error: io::Error, progress: Instant, timeout: Duration) -> Result<(), CallFailure> {
         match error.kind() {
             ErrorKind::Interrupted => Ok(()),
@@ -308,7 +315,7 @@ impl Link {
 
 fn has_event(descriptor: PollFd, limit: Duration) -> bool {
     let limit = Timespec { tv_sec: 0, tv_nsec: limit.subsec_nanos().into() };
-    // A call that was interrupted has seen nothing.
+    // An interrupted call has not seen an event.
     poll(&mut [descriptor], Some(&limit)).is_ok_and(|events| events > 0)
 }
 

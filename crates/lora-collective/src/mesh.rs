@@ -1,4 +1,5 @@
-//! All connections of a rank, and what every operation is made of: sending and receiving at once.
+//! All connections of a rank, and the building blocks of the operations: sending and receiving at
+//! the same time.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +14,8 @@ use crate::link::{Call, CallFailure, Link};
 
 pub(crate) struct Mesh {
     pub(crate) rank: usize,
-    /// The other ranks, from `rank + 1` around: where every rank receives in this order, no two wait for the same.
+    /// Links to the other ranks, starting at `rank + 1` and wrapping around. Because every rank
+    /// receives in this order, no two ranks wait for the same peer.
     pub(crate) links: Vec<Link>,
     pub(crate) timeout: Duration,
 }
@@ -29,16 +31,18 @@ impl Mesh {
         self.links.len() + 1
     }
 
-    /// The limit of a wait for a peer that may itself wait for a third rank. It is the longer one, so that the rank
-    /// that faces the culprit is the first to give up and tells the others whom to blame.
+    /// The time limit of a wait for a peer that may itself be waiting for a third rank. It is
+    /// longer than `timeout`, so that the rank that waits for the failed rank directly times out
+    /// first and reports the failed rank to the others.
     pub(crate) fn indirect_timeout(&self) -> Duration {
         self.timeout + self.timeout / 4
     }
 
-    /// Runs `send` for every peer, on a thread each, and `receive` on this one. All threads have ended when it returns.
+    /// Runs `send` for every peer, each on its own thread, and `receive` on the calling thread. All
+    /// threads have ended when this returns.
     ///
-    /// A failure to receive comes first: it is what the peer did, while a failure to send may only be that it left
-    /// because of another.
+    /// A failure to receive takes precedence over a failure to send: it shows what the peer did,
+    /// while a failure to send may only mean that the peer left because another rank failed.
     pub(crate) fn exchange<T>(
         &self,
         call: &Call,
@@ -64,9 +68,11 @@ impl Mesh {
         })
     }
 
-    /// Every rank's payload, by rank, each of at most `limit` bytes. This is where a rank waits for those that come
-    /// late, so it listens to all at once: a failure of one is seen while others are still awaited, also of one that has
-    /// sent its payload.
+    /// Returns every rank's payload, by rank, each of at most `limit` bytes.
+    ///
+    /// Ranks wait in this function for late peers, so it reads from all peers at the same time: the
+    /// failure of a peer is detected while others are still awaited, even if the failed peer has
+    /// already sent its payload.
     pub(crate) fn gather(
         &self,
         call: &Call,
@@ -110,7 +116,8 @@ impl Mesh {
         Ok(all)
     }
 
-    /// Waits until a frame from `link` begins, with an eye on the peers whose frames have `arrived`.
+    /// Waits until a frame from `link` begins, and fails if a peer whose frame has `arrived`
+    /// aborts.
     fn await_frame(&self, call: &Call, link: &Link, arrived: &[AtomicBool]) -> Result<(), CallFailure> {
         let start = Instant::now();
         while !link.is_ready() {
@@ -126,7 +133,7 @@ impl Mesh {
         Ok(())
     }
 
-    /// A peer that has closed its connection or hung up. Neither sends nor waits.
+    /// Returns a peer that has closed its connection or its sending side. Neither sends nor waits.
     pub(crate) fn disconnected_peer(&self) -> io::Result<Option<&Link>> {
         let mut polls: Vec<PollFd> = self.links.iter().map(Link::hangup_poll).collect();
         retry_on_intr(|| poll(&mut polls, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })))?;
@@ -134,7 +141,7 @@ impl Mesh {
         Ok(links.find(|(_, hangup_poll)| !hangup_poll.revents().is_empty()).map(|(link, _)| link))
     }
 
-    /// Ends the group for all peers.
+    /// Sends an abort to all peers, which ends the group for them.
     pub(crate) fn send_abort(&self, call: &Call, failed_rank: usize) {
         for link in &self.links {
             link.send_abort(call, failed_rank);

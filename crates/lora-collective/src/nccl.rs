@@ -1,8 +1,8 @@
 //! The all-reduce between GPUs over NCCL.
 //!
-//! A [`Group`] stands behind every communicator: it carries NCCL's unique id, and it is watched wherever NCCL or a GPU is
-//! waited for, so that a peer that dies, a cancelled group or a time that is up ends the wait. The communicator is
-//! nonblocking, for NCCL's own waits know no end.
+//! Every communicator has a [`Group`]. The group transmits NCCL's unique id. Every wait for NCCL or
+//! a GPU also checks the group, so that a lost peer, a cancellation or a timeout ends the wait. The
+//! communicator is nonblocking, because NCCL's own waits have no time limit.
 
 mod communicator;
 mod transport;
@@ -28,40 +28,43 @@ use wait::{attribute_error, wait};
 const FORM_ACTION: &str = "forming the group";
 const ALL_REDUCE_ACTION: &str = "all-reduce";
 
-/// Segments under way at a time. More wait on the CPU, where a wait can be ended: a stream that is full blocks the caller.
-const MAX_UNDER_WAY: usize = 16;
+/// The maximum number of segments in progress. Further segments wait on the CPU, where a wait can
+/// be ended: a full stream would block the caller.
+const MAX_IN_PROGRESS: usize = 16;
 
-/// Bytes of `NCCL_HOSTID` that NCCL looks at.
+/// The number of bytes of `NCCL_HOSTID` that NCCL uses.
 const HOST_ID_BYTES: usize = 1023;
 
-/// How long [`NcclGroup::finish`] waits for the GPUs at most, where all ranks have begun what it waits for.
+/// The maximum time that [`NcclGroup::finish`] waits for the GPUs, for transfers that all ranks
+/// have begun.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// A communicator of NCCL beside a [`Group`], with a stream of its own. One thread owns it.
+/// An NCCL communicator with its own stream, used together with a [`Group`]. One thread owns it.
 ///
-/// All ranks call the same methods in the same order with the same arguments, their own nodes and addresses aside. An
-/// error stops what is under way and leaves the group of no further use, and this with it; so does dropping this before
-/// [`Self::finish`].
+/// All ranks call the same methods in the same order with the same arguments, except for their own
+/// nodes and addresses. An error aborts the work in progress, and neither the group nor this
+/// communicator can be used any more. Dropping the communicator before [`Self::finish`] has the
+/// same effect.
 pub struct NcclGroup {
     communicator: Communicator,
     compute: Arc<CudaStream>,
     stream: Arc<CudaStream>,
     timeout: Duration,
-    /// Memory of the all-reduce, kept from call to call.
+    /// Device buffer of the all-reduce, reused by the next call.
     scratch: Option<CudaSlice<f32>>,
-    /// The end of each segment that was not yet seen to be done.
-    under_way: VecDeque<CudaEvent>,
+    /// The end event of each segment that is not known to be finished.
+    in_progress: VecDeque<CudaEvent>,
     sent: u64,
-    /// What of NCCL could not be taken down, and may still use memory.
+    /// Whether the communicator could not be aborted and may still use memory of the GPU.
     is_leaked: bool,
 }
 
 impl NcclGroup {
-    /// Whether the ranks of `group` use NCCL, by what each prefers and has (see
-    /// [`backend_choice::choose`]); `gpu_uuid` tells this rank's GPU from others.
+    /// Agrees with the other ranks of `group` on NCCL or TCP, from the preferences and capabilities
+    /// of all ranks (see [`backend_choice::choose`]). `gpu_uuid` is the UUID of this rank's GPU.
     ///
     /// # Errors
-    /// As [`backend_choice::agree`].
+    /// Those of [`backend_choice::agree`].
     pub fn agree(
         group: &mut Group,
         preference: &Preference,
@@ -70,11 +73,12 @@ impl NcclGroup {
         backend_choice::agree(group, &capabilities_of(preference, gpu_uuid))
     }
 
-    /// Connects the GPUs of all ranks; this rank's is that of `compute`, the stream that the vectors are computed on.
-    /// `timeout` is the limit of that; later waits, in which peers may still compute, have the group's.
+    /// Connects the GPUs of all ranks. The GPU of this rank is the device of `compute`, the stream
+    /// on which the vectors are computed. `timeout` limits the connection. Later waits, during
+    /// which peers may still compute, have the timeout of the group.
     ///
     /// # Errors
-    /// NCCL or CUDA fails, a failed peer, cancelled, or not done in time.
+    /// A failure of NCCL, CUDA or a peer, a cancellation, or a timeout.
     pub fn form(
         group: &mut Group,
         compute: Arc<CudaStream>,
@@ -84,14 +88,17 @@ impl NcclGroup {
         formed.map_err(|error| attribute_error(group, error))
     }
 
-    /// Has one segment of the ranks' vectors summed over all leaves, after what is on the compute stream now. Returns as
-    /// soon as that is asked of the GPU; the vectors are in use until [`Self::finish`].
+    /// Enqueues the sum of one segment of the ranks' vectors over all leaves. The GPU computes the
+    /// sum after the work that is on the compute stream now. The method returns as soon as the work
+    /// is enqueued. The vectors are in use until [`Self::finish`] returns.
     ///
-    /// `nodes` are those of this rank, each with the address of the segment in its vector; `out`, where the sum goes, may
-    /// be one of them. The bits are those of [`Group::all_reduce_tree`].
+    /// `nodes` are the nodes of this rank, each with the address of the segment in its vector.
+    /// `out` is the address of the sum and may be one of them. The bits are those of
+    /// [`Group::all_reduce_tree`].
     ///
     /// # Errors
-    /// As [`Self::form`], and ranges that are not a partition of the leaves, or nodes that are not those of this rank's.
+    /// Those of [`Self::form`], ranges that are not a partition of the leaves, or nodes that are
+    /// not the nodes of this rank's range.
     pub fn all_reduce(
         &mut self,
         group: &mut Group,
@@ -106,37 +113,40 @@ impl NcclGroup {
         enqueued.map_err(|error| self.fail(group, error))
     }
 
-    /// Waits until all segments are summed on all ranks, and lets the compute stream go on after that. It waits for GPUs,
-    /// not for ranks that have yet to begin.
+    /// Waits until all segments are summed on all ranks, and makes the compute stream wait for the
+    /// sums. The wait for the GPUs is at most 120 s. It is meant for transfers that all ranks have
+    /// begun, not for ranks that have not begun them.
     ///
     /// # Errors
-    /// As [`Self::form`]. The sums are then not to be used, whatever is there.
+    /// Those of [`Self::form`]. The sums must then not be used.
     pub fn finish(&mut self, group: &mut Group) -> Result<(), CollectiveError> {
         group.check_usable()?;
-        let finished = self.wait_until_under_way(group, 0, self.timeout.min(TRANSFER_TIMEOUT));
-        // A receive from a rank that aborts can end, on the GPU, as if all had come. Such a rank has left the group before, so
-        // what counts is that all ranks have come here.
+        let finished = self.limit_in_progress(group, 0, self.timeout.min(TRANSFER_TIMEOUT));
+        // On the GPU, a receive from a rank that aborts can end as if all data had arrived. Such a
+        // rank has left the group before it aborts, so the sums are valid only if all ranks pass
+        // this barrier.
         let agreed = finished.and_then(|()| group.barrier());
         let joined = agreed.and_then(|()| self.compute.join(&self.stream).map_err(failed(ALL_REDUCE_ACTION)));
         joined.map_err(|error| self.fail(group, error))
     }
 
-    /// Takes the communicator down.
+    /// Aborts the communicator.
     ///
     /// # Errors
-    /// That is not possible: memory of the GPU may be in use for ever, and the process is of no further use.
+    /// The communicator cannot be aborted. Memory of the GPU may then stay in use, and the process
+    /// must exit.
     pub fn leave(mut self) -> Result<(), CollectiveError> {
         self.stop();
         match self.is_leaked {
             false => Ok(()),
             true => {
-                let message = "a communicator cannot be taken down".to_owned();
+                let message = "the communicator cannot be aborted".to_owned();
                 Err(CollectiveError::Device { action: "leaving the group", message })
             }
         }
     }
 
-    /// Bytes sent to all peers so far.
+    /// The number of bytes sent to all peers so far.
     pub fn bytes_sent(&self) -> u64 {
         self.sent
     }
@@ -161,7 +171,7 @@ impl NcclGroup {
             stream,
             timeout: group.mesh.timeout,
             scratch: None,
-            under_way: VecDeque::new(),
+            in_progress: VecDeque::new(),
             sent: 0,
             is_leaked: false,
         })
@@ -175,14 +185,14 @@ impl NcclGroup {
         out: u64,
     ) -> Result<(), CollectiveError> {
         group.check()?;
-        self.wait_until_under_way(group, MAX_UNDER_WAY - 1, self.timeout)?;
+        self.limit_in_progress(group, MAX_IN_PROGRESS - 1, self.timeout)?;
         let scratch = self.scratch(plan.scratch_elements())?;
         self.stream.join(&self.compute).map_err(failed(ALL_REDUCE_ACTION))?;
         let Self { communicator, stream, timeout, sent, .. } = self;
         let mut transport = NcclTransport { group, communicator, stream, timeout: *timeout, sent };
         plan.all_reduce(&mut transport, nodes, scratch, out)?;
         let end = self.stream.record_event(None).map_err(failed(ALL_REDUCE_ACTION))?;
-        self.under_way.push_back(end);
+        self.in_progress.push_back(end);
         Ok(())
     }
 
@@ -192,39 +202,40 @@ impl NcclGroup {
         error
     }
 
-    /// Ends the communicator. The compute stream goes on after what of it the GPU does yet, so that the vectors can be
-    /// freed.
+    /// Aborts the communicator. The compute stream waits for the communicator's work that is still
+    /// on the GPU, so that the vectors can be freed.
     fn stop(&mut self) {
         match self.communicator.close() {
-            // Where this fails, so does everything on that stream.
+            // If this fails, everything else on the compute stream fails as well.
             true => drop(self.compute.join(&self.stream)),
             false => self.is_leaked = true,
         }
     }
 
-    /// Waits until at most `most` segments are under way.
-    fn wait_until_under_way(
+    /// Waits until at most `most` segments are in progress.
+    fn limit_in_progress(
         &mut self,
         group: &mut Group,
         most: usize,
         timeout: Duration,
     ) -> Result<(), CollectiveError> {
-        let Self { communicator, under_way, .. } = self;
-        let Some(first) = under_way.len().checked_sub(most + 1) else { return Ok(()) };
-        let end = &under_way[first];
+        let Self { communicator, in_progress, .. } = self;
+        let Some(first) = in_progress.len().checked_sub(most + 1) else { return Ok(()) };
+        let end = &in_progress[first];
         wait(group, ALL_REDUCE_ACTION, timeout, || {
             if end.try_is_complete().map_err(failed(ALL_REDUCE_ACTION))? {
                 return Ok(true);
             }
-            // Asked for its errors only: it has handed everything to the GPU.
+            // Only to get errors: NCCL has already handed all work to the GPU.
             communicator.is_ready(ALL_REDUCE_ACTION)?;
             Ok(false)
         })?;
-        under_way.drain(..=first);
+        in_progress.drain(..=first);
         Ok(())
     }
 
-    /// The address of `elements` elements. The segments take turns with them, as the stream is in order.
+    /// Returns the address of a buffer of at least `elements` elements. All segments use the same
+    /// buffer, because the stream executes them in order.
     fn scratch(&mut self, elements: usize) -> Result<u64, CollectiveError> {
         if self.scratch.as_ref().map_or(0, |scratch| scratch.len()) < elements {
             self.scratch = None;
@@ -244,17 +255,17 @@ impl Drop for NcclGroup {
     }
 }
 
-/// The offer of this process.
+/// Returns the capabilities of this process.
 fn capabilities_of(preference: &Preference, gpu_uuid: &str) -> Capabilities {
-    // As NCCL reads them: a variable that is no number is as good as not set.
+    // Like NCCL: a variable whose value is not a number counts as not set.
     let is_on = |name| std::env::var(name).is_ok_and(|v| v.trim().parse::<i64>().is_ok_and(|v| v != 0));
     let nccl = match (&preference.nccl_failure, communicator::version()) {
         (Some(failure), _) => Err(format!(
             "it failed when an earlier group formed ({failure}); a new worker process tries again"
         )),
-        // With that NCCL waits without end, whatever it is told.
+        // The variable overrides the nonblocking configuration of the communicator.
         _ if is_on("NCCL_COMM_BLOCKING") => {
-            Err("NCCL_COMM_BLOCKING is set, with which NCCL waits without end; it must not be set".to_owned())
+            Err("NCCL_COMM_BLOCKING is set, so NCCL waits without a limit; it must not be set".to_owned())
         }
         (None, None) => Err("its library reports no version; NCCL 2 must be installed".to_owned()),
         (None, Some(version)) => Ok(version),
@@ -273,7 +284,7 @@ fn capabilities_of(preference: &Preference, gpu_uuid: &str) -> Capabilities {
     }
 }
 
-/// Rank 0's new id of a communicator, on all ranks.
+/// Creates the unique id of a communicator on rank 0 and returns it on all ranks.
 fn share_id(group: &mut Group) -> Result<sys::ncclUniqueId, CollectiveError> {
     let mut bytes = Vec::new();
     if group.rank() == 0 {
@@ -282,11 +293,11 @@ fn share_id(group: &mut Group) -> Result<sys::ncclUniqueId, CollectiveError> {
     group.broadcast(0, &mut bytes)?;
     match <[u8; 128]>::try_from(bytes) {
         Ok(bytes) => Ok(sys::ncclUniqueId { internal: bytes.map(|byte| byte as _) }),
-        Err(_) => Err(group.fail_peer(Operation::Broadcast, 0, PeerFailure::Malformed("no id of NCCL"))),
+        Err(_) => Err(group.fail_peer(Operation::Broadcast, 0, PeerFailure::Malformed("invalid NCCL id"))),
     }
 }
 
-/// An error of CUDA.
+/// Converts an error of CUDA.
 fn failed(action: &'static str) -> impl Fn(DriverError) -> CollectiveError {
     move |error| CollectiveError::Device { action, message: error.to_string() }
 }

@@ -1,17 +1,18 @@
-//! Who owns what of an all-reduce: the one place that the ways to carry it out, over TCP and between devices, share.
+//! The plan of an all-reduce: which rank owns which nodes and which slice of the vector. The
+//! all-reduces over TCP and between devices share it.
 
 use std::ops::Range;
 
 use crate::tree::{NodeId, TreeError, merge_order, nodes_in};
 
-/// What follows from the arguments that all ranks have in common.
+/// The plan, derived from arguments that are equal on all ranks.
 pub(crate) struct ReductionPlan {
     world_size: usize,
     /// Length of the vector.
     elements: usize,
     /// The nodes of all ranks in leaf order.
     pub(crate) nodes: Vec<NodeId>,
-    /// For each rank the part of `nodes` that it owns.
+    /// The part of `nodes` that each rank owns.
     pub(crate) owned: Vec<Range<usize>>,
     /// The additions that sum the nodes, as [`merge_order`] lists them.
     pub(crate) order: Vec<(usize, usize)>,
@@ -19,7 +20,7 @@ pub(crate) struct ReductionPlan {
 
 impl ReductionPlan {
     /// # Errors
-    /// What is wrong with the arguments.
+    /// A message that names the invalid argument.
     pub(crate) fn new(
         leaves: usize,
         ranges: &[Range<usize>],
@@ -39,8 +40,8 @@ impl ReductionPlan {
         Ok(Self { world_size, elements, nodes, owned, order })
     }
 
-    /// The part of the vector that `rank` adds up. It begins at a multiple of four elements, as loads of sixteen bytes
-    /// like it, unless the vector is shorter than that is worth.
+    /// The part of the vector that `rank` sums. It begins at a multiple of four elements, for
+    /// aligned loads of 16 bytes, unless the vector has fewer than four elements per rank.
     pub(crate) fn slice(&self, rank: usize) -> Range<usize> {
         let unit = if self.elements < 4 * self.world_size { 1 } else { 4 };
         let bound = |rank| match rank {
@@ -50,7 +51,10 @@ impl ReductionPlan {
         bound(rank)..bound(rank + 1)
     }
 
-    /// What is wrong with `nodes` as those of `rank`, if anything is.
+    /// Checks that `nodes` are the nodes of `rank`.
+    ///
+    /// # Errors
+    /// A message if they are not.
     pub(crate) fn check<'a>(
         &self,
         rank: usize,

@@ -1,4 +1,4 @@
-//! Forming a group: every rank connects to the lower ranks and is called by the higher ones.
+//! The formation of a group: every rank connects to the lower ranks and accepts the higher ranks.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,64 +15,65 @@ use crate::handshake::{self, HandshakeRefusal, HelloVerdict};
 use crate::link::{Link, POLL_INTERVAL};
 use crate::mesh::Mesh;
 
-/// How long a caller may take for its handshake once its connection is accepted.
+/// The time limit of a handshake, from the moment when the connection is accepted.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Handshakes at a time; further callers wait in the backlog.
+/// The maximum number of concurrent handshakes. Further callers wait in the backlog.
 const MAX_HANDSHAKES: usize = 256;
-/// Pause between two looks at the listener and the handshakes.
+/// The pause between two checks of the listener and the handshakes.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(2);
-/// Pauses between two calls at a rank that is not ready.
+/// The first and the longest pause between two calls to a rank that is not ready.
 const FIRST_RETRY_PAUSE: Duration = Duration::from_millis(10);
 const LAST_RETRY_PAUSE: Duration = Duration::from_millis(500);
-/// The limit of one attempt to reach an address.
+/// The time limit of one attempt to connect to an address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where a process takes connections of its peers, for one group after the other. Bound once, at start, so that the
-/// address can be made known before there is a group.
+/// The listener on which a process accepts connections of its peers, for one group after the other.
+/// It is bound once, at the start of the process, so that its address is known before a group
+/// forms.
 #[derive(Debug)]
 pub struct PeerListener(TcpListener);
 
 impl PeerListener {
-    /// Listens at `address`; port 0 takes a free one.
+    /// Listens on `address`. Port 0 chooses a free port.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// Those of the operating system.
     pub fn bind(address: impl ToSocketAddrs) -> io::Result<Self> {
         let listener = TcpListener::bind(address)?;
         listener.set_nonblocking(true)?;
         Ok(Self(listener))
     }
 
-    /// The address with the port in use.
+    /// Returns the address, with the port that is in use.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// Those of the operating system.
     pub fn local_addr(&self) -> io::Result<SocketAddr> {
         self.0.local_addr()
     }
 }
 
-/// What makes a group. Equal on all ranks but for `rank`.
+/// The description of a group. All fields except `rank` are equal on all ranks.
 #[derive(Clone)]
 pub struct GroupSpec {
     /// The job's name, at most 256 bytes.
     pub job: String,
-    /// The fencing number: peers of an older one are refused.
+    /// The fencing number. Peers of an older generation are refused.
     pub generation: u64,
     /// This rank.
     pub rank: usize,
     /// The address of each rank's [`PeerListener`], `host:port`, by rank.
     pub peers: Vec<String>,
-    /// The secret that members share, at most 256 bytes.
+    /// The secret that all members share, at most 256 bytes.
     pub token: String,
-    /// How long forming may take.
+    /// The time limit of the formation.
     pub form_timeout: Duration,
-    /// How long an operation may go without progress.
+    /// How long an operation may wait without progress.
     pub timeout: Duration,
 }
 
 impl fmt::Debug for GroupSpec {
-    /// Leaves out the token.
+    /// Omits the token.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("GroupSpec")
             .field("job", &self.job)
@@ -86,12 +87,13 @@ impl fmt::Debug for GroupSpec {
 }
 
 impl Group {
-    /// Connects this rank with all others and returns once all ranks are connected. All ranks but the last need a
-    /// listener. A group of one opens no connection. `cancel` ends the forming, and later the group's operations.
+    /// Connects this rank with all other ranks and returns once all ranks are connected. All ranks
+    /// except the last one need a listener. A group of one rank opens no connection. `cancel`
+    /// cancels the formation, and later the group's operations.
     ///
     /// # Errors
-    /// A peer that did not come, or refused, within the timeout; a newer generation of the same job; cancelled; or a
-    /// `spec` that makes no group.
+    /// A peer that did not connect or refused the connection within the timeout, a peer that forms
+    /// a newer generation of the same job, a cancellation, or an invalid `spec`.
     pub fn form(
         spec: &GroupSpec,
         listener: Option<&PeerListener>,
@@ -101,7 +103,8 @@ impl Group {
         let waiting = cancel.waiting();
         let deadline = FormDeadline { at: Instant::now() + spec.form_timeout, cancel: &cancel };
         let mut streams = BTreeMap::new();
-        // In turn, and calls first: rank 0 only accepts, so rank 1 gets through and accepts, and so on.
+        // A rank first connects to the lower ranks, one after the other, and then accepts the
+        // higher ones. Rank 0 only accepts, so rank 1 can connect and then accepts, and so on.
         for rank in 0..spec.rank {
             streams.insert(rank, connect(spec, rank, &deadline)?);
         }
@@ -115,10 +118,10 @@ impl Group {
         let links: Result<Vec<Link>, io::Error> =
             streams.into_iter().map(|(rank, stream)| Link::new(rank, world_size, stream)).collect();
         let links = links.map_err(CollectiveError::Socket)?;
-        // At least a little, for the ranks that were the last to connect.
-        let patience = deadline.remaining().max(HANDSHAKE_TIMEOUT);
+        // A minimum, for the ranks that were the last to connect.
+        let timeout = deadline.remaining().max(HANDSHAKE_TIMEOUT);
         drop(waiting);
-        let mut group = Self::new(Mesh::new(spec.rank, links, patience), cancel);
+        let mut group = Self::new(Mesh::new(spec.rank, links, timeout), cancel);
         group.barrier()?;
         group.mesh.timeout = spec.timeout;
         Ok(group)
@@ -129,9 +132,9 @@ fn check(spec: &GroupSpec) -> Result<(), CollectiveError> {
     let problem = if spec.rank >= spec.peers.len() {
         format!("rank {} in a group of {} ranks", spec.rank, spec.peers.len())
     } else if spec.job.len() > handshake::MAX_NAME_BYTES {
-        format!("a job name of {} bytes, the most is {}", spec.job.len(), handshake::MAX_NAME_BYTES)
+        format!("a job name of {} bytes, the limit is {}", spec.job.len(), handshake::MAX_NAME_BYTES)
     } else if spec.token.len() > handshake::MAX_NAME_BYTES {
-        format!("a token of {} bytes, the most is {}", spec.token.len(), handshake::MAX_NAME_BYTES)
+        format!("a token of {} bytes, the limit is {}", spec.token.len(), handshake::MAX_NAME_BYTES)
     } else if spec.timeout.is_zero() || spec.form_timeout.is_zero() {
         "a timeout of zero".to_owned()
     } else {
@@ -140,7 +143,7 @@ fn check(spec: &GroupSpec) -> Result<(), CollectiveError> {
     Err(CollectiveError::Argument(problem))
 }
 
-/// How long forming may go on.
+/// The end of the formation, at a time or by cancellation.
 struct FormDeadline<'a> {
     at: Instant,
     cancel: &'a CancelToken,
@@ -151,7 +154,7 @@ impl FormDeadline<'_> {
         self.at.saturating_duration_since(Instant::now())
     }
 
-    /// An error once it is over, or cancelled.
+    /// Returns an error after the deadline or a cancellation.
     fn check(&self) -> io::Result<()> {
         if self.cancel.is_cancelled() {
             Err(io::Error::other("cancelled"))
@@ -162,7 +165,7 @@ impl FormDeadline<'_> {
         }
     }
 
-    /// Waits for `pause`, less where this is over before.
+    /// Waits for `pause`, or until the deadline or a cancellation if that is earlier.
     fn sleep(&self, pause: Duration) {
         let end = self.at.min(Instant::now() + pause);
         while Instant::now() < end && !self.cancel.is_cancelled() {
@@ -171,7 +174,7 @@ impl FormDeadline<'_> {
     }
 }
 
-/// Calls a lower rank until it welcomes this one.
+/// Calls a lower rank until it welcomes this rank.
 fn connect(spec: &GroupSpec, rank: usize, deadline: &FormDeadline) -> Result<TcpStream, CollectiveError> {
     let address = spec.peers[rank].clone();
     let hello = handshake::hello(spec, rank);
@@ -194,7 +197,8 @@ fn connect(spec: &GroupSpec, rank: usize, deadline: &FormDeadline) -> Result<Tcp
     }
 }
 
-/// One attempt. It waits for the answer as long as forming may take, since the peer may not be forming its group yet.
+/// Makes one attempt. It waits for the answer until the deadline of the formation, because the peer
+/// may not have begun to form its group.
 fn try_connect(
     address: &str,
     hello: &[u8],
@@ -222,31 +226,34 @@ fn try_connect(
     match handshake::read_reply(&reply) {
         Some(Ok(())) => stream.write_all(&[handshake::CONFIRM]).map(|()| Ok(stream)),
         Some(Err(refusal)) => Ok(Err(refusal)),
-        None => Err(io::Error::new(ErrorKind::InvalidData, "the answer is not that of a peer")),
+        None => Err(io::Error::new(ErrorKind::InvalidData, "the answer is not from a peer")),
     }
 }
 
-/// Connects, on a thread of its own: neither the look-up of a name nor the connecting can be interrupted. A thread that
-/// is not waited for any more ends by itself and closes what it got.
+/// Connects on a separate thread, because neither the lookup of a name nor the connection attempt
+/// can be interrupted. A thread whose caller has stopped waiting ends by itself and closes its
+/// connection.
 fn connect_tcp(address: &str, deadline: &FormDeadline) -> io::Result<TcpStream> {
     deadline.check()?;
     let (sender, connected) = mpsc::sync_channel(1);
     let (address, end) = (address.to_owned(), deadline.at);
     thread::Builder::new().name("dial".into()).spawn(move || {
-        // Nobody may wait for it any more.
+        // Sending fails if the caller has stopped waiting.
         let _ = sender.send(connect_tcp_blocking(&address, end));
     })?;
     loop {
         match connected.recv_timeout(POLL_INTERVAL) {
             Ok(result) => return result,
             Err(RecvTimeoutError::Timeout) => deadline.check()?,
-            Err(RecvTimeoutError::Disconnected) => return Err(io::Error::other("the dialing thread broke")),
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(io::Error::other("the connecting thread ended without a result"));
+            }
         }
     }
 }
 
 fn connect_tcp_blocking(address: &str, deadline: Instant) -> io::Result<TcpStream> {
-    let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
+    let mut last = io::Error::new(ErrorKind::NotFound, "the host name has no address");
     for address in address.to_socket_addrs()? {
         let remaining = deadline.saturating_duration_since(Instant::now());
         if remaining.is_zero() {
@@ -260,7 +267,8 @@ fn connect_tcp_blocking(address: &str, deadline: Instant) -> io::Result<TcpStrea
     Err(last)
 }
 
-/// Takes the connections of all higher ranks. Whoever else calls is turned away and disturbs nobody.
+/// Accepts the connections of all higher ranks. Other callers are refused and do not delay the
+/// members.
 fn accept(
     spec: &GroupSpec,
     listener: &PeerListener,
@@ -281,7 +289,7 @@ fn accept(
             match listener.0.accept() {
                 Ok((stream, address)) => callers.extend(PendingPeer::new(stream, address)),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                // The caller left already.
+                // The caller has already closed its connection.
                 Err(error)
                     if matches!(error.kind(), ErrorKind::ConnectionAborted | ErrorKind::Interrupted) => {}
                 Err(error) => return Err(CollectiveError::Socket(error)),
@@ -291,14 +299,16 @@ fn accept(
             match caller.advance(spec, |rank| connected.contains_key(&rank)) {
                 Ok(HandshakeProgress::Waiting) => callers.push(caller),
                 Ok(HandshakeProgress::Connected(rank)) => {
-                    // Of two that were welcomed for one rank the first to confirm has it.
+                    // If two callers were welcomed as the same rank, the first one to confirm is
+                    // accepted.
                     connected.entry(rank).or_insert(caller.stream);
                 }
                 Ok(HandshakeProgress::Newer(newer)) => {
                     return Err(CollectiveError::Superseded { generation: spec.generation, newer });
                 }
                 Err(reason) => {
-                    tracing::warn!(address = %caller.address, job = spec.job, %reason, "peer connection turned away");
+                    let PendingPeer { address, .. } = &caller;
+                    tracing::warn!(%address, job = spec.job, %reason, "peer connection refused");
                 }
             }
         }
@@ -307,7 +317,7 @@ fn accept(
     Ok(connected)
 }
 
-/// A connection in its handshake; never waited for.
+/// A connection whose handshake is in progress. Its operations do not block.
 struct PendingPeer {
     stream: TcpStream,
     address: SocketAddr,
@@ -328,7 +338,7 @@ impl PendingPeer {
         Some(Self { stream, address, since: Instant::now(), bytes: Vec::new(), welcomed: None })
     }
 
-    /// Goes on as far as bytes have come; an error ends the connection.
+    /// Advances the handshake as far as the received bytes allow. An error ends the connection.
     fn advance(
         &mut self,
         spec: &GroupSpec,
@@ -371,7 +381,9 @@ impl PendingPeer {
                 Err(io::Error::other(refusal.to_string()))
             }
             HelloVerdict::Newer(generation) => Ok(HandshakeProgress::Newer(generation)),
-            HelloVerdict::Malformed => Err(io::Error::new(ErrorKind::InvalidData, "no hello of a peer")),
+            HelloVerdict::Malformed => {
+                Err(io::Error::new(ErrorKind::InvalidData, "not the handshake of a peer"))
+            }
         }
     }
 
@@ -379,13 +391,14 @@ impl PendingPeer {
         match (self.fill(1)?, self.bytes.as_slice()) {
             (false, _) => Ok(HandshakeProgress::Waiting),
             (true, [handshake::CONFIRM]) => Ok(HandshakeProgress::Connected(rank)),
-            (true, _) => Err(io::Error::new(ErrorKind::InvalidData, "no confirmation of a peer")),
+            (true, _) => Err(io::Error::new(ErrorKind::InvalidData, "not the confirmation of a peer")),
         }
     }
 
-    /// Reads up to `want` bytes of this step, and none of what follows; true when they are there.
-    fn fill(&mut self, want: usize) -> io::Result<bool> {
-        while let missing @ 1.. = want.saturating_sub(self.bytes.len()) {
+    /// Reads until the buffer has `length` bytes, and no bytes beyond them. Returns whether it has
+    /// them.
+    fn fill(&mut self, length: usize) -> io::Result<bool> {
+        while let missing @ 1.. = length.saturating_sub(self.bytes.len()) {
             match (&self.stream).take(missing as u64).read_to_end(&mut self.bytes) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
                 Ok(_) => {}

@@ -1,8 +1,9 @@
-//! The all-reduce between devices, as a sequence of grouped exchanges, copies and ordered additions on whatever moves
-//! bytes between them. This module does not use CUDA.
+//! The all-reduce between devices, as a sequence of grouped exchanges, copies and ordered additions
+//! on any [`Transport`]. This module does not use CUDA.
 //!
-//! It is the all-reduce of [`Group::all_reduce_tree`](crate::Group::all_reduce_tree) with the same slices, the same
-//! order of additions and so the same bits, but without frames: a slice of a node goes as one part.
+//! It has the slices and the order of additions of
+//! [`Group::all_reduce_tree`](crate::Group::all_reduce_tree), and therefore the same bits, but it
+//! has no frames: a slice of a node is sent as one part.
 
 use std::ops::Range;
 
@@ -12,40 +13,41 @@ use crate::tree::NodeId;
 
 const ELEMENT_BYTES: u64 = size_of::<f32>() as u64;
 
-/// Memory of a device that goes to, or comes from, a peer.
+/// Memory of a device that is sent to a peer or received from a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeerBuffer {
-    /// The other rank.
+    /// The rank of the peer.
     pub peer: usize,
-    /// The first byte.
+    /// The address of the first byte.
     pub address: u64,
-    /// Elements of f32, never 0.
+    /// The number of f32 elements, never 0.
     pub elements: usize,
 }
 
-/// What moves and adds memory of a rank's device: f32 elements at addresses in bytes. Operations take effect in the
-/// order they were called in.
+/// Operations that move and add memory of a rank's device: f32 elements at byte addresses. The
+/// operations take effect in the order of the calls.
 pub trait Transport {
-    /// Why an operation could not be asked for.
+    /// The reason why an operation could not be enqueued.
     type Error;
 
-    /// Sends and receives all at once: no part waits for another. Several parts for the same peer arrive in order.
+    /// Sends and receives all parts at the same time: no part waits for another one. Several parts
+    /// for the same peer arrive in order.
     ///
     /// # Errors
-    /// Those of the fabric.
+    /// Those of the transport.
     fn exchange(&mut self, sends: &[PeerBuffer], receives: &[PeerBuffer]) -> Result<(), Self::Error>;
 
-    /// Copies `elements`.
+    /// Copies `elements` elements from address `from` to address `to`.
     ///
     /// # Errors
-    /// Those of the fabric.
+    /// Those of the transport.
     fn copy(&mut self, from: u64, to: u64, elements: usize) -> Result<(), Self::Error>;
 
-    /// Carries out `order` on the vectors of `elements` elements that lie one after the other at `vectors`, as
-    /// [`tree::combine`](crate::tree::combine) does.
+    /// Performs the additions of `order` on the concatenated vectors of `elements` elements each at
+    /// address `vectors`, as [`tree::combine`](crate::tree::combine) does.
     ///
     /// # Errors
-    /// Those of the fabric.
+    /// Those of the transport.
     fn combine(&mut self, order: &[(usize, usize)], vectors: u64, elements: usize)
     -> Result<(), Self::Error>;
 }
@@ -57,10 +59,12 @@ pub struct SegmentPlan {
 }
 
 impl SegmentPlan {
-    /// The part of `rank` where the ranks own `ranges` of `leaves` leaves and a segment has `elements` elements.
+    /// Plans the part of `rank` if the ranks own `ranges` of `leaves` leaves and a segment has
+    /// `elements` elements.
     ///
     /// # Errors
-    /// [`CollectiveError::Argument`] for ranges that are not a partition of the leaves, or a rank that has none.
+    /// [`CollectiveError::Argument`] for ranges that are not a partition of the leaves, or a rank
+    /// without a range.
     pub fn new(
         leaves: usize,
         ranges: &[Range<usize>],
@@ -75,18 +79,21 @@ impl SegmentPlan {
         Ok(Self { plan, rank })
     }
 
-    /// Elements of device memory that [`Self::all_reduce`] needs beside the vectors.
+    /// The number of elements of device memory that [`Self::all_reduce`] needs in addition to the
+    /// vectors.
     pub fn scratch_elements(&self) -> usize {
         self.plan.nodes.len() * self.mine().len()
     }
 
-    /// Sums the segment over all leaves into that of `out` on every rank.
+    /// Sums the segment over all leaves into the segment at `out` on every rank.
     ///
-    /// `nodes` are this rank's, each with the address of the segment in its vector; `out` may be one of them. `scratch`
-    /// is the address of [`Self::scratch_elements`] elements.
+    /// `nodes` are the nodes of this rank, each with the address of the segment in its vector.
+    /// `out` may be one of these addresses. `scratch` is the address of [`Self::scratch_elements`]
+    /// elements.
     ///
     /// # Errors
-    /// [`CollectiveError::Argument`] where the nodes are not those of this rank's range, and those of the fabric.
+    /// [`CollectiveError::Argument`] if the nodes are not the nodes of this rank's range, and the
+    /// errors of the transport.
     pub fn all_reduce<F: Transport<Error: From<CollectiveError>>>(
         &self,
         transport: &mut F,
@@ -100,7 +107,8 @@ impl SegmentPlan {
         self.gather(transport, out)
     }
 
-    /// Sends the nodes' slices to their owners and adds up this rank's slice of all nodes.
+    /// Sends the slices of this rank's nodes to their owners and sums this rank's slice over all
+    /// nodes.
     fn reduce<F: Transport>(
         &self,
         transport: &mut F,
@@ -110,7 +118,7 @@ impl SegmentPlan {
     ) -> Result<(), F::Error> {
         let mine = self.mine();
         let len = mine.len();
-        let place = |node: usize| element_address(scratch, node * len);
+        let scratch_address = |node: usize| element_address(scratch, node * len);
         let sends = self.peers().flat_map(|peer| {
             let slice = self.plan.slice(peer);
             nodes
@@ -118,14 +126,14 @@ impl SegmentPlan {
                 .map(move |(_, node)| peer_buffer(peer, element_address(*node, slice.start), slice.len()))
         });
         let receives = self.peers().flat_map(|peer| {
-            self.plan.owned[peer].clone().map(move |node| peer_buffer(peer, place(node), len))
+            self.plan.owned[peer].clone().map(move |node| peer_buffer(peer, scratch_address(node), len))
         });
         exchange(transport, sends, receives)?;
         if mine.is_empty() {
             return Ok(());
         }
         for (node, (_, vector)) in self.plan.owned[self.rank].clone().zip(nodes) {
-            transport.copy(element_address(*vector, mine.start), place(node), len)?;
+            transport.copy(element_address(*vector, mine.start), scratch_address(node), len)?;
         }
         if !self.plan.order.is_empty() {
             transport.combine(&self.plan.order, scratch, len)?;
@@ -133,7 +141,7 @@ impl SegmentPlan {
         transport.copy(scratch, element_address(out, mine.start), len)
     }
 
-    /// Sends this rank's slice of `out` to all and receives the others'.
+    /// Sends this rank's slice of `out` to all peers and receives their slices.
     fn gather<F: Transport>(&self, transport: &mut F, out: u64) -> Result<(), F::Error> {
         let whole = |peer, rank| {
             let slice = self.plan.slice(rank);
@@ -148,14 +156,14 @@ impl SegmentPlan {
         self.plan.slice(self.rank)
     }
 
-    /// The other ranks, from the next one around.
+    /// The other ranks, starting at the next rank and wrapping around.
     fn peers(&self) -> impl Iterator<Item = usize> {
         let (rank, world_size) = (self.rank, self.plan.owned.len());
         (1..world_size).map(move |distance| (rank + distance) % world_size)
     }
 }
 
-/// One grouped call of all parts that are not empty, unless all are.
+/// Makes one grouped call with all parts that are not empty, or no call if all parts are empty.
 fn exchange<F: Transport>(
     transport: &mut F,
     sends: impl Iterator<Item = PeerBuffer>,
@@ -174,7 +182,7 @@ fn peer_buffer(peer: usize, address: u64, elements: usize) -> PeerBuffer {
     PeerBuffer { peer, address, elements }
 }
 
-/// The address of an element.
+/// Returns the address of an element.
 fn element_address(vector: u64, element: usize) -> u64 {
     vector + element as u64 * ELEMENT_BYTES
 }

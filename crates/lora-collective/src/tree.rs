@@ -1,9 +1,10 @@
-//! The canonical summation tree: one order of addition for `M` leaves, whoever owns them.
+//! The canonical summation tree: one order of addition for `M` leaves, independent of their owners.
 //!
-//! `node(0, k)` is leaf `k` and `node(j, k) = node(j-1, 2k) + node(j-1, 2k+1)`; where the right child starts at or
-//! past `M`, the node *is* its left child and nothing is added. The root is the sum of all leaves. Floating-point
-//! addition is not associative, so a sum has the same bits only where it has the same tree: here the tree depends on
-//! `M` alone. (Pairwise summation; see N. J. Higham, "The accuracy of floating point summation", 1993.)
+//! `node(0, k)` is leaf `k`, and `node(j, k) = node(j-1, 2k) + node(j-1, 2k+1)`. If the right child
+//! starts at or beyond `M`, the node *is* its left child and nothing is added. The root is the sum
+//! of all leaves. Floating-point addition is not associative, so sums have the same bits only if
+//! they use the same tree. This tree depends only on `M`. (Pairwise summation; see N. J. Higham,
+//! "The accuracy of floating point summation", 1993.)
 
 mod accumulator;
 mod partition;
@@ -13,8 +14,8 @@ use std::ops::Range;
 pub use accumulator::TreeAccumulator;
 pub use partition::{all_reduce_bytes, partition};
 
-/// A node of the tree: it covers the leaves from `index << level` up to, not including, `(index + 1) << level`, as
-/// far as there are leaves. A node that is its left child goes by the name of that child, so names are unique.
+/// A node of the tree. It covers those of the leaves `index << level..(index + 1) << level` that
+/// exist. A node that is its left child has the id of that child, so ids are unique.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct NodeId {
     /// Height above the leaves.
@@ -23,11 +24,11 @@ pub struct NodeId {
     pub index: usize,
 }
 
-/// A misuse of the tree.
+/// Invalid arguments to a function of the tree.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TreeError {
     /// There are no leaves, or no ranks.
-    #[error("{leaves} leaves cannot be shared by {ranks} ranks: every rank needs at least one")]
+    #[error("invalid partition: {leaves} leaves on {ranks} ranks; both numbers must be at least 1")]
     Partition {
         /// Number of leaves.
         leaves: usize,
@@ -43,24 +44,25 @@ pub enum TreeError {
         leaves: usize,
     },
     /// More leaves were pushed than the range has, or fewer.
-    #[error("{got} leaves were pushed where the range {range:?} has another number")]
+    #[error("{got} leaves were pushed, but the range {range:?} has another number of leaves")]
     Count {
         /// The accumulator's range.
         range: Range<usize>,
-        /// The leaves pushed.
+        /// The number of leaves that were pushed.
         got: usize,
     },
-    /// Nodes that do not make up the tree.
+    /// The nodes do not cover the tree.
     #[error("the nodes are not an ordered cover of {leaves} leaves: wrong at leaf {leaf}")]
     Cover {
         /// Number of leaves.
         leaves: usize,
-        /// The first leaf that is missing, or the number of leaves where there are nodes too many.
+        /// The first leaf that is missing, or the number of leaves if there are too many nodes.
         leaf: usize,
     },
 }
 
-/// The largest nodes that lie inside `range` of `leaves` leaves, in order: what a rank that owns the range sends.
+/// Returns the largest nodes inside `range` of `leaves` leaves, in order. A rank that owns the
+/// range sends these nodes.
 ///
 /// # Errors
 /// [`TreeError::Range`] for a range that ends past the last leaf.
@@ -74,11 +76,12 @@ pub fn nodes_in(leaves: usize, range: &Range<usize>) -> Result<Vec<NodeId>, Tree
     Ok(largest_nodes(leaves, range).collect())
 }
 
-/// The additions that take `nodes`, an ordered cover of all leaves, up to the root: each pair `(a, b)` says "add
-/// vector `b` to vector `a`", positions in `nodes`, to be done in this order. The sum ends in position 0.
+/// Returns the additions that sum `nodes`, an ordered cover of all leaves, up to the root. A pair
+/// `(a, b)` adds vector `b` to vector `a`, where `a` and `b` are positions in `nodes`. The
+/// additions must be done in this order. The sum is then at position 0.
 ///
 /// # Errors
-/// [`TreeError::Cover`] where the nodes are not a cover in leaf order.
+/// [`TreeError::Cover`] if the nodes are not a cover in leaf order.
 pub fn merge_order(leaves: usize, nodes: &[NodeId]) -> Result<Vec<(usize, usize)>, TreeError> {
     let mut walk = Walk { leaves, nodes, next: 0, order: Vec::new() };
     walk.visit(root(leaves))?;
@@ -88,11 +91,11 @@ pub fn merge_order(leaves: usize, nodes: &[NodeId]) -> Result<Vec<(usize, usize)
     Ok(walk.order)
 }
 
-/// Carries out `order`, from [`merge_order`], on `vectors`: the nodes' vectors of `len` elements each, one after the
-/// other. The sum ends in the first `len` elements.
+/// Performs the additions of `order`, from [`merge_order`], on `vectors`: the concatenated vectors
+/// of the nodes, `len` elements each. The sum is then in the first `len` elements.
 ///
 /// # Panics
-/// Where `vectors` is shorter than the order needs.
+/// If `vectors` is shorter than the order needs.
 pub fn combine(order: &[(usize, usize)], vectors: &mut [f32], len: usize) {
     for &(left, right) in order {
         let (head, tail) = vectors.split_at_mut(right * len);
@@ -100,7 +103,7 @@ pub fn combine(order: &[(usize, usize)], vectors: &mut [f32], len: usize) {
     }
 }
 
-/// The sum of one scalar a leaf, in tree order over all leaves (losses, weights). No leaves sum to 0.
+/// Returns the sum of one scalar per leaf (losses, weights) in tree order. Without leaves it is 0.
 pub fn sum_f64(leaves: &[f64]) -> f64 {
     match leaves {
         [] => 0.0,
@@ -122,16 +125,17 @@ fn root(leaves: usize) -> NodeId {
     NodeId { level: leaves.next_power_of_two().ilog2(), index: 0 }
 }
 
-/// [`nodes_in`] for a range that is known to be good.
+/// [`nodes_in`] for a valid range.
 fn largest_nodes(leaves: usize, range: &Range<usize>) -> impl Iterator<Item = NodeId> + use<> {
     let Range { mut start, end } = range.clone();
-    // Past the last leaf the tree is empty, so a range that reaches it may be taken to reach the end of the root.
-    let room = if end == leaves { leaves.next_power_of_two() } else { end };
+    // The tree is empty beyond the last leaf, so a range that ends at the last leaf may be extended
+    // to the end of the root.
+    let limit = if end == leaves { leaves.next_power_of_two() } else { end };
     std::iter::from_fn(move || {
         if start >= end {
             return None;
         }
-        let level = start.trailing_zeros().min((room - start).ilog2());
+        let level = start.trailing_zeros().min((limit - start).ilog2());
         let node = canonical(leaves, NodeId { level, index: start >> level });
         start += 1 << level;
         Some(node)
@@ -157,7 +161,7 @@ struct Walk<'a> {
 }
 
 impl Walk<'_> {
-    /// Position of the vector that holds `node` once the order so far is done.
+    /// Returns the position of the vector that is `node` after the additions of `order` so far.
     fn visit(&mut self, node: NodeId) -> Result<usize, TreeError> {
         let node = canonical(self.leaves, node);
         if self.nodes.get(self.next) == Some(&node) {

@@ -1,4 +1,5 @@
-//! The choice of the collective backend from what every rank can use, and the ranks' agreement on it.
+//! The choice of the collective backend from the capabilities of every rank, and the ranks'
+//! agreement on it.
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 mod common;
@@ -19,7 +20,7 @@ fn capabilities(gpus: &[&str]) -> Vec<Capabilities> {
     gpus.iter().map(rank_capabilities).collect()
 }
 
-/// What is chosen for `capabilities`, and what where rank 1 demands NCCL.
+/// Returns the choice for `capabilities`, and the choice if rank 1 requires NCCL.
 fn choices(mut capabilities: Vec<Capabilities>) -> (CollectiveBackend, Result<CollectiveBackend, String>) {
     let chosen = choose(&capabilities).unwrap();
     capabilities[1].wanted = Collective::Nccl;
@@ -31,7 +32,7 @@ fn change(mut capabilities: Vec<Capabilities>, change: impl Fn(&mut [Capabilitie
     capabilities
 }
 
-/// As [`shared_gpu_variables`](lora_collective::shared_gpu_variables) sets it.
+/// Sets the host ids of [`shared_gpu_variables`](lora_collective::shared_gpu_variables).
 fn own_host_ids(capabilities: &mut [Capabilities]) {
     for (index, rank_capabilities) in capabilities.iter_mut().enumerate() {
         rank_capabilities.host_id = Some(format!("shared-gpu-{index}"));
@@ -60,7 +61,7 @@ fn ranks_with_distinct_host_ids_share_a_gpu_with_any_nccl_version() {
         });
         assert_eq!(choices(shared), (CollectiveBackend::Nccl, Ok(CollectiveBackend::Nccl)), "NCCL {version}");
     }
-    // One that has none is on the host that its name gives.
+    // A rank without a host id has the id of its host.
     let one = change(capabilities(&["a", "a"]), |it| it[1].host_id = Some("shared-gpu-1".to_owned()));
     assert_eq!(choose(&one), Ok(CollectiveBackend::Nccl));
     let same = change(capabilities(&["a", "b", "a"]), |it| {
@@ -71,7 +72,7 @@ fn ranks_with_distinct_host_ids_share_a_gpu_with_any_nccl_version() {
     assert!(error.contains("ranks 0 and 2 share a GPU"), "{error}");
 }
 
-/// Offers that cannot use NCCL, and why not.
+/// Capabilities that do not allow NCCL, with the reason.
 fn obstacles() -> Vec<(Vec<Capabilities>, &'static str)> {
     let new = |capabilities: &mut [Capabilities]| capabilities.iter_mut().for_each(|it| it.nccl = Ok(23_000));
     vec![
@@ -80,8 +81,8 @@ fn obstacles() -> Vec<(Vec<Capabilities>, &'static str)> {
             "rank 0 has the setting collective = tcp; it must be auto or nccl",
         ),
         (
-            change(capabilities(&["a", "b"]), |it| it[1].nccl = Err("it is broken; mend it".to_owned())),
-            "rank 1 cannot use NCCL: it is broken; mend it",
+            change(capabilities(&["a", "b"]), |it| it[1].nccl = Err("it is missing; install it".to_owned())),
+            "rank 1 cannot use NCCL: it is missing; install it",
         ),
         (
             change(capabilities(&["a", "b", "c"]), |it| it[2].nccl = Ok(23_007)),
@@ -114,7 +115,7 @@ fn tcp_between_several_gpus_is_reported_as_a_fallback() {
     for (capabilities, obstacle) in obstacles() {
         let text =
             format!("gradients travel between the GPUs over TCP, which is slower than NCCL: {obstacle}");
-        let demanded = format!("rank 1 demands the collective nccl, but {obstacle}");
+        let demanded = format!("rank 1 requires the collective nccl, but {obstacle}");
         assert_eq!(choices(capabilities), (CollectiveBackend::Fallback(text), Err(demanded)));
     }
 }
@@ -131,7 +132,7 @@ fn tcp_is_not_a_fallback_on_one_gpu_or_if_configured() {
         it.iter_mut().for_each(|it| it.wanted = Collective::Tcp);
     });
     assert_eq!(choose(&configured), Ok(CollectiveBackend::Tcp));
-    // They share a GPU on a machine that has others.
+    // The ranks share a GPU on a machine that has several GPUs.
     let crowded = change(capabilities(&["a", "a"]), |it| it.iter_mut().for_each(|it| it.gpus = 4));
     assert!(matches!(choose(&crowded), Ok(CollectiveBackend::Fallback(_))));
 }
@@ -161,7 +162,7 @@ fn ranks_agree_on_the_choice() {
     for agreed in choice(|rank| [Collective::Nccl, Collective::Auto, Collective::Tcp][rank]) {
         let error = agreed.unwrap_err();
         assert!(matches!(error, CollectiveError::NoNccl(_)), "{error}");
-        let expected = "rank 0 demands the collective nccl, but rank 2 has the setting collective = tcp; \
+        let expected = "rank 0 requires the collective nccl, but rank 2 has the setting collective = tcp; \
                         it must be auto or nccl";
         assert_eq!(error.to_string(), expected);
         assert!(error.suspects().is_empty());
@@ -177,7 +178,8 @@ fn malformed_capabilities_fail_their_rank() {
             _ => group.all_gather(b"hm").and_then(|_| group.barrier()).unwrap_err(),
         }
     });
-    assert!(errors[0].to_string().contains("rank 1 sent a malformed frame: no offer"), "{}", errors[0]);
+    let expected = "rank 1 sent a malformed frame: invalid capabilities";
+    assert!(errors[0].to_string().contains(expected), "{}", errors[0]);
     assert_eq!((errors[0].suspects(), errors[1].suspects()), (vec![1], vec![1]));
 }
 
@@ -190,5 +192,5 @@ fn collective_names_round_trip() {
         assert_eq!(collective.to_string(), text);
     }
     let error = "mpi".parse::<Collective>().unwrap_err();
-    assert_eq!(error.to_string(), "no collective is called `mpi`: it is auto, nccl or tcp");
+    assert_eq!(error.to_string(), "invalid collective `mpi`: must be auto, nccl or tcp");
 }

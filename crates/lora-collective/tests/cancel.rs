@@ -1,4 +1,4 @@
-//! Groups that are given up from another thread, while they are formed and in the middle of an operation.
+//! Groups that another thread cancels, while they form or in the middle of an operation.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -13,10 +13,10 @@ use common::{TEST_TIMEOUT, on_ranks, specs};
 use lora_collective::tree::nodes_in;
 use lora_collective::{CancelToken, CollectiveError, Group, GroupSpec, PeerFailure, PeerListener};
 
-/// Far above what giving up takes, far below [`TEST_TIMEOUT`].
+/// Far longer than a cancellation takes, and far shorter than [`TEST_TIMEOUT`].
 const PROMPT_LIMIT: Duration = Duration::from_secs(10);
 
-/// The error of forming `spec`, cancelled once `ready` is there.
+/// Forms the group of `spec`, cancels it when `ready` returns, and returns the error.
 fn cancelled_forming(
     spec: &GroupSpec,
     listener: Option<&PeerListener>,
@@ -40,7 +40,7 @@ fn cancel_ends_the_rendezvous() {
     let waiting = cancelled_forming(&first, Some(&listener), || {});
     assert!(matches!(waiting, CollectiveError::Cancelled), "waiting for a caller: {waiting}");
 
-    // It takes the connection and never answers.
+    // This peer accepts the connection and never answers.
     let mut second = specs(2, TEST_TIMEOUT).remove(1).0;
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     second.peers[0] = mute.local_addr().unwrap().to_string();
@@ -48,13 +48,14 @@ fn cancel_ends_the_rendezvous() {
     let unanswered = cancelled_forming(&second, None, || connection = Some(mute.accept().unwrap()));
     assert!(matches!(unanswered, CollectiveError::Cancelled), "waiting for an answer: {unanswered}");
 
-    // Nobody listens there: it is called again and again.
+    // Nothing listens on this address: rank 1 tries again and again.
     drop((mute, connection));
     let refused = cancelled_forming(&second, None, || {});
-    assert!(matches!(refused, CollectiveError::Cancelled), "calling in vain: {refused}");
+    assert!(matches!(refused, CollectiveError::Cancelled), "calling repeatedly: {refused}");
 }
 
-/// Runs `operation` on the first `callers` ranks of a group of three and cancels rank 0; returns their errors.
+/// Runs `operation` on the first `callers` ranks of a group of three and cancels rank 0; returns
+/// their errors.
 fn cancelled_operation(
     callers: usize,
     operation: impl Fn(&mut Group) -> Result<(), CollectiveError> + Sync,
@@ -100,7 +101,7 @@ fn cancel_ends_an_operation_and_notifies_the_peers() {
 
 #[test]
 fn cancel_ends_a_blocked_send() {
-    // More than the buffers of the sockets take.
+    // More than the socket buffers can contain.
     let errors = cancelled_operation(1, |group| group.broadcast(0, &mut vec![0; 64 << 20]));
     assert!(matches!(errors[..], [CollectiveError::Cancelled]), "{errors:?}");
 }
@@ -126,7 +127,7 @@ fn a_newer_generation_forms_after_a_cancelled_one() {
         })
     };
     for result in operation(3, &cancel) {
-        assert!(result.is_err(), "one of them cancels both");
+        assert!(result.is_err(), "the ranks share a token, and the first one cancels it");
     }
     assert!(cancel.is_cancelled());
     thread::scope(|scope| {

@@ -1,5 +1,5 @@
-//! Peers that die, hang, lie or do something else. Rank 1 or 2 is often a bare socket that speaks the documented
-//! handshake and frames, so that it can stop anywhere.
+//! Peers that die, hang, send invalid data or call another operation. Rank 1 or 2 is often a raw
+//! socket that sends the documented handshake and frames, so that it can stop at any byte.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 
@@ -15,13 +15,14 @@ use common::{TEST_TIMEOUT, on_ranks, specs};
 use lora_collective::tree::nodes_in;
 use lora_collective::{CancelToken, CollectiveError, Group, GroupSpec, Operation, PeerFailure};
 
-/// What is wrong with a rank's words.
+/// A change that makes a rank's spec invalid.
 type SpecChange = fn(&mut GroupSpec);
 
-/// For tests that wait for it to pass.
+/// The timeout of tests that wait until it expires.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A hand-made rank's connection to rank `to`, past the handshake and the barrier that ends forming.
+/// Returns the connection of a raw peer to rank `to`, after the handshake and the barrier that ends
+/// the formation.
 fn raw_connection(spec: &GroupSpec, to: usize) -> TcpStream {
     let mut stream = raw_handshake(spec, to);
     stream.write_all(&frame(Operation::Barrier as u8, 0, &[])).unwrap();
@@ -55,11 +56,12 @@ fn frame(kind: u8, sequence: u64, payload: &[u8]) -> Vec<u8> {
 fn failed_peer(error: &CollectiveError) -> (usize, Operation, &PeerFailure) {
     match error {
         CollectiveError::Peer { rank, operation, failure, .. } => (*rank, *operation, failure),
-        other => panic!("blames no peer: {other}"),
+        other => panic!("no peer is at fault: {other}"),
     }
 }
 
-/// Rank 0's error in `operation` where rank 1, once connected, sends `bytes` and the end of the stream.
+/// Returns rank 0's error in `operation` if rank 1 connects, sends `bytes` and closes its sending
+/// side.
 fn error_after<T>(
     bytes: &[u8],
     operation: impl FnOnce(&mut Group) -> Result<T, CollectiveError> + Send,
@@ -116,8 +118,8 @@ fn malformed_frames_are_rejected_before_allocation() {
     let huge = u32::MAX.to_le_bytes();
     let too_long = [&[1, 0, 0, 0][..], &huge, &1u64.to_le_bytes()].concat();
     let reserved = [&[1, 0, 7, 0][..], &[0; 4], &1u64.to_le_bytes()].concat();
-    let blames_nobody = frame(255, 1, &7u32.to_le_bytes());
-    for bytes in [too_long, reserved, frame(77, 1, &[]), blames_nobody, frame(255, 1, &[])] {
+    let unknown_rank = frame(255, 1, &7u32.to_le_bytes());
+    for bytes in [too_long, reserved, frame(77, 1, &[]), unknown_rank, frame(255, 1, &[])] {
         let error = error_after(&bytes, |group| group.all_gather(b"x"));
         assert!(
             matches!(failed_peer(&error), (1, Operation::AllGather, PeerFailure::Malformed(_))),
@@ -173,7 +175,7 @@ fn a_hanging_peer_is_reported_within_the_timeout() {
 fn a_peer_that_stops_reading_a_broadcast_is_reported() {
     let done = Barrier::new(2);
     let errors = on_ranks(2, SHORT_TIMEOUT, |mut group| {
-        // More than the buffers of the sockets take.
+        // More than the socket buffers can contain.
         let error = (group.rank() == 0).then(|| group.broadcast(0, &mut vec![0; 64 << 20]).unwrap_err());
         done.wait();
         error
@@ -182,7 +184,8 @@ fn a_peer_that_stops_reading_a_broadcast_is_reported() {
     assert!(matches!(failed_peer(error), (1, Operation::Broadcast, PeerFailure::TimedOut(_))), "{error}");
 }
 
-/// Rank 2 dies towards rank 1 alone. Rank 0, which only waits for rank 1's sums, must not blame rank 1.
+/// Rank 2 closes only its connection to rank 1. Rank 0, which only waits for rank 1's sums, must
+/// not report that rank 1 is at fault.
 #[test]
 fn the_rank_that_detects_a_failure_names_the_failed_rank() {
     let mut specs = specs(3, TEST_TIMEOUT);
@@ -206,7 +209,7 @@ fn the_rank_that_detects_a_failure_names_the_failed_rank() {
             stream.write_all(&frame(Operation::AllReduce as u8, 1, numbers.as_flattened())).unwrap();
         }
         let [mut to_0, to_1] = streams;
-        // Both halves of what is due to rank 0, nothing to rank 1.
+        // Both frames that rank 0 expects, and nothing for rank 1.
         to_0.write_all(&frame(Operation::AllReduce as u8, 1, &[0; 400])).unwrap();
         to_0.write_all(&frame(Operation::AllReduce as u8, 1, &[0; 400])).unwrap();
         drop(to_1);
@@ -216,7 +219,7 @@ fn the_rank_that_detects_a_failure_names_the_failed_rank() {
     assert!(matches!(failed_peer(&errors[1]), (2, _, PeerFailure::Closed)), "{}", errors[1]);
 }
 
-/// Rank 0's first error of [`Group::check`].
+/// Calls [`Group::check`] until it returns an error.
 fn error_of_check(group: &mut Group) -> CollectiveError {
     let start = Instant::now();
     loop {
@@ -225,12 +228,13 @@ fn error_of_check(group: &mut Group) -> CollectiveError {
             assert!(matches!(group.barrier(), Err(CollectiveError::Poisoned)));
             return error;
         }
-        assert!(start.elapsed() < TEST_TIMEOUT, "never an error");
+        assert!(start.elapsed() < TEST_TIMEOUT, "no error within the time limit");
         thread::yield_now();
     }
 }
 
-/// Rank 0 of three, formed, with the hand-made connections of ranks 1 and 2.
+/// Forms a group of three ranks and calls `test` with rank 0 and the raw connections of ranks 1 and
+/// 2.
 fn with_two_raw_peers(test: impl FnOnce(Group, [TcpStream; 2]) + Send) {
     let mut specs = specs(3, TEST_TIMEOUT);
     let (first, listener) = specs.remove(0);
@@ -261,7 +265,7 @@ fn check_accepts_silent_and_ahead_peers() {
             group.check().unwrap();
         }
         let gathered = group.all_gather(b"mine").unwrap();
-        assert_eq!(gathered, [b"mine".to_vec(), vec![0; 9], vec![1; 9]], "nothing was taken away");
+        assert_eq!(gathered, [b"mine".to_vec(), vec![0; 9], vec![1; 9]], "check consumes nothing");
         group.check().unwrap();
     });
     let mut alone = Group::single();
@@ -294,10 +298,10 @@ fn check_finds_an_abort_behind_unread_frames() {
         first.shutdown(Shutdown::Write).unwrap();
         let error = error_of_check(&mut group);
         assert!(matches!(failed_peer(&error), (2, _, PeerFailure::Reported { by: 1 })), "{error}");
-        // Which rank 0 passes on.
-        let mut told = Vec::new();
-        second.read_to_end(&mut told).unwrap();
-        assert!(told.ends_with(&frame(255, 1, &2u32.to_le_bytes())), "{told:?}");
+        // Rank 0 forwards the abort.
+        let mut received = Vec::new();
+        second.read_to_end(&mut received).unwrap();
+        assert!(received.ends_with(&frame(255, 1, &2u32.to_le_bytes())), "{received:?}");
     });
 }
 
@@ -307,9 +311,9 @@ fn check_fails_after_cancel() {
         group.cancel_token().cancel();
         assert!(matches!(group.check(), Err(CollectiveError::Cancelled)));
         assert!(matches!(group.barrier(), Err(CollectiveError::Cancelled)));
-        let mut told = Vec::new();
-        first.read_to_end(&mut told).unwrap();
-        assert!(told.ends_with(&frame(255, 1, &0u32.to_le_bytes())), "{told:?}");
+        let mut received = Vec::new();
+        first.read_to_end(&mut received).unwrap();
+        assert!(received.ends_with(&frame(255, 1, &0u32.to_le_bytes())), "{received:?}");
     });
 }
 
@@ -332,11 +336,12 @@ fn unrelated_connections_do_not_disturb_the_rendezvous() {
             });
         }
     });
-    assert!(start.elapsed() < Duration::from_secs(4), "strangers were waited for: {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(4), "other callers delayed it: {:?}", start.elapsed());
     drop((silent, half));
 }
 
-/// The error of rank 1 that calls with `change`d words at a rank 0 that forms the proper group, and rank 0's.
+/// Returns the errors of rank 0, which forms the original group, and of rank 1, whose spec is
+/// changed by `change`.
 fn refused(change: SpecChange) -> [CollectiveError; 2] {
     let mut specs = specs(2, SHORT_TIMEOUT);
     let (mut wrong, _) = specs.remove(1);
@@ -390,7 +395,8 @@ fn a_second_connection_for_a_rank_is_refused() {
         scope.spawn(move || Group::form(&second, Some(&second_listener), CancelToken::new()).unwrap());
         stream.write_all(&frame(Operation::Barrier as u8, 0, &[])).unwrap();
         let mut other = raw_connection(&last, 1);
-        // Both ranks return from forming: their barrier frames have come, then they hang up.
+        // Both ranks finish the formation: they send their barrier frames and then close the
+        // connections.
         for stream in [&mut stream, &mut other] {
             stream.read_exact(&mut [0; 16]).unwrap();
             stream.read_to_end(&mut Vec::new()).unwrap();

@@ -1,5 +1,5 @@
-//! The all-reduce over NCCL, and how it ends where a peer fails: ranks are threads that share one GPU, which takes NCCL
-//! 2.30 and `NCCL_MULTI_RANK_GPU_ENABLE=1`, or the simulated GPU.
+//! The all-reduce over NCCL, and its errors if a peer fails. The ranks are threads that share one
+//! GPU, which requires NCCL 2.30 and `NCCL_MULTI_RANK_GPU_ENABLE=1`, or the simulated GPU.
 
 #![cfg(feature = "cuda")]
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
@@ -22,9 +22,9 @@ use lora_collective::{CollectiveError, Group, NcclGroup, Operation, PeerFailure}
 use lora_ops::cuda::address;
 use lora_ops::transfer;
 
-/// Far above what giving up takes, far below [`TEST_TIMEOUT`].
+/// Far longer than a failure takes to be reported, and far shorter than [`TEST_TIMEOUT`].
 const PROMPT_LIMIT: Duration = Duration::from_secs(20);
-/// For tests that wait for it to pass.
+/// The timeout of tests that wait until it expires.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 
 fn device() -> Device {
@@ -35,8 +35,8 @@ fn compute() -> Arc<CudaStream> {
     lora_ops::cuda::stream(&device()).unwrap().unwrap()
 }
 
-/// What `body` returns on each rank, each with a group and one of NCCL, and the limit of their waits; nothing where this machine
-/// has no such thing.
+/// Returns the results of `body` on each rank. Each rank has a group and an NCCL group, whose waits
+/// are limited to `timeout`. The result is empty if ranks cannot share a GPU on this machine.
 fn on_gpu<T: Send>(
     world_size: usize,
     timeout: Duration,
@@ -44,7 +44,7 @@ fn on_gpu<T: Send>(
 ) -> Vec<T> {
     let formed = |mut group: Group| {
         let nccl = NcclGroup::form(&mut group, compute(), TEST_TIMEOUT).unwrap();
-        // The first to be done may be the first to fail.
+        // A rank that is connected early must not fail while the others are still connecting.
         group.barrier().unwrap();
         body(group, nccl)
     };
@@ -56,13 +56,14 @@ fn is_possible() -> bool {
     let is_possible = agreed == CollectiveBackend::Nccl;
     if !is_possible {
         eprintln!(
-            "skipped: ranks cannot share a GPU here; it takes NCCL 2.30 and NCCL_MULTI_RANK_GPU_ENABLE=1"
+            "skipped: ranks cannot share a GPU on this machine; this requires NCCL 2.30 and \
+             NCCL_MULTI_RANK_GPU_ENABLE=1"
         );
     }
     is_possible
 }
 
-/// What ranks that share a GPU and all have this preference agree on.
+/// Returns the agreed choice of two ranks that share a GPU and have the same preference.
 fn agreed_choice(preference: Preference) -> CollectiveBackend {
     let agreed =
         on_ranks(2, TEST_TIMEOUT, |mut group| NcclGroup::agree(&mut group, &preference, "GPU").unwrap());
@@ -70,10 +71,10 @@ fn agreed_choice(preference: Preference) -> CollectiveBackend {
     agreed[0].clone()
 }
 
-/// A rank's nodes and where the sum goes, in memory of the GPU.
+/// A rank's nodes and the tensor for the sum, in the GPU's memory.
 type Vectors = (Vec<(NodeId, Tensor)>, Tensor);
 
-/// Enqueues the sum over all leaves, by segments; the vectors must live until it is finished.
+/// Enqueues the sum over all leaves by segments. The vectors must live until the sum is finished.
 fn start_sum(
     group: &mut Group,
     nccl: &mut NcclGroup,
@@ -134,7 +135,7 @@ fn nccl_sums_uneven_and_empty_ranges_and_many_segments() {
     assert_sum(13, &[0..1, 1..8, 8..8, 8..13], &[33; 200]);
 }
 
-/// The error of a rank, and that it came soon.
+/// Returns the error of `body` and checks that it came within [`PROMPT_LIMIT`].
 fn prompt_error<T>(body: impl FnOnce() -> Result<T, CollectiveError>) -> CollectiveError {
     let start = Instant::now();
     let error = body().err().unwrap();
@@ -153,7 +154,7 @@ fn a_peer_dying_during_connect_is_reported() {
         return;
     }
     let errors = on_ranks(3, TEST_TIMEOUT, |mut group| match group.rank() {
-        // It takes NCCL's id with it.
+        // This rank receives NCCL's id and leaves.
         2 => group.broadcast(0, &mut Vec::new()).err(),
         _ => Some(prompt_error(|| NcclGroup::form(&mut group, compute(), TEST_TIMEOUT))),
     });
@@ -193,7 +194,7 @@ fn nccl_is_not_retried_after_a_failure() {
     let refused =
         on_ranks(2, TEST_TIMEOUT, |mut group| NcclGroup::agree(&mut group, &demanding, "GPU").unwrap_err());
     for error in refused {
-        let text = "rank 0 demands the collective nccl, but rank 0 cannot use NCCL: it failed when an \
+        let text = "rank 0 requires the collective nccl, but rank 0 cannot use NCCL: it failed when an \
                     earlier group formed (no route); a new worker process tries again";
         assert!(error.to_string().contains(text), "{error}");
     }
@@ -260,7 +261,7 @@ fn a_hanging_peer_is_reported_within_the_timeout() {
     }
 }
 
-/// All has come, but perhaps only as an aborted kernel's last words.
+/// All data seems to have arrived, but an aborted kernel may have ended as if it had.
 #[test]
 fn data_of_a_rank_that_left_is_not_used() {
     let [started, left] = [Barrier::new(2), Barrier::new(2)];
@@ -289,7 +290,7 @@ fn a_device_timeout_blames_no_peer() {
         let error = match group.rank() {
             0 => Some(prompt_error(|| sum(&mut group, &mut nccl, 2, &[0..1, 1..2], &[1000]))),
             _ => {
-                // As if it had waited about as long for a GPU of its own.
+                // Simulates a rank that waited almost as long for its own GPU.
                 thread::sleep(SHORT_TIMEOUT * 3 / 4);
                 group.barrier().err()
             }

@@ -66,7 +66,8 @@ fn all_reduce_traffic_matches_the_formula() {
         all_reduce(&mut group, leaves, &ranges, elements).unwrap();
         (group.bytes_sent(), group.bytes_received())
     });
-    // One node a rank: (1 + 1) S (2 - 1) / 2, and the arguments: leaves, elements and two ends.
+    // One node per rank: (1 + 1) S (2 - 1) / 2 bytes, plus the arguments: leaves, elements and two
+    // ends.
     let bytes = 4 * elements as u64 + 4 * 8;
     assert_eq!(counts, [(bytes, bytes), (bytes, bytes)]);
 }
@@ -139,7 +140,7 @@ fn invalid_arguments_are_refused_and_poison_the_group() {
     let error = Group::single().all_reduce_tree(4, &[0..4], &[], &mut [0.0]).unwrap_err();
     assert!(error.to_string().contains("not those of rank 0's leaves"), "{error}");
     let error = Group::single().all_gather(&vec![0; MAX_GATHER_BYTES + 1]).unwrap_err();
-    assert!(error.to_string().contains("the most is 1048576"), "{error}");
+    assert!(error.to_string().contains("the limit is 1048576"), "{error}");
     let error = Group::single().broadcast(1, &mut Vec::new()).unwrap_err();
     assert!(error.to_string().contains("root 1 in a group of 1 ranks"), "{error}");
 }

@@ -1,5 +1,5 @@
-//! The all-reduce between devices over a stand-in: ranks are threads, devices are memory of the host, and parts travel
-//! through channels.
+//! The all-reduce between devices over a fake transport: ranks are threads, devices are memory of
+//! the host, and parts are sent through channels.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 #![expect(clippy::single_range_in_vec_init, reason = "the ranges of a group of one")]
@@ -16,10 +16,10 @@ use lora_collective::CollectiveError;
 use lora_collective::segmented_all_reduce::{PeerBuffer, SegmentPlan, Transport};
 use lora_collective::tree::{NodeId, combine, partition};
 
-/// What waits for a part.
+/// The time limit of a wait for a part.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Memory of a device.
+/// Memory of a fake device.
 struct HostBuffer(Vec<f32>);
 
 impl HostBuffer {
@@ -37,16 +37,16 @@ impl HostBuffer {
     }
 }
 
-/// One rank's end.
+/// The fake device of one rank.
 struct FakeDevice {
     to: Vec<SyncSender<Vec<f32>>>,
     from: Vec<Receiver<Vec<f32>>>,
-    /// What may be read and written.
+    /// The address ranges that may be read and written.
     memory: Vec<Range<u64>>,
 }
 
 impl FakeDevice {
-    /// The ends of all ranks.
+    /// Creates the connected devices of all ranks.
     fn all(world_size: usize) -> Vec<Self> {
         let mut hosts: Vec<Self> =
             (0..world_size).map(|_| Self { to: Vec::new(), from: Vec::new(), memory: Vec::new() }).collect();
@@ -63,8 +63,9 @@ impl FakeDevice {
     fn slice(&self, address: u64, elements: usize) -> &'static mut [f32] {
         let end = address + 4 * elements as u64;
         let inside = |memory: &Range<u64>| memory.start <= address && end <= memory.end;
-        assert!(elements > 0 && self.memory.iter().any(inside), "{elements} elements outside of all memory");
-        // SAFETY: it is inside a vector that outlives the all-reduce, and only this thread has that.
+        assert!(elements > 0 && self.memory.iter().any(inside), "{elements} elements are outside of memory");
+        // SAFETY: the range is inside a vector that outlives the all-reduce, and only this thread
+        // has the vector.
         unsafe { std::slice::from_raw_parts_mut(address as *mut f32, elements) }
     }
 }
@@ -73,7 +74,7 @@ impl Transport for FakeDevice {
     type Error = CollectiveError;
 
     fn exchange(&mut self, sends: &[PeerBuffer], receives: &[PeerBuffer]) -> Result<(), CollectiveError> {
-        assert!(!sends.is_empty() || !receives.is_empty(), "a call for nothing");
+        assert!(!sends.is_empty() || !receives.is_empty(), "an empty call");
         for part in sends {
             self.to[part.peer].send(self.slice(part.address, part.elements).to_vec()).unwrap();
         }
@@ -96,13 +97,13 @@ impl Transport for FakeDevice {
         vectors: u64,
         elements: usize,
     ) -> Result<(), CollectiveError> {
-        assert!(!order.is_empty(), "a call for nothing");
+        assert!(!order.is_empty(), "an empty call");
         combine(order, self.slice(vectors, (order.len() + 1) * elements), elements);
         Ok(())
     }
 }
 
-/// A rank's part in summing vectors of `segments` in turn; returns the sum.
+/// Sums the segments of vectors on one rank, one segment after the other, and returns the sum.
 fn on_device(
     mut host: FakeDevice,
     rank: usize,
@@ -127,11 +128,11 @@ fn on_device(
         plan.all_reduce(&mut host, &addresses, scratch.address(), at(&mut out)).unwrap();
         start += len;
     }
-    // Sent is everything before a sender goes, so what is left over now was never received.
+    // A disconnected channel has delivered all parts, so a part that is left was never received.
     drop(host.to);
     for from in &host.from {
         match from.recv_timeout(RECEIVE_TIMEOUT) {
-            Ok(part) => panic!("nobody received a part of {} elements", part.len()),
+            Ok(part) => panic!("a part of {} elements was not received", part.len()),
             Err(_) => assert_eq!(from.try_recv(), Err(TryRecvError::Disconnected)),
         }
     }
@@ -215,7 +216,7 @@ fn segment_traffic_matches_the_formula() {
     }
     let (leaves, elements) = (32, 9000);
     let ranges = partition(leaves, 3).unwrap();
-    // 12, 12 and 8 leaves are 2, 2 and 1 nodes.
+    // The ranges of 12, 12 and 8 leaves have 2, 2 and 1 nodes.
     for (rank, p) in [2, 2, 1].into_iter().enumerate() {
         let plan = SegmentPlan::new(leaves, &ranges, rank, elements).unwrap();
         let ids = nodes_of(leaves, ranges[rank].clone(), 1);

@@ -1,4 +1,4 @@
-//! The canonical tree: same bits whatever the partition, and partitions that cost little.
+//! The canonical tree: the same bits for any partition, and partitions with little traffic.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -9,7 +9,7 @@ use lora_collective::tree::{
 };
 use proptest::prelude::*;
 
-/// The definition, word for word; `None` where the node has no leaves.
+/// A literal implementation of the definition; `None` if the node has no leaves.
 fn node(leaves: &[Vec<f32>], level: u32, index: usize) -> Option<Vec<f32>> {
     if level == 0 {
         return leaves.get(index).cloned();
@@ -21,7 +21,7 @@ fn node(leaves: &[Vec<f32>], level: u32, index: usize) -> Option<Vec<f32>> {
     }
 }
 
-/// The nodes of `range`, with a look at what is held and merged on the way.
+/// Returns the nodes of `range` and checks the pending sums and the number of merges for each leaf.
 fn accumulate(
     sums: &mut TreeAccumulator<Vec<f32>>,
     leaves: &[Vec<f32>],
@@ -31,16 +31,16 @@ fn accumulate(
     for leaf in &leaves[range] {
         let mut vector = sums.free().unwrap_or_default();
         vector.clone_from(leaf);
-        let held: Vec<Vec<f32>> = sums.pending().cloned().collect();
+        let pending: Vec<Vec<f32>> = sums.pending().cloned().collect();
         let (merges, mut merged) = (sums.merges(), 0);
         let add = |a: &mut Vec<f32>, b: &Vec<f32>| {
-            assert_eq!(*a, held[merged], "the newest is merged first");
+            assert_eq!(*a, pending[merged], "the newest is merged first");
             merged += 1;
             a.iter_mut().zip(b).for_each(|(a, b)| *a += b);
             Ok::<(), TreeError>(())
         };
         sums.push(vector, add).unwrap();
-        assert_eq!((merged, sums.pending().count()), (merges, held.len() + 1 - merges));
+        assert_eq!((merged, sums.pending().count()), (merges, pending.len() + 1 - merges));
     }
     assert_eq!(sums.merges(), 0);
     sums.finish().unwrap()
@@ -50,7 +50,7 @@ fn bits(vector: &[f32]) -> Vec<u32> {
     vector.iter().map(|x| x.to_bits()).collect()
 }
 
-/// Up to 70 leaves of 3 elements of very different sizes, and cuts between them.
+/// Up to 69 leaves of 3 elements of very different magnitudes, and cuts between the leaves.
 fn leaves_and_cuts() -> impl Strategy<Value = (Vec<Vec<f32>>, Vec<usize>)> {
     let element = (-1.0f32..1.0, -12i32..12).prop_map(|(mantissa, exponent)| mantissa * 2f32.powi(exponent));
     let leaves = prop::collection::vec(prop::collection::vec(element, 3), 1..70);
@@ -87,7 +87,7 @@ proptest! {
 
     #[test]
     fn scalars_are_summed_in_the_order_of_the_tree(values in prop::collection::vec(-1e6f32..1e6, 1..200)) {
-        // Products with pi fill the mantissa of an f64, so another order would show.
+        // Products with pi use the whole mantissa of an f64, so another order gives other bits.
         let values: Vec<f64> = values.iter().map(|x| f64::from(*x) * std::f64::consts::PI).collect();
         let mut level = values.clone();
         while level.len() > 1 {
@@ -109,7 +109,7 @@ proptest! {
 }
 
 #[test]
-fn no_other_partition_has_fewer_nodes_a_rank() {
+fn no_other_partition_has_fewer_nodes_per_rank() {
     for leaves in 3..40_usize {
         let even = leaves.div_ceil(3);
         let most = |cuts: [usize; 4]| {
@@ -157,7 +157,7 @@ fn vectors_are_reused() {
             });
             sums.push(vector, |_, _| Ok::<(), TreeError>(())).unwrap();
         }
-        assert_eq!(fresh, made, "at most two nodes are held beside a leaf");
+        assert_eq!(fresh, made, "at most two sums are pending while a leaf is filled");
         let nodes = sums.finish().unwrap();
         assert_eq!(nodes.len(), 3);
         sums.recycle(nodes);
@@ -189,9 +189,10 @@ fn misuse_is_an_error() {
 
 #[test]
 fn aligned_ranges_have_ring_all_reduce_traffic() {
-    // Each of 4 ranks has one node of 8 leaves: it sends its parts to their owners, and its own sum to all.
+    // Each of 4 ranks has one node of 8 leaves: it sends the slices of the node to their owners,
+    // and its own sums to all ranks.
     assert_eq!(all_reduce_bytes(32, 4, 1000), Ok(2 * 1000 * 3 / 4));
-    // 12, 12 and 8 leaves: two nodes at most.
+    // The ranges of 12, 12 and 8 leaves have at most two nodes.
     assert_eq!(all_reduce_bytes(32, 3, 1000), Ok(3 * 1000 * 2 / 3));
     assert_eq!(all_reduce_bytes(5, 1, 1000), Ok(0));
     assert!(all_reduce_bytes(0, 1, 1000).is_err());

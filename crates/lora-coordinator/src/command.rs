@@ -1,4 +1,4 @@
-//! What the gRPC side asks of the service.
+//! The commands that the gRPC handlers send to the service.
 
 use lora_proto::v1;
 use tokio::sync::{mpsc, oneshot};
@@ -6,21 +6,22 @@ use tonic::Status;
 
 use crate::refusal::Refusal;
 
-/// Messages to a worker that may wait to be sent; a worker that lets more pile up loses its connection.
+/// The capacity of the queue of messages to one worker; if the queue overflows, the worker's
+/// connection is closed.
 pub(crate) const OUTBOX_CAPACITY: usize = 64;
 
-/// Where messages to a worker are put.
+/// The queue of messages to one worker.
 pub(crate) type Outbox = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
 
-/// Names one connection of a worker.
+/// The number of one connection of a worker.
 pub(crate) type SessionId = u64;
 
-/// Where the answer to a command goes.
+/// The channel for the answer to a command.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
 
-/// One thing for the service to do.
+/// A command to the service.
 pub(crate) enum Command {
-    /// Accept a job; answers its id.
+    /// Accepts a job; the answer is its id.
     Submit {
         request: Box<v1::SubmitJobRequest>,
         reply: Reply<String>,

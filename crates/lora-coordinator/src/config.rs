@@ -9,41 +9,43 @@ use lora_daemon::log::LogConfig;
 use lora_spec::FieldError;
 use serde::{Deserialize, Serialize};
 
-/// No wait is longer: a year, in seconds.
+/// The upper limit of all settings in seconds: a year.
 const MAX_SECONDS: f64 = 365.0 * 24.0 * 3600.0;
 
 /// Settings of a coordinator.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Directory of the database and the files; made if it is missing. One coordinator at a time uses it.
+    /// Directory of the database and the files; created if it is missing. Only one coordinator at a
+    /// time can use it.
     pub state_dir: PathBuf,
-    /// Whether a start makes files its own that belong to another database or to a newer copy of
-    /// this one, or goes on without files that are all missing. If not, it fails.
+    /// Whether a start adopts files that belong to another database or to a newer copy of this one,
+    /// and continues if all files that the database lists are missing. If false, such a start
+    /// fails.
     pub adopt_objects: bool,
-    /// Where clients and workers connect.
+    /// The address for clients and workers.
     pub grpc: GrpcConfig,
-    /// Health and metrics.
+    /// The address of the HTTP endpoints for health and metrics.
     pub http: HttpConfig,
-    /// Logs.
+    /// The filter and the format of the log.
     pub log: LogConfig,
-    /// What is accepted and kept.
+    /// Limits of uploads and of what is kept.
     pub limits: LimitsConfig,
-    /// The connections of workers.
+    /// The heartbeats and leases of workers.
     pub workers: WorkersConfig,
-    /// When a job's group is given up, and a job with it.
+    /// The time limits of groups, and the number of groups that may break before a job fails.
     pub recovery: RecoveryConfig,
 }
 
-/// Where clients and workers connect.
+/// The address for clients and workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct GrpcConfig {
-    /// IP address and port; port 0 takes a free one.
+    /// IP address and port; port 0 takes a free port.
     pub listen: String,
 }
 
-/// What is accepted and kept.
+/// Limits of uploads and of what is kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LimitsConfig {
@@ -54,39 +56,40 @@ pub struct LimitsConfig {
     /// Hours until a stored file without a row in the database is removed, counted from when it is
     /// first found.
     pub unknown_object_hours: f64,
-    /// Lifecycle events kept for each job; the newest are.
+    /// Number of newest lifecycle events to keep for each job.
     pub retained_events: u64,
-    /// Steps kept for each job; the newest are.
+    /// Number of newest steps to keep for each job.
     pub retained_steps: u64,
 }
 
-/// The connections of workers.
+/// The heartbeats and leases of workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkersConfig {
-    /// Seconds between two signs of life of a worker.
+    /// Seconds between two heartbeats of a worker.
     pub heartbeat_seconds: f64,
-    /// Seconds of silence after which a worker is lost; more than twice `heartbeat_seconds`.
+    /// Seconds without a heartbeat after which a worker is lost; more than twice
+    /// `heartbeat_seconds`.
     pub lease_seconds: f64,
 }
 
-/// When a job's group is given up, and a job with it.
+/// The time limits of groups, and the number of groups that may break before a job fails.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RecoveryConfig {
-    /// Seconds for which the reports about a broken group are collected before another is formed.
+    /// Seconds for which reports about a broken group are collected before a new group is formed.
     pub settle_seconds: f64,
-    /// Groups in a row that break without a finished step before their job fails.
+    /// Number of groups in a row that may break without a finished step before their job fails.
     pub fruitless_generations: u32,
-    /// Seconds a worker may take to fetch and load base and data.
+    /// Seconds that a worker may take to fetch and load base and data.
     pub preparing_seconds: f64,
-    /// Seconds the workers of a job may take to connect with each other.
+    /// Seconds that the workers of a job may take to connect with each other.
     pub forming_seconds: f64,
-    /// Seconds a step may take, its evaluation included.
+    /// Seconds that a step may take, including its evaluation.
     pub step_seconds: f64,
-    /// Seconds a worker may take to upload its state.
+    /// Seconds that a worker may take to upload its state.
     pub saving_seconds: f64,
-    /// Seconds a worker may take to verify and upload the result.
+    /// Seconds that a worker may take to verify and upload the result.
     pub exporting_seconds: f64,
 }
 
@@ -147,7 +150,7 @@ impl Config {
     /// Checks the values.
     ///
     /// # Errors
-    /// The first setting that is wrong, and what would be right.
+    /// The first invalid setting, with the reason and a valid value.
     pub fn check(&self) -> Result<(), FieldError> {
         let fail = |field: &str, message: String| Err(FieldError::new(field, message));
         if self.state_dir.as_os_str().is_empty() {
@@ -212,12 +215,12 @@ impl LimitsConfig {
 }
 
 impl WorkersConfig {
-    /// Time between two signs of life of a worker.
+    /// Time between two heartbeats of a worker.
     pub fn heartbeat(&self) -> Duration {
         seconds(self.heartbeat_seconds)
     }
 
-    /// Silence after which a worker is lost.
+    /// Time without a heartbeat after which a worker is lost.
     pub fn lease(&self) -> Duration {
         seconds(self.lease_seconds)
     }
@@ -230,7 +233,7 @@ impl RecoveryConfig {
     }
 }
 
-/// Checked settings are always a duration.
+/// Converts checked settings, which always fit a [`Duration`].
 fn seconds(value: f64) -> Duration {
     Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX)
 }

@@ -1,4 +1,4 @@
-//! The coordinator as a whole: its servers, its tasks, and its end.
+//! The coordinator process: servers, background tasks, and shutdown.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -26,22 +26,23 @@ use crate::rpc::{Artifacts, Commands, FineTuning, WorkerControl};
 use crate::service::Service;
 use crate::store::{ForeignObjects, Retention, Store, StoreError, UnknownObjects};
 
-/// Commands that may wait for the service; callers beyond it wait for room.
+/// The capacity of the command queue of the service; if the queue is full, callers wait.
 const COMMAND_QUEUE_CAPACITY: usize = 256;
-/// A silent connection is asked for a sign of life this often, and given up when none comes.
+/// The interval between HTTP/2 keepalive pings on a connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// The time after which a connection without an answer to a ping is closed.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long calls and streams may take to end at shutdown; what is left then is cut off.
+/// The time that calls and streams may take to end at shutdown; those that remain are aborted.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long reads of the store may take to end after that.
+/// The time that reads of the store may take to end after that.
 const LAST_READS: Duration = Duration::from_secs(1);
-/// How often the store is maintained.
+/// The interval between two rounds of maintenance of the store.
 const MAINTENANCE: Duration = Duration::from_secs(600);
 
 /// Why a coordinator cannot start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum CoordinatorError {
-    /// A setting.
+    /// A setting is invalid.
     #[error(transparent)]
     Config(#[from] FieldError),
     /// Another coordinator uses the state directory.
@@ -50,31 +51,31 @@ pub enum CoordinatorError {
     /// The database and the files in the state directory do not belong together.
     #[error("state_dir: {0}")]
     NotOwner(String),
-    /// The state directory or the database.
+    /// The state directory or the database cannot be read or written.
     #[error("the store: {0}")]
     Store(String),
-    /// An address cannot be taken.
+    /// An address cannot be bound.
     #[error("cannot listen on {address}: {source}")]
     Listen {
         /// The address.
         address: String,
-        /// Why not.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A server broke.
-    #[error("the server broke: {0}")]
+    /// The gRPC server failed.
+    #[error("the gRPC server failed: {0}")]
     Serve(#[from] tonic::transport::Error),
     /// A bug: a task panicked.
-    #[error("a task of the coordinator broke: {0}")]
+    #[error("a task of the coordinator failed: {0}")]
     Task(#[from] tokio::task::JoinError),
-    /// A bug: the descriptors of the interface cannot be served.
+    /// A bug: the reflection service cannot use the descriptors of the interface.
     #[error("reflection: {0}")]
     Reflection(String),
-    /// A second signal.
-    #[error("asked to end at once before everything had ended")]
+    /// A second signal ended the process before the shutdown was complete.
+    #[error("a second signal ended the coordinator before its shutdown was complete")]
     CutOff,
-    /// The HTTP server broke.
-    #[error("the HTTP server broke: {0}")]
+    /// The HTTP server failed.
+    #[error("the HTTP server failed: {0}")]
     Http(std::io::Error),
 }
 
@@ -90,7 +91,7 @@ impl From<StoreError> for CoordinatorError {
     }
 }
 
-/// A coordinator that holds its store and its addresses, and does not serve yet.
+/// A coordinator with an open store and bound addresses that does not serve yet.
 pub struct Coordinator {
     config: Config,
     store: Store,
@@ -99,7 +100,7 @@ pub struct Coordinator {
     handle: Handle,
 }
 
-/// Where a coordinator is reached, and how it is ended.
+/// The address of a coordinator, and the means to shut it down.
 #[derive(Debug, Clone)]
 pub struct Handle {
     address: SocketAddr,
@@ -107,21 +108,21 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// The address it serves gRPC on.
+    /// The address of the gRPC server.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Ends the coordinator. Jobs stay as they are in the store, and workers train on.
+    /// Ends the coordinator. Jobs keep their state in the store, and workers continue to train.
     pub fn shutdown(&self) {
         self.stop.cancel();
     }
 }
 
-/// Runs a coordinator until `stop`, and then for as long as it takes to end in good order, unless `immediate` comes before.
+/// Runs a coordinator until `stop`, then shuts it down in order. `immediate` aborts the shutdown.
 ///
 /// # Errors
-/// What keeps it from starting, or from serving.
+/// The coordinator cannot start, a server or a task fails, or `immediate` aborted the shutdown.
 pub async fn run(
     config: Config,
     stop: CancellationToken,
@@ -142,13 +143,13 @@ pub async fn run(
 }
 
 impl Coordinator {
-    /// Opens the store and takes the addresses.
+    /// Opens the store and binds the addresses.
     pub async fn bind(config: &Config) -> Result<Self, CoordinatorError> {
         config.check()?;
         let retention =
             Retention { events: config.limits.retained_events, steps: config.limits.retained_steps };
         let state_dir = std::path::absolute(&config.state_dir)
-            .map_err(|error| FieldError::new("state_dir", format!("is no path: {error}")))?;
+            .map_err(|error| FieldError::new("state_dir", format!("is not a path: {error}")))?;
         let foreign = match config.adopt_objects {
             true => ForeignObjects::Adopt,
             false => ForeignObjects::Refuse,
@@ -165,12 +166,13 @@ impl Coordinator {
         Ok(Self { config: config.clone(), store, grpc, http, handle })
     }
 
-    /// A handle to it.
+    /// A handle to this coordinator.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
     }
 
-    /// Serves until [`Handle::shutdown`]. If the service's task breaks, everything ends with it.
+    /// Serves until [`Handle::shutdown`]. If the task of the service ends, everything else ends
+    /// too.
     pub async fn serve(self) -> Result<(), CoordinatorError> {
         let Self { config, store, grpc, http, handle } = self;
         let stop = handle.stop;
@@ -216,8 +218,8 @@ impl Coordinator {
         http.await?.map_err(CoordinatorError::Http)?;
         match timeout(LAST_READS, store.finish()).await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::error!(%error, "the database's log is not moved into its file"),
-            Err(_) => tracing::warn!("the database is still being read; its log is not moved into its file"),
+            Ok(Err(error)) => tracing::error!(%error, "cannot move the database's log into its file"),
+            Err(_) => tracing::warn!("the database is still being read, its log is not moved into its file"),
         }
         served
     }
@@ -276,9 +278,10 @@ async fn serve_grpc(
     Ok(())
 }
 
-/// Maintains the store from time to time. An error is tried again the next time.
+/// Maintains the store at regular intervals. After an error, the next round tries again.
 async fn maintain_regularly(store: Store, limits: LimitsConfig, stop: CancellationToken) {
-    // Not at once, so that a start with a wrong database can be ended before anything is removed.
+    // The first round comes after an interval, so that a coordinator that was started with a wrong
+    // database can be stopped before it removes anything.
     let mut ticks = interval_at(Instant::now() + MAINTENANCE, MAINTENANCE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -290,22 +293,22 @@ async fn maintain_regularly(store: Store, limits: LimitsConfig, stop: Cancellati
     }
 }
 
-/// Removes files that have been unreferenced or unknown for long enough, and moves the database's
-/// log into its file.
+/// Removes files that have been unreferenced or without a row for longer than `limits` allow, and
+/// moves the database's log into its file.
 pub(crate) async fn maintain(store: &Store, limits: &LimitsConfig) {
     match store.collect_garbage(limits.unreferenced()).await {
         Ok(0) => {}
         Ok(files) => tracing::info!(files, "unreferenced files removed"),
-        Err(error) => tracing::error!(%error, "unreferenced files are not removed"),
+        Err(error) => tracing::error!(%error, "cannot remove unreferenced files"),
     }
     match store.remove_unknown_objects(limits.unknown_objects()).await {
         Ok(UnknownObjects { found: 0, removed: 0 }) => {}
         Ok(UnknownObjects { found, removed }) => {
             tracing::warn!(found, removed, "files without a row in the database");
         }
-        Err(error) => tracing::error!(%error, "files without a row are not removed"),
+        Err(error) => tracing::error!(%error, "cannot remove files without a row"),
     }
     if let Err(error) = store.checkpoint_wal().await {
-        tracing::error!(%error, "the database's log is not moved into its file");
+        tracing::error!(%error, "cannot move the database's log into its file");
     }
 }

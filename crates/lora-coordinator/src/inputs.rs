@@ -1,4 +1,5 @@
-//! The files that a job names: checks of their names and digests, and a place where they lie under those names.
+//! The input files of a job: checks of their names and digests, and a directory with links to them
+//! under those names.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -11,11 +12,15 @@ use tempfile::TempDir;
 
 use crate::store::Store;
 
-/// Files of one set, at most.
+/// The largest number of files in one set.
 const MAX_FILES: usize = 4096;
 const MAX_NAME_BYTES: usize = 255;
 
-/// Checks the inputs of `job`: what must be there is, and names and digests are well formed.
+/// Checks the inputs of `job`: the required ones are present, and names and digests are well
+/// formed.
+///
+/// # Errors
+/// The first invalid field.
 pub(crate) fn check(inputs: &v1::Inputs, job: &JobSpec) -> Result<(), FieldError> {
     let missing = |field: &str| FieldError::new(field, "is missing".into());
     let source = inputs.base.as_ref().and_then(|base| base.source.as_ref());
@@ -23,13 +28,13 @@ pub(crate) fn check(inputs: &v1::Inputs, job: &JobSpec) -> Result<(), FieldError
         base::Source::Files(set) => check_set("inputs.base.files", &set.files)?,
         base::Source::Url(url) => {
             if url.len() > 2048 || !url.contains("://") {
-                let message = format!("{url:?} is no URL such as hf://org/name or s3://bucket/prefix");
+                let message = format!("{url:?} is not a URL such as hf://org/name or s3://bucket/prefix");
                 return Err(FieldError::new("inputs.base.url", message));
             }
         }
         base::Source::Path(path) => {
             if path.len() > 4096 || !Path::new(path).is_absolute() {
-                let message = format!("{path:?} is no absolute path");
+                let message = format!("{path:?} is not an absolute path");
                 return Err(FieldError::new("inputs.base.path", message));
             }
         }
@@ -49,9 +54,9 @@ pub(crate) fn check(inputs: &v1::Inputs, job: &JobSpec) -> Result<(), FieldError
     ] {
         match (given, wanted) {
             (true, false) => {
-                return Err(FieldError::new(field, format!("is given, and {setting} is not set")));
+                return Err(FieldError::new(field, format!("is given, but {setting} is not set")));
             }
-            (false, true) => return Err(FieldError::new(field, format!("is missing, and {setting} is set"))),
+            (false, true) => return Err(FieldError::new(field, format!("is missing, but {setting} is set"))),
             _ => {}
         }
     }
@@ -61,26 +66,28 @@ pub(crate) fn check(inputs: &v1::Inputs, job: &JobSpec) -> Result<(), FieldError
     Ok(())
 }
 
-/// Every stored file that the inputs name.
+/// The digest of every stored file that the inputs name.
 pub(crate) fn digests(inputs: &v1::Inputs) -> Vec<v1::FileDigest> {
     files(inputs).filter_map(|file| file.digest.clone()).collect()
 }
 
-/// Whether `name` can be a file's: bare, and harmless wherever it is written.
+/// Whether `name` is a plain file name of at most `most` bytes: ASCII letters, digits, `-`, `_` and
+/// `.`, not starting with a dot. Such a name is safe in every path.
 pub(crate) fn is_file_name(name: &str, most: usize) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     !name.is_empty() && name.len() <= most && !name.starts_with('.') && name.chars().all(legal)
 }
 
-/// A job's inputs under their names, as links into the store; gone when this is dropped.
+/// A directory with links into the store, one for each input of a job, under the input's name. The
+/// directory is removed on drop.
 pub(crate) struct JobInputs {
     dir: TempDir,
-    /// The job with the paths of the links.
+    /// The job, with the paths of the links as its paths.
     pub(crate) job: JobSpec,
 }
 
 impl JobInputs {
-    /// Lays the inputs out. `None`: the base is not in the store. Blocks.
+    /// Creates the links. Returns `None` if the base is not in the store. Blocks.
     pub(crate) fn new(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> io::Result<Option<Self>> {
         let Some(base::Source::Files(set)) = inputs.base.as_ref().and_then(|base| base.source.as_ref())
         else {
@@ -88,33 +95,34 @@ impl JobInputs {
         };
         let dir = TempDir::new_in(store.staging_dir())?;
         let mut job = job.clone();
-        let lay = |section: &str, files: &[&v1::StoredFile]| -> io::Result<PathBuf> {
+        let link_all = |section: &str, files: &[&v1::StoredFile]| -> io::Result<PathBuf> {
             let to = dir.path().join(section);
             std::fs::create_dir(&to)?;
             for file in files {
                 let sha256 = file.digest.as_ref().map_or(&[][..], |digest| &digest.sha256);
-                let object = store.object_path(sha256).ok_or_else(|| io::Error::other("no SHA-256"))?;
+                let object = store.object_path(sha256).ok_or_else(|| io::Error::other("not a SHA-256"))?;
                 symlink(object, to.join(&file.name))?;
             }
             Ok(to)
         };
-        let one = |section: &str, file: &v1::StoredFile| {
-            Ok::<_, io::Error>(lay(section, &[file])?.join(&file.name))
+        let link_one = |section: &str, file: &v1::StoredFile| {
+            Ok::<_, io::Error>(link_all(section, &[file])?.join(&file.name))
         };
-        job.model.base = lay("base", &set.files.iter().collect::<Vec<_>>())?;
+        job.model.base = link_all("base", &set.files.iter().collect::<Vec<_>>())?;
         if let Some(train) = &inputs.train {
-            job.data.train = one("train", train)?;
+            job.data.train = link_one("train", train)?;
         }
         if let Some(eval) = &inputs.eval {
-            job.data.eval = Some(one("eval", eval)?);
+            job.data.eval = Some(link_one("eval", eval)?);
         }
         if !inputs.init_from.is_empty() {
-            job.adapter.init_from = Some(lay("init_from", &inputs.init_from.iter().collect::<Vec<_>>())?);
+            let files: Vec<&v1::StoredFile> = inputs.init_from.iter().collect();
+            job.adapter.init_from = Some(link_all("init_from", &files)?);
         }
         Ok(Some(Self { dir, job }))
     }
 
-    /// `text` with the files' own names instead of where the links lie.
+    /// Replaces the paths of the links in `text` by the names of the files.
     pub(crate) fn with_job_names(&self, text: &str) -> String {
         let dir = self.dir.path().display();
         let mut plain = text.to_owned();
@@ -143,7 +151,7 @@ fn check_set(field: &str, files: &[v1::StoredFile]) -> Result<(), FieldError> {
         let field = format!("{field}[{index}]");
         check_file(&field, file)?;
         if !names.insert(&file.name) {
-            return Err(FieldError::new(&format!("{field}.name"), format!("{:?} is there twice", file.name)));
+            return Err(FieldError::new(&format!("{field}.name"), format!("{:?} is given twice", file.name)));
         }
     }
     Ok(())
@@ -152,7 +160,8 @@ fn check_set(field: &str, files: &[v1::StoredFile]) -> Result<(), FieldError> {
 fn check_file(field: &str, file: &v1::StoredFile) -> Result<(), FieldError> {
     if !is_file_name(&file.name, MAX_NAME_BYTES) {
         let message = format!(
-            "{:?} is no file name: 1 to {MAX_NAME_BYTES} letters, digits, '-', '_' or '.', not starting with a dot",
+            "{:?} is not a file name: 1 to {MAX_NAME_BYTES} letters, digits, '-', '_' or '.', \
+             not starting with a dot",
             file.name
         );
         return Err(FieldError::new(&format!("{field}.name"), message));
@@ -160,7 +169,7 @@ fn check_file(field: &str, file: &v1::StoredFile) -> Result<(), FieldError> {
     check_digest(&format!("{field}.digest"), file.digest.as_ref()).map(drop)
 }
 
-/// The digest, if it is one.
+/// Returns the digest if it is present and has the length of a SHA-256.
 pub(crate) fn check_digest<'a>(
     field: &str,
     digest: Option<&'a v1::FileDigest>,

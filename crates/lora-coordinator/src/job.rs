@@ -1,4 +1,5 @@
-//! One job that is not at rest: its row in the store, and what is known of its group besides.
+//! A job that is neither paused nor ended: its row in the store, and the state of its group in
+//! memory.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::SystemTime;
@@ -11,50 +12,52 @@ use crate::reconcile::PendingGroup;
 use crate::store::{JobRow, MemberRow, Store, StoreError};
 use crate::workers::{Worker, Workers, has_state};
 
-/// A job that the service works on.
+/// A job that the service processes.
 #[derive(Debug)]
 pub(crate) struct Job {
     pub(crate) row: JobRow,
     pub(crate) spec: JobSpec,
-    /// What each member was told of its place, by worker.
+    /// The assignment of each member, by worker name.
     pub(crate) assignments: BTreeMap<String, v1::Assignment>,
-    /// The group must be formed anew, of the members that are left and others; why.
+    /// The group that must replace the current one, if there is one.
     pub(crate) pending_group: Option<PendingGroup>,
-    /// The members shall stop at a step boundary, so that the group can change; why.
+    /// The reason why the members must stop at a step boundary, so that the group can change;
+    /// `None` if they need not.
     pub(crate) planned_change: Option<String>,
-    /// The group was told to train.
+    /// Whether the members were sent the goal `Train`.
     pub(crate) training_started: bool,
-    /// Every member has taken that in, so that a stop finds them all in the same group.
+    /// Whether every member has entered training, so that all can stop in the same group.
     pub(crate) all_members_training: bool,
-    /// The member that shall bring its state into the store.
+    /// The member that must upload its state to the store.
     pub(crate) saving_member: Option<String>,
-    /// When the first member was seen to have left the group.
+    /// The time when the group was first seen to be broken.
     pub(crate) broken_since: Option<Instant>,
-    /// Steps that were finished when the group was formed.
+    /// The number of steps that were finished when the group was formed.
     pub(crate) steps_at_start: u64,
-    /// Processes that could not reach the others: the job does without them.
+    /// Instance ids of processes that could not reach the others; the job does not use them again.
     pub(crate) excluded: BTreeSet<String>,
-    /// Processes whose base has been put on record.
+    /// Members whose base is recorded as an event.
     pub(crate) recorded_bases: Vec<MemberRow>,
-    /// The newest generation whose notice is in the log; 0: none.
+    /// The newest generation whose notice is in the log; 0 if there is none.
     pub(crate) noticed_generation: u64,
 }
 
-/// What a member of the group is known to do.
+/// The observed state of a member of the group.
 #[derive(Debug)]
 pub(crate) enum MemberState<'a> {
-    /// The process is gone for good.
+    /// The process is lost.
     Lost,
-    /// Its connection is broken; it may train on.
+    /// The process is disconnected, but may still train.
     Disconnected,
-    /// It has not taken its place in this generation yet. What it holds of the job from an older one, if anything.
+    /// The process has not joined this generation yet. Contains the job that it reports from an
+    /// older generation, if any.
     OtherGeneration(Option<&'a v1::HeldJob>),
-    /// It has its place in this generation.
+    /// The process has joined this generation.
     InGroup(&'a v1::HeldJob),
 }
 
 impl<'a> MemberState<'a> {
-    /// What it holds of the job.
+    /// The job as the member reports it, in any generation.
     pub(crate) fn held(&self) -> Option<&'a v1::HeldJob> {
         match self {
             Self::InGroup(held) => Some(held),
@@ -63,7 +66,7 @@ impl<'a> MemberState<'a> {
         }
     }
 
-    /// Its phase in this generation.
+    /// The phase of the member in this generation.
     pub(crate) fn phase(&self) -> Option<Phase> {
         match self {
             Self::InGroup(held) => Some(held.phase()),
@@ -71,17 +74,17 @@ impl<'a> MemberState<'a> {
         }
     }
 
-    /// Steps of the state it holds.
+    /// The completed steps of the state that the member has in memory.
     pub(crate) fn steps(&self) -> Option<u64> {
         self.held().filter(|held| has_state(held.phase())).map(|held| held.completed_steps)
     }
 }
 
 impl Job {
-    /// A job out of the store.
+    /// Creates a job from its row.
     ///
     /// # Errors
-    /// A row whose settings this build does not understand.
+    /// This build cannot read the settings in the row.
     pub(crate) fn new(row: JobRow) -> Result<Self, FieldError> {
         Ok(Self {
             spec: JobSpec::try_from(row.spec.clone())?,
@@ -104,7 +107,7 @@ impl Job {
         self.row.state
     }
 
-    /// Changes the row, in the store first, together with `events`.
+    /// Changes the row, first in the store, together with `events`, and then in memory.
     pub(crate) async fn update(
         &mut self,
         store: &Store,
@@ -118,8 +121,9 @@ impl Job {
         Ok(())
     }
 
-    /// Moves on to `state` together with other changes of the row; `events` come before that of the state. Does nothing, and
-    /// says so in the log, if the table of transitions has it otherwise: that is a bug.
+    /// Changes the state of the job, together with other changes of the row. `events` come before
+    /// the event of the state. If the table of transitions does not allow `state`, which is a bug,
+    /// logs an error and changes nothing.
     pub(crate) async fn transition_to(
         &mut self,
         store: &Store,
@@ -132,7 +136,7 @@ impl Job {
                 job = self.row.id,
                 from = self.row.state.name(),
                 to = state.name(),
-                "no such transition"
+                "invalid state transition"
             );
             return Ok(());
         }
@@ -151,7 +155,7 @@ impl Job {
         Ok(())
     }
 
-    /// What each member does, by rank.
+    /// The observed state of each member, by rank.
     pub(crate) fn members<'a>(&self, workers: &'a Workers) -> Vec<MemberState<'a>> {
         self.row.members.iter().map(|member| self.member(member, workers)).collect()
     }
@@ -167,7 +171,7 @@ impl Job {
         }
     }
 
-    /// What the worker of this name shall hold and do.
+    /// The desired state of the worker with this name.
     pub(crate) fn desired_state(&self, worker: &str) -> (Option<&v1::Assignment>, Goal) {
         let assignment = self.assignments.get(worker).filter(|_| self.is_assigned());
         let Some(assignment) = assignment else { return (None, Goal::Unspecified) };
@@ -175,7 +179,7 @@ impl Job {
             _ if self.saving_member.as_deref() == Some(worker) => Goal::Save,
             JobState::Preparing | JobState::Recovering => Goal::Prepare,
             JobState::Running if self.planned_change.is_none() => Goal::Train,
-            // One that never heard of the start would not come to the group in which the others stop.
+            // A member that was not sent `Train` would not form the group in which the others stop.
             JobState::Running | JobState::Pausing if self.training_started && !self.all_members_training => {
                 Goal::Train
             }
@@ -184,21 +188,21 @@ impl Job {
         (Some(assignment), goal)
     }
 
-    /// Whether workers shall hold it.
+    /// Whether workers must hold the job.
     fn is_assigned(&self) -> bool {
         self.state().is_active() && self.state() != JobState::Cancelling
     }
 
-    /// Whether the worker is a member.
+    /// Whether the worker is a member of the group.
     pub(crate) fn has_member(&self, worker: &str) -> bool {
         self.row.members.iter().any(|member| member.worker == worker)
     }
 
-    /// Makes the members' places out of the row. `checkpoint`: for rank 0 to go on from.
+    /// Derives the members' assignments from the row. Rank 0 continues from `checkpoint`.
     pub(crate) fn assign(&mut self, checkpoint: Option<v1::Checkpoint>) {
         let row = &self.row;
         let peers: Vec<String> = row.members.iter().map(|member| member.peer_address.clone()).collect();
-        let place = |(rank, member): (usize, &MemberRow)| {
+        let assign = |(rank, member): (usize, &MemberRow)| {
             let assignment = v1::Assignment {
                 job_id: row.id.clone(),
                 generation: row.generation,
@@ -211,16 +215,16 @@ impl Job {
             };
             (member.worker.clone(), assignment)
         };
-        self.assignments = row.members.iter().enumerate().map(place).collect();
+        self.assignments = row.members.iter().enumerate().map(assign).collect();
     }
 }
 
-/// The process that a member is, if it is not lost.
+/// The worker process of a member, if it is not lost.
 pub(crate) fn member_process<'a>(member: &MemberRow, workers: &'a Workers) -> Option<&'a Worker> {
     workers.get(&member.worker).filter(|worker| worker.hello.instance_id == member.instance_id)
 }
 
-/// Puts a row into a state.
+/// Sets the state of a row, and resets the fields that do not apply to the new state.
 pub(crate) fn set_state(row: &mut JobRow, state: JobState) {
     row.state = state;
     row.changed = SystemTime::now();
@@ -228,13 +232,13 @@ pub(crate) fn set_state(row: &mut JobRow, state: JobState) {
     if state != JobState::Failed {
         row.failure = None;
     }
-    if state.is_at_rest() {
+    if state.is_stopped() {
         row.members.clear();
         row.token.clear();
     }
 }
 
-/// The event of a row's state.
+/// The event for the change to a row's current state.
 pub(crate) fn state_changed(row: &JobRow) -> job_event::Kind {
     let change = v1::StateChanged { state: row.state.name().to_owned(), failure: row.failure.clone() };
     job_event::Kind::StateChanged(change)

@@ -1,7 +1,9 @@
-//! The coordinator: accepts jobs over gRPC, gives them to workers, and keeps their events, checkpoints and results.
+//! The coordinator: accepts jobs over gRPC, gives them to workers, and keeps their events,
+//! checkpoints and results.
 //!
-//! One task, `service::Service`, owns every active job and every worker. Every decision is committed
-//! to `store::Store` before it is sent. Calls that only read go to the store directly.
+//! One task, `service::Service`, owns every worker and every job that is neither paused nor ended.
+//! Every decision is committed to `store::Store` before it is sent. Calls that only read use the
+//! store directly.
 
 mod command;
 mod config;

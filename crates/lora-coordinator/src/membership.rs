@@ -1,44 +1,46 @@
-//! Who stays in a group that broke. A pure function of what its members report.
+//! Which members a broken group keeps: a pure function of the members' reports.
 //!
-//! The dead go. Of the living only those go that could not connect with each other when the group was formed, and as few of
-//! them as possible: a rank that was merely suspected while training is as likely to have suffered from somebody else's death.
+//! Dead members are evicted. Living members are evicted only if they could not connect with each
+//! other when the group was formed, and as few of them as possible. A suspicion during training
+//! evicts no member: the suspected rank may itself have failed because of another rank's death.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// The most ranks with trouble for which the smallest set is sought exactly.
+/// The largest number of ranks with unreachable peers for which the search is exact.
 const EXACT_RANKS: usize = 20;
 
-/// What is known of a member, by rank.
+/// The report of one member. Reports are listed by rank.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct MemberReport {
-    /// It is connected and can go on.
+    /// The member is connected and can continue.
     pub(crate) alive: bool,
-    /// Ranks that its error pointed at.
+    /// Ranks that the member's error named.
     pub(crate) suspects: Vec<usize>,
-    /// Ranks that it could not connect with when the group was formed.
+    /// Ranks to which the member could not connect when the group was formed.
     pub(crate) unreachable: Vec<usize>,
 }
 
-/// Who stays and who goes.
+/// The members that stay and the members that are evicted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct MembershipDecision {
     /// Ranks that stay, ascending.
     pub(crate) keep: Vec<usize>,
-    /// Ranks that go, ascending.
+    /// Evicted ranks, ascending.
     pub(crate) evicted: Vec<(usize, EvictionReason)>,
 }
 
-/// Why a rank goes.
+/// Why a rank is evicted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum EvictionReason {
-    /// It is not alive.
+    /// The member is not alive.
     Dead,
-    /// It and these living ranks could not reach each other.
+    /// The member and these living ranks could not reach each other.
     Unreachable(Vec<usize>),
 }
 
-/// Splits the members of a broken group. Ranks that do not exist are ignored.
+/// Decides which members of a broken group stay. Ranks in the reports that do not exist are
+/// ignored.
 pub(crate) fn decide_membership(members: &[MemberReport]) -> MembershipDecision {
     let mut edges = edges(members);
     let unreachable = smallest_cover(&edges);
@@ -65,7 +67,7 @@ fn edges(members: &[MemberReport]) -> Edges {
     let is_alive = |rank: usize| members.get(rank).is_some_and(|m| m.alive);
     let mut edges = Edges::new();
     for (rank, member) in members.iter().enumerate().filter(|(_, m)| m.alive) {
-        // A dead peer explains its trouble: forming ended before the others could be reached.
+        // A dead peer explains the report: the forming ended before the other ranks were reached.
         if member.suspects.iter().chain(&member.unreachable).any(is_dead) {
             continue;
         }
@@ -77,8 +79,9 @@ fn edges(members: &[MemberReport]) -> Edges {
     edges
 }
 
-/// The smallest set of ranks that touches every edge; of several, the one with the highest ranks. With very many ranks in
-/// trouble a small set, not always the smallest.
+/// The smallest vertex cover: the smallest set of ranks that touches every edge. Among several, the
+/// one with the highest ranks. With more than [`EXACT_RANKS`] ranks, a small cover that may not be
+/// the smallest.
 fn smallest_cover(edges: &Edges) -> BTreeSet<usize> {
     let ranks: Vec<usize> = edges.keys().copied().collect();
     if ranks.len() > EXACT_RANKS {
@@ -91,14 +94,16 @@ fn smallest_cover(edges: &Edges) -> BTreeSet<usize> {
     ranks.iter().enumerate().filter(|(i, _)| search.best & (1 << i) != 0).map(|(_, rank)| *rank).collect()
 }
 
-/// Branch and bound over sets of ranks, each a number with a bit per rank: the higher the rank, the higher the bit.
+/// Branch and bound over sets of ranks. A set is a number with one bit for each rank; a higher rank
+/// has a higher bit.
 struct CoverSearch {
     neighbours: Vec<u32>,
     best: u32,
 }
 
 impl CoverSearch {
-    /// Looks for better sets that contain `cover` and beyond it only ranks of `open`, whose edges are not covered yet.
+    /// Searches better sets that consist of `cover` and ranks of `open`, the ranks whose edges are
+    /// not covered yet.
     fn branch(&mut self, cover: u32, open: u32) {
         if cover.count_ones() > self.best.count_ones() {
             return;
@@ -120,7 +125,7 @@ impl CoverSearch {
     }
 }
 
-/// The rank with the most edges goes first; of several, the highest.
+/// A cover that adds the rank with the most uncovered edges first; among several, the highest.
 fn greedy_cover(edges: &Edges) -> BTreeSet<usize> {
     let mut cover = BTreeSet::new();
     let degree = |rank: &usize, cover: &BTreeSet<usize>| edges[rank].difference(cover).count();

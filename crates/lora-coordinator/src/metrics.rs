@@ -1,4 +1,4 @@
-//! What the coordinator counts for Prometheus.
+//! The coordinator's metrics for Prometheus.
 
 use lora_spec::JobState;
 use prometheus_client::encoding::EncodeLabelSet;
@@ -9,7 +9,7 @@ use prometheus_client::registry::Registry;
 
 use crate::workers::Workers;
 
-/// Handles to what is counted.
+/// Handles of the metrics.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Metrics {
     jobs: Family<StateLabel, Gauge>,
@@ -24,10 +24,14 @@ struct StateLabel {
 }
 
 impl Metrics {
-    /// Metrics that `registry` shows.
+    /// Creates the metrics and registers them in `registry`.
     pub(crate) fn new(registry: &mut Registry) -> Self {
         let metrics = Self::default();
-        registry.register("lora_jobs", "Jobs that are not at rest, by state", metrics.jobs.clone());
+        registry.register(
+            "lora_jobs",
+            "Jobs that are neither paused nor ended, by state",
+            metrics.jobs.clone(),
+        );
         registry.register("lora_workers", "Connected workers", metrics.workers.clone());
         registry.register(
             "lora_workers_free",
@@ -40,7 +44,7 @@ impl Metrics {
 
     pub(crate) fn observe(&self, states: impl Iterator<Item = JobState>, workers: &Workers) {
         let states: Vec<JobState> = states.collect();
-        for state in JobState::ALL.into_iter().filter(|state| !state.is_at_rest()) {
+        for state in JobState::ALL.into_iter().filter(|state| !state.is_stopped()) {
             let count = states.iter().filter(|other| **other == state).count();
             self.jobs.get_or_create(&StateLabel { state: state.name() }).set(count as i64);
         }

@@ -1,4 +1,4 @@
-//! What becomes of a job, from its state and from what its members say they hold.
+//! Reconciles a job with the state that its workers report.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -13,32 +13,33 @@ use crate::service::Service;
 use crate::store::{JobRow, MemberRow, StoreError};
 use crate::workers::{has_state, phase_name};
 
-/// How long the last steps of a finished run may take to come before its result is accepted without them.
+/// The time that the last steps of a finished run may take to arrive. After that, the result is
+/// accepted without them.
 const LAST_STEPS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A group that is to be formed anew.
+/// The group that replaces a group which broke or changes.
 #[derive(Debug, Clone)]
 pub(crate) struct PendingGroup {
-    /// Why, for people.
+    /// The reason, as text for users.
     pub(crate) reason: String,
     /// The members that stay.
     pub(crate) remaining: Vec<MemberRow>,
-    /// What is put on record with it.
+    /// The events to record with the new group.
     pub(crate) events: Vec<job_event::Kind>,
-    /// The group broke, rather than being changed as planned.
+    /// Whether the current group broke; `false` if the change was planned.
     pub(crate) is_failure: bool,
 }
 
 impl PendingGroup {
-    /// A job that waited for workers when the coordinator ended.
+    /// The pending group of a job that waited for workers when the coordinator ended.
     pub(crate) fn resumed(job: &Job) -> Self {
-        let reason = "the coordinator was started again".to_owned();
+        let reason = "the coordinator was restarted".to_owned();
         Self { reason, remaining: job.row.members.clone(), events: Vec::new(), is_failure: false }
     }
 }
 
 impl Service {
-    /// Moves a job on as far as what is known allows.
+    /// Advances a job as far as the states of its workers allow.
     pub(crate) async fn reconcile(&mut self, job: &mut Job) -> Result<(), StoreError> {
         match job.state() {
             state if !state.is_active() => return Ok(()),
@@ -50,10 +51,10 @@ impl Service {
         }
         self.record_bases(job).await?;
         self.record_notice(job).await?;
-        let is_before = |member: &MemberState| {
+        let is_before_training = |member: &MemberState| {
             matches!(member.phase(), Some(Phase::Preparing | Phase::Prepared | Phase::Forming))
         };
-        job.all_members_training = !job.members(&self.workers).iter().any(is_before);
+        job.all_members_training = !job.members(&self.workers).iter().any(is_before_training);
         match job.state() {
             JobState::Preparing | JobState::Recovering => self.preparing(job).await,
             JobState::Running => self.running(job).await,
@@ -63,13 +64,14 @@ impl Service {
         }
     }
 
-    /// Ends the job with an error; its workers are told to let go of it.
+    /// Fails the job. Its workers are then sent an empty desired state.
     pub(crate) async fn fail(&self, job: &mut Job, failure: v1::Failure) -> Result<(), StoreError> {
         tracing::warn!(job = job.row.id, cause = failure.cause, "job failed");
         job.transition_to(&self.store, JobState::Failed, Vec::new(), |row| row.failure = Some(failure)).await
     }
 
-    /// Over once no process has anything of the job: what is away has a lease's time to say so.
+    /// Ends the cancellation once no process holds the job. A disconnected process counts as
+    /// holding the job until its lease expires.
     async fn cancelling(&self, job: &mut Job) -> Result<(), StoreError> {
         let mut processes = job.row.members.iter().filter_map(|member| member_process(member, &self.workers));
         let holds = |held: &v1::HeldJob| held.job_id == job.row.id;
@@ -81,7 +83,7 @@ impl Service {
         job.transition_to(&self.store, JobState::Cancelled, Vec::new(), |_| ()).await
     }
 
-    /// The failure that a member reports: the job's own fault, not the group's.
+    /// The failure that a member reports, if the job itself caused it and not the group.
     fn failure(&self, job: &Job) -> Option<v1::Failure> {
         job.members(&self.workers).iter().enumerate().find_map(|(rank, member)| match member {
             MemberState::InGroup(held) if held.phase() == Phase::Failed => Some(v1::Failure {
@@ -94,7 +96,7 @@ impl Service {
         })
     }
 
-    /// Puts on record that members hold the base. Members whose bases differ cannot train together.
+    /// Records that members have loaded the base. Fails the job if the members' bases differ.
     async fn record_bases(&self, job: &mut Job) -> Result<(), StoreError> {
         let mut found = Vec::new();
         for (row, member) in job.row.members.iter().zip(job.members(&self.workers)) {
@@ -108,7 +110,8 @@ impl Service {
             let known = job.row.base_sha256.clone();
             if !known.is_empty() && known != base.sha256 {
                 let cause = format!(
-                    "model.base: this worker's base has the hash {}, and the job began with {known}; all workers must have the same files",
+                    "model.base: this worker's base has the hash {}, but the job started with {known}; \
+                     all workers must have the same files",
                     base.sha256
                 );
                 let (worker, completed_steps) = (Some(base.worker), job.row.completed_steps);
@@ -134,7 +137,7 @@ impl Service {
         }
         let notice =
             v1::Notice { worker: row.worker.clone(), step: held.completed_steps, text: held.notice.clone() };
-        // A coordinator that ended since may have recorded it.
+        // The notice may have been recorded before a restart of the coordinator.
         if !self.store.has_notice(&job.row.id, generation, &notice.text).await? {
             job.update(&self.store, vec![job_event::Kind::Notice(notice)], |_| ()).await?;
         }
@@ -142,7 +145,7 @@ impl Service {
         Ok(())
     }
 
-    /// Members load, or keep what they hold, until all are ready.
+    /// Waits until every member has loaded the job or still has its state, then starts training.
     async fn preparing(&mut self, job: &mut Job) -> Result<(), StoreError> {
         let members = job.members(&self.workers);
         let timed_out = self.timed_out_ranks(job, &members);
@@ -178,7 +181,7 @@ impl Service {
             return Ok(());
         }
         let members = job.members(&self.workers);
-        // One that is connected and has not this generation's run any more has started anew.
+        // A connected member without the run of this generation has restarted.
         let is_gone =
             |member: &MemberState| matches!(member, MemberState::Lost | MemberState::OtherGeneration(_));
         let timed_out = self.timed_out_ranks(job, &members);
@@ -214,20 +217,24 @@ impl Service {
         Ok(())
     }
 
-    /// Fewer members than it needs are left; they hold its state until others come.
+    /// Updates a job that has fewer members than it needs. The members keep its state in memory
+    /// until others join.
     async fn waiting(&mut self, job: &mut Job) -> Result<(), StoreError> {
         let worker_of = |member: &MemberRow| member_process(member, &self.workers);
         let is_lost = |member: &MemberRow| worker_of(member).is_none();
-        // Two such jobs could wait for each other's members for ever: the one that comes later gives its own away.
-        let gives_way = self.jobs.values().any(|other| {
+        // Two such jobs could wait for each other's members forever: the later job releases its
+        // own.
+        let releases_members = self.jobs.values().any(|other| {
             other.state() == JobState::Waiting
                 && (-other.row.priority, other.row.sequence) < (-job.row.priority, job.row.sequence)
         });
-        let leaves =
-            |member: &MemberRow| worker_of(member).is_some_and(|worker| gives_way || worker.status.draining);
+        let leaves = |member: &MemberRow| {
+            worker_of(member).is_some_and(|worker| releases_members || worker.status.draining)
+        };
         let keep =
             job.row.members.iter().filter(|member| !leaves(member)).map(|member| member.worker.clone());
-        // Those that leave may hold what nobody else has: they stay until it is in the store.
+        // Members that leave may have the only copy of the state: they stay until it is in the
+        // store.
         let keep: BTreeSet<String> = keep.collect();
         let may_leave = keep.len() == job.row.members.len() || self.state_is_safe(job, &keep).await?;
         let goes = |member: &MemberRow| is_lost(member) || (may_leave && leaves(member));
@@ -236,7 +243,7 @@ impl Service {
             left.retain(|member| !goes(member));
             job.update(&self.store, Vec::new(), |row| row.members = left).await?;
         }
-        let remaining = if gives_way { Vec::new() } else { self.remaining_members(job) };
+        let remaining = if releases_members { Vec::new() } else { self.remaining_members(job) };
         if let Some(pending_group) = &mut job.pending_group {
             pending_group.remaining = remaining;
         }
@@ -272,7 +279,8 @@ impl Service {
         Ok(())
     }
 
-    /// Accepts the result if the first rank has brought it in; says whether it did, or is about to.
+    /// Accepts the result if rank 0 has uploaded it. Returns whether rank 0 has finished; the
+    /// result may then still wait for the last steps, or have failed the job.
     async fn accept_result(&self, job: &mut Job) -> Result<bool, StoreError> {
         let members = job.members(&self.workers);
         let Some(MemberState::InGroup(held)) = members.first().filter(|m| m.phase() == Some(Phase::Finished))
@@ -293,7 +301,7 @@ impl Service {
                 job.row = next;
             }
             Err(missing) => {
-                let cause = format!("its result lacks {}", missing.0);
+                let cause = format!("the file {} is missing in the result", missing.0);
                 let worker = job.row.members.first().map(|member| member.worker.clone());
                 self.fail(job, v1::Failure { worker, rank: Some(0), completed_steps: steps, cause }).await?;
             }
@@ -301,7 +309,8 @@ impl Service {
         Ok(true)
     }
 
-    /// Whether the newest state is held by one of `keep`, or is in the store. If not, one that holds it is made to save it.
+    /// Whether a member in `keep` has the newest state, or the state is in the store. If not,
+    /// selects a member that must save it.
     async fn state_is_safe(&self, job: &mut Job, keep: &BTreeSet<String>) -> Result<bool, StoreError> {
         let members = job.members(&self.workers);
         let timed_out = self.timed_out_ranks(job, &members);
@@ -326,7 +335,7 @@ impl Service {
         Ok(false)
     }
 
-    /// The members that are there and do not leave.
+    /// The members that are connected and not draining.
     fn remaining_members(&self, job: &Job) -> Vec<MemberRow> {
         let stays = |member: &&MemberRow| {
             member_process(member, &self.workers)
@@ -343,14 +352,14 @@ impl Service {
         Some(job.row.members.iter().find(leaves)?.worker.clone())
     }
 
-    /// The group is to be formed anew as planned.
+    /// Records that a new group must be formed as planned.
     fn plan_change(&self, job: &mut Job, reason: String) {
         let remaining = self.remaining_members(job);
         job.pending_group = Some(PendingGroup { reason, remaining, events: Vec::new(), is_failure: false });
     }
 
-    /// The group broke: it is to be formed anew of those that are alive and can reach each other. `timed_out`: ranks whose time is
-    /// up.
+    /// Records that the group broke, and that a new one must be formed of the members that are
+    /// alive and can reach each other. `timed_out` are the ranks that exceeded a time limit.
     fn break_group(&self, job: &mut Job, timed_out: &[usize]) {
         let members = job.members(&self.workers);
         let ranks = |list: &[u32]| list.iter().map(|rank| *rank as usize).collect::<Vec<_>>();
@@ -370,16 +379,18 @@ impl Service {
             let cause = match (&members[*rank], reason) {
                 (_, EvictionReason::Unreachable(peers)) => {
                     excluded.push(row.instance_id.clone());
-                    format!("it and ranks {peers:?} cannot reach each other")
+                    format!("this worker and ranks {peers:?} cannot reach each other")
                 }
                 (MemberState::InGroup(held), EvictionReason::Dead) => {
                     format!(
-                        "it made no progress while {} for {:.0} s",
+                        "no progress while {} for {:.0} s",
                         phase_name(held.phase()),
                         self.seconds_in_phase(job, *rank)
                     )
                 }
-                (_, EvictionReason::Dead) => "its connection ended, or it was silent for too long".to_owned(),
+                (_, EvictionReason::Dead) => {
+                    "the connection was lost, or no heartbeat came in time".to_owned()
+                }
             };
             causes.push(format!("{} (rank {rank}): {cause}", row.worker));
             events.push(job_event::Kind::WorkerLost(v1::WorkerLost {
@@ -405,9 +416,9 @@ impl Service {
         job.pending_group = Some(PendingGroup { reason, remaining, events, is_failure: true });
     }
 
-    /// Ranks that have been in their phase for longer than it may take. A rank that waits for its
-    /// peers is included only if every rank waits: a peer that does not wait has its own time, which
-    /// may end later. A peer that is away or lost is not known to wait.
+    /// The ranks whose phase has exceeded its time limit. A rank that waits for its peers is
+    /// included only if every rank waits: a peer that does not wait has its own time limit, which
+    /// may end later. A disconnected or lost peer is not known to wait.
     fn timed_out_ranks(&self, job: &Job, members: &[MemberState]) -> Vec<usize> {
         let recovery = &self.config.recovery;
         let limit = |member: &MemberState| match member.phase()? {
@@ -438,7 +449,7 @@ impl Service {
     }
 }
 
-/// An event that people read.
+/// An event with a text for users.
 fn notice(step: u64, text: String) -> job_event::Kind {
     job_event::Kind::Notice(v1::Notice { worker: String::new(), step, text })
 }

@@ -1,4 +1,4 @@
-//! Why a call is refused, mapped once to gRPC's codes and details.
+//! The reasons why a call is refused, and their gRPC codes and details.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,39 +12,43 @@ use crate::store::{StoreError, WatchError};
 
 /// The domain of the reasons in error details.
 const DOMAIN: &str = "lora.v1";
-/// Characters of a status's text.
+/// The largest number of characters in the text of a status.
 const MAX_TEXT: usize = 1000;
 
 /// Why a call is refused.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
-    #[error("there is no job {0:?}")]
+    #[error("job {0:?} does not exist")]
     UnknownJob(String),
     #[error("{0}")]
     Field(#[from] FieldError),
-    #[error("these inputs are not in the store, upload them first: {}", listed(.0))]
+    #[error("these inputs are not in the store: {}; upload them first", listed(.0))]
     MissingInputs(Vec<FileDigest>),
     #[error(
-        "idempotency_key: a job was submitted with this key before, as {job}, and {difference}; use another key"
+        "idempotency_key: a job was submitted with this key before, as {job}, and {difference}; \
+         use another key"
     )]
     KeyTaken { job: String, difference: String },
-    #[error("job {job} is in generation {current}; generation {given} may not write to it any more")]
+    #[error("job {job} is in generation {current}; generation {given} may not write to it")]
     StaleGeneration { job: String, given: u64, current: u64 },
-    #[error("job {job} is {state}: it takes no files", state = state.name())]
+    #[error("job {job} is {state} and accepts no files", state = state.name())]
     TakesNoFiles { job: String, state: JobState },
     #[error("job {job} is {state} and cannot be {wanted}", state = state.name())]
     NotPossible { job: String, state: JobState, wanted: &'static str },
     #[error(
-        "the base is not in the store, so there is nothing to plan from; upload it, or use `loractl plan`"
+        "the base is not in the store, so the job cannot be planned; upload the base, or use `loractl plan`"
     )]
     NoBase,
-    #[error("a worker named {0:?} is connected; this one is let in once that is gone, or under another name")]
+    #[error(
+        "a worker named {0:?} is connected already; give this worker another name, or wait until the \
+         connected one is gone"
+    )]
     NameTaken(String),
     #[error("the file has {given}, not the announced {announced}")]
-    Damaged { announced: String, given: String },
-    #[error("{size} bytes are more than the {limit} that a file may have here (limits.upload_bytes)")]
+    Corrupt { announced: String, given: String },
+    #[error("{size} bytes are more than the {limit} that a file may have (limits.upload_bytes)")]
     TooLarge { size: u64, limit: u64 },
-    #[error("there is no {0}")]
+    #[error("{0} does not exist")]
     NoFile(String),
     #[error("offset: {offset} is past the end of the file, which has {size} bytes")]
     PastEnd { offset: u64, size: u64 },
@@ -59,7 +63,7 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
-    /// gRPC's code, and a word for programs.
+    /// The gRPC code, and the reason for programs.
     fn kind(&self) -> (Code, &'static str) {
         match self {
             Self::UnknownJob(_) => (Code::NotFound, "UNKNOWN_JOB"),
@@ -71,7 +75,7 @@ impl Refusal {
             Self::TakesNoFiles { .. } | Self::NotPossible { .. } => (Code::FailedPrecondition, "WRONG_STATE"),
             Self::NoBase => (Code::FailedPrecondition, "BASE_NOT_UPLOADED"),
             Self::NameTaken(_) => (Code::AlreadyExists, "NAME_TAKEN"),
-            Self::Damaged { .. } => (Code::DataLoss, "DAMAGED"),
+            Self::Corrupt { .. } => (Code::DataLoss, "DAMAGED"),
             Self::TooLarge { .. } => (Code::ResourceExhausted, "TOO_LARGE"),
             Self::PastEnd { .. } => (Code::OutOfRange, "PAST_END"),
             Self::ForgottenEvents { .. } => (Code::OutOfRange, "EVENTS_FORGOTTEN"),
@@ -81,7 +85,7 @@ impl Refusal {
         }
     }
 
-    /// Numbers that a program needs to go on.
+    /// Metadata of the reason: numbers that a program needs for its next call.
     fn metadata(&self) -> HashMap<String, String> {
         let first = match self {
             Self::ForgottenEvents { first, .. } | Self::ForgottenSteps { first, .. } => {
@@ -92,7 +96,7 @@ impl Refusal {
         first.map(|first| ("first".to_owned(), first)).into_iter().collect()
     }
 
-    /// The refusal of a watch that asked for events from `event` and steps after `step` on.
+    /// The refusal for an error of a watch of the job `job_id`.
     pub(crate) fn from_watch_error(error: WatchError, job_id: &str) -> Self {
         match error {
             WatchError::UnknownJob => Self::UnknownJob(job_id.to_owned()),
@@ -128,7 +132,8 @@ impl From<Refusal> for Status {
     }
 }
 
-/// A status travels in headers, which are limited: of a long text (it may quote what was sent) only the start goes.
+/// The first [`MAX_TEXT`] characters of `text`. A status is sent in headers, whose size is limited,
+/// and an error may quote a long value of the request.
 fn shortened(text: &str) -> String {
     match text.char_indices().nth(MAX_TEXT) {
         Some((end, _)) => format!("{}…", &text[..end]),

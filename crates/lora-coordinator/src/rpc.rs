@@ -1,4 +1,4 @@
-//! The gRPC side: calls become commands to the service, or reads of the store.
+//! The gRPC services. A call becomes a command to the service task, or a read of the store.
 
 mod artifacts;
 mod fine_tuning;
@@ -13,7 +13,7 @@ pub(crate) use worker_control::WorkerControl;
 use crate::command::{Command, Reply};
 use crate::refusal::Refusal;
 
-/// The way to the service.
+/// The sending end of the service's command queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Commands(mpsc::Sender<Command>);
 

@@ -1,4 +1,5 @@
-//! The scheduler: a pure function from jobs and workers to placements, and the code that applies them.
+//! The scheduler: a pure function from jobs and workers to placements, and the code that applies
+//! the placements.
 
 mod apply;
 pub(crate) mod placement;

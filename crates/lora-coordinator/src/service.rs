@@ -1,13 +1,15 @@
-//! The service: the one task that owns every job that is not at rest and every worker, and does all that changes them.
+//! The service: the single task that owns every worker and every job that is neither paused nor
+//! ended, and makes all changes to them.
 //!
-//! What it decides is in the store before anybody hears of it. It keeps no promise of its own: after a restart the rows of the
-//! store and the statuses of the workers are all there is to know.
+//! Every decision is committed to the store before it is sent. The service keeps no decision in
+//! memory only: after a restart, the rows of the store and the statuses of the workers are
+//! complete.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use lora_proto::v1;
-use lora_spec::{FieldError, JobSpec, JobState};
+use lora_spec::{FieldError, JobSpec, JobState, MemoryLimit};
 use prost::Message;
 use sha2::{Digest, Sha256};
 use tokio::sync::{Semaphore, mpsc};
@@ -25,13 +27,13 @@ use crate::store::{InsertOutcome, JobRow, Store, StoreError};
 use crate::validate::{self, ValidationOutcome};
 use crate::workers::Workers;
 
-/// How often leases and deadlines are looked at.
+/// The interval at which leases and time limits are checked.
 const RECONCILE_INTERVAL: Duration = Duration::from_millis(200);
-/// Checks of jobs at a time; each reads a dataset.
+/// The number of validations at the same time; each reads a dataset.
 const MAX_CONCURRENT_VALIDATIONS: usize = 2;
 const MAX_KEY_BYTES: usize = 128;
 const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
-/// Rows of one message of steps.
+/// The largest number of steps in one message.
 const MAX_STEPS: usize = 4096;
 
 /// The state of the service.
@@ -39,24 +41,24 @@ pub(crate) struct Service {
     pub(crate) store: Store,
     pub(crate) config: Config,
     commands: mpsc::Receiver<Command>,
-    /// Jobs that are not at rest, by id.
+    /// Jobs that are neither paused nor ended, by id.
     pub(crate) jobs: BTreeMap<String, Job>,
     pub(crate) workers: Workers,
-    /// By then the workers of the coordinator before this one are back, if they live.
+    /// The time by which the workers of the previous coordinator process must have reconnected.
     reconnect_deadline: Instant,
-    /// Checks of jobs.
+    /// The running validations of jobs.
     validations: JoinSet<(String, std::io::Result<ValidationOutcome>)>,
-    /// Those that may be at it at a time.
+    /// Limits the validations that run at the same time.
     validation_permits: Arc<Semaphore>,
-    /// Jobs to look at after this command.
+    /// Jobs to reconcile after the current command.
     pub(crate) dirty_jobs: BTreeSet<String>,
-    /// Workers to tell what they shall hold.
+    /// Workers whose desired state may have changed.
     dirty_workers: BTreeSet<String>,
     metrics: Metrics,
 }
 
 impl Service {
-    /// The service as the store has it. Workers that had a job have a lease's time to come back.
+    /// Creates the service from the store. Workers that had a job have one lease to reconnect.
     pub(crate) async fn new(
         store: Store,
         config: Config,
@@ -86,7 +88,7 @@ impl Service {
         Ok(service)
     }
 
-    /// Works until told to stop. An error of the store while a job is looked at is tried again at the next tick.
+    /// Runs until `stop`. If the store fails while a job is reconciled, the next tick tries again.
     pub(crate) async fn run(mut self, stop: CancellationToken) {
         let mut ticks = interval(RECONCILE_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,7 +102,7 @@ impl Service {
                 },
                 Some(checked) = self.validations.join_next() => match checked {
                     Ok((job_id, found)) => self.apply_validation(&job_id, found).await,
-                    Err(error) => tracing::error!(%error, "the check of a job broke"),
+                    Err(error) => tracing::error!(%error, "the validation of a job failed"),
                 },
                 _ = ticks.tick() => {
                     let idle = last_tick.elapsed().saturating_sub(2 * RECONCILE_INTERVAL);
@@ -115,7 +117,7 @@ impl Service {
     }
 
     async fn execute(&mut self, command: Command) {
-        // An asker who has gone does not need the answer.
+        // If the caller is gone, the answer is dropped.
         match command {
             Command::Submit { request, reply } => {
                 let _ = reply.send(self.submit(*request).await);
@@ -143,7 +145,7 @@ impl Service {
             Command::Steps { session, steps } => {
                 let job_id = steps.job_id.clone();
                 if let Err(error) = self.steps(session, steps).await {
-                    tracing::error!(job = job_id, %error, "steps are not stored");
+                    tracing::error!(job = job_id, %error, "cannot store steps");
                 }
             }
             Command::WorkerGone { session, cause } => {
@@ -154,23 +156,24 @@ impl Service {
         }
     }
 
-    /// Brings what was touched to where it belongs now: jobs on their way, workers to jobs, and the word to workers.
+    /// Reconciles the jobs that may have changed, schedules jobs, and sends directives to the
+    /// workers whose desired state may have changed.
     async fn reconcile_dirty(&mut self) {
-        // Each round can only move jobs on; a job that is scheduled is looked at once more.
+        // A second round reconciles the jobs that the first one scheduled.
         for _ in 0..2 {
             for job_id in std::mem::take(&mut self.dirty_jobs) {
                 let Some(mut job) = self.jobs.remove(&job_id) else { continue };
                 let members = job.row.members.iter().map(|member| member.worker.clone());
                 self.dirty_workers.extend(members.collect::<Vec<_>>());
                 if let Err(error) = self.reconcile(&mut job).await {
-                    tracing::error!(job = job_id, %error, "the store failed; the job is looked at again");
+                    tracing::error!(job = job_id, %error, "the store failed, the job is reconciled again");
                 }
-                if !job.state().is_at_rest() {
+                if !job.state().is_stopped() {
                     self.jobs.insert(job_id, job);
                 }
             }
             if let Err(error) = self.schedule().await {
-                tracing::error!(%error, "the store failed; jobs are scheduled again");
+                tracing::error!(%error, "the store failed, jobs are scheduled again");
             }
         }
         for worker in std::mem::take(&mut self.dirty_workers) {
@@ -182,14 +185,15 @@ impl Service {
         self.metrics.observe(self.jobs.values().map(Job::state), &self.workers);
     }
 
-    /// A worker said something, came or went: its job is looked at, and it is told what it shall hold.
+    /// Marks a worker that reported, connected or disconnected: its job is reconciled, and the
+    /// worker is sent its desired state.
     fn mark_worker_dirty(&mut self, worker: String) {
         let jobs = self.jobs.values().filter(|job| job.has_member(&worker)).map(|job| job.row.id.clone());
         self.dirty_jobs.extend(jobs);
         self.dirty_workers.insert(worker);
     }
 
-    /// Has these workers told what they shall hold.
+    /// Marks workers whose desired state may have changed.
     pub(crate) fn mark_workers_dirty(&mut self, workers: impl IntoIterator<Item = String>) {
         self.dirty_workers.extend(workers);
     }
@@ -204,7 +208,7 @@ impl Service {
         let spec = submitted_spec(job.unwrap_or_default(), &inputs)?;
         if idempotency_key.len() > MAX_KEY_BYTES {
             let message =
-                format!("has {} bytes; at most {MAX_KEY_BYTES} are possible", idempotency_key.len());
+                format!("has {} bytes; it must have at most {MAX_KEY_BYTES}", idempotency_key.len());
             return Err(FieldError::new("idempotency_key", message).into());
         }
         if !PRIORITIES.contains(&priority) {
@@ -243,13 +247,13 @@ impl Service {
         }
     }
 
-    /// Takes a job that is not at rest to work on.
+    /// Starts to process a job that is neither paused nor ended.
     async fn load_job(&mut self, row: JobRow) -> Result<(), StoreError> {
         let checkpoint = self.store.newest_checkpoint(&row.id).await?;
         let mut job = match Job::new(row.clone()) {
             Ok(job) => job,
             Err(error) => {
-                tracing::error!(job = row.id, %error, "this build does not understand the job; it is left alone");
+                tracing::error!(job = row.id, %error, "cannot read the job's settings, the job is skipped");
                 return Ok(());
             }
         };
@@ -276,31 +280,33 @@ impl Service {
         let id = job.row.id.clone();
         let validation_permits = Arc::clone(&self.validation_permits);
         self.validations.spawn(async move {
-            // Never closed.
-            let _turn = validation_permits.acquire().await;
+            // The semaphore is never closed.
+            let _permit = validation_permits.acquire().await;
             let check = tokio::task::spawn_blocking(move || validate::check(&store, &spec, &inputs));
             (id, check.await.unwrap_or_else(|error| Err(std::io::Error::other(error))))
         });
     }
 
-    /// Takes what the check of a job found. Paused and cancelled meanwhile, the job is checked again when it is resumed.
+    /// Applies the result of the validation of a job, unless the job was paused or cancelled in the
+    /// meantime. A paused job is validated again when it is resumed.
     async fn apply_validation(&mut self, job_id: &str, found: std::io::Result<ValidationOutcome>) {
         let Some(job) = self.jobs.get_mut(job_id).filter(|job| job.state() == JobState::Validating) else {
             return;
         };
-        // Of workers that may yet come back the scheduler waits for one.
-        let is_known = Instant::now() >= self.reconnect_deadline;
-        let there = self.workers.iter().filter(|(_, worker)| is_known && worker.is_available());
-        let there: Vec<(u64, bool)> = there.map(|(_, worker)| worker.memory()).collect();
+        // Until the workers of the previous process have reconnected, a job is not too large: the
+        // scheduler waits for a worker that is large enough.
+        let all_known = Instant::now() >= self.reconnect_deadline;
+        let available = self.workers.iter().filter(|(_, worker)| all_known && worker.is_available());
+        let available: Vec<MemoryLimit> = available.map(|(_, worker)| worker.memory()).collect();
         let valid = match found {
             Ok(ValidationOutcome::Problem(problem)) => Err(problem),
             Ok(ValidationOutcome::Valid(requirements)) => {
-                match requirements.as_ref().and_then(|it| validate::too_large(it, &there)) {
+                match requirements.as_ref().and_then(|it| validate::too_large(it, &available)) {
                     Some(problem) => Err(problem),
                     None => Ok(requirements),
                 }
             }
-            Err(error) => Err(format!("the inputs cannot be checked: {error}")),
+            Err(error) => Err(format!("the inputs cannot be validated: {error}")),
         };
         let stored = match valid {
             Ok(requirements) => {
@@ -319,7 +325,7 @@ impl Service {
             }
         };
         if let Err(error) = stored {
-            tracing::error!(job = job_id, %error, "the store failed; the job is checked again");
+            tracing::error!(job = job_id, %error, "the store failed, the job is validated again");
             if let Some(job) = self.jobs.remove(job_id) {
                 self.validate(&job);
                 self.jobs.insert(job_id.to_owned(), job);
@@ -331,7 +337,7 @@ impl Service {
 
     async fn cancel(&mut self, job_id: &str) -> Result<(), Refusal> {
         let Some(job) = self.jobs.get_mut(job_id) else {
-            let mut job = self.at_rest(job_id).await?;
+            let mut job = self.load_stopped(job_id).await?;
             return match job.state() {
                 JobState::Cancelled => Ok(()),
                 state @ JobState::Succeeded => {
@@ -352,7 +358,7 @@ impl Service {
 
     async fn pause(&mut self, job_id: &str) -> Result<(), Refusal> {
         let Some(job) = self.jobs.get_mut(job_id) else {
-            let state = self.at_rest(job_id).await?.state();
+            let state = self.load_stopped(job_id).await?.state();
             return match state {
                 JobState::Paused => Ok(()),
                 _ => Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "paused" }),
@@ -377,11 +383,11 @@ impl Service {
                 state @ (JobState::Cancelling | JobState::Pausing) => {
                     Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "resumed" })
                 }
-                // It goes on already.
+                // The job continues already.
                 _ => Ok(()),
             };
         }
-        let mut job = self.at_rest(job_id).await?;
+        let mut job = self.load_stopped(job_id).await?;
         let state = job.state();
         if !matches!(state, JobState::Paused | JobState::Failed) {
             return Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "resumed" });
@@ -391,9 +397,9 @@ impl Service {
         let spec = JobSpec::try_from(message)?;
         spec.check()?;
         let message = v1::JobSpec::try_from(&spec)?;
-        // Each of fewer workers needs more.
-        let as_checked = job.row.requirements.is_none() || spec.workers == job.spec.workers;
-        let validated = job.row.validated && as_checked;
+        // With another number of workers, each worker needs another amount of memory.
+        let is_plan_current = job.row.requirements.is_none() || spec.workers == job.spec.workers;
+        let validated = job.row.validated && is_plan_current;
         let next = if validated { JobState::Queued } else { JobState::Validating };
         let change = |row: &mut JobRow| {
             row.spec = message;
@@ -404,8 +410,8 @@ impl Service {
         Ok(self.load_job(job.row).await?)
     }
 
-    /// A job that the service does not work on.
-    async fn at_rest(&self, job_id: &str) -> Result<Job, Refusal> {
+    /// Loads a job that is paused or has ended.
+    async fn load_stopped(&self, job_id: &str) -> Result<Job, Refusal> {
         let row = self.store.load_job(job_id).await?;
         Ok(Job::new(row.ok_or_else(|| Refusal::UnknownJob(job_id.to_owned()))?)?)
     }
@@ -417,21 +423,22 @@ impl Service {
         Ok(session)
     }
 
-    /// Stores finished steps and tells all members, each of which keeps them until then.
+    /// Stores finished steps and acknowledges them to all members. Each member keeps a step until
+    /// it is acknowledged.
     async fn steps(&mut self, session: SessionId, steps: v1::Steps) -> Result<(), StoreError> {
         let Some(worker) = self.workers.record_status(session, None) else { return Ok(()) };
         let v1::Steps { job_id, steps, .. } = steps;
         let numbers: Vec<u64> =
             steps.iter().map(|step| step.metrics.map_or(0, |metrics| metrics.step)).collect();
-        // From 1 on, each after the one before.
-        let rising = [&[0], numbers.as_slice()].concat().is_sorted_by(|a, b| a < b);
-        let Some(&newest) = numbers.last().filter(|_| rising && steps.len() <= MAX_STEPS) else {
-            tracing::warn!(worker, job = job_id, "steps that make no sense are ignored");
+        // The numbers must start at 1 or above, and ascend.
+        let ascending = [&[0], numbers.as_slice()].concat().is_sorted_by(|a, b| a < b);
+        let Some(&newest) = numbers.last().filter(|_| ascending && steps.len() <= MAX_STEPS) else {
+            tracing::warn!(worker, job = job_id, "invalid steps are ignored");
             return Ok(());
         };
         let ack = v1::StepsAck { job_id: job_id.clone(), step: newest };
         let Some(job) = self.jobs.get_mut(&job_id).filter(|job| job.has_member(&worker)) else {
-            // The job is not this worker's any more: it need not keep them.
+            // The worker is no longer a member; the acknowledgement lets it discard the steps.
             self.workers.acknowledge(&worker, ack);
             return Ok(());
         };
@@ -458,7 +465,8 @@ impl Service {
     }
 }
 
-/// The settings of a submit, checked, with the names of its inputs where the settings name no path.
+/// Checks the settings of a submit, and returns them. A missing path is replaced by the name of the
+/// input.
 pub(crate) fn submitted_spec(mut job: v1::JobSpec, inputs: &v1::Inputs) -> Result<JobSpec, FieldError> {
     let data = job.data.get_or_insert_default();
     data.train = data.train.take().or_else(|| Some(inputs.train.as_ref()?.name.clone()));

@@ -1,21 +1,23 @@
-//! What outlives the process: a database, and the files that it names.
+//! The persistent state of the coordinator: a database, and the files that it names.
 //!
 //! ```text
-//! <state_dir>/lock               held by the one process that writes here
-//! <state_dir>/coordinator.db     jobs, their events and steps, and which files there are (SQLite)
+//! <state_dir>/lock               locked by the one process that writes here
+//! <state_dir>/coordinator.db     jobs, events, steps and the list of files (SQLite)
 //! <state_dir>/coordinator.db-wal changes to the database that are not in its file yet
 //! <state_dir>/objects/<sha256>   files, each content once
 //! <state_dir>/objects/owner.json the database that the files belong to
-//! <state_dir>/staging/           files on their way in; emptied at every start
+//! <state_dir>/staging/           uploads in progress; emptied at every start
 //! ```
 //!
-//! - What a method has written is on disk when it returns, steps aside: those are once the next other thing is.
-//! - One writer at a time. It moves a file to `objects/` before it commits the row that names it, and removes a file after
-//!   it has committed that no row does. So every row has its file. A file without a row is what a crash left, or was stored
-//!   with another database. A start fails on the files of another database, and a file without a row is kept for a time.
-//! - A start also fails on the log of another database, and if none of the files is there that the
-//!   database lists.
-//! - Reading never waits for a writer, and sees only what is committed.
+//! - When a method returns, everything that it wrote is on disk, except for steps: those are on
+//!   disk after the next commit of something else.
+//! - There is one writer at a time. A file is moved to `objects/` before the row that names it is
+//!   committed, and removed after the removal of its row is committed. Every row therefore has its
+//!   file. A file without a row was left by a crash, or was stored with another database. A start
+//!   fails if the files belong to another database. A file without a row is kept for some time.
+//! - A start also fails if the log was written for another database, or if all files that the
+//!   database lists are missing.
+//! - Reading never waits for a writer, and sees only committed changes.
 
 mod artifacts;
 mod connections;
@@ -60,7 +62,7 @@ const DATABASE: &str = "coordinator.db";
 const OBJECTS: &str = "objects";
 const STAGING: &str = "staging";
 
-/// Rows that are kept of each job.
+/// The number of rows that are kept for each job.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Retention {
     /// Lifecycle events; the newest is kept in any case.
@@ -69,10 +71,10 @@ pub(crate) struct Retention {
     pub(crate) steps: u64,
 }
 
-/// What is wrong with the store.
+/// An error of the store.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// Another process writes there.
+    /// Another process has locked the directory.
     #[error("{dir} is in use by another coordinator", dir = .0.display())]
     InUse(PathBuf),
     /// The files in `objects/` belong to another database, or to a newer copy of this one.
@@ -84,14 +86,14 @@ pub(crate) enum StoreError {
         objects = objects.display(), database = database.display()
     )]
     NotOwner {
-        /// The files' directory.
+        /// The directory of the files.
         objects: PathBuf,
         /// The database's file.
         database: PathBuf,
-        /// Why the files are not the database's.
+        /// Why the files do not belong to the database.
         mismatch: Mismatch,
     },
-    /// The database lists files, and none is there: `objects/` is not mounted, or was emptied.
+    /// All files that the database lists are missing: `objects/` is not mounted, or was emptied.
     #[error(
         "{objects} holds no files, but {database} lists some; mount or restore the directory, set \
          state_dir to another directory, or start once with adopt_objects=true: lost files must then \
@@ -100,7 +102,7 @@ pub(crate) enum StoreError {
         database = database.display()
     )]
     NoObjects {
-        /// The files' directory.
+        /// The directory of the files.
         objects: PathBuf,
         /// The database's file.
         database: PathBuf,
@@ -113,39 +115,40 @@ pub(crate) enum StoreError {
         log = wal::path(.0).display(), database = .0.display()
     )]
     ForeignWal(PathBuf),
-    /// The file system refuses, for want of space for instance.
+    /// A file operation failed, for example because the disk is full.
     #[error("{path}: {source}", path = path.display())]
     Io {
-        /// File or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// What the file system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// The database refuses: no space is left, or the file is damaged.
+    /// An operation of the database failed: the disk is full, or the file is corrupt.
     #[error("{path}: {source}", path = path.display())]
     Database {
         /// The database's file.
         path: PathBuf,
-        /// What the database says.
+        /// The error of the database.
         source: sqlx::Error,
     },
-    /// The database is another version's.
-    #[error("{path} cannot be brought to this version: {source}", path = path.display())]
+    /// The migration of the database to this version failed, for example because a newer version
+    /// has written it.
+    #[error("{path} cannot be migrated to this version: {source}", path = path.display())]
     Migrate {
         /// The database's file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the migration.
         source: MigrateError,
     },
-    /// Something is not as it was written, or as it was announced.
+    /// Data is invalid, for example because it differs from its announced size or hash.
     #[error("{0}")]
-    Damaged(String),
-    /// The work was cut off, because the process ends.
-    #[error("the store's work was cut off: {0}")]
+    Invalid(String),
+    /// A task of the store was aborted, because the process ends.
+    #[error("a task of the store was aborted: {0}")]
     CutOff(#[from] JoinError),
 }
 
-/// The coordinator's store. Clones are handles of the same.
+/// The coordinator's store. Clones are handles of the same store.
 #[derive(Debug, Clone)]
 pub(crate) struct Store(Arc<Inner>);
 
@@ -159,19 +162,19 @@ struct Inner {
     writers: Mutex<Writers>,
     readers: SqlitePool,
     watchers: Watchers,
-    /// Files that were staged so far.
+    /// The number of files that were staged since the start.
     staged: AtomicU64,
     closed: CancellationToken,
-    /// Held open for its lock, and given up last.
+    /// The open lock file. It is the last field, so that the lock is released last.
     _lock: File,
 }
 
 impl Store {
-    /// Opens the store in `state_dir`, makes it if it is not there, and raises the term.
+    /// Opens the store in `state_dir`, creates it if it does not exist, and raises the term.
     ///
     /// # Errors
-    /// The directory is in use or not to be written, or the database is damaged or a newer
-    /// version's, or does not own the files and `foreign` refuses them.
+    /// The directory is in use or cannot be written; the database is corrupt or of a newer version;
+    /// or the database does not own the files and `foreign` refuses them.
     pub(crate) async fn open(
         state_dir: &Path,
         retention: Retention,
@@ -210,31 +213,31 @@ impl Store {
         })))
     }
 
-    /// How often the store was opened, this time included.
+    /// The number of times that the store was opened, including this one.
     pub(crate) fn term(&self) -> u64 {
         self.0.term
     }
 
-    /// A directory for passing things, emptied at every start.
+    /// The directory for temporary files, emptied at every start.
     pub(crate) fn staging_dir(&self) -> &Path {
         &self.0.staging
     }
 
-    /// Moves the database's log into its file as far as its readers allow.
+    /// Moves the database's log into its file, as far as readers allow.
     pub(crate) async fn checkpoint_wal(&self) -> Result<(), StoreError> {
         let mut writers = self.writers().await;
         let moved = wal::checkpoint(&mut writers.lifecycle, &self.0.objects).await;
         moved.map_err(|error| self.database_error(error))
     }
 
-    /// Ends reading, and moves all of the database's log into its file.
+    /// Ends all reads, and moves the whole log of the database into its file.
     pub(crate) async fn finish(&self) -> Result<(), StoreError> {
         self.readers().close().await;
         let mut writers = self.writers().await;
         wal::truncate(&mut writers.lifecycle).await.map_err(|error| self.database_error(error))
     }
 
-    /// Ends every watch, and every later one.
+    /// Ends all watches, and each later watch at its start.
     pub(crate) fn close(&self) {
         self.0.closed.cancel();
     }
@@ -247,13 +250,13 @@ impl Store {
         &self.0.readers
     }
 
-    /// An error of the database with its name.
+    /// Adds the path of the database to its error.
     fn database_error(&self, source: sqlx::Error) -> StoreError {
         StoreError::Database { path: self.0.database.clone(), source }
     }
 }
 
-/// Makes sure that the database owns the files in `objects`, connects to it, and brings it to this
+/// Checks that the database owns the files in `objects`, connects to it, and migrates it to this
 /// version.
 async fn open_database(
     database: &Path,
@@ -271,22 +274,22 @@ async fn open_database(
         });
     }
     let mut writers = Writers::connect(database).await.map_err(failed)?;
-    let outdated = |source| StoreError::Migrate { path: database.to_owned(), source };
-    connections::migrations().run(&mut writers.lifecycle.connection).await.map_err(outdated)?;
+    let not_migrated = |source| StoreError::Migrate { path: database.to_owned(), source };
+    connections::migrations().run(&mut writers.lifecycle.connection).await.map_err(not_migrated)?;
     if let Some(mismatch) = mismatch {
         let files = unknown_objects::object_files(objects).await.map_err(io_error(objects))?;
         owner::adopt(&mut writers.lifecycle, named.as_ref(), &files).await.map_err(failed)?;
         let (database, objects) = (database.display(), objects.display());
-        tracing::warn!(%database, %objects, "the database {mismatch}; the files are its own from now on");
+        tracing::warn!(%database, %objects, %mismatch, "the database has adopted the files");
     } else if foreign == ForeignObjects::Adopt {
-        tracing::warn!("adopt_objects is set, but the files belong to this database already; unset it");
+        tracing::warn!("adopt_objects is set, but the files already belong to this database; unset it");
     }
     Ok(writers)
 }
 
-/// The reason why the database does not own the files in `objects`, before anything is changed:
-/// another copy that is restored afterwards must not meet the log of this one, and an earlier
-/// version must still be able to open a copy that is refused.
+/// The reason why the database does not own the files in `objects`, if it does not. Changes
+/// nothing: a copy that is restored later must not find the log of this one beside it, and an
+/// earlier version must still be able to open a database that this version refuses.
 async fn find_mismatch(
     database: &Path,
     objects: &Path,
@@ -305,12 +308,13 @@ async fn find_mismatch(
     let mismatch = found.mismatch(named, holds_objects);
     if mismatch.is_none() && found.lists_objects && !holds_objects {
         let (database, objects) = (database.display(), objects.display());
-        tracing::warn!(%database, %objects, "the database lists files that are all missing");
+        tracing::warn!(%database, %objects, "all files that the database lists are missing");
     }
     Ok(mismatch)
 }
 
-/// Makes a directory, and those above it, that others cannot look into: it holds people's data and the groups' tokens.
+/// Creates a directory and its parents, which other users cannot read: it contains the data of
+/// users and the tokens of groups.
 fn create_private(dir: &Path) -> Result<(), StoreError> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error(dir))
 }
@@ -335,7 +339,8 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> StoreError + '_ {
     |source| StoreError::Io { path: path.to_owned(), source }
 }
 
-/// A number for the database, which has signed ones. What exceeds them is no honest count, and becomes the largest.
+/// Converts a number to the signed integers of the database. A larger number cannot be a valid
+/// count, and becomes the largest integer.
 fn int(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

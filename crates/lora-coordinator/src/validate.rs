@@ -1,54 +1,57 @@
-//! What can be said of a job before any worker is taken: its plan, from the uploaded inputs.
+//! The validation of a job before it gets workers: its plan, from the uploaded inputs.
 
 use lora_collective::tree::all_reduce_bytes;
 use lora_data::{DataReport, MemoryRequirements, Plan, PlanError};
 use lora_proto::v1;
-use lora_spec::{FieldError, JobSpec, MemoryEstimate};
+use lora_spec::{FieldError, JobSpec, MemoryEstimate, MemoryLimit};
 
 use crate::inputs::JobInputs;
 use crate::store::Store;
 
-/// Problems of a dataset that are told; people fix the first ones first.
+/// The largest number of problems of a dataset in an error; users fix the first ones first.
 const SHOWN_PROBLEMS: usize = 20;
 
-/// Why there is no plan.
+/// Why a job cannot be planned.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PlanFailure {
-    /// Workers fetch the base; they check the job with it.
+    /// The base is not in the store. The workers fetch it, and check the job with it.
     #[error("the base is not in the store")]
     NoBase,
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// The base or the data, in one text.
+    /// All problems of the base or the data, in one text.
     #[error("{0}")]
     Content(String),
-    #[error("laying out the inputs: {0}")]
+    #[error("cannot link the inputs: {0}")]
     Io(#[from] std::io::Error),
 }
 
 /// Plans the job from its stored inputs. Blocks.
 pub(crate) fn plan(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Result<Plan, PlanFailure> {
-    let laid = JobInputs::new(store, job, inputs)?.ok_or(PlanFailure::NoBase)?;
-    let mut plan = Plan::new(&laid.job).map_err(|error| match error {
-        PlanError::Field(error) => FieldError::new(&error.field, laid.with_job_names(&error.message)).into(),
-        other => PlanFailure::Content(laid.with_job_names(&other.to_string())),
+    let linked = JobInputs::new(store, job, inputs)?.ok_or(PlanFailure::NoBase)?;
+    let mut plan = Plan::new(&linked.job).map_err(|error| match error {
+        PlanError::Field(error) => {
+            FieldError::new(&error.field, linked.with_job_names(&error.message)).into()
+        }
+        other => PlanFailure::Content(linked.with_job_names(&other.to_string())),
     })?;
     for text in plan.notes.iter_mut().chain(&mut plan.problems) {
-        *text = laid.with_job_names(text);
+        *text = linked.with_job_names(text);
     }
     Ok(plan)
 }
 
-/// What a job's inputs alone say of it.
+/// The result of the validation of a job's inputs.
 #[derive(Debug)]
 pub(crate) enum ValidationOutcome {
-    /// What would make it fail.
+    /// The reason why the job would fail.
     Problem(String),
-    /// Nothing is wrong, and this is what a worker needs; `None`: that cannot be seen from here.
+    /// The job is valid and needs this memory. `None`: the base is not in the store, so the memory
+    /// is not known.
     Valid(Option<Box<MemoryRequirements>>),
 }
 
-/// Looks at a job's inputs. Blocks.
+/// Validates a job's inputs. Blocks.
 pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::io::Result<ValidationOutcome> {
     let plan = match plan(store, job, inputs) {
         Ok(plan) => plan,
@@ -72,14 +75,15 @@ pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::i
     Ok(ValidationOutcome::Valid(Some(Box::new(plan.requirements))))
 }
 
-/// Why none of some workers, by their bytes and whether those are a GPU's, can have a job; `None`: one can, or there is none.
-pub(crate) fn too_large(requirements: &MemoryRequirements, workers: &[(u64, bool)]) -> Option<String> {
-    let (limit, gpu) = workers.iter().copied().max()?;
-    let fits = |&(memory, gpu): &(u64, bool)| requirements.peak(gpu) <= memory;
-    if workers.iter().any(fits) { None } else { requirements.too_large(limit, gpu) }
+/// Returns the reason why the job fits none of the workers with these limits, or `None` if the job
+/// fits a worker or no worker exists.
+pub(crate) fn too_large(requirements: &MemoryRequirements, workers: &[MemoryLimit]) -> Option<String> {
+    let largest = workers.iter().copied().max()?;
+    let fits = |limit: &MemoryLimit| requirements.peak(limit.device) <= limit.bytes;
+    if workers.iter().any(fits) { None } else { requirements.too_large(largest) }
 }
 
-/// The plan of `job` as a message.
+/// Converts the plan of `job` to the message of the interface.
 pub(crate) fn message(plan: Plan, job: &JobSpec) -> v1::PlanJobResponse {
     let workers = job.workers.max.min(plan.micro_batches);
     let gradient = 4 * plan.trainable_parameters;

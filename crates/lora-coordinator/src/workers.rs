@@ -1,24 +1,25 @@
-//! The workers: who is connected, what they say they hold, and what they shall hold.
+//! The workers: their connections, their observed states, and the directives that were sent to
+//! them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lora_proto::v1::{self, Goal, Phase, coordinator_message};
-use lora_spec::FieldError;
+use lora_spec::{DeviceKind, FieldError, MemoryLimit};
 use tokio::time::Instant;
 
 use crate::command::{Outbox, SessionId};
 use crate::refusal::Refusal;
 
-/// One process, from its first hello until it is lost.
+/// One worker process, from its first hello until it is lost.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub(crate) hello: v1::Hello,
     pub(crate) status: v1::WorkerStatus,
-    /// The connection; none while it is broken.
+    /// The connection; `None` while the worker is disconnected.
     connection: Option<(SessionId, Outbox)>,
     last_seen: Instant,
-    /// What was sent last on this connection; numbered.
+    /// The last directive that was sent on this connection; directives are numbered from 1.
     sent: Option<v1::Directive>,
 }
 
@@ -35,37 +36,39 @@ impl Worker {
         self.connection.is_some()
     }
 
-    /// The job it says it holds.
+    /// The job that the worker reports.
     pub(crate) fn held(&self) -> Option<&v1::HeldJob> {
         self.status.job.as_ref()
     }
 
-    /// Whether its status takes account of everything it was told.
+    /// Whether the worker's status takes its last directive into account.
     pub(crate) fn is_up_to_date(&self) -> bool {
         self.sent.as_ref().is_none_or(|sent| self.status.directive >= sent.number)
     }
 
-    /// Whether it has nothing of any job in memory, and will not take what it was told earlier.
+    /// Whether the worker has no job in memory, and cannot get one from an earlier directive.
     pub(crate) fn is_empty(&self) -> bool {
         self.is_connected() && self.held().is_none() && self.is_up_to_date()
     }
 
-    /// Whether it can be given a job.
+    /// Whether the worker can be given a job now.
     pub(crate) fn is_free(&self) -> bool {
         self.is_empty() && !self.status.draining
     }
 
-    /// Whether it is there to take a job, now or later.
+    /// Whether the worker is connected and not draining, so that it can be given a job now or
+    /// later.
     pub(crate) fn is_available(&self) -> bool {
         self.is_connected() && !self.status.draining
     }
 
-    /// Bytes that a job may take, and whether of a GPU's memory.
-    pub(crate) fn memory(&self) -> (u64, bool) {
-        (memory_or_unlimited(self.hello.memory), self.hello.gpu)
+    /// The memory that a job may use on this worker.
+    pub(crate) fn memory(&self) -> MemoryLimit {
+        memory_limit(self.hello.memory, self.hello.gpu)
     }
 
-    /// Seconds it has been in its phase, counted on from its last word.
+    /// Seconds that the worker has been in its phase: the reported number, plus the time since the
+    /// report.
     pub(crate) fn seconds_in_phase(&self) -> f64 {
         let since = self.last_seen.elapsed().as_secs_f64();
         self.held().map_or(0.0, |held| held.seconds_in_phase + since)
@@ -114,7 +117,8 @@ impl Workers {
         self.by_name.values().map(Worker::message).collect()
     }
 
-    /// A worker that was a member when the coordinator ended: it has a lease's time to come back.
+    /// Adds a worker that was a member when the coordinator ended. The worker is lost if it does
+    /// not reconnect within one lease.
     pub(crate) fn expect_reconnect(&mut self, name: &str, instance_id: &str, peer_address: &str) {
         let hello = v1::Hello {
             name: name.to_owned(),
@@ -132,8 +136,8 @@ impl Workers {
         self.by_name.entry(name.to_owned()).or_insert(worker);
     }
 
-    /// Lets a worker in. A process that comes back keeps its place; another one of the same name takes it only when the first
-    /// one's connection is gone.
+    /// Registers a connection of a worker. A process that reconnects replaces its own entry.
+    /// Another process with the same name is refused while the first one is connected.
     pub(crate) fn admit(&mut self, hello: v1::Hello, outbox: Outbox) -> Result<SessionId, Refusal> {
         for (field, value) in [
             ("hello.name", &hello.name),
@@ -166,7 +170,8 @@ impl Workers {
         Ok(session)
     }
 
-    /// Takes a worker's word. Returns its name; none if the connection is an old one.
+    /// Records a message of a worker, with its status if the message has one. Returns the worker's
+    /// name, or `None` if the connection has been replaced.
     pub(crate) fn record_status(
         &mut self,
         session: SessionId,
@@ -180,7 +185,8 @@ impl Workers {
         Some(worker.hello.name.clone())
     }
 
-    /// The connection has ended. Returns the worker's name; none if it has another one by now.
+    /// Records the end of a connection. Returns the worker's name, or `None` if the connection has
+    /// been replaced.
     pub(crate) fn disconnected(&mut self, session: SessionId, cause: &str) -> Option<String> {
         let worker = self.by_session(session)?;
         worker.connection = None;
@@ -191,13 +197,14 @@ impl Workers {
         }
         tracing::info!(worker = name, cause, "worker disconnected");
         if worker.status.draining {
-            // It has left for good.
+            // A drained worker does not come back.
             self.by_name.remove(&name);
         }
         Some(name)
     }
 
-    /// Time in which the coordinator itself did nothing does not count as a worker's silence.
+    /// Extends all leases by `time`, in which the coordinator itself was suspended: this time does
+    /// not count as a worker's silence.
     pub(crate) fn extend_leases(&mut self, time: Duration) {
         let now = Instant::now();
         for worker in self.by_name.values_mut() {
@@ -205,7 +212,7 @@ impl Workers {
         }
     }
 
-    /// Forgets those that have been silent for a lease, and returns their names.
+    /// Removes the workers whose lease has expired, and returns their names.
     pub(crate) fn expire(&mut self, now: Instant) -> Vec<String> {
         let lease = self.lease;
         let silent = |worker: &Worker| now.saturating_duration_since(worker.last_seen) >= lease;
@@ -218,7 +225,7 @@ impl Workers {
         lost
     }
 
-    /// Sends a worker what it shall hold, unless it was sent that on this connection.
+    /// Sends a worker its desired state, unless the last directive on this connection was the same.
     pub(crate) fn send_directive(&mut self, name: &str, assignment: Option<&v1::Assignment>, goal: Goal) {
         let Some(worker) = self.by_name.get_mut(name) else { return };
         if worker.connection.is_none() {
@@ -237,7 +244,7 @@ impl Workers {
         worker.send(coordinator_message::Kind::Directive(Box::new(directive)));
     }
 
-    /// Tells a worker that steps of its job are stored.
+    /// Sends a worker the acknowledgement of stored steps.
     pub(crate) fn acknowledge(&mut self, name: &str, ack: v1::StepsAck) {
         if let Some(worker) = self.by_name.get_mut(name) {
             worker.send(coordinator_message::Kind::StepsAck(ack));
@@ -252,27 +259,30 @@ impl Workers {
 }
 
 impl Worker {
-    /// A worker that takes no messages is cut off: the next connection starts with everything it must know.
+    /// Sends a message. If the queue is full, the connection is closed: the next connection starts
+    /// with the worker's whole desired state.
     fn send(&mut self, kind: coordinator_message::Kind) {
         let Some((_, outbox)) = &self.connection else { return };
         if outbox.try_send(Ok(v1::CoordinatorMessage { kind: Some(kind) })).is_err() {
-            tracing::warn!(worker = self.hello.name, "worker takes no messages and is cut off");
+            tracing::warn!(worker = self.hello.name, "worker receives no messages, its connection is closed");
             self.connection = None;
         }
     }
 }
 
-/// Bytes that a worker said it has: one that did not is large enough for everything.
-pub(crate) fn memory_or_unlimited(memory: u64) -> u64 {
-    if memory == 0 { u64::MAX } else { memory }
+/// The memory that a worker reported. A worker that reported 0 bytes counts as large enough for
+/// every job.
+pub(crate) fn memory_limit(bytes: u64, gpu: bool) -> MemoryLimit {
+    let device = if gpu { DeviceKind::Gpu } else { DeviceKind::Cpu };
+    MemoryLimit::new(Some(bytes).filter(|bytes| *bytes > 0), device)
 }
 
-/// Whether a worker in this phase holds a state of the run.
+/// Whether a worker in this phase has a state of the run in memory.
 pub(crate) fn has_state(phase: Phase) -> bool {
     !matches!(phase, Phase::Unspecified | Phase::Preparing | Phase::Failed)
 }
 
-/// A phase as people read it.
+/// The name of a phase, in lower case.
 pub(crate) fn phase_name(phase: Phase) -> String {
     phase.as_str_name().trim_start_matches("PHASE_").to_lowercase()
 }

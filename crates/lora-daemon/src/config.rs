@@ -1,7 +1,9 @@
-//! Settings: the defaults of a type, changed by a TOML file, then by the environment, then by flags.
+//! Settings: the defaults of a type, overridden by a TOML file, then by environment variables, then
+//! by flags.
 //!
-//! A variable `LORA__SECTION__KEY` (two underscores) sets `section.key`; other variables, such as `LORA_COORDINATOR_PORT`,
-//! which Kubernetes sets by itself, mean nothing. An unknown key is an error wherever it stands.
+//! A variable `LORA__SECTION__KEY` (two underscores) sets `section.key`. Other variables are
+//! ignored, for example `LORA_COORDINATOR_PORT`, which Kubernetes sets itself. An unknown key is an
+//! error in every source.
 
 mod file;
 mod suggestion;
@@ -16,9 +18,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
 
+/// Prefix of environment variables that are settings.
 const PREFIX: &str = "LORA__";
 
-/// Why there are no settings.
+/// An error while loading settings.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
@@ -26,36 +29,36 @@ pub enum ConfigError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why it cannot be read.
+        /// The cause.
         source: io::Error,
     },
-    /// The file is no TOML.
+    /// The file is not TOML.
     #[error("{path}:{line}: {message}", path = path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
         /// Line, from 1.
         line: usize,
-        /// What the parser says.
+        /// The parser's message.
         message: String,
     },
-    /// A flag without a value.
+    /// A flag has no value.
     #[error("--set {0}: has no value; write --set section.key=value")]
     Flag(String),
-    /// A key or a value is wrong.
+    /// A key or a value is invalid.
     #[error("{origin}: {error}")]
     Setting {
-        /// Where it was set.
+        /// The source of the setting.
         origin: SettingSource,
-        /// The key, and what is wrong.
+        /// The key, and what is wrong with it.
         error: FieldError,
     },
-    /// A default does not go with what was set.
+    /// A default is invalid together with other settings.
     #[error(transparent)]
     Default(FieldError),
 }
 
-/// Where a setting comes from.
+/// The source of a setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SettingSource {
     /// A line of the file.
@@ -72,7 +75,7 @@ pub enum SettingSource {
 }
 
 impl SettingSource {
-    /// How `key` is spelled here.
+    /// Spells `key` as in this source.
     fn key_as_written(&self, key: &str) -> String {
         match self {
             Self::Variable(_) => format!("{PREFIX}{}", key.to_uppercase().replace('.', "__")),
@@ -91,13 +94,14 @@ impl fmt::Display for SettingSource {
     }
 }
 
-/// The settings of this process: those of `file`, then of the environment, then of `sets` (`section.key=value` each). `check`
-/// then looks at the values.
+/// Loads the settings of this process: applies `file`, then the environment, then `sets`
+/// (`section.key=value` each), and then calls `check`.
 ///
-/// Sections of `T` are structs with a default for each field; no field is an `Option`, and lists are of texts.
+/// Sections of `T` must be structs with a default for each field. Fields must not be `Option`s, and
+/// lists must contain strings.
 ///
 /// # Errors
-/// What is wrong and where it was set, in one line.
+/// A setting is invalid. The message is one line, with the source of the setting.
 pub fn load<T: DeserializeOwned + Serialize + Default>(
     file: Option<&Path>,
     sets: &[String],
@@ -108,10 +112,10 @@ pub fn load<T: DeserializeOwned + Serialize + Default>(
     load_from(file, variables, sets, check)
 }
 
-/// Like [`load`], with these environment variables.
+/// Like [`load`], with the given environment variables.
 ///
 /// # Errors
-/// What is wrong and where it was set, in one line.
+/// Those of [`load`].
 pub fn load_from<T: DeserializeOwned + Serialize + Default>(
     file: Option<&Path>,
     variables: impl Iterator<Item = (String, String)>,
@@ -149,7 +153,7 @@ pub fn load_from<T: DeserializeOwned + Serialize + Default>(
     Ok(layers.settings)
 }
 
-/// Every setting of `T`: `section.key`.
+/// Returns the keys of all settings of `T`, as `section.key`.
 pub fn known_keys<T: Serialize + Default>() -> Vec<String> {
     leaves(&defaults::<T>())
 }
@@ -161,7 +165,7 @@ fn defaults<T: Serialize + Default>() -> Table {
     }
 }
 
-/// Dotted keys of everything in `table` that is no table.
+/// Returns the dotted keys of all values in `table` that are not tables.
 fn leaves(table: &Table) -> Vec<String> {
     let mut keys = Vec::new();
     for (key, value) in table {
@@ -175,13 +179,13 @@ fn leaves(table: &Table) -> Vec<String> {
     keys
 }
 
-/// Settings, while one after the other is applied.
+/// The settings while the sources are applied one after the other.
 struct Layers<T> {
     defaults: Table,
     tree: Table,
-    /// What `tree` means.
+    /// The settings of `tree`.
     settings: T,
-    /// Where settings that are no defaults come from.
+    /// The sources of all settings that are not defaults.
     origins: BTreeMap<String, SettingSource>,
 }
 
@@ -190,7 +194,7 @@ impl<T: DeserializeOwned> Layers<T> {
         find(&mut self.defaults, key).is_some_and(|default| default.is_table())
     }
 
-    /// Sets `key` to the value that `given` makes, for which it gets the default.
+    /// Sets `key` to the value that `given` returns for the default.
     fn set(
         &mut self,
         key: &str,
@@ -215,15 +219,15 @@ impl<T: DeserializeOwned> Layers<T> {
     }
 
     fn apply(&mut self, key: &str, value: Value, default: &Value) -> Result<(), String> {
-        let whole_for_a_number = default.is_float() && value.is_integer();
-        if !value.same_type(default) && !whole_for_a_number {
+        let is_integer_for_float = default.is_float() && value.is_integer();
+        if !value.same_type(default) && !is_integer_for_float {
             return Err(format!("is {}; it must be {}", one_line(&value), type_name(default)));
         }
         let given = one_line(&value);
-        if let Some(place) = find(&mut self.tree, key) {
-            *place = value;
+        if let Some(slot) = find(&mut self.tree, key) {
+            *slot = value;
         }
-        // What was applied before is right, so what is wrong now is this value.
+        // All earlier settings are valid, so an error is about this value.
         self.settings = T::deserialize(self.tree.clone()).map_err(|error| {
             format!("is {given}: {}; the default is {}", error.message(), one_line(default))
         })?;
@@ -231,6 +235,7 @@ impl<T: DeserializeOwned> Layers<T> {
     }
 }
 
+/// Returns the value of a dotted key.
 fn find<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
     match key.split_once('.') {
         Some((section, rest)) => find(table.get_mut(section)?.as_table_mut()?, rest),
@@ -238,7 +243,7 @@ fn find<'a>(table: &'a mut Table, key: &str) -> Option<&'a mut Value> {
     }
 }
 
-/// The value that `text` stands for where `default` has the right type.
+/// Parses `text` as a value with the type of `default`.
 fn parse_like(text: &str, default: &Value) -> Result<Value, String> {
     let wrong = || format!("is {text:?}; it must be {}", type_name(default));
     match default {
@@ -253,18 +258,18 @@ fn parse_like(text: &str, default: &Value) -> Result<Value, String> {
     }
 }
 
-/// What a value of the type of `default` is.
+/// Describes the values with the type of `default`.
 fn type_name(default: &Value) -> &'static str {
     match default {
         Value::Boolean(_) => "true or false",
         Value::Integer(_) => "a whole number",
         Value::Float(_) => "a number",
-        Value::Array(_) => "a list of texts, such as [\"a\", \"b\"]",
-        _ => "a text in quotes",
+        Value::Array(_) => "a list of strings, such as [\"a\", \"b\"]",
+        _ => "a string in quotes",
     }
 }
 
-/// A value in one line.
+/// Formats a value in one line.
 fn one_line(value: &Value) -> String {
     match value {
         Value::Table(_) => "a section".to_owned(),

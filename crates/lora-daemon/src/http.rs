@@ -20,23 +20,23 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// How long requests that are being answered may take after the end was asked for.
+/// The time limit for open requests after a shutdown request.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(1);
 const OPEN_METRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Where health and metrics are served.
+/// Settings of the HTTP server for health and metrics.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HttpConfig {
-    /// Address and port, such as `0.0.0.0:7401`; empty: nowhere.
+    /// Address and port, such as `0.0.0.0:7401`; empty: no HTTP server.
     pub listen: String,
 }
 
 impl HttpConfig {
-    /// The address to listen on, if there is one.
+    /// Returns the address to listen on, or `None` if the setting is empty.
     ///
     /// # Errors
-    /// It is none.
+    /// The setting is not an address with a port.
     pub fn address(&self) -> Result<Option<SocketAddr>, FieldError> {
         if self.listen.is_empty() {
             return Ok(None);
@@ -51,7 +51,8 @@ impl HttpConfig {
     }
 }
 
-/// What `/healthz` and `/readyz` answer: at first, that the daemon works but is not ready yet. Clones share it.
+/// The state that `/healthz` and `/readyz` report. Initially the daemon is healthy but not ready.
+/// Clones share the state.
 #[derive(Clone)]
 pub struct Health(Arc<Inner>);
 
@@ -61,13 +62,14 @@ struct Inner {
 }
 
 impl Health {
-    /// Has `/healthz` ask `check_health` each time; it must answer at once. The error says what does not work.
+    /// Creates a state in which each request to `/healthz` calls `check_health`, which must not
+    /// block. Its error describes what does not work.
     pub fn new(check_health: impl Fn() -> Result<(), String> + Send + Sync + 'static) -> Self {
         let (ready, _) = watch::channel(Err("starting".to_owned()));
         Self(Arc::new(Inner { check_health: Box::new(check_health), ready }))
     }
 
-    /// Whether `/readyz` says that work can be sent here; if not, why.
+    /// Sets whether `/readyz` reports that the daemon is ready for work, and the reason if not.
     pub fn set_ready(&self, ready: bool, reason: &str) {
         let state = if ready { Ok(()) } else { Err(reason.to_owned()) };
         self.0.ready.send_modify(|current| *current = state);
@@ -75,7 +77,7 @@ impl Health {
 }
 
 impl Default for Health {
-    /// A daemon that works as long as it answers.
+    /// Returns the state of a daemon that is healthy as long as it responds.
     fn default() -> Self {
         Self::new(|| Ok(()))
     }
@@ -87,10 +89,11 @@ impl fmt::Debug for Health {
     }
 }
 
-/// Serves health and metrics until `stop`, and a moment longer for requests that are being answered.
+/// Serves health and metrics until `stop` is cancelled. Open requests then have
+/// one second to finish.
 ///
 /// # Errors
-/// The listener is of no use.
+/// The server fails.
 pub async fn serve(
     listener: TcpListener,
     registry: Registry,
@@ -103,13 +106,14 @@ pub async fn serve(
         .with_state(health)
         .route("/metrics", get(metrics))
         .with_state(Arc::new(registry));
-    let too_late = async {
+    let timed_out = async {
         stop.cancelled().await;
         tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
     };
+    let graceful = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned());
     tokio::select! {
-        served = axum::serve(listener, router).with_graceful_shutdown(stop.clone().cancelled_owned()) => served,
-        () = too_late => Ok(()),
+        served = graceful => served,
+        () = timed_out => Ok(()),
     }
 }
 

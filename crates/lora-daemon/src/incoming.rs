@@ -5,9 +5,9 @@ use std::io;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_stream::{Stream, StreamExt};
 
-/// The connections that `listener` accepts, each with `TCP_NODELAY`.
+/// Returns the connections that `listener` accepts, each with `TCP_NODELAY`.
 ///
-/// Without the option the kernel holds back the end of an answer until the client has acknowledged
+/// Without the option, the kernel delays the end of a response until the client has acknowledged
 /// its beginning, and clients delay acknowledgements by 40 ms. tonic ignores its own `tcp_nodelay`
 /// setting when it serves a stream of connections.
 #[expect(clippy::disallowed_types, reason = "the option is set on each connection below")]

@@ -1,5 +1,5 @@
-//! What daemons share: settings from file, environment and flags; logs; health and metrics over
-//! HTTP; accepted connections; shutdown; and the way from flags to the end.
+//! Shared parts of the daemons: settings from file, environment and flags; logs; health and metrics
+//! over HTTP; accepted connections; shutdown; and the main function from flags to the exit code.
 
 pub mod config;
 pub mod http;

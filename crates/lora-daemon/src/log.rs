@@ -1,4 +1,4 @@
-//! Logs, on stderr.
+//! Logs on stderr.
 
 use std::io::{self, IsTerminal};
 
@@ -6,23 +6,24 @@ use lora_spec::FieldError;
 use serde::{Deserialize, Serialize};
 use tracing_subscriber::EnvFilter;
 
-/// What is logged, and how it looks.
+/// Settings of the log.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct LogConfig {
-    /// A level (`error`, `warn`, `info`, `debug`, `trace`, `off`), or levels by module: `info,lora_worker=debug`.
+    /// A level (`error`, `warn`, `info`, `debug`, `trace`, `off`), or levels by module, such as
+    /// `info,lora_worker=debug`.
     pub filter: String,
-    /// How a line looks.
+    /// The format of a line.
     pub format: LogFormat,
 }
 
-/// How a line of the log looks.
+/// The format of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
-    /// A JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -36,7 +37,7 @@ impl LogConfig {
     /// Checks the settings of the section `log`.
     ///
     /// # Errors
-    /// The filter is none.
+    /// The filter is invalid.
     pub fn check(&self) -> Result<(), FieldError> {
         EnvFilter::builder().parse(&self.filter).map(drop).map_err(|error| {
             let message = format!(
@@ -49,14 +50,14 @@ impl LogConfig {
     }
 }
 
-/// Logs from here on. Only the first call of a process has an effect. Of a filter that [`LogConfig::check`] refuses, the
-/// parts that are right count.
+/// Starts logging. Only the first call in a process has an effect. If [`LogConfig::check`] rejects
+/// the filter, only its valid parts apply.
 pub fn init(config: &LogConfig) {
     let log = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::builder().parse_lossy(&config.filter))
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal());
-    // An error says that the process logs already.
+    // An error means that logging has already started.
     let _ = match config.format {
         LogFormat::Text => log.try_init(),
         LogFormat::Json => log.json().try_init(),
@@ -68,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_filter_is_checked() {
+    fn invalid_filters_are_rejected() {
         let config = |filter: &str| LogConfig { filter: filter.into(), ..LogConfig::default() };
         for good in ["info", "off", "warn,lora_worker=trace"] {
             assert_eq!(config(good).check(), Ok(()));

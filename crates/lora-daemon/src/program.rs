@@ -1,4 +1,4 @@
-//! A daemon's way from its flags to its end.
+//! The main function of a daemon, from its flags to its exit code.
 
 use std::error::Error;
 use std::io;
@@ -20,14 +20,14 @@ pub struct Flags {
     /// TOML file with settings.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// A setting, such as log.filter=debug; can be given several times.
+    /// A setting, for example log.filter=debug; can be given several times.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     sets: Vec<String>,
 }
 
 impl Flags {
-    /// Loads and checks the settings and runs `daemon` with them, to its end. The exit code is 0 where that is as it should
-    /// be, 1 after an error, which is logged, and 2 for settings that are wrong.
+    /// Loads and checks the settings, and runs `daemon` with them until it ends. The exit code is 0
+    /// for success, 1 after an error, which is logged, and 2 for invalid settings.
     pub fn run<C, E: Error>(
         &self,
         check: impl FnOnce(&C) -> Result<(), FieldError>,
@@ -53,12 +53,12 @@ impl Flags {
             }
         };
         let ended = runtime.block_on(daemon(config, signals));
-        // What still blocks a thread is of no use to anybody.
+        // Does not wait for blocking tasks, because their results are not used any more.
         runtime.shutdown_background();
         match ended {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                tracing::error!(error = error_chain(&error), "ended");
+                tracing::error!(error = error_chain(&error), "ended with an error");
                 ExitCode::FAILURE
             }
         }
@@ -71,15 +71,15 @@ fn prepare() -> io::Result<(Runtime, ShutdownSignals)> {
     Ok((runtime, signals))
 }
 
-/// An error and what it comes of.
+/// Formats an error with its causes.
 fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        // Many name their cause themselves.
-        let words = error.to_string();
-        if !text.contains(&words) {
-            text += &format!(": {words}");
+        // Many errors already include the message of their cause.
+        let message = error.to_string();
+        if !text.contains(&message) {
+            text += &format!(": {message}");
         }
         cause = error.source();
     }

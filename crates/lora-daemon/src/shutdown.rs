@@ -6,20 +6,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-/// What SIGTERM and SIGINT ask for, as long as this lives.
+/// The shutdown requests by SIGTERM and SIGINT, until this is dropped.
 #[derive(Debug)]
 pub struct ShutdownSignals {
-    /// End in good order: cancelled by the first signal.
+    /// Graceful shutdown: cancelled by the first signal.
     pub stop: CancellationToken,
-    /// End at once: cancelled by the second one.
+    /// Immediate shutdown: cancelled by the second signal.
     pub immediate: CancellationToken,
     _listening: AbortOnDropHandle<()>,
 }
 
-/// Listens for SIGTERM and SIGINT. To be called in a tokio runtime.
+/// Listens for SIGTERM and SIGINT. Must be called in a tokio runtime.
 ///
 /// # Errors
-/// What the operating system says.
+/// The operating system does not accept a signal handler.
 pub fn shutdown_signals() -> io::Result<ShutdownSignals> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -31,7 +31,7 @@ pub fn shutdown_signals() -> io::Result<ShutdownSignals> {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            tracing::info!(signal = name, "asked to end");
+            tracing::info!(signal = name, "received a shutdown signal");
             token.cancel();
         }
     });

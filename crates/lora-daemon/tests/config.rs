@@ -72,7 +72,7 @@ impl Sources {
         self.load_checked(|_| Ok(()))
     }
 
-    /// Of the errors the path of the file is left out.
+    /// Loads and checks the settings. Errors have FILE instead of the path of the file.
     fn load_checked(
         &self,
         check: impl FnOnce(&Settings) -> Result<(), FieldError>,
@@ -87,7 +87,7 @@ impl Sources {
         let sets: Vec<String> = self.sets.iter().map(|set| set.to_string()).collect();
         load_from(file, variables, &sets, check).map_err(|error| {
             let text = error.to_string();
-            assert!(!text.contains('\n'), "one line: {text}");
+            assert!(!text.contains('\n'), "more than one line: {text}");
             text.replace(&format!("{}", path.display()), "FILE")
         })
     }
@@ -174,7 +174,8 @@ fn unknown_keys_get_a_suggestion() {
     );
     assert_eq!(
         variable(&[("LORA__GRPC__LISTN", "x")]).error(),
-        "environment variable LORA__GRPC__LISTN: grpc.listn: is not a setting; did you mean LORA__GRPC__LISTEN?"
+        "environment variable LORA__GRPC__LISTN: grpc.listn: is not a setting; \
+         did you mean LORA__GRPC__LISTEN?"
     );
     assert_eq!(
         set(&["htp.listen=x"]).error(),
@@ -186,7 +187,7 @@ fn unknown_keys_get_a_suggestion() {
     );
     assert_eq!(
         file("[http]\nport = 5\n").error(),
-        "FILE:2: http.port: is not a setting; there are: http.listen"
+        "FILE:2: http.port: is not a setting; known settings: http.listen"
     );
 }
 
@@ -198,7 +199,7 @@ fn a_section_is_not_a_setting() {
          workers.heartbeat_seconds, workers.strict"
     );
     assert_eq!(set(&["http=off"]).error(), "--set http=off: http: is a section; its settings: http.listen");
-    assert!(file("[wrkers.x]\n").error().starts_with("FILE:1: wrkers.x: is not a setting; there are: "));
+    assert!(file("[wrkers.x]\n").error().starts_with("FILE:1: wrkers.x: is not a setting; known settings: "));
     assert!(file("[[workers]]\ncount = 1\n").error().starts_with("FILE:1: workers: is a section"));
     assert!(file("state_dir.x = 1\n").error().starts_with("FILE:1: state_dir.x: is not a setting"));
 }
@@ -217,10 +218,10 @@ fn type_errors_name_the_expected_type() {
         file("[workers]\n\nstrict = \"yes\"\n").error(),
         "FILE:3: workers.strict: is \"yes\"; it must be true or false"
     );
-    assert_eq!(file("state_dir = 5\n").error(), "FILE:1: state_dir: is 5; it must be a text in quotes");
+    assert_eq!(file("state_dir = 5\n").error(), "FILE:1: state_dir: is 5; it must be a string in quotes");
     assert_eq!(
         file("roots = \"/a\"\n").error(),
-        "FILE:1: roots: is \"/a\"; it must be a list of texts, such as [\"a\", \"b\"]"
+        "FILE:1: roots: is \"/a\"; it must be a list of strings, such as [\"a\", \"b\"]"
     );
     assert_eq!(
         variable(&[("LORA__WORKERS__HEARTBEAT_SECONDS", "2s")]).error(),
@@ -237,7 +238,8 @@ fn type_errors_name_the_expected_type() {
 fn invalid_values_are_named() {
     assert_eq!(
         set(&["workers.count=-1"]).error(),
-        "--set workers.count=-1: workers.count: is -1: invalid value: integer `-1`, expected u32; the default is 1"
+        "--set workers.count=-1: workers.count: is -1: invalid value: integer `-1`, expected u32; \
+         the default is 1"
     );
     assert_eq!(
         file("[workers]\ncolor = \"blue\"\n").error(),
@@ -274,7 +276,7 @@ fn invalid_toml_and_missing_files_are_reported() {
 }
 
 #[test]
-fn every_setting_is_known() {
+fn known_keys_lists_every_setting() {
     assert_eq!(
         known_keys::<Settings>(),
         [

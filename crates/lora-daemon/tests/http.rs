@@ -33,7 +33,7 @@ impl Server {
         Self { address, stop, serving }
     }
 
-    /// Status line, headers and body.
+    /// Requests `path` and returns status line, headers and body.
     async fn get(&self, path: &str) -> (String, String, String) {
         let answer = async {
             let mut stream = TcpStream::connect(self.address).await.unwrap();
@@ -72,18 +72,18 @@ async fn readyz_returns_the_last_state() {
     assert_eq!(server.status_and_body("/readyz").await, ok());
     health.set_ready(false, "draining");
     assert_eq!(server.status_and_body("/readyz").await, unavailable("draining"));
-    assert_eq!(server.status_and_body("/healthz").await, ok(), "it works all the while");
+    assert_eq!(server.status_and_body("/healthz").await, ok(), "readiness does not change health");
 }
 
 #[tokio::test]
 async fn healthz_calls_the_check_each_time() {
     let works = Arc::new(AtomicBool::new(true));
-    let asked = works.clone();
-    let works_or_not = move || match asked.load(Ordering::Relaxed) {
+    let flag = works.clone();
+    let check = move || match flag.load(Ordering::Relaxed) {
         true => Ok(()),
         false => Err("the engine has ended".to_owned()),
     };
-    let server = Server::start(Registry::default(), Health::new(works_or_not)).await;
+    let server = Server::start(Registry::default(), Health::new(check)).await;
     assert_eq!(server.status_and_body("/healthz").await, ok());
     works.store(false, Ordering::Relaxed);
     assert_eq!(server.status_and_body("/healthz").await, unavailable("the engine has ended"));

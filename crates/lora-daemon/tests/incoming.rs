@@ -16,7 +16,7 @@ async fn every_accepted_connection_has_tcp_nodelay() {
         let stream = accepted.next().await.unwrap().unwrap();
         assert_eq!(stream.peer_addr().unwrap(), client.local_addr().unwrap());
         assert!(stream.nodelay().unwrap());
-        // The option is no default of the system's, or this test would show nothing.
+        // The option must not be a default of the system, or this test would prove nothing.
         assert!(!client.nodelay().unwrap());
     }
 }

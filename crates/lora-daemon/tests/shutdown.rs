@@ -1,4 +1,4 @@
-//! Real signals to this process, so there is one test alone.
+//! A test with real signals to this process. It must be the only test in this file.
 
 use std::time::Duration;
 

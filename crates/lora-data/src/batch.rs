@@ -1,41 +1,42 @@
-//! Micro-batches: rows that are computed together, and their tokens as padded matrices.
+//! Micro-batches: rows that are computed at a time, and their tokens as padded matrices.
 
 use crate::Dataset;
 
 /// Sequences are padded to a multiple of this.
 pub(crate) const PAD_MULTIPLE: usize = 16;
 
-/// The rows of a micro-batch and the shape they are computed in.
+/// The rows of a micro-batch and their padded length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MicroBatchRows {
     /// Dataset indices, shortest row first.
     pub rows: Vec<usize>,
-    /// Positions of a padded row: inputs of the longest one, which are a token fewer than the row has (its last token is
-    /// only predicted), rounded up to 16.
+    /// Positions of a padded row: the number of inputs of the longest row, rounded up to 16. A row
+    /// has one input less than tokens, because its last token is only a target.
     pub padded_len: usize,
 }
 
-/// A micro-batch's tokens. Matrices are `[batch, seq_len]`, row-major, padded with 0 at the right.
+/// The tokens of a micro-batch. Matrices are `[batch, seq_len]`, row-major, and padded with 0 at
+/// the right.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MicroBatch {
-    /// Dataset index of each row: the key of its random numbers.
+    /// Dataset index of each row, which is the key of its random numbers.
     pub rows: Vec<u64>,
-    /// Rows.
+    /// Number of rows.
     pub batch: usize,
-    /// Positions a row.
+    /// Positions of a row.
     pub seq_len: usize,
-    /// Inputs: each row's tokens but the last.
+    /// Inputs: the tokens of each row except the last.
     pub tokens: Vec<u32>,
     /// The token after each input.
     pub targets: Vec<u32>,
-    /// 1 where the target is trained, 0 elsewhere.
+    /// 1 if the target is trained, 0 otherwise.
     pub weights: Vec<f32>,
 }
 
-/// Lays out the tokens of a micro-batch that was planned for this dataset.
+/// Returns the padded tokens of a micro-batch that was planned for `dataset`.
 ///
 /// # Panics
-/// If it was planned for another one (an index or a length that does not fit).
+/// The micro-batch was planned for another dataset: an index or a length does not match.
 pub fn collate(dataset: &Dataset, rows: &MicroBatchRows) -> MicroBatch {
     let (batch, seq_len) = (rows.rows.len(), rows.padded_len);
     let mut micro_batch = MicroBatch {
@@ -59,15 +60,18 @@ pub fn collate(dataset: &Dataset, rows: &MicroBatchRows) -> MicroBatch {
     micro_batch
 }
 
-/// All rows once, for evaluation, dealt like those of a step. `lengths` are in tokens, by dataset index.
+/// Returns micro-batches for evaluation, which contain each row once. The rows are divided like
+/// those of a step. `lengths` are in tokens, by dataset index.
 pub fn eval_micro_batches(lengths: &[usize], micro_batch_size: usize) -> Vec<MicroBatchRows> {
     into_micro_batches((0..lengths.len()).collect(), lengths, micro_batch_size.max(1))
 }
 
-/// Deals rows into micro-batches: sorted by length (then index), so that rows of a micro-batch need little padding.
+/// Divides rows into micro-batches. The rows are sorted by length, then index, so that a
+/// micro-batch needs little padding.
 ///
-/// The micro-batches are then put in van der Corput order (by the reversed bits of their rank), so that every contiguous range
-/// of them, which is what a worker computes, holds short and long ones alike.
+/// The micro-batches are then put in van der Corput order, which is the order of the reversed bits
+/// of their indices. A worker computes a contiguous range of them, and in this order every such
+/// range has short and long ones.
 pub(crate) fn into_micro_batches(
     mut rows: Vec<usize>,
     lengths: &[usize],
@@ -79,7 +83,7 @@ pub(crate) fn into_micro_batches(
         let inputs = longest.saturating_sub(1).max(1);
         MicroBatchRows { rows: rows.to_vec(), padded_len: inputs.next_multiple_of(PAD_MULTIPLE) }
     });
-    let mut ranked: Vec<_> = micro_batches.enumerate().collect();
-    ranked.sort_by_key(|(rank, _)| rank.reverse_bits());
-    ranked.into_iter().map(|(_, micro_batch)| micro_batch).collect()
+    let mut indexed: Vec<_> = micro_batches.enumerate().collect();
+    indexed.sort_by_key(|(index, _)| index.reverse_bits());
+    indexed.into_iter().map(|(_, micro_batch)| micro_batch).collect()
 }

@@ -1,4 +1,4 @@
-//! The global batch order: which rows make up a step, whoever computes them.
+//! The global batch order: the rows of each step, on any number of workers.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,15 +10,18 @@ use sha2::{Digest, Sha256};
 use crate::batch::into_micro_batches;
 use crate::{Dataset, MicroBatchRows};
 
-/// Which rows make up a step: a pure function of (dataset hash, seed, epoch, step) and the batch sizes.
+/// The rows of each step: a pure function of (dataset hash, seed, epoch, step) and the batch sizes.
 ///
-/// An epoch's order is a Fisher-Yates shuffle of the row indices (Knuth's Algorithm P, from the last index down), or the
-/// file's order where `shuffle` is off. Its random words are the ChaCha20 stream (64-bit counter from 0, stream 0) under the
-/// key `SHA-256("lora-data row order 1" || dataset SHA-256 in lower-case hex || seed || epoch)`, numbers as 8 bytes little
-/// endian. A draw below `n` takes 64-bit words and is unbiased (Lemire, arXiv 1805.10941).
+/// The order of an epoch is a Fisher-Yates shuffle of the row indices (Knuth's Algorithm P, from
+/// the last index down), or the order of the file if `shuffle` is off. The random words are the
+/// ChaCha20 stream (64-bit counter from 0, stream 0) with the key
+/// `SHA-256("lora-data row order 1" || dataset SHA-256 in lower-case hex || seed || epoch)`.
+/// Numbers are 8 bytes, little endian. A draw below `n` uses 64-bit words and is unbiased (Lemire,
+/// arXiv 1805.10941).
 ///
-/// A step takes the next `global_batch_size` rows of that order (the last step of an epoch, what is left), sorts them by
-/// length and deals them into micro-batches of `micro_batch_size`.
+/// A step takes the next `global_batch_size` rows of this order; the last step of an epoch takes
+/// the remaining rows. The step's rows are sorted by length and divided into micro-batches of
+/// `micro_batch_size` rows.
 #[derive(Debug)]
 pub struct BatchPlan {
     lengths: Vec<usize>,
@@ -27,12 +30,13 @@ pub struct BatchPlan {
     shuffle: bool,
     global_batch_size: usize,
     micro_batch_size: usize,
-    /// The order of the epoch asked for last; saves a shuffle a step.
+    /// The number and order of the last used epoch, so that not every step shuffles the rows.
     last_epoch: Mutex<Option<(u64, Arc<[usize]>)>>,
 }
 
 impl BatchPlan {
-    /// A plan over rows of these `lengths` (tokens, by dataset index). A batch size of 0 counts as 1.
+    /// Creates the plan for rows with these `lengths` (tokens, by dataset index). A batch size of 0
+    /// counts as 1.
     pub fn new(
         lengths: Vec<usize>,
         dataset_sha256: &str,
@@ -52,7 +56,7 @@ impl BatchPlan {
         }
     }
 
-    /// The order in which `job` takes the rows of `train`.
+    /// Creates the plan of `job` for the rows of `train`.
     pub fn for_job(job: &JobSpec, train: &Dataset) -> Self {
         let training = &job.training;
         Self::new(
@@ -65,13 +69,14 @@ impl BatchPlan {
         )
     }
 
-    /// Optimizer steps of one pass over the data; its last may have fewer micro-batches.
+    /// Returns the optimizer steps of a pass over the data. The last step may have fewer
+    /// micro-batches.
     pub fn steps_per_epoch(&self) -> u64 {
         self.lengths.len().div_ceil(self.global_batch_size) as u64
     }
 
-    /// The micro-batches of a step, counted from 0 over the whole job: step `s` lies in epoch
-    /// `s / steps_per_epoch()`. None for a dataset without rows.
+    /// Returns the micro-batches of a step. Steps are counted from 0 over the whole job, so step
+    /// `s` is in epoch `s / steps_per_epoch()`. A dataset without rows has no micro-batches.
     pub fn step(&self, step: u64) -> Vec<MicroBatchRows> {
         let (Some(epoch), Some(index)) =
             (step.checked_div(self.steps_per_epoch()), step.checked_rem(self.steps_per_epoch()))
@@ -84,17 +89,18 @@ impl BatchPlan {
         into_micro_batches(order[start..end].to_vec(), &self.lengths, self.micro_batch_size)
     }
 
-    /// Tokens in the rows of the first `steps` steps, padding not counted.
+    /// Returns the tokens in the rows of the first `steps` steps, without padding.
     pub fn tokens(&self, steps: u64) -> u64 {
         let Some(epochs) = steps.checked_div(self.steps_per_epoch()) else { return 0 };
         let of = |rows: &[usize]| rows.iter().map(|&row| self.lengths[row] as u64).sum::<u64>();
-        let begun = epochs * self.steps_per_epoch()..steps;
-        let tail: u64 = begun.flat_map(|step| self.step(step)).map(|micro_batch| of(&micro_batch.rows)).sum();
+        let remaining = epochs * self.steps_per_epoch()..steps;
+        let tail: u64 =
+            remaining.flat_map(|step| self.step(step)).map(|micro_batch| of(&micro_batch.rows)).sum();
         let epoch = self.lengths.iter().map(|&length| length as u64).sum::<u64>();
         epochs.saturating_mul(epoch).saturating_add(tail)
     }
 
-    /// Share of the positions computed in the first epoch that are padding.
+    /// Returns the share of padding among the positions that are computed in the first epoch.
     pub fn padding(&self) -> f64 {
         let (mut inputs, mut positions) = (0, 0);
         for micro_batch in (0..self.steps_per_epoch()).flat_map(|step| self.step(step)) {
@@ -135,7 +141,7 @@ impl BatchPlan {
     }
 }
 
-/// An unbiased draw from `0..n`, for `n > 0`.
+/// Returns an unbiased draw from `0..n`, for `n > 0`.
 fn below(random: &mut ChaCha20Rng, n: u64) -> u64 {
     let biased = n.wrapping_neg() % n;
     loop {

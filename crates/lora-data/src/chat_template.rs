@@ -1,4 +1,4 @@
-//! A base's chat template, rendered as Transformers' `apply_chat_template` does.
+//! The chat template of a base, rendered as in Transformers' `apply_chat_template`.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,11 +14,12 @@ use crate::tojson::tojson;
 
 /// A compiled chat template.
 ///
-/// The environment is Transformers': `trim_blocks` and `lstrip_blocks`, loop controls, Python's methods on strings,
-/// dicts and lists, `raise_exception`, `tojson`, `strftime_now`, and the base's special tokens as variables.
+/// The environment is that of Transformers: `trim_blocks` and `lstrip_blocks`, loop controls,
+/// Python's methods on strings, dicts and lists, `raise_exception`, `tojson`, `strftime_now`, and
+/// the base's special tokens as variables.
 ///
-/// `strftime_now` formats one fixed date, 26 July 2024 at midnight, which is what Llama 3's own templates write where the
-/// function is missing: a run must not depend on the day it is started.
+/// `strftime_now` formats a fixed date, 26 July 2024 at midnight, because a result must not depend
+/// on the day of the run. The templates of Llama 3 write this date if the function is missing.
 pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
     has_generation_markers: bool,
@@ -27,19 +28,24 @@ pub(crate) struct ChatTemplate {
 /// A rendered conversation.
 pub(crate) struct Rendered {
     pub(crate) text: String,
-    /// Byte ranges of `text` that the template wrote between `{% generation %}` and `{% endgeneration %}`.
+    /// Byte ranges of `text` that the template wrote between `{% generation %}` and
+    /// `{% endgeneration %}`.
     pub(crate) generated: Vec<Range<usize>>,
 }
 
 const NAME: &str = "chat_template";
-/// Bounds what a template may do: about twenty million instructions, or a GiB of text.
+/// Limit of the work of a template: about twenty million instructions, or a GiB of text.
 const FUEL: u64 = 20_000_000;
-/// Unicode noncharacters around generated text. They never stand in a legitimate text and are taken out again.
+/// Unicode noncharacters that mark generated text. Valid texts do not contain them, and they are
+/// removed from the rendered text.
 const GENERATED_START: char = '\u{FDD0}';
 const GENERATED_END: char = '\u{FDD1}';
 
 impl ChatTemplate {
-    /// Compiles `source`. The error is the template engine's.
+    /// Compiles `source`.
+    ///
+    /// # Errors
+    /// The message of the template engine.
     pub(crate) fn new(source: &str, special_tokens: &BTreeMap<String, String>) -> Result<Self, String> {
         let (source, has_generation_markers) = rewrite_generation_tags(source)?;
         let mut environment = Environment::new();
@@ -58,12 +64,16 @@ impl ChatTemplate {
         Ok(Self { environment, has_generation_markers })
     }
 
-    /// Does the template say by `{% generation %}` what the model is to learn?
+    /// Returns whether the template marks the trained text with `{% generation %}`.
     pub(crate) fn has_generation_markers(&self) -> bool {
         self.has_generation_markers
     }
 
-    /// Renders a conversation. The error is the template's own (`raise_exception`) or the engine's.
+    /// Renders a conversation.
+    ///
+    /// # Errors
+    /// The message of the template (`raise_exception`) or of the template engine; a noncharacter in
+    /// a message, or nested `{% generation %}` blocks.
     pub(crate) fn render(
         &self,
         messages: &[Message],
@@ -71,9 +81,9 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<Rendered, String> {
         if self.has_generation_markers && has_noncharacters(messages, tools) {
-            return Err("a message holds the noncharacter U+FDD0 or U+FDD1; remove it".into());
+            return Err("a message contains the noncharacter U+FDD0 or U+FDD1; remove it".into());
         }
-        // Transformers defines `tools` and `documents` as None where the caller gives none.
+        // Transformers defines `tools` and `documents` as None if the caller passes none.
         let text = self
             .environment
             .get_template(NAME)
@@ -94,7 +104,8 @@ impl ChatTemplate {
     }
 }
 
-/// Transformers' tag `{% generation %}` becomes a call block, a tag with the same white-space rules.
+/// Replaces Transformers' tag `{% generation %}` with a call block, which has the same white-space
+/// rules. Returns the source, and whether it had such a tag.
 fn rewrite_generation_tags(source: &str) -> Result<(String, bool), String> {
     let tag = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").map_err(|err| err.to_string())?;
     let mut found = false;
@@ -142,7 +153,7 @@ fn raise_exception(message: String) -> Result<Value, Error> {
     Err(Error::new(ErrorKind::InvalidOperation, message))
 }
 
-/// Python's `strftime` of Friday, 26 July 2024, 00:00:00.
+/// Formats Friday, 26 July 2024, 00:00:00 like Python's `strftime`.
 fn strftime_now(format: String) -> Result<String, Error> {
     let mut out = String::new();
     let mut rest = format.chars();
@@ -151,7 +162,7 @@ fn strftime_now(format: String) -> Result<String, Error> {
             out.push(c);
             continue;
         }
-        // glibc's flag `-` leaves out leading zeros.
+        // The flag `-` of glibc removes leading zeros.
         let (bare, directive) = match rest.next() {
             Some('-') => (true, rest.next()),
             directive => (false, directive),
@@ -159,7 +170,7 @@ fn strftime_now(format: String) -> Result<String, Error> {
         let value = directive.and_then(date_part).ok_or_else(|| {
             Error::new(
                 ErrorKind::InvalidOperation,
-                format!("strftime_now does not know the format {format:?}"),
+                format!("strftime_now does not support the format {format:?}"),
             )
         })?;
         match value.trim_start_matches('0') {

@@ -1,4 +1,4 @@
-//! Which bytes of a rendered conversation the model is to learn.
+//! The bytes of a rendered conversation that are trained.
 
 use std::ops::Range;
 
@@ -7,20 +7,22 @@ use serde_json::Value as Json;
 use crate::Message;
 use crate::chat_template::{ChatTemplate, Rendered};
 
-/// A conversation as text, and the byte ranges of it that are trained.
+/// A rendered conversation, and the byte ranges of its text that are trained.
 pub(crate) struct Conversation {
     pub(crate) text: String,
     pub(crate) trained: Vec<Range<usize>>,
 }
 
-/// Renders a conversation and finds the assistant's turns in it, from message `from` on.
+/// Renders a conversation and finds the assistant's turns in its text, from message `from`.
 ///
-/// A template with `{% generation %}` markers says itself what is trained. For others, the turn of message `i` is what
-/// `render(messages[..=i])` adds to `render(messages[..i], add_generation_prompt)`, up to and including its end-of-turn
-/// token (one of `stop_texts`): white space after that token is never generated, so it is not trained.
+/// If the template has `{% generation %}` markers, they mark the trained text. Otherwise the turn
+/// of message `i` is the text that `render(messages[..=i])` adds to
+/// `render(messages[..i], add_generation_prompt)`, up to and including its end-of-turn token (one
+/// of `stop_texts`). White space after this token is never generated, so it is not trained.
 ///
 /// # Errors
-/// The template's own; or a rendering is not a prefix of the next, so that turns cannot be told apart.
+/// The template fails, or a rendering is not a prefix of the next one, so that the turns cannot be
+/// found.
 pub(crate) fn render_conversation(
     template: &ChatTemplate,
     messages: &[Message],
@@ -60,9 +62,9 @@ pub(crate) fn render_conversation(
 
 fn prefix_error(i: usize, which: &str) -> String {
     format!(
-        "the assistant's turn (messages[{i}]) cannot be found in the rendered conversation: the chat template renders the \
-         messages {which} it differently when others follow (some leave reasoning out of earlier turns). Mark what is to \
-         be learned with {{% generation %}} .. {{% endgeneration %}} in the base's chat template, or make it a row of \
-         its own that ends with this turn"
+        "the assistant's turn (messages[{i}]) cannot be found in the rendered conversation: the chat \
+         template renders the messages {which} it differently when others follow, for example without \
+         the reasoning of earlier turns; mark the trained text with {{% generation %}} .. \
+         {{% endgeneration %}} in the base's chat template, or write a row that ends with this turn"
     )
 }

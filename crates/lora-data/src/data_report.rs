@@ -1,4 +1,4 @@
-//! What became of a dataset's rows.
+//! Statistics of a dataset's rows.
 
 use std::collections::BTreeMap;
 
@@ -6,42 +6,44 @@ use serde::Serialize;
 
 use crate::RowFormat;
 
-/// What became of a dataset's rows. Lengths are in tokens.
+/// Statistics of a dataset's rows. Lengths are in tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct DataReport {
     /// Rows in the file.
     pub rows_read: usize,
-    /// Rows that are trained on.
+    /// Rows that are used.
     pub rows_kept: usize,
-    /// Rows left out because they are longer than `max_length`.
+    /// Rows that were dropped because they are longer than `max_length`.
     pub dropped: usize,
-    /// Rows left out because no token of theirs is a target.
+    /// Rows that were dropped because they have no target token.
     pub without_targets: usize,
-    /// Rows cut at `max_length`.
+    /// Rows that were truncated to `max_length`.
     pub truncated: usize,
-    /// Tokens in the rows kept.
+    /// Tokens of the kept rows.
     pub tokens: u64,
     /// Tokens among them that are targets of the loss.
     pub trained_tokens: u64,
-    /// Length of the shortest row kept.
+    /// Length of the shortest kept row.
     pub shortest: usize,
-    /// Half of the rows kept are at most this long.
+    /// Median length: half of the kept rows are at most this long.
     pub median: usize,
-    /// 95 % of the rows kept are at most this long.
+    /// 95th percentile of the lengths: 95 % of the kept rows are at most this long.
     pub percentile_95: usize,
-    /// Length of the longest row kept.
+    /// Length of the longest kept row.
     pub longest: usize,
-    /// Rows read, by format.
+    /// Number of rows in the file, by format.
     pub formats: BTreeMap<RowFormat, usize>,
-    /// Keys that rows have beside those of their format, and in how many rows: they have no effect.
+    /// Keys without effect, which are not part of a row's format, and the number of rows that have
+    /// them.
     pub ignored_keys: BTreeMap<String, usize>,
 }
 
 impl DataReport {
-    /// Fills in what follows from the lengths of the rows kept.
+    /// Sets the fields that are computed from the lengths of the kept rows.
     pub(crate) fn set_lengths(&mut self, mut lengths: Vec<usize>) {
         lengths.sort_unstable();
-        // Nearest rank: the smallest length that at least so many percent of the rows do not exceed.
+        // Nearest-rank method: the smallest length that at least `percent` % of the rows do not
+        // exceed.
         let percentile = |percent: usize| {
             let rank = (lengths.len() * percent).div_ceil(100).max(1);
             lengths.get(rank - 1).copied().unwrap_or(0)

@@ -1,4 +1,4 @@
-//! A dataset file as token rows.
+//! Reads a dataset file as token rows.
 
 use std::fs;
 use std::path::Path;
@@ -12,27 +12,28 @@ use sha2::{Digest, Sha256};
 use crate::encode::encode_row;
 use crate::{DataError, DataReport, RowFormat, RowList, Tokenizer, jsonl, parquet_rows};
 
-/// A row that is trained on.
+/// A tokenized row with its loss mask.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Row {
     /// Token ids.
     pub tokens: Vec<u32>,
-    /// Token `i` is a target of the loss. As long as `tokens`; never true for the first, which nothing predicts.
+    /// Whether token `i` is a target of the loss. It has the length of `tokens`. The first token is
+    /// never a target, because no token precedes it.
     pub trained: Vec<bool>,
 }
 
-/// The rows of a dataset file, in its order.
+/// The rows of a dataset file, in the order of the file.
 #[derive(Debug, Clone)]
 pub struct Dataset {
-    /// Rows that are kept; each has a target token.
+    /// The kept rows; each has a target token.
     pub rows: Vec<Row>,
     /// SHA-256 of the file's bytes, in hex.
     pub sha256: String,
-    /// What became of the file's rows.
+    /// Statistics of the file's rows.
     pub report: DataReport,
 }
 
-/// A row as it stands in the file.
+/// A tokenized row of the file, with its line or row number.
 struct EncodedRow {
     number: usize,
     row: Row,
@@ -41,12 +42,12 @@ struct EncodedRow {
 }
 
 impl Dataset {
-    /// Reads JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`) and tokenizes its rows (see [`RowFormat`]) in
-    /// parallel; the result does not depend on the number of threads.
+    /// Reads JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`) and tokenizes the rows (see
+    /// [`RowFormat`]) in parallel. The result does not depend on the number of threads.
     ///
     /// # Errors
-    /// The first broken row, named by file and line (Parquet: row number); an empty file; rows longer than `max_length`
-    /// tokens, by `long_rows`; rows without a target token.
+    /// The first invalid row, named by file and line (Parquet: row number); an empty file; rows
+    /// longer than `max_length` tokens, depending on `long_rows`; rows without a target token.
     pub fn read(
         path: &Path,
         tokenizer: &Tokenizer,
@@ -60,11 +61,12 @@ impl Dataset {
         }
     }
 
-    /// As [`Self::read`], but rows that are too long for `long_rows: error` or have no target are left out and counted in
-    /// the report; the errors they are worth are returned beside the dataset.
+    /// Reads a dataset like [`Self::read`], but drops rows that are too long for `long_rows: error`
+    /// or have no target, and counts them in the report. Their errors are returned with the
+    /// dataset.
     ///
     /// # Errors
-    /// Everything else that `read` refuses.
+    /// The other errors of `read`.
     pub fn inspect(
         path: &Path,
         tokenizer: &Tokenizer,
@@ -86,7 +88,8 @@ impl Dataset {
                 .map(|(number, row)| encode(number, row))
                 .collect(),
         };
-        // Which error comes first must not depend on the threads either.
+        // The reported error must not depend on the threads, so it is the first one in the file's
+        // order.
         let encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
         if encoded.is_empty() {
             return Err(DataError::file(path, "has no rows"));
@@ -117,7 +120,7 @@ impl Dataset {
         Ok((Self { rows, sha256, report }, problems))
     }
 
-    /// Tokens of each row, as [`BatchPlan`](crate::BatchPlan) wants them.
+    /// Returns the number of tokens of each row, for [`BatchPlan`](crate::BatchPlan).
     pub fn lengths(&self) -> Vec<usize> {
         self.rows.iter().map(|row| row.tokens.len()).collect()
     }
@@ -136,7 +139,7 @@ impl FileKind {
             Some("parquet") => Ok(Self::Parquet),
             _ => Err(DataError::file(
                 path,
-                "is of an unknown kind; a dataset is a .jsonl, .json or .parquet file",
+                "has an unknown extension; a dataset is a .jsonl, .json or .parquet file",
             )),
         }
     }
@@ -172,7 +175,7 @@ fn encode(
     Ok(EncodedRow { number, row: tokens, format, ignored_keys })
 }
 
-/// Applies `long_rows`; an error that it is worth goes to `problems`.
+/// Applies `long_rows`, and adds an error to `problems` if it refuses the rows.
 fn apply_long_rows(
     path: &Path,
     kind: FileKind,

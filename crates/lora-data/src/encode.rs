@@ -1,4 +1,4 @@
-//! From a row's contents to tokens and loss mask.
+//! Converts the contents of a row to tokens and a loss mask.
 
 use std::ops::Range;
 
@@ -6,14 +6,15 @@ use crate::row_format::RowContent;
 use crate::tokenizer::Span;
 use crate::{DataError, Message, Row, Tokenizer};
 
-/// Roles that chat templates know by convention.
+/// Roles that chat templates support by convention.
 const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 
 /// Tokenizes a row.
 ///
-/// Chats are encoded without special tokens (the template wrote them), plain texts with them; a plain text ends with the
-/// end-of-sequence token. Prompt and completion are tokenized as one text; a token that stands for characters of both
-/// is trained, since without it the completion would lack its beginning.
+/// Chats are encoded without adding special tokens, because the template has written them. Plain
+/// texts are encoded with special tokens and end with the end-of-sequence token. Prompt and
+/// completion are tokenized as one text. A token with characters of both is trained, because it has
+/// the beginning of the completion.
 pub(crate) fn encode_row(tokenizer: &Tokenizer, content: &RowContent) -> Result<Row, DataError> {
     let mut row = match content {
         RowContent::Chat { messages, tools, from } => {
@@ -25,7 +26,8 @@ pub(crate) fn encode_row(tokenizer: &Tokenizer, content: &RowContent) -> Result<
         RowContent::Plain { text, from } => {
             let Some((_, eos)) = tokenizer.eos_token() else {
                 return Err(DataError::Tokenize(
-                    "the base has no end-of-sequence token to end a text with; set eos_token in its tokenizer_config.json"
+                    "the base has no end-of-sequence token, which ends a text; set eos_token in its \
+                     tokenizer_config.json"
                         .into(),
                 ));
             };
@@ -41,7 +43,7 @@ pub(crate) fn encode_row(tokenizer: &Tokenizer, content: &RowContent) -> Result<
             row
         }
     };
-    // Nothing predicts the first token.
+    // The first token has no predecessor, so it cannot be a target.
     if let Some(first) = row.trained.first_mut() {
         *first = false;
     }
@@ -55,8 +57,8 @@ fn mask(spans: &[Span], trained: impl Fn(&Span) -> bool) -> Row {
     }
 }
 
-/// Does the token stand for any of these bytes? Byte-level tokenizers with `trim_offsets` give a token of white space
-/// the empty range at its end.
+/// Returns whether the token contains any of these bytes. With `trim_offsets`, byte-level
+/// tokenizers give a token of white space an empty range at its end.
 fn overlaps(span: &Span, bytes: &Range<usize>) -> bool {
     if span.start == span.end {
         bytes.start < span.end && span.end <= bytes.end
@@ -69,7 +71,7 @@ fn check_roles(messages: &[Message]) -> Result<(), DataError> {
     match messages.iter().find(|message| !ROLES.contains(&message.role.as_str())) {
         None => Ok(()),
         Some(message) => Err(DataError::ChatTemplate(format!(
-            "unknown role {:?}; known are {}",
+            "unknown role {:?}; supported: {}",
             message.role,
             ROLES.join(", ")
         ))),

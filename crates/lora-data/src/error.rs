@@ -1,4 +1,4 @@
-//! What can be wrong with a dataset or a base's tokenizer.
+//! The errors of datasets and of a base's tokenizer.
 
 use std::fmt;
 use std::io;
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lora_spec::LongRows;
 
-/// Why a tokenizer, a chat template or a dataset cannot be used.
+/// An error of a tokenizer, a chat template or a dataset.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// A file cannot be read.
@@ -14,26 +14,26 @@ pub enum DataError {
     Read {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The error of the operating system.
         source: io::Error,
     },
-    /// A file as a whole is not what it should be.
+    /// A file is invalid as a whole.
     #[error("{}: {message}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and what would be right.
+        /// Why the file is invalid, and what would be right.
         message: String,
     },
-    /// One row is wrong.
+    /// A row is invalid.
     #[error("{at}: {message}")]
     Row {
         /// `file:line`, `file:line:column`, or `file, row n` (from 1).
         at: String,
-        /// What is wrong, and what would be right.
+        /// Why the row is invalid, and what would be right.
         message: String,
     },
-    /// The chat template cannot render the messages, or there is none.
+    /// The chat template cannot render the messages, or the base has no chat template.
     #[error("{0}")]
     ChatTemplate(String),
     /// The tokenizer refuses a text or token ids.
@@ -41,31 +41,31 @@ pub enum DataError {
     Tokenize(String),
     /// Rows have more than `max_length` tokens and [`LongRows::Error`] is set.
     #[error(
-        "{}: {} longer than data.max_length {max_length}: {rows}; raise data.max_length, or set data.long_rows to \
-         truncate or drop", path.display(), count(rows.total, "row is", "rows are")
+        "{}: {} longer than data.max_length {max_length}: {rows}; raise data.max_length, or set \
+         data.long_rows to truncate or drop", path.display(), count(rows.total, "row is", "rows are")
     )]
     LongRows {
         /// The dataset.
         path: PathBuf,
-        /// The most tokens a row may have.
+        /// Maximum number of tokens of a row.
         max_length: usize,
-        /// The first of them, with their lengths.
+        /// The first of these rows, with their lengths.
         rows: RowList,
     },
     /// Every row has more than `max_length` tokens and [`LongRows::Drop`] is set.
     #[error(
-        "{}: no row is left: all {total} have more than data.max_length {max_length} tokens and data.long_rows is drop",
-        path.display()
+        "{}: no row is left: all {total} have more than data.max_length {max_length} tokens, and \
+         data.long_rows is drop; raise data.max_length", path.display()
     )]
     NothingLeft {
         /// The dataset.
         path: PathBuf,
-        /// Rows in the file.
+        /// Number of rows in the file.
         total: usize,
-        /// The most tokens a row may have.
+        /// Maximum number of tokens of a row.
         max_length: usize,
     },
-    /// Rows hold no token that the loss would count.
+    /// Rows have no target token.
     #[error(
         "{}: {} without target tokens: {rows}; {}", path.display(), count(rows.total, "row", "rows"),
         remedy(*long_rows)
@@ -73,9 +73,9 @@ pub enum DataError {
     NoTargets {
         /// The dataset.
         path: PathBuf,
-        /// The first of them.
+        /// The first of these rows.
         rows: RowList,
-        /// What was done to long rows: truncation may have cut the targets off.
+        /// The handling of long rows. Truncation may have removed the targets.
         long_rows: LongRows,
     },
 }
@@ -86,19 +86,19 @@ impl DataError {
     }
 }
 
-/// The first few of the rows that an error is about.
+/// The first rows of an error about several rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowList {
     /// `line` (JSONL) or `row` (Parquet).
     pub unit: &'static str,
-    /// Their numbers (from 1) and, where it matters, lengths in tokens.
+    /// Numbers of the first rows (from 1), with their lengths in tokens in errors about lengths.
     pub first: Vec<(usize, Option<usize>)>,
-    /// How many there are in all.
+    /// Number of all rows.
     pub total: usize,
 }
 
 impl RowList {
-    /// At most this many rows are named.
+    /// Maximum number of rows that an error names.
     pub const MAX_SHOWN: usize = 5;
 }
 
@@ -131,11 +131,9 @@ fn count(total: usize, one: &str, many: &str) -> String {
 fn remedy(long_rows: LongRows) -> &'static str {
     match long_rows {
         LongRows::Truncate => {
-            "a row needs an assistant turn, a completion or a text of its own within data.max_length tokens (truncation \
-             may have cut it off)"
+            "a row needs an assistant turn, a completion or a text within data.max_length tokens \
+             (truncation may have removed it)"
         }
-        LongRows::Error | LongRows::Drop => {
-            "a row needs an assistant turn, a completion or a text of its own"
-        }
+        LongRows::Error | LongRows::Drop => "a row needs an assistant turn, a completion or a text",
     }
 }

@@ -1,7 +1,8 @@
-//! From a dataset file to token rows, without tensors: JSONL and Parquet readers, chat templates, loss masks, and the
-//! global batch order.
+//! Converts dataset files to token rows, without tensors: JSONL and Parquet readers, chat
+//! templates, loss masks, and the global batch order.
 //!
-//! Everything here is blocking and a pure function of its inputs: no result depends on threads, ranks or time.
+//! All functions block. Results are pure functions of the inputs: they do not depend on threads,
+//! ranks or time.
 
 mod batch;
 mod batch_plan;

@@ -3,25 +3,29 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-/// One message of a conversation, as chat templates see it.
+/// A message of a conversation, as it is passed to chat templates.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user`, `assistant`, `tool`, ...
     pub role: String,
-    /// What is said. Empty for an assistant's bare tool call.
+    /// The text. It is empty if an assistant's message has only tool calls.
     pub content: String,
-    /// Other keys (`tool_calls`, `name`, `reasoning_content`, ...), passed to the template as they are.
+    /// Other keys (`tool_calls`, `name`, `reasoning_content`, ...). They are passed to the template
+    /// unchanged.
     #[serde(flatten)]
     pub extra: Map<String, Json>,
 }
 
 impl Message {
-    /// A message with nothing but a role and a content.
+    /// Creates a message with only a role and a content.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), extra: Map::new() }
     }
 
-    /// The messages in a row's `field`. The error says what is wrong and where.
+    /// Returns the messages in a row's `field`.
+    ///
+    /// # Errors
+    /// The invalid message or key, why it is invalid, and what would be right.
     pub(crate) fn list_from_json(field: &str, value: Json) -> Result<Vec<Self>, String> {
         let Json::Array(items) = value else {
             return Err(format!("`{field}` is {}; it must be a list of messages", json_type_name(&value)));
@@ -63,7 +67,7 @@ impl Message {
     }
 }
 
-/// What a JSON value is, in words.
+/// Returns the type of a JSON value, with its article.
 pub(crate) fn json_type_name(value: &Json) -> &'static str {
     match value {
         Json::Null => "null",

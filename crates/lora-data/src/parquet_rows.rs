@@ -1,4 +1,4 @@
-//! Rows of a Parquet file as JSON objects.
+//! Reads the rows of a Parquet file as JSON objects.
 
 use std::fmt::Display;
 use std::panic;
@@ -14,24 +14,24 @@ use crate::DataError;
 /// A row and its number (from 1).
 type NumberedRow = (usize, Map<String, Json>);
 
-/// All rows of the file, in its order.
+/// Returns all rows of the file, in the order of the file.
 ///
-/// A null field of a struct is left out: in a column of structs it cannot be told from an absent key. Byte strings
-/// without a type annotation are read as UTF-8.
+/// Null fields of a struct are omitted, because in a column of structs they cannot be distinguished
+/// from absent keys. Byte strings without a type annotation are read as UTF-8.
 ///
 /// # Errors
-/// The file is truncated, broken, or compressed by something other than Snappy or Zstandard.
+/// The file is truncated or corrupt, or is compressed with another method than Snappy or Zstandard.
 pub(crate) fn read_rows(path: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
-    // The library checks a file's footer but trusts its pages: damaged ones make it panic.
-    panic::catch_unwind(|| read_trusted_rows(path, bytes))
-        .unwrap_or_else(|_| Err(broken(path, "a page is damaged")))
+    // The library checks the footer of a file, but not its pages. It panics if a page is corrupt.
+    panic::catch_unwind(|| read_unchecked(path, bytes))
+        .unwrap_or_else(|_| Err(unreadable(path, "a page is corrupt")))
 }
 
-fn read_trusted_rows(path: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
-    let reader = SerializedFileReader::new(bytes).map_err(|err| broken(path, err))?;
+fn read_unchecked(path: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
+    let reader = SerializedFileReader::new(bytes).map_err(|err| unreadable(path, err))?;
     let mut rows = Vec::new();
-    for (i, row) in reader.get_row_iter(None).map_err(|err| broken(path, err))?.enumerate() {
-        let row = object(&row.map_err(|err| broken(path, err))?).map_err(|message| DataError::Row {
+    for (i, row) in reader.get_row_iter(None).map_err(|err| unreadable(path, err))?.enumerate() {
+        let row = object(&row.map_err(|err| unreadable(path, err))?).map_err(|message| DataError::Row {
             at: format!("{}, row {}", path.display(), i + 1),
             message,
         })?;
@@ -40,8 +40,8 @@ fn read_trusted_rows(path: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, Data
     Ok(rows)
 }
 
-fn broken(path: &Path, reason: impl Display) -> DataError {
-    DataError::file(path, format!("is no Parquet file that can be read (truncated?): {reason}"))
+fn unreadable(path: &Path, reason: impl Display) -> DataError {
+    DataError::file(path, format!("is not a readable Parquet file (truncated?): {reason}"))
 }
 
 fn object(row: &Row) -> Result<Map<String, Json>, String> {
@@ -82,7 +82,7 @@ fn json(field: &Field) -> Result<Json, String> {
             }
             Json::Object(object)
         }
-        // Dates, times and decimals, in Parquet's own writing.
+        // Dates, times and decimals, as the Parquet library formats them.
         other => Json::from(other.to_string()),
     })
 }

@@ -1,4 +1,5 @@
-//! What a job would do, from `config.json`, checkpoint headers and the dataset alone: no weights are read.
+//! The plan of a job, computed from `config.json`, checkpoint headers and the dataset. No weights
+//! are read.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,83 +18,89 @@ mod memory_requirements;
 use memory_requirements::PlanInputs;
 pub use memory_requirements::{MemoryRequirements, PlanMemory};
 
-/// What a job would do.
+/// The plan of a job.
 #[derive(Debug, Clone, Serialize)]
 pub struct Plan {
     /// The job's name.
     pub name: String,
     /// Directory of the base.
     pub base: PathBuf,
-    /// Parameters of the base.
+    /// Number of parameters of the base.
     pub base_parameters: u64,
-    /// Parameters that are trained.
+    /// Number of trained parameters.
     pub trainable_parameters: u64,
     /// Bytes of the result's parameters (f32).
     pub adapter_bytes: u64,
-    /// Adapted modules by the last part of their name, and how many.
+    /// Number of adapted modules by the last part of their name.
     pub modules: BTreeMap<String, usize>,
     /// Optimizer steps of the job.
     pub total_steps: u64,
     /// Optimizer steps of a pass over the data.
     pub steps_per_epoch: u64,
-    /// Steps of warm-up.
+    /// Warm-up steps.
     pub warmup_steps: u64,
-    /// Micro-batches of a full step: the most workers that can share it.
+    /// Micro-batches of a full step, which is the largest number of workers that can share the
+    /// step.
     pub micro_batches: usize,
-    /// Tokens that go through the model over the whole job, padding not counted.
+    /// Tokens that the model computes over the whole job, without padding.
     pub tokens: u64,
-    /// Share of the positions computed in the first epoch that are padding.
+    /// Share of padding among the positions that are computed in the first epoch.
     pub padding: f64,
-    /// Operations of the whole job: those that the model asks for, padding and recomputation not counted.
+    /// Floating-point operations of the model over the whole job, without padding and
+    /// recomputation.
     pub flops: f64,
-    /// What a worker needs.
+    /// Memory of a worker.
     pub memory: PlanMemory,
     /// The largest micro-batch.
     #[serde(skip)]
     pub shape: MicroBatchShape,
-    /// Whether a worker has enough of it.
+    /// Memory that a worker needs, with these settings and with alternatives.
     #[serde(skip)]
     pub requirements: MemoryRequirements,
-    /// Training rows.
+    /// The training data.
     pub train: PlanData,
-    /// Evaluation rows.
+    /// The evaluation data.
     pub eval: Option<PlanData>,
-    /// The first training row, trained tokens between ⟦ and ⟧.
+    /// The first training row, with trained tokens between ⟦ and ⟧.
     pub sample: String,
-    /// What people should know before they start, such as settings without effect.
+    /// Notes for the user, such as settings without effect.
     pub notes: Vec<String>,
-    /// What would make the job fail.
+    /// Reasons why the job would fail.
     pub problems: Vec<String>,
 }
 
-/// A dataset of a plan.
+/// A dataset in a plan.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlanData {
     /// The file.
     pub path: PathBuf,
-    /// What became of its rows.
+    /// Statistics of its rows.
     pub report: DataReport,
 }
 
-/// Why there is no plan.
+/// The reason why a job cannot be planned.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// A setting.
+    /// A setting is invalid.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// The base's `config.json`.
+    /// The base's `config.json` is invalid.
     #[error(transparent)]
     Config(#[from] ModelConfigError),
-    /// The base's weights.
+    /// The base's weights are invalid.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsError),
-    /// The dataset or the tokenizer.
+    /// The dataset, the tokenizer or the chat template is invalid.
     #[error(transparent)]
     Data(#[from] DataError),
 }
 
 impl Plan {
     /// Plans `job`, whose paths are absolute.
+    ///
+    /// # Errors
+    /// An invalid setting, base, tokenizer or dataset. Rows that `data.long_rows` refuses and rows
+    /// without targets do not fail the plan; they are listed in `problems`.
     pub fn new(job: &JobSpec) -> Result<Self, PlanError> {
         job.check()?;
         let base = &job.model.base;
@@ -103,7 +110,9 @@ impl Plan {
         index.check_format(&config, job.model.format())?;
         for (field, path) in [("data.train", Some(&job.data.train)), ("data.eval", job.data.eval.as_ref())] {
             if let Some(path) = path.filter(|path| !path.is_file()) {
-                return Err(FieldError::new(field, format!("there is no file {}", path.display())).into());
+                return Err(
+                    FieldError::new(field, format!("the file {} does not exist", path.display())).into()
+                );
             }
         }
         let mut modules = BTreeMap::new();
@@ -166,7 +175,7 @@ impl Plan {
     }
 }
 
-/// Of a pass over the rows.
+/// Returns the floating-point operations of a pass over the rows.
 fn flops(train: &Dataset, config: &ModelConfig, adapter: u64) -> f64 {
     let mut rows: BTreeMap<usize, u64> = BTreeMap::new();
     for length in train.lengths() {
@@ -176,10 +185,11 @@ fn flops(train: &Dataset, config: &ModelConfig, adapter: u64) -> f64 {
     rows.into_iter().map(of).sum()
 }
 
-/// What vLLM's `--max-lora-rank` can be (its `MaxLoRARanks`, version 0.14 on); the first is the default.
+/// Possible values of vLLM's `--max-lora-rank` (its `MaxLoRARanks`, since version 0.14). The first
+/// one is the default.
 const VLLM_RANKS: [usize; 7] = [16, 32, 64, 128, 256, 320, 512];
 
-/// What common servers would not take as it is.
+/// Returns a note if vLLM does not serve an adapter of rank `r` with its default settings.
 fn serving_note(r: usize) -> Option<String> {
     match VLLM_RANKS.iter().position(|most| r <= *most) {
         Some(0) => None,
@@ -191,10 +201,11 @@ fn serving_note(r: usize) -> Option<String> {
     }
 }
 
-/// What computing the singular values of the adapted weights takes, on the processors that do it at a time; `None`: they are not
-/// computed.
+/// Returns the estimated seconds for the singular value decompositions of the adapted weights, with
+/// [`MAX_CONCURRENT_DECOMPOSITIONS`] of them at a time; `None` if the initialization needs none.
 fn decomposition_seconds(adapter: &AdapterSpec, config: &ModelConfig) -> Option<f64> {
-    /// Of a matrix of n x n by n^3, measured for 1024 and 2048 on one processor (Zen 5).
+    /// Seconds for a matrix of n x n divided by n^3, measured for 1024 and 2048 on one processor
+    /// (Zen 5).
     const SECONDS: f64 = 1.2e-10;
     let rounds = match adapter.init_lora_weights {
         InitLoraWeights::Pissa => 1,
@@ -234,7 +245,8 @@ fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
     let init = job.adapter.init_lora_weights;
     if init.subtracts_initial() {
         notes.push(format!(
-            "init_lora_weights: {init} makes a result of rank {}, twice the rank that is trained, for the unchanged base",
+            "init_lora_weights: {init} exports an adapter of rank {} for the unchanged base, which is \
+             twice the trained rank",
             job.adapter.exported().r
         ));
     }
@@ -242,14 +254,15 @@ fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
         let faster =
             if init == InitLoraWeights::Pissa { "; pissa_niter_4 takes a fraction of that" } else { "" };
         notes.push(format!(
-            "init_lora_weights: {init} decomposes the adapted weights, about {:.0} minutes on four processors before the first \
-             step{faster}",
+            "init_lora_weights: {init} decomposes the adapted weights before the first step, which takes \
+             about {:.0} minutes on four processors{faster}",
             (seconds / 60.0).ceil()
         ));
     }
     if job.base_layout().loftq.is_some() {
         notes.push(
-            "loftq_iter above 1 makes a base of its own, which nothing but this job's result tells of: serve it with loractl merge"
+            "loftq_iter above 1 trains over a requantized base, which only this job's result describes; \
+             serve the result with loractl merge"
                 .into(),
         );
     }
@@ -270,8 +283,9 @@ mod tests {
     fn decomposition_time_grows_cubically() {
         let config = |hidden: usize, mlp: usize| {
             ModelConfig::parse(&format!(
-                r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": {hidden}, "intermediate_size": {mlp},
-                "vocab_size": 50, "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 4}}"#
+                r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": {hidden},
+                "intermediate_size": {mlp}, "vocab_size": 50, "num_hidden_layers": 1,
+                "num_attention_heads": 4, "num_key_value_heads": 4}}"#
             ))
             .unwrap()
         };
@@ -280,7 +294,7 @@ mod tests {
             decomposition_seconds(&adapter, config)
         };
         let small = config(64, 128);
-        // Four of 64 x 64, three of 64 x 128, four at a time.
+        // Four weights of 64 x 64 and three of 64 x 128; four are decomposed at a time.
         let cubes = (4 * 64 * 64 * 64 + 3 * 64 * 64 * 128) as f64;
         assert_eq!(of(InitLoraWeights::Pissa, 1, &small), Some(cubes * 1.2e-10 / 4.0));
         assert_eq!(of(InitLoraWeights::Loftq, 5, &small), Some(5.0 * cubes * 1.2e-10 / 4.0));

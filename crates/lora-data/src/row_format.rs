@@ -1,4 +1,4 @@
-//! What a dataset row is, recognized by its keys.
+//! The formats of dataset rows, recognized by their keys.
 
 use std::fmt;
 
@@ -8,25 +8,27 @@ use serde_json::{Map, Value as Json};
 use crate::Message;
 use crate::message::json_type_name;
 
-/// The formats that dataset rows come in.
+/// The format of a dataset row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RowFormat {
-    /// `messages` and optionally `tools`: rendered by the base's chat template; the assistant's turns are trained.
+    /// `messages` and optionally `tools`: rendered with the base's chat template. The assistant's
+    /// turns are trained.
     Messages,
-    /// `prompt` and `completion`, both strings or both lists of messages, as in TRL: the completion is trained.
+    /// `prompt` and `completion`, both strings or both lists of messages, as in TRL: the completion
+    /// is trained.
     PromptCompletion,
-    /// `text`: all of it is trained.
+    /// `text`: the whole text is trained.
     Text,
     /// Stanford Alpaca's `instruction`, `input` and `output`: the output is trained.
     Alpaca,
 }
 
-/// A row's contents.
+/// The contents of a row.
 pub(crate) enum RowContent {
-    /// The assistant's turns from message `from` on are trained.
+    /// A conversation. The assistant's turns from message `from` are trained.
     Chat { messages: Vec<Message>, tools: Option<Json>, from: usize },
-    /// `text` from byte `from` on is trained, and so is the end-of-sequence token after it.
+    /// A text. It is trained from byte `from`, and so is the end-of-sequence token after it.
     Plain { text: String, from: usize },
 }
 
@@ -42,7 +44,7 @@ impl fmt::Display for RowFormat {
 }
 
 impl RowFormat {
-    /// Keys that only rows of this format have.
+    /// Returns the keys that only rows of this format have.
     fn distinguishing_keys(self) -> &'static [&'static str] {
         match self {
             Self::Messages => &["messages"],
@@ -52,7 +54,10 @@ impl RowFormat {
         }
     }
 
-    /// The format that a row's keys tell; a key with the value null counts as absent.
+    /// Recognizes the format of a row by its keys. A key with the value null counts as missing.
+    ///
+    /// # Errors
+    /// No format has these keys, several formats do, or a key of the format is missing.
     pub(crate) fn recognize(row: &Map<String, Json>) -> Result<Self, String> {
         let has = |key: &&str| row.get(*key).is_some_and(|value| !value.is_null());
         let all = [Self::Messages, Self::PromptCompletion, Self::Text, Self::Alpaca];
@@ -60,25 +65,28 @@ impl RowFormat {
             all.into_iter().filter(|format| format.distinguishing_keys().iter().any(has)).collect();
         match found[..] {
             [format] => match format.distinguishing_keys().iter().find(|key| !has(key)) {
-                Some(missing) => Err(format!("a row of the format {format} without `{missing}`")),
+                Some(missing) => Err(format!("a row of the format {format} needs `{missing}`")),
                 None => Ok(format),
             },
             [] => {
                 let keys: Vec<&str> = row.keys().map(String::as_str).collect();
                 Err(format!(
-                    "not a row of a known format: it needs `messages`; `prompt` and `completion`; `text`; or `instruction` \
-                     and `output`; its keys are {}",
+                    "not a row of a known format: it needs `messages`; `prompt` and `completion`; `text`; \
+                     or `instruction` and `output`; its keys are {}",
                     if keys.is_empty() { "none".into() } else { format!("`{}`", keys.join("`, `")) }
                 ))
             }
             _ => Err(format!(
-                "keys of several formats ({}): leave one",
+                "keys of several formats ({}); keep one format",
                 found.iter().map(Self::to_string).collect::<Vec<_>>().join(" and ")
             )),
         }
     }
 
-    /// Takes the row's contents; keys that remain in `row` have no meaning here.
+    /// Removes the contents from `row` and returns them. The remaining keys have no effect.
+    ///
+    /// # Errors
+    /// A value of the wrong type.
     pub(crate) fn take(self, row: &mut Map<String, Json>) -> Result<RowContent, String> {
         match self {
             Self::Messages => {
@@ -117,18 +125,19 @@ impl RowFormat {
     }
 }
 
-/// The prompt that Stanford Alpaca was trained with (github.com/tatsu-lab/stanford_alpaca, `PROMPT_DICT`).
+/// Returns the prompt with which Stanford Alpaca was trained
+/// (github.com/tatsu-lab/stanford_alpaca, `PROMPT_DICT`).
 fn alpaca_prompt(instruction: &str, input: &str) -> String {
     if input.is_empty() {
         format!(
-            "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\
-             ### Instruction:\n{instruction}\n\n### Response:"
+            "Below is an instruction that describes a task. Write a response that appropriately \
+             completes the request.\n\n### Instruction:\n{instruction}\n\n### Response:"
         )
     } else {
         format!(
-            "Below is an instruction that describes a task, paired with an input that provides further context. Write a \
-             response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n### Input:\n{input}\
-             \n\n### Response:"
+            "Below is an instruction that describes a task, paired with an input that provides further \
+             context. Write a response that appropriately completes the request.\n\n\
+             ### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
         )
     }
 }
@@ -148,14 +157,15 @@ fn not_a_string(key: &str, value: &Json) -> String {
     format!("`{key}` is {}; it must be a string", json_type_name(value))
 }
 
-/// The tools that the template may list: JSON schemas, or as in TRL a JSON text of them.
+/// Returns the tools for the chat template: a list of JSON schemas, or as in TRL a string with such
+/// a list.
 fn take_tools(row: &mut Map<String, Json>) -> Result<Option<Json>, String> {
     match take(row, "tools") {
         Json::Null => Ok(None),
         tools @ Json::Array(_) => Ok(Some(tools)),
         Json::String(text) => match serde_json::from_str(&text) {
             Ok(tools @ Json::Array(_)) => Ok(Some(tools)),
-            _ => Err("`tools` is a string that holds no JSON list".into()),
+            _ => Err("`tools` is a string that is not a JSON list".into()),
         },
         other => Err(format!("`tools` is {}; it must be a list of JSON schemas", json_type_name(&other))),
     }

@@ -1,10 +1,11 @@
-//! The `tojson` filter of chat templates: Python's `json.dumps` with `ensure_ascii=False`, as Transformers defines it.
+//! The `tojson` filter of chat templates: Python's `json.dumps` with `ensure_ascii=False`, as
+//! Transformers defines the filter.
 
 use minijinja::value::Kwargs;
 use minijinja::{Error, ErrorKind, Value};
 use serde_json::Value as Json;
 
-/// `value | tojson(indent=.., separators=.., ensure_ascii=.., sort_keys=..)`.
+/// The filter `value | tojson(indent=.., separators=.., ensure_ascii=.., sort_keys=..)`.
 pub(crate) fn tojson(value: &Value, kwargs: Kwargs) -> Result<Value, Error> {
     let indent: Option<usize> = kwargs.get("indent")?;
     let separators: Option<(String, String)> =

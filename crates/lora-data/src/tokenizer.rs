@@ -1,4 +1,4 @@
-//! A base's tokenizer and chat template.
+//! The tokenizer and chat template of a base.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,13 @@ use crate::conversation::{Conversation, render_conversation};
 use crate::tokenizer_files::TokenizerFiles;
 use crate::{DataError, Message, Row};
 
-/// A base directory's tokenizer and chat template.
+/// The tokenizer and chat template of a base directory.
 ///
-/// Texts are split by `tokenizer.json` alone, with its truncation and padding settings turned off, as Transformers does.
+/// As in Transformers, only `tokenizer.json` determines the tokens of a text, and its truncation
+/// and padding settings are turned off.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// The reason, where there is none that can be used.
+    /// The chat template, or the reason why the base has none that can be used.
     chat_template: Result<ChatTemplate, String>,
     eos: Option<(String, u32)>,
     stop_tokens: Vec<u32>,
@@ -23,7 +24,7 @@ pub struct Tokenizer {
     files: Vec<PathBuf>,
 }
 
-/// A token and the byte range of the text that it stands for.
+/// A token and its byte range in the text.
 pub(crate) struct Span {
     pub(crate) token: u32,
     pub(crate) start: usize,
@@ -31,17 +32,19 @@ pub(crate) struct Span {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json`, `tokenizer_config.json` (as Transformers 4 or 5 wrote it), `special_tokens_map.json`,
-    /// `chat_template.jinja`, and the end-of-sequence ids of `generation_config.json` or else `config.json`. All but
-    /// the first may be missing.
+    /// Reads `tokenizer.json`, `tokenizer_config.json` (of Transformers 4 or 5),
+    /// `special_tokens_map.json`, `chat_template.jinja`, and the end-of-sequence ids of
+    /// `generation_config.json`, otherwise of `config.json`. All files except the first may be
+    /// missing.
     ///
     /// # Errors
-    /// A file that cannot be read or parsed; an `eos_token` that the vocabulary does not have.
+    /// A file that cannot be read or parsed, or an `eos_token` that is not in the vocabulary. An
+    /// invalid chat template is an error only when it is used.
     pub fn load(dir: &Path) -> Result<Self, DataError> {
         let path = dir.join("tokenizer.json");
         let bytes = fs::read(&path).map_err(|source| DataError::Read { path: path.clone(), source })?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|err| DataError::file(&path, format!("is no tokenizer: {err}")))?;
+            .map_err(|err| DataError::file(&path, format!("is not a tokenizer: {err}")))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|err| DataError::Tokenize(err.to_string()))?;
 
@@ -65,7 +68,8 @@ impl Tokenizer {
             Some((path, source)) => ChatTemplate::new(&source, &files.special_tokens)
                 .map_err(|err| format!("the chat template in {} cannot be used: {err}", path.display())),
             None => Err(format!(
-                "the base in {} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json)",
+                "the base in {} has no chat template (chat_template.jinja, or chat_template in \
+                 tokenizer_config.json)",
                 dir.display()
             )),
         };
@@ -79,21 +83,24 @@ impl Tokenizer {
         })
     }
 
-    /// Token ids of a text. Rendered chats are encoded without `add_special_tokens`: the template has written them.
+    /// Returns the token ids of a text. Rendered chats are encoded without `add_special_tokens`,
+    /// because the template has written the special tokens.
     pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Vec<u32>, DataError> {
         let encoding = self.inner.encode_fast(text, add_special_tokens).map_err(tokenize_error)?;
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The text of token ids.
+    /// Returns the text of token ids.
     pub fn decode(&self, ids: &[u32], skip_special_tokens: bool) -> Result<String, DataError> {
         self.inner.decode(ids, skip_special_tokens).map_err(tokenize_error)
     }
 
-    /// Renders a conversation by the base's chat template, as Transformers' `apply_chat_template(tokenize=False)`.
+    /// Renders a conversation with the base's chat template, like Transformers'
+    /// `apply_chat_template(tokenize=False)`.
     ///
     /// # Errors
-    /// [`DataError::ChatTemplate`] where there is none, or what the template raises.
+    /// [`DataError::ChatTemplate`] if the base has no valid chat template, or if the template
+    /// fails.
     pub fn render_chat(
         &self,
         messages: &[Message],
@@ -103,39 +110,42 @@ impl Tokenizer {
         rendered.map(|rendered| rendered.text).map_err(DataError::ChatTemplate)
     }
 
-    /// Tokens that end a generation: `eos_token` and the `eos_token_id` of the generation config.
+    /// Returns the tokens that end a generation: `eos_token`, and `eos_token_id` of
+    /// `generation_config.json`, otherwise of `config.json`.
     pub fn stop_tokens(&self) -> &[u32] {
         &self.stop_tokens
     }
 
-    /// Tokens in the vocabulary, added ones included.
+    /// Returns the number of tokens in the vocabulary, including added tokens.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
 
-    /// The id of a token.
+    /// Returns the id of a token.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// Text and id of the end-of-sequence token.
+    /// Returns the text and id of the end-of-sequence token.
     pub fn eos_token(&self) -> Option<(&str, u32)> {
         self.eos.as_ref().map(|(token, id)| (token.as_str(), *id))
     }
 
-    /// Tokenizer files that the base directory has, relative to it: what is copied beside an exported adapter.
+    /// Returns the paths of the tokenizer files that exist, relative to the base directory. They
+    /// are copied to the directory of an exported adapter.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
 
-    /// Decodes a row, special tokens included, with each run of trained tokens between ⟦ and ⟧.
+    /// Decodes a row including special tokens, with each run of trained tokens between ⟦ and ⟧.
     pub fn marked_text(&self, row: &Row) -> Result<String, DataError> {
         let mut marked = String::new();
         let mut before = String::new();
         let mut start = 0;
         for run in row.trained.chunk_by(|a, b| a == b) {
             let end = start + run.len();
-            // Decoders look at their neighbours (a leading space, a character in several tokens).
+            // The text of a token depends on its neighbours (a leading space, a character in
+            // several tokens), so prefixes are decoded and compared.
             let up_to_here = self.decode(&row.tokens[..end], false)?;
             let text = match up_to_here.strip_prefix(before.as_str()) {
                 Some(text) => text.to_owned(),

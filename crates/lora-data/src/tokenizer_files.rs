@@ -1,4 +1,4 @@
-//! What the tokenizer files of a base directory say, in Transformers' version 4 and 5 layouts.
+//! Reads the tokenizer files of a base directory, in the layouts of Transformers 4 and 5.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -9,13 +9,13 @@ use serde_json::{Map, Value as Json};
 
 use crate::DataError;
 
-/// The contents of a base's tokenizer files, beside `tokenizer.json` itself.
+/// The contents of a base's tokenizer files, except `tokenizer.json`.
 pub(crate) struct TokenizerFiles {
     /// Special tokens by name (`bos_token`, `eos_token`, ...).
     pub(crate) special_tokens: BTreeMap<String, String>,
-    /// The default chat template and the file it comes from.
+    /// The file with the default chat template, and the template.
     pub(crate) chat_template: Option<(PathBuf, String)>,
-    /// `eos_token_id` of `generation_config.json`, or else of `config.json`.
+    /// `eos_token_id` of `generation_config.json`, otherwise of `config.json`.
     pub(crate) eos_token_ids: Vec<u32>,
     /// Paths of the tokenizer files that exist, relative to the base directory.
     pub(crate) present: Vec<PathBuf>,
@@ -25,7 +25,7 @@ const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
 const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
-/// Every file name that Transformers' `save_pretrained` of a tokenizer writes.
+/// All file names that `save_pretrained` of a tokenizer writes in Transformers.
 const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
     TOKENIZER_CONFIG,
@@ -39,11 +39,11 @@ const TOKENIZER_FILES: [&str; 9] = [
 ];
 
 impl TokenizerFiles {
-    /// Reads what there is; a missing file is no error.
+    /// Reads the files that exist; a missing file is not an error.
     pub(crate) fn read(dir: &Path) -> Result<Self, DataError> {
         let config = read_object(&dir.join(TOKENIZER_CONFIG))?.unwrap_or_default();
         let mut special_tokens = BTreeMap::new();
-        // As in Transformers, tokenizer_config.json has the last word.
+        // As in Transformers, tokenizer_config.json has precedence.
         for map in [&read_object(&dir.join(SPECIAL_TOKENS_MAP))?.unwrap_or_default(), &config] {
             special_tokens.extend(
                 map.iter()
@@ -60,7 +60,7 @@ impl TokenizerFiles {
     }
 }
 
-/// A token is a string, or an `AddedToken` written out.
+/// Returns the text of a token, which is a string or a serialized `AddedToken`.
 fn token_text(value: &Json) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
@@ -132,7 +132,7 @@ fn read_object(path: &Path) -> Result<Option<Map<String, Json>>, DataError> {
     let Some(text) = read_text(path)? else { return Ok(None) };
     match serde_json::from_str(&text) {
         Ok(map) => Ok(Some(map)),
-        Err(err) => Err(DataError::file(path, format!("is no JSON object: {err}"))),
+        Err(err) => Err(DataError::file(path, format!("is not a JSON object: {err}"))),
     }
 }
 

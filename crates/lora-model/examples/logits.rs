@@ -1,4 +1,6 @@
-//! Writes the logits of a base with an adapter, for `tests/oracle/check_adapter.py` to compare with PEFT's:
+//! Writes the logits of a base with an adapter, for `tests/oracle/check_adapter.py` to compare with
+//! PEFT's. Usage:
+//!
 //! `cargo run -p lora-model --example logits -- BASE_DIR ADAPTER_DIR OUT.safetensors`.
 
 use std::collections::HashMap;

@@ -1,4 +1,4 @@
-//! The trained parameters: LoRA matrices in one flat f32 buffer, block after block.
+//! The trained parameters: LoRA matrices in one flat f32 buffer, ordered by block.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use lora_spec::{AdapterSpec, LinearModule, ModelConfig, Philox};
 use crate::block::Block;
 use crate::{Base, ModelError};
 
-/// Where each matrix of an adapter lies in a flat buffer. A block's matrices are contiguous.
+/// The layout of an adapter's matrices in a flat buffer. The matrices of a block are contiguous.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdapterLayout {
     /// Adapted modules in the order of computation.
     pub modules: Vec<AdaptedModule>,
-    /// Elements in all.
+    /// Total number of elements.
     pub len: usize,
     layers: usize,
 }
@@ -25,13 +25,13 @@ pub struct AdapterLayout {
 /// One adapted module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AdaptedModule {
-    /// The frozen module under it.
+    /// The frozen module below the adapter.
     pub module: LinearModule,
     /// Rank.
     pub r: usize,
-    /// `lora_A.weight` `[r, in_features]`.
+    /// Elements of `lora_A.weight` `[r, in_features]`.
     pub a: Range<usize>,
-    /// `lora_B.weight` `[out_features, r]`.
+    /// Elements of `lora_B.weight` `[out_features, r]`.
     pub b: Range<usize>,
     projection: usize,
 }
@@ -60,12 +60,12 @@ impl AdapterLayout {
         Self { modules, len, layers: model.num_hidden_layers }
     }
 
-    /// Decoder blocks of the model, adapted or not.
+    /// Number of decoder blocks of the model, adapted or not.
     pub(crate) fn layers(&self) -> usize {
         self.layers
     }
 
-    /// Name in a PEFT file, shape and place of every matrix.
+    /// Iterates over all matrices: name in a PEFT file, shape, and range in the flat buffer.
     pub fn tensors(&self) -> impl Iterator<Item = (String, [usize; 2], Range<usize>)> {
         self.modules.iter().flat_map(|slot| {
             let name = |matrix: &str| format!("base_model.model.{}.lora_{matrix}.weight", slot.module.name);
@@ -76,21 +76,21 @@ impl AdapterLayout {
         })
     }
 
-    /// Where a block's matrices lie.
+    /// Returns the range of a block's matrices. It is empty if the block has none.
     pub fn block(&self, layer: usize) -> Range<usize> {
         let of = |slot: &&AdaptedModule| slot.module.layer == layer;
         let first = self.modules.iter().find(of).map_or(0, |slot| slot.a.start);
         first..self.modules.iter().rfind(of).map_or(first, |slot| slot.b.end)
     }
 
-    /// Name of the matrix that element `index` belongs to.
+    /// Returns the name of the matrix that element `index` belongs to.
     pub fn name_of(&self, index: usize) -> String {
         self.tensors()
             .find(|(_, _, range)| range.contains(&index))
             .map_or_else(String::new, |(name, ..)| name)
     }
 
-    /// Views of a flat buffer, `[block][projection]`.
+    /// Returns the matrices as views of a flat buffer, `[block][projection]`.
     fn pairs(&self, flat: &Tensor) -> Result<Vec<Vec<Option<LoraPair>>>, ModelError> {
         let mut pairs = vec![vec![None; Block::PROJECTIONS]; self.layers];
         for slot in &self.modules {
@@ -105,21 +105,22 @@ impl AdapterLayout {
     }
 }
 
-/// An adapter over a base: its parameters and how they are applied, `W0 + s B A`.
+/// An adapter over a base: the parameters and the scaling `s` of `W0 + s B A`.
 #[derive(Debug)]
 pub struct Adapter {
     layout: Arc<AdapterLayout>,
     params: Tensor,
     compute: ComputeMatrices,
-    /// What is taken off the base: `W0 - s B0 A0` is frozen.
+    /// The initial adapter, which is subtracted from the base: `W0 - s B0 A0` is frozen.
     initial: Option<(Tensor, ComputeMatrices)>,
     scaling: f64,
 }
 
-/// Matrices as they are computed with.
+/// The matrices in the type of the activations.
 #[derive(Debug, Clone)]
 struct ComputeMatrices {
-    /// The parameters in the type of the activations; themselves where that is f32.
+    /// The parameters in the type of the activations. If that is f32, this is the tensor of the
+    /// parameters itself.
     flat: Tensor,
     pairs: Vec<Vec<Option<LoraPair>>>,
 }
@@ -144,8 +145,9 @@ impl ComputeMatrices {
 }
 
 impl Adapter {
-    /// A new adapter as PEFT initializes one: `A` uniform in ±1/sqrt(in_features) (Kaiming's rule with `a = sqrt(5)`),
-    /// `B` zero. Every element is a pure function of the seed, its module and its place.
+    /// Creates an adapter on the CPU as PEFT initializes it: `A` is uniform in ±1/sqrt(in_features)
+    /// (Kaiming uniform with `a = sqrt(5)`), `B` is zero. Every element is a pure function of the
+    /// seed, its module and its index.
     pub fn new(model: &ModelConfig, spec: &AdapterSpec, seed: u64) -> Result<Self, ModelError> {
         let modules = spec.target_modules.resolve(model)?;
         let layout = AdapterLayout::new(model, &modules, spec.r);
@@ -158,7 +160,7 @@ impl Adapter {
         Self::from_params(Arc::new(layout), params, spec.scaling())
     }
 
-    /// An adapter on the CPU with given parameters (`layout.len` of them).
+    /// Creates an adapter on the CPU with the given parameters (`layout.len` elements).
     pub fn from_params(
         layout: Arc<AdapterLayout>,
         params: Vec<f32>,
@@ -168,27 +170,28 @@ impl Adapter {
         Self::assemble(layout, params, None, DType::F32, scaling)
     }
 
-    /// The adapter, and its parameters as they are taken off the base: together they change nothing.
+    /// Adds a copy of the current parameters as the initial term, which is subtracted from the
+    /// base. Until the parameters change, the adapter therefore does not change the base's outputs.
     pub fn with_initial_subtracted(self) -> Result<Self, ModelError> {
         let initial_params = from_vec(to_vec::<f32>(&self.params)?, self.layout.len, self.params.device())?;
         Self::assemble(self.layout, self.params, Some(initial_params), DType::F32, self.scaling)
     }
 
-    /// The adapter where `base` is, and computing in the type of its activations.
+    /// Copies the adapter to the device of `base`, with matrices in the type of its activations.
     pub fn to_device_of(self, base: &Base) -> Result<Self, ModelError> {
-        let there = |params: &Tensor| to_device(params, base.device());
-        let initial = self.initial.as_ref().map(|(initial_params, _)| there(initial_params)).transpose()?;
-        Self::assemble(self.layout, there(&self.params)?, initial, base.activation_dtype(), self.scaling)
+        let copy = |params: &Tensor| to_device(params, base.device());
+        let initial = self.initial.as_ref().map(|(initial_params, _)| copy(initial_params)).transpose()?;
+        Self::assemble(self.layout, copy(&self.params)?, initial, base.activation_dtype(), self.scaling)
     }
 
-    /// An adapter of this one's form and place with other parameters, in the same layout; `initial`: other ones of what is taken
-    /// off the base too.
+    /// Returns an adapter with other parameters, and the same layout, device and dtypes. `initial`
+    /// replaces the parameters of the initial term; `None` keeps them.
     pub fn with_params(&self, params: Vec<f32>, initial: Option<Vec<f32>>) -> Result<Self, ModelError> {
-        let there = |params: Vec<f32>| from_vec(params, self.layout.len, self.params.device());
+        let to_tensor = |params: Vec<f32>| from_vec(params, self.layout.len, self.params.device());
         let kept = self.initial.as_ref().map(|(initial_params, _)| initial_params.clone());
-        let initial = initial.map(there).transpose()?.or(kept);
+        let initial = initial.map(to_tensor).transpose()?.or(kept);
         let dtype = self.compute.flat.dtype();
-        Self::assemble(self.layout.clone(), there(params)?, initial, dtype, self.scaling)
+        Self::assemble(self.layout.clone(), to_tensor(params)?, initial, dtype, self.scaling)
     }
 
     fn assemble(
@@ -210,49 +213,51 @@ impl Adapter {
         Ok(Self { layout, params, compute, initial, scaling })
     }
 
-    /// Makes the computation use the parameters as they are now; to be called whenever they were changed.
+    /// Updates the matrices in the type of the activations. Must be called after every change of
+    /// the parameters.
     pub fn refresh(&self) -> Result<(), ModelError> {
         self.compute.refresh(&self.params)
     }
 
-    /// Where each matrix lies in `params`.
+    /// Returns the layout of the matrices in `params`.
     pub fn layout(&self) -> &Arc<AdapterLayout> {
         &self.layout
     }
 
-    /// The flat parameters, f32 `[layout.len]`.
+    /// Returns the flat parameters, f32 `[layout.len]`.
     pub fn params(&self) -> &Tensor {
         &self.params
     }
 
-    /// The parameters of what is taken off the base, f32 `[layout.len]`.
+    /// Returns the parameters of the initial term, which is subtracted from the base, f32
+    /// `[layout.len]`.
     pub fn initial(&self) -> Option<&Tensor> {
         self.initial.as_ref().map(|(initial_params, _)| initial_params)
     }
 
-    /// The factor of `B A`.
+    /// Returns the factor of `B A`.
     pub fn scaling(&self) -> f64 {
         self.scaling
     }
 
-    /// The adapters of a block, by projection.
+    /// Returns the adapters of a block, by projection.
     pub(crate) fn block(&self, layer: usize) -> &[Option<LoraPair>] {
         &self.compute.pairs[layer]
     }
 
-    /// What is taken off a block's weights, by projection.
+    /// Returns the initial adapters that are subtracted from a block's weights, by projection.
     pub(crate) fn initial_block(&self, layer: usize) -> Option<&[Option<LoraPair>]> {
         self.initial.as_ref().map(|(_, compute)| compute.pairs[layer].as_slice())
     }
 
-    /// The adapter of a module by its full name.
+    /// Returns the adapter of a module by its full name.
     pub(crate) fn pair(&self, module: &str) -> Option<&LoraPair> {
         let slot = self.layout.modules.iter().find(|slot| slot.module.name == module)?;
         self.compute.pairs[slot.module.layer][slot.projection].as_ref()
     }
 }
 
-/// Fills `values` with uniform numbers in ±`bound`, each a pure function of its place.
+/// Fills `values` with uniform numbers in ±`bound`. Each is a pure function of its index.
 pub(crate) fn fill_uniform(values: &mut [f32], philox: &Philox, bound: f32) {
     for (block, values) in values.chunks_mut(4).enumerate() {
         let words = philox.words([block as u32, (block >> 32) as u32, 0, 0]);
@@ -262,7 +267,7 @@ pub(crate) fn fill_uniform(values: &mut [f32], philox: &Philox, bound: f32) {
     }
 }
 
-/// Gradients of an adapter's parameters in its layout.
+/// Gradients of an adapter's parameters, in the adapter's layout.
 #[derive(Debug)]
 pub struct Gradients {
     flat: Tensor,
@@ -270,19 +275,19 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Zero gradients on `device`.
+    /// Creates zero gradients on `device`.
     pub fn zeros(layout: &AdapterLayout, device: &Device) -> Result<Self, ModelError> {
         let flat = zeros(layout.len, DType::F32, device)?;
         let pairs = layout.pairs(&flat)?;
         Ok(Self { flat, pairs })
     }
 
-    /// Makes them zero again.
+    /// Sets all gradients to zero.
     pub fn clear(&self) -> Result<(), ModelError> {
         Ok(zero(&self.flat)?)
     }
 
-    /// The flat gradients, f32 `[layout.len]`.
+    /// Returns the flat gradients, f32 `[layout.len]`.
     pub fn flat(&self) -> &Tensor {
         &self.flat
     }

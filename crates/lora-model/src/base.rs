@@ -19,12 +19,12 @@ use crate::init::loftq_weights;
 use crate::random;
 use crate::weights::WeightReader;
 
-/// A frozen base model: read once, never changed.
+/// A frozen base model. It is read once and never changes.
 #[derive(Debug)]
 pub struct Base {
-    /// What `config.json` says.
+    /// The contents of `config.json`.
     pub config: ModelConfig,
-    /// Where it was read from; empty for random weights.
+    /// Directory that the base was read from; empty for random weights.
     pub dir: PathBuf,
     pub(crate) embedding: Tensor,
     pub(crate) blocks: Vec<Block>,
@@ -32,13 +32,13 @@ pub struct Base {
     /// `[vocab, hidden]`, never quantized.
     pub(crate) head: Tensor,
     device: Device,
-    /// The longest table of angles that was needed so far.
+    /// The longest RoPE table that was needed so far, and its number of positions.
     rope: Mutex<Option<(usize, Arc<RopeTable>)>>,
     sha256: String,
 }
 
-/// What tells two bases on disk apart without reading them: path, sizes and modification times of the files, and how
-/// the weights are held.
+/// Identifies a base in memory without reading its weights: path, size and modification time of
+/// each file, and the layout of the weights in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseKey {
     files: Vec<(PathBuf, u64, SystemTime)>,
@@ -46,7 +46,7 @@ pub struct BaseKey {
 }
 
 impl BaseKey {
-    /// The key of the base in `dir`, held in `layout`.
+    /// Returns the key of the base in `dir`, loaded in `layout`.
     pub fn from_dir(dir: &Path, layout: impl Into<BaseLayout>) -> Result<Self, ModelError> {
         let mut files = SafetensorsIndex::open(dir)?.files;
         files.push(dir.join("config.json"));
@@ -63,8 +63,9 @@ impl BaseKey {
 }
 
 impl Base {
-    /// Reads the model in `dir` (Hugging Face layout) onto `device` and holds its matrices as `layout` says; norms and biases
-    /// are f32. On a GPU all dense matrices have one type: with `auto` bf16 where the checkpoint has no other floats, else f32.
+    /// Reads the model in `dir` (Hugging Face layout) onto `device`, with matrices in the given
+    /// layout; norms and biases are f32. On a GPU all dense matrices have the same type. With
+    /// `auto` this is bf16 if the checkpoint has no other floats, and otherwise f32.
     pub fn load(dir: &Path, layout: impl Into<BaseLayout>, device: &Device) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
         let index = SafetensorsIndex::open(dir)?;
@@ -92,11 +93,12 @@ impl Base {
         )
     }
 
-    /// A model of this shape with random weights, made on `device`, for measurements. Dense matrices (`auto`: f32) are uniform
-    /// with a standard deviation of 0.02, norms 1 and biases 0. Quantized matrices have uniform codes and random scales that
-    /// give the same standard deviation ([`FourBit::random`](lora_ops::quant::FourBit::random),
-    /// [`Int8::random`](lora_ops::quant::Int8::random)). Each part is a pure function of the seed, its name and the index of an
-    /// element, with the same bits on every device.
+    /// Creates a model of the given configuration with random weights on `device`, for
+    /// measurements. Dense matrices (`auto`: f32) are uniform with a standard deviation of 0.02,
+    /// norms 1 and biases 0. Quantized matrices have uniform codes and random scales that give the
+    /// same standard deviation ([`FourBit::random`](lora_ops::quant::FourBit::random),
+    /// [`Int8::random`](lora_ops::quant::Int8::random)). Each part is a pure function of the seed,
+    /// its name and the index of an element, with the same bits on every device.
     pub fn random(
         config: ModelConfig,
         format: impl Into<BaseFormat>,
@@ -116,7 +118,8 @@ impl Base {
         Self::build(config.clone(), PathBuf::new(), sha256, device, matrix, vector, weight)
     }
 
-    /// Of a checkpoint's tensors: its dense matrices, its vectors, and its linear modules' weights.
+    /// Builds a base from a checkpoint's tensors. `matrix` and `vector` return the dense matrix or
+    /// vector of a name, `weight` the weight of a linear module.
     pub(crate) fn build(
         config: ModelConfig,
         dir: PathBuf,
@@ -156,12 +159,15 @@ impl Base {
         })
     }
 
-    /// Logits `[tokens, vocab]` of normalized hidden states `[tokens, hidden]`, f32.
+    /// Returns the logits of normalized hidden states `[tokens, hidden]`, f32 `[tokens, vocab]`.
     pub(crate) fn logits(&self, normed: &Tensor) -> Result<Tensor, ModelError> {
         Ok(FrozenLinear::new(self.head.clone(), None)?.forward_f32(normed)?)
     }
 
-    /// The tensors of a dense base, by the names of a checkpoint.
+    /// Returns the tensors of a dense base with their names in a checkpoint.
+    ///
+    /// # Errors
+    /// A weight is quantized.
     pub(crate) fn tensors(&self) -> Result<Vec<(String, Tensor)>, ModelError> {
         let mut tensors = vec![
             ("model.embed_tokens.weight".to_owned(), self.embedding.clone()),
@@ -189,19 +195,19 @@ impl Base {
         Ok(tensors)
     }
 
-    /// What the weight of a linear module stands for, by the module's name: f32, on the CPU.
+    /// Returns the (dequantized) weight of a linear module by the module's name, as f32 on the CPU.
     ///
     /// # Errors
-    /// There is no such module.
+    /// The module does not exist.
     pub fn dense_weight(&self, module: &str) -> Result<Tensor, ModelError> {
         let modules = self.config.linear_modules();
         let Some(at) = modules.iter().position(|it| it.name == module) else {
-            return Err(candle_core::Error::Msg(format!("there is no module {module}")).into());
+            return Err(candle_core::Error::Msg(format!("module {module} does not exist")).into());
         };
         Ok(self.blocks[at / Block::PROJECTIONS].weight(at % Block::PROJECTIONS).dense()?)
     }
 
-    /// Bytes that its weights take.
+    /// Returns the size of the weights in bytes.
     pub fn bytes(&self) -> usize {
         let dense = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let head = if self.config.tie_word_embeddings { 0 } else { dense(&self.head) };
@@ -209,17 +215,17 @@ impl Base {
         dense(&self.embedding) + head + dense(&self.norm) + blocks
     }
 
-    /// Where it is.
+    /// Returns the device of the weights.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// Type of the activations: f32 on the CPU, that of the matrices on a GPU.
+    /// Returns the type of the activations: f32 on the CPU, the type of the matrices on a GPU.
     pub fn activation_dtype(&self) -> DType {
         if self.device.is_cpu() { DType::F32 } else { self.embedding.dtype() }
     }
 
-    /// Angles of at least `positions` positions.
+    /// Returns a RoPE table of at least `positions` positions.
     pub(crate) fn rope(&self, positions: usize) -> Result<Arc<RopeTable>, ModelError> {
         let mut longest = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((length, table)) = &*longest
@@ -233,16 +239,18 @@ impl Base {
         Ok(table)
     }
 
-    /// SHA-256 over the names and SHA-256s of `config.json` and the safetensors files, and over the weights that LoftQ quantized again,
-    /// which another processor may have made with other bits; of random weights, over what they are a function of.
+    /// Returns the SHA-256 over the names and hashes of `config.json` and the safetensors files,
+    /// and over the weights that LoftQ requantized, because another processor may compute them with
+    /// other bits. For random weights it is the SHA-256 over seed, format and configuration.
     pub fn sha256(&self) -> &str {
         &self.sha256
     }
 }
 
+/// Returns the type of all dense matrices on a GPU.
 fn common_dtype(dtype: BaseDtype, config: &ModelConfig, index: &SafetensorsIndex) -> BaseDtype {
     let is_bf16 = |(name, _): (String, _)| match index.tensors.get(&name).map(|entry| entry.dtype.as_str()) {
-        // A quantized weight has no say.
+        // A quantized weight does not decide the type.
         Some("U8" | "I8") => true,
         dtype => dtype == Some("BF16"),
     };
@@ -253,7 +261,8 @@ fn common_dtype(dtype: BaseDtype, config: &ModelConfig, index: &SafetensorsIndex
     }
 }
 
-/// The hash `files`, or one of it and of weights that are not the files'.
+/// Returns the hash of `files` (the hash of the files) and of the requantized `weights`; if there
+/// are no such weights, returns `files`.
 fn hash_with_weights(files: String, weights: &HashMap<String, Weight>) -> Result<String, ModelError> {
     if weights.is_empty() {
         return Ok(files);
@@ -269,6 +278,7 @@ fn hash_with_weights(files: String, weights: &HashMap<String, Weight>) -> Result
     Ok(sha256(text.as_bytes()))
 }
 
+/// Returns the SHA-256 over the names and hashes of `config.json` and the safetensors files.
 fn hash_files(dir: &Path, index: &SafetensorsIndex) -> Result<String, ModelError> {
     let mut files = index.files.clone();
     files.push(dir.join("config.json"));

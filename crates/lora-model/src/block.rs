@@ -26,46 +26,48 @@ pub(crate) struct Block {
     post_attention_norm: Tensor,
 }
 
-/// What a block's computation needs beside its weights and its input.
+/// The operands of a block's computation, except its weights and its input.
 pub(crate) struct BlockContext<'a> {
     pub(crate) shape: AttentionShape,
     pub(crate) rope: &'a RopeTable,
     pub(crate) eps: f64,
     pub(crate) activation: ActivationFunction,
-    /// First key that each query sees; `None`: the first of its row.
+    /// First visible key of each query; `None`: the first key of its row.
     pub(crate) first: Option<&'a Ids>,
+    /// Adapters by projection.
     pub(crate) lora: Option<&'a [Option<LoraPair>]>,
-    /// What is taken off the frozen weights, with the same scaling.
+    /// Initial adapters by projection. They are subtracted from the frozen weights, with the same
+    /// scaling.
     pub(crate) initial: Option<&'a [Option<LoraPair>]>,
     pub(crate) scaling: f64,
-    /// One mask a projection.
+    /// Dropout masks by projection.
     pub(crate) dropout: Option<&'a [Dropout]>,
 }
 
 impl BlockContext<'_> {
-    /// The adapter of a projection.
+    /// Returns the adapter of a projection.
     fn pair(&self, p: usize) -> Option<&LoraPair> {
         self.lora.and_then(|pairs| pairs[p].as_ref())
     }
 
-    /// What is taken off a projection's frozen weight.
+    /// Returns the initial adapter that is subtracted from a projection's frozen weight.
     fn initial(&self, p: usize) -> Option<&LoraPair> {
         self.initial.and_then(|pairs| pairs[p].as_ref())
     }
 
-    /// The dropout of a projection's adapter.
+    /// Returns the dropout mask of a projection's adapter.
     fn mask(&self, p: usize) -> Option<&Dropout> {
         self.dropout.map(|masks| &masks[p])
     }
 }
 
-/// Keys and values of the tokens so far, `[tokens, kv_heads * head_dim]`.
+/// Keys and values of all previous tokens, each `[tokens, kv_heads * head_dim]`.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct KvCache {
     keys_values: Option<(Tensor, Tensor)>,
 }
 
-/// What a block keeps for its backward pass.
+/// Intermediate results of a block's forward pass that its backward pass reads.
 pub(crate) struct Activations {
     input_norm: rms_norm::RmsNormActivations,
     q: Tensor,
@@ -79,13 +81,15 @@ pub(crate) struct Activations {
     lora: Vec<Option<lora::LoraActivations>>,
 }
 
-/// Attention's output `[tokens, heads * head_dim]`, and what its backward pass needs beside it.
+/// The output of attention `[tokens, heads * head_dim]`, and its other activations for the backward
+/// pass.
 pub(crate) struct AttentionOutput {
     output: Tensor,
     saved: attention::AttentionActivations,
 }
 
-/// What is left of [`Activations`] until the backward pass, which makes it whole again.
+/// The part of [`Activations`] that is kept between the passes. [`Block::recompute`] computes the
+/// rest.
 pub(crate) enum SavedActivations {
     Everything(Box<Activations>),
     Attention(AttentionOutput),
@@ -93,7 +97,7 @@ pub(crate) enum SavedActivations {
 }
 
 impl Activations {
-    /// Drops what `checkpointing` does not keep.
+    /// Drops the activations that `checkpointing` recomputes.
     pub(crate) fn into_saved(self, checkpointing: ActivationCheckpointing) -> SavedActivations {
         match checkpointing {
             ActivationCheckpointing::None => SavedActivations::Everything(Box::new(self)),
@@ -104,9 +108,14 @@ impl Activations {
 }
 
 impl Block {
-    /// Linear modules of a block.
+    /// Number of linear modules of a block.
     pub(crate) const PROJECTIONS: usize = 7;
 
+    /// Creates a block from its projections, in the order of `ModelConfig::linear_modules`, and its
+    /// norms.
+    ///
+    /// # Errors
+    /// The number of projections is not [`Self::PROJECTIONS`].
     pub(crate) fn new(
         projections: Vec<FrozenLinear>,
         input_norm: Tensor,
@@ -118,25 +127,27 @@ impl Block {
         Ok(Self { projections, input_norm, post_attention_norm })
     }
 
-    /// The projections in the order of `ModelConfig::linear_modules`, and the norms by their names.
+    /// Returns the projections in the order of `ModelConfig::linear_modules`, and the norms with
+    /// their names.
     pub(crate) fn parts(&self) -> (&[FrozenLinear], [(&'static str, &Tensor); 2]) {
         let norms =
             [("input_layernorm", &self.input_norm), ("post_attention_layernorm", &self.post_attention_norm)];
         (&self.projections, norms)
     }
 
-    /// The frozen weight of a projection.
+    /// Returns the frozen weight of a projection.
     pub(crate) fn weight(&self, p: usize) -> &Weight {
         self.projections[p].weight()
     }
 
-    /// Bytes of its weights.
+    /// Returns the size of the weights in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let norms = self.input_norm.elem_count() + self.post_attention_norm.elem_count();
         4 * norms + self.projections.iter().map(FrozenLinear::bytes).sum::<usize>()
     }
 
-    /// `x` `[tokens, hidden]` to the block's output, and what the backward pass needs.
+    /// The forward pass: returns the block's output for `x`, both `[tokens, hidden]`, and the
+    /// activations for the backward pass.
     pub(crate) fn forward(&self, x: &Tensor, ctx: &BlockContext) -> Result<(Tensor, Activations)> {
         let mut activations = self.forward_to_mlp(x, ctx, None)?;
         let (y, lora) =
@@ -146,8 +157,9 @@ impl Block {
         Ok((y, activations))
     }
 
-    /// What the backward pass needs, from what was kept of the forward pass over `x`: the same bits. The last frozen product
-    /// is not computed again.
+    /// Recomputes the activations that were not saved in the forward pass over `x`, with the same
+    /// bits. The product with the frozen weight of the last projection is not recomputed, because
+    /// the backward pass does not need it.
     pub(crate) fn recompute(
         &self,
         saved: SavedActivations,
@@ -171,7 +183,8 @@ impl Block {
         Ok(activations)
     }
 
-    /// All of the block but its last projection; `attn`: attention's part, where it is known.
+    /// The forward pass except the last projection. If `attn` is given, attention is not computed
+    /// again.
     fn forward_to_mlp(
         &self,
         x: &Tensor,
@@ -203,7 +216,8 @@ impl Block {
         Ok(Activations { input_norm, q, k, v, attn, attention_residual, post_attention_norm, gate, up, lora })
     }
 
-    /// The block's output for new tokens of one sequence, whose predecessors are in `cache`.
+    /// Returns the block's output for new tokens of one sequence. `cache` has the keys and values
+    /// of all previous tokens; those of the new tokens are appended.
     pub(crate) fn decode(&self, x: &Tensor, ctx: &BlockContext, cache: &mut KvCache) -> Result<Tensor> {
         let project = |p: usize, x: &Tensor| Ok::<_, candle_core::Error>(self.project(p, x, ctx)?.0);
         let first = ctx.shape.kv_seq - ctx.shape.seq;
@@ -225,8 +239,9 @@ impl Block {
         Ok(y)
     }
 
-    /// Adds the gradients of the block's adapters to `grads` and returns that of `x`, or `None` where nothing below
-    /// is trained (`need_dx` false): then the pass ends at the lowest trained projection.
+    /// The backward pass: adds the gradients of the block's adapters to `grads` and returns the
+    /// gradient of `x`. If `need_dx` is false, because no block below is trained, the pass ends at
+    /// the lowest trained projection and returns `None`.
     pub(crate) fn backward(
         &self,
         activations: &Activations,
@@ -311,6 +326,8 @@ impl Block {
         Ok(Some(dx))
     }
 
+    /// Returns the output of a projection with its adapter and initial adapter, and the activations
+    /// of the adapter.
     fn project(
         &self,
         p: usize,
@@ -326,7 +343,7 @@ impl Block {
         Ok((y, saved))
     }
 
-    /// The frozen part of a projection's input gradient, where it is needed.
+    /// Returns the frozen part of a projection's input gradient if it is `needed`.
     fn frozen_input_grad(
         &self,
         p: usize,
@@ -352,7 +369,8 @@ impl Block {
         ctx.initial(p).map_or(Ok(()), |pair| lora::backward_frozen(pair, -ctx.scaling, dy, dx))
     }
 
-    /// The adapter's part of a projection's backward pass: gradients into `grads`, its share of `dx` added.
+    /// The adapter's part of a projection's backward pass: adds the gradients of the adapter to
+    /// `grads`, and the adapter's part of the input gradient to `dx`.
     #[expect(clippy::too_many_arguments, reason = "the operands of the chain rule")]
     fn project_backward(
         &self,

@@ -2,13 +2,13 @@ use std::path::PathBuf;
 
 use lora_spec::{FieldError, ModelConfigError, SafetensorsError};
 
-/// What can go wrong with a base model or an adapter.
+/// An error of a base model or an adapter.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// `config.json` is wrong or not supported.
+    /// `config.json` is invalid or not supported.
     #[error(transparent)]
     Config(#[from] ModelConfigError),
-    /// The weights are not what `config.json` asks for.
+    /// The weights cannot be read, or do not match `config.json`.
     #[error(transparent)]
     Safetensors(#[from] SafetensorsError),
     /// A setting of the job does not fit the model.
@@ -19,10 +19,10 @@ pub enum ModelError {
     Io {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// An adapter directory does not hold what it should.
+    /// A file of an adapter directory is invalid.
     #[error("{path}: {message}", path = path.display())]
     Adapter {
         /// The file.

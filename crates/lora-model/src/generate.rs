@@ -9,36 +9,38 @@ use crate::block::{BlockContext, KvCache};
 use crate::model::{attention_shape, window_first_keys};
 use crate::{Adapter, Base, ModelError};
 
-/// How the next token is chosen, in the terms of Transformers' `GenerationConfig`.
+/// The method of choosing the next token, with the settings of Transformers' `GenerationConfig`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Sampling {
-    /// The likeliest token.
+    /// The most likely token.
     Greedy,
-    /// A draw; logits are divided by `temperature`, cut to the `top_k` likeliest (0: all), then to the smallest set of
-    /// probability `top_p`.
+    /// A random token. The logits are divided by `temperature`, restricted to the `top_k` most
+    /// likely tokens (0: all), and then to the smallest set with a total probability of at least
+    /// `top_p`.
     Sample {
-        /// Above 0.
+        /// Divisor of the logits, above 0.
         temperature: f64,
         /// Number of candidates; 0: all.
         top_k: usize,
         /// Probability mass of the candidates, in (0, 1].
         top_p: f64,
-        /// Seeds the draws.
+        /// Seed of the random draws.
         seed: u64,
     },
 }
 
-/// Generates from one base and adapter.
+/// Generates text from a base and an adapter.
 #[derive(Debug, Clone, Copy)]
 pub struct Generator<'a> {
     /// The base.
     pub base: &'a Base,
-    /// The adapter; `None`: the base alone.
+    /// The adapter; `None`: only the base is used.
     pub adapter: Option<&'a Adapter>,
 }
 
 impl Generator<'_> {
-    /// Continues `prompt` (at least one token) until a token of `stop` (which is not returned) or `max_new_tokens`.
+    /// Continues `prompt` (at least one token) until a token of `stop`, which is not returned, or
+    /// until `max_new_tokens`.
     pub fn generate(
         &self,
         prompt: &[u32],
@@ -88,7 +90,8 @@ impl Generator<'_> {
     }
 }
 
-/// Ties go to the smaller token, so that a choice depends on nothing but the logits.
+/// Chooses a token. If logits are equal, the smaller token comes first, so that the choice depends
+/// only on the logits, the settings and the number of previous draws (`drawn`).
 fn sample_token(logits: &[f32], sampling: Sampling, drawn: usize) -> u32 {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     let (temperature, top_k, top_p, seed) = match sampling {

@@ -1,4 +1,4 @@
-//! SHA-256 of files and buffers, in lower-case hex.
+//! SHA-256 of files and buffers, in lower-case hexadecimal.
 
 use std::fs::File;
 use std::io::Read;
@@ -8,12 +8,15 @@ use sha2::{Digest, Sha256};
 
 use crate::ModelError;
 
-/// SHA-256 of a buffer.
+/// Returns the SHA-256 of a buffer.
 pub fn sha256(bytes: &[u8]) -> String {
     hex::encode(Sha256::digest(bytes))
 }
 
-/// SHA-256 of a file's contents.
+/// Returns the SHA-256 of a file's contents.
+///
+/// # Errors
+/// The file cannot be read.
 pub fn sha256_file(path: &Path) -> Result<String, ModelError> {
     let io = |source| ModelError::Io { path: path.to_owned(), source };
     let mut file = File::open(path).map_err(io)?;

@@ -1,4 +1,5 @@
-//! Adapters that start from the base's weights, as PEFT's `init_lora_weights` has them, and the base that LoftQ makes.
+//! Adapters that are initialized from the base's weights, as with PEFT's `init_lora_weights`, and
+//! the weights that LoftQ requantizes.
 
 use std::collections::HashMap;
 
@@ -18,11 +19,11 @@ use crate::weights::{WeightReader, quantize};
 use crate::{Adapter, Base, ModelError};
 
 impl Adapter {
-    /// The adapter that `spec` asks for over `base`, on the CPU. On one kind of machine it is a pure function of the two and the
-    /// seed.
+    /// Initializes the adapter of `spec` over `base`, on the CPU. On machines of the same kind the
+    /// result is a pure function of base, `spec` and seed.
     ///
     /// # Errors
-    /// A rank or a base that the adapter cannot start from; weights that are not finite.
+    /// The rank or the base does not fit the method of initialization, or a weight is not finite.
     pub fn init(base: &Base, spec: &AdapterSpec, seed: u64) -> Result<Self, ModelError> {
         let fresh = Self::new(&base.config, spec, seed)?;
         let init = spec.init_lora_weights;
@@ -41,20 +42,20 @@ impl Adapter {
 
         let scaling = spec.scaling();
         let factors = |slot: &AdaptedModule| -> Result<LowRankFactors, ModelError> {
-            let held = base.dense_weight(&slot.module.name)?;
+            let weight = base.dense_weight(&slot.module.name)?;
             let r = spec.r;
             let factors = match (init, &original) {
-                (InitLoraWeights::Olora, _) => truncated_qr(&held, r),
+                (InitLoraWeights::Olora, _) => truncated_qr(&weight, r),
                 (InitLoraWeights::PissaNiter(rounds), _) => {
                     let philox = Philox::new(seed, &format!("init {}.pissa", slot.module.name));
-                    randomized_svd(&held, r, scaling, rounds, &philox)
+                    randomized_svd(&weight, r, scaling, rounds, &philox)
                 }
-                // LoftQ: what quantizing took off.
+                // LoftQ starts from the quantization error.
                 (_, Some(reader)) => {
                     let name = format!("{}.weight", slot.module.name);
-                    truncated_svd(&(reader.dense(&name)? - held)?, r, scaling)
+                    truncated_svd(&(reader.dense(&name)? - weight)?, r, scaling)
                 }
-                (_, None) => truncated_svd(&held, r, scaling),
+                (_, None) => truncated_svd(&weight, r, scaling),
             };
             factors.map_err(|error| named(base, &slot.module.name, &error))
         };
@@ -79,7 +80,8 @@ fn named(base: &Base, module: &str, error: &candle_core::Error) -> ModelError {
     SafetensorsError { path: base.dir.clone(), message }.into()
 }
 
-/// The weights of `layout` that LoftQ quantizes again, by the names of their modules; none where it does not.
+/// Returns the weights that LoftQ requantizes for `layout`, by the names of their modules. The map
+/// is empty if `layout` does not use LoftQ.
 pub(crate) fn loftq_weights(
     reader: &WeightReader,
     model: &ModelConfig,
@@ -99,17 +101,19 @@ pub(crate) fn loftq_weights(
     Ok(weights)
 }
 
-/// LoftQ (arXiv 2310.08659, algorithm 1): in turn the quantized rest, and the matrix of rank `r` nearest to what that took off.
+/// LoftQ (arXiv 2310.08659, algorithm 1): alternately quantizes the residual, and computes the
+/// matrix of rank `r` that is nearest to the quantization error. Returns the last quantized
+/// residual.
 fn requantize(weight: &Tensor, rounds: u32, r: usize, layout: &BaseLayout) -> candle_core::Result<Weight> {
     let shape = weight.dims2()?;
     let quantized =
-        |rest: &Tensor| read_f32(rest, |values| quantize(values, shape, layout.format.quantization))?;
-    let mut held = quantized(weight)?;
+        |residual: &Tensor| read_f32(residual, |values| quantize(values, shape, layout.format.quantization))?;
+    let mut result = quantized(weight)?;
     for _ in 1..rounds {
-        let LowRankFactors { a, b } = truncated_svd(&(weight - held.dense()?)?, r, 1.0)?;
-        let rest = weight.copy()?;
-        product(-1.0, no_trans(&b), no_trans(&a), 1.0, &rest)?;
-        held = quantized(&rest)?;
+        let LowRankFactors { a, b } = truncated_svd(&(weight - result.dense()?)?, r, 1.0)?;
+        let residual = weight.copy()?;
+        product(-1.0, no_trans(&b), no_trans(&a), 1.0, &residual)?;
+        result = quantized(&residual)?;
     }
-    Ok(held)
+    Ok(result)
 }

@@ -1,6 +1,7 @@
 //! Decoder models of the Llama and Qwen2 families with LoRA adapters on their projections.
 //!
-//! A [`Base`] is loaded once and never changes; any number of [`Adapter`]s can live over one `Arc` of it.
+//! A [`Base`] is loaded once and never changes. Any number of [`Adapter`]s can share one
+//! `Arc<Base>`.
 
 mod adapter;
 mod base;

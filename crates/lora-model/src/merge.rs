@@ -1,4 +1,4 @@
-//! A base with an adapter added to its weights: a dense model of its own.
+//! Merging: adds an adapter to the weights of its base, which gives a dense model.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -13,18 +13,19 @@ use crate::init::loftq_weights;
 use crate::weights::WeightReader;
 use crate::{Adapter, Base, ModelError};
 
-/// What an adapter is added to.
+/// The weights to which an adapter is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MergeTarget {
-    /// The weights as the checkpoint has them.
+    /// The weights of the checkpoint.
     Original,
-    /// The values that they stood for in training, where the base was quantized.
+    /// The dequantized weights that training used, if the base was quantized.
     Dequantized,
 }
 
 impl Base {
-    /// The dense model of `W + s B A`, computed in f32 and then rounded to `dtype`, on the CPU. `trained`: how the base in `dir` was
-    /// held when `adapter`, which is on the CPU, was trained.
+    /// Returns the dense model of `W + s B A` on the CPU, computed in f32 and then rounded to
+    /// `dtype`. `trained` is the layout of the base in `dir` with which `adapter` was trained.
+    /// `adapter` must be on the CPU.
     pub fn merged(
         dir: &Path,
         trained: &BaseLayout,
@@ -58,10 +59,11 @@ impl Base {
         Self::build(config.clone(), dir.to_owned(), String::new(), &Device::Cpu, matrix, vector, weight)
     }
 
-    /// Writes a dense base as `config.json` and `model.safetensors` into `out`, which is there.
+    /// Writes a dense base as `config.json` and `model.safetensors` into the existing directory
+    /// `out`.
     ///
     /// # Errors
-    /// A quantized weight, or a file that cannot be written.
+    /// A weight is quantized, or a file cannot be written.
     pub fn save(&self, out: &Path) -> Result<(), ModelError> {
         let io = |path: &Path| {
             let path = path.to_owned();
@@ -75,7 +77,7 @@ impl Base {
                 continue;
             }
             let rounded = tensor.to_dtype(dtype)?;
-            // Norms and biases keep what the matrices' type does not hold.
+            // Norms and biases stay f32 if rounding to the matrices' type would change them.
             let is_exact = rounded.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?
                 == tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             tensors.insert(name, if is_exact { rounded } else { tensor });
@@ -96,7 +98,7 @@ impl Base {
         let text = serde_json::to_vec_pretty(&config).map_err(wrong)?;
         let path = out.join("config.json");
         std::fs::write(&path, text).map_err(io(&path))?;
-        // The library's file is its owner's alone.
+        // The library gives only the owner access to the file that it writes.
         let permissions = path.metadata().map_err(io(&path))?.permissions();
         std::fs::set_permissions(&weights, permissions).map_err(io(&weights))
     }

@@ -13,46 +13,47 @@ use lora_spec::{ActivationCheckpointing, ModelConfig};
 use crate::block::{self, BlockContext};
 use crate::{Adapter, Base, Gradients, ModelError};
 
-/// A micro-batch: `batch` rows of `seq` tokens, padded on the right (a pad has weight 0 and nothing looks back at it).
+/// A micro-batch: `batch` rows of `seq` tokens, padded on the right. A padding position has weight
+/// 0, and no other position attends to it.
 #[derive(Debug, Clone, Copy)]
 pub struct Batch<'a> {
-    /// Rows.
+    /// Number of rows.
     pub batch: usize,
-    /// Positions of a row.
+    /// Number of positions of each row.
     pub seq: usize,
     /// Input tokens `[batch, seq]`.
     pub tokens: &'a [u32],
-    /// Token that each position should predict `[batch, seq]`.
+    /// Target token of each position `[batch, seq]`.
     pub targets: &'a [u32],
     /// Weight of each position's loss `[batch, seq]`.
     pub weights: &'a [f32],
-    /// Index of each row in the dataset, which keys its dropout.
+    /// Index of each row in the dataset `[batch]`. Dropout depends on it.
     pub rows: &'a [u64],
 }
 
 /// Settings of a training pass.
 #[derive(Debug, Clone, Copy)]
 pub struct PassOptions {
-    /// What is recomputed backward.
+    /// Which activations are recomputed in the backward pass.
     pub checkpointing: ActivationCheckpointing,
     /// `lora_dropout`.
     pub dropout: f64,
-    /// Keys the dropout.
+    /// Seed of dropout.
     pub seed: u64,
-    /// Keys the dropout.
+    /// Number of the step. Dropout depends on it.
     pub step: u64,
 }
 
-/// A micro-batch's numbers where the base is, and what its blocks have in common.
+/// A micro-batch on the base's device, with the inputs that all blocks share.
 struct ModelInputs<'a> {
     base: &'a Base,
     adapter: Option<&'a Adapter>,
     shape: AttentionShape,
     tokens: Ids,
     rope: Arc<RopeTable>,
-    /// First key that each query of a layer with a window sees.
+    /// First visible key of each query, for layers with a sliding window.
     first: Option<Ids>,
-    /// `[block][projection]`; `None` without dropout.
+    /// Dropout masks `[block][projection]`; `None` without dropout.
     masks: Option<Vec<Vec<Dropout>>>,
 }
 
@@ -94,17 +95,20 @@ impl<'a> ModelInputs<'a> {
     }
 }
 
-/// A micro-batch whose loss is known and whose gradients are computed block by block, from the last one down.
+/// The backward pass of a micro-batch, after its forward pass. It runs block by block, starting
+/// with the last block.
 pub struct Backward<'a> {
     inputs: ModelInputs<'a>,
-    /// Input of each block from the lowest trained one up, and what its forward pass saved, unless that is recomputed.
+    /// Input and saved activations of each block, from the lowest trained block to the last one.
     blocks: Vec<(Tensor, block::SavedActivations)>,
+    /// Index of the lowest trained block.
     lowest: usize,
+    /// Gradient of the output of the next block.
     dy: Tensor,
 }
 
 impl<'a> Backward<'a> {
-    /// The forward pass: the loss, and the backward pass to come.
+    /// Runs the forward pass. Returns the loss and the backward pass, which has not started.
     pub fn forward(
         base: &'a Base,
         adapter: &'a Adapter,
@@ -129,14 +133,14 @@ impl<'a> Backward<'a> {
         let mut loss = cross_entropy::forward_backward(&normed, &base.head, &targets, true)?;
         drop(normed);
         let Some(d_normed) = loss.dx.take() else {
-            return Err(candle_core::Error::Msg("the loss gave no gradient".into()).into());
+            return Err(candle_core::Error::Msg("the loss has no gradient".into()).into());
         };
         let dy = rms_norm::backward(&norm, &x, &base.norm, &d_normed, None)?;
         Ok((loss, Self { inputs, blocks, lowest, dy }))
     }
 
-    /// The next block's part: its gradients (of the unnormalized loss) are added to `grads`. Returns which block it was;
-    /// `None` when all are done.
+    /// Runs the backward pass of the next block and adds its gradients (of the unnormalized loss)
+    /// to `grads`. Returns the index of the block, or `None` if all blocks are done.
     pub fn next_block(&mut self, grads: &Gradients) -> Result<Option<usize>, ModelError> {
         let Some((x, saved)) = self.blocks.pop() else { return Ok(None) };
         let layer = self.lowest + self.blocks.len();
@@ -151,7 +155,7 @@ impl<'a> Backward<'a> {
     }
 }
 
-/// The micro-batch's loss, and its unnormalized gradient added to `grads`.
+/// Returns the micro-batch's loss, and adds the gradients of the unnormalized loss to `grads`.
 pub fn forward_backward(
     base: &Base,
     adapter: &Adapter,
@@ -164,19 +168,19 @@ pub fn forward_backward(
     Ok(loss)
 }
 
-/// The micro-batch's loss alone, without dropout.
+/// Returns the micro-batch's loss, without gradients and without dropout.
 pub fn loss(base: &Base, adapter: Option<&Adapter>, batch: Batch) -> Result<Loss, ModelError> {
     let targets = Targets::new(batch.targets, batch.weights, base.device())?;
     let normed = final_hidden_states(base, adapter, &batch)?;
     Ok(cross_entropy::forward_backward(&normed, &base.head, &targets, false)?)
 }
 
-/// Logits `[batch * seq, vocab]` of every position, f32.
+/// Returns the logits of every position, f32 `[batch * seq, vocab]`.
 pub fn logits(base: &Base, adapter: Option<&Adapter>, batch: Batch) -> Result<Tensor, ModelError> {
     base.logits(&final_hidden_states(base, adapter, &batch)?)
 }
 
-/// The normalized hidden states that the head sees, `[batch * seq, hidden]`.
+/// Returns the normalized hidden states `[batch * seq, hidden]`, the input of the head.
 fn final_hidden_states(base: &Base, adapter: Option<&Adapter>, batch: &Batch) -> Result<Tensor, ModelError> {
     let inputs = ModelInputs::new(base, adapter, batch, None)?;
     let mut x = inputs.embed()?;
@@ -186,8 +190,8 @@ fn final_hidden_states(base: &Base, adapter: Option<&Adapter>, batch: &Batch) ->
     Ok(rms_norm::forward(&x, &base.norm, base.config.rms_norm_eps)?.0)
 }
 
-/// First keys of the queries `past..past + seq` of each row, for the layers with a window; `None` where no layer has one that
-/// is shorter than the rows.
+/// Returns the first visible keys of the queries `past..past + seq` of each row, for the layers
+/// with a sliding window. Returns `None` if no layer has a window that is shorter than the rows.
 pub(crate) fn window_first_keys(
     base: &Base,
     batch: usize,
@@ -222,7 +226,7 @@ pub(crate) fn attention_shape(
     }
 }
 
-/// Masks of every projection, `[block][projection]`; `None` without dropout.
+/// Returns the dropout masks `[block][projection]`; `None` without dropout.
 fn dropout_masks(
     base: &Base,
     batch: &Batch,

@@ -26,24 +26,27 @@ pub struct PeftConfig {
     pub r: usize,
     /// Numerator of the scaling.
     pub lora_alpha: f64,
-    /// `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
+    /// The scaling is `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
     #[serde(default)]
     pub use_rslora: bool,
     #[serde(flatten)]
     others: Map<String, Value>,
 }
 
-/// An adapter directory's contents.
+/// The contents of an adapter directory.
 #[derive(Debug)]
 pub struct PeftAdapter {
-    /// Its configuration.
+    /// The configuration.
     pub config: PeftConfig,
     dir: PathBuf,
     tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
 impl PeftAdapter {
-    /// Reads the adapter in `dir`; one that needs more than plain LoRA is refused.
+    /// Reads the adapter in `dir`.
+    ///
+    /// # Errors
+    /// A file cannot be read or is invalid, or the adapter needs more than plain LoRA.
     pub fn read(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join(CONFIG);
         let io = |path: &Path| {
@@ -56,7 +59,10 @@ impl PeftAdapter {
         Self::parse(dir, &config, &weights)
     }
 
-    /// Parses the two files of an adapter; errors name them in `dir`.
+    /// Parses the two files of an adapter. Errors name the files as files of `dir`.
+    ///
+    /// # Errors
+    /// A file is invalid, or the adapter needs more than plain LoRA.
     pub fn parse(dir: &Path, config: &[u8], weights: &[u8]) -> Result<Self, ModelError> {
         let fail = |file: &str, message: String| ModelError::Adapter { path: dir.join(file), message };
         let config: PeftConfig = serde_json::from_slice(config).map_err(|e| fail(CONFIG, e.to_string()))?;
@@ -64,7 +70,7 @@ impl PeftAdapter {
             return Err(fail(CONFIG, message));
         }
         let loaded = candle_core::safetensors::load_buffer(weights, &Device::Cpu)
-            .map_err(|e| fail(WEIGHTS, format!("is no readable safetensors file: {e}")))?;
+            .map_err(|e| fail(WEIGHTS, format!("is not a readable safetensors file: {e}")))?;
         let mut tensors = BTreeMap::new();
         for (name, tensor) in loaded {
             let values = tensor.to_dtype(DType::F32)?.contiguous()?;
@@ -73,7 +79,10 @@ impl PeftAdapter {
         Ok(Self { config, dir: dir.to_owned(), tensors })
     }
 
-    /// The adapter over `model`: its modules are those the file has matrices for.
+    /// Converts to an adapter of `model`. Its modules are those for which the file has matrices.
+    ///
+    /// # Errors
+    /// A tensor is missing, has another shape, or does not belong to a linear module of `model`.
     pub fn to_adapter(&self, model: &ModelConfig) -> Result<Adapter, ModelError> {
         let fail = |message: String| ModelError::Adapter { path: self.dir.join(WEIGHTS), message };
         let modules: Vec<_> = model
@@ -90,7 +99,7 @@ impl PeftAdapter {
             };
             if found != &shape {
                 return Err(fail(format!(
-                    "tensor {name} has shape {found:?}; the base and r ask for {shape:?}"
+                    "tensor {name} has shape {found:?}; the base and r require {shape:?}"
                 )));
             }
             params[range].copy_from_slice(values);
@@ -100,8 +109,10 @@ impl PeftAdapter {
             let known: Vec<String> = layout.tensors().map(|(name, ..)| name).collect();
             let stray = self.tensors.keys().find(|name| !known.contains(name));
             let message = match stray {
-                Some(name) => format!("tensor {name} belongs to no linear module of the base's blocks"),
-                None => "holds no tensors".into(),
+                Some(name) => {
+                    format!("tensor {name} does not belong to a linear module of the base's blocks")
+                }
+                None => "contains no tensors".into(),
             };
             return Err(fail(message));
         }
@@ -110,7 +121,7 @@ impl PeftAdapter {
 }
 
 impl PeftConfig {
-    /// The factor of `B A`.
+    /// Returns the factor of `B A`.
     pub fn scaling(&self) -> f64 {
         let spec = AdapterSpec {
             r: self.r,
@@ -121,7 +132,7 @@ impl PeftConfig {
         spec.scaling()
     }
 
-    /// What the configuration asks for beyond plain LoRA, if anything.
+    /// Returns an error message if the configuration needs more than plain LoRA.
     fn unsupported(&self) -> Option<String> {
         if self.r == 0 {
             return Some("r: is 0; it must be at least 1".into());
@@ -151,10 +162,12 @@ impl PeftConfig {
     }
 }
 
-/// The two files of an adapter, as PEFT 0.21 writes them: (file name, contents). What the adapter takes off the base becomes part
-/// of it: `[A; A0]` and `[B, -B0]`, as PEFT's `path_initial_model_for_weight_conversion` has it.
+/// Returns the two files of an adapter as PEFT 0.21 writes them: (file name, contents). The initial
+/// adapter, which is subtracted from the base, becomes part of the written adapter: `[A; A0]` and
+/// `[B, -B0]`, like PEFT's conversion with `path_initial_model_for_weight_conversion`.
 ///
-/// `spec` is the job's adapter; `base` and `revision` become `base_model_name_or_path` and `revision`.
+/// `spec` is the adapter of the job. `base` and `revision` are written as `base_model_name_or_path`
+/// and `revision`.
 pub fn write_adapter(
     adapter: &Adapter,
     spec: &AdapterSpec,
@@ -184,7 +197,7 @@ pub fn write_adapter(
         let view = TensorView::new(Dtype::F32, shape.clone(), bytes).map_err(candle_core::Error::from)?;
         views.push((name, view));
     }
-    // PEFT refuses a file without this entry.
+    // PEFT does not load a file without this entry.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let weights = safetensors::serialize(views, Some(metadata)).map_err(candle_core::Error::from)?;
     let modules: Vec<&str> = layout.modules.iter().map(|slot| slot.module.name.as_str()).collect();
@@ -215,13 +228,14 @@ pub fn write_adapter(
     Ok([(WEIGHTS, weights), (CONFIG, config)])
 }
 
-/// A whole number without a fraction, as PEFT writes `lora_alpha`.
+/// Writes a whole number as a JSON integer, as PEFT does for `lora_alpha`.
 fn integer_value(number: f64) -> Value {
     let is_whole = number.fract() == 0.0 && number.abs() < 1e15;
     if is_whole { json!(number as i64) } else { json!(number) }
 }
 
-/// Module names as servers expect them: the last part alone where that names the same modules in every block.
+/// Module names as inference servers expect them: only the last part of each name, if that selects
+/// the same modules in every block.
 fn target_module_suffixes(modules: &[&str], adapter: &Adapter) -> Vec<String> {
     let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
     let mut names: Vec<String> = modules.iter().map(|m| last(m)).collect();

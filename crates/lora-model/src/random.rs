@@ -1,4 +1,4 @@
-//! Random weights, for measurements that depend on a model's shape alone.
+//! Random weights, for measurements that depend only on a model's shape.
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::Weight;
@@ -12,11 +12,11 @@ use crate::ModelError;
 /// Standard deviation of Transformers' initialization.
 const INIT_STD: f64 = 0.02;
 
-/// Bound of uniform numbers with that standard deviation.
+/// Bound of uniform numbers with a standard deviation of [`INIT_STD`].
 const UNIFORM_BOUND: f32 = 0.034_641;
 
-/// A tensor of a checkpoint, made on `device`: a matrix of uniform numbers, a norm of ones or a bias of zeros. Every element is
-/// a pure function of the seed, the name and its index.
+/// Creates a tensor of a checkpoint on `device`: a matrix of uniform numbers, a norm of ones or a
+/// bias of zeros. Every element is a pure function of the seed, the name and its index.
 pub(crate) fn tensor(
     name: &str,
     shape: &[usize],
@@ -36,7 +36,8 @@ pub(crate) fn tensor(
     Ok(to_device(&Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(dtype)?, device)?)
 }
 
-/// The weight of a linear module, made on `device`. A quantized one has random codes and scales; no dense matrix is made.
+/// Creates the weight of a linear module on `device`. A quantized weight has random codes and
+/// scales; it is created without a dense matrix.
 pub(crate) fn weight(
     name: &str,
     shape: (usize, usize),
@@ -84,9 +85,9 @@ mod tests {
         assert_eq!(values_of("q_proj.bias", &[5], BaseDtype::Bf16, 3), [0.0; 5]);
     }
 
-    /// Quantized weights have the dense ones' standard deviation, also where a block, a byte or a draw is not full. The
-    /// mean of
-    /// NF4's sixteen values is 4 % of it, not 0.
+    /// Quantized weights have the standard deviation of dense weights, even if the last block, byte
+    /// or random draw is incomplete. The mean of NF4's sixteen values is 4 % of the standard
+    /// deviation, not 0.
     #[test]
     fn quantized_weights_have_the_configured_deviation() {
         for quantization in [
@@ -119,8 +120,9 @@ mod tests {
     fn a_random_base_gives_finite_losses() {
         for (architecture, tied) in [("LlamaForCausalLM", true), ("Qwen2ForCausalLM", false)] {
             let text = format!(
-                r#"{{"architectures": ["{architecture}"], "hidden_size": 16, "intermediate_size": 24, "vocab_size": 50,
-                "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": {tied}}}"#
+                r#"{{"architectures": ["{architecture}"], "hidden_size": 16, "intermediate_size": 24,
+                "vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4,
+                "num_key_value_heads": 2, "tie_word_embeddings": {tied}}}"#
             );
             let config = ModelConfig::parse(&text).unwrap();
             let run = |seed| {

@@ -1,4 +1,5 @@
-//! Matrices of low rank that stand for another matrix. faer decomposes on one thread, so that no bit depends on their number.
+//! Low-rank approximations of a matrix. faer decomposes on one thread, so that no bit depends on
+//! the number of threads.
 
 use candle_core::{DType, Device, Result, Tensor};
 use faer::MatRef;
@@ -8,10 +9,11 @@ use lora_spec::Philox;
 
 use crate::adapter::fill_uniform;
 
-/// Columns of the randomized iteration beyond those that are wanted (arXiv 0909.4061, section 4.3).
+/// Additional columns of the randomized subspace iteration beyond the rank (arXiv 0909.4061,
+/// section 4.3).
 const OVERSAMPLING: usize = 8;
 
-/// `B A` of a matrix `[rows, cols]`, f32 on the CPU.
+/// The factors of a low-rank matrix `B A` `[rows, cols]`, f32 on the CPU.
 #[derive(Debug)]
 pub(crate) struct LowRankFactors {
     /// `[r, cols]`
@@ -20,20 +22,22 @@ pub(crate) struct LowRankFactors {
     pub(crate) b: Tensor,
 }
 
-/// The matrix of rank `r` that is nearest to `matrix`, as `scaling B A`; the singular values are shared evenly.
+/// Returns the matrix of rank `r` that is nearest to `matrix`, as `scaling B A`. Each factor
+/// contains the square roots of the singular values.
 ///
 /// # Errors
-/// An element that is not finite.
+/// An element is not finite.
 pub(crate) fn truncated_svd(matrix: &Tensor, r: usize, scaling: f64) -> Result<LowRankFactors> {
     check_finite(matrix)?;
     let (u, s, v) = svd(matrix, r)?;
     split_evenly(&u, &s, &v, scaling)
 }
 
-/// Nearly what [`truncated_svd`] gives, after `rounds` of a subspace iteration from random numbers (torch's `svd_lowrank`).
+/// Approximates [`truncated_svd`] with `rounds` of a subspace iteration from random numbers (like
+/// torch's `svd_lowrank`).
 ///
 /// # Errors
-/// An element that is not finite.
+/// An element is not finite.
 pub(crate) fn randomized_svd(
     matrix: &Tensor,
     r: usize,
@@ -60,15 +64,16 @@ pub(crate) fn randomized_svd(
     let small = zeros(width, cols)?;
     product(1.0, trans(&q), no_trans(matrix), 0.0, &small)?;
     let (u, s, v) = svd(&small, r)?;
-    let turned = zeros(rows, r)?;
-    product(1.0, no_trans(&q), no_trans(&u), 0.0, &turned)?;
-    split_evenly(&turned, &s, &v, scaling)
+    let left_vectors = zeros(rows, r)?;
+    product(1.0, no_trans(&q), no_trans(&u), 0.0, &left_vectors)?;
+    split_evenly(&left_vectors, &s, &v, scaling)
 }
 
-/// `B`: an orthonormal basis of the first `r` columns of `matrix` (of its QR decomposition), `A`: its rows in it.
+/// Returns the factors of a projection of `matrix`: `B` is an orthonormal basis of its first `r`
+/// columns, from their QR decomposition, and `A = B^T matrix`.
 ///
 /// # Errors
-/// An element that is not finite.
+/// An element is not finite.
 pub(crate) fn truncated_qr(matrix: &Tensor, r: usize) -> Result<LowRankFactors> {
     check_finite(matrix)?;
     let (_, cols) = matrix.dims2()?;
@@ -82,17 +87,21 @@ fn zeros(rows: usize, cols: usize) -> Result<Tensor> {
     Tensor::zeros((rows, cols), DType::F32, &Device::Cpu)
 }
 
-/// Orthonormal columns that span those of `matrix` `[rows, cols]`, of which there are no more than rows.
+/// Returns orthonormal columns with the same span as the columns of `matrix` `[rows, cols]`, which
+/// has at least as many rows as columns.
 fn orthonormal_columns(matrix: &Tensor) -> Result<Tensor> {
     let (rows, cols) = matrix.dims2()?;
     with_mat_ref(matrix, |matrix| tensor(matrix.qr().compute_thin_Q().as_ref(), (rows, cols)))?
 }
 
-/// Of the `r` largest singular values: left vectors `[rows, r]`, the values in descending order, right vectors `[cols, r]`.
+/// Returns the left singular vectors `[rows, r]`, the singular values in descending order and the
+/// right singular vectors `[cols, r]` of the `r` largest singular values.
 fn svd(matrix: &Tensor, r: usize) -> Result<(Tensor, Vec<f32>, Tensor)> {
     let (rows, cols) = matrix.dims2()?;
     with_mat_ref(matrix, |matrix| {
-        let Ok(svd) = matrix.thin_svd() else { candle_core::bail!("the singular values were not found") };
+        let Ok(svd) = matrix.thin_svd() else {
+            candle_core::bail!("the singular value decomposition did not converge")
+        };
         let s = svd.S().column_vector().iter().take(r).copied().collect();
         Ok((tensor(svd.U(), (rows, r))?, s, tensor(svd.V(), (cols, r))?))
     })?
@@ -112,12 +121,13 @@ fn check_finite(matrix: &Tensor) -> Result<()> {
     }
 }
 
-/// The first rows and columns of `matrix`.
+/// Copies the first rows and columns of `matrix` into a tensor of the given shape.
 fn tensor(matrix: MatRef<f32>, shape: (usize, usize)) -> Result<Tensor> {
     let values = (0..shape.0).flat_map(|i| (0..shape.1).map(move |j| matrix[(i, j)]));
     Tensor::from_vec(values.collect(), shape, &Device::Cpu)
 }
 
+/// Returns the factors `scaling B A = u diag(s) v^T`, each with the square roots of `s / scaling`.
 fn split_evenly(u: &Tensor, s: &[f32], v: &Tensor, scaling: f64) -> Result<LowRankFactors> {
     let roots: Vec<f32> = s.iter().map(|s| (f64::from(*s) / scaling).sqrt() as f32).collect();
     let roots = Tensor::from_vec(roots, (1, s.len()), &Device::Cpu)?;

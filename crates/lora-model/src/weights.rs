@@ -1,4 +1,4 @@
-//! Reading a checkpoint's tensors one at a time, so that no more than one is in memory twice.
+//! Reading of a checkpoint's tensors, one at a time, so that at most one tensor is in memory twice.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -31,7 +31,8 @@ impl<'a> WeightReader<'a> {
         Ok(Self { index, files, device })
     }
 
-    /// Reads a tensor of floats and holds it as `dtype` on the device.
+    /// Reads a tensor of floats onto the device as `dtype`. `Auto` keeps bf16 and widens other
+    /// types to f32.
     pub(crate) fn read(&self, name: &str, dtype: BaseDtype) -> Result<Tensor, ModelError> {
         let entry = self.entry(name)?;
         let shape = entry.shape.as_slice();
@@ -49,7 +50,8 @@ impl<'a> WeightReader<'a> {
         Ok(tensor)
     }
 
-    /// Reads a linear module's weight and holds it as `format` says; one that is quantized already stays as it is.
+    /// Reads a linear module's weight in the given format. A weight that is stored quantized stays
+    /// as it is.
     pub(crate) fn weight(&self, module: &LinearModule, format: BaseFormat) -> Result<Weight, ModelError> {
         let name = format!("{}.weight", module.name);
         let shape = (module.out_features, module.in_features);
@@ -89,7 +91,8 @@ impl<'a> WeightReader<'a> {
         let map = format!("{name}.quant_map");
         let differs = |(a, b): (&f32, f32)| a.is_nan() || (a - b).abs() > 1e-6;
         if self.floats(&map)?.iter().zip(codebook.values()).any(differs) {
-            return Err(self.tensor_error(&map, format!("is not that of {}", state.quant_type.name())));
+            let message = format!("is not the codebook of {}", state.quant_type.name());
+            return Err(self.tensor_error(&map, message));
         }
         let absmax = format!("{name}.absmax");
         let scales = match state.nested {
@@ -107,20 +110,20 @@ impl<'a> WeightReader<'a> {
             .map_err(|e| self.tensor_error(&absmax, e.to_string()))
     }
 
-    /// A vector of floats as f32, on the CPU.
+    /// Reads a vector of floats as f32, on the CPU.
     fn vector(&self, name: &str) -> Result<Tensor, ModelError> {
         let values = self.floats(name)?;
         let len = values.len();
         Ok(Tensor::from_vec(values, len, &Device::Cpu)?)
     }
 
-    /// A matrix of floats as f32, on the CPU.
+    /// Reads a matrix of floats as f32, on the CPU.
     pub(crate) fn dense(&self, name: &str) -> Result<Tensor, ModelError> {
         let shape = self.entry(name)?.shape.as_slice();
         Ok(Tensor::from_vec(self.floats(name)?, shape, &Device::Cpu)?)
     }
 
-    /// A tensor's elements, widened to f32.
+    /// Reads a tensor's elements, widened to f32.
     fn floats(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let bytes = self.bytes(name)?;
         let halves = || bytes.as_chunks::<2>().0.iter();
@@ -152,7 +155,7 @@ impl<'a> WeightReader<'a> {
     }
 }
 
-/// A quantized weight of dense values, on the CPU.
+/// Quantizes dense values, on the CPU.
 pub(crate) fn quantize(
     values: &[f32],
     shape: (usize, usize),

@@ -1,4 +1,5 @@
-//! Logits, loss and every adapter gradient against Transformers + PEFT (`tests/golden`, made by `tests/oracle`).
+//! Compares logits, loss and every adapter gradient with Transformers + PEFT (`tests/golden`, made
+//! by `tests/oracle`).
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -38,7 +39,7 @@ struct Case {
     targets: Vec<u32>,
     weights: Vec<f32>,
     expected: HashMap<String, Tensor>,
-    /// Positions that are no padding.
+    /// `true` for positions that are not padding.
     real: Vec<bool>,
 }
 

@@ -1,4 +1,5 @@
-//! Adapters that start from the base's weights against PEFT's (`tests/golden/initial`).
+//! Compares adapters that are initialized from the base's weights with PEFT's
+//! (`tests/golden/initial`).
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -41,14 +42,14 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
-/// Largest difference by the largest element of `b`.
+/// `max|a - b| / max|b|`.
 fn error(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let most = |values: &mut dyn Iterator<Item = f32>| values.fold(0.0, |most: f32, v| most.max(v.abs()));
     most(&mut a.iter().zip(b).map(|(a, b)| a - b)) / most(&mut b.iter().copied())
 }
 
-/// The weights as a checkpoint has them.
+/// The weight of a module in a checkpoint.
 fn weight(model: &str, module: &str) -> Tensor {
     let path = golden("models").join(model).join("model.safetensors");
     load(path, &Device::Cpu).unwrap()[&format!("model.layers.{module}.weight")].clone()
@@ -63,7 +64,7 @@ fn pissa_and_olora_match_peft() {
         ("pissa", "llama-gqa", spec(pissa, 8.0)),
         ("pissa-rslora", "qwen2", AdapterSpec { use_rslora: true, ..spec(pissa, 8.0) }),
         ("olora", "llama-gqa", spec(olora, 8.0)),
-        // Enough rounds find the same.
+        // With enough rounds the randomized decomposition finds the same product.
         ("pissa", "llama-gqa", spec(InitLoraWeights::PissaNiter(40), 8.0)),
     ] {
         let base = base(model, BaseDtype::F32);
@@ -76,7 +77,7 @@ fn pissa_and_olora_match_peft() {
             let initial = product_of(&adapter, adapter.initial().unwrap(), module);
             let frozen = (weight(model, module) - initial).unwrap();
             let e = error(&values(&frozen), &values(&expected[&format!("{module}.frozen")]));
-            assert!(e < 1e-4, "{case} {module}: what is frozen is off by {e}");
+            assert!(e < 1e-4, "{case} {module}: the frozen weight is off by {e}");
         }
     }
 }
@@ -92,12 +93,12 @@ fn loftq_matches_peft() {
         let base = base("qwen2", job.base_layout());
         let adapter = Adapter::init(&base, &job.adapter, 1).unwrap();
         assert!(adapter.initial().is_none());
-        // What is not the files' is part of the base's hash.
+        // The base's hash includes requantized weights, which are not in the files.
         let plain = self::base("qwen2", job.base_layout().format);
         assert_eq!(base.sha256() == plain.sha256(), rounds == 1);
         assert_eq!(base.sha256(), self::base("qwen2", job.base_layout()).sha256());
         let expected = load(golden("initial").join(format!("{case}.safetensors")), &Device::Cpu).unwrap();
-        // A scaling that is not 1 is made up for.
+        // The factors compensate for a scaling that is not 1.
         let scaled = AdapterSpec { lora_alpha: 32.0, ..job.adapter.clone() };
         let scaled = Adapter::init(&base, &scaled, 1).unwrap();
         for module in MODULES {
@@ -111,13 +112,13 @@ fn loftq_matches_peft() {
                 &values(&base.dense_weight(&format!("model.layers.{module}")).unwrap()),
                 &values(&expected[&name]),
             );
-            assert!(e < 1e-6, "{case} {module}: what is frozen is off by {e}");
-            // Nearer to the weight than quantization alone.
+            assert!(e < 1e-6, "{case} {module}: the frozen weight is off by {e}");
+            // With the adapter, the base is closer to the weight than with quantization alone.
             let weight = values(&weight("qwen2", module));
             let frozen = values(&expected[&name]);
-            let made_up: Vec<f32> = frozen.iter().zip(&product).map(|(q, p)| q + p).collect();
+            let corrected: Vec<f32> = frozen.iter().zip(&product).map(|(q, p)| q + p).collect();
             let squares = |a: &[f32]| a.iter().zip(&weight).map(|(a, b)| (a - b).powi(2)).sum::<f32>();
-            assert!(squares(&made_up) < 0.8 * squares(&frozen), "{case} {module}");
+            assert!(squares(&corrected) < 0.8 * squares(&frozen), "{case} {module}");
         }
     }
 }
@@ -159,7 +160,7 @@ fn initial_logits_match_the_base_and_the_export() {
     }
 }
 
-/// Jobs share a base in memory but where LoftQ quantizes it again.
+/// Jobs share a base in memory unless LoftQ requantizes it.
 #[test]
 fn loftq_bases_have_distinct_keys_and_hashes() {
     let key = |init_lora_weights, loftq_iter, r| {

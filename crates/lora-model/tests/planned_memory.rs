@@ -1,4 +1,4 @@
-//! What `plan` says that a base takes is what it takes.
+//! The memory that `plan` reports for bases and moments is the memory that they take.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use candle_core::Device;
 use lora_model::{AdapterLayout, Base};
 use lora_ops::adamw_8bit;
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, MicroBatchShape, ModelConfig,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, DeviceKind, MicroBatchShape, ModelConfig,
     ModelFootprint, Optim, Quantization, SafetensorsIndex, TrainingWorkload,
 };
 
@@ -27,7 +27,8 @@ fn planned_base_bytes_match_the_loaded_base() {
             let (dir, format) = (models.join(model), BaseFormat { dtype, quantization });
             let config = ModelConfig::read(&dir).unwrap();
             let index = SafetensorsIndex::open(&dir).unwrap();
-            let footprint = ModelFootprint { model: &config, index: Some(&index), format, gpu: false };
+            let footprint =
+                ModelFootprint { model: &config, index: Some(&index), format, device: DeviceKind::Cpu };
             let base = Base::load(&dir, format, &Device::Cpu).unwrap();
             assert_eq!(footprint.base_bytes(), base.bytes() as u64, "{model} {format:?}");
         }
@@ -39,15 +40,20 @@ fn planned_moment_bytes_match_the_optimizer_state() {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/llama-gqa");
     let model = ModelConfig::read(&dir).unwrap();
     let modules = model.linear_modules();
-    // With 128 some matrices are in 8 bits, with 130 some end in a block that is not full.
+    // With rank 128 some matrices have moments in 8 bits; with 130 some of these end in an
+    // incomplete block.
     for r in [4, 128, 130] {
         let layout = AdapterLayout::new(&model, &modules, r);
         let ranges: Vec<_> = layout.tensors().map(|(_, _, range)| range).collect();
         for (optim, bytes) in
             [(Optim::Adamw, 8 * layout.len), (Optim::Adamw8bit, adamw_8bit::bytes(&ranges).unwrap())]
         {
-            let footprint =
-                ModelFootprint { model: &model, index: None, format: BaseFormat::default(), gpu: false };
+            let footprint = ModelFootprint {
+                model: &model,
+                index: None,
+                format: BaseFormat::default(),
+                device: DeviceKind::Cpu,
+            };
             let planned = footprint.memory(&TrainingWorkload {
                 modules: &modules,
                 adapter: &AdapterSpec { r, ..AdapterSpec::default() },

@@ -1,4 +1,5 @@
-//! Bases that cannot be held in 4 or 8 bits, or hold something broken: the error names the tensor.
+//! Bases that cannot be quantized to 4 or 8 bits, or have corrupt quantized weights: the error
+//! names the tensor.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -14,7 +15,8 @@ fn golden(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(model)
 }
 
-/// What a golden model is refused for after `bytes` have replaced the first of `tensor`.
+/// Returns the error of loading a golden model after `bytes` have replaced the first bytes of
+/// `tensor`.
 fn refused(model: &str, tensor: &str, bytes: &[u8], quantization: Quantization) -> String {
     let entry = SafetensorsIndex::open(&golden(model)).unwrap().tensors[tensor].clone();
     let dir = tempfile::tempdir().unwrap();
@@ -56,5 +58,5 @@ fn non_finite_scales_are_rejected() {
 fn unexpected_codebooks_are_rejected() {
     let map = format!("{WEIGHT}.quant_map");
     let error = refused("llama-nf4", &map, &0.5_f32.to_le_bytes(), Quantization::None);
-    assert!(error.contains(&format!("tensor {map}: is not that of nf4")), "{error}");
+    assert!(error.contains(&format!("tensor {map}: is not the codebook of nf4")), "{error}");
 }

@@ -1,4 +1,5 @@
-//! A whole training pass gives the same bits with 1, 2 and 3 threads, at a size where every product is split.
+//! A whole training pass gives the same bits with 1, 2 and 3 threads, at a size where every product
+//! is split.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -53,7 +54,7 @@ fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
         let base = Base::load(dir.path(), format, &Device::Cpu).unwrap();
         let spec = AdapterSpec { r: 8, ..AdapterSpec::default() };
         let fresh = Adapter::new(&base.config, &spec, 1).unwrap();
-        // At B = 0 no gradient would reach A.
+        // With B = 0 the gradient of A would be zero.
         let params = random(fresh.layout().len, 99, 0.1);
         let adapter = Adapter::from_params(fresh.layout().clone(), params, fresh.scaling()).unwrap();
         let pass = |threads: usize| {
@@ -71,7 +72,7 @@ fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
         let one = pass(1);
         assert!(one.1.iter().all(|g| f32::from_bits(*g).is_finite()));
         for threads in [2, 3] {
-            assert!(pass(threads) == one, "{format:?}: another result with {threads} threads");
+            assert!(pass(threads) == one, "{format:?}: a different result with {threads} threads");
         }
     }
 }

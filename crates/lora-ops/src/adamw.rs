@@ -1,4 +1,5 @@
-//! AdamW (arXiv 1711.05101), equal to `torch.optim.AdamW`: decay first, bias correction as torch applies it.
+//! AdamW (arXiv 1711.05101), equal to `torch.optim.AdamW`: decay comes first, and the bias is
+//! corrected as torch corrects it.
 
 use candle_core::{Result, Tensor};
 
@@ -14,17 +15,17 @@ mod cuda;
 pub struct AdamW {
     /// Learning rate of this step.
     pub lr: f64,
-    /// First decay rate.
+    /// Decay rate of the first moment.
     pub beta1: f64,
-    /// Second decay rate.
+    /// Decay rate of the second moment.
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub eps: f64,
     /// Decoupled weight decay.
     pub weight_decay: f64,
 }
 
-/// Parameters and moments: f32 vectors, equally long, each of a storage of its own.
+/// Parameters and moments: f32 vectors of equal length, each with its own storage.
 #[derive(Debug, Clone, Copy)]
 pub struct AdamWTensors<'a> {
     /// Parameters.
@@ -36,7 +37,8 @@ pub struct AdamWTensors<'a> {
 }
 
 impl AdamW {
-    /// Step number `t` (from 1) with `gradient * factor`, in place; `factor` carries clipping.
+    /// Updates parameters and moments in place with `gradient * factor`, as step number `t` (from
+    /// 1). `factor` is the clipping factor.
     #[tracing::instrument(level = "trace", name = "adamw", skip_all)]
     pub fn step(&self, t: u64, state: AdamWTensors, gradient: &Tensor, factor: f32) -> Result<()> {
         check_lengths(state, gradient)?;
@@ -49,8 +51,9 @@ impl AdamW {
         }
     }
 
-    /// As [`Self::step`], to the same bits, with at most `window` elements of each moment (but two at least)
-    /// where the parameters are: of parameters on a GPU the moments may be in the host's memory.
+    /// Does the same as [`Self::step`], bit for bit, with at most `window` elements of each moment
+    /// (at least two) on the parameters' device at a time: the moments of parameters on a GPU may
+    /// be in the host's memory.
     pub fn step_in_windows(
         &self,
         t: u64,
@@ -63,7 +66,8 @@ impl AdamW {
         self.step_with_buffers(&buffers, t, state, gradient, factor, window)
     }
 
-    /// A step in `buffers`, which were made for moments that lie where these do, and are no shorter.
+    /// Makes a step through `buffers`, which must have been allocated for moments on the same
+    /// device as these and at least as long.
     pub(crate) fn step_with_buffers(
         &self,
         buffers: &StagingBuffers,
@@ -101,7 +105,7 @@ impl AdamW {
     }
 }
 
-/// Buffers for both moments of [`AdamW::step_with_buffers`], where the parameters are.
+/// Allocates buffers for both moments of [`AdamW::step_with_buffers`] on the parameters' device.
 pub(crate) fn buffers(state: AdamWTensors, window: usize) -> Result<StagingBuffers> {
     StagingBuffers::new(
         &[state.m, state.v].map(|moment| (moment, half_window(window))),
@@ -109,12 +113,12 @@ pub(crate) fn buffers(state: AdamWTensors, window: usize) -> Result<StagingBuffe
     )
 }
 
-/// The number of parameters.
+/// Checks that all vectors have the same length and returns it: the number of parameters.
 fn check_lengths(AdamWTensors { params, m, v }: AdamWTensors, gradient: &Tensor) -> Result<usize> {
     let n = params.dims1()?;
     if [m, v, gradient].iter().any(|x| x.dims() != [n]) {
         candle_core::bail!(
-            "AdamW: {n} parameters with moments {:?} and {:?} and gradient {:?}",
+            "AdamW: {n} parameters with moments {:?} and {:?} and gradient {:?}; the lengths must be equal",
             m.shape(),
             v.shape(),
             gradient.shape()
@@ -123,7 +127,7 @@ fn check_lengths(AdamWTensors { params, m, v }: AdamWTensors, gradient: &Tensor)
     Ok(n)
 }
 
-/// What a step does to every element: computed once, in f64.
+/// The coefficients of a step, equal for all elements and computed once, in f64.
 pub(crate) struct Coefficients {
     pub(crate) factor: f32,
     pub(crate) beta1: f32,
@@ -136,7 +140,8 @@ pub(crate) struct Coefficients {
     pub(crate) step_size: f32,
 }
 
-/// The factor of `torch.nn.utils.clip_grad_norm_`: `min(1, max_norm / (norm + 1e-6))`; 1 where `max_norm` is 0.
+/// The factor of `torch.nn.utils.clip_grad_norm_`: `min(1, max_norm / (norm + 1e-6))`; 1 if
+/// `max_norm` is 0.
 pub fn clip_factor(norm: f64, max_norm: f64) -> f32 {
     if max_norm == 0.0 { 1.0 } else { (max_norm / (norm + 1e-6)).min(1.0) as f32 }
 }

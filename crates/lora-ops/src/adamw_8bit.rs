@@ -1,13 +1,16 @@
-//! AdamW with both moments in 8 bits (arXiv 2110.02861), as bitsandbytes' `AdamW8bit` has them on a GPU.
+//! AdamW with both moments in 8 bits (arXiv 2110.02861), as bitsandbytes' `AdamW8bit` stores them
+//! on a GPU.
 //!
-//! A tensor is cut into blocks of 256 elements, the last as short as it comes out. A moment is a code an element, which stands
-//! for a number of the dynamic map (signed for the first moment, unsigned for the second), times its block's absolute maximum. A
-//! step widens a block to f32, updates it with AdamW's formulas, and takes the code nearest to each new moment divided by the
-//! new maximum: of two equally near ones the even one, and never zero for a negative first moment. Tensors of fewer than 4096
-//! elements keep f32 moments.
+//! A tensor is cut into blocks of 256 elements; the last block may be shorter. A moment is one code
+//! per element. The code stands for a number of the dynamic map (signed for the first moment,
+//! unsigned for the second), which is multiplied by the absolute maximum of the element's block. A
+//! step widens a block to f32, updates it with AdamW's formulas, and chooses the code nearest to
+//! each new moment divided by the new maximum: of two equally near codes the even one, and never
+//! zero for a negative first moment. Tensors of fewer than 4096 elements keep f32 moments.
 //!
-//! On a CPU bitsandbytes takes other codes for what is small in its block: it rounds to a grid of 65536 numbers before, on which
-//! there is no zero. On a GPU it decays a parameter after its update, here and on a CPU before.
+//! On a CPU bitsandbytes chooses other codes for small elements of a block, because it first rounds
+//! to a grid of 65536 numbers that has no zero. On a GPU bitsandbytes decays a parameter after its
+//! update; this module and bitsandbytes on a CPU decay it before.
 
 use std::ops::Range;
 
@@ -26,13 +29,13 @@ mod quant_map;
 #[cfg(any(feature = "cuda", test))]
 mod windows;
 
-/// Names of a state's tensors: those of the f32 moments, and of the codes and maxima of the others.
+/// Names of a state's tensors: first the f32 moments, then codes and maxima of the 8-bit moments.
 pub const TENSOR_NAMES: [&str; 6] =
     ["exp_avg", "exp_avg_sq", "exp_avg_codes", "exp_avg_sq_codes", "exp_avg_absmax", "exp_avg_sq_absmax"];
 
-/// The moments of the tensors that lie one after the other in a flat vector.
+/// The moments of tensors that are contiguous in a flat vector.
 ///
-/// Each of its own tensors holds those of all parameters' tensors of its kind, in their order.
+/// Each tensor of the state has the values of its kind for all parameter tensors, in their order.
 #[derive(Debug)]
 pub struct AdamW8bitState {
     ranges: Vec<Range<usize>>,
@@ -41,26 +44,26 @@ pub struct AdamW8bitState {
     /// Elements that are on the device at a time.
     window: usize,
     _pinned: Vec<PinnedTensor>,
-    /// Of parameters on a GPU.
+    /// Lookup tables of the kernel; `None` if the parameters are on the CPU.
     #[cfg(feature = "cuda")]
     tables: Option<cuda::Tables>,
 }
 
 #[derive(Debug)]
 struct QuantizedMoment {
-    /// f32, of the small tensors.
+    /// f32, for the small tensors.
     full: Tensor,
-    /// u8, of the others.
+    /// u8, for the other tensors.
     codes: Tensor,
-    /// f32, of each block.
+    /// f32, one for each block.
     absmax: Tensor,
 }
 
 impl AdamW8bitState {
-    /// Moments of zero at `placement`, of parameters whose tensors lie at `ranges`.
+    /// Creates moments of zero at `placement`, for parameters whose tensors are at `ranges`.
     ///
     /// # Errors
-    /// A range does not begin where the one before ends, the first at 0.
+    /// A range does not begin where the previous one ends; the first must begin at 0.
     pub fn new<'a>(ranges: &[Range<usize>], placement: impl Into<MomentPlacement<'a>>) -> Result<Self> {
         let (sizes, placement) = (TensorSizes::from_ranges(ranges)?, placement.into());
         Self::from_parts(ranges, placement, |i| {
@@ -69,10 +72,10 @@ impl AdamW8bitState {
         })
     }
 
-    /// The state whose tensors `find` gives by their [`TENSOR_NAMES`]; they are copied.
+    /// Creates a state from copies of the tensors that `find` returns for each of [`TENSOR_NAMES`].
     ///
     /// # Errors
-    /// As of [`Self::new`]; those of `find`; a tensor of another type or length.
+    /// Those of [`Self::new`] and of `find`; a tensor of another type or length.
     pub fn from_tensors<'a>(
         ranges: &[Range<usize>],
         placement: impl Into<MomentPlacement<'a>>,
@@ -93,7 +96,7 @@ impl AdamW8bitState {
             }
             match (n, placement.moment_device()) {
                 (0, device) => zeros(0, dtype, device),
-                // A step changes it in place.
+                // A step changes the tensor in place.
                 (_, device) if tensor.device().same_device(device) => tensor.copy(),
                 (_, device) => to_device(&tensor, device),
             }
@@ -132,7 +135,8 @@ impl AdamW8bitState {
         })
     }
 
-    /// The tensors by their [`TENSOR_NAMES`], all of them vectors: what a checkpoint holds and a hash covers.
+    /// The tensors with their [`TENSOR_NAMES`], all of them vectors; checkpoints and hashes cover
+    /// them.
     pub fn tensors(&self) -> [(&'static str, &Tensor); 6] {
         let Self { m, v, .. } = self;
         let all = [&m.full, &v.full, &m.codes, &v.codes, &m.absmax, &v.absmax];
@@ -140,18 +144,19 @@ impl AdamW8bitState {
     }
 }
 
-/// Bytes of the state of parameters whose tensors lie at `ranges`.
+/// Bytes of the state for parameters whose tensors are at `ranges`.
 ///
 /// # Errors
-/// As of [`AdamW8bitState::new`].
+/// Those of [`AdamW8bitState::new`].
 pub fn bytes(ranges: &[Range<usize>]) -> Result<usize> {
     let sizes = TensorSizes::from_ranges(ranges)?;
     Ok((0..TENSOR_NAMES.len()).map(|i| sizes.tensor(i)).map(|(dtype, n)| dtype.size_in_bytes() * n).sum())
 }
 
 impl AdamW {
-    /// As [`AdamW::step`], with the moments in `state`: `params` and `gradient` are f32 vectors, as long as its ranges together,
-    /// each of a storage of its own. Elements that are not finite spoil their block.
+    /// Makes a step as [`AdamW::step`] does, with the moments in `state`. `params` and `gradient`
+    /// are f32 vectors, as long as the state's ranges together, each with its own storage. An
+    /// element that is not finite makes its block's moments invalid.
     #[tracing::instrument(level = "trace", name = "adamw_8bit", skip_all)]
     pub fn step_8bit(
         &self,
@@ -164,7 +169,7 @@ impl AdamW {
         let n = state.ranges.last().map_or(0, |last| last.end);
         if [params, gradient].iter().any(|x| x.dims() != [n]) {
             candle_core::bail!(
-                "8-bit AdamW: parameters {:?} and gradient {:?} with moments of {n}",
+                "8-bit AdamW: parameters {:?} and gradient {:?} with moments of {n} elements",
                 params.shape(),
                 gradient.shape()
             );
@@ -177,7 +182,8 @@ impl AdamW {
             Backend::Cuda(gpu) => cuda::step(&gpu, &self.coefficients(t, factor), params, state, gradient)?,
         }
         let mut done = 0;
-        // Small tensors that lie one after the other are stepped as one: their moments do too.
+        // Small tensors that are adjacent are updated as one, because their moments are adjacent
+        // too.
         for run in ranges.chunk_by(|a, b| is_8bit(a) == is_8bit(b)) {
             let (Some(first), Some(last)) = (run.first(), run.last()) else { continue };
             if is_8bit(first) {
@@ -198,7 +204,7 @@ fn is_8bit(range: &Range<usize>) -> bool {
     range.len() >= EIGHT_BIT_MIN_ELEMENTS
 }
 
-/// Elements of the state's tensors.
+/// Numbers of elements of the state's tensors.
 struct TensorSizes {
     full: usize,
     codes: usize,
@@ -211,7 +217,10 @@ impl TensorSizes {
         let mut end = 0;
         for range in ranges {
             if range.start != end || range.end < end {
-                candle_core::bail!("8-bit AdamW: a tensor at {range:?} after one that ends at {end}");
+                candle_core::bail!(
+                    "8-bit AdamW: a tensor at {range:?} after one that ends at {end}; tensors must \
+                     be adjacent"
+                );
             }
             end = range.end;
             if is_8bit(range) {

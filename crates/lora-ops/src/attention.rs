@@ -1,5 +1,6 @@
-//! Causal grouped-query attention by tiles with an online softmax (FlashAttention, arXiv 2205.14135, 2307.08691; GQA, arXiv
-//! 2305.13245): no matrix of positions x positions is ever kept, only the log-sum-exp of each row.
+//! Causal grouped-query attention in tiles with an online softmax (FlashAttention, arXiv
+//! 2205.14135, 2307.08691; GQA, arXiv 2305.13245). No positions x positions matrix is ever kept,
+//! only the log-sum-exp of each row.
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -10,14 +11,15 @@ use candle_core::{Result, Tensor};
 use crate::Ids;
 use crate::backend::Backend;
 
-/// Sizes of one attention: `seq` queries and `kv_seq` keys a sequence, the last query sees the last key.
+/// Sizes of an attention: each sequence has `seq` queries and `kv_seq` keys, and the last query
+/// sees the last key.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionShape {
-    /// Sequences.
+    /// Number of sequences.
     pub batch: usize,
-    /// Queries of a sequence.
+    /// Queries per sequence.
     pub seq: usize,
-    /// Keys of a sequence; at least `seq`, more when decoding with a cache.
+    /// Keys per sequence: at least `seq`, and more when decoding with a cache.
     pub kv_seq: usize,
     /// Query heads.
     pub heads: usize,
@@ -46,15 +48,24 @@ impl AttentionShape {
             && is(k, kv_seq, kv_heads)?
             && is(v, kv_seq, kv_heads)?;
         if !fits {
-            candle_core::bail!("attention {self:?} of {:?}, {:?}, {:?}", q.shape(), k.shape(), v.shape());
+            candle_core::bail!(
+                "invalid attention {self:?}: q is {:?}, k {:?} and v {:?}",
+                q.shape(),
+                k.shape(),
+                v.shape()
+            );
         }
         first.map_or(Ok(()), |first| self.check_first(first.host()))
     }
 
-    /// Kernels rely on it: every query sees a key, and none an earlier one than the query before it.
+    /// Checks what the kernels rely on: every query sees at least one key, and no query sees a key
+    /// before the first key of the previous query.
     fn check_first(&self, first: &[u32]) -> Result<()> {
         if first.len() != self.batch * self.seq {
-            candle_core::bail!("first keys of {} queries for attention {self:?}", first.len());
+            candle_core::bail!(
+                "invalid first keys of {} queries for {self:?}: each query needs one",
+                first.len()
+            );
         }
         for (sequence, first) in first.chunks_exact(self.seq.max(1)).enumerate() {
             let mut before = 0;
@@ -62,8 +73,9 @@ impl AttentionShape {
                 let last = self.kv_seq - self.seq + query;
                 if key < before || key as usize > last {
                     candle_core::bail!(
-                        "query {query} of sequence {sequence} sees the keys {key} to {last}, the query before it those from \
-                         {before} on: neither end may go back, and there must be one"
+                        "invalid first keys: query {query} of sequence {sequence} sees the keys {key} to \
+                         {last}, and the query before it those from {before} on; first keys must not \
+                         decrease, and each query must see a key"
                     );
                 }
                 before = key;
@@ -73,21 +85,22 @@ impl AttentionShape {
     }
 }
 
-/// The first key that each query of `batch` sequences of `seq` tokens sees, `[batch * seq]`: of its document, and of the last
-/// `window` positions, its own included.
+/// Returns the first key that each query of `batch` sequences of `seq` tokens sees,
+/// `[batch * seq]`. A query sees only keys of its own document, and of these the last `window`, its
+/// own position included.
 ///
-/// `window` is at least 1, `None`: all. `segments` has a number for each position, equal within a document of a packed
-/// row; `None`: each sequence is one.
+/// `window` is at least 1; `None` means no limit. `segments` has a number for each position, equal
+/// within a document of a packed row; `None` means that each sequence is one document.
 ///
 /// # Panics
-/// If `segments` are not as many as the positions.
+/// If the length of `segments` is not the number of positions.
 pub fn first_visible_keys(
     batch: usize,
     seq: usize,
     window: Option<usize>,
     segments: Option<&[u32]>,
 ) -> Vec<u32> {
-    assert!(segments.is_none_or(|s| s.len() == batch * seq), "segments for {batch} x {seq} positions");
+    assert!(segments.is_none_or(|s| s.len() == batch * seq), "there must be {batch} x {seq} segments");
     let mut first = Vec::with_capacity(batch * seq);
     for sequence in 0..batch {
         let mut document = 0;
@@ -103,21 +116,24 @@ pub fn first_visible_keys(
     first
 }
 
-/// What the backward pass needs beside the inputs: the output, and the log-sum-exp of each row of scores.
+/// Activations that the backward pass needs in addition to the inputs and the output: the
+/// log-sum-exp of each row of scores.
 #[derive(Debug)]
 pub struct AttentionActivations {
     /// f32 `[batch, heads, seq]`.
     lse: Tensor,
 }
 
-/// `q` `[batch * seq, heads * head_dim]`, `k` and `v` `[batch * kv_seq, kv_heads * head_dim]`, to the attended values
+/// Computes attention of `q` `[batch * seq, heads * head_dim]` over `k` and `v`
+/// `[batch * kv_seq, kv_heads * head_dim]`, and returns the attended values
 /// `[batch * seq, heads * head_dim]`. Scores are scaled by `1 / sqrt(head_dim)`.
 ///
-/// `first`, one number a query, is the first key of its sequence that it sees (`None`: 0), the last is its own; it does not
-/// decrease along a sequence. See [`first_visible_keys`].
+/// `first` has one number for each query: the first key of its sequence that the query sees
+/// (`None`: 0 for all). The last key that it sees is the one at its own position. The numbers do
+/// not decrease along a sequence. See [`first_visible_keys`].
 ///
 /// # Errors
-/// Sizes or first keys that do not fit; on a GPU, heads of more than 256 features.
+/// Sizes or first keys that do not fit; on a GPU, heads with more than 256 features.
 #[tracing::instrument(level = "trace", name = "attention forward", skip_all)]
 pub fn forward(
     q: &Tensor,
@@ -135,10 +151,11 @@ pub fn forward(
     Ok((output, AttentionActivations { lse }))
 }
 
-/// `d_output` `[batch * seq, heads * head_dim]` to the gradients of `q`, `k` and `v`. `shape.kv_seq` is `shape.seq`.
+/// Computes the gradients of `q`, `k` and `v` from `d_output` `[batch * seq, heads * head_dim]`.
+/// `shape.kv_seq` must equal `shape.seq`.
 ///
 /// # Errors
-/// Sizes that do not fit, or are not those of the forward pass.
+/// Sizes that do not fit, or that differ from those of the forward pass.
 #[tracing::instrument(level = "trace", name = "attention backward", skip_all)]
 pub fn backward(
     saved: &AttentionActivations,
@@ -151,13 +168,16 @@ pub fn backward(
     shape.check((q, k, v), first)?;
     if shape.kv_seq != shape.seq || output.dims() != q.dims() || d_output.dims() != q.dims() {
         candle_core::bail!(
-            "attention gradient {:?} of queries {:?} in {shape:?}",
+            "invalid attention gradient {:?} for queries {:?} in {shape:?}",
             d_output.shape(),
             q.shape()
         );
     }
     if saved.lse.dims() != [shape.batch, shape.heads, shape.seq] {
-        candle_core::bail!("attention of rows {:?} was saved, not of {shape:?}", saved.lse.shape());
+        candle_core::bail!(
+            "invalid attention activations: the log-sum-exp is {:?}, which does not fit {shape:?}",
+            saved.lse.shape()
+        );
     }
     let AttentionActivations { lse } = saved;
     match Backend::of_tensors(&[q, k, v, output, d_output, lse])? {

@@ -1,4 +1,5 @@
-//! The rates that bound what a device can do, measured: what its library of matrix products and its copies reach.
+//! Measured upper bounds of a device's speed: the rates of its matrix product library and of its
+//! memory copies.
 
 use candle_core::{DType, Device, Result};
 use lora_spec::Philox;
@@ -11,29 +12,29 @@ use crate::transfer::zeros;
 
 /// Rows and columns of the product's matrices.
 const PRODUCT_SIDE: usize = 8192;
-/// Bytes that are copied.
+/// Bytes of the copy.
 const COPY_BYTES: usize = 4 << 30;
 /// Runs before the measured ones.
 const WARMUP_RUNS: usize = 3;
 /// Measured runs; the result is their median.
 const MEASURED_RUNS: usize = 7;
 
-/// Rates of a device.
+/// Measured rates of a device.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Ceilings {
-    /// Rows and columns of the bf16 (on the CPU f32) matrices that were multiplied.
+    /// Rows and columns of the multiplied matrices, which are bf16 (f32 on the CPU).
     pub product_side: usize,
-    /// That product, in 10^12 floating-point operations a second.
+    /// Rate of that product, in 10^12 floating-point operations per second.
     pub tflop_s: f64,
-    /// Size of the copy.
+    /// Size of the copy, in bytes.
     pub copy_bytes: usize,
-    /// Bytes read and written by a copy inside the device's memory, in 10^9 a second.
+    /// Bytes read and written by a copy inside the device's memory, in 10^9 bytes per second.
     pub gb_s: f64,
 }
 
 impl Ceilings {
-    /// Measures `device`: a product of 8192 x 8192 matrices and a copy of 4 GiB, both divided by `scale` (at least 1), and
-    /// smaller where a GPU has less memory free.
+    /// Measures `device` with a product of 8192 x 8192 matrices and a copy of 4 GiB. Both sizes are
+    /// divided by `scale` (at least 1), and halved until they fit if a GPU has less free memory.
     pub fn measure(device: &Device, scale: usize) -> Result<Self> {
         let scale = scale.max(1);
         let free =
@@ -59,7 +60,7 @@ impl Ceilings {
 
 fn product_milliseconds(device: &Device, side: usize) -> Result<f64> {
     let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
-    // Not zeros: a GPU's clock depends on how many bits change.
+    // Random elements, not zeros: a GPU's clock depends on how many bits change.
     let matrix = |name| uniform((side, side), 1.0, dtype, &Philox::new(0, name), device);
     let (a, b, c) = (matrix("a")?, matrix("b")?, matrix("c")?);
     median_milliseconds(device, || product(1.0, no_trans(&a), no_trans(&b), 0.0, &c))
@@ -74,13 +75,15 @@ fn median_milliseconds(device: &Device, run: impl Fn() -> Result<()>) -> Result<
     for _ in 0..WARMUP_RUNS {
         run()?;
     }
-    let mut moments = vec![DeviceTimestamp::now(device)?];
+    let mut timestamps = vec![DeviceTimestamp::now(device)?];
     for _ in 0..MEASURED_RUNS {
         run()?;
-        moments.push(DeviceTimestamp::now(device)?);
+        timestamps.push(DeviceTimestamp::now(device)?);
     }
-    let mut times =
-        moments.windows(2).map(|pair| pair[0].milliseconds_until(&pair[1])).collect::<Result<Vec<f64>>>()?;
+    let mut times = timestamps
+        .windows(2)
+        .map(|pair| pair[0].milliseconds_until(&pair[1]))
+        .collect::<Result<Vec<f64>>>()?;
     times.sort_by(f64::total_cmp);
     Ok(times[MEASURED_RUNS / 2])
 }

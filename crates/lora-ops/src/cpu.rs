@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Shape, Storage, Tensor, WithDType};
 
-/// Elements below which a loop is not worth a second thread.
+/// Number of elements below which a second thread does not pay off for a loop.
 pub(crate) const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
 
 /// Reads a contiguous CPU tensor's elements.
@@ -24,7 +24,7 @@ pub fn read_f32<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
     read::<f32, R>(tensor, f)
 }
 
-/// Changes the elements of a contiguous f32 tensor in place; views of the same storage see the change.
+/// Changes the elements of a contiguous f32 tensor in place. Views of the same storage change too.
 pub fn update_f32<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
     update(tensor, f, |storage| match storage {
         CpuStorage::F32(data) => Some(data),
@@ -32,7 +32,7 @@ pub fn update_f32<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result
     })
 }
 
-/// As [`update_f32`], of bytes.
+/// Changes the elements of a contiguous u8 tensor in place; see [`update_f32`].
 pub(crate) fn update_u8<R>(tensor: &Tensor, f: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
     update(tensor, f, |storage| match storage {
         CpuStorage::U8(data) => Some(data),
@@ -50,7 +50,7 @@ fn update<T: WithDType, R>(
     op.result.take().ok_or_else(|| candle_core::Error::Msg("in-place operation did not run".into()))
 }
 
-/// A storage's elements, where it has them of that type.
+/// Returns the elements of a storage, or `None` if the storage has another type.
 type Elements<T> = fn(&mut CpuStorage) -> Option<&mut Vec<T>>;
 
 struct Update<F, T, R> {
@@ -75,7 +75,7 @@ impl<T: WithDType, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Update<F, T, R> {
     }
 }
 
-/// A new f32 tensor whose zeroed elements `f` fills.
+/// Creates an f32 tensor and lets `f` fill its zeroed elements.
 pub(crate) fn new_filled(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
     let shape = shape.into();
     let mut data = vec![0.0; shape.elem_count()];
@@ -87,7 +87,7 @@ pub(crate) fn new_filled(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) ->
 #[derive(Clone, Copy)]
 pub(crate) struct SharedMutPtr(*mut f32);
 
-// SAFETY: whoever uses `at` promises that no two threads touch the same element.
+// SAFETY: the callers of `at` guarantee that no two threads access the same element.
 unsafe impl Send for SharedMutPtr {}
 // SAFETY: as above.
 unsafe impl Sync for SharedMutPtr {}
@@ -98,9 +98,10 @@ impl SharedMutPtr {
     }
 
     /// # Safety
-    /// `offset` lies inside the buffer, which outlives the pointer, and no other thread touches what is written.
+    /// `offset` is inside the buffer, the buffer outlives the pointer, and no other thread accesses
+    /// the elements that are written.
     pub(crate) unsafe fn at(self, offset: usize) -> *mut f32 {
-        // SAFETY: promised by the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.0.add(offset) }
     }
 }

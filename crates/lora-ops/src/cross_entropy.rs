@@ -1,8 +1,10 @@
-//! Fused linear + cross-entropy: the loss of a language model's head without the `[tokens, vocab]` logits.
+//! Fused linear and cross-entropy: the loss of a language model's head without `[tokens, vocab]`
+//! logits.
 //!
-//! Rows with weight 0 cost nothing. The others are taken in chunks whose logits fit a fixed budget; a chunk's logits are
-//! turned into the gradient, so the gradient of `x` costs one more product and next to no memory
-//! (the idea of Liger Kernel, arXiv 2410.10989, and of Cut Cross-Entropy, arXiv 2411.09009).
+//! Rows of weight 0 cost nothing. The other rows are processed in chunks whose logits fit a fixed
+//! budget. The logits of a chunk are overwritten with their gradient, so the gradient of `x` costs
+//! one more product and almost no memory (the idea of Liger Kernel, arXiv 2410.10989, and of Cut
+//! Cross-Entropy, arXiv 2411.09009).
 
 use candle_core::{Device, Result, Tensor};
 
@@ -14,27 +16,31 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-/// Which row of the logits predicts what, and how much it counts: rows of weight 0 are left out.
+/// The target token and the loss weight of each row of the logits. Rows of weight 0 are skipped.
 #[derive(Debug, Clone)]
 pub struct Targets {
-    /// Rows that were given, with and without a target.
+    /// Number of all rows, with and without a target.
     all_rows: usize,
     rows: Ids,
     tokens: Ids,
-    /// f32, by their bits.
+    /// f32, as their bits.
     weights: Ids,
     weight_sum: f64,
 }
 
 impl Targets {
-    /// Of each row the token that it should predict and the weight of its loss (0: no target), for operations on `device`.
+    /// Takes for each row the target token and the weight of its loss (0: no target), for
+    /// operations on `device`.
+    ///
+    /// # Errors
+    /// Numbers of tokens and weights that differ, or 2^32 rows or more.
     pub fn new(tokens: &[u32], weights: &[f32], device: &Device) -> Result<Self> {
         let all_rows = tokens.len();
         if weights.len() != all_rows {
             candle_core::bail!("{all_rows} targets with {} weights", weights.len());
         }
         if u32::try_from(all_rows).is_err() {
-            candle_core::bail!("{all_rows} targets are too many");
+            candle_core::bail!("{all_rows} targets are too many; there must be fewer than 2^32");
         }
         let rows: Vec<usize> = (0..all_rows).filter(|&row| weights[row] != 0.0).collect();
         let kept: Vec<f32> = rows.iter().map(|&row| weights[row]).collect();
@@ -51,23 +57,24 @@ impl Targets {
 /// A micro-batch's loss.
 #[derive(Debug)]
 pub struct Loss {
-    /// `weight * -log p(target)`, in nats, of each row with a target: f64, on the device of `x`.
+    /// `weight * -log p(target)`, in nats, for each row with a target: f64, on the device of `x`.
     pub row_losses: Tensor,
-    /// Sum of the weights.
+    /// The sum of the weights.
     pub weight_sum: f64,
-    /// Gradient of the losses' sum by `x` `[tokens, features]`; `None` where it was not asked for.
+    /// The gradient of the sum of the losses with respect to `x`, `[tokens, features]`; `None` if
+    /// it was not requested.
     pub dx: Option<Tensor>,
 }
 
 impl Loss {
-    /// Sum of the losses, in the rows' order. Waits for the GPU.
+    /// Returns the sum of the losses, added in the order of the rows. Waits for the GPU.
     pub fn sum(&self) -> Result<f64> {
         Ok(to_vec::<f64>(&self.row_losses)?.iter().sum())
     }
 }
 
-/// The losses of `x` `[tokens, features]` under the head `weight` `[vocab, features]` (f32 or bf16; on a GPU of the type of
-/// `x`), and their gradient.
+/// Computes the losses of `x` `[tokens, features]` under the head `weight` `[vocab, features]` (f32
+/// or bf16; on a GPU of the type of `x`), and their gradient if `gradient` is set.
 ///
 /// # Errors
 /// Shapes or types that do not fit, or a target outside the vocabulary.
@@ -77,7 +84,7 @@ pub fn forward_backward(x: &Tensor, weight: &Tensor, targets: &Targets, gradient
     let (vocab, weight_features) = weight.dims2()?;
     if weight_features != features || targets.all_rows != tokens {
         candle_core::bail!(
-            "head {:?} over {:?} with {} targets",
+            "invalid cross-entropy of head {:?} and x {:?} with {} targets: the shapes do not fit",
             weight.shape(),
             x.shape(),
             targets.all_rows

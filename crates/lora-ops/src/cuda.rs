@@ -1,8 +1,9 @@
-//! What the operations share on a GPU: the device with its kernels, launches, products, memory.
+//! What the operations share on a GPU: the device with its kernels, launches, products and memory.
 //!
-//! Everything of a process goes to one stream a GPU, in the order it was asked for; only small inputs
-//! ([`crate::Ids`]) are copied beside it. So no operation waits, and memory that is freed is used again without a wait.
-//! Nothing here depends on time: no floating-point atomics, one workspace, fixed algorithms.
+//! All operations of a process run on one stream per GPU, in the order of the calls. Only small
+//! inputs ([`crate::Ids`]) and paged moments are copied on other streams. Operations therefore do
+//! not have to wait, and freed memory is reused without a wait. No result depends on timing: there
+//! are no floating-point atomics, and cuBLAS has one workspace and fixed algorithms.
 
 mod blas;
 mod environment;

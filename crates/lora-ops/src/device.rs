@@ -1,4 +1,4 @@
-//! Opening the device that a process computes on.
+//! The device that a process computes on: opening it, its memory and its state.
 
 use candle_core::{Result, Tensor};
 use lora_spec::DeviceSpec;
@@ -6,11 +6,11 @@ use lora_spec::DeviceSpec;
 use crate::backend::Backend;
 use crate::cpu::update_f32;
 
-/// Opens the device that is asked for, once a process: `auto` is the first GPU in a build with CUDA on a machine that has
-/// one, else the CPU.
+/// Opens a device, once per process. `auto` is the first GPU if the build supports CUDA and the
+/// machine has a GPU, and otherwise the CPU.
 ///
 /// # Errors
-/// A GPU that is not there, libraries that are too old, or a build without CUDA.
+/// A GPU that does not exist, libraries that are too old, or a build without CUDA.
 pub fn open(device: DeviceSpec) -> Result<candle_core::Device> {
     match device {
         DeviceSpec::Cpu => Ok(candle_core::Device::Cpu),
@@ -24,12 +24,14 @@ pub fn open(device: DeviceSpec) -> Result<candle_core::Device> {
         DeviceSpec::Auto => Ok(candle_core::Device::Cpu),
         #[cfg(not(feature = "cuda"))]
         DeviceSpec::Cuda(_) => candle_core::bail!(
-            "device {device}: this build computes on CPUs only; build or install lora-worker with the feature `cuda`"
+            "device {device}: this build computes on CPUs only; build or install lora-worker with the \
+             feature `cuda`"
         ),
     }
 }
 
-/// What the bits of a result depend on, of the device: the instruction set, or the GPU and its libraries.
+/// Describes everything about the device that the bits of a result depend on: the instruction set,
+/// or the GPU and its libraries.
 pub fn describe(device: &candle_core::Device) -> Result<String> {
     match device {
         #[cfg(feature = "cuda")]
@@ -41,21 +43,23 @@ pub fn describe(device: &candle_core::Device) -> Result<String> {
 /// Memory of a device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeviceMemory {
-    /// Held by live tensors of this process.
+    /// Used by live tensors of this process.
     pub used_bytes: u64,
-    /// The most that was ever held.
+    /// The largest `used_bytes` since the device was opened or the peaks were reset.
     pub peak_bytes: u64,
-    /// Taken from the GPU by this process's memory pool: live tensors, and what it keeps for later ones.
+    /// Reserved by this process's memory pool: live tensors, and memory that the pool keeps for
+    /// later tensors.
     pub reserved_bytes: u64,
-    /// The most that the pool ever had.
+    /// The largest `reserved_bytes` since the device was opened or the peaks were reset.
     pub peak_reserved_bytes: u64,
-    /// Free when this process opened the device; CUDA's own and the kernels are not in it.
+    /// Free when this process had opened the device, which excludes the memory of CUDA and of the
+    /// kernels.
     pub free_bytes: u64,
-    /// Of the device.
+    /// All memory of the device.
     pub total_bytes: u64,
 }
 
-/// Memory of a GPU; `None` for the CPU.
+/// Returns the memory of a GPU; `None` for the CPU.
 pub fn memory(device: &candle_core::Device) -> Result<Option<DeviceMemory>> {
     match device {
         #[cfg(feature = "cuda")]
@@ -64,8 +68,8 @@ pub fn memory(device: &candle_core::Device) -> Result<Option<DeviceMemory>> {
     }
 }
 
-/// Sets the peaks of [`memory`] to what is used and reserved now, after the pool has given back what it keeps.
-/// Waits for the GPU. Does nothing on the CPU.
+/// Returns the pool's unused memory to the GPU, and sets the peaks of [`memory`] to what is used
+/// and reserved after that. Waits for the GPU. Does nothing on the CPU.
 pub fn reset_peak_memory(device: &candle_core::Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
@@ -74,10 +78,10 @@ pub fn reset_peak_memory(device: &candle_core::Device) -> Result<()> {
     }
 }
 
-/// Asks a GPU whether it still works, without waiting for it.
+/// Checks whether a GPU still works, without waiting for it.
 ///
 /// # Errors
-/// It reported an error that does not go away.
+/// The GPU has reported a permanent error.
 pub fn check(device: &candle_core::Device) -> Result<()> {
     match device {
         #[cfg(feature = "cuda")]
@@ -86,10 +90,10 @@ pub fn check(device: &candle_core::Device) -> Result<()> {
     }
 }
 
-/// Replaces the elements of a contiguous f32 tensor; waits until they are there.
+/// Replaces the elements of a contiguous f32 tensor. Waits until the copy is done.
 pub fn write_f32(tensor: &Tensor, values: &[f32]) -> Result<()> {
     if tensor.elem_count() != values.len() {
-        candle_core::bail!("{} values for {:?}", values.len(), tensor.shape());
+        candle_core::bail!("invalid number of values: {} for a tensor {:?}", values.len(), tensor.shape());
     }
     match Backend::of_tensors(&[tensor])? {
         Backend::Cpu => update_f32(tensor, |to| to.copy_from_slice(values)),
@@ -98,7 +102,7 @@ pub fn write_f32(tensor: &Tensor, values: &[f32]) -> Result<()> {
     }
 }
 
-/// A point in the work that a GPU was asked for.
+/// A point in the work that was submitted to a GPU.
 #[derive(Debug)]
 pub struct StreamEvent {
     #[cfg(feature = "cuda")]
@@ -106,7 +110,8 @@ pub struct StreamEvent {
 }
 
 impl StreamEvent {
-    /// After everything that was asked for so far; `None` on the CPU, where that is done.
+    /// Records an event after all work that was submitted so far; `None` on the CPU, where this
+    /// work is already done.
     pub fn record(device: &candle_core::Device) -> Result<Option<Self>> {
         match device {
             #[cfg(feature = "cuda")]
@@ -118,7 +123,7 @@ impl StreamEvent {
         }
     }
 
-    /// Waits until the work before it is done.
+    /// Waits until the work before the event is done.
     pub fn wait(self) -> Result<()> {
         #[cfg(feature = "cuda")]
         self.event.synchronize().map_err(crate::cuda::cuda_error("waiting for the GPU"))?;

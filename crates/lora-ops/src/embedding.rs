@@ -9,13 +9,13 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-/// Rows `tokens` of `weight` `[vocab, features]` (f32 or bf16), as `[tokens, features]`: on the CPU f32, on a GPU of the
-/// weight's type.
+/// Returns the rows `tokens` of `weight` `[vocab, features]` (f32 or bf16) as `[tokens, features]`:
+/// f32 on the CPU, and of the weight's type on a GPU.
 #[tracing::instrument(level = "trace", name = "embedding", skip_all)]
 pub fn forward(weight: &Tensor, tokens: &Ids) -> Result<Tensor> {
     let (vocab, features) = weight.dims2()?;
     if features == 0 {
-        candle_core::bail!("an embedding without features");
+        candle_core::bail!("invalid embedding {:?}: it has no features", weight.shape());
     }
     if let Some(token) = tokens.host().iter().find(|t| **t as usize >= vocab) {
         candle_core::bail!("token {token} is outside the vocabulary of {vocab}");

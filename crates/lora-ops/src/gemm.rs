@@ -1,4 +1,4 @@
-//! The one matrix product.
+//! The one matrix product of the workspace.
 
 use candle_core::{Result, Tensor};
 use gemm::Parallelism;
@@ -6,7 +6,7 @@ use gemm::Parallelism;
 use crate::backend::Backend;
 use crate::cpu::{read_f32, update_f32};
 
-/// A matrix as a factor of a product: a contiguous tensor of two dimensions, or its transpose.
+/// A matrix as a factor of a product: a contiguous two-dimensional tensor, or its transpose.
 #[derive(Clone, Copy)]
 pub struct MatrixOperand<'a> {
     tensor: &'a Tensor,
@@ -18,7 +18,7 @@ pub fn no_trans(tensor: &Tensor) -> MatrixOperand<'_> {
     MatrixOperand { tensor, transposed: false }
 }
 
-/// The transpose of a matrix, without moving anything.
+/// The transpose of a matrix, without a copy.
 pub fn trans(tensor: &Tensor) -> MatrixOperand<'_> {
     MatrixOperand { tensor, transposed: true }
 }
@@ -30,14 +30,18 @@ impl MatrixOperand<'_> {
     }
 }
 
-/// `C = alpha A B + beta C`, in place, on the device of the tensors: f32 on the CPU; on a GPU the factors are both f32 or both
-/// bf16, `c` is either, and sums are f32. With `beta` 0, `c` may hold anything.
+/// Computes `C = alpha A B + beta C` in place, on the device of the tensors. On the CPU all are
+/// f32. On a GPU the factors are both f32 or both bf16, `c` is either, and sums are f32. If `beta`
+/// is 0, `c` may be uninitialized.
 ///
-/// The bits depend neither on the number of threads nor on timing.
+/// The bits do not depend on the number of threads or on timing.
 pub fn product(alpha: f32, a: MatrixOperand, b: MatrixOperand, beta: f32, c: &Tensor) -> Result<()> {
     let ((m, k), (b_rows, n)) = (a.dims()?, b.dims()?);
     if b_rows != k || c.dims2()? != (m, n) {
-        candle_core::bail!("product of [{m}, {k}] and [{b_rows}, {n}] into {:?}", c.shape());
+        candle_core::bail!(
+            "invalid product of [{m}, {k}] and [{b_rows}, {n}] into {:?}: the shapes do not fit",
+            c.shape()
+        );
     }
     match Backend::of_tensors(&[a.tensor, b.tensor, c])? {
         Backend::Cpu => read_f32(a.tensor, |a_data| -> Result<()> {
@@ -81,26 +85,26 @@ pub struct Mat<'a> {
 }
 
 impl<'a> Mat<'a> {
-    /// A `rows` x `cols` matrix whose rows lie one after the other.
+    /// A `rows` x `cols` matrix whose rows are contiguous.
     ///
     /// # Panics
-    /// If `data` is shorter.
+    /// If `data` has fewer than `rows * cols` elements.
     pub fn new(data: &'a [f32], rows: usize, cols: usize) -> Self {
-        assert!(data.len() >= rows * cols, "{} elements for {rows} x {cols}", data.len());
+        assert!(data.len() >= rows * cols, "{} elements for a {rows} x {cols} matrix", data.len());
         Self { data, rows, cols, row_stride: cols, col_stride: 1 }
     }
 
-    /// Columns `first..first + count`, without moving anything.
+    /// Columns `first..first + count`, without a copy.
     ///
     /// # Panics
-    /// If there are fewer.
+    /// If the matrix has fewer columns.
     pub fn columns(self, first: usize, count: usize) -> Self {
-        assert!(first + count <= self.cols, "{first} + {count} columns of {}", self.cols);
+        assert!(first + count <= self.cols, "{count} columns from {first} on, of {}", self.cols);
         let skip = (first * self.col_stride).min(self.data.len());
         Self { data: &self.data[skip..], cols: count, ..self }
     }
 
-    /// The transpose, without moving anything.
+    /// The transpose, without a copy.
     pub fn t(self) -> Self {
         Self {
             rows: self.cols,
@@ -112,9 +116,10 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// `C = alpha A B + beta C` in f32; `c` holds A's rows x B's columns, rows `c_stride` elements apart.
+/// Computes `C = alpha A B + beta C` in f32. `c` has A's rows and B's columns, with rows `c_stride`
+/// elements apart.
 ///
-/// The result does not depend on the number of threads.
+/// The bits do not depend on the number of threads.
 ///
 /// # Panics
 /// If the shapes do not fit.
@@ -131,7 +136,7 @@ pub fn gemm(alpha: f32, a: Mat, b: Mat, beta: f32, c: &mut [f32], c_stride: usiz
     unsafe { raw((a.rows, b.cols, a.cols), alpha, lhs, rhs, beta, c.as_mut_ptr(), c_stride, parallelism) }
 }
 
-/// A matrix behind a pointer.
+/// A matrix at a pointer.
 #[derive(Clone, Copy)]
 pub(crate) struct RawMat {
     pub(crate) ptr: *const f32,
@@ -149,11 +154,11 @@ impl RawMat {
     }
 }
 
-/// `C = alpha A B + beta C` on the calling thread, for small products inside a parallel loop. `mnk`: rows and columns
-/// of `C`, then the inner dimension.
+/// Computes `C = alpha A B + beta C` on the calling thread, for small products inside a parallel
+/// loop. `mnk` has the rows and columns of `C`, then the inner dimension.
 ///
 /// # Safety
-/// The matrices lie inside live buffers and nobody else touches `c`.
+/// The matrices must be inside live buffers, and no other thread may access `c`.
 pub(crate) unsafe fn gemm_serial(
     mnk: (usize, usize, usize),
     alpha: f32,
@@ -163,7 +168,7 @@ pub(crate) unsafe fn gemm_serial(
     c: *mut f32,
     c_stride: usize,
 ) {
-    // SAFETY: promised by the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { raw(mnk, alpha, a, b, beta, c, c_stride, Parallelism::None) }
 }
 
@@ -178,7 +183,8 @@ unsafe fn raw(
     c_stride: usize,
     parallelism: Parallelism,
 ) {
-    // SAFETY: promised by the caller. The crate calls our alpha `beta` and our beta `alpha`.
+    // SAFETY: guaranteed by the caller. In the gemm crate our alpha is called `beta` and our beta
+    // `alpha`.
     unsafe {
         gemm::gemm(
             m,
@@ -252,12 +258,13 @@ mod tests {
         }
     }
 
-    /// The gemm crate does not name its choice. Small products with contiguous rows show it: their
-    /// kernels sum in as many lanes as a vector has, so elements that far apart meet first.
+    /// The gemm crate does not report its choice of kernels. Small products with contiguous rows
+    /// reveal it: their kernels sum in as many lanes as a vector has, so elements at that distance
+    /// are added first.
     #[cfg(target_arch = "x86_64")]
     #[test]
     fn instruction_set_is_the_one_the_gemm_crate_uses() {
-        // 2^24 + 1 is no f32: 1 is lost if it meets 2^24 before -2^24 does.
+        // 2^24 + 1 is not an f32: 1 is lost if it is added to 2^24 before -2^24 is.
         let keeps_one = |one: usize, minus: usize| {
             let mut row = [0.0; 17];
             (row[0], row[one], row[minus]) = (16_777_216.0, 1.0, -16_777_216.0);

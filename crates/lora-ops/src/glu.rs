@@ -9,7 +9,7 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-/// `gate` and `up` `[tokens, features]` to `activation(gate) * up`.
+/// Returns `activation(gate) * up` for `gate` and `up` `[tokens, features]`.
 #[tracing::instrument(level = "trace", name = "glu forward", skip_all)]
 pub fn forward(gate: &Tensor, up: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
     check(gate, &[up])?;
@@ -20,7 +20,7 @@ pub fn forward(gate: &Tensor, up: &Tensor, activation: ActivationFunction) -> Re
     }
 }
 
-/// `dy` `[tokens, features]` to the gradients of `gate` and `up`.
+/// Computes the gradients of `gate` and `up` from `dy` `[tokens, features]`.
 #[tracing::instrument(level = "trace", name = "glu backward", skip_all)]
 pub fn backward(
     gate: &Tensor,
@@ -40,7 +40,11 @@ fn check(gate: &Tensor, others: &[&Tensor]) -> Result<()> {
     let shape = gate.dims2()?;
     for other in others {
         if other.dims2()? != shape {
-            candle_core::bail!("gated activation of {:?} and {:?}", gate.shape(), other.shape());
+            candle_core::bail!(
+                "invalid gated activation of {:?} and {:?}: the shapes differ",
+                gate.shape(),
+                other.shape()
+            );
         }
     }
     Ok(())

@@ -1,11 +1,11 @@
-//! Whole numbers that an operation takes beside its tensors: tokens, rows, positions.
+//! Integer operands of operations (token ids, row ids, positions).
 
 use std::sync::Arc;
 
 use candle_core::{Device, Result};
 
-/// Numbers on the host and, where the computation is on a GPU, on their way to it: the copy is started when this is made
-/// and does not wait for what the GPU is doing.
+/// Integers on the host and, for a computation on a GPU, also on the GPU. The constructor starts
+/// the copy, which does not wait for the GPU's other work.
 #[derive(Debug, Clone)]
 pub struct Ids {
     host: Arc<[u32]>,
@@ -14,7 +14,7 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// `values` for operations on `device`.
+    /// Creates `values` for operations on `device`.
     pub fn new(values: impl Into<Arc<[u32]>>, device: &Device) -> Result<Self> {
         let host = values.into();
         #[cfg(feature = "cuda")]
@@ -31,32 +31,35 @@ impl Ids {
         })
     }
 
-    /// f32 numbers, by their bits; kernels read them as f32.
+    /// Creates f32 values, stored as their bits; kernels read them as f32.
     pub fn from_f32_bits(values: &[f32], device: &Device) -> Result<Self> {
         Self::new(values.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), device)
     }
 
-    /// How many.
+    /// The number of values.
     pub fn len(&self) -> usize {
         self.host.len()
     }
 
-    /// Whether there are none.
+    /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.host.is_empty()
     }
 
-    /// The numbers.
+    /// The values on the host.
     pub fn host(&self) -> &[u32] {
         &self.host
     }
 
-    /// The numbers on the GPU.
+    /// The values on the GPU.
+    ///
+    /// # Errors
+    /// The values were created for the CPU.
     #[cfg(feature = "cuda")]
     pub(crate) fn arg(&self) -> Result<crate::cuda::Arg> {
         match &self.uploaded {
             Some(uploaded) => Ok(uploaded.arg().with_bytes(size_of::<u32>() * self.len())),
-            None => candle_core::bail!("numbers that are on the CPU, for an operation on a GPU"),
+            None => candle_core::bail!("integers made for the CPU in an operation on a GPU"),
         }
     }
 }

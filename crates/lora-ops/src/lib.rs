@@ -1,16 +1,18 @@
-//! Operations on candle tensors, each a forward pass and, beside it, a hand-written backward pass, on the CPU and, with the
-//! feature `cuda`, on NVIDIA GPUs.
+//! Operations on candle tensors, each a forward pass and a hand-written backward pass, on the CPU
+//! and, with the feature `cuda`, on NVIDIA GPUs.
 //!
-//! candle's autograd is not used: it would compute and keep the gradient of every frozen weight. Activations are contiguous
-//! tensors `[tokens, features]`, on the CPU f32, on a GPU of the base's type (f32 or bf16); frozen weights are f32, bf16 or quantized;
-//! gradients, moments (but those of [`adamw_8bit`]) and sums are f32 everywhere. An operation's file holds its checks and its
-//! public functions, for both; `cpu.rs`, `cuda.rs` and the kernels (`.cu`) lie in the folder of its name.
+//! candle's autograd is not used, because it would compute and keep the gradient of every frozen
+//! weight. Activations are contiguous tensors `[tokens, features]`, f32 on the CPU and of the
+//! base's type (f32 or bf16) on a GPU. Frozen weights are f32, bf16 or quantized. Gradients,
+//! moments (except those of [`adamw_8bit`]) and sums are f32 everywhere. The file of an operation
+//! has its checks and its public functions for both backends. `cpu.rs`, `cuda.rs` and the kernels
+//! (`.cu`) are in the directory with the operation's name.
 //!
 //! Invariants:
-//! - No result depends on the number of threads or on timing: work is split over outputs, never over a sum, and no sum is
-//!   atomic.
+//! - No result depends on the number of threads or on timing: work is split over outputs, never
+//!   over a sum, and no floating-point sum uses atomics.
 //! - [`gemm`] is the only matrix product.
-//! - Nothing is computed for a frozen weight but its product and the gradient of that product's input.
+//! - For a frozen weight, only its product and the gradient of that product's input are computed.
 
 pub mod adamw;
 pub mod adamw_8bit;

@@ -1,4 +1,4 @@
-//! Frozen linear layers: `y = x W^T + b`, and nothing but the gradient of `x` backward.
+//! Frozen linear layers: forward `y = x W^T + b`; backward only the gradient of `x`.
 
 use candle_core::{DType, Device, Result, Tensor};
 
@@ -53,7 +53,7 @@ impl Weight {
         }
     }
 
-    /// Bytes it takes.
+    /// Size in bytes.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
@@ -80,7 +80,7 @@ impl Weight {
         }
     }
 
-    /// All that it is made of: a dense weight itself, or codes and scales.
+    /// All tensors that define the weight: a dense weight itself, or codes and scales.
     pub fn tensors(&self) -> Vec<&Tensor> {
         match self {
             Self::Dense(weight) => vec![weight],
@@ -92,7 +92,7 @@ impl Weight {
         }
     }
 
-    /// A tensor that is where the weight is.
+    /// A tensor on the weight's device.
     fn tensor(&self) -> &Tensor {
         match self {
             Self::Dense(weight) => weight,
@@ -117,7 +117,7 @@ impl FrozenLinear {
         if let Weight::Dense(weight) = &weight
             && !matches!(weight.dtype(), DType::F32 | DType::BF16)
         {
-            candle_core::bail!("a dense frozen weight is f32 or bf16, not {:?}", weight.dtype());
+            candle_core::bail!("a dense frozen weight must be f32 or bf16, not {:?}", weight.dtype());
         }
         if let Some(bias) = &bias
             && (bias.dims1()? != out_features || bias.dtype() != DType::F32)
@@ -142,7 +142,8 @@ impl FrozenLinear {
         self.weight.bytes() + self.bias.as_ref().map_or(0, |bias| 4 * bias.elem_count())
     }
 
-    /// `x` `[tokens, in_features]` to `x W^T + b` `[tokens, out_features]`, of `x`'s type.
+    /// Returns `x W^T + b` `[tokens, out_features]` for `x` `[tokens, in_features]`, in the type of
+    /// `x`.
     #[tracing::instrument(level = "trace", name = "linear forward", skip_all)]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.check_input(x)?;
@@ -153,7 +154,7 @@ impl FrozenLinear {
         }
     }
 
-    /// As [`Self::forward`], with an f32 result whatever `x` is.
+    /// Does the same as [`Self::forward`], with an f32 result for every type of `x`.
     pub fn forward_f32(&self, x: &Tensor) -> Result<Tensor> {
         self.check_input(x)?;
         match Backend::of_tensors(&[x, self.weight.tensor()])? {
@@ -163,7 +164,7 @@ impl FrozenLinear {
         }
     }
 
-    /// `dy` `[tokens, out_features]` to `dx = dy W` `[tokens, in_features]`.
+    /// Returns `dx = dy W` `[tokens, in_features]` for `dy` `[tokens, out_features]`.
     pub fn backward(&self, dy: &Tensor) -> Result<Tensor> {
         let shape = (dy.dims2()?.0, self.weight.dims()?.1);
         let dx = match Backend::of_tensors(&[dy, self.weight.tensor()])? {
@@ -175,7 +176,7 @@ impl FrozenLinear {
         Ok(dx)
     }
 
-    /// `dx += dy W`.
+    /// Computes `dx += dy W`.
     pub fn backward_add(&self, dy: &Tensor, dx: &Tensor) -> Result<()> {
         self.product(dy, dx, 1.0)
     }
@@ -186,7 +187,7 @@ impl FrozenLinear {
         let (expected, in_features) = self.weight.dims()?;
         if out_features != expected || dx.dims2()? != (tokens, in_features) {
             candle_core::bail!(
-                "layer [{expected}, {in_features}]: gradient {:?} to {:?}",
+                "invalid gradients of a linear layer [{expected}, {in_features}]: dy is {:?}, dx is {:?}",
                 dy.shape(),
                 dx.shape()
             );
@@ -201,7 +202,9 @@ impl FrozenLinear {
     fn check_input(&self, x: &Tensor) -> Result<()> {
         let (in_features, expected) = (x.dims2()?.1, self.weight.dims()?.1);
         if in_features != expected {
-            candle_core::bail!("a linear layer of {expected} features got {in_features}");
+            candle_core::bail!(
+                "invalid input of a linear layer: {in_features} features; it must have {expected} features"
+            );
         }
         Ok(())
     }

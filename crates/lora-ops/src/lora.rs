@@ -7,15 +7,15 @@ use crate::backend::Backend;
 use crate::dropout::Dropout;
 use crate::gemm::{no_trans, product, trans};
 
-/// What the backward pass needs of the forward pass, beside `x`.
+/// Activations that the backward pass needs in addition to `x`.
 #[derive(Debug)]
 pub struct LoraActivations {
-    /// `x A^T` `[tokens, r]`, `x` after dropout.
+    /// `x A^T` `[tokens, r]`, where `x` is taken after dropout.
     h: Tensor,
 }
 
-/// The matrices of one module, `a` `[r, in_features]` and `b` `[out_features, r]`: the trained ones, of the activations' type,
-/// or their gradients, f32.
+/// The matrices of one module, `a` `[r, in_features]` and `b` `[out_features, r]`: either the
+/// trained ones, of the activations' type, or their f32 gradients.
 #[derive(Debug, Clone)]
 pub struct LoraPair {
     /// PEFT's `lora_A.weight`.
@@ -24,7 +24,8 @@ pub struct LoraPair {
     pub b: Tensor,
 }
 
-/// Adds `scaling (dropout(x) A^T) B^T` to `y` `[tokens, out_features]` in place; `x` is `[tokens, in_features]`.
+/// Adds `scaling (dropout(x) A^T) B^T` to `y` `[tokens, out_features]` in place; `x` is
+/// `[tokens, in_features]`.
 #[tracing::instrument(level = "trace", name = "lora forward", skip_all)]
 pub fn forward(
     x: &Tensor,
@@ -36,14 +37,14 @@ pub fn forward(
     let (tokens, in_features) = x.dims2()?;
     let (r, out_features) = pair_dims(pair, in_features)?;
     if y.dims2()? != (tokens, out_features) {
-        candle_core::bail!("LoRA output is [{tokens}, {out_features}], not {:?}", y.shape());
+        candle_core::bail!("invalid LoRA output {:?}; it must be [{tokens}, {out_features}]", y.shape());
     }
     let saved = down_project(x, pair, (tokens, r), dropout)?;
     product(scaling as f32, no_trans(&saved.h), trans(&pair.b), 1.0, y)?;
     Ok(saved)
 }
 
-/// What [`forward`] saved of `x` `[tokens, in_features]`, computed again.
+/// Recomputes the activations that [`forward`] returns for `x` `[tokens, in_features]`.
 #[tracing::instrument(level = "trace", name = "lora recompute", skip_all)]
 pub fn recompute(x: &Tensor, pair: &LoraPair, dropout: Option<&Dropout>) -> Result<LoraActivations> {
     let (tokens, in_features) = x.dims2()?;
@@ -63,9 +64,11 @@ fn down_project(
     Ok(LoraActivations { h })
 }
 
-/// Adds the gradients of `A` and `B` to `grad`, and that of `x` to `dx` (`None`: not needed).
+/// Adds the gradients of `A` and `B` to `grad`, and the gradient of `x` to `dx` (`None`: not
+/// needed).
 ///
-/// `x` `[tokens, in_features]` is the forward pass's input (before dropout), `dy` `[tokens, out_features]`.
+/// `x` `[tokens, in_features]` is the input of the forward pass before dropout, and `dy` is
+/// `[tokens, out_features]`.
 #[tracing::instrument(level = "trace", name = "lora backward", skip_all)]
 #[expect(clippy::too_many_arguments, reason = "the operands of the chain rule")]
 pub fn backward(
@@ -87,7 +90,8 @@ pub fn backward(
         || dx.is_some_and(|dx| dx.shape() != x.shape())
     {
         candle_core::bail!(
-            "LoRA of {:?}: gradient {:?} to {:?}, {:?} and {:?}",
+            "invalid LoRA gradients for x {:?}: dy is {:?}, a {:?}, b {:?} and dx {:?}; they must \
+             fit x and the pair",
             x.shape(),
             dy.shape(),
             grad.a.shape(),
@@ -110,26 +114,26 @@ pub fn backward(
     }
 }
 
-/// The backward pass of a pair that is frozen and has no dropout: adds `scaling (dy B) A` to `dx` `[tokens, in_features]`; `dy` is
-/// `[tokens, out_features]`.
+/// The backward pass of a frozen pair without dropout: adds `scaling (dy B) A` to `dx`
+/// `[tokens, in_features]`; `dy` is `[tokens, out_features]`.
 #[tracing::instrument(level = "trace", name = "lora backward", skip_all)]
 pub fn backward_frozen(pair: &LoraPair, scaling: f64, dy: &Tensor, dx: &Tensor) -> Result<()> {
     let (tokens, in_features) = dx.dims2()?;
     let (r, out_features) = pair_dims(pair, in_features)?;
     if dy.dims2()? != (tokens, out_features) {
-        candle_core::bail!("LoRA's gradient is [{tokens}, {out_features}], not {:?}", dy.shape());
+        candle_core::bail!("invalid LoRA gradient {:?}; it must be [{tokens}, {out_features}]", dy.shape());
     }
     product(1.0, no_trans(&down_project_grad(pair, scaling, dy, r)?), no_trans(&pair.a), 1.0, dx)
 }
 
-/// Gradient of `x A^T`.
+/// Returns the gradient of `x A^T`.
 fn down_project_grad(pair: &LoraPair, scaling: f64, dy: &Tensor, r: usize) -> Result<Tensor> {
     let dh = new_like(dy, (dy.dims()[0], r))?;
     product(scaling as f32, no_trans(dy), no_trans(&pair.b), 0.0, &dh)?;
     Ok(dh)
 }
 
-/// A matrix of `x`'s type and place that a product will fill.
+/// Creates a matrix of `x`'s type on its device; on a GPU its elements are uninitialized.
 fn new_like(x: &Tensor, shape: (usize, usize)) -> Result<Tensor> {
     match Backend::of_tensors(&[x])? {
         Backend::Cpu => crate::cpu::new_filled(shape, |_| ()),
@@ -143,7 +147,8 @@ fn pair_dims(pair: &LoraPair, in_features: usize) -> Result<(usize, usize)> {
     let (out_features, b_r) = pair.b.dims2()?;
     if a_in != in_features || b_r != r {
         candle_core::bail!(
-            "LoRA matrices {:?} and {:?} do not fit {in_features} features",
+            "invalid LoRA matrices {:?} and {:?} for {in_features} features; they must be [r, in_features] \
+             and [out_features, r]",
             pair.a.shape(),
             pair.b.shape()
         );

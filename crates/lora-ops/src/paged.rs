@@ -1,8 +1,10 @@
-//! Moments that lie in the host's memory: a GPU has two windows of them at a time, while it makes a step.
+//! Paged moments, which are in the host's memory. During a step a GPU has two windows of them at a
+//! time.
 //!
-//! They are candle's CPU tensors, so hashes and checkpoints read them as any others. While the kernel that
-//! changes unpaged moments runs over one window, the next one is copied to the GPU and the one before back;
-//! their memory is pinned, so that the copies run beside the kernels. A step ends with a wait for them.
+//! Paged moments are CPU tensors of candle, so hashes and checkpoints read them like other tensors.
+//! While the kernel of unpaged moments runs over one window, the next window is copied to the GPU
+//! and the previous one back. Their memory is pinned, so that the copies overlap with the kernels.
+//! A step ends with a wait for the copies.
 
 use std::ops::Range;
 
@@ -10,13 +12,13 @@ use candle_core::{DType, Device, Result, Tensor};
 
 use crate::transfer;
 
-/// Where moments lie.
+/// The device of the moments, which may differ from that of the parameters.
 #[derive(Debug, Clone, Copy)]
 pub struct MomentPlacement<'a> {
-    /// Where the parameters are.
+    /// The parameters' device.
     pub device: &'a Device,
-    /// Paged: of each moment at most so many elements are on the device at a time (but two at least).
-    /// `None`: all of them, beside the parameters.
+    /// If set, the moments are paged: at most this many elements of each moment (at least two) are
+    /// on the device at a time. If `None`, all are on the parameters' device.
     pub window: Option<usize>,
 }
 
@@ -27,17 +29,17 @@ impl<'a> From<&'a Device> for MomentPlacement<'a> {
 }
 
 impl MomentPlacement<'_> {
-    /// Where the moments' tensors are.
+    /// The device of the moments' tensors.
     pub fn moment_device(&self) -> &Device {
         if self.window.is_some() { &Device::Cpu } else { self.device }
     }
 
-    /// Elements on the device at a time.
+    /// Elements of each moment that are on the device at a time.
     pub fn window(&self) -> usize {
         self.window.unwrap_or(usize::MAX)
     }
 
-    /// Pins the memory of a tensor of [`Self::tensors`], where that makes copies of it faster.
+    /// Pins the memory of a moment's tensor if that makes its copies faster.
     ///
     /// # Errors
     /// The tensor is not contiguous.
@@ -55,44 +57,45 @@ impl MomentPlacement<'_> {
     }
 }
 
-/// Pinned memory of a tensor, which it keeps alive.
+/// Pinned memory of a tensor. The tensor lives at least as long as the registration.
 #[derive(Debug)]
 pub struct PinnedTensor {
-    // In this order: memory is unpinned before it is freed.
+    // Fields are dropped in this order: memory must be unpinned before it is freed.
     #[cfg(feature = "cuda")]
     _registration: crate::cuda::PinnedRegistration,
     #[cfg(feature = "cuda")]
     _tensor: Tensor,
 }
 
-/// Half of `window`, rounded up: what is stepped at a time where two halves are on the device.
+/// Half of `window`, rounded up: the number of elements of a step's window if the device has two
+/// windows at a time.
 pub(crate) fn half_window(window: usize) -> usize {
     window.div_ceil(2).max(1)
 }
 
-/// The windows of `half` elements of a vector of `len`, in order.
+/// Splits a vector of `len` elements into windows of `half` elements, in order.
 pub(crate) fn windows(len: usize, half: usize) -> Vec<Range<usize>> {
     (0..len).step_by(half).map(|first| first..len.min(first.saturating_add(half))).collect()
 }
 
-/// A vector that is stepped window by window.
+/// A vector that a step updates window by window.
 #[derive(Clone, Copy)]
 pub(crate) struct PagedVector<'a> {
     pub(crate) tensor: &'a Tensor,
-    /// A step changes it, so that it is copied back.
+    /// Whether a step changes the vector, so that it must be copied back.
     pub(crate) is_changed: bool,
 }
 
-/// Two buffers on a device for windows of vectors that lie elsewhere. They are all there before a step
-/// begins: a step is not left half done for want of memory.
+/// Two buffers on the device for windows of each vector on another device. All are allocated before
+/// a step begins, so a step cannot run out of memory halfway.
 pub(crate) struct StagingBuffers {
     device: Device,
-    /// Of each vector; none of one that is on the device already.
+    /// One pair for each vector; `None` if the vector is already on the device.
     pairs: Vec<Option<[Tensor; 2]>>,
 }
 
 impl StagingBuffers {
-    /// For windows of up to `longest` elements of each of `vectors`.
+    /// Allocates buffers for windows of up to `longest` elements of each of `vectors`.
     pub(crate) fn new(vectors: &[(&Tensor, usize)], device: &Device) -> Result<Self> {
         let pair = |&(vector, longest): &(&Tensor, usize)| -> Result<Option<[Tensor; 2]>> {
             if vector.device().same_device(device) {
@@ -100,15 +103,16 @@ impl StagingBuffers {
             }
             let len = vector.elem_count();
             let buffer = |len: usize| zeros(len, vector.dtype(), device);
-            // The second one is needed only for a second window.
+            // The second buffer is needed only if there is a second window.
             let (first, second) = (longest.min(len), if len > longest { longest } else { 0 });
             Ok(Some([buffer(first)?, buffer(second)?]))
         };
         Ok(Self { device: device.clone(), pairs: vectors.iter().map(pair).collect::<Result<_>>()? })
     }
 
-    /// Calls `step(number, parts)` for each window in order: the part of each of `vectors` as the device has
-    /// it, from `ranges(number)`. All changes are back in `vectors` when this returns.
+    /// Calls `step(number, parts)` for each window in order. `parts` are the ranges
+    /// `ranges(number)` of `vectors`, as tensors on the device. All changes have been copied back
+    /// to `vectors` when this returns.
     pub(crate) fn for_each(
         &self,
         vectors: &[PagedVector],
@@ -146,14 +150,14 @@ impl StagingBuffers {
         use crate::backend::Backend;
 
         let Backend::Cuda(gpu) = Backend::of_device(&self.device)? else {
-            candle_core::bail!("moments on a GPU with parameters that are not")
+            candle_core::bail!("the moments are paged, but the parameters are not on a GPU")
         };
         let window_copies = gpu.window_copies()?;
         let upload = |parts: &[WindowPart], free: Option<&_>| {
             let copied = parts.iter().filter(|part| part.is_copied);
             window_copies.upload(&copied.map(|part| (&part.host, &part.on_device)).collect::<Vec<_>>(), free)
         };
-        // When what was in each of the two buffers was copied back.
+        // For each of the two buffers, the event after which its content has been copied back.
         let mut free = [None, None];
         let mut next = match count {
             0 => None,
@@ -182,16 +186,19 @@ impl StagingBuffers {
         _: impl Fn(usize) -> Result<Vec<WindowPart>>,
         _: impl FnMut(usize, &[WindowPart]) -> Result<()>,
     ) -> Result<()> {
-        candle_core::bail!("moments in the host's memory, parameters on {:?}", self.device.location())
+        candle_core::bail!(
+            "the moments are in the host's memory, but the parameters are on {:?}",
+            self.device.location()
+        )
     }
 }
 
 /// A window of a vector.
 #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU's moments are copied"))]
 struct WindowPart {
-    /// Where it lies.
+    /// The window on the vector's own device.
     host: Tensor,
-    /// Its copy on the device, or itself.
+    /// The copy on the device, or the window itself.
     on_device: Tensor,
     is_copied: bool,
     is_changed: bool,
@@ -201,7 +208,8 @@ fn device_tensors(parts: &[WindowPart]) -> Vec<Tensor> {
     parts.iter().map(|part| part.on_device.clone()).collect()
 }
 
-/// An allocation of nothing is an error of CUDA's.
+/// Creates `n` zeros. CUDA rejects an allocation of zero bytes, so at least one element is
+/// allocated.
 pub(crate) fn zeros(n: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     transfer::zeros(n.max(1), dtype, device)?.narrow(0, 0, n)
 }

@@ -1,4 +1,4 @@
-//! Element by element, in place: sums, zeros, copies into another type.
+//! Elementwise operations in place: sums, zeros, copies into another type.
 
 use candle_core::{Result, Tensor};
 
@@ -8,7 +8,8 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-/// `a += b`, element by element; both f32 or, on a GPU, both bf16, of different storages.
+/// Computes `a += b`, element by element. Both are f32 or, on a GPU, both bf16, and have different
+/// storages.
 #[tracing::instrument(level = "trace", name = "add", skip_all)]
 pub fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
     if a.elem_count() != b.elem_count() {
@@ -30,7 +31,8 @@ pub fn zero(x: &Tensor) -> Result<()> {
     }
 }
 
-/// Copies `from` (f32) into `to` (f32 or bf16), rounded to the nearest, ties to even; of different storages.
+/// Copies `from` (f32) into `to` (f32 or bf16), rounded to the nearest, ties to even. The tensors
+/// have different storages.
 pub fn round_into(from: &Tensor, to: &Tensor) -> Result<()> {
     if from.shape() != to.shape() {
         candle_core::bail!("cannot copy {:?} into {:?}", from.shape(), to.shape());

@@ -1,34 +1,36 @@
-//! Times of a GPU's kernels and matrix products, by CUDA's events. Nothing is measured on the CPU.
+//! Times of a GPU's kernels and matrix products, measured with CUDA events. On the CPU nothing is
+//! measured.
 //!
-//! Only launches on the compute stream are timed: copies, fills with zeros and NCCL's stream are not.
+//! Only launches on the compute stream are timed. Copies, fills with zeros and NCCL's stream are
+//! not.
 
 use candle_core::{Device, Result};
 
 /// All launches of one kernel, or all products of one shape.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timing {
-    /// The kernel's name, or the product's shape such as `product 4096x14336x16 nt bf16 +=` (m x n x k; `t`: the factor is
-    /// stored transposed; `+=`: the product is added to the output).
+    /// The kernel's name, or the product's shape such as `product 4096x14336x16 nt bf16 +=` (m x n
+    /// x k; `t`: the factor is stored transposed; `+=`: the product is added to the output).
     pub name: String,
-    /// m, n and k of a product.
+    /// m, n and k of a product; `None` for a kernel.
     pub product: Option<[usize; 3]>,
-    /// Launches.
+    /// Number of launches.
     pub count: u64,
-    /// Of all launches together, from event to event.
+    /// Total time of all launches, from event to event.
     pub milliseconds: f64,
-    /// Bytes of the operands of all launches, read or written; 0 where they are not known.
+    /// Bytes of the operands of all launches, read or written; 0 if they are not known.
     pub bytes: u64,
     /// Floating-point operations of all launches; 0 for kernels.
     pub flops: u64,
 }
 
 impl Timing {
-    /// 10^9 bytes a second; `None` where the bytes are not known.
+    /// 10^9 bytes per second; `None` if the bytes are not known.
     pub fn gb_s(&self) -> Option<f64> {
         rate(self.bytes as f64 / 1e9, self.milliseconds)
     }
 
-    /// 10^12 floating-point operations a second; `None` for kernels.
+    /// 10^12 floating-point operations per second; `None` for kernels.
     pub fn tflop_s(&self) -> Option<f64> {
         rate(self.flops as f64 / 1e12, self.milliseconds)
     }
@@ -38,13 +40,14 @@ fn rate(amount: f64, milliseconds: f64) -> Option<f64> {
     (amount > 0.0 && milliseconds > 0.0).then(|| amount / (milliseconds / 1e3))
 }
 
-/// Starts to time what GPUs do. Timings that were taken before are dropped.
+/// Starts timing the operations of all GPUs. Drops earlier timings.
 pub fn start() {
     #[cfg(feature = "cuda")]
     crate::cuda::profile::start();
 }
 
-/// Waits for `device` and returns what was timed since [`start`], in the order of the first launches. Nothing is timed from then on.
+/// Waits for `device`, stops timing, and returns the timings since [`start`] in the order of the
+/// first launches.
 pub fn finish(device: &Device) -> Result<Vec<Timing>> {
     #[cfg(feature = "cuda")]
     crate::cuda::profile::stop();

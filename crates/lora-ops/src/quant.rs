@@ -1,7 +1,8 @@
 //! Frozen weights in 4 and 8 bits, in the formats of bitsandbytes 0.50.
 //!
-//! A weight is made once, from a dense one or from a checkpoint's tensors, and is only ever read: a product dequantizes a
-//! panel of rows at a time, in f32 on the CPU and in the type of the activations on a GPU, where a panel may be all rows.
+//! A weight is created once, from a dense weight or from a checkpoint's tensors, and is not changed
+//! after that. A product dequantizes one panel of rows at a time, in f32 on the CPU and in the type
+//! of the activations on a GPU, where a panel may have all rows.
 
 use candle_core::{DType, Device, Result, Tensor};
 use lora_spec::FOUR_BIT_BLOCK_SIZES;
@@ -16,20 +17,21 @@ mod random;
 
 pub use codebook::{Codebook, dynamic_map, dynamic_map_unsigned};
 
-/// Elements that share a scale, where nothing else is said.
+/// Default number of elements that share a scale.
 pub const BLOCK_SIZE: usize = 64;
 
-/// Scales that share a scale of their own (double quantization), where nothing else is said.
+/// Default number of scales that share a second-level scale (double quantization).
 pub const NESTED_BLOCK_SIZE: usize = 256;
 
-/// A matrix in 4 bits: element `i`, counted row after row, is `codebook[code i] * scale[i / block]`, in f32.
+/// A matrix in 4 bits: element `i` in row-major order is `codebook[code i] * scale[i / block]`, in
+/// f32.
 #[derive(Debug, Clone)]
 pub struct FourBit {
     shape: (usize, usize),
-    /// What the codes stand for, f32 `[16]`.
+    /// The values of the codes, f32 `[16]`.
     values: Tensor,
     block: usize,
-    /// Two codes a byte, the first in the upper half: U8 `[ceil(elements / 2)]`.
+    /// Two codes per byte, the first in the upper half: U8 `[ceil(elements / 2)]`.
     codes: Tensor,
     scales: Scales,
 }
@@ -39,23 +41,24 @@ pub struct FourBit {
 pub enum Scales {
     /// f32 `[blocks]`.
     Plain(Tensor),
-    /// Quantized once more: `map[code i] * absmax[i / block] + offset`.
+    /// Quantized scales (double quantization): `map[code i] * absmax[i / block] + offset`.
     Nested {
         /// U8 `[blocks]`.
         codes: Tensor,
-        /// What a code stands for, f32 `[256]`.
+        /// The values of the codes, f32 `[256]`.
         map: Tensor,
         /// f32 `[ceil(blocks / block)]`.
         absmax: Tensor,
-        /// The mean that was taken off before.
+        /// The mean of the scales, which was subtracted before they were quantized.
         offset: f32,
-        /// Scales that share an element of `absmax`: a power of two.
+        /// Number of scales that share an element of `absmax`: a power of two.
         block: usize,
     },
 }
 
 impl FourBit {
-    /// Takes what a checkpoint holds: `codes` U8 `[ceil(elements / 2)]` and the scales of blocks of `block` elements.
+    /// Creates a weight from a checkpoint's tensors: `codes` U8 `[ceil(elements / 2)]` and the
+    /// scales of blocks of `block` elements.
     ///
     /// # Errors
     /// Lengths or types that do not fit, or scales that are not finite.
@@ -68,7 +71,7 @@ impl FourBit {
     ) -> Result<Self> {
         let elements = shape.0 * shape.1;
         if !FOUR_BIT_BLOCK_SIZES.contains(&block) {
-            candle_core::bail!("a block of {block} elements is none of {FOUR_BIT_BLOCK_SIZES:?}");
+            candle_core::bail!("a block of {block} elements is not one of {FOUR_BIT_BLOCK_SIZES:?}");
         }
         let blocks = elements.div_ceil(block);
         expect("the codes", &codes, DType::U8, elements.div_ceil(2))?;
@@ -76,7 +79,7 @@ impl FourBit {
             Scales::Plain(absmax) => expect("absmax", absmax, DType::F32, blocks)?,
             Scales::Nested { codes, map, absmax, block, .. } => {
                 if !block.is_power_of_two() {
-                    candle_core::bail!("a nested block of {block} scales is no power of two");
+                    candle_core::bail!("a nested block of {block} scales is not a power of two");
                 }
                 expect("absmax", codes, DType::U8, blocks)?;
                 expect("the nested map", map, DType::F32, 256)?;
@@ -91,7 +94,8 @@ impl FourBit {
         Ok(weight)
     }
 
-    /// Quantizes `values`, row after row, in blocks of [`BLOCK_SIZE`]; with `nested` the scales too.
+    /// Quantizes `values`, in row-major order, in blocks of [`BLOCK_SIZE`]; with `nested` the
+    /// scales too.
     ///
     /// # Errors
     /// A value that is not finite.
@@ -111,8 +115,8 @@ impl FourBit {
                 block: *block,
             },
         };
-        let there = |tensor: &Tensor| to_device(tensor, device);
-        let (values, codes) = (there(&self.values)?, there(&self.codes)?);
+        let copied = |tensor: &Tensor| to_device(tensor, device);
+        let (values, codes) = (copied(&self.values)?, copied(&self.codes)?);
         Ok(Self { values, codes, scales, ..*self })
     }
 
@@ -121,7 +125,7 @@ impl FourBit {
         self.shape
     }
 
-    /// Bytes it takes: codes, their values and the scales.
+    /// Size in bytes of codes, their values and the scales.
     pub fn bytes(&self) -> usize {
         let scales = match &self.scales {
             Scales::Plain(absmax) => 4 * absmax.elem_count(),
@@ -132,17 +136,17 @@ impl FourBit {
         self.codes.elem_count() + 4 * self.values.elem_count() + scales
     }
 
-    /// Two codes a byte, U8.
+    /// Two codes per byte, U8.
     pub fn codes(&self) -> &Tensor {
         &self.codes
     }
 
-    /// The scales as they are held.
+    /// The scales as they are stored.
     pub fn scales(&self) -> &Scales {
         &self.scales
     }
 
-    /// The whole matrix, f32 (on the CPU).
+    /// Returns the whole matrix in f32. The weight must be on the CPU.
     pub fn dequantize(&self) -> Result<Tensor> {
         let (rows, cols) = self.shape;
         let mut values = vec![0.0; rows * cols];
@@ -151,8 +155,8 @@ impl FourBit {
     }
 }
 
-/// A matrix in 8 bits: element (i, j) is `code * (scale[i] * (1 / 127))`, in f32, the code a signed byte (the weights of
-/// LLM.int8(), arXiv 2208.07339; activations are not quantized here).
+/// A matrix in 8 bits: element (i, j) is `code * (scale[i] * (1 / 127))`, in f32, where the code is
+/// a signed byte (the weights of LLM.int8(), arXiv 2208.07339; activations are not quantized here).
 #[derive(Debug, Clone)]
 pub struct Int8 {
     /// Signed bytes in a U8 tensor `[rows, cols]`.
@@ -162,7 +166,8 @@ pub struct Int8 {
 }
 
 impl Int8 {
-    /// Takes what a checkpoint holds: signed bytes as U8 `[rows, cols]` and f32 `[rows]`.
+    /// Creates a weight from a checkpoint's tensors: signed bytes as U8 `[rows, cols]` and scales
+    /// f32 `[rows]`.
     ///
     /// # Errors
     /// Lengths or types that do not fit, or scales that are not finite.
@@ -176,8 +181,8 @@ impl Int8 {
         Ok(Self { codes, scales })
     }
 
-    /// Quantizes `values`, row after row: `round(127 x / absmax)`, halves to even. As in bitsandbytes the values are rounded
-    /// to f16 before.
+    /// Quantizes `values`, in row-major order: `round(127 x / absmax)`, ties to even. As in
+    /// bitsandbytes, the values are first rounded to f16.
     ///
     /// # Errors
     /// A value that is not finite, in f32 or in f16.
@@ -205,7 +210,7 @@ impl Int8 {
         &self.scales
     }
 
-    /// The whole matrix, f32 (on the CPU).
+    /// Returns the whole matrix in f32. The weight must be on the CPU.
     pub fn dequantize(&self) -> Result<Tensor> {
         let (rows, cols) = self.dims();
         let mut values = vec![0.0; rows * cols];

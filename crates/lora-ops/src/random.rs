@@ -1,7 +1,8 @@
-//! Random tensors for measurements: each element is a pure function of a key and its index, with the same bits on the CPU and
-//! on a GPU.
+//! Random tensors for measurements. Each element is a pure function of a key and its index, with
+//! the same bits on the CPU and on a GPU.
 //!
-//! A tensor is drawn from one Philox key. Its third counter word, the stream, separates the tensors of one key.
+//! A tensor is drawn from one Philox key. The third word of the counter, the stream, separates the
+//! tensors of one key.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use lora_spec::Philox;
@@ -19,7 +20,7 @@ pub(crate) enum RandomStream {
     Dense = 0,
     /// Codes of a quantized matrix.
     Codes = 1,
-    /// Scales of a quantized matrix, where they are quantized the scales of the scales.
+    /// Scales of a quantized matrix or, if the scales are quantized too, the second-level scales.
     Scales = 2,
     /// Quantized scales.
     ScaleCodes = 3,
@@ -33,15 +34,16 @@ pub(crate) struct Uniform {
 }
 
 impl Uniform {
-    /// The value of a random word.
+    /// Maps a random word to a value of the distribution.
     fn value(self, word: u32) -> f32 {
         self.center + (2.0 * Philox::unit(word) - 1.0) * self.bound
     }
 }
 
-/// A tensor of `dtype` (f32 or bf16) on `device` with elements uniform in `[-bound, bound)`.
+/// Creates a tensor of `dtype` (f32 or bf16) on `device` with elements that are uniform in
+/// `[-bound, bound)`.
 ///
-/// Element `i`, counted row after row, is made of word `i % 4` at the counter `i / 4` of `philox`.
+/// Element `i` in row-major order is made from word `i % 4` at the counter `i / 4` of `philox`.
 pub fn uniform(
     shape: impl Into<Shape>,
     bound: f32,
@@ -53,7 +55,7 @@ pub fn uniform(
     draw(shape.into(), distribution, dtype, philox, RandomStream::Dense, device)
 }
 
-/// As [`uniform`], from any distribution and stream.
+/// Does the same as [`uniform`] with any distribution and stream.
 pub(crate) fn draw(
     shape: Shape,
     distribution: Uniform,
@@ -69,9 +71,10 @@ pub(crate) fn draw(
     }
 }
 
-/// A u8 vector of `len` random bytes on `device`.
+/// Creates a u8 vector of `len` random bytes on `device`.
 ///
-/// Byte `i` is byte `i % 16`, the lowest of each word first, of the words at the counter `i / 16` of `philox`.
+/// Byte `i` is byte `i % 16` of the words at the counter `i / 16` of `philox`, with the lowest byte
+/// of each word first.
 pub(crate) fn bytes(len: usize, philox: &Philox, stream: RandomStream, device: &Device) -> Result<Tensor> {
     match Backend::of_device(device)? {
         Backend::Cpu => cpu::bytes(len, philox, stream),
@@ -84,7 +87,8 @@ pub(crate) fn bytes(len: usize, philox: &Philox, stream: RandomStream, device: &
 mod tests {
     use super::*;
 
-    /// Word `i % 4` of draw `i / 4`, and byte `i % 16` of draw `i / 16`; also past the part of a tensor that one thread fills.
+    /// Elements are word `i % 4` of draw `i / 4`, bytes are byte `i % 16` of draw `i / 16`. One
+    /// length is greater than the part of a tensor that one thread fills.
     #[test]
     fn elements_are_the_philox_words_and_bytes() {
         let philox = Philox::new(7, "model.layers.0.mlp.up_proj.weight");

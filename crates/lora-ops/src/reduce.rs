@@ -11,14 +11,15 @@ mod cuda;
 #[cfg(feature = "cuda")]
 pub use cuda::tree_combine;
 
-/// Elements whose squares are summed in f32 before the sum goes on in f64.
+/// Elements whose squares are summed in f32; the sums of these chunks are added in f64.
 const SUM_CHUNK: usize = 4096;
 
-/// Of the two sums of a fingerprint: digits of pi.
+/// Keys of the two sums of a fingerprint: digits of pi.
 const FINGERPRINT_KEYS: [u64; 2] = [0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344];
 
-/// Sum of squares of an f32 vector. Chunks of 4096 elements are summed in f32, those sums in f64 in order; not finite if an
-/// element is not. Waits for the GPU.
+/// Returns the sum of squares of an f32 vector. Chunks of 4096 elements are summed in f32, and
+/// their sums are added in f64, in order. The result is not finite if an element is not. Waits for
+/// the GPU.
 pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     let partial = match Backend::of_tensors(&[x])? {
         Backend::Cpu => cpu::sums_of_squares(x)?,
@@ -28,7 +29,7 @@ pub fn sum_of_squares(x: &Tensor) -> Result<f64> {
     Ok(partial.iter().map(|p| f64::from(*p)).sum())
 }
 
-/// `x *= factor` of an f32 vector, in place.
+/// Computes `x *= factor` for an f32 vector, in place.
 pub fn scale(x: &Tensor, factor: f32) -> Result<()> {
     match Backend::of_tensors(&[x])? {
         Backend::Cpu => cpu::scale(x, factor),
@@ -37,11 +38,12 @@ pub fn scale(x: &Tensor, factor: f32) -> Result<()> {
     }
 }
 
-/// A hash of the bits of vectors, f32 or u8, taken as one; the same number on every device, also of vectors on several ones. Waits for
-/// the GPU.
+/// Hashes the bits of vectors, f32 or u8, as if they were one vector. The hash is the same on every
+/// device, also if the vectors are on several devices. Waits for the GPU.
 ///
-/// Each element's bits (32, of a byte the lowest) and index are mixed by the finalizer of splitmix64 under two keys, and the
-/// results summed, with the number of elements, modulo 2^64: sums of whole numbers do not depend on their order.
+/// The bits of each element (32; a byte is the lowest 8) and its index are mixed by the finalizer
+/// of splitmix64 under two keys. The results are summed, together with the number of elements,
+/// modulo 2^64. Integer sums do not depend on their order.
 pub fn fingerprint(parts: &[&Tensor]) -> Result<[u64; 2]> {
     let mut sums = [0; 2];
     let mut first = 0;

@@ -8,14 +8,15 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-/// What the backward pass needs beside `x`.
+/// Activations that the backward pass needs in addition to `x`.
 #[derive(Debug)]
 pub struct RmsNormActivations {
     /// `1 / sqrt(mean(x^2) + eps)` of each token, f32.
     rstd: Tensor,
 }
 
-/// `x` `[tokens, features]`, `weight` `[features]` (f32), to the normalized `[tokens, features]`.
+/// Normalizes `x` `[tokens, features]` and multiplies it by `weight` `[features]` (f32); returns
+/// `[tokens, features]`.
 #[tracing::instrument(level = "trace", name = "rms_norm forward", skip_all)]
 pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, RmsNormActivations)> {
     check(x, weight)?;
@@ -27,7 +28,7 @@ pub fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, RmsNorm
     Ok((y, RmsNormActivations { rstd }))
 }
 
-/// Adds `residual` to `x`, both `[tokens, features]`, in place, and norms the sum.
+/// Adds `residual` to `x`, both `[tokens, features]`, in place, and returns the normalized sum.
 #[tracing::instrument(level = "trace", name = "rms_norm add_forward", skip_all)]
 pub fn add_forward(
     x: &Tensor,
@@ -48,7 +49,7 @@ pub fn add_forward(
     Ok((y, RmsNormActivations { rstd }))
 }
 
-/// The normalized tensor again, from what was saved.
+/// Recomputes the output of the forward pass from the saved activations.
 #[tracing::instrument(level = "trace", name = "rms_norm recompute", skip_all)]
 pub fn recompute(saved: &RmsNormActivations, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     check_activations(saved, x, weight)?;
@@ -59,8 +60,8 @@ pub fn recompute(saved: &RmsNormActivations, x: &Tensor, weight: &Tensor) -> Res
     }
 }
 
-/// `dy` `[tokens, features]` to `dx` `[tokens, features]`, plus `residual` where there is one: the gradient that reaches
-/// `x` beside the norm.
+/// Computes `dx` `[tokens, features]` from `dy` `[tokens, features]`, and adds `residual` if there
+/// is one: the gradient that reaches `x` on other paths than through the norm.
 #[tracing::instrument(level = "trace", name = "rms_norm backward", skip_all)]
 pub fn backward(
     saved: &RmsNormActivations,
@@ -82,7 +83,7 @@ pub fn backward(
 fn check(x: &Tensor, weight: &Tensor) -> Result<()> {
     let features = x.dims2()?.1;
     if features == 0 || weight.dims1()? != features {
-        candle_core::bail!("a norm of {:?} met {features} features", weight.shape());
+        candle_core::bail!("invalid norm weight {:?} for {features} features", weight.shape());
     }
     Ok(())
 }
@@ -91,14 +92,14 @@ fn check_activations(saved: &RmsNormActivations, x: &Tensor, weight: &Tensor) ->
     check(x, weight)?;
     let (tokens, of) = (x.dims2()?.0, saved.rstd.dims1()?);
     if of != tokens {
-        candle_core::bail!("a norm of {of} tokens was saved, not of {tokens} tokens");
+        candle_core::bail!("invalid norm activations of {of} tokens for {tokens} tokens");
     }
     Ok(())
 }
 
 fn check_gradient_or_residual(x: &Tensor, other: &Tensor) -> Result<()> {
     if other.dims() != x.dims() {
-        candle_core::bail!("gradient or residual {:?} of a norm of {:?}", other.shape(), x.shape());
+        candle_core::bail!("invalid gradient or residual {:?} for a norm of {:?}", other.shape(), x.shape());
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! Rotary position embedding (RoFormer, arXiv 2104.09864) in Hugging Face's layout: feature `i` of a head is paired with
-//! feature `i + head_dim / 2`.
+//! Rotary position embedding (RoFormer, arXiv 2104.09864) in the layout of Hugging Face: feature
+//! `i` of a head is paired with feature `i + head_dim / 2`.
 
 use candle_core::{Device, Result, Tensor};
 use lora_spec::{Rope, RopeScaling};
@@ -21,10 +21,14 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The angles of `positions` positions for heads of `head_dim` features, for tensors on `device`.
+    /// Computes the angles of `positions` positions for heads of `head_dim` features, for tensors
+    /// on `device`.
     pub fn new(rope: &Rope, head_dim: usize, positions: usize, device: &Device) -> Result<Self> {
         if head_dim == 0 || !head_dim.is_multiple_of(2) || positions == 0 {
-            candle_core::bail!("rotary embedding of {positions} positions for heads of {head_dim} features");
+            candle_core::bail!(
+                "invalid rotary embedding of {positions} positions for heads of {head_dim} features: there \
+                 must be at least one position and an even number of features"
+            );
         }
         let half = head_dim / 2;
         let frequencies = frequencies(rope, head_dim);
@@ -36,12 +40,13 @@ impl RopeTable {
         Ok(Self { half, positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
     }
 
-    /// Rotates `x` `[sequences * seq, heads * head_dim]` in place; token `t` of a sequence has position `first + t`.
+    /// Rotates `x` `[sequences * seq, heads * head_dim]` in place. Token `t` of a sequence has
+    /// position `first + t`.
     pub fn forward(&self, x: &Tensor, seq: usize, first: usize) -> Result<()> {
         self.rotate(x, seq, first, 1.0)
     }
 
-    /// Turns the gradient of the rotated tensor into that of the tensor before, in place.
+    /// Converts the gradient of the rotated tensor into that of the original tensor, in place.
     pub fn backward(&self, dx: &Tensor, seq: usize) -> Result<()> {
         self.rotate(dx, seq, 0, -1.0)
     }
@@ -51,7 +56,13 @@ impl RopeTable {
         let (tokens, features) = x.dims2()?;
         let fits = seq > 0 && features > 0 && features % (2 * self.half) == 0 && tokens % seq == 0;
         if !fits || first.saturating_add(seq) > self.positions {
-            candle_core::bail!("rotary embedding of {:?} from position {first}", x.shape());
+            candle_core::bail!(
+                "invalid rotary embedding of {:?} from position {first}: the table has {} positions for \
+                 heads of {} features",
+                x.shape(),
+                self.positions,
+                2 * self.half
+            );
         }
         match Backend::of_tensors(&[x, &self.cos, &self.sin])? {
             Backend::Cpu => cpu::rotate(self, x, seq, first, direction),
@@ -61,7 +72,7 @@ impl RopeTable {
     }
 }
 
-/// Radians a position of each feature pair, in f32 as Transformers computes them.
+/// Returns the radians per position of each feature pair, in f32 as Transformers computes them.
 fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
     let exponent = |i: usize| f64::from((2 * i) as f32 / head_dim as f32);
     let base = (0..head_dim / 2).map(|i| f64::from((1.0 / rope.theta.powf(exponent(i))) as f32));

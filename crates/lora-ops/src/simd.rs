@@ -1,13 +1,13 @@
-//! Inner loops in the widest vectors the machine has, with sums in one fixed order.
+//! Inner loops in the widest vectors that the machine supports, with sums in one fixed order.
 
 #[cfg(test)]
 #[cfg(target_arch = "x86_64")]
 mod instruction_sets;
 
-/// Runs `f` compiled for the best instruction set that this machine has (chosen at run time).
+/// Runs `f` compiled for the best instruction set of this machine, chosen at run time.
 ///
-/// The bits do not depend on it: a loop's order of operations is that of its source, whatever the
-/// width of vectors, and the compiler does not fuse a product and a sum.
+/// The bits do not depend on the choice: a loop keeps the order of operations of its source for
+/// every width of vectors, and the compiler does not fuse products with sums.
 #[inline(always)]
 pub(crate) fn vectorize<R>(f: impl FnOnce() -> R) -> R {
     #[cfg(not(all(test, target_arch = "x86_64")))]
@@ -17,12 +17,13 @@ pub(crate) fn vectorize<R>(f: impl FnOnce() -> R) -> R {
     set.dispatch(f)
 }
 
-/// The instruction set that results depend on, which is that of matrix products: `x86_64 avx512f`,
-/// `x86_64 avx2+fma`, `x86_64` or another architecture's name.
+/// The instruction set that results depend on, which is that of the matrix products:
+/// `x86_64 avx512f`, `x86_64 avx2+fma`, `x86_64`, or the name of another architecture.
 pub fn instruction_set() -> &'static str {
     #[cfg(target_arch = "x86_64")]
     {
-        // The gemm crate chooses its kernels by these features, and each kernel sums in another order.
+        // The gemm crate chooses its kernels by these features, and each kernel sums in another
+        // order.
         if std::is_x86_feature_detected!("avx512f") {
             "x86_64 avx512f"
         } else if std::is_x86_feature_detected!("avx2") && std::is_x86_feature_detected!("fma") {
@@ -39,7 +40,8 @@ pub fn instruction_set() -> &'static str {
 
 const LANES: usize = 16;
 
-/// Sum of `f(i)` for `i` below `n`: 16 running sums, then those in order of their index.
+/// Returns the sum of `f(i)` for `i` below `n`: 16 running sums, which are then added pairwise in a
+/// fixed tree.
 #[inline(always)]
 pub(crate) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     let mut lanes = [0.0_f32; LANES];
@@ -64,7 +66,7 @@ pub(crate) fn sum(n: usize, f: impl Fn(usize) -> f32) -> f32 {
     lanes[0]
 }
 
-/// Scalar product of equally long slices.
+/// Returns the dot product of slices of equal length.
 #[inline(always)]
 pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     let n = a.len().min(b.len());
@@ -72,7 +74,7 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     sum(n, |i| a[i] * b[i])
 }
 
-/// Largest element.
+/// Returns the largest element; -infinity for an empty slice.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -88,8 +90,9 @@ pub(crate) fn max(x: &[f32]) -> f32 {
     lanes.iter().fold(f32::NEG_INFINITY, |m, &v| if v > m { v } else { m })
 }
 
-/// `e^x` to about 2 units in the last place: `x = n ln 2 + r` with `|r| <= ln 2 / 2`, a polynomial in `r` (Cephes'
-/// coefficients), then the exponent. Below -87.3 it is the smallest normal number, above 88.7 infinity.
+/// Computes `e^x` to about 2 units in the last place: `x = n ln 2 + r` with `|r| <= ln 2 / 2`, a
+/// polynomial in `r` (coefficients of Cephes), then the exponent. Below -87.3 the result is about
+/// the smallest normal number, above 88.7 it is infinity.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to a whole number
@@ -108,12 +111,12 @@ pub(crate) fn exp(x: f32) -> f32 {
     p = p * r + 1.666_666_5e-1;
     p = p * r + 5e-1;
     let y = p * r * r + r + 1.0;
-    // n is up to 128, past one exponent's range: two factors.
+    // n can be 128, which is beyond the exponent range of one factor, so there are two factors.
     let whole = shifted.to_bits() as i32 - ROUND.to_bits() as i32;
     let half = whole >> 1;
     let scale = |e: i32| f32::from_bits(((e + 127) << 23) as u32);
     let y = y * scale(half) * scale(whole - half);
-    // NaN stays NaN: both comparisons above are false for it.
+    // NaN passes both clamps, because comparisons with it are false, and is returned as it is.
     if x.is_nan() { x } else { y }
 }
 
@@ -123,7 +126,8 @@ pub(crate) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
-/// The values of 4-bit codes, two a byte, the first in the upper half: `out` has twice as many elements as `codes`.
+/// Looks up the values of 4-bit codes, two per byte, the first in the upper half. `out` must have
+/// twice as many elements as `codes`.
 pub(crate) fn lookup4(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if let Some(simd) = pulp::x86::V3::try_new() {
@@ -140,7 +144,7 @@ fn lookup4_each(table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
     }
 }
 
-/// Eight codes at a time: each half of the table is one register.
+/// Looks up eight codes at a time; each half of the table is in one register.
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn lookup4_avx2(simd: pulp::x86::V3, table: &[f32; 16], codes: &[u8], out: &mut [f32]) {
@@ -153,7 +157,8 @@ fn lookup4_avx2(simd: pulp::x86::V3, table: &[f32; 16], codes: &[u8], out: &mut 
     for (out, word) in eights.as_chunks_mut::<8>().0.iter_mut().zip(words) {
         let word = simd.avx._mm256_set1_epi32(i32::from_le_bytes(*word));
         let index = simd.avx2._mm256_srlv_epi32(word, shifts);
-        // A lookup heeds the lowest three bits; the fourth, moved to the sign, chooses the half.
+        // The permutation uses the lowest three bits of an index. The fourth bit, moved to the
+        // sign, selects the half of the table.
         let upper: __m256 = pulp::cast(simd.avx2._mm256_slli_epi32::<28>(index));
         let in_low = simd.avx2._mm256_permutevar8x32_ps(low, index);
         let in_high = simd.avx2._mm256_permutevar8x32_ps(high, index);

@@ -1,4 +1,4 @@
-//! Times on a device's own clock.
+//! Time stamps of a device's own clock.
 
 use std::time::Instant;
 
@@ -6,7 +6,8 @@ use candle_core::{Device, Result};
 
 use crate::backend::Backend;
 
-/// A moment in a device's work: on a GPU when everything before it is done, on the CPU now.
+/// A point in a device's work: on a GPU the time when all earlier work is done, on the CPU the
+/// current time.
 #[derive(Debug)]
 pub struct DeviceTimestamp(Clock);
 
@@ -18,7 +19,7 @@ enum Clock {
 }
 
 impl DeviceTimestamp {
-    /// After everything that `device` was asked for so far. Does not wait.
+    /// Takes a time stamp after all work that was submitted to `device` so far. Does not wait.
     pub fn now(device: &Device) -> Result<Self> {
         Ok(Self(match Backend::of_device(device)? {
             Backend::Cpu => Clock::Host(Instant::now()),
@@ -27,10 +28,11 @@ impl DeviceTimestamp {
         }))
     }
 
-    /// Milliseconds from this moment to a later one of the same device. Waits until the later one has come.
+    /// Returns the milliseconds from this time stamp to a later one of the same device. Waits until
+    /// the later one has passed.
     ///
     /// # Errors
-    /// The two are of different devices.
+    /// The time stamps are of different devices.
     pub fn milliseconds_until(&self, later: &Self) -> Result<f64> {
         match (&self.0, &later.0) {
             (Clock::Host(from), Clock::Host(to)) => Ok(to.duration_since(*from).as_secs_f64() * 1e3),
@@ -39,7 +41,7 @@ impl DeviceTimestamp {
                 from.elapsed_ms(to).map_err(crate::cuda::cuda_error("the time between events"))?,
             )),
             #[cfg(feature = "cuda")]
-            _ => candle_core::bail!("the time between moments of different devices"),
+            _ => candle_core::bail!("time stamps of different devices cannot be compared"),
         }
     }
 }

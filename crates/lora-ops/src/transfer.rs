@@ -1,16 +1,18 @@
-//! Tensors between the host and the device that computes. Every function waits until its copy is done.
+//! Copies of tensors between the host and the device that computes. Every function waits until its
+//! copy is done.
 //!
-//! candle's own copies (`to_vec1`, `to_device`, `from_vec`) do not wait where a GPU is one of their ends:
-//! CUDA leaves open whether a copy from or to pageable memory is over when the call returns.
+//! candle's own copies (`to_vec1`, `to_device`, `from_vec`) do not wait if one of their ends is a
+//! GPU: CUDA does not define whether a copy from or to pageable memory is done when the call
+//! returns.
 
 use candle_core::{DType, Device, Result, Shape, Tensor, WithDType};
 
 use crate::backend::Backend;
 
-/// The elements of a contiguous tensor, row after row.
+/// Returns the elements of a contiguous tensor, in row-major order.
 ///
 /// # Errors
-/// The tensor is of another type than `T`; a GPU's tensor is not contiguous.
+/// The tensor is not of type `T`, or it is on a GPU and not contiguous.
 pub fn to_vec<T: WithDType>(tensor: &Tensor) -> Result<Vec<T>> {
     match Backend::of_tensors(&[tensor])? {
         Backend::Cpu => tensor.flatten_all()?.to_vec1(),
@@ -25,10 +27,10 @@ pub fn to_vec<T: WithDType>(tensor: &Tensor) -> Result<Vec<T>> {
     }
 }
 
-/// A new tensor on `device` with these elements.
+/// Creates a tensor on `device` with the elements `values`.
 ///
 /// # Errors
-/// Another number of elements than `shape` has; the GPU is out of memory.
+/// The number of elements is not that of `shape`, or the GPU is out of memory.
 pub fn from_vec<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>, device: &Device) -> Result<Tensor> {
     match Backend::of_device(device)? {
         Backend::Cpu => Tensor::from_vec(values, shape.into(), device),
@@ -36,7 +38,11 @@ pub fn from_vec<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>, device: &
         Backend::Cuda(gpu) => {
             let tensor = gpu.empty(shape, T::DTYPE)?;
             if tensor.elem_count() != values.len() {
-                candle_core::bail!("{} values for {:?}", values.len(), tensor.shape());
+                candle_core::bail!(
+                    "invalid number of values: {} for a tensor {:?}",
+                    values.len(),
+                    tensor.shape()
+                );
             }
             if !values.is_empty() {
                 gpu.write(&tensor, &values)?;
@@ -46,10 +52,10 @@ pub fn from_vec<T: WithDType>(values: Vec<T>, shape: impl Into<Shape>, device: &
     }
 }
 
-/// A contiguous tensor's copy on `device`, or the tensor itself where it is there already.
+/// Copies a contiguous tensor to `device`; returns the tensor itself if it is already there.
 ///
 /// # Errors
-/// The tensor is on another GPU, or not f32, bf16, f64, u32 or u8; the GPU is out of memory.
+/// The tensor is on another GPU, or is not f32, bf16, f64, u32 or u8; the GPU is out of memory.
 pub fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     if tensor.device().same_device(device) {
         return Ok(tensor.clone());
@@ -60,7 +66,7 @@ pub fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
         DType::F64 => copy::<f64>(tensor, device),
         DType::U32 => copy::<u32>(tensor, device),
         DType::U8 => copy::<u8>(tensor, device),
-        other => candle_core::bail!("no copy of {other:?} between devices"),
+        other => candle_core::bail!("tensors of {other:?} cannot be copied between devices"),
     }
 }
 
@@ -78,7 +84,7 @@ fn copy<T: WithDType>(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     }
 }
 
-/// Zeros on `device`.
+/// Creates zeros on `device`.
 ///
 /// # Errors
 /// The GPU is out of memory.

@@ -1,4 +1,4 @@
-//! Size and hash of a file in transfer.
+//! Size and hash of a transferred file.
 
 use std::io::{self, Read};
 use std::path::Path;
@@ -8,13 +8,13 @@ use sha2::{Digest, Sha256};
 use crate::v1::FileDigest;
 
 impl FileDigest {
-    /// The SHA-256 in hexadecimal.
+    /// Returns the SHA-256 in hexadecimal, in lower case.
     pub fn hex(&self) -> String {
         self.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }
 
-/// Size and SHA-256 of a file whose bytes come piece by piece.
+/// Computes the size and SHA-256 of a file whose bytes arrive in pieces.
 #[derive(Debug, Clone, Default)]
 pub struct DigestBuilder {
     size: u64,
@@ -22,17 +22,17 @@ pub struct DigestBuilder {
 }
 
 impl DigestBuilder {
-    /// The digest of `bytes`.
+    /// Returns the digest of `bytes`.
     pub fn of_bytes(bytes: &[u8]) -> FileDigest {
         let mut builder = Self::default();
         builder.update(bytes);
         builder.finish()
     }
 
-    /// The digest of the file at `path`. Blocks.
+    /// Returns the digest of the file at `path`. Blocks the thread.
     ///
     /// # Errors
-    /// What the operating system says.
+    /// The file cannot be opened or read.
     pub fn of_file(path: &Path) -> io::Result<FileDigest> {
         let mut file = std::fs::File::open(path)?;
         let mut builder = Self::default();
@@ -45,18 +45,18 @@ impl DigestBuilder {
         }
     }
 
-    /// Takes the next piece.
+    /// Adds the next piece.
     pub fn update(&mut self, bytes: &[u8]) {
         self.size += bytes.len() as u64;
         self.hash.update(bytes);
     }
 
-    /// Bytes so far.
+    /// Returns the number of bytes so far.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The digest of all pieces.
+    /// Returns the digest of all pieces.
     pub fn finish(self) -> FileDigest {
         FileDigest { size: self.size, sha256: self.hash.finalize().to_vec() }
     }

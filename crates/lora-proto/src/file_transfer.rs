@@ -1,4 +1,4 @@
-//! Files to and from the coordinator's store, for its clients.
+//! Uploads to and downloads from the coordinator's store, for clients.
 
 use std::io::{self, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -16,30 +16,30 @@ use crate::v1::artifacts_client::ArtifactsClient;
 use crate::v1::{self, download_response, upload_request};
 use crate::{CHUNK_BYTES, DigestBuilder, MAX_MESSAGE_BYTES};
 
-/// How long a transfer may stand still.
+/// Time without progress after which a transfer fails.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// Chunks of an upload that wait to be sent.
+/// Number of chunks of an upload that may wait to be sent.
 const UPLOAD_QUEUE_CHUNKS: usize = 4;
 
-/// Why a file did not arrive.
+/// An error of a transfer.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
-    /// The coordinator refuses, or is not reached.
+    /// The coordinator refused the call, or could not be reached.
     #[error("{}", .0.message())]
     Refused(Box<Status>),
-    /// The file on this side.
+    /// The local file cannot be read or written.
     #[error("{path}: {source}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The reason.
         source: io::Error,
     },
-    /// Nothing moved for too long.
-    #[error("the transfer stood still for {STALL_TIMEOUT:?}")]
+    /// The transfer made no progress for a minute.
+    #[error("the transfer made no progress for {STALL_TIMEOUT:?}")]
     Stalled,
-    /// The bytes are not those that were announced.
-    #[error("it arrived damaged; try again")]
+    /// The received bytes do not match the digest that the coordinator sent.
+    #[error("the received file is corrupt; try again")]
     Corrupt,
 }
 
@@ -50,7 +50,8 @@ impl From<Status> for TransferError {
 }
 
 impl TransferError {
-    /// Whether the same transfer may work later: the connection broke, or the coordinator is away.
+    /// Returns whether the same transfer may succeed later, for example after a lost connection or
+    /// while the coordinator is not running.
     pub fn is_transient(&self) -> bool {
         match self {
             Self::Refused(status) => matches!(
@@ -66,15 +67,16 @@ impl TransferError {
     }
 }
 
-/// The client of files over `channel`.
+/// Creates a client of the service `Artifacts` over `channel`.
 pub fn artifacts(channel: Channel) -> ArtifactsClient<Channel> {
     ArtifactsClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// Uploads what `content` gives; `sent` is told the bytes so far.
+/// Uploads the bytes of `content`. Calls `sent` with the number of bytes so far.
 ///
 /// # Errors
-/// A refusal, a broken connection, or a `content` that cannot be read (as `path`).
+/// The coordinator refuses the upload, the connection is lost or stalls, or `content` cannot be
+/// read; the last error names `path`.
 pub async fn upload(
     channel: Channel,
     header: v1::UploadHeader,
@@ -90,7 +92,7 @@ pub async fn upload(
         let mut kind = upload_request::Kind::Header(header);
         let mut bytes = 0;
         loop {
-            // A call that has ended takes no more, and says why.
+            // If the call has ended, it accepts no more chunks, and its result has the reason.
             if timeout(STALL_TIMEOUT, messages.send(message(kind)))
                 .await
                 .map_err(|_| TransferError::Stalled)?
@@ -120,11 +122,13 @@ pub async fn upload(
     Ok(())
 }
 
-/// Downloads into the file at `path`, going on where an earlier attempt left it; whole and right when this returns.
-/// `received` is told the bytes so far. A file that turns out damaged is removed.
+/// Downloads a file to `path`, and continues an earlier partial download. On success the file is
+/// complete, and its digest is correct. Calls `received` with the number of bytes so far. Removes
+/// the file if it is corrupt.
 ///
 /// # Errors
-/// A refusal, a broken connection (the next call goes on from there), or a file that cannot be written.
+/// The coordinator refuses the download, the connection is lost or stalls (the next call continues
+/// the download), the file cannot be written, or it is corrupt.
 pub async fn download(
     channel: Channel,
     source: v1::download_request::Source,
@@ -146,7 +150,7 @@ pub async fn download(
     let answer = timeout(STALL_TIMEOUT, artifacts(channel).download(request)).await;
     let mut messages = match answer.map_err(|_| TransferError::Stalled)? {
         Ok(answer) => answer.into_inner(),
-        // What lies there is longer than the file: it is another one.
+        // The local file is longer than the file in the store, so it is another file.
         Err(status) if status.code() == tonic::Code::OutOfRange => return Err(discard(path).await),
         Err(status) => return Err(status.into()),
     };
@@ -156,7 +160,7 @@ pub async fn download(
         match message.and_then(|message| message.kind) {
             Some(download_response::Kind::Chunk(chunk)) => {
                 file.write_all(&chunk).await.map_err(io)?;
-                // Whatever ends this call, what was received is in the file for the next one.
+                // If this call ends early, the next one continues after the received bytes.
                 file.flush().await.map_err(io)?;
                 digest.update(&chunk);
                 received(digest.size());
@@ -185,7 +189,7 @@ async fn digest_of(file: &mut File) -> io::Result<DigestBuilder> {
 }
 
 async fn discard(path: &Path) -> TransferError {
-    // What cannot be removed is found damaged again.
+    // If the file cannot be removed, the next download finds it corrupt again.
     let _ = tokio::fs::remove_file(path).await;
     TransferError::Corrupt
 }

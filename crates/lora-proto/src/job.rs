@@ -1,4 +1,5 @@
-//! `lora_spec::JobSpec` to and from its message. Missing settings get their defaults from `lora-spec`.
+//! Conversions between `lora_spec::JobSpec` and its message. Missing settings get the defaults of
+//! `lora-spec`.
 
 use std::path::{Path, PathBuf};
 
@@ -11,18 +12,19 @@ use serde::de::value::{Error as WordError, StringDeserializer};
 
 use crate::v1;
 
-/// The revision of the job settings that this build knows; raised with every setting that is added.
+/// The revision of the job settings that this build supports. It is raised with every new setting.
 const SETTINGS_REVISION: u32 = 2;
 
 impl TryFrom<v1::JobSpec> for JobSpec {
     type Error = FieldError;
 
-    /// Does not check values; `JobSpec::check` does.
+    /// Converts the message without checking values; `JobSpec::check` checks them.
     fn try_from(job: v1::JobSpec) -> Result<Self, FieldError> {
         let v1::JobSpec { name, model, adapter, data, training, workers, revision } = job;
         if let Some(newer) = revision.filter(|revision| *revision > SETTINGS_REVISION) {
             let message = format!(
-                "is {newer}, and this coordinator knows settings up to revision {SETTINGS_REVISION}; upgrade it, or use an older client"
+                "is {newer}, but this coordinator supports settings up to revision \
+                 {SETTINGS_REVISION}; upgrade the coordinator, or use an older client"
             );
             return Err(FieldError::new("revision", message));
         }
@@ -69,7 +71,7 @@ fn adapter_spec(adapter: v1::AdapterSpec) -> Result<AdapterSpec, FieldError> {
             Some(Some(v1::target_modules::Value::Pattern(pattern))) => TargetModules::Pattern(pattern),
             Some(Some(v1::target_modules::Value::Names(list))) => TargetModules::Names(list.names),
             Some(None) => {
-                let message = "holds neither pattern nor names".to_owned();
+                let message = "has neither pattern nor names; set one of them".to_owned();
                 return Err(FieldError::new("adapter.target_modules", message));
             }
         },
@@ -149,7 +151,7 @@ fn workers_spec(workers: v1::WorkersSpec) -> Result<WorkersSpec, FieldError> {
 impl TryFrom<&JobSpec> for v1::JobSpec {
     type Error = FieldError;
 
-    /// Every setting is written out. A path that is no UTF-8 is an error.
+    /// Converts the job with every setting set. A path that is not UTF-8 is an error.
     fn try_from(job: &JobSpec) -> Result<Self, FieldError> {
         let JobSpec { name, model, adapter, data, training, workers } = job;
         Ok(Self {
@@ -238,7 +240,7 @@ fn parse_enum<T: DeserializeOwned>(field: &str, value: Option<String>, default: 
     })
 }
 
-/// The word that serde has for a unit variant.
+/// Returns the serialized name of a unit variant.
 fn enum_text(value: &impl Serialize) -> Option<String> {
     serde_json::to_value(value).ok().and_then(|v| v.as_str().map(str::to_owned))
 }
@@ -263,7 +265,7 @@ mod tests {
 
     use super::*;
 
-    /// Every setting differs from its default.
+    /// Returns a job in which every setting differs from its default.
     fn unusual() -> JobSpec {
         JobSpec {
             name: "dates".into(),

@@ -1,4 +1,5 @@
-//! The gRPC interface `lora.v1`, generated from `proto/`, and the conversions between its messages and `lora-spec`.
+//! The gRPC interface `lora.v1`, generated from `proto/`, and the conversions between its messages
+//! and `lora-spec`.
 
 mod digest;
 #[cfg(feature = "client")]
@@ -16,8 +17,8 @@ pub mod v1 {
 /// The compiled descriptors of the package (a `FileDescriptorSet`), for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/lora.v1.descriptors"));
 
-/// Files travel in chunks of at most this many bytes.
+/// Maximum number of bytes of a chunk of a file.
 pub const CHUNK_BYTES: usize = 1 << 20;
 
-/// The most bytes a message may have, on both sides: a chunk and what frames it.
+/// Maximum number of bytes of a message, on both sides: a chunk, and 64 KiB for its frame.
 pub const MAX_MESSAGE_BYTES: usize = CHUNK_BYTES + (64 << 10);

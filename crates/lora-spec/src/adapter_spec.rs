@@ -20,9 +20,10 @@ pub struct AdapterSpec {
     pub target_modules: TargetModules,
     /// Scale by `lora_alpha / sqrt(r)` (rank-stabilized LoRA, arXiv 2312.03732).
     pub use_rslora: bool,
-    /// What the adapter starts as.
+    /// Initialization of the adapter.
     pub init_lora_weights: InitLoraWeights,
-    /// Rounds of LoftQ (`loftq_iter` of PEFT's `loftq_config`); from 2 on the base is quantized anew for this adapter.
+    /// Rounds of LoftQ (`loftq_iter` of PEFT's `loftq_config`). With 2 or more, the base is
+    /// quantized again for this adapter.
     pub loftq_iter: u32,
     /// Directory of an existing PEFT adapter to start from.
     pub init_from: Option<PathBuf>,
@@ -44,14 +45,15 @@ impl Default for AdapterSpec {
 }
 
 impl AdapterSpec {
-    /// The factor of `B A` in the update (PEFT's `scaling`).
+    /// Returns the factor of `B A` in the update (PEFT's `scaling`).
     pub fn scaling(&self) -> f64 {
         let r = self.r as f64;
         self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
     }
 
-    /// The adapter as a result has it: over the unchanged base. What was taken off that is part of it, `[A; A0]` and `[B, -B0]`,
-    /// with the scaling kept, as PEFT converts PiSSA and OLoRA.
+    /// Returns the settings of the exported adapter, which is an adapter of the unchanged base. The
+    /// initial term is part of its matrices `[A; A0]` and `[B, -B0]`, and the scaling stays the
+    /// same, as in PEFT's conversion of PiSSA and OLoRA.
     pub fn exported(&self) -> Self {
         if !self.init_lora_weights.subtracts_initial() {
             return Self { init_lora_weights: InitLoraWeights::Default, ..self.clone() };
@@ -65,10 +67,11 @@ impl AdapterSpec {
         }
     }
 
-    /// The adapted modules of `model`, in the order of computation.
+    /// Returns the adapted modules of `model`, in the order of computation.
     ///
     /// # Errors
-    /// Names that no module has; a rank that a module's weight does not have, where the adapter starts from that.
+    /// A name that no module has, or an `r` above the rank of a weight that the adapter is
+    /// initialized from.
     pub fn modules(&self, model: &ModelConfig) -> Result<Vec<LinearModule>, FieldError> {
         let modules = self.target_modules.resolve(model)?;
         let most = |module: &LinearModule| module.in_features.min(module.out_features);
@@ -77,7 +80,8 @@ impl AdapterSpec {
             Some(module) => Err(FieldError::new(
                 "adapter.r",
                 format!(
-                    "is {}, and {} has rank {} at most, from which init_lora_weights: {} starts; lower r, or use init_lora_weights: true",
+                    "is {}, but {} has rank {} at most, and init_lora_weights: {} needs rank r; \
+                     lower r, or use init_lora_weights: true",
                     self.r,
                     module.name,
                     most(module),
@@ -88,7 +92,10 @@ impl AdapterSpec {
         }
     }
 
-    /// Checks that the adapter can start from the base in `index`.
+    /// Checks that the adapter can be initialized over the base in `index`.
+    ///
+    /// # Errors
+    /// The errors of [`Self::modules`], or LoftQ over a weight that is stored quantized.
     pub fn check_base(&self, model: &ModelConfig, index: &SafetensorsIndex) -> Result<(), FieldError> {
         let modules = self.modules(model)?;
         if self.init_lora_weights != InitLoraWeights::Loftq {
@@ -99,7 +106,8 @@ impl AdapterSpec {
             Some(module) => Err(FieldError::new(
                 "adapter.init_lora_weights",
                 format!(
-                    "loftq needs the weights before they were quantized, and the base has only {}.weight after it; name the dense base",
+                    "loftq needs the weights before quantization, but the base stores {}.weight \
+                     quantized; use the dense base",
                     module.name
                 ),
             )),
@@ -112,14 +120,15 @@ impl AdapterSpec {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum TargetModules {
-    /// `all-linear` (every linear module but the head), or a regular expression that a module's whole name matches.
+    /// `all-linear` (every linear module except the head), or a regular expression that matches a
+    /// module's full name.
     Pattern(String),
     /// Names: a module matches if its name is one of them or ends with `.` and one of them.
     Names(Vec<String>),
 }
 
 impl TargetModules {
-    /// PEFT's word for every linear module but the output head.
+    /// The value that selects every linear module except the output head, as in PEFT.
     pub const ALL_LINEAR: &str = "all-linear";
 }
 

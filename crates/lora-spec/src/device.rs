@@ -1,24 +1,54 @@
-//! Where a worker computes.
+//! The device of a worker.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The device of a worker, as people write it: `auto`, `cpu`, `cuda:N`, or `cuda` for `cuda:0`.
+/// The device of a worker as a setting: `auto`, `cpu`, `cuda:N`, or `cuda` for `cuda:0`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum DeviceSpec {
-    /// The first GPU, where the build can use it and there is one; else the CPU.
+    /// The first GPU if the build supports GPUs and the machine has one, otherwise the CPU.
     #[default]
     Auto,
     /// The CPU.
     Cpu,
-    /// The GPU of this number, from 0, of those that CUDA shows this process.
+    /// The GPU with this index, from 0, among the GPUs that CUDA lists in this process.
     Cuda(usize),
 }
 
-/// A text that names no device.
+/// Kind of a worker's device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum DeviceKind {
+    /// The CPU, with the memory of the machine.
+    Cpu,
+    /// A GPU, with its own memory.
+    Gpu,
+}
+
+/// Memory of a worker that a job may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemoryLimit {
+    /// Bytes; `u64::MAX` if the amount is unknown.
+    pub bytes: u64,
+    /// The device that the memory belongs to.
+    pub device: DeviceKind,
+}
+
+impl MemoryLimit {
+    /// The limit of `bytes`, or none if the amount is unknown.
+    pub fn new(bytes: Option<u64>, device: DeviceKind) -> Self {
+        Self { bytes: bytes.unwrap_or(u64::MAX), device }
+    }
+
+    /// Returns the bytes if the amount is known.
+    pub fn known_bytes(self) -> Option<u64> {
+        Some(self.bytes).filter(|bytes| *bytes < u64::MAX)
+    }
+}
+
+/// The error for a text that is not a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be auto, cpu, cuda, or cuda:N with the number of a GPU, such as cuda:0")]
 pub struct ParseDeviceError;
@@ -33,7 +63,7 @@ impl FromStr for DeviceSpec {
             "cuda" => Ok(Self::Cuda(0)),
             _ => {
                 let number = text.strip_prefix("cuda:").ok_or(ParseDeviceError)?;
-                // `parse` alone would take a sign.
+                // `parse` alone would accept a sign.
                 let digits = number.bytes().all(|byte| byte.is_ascii_digit());
                 number.parse().ok().filter(|_| digits).map(Self::Cuda).ok_or(ParseDeviceError)
             }

@@ -1,22 +1,26 @@
-//! Operations of training: those that the model asks for.
+//! Floating-point operations of training, as the model defines them.
 //!
-//! Counted are the products of matrices, a multiplication with its addition as 2 operations; recomputation is not counted,
-//! whoever recomputes. A token of a row of `S` costs
+//! The counts cover matrix products; a multiplication with its addition is 2 operations. Recomputed
+//! products are not counted. A token of a row of `S` tokens takes
 //!
 //! ```text
 //! 4 N_frozen + 6 N_adapter + 6 L H D (S + 1)
 //! ```
 //!
-//! - `N_frozen`: elements of the blocks' matrices and of the head (also where it is the embedding, whose rows are looked up and
-//!   cost nothing). Forward one product, backward one: the gradient of the input. No gradient of the weights.
-//! - `N_adapter`: elements of the LoRA matrices. Forward one product, backward two.
-//! - The last term is causal attention over `L` blocks of `H` query heads of `D` features: a query and a key that it sees cost
-//!   `2 D` operations a head in each of two products forward (scores, values) and four backward (gradients of queries, keys,
-//!   values and scores), and a token sees `(S + 1) / 2` keys in the mean. Windows make it see fewer.
+//! - `N_frozen`: elements of the blocks' matrices and of the head. A tied head counts too, while
+//!   the lookup of embedding rows takes no operations. The forward pass has one product, and the
+//!   backward pass has one: the gradient of the input. Frozen weights have no gradient.
+//! - `N_adapter`: elements of the LoRA matrices. The forward pass has one product, the backward
+//!   pass two.
+//! - The last term is causal attention over `L` blocks of `H` query heads of `D` features. A pair
+//!   of a query and a key takes `2 D` operations a head in each of two forward products (scores,
+//!   values) and four backward products (gradients of queries, keys, values and scores). A token
+//!   attends to `(S + 1) / 2` keys on average, and to fewer with sliding windows.
 
 use crate::ModelConfig;
 
-/// Operations of training on one row of `seq` tokens with an adapter of `adapter` parameters.
+/// Returns the operations of training on one row of `seq` tokens with an adapter of `adapter`
+/// parameters.
 pub fn row_flops(config: &ModelConfig, adapter: u64, seq: u64) -> u64 {
     let blocks: u64 =
         config.linear_modules().iter().map(|m| m.in_features as u64 * m.out_features as u64).sum();
@@ -24,12 +28,13 @@ pub fn row_flops(config: &ModelConfig, adapter: u64, seq: u64) -> u64 {
     seq * (4 * (blocks + head) + 6 * adapter) + attention_flops(config, seq)
 }
 
-/// What of [`row_flops`] is attention's: a third in the forward pass, the rest in the backward pass.
+/// Returns the operations of attention, which are part of [`row_flops`]: a third of them in the
+/// forward pass, the rest in the backward pass.
 pub fn attention_flops(config: &ModelConfig, seq: u64) -> u64 {
     let features = (config.num_attention_heads * config.head_dim) as u64;
     let pairs = |layer| {
         let window = config.sliding_window(layer).map_or(seq, |window| seq.min(window as u64));
-        // The first `window` queries see 1, 2, ... keys, the others `window`.
+        // The first `window` queries attend to 1, 2, ... keys, the others to `window`.
         window * (window + 1) / 2 + (seq - window) * window
     };
     (0..config.num_hidden_layers).map(|layer| 12 * features * pairs(layer)).sum()

@@ -1,4 +1,4 @@
-//! What an adapter starts as.
+//! The initialization of an adapter.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,27 +6,32 @@ use std::str::FromStr;
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// What an adapter starts as: the values of PEFT's `init_lora_weights`.
+/// The initialization of an adapter, with the values of PEFT's `init_lora_weights`.
 ///
-/// Those other than [`Self::Default`] are computed from the base's weights. PiSSA and OLoRA take what the adapter starts with off
-/// the base, so that training starts at the base all the same.
+/// Except for [`Self::Default`], the initial adapter is computed from the base's weights. With
+/// PiSSA and OLoRA, the initial adapter is subtracted from the base, so that training starts with
+/// the outputs of the base.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum InitLoraWeights {
-    /// `true`: `A` as Kaiming's rule has it, `B` zero.
+    /// `true`: Kaiming initialization of `A`, and zeros in `B`.
     #[default]
     Default,
-    /// `olora`: the first columns of an orthonormal basis of the weight, and its rows in it (arXiv 2406.01775).
+    /// `olora`: the first `r` columns of Q and rows of R in the QR decomposition of the weight
+    /// (arXiv 2406.01775).
     Olora,
     /// `pissa`: the weight's largest singular values and vectors (arXiv 2404.02948).
     Pissa,
-    /// `pissa_niter_N`: the same, by `N` rounds of a randomized subspace iteration: fast, and close.
+    /// `pissa_niter_N`: an approximation of `pissa` by `N` rounds of a randomized subspace
+    /// iteration, which is faster.
     PissaNiter(u32),
-    /// `loftq`: what quantizing the weight took off it, as far as a matrix of rank `r` goes (arXiv 2310.08659).
+    /// `loftq`: the best approximation of rank `r` to the quantization error of the weight (arXiv
+    /// 2310.08659).
     Loftq,
 }
 
 impl InitLoraWeights {
-    /// Whether the frozen base is trained on as `W0 - s B0 A0`, with the adapter's first `A0` and `B0`.
+    /// Returns whether the initial adapter `A0`, `B0` is subtracted from a frozen weight `W0` with
+    /// the scaling `s`: `W0 - s B0 A0`.
     pub fn subtracts_initial(self) -> bool {
         matches!(self, Self::Olora | Self::Pissa | Self::PissaNiter(_))
     }
@@ -59,7 +64,8 @@ impl FromStr for InitLoraWeights {
                 Some(rounds) => Self::PissaNiter(rounds),
                 None => {
                     return Err(format!(
-                        "{word:?} is none of true, olora, pissa, pissa_niter_N (N from 1 to 100), loftq"
+                        "{word:?} is not supported; supported: true, olora, pissa, \
+                         pissa_niter_N (N from 1 to 100), loftq"
                     ));
                 }
             },
@@ -103,7 +109,7 @@ mod tests {
     use super::InitLoraWeights;
 
     #[test]
-    fn words_match_peft() {
+    fn values_match_peft() {
         for (json, value) in [
             ("true", InitLoraWeights::Default),
             ("\"olora\"", InitLoraWeights::Olora),

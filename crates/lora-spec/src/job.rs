@@ -1,6 +1,7 @@
-//! A job's settings, their defaults, and the checks that need nothing but the job itself.
+//! The settings of a job, their defaults, and the checks that read no files.
 //!
-//! A setting that PEFT's `LoraConfig` or Transformers' `TrainingArguments` has keeps its name and meaning.
+//! A setting that also exists in PEFT's `LoraConfig` or Transformers' `TrainingArguments` has the
+//! same name and meaning.
 
 use std::path::{Path, PathBuf};
 
@@ -11,37 +12,37 @@ use crate::adapter_spec::{AdapterSpec, TargetModules};
 use crate::model_spec::{BaseLayout, Loftq, ModelSpec, QuantizationType};
 use crate::{FieldError, InitLoraWeights};
 
-/// A whole job, as `job.yaml` writes it.
+/// The settings of a job, as in `job.yaml`.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct JobSpec {
-    /// Name shown to people: letters, digits, `-`, `_` and `.`, at most 63 characters.
+    /// Display name: letters, digits, `-`, `_` and `.`, at most 63 characters.
     pub name: String,
     /// The frozen base model.
     pub model: ModelSpec,
     /// The adapter that is trained.
     pub adapter: AdapterSpec,
-    /// What it is trained and evaluated on.
+    /// The training and evaluation data.
     pub data: DataSpec,
-    /// How it is trained.
+    /// The settings of training.
     pub training: TrainingSpec,
-    /// How many workers share it.
+    /// The number of workers.
     pub workers: WorkersSpec,
 }
 
-/// What a job is trained and evaluated on.
+/// The training and evaluation data of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataSpec {
     /// JSONL or Parquet file with training rows.
     pub train: PathBuf,
-    /// The same for evaluation; none: no evaluation.
+    /// JSONL or Parquet file with evaluation rows; `None`: no evaluation.
     pub eval: Option<PathBuf>,
-    /// The most tokens a row may have.
+    /// Maximum number of tokens of a row.
     pub max_length: usize,
-    /// What becomes of longer rows.
+    /// The handling of longer rows.
     pub long_rows: LongRows,
-    /// Draw a new order of the rows for each epoch (from `training.seed`).
+    /// Shuffle the rows again in each epoch (with `training.seed`).
     pub shuffle: bool,
 }
 
@@ -51,34 +52,35 @@ impl Default for DataSpec {
     }
 }
 
-/// What becomes of rows longer than `max_length`.
+/// The handling of rows longer than `max_length`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LongRows {
-    /// The job is refused, and the rows are named.
+    /// Refuse the job with an error that names the rows.
     #[default]
     Error,
-    /// Cut at the right end.
+    /// Truncate the rows at the right end.
     Truncate,
-    /// Left out.
+    /// Drop the rows.
     Drop,
 }
 
-/// How a job is trained, in `TrainingArguments`' terms.
+/// The settings of training, in the terms of `TrainingArguments`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TrainingSpec {
-    /// Passes over the data; a fraction ends within a pass.
+    /// Passes over the data. With a fraction, training ends within a pass.
     pub num_train_epochs: f64,
-    /// Ends the job after this many steps; overrides `num_train_epochs`.
+    /// Number of steps after which the job ends; overrides `num_train_epochs`.
     pub max_steps: Option<u64>,
     /// Rows in one optimizer step, over all workers.
     pub global_batch_size: usize,
-    /// Rows computed at a time; memory grows with it, results of a step are sums over all of them.
+    /// Rows that are computed at a time. Memory grows with this number. The result of a step is the
+    /// sum over all its micro-batches.
     pub micro_batch_size: usize,
     /// Peak learning rate.
     pub learning_rate: f64,
-    /// Shape of the learning rate over the job.
+    /// Learning-rate schedule.
     pub lr_scheduler_type: LrSchedulerType,
     /// Steps of linear warm-up; a value below 1 is a fraction of all steps.
     pub warmup_steps: f64,
@@ -94,23 +96,25 @@ pub struct TrainingSpec {
     pub weight_decay: f64,
     /// Gradients are scaled down to this 2-norm; 0 turns clipping off.
     pub max_grad_norm: f64,
-    /// Seeds the adapter, the order of the rows and dropout.
+    /// Seed of the adapter, the order of the rows and dropout.
     pub seed: u64,
-    /// What is recomputed in the backward pass instead of kept.
+    /// Activations that the backward pass recomputes instead of keeping them.
     pub activation_checkpointing: ActivationCheckpointing,
-    /// Evaluate every so many steps (and at the end); needs `data.eval`.
+    /// Number of steps between evaluations, which also run at the end; needs `data.eval`.
     pub eval_steps: u64,
-    /// Write a checkpoint every so many steps.
+    /// Number of steps between checkpoints.
     pub save_steps: u64,
-    /// Keep this many newest checkpoints. The best adapter is not lost with them: it is part of each checkpoint.
+    /// Number of newest checkpoints to keep. The best adapter is part of each checkpoint, so it is
+    /// never removed with an older one.
     pub save_total_limit: usize,
-    /// Report metrics every so many steps.
+    /// Number of steps between reports of metrics.
     pub logging_steps: u64,
-    /// Export the adapter with the lowest `eval_loss` rather than the last.
+    /// Export the adapter with the lowest `eval_loss` instead of the last one.
     pub load_best_model_at_end: bool,
-    /// Stop after this many evaluations without improvement; none: never.
+    /// Number of evaluations in a row without improvement after which training stops; `None`:
+    /// never.
     pub early_stopping_patience: Option<u64>,
-    /// What counts as an improvement of `eval_loss`.
+    /// `eval_loss` must fall by more than this value to count as an improvement.
     pub early_stopping_threshold: f64,
 }
 
@@ -144,13 +148,15 @@ impl Default for TrainingSpec {
 }
 
 impl TrainingSpec {
-    /// Steps of the whole job: `max_steps`, or as many as `num_train_epochs` takes, rounded up.
+    /// Returns the number of steps of the job: `max_steps`, or the steps of `num_train_epochs`,
+    /// rounded up.
     pub fn total_steps(&self, steps_per_epoch: u64) -> u64 {
         self.max_steps
             .unwrap_or_else(|| ((self.num_train_epochs * steps_per_epoch as f64).ceil() as u64).max(1))
     }
 
-    /// Steps of warm-up among `total`; a fraction is rounded up, as Transformers does.
+    /// Returns the number of warm-up steps of a job of `total` steps. A fraction is rounded up, as
+    /// in Transformers.
     pub fn resolved_warmup_steps(&self, total: u64) -> u64 {
         if self.warmup_steps < 1.0 {
             (total as f64 * self.warmup_steps).ceil() as u64
@@ -159,77 +165,79 @@ impl TrainingSpec {
         }
     }
 
-    /// Micro-batches of a full step.
+    /// Returns the number of micro-batches of a full step.
     pub fn micro_batches(&self) -> usize {
         self.global_batch_size.div_ceil(self.micro_batch_size.max(1))
     }
 }
 
-/// Learning-rate schedules, as Transformers' `get_scheduler` has them.
+/// Learning-rate schedules, as in Transformers' `get_scheduler`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedulerType {
-    /// Warm-up, then linearly down to 0.
+    /// Warm-up, then a linear decay to 0.
     Linear,
-    /// Warm-up, then half a cosine down to 0.
+    /// Warm-up, then a decay to 0 along half a cosine.
     Cosine,
-    /// The peak from the first step on; warm-up is ignored, as in Transformers.
+    /// The peak from the first step; warm-up is ignored, as in Transformers.
     Constant,
     /// Warm-up, then the peak.
     ConstantWithWarmup,
 }
 
-/// The optimizer: AdamW, with its moments in f32 or in 8 bits. Paged ones are the same numbers, but lie in the host's memory where a
-/// GPU trains.
+/// The optimizer: AdamW, with its moments in f32 or in 8 bits. Paged moments have the same values.
+/// If a GPU trains, they are in the host's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum Optim {
     /// `torch.optim.AdamW`.
     #[default]
     #[serde(rename = "adamw")]
     Adamw,
-    /// bitsandbytes' `AdamW8bit`: 2 bytes a parameter for the moments instead of 8 (arXiv 2110.02861).
+    /// bitsandbytes' `AdamW8bit`: 2 bytes a parameter for the moments instead of 8 (arXiv
+    /// 2110.02861).
     #[serde(rename = "adamw_8bit")]
     Adamw8bit,
-    /// `adamw`, paged.
+    /// `adamw` with paged moments.
     #[serde(rename = "paged_adamw_32bit")]
     PagedAdamw32bit,
-    /// `adamw_8bit`, paged.
+    /// `adamw_8bit` with paged moments.
     #[serde(rename = "paged_adamw_8bit")]
     PagedAdamw8bit,
 }
 
 impl Optim {
-    /// Whether moments are in 8 bits (those of small tensors are f32 all the same).
+    /// Returns whether the moments are in 8 bits. The moments of small tensors are always f32.
     pub fn is_8bit(self) -> bool {
         matches!(self, Self::Adamw8bit | Self::PagedAdamw8bit)
     }
 
-    /// Whether moments lie in the host's memory, wherever the parameters are.
+    /// Returns whether the moments are in the host's memory, on every device.
     pub fn is_paged(self) -> bool {
         matches!(self, Self::PagedAdamw32bit | Self::PagedAdamw8bit)
     }
 }
 
-/// What the backward pass recomputes instead of keeping it.
+/// The activations that the backward pass recomputes instead of keeping them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ActivationCheckpointing {
-    /// Everything is kept.
+    /// All activations are kept.
     #[default]
     None,
-    /// A decoder block keeps its input alone; the rest is computed again.
+    /// Only the input of each decoder block is kept, and the rest is recomputed.
     Block,
-    /// As `block`, but attention's output is kept too: what costs the most for its size in long rows.
+    /// Like `block`, but the output of attention is kept too. In long rows it takes the most
+    /// operations for its size.
     BlockSaveAttention,
 }
 
-/// How many workers share a job.
+/// The number of workers of a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct WorkersSpec {
-    /// The job starts once this many are there.
+    /// The job starts when this many workers are available.
     pub min: usize,
-    /// It never takes more.
+    /// Maximum number of workers.
     pub max: usize,
 }
 
@@ -240,7 +248,7 @@ impl Default for WorkersSpec {
 }
 
 impl JobSpec {
-    /// What the base is in memory.
+    /// Returns the layout of the base in memory.
     pub fn base_layout(&self) -> BaseLayout {
         let AdapterSpec { r, target_modules, init_lora_weights, loftq_iter: rounds, .. } = &self.adapter;
         let requantizes = *init_lora_weights == InitLoraWeights::Loftq && *rounds > 1;
@@ -254,7 +262,8 @@ impl JobSpec {
         }
     }
 
-    /// Makes the paths of the job absolute; relative ones count from `dir`, where the job file lies.
+    /// Joins the relative paths of the job to `dir`, the directory of the job file. A base that is
+    /// a URL stays as it is.
     pub fn resolve_paths(&mut self, dir: &Path) {
         let set = |path: &mut PathBuf| *path = dir.join(&path);
         if self.model.base_url().is_none() {
@@ -265,8 +274,8 @@ impl JobSpec {
         self.adapter.init_from.as_mut().map(set);
     }
 
-    /// The first setting that is another in `earlier`, and both values. The number of workers changes no result and is
-    /// not compared.
+    /// Returns an error about the first setting that differs from `earlier`, with both values. The
+    /// number of workers does not change results, so it is not compared.
     pub fn difference(&self, earlier: &Self) -> Option<FieldError> {
         let json = |job: &Self| serde_json::to_value(job).unwrap_or_default();
         let (ours, theirs) = (json(self), json(earlier));
@@ -282,18 +291,21 @@ impl JobSpec {
             })
     }
 
-    /// Checks every value that can be judged without looking at a file.
+    /// Checks every value that can be checked without reading a file.
+    ///
+    /// # Errors
+    /// The first invalid field.
     pub fn check(&self) -> Result<(), FieldError> {
         let fail = |field: &str, message: String| Err(FieldError::new(field, message));
         let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         if self.name.is_empty() || self.name.len() > 63 || !self.name.chars().all(legal) {
             return fail(
                 "name",
-                format!("{:?} is no name: 1 to 63 letters, digits, '-', '_' or '.'", self.name),
+                format!("{:?} is not a name; it must be 1 to 63 letters, digits, '-', '_' or '.'", self.name),
             );
         }
         if self.name.starts_with('.') {
-            return fail("name", format!("{:?} starts with a dot", self.name));
+            return fail("name", format!("{:?} starts with a dot; start with another character", self.name));
         }
         for (field, path) in [("model.base", &self.model.base), ("data.train", &self.data.train)] {
             if path.as_os_str().is_empty() {
@@ -303,7 +315,7 @@ impl JobSpec {
         if self.model.bnb_4bit_use_double_quant && self.model.quantization != QuantizationType::Nf4 {
             return fail(
                 "model.bnb_4bit_use_double_quant",
-                "needs model.quantization: nf4; a base that is quantized already keeps its scales".into(),
+                "needs model.quantization: nf4; a base that is already quantized keeps its scales".into(),
             );
         }
         let (adapter, training) = (&self.adapter, &self.training);
@@ -319,7 +331,7 @@ impl JobSpec {
         {
             return fail(
                 "adapter.init_lora_weights",
-                "loftq makes up for quantization: set model.quantization to nf4 or int8".into(),
+                "loftq reduces the quantization error; set model.quantization to nf4 or int8".into(),
             );
         }
         check_positive("adapter.loftq_iter", u64::from(adapter.loftq_iter))?;
@@ -331,7 +343,7 @@ impl JobSpec {
             return fail(
                 "adapter.init_lora_weights",
                 format!(
-                    "{} and adapter.init_from both say what the adapter starts as; leave one out",
+                    "{} and adapter.init_from both set the initial adapter; remove one of them",
                     adapter.init_lora_weights
                 ),
             );
@@ -348,7 +360,7 @@ impl JobSpec {
             return fail(
                 "training.micro_batch_size",
                 format!(
-                    "{} is more than global_batch_size {}",
+                    "{} is more than global_batch_size {}; lower it",
                     training.micro_batch_size, training.global_batch_size
                 ),
             );
@@ -400,8 +412,9 @@ impl JobSpec {
             return fail(
                 "workers.max",
                 format!(
-                    "{} workers are more than the {micro_batches} micro-batches of a step (global_batch_size {} / micro_batch_size {}); \
-                     lower it to {micro_batches} or make micro_batch_size smaller",
+                    "{} workers are more than the {micro_batches} micro-batches of a step \
+                     (global_batch_size {} / micro_batch_size {}); lower it to {micro_batches} or make \
+                     micro_batch_size smaller",
                     self.workers.max, training.global_batch_size, training.micro_batch_size
                 ),
             );
@@ -422,16 +435,18 @@ fn check_positive(field: &str, value: u64) -> Result<(), FieldError> {
 
 fn check_at_most(field: &str, value: u64, most: u64) -> Result<(), FieldError> {
     if value > most {
-        return Err(FieldError::new(field, format!("is {value}; at most {most} is possible")));
+        return Err(FieldError::new(field, format!("is {value}; it must be at most {most}")));
     }
     Ok(())
 }
 
 fn check_range(field: &str, value: f64, low: f64, high: f64, bounds: Bounds) -> Result<(), FieldError> {
     let (ok, words) = match bounds {
-        Bounds::Inclusive => (value >= low && value <= high, format!("from {low} on")),
+        Bounds::Inclusive => (value >= low && value <= high, format!("of at least {low}")),
         Bounds::ExclusiveLow => (value > low && value <= high, format!("above {low}")),
-        Bounds::ExclusiveHigh => (value >= low && value < high, format!("from {low} to below {high}")),
+        Bounds::ExclusiveHigh => {
+            (value >= low && value < high, format!("of at least {low} and below {high}"))
+        }
     };
     if ok && value.is_finite() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Reading a job file, with errors that name field, file and line.
+//! Reads a job file, with errors that name file, line and field.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,16 +10,16 @@ use serde_saphyr::Spanned;
 
 use crate::{FieldError, JobSpec};
 
-/// A job file and where in it each field stands.
+/// A job file, with the line of each field.
 #[derive(Debug, Clone)]
 pub struct JobFile {
-    /// The job, its paths made absolute.
+    /// The job, with absolute paths.
     pub job: JobSpec,
     path: PathBuf,
     lines: HashMap<String, u64>,
 }
 
-/// What is wrong with a job file.
+/// An error in a job file.
 #[derive(Debug, thiserror::Error)]
 pub enum JobFileError {
     /// The file cannot be read.
@@ -27,40 +27,46 @@ pub enum JobFileError {
     Io {
         /// The job file.
         path: PathBuf,
-        /// Why it cannot be read.
+        /// The reason.
         source: std::io::Error,
     },
-    /// The text is no YAML, or a value has the wrong type.
+    /// The text is not valid YAML.
     #[error("{path}:{line}: {message}", path = path.display())]
     Syntax {
         /// The job file.
         path: PathBuf,
         /// Line, from 1.
         line: u64,
-        /// What the parser says.
+        /// The parser's message.
         message: String,
     },
-    /// A key or a value is wrong.
+    /// A key is unknown, or a value is invalid.
     #[error("{path}:{line}: {error}", path = path.display())]
     Field {
         /// The job file.
         path: PathBuf,
         /// Line, from 1.
         line: u64,
-        /// The field and what is wrong with it.
+        /// The error about the field.
         error: FieldError,
     },
 }
 
 impl JobFile {
-    /// Reads and checks the job at `path`.
+    /// Reads and checks the job file at `path`.
+    ///
+    /// # Errors
+    /// The file cannot be read, is not valid YAML, or has an unknown key or an invalid value.
     pub fn read(path: &Path) -> Result<Self, JobFileError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| JobFileError::Io { path: path.to_owned(), source })?;
         Self::parse(&text, path)
     }
 
-    /// Reads and checks the text of a job file that lies at `path`.
+    /// Parses and checks the text of the job file at `path`.
+    ///
+    /// # Errors
+    /// The text is not valid YAML, or has an unknown key or an invalid value.
     pub fn parse(text: &str, path: &Path) -> Result<Self, JobFileError> {
         let syntax = |error: serde_saphyr::Error| JobFileError::Syntax {
             path: path.to_owned(),
@@ -68,7 +74,7 @@ impl JobFile {
             message: plain_message(&error),
         };
         let options = || {
-            // The checks of the job say what is wrong with a NaN, and where.
+            // NaN is refused by the checks of the job, which name the field.
             serde_saphyr::options! {
                 with_snippet: false,
                 non_finite_float_policy: serde_saphyr::options::NonFiniteFloatPolicy::PassThrough,
@@ -91,13 +97,14 @@ impl JobFile {
         Ok(Self { job, path: path.to_owned(), lines })
     }
 
-    /// An error about a field of this job, with file and line.
+    /// Adds file and line to an error about a field of this job.
     pub fn locate(&self, error: FieldError) -> JobFileError {
         located(error, &self.path, &self.lines)
     }
 }
 
-/// A field that is not written in the file gets the line of the nearest section around it.
+/// Adds file and line to an error about a field. A field that is not in the file gets the line of
+/// the innermost section around it.
 fn located(error: FieldError, path: &Path, lines: &HashMap<String, u64>) -> JobFileError {
     let mut field = error.field.as_str();
     let line = loop {
@@ -110,7 +117,7 @@ fn located(error: FieldError, path: &Path, lines: &HashMap<String, u64>) -> JobF
     JobFileError::Field { path: path.to_owned(), line, error }
 }
 
-/// The parser's message without its position, which `JobFileError` gives in its own form.
+/// Returns the parser's message without its position, which `JobFileError` has as a field.
 fn plain_message(error: &serde_saphyr::Error) -> String {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
@@ -118,7 +125,7 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
     first[..cut].trim_start_matches("error: ").to_owned()
 }
 
-/// The shape of a YAML text: which keys stand where.
+/// The keys of a YAML text, with their lines.
 enum Node {
     Map(Vec<(String, Spanned<Node>)>),
     Leaf,
@@ -143,7 +150,8 @@ impl Node {
             .collect()
     }
 
-    /// The field whose value starts on `line`; the last such one.
+    /// Returns the field whose value starts on `line`, the most deeply nested one if there are
+    /// several.
     fn field_at(&self, line: u64) -> String {
         let mut lines = HashMap::new();
         self.collect_lines("", &mut lines);

@@ -1,15 +1,15 @@
-//! Unknown keys: what was probably meant.
+//! Checks of the keys of a job file, with suggestions for unknown keys.
 
 use serde_json::Value;
 
 use crate::{FieldError, JobSpec};
 
-/// Keys of other trainers and where their meaning lives here.
+/// Keys of other trainers, and the keys of a job file with the same meaning.
 const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("per_device_train_batch_size", "training.micro_batch_size"),
     ("train_batch_size", "training.global_batch_size"),
     ("batch_size", "training.global_batch_size"),
-    ("gradient_accumulation_steps", "training.global_batch_size (rows of a whole step, over all workers)"),
+    ("gradient_accumulation_steps", "training.global_batch_size (rows of a step, over all workers)"),
     ("per_device_eval_batch_size", "training.micro_batch_size"),
     ("micro_batch", "training.micro_batch_size"),
     ("warmup_ratio", "training.warmup_steps (a value below 1 is a fraction)"),
@@ -39,7 +39,7 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("load_in_8bit", "model.quantization: int8"),
     ("bnb_4bit_quant_type", "model.quantization"),
     ("quantization_bit", "model.quantization"),
-    ("bnb_4bit_compute_dtype", "nothing: products are in f32 on CPUs, and in model.dtype on GPUs"),
+    ("bnb_4bit_compute_dtype", "model.dtype (the type of products on GPUs; on CPUs it is always f32)"),
     ("double_quantization", "model.bnb_4bit_use_double_quant"),
     ("max_seq_length", "data.max_length"),
     ("max_seq_len", "data.max_length"),
@@ -53,7 +53,8 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("num_workers", "workers.max"),
 ];
 
-/// Every field of a job file, sections before what is in them: dotted path and whether it is a section.
+/// Returns every key of a job file as a dotted path, and whether it is a section. A section comes
+/// before its keys.
 pub fn known_keys() -> Vec<(String, bool)> {
     let mut keys = Vec::new();
     if let Ok(Value::Object(sections)) = serde_json::to_value(JobSpec::default()) {
@@ -67,7 +68,8 @@ pub fn known_keys() -> Vec<(String, bool)> {
     keys
 }
 
-/// Refuses keys that a job does not have. `keys`: dotted path and whether a mapping stands there.
+/// Returns an error for the first of `keys` that is not a key of a job. `keys` has dotted paths,
+/// and whether their value is a mapping.
 pub(crate) fn check_known(keys: &[(String, bool)]) -> Result<(), FieldError> {
     let known = known_keys();
     for (key, _) in keys {
@@ -97,6 +99,6 @@ fn suggestion(key: &str, known: &[(String, bool)]) -> String {
         .max_by(|a, b| a.0.total_cmp(&b.0));
     match nearest {
         Some((_, k)) => format!("did you mean {k}?"),
-        None => format!("keys here: {}", siblings.map(|k| last(k)).collect::<Vec<_>>().join(", ")),
+        None => format!("keys of this section: {}", siblings.map(|k| last(k)).collect::<Vec<_>>().join(", ")),
     }
 }

@@ -1,5 +1,6 @@
-//! A fine-tuning job in words and numbers: the job file and its checks, states and their transitions, what a checkpoint's
-//! `config.json` and safetensors headers say, and the arithmetic of a plan. No tensors, no network.
+//! A fine-tuning job as data: the job file and its checks, the states and their transitions,
+//! `config.json` and the safetensors headers of a checkpoint, and the memory and operations of a
+//! plan. This crate uses no tensors and no network.
 
 mod adapter_spec;
 mod device;
@@ -18,7 +19,7 @@ mod target_modules;
 mod units;
 
 pub use adapter_spec::{AdapterSpec, TargetModules};
-pub use device::{DeviceSpec, ParseDeviceError};
+pub use device::{DeviceKind, DeviceSpec, MemoryLimit, ParseDeviceError};
 pub use flops::{attention_flops, row_flops};
 pub use init_lora_weights::InitLoraWeights;
 pub use job::{
@@ -44,18 +45,18 @@ pub use safetensors_index::{
 pub use state::JobState;
 pub use units::format_bytes;
 
-/// A field of a job and what is wrong with it.
+/// An error about a field of a job.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
 pub struct FieldError {
     /// Dotted path, such as `training.learning_rate`.
     pub field: String,
-    /// What is wrong, and what would be right.
+    /// Why the field is invalid, and what would be right.
     pub message: String,
 }
 
 impl FieldError {
-    /// An error about `field`.
+    /// Creates an error about `field`.
     pub fn new(field: &str, message: String) -> Self {
         Self { field: field.to_owned(), message }
     }

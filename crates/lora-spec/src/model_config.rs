@@ -1,50 +1,52 @@
-//! `config.json` of a base model, as Transformers 4 and 5 write it, and the modules it implies.
+//! `config.json` of a base model, as Transformers 4 and 5 write it, and the modules and tensors
+//! that it implies.
 
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::Value;
 
-/// What `config.json` says of a dense decoder of the Llama family.
+/// The contents of `config.json` for a dense decoder of the Llama family.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
-    /// The family.
+    /// The architecture.
     pub architecture: Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the MLP.
     pub intermediate_size: usize,
-    /// What the MLP does to its gate.
+    /// Activation of the MLP's gate.
     pub hidden_act: ActivationFunction,
-    /// Decoder blocks.
+    /// Number of decoder blocks.
     pub num_hidden_layers: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Key/value heads; divides `num_attention_heads`.
+    /// Number of key/value heads; divides `num_attention_heads`.
     pub num_key_value_heads: usize,
-    /// Features of one head; even.
+    /// Number of features of a head; even.
     pub head_dim: usize,
-    /// Rows of the embedding.
+    /// Number of rows of the embedding.
     pub vocab_size: usize,
     /// RMSNorm's epsilon.
     pub rms_norm_eps: f64,
     /// Rotary position embedding.
     pub rope: Rope,
-    /// The head is the embedding.
+    /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
-    /// Biases on the query, key and value projections.
+    /// Whether the query, key and value projections have biases.
     pub qkv_bias: bool,
-    /// A bias on the attention's output projection.
+    /// Whether attention's output projection has a bias.
     pub o_bias: bool,
-    /// Biases on the MLP's projections.
+    /// Whether the MLP's projections have biases.
     pub mlp_bias: bool,
-    /// Positions the model was trained for.
+    /// Number of positions for which the model was trained.
     pub max_position_embeddings: usize,
-    /// How many positions back, itself included, each block's tokens see; `None`: all.
+    /// For each block, the number of positions to which a token attends, itself included; `None`:
+    /// all earlier ones.
     pub sliding_windows: Vec<Option<usize>>,
 }
 
-/// Supported families.
+/// Supported architectures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
     /// `LlamaForCausalLM`.
@@ -72,27 +74,28 @@ pub enum ActivationFunction {
 pub struct Rope {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
-    /// How the frequencies are stretched for longer contexts.
+    /// Scaling of the frequencies for longer contexts.
     pub scaling: RopeScaling,
 }
 
 /// Context extension of the rotary frequencies, by Transformers' `rope_type`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {
-    /// `default`.
+    /// `default`: no scaling.
     None,
-    /// `linear`: every frequency divided by `factor`.
+    /// `linear`: every frequency is divided by `factor`.
     Linear {
         /// Divisor.
         factor: f64,
     },
-    /// `llama3`: low frequencies divided by `factor`, high ones kept, a ramp between (Llama 3.1).
+    /// `llama3`: low frequencies are divided by `factor`, high frequencies are kept, and a ramp is
+    /// between them (Llama 3.1).
     Llama3 {
         /// Divisor of the low frequencies.
         factor: f64,
-        /// Wavelengths past `original / low_freq_factor` are divided.
+        /// Frequencies with wavelengths above `original / low_freq_factor` are divided.
         low_freq_factor: f64,
-        /// Wavelengths short of `original / high_freq_factor` are kept.
+        /// Frequencies with wavelengths below `original / high_freq_factor` are kept.
         high_freq_factor: f64,
         /// Context length of the original model.
         original_max_position_embeddings: f64,
@@ -104,42 +107,45 @@ pub enum RopeScaling {
 pub struct LinearModule {
     /// Full name, such as `model.layers.0.self_attn.q_proj`.
     pub name: String,
-    /// Decoder block it belongs to.
+    /// Index of its decoder block.
     pub layer: usize,
     /// Width of `x`.
     pub in_features: usize,
     /// Width of `y`.
     pub out_features: usize,
-    /// Whether there is a `b`.
+    /// Whether the module has a bias `b`.
     pub bias: bool,
 }
 
-/// What is wrong with a `config.json`.
+/// An error in a `config.json`.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}", path = path.display())]
 pub struct ModelConfigError {
     /// The file.
     pub path: PathBuf,
-    /// Field, what is wrong, what would be right.
+    /// The field, why it is invalid, and what would be right.
     pub message: String,
 }
 
 impl ModelConfig {
     /// Reads `config.json` in the directory of a base model.
+    ///
+    /// # Errors
+    /// The directory does not exist, or the file cannot be read or is not supported.
     pub fn read(base: &Path) -> Result<Self, ModelConfigError> {
         let path = base.join("config.json");
         let fail = |message: String| ModelConfigError { path: path.clone(), message };
         if !base.is_dir() {
             return Err(ModelConfigError {
                 path: base.to_owned(),
-                message: "model.base is no directory".into(),
+                message: "model.base is not a directory".into(),
             });
         }
         let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
         Self::parse(&text).map_err(fail)
     }
 
-    /// Parses the text of a `config.json`; the error names the field.
+    /// Parses the text of a `config.json`. An error names the field.
     pub fn parse(text: &str) -> Result<Self, String> {
         let json: Value = serde_json::from_str(text).map_err(|e| format!("line {}: {e}", e.line()))?;
         let fields = Fields(&json);
@@ -148,7 +154,8 @@ impl ModelConfig {
             let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or_default();
             if method != "bitsandbytes" {
                 return Err(format!(
-                    "quantization_config.quant_method: {method:?} is not supported; supported: \"bitsandbytes\", or a dense base"
+                    "quantization_config.quant_method: {method:?} is not supported; \
+                     supported: \"bitsandbytes\", or a dense base"
                 ));
             }
         }
@@ -159,7 +166,7 @@ impl ModelConfig {
             })?,
         };
         if fields.number("attention_dropout")?.unwrap_or(0.0) != 0.0 {
-            return Err("attention_dropout: must be 0; attention weights are never dropped here".into());
+            return Err("attention_dropout: must be 0; dropout of attention weights is not supported".into());
         }
         let hidden_size = fields.count("hidden_size")?;
         let num_attention_heads = fields.count("num_attention_heads")?;
@@ -167,7 +174,8 @@ impl ModelConfig {
             fields.optional_count("num_key_value_heads")?.unwrap_or(num_attention_heads);
         if num_attention_heads % num_key_value_heads != 0 {
             return Err(format!(
-                "num_key_value_heads: {num_key_value_heads} does not divide num_attention_heads {num_attention_heads}"
+                "num_key_value_heads: {num_key_value_heads} does not divide \
+                 num_attention_heads {num_attention_heads}"
             ));
         }
         let head_dim = match fields.optional_count("head_dim")? {
@@ -180,7 +188,7 @@ impl ModelConfig {
             }
         };
         if head_dim % 2 != 0 {
-            return Err(format!("head_dim: {head_dim} is odd; rotary embeddings pair features"));
+            return Err(format!("head_dim: {head_dim} is odd; it must be even for rotary embeddings"));
         }
         let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
         let (qkv_bias, o_bias) = match architecture {
@@ -216,12 +224,13 @@ impl ModelConfig {
         })
     }
 
-    /// How many positions back, itself included, a token of block `layer` sees; `None`: all.
+    /// Returns the number of positions to which a token of block `layer` attends, itself included;
+    /// `None`: all earlier ones.
     pub fn sliding_window(&self, layer: usize) -> Option<usize> {
         self.sliding_windows.get(layer).copied().flatten()
     }
 
-    /// The linear modules of the decoder blocks, in the order of computation.
+    /// Returns the linear modules of the decoder blocks, in the order of computation.
     pub fn linear_modules(&self) -> Vec<LinearModule> {
         let (hidden, mlp) = (self.hidden_size, self.intermediate_size);
         let q = self.num_attention_heads * self.head_dim;
@@ -248,7 +257,7 @@ impl ModelConfig {
             .collect()
     }
 
-    /// Name and shape of every tensor the checkpoint must hold.
+    /// Returns the name and shape of every tensor that the checkpoint must have.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let hidden = self.hidden_size;
         let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden])];
@@ -270,7 +279,8 @@ impl ModelConfig {
         tensors
     }
 
-    /// Parameters of the base model; a tied head counts once.
+    /// Returns the number of parameters of the base model. A tied head is not counted a second
+    /// time.
     pub fn parameters(&self) -> u64 {
         self.tensors().iter().map(|(_, shape)| shape.iter().map(|&d| d as u64).product::<u64>()).sum()
     }
@@ -294,7 +304,8 @@ fn architecture(json: &Value) -> Result<Architecture, String> {
         .ok_or_else(|| format!("architectures: {name} is not supported; supported: {}", supported()))
 }
 
-/// Transformers 5 lists each block in `layer_types`; before, the blocks from `max_window_layers` on had the window.
+/// Reads the sliding windows of the blocks. Transformers 5 lists the blocks in `layer_types`. In
+/// earlier versions the blocks from index `max_window_layers` have the window.
 fn qwen2_windows(fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>, String> {
     if !fields.flag("use_sliding_window")?.unwrap_or(false) {
         return Ok(vec![None; layers]);
@@ -316,7 +327,8 @@ fn qwen2_windows(fields: &Fields, layers: usize) -> Result<Vec<Option<usize>>, S
     types.iter().map(window_of).collect()
 }
 
-/// Transformers 5 keeps everything in `rope_parameters`; 4 had `rope_theta` and `rope_scaling`.
+/// Reads the rotary embedding: from `rope_parameters` (Transformers 5), or from `rope_theta` and
+/// `rope_scaling` (Transformers 4).
 fn rope(json: &Value) -> Result<Rope, String> {
     let given = |key: &str| json.get(key).filter(|v| !v.is_null());
     let (field, parameters) = match given("rope_parameters") {
@@ -350,7 +362,7 @@ fn rope(json: &Value) -> Result<Rope, String> {
     Ok(Rope { theta, scaling })
 }
 
-/// Typed access to the fields of a JSON object; null counts as absent.
+/// Typed access to the fields of a JSON object. A field with the value null counts as missing.
 struct Fields<'a>(&'a Value);
 
 impl Fields<'_> {
@@ -366,13 +378,14 @@ impl Fields<'_> {
         self.get(key)
             .map(|v| {
                 let count = v.as_u64().filter(|c| (1..=1 << 24).contains(c));
-                count.map(|c| c as usize).ok_or_else(|| format!("{key}: {v} is no count from 1 on"))
+                let message = || format!("{key}: {v} is not a whole number from 1 to {}", 1 << 24);
+                count.map(|c| c as usize).ok_or_else(message)
             })
             .transpose()
     }
 
     fn number(&self, key: &str) -> Result<Option<f64>, String> {
-        self.get(key).map(|v| v.as_f64().ok_or_else(|| format!("{key}: {v} is no number"))).transpose()
+        self.get(key).map(|v| v.as_f64().ok_or_else(|| format!("{key}: {v} is not a number"))).transpose()
     }
 
     fn flag(&self, key: &str) -> Result<Option<bool>, String> {

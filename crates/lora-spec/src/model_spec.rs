@@ -1,4 +1,4 @@
-//! The base of a job, and how it is held in memory.
+//! The base of a job, and its format in memory.
 
 use std::path::PathBuf;
 
@@ -10,20 +10,21 @@ use crate::TargetModules;
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ModelSpec {
-    /// Directory in Hugging Face layout (`config.json`, safetensors, tokenizer files); for a job that is submitted also
-    /// `hf://org/name[@revision]` or an object store's URL, such as `s3://bucket/prefix`.
+    /// Directory in Hugging Face layout (`config.json`, safetensors, tokenizer files). A submitted
+    /// job may also have `hf://org/name[@revision]` or the URL of an object store, such as
+    /// `s3://bucket/prefix`.
     pub base: PathBuf,
-    /// What the base weights are held as.
+    /// Type of the base weights in memory.
     pub dtype: BaseDtype,
-    /// What the weights of the blocks' linear modules are quantized to while they are read. A base that is quantized already
-    /// stays as it is.
+    /// Type to which the weights of the blocks' linear modules are quantized while they are read. A
+    /// base that is already quantized stays as it is.
     pub quantization: QuantizationType,
     /// With `nf4`: quantize the scales too, which takes 4.13 bits a parameter instead of 4.5.
     pub bnb_4bit_use_double_quant: bool,
 }
 
 impl ModelSpec {
-    /// How the base is held in memory.
+    /// Returns the format of the base in memory.
     pub fn format(&self) -> BaseFormat {
         let quantization = match self.quantization {
             QuantizationType::None => Quantization::None,
@@ -33,7 +34,7 @@ impl ModelSpec {
         BaseFormat { dtype: self.dtype, quantization }
     }
 
-    /// The base as a URL, if it is one rather than a directory.
+    /// Returns the base if it is a URL; `None` for a directory.
     pub fn base_url(&self) -> Option<&str> {
         let text = self.base.to_str()?;
         let (scheme, rest) = text.split_once("://")?;
@@ -42,38 +43,38 @@ impl ModelSpec {
     }
 }
 
-/// What the frozen weights are held as in memory. Adapters and moments are f32 whatever this says.
+/// The type of the frozen weights in memory. It does not change the type of adapters and moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BaseDtype {
-    /// As the checkpoint stores them (f16 is held as f32).
+    /// The type in the checkpoint (f16 becomes f32).
     #[default]
     Auto,
     /// 32-bit floats.
     F32,
-    /// bfloat16; products are computed in f32 from a widened copy of a tile.
+    /// bfloat16. On the CPU products are computed in f32 from a widened copy of a panel.
     Bf16,
 }
 
-/// The words of `model.quantization`.
+/// The values of `model.quantization`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QuantizationType {
-    /// As the checkpoint stores them.
+    /// No quantization: the weights stay as the checkpoint stores them.
     #[default]
     None,
-    /// 4-bit NormalFloat in blocks of 64 (QLoRA, arXiv 2305.14314), as bitsandbytes makes it.
+    /// 4-bit NormalFloat in blocks of 64 (QLoRA, arXiv 2305.14314), as in bitsandbytes.
     Nf4,
-    /// 8 bits with a scale for each row, as bitsandbytes makes them. Activations are not quantized.
+    /// 8 bits with a scale for each row, as in bitsandbytes. Activations are not quantized.
     Int8,
 }
 
-/// How a base is held in memory.
+/// The format of a base in memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct BaseFormat {
-    /// Type of what is not quantized.
+    /// Type of the weights that are not quantized.
     pub dtype: BaseDtype,
-    /// What the weights of the blocks' linear modules are quantized to.
+    /// Quantization of the weights of the blocks' linear modules.
     pub quantization: Quantization,
 }
 
@@ -83,12 +84,13 @@ impl From<BaseDtype> for BaseFormat {
     }
 }
 
-/// What a base in memory is beside its files: bases of one form are equal.
+/// The settings that determine a base in memory, in addition to its files: two bases with equal
+/// files and layouts are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct BaseLayout {
     /// Types of the weights.
     pub format: BaseFormat,
-    /// Where weights are quantized again, for an adapter that starts with what that took off them.
+    /// Set if LoftQ quantizes weights again.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loftq: Option<Loftq>,
 }
@@ -99,28 +101,29 @@ impl<T: Into<BaseFormat>> From<T> for BaseLayout {
     }
 }
 
-/// LoftQ beyond its first round: a weight `W` is held as `quantize(W - L R)`, with the matrices of rank `r` nearest to what the
-/// round before took off it (arXiv 2310.08659, algorithm 1).
+/// LoftQ with more than one round: a weight `W` is stored as `quantize(W - L R)`, where `L R` is
+/// the best approximation of rank `r` to the quantization error of the previous round (arXiv
+/// 2310.08659, algorithm 1).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Loftq {
-    /// Roundings, at least 2.
+    /// Number of quantizations, at least 2.
     pub rounds: u32,
     /// The adapter's rank.
     pub r: usize,
-    /// The weights it is about.
+    /// The modules whose weights are quantized again.
     pub target_modules: TargetModules,
 }
 
-/// What a dense weight is quantized to while it is read.
+/// The type to which a dense weight is quantized while it is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Quantization {
-    /// It stays as it is.
+    /// No quantization.
     #[default]
     None,
     /// NF4 in blocks of 64.
     Nf4 {
-        /// The scales in 8 bits.
+        /// Whether the scales are in 8 bits.
         double_quant: bool,
     },
     /// 8 bits with a scale for each row.

@@ -1,14 +1,16 @@
-//! Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011):
-//! any draw is a pure function of a key and a counter, so no draw depends on who makes it, or when.
+//! Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy
+//! as 1, 2, 3" (SC 2011). Every draw is a pure function of a key and a counter, so no draw depends
+//! on the process that makes it, or on the order of draws.
 
-/// The generator's key: a stream of its own for each seed and purpose.
+/// The generator with its key. Each pair of a seed and a purpose has its own stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Philox {
     key: [u32; 2],
 }
 
 impl Philox {
-    /// The stream of `seed` for `purpose` (a module path, say): their bytes hashed by FNV-1a, 64 bits.
+    /// Creates the stream of `seed` for `purpose`, for example a module path. The key is the 64-bit
+    /// FNV-1a hash of the little-endian bytes of `seed`, followed by those of `purpose`.
     pub fn new(seed: u64, purpose: &str) -> Self {
         let bytes = seed.to_le_bytes();
         let hash = bytes
@@ -18,12 +20,12 @@ impl Philox {
         Self { key: [hash as u32, (hash >> 32) as u32] }
     }
 
-    /// The key's two words, for other implementations of the generator.
+    /// Returns the two words of the key, for other implementations of the generator.
     pub fn key(&self) -> [u32; 2] {
         self.key
     }
 
-    /// Four random words at `counter`.
+    /// Returns the four random words at `counter`.
     #[inline]
     pub fn words(&self, counter: [u32; 4]) -> [u32; 4] {
         let [mut c0, mut c1, mut c2, mut c3] = counter;
@@ -39,14 +41,15 @@ impl Philox {
         [c0, c1, c2, c3]
     }
 
-    /// A whole number below `bound` (at least 1) at `counter`, unbiased to within 2^-64 (multiply-shift on 128 bits).
+    /// Returns a whole number below `bound` (at least 1) at `counter`, with a bias of at most 2^-64
+    /// (multiply-shift on 128 bits).
     pub fn below(&self, bound: u64, counter: [u32; 4]) -> u64 {
         let w = self.words(counter);
         let draw = u64::from(w[0]) | u64::from(w[1]) << 32;
         ((u128::from(draw) * u128::from(bound)) >> 64) as u64
     }
 
-    /// A number in [0, 1) on a grid of 2^-24 from one random word.
+    /// Converts a random word to a number in [0, 1), a multiple of 2^-24.
     #[inline]
     pub fn unit(word: u32) -> f32 {
         (word >> 8) as f32 * (1.0 / 16_777_216.0)
@@ -57,7 +60,7 @@ impl Philox {
 mod tests {
     use super::Philox;
 
-    /// Known answers published with Random123.
+    /// The known answers that are published with Random123.
     #[test]
     fn matches_the_published_test_vectors() {
         let zero = Philox { key: [0, 0] };

@@ -1,4 +1,5 @@
-//! Headers of safetensors checkpoints (<https://huggingface.co/docs/safetensors>): one file, or shards with an index.
+//! Headers of safetensors checkpoints (<https://huggingface.co/docs/safetensors>): one file, or
+//! shards with an index.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -14,7 +15,7 @@ mod quantized;
 
 pub use quantized::{FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, StoredWeight};
 
-/// Where every tensor of a checkpoint lies.
+/// The files of a checkpoint and the location of every tensor in them.
 #[derive(Debug, Clone)]
 pub struct SafetensorsIndex {
     /// The safetensors files, absolute or as given, sorted by name.
@@ -23,7 +24,7 @@ pub struct SafetensorsIndex {
     pub tensors: BTreeMap<String, TensorEntry>,
 }
 
-/// One tensor of a checkpoint.
+/// A tensor of a checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
     /// Index into `SafetensorsIndex::files`.
@@ -32,25 +33,29 @@ pub struct TensorEntry {
     pub dtype: String,
     /// Dimensions.
     pub shape: Vec<usize>,
-    /// Where its elements lie in the file, little endian, rows one after the other.
+    /// Byte range of the elements in the file. They are little endian, in row-major order.
     pub bytes: Range<u64>,
 }
 
-/// What is wrong with a checkpoint.
+/// An error in a file of a checkpoint.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}", path = path.display())]
 pub struct SafetensorsError {
     /// The file.
     pub path: PathBuf,
-    /// What is wrong with it.
+    /// Why the file is invalid, and what would be right.
     pub message: String,
 }
 
-/// A header larger than this is refused (the format's own limit).
+/// Maximum size of a header, as the format defines it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 impl SafetensorsIndex {
-    /// Reads the headers of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+    /// Reads the headers of `model.safetensors`, or of the shards that
+    /// `model.safetensors.index.json` lists.
+    ///
+    /// # Errors
+    /// A missing, unreadable or truncated file, or an invalid header.
     pub fn open(dir: &Path) -> Result<Self, SafetensorsError> {
         let single = dir.join("model.safetensors");
         let index = dir.join("model.safetensors.index.json");
@@ -59,7 +64,7 @@ impl SafetensorsIndex {
         } else if index.exists() {
             shard_paths(&index, dir)?
         } else {
-            let message = "holds neither model.safetensors nor model.safetensors.index.json".to_owned();
+            let message = "contains neither model.safetensors nor model.safetensors.index.json".to_owned();
             return Err(SafetensorsError { path: dir.to_owned(), message });
         };
         let mut tensors = BTreeMap::new();
@@ -69,7 +74,8 @@ impl SafetensorsIndex {
         Ok(Self { files, tensors })
     }
 
-    /// Checks that every tensor of `model` is here in its shape and in a type that can be loaded.
+    /// Checks that every tensor of `model` exists with its shape and with a type that can be
+    /// loaded.
     pub fn check(&self, model: &ModelConfig) -> Result<(), SafetensorsError> {
         let modules = model.linear_modules();
         for module in &modules {
@@ -83,13 +89,14 @@ impl SafetensorsIndex {
         others.try_for_each(|(name, shape)| self.check_dense(&name, &shape))
     }
 
-    /// Checks, after [`Self::check`], that what is quantized here already need not be quantized otherwise.
+    /// Checks that the weights that are stored quantized have the quantization of `format`, if it
+    /// has one. [`Self::check`] must have succeeded before.
     ///
     /// # Errors
-    /// `model.quantization` asks for another form than a weight has.
+    /// A weight is quantized to another type than `model.quantization`.
     pub fn check_format(&self, model: &ModelConfig, format: BaseFormat) -> Result<(), FieldError> {
         for module in model.linear_modules() {
-            let held = match (self.weight(&module), format.quantization) {
+            let stored = match (self.weight(&module), format.quantization) {
                 (Ok(StoredWeight::FourBit(state)), Quantization::Int8) => state.quant_type.name(),
                 (Ok(StoredWeight::FourBit(state)), Quantization::Nf4 { .. })
                     if state.quant_type == FourBitType::Fp4 =>
@@ -100,13 +107,13 @@ impl SafetensorsIndex {
                 _ => continue,
             };
             let message =
-                format!("the base holds {}.weight in {held} already; leave this key out", module.name);
+                format!("the base already stores {}.weight in {stored}; remove this key", module.name);
             return Err(FieldError::new("model.quantization", message));
         }
         Ok(())
     }
 
-    /// The entry of a tensor that must be there.
+    /// Returns the entry of the tensor `name`, or an error if it does not exist.
     fn tensor(&self, name: &str) -> Result<&TensorEntry, SafetensorsError> {
         self.tensors.get(name).ok_or_else(|| {
             let path = self.files.first().and_then(|f| f.parent()).map(Path::to_owned).unwrap_or_default();
@@ -114,14 +121,13 @@ impl SafetensorsIndex {
         })
     }
 
-    /// Checks a tensor of floats.
+    /// Checks the shape of a tensor, and that its type is a supported float type.
     fn check_dense(&self, name: &str, shape: &[usize]) -> Result<(), SafetensorsError> {
         let entry = self.tensor(name)?;
         if entry.shape != shape {
-            let is = &entry.shape;
-            return Err(
-                self.fail(entry, format!("tensor {name} has shape {is:?}; config.json asks for {shape:?}"))
-            );
+            let actual = &entry.shape;
+            return Err(self
+                .fail(entry, format!("tensor {name} has shape {actual:?}; config.json requires {shape:?}")));
         }
         if !["F32", "BF16", "F16"].contains(&entry.dtype.as_str()) {
             return Err(
@@ -146,7 +152,7 @@ fn shard_paths(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, SafetensorsErro
         .ok_or_else(|| fail("weight_map is missing".into()))?;
     let names: BTreeSet<&str> = map.values().filter_map(Value::as_str).collect();
     if names.is_empty() {
-        return Err(fail("weight_map names no file".into()));
+        return Err(fail("weight_map does not list a file".into()));
     }
     for name in &names {
         if Path::new(name).components().count() != 1 || !dir.join(name).is_file() {
@@ -156,7 +162,8 @@ fn shard_paths(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, SafetensorsErro
     Ok(names.into_iter().map(|name| dir.join(name)).collect())
 }
 
-/// The tensors of a safetensors file, whose length must be what its header says.
+/// Reads the tensors of a safetensors file, and checks that the file is as long as its header
+/// requires.
 fn read_header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntry)>, SafetensorsError> {
     let fail = |message: String| SafetensorsError { path: path.to_owned(), message };
     let io = |e: std::io::Error| fail(e.to_string());
@@ -167,7 +174,7 @@ fn read_header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntr
     file.read_exact(&mut size).map_err(|_| truncated())?;
     let size = u64::from_le_bytes(size);
     if size > MAX_HEADER_BYTES {
-        return Err(fail(format!("is no safetensors file: its header would have {size} bytes")));
+        return Err(fail(format!("is not a safetensors file: its header would have {size} bytes")));
     }
     if size + 8 > length {
         return Err(truncated());
@@ -175,8 +182,8 @@ fn read_header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntr
     let mut text = vec![0; size as usize];
     file.read_exact(&mut text).map_err(io)?;
     let json: Value =
-        serde_json::from_slice(&text).map_err(|e| fail(format!("its header is no JSON: {e}")))?;
-    let entries = json.as_object().ok_or_else(|| fail("its header is no JSON object".into()))?;
+        serde_json::from_slice(&text).map_err(|e| fail(format!("its header is not JSON: {e}")))?;
+    let entries = json.as_object().ok_or_else(|| fail("its header is not a JSON object".into()))?;
     let mut tensors = Vec::new();
     let mut end = 0;
     for (name, entry) in entries.iter().filter(|(name, _)| *name != "__metadata__") {
@@ -196,7 +203,10 @@ fn read_header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntr
         let elements = shape.iter().try_fold(1_usize, |n, d| n.checked_mul(*d));
         let expected = elements.zip(width).map(|(n, width)| n as u128 * width as u128);
         if first > last || expected.is_some_and(|expected| expected != (last - first) as u128) {
-            return Err(fail(format!("tensor {name} of {dtype} {shape:?} does not lie at {first}..{last}")));
+            return Err(fail(format!(
+                "data_offsets {first}..{last} of tensor {name} do not match its type and shape, \
+                 {dtype} {shape:?}"
+            )));
         }
         end = end.max(last as u64);
         let start = 8 + size;
@@ -210,7 +220,7 @@ fn read_header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntr
     Ok(tensors)
 }
 
-/// Bytes of an element of the types that can be loaded.
+/// Returns the bytes of an element, for types that can be loaded.
 fn element_size(dtype: &str) -> Option<usize> {
     match dtype {
         "F32" => Some(4),

@@ -1,34 +1,34 @@
-//! The states of a job and the one table of their transitions.
+//! The states of a job and the table of their transitions.
 
 use serde::{Deserialize, Serialize};
 
-/// Where a job is on its way.
+/// The state of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum JobState {
-    /// Its settings, base and data are being checked.
+    /// The coordinator checks the job's settings, base and data.
     Validating,
-    /// It waits for workers.
+    /// The job waits for workers.
     Queued,
-    /// Its workers load the base and the data.
+    /// The job's workers load the base and the data.
     Preparing,
-    /// It trains.
+    /// The job trains.
     Running,
-    /// Its workers form a group anew: one was lost, left or came.
+    /// The job's workers form a new group, because a worker was lost, left or joined.
     Recovering,
-    /// It has begun, and fewer workers than it needs are left; they hold its state.
+    /// The job has started, and fewer workers than `workers.min` are left. They hold its state.
     Waiting,
-    /// It was asked to stop after the step that is being computed, with a checkpoint.
+    /// The job was asked to stop after the current step, with a checkpoint.
     Pausing,
-    /// It has stopped with a checkpoint and can go on from it.
+    /// The job has stopped with a checkpoint and can continue from it.
     Paused,
-    /// It was cancelled; its workers free its memory.
+    /// The job was cancelled, and its workers free its memory.
     Cancelling,
     /// The adapter is exported and verified.
     Succeeded,
-    /// It ended with an error. Like a paused job it can be resumed, from its newest checkpoint.
+    /// The job ended with an error. Like a paused job it can be resumed from its newest checkpoint.
     Failed,
-    /// It was ended by its owner.
+    /// The job was cancelled by its owner.
     Cancelled,
 }
 
@@ -49,7 +49,7 @@ impl JobState {
         Self::Cancelled,
     ];
 
-    /// The states that may follow this one.
+    /// Returns the states that may follow this one.
     pub fn successors(self) -> &'static [Self] {
         use JobState::{
             Cancelled, Cancelling, Failed, Paused, Pausing, Preparing, Queued, Recovering, Running,
@@ -63,7 +63,7 @@ impl JobState {
             }
             Self::Running => &[Recovering, Waiting, Pausing, Cancelling, Succeeded, Failed],
             Self::Waiting => &[Recovering, Pausing, Cancelling, Failed],
-            // A pause that meets the last step finds the job finished.
+            // A job that is paused during its last step succeeds.
             Self::Pausing => &[Paused, Cancelling, Succeeded, Failed],
             Self::Paused | Self::Failed => &[Validating, Queued, Cancelled],
             Self::Cancelling => &[Cancelled],
@@ -71,27 +71,27 @@ impl JobState {
         }
     }
 
-    /// Whether `next` may follow this state.
+    /// Returns whether `next` may follow this state.
     pub fn can_become(self, next: Self) -> bool {
         self.successors().contains(&next)
     }
 
-    /// Whether nothing happens to a job in this state unless somebody asks for it.
-    pub fn is_at_rest(self) -> bool {
+    /// Returns whether a job stays in this state until a client acts.
+    pub fn is_stopped(self) -> bool {
         matches!(self, Self::Paused | Self::Succeeded | Self::Failed | Self::Cancelled)
     }
 
-    /// Whether workers may hold the job.
+    /// Returns whether workers may hold a job in this state.
     pub fn is_active(self) -> bool {
-        !self.is_at_rest() && !matches!(self, Self::Validating | Self::Queued)
+        !self.is_stopped() && !matches!(self, Self::Validating | Self::Queued)
     }
 
-    /// Whether nothing can follow.
+    /// Returns whether no state follows this one.
     pub fn is_terminal(self) -> bool {
         self.successors().is_empty()
     }
 
-    /// The state's name, as in the protocol.
+    /// Returns the state's name, as in the protocol.
     pub fn name(self) -> &'static str {
         match self {
             Self::Validating => "validating",
@@ -109,7 +109,7 @@ impl JobState {
         }
     }
 
-    /// The state of this name.
+    /// Returns the state with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.name() == name)
     }
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_state_can_be_reached_and_can_end() {
+    fn every_state_is_reachable_and_leads_to_a_terminal_state() {
         for state in JobState::ALL {
             let mut seen = vec![state];
             let mut at = 0;

@@ -1,4 +1,4 @@
-//! Which modules an adapter sits on, resolved as PEFT does.
+//! The modules that an adapter adapts, resolved as in PEFT.
 
 use regex::Regex;
 
@@ -7,14 +7,17 @@ use crate::{FieldError, LinearModule, ModelConfig, TargetModules};
 const FIELD: &str = "adapter.target_modules";
 
 impl TargetModules {
-    /// The linear modules of `model` that get an adapter, in the order of computation.
+    /// Returns the linear modules of `model` that get an adapter, in the order of computation.
+    ///
+    /// # Errors
+    /// An invalid regular expression, or a pattern or name that matches no module.
     pub fn resolve(&self, model: &ModelConfig) -> Result<Vec<LinearModule>, FieldError> {
         let modules = model.linear_modules();
         let chosen: Vec<LinearModule> = match self {
             Self::Pattern(pattern) if pattern == Self::ALL_LINEAR => modules,
             Self::Pattern(pattern) => {
                 let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
-                    FieldError::new(FIELD, format!("{pattern:?} is no regular expression: {e}"))
+                    FieldError::new(FIELD, format!("{pattern:?} is not a regular expression: {e}"))
                 })?;
                 let chosen: Vec<_> = modules.iter().filter(|m| regex.is_match(&m.name)).cloned().collect();
                 if chosen.is_empty() {
@@ -39,7 +42,7 @@ fn is_named(module: &str, name: &str) -> bool {
     module == name || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
 }
 
-fn no_match_error(what: &str, modules: &[LinearModule]) -> FieldError {
+fn no_match_error(pattern: &str, modules: &[LinearModule]) -> FieldError {
     let mut names: Vec<&str> = Vec::new();
     for module in modules {
         let last = module.name.rsplit('.').next().unwrap_or_default();
@@ -47,11 +50,12 @@ fn no_match_error(what: &str, modules: &[LinearModule]) -> FieldError {
             names.push(last);
         }
     }
-    let whole = modules.first().map_or("", |m| &m.name);
+    let full = modules.first().map_or("", |m| &m.name);
     FieldError::new(
         FIELD,
         format!(
-            "{what:?} names no linear module of the blocks; there are {} (whole names look like {whole})",
+            "{pattern:?} matches no linear module of the blocks; the modules are {} \
+             (a full name is such as {full})",
             names.join(", ")
         ),
     )

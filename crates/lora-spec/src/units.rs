@@ -1,6 +1,6 @@
-//! Sizes as people read them.
+//! Sizes in binary units.
 
-/// A size in the largest unit that it fills.
+/// Formats `n` bytes in the largest unit of which it is at least one.
 pub fn format_bytes(n: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     UNITS
@@ -14,7 +14,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_units() {
+    fn sizes_are_formatted_in_the_largest_unit() {
         assert_eq!(
             [1023, 1536, 3 << 30].map(format_bytes),
             ["1023 B".to_owned(), "1.50 KiB".into(), "3.00 GiB".into()]

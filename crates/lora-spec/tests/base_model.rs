@@ -16,8 +16,8 @@ fn golden() -> PathBuf {
 
 fn config() -> Value {
     json!({
-        "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "vocab_size": 100,
+        "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,
     })
 }
 
@@ -58,9 +58,10 @@ fn sliding_windows_are_read_from_transformers_4_and_5_configs() {
 
 #[test]
 fn published_models_have_their_published_parameter_counts() {
-    // SmolLM2-135M and Qwen2.5-0.5B, from their model cards' configurations.
-    let smol = json!({"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49152,
-        "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": true});
+    // SmolLM2-135M and Qwen2.5-0.5B, with the configurations on their model cards.
+    let smol = json!({"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+        "vocab_size": 49152, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "tie_word_embeddings": true});
     assert_eq!(parse(&smol).unwrap().parameters(), 134_515_008);
     let qwen = json!({"architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "intermediate_size": 4864,
         "num_hidden_layers": 24, "vocab_size": 151_936, "num_attention_heads": 14, "num_key_value_heads": 2,
@@ -101,7 +102,8 @@ fn unsupported_settings_are_named_in_the_error() {
             "quantization_config.quant_method: \"gptq\"",
         ),
         (
-            json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true, "layer_types": ["full_attention"]}),
+            json!({"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": true,
+                "layer_types": ["full_attention"]}),
             "layer_types",
         ),
     ];
@@ -125,7 +127,8 @@ fn target_modules_resolve_as_in_peft() {
             targets.resolve(&model).map(|modules| modules.into_iter().map(|m| m.name).collect::<Vec<_>>());
         let expected: Option<Vec<String>> = serde_json::from_value(case["resolved"].clone()).unwrap();
         match expected {
-            // The head has no adapter here, and a name that matches nothing is an error even beside one that does.
+            // This project does not adapt the head. A name without a match is an error, even if
+            // another name matches.
             Some(names) if names.iter().any(|n| n == "lm_head") => {
                 assert!(resolved.is_err() || !resolved.unwrap().contains(&"lm_head".into()), "{case}");
             }
@@ -152,7 +155,7 @@ fn an_unknown_target_module_error_lists_the_existing_ones() {
     assert!(error.contains("regular expression"), "{error}");
 }
 
-/// A copy of a golden base in 3 shards.
+/// Copies a golden base in 3 shards to `dir`, and returns the path of the second shard.
 fn sharded(dir: &Path) -> PathBuf {
     for entry in fs::read_dir(golden().join("models/llama-linear-rope")).unwrap() {
         let path = entry.unwrap().path();
@@ -178,7 +181,7 @@ fn corrupt_safetensors_errors_name_the_file() {
     let mut huge = bytes.clone();
     huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     fs::write(&shard, huge).unwrap();
-    assert!(open().unwrap_err().contains("is no safetensors file"));
+    assert!(open().unwrap_err().contains("is not a safetensors file"));
     fs::remove_file(&shard).unwrap();
     assert!(
         open()
@@ -190,8 +193,8 @@ fn corrupt_safetensors_errors_name_the_file() {
     let deeper = ModelConfig { num_hidden_layers: 9, ..config.clone() };
     assert!(open().unwrap().check(&deeper).unwrap_err().to_string().contains("is missing"));
     let wider = ModelConfig { intermediate_size: 7, ..config };
-    assert!(open().unwrap().check(&wider).unwrap_err().to_string().contains("config.json asks for [7,"));
+    assert!(open().unwrap().check(&wider).unwrap_err().to_string().contains("config.json requires [7,"));
 
     fs::remove_file(dir.path().join("model.safetensors.index.json")).unwrap();
-    assert!(open().unwrap_err().contains("holds neither model.safetensors nor"));
+    assert!(open().unwrap_err().contains("contains neither model.safetensors nor"));
 }

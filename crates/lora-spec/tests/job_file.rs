@@ -1,4 +1,4 @@
-//! Job files: defaults, and errors that name file, line, field and what would be right.
+//! Job files: defaults, and errors that name file, line, field and remedy.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -53,7 +53,7 @@ fn optimizers_have_the_names_of_transformers() {
 }
 
 #[test]
-fn errors_name_file_line_field_and_the_fix() {
+fn errors_name_file_line_field_and_remedy() {
     let cases = [
         (
             "training:\n  learnig_rate: 1\n",

@@ -1,22 +1,24 @@
-//! The arithmetic of a plan, against sums by hand.
+//! Compares the memory of a plan with sums that were computed by hand.
 
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT,
-    InitLoraWeights, MicroBatchShape, ModelConfig, ModelFootprint, Optim, Quantization, TrainingWorkload,
-    gpu_panel_rows,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, DeviceKind, GPU_PANEL_BYTES,
+    GPU_PANEL_ROW_ALIGNMENT, InitLoraWeights, MicroBatchShape, ModelConfig, ModelFootprint, Optim,
+    Quantization, TrainingWorkload, gpu_panel_rows,
 };
 
-/// Llama-3.1-8B: 32 blocks of 218,103,808 elements in 224 modules, embedding and head of 128256 x 4096 each, 65 norms.
-const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096, "intermediate_size": 14336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256}"#;
+/// Llama-3.1-8B: 32 blocks of 218,103,808 elements in 224 modules, embedding and head of
+/// 128256 x 4096 each, 65 norms.
+const LLAMA: &str = r#"{"architectures": ["LlamaForCausalLM"], "hidden_size": 4096,
+    "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "num_key_value_heads": 8, "vocab_size": 128256}"#;
 
-/// Embedding, head and norms: bf16, and f32 for the norms.
+/// Bytes of embedding and head in bf16, and of the norms in f32.
 const OTHERS: u64 = 2 * 2 * 128_256 * 4096 + 4 * 65 * 4096;
 
 fn base_bytes(quantization: Quantization) -> Result<u64, String> {
     let model = ModelConfig::parse(LLAMA)?;
     let format = BaseFormat { dtype: BaseDtype::Bf16, quantization };
-    Ok(ModelFootprint { model: &model, index: None, format, gpu: true }.base_bytes())
+    Ok(ModelFootprint { model: &model, index: None, format, device: DeviceKind::Gpu }.base_bytes())
 }
 
 #[test]
@@ -39,7 +41,8 @@ fn quantized_base_bytes_are_codes_plus_scales() -> Result<(), String> {
     Ok(())
 }
 
-/// QLoRA of rank 16 on all modules (41,943,040 parameters), a row of 2048 tokens at a time, blocks computed again, on a GPU.
+/// QLoRA of rank 16 on all modules (41,943,040 parameters), with micro-batches of one row of 2048
+/// tokens and recomputed blocks, on a GPU.
 #[test]
 fn qlora_of_an_8b_model_fits_in_8_gb() -> Result<(), String> {
     let model = ModelConfig::parse(LLAMA)?;
@@ -54,20 +57,21 @@ fn qlora_of_an_8b_model_fits_in_8_gb() -> Result<(), String> {
         optim: Optim::Adamw,
         keeps_best: false,
     };
-    let footprint = ModelFootprint { model: &model, index: None, format, gpu: true };
+    let footprint = ModelFootprint { model: &model, index: None, format, device: DeviceKind::Gpu };
     let memory = footprint.memory(&training);
     let parameters = 41_943_040;
-    // f32 and bf16; two moments; the sum and two levels of the tree over two micro-batches.
+    // Parameters in f32 and bf16; two moments; gradients: the sum, and two levels of the tree over
+    // two micro-batches.
     assert_eq!(
         (memory.adapter, memory.moments, memory.gradients),
         (6 * parameters, 8 * parameters, 12 * parameters)
     );
-    // The blocks' inputs; then the loss: three rows of hidden states, 512 rows of logits in f32 with their gradient in bf16,
-    // and the hidden states of those rows.
+    // The blocks' inputs; then the loss: three times the hidden states, 512 rows of logits in f32
+    // with their gradient in bf16, and the hidden states of those rows in f32.
     let inputs = 32 * 2 * 2048 * 4096;
     let loss = 3 * 2 * 2048 * 4096 + 512 * 128_256 * (4 + 2) + 4 * 512 * 4096;
     assert_eq!(memory.activations, inputs + loss);
-    // cuBLAS's, and gate, up or down dequantized to bf16.
+    // cuBLAS's workspace, and gate, up or down dequantized to bf16.
     assert_eq!(memory.workspace, (32 << 20) + 2 * 14_336 * 4096);
     let sum = memory.base + memory.adapter + memory.moments + memory.gradients;
     assert_eq!(memory.peak, sum + memory.activations + memory.workspace);
@@ -76,7 +80,8 @@ fn qlora_of_an_8b_model_fits_in_8_gb() -> Result<(), String> {
     // In 8 bits each 256 elements have a scale of 4 bytes.
     let eight_bit = footprint.memory(&TrainingWorkload { optim: Optim::Adamw8bit, ..training });
     assert_eq!(eight_bit.moments, 2 * (parameters + 4 * parameters / 256));
-    // Of paged ones 4 M elements are on the GPU; in 8 bits three numbers say where each block lies.
+    // 4 Mi elements of each paged moment are on the GPU. In 8 bits each block has an entry of three
+    // numbers with its location.
     let window = 4 << 20;
     for (optim, moments) in [
         (Optim::PagedAdamw32bit, 8 * window),
@@ -86,7 +91,7 @@ fn qlora_of_an_8b_model_fits_in_8_gb() -> Result<(), String> {
         assert_eq!(paged.moments, moments, "{optim:?}");
         assert_eq!(memory.peak - paged.peak, memory.moments - moments, "{optim:?}");
     }
-    // Kept beside the inputs: attention's output, and a sum a head.
+    // In addition to the inputs, attention's output and a sum for each head are kept.
     let attention = footprint
         .memory(&TrainingWorkload { checkpointing: ActivationCheckpointing::BlockSaveAttention, ..training });
     assert_eq!(attention.activations - memory.activations, 32 * (2 * 2048 * 4096 + 4 * 2048 * 32));
@@ -106,7 +111,7 @@ fn panels_are_whole_weights_or_row_aligned_slices() {
         ("Qwen2.5-7B k", 512, 3584, BF16, 512),
         ("Qwen2.5-7B gate", 18_944, 3584, BF16, 18_944),
         ("Qwen2.5-7B down", 3584, 18_944, BF16, 3584),
-        // 259 MiB: two halves, not 256 MiB and a rest.
+        // 259 MiB: two equal panels, not 256 MiB and a remainder.
         ("Qwen2.5-7B gate", 18_944, 3584, F32, 9472),
         ("Qwen2.5-7B down", 3584, 18_944, F32, 1792),
         ("Llama-3.1-70B gate", 28_672, 8192, BF16, 14_336),
@@ -137,14 +142,15 @@ fn panels_are_whole_weights_or_row_aligned_slices() {
     }
 }
 
-/// In f32 the largest weights of Qwen2.5-7B have two panels, each larger than any other weight.
+/// In f32 the largest weights of Qwen2.5-7B have two panels. Each of these panels is larger than
+/// any other weight.
 #[test]
 fn the_workspace_holds_the_largest_panel() -> Result<(), String> {
     let model = ModelConfig::parse(include_str!("../../../benches/models/qwen2.5-7b.json"))?;
     let modules = &model.linear_modules()[..7];
-    let workspace = |dtype, quantization, gpu| {
+    let workspace = |dtype, quantization, device| {
         let footprint =
-            ModelFootprint { model: &model, index: None, format: BaseFormat { dtype, quantization }, gpu };
+            ModelFootprint { model: &model, index: None, format: BaseFormat { dtype, quantization }, device };
         let shape = MicroBatchShape { rows: 1, positions: 16, count: 1 };
         let (checkpointing, optim) = (ActivationCheckpointing::None, Optim::Adamw);
         let adapter = &AdapterSpec::default();
@@ -153,11 +159,14 @@ fn the_workspace_holds_the_largest_panel() -> Result<(), String> {
     };
     let nf4 = Quantization::Nf4 { double_quant: true };
     let cublas = 32 << 20;
-    assert_eq!(workspace(BaseDtype::Bf16, Quantization::None, true), cublas);
-    assert_eq!(workspace(BaseDtype::Bf16, nf4, true), cublas + 2 * 18_944 * 3584);
-    assert_eq!(workspace(BaseDtype::Bf16, Quantization::Int8, true), cublas + 2 * 18_944 * 3584);
-    assert_eq!(workspace(BaseDtype::F32, nf4, true), cublas + 4 * 9472 * 3584);
-    assert_eq!(workspace(BaseDtype::F32, nf4, false), workspace(BaseDtype::F32, Quantization::None, false));
+    assert_eq!(workspace(BaseDtype::Bf16, Quantization::None, DeviceKind::Gpu), cublas);
+    assert_eq!(workspace(BaseDtype::Bf16, nf4, DeviceKind::Gpu), cublas + 2 * 18_944 * 3584);
+    assert_eq!(workspace(BaseDtype::Bf16, Quantization::Int8, DeviceKind::Gpu), cublas + 2 * 18_944 * 3584);
+    assert_eq!(workspace(BaseDtype::F32, nf4, DeviceKind::Gpu), cublas + 4 * 9472 * 3584);
+    assert_eq!(
+        workspace(BaseDtype::F32, nf4, DeviceKind::Cpu),
+        workspace(BaseDtype::F32, Quantization::None, DeviceKind::Cpu)
+    );
     Ok(())
 }
 
@@ -165,8 +174,8 @@ fn the_workspace_holds_the_largest_panel() -> Result<(), String> {
 fn paging_reduces_gpu_memory_to_the_window() -> Result<(), String> {
     let model = ModelConfig::parse(LLAMA)?;
     let modules = &model.linear_modules()[..1];
-    let moments = |gpu, r, optim| {
-        let footprint = ModelFootprint { model: &model, index: None, format: BaseFormat::default(), gpu };
+    let moments = |device, r, optim| {
+        let footprint = ModelFootprint { model: &model, index: None, format: BaseFormat::default(), device };
         let shape = MicroBatchShape { rows: 1, positions: 64, count: 1 };
         let checkpointing = ActivationCheckpointing::None;
         let adapter = &AdapterSpec { r, ..AdapterSpec::default() };
@@ -177,21 +186,26 @@ fn paging_reduces_gpu_memory_to_the_window() -> Result<(), String> {
     let pairs = [(Optim::Adamw, Optim::PagedAdamw32bit), (Optim::Adamw8bit, Optim::PagedAdamw8bit)];
     for (plain, paged) in pairs {
         for r in [1, 512, 4096] {
-            assert_eq!(moments(false, r, paged), moments(false, r, plain), "{paged:?} of rank {r}");
+            assert_eq!(
+                moments(DeviceKind::Cpu, r, paged),
+                moments(DeviceKind::Cpu, r, plain),
+                "{paged:?} of rank {r}"
+            );
         }
-        assert!(moments(true, 4096, paged) < moments(true, 4096, plain), "{paged:?}");
+        assert!(moments(DeviceKind::Gpu, 4096, paged) < moments(DeviceKind::Gpu, 4096, plain), "{paged:?}");
     }
-    // Of 4096 inputs and as many outputs: two matrices of r * 4096.
-    assert_eq!(moments(true, 512, Optim::PagedAdamw32bit), 8 * 2 * 512 * 4096);
-    assert_eq!(moments(true, 513, Optim::PagedAdamw32bit), 8 * 2 * 512 * 4096);
+    // The module has 4096 inputs and outputs, so its two matrices have r * 4096 elements each.
+    assert_eq!(moments(DeviceKind::Gpu, 512, Optim::PagedAdamw32bit), 8 * 2 * 512 * 4096);
+    assert_eq!(moments(DeviceKind::Gpu, 513, Optim::PagedAdamw32bit), 8 * 2 * 512 * 4096);
     Ok(())
 }
 
-/// Heads of 128 features over a narrow MLP: the backward pass of attention takes the most memory.
+/// With heads of 128 features and a narrow MLP, the backward pass of attention takes the most
+/// memory.
 #[test]
 fn tensor_core_partial_gradients_of_shared_keys_are_counted() -> Result<(), String> {
     const TOKENS: u64 = 4 * 256;
-    let activations = |kv_heads: u64, dtype, gpu| -> Result<u64, String> {
+    let activations = |kv_heads: u64, dtype, device| -> Result<u64, String> {
         let model = ModelConfig::parse(&format!(
             r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": 1024, "intermediate_size": 1024,
             "num_hidden_layers": 1, "num_attention_heads": 16, "num_key_value_heads": {kv_heads},
@@ -207,34 +221,48 @@ fn tensor_core_partial_gradients_of_shared_keys_are_counted() -> Result<(), Stri
             optim: Optim::Adamw,
             keeps_best: false,
         };
-        Ok(ModelFootprint { model: &model, index: None, format, gpu }.memory(&training).activations)
+        Ok(ModelFootprint { model: &model, index: None, format, device }.memory(&training).activations)
     };
-    // Elements a token: the block's input and what is kept of it (the middle, q, k and v,
-    // attention's output, gate and up, seven inner products; a sum a head and two norms), and the
-    // output's gradient.
+    // Elements for each token: the block's input and saved activations (the residual between
+    // attention and MLP, q, k and v, attention's output, gate and up, the inner activations of
+    // seven adapters), and the gradient of the output. In `sums`, bytes: a sum for each head, and
+    // two norms.
     let kept = |kv: u64| 1024 + 1024 + 2048 + 2 * kv + 2048 + 2 * 1024 + 7 * 8 + 1024;
     let sums = 4 * 16 + 8;
-    // The gradients of the middle, of attention's output, of q, k and v; four numbers a query and
-    // head.
+    // The gradients of the residual, of attention's output, and of q, k and v. In `rows`, bytes:
+    // four numbers for each query and head.
     let inner = |kv: u64| 1024 + 2 * 2048 + 2 * kv;
     let rows = 16 * 16;
-    // Without partial gradients, what follows takes more: as counted for every device.
+    // Without partial gradients, the gradients around attention take more, on every device.
     let around = |kv: u64| 3 * 1024 + 2 * 2048 + 2 * kv;
     for kv_heads in [1, 2, 8] {
         let kv = 128 * kv_heads;
         let partial = 2 * 4 * 2048;
         let bytes = 2 * (kept(kv) + inner(kv)) + sums + rows + partial;
-        assert_eq!(activations(kv_heads, BaseDtype::Bf16, true)?, TOKENS * bytes, "{kv_heads} heads");
+        assert_eq!(
+            activations(kv_heads, BaseDtype::Bf16, DeviceKind::Gpu)?,
+            TOKENS * bytes,
+            "{kv_heads} heads"
+        );
         let bytes = 4 * (kept(kv) + around(kv)) + sums;
-        assert_eq!(activations(kv_heads, BaseDtype::F32, true)?, TOKENS * bytes, "{kv_heads} heads");
-        assert_eq!(activations(kv_heads, BaseDtype::F32, false)?, TOKENS * bytes, "{kv_heads} heads");
+        assert_eq!(
+            activations(kv_heads, BaseDtype::F32, DeviceKind::Gpu)?,
+            TOKENS * bytes,
+            "{kv_heads} heads"
+        );
+        assert_eq!(
+            activations(kv_heads, BaseDtype::F32, DeviceKind::Cpu)?,
+            TOKENS * bytes,
+            "{kv_heads} heads"
+        );
     }
     let bytes = 2 * (kept(2048) + around(2048)) + sums;
-    assert_eq!(activations(16, BaseDtype::Bf16, true)?, TOKENS * bytes);
+    assert_eq!(activations(16, BaseDtype::Bf16, DeviceKind::Gpu)?, TOKENS * bytes);
     Ok(())
 }
 
-/// Rank 256 on a small base, a row of 16 tokens: what is saved weighs more than what is computed.
+/// With rank 256 on a small base and a row of 16 tokens, checkpoint files are larger than
+/// activations.
 #[test]
 fn two_checkpoint_files_can_be_the_peak() -> Result<(), String> {
     let model = ModelConfig::parse(
@@ -251,42 +279,43 @@ fn two_checkpoint_files_can_be_the_peak() -> Result<(), String> {
         optim: Optim::Adamw,
         keeps_best: false,
     };
-    let of = |training: &TrainingWorkload, gpu| {
-        ModelFootprint { model: &model, index: None, format, gpu }.memory(training)
+    let of = |training: &TrainingWorkload, device| {
+        ModelFootprint { model: &model, index: None, format, device }.memory(training)
     };
     // In each of two blocks q, k, v and o of 64 x 64, and gate, up and down of 64 x 128.
     let parameters = 256 * 2 * (4 * (64 + 64) + 3 * (64 + 128));
-    let memory = of(&training, false);
+    let memory = of(&training, DeviceKind::Cpu);
     assert_eq!(
         (memory.adapter, memory.moments, memory.gradients),
         (4 * parameters, 8 * parameters, 8 * parameters)
     );
     let state = memory.base + memory.workspace + (4 + 8 + 8) * parameters;
-    // Parameters and two moments, in the file that is made and in the one that is uploaded.
+    // Parameters and two moments, in the file that is written and in the one that is uploaded.
     assert_eq!(memory.peak, state + 2 * (4 + 8) * parameters);
     assert!(memory.peak > state + memory.activations);
 
-    // The best adapter is kept, and goes into the files.
-    let best = of(&TrainingWorkload { keeps_best: true, ..training }, false);
+    // The best adapter is kept, and is part of the files.
+    let best = of(&TrainingWorkload { keeps_best: true, ..training }, DeviceKind::Cpu);
     assert_eq!(best.adapter, 8 * parameters);
     assert_eq!(best.peak, state + 4 * parameters + 2 * (4 + 8 + 4) * parameters);
 
-    // Of moments in 8 bits the files are smaller: all matrices have 256 x 64 elements or more.
-    let eight_bit = of(&TrainingWorkload { optim: Optim::Adamw8bit, ..training }, false);
+    // With 8-bit moments the files are smaller: all matrices have 256 x 64 elements or more.
+    let eight_bit = of(&TrainingWorkload { optim: Optim::Adamw8bit, ..training }, DeviceKind::Cpu);
     let moments = 2 * (parameters + 4 * parameters / 256);
     assert_eq!(eight_bit.moments, moments);
     assert_eq!(eight_bit.peak, state - 8 * parameters + moments + 2 * (4 * parameters + moments));
 
-    // A longer row, and it is the activations; on a GPU it always is.
+    // With longer rows, the activations are the peak. On a GPU they always are.
     let long = MicroBatchShape { rows: 4, positions: 2048, count: 1 };
-    let long = of(&TrainingWorkload { shape: long, ..training }, false);
+    let long = of(&TrainingWorkload { shape: long, ..training }, DeviceKind::Cpu);
     assert_eq!(long.peak, state + long.activations);
-    let gpu = of(&TrainingWorkload { keeps_best: true, ..training }, true);
+    let gpu = of(&TrainingWorkload { keeps_best: true, ..training }, DeviceKind::Gpu);
     assert_eq!((gpu.adapter, gpu.peak), (4 * parameters, gpu.step_bytes()));
     Ok(())
 }
 
-/// Two blocks of seven weights, the largest of 2048 x 4096 elements; rank 1, so that the adapter weighs little.
+/// Two blocks of seven weights; the largest weights have 2048 x 4096 elements. With rank 1 the
+/// adapter is small.
 #[test]
 fn initialization_from_the_base_can_be_the_peak() -> Result<(), String> {
     let model = ModelConfig::parse(
@@ -298,22 +327,24 @@ fn initialization_from_the_base_can_be_the_peak() -> Result<(), String> {
     let of = |init_lora_weights, loftq_iter, quantization| {
         let format = BaseFormat { dtype: BaseDtype::F32, quantization };
         let adapter = AdapterSpec { r: 1, init_lora_weights, loftq_iter, ..AdapterSpec::default() };
-        ModelFootprint { model: &model, index: None, format, gpu: false }.memory(&TrainingWorkload {
-            modules: &modules,
-            adapter: &adapter,
-            shape: MicroBatchShape { rows: 1, positions: 16, count: 1 },
-            checkpointing: ActivationCheckpointing::None,
-            optim: Optim::Adamw,
-            keeps_best: false,
-        })
+        ModelFootprint { model: &model, index: None, format, device: DeviceKind::Cpu }.memory(
+            &TrainingWorkload {
+                modules: &modules,
+                adapter: &adapter,
+                shape: MicroBatchShape { rows: 1, positions: 16, count: 1 },
+                checkpointing: ActivationCheckpointing::None,
+                optim: Optim::Adamw,
+                keeps_best: false,
+            },
+        )
     };
     let nf4 = Quantization::Nf4 { double_quant: false };
     let parameters = 2 * (4 * (2048 + 2048) + 3 * (2048 + 4096));
-    // Four at a time, of 2048 x 4096.
+    // Four weights of 2048 x 4096 are decomposed at a time.
     let largest = 4 * 2048 * 4096;
     let plain = of(InitLoraWeights::Default, 1, Quantization::None);
     let pissa = of(InitLoraWeights::Pissa, 1, Quantization::None);
-    assert_eq!(pissa.adapter, 2 * plain.adapter, "what is taken off weighs as much");
+    assert_eq!(pissa.adapter, 2 * plain.adapter, "the initial term is as large as the adapter");
     assert_eq!(pissa.peak, pissa.base + pissa.workspace + 23 * largest + 12 * parameters);
     let olora = of(InitLoraWeights::Olora, 1, Quantization::None);
     assert_eq!(olora.step_bytes(), pissa.step_bytes());

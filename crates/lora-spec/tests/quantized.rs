@@ -1,4 +1,4 @@
-//! Quantized checkpoints: what is accepted, and one clear error for what is wrong.
+//! Quantized checkpoints: formats that are accepted, and errors for invalid metadata.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -17,7 +17,7 @@ fn golden(model: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(model)
 }
 
-/// The header of a golden model's file and the bytes behind it.
+/// Returns the header of a golden model's file and the bytes after it.
 fn parts(model: &str) -> (Map<String, Value>, Vec<u8>) {
     let bytes = fs::read(golden(model).join("model.safetensors")).unwrap();
     let (size, rest) = bytes.split_first_chunk::<8>().unwrap();
@@ -25,7 +25,7 @@ fn parts(model: &str) -> (Map<String, Value>, Vec<u8>) {
     (serde_json::from_slice(header).unwrap(), data.to_vec())
 }
 
-/// What a golden model is refused for after `change`.
+/// Returns the error for a golden model after `change`.
 fn refused(model: &str, change: impl FnOnce(&mut Map<String, Value>, &mut Vec<u8>)) -> String {
     let (mut header, mut data) = parts(model);
     change(&mut header, &mut data);
@@ -67,7 +67,7 @@ fn missing_or_invalid_quantization_metadata_is_named() {
     let error = refused("llama-int8", |header, _| drop(header.remove(scb).unwrap()));
     assert_eq!(error, format!("tensor {scb} is missing"));
 
-    // The state is JSON of one length: what replaces a part of it is as long.
+    // The length of the state's JSON is fixed, so a replacement must be as long as the original.
     let with = |from: &str, to: &str| {
         refused("llama-nf4", |header, data| {
             let at = header[&state]["data_offsets"][0].as_u64().unwrap() as usize;
@@ -78,11 +78,11 @@ fn missing_or_invalid_quantization_metadata_is_named() {
         })
     };
     for (from, to, expected) in [
-        ("\"blocksize\": 64", "\"blocksize\": 63", "blocksize 63 is none of [32, 64,"),
+        ("\"blocksize\": 64", "\"blocksize\": 63", "blocksize 63 is not supported; supported: [32, 64,"),
         ("\"blocksize\": 64", "\"blocksize\": 32", "up_proj.weight.absmax is U8 [72]; it must be U8 [144]"),
-        ("[72, 64]", "[64, 72]", "shape is [64, 72]; config.json asks for [72, 64]"),
+        ("[72, 64]", "[64, 72]", "shape is [64, 72]; config.json requires [72, 64]"),
         ("\"nf4\"", "\"nf5\"", "unknown variant `nf5`"),
-        ("\"nested_offset\"", "\"nested_offsit\"", "nested_blocksize must be a power of two, nested_offset"),
+        ("\"nested_offset\"", "\"nested_offsit\"", "nested_blocksize must be a power of two, and nested"),
         ("{\"quant", "[\"quant", "bitsandbytes__nf4: "),
     ] {
         let error = with(from, to);
@@ -124,9 +124,10 @@ fn a_quantized_base_cannot_be_quantized_again() {
     let error = check("llama-nf4", Quantization::Int8).unwrap_err();
     assert_eq!(
         error,
-        "model.quantization: the base holds model.layers.0.self_attn.q_proj.weight in nf4 already; leave this key out"
+        "model.quantization: the base already stores model.layers.0.self_attn.q_proj.weight in nf4; \
+         remove this key"
     );
-    assert!(check("llama-int8", nf4).unwrap_err().contains("q_proj.weight in int8 already"));
+    assert!(check("llama-int8", nf4).unwrap_err().contains("q_proj.weight in int8; remove"));
 }
 
 #[test]

@@ -1,8 +1,12 @@
-//! The checkpoint of a run.
+//! The checkpoint of a run: a safetensors file.
 //!
-//! A safetensors file: `params` and, where there is such, `initial` (what the base is trained without) and `best` (the parameters
-//! at the best evaluation, where they are wanted at the end): flat f32 in the adapter's layout; and AdamW's moments, `exp_avg` and `exp_avg_sq` or what those are in 8 bits. Everything else is JSON in its metadata under
-//! `progress`.
+//! These tensors are flat f32 in the adapter's layout:
+//! - `params`: the parameters;
+//! - `taken_off`: the parameters of the initial term, if the adapter has one;
+//! - `best`: the parameters at the best evaluation, if the job exports them.
+//!
+//! AdamW's moments are `exp_avg` and `exp_avg_sq`, or the tensors of moments in 8 bits. Everything
+//! else is JSON in the metadata entry `progress`.
 
 use std::collections::HashMap;
 
@@ -16,29 +20,31 @@ use crate::early_stopping::BestEvaluation;
 use crate::engine::Engine;
 use crate::{StepRecord, TrainError};
 
-/// Where a run stands, beside its tensors.
+/// The state of a run, except its tensors.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct RunProgress {
-    /// What the job's bits depend on; a checkpoint of another job is refused.
+    /// Hash of everything that the job's bits depend on. A checkpoint with another identity is
+    /// refused.
     pub(crate) identity: String,
-    /// Completed steps.
+    /// Number of completed steps.
     pub(crate) step: u64,
-    /// AdamW's `t`: steps that changed the parameters.
+    /// AdamW's `t`: number of steps that changed the parameters.
     pub(crate) updates: u64,
-    /// Steps in a row whose gradients were not finite.
+    /// Number of steps in a row whose losses or gradients were not finite.
     pub(crate) not_finite_in_a_row: u64,
-    /// The last completed step still needs its evaluation.
+    /// Whether the evaluation after the last completed step is still due.
     pub(crate) evaluation_due: bool,
     /// Whether training has ended.
     pub(crate) finished: bool,
     pub(crate) best: BestEvaluation,
-    /// One record a completed step.
+    /// One record for each completed step.
     pub(crate) history: Vec<StepRecord>,
 }
 
 const PROGRESS: &str = "progress";
 
-/// The checkpoint file of `engine` at `progress`; `best`: parameters at the best evaluation, where they are wanted.
+/// Returns the checkpoint file of `engine` at `progress`. `best` has the parameters at the best
+/// evaluation, if the job exports them.
 pub(crate) fn write(
     engine: &Engine,
     progress: &RunProgress,
@@ -46,19 +52,19 @@ pub(crate) fn write(
 ) -> Result<Vec<u8>, TrainError> {
     let moments = engine.moments.tensors();
     let initial = engine.adapter().initial().map(|initial_params| ("taken_off", initial_params));
-    let held: Vec<(&str, &Tensor)> =
+    let tensors: Vec<(&str, &Tensor)> =
         std::iter::once(("params", engine.adapter().params())).chain(initial).chain(moments).collect();
     let of = |tensor: &Tensor| match tensor.dtype() {
         DType::U8 => Dtype::U8,
         _ => Dtype::F32,
     };
     let mut shapes: Vec<(&str, Dtype, usize)> =
-        held.iter().map(|(name, tensor)| (*name, of(tensor), tensor.elem_count())).collect();
+        tensors.iter().map(|(name, tensor)| (*name, of(tensor), tensor.elem_count())).collect();
     shapes.extend(best.map(|best| ("best", Dtype::F32, best.len())));
     let progress = RunProgress { updates: engine.updates, ..progress.clone() };
     let progress = serde_json::to_string(&progress).map_err(|e| TrainError::Checkpoint(e.to_string()))?;
     let mut file = header(&shapes, HashMap::from([(PROGRESS.to_owned(), progress)]))?;
-    for (_, tensor) in held {
+    for (_, tensor) in tensors {
         append(&mut file, tensor)?;
     }
     if let Some(best) = best {
@@ -67,7 +73,7 @@ pub(crate) fn write(
     Ok(file)
 }
 
-/// The beginning of a safetensors file, before the bytes of `tensors`; with room for those.
+/// Returns the header of a safetensors file, in a buffer with capacity for the bytes of `tensors`.
 fn header(
     tensors: &[(&str, Dtype, usize)],
     metadata: HashMap<String, String>,
@@ -80,7 +86,7 @@ fn header(
     });
     let metadata = Metadata::new(Some(metadata), infos.collect()).map_err(candle_core::Error::from)?;
     let mut text = serde_json::to_vec(&metadata).map_err(|e| TrainError::Checkpoint(e.to_string()))?;
-    // The data are aligned.
+    // Aligns the data to 8 bytes.
     text.resize(text.len().next_multiple_of(8), b' ');
     let mut file = Vec::with_capacity(8 + text.len() + end);
     file.extend_from_slice(&(text.len() as u64).to_le_bytes());
@@ -88,7 +94,7 @@ fn header(
     Ok(file)
 }
 
-/// Adds a tensor's bytes; on the CPU without another copy.
+/// Appends a tensor's bytes, without another copy if the tensor is on the CPU.
 fn append(file: &mut Vec<u8>, tensor: &Tensor) -> Result<(), TrainError> {
     let on_host = to_device(tensor, &Device::Cpu)?.contiguous()?;
     let (storage, layout) = on_host.storage_and_layout();
@@ -106,8 +112,11 @@ fn append_f32(file: &mut Vec<u8>, values: &[f32]) {
     file.extend(values.iter().flat_map(|value| value.to_le_bytes()));
 }
 
-/// Sets `engine` to the checkpoint `bytes` of the job `identity`; on error nothing is changed. Returns the progress and
-/// the best parameters.
+/// Restores `engine` from the checkpoint `bytes` of the job `identity`. On an error nothing
+/// changes. Returns the progress and the parameters at the best evaluation.
+///
+/// # Errors
+/// The checkpoint is not readable, incomplete, or belongs to another job.
 pub(crate) fn read(
     engine: &mut Engine,
     bytes: &[u8],
@@ -117,7 +126,7 @@ pub(crate) fn read(
     let unreadable = |e: &dyn std::fmt::Display| TrainError::Checkpoint(format!("is not readable: {e}"));
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| unreadable(&e))?;
     let progress = metadata.metadata().as_ref().and_then(|m| m.get(PROGRESS));
-    let progress = progress.ok_or_else(|| fail("holds no progress"))?;
+    let progress = progress.ok_or_else(|| fail("has no metadata entry progress"))?;
     let progress: RunProgress = serde_json::from_str(progress).map_err(|e| unreadable(&e))?;
     if progress.identity != identity {
         return Err(fail(
@@ -126,7 +135,7 @@ pub(crate) fn read(
     }
     if progress.history.len() as u64 != progress.step {
         let (records, steps) = (progress.history.len(), progress.step);
-        return Err(TrainError::Checkpoint(format!("holds {records} records of {steps} steps")));
+        return Err(TrainError::Checkpoint(format!("has {records} records for {steps} steps")));
     }
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| unreadable(&e))?;
     let len = engine.adapter().layout().len;

@@ -1,15 +1,15 @@
-//! The rows of a job, and what they take.
+//! The rows of a job, and the check that the job fits in memory.
 
 use std::path::Path;
 
 use lora_collective::CancelToken;
 use lora_data::{Dataset, MemoryRequirements, PlanError, Tokenizer};
 use lora_model::ModelError;
-use lora_spec::JobSpec;
+use lora_spec::{JobSpec, MemoryLimit};
 
 use crate::{RunInputs, TrainError};
 
-/// The rows of a job.
+/// The tokenized rows of a job.
 pub struct RunData {
     pub(crate) tokenizer: Tokenizer,
     pub(crate) train: Dataset,
@@ -17,7 +17,8 @@ pub struct RunData {
 }
 
 impl RunData {
-    /// Reads the rows with the tokenizer in the directory of the base. `cancel` ends it between two files.
+    /// Reads the rows with the tokenizer in the directory `base`. `cancel` takes effect between two
+    /// files.
     pub fn read(
         job: &JobSpec,
         inputs: &RunInputs,
@@ -38,14 +39,13 @@ impl RunData {
         Ok(Self { tokenizer, train, eval })
     }
 
-    /// Why a worker with `limit` bytes, of a GPU's memory or of its machine's, cannot have the job over the base in the directory
-    /// `base`; `None`: it can. Reads no weights.
+    /// Returns why the job with the base in the directory `base` does not fit within `limit`.
+    /// `None` means that it fits. Does not read weights.
     pub fn too_large(
         &self,
         job: &JobSpec,
         base: &Path,
-        limit: u64,
-        gpu: bool,
+        limit: MemoryLimit,
     ) -> Result<Option<String>, TrainError> {
         let requirements = MemoryRequirements::new(job, base, &self.train).map_err(|error| match error {
             PlanError::Field(error) => error.into(),
@@ -53,6 +53,6 @@ impl RunData {
             PlanError::Safetensors(error) => ModelError::from(error).into(),
             PlanError::Data(error) => TrainError::from(error),
         })?;
-        Ok(requirements.too_large(limit, gpu))
+        Ok(requirements.too_large(limit))
     }
 }

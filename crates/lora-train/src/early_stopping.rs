@@ -1,20 +1,21 @@
-//! Which evaluation was the best, and when to give up.
+//! The best evaluation and early stopping.
 
 use serde::{Deserialize, Serialize};
 
 use lora_spec::TrainingSpec;
 
-/// The best evaluation so far, as Transformers' `EarlyStoppingCallback` and `load_best_model_at_end` judge it.
+/// The best evaluation so far, by the rules of Transformers' `EarlyStoppingCallback` and
+/// `load_best_model_at_end`.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub(crate) struct BestEvaluation {
     /// Lowest `eval_loss` and its step.
     pub(crate) best: Option<(f64, u64)>,
-    /// Evaluations in a row without improvement.
+    /// Number of evaluations in a row without an improvement of more than the threshold.
     without_improvement: u64,
 }
 
 impl BestEvaluation {
-    /// Takes an evaluation in; says whether it is the best so far.
+    /// Records an evaluation. Returns whether it is the best so far.
     pub(crate) fn observe(&mut self, training: &TrainingSpec, step: u64, eval_loss: f64) -> bool {
         let best = self.best.map_or(f64::INFINITY, |(loss, _)| loss);
         let improved = eval_loss < best && best - eval_loss > training.early_stopping_threshold;
@@ -26,7 +27,7 @@ impl BestEvaluation {
         is_best
     }
 
-    /// Whether `early_stopping_patience` is used up.
+    /// Returns whether `early_stopping_patience` is exhausted.
     pub(crate) fn patience_exhausted(&self, training: &TrainingSpec) -> bool {
         training.early_stopping_patience.is_some_and(|patience| self.without_improvement >= patience)
     }
@@ -45,7 +46,7 @@ mod tests {
         };
         let mut best = BestEvaluation::default();
         assert!(best.observe(&training, 1, 2.0));
-        assert!(best.observe(&training, 2, 1.95), "better, though by less than the threshold");
+        assert!(best.observe(&training, 2, 1.95), "better, but by less than the threshold");
         assert!(!best.patience_exhausted(&training));
         assert!(!best.observe(&training, 3, f64::NAN));
         assert!(best.patience_exhausted(&training));

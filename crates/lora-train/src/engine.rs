@@ -1,7 +1,8 @@
-//! The verbs of training: forward and backward, reduction, optimizer step. What to compute when is [`crate::Run`]'s.
+//! The operations of a training step: forward and backward pass, reduction, optimizer.
+//! [`crate::Run`] decides which of them run when.
 //!
-//! On a GPU nothing here waits for a result but [`Engine::losses`], the reduction and the end of a step; the host is kept at
-//! most two micro-batches ahead, so that a cancel is heeded soon.
+//! On a GPU only [`Engine::losses`], the reduction and the end of a step wait for results. The host
+//! is at most two micro-batches ahead of the GPU, so that a cancellation takes effect soon.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -21,21 +22,21 @@ use crate::TrainError;
 use crate::moments::Moments;
 use crate::process_group::{Partition, ProcessGroup};
 
-/// Sum of the weighted losses of a micro-batch, and of the weights.
+/// The sum of the weighted losses of a micro-batch, and the sum of the weights.
 pub type LossSums = (f64, f64);
 
-/// Micro-batches that the host may be ahead of a GPU.
+/// Number of micro-batches that the host may be ahead of a GPU.
 const MAX_MICRO_BATCHES_AHEAD: usize = 2;
 
-/// An adapter in training over a frozen base, with its optimizer.
+/// An adapter that is trained over a frozen base, with its optimizer.
 pub struct Engine {
     base: Arc<Base>,
     adapter: Adapter,
     pub(crate) moments: Moments,
-    /// AdamW's `t`: optimizer steps so far.
+    /// AdamW's `t`: number of optimizer steps so far.
     pub(crate) updates: u64,
     accumulator: TreeAccumulator<Gradients>,
-    /// The step's micro-batches of this rank.
+    /// Micro-batches of the step that this rank computes.
     range: Range<usize>,
     losses: Vec<Loss>,
     in_flight: VecDeque<StreamEvent>,
@@ -44,7 +45,7 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// An engine before its first step, where the base is.
+    /// Creates an engine before its first step, on the device of the base.
     pub fn new(base: Arc<Base>, adapter: Adapter, optim: Optim) -> Result<Self, TrainError> {
         let adapter = adapter.to_device_of(&base)?;
         Ok(Self {
@@ -60,18 +61,19 @@ impl Engine {
         })
     }
 
-    /// The frozen base.
+    /// Returns the frozen base.
     pub fn base(&self) -> &Arc<Base> {
         &self.base
     }
 
-    /// The adapter as it is now.
+    /// Returns the adapter in its current state.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
     }
 
-    /// Replaces parameters, in the adapter's layout (`initial`: see [`Adapter::with`]), and moments, of which `find` gives each
-    /// tensor by its name.
+    /// Replaces the parameters and moments. `params` is in the adapter's layout; for `initial` see
+    /// [`Adapter::with_params`]; `find` returns each tensor of the moments by its name. On an error
+    /// nothing changes.
     pub(crate) fn set_state(
         &mut self,
         params: Vec<f32>,
@@ -85,15 +87,16 @@ impl Engine {
         Ok(())
     }
 
-    /// Begins a step, of which this rank computes the micro-batches `range`.
+    /// Begins a step. This rank computes the micro-batches `range`.
     pub fn begin_step(&mut self, partition: Partition, range: Range<usize>) -> Result<(), TrainError> {
         self.losses.clear();
         self.range = range.clone();
         Ok(self.accumulator.start(partition.leaves, range)?)
     }
 
-    /// The step's next micro-batch: its unnormalized gradient is accumulated. With the last one, where `process_group` can do that,
-    /// the sum over all ranks begins.
+    /// Computes the step's next micro-batch and accumulates its unnormalized gradients. If
+    /// `process_group` supports it, the reduction over all ranks begins during the backward pass of
+    /// the last micro-batch.
     pub fn forward_backward(
         &mut self,
         batch: Batch,
@@ -134,7 +137,8 @@ impl Engine {
         Ok(())
     }
 
-    /// What [`Self::forward_backward`] does at the end of a rank's range, for one that has no micro-batch in the step.
+    /// Takes part in the reduction that [`Self::forward_backward`] begins at the end of a rank's
+    /// range, for a rank without micro-batches in the step.
     pub(crate) fn reduce_empty_range(
         &mut self,
         partition: Partition,
@@ -154,7 +158,8 @@ impl Engine {
         Ok(())
     }
 
-    /// Adds a part of the range's last leaf to the sums it belongs to. Returns that part of the range's nodes, `ids`.
+    /// Adds the range `part` of the last leaf's gradients to the sums that contain this leaf.
+    /// Returns the range `part` of the rank's nodes `ids`.
     fn merge_block(
         &self,
         ids: &[NodeId],
@@ -163,21 +168,21 @@ impl Engine {
     ) -> Result<Vec<(NodeId, Tensor)>, TrainError> {
         let cut = |gradients: &Gradients| gradients.flat().narrow(0, part.start, part.len());
         let mut newest = cut(leaf)?;
-        let mut held = self.accumulator.pending();
-        for sum in held.by_ref().take(self.accumulator.merges()) {
+        let mut pending = self.accumulator.pending();
+        for sum in pending.by_ref().take(self.accumulator.merges()) {
             let sum = cut(sum)?;
             add_assign(&sum, &newest)?;
             newest = sum;
         }
         let mut nodes = vec![newest];
-        for sum in held {
+        for sum in pending {
             nodes.push(cut(sum)?);
         }
         nodes.reverse();
         Ok(ids.iter().copied().zip(nodes).collect())
     }
 
-    /// Losses of the step's micro-batches so far, in order. Waits for them.
+    /// Waits for the losses of the step's micro-batches so far, and returns them in order.
     pub fn losses(&mut self) -> Result<Vec<LossSums>, TrainError> {
         self.in_flight.clear();
         Ok(self
@@ -187,7 +192,7 @@ impl Engine {
             .collect::<lora_ops::Result<_>>()?)
     }
 
-    /// What of this rank's losses or gradients is not finite, if anything.
+    /// Returns which of this rank's losses or gradients is not finite, if any.
     pub(crate) fn first_not_finite(&self, losses: &[LossSums]) -> Result<Option<String>, TrainError> {
         if losses.iter().any(|(loss, _)| !loss.is_finite()) {
             return Ok(Some("the loss".into()));
@@ -203,8 +208,9 @@ impl Engine {
         Ok(None)
     }
 
-    /// Sums the gradients of all ranks and divides them by `weight_sum`; returns the 2-norm of the mean gradient.
-    /// `None`: the sum is not wanted, the step is dropped.
+    /// Sums the gradients of all ranks and divides them by `weight_sum`. Returns the 2-norm of the
+    /// mean gradient. If `weight_sum` is `None`, the step is skipped: the sum is not used, and the
+    /// result is `None`.
     pub fn reduce(
         &mut self,
         process_group: &mut ProcessGroup,
@@ -215,7 +221,7 @@ impl Engine {
         process_group.finish_reductions()?;
         if weight_sum.is_some() && !process_group.overlaps_reduction() {
             match &mut nodes[..] {
-                // Alone, this rank's sum is the sum.
+                // In a group of one, this rank's sum is the result.
                 [(_, sum)] if process_group.world_size() == 1 => std::mem::swap(sum, &mut self.reduced),
                 nodes => {
                     let nodes: Vec<(NodeId, &Tensor)> =
@@ -230,7 +236,8 @@ impl Engine {
         Ok(Some(sum_of_squares(self.reduced.flat())?.sqrt()))
     }
 
-    /// AdamW on the reduced gradient, clipped from `grad_norm` to `max_grad_norm` (0: not clipped).
+    /// Updates the parameters with AdamW. The reduced gradient, which has the norm `grad_norm`, is
+    /// clipped to `max_grad_norm` (0: not clipped).
     pub fn optim_step(&mut self, adamw: AdamW, grad_norm: f64, max_grad_norm: f64) -> Result<(), TrainError> {
         let factor = clip_factor(grad_norm, max_grad_norm);
         let (params, gradient) = (self.adapter.params(), self.reduced.flat());
@@ -239,13 +246,14 @@ impl Engine {
         Ok(self.adapter.refresh()?)
     }
 
-    /// Losses of a micro-batch under the current adapter, without dropout.
+    /// Returns the loss of a micro-batch with the current adapter, without dropout.
     pub fn eval(&self, batch: Batch) -> Result<LossSums, TrainError> {
         let loss = loss(&self.base, Some(&self.adapter), batch)?;
         Ok((loss.sum()?, loss.weight_sum))
     }
 
-    /// Hash of parameters, what is taken off the base, and moments (128 bits), in hex.
+    /// Returns the hash of the parameters, the initial term and the moments: 128 bits in
+    /// hexadecimal.
     pub fn state_hash(&self) -> Result<String, TrainError> {
         let moments = self.moments.tensors().into_iter().map(|(_, tensor)| tensor);
         let adapter = std::iter::once(self.adapter.params()).chain(self.adapter.initial());

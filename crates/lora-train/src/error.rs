@@ -6,73 +6,75 @@ use lora_data::DataError;
 use lora_model::ModelError;
 use lora_spec::FieldError;
 
-/// What can end a training run.
+/// An error that ends a training run.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The base or an adapter.
+    /// An error of the base or an adapter.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// The dataset or the tokenizer.
+    /// An error of the dataset or the tokenizer.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// A setting of the job.
+    /// A setting of the job is invalid.
     #[error(transparent)]
     Field(#[from] FieldError),
-    /// The other ranks.
+    /// An error of the connections to the other ranks.
     #[error(transparent)]
     Group(CollectiveError),
-    /// Given up with a [`lora_collective::CancelToken`].
+    /// The run was cancelled with a [`lora_collective::CancelToken`].
     #[error("cancelled")]
     Cancelled,
-    /// Micro-batches that cannot be dealt to the ranks.
+    /// The micro-batches cannot be divided among the ranks.
     #[error(transparent)]
     Tree(#[from] TreeError),
     /// An operation on tensors failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
-    /// A checkpoint that cannot be resumed from.
+    /// A checkpoint cannot be written, or cannot be resumed from.
     #[error("checkpoint: {0}")]
     Checkpoint(String),
-    /// Ranks that should be equal are not.
+    /// The states of ranks differ.
     #[error(
-        "step {step}: the state of rank {rank} differs from the others'; its machine computes other bits or its memory is damaged"
+        "step {step}: the state of rank {rank} differs from the others'; its machine computes other bits or \
+         its memory is faulty"
     )]
     Diverged {
         /// Step after which the states differ.
         step: u64,
-        /// The rank that is unlike the others.
+        /// The rank with the different state.
         rank: usize,
     },
-    /// A message of another rank that makes no sense.
+    /// A step message of a rank cannot be encoded or decoded.
     #[error("rank {rank} sent a step message that cannot be read")]
     Message {
         /// The sender.
         rank: usize,
     },
-    /// Too many steps in a row gave gradients that are not finite.
+    /// Too many steps in a row had losses or gradients that are not finite.
     #[error(
-        "step {step}: {what} is not finite, for the {count}th step in a row; lower training.learning_rate or look at the data"
+        "step {step}: {what} is not finite, for the {count}th step in a row; lower training.learning_rate or \
+         check the data"
     )]
     NotFinite {
         /// The last of the steps.
         step: u64,
-        /// The first tensor that is not finite.
+        /// The first loss or gradient that is not finite.
         what: String,
-        /// Steps in a row.
+        /// Number of steps in a row.
         count: u64,
     },
-    /// The exported adapter does not compute what was trained.
-    #[error("the exported adapter was loaded again and gave other logits than the trained one")]
+    /// The exported adapter computes other logits than the trained one.
+    #[error("the reloaded export gives other logits than the trained adapter")]
     Export,
     /// A file cannot be read.
     #[error("{path}: {source}", path = path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// A result that is not what its receipt says.
+    /// A result does not match its receipt.
     #[error("{0}")]
     Receipt(String),
 }

@@ -1,4 +1,5 @@
-//! The result of a run: an adapter that was loaded again and gave the trained logits, and its receipt.
+//! The result of a run: the adapter, whose exported files are checked against the trained adapter's
+//! logits, and its receipt.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +16,7 @@ use crate::{Run, TrainError, numerics_id};
 /// A file of the result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResultFile {
-    /// Path in the output directory, relative.
+    /// Relative path in the output directory.
     pub name: String,
     /// Contents.
     pub bytes: Vec<u8>,
@@ -25,10 +26,16 @@ pub struct ResultFile {
 pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
 
 impl Run {
-    /// The result's files: the adapter as PEFT reads it, the tokenizer's files, and `receipt.json`.
+    /// Returns the files of the result: the adapter in PEFT's format, the tokenizer's files, and
+    /// `receipt.json`.
     ///
-    /// The adapter is parsed from the very bytes that are returned and must give the trained one's logits: bit by bit, or, where
-    /// it also holds what was taken off the base, but for the rounding of sums in another order.
+    /// The returned bytes of the adapter are parsed, and the parsed adapter must give the same
+    /// logits as the trained one. The logits must have the same bits, unless the adapter has an
+    /// initial term: the exported adapter includes this term, so that sums have another order, and
+    /// small rounding errors are allowed.
+    ///
+    /// # Errors
+    /// The logits differ ([`TrainError::Export`]), or a file of the tokenizer cannot be read.
     pub fn export(&self) -> Result<Vec<ResultFile>, TrainError> {
         let progress = &self.progress;
         let last = self.engine.adapter();
@@ -43,7 +50,8 @@ impl Run {
         let reloaded = PeftAdapter::parse(Path::new("export"), config, weights)?
             .to_adapter(&base.config)?
             .to_device_of(base)?;
-        // In bf16 a large term that is added and taken off leaves its rounding behind; what is forgotten shows all the same.
+        // In bf16, adding and subtracting the large initial term leaves rounding errors. A missing
+        // matrix still exceeds the tolerance.
         let tolerance = match (adapter.initial(), base.activation_dtype()) {
             (None, _) => 0.0,
             (Some(_), DType::F32) => 1e-4,
@@ -85,7 +93,7 @@ impl Run {
         Ok(artifacts)
     }
 
-    /// Logits of the first training row under `adapter`.
+    /// Returns the logits of the first training row with `adapter`.
     fn sample_logits(&self, adapter: &Adapter) -> Result<Vec<f32>, TrainError> {
         let inputs = self.train.rows.first().map_or(1, |row| row.tokens.len().saturating_sub(1).max(1));
         let batch = collate(&self.train, &MicroBatchRows { rows: vec![0], padded_len: inputs });
@@ -93,21 +101,22 @@ impl Run {
         Ok(to_vec(&logits)?)
     }
 
-    /// Hash of the rows of the first `steps` steps, in order.
+    /// Returns the SHA-256 over the rows of the first `steps` steps, in order.
     pub(crate) fn order_sha256(&self, steps: u64) -> String {
         let rows = (0..steps).flat_map(|step| self.plan.step(step)).flat_map(|micro_batch| micro_batch.rows);
         sha256(&rows.flat_map(|row| (row as u64).to_le_bytes()).collect::<Vec<u8>>())
     }
 }
 
-/// Whether no element of `a` is further from `b`'s than `tolerance` times the largest of `b`; 0: whether all bits are equal.
+/// Returns whether each element of `a` differs from that of `b` by less than `tolerance` times the
+/// largest magnitude in `b`. With tolerance 0 all bits must be equal.
 fn is_close(a: &[f32], b: &[f32], tolerance: f32) -> bool {
     let most = tolerance * b.iter().fold(0.0, |most: f32, b| most.max(b.abs()));
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || (a - b).abs() < most)
 }
 
-/// `base_model_name_or_path` and `revision` as PEFT reads them: a base from the Hugging Face Hub by its name there, any
-/// other as the job names it.
+/// Returns `base_model_name_or_path` and `revision` for PEFT: the name on the Hub for a base from
+/// the Hugging Face Hub, and the job's `model.base` for every other base.
 fn hub_name(model: &ModelSpec) -> (String, Option<String>) {
     match model.base_url().and_then(|url| url.strip_prefix("hf://")) {
         Some(repository) => match repository.split_once('@') {

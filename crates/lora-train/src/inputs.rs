@@ -1,4 +1,4 @@
-//! Where a run reads from, and what it starts with.
+//! The input files of a run, its initial adapter, and the identity of its job.
 
 use std::path::{Path, PathBuf};
 
@@ -10,19 +10,20 @@ use serde_json::Value;
 
 use crate::TrainError;
 
-/// Where the files of a job lie on this machine. The job's own paths are those of the machine that it was written on.
+/// The paths of a job's files on this machine. The paths in the job are those of the machine on
+/// which the job was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RunInputs {
     /// The rows of `data.train`.
     pub train: PathBuf,
-    /// The rows of `data.eval`; set if and only if the job has it.
+    /// The rows of `data.eval`; set if and only if the job has evaluation rows.
     pub eval: Option<PathBuf>,
-    /// The adapter of `adapter.init_from`; set if and only if the job has it.
+    /// The adapter of `adapter.init_from`; set if and only if the job has this setting.
     pub init_from: Option<PathBuf>,
 }
 
 impl RunInputs {
-    /// The job's own paths.
+    /// Returns the paths in the job.
     pub fn from_job(job: &JobSpec) -> Self {
         Self {
             train: job.data.train.clone(),
@@ -32,7 +33,8 @@ impl RunInputs {
     }
 }
 
-/// The adapter that `job` starts from over `base`: a fresh one, or that in `init_from`.
+/// Returns the adapter with which `job` starts over `base`: the adapter in `init_from`, or a newly
+/// initialized one.
 pub(crate) fn initial_adapter(
     job: &JobSpec,
     init_from: Option<&Path>,
@@ -44,7 +46,10 @@ pub(crate) fn initial_adapter(
     }
 }
 
-/// The adapter in `dir`, `adapter.init_from`, over a base of `config`. It must have the form that the job asks for.
+/// Loads the adapter in `dir` (`adapter.init_from`) over a base of `config`.
+///
+/// # Errors
+/// The adapter cannot be read, or its rank, scaling or modules are not those of the job.
 pub fn load_adapter(dir: &Path, job: &JobSpec, config: &ModelConfig) -> Result<Adapter, TrainError> {
     let modules = job.adapter.target_modules.resolve(config)?;
     let layout = AdapterLayout::new(config, &modules, job.adapter.r);
@@ -55,7 +60,7 @@ pub fn load_adapter(dir: &Path, job: &JobSpec, config: &ModelConfig) -> Result<A
     if **adapter.layout() != layout || adapter.scaling() != job.adapter.scaling() {
         return Err(field(format!(
             "the adapter in {} has another r, scaling or set of modules than adapter.r, adapter.lora_alpha, \
-             adapter.use_rslora and adapter.target_modules ask for; make them equal",
+             adapter.use_rslora and adapter.target_modules specify; make them equal",
             dir.display()
         ))
         .into());
@@ -63,7 +68,8 @@ pub fn load_adapter(dir: &Path, job: &JobSpec, config: &ModelConfig) -> Result<A
     Ok(adapter)
 }
 
-/// Hash of everything the job's bits depend on, beside the build: settings and contents, not names and places.
+/// Returns the hash of everything that the job's bits depend on, except the build: settings and
+/// contents, but not names and paths.
 pub(crate) fn job_identity(
     job: &JobSpec,
     base: &Base,
@@ -72,14 +78,16 @@ pub(crate) fn job_identity(
     adapter: &Adapter,
 ) -> Result<String, TrainError> {
     let mut adapter_spec = serde_json::json!(job.adapter);
-    // What is not used is left out, so that a new setting makes no other job of an old one.
+    // Unused settings are omitted, so that the identity of an old job stays the same when a setting
+    // is added.
     if let Some(spec) = adapter_spec.as_object_mut() {
         spec["init_from"] = Value::Null;
         if job.adapter.init_lora_weights == InitLoraWeights::Default {
             spec.retain(|key, _| !["init_lora_weights", "loftq_iter"].contains(&key.as_str()));
         }
     }
-    // An adapter that is computed from the base may have other bits on another machine; it travels with the state.
+    // An adapter that is computed from the base may have other bits on another machine. It is not
+    // part of the identity, because it is sent with the state.
     let initial = match job.adapter.init_lora_weights {
         InitLoraWeights::Default => {
             let params: Vec<f32> = to_vec(adapter.params())?;

@@ -1,11 +1,14 @@
-//! One training run of one rank: steps whose results do not depend on the number of ranks, evaluation, checkpoints that
-//! resume exactly, and the export of a verified adapter with its receipt.
+//! The training run of a job on one rank: steps whose results do not depend on the number of ranks,
+//! evaluation, checkpoints that resume exactly, and the export of a verified adapter with its
+//! receipt.
 //!
 //! Invariants:
-//! - A step's global batch is a pure function of (dataset, seed, step); ranks decide only who computes a micro-batch.
+//! - A step's global batch is a pure function of (dataset, seed, step). The number of ranks decides
+//!   only which rank computes a micro-batch.
 //! - Sums over micro-batches follow one canonical tree ([`lora_collective::tree`]).
-//! - Parameters and moments change only in [`Run::step`], after the whole reduction has arrived, and never by halves:
-//!   when a group breaks, its members hold the state after the same step or after the one before.
+//! - Parameters and moments change only in [`Run::step`], together, after the whole reduction has
+//!   arrived. When a group breaks, its members therefore have the state after the same step or
+//!   after the step before.
 
 mod checkpoint;
 mod data;
@@ -44,29 +47,29 @@ pub use verify::{InputPaths, Verification, verify};
 /// A device that was opened with [`open_device`].
 pub type ComputeDevice = candle_core::Device;
 
-/// Opens the device that a worker computes on, once a process.
+/// Opens the device that a worker computes on. A process calls it once.
 ///
 /// # Errors
-/// A GPU that is not there or cannot be used, or a build without CUDA.
+/// The GPU does not exist or cannot be used, or the build has no CUDA.
 pub fn open_device(device: lora_spec::DeviceSpec) -> Result<ComputeDevice, TrainError> {
     Ok(lora_ops::device::open(device)?)
 }
 
-/// Memory of a GPU; `None` for the CPU.
+/// Returns the memory of a GPU; `None` for the CPU.
 pub fn device_memory(device: &ComputeDevice) -> Result<Option<DeviceMemory>, TrainError> {
     Ok(lora_ops::device::memory(device)?)
 }
 
-/// Asks a device whether it still works, without waiting for it.
+/// Checks whether a device still works, without waiting for it.
 ///
 /// # Errors
-/// It is lost: a GPU that reported an error which does not go away. Only another process can use it again.
+/// The device is lost: the GPU reported a permanent error. Only another process can use it again.
 pub fn check_device(device: &ComputeDevice) -> Result<(), TrainError> {
     Ok(lora_ops::device::check(device)?)
 }
 
-/// What the bits of a result depend on beside the job: this build, and the instruction set of its products or the GPU and its
-/// libraries. Ranks with different ones do not share a group.
+/// Names what the bits of a result depend on besides the job: this build, and the instruction set
+/// of its products or the GPU and its libraries. Ranks with different ids do not share a group.
 pub fn numerics_id(device: &ComputeDevice) -> Result<String, TrainError> {
     Ok(format!("loractl {} {}", env!("CARGO_PKG_VERSION"), lora_ops::device::describe(device)?))
 }

@@ -1,8 +1,8 @@
-//! Learning rates, as Transformers' `get_scheduler` computes them.
+//! Learning rate schedules, as in Transformers' `get_scheduler`.
 
 use lora_spec::{LrSchedulerType, TrainingSpec};
 
-/// Learning rate of `step` (from 0) of `total` steps.
+/// Returns the learning rate of `step` (from 0) of `total` steps.
 pub fn learning_rate(training: &TrainingSpec, step: u64, total: u64) -> f64 {
     let warmup = training.resolved_warmup_steps(total) as f64;
     let (step, total) = (step as f64, total as f64);

@@ -1,66 +1,68 @@
-//! What a run tells of itself and of its steps.
+//! Sizes of a run and metrics of its steps.
 
 use serde::{Deserialize, Serialize};
 
-/// Sizes of a run that people want to know.
+/// Sizes of a run, for display.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RunFacts {
-    /// Optimizer steps of the whole job.
+    /// Number of optimizer steps of the whole job.
     pub total_steps: u64,
-    /// Optimizer steps of a pass over the data.
+    /// Number of optimizer steps of one pass over the data.
     pub steps_per_epoch: u64,
-    /// Trained parameters.
+    /// Number of trained parameters.
     pub trainable_parameters: u64,
-    /// Parameters of base and adapter.
+    /// Number of parameters of base and adapter.
     pub total_parameters: u64,
-    /// Bytes of the adapter's parameters (f32).
+    /// Size of the adapter's parameters (f32) in bytes.
     pub adapter_bytes: u64,
 }
 
-/// What a step did, as people see it; the same on every rank, and after a resume.
+/// The metrics of a step. They are the same on every rank, and after a resume.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
-    /// Completed steps, this one included.
+    /// Number of completed steps, including this one.
     pub step: u64,
-    /// Mean loss a trained token, in nats; NaN where it was not finite.
+    /// Mean loss per trained token, in nats; NaN if it was not finite.
     pub loss: f64,
-    /// 2-norm of the mean gradient before clipping; NaN where the step was skipped.
+    /// 2-norm of the mean gradient before clipping; NaN if the step was skipped.
     pub grad_norm: f64,
     /// Learning rate of the step.
     pub learning_rate: f64,
-    /// Passes over the data after the step.
+    /// Number of passes over the data after the step.
     pub epoch: f64,
-    /// Tokens seen so far, padding not counted.
+    /// Number of tokens seen so far, without padding.
     pub num_tokens: u64,
-    /// Mean evaluation loss a trained token, where the step was evaluated and it is finite.
+    /// Mean evaluation loss per trained token, if an evaluation followed the step and its loss is
+    /// finite.
     pub eval_loss: Option<f64>,
-    /// Whether `logging_steps` (or an evaluation, or the end) asks for a row of metrics.
+    /// Whether the step is logged, because of `logging_steps`, an evaluation, or the end of
+    /// training.
     pub logged: bool,
 }
 
 /// A completed step.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepReport {
-    /// Its numbers.
+    /// The step's metrics.
     pub metrics: StepMetrics,
-    /// Whether `save_steps` asks for a checkpoint now.
+    /// Whether a checkpoint is due, because of `save_steps`.
     pub checkpoint_due: bool,
-    /// What comes next.
+    /// What follows the step.
     pub outcome: StepOutcome,
-    /// Tokens of the step, over all ranks, padding not counted.
+    /// Number of tokens of the step on all ranks, without padding.
     pub tokens: u64,
-    /// Bytes this rank sent in the step.
+    /// Bytes that this rank sent in the step.
     pub reduced_bytes: u64,
-    /// Something that people should know of, such as a skipped step.
+    /// A message for users, for example about a skipped step.
     pub notice: Option<String>,
 }
 
-/// What comes after a step.
+/// What follows a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StepOutcome {
-    /// The next step.
+    /// The next step follows.
     Continue,
-    /// A rank was asked to stop: all stop here alike.
+    /// A rank was asked to stop; all ranks stop after this step.
     Stopped,
     /// Training has ended; the adapter can be exported.
     Finished,

@@ -1,4 +1,4 @@
-//! AdamW's moments, in the form and the place that `training.optim` asks for.
+//! AdamW's moments, with the format and the placement that `training.optim` selects.
 
 use std::ops::Range;
 
@@ -10,9 +10,10 @@ use lora_ops::transfer::{to_device, zeros};
 use lora_ops::{Result, adamw_8bit};
 use lora_spec::{Optim, PAGED_WINDOW_ELEMENTS};
 
-/// Names of the f32 moments, as torch has them.
+/// Names of the f32 moments, as in torch.
 const NAMES: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
+/// AdamW's moments of an adapter's parameters.
 pub(crate) struct Moments {
     optim: Optim,
     format: MomentFormat,
@@ -38,7 +39,7 @@ impl MomentFormat {
 }
 
 impl Moments {
-    /// Before the first step.
+    /// Creates the moments before the first step.
     pub(crate) fn zeros(optim: Optim, layout: &AdapterLayout, device: &Device) -> Result<Self> {
         let placement = placement(optim, device);
         let zeros = || zeros(layout.len, DType::F32, placement.moment_device());
@@ -49,7 +50,10 @@ impl Moments {
         Ok(Self { optim, format })
     }
 
-    /// Moments of the same form, whose tensors `find` gives by their names.
+    /// Reads moments of the same format. `find` returns each tensor by its name.
+    ///
+    /// # Errors
+    /// A tensor is missing, or has another type or shape.
     pub(crate) fn read(
         &self,
         layout: &AdapterLayout,
@@ -76,7 +80,7 @@ impl Moments {
         Ok(Self { optim: self.optim, format })
     }
 
-    /// All there is, by name: what a checkpoint holds and a hash covers.
+    /// Returns all tensors with their names, for checkpoints and hashes.
     pub(crate) fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
         match &self.format {
             MomentFormat::F32 { moments, .. } => NAMES.into_iter().zip(moments).collect(),
@@ -84,7 +88,7 @@ impl Moments {
         }
     }
 
-    /// Step number `t` of `params`; see [`AdamW::step`].
+    /// Updates `params` and the moments with step number `t`; see [`AdamW::step`].
     pub(crate) fn step(
         &self,
         adamw: AdamW,
@@ -107,7 +111,7 @@ fn placement(optim: Optim, device: &Device) -> MomentPlacement<'_> {
     MomentPlacement { device, window: optim.is_paged().then_some(PAGED_WINDOW_ELEMENTS) }
 }
 
-/// Where each matrix lies in the flat parameters.
+/// Returns the range of each matrix in the flat parameters.
 fn ranges(layout: &AdapterLayout) -> Vec<Range<usize>> {
     layout.tensors().map(|(_, _, range)| range).collect()
 }

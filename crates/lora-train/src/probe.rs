@@ -1,4 +1,5 @@
-//! Readings of a worker's device, for `loractl doctor`: what it is, how fast products and copies are, and a sum over ranks.
+//! Measurements of a worker's device for `loractl doctor`: its description, the speed of matrix
+//! products and of its memory, and the speed of an all-reduce.
 
 use std::time::Instant;
 
@@ -14,45 +15,45 @@ use serde::{Deserialize, Serialize};
 
 use crate::{ComputeDevice, Partition, ProcessGroup, TrainError};
 
-/// Rows and columns of the products that are timed: see [`time_largest`].
+/// Rows and columns of the timed matrix products; see [`time_largest`].
 const PRODUCT_SIDES: [usize; 4] = [512, 1024, 2048, 4096];
-/// Elements of the vectors that are added; f32.
+/// Numbers of elements of the f32 vectors that are added; see [`time_largest`].
 const VECTOR_LENGTHS: [usize; 4] = [1 << 20, 4 << 20, 16 << 20, 64 << 20];
-/// Seconds that are long enough to be timed.
+/// Shortest time, in seconds, that is measured precisely enough.
 const MIN_TIMED_SECONDS: f64 = 0.01;
-/// Of these many runs the median counts.
+/// Number of timed runs. Their median is reported.
 const TIMED_RUNS: usize = 9;
 
-/// Rates of a device.
+/// The speed of a device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct DeviceMeasurement {
-    /// What the bits of results depend on; see [`crate::numerics_id`].
+    /// The device, as in [`crate::numerics_id`].
     pub device: String,
-    /// Rows and columns of the matrices that were multiplied, in bf16 on a GPU, in f32 on the CPU.
+    /// Rows and columns of the multiplied matrices, which are bf16 on a GPU and f32 on the CPU.
     pub product_side: usize,
-    /// Products of such matrices, in 10^12 floating-point operations a second.
+    /// Speed of products of these matrices, in 10^12 floating-point operations per second.
     pub product_tflops: f64,
-    /// `a += b` of long f32 vectors, in 10^9 bytes read and written a second.
+    /// Speed of `a += b` of long f32 vectors, in 10^9 bytes read and written per second.
     pub memory_gb_s: f64,
 }
 
-/// A sum over ranks.
+/// The speed of an all-reduce.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct AllReduceMeasurement {
     /// `nccl` or `tcp`.
     pub through: String,
-    /// Reason why it is `tcp` although there are several GPUs, and what would be right.
+    /// Why it is `tcp` although the group's machines have several GPUs, and the remedy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<String>,
-    /// Ranks.
+    /// Number of ranks.
     pub world_size: usize,
-    /// Of one rank's vector.
+    /// Size of one rank's vector in bytes.
     pub bytes: u64,
-    /// Median of some runs.
+    /// Median time of a run.
     pub seconds: f64,
 }
 
-/// Times products and memory of `device`.
+/// Measures matrix products and memory of `device`.
 pub fn measure_device(device: &ComputeDevice) -> Result<DeviceMeasurement, TrainError> {
     let dtype = if device.is_cpu() { DType::F32 } else { DType::BF16 };
     let (product_side, seconds) = time_largest(device, &PRODUCT_SIDES, |side| {
@@ -73,7 +74,7 @@ pub fn measure_device(device: &ComputeDevice) -> Result<DeviceMeasurement, Train
     Ok(DeviceMeasurement { device: describe(device)?, product_side, product_tflops, memory_gb_s })
 }
 
-/// Times the sum of one vector of `elements` f32 a rank over the ranks of `group`.
+/// Measures the sum of the ranks' vectors, of `elements` f32 each, over the ranks of `group`.
 pub fn measure_all_reduce(
     group: Group,
     collective: Collective,
@@ -103,13 +104,15 @@ pub fn measure_all_reduce(
     let seconds = median(|| time(device, 1, &mut run))?;
     let sums: Vec<f32> = to_vec(&out)?;
     if let Some(wrong) = sums.iter().find(|sum| **sum != world_size as f32) {
-        return Err(candle_core::Error::Msg(format!("the sum of {world_size} ones is {wrong}")).into());
+        let message = format!("the sum of {world_size} ones is {wrong}, not {world_size}");
+        return Err(candle_core::Error::Msg(message).into());
     }
     let through = if nccl { "nccl" } else { "tcp" }.to_owned();
     Ok(AllReduceMeasurement { through, fallback, world_size, bytes: 4 * elements as u64, seconds })
 }
 
-/// Times what `make` makes of the first of `sizes` of which a run takes [`MIN_TIMED_SECONDS`], or of the last: that size, and the seconds of a
+/// Times the closure that `make` returns for a size. The first of `sizes` is used whose run takes
+/// at least [`MIN_TIMED_SECONDS`], or else the last one. Returns this size and the seconds of a
 /// run.
 fn time_largest<R: FnMut() -> Result<(), TrainError>>(
     device: &ComputeDevice,
@@ -122,7 +125,7 @@ fn time_largest<R: FnMut() -> Result<(), TrainError>>(
         time(device, 1, &mut run)?;
         let once = time(device, 1, &mut run)?;
         if once >= MIN_TIMED_SECONDS || sizes.peek().is_none() {
-            // Many in a row, so that waiting for their end does not count.
+            // Several runs in a row, so that the wait for their end is negligible.
             let together = (MIN_TIMED_SECONDS / once).clamp(1.0, 20.0) as usize;
             return Ok((size, median(|| time(device, together, &mut run))?));
         }
@@ -130,14 +133,14 @@ fn time_largest<R: FnMut() -> Result<(), TrainError>>(
     Ok((0, f64::INFINITY))
 }
 
-/// Median of some times.
+/// Returns the median of [`TIMED_RUNS`] times.
 fn median(mut time: impl FnMut() -> Result<f64, TrainError>) -> Result<f64, TrainError> {
     let mut seconds = (0..TIMED_RUNS).map(|_| time()).collect::<Result<Vec<f64>, TrainError>>()?;
     seconds.sort_by(f64::total_cmp);
     Ok(seconds[TIMED_RUNS / 2])
 }
 
-/// Seconds of one of these many runs in a row.
+/// Times `runs` runs in a row and returns the seconds of one of them.
 fn time(
     device: &ComputeDevice,
     runs: usize,

@@ -1,7 +1,8 @@
-//! The other ranks, and the sum of all ranks' gradients.
+//! The process group: the connections to the other ranks, and the sum of all ranks' gradients.
 //!
-//! The sum is the same, bit for bit, whichever way it takes: over TCP when all gradients are there, or, between GPUs, through
-//! NCCL block by block, on a stream of its own while the next block is computed.
+//! The sum has the same bits over TCP and over NCCL. Over TCP it begins when all gradients are
+//! computed. Between GPUs, NCCL sums the gradients block by block on its own stream, while the next
+//! block is computed.
 
 use std::ops::Range;
 
@@ -18,11 +19,11 @@ use lora_ops::transfer::to_vec;
 
 use crate::TrainError;
 
-/// How long NCCL may take to connect the ranks.
+/// The time limit for connecting the ranks with NCCL.
 #[cfg(feature = "cuda")]
 const NCCL_CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(45);
 
-/// The ranks of the job's present group.
+/// The ranks of the job's current group.
 pub struct ProcessGroup {
     group: Group,
     #[cfg(feature = "cuda")]
@@ -31,17 +32,17 @@ pub struct ProcessGroup {
     fallback: Option<String>,
 }
 
-/// Which micro-batches of a step each rank computes.
+/// The division of a step's micro-batches among the ranks.
 #[derive(Debug, Clone, Copy)]
 pub struct Partition<'a> {
-    /// Micro-batches of the step.
+    /// Number of micro-batches of the step.
     pub leaves: usize,
-    /// Those of each rank, by rank.
+    /// The micro-batches of each rank, by rank.
     pub ranges: &'a [Range<usize>],
 }
 
 impl ProcessGroup {
-    /// No others.
+    /// Creates a group of one rank.
     pub fn single() -> Self {
         Self {
             group: Group::single(),
@@ -51,7 +52,11 @@ impl ProcessGroup {
         }
     }
 
-    /// The ranks of `group`, whose gradients are on `device`.
+    /// Creates the process group of `group`, whose ranks have their gradients on `device`. The
+    /// ranks agree on NCCL or TCP according to the preferences of all ranks.
+    ///
+    /// # Errors
+    /// A rank requires NCCL, which cannot be used; a peer failed; or the group was cancelled.
     pub fn new(group: Group, preference: &Preference, device: &Device) -> Result<Self, TrainError> {
         #[cfg(feature = "cuda")]
         {
@@ -60,31 +65,32 @@ impl ProcessGroup {
         #[cfg(not(feature = "cuda"))]
         match (preference.collective, device) {
             (Collective::Nccl, _) => {
-                let message = "collective nccl: this build has no CUDA; auto and tcp work in it".to_owned();
+                let message = "collective nccl: this build has no CUDA; use auto or tcp".to_owned();
                 Err(CollectiveError::Argument(message).into())
             }
             _ => Ok(Self { group, fallback: None }),
         }
     }
 
-    /// Reason why the gradients travel over TCP although the group's machines have several GPUs, and
-    /// what would be right. `None` if NCCL carries them or TCP is intended.
+    /// Returns why the gradients are sent over TCP although the group's machines have several GPUs,
+    /// and the remedy. `None` if NCCL sends them or TCP is intended.
     pub fn fallback(&self) -> Option<&str> {
         self.fallback.as_deref()
     }
 
-    /// With NCCL's group of the ranks, where all can use NCCL and none objects.
+    /// Connects the ranks with NCCL if they agree on it.
     #[cfg(feature = "cuda")]
     fn with_nccl(mut group: Group, preference: &Preference, device: &Device) -> Result<Self, TrainError> {
         let without = |group, fallback| Ok(Self { group, nccl: None, fallback });
         if group.world_size() == 1 {
             return without(group, None);
         }
-        // The ranks of a group have one kind of device.
+        // All ranks of a group have the same kind of device.
         let Some((gpu, stream)) = lora_ops::cuda::uuid(device)?.zip(lora_ops::cuda::stream(device)?) else {
             return match preference.collective {
                 Collective::Nccl => {
-                    Err(CollectiveError::Argument("collective nccl: the device is a CPU".to_owned()).into())
+                    let message = "collective nccl: the device is a CPU; use auto or tcp".to_owned();
+                    Err(CollectiveError::Argument(message).into())
                 }
                 Collective::Auto | Collective::Tcp => without(group, None),
             };
@@ -102,33 +108,33 @@ impl ProcessGroup {
     /// Leaves the group.
     ///
     /// # Errors
-    /// NCCL does not come to an end: the device is lost.
+    /// The NCCL communicator cannot be aborted: the device is lost.
     pub(crate) fn leave(self) -> Result<(), TrainError> {
         #[cfg(feature = "cuda")]
         if let Some(nccl) = self.nccl {
-            // First, so that peers see that this rank goes.
+            // The TCP group closes first, so that the peers detect that this rank leaves.
             drop(self.group);
             nccl.leave()?;
         }
         Ok(())
     }
 
-    /// The connections of the group.
+    /// Returns the TCP connections of the group.
     pub(crate) fn group(&mut self) -> &mut Group {
         &mut self.group
     }
 
-    /// This rank.
+    /// Returns this rank.
     pub(crate) fn rank(&self) -> usize {
         self.group.rank()
     }
 
-    /// The number of ranks.
+    /// Returns the number of ranks.
     pub(crate) fn world_size(&self) -> usize {
         self.group.world_size()
     }
 
-    /// Bytes sent to all peers since the group was formed.
+    /// Returns the number of bytes sent to all peers since the group was formed.
     pub(crate) fn bytes_sent(&self) -> u64 {
         #[cfg(feature = "cuda")]
         let through_nccl = self.nccl.as_ref().map_or(0, NcclGroup::bytes_sent);
@@ -137,13 +143,14 @@ impl ProcessGroup {
         self.group.bytes_sent() + through_nccl
     }
 
-    /// Fails where the run was cancelled.
+    /// Returns [`TrainError::Cancelled`] if the run was cancelled.
     pub(crate) fn check_cancelled(&self) -> Result<(), TrainError> {
         if self.group.cancel_token().is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) }
     }
 
-    /// Whether the sum of a block's gradients is begun as soon as they are there ([`Self::begin_block_reduction`]); else all are summed
-    /// at the end ([`Self::reduce`]).
+    /// Returns whether the reduction of a block begins as soon as its gradients are computed
+    /// ([`Self::begin_block_reduction`]). Otherwise all gradients are reduced at the end
+    /// ([`Self::reduce`]).
     pub(crate) fn overlaps_reduction(&self) -> bool {
         #[cfg(feature = "cuda")]
         {
@@ -155,8 +162,9 @@ impl ProcessGroup {
         }
     }
 
-    /// Begins the sum of a part of all ranks' gradients: `nodes` and `out` are that part of this rank's sums and of the result.
-    /// All ranks must begin the same parts in the same order.
+    /// Begins to sum one part of all ranks' gradients. `nodes` has this part of this rank's sums,
+    /// and `out` receives this part of the result. All ranks must begin the same parts in the same
+    /// order.
     pub(crate) fn begin_block_reduction(
         &mut self,
         partition: Partition,
@@ -177,7 +185,7 @@ impl ProcessGroup {
         Ok(())
     }
 
-    /// Waits for the sums that were begun.
+    /// Waits for all reductions that have begun.
     pub(crate) fn finish_reductions(&mut self) -> Result<(), TrainError> {
         #[cfg(feature = "cuda")]
         if let Some(nccl) = &mut self.nccl {
@@ -186,16 +194,16 @@ impl ProcessGroup {
         Ok(())
     }
 
-    /// Sums all ranks' gradients into `out`, over TCP.
+    /// Sums all ranks' gradients into `out` over TCP.
     pub(crate) fn reduce(
         &mut self,
         partition: Partition,
         nodes: &[(NodeId, &Tensor)],
         out: &Tensor,
     ) -> Result<(), TrainError> {
-        let host = nodes.iter().map(|(id, node)| Ok((*id, to_vec(node)?)));
-        let host = host.collect::<Result<Vec<(NodeId, Vec<f32>)>, TrainError>>()?;
-        let nodes: Vec<(NodeId, &[f32])> = host.iter().map(|(id, node)| (*id, node.as_slice())).collect();
+        let on_host = nodes.iter().map(|(id, node)| Ok((*id, to_vec(node)?)));
+        let on_host = on_host.collect::<Result<Vec<(NodeId, Vec<f32>)>, TrainError>>()?;
+        let nodes: Vec<(NodeId, &[f32])> = on_host.iter().map(|(id, node)| (*id, node.as_slice())).collect();
         let mut sums = vec![0.0; out.elem_count()];
         self.group.all_reduce_tree(partition.leaves, partition.ranges, &nodes, &mut sums)?;
         Ok(write_f32(out, &sums)?)

@@ -1,4 +1,4 @@
-//! One rank's part of a job, between two steps.
+//! The state of a job on one rank between two steps, and how a rank joins a group.
 
 use std::sync::Arc;
 
@@ -18,10 +18,10 @@ use crate::process_group::ProcessGroup;
 use crate::step_sync::{all_gather, find_diverged_rank};
 use crate::{RunFacts, RunInputs, StepMetrics, StepRecord, TrainError};
 
-/// One rank's part of a job, between two steps.
+/// The state of a job on one rank, between two steps.
 ///
-/// Whatever ends a step early, a lost peer or [`CancelToken`], leaves the state after the last whole step: it can be saved, and
-/// the run goes on after it has joined another group.
+/// If a lost peer or a [`CancelToken`] ends a step early, the run keeps the state after the last
+/// complete step. This state can be saved, and the run continues after it has joined another group.
 pub struct Run {
     pub(crate) job: JobSpec,
     pub(crate) tokenizer: Tokenizer,
@@ -31,27 +31,27 @@ pub struct Run {
     pub(crate) plan: BatchPlan,
     pub(crate) engine: Engine,
     pub(crate) progress: RunProgress,
-    /// Parameters at the best evaluation, where the job wants them at the end.
+    /// Parameters at the best evaluation, if the job exports them.
     pub(crate) best_params: Option<Vec<f32>>,
     pub(crate) process_group: ProcessGroup,
     /// Hash of the state after the last completed step.
     pub(crate) state_hash: String,
-    /// Tokens seen so far, padding not counted.
+    /// Number of tokens seen so far, without padding.
     pub(crate) num_tokens: u64,
     facts: RunFacts,
 }
 
-/// How far a rank is, and the hash of its state there.
+/// The progress of a rank, and the hash of its state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct RankState {
-    /// Completed steps, and whether the last of them has its evaluation, where one is due.
+    /// Number of completed steps, and whether no evaluation is due after the last one.
     at: (u64, bool),
     state: String,
 }
 
 impl Run {
-    /// Reads the data and makes the adapter: the state before the first step, on a group of one. `cancel` ends it
-    /// between two files.
+    /// Reads the data and initializes the adapter: the state before the first step, in a group of
+    /// one. `cancel` takes effect between two files.
     pub fn prepare(
         job: &JobSpec,
         inputs: &RunInputs,
@@ -62,7 +62,7 @@ impl Run {
         Self::from_data(job, inputs, data, base)
     }
 
-    /// The same from rows that were read already.
+    /// Like [`Self::prepare`], with rows that have already been read.
     pub fn from_data(
         job: &JobSpec,
         inputs: &RunInputs,
@@ -74,8 +74,10 @@ impl Run {
             let tokens = data.into_iter().flat_map(|data| data.rows.iter().flat_map(|row| &row.tokens));
             if let Some(token) = tokens.max().filter(|token| **token as usize >= base.config.vocab_size) {
                 let vocab = base.config.vocab_size;
-                let message =
-                    format!("the tokenizer gave token {token}, but the base's vocab_size is {vocab}");
+                let message = format!(
+                    "the tokenizer gives token {token}, but the base's vocab_size is {vocab}; use the \
+                     tokenizer of this base"
+                );
                 return Err(FieldError::new(field, message).into());
             }
         }
@@ -113,7 +115,10 @@ impl Run {
         })
     }
 
-    /// Goes on from a checkpoint of the same job.
+    /// Continues from a checkpoint of the same job.
+    ///
+    /// # Errors
+    /// The checkpoint is not readable or belongs to another job. The state then does not change.
     pub fn restore(&mut self, checkpoint: &[u8]) -> Result<(), TrainError> {
         (self.progress, self.best_params) =
             checkpoint::read(&mut self.engine, checkpoint, &self.progress.identity)?;
@@ -122,8 +127,12 @@ impl Run {
         Ok(())
     }
 
-    /// Joins the ranks of `group`: the newest of their states wins and is broadcast. Equally new states must be equal.
-    /// `preference`: how this rank would sum gradients with the others.
+    /// Joins the ranks of `group`. The newest of their states is broadcast to the ranks that do not
+    /// have it. States after the same step must be equal. `preference` is this rank's preference
+    /// for NCCL or TCP.
+    ///
+    /// # Errors
+    /// The newest states differ ([`TrainError::Diverged`]), or the group fails.
     pub fn join(&mut self, mut group: Group, preference: impl Into<Preference>) -> Result<(), TrainError> {
         self.leave()?;
         let mine = RankState {
@@ -134,11 +143,12 @@ impl Run {
         let newest = all.iter().map(|rank| rank.at).max().unwrap_or(mine.at);
         let holders: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].at == newest).collect();
         let root = holders.first().copied().unwrap_or(0);
-        let held: Vec<(u64, &str)> =
+        let newest_states: Vec<(u64, &str)> =
             holders.iter().map(|&rank| (newest.0, all[rank].state.as_str())).collect();
-        // What hosts compute of the base may differ where their GPUs do not. Before the first step nobody has a state to lose.
+        // Hosts may compute different initial adapters from the same base, even with equal GPUs.
+        // Before the first step, adopting another rank's adapter loses no training.
         let may_differ = newest.0 == 0 && self.job.adapter.init_lora_weights != InitLoraWeights::Default;
-        if let Some(diverged) = find_diverged_rank(&held).filter(|_| !may_differ) {
+        if let Some(diverged) = find_diverged_rank(&newest_states).filter(|_| !may_differ) {
             return Err(TrainError::Diverged { step: newest.0, rank: holders[diverged] });
         }
         if all.iter().any(|rank| *rank != all[root]) {
@@ -152,41 +162,43 @@ impl Run {
         Ok(())
     }
 
-    /// Leaves the group, which closes its connections; to go on, the run joins another one.
+    /// Leaves the group and closes its connections. To continue, the run joins another group.
     ///
     /// # Errors
-    /// The device is lost: something of the group does not come to an end there.
+    /// The device is lost: work of the group on the device cannot be aborted.
     pub fn leave(&mut self) -> Result<(), TrainError> {
         std::mem::replace(&mut self.process_group, ProcessGroup::single()).leave()
     }
 
-    /// Reason why the group's gradients travel over TCP although there are several GPUs.
+    /// Returns why the group's gradients are sent over TCP although its machines have several GPUs,
+    /// and the remedy. `None` if NCCL sends them or TCP is intended.
     pub fn fallback(&self) -> Option<&str> {
         self.process_group.fallback()
     }
 
-    /// Sizes of the run.
+    /// Returns the sizes of the run.
     pub fn facts(&self) -> &RunFacts {
         &self.facts
     }
 
-    /// Completed steps.
+    /// Returns the number of completed steps.
     pub fn completed_steps(&self) -> u64 {
         self.progress.step
     }
 
-    /// Whether training has ended (a restored run may have).
+    /// Returns whether training has ended. This can also be true for a restored run.
     pub fn is_finished(&self) -> bool {
         self.progress.finished
     }
 
-    /// The records of the completed steps.
+    /// Returns the records of the completed steps.
     pub fn history(&self) -> &[StepRecord] {
         &self.progress.history
     }
 
-    /// The numbers of the steps after `step`, up to the last one that needs nothing more. A rank that takes rank 0's place
-    /// has them from here, whoever computed them.
+    /// Iterates over the metrics of the steps after `step`, up to the last step whose evaluation is
+    /// not due any more. A rank that becomes rank 0 reads the metrics of earlier steps from this
+    /// iterator, including steps that it did not compute itself.
     pub fn metrics_after(&self, step: u64) -> impl Iterator<Item = StepMetrics> {
         let mut num_tokens = self.plan.tokens(step);
         let evaluated = self.progress.step - u64::from(self.progress.evaluation_due);
@@ -196,18 +208,18 @@ impl Run {
         })
     }
 
-    /// A file from which an equal run goes on bit by bit.
+    /// Returns a checkpoint file, from which a run of the same job continues with the same bits.
     pub fn checkpoint(&self) -> Result<Vec<u8>, TrainError> {
         checkpoint::write(&self.engine, &self.progress, self.best_params.as_deref())
     }
 
-    /// Tokens in the rows of a step.
+    /// Returns the number of tokens in the rows of a step.
     pub(crate) fn tokens_in(&self, micro_batches: &[MicroBatchRows]) -> u64 {
         let rows = micro_batches.iter().flat_map(|micro_batch| &micro_batch.rows);
         rows.map(|&row| self.train.rows[row].tokens.len() as u64).sum()
     }
 
-    /// The numbers of a completed step, after which `num_tokens` have been seen.
+    /// Returns the metrics of a completed step, after which `num_tokens` tokens have been seen.
     pub(crate) fn metrics(&self, step: u64, num_tokens: u64) -> StepMetrics {
         let training = &self.job.training;
         let record = &self.progress.history[step as usize - 1];
@@ -224,7 +236,7 @@ impl Run {
         }
     }
 
-    /// Whether an evaluation follows the step.
+    /// Returns whether an evaluation follows the step.
     pub(crate) fn is_evaluated_after(&self, step: u64) -> bool {
         let due = step >= self.facts.total_steps || step.is_multiple_of(self.job.training.eval_steps);
         self.eval.is_some() && due

@@ -1,7 +1,8 @@
 //! One step of a run.
 //!
-//! Parameters, moments and the books change together, once everything has arrived from the peers. An evaluation comes
-//! after that and is owed until it is done: a run that was interrupted in it begins the next step with it.
+//! Parameters, moments and progress change together, after everything has arrived from the peers.
+//! An evaluation follows and stays due until it is complete: if a run is interrupted during an
+//! evaluation, its next step begins with this evaluation.
 
 use lora_collective::tree::{partition, sum_f64};
 use lora_data::{MicroBatch, MicroBatchRows, collate};
@@ -15,20 +16,21 @@ use crate::process_group::Partition;
 use crate::step_sync::{StepMessage, all_gather, find_diverged_rank, loss_bits};
 use crate::{Run, StepOutcome, StepRecord, StepReport, TrainError};
 
-/// Steps in a row with gradients that are not finite, after which a job ends.
+/// Number of steps in a row with losses or gradients that are not finite, after which a job ends.
 const NOT_FINITE_LIMIT: u64 = 10;
 
-/// What is known of a step once its parameters are there.
+/// The outcome of a step's update of the parameters.
 #[derive(Default)]
 struct OptimizerOutcome {
-    /// A rank was asked to stop.
+    /// Whether a rank was asked to stop.
     stop: bool,
     notice: Option<String>,
 }
 
 impl Run {
-    /// One optimizer step, or what an interrupted one left to do. `stop` is asked once this rank's gradients are there:
-    /// where it is true on any rank, all stop after the step.
+    /// Runs one optimizer step and the evaluation that is due after it. If an evaluation was
+    /// interrupted, only this evaluation runs. `stop` is called when this rank's gradients are
+    /// computed; if it returns true on any rank, all ranks stop after the step.
     pub fn step(&mut self, stop: impl FnOnce() -> bool) -> Result<StepReport, TrainError> {
         let (sent_before, tokens_before) = (self.process_group.bytes_sent(), self.num_tokens);
         let evaluation_pending = self.progress.evaluation_due;
@@ -56,7 +58,7 @@ impl Run {
         })
     }
 
-    /// Gradients, their reduction and the optimizer.
+    /// Computes the gradients, reduces them and updates the parameters.
     fn optimize(&mut self, stop: impl FnOnce() -> bool) -> Result<OptimizerOutcome, TrainError> {
         let step = self.progress.step;
         let micro_batches = self.plan.step(step);
@@ -90,7 +92,7 @@ impl Run {
         if not_finite.is_none() && !grad_norm.is_finite() {
             not_finite = Some("the norm of the summed gradient".into());
         }
-        // From here to the end nothing waits, and nothing is given up.
+        // From here to the end of this function, nothing waits for peers or can be cancelled.
         let notice = self.update(step, grad_norm, not_finite)?;
         self.state_hash = self.engine.state_hash()?;
         let finite = |number: f64| number.is_finite().then_some(number);
@@ -107,7 +109,7 @@ impl Run {
         Ok(OptimizerOutcome { stop: messages.iter().any(|m| m.stop), notice })
     }
 
-    /// This rank's micro-batches of the step: their gradients are accumulated.
+    /// Accumulates the gradients of this rank's micro-batches of the step.
     fn accumulate(
         &mut self,
         step: u64,
@@ -134,7 +136,11 @@ impl Run {
         Ok(())
     }
 
-    /// The optimizer's step on the reduced gradient; one that is not finite is skipped, with a notice.
+    /// Updates the parameters with the reduced gradient. If a loss or gradient is not finite, the
+    /// update is skipped, and a notice is returned.
+    ///
+    /// # Errors
+    /// [`NOT_FINITE_LIMIT`] steps in a row were not finite.
     fn update(
         &mut self,
         step: u64,
@@ -162,7 +168,7 @@ impl Run {
         Ok(Some(format!("step {}: {what} is not finite; the step was skipped", step + 1)))
     }
 
-    /// The evaluation after the last completed step.
+    /// Runs the evaluation after the last completed step.
     fn evaluate(&mut self) -> Result<(), TrainError> {
         let loss = self.evaluation_loss()?;
         let training = &self.job.training;
@@ -178,7 +184,8 @@ impl Run {
         Ok(())
     }
 
-    /// Mean loss a trained token over the evaluation rows, summed in the canonical order.
+    /// Returns the mean loss per trained token of the evaluation rows, summed in the canonical
+    /// order.
     fn evaluation_loss(&mut self) -> Result<f64, TrainError> {
         let Some(eval) = &self.eval else { return Ok(f64::NAN) };
         let ranges = partition(self.eval_batches.len(), self.process_group.world_size())?;
@@ -195,7 +202,7 @@ impl Run {
     }
 }
 
-/// A collated micro-batch as the model takes it.
+/// Returns a view of a collated micro-batch as a batch of the model.
 pub(crate) fn as_batch(batch: &MicroBatch) -> Batch<'_> {
     Batch {
         batch: batch.batch,

@@ -1,4 +1,4 @@
-//! What ranks tell each other in every step, beside the gradients.
+//! The messages that ranks exchange in every step, in addition to the gradients.
 
 use lora_collective::Group;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::TrainError;
 use crate::engine::LossSums;
 
-/// One rank's word in a step's exchange.
+/// The message of one rank in the exchange of a step.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct StepMessage {
-    /// Completed steps.
+    /// Number of completed steps.
     pub(crate) step: u64,
-    /// Hash of the state after them.
+    /// Hash of the state after these steps.
     pub(crate) state: String,
-    /// Whether somebody asked this rank to stop after the step.
+    /// Whether this rank was asked to stop after the step.
     pub(crate) stop: bool,
-    /// Losses of this rank's micro-batches, in order, as bits: JSON has no NaN.
+    /// Losses of this rank's micro-batches, in order, as bits, because JSON has no NaN.
     pub(crate) losses: Vec<(u64, u64)>,
-    /// First of this rank's tensors that is not finite.
+    /// The first of this rank's losses and gradients that is not finite.
     pub(crate) not_finite: Option<String>,
 }
 
@@ -27,12 +27,12 @@ impl StepMessage {
     }
 }
 
-/// Losses as bits.
+/// Converts losses to bits.
 pub(crate) fn loss_bits(losses: &[LossSums]) -> Vec<(u64, u64)> {
     losses.iter().map(|(loss, weight)| (loss.to_bits(), weight.to_bits())).collect()
 }
 
-/// Every rank's message, by rank.
+/// Sends `message` to all ranks and returns the messages of all ranks, by rank.
 pub(crate) fn all_gather<T: Serialize + DeserializeOwned>(
     group: &mut Group,
     message: &T,
@@ -45,7 +45,8 @@ pub(crate) fn all_gather<T: Serialize + DeserializeOwned>(
     gathered.iter().enumerate().map(parse).collect()
 }
 
-/// The rank whose state is unlike that of most ranks, if there is one; of two ranks, the second.
+/// Returns the first rank whose state differs from the state of most ranks, if there is one. If two
+/// ranks differ, this is the second.
 pub(crate) fn find_diverged_rank(states: &[(u64, &str)]) -> Option<usize> {
     let votes = |state: &(u64, &str)| states.iter().filter(|s| *s == state).count();
     let majority = states.iter().rev().max_by_key(|state| votes(state))?;

@@ -1,22 +1,24 @@
-//! How fast this machine's CPU trains a model, from a few of its blocks with random weights.
+//! Measurement of how fast this machine's CPU trains a model, with a few blocks of the model and
+//! random weights.
 
 use std::time::{Duration, Instant};
 
 use lora_model::{Adapter, Base, Batch, Gradients, PassOptions, forward_backward};
 use lora_spec::{
-    AdapterSpec, BaseFormat, InitLoraWeights, JobSpec, MicroBatchShape, ModelConfig, ModelFootprint, Philox,
-    TrainingWorkload, row_flops,
+    AdapterSpec, BaseFormat, DeviceKind, InitLoraWeights, JobSpec, MicroBatchShape, ModelConfig,
+    ModelFootprint, Philox, TrainingWorkload, row_flops,
 };
 
 use crate::{ComputeDevice, TrainError};
 
-/// Blocks of the larger of the two models that are timed.
+/// Number of blocks of the larger of the two timed models. The other one has one block.
 const MEASURED_BLOCKS: usize = 2;
-/// A model's micro-batch is repeated until this time has passed, or so often; the fastest counts.
+/// The micro-batch of a model is repeated until this time has passed. The fastest run is used.
 const TARGET_DURATION: Duration = Duration::from_secs(2);
+/// Maximum number of runs of a model's micro-batch.
 const MAX_RUNS: usize = 5;
 
-/// Bytes that [`training_throughput`] takes.
+/// Returns the peak memory of [`training_throughput`] in bytes.
 pub fn throughput_memory(
     job: &JobSpec,
     config: &ModelConfig,
@@ -27,18 +29,19 @@ pub fn throughput_memory(
     let modules = job.adapter.target_modules.resolve(&model)?;
     let training = TrainingWorkload {
         modules: &modules,
-        // Nothing is decomposed.
+        // The measurement does not decompose any weight.
         adapter: &AdapterSpec { init_lora_weights: InitLoraWeights::Default, ..job.adapter.clone() },
         shape: MicroBatchShape { count: 1, ..shape },
         checkpointing: job.training.activation_checkpointing,
         optim: job.training.optim,
         keeps_best: false,
     };
-    Ok(ModelFootprint { model: &model, index: None, format, gpu: false }.memory(&training).peak)
+    Ok(ModelFootprint { model: &model, index: None, format, device: DeviceKind::Cpu }.memory(&training).peak)
 }
 
-/// Floating-point operations of `job` that this process does in a second on the CPU, counted as [`row_flops`] does. A block's
-/// time is that by which two blocks take longer than one.
+/// Measures how many floating-point operations per second this process does on the CPU for `job`,
+/// counted with [`row_flops`]. The time of one block is the difference between the times of two
+/// blocks and one.
 pub fn training_throughput(
     job: &JobSpec,
     config: &ModelConfig,
@@ -57,7 +60,8 @@ pub fn training_throughput(
     Ok(flops / whole)
 }
 
-/// Forward and backward pass of a micro-batch through these many blocks, embedding and head.
+/// Measures the seconds of a forward and backward pass of a micro-batch through embedding, `blocks`
+/// blocks and head.
 fn forward_backward_seconds(
     job: &JobSpec,
     config: &ModelConfig,
@@ -104,7 +108,7 @@ fn forward_backward_seconds(
     Ok(fastest)
 }
 
-/// The model with its first blocks only.
+/// Returns the configuration of the model with only its first `blocks` blocks.
 fn shortened(config: &ModelConfig, blocks: usize) -> ModelConfig {
     ModelConfig { num_hidden_layers: blocks, ..config.clone() }
 }

@@ -1,4 +1,4 @@
-//! Checking a result against its receipt.
+//! Verification of a result against its receipt.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use lora_spec::InitLoraWeights;
 use crate::export::WEIGHTS;
 use crate::{Receipt, Run, RunInputs, TrainError, numerics_id};
 
-/// Where a job's inputs lie now; where nothing is said, they lie where its receipt names them.
+/// The current paths of a job's inputs. The default of each is the path in the receipt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct InputPaths {
     /// The directory of the base.
@@ -20,32 +20,37 @@ pub struct InputPaths {
     pub train: Option<PathBuf>,
     /// The evaluation rows, for a job that has them.
     pub eval: Option<PathBuf>,
-    /// The adapter that a job with `adapter.init_from` started from.
+    /// The initial adapter, for a job with `adapter.init_from`.
     pub init_from: Option<PathBuf>,
 }
 
-/// What was checked.
+/// The outcome of a successful verification.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Verification {
-    /// Files whose hashes are those of the receipt.
+    /// Number of files whose hashes equal those in the receipt.
     pub files: usize,
-    /// Steps that were computed again and gave the same bits.
+    /// Number of steps that were repeated and gave the same bits.
     pub replayed_steps: u64,
-    /// Steps of the job.
+    /// Number of steps of the job.
     pub steps: u64,
     /// SHA-256 of the adapter.
     pub adapter_sha256: String,
 }
 
-/// Checks the hashes of the result in `dir`, then trains its first `steps` steps again and compares losses, gradient
-/// norms and the hash of parameters and moments, bit by bit. Needs base and data in their `input_paths`.
+/// Checks the hashes of the result in `dir`, then repeats its first `steps` steps and compares
+/// losses, gradient norms and the hash of parameters and moments, bit by bit. Reads base and data
+/// from `input_paths`.
+///
+/// # Errors
+/// A file cannot be read, a hash differs, the receipt is from another build or machine, or a
+/// repeated step gives other bits.
 pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verification, TrainError> {
     let path = dir.join("receipt.json");
     let bytes = std::fs::read(&path).map_err(|source| TrainError::Io { path: path.clone(), source })?;
     let wrong = |message: String| TrainError::Receipt(format!("{}: {message}", path.display()));
     let receipt: Receipt = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
     if receipt.format != 1 {
-        return Err(wrong(format!("format {} is not known; known: 1", receipt.format)));
+        return Err(wrong(format!("format {} is not supported; supported: 1", receipt.format)));
     }
     let weights = (WEIGHTS.to_owned(), receipt.adapter_sha256.clone());
     let others = receipt.files.iter().map(|file| (file.name.clone(), file.sha256.clone()));
@@ -60,8 +65,8 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     let here = numerics_id(&device)?;
     if receipt.numerics_id != here {
         return Err(wrong(format!(
-            "all {} files are unchanged, but the steps were computed by {:?} and this is {:?}: bits are compared \
-             between equal builds and machines only",
+            "all {} files are unchanged, but the steps were computed by {:?} and this is {:?}: bits are \
+             compared between equal builds and machines only",
             files.len(),
             receipt.numerics_id,
             here
@@ -72,7 +77,7 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
         (Some(base), _) => base,
         (None, None) => &job.model.base,
         (None, Some(url)) => {
-            return Err(wrong(format!("the base was {url}; fetch it, and say in which directory it is")));
+            return Err(wrong(format!("the base was {url}; download it and pass its directory")));
         }
     };
     let base = Arc::new(Base::load(base, job.base_layout(), &device)?);
@@ -100,7 +105,8 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
             let start = match job.adapter.init_lora_weights {
                 InitLoraWeights::Default => "",
                 _ => {
-                    " (the adapter starts from the base's weights; another model of processor may start from other bits)"
+                    " (the adapter is initialized from the base's weights; another processor model may \
+                     compute other initial bits)"
                 }
             };
             return Err(wrong(format!(

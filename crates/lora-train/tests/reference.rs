@@ -1,4 +1,4 @@
-//! Learning rates and training curves against Transformers + PEFT + torch (`tests/golden`).
+//! Compares learning rates and training curves with Transformers, PEFT and torch (`tests/golden`).
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -65,7 +65,8 @@ fn fractional_warmup_matches_transformers() {
     }
 }
 
-/// Trains as PEFT did: `start` gives the adapter over the base.
+/// Trains with the settings of PEFT's run and compares the curves. `start` returns the initial
+/// adapter over the base.
 fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Adapter) {
     let dir = golden().join("curve").join(name);
     let curve = json(&format!("curve/{name}/curve.json"));
@@ -131,7 +132,7 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
     }
 }
 
-/// The adapter that PEFT trained from a file.
+/// Returns a function that reads the initial adapter of PEFT's run from its file.
 fn stored(name: &str) -> impl Fn(&Base) -> Adapter {
     let dir = golden().join("curve").join(name).join("adapter");
     move |base| PeftAdapter::read(&dir).unwrap().to_adapter(&base.config).unwrap()
@@ -152,7 +153,8 @@ fn twenty_qlora_steps_match_peft_and_bitsandbytes() {
     curve("qwen2-nf4", format, stored("qwen2-nf4"));
 }
 
-/// PEFT changes the base that such an adapter starts from; here it stays, and what PEFT takes off it is computed beside it.
+/// PEFT changes the base for such an adapter. This implementation keeps the base, and subtracts the
+/// initial adapter as a separate term.
 #[test]
 fn ten_steps_with_pissa_and_olora_match_peft() {
     for (name, init_lora_weights, lora_alpha, quantization) in [

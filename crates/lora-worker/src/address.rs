@@ -1,4 +1,4 @@
-//! Where other workers reach this one.
+//! The address at which other workers reach this one.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -6,19 +6,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use tokio::net::{UdpSocket, lookup_host};
 use tonic::transport::Uri;
 
-/// How the address that this worker tells is found.
+/// The settings from which the peer address of this worker is derived.
 #[derive(Debug, Clone)]
 pub(crate) struct PeerAddress {
-    /// `host:port`, where it is set.
+    /// `host:port`, if it is configured.
     pub(crate) advertised: Option<String>,
-    /// Where the worker listens.
+    /// The address that the worker listens on.
     pub(crate) listening: SocketAddr,
-    /// Where the coordinator is.
+    /// The coordinator's URI.
     pub(crate) coordinator: Uri,
 }
 
 impl PeerAddress {
-    /// `host:port` as set, else the address listened on, else the one from which this host reaches the coordinator.
+    /// Returns `host:port`: the configured address, or else the address listened on, or else, if
+    /// that is unspecified, the address from which this host reaches the coordinator.
     pub(crate) async fn resolve(&self) -> io::Result<String> {
         if let Some(advertised) = &self.advertised {
             return Ok(advertised.clone());
@@ -28,7 +29,7 @@ impl PeerAddress {
         Ok(SocketAddr::new(ip, self.listening.port()).to_string())
     }
 
-    /// The routing table's choice: connecting a UDP socket sends nothing.
+    /// The local address that the routing table chooses. Connecting a UDP socket sends nothing.
     async fn outgoing(&self) -> io::Result<IpAddr> {
         let host = self.coordinator.host().unwrap_or_default();
         let host = host.trim_start_matches('[').trim_end_matches(']');

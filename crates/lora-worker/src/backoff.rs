@@ -1,14 +1,14 @@
-//! Pauses between attempts at what may work later.
+//! Pauses between attempts of an operation that may succeed later.
 
 use std::time::Duration;
 
 use backon::ExponentialBuilder;
 
 const INITIAL_DELAY: Duration = Duration::from_millis(100);
-/// Jitter adds up to as much again.
+/// The longest pause without jitter. Jitter adds up to the same time again.
 const MAX_DELAY: Duration = Duration::from_millis(2500);
 
-/// Longer and longer pauses, without an end.
+/// Exponentially growing pauses, without a limit of attempts.
 pub(crate) fn backoff() -> ExponentialBuilder {
     ExponentialBuilder::new()
         .with_min_delay(INITIAL_DELAY)

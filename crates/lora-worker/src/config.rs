@@ -11,62 +11,62 @@ use lora_spec::{DeviceSpec, FieldError};
 use serde::{Deserialize, Serialize};
 use tonic::transport::Uri;
 
-/// No wait is longer: a year, in seconds.
+/// The longest time of a setting: a year, in seconds.
 const MAX_SECONDS: f64 = 365.0 * 24.0 * 3600.0;
-/// Bytes of the longest name.
+/// The longest name, in bytes.
 const MAX_NAME_BYTES: usize = 128;
 
 /// Settings of a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Name that people see, unique among workers; empty: the host's name.
+    /// The worker's name in messages, unique among workers. Empty: the name of the host.
     pub name: String,
-    /// Where the coordinator serves gRPC: `http://host:port`.
+    /// Address of the coordinator's gRPC service: `http://host:port`.
     pub coordinator: String,
-    /// Directory of the files that are fetched for jobs; made if it is missing.
+    /// Directory of the files that are fetched for jobs. Created if it does not exist.
     pub cache_dir: PathBuf,
-    /// Where it computes.
+    /// The device to compute on.
     pub device: DeviceSpec,
-    /// What carries the gradients between workers on GPUs.
+    /// The transport of gradients between workers on GPUs.
     pub collective: Collective,
-    /// Threads that compute; 0: as many as there are processors.
+    /// Number of threads for computing. 0: the number of processors.
     pub threads: usize,
-    /// Bytes of the GPU's memory, or of the machine's, that a job may take; 0: what is free of the GPU's at the start, or all of the
-    /// machine's.
+    /// Bytes of the GPU's or the machine's memory that a job may use. 0: the GPU's memory that is
+    /// free at the start, or all of the machine's memory.
     pub memory: u64,
     /// Directories under which a job may name a base by its path.
     pub model_roots: Vec<PathBuf>,
-    /// Seconds without a coordinator after which training stops; the state is held.
+    /// Seconds without a coordinator after which training stops. The worker keeps the state.
     pub orphan_timeout_seconds: f64,
-    /// Seconds that the worker, asked to end, waits to be let go of.
+    /// Seconds that a worker waits for its release by the coordinator after it was asked to end.
     pub drain_timeout_seconds: f64,
-    /// The connections of other workers.
+    /// Connections with other workers.
     pub peer: PeerConfig,
     /// Health and metrics.
     pub http: HttpConfig,
     /// Logs.
     pub log: LogConfig,
-    /// The files that are fetched for jobs.
+    /// The cache of files that are fetched for jobs.
     pub cache: CacheConfig,
 }
 
-/// The connections of other workers.
+/// Connections with other workers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct PeerConfig {
-    /// IP address and port; port 0 takes a free one.
+    /// IP address and port to listen on. Port 0 takes a free one.
     pub listen: String,
-    /// `host:port` where other workers reach this one; empty: the address this host reaches the coordinator from, with the
-    /// port listened on.
+    /// `host:port` at which other workers reach this one. Empty: the address from which this host
+    /// reaches the coordinator, with the port listened on.
     pub advertise_address: String,
 }
 
-/// The files that are fetched for jobs.
+/// The cache of files that are fetched for jobs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct CacheConfig {
-    /// Bytes that are kept; the least recently used files go first.
+    /// Bytes that are kept. The least recently used files are removed first.
     pub max_bytes: u64,
 }
 
@@ -107,7 +107,7 @@ impl Config {
     /// Checks the values.
     ///
     /// # Errors
-    /// The first setting that is wrong, and what would be right.
+    /// The first invalid setting, and what would be right.
     pub fn check(&self) -> Result<(), FieldError> {
         let fail = |field: &str, message: String| Err(FieldError::new(field, message));
         let wrong = |field: &str, value: &str, right: &str| fail(field, format!("is {value:?}; {right}"));
@@ -151,7 +151,7 @@ impl Config {
         Ok(())
     }
 
-    /// The name that people see.
+    /// The worker's name in messages.
     pub fn worker_name(&self) -> String {
         if self.name.is_empty() {
             rustix::system::uname().nodename().to_string_lossy().into_owned()
@@ -160,12 +160,12 @@ impl Config {
         }
     }
 
-    /// Time without a coordinator after which training stops.
+    /// The time without a coordinator after which training stops.
     pub fn orphan_timeout(&self) -> Duration {
         seconds(self.orphan_timeout_seconds)
     }
 
-    /// Time that the worker, asked to end, waits to be let go of.
+    /// The time that a worker waits for its release by the coordinator after it was asked to end.
     pub fn drain_timeout(&self) -> Duration {
         seconds(self.drain_timeout_seconds)
     }
@@ -181,7 +181,7 @@ fn is_host_and_port(address: &str) -> bool {
     parts.is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
-/// Checked settings are always a duration.
+/// Converts seconds to a duration. For checked settings the conversion always succeeds.
 fn seconds(value: f64) -> Duration {
     Duration::try_from_secs_f64(value).unwrap_or(Duration::MAX)
 }

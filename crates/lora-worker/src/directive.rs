@@ -1,25 +1,26 @@
-//! What the coordinator wants of this worker.
+//! The state that the coordinator wants this worker to have.
 
 use std::sync::Arc;
 
 use lora_proto::v1;
 
-/// The newest directive.
+/// The desired state: the contents of the newest directive.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct DesiredState {
     pub(crate) assignment: Option<Arc<v1::Assignment>>,
     pub(crate) goal: v1::Goal,
-    /// Of the directive, in its connection; 0: there has been none in this one.
+    /// The number of the directive in its connection. 0 if there has been none in this connection.
     pub(crate) number: u64,
 }
 
 impl DesiredState {
-    /// No job.
+    /// The desired state without a job.
     pub(crate) fn none() -> Self {
         Self { assignment: None, goal: v1::Goal::Unspecified, number: 0 }
     }
 
-    /// Where nobody else can say so: stop training at the next boundary. True if that changes anything.
+    /// Changes the goal to stop at the next step boundary, for when no coordinator can ask for it.
+    /// Returns true if that changes the goal.
     pub(crate) fn stop_training(&mut self) -> bool {
         let training = self.assignment.is_some() && self.goal == v1::Goal::Train;
         if training {
@@ -36,12 +37,12 @@ impl From<v1::Directive> for DesiredState {
     }
 }
 
-/// What a piece of work is for. It is given up once that is not wanted any more.
+/// What a piece of work belongs to. The work is cancelled once its scope is no longer desired.
 #[derive(Debug, Clone)]
 pub(crate) enum WorkScope {
-    /// A job, in whatever generation.
+    /// A job, in any generation.
     Job(String),
-    /// A job's group of one generation.
+    /// A job's group in one generation.
     Group(String, u64),
 }
 
@@ -56,7 +57,7 @@ impl WorkScope {
         Self::Group(assignment.job_id.clone(), assignment.generation)
     }
 
-    /// Whether it is what is wanted.
+    /// Whether `desired` still has this scope.
     pub(crate) fn is_current(&self, desired: &DesiredState) -> bool {
         desired.assignment.as_deref().is_some_and(|assignment| match self {
             Self::Job(job_id) => *job_id == assignment.job_id,

@@ -1,9 +1,9 @@
-//! Ending with the process that started this one.
+//! Ends a process together with the process that started it.
 
 use std::io::{self, Read};
 
-/// Calls `end` when stdin ends: the parent, which holds its other end, closes it or dies. The thread that waits for it ends
-/// with the process.
+/// Calls `end` when stdin ends. That happens when the parent process, which holds the other end of
+/// the pipe, closes it or dies. The waiting thread ends with the process.
 ///
 /// # Errors
 /// The thread cannot be started.

@@ -1,7 +1,8 @@
-//! The engine's thread: it brings what is held in line with what is wanted, and keeps the base in memory between jobs.
+//! The engine's thread: brings the observed state in line with the desired state, and keeps the
+//! base in memory between jobs.
 //!
-//! The thread blocks. What it does for a job, or for a group, is given up as soon as that is not wanted any more; a run in
-//! memory outlives its group.
+//! The thread blocks. It abandons work for a job or a group as soon as that job or group is no
+//! longer desired. A run in memory outlives its group.
 
 mod interruption;
 mod prepare;
@@ -19,7 +20,7 @@ use lora_collective::backend_choice::Collective;
 use lora_collective::{CancelToken, PeerListener};
 use lora_model::{Base, BaseKey};
 use lora_proto::v1::{self, Phase};
-use lora_spec::JobSpec;
+use lora_spec::{JobSpec, MemoryLimit};
 use lora_train::{ComputeDevice, Run, TrainError, check_device};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -32,28 +33,28 @@ use self::task::{Task, next_task};
 use crate::directive::{DesiredState, WorkScope};
 use crate::error::WorkerError;
 use crate::fetch::{InputFetcher, LocalInputs};
-use crate::memory::MemoryLimit;
 use crate::metrics::{Counters, DeviceMemoryGauges};
 use crate::status::CurrentJob;
 use crate::step_outbox::StepOutbox;
 use crate::uploads::{CheckpointUploader, Uploads};
 
-/// How long a GPU may take to get to where a cancel is heeded: some micro-batches, or reading a base.
+/// How long a GPU may take to reach a point at which the engine checks for cancellation. Until
+/// then the engine may compute some micro-batches, or read a base.
 const CANCEL_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// What the engine works with.
+/// The resources of the engine.
 pub(crate) struct EngineContext {
     pub(crate) listener: PeerListener,
     pub(crate) device: ComputeDevice,
     pub(crate) collective: Collective,
-    /// None: the device is the CPU.
+    /// `None` if the device is the CPU.
     pub(crate) used: Option<DeviceMemoryGauges>,
-    /// For the job.
+    /// The memory that a job may use.
     pub(crate) memory: MemoryLimit,
-    /// To the coordinator.
+    /// The channel to the coordinator.
     pub(crate) channel: Channel,
     pub(crate) fetcher: InputFetcher,
-    /// Closed: the engine frees what it holds and ends.
+    /// If the channel is closed, the engine releases its job and ends.
     pub(crate) desired: watch::Receiver<DesiredState>,
     pub(crate) status: watch::Sender<Option<CurrentJob>>,
     pub(crate) steps: StepOutbox,
@@ -61,8 +62,8 @@ pub(crate) struct EngineContext {
 }
 
 impl EngineContext {
-    /// Starts the thread; must be called in a runtime. The answer comes where the device is lost; once the thread has ended the
-    /// channel is closed.
+    /// Starts the thread. Must be called in a runtime. The returned channel gets an error if the
+    /// device is lost, and is closed once the thread has ended.
     pub(crate) fn start(self) -> io::Result<mpsc::Receiver<WorkerError>> {
         let (fatal_errors, ended) = mpsc::channel(1);
         let runtime = Handle::current();
@@ -78,7 +79,7 @@ impl EngineContext {
                 checkpoints: None,
             };
             if let Err(error) = thread.serve() {
-                // Nobody may wait for it any more, or be told already.
+                // The receiver may be gone, or may have an error already.
                 let _ = ending.try_send(WorkerError::Device(error));
             }
         })?;
@@ -95,30 +96,31 @@ impl EngineContext {
 struct EngineThread {
     engine: EngineContext,
     runtime: Handle,
-    /// Where it is said that the device is lost.
+    /// Receives the error if the device is lost.
     fatal_errors: mpsc::Sender<WorkerError>,
-    /// The base read last.
+    /// The base that was loaded last.
     base: Option<(BaseKey, Arc<Base>)>,
-    /// Error with which NCCL failed when an earlier group formed.
+    /// The error with which NCCL failed when an earlier group formed.
     nccl_failure: Option<String>,
     /// The job whose state is in memory.
     job: Option<LoadedJob>,
-    /// Their upload, while this rank is the one that trains and saves.
+    /// The upload of checkpoints. Present while this rank trains as rank 0.
     checkpoints: Option<CheckpointUploader>,
 }
 
-/// A job in memory.
+/// A job whose state is in memory.
 struct LoadedJob {
     run: Run,
-    /// Kept in the cache while the job is held.
+    /// Holds the locks on the cached inputs while the job is loaded.
     _inputs: LocalInputs,
 }
 
 impl EngineThread {
-    /// Works until nothing is wanted any more.
+    /// Works until the channel of the desired state is closed.
     ///
     /// # Errors
-    /// The device is lost. The state goes with it, and the worker: its group goes on without it, from another's state.
+    /// The device is lost, and with it the state and the worker. The group continues without this
+    /// worker, from the state of another member.
     fn serve(&mut self) -> Result<(), TrainError> {
         loop {
             let desired = self.engine.desired.borrow_and_update().clone();
@@ -140,12 +142,12 @@ impl EngineThread {
         }
     }
 
-    /// Does a piece of work and says how it ended, if it did not come to its end.
+    /// Does a piece of work. If the work does not complete, reports the reason in the status.
     ///
     /// # Errors
     /// The device is lost.
     fn work(&mut self, work: impl FnOnce(&mut Self) -> Result<(), Interruption>) -> Result<(), TrainError> {
-        // After a panic nothing of the run is used again; the base is never written to.
+        // After a panic, nothing of the run is used again. The base is never written to.
         let result = catch_unwind(AssertUnwindSafe(|| work(self)));
         self.end_checkpoints();
         if let Some(job) = &mut self.job {
@@ -156,7 +158,7 @@ impl EngineThread {
         };
         match result.unwrap_or_else(|panic| Err(panicked(panic))) {
             Ok(()) => {}
-            // A job that is not there yet has nothing to keep.
+            // A job that is not loaded yet has no state to keep.
             Err(Interruption::Superseded) if self.job.is_none() => self.release_job(),
             Err(Interruption::Superseded) => {}
             Err(Interruption::GroupFailure(GroupFailure { cause, suspects, unreachable })) => {
@@ -167,7 +169,7 @@ impl EngineThread {
                         job = current.job_id,
                         generation = current.generation,
                         cause,
-                        "group broke"
+                        "group failed"
                     );
                     current.enter(Phase::Broken);
                     current.completed_steps = completed_steps;
@@ -182,7 +184,7 @@ impl EngineThread {
                         job = current.job_id,
                         generation = current.generation,
                         cause,
-                        "job failed here"
+                        "job failed"
                     );
                     current.enter(Phase::Failed);
                     current.cause = cause;
@@ -192,7 +194,8 @@ impl EngineThread {
         Ok(())
     }
 
-    /// After what ended with `cause`: neither job nor peers are to blame for a GPU that does nothing right any more.
+    /// Checks whether the device is the reason for a failure with `cause`. If a GPU no longer
+    /// works, the failure is not attributed to the job or the peers.
     ///
     /// # Errors
     /// The device is lost.
@@ -200,13 +203,13 @@ impl EngineThread {
         check_device(&self.engine.device).inspect_err(|_| tracing::error!(cause, "the device is lost"))
     }
 
-    /// Lets go of the job; once that is said, its memory is free.
+    /// Releases the job. Its memory is free before the status shows that.
     fn release_job(&mut self) {
         self.end_checkpoints();
         self.job = None;
         self.engine.steps.clear();
         if let Some(current) = self.engine.status.send_replace(None) {
-            tracing::info!(job = current.job_id, "job let go of");
+            tracing::info!(job = current.job_id, "job released");
         }
     }
 
@@ -228,8 +231,9 @@ impl EngineThread {
         self.update(|current| current.enter(phase));
     }
 
-    /// A token that is cancelled when `scope` is not wanted any more, as long as the handle lives. Where a GPU keeps the thread
-    /// long after that, it is lost: calls to CUDA know no end.
+    /// Returns a token that is cancelled when `scope` is no longer desired, as long as the handle
+    /// lives. If a GPU blocks the thread long after that, the device is reported as lost, because
+    /// calls to CUDA have no time limit.
     fn cancel_with(&self, scope: WorkScope) -> (CancelToken, AbortOnDropHandle<()>) {
         let cancel = CancelToken::new();
         let (token, desired) = (cancel.clone(), self.engine.desired.clone());
@@ -239,14 +243,14 @@ impl EngineThread {
             token.cancel();
             if let Some(fatal_errors) = fatal_errors {
                 sleep(CANCEL_TIMEOUT).await;
-                // Somebody may have said so already.
+                // The channel may have an error already.
                 let _ = fatal_errors.try_send(WorkerError::Stuck(CANCEL_TIMEOUT));
             }
         });
         (cancel, AbortOnDropHandle::new(watching))
     }
 
-    /// Waits for `work`, as long as `scope` is wanted.
+    /// Waits for `work` while `scope` is desired.
     fn wait_for<T>(
         &self,
         scope: WorkScope,
@@ -271,9 +275,9 @@ impl EngineThread {
     }
 }
 
-/// Returns once `scope` is not wanted any more, or nothing is.
+/// Returns once `scope` is no longer desired, or once the channel is closed.
 async fn wait_until_superseded(mut desired: watch::Receiver<DesiredState>, scope: WorkScope) {
-    // Closed: the worker ends.
+    // An error means that the channel is closed: the worker ends.
     let _ = desired.wait_for(|desired| !scope.is_current(desired)).await;
 }
 

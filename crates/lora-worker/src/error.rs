@@ -4,10 +4,10 @@ use std::time::Duration;
 use lora_spec::FieldError;
 use lora_train::TrainError;
 
-/// Why a worker could not start, or ended by itself.
+/// The reason why a worker could not start or ended by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
-    /// A setting is wrong.
+    /// A setting is invalid.
     #[error(transparent)]
     Setting(#[from] FieldError),
     /// An address cannot be listened on.
@@ -17,30 +17,30 @@ pub enum WorkerError {
         setting: &'static str,
         /// Its value.
         address: String,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// The threads that compute cannot be started.
-    #[error("threads: cannot compute with {threads}: {cause}")]
+    /// The thread pool for computing cannot be started.
+    #[error("threads: cannot start {threads} threads for computing: {cause}")]
     Threads {
-        /// Threads asked for.
+        /// The requested number of threads.
         threads: usize,
-        /// Why not.
+        /// The cause.
         cause: String,
     },
     /// A thread cannot be started.
     #[error("cannot start a thread: {0}")]
     Thread(#[source] io::Error),
-    /// The device cannot be used, or not any more: only another process can use it again.
+    /// The device cannot be used, or can no longer be used. Only another process can use it again.
     #[error(transparent)]
     Device(TrainError),
-    /// The device does not come to an end with what it was asked for.
+    /// The device does not finish its work after it was cancelled.
     #[error("the device did not answer for {} s after its work was cancelled", .0.as_secs())]
     Stuck(Duration),
-    /// A bug: the engine's thread has ended by itself.
+    /// The engine's thread ended by itself, which is a bug.
     #[error("the engine's thread has ended")]
     EngineEnded,
-    /// The cache of files cannot be used.
+    /// The cache directory cannot be used.
     #[error("cache_dir: {0}")]
     Cache(String),
 }

@@ -1,13 +1,17 @@
-//! Where a job's inputs come from, and the files of earlier jobs that need not be fetched again.
+//! Fetches the inputs of jobs, and caches them for later jobs.
 //!
-//! The cache directory may be shared by several workers of a host:
-//! - `objects/<key>`: every file once, by what tells its content (SHA-256, or a store's identity);
-//! - `sets/<id>/<name>`: files that belong together under their own names, hard links to objects. The id is a hash of
-//!   names and keys, so the same files have the same path again. Who uses a set holds a shared lock on its directory;
-//! - `partial/<key>/content`: a file on its way. Who fetches it holds the directory's exclusive lock;
-//! - `records/<id>`: which files a remote base consists of.
+//! Several workers of a host may share the cache directory:
+//! - `objects/<key>`: every file once, named by an identity of its content (the SHA-256, or a
+//!   store's identity);
+//! - `sets/<id>/<name>`: files that belong together, under their own names, as hard links to
+//!   objects. The id is a hash of names and keys, so the same files always have the same path. A
+//!   user of a set holds a shared lock on its directory;
+//! - `partial/<key>/content`: a file that is being fetched. The fetching worker holds the
+//!   directory's exclusive lock;
+//! - `records/<id>`: the list of files of a remote base.
 //!
-//! A file is in a set or among the objects only once it is whole, so nothing has to be repaired after a crash.
+//! A file becomes an object or part of a set only once it is complete, so no repair is needed after
+//! a crash.
 
 mod base;
 mod cache;
@@ -36,14 +40,14 @@ pub(crate) use self::error::FetchError;
 use self::hub::Hub;
 use self::source::{FileSet, RemoteFile, Source};
 
-/// The file cache of a worker, and its ways to base models. A clone is the same cache.
+/// The file cache of a worker, and its sources of base models. A clone shares the cache.
 #[derive(Clone)]
 pub(crate) struct InputFetcher {
     cache: Arc<CacheDir>,
     base_resolver: Arc<BaseResolver>,
 }
 
-/// A job's inputs on this machine. They stay in the cache for as long as this lives.
+/// A job's inputs on this machine. They stay in the cache while this value lives.
 pub(crate) struct LocalInputs {
     /// Directory of the base model.
     pub(crate) base: PathBuf,
@@ -51,19 +55,20 @@ pub(crate) struct LocalInputs {
     pub(crate) train: PathBuf,
     /// The evaluation rows.
     pub(crate) eval: Option<PathBuf>,
-    /// Directory of the adapter to start from.
+    /// The directory of the adapter to start from.
     pub(crate) init_from: Option<PathBuf>,
     _locks: Vec<FileLock>,
 }
 
 impl InputFetcher {
-    /// The cache in `dir`, which may grow to `max_bytes`. A job may name a base by path under one of `model_roots`.
+    /// Opens the cache in `dir`, which may grow to `max_bytes`. A job may name a base by its path
+    /// under one of `model_roots`.
     ///
-    /// The hub's address and token are `HF_ENDPOINT` and `HF_TOKEN`; object stores are configured by `AWS_*`, `GOOGLE_*`
-    /// and `AZURE_*`.
+    /// The hub's address and token come from `HF_ENDPOINT` and `HF_TOKEN`. Object stores are
+    /// configured by `AWS_*`, `GOOGLE_*` and `AZURE_*`.
     ///
     /// # Errors
-    /// A directory that cannot be written, or a relative path in `model_roots`.
+    /// The directory cannot be written, or `model_roots` contains a relative path.
     pub(crate) fn open(dir: &Path, max_bytes: u64, model_roots: Vec<PathBuf>) -> Result<Self, FetchError> {
         let hub = Hub::new(env::var("HF_ENDPOINT").ok(), env::var("HF_TOKEN").ok());
         let stores = env::vars_os()
@@ -80,22 +85,24 @@ impl InputFetcher {
         hub: Hub,
         stores: Vec<(String, String)>,
     ) -> Result<Self, FetchError> {
-        // HTTP clients take the process's provider; one that is there already is as good.
+        // The HTTP clients use the process's provider. If one is installed already, it serves as
+        // well.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let base_resolver = BaseResolver::new(model_roots, hub, stores)?;
         Ok(Self { cache: Arc::new(CacheDir::open(dir, max_bytes)?), base_resolver: Arc::new(base_resolver) })
     }
 
-    /// Fetches what is missing of `inputs`. Dropping the future stops it; the next call goes on from there.
+    /// Fetches the missing files of `inputs`. Dropping the future stops the fetch; the next call
+    /// resumes it.
     ///
     /// # Errors
-    /// The first input that cannot be had.
+    /// The error of the first input that cannot be fetched.
     pub(crate) async fn inputs(
         &self,
         inputs: &v1::Inputs,
         channel: Channel,
     ) -> Result<LocalInputs, FetchError> {
-        let missing = |field| move || FetchError::refused(field, "is missing in the job's inputs");
+        let missing = |field| move || FetchError::refused(field, "is missing from the job's inputs");
         let files = |field, files: &[v1::StoredFile]| stored(field, files, channel.clone());
         let file =
             |field, file: &v1::StoredFile| Ok((files(field, slice::from_ref(file))?, file.name.clone()));
@@ -126,7 +133,7 @@ impl InputFetcher {
             Some(file_set) => Some(self.lock_set(file_set, &mut locks).await?),
             None => None,
         };
-        // All are held before any other goes: none of them makes room for another.
+        // All sets are locked before files are evicted, so that no input evicts another one.
         let bytes = locks.iter().map(|(lock, file_set)| self.cache.missing_bytes(lock, file_set)).sum();
         self.cache.make_room(bytes).await;
         for (lock, file_set) in &locks {
@@ -136,10 +143,10 @@ impl InputFetcher {
         Ok(LocalInputs { base, train, eval, init_from, _locks: locks })
     }
 
-    /// The bytes of a checkpoint, which is not kept.
+    /// Returns the bytes of a checkpoint, which is not kept in the cache.
     ///
     /// # Errors
-    /// As of a transfer.
+    /// The errors of a transfer.
     pub(crate) async fn checkpoint(
         &self,
         checkpoint: &v1::Checkpoint,
@@ -163,12 +170,12 @@ impl InputFetcher {
     }
 }
 
-/// Files of the coordinator's store.
+/// The set of `files` in the coordinator's store.
 fn stored(field: &'static str, files: &[v1::StoredFile], channel: Channel) -> Result<FileSet, FetchError> {
     let files = files.iter().map(|file| remote_file(field, file)).collect::<Result<Vec<_>, _>>()?;
     let mut names = BTreeSet::new();
     if let Some(file) = files.iter().find(|file| !names.insert(&file.name)) {
-        return Err(FetchError::refused(field, format!("file {} is there twice", file.name)));
+        return Err(FetchError::refused(field, format!("file {} is listed twice", file.name)));
     }
     if files.is_empty() {
         return Err(FetchError::refused(field, "has no files"));
@@ -181,7 +188,8 @@ fn remote_file(field: &'static str, file: &v1::StoredFile) -> Result<RemoteFile,
     if !is_bare(&name) {
         let name: String = name.chars().take(64).collect();
         let message = format!(
-            "{name:?} is no name for a file: letters, digits, `-`, `_` and `.`, not starting with a dot, at most 255"
+            "{name:?} is not a file name; it must be 1 to 255 letters, digits, `-`, `_` and `.`, and not \
+             start with a dot"
         );
         return Err(FetchError::refused(field, message));
     }
@@ -189,17 +197,17 @@ fn remote_file(field: &'static str, file: &v1::StoredFile) -> Result<RemoteFile,
         Some(digest) if digest.sha256.len() == 32 => {
             Ok(RemoteFile { name, size: digest.size, key: digest.hex(), etag: None })
         }
-        _ => Err(FetchError::refused(field, format!("file {name} comes without its SHA-256"))),
+        _ => Err(FetchError::refused(field, format!("file {name} has no SHA-256"))),
     }
 }
 
-/// Names content that has no known SHA-256, by what tells it apart.
+/// Returns the key of content without a known SHA-256, derived from `identity`.
 fn key(kind: &str, identity: &[impl AsRef<str>]) -> String {
     let lines: Vec<&str> = identity.iter().map(AsRef::as_ref).collect();
     format!("{kind}-{}", DigestBuilder::of_bytes(lines.join("\n").as_bytes()).hex())
 }
 
-/// Whether `name` can only be a file in the directory it is joined to.
+/// Whether `name` can only be a file in the directory that it is joined to.
 fn is_bare(name: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     (1..=255).contains(&name.len()) && !name.starts_with('.') && name.chars().all(legal)

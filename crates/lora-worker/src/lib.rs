@@ -1,10 +1,14 @@
-//! A worker: it holds and does what the coordinator's newest directive says, and tells what it holds.
+//! The daemon on a device: brings the job that it holds in line with the coordinator's newest
+//! directive, and reports its state.
 //!
-//! The engine blocks and has a thread of its own, which compares what is wanted with what is held. The session, which is
-//! async, writes down what is wanted and tells what is held; between them are two watched values, so that nobody waits for
-//! the other and no message can be missed. Only finished steps are kept until the coordinator has stored them.
+//! The engine blocks and has its own thread, which compares the desired state with the observed
+//! state. The async session stores the desired state that the coordinator sends, and reports the
+//! observed state. Two watch channels connect engine and session, so that neither waits for the
+//! other and no message can be missed. Only the metrics of finished steps are buffered, until the
+//! coordinator has stored them.
 //!
-//! Without a coordinator training goes on; after a while it stops at a step boundary, and the state is held.
+//! Without a coordinator, training continues. After `orphan_timeout_seconds` it stops at a step
+//! boundary, and the worker keeps the state.
 
 mod address;
 mod backoff;
@@ -44,7 +48,7 @@ use crate::directive::DesiredState;
 use crate::engine::EngineContext;
 use crate::fetch::InputFetcher;
 use crate::lifecycle::Lifecycle;
-use crate::memory::MemoryLimit;
+use crate::memory::memory_limit;
 use crate::metrics::{Counters, DeviceMemoryGauges, Gauges};
 use crate::session::Session;
 use crate::step_outbox::StepOutbox;
@@ -54,21 +58,24 @@ pub use end_with_stdin::end_with_stdin;
 pub use error::WorkerError;
 pub use memory::machine_memory;
 
-/// The limit of one attempt to connect with the coordinator.
+/// The time limit of one attempt to connect to the coordinator.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// A silent coordinator is asked for a sign of life this often, and given up when none comes.
+/// The interval of keepalive pings to an idle coordinator. Without an answer within
+/// [`KEEPALIVE_TIMEOUT`] the connection is closed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long the engine may take to let go of everything when the worker ends.
+/// How long the engine may take to release its job when the worker ends.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Works until asked to end: by `stop` once it is let go of, by `immediate` without waiting. A coordinator that is away is
-/// waited for.
+/// Runs a worker until it is asked to end. `stop` drains it: it ends once the coordinator has
+/// released it. `immediate` ends it without waiting. If the coordinator cannot be reached, the
+/// worker waits for it.
 ///
-/// The number of threads is the process's, so workers in one process must have the same.
+/// The thread pool belongs to the process, so all workers of a process must have the same
+/// `threads`.
 ///
 /// # Errors
-/// What keeps it from starting, or from working.
+/// The error that prevents the worker from starting, or that ends it.
 pub async fn run(
     config: Config,
     stop: CancellationToken,
@@ -78,12 +85,12 @@ pub async fn run(
     let device = lora_train::open_device(config.device).map_err(WorkerError::Device)?;
     if config.collective == Collective::Nccl && device.is_cpu() {
         let message =
-            "is \"nccl\", which is for GPUs, and this worker computes on the CPU; it must be auto or tcp";
+            "is \"nccl\", which needs a GPU, but this worker computes on the CPU; it must be auto or tcp";
         return Err(FieldError::new("collective", message.into()).into());
     }
     let numerics_id = lora_train::numerics_id(&device).map_err(WorkerError::Device)?;
-    let memory = MemoryLimit::for_device(&device, config.memory).map_err(WorkerError::Device)?;
-    tracing::info!(numerics = numerics_id, memory = memory.bytes, "computing");
+    let memory = memory_limit(&device, config.memory).map_err(WorkerError::Device)?;
+    tracing::info!(numerics = numerics_id, memory = memory.known_bytes(), "device opened");
     let (channel, coordinator) = channel(&config)?;
     let fetcher = InputFetcher::open(&config.cache_dir, config.cache.max_bytes, config.model_roots.clone())
         .map_err(|error| WorkerError::Cache(error.to_string()))?;
@@ -92,7 +99,7 @@ pub async fn run(
     let http_address = http.as_ref().and_then(|listener| listener.local_addr().ok());
     tracing::info!(peer = %listening, http = http_address.map(tracing::field::display), "listening");
 
-    let (desired, wanted_now) = watch::channel(DesiredState::none());
+    let (desired, desired_now) = watch::channel(DesiredState::none());
     let (status, status_now) = watch::channel(None);
     let (connected, connected_now) = watch::channel(false);
     let (draining, draining_now) = watch::channel(false);
@@ -106,7 +113,7 @@ pub async fn run(
         memory,
         channel: channel.clone(),
         fetcher,
-        desired: wanted_now,
+        desired: desired_now,
         status,
         steps: steps.clone(),
         counters: counters.clone(),
@@ -145,7 +152,7 @@ pub async fn run(
         if let Some(listener) = http
             && let Err(error) = http::serve(listener, registry, health.clone(), ending.clone()).await
         {
-            tracing::error!(%error, "health and metrics are not served any more");
+            tracing::error!(%error, "cannot serve health and metrics any longer");
         }
         std::future::pending::<()>().await;
     };
@@ -158,12 +165,13 @@ pub async fn run(
     }
     desired.send_replace(DesiredState::none());
     drop(desired);
-    // An engine that does not end in time is left to the end of the process.
+    // If the engine does not end in time, it ends with the process.
     let _ = timeout(SHUTDOWN_TIMEOUT, ended.recv()).await;
     Ok(())
 }
 
-/// The channel to the coordinator, which connects when it is used; and where that is.
+/// Creates the channel to the coordinator, which connects on first use, and returns it with the
+/// coordinator's URI.
 fn channel(config: &Config) -> Result<(Channel, tonic::transport::Uri), WorkerError> {
     let wrong = |error: &dyn std::fmt::Display| {
         FieldError::new("coordinator", format!("is {:?}: {error}", config.coordinator))
@@ -201,11 +209,11 @@ fn use_threads(threads: usize) -> Result<(), WorkerError> {
     let Err(error) = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global() else {
         return Ok(());
     };
-    // Without a source, the error is that the process has its threads already.
+    // An error without a source means that the process already has a thread pool.
     let cause = match error.source() {
         Some(source) => source.to_string(),
         None if threads == 0 || rayon::current_num_threads() == threads => return Ok(()),
-        None => format!("this process computes with {} already", rayon::current_num_threads()),
+        None => format!("this process already computes with {}", rayon::current_num_threads()),
     };
     Err(WorkerError::Threads { threads, cause })
 }

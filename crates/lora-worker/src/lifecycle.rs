@@ -1,4 +1,4 @@
-//! When training stops without a word of the coordinator, and when the worker ends.
+//! When training stops without a directive of the coordinator, and when the worker ends.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use crate::directive::DesiredState;
 use crate::status::CurrentJob;
 
-/// Watches over a worker that is left alone, and over its end.
+/// Stops the training of a worker without a coordinator, and decides when the worker ends.
 pub(crate) struct Lifecycle {
     pub(crate) desired: watch::Sender<DesiredState>,
     pub(crate) status: watch::Receiver<Option<CurrentJob>>,
@@ -20,7 +20,7 @@ pub(crate) struct Lifecycle {
 }
 
 impl Lifecycle {
-    /// Cancels `ending` when the worker is to end, and never returns: its end is the session's.
+    /// Cancels `ending` when the worker must end. Never returns: the worker ends with its session.
     pub(crate) async fn run(
         self,
         stop: CancellationToken,
@@ -28,7 +28,7 @@ impl Lifecycle {
         ending: &CancellationToken,
     ) {
         tokio::select! {
-            () = immediate.cancelled() => tracing::info!("ending at once"),
+            () = immediate.cancelled() => tracing::info!("shutting down without draining"),
             () = self.drain(stop) => {}
             () = self.stop_orphaned_training() => {}
         }
@@ -36,7 +36,8 @@ impl Lifecycle {
         std::future::pending().await
     }
 
-    /// Returns once `stop` is cancelled and the worker is let go of, or may end all the same.
+    /// Returns once `stop` is cancelled and the coordinator has released the worker, or once the
+    /// worker may end without that.
     async fn drain(&self, stop: CancellationToken) {
         stop.cancelled().await;
         tracing::info!("draining");
@@ -44,20 +45,21 @@ impl Lifecycle {
         let mut status = self.status.clone();
         let drained = async {
             tokio::select! {
-                _ = status.wait_for(Option::is_none) => tracing::info!("let go of"),
-                () = self.stop_without_coordinator() => tracing::info!("no coordinator, nothing more to do"),
+                _ = status.wait_for(Option::is_none) => tracing::info!("drained"),
+                () = self.stop_without_coordinator() => tracing::info!("training stopped, no coordinator"),
             }
         };
         if timeout(self.drain_timeout, drained).await.is_err() {
-            tracing::warn!(after = ?self.drain_timeout, "ending without having been let go of");
+            tracing::warn!(after = ?self.drain_timeout, "drain timed out, shutting down");
         }
     }
 
-    /// With nobody there who would let the job go: returns once the engine does nothing by itself any more.
+    /// Stops training while no coordinator is connected. Returns once the engine is idle, because
+    /// without a coordinator nothing releases the job.
     async fn stop_without_coordinator(&self) {
         let (mut connected, mut status) = (self.connected.clone(), self.status.clone());
         loop {
-            // The channels' other ends live as long as the worker.
+            // The senders of these channels live as long as the worker.
             let _ = connected.wait_for(|connected| !connected).await;
             self.desired.send_if_modified(DesiredState::stop_training);
             tokio::select! {
@@ -67,7 +69,7 @@ impl Lifecycle {
         }
     }
 
-    /// Stops training where the coordinator stays away. Never returns.
+    /// Stops training when the coordinator has been away for the orphan timeout. Never returns.
     async fn stop_orphaned_training(&self) {
         let mut connected = self.connected.clone();
         loop {

@@ -1,4 +1,4 @@
-//! `lora-worker`: the daemon that trains what the coordinator gives it.
+//! `lora-worker`: the daemon that trains the jobs that a coordinator assigns.
 
 mod probe_command;
 
@@ -10,7 +10,7 @@ use lora_daemon::shutdown::ShutdownSignals;
 use lora_spec::DeviceSpec;
 use lora_worker::{Config, WorkerError, end_with_stdin, run};
 
-/// loractl tells by the last word whether GPUs can be computed on.
+/// `loractl` reads from the last word whether this build supports GPUs.
 #[cfg(feature = "cuda")]
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " cuda");
 #[cfg(not(feature = "cuda"))]
@@ -24,16 +24,21 @@ Examples:
 Settings come from the file, then from environment variables (LORA__SECTION__KEY), then from --set.
 Exit codes: 0 ended by a signal, 1 error, 2 wrong usage or settings.";
 
-/// Trains the jobs that a coordinator gives it, together with other workers.
+/// Train the jobs that a coordinator assigns, together with other workers.
 #[derive(Debug, Parser)]
-#[command(name = "lora-worker", version = VERSION, args_conflicts_with_subcommands = true, after_help = EXAMPLE)]
+#[command(
+    name = "lora-worker",
+    version = VERSION,
+    args_conflicts_with_subcommands = true,
+    after_help = EXAMPLE
+)]
 struct Cli {
     #[command(flatten)]
     flags: Flags,
-    /// Where it computes: auto, cpu or cuda:N [default: the setting `device`]
+    /// Device to compute on: auto, cpu or cuda:N [default: the setting `device`]
     #[arg(long, value_name = "DEVICE")]
     device: Option<DeviceSpec>,
-    /// End at once when stdin does.
+    /// Exit at once when stdin is closed.
     #[arg(long, hide = true)]
     end_with_stdin: bool,
     #[command(subcommand)]

@@ -1,32 +1,22 @@
-//! How much memory a worker has for a job.
+//! How much memory of a worker a job may use.
 
+use lora_spec::{DeviceKind, MemoryLimit};
 use lora_train::{ComputeDevice, TrainError, device_memory};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
-/// Memory that a job may take.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MemoryLimit {
-    /// None: nobody knows.
-    pub(crate) bytes: Option<u64>,
-    /// It is a GPU's.
-    pub(crate) gpu: bool,
+/// The memory that a job may use on `device`: `setting` bytes or, if `setting` is 0, the detected
+/// memory. That is the memory that was free on the GPU when it was opened, or all of the machine's
+/// memory.
+pub(crate) fn memory_limit(device: &ComputeDevice, setting: u64) -> Result<MemoryLimit, TrainError> {
+    let (found, device) = match device_memory(device)? {
+        Some(memory) => (Some(memory.free_bytes), DeviceKind::Gpu),
+        None => (machine_memory(), DeviceKind::Cpu),
+    };
+    Ok(MemoryLimit::new(if setting > 0 { Some(setting) } else { found }, device))
 }
 
-impl MemoryLimit {
-    /// What there is of `device`'s, where `setting` is 0: of a GPU what was free when it was opened, else what the machine has.
-    pub(crate) fn for_device(device: &ComputeDevice, setting: u64) -> Result<Self, TrainError> {
-        let on_gpu = device_memory(device)?;
-        let found = match &on_gpu {
-            Some(memory) => Some(memory.free_bytes),
-            None => machine_memory(),
-        };
-        let bytes = if setting > 0 { Some(setting) } else { found };
-        Ok(Self { bytes, gpu: on_gpu.is_some() })
-    }
-}
-
-/// Bytes of memory that this machine has for this process: all that is built in, or what its control groups allow. None: the
-/// system does not say.
+/// Bytes of memory available to this process: the machine's memory, or the limit of its control
+/// groups if that is lower. `None` if the system does not report them.
 pub fn machine_memory() -> Option<u64> {
     let mut system = System::new().ok()?;
     system.refresh_memory();
@@ -47,10 +37,10 @@ mod tests {
 
     #[test]
     fn the_setting_overrides_the_detected_memory() -> Result<(), TrainError> {
-        let found = MemoryLimit::for_device(&ComputeDevice::Cpu, 0)?;
-        assert_eq!(found, MemoryLimit { bytes: machine_memory(), gpu: false });
-        assert!(found.bytes.is_none_or(|bytes| bytes > 64 << 20), "{found:?}");
-        assert_eq!(MemoryLimit::for_device(&ComputeDevice::Cpu, 5)?.bytes, Some(5));
+        let found = memory_limit(&ComputeDevice::Cpu, 0)?;
+        assert_eq!((found.known_bytes(), found.device), (machine_memory(), DeviceKind::Cpu));
+        assert!(found.bytes > 64 << 20, "{found:?}");
+        assert_eq!(memory_limit(&ComputeDevice::Cpu, 5)?.bytes, 5);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! What `/metrics` tells of a worker.
+//! The metrics of a worker at `/metrics`.
 
 use lora_daemon::http::Health;
 use lora_proto::v1::Phase;
@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::status::CurrentJob;
 
-/// Work that the engine has done. A clone counts in the same place.
+/// Work that the engine has done. A clone shares the counters.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Counters {
     steps: Counter,
@@ -19,14 +19,14 @@ pub(crate) struct Counters {
 }
 
 impl Counters {
-    /// Takes a finished step in.
+    /// Counts a finished step.
     pub(crate) fn count(&self, report: &StepReport) {
         self.steps.inc();
         self.tokens.inc_by(report.tokens);
     }
 }
 
-/// How the worker stands.
+/// The connection and the phase of the worker.
 #[derive(Debug, Default)]
 pub(crate) struct Gauges {
     connected: Gauge,
@@ -34,7 +34,7 @@ pub(crate) struct Gauges {
 }
 
 impl Gauges {
-    /// Registers everything.
+    /// Registers all metrics.
     pub(crate) fn register(&self, counters: &Counters, registry: &mut Registry) {
         let steps = "Optimizer steps that this worker took part in";
         registry.register("lora_worker_steps", steps, counters.steps.clone());
@@ -42,11 +42,12 @@ impl Gauges {
         registry.register("lora_worker_tokens", tokens, counters.tokens.clone());
         let connected = "Whether the coordinator is connected";
         registry.register("lora_worker_connected", connected, self.connected.clone());
-        let phase = "The phase of the job that is held; idle: there is none";
+        let phase = "The phase of the worker's job; idle: no job";
         registry.register("lora_worker_phase", phase, self.phase.clone());
     }
 
-    /// Keeps up with what changes, and says whether work can be sent here. Never returns.
+    /// Follows changes, updates the metrics and reports whether the worker is ready for work. Never
+    /// returns.
     pub(crate) async fn follow(
         &self,
         mut status: watch::Receiver<Option<CurrentJob>>,
@@ -72,7 +73,7 @@ impl Gauges {
     }
 }
 
-/// Memory of a GPU. A clone counts in the same place.
+/// Memory of a GPU. A clone shares the gauges.
 #[derive(Debug, Clone)]
 pub(crate) struct DeviceMemoryGauges {
     used: Gauge,
@@ -81,24 +82,23 @@ pub(crate) struct DeviceMemoryGauges {
 }
 
 impl DeviceMemoryGauges {
-    /// That of `device`; none for the CPU.
+    /// The gauges for `device`. `None` for the CPU.
     pub(crate) fn for_device(device: &ComputeDevice) -> Option<Self> {
         let memory = Self { used: Gauge::default(), reserved: Gauge::default(), total: Gauge::default() };
         memory.measure(device).then_some(memory)
     }
 
-    /// Registers everything.
+    /// Registers all metrics.
     pub(crate) fn register(&self, registry: &mut Registry) {
-        let used = "Bytes of the GPU's memory that this worker's tensors hold";
+        let used = "Bytes of the GPU's memory in this worker's tensors";
         registry.register("lora_worker_device_memory_used_bytes", used, self.used.clone());
-        let reserved =
-            "Bytes of the GPU's memory that this worker's memory pool has taken, used or kept for later";
+        let reserved = "Bytes of the GPU's memory in this worker's memory pool, in use or kept for later";
         registry.register("lora_worker_device_memory_reserved_bytes", reserved, self.reserved.clone());
-        let total = "Bytes of memory that the GPU has";
+        let total = "Bytes of the GPU's memory, used and free";
         registry.register("lora_worker_device_memory_bytes", total, self.total.clone());
     }
 
-    /// Takes in how much is used now; false where `device` does not tell.
+    /// Measures the memory in use. Returns false if `device` does not report it.
     pub(crate) fn measure(&self, device: &ComputeDevice) -> bool {
         let Ok(Some(memory)) = device_memory(device) else { return false };
         self.used.set(memory.used_bytes as i64);
@@ -108,7 +108,7 @@ impl DeviceMemoryGauges {
     }
 }
 
-/// A phase as people read it.
+/// The value of the label `phase`.
 fn name(phase: Option<Phase>) -> String {
     let Some(phase) = phase else { return "idle".into() };
     phase.as_str_name().trim_start_matches("PHASE_").to_lowercase()

@@ -1,4 +1,4 @@
-//! Short readings of this machine's devices, which `loractl doctor` asks for.
+//! Short measurements of this machine's devices for `loractl doctor`.
 
 mod message;
 mod ranks;
@@ -15,51 +15,51 @@ use lora_train::{
 use serde::{Deserialize, Serialize};
 
 use crate::end_with_stdin::end_with_stdin;
-use message::Message;
+use message::RankMessage;
 
 pub use ranks::{RankFailure, all_reduce};
 
 /// Elements of the vector that is all-reduced: 64 MiB.
 const ALL_REDUCE_ELEMENTS: usize = 16 << 20;
-/// A rank waits for its peers for at most this part of the limit of the all-reduce, so that it says
-/// which peer is missing before it is killed.
+/// The limit of the all-reduce divided by this number is the time that a rank waits for its peers,
+/// so that the rank reports which peer is missing before it is killed.
 const WAITS_IN_LIMIT: u32 = 3;
-/// How long a process that takes part may take to end when its parent is gone.
+/// How long a rank's process may take to end after its parent has ended.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What a device is and does.
+/// The properties and measured rates of a device.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbeReport {
-    /// Its rates.
+    /// The measured rates.
     #[serde(flatten)]
     pub rates: DeviceMeasurement,
-    /// None: it is the CPU.
+    /// The properties of a GPU. `None` for the CPU.
     pub gpu: Option<GpuFacts>,
 }
 
-/// A GPU as a worker sees it.
+/// Properties of a GPU, as the driver reports them to a worker.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GpuFacts {
-    /// Its name.
+    /// The name of the model.
     pub name: String,
     /// Major and minor number.
     pub compute_capability: (i32, i32),
-    /// Memory that nobody holds, in bytes.
+    /// Memory that no process uses, in bytes.
     pub free_bytes: u64,
-    /// Memory that it has, in bytes.
+    /// All of its memory, in bytes.
     pub total_bytes: u64,
 }
 
-/// Why there is no reading.
+/// The reason why a measurement failed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    /// The device, or the group.
+    /// An error of the device or of the group.
     #[error(transparent)]
     Train(#[from] TrainError),
-    /// The GPU says nothing of itself.
-    #[error("the GPU's facts: {0}")]
+    /// The driver does not report the GPU's properties.
+    #[error("cannot read the GPU's properties: {0}")]
     Gpu(String),
-    /// The processes that take part, or their pipes.
+    /// An error of the ranks' processes or their pipes.
     #[error("the processes of the all-reduce: {0}")]
     Io(#[from] io::Error),
     /// Ranks of an all-reduce failed, in this order.
@@ -79,13 +79,13 @@ fn joined<T: ToString>(items: &[T], separator: &str) -> String {
     items.iter().map(T::to_string).collect::<Vec<_>>().join(separator)
 }
 
-/// Reads a device.
+/// Measures a device.
 ///
 /// # Errors
-/// It cannot be opened or does not compute.
+/// The device cannot be opened or does not compute.
 pub fn read(device: DeviceSpec) -> Result<ProbeReport, ProbeError> {
     let device = open_device(device)?;
-    // First: the rates take memory.
+    // This comes first because measuring the rates takes memory.
     let gpu = gpu_facts(&device)?;
     Ok(ProbeReport { rates: measure_device(&device)?, gpu })
 }
@@ -106,7 +106,7 @@ fn gpu_facts(_: &ComputeDevice) -> Result<Option<GpuFacts>, ProbeError> {
     Ok(None)
 }
 
-/// Number of GPUs that this build can use on this machine.
+/// The number of GPUs that this build can use on this machine.
 pub fn gpus() -> usize {
     #[cfg(feature = "cuda")]
     {
@@ -118,8 +118,9 @@ pub fn gpus() -> usize {
     }
 }
 
-/// Device of rank `rank` in an all-reduce. `auto`: the machine's `gpus` in turn, or the CPU if
-/// there are none. `cuda:N`: the GPU of rank 0; the next ranks take the next ones.
+/// The device of rank `rank` in an all-reduce. For `auto`: the machine's `gpus` round-robin, or the
+/// CPU if there are none. For `cuda:N`: GPU `N` for rank 0 and the following GPUs for the next
+/// ranks.
 pub fn device_of_rank(device: DeviceSpec, gpus: usize, rank: usize) -> DeviceSpec {
     match device {
         DeviceSpec::Auto if gpus == 0 => DeviceSpec::Cpu,
@@ -129,11 +130,12 @@ pub fn device_of_rank(device: DeviceSpec, gpus: usize, rank: usize) -> DeviceSpe
     }
 }
 
-/// The part of rank `rank` in [`all_reduce`]: tells its address on stdout, reads those of all ranks
-/// from stdin, and tells its reading. `limit` is that of the whole all-reduce.
+/// Runs rank `rank` of [`all_reduce`]: writes its address to stdout, reads the addresses of all
+/// ranks from stdin, and writes its measurement to stdout. `limit` is the limit of the whole
+/// all-reduce.
 ///
 /// # Errors
-/// The device, the group, or the pipes.
+/// An error of the device, of the group, or of the pipes.
 pub fn run_rank(
     rank: usize,
     device: DeviceSpec,
@@ -142,7 +144,7 @@ pub fn run_rank(
 ) -> Result<(), ProbeError> {
     let device = open_device(device)?;
     let listener = PeerListener::bind("127.0.0.1:0")?;
-    Message::Address(listener.local_addr()?.to_string()).send()?;
+    RankMessage::Address(listener.local_addr()?.to_string()).send()?;
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
     let cancel = CancelToken::new();
@@ -164,7 +166,7 @@ pub fn run_rank(
     };
     let group = Group::form(&spec, Some(&listener), cancel).map_err(TrainError::from)?;
     let reading = measure_all_reduce(group, collective, &device, ALL_REDUCE_ELEMENTS)?;
-    Ok(Message::Reading(reading).send()?)
+    Ok(RankMessage::Reading(reading).send()?)
 }
 
 #[cfg(test)]

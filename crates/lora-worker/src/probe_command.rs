@@ -1,4 +1,4 @@
-//! `lora-worker probe`: readings for `loractl doctor`, as JSON.
+//! `lora-worker probe`: measurements for `loractl doctor`, as JSON.
 
 use std::io;
 use std::path::Path;
@@ -10,23 +10,23 @@ use lora_collective::{nccl_log_variable, shared_gpu_variables};
 use lora_spec::DeviceSpec;
 use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, gpus, read, run_rank};
 
-/// Take short readings of a device and tell them as JSON.
+/// Measure a device and print the results as JSON.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// The device. In an all-reduce, auto takes the machine's GPUs in turn, which ranks may share,
-    /// and cuda:N is the GPU of rank 0.
+    /// The device. In an all-reduce, auto assigns the machine's GPUs to the ranks round-robin, and
+    /// cuda:N is the GPU of rank 0.
     #[arg(long, value_name = "DEVICE", default_value_t = DeviceSpec::Auto)]
     device: DeviceSpec,
-    /// Only all-reduce a vector, among this many processes.
+    /// Only measure an all-reduce of a vector, among this many processes.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(2..=64))]
     all_reduce: Option<u16>,
-    /// What carries it: auto, nccl or tcp.
+    /// Transport of the all-reduce: auto, nccl or tcp.
     #[arg(long, value_name = "COLLECTIVE", default_value_t = Collective::Auto)]
     collective: Collective,
-    /// Be one of those processes.
+    /// Run as this rank of the all-reduce.
     #[arg(long, value_name = "N", requires = "all_reduce")]
     rank: Option<usize>,
-    /// Seconds that the all-reduce may take, from the start of its processes.
+    /// Time limit of the all-reduce in seconds, from the start of its processes.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -53,7 +53,8 @@ fn probe(args: &Args) -> Result<(), ProbeError> {
         (Some(_), Some(rank)) => return run_rank(rank, args.device, args.collective, limit),
         (Some(ranks), None) => {
             let executable = std::env::current_exe()?;
-            // Only the ranks start the driver, within the limit, unless the devices depend on it.
+            // Counting the GPUs initializes the driver. Only the ranks do that, within the limit,
+            // unless their devices depend on the count.
             let gpus = if args.device == DeviceSpec::Auto { gpus() } else { 0 };
             let process = |rank| process(&executable, args, gpus, ranks, rank);
             serde_json::to_string(&all_reduce(ranks.into(), limit, process)?)
@@ -63,7 +64,7 @@ fn probe(args: &Args) -> Result<(), ProbeError> {
     Ok(())
 }
 
-/// The process of a rank of an all-reduce.
+/// Creates the process of a rank of an all-reduce.
 fn process(executable: &Path, args: &Args, gpus: usize, ranks: u16, rank: usize) -> Command {
     let device = device_of_rank(args.device, gpus, rank);
     let mut command = Command::new(executable);

@@ -1,4 +1,4 @@
-//! The stream between this worker and the coordinator, opened again whenever it ends.
+//! The stream between this worker and the coordinator, which is reopened whenever it ends.
 
 use std::io;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use lora_proto::v1::coordinator_message::Kind as FromCoordinator;
 use lora_proto::v1::worker_control_client::WorkerControlClient;
 use lora_proto::v1::worker_message::Kind as FromWorker;
 use lora_proto::v1::{self, WorkerStatus};
+use lora_spec::{DeviceKind, MemoryLimit};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,28 +20,28 @@ use tonic::{Code, Status, Streaming};
 use crate::address::PeerAddress;
 use crate::backoff::backoff;
 use crate::directive::DesiredState;
-use crate::memory::MemoryLimit;
 use crate::status::{self, CurrentJob};
 use crate::step_outbox::StepOutbox;
 
 /// How long the coordinator may take to answer a hello.
 const WELCOME_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the coordinator may take to hear the last words.
+/// How long the coordinator may take to receive the last status.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(2);
-/// Messages that may wait to be sent.
+/// The largest number of messages that wait to be sent.
 const OUTBOX_CAPACITY: usize = 16;
-/// Steps that are finished within this time are told together.
+/// Steps that finish within this time are sent together.
 const STEP_BATCH_INTERVAL: Duration = Duration::from_millis(50);
-/// Limits of what a coordinator may ask for as time between heartbeats.
+/// The limits of the interval between heartbeats that a coordinator may request.
 const HEARTBEAT_LIMITS: [Duration; 2] = [Duration::from_millis(20), Duration::from_secs(60)];
 
 /// The worker's side of its stream.
 pub(crate) struct Session {
     pub(crate) channel: Channel,
     pub(crate) name: String,
-    /// Tells this process from another one of the same name.
+    /// Distinguishes this process from another one with the same name.
     pub(crate) instance_id: String,
-    /// What the bits of a result depend on here: workers that share a job have the same.
+    /// What the bits of a result depend on besides the job. All workers of a job have the same
+    /// value.
     pub(crate) numerics_id: String,
     pub(crate) address: PeerAddress,
     pub(crate) memory: MemoryLimit,
@@ -48,28 +49,28 @@ pub(crate) struct Session {
     pub(crate) desired: watch::Sender<DesiredState>,
     pub(crate) status: watch::Receiver<Option<CurrentJob>>,
     pub(crate) draining: watch::Receiver<bool>,
-    /// Whether a coordinator is there.
+    /// Whether a coordinator is connected.
     pub(crate) connected: watch::Sender<bool>,
-    /// The highest term seen: an older coordinator is one that has been replaced.
+    /// The highest term seen. A coordinator with an older term has been replaced.
     pub(crate) term: u64,
 }
 
-/// Why a stream ended.
+/// The reason why a stream ended.
 #[derive(Debug, thiserror::Error)]
 enum DisconnectReason {
     #[error("no address for peers: {0}")]
     Address(#[source] io::Error),
     #[error("{}", .0.message())]
     Refused(Box<Status>),
-    #[error("another process of this name is connected: {}", .0.message())]
+    #[error("another process with this name is connected: {}", .0.message())]
     NameTaken(Box<Status>),
-    #[error("it has term {term}, and one with term {seen} was seen: it has been replaced")]
+    #[error("the coordinator has term {term}, but one with term {seen} has been seen: it has been replaced")]
     Outdated { term: u64, seen: u64 },
-    #[error("it did not answer within {0:?}")]
+    #[error("the coordinator did not answer within {0:?}")]
     Silent(Duration),
-    #[error("it closed the stream")]
+    #[error("the coordinator closed the stream")]
     Closed,
-    #[error("it broke the protocol: {0}")]
+    #[error("the coordinator violated the protocol: {0}")]
     Protocol(&'static str),
 }
 
@@ -83,7 +84,8 @@ impl From<Status> for DisconnectReason {
 }
 
 impl Session {
-    /// Connects again and again, until `ending` is cancelled; then tells the last status, if there is somebody to tell.
+    /// Connects again and again until `ending` is cancelled. If connected then, sends the last
+    /// status.
     pub(crate) async fn run(mut self, ending: CancellationToken) {
         let mut pauses = backoff().build();
         loop {
@@ -97,7 +99,7 @@ impl Session {
             }
             let pause = pauses.next().unwrap_or_default();
             if let Err(reason) = ended {
-                tracing::warn!(%reason, retry_in = ?pause, "no coordinator");
+                tracing::warn!(%reason, retry_in = ?pause, "not connected to a coordinator");
             }
             tokio::select! {
                 () = sleep(pause) => {}
@@ -106,26 +108,28 @@ impl Session {
         }
     }
 
-    /// One stream, to its end.
+    /// Runs one stream until it ends.
     async fn run_stream(&mut self, ending: &CancellationToken) -> Result<(), DisconnectReason> {
         let (outbox, messages) = mpsc::channel(OUTBOX_CAPACITY);
-        // Directives are counted anew; what the last one said stays wanted.
+        // Directives are numbered per connection. The desired state of the last connection stays.
         self.desired.send_modify(|desired| desired.number = 0);
         let opened = async {
             let hello = self.hello().await.map_err(DisconnectReason::Address)?;
-            // There is room for the first message, and the receiver is here.
+            // This cannot fail or block: the channel is empty and its receiver is alive.
             let _ = outbox.send(hello).await;
             let client = WorkerControlClient::new(self.channel.clone());
             let mut client = client.max_decoding_message_size(MAX_MESSAGE_BYTES);
             let mut inbox = client.connect(ReceiverStream::new(messages)).await?.into_inner();
             match inbox.message().await?.and_then(|message| message.kind) {
                 Some(FromCoordinator::Welcome(welcome)) => Ok((inbox, welcome)),
-                Some(_) => Err(DisconnectReason::Protocol("its first message is no welcome")),
+                Some(_) => Err(DisconnectReason::Protocol("its first message is not a welcome")),
                 None => Err(DisconnectReason::Closed),
             }
         };
         let (inbox, welcome) = tokio::select! {
-            opened = timeout(WELCOME_TIMEOUT, opened) => opened.map_err(|_| DisconnectReason::Silent(WELCOME_TIMEOUT))??,
+            opened = timeout(WELCOME_TIMEOUT, opened) => {
+                opened.map_err(|_| DisconnectReason::Silent(WELCOME_TIMEOUT))??
+            }
             () = ending.cancelled() => return Ok(()),
         };
         if welcome.term < self.term {
@@ -133,7 +137,7 @@ impl Session {
         }
         self.term = welcome.term;
         let heartbeat = Duration::try_from_secs_f64(welcome.heartbeat_seconds)
-            .map_err(|_| DisconnectReason::Protocol("its time between heartbeats is none"))?;
+            .map_err(|_| DisconnectReason::Protocol("its heartbeat interval is not a duration"))?;
         tracing::info!(term = welcome.term, "coordinator connected");
         self.steps.rewind();
         self.connected.send_replace(true);
@@ -144,7 +148,8 @@ impl Session {
         tokio::select! {
             ended = &mut listening => ended,
             () = updates => {
-                // The last words are on their way; the coordinator closes its side once it has them.
+                // The last status is on its way. The coordinator closes its side once it has
+                // received it.
                 let _ = timeout(SHUTDOWN_TIMEOUT, listening).await;
                 Err(DisconnectReason::Closed)
             }
@@ -159,8 +164,8 @@ impl Session {
             peer_address: self.address.resolve().await?,
             version: env!("CARGO_PKG_VERSION").into(),
             status: Some(self.status()),
-            memory: self.memory.bytes.unwrap_or(0),
-            gpu: self.memory.gpu,
+            memory: self.memory.known_bytes().unwrap_or(0),
+            gpu: self.memory.device == DeviceKind::Gpu,
         };
         Ok(v1::WorkerMessage { kind: Some(FromWorker::Hello(hello)) })
     }
@@ -169,7 +174,7 @@ impl Session {
         status::status_message(self.status.borrow().as_ref(), &self.desired.borrow(), *self.draining.borrow())
     }
 
-    /// Takes what the coordinator says, until it says no more.
+    /// Processes the coordinator's messages until the stream ends.
     async fn listen(&self, mut inbox: Streaming<v1::CoordinatorMessage>) -> Result<(), DisconnectReason> {
         while let Some(message) = inbox.message().await? {
             match message.kind {
@@ -184,14 +189,16 @@ impl Session {
                 Some(FromCoordinator::Welcome(_)) => {
                     return Err(DisconnectReason::Protocol("a second welcome"));
                 }
-                // Of a newer revision; what it asks for is not known here.
+                // The message is of a newer revision of the protocol, and this worker cannot know
+                // its contents.
                 None => {}
             }
         }
         Err(DisconnectReason::Closed)
     }
 
-    /// Tells steps, and the status at every heartbeat and every change, until `ending`.
+    /// Sends steps, and the status at every heartbeat and every change, until `ending` is
+    /// cancelled.
     async fn send_updates(
         &self,
         outbox: mpsc::Sender<v1::WorkerMessage>,
@@ -218,7 +225,8 @@ impl Session {
             let urgent_part = status::urgent_part(message.clone());
             let is_news = is_due || last_sent.as_ref() != Some(&urgent_part);
             if is_news || Instant::now() >= steps_due {
-                // Steps first, so that whoever hears that the job is finished has all of them.
+                // Steps come first, so that the coordinator has all steps when it receives the
+                // status of a finished job.
                 while let Some(steps) = self.steps.next() {
                     steps_due = Instant::now() + STEP_BATCH_INTERVAL;
                     if send(&outbox, FromWorker::Steps(steps)).await.is_none() {
@@ -239,7 +247,8 @@ impl Session {
     }
 }
 
-/// None: the stream has ended, and its other side says why.
+/// Sends a message. Returns `None` if the stream has ended; [`Session::listen`] then returns the
+/// reason.
 async fn send(outbox: &mpsc::Sender<v1::WorkerMessage>, kind: FromWorker) -> Option<()> {
     outbox.send(v1::WorkerMessage { kind: Some(kind) }).await.ok()
 }

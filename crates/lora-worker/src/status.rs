@@ -1,4 +1,4 @@
-//! What this worker holds, and how it is told.
+//! The observed state of this worker, and its message to the coordinator.
 
 use std::time::Instant;
 
@@ -7,14 +7,14 @@ use lora_proto::v1::{self, Phase};
 
 use crate::directive::DesiredState;
 
-/// The job that the engine holds.
+/// The job that the engine has loaded or is loading.
 #[derive(Debug, Clone)]
 pub(crate) struct CurrentJob {
     pub(crate) job_id: String,
     pub(crate) generation: u64,
     pub(crate) phase: Phase,
-    /// Start of the phase; while training, end of the last step. The seconds that are told are counted by whoever tells
-    /// them, so that an engine that hangs is seen.
+    /// The start of the phase. While training, the end of the last step. The seconds in a status
+    /// are computed when it is sent, so that they keep growing if the engine hangs.
     pub(crate) since: Instant,
     pub(crate) completed_steps: u64,
     pub(crate) base: Option<v1::BaseReady>,
@@ -23,14 +23,14 @@ pub(crate) struct CurrentJob {
     pub(crate) suspects: Vec<u32>,
     pub(crate) unreachable: Vec<u32>,
     pub(crate) files: Vec<String>,
-    /// Message for people about the group; empty: none.
+    /// A message for users about the group. Empty if there is none.
     pub(crate) notice: String,
-    /// The token of the group it is in, or was in last.
+    /// The token of the current or last group.
     pub(crate) group: Option<CancelToken>,
 }
 
 impl CurrentJob {
-    /// The job of `assignment`, of which nothing is there yet.
+    /// The job of `assignment`, of which nothing is loaded yet.
     pub(crate) fn new(assignment: &v1::Assignment) -> Self {
         Self {
             job_id: assignment.job_id.clone(),
@@ -49,7 +49,7 @@ impl CurrentJob {
         }
     }
 
-    /// Begins a phase: what another one left is forgotten.
+    /// Enters a phase and clears the results of the previous phase.
     pub(crate) fn enter(&mut self, phase: Phase) {
         (self.phase, self.since) = (phase, Instant::now());
         self.cause.clear();
@@ -58,12 +58,13 @@ impl CurrentJob {
         self.files.clear();
     }
 
-    /// Whether the engine goes on by itself.
+    /// Whether the engine continues without further directives.
     pub(crate) fn is_busy(&self) -> bool {
         matches!(self.phase, Phase::Forming | Phase::Training | Phase::Saving | Phase::Exporting)
     }
 
-    /// Preparing is for the job, whichever generation is wanted.
+    /// The generation to report. While preparing, it is the newest desired one, because a job is
+    /// prepared for any generation.
     fn generation(&self, desired: &DesiredState) -> u64 {
         let newest = desired.assignment.as_deref().filter(|_| self.phase == Phase::Preparing);
         newest
@@ -72,7 +73,7 @@ impl CurrentJob {
     }
 }
 
-/// The status as it is now.
+/// Creates the message with the current status.
 pub(crate) fn status_message(
     current: Option<&CurrentJob>,
     desired: &DesiredState,
@@ -97,13 +98,13 @@ pub(crate) fn status_message(
     v1::WorkerStatus { job, draining, directive }
 }
 
-/// Whether what is held is of the job and generation that are wanted.
+/// Whether the reported job and generation are the desired ones.
 fn matches_desired(current: Option<&v1::HeldJob>, desired: &DesiredState) -> bool {
     let current = current.map(|current| (&current.job_id, current.generation));
     current == desired.assignment.as_deref().map(|assignment| (&assignment.job_id, assignment.generation))
 }
 
-/// The part of a status whose change is told at once; the rest can wait for the next heartbeat.
+/// The part of a status whose change is sent at once. Other changes wait for the next heartbeat.
 pub(crate) fn urgent_part(mut message: v1::WorkerStatus) -> v1::WorkerStatus {
     if let Some(job) = &mut message.job {
         job.seconds_in_phase = 0.0;

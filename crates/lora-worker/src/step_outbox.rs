@@ -1,17 +1,18 @@
-//! Finished steps on their way to the coordinator.
+//! Metrics of finished steps that the coordinator has not stored yet.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lora_proto::v1;
 
-/// Rows that are kept at most until the coordinator has stored them.
+/// The largest number of rows that are kept until the coordinator has stored them.
 pub(crate) const MAX_UNACKNOWLEDGED_STEPS: usize = 1 << 16;
-/// Rows in one message.
+/// The largest number of rows in a message.
 const STEPS_PER_MESSAGE: usize = 1 << 10;
 
-/// The finished steps that the coordinator has not stored yet. Every rank keeps them, and the first sends them: whoever
-/// takes its place has what it could not send any more. A clone is the same buffer.
+/// The rows of finished steps that the coordinator has not stored yet. Every rank keeps them, and
+/// rank 0 sends them: the rank that replaces rank 0 then has the rows that rank 0 could not send. A
+/// clone shares the buffer.
 #[derive(Clone, Default)]
 pub(crate) struct StepOutbox(Arc<Mutex<Buffer>>);
 
@@ -19,26 +20,26 @@ pub(crate) struct StepOutbox(Arc<Mutex<Buffer>>);
 struct Buffer {
     job_id: String,
     generation: u64,
-    /// This rank sends them.
+    /// Whether this rank sends the rows (it is rank 0).
     is_first: bool,
     rows: VecDeque<v1::StepReport>,
-    /// How many of the rows, from the first, have been sent to the coordinator that is connected now.
+    /// The number of rows, from the first, that were sent in the current connection.
     sent: usize,
-    /// Steps of this job up to this one are stored.
+    /// The steps of this job up to this one are stored.
     stored: u64,
-    /// Rows were lost, and somebody was told.
+    /// Whether rows were dropped, which is logged once.
     overflowed: bool,
 }
 
 impl StepOutbox {
-    /// The last step of the job that is known to be stored.
+    /// The last step of the job that is known to be stored, or 0.
     pub(crate) fn stored(&self, job_id: &str) -> u64 {
         let buffer = self.lock();
         if buffer.job_id == job_id { buffer.stored } else { 0 }
     }
 
-    /// From here on, rows of this job and generation. Those that are kept of the job stay; of `past` ones come in that are
-    /// not among them.
+    /// Starts a generation of a job. The rows of the same job are kept, and rows of `past` are
+    /// added for steps that have none.
     pub(crate) fn begin(&self, job_id: &str, generation: u64, is_first: bool, past: Vec<v1::StepReport>) {
         let mut buffer = self.lock();
         let is_same = buffer.job_id == job_id;
@@ -57,13 +58,13 @@ impl StepOutbox {
         };
     }
 
-    /// Forgets rows that are not stored: nobody wants them any more.
+    /// Drops the rows that are not stored, because the job was released.
     pub(crate) fn clear(&self) {
         let mut buffer = self.lock();
         (buffer.rows, buffer.sent) = (VecDeque::new(), 0);
     }
 
-    /// Takes a row; where there is no room, the oldest one is lost.
+    /// Adds a row. If the buffer is full, the oldest row is dropped.
     pub(crate) fn push(&self, row: v1::StepReport) {
         let mut buffer = self.lock();
         if buffer.rows.len() == MAX_UNACKNOWLEDGED_STEPS {
@@ -73,14 +74,14 @@ impl StepOutbox {
                 tracing::warn!(
                     job = buffer.job_id,
                     kept = MAX_UNACKNOWLEDGED_STEPS,
-                    "oldest metrics lost, too many are not stored"
+                    "oldest metrics dropped, too many are not acknowledged"
                 );
             }
         }
         buffer.rows.push_back(row);
     }
 
-    /// Steps of `job_id` up to `step` are stored.
+    /// Drops the rows of `job_id` up to `step`, which the coordinator has stored.
     pub(crate) fn acknowledge(&self, job_id: &str, step: u64) {
         let mut buffer = self.lock();
         if buffer.job_id != job_id {
@@ -93,18 +94,18 @@ impl StepOutbox {
         }
     }
 
-    /// Another connection: what was sent may not have arrived.
+    /// Marks all rows as not sent, for a new connection: rows that were sent may not have arrived.
     pub(crate) fn rewind(&self) {
         self.lock().sent = 0;
     }
 
-    /// Whether there are rows to send.
+    /// Whether this rank has rows to send.
     pub(crate) fn has_unsent(&self) -> bool {
         let buffer = self.lock();
         buffer.is_first && buffer.sent < buffer.rows.len()
     }
 
-    /// The next rows to send.
+    /// Returns the next rows to send, and marks them as sent.
     pub(crate) fn next(&self) -> Option<v1::Steps> {
         let mut buffer = self.lock();
         if !buffer.is_first {
@@ -156,20 +157,20 @@ mod tests {
         assert_eq!(sent(&steps), [3, 4, 5, 6]);
         assert_eq!((steps.stored("job"), steps.stored("another job")), (2, 0));
         steps.begin("another job", 1, true, vec![row(1)]);
-        assert_eq!(sent(&steps), [1], "rows of the job before are nobody's");
+        assert_eq!(sent(&steps), [1], "rows of the previous job are dropped");
     }
 
     #[test]
     fn a_new_rank_0_sends_its_predecessors_unacknowledged_steps() {
         let steps = StepOutbox::default();
         steps.begin("job", 1, false, Vec::new());
-        let told = v1::StepReport { notice: "skipped".into(), ..row(3) };
-        [row(2), told.clone()].into_iter().for_each(|row| steps.push(row));
-        assert!(!steps.has_unsent() && steps.next().is_none(), "the first rank sends them");
+        let noted = v1::StepReport { notice: "skipped".into(), ..row(3) };
+        [row(2), noted.clone()].into_iter().for_each(|row| steps.push(row));
+        assert!(!steps.has_unsent() && steps.next().is_none(), "only rank 0 sends rows");
         steps.acknowledge("job", 2);
         steps.begin("job", 2, true, vec![row(1), row(3), row(4)]);
         let message = steps.next().unwrap();
-        assert_eq!((message.generation, message.steps), (2, vec![row(1), told, row(4)]));
+        assert_eq!((message.generation, message.steps), (2, vec![row(1), noted, row(4)]));
     }
 
     #[test]
@@ -180,6 +181,6 @@ mod tests {
         let all = sent(&steps);
         assert_eq!((all.len(), all[0]), (MAX_UNACKNOWLEDGED_STEPS, 4));
         steps.push(row(MAX_UNACKNOWLEDGED_STEPS as u64 + 4));
-        assert_eq!(sent(&steps), [MAX_UNACKNOWLEDGED_STEPS as u64 + 4], "what was sent is not sent again");
+        assert_eq!(sent(&steps), [MAX_UNACKNOWLEDGED_STEPS as u64 + 4], "sent rows are not sent again");
     }
 }

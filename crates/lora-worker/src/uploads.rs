@@ -1,4 +1,5 @@
-//! Files of a job on their way to the coordinator. While it is away they wait.
+//! Uploads of a job's files to the coordinator. While the coordinator cannot be reached, the files
+//! wait.
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +16,7 @@ use tonic::transport::Channel;
 
 use crate::backoff::backoff;
 
-/// Where the files of a job's group go.
+/// Uploads files for one generation of a job.
 #[derive(Clone)]
 pub(crate) struct Uploads {
     pub(crate) channel: Channel,
@@ -24,8 +25,9 @@ pub(crate) struct Uploads {
 }
 
 impl Uploads {
-    /// Uploads a file; tried again for as long as it may work later. That is also so where the coordinator knows a newer
-    /// generation: the directive that says so is on its way and ends this.
+    /// Uploads a file. Retries transient errors without a limit of attempts. Retries too if the
+    /// coordinator has a newer generation: the directive with that generation is on its way and
+    /// ends the upload.
     ///
     /// # Errors
     /// The coordinator refuses the file.
@@ -35,7 +37,8 @@ impl Uploads {
             .retry(backoff())
             .when(|error| is_retryable(error) || is_superseded(error))
             .notify(|error, pause| {
-                tracing::warn!(job = self.job_id, file = artifact_name(&name), %error, ?pause, "upload failed, trying again");
+                let file = artifact_name(&name);
+                tracing::warn!(job = self.job_id, file, %error, ?pause, "upload failed, will retry");
             })
             .await
     }
@@ -48,7 +51,8 @@ impl Uploads {
     }
 }
 
-/// An error inside the coordinator is not the file's fault either.
+/// Whether a later attempt may succeed. Includes internal errors of the coordinator, which the file
+/// does not cause.
 fn is_retryable(error: &TransferError) -> bool {
     error.is_transient() || code(error) == Some(Code::Internal)
 }
@@ -64,7 +68,7 @@ fn code(error: &TransferError) -> Option<Code> {
     }
 }
 
-/// What people call the file.
+/// The name of the file in messages.
 pub(crate) fn artifact_name(name: &Name) -> String {
     match name {
         Name::CheckpointStep(step) => format!("checkpoint of step {step}"),
@@ -72,7 +76,7 @@ pub(crate) fn artifact_name(name: &Name) -> String {
     }
 }
 
-/// Uploads checkpoints beside the training. At most one waits, the newest.
+/// Uploads checkpoints while training continues. At most one checkpoint waits, the newest.
 pub(crate) struct CheckpointUploader {
     shared: Arc<UploadQueue>,
     task: AbortOnDropHandle<()>,
@@ -92,34 +96,34 @@ struct PendingCheckpoint {
 }
 
 impl CheckpointUploader {
-    /// Starts the task, which ends with this.
+    /// Starts the task. Dropping the uploader aborts it.
     pub(crate) fn start(runtime: &Handle, uploads: Uploads) -> Self {
         let shared = Arc::new(UploadQueue::default());
         let task = runtime.spawn(Arc::clone(&shared).work(uploads));
         Self { shared, task: AbortOnDropHandle::new(task) }
     }
 
-    /// Lets go of the one that waits: a newer one is about to be made.
+    /// Drops the waiting checkpoint, because a newer one is about to be made.
     pub(crate) fn drop_pending(&self) {
         *lock(&self.shared.waiting) = None;
     }
 
-    /// Takes the state after `step` steps, in the place of one that still waits.
+    /// Queues the checkpoint after `step` steps, in place of one that still waits.
     pub(crate) fn submit(&self, step: u64, bytes: Vec<u8>) {
         let digest = DigestBuilder::of_bytes(&bytes);
         *lock(&self.shared.waiting) = Some(PendingCheckpoint { step, digest, bytes });
         self.shared.arrived.notify_one();
     }
 
-    /// What went wrong since the last look.
+    /// Returns the last error since the previous call.
     pub(crate) fn take_error(&self) -> Option<String> {
         lock(&self.shared.problem).take()
     }
 
-    /// Ends the task. When this returns, its memory is free.
+    /// Ends the task. Its memory is free when this returns.
     pub(crate) async fn end(self) {
         self.task.abort();
-        // It was cancelled; a panic has been printed.
+        // The result is that the task was cancelled, or a panic, which has been printed.
         let _ = self.task.await;
     }
 }

@@ -1,4 +1,4 @@
-//! Which coordinator is meant.
+//! The address of the coordinator.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::Deserialize;
 use tonic::transport::Uri;
 
-/// The variable that names the coordinator.
+/// The environment variable with the address of the coordinator.
 const VARIABLE: &str = "LORA_COORDINATOR_ADDR";
 const DEFAULT: &str = "http://127.0.0.1:7400";
 const DEFAULT_PORT: u16 = 7400;
@@ -19,7 +19,8 @@ struct UserConfig {
     coordinator: Option<String>,
 }
 
-/// The coordinator's address: `given` on the command line, else the environment's, else that of the user's settings.
+/// Returns the coordinator's address: `given` on the command line, else that of the environment,
+/// else that of the user's settings, else the default.
 pub(crate) fn coordinator(given: Option<&str>) -> Result<String> {
     let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
     let variable = set(VARIABLE).map(|value| value.to_string_lossy().into_owned());
@@ -43,7 +44,7 @@ fn resolve(given: Option<&str>, variable: Option<&str>, config: Option<&Path>) -
     Ok(DEFAULT.to_owned())
 }
 
-/// No file is an empty one.
+/// Reads the user's settings. A file that does not exist counts as empty.
 fn read(path: &Path) -> Result<UserConfig> {
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
@@ -57,22 +58,23 @@ fn read(path: &Path) -> Result<UserConfig> {
     })
 }
 
-/// `http://host:port`, from that or from `host:port`, where the port may be left out.
+/// Returns an address as `http://host:port`. The scheme and the port of `text` are optional.
 fn normalized(text: &str) -> Result<String> {
-    let wanted = || format!("{text:?} is no address; give http://host:port or host:port");
+    let invalid = || format!("{text:?} is not an address; give http://host:port or host:port");
     let rest = match text.trim().split_once("://") {
         Some(("http", rest)) => rest,
-        Some(("https", _)) => bail!("{text:?}: the coordinator speaks no TLS; give http://host:port"),
-        Some(_) => bail!(wanted()),
+        Some(("https", _)) => bail!("{text:?}: the coordinator does not support TLS; give http://host:port"),
+        Some(_) => bail!(invalid()),
         None => text.trim(),
     };
-    let uri: Uri = format!("http://{}", rest.trim_end_matches('/')).parse().map_err(|_| anyhow!(wanted()))?;
+    let uri: Uri =
+        format!("http://{}", rest.trim_end_matches('/')).parse().map_err(|_| anyhow!(invalid()))?;
     let plain = uri.path() == "/" && uri.query().is_none();
-    let (Some(host), true) = (uri.host().filter(|host| !host.is_empty()), plain) else { bail!(wanted()) };
-    // A port that is no number makes the parser leave it out.
+    let (Some(host), true) = (uri.host().filter(|host| !host.is_empty()), plain) else { bail!(invalid()) };
+    // The parser ignores a port that is not a number.
     let authority = uri.authority().map_or("", |authority| authority.as_str());
     if authority.contains('@') || (uri.port_u16().is_none() && authority != host) {
-        bail!(wanted());
+        bail!(invalid());
     }
     Ok(format!("http://{host}:{}", uri.port_u16().unwrap_or(DEFAULT_PORT)))
 }
@@ -82,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_may_leave_out_scheme_and_port() {
+    fn scheme_and_port_are_optional() {
         for (text, address) in [
             ("http://host:1", "http://host:1"),
             ("http://host:1/", "http://host:1"),

@@ -1,4 +1,4 @@
-//! The connection to a coordinator, and what its refusals mean.
+//! The connection to a coordinator, and the errors of its calls.
 
 use std::error::Error;
 use std::future::Future;
@@ -18,30 +18,32 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt;
 
-/// How long a connection may take.
+/// Time limit for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long an answer may take.
+/// Time limit for an answer.
 pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// A silent connection is asked for a sign of life this often, and given up when none comes.
+/// Interval of keep-alive pings on a connection; without an answer within the timeout, the
+/// connection is closed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
-/// How often a call or transfer that broke is tried again, where it is.
+/// Maximum number of retries of a call or transfer that may be repeated.
 pub(crate) const MAX_RETRIES: usize = 8;
 
-/// Why a call came to nothing.
+/// The reason why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
-    /// There is none, or it is out of reach.
+    /// There is no coordinator at this address, or it cannot be reached.
     #[error(
-        "no coordinator at {address}: {cause}; start one (lora-coordinator), or give its address with --coordinator"
+        "no coordinator at {address}: {cause}; start one (lora-coordinator), or give its address with \
+         --coordinator"
     )]
     Unreachable { address: String, cause: String },
-    /// It answers with a refusal.
+    /// The coordinator refused the call.
     #[error("{}", refusal(.0))]
     Refused(Box<Status>),
 }
 
-/// A coordinator.
+/// The client of a coordinator.
 #[derive(Debug, Clone)]
 pub(crate) struct Client {
     address: String,
@@ -49,10 +51,10 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    /// Connects with the coordinator at `address`, as `http://host:port`.
+    /// Connects to the coordinator at `address`, which has the form `http://host:port`.
     pub(crate) async fn connect(address: &str) -> Result<Self> {
         let endpoint = Endpoint::from_shared(address.to_owned())
-            .with_context(|| format!("{address} is no address"))?
+            .with_context(|| format!("{address} is not an address"))?
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
             .keep_alive_timeout(KEEPALIVE_TIMEOUT);
@@ -61,22 +63,22 @@ impl Client {
         Ok(Self { address: address.to_owned(), channel })
     }
 
-    /// What people and their tools ask of it.
+    /// The service for jobs.
     pub(crate) fn jobs(&self) -> FineTuningClient<Channel> {
         FineTuningClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// Its files.
+    /// The service for files.
     pub(crate) fn artifacts(&self) -> ArtifactsClient<Channel> {
         lora_proto::file_transfer::artifacts(self.channel.clone())
     }
 
-    /// The connection; it comes about again by itself when it breaks.
+    /// The connection. It reconnects by itself after it was lost.
     pub(crate) fn channel(&self) -> Channel {
         self.channel.clone()
     }
 
-    /// Waits for an answer, within [`CALL_TIMEOUT`].
+    /// Waits for the answer of a call, at most [`CALL_TIMEOUT`].
     pub(crate) async fn call<T>(
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
@@ -88,13 +90,13 @@ impl Client {
         }
     }
 
-    /// Where the job of this id stands.
+    /// Returns the job with this id.
     pub(crate) async fn job(&self, job_id: &str) -> Result<v1::Job, CallError> {
         let request = v1::GetJobRequest { job_id: job_id.to_owned() };
         self.call(self.jobs().get_job(request)).await
     }
 
-    /// What `status` means.
+    /// Returns the error for `status`.
     pub(crate) fn error(&self, status: Status) -> CallError {
         if is_transient(&status) {
             unreachable(&self.address, cause(&status))
@@ -103,7 +105,7 @@ impl Client {
         }
     }
 
-    /// What a failed transfer of `name` means.
+    /// Returns the error for a failed transfer of the file `name`.
     pub(crate) fn transfer_error(&self, error: TransferError, name: &str) -> anyhow::Error {
         match error {
             TransferError::Refused(status) => {
@@ -119,9 +121,9 @@ impl Client {
     }
 }
 
-/// How long is waited before each new attempt.
+/// Returns the delays before retries.
 pub(crate) fn delays() -> ExponentialBuilder {
-    // Tests have no time to lose.
+    // Short delays keep the tests fast.
     let first = if cfg!(test) { 1 } else { 100 };
     ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(first))
@@ -129,17 +131,19 @@ pub(crate) fn delays() -> ExponentialBuilder {
         .with_jitter()
 }
 
-/// Whether the same call may succeed later: the connection broke, or the coordinator is away.
+/// Whether the same call may succeed later, because the connection broke or the coordinator is
+/// unreachable.
 pub(crate) fn is_transient(status: &Status) -> bool {
     match status.code() {
         Code::Unavailable | Code::Cancelled | Code::DeadlineExceeded => true,
-        // From this side of the wire: what a connection says that breaks in the middle.
+        // A status with a source was made by this client, for a connection that broke during the
+        // call.
         Code::Unknown | Code::Internal => status.source().is_some(),
         _ => false,
     }
 }
 
-/// Why a connection does not serve.
+/// Returns the cause of a failed connection as text.
 pub(crate) fn cause(status: &Status) -> String {
     match status.source() {
         Some(source) => innermost(source),
@@ -147,7 +151,8 @@ pub(crate) fn cause(status: &Status) -> String {
     }
 }
 
-/// A refusal of something that `file` has, with file and line where it is about a setting.
+/// Converts a refusal of the job of `file`. If the refusal is about a setting, the error has file
+/// and line.
 pub(crate) fn located(error: CallError, file: &JobFile) -> anyhow::Error {
     let CallError::Refused(status) = &error else { return error.into() };
     let Some(request) = status.get_details_bad_request() else { return error.into() };
@@ -167,13 +172,13 @@ pub(crate) fn located(error: CallError, file: &JobFile) -> anyhow::Error {
     if texts.is_empty() { error.into() } else { anyhow::anyhow!(texts.join("; ")) }
 }
 
-/// What a refusal says: the fields it is about, or else its message.
+/// Formats a refusal: the fields that it names, or else its message.
 fn refusal(status: &Status) -> String {
     let violations =
         status.get_details_bad_request().map(|request| request.field_violations).unwrap_or_default();
     let fields: Vec<String> = violations
         .iter()
-        // The message may say more than the details, but has to say as much.
+        // A field is added only if the message does not already have its description.
         .filter(|violation| !status.message().contains(&violation.description))
         .map(|violation| format!("{}: {}", violation.field, violation.description))
         .collect();
@@ -184,7 +189,7 @@ fn unreachable(address: &str, cause: String) -> CallError {
     CallError::Unreachable { address: address.to_owned(), cause }
 }
 
-/// The error at the bottom of a chain, in plain words.
+/// Formats the innermost error of a chain.
 fn innermost(error: &(dyn Error + 'static)) -> String {
     let mut error = error;
     while let Some(source) = error.source() {
@@ -223,10 +228,10 @@ mod tests {
         let file = JobFile::parse(text, Path::new("/jobs/job.yaml")).unwrap();
         let error = located(refused("training.eval_steps", "is 9"), &file).to_string();
         assert_eq!(error, "/jobs/job.yaml:7: training.eval_steps: is 9");
-        let error = located(refused("inputs.train.name", "is no file name"), &file).to_string();
-        assert_eq!(error, "inputs.train.name: is no file name");
-        let plain = CallError::Refused(Box::new(Status::not_found("there is no job \"x\"")));
-        assert_eq!(located(plain, &file).to_string(), "there is no job \"x\"");
+        let error = located(refused("inputs.train.name", "is not a file name"), &file).to_string();
+        assert_eq!(error, "inputs.train.name: is not a file name");
+        let plain = CallError::Refused(Box::new(Status::not_found("job \"x\" does not exist")));
+        assert_eq!(located(plain, &file).to_string(), "job \"x\" does not exist");
     }
 
     #[test]
@@ -249,22 +254,22 @@ mod tests {
         assert_eq!(
             error.to_string(),
             format!(
-                "no coordinator at {address}: connection refused; start one (lora-coordinator), or give its address \
-                 with --coordinator"
+                "no coordinator at {address}: connection refused; start one (lora-coordinator), or give \
+                 its address with --coordinator"
             )
         );
     }
 
     #[test]
     fn only_connection_errors_are_transient() {
-        for (status, passing) in [
+        for (status, transient) in [
             (Status::unavailable("shutting down"), true),
             (Status::from_error(Box::new(io::Error::from(io::ErrorKind::BrokenPipe))), true),
             (Status::internal("the store failed"), false),
             (Status::not_found("no job"), false),
             (Status::out_of_range("event 1"), false),
         ] {
-            assert_eq!(is_transient(&status), passing, "{status:?}");
+            assert_eq!(is_transient(&status), transient, "{status:?}");
         }
     }
 }

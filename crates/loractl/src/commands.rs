@@ -1,4 +1,4 @@
-//! The subcommands, a file each.
+//! The subcommands, one file each.
 
 pub(crate) mod cancel;
 pub(crate) mod completions;
@@ -28,7 +28,8 @@ use anyhow::{Context, Result};
 use crate::address;
 use crate::client::Client;
 
-/// Does `work` with the coordinator at the `given` address, or else the configured one.
+/// Connects to the coordinator at the `given` address, or else at the configured one, and runs
+/// `work`.
 pub(crate) fn online<T>(given: Option<&str>, work: impl AsyncFnOnce(Client) -> Result<T>) -> Result<T> {
     let address = address::coordinator(given)?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,5 +1,6 @@
-//! What this machine has of CUDA. loractl links none of it: libraries are loaded by their names, in child processes, which
-//! may hang or crash, and GPUs are computed on by an installed `lora-worker` that was built for CUDA.
+//! Detection of CUDA on this machine. loractl does not link CUDA: its libraries are loaded by name
+//! in child processes, which may hang or crash. Training on GPUs is done by an installed
+//! `lora-worker` that was built for CUDA.
 
 mod child;
 mod driver;
@@ -18,22 +19,21 @@ pub(crate) use libraries::{LIBRARIES, Library, Loaded};
 pub(crate) use search_paths::find_unsearched;
 pub(crate) use worker::{Build, Candidate, candidates};
 
-/// How long the driver, and each program or library that is asked something, may take to answer. The
-/// first start on a machine reads more than half a gigabyte of CUDA's libraries, perhaps from a network
-/// disk.
+/// Time limit for the answer of the driver, of a library or of a program. The first start on a
+/// machine reads more than half a gigabyte of CUDA's libraries, perhaps from a network disk.
 pub(crate) const ANSWER_LIMIT: Duration = Duration::from_secs(120);
 
-/// What a child process of this executable can be asked.
+/// A query that a child process of this executable answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ProbeQuery {
-    /// About the driver and its GPUs: [`Driver`].
+    /// The driver and its GPUs; the answer is a [`Driver`].
     Driver,
-    /// About one of [`LIBRARIES`]: [`Loaded`].
+    /// One of [`LIBRARIES`]; the answer is a [`Loaded`].
     Library(&'static Library),
 }
 
 impl ProbeQuery {
-    /// The question about the library of this file.
+    /// The query about the library with this file name; `None` for an unknown file.
     pub(crate) fn named(file: &str) -> Option<Self> {
         if file == driver::DRIVER_LIBRARY {
             return Some(Self::Driver);
@@ -49,7 +49,7 @@ impl ProbeQuery {
         })
     }
 
-    /// Asks a child process, which may take until `limit`.
+    /// Runs the query in a child process, which is killed after `limit`.
     pub(crate) async fn ask<T: DeserializeOwned>(self, limit: Duration) -> Result<T, ChildError> {
         let file = match self {
             Self::Driver => driver::DRIVER_LIBRARY,

@@ -1,4 +1,4 @@
-//! What this machine can train on, and what it lacks.
+//! Examination of what this machine can train on, and what it lacks.
 
 mod remedies;
 mod report;
@@ -16,25 +16,25 @@ use crate::cuda::{self, Build, Candidate, ChildError, Driver, LIBRARIES, ProbeQu
 
 pub(crate) use report::Report;
 
-/// How much longer than its own limit the process that runs the all-reduce may take: it names the ranks
-/// that gave no answer, and ends them.
+/// Additional time for the process that runs the all-reduce. After its own limit, this process
+/// still kills the ranks that did not answer, and names them.
 const MARGIN: Duration = Duration::from_secs(15);
 
-/// What to examine, and how.
+/// Options of an examination.
 #[derive(Debug, Clone)]
 pub(crate) struct Options {
-    /// Whether GPUs are looked for.
+    /// Whether to examine CUDA and GPUs.
     pub(crate) cuda: bool,
-    /// The worker to examine; none: the installed ones.
+    /// The worker program to examine; `None`: the installed ones.
     pub(crate) worker: Option<PathBuf>,
-    /// How long each process that is asked something may take.
+    /// Time limit for each child process.
     pub(crate) limit: Duration,
 }
 
-/// Examines this machine. What hangs or crashes on the way is part of the report.
+/// Examines this machine. A child process that hangs or crashes becomes part of the report.
 ///
 /// # Errors
-/// Even the CPU computes nothing.
+/// The measurement of the CPU failed.
 pub(crate) async fn examine(options: &Options) -> Result<Report, ProbeError> {
     if !options.cuda {
         return Report::cpu_only();
@@ -68,7 +68,7 @@ pub(crate) async fn examine(options: &Options) -> Result<Report, ProbeError> {
     Report::new(driver, libraries, workers, readings, all_reduce)
 }
 
-/// The worker for GPUs that comes first.
+/// The first worker program that was built for CUDA.
 pub(crate) fn built_for_cuda(workers: &[Candidate]) -> Option<&Candidate> {
     workers.iter().find(|worker| matches!(worker.build, Build::Cuda { .. }))
 }

@@ -1,4 +1,4 @@
-//! A job's result on its way to a directory.
+//! Download of a job's result into a directory.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,13 +15,17 @@ use crate::client::{Client, MAX_RETRIES, delays};
 use crate::output::bytes;
 use crate::submit::bytes_bar;
 
-/// The file that comes last: where it is, the result is complete.
+/// The file that is written last: if it exists, the result is complete.
 pub(crate) const RECEIPT: &str = "receipt.json";
-/// Longest name of a result's file, in bytes.
+/// Maximum length of the name of a result file, in bytes.
 const MAX_NAME_BYTES: usize = 128;
 
-/// Downloads the result of `job` into `dir`. Files that are there already are left as they are; others in the way are an
-/// error, but for those named in `replaceable`. An interrupted download goes on where it was.
+/// Downloads the result of `job` into `dir`. Result files that already exist there with the same
+/// contents are skipped. An interrupted download continues where it stopped.
+///
+/// # Errors
+/// A file of the same name with other contents exists and is not named in `replaceable`, or the
+/// download failed.
 pub(crate) async fn download_result(
     client: &Client,
     job: &v1::Job,
@@ -33,7 +37,9 @@ pub(crate) async fn download_result(
     let bar = bytes_bar(files.iter().map(|file| file.digest.size).sum());
     if bar.is_hidden() && !files.is_empty() {
         let size = bar.length().unwrap_or_default();
-        eprintln!("downloading {} files ({}) to {}", files.len(), bytes(size), dir.display());
+        let (missing, all) = (files.len(), job.result.len());
+        let rest = if missing < all { "; the rest is already there" } else { "" };
+        eprintln!("downloading {missing} of {all} result files ({}) to {}{rest}", bytes(size), dir.display());
     }
     for file in &files {
         bar.set_message(file.name.clone());
@@ -49,23 +55,23 @@ pub(crate) async fn download_result(
     Ok(())
 }
 
-/// A file that is not yet there.
+/// A result file that the directory does not have yet.
 struct PendingDownload {
     name: String,
     digest: v1::FileDigest,
     path: PathBuf,
 }
 
-/// Looks at all files before any is written; the receipt comes last.
+/// Checks all files before any is written. Returns those to download, with the receipt last.
 fn pending_downloads(job: &v1::Job, dir: &Path, replaceable: &[&str]) -> Result<Vec<PendingDownload>> {
     if dir.symlink_metadata().is_ok() && !dir.is_dir() {
-        bail!("{} is in the way; choose another directory", dir.display());
+        bail!("{} already exists and is not a directory; choose another one", dir.display());
     }
     let mut pending_downloads = Vec::new();
     for file in &job.result {
         let name = &file.name;
         if !is_file_name(name) {
-            bail!("the coordinator has a result file named {name:?}, which is no file name");
+            bail!("the coordinator has a result file named {name:?}, which is not a file name");
         }
         let digest = file.digest.clone().with_context(|| format!("the coordinator has no hash of {name}"))?;
         let path = dir.join(name);
@@ -75,7 +81,7 @@ fn pending_downloads(job: &v1::Job, dir: &Path, replaceable: &[&str]) -> Result<
                 continue;
             }
             if !replaceable.contains(&name.as_str()) {
-                bail!("{} is in the way, and another file; choose another directory", path.display());
+                bail!("{} already exists with other contents; choose another directory", path.display());
             }
         }
         pending_downloads.push(PendingDownload { name: name.clone(), digest, path });
@@ -84,7 +90,7 @@ fn pending_downloads(job: &v1::Job, dir: &Path, replaceable: &[&str]) -> Result<
     Ok(pending_downloads)
 }
 
-/// Fetches into `<name>.part`; what is whole and right gets its name.
+/// Downloads into `<name>.part`, which is renamed once it is complete and has the right hash.
 async fn fetch(
     client: &Client,
     job: &v1::Job,
@@ -94,9 +100,9 @@ async fn fetch(
 ) -> Result<()> {
     let part = file.path.with_file_name(format!("{}.part", file.name));
     let source = v1::ResultFile { job_id: job.job_id.clone(), name: file.name.clone() };
-    let patience = || delays().with_max_times(MAX_RETRIES).build();
-    let mut left = patience();
-    let mut damaged = false;
+    let retry_delays = || delays().with_max_times(MAX_RETRIES).build();
+    let mut left = retry_delays();
+    let mut was_corrupt = false;
     let found = loop {
         let mut progress = false;
         let source = download_request::Source::Result(source.clone());
@@ -106,11 +112,12 @@ async fn fetch(
         });
         match attempt.await {
             Ok(found) => break found,
-            // What an earlier attempt left may be of another file; what comes anew is not.
-            Err(TransferError::Corrupt) if !damaged => damaged = true,
+            // An earlier attempt may have left a part of another file. The next attempt starts from
+            // the beginning, so it cannot be corrupt for this reason.
+            Err(TransferError::Corrupt) if !was_corrupt => was_corrupt = true,
             Err(error) if error.is_transient() && !matches!(error, TransferError::Corrupt) => {
                 if progress {
-                    left = patience();
+                    left = retry_delays();
                 }
                 match left.next() {
                     Some(delay) => sleep(delay).await,
@@ -121,18 +128,18 @@ async fn fetch(
         }
     };
     if found != file.digest {
-        bail!("{}: the coordinator sent another file than it announced", file.name);
+        bail!("{}: the coordinator sent a file whose hash is not that of the job's result", file.name);
     }
     fs::rename(&part, &file.path).with_context(|| file.path.display().to_string())
 }
 
-/// Bare, and harmless wherever it is written.
+/// Whether `name` is a plain file name that is safe to write in any directory.
 pub(crate) fn is_file_name(name: &str) -> bool {
     let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.starts_with('.') && name.chars().all(legal)
 }
 
-/// A rename is on disk once its directory is.
+/// Flushes the directory to disk, which makes earlier renames in it durable.
 fn sync(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| dir.display().to_string())
 }
@@ -143,7 +150,7 @@ mod tests {
     use crate::client::CallError;
     use crate::fake_coordinator::FakeCoordinator;
 
-    /// A coordinator with a result of two files, the receipt named first.
+    /// A coordinator with a result of two files, of which the receipt is the first.
     async fn result() -> (FakeCoordinator, v1::Job, Vec<u8>) {
         let fake = FakeCoordinator::serve(Vec::new()).await;
         let weights: Vec<u8> = (0..10_500_u32).map(|i| (i * 7 % 251) as u8).collect();
@@ -176,7 +183,7 @@ mod tests {
         assert_eq!(fs::read(dir.join("weights.bin")).unwrap(), weights);
         assert_eq!(names(&dir), [RECEIPT, "weights.bin"]);
         download_result(&fake.client().await, &job, &dir, &[]).await.unwrap();
-        assert_eq!(fake.offsets().len(), 5, "everything is there");
+        assert_eq!(fake.offsets().len(), 5, "all files exist");
     }
 
     #[tokio::test]
@@ -217,13 +224,13 @@ mod tests {
         fs::write(dir.path().join("weights.bin"), "theirs").unwrap();
         let client = fake.client().await;
         let error = download_result(&client, &job, dir.path(), &[]).await.unwrap_err().to_string();
-        assert!(error.contains("weights.bin is in the way"), "{error}");
+        assert!(error.contains("weights.bin already exists with other contents"), "{error}");
         assert_eq!((names(dir.path()), fake.offsets().len()), (vec!["weights.bin".to_owned()], 0));
         download_result(&client, &job, dir.path(), &["weights.bin"]).await.unwrap();
         assert_eq!(fs::read(dir.path().join("weights.bin")).unwrap(), weights);
         let file = dir.path().join("weights.bin");
         let error = download_result(&client, &job, &file, &[]).await.unwrap_err().to_string();
-        assert!(error.contains("is in the way"), "{error}");
+        assert!(error.contains("is not a directory"), "{error}");
     }
 
     #[tokio::test]
@@ -233,7 +240,7 @@ mod tests {
         for name in ["../x", "/x", "", ".x", "a b"] {
             job.result[0].name = name.into();
             let error = download_result(&fake.client().await, &job, dir.path(), &[]).await.unwrap_err();
-            assert!(error.to_string().contains("no file name"), "{name}: {error}");
+            assert!(error.to_string().contains("not a file name"), "{name}: {error}");
         }
     }
 }

@@ -12,7 +12,7 @@ const JOB_STOPPED: u8 = 4;
 const UNREACHABLE: u8 = 5;
 const INTERRUPTED: u8 = 130;
 
-/// Of a job that was watched until it rested.
+/// Returns the exit code for a job that was watched until it stopped in `state`.
 pub(crate) fn from_state(state: &str) -> ExitCode {
     match JobState::from_name(state) {
         Some(JobState::Succeeded) => ExitCode::SUCCESS,
@@ -21,18 +21,18 @@ pub(crate) fn from_state(state: &str) -> ExitCode {
     }
 }
 
-/// Of somebody who did not want to wait; as shells have it for Ctrl-C.
+/// Returns the exit code after Ctrl-C, which is the one that shells use.
 pub(crate) fn interrupted() -> ExitCode {
     ExitCode::from(INTERRUPTED)
 }
 
-/// Says what is wrong.
+/// Prints an error and returns its exit code.
 pub(crate) fn from_error(error: &anyhow::Error) -> ExitCode {
     let is_closed = |cause: &(dyn std::error::Error + 'static)| {
         cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
     };
     if error.chain().any(is_closed) {
-        // Whoever read stdout, such as `head`, has read enough.
+        // The reader of stdout, such as `head`, has closed the pipe because it needs no more.
         return ExitCode::SUCCESS;
     }
     eprintln!("error: {error:#}");

@@ -1,4 +1,4 @@
-//! A coordinator that does as tests tell it.
+//! A coordinator for tests, with answers and failures that the tests define.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -21,7 +21,7 @@ use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::client::Client;
 
-/// What becomes of a stream once it has sent what it should.
+/// What happens to a stream after its last message.
 #[derive(Debug, Clone)]
 pub(crate) enum StreamEnd {
     End,
@@ -34,23 +34,24 @@ struct FakeState {
     jobs: Vec<v1::Job>,
     largest_page: usize,
     log: Vec<Kind>,
-    /// First event and step that are kept.
+    /// The first event and the first step that are kept.
     kept: (u64, u64),
-    /// For each stream to come: messages it sends, and what then becomes of it. Later ones send everything and end.
+    /// For each of the next streams: the number of messages that it sends, and how it then ends.
+    /// Later streams send all messages and end.
     streams: VecDeque<(usize, StreamEnd)>,
     watched: Vec<v1::WatchJobRequest>,
     files: HashMap<Vec<u8>, Vec<u8>>,
     results: HashMap<String, Vec<u8>>,
-    /// For each download to come: bytes after which it breaks.
+    /// For each of the next downloads: the number of bytes after which it breaks.
     breaks: VecDeque<usize>,
     offsets: Vec<u64>,
     uploads: Vec<Vec<u8>>,
     submitted: Vec<v1::SubmitJobRequest>,
-    /// Calls that fail after they have done their work, or before: what they answer.
+    /// Errors of the next uploads and submits, which return them after their work is done.
     lost_answers: VecDeque<Status>,
 }
 
-/// A coordinator on a free port; it ends when this is dropped.
+/// A coordinator on a free port; it ends when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct FakeCoordinator {
     address: SocketAddr,
@@ -58,14 +59,14 @@ pub(crate) struct FakeCoordinator {
     _server: AbortOnDropHandle<()>,
 }
 
-/// A connection that can be cut.
+/// A proxy whose connections can be cut.
 pub(crate) struct CuttableProxy {
     connections: Arc<Mutex<JoinSet<()>>>,
     _accepting: AbortOnDropHandle<()>,
 }
 
 impl CuttableProxy {
-    /// Breaks every connection there is.
+    /// Breaks all current connections.
     pub(crate) fn cut(&self) {
         self.connections.lock().unwrap().abort_all();
     }
@@ -90,7 +91,7 @@ impl FakeCoordinator {
         Client::connect(&format!("http://{}", self.address)).await.unwrap()
     }
 
-    /// Another address of it, over connections that can be cut.
+    /// Starts a proxy with connections that can be cut, and returns it with its address.
     pub(crate) async fn proxy(&self) -> (CuttableProxy, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -100,7 +101,7 @@ impl FakeCoordinator {
             while let Ok((mut near, _)) = listener.accept().await {
                 accepted.lock().unwrap().spawn(async move {
                     let mut far = TcpStream::connect(to).await.unwrap();
-                    // Either side may end it.
+                    // Either side may end the connection.
                     let _ = tokio::io::copy_bidirectional(&mut near, &mut far).await;
                 });
             }
@@ -120,7 +121,7 @@ impl FakeCoordinator {
         self.state().streams = streams.into();
     }
 
-    /// Nothing before this event and this step is kept.
+    /// Deletes all events before `event` and all steps before `step`.
     pub(crate) fn forget(&self, event: u64, step: u64) {
         self.state().kept = (event, step);
     }
@@ -129,7 +130,7 @@ impl FakeCoordinator {
         self.state().watched.clone()
     }
 
-    /// Makes `bytes` a result file, or an input where it has no name.
+    /// Stores `bytes`, as a result file if there is a name, otherwise as an input.
     pub(crate) fn store(&self, result: Option<&str>, bytes: &[u8]) -> v1::FileDigest {
         let digest = DigestBuilder::of_bytes(bytes);
         self.state().files.insert(digest.sha256.clone(), bytes.to_vec());
@@ -157,7 +158,7 @@ impl FakeCoordinator {
         self.state().submitted.clone()
     }
 
-    /// The next uploads and submits answer this, after their work is done.
+    /// Makes the next uploads and submits return these errors after their work is done.
     pub(crate) fn lose_answers(&self, answers: Vec<Status>) {
         self.state().lost_answers = answers.into();
     }
@@ -177,7 +178,7 @@ impl FakeService {
 
     fn job(&self, job_id: &str) -> Result<v1::Job, Status> {
         let job = self.state().jobs.iter().find(|job| job.job_id == job_id).cloned();
-        job.ok_or_else(|| Status::not_found(format!("there is no job {job_id:?}")))
+        job.ok_or_else(|| Status::not_found(format!("job {job_id:?} does not exist")))
     }
 
     fn answer<T>(&self, answer: T) -> Result<Response<T>, Status> {
@@ -187,7 +188,7 @@ impl FakeService {
 
 type Sent<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// `messages`, and then what `after` says.
+/// Returns a stream of `messages` that ends with `after`.
 fn sent<T: Send + 'static>(messages: Vec<T>, after: StreamEnd) -> Sent<T> {
     use tokio_stream::{StreamExt, iter, pending};
     let messages = iter(messages.into_iter().map(Ok));
@@ -344,7 +345,7 @@ impl Artifacts for FakeService {
             Some(download_request::Source::Result(file)) => state.results.get(&file.name),
             None => None,
         };
-        let bytes = bytes.cloned().ok_or_else(|| Status::not_found("there is no such file"))?;
+        let bytes = bytes.cloned().ok_or_else(|| Status::not_found("the file does not exist"))?;
         state.offsets.push(offset);
         let rest =
             bytes.get(offset as usize..).ok_or_else(|| Status::out_of_range("offset is past the end"))?;

@@ -1,4 +1,4 @@
-//! The files that a job reads, as they lie on this machine.
+//! The files that a job reads, on this machine.
 
 use std::path::{Path, PathBuf};
 
@@ -11,25 +11,26 @@ use lora_spec::{FieldError, JobFile, SafetensorsIndex};
 
 use crate::output::bytes;
 
-/// The most bytes a name may have in the store.
+/// Maximum length of a file name in the store, in bytes.
 const MAX_STORED_NAME_BYTES: usize = 255;
-/// Files of an adapter.
+/// The files of an adapter.
 const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
-/// Files that a base need not have.
+/// Files of a base that are optional.
 const OPTIONAL_BASE_FILES: [&str; 2] = ["model.safetensors.index.json", "generation_config.json"];
 
 /// Where workers get the base from.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum BaseLocation {
-    /// From the store, where it is uploaded to.
+    /// From the coordinator's store, after an upload from this directory.
     Uploaded(PathBuf),
+    /// From a hub or an object store.
     Url(String),
-    /// From their own disks.
+    /// From this path on their own disks.
     Path(PathBuf),
 }
 
-/// A file, and what the store knows it by.
+/// A local file, with its name and digest in the store.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct LocalFile {
     pub(crate) path: PathBuf,
@@ -47,17 +48,18 @@ pub(crate) struct JobFiles {
 }
 
 impl BaseLocation {
-    /// How the base of `file` gets to the workers, if at most `max_upload` bytes of it are uploaded. Says where it has to
-    /// lie if they are not.
+    /// Chooses how the workers get the base of `file`. A base is uploaded if all its files together
+    /// have at most `max_upload` bytes. If not, a message on stderr describes where the workers
+    /// need it.
     pub(crate) fn choose(file: &JobFile, job_dir: &Path, max_upload: u64) -> Result<Self> {
         if let Some(url) = file.job.model.base_url() {
             return Ok(Self::Url(url.to_owned()));
         }
         let dir = &file.job.model.base;
         if !dir.is_dir() {
-            // A path from the job file on is one of this machine.
+            // A path below the job file's directory is meant for this machine.
             if dir.starts_with(job_dir) {
-                let message = format!("there is no directory {}", dir.display());
+                let message = format!("the directory {} does not exist", dir.display());
                 return Err(file.locate(FieldError::new("model.base", message)).into());
             }
             eprintln!("{} is not on this machine; each worker needs it under its model_roots", dir.display());
@@ -66,7 +68,8 @@ impl BaseLocation {
         let size = base_files(dir)?.iter().map(|(_, path)| size(path)).sum::<Result<u64>>()?;
         if size > max_upload {
             eprintln!(
-                "{} has {}, more than --max-upload {}: it is not uploaded, and each worker needs it under its model_roots",
+                "{} has {}, more than --max-upload {}: it is not uploaded, and each worker needs it under \
+                 its model_roots",
                 dir.display(),
                 bytes(size),
                 bytes(max_upload)
@@ -78,7 +81,7 @@ impl BaseLocation {
 }
 
 impl JobFiles {
-    /// Reads and hashes the files of the job of `file`, and shows so on `bar`. Blocks.
+    /// Reads and hashes the files of the job of `file`, and shows the progress on `bar`. Blocks.
     pub(crate) fn collect(file: &JobFile, base: BaseLocation, bar: &ProgressBar) -> Result<Self> {
         let job = &file.job;
         let mut files = Vec::new();
@@ -109,7 +112,7 @@ impl JobFiles {
         Ok(Self { base, files, train, eval, init_from })
     }
 
-    /// As the protocol names them.
+    /// The inputs as a message of the protocol.
     pub(crate) fn message(&self) -> v1::Inputs {
         v1::Inputs {
             base: Some(v1::Base { source: Some(self.base.clone()) }),
@@ -119,12 +122,12 @@ impl JobFiles {
         }
     }
 
-    /// Those that have to be in the store.
+    /// The files that must be in the store.
     pub(crate) fn files(&self) -> &[LocalFile] {
         &self.files
     }
 
-    /// The setting whose file has other contents than `earlier` says.
+    /// Returns the first setting whose file has other contents than in `earlier`.
     pub(crate) fn difference(&self, earlier: &v1::Inputs) -> Option<&'static str> {
         let hash = |file: &v1::StoredFile| file.digest.clone();
         let hashes = |files: &[v1::StoredFile]| files.iter().map(hash).collect::<Vec<_>>();
@@ -141,12 +144,15 @@ impl JobFiles {
     }
 }
 
-/// What a worker needs of a base: names in the store, and files.
+/// Returns the files of a base that a worker needs, with their names in the store.
 fn base_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     let checkpoint = SafetensorsIndex::open(dir)?;
-    // The index names them; another name would break it.
+    // The index of the checkpoint has these names, so the files cannot be renamed.
     if let Some(path) = checkpoint.files.iter().find(|path| !path.ends_with(store_name(path))) {
-        bail!("{}: a name of letters, digits, '-', '_' and '.' is needed for an upload", path.display());
+        bail!(
+            "{}: cannot upload a file of this name; use only letters, digits, '-', '_' and '.'",
+            path.display()
+        );
     }
     let tokenizer = Tokenizer::load(dir)?;
     let optional = OPTIONAL_BASE_FILES.map(|name| dir.join(name)).into_iter().filter(|path| path.is_file());
@@ -161,14 +167,15 @@ fn base_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
         if file.components().count() == 1 {
             files.push((store_name(&path), path));
         } else if !has_template && file.ends_with("default.jinja") {
-            // The store has no directories, and this name means the same to Transformers.
+            // The store has no directories. Transformers treats a file of this name as the default
+            // template.
             files.push((CHAT_TEMPLATE.into(), path));
         }
     }
     Ok(files)
 }
 
-/// A name that the store takes and that keeps its ending.
+/// Returns a valid name for the store that keeps the end of the file name.
 fn store_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let legal = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
@@ -213,7 +220,7 @@ mod tests {
     }
 
     #[test]
-    fn small_bases_are_uploaded_large_and_remote_ones_are_referenced() {
+    fn only_small_local_bases_are_uploaded() {
         let dir = tempfile::tempdir().unwrap();
         let example = example();
         let base = example.with_file_name("base");
@@ -228,7 +235,7 @@ mod tests {
             BaseLocation::Path("/nowhere/base".into())
         );
         let error = choose(&with_base("nowhere", dir.path()), 0).unwrap_err().to_string();
-        assert!(error.contains("job.yaml:3: model.base: there is no directory"), "{error}");
+        assert!(error.contains("job.yaml:3: model.base: the directory"), "{error}");
     }
 
     #[test]
@@ -270,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn changed_data_is_noticed() {
+    fn changed_data_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("t.jsonl"), "one").unwrap();
         let file = with_base("/base", dir.path());

@@ -1,4 +1,4 @@
-//! A job file, and what it names on this machine, checked before anything starts.
+//! Checks of a job file and of the files that it names, before anything starts.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use lora_model::PeftAdapter;
 use lora_spec::{FieldError, JobFile, JobSpec, ModelConfig, WorkersSpec};
 use lora_train::{TrainError, load_adapter};
 
-/// Plans the job of `file`; an error about a setting names its line.
+/// Plans the job of `file`. An error about a setting has its file and line.
 pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
     if let Some(url) = file.job.model.base_url() {
         let message = format!("{url} is not on this machine; download it, and name its directory");
@@ -41,10 +41,11 @@ pub(crate) fn load(path: &Path, workers: usize) -> Result<(JobFile, Plan)> {
     Ok((file, plan))
 }
 
-/// As [`load`], with as many workers as can share the job, up to `most`; and how many those are.
-pub(crate) fn load_with_max_workers(path: &Path, most: usize) -> Result<(JobFile, Plan, usize)> {
+/// Like [`load`], with the largest number of workers that can share the job, up to `max_workers`.
+/// Also returns this number.
+pub(crate) fn load_with_max_workers(path: &Path, max_workers: usize) -> Result<(JobFile, Plan, usize)> {
     let (mut file, plan) = planned(path, 1)?;
-    let workers = most.min(plan.micro_batches).max(1);
+    let workers = max_workers.min(plan.micro_batches).max(1);
     file.job.workers = WorkersSpec { min: workers, max: workers };
     Ok((file, plan, workers))
 }
@@ -52,7 +53,7 @@ pub(crate) fn load_with_max_workers(path: &Path, most: usize) -> Result<(JobFile
 fn planned(path: &Path, workers: usize) -> Result<(JobFile, Plan)> {
     let mut file = JobFile::read(path)?;
     file.job.workers = WorkersSpec { min: workers, max: workers };
-    // The rest of the job was checked as the file has it.
+    // The other settings were checked when the file was read.
     file.job.check().map_err(|error| anyhow!("--workers: {}", error.message))?;
     let plan = plan_without_problems(&file)?;
     Ok((file, plan))
@@ -73,14 +74,14 @@ pub(crate) fn check(file: &JobFile) -> Result<()> {
     Ok(())
 }
 
-/// Checks what can be checked of the job of `file` without its base: that its files are there.
+/// Checks the job of `file` as far as possible without its base: that its files exist.
 pub(crate) fn check_without_base(file: &JobFile) -> Result<()> {
     let JobSpec { data, adapter, .. } = &file.job;
     let fail = |field: &str, message: String| Err(file.locate(FieldError::new(field, message)).into());
     for (field, path) in [("data.train", Some(&data.train)), ("data.eval", data.eval.as_ref())] {
         let Some(path) = path else { continue };
         if !path.is_file() {
-            return fail(field, format!("there is no file {}", path.display()));
+            return fail(field, format!("the file {} does not exist", path.display()));
         }
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         if !["jsonl", "parquet"].contains(&extension) {
@@ -117,7 +118,7 @@ mod tests {
         let error = plan(&file).unwrap_err().to_string();
         assert!(error.contains("job.yaml:3: model.base: hf://org/name is not on this machine"), "{error}");
         let error = check_without_base(&file).unwrap_err().to_string();
-        assert!(error.contains("job.yaml:5: data.train: there is no file"), "{error}");
+        assert!(error.contains("job.yaml:5: data.train: the file"), "{error}");
         std::fs::write(dir.path().join("train.jsonl"), "{}").unwrap();
         check_without_base(&file).unwrap();
         std::fs::write(dir.path().join("train.csv"), "{}").unwrap();

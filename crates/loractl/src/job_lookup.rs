@@ -1,4 +1,4 @@
-//! Which job is meant, and lists of jobs.
+//! Lookup and listing of jobs.
 
 use anyhow::{Result, bail};
 use lora_proto::v1;
@@ -6,27 +6,27 @@ use tonic::Code;
 
 use crate::client::{CallError, Client};
 
-/// Jobs of one answer, at most; the protocol's limit.
+/// Maximum number of jobs in one answer; the limit of the protocol.
 const MAX_PAGE_SIZE: u32 = 1000;
-/// Jobs that are named where a prefix fits several.
+/// Maximum number of jobs in the error for a prefix that matches several.
 const MAX_LISTED: usize = 10;
 
-/// The job of this id, or the only one whose id starts with it.
+/// Returns the job with this id, or the only job whose id starts with it.
 pub(crate) async fn find(client: &Client, wanted: &str) -> Result<v1::Job> {
     if wanted.is_empty() {
-        bail!("a job's id is not empty; `loractl list` shows them");
+        bail!("the job id is empty; `loractl list` shows the ids of all jobs");
     }
     match client.job(wanted).await {
         Err(CallError::Refused(status)) if status.code() == Code::NotFound => {}
         answer => return Ok(answer?),
     }
     let jobs = list(client, &[], None).await?;
-    let mut fitting: Vec<v1::Job> = jobs.into_iter().filter(|job| job.job_id.starts_with(wanted)).collect();
-    match fitting.len() {
-        0 => bail!("there is no job {wanted:?}; `loractl list` shows the jobs"),
-        1 => Ok(fitting.swap_remove(0)),
+    let mut matching: Vec<v1::Job> = jobs.into_iter().filter(|job| job.job_id.starts_with(wanted)).collect();
+    match matching.len() {
+        0 => bail!("job {wanted:?} does not exist; `loractl list` shows the jobs"),
+        1 => Ok(matching.swap_remove(0)),
         all => {
-            let named = fitting
+            let named = matching
                 .iter()
                 .take(MAX_LISTED)
                 .map(|job| format!("{} ({}, {})", job.job_id, job.name, job.state));
@@ -34,12 +34,13 @@ pub(crate) async fn find(client: &Client, wanted: &str) -> Result<v1::Job> {
             if all > MAX_LISTED {
                 text += &format!(" and {} more", all - MAX_LISTED);
             }
-            bail!("{wanted:?} could be one of {all} jobs: {text}; give more of the id")
+            bail!("{wanted:?} could be one of {all} jobs: {text}; give a longer prefix of the id")
         }
     }
 }
 
-/// Jobs in one of `states` (none: in any), the newest first; at most `limit`.
+/// Returns the jobs in one of `states` (in any state if the list is empty), newest first, at most
+/// `limit`.
 pub(crate) async fn list(
     client: &Client,
     states: &[String],

@@ -1,4 +1,4 @@
-//! A job's events and steps as they happen, each once, whatever becomes of the connection.
+//! The events and steps of a job as they happen, each once, also after lost connections.
 
 use std::time::Duration;
 
@@ -14,15 +14,16 @@ use tonic_types::StatusExt;
 
 use crate::client::{CALL_TIMEOUT, CallError, Client, cause, delays, is_transient};
 
-/// What was seen and not yet taken; a coordinator that is faster waits.
+/// Maximum number of received items that the caller has not yet taken. When the channel is full,
+/// the stream is not read.
 const CHANNEL_CAPACITY: usize = 64;
 
-/// What is seen of a job.
+/// An item of a watched job.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum WatchItem {
     Event(v1::JobEvent),
     Step(v1::StepReport),
-    /// About the watching itself, for people.
+    /// A message to the user about the watching itself.
     Note(String),
 }
 
@@ -31,40 +32,42 @@ pub(crate) enum WatchItem {
 pub(crate) struct WatchStart {
     /// Number of the first event, from 1.
     pub(crate) event: u64,
-    /// Steps after this one are wanted; none: no steps.
+    /// Steps after this one are received; `None`: no steps.
     pub(crate) after_step: Option<u64>,
 }
 
-/// A job that is watched. A task reads the stream; it ends when this is dropped.
+/// A watched job. A task reads the stream; the task ends when this value is dropped.
 pub(crate) struct JobWatch {
     items: mpsc::Receiver<Result<WatchItem, CallError>>,
     _reader: AbortOnDropHandle<()>,
 }
 
 impl JobWatch {
-    /// Watches `job`. A coordinator that does not answer for `wait_timeout` is given up.
+    /// Watches `job`. If the coordinator is unreachable for `wait_timeout`, [`Self::next`] returns
+    /// an error.
     pub(crate) fn start(client: &Client, job: &v1::Job, from: WatchStart, wait_timeout: Duration) -> Self {
         let (sender, items) = mpsc::channel(CHANNEL_CAPACITY);
         let reader = StreamReader {
             client: client.clone(),
             job_id: job.job_id.clone(),
             from,
-            resting: is_at_rest(&job.state),
+            job_stopped: is_stopped(&job.state),
             wait_timeout,
             delays: endless_delays(),
             last_sign: Instant::now(),
             lost: false,
             items: sender,
         };
-        // What it has to say, errors included, goes through the channel.
+        // The task sends all results, errors included, through the channel.
         let reader = AbortOnDropHandle::new(tokio::spawn(reader.run()));
         Self { items, _reader: reader }
     }
 
-    /// The next thing; none once the job rests and all of it was seen. Loses nothing when dropped half-way.
+    /// Returns the next item; `None` after the last item of a job that has stopped. Dropping the
+    /// future loses no item.
     ///
     /// # Errors
-    /// The coordinator is out of reach for too long, or refuses.
+    /// The coordinator was unreachable for too long, or refused the request.
     pub(crate) async fn next(&mut self) -> Result<Option<WatchItem>, CallError> {
         self.items.recv().await.transpose()
     }
@@ -73,26 +76,26 @@ impl JobWatch {
 struct StreamReader {
     client: Client,
     job_id: String,
-    /// What was not yet seen.
+    /// The first items that were not yet received.
     from: WatchStart,
-    /// Whether the newest state that was seen is one that a job rests in.
-    resting: bool,
+    /// Whether the newest received state is one in which a job has stopped.
+    job_stopped: bool,
     wait_timeout: Duration,
     delays: ExponentialBackoff,
     /// When the coordinator was last reached.
     last_sign: Instant,
-    /// Whether people were told that the connection is lost.
+    /// Whether the connection is lost and the user was informed.
     lost: bool,
     items: mpsc::Sender<Result<WatchItem, CallError>>,
 }
 
-/// Whoever watched is gone.
+/// The [`JobWatch`] was dropped.
 struct ReceiverDropped;
 
 impl StreamReader {
     async fn run(mut self) {
         if let Ok(Err(error)) = self.read_to_the_end().await {
-            // Nobody is left to tell if this fails.
+            // This fails only if the receiver was dropped.
             let _ = self.items.send(Err(error)).await;
         }
     }
@@ -100,7 +103,7 @@ impl StreamReader {
     async fn read_to_the_end(&mut self) -> Result<Result<(), CallError>, ReceiverDropped> {
         loop {
             let broken = match self.read().await? {
-                Ok(()) if self.resting => return Ok(Ok(())),
+                Ok(()) if self.job_stopped => return Ok(Ok(())),
                 Ok(()) => "it ended the stream".to_owned(),
                 Err(status) if status.code() == Code::OutOfRange => match self.skip(&status) {
                     Some(note) => {
@@ -148,7 +151,7 @@ impl StreamReader {
             self.send_note("reached the coordinator again".into()).await?;
         }
         let ended = loop {
-            // Without a limit: keep-alives tell whether the other side still lives.
+            // There is no time limit here: keep-alives detect a dead connection.
             match stream.message().await {
                 Ok(Some(v1::WatchJobResponse { kind })) => self.take(kind).await?,
                 Ok(None) => break Ok(()),
@@ -165,7 +168,7 @@ impl StreamReader {
             Some(Kind::Event(event)) if event.number >= self.from.event => {
                 self.from.event = event.number + 1;
                 if let Some(v1::job_event::Kind::StateChanged(change)) = &event.kind {
-                    self.resting = is_at_rest(&change.state);
+                    self.job_stopped = is_stopped(&change.state);
                 }
                 self.send(WatchItem::Event(event)).await
             }
@@ -177,12 +180,13 @@ impl StreamReader {
                 }
                 self.send(WatchItem::Step(step)).await
             }
-            // Seen before, or of a coordinator that is newer than this program.
+            // Already received, or of a kind that only a newer coordinator has.
             Some(Kind::Event(_)) | None => Ok(()),
         }
     }
 
-    /// Goes on from the first that is still kept, and says what is left out; none if that is not further on.
+    /// Continues from the first event or step that the coordinator still has. Returns a note about
+    /// the skipped ones; `None` if nothing would be skipped.
     fn skip(&mut self, status: &Status) -> Option<String> {
         let info = status.get_details_error_info()?;
         let first: u64 = info.metadata.get("first")?.parse().ok()?;
@@ -191,7 +195,7 @@ impl StreamReader {
             "STEPS_FORGOTTEN" => (self.from.after_step.as_mut()?, "steps"),
             _ => return None,
         };
-        // A step is asked for by the one before it.
+        // A step is requested by the number of the step before it.
         let (from, to) =
             if what == "steps" { (*next + 1, first.checked_sub(1)?) } else { ((*next).max(1), first) };
         if to <= *next {
@@ -214,8 +218,8 @@ fn endless_delays() -> ExponentialBackoff {
     delays().without_max_times().build()
 }
 
-fn is_at_rest(state: &str) -> bool {
-    JobState::from_name(state).is_some_and(JobState::is_at_rest)
+fn is_stopped(state: &str) -> bool {
+    JobState::from_name(state).is_some_and(JobState::is_stopped)
 }
 
 #[cfg(test)]
@@ -254,7 +258,8 @@ mod tests {
         v1::Job { job_id: "j".into(), state: "queued".into(), ..v1::Job::default() }
     }
 
-    /// Numbers of the events and of the steps that are seen, and the notes, until the end.
+    /// Receives all items. Returns the numbers of the events, the numbers of the steps, and the
+    /// notes.
     async fn all(watch: &mut JobWatch) -> Result<(Vec<u64>, Vec<u64>, Vec<String>), CallError> {
         let (mut events, mut steps, mut notes) = (Vec::new(), Vec::new(), Vec::new());
         while let Some(item) = timeout(TEST_TIMEOUT, watch.next()).await.unwrap()? {
@@ -284,8 +289,8 @@ mod tests {
         let (events, steps, notes) = all(&mut watch).await.unwrap();
         assert_eq!((events, steps), (vec![1, 2, 3, 4], vec![1, 2, 3]));
         let lost = notes.iter().filter(|note| note.starts_with("lost the coordinator")).count();
-        let again = notes.iter().filter(|note| note.starts_with("reached")).count();
-        assert!(lost > 0 && lost == again, "{notes:?}");
+        let reached = notes.iter().filter(|note| note.starts_with("reached")).count();
+        assert!(lost > 0 && lost == reached, "{notes:?}");
         let asked: Vec<(u64, u64)> =
             fake.watched().iter().map(|request| (request.from_number, request.after_step)).collect();
         assert_eq!(asked, [(1, 0), (1, 0), (3, 0), (3, 1), (4, 2), (4, 2)]);
@@ -320,7 +325,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_resting_job_gives_its_history_and_ends() {
+    async fn a_stopped_job_gives_its_history_and_ends() {
         let fake = FakeCoordinator::serve(vec![job()]).await;
         fake.log(log());
         let client = fake.client().await;
@@ -351,8 +356,8 @@ mod tests {
     async fn a_refusal_ends_the_watch_immediately() {
         let fake = FakeCoordinator::serve(vec![job()]).await;
         let client = fake.client().await;
-        fake.streams(vec![(0, StreamEnd::Fail(Status::not_found("there is no job")))]);
+        fake.streams(vec![(0, StreamEnd::Fail(Status::not_found("the job does not exist")))]);
         let error = all(&mut JobWatch::start(&client, &job(), ALL, TEST_TIMEOUT)).await.unwrap_err();
-        assert_eq!(error.to_string(), "there is no job");
+        assert_eq!(error.to_string(), "the job does not exist");
     }
 }

@@ -1,5 +1,5 @@
-//! A job on this machine alone: an embedded coordinator, and worker processes that reach it over gRPC: of this executable on
-//! CPUs, of an installed `lora-worker` on GPUs.
+//! A job on one machine: an embedded coordinator, and worker processes that connect to it over
+//! gRPC. The processes run this executable on CPUs, and an installed `lora-worker` on GPUs.
 
 mod fleet;
 mod metrics_file;

@@ -34,23 +34,29 @@ use crate::commands::{
     watch as watch_command, worker, workers,
 };
 
-/// Fine-tune language models with LoRA.
+/// Fine-tune language models with LoRA
 ///
-/// Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 error, 2 wrong usage, 3 the job failed,
-/// 4 the job was cancelled or paused, 5 the coordinator cannot be reached.
+/// Results go to stdout, everything else to stderr.
+///
+/// Exit codes: 0 success, 1 error, 2 wrong usage, 3 the job failed, 4 the job was
+/// cancelled or paused, 5 the coordinator cannot be reached, 130 Ctrl-C ended
+/// `loractl watch`.
 #[derive(Debug, Parser)]
 #[command(
     name = "loractl",
     version,
+    verbatim_doc_comment,
     after_help = "Examples:
   loractl quickstart
   loractl run job.yaml --out runs/dates
   loractl submit job.yaml --coordinator http://coordinator:7400 --watch"
 )]
 struct Cli {
-    /// Where the coordinator is: http://host:port or host:port
-    /// [default: $LORA_COORDINATOR_ADDR, or `coordinator = ".."` in ~/.config/loractl/config.toml, or http://127.0.0.1:7400]
-    #[arg(long, value_name = "URL", global = true)]
+    /// Address of the coordinator: http://host:port or host:port
+    ///
+    /// Default: $LORA_COORDINATOR_ADDR, else `coordinator = ".."` in
+    /// ~/.config/loractl/config.toml, else http://127.0.0.1:7400.
+    #[arg(long, value_name = "URL", global = true, verbatim_doc_comment)]
     coordinator: Option<String>,
     #[command(subcommand)]
     command: Command,
@@ -64,7 +70,7 @@ enum Command {
     Remote(RemoteCommand),
 }
 
-/// Commands that need no coordinator.
+/// Commands that do not connect to a running coordinator.
 #[derive(Debug, Subcommand)]
 enum LocalCommand {
     Run(run::Args),
@@ -79,7 +85,7 @@ enum LocalCommand {
     Probe(probe::Args),
 }
 
-/// Commands that speak to one.
+/// Commands that connect to a running coordinator.
 #[derive(Debug, Subcommand)]
 enum RemoteCommand {
     Submit(submit_command::Args),
@@ -98,7 +104,8 @@ enum RemoteCommand {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    // What people should know comes as a job's events; `RUST_LOG=info` shows how it came about.
+    // The events of a job inform the user, so only errors are logged; `RUST_LOG=info` shows
+    // details.
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("error")))
         .with_writer(std::io::stderr)
@@ -108,7 +115,7 @@ fn main() -> ExitCode {
         (Command::Remote(command), coordinator) => command.execute(coordinator),
         (Command::Local(command), None) => command.execute(),
         (Command::Local(_), Some(_)) => {
-            let message = "--coordinator: this command uses none, or has its own; leave it out";
+            let message = "--coordinator: this command does not connect to a coordinator; remove the flag";
             Cli::command().error(ErrorKind::ArgumentConflict, message).exit()
         }
     };
@@ -166,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn the_coordinator_may_be_given_before_and_after_the_command() {
+    fn the_coordinator_flag_may_precede_or_follow_the_command() {
         for line in [["loractl", "--coordinator", "a:1", "list"], ["loractl", "list", "--coordinator", "a:1"]]
         {
             let cli = Cli::try_parse_from(line).unwrap();

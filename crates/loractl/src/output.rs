@@ -1,4 +1,4 @@
-//! How results are written to stdout.
+//! Output of results on stdout.
 
 mod event;
 mod grid;
@@ -19,19 +19,19 @@ pub(crate) use table::Table;
 pub(crate) use units::{count, duration, format_time, parse_bytes};
 pub(crate) use worker::{WorkerView, worker_grid};
 
-/// Form of a result on stdout.
+/// Format of a result on stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// Aligned columns for people.
+    /// Aligned columns.
     Table,
-    /// JSON for programs.
+    /// JSON.
     Json,
     /// YAML.
     Yaml,
 }
 
 impl Format {
-    /// Writes `value`; `table` is its form for people.
+    /// Writes `value` as JSON or YAML, or as the text that `table` returns.
     pub(crate) fn print<T: Serialize>(self, value: &T, table: impl FnOnce() -> String) -> anyhow::Result<()> {
         match self {
             Self::Table => line(&table())?,
@@ -41,7 +41,8 @@ impl Format {
         Ok(())
     }
 
-    /// Writes one of many values as it comes: a line of JSON, a YAML document, or `text`.
+    /// Writes one value of a sequence: as a line of JSON, as a YAML document, or as the text that
+    /// `text` returns.
     pub(crate) fn print_next<T: Serialize>(
         self,
         value: &T,
@@ -56,7 +57,10 @@ impl Format {
     }
 }
 
-/// Writes to stdout. An error, such as a reader that is gone, is the caller's to return.
+/// Writes a line to stdout and flushes it.
+///
+/// # Errors
+/// Stdout cannot be written, for example because its reader has exited.
 pub(crate) fn line(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     writeln!(out, "{text}")?;

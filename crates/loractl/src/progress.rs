@@ -1,4 +1,4 @@
-//! What people see of a running job, on stderr.
+//! Progress of a running job on stderr.
 
 use std::time::{Duration, Instant};
 
@@ -9,10 +9,11 @@ use crate::job_watch::WatchItem;
 use crate::output::{duration, event_text, format_time};
 use crate::stats::JobStats;
 
-/// Without a terminal, a line comes at most this often (the first and the last step, and evaluations, always).
+/// Without a terminal, step lines have at least this interval. The first step, the last step and
+/// evaluations are always shown.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A progress bar where stderr is a terminal; lines where it is not.
+/// A progress bar if stderr is a terminal, otherwise lines.
 pub(crate) struct ProgressDisplay {
     bar: ProgressBar,
     times: EventTimes,
@@ -22,9 +23,9 @@ pub(crate) struct ProgressDisplay {
 /// Whether events are shown with their time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum EventTimes {
-    /// They may be of the past.
+    /// The events may have happened earlier.
     Shown,
-    /// They happen now.
+    /// The events happen now.
     Hidden,
 }
 
@@ -34,17 +35,17 @@ impl ProgressDisplay {
         Self { bar, times, last_line: None }
     }
 
-    /// The bar, for whoever writes to stderr beside it.
+    /// The bar, which must be suspended while other text is written to stderr.
     pub(crate) fn bar(&self) -> &ProgressBar {
         &self.bar
     }
 
-    /// Writes a line.
+    /// Writes a line above the bar.
     pub(crate) fn say(&self, line: &str) {
         self.bar.suspend(|| eprintln!("{line}"));
     }
 
-    /// Shows what `stats` has taken.
+    /// Shows an item that was added to `stats`.
     pub(crate) fn show(&mut self, item: &WatchItem, stats: &JobStats) {
         match item {
             WatchItem::Event(event) => self.show_event(event, stats),
@@ -59,7 +60,7 @@ impl ProgressDisplay {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub(crate) fn finish(&self) {
         self.bar.finish_and_clear();
     }
@@ -101,7 +102,7 @@ impl ProgressDisplay {
     }
 }
 
-/// Losses, pace and the time that is left, as far as they are known.
+/// Formats losses, speed and the time left, as far as they are known.
 fn progress_text(stats: &JobStats) -> String {
     let mut parts = Vec::new();
     parts.extend(stats.metrics().map(|metrics| format!("loss {:.4}", metrics.loss)));

@@ -1,11 +1,12 @@
-//! How an adapter was trained, where that is known.
+//! The receipt of an adapter, which describes its training.
 
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use lora_train::Receipt;
 
-/// The receipt beside an adapter; `None` for one that another program trained.
+/// Reads the receipt in the directory of an adapter; `None` if the adapter has none, because
+/// another program trained it.
 pub(crate) fn read(adapter: &Path) -> Result<Option<Receipt>> {
     let path = adapter.join("receipt.json");
     if !path.exists() {

@@ -1,4 +1,4 @@
-//! What a job's events and steps add up to.
+//! Statistics of a job, computed from its events and steps.
 
 use lora_proto::v1::{self, StepMetrics, job_event};
 use lora_spec::JobState;
@@ -6,7 +6,7 @@ use prost_types::Timestamp;
 
 use crate::job_watch::WatchItem;
 
-/// Follows a job.
+/// Statistics of a watched job.
 #[derive(Debug, Default)]
 pub(crate) struct JobStats {
     state: Option<JobState>,
@@ -15,25 +15,25 @@ pub(crate) struct JobStats {
     metrics: Option<StepMetrics>,
     completed_steps: u64,
     eval_loss: Option<f64>,
-    /// Steps that were seen, and the bytes they reduced.
+    /// Number of received steps, and the bytes that rank 0 sent in them.
     steps: u64,
     reduced_bytes: u64,
-    /// The first and the last that were seen of the present group of workers.
+    /// The first and the last step that were received of the current group of workers.
     first: Option<StepSample>,
     last: Option<StepSample>,
 }
 
-/// A finished step, and when it was.
+/// A finished step and its time.
 #[derive(Debug, Clone, Copy)]
 struct StepSample {
     step: u64,
     tokens: u64,
-    /// Since 1970.
+    /// Seconds since 1970.
     seconds: f64,
 }
 
 impl JobStats {
-    /// Where the job stands when following it begins.
+    /// Creates the statistics of a job when watching begins.
     pub(crate) fn from_job(job: &v1::Job) -> Self {
         Self {
             state: JobState::from_name(&job.state),
@@ -46,7 +46,7 @@ impl JobStats {
         }
     }
 
-    /// Takes what was seen next.
+    /// Adds a received event or step.
     pub(crate) fn update(&mut self, item: &WatchItem) {
         match item {
             WatchItem::Event(event) => self.take_event(event),
@@ -61,7 +61,8 @@ impl JobStats {
                 self.state = JobState::from_name(&change.state);
                 self.failure.clone_from(&change.failure);
             }
-            // The time since the last step of the group before was no training.
+            // The workers did not train between the last step of the previous group and the first
+            // of this one.
             Some(job_event::Kind::Assigned(_)) => (self.first, self.last) = (None, None),
             Some(job_event::Kind::Prepared(prepared)) => self.facts = prepared.facts.or(self.facts),
             _ => {}
@@ -81,7 +82,7 @@ impl JobStats {
         self.last = Some(sample);
     }
 
-    /// None before the first is known.
+    /// The newest state; `None` before one is known.
     pub(crate) fn state(&self) -> Option<JobState> {
         self.state
     }
@@ -90,7 +91,7 @@ impl JobStats {
         self.failure.as_ref()
     }
 
-    /// Known once the data has been read.
+    /// `None` until the data has been read.
     pub(crate) fn facts(&self) -> Option<v1::RunFacts> {
         self.facts
     }
@@ -99,28 +100,29 @@ impl JobStats {
         self.completed_steps
     }
 
-    /// Of the newest step.
+    /// Metrics of the newest step.
     pub(crate) fn metrics(&self) -> Option<&StepMetrics> {
         self.metrics.as_ref()
     }
 
-    /// Of the last evaluation.
+    /// Loss of the newest evaluation.
     pub(crate) fn eval_loss(&self) -> Option<f64> {
         self.eval_loss
     }
 
-    /// Bytes that rank 0 sent in a step, on the mean of the steps that were seen.
+    /// Mean number of bytes that rank 0 sent in a received step.
     pub(crate) fn reduced_bytes(&self) -> Option<u64> {
         self.reduced_bytes.checked_div(self.steps)
     }
 
-    /// Tokens a second since the first step that was seen of this group of workers; none before the second one.
+    /// Tokens per second since the first received step of the current group; `None` before the
+    /// second.
     pub(crate) fn tokens_per_second(&self) -> Option<f64> {
         let (first, last, seconds) = self.span()?;
         Some(last.tokens.saturating_sub(first.tokens) as f64 / seconds)
     }
 
-    /// Seconds until the last step, at that pace.
+    /// Seconds until the last step of the job, at the current speed.
     pub(crate) fn seconds_left(&self) -> Option<f64> {
         let (first, last, seconds) = self.span()?;
         let pace = seconds / last.step.saturating_sub(first.step).max(1) as f64;

@@ -1,4 +1,4 @@
-//! A job on its way to the coordinator: the files it reads, then the job itself.
+//! Submission of a job: first the files that it reads are uploaded, then the job is sent.
 
 use std::collections::HashSet;
 
@@ -15,18 +15,18 @@ use crate::client::{CallError, Client, MAX_RETRIES, delays, located};
 use crate::inputs::{JobFiles, LocalFile};
 use crate::output::bytes;
 
-/// Files that one question is about, at most; the protocol's limit.
+/// Maximum number of files in one query for missing files; the limit of the protocol.
 const MAX_FILES_PER_QUERY: usize = 4096;
 
-/// What is asked for beside the job.
+/// Options of a submission that are not part of the job.
 #[derive(Debug, Clone)]
 pub(crate) struct SubmitOptions {
-    /// A repeated submit with it gives the same job.
+    /// A repeated submission with the same key returns the same job.
     pub(crate) idempotency_key: String,
     pub(crate) priority: i32,
 }
 
-/// Uploads those of `inputs` that the store does not have, and submits the job of `file`.
+/// Uploads the files of `inputs` that the store does not have, and submits the job of `file`.
 pub(crate) async fn submit(
     client: &Client,
     file: &JobFile,
@@ -40,7 +40,7 @@ pub(crate) async fn submit(
         inputs: Some(inputs.message()),
         priority: options.priority,
     };
-    // The key makes a second submit of the same job harmless.
+    // The idempotency key makes a second submission of the same job harmless.
     let call = || async { client.call(client.jobs().submit_job(request.clone())).await };
     let submitted = call
         .retry(delays().with_max_times(MAX_RETRIES))
@@ -48,12 +48,12 @@ pub(crate) async fn submit(
     submitted.await.map_err(|error| located(error, file))
 }
 
-/// The settings as the protocol has them.
+/// Returns the settings as a message of the protocol.
 fn message(file: &JobFile, job: &JobSpec) -> Result<v1::JobSpec> {
     Ok(v1::JobSpec::try_from(job).map_err(|error| file.locate(error))?)
 }
 
-/// A bar of bytes on stderr; invisible where that is no terminal.
+/// Returns a progress bar of bytes on stderr, which is hidden if stderr is not a terminal.
 pub(crate) fn bytes_bar(total: u64) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
     let template = "{bar:30} {bytes}/{total_bytes}  {bytes_per_sec}  {eta} left  {wide_msg}";
@@ -61,7 +61,8 @@ pub(crate) fn bytes_bar(total: u64) -> ProgressBar {
     bar
 }
 
-/// What is being hashed, and how many bytes so far, on stderr; invisible where that is no terminal.
+/// Returns a bar on stderr with the file that is being hashed and the number of hashed bytes. The
+/// bar is hidden if stderr is not a terminal.
 pub(crate) fn hashing_bar() -> ProgressBar {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     let style = ProgressStyle::with_template("{spinner} {wide_msg} {bytes}");
@@ -91,7 +92,7 @@ async fn upload_missing(client: &Client, files: &[LocalFile]) -> Result<()> {
     Ok(())
 }
 
-/// Those that the store does not have, each content once.
+/// Returns the files that the store does not have; files with equal contents only once.
 async fn missing<'a>(client: &Client, files: &'a [LocalFile]) -> Result<Vec<&'a LocalFile>> {
     let mut missing = HashSet::new();
     for files in files.chunks(MAX_FILES_PER_QUERY) {
@@ -130,7 +131,7 @@ fn size(file: &LocalFile) -> u64 {
     file.stored.digest.as_ref().map_or(0, |digest| digest.size)
 }
 
-/// A key that no other submit has.
+/// Returns a random idempotency key, which is different for every submission.
 pub(crate) fn random_key() -> String {
     format!("{:032x}", rand::random::<u128>())
 }
@@ -174,7 +175,7 @@ mod tests {
         let request = &fake.submitted()[0];
         assert_eq!((request.priority, request.inputs.as_ref()), (3, Some(&inputs.message())));
         submit(&client, &file, &inputs, &options()).await.unwrap();
-        assert_eq!(fake.uploads().len(), 1, "everything is there");
+        assert_eq!(fake.uploads().len(), 1, "the store has all files");
     }
 
     #[tokio::test]
@@ -192,11 +193,12 @@ mod tests {
     async fn a_lost_submit_response_is_retried_with_the_same_key() {
         let (_dir, file, inputs) = job();
         let fake = FakeCoordinator::serve(Vec::new()).await;
-        // Of the first upload, and, since its second attempt and the other upload follow, of nothing else.
+        // Only the answer to the first upload is lost; its second attempt and the other upload
+        // succeed.
         fake.lose_answers(vec![Status::unavailable("gone")]);
         let client = fake.client().await;
         upload_missing(&client, inputs.files()).await.unwrap();
-        assert_eq!(fake.uploads().len(), 3, "one of them twice");
+        assert_eq!(fake.uploads().len(), 3, "one of the files twice");
         fake.lose_answers(vec![Status::unavailable("gone"), Status::unavailable("gone")]);
         let job = submit(&client, &file, &inputs, &options()).await.unwrap();
         let keys: Vec<String> = fake.submitted().into_iter().map(|request| request.idempotency_key).collect();

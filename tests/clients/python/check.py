@@ -1,4 +1,4 @@
-"""Checks what the coordinator answers: python check.py HOST:PORT EXAMPLE
+"""Checks a coordinator's responses: python check.py HOST:PORT EXAMPLE
 
 A worker must be connected. EXAMPLE is a directory with `base/` and `train.jsonl`.
 """
@@ -28,7 +28,7 @@ def main(address, example):
     plan(jobs, request)
     succeeds(client, jobs, request)
     is_cancelled(jobs, request)
-    print("every answer is right")
+    print("all checks passed")
 
 
 def health(client):
@@ -44,11 +44,11 @@ def health(client):
 
 
 def refusals(client, jobs):
-    """Each refusal has its code, and details that a program can read."""
+    """Checks the status code of errors, and the details for programs."""
     submit = jobs.message("SubmitJobRequest")
-    nobody = jobs.message("GetJobRequest")(job_id="nobody")
-    error = refused(lambda: jobs.GetJob(nobody))
-    assert error.code() == grpc.StatusCode.NOT_FOUND and "nobody" in error.details(), error
+    unknown = jobs.message("GetJobRequest")(job_id="unknown-job")
+    error = refused(lambda: jobs.GetJob(unknown))
+    assert error.code() == grpc.StatusCode.NOT_FOUND and "unknown-job" in error.details(), error
     assert reason(error) == "UNKNOWN_JOB", details(error)
 
     error = refused(lambda: jobs.SubmitJob(submit(job={"name": "a", "adapter": {"r": 0}})))
@@ -61,13 +61,14 @@ def refusals(client, jobs):
     assert error.code() == grpc.StatusCode.INVALID_ARGUMENT, error
     assert "revision" in error.details(), error
 
-    # A file that was announced with another hash.
+    # The header of this upload has another hash than its content.
     artifacts = client.service("lora.v1.Artifacts")
     upload = artifacts.message("UploadRequest")
     messages = [upload(header={"digest": {"size": 3, "sha256": bytes(32)}}), upload(chunk=b"abc")]
     error = refused(lambda: artifacts.Upload(iter(messages)))
     assert error.code() == grpc.StatusCode.DATA_LOSS and reason(error) == "DAMAGED", error
-    missing = artifacts.FindMissing(artifacts.message("FindMissingRequest")(files=[{"size": 3, "sha256": bytes(32)}]))
+    find_missing = artifacts.message("FindMissingRequest")
+    missing = artifacts.FindMissing(find_missing(files=[{"size": 3, "sha256": bytes(32)}]))
     assert len(missing.missing) == 1, missing
 
 
@@ -77,7 +78,8 @@ def submit_request(client, jobs, example, idempotency_key):
         rows = (example / "train.jsonl").read_text().splitlines()[:24]
         train.write_text("\n".join(rows) + "\n")
         train = client.upload(train)
-    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+    names = ["config.json", "model.safetensors"]
+    names += ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
     base = [client.upload(example / "base" / name) for name in names]
     job = {
         "name": "from-python",
@@ -99,10 +101,10 @@ def plan(jobs, request):
 
 
 def succeeds(client, jobs, request):
-    """From the submit to the files of the result."""
+    """Checks a job from its submission to the files of its result."""
     job = jobs.SubmitJob(request)
-    assert job.name == "from-python" and job.spec.training.learning_rate > 0, "the settings are resolved"
-    assert jobs.SubmitJob(request).job_id == job.job_id, "the same key gives the same job"
+    assert job.name == "from-python" and job.spec.training.learning_rate > 0, "a setting has no default"
+    assert jobs.SubmitJob(request).job_id == job.job_id, "the same key gave another job"
     other = type(request)()
     other.CopyFrom(request)
     other.job.training.max_steps = STEPS + 1
@@ -123,7 +125,8 @@ def succeeds(client, jobs, request):
     job = jobs.GetJob(jobs.message("GetJobRequest")(job_id=job.job_id))
     assert (job.state, job.completed_steps, job.facts.total_steps) == ("succeeded", STEPS, STEPS), job
     names = {file.name for file in job.result}
-    assert {"adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "receipt.json"} <= names, names
+    expected = {"adapter_model.safetensors", "adapter_config.json", "metrics.jsonl", "receipt.json"}
+    assert expected <= names, names
     config = json.loads(client.download(job.job_id, "adapter_config.json"))
     assert config["peft_type"] == "LORA" and config["r"] == 2, config
     rows = [json.loads(row) for row in client.download(job.job_id, "metrics.jsonl").splitlines()]
@@ -137,7 +140,7 @@ def succeeds(client, jobs, request):
 
 
 def is_cancelled(jobs, request):
-    """A job that no set of workers could run waits, says for what, and can be cancelled."""
+    """Checks that a job that needs more workers than exist stays queued and can be cancelled."""
     request.idempotency_key = ""
     request.job.training.global_batch_size = 16
     request.job.workers.min = request.job.workers.max = 8
@@ -160,12 +163,13 @@ def refused(call):
         answer = call()
     except grpc.RpcError as error:
         return error
-    raise AssertionError(f"it was not refused: {answer}")
+    raise AssertionError(f"the call did not fail: {answer}")
 
 
 def details(error):
-    """The details of a refusal by the names of their types."""
-    known = {kind.DESCRIPTOR.full_name: kind for kind in [error_details_pb2.BadRequest, error_details_pb2.ErrorInfo]}
+    """The details of an error by the names of their types."""
+    kinds = [error_details_pb2.BadRequest, error_details_pb2.ErrorInfo]
+    known = {kind.DESCRIPTOR.full_name: kind for kind in kinds}
     found = {}
     for detail in rpc_status.from_call(error).details:
         kind = known[detail.type_url.rsplit("/", 1)[1]]

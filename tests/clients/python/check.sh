@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Starts a coordinator and a worker and checks them with the Python client (run.sh).
+# Starts a coordinator and a worker, and checks them with the Python client (run.sh).
 #
 #   tests/clients/python/check.sh
 set -euo pipefail
@@ -14,7 +14,7 @@ finish() {
 }
 trap finish EXIT
 
-# Prints field "$2" of the line `listening` in the JSON log "$1", as soon as it is there.
+# Prints field "$2" of the message `listening` in the JSON log "$1", once it is logged.
 listening() {
   for _ in $(seq 600); do
     if grep -q '"listening"' "$1"; then

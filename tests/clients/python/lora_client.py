@@ -1,4 +1,4 @@
-"""A client of the coordinator that knows nothing of it but its address: services and messages come by server reflection."""
+"""A client that only needs the address of a coordinator, and gets services by server reflection."""
 
 import hashlib
 
@@ -7,19 +7,22 @@ from google.protobuf import message_factory
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-# Bytes of a chunk; the protocol's limit.
+# Bytes of a chunk, which is the protocol's limit.
 CHUNK = 1 << 20
 
 
 class Service:
-    """A gRPC service: each of its methods by name, and `message(name)` for its package's messages."""
+    """A gRPC service: its methods, and `message(name)` for the messages of its package."""
 
     def __init__(self, channel, pool, name):
         self._pool = pool
         self._descriptor = pool.FindServiceByName(name)
         for method in self._descriptor.methods:
-            kind = ("stream" if method.client_streaming else "unary") + "_" + ("stream" if method.server_streaming else "unary")
-            call = getattr(channel, kind)(
+            request, response = (
+                "stream" if streaming else "unary"
+                for streaming in (method.client_streaming, method.server_streaming)
+            )
+            call = getattr(channel, f"{request}_{response}")(
                 f"/{name}/{method.name}",
                 request_serializer=lambda message: message.SerializeToString(),
                 response_deserializer=message_factory.GetMessageClass(method.output_type).FromString,
@@ -46,7 +49,7 @@ class Client:
         return Service(self.channel, self._pool, name)
 
     def upload(self, path, name=None):
-        """Stores the file at `path` and returns a `StoredFile` of it."""
+        """Uploads the file at `path` and returns its `StoredFile`."""
         artifacts = self.service("lora.v1.Artifacts")
         content = path.read_bytes()
         digest = {"size": len(content), "sha256": hashlib.sha256(content).digest()}
@@ -61,7 +64,7 @@ class Client:
         return artifacts.message("StoredFile")(name=name or path.name, digest=digest)
 
     def download(self, job_id, name):
-        """The bytes of a file of a job's result, held against its hash."""
+        """Downloads a file of a job's result and checks its hash."""
         artifacts = self.service("lora.v1.Artifacts")
         request = artifacts.message("DownloadRequest")(result={"job_id": job_id, "name": name})
         content, trailer = b"", None
@@ -69,5 +72,5 @@ class Client:
             content += message.chunk
             if message.HasField("trailer"):
                 trailer = message.trailer
-        assert trailer is not None and trailer.sha256 == hashlib.sha256(content).digest(), "the file is damaged"
+        assert trailer is not None and trailer.sha256 == hashlib.sha256(content).digest(), "corrupt file"
         return content

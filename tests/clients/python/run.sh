@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Checks a running coordinator, with a worker, by a plain gRPC client in Python:
+# Checks a running coordinator that has a worker, with a gRPC client in Python.
 #
 #   tests/clients/python/run.sh HOST:PORT
 #
-# No stubs are generated and no .proto files are read: the client asks the server what it has.
+# The client needs neither generated stubs nor .proto files, because it uses server reflection.
 set -euo pipefail
 cd "$(dirname "$0")"
 work=$(mktemp -d)

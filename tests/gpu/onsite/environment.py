@@ -13,7 +13,7 @@ NVIDIA_SMI = [
     "name", "driver_version", "memory.total", "memory.used", "power.limit", "clocks.sm", "clocks.max.sm",
     "clocks.mem", "mig.mode.current", "compute_mode", "temperature.gpu", "uuid",
 ]  # fmt: skip
-# CU_DEVICE_ATTRIBUTE_*
+# Numbers of CU_DEVICE_ATTRIBUTE_*.
 ATTRIBUTES = {
     "clock_rate_khz": 13,
     "multiprocessors": 16,
@@ -37,7 +37,7 @@ PACKAGES = [
     "torch", "transformers", "peft", "bitsandbytes", "accelerate", "triton", "nvidia-cublas",
     "nvidia-cuda-runtime", "nvidia-curand", "nvidia-nccl-cu13", "nvidia-cudnn-cu13",
 ]  # fmt: skip
-# Seconds for nvidia-smi's answer.
+# Seconds that nvidia-smi may take.
 SMI_SECONDS = 5
 # Environment variables that change results or speed.
 VARIABLES = ("CUDA_", "CUBLAS", "NCCL_", "NVIDIA_", "LORA_", "PYTORCH_")
@@ -64,12 +64,12 @@ def main() -> None:
             name: value for name, value in sorted(os.environ.items()) if name.startswith(VARIABLES)
         },
     }
-    # The libraries that were loaded may have written to stdout.
+    # The JSON starts on a new line, because loaded libraries may have written to stdout.
     print("\n" + json.dumps(described), flush=True)
 
 
 def device() -> dict:
-    """What the driver's library says of the first GPU; the reason where it says nothing."""
+    """Properties of the first GPU from the driver's library, or `error`."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError as error:
@@ -100,7 +100,7 @@ def device() -> dict:
 
 
 def nvidia_smi() -> dict | None:
-    """What nvidia-smi says of the first GPU, or `error`; None if it is not installed."""
+    """Properties of the first GPU from nvidia-smi, or `error`; None if it is not installed."""
     command = ["nvidia-smi", f"--query-gpu={','.join(NVIDIA_SMI)}", "--format=csv,noheader", "--id=0"]
     try:
         smi = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -110,7 +110,7 @@ def nvidia_smi() -> dict | None:
     except OSError as error:
         return {"error": str(error)}
     except subprocess.TimeoutExpired:
-        # It is not waited for: it may hang in the kernel.
+        # This process does not wait for nvidia-smi, which may hang in the kernel.
         smi.kill()
         return {"error": f"no answer in {SMI_SECONDS} s"}
     first = answer.strip().partition("\n")[0]

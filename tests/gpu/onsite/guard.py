@@ -10,8 +10,8 @@ STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def guard() -> None:
-    """Goes on in a child process. This process waits for the child, ends what the child leaves, and
-    exits with its status.
+    """Continues in a child process. The parent waits for the child, ends the processes that the
+    child leaves, and exits with the child's status.
 
     The child is interrupted by the signals of `STOP` to either process, and if this process or its
     parent is killed. Both have a session of their own, so a signal to the caller's process group
@@ -33,12 +33,12 @@ def guard() -> None:
     for number in STOP:
         signal.signal(number, lambda *_: os.kill(child, signal.SIGTERM))
     ended = 0
-    # Also other processes can be children by now.
+    # Orphans that were adopted are children too.
     while ended != child:
         ended, status = os.waitpid(-1, 0)
     for number in STOP:
         signal.signal(number, signal.SIG_IGN)
     process.end_descendants(grace=0)
     code = os.waitstatus_to_exitcode(status)
-    # As shells report a signal.
+    # The exit status that shells use for a signal.
     sys.exit(code if code >= 0 else 128 - code)

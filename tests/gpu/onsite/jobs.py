@@ -5,7 +5,7 @@ import re
 from phase import Session, json_lines
 from settings import SETTINGS
 
-# Seconds of one job.
+# Limit of one job in seconds.
 JOB_SECONDS = 40
 
 
@@ -28,7 +28,7 @@ def nccl(session: Session) -> None:
     worker = session.bin("lora-worker")
     argv = [worker, "probe", "--device", "auto", "--all-reduce", "2", "--collective", "nccl"]
     limit = session.half()
-    # The probe ends first: it names the ranks that gave no answer.
+    # The probe's own timeout is shorter, because its error names the ranks that did not answer.
     timeout = max(int(limit) - 5, 1)
     finished = session.command("all-reduce", [*argv, "--timeout", timeout], limit, **variables)
     session.values["all_reduce"] = next(iter(json_lines(finished.output, "through")), None)
@@ -44,13 +44,13 @@ def nccl(session: Session) -> None:
 
 
 def jobs(session: Session, names: str, steps: int, **variables: object) -> dict:
-    """Jobs of so many steps with worker processes, by selftest.sh; their results by name."""
+    """Runs jobs of `steps` steps by selftest.sh; returns their results by name."""
     argv = [session.kit / "tests/gpu/selftest.sh", session.kit / "bin"]
     limits = {"STEPS": steps, "JOB_SECONDS": JOB_SECONDS}
     finished = session.command("selftest.sh", argv, JOBS=names, **limits, **variables)
     lines = re.findall(r"^(ok|WRONG|stopped|--) +(.{44}) (.*)$", finished.output, re.MULTILINE)
     found = {name.strip(): {"status": status, "detail": detail} for status, name, detail in lines}
-    # Its last line, after all jobs.
+    # selftest.sh prints this line after all jobs.
     complete = re.search(r"^(all right|\d+ of the lines above are not ok)$", finished.output, re.MULTILINE)
     session.values |= {"jobs": found, "complete": complete is not None}
     session.wrong += [name for name, result in found.items() if result["status"] == "WRONG"]

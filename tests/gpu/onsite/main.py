@@ -18,8 +18,9 @@ from phase import Phase, run_phase
 from phases import PHASES, chosen
 from settings import SETTINGS
 
-# Seconds kept for ending a phase's processes, also one that hangs, and for the table.
+# Seconds reserved for ending a phase's processes, even if one of them hangs, and for the table.
 RESERVE = process.GRACE + process.KILLED + 1
+# Lines of the table that are printed.
 LINES = 60
 
 
@@ -68,19 +69,19 @@ def main() -> int:
     if len(lines) > LINES:
         lines = [*lines[: LINES - 1], f"({len(lines) - LINES + 1} more lines in table.txt)"]
     print("\n" + "\n".join(lines), flush=True)
-    # As shells report SIGTERM.
+    # 143 is the exit status that shells use for SIGTERM.
     return 143 if process.interrupted else exit_status(result["phases"])
 
 
 def add_packages(packages: Path) -> None:
-    """Makes bitsandbytes of the kit known to Python, if the machine has none."""
+    """Adds the kit's bitsandbytes to Python's path, if the machine has none."""
     if packages.is_dir() and importlib.util.find_spec("bitsandbytes") is None:
         sys.path.append(str(packages))
         os.environ["PYTHONPATH"] = ":".join(filter(None, (os.environ.get("PYTHONPATH"), str(packages))))
 
 
 def read_manifest(kit: Path) -> dict:
-    """What pack.sh says of the kit. Raises ValueError if a file is not the one that was packed."""
+    """Reads the kit's MANIFEST. Raises ValueError if a file is not the one that was packed."""
     manifest = json.loads((kit / "MANIFEST").read_text())
     for name, file in manifest["files"].items():
         if digest(kit / name) != file["sha256"]:
@@ -106,7 +107,7 @@ def attempt(phase: Phase, args: argparse.Namespace, deadline: float) -> dict:
 
 
 def exit_status(outcomes: dict[str, dict]) -> int:
-    """1 if a phase failed or was stopped, or if all phases but `env` were skipped."""
+    """1 if a phase failed or was stopped, or if all phases except `env` were skipped."""
     if any(outcome["status"] in ("failed", "stopped") for outcome in outcomes.values()):
         return 1
     measured = [outcome for name, outcome in outcomes.items() if name != "env"]
@@ -114,7 +115,7 @@ def exit_status(outcomes: dict[str, dict]) -> int:
 
 
 def save(path: Path, text: str) -> None:
-    """Replaces a file, so that it is whole whenever the run is stopped."""
+    """Replaces a file atomically, so that the file is complete whenever the run is stopped."""
     path.with_suffix(".new").write_text(text)
     path.with_suffix(".new").replace(path)
 

@@ -1,4 +1,4 @@
-"""The phases that run lora-gpu: ops and bench, and with NVIDIA's tools sanitize and ncu."""
+"""The phases that run lora-gpu: ops, bench, and, with NVIDIA's tools, sanitize and ncu."""
 
 import json
 import re
@@ -7,9 +7,9 @@ import environment
 from phase import Session, Skipped, message
 from settings import SETTINGS
 
-# compute-sanitizer's exit status when it found errors; lora-gpu itself exits with 1.
+# compute-sanitizer's exit status if it found errors; lora-gpu itself exits with 1.
 ERRORS_FOUND = 86
-# Seconds that a check or a measurement under a tool needs at least.
+# Least number of seconds for a check or a measurement under a tool.
 ONE_MORE = 5
 
 
@@ -19,7 +19,7 @@ def ops(session: Session) -> None:
     session.values["checks"] = {
         name: {"status": status, "detail": detail} for status, name, _, detail in checks
     }
-    # Its last line, after all checks.
+    # lora-gpu prints this line after all checks.
     complete = re.search(r"^\d+ passed, \d+ failed$", finished.output, re.MULTILINE)
     session.values["complete"] = complete is not None
 
@@ -39,8 +39,8 @@ def microbench(session: Session, only: str) -> list:
     return [session.bin("lora-gpu"), "--bench", "--bench-scale", SETTINGS.bench_scale, "--only", only]
 
 
-# Checks of operations for compute-sanitizer, by tool: first the kernels with the most shared memory
-# and barriers.
+# Tools of compute-sanitizer with checks of operations. The kernels with the most shared memory and
+# barriers come first.
 SANITIZED = [
     ("racecheck", "attention forward and backward bf16"),
     ("memcheck", "attention forward and backward bf16"),

@@ -1,4 +1,4 @@
-"""What a phase is, and what its commands run with."""
+"""The type of a phase, and the session in which its commands run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ class Skipped(Exception):
 
 @dataclass(frozen=True)
 class Phase:
-    """Is not started with less than `minimum` seconds, and is stopped after `limit` seconds."""
+    """A phase: skipped if less than `minimum` seconds are left, stopped after `limit` seconds."""
 
     name: str
     minimum: int
@@ -27,7 +27,7 @@ class Phase:
 
 @dataclass
 class Session:
-    """A phase that runs; `values` go into result.json, also if the phase fails or is stopped."""
+    """A running phase. `values` go into result.json, also if the phase fails or is stopped."""
 
     kit: Path
     work: Path
@@ -45,11 +45,11 @@ class Session:
         return 0.0 if process.interrupted else self.deadline - time.monotonic()
 
     def half(self) -> float:
-        """The limit of a command that others follow: if it hangs, time is left for them."""
+        """The limit of a command that is not the last: if it hangs, time is left for the others."""
         return self.left() / 2
 
     def has_time(self, seconds: float, what: str) -> bool:
-        """Whether `seconds` are left; if not, `what` is reported as not measured."""
+        """Returns whether `seconds` are left; if not, reports `what` as not measured."""
         if self.left() >= seconds:
             return True
         self.not_measured.append(f"{what}: no time")
@@ -58,9 +58,9 @@ class Session:
     def command(
         self, what: str, argv: list, limit: float | None = None, **variables: object
     ) -> process.Finished:
-        """Runs a command for at most `limit` seconds; its failure is the phase's.
+        """Runs a command for at most `limit` seconds. If the command fails, the phase fails.
 
-        `variables` are added to its environment.
+        `variables` are added to the command's environment.
         """
         limit = self.left() if limit is None else min(limit, self.left())
         if limit <= 0:
@@ -93,7 +93,7 @@ def run_phase(phase: Phase, kit: Path, out: Path, work: Path, seconds: float) ->
         phase.run(session)
     except Skipped as reason:
         skipped = str(reason)
-    except Exception as error:  # The next phases run whatever happened in this one.
+    except Exception as error:  # An error in this phase must not prevent the next phases.
         session.failures.append(f"{type(error).__name__}: {error}")
     if process.interrupted:
         session.stopped.append("the run was interrupted")
@@ -118,7 +118,7 @@ def status(session: Session, skipped: str) -> str:
 
 
 def message(output: str) -> str:
-    """The last line of an output that is an error or a result that is not ok, else its last line."""
+    """The last line with an error or a result that is not ok, otherwise the last line."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     pattern = re.compile(r"(==)?([\w.]*error|WRONG|stopped)\b", re.IGNORECASE)
     errors = [line for line in lines if pattern.match(line)]

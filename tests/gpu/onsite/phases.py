@@ -1,4 +1,4 @@
-"""The phases of a run, in its halves."""
+"""The phases, and the halves in which they run."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ import training
 from phase import Phase, Session, json_lines
 from settings import PYTHON
 
-# With result.json and table.txt, eight files.
+# Six files PHASE.txt; with result.json and table.txt a run has eight files.
 MOST_PHASES = 6
 
 
@@ -47,7 +47,7 @@ HALVES = {
 
 
 def chosen(words: list[str]) -> list[str]:
-    """The phases that the words name, `env` first, because every result needs the machine.
+    """The phases that the words name. `env` comes first, because it describes the machine.
 
     Raises ValueError if a word or the number of phases is invalid.
     """

@@ -13,11 +13,12 @@ from typing import BinaryIO
 
 # Seconds between SIGTERM and SIGKILL.
 GRACE = 2.0
-# Seconds after SIGKILL. A process that is left then hangs in the kernel, for example in the driver.
+# Seconds to wait after SIGKILL. A process that is left then hangs in the kernel, for example in the
+# driver.
 KILLED = 3.0
-# Of an output this many bytes are kept of the beginning, and as many of the end.
+# Number of bytes that are kept of the beginning of an output, and also of its end.
 KEPT_BYTES = 1 << 20
-# Seconds between two looks at a command.
+# Seconds between two polls of a command.
 POLL = 0.02
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -39,7 +40,7 @@ class Finished:
     output: str
 
     def how(self) -> str:
-        """How it ended."""
+        """Describes how the command ended."""
         if self.status is None:
             return f"stopped after {self.seconds:.0f} s"
         if self.status < 0:
@@ -48,13 +49,13 @@ class Finished:
 
 
 def interrupt(*_: object) -> None:
-    """A handler of signals."""
+    """Asks the run to stop. This is a signal handler."""
     global interrupted
     interrupted = True
 
 
 def adopt_orphans() -> None:
-    """Makes this process the parent of processes whose parents end: `descendants` finds them."""
+    """Makes this process the parent of orphaned descendants, so that `descendants` finds them."""
     prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -69,7 +70,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def run(argv: list[str], log: Path, limit: float, environment: dict[str, str], directory: Path) -> Finished:
-    """Runs `argv` for at most `limit` seconds; appends it and its output to `log` as they come."""
+    """Runs `argv` for at most `limit` seconds; appends it and its output to `log` at once."""
     started = time.monotonic()
     with open(log, "ab", buffering=0) as file:
         file.write(f"$ {' '.join(argv)}\n".encode())
@@ -93,13 +94,13 @@ def run(argv: list[str], log: Path, limit: float, environment: dict[str, str], d
             while output.copy(0):
                 pass
             output.finish()
-            # It may have been reaped by `end_descendants`.
+            # `end_descendants` may have reaped the process.
             process.poll()
     return Finished(status, time.monotonic() - started, output.text())
 
 
 class Output:
-    """Copies a pipe to a log. Of a long output the middle is read and dropped."""
+    """Copies a pipe to a log. The middle of a long output is read and dropped."""
 
     def __init__(self, pipe: int, log: BinaryIO) -> None:
         self.pipe = pipe
@@ -110,7 +111,7 @@ class Output:
         self.closed = False
 
     def copy(self, seconds: float) -> bool:
-        """Copies what comes within `seconds`; whether something came."""
+        """Copies output that arrives within `seconds`; returns whether some arrived."""
         if self.closed:
             time.sleep(seconds)
             return False
@@ -118,10 +119,10 @@ class Output:
             return False
         chunk = os.read(self.pipe, 1 << 16)
         self.closed = not chunk
-        room = KEPT_BYTES - len(self.head)
-        self.head += chunk[:room]
-        self.log.write(chunk[:room])
-        self.tail += chunk[room:]
+        free = KEPT_BYTES - len(self.head)
+        self.head += chunk[:free]
+        self.log.write(chunk[:free])
+        self.tail += chunk[free:]
         if len(self.tail) > 2 * KEPT_BYTES:
             self.shorten()
         return bool(chunk)
@@ -144,7 +145,7 @@ class Output:
 
 
 def descendants() -> list[int]:
-    """The processes that this process started, and those that they started."""
+    """The ids of the processes that this process started, directly or indirectly."""
     parents = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -153,7 +154,7 @@ def descendants() -> list[int]:
             stat = Path("/proc", entry, "stat").read_text()
         except OSError:
             continue
-        # Fields are counted after the command's name, which may hold spaces and parentheses.
+        # Fields are counted after the command's name, which may contain spaces and parentheses.
         state, parent = stat.rpartition(")")[2].split()[:2]
         if state != "Z":
             parents[int(entry)] = int(parent)
@@ -164,10 +165,10 @@ def descendants() -> list[int]:
 
 
 def end_descendants(wait: Callable[[float], object] = time.sleep, grace: float = GRACE) -> None:
-    """Ends all descendants, by SIGTERM, after `grace` seconds by SIGKILL, and reaps the children.
+    """Ends all descendants: SIGTERM, after `grace` seconds SIGKILL. Reaps the children.
 
-    Processes that are started meanwhile, such as those that print why a command was stopped, get
-    only SIGKILL. A process that is left `KILLED` seconds later is abandoned.
+    Processes that start meanwhile, such as those that print why a command was stopped, get only
+    SIGKILL. A process that is left `KILLED` seconds later is abandoned.
     """
     kill_at = time.monotonic() + grace
     if grace > 0:

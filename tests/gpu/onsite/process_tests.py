@@ -13,7 +13,7 @@ from unittest import mock
 import process
 from testing import InDirectory, processes_with, wait_for
 
-# A process that ignores SIGTERM, in a session of its own, whose parent has ended.
+# A process that ignores SIGTERM and has its own session.
 STUBBORN = (
     "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); os.setsid(); "
     "print('begun', flush=True); time.sleep(600)"
@@ -41,12 +41,12 @@ class Commands(InDirectory):
         self.assertEqual((finished.status, finished.output), (3, "begun\n"))
         self.assertEqual(process.descendants(), [])
 
-    def test_what_a_command_prints_while_it_is_stopped_is_kept(self) -> None:
+    def test_output_of_a_command_that_is_being_stopped_is_kept(self) -> None:
         finished = self.run_shell(
-            "trap 'yes last words | head -n 20000; exit 1' TERM; echo first; sleep 600 & wait", 0.5
+            "trap 'yes last line | head -n 20000; exit 1' TERM; echo first; sleep 600 & wait", 0.5
         )
         self.assertIsNone(finished.status)
-        self.assertEqual(finished.output.count("last words\n"), 20000)
+        self.assertEqual(finished.output.count("last line\n"), 20000)
 
     def test_a_long_output_is_shortened_in_its_middle(self) -> None:
         finished = self.run_shell("echo first; yes | head -c 300000000; echo last")
@@ -57,7 +57,7 @@ class Commands(InDirectory):
         self.assertIn(" bytes dropped ...\n", text)
 
     def test_a_process_that_does_not_end_is_waited_for_once(self) -> None:
-        # The abandoned process has no other owner.
+        # Popen warns because nothing waits for the abandoned process.
         warnings.simplefilter("ignore", ResourceWarning)
         with (
             mock.patch.object(process.os, "kill"),
@@ -87,7 +87,7 @@ class Commands(InDirectory):
         self.assertEqual(process.descendants(), [])
 
 
-# A run: its descendants have the name of its log in their command lines.
+# A guarded run. Its descendants have the path of its log in their command lines.
 GUARDED = """
 import os, sys
 from pathlib import Path
@@ -106,7 +106,10 @@ sys.exit(7)
 
 class Guards(InDirectory):
     def start(self, shell: bool = False) -> tuple[subprocess.Popen, Path]:
-        """A guarded run, in a shell or as a direct child, and its log, when its program runs."""
+        """Starts a guarded run, in a shell or as a direct child, and waits until its program runs.
+
+        Returns the process and the path of the log.
+        """
         log = self.directory / "log"
         argv = [sys.executable, "-c", GUARDED, str(Path(__file__).parent), str(log)]
         if shell:
@@ -120,7 +123,7 @@ class Guards(InDirectory):
         return int((self.directory / "log.pid").read_text())
 
     def assert_stopped(self, log: Path) -> None:
-        """The run had the time to write its results, and nothing is left."""
+        """Fails unless the run wrote its results and no process is left."""
         end = self.directory / "log.end"
         wait_for(lambda: end.exists() and end.read_text() == "interrupted", "the end of the run")
         self.assert_ended(str(log))
@@ -154,7 +157,7 @@ class Guards(InDirectory):
 
     def test_the_program_ends_with_both_of_its_guards(self) -> None:
         run, log = self.start()
-        # The guard first: it cannot act any more.
+        # The guard is killed first, so that it cannot react to the death of the run.
         run.kill()
         os.kill(self.main_process(), signal.SIGKILL)
         run.wait()

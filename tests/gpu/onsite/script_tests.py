@@ -1,5 +1,7 @@
-"""Tests of the kit's shell scripts with stand-ins for its programs, without a GPU:
-python3 tests/gpu/onsite/script_tests.py"""
+"""Tests of the kit's shell scripts with stand-ins for its programs, without a GPU.
+
+    python3 tests/gpu/onsite/script_tests.py
+"""
 
 import hashlib
 import json
@@ -52,12 +54,13 @@ class Onsite(InDirectory):
         environment = {
             **{name: value for name, value in os.environ.items() if name not in ("PYTHON", "MODEL")},
             "TMPDIR": str(self.directory),
-            # No tools of NVIDIA's.
+            # This PATH has none of NVIDIA's tools.
             "PATH": "/usr/bin:/bin",
             "PYTHON": sys.executable,
             **{name: str(value) for name, value in variables.items()},
         }
-        # A session of its own: a signal to the group of the script does not reach the tests.
+        # The script has its own session, so that a signal to its process group does not reach the
+        # tests.
         return subprocess.Popen(
             ["bash", str(script), *map(str, arguments)],
             stdout=subprocess.PIPE,
@@ -69,7 +72,7 @@ class Onsite(InDirectory):
         )
 
     def onsite(self, *arguments: object, **more: object) -> tuple[int, str]:
-        """The exit code of onsite.sh and its output."""
+        """Runs onsite.sh; returns its exit code and its output."""
         run = self.start(*arguments, **more)
         output, _ = run.communicate(timeout=100)
         return run.returncode, output
@@ -106,10 +109,10 @@ class Onsite(InDirectory):
         status, output = self.onsite(kit, "used", "60")
         self.assertEqual((status, "used is not empty" in output), (2, True), output)
 
-    def test_a_damaged_kit_is_refused(self) -> None:
+    def test_a_corrupt_kit_is_refused(self) -> None:
         archive = self.archive()
-        whole = archive.read_bytes()
-        for data in (b"not an archive", whole[: len(whole) // 2]):
+        content = archive.read_bytes()
+        for data in (b"not an archive", content[: len(content) // 2]):
             archive.write_bytes(data)
             status, output = self.onsite(archive, "out", "60")
             self.assertEqual((status, "cannot be unpacked" in output), (1, True), output)
@@ -146,7 +149,7 @@ class Onsite(InDirectory):
         status, output = self.onsite(self.kit, "out-env", "60", "env")
         self.assertEqual(status, 0, output)
 
-    def test_relative_paths_are_of_the_current_directory(self) -> None:
+    def test_relative_paths_start_at_the_current_directory(self) -> None:
         (self.directory / "venv").symlink_to(Path(sys.executable).parent)
         (self.directory / "tiny.json").write_text("{}")
         python = f"venv/{Path(sys.executable).name}"
@@ -156,7 +159,10 @@ class Onsite(InDirectory):
         self.assertEqual(self.result()["phases"]["env"]["status"], "ok")
 
     def hanging(self) -> tuple[subprocess.Popen, str]:
-        """A run from an archive whose phase ops hangs after one check, and the path of its program."""
+        """Starts a run from an archive whose phase ops hangs after one check.
+
+        Returns the process and the path of the unpacked kit.
+        """
         self.program("kit/bin/lora-gpu", HANGING_CHECKS)
         self.pack()
         run = self.start(self.archive(), "out", "60", "ops", "doctor")
@@ -167,7 +173,7 @@ class Onsite(InDirectory):
         return run, f"{work}/kit/"
 
     def assert_interrupted(self) -> None:
-        """The results have the check, and what was not run."""
+        """Fails unless the results have the check and the phase that was not run."""
         wait_for(lambda: (self.directory / "out/table.txt").exists(), "the table")
         found = self.result()["phases"]
         self.assertEqual(found["ops"]["status"], "stopped")
@@ -194,7 +200,7 @@ class Onsite(InDirectory):
         self.assert_ended(programs)
 
 
-# `loractl run FILE --workers N --worker PROGRAM --out DIR ...`: a job that succeeds.
+# A stand-in for `loractl run FILE --workers N --worker PROGRAM --out DIR ...`, whose job succeeds.
 JOB = """
 out=$8; mkdir -p $out
 echo ' "adapter_sha256": "aaaa",' >$out/receipt.json
@@ -204,14 +210,14 @@ for step in 1 2 3 4 5; do echo '{"loss":1.5}'; done >$out/metrics.jsonl
 
 class Selftest(InDirectory):
     def selftest(self, jobs: str, before: str, **variables: str) -> subprocess.Popen:
-        """selftest.sh; `before` runs in each job, whose name is $job."""
+        """Starts selftest.sh. `before` runs in each job, whose name is $job."""
         self.program("bin/loractl", f"job=${{8##*/}}\n{before}\n{JOB}")
         self.program("bin/lora-worker", "exit 0")
         environment = {**os.environ, "JOBS": jobs, "TMPDIR": str(self.directory), **variables}
         return subprocess.Popen(
             ["bash", str(SCRIPTS / "selftest.sh"), str(self.directory / "bin")],
             stdout=subprocess.PIPE,
-            # ldd says there that the stand-ins are not programs.
+            # ldd reports on stderr that the stand-ins are not dynamic executables.
             stderr=subprocess.DEVNULL,
             text=True,
             env=environment,
@@ -248,7 +254,7 @@ class Selftest(InDirectory):
         self.assertTrue(any(line.startswith("WRONG   2 workers, TCP") for line in lines))
 
     def test_a_job_at_its_limit_is_stopped_and_not_wrong(self) -> None:
-        # The second one has to be killed.
+        # The second job ignores SIGTERM and has to be killed.
         for job in ("exec sleep 600", "trap '' TERM; exec sleep 600"):
             status, lines = self.lines("one", f"echo begun; {job}", JOB_SECONDS="1")
             self.assertEqual(status, 1)
@@ -263,7 +269,7 @@ class Selftest(InDirectory):
         self.assertRegex(found[0], r"^WRONG .* there was no worker to kill$")
 
     def test_a_selftest_that_is_stopped_shows_the_logs_and_ends_its_job(self) -> None:
-        # One of them is started in the background.
+        # killed-tcp starts its job in the background.
         for hanging in ("one", "killed-tcp"):
             run = self.selftest(hanging, f"echo begun $job; [ $job = {hanging} ] && exec sleep 600")
             wait_for(lambda job=hanging: self.begun(job), "the job's start")
@@ -289,7 +295,7 @@ class Libraries(InDirectory):
             path = self.directory / name
             path.parent.mkdir(parents=True)
             path.touch()
-        # libblas.so.1 is missing as soon as libcu.so.1 is found.
+        # libblas.so.1 is reported as missing only after libcu.so.1 is found.
         script = f"""
 source {SCRIPTS}/libraries.sh
 missing_libraries() {{

@@ -1,4 +1,4 @@
-"""Sizes of what is measured, from the environment; `onsite.sh --help` describes them."""
+"""The settings of a run, from the environment; `onsite.sh --help` describes them."""
 
 import os
 import re
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 MODELS = Path(__file__).resolve().parents[3] / "benches/models"
-# The names that selftest.sh has.
+# The names of the checks of selftest.sh.
 JOB_NAMES = ["doctor", "ops", "one", "tcp2", "nccl2", "tcp4", "nccl4", "killed-tcp", "killed-nccl", "cpu"]
 
 
@@ -54,7 +54,7 @@ class Settings:
             return f"invalid JOBS: {' '.join(unknown)}; it must have names of {', '.join(JOB_NAMES)}"
         if not (MODELS / f"{self.model}.json").is_file() and not Path(self.model).is_file():
             known = ", ".join(sorted(path.stem for path in MODELS.glob("*.json")))
-            return f"invalid MODEL: {self.model}; it must be a configuration's file or one of {known}"
+            return f"invalid MODEL: {self.model}; it must be the file of a configuration or one of {known}"
         return None
 
 

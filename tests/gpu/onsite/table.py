@@ -1,4 +1,4 @@
-"""The table that a run ends with: what failed and what was measured, the most important first."""
+"""The table at the end of a run: failures and measurements, the most important first."""
 
 import sys
 from pathlib import Path
@@ -79,7 +79,7 @@ def tools(run: Run) -> list[str]:
 
 
 def profile(run: Run) -> list[str]:
-    """The time of a step by class of kernels, and the kernels and products that take most."""
+    """The time of a step by class of kernels, and the kernels and products with the most time."""
     lines = []
     for case in run.values("steps").get("profiles", []):
         if "profile" not in case:
@@ -99,7 +99,7 @@ def profile(run: Run) -> list[str]:
 
 
 def bench(run: Run) -> list[str]:
-    """Operations alone, those that are furthest from the ceilings first."""
+    """Single operations; those with the lowest share of the ceilings come first."""
     measured = run.values("bench")
     if not measured:
         return []

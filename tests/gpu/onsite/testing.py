@@ -1,4 +1,4 @@
-"""What the tests of the kit's scripts have in common."""
+"""Helpers of the tests of the kit's scripts."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ sys.path.append(str(REPOSITORY / "benches/gpu"))
 
 
 class InDirectory(unittest.TestCase):
-    """Has a directory of its own."""
+    """A test case with a temporary directory."""
 
     def setUp(self) -> None:
         directory = tempfile.TemporaryDirectory()
@@ -23,7 +23,7 @@ class InDirectory(unittest.TestCase):
         process.adopt_orphans()
 
     def program(self, name: str, text: str, first_line: str = "#!/bin/sh") -> Path:
-        """A script that stands in for a program."""
+        """Writes a script that replaces a program, and returns its path."""
         path = self.directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{first_line}\n{text}\n")
@@ -52,7 +52,7 @@ def processes_with(marker: str) -> list[int]:
 
 
 def wait_for(condition, what: str, seconds: float = 20) -> None:
-    """Waits until `condition` returns something true."""
+    """Waits until `condition` returns a true value. Raises AssertionError after `seconds`."""
     give_up = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > give_up:

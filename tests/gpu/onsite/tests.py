@@ -26,7 +26,7 @@ import table  # isort: skip
 
 class WithPhases(InDirectory):
     def phase(self, run, seconds: float = 20, limit: int = 20) -> dict:
-        """The outcome of a phase whose kit is the test's directory."""
+        """Runs a phase with the test's directory as its kit; returns the outcome."""
         return run_phase(
             Phase("tested", 1, limit, run), self.directory, self.directory, self.directory, seconds
         )
@@ -48,7 +48,7 @@ class Outcomes(WithPhases):
         def broken(session: Session) -> None:
             fails(session)
             session.command("second", ["sleep", "600"], 0.1)
-            raise LookupError("an odd output")
+            raise LookupError("unexpected output")
 
         outcomes = {run.__name__: self.phase(run) for run in (missing, broken, fails)}
         self.assertEqual(
@@ -59,7 +59,8 @@ class Outcomes(WithPhases):
         self.assertEqual(outcomes["fails"]["reason"], "first: exit status 4: error: the reason")
         self.assertEqual(
             outcomes["broken"]["reason"],
-            "first: exit status 4: error: the reason; LookupError: an odd output; second: stopped after 0 s",
+            "first: exit status 4: error: the reason; LookupError: unexpected output; "
+            "second: stopped after 0 s",
         )
         for name in ("fails", "broken"):
             self.assertEqual(outcomes[name]["values"], {"before": 1, "after": 2})
@@ -92,11 +93,11 @@ class Outcomes(WithPhases):
         self.assertEqual(outcome["status"], "stopped")
         self.assertEqual(outcome["reason"], "first: not started; the run was interrupted")
 
-    def test_what_is_not_measured_is_in_the_reason(self) -> None:
+    def test_the_reason_has_parts_that_were_not_measured(self) -> None:
         outcome = self.phase(lambda session: session.has_time(1000, "int8") and None)
         self.assertEqual((outcome["status"], outcome["reason"]), ("ok", "not measured: int8: no time"))
 
-    def test_a_phase_for_which_too_little_time_is_left_is_skipped(self) -> None:
+    def test_a_phase_is_skipped_if_less_than_its_minimum_is_left(self) -> None:
         ran = []
         phase = Phase("tested", 10, 20, ran.append)
         args = argparse.Namespace(kit=self.directory, out=self.directory, work=self.directory)
@@ -117,7 +118,7 @@ class Outcomes(WithPhases):
 
 
 class Outputs(unittest.TestCase):
-    def test_odd_lines_are_skipped(self) -> None:
+    def test_lines_that_are_not_objects_with_the_key_are_skipped(self) -> None:
         output = '{"a": 1}\n{odd}\n["a"]\n{"b": 2}\n{"a": NaN}\n{"a": '
         self.assertEqual(json_lines(output, "a"), [{"a": 1}, {"a": None}])
 
@@ -157,7 +158,7 @@ class Names(unittest.TestCase):
         ):
             self.assertRegex(Settings(**changed).problem(), why)
 
-    def test_the_scripts_name_the_same(self) -> None:
+    def test_the_scripts_have_the_same_names_and_numbers(self) -> None:
         selftest = (REPOSITORY / "tests/gpu/selftest.sh").read_text()
         self.assertIn(f'\nall="{" ".join(JOB_NAMES)}"\n', selftest)
         described = (REPOSITORY / "tests/gpu/onsite.sh").read_text()
@@ -172,11 +173,11 @@ class Names(unittest.TestCase):
 
 class Machine(WithPhases):
     def env(self, program: str) -> dict:
-        """The outcome of the phase env with a stand-in for Python."""
+        """Runs the phase env with a stand-in for Python; returns the outcome."""
         with mock.patch.object(phases, "PYTHON", self.program("python", program)):
             return self.phase(phases.env)
 
-    def test_the_reason_of_a_crash_is_kept(self) -> None:
+    def test_the_error_of_a_crash_is_in_the_reason(self) -> None:
         outcome = self.env("echo 'Traceback {'; echo 'FileNotFoundError: /proc/cpuinfo'; exit 1")
         self.assertEqual(outcome["status"], "failed")
         self.assertEqual(outcome["reason"], "environment.py: exit status 1: FileNotFoundError: /proc/cpuinfo")
@@ -191,7 +192,7 @@ class Machine(WithPhases):
         self.assertIn("processor", outcome["values"])
 
     def test_nvidia_smi_that_hangs_or_fails_is_reported(self) -> None:
-        # It is not waited for.
+        # Popen warns because nothing waits for the process.
         warnings.simplefilter("ignore", ResourceWarning)
         began = time.monotonic()
         for program, expected in (
@@ -208,7 +209,7 @@ class Machine(WithPhases):
         self.assertEqual(outcome["reason"], "not measured: nvidia-smi: no answer")
 
 
-# Prints a case for each of `--cases`; what else it does is before.
+# A stand-in for train_step that prints a case for each of `--cases`.
 TRAIN_STEP = """
 quantization=$6 cases=$(echo "$8" | tr , ' ')
 for case in $cases; do
@@ -227,11 +228,11 @@ class TrainingSteps(WithPhases):
         self.enterContext(mock.patch.object(training, "ANOTHER_BASE", 0))
 
     def train_step(self, before: str) -> None:
-        # --json --device cuda:0 come before the flags that PEFT's side has too.
+        # The flags --json --device cuda:0 come first; peft_step.py has the other flags too.
         self.program("bin/train_step", f"shift 3\n{before}\n{TRAIN_STEP}")
 
     def shapes(self, outcome: dict) -> list[tuple]:
-        """The cases, with their errors."""
+        """The quantization, shape and error of each case."""
         return [
             (case["quantization"], f"{case['micro_batch']}x{case['sequence']}", case.get("error"))
             for case in outcome["values"]["cases"]
@@ -277,17 +278,18 @@ class TrainingSteps(WithPhases):
             self.assertEqual(
                 [error for *_, error in self.shapes(outcome)], 2 * ["the loss is not finite"] + 2 * [None]
             )
-            # The profiled case, too.
+            # The profiled case is wrong, too.
             self.assertEqual(self.phase(training.steps)["wrong"], ["none 1x8", "none 2x4"])
 
     def peft(self, program: str) -> dict:
-        """The outcome of the phase peft with a stand-in; `kernels` are those of a call."""
+        """Runs the phase peft with a stand-in for peft_step.py; returns the outcome."""
         self.program("benches/peft_step.py", program)
         found = mock.patch.object(training.importlib.util, "find_spec", lambda _: "found")
         with found, mock.patch.object(training, "PYTHON", "sh"):
             return self.phase(training.peft)
 
-    # The flags are --device cuda:0 --sdpa KERNELS ... --quantization QUANTIZATION --cases CASES ...
+    # A stand-in for peft_step.py, whose flags are
+    # --device cuda:0 --sdpa KERNELS ... --quantization QUANTIZATION --cases CASES ...
     PEFT_STEP = """
 kernels=$(echo $4 | tr , ' ')
 while [ $1 != --quantization ]; do shift; done
@@ -308,7 +310,7 @@ done
         cases = outcome["values"]["cases"]
         return list(dict.fromkeys((case["quantization"], case["sdpa"], case.get("error")) for case in cases))
 
-    def test_peft_with_nf4_has_the_kernel_that_was_the_fastest(self) -> None:
+    def test_peft_with_nf4_uses_the_fastest_kernel(self) -> None:
         outcome = self.peft(f"broken=' '\n{self.PEFT_STEP}")
         self.assertEqual((outcome["status"], outcome["reason"]), ("ok", ""))
         self.assertEqual(
@@ -339,7 +341,7 @@ done
         self.assertEqual(outcome["status"], "failed")
         self.assertIn(("none", "flash", "exit status 1"), self.kernels(outcome))
 
-    def test_without_bitsandbytes_the_reason_says_so(self) -> None:
+    def test_missing_bitsandbytes_is_in_the_reason(self) -> None:
         self.program("benches/peft_step.py", f"broken=' '\n{self.PEFT_STEP}")
         absent = lambda name: None if name == "bitsandbytes" else "found"  # noqa: E731
         with (
@@ -361,15 +363,15 @@ class Operations(WithPhases):
                 values["checks"], {"rms_norm forward f32": {"status": "ok", "detail": "y 1.4e-7"}}
             )
 
-    def test_microbenchmarks_that_are_cut_off(self) -> None:
-        # lora-gpu --bench --bench-scale 1 --only '' --json FILE
+    def test_microbenchmarks_with_an_incomplete_file_fail(self) -> None:
+        # The flags are --bench --bench-scale 1 --only '' --json FILE, so FILE is $7.
         self.program("bin/lora-gpu", "echo '{\"rows\": [' >$7; sleep 600")
         outcome = self.phase(operations.bench, 1)
         self.assertEqual((outcome["status"], outcome["values"]), ("failed", {}))
         self.assertIn("lora-gpu --bench: stopped after 1 s", outcome["reason"])
 
     def tool(self, text: str):
-        """A stand-in for a tool of NVIDIA's."""
+        """Replaces NVIDIA's tools by a script."""
         tool = self.program("tool", text)
         return mock.patch.object(environment, "tool", lambda _: str(tool))
 
@@ -455,7 +457,7 @@ class Jobs(WithPhases):
         self.assertEqual((outcome["status"], outcome["wrong"]), ("failed", ["another"]))
         self.assertEqual(list(outcome["values"]["jobs"]), ["1 worker", "another"])
 
-    def test_a_job_has_a_limit_of_its_own(self) -> None:
+    def test_each_job_has_a_limit(self) -> None:
         self.selftest("echo $JOB_SECONDS of $STEPS steps: $JOBS")
         self.phase(jobs.selftest)
         self.assertIn("\n40 of 200 steps: one tcp2 killed-tcp cpu\n", self.text())
@@ -475,10 +477,10 @@ class Jobs(WithPhases):
 
     def test_a_machine_that_cannot_run_nccl_fails_the_phase(self) -> None:
         self.program("bin/lora-worker", "echo no result")
-        self.selftest(f"{self.line('--', '2 workers, NCCL', 'not here: collective nccl')}; echo all right")
+        self.selftest(f"{self.line('--', '2 workers, NCCL', 'unavailable: collective nccl')}; echo all right")
         outcome = self.phase(jobs.nccl)
         self.assertEqual(
-            outcome["reason"], "all-reduce: no result; 2 workers, NCCL: not here: collective nccl"
+            outcome["reason"], "all-reduce: no result; 2 workers, NCCL: unavailable: collective nccl"
         )
 
 

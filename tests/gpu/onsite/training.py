@@ -7,7 +7,7 @@ from phase import Session, Skipped, json_lines
 from process import Finished
 from settings import PYTHON, SETTINGS
 
-# Seconds that one more form of the base needs at least: to make it and to take the steps.
+# Least number of seconds for one more quantization of the base: to make the base and run its steps.
 ANOTHER_BASE = 20
 
 
@@ -45,7 +45,7 @@ def profile_steps(session: Session, quantization: str, *flags: str) -> None:
 
 
 def checked_cases(session: Session, finished: Finished) -> list[dict]:
-    """The cases that train_step printed; their errors are failures of the phase."""
+    """Returns the cases that train_step printed. Their errors are failures of the phase."""
     cases = json_lines(finished.output, "micro_batch")
     session.wrong += [case_name(case) for case in not_finite(cases)]
     session.failures += errors(cases)
@@ -65,7 +65,7 @@ def step_flags(quantization: str, cases: str) -> list[str]:
 
 
 def not_finite(cases: list[dict]) -> list[dict]:
-    """The cases whose loss is not finite, for which JSON has null; each gets an error."""
+    """Returns the cases whose loss is not finite (null in JSON), and adds an error to each."""
     found = [case for case in cases if "error" not in case and case.get("loss") is None]
     for case in found:
         case["error"] = "the loss is not finite"
@@ -81,7 +81,7 @@ def case_name(case: dict) -> str:
 
 
 def missing_cases(finished: Finished, quantization: str, cases: list[dict], sdpa: str = "") -> list[dict]:
-    """An error for each case of which the program printed nothing, because it was stopped or died."""
+    """An error for each case that the program did not print, because it was stopped or crashed."""
     why = "no result" if finished.status == 0 else finished.how()
     shapes = [tuple(map(int, case.split("x"))) for case in SETTINGS.cases.split(",")]
     base = {"model": SETTINGS.model, "quantization": quantization, **({"sdpa": sdpa} if sdpa else {})}
@@ -98,26 +98,27 @@ def peft(session: Session) -> None:
     if missing:
         raise Skipped(f"Python has no {', '.join(missing)}")
     profile = session.work / "peft-profile.txt"
-    # Each case is measured with both kernels, and torch is imported: more than half of the time.
+    # This command gets more than half of the time, because it imports torch and measures each case
+    # with both kernels.
     peft_steps(session, "none", "flash,cudnn", 0.6 * session.left(), "--profile", profile)
     if profile.exists():
         session.append_to_log(profile)
     if importlib.util.find_spec("bitsandbytes") is None:
         session.not_measured.append("nf4-double: Python has no bitsandbytes")
     elif session.has_time(ANOTHER_BASE, "nf4-double"):
-        # The time does not suffice for each kernel.
+        # There is not enough time for both kernels.
         peft_steps(session, "nf4-double", fastest_kernel(session) or "any", session.left())
 
 
 def peft_steps(session: Session, quantization: str, kernels: str, limit: float, *flags: object) -> None:
-    """PEFT's training steps; with any attention kernel that torch takes if it takes none of `kernels`."""
+    """Measures PEFT's steps; with the kernel that torch chooses if none of `kernels` works."""
     measured = measure_peft(session, quantization, kernels, limit, *flags)
     if not measured and kernels != "any" and session.has_time(ANOTHER_BASE, f"{quantization}, any kernel"):
         measure_peft(session, quantization, "any", session.half())
 
 
 def measure_peft(session: Session, quantization: str, kernels: str, limit: float, *flags: object) -> bool:
-    """Adds PEFT's cases; whether one of them has been measured."""
+    """Adds PEFT's cases to the values; returns whether at least one was measured."""
     argv = [PYTHON, session.kit / "benches/peft_step.py", "--device", "cuda:0", "--sdpa", kernels, *flags]
     argv += step_flags(quantization, SETTINGS.cases)
     finished = session.command(f"peft_step.py {quantization}", argv, limit)

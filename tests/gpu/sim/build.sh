@@ -1,7 +1,11 @@
 #!/usr/bin/env bash
 # Builds the simulated GPU: shared libraries with the names of CUDA's, for LD_LIBRARY_PATH.
-# usage: build.sh OUT_DIR [KERNELS.cu...]     the kernels default to all of the repository (crates/*/src/**/*.cu)
-# SANITIZE=address builds with that sanitizer (run with LD_PRELOAD=$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0).
+#
+#   tests/gpu/sim/build.sh OUT_DIR [KERNELS.cu...]
+#
+# The kernels default to all of the repository (crates/*/src/**/*.cu). SANITIZE=address builds with
+# that sanitizer; run programs with LD_PRELOAD=$(g++ -print-file-name=libasan.so) and
+# ASAN_OPTIONS=detect_leaks=0.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../../.." && pwd)
@@ -19,31 +23,40 @@ mkdir -p "$objects"
 exec 9> "$out/lock"
 flock 9
 
-# The functions that the libraries must have are those that cudarc declares.
-cudarc=$(cd "$root" && cargo metadata --format-version 1 --offline 2> /dev/null | grep -oE '"manifest_path":"[^"]*/cudarc-0\.19\.[^"/]*/' | head -1 | cut -d'"' -f4) || true
+# The libraries must have the functions that cudarc declares.
+cudarc=$(cd "$root" && cargo metadata --format-version 1 --offline 2> /dev/null |
+  grep -oE '"manifest_path":"[^"]*/cudarc-0\.19\.[^"/]*/' | head -1 | cut -d'"' -f4) || true
 if [ -z "$cudarc" ]; then
-  cudarc=$(ls -d "${CARGO_HOME:-$HOME/.cargo}"/registry/src/*/cudarc-0.19.* 2> /dev/null | sort -V | tail -1) || true
+  registry=${CARGO_HOME:-$HOME/.cargo}/registry
+  cudarc=$(ls -d "$registry"/src/*/cudarc-0.19.* 2> /dev/null | sort -V | tail -1) || true
 fi
 if [ -z "$cudarc" ]; then
-  echo "build.sh: the source of cudarc 0.19, whose bindings name the functions to provide, is not there; run \`cargo fetch\` first" >&2
+  echo "build.sh: the source of cudarc 0.19, which lists the functions to provide, is not downloaded;" \
+    "run \`cargo fetch\` first" >&2
   exit 1
 fi
 
 cxx=${CXX:-g++}
 sanitize=${SANITIZE:+-fsanitize=$SANITIZE -fno-omit-frame-pointer}
-common="-std=c++17 -g1 -fPIC -pthread -fvisibility=hidden -fno-strict-aliasing -ffp-contract=off -Wall -Wextra -Werror -Wno-unknown-pragmas $sanitize"
+common="-std=c++17 -g1 -fPIC -pthread -fvisibility=hidden -fno-strict-aliasing -ffp-contract=off"
+common+=" -Wall -Wextra -Werror -Wno-unknown-pragmas $sanitize"
 host="$common -O2"
-# Kernels trap on what a GPU does not forgive: accesses that are not aligned.
-kernel="$common -O2 -Wno-unused-function -Wno-unused-parameter -Wno-unused-variable -DLORA_SIMULATED -I$root/crates/lora-ops/src/cuda -I$here"
+# Kernels trap on unaligned accesses, which a GPU does not support.
+kernel="$common -O2 -Wno-unused-function -Wno-unused-parameter -Wno-unused-variable -DLORA_SIMULATED"
+kernel+=" -I$root/crates/lora-ops/src/cuda -I$here"
 if [ -z "$sanitize" ]; then kernel="$kernel -fsanitize=alignment -fsanitize-undefined-trap-on-error"; fi
 
-# An object is named by the hash of all that it is made of; so nothing is built twice, and nothing is stale.
+# The name of an object contains the hash of everything that it is built from, so no object is built
+# twice, and no object is stale.
 headers=$(find "$here" "$root"/crates/*/src \( -name '*.h' -o -name '*.cuh' \) | sort | xargs cat | sha256sum)
 jobs=$out/jobs
 : > "$jobs"
-object() { # SOURCE FLAGS TEXT: adds a job where the object is missing, and prints the object's path
-  local path
-  path=$objects/$(basename "$1").$(printf '%s\n' "$cxx" "$2" "$3" "$headers" | cat - "$1" | sha256sum | cut -c1-20).o
+# object SOURCE FLAGS TEXT: prints the path of an object. If the object does not exist, adds a job
+# that compiles TEXT.
+object() {
+  local hash path
+  hash=$(printf '%s\n' "$cxx" "$2" "$3" "$headers" | cat - "$1" | sha256sum | cut -c1-20)
+  path=$objects/$(basename "$1").$hash.o
   if [ ! -e "$path" ]; then
     printf '%s' "$3" > "$path.cc"
     printf '%s\0' "$cxx $2 -x c++ -c '$path.cc' -o '$path.tmp' && mv '$path.tmp' '$path'" >> "$jobs"
@@ -54,10 +67,13 @@ object() { # SOURCE FLAGS TEXT: adds a job where the object is missing, and prin
 }
 runtime() { object "$here/$1" "$host ${2:-} -DLORA_SIMULATED -I$here" "#include \"$here/$1\""$'\n'; }
 
-driver=$(for source in simulated.cpp driver_device.cpp driver_launch.cpp driver_memory.cpp driver_stream.cpp; do runtime $source; done)
-# Each file of kernels has a namespace of its own, as each is a module of its own on a GPU.
+driver=$(for source in simulated driver_device driver_launch driver_memory driver_stream; do
+  runtime $source.cpp
+done)
+# Each file of kernels has its own namespace, because on a GPU each file is a module.
 driver+=" $(for source in $kernels; do
-  object "$source" "$kernel" "#include \"kernel.cuh\""$'\n'"#include \"mma.cuh\""$'\n'"namespace {"$'\n'"#include \"$source\""$'\n'"}"$'\n'
+  object "$source" "$kernel" \
+    $'#include "kernel.cuh"\n#include "mma.cuh"\nnamespace {\n#include "'"$source"$'"\n}\n'
 done)"
 cudart=$(runtime cudart.cpp)
 cublas=$(runtime cublas.cpp -O3)
@@ -68,21 +84,31 @@ if ! xargs -0 -r -P "$(nproc)" -n 1 sh -c < "$jobs"; then
   exit 1
 fi
 
-library() { # NAME SONAME PREFIX MODULE ERROR VERSION OBJECTS...: what OBJECTS lack of the bindings' functions returns ERROR
+# library NAME SONAME PREFIX MODULE ERROR VERSION OBJECTS...: links a library. Functions of cudarc's
+# bindings that OBJECTS do not define return ERROR.
+library() {
   local name=$1 soname=$2 prefix=$3 module=$4 error=$5 version=$6
   shift 6
   {
     echo '#include <stdio.h>'
-    echo 'static int missing(const char* name, int* said) { if (!*said) fprintf(stderr, "simulated GPU: %s is not simulated\n", name); *said = 1; return '"$error"'; }'
-    # The runtime's functions have variants for the stream that each thread has, which no bindings name.
-    grep -oE "fn ${prefix}[A-Za-z0-9_]+" "$cudarc/src/$module/sys/mod.rs" | awk -v "library=$name" '{ print $2 } library == "cudart" { print $2 "_ptsz"; print $2 "_ptds" }' | sort -u |
+    echo 'static int missing(const char* name, int* said) {'
+    echo '  if (!*said) fprintf(stderr, "simulated GPU: %s is not simulated\n", name);'
+    echo '  *said = 1;'
+    echo '  return '"$error"';'
+    echo '}'
+    # The runtime's functions have variants for the default stream of a thread, which the bindings
+    # do not list.
+    grep -oE "fn ${prefix}[A-Za-z0-9_]+" "$cudarc/src/$module/sys/mod.rs" |
+      awk -v "library=$name" '{ print $2 } library == "cudart" { print $2 "_ptsz"; print $2 "_ptds" }' |
+      sort -u |
       sed 's/.*/__attribute__((weak)) int &(void) { static int said; return missing("&", \&said); }/'
   } > "$objects/$name.c"
   echo "$version { global: ${prefix}*; __${prefix}*; lora_sim_*; local: *; };" > "$objects/$name.map"
   local above=()
   if [ "$name" != cuda ]; then above=("-L$out" -l:libcuda.so.1 '-Wl,-rpath,$ORIGIN'); fi
   ${CC:-gcc} -w -fno-builtin -fPIC -c "$objects/$name.c" -o "$objects/$name.o"
-  $cxx $sanitize -shared -pthread -o "$out/$soname.tmp" "$@" "$objects/$name.o" "${above[@]}" -Wl,-soname,"$soname" -Wl,--version-script="$objects/$name.map"
+  $cxx $sanitize -shared -pthread -o "$out/$soname.tmp" "$@" "$objects/$name.o" "${above[@]}" \
+    -Wl,-soname,"$soname" -Wl,--version-script="$objects/$name.map"
   mv "$out/$soname.tmp" "$out/$soname"
   ln -sfn "$soname" "$out/lib$name.so"
 }
@@ -94,5 +120,5 @@ library curand libcurand.so.10 curand curand 999 libcurand.so.10 $curand
 library nvrtc libnvrtc.so.13 nvrtc nvrtc 11 libnvrtc.so.13
 library nccl libnccl.so.2 nccl nccl 3 '' $nccl
 
-# What has not been part of it for days.
+# Remove objects that no build has used for two days.
 find "$objects" -type f -mtime +2 -delete

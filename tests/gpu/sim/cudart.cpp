@@ -1,5 +1,6 @@
-// libcudart: what the host code that nvcc generates calls when a program starts, so that programs which contain such code start; and the
-// questions about versions and devices. No kernel is launched through the runtime's interface.
+// libcudart: the functions that nvcc's host code calls when a program starts, so that programs with
+// such code start, and queries of versions and devices. Kernels are not launched through the
+// runtime's interface.
 #include "shared.h"
 
 extern "C" int cuInit(unsigned flags);
@@ -17,7 +18,8 @@ EXPORT void** __cudaRegisterFatBinary(void*) { return nothing; }
 EXPORT void __cudaRegisterFatBinaryEnd(void**) {}
 EXPORT void __cudaUnregisterFatBinary(void**) {}
 EXPORT char __cudaInitModule(void**) { return 0; }
-EXPORT void __cudaRegisterFunction(void**, const char*, char*, const char*, int, void*, void*, void*, void*, int*) {}
+EXPORT void __cudaRegisterFunction(void**, const char*, char*, const char*, int, void*, void*, void*, void*,
+                                   int*) {}
 EXPORT void __cudaRegisterVar(void**, char*, char*, const char*, int, size_t, int, int) {}
 EXPORT void __cudaRegisterHostVar(void**, const char*, char*, size_t) {}
 EXPORT void __cudaRegisterManagedVar(void**, void**, char*, const char*, int, size_t, int, int) {}

@@ -1,4 +1,4 @@
-// libcurand: generators exist and fill with numbers of the right distribution, though not with cuRAND's own.
+// libcurand: generators whose numbers have the right distribution, but are not cuRAND's numbers.
 #include <cmath>
 
 #include "shared.h"
@@ -12,15 +12,16 @@ struct Generator {
     uint64_t seed = 0, offset = 0;
 };
 
-// In (0, 1], from the generator's seed and the number's place.
-float uniform(uint64_t seed, uint64_t place) {
-    uint64_t z = seed * 0xd1342543de82ef95u + (place + 1) * 0x9e3779b97f4a7c15u;
+// A number in (0, 1] from the generator's seed and the number's index.
+float uniform(uint64_t seed, uint64_t index) {
+    uint64_t z = seed * 0xd1342543de82ef95u + (index + 1) * 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return static_cast<float>(((z ^ (z >> 31)) >> 40) + 1) / 16777216.0f;
 }
 
-int fill(Generator* generator, float* out, size_t count, float (*number)(uint64_t seed, uint64_t place), float mean, float deviation) {
+int fill(Generator* generator, float* out, size_t count, float (*number)(uint64_t seed, uint64_t index),
+         float mean, float deviation) {
     if (generator == nullptr) return NOT_INITIALIZED;
     const uint64_t seed = generator->seed, first = generator->offset;
     generator->offset += count;
@@ -68,11 +69,14 @@ EXPORT int curandGetVersion(int* version) {
     return SUCCESS;
 }
 
-EXPORT int curandGenerateUniform(Generator* generator, float* out, size_t count) { return fill(generator, out, count, uniform, 0.0f, 1.0f); }
+EXPORT int curandGenerateUniform(Generator* generator, float* out, size_t count) {
+    return fill(generator, out, count, uniform, 0.0f, 1.0f);
+}
 
 EXPORT int curandGenerateNormal(Generator* generator, float* out, size_t count, float mean, float deviation) {
-    const auto normal = [](uint64_t seed, uint64_t place) {
-        return sqrtf(-2.0f * logf(uniform(seed, 2 * place))) * cosf(6.2831853f * uniform(~seed, 2 * place + 1));
+    const auto normal = [](uint64_t seed, uint64_t index) {
+        return sqrtf(-2.0f * logf(uniform(seed, 2 * index))) *
+               cosf(6.2831853f * uniform(~seed, 2 * index + 1));
     };
     return fill(generator, out, count, normal, mean, deviation);
 }

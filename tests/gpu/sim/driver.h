@@ -1,5 +1,6 @@
-// The simulated driver's own view: devices, memory, streams. The exported functions (cuda.h's names and binary interface) are in
-// driver_*.cpp; the other libraries use the exported functions and those of shared.h.
+// Internal types of the simulated driver: devices, memory, streams. The exported functions
+// (cuda.h's names and binary interface) are in driver_*.cpp. The other libraries use the exported
+// functions and those of shared.h.
 #pragma once
 
 #include <condition_variable>
@@ -39,9 +40,11 @@ enum Result : int {
 
 struct Device;
 
-// A queue of work. Work submitted to an idle stream is done at once, on the calling thread; what has to wait (for an event, for peers) goes
-// to the stream's own thread, and everything submitted after it too. With LORA_SIM_LATE=1 all work goes there, and starts only after a while
-// or when somebody waits for it: so what a program forgot to wait for has not happened yet.
+// A queue of work. Work that is submitted to an idle stream runs at once, on the calling thread.
+// Work that has to wait for an event or for peers runs on the stream's own thread, and so does all
+// work that is submitted after it. With LORA_SIM_LATE=1 all work runs on the stream's thread, and
+// starts only after a delay or when a thread waits for it, so a missing wait shows that the work
+// has not happened yet.
 class Stream {
   public:
     Stream(Device& device, unsigned flags, int priority) : device(device), flags(flags), priority(priority) {}
@@ -55,7 +58,7 @@ class Stream {
     bool idle();
     void hurry();
     void wait();
-    // Frees it once its work is done. Nobody uses the stream afterwards.
+    // Frees the stream once its work is done. The stream must not be used afterwards.
     static void destroy(Stream*);
 
   private:
@@ -74,27 +77,27 @@ struct Pool {
     Device& device;
     size_t used = 0, used_high = 0, reserved = 0, reserved_high = 0, threshold = 0;  // bytes
     int reuse[3] = {1, 1, 1};
-    std::multiset<size_t> holes;  // with LORA_SIM_FRAGMENT: what was freed, each as large as it was
+    std::multiset<size_t> holes;  // with LORA_SIM_FRAGMENT: the sizes of freed blocks
 };
 
 struct Device {
     explicit Device(int ordinal) : ordinal(ordinal) {}
 
     const int ordinal;
-    unsigned retained = 0;  // its primary context; the handle of the context is the device's address
-    std::mutex mutex;       // of what follows
+    unsigned retained = 0;  // references to the primary context, whose handle is the device's address
+    std::mutex mutex;       // guards the streams
     std::vector<Stream*> streams;
     Stream* legacy = nullptr;
     Stream* per_thread = nullptr;
-    // Of memory, under the lock of memory.
-    size_t total = 0, direct = 0;  // direct: not from a pool
+    // The lock of memory guards these fields. `direct` counts bytes that are not from a pool.
+    size_t total = 0, direct = 0;
     Pool default_pool{*this};
     Pool* pool = &default_pool;
 
-    void wait();  // for all its streams
+    void wait();  // waits for all streams of the device
 };
 
-// After cuInit, all devices.
+// All devices, after cuInit.
 std::vector<Device*>& devices();
 bool initialized();
 
@@ -102,12 +105,13 @@ bool initialized();
 Device* current();
 void set_current(Device*);
 
-// A stream's handle to the stream; the null, legacy and per-thread handles are of the current context. Null where it is none.
+// Returns the stream of a handle, or null if the handle is invalid. The null, legacy and per-thread
+// handles belong to the current context.
 Stream* stream_of(void* handle);
 
-// Whether `bytes` from `address` lie in one living allocation of a device.
+// Whether `bytes` from `address` lie in one allocation of a device that has not been freed.
 bool on_device(uint64_t address, size_t bytes);
-// Gives back what pools hold beyond their release threshold, as a synchronization does.
+// Releases the unused memory of pools above their release threshold, as a synchronization does.
 void trim_pools(Device&);
 
 }  // namespace driver

@@ -1,4 +1,4 @@
-// Devices, contexts, errors: the part of the driver that only answers questions.
+// Devices, contexts and errors of the driver.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,7 +12,7 @@ namespace {
 bool is_initialized = false;
 std::mutex init_mutex;
 
-// Not zero: see static shared memory in simulated.cpp.
+// The initial value is not zero: see static shared memory in simulated.cpp.
 thread_local Device* current_device = reinterpret_cast<Device*>(1);
 
 size_t memory_limit() {
@@ -44,11 +44,14 @@ constexpr struct {
     {INVALID_HANDLE, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {NOT_FOUND, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {NOT_READY, "CUDA_ERROR_NOT_READY", "device not ready"},
-    {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES", "too many resources requested for launch"},
+    {LAUNCH_OUT_OF_RESOURCES, "CUDA_ERROR_LAUNCH_OUT_OF_RESOURCES",
+     "too many resources requested for launch"},
     {PEER_ACCESS_ALREADY_ENABLED, "CUDA_ERROR_PEER_ACCESS_ALREADY_ENABLED", "peer access is already enabled"},
     {PEER_ACCESS_NOT_ENABLED, "CUDA_ERROR_PEER_ACCESS_NOT_ENABLED", "peer access has not been enabled"},
-    {HOST_MEMORY_ALREADY_REGISTERED, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED", "part or all of the requested memory range is already mapped"},
-    {HOST_MEMORY_NOT_REGISTERED, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", "pointer does not correspond to a registered memory region"},
+    {HOST_MEMORY_ALREADY_REGISTERED, "CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
+     "part or all of the requested memory range is already mapped"},
+    {HOST_MEMORY_NOT_REGISTERED, "CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED",
+     "pointer does not correspond to a registered memory region"},
     {NOT_SUPPORTED, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
 };
 
@@ -60,14 +63,16 @@ Device* device_of(int ordinal) {
 }  // namespace
 
 std::vector<Device*>& devices() {
-    static auto& all = *new std::vector<Device*>();  // never destroyed: threads may outlive main
+    static auto& all = *new std::vector<Device*>();  // never destroyed, because threads may outlive main
     return all;
 }
 
 bool initialized() { return is_initialized; }
 
 Device* current() { return reinterpret_cast<uintptr_t>(current_device) == 1 ? nullptr : current_device; }
-void set_current(Device* device) { current_device = device == nullptr ? reinterpret_cast<Device*>(1) : device; }
+void set_current(Device* device) {
+    current_device = device == nullptr ? reinterpret_cast<Device*>(1) : device;
+}
 
 }  // namespace driver
 
@@ -161,7 +166,7 @@ EXPORT int cuDeviceGetByPCIBusId(int* ordinal, const char* id) {
     return INVALID_DEVICE;
 }
 
-// As an H100's; what is not listed is a feature that it has not.
+// The attributes of an H100. Attributes that are not listed are 0: the feature is not supported.
 EXPORT int cuDeviceGetAttribute(int* value, int attribute, int ordinal) {
     if (device_of(ordinal) == nullptr) return INVALID_DEVICE;
     switch (attribute) {
@@ -182,14 +187,17 @@ EXPORT int cuDeviceGetAttribute(int* value, int attribute, int ordinal) {
         case 38: *value = 50 << 20; break;                 // L2
         case 39: *value = 2048; break;                     // threads of a multiprocessor
         case 40: *value = 3; break;                        // copy engines
-        case 41: case 78: case 79: case 80: *value = 1; break;  // unified addressing, stream priorities, L1 caches
+        case 41:
+        case 78:
+        case 79:
+        case 80: *value = 1; break;  // unified addressing, stream priorities, L1 caches
         case 75: *value = 9; break;                        // compute capability
         case 76: *value = 0; break;
         case 81: *value = 228 * 1024; break;               // shared memory of a multiprocessor
-        case 97: *value = 227 * 1024; break;               // of a block, opted in
+        case 97: *value = 227 * 1024; break;               // shared memory of a block, opt-in
         case 99: *value = 1; break;                        // host memory can be registered
         case 106: *value = 32; break;                      // blocks of a multiprocessor
-        case 111: *value = 1024; break;                    // shared memory that the system takes of a block's
+        case 111: *value = 1024; break;  // shared memory of a block that the system reserves
         case 115: {                                        // memory pools
             const char* pools = getenv("LORA_SIM_POOLS");
             *value = pools == nullptr || *pools != '0';
@@ -207,7 +215,8 @@ EXPORT int cuDeviceCanAccessPeer(int* can, int ordinal, int peer) {
 }
 
 EXPORT int cuDeviceGetP2PAttribute(int* value, int attribute, int source, int destination) {
-    if (device_of(source) == nullptr || device_of(destination) == nullptr || source == destination) return INVALID_DEVICE;
+    if (device_of(source) == nullptr || device_of(destination) == nullptr || source == destination)
+        return INVALID_DEVICE;
     *value = attribute == 2 || attribute == 3;  // access is supported
     return SUCCESS;
 }
@@ -242,7 +251,9 @@ EXPORT int cuDevicePrimaryCtxGetState(int ordinal, unsigned* flags, int* active)
     return SUCCESS;
 }
 
-EXPORT int cuDevicePrimaryCtxSetFlags_v2(int ordinal, unsigned) { return device_of(ordinal) == nullptr ? INVALID_DEVICE : SUCCESS; }
+EXPORT int cuDevicePrimaryCtxSetFlags_v2(int ordinal, unsigned) {
+    return device_of(ordinal) == nullptr ? INVALID_DEVICE : SUCCESS;
+}
 
 EXPORT int cuCtxSetCurrent(void* context) {
     set_current(static_cast<Device*>(context));

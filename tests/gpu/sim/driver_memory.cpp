@@ -1,5 +1,6 @@
-// Memory: device memory is memory of the process, kept apart by a table of allocations. New memory and freed memory hold NaN; what was
-// freed goes back to the system late; a few bytes around each allocation show writes past its ends.
+// Memory. Device memory is memory of the process, with a table of its allocations. New and freed
+// memory contains NaN. Freed memory is returned to the system late. Canary bytes around each
+// allocation detect writes past its ends.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -19,22 +20,22 @@ namespace {
 constexpr unsigned char POISON = 0xff;
 constexpr unsigned char CANARY = 0xa5;
 constexpr size_t CANARY_BYTES = 256;        // also the alignment of allocations
-constexpr size_t GRAIN = 512;               // allocations count in multiples of it
-constexpr size_t CHUNK = size_t{2} << 20;   // pools take memory from the device in multiples of it
+constexpr size_t GRAIN = 512;               // sizes of allocations are counted in multiples of GRAIN
+constexpr size_t CHUNK = size_t{2} << 20;   // pools get memory from the device in multiples of CHUNK
 constexpr size_t QUARANTINE = size_t{64} << 20;
 
 struct Allocation {
     size_t bytes;
     Device* device;
     Pool* pool;   // null: cuMemAlloc
-    size_t block;  // what the pool has set aside for it
+    size_t block;  // bytes that the pool reserved for the allocation
     bool freeing = false;
 };
 
 struct Memory {
     std::mutex mutex;
     std::map<uint64_t, Allocation> device;        // by address
-    std::map<uint64_t, size_t> pinned;            // host memory that the driver knows
+    std::map<uint64_t, size_t> pinned;            // pinned and registered host memory
     std::deque<std::pair<unsigned char*, size_t>> quarantine;
     size_t quarantined = 0;
 };
@@ -44,7 +45,8 @@ Memory& memory() {
     return memory;
 }
 
-// With LORA_SIM_FRAGMENT=1 a pool does not join what was freed: a hole serves an allocation that is no larger, and is used up by it.
+// With LORA_SIM_FRAGMENT=1 a pool does not join freed blocks. A hole serves one allocation that is
+// not larger, which uses it up.
 bool fragments() {
     static const bool fragments = [] {
         const char* text = getenv("LORA_SIM_FRAGMENT");
@@ -61,7 +63,9 @@ auto find_covering(Map& map, uint64_t address) {
     return next == map.begin() ? map.end() : std::prev(next);
 }
 
-bool covers(uint64_t address, size_t bytes, uint64_t from, size_t size) { return address - from <= size && bytes <= size - (address - from); }
+bool covers(uint64_t address, size_t bytes, uint64_t from, size_t size) {
+    return address - from <= size && bytes <= size - (address - from);
+}
 
 unsigned char* allocate(size_t bytes) {
     const size_t size = round_up(bytes, CANARY_BYTES) + 2 * CANARY_BYTES;
@@ -70,7 +74,7 @@ unsigned char* allocate(size_t bytes) {
     memset(raw, CANARY, CANARY_BYTES);
     memset(raw + CANARY_BYTES, POISON, bytes);
     memset(raw + CANARY_BYTES + bytes, CANARY, size - CANARY_BYTES - bytes);
-#if defined(__SANITIZE_ADDRESS__)  // shows reads too
+#if defined(__SANITIZE_ADDRESS__)  // detects reads too
     ASAN_POISON_MEMORY_REGION(raw, CANARY_BYTES);
     ASAN_POISON_MEMORY_REGION(raw + CANARY_BYTES + bytes, size - CANARY_BYTES - bytes);
 #endif
@@ -94,7 +98,7 @@ void check_canaries(const unsigned char* from, size_t bytes) {
     abort();
 }
 
-// Under the lock of memory.
+// The caller holds the lock of memory.
 void release(unsigned char* from, size_t bytes) {
     check_canaries(from, bytes);
 #if defined(__SANITIZE_ADDRESS__)
@@ -112,9 +116,10 @@ void release(unsigned char* from, size_t bytes) {
 #endif
 }
 
-// Under the lock of memory.
+// The caller holds the lock of memory.
 size_t reserved(const Device& device) {
-    return device.direct + device.default_pool.reserved + (device.pool == &device.default_pool ? 0 : device.pool->reserved);
+    return device.direct + device.default_pool.reserved +
+           (device.pool == &device.default_pool ? 0 : device.pool->reserved);
 }
 
 bool take(Device& device, Pool* pool, size_t bytes, uint64_t* address) {
@@ -128,7 +133,8 @@ bool take(Device& device, Pool* pool, size_t bytes, uint64_t* address) {
         block = found ? *hole : round_up(counted, CHUNK);
         more = found ? 0 : block;
     } else if (pool != nullptr) {
-        more = pool->used + counted > pool->reserved ? round_up(pool->used + counted - pool->reserved, CHUNK) : 0;
+        more = pool->used + counted > pool->reserved ? round_up(pool->used + counted - pool->reserved, CHUNK)
+                                                     : 0;
     }
     if (reserved(device) + more > device.total) return false;
     unsigned char* from = allocate(bytes);
@@ -150,7 +156,7 @@ bool take(Device& device, Pool* pool, size_t bytes, uint64_t* address) {
 int allocate_on(Device& device, Pool* pool, size_t bytes, uint64_t* address) {
     if (bytes == 0) return INVALID_VALUE;
     if (take(device, pool, bytes, address)) return SUCCESS;
-    device.wait();  // what is being freed may be enough
+    device.wait();  // memory that is being freed may be enough
     return take(device, pool, bytes, address) ? SUCCESS : OUT_OF_MEMORY;
 }
 
@@ -166,7 +172,8 @@ void give_back(uint64_t address) {
     release(reinterpret_cast<unsigned char*>(address), allocation.bytes);
 }
 
-// Marks an allocation as given to be freed; null where `address` is none, or freed already.
+// Marks an allocation as being freed. Returns null if `address` is not an allocation or is being
+// freed already.
 Device* begin_free(uint64_t address) {
     Memory& all = memory();
     const std::lock_guard lock(all.mutex);
@@ -178,7 +185,7 @@ Device* begin_free(uint64_t address) {
 
 unsigned char* at(uint64_t address) { return reinterpret_cast<unsigned char*>(address); }
 
-// Fills `count` elements, at `address` once it is the stream's turn.
+// Fills `count` elements at `address`, in the stream's order.
 template <typename T>
 int fill(Stream* stream, uint64_t address, T value, size_t count, bool wait) {
     if (stream == nullptr) return INVALID_HANDLE;
@@ -204,7 +211,8 @@ int to_device(Stream* stream, uint64_t to, const void* from, size_t bytes, bool 
     if (stream == nullptr) return INVALID_HANDLE;
     if (bytes == 0) return SUCCESS;
     if (from == nullptr || !on_device(to, bytes)) return INVALID_VALUE;
-    // Pageable memory too may be read late: what CUDA says of it is that the copy "might" be synchronous.
+    // Pageable memory may be read late too: CUDA only documents that such a copy "might" be
+    // synchronous.
     stream->submit([=] { memcpy(at(to), from, bytes); });
     if (wait) stream->wait();
     return SUCCESS;
@@ -231,7 +239,9 @@ int between_devices(Stream* stream, uint64_t to, uint64_t from, size_t bytes, bo
 int pin(void* host, size_t bytes) {
     Memory& all = memory();
     const std::lock_guard lock(all.mutex);
-    return all.pinned.emplace(reinterpret_cast<uint64_t>(host), bytes).second ? SUCCESS : HOST_MEMORY_ALREADY_REGISTERED;
+    return all.pinned.emplace(reinterpret_cast<uint64_t>(host), bytes).second
+               ? SUCCESS
+               : HOST_MEMORY_ALREADY_REGISTERED;
 }
 
 bool unpin(void* host) {
@@ -246,10 +256,11 @@ bool on_device(uint64_t address, size_t bytes) {
     Memory& all = memory();
     const std::lock_guard lock(all.mutex);
     const auto found = find_covering(all.device, address);
-    return found != all.device.end() && !found->second.freeing && covers(address, bytes, found->first, found->second.bytes);
+    return found != all.device.end() && !found->second.freeing &&
+           covers(address, bytes, found->first, found->second.bytes);
 }
 
-// Under the lock of memory: gives back what a pool has beyond `keep` bytes, as far as it is not used.
+// Releases the unused memory of a pool above `keep` bytes. The caller holds the lock of memory.
 static void trim(Pool& pool, size_t keep) {
     if (pool.reserved <= keep) return;
     if (!fragments()) {
@@ -273,7 +284,9 @@ void trim_pools(Device& device) {
 
 using namespace driver;
 
-EXPORT bool lora_sim_on_device(const void* address, size_t bytes) { return on_device(reinterpret_cast<uint64_t>(address), bytes); }
+EXPORT bool lora_sim_on_device(const void* address, size_t bytes) {
+    return on_device(reinterpret_cast<uint64_t>(address), bytes);
+}
 
 // ---- allocation ----
 
@@ -343,7 +356,7 @@ EXPORT int cuMemAllocHost_v2(void** host, size_t bytes) { return cuMemHostAlloc(
 
 EXPORT int cuMemFreeHost(void* host) {
     if (!unpin(host)) return INVALID_VALUE;
-    if (Device* device = current()) device->wait();  // a copy may be under way
+    if (Device* device = current()) device->wait();  // a copy may be running
     free(host);
     return SUCCESS;
 }
@@ -442,25 +455,34 @@ EXPORT int cuMemPoolSetAttribute(void* handle, int attribute, void* value) {
     switch (attribute) {
         case 1: case 2: case 3: pool->reuse[attribute - 1] = *static_cast<int*>(value); return SUCCESS;
         case RELEASE_THRESHOLD: pool->threshold = number(); return SUCCESS;
-        case RESERVED_HIGH: return number() == 0 ? (pool->reserved_high = pool->reserved, SUCCESS) : INVALID_VALUE;
+        case RESERVED_HIGH:
+            return number() == 0 ? (pool->reserved_high = pool->reserved, SUCCESS) : INVALID_VALUE;
         case USED_HIGH: return number() == 0 ? (pool->used_high = pool->used, SUCCESS) : INVALID_VALUE;
         default: return INVALID_VALUE;
     }
 }
 
-EXPORT int cuMemPoolSetAccess(void* pool, const void*, size_t) { return pool == nullptr ? INVALID_VALUE : SUCCESS; }
+EXPORT int cuMemPoolSetAccess(void* pool, const void*, size_t) {
+    return pool == nullptr ? INVALID_VALUE : SUCCESS;
+}
 
 // ---- copies and fills ----
 
-EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) { return to_device(stream_of(nullptr), to, from, bytes, true); }
+EXPORT int cuMemcpyHtoD_v2(uint64_t to, const void* from, size_t bytes) {
+    return to_device(stream_of(nullptr), to, from, bytes, true);
+}
 EXPORT int cuMemcpyHtoDAsync_v2(uint64_t to, const void* from, size_t bytes, void* stream) {
     return to_device(stream_of(stream), to, from, bytes, false);
 }
-EXPORT int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) { return to_host(stream_of(nullptr), to, from, bytes, true); }
+EXPORT int cuMemcpyDtoH_v2(void* to, uint64_t from, size_t bytes) {
+    return to_host(stream_of(nullptr), to, from, bytes, true);
+}
 EXPORT int cuMemcpyDtoHAsync_v2(void* to, uint64_t from, size_t bytes, void* stream) {
     return to_host(stream_of(stream), to, from, bytes, false);
 }
-EXPORT int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t bytes) { return between_devices(stream_of(nullptr), to, from, bytes, true); }
+EXPORT int cuMemcpyDtoD_v2(uint64_t to, uint64_t from, size_t bytes) {
+    return between_devices(stream_of(nullptr), to, from, bytes, true);
+}
 EXPORT int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void* stream) {
     return between_devices(stream_of(stream), to, from, bytes, false);
 }
@@ -471,9 +493,15 @@ EXPORT int cuMemcpyPeer(uint64_t to, void*, uint64_t from, void*, size_t bytes) 
     return between_devices(stream_of(nullptr), to, from, bytes, true);
 }
 
-EXPORT int cuMemsetD8_v2(uint64_t address, unsigned char value, size_t count) { return fill(stream_of(nullptr), address, value, count, true); }
-EXPORT int cuMemsetD16_v2(uint64_t address, unsigned short value, size_t count) { return fill(stream_of(nullptr), address, value, count, true); }
-EXPORT int cuMemsetD32_v2(uint64_t address, unsigned value, size_t count) { return fill(stream_of(nullptr), address, value, count, true); }
+EXPORT int cuMemsetD8_v2(uint64_t address, unsigned char value, size_t count) {
+    return fill(stream_of(nullptr), address, value, count, true);
+}
+EXPORT int cuMemsetD16_v2(uint64_t address, unsigned short value, size_t count) {
+    return fill(stream_of(nullptr), address, value, count, true);
+}
+EXPORT int cuMemsetD32_v2(uint64_t address, unsigned value, size_t count) {
+    return fill(stream_of(nullptr), address, value, count, true);
+}
 EXPORT int cuMemsetD8Async(uint64_t address, unsigned char value, size_t count, void* stream) {
     return fill(stream_of(stream), address, value, count, false);
 }

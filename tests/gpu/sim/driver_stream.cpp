@@ -20,7 +20,8 @@ bool late() {
 constexpr auto LATE = std::chrono::milliseconds(20);
 
 constexpr unsigned NON_BLOCKING = 1;
-// What the legacy stream and the blocking ones owe each other: each waits for the other's work.
+// Waits as CUDA's implicit synchronization does: the legacy stream and blocking streams wait for
+// each other's work.
 void wait_for_implicit(Stream& stream) {
     if (stream.flags & NON_BLOCKING) return;
     Device& device = stream.device;
@@ -182,11 +183,12 @@ struct Event {
     }
 };
 
-// Whoever waits for a mark lets its stream begin.
+// Lets the stream of a recorded event start its work, because a thread waits for the event.
 void hurry(const StreamEvent& mark) {
     for (Device* device : devices()) {
         const std::lock_guard lock(device->mutex);
-        if (std::find(device->streams.begin(), device->streams.end(), mark.stream) != device->streams.end()) mark.stream->hurry();
+        if (std::find(device->streams.begin(), device->streams.end(), mark.stream) != device->streams.end())
+            mark.stream->hurry();
     }
 }
 
@@ -215,11 +217,14 @@ EXPORT int cuStreamCreateWithPriority(void** handle, unsigned flags, int priorit
     *handle = stream;
     return SUCCESS;
 }
-EXPORT int cuStreamCreate(void** handle, unsigned flags) { return cuStreamCreateWithPriority(handle, flags, 0); }
+EXPORT int cuStreamCreate(void** handle, unsigned flags) {
+    return cuStreamCreateWithPriority(handle, flags, 0);
+}
 
 EXPORT int cuStreamDestroy_v2(void* handle) {
     Stream* stream = stream_of(handle);
-    if (stream == nullptr || stream == stream->device.legacy || stream == stream->device.per_thread) return INVALID_HANDLE;
+    if (stream == nullptr || stream == stream->device.legacy || stream == stream->device.per_thread)
+        return INVALID_HANDLE;
     {
         const std::lock_guard lock(stream->device.mutex);
         auto& all = stream->device.streams;
@@ -331,7 +336,9 @@ EXPORT int cuEventElapsedTime_v2(float* milliseconds, void* start_handle, void* 
     *milliseconds = std::chrono::duration<float, std::milli>(to->at - from->at).count();
     return SUCCESS;
 }
-EXPORT int cuEventElapsedTime(float* milliseconds, void* start, void* end) { return cuEventElapsedTime_v2(milliseconds, start, end); }
+EXPORT int cuEventElapsedTime(float* milliseconds, void* start, void* end) {
+    return cuEventElapsedTime_v2(milliseconds, start, end);
+}
 
 EXPORT int cuStreamWaitEvent(void* stream_handle, void* handle, unsigned) {
     Stream* stream = stream_of(stream_handle);

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Checks on simulated GPUs that a job says so when `auto` falls back from NCCL to TCP between GPUs,
+# Checks on simulated GPUs that a job reports it if `auto` falls back from NCCL to TCP between GPUs,
 # and only then.
 #
-#   LD_LIBRARY_PATH=target/gpu-sim tests/gpu/sim/fallback.sh BIN_DIR        BIN_DIR: lora-worker (feature cuda), loractl
+#   LD_LIBRARY_PATH=target/gpu-sim tests/gpu/sim/fallback.sh BIN_DIR
+#
+# BIN_DIR has lora-worker, built with the feature cuda, and loractl.
 set -uo pipefail
 bin=$(cd "${1:?usage: fallback.sh BIN_DIR}" && pwd) || exit 2
 cd "$(dirname "$0")/../../.."
@@ -19,13 +21,13 @@ training: {max_steps: 2, global_batch_size: 4, micro_batch_size: 2, learning_rat
 workers: {min: 2, max: 2}
 YAML
 
-# A job of two workers in an environment. Its log must have these many events of the fallback, each
-# with the text, and a warning from each worker for each event.
-check() { # name, number of events, text, environment...
+# check NAME EVENTS TEXT VARIABLE...: runs a job with two workers in an environment. Its log must
+# have EVENTS events of the fallback, each with TEXT, and a warning from each worker for each event.
+check() {
   local name=$1 expected=$2 text=$3 log=$work/$1.log
   shift 3
-  env RUST_LOG=warn "$@" "$bin/loractl" run "$work/job.yaml" --device cuda --workers 2 --worker "$bin/lora-worker" \
-    --out "$work/$name" >"$log" 2>&1
+  env RUST_LOG=warn "$@" "$bin/loractl" run "$work/job.yaml" --device cuda --workers 2 \
+    --worker "$bin/lora-worker" --out "$work/$name" >"$log" 2>&1
   local status=$? events warnings
   events=$(grep -c "^worker-[01], step 0: gradients travel between the GPUs over TCP.*$text" "$log")
   warnings=$(grep -c "NCCL is not used.*$text" "$log")
@@ -40,7 +42,7 @@ check() { # name, number of events, text, environment...
 
 check nccl-between-gpus 0 . LORA_SIM_GPUS=2
 check nccl-cannot-be-used 1 "NCCL_COMM_BLOCKING" LORA_SIM_GPUS=2 NCCL_COMM_BLOCKING=1
-check nccl-fails-as-it-connects 1 "it failed when an earlier group formed" LORA_SIM_GPUS=2 LORA_SIM_NCCL_REFUSE=1
+check nccl-fails-to-connect 1 "it failed when an earlier group formed" LORA_SIM_GPUS=2 LORA_SIM_NCCL_REFUSE=1
 check one-gpu-is-shared 0 . LORA_SIM_GPUS=1 LORA_SIM_NCCL_VERSION=22809
 
 [ $failures = 0 ]

@@ -1,5 +1,6 @@
-// Names the running kernel and thread when a simulated thread touches memory that is not there, or misaligned (kernels are built to trap on
-// that). For simulated.cpp alone.
+// Signal handlers that name the running kernel and thread if a simulated thread accesses memory
+// that is not mapped or is misaligned (kernels are built to trap on misaligned accesses). Only
+// simulated.cpp includes this file.
 #pragma once
 
 #include <csignal>
@@ -15,11 +16,11 @@ inline void catch_faults() {}  // the sanitizer reports them
 constexpr int FAULTS[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
 inline struct sigaction before_us[65];
 
-bool runs_kernel();  // on this thread
+bool runs_kernel();  // whether this thread runs a kernel
 
 inline void on_fault(int signal, siginfo_t* info, void*) {
     sigaction(signal, &before_us[signal], nullptr);
-    if (!runs_kernel()) return;  // happens again, and goes to whoever was there before us
+    if (!runs_kernel()) return;  // the fault happens again, and the previous handler gets it
     ::signal(SIGABRT, SIG_DFL);
     switch (signal) {
         case SIGILL: fail("a misaligned access, or another undefined operation");
@@ -28,7 +29,7 @@ inline void on_fault(int signal, siginfo_t* info, void*) {
     }
 }
 
-// From the first launch on.
+// Installs the handlers at the first launch.
 inline void catch_faults() {
     static const bool once = [] {
         struct sigaction ours = {};

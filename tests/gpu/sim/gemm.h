@@ -1,5 +1,6 @@
-// c = alpha op(a) op(b) + beta c on column-major matrices in host memory, for cublas.cpp. Every output is a sum in f32 over blocks of k in
-// order, whatever the other shapes: the same inputs give the same bits.
+// c = alpha op(a) op(b) + beta c on column-major matrices in host memory, for cublas.cpp. Every
+// output is a sum in f32 over blocks of k in order. The order does not depend on m and n, so the
+// same inputs give the same bits.
 #pragma once
 
 #include <algorithm>
@@ -29,7 +30,8 @@ inline void store(void* base, size_t index, Type type, float value) {
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     const bool nan = value != value;
-    static_cast<uint16_t*>(base)[index] = nan ? 0x7fff : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+    static_cast<uint16_t*>(base)[index] =
+        nan ? 0x7fff : static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 struct Operand {
@@ -38,12 +40,16 @@ struct Operand {
     bool transposed;
     Type type;
 
-    size_t index(size_t row, size_t column) const { return transposed ? column + row * leading : row + column * leading; }
+    size_t index(size_t row, size_t column) const {
+        return transposed ? column + row * leading : row + column * leading;
+    }
 };
 
-constexpr size_t ROWS = 16, COLUMNS = 6;  // of a tile in registers
-constexpr size_t PANEL = 16 * COLUMNS;    // columns that are packed at once
-constexpr size_t BLOCK = 256;             // of k, summed by itself: a long sum keeps its precision, as on a GPU
+constexpr size_t ROWS = 16, COLUMNS = 6;  // size of a tile in registers
+constexpr size_t PANEL = 16 * COLUMNS;    // number of columns that are packed at once
+// Number of elements of k with a partial sum of their own, so that a long sum keeps its precision,
+// as on a GPU.
+constexpr size_t BLOCK = 256;
 
 using Vector = float __attribute__((vector_size(32), aligned(4)));
 constexpr size_t LANES = sizeof(Vector) / sizeof(float);
@@ -59,7 +65,8 @@ inline void multiply_tile(float (&tile)[COLUMNS][ROWS], const float* a, const fl
 #pragma GCC unroll 6
             for (size_t j = 0; j < COLUMNS; j++) {
 #pragma GCC unroll 2
-                for (size_t i = 0; i < ROWS / LANES; i++) sums[j][i] += reinterpret_cast<const Vector*>(a)[i] * b[j];
+                for (size_t i = 0; i < ROWS / LANES; i++)
+                    sums[j][i] += reinterpret_cast<const Vector*>(a)[i] * b[j];
             }
         }
         for (size_t j = 0; j < COLUMNS; j++) {
@@ -69,7 +76,8 @@ inline void multiply_tile(float (&tile)[COLUMNS][ROWS], const float* a, const fl
     memcpy(tile, total, sizeof total);
 }
 
-inline void multiply(size_t m, size_t n, size_t k, float alpha, const Operand& a, const Operand& b, float beta, void* c, size_t ldc, Type type) {
+inline void multiply(size_t m, size_t n, size_t k, float alpha, const Operand& a, const Operand& b,
+                     float beta, void* c, size_t ldc, Type type) {
     std::vector<float> packed_a(ROWS * k), packed_b(PANEL * k);
     for (size_t column = 0; column < n; column += PANEL) {
         const size_t columns = std::min(PANEL, n - column);
@@ -81,14 +89,16 @@ inline void multiply(size_t m, size_t n, size_t k, float alpha, const Operand& a
         for (size_t row = 0; row < m; row += ROWS) {
             const size_t rows = std::min(ROWS, m - row);
             if (rows < ROWS) std::fill(packed_a.begin(), packed_a.end(), 0.0f);
-            // In the order of memory.
+            // Both loops read `a` in memory order.
             if (a.transposed) {
                 for (size_t i = 0; i < rows; i++) {
-                    for (size_t l = 0; l < k; l++) packed_a[l * ROWS + i] = load(a.base, a.index(row + i, l), a.type);
+                    for (size_t l = 0; l < k; l++)
+                        packed_a[l * ROWS + i] = load(a.base, a.index(row + i, l), a.type);
                 }
             } else {
                 for (size_t l = 0; l < k; l++) {
-                    for (size_t i = 0; i < rows; i++) packed_a[l * ROWS + i] = load(a.base, a.index(row + i, l), a.type);
+                    for (size_t i = 0; i < rows; i++)
+                        packed_a[l * ROWS + i] = load(a.base, a.index(row + i, l), a.type);
                 }
             }
             for (size_t j = 0; j < columns; j += COLUMNS) {
@@ -97,7 +107,8 @@ inline void multiply(size_t m, size_t n, size_t k, float alpha, const Operand& a
                 for (size_t s = 0; s < std::min(COLUMNS, columns - j); s++) {
                     for (size_t i = 0; i < rows; i++) {
                         const size_t at = row + i + (column + j + s) * ldc;
-                        const float old = beta == 0.0f ? 0.0f : beta * load(c, at, type);  // with beta = 0 it may hold anything
+                        // With beta = 0, c is not read, because it may be uninitialized.
+                        const float old = beta == 0.0f ? 0.0f : beta * load(c, at, type);
                         store(c, at, type, alpha * tile[s][i] + old);
                     }
                 }

@@ -27,7 +27,9 @@ inline float __int_as_float(int x) { return sim::bit_cast<float>(x); }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __clz(int x) { return x == 0 ? 32 : __builtin_clz(static_cast<unsigned>(x)); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
-inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32); }
+inline unsigned __umulhi(unsigned a, unsigned b) {
+    return static_cast<unsigned>((static_cast<uint64_t>(a) * b) >> 32);
+}
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
     return static_cast<unsigned long long>((static_cast<unsigned __int128>(a) * b) >> 64);
 }
@@ -83,7 +85,8 @@ inline T __ldg(const T* from) {
 }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
-// Integers only: a sum of floats must not depend on timing. Threads of a launch never run at once, launches on other devices may.
+// For integers only, because a sum of floats would depend on timing. Threads of one launch never
+// run concurrently, but launches on several devices may.
 template <typename T, typename V>
 inline T atomicAdd(T* to, V value) {
     static_assert(std::is_integral_v<T>, "no floating-point atomics");
@@ -123,7 +126,8 @@ inline void exchange(void* (&arguments)[WARP]) {
         if (argument == nullptr) continue;
         auto* mine = static_cast<Shuffle*>(argument);
         const auto* other = static_cast<const Shuffle*>(arguments[mine->source]);
-        mine->result = other == nullptr ? ~uint64_t{0} : other->value;  // a lane that is not there: undefined, so NaN
+        // The value of an absent lane is undefined, so it is NaN here.
+        mine->result = other == nullptr ? ~uint64_t{0} : other->value;
     }
 }
 
@@ -157,9 +161,12 @@ inline void meet(void* (&)[WARP]) {}
 
 }  // namespace sim
 
-inline void __syncwarp(unsigned mask = 0xffffffffu) { sim::warp_collective(mask, sim::meet, nullptr, "__syncwarp"); }
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+    sim::warp_collective(mask, sim::meet, nullptr, "__syncwarp");
+}
 
-// As the PTX ISA defines shfl: `width` splits the warp into segments; a source outside of the lane's segment is the lane itself.
+// As the PTX ISA defines shfl: `width` splits the warp into segments. A source outside of the
+// lane's segment is replaced by the lane itself.
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
     const unsigned lane = sim::here().lane, segment = lane & ~(width - 1u);

@@ -1,5 +1,6 @@
-// libnccl between processes of one machine: point-to-point, all-gather and broadcast over loopback sockets. A group is done on its stream's
-// thread, so the stream goes on (and its events are reached) only when the peers have done their part.
+// libnccl between processes of one machine: point-to-point transfers, all-gather and broadcast over
+// loopback sockets. A group runs on the thread of its stream, so the stream continues, and its
+// events complete, only when the peers have done their part.
 #include <climits>
 #include <cstdio>
 #include <cstring>
@@ -15,7 +16,7 @@ extern "C" int cuLaunchHostFunc(void* stream, void (*function)(void*), void* arg
 
 using namespace nccl;
 
-// What ncclComm_t points to.
+// The type that ncclComm_t points to.
 struct ncclComm {
     std::shared_ptr<Communicator> communicator;
 };
@@ -41,8 +42,8 @@ struct Work {
 struct Group {
     int depth = 0;
     Result error = SUCCESS;
-    std::vector<Work> works;                             // one a communicator
-    std::vector<std::shared_ptr<Communicator>> started;  // ncclCommInitRank of a blocking communicator
+    std::vector<Work> works;                             // one for each communicator
+    std::vector<std::shared_ptr<Communicator>> started;  // blocking communicators of ncclCommInitRank
 };
 thread_local Group group;
 
@@ -94,21 +95,25 @@ int add(ncclComm* handle, void* stream, const std::vector<Transfer>& transfers) 
         if (handle == nullptr) return INVALID_ARGUMENT;
         Communicator& communicator = *handle->communicator;
         if (!communicator.ready()) {
-            fprintf(stderr, "simulated NCCL: a communicator is used before its last operation was seen to have succeeded\n");
+            fprintf(stderr,
+                    "simulated NCCL: a communicator is used before ncclCommGetAsyncError reported success\n");
             return INVALID_ARGUMENT;
         }
         if (const Result state = communicator.state(); state != SUCCESS) return state;
         for (const Transfer& transfer : transfers) {
             if (transfer.peer < 0 || transfer.peer >= communicator.ranks) return INVALID_ARGUMENT;
             if (transfer.bytes > 0 && !lora_sim_on_device(transfer.data, transfer.bytes)) {
-                fprintf(stderr, "simulated NCCL: a buffer of %zu bytes is not in one allocation on the device\n", transfer.bytes);
+                fprintf(stderr,
+                        "simulated NCCL: a buffer of %zu bytes is not in one allocation on the device\n",
+                        transfer.bytes);
                 return INVALID_ARGUMENT;
             }
         }
         for (Work& work : group.works) {
             if (work.communicator != handle->communicator) continue;
             if (work.stream != stream) {
-                fprintf(stderr, "simulated NCCL: one group on two streams of one communicator is not simulated\n");
+                fprintf(stderr,
+                        "simulated NCCL: a group with two streams of one communicator is not simulated\n");
                 return INVALID_USAGE;
             }
             work.transfers.insert(work.transfers.end(), transfers.begin(), transfers.end());
@@ -157,9 +162,11 @@ EXPORT int ncclGetUniqueId(UniqueId* unique) {
     return result;
 }
 
-EXPORT int ncclCommInitRankConfig(ncclComm** handle, int ranks, UniqueId unique, int rank, const Config* config) {
+EXPORT int ncclCommInitRankConfig(ncclComm** handle, int ranks, UniqueId unique, int rank,
+                                  const Config* config) {
     if (handle == nullptr || ranks < 1 || rank < 0 || rank >= ranks) return INVALID_ARGUMENT;
-    if (config != nullptr && (config->magic != 0xcafebeef || config->size < sizeof(Config))) return INVALID_ARGUMENT;
+    if (config != nullptr && (config->magic != 0xcafebeef || config->size < sizeof(Config)))
+        return INVALID_ARGUMENT;
     int device = 0;
     if (cuCtxGetDevice(&device) != 0) return 1;  // ncclUnhandledCudaError
     const bool blocking = config == nullptr || config->blocking == INT_MIN || config->blocking != 0;
@@ -167,7 +174,8 @@ EXPORT int ncclCommInitRankConfig(ncclComm** handle, int ranks, UniqueId unique,
     *handle = new ncclComm{communicator};
     Id id;
     memcpy(&id, unique.bytes, sizeof id);
-    std::thread([communicator, id] { communicator->connect(id); }).detach();  // ends when connected or aborted
+    // The thread ends when the communicator is connected or aborted.
+    std::thread([communicator, id] { communicator->connect(id); }).detach();
     if (!blocking) return IN_PROGRESS;
     start_group();
     group.started.push_back(communicator);
@@ -249,12 +257,14 @@ EXPORT int ncclAllGather(const void* own, void* all, size_t count, int type, ncc
     return add(handle, stream, transfers);
 }
 
-EXPORT int ncclBroadcast(const void* from, void* to, size_t count, int type, int root, ncclComm* handle, void* stream) {
+EXPORT int ncclBroadcast(const void* from, void* to, size_t count, int type, int root, ncclComm* handle,
+                         void* stream) {
     if (handle == nullptr || type < 0 || type > 11) return INVALID_ARGUMENT;
     const size_t bytes = count * ELEMENT_BYTES[type];
     std::vector<Transfer> transfers;
     if (handle->communicator->rank == root) {
-        for (int peer = 0; peer < handle->communicator->ranks; peer++) transfers.push_back({true, peer, bytes_of(from), bytes});
+        for (int peer = 0; peer < handle->communicator->ranks; peer++)
+            transfers.push_back({true, peer, bytes_of(from), bytes});
     }
     transfers.push_back({false, root, bytes_of(to), bytes});
     return add(handle, stream, transfers);

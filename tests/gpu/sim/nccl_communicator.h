@@ -1,4 +1,4 @@
-// A communicator of libnccl: how its ranks find each other, and how a group's sends and receives are done.
+// A communicator of libnccl, which connects its ranks and runs the sends and receives of groups.
 #pragma once
 
 #include <condition_variable>
@@ -20,15 +20,16 @@ enum Result : int {
     IN_PROGRESS = 7,
 };
 
-// As NCCL counts: 23003 is 2.30.3.
+// The version as NCCL encodes it: 23003 is 2.30.3.
 int version();
 
-// What ncclUniqueId's 128 bytes hold: where the thread listens that introduces the ranks to each other.
+// The contents of ncclUniqueId's 128 bytes: the port of the thread that introduces the ranks to
+// each other.
 struct Id {
     uint64_t magic, number;
     uint16_t port;
 };
-// Starts that thread, in the calling process.
+// Starts this thread in the calling process.
 Result make_id(Id*);
 
 struct Transfer {
@@ -46,20 +47,21 @@ class Communicator {
     const int rank, ranks, device;
     const bool blocking;
 
-    // Connects with all ranks; returns when done, and sets the state.
+    // Connects to all ranks and sets the state. Returns when all are connected, or after an error.
     void connect(const Id&);
-    // Takes a place in the order of this communicator's groups, and does a group's transfers in its turn. Returns when done. After an error,
-    // as on a GPU, it returns only when the communicator is aborted.
+    // Returns the next number in the order of this communicator's groups.
     uint64_t issue();
+    // Runs the transfers of the group with number `turn`, after all groups before it. Returns when
+    // they are done. After an error it returns only when the communicator is aborted, as on a GPU.
     void transfer(uint64_t turn, std::vector<Transfer>);
 
-    Result state();              // what ncclCommGetAsyncError says
-    bool ready();                // whether a new operation may be issued
-    void begin_operation();      // not blocking: in progress until the state was asked for
-    void finalize();             // in progress until all groups are done
-    void abort();                // ends transfers that run; returns when they have
+    Result state();          // the result of ncclCommGetAsyncError
+    bool ready();            // whether a new operation may be issued
+    void begin_operation();  // a non-blocking communicator is in progress until its state is queried
+    void finalize();         // the communicator is in progress until all groups are done
+    void abort();            // ends running transfers, and returns when they have ended
     void wait_until_connected();
-    void wait_until_done();      // until all groups issued are done, or failed
+    void wait_until_done();  // waits until all issued groups are done or have failed
 
   private:
     std::mutex mutex;
@@ -67,7 +69,7 @@ class Communicator {
     Result error = SUCCESS;
     bool connected = false, aborted = false, unasked = false, finalizing = false;
     uint64_t issued = 0, finished = 0, running = 0;
-    int wake;                    // readable once aborted
+    int wake;  // event descriptor; readable after an abort
     std::vector<Socket> peers;
 
     Result introduce(const Id&);

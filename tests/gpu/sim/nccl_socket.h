@@ -1,4 +1,5 @@
-// Loopback sockets for libnccl whose every wait ends when an event descriptor (`wake`) becomes readable.
+// Loopback sockets for libnccl. Every wait also ends when an event descriptor (`wake`) becomes
+// readable.
 #pragma once
 
 #include <arpa/inet.h>
@@ -40,7 +41,7 @@ inline void prepare(const Socket& socket) {
     fcntl(socket.get(), F_SETFL, fcntl(socket.get(), F_GETFL) | O_NONBLOCK);
 }
 
-// A listener on a port of its own; not open where the system refuses.
+// Returns a listener on a free port. The socket is not open if the system refuses.
 inline Socket listen_on_loopback(uint16_t* port) {
     Socket listener(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
     sockaddr_in address = {};
@@ -48,7 +49,9 @@ inline Socket listen_on_loopback(uint16_t* port) {
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     socklen_t size = sizeof address;
     auto* const raw = reinterpret_cast<sockaddr*>(&address);
-    if (bind(listener.get(), raw, size) != 0 || listen(listener.get(), 128) != 0 || getsockname(listener.get(), raw, &size) != 0) return {};
+    if (bind(listener.get(), raw, size) != 0 || listen(listener.get(), 128) != 0 ||
+        getsockname(listener.get(), raw, &size) != 0)
+        return {};
     prepare(listener);
     *port = ntohs(address.sin_port);
     return listener;
@@ -87,7 +90,8 @@ inline Outcome accept_from(const Socket& listener, Socket* connection, int wake)
     }
 }
 
-// How many bytes went at once, 0 where none can now, -1 where the connection is gone.
+// Both functions return the number of bytes that were moved at once, 0 if none can be moved now, or
+// -1 if the connection is closed.
 inline ssize_t send_some(const Socket& socket, const void* data, size_t bytes) {
     const ssize_t sent = send(socket.get(), data, bytes, MSG_NOSIGNAL);
     return sent >= 0 ? sent : errno == EAGAIN || errno == EINTR ? 0 : -1;

@@ -1,4 +1,5 @@
-// What the simulated libraries share: how they export, report and reach the driver.
+// Declarations that the simulated libraries share: exports, and the driver's functions for the
+// other libraries.
 #pragma once
 
 #include <cstddef>
@@ -7,13 +8,13 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-// Exported by libcuda.so.1 for the libraries above it. `work` runs in the stream's order, at once where the stream is idle; false where
-// there is no such stream.
+// Runs `work` in the stream's order, at once if the stream is idle. Returns false if the stream
+// does not exist. libcuda.so.1 exports this function for the other libraries.
 EXPORT bool lora_sim_submit(void* stream, void (*work)(void*), void* argument);
-// Whether `bytes` from `address` lie in one living allocation on a device.
+// Whether `bytes` from `address` lie in one allocation on a device that has not been freed.
 EXPORT bool lora_sim_on_device(const void* address, size_t bytes);
 
-// The same of any callable.
+// Like lora_sim_submit, with any callable.
 inline bool submit(void* stream, std::function<void()> work) {
     auto* const owned = new std::function<void()>(std::move(work));
     const auto run = [](void* argument) {

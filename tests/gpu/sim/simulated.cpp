@@ -1,5 +1,6 @@
-// Runs kernels: one block after the other, a block's threads as fibers. Order of blocks, warps and lanes comes from a seed
-// (LORA_SIM_SEED), so that a missing barrier shows as a wrong result with some seeds.
+// Runs kernels, one block after the other, with the threads of a block as fibers. The order of
+// blocks, warps and lanes comes from a seed (LORA_SIM_SEED), so that a missing barrier gives a
+// wrong result with some seeds.
 #include "simulated.h"
 
 #include <link.h>
@@ -66,10 +67,12 @@ class Random {  // splitmix64
     uint64_t state;
 };
 
-// A permutation of 0..count-1: i -> start + i * stride, where count and stride have no common factor.
+// A permutation of 0..count-1: i -> start + i * stride (mod count), where count and stride have no
+// common factor.
 class Order {
   public:
-    Order(Random& random, uint64_t count) : count(count), start(random.next() % count), stride(1 + random.next() % count) {
+    Order(Random& random, uint64_t count)
+        : count(count), start(random.next() % count), stride(1 + random.next() % count) {
         while (std::gcd(stride, count) != 1) stride++;
     }
     uint64_t operator[](uint64_t i) const {
@@ -80,12 +83,13 @@ class Order {
     uint64_t count, start, stride;
 };
 
-// The static shared memory of all kernels that are linked with the runtime: the uninitialized part of this module's thread-local storage.
-// Other thread-local variables of the module must therefore have an initial value that is not zero.
+// The static shared memory of all kernels that are linked with the runtime is the uninitialized
+// part of this module's thread-local storage. Other thread-local variables of the module must
+// therefore have an initial value that is not zero.
 thread_local char anchor = 1;
 
 Range static_shared() {
-    anchor = 2;  // makes sure that the storage exists
+    anchor = 2;  // this access allocates the storage
     struct Search {
         uintptr_t anchor;
         Range found;
@@ -97,7 +101,8 @@ Range static_shared() {
             for (int i = 0; from != 0 && i < info->dlpi_phnum; i++) {
                 const auto& header = info->dlpi_phdr[i];
                 if (header.p_type != PT_TLS || search.anchor - from >= header.p_memsz) continue;
-                search.found = {static_cast<unsigned char*>(info->dlpi_tls_data) + header.p_filesz, header.p_memsz - header.p_filesz};
+                search.found = {static_cast<unsigned char*>(info->dlpi_tls_data) + header.p_filesz,
+                                header.p_memsz - header.p_filesz};
                 return 1;
             }
             return 0;
@@ -124,7 +129,7 @@ struct Warp {
     unsigned count = 0;
 };
 
-// What a launch needs on its thread: stacks, and the state of the block that runs. Kept for the next launch.
+// The state of a running block and its stacks. It is kept for the next launch.
 struct Block {
     const Kernel* kernel = nullptr;
     const std::function<void()>* body = nullptr;
@@ -138,7 +143,7 @@ struct Block {
     const void* scheduler_stack = nullptr;  // for the address sanitizer
     size_t scheduler_stack_bytes = 0;
     Fiber* current = nullptr;
-    std::vector<Fiber*> idle;  // stacks without a thread
+    std::vector<Fiber*> idle;  // fibers without a thread
     std::vector<Warp> warps;
     unsigned threads = 0;
 
@@ -158,13 +163,15 @@ namespace {
 
 Block nothing;
 thread_local Block* running = &nothing;  // the block that this thread runs
-Fiber gone;                              // stands for every thread that has exited
+Fiber gone;                              // replaces every thread that has exited
 
-// Where a fiber begins: runs the kernel for one thread, and hands back to the scheduler for good.
+// The entry of a fiber: runs the kernel for one thread, and returns control to the scheduler for
+// good.
 void fiber_entry() {
     Fiber& fiber = Fiber::here();
 #if defined(__SANITIZE_ADDRESS__)
-    __sanitizer_finish_switch_fiber(nullptr, &fiber.block->scheduler_stack, &fiber.block->scheduler_stack_bytes);
+    __sanitizer_finish_switch_fiber(nullptr, &fiber.block->scheduler_stack,
+                                    &fiber.block->scheduler_stack_bytes);
 #endif
     (*fiber.block->body)();
     fiber.state = Fiber::exited;
@@ -175,7 +182,7 @@ void fiber_entry() {
     abort();
 }
 
-// Back to the scheduler until it resumes this fiber.
+// Returns control to the scheduler until it resumes this fiber.
 void pause(Fiber& fiber) {
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
@@ -201,7 +208,8 @@ void Block::resume(Fiber& fiber) {
     current = &fiber;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake = nullptr;
-    __sanitizer_start_switch_fiber(&fake, fiber.stack_low(), static_cast<size_t>(fiber.stack_high() - fiber.stack_low()));
+    __sanitizer_start_switch_fiber(&fake, fiber.stack_low(),
+                                   static_cast<size_t>(fiber.stack_high() - fiber.stack_low()));
 #endif
     Context::swap(scheduler, fiber.context);
 #if defined(__SANITIZE_ADDRESS__)
@@ -213,7 +221,7 @@ void Block::resume(Fiber& fiber) {
 void Block::prepare() {
     if (static_range.from != nullptr) memset(static_range.from, POISON, static_range.bytes);
     memset(dynamic, POISON, dynamic_bytes);
-#if defined(__SANITIZE_ADDRESS__)  // shows reads too
+#if defined(__SANITIZE_ADDRESS__)  // detects reads too
     ASAN_POISON_MEMORY_REGION(dynamic + dynamic_bytes, CANARY_BYTES);
 #else
     memset(dynamic + dynamic_bytes, CANARY, CANARY_BYTES);
@@ -227,7 +235,8 @@ void Block::check_canary() const {
     ASAN_UNPOISON_MEMORY_REGION(dynamic + dynamic_bytes, CANARY_BYTES);
 #else
     for (size_t i = 0; i < CANARY_BYTES; i++) {
-        if (dynamic[dynamic_bytes + i] != CANARY) fail("wrote past its %zu bytes of dynamic shared memory", dynamic_bytes);
+        if (dynamic[dynamic_bytes + i] != CANARY)
+            fail("wrote past its %zu bytes of dynamic shared memory", dynamic_bytes);
     }
 #endif
 }
@@ -245,7 +254,8 @@ void Block::run(Random& random) {
     check_canary();
 }
 
-// Runs every lane that can run until it waits or exits, lanes in any order; says whether some can run again.
+// Runs every ready lane until it waits or exits, in a random order. Returns whether some lanes can
+// run again.
 bool Block::run_warp(Warp& warp, Random& random) {
     const unsigned w = static_cast<unsigned>(&warp - warps.data());
     const uint64_t draw = random.next();
@@ -266,7 +276,8 @@ bool Block::run_warp(Warp& warp, Random& random) {
     return collective && resolve(warp);
 }
 
-// Completes the collectives whose lanes are all there; fails where none can complete.
+// Completes the collectives whose lanes have all arrived. Fails if lanes wait in collectives and
+// none can complete.
 bool Block::resolve(Warp& warp) {
     bool any = false;
     for (unsigned lane = 0; lane < warp.count; lane++) {
@@ -278,18 +289,21 @@ bool Block::resolve(Warp& warp) {
             Fiber& fiber = *warp.lanes[other];
             if ((first.collective.mask >> other & 1) == 0 || fiber.state == Fiber::exited) continue;
             if (fiber.state != Fiber::in_collective) complete = false;
-            else if (fiber.collective.operation != first.collective.operation || fiber.collective.mask != first.collective.mask) {
+            else if (fiber.collective.operation != first.collective.operation ||
+                     fiber.collective.mask != first.collective.mask) {
                 current = &first;
-                fail("waits in %s with mask %#x, while thread %u of its warp waits in %s with mask %#x", first.collective.name,
-                     first.collective.mask, fiber.rank, fiber.collective.name, fiber.collective.mask);
+                fail("waits in %s with mask %#x, while thread %u of its warp waits in %s with mask %#x",
+                     first.collective.name, first.collective.mask, fiber.rank, fiber.collective.name,
+                     fiber.collective.mask);
             } else arguments[other] = fiber.collective.argument;
         }
         if (!complete) continue;
         any = true;
-        current = &first;  // whom a failing operation names
+        current = &first;  // the thread that the error of a failing operation names
         first.collective.operation(arguments);
         for (unsigned other = 0; other < warp.count; other++) {
-            if ((first.collective.mask >> other & 1) == 0 || warp.lanes[other]->state == Fiber::exited) continue;
+            if ((first.collective.mask >> other & 1) == 0 || warp.lanes[other]->state == Fiber::exited)
+                continue;
             if (other != lane) warp.lanes[other]->state = Fiber::ready;
         }
         first.state = Fiber::ready;
@@ -299,9 +313,13 @@ bool Block::resolve(Warp& warp) {
         if (warp.lanes[lane]->state != Fiber::in_collective) continue;
         current = warp.lanes[lane];
         for (unsigned other = 0; other < warp.count; other++) {
-            if ((current->collective.mask >> other & 1) != 0 && warp.lanes[other]->state == Fiber::at_barrier) {
-                fail("deadlock: waits in %s with mask %#x for thread %u, which waits at the __syncthreads of line %d",
-                     current->collective.name, current->collective.mask, warp.lanes[other]->rank, warp.lanes[other]->line);
+            if ((current->collective.mask >> other & 1) != 0 &&
+                warp.lanes[other]->state == Fiber::at_barrier) {
+                fail(
+                    "deadlock: waits in %s with mask %#x for thread %u, which waits at the __syncthreads of "
+                    "line %d",
+                    current->collective.name, current->collective.mask, warp.lanes[other]->rank,
+                    warp.lanes[other]->line);
             }
         }
         fail("deadlock: waits in %s with mask %#x", current->collective.name, current->collective.mask);
@@ -309,7 +327,8 @@ bool Block::resolve(Warp& warp) {
     return false;
 }
 
-// Lets the threads that wait at the barrier go on (threads that have exited count as arrived); how many these are.
+// Releases the threads that wait at the barrier, and returns their number. Threads that have exited
+// count as arrived.
 unsigned Block::release() {
     Fiber* first = nullptr;
     unsigned released = 0;
@@ -320,7 +339,8 @@ unsigned Block::release() {
             if (first == nullptr) first = &fiber;
             if (fiber.line != first->line) {
                 current = &fiber;
-                fail("waits at the __syncthreads of line %d, while thread %u waits at that of line %d", fiber.line, first->rank, first->line);
+                fail("waits at the __syncthreads of line %d, while thread %u waits at that of line %d",
+                     fiber.line, first->rank, first->line);
             }
             fiber.state = Fiber::ready;
             released++;
@@ -329,7 +349,7 @@ unsigned Block::release() {
     return released;
 }
 
-// ---- what kernels call ----
+// ---- functions that kernels call ----
 
 unsigned char* dynamic_shared() { return Fiber::here().block->dynamic; }
 
@@ -342,7 +362,8 @@ void sync_block(int line) {
 
 void warp_collective(unsigned mask, Operation operation, void* argument, const char* name) {
     Fiber& fiber = Fiber::here();
-    if ((mask >> fiber.lane & 1) == 0) fail("calls %s with mask %#x, which lacks its own lane %u", name, mask, fiber.lane);
+    if ((mask >> fiber.lane & 1) == 0)
+        fail("calls %s with mask %#x, which lacks its own lane %u", name, mask, fiber.lane);
     fiber.collective = {mask, operation, argument, name};
     fiber.state = Fiber::in_collective;
     pause(fiber);
@@ -351,16 +372,22 @@ void warp_collective(unsigned mask, Operation operation, void* argument, const c
 bool is_shared(const void* address, size_t bytes) {
     const Block& block = *Fiber::here().block;
     const auto* from = static_cast<const unsigned char*>(address);
-    const auto inside = [&](const unsigned char* low, size_t size) { return from >= low && from + bytes <= low + size; };
-    return inside(block.dynamic, block.dynamic_bytes) || inside(block.static_range.from, block.static_range.bytes);
+    const auto inside = [&](const unsigned char* low, size_t size) {
+        return from >= low && from + bytes <= low + size;
+    };
+    return inside(block.dynamic, block.dynamic_bytes) ||
+           inside(block.static_range.from, block.static_range.bytes);
 }
 
 void start_copy(void* shared, const void* global, bool valid) {
-    if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0) fail("cp.async: an address is not a multiple of 16");
+    if ((reinterpret_cast<uintptr_t>(shared) | reinterpret_cast<uintptr_t>(global)) % 16 != 0)
+        fail("cp.async: an address is not a multiple of 16");
     if (!is_shared(shared, 16)) fail("cp.async: the destination is not in shared memory");
     Fiber& fiber = Fiber::here();
     memset(shared, POISON, 16);
-    fiber.copies.push_back({static_cast<unsigned char*>(shared), valid ? static_cast<const unsigned char*>(global) : nullptr, fiber.committed_groups});
+    fiber.copies.push_back({static_cast<unsigned char*>(shared),
+                            valid ? static_cast<const unsigned char*>(global) : nullptr,
+                            fiber.committed_groups});
 }
 
 void commit_copies() { Fiber::here().committed_groups++; }
@@ -368,7 +395,9 @@ void commit_copies() { Fiber::here().committed_groups++; }
 void wait_for_copies(unsigned pending_groups) {
     Fiber& fiber = Fiber::here();
     auto& copies = fiber.copies;
-    const auto covered = [&](const AsyncCopy& copy) { return copy.group + pending_groups < fiber.committed_groups; };
+    const auto covered = [&](const AsyncCopy& copy) {
+        return copy.group + pending_groups < fiber.committed_groups;
+    };
     auto copy = copies.begin();
     for (; copy != copies.end() && covered(*copy); ++copy) {
         if (copy->from != nullptr) memcpy(copy->to, copy->from, 16);
@@ -382,7 +411,8 @@ bool runs_kernel() { return running->kernel != nullptr; }
 void fail(const char* format, ...) {
     const Block& block = *running;
     if (block.kernel != nullptr) {
-        fprintf(stderr, "simulated GPU: kernel %s, block (%u, %u, %u)", block.kernel->name, block.index.x, block.index.y, block.index.z);
+        fprintf(stderr, "simulated GPU: kernel %s, block (%u, %u, %u)", block.kernel->name, block.index.x,
+                block.index.y, block.index.z);
         if (block.current != nullptr) {
             const dim3& thread = block.current->index;
             fprintf(stderr, ", thread (%u, %u, %u)", thread.x, thread.y, thread.z);
@@ -403,7 +433,8 @@ void fail(const char* format, ...) {
 
 namespace {
 
-// Blocks that are not running, with their stacks. Never destroyed: threads of streams may outlive main.
+// Blocks that are not running, with their stacks. They are never destroyed, because threads of
+// streams may outlive main.
 std::mutex spare_mutex;
 std::vector<Block*>& spare_blocks = *new std::vector<Block*>;
 
@@ -444,19 +475,23 @@ Kernel* find_kernel(const char* name) {
 const char* refuse(const Kernel& kernel, dim3 grid, dim3 block, size_t shared_bytes) {
     if (grid.x == 0 || grid.y == 0 || grid.z == 0) return "a grid without blocks";
     if (block.x == 0 || block.y == 0 || block.z == 0) return "a block without threads";
-    if (grid.x > INT_MAX || grid.y > 65535 || grid.z > 65535) return "a grid of more than 2147483647 x 65535 x 65535 blocks";
-    if (block.x > MOST_THREADS || block.y > MOST_THREADS || block.z > 64) return "a block of more than 1024 x 1024 x 64 threads";
+    if (grid.x > INT_MAX || grid.y > 65535 || grid.z > 65535)
+        return "a grid of more than 2147483647 x 65535 x 65535 blocks";
+    if (block.x > MOST_THREADS || block.y > MOST_THREADS || block.z > 64)
+        return "a block of more than 1024 x 1024 x 64 threads";
     const uint64_t threads = uint64_t{block.x} * block.y * block.z;
     if (threads > MOST_THREADS) return "a block of more than 1024 threads";
     if (threads > kernel.threads) return "a block of more threads than the kernel's declaration allows";
-    if (shared_bytes > kernel.dynamic_limit) return "more dynamic shared memory than allowed (48 KiB, unless the function's attribute was raised)";
+    if (shared_bytes > kernel.dynamic_limit)
+        return "more dynamic shared memory than allowed (48 KiB, unless the function's attribute was raised)";
     return nullptr;
 }
 
-void launch(const Kernel& kernel, dim3 grid, dim3 dim, size_t shared_bytes, const std::function<void()>& thread) {
+void launch(const Kernel& kernel, dim3 grid, dim3 dim, size_t shared_bytes,
+            const std::function<void()>& thread) {
     if (const char* reason = refuse(kernel, grid, dim, shared_bytes)) {
-        fail("kernel %s, grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of dynamic shared memory: %s", kernel.name, grid.x, grid.y, grid.z,
-             dim.x, dim.y, dim.z, shared_bytes, reason);
+        fail("kernel %s, grid (%u, %u, %u), block (%u, %u, %u), %zu bytes of dynamic shared memory: %s",
+             kernel.name, grid.x, grid.y, grid.z, dim.x, dim.y, dim.z, shared_bytes, reason);
     }
     catch_faults();
     if (running->kernel != nullptr) fail("launches kernel %s", kernel.name);
@@ -469,7 +504,8 @@ void launch(const Kernel& kernel, dim3 grid, dim3 dim, size_t shared_bytes, cons
     block->static_range = static_shared();
     block->dynamic_bytes = shared_bytes;
     block->dynamic_buffer.resize(shared_bytes + 2 * CANARY_BYTES);
-    block->dynamic = block->dynamic_buffer.data() + (-reinterpret_cast<uintptr_t>(block->dynamic_buffer.data()) & (CANARY_BYTES - 1));
+    block->dynamic = block->dynamic_buffer.data() +
+                     (-reinterpret_cast<uintptr_t>(block->dynamic_buffer.data()) & (CANARY_BYTES - 1));
     running = block;
 
     static const uint64_t from_environment = seed();
@@ -478,8 +514,9 @@ void launch(const Kernel& kernel, dim3 grid, dim3 dim, size_t shared_bytes, cons
     const Order order(random, blocks);
     for (uint64_t i = 0; i < blocks; i++) {
         const uint64_t number = order[i];
-        block->index = dim3(static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
-                            static_cast<unsigned>(number / grid.x / grid.y));
+        block->index =
+            dim3(static_cast<unsigned>(number % grid.x), static_cast<unsigned>(number / grid.x % grid.y),
+                 static_cast<unsigned>(number / grid.x / grid.y));
         block->run(random);
     }
     block->kernel = nullptr;
@@ -489,7 +526,7 @@ void launch(const Kernel& kernel, dim3 grid, dim3 dim, size_t shared_bytes, cons
 
 void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, void** arguments) {
     const Kernel* kernel = find_kernel(name);
-    if (kernel == nullptr) fail("there is no kernel %s", name);
+    if (kernel == nullptr) fail("kernel %s does not exist", name);
     launch(*kernel, grid, block, shared_bytes, kernel->bind(kernel->function, arguments));
 }
 

@@ -1,5 +1,6 @@
-// CUDA C++ for a CPU: what `kernel.cuh` includes instead of CUDA's headers where LORA_SIMULATED is defined. The threads of a block are
-// fibers on the calling thread (simulated.cpp); lanes of a warp meet in collectives.
+// CUDA C++ for a CPU. If LORA_SIMULATED is defined, `kernel.cuh` includes this file instead of
+// CUDA's headers. The threads of a block are fibers on the calling thread (simulated.cpp). The
+// lanes of a warp wait for each other in collectives.
 #pragma once
 
 #include <climits>
@@ -22,7 +23,8 @@
 #define __constant__ const
 #define __forceinline__ inline __attribute__((always_inline))
 #define __align__(bytes) __attribute__((aligned(bytes)))
-// A thread's storage, so that launches from several threads do not meet; filled with NaN before each block.
+// Thread-local storage, so that launches from several threads do not share it. It is filled with
+// NaN before each block.
 #define __shared__ static thread_local
 
 struct dim3 {
@@ -31,11 +33,15 @@ struct dim3 {
 };
 using uint3 = dim3;
 
-#define SIM_VECTOR2(type, element, alignment)                                                                    \
-    struct alignas(alignment) [[gnu::may_alias]] type { element x, y; };                                 \
+#define SIM_VECTOR2(type, element, alignment) \
+    struct alignas(alignment) [[gnu::may_alias]] type { \
+        element x, y; \
+    }; \
     inline type make_##type(element x, element y) { return type{x, y}; }
-#define SIM_VECTOR4(type, element, alignment)                                                                    \
-    struct alignas(alignment) [[gnu::may_alias]] type { element x, y, z, w; };                           \
+#define SIM_VECTOR4(type, element, alignment) \
+    struct alignas(alignment) [[gnu::may_alias]] type { \
+        element x, y, z, w; \
+    }; \
     inline type make_##type(element x, element y, element z, element w) { return type{x, y, z, w}; }
 SIM_VECTOR2(float2, float, 8)
 SIM_VECTOR4(float4, float, 16)
@@ -64,20 +70,25 @@ struct Thread {
     Block* block;
 };
 
-// A thread's data lies above its stack, which is aligned to its size: so a thread finds itself without any lookup. Its place differs from
-// stack to stack, or all of them would compete for the same lines of the processor's caches.
+// The address of a thread's data, which lies above the thread's stack. The stack is aligned to its
+// size, so the address follows from the stack pointer without a lookup. The offset differs from
+// stack to stack, because otherwise all threads would compete for the same cache lines.
 constexpr size_t THREAD_BYTES = 256;
 constexpr uintptr_t place_of_thread(uintptr_t in_stack) {
     const uintptr_t end = (in_stack | (STACK_BYTES - 1)) + 1;
     return end - THREAD_BYTES - end / STACK_BYTES % 64 * THREAD_BYTES;
 }
-inline Thread& here() { return *reinterpret_cast<Thread*>(place_of_thread(reinterpret_cast<uintptr_t>(__builtin_frame_address(0)))); }
+inline Thread& here() {
+    return *reinterpret_cast<Thread*>(
+        place_of_thread(reinterpret_cast<uintptr_t>(__builtin_frame_address(0))));
+}
 
 unsigned char* dynamic_shared();
 void sync_block(int line);
 
-// What the lanes of a warp do together: every lane comes with its own `argument`; when all lanes of `mask` that have not exited are there,
-// `operation` runs once over the arguments (null: lane absent).
+// A collective operation of the lanes of a warp. Each lane calls this function with its own
+// `argument`. When all lanes of `mask` that have not exited have called it, `operation` runs once
+// with all arguments (null: an absent lane).
 using Operation = void (*)(void* (&arguments)[WARP]);
 void warp_collective(unsigned mask, Operation operation, void* argument, const char* name);
 
@@ -89,24 +100,27 @@ bool is_shared(const void* address, size_t bytes);
 
 struct Kernel {
     const char *name, *file;
-    unsigned threads;                                // the most a block may have
+    unsigned threads;  // largest number of threads of a block
     void (*function)();
-    // What every thread runs: the function with a copy of the values that `arguments` point to.
+    // Returns the function that every thread runs: `function` with copies of the values that
+    // `arguments` point to.
     std::function<void()> (*bind)(void (*function)(), void** arguments);
-    size_t dynamic_limit = 48 * 1024;                // cuFuncSetAttribute raises it
+    size_t dynamic_limit = 48 * 1024;  // cuFuncSetAttribute raises it
 };
 
 void register_kernel(Kernel*);
 std::vector<Kernel*>& kernels();
-Kernel* find_kernel(const char* name);               // null where there is none
+Kernel* find_kernel(const char* name);  // null if the kernel does not exist
 
-// Why this launch is not allowed, or null.
+// The reason why a launch is not allowed, or null if it is.
 const char* refuse(const Kernel&, dim3 grid, dim3 block, size_t shared_bytes);
-// Runs a kernel to its end; `arguments` are pointers to the values. Fails the process where the launch is not allowed.
+// Runs a kernel to its end. `arguments` are pointers to the values. Ends the process if the launch
+// is not allowed.
 void launch(const char* name, dim3 grid, dim3 block, size_t shared_bytes, void** arguments);
 void launch(const Kernel&, dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread);
 
-// launch("name", grid, block, shared_bytes, a, b, c) with the very types of the kernel's parameters.
+// Launches a kernel: run("name", grid, block, shared_bytes, a, b, c). The arguments must have
+// exactly the types of the kernel's parameters.
 template <typename... Args>
 void run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Args... arguments) {
     void* pointers[] = {static_cast<void*>(&arguments)..., nullptr};
@@ -115,7 +129,8 @@ void run(const char* name, dim3 grid, dim3 block, size_t shared_bytes, Args... a
 
 template <typename... Args, size_t... I>
 std::function<void()> bind_kernel(void (*function)(Args...), void** arguments, std::index_sequence<I...>) {
-    const std::tuple<std::remove_cv_t<Args>...> values(*static_cast<std::remove_cv_t<Args>*>(arguments[I])...);
+    const std::tuple<std::remove_cv_t<Args>...> values(
+        *static_cast<std::remove_cv_t<Args>*>(arguments[I])...);
     return [function, values] { std::apply(function, values); };
 }
 
@@ -123,8 +138,10 @@ struct Registration {
     Kernel kernel;
     template <typename... Args>
     Registration(const char* name, const char* file, unsigned threads, void (*function)(Args...))
-        : kernel{name, file, threads, reinterpret_cast<void (*)()>(function), [](void (*f)(), void** arguments) {
-                     return bind_kernel(reinterpret_cast<void (*)(Args...)>(f), arguments, std::index_sequence_for<Args...>());
+        : kernel{name, file, threads, reinterpret_cast<void (*)()>(function),
+                 [](void (*f)(), void** arguments) {
+                     return bind_kernel(reinterpret_cast<void (*)(Args...)>(f), arguments,
+                                        std::index_sequence_for<Args...>());
                  }} {
         register_kernel(&kernel);
     }
@@ -132,9 +149,9 @@ struct Registration {
 
 }  // namespace sim
 
-#define KERNEL(threads, name, ...)                                                                               \
-    static void name(__VA_ARGS__);                                                                               \
-    static ::sim::Registration sim_kernel_##name(#name, __FILE__, threads, &name);                               \
+#define KERNEL(threads, name, ...) \
+    static void name(__VA_ARGS__); \
+    static ::sim::Registration sim_kernel_##name(#name, __FILE__, threads, &name); \
     static void name(__VA_ARGS__)
 #define DYNAMIC_SHARED(name) unsigned char* const name = ::sim::dynamic_shared()
 

@@ -1,16 +1,16 @@
-//! What a check is, and what checks compare with.
+//! The type of a check, and helpers that compare tensors.
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use lora_ops::transfer::to_device;
 use lora_spec::Philox;
 
-/// Gives what was measured, in words, or why it is wrong.
+/// Returns a text about the measured errors, or an error if the result is wrong.
 type Measure = dyn Fn(&TestBench) -> Result<String>;
 
 /// One line of the table.
 pub(crate) struct Check {
-    /// What is checked, such as `rms_norm backward bf16`.
+    /// Name of the check, such as `rms_norm backward bf16`.
     pub(crate) name: String,
     pub(crate) run: Box<Measure>,
 }
@@ -21,31 +21,32 @@ impl Check {
     }
 }
 
-/// The device under test, and where random inputs come from.
+/// The device under test and the seed of the random inputs.
 pub(crate) struct TestBench {
     /// The GPU.
     pub(crate) device: Device,
-    /// Seeds the inputs: another one each time, printed.
+    /// Seed of the inputs. It is printed, and random unless `--seed` is set.
     pub(crate) seed: u64,
 }
 
 /// The two types of activations.
 pub(crate) const DTYPES: [DType; 2] = [DType::F32, DType::BF16];
 
-/// Largest `max|a - b| / max|b|` of an operation on a GPU against the CPU in f32: of f32, the order of sums; of bf16, some
-/// roundings of inputs, results and what lies between.
+/// Largest `max|a - b| / max|b|` between an operation on a GPU and on the CPU in f32. In f32 the
+/// order of sums differs. In bf16 inputs, results and intermediate values are rounded.
 pub(crate) fn tolerance(dtype: DType) -> f64 {
     if dtype == DType::BF16 { 2e-2 } else { 2e-5 }
 }
 
-/// As [`tolerance`], where no more is rounded than a result that was computed in f32.
+/// Like [`tolerance`], for operations that compute in f32 and round only the result.
 pub(crate) fn rounding(dtype: DType) -> f64 {
     if dtype == DType::BF16 { 4e-3 } else { 2e-5 }
 }
 
 impl TestBench {
-    /// A tensor of `dtype` with elements uniform in ±`scale`: on the CPU in f32 (rounded to `dtype`, so that both have the
-    /// very same numbers), and on the GPU.
+    /// A random tensor with elements uniform in ±`scale`, on the CPU in f32 and on the GPU in
+    /// `dtype`. The elements on the CPU are rounded to `dtype`, so both tensors have the same
+    /// values.
     pub(crate) fn random(
         &self,
         name: &str,
@@ -67,7 +68,8 @@ impl TestBench {
     }
 }
 
-/// The same elements, one element past where a tensor of its own would begin: at no address of 16-byte accesses.
+/// Returns a copy that starts one element after the start of an allocation, so that its address is
+/// not a multiple of 16 bytes.
 pub(crate) fn shifted(x: &Tensor) -> Result<Tensor> {
     let flat = to_device(x, &Device::Cpu)?.flatten_all()?;
     let padded = to_device(&Tensor::cat(&[&flat.narrow(0, 0, 1)?, &flat], 0)?, x.device())?;
@@ -92,7 +94,7 @@ pub(crate) fn error(got: &[f64], want: &[f64]) -> Result<f64> {
     Ok(worst / largest.max(f64::MIN_POSITIVE))
 }
 
-/// Holds `got` from the GPU against `want` from the CPU; the error in words.
+/// Compares `got` from the GPU with `want` from the CPU, and returns a text with the error.
 pub(crate) fn compare(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) -> Result<String> {
     ensure!(got.dims() == want.dims(), "{what}: shape {:?} instead of {:?}", got.dims(), want.dims());
     let error = error(&values(got)?, &values(want)?).with_context(|| what.to_owned())?;
@@ -100,13 +102,13 @@ pub(crate) fn compare(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) -
     Ok(format!("{what} {error:.1e}"))
 }
 
-/// Runs `f` twice: the results must have the same bits.
+/// Runs `f` twice and returns the first result. Both results must have the same bits.
 pub(crate) fn repeats(f: impl Fn() -> Result<Vec<Tensor>>) -> Result<Vec<Tensor>> {
     let (first, second) = (f()?, f()?);
     for (a, b) in first.iter().zip(&second) {
         let bits =
             |t: &Tensor| Ok::<_, anyhow::Error>(values(t)?.iter().map(|v| v.to_bits()).collect::<Vec<_>>());
-        ensure!(bits(a)? == bits(b)?, "the same input gave other bits the second time");
+        ensure!(bits(a)? == bits(b)?, "a second run with the same input gave different bits");
     }
     Ok(first)
 }

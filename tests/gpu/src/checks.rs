@@ -8,7 +8,10 @@ use anyhow::{Result, bail};
 use crate::Args;
 use crate::check::{Check, TestBench};
 
-/// Runs every check, in order; an error if one of them fails.
+/// Runs every check in order.
+///
+/// # Errors
+/// A check failed, or no check was run.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let device = lora_train::open_device(args.device)?;
     let seed = args.seed.unwrap_or_else(rand::random);
@@ -22,14 +25,14 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     for check in checks.iter().filter(|check| check.name.contains(&args.only)) {
         let started = Instant::now();
         let result = catch_unwind(AssertUnwindSafe(|| (check.run)(&bench)));
-        let result = result.unwrap_or_else(|_| Err(anyhow::anyhow!("it panicked; see above")));
+        let result = result.unwrap_or_else(|_| Err(anyhow::anyhow!("the check panicked; see above")));
         let seconds = started.elapsed().as_secs_f64();
-        let (count, word, said) = match result {
-            Ok(said) => (&mut passed, "ok", said),
+        let (count, word, detail) = match result {
+            Ok(detail) => (&mut passed, "ok", detail),
             Err(error) => (&mut failed, "WRONG", format!("{error:#}")),
         };
         *count += 1;
-        println!("{word:<5} {:<40} {seconds:>6.2} s  {said}", check.name);
+        println!("{word:<5} {:<40} {seconds:>6.2} s  {detail}", check.name);
     }
     println!("{passed} passed, {failed} failed");
     if failed > 0 || passed == 0 {

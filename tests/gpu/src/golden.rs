@@ -1,4 +1,5 @@
-//! Whole models on the GPU against Transformers + PEFT: the golden values that the CPU is held against.
+//! Compares whole models on the GPU with the golden files of Transformers + PEFT, as the CPU tests
+//! do.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -12,15 +13,16 @@ use serde_json::Value;
 
 use crate::check::{Check, TestBench, error, values};
 
-/// Bounds of f32 on a GPU: cuBLAS and the kernels sum in another order than the CPU.
+/// Tolerances of f32 on a GPU: cuBLAS and the kernels sum in another order than the CPU.
 const LOGITS_TOLERANCE: f64 = 2e-5;
 const GRADIENTS_TOLERANCE: f64 = 1e-4;
 
-/// A bf16 model may be this many times as far from the f64 values as PEFT's own run under autocast: the logits, the loss, the
-/// largest and the median error of the gradients (that of a single one is chance).
+/// Largest ratio of a bf16 model's error to the error of PEFT's own run under autocast, both
+/// against f64. It applies to the logits, the loss, and the largest and the median error of the
+/// gradients. The error of a single gradient is random.
 const PEFT_ERROR_FACTOR: f64 = 1.5;
 
-/// One check a golden case.
+/// One check for each golden case.
 pub(crate) fn checks(golden: &Path) -> Result<Vec<Check>> {
     let cases = golden.join("cases");
     let entries =
@@ -42,7 +44,7 @@ fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
     let json = |file: &str| -> Result<Value> { Ok(serde_json::from_slice(&std::fs::read(dir.join(file))?)?) };
     let load = |file: &str| candle_core::safetensors::load(dir.join(file), &Device::Cpu);
     let (case, errors) = (json("case.json")?, json("errors.json")?);
-    let model = case["model"].as_str().context("case.json names no model")?;
+    let model = case["model"].as_str().context("case.json has no field `model`")?;
     let base = Base::load(&golden.join("models").join(model), BaseDtype::Auto, &bench.device)?;
     let adapter = PeftAdapter::read(&dir.join("adapter"))?.to_adapter(&base.config)?.to_device_of(&base)?;
     let (inputs, expected) = (load("inputs.safetensors")?, load("expected.safetensors")?);
@@ -64,11 +66,11 @@ fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
         DType::BF16 => of_peft[what].as_f64().map(|e| e * PEFT_ERROR_FACTOR).context("errors.json"),
         _ => Ok(f32_bound),
     };
-    let mut said = Vec::new();
-    let mut hold = |what: &str, got: &[f64], want: &[f64], most: f64| -> Result<()> {
+    let mut measured = Vec::new();
+    let mut check_error = |what: &str, got: &[f64], want: &[f64], most: f64| -> Result<()> {
         let error = error(got, want).with_context(|| what.to_owned())?;
-        ensure!(error <= most, "{what} off by {error:.1e}, more than {most:.1e}");
-        said.push((what.to_owned(), error));
+        ensure!(error <= most, "{what} is off by {error:.1e}, more than {most:.1e}");
+        measured.push((what.to_owned(), error));
         Ok(())
     };
     let vocab = base.config.vocab_size;
@@ -81,7 +83,7 @@ fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
     };
     for (adapter, what) in [(Some(&adapter), "logits"), (None, "base_logits")] {
         let got = visible(values(&logits(&base, adapter, batch)?)?);
-        hold(what, &got, &visible(values(&expected[what])?), bounds(what, LOGITS_TOLERANCE)?)?;
+        check_error(what, &got, &visible(values(&expected[what])?), bounds(what, LOGITS_TOLERANCE)?)?;
     }
     let mut bits: Option<Vec<u32>> = None;
     for checkpointing in [
@@ -92,24 +94,25 @@ fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
         let grads = Gradients::zeros(adapter.layout(), &bench.device)?;
         let pass = PassOptions { checkpointing, dropout: 0.0, seed: 0, step: 0 };
         let loss = forward_backward(&base, &adapter, &grads, batch, pass)?;
-        hold("loss", &[loss.sum()?], &values(&expected["loss_sum"])?, bounds("loss_sum", LOGITS_TOLERANCE)?)?;
+        let expected_loss = values(&expected["loss_sum"])?;
+        check_error("loss", &[loss.sum()?], &expected_loss, bounds("loss_sum", LOGITS_TOLERANCE)?)?;
         let flat: Vec<f32> = to_vec(grads.flat())?;
         check_gradients(&adapter, &flat, loss.weight_sum, &expected, |name, got, want| {
-            hold(name, got, want, bounds("grad_max", GRADIENTS_TOLERANCE)?)
+            check_error(name, got, want, bounds("grad_max", GRADIENTS_TOLERANCE)?)
         })?;
         let now: Vec<u32> = flat.iter().map(|g| g.to_bits()).collect();
-        ensure!(*bits.get_or_insert(now.clone()) == now, "recomputed blocks gave other bits");
+        ensure!(*bits.get_or_insert(now.clone()) == now, "recomputed blocks gave different bits");
     }
-    let gradients = said.iter().filter(|(what, _)| what.starts_with("grad.")).map(|(_, error)| *error);
+    let gradients = measured.iter().filter(|(what, _)| what.starts_with("grad.")).map(|(_, error)| *error);
     let median_error = median(gradients);
     if base.activation_dtype() == DType::BF16 {
         let all = of_peft.as_object().context("errors.json")?.iter();
         let of_peft = median(all.filter(|(k, _)| k.starts_with("grad.")).filter_map(|(_, v)| v.as_f64()));
         let most = of_peft * PEFT_ERROR_FACTOR;
-        ensure!(median_error <= most, "median gradient off by {median_error:.1e}, more than {most:.1e}");
+        ensure!(median_error <= most, "median gradient: {median_error:.1e}, more than {most:.1e}");
     }
     let worst = |part: &str| {
-        let of_part = said.iter().filter(|(what, _)| what.starts_with(part));
+        let of_part = measured.iter().filter(|(what, _)| what.starts_with(part));
         of_part.fold(0.0_f64, |most, (_, error)| most.max(*error))
     };
     let (logits, loss, gradients) = (worst("logits"), worst("loss"), worst("grad."));
@@ -127,13 +130,13 @@ fn check_gradients(
     flat: &[f32],
     weight_sum: f64,
     expected: &HashMap<String, Tensor>,
-    mut hold: impl FnMut(&str, &[f64], &[f64]) -> Result<()>,
+    mut check_error: impl FnMut(&str, &[f64], &[f64]) -> Result<()>,
 ) -> Result<()> {
     for (tensor, _, range) in adapter.layout().tensors() {
         let name = format!("grad.{tensor}");
         let got: Vec<f64> = flat[range].iter().map(|g| f64::from(*g) / weight_sum).collect();
         ensure!(got.iter().any(|g| *g != 0.0), "{name} is zero");
-        hold(&name, &got, &values(&expected[&name])?)?;
+        check_error(&name, &got, &values(&expected[&name])?)?;
     }
     Ok(())
 }

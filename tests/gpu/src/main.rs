@@ -1,5 +1,5 @@
-//! Holds every operation, the gradients and whole steps on a GPU against the CPU's (see `tests/gpu/selftest.sh`), and times
-//! operations.
+//! Compares every operation, the gradients and whole steps on a GPU with the CPU's (see
+//! `tests/gpu/selftest.sh`), and measures the times of operations.
 
 use anyhow::Result;
 use clap::Parser;
@@ -19,32 +19,33 @@ mod ops;
 #[cfg(feature = "cuda")]
 mod steps;
 
-/// Check every operation, the gradients and whole steps on a GPU against the CPU's, or time operations
+/// Compare every operation, the gradients and whole steps on a GPU with the CPU's, or time
+/// operations
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = "Example:\n  lora-gpu --device cuda:0 --only rms_norm")]
 pub(crate) struct Args {
-    /// The GPU
+    /// GPU to check
     #[arg(long, default_value = "cuda:0")]
     device: lora_spec::DeviceSpec,
-    /// Only checks, or with --bench operations, whose name contains this
+    /// Run only checks (with --bench: operations) whose name contains this text
     #[arg(long, default_value = "")]
     only: String,
-    /// Seed of the inputs; default: another one each time
+    /// Seed of the inputs [default: random]
     #[arg(long)]
     seed: Option<u64>,
-    /// Directory of the golden values
+    /// Directory of the golden files
     #[arg(long, default_value = "tests/golden")]
     golden: std::path::PathBuf,
-    /// Directory of the example that steps are trained on
+    /// Directory with the base and the data of the training steps
     #[arg(long, default_value = "examples/dates")]
     example: std::path::PathBuf,
     /// Time operations at the shapes of Llama-3.1-8B instead of checking them
     #[arg(long)]
     bench: bool,
-    /// With --bench: write the times to this file as JSON too
+    /// With --bench, also write the times to this file as JSON
     #[arg(long, requires = "bench")]
     json: Option<std::path::PathBuf>,
-    /// Divide the sizes of --bench, for simulated GPUs
+    /// Divide the sizes of --bench by this number, for simulated GPUs
     #[arg(long, default_value = "1", hide = true)]
     bench_scale: std::num::NonZeroUsize,
 }
@@ -54,5 +55,8 @@ fn main() -> Result<()> {
     #[cfg(feature = "cuda")]
     return if args.bench { microbench::run(&args) } else { checks::run(&args) };
     #[cfg(not(feature = "cuda"))]
-    anyhow::bail!("this program was built without the feature `cuda`: {} is not reached", args.device)
+    anyhow::bail!(
+        "invalid device {}: this program was built without GPUs; build it with the feature `cuda`",
+        args.device
+    )
 }

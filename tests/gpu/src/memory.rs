@@ -1,4 +1,5 @@
-//! A GPU's memory: copies that wait, and a pool that gives back what it keeps.
+//! Checks of a GPU's memory: copies wait for the GPU, and the pool releases unused memory if
+//! needed.
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Tensor};
@@ -12,7 +13,7 @@ pub(crate) fn checks() -> Vec<Check> {
     vec![Check::new("copies wait for the GPU", copies_wait), Check::new("memory of many sizes", many_sizes)]
 }
 
-/// Bytes that an allocation of one byte takes of the pool.
+/// Bytes of the pool that an allocation of one byte uses.
 pub(crate) fn pool_granularity(bench: &TestBench) -> Result<u64> {
     let before = now(bench)?.used_bytes;
     let _byte = zeros(1, DType::U8, &bench.device)?;
@@ -21,12 +22,13 @@ pub(crate) fn pool_granularity(bench: &TestBench) -> Result<u64> {
 
 fn now(bench: &TestBench) -> Result<DeviceMemory> {
     bench.device.synchronize()?;
-    memory(&bench.device)?.context("no reading of the GPU's memory")
+    memory(&bench.device)?.context("the GPU's memory cannot be read")
 }
 
-/// What is read behind much work is its result, and what is written may be freed at once, at any size.
+/// Checks, at several sizes, that a copy to the host waits for queued work, and that the source of
+/// a copy to the GPU can be freed at once.
 fn copies_wait(bench: &TestBench) -> Result<String> {
-    // On real hardware some 0.3 s of products: 1.1 TFLOP each, in f32 without TF32.
+    // On real hardware this is about 0.3 s of products: 1.1 TFLOP each, in f32 without TF32.
     let (side, products) = if now(bench)?.total_bytes >= 32 << 30 { (8192, 14) } else { (96, 3) };
     let ones = zeros((side, side), DType::F32, &bench.device)?;
     let sums = zeros((side, side), DType::F32, &bench.device)?;
@@ -35,20 +37,20 @@ fn copies_wait(bench: &TestBench) -> Result<String> {
             product(1.0, no_trans(&ones), no_trans(&ones), 1.0, &sums)?;
         }
         let values: Vec<f32> = (0..len).map(|at| (at % 1021 + i) as f32).collect();
-        let there = from_vec(values.clone(), len, &bench.device)?;
+        let on_gpu = from_vec(values.clone(), len, &bench.device)?;
         let sum = lora_ops::pointwise::add_assign;
-        sum(&there, &there)?;
-        let back: Vec<f32> = to_vec(&there)?;
+        sum(&on_gpu, &on_gpu)?;
+        let back: Vec<f32> = to_vec(&on_gpu)?;
         let wrong = back.iter().zip(&values).position(|(got, value)| *got != 2.0 * value);
         ensure!(wrong.is_none(), "element {wrong:?} of {len} was read before it was computed");
-        let again = to_device(&to_device(&there, &candle_core::Device::Cpu)?, &bench.device)?;
-        ensure!(to_vec::<f32>(&again)? == back, "{len} elements there and back again");
+        let copied = to_device(&to_device(&on_gpu, &candle_core::Device::Cpu)?, &bench.device)?;
+        ensure!(to_vec::<f32>(&copied)? == back, "{len} elements differ after copies to the host and back");
     }
     Ok("at 4 sizes".into())
 }
 
-/// Tensors of ever larger sizes, one at a time, of which none fits a hole that the ones before left: all
-/// together would take more than the GPU has.
+/// Allocates larger and larger tensors, one at a time. No tensor fits into the memory that an
+/// earlier one left, and all together are larger than the GPU's memory.
 fn many_sizes(bench: &TestBench) -> Result<String> {
     let before = now(bench)?;
     let free = before.free_bytes.saturating_sub(before.used_bytes);
@@ -56,21 +58,22 @@ fn many_sizes(bench: &TestBench) -> Result<String> {
     for eighths in 1..=6 {
         let bytes = (free / 8 * eighths) as usize;
         let tensor: Tensor = zeros(bytes / 4, DType::F32, &bench.device)
-            .with_context(|| format!("{bytes} of {free} free bytes"))?;
+            .with_context(|| format!("allocating {bytes} of {free} free bytes"))?;
         drop(tensor);
         most = now(bench)?.reserved_bytes.max(most);
     }
     let after = now(bench)?;
     ensure!(after.used_bytes == before.used_bytes, "{before:?}, then {after:?}");
     ensure!(most <= after.total_bytes && after.reserved_bytes >= after.used_bytes, "{after:?}");
-    // As large as everything together: refused, with numbers, and nothing is lost by it.
-    let refused = zeros((after.total_bytes / 4) as usize, DType::F32, &bench.device);
-    let Err(error) = refused else { anyhow::bail!("more than the GPU's memory was given") };
+    // An allocation of the GPU's whole memory must fail with its size, and must not change the
+    // memory in use.
+    let failed = zeros((after.total_bytes / 4) as usize, DType::F32, &bench.device);
+    let Err(error) = failed else { anyhow::bail!("an allocation of the GPU's whole memory succeeded") };
     let text = error.to_string();
     ensure!(text.contains("the GPU is out of memory: an allocation of"), "{text}");
     let last = now(bench)?;
     ensure!(last.used_bytes == before.used_bytes, "{before:?}, then {last:?}");
-    // What was kept was given back before the refusal.
+    // The pool was trimmed before the allocation failed.
     ensure!(last.reserved_bytes <= most, "{last:?}");
-    Ok(format!("up to {} MiB reserved, {} MiB after a refusal", most >> 20, last.reserved_bytes >> 20))
+    Ok(format!("up to {} MiB reserved, {} MiB after a failure", most >> 20, last.reserved_bytes >> 20))
 }

@@ -1,8 +1,8 @@
-//! Times of the operations of a training step at the shapes of Llama-3.1-8B, each beside what the GPU's matrix products and
-//! copies reach in the same call.
+//! Times of the operations of a training step at the shapes of Llama-3.1-8B, as a percentage of the
+//! rates that the GPU's matrix products and copies reach in the same run.
 //!
-//! The operations are the public ones of `lora_ops`, as training calls them. Before each timed run a large matrix is read, so
-//! that no operand is in the GPU's cache.
+//! The operations are the public ones of `lora_ops`, as training calls them. Before each timed run
+//! a large matrix is read, so that no operand is in the GPU's cache.
 
 use std::fs;
 use std::path::Path;
@@ -30,17 +30,20 @@ mod row;
 use inputs::BenchInputs;
 use row::{BenchRow, TimedPart};
 
-/// Runs of a row that are not measured, and those of which the median counts.
+/// Number of runs of a row that are not measured.
 const WARMUP: usize = 2;
+/// Number of measured runs; the median is reported.
 const RUNS: usize = 7;
 
-/// Rows and columns of the bf16 matrix that is read between runs: 256 MiB, several times the cache of any GPU.
+/// Rows and columns of the bf16 matrix that is read between runs: 256 MiB, several times the cache
+/// of any GPU.
 const EVICTION_SHAPE: [usize; 2] = [16_384, 8192];
 
-/// Measures the rows whose names contain `args.only`, prints a table and, with `args.json`, writes the same as JSON.
+/// Measures the rows whose names contain `args.only`, and prints a table. With `args.json`, also
+/// writes the results as JSON.
 ///
 /// # Errors
-/// A row could not be measured; the others are measured before.
+/// A row could not be measured. The other rows are still measured.
 pub(crate) fn run(args: &Args) -> Result<()> {
     let device = lora_train::open_device(args.device)?;
     let inputs = BenchInputs::new(&device, args.bench_scale.get());
@@ -84,7 +87,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             }
             Err(error) => {
                 failed += 1;
-                // What follows the first line is a backtrace.
+                // The lines after the first one are a backtrace.
                 let error = format!("{error:#}");
                 let error = error.lines().next().unwrap_or_default();
                 println!("{:<56} {error}", row.name);
@@ -94,7 +97,7 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         if let Value::Array(rows) = &mut result["rows"] {
             rows.push(value);
         }
-        // After each row, so that a run that is stopped leaves what it measured.
+        // The file is written after each row, so that a stopped run leaves its results.
         if let Some(path) = &args.json {
             write(path, &result)?;
         }
@@ -109,11 +112,11 @@ fn write(path: &Path, result: &Value) -> Result<()> {
     fs::write(path, format!("{result}\n")).with_context(|| path.display().to_string())
 }
 
-/// Prints a row of the table, and gives the same as JSON.
+/// Prints a row of the table, and returns it as JSON.
 fn line(row: &BenchRow, milliseconds: f64, ceilings: &Ceilings) -> Value {
     let rate = |amount: f64| (amount > 0.0).then(|| amount / (milliseconds / 1e3));
     let (gb_s, tflop_s) = (rate(row.bytes / 1e9), rate(row.flops / 1e12));
-    // Of the ceiling that is nearer.
+    // The percentage is that of the nearer ceiling.
     let shares = [gb_s.map(|rate| rate / ceilings.gb_s), tflop_s.map(|rate| rate / ceilings.tflop_s)];
     let percent = 100.0 * shares.into_iter().flatten().fold(0.0, f64::max);
     let cell = |rate: Option<f64>| rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.1}"));
@@ -123,7 +126,7 @@ fn line(row: &BenchRow, milliseconds: f64, ceilings: &Ceilings) -> Value {
     })
 }
 
-/// Median time of a run.
+/// Median time of a run in milliseconds.
 fn milliseconds(row: &BenchRow, inputs: &BenchInputs, evict: &CacheEviction) -> Result<f64> {
     let device = inputs.device();
     let run = (row.make)(inputs)?;
@@ -157,8 +160,8 @@ fn milliseconds(row: &BenchRow, inputs: &BenchInputs, evict: &CacheEviction) -> 
     Ok(times[RUNS / 2])
 }
 
-/// A read of so much memory that nothing else stays in the cache. Its lines are not written, so that none has to be written
-/// back while a run is timed.
+/// Evicts all operands from the GPU's cache by reading a large matrix. The matrix is not written,
+/// so that no cache line has to be written back during a timed run.
 struct CacheEviction {
     matrix: Tensor,
     vector: Tensor,

@@ -1,4 +1,4 @@
-//! Every operation on the GPU against the same operation on the CPU.
+//! Checks that compare every operation on the GPU with the same operation on the CPU.
 
 use crate::check::Check;
 

@@ -1,4 +1,5 @@
-//! Training on the GPU: whole steps against the CPU's, the same bits again, with dropout and resumed, and no memory kept.
+//! Checks of training on the GPU: steps agree with the CPU's, a repetition and a resume give the
+//! same bits, and jobs release their memory.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,11 +13,12 @@ use lora_train::{Run, RunInputs, StepOutcome};
 
 use crate::check::{Check, TestBench};
 
-/// Largest relative difference of a loss or gradient norm between the GPU in bf16 and the CPU in f32 over the same bf16 base.
+/// Largest relative difference of a loss or gradient norm between the GPU in bf16 and the CPU in
+/// f32 with the same bf16 base.
 const BF16_TOLERANCE: f64 = 2e-2;
 const F32_TOLERANCE: f64 = 1e-4;
 
-/// The checks; `example`: a directory with a base, `train.jsonl` and `eval.jsonl`.
+/// The checks. `example` is a directory with `base/` and `train.jsonl`.
 pub(crate) fn checks(example: &Path) -> Vec<Check> {
     let check = |name: &'static str, run: fn(&TestBench, &Path) -> Result<String>| {
         let example: PathBuf = example.to_owned();
@@ -68,7 +70,8 @@ fn finish(run: &mut Run) -> Result<Vec<lora_train::StepRecord>> {
     Ok(run.history().to_vec())
 }
 
-/// The result holds what was taken off the base, and gives the trained logits.
+/// Checks training with PiSSA. The export verifies that the result, which includes the initial
+/// term, gives the trained logits.
 fn from_the_base(bench: &TestBench, example: &Path, dtype: BaseDtype) -> Result<String> {
     let mut job = job(example, dtype);
     job.adapter.init_lora_weights = InitLoraWeights::Pissa;
@@ -88,7 +91,7 @@ fn like_the_cpu(bench: &TestBench, job: &JobSpec) -> Result<String> {
         {
             let (got, want) = gpu_value.zip(cpu_value).context("a step was not finite")?;
             let error = (got - want).abs() / want;
-            ensure!(error <= most, "step {}: {what} {got} instead of {want}", gpu.step);
+            ensure!(error <= most, "step {}: {what} is {got} instead of {want}", gpu.step);
             worst = worst.max(error);
         }
     }
@@ -109,25 +112,26 @@ fn repeats(bench: &TestBench, example: &Path) -> Result<String> {
 fn resumes(bench: &TestBench, example: &Path) -> Result<String> {
     let job = job(example, BaseDtype::Bf16);
     let base = base(&job, &bench.device)?;
-    let whole = finish(&mut prepare(&job, &base)?)?;
+    let uninterrupted = finish(&mut prepare(&job, &base)?)?;
     let mut run = prepare(&job, &base)?;
     run.step(|| false)?;
     let checkpoint = run.checkpoint()?;
     let mut resumed = prepare(&job, &base)?;
     resumed.restore(&checkpoint)?;
-    let parts = finish(&mut resumed)?;
-    ensure!(whole == parts, "{whole:?} in one go and {parts:?} with a resume");
+    let resumed_steps = finish(&mut resumed)?;
+    ensure!(uninterrupted == resumed_steps, "{uninterrupted:?} without and {resumed_steps:?} with a resume");
     let files = resumed.export()?;
-    Ok(format!("and {} verified files exported", files.len()))
+    Ok(format!("{} files exported and verified", files.len()))
 }
 
-/// Of both forms, also over a resume; and the moments are not in the GPU's memory.
+/// Checks paged moments in both formats, also after a resume, and that they are not in the GPU's
+/// memory.
 fn paged(bench: &TestBench, example: &Path) -> Result<String> {
     let mut job = job(example, BaseDtype::Bf16);
-    // With this rank every matrix has moments in 8 bits.
+    // With this rank every matrix is large enough for moments in 8 bits.
     job.adapter.r = 32;
     let base = base(&job, &bench.device)?;
-    let mut said = Vec::new();
+    let mut details = Vec::new();
     for (plain, paged, bytes) in
         [(Optim::Adamw, Optim::PagedAdamw32bit, 8), (Optim::Adamw8bit, Optim::PagedAdamw8bit, 2)]
     {
@@ -137,27 +141,27 @@ fn paged(bench: &TestBench, example: &Path) -> Result<String> {
             let run = prepare(&job, &base)?;
             Ok((run, used(bench)? - before))
         };
-        let (mut whole, with_moments) = prepared(plain)?;
+        let (mut unpaged, with_moments) = prepared(plain)?;
         let (mut first, without) = prepared(paged)?;
         let bytes = bytes * first.facts().trainable_parameters;
         let saved = with_moments.saturating_sub(without);
         ensure!(saved >= bytes, "{paged:?} saves {saved} bytes of {bytes}");
-        let want = finish(&mut whole)?;
+        let want = finish(&mut unpaged)?;
         first.step(|| false)?;
         let checkpoint = first.checkpoint()?;
-        let in_one_go = finish(&mut first)?;
-        ensure!(in_one_go == want, "{plain:?} {want:?}, {paged:?} {in_one_go:?}");
+        let got = finish(&mut first)?;
+        ensure!(got == want, "{plain:?} {want:?}, {paged:?} {got:?}");
         let (mut resumed, _) = prepared(paged)?;
         resumed.restore(&checkpoint)?;
-        ensure!(finish(&mut resumed)? == want, "{paged:?} after a resume");
-        said.push(format!("{paged:?} saves {saved} bytes"));
+        ensure!(finish(&mut resumed)? == want, "{paged:?} differs after a resume");
+        details.push(format!("{paged:?} saves {saved} bytes"));
     }
-    Ok(said.join(", "))
+    Ok(details.join(", "))
 }
 
 fn used(bench: &TestBench) -> Result<u64> {
     bench.device.synchronize()?;
-    Ok(lora_train::device_memory(&bench.device)?.context("no reading of the GPU's memory")?.used_bytes)
+    Ok(lora_train::device_memory(&bench.device)?.context("the GPU's memory cannot be read")?.used_bytes)
 }
 
 fn memory(bench: &TestBench, example: &Path) -> Result<String> {
@@ -169,5 +173,5 @@ fn memory(bench: &TestBench, example: &Path) -> Result<String> {
         after.push(used(bench)?);
     }
     ensure!(after[2] == after[0], "{after:?} bytes are in use after the first, second and third job");
-    Ok(format!("{} bytes, as after the first", after[2]))
+    Ok(format!("{} bytes, as after the first job", after[2]))
 }

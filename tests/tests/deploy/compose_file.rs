@@ -1,4 +1,4 @@
-//! `docker-compose.yml`.
+//! Checks of `docker-compose.yml`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -44,7 +44,7 @@ fn the_gpu_worker_requests_the_gpu_only() {
         let devices = &service["deploy"]["resources"]["reservations"]["devices"];
         let has_gpu = devices[0]["capabilities"][0] == "gpu";
         assert_eq!(has_gpu, service["build"]["target"] == "worker-cuda", "{name}");
-        assert_eq!(has_gpu, service["profiles"][0] == "gpu", "{name}: only who asks for it needs a GPU");
+        assert_eq!(has_gpu, service["profiles"][0] == "gpu", "{name}: only the profile gpu needs a GPU");
         assert_eq!(has_gpu, service["environment"]["LORA__DEVICE"] == "cuda:0", "{name}");
     }
 }
@@ -81,15 +81,16 @@ fn a_container_runs_on_this_machine() {
     assert_eq!(variables.collect::<BTreeMap<_, _>>(), BTreeMap::from(expected));
 }
 
-/// The command is understood, reads the job, and fails at the coordinator alone, which it looks for where its variable says.
+/// The command is valid and reads the job. It fails only because the coordinator at the address in
+/// its variable cannot be reached.
 #[test]
 fn the_example_command_reaches_the_coordinator() {
-    let nobody = "127.0.0.1:1";
-    let addresses = BTreeMap::from([("coordinator:7400".to_owned(), nobody.to_owned())]);
+    let unreachable = "127.0.0.1:1";
+    let addresses = BTreeMap::from([("coordinator:7400".to_owned(), unreachable.to_owned())]);
     let submit = &compose::services()["submit"];
     let finished = Finished::run(&mut submit.on_this_machine(loractl(), Path::new("/nowhere"), &addresses))
         .expect_code(5);
-    assert!(finished.stderr.contains(nobody), "{}", finished.stderr);
+    assert!(finished.stderr.contains(unreachable), "{}", finished.stderr);
 }
 
 #[test]
@@ -99,7 +100,7 @@ fn a_missing_build_target_is_detected() {
 }
 
 #[test]
-#[should_panic(expected = "neither ./PATH:PATH:ro nor NAME:PATH")]
+#[should_panic(expected = "must be ./PATH:PATH:ro or NAME:PATH")]
 fn a_writable_configuration_mount_is_detected() {
     compose::parse(&text().replace("/etc/loractl/worker.toml:ro", "/etc/loractl/worker.toml"));
 }

@@ -9,7 +9,7 @@ use lora_e2e::repository;
 use crate::containers::{expect_none, listens, problems};
 
 const TARGETS: [&str; 4] = ["coordinator", "worker", "worker-cuda", "loractl"];
-/// What a worker for GPUs loads beside the runtime, which NVIDIA's base image has.
+/// Packages that a worker for GPUs loads besides the CUDA runtime, which NVIDIA's base image has.
 const CUDA_PACKAGES: [&str; 3] = ["libcublas-13-0", "libcurand-13-0", "libnccl2"];
 
 #[test]
@@ -24,7 +24,7 @@ fn invalid_dockerfiles_are_detected() {
         ("\"7411\", \"/readyz\"", "\"7410\", \"/readyz\"", "health is not served on 7410"),
         ("EXPOSE 7400 7401", "EXPOSE 7400 7402", "nothing listens on 7402"),
         ("EXPOSE 7410 7411", "EXPOSE 7410", "exposes {7410}"),
-        ("VOLUME /var/cache/loractl", "VOLUME /cache", "nothing is kept in /cache"),
+        ("VOLUME /var/cache/loractl", "VOLUME /cache", "no setting uses the volume /cache"),
         ("-m 0750 /var/cache/loractl", "-m 0750 /var/cache", "/var/cache/loractl is not the user's"),
         (
             "-o 10001 -g 10001 -m 0750 /var/lib",
@@ -52,7 +52,7 @@ fn invalid_dockerfiles_are_detected() {
         ("CUDA_VERSION=13.0.2", "CUDA_VERSION=12.8.1", "is not of CUDA 13.0"),
     ] {
         let text = text();
-        assert!(text.contains(old), "{old:?} is not there");
+        assert!(text.contains(old), "{old:?} is not in the Dockerfile");
         let found = problems_in(&text.replace(old, new));
         assert!(found.iter().any(|problem| problem.contains(expected)), "not {expected:?}, but {found:#?}");
     }
@@ -113,8 +113,8 @@ fn problems_in_image(image: &Stage, stages: &[Stage]) -> Vec<String> {
     let commands = build.all("RUN").last().unwrap_or_default();
     let builds =
         commands.contains("cargo build --locked --release") && commands.contains(&format!("-p {program}"));
-    let hands_over = commands.contains(&format!("target/release/{program}"));
-    check(builds && hands_over, format!("is not built by stage {}", build.name));
+    let installs = commands.contains(&format!("target/release/{program}"));
+    check(builds && installs, format!("is not built by stage {}", build.name));
     check(!is_too_old(rust(build, stages)), format!("{} is too old", rust(build, stages)));
     if image.name == "worker-cuda" {
         check(commands.contains("--features cuda"), "is not built for CUDA".into());
@@ -130,7 +130,7 @@ fn problems_in_image(image: &Stage, stages: &[Stage]) -> Vec<String> {
     problems
 }
 
-/// The image that a build stage has cargo from.
+/// The image from which a build stage has cargo.
 fn rust<'a>(build: &'a Stage, stages: &'a [Stage]) -> &'a str {
     let toolchain = build
         .all("COPY")
@@ -139,7 +139,7 @@ fn rust<'a>(build: &'a Stage, stages: &'a [Stage]) -> &'a str {
     &toolchain.unwrap_or(build).base
 }
 
-/// Of `rust:MAJOR.MINOR.PATCH-VARIANT`.
+/// Whether the version in `rust:MAJOR.MINOR.PATCH-VARIANT` is too old.
 fn is_too_old(image: &str) -> bool {
     let version =
         |text: &str| -> Option<Vec<u32>> { text.split('.').map(|part| part.parse().ok()).collect() };

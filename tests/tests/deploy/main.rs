@@ -1,5 +1,5 @@
-//! Images, compose file and manifests against the programs: every flag, variable, value, file, port and path in them is one
-//! that the programs know.
+//! Compares images, compose file and manifests with the programs: every flag, variable, value,
+//! file, port and path in them must be known to the programs.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
 

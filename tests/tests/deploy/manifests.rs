@@ -1,5 +1,5 @@
-//! `deploy/kubernetes`. Schemas, Pod Security and what the objects say of each other are checked on what `kubectl kustomize`
-//! renders, by `tests/deploy/check.sh`.
+//! `deploy/kubernetes`. `tests/deploy/check.sh` checks schemas, Pod Security and the references
+//! between objects on the output of `kubectl kustomize`.
 
 use std::collections::BTreeSet;
 
@@ -22,14 +22,14 @@ fn invalid_manifests_are_detected() {
     let container = |location: &str| format!("/spec/template/spec/containers/0/{location}");
     let only_http = serde_json::json!([{"name": "http", "containerPort": 7411}]);
     let storage = "/spec/volumeClaimTemplates/0/spec/resources/requests/storage";
-    for (place, wrong, expected) in [
+    for (location, wrong, expected) in [
         (container("ports/0/containerPort"), Value::from(7412), "nothing listens on 7412"),
         (container("ports"), only_http, "names {7411}"),
         (container("args/1"), "/etc/loractl/coordinator.toml".into(), "is not mounted"),
         (
             container("volumeMounts/0/mountPath"),
             "/cache".into(),
-            "cache_dir \"/var/cache/loractl\" is on no volume",
+            "cache_dir \"/var/cache/loractl\" is not on a persistent volume",
         ),
         (container("env/0/name"), "LORA__NAMES".into(), "is not a setting"),
         (container("lifecycle/preStop/exec/command/2"), "sleep 5".into(), "does not drain"),
@@ -39,13 +39,13 @@ fn invalid_manifests_are_detected() {
         (storage.into(), "100Gi".into(), "holds less than cache.max_bytes"),
     ] {
         let mut base = Kustomization::read("base");
-        *stateful_set(&mut base, "lora-worker").pointer_mut(&place).unwrap() = wrong;
+        *stateful_set(&mut base, "lora-worker").pointer_mut(&location).unwrap() = wrong;
         let found = problems_in(&base);
         assert!(found.iter().any(|problem| problem.contains(expected)), "not {expected:?}, but {found:#?}");
     }
 }
 
-/// The images are those that the Dockerfile makes, of this version, and the GPU's workers have a GPU.
+/// The overlays use the Dockerfile's images in this version, and the workers for GPUs have a GPU.
 #[test]
 fn overlays_name_the_images() {
     for name in OVERLAYS {
@@ -96,7 +96,8 @@ fn problems_in(kustomization: &Kustomization) -> Vec<String> {
         let pod = &owner["spec"]["template"]["spec"];
         let user = &pod["securityContext"]["runAsUser"];
         if container.image.last("USER").unwrap().split(':').next() != Some(&user.to_string()) {
-            found.push(format!("{}: runs as {user}, its image's files are another's", container.location));
+            let problem = format!("runs as {user}, but its image's files have another owner");
+            found.push(format!("{}: {problem}", container.location));
         }
         let hook = &pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][2];
         let drains = hook.as_str().is_some_and(|hook| hook.starts_with("kill -TERM 1 && while kill -0 1;"));

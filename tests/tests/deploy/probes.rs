@@ -1,4 +1,4 @@
-//! Health checks and probes, asked of what serves health in the daemons.
+//! Health checks and probes, against the HTTP service of the daemons.
 
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -11,7 +11,8 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-/// Every path is one that is answered, and the images' `healthcheck` tells yes from no.
+/// Every path of a probe is served, and the images' `healthcheck` distinguishes success from
+/// failure.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn probes_use_paths_that_the_daemons_serve() {
     let images = dockerfile::stages()
@@ -29,18 +30,18 @@ async fn probes_use_paths_that_the_daemons_serve() {
     let port = listener.local_addr().unwrap().port();
     let (health, stop) = (Health::default(), CancellationToken::new());
     let serving = tokio::spawn(serve(listener, Registry::default(), health.clone(), stop.clone()));
-    assert!(healthcheck(port, "/healthz") && !healthcheck(port, "/readyz"), "it works, but is not ready");
+    assert!(healthcheck(port, "/healthz") && !healthcheck(port, "/readyz"), "healthy, but not ready");
     health.set_ready(true, "");
     for path in paths {
         assert!(healthcheck(port, path), "{path}");
     }
-    assert!(!healthcheck(port, "/nowhere"), "what is not there is not healthy");
+    assert!(!healthcheck(port, "/nowhere"), "an unknown path is not healthy");
     stop.cancel();
     serving.await.unwrap().unwrap();
-    assert!(!healthcheck(port, "/healthz"), "what has ended is not healthy");
+    assert!(!healthcheck(port, "/healthz"), "a service that has ended is not healthy");
 }
 
-/// As the images run it.
+/// Runs the script as the images do.
 fn healthcheck(port: u16, path: &str) -> bool {
     let script = repository().join("deploy/docker/healthcheck");
     Command::new(script).args([&port.to_string(), path]).output().unwrap().status.success()

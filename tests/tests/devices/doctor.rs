@@ -1,21 +1,22 @@
-//! `loractl doctor`.
+//! The command `loractl doctor`.
 
 use lora_e2e::{Finished, lora_worker};
 use serde_json::{Value, json};
 
 use crate::fakes::{FakeCuda, VERSION};
 
-/// What a worker answers that is asked for readings.
+/// The answers of a worker's `probe`.
 const ANSWERS: &str = r#"case "$*" in
 "probe --device cuda --all-reduce 2 --timeout 120")
     echo '{"through": "nccl", "world_size": 2, "bytes": 67108864, "seconds": 0.001}' ;;
 "probe --device cuda:"[01])
     echo '{"device": "cuda Fake GPU", "product_side": 4096, "product_tflops": 700.5, "memory_gb_s": 4000,
-           "gpu": {"name": "Fake GPU", "compute_capability": [9, 0], "free_bytes": 1073741824, "total_bytes": 85899345920}}' | tr -d '\n' ;;
+           "gpu": {"name": "Fake GPU", "compute_capability": [9, 0], "free_bytes": 1073741824,
+                   "total_bytes": 85899345920}}' | tr -d '\n' ;;
 *) echo "error: not asked: $*" >&2; exit 1 ;;
 esac"#;
 
-/// What doctor says in JSON, with its exit code.
+/// The JSON report of `loractl doctor`, with the exit code.
 fn doctor(fakes: &FakeCuda, arguments: &[&str]) -> (Option<i32>, Value) {
     let mut all = vec!["doctor", "-o", "json"];
     all.extend(arguments);
@@ -23,7 +24,7 @@ fn doctor(fakes: &FakeCuda, arguments: &[&str]) -> (Option<i32>, Value) {
     (finished.code, finished.json())
 }
 
-/// What is wrong, and what would help, in one text.
+/// The problems and their remedies, as one text.
 fn problems(report: &Value) -> String {
     let problems = report["cuda"]["problems"].as_array().unwrap().iter();
     let lines = problems.map(|problem| {
@@ -83,14 +84,15 @@ fn doctor_survives_hanging_and_crashing_libraries() {
     let fakes = FakeCuda::all();
     let when_loaded = |what: &str| {
         format!(
-            "#include <signal.h>\n#include <unistd.h>\n__attribute__((constructor)) static void f(void) {{ {what} }}"
+            "#include <signal.h>\n#include <unistd.h>\n\
+             __attribute__((constructor)) static void f(void) {{ {what} }}"
         )
     };
     fakes.replace("libnccl.so.2", &when_loaded("for (;;) pause();"));
     fakes.replace("libcurand.so.10", &when_loaded("signal(SIGSEGV, SIG_DFL); raise(SIGSEGV);"));
     fakes.replace("libcublas.so.13", &when_loaded("write(1, \"a greeting\\n\", 11);"));
     let (code, report) = doctor(&fakes, &["--timeout", "10"]);
-    assert_eq!(code, Some(0), "the CPU is enough where nothing else is asked for");
+    assert_eq!(code, Some(0), "a working CPU is enough unless a GPU is requested");
     let problems = problems(&report);
     assert!(problems.contains("NCCL: libnccl.so.2: hangs: no answer within 10 s"), "{problems}");
     assert!(problems.contains("cuRAND: libcurand.so.10: crashes (signal 11)"), "{problems}");
@@ -105,10 +107,11 @@ fn doctor_survives_hanging_and_crashing_libraries() {
 #[test]
 fn an_old_driver_or_a_missing_gpu_is_reported() {
     for (definitions, expected) in [
-        (&["CUDA=12040"][..], "is too old: it knows CUDA 12.4, workers need 13.0"),
+        (&["CUDA=12040"][..], "is too old: it supports CUDA 12.4, workers need 13.0"),
         (
             &["INIT=100"],
-            "the driver cannot be used: cuInit: CUDA_ERROR_NO_DEVICE (100): no CUDA-capable device is detected",
+            "the driver cannot be used: cuInit: CUDA_ERROR_NO_DEVICE (100): no CUDA-capable device is \
+             detected",
         ),
     ] {
         let fakes = FakeCuda::driver(definitions);
@@ -129,7 +132,7 @@ fn a_failing_worker_does_not_hide_other_results() {
     assert!(found.contains("GPU 1: the worker's probe: device cuda:0: out of memory"), "{found}");
     assert!(found.contains("all-reduce among the GPUs' workers: device cuda:0: out of memory"), "{found}");
 
-    // One that cannot be loaded is not asked.
+    // A worker that cannot be loaded is not probed.
     let missing = "error while loading shared libraries: libcublas.so.13: cannot open shared object file";
     fakes.script("lora-worker", &format!("echo \"$0: {missing}\" >&2; exit 127"));
     let worker = fakes.path("lora-worker");
@@ -139,7 +142,7 @@ fn a_failing_worker_does_not_hide_other_results() {
     fakes.script("lora-worker", "echo lora-worker 0.0.1 cuda");
     let (_, report) = doctor(&fakes, &["--worker", worker.to_str().unwrap()]);
     let found = problems(&report);
-    assert!(found.contains(&format!("is of version 0.0.1, loractl of {VERSION}")), "{found}");
+    assert!(found.contains(&format!("has version 0.0.1, loractl has {VERSION}")), "{found}");
 }
 
 #[test]
@@ -183,7 +186,7 @@ fn libraries_in_python_wheels_are_found() {
         return;
     }
     let problems = problems(&report);
-    assert!(problems.contains("where the loader does not look: NCCL (libnccl.so.2)"), "{problems}");
+    assert!(problems.contains("outside of the loader's search path: NCCL (libnccl.so.2)"), "{problems}");
     assert!(problems.contains(&format!("export LD_LIBRARY_PATH={}$", lib.display())), "{problems}");
 }
 

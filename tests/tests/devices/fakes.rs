@@ -1,4 +1,4 @@
-//! What an installation of CUDA has, as far as loractl looks at it.
+//! A fake installation of CUDA, as far as loractl reads it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use lora_e2e::{loractl, without_settings};
 use tempfile::TempDir;
 
-/// The version of loractl and of a worker that goes with it.
+/// The version of loractl and of a matching worker.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 const DRIVER: &str = r#"
@@ -22,15 +22,21 @@ int cuInit(unsigned flags) { return INIT; }
 int cuDriverGetVersion(int *version) { *version = CUDA; return 0; }
 int cuDeviceGetCount(int *count) { *count = 2; return 0; }
 int cuDeviceGet(int *device, int number) { *device = number; return 0; }
-int cuDeviceGetName(char *name, int size, int device) { snprintf(name, size, "Fake GPU %d", device); return 0; }
+int cuDeviceGetName(char *name, int size, int device) {
+    snprintf(name, size, "Fake GPU %d", device);
+    return 0;
+}
 int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = (size_t)80 << 30; return 0; }
-int cuDeviceGetAttribute(int *value, int attribute, int device) { *value = attribute == 75 ? 9 : 0; return 0; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    *value = attribute == 75 ? 9 : 0;
+    return 0;
+}
 int cuDeviceCanAccessPeer(int *can, int device, int other) { *can = device < other; return 0; }
 int cuGetErrorName(int error, const char **name) { *name = "CUDA_ERROR_NO_DEVICE"; return 0; }
 int cuGetErrorString(int error, const char **text) { *text = "no CUDA-capable device is detected"; return 0; }
 "#;
 
-/// File, and the function that tells its version.
+/// The file names of libraries, with the code of the functions that return their versions.
 const LIBRARIES: [(&str, &str); 7] = [
     ("libcudart.so.13", "int cudaRuntimeGetVersion(int *version) { *version = 13000; return 0; }"),
     (
@@ -56,7 +62,7 @@ pub(crate) struct FakeCuda {
 }
 
 impl FakeCuda {
-    /// A driver with two GPUs, every library, no worker.
+    /// A driver with two GPUs and every library, without a worker.
     pub(crate) fn all() -> Self {
         let fakes = Self::driver(&[]);
         for (file, code) in LIBRARIES {
@@ -72,24 +78,25 @@ impl FakeCuda {
         fakes
     }
 
-    /// A library with other code than usual.
+    /// Replaces the code of a library.
     pub(crate) fn replace(&self, file: &str, code: &str) {
         self.library(file, code, &[]);
     }
 
-    /// Takes a library away.
+    /// Removes a library.
     pub(crate) fn remove(&self, file: &str) {
         std::fs::remove_file(self.path(file)).unwrap();
     }
 
-    /// A worker that was built for CUDA; `script` is what it does when it is not asked for its version.
+    /// Adds a worker that was built for CUDA. `script` runs if the worker is not asked for its
+    /// version.
     pub(crate) fn worker(&self, script: &str) {
         let version = format!("[ \"$1\" = --version ] && echo lora-worker {VERSION} cuda && exit");
         self.script("lora-worker", &format!("{version}\n{script}"));
     }
 
-    /// A shell script. It is written by another process: one that was forked from this one meanwhile would hold the file open
-    /// for writing, and it could not be run.
+    /// Writes a shell script. Another process writes it: otherwise a process that this one forks at
+    /// the same time would inherit the file open for writing, and the script could not be run.
     pub(crate) fn script(&self, name: &str, text: &str) {
         let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$2" && chmod +x "$2""#;
         let mut command = Command::new("sh");
@@ -101,7 +108,8 @@ impl FakeCuda {
         self.dir.path().join(name)
     }
 
-    /// `loractl` with these libraries before the machine's, and this directory's programs on `PATH`.
+    /// A command that runs `loractl` with these libraries before the machine's, and with the
+    /// programs of this directory on `PATH`.
     pub(crate) fn loractl(&self, arguments: &[&str]) -> Command {
         let mut command = loractl();
         without_settings(&mut command);

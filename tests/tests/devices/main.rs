@@ -1,5 +1,5 @@
-//! GPUs as `loractl` finds and uses them. The driver, the libraries and the worker are played by files that the tests make;
-//! the loader finds them before any that the machine has.
+//! How `loractl` finds and uses GPUs. The tests make fake files for the driver, the libraries and
+//! the worker, which the loader finds before those of the machine.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 

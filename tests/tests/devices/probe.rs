@@ -1,4 +1,4 @@
-//! `lora-worker probe`, as `loractl doctor` calls it.
+//! `lora-worker probe`, as `loractl doctor` runs it.
 
 use std::process::Command;
 
@@ -6,8 +6,8 @@ use lora_e2e::{Finished, lora_worker, without_settings};
 
 use crate::fakes::FakeCuda;
 
-/// Writes to the stdout of every rank as NCCL does: a part of a line before all messages, the rest at
-/// the end of the process.
+/// Writes to the stdout of every rank like NCCL: a part of a line before all messages, and the rest
+/// at the end of the process.
 const LOG: &str = r#"
 #include <stdio.h>
 #include <string.h>
@@ -25,7 +25,7 @@ fn all_reduce(arguments: &[&str]) -> Command {
 }
 
 #[test]
-fn a_log_on_stdout_is_told_apart_from_the_reading() {
+fn logs_on_stdout_are_separated_from_the_measurement() {
     let fakes = FakeCuda::driver(&[]);
     fakes.replace("liblog.so", LOG);
     let mut command = all_reduce(&["--device", "cpu"]);
@@ -40,7 +40,7 @@ fn a_log_on_stdout_is_told_apart_from_the_reading() {
 }
 
 #[test]
-fn the_reason_why_a_rank_failed_is_the_error() {
+fn the_error_is_the_reason_why_a_rank_failed() {
     let finished =
         Finished::run(&mut all_reduce(&["--device", "cpu", "--collective", "nccl"])).expect_code(1);
     let error = finished.error().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! `loractl run --device`.
+//! The command `loractl run --device`.
 
 use std::fs;
 use std::process::Command;
@@ -7,7 +7,7 @@ use lora_e2e::{Finished, Fixture, RunOutcome, lora_worker};
 
 use crate::fakes::FakeCuda;
 
-/// A worker for GPUs that computes on the CPU, and writes down what it was to compute on.
+/// Adds a worker for GPUs that computes on the CPU and logs the requested device.
 fn fake_gpu_worker(fakes: &FakeCuda) {
     let real = lora_worker();
     let program = real.get_program().to_str().unwrap();
@@ -43,7 +43,7 @@ fn each_gpu_gets_a_worker_and_more_workers_share_them() {
     assert_eq!(devices(&fakes), [""; 0]);
     let expected = RunOutcome::read(&fixture.path("cpu"));
 
-    // The daemons' settings mean nothing here.
+    // `loractl run` ignores the daemons' settings in the environment.
     let mut cuda = run(&fakes, &fixture, "cuda", &["--device", "cuda", "-o", "json"]);
     let summary =
         Finished::run(cuda.env("LORA__GRPC__LISTEN", "x").env("LORA__THREADS", "x")).expect_code(0).json();
@@ -54,12 +54,12 @@ fn each_gpu_gets_a_worker_and_more_workers_share_them() {
     fs::remove_file(fakes.path("devices")).unwrap();
     let arguments = ["--workers", "3", "--collective", "tcp"];
     Finished::run(&mut run(&fakes, &fixture, "three", &arguments)).expect_code(0);
-    assert_eq!(devices(&fakes), ["cuda:0 tcp", "cuda:0 tcp", "cuda:1 tcp"], "auto takes GPUs where it can");
+    assert_eq!(devices(&fakes), ["cuda:0 tcp", "cuda:0 tcp", "cuda:1 tcp"], "auto uses the GPUs");
     assert_eq!(RunOutcome::read(&fixture.path("three")), expected);
 }
 
 #[test]
-fn nccl_is_made_to_take_workers_that_share_a_gpu() {
+fn nccl_is_configured_for_workers_that_share_a_gpu() {
     let (fakes, fixture) = (FakeCuda::driver(&[]), Fixture::default());
     fake_gpu_worker(&fakes);
     fixture.edit("job.yaml", "max_steps: 12", "max_steps: 1");
@@ -124,7 +124,7 @@ fn unusable_gpus_are_an_error_if_requested() {
     let error = refused(&fakes, &["--device", "cuda", "--worker", "/nowhere/lora-worker"]);
     assert!(error.contains("/nowhere/lora-worker cannot be started"), "{error}");
 
-    // Who does not insist is told why.
+    // Without `--device` the command runs on the CPU and prints the reason.
     fixture.edit("job.yaml", "max_steps: 12", "max_steps: 1");
     let finished = Finished::run(&mut run(&fakes, &fixture, "out", &[])).expect_code(0);
     assert!(finished.stderr.contains("on the CPU: the driver: cuInit"), "{}", finished.stderr);

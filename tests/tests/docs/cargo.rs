@@ -17,7 +17,8 @@ fn problems(document: &Document) -> Vec<String> {
     let blocks = document.blocks.iter().filter(|block| block.language == "sh");
     let typed =
         blocks.flat_map(|block| shell::commands(&block.text).into_iter().map(|words| (block.line, words)));
-    let inline = document.code().map(|code| (code.line, code.text.split(' ').map(str::to_owned).collect()));
+    let inline =
+        document.code.iter().map(|code| (code.line, code.text.split(' ').map(str::to_owned).collect()));
     let commands = typed.chain(inline).filter(|(_, words): &(usize, Vec<String>)| words[0] == "cargo");
     commands
         .flat_map(|(line, words)| {

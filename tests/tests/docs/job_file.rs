@@ -8,14 +8,14 @@ use lora_spec::{JobFile, JobSpec};
 use serde_json::{Value, json};
 
 use crate::files;
-use crate::markdown::{Document, code_in};
+use crate::markdown::{Document, Located};
 
 const PAGE: &str = "docs/job-file.md";
 const COLUMNS: [&str; 6] = ["key", "type", "default", "meaning", "values", "elsewhere"];
 const REQUIRED: &str = "required";
 
 /// A row of the tables.
-struct Row<'a> {
+struct KeyRow<'a> {
     key: &'a str,
     kind: &'a str,
     default: &'a str,
@@ -25,7 +25,7 @@ struct Row<'a> {
 fn problems(page: &Document) -> Vec<String> {
     let mut problems = Vec::new();
     let defaults = leaves(&serde_json::to_value(JobSpec::default()).unwrap());
-    let rows: Vec<Row> = rows(page).collect();
+    let rows: Vec<KeyRow> = rows(page).collect();
     for key in defaults.keys() {
         let count = rows.iter().filter(|row| row.key == key).count();
         if count != 1 {
@@ -45,16 +45,16 @@ fn problems(page: &Document) -> Vec<String> {
 }
 
 /// The rows of all tables of keys.
-fn rows(page: &Document) -> impl Iterator<Item = Row<'_>> {
-    page.rows().filter(|row| row.len() == COLUMNS.len() && row[..] != COLUMNS).map(|row| Row {
+fn rows(page: &Document) -> impl Iterator<Item = KeyRow<'_>> {
+    page.rows.iter().filter(|row| row.len() == COLUMNS.len() && row[..] != COLUMNS).map(|row| KeyRow {
         key: row[0].trim_matches('`'),
-        kind: row[1],
-        default: row[2],
-        values: row[4],
+        kind: &row[1],
+        default: &row[2],
+        values: &row[4],
     })
 }
 
-fn check_row(row: &Row, default: &Value) -> Vec<String> {
+fn check_row(row: &KeyRow, default: &Value) -> Vec<String> {
     let mut problems = Vec::new();
     let mut check = |is_right: bool, what: String| {
         if !is_right {
@@ -78,7 +78,7 @@ fn check_row(row: &Row, default: &Value) -> Vec<String> {
 
     for clause in row.values.split(';').map(|clause| clause.trim().trim_end_matches(", or `null`")) {
         if let Some(words) = clause.strip_prefix("one of ") {
-            for word in code_in(words) {
+            for Located { text: word, .. } in &Document::parse(PAGE, words).code {
                 let error = error_for(row.key, serde_saphyr::from_str(word).unwrap());
                 check(error.is_none(), format!("{word} is refused: {}", error.unwrap_or_default()));
             }

@@ -3,29 +3,29 @@
 use std::path::{Component, Path};
 
 use crate::files;
-use crate::markdown::Document;
+use crate::markdown::{Document, Located};
 
 fn problems(document: &Document) -> Vec<String> {
     let mut problems = Vec::new();
-    for (line, link) in document.links() {
+    for Located { line, text: link } in &document.links {
         if link.contains("://") {
             continue;
         }
-        let (path, anchor) = link.split_once('#').unwrap_or((&link, ""));
+        let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
         let target = if path.is_empty() { document.path.clone() } else { resolve(&document.path, path) };
         if path.is_empty() || files::exists(&target) {
             let has_anchor = || match path.is_empty() {
-                true => document.anchors().iter().any(|known| known == anchor),
+                true => document.anchors.iter().any(|known| known == anchor),
                 false => Document::parse(&target, &files::text(&target))
-                    .anchors()
+                    .anchors
                     .iter()
                     .any(|known| known == anchor),
             };
             if !anchor.is_empty() && !has_anchor() {
-                problems.push(document.problem(line, &format!("{link}: {target} has no heading {anchor}")));
+                problems.push(document.problem(*line, &format!("{link}: {target} has no heading {anchor}")));
             }
         } else {
-            problems.push(document.problem(line, &format!("{link}: {target} does not exist")));
+            problems.push(document.problem(*line, &format!("{link}: {target} does not exist")));
         }
     }
     problems
@@ -59,7 +59,7 @@ fn broken_links_are_found() {
         ("[a](../nowhere/)", "nowhere does not exist"),
         ("[a](data.md#nothing)", "docs/data.md has no heading nothing"),
         ("# One\n\n[a](#two)", "has no heading two"),
-        ("One\n[a](nowhere.md)", "docs/planted.md:1: nowhere.md"),
+        ("One\n[a](nowhere.md)", "docs/planted.md:2: nowhere.md"),
     ] {
         crate::expect_problem(problems, text, expected);
     }

@@ -1,35 +1,48 @@
-//! Markdown, as far as the documents of this repository use it.
+//! The parts of a Markdown file that the checks compare.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+
+use pulldown_cmark::{CodeBlockKind, Event, Options, Parser, Tag, TagEnd};
 
 use crate::files;
 
-/// A Markdown file.
+/// A Markdown file. Lines count from 1.
+#[derive(Default)]
 pub(crate) struct Document {
     /// Path relative to the root of the repository.
     pub(crate) path: String,
-    /// Fenced blocks.
-    pub(crate) blocks: Vec<Block>,
-    /// Paragraphs, list items, headings and rows of tables, each with the number of its first line.
-    pub(crate) paragraphs: Vec<(usize, String)>,
+    /// Code blocks.
+    pub(crate) blocks: Vec<CodeBlock>,
+    /// Inline code.
+    pub(crate) code: Vec<Located>,
+    /// Text outside of code blocks, inline code included.
+    pub(crate) prose: Vec<Located>,
+    /// Targets of links.
+    pub(crate) links: Vec<Located>,
+    /// Anchors of the headings, as GitHub and GitLab make them.
+    pub(crate) anchors: Vec<String>,
+    /// Cells of the rows of all tables, headers included. Inline code keeps its backticks.
+    pub(crate) rows: Vec<Vec<String>>,
 }
 
-/// A fenced block.
-pub(crate) struct Block {
-    /// Number of the line after the opening fence.
+/// A code block.
+pub(crate) struct CodeBlock {
+    /// Number of its first line.
     pub(crate) line: usize,
-    /// Word after the opening fence.
+    /// Word after the opening fence; empty for an indented block.
     pub(crate) language: String,
     /// Contents.
     pub(crate) text: String,
 }
 
-/// A piece of inline code.
-pub(crate) struct Code<'a> {
-    /// Number of the first line of its paragraph.
+/// A text with its line.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Located {
+    /// Number of the line where it starts.
     pub(crate) line: usize,
     /// Contents.
-    pub(crate) text: &'a str,
+    pub(crate) text: String,
 }
 
 impl Document {
@@ -41,94 +54,46 @@ impl Document {
 
     /// The document with this text at `path`.
     pub(crate) fn parse(path: &str, text: &str) -> Self {
-        let mut document = Self { path: path.to_owned(), blocks: Vec::new(), paragraphs: Vec::new() };
-        let mut fenced: Option<Block> = None;
-        let mut is_open = false;
-        for (index, line) in text.lines().enumerate() {
-            let trimmed = line.trim_start();
-            if let Some(language) = trimmed.strip_prefix("```") {
-                is_open = false;
-                fenced = match fenced {
-                    None => Some(Block {
-                        line: index + 2,
-                        language: language.trim().to_owned(),
-                        text: String::new(),
-                    }),
-                    Some(block) => {
-                        document.blocks.push(block);
-                        None
-                    }
-                };
-            } else if let Some(block) = &mut fenced {
-                block.text.push_str(line);
-                block.text.push('\n');
-            } else if trimmed.is_empty() {
-                is_open = false;
-            } else {
-                let starts = ["#", "|", "- ", "<!--"].iter().any(|start| trimmed.starts_with(start));
-                match document.paragraphs.last_mut().filter(|_| is_open && !starts) {
-                    Some((_, paragraph)) => {
-                        paragraph.push(' ');
-                        paragraph.push_str(trimmed);
-                    }
-                    None => document.paragraphs.push((index + 1, trimmed.to_owned())),
+        let mut document = Self { path: path.to_owned(), ..Self::default() };
+        let mut headings = BTreeMap::new();
+        let mut block: Option<CodeBlock> = None;
+        let mut heading: Option<String> = None;
+        for (event, range) in Parser::new_ext(text, Options::ENABLE_TABLES).into_offset_iter() {
+            let located = |contents: &str| Located { line: line(text, &range), text: contents.to_owned() };
+            match event {
+                Event::Start(Tag::CodeBlock(kind)) => {
+                    let (language, line) = match kind {
+                        CodeBlockKind::Fenced(language) => (language.to_string(), line(text, &range) + 1),
+                        CodeBlockKind::Indented => (String::new(), line(text, &range)),
+                    };
+                    block = Some(CodeBlock { line, language, text: String::new() });
                 }
-                is_open = !trimmed.starts_with('#') && !trimmed.starts_with('|');
+                Event::End(TagEnd::CodeBlock) => document.blocks.extend(block.take()),
+                Event::Start(Tag::Heading { .. }) => heading = Some(String::new()),
+                Event::End(TagEnd::Heading(_)) => {
+                    document.anchors.extend(heading.take().map(|title| anchor(&title, &mut headings)));
+                }
+                Event::Start(Tag::Link { dest_url, .. }) => document.links.push(located(&dest_url)),
+                Event::Start(Tag::TableHead | Tag::TableRow) => document.rows.push(Vec::new()),
+                Event::Start(Tag::TableCell) => {
+                    document.rows.last_mut().unwrap().push(text[range].trim().to_owned());
+                }
+                Event::Text(contents) => match (&mut block, &mut heading) {
+                    (Some(block), _) => block.text.push_str(&contents),
+                    (None, title) => {
+                        title.iter_mut().for_each(|title| title.push_str(&contents));
+                        document.prose.push(located(&contents));
+                    }
+                },
+                Event::Code(contents) => {
+                    heading.iter_mut().for_each(|title| title.push_str(&contents));
+                    document.prose.push(located(&contents));
+                    document.code.push(located(&contents));
+                }
+                _ => {}
             }
         }
-        assert!(fenced.is_none(), "{path}: a fenced block has no end");
         document
-    }
-
-    /// The inline code outside of fenced blocks.
-    pub(crate) fn code(&self) -> impl Iterator<Item = Code<'_>> {
-        self.paragraphs
-            .iter()
-            .flat_map(|(line, text)| {
-                pieces(text).filter_map(|(is_code, text)| is_code.then_some((*line, text)))
-            })
-            .map(|(line, text)| Code { line, text })
-    }
-
-    /// The targets of links, each with the number of the first line of its paragraph.
-    pub(crate) fn links(&self) -> Vec<(usize, String)> {
-        let mut links = Vec::new();
-        for (line, text) in &self.paragraphs {
-            let plain: String = pieces(text).filter(|(is_code, _)| !is_code).map(|(_, text)| text).collect();
-            links.extend(plain.split("](").skip(1).filter_map(|rest| {
-                let (target, _) = rest.split_once(')')?;
-                Some((*line, target.to_owned()))
-            }));
-        }
-        links
-    }
-
-    /// The anchors of the headings, as GitHub and GitLab make them.
-    pub(crate) fn anchors(&self) -> Vec<String> {
-        let mut seen: BTreeMap<String, usize> = BTreeMap::new();
-        let headings = self.paragraphs.iter().filter_map(|(_, text)| {
-            let title = text.trim_start_matches('#');
-            title.strip_prefix(' ').filter(|_| title.len() < text.len())
-        });
-        headings
-            .map(|title| {
-                let kept = title.trim().to_lowercase();
-                let kept = kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
-                let anchor: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
-                let count = seen.entry(anchor.clone()).or_default();
-                *count += 1;
-                if *count == 1 { anchor } else { format!("{anchor}-{}", *count - 1) }
-            })
-            .collect()
-    }
-
-    /// The cells of the rows of tables, without rules.
-    pub(crate) fn rows(&self) -> impl Iterator<Item = Vec<&str>> {
-        self.paragraphs.iter().filter_map(|(_, text)| {
-            let row = text.strip_prefix('|')?.strip_suffix('|')?;
-            let cells: Vec<&str> = row.split('|').map(str::trim).collect();
-            (!cells.iter().all(|cell| cell.starts_with("---"))).then_some(cells)
-        })
     }
 
     /// A message about a line of this document.
@@ -137,26 +102,31 @@ impl Document {
     }
 }
 
-/// The pieces of a text and whether they are inline code.
-fn pieces(text: &str) -> impl Iterator<Item = (bool, &str)> {
-    text.split('`').enumerate().map(|(index, piece)| (index % 2 == 1, piece))
+/// The number of the line where `range` starts.
+fn line(text: &str, range: &Range<usize>) -> usize {
+    text[..range.start].matches('\n').count() + 1
 }
 
-/// The inline code in a text.
-pub(crate) fn code_in(text: &str) -> impl Iterator<Item = &str> {
-    pieces(text).filter_map(|(is_code, piece)| is_code.then_some(piece))
+/// The anchor of a heading; `seen` counts the headings with the same one.
+fn anchor(title: &str, seen: &mut BTreeMap<String, usize>) -> String {
+    let kept = title.trim().to_lowercase();
+    let kept = kept.chars().filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    let anchor: String = kept.map(|c| if c == ' ' { '-' } else { c }).collect();
+    let count = seen.entry(anchor.clone()).or_default();
+    *count += 1;
+    if *count == 1 { anchor } else { format!("{anchor}-{}", *count - 1) }
 }
 
 /// Blocks without a language, whose commands would not be checked.
 fn unnamed_blocks(document: &Document) -> Vec<String> {
     let unnamed = document.blocks.iter().filter(|block| block.language.is_empty());
-    unnamed.map(|block| document.problem(block.line, "the fenced block names no language")).collect()
+    unnamed.map(|block| document.problem(block.line, "the code block names no language")).collect()
 }
 
 #[test]
 fn every_block_names_its_language() {
     crate::expect_none(Document::all().iter().flat_map(unnamed_blocks));
-    crate::expect_problem(unnamed_blocks, "```\nloractl list\n```\n", "docs/planted.md:2: the fenced block");
+    crate::expect_problem(unnamed_blocks, "```\nloractl list\n```\n", "docs/planted.md:2: the code block");
 }
 
 #[test]
@@ -164,10 +134,11 @@ fn a_document_is_parsed() {
     let text = "# A `b` c, d\n\nOne `x\ny` [two](z.md#w).\n- three\n  four\n\n| a | `b` |\n| --- | --- |\n\n\
                 ```sh\nls\n```\n# a b c d\n";
     let document = Document::parse("a.md", text);
-    assert_eq!(document.code().map(|code| code.text).collect::<Vec<_>>(), ["b", "x y", "b"]);
-    assert_eq!(document.links(), [(3, "z.md#w".to_owned())]);
-    assert_eq!(document.anchors(), ["a-b-c-d", "a-b-c-d-1"]);
-    assert_eq!(document.rows().collect::<Vec<_>>(), [["a", "`b`"]]);
-    assert_eq!(document.paragraphs[2], (5, "- three four".to_owned()));
+    let located = |line, text: &str| Located { line, text: text.to_owned() };
+    assert_eq!(document.code, [located(1, "b"), located(3, "x y"), located(8, "b")]);
+    assert_eq!(document.links, [located(4, "z.md#w")]);
+    assert_eq!(document.anchors, ["a-b-c-d", "a-b-c-d-1"]);
+    assert_eq!(document.rows, [["a", "`b`"]]);
+    assert!(document.prose.contains(&located(5, "three")));
     assert_eq!((document.blocks[0].line, document.blocks[0].text.as_str()), (12, "ls\n"));
 }

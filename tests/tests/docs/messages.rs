@@ -10,9 +10,9 @@ const PAGE: &str = "docs/troubleshooting.md";
 /// The placeholder for a value in a message.
 const VALUE: char = '…';
 /// The smallest number of letters and digits to compare in a message.
-const LEAST: usize = 12;
+const MIN_COMPARED: usize = 12;
 /// The smallest number of bytes of a part that is searched for.
-const SHORTEST: usize = 4;
+const MIN_PART_BYTES: usize = 4;
 
 fn problems(document: &Document) -> Vec<String> {
     let mut problems = Vec::new();
@@ -22,10 +22,11 @@ fn problems(document: &Document) -> Vec<String> {
                 || message.split(VALUE).map(|segment| segment.trim_matches(|c: char| !c.is_alphanumeric()));
             let compared: usize =
                 segments().map(|segment| segment.chars().filter(|c| c.is_alphanumeric()).count()).sum();
-            let missing = segments().find(|segment| segment.len() >= SHORTEST && !is_in_sources(segment));
+            let missing =
+                segments().find(|segment| segment.len() >= MIN_PART_BYTES && !is_in_sources(segment));
             let what = match missing {
                 Some(segment) => format!("{segment:?} is not in the sources"),
-                None if compared < LEAST => format!("{message:?} is too short to be compared"),
+                None if compared < MIN_COMPARED => format!("{message:?} is too short to be compared"),
                 None => continue,
             };
             problems.push(document.problem(block.line + index, &what));
@@ -37,7 +38,7 @@ fn problems(document: &Document) -> Vec<String> {
 /// Whether a text is part of a string literal, or consists of parts of two string literals.
 fn is_in_sources(text: &str) -> bool {
     let is_literal = |part: &str| literals().contains(part);
-    let long_enough = |at: usize| at >= SHORTEST && text.len() - at >= SHORTEST;
+    let long_enough = |at: usize| at >= MIN_PART_BYTES && text.len() - at >= MIN_PART_BYTES;
     let cuts = text.char_indices().map(|(at, _)| at).filter(|at| long_enough(*at));
     is_literal(text) || cuts.into_iter().any(|at| is_literal(&text[..at]) && is_literal(&text[at..]))
 }
@@ -113,7 +114,7 @@ fn every_message_is_one_of_the_programs() {
 #[test]
 fn messages_that_no_program_writes_are_found() {
     for (text, expected) in [
-        ("```text\nthis is no message of any program\n```", "is not in the sources"),
+        ("```text\nthis is not a message of any program\n```", "is not in the sources"),
         ("```text\n… is in use by another planet\n```", "is not in the sources"),
         ("```text\n… file …\n```", "too short"),
     ] {

@@ -4,12 +4,15 @@ use crate::files;
 use crate::markdown::Document;
 use crate::shell;
 
-/// Extensions of files that only the repository has. Other files may be those of a user.
+/// Extensions of files that only the repository has. Files with other extensions may belong to a
+/// user.
 const OWN: [&str; 9] = ["cpp", "cu", "cuh", "h", "md", "proto", "py", "rs", "sh"];
 
 fn problems(document: &Document) -> Vec<String> {
-    let inline =
-        document.code().flat_map(|code| code.text.split(' ').map(move |word| (code.line, word.to_owned())));
+    let inline = document
+        .code
+        .iter()
+        .flat_map(|code| code.text.split(' ').map(move |word| (code.line, word.to_owned())));
     let blocks = document.blocks.iter().filter(|block| block.language == "sh");
     let commands = blocks.flat_map(|block| {
         shell::commands(&block.text)
@@ -21,7 +24,7 @@ fn problems(document: &Document) -> Vec<String> {
     wrong.map(|(line, word)| document.problem(line, &format!("{word} does not exist"))).collect()
 }
 
-/// Whether a word is an existing path or no path of this repository.
+/// Whether a word is an existing path, or is not a path of this repository.
 fn is_valid(word: &str) -> bool {
     if word.contains(['<', '>', '…', '$', '=']) || word.contains("://") {
         return true;
@@ -39,7 +42,7 @@ fn is_valid(word: &str) -> bool {
     }
 }
 
-/// Whether `name` is `pattern`, in which one `*` stands for any text.
+/// Whether `name` matches `pattern`, in which one `*` stands for any text.
 fn matches(name: &str, pattern: &str) -> bool {
     match pattern.split_once('*') {
         Some((start, end)) => {

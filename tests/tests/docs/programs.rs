@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use lora_e2e::{Finished, lora_coordinator, lora_worker, loractl, without_settings};
 
-/// A command that runs the program of this name; none if the repository has no such program.
+/// A command that runs the program of this name. `None` if the repository has no such program.
 pub(crate) fn program(name: &str) -> Option<Command> {
     match name {
         "loractl" => Some(loractl()),

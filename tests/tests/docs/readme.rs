@@ -18,7 +18,7 @@ fn problems(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn it_is_short_and_has_the_two_commands() {
+fn the_readme_is_short_and_has_the_two_commands() {
     crate::expect_none(problems(&files::text("README.md")));
 }
 

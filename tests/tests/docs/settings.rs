@@ -7,21 +7,21 @@ use lora_daemon::config::{known_keys, load_from};
 use lora_spec::JobSpec;
 use serde_json::{Value, json};
 
-use crate::markdown::{Block, Document};
+use crate::markdown::{CodeBlock, Document};
 use crate::shell;
 
 /// A placeholder for any variable.
 const EXAMPLE: &str = "LORA__SECTION__KEY";
-/// Keys of the user's file of loractl.
+/// Keys of loractl's configuration file.
 const USER_KEYS: [&str; 1] = ["coordinator"];
-/// Endings by which names of settings are recognized.
+/// Suffixes by which names of settings are recognized.
 const ENDINGS: [&str; 4] = ["_dir", "_hours", "_roots", "_seconds"];
-/// Extensions of files, whose names look like keys in a section.
+/// Extensions of files, whose names look like a section with a key.
 const FILES: [&str; 6] = ["json", "jsonl", "proto", "py", "rs", "safetensors"];
 
 fn problems(document: &Document) -> Vec<String> {
     let mut problems = Vec::new();
-    let prose = document.paragraphs.iter().map(|(line, text)| (*line, text.as_str()));
+    let prose = document.prose.iter().map(|prose| (prose.line, prose.text.as_str()));
     let blocks = document.blocks.iter().map(|block| (block.line, block.text.as_str()));
     for (line, text) in prose.chain(blocks) {
         let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
@@ -32,8 +32,8 @@ fn problems(document: &Document) -> Vec<String> {
             }
         }
     }
-    for code in document.code() {
-        let found = check_code(code.text);
+    for code in &document.code {
+        let found = check_code(&code.text);
         problems.extend(found.map(|what| document.problem(code.line, &format!("{}: {what}", code.text))));
     }
     for block in &document.blocks {
@@ -71,7 +71,7 @@ fn check_code(code: &str) -> Option<String> {
         }
         None => {
             let has_ending = ENDINGS.iter().any(|ending| name.ends_with(ending));
-            // With spaces, as in TOML; keyword arguments of Python have none.
+            // TOML has spaces around `=`; keyword arguments in Python have none.
             let is_assigned = code.contains(" = \"");
             let is_known = daemon_keys().iter().any(|key| key.rsplit('.').next() == Some(name))
                 || USER_KEYS.contains(&name);
@@ -81,7 +81,7 @@ fn check_code(code: &str) -> Option<String> {
 }
 
 /// The problems of the settings in a block.
-fn check_block(block: &Block) -> Vec<String> {
+fn check_block(block: &CodeBlock) -> Vec<String> {
     match block.language.as_str() {
         "sh" => {
             let commands = shell::commands(&block.text);
@@ -102,7 +102,7 @@ fn check_block(block: &Block) -> Vec<String> {
     }
 }
 
-/// The errors of both daemons for `key=value`; none if one of them accepts it.
+/// The errors of both daemons for `key=value`, or `None` if one of them accepts it.
 fn check_set(set: &str) -> Option<String> {
     let sets = [set.to_owned()];
     let coordinator = load_from(None, std::iter::empty(), &sets, lora_coordinator::Config::check);

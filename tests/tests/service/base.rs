@@ -23,7 +23,7 @@ fn a_second_job_on_the_same_base_skips_loading_and_one_on_another_does_not() {
     assert_eq!([first.worker, second.worker, third.worker], ["w0", "w0", "w0"]);
 }
 
-/// Runs the job to its end and returns what was said of the base.
+/// Runs the job to its end and returns what the worker reported about the base.
 fn run(service: &TestService, fixture: &Fixture) -> v1::BaseReady {
     let job = service.submit(fixture);
     service.until_state(&job, "succeeded");

@@ -1,4 +1,4 @@
-//! Cancelling, whatever the job is about to do.
+//! Cancelling jobs in several states.
 
 use lora_e2e::{Fixture, Signal, TestService};
 use serde_json::json;
@@ -6,7 +6,7 @@ use serde_json::json;
 #[test]
 fn a_preparing_job_is_cancelled_after_its_worker_releases_it() {
     let fixture = Fixture::with_steps(1);
-    // The worker is silent for as long as it is stopped.
+    // The worker sends no heartbeats while it is stopped.
     let service = TestService::with(&["workers.lease_seconds=600"]);
     let worker = service.worker("w0");
     service.until_worker("w0", "idle");
@@ -23,7 +23,7 @@ fn a_preparing_job_is_cancelled_after_its_worker_releases_it() {
 }
 
 #[test]
-fn a_training_job_is_cancelled_and_its_worker_takes_the_next() {
+fn a_training_job_is_cancelled_and_its_worker_gets_the_next_job() {
     let (long, short) = (Fixture::with_short_steps(), Fixture::with_steps(1));
     let service = TestService::start();
     let _worker = service.worker("w0");

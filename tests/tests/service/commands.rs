@@ -1,4 +1,4 @@
-//! The commands of `loractl` that speak to a coordinator: exit codes, errors, forms of output.
+//! The commands of `loractl` that call a coordinator: exit codes, errors and output formats.
 
 use lora_e2e::{Finished, Fixture, TestService, loractl, on_terminal, sets, without_settings};
 use serde_json::Value;
@@ -50,12 +50,12 @@ fn jobs_are_found_by_id_or_prefix_and_shown_in_every_format() {
     for command in ["status", "watch", "logs", "cancel", "pause", "resume", "download"] {
         let refused = service.run(&[command, "nobody"]).expect_code(1);
         assert!(
-            refused.error().unwrap_or_default().contains("there is no job \"nobody\""),
+            refused.error().unwrap_or_default().contains("job \"nobody\" does not exist"),
             "{}",
             refused.stderr
         );
     }
-    // As much of the id as the other one does not have.
+    // The shortest prefix of the id that the other id does not have.
     let short = (1..=first.len()).map(|end| &first[..end]).find(|short| !second.starts_with(short)).unwrap();
     let status = service.run(&["status", short, "-o", "json"]).expect_code(0).json();
     assert_eq!(
@@ -66,9 +66,9 @@ fn jobs_are_found_by_id_or_prefix_and_shown_in_every_format() {
     for arguments in
         [&["status", &first][..], &["list"], &["workers"], &["pause", &first], &["cancel", &second]]
     {
-        let form = |form: &str| service.run(&[arguments, &["-o", form]].concat()).expect_code(0).stdout;
-        let mut json: Value = serde_json::from_str(&form("json")).unwrap();
-        let mut yaml: Value = serde_saphyr::from_str(&form("yaml")).unwrap();
+        let output = |format: &str| service.run(&[arguments, &["-o", format]].concat()).expect_code(0).stdout;
+        let mut json: Value = serde_json::from_str(&output("json")).unwrap();
+        let mut yaml: Value = serde_saphyr::from_str(&output("yaml")).unwrap();
         for value in [&mut json, &mut yaml] {
             without_times(value);
         }
@@ -83,14 +83,14 @@ fn jobs_are_found_by_id_or_prefix_and_shown_in_every_format() {
     let lines: Vec<&str> = list.lines().collect();
     assert_eq!(lines.len(), 3, "{list}");
     assert!(lines.iter().all(|line| line.chars().count() <= 80), "{list}");
-    assert!(list.contains(&first) && list.contains(&second), "ids are whole: {list}");
+    assert!(list.contains(&first) && list.contains(&second), "ids are not shortened: {list}");
     assert!(list.contains("paused") && list.contains("cancelled"), "{list}");
 }
 
 #[test]
 fn a_bad_job_file_is_refused_with_file_and_line() {
     let service = TestService::start();
-    for (old, new, says) in [
+    for (old, new, expected) in [
         ("learning_rate:", "learning_rat:", "did you mean training.learning_rate?"),
         ("r: 4", "r: 0", "adapter.r"),
         ("max_steps: 12", "max_steps: 12\n  lr_scheduler_type: cosin", "cosine"),
@@ -101,8 +101,8 @@ fn a_bad_job_file_is_refused_with_file_and_line() {
         let line = text.lines().position(|line| line.contains(new.lines().last().unwrap())).unwrap() + 1;
         let refused = service.run(&["submit", fixture.job().to_str().unwrap()]).expect_code(1);
         let error = refused.error().unwrap_or_default();
-        let place = format!("{}:{line}: ", fixture.job().display());
-        assert!(error.starts_with(&place) && error.contains(says), "{error}");
+        let location = format!("{}:{line}: ", fixture.job().display());
+        assert!(error.starts_with(&location) && error.contains(expected), "{error}");
     }
     let fixture = Fixture::default();
     fixture.append("train.jsonl", "{");
@@ -121,7 +121,7 @@ fn an_idempotency_key_returns_the_same_job_or_an_error() {
     let (first, second) = (submit().expect_code(0), submit().expect_code(0));
     assert_eq!(second.json()["job_id"], first.json()["job_id"]);
     let uploads = |finished: &Finished| finished.stderr.contains("uploading ");
-    assert!(uploads(&first) && !uploads(&second), "what is stored is not uploaded again: {}", second.stderr);
+    assert!(uploads(&first) && !uploads(&second), "stored files are not uploaded again: {}", second.stderr);
     fixture.edit("job.yaml", "max_steps: 12", "max_steps: 13");
     let refused = submit().expect_code(1);
     let error = refused.error().unwrap_or_default();
@@ -129,11 +129,11 @@ fn an_idempotency_key_returns_the_same_job_or_an_error() {
 }
 
 #[test]
-fn a_failed_job_has_its_own_exit_code_and_a_fix() {
+fn a_failed_job_has_its_own_exit_code_and_one_clear_error() {
     let fixture = Fixture::default();
     let service = TestService::start();
     let _worker = service.worker("w0");
-    // So the base is to be on the worker's disk, where it is not allowed to look.
+    // Without an upload the base must be on the worker's disk, but the worker has no model_roots.
     let submit =
         ["submit", fixture.job().to_str().unwrap(), "--watch", "--max-upload", "0"].map(str::to_owned);
     let failed = service.run(&submit.each_ref().map(String::as_str)).expect_code(3);
@@ -196,7 +196,7 @@ fn every_help_text_has_an_example() {
     Finished::run(loractl().args(["list", "--coordinator", "https://here"])).expect_code(1);
 }
 
-/// Takes out what is another at each look.
+/// Removes the fields that change with time.
 fn without_times(value: &mut Value) {
     match value {
         Value::Object(fields) => {

@@ -1,4 +1,4 @@
-//! The processes of `docker-compose.yml` with the configuration that they have there.
+//! The processes of `docker-compose.yml` with their configuration.
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::symlink;
@@ -10,7 +10,8 @@ use lora_e2e::{
 
 use crate::{STEPS, reference_outcome};
 
-/// The example's own job takes minutes without optimization: in its place is one of [`STEPS`] short steps, for both workers.
+/// The example's own job takes minutes without optimization. A job of [`STEPS`] short steps for
+/// both workers replaces it.
 #[test]
 fn the_command_of_the_example_trains_a_job_on_both_workers() {
     let mut services = compose::services();
@@ -25,7 +26,7 @@ fn the_command_of_the_example_trains_a_job_on_both_workers() {
     let mut addresses = BTreeMap::new();
     let daemon = |container: &Container, program, addresses: &BTreeMap<String, String>| {
         let mut command = container.on_this_machine(program, dir.path(), addresses);
-        // Only so that this test can read where they listen.
+        // The test reads the addresses on which the daemons listen from the log.
         let daemon = Daemon::start(command.env("LORA__LOG__FORMAT", "json"));
         for (_, path) in &container.probes {
             until(path, || (daemon.get(path).status == 200).then_some(()));
@@ -40,7 +41,7 @@ fn the_command_of_the_example_trains_a_job_on_both_workers() {
     let done = Finished::run(&mut submit).expect_code(0);
     assert!(done.stdout.contains("succeeded"), "{}", done.stdout);
 
-    // Any other command goes in its place.
+    // Another command replaces the command of the service.
     let mut list = services["submit"].clone();
     list.arguments = ["list", "-o", "json"].map(str::to_owned).into();
     let list =

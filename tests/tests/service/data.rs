@@ -1,5 +1,5 @@
-//! Inputs that no job can be trained on, from a client that does not look at them: the coordinator does, before any worker is
-//! taken.
+//! Inputs on which no job can be trained, from a client that does not check them. The coordinator
+//! checks them before it assigns workers.
 
 use std::fs::{self, OpenOptions};
 
@@ -8,17 +8,17 @@ use lora_proto::v1::{self, base};
 use lora_spec::JobFile;
 
 #[test]
-fn a_broken_line_fails_the_job_by_name_and_line() {
+fn an_invalid_line_fails_the_job_with_file_and_line() {
     let fixture = Fixture::default();
     fixture.append("train.jsonl", r#"{"prompt": "a", "completion": "b"#);
-    expect_failure(&fixture, &["train.jsonl:58", "broken JSON"]);
+    expect_failure(&fixture, &["train.jsonl:58", "invalid JSON"]);
 }
 
 #[test]
-fn a_broken_line_in_the_evaluation_rows_fails_the_job() {
+fn an_invalid_line_in_the_evaluation_rows_fails_the_job() {
     let fixture = Fixture::default();
     fixture.append("eval.jsonl", "[1]x");
-    expect_failure(&fixture, &["eval.jsonl:11", "broken JSON"]);
+    expect_failure(&fixture, &["eval.jsonl:11", "invalid JSON"]);
 }
 
 #[test]
@@ -36,8 +36,9 @@ fn a_base_of_an_unknown_architecture_fails_the_job() {
     expect_failure(&fixture, &["config.json", "GPT2LMHeadModel", "LlamaForCausalLM"]);
 }
 
-/// Uploads the files as they are, submits the job, and looks at why it fails; there are no workers.
-fn expect_failure(fixture: &Fixture, says: &[&str]) {
+/// Uploads the files as they are, submits the job without any worker, and checks the cause of its
+/// failure.
+fn expect_failure(fixture: &Fixture, expected: &[&str]) {
     let service = TestService::start();
     let api = service.api();
     let mut files =
@@ -56,14 +57,14 @@ fn expect_failure(fixture: &Fixture, says: &[&str]) {
     let job = api.submit(request).unwrap().job_id;
     let failed = service.until_state(&job, "failed");
     let cause = failed.failure.unwrap().cause;
-    for words in says {
+    for words in expected {
         assert!(cause.contains(words), "{words}: {cause}");
     }
     let temporary = std::env::temp_dir();
-    assert!(!cause.contains(temporary.to_str().unwrap()), "a path of the coordinator's: {cause}");
+    assert!(!cause.contains(temporary.to_str().unwrap()), "a path of the coordinator: {cause}");
     assert_eq!(failed.generation, 0);
-    // As people see it.
+    // `watch` prints the same error.
     let watched = service.run(&["watch", &job]).expect_code(3);
-    assert!(watched.error().unwrap_or_default().contains(says[0]), "{}", watched.stderr);
+    assert!(watched.error().unwrap_or_default().contains(expected[0]), "{}", watched.stderr);
     assert_eq!(service.daemon().get("/healthz").status, 200);
 }

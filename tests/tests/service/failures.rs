@@ -1,4 +1,4 @@
-//! Workers that come and go while a job trains.
+//! Workers that are lost, leave or join while a job trains.
 
 use lora_e2e::{Fixture, Signal, TestService, Worker};
 
@@ -46,11 +46,11 @@ fn the_group_continues_without_rank_0() {
         (2, &vec![workers[0].name.clone()]),
         "{groups:?}"
     );
-    assert_eq!(groups[1].checkpoint_step, None, "it goes on from what the other one holds");
+    assert_eq!(groups[1].checkpoint_step, None, "it continues from the state of the other worker");
 }
 
 #[test]
-fn a_worker_joins_a_job_that_trains() {
+fn a_worker_joins_a_running_job() {
     let fixture = Fixture::with_short_steps();
     fixture.ask_for_workers(1, 2);
     let service = TestService::start();
@@ -75,7 +75,7 @@ fn a_draining_worker_hands_its_job_over() {
     let first = service.until_step(&job, 5).workers[0].clone();
     take(&mut workers, &first).daemon.terminate().expect_code(0);
     let running = service.api().job(&job).unwrap();
-    assert_ne!(running.state, "succeeded", "it was asked too late");
+    assert_ne!(running.state, "succeeded", "the worker was terminated too late");
     expect_reference_outcome(&service, &job, &fixture.path("out"));
     let groups = groups(&service, &job);
     assert_eq!((groups.len(), &groups[1].workers), (2, &vec![workers[0].name.clone()]), "{groups:?}");
@@ -100,7 +100,7 @@ fn a_hanging_worker_is_evicted_and_releases_the_job_later() {
     assert_eq!(worker.job_id, None);
 }
 
-/// Two workers that are ready, so that a job gets both at once.
+/// Two workers that are both idle, so that a job gets both at once.
 fn pair(service: &TestService) -> Vec<Worker> {
     let workers = ["w0", "w1"].map(|name| service.worker(name));
     for worker in &workers {

@@ -1,4 +1,5 @@
-//! The networked service as people run it: every coordinator, worker and client is a process with directories of its own.
+//! The networked service: every coordinator, worker and client is a process with its own
+//! directories.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
@@ -23,14 +24,15 @@ use lora_proto::v1::{self, job_event};
 /// The steps of [`Fixture::with_short_steps`].
 const STEPS: u64 = 48;
 
-/// What `loractl run` makes of the job of [`Fixture::with_short_steps`] on one worker, undisturbed.
+/// The outcome of `loractl run` for the job of [`Fixture::with_short_steps`] on one worker, without
+/// disturbances.
 fn reference_outcome() -> &'static RunOutcome {
     static OUTCOME: OnceLock<RunOutcome> = OnceLock::new();
     OUTCOME.get_or_init(|| Fixture::with_short_steps().finish("out", &["--workers", "1", "--threads", "1"]))
 }
 
-/// Waits for the result of the job of a [`Fixture::with_short_steps`], and holds it against the undisturbed one: the same bits,
-/// and no step missing or twice.
+/// Waits for the result of the job of a [`Fixture::with_short_steps`], and compares it with the
+/// undisturbed outcome: the same bits, and every step once.
 fn expect_reference_outcome(service: &TestService, job_id: &str, dir: &Path) {
     let outcome = service.result(job_id, dir);
     assert_eq!(outcome.adapter_sha256, reference_outcome().adapter_sha256);
@@ -39,7 +41,7 @@ fn expect_reference_outcome(service: &TestService, job_id: &str, dir: &Path) {
     assert_eq!(steps, (1..=STEPS).collect::<Vec<_>>());
 }
 
-/// The groups that a job was given to, in order.
+/// The groups to which a job was assigned, in order.
 fn groups(service: &TestService, job_id: &str) -> Vec<v1::Assigned> {
     let assigned = |event: v1::JobEvent| match event.kind {
         Some(job_event::Kind::Assigned(assigned)) => Some(assigned),

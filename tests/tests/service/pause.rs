@@ -1,4 +1,4 @@
-//! A pause outlives everything that runs.
+//! A paused job survives the end of all processes.
 
 use lora_e2e::{Fixture, TestService};
 use serde_json::json;
@@ -26,7 +26,7 @@ fn a_paused_job_resumes_after_everything_was_killed() {
 
     service.restart();
     assert_eq!(service.until_state(&job, "paused").completed_steps, step);
-    // On other machines, so to speak, and another number of them.
+    // The new worker simulates another machine. The number of workers changes too.
     let _worker = service.worker("w2");
     service.run(&["resume", &job, "--workers", "1", "--watch"]).expect_code(0);
     expect_reference_outcome(&service, &job, &fixture.path("out"));

@@ -1,4 +1,4 @@
-//! A coordinator that goes away and comes back.
+//! A coordinator that ends and starts again.
 
 use lora_e2e::{Fixture, TestService, json_lines, until};
 
@@ -35,7 +35,7 @@ fn a_graceful_shutdown_leaves_workers_and_watchers_waiting() {
     let watching = service.running(&["watch", &job, "-o", "json"]);
     service.until_step(&job, 5);
     service.terminate().expect_code(0);
-    // The database is one file, which can be copied.
+    // After a graceful shutdown the database is a single file, which can be copied.
     let log = service.state_dir().join("coordinator.db-wal");
     assert_eq!(std::fs::metadata(log).map_or(0, |log| log.len()), 0);
     let before = worker.steps();
@@ -48,6 +48,6 @@ fn a_graceful_shutdown_leaves_workers_and_watchers_waiting() {
     assert_eq!(steps.collect::<Vec<_>>(), (1..=STEPS).collect::<Vec<_>>());
     expect_reference_outcome(&service, &job, &fixture.path("out"));
     assert_eq!(groups(&service, &job).len(), 1);
-    // It has nothing to hand over now.
+    // The worker has no job, so it ends at once.
     worker.daemon.terminate().expect_code(0);
 }

@@ -17,7 +17,7 @@ fn two_clients_see_everything_once_and_the_result_matches_a_local_run() {
     let fixture = Fixture::with_short_steps();
     let service = TestService::start();
     let job = service.submit(&fixture);
-    // From here on, what the job reads is nowhere but in the coordinator's store.
+    // From now on, only the coordinator's store has the inputs of the job.
     let files = ["base", "train.jsonl", "eval.jsonl"];
     let aside = |name: &str| fixture.path(&format!("aside-{name}"));
     files.iter().for_each(|name| fs::rename(fixture.path(name), aside(name)).unwrap());
@@ -39,7 +39,7 @@ fn two_clients_see_everything_once_and_the_result_matches_a_local_run() {
     let events = numbers(&first).0.len() as u64;
     assert_eq!(numbers(&first), (all(1..=events), all(1..=STEPS)));
     assert_eq!(numbers(&again.wait().expect_code(0).stdout), numbers(&first));
-    // From where the one that was killed had come to.
+    // A watch can also start after the numbers that the killed client saw.
     let (mut rest_events, mut rest_steps) = (Vec::new(), Vec::new());
     for kind in service.api().watch(&job, event + 1, step) {
         match kind {
@@ -55,7 +55,7 @@ fn two_clients_see_everything_once_and_the_result_matches_a_local_run() {
 
     let downloaded = fixture.path("downloaded");
     expect_reference_outcome(&service, &job, &downloaded);
-    // Base and data are elsewhere, as on another machine.
+    // The base and the data have other paths, as on another machine.
     let verify = || {
         let mut command = loractl();
         command.arg("verify").arg(&downloaded);
@@ -69,7 +69,7 @@ fn two_clients_see_everything_once_and_the_result_matches_a_local_run() {
     Finished::run(&mut elsewhere).expect_code(0);
     files.iter().for_each(|name| fs::rename(aside(name), fixture.path(name)).unwrap());
     let local = fixture.finish("local", &["--workers", "1", "--threads", "1"]);
-    assert_eq!(RunOutcome::read(&downloaded), local, "the receipt too");
+    assert_eq!(RunOutcome::read(&downloaded), local, "the receipts are equal too");
     Finished::run(&mut verify()).expect_code(0);
 }
 
@@ -83,7 +83,7 @@ fn two_workers_give_the_same_bits() {
     let items = service.run(&submit.each_ref().map(String::as_str)).expect_code(0).stdout;
     let items = json_lines(&items);
     let job = items[0]["job_id"].as_str().unwrap();
-    assert!(items.iter().any(|item| item["reduced_bytes"].as_u64() > Some(0)), "gradients travelled");
+    assert!(items.iter().any(|item| item["reduced_bytes"].as_u64() > Some(0)), "gradients were exchanged");
     expect_reference_outcome(&service, job, &fixture.path("out"));
     let groups = groups(&service, job);
     assert_eq!(groups.len(), 1, "{groups:?}");
@@ -103,8 +103,8 @@ fn a_download_resumes_an_earlier_one() {
     let name = "adapter_model.safetensors";
     let adapter = fs::read(whole.join(name)).unwrap();
     let half = &adapter[..adapter.len() / 2];
-    let damaged: Vec<u8> = half.iter().map(|byte| !byte).collect();
-    for (dir, part) in [("half", half), ("damaged", &damaged)] {
+    let corrupt: Vec<u8> = half.iter().map(|byte| !byte).collect();
+    for (dir, part) in [("half", half), ("corrupt", &corrupt)] {
         let dir = fixture.path(dir);
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join(format!("{name}.part")), part).unwrap();
@@ -121,7 +121,8 @@ fn a_download_resumes_an_earlier_one() {
     }
 }
 
-/// Of the whole lines that `loractl watch -o json` has written; the last one may be torn.
+/// The numbers in the complete lines that `loractl watch -o json` has written. The last line may be
+/// incomplete.
 fn numbers(stdout: &str) -> SeenNumbers {
     let whole = stdout.rsplit_once('\n').map_or("", |(lines, _)| lines);
     let items = json_lines(whole);

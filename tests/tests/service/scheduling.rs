@@ -1,11 +1,11 @@
-//! Which job gets the workers.
+//! The order in which jobs get workers.
 
 use lora_e2e::{Finished, Fixture, TestService, loractl};
 use lora_proto::v1::{self, job_event};
 use serde_json::json;
 
 #[test]
-fn jobs_run_in_order_and_unsatisfiable_jobs_block_no_other() {
+fn jobs_run_in_order_and_unsatisfiable_jobs_do_not_block_others() {
     let fixture = Fixture::with_steps(3);
     let large = Fixture::with_steps(3);
     large.ask_for_workers(3, 3);
@@ -27,16 +27,16 @@ fn jobs_run_in_order_and_unsatisfiable_jobs_block_no_other() {
         job_event::Kind::StateChanged(change) => change.state == "succeeded",
         _ => false,
     };
-    let given = |event: &job_event::Kind| matches!(event, job_event::Kind::Assigned(_));
+    let assigned = |event: &job_event::Kind| matches!(event, job_event::Kind::Assigned(_));
     let end_of_first = time_of(&service.api().events(&first), succeeded);
-    let start_of_second = time_of(&service.api().events(&second), given);
+    let start_of_second = time_of(&service.api().events(&second), assigned);
     assert!(end_of_first <= start_of_second, "{end_of_first:?} {start_of_second:?}");
     assert_eq!(service.api().job(&impossible).unwrap().state, "queued");
     service.run(&["cancel", &impossible, "--wait"]).expect_code(0);
 }
 
 #[test]
-fn a_higher_priority_goes_first() {
+fn a_job_with_a_higher_priority_runs_first() {
     let fixture = Fixture::with_steps(1);
     let service = TestService::start();
     let path = fixture.job();
@@ -81,7 +81,7 @@ fn a_job_is_placed_by_the_planned_memory() {
     assert_eq!(service.until_worker("w0", "idle").job_id, None);
 }
 
-/// Seconds, and nanoseconds beside them, of the event that `is` so.
+/// The time of the first event for which `is` returns true: seconds, and the nanoseconds to add.
 fn time_of(events: &[v1::JobEvent], is: impl Fn(&job_event::Kind) -> bool) -> (i64, i32) {
     let event = events.iter().find(|event| event.kind.as_ref().is_some_and(&is));
     let time = event.unwrap().time.unwrap();

@@ -1,4 +1,4 @@
-//! The flags.
+//! The command-line flags.
 
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::str::FromStr;
@@ -6,61 +6,65 @@ use std::str::FromStr;
 use clap::{Parser, ValueEnum};
 use lora_spec::{ActivationCheckpointing, BaseDtype, BaseFormat, DeviceSpec, Quantization};
 
-/// Time training steps of the engine.
+/// Measure the time of training steps
+///
+/// Example: train_step --model llama-3.2-1b --device cuda:0 --dtype bf16 --sequence 2048
 #[derive(Debug, Parser)]
 #[command(version)]
 pub(crate) struct Args {
-    /// smollm2-135m, llama-3.2-1b, llama-3.1-8b, qwen2.5-7b, or the path of a config.json
+    /// Model shape: smollm2-135m, llama-3.2-1b, llama-3.1-8b, qwen2.5-7b, or the path of a
+    /// config.json
     #[arg(long, default_value = "smollm2-135m")]
     pub(crate) model: String,
-    /// Where to compute: cpu or cuda:N
+    /// Device: cpu or cuda:N
     #[arg(long, default_value = "cpu")]
     pub(crate) device: DeviceSpec,
-    /// Type of the base
+    /// Data type of the base
     #[arg(long, value_enum, default_value_t = Dtype::F32)]
     pub(crate) dtype: Dtype,
-    /// What the blocks' linear weights are quantized to
+    /// Quantization of the blocks' linear weights
     #[arg(long, value_enum, default_value_t = Quantized::None)]
     pub(crate) quantization: Quantized,
-    /// Positions of a row
+    /// Positions per row
     #[arg(long, default_value = "256")]
     sequence: NonZeroU32,
-    /// Rows of a micro-batch
+    /// Rows per micro-batch
     #[arg(long, default_value = "2")]
     micro_batch: NonZeroU32,
-    /// Micro-batches that are measured one after the other over one base, as ROWSxPOSITIONS, such as 1x2048,8x512; instead of
-    /// --sequence and --micro-batch
+    /// Micro-batches to measure one after the other over one base, as ROWSxPOSITIONS, for example
+    /// 1x2048,8x512; replaces --sequence and --micro-batch
     #[arg(long, value_delimiter = ',', conflicts_with_all = ["sequence", "micro_batch"])]
     cases: Vec<MicroBatchCase>,
-    /// What the backward pass recomputes instead of keeping it
+    /// Activations that the backward pass recomputes instead of storing them
     #[arg(long, value_enum, default_value_t = Checkpointing::None)]
     pub(crate) activation_checkpointing: Checkpointing,
-    /// Threads of the engine
+    /// CPU threads of the engine
     #[arg(long, default_value = "2")]
     pub(crate) threads: NonZeroUsize,
-    /// Steps of a case that are not measured
+    /// Unmeasured steps before the measured steps of each case
     #[arg(long, default_value_t = 2)]
     pub(crate) warmup: usize,
-    /// Steps of a case that are measured
+    /// Measured steps of each case
     #[arg(long, default_value = "8")]
     pub(crate) steps: NonZeroUsize,
-    /// The device's peak in TFLOP/s; default: what its maker says of dense bf16, for the GPUs that are known here
+    /// Peak of the device in TFLOP/s; the default is the published dense bf16 peak of known GPUs
     #[arg(long)]
     pub(crate) peak_tflops: Option<f64>,
-    /// Print one line of JSON a case
+    /// Print one line of JSON per case
     #[arg(long)]
     pub(crate) json: bool,
-    /// Print where the time goes: on the CPU the host's time in the measured steps by operation, on a GPU the time of
-    /// further steps by kernel and product
+    /// Print a profile: on the CPU the time of the measured steps by operation, on a GPU the time
+    /// of additional steps by kernel and matrix product
     #[arg(long)]
     pub(crate) profile: bool,
-    /// Divide the sizes of the product and the copy that a GPU's profile is compared with, for simulated GPUs
+    /// Divisor of the sizes of the product and the copy that measure the ceilings, for simulated
+    /// GPUs
     #[arg(long, default_value = "1", hide = true)]
     pub(crate) ceilings_scale: NonZeroUsize,
 }
 
 impl Args {
-    /// The micro-batches to measure, at least one.
+    /// Returns the micro-batches to measure, at least one.
     pub(crate) fn cases(&self) -> Vec<MicroBatchCase> {
         if self.cases.is_empty() {
             return vec![MicroBatchCase { rows: self.micro_batch, positions: self.sequence }];
@@ -68,7 +72,7 @@ impl Args {
         self.cases.clone()
     }
 
-    /// How the base is held.
+    /// Returns the data type and quantization of the base.
     pub(crate) fn format(&self) -> BaseFormat {
         let dtype = match self.dtype {
             Dtype::F32 => BaseDtype::F32,
@@ -97,7 +101,7 @@ impl FromStr for MicroBatchCase {
     }
 }
 
-/// An option's value, as it is given.
+/// Returns the name of an option's value on the command line.
 pub(crate) fn name(value: impl ValueEnum) -> String {
     value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }

@@ -1,4 +1,5 @@
-//! Where a GPU's time in a training step goes: by kernel and product shape, by class, and between kernels.
+//! The profile of a training step on a GPU: the time by kernel and product shape, by class, and
+//! between kernels.
 
 use std::fmt::Write;
 
@@ -9,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::args::MicroBatchCase;
 
-/// Classes of kernels and products, as they are printed.
+/// The printed names of the classes of kernels and products.
 const FROZEN: &str = "frozen products";
 const HEAD: &str = "head products";
 const LORA: &str = "LoRA products";
@@ -20,18 +21,19 @@ const CROSS_ENTROPY: &str = "cross-entropy";
 const OPTIMIZER: &str = "optimizer, sums, hash";
 const OTHER: &str = "other";
 
-/// The mean of some profiled steps.
+/// The means over the profiled steps.
 pub(crate) struct GpuProfile {
-    /// The longest first.
+    /// Kernels and products, the longest first.
     rows: Vec<ProfileRow>,
-    /// The longest first; `name` is the class.
+    /// Classes, the longest first. `name` is the class.
     classes: Vec<ProfileRow>,
-    /// A profiled step, and the median of those without events, in milliseconds.
+    /// The mean time of a profiled step, in milliseconds.
     profiled_step: f64,
+    /// The median time of a step without events, in milliseconds.
     unprofiled_step: f64,
 }
 
-/// Numbers of a step.
+/// The numbers of a kernel, product or class, per step.
 struct ProfileRow {
     name: String,
     class: &'static str,
@@ -42,7 +44,8 @@ struct ProfileRow {
 }
 
 impl GpuProfile {
-    /// Of the timings of `steps` steps that took `profiled` seconds each, where steps without events take `unprofiled`.
+    /// Creates the profile from the timings of `steps` steps with a mean time of `profiled`
+    /// seconds. Steps without events have a median time of `unprofiled` seconds.
     pub(crate) fn new(
         timings: Vec<Timing>,
         steps: usize,
@@ -60,7 +63,7 @@ impl GpuProfile {
                     class,
                     count: timing.count as f64 / steps,
                     milliseconds: timing.milliseconds / steps,
-                    // Of attention's operands not all are known.
+                    // Not all operands of attention are known.
                     bytes: if class == ATTENTION { 0.0 } else { timing.bytes as f64 / steps },
                     flops: timing.flops as f64 / steps,
                     name: timing.name,
@@ -89,12 +92,12 @@ impl GpuProfile {
         Self { rows, classes, profiled_step: profiled * 1e3, unprofiled_step: unprofiled * 1e3 }
     }
 
-    /// Time of all kernels and products.
+    /// Returns the time of all kernels and products, in milliseconds per step.
     fn busy(&self) -> f64 {
         self.rows.iter().map(|row| row.milliseconds).sum()
     }
 
-    /// Tables for people.
+    /// Returns the tables as text.
     pub(crate) fn table(&self, ceilings: &Ceilings) -> String {
         let mut table = String::new();
         let line = |table: &mut String, row: &ProfileRow| {
@@ -119,7 +122,7 @@ impl GpuProfile {
                 "ms", "count", "GB/s", "TFLOP/s", "% step", "% ceiling"
             )
         };
-        table += &head("kernel or product, a step");
+        table += &head("kernel or product, per step");
         self.rows.iter().for_each(|row| line(&mut table, row));
         table += &format!("\n{}", head("class"));
         self.classes.iter().for_each(|class| line(&mut table, class));
@@ -134,15 +137,15 @@ impl GpuProfile {
         );
         let _ = writeln!(
             table,
-            "gaps                {profiled:.3} ms ({profiled_percent:.1} %); of an unprofiled step of {:.3} ms {unprofiled:.3} ms \
-             ({unprofiled_percent:.1} %)",
+            "gaps                {profiled:.3} ms ({profiled_percent:.1} %); of an unprofiled step of \
+             {:.3} ms {unprofiled:.3} ms ({unprofiled_percent:.1} %)",
             self.unprofiled_step
         );
         let _ = write!(table, "{}", ceilings_line(ceilings));
         table
     }
 
-    /// Adds its numbers to a case's line of JSON.
+    /// Adds the profile to the JSON of a case.
     pub(crate) fn add_to(&self, result: &mut Value, ceilings: &Ceilings) {
         let rows = |rows: &[ProfileRow]| -> Vec<Value> {
             let row = |row: &ProfileRow| {
@@ -177,7 +180,8 @@ impl GpuProfile {
 
 fn ceilings_line(ceilings: &Ceilings) -> String {
     format!(
-        "ceilings            {:.1} TFLOP/s (product of {side} x {side} x {side}), {:.1} GB/s (copy of {:.0} MiB)",
+        "ceilings            {:.1} TFLOP/s (product of {side} x {side} x {side}), {:.1} GB/s (copy of \
+         {:.0} MiB)",
         ceilings.tflop_s,
         ceilings.gb_s,
         ceilings.copy_bytes as f64 / f64::from(1 << 20),
@@ -206,7 +210,7 @@ impl ProfileRow {
         100.0 * self.milliseconds / milliseconds
     }
 
-    /// Share of the ceiling that is nearer.
+    /// Returns the percentage of the nearer ceiling.
     fn percent_of_ceiling(&self, ceilings: &Ceilings) -> Option<f64> {
         let memory = self.gb_s().map(|rate| 100.0 * rate / ceilings.gb_s);
         let product = self.tflop_s().map(|rate| 100.0 * rate / ceilings.tflop_s);
@@ -214,7 +218,7 @@ impl ProfileRow {
     }
 }
 
-/// The class of a kernel by the operation in its name, of a product by its sizes.
+/// Returns the class of a kernel, from the operation in its name, or of a product, from its sizes.
 fn class(timing: &Timing, vocab: usize) -> &'static str {
     if let Some(sizes) = timing.product {
         return match sizes {
@@ -247,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_are_means_of_a_step_and_add_up() {
+    fn rows_are_means_per_step_and_add_up() {
         let config = model_config("llama-3.1-8b").unwrap();
         let case =
             MicroBatchCase { rows: NonZeroU32::new(2).unwrap(), positions: NonZeroU32::new(64).unwrap() };

@@ -1,4 +1,5 @@
-//! Where the time goes: busy time of the operations' `trace` spans, without that of spans inside them.
+//! The profile of the CPU: the busy time of the operations' `trace` spans, without the time of
+//! nested spans.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,7 +15,7 @@ use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Times by span name.
+/// Totals by span name.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HostProfile {
     totals: Arc<Mutex<HashMap<&'static str, Total>>>,
@@ -26,10 +27,10 @@ struct Total {
     busy: Duration,
 }
 
-/// A span that this thread is in.
+/// A span that this thread has entered.
 struct Frame {
     entered: Instant,
-    /// Time in spans inside it.
+    /// The time in nested spans.
     inside: Duration,
 }
 
@@ -37,7 +38,7 @@ thread_local! {
     static FRAMES: RefCell<Vec<Frame>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Starts to measure the process's spans.
+/// Starts to measure the spans of the process.
 pub(crate) fn install() -> Result<HostProfile> {
     let profile = HostProfile::default();
     tracing_subscriber::registry().with(profile.clone()).try_init()?;
@@ -45,23 +46,30 @@ pub(crate) fn install() -> Result<HostProfile> {
 }
 
 impl HostProfile {
-    /// Forgets what was measured so far.
+    /// Discards the measurements so far.
     pub(crate) fn reset(&self) {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// A row a span name, the longest first.
+    /// Returns a table with one row per span name, the longest first.
     pub(crate) fn table(&self, steps: usize) -> String {
-        let mut table = format!("{:<24}{:>8}{:>12}{:>10}\n", "operation", "calls", "ms a step", "% of it");
+        let mut table = format!("{:<24}{:>8}{:>12}{:>10}\n", "operation", "calls", "ms per step", "percent");
         for SpanRow { name, calls, milliseconds, percent } in self.rows_per_step(steps) {
             let _ = writeln!(table, "{name:<24}{calls:>8}{milliseconds:>12.1}{percent:>10.1}");
         }
         table
     }
 
-    /// The same rows for a line of JSON.
+    /// Returns the same rows as JSON.
     pub(crate) fn rows(&self, steps: usize) -> Value {
-        let row = |SpanRow { name, calls, milliseconds, percent }| json!({"name": name, "calls": calls, "milliseconds": milliseconds, "percent": percent});
+        let row = |row: SpanRow| {
+            json!({
+                "name": row.name,
+                "calls": row.calls,
+                "milliseconds": row.milliseconds,
+                "percent": row.percent,
+            })
+        };
         self.rows_per_step(steps).into_iter().map(row).collect()
     }
 
@@ -80,7 +88,7 @@ impl HostProfile {
     }
 }
 
-/// A span name's numbers of a step.
+/// The numbers of a span name, per step.
 struct SpanRow {
     name: &'static str,
     calls: u64,
@@ -99,8 +107,8 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for HostProfile {
         let Some(frame) = FRAMES.with_borrow_mut(Vec::pop) else { return };
         let whole = frame.entered.elapsed();
         FRAMES.with_borrow_mut(|frames| {
-            if let Some(around) = frames.last_mut() {
-                around.inside += whole;
+            if let Some(parent) = frames.last_mut() {
+                parent.inside += whole;
             }
         });
         let Some(name) = context.metadata(id).map(|metadata| metadata.name()) else { return };

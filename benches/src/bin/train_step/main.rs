@@ -1,7 +1,9 @@
-//! Times training steps at the shapes of published models with random weights: LoRA r = 16 on every linear layer but the head,
-//! every position labelled, one micro-batch a step, clipping and AdamW as a training run does them.
+//! Times training steps at the shapes of published models with random weights: LoRA r = 16 on every
+//! linear layer except the head, every position labelled, one micro-batch per step, and the
+//! clipping and AdamW of a training run.
 //!
-//! `benches/peft_step.py` is the same step with PEFT + Transformers; `benches/compare.sh` runs both.
+//! `benches/peft_step.py` is the same step with PEFT + Transformers. `benches/compare.sh` runs
+//! both.
 
 mod args;
 mod gpu_profile;
@@ -32,10 +34,11 @@ fn main() -> Result<()> {
     pool.install(|| run(&args))
 }
 
-/// Measures the cases one after the other. A case that fails is reported, and the next one goes on.
+/// Measures the cases one after the other. If a case fails, its error is printed and the next case
+/// runs.
 ///
 /// # Errors
-/// No case succeeded: the error of the last one.
+/// The error of the last case, if no case succeeded.
 fn run(args: &Args) -> Result<()> {
     let config = published_models::model_config(&args.model)?;
     let device = lora_train::open_device(args.device)?;
@@ -44,7 +47,7 @@ fn run(args: &Args) -> Result<()> {
         .then(|| Ceilings::measure(&device, args.ceilings_scale.get()))
         .transpose()
         .context("measuring the device's ceilings")?;
-    // What the ceilings took goes back before the base needs it.
+    // Releases the memory of the ceilings before the base is allocated.
     reset_peak_memory(&device)?;
     let started = Instant::now();
     let base = Base::random(config, args.format(), 0, &device).context("making the random base")?;
@@ -62,7 +65,7 @@ fn run(args: &Args) -> Result<()> {
     let mut succeeded = false;
     for (number, case) in args.cases().into_iter().enumerate() {
         if number > 0 {
-            // The peak of each case is its own.
+            // The peaks of the earlier cases must not count for this case.
             reset_peak_memory(&device)?;
             proc_stats::reset_peak_rss();
         }

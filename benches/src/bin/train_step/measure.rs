@@ -1,4 +1,4 @@
-//! Measuring one case.
+//! The measurement of one case.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,32 +14,33 @@ use crate::host_profile::HostProfile;
 use crate::proc_stats;
 use crate::trainer::Trainer;
 
-/// Steps of which a GPU's profile is the mean, after those that are measured: events between kernels slow a step down.
+/// The number of steps of a GPU profile, which contains their means. They run after the measured
+/// steps, because events between kernels slow a step down.
 const PROFILED_STEPS: usize = 3;
 
-/// What was measured of a case.
+/// The measurement of a case.
 pub(crate) struct Measurement {
     pub(crate) trainable_parameters: u64,
-    /// Of each measured step.
+    /// The time of each measured step, in seconds.
     pub(crate) seconds: Vec<f64>,
     pub(crate) cpu_seconds_per_step: f64,
     pub(crate) peak_memory_bytes: u64,
-    /// The most that a GPU's memory pool had: live tensors, and what it kept for later ones.
+    /// The largest size of a GPU's memory pool, in bytes, including its unused memory.
     pub(crate) peak_reserved_memory_bytes: Option<u64>,
-    /// Mean loss a token of the last measured step.
+    /// The mean loss per token of the last measured step.
     pub(crate) loss: f64,
-    /// On a GPU, where it was asked for.
+    /// The profile, if the device is a GPU and a profile was requested.
     pub(crate) gpu_profile: Option<GpuProfile>,
 }
 
 impl Measurement {
-    /// Median time of a step.
+    /// Returns the median time of a step, in seconds.
     pub(crate) fn median_seconds(&self) -> f64 {
         median(&self.seconds)
     }
 }
 
-/// Trains some steps of `case` and measures them. `host_profile` begins anew with the measured steps.
+/// Trains the steps of `case` and measures them. `host_profile` is reset before the measured steps.
 pub(crate) fn measure(
     base: &Arc<Base>,
     case: MicroBatchCase,
@@ -64,9 +65,9 @@ pub(crate) fn measure(
     let mut seconds = Vec::with_capacity(args.steps.get());
     let mut loss = f64::NAN;
     for step in args.warmup..end {
-        let (took, of_step) = timed_step(step)?;
-        seconds.push(took);
-        loss = of_step;
+        let (step_seconds, step_loss) = timed_step(step)?;
+        seconds.push(step_seconds);
+        loss = step_loss;
     }
     let cpu_seconds_per_step = (proc_stats::cpu_seconds()? - cpu_before) / args.steps.get() as f64;
     let memory = device_memory(device)?;
@@ -75,7 +76,7 @@ pub(crate) fn measure(
         profile::start();
         let steps = (end..end + PROFILED_STEPS).map(&mut timed_step).collect::<Result<Vec<_>>>();
         let timings = profile::finish(device)?;
-        let profiled: Vec<f64> = steps?.into_iter().map(|(took, _)| took).collect();
+        let profiled: Vec<f64> = steps?.into_iter().map(|(step_seconds, _)| step_seconds).collect();
         let mean = profiled.iter().sum::<f64>() / profiled.len() as f64;
         Some(GpuProfile::new(timings, PROFILED_STEPS, mean, median(&seconds), &base.config, case))
     } else {
@@ -92,7 +93,7 @@ pub(crate) fn measure(
     })
 }
 
-/// Median of at least one number.
+/// Returns the median of at least one number.
 fn median(values: &[f64]) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,10 +1,10 @@
-//! What Linux says of this process.
+//! Statistics of this process from Linux's `/proc`.
 
 use std::fs;
 
 use anyhow::{Context, Result};
 
-/// The most physical memory that the process ever held (`VmHWM`), in bytes.
+/// Returns the peak resident set size of the process (`VmHWM`), in bytes.
 pub(crate) fn peak_rss_bytes() -> Result<u64> {
     let status = fs::read_to_string("/proc/self/status").context("peak memory is read from Linux's /proc")?;
     let kib = status
@@ -13,15 +13,18 @@ pub(crate) fn peak_rss_bytes() -> Result<u64> {
     Ok(kib.context("/proc/self/status has no VmHWM")? * 1024)
 }
 
-/// Begins the peak of [`peak_rss_bytes`] anew, where the kernel allows that; else it stays that of the whole process.
+/// Resets the peak of [`peak_rss_bytes`]. If the kernel does not allow this, the peak stays that of
+/// the whole process.
 pub(crate) fn reset_peak_rss() {
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Processor time of all threads so far, user and system, in seconds (clock ticks of 10 ms).
+/// Returns the CPU time of all threads so far, user and system, in seconds. The resolution is a
+/// clock tick of 10 ms.
 pub(crate) fn cpu_seconds() -> Result<f64> {
     let stat = fs::read_to_string("/proc/self/stat").context("processor time is read from Linux's /proc")?;
-    // Fields are counted after the command's name, which may hold spaces: utime and stime are the 14th and 15th.
+    // The command name may contain spaces, so the fields after it are counted: utime and stime are
+    // fields 14 and 15 of the line.
     let (_, fields) = stat.rsplit_once(')').context("/proc/self/stat has no command")?;
     let ticks: Vec<u64> =
         fields.split_whitespace().skip(11).take(2).map(str::parse).collect::<Result<_, _>>()?;

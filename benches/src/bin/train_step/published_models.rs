@@ -1,11 +1,11 @@
-//! The models whose shapes are measured.
+//! The published models whose shapes are measured.
 
 use std::fs;
 
 use anyhow::{Context as _, Result, anyhow};
 use lora_spec::ModelConfig;
 
-/// The numbers of the published `config.json` that shape or computation depend on.
+/// Those fields of the published `config.json` that the shapes or the computation depend on.
 const PUBLISHED_CONFIGS: [(&str, &str); 4] = [
     ("smollm2-135m", include_str!("../../../models/smollm2-135m.json")),
     ("llama-3.2-1b", include_str!("../../../models/llama-3.2-1b.json")),
@@ -13,7 +13,7 @@ const PUBLISHED_CONFIGS: [(&str, &str); 4] = [
     ("qwen2.5-7b", include_str!("../../../models/qwen2.5-7b.json")),
 ];
 
-/// The shape of a published model by its name, or of any `config.json` by its path.
+/// Returns the configuration of a published model by its name, or of any `config.json` by its path.
 pub(crate) fn model_config(model: &str) -> Result<ModelConfig> {
     let published = PUBLISHED_CONFIGS.iter().find(|(name, _)| *name == model);
     let text = match published {

@@ -1,4 +1,4 @@
-//! A case's result: a line of JSON or words.
+//! The report of a case: a line of JSON, or text.
 
 use std::sync::Arc;
 
@@ -6,7 +6,8 @@ use anyhow::Error;
 use lora_model::Base;
 use lora_ops::ceilings::Ceilings;
 use lora_spec::{
-    AdapterSpec, MemoryEstimate, MicroBatchShape, ModelFootprint, Optim, TrainingWorkload, row_flops,
+    AdapterSpec, DeviceKind, MemoryEstimate, MicroBatchShape, ModelFootprint, Optim, TrainingWorkload,
+    row_flops,
 };
 use serde_json::{Value, json};
 
@@ -15,32 +16,32 @@ use crate::host_profile::HostProfile;
 use crate::measure::Measurement;
 use crate::utilization;
 
-/// What the results of all cases have in common.
+/// The values that the reports of all cases share, and the methods that print a report.
 pub(crate) struct CaseReport<'a> {
     pub(crate) args: &'a Args,
-    /// The device's description.
+    /// The description of the device.
     pub(crate) device: String,
     pub(crate) load_seconds: f64,
     pub(crate) base: &'a Arc<Base>,
-    /// On the CPU, where a profile was asked for.
+    /// The profile, if the device is the CPU and a profile was requested.
     pub(crate) host_profile: Option<&'a HostProfile>,
-    /// On a GPU, where a profile was asked for.
+    /// The ceilings, if the device is a GPU and a profile was requested.
     pub(crate) ceilings: Option<Ceilings>,
 }
 
 impl CaseReport<'_> {
-    /// Prints what was measured of a case.
+    /// Prints the measurement of a case.
     pub(crate) fn print(&self, case: MicroBatchCase, measured: &Measurement) {
         if self.args.json {
             println!("{}", self.json(case, measured));
         } else {
-            self.print_words(case, measured);
+            self.print_text(case, measured);
         }
     }
 
-    /// Prints why a case was not measured.
+    /// Prints the error of a case that could not be measured.
     pub(crate) fn print_error(&self, case: MicroBatchCase, error: &Error) {
-        // What follows the first line is a backtrace.
+        // The lines after the first one are a backtrace.
         let error = format!("{error:#}");
         let error = error.lines().next().unwrap_or_default();
         if self.args.json {
@@ -55,7 +56,7 @@ impl CaseReport<'_> {
         }
     }
 
-    /// What a line of JSON says of a case before it is measured.
+    /// Returns the JSON fields of a case that do not depend on the measurement.
     fn case(&self, case: MicroBatchCase) -> Value {
         json!({
             "engine": "loractl",
@@ -101,7 +102,7 @@ impl CaseReport<'_> {
         result
     }
 
-    fn print_words(&self, case: MicroBatchCase, measured: &Measurement) {
+    fn print_text(&self, case: MicroBatchCase, measured: &Measurement) {
         let derived = self.derived(case, measured);
         let args = self.args;
         let fastest = measured.seconds.iter().copied().fold(f64::INFINITY, f64::min);
@@ -115,9 +116,9 @@ impl CaseReport<'_> {
         );
         println!("micro-batch         {} x {} tokens", case.rows, case.positions);
         println!("tokens/s            {:.1} (median of {} steps)", derived.tokens_per_s, args.steps);
-        println!("seconds a step      {:.4} ({fastest:.4} to {slowest:.4})", measured.median_seconds());
-        println!("CPU seconds a step  {:.3}", measured.cpu_seconds_per_step);
-        println!("GFLOPs a token      {:.3}", derived.flops_per_token / 1e9);
+        println!("seconds per step    {:.4} ({fastest:.4} to {slowest:.4})", measured.median_seconds());
+        println!("CPU s per step      {:.3}", measured.cpu_seconds_per_step);
+        println!("GFLOPs per token    {:.3}", derived.flops_per_token / 1e9);
         if let (Some(mfu), Some(peak)) = (derived.mfu, derived.peak_tflops) {
             println!("MFU                 {:.1} % of {peak} TFLOP/s", mfu * 100.0);
         }
@@ -145,7 +146,7 @@ impl CaseReport<'_> {
             model: config,
             index: None,
             format: self.args.format(),
-            gpu: !self.base.device().is_cpu(),
+            device: if self.base.device().is_cpu() { DeviceKind::Cpu } else { DeviceKind::Gpu },
         };
         let planned = footprint.memory(&TrainingWorkload {
             modules: &config.linear_modules(),
@@ -170,7 +171,7 @@ impl CaseReport<'_> {
     }
 }
 
-/// What follows from the measurement of a case.
+/// Metrics that are derived from the measurement of a case.
 struct DerivedMetrics {
     tokens_per_s: f64,
     flops_per_token: f64,

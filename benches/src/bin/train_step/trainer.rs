@@ -1,4 +1,4 @@
-//! Training steps of an engine alone.
+//! Training steps of an engine without other ranks.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use lora_train::{Engine, Partition, ProcessGroup};
 
 use crate::args::MicroBatchCase;
 
-/// An engine with a fresh adapter, and the shape of its only micro-batch.
+/// An engine with a new adapter, and the shape of its only micro-batch.
 pub(crate) struct Trainer {
     engine: Engine,
     rows: Vec<u64>,
@@ -33,12 +33,12 @@ impl Trainer {
         })
     }
 
-    /// Elements of the adapter.
+    /// Returns the number of elements of the adapter.
     pub(crate) fn trainable_parameters(&self) -> u64 {
         self.engine.adapter().layout().len as u64
     }
 
-    /// Random tokens of a step's micro-batch.
+    /// Returns random tokens for the micro-batch of a step.
     pub(crate) fn tokens(&self, step: usize) -> Vec<u32> {
         let vocab = self.engine.base().config.vocab_size as u64;
         let philox = Philox::new(0, "tokens");
@@ -46,7 +46,7 @@ impl Trainer {
         (0..count).map(|i| philox.below(vocab, [step as u32, i, 0, 0]) as u32).collect()
     }
 
-    /// One optimizer step; returns the mean loss a token.
+    /// Makes one optimizer step and returns the mean loss per token.
     pub(crate) fn step(&mut self, tokens: &[u32], step: usize) -> Result<f64> {
         let mut targets = tokens.to_vec();
         targets.rotate_left(1);

@@ -1,7 +1,8 @@
-//! Model-FLOPs utilization: how much of a GPU's peak goes into the operations that the model asks for.
+//! Model FLOPs utilization: the operations that the model requires per second, divided by the GPU's
+//! peak.
 
-/// Dense bf16 peak in TFLOP/s of the GPU that a device's description names, as its maker publishes it; `None` for one that is
-/// not listed here, and for the slower forms of Hopper (PCIe, NVL).
+/// Returns the published dense bf16 peak in TFLOP/s of the GPU in a device description; `None` for
+/// a GPU that is not listed here and for the slower variants of Hopper (PCIe, NVL).
 pub(crate) fn peak_tflops(device: &str) -> Option<f64> {
     if device.contains("PCIe") || device.contains("NVL") {
         return None;
@@ -21,9 +22,11 @@ mod tests {
     use super::*;
     use crate::published_models::model_config;
 
-    /// Frozen elements of a block: 2 x 4096^2 (q, o) + 2 x 4096 x 1024 (k, v) + 3 x 4096 x 14336 (MLP) = 218,103,808; 32 blocks
-    /// and a head of 128256 x 4096 = 525,336,576 make 7,504,658,432. LoRA of rank 16 adds 16 (in + out) a matrix: 16 x (2 x 8192
-    /// + 2 x 5120 + 3 x 18432) x 32 = 41,943,040. Attention: 6 x 32 x 4096 x 2049 = 1,611,399,168 a token.
+    /// Frozen elements of a block: 2 x 4096^2 (q, o) + 2 x 4096 x 1024 (k, v) + 3 x 4096 x 14336
+    /// (MLP) = 218,103,808. 32 blocks and a head of 128256 x 4096 = 525,336,576 elements have
+    /// 7,504,658,432 elements. LoRA of rank 16 adds 16 (in + out) per matrix: 16 x (2 x 8192 + 2 x
+    /// 5120 + 3 x 18432) x 32 = 41,943,040. Attention: 6 x 32 x 4096 x 2049 = 1,611,399,168 per
+    /// token.
     #[test]
     fn llama_8b_at_2048_tokens() {
         let config = model_config("llama-3.1-8b").unwrap();
@@ -32,8 +35,9 @@ mod tests {
         assert_eq!(row_flops(&config, 41_943_040, 2048), 2048 * token);
     }
 
-    /// A tied head counts: 16 blocks of 60,817,408 and 128256 x 2048 = 262,668,288 make 1,235,746,816. Attention: 12 x 2048
-    /// features x 131,328 pairs x 16 blocks = 51,640,270,848 a row.
+    /// A tied head counts: 16 blocks of 60,817,408 elements and a head of 128256 x 2048 =
+    /// 262,668,288 have 1,235,746,816 elements. Attention: 12 x 2048 features x 131,328 pairs x 16
+    /// blocks = 51,640,270,848 per row.
     #[test]
     fn llama_1b_at_512_tokens() {
         let config = model_config("llama-3.2-1b").unwrap();
@@ -42,15 +46,16 @@ mod tests {
         assert_eq!(row_flops(&config, 11_272_192, 512), 2_617_077_923_840);
     }
 
-    /// Biases are no products: 28 x 233,046,016 + 152064 x 3584 = 7,070,285,824. One token sees one key: 12 x 3584 x 28 =
-    /// 1,204,224.
+    /// Biases do not count, because they are not products: 28 x 233,046,016 + 152064 x 3584 =
+    /// 7,070,285,824. One token attends to one key: 12 x 3584 x 28 = 1,204,224.
     #[test]
     fn qwen_7b_at_one_token() {
         let config = model_config("qwen2.5-7b").unwrap();
         assert_eq!(row_flops(&config, 0, 1), 4 * 7_070_285_824 + 1_204_224);
     }
 
-    /// Of 5 queries with a window of 2, the first sees 1 key, the others 2: 9 pairs instead of 15.
+    /// With 5 queries and a window of 2, the first query attends to 1 key and the others to 2 keys:
+    /// 9 pairs instead of 15.
     #[test]
     fn sliding_windows_reduce_attention_flops() {
         let mut config = model_config("llama-3.2-1b").unwrap();
@@ -63,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn peaks_by_name() {
+    fn known_gpus_have_their_published_peaks() {
         for (device, peak) in [
             ("cuda NVIDIA H200 sm_90 cublas 130000", Some(989.0)),
             ("cuda NVIDIA H100 80GB HBM3 sm_90 cublas 130000", Some(989.0)),

@@ -1,4 +1,4 @@
-//! One communicator of NCCL: started without a wait, and taken down within a limit.
+//! An NCCL communicator that is started without waiting and aborted within a time limit.
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -16,31 +16,32 @@ use crate::error::CollectiveError;
 
 /// NCCL's `NCCL_API_MAGIC`.
 const CONFIG_MAGIC: u32 = 0xcafe_beef;
-/// The version whose `ncclConfig_t` the bindings have.
+/// The NCCL version of the bindings' `ncclConfig_t`.
 const CONFIG_VERSION: u32 = 22_800;
 /// NCCL's `NCCL_CONFIG_UNDEF_INT`.
 const UNDEFINED: i32 = i32::MIN;
 
-/// How long taking it down is waited for: NCCL may wait for what the GPU was asked for before.
+/// The time limit of an abort. NCCL may wait for work that is already on the GPU.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The version of the NCCL in this process; `None` where NCCL does not say.
+/// Returns the version of the NCCL library in this process; `None` if NCCL does not report one.
 pub(super) fn version() -> Option<u32> {
     let mut version = 0;
-    // SAFETY: the pointer is to a number.
+    // SAFETY: the pointer is valid and points to an integer.
     let result = unsafe { sys::ncclGetVersion(&mut version) };
     (result == ncclResult_t::ncclSuccess).then(|| version.unsigned_abs())
 }
 
-/// An id that no communicator had.
+/// Creates a new unique id.
 pub(super) fn new_id() -> Result<sys::ncclUniqueId, CollectiveError> {
     let mut id = sys::ncclUniqueId { internal: [0; 128] };
-    // SAFETY: the pointer is to an id.
+    // SAFETY: the pointer is valid and points to an id.
     check_result(FORM_ACTION, unsafe { sys::ncclGetUniqueId(&mut id) })?;
     Ok(id)
 }
 
-/// `true` for what was done at once, `false` for what NCCL does in the background, where it may fail yet.
+/// Returns true if the call has finished, and false if NCCL continues it in the background, where
+/// it may still fail.
 pub(super) fn check_result(action: &'static str, result: ncclResult_t) -> Result<bool, CollectiveError> {
     match result {
         ncclResult_t::ncclSuccess => Ok(true),
@@ -49,20 +50,20 @@ pub(super) fn check_result(action: &'static str, result: ncclResult_t) -> Result
     }
 }
 
-/// A nonblocking communicator. Dropped, it is [closed](Self::close).
+/// A nonblocking communicator. Dropping it [closes](Self::close) it.
 pub(super) struct Communicator {
     raw: sys::ncclComm_t,
     context: Arc<CudaContext>,
 }
 
-// SAFETY: NCCL binds a communicator to no thread; it wants one call after the other. Whatever calls NCCL here is called by
-// methods of `NcclGroup` that borrow it exclusively.
+// SAFETY: NCCL does not bind a communicator to a thread, but its calls must not overlap. All calls
+// of NCCL are made by methods of `NcclGroup` that borrow it exclusively.
 unsafe impl Send for Communicator {}
 // SAFETY: as above.
 unsafe impl Sync for Communicator {}
 
 impl Communicator {
-    /// Begins to connect; done once it [is ready](Self::is_ready).
+    /// Begins to connect. The connection is complete once [`Self::is_ready`] returns true.
     pub(super) fn start(
         context: &Arc<CudaContext>,
         world_size: usize,
@@ -71,7 +72,8 @@ impl Communicator {
     ) -> Result<Self, CollectiveError> {
         let mut communicator = Self { raw: ptr::null_mut(), context: context.clone() };
         let (world_size, rank) = (world_size as i32, rank as i32);
-        // SAFETY: both pointers are to what they should be, and the context is bound. The config is copied.
+        // SAFETY: both pointers are valid and have the right types, and the context is bound. NCCL
+        // copies the config.
         let result = unsafe {
             sys::ncclCommInitRankConfig(&mut communicator.raw, world_size, id, rank, &mut nonblocking())
         };
@@ -79,10 +81,10 @@ impl Communicator {
         Ok(communicator)
     }
 
-    /// Whether everything asked of it so far is done, or handed to the GPU.
+    /// Returns whether all calls so far have finished or have handed their work to the GPU.
     ///
     /// # Errors
-    /// What of that failed, or failed on the GPU.
+    /// A call or its work on the GPU failed.
     pub(super) fn is_ready(&self, action: &'static str) -> Result<bool, CollectiveError> {
         check_result(action, state(self.raw)?)
     }
@@ -91,8 +93,9 @@ impl Communicator {
         self.raw
     }
 
-    /// Aborts it. Whether that was done in time: a thread of its own does it, which past a limit is left behind and ends with
-    /// the process at the latest.
+    /// Aborts the communicator and returns whether this finished within [`CLOSE_TIMEOUT`]. A
+    /// separate thread aborts it. After the time limit the thread is no longer waited for, and it
+    /// may run until the process exits.
     pub(super) fn close(&mut self) -> bool {
         let raw = std::mem::replace(&mut self.raw, ptr::null_mut());
         if raw.is_null() {
@@ -101,7 +104,7 @@ impl Communicator {
         let closing = Closing { raw, context: self.context.clone() };
         let (sender, closed) = mpsc::sync_channel(1);
         let thread = thread::Builder::new().name("nccl-close".into()).spawn(move || {
-            // Nobody may wait for it any more.
+            // Sending fails if the caller has stopped waiting.
             let _ = sender.send(closing.abort());
         });
         let result = match thread {
@@ -110,8 +113,8 @@ impl Communicator {
         };
         match &result {
             Ok(ncclResult_t::ncclSuccess | ncclResult_t::ncclInProgress) => {}
-            Ok(error) => tracing::warn!(error = describe(*error), "nccl communicator not taken down cleanly"),
-            Err(error) => tracing::warn!(error, "nccl communicator left behind"),
+            Ok(error) => tracing::warn!(error = describe(*error), "aborting an nccl communicator failed"),
+            Err(error) => tracing::warn!(error, "aborting an nccl communicator did not finish"),
         }
         result.is_ok()
     }
@@ -123,32 +126,34 @@ impl Drop for Communicator {
     }
 }
 
-/// A communicator on its last way. NCCL lets one thread after the other use a communicator.
+/// A communicator that is being aborted. NCCL allows different threads to use a communicator one
+/// after the other.
 struct Closing {
     raw: sys::ncclComm_t,
     context: Arc<CudaContext>,
 }
 
-// SAFETY: the pointer has one owner, and whom it points to is bound to no thread.
+// SAFETY: the pointer has one owner, and the communicator is not bound to a thread.
 unsafe impl Send for Closing {}
 
 impl Closing {
     fn abort(self) -> ncclResult_t {
-        // SAFETY: the context is alive. NCCL sets the device itself too; where this fails, so does that.
+        // SAFETY: the context is alive. The result can be ignored, because NCCL sets the device as
+        // well and fails in the same case.
         let _ = unsafe { ctx::set_current(self.context.cu_ctx()) };
-        // SAFETY: the communicator is alive, and nobody else has it.
+        // SAFETY: the communicator is alive, and nothing else uses it.
         unsafe { sys::ncclCommAbort(self.raw) }
     }
 }
 
 fn state(raw: sys::ncclComm_t) -> Result<ncclResult_t, CollectiveError> {
     let mut state = ncclResult_t::ncclInProgress;
-    // SAFETY: the communicator is alive, and the pointer is to a result.
+    // SAFETY: the communicator is alive, and the pointer is valid and points to a result.
     check_result(FORM_ACTION, unsafe { sys::ncclCommGetAsyncError(raw, &mut state) })?;
     Ok(state)
 }
 
-/// NCCL's `NCCL_CONFIG_INITIALIZER`, but for `blocking`.
+/// NCCL's `NCCL_CONFIG_INITIALIZER`, except for `blocking`.
 fn nonblocking() -> sys::ncclConfig_t {
     sys::ncclConfig_t {
         size: size_of::<sys::ncclConfig_t>(),
@@ -171,9 +176,9 @@ fn nonblocking() -> sys::ncclConfig_t {
     }
 }
 
-/// What NCCL says about an error, on one line.
+/// Returns NCCL's messages about an error, on one line.
 fn describe(error: ncclResult_t) -> String {
-    // SAFETY: both return null or a string that lives on.
+    // SAFETY: both functions return null or a string that stays valid.
     let texts = unsafe { [sys::ncclGetErrorString(error), sys::ncclGetLastError(ptr::null_mut())] };
     let lines = texts.into_iter().map(one_line).filter(|line| !line.is_empty());
     lines.collect::<Vec<_>>().join(": ")
@@ -183,7 +188,7 @@ fn one_line(text: *const c_char) -> String {
     if text.is_null() {
         return String::new();
     }
-    // SAFETY: it is a string of NCCL's.
+    // SAFETY: the pointer is a string from NCCL.
     let text = unsafe { CStr::from_ptr(text) }.to_string_lossy();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

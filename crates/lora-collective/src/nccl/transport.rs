@@ -1,4 +1,4 @@
-//! What the all-reduce is made of, asked of NCCL and of the group's stream.
+//! The operations of the all-reduce, enqueued with NCCL and on the group's stream.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,20 +18,20 @@ pub(super) struct NcclTransport<'a> {
     pub(super) communicator: &'a Communicator,
     pub(super) stream: &'a Arc<CudaStream>,
     pub(super) timeout: Duration,
-    /// Bytes.
+    /// Bytes sent so far.
     pub(super) sent: &'a mut u64,
 }
 
 impl Transport for NcclTransport<'_> {
     type Error = CollectiveError;
 
-    /// Returns once NCCL has handed it to the GPU: with a peer that it was not yet connected with, that waits for the
-    /// peer.
+    /// Returns once NCCL has handed the exchange to the GPU. If NCCL is not yet connected with a
+    /// peer, this waits for the peer.
     fn exchange(&mut self, sends: &[PeerBuffer], receives: &[PeerBuffer]) -> Result<(), CollectiveError> {
         let (communicator, stream) = (self.communicator.raw(), self.stream.cu_stream().cast());
         let receive = |part: &PeerBuffer| {
             let (to, peer) = (part.address as *mut _, part.peer as i32);
-            // SAFETY: the caller of the all-reduce answers for the memory.
+            // SAFETY: the caller of the all-reduce guarantees that the memory is valid.
             unsafe { sys::ncclRecv(to, part.elements, ncclFloat32, peer, communicator, stream) }
         };
         let send = |part: &PeerBuffer| {
@@ -39,7 +39,7 @@ impl Transport for NcclTransport<'_> {
             // SAFETY: as above.
             unsafe { sys::ncclSend(from, part.elements, ncclFloat32, peer, communicator, stream) }
         };
-        // SAFETY: every start has its end, on this thread.
+        // SAFETY: every group start is followed by a group end on this thread.
         check_result(ALL_REDUCE_ACTION, unsafe { sys::ncclGroupStart() })?;
         let mut asked = receives.iter().map(receive).chain(sends.iter().map(send));
         let asked = asked.try_for_each(|result| check_result(ALL_REDUCE_ACTION, result).map(drop));

@@ -1,4 +1,4 @@
-//! Waiting for NCCL and for the GPU, with an eye on the group.
+//! Waits for NCCL and the GPU that also check the group.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -6,19 +6,19 @@ use std::time::{Duration, Instant};
 use crate::error::CollectiveError;
 use crate::group::Group;
 
-/// As long as this the processor is only offered to others between two looks: most waits are short.
+/// How long a wait only yields the processor between two checks. Most waits are short.
 const SPIN_DURATION: Duration = Duration::from_micros(100);
-/// Pauses between two looks after that.
+/// The first and the longest pause between two checks after that.
 const FIRST_PAUSE: Duration = Duration::from_micros(20);
 const LAST_PAUSE: Duration = Duration::from_millis(1);
 
-/// How long after an error of NCCL a peer may take to show that it is to blame.
+/// How long after an error of NCCL the group is checked for a failed peer.
 const PEER_ERROR_GRACE: Duration = Duration::from_secs(1);
 
-/// Waits until `is_done`.
+/// Waits until `is_done` returns true.
 ///
 /// # Errors
-/// That of `is_done`; those of [`Group::check`]; [`CollectiveError::DeviceTimeout`].
+/// Those of `is_done` and [`Group::check`], and [`CollectiveError::DeviceTimeout`].
 pub(super) fn wait(
     group: &mut Group,
     action: &'static str,
@@ -44,10 +44,12 @@ pub(super) fn wait(
     Ok(())
 }
 
-/// Ends the group after `error`, and says what to report: where a peer is to blame, that.
+/// Ends the group after `error` and returns the error to report: the failure of a peer if a peer
+/// caused `error`, otherwise `error`.
 pub(super) fn attribute_error(group: &mut Group, error: CollectiveError) -> CollectiveError {
     let blamed = match error {
-        // A peer's end breaks its connections of both kinds, but not at the same moment.
+        // When a peer ends, its TCP connections and its NCCL connections fail, but not at the same
+        // time.
         CollectiveError::Device { .. } => {
             let start = Instant::now();
             std::iter::repeat_with(|| group.check())
@@ -55,11 +57,12 @@ pub(super) fn attribute_error(group: &mut Group, error: CollectiveError) -> Coll
                 .inspect(|_| thread::sleep(LAST_PAUSE))
                 .find_map(Result::err)
         }
-        // Ranks that wait in vain are here all together. Who does not come is the one that hangs.
+        // All ranks that time out get to this barrier. A rank that does not get here is the one
+        // that hangs.
         CollectiveError::DeviceTimeout { .. } => group.barrier().err(),
         _ => None,
     };
-    // Without effect where an error of the group's own ended it.
+    // This has no effect if an error of the group itself ended it.
     group.leave();
     blamed.unwrap_or(error)
 }

@@ -1,13 +1,13 @@
-//! Adding up a rank's leaves as they come.
+//! Incremental sums over the leaves of a rank.
 
 use std::ops::Range;
 
 use super::{NodeId, TreeError};
 
-/// Adds the vectors of a contiguous range of leaves, pushed in order, into the largest nodes inside the range: a
-/// binary counter over absolute leaf numbers. What a vector is, and how two are added, is the caller's business. At no
-/// time is more than one vector a level of the tree held beside the one being filled, and vectors are used again from
-/// step to step.
+/// Adds the vectors of a contiguous range of leaves, pushed in order, into the largest nodes inside
+/// the range, like a binary counter over absolute leaf numbers. The caller defines the type of a
+/// vector and the addition. At most one vector per level of the tree is kept, in addition to the
+/// vector that is being filled. Vectors are reused from step to step.
 ///
 /// ```
 /// # use lora_collective::tree::{TreeAccumulator, TreeError};
@@ -42,12 +42,13 @@ impl<V> Default for TreeAccumulator<V> {
 }
 
 impl<V> TreeAccumulator<V> {
-    /// An accumulator that holds nothing.
+    /// Creates an empty accumulator.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Begins a step of `leaves` leaves of which `range` will be pushed. The vectors of an unfinished step are free.
+    /// Begins a step of `leaves` leaves, of which the caller pushes `range`. The vectors of an
+    /// unfinished step are recycled.
     ///
     /// # Errors
     /// [`TreeError::Range`] for a range that ends past the last leaf.
@@ -61,18 +62,19 @@ impl<V> TreeAccumulator<V> {
         Ok(())
     }
 
-    /// A vector to use again, with what was in it.
+    /// Returns a recycled vector with its old contents, if there is one.
     pub fn free(&mut self) -> Option<V> {
         self.free.pop()
     }
 
-    /// The vectors held, newest first.
+    /// The pending sums, newest first.
     pub fn pending(&self) -> impl Iterator<Item = &V> {
         self.nodes.iter().rev().map(|(_, vector)| vector)
     }
 
-    /// How many of the [held](Self::held) vectors the next leaf will be added to in turn: to the newest, their sum to
-    /// the one before, and so on. 0 after the last leaf of the range.
+    /// The number of [pending](Self::pending) sums that the next leaf will be merged with: it is
+    /// added to the newest one, the result to the one before it, and so on. 0 after the last leaf
+    /// of the range.
     pub fn merges(&self) -> usize {
         let (index, last) = self.next();
         let mut node = NodeId { level: 0, index };
@@ -84,10 +86,12 @@ impl<V> TreeAccumulator<V> {
         if self.pushed < self.range.len() { siblings.count() } else { 0 }
     }
 
-    /// Takes the next leaf of the range; `add(a, b)` adds the right sibling `b` to the left one `a`.
+    /// Adds the next leaf of the range. `add(a, b)` adds the right sibling `b` to the left sibling
+    /// `a`.
     ///
     /// # Errors
-    /// [`TreeError::Count`] past the end of the range. That, or an error of `add`, spoils the step.
+    /// [`TreeError::Count`] past the end of the range, and the errors of `add`. After an error the
+    /// step cannot be used.
     pub fn push<E: From<TreeError>>(
         &mut self,
         leaf: V,
@@ -108,10 +112,11 @@ impl<V> TreeAccumulator<V> {
         Ok(())
     }
 
-    /// The nodes of the range with their vectors, as [`super::nodes_in`] lists them.
+    /// Ends the step and returns the nodes of the range with their vectors, in the order of
+    /// [`super::nodes_in`].
     ///
     /// # Errors
-    /// [`TreeError::Count`] where leaves of the range are still to come.
+    /// [`TreeError::Count`] if leaves of the range are missing.
     pub fn finish(&mut self) -> Result<Vec<(NodeId, V)>, TreeError> {
         if self.pushed != self.range.len() {
             return Err(TreeError::Count { range: self.range.clone(), got: self.pushed });
@@ -120,7 +125,7 @@ impl<V> TreeAccumulator<V> {
         Ok(std::mem::take(&mut self.nodes))
     }
 
-    /// Takes back the vectors of [`Self::finish`] for the next step.
+    /// Keeps the vectors of `nodes`, which [`Self::finish`] returned, for the next step.
     pub fn recycle(&mut self, nodes: Vec<(NodeId, V)>) {
         self.free.extend(nodes.into_iter().map(|(_, vector)| vector));
     }
@@ -132,13 +137,14 @@ impl<V> TreeAccumulator<V> {
     }
 }
 
-/// Of a left child.
+/// Returns the parent of a left child.
 fn parent(left: NodeId) -> NodeId {
     NodeId { level: left.level + 1, index: left.index / 2 }
 }
 
-/// Whether `right`, which begins where `left` ends, is its right sibling. Past the `last` leaf there is nothing, so
-/// there `right` also stands for the higher nodes of which it is the left child.
+/// Returns whether `right`, which begins where `left` ends, is the right sibling of `left`. If
+/// `right` ends with the `last` leaf, it also stands for its ancestors of which it is the leftmost
+/// descendant, because the tree is empty beyond the last leaf.
 fn are_siblings(left: NodeId, right: NodeId, last: bool) -> bool {
     let Some(climb) = left.level.checked_sub(right.level) else { return false };
     (climb == 0 || last) && left.index.is_multiple_of(2) && right.index >> climb == left.index + 1

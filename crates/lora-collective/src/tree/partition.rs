@@ -1,20 +1,23 @@
-//! Who owns which leaves.
+//! The partition of the leaves among ranks.
 
 use std::ops::Range;
 
 use super::{TreeError, largest_nodes};
 
-/// Shares `leaves` leaves among `ranks` ranks: contiguous ranges in rank order. With fewer leaves than
-/// ranks (the tail of an epoch), each of the first ranks gets one and the others nothing.
+/// Divides `leaves` leaves among `ranks` ranks into contiguous ranges in rank order. With fewer
+/// leaves than ranks (at the end of an epoch), each of the first ranks gets one leaf and the others
+/// get none.
 ///
-/// A rank's traffic in an all-reduce grows with the number of nodes its range falls into, so an even share is given
-/// up for fewer nodes, as far as no rank gets more than `c + c/8` leaves (integer division), where `c` is an even
-/// share rounded up. Among those shares the boundaries minimize, in this order: the largest number of nodes of a rank,
-/// the largest number of leaves of a rank, the number of nodes of all ranks; what ties then, ends with the smallest last
-/// ranges. (32 leaves on 3 ranks: 12, 12 and 8.) The result is a pure function of the two numbers.
+/// The traffic of a rank in an all-reduce grows with the number of nodes that its range splits
+/// into. The ranges may therefore be uneven if that gives fewer nodes, but no rank gets more than
+/// `c + c/8` leaves (integer division), where `c` is an even share, rounded up. Among the allowed
+/// partitions the boundaries minimize, in this order: the largest number of nodes of a rank, the
+/// largest number of leaves of a rank, and the number of nodes of all ranks. Of the partitions that
+/// are still equal, the one with the smallest last ranges is chosen. (32 leaves on 3 ranks: 12, 12
+/// and 8.) The result is a pure function of the two numbers.
 ///
 /// # Errors
-/// [`TreeError::Partition`] where there are no leaves or no ranks.
+/// [`TreeError::Partition`] if there are no leaves or no ranks.
 pub fn partition(leaves: usize, ranks: usize) -> Result<Vec<Range<usize>>, TreeError> {
     if ranks == 0 || leaves == 0 {
         return Err(TreeError::Partition { leaves, ranks });
@@ -38,11 +41,12 @@ pub fn partition(leaves: usize, ranks: usize) -> Result<Vec<Range<usize>>, TreeE
     Ok(busy.chain(std::iter::repeat_n(leaves..leaves, idle)).collect())
 }
 
-/// Bytes that a rank sends in the all-reduce of a vector of `bytes` over a step of `leaves` leaves, and receives: the most of any of
-/// `ranks` ranks. One whose range falls into `p` nodes sends `(p + 1) bytes (ranks - 1) / ranks`.
+/// Returns the bytes that a rank sends, and receives, in the all-reduce of a vector of `bytes`
+/// bytes over a step of `leaves` leaves: the largest number of any of `ranks` ranks. A rank whose
+/// range splits into `p` nodes sends `(p + 1) bytes (ranks - 1) / ranks` bytes.
 ///
 /// # Errors
-/// As of [`partition`].
+/// Those of [`partition`].
 pub fn all_reduce_bytes(leaves: usize, ranks: usize, bytes: u64) -> Result<u64, TreeError> {
     let ranges = partition(leaves, ranks)?;
     let most = ranges.iter().map(|range| largest_nodes(leaves, range).count()).max().unwrap_or(0);
@@ -53,19 +57,20 @@ pub fn all_reduce_bytes(leaves: usize, ranks: usize, bytes: u64) -> Result<u64, 
 struct PartitionSearch {
     leaves: usize,
     ranks: usize,
-    /// The most leaves a rank may get.
+    /// The largest number of leaves of a rank.
     cap: usize,
 }
 
 impl PartitionSearch {
-    /// The least total cost and the ends of the ranges that have it, where the total folds the ranges' costs with
-    /// `fold`, and a range without a cost is not allowed.
+    /// Returns the smallest total cost and the ends of the ranges that have this cost. The total
+    /// combines the costs of the ranges with `fold`. A range whose cost is `None` is not allowed.
     fn best(
         &self,
         cost: impl Fn(&Range<usize>) -> Option<usize>,
         fold: impl Fn(usize, usize) -> usize,
     ) -> (usize, Vec<usize>) {
-        // table[r][end]: the least total of ranks 0..=r up to `end`, and the start of rank r's range that gives it.
+        // table[r][end]: the smallest total of ranks 0..=r up to `end`, and the start of rank r's
+        // range that gives this total.
         let mut table: Vec<Vec<Option<(usize, usize)>>> = Vec::with_capacity(self.ranks);
         for rank in 0..self.ranks {
             let mut row = vec![None; self.leaves + 1];
@@ -77,7 +82,8 @@ impl PartitionSearch {
                         _ => table[rank - 1][start].map(|(total, _)| total),
                     };
                     let total = before.and_then(|before| Some(fold(before, cost(&(start..end))?)));
-                    // `<=`: of equal totals the one with the later start, which leaves less to the last ranks.
+                    // `<=` prefers the later start among equal totals, which makes the last ranges
+                    // smaller.
                     if let Some(total) = total.filter(|total| least.is_none_or(|(least, _)| *total <= least))
                     {
                         least = Some((total, start));
@@ -95,7 +101,8 @@ impl PartitionSearch {
         (total, ends)
     }
 
-    /// Where rank `rank`'s range may end, given what the ranks on either side must and can take.
+    /// The possible ends of the range of `rank`: every rank before and after it must get at least
+    /// one leaf and at most `cap`.
     fn ends(&self, rank: usize) -> std::ops::RangeInclusive<usize> {
         let after = self.ranks - rank - 1;
         let first = (rank + 1).max(self.leaves.saturating_sub(after * self.cap));
@@ -103,7 +110,7 @@ impl PartitionSearch {
         first..=last
     }
 
-    /// Where the range of `rank` may start if it ends at `end`.
+    /// The possible starts of the range of `rank` if it ends at `end`.
     fn starts(&self, rank: usize, end: usize) -> Range<usize> {
         if rank == 0 { 0..1 } else { end.saturating_sub(self.cap)..end }
     }

@@ -1,11 +1,11 @@
-//! Ranks as threads of the test, connected over the loopback device.
+//! Groups whose ranks are threads of the test, connected over the loopback interface.
 
 use std::thread;
 use std::time::Duration;
 
 use lora_collective::{CancelToken, Group, GroupSpec, PeerListener};
 
-/// Longer than any test that passes.
+/// Longer than any successful test takes.
 pub(crate) const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 pub(crate) fn specs(world_size: usize, timeout: Duration) -> Vec<(GroupSpec, PeerListener)> {
@@ -24,7 +24,7 @@ pub(crate) fn specs(world_size: usize, timeout: Duration) -> Vec<(GroupSpec, Pee
     listeners.into_iter().enumerate().map(|(rank, listener)| (spec(rank), listener)).collect()
 }
 
-/// What `body` returns on each rank of a group.
+/// Forms a group and returns the results of `body` on each rank.
 pub(crate) fn on_ranks<T: Send>(
     world_size: usize,
     timeout: Duration,

@@ -1,10 +1,10 @@
-//! Leaves to sum, and what must come of it.
+//! Leaves to sum, and their expected sums.
 
 use std::ops::Range;
 
 use lora_collective::tree::{NodeId, TreeAccumulator, TreeError, combine, merge_order, nodes_in};
 
-/// Values of very different sizes, so that another order of addition has other bits.
+/// Returns values of very different magnitudes, so that another order of addition gives other bits.
 pub(crate) fn leaf(index: usize, elements: usize) -> Vec<f32> {
     let mut state = index as u32 * 7919 + 1;
     let mut next = || {
@@ -14,7 +14,7 @@ pub(crate) fn leaf(index: usize, elements: usize) -> Vec<f32> {
     (0..elements).map(|_| (next() as f32 - 8e6) * 2f32.powi(next() as i32 % 20 - 10)).collect()
 }
 
-/// What a rank that owns `range` brings to the sum.
+/// Returns the nodes of a rank that owns `range`.
 pub(crate) fn nodes_of(leaves: usize, range: Range<usize>, elements: usize) -> Vec<(NodeId, Vec<f32>)> {
     let mut sums = TreeAccumulator::new();
     sums.start(leaves, range.clone()).unwrap();
@@ -28,7 +28,7 @@ pub(crate) fn nodes_of(leaves: usize, range: Range<usize>, elements: usize) -> V
     sums.finish().unwrap()
 }
 
-/// The sum over the whole tree, without ranks.
+/// Returns the sum over the whole tree, computed without ranks.
 pub(crate) fn serial_sum(leaves: usize, elements: usize) -> Vec<f32> {
     let ids: Vec<_> = (0..leaves).flat_map(|k| nodes_in(leaves, &(k..k + 1)).unwrap()).collect();
     let mut vectors: Vec<f32> = (0..leaves).flat_map(|k| leaf(k, elements)).collect();

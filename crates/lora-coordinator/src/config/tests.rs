@@ -6,9 +6,9 @@ use super::*;
 
 const FILE: &str = include_str!("../../../../configs/coordinator.toml");
 
-fn error(spoil: impl FnOnce(&mut Config)) -> String {
+fn error(change: impl FnOnce(&mut Config)) -> String {
     let mut config = Config::default();
-    spoil(&mut config);
+    change(&mut config);
     config.check().unwrap_err().to_string()
 }
 
@@ -23,7 +23,7 @@ fn the_file_has_every_setting_with_its_default_and_a_comment() {
             section = name.replace(']', ".");
         } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
             assert!(above.starts_with("# "), "{section}{key} has no comment");
-            assert!(keys.insert(format!("{section}{key}")), "{section}{key} stands twice");
+            assert!(keys.insert(format!("{section}{key}")), "{section}{key} is listed twice");
         }
         above = line;
     }
@@ -38,7 +38,7 @@ fn defaults_are_valid() {
 }
 
 #[test]
-fn wrong_values_are_named() {
+fn invalid_values_are_refused_with_the_field_and_the_reason() {
     assert_eq!(error(|c| c.state_dir = "".into()), "state_dir: is empty; it must be a directory");
     assert_eq!(
         error(|c| c.grpc.listen = "localhost:7400".into()),

@@ -2,7 +2,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Members, all alive, of which `pairs` could not reach each other: the first of each pair says so.
+/// Living members. In each of `pairs` the first rank reports that it could not reach the second.
 fn living(n: usize, pairs: &[(usize, usize)]) -> Vec<MemberReport> {
     let mut members = vec![MemberReport { alive: true, ..MemberReport::default() }; n];
     for &(rank, peer) in pairs {
@@ -34,7 +34,7 @@ fn reports_of_dead_members_are_ignored() {
 }
 
 #[test]
-fn suspicion_alone_evicts_nobody() {
+fn suspicion_alone_evicts_no_member() {
     let mut members = living(3, &[]);
     members[0].suspects = vec![1];
     members[1].suspects = vec![0, 2];
@@ -48,18 +48,19 @@ fn of_two_unreachable_ranks_the_higher_is_evicted() {
         result,
         MembershipDecision { keep: vec![0, 1], evicted: vec![(2, EvictionReason::Unreachable(vec![0]))] }
     );
-    assert_eq!(decide_membership(&living(3, &[(2, 0)])), result, "whoever says so");
+    assert_eq!(decide_membership(&living(3, &[(2, 0)])), result, "either rank may report it");
 }
 
 #[test]
-fn a_rank_that_nobody_reaches_is_the_only_one_evicted() {
+fn a_rank_that_no_other_reaches_is_the_only_one_evicted() {
     let result = decide_membership(&living(5, &[(0, 1), (2, 1), (1, 4)]));
     assert_eq!(result.evicted, [(1, EvictionReason::Unreachable(vec![0, 2, 4]))]);
 }
 
 #[test]
 fn the_cover_is_smaller_than_the_greedy_one() {
-    // The rank with the most edges, 0, is in no smallest set: its three neighbours cover everything.
+    // Rank 0 has the most edges, but is in no smallest cover: its three neighbours cover every
+    // edge.
     let pairs = [(0, 1), (0, 2), (0, 3), (1, 4), (2, 5), (3, 6)];
     assert_eq!(evicted(&living(7, &pairs)), [1, 2, 3]);
 }
@@ -73,13 +74,13 @@ fn ranks_that_do_not_exist_are_ignored() {
 
 #[test]
 fn a_partitioned_large_group_keeps_one_half() {
-    // Every rank of one half misses every rank of the other.
+    // No rank of one half reaches a rank of the other half.
     let pairs: Vec<_> = (0..20).flat_map(|a| (20..40).map(move |b| (a, b))).collect();
     let result = decide_membership(&living(40, &pairs));
     assert_eq!(result.keep, (0..20).collect::<Vec<_>>());
 }
 
-/// Groups of up to `most` ranks, with a few edges.
+/// Groups of up to `most` ranks with few edges between them.
 fn groups(most: usize) -> impl Strategy<Value = Vec<MemberReport>> {
     let ranks = move |n: usize| prop::collection::vec(0..most + 2, 0..=n);
     let member = (prop::bool::weighted(0.9), ranks(1), prop_oneof![3 => ranks(0), 2 => ranks(4)]);
@@ -88,7 +89,7 @@ fn groups(most: usize) -> impl Strategy<Value = Vec<MemberReport>> {
     prop::collection::vec(member, 0..=most)
 }
 
-/// Pairs of living ranks, of which one could not reach the other and knows of no dead one.
+/// Pairs of living ranks where one could not reach the other, and reports no dead rank.
 fn pairs(members: &[MemberReport]) -> Vec<(usize, usize)> {
     let dead = |rank: &usize| *rank < members.len() && !members[*rank].alive;
     let mut pairs = Vec::new();
@@ -103,7 +104,7 @@ fn pairs(members: &[MemberReport]) -> Vec<(usize, usize)> {
     pairs
 }
 
-/// The best set by trying all: the smallest, and of several the highest as a number.
+/// The best set by exhaustive search: the smallest, and among those the highest as a number.
 fn brute_force(n: usize, pairs: &[(usize, usize)]) -> Vec<usize> {
     let covers = |set: u32| pairs.iter().all(|(a, b)| set & (1 << a | 1 << b) != 0);
     let best = (0..1_u32 << n).filter(|set| covers(*set)).min_by_key(|set| (set.count_ones(), Reverse(*set)));
@@ -129,7 +130,7 @@ proptest! {
         let result = decide_membership(&members);
         let pairs = pairs(&members);
         for (a, b) in &pairs {
-            prop_assert!(!(result.keep.contains(a) && result.keep.contains(b)), "{a} and {b} stay");
+            prop_assert!(!(result.keep.contains(a) && result.keep.contains(b)), "{a} and {b} are kept");
         }
         for (rank, reason) in &result.evicted {
             match reason {

@@ -1,4 +1,4 @@
-//! `Artifacts`: files into and out of the store.
+//! The gRPC service `Artifacts`: uploads to and downloads from the store.
 
 use std::io::SeekFrom;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::inputs::{check_digest, is_file_name};
 use crate::refusal::Refusal;
 use crate::store::{CommitOutcome, Staged, Store, StoreError};
 
-/// How long an upload may stand still.
+/// The longest time between two messages of an upload.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
 const MAX_RESULT_NAME: usize = 128;
 const MAX_QUERY: usize = 4096;
@@ -44,19 +44,19 @@ impl Artifacts {
         let mut size = 0;
         while let Some(kind) = next(messages).await? {
             let upload_request::Kind::Chunk(chunk) = kind else {
-                return Err(Refusal::from(FieldError::new("header", "is there twice".into())).into());
+                return Err(Refusal::from(FieldError::new("header", "is sent twice".into())).into());
             };
             size += chunk.len() as u64;
             if size > announced.size {
                 let given = format!("at least {size} bytes");
-                return Err(Refusal::Damaged { announced: described(announced), given }.into());
+                return Err(Refusal::Corrupt { announced: described(announced), given }.into());
             }
             staged.write(&chunk).await.map_err(Refusal::from)?;
         }
         let given = staged.finish().await.map_err(Refusal::from)?;
         if given != *announced {
             let (announced, given) = (described(announced), described(&given));
-            return Err(Refusal::Damaged { announced, given }.into());
+            return Err(Refusal::Corrupt { announced, given }.into());
         }
         Ok(staged)
     }
@@ -70,7 +70,7 @@ impl v1::artifacts_server::Artifacts for Artifacts {
     ) -> Result<Response<v1::FindMissingResponse>, Status> {
         let files = request.into_inner().files;
         if files.len() > MAX_QUERY {
-            let message = format!("has {} entries; at most {MAX_QUERY} are possible", files.len());
+            let message = format!("has {} entries; it must have at most {MAX_QUERY}", files.len());
             return Err(Refusal::from(FieldError::new("files", message)).into());
         }
         for (index, file) in files.iter().enumerate() {
@@ -88,13 +88,13 @@ impl v1::artifacts_server::Artifacts for Artifacts {
         let Some(upload_request::Kind::Header(header)) = next(&mut messages).await? else {
             return Err(Refusal::from(FieldError::new(
                 "header",
-                "is missing; an upload starts with it".into(),
+                "is missing; the first message of an upload must have it".into(),
             ))
             .into());
         };
         let v1::UploadHeader { digest, artifact } = header;
         let digest = check_digest("header.digest", digest.as_ref()).map_err(Refusal::from)?;
-        // What a job makes is as large as the job; what people bring is limited.
+        // The size of an artifact follows from its job, so only the size of inputs is limited.
         if artifact.is_none() && digest.size > self.limit {
             return Err(Refusal::TooLarge { size: digest.size, limit: self.limit }.into());
         }
@@ -153,7 +153,7 @@ impl v1::artifacts_server::Artifacts for Artifacts {
     }
 }
 
-/// The chunks of a file, then its digest.
+/// Streams the chunks of a file, then its digest.
 fn read_out(
     file: File,
     path: PathBuf,
@@ -181,7 +181,7 @@ fn read_out(
 async fn next(messages: &mut Streaming<v1::UploadRequest>) -> Result<Option<upload_request::Kind>, Status> {
     let message = timeout(STALL_TIMEOUT, messages.message())
         .await
-        .map_err(|_| Status::deadline_exceeded(format!("the upload stood still for {STALL_TIMEOUT:?}")))??;
+        .map_err(|_| Status::deadline_exceeded(format!("the upload sent nothing for {STALL_TIMEOUT:?}")))??;
     match message {
         None => Ok(None),
         Some(v1::UploadRequest { kind: Some(kind) }) => Ok(Some(kind)),
@@ -196,7 +196,8 @@ fn check_artifact(artifact: &v1::JobArtifact) -> Result<(), FieldError> {
         Some(job_artifact::Name::ResultFile(file)) if is_file_name(file, MAX_RESULT_NAME) => Ok(()),
         Some(job_artifact::Name::ResultFile(file)) => {
             let message = format!(
-                "{file:?} is no file name: 1 to {MAX_RESULT_NAME} letters, digits, '-', '_' or '.', not starting with a dot"
+                "{file:?} is not a file name: 1 to {MAX_RESULT_NAME} letters, digits, '-', '_' or '.', \
+                 not starting with a dot"
             );
             Err(FieldError::new("header.artifact.result_file", message))
         }

@@ -1,11 +1,11 @@
-//! `FineTuning`: what people and their tools ask.
+//! The gRPC service `FineTuning`: the calls of clients.
 
 use std::sync::Arc;
 
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use lora_proto::v1;
-use lora_spec::{FieldError, JobSpec, JobState};
+use lora_spec::{FieldError, JobSpec, JobState, MemoryLimit};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
@@ -15,15 +15,15 @@ use crate::inputs;
 use crate::refusal::Refusal;
 use crate::store::{Store, StoreError};
 use crate::validate::{self, PlanFailure};
-use crate::workers::memory_or_unlimited;
+use crate::workers::memory_limit;
 
 const MAX_ID_BYTES: usize = 128;
 const DEFAULT_PAGE: u32 = 100;
 const MAX_PAGE: u32 = 1000;
-/// Plans that are computed at a time; further ones wait.
+/// The number of plans that are computed at the same time; further calls wait.
 const MAX_CONCURRENT_PLANS: usize = 2;
 
-/// The service's gRPC side.
+/// The implementation of the gRPC service `FineTuning`.
 #[derive(Debug)]
 pub(crate) struct FineTuning {
     commands: Commands,
@@ -60,7 +60,7 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
     ) -> Result<Response<v1::ListJobsResponse>, Status> {
         let v1::ListJobsRequest { page_size, page_token, states } = request.into_inner();
         let (limit, before, states) = page(page_size, &page_token, &states).map_err(Refusal::from)?;
-        // One more than asked for tells whether there is another page.
+        // One job more than asked for shows whether there is another page.
         let mut jobs = self.store.list_jobs(&states, before, limit + 1).await.map_err(Refusal::from)?;
         let is_last = jobs.len() <= limit as usize;
         jobs.truncate(limit as usize);
@@ -126,13 +126,16 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
             let _permit = permit;
             validate::plan(&store, &job, &inputs)
         });
-        let plan = planned.await.map_err(|error| Status::internal(format!("the plan broke: {error}")))?;
+        let plan = planned
+            .await
+            .map_err(|error| Status::internal(format!("the task of the plan failed: {error}")))?;
         let mut plan = plan.map_err(plan_refusal)?;
         let workers = self.commands.ask(|reply| Command::Workers { reply }).await?;
-        let there = workers.iter().filter(|worker| !["lost", "draining"].contains(&worker.state.as_str()));
-        let there: Vec<(u64, bool)> =
-            there.map(|worker| (memory_or_unlimited(worker.memory), worker.gpu)).collect();
-        plan.problems.extend(validate::too_large(&plan.requirements, &there));
+        let available =
+            workers.iter().filter(|worker| !["lost", "draining"].contains(&worker.state.as_str()));
+        let available: Vec<MemoryLimit> =
+            available.map(|worker| memory_limit(worker.memory, worker.gpu)).collect();
+        plan.problems.extend(validate::too_large(&plan.requirements, &available));
         Ok(Response::new(validate::message(plan, &spec)))
     }
 
@@ -162,29 +165,30 @@ fn checked_id(job_id: String) -> Result<String, Refusal> {
     let problem = match job_id.len() {
         0 => "is missing".to_owned(),
         1..=MAX_ID_BYTES => return Ok(job_id),
-        n => format!("has {n} bytes; at most {MAX_ID_BYTES} are possible"),
+        n => format!("has {n} bytes; it must have at most {MAX_ID_BYTES}"),
     };
     Err(FieldError::new("job_id", problem).into())
 }
 
-/// Jobs of a page at most, the sequence number to start below, and the states that are wanted.
+/// Checks the fields of a `ListJobsRequest`. Returns the page size, the sequence number below which
+/// the page starts, and the states to list.
 fn page(size: u32, token: &str, states: &[String]) -> Result<(u32, Option<i64>, Vec<JobState>), FieldError> {
     let limit = match size {
         0 => DEFAULT_PAGE,
         1..=MAX_PAGE => size,
-        n => return Err(FieldError::new("page_size", format!("is {n}; at most {MAX_PAGE} are possible"))),
+        n => return Err(FieldError::new("page_size", format!("is {n}; it must be at most {MAX_PAGE}"))),
     };
     let before = match token {
         "" => None,
         token => {
-            let bad = |_| FieldError::new("page_token", "is none that an answer gave".into());
+            let bad = |_| FieldError::new("page_token", "is not a token that ListJobs returned".into());
             Some(token.parse().map_err(bad)?)
         }
     };
     let named = |(index, name): (usize, &String)| {
         JobState::from_name(name).ok_or_else(|| {
             let known: Vec<&str> = JobState::ALL.into_iter().map(JobState::name).collect();
-            let message = format!("{name:?} is no state; the states are {}", known.join(", "));
+            let message = format!("{name:?} is not a state; the states are {}", known.join(", "));
             FieldError::new(&format!("states[{index}]"), message)
         })
     };

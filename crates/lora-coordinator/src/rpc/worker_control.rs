@@ -1,4 +1,4 @@
-//! `WorkerControl`: the stream a worker opens, and the task that listens to it.
+//! The gRPC service `WorkerControl`: the stream that a worker opens, and the task that reads it.
 
 use std::time::Duration;
 
@@ -16,16 +16,16 @@ use super::Commands;
 use crate::command::{Command, OUTBOX_CAPACITY, SessionId};
 use crate::refusal::Refusal;
 
-/// How long a worker may take to say hello.
+/// The time within which a worker must send its hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug)]
 pub(crate) struct WorkerControl {
     commands: Commands,
     welcome: v1::Welcome,
-    /// A worker that is silent for this long is not listened to any more.
+    /// The time without a message after which a worker's stream is closed.
     lease: Duration,
-    /// The tasks that listen: each ends with its stream, or with the service.
+    /// The tasks that read the streams; each ends with its stream or with the service.
     sessions: TaskTracker,
 }
 
@@ -58,7 +58,7 @@ impl v1::worker_control_server::WorkerControl for WorkerControl {
         };
         let (outbox, messages_out) = mpsc::channel(OUTBOX_CAPACITY);
         let welcome = coordinator_message::Kind::Welcome(self.welcome);
-        // The first message finds room.
+        // The queue is empty, so this cannot fail.
         let _ = outbox.try_send(Ok(v1::CoordinatorMessage { kind: Some(welcome) }));
         let hello = Box::new(hello);
         let session = self.commands.ask(|reply| Command::Hello { hello, outbox, reply }).await?;
@@ -66,7 +66,7 @@ impl v1::worker_control_server::WorkerControl for WorkerControl {
         self.sessions.spawn(async move {
             let cause = tokio::select! {
                 cause = listen(&mut messages, session, lease, &commands) => cause,
-                // The service has ended, and has no workers to lose.
+                // The service has ended and cannot take the command below.
                 () = commands.closed() => return,
             };
             let _ = commands.send(Command::WorkerGone { session, cause }).await;
@@ -75,7 +75,8 @@ impl v1::worker_control_server::WorkerControl for WorkerControl {
     }
 }
 
-/// Passes a worker's messages on until its stream ends; returns why it did.
+/// Forwards a worker's messages to the service until the stream ends. Returns the reason of the
+/// end.
 async fn listen(
     messages: &mut Streaming<v1::WorkerMessage>,
     session: SessionId,
@@ -84,16 +85,16 @@ async fn listen(
 ) -> String {
     loop {
         let command = match timeout(lease, messages.message()).await {
-            Err(_) => return format!("it was silent for {lease:?}"),
-            Ok(Ok(None)) => return "it closed the stream".to_owned(),
-            Ok(Err(status)) => return format!("its connection broke: {}", status.message()),
+            Err(_) => return format!("no message came for {lease:?}"),
+            Ok(Ok(None)) => return "the worker closed the stream".to_owned(),
+            Ok(Err(status)) => return format!("the connection failed: {}", status.message()),
             Ok(Ok(Some(message))) => match message.kind {
                 Some(worker_message::Kind::Status(status)) => {
                     Command::Status { session, status: Box::new(status) }
                 }
                 Some(worker_message::Kind::Steps(steps)) => Command::Steps { session, steps },
                 Some(worker_message::Kind::Hello(_)) | None => {
-                    return "it sent what no worker sends now".to_owned();
+                    return "the worker sent an invalid message".to_owned();
                 }
             },
         };

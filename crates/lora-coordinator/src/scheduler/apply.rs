@@ -1,9 +1,9 @@
-//! Workers to jobs: the pure schedule, applied.
+//! Applies the schedule: forms groups, and records why the other jobs wait.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use lora_proto::v1::{self, job_event};
-use lora_spec::JobState;
+use lora_spec::{DeviceKind, JobState};
 
 use super::placement::{
     JobIndex, JobPhase, NumericsId, SchedulableJob, SchedulableWorker, WorkerId, schedule,
@@ -15,7 +15,7 @@ use crate::store::{JobRow, MemberRow, StoreError};
 use crate::workers::has_state;
 
 impl Service {
-    /// Forms the groups that can be formed, and says of the other jobs what they wait for.
+    /// Forms the groups that can be formed, and stores for the other jobs what they wait for.
     pub(crate) async fn schedule(&mut self) -> Result<(), StoreError> {
         let ids: Vec<String> = self.jobs.keys().cloned().collect();
         let names: Vec<String> = self.workers.iter().map(|(name, _)| name.clone()).collect();
@@ -32,14 +32,14 @@ impl Service {
             let Some(mut job) = ids.get(view.id.0).and_then(|id| self.jobs.remove(id)) else { continue };
             let workers = given.remove(&view.id).unwrap_or_default();
             let name = |other: JobIndex| ids.get(other.0).cloned().unwrap_or_default();
-            let too_large = |limit, gpu| {
+            let too_large = |limit| {
                 let requirements = job.row.requirements.as_ref();
-                requirements.and_then(|requirements| requirements.too_large(limit, gpu)).unwrap_or_default()
+                requirements.and_then(|requirements| requirements.too_large(limit)).unwrap_or_default()
             };
             let waiting = plan.waiting.iter().find(|(waiting, _)| *waiting == view.id);
             let reason = waiting.map(|(_, reason)| reason.sentence(name, too_large));
             let placed = self.place(&mut job, workers, reason).await;
-            if !job.state().is_at_rest() {
+            if !job.state().is_stopped() {
                 self.jobs.insert(job.row.id.clone(), job);
             }
             placed?;
@@ -47,7 +47,7 @@ impl Service {
         Ok(())
     }
 
-    /// Gives a job its new workers, or has it wait.
+    /// Gives a job its new workers, or records why the job waits.
     async fn place(
         &mut self,
         job: &mut Job,
@@ -88,7 +88,8 @@ impl Service {
         job.update(&self.store, Vec::new(), |row| row.waiting_for = reason).await
     }
 
-    /// Fewer members than the job needs are left: they hold its state until others come.
+    /// Moves a job to `waiting`: fewer members than it needs are left. They keep its state in
+    /// memory until others join.
     async fn wait_for_members(
         &mut self,
         job: &mut Job,
@@ -113,7 +114,8 @@ impl Service {
         self.set_wait_reason(job, reason).await
     }
 
-    /// Forms a group: those that stay first, the newest state before the others, so that the first rank needs no other's.
+    /// Forms a group. The remaining members come first, those with the newest state before the
+    /// others, so that rank 0 already has the newest state.
     async fn form_group(
         &mut self,
         job: &mut Job,
@@ -125,15 +127,15 @@ impl Service {
             return self.give_up(job, &pending_group, fruitless).await;
         }
         let PendingGroup { reason, mut remaining, mut events, .. } = pending_group;
-        let held_steps = |member: &MemberRow| {
+        let steps_in_memory = |member: &MemberRow| {
             let held = member_process(member, &self.workers).and_then(|worker| worker.held());
             held.filter(|held| held.job_id == job.row.id && has_state(held.phase()))
                 .map(|held| held.completed_steps)
         };
-        remaining.sort_by_key(|member| std::cmp::Reverse(held_steps(member)));
-        let held = remaining.first().and_then(held_steps);
+        remaining.sort_by_key(|member| std::cmp::Reverse(steps_in_memory(member)));
+        let newest = remaining.first().and_then(steps_in_memory);
         let stored = self.store.newest_checkpoint(&job.row.id).await?;
-        let checkpoint = stored.filter(|stored| held.is_none_or(|held| held < stored.step));
+        let checkpoint = stored.filter(|stored| newest.is_none_or(|newest| newest < stored.step));
         let join = |name: String| {
             let hello = &self.workers.get(&name)?.hello;
             let (instance_id, peer_address) = (hello.instance_id.clone(), hello.peer_address.clone());
@@ -171,7 +173,7 @@ impl Service {
         Ok(())
     }
 
-    /// Groups in a row that broke without a finished step, this one included.
+    /// The number of groups in a row that broke without a finished step, including this one.
     fn failed_generations(job: &Job, pending_group: &PendingGroup) -> u32 {
         match pending_group.is_failure {
             false => job.row.fruitless,
@@ -180,7 +182,7 @@ impl Service {
         }
     }
 
-    /// Fails a job whose groups get nowhere, with what was seen of the last one.
+    /// Fails a job whose groups finish no step, with the cause of the last break.
     async fn give_up(
         &self,
         job: &mut Job,
@@ -222,8 +224,9 @@ impl Service {
             };
             let excluded = names.iter().enumerate().filter(|(_, name)| is_excluded(name));
             let excluded = excluded.map(|(worker, _)| WorkerId(worker)).collect();
-            let bytes = |gpu| job.row.requirements.as_ref().map_or(0, |requirements| requirements.peak(gpu));
-            let (cpu_bytes, gpu_bytes) = (bytes(false), bytes(true));
+            let bytes =
+                |device| job.row.requirements.as_ref().map_or(0, |requirements| requirements.peak(device));
+            let (cpu_bytes, gpu_bytes) = (bytes(DeviceKind::Cpu), bytes(DeviceKind::Gpu));
             let id = JobIndex(index);
             Some(SchedulableJob { id, priority, sequence, min, max, phase, excluded, cpu_bytes, gpu_bytes })
         };
@@ -232,27 +235,25 @@ impl Service {
 
     fn worker_views(&self, names: &[String]) -> Vec<SchedulableWorker> {
         let numerics_ids = self.numerics_ids();
-        let taken: BTreeSet<&String> =
+        let members: BTreeSet<&String> =
             self.jobs.values().flat_map(|job| &job.row.members).map(|member| &member.worker).collect();
         let view = |(index, name): (usize, &String)| {
             let worker = self.workers.get(name)?;
             let numerics = numerics_ids.get(&worker.hello.numerics_id)?;
-            let free = worker.is_free() && !taken.contains(name);
+            let free = worker.is_free() && !members.contains(name);
             let is_available = worker.is_available();
-            let (memory, gpu) = worker.memory();
             Some(SchedulableWorker {
                 id: WorkerId(index),
                 numerics: NumericsId(*numerics),
                 free,
                 is_available,
-                memory,
-                gpu,
+                memory: worker.memory(),
             })
         };
         names.iter().enumerate().filter_map(view).collect()
     }
 
-    /// Numerics by number.
+    /// A number for each `numerics_id` of the known workers.
     fn numerics_ids(&self) -> BTreeMap<String, usize> {
         let all: BTreeSet<&String> =
             self.workers.iter().map(|(_, worker)| &worker.hello.numerics_id).collect();

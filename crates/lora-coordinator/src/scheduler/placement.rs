@@ -1,168 +1,177 @@
-//! Which free workers go to which jobs. A pure function over plain numbers.
+//! The assignment of free workers to jobs: a pure function of the jobs and the workers.
 //!
-//! Jobs that have begun and lack members come first, then the queue, then the growth of jobs that run. A job whose workers
-//! are there but busy reserves the free ones, so that smaller jobs behind it cannot starve it; a job that no set of workers
-//! could run blocks nobody. A worker with less memory than a job needs is not there for it.
+//! A kind is a set of workers with the same `numerics_id`; a group has members of one kind. Started
+//! jobs that lack members are served first, then the queue, then the growth of running jobs. If a
+//! job has to wait for busy workers, it reserves the free workers of their kind, so that smaller
+//! jobs behind it cannot starve it. A job that no set of workers can run blocks no other job. A
+//! worker with less memory than a job needs does not count for this job.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A job, as the caller numbers it.
+use lora_spec::{DeviceKind, MemoryLimit};
+
+/// The number of a job, given by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct JobIndex(pub(crate) usize);
 
-/// A worker, as the caller numbers it.
+/// The number of a worker, given by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct WorkerId(pub(crate) usize);
 
-/// What workers of one numerics have in common; a group has one.
+/// The number of a kind of workers: those with the same `numerics_id`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct NumericsId(pub(crate) usize);
 
-/// What matters of a job.
+/// A job, as the scheduler sees it.
 #[derive(Debug, Clone)]
 pub(crate) struct SchedulableJob {
-    /// Different for each job.
+    /// Unique among the jobs.
     pub(crate) id: JobIndex,
-    /// Higher ones come first.
+    /// Jobs with a higher priority come first.
     pub(crate) priority: i32,
-    /// Orders jobs of one priority: lower is older. Different for each job.
+    /// The order of jobs with the same priority: a lower number is older. Unique among the jobs.
     pub(crate) sequence: i64,
-    /// Workers it needs; at least 1.
+    /// The smallest number of workers that can run the job; at least 1.
     pub(crate) min: usize,
-    /// Workers it can use; at least `min`.
+    /// The largest number of workers that the job can use; at least `min`.
     pub(crate) max: usize,
-    /// Where it stands.
+    /// Whether the job has started, and what it has.
     pub(crate) phase: JobPhase,
-    /// Workers it may not use.
+    /// Workers that the job may not use.
     pub(crate) excluded: Vec<WorkerId>,
-    /// Bytes that each of its workers must have on a CPU; 0: not known.
+    /// Bytes that the job needs on each CPU worker; 0 if not known.
     pub(crate) cpu_bytes: u64,
-    /// The same on a GPU.
+    /// Bytes that the job needs on each GPU worker; 0 if not known.
     pub(crate) gpu_bytes: u64,
 }
 
-/// Where a job stands.
+/// The part of a job's state that matters to the scheduler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum JobPhase {
-    /// It holds no workers and waits for its first group.
+    /// The job has no workers and waits for a group.
     Queued,
-    /// It has begun.
+    /// The job has started.
     Started {
-        /// Members that are alive and stay.
+        /// The number of members that are alive and stay.
         held: usize,
-        /// The numerics it is bound to: that of its members. `None` only if it holds none.
+        /// The kind of its members, to which the job is bound. `None` only if it has no members.
         numerics: Option<NumericsId>,
-        /// It forms a group anew or waits to: it needs `min` members.
+        /// Whether the job needs members, up to `min`, to form a new group.
         wants_members: bool,
-        /// More members may join, up to `max`.
+        /// Whether more members may join, up to `max`.
         growable: bool,
     },
 }
 
-/// What matters of a worker.
+/// A worker, as the scheduler sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct SchedulableWorker {
-    /// Different for each worker.
+    /// Unique among the workers.
     pub(crate) id: WorkerId,
-    /// Its numerics.
+    /// The worker's kind.
     pub(crate) numerics: NumericsId,
-    /// Connected, without a job and not draining.
+    /// Whether the worker is connected, without a job and not draining.
     pub(crate) free: bool,
-    /// Alive and not draining: if it is not free, it could become so.
+    /// Whether the worker is connected and not draining: it is free, or may become free.
     pub(crate) is_available: bool,
-    /// Bytes that a job may take there.
-    pub(crate) memory: u64,
-    /// They are a GPU's.
-    pub(crate) gpu: bool,
+    /// The memory that a job may use on this worker.
+    pub(crate) memory: MemoryLimit,
 }
 
-/// Who gets whom, and what the others wait for.
+/// The workers that jobs get, and the reasons why other jobs wait.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Schedule {
-    /// Workers that jobs get now, beside those they hold; lower ids first.
+    /// New workers for jobs, in addition to their members; lower ids first.
     pub(crate) assign: Vec<(JobIndex, Vec<WorkerId>)>,
-    /// Jobs that lack workers and get none, in the order they are served.
+    /// Jobs that lack workers and get none, in the order in which jobs are served.
     pub(crate) waiting: Vec<(JobIndex, WaitReason)>,
 }
 
-/// What a job waits for.
+/// The reason why a job waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WaitReason {
-    /// Even with every worker free it could not run.
+    /// The job could not run even if every worker were free.
     NotEnoughWorkers {
-        /// Workers of one kind that it needs, those it holds included.
+        /// The number of workers of one kind that the job needs, including its members.
         needed: usize,
-        /// How many there are of the most common kind, or of the kind it began with.
+        /// The number of available workers of the most common kind, or of the job's own kind.
         exist_of_best_kind: usize,
-        /// Kinds that it could run on.
+        /// The number of kinds that the job could run on.
         kinds: usize,
-        /// Workers left out of these numbers because it may not use them.
+        /// Workers that are not counted above because the job may not use them.
         excluded: usize,
-        /// Workers left out because they have too little memory.
+        /// Workers that are not counted above because they have too little memory.
         too_small: usize,
     },
-    /// Every worker that it may use has too little memory.
+    /// Every worker that the job may use has too little memory.
     TooLarge {
-        /// The most that one of them has, in bytes.
-        limit: u64,
-        /// That is a GPU's.
-        gpu: bool,
+        /// The largest memory of these workers.
+        limit: MemoryLimit,
     },
-    /// Its workers are there, and other jobs have them.
+    /// There are enough workers, but other jobs use them.
     Busy {
-        /// Workers of one kind that it needs beside those it holds.
+        /// The number of workers of one kind that the job needs in addition to its members.
         needed: usize,
-        /// How many of the kind that it waits for are free.
+        /// The number of free workers of this kind.
         free: usize,
-        /// How many there are of this kind, beside those it holds.
+        /// The number of available workers of this kind, without the job's members.
         exist: usize,
     },
-    /// Another job that comes first waits for the same kind of workers.
+    /// Another job, which comes first, waits for workers of the same kind.
     Behind {
-        /// The first one that waits.
+        /// The first job that waits for this kind.
         job: JobIndex,
     },
 }
 
 impl WaitReason {
-    /// The reason as people read it. `name` gives a job's name; `too_large` says why a worker with so many bytes, of a GPU or not, is
-    /// too small.
+    /// The reason as text: "waits for ", then what the job waits for. `name` returns the name of a
+    /// job. `too_large` returns the text that compares the memory that the job needs with the bytes
+    /// of a worker; its second argument is whether they are a GPU's.
     pub(crate) fn sentence(
         &self,
         name: impl Fn(JobIndex) -> String,
-        too_large: impl Fn(u64, bool) -> String,
+        too_large: impl Fn(MemoryLimit) -> String,
     ) -> String {
         match *self {
             Self::NotEnoughWorkers { needed, exist_of_best_kind, kinds, excluded, too_small } => {
-                let there = match (exist_of_best_kind, kinds) {
+                let workers = match needed {
+                    1 => "1 worker".to_owned(),
+                    n => format!("{n} workers of one kind"),
+                };
+                let connected = match (exist_of_best_kind, kinds) {
                     (0, _) => "none is connected".to_owned(),
                     (n, 0 | 1) => format!("{n} {} connected", are(n)),
-                    (n, kinds) => format!("of the {kinds} kinds connected none has more than {n}"),
+                    (n, kinds) => format!("none of the {kinds} connected kinds has more than {n}"),
                 };
-                let aside = match (excluded, too_small) {
+                let not_counted = match (excluded, too_small) {
                     (0, 0) => String::new(),
-                    (n, 0) => format!(" ({n} that it may not use aside)"),
-                    (0, n) => format!(" ({n} with too little memory aside)"),
-                    (n, m) => format!(" ({n} that it may not use and {m} with too little memory aside)"),
+                    (n, 0) => format!(" (not counting {n} that it may not use)"),
+                    (0, n) => format!(" (not counting {n} with too little memory)"),
+                    (n, m) => {
+                        format!(" (not counting {n} that it may not use and {m} with too little memory)")
+                    }
                 };
-                format!("no set of workers can run it: it needs {needed} of one kind, {there}{aside}")
+                format!("waits for {workers}: {connected}{not_counted}")
             }
-            Self::TooLarge { limit, gpu } => too_large(limit, gpu),
+            Self::TooLarge { limit } => {
+                format!("waits for a worker with more memory: {}", too_large(limit))
+            }
             Self::Busy { needed, free, exist } => {
                 let workers = if needed == 1 { "worker" } else { "workers" };
-                let there = match free {
+                let free = match free {
                     0 => format!("none of {exist} is free"),
                     n => format!("{n} of {exist} {} free", are(n)),
                 };
-                format!("waits for {needed} {workers}: {there}")
+                format!("waits for {needed} {workers}: {free}")
             }
-            Self::Behind { job } => format!("waits behind job {}, which comes first", name(job)),
+            Self::Behind { job } => format!("waits for job {}, which comes first", name(job)),
         }
     }
 }
 
-/// Gives free workers to jobs. The same views in another order give the same workers.
+/// Assigns free workers to jobs. The result does not depend on the order of the arguments.
 pub(crate) fn schedule(jobs: &[SchedulableJob], workers: &[SchedulableWorker]) -> Schedule {
     let mut pool = WorkerPool::new(workers);
     let mut given = BTreeMap::new();
@@ -194,7 +203,7 @@ pub(crate) fn schedule(jobs: &[SchedulableJob], workers: &[SchedulableWorker]) -
     Schedule { assign, waiting }
 }
 
-/// The jobs that lack workers, in the order they are served.
+/// The jobs that lack workers, in the order in which they are served.
 fn queue_order(jobs: &[SchedulableJob]) -> Vec<&SchedulableJob> {
     let mut lacking: Vec<&SchedulableJob> = jobs.iter().filter(|job| job.lacks_members()).collect();
     lacking.sort_by_key(|job| match job.phase {
@@ -204,11 +213,11 @@ fn queue_order(jobs: &[SchedulableJob]) -> Vec<&SchedulableJob> {
     lacking
 }
 
-/// The jobs that have begun, in the order they grow.
+/// The started jobs, in the order in which they grow.
 fn growth_order(jobs: &[SchedulableJob]) -> Vec<&SchedulableJob> {
-    let mut begun: Vec<&SchedulableJob> = jobs.iter().filter(|job| job.phase != JobPhase::Queued).collect();
-    begun.sort_by_key(|job| (Reverse(job.priority), job.sequence));
-    begun
+    let mut started: Vec<&SchedulableJob> = jobs.iter().filter(|job| job.phase != JobPhase::Queued).collect();
+    started.sort_by_key(|job| (Reverse(job.priority), job.sequence));
+    started
 }
 
 impl SchedulableJob {
@@ -219,7 +228,7 @@ impl SchedulableJob {
         }
     }
 
-    /// Workers it needs beside those it holds.
+    /// The number of workers that the job needs in addition to its members.
     fn needed(&self) -> usize {
         self.min.saturating_sub(self.held())
     }
@@ -239,13 +248,17 @@ impl SchedulableJob {
         !matches!(self.phase, JobPhase::Started { numerics: Some(own), .. } if own != numerics)
     }
 
-    /// Whether nothing but its memory can keep the job from a worker.
+    /// Whether the job may use the worker, aside from the worker's memory.
     fn is_eligible(&self, worker: &SchedulableWorker) -> bool {
         self.may_run_on(worker.numerics) && !self.excluded.contains(&worker.id)
     }
 
     fn fits(&self, worker: &SchedulableWorker) -> bool {
-        worker.memory >= if worker.gpu { self.gpu_bytes } else { self.cpu_bytes }
+        worker.memory.bytes
+            >= match worker.memory.device {
+                DeviceKind::Cpu => self.cpu_bytes,
+                DeviceKind::Gpu => self.gpu_bytes,
+            }
     }
 
     fn may_use(&self, worker: &SchedulableWorker) -> bool {
@@ -253,14 +266,14 @@ impl SchedulableJob {
     }
 }
 
-/// The workers, while they are given away.
+/// The workers during the assignment.
 struct WorkerPool<'a> {
     workers: &'a [SchedulableWorker],
-    /// Free ones that no job has been given or has reserved.
+    /// Free workers that are neither assigned nor reserved.
     free: BTreeMap<WorkerId, &'a SchedulableWorker>,
-    /// The first job that waits for workers of a kind.
+    /// The first job that waits for workers of each kind.
     first_waiting: BTreeMap<NumericsId, JobIndex>,
-    /// Kinds that a waiting job could run on once their workers are free.
+    /// The kinds that a waiting job could run on when their workers are free.
     wanted: BTreeSet<NumericsId>,
 }
 
@@ -270,14 +283,15 @@ impl<'a> WorkerPool<'a> {
         Self { workers, free, first_waiting: BTreeMap::new(), wanted: BTreeSet::new() }
     }
 
-    /// Gives `job` the workers it lacks, or reserves those that are free for it and says what it waits for.
+    /// Assigns the workers that `job` lacks. If there are too few, reserves the free ones for the
+    /// job and returns the reason why it waits.
     fn serve(&mut self, job: &SchedulableJob) -> Result<Vec<WorkerId>, WaitReason> {
         let free = count_kinds(job, self.free.values().copied());
         let enough = free.iter().filter(|(_, n)| **n >= job.needed());
         if let Some((numerics, n)) = enough.max_by_key(|(numerics, n)| (**n, Reverse(**numerics))) {
             let most = match job.phase {
                 JobPhase::Queued => job.max,
-                // What goes beyond its need is growth, which comes after the queue.
+                // More workers than needed are growth, which comes after the queue.
                 JobPhase::Started { .. } => job.needed(),
             };
             return Ok(self.take(job, *numerics, most.min(*n)));
@@ -288,10 +302,8 @@ impl<'a> WorkerPool<'a> {
             Some((numerics, n)) if *n >= job.min => (*numerics, *n),
             best => {
                 let too_small = || self.too_small_for(job);
-                return Err(match too_small().max_by_key(|w| (w.memory, w.gpu)) {
-                    Some(largest) if best.is_none() => {
-                        WaitReason::TooLarge { limit: largest.memory, gpu: largest.gpu }
-                    }
+                return Err(match too_small().max_by_key(|w| w.memory) {
+                    Some(largest) if best.is_none() => WaitReason::TooLarge { limit: largest.memory },
                     _ => WaitReason::NotEnoughWorkers {
                         needed: job.min,
                         exist_of_best_kind: best.map_or(0, |(_, n)| *n),
@@ -312,21 +324,22 @@ impl<'a> WorkerPool<'a> {
         Err(WaitReason::Busy { needed: job.needed(), free: reserved, exist })
     }
 
-    /// Gives a job that has begun, and has been given `members` just now, free workers that nobody waits for.
+    /// Assigns more free workers, which no other job waits for, to a started job. `members` are the
+    /// workers that [`WorkerPool::serve`] just assigned to it.
     fn grow(&mut self, job: &SchedulableJob, members: &[WorkerId]) -> Vec<WorkerId> {
-        let room = job.max.saturating_sub(job.held() + members.len());
+        let most = job.max.saturating_sub(job.held() + members.len());
         let bound = self.workers.iter().find(|w| members.contains(&w.id)).map(|w| w.numerics);
         let free = count_kinds(job, self.free.values().copied());
         let open = free.iter().filter(|(numerics, _)| {
             !self.wanted.contains(numerics) && bound.is_none_or(|bound| bound == **numerics)
         });
         match open.max_by_key(|(numerics, n)| (**n, Reverse(**numerics))) {
-            Some((numerics, n)) => self.take(job, *numerics, room.min(*n)),
+            Some((numerics, n)) => self.take(job, *numerics, most.min(*n)),
             None => Vec::new(),
         }
     }
 
-    /// Takes at most so many free workers of a kind that `job` may use.
+    /// Takes at most `most` free workers of a kind that `job` may use.
     fn take(&mut self, job: &SchedulableJob, numerics: NumericsId, most: usize) -> Vec<WorkerId> {
         let usable = self.free.values().filter(|w| w.numerics == numerics && job.may_use(w)).map(|w| w.id);
         let taken: Vec<WorkerId> = usable.take(most).collect();
@@ -345,7 +358,7 @@ impl<'a> WorkerPool<'a> {
     }
 }
 
-/// Workers that `job` may use, by kind.
+/// The number of workers that `job` may use, by kind.
 fn count_kinds<'a>(
     job: &SchedulableJob,
     workers: impl Iterator<Item = &'a SchedulableWorker>,

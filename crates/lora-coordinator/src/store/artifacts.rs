@@ -1,4 +1,4 @@
-//! What workers make for their jobs: checkpoints and results.
+//! The artifacts of jobs, which workers upload: checkpoints and results.
 
 use std::collections::BTreeSet;
 
@@ -11,39 +11,40 @@ use super::log::append_events;
 use super::objects::{delete_unreferenced, run_to_completion};
 use super::{JobRow, Staged, Store, StoreError, int, job_row, owner};
 
-/// Files of a result that the coordinator makes itself.
+/// The file of a result with the metrics of its steps, which the coordinator writes.
 const METRICS_FILE: &str = "metrics.jsonl";
+/// The file of a result with the job's settings, which the coordinator writes.
 const JOB_FILE: &str = "job.yaml";
-/// Steps that are read at once.
+/// The number of steps that one query reads.
 const STEPS_PER_READ: i64 = 1000;
-/// Before every time.
+/// A time before all others.
 const BEFORE_ALL_TIMES: i64 = i64::MIN;
 
-/// What became of a worker's file.
+/// The result of the commit of a worker's file.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum CommitOutcome {
-    /// It is in the store, and the job's.
+    /// The file is stored as an artifact of the job.
     Done,
-    /// There is no such job.
+    /// The job does not exist.
     UnknownJob,
-    /// It comes from another group than the job has now.
+    /// The file comes from a group that is not the job's current one.
     StaleGeneration {
-        /// The job's generation.
+        /// The current generation of the job.
         current: u64,
     },
-    /// No worker has anything to write for a job in this state.
+    /// Workers may not write artifacts of a job in this state.
     NotActive {
-        /// The job's state.
+        /// The state of the job.
         state: JobState,
     },
 }
 
-/// A file that a result should have was not uploaded in the job's generation.
+/// The name of a file of a result that was not uploaded in the job's generation.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct MissingFile(pub(crate) String);
 
 impl Store {
-    /// The job's newest checkpoint.
+    /// The newest checkpoint of a job.
     pub(crate) async fn newest_checkpoint(&self, job_id: &str) -> Result<Option<v1::Checkpoint>, StoreError> {
         let row = sqlx::query(
             "SELECT step, sha256, size FROM checkpoints JOIN objects USING (sha256) \
@@ -58,8 +59,9 @@ impl Store {
         row.and_then(|row| row.map(checkpoint).transpose()).map_err(|error| self.database_error(error))
     }
 
-    /// Takes the staged file in as `artifact`, if it comes from the job's group of now and the job is one that workers
-    /// write for. Of checkpoints the newest `training.save_total_limit` stay.
+    /// Commits the staged file as `artifact`, if it comes from the job's current group and the
+    /// state of the job allows artifacts. Only the newest `training.save_total_limit` checkpoints
+    /// are kept.
     pub(crate) async fn commit_artifact(
         &self,
         artifact: &v1::JobArtifact,
@@ -100,7 +102,7 @@ impl Store {
             Some(job_artifact::Name::ResultFile(name)) => {
                 add_result(&mut db, &job, name, digest).await.map_err(failed)?;
             }
-            None => return Err(StoreError::Damaged("an artifact without a name".into())),
+            None => return Err(StoreError::Invalid("an artifact without a name".into())),
         }
         let unnamed = delete_unreferenced(&mut db, BEFORE_ALL_TIMES).await.map_err(failed)?;
         owner::commit(db, &self.0.objects).await.map_err(failed)?;
@@ -109,8 +111,9 @@ impl Store {
         Ok(CommitOutcome::Done)
     }
 
-    /// Stores a job that has succeeded with its events, and its result: exactly `files`, as they were uploaded in the job's
-    /// generation, and what the coordinator adds. Nothing happens if one is missing.
+    /// Stores a job that has succeeded, with its events and its result: exactly `files`, as
+    /// uploaded in the job's generation, and the files that the coordinator writes. If a file is
+    /// missing, stores nothing.
     pub(crate) async fn commit_result(
         &self,
         job: &JobRow,
@@ -174,7 +177,7 @@ impl Store {
             .map_err(|error| self.database_error(error))
     }
 
-    /// One row of JSON for each logged step.
+    /// Stages the metrics: one line of JSON for each logged step.
     async fn stage_metrics(&self, job: &JobRow) -> Result<Staged, StoreError> {
         let mut staged = self.stage().await?;
         let mut last = 0;
@@ -206,7 +209,7 @@ impl Store {
         }
     }
 
-    /// The job's settings, all of them.
+    /// Stages the job file, with all settings of the job.
     async fn stage_job_file(&self, job: &JobRow) -> Result<Staged, StoreError> {
         let spec = JobSpec::try_from(job.spec.clone()).map_err(|error| cannot_write(JOB_FILE, error))?;
         let text = serde_saphyr::to_string(&spec).map_err(|error| cannot_write(JOB_FILE, error))?;
@@ -229,12 +232,12 @@ pub(super) async fn result_files(db: &mut SqliteConnection, job: i64) -> sqlx::R
     rows.iter().map(file).collect()
 }
 
-/// Lets go of what has been uploaded for a job's result.
-/// Nothing goes on from the checkpoints of a job that is over.
+/// Removes the checkpoints of a job that cannot be resumed.
 pub(super) async fn drop_checkpoints(db: &mut SqliteConnection, job: i64) -> sqlx::Result<()> {
     sqlx::query("DELETE FROM checkpoints WHERE job = ?").bind(job).execute(db).await.map(drop)
 }
 
+/// Removes the files that were uploaded for a job's result.
 pub(super) async fn drop_results(db: &mut SqliteConnection, job: i64) -> sqlx::Result<()> {
     sqlx::query("DELETE FROM results WHERE job = ?").bind(job).execute(db).await.map(drop)
 }
@@ -247,7 +250,8 @@ async fn drop_results_except(
 ) -> sqlx::Result<()> {
     let files = serde_json::to_string(files).map_err(|error| sqlx::Error::Encode(error.into()))?;
     let query = sqlx::query(
-        "DELETE FROM results WHERE job = ? AND (generation <> ? OR name NOT IN (SELECT value FROM json_each(?)))",
+        "DELETE FROM results WHERE job = ? \
+         AND (generation <> ? OR name NOT IN (SELECT value FROM json_each(?)))",
     );
     query.bind(job).bind(int(generation)).bind(files).execute(db).await.map(drop)
 }
@@ -270,7 +274,7 @@ async fn add_checkpoint(
     .bind(&digest.sha256)
     .execute(&mut *db)
     .await?;
-    // A worker that did not hear of its success comes again.
+    // A worker that did not receive the answer uploads the same checkpoint again.
     if added.rows_affected() == 0 {
         return Ok(());
     }
@@ -315,5 +319,5 @@ fn digest_in(row: &SqliteRow) -> sqlx::Result<v1::FileDigest> {
 }
 
 fn cannot_write(file: &str, error: impl std::fmt::Display) -> StoreError {
-    StoreError::Damaged(format!("cannot write {file}: {error}"))
+    StoreError::Invalid(format!("cannot write {file}: {error}"))
 }

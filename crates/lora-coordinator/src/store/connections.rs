@@ -9,23 +9,25 @@ use sqlx::sqlite::{
 };
 use sqlx::{Connection, SqlSafeStr, SqliteConnection, SqliteTransaction};
 
-/// Connections that read at the same time.
+/// The largest number of connections that read at the same time.
 const MAX_READ_CONNECTIONS: u32 = 4;
-/// How long another connection may keep the database to itself, as it does to move the log into the database.
+/// The time to wait for another connection that has locked the database, for example to move the
+/// log into the database.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The connections that write. Whoever has them is the only writer, so neither ever waits for the other.
+/// The connections that write. They are locked together, so that neither waits for the other.
 #[derive(Debug)]
 pub(super) struct Writers {
-    /// A commit waits for the disk: what was answered survives a loss of power.
+    /// The connection whose commits wait for the disk: a committed change survives a loss of power.
     pub(super) lifecycle: Writer,
-    /// For steps and times of use, which are many and not worth waiting for the disk. They survive the end of the process
-    /// however it comes, and a loss of power once the other connection has committed or the log was moved.
+    /// The connection for steps and times of use, which are too frequent to wait for the disk. They
+    /// survive a kill of the process, and a loss of power once `lifecycle` has committed or the log
+    /// was moved.
     pub(super) relaxed: Writer,
 }
 
 impl Writers {
-    /// Connects to the database at `path`, and makes it if it is not there.
+    /// Connects to the database at `path`, and creates it if it does not exist.
     pub(super) async fn connect(path: &Path) -> sqlx::Result<Self> {
         let options = options(path).create_if_missing(true).journal_mode(SqliteJournalMode::Wal);
         let lifecycle = Writer::connect(options.clone().synchronous(SqliteSynchronous::Full)).await?;
@@ -46,10 +48,11 @@ impl Writer {
         Ok(Self { connection: SqliteConnection::connect_with(&options).await?, options })
     }
 
-    /// A transaction with the right to write from its start.
+    /// Begins a transaction that has the write lock from its start.
     pub(super) async fn begin(&mut self) -> sqlx::Result<SqliteTransaction<'_>> {
-        // SQLite ends a transaction by itself when the disk is full. sqlx does not see that, and would never again begin
-        // one on this connection. The ping lets a rollback that is under way finish.
+        // If the disk is full, SQLite ends a transaction by itself. sqlx does not notice this, and
+        // could not begin another transaction on this connection. The ping waits for a pending
+        // rollback.
         let usable = self.connection.ping().await.is_ok() && !self.connection.is_in_transaction();
         if !usable {
             self.connection = SqliteConnection::connect_with(&self.options).await?;
@@ -62,22 +65,24 @@ impl Writer {
 pub(super) fn readers(path: &Path) -> SqlitePool {
     SqlitePoolOptions::new()
         .max_connections(MAX_READ_CONNECTIONS)
-        // As for a writer: a connection that takes a failed transaction for open would show the past for ever.
+        // As for a writer: a connection that sqlx takes to be in a failed transaction would read
+        // the same old state forever.
         .before_acquire(|connection, _| Box::pin(async move { Ok(!connection.is_in_transaction()) }))
         .connect_lazy_with(options(path).read_only(true))
 }
 
-/// A connection to the database at `path` that only reads, also what is still in the log.
+/// A read-only connection to the database at `path`, including the changes in its log.
 pub(super) async fn read_only(path: &Path) -> sqlx::Result<SqliteConnection> {
     SqliteConnection::connect_with(&options(path).read_only(true)).await
 }
 
-/// A connection that reads the file at `path` alone, without its log, and makes no file.
+/// A read-only connection to the file at `path` without its log. Creates no file.
 pub(super) async fn without_log(path: &Path) -> sqlx::Result<SqliteConnection> {
     SqliteConnection::connect_with(&options(path).read_only(true).immutable(true)).await
 }
 
-/// The versions of the database. `sqlx::migrate!` would do the same, and build the whole of SQLite a second time for it.
+/// The migrations of the database. `sqlx::migrate!` would give the same, but compile SQLite a
+/// second time.
 pub(super) fn migrations() -> Migrator {
     let migration = |version, name: &'static str, sql: &'static str| {
         Migration::new(version, name.into(), MigrationType::Simple, sql.into_sql_str(), false)

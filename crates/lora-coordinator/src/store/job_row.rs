@@ -1,4 +1,4 @@
-//! A job as the database has it.
+//! The row of a job in the database.
 
 use std::time::{Duration, SystemTime};
 
@@ -12,46 +12,46 @@ use sqlx::{Row, Sqlite, SqliteConnection};
 
 use super::int;
 
-/// What there is to know of a job after a restart, its log and files aside.
+/// The persistent state of a job, except its log and its files.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct JobRow {
     pub(crate) id: String,
-    /// Counts the submits; given by the store.
+    /// The number of the submit, assigned by the store.
     pub(crate) sequence: i64,
-    /// Empty: the caller gave none.
+    /// Empty if the caller gave none.
     pub(crate) idempotency_key: String,
-    /// Of what was submitted under the key.
+    /// The SHA-256 of the request that was submitted with the key.
     pub(crate) request_sha256: Vec<u8>,
     pub(crate) spec: v1::JobSpec,
     pub(crate) inputs: v1::Inputs,
     pub(crate) priority: i32,
     pub(crate) state: JobState,
-    /// Settings, base and data were found good.
+    /// Whether settings, base and data were validated.
     pub(crate) validated: bool,
-    /// What a worker needs in memory, as far as it was seen without one.
+    /// The memory that a worker needs; `None` if the coordinator could not plan the job.
     pub(crate) requirements: Option<MemoryRequirements>,
-    /// Of the newest group; 0: there was none.
+    /// The generation of the newest group; 0 before the first.
     pub(crate) generation: u64,
-    /// Of the group, by rank.
+    /// The members of the group, by rank.
     pub(crate) members: Vec<MemberRow>,
-    /// Secret of the group.
+    /// The secret that the members of the group share.
     pub(crate) token: String,
     pub(crate) completed_steps: u64,
     pub(crate) facts: Option<v1::RunFacts>,
     pub(crate) failure: Option<v1::Failure>,
-    /// Hash over the base's files, in hexadecimal; empty until a worker has told.
+    /// The hash of the base's files, in hexadecimal; empty until a worker has reported it.
     pub(crate) base_sha256: String,
-    /// For people; empty: nothing.
+    /// The reason why the job waits, as text for users; empty if it does not wait.
     pub(crate) waiting_for: String,
-    /// Groups in a row that finished no step.
+    /// The number of groups in a row that finished no step.
     pub(crate) fruitless: u32,
     pub(crate) created: SystemTime,
-    /// When it came into its state.
+    /// The time of the last change of state.
     pub(crate) changed: SystemTime,
 }
 
 impl Default for JobRow {
-    /// A job that has just been submitted.
+    /// The row of a job that has just been submitted.
     fn default() -> Self {
         let now = SystemTime::now();
         Self {
@@ -80,7 +80,7 @@ impl Default for JobRow {
     }
 }
 
-/// A worker in a job's group.
+/// A member of a job's group.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MemberRow {
     pub(crate) worker: String,
@@ -90,7 +90,7 @@ pub(crate) struct MemberRow {
 
 type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
 
-/// Adds a job and gives its sequence.
+/// Inserts a job. Returns its sequence number.
 pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
     let query = sqlx::query(
         "INSERT INTO jobs (spec, priority, state, validated, generation, members, token, completed_steps, \
@@ -107,7 +107,7 @@ pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Res
     query.fetch_one(db).await?.try_get("sequence")
 }
 
-/// Writes what can change of a job, and gives its sequence.
+/// Writes the columns of a job that can change. Returns its sequence number.
 pub(super) async fn update(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
     let query = sqlx::query(
         "UPDATE jobs SET (spec, priority, state, validated, generation, members, token, completed_steps, \
@@ -139,7 +139,7 @@ fn bind_changing(query: Query, job: &JobRow) -> sqlx::Result<Query> {
         .bind(requirements))
 }
 
-/// The job in a row with all columns of `jobs`.
+/// Decodes a job from a row with all columns of `jobs`.
 pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
     let state: String = row.try_get("state")?;
     let members: String = row.try_get("members")?;
@@ -152,12 +152,14 @@ pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
         spec: message(row, "spec")?,
         inputs: message(row, "inputs")?,
         priority: row.try_get("priority")?,
-        state: JobState::from_name(&state).ok_or_else(|| damaged("state", format!("no state {state:?}")))?,
+        state: JobState::from_name(&state)
+            .ok_or_else(|| corrupt("state", format!("invalid state {state:?}")))?,
         validated: row.try_get("validated")?,
-        // Another version's are as good as none: workers look for themselves.
+        // The requirements of another version may not be readable. Without them, the workers check
+        // their memory.
         requirements: requirements.and_then(|requirements| serde_json::from_str(&requirements).ok()),
         generation: row.try_get("generation")?,
-        members: serde_json::from_str(&members).map_err(|error| damaged("members", error))?,
+        members: serde_json::from_str(&members).map_err(|error| corrupt("members", error))?,
         token: row.try_get("token")?,
         completed_steps: row.try_get("completed_steps")?,
         facts: optional_message(row, "facts")?,
@@ -170,21 +172,21 @@ pub(super) fn from_row(row: &SqliteRow) -> sqlx::Result<JobRow> {
     })
 }
 
-/// The message in a column.
+/// Decodes the message in a column.
 pub(super) fn message<M: Message + Default>(row: &SqliteRow, column: &str) -> sqlx::Result<M> {
-    M::decode(row.try_get::<&[u8], _>(column)?).map_err(|error| damaged(column, error))
+    M::decode(row.try_get::<&[u8], _>(column)?).map_err(|error| corrupt(column, error))
 }
 
-/// The message in a column that may be NULL.
+/// Decodes the message in a column that may be NULL.
 pub(super) fn optional_message<M: Message + Default>(
     row: &SqliteRow,
     column: &str,
 ) -> sqlx::Result<Option<M>> {
     let bytes: Option<&[u8]> = row.try_get(column)?;
-    bytes.map(|bytes| M::decode(bytes).map_err(|error| damaged(column, error))).transpose()
+    bytes.map(|bytes| M::decode(bytes).map_err(|error| corrupt(column, error))).transpose()
 }
 
-/// Nanoseconds since 1970.
+/// Converts a time to nanoseconds since 1970.
 pub(super) fn nanos(time: SystemTime) -> i64 {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |age| i64::try_from(age.as_nanos()).unwrap_or(i64::MAX))
@@ -194,6 +196,6 @@ fn time(nanos: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
 }
 
-fn damaged(column: &str, source: impl Into<sqlx::error::BoxDynError>) -> sqlx::Error {
+fn corrupt(column: &str, source: impl Into<sqlx::error::BoxDynError>) -> sqlx::Error {
     sqlx::Error::ColumnDecode { index: column.to_owned(), source: source.into() }
 }

@@ -1,4 +1,4 @@
-//! Jobs into and out of the database.
+//! Reads and writes jobs in the database.
 
 use std::path::Path;
 
@@ -14,18 +14,18 @@ use super::objects::LookedUp;
 use super::{JobRow, Retention, Store, StoreError, int, job_row, owner};
 use crate::inputs;
 
-/// What became of a submit.
+/// The result of a submit.
 #[derive(Debug, PartialEq)]
 pub(crate) enum InsertOutcome {
-    /// The job is stored; it has its sequence now.
+    /// The job was stored; the row has its sequence number.
     New(JobRow),
-    /// The job that was stored under the same idempotency key before.
+    /// The job that was stored earlier with the same idempotency key.
     Existing(JobRow),
-    /// Inputs that are not in the store; nothing was stored.
+    /// The inputs that are not in the store. The job was not stored.
     MissingObjects(Vec<v1::FileDigest>),
 }
 
-/// What a job's message has besides its row, as columns.
+/// Selects the row of a job, and further columns for its message.
 const WITH_PROGRESS: &str = "SELECT jobs.*, \
      (SELECT report FROM steps WHERE steps.job = sequence ORDER BY step DESC LIMIT 1) AS newest_step, \
      (SELECT MAX(step) FROM checkpoints WHERE checkpoints.job = sequence) AS checkpoint_step, \
@@ -33,7 +33,8 @@ const WITH_PROGRESS: &str = "SELECT jobs.*, \
      FROM jobs WHERE ";
 
 impl Store {
-    /// Stores a new job and its first events, unless there is one under its idempotency key, or an input is missing.
+    /// Stores a new job and its first events, unless a job with the same idempotency key exists or
+    /// an input is missing.
     pub(crate) async fn insert_job(
         &self,
         job: &JobRow,
@@ -46,7 +47,7 @@ impl Store {
             .map_err(|error| self.database_error(error))
     }
 
-    /// Stores a job as it is now, together with the events that led there.
+    /// Stores the current row of a job, together with the events of the change.
     pub(crate) async fn save_job(
         &self,
         job: &JobRow,
@@ -60,7 +61,7 @@ impl Store {
         Ok(())
     }
 
-    /// The job of this id.
+    /// The job with this id.
     pub(crate) async fn load_job(&self, id: &str) -> Result<Option<JobRow>, StoreError> {
         let row =
             sqlx::query("SELECT * FROM jobs WHERE id = ?").bind(id).fetch_optional(self.readers()).await;
@@ -68,24 +69,24 @@ impl Store {
             .map_err(|error| self.database_error(error))
     }
 
-    /// Every job that is not at rest, in the order of submission.
+    /// All jobs that are neither paused nor ended, in the order of submission.
     pub(crate) async fn load_active(&self) -> Result<Vec<JobRow>, StoreError> {
         let mut query = QueryBuilder::new("SELECT * FROM jobs WHERE ");
-        push_states(&mut query, JobState::ALL.into_iter().filter(|state| !state.is_at_rest()));
+        push_states(&mut query, JobState::ALL.into_iter().filter(|state| !state.is_stopped()));
         let rows = query.push(" ORDER BY sequence").build().fetch_all(self.readers()).await;
         rows.and_then(|rows| rows.iter().map(job_row::from_row).collect())
             .map_err(|error| self.database_error(error))
     }
 
-    /// Where the job of this id stands.
+    /// The message about the job with this id.
     pub(crate) async fn job_message(&self, id: &str) -> Result<Option<v1::Job>, StoreError> {
         let mut query = QueryBuilder::new(WITH_PROGRESS);
         query.push("id = ").push_bind(id);
         Ok(self.messages(query).await.map_err(|error| self.database_error(error))?.pop().map(|(_, job)| job))
     }
 
-    /// At most `limit` jobs, the newest first, with their sequence: those in one of `states` (empty: in any), submitted
-    /// before the job of the sequence `before`.
+    /// At most `limit` jobs with their sequence numbers, the newest first: those in one of `states`
+    /// (in any state if this is empty) with a sequence number below `before`.
     pub(crate) async fn list_jobs(
         &self,
         states: &[JobState],
@@ -127,7 +128,7 @@ async fn insert(
             return Ok(InsertOutcome::Existing(job_row::from_row(&row)?));
         }
     }
-    // The writer is the only one to remove objects, so what is there now stays.
+    // Only a writer removes objects, so the objects that exist now stay until this commit.
     let mut missing = Vec::new();
     for LookedUp { digest, has_file } in inputs {
         let query = sqlx::query("SELECT 1 FROM objects WHERE sha256 = ? AND size = ?");
@@ -162,7 +163,7 @@ async fn save(
     let mut db = writer.begin().await?;
     let sequence = job_row::update(&mut db, job).await?;
     append_events(&mut db, sequence, events, retention.events).await?;
-    if job.state.is_at_rest() && job.state != JobState::Succeeded {
+    if job.state.is_stopped() && job.state != JobState::Succeeded {
         drop_results(&mut db, sequence).await?;
     }
     if job.state.is_terminal() {
@@ -192,7 +193,7 @@ async fn message(db: &mut SqliteConnection, row: &SqliteRow) -> sqlx::Result<(i6
         name: job.spec.name().to_owned(),
         state: job.state.name().to_owned(),
         generation: job.generation,
-        // Steps are stored as they come; the row follows with the next thing that happens.
+        // The row may be older than the newest step: steps are stored without a write of the row.
         completed_steps: job
             .completed_steps
             .max(newest.as_ref().and_then(|step| step.metrics).map_or(0, |m| m.step)),

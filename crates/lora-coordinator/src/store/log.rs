@@ -1,4 +1,4 @@
-//! A job's log: its numbered events, and its steps.
+//! The log of a job: numbered events, and steps.
 
 use std::time::SystemTime;
 
@@ -12,8 +12,8 @@ use super::job_row::message;
 use super::{Store, StoreError, int};
 
 impl Store {
-    /// Stores finished steps. Those that are there already stay as they are. They are safe from a loss of power only once
-    /// something else was written.
+    /// Stores finished steps. Steps that are stored already are not changed. After a loss of power,
+    /// new steps may be missing until something else has been written.
     pub(crate) async fn add_steps(&self, job_id: &str, steps: &[v1::StepReport]) -> Result<(), StoreError> {
         let mut writers = self.writers().await;
         let kept = self.0.retention.steps;
@@ -24,7 +24,7 @@ impl Store {
         Ok(())
     }
 
-    /// The highest step that is stored; 0: none.
+    /// The highest stored step; 0 if there is none.
     pub(crate) async fn last_step(&self, job_id: &str) -> Result<u64, StoreError> {
         sqlx::query_scalar(
             "SELECT COALESCE(MAX(step), 0) FROM steps WHERE job = (SELECT sequence FROM jobs WHERE id = ?)",
@@ -35,7 +35,7 @@ impl Store {
         .map_err(|error| self.database_error(error))
     }
 
-    /// Whether the job's log has a notice with this text after the job was given to the group of
+    /// Whether the job's log has a notice with this text since the job was assigned to the group of
     /// this generation.
     pub(crate) async fn has_notice(
         &self,
@@ -60,7 +60,8 @@ impl Store {
     }
 }
 
-/// Appends events to the log of the job with this sequence; the oldest go, so that `kept` stay.
+/// Appends events to the log of the job with this sequence number, and removes the oldest events,
+/// so that `kept` remain.
 pub(super) async fn append_events(
     db: &mut SqliteConnection,
     job: i64,
@@ -69,7 +70,8 @@ pub(super) async fn append_events(
 ) -> sqlx::Result<()> {
     let count = int(events.len() as u64);
     let end = sqlx::query(
-        "UPDATE logs SET events = events + ?1, position = position + ?1 WHERE job = ?2 RETURNING events, position",
+        "UPDATE logs SET events = events + ?1, position = position + ?1 WHERE job = ?2 \
+         RETURNING events, position",
     )
     .bind(count)
     .bind(job)

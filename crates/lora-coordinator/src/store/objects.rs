@@ -1,4 +1,4 @@
-//! Files, stored once by the SHA-256 of their content.
+//! The stored files. Each content is stored once, under its SHA-256.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,8 @@ use super::job_row::nanos;
 use super::{Store, StoreError, int, io_error, owner};
 
 impl Store {
-    /// Which of these files are not in the store. The others are kept as if they had been uploaded now.
+    /// Returns the files that are not in the store. The others are kept as if they had been
+    /// uploaded now.
     pub(crate) async fn find_missing(
         &self,
         digests: Vec<v1::FileDigest>,
@@ -26,8 +27,8 @@ impl Store {
         refresh_or_missing(&mut writers.relaxed, digests).await.map_err(|error| self.database_error(error))
     }
 
-    /// Looks in `objects/` for the files of these digests. A file is removed only after its row: if
-    /// the row is there at a later time, so is the file that was found.
+    /// Looks for the files of these digests in `objects/`. A file is removed only after its row. So
+    /// if the row still exists at a later time, the file that was found exists too.
     pub(super) async fn look_up(&self, digests: Vec<v1::FileDigest>) -> Result<Vec<LookedUp>, StoreError> {
         let store = self.clone();
         let look_up = move |digest: v1::FileDigest| {
@@ -44,7 +45,7 @@ impl Store {
         spawn_blocking(move || digests.into_iter().map(look_up).collect()).await?
     }
 
-    /// A new file on its way in.
+    /// Creates a staged file.
     pub(crate) async fn stage(&self) -> Result<Staged, StoreError> {
         let number = self.0.staged.fetch_add(1, Ordering::Relaxed);
         let path = self.0.staging.join(format!("upload-{number}"));
@@ -52,7 +53,7 @@ impl Store {
         Ok(Staged { file, path, digest: DigestBuilder::default() })
     }
 
-    /// Takes the staged file in as an input, to be named by a submit.
+    /// Commits the staged file as an input, which a submit may name.
     pub(crate) async fn commit_input(
         &self,
         digest: &v1::FileDigest,
@@ -76,7 +77,8 @@ impl Store {
         .await
     }
 
-    /// Where the file with this SHA-256 lies if it is in the store. `None`: it is none.
+    /// The path of the stored file with this SHA-256, whether it exists or not. `None` if `sha256`
+    /// does not have 32 bytes.
     pub(crate) fn object_path(&self, sha256: &[u8]) -> Option<PathBuf> {
         (sha256.len() == 32).then(|| self.0.objects.join(hex::encode(sha256)))
     }
@@ -91,8 +93,8 @@ impl Store {
         Ok(size.map(|size| v1::FileDigest { size, sha256: sha256.to_vec() }))
     }
 
-    /// Removes the files that no job names, those that a client has uploaded or asked for only after `unreferenced`.
-    /// Gives their number.
+    /// Removes files that no job names. Files that a client uploaded or asked for are kept until
+    /// `unreferenced` has passed since then. Returns the number of removed files.
     pub(crate) async fn collect_garbage(&self, unreferenced: Duration) -> Result<usize, StoreError> {
         let store = self.clone();
         let horizon = SystemTime::now().checked_sub(unreferenced).unwrap_or(SystemTime::UNIX_EPOCH);
@@ -106,7 +108,7 @@ impl Store {
         .await
     }
 
-    /// Moves a staged file to its place, durably, and adds its row where it has none.
+    /// Moves a staged file to `objects/`, durably, and adds its row if the row does not exist.
     pub(super) async fn move_into_place(
         &self,
         db: &mut SqliteConnection,
@@ -114,8 +116,8 @@ impl Store {
         digest: &v1::FileDigest,
     ) -> Result<(), StoreError> {
         let path =
-            self.object_path(&digest.sha256).ok_or_else(|| StoreError::Damaged("no SHA-256".into()))?;
-        // Where the file is there already, it is replaced by its equal.
+            self.object_path(&digest.sha256).ok_or_else(|| StoreError::Invalid("not a SHA-256".into()))?;
+        // A file that exists already is replaced by an equal one.
         fs::rename(&staged.path, &path).await.map_err(io_error(&path))?;
         sync_dir(&self.0.objects).await.map_err(io_error(&self.0.objects))?;
         sqlx::query("INSERT INTO objects (sha256, size) VALUES (?, ?) ON CONFLICT DO NOTHING")
@@ -127,15 +129,15 @@ impl Store {
         Ok(())
     }
 
-    /// Removes files that have no row, and gives their number. One that cannot be removed is found
-    /// again by `remove_unknown_objects`.
+    /// Removes files that have no row, and returns the number of removed files. A file that cannot
+    /// be removed is found again by `remove_unknown_objects`.
     pub(super) async fn remove(&self, objects: Vec<Vec<u8>>) -> usize {
         let mut removed = 0;
         for path in objects.iter().filter_map(|sha256| self.object_path(sha256)) {
             match fs::remove_file(&path).await {
                 Ok(()) => removed += 1,
                 Err(error) => {
-                    tracing::warn!(path = %path.display(), %error, "could not remove a file that nothing names");
+                    tracing::warn!(path = %path.display(), %error, "cannot remove an unreferenced file");
                 }
             }
         }
@@ -143,14 +145,14 @@ impl Store {
     }
 }
 
-/// A digest, and whether there is a file with its name and size in `objects/`.
+/// A digest, and whether `objects/` has a file with its name and size.
 #[derive(Debug)]
 pub(super) struct LookedUp {
     pub(super) digest: v1::FileDigest,
     pub(super) has_file: bool,
 }
 
-/// A file on its way in: removed when this is dropped, unless it has been committed.
+/// A file in `staging/` that is being written. It is removed on drop, unless it was committed.
 #[derive(Debug)]
 pub(crate) struct Staged {
     file: File,
@@ -165,20 +167,20 @@ impl Staged {
         self.file.write_all(bytes).await.map_err(io_error(&self.path))
     }
 
-    /// Brings what was written to the disk, and tells what it is.
+    /// Flushes the file to disk, and returns its digest.
     pub(crate) async fn finish(&mut self) -> Result<v1::FileDigest, StoreError> {
-        // A file of tokio's tells of a failed write only with the next call.
+        // A tokio file reports a failed write only at the next call.
         self.file.flush().await.map_err(io_error(&self.path))?;
         self.file.sync_all().await.map_err(io_error(&self.path))?;
         Ok(self.digest.clone().finish())
     }
 
-    /// The file, if it is on the disk and what it was announced to be.
+    /// Flushes the file to disk, and checks that it has the announced digest.
     pub(super) async fn checked(mut self, digest: &v1::FileDigest) -> Result<Self, StoreError> {
         let found = self.finish().await?;
         match found == *digest {
             true => Ok(self),
-            false => Err(StoreError::Damaged(format!(
+            false => Err(StoreError::Invalid(format!(
                 "the file has {} bytes and SHA-256 {}, not the announced {} and {}",
                 found.size,
                 found.hex(),
@@ -191,12 +193,14 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        // It is not there if it was committed; what cannot be removed goes at the next start.
+        // A committed file is no longer here. A file that cannot be removed is removed at the next
+        // start.
         let _ = std::fs::remove_file(&self.path);
     }
 }
 
-/// Removes the rows of objects that no job names and that no client wanted since `horizon`, and gives their SHA-256s.
+/// Removes the rows of objects that no job names and that no client has uploaded or asked for since
+/// `horizon`. Returns their SHA-256s.
 pub(super) async fn delete_unreferenced(
     db: &mut SqliteConnection,
     horizon: i64,
@@ -212,11 +216,12 @@ pub(super) async fn delete_unreferenced(
     .await
 }
 
-/// As `delete_unreferenced`, in a transaction of its own.
+/// Runs [`delete_unreferenced`] in its own transaction.
 async fn forget(writer: &mut Writer, horizon: i64, objects: &Path) -> sqlx::Result<Vec<Vec<u8>>> {
     let mut db = writer.begin().await?;
     let unnamed = delete_unreferenced(&mut db, horizon).await?;
-    // A copy from before has rows of files that are about to be removed.
+    // An older copy of the database has rows of files that are about to be removed, so the revision
+    // is raised.
     match unnamed.is_empty() {
         true => db.commit().await?,
         false => owner::commit(db, objects).await?,
@@ -224,9 +229,9 @@ async fn forget(writer: &mut Writer, horizon: i64, objects: &Path) -> sqlx::Resu
     Ok(unnamed)
 }
 
-/// Does `work` to its end even if the caller is gone before: a call that is dropped must not leave its file operation to
-/// happen after it has let go of the writer, nor a commit that nobody is told of. The task ends by itself; if the process
-/// ends first, it leaves what a crash would.
+/// Runs `work` to completion, even if the caller is dropped. A dropped call must not leave a file
+/// operation that happens after the writer's lock is released, nor a commit that wakes no watcher.
+/// The task ends by itself. If the process ends first, the result is the same as after a crash.
 pub(super) async fn run_to_completion<T: Send + 'static>(
     work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
 ) -> Result<T, StoreError> {

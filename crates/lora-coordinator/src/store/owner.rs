@@ -1,10 +1,10 @@
-//! Which database the files in `objects/` belong to.
+//! The database that the files in `objects/` belong to.
 //!
-//! The database has a random id and a revision, which each transaction raises that opens the store,
-//! takes a file in, removes the row of a file or adds a job. `objects/owner.json` has a copy of
-//! both, written after the commit. A database with another id, or with a lower revision than the
-//! copy, may lack rows of files that are there, and must not remove them. It may also have rows of
-//! files that are gone.
+//! The database has a random id and a revision. The revision is raised by each transaction that
+//! opens the store, adds a file, removes the row of a file or adds a job. `objects/owner.json` has
+//! a copy of both, written after the commit. A database with another id, or with a lower revision
+//! than the copy, may lack rows of existing files, and must not remove these files. It may also
+//! have rows of files that no longer exist.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -23,25 +23,25 @@ use super::objects::delete_unreferenced;
 
 const OWNER_FILE: &str = "owner.json";
 const NEW_OWNER_FILE: &str = "owner.json.new";
-/// After every time.
+/// A time after all others.
 const ALWAYS: i64 = i64::MAX;
 
-/// The action of a start when the files in `objects/` do not belong to the database.
+/// What a start does if the files in `objects/` do not belong to the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ForeignObjects {
-    /// Fails, and leaves the database and the files as they are.
+    /// The start fails, and leaves the database and the files unchanged.
     Refuse,
-    /// Makes the files this database's own.
+    /// The database becomes the owner of the files.
     Adopt,
 }
 
-/// The state of a database.
+/// The identity and the progress of a database, as stored in `objects/owner.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Owner {
     database: String,
     term: u64,
     revision: u64,
-    /// The database's file has at least this `wal_checkpoints_started`; 0: not known.
+    /// A lower bound of `wal_checkpoints_started` in the database's file; 0 if not known.
     #[serde(default)]
     pub(super) wal_checkpoints_completed: u64,
 }
@@ -51,7 +51,7 @@ pub(super) struct Owner {
 pub(crate) enum Mismatch {
     /// The database's file is missing or empty.
     NoDatabase,
-    /// The database lists no file, and `objects/` names no owner.
+    /// The database lists no files, and `objects/` names no owner.
     ListsNone,
     /// The files belong to another database.
     Other,
@@ -62,7 +62,8 @@ pub(crate) enum Mismatch {
         /// The revision of the database that the files belong to.
         objects: u64,
     },
-    /// The database lists files, but `objects/` holds none, and does not name the database.
+    /// The database lists files, but `objects/` has none, and its owner file is missing or names
+    /// another database or a newer revision.
     NoObjects,
 }
 
@@ -81,30 +82,31 @@ impl fmt::Display for Mismatch {
 }
 
 impl Owner {
-    /// The owner that `objects/` names. `None`: none, as in a directory of an earlier version.
+    /// Reads the owner that `objects/` names. `None` if there is none, as in a directory of an
+    /// earlier version.
     pub(super) async fn read(objects: &Path) -> io::Result<Option<Self>> {
         let text = match fs::read(objects.join(OWNER_FILE)).await {
             Ok(text) => text,
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let damaged = |error| {
+        let corrupt = |error| {
             let message = format!(
-                "is damaged: {error}; remove it if coordinator.db is the newest copy of the database"
+                "is corrupt: {error}; remove it if coordinator.db is the newest copy of the database"
             );
             io::Error::new(ErrorKind::InvalidData, message)
         };
-        serde_json::from_slice(&text).map(Some).map_err(damaged)
+        serde_json::from_slice(&text).map(Some).map_err(corrupt)
     }
 
-    /// Names this owner in `objects/`.
+    /// Writes this owner to `objects/`.
     pub(super) async fn write(&self, objects: &Path) -> io::Result<()> {
         let new = objects.join(NEW_OWNER_FILE);
         let mut file = File::create(&new).await?;
         file.write_all(&serde_json::to_vec(self)?).await?;
-        // Without this, a failed write would go unnoticed.
+        // A tokio file reports a failed write only at the next call.
         file.flush().await?;
-        // The rename must not come to the disk before the content.
+        // The rename must not reach the disk before the content.
         file.sync_all().await?;
         fs::rename(&new, path(objects)).await
     }
@@ -119,30 +121,32 @@ impl Owner {
     }
 }
 
-/// The file that names the owner.
+/// The path of the file that names the owner.
 pub(super) fn path(objects: &Path) -> PathBuf {
     objects.join(OWNER_FILE)
 }
 
-/// Names a database, and tells its copies apart by their age.
+/// The id of a database, and the revision of this copy.
 #[derive(Debug)]
 struct Identity {
     database: String,
     revision: u64,
 }
 
-/// What a database says of itself and of the files, before it is brought to this version.
+/// The facts about a database that decide whether it owns the files. They are read before the
+/// database is migrated.
 #[derive(Debug, Default)]
 pub(super) struct Contents {
-    /// `None`: the database of an earlier version has no id.
+    /// `None` for a database of an earlier version, which has no id.
     identity: Option<Identity>,
     wal_checkpoints_started: u64,
-    /// Whether it has a row of a file.
+    /// Whether the database has a row of a file.
     pub(super) lists_objects: bool,
 }
 
 impl Contents {
-    /// The contents with the changes in the log, if `wal_is_left`. Does not change the database.
+    /// Reads the contents, including the changes in the log if `wal_is_left`. Does not change the
+    /// database.
     pub(super) async fn read(database: &Path, wal_is_left: bool) -> sqlx::Result<Self> {
         match wal_is_left {
             true => Self::through(connections::read_only(database).await?).await,
@@ -150,8 +154,8 @@ impl Contents {
         }
     }
 
-    /// The contents of the file itself, without the changes in the log. No other connection may be
-    /// open.
+    /// Reads the contents of the file itself, without the changes in the log. No other connection
+    /// may be open.
     pub(super) async fn of_file(database: &Path) -> sqlx::Result<Self> {
         Self::through(connections::without_log(database).await?).await
     }
@@ -183,14 +187,15 @@ impl Contents {
         Ok(Self { identity, wal_checkpoints_started, lists_objects })
     }
 
-    /// Whether this is the file of the database `named`, and not a copy from before the last
+    /// Whether this is the file of the database `named`, and not a copy that is older than the last
     /// checkpoint of its log.
     pub(super) fn has_wal_checkpoints_of(&self, named: &Owner) -> bool {
         let is_named = self.identity.as_ref().is_some_and(|own| own.database == named.database);
         is_named && self.wal_checkpoints_started >= named.wal_checkpoints_completed
     }
 
-    /// Why the database does not own the files in `objects/`, which names the owner `named`.
+    /// The reason why the database does not own the files in `objects/`, if it does not. `named` is
+    /// the owner that `objects/` names.
     pub(super) fn mismatch(&self, named: Option<&Owner>, holds_objects: bool) -> Option<Mismatch> {
         if !holds_objects && !self.lists_objects {
             return None;
@@ -213,13 +218,13 @@ impl Contents {
     }
 }
 
-/// Makes the database the owner of the files that are in `objects/`, and of no others.
+/// Makes the database the owner of exactly the files that are in `objects/`.
 ///
-/// The database gets another id, so that the former owner is refused from now on, and a term that
-/// workers of the former owner accept. Rows of files that no job names are removed without the
-/// files, which the former owner may need. The time until files without a row are removed starts
-/// anew. Checkpoints whose file is gone are removed, so that a job is resumed from the newest one
-/// that is left.
+/// The database gets a new id, so that the former owner is refused from now on, and a term that
+/// workers of the former owner accept. Rows of files that no job names are removed, but not the
+/// files themselves, which the former owner may need. The time until files without a row are
+/// removed starts again. Rows of checkpoints without a file are removed, so that a job resumes from
+/// its newest remaining checkpoint.
 pub(super) async fn adopt(
     writer: &mut Writer,
     former: Option<&Owner>,
@@ -243,20 +248,22 @@ pub(super) async fn adopt(
     db.commit().await
 }
 
-/// Commits a transaction that opens the store, takes files in, removes rows of files or adds a
-/// job. Gives the owner that `objects/` must name from now on.
+/// Commits a transaction that opens the store, adds files, removes rows of files or adds a job.
+/// Returns the owner that `objects/` must name from now on.
 pub(super) async fn commit_revision(mut db: SqliteTransaction<'_>) -> sqlx::Result<Owner> {
     sqlx::query("UPDATE coordinator SET revision = revision + 1").execute(&mut *db).await?;
     commit_unchanged(db).await
 }
 
-/// Commits a transaction that takes files in, removes rows of files or adds a job.
+/// Commits a transaction that adds files, removes rows of files or adds a job, and writes the owner
+/// to `objects`.
 pub(super) async fn commit(db: SqliteTransaction<'_>, objects: &Path) -> sqlx::Result<()> {
     name(&commit_revision(db).await?, objects).await;
     Ok(())
 }
 
-/// Commits a transaction after which a copy from before it is as good as one from after it.
+/// Commits a transaction that does not affect which files a database must know, without raising the
+/// revision: an older copy remains as valid as a newer one.
 pub(super) async fn commit_same_revision(db: SqliteTransaction<'_>, objects: &Path) -> sqlx::Result<()> {
     name(&commit_unchanged(db).await?, objects).await;
     Ok(())
@@ -268,12 +275,12 @@ async fn commit_unchanged(mut db: SqliteTransaction<'_>) -> sqlx::Result<Owner> 
     Ok(owner)
 }
 
-/// Names the owner of a transaction that is committed. If that fails, an older copy of the database
-/// may be accepted until a later commit names the owner. The database itself is accepted: only a
-/// start changes its id, and such a start fails if it cannot name the owner.
+/// Writes the owner after a commit. If the write fails, an older copy of the database may be
+/// accepted until a later commit writes the owner. The database itself is still accepted: only a
+/// start changes its id, and such a start fails if it cannot write the owner.
 async fn name(owner: &Owner, objects: &Path) {
     if let Err(error) = owner.write(objects).await {
-        tracing::warn!(path = %path(objects).display(), %error, "the owner of the files is not recorded");
+        tracing::warn!(path = %path(objects).display(), %error, "cannot record the owner of the files");
     }
 }
 

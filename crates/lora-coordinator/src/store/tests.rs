@@ -1,4 +1,4 @@
-//! The store against its promises, each test in a directory of its own.
+//! Tests of the store. Each test has its own directory.
 
 mod files;
 mod jobs;
@@ -21,7 +21,7 @@ use super::*;
 
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A store in a directory that goes when it is dropped.
+/// A store in a directory that is removed on drop.
 struct Fixture {
     store: Store,
     dir: TempDir,
@@ -39,12 +39,12 @@ impl Fixture {
         Self { store, dir }
     }
 
-    /// A second process that opens the store.
+    /// Opens the store as a second process would.
     async fn open_again(&self) -> Result<Store, StoreError> {
         Store::open(self.dir.path(), self.store.0.retention, ForeignObjects::Refuse).await
     }
 
-    /// The store after a restart of the process.
+    /// Opens the store again, as after a restart of the process.
     async fn reopened(self) -> Self {
         let Self { store, dir } = self;
         let retention = store.0.retention;
@@ -84,15 +84,15 @@ impl Fixture {
         (digest, committed)
     }
 
-    /// Names of the files in a directory of the store, in order, without the one that names the
-    /// objects' owner, nor a new one that is being written.
+    /// The sorted names of the files in a directory of the store, without `owner.json` and its new
+    /// copy that is being written.
     fn names(&self, dir: &str) -> Vec<String> {
         let mut names = names(&self.dir.path().join(dir));
         names.retain(|name| !name.starts_with("owner.json"));
         names
     }
 
-    /// Changes the database behind the store's back.
+    /// Changes the database over another connection.
     async fn tamper(&self, sql: &'static str) {
         let options = SqliteConnectOptions::new().filename(self.dir.path().join(DATABASE));
         let mut db = SqliteConnection::connect_with(&options).await.unwrap();
@@ -100,15 +100,15 @@ impl Fixture {
         db.close().await.unwrap();
     }
 
-    /// Writes a copy of the database as it is now.
+    /// Writes a copy of the current database to `path`.
     async fn vacuum_into(&self, path: &Path) {
         let mut writers = self.store.writers().await;
         let query = sqlx::query("VACUUM INTO ?").bind(path.to_str().unwrap());
         query.execute(&mut writers.lifecycle.connection).await.unwrap();
     }
 
-    /// A directory with the files as a kill of the process would leave them now: the log is not
-    /// moved into the database.
+    /// A directory with the files that a kill of the process would leave now: the log is not moved
+    /// into the database.
     fn killed(&self) -> TempDir {
         let killed = tempfile::tempdir().unwrap();
         std::fs::create_dir(killed.path().join(OBJECTS)).unwrap();
@@ -120,7 +120,7 @@ impl Fixture {
         killed
     }
 
-    /// What a watch from the start tells until it ends or has told `most`.
+    /// The items of a watch from the start, until the watch ends or has sent `most` items.
     async fn watch_items(&self, job_id: &str, most: usize) -> Vec<WatchedItem> {
         self.watch_items_from(job_id, 0, 0, false, most).await.unwrap()
     }
@@ -139,7 +139,7 @@ impl Fixture {
     }
 }
 
-/// An event or a step by its number.
+/// An event or a step, by its number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WatchedItem {
     Event(u64),
@@ -184,8 +184,8 @@ fn step(step: u64) -> v1::StepReport {
     v1::StepReport { metrics: Some(metrics), logged: true, ..v1::StepReport::default() }
 }
 
-fn steps(of: std::ops::RangeInclusive<u64>) -> Vec<v1::StepReport> {
-    of.map(step).collect()
+fn steps(numbers: std::ops::RangeInclusive<u64>) -> Vec<v1::StepReport> {
+    numbers.map(step).collect()
 }
 
 fn checkpoint(job_id: &str, generation: u64, step: u64) -> v1::JobArtifact {
@@ -275,7 +275,7 @@ async fn corrupt_rows_and_newer_schemas_are_reported() {
 }
 
 #[tokio::test]
-async fn a_full_disk_is_reported_and_recovered_from() {
+async fn writes_fail_on_a_full_disk_and_succeed_after_it() {
     let fixture = Fixture::new().await;
     let row = fixture.add_running("one").await;
     fixture.store.add_steps("one", &[step(1)]).await.unwrap();
@@ -283,7 +283,7 @@ async fn a_full_disk_is_reported_and_recovered_from() {
         let mut writers = fixture.store.writers().await;
         let Writers { lifecycle, relaxed } = &mut *writers;
         for writer in [lifecycle, relaxed] {
-            // The least that is possible: what is there now.
+            // SQLite raises this limit to the current size of the database.
             sqlx::query("PRAGMA max_page_count = 1").execute(&mut writer.connection).await.unwrap();
         }
     }
@@ -295,7 +295,7 @@ async fn a_full_disk_is_reported_and_recovered_from() {
     assert!(failed.contains(DATABASE) && failed.contains("full"), "{failed}");
     assert_eq!(fixture.watch_items("one", 2).await, [WatchedItem::Event(1), WatchedItem::Step(1)]);
 
-    // The next try finds space: it has a new connection.
+    // The next try has space, because it uses a new connection without the limit.
     fixture.store.save_job(&row, vec![notice(&long)]).await.unwrap();
     fixture.store.add_steps("one", &[step(2)]).await.unwrap();
     assert_eq!(

@@ -1,5 +1,5 @@
-//! Files in `objects/` without a row in the database: a crash left them, or another database stored
-//! them.
+//! Files in `objects/` without a row in the database: they were left by a crash, or stored with
+//! another database.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -12,7 +12,7 @@ use super::job_row::nanos;
 use super::objects::run_to_completion;
 use super::{Store, StoreError, io_error};
 
-/// What a search for unknown objects found and did.
+/// The result of a search for unknown objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct UnknownObjects {
     /// Files that no earlier search found.
@@ -22,15 +22,15 @@ pub(crate) struct UnknownObjects {
 }
 
 impl Store {
-    /// Removes the files without a row, each at the first search that comes `age` after the one
-    /// that found the file, and not before the file itself has that age.
+    /// Removes files without a row. A file is removed by the first search that runs `age` after the
+    /// search that found it, but not before the file itself has that age.
     pub(crate) async fn remove_unknown_objects(&self, age: Duration) -> Result<UnknownObjects, StoreError> {
         let store = self.clone();
         run_to_completion(async move {
             let now = SystemTime::now();
             let horizon = now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-            // A file comes to `objects/` and its row is committed while its writer holds the
-            // connections.
+            // A writer keeps this lock from the move of a file to `objects/` to the commit of its
+            // row, so such a file is not taken for an unknown one.
             let mut writers = store.writers().await;
             let failed = |error| store.database_error(error);
             let dir = &store.0.objects;
@@ -58,7 +58,7 @@ impl Store {
     }
 }
 
-/// Whether there is a file with the name of an object.
+/// Whether `dir` has a file with the name of an object.
 pub(super) async fn holds_objects(dir: &Path) -> std::io::Result<bool> {
     let mut entries = fs::read_dir(dir).await?;
     while let Some(entry) = entries.next_entry().await? {
@@ -69,7 +69,7 @@ pub(super) async fn holds_objects(dir: &Path) -> std::io::Result<bool> {
     Ok(false)
 }
 
-/// The SHA-256s of the files with the name of an object.
+/// The SHA-256s of the files in `dir` that have the name of an object.
 pub(super) async fn object_files(dir: &Path) -> std::io::Result<HashSet<Vec<u8>>> {
     let mut files = HashSet::new();
     let mut entries = fs::read_dir(dir).await?;
@@ -86,7 +86,7 @@ fn sha256(entry: &fs::DirEntry) -> Option<Vec<u8>> {
     (sha256.len() == 32 && *name == *hex::encode(&sha256)).then_some(sha256)
 }
 
-/// Brings the table up to the files that are there, and gives the number of new rows.
+/// Updates the table `unknown_objects` to the files that exist. Returns the number of new rows.
 async fn record(db: &mut SqliteConnection, files: &HashSet<Vec<u8>>, now: i64) -> sqlx::Result<usize> {
     let known = sqlx::query_scalar("SELECT sha256 FROM objects").fetch_all(&mut *db).await?;
     let known: HashSet<Vec<u8>> = known.into_iter().collect();

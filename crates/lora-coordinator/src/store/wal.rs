@@ -25,10 +25,11 @@ use super::owner::{self, Contents, Owner};
 
 /// The file name of the log.
 pub(super) const FILE: &str = "coordinator.db-wal";
-/// Bytes of a log without a page.
+/// The number of bytes of a log without pages.
 const HEADER_BYTES: u64 = 32;
-/// Where a database's file has the version that a reader must know, and its value in WAL mode.
+/// The offset of the byte for the read version in a database's file.
 const READ_VERSION: usize = 19;
+/// The read version of a database in WAL mode.
 const WAL_MODE: u8 = 2;
 
 /// The path of a database's log.
@@ -36,7 +37,7 @@ pub(super) fn path(database: &Path) -> PathBuf {
     database.with_file_name(FILE)
 }
 
-/// Whether a log with pages in it is beside the database.
+/// Whether a log with pages exists beside the database.
 pub(super) async fn is_left(database: &Path) -> io::Result<bool> {
     match fs::metadata(path(database)).await {
         Ok(log) => Ok(log.len() > HEADER_BYTES),
@@ -56,16 +57,17 @@ pub(super) async fn is_foreign(database: &Path, named: Option<&Owner>) -> io::Re
     let Some(named) = named.filter(|named| named.wal_checkpoints_completed > 0) else { return Ok(false) };
     match Contents::of_file(database).await {
         Ok(found) => Ok(!found.has_wal_checkpoints_of(named)),
-        // A copy is a whole database. A checkpoint that a crash cut off leaves less, which SQLite
-        // completes from the log.
+        // A copy is always a complete database. A file without a complete database was left by a
+        // crash during a checkpoint; SQLite completes this file from the log.
         Err(error) => {
-            tracing::warn!(path = %database.display(), %error, "not readable without its log");
+            tracing::warn!(path = %database.display(), %error, "cannot read the database without its log");
             Ok(false)
         }
     }
 }
 
-/// Moves the log into the database's file as far as its readers allow, and notes how far the file is.
+/// Moves the log into the database's file, as far as readers allow, and records a complete
+/// checkpoint.
 pub(super) async fn checkpoint(writer: &mut Writer, objects: &Path) -> sqlx::Result<()> {
     let mut db = writer.begin().await?;
     sqlx::query("UPDATE coordinator SET wal_checkpoints_started = wal_checkpoints_started + 1")

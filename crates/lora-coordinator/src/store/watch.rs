@@ -1,4 +1,4 @@
-//! Following a job's log: out of the database page by page, then on as it grows.
+//! Watches: streams of a job's log, first page by page from the database, then as the log grows.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,13 +14,13 @@ use tokio::sync::watch;
 
 use super::{Store, StoreError, int, job_row};
 
-/// Rows of each kind that a page has at most.
+/// The largest number of events, and of steps, in a page.
 const PAGE_ROWS: i64 = 128;
 
 /// Why a watch ends early.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WatchError {
-    #[error("there is no such job")]
+    #[error("the job does not exist")]
     UnknownJob,
     #[error("event {asked} is no longer kept; the first one is {first}")]
     ForgottenEvents { asked: u64, first: u64 },
@@ -31,9 +31,10 @@ pub(crate) enum WatchError {
 }
 
 impl Store {
-    /// The job's events from `from_number` on (0 means 1) and its steps after `after_step`, in the order in which they were
-    /// stored, then new ones as they come. Ends when the job is at rest and all is told, or the store is closed. Whoever
-    /// reads slowly holds a page, and nothing else.
+    /// Streams the job's events from `from_number` on (0 means 1) and its steps after `after_step`,
+    /// in the order in which they were stored, then new ones as they come. The stream ends when the
+    /// job is paused or has ended and everything was sent, or when the store is closed. A slow
+    /// reader keeps one page in memory, and blocks nothing.
     pub(crate) fn watch(
         &self,
         job_id: String,
@@ -60,7 +61,7 @@ struct WatchReader {
     store: Store,
     job_id: String,
     changes: Changes,
-    /// Of the next event.
+    /// The number of the next event.
     number: u64,
     after_step: u64,
     events_only: bool,
@@ -68,10 +69,10 @@ struct WatchReader {
     next: ReadStep,
 }
 
-/// What a reader does when it has told its page.
+/// The next action of a reader after its page was sent.
 enum ReadStep {
     Read,
-    /// There is nothing more until the job changes.
+    /// Waits until the job changes.
     Wait,
     End,
 }
@@ -99,7 +100,7 @@ impl WatchReader {
 
     /// Reads the next page.
     async fn read(&mut self) -> Result<(), WatchError> {
-        // What changes from here on is seen as a change even if this read has it already.
+        // A change during the read below counts as unseen, even if the read already includes it.
         self.changes.seen();
         let log = self.snapshot().await.map_err(|error| self.store.database_error(error))?;
         let log = log.ok_or(WatchError::UnknownJob)?;
@@ -112,7 +113,7 @@ impl WatchReader {
         }
         self.next = if log.is_full() {
             ReadStep::Read
-        } else if log.at_rest {
+        } else if log.is_stopped {
             ReadStep::End
         } else {
             ReadStep::Wait
@@ -130,7 +131,7 @@ impl WatchReader {
         Ok(())
     }
 
-    /// The log from where the reader is, all as of one moment.
+    /// Reads the log from the reader's position, in one transaction.
     async fn snapshot(&self) -> sqlx::Result<Option<Log>> {
         let mut db = self.store.readers().begin().await?;
         let job = sqlx::query(
@@ -147,7 +148,7 @@ impl WatchReader {
             "SELECT position, event FROM events WHERE job = ? AND number >= ? ORDER BY number LIMIT ?";
         let steps = "SELECT position, report FROM steps WHERE job = ? AND step > ? ORDER BY step LIMIT ?";
         Ok(Some(Log {
-            at_rest: JobState::from_name(&state).is_some_and(JobState::is_at_rest),
+            is_stopped: JobState::from_name(&state).is_some_and(JobState::is_stopped),
             first_event: job.try_get("first_event")?,
             forgotten_steps: job.try_get("forgotten_steps")?,
             events: rows(&mut db, events, sequence, self.number, "event").await?,
@@ -159,26 +160,27 @@ impl WatchReader {
     }
 }
 
-/// What a reader has before it.
+/// A section of a job's log, from the reader's position.
 struct Log {
-    at_rest: bool,
+    is_stopped: bool,
     first_event: u64,
-    /// Steps up to this one are not kept.
+    /// Steps up to this one are no longer kept.
     forgotten_steps: u64,
     events: VecDeque<(i64, v1::JobEvent)>,
     steps: VecDeque<(i64, v1::StepReport)>,
 }
 
 impl Log {
-    /// There may be more than this.
+    /// Whether the log may have more rows than this section.
     fn is_full(&self) -> bool {
         self.events.len() as i64 == PAGE_ROWS || self.steps.len() as i64 == PAGE_ROWS
     }
 
-    /// Events and steps in the order in which they were stored, as far as it is known.
+    /// The events and steps in the order in which they were stored, as far as this order is known.
     fn merged(mut self) -> VecDeque<v1::WatchJobResponse> {
         use watch_job_response::Kind;
-        // Past the end of a full page of the one may be earlier ones than the next of the other.
+        // After the end of a full page of events there may be events that are earlier than the next
+        // step, and the other way round.
         let (more_events, more_steps) =
             (self.events.len() as i64 == PAGE_ROWS, self.steps.len() as i64 == PAGE_ROWS);
         let mut merged = VecDeque::with_capacity(self.events.len() + self.steps.len());
@@ -210,15 +212,15 @@ async fn rows<M: Message + Default>(
     rows.iter().map(decoded).collect()
 }
 
-/// Who follows which job.
+/// The watches of each job, by job id.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Watchers(Arc<Mutex<HashMap<String, watch::Sender<()>>>>);
 
 impl Watchers {
-    /// Tells those who follow the job that it has changed.
+    /// Wakes the watches of a job that has changed.
     pub(super) fn wake(&self, job_id: &str) {
-        if let Some(followers) = self.lock().get(job_id) {
-            followers.send_replace(());
+        if let Some(sender) = self.lock().get(job_id) {
+            sender.send_replace(());
         }
     }
 
@@ -232,7 +234,7 @@ impl Watchers {
     }
 }
 
-/// The changes of one job.
+/// A subscription to the changes of one job.
 struct Changes {
     receiver: watch::Receiver<()>,
     job_id: String,
@@ -240,14 +242,14 @@ struct Changes {
 }
 
 impl Changes {
-    /// What has changed so far is known.
+    /// Marks all changes until now as seen.
     fn seen(&mut self) {
         self.receiver.mark_unchanged();
     }
 
-    /// Waits for a change that is not known.
+    /// Waits for an unseen change.
     async fn wait(&mut self) {
-        // The sender stays as long as somebody follows.
+        // The sender exists as long as there is a subscription, so this does not fail.
         let _ = self.receiver.changed().await;
     }
 }
@@ -255,8 +257,8 @@ impl Changes {
 impl Drop for Changes {
     fn drop(&mut self) {
         let mut watchers = self.watchers.lock();
-        // The last one to follow this job takes its entry along.
-        if watchers.get(&self.job_id).is_some_and(|followers| followers.receiver_count() == 1) {
+        // The last subscription to a job removes the job's entry.
+        if watchers.get(&self.job_id).is_some_and(|sender| sender.receiver_count() == 1) {
             watchers.remove(&self.job_id);
         }
     }

@@ -1,4 +1,5 @@
-//! Missing, huge, negative and hostile values: each gets an error that names the field, and the coordinator lives.
+//! Missing, huge, negative and hostile values. Each is refused with an error that names the field,
+//! and the coordinator continues to run.
 
 use std::path::Path;
 
@@ -11,7 +12,7 @@ use tonic_types::StatusExt;
 
 use crate::fake::{Cluster, FakeWorker, fast_config, job, train};
 
-/// The field that an INVALID_ARGUMENT names.
+/// The field that a status with the code INVALID_ARGUMENT names.
 fn field(status: &Status) -> String {
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
     let details = status.get_error_details();
@@ -28,8 +29,8 @@ async fn a_bad_submit_names_the_field_and_leaves_nothing() {
         inputs: Some(cluster.inputs().await),
         ..v1::SubmitJobRequest::default()
     };
-    type Change = fn(&mut v1::SubmitJobRequest);
-    let cases: Vec<(&str, Change)> = vec![
+    type RequestChange = fn(&mut v1::SubmitJobRequest);
+    let cases: Vec<(&str, RequestChange)> = vec![
         ("name", |r| r.job.as_mut().unwrap().name = None),
         ("name", |r| r.job.as_mut().unwrap().name = Some("../../etc".into())),
         ("name", |r| r.job.as_mut().unwrap().name = Some("n".repeat(100_000))),
@@ -99,7 +100,7 @@ async fn a_bad_submit_names_the_field_and_leaves_nothing() {
     let status = cluster.jobs().submit_job(request).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
     assert!(status.message().contains(&DigestBuilder::of_bytes(b"never uploaded").hex()), "{status}");
-    // A message beyond the limit.
+    // A message above the size limit.
     let mut request = good.clone();
     request.job.as_mut().unwrap().model.as_mut().unwrap().base = Some("b".repeat(2 << 20));
     assert_eq!(cluster.jobs().submit_job(request).await.unwrap_err().code(), Code::OutOfRange);
@@ -205,7 +206,7 @@ async fn a_bad_upload_leaves_nothing() {
         let status = upload(&cluster, vec![Header(header), chunk()]).await.unwrap_err();
         assert_eq!(status.code(), code, "{status}");
     }
-    // A client that hangs up in the middle.
+    // A client that disconnects during an upload.
     let (messages, stream) = tokio::sync::mpsc::channel(4);
     let size = v1::FileDigest { size: 900, ..right.clone() };
     for kind in [Header(header(&size)), chunk()] {
@@ -217,13 +218,13 @@ async fn a_bad_upload_leaves_nothing() {
     let staging = cluster.config.state_dir.join("staging");
     let deadline = tokio::time::Instant::now() + crate::fake::WAIT_TIMEOUT;
     while entries(&staging) == 0 {
-        assert!(tokio::time::Instant::now() < deadline, "the upload never began");
+        assert!(tokio::time::Instant::now() < deadline, "the upload did not start");
         tokio::task::yield_now().await;
     }
     call.abort();
     drop(messages);
     while entries(&staging) > 0 {
-        assert!(tokio::time::Instant::now() < deadline, "what was begun stays");
+        assert!(tokio::time::Instant::now() < deadline, "the staged file is not removed");
         tokio::time::sleep(std::time::Duration::from_millis(10)).await;
     }
     assert_eq!(entries(&objects), before);
@@ -250,7 +251,7 @@ async fn invalid_downloads_name_the_reason() {
     let hostile = v1::ResultFile { job_id: "nobody".into(), name: "../../etc/passwd".into() };
     let status = download(Some(download_request::Source::Result(hostile)), 0).await;
     assert_eq!(status.code(), Code::NotFound, "{status}");
-    // A download goes on where an earlier one ended.
+    // A download continues where an earlier one ended.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("file");
     std::fs::write(&path, b"cont").unwrap();
@@ -286,7 +287,7 @@ async fn a_misbehaving_worker_is_refused_or_disconnected() {
     ] {
         assert_eq!(field(&connect(Some(worker_message::Kind::Hello(hello))).await), wanted);
     }
-    // Steps of a job that is not its own, backwards, without numbers: nothing comes of them.
+    // Steps and states of another worker's job, and steps with the invalid number 0, are ignored.
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut good = FakeWorker::connect(&cluster, "good").await;
     let a = train(&mut [&mut good], 0).await;

@@ -1,4 +1,4 @@
-//! Cancelling, from every state that a job can be in.
+//! Cancelling a job in each of its states.
 
 use lora_proto::v1::{Goal, Phase};
 
@@ -9,7 +9,7 @@ async fn a_queued_job_is_cancelled_immediately() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     assert_eq!(cluster.cancel(&job_id).await.unwrap().state, "cancelled");
-    // Again, and it stays so.
+    // Cancelling again changes nothing.
     assert_eq!(cluster.cancel(&job_id).await.unwrap().state, "cancelled");
     assert!(cluster.resume(&job_id, None).await.is_err());
     let _worker = FakeWorker::connect(&cluster, "w0").await;
@@ -19,13 +19,17 @@ async fn a_queued_job_is_cancelled_immediately() {
     cluster.stop().await;
 }
 
-/// The worker is told to let go; the job is `cancelled` only when it has.
-async fn freed_first(cluster: &Cluster, job_id: &str, workers: &mut [&mut FakeWorker]) {
+/// Cancels a job. Checks that the job is `cancelled` only after every worker has released it.
+async fn expect_cancelled_after_release(cluster: &Cluster, job_id: &str, workers: &mut [&mut FakeWorker]) {
     assert_eq!(cluster.cancel(job_id).await.unwrap().state, "cancelling");
     let last = workers.len() - 1;
     for (index, worker) in workers.iter_mut().enumerate() {
         while worker.next().await.assignment.is_some() {}
-        assert_eq!(cluster.job(job_id).await.state, "cancelling", "worker {index} of {last} holds it");
+        assert_eq!(
+            cluster.job(job_id).await.state,
+            "cancelling",
+            "worker {index} of {last} still has the job"
+        );
         worker.say(None).await;
     }
     cluster.until(job_id, "cancelled").await;
@@ -39,9 +43,9 @@ async fn a_preparing_job_is_cancelled_after_its_workers_release_it() {
     let mut w1 = FakeWorker::connect(&cluster, "w1").await;
     let a = w0.goal(Goal::Prepare).await;
     w0.phase(&a, Phase::Preparing, 0).await;
-    // The other one has not even taken its place yet.
+    // The other worker has not reported the job yet.
     w1.goal(Goal::Prepare).await;
-    freed_first(&cluster, &job_id, &mut [&mut w0, &mut w1]).await;
+    expect_cancelled_after_release(&cluster, &job_id, &mut [&mut w0, &mut w1]).await;
     cluster.stop().await;
 }
 
@@ -49,7 +53,7 @@ async fn a_preparing_job_is_cancelled_after_its_workers_release_it() {
 async fn a_running_job_is_cancelled_after_its_workers_release_it() {
     let cluster = Cluster::start().await;
     let TwoWorkerJob { job_id, mut w0, mut w1, .. } = TwoWorkerJob::training(&cluster, &job(2, 2)).await;
-    freed_first(&cluster, &job_id, &mut [&mut w0, &mut w1]).await;
+    expect_cancelled_after_release(&cluster, &job_id, &mut [&mut w0, &mut w1]).await;
     cluster.stop().await;
 }
 
@@ -62,7 +66,7 @@ async fn a_recovering_job_is_cancelled_after_its_workers_release_it() {
     let b = w0.goal(Goal::Prepare).await;
     assert_eq!(b.generation, 2);
     assert_eq!(cluster.job(&job_id).await.state, "recovering");
-    freed_first(&cluster, &job_id, &mut [&mut w0]).await;
+    expect_cancelled_after_release(&cluster, &job_id, &mut [&mut w0]).await;
     cluster.stop().await;
 }
 
@@ -75,7 +79,7 @@ async fn an_exporting_job_is_cancelled_after_its_workers_release_it() {
     w0.phase(&a[0], Phase::Exporting, 9).await;
     cluster.result(&a[0], "receipt.json", b"{}").await;
     assert_eq!(cluster.cancel(&job_id).await.unwrap().state, "cancelling");
-    // Its result comes too late.
+    // The rest of its result comes too late.
     let late =
         cluster.upload(&a[0], lora_proto::v1::job_artifact::Name::ResultFile("late".into()), b"x").await;
     assert!(late.unwrap_err().to_string().contains("cancelling"));

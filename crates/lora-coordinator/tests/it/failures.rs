@@ -1,4 +1,4 @@
-//! Workers that die, hang, leave and come.
+//! Workers that die, hang, leave and join.
 
 use lora_proto::v1::{Goal, Phase, job_artifact, job_event};
 
@@ -10,7 +10,7 @@ async fn survivors_continue_and_a_new_worker_joins_at_a_step_boundary() {
     let TwoWorkerJob { job_id, w0, mut w1, a } = TwoWorkerJob::training(&cluster, &job(1, 2)).await;
     w0.steps(&a[0], 1..=2).await;
     w1.phase(&a[1], Phase::Training, 2).await;
-    // The first rank dies; the other sees it.
+    // Rank 0 dies, and rank 1 reports it.
     w0.disconnect();
     w1.broken(&a[1], 2, "rank 0 closed the connection", &[]).await;
     let b = w1.prepare(2).await;
@@ -18,7 +18,7 @@ async fn survivors_continue_and_a_new_worker_joins_at_a_step_boundary() {
     w1.goal(Goal::Train).await;
     w1.phase(&b, Phase::Training, 2).await;
     w1.steps(&b, 3..=3).await;
-    // What the old generation still has to say is refused.
+    // Uploads of the old generation are refused.
     let old = cluster.upload(&a[0], job_artifact::Name::CheckpointStep(2), b"old").await.unwrap_err();
     assert!(old.to_string().contains("generation 1 may not write"), "{old}");
 
@@ -58,12 +58,12 @@ async fn a_job_that_loses_its_only_worker_resumes_from_its_checkpoint() {
     w0.disconnect();
     let waiting = cluster.until(&job_id, "waiting").await;
     assert!(waiting.workers.is_empty());
-    cluster.until_that(&job_id, |job| job.waiting_for.contains("needs 1")).await;
+    cluster.until_that(&job_id, |job| job.waiting_for.contains("1 worker")).await;
     let mut w1 = FakeWorker::connect(&cluster, "w1").await;
     let b = w1.prepare(2).await;
     assert_eq!((b.generation, b.checkpoint.clone().unwrap().step), (2, 2));
     w1.goal(Goal::Train).await;
-    // Steps that are computed again are the same ones.
+    // Steps that are computed again are accepted.
     w1.steps(&b, 3..=4).await;
     w1.until_acked(4).await;
     assert_eq!(cluster.job(&job_id).await.completed_steps, 4);
@@ -81,7 +81,7 @@ async fn a_restarted_worker_replaces_its_old_process() {
     assert_eq!(refused.code(), tonic::Code::AlreadyExists, "{refused}");
     first.disconnect();
     let mut second = loop {
-        // The coordinator sees the end of the first connection when it comes.
+        // The coordinator may not have noticed the end of the first connection yet.
         match FakeWorker::connect_as(&cluster, "w0", "2", "fake", Default::default()).await {
             Ok(worker) => break worker,
             Err(status) => assert_eq!(status.code(), tonic::Code::AlreadyExists, "{status}"),
@@ -154,10 +154,10 @@ async fn a_stuck_worker_is_evicted() {
         waiting_for_peers,
         ..crate::fake::held(assignment, Phase::Training, 0)
     };
-    // A step is acknowledged after the status that was sent before it has been handled.
+    // The acknowledgement of a step shows that the status before it was handled.
     w1.steps(&a[1], 1..=1).await;
     w1.until_acked(1).await;
-    // The time of the worker that waits for the other one is over first.
+    // The worker that waits for the other one exceeds its time limit first.
     w0.say(Some(slow(true, &a[0]))).await;
     w0.steps(&a[0], 2..=2).await;
     w0.until_acked(2).await;
@@ -181,7 +181,7 @@ async fn mutually_unreachable_ranks_are_not_grouped_again() {
     w0.phase(&b, Phase::Training, 0).await;
     w0.steps(&b, 1..=1).await;
     w0.until_acked(1).await;
-    // It is free, and yet the job does not take it again.
+    // The other worker is free, but the job does not use it again.
     assert_eq!(w0.directive.goal(), Goal::Train);
     cluster.stop().await;
 }
@@ -253,7 +253,7 @@ async fn of_two_waiting_jobs_the_later_one_releases_its_workers() {
     w0.broken(&a[0], 4, "its peer is gone", &[]).await;
     cluster.until(&older, "waiting").await;
     w2.broken(&b[0], 6, "its peer is gone", &[]).await;
-    // What the one that is left holds comes into the store before it leaves.
+    // The remaining worker saves its state before it leaves.
     w2.goal(Goal::Save).await;
     cluster.checkpoint(&b[0], 6, b"six").await;
     w2.phase(&b[0], Phase::Saved, 6).await;

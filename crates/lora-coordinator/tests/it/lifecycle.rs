@@ -1,4 +1,4 @@
-//! The way of a job from its submit to its result, pauses included.
+//! Jobs from their submit to their result, including pauses.
 
 use lora_proto::v1::{self, Goal, Phase, job_event};
 
@@ -85,7 +85,7 @@ async fn a_paused_job_resumes_from_its_checkpoint() {
 }
 
 #[tokio::test]
-async fn a_pause_before_anything_was_computed_needs_no_checkpoint() {
+async fn a_pause_before_the_first_step_needs_no_checkpoint() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     cluster.until(&job_id, "queued").await;

@@ -1,4 +1,4 @@
-//! The coordinator over its real API, with workers that have no engine.
+//! Tests of the coordinator over its real API, with fake workers that do not train.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 

@@ -1,11 +1,11 @@
-//! Jobs that are too large for some workers, or for all.
+//! Jobs that are too large for some workers, or for all workers.
 
 use lora_proto::v1;
 use lora_spec::{JobSpec, LongRows};
 
 use crate::fake::{Cluster, FakeWorker, fast_config, job};
 
-/// One micro-batch a step, on one worker.
+/// A job with one micro-batch in a step, on one worker.
 fn large() -> JobSpec {
     let mut large = job(1, 1);
     large.adapter.r = 64;
@@ -36,7 +36,7 @@ async fn a_plan_has_row_counts_and_memory() {
     let whole = together.train.unwrap();
     assert!(whole.rows_read > 0 && whole.rows_kept == whole.rows_read && whole.dropped == 0, "{whole:?}");
     assert!(whole.shortest <= whole.median && whole.median <= whole.longest, "{whole:?}");
-    // Of rows that are not all equally long the longest go.
+    // With a lower limit, the longest rows are truncated.
     two.data.max_length = whole.longest as usize - 1;
     two.data.long_rows = LongRows::Truncate;
     let cut = plan(&cluster, &two).await.train.unwrap();
@@ -48,7 +48,7 @@ async fn a_plan_has_row_counts_and_memory() {
 async fn a_job_that_fits_no_worker_fails_with_settings_that_would_fit() {
     let cluster = Cluster::start().await;
     let before = plan(&cluster, &large()).await;
-    assert_eq!(before.problems, Vec::<String>::new(), "nobody is there to say how much there is");
+    assert_eq!(before.problems, Vec::<String>::new(), "no worker has reported its memory");
     let _too_small = FakeWorker::connect_with_memory(&cluster, "w0", 1 << 20).await;
     let _almost = FakeWorker::connect_with_memory(&cluster, "w1", peak(&before) - 1).await;
 
@@ -63,16 +63,16 @@ async fn a_job_that_fits_no_worker_fails_with_settings_that_would_fit() {
     assert_eq!(cluster.states(&job_id).await, ["validating", "failed"]);
     assert_eq!(failed.generation, 0, "no worker was taken");
 
-    // It fits once there is a worker that says that it has enough, or one that says nothing.
+    // The job fits once a worker with enough memory connects.
     let _enough = FakeWorker::connect_with_memory(&cluster, "w2", peak(&before)).await;
     assert_eq!(plan(&cluster, &large()).await.problems, Vec::<String>::new());
     cluster.stop().await;
 }
 
 #[tokio::test]
-async fn a_job_without_workers_waits_for_one_that_is_large_enough_also_after_a_restart() {
+async fn a_job_waits_for_a_large_enough_worker_across_a_restart() {
     let mut config = fast_config();
-    // So long workers may take to come back after the restart.
+    // Workers have this time to reconnect after the restart.
     config.workers.lease_seconds = 600.0;
     let cluster = Cluster::start_with(config).await;
     let peak = peak(&plan(&cluster, &large()).await);
@@ -83,17 +83,18 @@ async fn a_job_without_workers_waits_for_one_that_is_large_enough_also_after_a_r
     let cluster = cluster.restart().await;
 
     let mut small = FakeWorker::connect_with_memory(&cluster, "w0", 1 << 20).await;
-    let waits = |job: &v1::Job| job.waiting_for.starts_with("a worker needs ");
+    let prefix = "waits for a worker with more memory: ";
+    let waits = |job: &v1::Job| job.waiting_for.starts_with(prefix);
     let waiting = cluster.until_that(&job_id, waits).await;
     assert!(waiting.waiting_for.contains(" of memory, more than 1.00 MiB; "), "{}", waiting.waiting_for);
-    assert_eq!(plan(&cluster, &large()).await.problems, [waiting.waiting_for]);
+    assert_eq!(plan(&cluster, &large()).await.problems, [waiting.waiting_for.trim_start_matches(prefix)]);
 
-    // Nor is one that is submitted now refused: other workers may be on their way back.
+    // A job that is submitted now is not refused either: other workers may still reconnect.
     let submitted = cluster.submit_with(&large(), cluster.whole_inputs().await).await;
     cluster.until_that(&submitted, waits).await;
     cluster.cancel(&submitted).await.unwrap();
 
-    // It blocks nobody: what cannot be planned is given to any worker.
+    // The large jobs block no other job. A job that cannot be planned is given to any worker.
     let other = cluster.submit(&job(1, 1)).await;
     assert_eq!(small.prepare(0).await.job_id, other);
 
@@ -115,9 +116,9 @@ async fn changing_the_number_of_workers_replans_the_job() {
     let job_id = cluster.submit_with(&of_two, cluster.whole_inputs().await).await;
     cluster.until(&job_id, "queued").await;
     cluster.pause(&job_id).await.unwrap();
-    let _enough_for_that = FakeWorker::connect_with_memory(&cluster, "w0", on_four).await;
+    let _enough_of_four = FakeWorker::connect_with_memory(&cluster, "w0", on_four).await;
 
-    // One worker adds up the gradients of four micro-batches.
+    // A single worker needs memory to sum the gradients of four micro-batches.
     cluster.resume(&job_id, Some(1)).await.unwrap();
     let failed = cluster.until(&job_id, "failed").await;
     assert!(failed.failure.unwrap().cause.starts_with("a worker needs "));

@@ -1,4 +1,4 @@
-//! A coordinator that starts with a database that is not the one that stored the files.
+//! Starts of a coordinator with a database that did not store the files.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,7 @@ fn remove_database(state: &Path) {
     }
 }
 
-/// A copy of the database, made while the coordinator runs.
+/// Copies the database while the coordinator runs. Returns the path of the copy.
 async fn back_up(state: &Path) -> PathBuf {
     let backup = state.join("backup.db");
     let options = SqliteConnectOptions::new().filename(state.join("coordinator.db"));
@@ -36,8 +36,8 @@ async fn back_up(state: &Path) -> PathBuf {
     backup
 }
 
-/// Fails where a start is not refused, or removes a file. What is removed later is tested with the
-/// store: the first collection is ten minutes after the start.
+/// Panics if a start is not refused, or removes a file. The tests of the store cover later
+/// removals, because the first collection is ten minutes after the start.
 async fn assert_refused(state: &TempDir, reason: &str) {
     let mut config = fast_config();
     config.state_dir = state.path().to_owned();

@@ -1,4 +1,4 @@
-//! A coordinator that ends and starts again.
+//! Restarts of the coordinator.
 
 use lora_proto::v1::{self, Goal, Phase, job_event};
 
@@ -18,10 +18,10 @@ async fn running_workers_are_recovered_after_a_restart() {
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", s0).await.unwrap();
     let mut w1 = FakeWorker::connect_as(&cluster, "w1", "1", "fake", s1).await.unwrap();
     assert_eq!(w0.welcome.term, term + 1);
-    let again = w0.goal(Goal::Train).await;
-    assert_eq!((again.generation, again.rank, &again.token), (1, 0, &a[0].token));
+    let resent = w0.goal(Goal::Train).await;
+    assert_eq!((resent.generation, resent.rank, &resent.token), (1, 0, &a[0].token));
     assert_eq!(w1.goal(Goal::Train).await.rank, 1);
-    // The step that was not acknowledged comes again, with the one after it.
+    // The worker sends a step again whose acknowledgement it may have missed, and the next one.
     w0.steps(&a[0], 2..=3).await;
     w0.until_acked(3).await;
     let job = cluster.job(&job_id).await;
@@ -45,8 +45,8 @@ async fn a_worker_that_does_not_reconnect_is_lost_after_its_lease() {
     cluster.stop().await;
 }
 
-/// Two workers whose steps take too long, and whose coordinator is started again: the first one
-/// waits for the second. Gives their statuses.
+/// Restarts the coordinator of two disconnected workers whose steps have exceeded the time limit.
+/// The first worker waits for the second. Returns their statuses, by worker.
 async fn slow_pair(cluster: Cluster, min: usize) -> (Cluster, String, [v1::WorkerStatus; 2]) {
     let TwoWorkerJob { job_id, w0, w1, a } = TwoWorkerJob::training(&cluster, &job(min, 2)).await;
     let slow = |assignment, waiting_for_peers| v1::WorkerStatus {
@@ -64,16 +64,16 @@ async fn slow_pair(cluster: Cluster, min: usize) -> (Cluster, String, [v1::Worke
 }
 
 #[tokio::test]
-async fn a_worker_is_not_given_up_while_it_waits_for_one_that_is_not_back_yet() {
+async fn a_worker_that_waits_for_a_disconnected_peer_is_not_evicted() {
     let mut config = fast_config();
     config.recovery.step_seconds = 1.0;
-    // The second worker is away until it connects.
+    // The second worker counts as disconnected, not as lost, until it connects.
     config.workers.lease_seconds = 60.0;
     let (cluster, job_id, [s0, s1]) = slow_pair(Cluster::start_with(config).await, 2).await;
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", s0).await.unwrap();
-    let again = w0.goal(Goal::Train).await;
-    // A step is acknowledged after the status that was sent before it has been handled.
-    w0.steps(&again, 1..=1).await;
+    let resent = w0.goal(Goal::Train).await;
+    // The acknowledgement of a step shows that the status before it was handled.
+    w0.steps(&resent, 1..=1).await;
     w0.until_acked(1).await;
     let _w1 = FakeWorker::connect_as(&cluster, "w1", "1", "fake", s1).await.unwrap();
     assert_eq!(cluster.until(&job_id, "waiting").await.workers, ["w0"]);
@@ -81,19 +81,19 @@ async fn a_worker_is_not_given_up_while_it_waits_for_one_that_is_not_back_yet() 
 }
 
 #[tokio::test]
-async fn a_worker_that_waits_for_one_that_never_comes_back_goes_on_without_it() {
+async fn a_worker_that_waits_for_a_lost_peer_continues_without_it() {
     let mut config = fast_config();
     config.recovery.step_seconds = 1.0;
     let (cluster, _, [s0, _]) = slow_pair(Cluster::start_with(config).await, 1).await;
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", s0).await.unwrap();
     let b = w0.prepare(3).await;
-    // Nothing is stored: the state is the one in this worker's memory.
+    // No checkpoint is stored: the newest state is in this worker's memory.
     assert_eq!((b.generation, b.peers.len(), b.checkpoint), (2, 1, None));
     cluster.stop().await;
 }
 
 #[tokio::test]
-async fn paused_waiting_and_cancelling_jobs_are_found_again() {
+async fn paused_waiting_and_cancelling_jobs_survive_a_restart() {
     let cluster = Cluster::start().await;
     let paused = cluster.submit(&job(1, 1)).await;
     cluster.pause(&paused).await.unwrap();
@@ -107,7 +107,7 @@ async fn paused_waiting_and_cancelling_jobs_are_found_again() {
     let cluster = cluster.restart().await;
     assert_eq!(cluster.job(&paused).await.state, "paused");
     assert_eq!(cluster.job(&cancelling).await.state, "queued");
-    // The older one comes first.
+    // The older job is served first.
     let mut w1 = FakeWorker::connect(&cluster, "w1").await;
     let b = w1.prepare(7).await;
     assert_eq!((&b.job_id, b.checkpoint.unwrap().step), (&waiting, 7));
@@ -129,7 +129,7 @@ async fn a_result_finished_during_downtime_is_accepted() {
     let finished = v1::HeldJob { files: vec!["receipt.json".into()], ..held(&a[0], Phase::Finished, 2) };
     let status = v1::WorkerStatus { job: Some(finished), ..v1::WorkerStatus::default() };
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", status).await.unwrap();
-    // Its last steps come after its hello, and are waited for.
+    // The last steps come after the hello; the coordinator waits for them.
     w0.steps(&a[0], 1..=2).await;
     w0.release().await;
     let job = cluster.until(&job_id, "succeeded").await;
@@ -176,7 +176,7 @@ async fn a_group_notice_is_recorded_once_per_generation() {
 }
 
 #[tokio::test]
-async fn the_same_submit_gives_the_same_job_also_after_a_restart() {
+async fn a_repeated_submit_returns_the_same_job_after_a_restart() {
     let cluster = Cluster::start().await;
     let request = v1::SubmitJobRequest {
         idempotency_key: "once".into(),

@@ -1,4 +1,4 @@
-//! Which jobs get workers, and what the others wait for.
+//! Which jobs get workers, and the reasons why other jobs wait.
 
 use lora_proto::v1::{self, Goal};
 
@@ -30,7 +30,7 @@ async fn an_unsatisfiable_job_blocks_no_other_and_has_a_reason() {
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
     assert_eq!(w0.prepare(0).await.job_id, small);
     let waiting = cluster.until_that(&large, |job| job.waiting_for.contains("1 is connected")).await;
-    assert!(waiting.waiting_for.contains("it needs 4 of one kind"), "{}", waiting.waiting_for);
+    assert!(waiting.waiting_for.contains("4 workers of one kind"), "{}", waiting.waiting_for);
     cluster.stop().await;
 }
 
@@ -41,7 +41,7 @@ async fn workers_that_compute_differently_do_not_share_a_job() {
     let status = v1::WorkerStatus::default;
     let mut avx2 = FakeWorker::connect_as(&cluster, "w0", "1", "avx2", status()).await.unwrap();
     let _avx512 = FakeWorker::connect_as(&cluster, "w1", "1", "avx512", status()).await.unwrap();
-    let waiting = cluster.until_that(&job_id, |job| job.waiting_for.contains("2 kinds")).await;
+    let waiting = cluster.until_that(&job_id, |job| job.waiting_for.contains("2 connected kinds")).await;
     assert_eq!(waiting.state, "queued");
     let mut third = FakeWorker::connect_as(&cluster, "w2", "1", "avx2", status()).await.unwrap();
     assert_eq!(avx2.prepare(0).await.peers, ["w0:1", "w2:1"]);
@@ -71,7 +71,7 @@ async fn a_higher_priority_comes_first() {
 }
 
 #[tokio::test]
-async fn workers_are_listed_with_what_they_do() {
+async fn workers_are_listed_with_their_state_and_job() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;

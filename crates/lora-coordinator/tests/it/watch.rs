@@ -7,7 +7,7 @@ use tonic::Streaming;
 use crate::fake::{Cluster, FakeWorker, WAIT_TIMEOUT, fast_config, job, train};
 
 async fn next(stream: &mut Streaming<v1::WatchJobResponse>) -> Option<Kind> {
-    let message = timeout(WAIT_TIMEOUT, stream.message()).await.expect("something comes").unwrap();
+    let message = timeout(WAIT_TIMEOUT, stream.message()).await.expect("a message arrives").unwrap();
     message.map(|message| message.kind.unwrap())
 }
 
@@ -23,30 +23,30 @@ async fn watchers_see_the_same_and_resume_without_gaps_or_repeats() {
     let cluster = Cluster::start().await;
     let job_id = cluster.submit(&job(1, 1)).await;
     let request = v1::WatchJobRequest { job_id: job_id.clone(), ..v1::WatchJobRequest::default() };
-    let mut steady = cluster.jobs().watch_job(request.clone()).await.unwrap().into_inner();
-    let mut restless = cluster.jobs().watch_job(request.clone()).await.unwrap().into_inner();
+    let mut complete = cluster.jobs().watch_job(request.clone()).await.unwrap().into_inner();
+    let mut interrupted = cluster.jobs().watch_job(request.clone()).await.unwrap().into_inner();
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
     let a = train(&mut [&mut w0], 0).await;
     w0.steps(&a[0], 1..=20).await;
     let mut seen = Vec::new();
     let (mut from, mut after) = (1, 0);
     while after < 7 {
-        let kind = next(&mut restless).await.unwrap();
+        let kind = next(&mut interrupted).await.unwrap();
         let (event, step) = number(&kind);
         (from, after) = (from.max(event + 1), after.max(step));
         seen.push(kind);
     }
-    drop(restless);
+    drop(interrupted);
     w0.steps(&a[0], 21..=300).await;
     cluster.result(&a[0], "receipt.json", b"{}").await;
     w0.finished(&a[0], 300, &["receipt.json"]).await;
-    let again = v1::WatchJobRequest { from_number: from, after_step: after, ..request };
-    let mut restless = cluster.jobs().watch_job(again).await.unwrap().into_inner();
-    while let Some(kind) = next(&mut restless).await {
+    let rest = v1::WatchJobRequest { from_number: from, after_step: after, ..request };
+    let mut resumed = cluster.jobs().watch_job(rest).await.unwrap().into_inner();
+    while let Some(kind) = next(&mut resumed).await {
         seen.push(kind);
     }
     let mut all = Vec::new();
-    while let Some(kind) = next(&mut steady).await {
+    while let Some(kind) = next(&mut complete).await {
         all.push(kind);
     }
     let sorted = |kinds: &[Kind]| {
@@ -111,6 +111,6 @@ async fn shutdown_ends_watches() {
     let mut stream = cluster.jobs().watch_job(request).await.unwrap().into_inner();
     assert_eq!(number(&next(&mut stream).await.unwrap()).0, 2);
     cluster.stop().await;
-    // Over, or broken off: in any case it is not left waiting.
+    // The stream ends or fails, but does not hang.
     let _ = timeout(WAIT_TIMEOUT, stream.message()).await.expect("the stream ends");
 }

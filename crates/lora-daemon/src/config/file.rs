@@ -1,4 +1,4 @@
-//! The settings that a TOML file has, and their lines.
+//! The settings in a TOML file, with their lines.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use toml::de::{DeTable, DeValue, ValueDeserializer};
 
 use super::ConfigError;
 
-/// A setting of a file.
+/// A setting in a file.
 pub(super) struct Entry {
     /// `section.key`.
     pub(super) key: String,
@@ -17,7 +17,11 @@ pub(super) struct Entry {
     pub(super) value: Value,
 }
 
-/// The settings of the file at `path`, in the order of their lines. A section without any is an entry of its own.
+/// Reads the settings of the file at `path`, in the order of their lines. A section without
+/// settings is an entry too.
+///
+/// # Errors
+/// The file cannot be read or is not TOML.
 pub(super) fn read(path: &Path) -> Result<Vec<Entry>, ConfigError> {
     let text =
         std::fs::read_to_string(path).map_err(|source| ConfigError::Io { path: path.to_owned(), source })?;
@@ -33,6 +37,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Entry>, ConfigError> {
     Ok(entries)
 }
 
+/// Appends the settings of `table` to `entries`, with keys that start with `prefix`.
 fn collect(
     table: DeTable<'_>,
     prefix: &str,
@@ -57,6 +62,7 @@ fn collect(
     Ok(())
 }
 
+/// Returns the line, from 1, of the byte offset `at`.
 fn line(text: &str, at: usize) -> usize {
     text.bytes().take(at).filter(|byte| *byte == b'\n').count() + 1
 }

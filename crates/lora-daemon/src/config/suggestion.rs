@@ -1,9 +1,10 @@
-//! Unknown keys: what was probably meant.
+//! Error messages for unknown keys, with a suggestion.
 
-/// Similarity above which another key was probably meant.
+/// Similarity above which a known key is suggested.
 const SIMILARITY_THRESHOLD: f64 = 0.8;
 
-/// What is wrong with `key`, which is none of `known`. `key_as_written` writes a key as it would be written where this one was found.
+/// Returns the error message for `key`, which is not one of `known`. `key_as_written` spells a key
+/// as in the source in which `key` was set.
 pub(super) fn unknown_key_message(
     key: &str,
     known: &[String],
@@ -17,7 +18,8 @@ pub(super) fn unknown_key_message(
     if !inside.is_empty() {
         return format!("is a section; its settings: {}", inside.join(", "));
     }
-    // Sections share names such as `listen`, and a setting may have been written into the wrong section.
+    // Sections share names such as `listen`, and a setting may have been written into the wrong
+    // section.
     let alike = |k: &&String| {
         (strsim::jaro_winkler(name(k), name(key)), strsim::normalized_damerau_levenshtein(k, key))
     };
@@ -29,15 +31,16 @@ pub(super) fn unknown_key_message(
         Some((_, nearest)) => format!("is not a setting; did you mean {}?", key_as_written(nearest)),
         None => {
             let section = key.rsplit_once('.').map_or("", |(section, _)| section);
-            let mut there = within(section);
-            if there.is_empty() {
-                there = known.iter().map(|k| key_as_written(k)).collect();
+            let mut settings = within(section);
+            if settings.is_empty() {
+                settings = known.iter().map(|k| key_as_written(k)).collect();
             }
-            format!("is not a setting; there are: {}", there.join(", "))
+            format!("is not a setting; known settings: {}", settings.join(", "))
         }
     }
 }
 
+/// Returns the last part of a dotted key.
 fn name(key: &str) -> &str {
     key.rsplit('.').next().unwrap_or_default()
 }

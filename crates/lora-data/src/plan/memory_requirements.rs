@@ -1,10 +1,11 @@
-//! What a worker of a job needs in memory, and which settings would make it need less.
+//! The memory that a worker of a job needs, and the settings with which it would need less.
 
 use std::path::Path;
 
 use lora_spec::{
-    ActivationCheckpointing, FieldError, JobSpec, MemoryEstimate, MicroBatchShape, ModelConfig,
-    ModelFootprint, QuantizationType, SafetensorsIndex, StoredWeight, TrainingWorkload, format_bytes,
+    ActivationCheckpointing, DeviceKind, FieldError, JobSpec, MemoryEstimate, MemoryLimit, MicroBatchShape,
+    ModelConfig, ModelFootprint, QuantizationType, SafetensorsIndex, StoredWeight, TrainingWorkload,
+    format_bytes,
 };
 use serde::{Deserialize, Serialize};
 
@@ -12,17 +13,18 @@ use super::PlanError;
 use crate::Dataset;
 use crate::batch::PAD_MULTIPLE;
 
-/// Peak of each of the fewest workers that a job can have.
+/// The memory of each worker if the job runs on `workers.min` workers.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct PlanMemory {
-    /// Of a worker on a CPU.
+    /// Memory of a worker on a CPU.
     pub cpu: MemoryEstimate,
-    /// Of a GPU's memory, CUDA's own not counted.
+    /// Memory on a GPU, without CUDA's own memory.
     pub gpu: MemoryEstimate,
 }
 
-/// What each of the fewest workers needs with the job's settings, and with others: enough to say of any worker whether it can have
-/// the job, and why not.
+/// The memory that each of `workers.min` workers needs with the job's settings and with alternative
+/// settings. It is stored with the job, to decide whether a worker's memory is enough and to name
+/// settings that would fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryRequirements {
     cpu: DeviceRequirements,
@@ -33,22 +35,27 @@ pub struct MemoryRequirements {
 struct DeviceRequirements {
     peak: u64,
     base: u64,
-    /// Ways to need less, those that compute least first; of each its micro-batches, the largest first.
+    /// Alternative settings that need less memory, in the order of their additional computation.
+    /// Each entry has the micro-batch sizes, the largest first.
     #[serde(rename = "ways")]
     alternatives: Vec<Vec<Alternative>>,
 }
 
-/// Settings with which a worker would need less.
+/// Settings with which a worker would need less memory.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Alternative {
-    /// Keys and values.
+    /// Keys and values of the settings that change.
     settings: Vec<(String, String)>,
-    /// Peak with them, in bytes.
+    /// Peak with these settings, in bytes.
     peak: u64,
 }
 
 impl MemoryRequirements {
-    /// What a worker needs of `job` over the base in the directory `base`, with these training rows. Reads no weights.
+    /// Computes the requirements of `job` over the base in the directory `base`, with these
+    /// training rows. Does not read weights.
+    ///
+    /// # Errors
+    /// The base or the adapter's settings are invalid.
     pub fn new(job: &JobSpec, base: &Path, train: &Dataset) -> Result<Self, PlanError> {
         let model = ModelConfig::read(base)?;
         let index = SafetensorsIndex::open(base)?;
@@ -57,19 +64,21 @@ impl MemoryRequirements {
             .requirements(job)?)
     }
 
-    /// Bytes that a worker needs, of a GPU or (`gpu` false) of its machine.
-    pub fn peak(&self, gpu: bool) -> u64 {
-        self.for_device(gpu).peak
+    /// Returns the bytes that a worker with a device of this kind needs.
+    pub fn peak(&self, device: DeviceKind) -> u64 {
+        self.for_device(device).peak
     }
 
-    /// Why a worker with `limit` bytes cannot have the job, and up to three changes of settings with which it could, the smallest
-    /// ones first; `None`: it can.
-    pub fn too_large(&self, limit: u64, gpu: bool) -> Option<String> {
-        let DeviceRequirements { peak, base, alternatives } = self.for_device(gpu);
+    /// Returns why a job is too large for a worker with this limit, with up to three changes of
+    /// settings with which the job would fit, those with the fewest settings first. Returns `None`
+    /// if the job fits.
+    pub fn too_large(&self, limit: MemoryLimit) -> Option<String> {
+        let MemoryLimit { bytes: limit, device } = limit;
+        let DeviceRequirements { peak, base, alternatives } = self.for_device(device);
         if *peak <= limit {
             return None;
         }
-        // Of the micro-batches that fit the largest.
+        // For each alternative, the largest micro-batch that fits.
         let mut fitting: Vec<&Alternative> = alternatives
             .iter()
             .filter_map(|sizes| sizes.iter().find(|alternative| alternative.peak <= limit))
@@ -82,52 +91,67 @@ impl MemoryRequirements {
         });
         let would = match fitting.is_empty() {
             true => format!(
-                "no activation_checkpointing, micro_batch_size or quantization would make it fit, the base alone takes {}",
+                "no activation_checkpointing, micro_batch_size or quantization would make it fit, \
+                 the base alone takes {}",
                 format_bytes(*base)
             ),
             false => format!("it would fit with {}", settings.collect::<Vec<_>>().join(", or with ")),
         };
-        let of = if gpu { "of a GPU's memory" } else { "of memory" };
+        let of = match device {
+            DeviceKind::Gpu => "of a GPU's memory",
+            DeviceKind::Cpu => "of memory",
+        };
         let (peak, limit) = (format_bytes(*peak), format_bytes(limit));
         Some(format!("a worker needs {peak} {of}, more than {limit}; {would}"))
     }
 
-    fn for_device(&self, gpu: bool) -> &DeviceRequirements {
-        if gpu { &self.gpu } else { &self.cpu }
+    fn for_device(&self, device: DeviceKind) -> &DeviceRequirements {
+        match device {
+            DeviceKind::Cpu => &self.cpu,
+            DeviceKind::Gpu => &self.gpu,
+        }
     }
 }
 
-/// What memory depends on beside the job's settings.
+/// The inputs of a plan's memory, in addition to the job's settings.
 pub(super) struct PlanInputs {
     pub(super) model: ModelConfig,
     pub(super) index: SafetensorsIndex,
-    /// Tokens of the longest training row.
+    /// Number of tokens of the longest training row.
     pub(super) longest: usize,
-    /// Training rows.
+    /// Number of training rows.
     pub(super) rows: usize,
 }
 
 impl PlanInputs {
     pub(super) fn memory(&self, job: &JobSpec) -> Result<PlanMemory, FieldError> {
-        Ok(PlanMemory { cpu: self.estimate(job, false)?, gpu: self.estimate(job, true)? })
+        Ok(PlanMemory {
+            cpu: self.estimate(job, DeviceKind::Cpu)?,
+            gpu: self.estimate(job, DeviceKind::Gpu)?,
+        })
     }
 
-    /// The largest micro-batch, and how many a worker computes in a step.
+    /// Returns the shape of the largest micro-batch, and the number of micro-batches that a worker
+    /// computes in a step.
     pub(super) fn shape(&self, job: &JobSpec) -> MicroBatchShape {
         let training = &job.training;
         let micro_batches = self.rows.min(training.global_batch_size).div_ceil(training.micro_batch_size);
         MicroBatchShape {
             rows: training.micro_batch_size.min(self.rows),
-            // The last token is only predicted.
+            // The last token is only a target.
             positions: self.longest.saturating_sub(1).next_multiple_of(PAD_MULTIPLE),
             count: micro_batches.div_ceil(job.workers.min),
         }
     }
 
-    fn estimate(&self, job: &JobSpec, gpu: bool) -> Result<MemoryEstimate, FieldError> {
+    fn estimate(&self, job: &JobSpec, device: DeviceKind) -> Result<MemoryEstimate, FieldError> {
         let training = &job.training;
-        let footprint =
-            ModelFootprint { model: &self.model, index: Some(&self.index), format: job.model.format(), gpu };
+        let footprint = ModelFootprint {
+            model: &self.model,
+            index: Some(&self.index),
+            format: job.model.format(),
+            device,
+        };
         let shape = self.shape(job);
         let modules = job.adapter.target_modules.resolve(&self.model)?;
         Ok(footprint.memory(&TrainingWorkload {
@@ -142,12 +166,16 @@ impl PlanInputs {
 
     pub(super) fn requirements(&self, job: &JobSpec) -> Result<MemoryRequirements, FieldError> {
         Ok(MemoryRequirements {
-            cpu: self.device_requirements(job, false)?,
-            gpu: self.device_requirements(job, true)?,
+            cpu: self.device_requirements(job, DeviceKind::Cpu)?,
+            gpu: self.device_requirements(job, DeviceKind::Gpu)?,
         })
     }
 
-    fn device_requirements(&self, job: &JobSpec, gpu: bool) -> Result<DeviceRequirements, FieldError> {
+    fn device_requirements(
+        &self,
+        job: &JobSpec,
+        device: DeviceKind,
+    ) -> Result<DeviceRequirements, FieldError> {
         let now = (job.training.activation_checkpointing, job.training.micro_batch_size);
         let kept = [
             ActivationCheckpointing::None,
@@ -171,12 +199,12 @@ impl PlanInputs {
                 changed.training.activation_checkpointing = checkpointing;
                 changed.training.micro_batch_size = size;
                 changed.model.quantization = quantization;
-                let peak = self.estimate(&changed, gpu)?.peak;
+                let peak = self.estimate(&changed, device)?.peak;
                 sizes_tried.push(Alternative { settings: differences(job, &changed), peak });
             }
             alternatives.push(sizes_tried);
         }
-        let MemoryEstimate { peak, base, .. } = self.estimate(job, gpu)?;
+        let MemoryEstimate { peak, base, .. } = self.estimate(job, device)?;
         Ok(DeviceRequirements { peak, base, alternatives })
     }
 
@@ -224,24 +252,26 @@ mod tests {
         let cpu = DeviceRequirements { peak: 90 * MIB, base: 50 * MIB, alternatives };
         let requirements =
             MemoryRequirements { gpu: DeviceRequirements { peak: 91 * MIB, ..cpu.clone() }, cpu };
-        assert_eq!(requirements.too_large(90 * MIB, false), None);
+        let too_large = |bytes, device| requirements.too_large(MemoryLimit { bytes, device });
+        assert_eq!(too_large(90 * MIB, DeviceKind::Cpu), None);
         assert_eq!(
-            requirements.too_large(64 * MIB, false).as_deref(),
+            too_large(64 * MIB, DeviceKind::Cpu).as_deref(),
             Some(
                 "a worker needs 90.00 MiB of memory, more than 64.00 MiB; it would fit with \
-                 training.micro_batch_size: 1 (60.00 MiB), or with training.activation_checkpointing: block and \
-                 training.micro_batch_size: 2 (55.00 MiB)"
+                 training.micro_batch_size: 1 (60.00 MiB), or with training.activation_checkpointing: \
+                 block and training.micro_batch_size: 2 (55.00 MiB)"
             )
         );
         assert_eq!(
-            requirements.too_large(MIB, true).as_deref(),
+            too_large(MIB, DeviceKind::Gpu).as_deref(),
             Some(
-                "a worker needs 91.00 MiB of a GPU's memory, more than 1.00 MiB; no activation_checkpointing, \
-                 micro_batch_size or quantization would make it fit, the base alone takes 50.00 MiB"
+                "a worker needs 91.00 MiB of a GPU's memory, more than 1.00 MiB; no \
+                 activation_checkpointing, micro_batch_size or quantization would make it fit, the base \
+                 alone takes 50.00 MiB"
             )
         );
         let stored = serde_json::to_string(&requirements).unwrap();
-        // Databases of older versions have these keys.
+        // The databases of older versions have these keys.
         assert!(stored.starts_with(r#"{"cpu":{"peak":94371840,"base":"#), "{stored}");
         assert!(stored.contains(r#""ways":[[{"settings":[],"peak":"#), "{stored}");
         assert_eq!(serde_json::from_str::<MemoryRequirements>(&stored).unwrap(), requirements);

@@ -18,7 +18,8 @@ pub(crate) const CHATML: &str = "{% for message in messages %}\n\
 
 pub(crate) const LLAMA3: &str = "{{- bos_token }}\n\
     {%- for message in messages %}\n\
-    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}\n\
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' \
+    + message['content'] | trim + '<|eot_id|>' }}\n\
     {%- endfor %}\n\
     {%- if add_generation_prompt %}\n\
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}\n\
@@ -32,7 +33,8 @@ pub(crate) struct BaseDir {
 }
 
 impl BaseDir {
-    /// Bytes and a few merges (` w`, `he`, `hel`), without a chat template; `<s>` is put before texts if `bos`.
+    /// Creates a base whose vocabulary has all bytes and a few merges (` w`, `he`, `hel`), without
+    /// a chat template. If `bos` is true, texts start with `<s>`.
     pub(crate) fn new(eos: &str, bos: bool) -> Self {
         let base = Self { dir: tempfile::tempdir().unwrap() };
         base.write("tokenizer.json", &tokenizer_json(bos).to_string());
@@ -61,7 +63,7 @@ impl BaseDir {
         Tokenizer::load(self.dir.path()).unwrap()
     }
 
-    /// Reads a dataset of these lines.
+    /// Reads a dataset with these lines.
     pub(crate) fn read(&self, lines: &[Json]) -> Result<Dataset, DataError> {
         let lines: Vec<String> = lines.iter().map(Json::to_string).collect();
         self.read_text(&lines.join("\n"))
@@ -71,14 +73,14 @@ impl BaseDir {
         Dataset::read(&self.write("data.jsonl", text), &self.tokenizer(), 512, LongRows::Error)
     }
 
-    /// The one row's text with its trained tokens marked.
+    /// Returns the text of a dataset's only row, with its trained tokens marked.
     pub(crate) fn marked(&self, row: Json) -> String {
         let dataset = self.read(&[row]).unwrap();
         assert_eq!(dataset.rows.len(), 1);
         self.tokenizer().marked_text(&dataset.rows[0]).unwrap()
     }
 
-    /// The error that these lines give, without the directory's name.
+    /// Returns the error for these lines, without the directory in its paths.
     pub(crate) fn error(&self, text: &str) -> String {
         self.error_text(self.read_text(text).unwrap_err())
     }
@@ -99,8 +101,8 @@ fn tokenizer_json(bos: bool) -> Json {
         .iter()
         .enumerate()
         .map(|(i, token)| {
-            json!({"id": pieces.len() + i, "content": token, "single_word": false, "lstrip": false, "rstrip": false,
-                "normalized": false, "special": true})
+            json!({"id": pieces.len() + i, "content": token, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": true})
         })
         .collect();
     let byte_level =

@@ -19,7 +19,8 @@ fn epoch_rows(plan: &BatchPlan, epoch: u64) -> Vec<Vec<usize>> {
 proptest! {
     #[test]
     fn an_epoch_visits_every_row_once(
-        lengths in prop::collection::vec(2usize..200, 1..120), seed: u64, shuffle: bool, global in 1usize..40, micro in 1usize..9,
+        lengths in prop::collection::vec(2usize..200, 1..120), seed: u64, shuffle: bool,
+        global in 1usize..40, micro in 1usize..9,
     ) {
         let plan = plan(&lengths, seed, shuffle, global, micro);
         for epoch in [0, 3] {
@@ -46,7 +47,8 @@ proptest! {
             prop_assert!(micro_batch.rows.len() <= micro);
         }
         step.sort_by_key(|micro_batch| (lengths[micro_batch.rows[0]], micro_batch.rows[0]));
-        let sorted: Vec<_> = step.into_iter().flat_map(|micro_batch| micro_batch.rows).map(|row| (lengths[row], row)).collect();
+        let rows = step.into_iter().flat_map(|micro_batch| micro_batch.rows);
+        let sorted: Vec<_> = rows.map(|row| (lengths[row], row)).collect();
         prop_assert!(sorted.is_sorted());
     }
 
@@ -79,7 +81,7 @@ fn order_depends_on_seed_epoch_and_dataset_alone() {
     assert_eq!(step(1), step(10), "the rows of a step do not depend on the micro-batch size");
 }
 
-/// The order is part of what makes a run repeatable: another one needs another name in its key.
+/// Repeated runs depend on the order. If the order changes, the text in its key must change too.
 #[test]
 fn the_order_matches_the_documented_scheme() {
     let order: Vec<usize> =
@@ -100,7 +102,7 @@ fn shuffling_is_uniform() {
 }
 
 #[test]
-fn without_shuffling_every_epoch_has_the_files_order() {
+fn without_shuffling_every_epoch_has_the_order_of_the_file() {
     let plan = plan(&[5; 7], 1, false, 3, 3);
     assert_eq!(epoch_rows(&plan, 4), [vec![0, 1, 2], vec![3, 4, 5], vec![6]]);
 }

@@ -20,8 +20,9 @@ fn chatml_trains_assistant_turns_including_the_end_token() {
     let base = BaseDir::with_template("<|im_end|>", CHATML);
     assert_eq!(
         base.marked(two_turns()),
-        "<|im_start|>system\nbe<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n⟦ b<|im_end|>⟧\n\
-         <|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n⟦d é<|im_end|>⟧\n"
+        "<|im_start|>system\nbe<|im_end|>\n<|im_start|>user\na<|im_end|>\n\
+         <|im_start|>assistant\n⟦ b<|im_end|>⟧\n<|im_start|>user\nc<|im_end|>\n\
+         <|im_start|>assistant\n⟦d é<|im_end|>⟧\n"
     );
 }
 
@@ -62,12 +63,13 @@ fn generation_markers_select_the_trained_tokens() {
     let base = BaseDir::with_template("</s>", MARKED);
     assert_eq!(base.marked(two_turns()), "(be)(a)[⟦ b⟧](c)[⟦d é</s>⟧]");
     let row = json!({
-        "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+        "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "c"}],
         "completion": [{"role": "assistant", "content": "d"}],
     });
     assert_eq!(base.marked(row), "(a)[b](c)[⟦d</s>⟧]");
     let error = base.error(&turns(&[("user", "\u{FDD0}"), ("assistant", "b")]).to_string());
-    assert_eq!(error, "data.jsonl:1: a message holds the noncharacter U+FDD0 or U+FDD1; remove it");
+    assert_eq!(error, "data.jsonl:1: a message contains the noncharacter U+FDD0 or U+FDD1; remove it");
 }
 
 #[test]
@@ -78,10 +80,10 @@ fn generation_tags_keep_their_white_space_rules() {
 }
 
 #[test]
-fn a_template_that_rewrites_earlier_turns_is_rejected_with_a_fix() {
+fn a_template_that_rewrites_earlier_turns_is_rejected_with_a_remedy() {
     let forgetful = "{% for message in messages %}\
-        {{ message.role }}:{% if message.role == 'user' or loop.last %}{{ message.content }}{% endif %};{% endfor %}\
-        {% if add_generation_prompt %}assistant:{% endif %}";
+        {{ message.role }}:{% if message.role == 'user' or loop.last %}{{ message.content }}{% endif %};\
+        {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
     let base = BaseDir::with_template("</s>", forgetful);
     let error = base.error(&two_turns().to_string());
     assert!(error.starts_with("data.jsonl:1: the assistant's turn (messages[2]) cannot be found"), "{error}");
@@ -122,11 +124,13 @@ fn a_missing_or_invalid_template_fails_chats_only() {
 
 #[test]
 fn tool_calls_and_tools_reach_the_template() {
-    let template = "{% if tools %}{{ tools | tojson }}{% endif %}{{ documents is none }}{% for m in messages %}\
-        {% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}{{ m.content }}{% endfor %}";
+    let template = "{% if tools %}{{ tools | tojson }}{% endif %}{{ documents is none }}\
+        {% for m in messages %}{% if m.tool_calls %}{{ m.tool_calls[0].function | tojson }}{% endif %}\
+        {{ m.content }}{% endfor %}";
     let base = BaseDir::with_template("</s>", template);
     let call = json!({"function": {"name": "f", "arguments": {"b": 1, "a": "é<"}}});
-    let messages = json!([{"role": "user", "content": "u"}, {"role": "assistant", "content": null, "tool_calls": [call]}]);
+    let messages = json!([{"role": "user", "content": "u"},
+        {"role": "assistant", "content": null, "tool_calls": [call]}]);
     let expected = "[{\"name\": \"f\"}]Trueu⟦{\"name\": \"f\", \"arguments\": {\"b\": 1, \"a\": \"é<\"}}⟧";
     assert_eq!(base.marked(json!({"messages": messages, "tools": [{"name": "f"}]})), expected);
     assert_eq!(base.marked(json!({"messages": messages, "tools": "[{\"name\": \"f\"}]"})), expected);
@@ -134,8 +138,9 @@ fn tool_calls_and_tools_reach_the_template() {
 
 #[test]
 fn the_date_is_fixed_and_python_methods_and_loop_controls_work() {
-    let template = "{{ strftime_now('%d %b %Y, %A %-m/%-H %%') }} {{ ' x '.strip() }} {% for m in messages %}\
-        {% if loop.index > 1 %}{% break %}{% endif %}{{ m['content'].split('|')[-1] }}{% endfor %} {{ none }}";
+    let template = "{{ strftime_now('%d %b %Y, %A %-m/%-H %%') }} {{ ' x '.strip() }} \
+        {% for m in messages %}{% if loop.index > 1 %}{% break %}{% endif %}\
+        {{ m['content'].split('|')[-1] }}{% endfor %} {{ none }}";
     let base = BaseDir::with_template("</s>", template);
     let messages = [Message::new("user", "a|b"), Message::new("assistant", "c")];
     let text = base.tokenizer().render_chat(&messages, false).unwrap();
@@ -144,13 +149,14 @@ fn the_date_is_fixed_and_python_methods_and_loop_controls_work() {
 
 #[test]
 fn tojson_matches_python_json_dumps() {
-    let template = "{{ messages[0].v | tojson(indent=2) }}|{{ messages[0].v | tojson(separators=[',', ':'], sort_keys=true) }}\
+    let template = "{{ messages[0].v | tojson(indent=2) }}|\
+        {{ messages[0].v | tojson(separators=[',', ':'], sort_keys=true) }}\
         |{{ 'é𝄞\\n' | tojson(ensure_ascii=true) }}|{{ [] | tojson(indent=1) }}";
     let base = BaseDir::with_template("</s>", template);
     let mut message = Message::new("user", "");
     message.extra.insert("v".into(), json!({"b": [1, 2.5, null], "a": {}}));
     let text = base.tokenizer().render_chat(&[message], false).unwrap();
-    let expected = "{\n  \"b\": [\n    1,\n    2.5,\n    null\n  ],\n  \"a\": {}\n}|{\"a\":{},\"b\":[1,2.5,null]}\
-        |\"\\u00e9\\ud834\\udd1e\\n\"|[]";
+    let expected = "{\n  \"b\": [\n    1,\n    2.5,\n    null\n  ],\n  \"a\": {}\n}\
+        |{\"a\":{},\"b\":[1,2.5,null]}|\"\\u00e9\\ud834\\udd1e\\n\"|[]";
     assert_eq!(text, expected);
 }

@@ -1,4 +1,5 @@
-//! Renderings, tokens and masks against Transformers' `apply_chat_template` (`tests/golden/chat`, made by `tests/oracle`).
+//! Compares renderings, tokens and masks with Transformers' `apply_chat_template`
+//! (`tests/golden/chat`, made by `tests/oracle`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -39,7 +40,7 @@ fn messages(conversation: &[Json]) -> Vec<Message> {
     conversation.iter().map(|message| serde_json::from_value(message.clone()).unwrap()).collect()
 }
 
-/// A copy of the goldens' base with another chat template.
+/// Copies the base of the golden files, with another chat template.
 fn base_with(template: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {

@@ -1,4 +1,4 @@
-//! What bad rows and files get: one error that names the place and what would be right.
+//! Errors for invalid rows and files: each names the location and what would be right.
 
 use std::fs;
 
@@ -18,9 +18,9 @@ fn assert_error(line: &str, expected: &str) {
 
 #[test]
 fn invalid_json_errors_name_file_line_and_column() {
-    assert_error("{\"text\": \"a\" \"b\"}", "data.jsonl:3:14: broken JSON: expected `,` or `}`");
-    assert_error("{\"text\": \"a", "data.jsonl:3:11: broken JSON: EOF while parsing a string");
-    assert_error("{\"text\": \"a\"} x", "data.jsonl:3:15: broken JSON: trailing characters");
+    assert_error("{\"text\": \"a\" \"b\"}", "data.jsonl:3:14: invalid JSON: expected `,` or `}`");
+    assert_error("{\"text\": \"a", "data.jsonl:3:11: invalid JSON: EOF while parsing a string");
+    assert_error("{\"text\": \"a\"} x", "data.jsonl:3:15: invalid JSON: trailing characters");
     assert_error("null", "data.jsonl:3: the line is null; a row is a JSON object");
     assert_error("[1]", "data.jsonl:3: the line is a list; a row is a JSON object");
 }
@@ -31,15 +31,15 @@ fn non_utf8_text_is_invalid_json() {
     let path = base.dir.path().join("data.jsonl");
     fs::write(&path, b"{\"text\": \"a\xff\"}").unwrap();
     let error = Dataset::read(&path, &base.tokenizer(), 512, LongRows::Error).unwrap_err();
-    assert!(base.error_text(error).starts_with("data.jsonl:1:12: broken JSON: invalid unicode code point"));
+    assert!(base.error_text(error).starts_with("data.jsonl:1:12: invalid JSON: invalid unicode code point"));
 }
 
 #[test]
 fn an_unrecognized_row_lists_the_known_formats() {
     assert_error(
         "{\"question\": \"a\", \"answer\": \"b\"}",
-        "data.jsonl:3: not a row of a known format: it needs `messages`; `prompt` and `completion`; `text`; or `instruction` \
-         and `output`; its keys are `question`, `answer`",
+        "data.jsonl:3: not a row of a known format: it needs `messages`; `prompt` and `completion`; `text`; \
+         or `instruction` and `output`; its keys are `question`, `answer`",
     );
     assert_error("{}", "data.jsonl:3: not a row of a known format");
 }
@@ -48,7 +48,7 @@ fn an_unrecognized_row_lists_the_known_formats() {
 fn a_row_that_mixes_formats_is_refused() {
     assert_error(
         "{\"text\": \"a\", \"instruction\": \"b\", \"output\": \"c\"}",
-        "data.jsonl:3: keys of several formats (text and instruction/output): leave one",
+        "data.jsonl:3: keys of several formats (text and instruction/output); keep one format",
     );
 }
 
@@ -56,11 +56,11 @@ fn a_row_that_mixes_formats_is_refused() {
 fn a_missing_key_is_named() {
     assert_error(
         "{\"prompt\": \"a\"}",
-        "data.jsonl:3: a row of the format prompt/completion without `completion`",
+        "data.jsonl:3: a row of the format prompt/completion needs `completion`",
     );
     assert_error(
         "{\"output\": \"a\"}",
-        "data.jsonl:3: a row of the format instruction/output without `instruction`",
+        "data.jsonl:3: a row of the format instruction/output needs `instruction`",
     );
 }
 
@@ -98,7 +98,7 @@ fn wrong_types_are_named() {
     );
     assert_error(
         "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": \"f\"}",
-        "data.jsonl:3: `tools` is a string that holds no JSON list",
+        "data.jsonl:3: `tools` is a string that is not a JSON list",
     );
 }
 
@@ -106,7 +106,7 @@ fn wrong_types_are_named() {
 fn an_unknown_role_is_refused() {
     assert_error(
         &json!({"messages": [{"role": "asistant", "content": "a"}]}).to_string(),
-        "data.jsonl:3: unknown role \"asistant\"; known are system, developer, user, assistant, tool",
+        "data.jsonl:3: unknown role \"asistant\"; supported: system, developer, user, assistant, tool",
     );
 }
 
@@ -135,7 +135,7 @@ fn unsupported_and_missing_files_are_named() {
     let read =
         |path: &std::path::Path| Dataset::read(path, &base.tokenizer(), 512, LongRows::Error).unwrap_err();
     let error = base.error_text(read(&base.write("data.csv", "a")));
-    assert_eq!(error, "data.csv: is of an unknown kind; a dataset is a .jsonl, .json or .parquet file");
+    assert_eq!(error, "data.csv: has an unknown extension; a dataset is a .jsonl, .json or .parquet file");
     assert!(matches!(read(&base.dir.path().join("none.jsonl")), DataError::Read { .. }));
 }
 

@@ -1,4 +1,4 @@
-//! Row formats: which tokens they become and which of those are trained.
+//! Row formats: the tokens of a row, and those that are trained.
 
 use lora_data::RowFormat;
 use serde_json::json;
@@ -12,7 +12,7 @@ fn text_rows_train_all_but_the_first_token_and_end_with_eos() {
 }
 
 #[test]
-fn eos_is_not_written_twice() {
+fn eos_is_not_added_twice() {
     assert_eq!(BaseDir::new("</s>", false).marked(json!({"text": "ab</s>"})), "a⟦b</s>⟧");
     let row = json!({"prompt": "a", "completion": "b</s>"});
     assert_eq!(BaseDir::new("</s>", false).marked(row), "a⟦b</s>⟧");
@@ -34,7 +34,8 @@ fn a_token_across_the_prompt_boundary_is_trained() {
 fn prompt_and_completion_may_be_messages() {
     let base = BaseDir::with_template("<|im_end|>", CHATML);
     let row = json!({
-        "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}],
+        "prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
+            {"role": "user", "content": "c"}],
         "completion": [{"role": "assistant", "content": "d"}],
     });
     assert_eq!(
@@ -50,14 +51,15 @@ fn alpaca_rows_have_the_published_prompt() {
     let marked = base.marked(json!({"instruction": "Add.", "input": "", "output": "3"}));
     assert_eq!(
         marked,
-        "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n\
-         ### Instruction:\nAdd.\n\n### Response:⟦3</s>⟧"
+        "Below is an instruction that describes a task. Write a response that appropriately completes \
+         the request.\n\n### Instruction:\nAdd.\n\n### Response:⟦3</s>⟧"
     );
     let marked = base.marked(json!({"instruction": "Add.", "input": "1 2", "output": "3"}));
     assert_eq!(
         marked,
-        "Below is an instruction that describes a task, paired with an input that provides further context. Write a response \
-         that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n### Response:⟦3</s>⟧"
+        "Below is an instruction that describes a task, paired with an input that provides further \
+         context. Write a response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n\
+         ### Input:\n1 2\n\n### Response:⟦3</s>⟧"
     );
 }
 
@@ -66,8 +68,8 @@ fn blank_lines_and_mixed_formats_are_accepted_and_counted() {
     let base = BaseDir::new("</s>", false);
     let dataset = base
         .read_text(
-            "\u{FEFF}{\"text\": \"abc\", \"id\": 7, \"prompt\": null}\r\n\r\n{\"prompt\": \"a\", \"completion\": \"b\"}\n  \n\
-             {\"text\": \"a\"}",
+            "\u{FEFF}{\"text\": \"abc\", \"id\": 7, \"prompt\": null}\r\n\r\n\
+             {\"prompt\": \"a\", \"completion\": \"b\"}\n  \n{\"text\": \"a\"}",
         )
         .unwrap();
     let report = &dataset.report;

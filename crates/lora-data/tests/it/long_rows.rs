@@ -55,20 +55,21 @@ fn long_rows_are_dropped() {
 fn dropping_every_row_is_an_error() {
     assert_eq!(
         error(LINES, 3, LongRows::Drop),
-        "data.jsonl: no row is left: all 3 have more than data.max_length 3 tokens and data.long_rows is drop"
+        "data.jsonl: no row is left: all 3 have more than data.max_length 3 tokens, and data.long_rows \
+         is drop; raise data.max_length"
     );
 }
 
 #[test]
-fn a_row_whose_targets_are_cut_off_is_an_error() {
+fn a_row_whose_targets_are_truncated_is_an_error() {
     let error = error(LINES, 8, LongRows::Truncate);
     assert!(error.starts_with("data.jsonl: 1 row without target tokens: line 3; "), "{error}");
-    assert!(error.contains("truncation may have cut it off"), "{error}");
+    assert!(error.contains("truncation may have removed it"), "{error}");
 }
 
 #[test]
 fn rows_without_targets_are_named() {
-    // An empty text is its end token alone, which nothing predicts.
+    // An empty text has only its end token, which is the first token and therefore not a target.
     let lines = format!("{}{}", "{\"text\": \"a\"}\n", "{\"text\": \"\"}\n".repeat(8));
     let error = error(&lines, 8, LongRows::Error);
     assert!(

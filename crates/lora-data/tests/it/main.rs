@@ -1,4 +1,4 @@
-//! The crate through its public interface, on small bases and datasets that the tests write.
+//! Tests of the public interface, on small bases and datasets that the tests write.
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 

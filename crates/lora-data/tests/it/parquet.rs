@@ -59,8 +59,9 @@ fn columns_become_keys_and_nulls_are_absent() {
 
 #[test]
 fn messages_are_lists_of_structs() {
-    let schema = "message rows { required group messages (LIST) { repeated group list { required group element {
-        required binary role (STRING); required binary content (STRING); optional binary name (STRING); } } } }";
+    let schema = "message rows { required group messages (LIST) { repeated group list {
+        required group element { required binary role (STRING); required binary content (STRING);
+        optional binary name (STRING); } } } }";
     let base = BaseDir::with_template(
         "<|im_end|>",
         &CHATML.replace("message.role", "message.role + (message.name or '')"),
@@ -87,11 +88,11 @@ fn a_bad_row_is_named_by_its_number() {
         [(&["a"], &[1, 0], &[0, 0]), (&["x"], &[0, 1], &[0, 0]), (&[], &[0, 0], &[0, 0])];
     write(&path, TEXTS, Compression::SNAPPY, &columns);
     let error = read(&base, &path).unwrap_err();
-    assert_eq!(error, "data.parquet, row 2: a row of the format prompt/completion without `completion`");
+    assert_eq!(error, "data.parquet, row 2: a row of the format prompt/completion needs `completion`");
 }
 
 #[test]
-fn truncated_and_damaged_files_give_an_error() {
+fn truncated_files_give_an_error_and_corrupt_files_do_not_crash() {
     let base = BaseDir::new("</s>", false);
     let path = base.dir.path().join("data.parquet");
     let texts: Vec<String> = (0..200).map(|i| format!("row {i}")).collect();
@@ -107,16 +108,14 @@ fn truncated_and_damaged_files_give_an_error() {
     for keep in [0, 3, 8, bytes.len() / 2, bytes.len() - 1] {
         fs::write(&path, &bytes[..keep]).unwrap();
         let error = read(&base, &path).unwrap_err();
-        assert!(
-            error.starts_with("data.parquet: is no Parquet file that can be read (truncated?): "),
-            "{error}"
-        );
+        assert!(error.starts_with("data.parquet: is not a readable Parquet file (truncated?): "), "{error}");
     }
     for at in 0..bytes.len() {
-        let mut damaged = bytes.clone();
-        damaged[at] ^= 0x5a;
-        fs::write(&path, &damaged).unwrap();
-        // Text may change unseen: Parquet's pages have no checksum unless asked for. It must not crash.
+        let mut corrupt = bytes.clone();
+        corrupt[at] ^= 0x5a;
+        fs::write(&path, &corrupt).unwrap();
+        // The text may change without an error, because pages have checksums only on request. The
+        // reader must not crash.
         let _ = read(&base, &path);
     }
 }

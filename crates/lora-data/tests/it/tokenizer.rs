@@ -1,4 +1,4 @@
-//! Tokenizer files in the layouts that are in the world.
+//! Tokenizer files in all layouts of Transformers 4 and 5.
 
 use std::path::{Path, PathBuf};
 
@@ -129,14 +129,14 @@ fn marked_text_keeps_multi_token_characters() {
 }
 
 #[test]
-fn broken_and_missing_files_are_named() {
+fn corrupt_and_missing_files_are_named() {
     let base = BaseDir::new("nowhere", false);
     let load = || base.error_text(Tokenizer::load(base.dir.path()).err().unwrap());
     assert_eq!(load(), "tokenizer.json: its vocabulary does not have the eos_token \"nowhere\"");
     base.write("tokenizer_config.json", "{");
-    assert!(load().starts_with("tokenizer_config.json: is no JSON object: EOF"), "{}", load());
+    assert!(load().starts_with("tokenizer_config.json: is not a JSON object: EOF"), "{}", load());
     base.write("tokenizer.json", "{}");
-    assert!(load().starts_with("tokenizer.json: is no tokenizer: "), "{}", load());
+    assert!(load().starts_with("tokenizer.json: is not a tokenizer: "), "{}", load());
     let missing = Tokenizer::load(Path::new("no/such/dir")).err().unwrap();
     assert!(matches!(missing, DataError::Read { path, .. } if path.ends_with("tokenizer.json")));
 }

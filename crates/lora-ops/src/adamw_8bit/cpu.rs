@@ -7,7 +7,7 @@ use crate::adamw::Coefficients;
 use crate::cpu::{MIN_PARALLEL_ELEMENTS, read_f32, update_f32, update_u8};
 use crate::simd::vectorize;
 
-/// Steps the tensors whose moments are in 8 bits.
+/// Updates the tensors whose moments are in 8 bits.
 pub(super) fn step(
     coefficients: &Coefficients,
     params: &Tensor,
@@ -43,7 +43,7 @@ fn update<R>(moments: &QuantizedMoment, f: impl FnOnce(MomentSlice) -> R) -> Res
     update_u8(&moments.codes, |codes| update_f32(&moments.absmax, |absmax| f(MomentSlice { codes, absmax })))?
 }
 
-/// Moments of whole blocks, or of a tensor's last ones.
+/// Moments of whole blocks, or up to the end of a tensor.
 struct MomentSlice<'a> {
     codes: &'a mut [u8],
     absmax: &'a mut [f32],
@@ -62,7 +62,7 @@ impl<'a> MomentSlice<'a> {
     }
 }
 
-/// What a thread steps: whole blocks, or up to the end of a tensor.
+/// The elements that a thread updates at a time: whole blocks, or up to the end of a tensor.
 struct BlockSlice<'a> {
     params: &'a mut [f32],
     gradient: &'a [f32],
@@ -71,12 +71,12 @@ struct BlockSlice<'a> {
 }
 
 impl<'a> BlockSlice<'a> {
-    /// Takes the first `n` parameters away.
+    /// Removes and returns the first `n` parameters and gradients.
     fn skip(&mut self, n: usize) -> (&'a mut [f32], &'a [f32]) {
         (take_front(&mut self.params, n), self.gradient.split_off(..n).unwrap_or_default())
     }
 
-    /// Takes the first `n` parameters away, and their moments.
+    /// Removes and returns the first `n` parameters and gradients with their moments.
     fn split_front(&mut self, n: usize) -> Self {
         let (params, gradient) = self.skip(n);
         Self { params, gradient, m: self.m.split_front(n), v: self.v.split_front(n) }
@@ -86,7 +86,7 @@ impl<'a> BlockSlice<'a> {
         let params = self.params.chunks_mut(BLOCK).zip(self.gradient.chunks(BLOCK));
         for ((params, m), v) in params.zip(self.m.blocks()).zip(self.v.blocks()) {
             vectorize(
-                // As a function of its own it would be compiled for the least machine.
+                // Without inlining, the closure would be compiled for the baseline instruction set.
                 #[inline(always)]
                 || step_block(coefficients, params, m, v),
             );
@@ -94,7 +94,7 @@ impl<'a> BlockSlice<'a> {
     }
 }
 
-/// Cuts the first `n` elements off; a state's tensors have them.
+/// Removes and returns the first `n` elements; a state's tensors have at least `n`.
 fn take_front<'a, T>(rest: &mut &'a mut [T], n: usize) -> &'a mut [T] {
     rest.split_off_mut(..n).unwrap_or_default()
 }
@@ -138,16 +138,16 @@ fn dequantize(map: &QuantMap, codes: &[u8], absmax: f32, out: &mut [f32; BLOCK])
     }
 }
 
-/// The codes of a block, what is missing of it being zero, and its maximum.
+/// Writes the codes of a block and returns its maximum. `block` is padded with zeros.
 #[inline(always)]
 fn quantize(map: &QuantMap, block: &[f32; BLOCK], codes: &mut [u8]) -> f32 {
-    // Of bits the largest is found sooner, and NaN is above all numbers.
+    // The maximum of bit patterns is faster to find, and NaN is above all numbers.
     let bits = block.iter().fold(0, |largest, x| x.abs().to_bits().max(largest));
     let absmax = f32::from_bits(bits);
     if absmax == 0.0 {
         codes.fill(0);
     } else {
-        // Buckets are found in vectors; what is looked up in them is not.
+        // Finding buckets vectorizes; the lookups in the buckets do not.
         let (mut scaled, mut buckets) = ([0.0; BLOCK], [0; BLOCK]);
         for ((scaled, bucket_of), x) in scaled.iter_mut().zip(&mut buckets).zip(block) {
             *scaled = x / absmax;

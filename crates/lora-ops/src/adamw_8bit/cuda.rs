@@ -8,10 +8,10 @@ use crate::cuda::{Arg, Gpu};
 use crate::paged::{MomentPlacement, PagedVector, PinnedTensor, StagingBuffers, half_window};
 use crate::transfer::from_vec;
 
-/// What the kernel looks up.
+/// Lookup tables of the kernel.
 #[derive(Debug)]
 pub(super) struct Tables {
-    /// Where each block lies: see [`block_windows`]. With the moments.
+    /// The table of [`block_windows`], on the same device as the moments.
     blocks: Tensor,
     _pinned: Option<PinnedTensor>,
     block_windows: Vec<BlockWindow>,
@@ -22,7 +22,7 @@ pub(super) struct Tables {
 impl Tables {
     pub(super) fn new(ranges: &[std::ops::Range<usize>], placement: MomentPlacement) -> Result<Self> {
         let (mut blocks, block_windows) = block_windows(ranges, half_window(placement.window()))?;
-        // An allocation of nothing is an error of CUDA's.
+        // CUDA rejects an allocation of zero bytes.
         blocks.push(0);
         let maps =
             [SIGNED_MAP.values(), SIGNED_MAP.bounds(), UNSIGNED_MAP.values(), UNSIGNED_MAP.bounds()].concat();
@@ -37,7 +37,7 @@ fn vector<T: WithDType>(values: Vec<T>, device: &Device) -> Result<Tensor> {
     from_vec(values, len, device)
 }
 
-/// Steps the tensors whose moments are in 8 bits.
+/// Updates the tensors whose moments are in 8 bits.
 pub(super) fn step(
     gpu: &Gpu,
     coefficients: &Coefficients,
@@ -47,7 +47,7 @@ pub(super) fn step(
 ) -> Result<()> {
     let AdamW8bitState { m, v, tables, .. } = state;
     let Some(Tables { blocks: table, block_windows, maps, .. }) = tables else {
-        candle_core::bail!("8-bit AdamW: parameters on a GPU with moments that are not")
+        candle_core::bail!("8-bit AdamW: the parameters are on a GPU, but the moments were made for the CPU")
     };
     let &Coefficients {
         factor,
@@ -96,9 +96,9 @@ pub(super) fn step(
         let table = 3 * blocks.start..3 * blocks.end;
         vec![codes.clone(), blocks.clone(), codes.clone(), blocks.clone(), table]
     };
-    buffers.for_each(&vectors, block_windows.len(), ranges, |number, there| {
+    buffers.for_each(&vectors, block_windows.len(), ranges, |number, on_device| {
         let mut args = params_and_gradient.to_vec();
-        for tensor in there {
+        for tensor in on_device {
             args.push(gpu.arg(tensor, tensor.dtype())?);
         }
         args.push(maps);

@@ -1,11 +1,12 @@
-//! From codes to numbers and back.
+//! Conversion between codes and the numbers that they stand for.
 
 use std::sync::LazyLock;
 
 use crate::quant::{dynamic_map, dynamic_map_unsigned};
 
-/// A bucket of numbers is the upper half of an f32: a sign, an exponent and seven bits of a fraction. What is below 2^-23, where no
-/// map has a bound but at zero, is one bucket, and what is from 1 on.
+/// A bucket of numbers is the upper half of an f32: a sign, an exponent and seven bits of the
+/// fraction. All numbers below 2^-23 share one bucket, because the only bound of a map there is at
+/// zero, and so do all numbers from 1 on.
 const LOWEST_BUCKET: u32 = 0x3400;
 const HIGHEST_BUCKET: u32 = 0x3f80;
 const BUCKETS: usize = (HIGHEST_BUCKET - LOWEST_BUCKET) as usize + 1;
@@ -13,24 +14,25 @@ const BUCKETS: usize = (HIGHEST_BUCKET - LOWEST_BUCKET) as usize + 1;
 /// A map of 256 ascending numbers.
 pub(super) struct QuantMap {
     values: [f32; 256],
-    /// The largest number whose nearest code is not above `i`.
+    /// `bounds[i]` is the largest number whose nearest code is not above `i`.
     bounds: [f32; 256],
-    /// The code of the least number of each bucket; that of the largest is at most one above.
+    /// The code of the smallest number of each bucket; the code of the largest is at most one
+    /// higher.
     first: [u8; 2 * BUCKETS],
 }
 
-/// Of the first moment.
+/// The map of the first moment.
 pub(super) static SIGNED_MAP: LazyLock<QuantMap> = LazyLock::new(|| {
     let values = dynamic_map();
     let mut bounds = bounds(&values);
-    // A negative number never becomes zero: the sign decides where a parameter goes.
+    // A negative moment never becomes zero: its sign decides the direction of the update.
     if let Some(below) = values.iter().rposition(|value| *value < 0.0) {
         bounds[below] = -f32::from_bits(1);
     }
     QuantMap::new(values, bounds)
 });
 
-/// Of the second moment.
+/// The map of the second moment.
 pub(super) static UNSIGNED_MAP: LazyLock<QuantMap> = LazyLock::new(|| {
     let values = dynamic_map_unsigned();
     QuantMap::new(values, bounds(&values))
@@ -40,7 +42,7 @@ fn bounds(values: &[f32; 256]) -> [f32; 256] {
     std::array::from_fn(|i| {
         let Some(above) = values.get(i + 1) else { return f32::INFINITY };
         let middle = (values[i] + above) * 0.5;
-        // In the very middle the even code is taken.
+        // The exact middle belongs to the even code.
         if i % 2 == 0 { middle } else { middle.next_down() }
     })
 }
@@ -74,7 +76,7 @@ impl QuantMap {
         self.values[usize::from(code)]
     }
 
-    /// The code of the number nearest to `x`, which is from -1 to 1 and in `bucket`.
+    /// The code of the number nearest to `x`; `x` is between -1 and 1, and `bucket` is its bucket.
     #[inline(always)]
     pub(super) fn code(&self, x: f32, bucket: u32) -> u8 {
         let first = self.first[bucket as usize];
@@ -97,7 +99,8 @@ mod tests {
     fn code_is_the_nearest_map_value() {
         for (name, map) in [("signed", &SIGNED_MAP), ("unsigned", &UNSIGNED_MAP)] {
             let is_signed = map.values[0] < 0.0;
-            // Both ends of every bucket, every bound with its neighbours, and the numbers themselves.
+            // Both ends of every bucket, every bound with its neighbors, and the numbers
+            // themselves.
             let ends = (0..=1.0_f32.to_bits() >> 16)
                 .flat_map(|key| [key << 16, key << 16 | 0xffff])
                 .map(f32::from_bits);
@@ -112,7 +115,7 @@ mod tests {
                 if is_signed && x < 0.0 {
                     assert!(map.value(code) < 0.0, "{x:e}");
                 } else {
-                    // The middle between two numbers is rounded to f32.
+                    // The middle between two numbers was rounded to f32.
                     assert!(off(searched) <= nearest + 3e-7 * f64::from(x), "{name} {x:e}");
                 }
             }

@@ -1,4 +1,4 @@
-//! The blocks of a state in parts, which a GPU steps one after the other.
+//! The blocks of a state in windows, which a GPU updates one after the other.
 
 use std::ops::Range;
 
@@ -6,16 +6,17 @@ use candle_core::Result;
 
 use super::{BLOCK, is_8bit};
 
-/// What is stepped at a time.
+/// The blocks that are updated at a time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct BlockWindow {
     pub(super) blocks: Range<usize>,
-    /// Of those blocks.
+    /// The codes of these blocks.
     pub(super) codes: Range<usize>,
 }
 
-/// Three numbers a block: its first parameter, its first code, counted from its part's first, and how many elements it has. And the
-/// parts, of `window` elements at most, but a block at least.
+/// Returns a table and the windows. The table has three numbers for each block: its first
+/// parameter, its first code, relative to the first code of its window, and its number of elements.
+/// A window has at most `window` elements, but at least one block.
 pub(super) fn block_windows(ranges: &[Range<usize>], window: usize) -> Result<(Vec<u32>, Vec<BlockWindow>)> {
     let most = (window / BLOCK).max(1);
     let mut table = Vec::new();
@@ -51,7 +52,7 @@ pub(super) fn block_windows(ranges: &[Range<usize>], window: usize) -> Result<(V
 mod tests {
     use super::*;
 
-    /// Tensors of 5000, 100, 4096 and 4097 elements: 20, no, 16 and 17 blocks.
+    /// Tensors of 5000, 100, 4096 and 4097 elements: 20, 0, 16 and 17 blocks.
     const RANGES: [Range<usize>; 4] = [0..5000, 5000..5100, 5100..9196, 9196..13293];
 
     #[test]

@@ -1,22 +1,27 @@
-// Attention in f32 arithmetic, for every shape and type: tiles of queries and keys in shared memory, 16 x 16 threads on a product.
-// What tensor cores can take goes to attention_forward_mma.cu and attention_backward_mma.cu instead.
+// Attention in f32 arithmetic, for every shape and type: tiles of queries and keys in shared
+// memory, with 16 x 16 threads for a product. Shapes that tensor cores support are computed by
+// attention_forward_mma.cu and attention_backward_mma.cu instead.
 //
-// q, output: [batch * seq, heads * dim]; k, v: [batch * kv_seq, kv_heads * dim]; first: [batch * seq] or null; lse: [batch, heads, seq]. rows: of
-// each [batch, heads, seq] what the backward pass wants: the log-sum-exp in powers of 2, sum(d_output * output), the bits of the first key.
+// q, output: [batch * seq, heads * dim]; k, v: [batch * kv_seq, kv_heads * dim]; first:
+// [batch * seq] or null; lse: [batch, heads, seq]. rows: [batch, heads, seq], the inputs of the
+// backward pass for each query: the log-sum-exp in base 2, sum(d_output * output), and the bits of
+// the first key.
 #include "view.cuh"
 
 namespace {
 
 constexpr int THREADS = 256;
 
-// A thread's row and column among 16 x 16. Of a product's rows it has those from ty * R on, of its columns every 16th from tx on.
+// A thread's row and column among 16 x 16. Of a product, a thread computes the R rows from ty * R
+// on and every 16th column from tx on.
 __device__ __forceinline__ int tx() { return static_cast<int>(threadIdx.x % 16); }
 __device__ __forceinline__ int ty() { return static_cast<int>(threadIdx.x / 16); }
 
-// Rows of a tile of WIDTH columns are this far apart: 16-byte reads of eight rows then touch different banks.
+// Distance between the rows of a tile of WIDTH columns: with the padding, 16-byte reads of eight
+// rows use different banks.
 __host__ __device__ constexpr int stride(int width) { return width + 4; }
 
-// Fills a tile [ROWS, DIM] from `rows` rows of `dim` elements; zeros elsewhere.
+// Fills a tile [ROWS, DIM] from `rows` rows of `dim` elements; all other elements are zero.
 template <typename T, int ROWS, int DIM>
 __device__ __forceinline__ void load_tile(float* tile, const T* from, size_t width, int rows, int dim) {
     const int lane = static_cast<int>(threadIdx.x % 32), warp = static_cast<int>(threadIdx.x / 32);
@@ -27,7 +32,7 @@ __device__ __forceinline__ void load_tile(float* tile, const T* from, size_t wid
     }
 }
 
-// a b^T of tiles [16 R, DIM] and [16 C, DIM].
+// s = a b^T of tiles [16 R, DIM] and [16 C, DIM].
 template <int R, int C, int DIM>
 __device__ __forceinline__ void scores(float (&s)[R][C], const float* a, const float* b, int dim) {
 #pragma unroll
@@ -55,7 +60,7 @@ __device__ __forceinline__ void scores(float (&s)[R][C], const float* a, const f
     }
 }
 
-// Rows of a product of DIM columns: a thread has columns 64 g + 4 tx .. + 3.
+// A thread's rows of a product with DIM columns; the thread computes columns 64 g + 4 tx .. + 3.
 template <int R, int DIM>
 struct Rows {
     float at[R][DIM / 16];
@@ -71,7 +76,7 @@ struct Rows {
 #pragma unroll
         for (int e = 0; e < DIM / 16; e++) at[row][e] *= factor;
     }
-    // += p x of tiles [16 R, K] and [K, DIM].
+    // at += p x of tiles [16 R, K] and [K, DIM].
     template <int K>
     __device__ __forceinline__ void add(const float* p, const float* x) {
 #pragma unroll 1
@@ -86,7 +91,10 @@ struct Rows {
                     const float4 y = load4(x + (k + n) * stride(DIM) + 64 * g + 4 * tx());
 #pragma unroll
                     for (int i = 0; i < R; i++) {
-                        const float weight = n == 0 ? weights[i].x : n == 1 ? weights[i].y : n == 2 ? weights[i].z : weights[i].w;
+                        const float weight = n == 0   ? weights[i].x
+                                             : n == 1 ? weights[i].y
+                                             : n == 2 ? weights[i].z
+                                                      : weights[i].w;
                         at[i][4 * g + 0] = fmaf(weight, y.x, at[i][4 * g + 0]);
                         at[i][4 * g + 1] = fmaf(weight, y.y, at[i][4 * g + 1]);
                         at[i][4 * g + 2] = fmaf(weight, y.z, at[i][4 * g + 2]);
@@ -120,18 +128,21 @@ __device__ __forceinline__ void put(float* tile, const float (&s)[R][C]) {
     }
 }
 
-// Over the 16 threads that have a row's columns.
+// Reduces over the 16 threads that compute the columns of a row.
 template <typename Op>
 __device__ __forceinline__ float of_row(float value) {
 #pragma unroll
-    for (int distance = 8; distance > 0; distance /= 2) value = Op::of(value, __shfl_xor_sync(0xffffffffu, value, distance));
+    for (int distance = 8; distance > 0; distance /= 2)
+        value = Op::of(value, __shfl_xor_sync(0xffffffffu, value, distance));
     return value;
 }
 
-// A block has a tile of 16 R queries of a head and goes through tiles of as many keys. Shared: tiles of queries, keys or values, probabilities.
+// A block computes a tile of 16 R queries of a head, in a loop over tiles of 16 R keys. Shared
+// memory: tiles of queries, of keys or values, and of probabilities.
 template <typename T, int DIM, int R>
-__device__ __forceinline__ void forward(const T* q, const T* k, const T* v, const unsigned* first, T* output, float* lse, unsigned seq,
-                                        unsigned kv_seq, unsigned heads, unsigned kv_heads, unsigned head_dim, float scale) {
+__device__ __forceinline__ void forward(const T* q, const T* k, const T* v, const unsigned* first, T* output,
+                                        float* lse, unsigned seq, unsigned kv_seq, unsigned heads,
+                                        unsigned kv_heads, unsigned head_dim, float scale) {
     constexpr int TILE = 16 * R;
     DYNAMIC_SHARED(memory);
     float* const q_tile = reinterpret_cast<float*>(memory);
@@ -142,13 +153,15 @@ __device__ __forceinline__ void forward(const T* q, const T* k, const T* v, cons
     const Work work(tiles, heads);
     const View view(first, work.sequence, seq, kv_seq);
     const int dim = static_cast<int>(head_dim), dim4 = ceil_div(dim, 4) * 4;
-    const int query = static_cast<int>(tiles - 1 - work.tile) * TILE;  // the longest rows first
+    const int query = static_cast<int>(tiles - 1 - work.tile) * TILE;  // longest rows first
     const int rows = min(TILE, view.seq - query);
     const size_t q_width = static_cast<size_t>(heads) * dim, k_width = static_cast<size_t>(kv_heads) * dim;
-    const size_t q_at = (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(work.head) * dim;
-    const size_t k_at = static_cast<size_t>(work.sequence) * kv_seq * k_width + static_cast<size_t>(work.head / (heads / kv_heads)) * dim;
+    const size_t q_at =
+        (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(work.head) * dim;
+    const size_t k_at = static_cast<size_t>(work.sequence) * kv_seq * k_width +
+                        static_cast<size_t>(work.head / (heads / kv_heads)) * dim;
 
-    int from[R], to[R];  // the keys that each row sees; none for rows behind the last query
+    int from[R], to[R];  // first and last key that each row sees; none for rows past the last query
     float top[R], total[R];
     Rows<R, DIM> values;
     values.zero();
@@ -181,7 +194,8 @@ __device__ __forceinline__ void forward(const T* q, const T* k, const T* v, cons
                 largest = fmaxf(largest, s[i][j]);
             }
             largest = of_row<Max>(largest);
-            const float base = largest == Max::identity() ? 0.0f : largest;  // a row that has seen nothing yet
+            // 0 for a row that has not seen a key yet.
+            const float base = largest == Max::identity() ? 0.0f : largest;
             const float rescale = expf(top[i] - base);
             float sum = 0.0f;
 #pragma unroll
@@ -203,22 +217,25 @@ __device__ __forceinline__ void forward(const T* q, const T* k, const T* v, cons
         const int row = ty() * R + i;
         values.scale(i, 1.0f / total[i]);
         if (tx() == 0 && row < rows) {
-            lse[(static_cast<size_t>(work.sequence) * heads + work.head) * seq + query + row] = top[i] + logf(total[i]);
+            lse[(static_cast<size_t>(work.sequence) * heads + work.head) * seq + query + row] =
+                top[i] + logf(total[i]);
         }
     }
     values.store(output + q_at, q_width, rows, dim);
 }
 
-// What the backward pass wants of each query of each head (`rows`); a warp has one.
+// Computes the inputs of the backward pass (`rows`) for each query of each head, one warp for each.
 template <typename T>
-__device__ __forceinline__ void rows_of(const T* output, const T* d_output, const float* lse, const unsigned* first, float4* rows,
-                                        unsigned queries, unsigned seq, unsigned heads, unsigned head_dim) {
+__device__ __forceinline__ void rows_of(const T* output, const T* d_output, const float* lse,
+                                        const unsigned* first, float4* rows, unsigned queries, unsigned seq,
+                                        unsigned heads, unsigned head_dim) {
     const size_t at = static_cast<size_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
     if (at >= static_cast<size_t>(queries) * heads) return;
     const unsigned lane = threadIdx.x % 32;
     const T *o = output + at * head_dim, *d_o = d_output + at * head_dim;
     float delta = 0.0f;
-    if (head_dim % 4 == 0 && (reinterpret_cast<size_t>(output) | reinterpret_cast<size_t>(d_output)) % (4 * sizeof(T)) == 0) {
+    if (head_dim % 4 == 0 &&
+        (reinterpret_cast<size_t>(output) | reinterpret_cast<size_t>(d_output)) % (4 * sizeof(T)) == 0) {
         for (unsigned d = 4 * lane; d < head_dim; d += 128) {
             const float4 a = load4(o + d), b = load4(d_o + d);
             delta += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
@@ -229,20 +246,24 @@ __device__ __forceinline__ void rows_of(const T* output, const T* d_output, cons
     delta = warp_sum(delta);
     if (lane != 0) return;
     const size_t query = at / heads, row = (query / seq * heads + at % heads) * seq + query % seq;
-    rows[row] = make_float4(lse[row] * LOG2_E, delta, __uint_as_float(first == nullptr ? 0 : first[query]), 0.0f);
+    rows[row] =
+        make_float4(lse[row] * LOG2_E, delta, __uint_as_float(first == nullptr ? 0 : first[query]), 0.0f);
 }
 
-// The gradients of keys and values: a block has a tile of 16 R keys of a key/value head and goes through the queries that see them, of one
-// head of its group after the other. Shared: tiles of keys, values, queries, output gradients, and the transpose of probabilities or their
+// The gradients of keys and values: a block computes a tile of 16 R keys of a key/value head, in a
+// loop over the heads of its group and over the queries that see these keys. Shared memory: tiles
+// of keys, values, queries and output gradients, and the transpose of the probabilities or of their
 // gradients.
 template <typename T, int DIM, int R>
-__device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v, const T* d_output, const unsigned* first, const float4* rows,
-                                              T* dk, T* dv, unsigned seq, unsigned heads, unsigned kv_heads,
+__device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v, const T* d_output,
+                                              const unsigned* first, const float4* rows, T* dk, T* dv,
+                                              unsigned seq, unsigned heads, unsigned kv_heads,
                                               unsigned head_dim, float scale) {
     constexpr int TILE = 16 * R, SIZE = TILE * stride(DIM);
     DYNAMIC_SHARED(memory);
     float* const k_tile = reinterpret_cast<float*>(memory);
-    float *const v_tile = k_tile + SIZE, *const q_tile = v_tile + SIZE, *const d_tile = q_tile + SIZE, *const p_tile = d_tile + SIZE;
+    float *const v_tile = k_tile + SIZE, *const q_tile = v_tile + SIZE, *const d_tile = q_tile + SIZE,
+                 *const p_tile = d_tile + SIZE;
 
     const Work work(ceil_div(seq, static_cast<unsigned>(TILE)), kv_heads);
     const View view(first, work.sequence, seq, seq);
@@ -250,7 +271,8 @@ __device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v
     const int key = static_cast<int>(work.tile) * TILE, keys = min(TILE, view.seq - key);
     const int group = static_cast<int>(heads / kv_heads);
     const size_t q_width = static_cast<size_t>(heads) * dim, k_width = static_cast<size_t>(kv_heads) * dim;
-    const size_t k_at = (static_cast<size_t>(work.sequence) * seq + key) * k_width + static_cast<size_t>(work.head) * dim;
+    const size_t k_at =
+        (static_cast<size_t>(work.sequence) * seq + key) * k_width + static_cast<size_t>(work.head) * dim;
 
     load_tile<T, TILE, DIM>(k_tile, k + k_at, k_width, keys, dim);
     load_tile<T, TILE, DIM>(v_tile, v + k_at, k_width, keys, dim);
@@ -259,15 +281,17 @@ __device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v
     d_values.zero();
     const float scale2 = scale * LOG2_E;  // powers of 2 instead of e
     const int end = view.end_query(key + keys - 1);
-    for (int head = static_cast<int>(work.head) * group; head < static_cast<int>(work.head + 1) * group; head++) {
+    for (int head = static_cast<int>(work.head) * group; head < static_cast<int>(work.head + 1) * group;
+         head++) {
         const size_t rows_at = (static_cast<size_t>(work.sequence) * heads + head) * seq;
         for (int query = view.first_query(key); query < end; query += TILE) {
-            const size_t q_at = (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(head) * dim;
+            const size_t q_at = (static_cast<size_t>(work.sequence) * seq + query) * q_width +
+                                static_cast<size_t>(head) * dim;
             __syncthreads();
             load_tile<T, TILE, DIM>(q_tile, q + q_at, q_width, end - query, dim);
             load_tile<T, TILE, DIM>(d_tile, d_output + q_at, q_width, end - query, dim);
             __syncthreads();
-            float p[R][R], dp[R][R];  // a row is a key, a column a query
+            float p[R][R], dp[R][R];  // rows are keys, columns are queries
             scores<R, R, DIM>(p, k_tile, q_tile, dim4);
             scores<R, R, DIM>(dp, v_tile, d_tile, dim4);
 #pragma unroll
@@ -297,29 +321,34 @@ __device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v
     d_values.store(dv + k_at, k_width, keys, dim);
 }
 
-// The gradients of queries: a block has a tile of 16 R queries of a head and goes through the keys that they see. Shared: tiles of queries,
-// output gradients, keys, values, and the gradients of scores.
+// The gradients of queries: a block computes a tile of 16 R queries of a head, in a loop over the
+// keys that they see. Shared memory: tiles of queries, output gradients, keys and values, and the
+// gradients of scores.
 template <typename T, int DIM, int R>
-__device__ __forceinline__ void backward_queries(const T* q, const T* k, const T* v, const T* d_output, const unsigned* first,
-                                                 const float4* rows, T* dq, unsigned seq, unsigned heads, unsigned kv_heads,
+__device__ __forceinline__ void backward_queries(const T* q, const T* k, const T* v, const T* d_output,
+                                                 const unsigned* first, const float4* rows, T* dq,
+                                                 unsigned seq, unsigned heads, unsigned kv_heads,
                                                  unsigned head_dim, float scale) {
     constexpr int TILE = 16 * R, SIZE = TILE * stride(DIM);
     DYNAMIC_SHARED(memory);
     float* const q_tile = reinterpret_cast<float*>(memory);
-    float *const d_tile = q_tile + SIZE, *const k_tile = d_tile + SIZE, *const v_tile = k_tile + SIZE, *const ds_tile = v_tile + SIZE;
+    float *const d_tile = q_tile + SIZE, *const k_tile = d_tile + SIZE, *const v_tile = k_tile + SIZE,
+                 *const ds_tile = v_tile + SIZE;
 
     const unsigned tiles = ceil_div(seq, static_cast<unsigned>(TILE));
     const Work work(tiles, heads);
     const View view(first, work.sequence, seq, seq);
     const int dim = static_cast<int>(head_dim), dim4 = ceil_div(dim, 4) * 4;
-    const int query = static_cast<int>(tiles - 1 - work.tile) * TILE;  // the longest rows first
+    const int query = static_cast<int>(tiles - 1 - work.tile) * TILE;  // longest rows first
     const int queries = min(TILE, view.seq - query);
     const size_t q_width = static_cast<size_t>(heads) * dim, k_width = static_cast<size_t>(kv_heads) * dim;
-    const size_t q_at = (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(work.head) * dim;
-    const size_t k_at = static_cast<size_t>(work.sequence) * seq * k_width + static_cast<size_t>(work.head / (heads / kv_heads)) * dim;
+    const size_t q_at =
+        (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(work.head) * dim;
+    const size_t k_at = static_cast<size_t>(work.sequence) * seq * k_width +
+                        static_cast<size_t>(work.head / (heads / kv_heads)) * dim;
     const size_t rows_at = (static_cast<size_t>(work.sequence) * heads + work.head) * seq + query;
 
-    int from[R], to[R];  // the keys that each row sees; none for rows behind the last query
+    int from[R], to[R];  // first and last key that each row sees; none for rows past the last query
     float of_lse[R], of_delta[R];
     Rows<R, DIM> d_queries;
     d_queries.zero();
@@ -365,21 +394,29 @@ __device__ __forceinline__ void backward_queries(const T* q, const T* k, const T
 
 }  // namespace
 
-// A kernel's DIM is at least the features of a head. Tiles have 16 R queries or keys: as many as fit into the 99 KiB of the smallest GPU.
-#define ATTENTION(T, dtype, DIM, R_FORWARD, R_BACKWARD)                                                                                     \
-    KERNEL_RESIDENT(THREADS, 2, attention_forward_##DIM##_##dtype, const T* q, const T* k, const T* v, const unsigned* first, T* output,    \
-                    float* lse, unsigned seq, unsigned kv_seq, unsigned heads, unsigned kv_heads, unsigned head_dim, float scale) {         \
-        forward<T, DIM, R_FORWARD>(q, k, v, first, output, lse, seq, kv_seq, heads, kv_heads, head_dim, scale);                             \
-    }                                                                                                                                       \
-    KERNEL_RESIDENT(THREADS, 2, attention_backward_keys_##DIM##_##dtype, const T* q, const T* k, const T* v, const T* d_output,             \
-                    const unsigned* first, const float4* rows, T* dk, T* dv, unsigned seq, unsigned heads, unsigned kv_heads,               \
-                    unsigned head_dim, float scale) {                                                                                       \
-        backward_keys<T, DIM, R_BACKWARD>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads, head_dim, scale);                   \
-    }                                                                                                                                       \
-    KERNEL_RESIDENT(THREADS, 2, attention_backward_queries_##DIM##_##dtype, const T* q, const T* k, const T* v, const T* d_output,          \
-                    const unsigned* first, const float4* rows, T* dq, unsigned seq, unsigned heads, unsigned kv_heads, unsigned head_dim,   \
-                    float scale) {                                                                                                          \
-        backward_queries<T, DIM, R_BACKWARD>(q, k, v, d_output, first, rows, dq, seq, heads, kv_heads, head_dim, scale);                    \
+// A kernel's DIM is at least the number of features of a head. Tiles have 16 R queries or keys, as
+// many as fit into the 99 KiB of shared memory of the smallest GPU.
+#define ATTENTION(T, dtype, DIM, R_FORWARD, R_BACKWARD)                                          \
+    KERNEL_RESIDENT(THREADS, 2, attention_forward_##DIM##_##dtype, const T* q, const T* k,       \
+                    const T* v, const unsigned* first, T* output, float* lse, unsigned seq,      \
+                    unsigned kv_seq, unsigned heads, unsigned kv_heads, unsigned head_dim,       \
+                    float scale) {                                                               \
+        forward<T, DIM, R_FORWARD>(q, k, v, first, output, lse, seq, kv_seq, heads, kv_heads,    \
+                                   head_dim, scale);                                             \
+    }                                                                                            \
+    KERNEL_RESIDENT(THREADS, 2, attention_backward_keys_##DIM##_##dtype, const T* q, const T* k, \
+                    const T* v, const T* d_output, const unsigned* first, const float4* rows,    \
+                    T* dk, T* dv, unsigned seq, unsigned heads, unsigned kv_heads,               \
+                    unsigned head_dim, float scale) {                                            \
+        backward_keys<T, DIM, R_BACKWARD>(q, k, v, d_output, first, rows, dk, dv, seq, heads,    \
+                                          kv_heads, head_dim, scale);                            \
+    }                                                                                            \
+    KERNEL_RESIDENT(THREADS, 2, attention_backward_queries_##DIM##_##dtype, const T* q,          \
+                    const T* k, const T* v, const T* d_output, const unsigned* first,            \
+                    const float4* rows, T* dq, unsigned seq, unsigned heads, unsigned kv_heads,  \
+                    unsigned head_dim, float scale) {                                            \
+        backward_queries<T, DIM, R_BACKWARD>(q, k, v, d_output, first, rows, dq, seq, heads,     \
+                                             kv_heads, head_dim, scale);                         \
     }
 ATTENTION(float, f32, 64, 4, 4)
 ATTENTION(float, f32, 128, 4, 2)
@@ -388,10 +425,11 @@ ATTENTION(bf16, bf16, 64, 4, 4)
 ATTENTION(bf16, bf16, 128, 4, 2)
 ATTENTION(bf16, bf16, 256, 2, 1)
 
-#define ATTENTION_ROWS(T, dtype)                                                                                                            \
-    KERNEL(THREADS, attention_rows_##dtype, const T* output, const T* d_output, const float* lse, const unsigned* first, float4* rows,      \
-           unsigned queries, unsigned seq, unsigned heads, unsigned head_dim) {                                                             \
-        rows_of(output, d_output, lse, first, rows, queries, seq, heads, head_dim);                                                         \
+#define ATTENTION_ROWS(T, dtype)                                                                  \
+    KERNEL(THREADS, attention_rows_##dtype, const T* output, const T* d_output, const float* lse, \
+           const unsigned* first, float4* rows, unsigned queries, unsigned seq, unsigned heads,   \
+           unsigned head_dim) {                                                                   \
+        rows_of(output, d_output, lse, first, rows, queries, seq, heads, head_dim);               \
     }
 ATTENTION_ROWS(float, f32)
 ATTENTION_ROWS(bf16, bf16)

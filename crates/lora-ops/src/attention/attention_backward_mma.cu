@@ -1,16 +1,17 @@
-// The gradients of attention in bf16 by tensor cores: heads of a multiple of 8 features. The algorithm is FlashAttention-2's (arXiv 2307.08691),
-// but for sums: a block owns what it writes, so none is atomic. See attention.cu for the tensors.
+// The gradients of attention in bf16 on tensor cores, for heads whose number of features is a
+// multiple of 8. The algorithm is FlashAttention-2 (arXiv 2307.08691), except for its sums: each
+// block owns the elements that it writes, so no sum is atomic. See attention.cu for the tensors.
 #include "tensor.cuh"
 
 namespace {
 
-// Heads for which the registers hold neither both the gradients of keys and of values, nor queries
-// beside their gradients. cuda.rs has the same condition.
+// Heads for which the registers can hold neither the gradients of keys and of values together, nor
+// the queries together with their gradients. cuda.rs has the same condition.
 template <int DIM>
 constexpr bool WIDE = DIM > 128;
 
-// Writes a warp's rows of a gradient of keys or values, times `factor`, from element `at` on of
-// `to`: of bf16 by way of the rows of `tile` from `row` on, or of f32 where `partial`.
+// Writes a warp's rows of a gradient of keys or values, times `factor`, to `to` from element `at`
+// on: bf16 through the rows of `tile` from `row` on, or, if `partial`, f32.
 template <int DIM, int M>
 __device__ __forceinline__ void store_gradient(const Accumulator<M, DIM / 8>& x, float factor, bool partial,
                                                bf16* tile, int row, void* to, size_t at, size_t width,
@@ -25,12 +26,12 @@ __device__ __forceinline__ void store_gradient(const Accumulator<M, DIM / 8>& x,
     }
 }
 
-// The gradients of keys and values through one query head: a block has 16 M keys for each of its
-// WARPS and goes through tiles of QUERIES queries that see them; the next ones are on their way
-// meanwhile. Scores are transposed here: a row is a key. Shared: tiles of keys and of values, and
-// two of queries, of output gradients and of `rows`.
-// dk and dv: [batch * seq, heads * dim], bf16 where heads == kv_heads. Otherwise f32: partial
-// gradients, of each query head, which sum_groups adds.
+// The gradients of keys and values through one query head: a block computes 16 M keys in each of
+// its WARPS warps, in a loop over tiles of QUERIES queries that see these keys; the next tiles are
+// loaded meanwhile. Scores are transposed here: a row is a key. Shared memory: one tile of keys and
+// one of values, and two tiles of queries, of output gradients and of `rows`. dk and dv:
+// [batch * seq, heads * dim], bf16 if heads == kv_heads. Otherwise they are the f32 partial
+// gradients of each query head, which sum_groups adds.
 template <int DIM, int WARPS, int M, int QUERIES, bool D_KEYS, bool D_VALUES>
 __device__ __forceinline__ void gradients_of_keys(const bf16* q, const bf16* k, const bf16* v,
                                                   const bf16* d_output, const unsigned* first,
@@ -82,7 +83,7 @@ __device__ __forceinline__ void gradients_of_keys(const bf16* q, const bf16* k, 
 
     for (int stage = 0; query < end; query += QUERIES, stage ^= 1) {
         cp_async_wait<0>();
-        __syncthreads();  // this tile is there, the one before is done with
+        __syncthreads();  // this tile is loaded, and the previous one is no longer read
         if (query + QUERIES < end) load_queries(query + QUERIES, stage ^ 1);
 
         const float4* const of_row = row_tile + stage * QUERIES;
@@ -152,7 +153,7 @@ __device__ __forceinline__ void gradients_of_keys(const bf16* q, const bf16* k, 
     }
 }
 
-// WIDE: a block has the gradients of keys (y 0) or those of values (y 1).
+// WIDE: blocks with y 0 compute the gradients of keys, blocks with y 1 those of values.
 template <int DIM, int WARPS, int M, int QUERIES>
 __device__ __forceinline__ void backward_keys(const bf16* q, const bf16* k, const bf16* v,
                                               const bf16* d_output, const unsigned* first,
@@ -171,7 +172,7 @@ __device__ __forceinline__ void backward_keys(const bf16* q, const bf16* k, cons
     }
 }
 
-// A row of `sum` is the sum of `group` rows of `partial`, added in their order. A thread has four
+// Each row of `sum` is the sum of `group` rows of `partial`, added in order. A thread sums four
 // columns.
 __device__ __forceinline__ void sum_groups(const float* partial, bf16* sum, unsigned rows, unsigned group,
                                            unsigned head_dim) {
@@ -189,13 +190,16 @@ __device__ __forceinline__ void sum_groups(const float* partial, bf16* sum, unsi
     store4(sum + row * head_dim + column, total);
 }
 
-// The gradients of queries: a block has 16 M queries of a head for each of its WARPS and goes through tiles of KEYS keys and values; the next
-// ones are on their way meanwhile. Shared: tiles of queries and of output gradients, two of keys and two of values. HELD: the former two go to
-// registers, and the others take their place.
+// The gradients of queries: a block computes 16 M queries of a head in each of its WARPS warps, in
+// a loop over tiles of KEYS keys and values; the next tiles are loaded meanwhile. Shared memory:
+// one tile of queries and one of output gradients, two of keys and two of values. HELD: queries and
+// output gradients are kept in registers, and the tiles of keys and values reuse their shared
+// memory.
 template <int DIM, int WARPS, int M, int KEYS, bool HELD = !WIDE<DIM>>
-__device__ __forceinline__ void backward_queries(const bf16* q, const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,
-                                                 const float4* rows, bf16* dq, unsigned seq, unsigned heads, unsigned kv_heads,
-                                                 unsigned head_dim, float scale) {
+__device__ __forceinline__ void backward_queries(const bf16* q, const bf16* k, const bf16* v,
+                                                 const bf16* d_output, const unsigned* first,
+                                                 const float4* rows, bf16* dq, unsigned seq, unsigned heads,
+                                                 unsigned kv_heads, unsigned head_dim, float scale) {
     constexpr int THREADS = 32 * WARPS, QUERIES = 16 * M * WARPS;
     DYNAMIC_SHARED(memory);
     bf16* const q_tile = reinterpret_cast<bf16*>(memory);
@@ -207,20 +211,23 @@ __device__ __forceinline__ void backward_queries(const bf16* q, const bf16* k, c
     const Work work(tiles, heads);
     const View view(first, work.sequence, seq, seq);
     const int dim = static_cast<int>(head_dim);
-    const int query = static_cast<int>(tiles - 1 - work.tile) * QUERIES;  // the longest rows first
+    const int query = static_cast<int>(tiles - 1 - work.tile) * QUERIES;  // longest rows first
     const int queries = min(QUERIES, view.seq - query);
     const size_t q_width = static_cast<size_t>(heads) * dim, k_width = static_cast<size_t>(kv_heads) * dim;
-    const size_t q_at = (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(work.head) * dim;
-    const size_t k_at = static_cast<size_t>(work.sequence) * seq * k_width + static_cast<size_t>(work.head / (heads / kv_heads)) * dim;
+    const size_t q_at =
+        (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(work.head) * dim;
+    const size_t k_at = static_cast<size_t>(work.sequence) * seq * k_width +
+                        static_cast<size_t>(work.head / (heads / kv_heads)) * dim;
     const int end = view.last_key(query + queries - 1) + 1;
     int key = view.first_key(query);
 
     Tile<DIM>::template load<THREADS, QUERIES>(q_tile, q + q_at, q_width, queries, dim);
     Tile<DIM>::template load<THREADS, QUERIES>(d_tile, d_output + q_at, q_width, queries, dim);
     cp_async_commit();
-    // This warp's rows, and the first keys that the first and the last of them see.
+    // This warp's rows, and the first keys that the first and the last of its rows see.
     const int my_row = 16 * M * warp_id(), my_rows = min(16 * M, queries - my_row);
-    const int first_row = query + min(my_row, queries - 1), last_row = query + min(my_row + 16 * M, queries) - 1;
+    const int first_row = query + min(my_row, queries - 1),
+              last_row = query + min(my_row + 16 * M, queries) - 1;
     const int lowest = view.first_key(first_row), low = view.first_key(last_row);
     float of_lse[M][2], of_delta[M][2];
 #pragma unroll
@@ -243,8 +250,10 @@ __device__ __forceinline__ void backward_queries(const bf16* q, const bf16* k, c
     }
 
     const auto load_keys = [&](int key, int stage) {
-        Tile<DIM>::template load<THREADS, KEYS>(k_tile + stage * KEYS * DIM, k + k_at + key * k_width, k_width, end - key, dim);
-        Tile<DIM>::template load<THREADS, KEYS>(v_tile + stage * KEYS * DIM, v + k_at + key * k_width, k_width, end - key, dim);
+        Tile<DIM>::template load<THREADS, KEYS>(k_tile + stage * KEYS * DIM, k + k_at + key * k_width,
+                                                k_width, end - key, dim);
+        Tile<DIM>::template load<THREADS, KEYS>(v_tile + stage * KEYS * DIM, v + k_at + key * k_width,
+                                                k_width, end - key, dim);
         cp_async_commit();
     };
     load_keys(key, 0);
@@ -254,7 +263,7 @@ __device__ __forceinline__ void backward_queries(const bf16* q, const bf16* k, c
 
     for (int stage = 0; key < end; key += KEYS, stage ^= 1) {
         cp_async_wait<0>();
-        __syncthreads();  // this tile is there, the one before is done with
+        __syncthreads();  // this tile is loaded, and the previous one is no longer read
         if (key + KEYS < end) load_keys(key + KEYS, stage ^ 1);
         if (my_rows <= 0 || key > view.last_key(last_row) || key + KEYS <= lowest) continue;
         Accumulator<M, KEYS / 8> p, ds;
@@ -312,39 +321,41 @@ __device__ __forceinline__ void backward_queries(const bf16* q, const bf16* k, c
 
 }  // namespace
 
-// A kernel's DIM is at least the features of a head. Its name has its template arguments: cuda.rs
-// makes the name from those by which it sizes the grid and the shared memory.
-#define BACKWARD_KEYS(DIM, WARPS, M, QUERIES, BLOCKS)                                                        \
-    KERNEL_RESIDENT(32 * WARPS, BLOCKS,                                                                      \
-                    attention_backward_keys_mma_##DIM##_##WARPS##_##M##_##QUERIES##_bf16, const bf16* q,     \
-                    const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,               \
-                    const float4* rows, void* dk, void* dv, unsigned seq, unsigned heads, unsigned kv_heads, \
-                    unsigned head_dim, float scale) {                                                        \
-        backward_keys<DIM, WARPS, M, QUERIES>(q, k, v, d_output, first, rows, dk, dv, seq, heads, kv_heads,  \
-                                              head_dim, scale);                                              \
+// A kernel's DIM is at least the number of features of a head. The kernel's name contains its
+// template arguments: cuda.rs builds the name from the same values as the grid and the shared
+// memory.
+#define BACKWARD_KEYS(DIM, WARPS, M, QUERIES, BLOCKS)                                             \
+    KERNEL_RESIDENT(32 * WARPS, BLOCKS,                                                           \
+                    attention_backward_keys_mma_##DIM##_##WARPS##_##M##_##QUERIES##_bf16,         \
+                    const bf16* q, const bf16* k, const bf16* v, const bf16* d_output,            \
+                    const unsigned* first, const float4* rows, void* dk, void* dv, unsigned seq,  \
+                    unsigned heads, unsigned kv_heads, unsigned head_dim, float scale) {          \
+        backward_keys<DIM, WARPS, M, QUERIES>(q, k, v, d_output, first, rows, dk, dv, seq, heads, \
+                                              kv_heads, head_dim, scale);                         \
     }
 BACKWARD_KEYS(64, 4, 2, 32, 2)
 BACKWARD_KEYS(96, 8, 1, 32, 1)
 BACKWARD_KEYS(128, 8, 1, 32, 1)
 BACKWARD_KEYS(256, 4, 1, 16, 1)
 
-#define BACKWARD_QUERIES(DIM, WARPS, M, KEYS, BLOCKS)                                                        \
-    KERNEL_RESIDENT(32 * WARPS, BLOCKS,                                                                      \
-                    attention_backward_queries_mma_##DIM##_##WARPS##_##M##_##KEYS##_bf16, const bf16* q,     \
-                    const bf16* k, const bf16* v, const bf16* d_output, const unsigned* first,               \
-                    const float4* rows, bf16* dq, unsigned seq, unsigned heads, unsigned kv_heads,           \
-                    unsigned head_dim, float scale) {                                                        \
-        backward_queries<DIM, WARPS, M, KEYS>(q, k, v, d_output, first, rows, dq, seq, heads, kv_heads,      \
-                                              head_dim, scale);                                              \
+#define BACKWARD_QUERIES(DIM, WARPS, M, KEYS, BLOCKS)                                         \
+    KERNEL_RESIDENT(32 * WARPS, BLOCKS,                                                       \
+                    attention_backward_queries_mma_##DIM##_##WARPS##_##M##_##KEYS##_bf16,     \
+                    const bf16* q, const bf16* k, const bf16* v, const bf16* d_output,        \
+                    const unsigned* first, const float4* rows, bf16* dq, unsigned seq,        \
+                    unsigned heads, unsigned kv_heads, unsigned head_dim, float scale) {      \
+        backward_queries<DIM, WARPS, M, KEYS>(q, k, v, d_output, first, rows, dq, seq, heads, \
+                                              kv_heads, head_dim, scale);                     \
     }
 BACKWARD_QUERIES(64, 4, 2, 32, 2)
 BACKWARD_QUERIES(96, 8, 1, 64, 1)
 BACKWARD_QUERIES(128, 8, 1, 64, 1)
 BACKWARD_QUERIES(256, 4, 1, 16, 1)
 
-// Sums the partial gradients of the query heads of each group: blocks y 0 of keys, y 1 of values.
-// partial_dk, partial_dv: [rows, group, head_dim]; dk, dv: [rows, head_dim], where the rows are
-// positions x kv_heads and head_dim is a multiple of 4 and at most 1024.
+// Sums the partial gradients of the query heads of each group: blocks with y 0 sum those of keys,
+// blocks with y 1 those of values. partial_dk, partial_dv: [rows, group, head_dim]; dk, dv:
+// [rows, head_dim]. There are positions x kv_heads rows, and head_dim is a multiple of 4 and at
+// most 1024.
 KERNEL(256, attention_sum_groups_bf16, const float* partial_dk, const float* partial_dv, bf16* dk, bf16* dv,
        unsigned rows, unsigned group, unsigned head_dim) {
     if (blockIdx.y == 0) {

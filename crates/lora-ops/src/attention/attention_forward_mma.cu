@@ -1,14 +1,16 @@
-// Attention in bf16 by tensor cores: heads of a multiple of 8 features. The algorithm is FlashAttention-2's (arXiv 2307.08691). See attention.cu
-// for the tensors.
+// Attention in bf16 on tensor cores, for heads whose number of features is a multiple of 8. The
+// algorithm is FlashAttention-2 (arXiv 2307.08691). See attention.cu for the tensors.
 #include "tensor.cuh"
 
 namespace {
 
-// A block has 16 M queries of a head for each of its WARPS and goes through tiles of KEYS keys and values; the next ones are on their way
-// meanwhile. Shared: a tile of queries, two of keys, two of values.
+// A block computes 16 M queries of a head in each of its WARPS warps, in a loop over tiles of KEYS
+// keys and values; the next tiles are loaded meanwhile. Shared memory: one tile of queries, two of
+// keys and two of values.
 template <int DIM, int WARPS, int M, int KEYS>
-__device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, const unsigned* first, bf16* output, float* lse,
-                                        unsigned seq, unsigned kv_seq, unsigned heads, unsigned kv_heads, unsigned head_dim, float scale) {
+__device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16* v, const unsigned* first,
+                                        bf16* output, float* lse, unsigned seq, unsigned kv_seq,
+                                        unsigned heads, unsigned kv_heads, unsigned head_dim, float scale) {
     constexpr int THREADS = 32 * WARPS, QUERIES = 16 * M * WARPS;
     DYNAMIC_SHARED(memory);
     bf16* const q_tile = reinterpret_cast<bf16*>(memory);
@@ -19,23 +21,27 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
     const Work work(tiles, heads);
     const View view(first, work.sequence, seq, kv_seq);
     const int dim = static_cast<int>(head_dim);
-    const int query = static_cast<int>(tiles - 1 - work.tile) * QUERIES;  // the longest rows first
+    const int query = static_cast<int>(tiles - 1 - work.tile) * QUERIES;  // longest rows first
     const int rows = min(QUERIES, view.seq - query);
     const size_t q_width = static_cast<size_t>(heads) * dim, k_width = static_cast<size_t>(kv_heads) * dim;
-    const size_t q_at = (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(work.head) * dim;
-    const size_t k_at = static_cast<size_t>(work.sequence) * kv_seq * k_width + static_cast<size_t>(work.head / (heads / kv_heads)) * dim;
+    const size_t q_at =
+        (static_cast<size_t>(work.sequence) * seq + query) * q_width + static_cast<size_t>(work.head) * dim;
+    const size_t k_at = static_cast<size_t>(work.sequence) * kv_seq * k_width +
+                        static_cast<size_t>(work.head / (heads / kv_heads)) * dim;
     const int end = view.last_key(query + rows - 1) + 1;
     int key = view.first_key(query);
 
     Tile<DIM>::template load<THREADS, QUERIES>(q_tile, q + q_at, q_width, rows, dim);
     const auto load_keys = [&](int key, int stage) {
-        Tile<DIM>::template load<THREADS, KEYS>(k_tile + stage * KEYS * DIM, k + k_at + key * k_width, k_width, end - key, dim);
-        Tile<DIM>::template load<THREADS, KEYS>(v_tile + stage * KEYS * DIM, v + k_at + key * k_width, k_width, end - key, dim);
+        Tile<DIM>::template load<THREADS, KEYS>(k_tile + stage * KEYS * DIM, k + k_at + key * k_width,
+                                                k_width, end - key, dim);
+        Tile<DIM>::template load<THREADS, KEYS>(v_tile + stage * KEYS * DIM, v + k_at + key * k_width,
+                                                k_width, end - key, dim);
         cp_async_commit();
     };
     load_keys(key, 0);
 
-    // This warp's rows, and the first keys that the first and the last of them see.
+    // This warp's rows, and the first keys that the first and the last of its rows see.
     const int my_row = 16 * M * warp_id(), my_rows = min(16 * M, rows - my_row);
     const int first_row = query + min(my_row, rows - 1), last_row = query + min(my_row + 16 * M, rows) - 1;
     const int lowest = view.first_key(first_row), low = view.first_key(last_row);
@@ -54,7 +60,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
 
     for (int stage = 0; key < end; key += KEYS, stage ^= 1) {
         cp_async_wait<0>();
-        __syncthreads();  // this tile is there, the one before is done with
+        __syncthreads();  // this tile is loaded, and the previous one is no longer read
         if (key + KEYS < end) load_keys(key + KEYS, stage ^ 1);
         if (my_rows <= 0 || key > view.last_key(last_row) || key + KEYS <= lowest) continue;
         Accumulator<M, KEYS / 8> s;
@@ -86,10 +92,12 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
             for (int h = 0; h < 2; h++) {
                 float largest = top[m][h];
 #pragma unroll
-                for (int n = 0; n < KEYS / 8; n++) largest = fmaxf(largest, fmaxf(s.at[m][n][2 * h], s.at[m][n][2 * h + 1]));
+                for (int n = 0; n < KEYS / 8; n++)
+                    largest = fmaxf(largest, fmaxf(s.at[m][n][2 * h], s.at[m][n][2 * h + 1]));
                 largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
                 largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-                const float base = largest == Max::identity() ? 0.0f : largest * scale2;  // a row that has seen nothing yet
+                // 0 for a row that has not seen a key yet.
+                const float base = largest == Max::identity() ? 0.0f : largest * scale2;
                 rescale[m][h] = fast_exp2(top[m][h] * scale2 - base);
                 higher |= largest > top[m][h];
                 top[m][h] = largest;
@@ -102,7 +110,7 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
                         sum += s.at[m][n][i];
                     }
                 }
-                total[m][h] = fmaf(total[m][h], rescale[m][h], sum);  // of this thread's columns
+                total[m][h] = fmaf(total[m][h], rescale[m][h], sum);  // over this thread's columns
             }
         }
         if (__any_sync(0xffffffffu, higher)) {
@@ -130,7 +138,8 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
             factor[m][h] = 1.0f / total[m][h];
             const int row = my_row + 16 * m + 8 * h + lane_id() / 4;
             if (lane_id() % 4 == 0 && row < rows) {
-                lse[(static_cast<size_t>(work.sequence) * heads + work.head) * seq + query + row] = top[m][h] * scale + logf(total[m][h]);
+                lse[(static_cast<size_t>(work.sequence) * heads + work.head) * seq + query + row] =
+                    top[m][h] * scale + logf(total[m][h]);
             }
         }
     }
@@ -139,15 +148,17 @@ __device__ __forceinline__ void forward(const bf16* q, const bf16* k, const bf16
 
 }  // namespace
 
-// A kernel's DIM is at least the features of a head. Its name has its template arguments: cuda.rs
-// makes the name from those by which it sizes the grid and the shared memory.
-#define ATTENTION(DIM, WARPS, M, KEYS, BLOCKS)                                                               \
-    KERNEL_RESIDENT(32 * WARPS, BLOCKS, attention_forward_mma_##DIM##_##WARPS##_##M##_##KEYS##_bf16,         \
-                    const bf16* q, const bf16* k, const bf16* v, const unsigned* first, bf16* output,        \
-                    float* lse, unsigned seq, unsigned kv_seq, unsigned heads, unsigned kv_heads,            \
-                    unsigned head_dim, float scale) {                                                        \
-        forward<DIM, WARPS, M, KEYS>(q, k, v, first, output, lse, seq, kv_seq, heads, kv_heads, head_dim,    \
-                                     scale);                                                                 \
+// A kernel's DIM is at least the number of features of a head. The kernel's name contains its
+// template arguments: cuda.rs builds the name from the same values as the grid and the shared
+// memory.
+#define ATTENTION(DIM, WARPS, M, KEYS, BLOCKS)                                                     \
+    KERNEL_RESIDENT(32 * WARPS, BLOCKS,                                                            \
+                    attention_forward_mma_##DIM##_##WARPS##_##M##_##KEYS##_bf16, const bf16* q,    \
+                    const bf16* k, const bf16* v, const unsigned* first, bf16* output, float* lse, \
+                    unsigned seq, unsigned kv_seq, unsigned heads, unsigned kv_heads,              \
+                    unsigned head_dim, float scale) {                                              \
+        forward<DIM, WARPS, M, KEYS>(q, k, v, first, output, lse, seq, kv_seq, heads, kv_heads,    \
+                                     head_dim, scale);                                             \
     }
 ATTENTION(64, 4, 2, 64, 2)
 ATTENTION(96, 4, 2, 64, 2)

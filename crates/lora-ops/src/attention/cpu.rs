@@ -1,4 +1,5 @@
-//! Attention on the CPU: products of tiles by the one matrix product, a task for each key/value head of a sequence.
+//! Attention on the CPU: tile products by the serial matrix product, one task for each key/value
+//! head of a sequence.
 
 use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
@@ -12,7 +13,7 @@ use crate::simd::{dot, exp, max, sum, vectorize};
 const Q_TILE: usize = 64;
 const K_TILE: usize = 128;
 
-/// Which queries see which keys, and who computes what.
+/// The division of the work into tasks and tiles, and the keys that each query sees.
 #[derive(Clone, Copy)]
 struct Tiling<'a> {
     shape: AttentionShape,
@@ -36,7 +37,8 @@ impl Tiling<'_> {
         }
     }
 
-    /// Calls `f(first key, keys)` for each key tile that the queries `first..first + rows` of a sequence see.
+    /// Calls `f(first key, keys)` for each key tile that the queries `first..first + rows` of a
+    /// sequence see.
     fn key_tiles(&self, sequence: usize, first: usize, rows: usize, mut f: impl FnMut(usize, usize)) {
         let end = self.last_key(first + rows - 1) + 1;
         for key in (self.first_key(sequence, first)..end).step_by(K_TILE) {
@@ -44,7 +46,7 @@ impl Tiling<'_> {
         }
     }
 
-    /// Which of the keys `key..key + keys` a query sees.
+    /// Returns the range of the keys `key..key + keys` that a query sees, relative to `key`.
     fn visible(&self, sequence: usize, query: usize, key: usize, keys: usize) -> (usize, usize) {
         let to = (self.last_key(query) + 1).saturating_sub(key).min(keys);
         (self.first_key(sequence, query).saturating_sub(key).min(to), to)
@@ -59,7 +61,7 @@ impl Tiling<'_> {
     }
 }
 
-/// The output and the log-sum-exps.
+/// Returns the output and the log-sum-exps.
 pub(super) fn forward(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     shape: AttentionShape,
@@ -86,7 +88,8 @@ pub(super) fn forward(
                             tiling.key_tiles(sequence, first, rows, |key, keys| {
                                 let at = (sequence * kv_seq + key) * k_width + kv_head * head_dim;
                                 let (k, v) = (&k[at..], &v[at..]);
-                                // SAFETY: `check` holds the slices against the shape; scores and values are ours.
+                                // SAFETY: `check` compared the slices with the shape; only this
+                                // task uses scores and values.
                                 unsafe {
                                     let q = RawMat::rows(q.as_ptr(), q_width);
                                     let k = RawMat::rows(k.as_ptr(), k_width);
@@ -146,8 +149,8 @@ pub(super) fn forward(
     Ok((output, Tensor::from_vec(lse, (batch, heads, seq), &Device::Cpu)?))
 }
 
-/// One row's step over the keys of a tile that it sees: scores become unnormalized probabilities under the running maximum
-/// `top`, and what was summed under the old maximum is rescaled.
+/// Processes the visible keys of a tile for one row: scores become unnormalized probabilities under
+/// the running maximum `top`, and the sums under the previous maximum are rescaled.
 #[inline(always)]
 fn softmax_step(scores: &mut [f32], top: &mut f32, total: &mut f32, values: &mut [f32]) {
     if scores.is_empty() {
@@ -162,7 +165,7 @@ fn softmax_step(scores: &mut [f32], top: &mut f32, total: &mut f32, values: &mut
     *top = new_top;
 }
 
-/// The gradients of `q`, `k` and `v`.
+/// Returns the gradients of `q`, `k` and `v`.
 pub(super) fn backward(
     lse: &Tensor,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
@@ -207,7 +210,8 @@ struct Operands<'a> {
 }
 
 impl Operands<'_> {
-    /// Gradients of one key/value head of one sequence, and of the query heads that share it.
+    /// Computes the gradients of one key/value head of one sequence, and of the query heads that
+    /// share it.
     fn task(
         &self,
         sequence: usize,
@@ -235,7 +239,7 @@ impl Operands<'_> {
                 let d_o = RawMat::rows(self.d_o[q_at..].as_ptr(), q_width);
                 let k = RawMat::rows(self.k[k_at..].as_ptr(), k_width);
                 let v = RawMat::rows(self.v[k_at..].as_ptr(), k_width);
-                // SAFETY: `check` holds the slices against the shape; p and ds are ours.
+                // SAFETY: `check` compared the slices with the shape; only this task uses p and ds.
                 unsafe {
                     let mnk = (rows, keys, head_dim);
                     gemm_serial(mnk, shape.scale(), q, k.t(), 0.0, p.as_mut_ptr(), K_TILE);
@@ -257,7 +261,7 @@ impl Operands<'_> {
                     }
                 });
                 let (p, ds) = (RawMat::rows(p.as_ptr(), K_TILE), RawMat::rows(ds.as_ptr(), K_TILE));
-                // SAFETY: as above; these parts of the gradients belong to this task alone.
+                // SAFETY: as above; only this task writes these parts of the gradients.
                 unsafe {
                     gemm_serial((keys, head_dim, rows), 1.0, p.t(), d_o, 1.0, dv.at(k_at), k_width);
                     gemm_serial((rows, head_dim, keys), 1.0, ds, k, 1.0, dq.at(q_at), q_width);

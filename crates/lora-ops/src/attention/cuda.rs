@@ -1,4 +1,5 @@
-//! Attention on a GPU: bf16 by tensor cores, where the rows of a head are whole vectors of 16 bytes; everything else in f32.
+//! Attention on a GPU: in bf16 on tensor cores if the rows of a head are whole vectors of 16 bytes,
+//! and otherwise in f32 arithmetic.
 
 use candle_core::{DType, Result, Tensor};
 
@@ -9,9 +10,9 @@ use crate::cuda::{Arg, Gpu, suffix};
 /// A kernel and the launch that it is compiled for.
 struct Kernel {
     name: String,
-    /// Queries or keys of a block.
+    /// Queries or keys per block.
     rows: usize,
-    /// Heads that have blocks of their own.
+    /// Heads that have their own blocks.
     heads: usize,
     /// Blocks that share the work on the same rows.
     parts: usize,
@@ -23,28 +24,28 @@ struct Kernel {
 /// The kernels for one shape.
 struct Kernels {
     forward: Kernel,
-    /// With a block for each query head instead of each key/value head, the kernel writes partial
-    /// gradients in f32, which [`sum_groups`] adds.
+    /// If the kernel has a block for each query head instead of each key/value head, it writes f32
+    /// partial gradients, which [`sum_groups`] adds.
     backward_keys: Kernel,
     backward_queries: Kernel,
 }
 
-/// Template arguments of a tensor-core kernel. The kernel's name has them, so that a difference
-/// between a kernel and its launch is an error: there is no such kernel.
+/// Template arguments of a tensor-core kernel. They are part of the kernel's name, so a difference
+/// between a kernel and its launch is an error: no such kernel exists.
 #[derive(Clone, Copy)]
 struct Tiles {
-    /// Features that fit.
+    /// The largest number of features of a head.
     features: usize,
-    /// Warps of a block.
+    /// Warps per block.
     warps: usize,
-    /// How many times 16 rows a warp has.
+    /// Rows per warp, in units of 16.
     times: usize,
-    /// Rows of the tiles that a block goes through.
+    /// Rows of the tiles that a block loops over.
     step: usize,
 }
 
 impl Tiles {
-    /// Rows of a block.
+    /// Rows per block.
     fn rows(self) -> usize {
         16 * self.times * self.warps
     }
@@ -69,11 +70,11 @@ impl Tiles {
 }
 
 impl Kernels {
-    /// For tensors of `dtype` that start at `addresses`.
+    /// The kernels for tensors of `dtype` that start at `addresses`.
     fn for_shape(shape: AttentionShape, dtype: DType, addresses: &[u64]) -> Result<Self> {
         if shape.head_dim > 256 || shape.kv_seq > 1 << 30 {
             candle_core::bail!(
-                "attention {shape:?}; on a GPU heads have up to 256 features, sequences up to 2^30 keys"
+                "invalid {shape:?}: on a GPU heads have at most 256 features, and sequences at most 2^30 keys"
             );
         }
         let vectors =
@@ -84,7 +85,7 @@ impl Kernels {
         }
     }
 
-    /// Those of `attention_forward_mma.cu` and `attention_backward_mma.cu`.
+    /// The kernels of `attention_forward_mma.cu` and `attention_backward_mma.cu`.
     fn mma(shape: AttentionShape) -> Self {
         let AttentionShape { heads, head_dim, .. } = shape;
         let (features, forward, keys, queries) = match head_dim {
@@ -95,10 +96,10 @@ impl Kernels {
         };
         let tiles = |(warps, times, step)| Tiles { features, warps, times, step };
         let (forward, keys, queries) = (tiles(forward), tiles(keys), tiles(queries));
-        // `WIDE` of the kernels.
+        // `WIDE` in the kernels.
         let wide = features > 128;
-        // The shared memory is what each kernel's comment lists: tiles of a block's own rows, and
-        // two of each tensor that the block goes through.
+        // The comment of each kernel lists its shared memory: tiles of the block's own rows, and
+        // two of each tensor that the block loops over.
         let of_forward = forward.bytes(forward.rows() + 4 * forward.step);
         let of_keys = keys.bytes(2 * keys.rows() + 4 * keys.step) + 2 * keys.step * ROW;
         let (own, passing) = (queries.bytes(2 * queries.rows()), queries.bytes(4 * queries.step));
@@ -110,10 +111,10 @@ impl Kernels {
         }
     }
 
-    /// Those of `attention.cu`.
+    /// The kernels of `attention.cu`.
     fn plain(shape: AttentionShape, dtype: &str) -> Self {
         let AttentionShape { heads, kv_heads, .. } = shape;
-        // Features that fit, and rows of a tile.
+        // The largest number of features, and the rows of a tile.
         let (features, rows, backward_rows) = match shape.head_dim {
             ..=64 => (64, 64, 64),
             65..=128 => (128, 64, 32),
@@ -136,13 +137,13 @@ impl Kernels {
     }
 }
 
-/// Bytes that the backward pass wants of a query of a head: four f32.
+/// Bytes of the backward pass's inputs for each query of each head: four f32.
 const ROW: usize = 16;
 
-/// Threads of a block of `attention_sum_groups_bf16`.
+/// Threads per block of `attention_sum_groups_bf16`.
 const SUM_THREADS: usize = 256;
 
-/// Starts a block for each tile of positions of each head of each sequence.
+/// Launches a block for each tile of positions of each head of each sequence.
 fn launch(gpu: &Gpu, kernel: &Kernel, shape: AttentionShape, args: &[Arg]) -> Result<()> {
     let blocks = shape.seq.div_ceil(kernel.rows) * kernel.heads * shape.batch;
     gpu.launch(&kernel.name, (blocks, kernel.parts, 1), kernel.threads, kernel.shared, args)
@@ -152,7 +153,7 @@ fn first_arg(first: Option<&Ids>) -> Result<Arg> {
     first.map_or(Ok(0_u64.into()), Ids::arg)
 }
 
-/// The output and the log-sum-exps.
+/// Returns the output and the log-sum-exps.
 pub(super) fn forward(
     gpu: &Gpu,
     (q, k, v): (&Tensor, &Tensor, &Tensor),
@@ -183,7 +184,7 @@ pub(super) fn forward(
     Ok((output, lse))
 }
 
-/// The gradients of `q`, `k` and `v`.
+/// Returns the gradients of `q`, `k` and `v`.
 pub(super) fn backward(
     gpu: &Gpu,
     lse: &Tensor,
@@ -214,7 +215,7 @@ pub(super) fn backward(
         Arg::size(heads)?,
         Arg::size(head_dim)?,
     ];
-    // A warp for each head of each query.
+    // One warp for each head of each query.
     let blocks = (batch * seq * heads).div_ceil(8);
     gpu.launch(&format!("attention_rows_{}", suffix(dtype)?), (blocks, 1, 1), 256, 0, &args)?;
 
@@ -232,8 +233,9 @@ pub(super) fn backward(
         let outputs = [gpu.arg(&dk, dtype)?, gpu.arg(&dv, dtype)?];
         launch(gpu, &kernels.backward_keys, shape, &args(&outputs)?)?;
     } else {
-        // f32: a gradient is rounded once, as without groups. bf16 would halve the memory, but for
-        // most models the MLP's backward pass takes more than attention's does even so.
+        // With f32 partial gradients, a gradient is rounded only once, as it is without groups.
+        // bf16 would halve this memory, but for most models the MLP's backward pass needs more
+        // memory than that of attention anyway.
         let partial = || gpu.empty(q.shape(), DType::F32);
         let (partial_dk, partial_dv) = (partial()?, partial()?);
         let partial = [gpu.arg(&partial_dk, DType::F32)?, gpu.arg(&partial_dv, DType::F32)?];

@@ -8,10 +8,10 @@ use crate::gemm::{Mat, gemm};
 use crate::linear::Panels;
 use crate::simd::{exp, max, sum, vectorize};
 
-/// Elements of a row that are summed in f32 before the sum goes on in f64.
+/// Elements of a row that are summed in f32; the sums of these chunks are added in f64.
 const SUM_CHUNK: usize = 4096;
 
-/// The rows' losses, and their sum's gradient.
+/// Returns the losses of the rows, and the gradient of their sum.
 pub(super) fn forward_backward(
     x: &Tensor,
     weight: &Tensor,
@@ -77,12 +77,13 @@ fn gather(x: &[f32], targets: &[Target], features: usize) -> Vec<f32> {
     rows.copied().collect()
 }
 
-/// Loss of one row of logits, which become `weight * (softmax - one hot)` if `gradient`.
+/// Returns the loss of one row of logits, which become `weight * (softmax - one hot)` if `gradient`
+/// is set.
 fn loss_row(logits: &mut [f32], token: usize, weight: f32, gradient: bool) -> f64 {
     vectorize(|| {
         let top = max(logits);
         let at_token = logits[token];
-        // Large vocabularies: short sums in f32, those in f64.
+        // For large vocabularies: short sums in f32, and their sum in f64.
         let mut total = 0.0_f64;
         for logits in logits.chunks_mut(SUM_CHUNK) {
             total += f64::from(if gradient {

@@ -1,11 +1,14 @@
-// The loss of rows of logits and its gradient; rows gathered for the product that makes the logits, and scattered back.
+// The loss of rows of logits and its gradient. Rows are gathered for the product that computes the
+// logits, and scattered back.
 #include "kernel.cuh"
 
-// Logits that a thread has in flight.
+// Logits that a thread loads at a time.
 constexpr unsigned UNROLL = 8;
 
-// The thread's next logits, a block's threads side by side; -infinity, which changes nothing, past the row's end.
-__device__ __forceinline__ void load(const float* logits, unsigned first, unsigned vocab, float (&to)[UNROLL]) {
+// Loads the thread's next logits; the threads of a block read adjacent elements. Past the end of
+// the row it loads -infinity, which does not change the result.
+__device__ __forceinline__ void load(const float* logits, unsigned first, unsigned vocab,
+                                     float (&to)[UNROLL]) {
 #pragma unroll
     for (unsigned j = 0; j < UNROLL; j++) {
         const unsigned i = first + j * blockDim.x;
@@ -13,19 +16,20 @@ __device__ __forceinline__ void load(const float* logits, unsigned first, unsign
     }
 }
 
-// A block is a row: its loss `weight * -log softmax(logits)[token]` and, unless `gradients` is null, the loss's gradient by the logits, which
-// may take their place.
+// A block computes a row: its loss `weight * -log softmax(logits)[token]` and, unless `gradients`
+// is null, the gradient of the loss with respect to the logits, which may overwrite the logits.
 template <typename T>
-__device__ __forceinline__ void row(const float* logits, T* gradients, const unsigned* tokens, const float* weights, double* losses,
-                                    unsigned first, unsigned vocab) {
+__device__ __forceinline__ void row(const float* logits, T* gradients, const unsigned* tokens,
+                                    const float* weights, double* losses, unsigned first, unsigned vocab) {
     const size_t start = static_cast<size_t>(blockIdx.x) * vocab;
     logits += start;
     const unsigned token = tokens[first + blockIdx.x];
     const float weight = weights[first + blockIdx.x];
     const float at_token = logits[token];
 
-    // One pass for both: the sum of e^(logit - top) is scaled when a larger top is met. The first top is the lowest number, not -infinity,
-    // from which -infinity cannot be taken. A logit that is not a number makes the sum so.
+    // One pass for maximum and sum: the sum of e^(logit - top) is rescaled when a larger top is
+    // found. The first top is the lowest finite number, because subtracting -infinity from
+    // -infinity gives NaN. A logit that is NaN makes the sum NaN.
     float top = -3.402823466e38f, total = 0.0f;
     for (unsigned i = threadIdx.x; i < vocab; i += UNROLL * blockDim.x) {
         float l[UNROLL];
@@ -45,7 +49,8 @@ __device__ __forceinline__ void row(const float* logits, T* gradients, const uns
     const float row_top = block_max(top);
     const float row_total = block_sum(total * expf(top - row_top));
     if (threadIdx.x == 0) {
-        const double log_p = static_cast<double>(at_token) - static_cast<double>(row_top) - log(static_cast<double>(row_total));
+        const double log_p = static_cast<double>(at_token) - static_cast<double>(row_top) -
+                             log(static_cast<double>(row_total));
         losses[first + blockIdx.x] = -log_p * static_cast<double>(weight);
     }
 
@@ -70,27 +75,33 @@ __device__ __forceinline__ void copy_row(const T* from, T* to, unsigned features
     for (unsigned i = threadIdx.x; i < features; i += blockDim.x) to[i] = from[i];
 }
 
-__device__ __forceinline__ size_t offset(unsigned row, unsigned features) { return static_cast<size_t>(row) * features; }
-
-KERNEL(512, cross_entropy_row_f32, const float* logits, float* gradients, const unsigned* tokens, const float* weights, double* losses,
-       unsigned first, unsigned vocab) {
-    row(logits, gradients, tokens, weights, losses, first, vocab);
-}
-KERNEL(512, cross_entropy_row_bf16, const float* logits, bf16* gradients, const unsigned* tokens, const float* weights, double* losses,
-       unsigned first, unsigned vocab) {
-    row(logits, gradients, tokens, weights, losses, first, vocab);
+__device__ __forceinline__ size_t offset(unsigned row, unsigned features) {
+    return static_cast<size_t>(row) * features;
 }
 
-// Block i copies row rows[first + i] of `all` to row i of `some`, or back.
-KERNEL(256, cross_entropy_gather_f32, const float* all, float* some, const unsigned* rows, unsigned first, unsigned features) {
+KERNEL(512, cross_entropy_row_f32, const float* logits, float* gradients, const unsigned* tokens,
+       const float* weights, double* losses, unsigned first, unsigned vocab) {
+    row(logits, gradients, tokens, weights, losses, first, vocab);
+}
+KERNEL(512, cross_entropy_row_bf16, const float* logits, bf16* gradients, const unsigned* tokens,
+       const float* weights, double* losses, unsigned first, unsigned vocab) {
+    row(logits, gradients, tokens, weights, losses, first, vocab);
+}
+
+// Block i copies row rows[first + i] of `all` to row i of `some`; scatter copies it back.
+KERNEL(256, cross_entropy_gather_f32, const float* all, float* some, const unsigned* rows, unsigned first,
+       unsigned features) {
     copy_row(all + offset(rows[first + blockIdx.x], features), some + offset(blockIdx.x, features), features);
 }
-KERNEL(256, cross_entropy_gather_bf16, const bf16* all, bf16* some, const unsigned* rows, unsigned first, unsigned features) {
+KERNEL(256, cross_entropy_gather_bf16, const bf16* all, bf16* some, const unsigned* rows, unsigned first,
+       unsigned features) {
     copy_row(all + offset(rows[first + blockIdx.x], features), some + offset(blockIdx.x, features), features);
 }
-KERNEL(256, cross_entropy_scatter_f32, float* all, const float* some, const unsigned* rows, unsigned first, unsigned features) {
+KERNEL(256, cross_entropy_scatter_f32, float* all, const float* some, const unsigned* rows, unsigned first,
+       unsigned features) {
     copy_row(some + offset(blockIdx.x, features), all + offset(rows[first + blockIdx.x], features), features);
 }
-KERNEL(256, cross_entropy_scatter_bf16, bf16* all, const bf16* some, const unsigned* rows, unsigned first, unsigned features) {
+KERNEL(256, cross_entropy_scatter_bf16, bf16* all, const bf16* some, const unsigned* rows, unsigned first,
+       unsigned features) {
     copy_row(some + offset(blockIdx.x, features), all + offset(rows[first + blockIdx.x], features), features);
 }

@@ -5,10 +5,10 @@ use super::Targets;
 use crate::cuda::{Arg, Gpu, suffix};
 use crate::gemm::{no_trans, product, trans};
 
-/// Threads of a block: of a row's loss, of a row's copy.
+/// Threads per block: for the loss of a row, and for the copy of a row.
 const THREADS: (u32, u32) = (512, 256);
 
-/// The rows' losses, and their sum's gradient.
+/// Returns the losses of the rows, and the gradient of their sum.
 pub(super) fn forward_backward(
     gpu: &Gpu,
     x: &Tensor,
@@ -21,7 +21,7 @@ pub(super) fn forward_backward(
     let rows = targets.rows.len();
     let chunk_rows = chunk_rows(rows, vocab, GPU_LOGITS_PER_CHUNK);
     let row_losses = gpu.empty(rows, DType::F64)?;
-    // A chunk's rows of `x`, then of its gradient.
+    // The chunk's rows of `x`, and later of its gradient.
     let some = gpu.empty((chunk_rows, features), dtype)?;
     let logits = gpu.empty((chunk_rows, vocab), DType::F32)?;
     let gradients = match (gradient, dtype) {

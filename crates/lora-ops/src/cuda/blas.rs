@@ -1,7 +1,8 @@
-//! Products by cuBLAS.
+//! Matrix products by cuBLAS.
 //!
-//! cuBLAS gives the same bits for the same product on one kind of GPU, given one stream, one workspace and no atomics.
-//! Sums are in f32 whatever the operands are; f32 operands are not rounded to TF32.
+//! cuBLAS gives the same bits for the same product on the same GPU model, if it uses one stream,
+//! one workspace and no atomics. Sums are in f32 for all operand types; f32 operands are not
+//! rounded to TF32.
 
 use std::ffi::c_void;
 
@@ -15,16 +16,17 @@ pub(super) fn math_mode() -> sys::cublasMath_t {
     sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
 }
 
-/// `C = alpha op(A) op(B) + beta C` of row-major matrices: `C` `[m, n]`, `op(A)` `[m, k]`, `op(B)` `[k, n]`. The rows of `A`
-/// as it is stored are `a_stride` elements apart, those of `C` `c_stride`; those of `B` follow each other.
+/// `C = alpha op(A) op(B) + beta C` for row-major matrices: `C` `[m, n]`, `op(A)` `[m, k]`, `op(B)`
+/// `[k, n]`. Rows of `A` as it is stored are `a_stride` elements apart, and rows of `C` `c_stride`;
+/// the rows of `B` are contiguous.
 pub(crate) struct Product {
     pub(crate) mnk: (usize, usize, usize),
     pub(crate) alpha: f32,
     pub(crate) beta: f32,
-    /// Address, and whether it is stored transposed.
+    /// Address, and whether the matrix is stored transposed.
     pub(crate) a: (u64, bool),
     pub(crate) a_stride: usize,
-    /// Address, and whether it is stored transposed.
+    /// Address, and whether the matrix is stored transposed.
     pub(crate) b: (u64, bool),
     pub(crate) c: u64,
     pub(crate) c_stride: usize,
@@ -68,8 +70,9 @@ impl Gpu {
         };
         self.stream.context().bind_to_thread().map_err(super::cuda_error("a product"))?;
         let started = self.profile_start()?;
-        // cuBLAS stores matrices by columns: it sees the transposes, and C^T = op(B)^T op(A)^T.
-        // SAFETY: the callers hold the tensors against the sizes.
+        // cuBLAS stores matrices by columns, so it computes with the transposes:
+        // C^T = op(B)^T op(A)^T.
+        // SAFETY: the callers check the tensors against the sizes.
         let done = unsafe {
             result::gemm_ex(
                 *self.device.cublas_handle().handle(),
@@ -105,6 +108,6 @@ fn data_type(dtype: DType) -> Result<sys::cudaDataType> {
     match dtype {
         DType::F32 => Ok(sys::cudaDataType::CUDA_R_32F),
         DType::BF16 => Ok(sys::cudaDataType::CUDA_R_16BF),
-        other => candle_core::bail!("no product of {other:?}"),
+        other => candle_core::bail!("products do not support {other:?}"),
     }
 }

@@ -1,4 +1,5 @@
-// Vectors whose elements are each worked on alone: a thread takes four neighbours, in one access where they lie on a boundary.
+// Elementwise kernels over vectors: a thread computes four adjacent elements, in one access if they
+// are aligned.
 #pragma once
 
 #include "kernel.cuh"
@@ -9,8 +10,9 @@ __device__ __forceinline__ bool aligned4(const T* address) {
     return reinterpret_cast<size_t>(address) % (4 * sizeof(T)) == 0;
 }
 
-// The calling thread's share of a vector of `n`: `four(i)` for elements i to i + 3 where there are four and they are `aligned`, else
-// `one(i)` for each there is. The launcher starts a thread for each four elements.
+// Processes the calling thread's elements of a vector of `n`: with `four(i)` for the elements from
+// i to i + 3 if all four exist and are `aligned`, and otherwise with `one(i)` for each that exists.
+// The launcher starts a thread for each four elements.
 template <typename Four, typename One>
 __device__ __forceinline__ void flat(size_t n, bool aligned, Four four, One one) {
     const size_t first = (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 4;

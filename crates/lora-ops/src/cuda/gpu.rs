@@ -1,4 +1,4 @@
-//! A GPU that was opened: its stream, kernels, workspace and memory.
+//! An open GPU: its stream, kernels, workspace and memory.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -16,23 +16,23 @@ use super::kernels::LoadedKernels;
 use super::launch::Arg;
 use super::memory::set_pool_release_threshold;
 
-/// The GPUs that were opened.
+/// All GPUs that this process has opened.
 static OPEN_GPUS: RwLock<Vec<Arc<Gpu>>> = RwLock::new(Vec::new());
 
 pub(crate) struct Gpu {
     pub(super) device: CudaDevice,
     pub(super) stream: Arc<CudaStream>,
     pub(super) uploader: InputUploader,
-    /// Carries what is copied back to the host beside the computation.
+    /// Copies results to the host while the compute stream runs.
     pub(super) downloads: Arc<CudaStream>,
     kernels: LoadedKernels,
-    /// Memory that was free before the first tensor, in bytes.
+    /// Memory that was free before the first tensor was allocated, in bytes.
     pub(super) free: u64,
-    /// cuBLAS holds its address.
+    /// cuBLAS holds the address of the workspace.
     _workspace: CudaSlice<u8>,
 }
 
-/// An error of CUDA's libraries.
+/// Converts an error of CUDA's driver; `what` names the operation that failed.
 pub(crate) fn cuda_error(what: &str) -> impl FnOnce(driver::DriverError) -> candle_core::Error + '_ {
     move |error| {
         let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error");
@@ -40,7 +40,7 @@ pub(crate) fn cuda_error(what: &str) -> impl FnOnce(driver::DriverError) -> cand
     }
 }
 
-/// Number of GPUs that CUDA sees; 0 where there is none or no driver.
+/// The number of GPUs that CUDA sees; 0 if there is no GPU or no driver.
 pub fn devices() -> usize {
     if result::init().is_err() {
         return 0;
@@ -48,10 +48,10 @@ pub fn devices() -> usize {
     CudaContext::device_count().map_or(0, |count| usize::try_from(count).unwrap_or(0))
 }
 
-/// Opens the GPU `ordinal`; the same one again where it is open.
+/// Opens the GPU `ordinal`, or returns it if it is already open.
 ///
 /// # Errors
-/// There is no such GPU, or none of the kernels' architectures fits it.
+/// There is no such GPU, or the program has no kernels for its architecture.
 pub fn open(ordinal: usize) -> Result<Device> {
     let mut opened = OPEN_GPUS.write().unwrap_or_else(PoisonError::into_inner);
     if let Some(gpu) = opened.iter().find(|gpu| gpu.stream.context().ordinal() == ordinal) {
@@ -59,14 +59,14 @@ pub fn open(ordinal: usize) -> Result<Device> {
     }
     let count = devices();
     if ordinal >= count {
-        candle_core::bail!("device cuda:{ordinal}: CUDA sees {count} GPUs; `loractl doctor` says more");
+        candle_core::bail!("device cuda:{ordinal}: CUDA finds {count} GPUs; `loractl doctor` has details");
     }
     let gpu = Arc::new(Gpu::open(ordinal)?);
     opened.push(gpu.clone());
     Ok(Device::Cuda(gpu.device.clone()))
 }
 
-/// The stream that a GPU's operations go to; `None` for the CPU.
+/// The compute stream of a GPU; `None` for the CPU.
 pub fn stream(device: &Device) -> Result<Option<Arc<CudaStream>>> {
     match device {
         Device::Cuda(device) => Ok(Some(Gpu::from_device(device)?.stream.clone())),
@@ -74,7 +74,7 @@ pub fn stream(device: &Device) -> Result<Option<Arc<CudaStream>>> {
     }
 }
 
-/// What tells a GPU from every other one, in hex; `None` for the CPU.
+/// The unique identifier of a GPU, in hex; `None` for the CPU.
 pub fn uuid(device: &Device) -> Result<Option<String>> {
     let Some(stream) = stream(device)? else { return Ok(None) };
     let uuid = stream.context().uuid().map_err(cuda_error("the GPU's identity"))?;
@@ -84,41 +84,42 @@ pub fn uuid(device: &Device) -> Result<Option<String>> {
 /// The address of the first element of an f32 tensor on a GPU.
 ///
 /// # Errors
-/// It is elsewhere, of another type or not contiguous.
+/// The tensor is not on a GPU, not f32 or not contiguous.
 pub fn address(tensor: &Tensor) -> Result<u64> {
     match tensor.device() {
         Device::Cuda(device) => Gpu::from_device(device)?.address(tensor, DType::F32),
-        _ => candle_core::bail!("a tensor that is not on a GPU has no address there"),
+        _ => candle_core::bail!("a tensor that is not on a GPU has no GPU address"),
     }
 }
 
 impl Gpu {
-    /// The opened GPU behind candle's handle.
+    /// The open GPU of candle's device handle.
     pub(crate) fn from_device(device: &CudaDevice) -> Result<Arc<Self>> {
         let opened = OPEN_GPUS.read().unwrap_or_else(PoisonError::into_inner);
         let is = |id: DeviceId| move |gpu: &&Arc<Self>| gpu.device.id() == id;
         match opened.iter().find(is(device.id())) {
             Some(gpu) => Ok(gpu.clone()),
-            None => candle_core::bail!("a GPU that was not opened with lora_ops::open"),
+            None => candle_core::bail!("the GPU was not opened with lora_ops::device::open"),
         }
     }
 
-    /// The opened GPU that a stream is on.
+    /// The open GPU of a stream.
     pub(crate) fn from_stream(stream: &CudaStream) -> Result<Arc<Self>> {
         let opened = OPEN_GPUS.read().unwrap_or_else(PoisonError::into_inner);
         let ordinal = stream.context().ordinal();
         match opened.iter().find(|gpu| gpu.stream.context().ordinal() == ordinal) {
             Some(gpu) => Ok(gpu.clone()),
-            None => candle_core::bail!(
-                "a stream of GPU {ordinal}, which was not opened with lora_ops::device::open"
-            ),
+            None => {
+                candle_core::bail!("the stream's GPU {ordinal} was not opened with lora_ops::device::open")
+            }
         }
     }
 
     fn open(ordinal: usize) -> Result<Self> {
         check_memory_pools(ordinal)?;
         let device = CudaDevice::new_with_stream(ordinal)?;
-        // SAFETY: all work of a tensor is on the one stream; what else touches its memory waits for events of its own.
+        // SAFETY: tensors are used on one stream only; other streams that access their memory wait
+        // for explicit events.
         unsafe { device.disable_event_tracking() };
         let stream = device.cuda_stream();
         let context = stream.context().clone();
@@ -129,7 +130,7 @@ impl Gpu {
         let workspace = stream.alloc_zeros::<u8>(GPU_WORKSPACE_BYTES).map_err(cuda_error("the workspace"))?;
         let handle = *device.cublas_handle().handle();
         let (address, _) = workspace.device_ptr(&stream);
-        // SAFETY: the workspace lives as long as the handle's only user, this struct.
+        // SAFETY: the workspace lives as long as this struct, which is the handle's only user.
         let set = unsafe {
             cublas::sys::cublasSetWorkspace_v2(handle, address as *mut _, GPU_WORKSPACE_BYTES)
                 .result()
@@ -142,22 +143,22 @@ impl Gpu {
             tracing::warn!(
                 variable,
                 value,
-                "an environment variable changes the bits of results; they are only comparable with those of \
-                 runs that have it too"
+                "an environment variable changes the bits of results; they are comparable only with \
+                 results of runs that set it too"
             );
         }
         Ok(Self { device, stream, uploader, downloads, kernels, free: free as u64, _workspace: workspace })
     }
 
-    /// The kernel of this name.
+    /// The kernel with this name.
     pub(super) fn function(&self, name: &str) -> Result<sys::CUfunction> {
         match self.kernels.get(name) {
             Some(function) => Ok(function),
-            None => candle_core::bail!("there is no kernel {name}"),
+            None => candle_core::bail!("kernel {name} does not exist"),
         }
     }
 
-    /// An event after everything that was asked for so far.
+    /// Records an event after all work that was submitted so far.
     pub(crate) fn event(&self) -> Result<CudaEvent> {
         self.stream.record_event(None).map_err(cuda_error("an event"))
     }
@@ -165,7 +166,7 @@ impl Gpu {
     /// The address of a tensor's first element.
     ///
     /// # Errors
-    /// It is not on this GPU, not contiguous or not of this type.
+    /// The tensor is not on this GPU, not contiguous or not of type `dtype`.
     pub(crate) fn address(&self, tensor: &Tensor, dtype: DType) -> Result<u64> {
         let (storage, layout) = tensor.storage_and_layout();
         let Storage::Cuda(storage) = &*storage else {
@@ -175,7 +176,10 @@ impl Gpu {
             candle_core::bail!("operation on a tensor of shape {:?} that is not contiguous", tensor.shape());
         };
         if storage.device.id() != self.device.id() || tensor.dtype() != dtype {
-            candle_core::bail!("operation on a tensor of {:?}, not {dtype:?}", tensor.dtype());
+            candle_core::bail!(
+                "operation on a tensor of {:?} instead of {dtype:?}, or of another GPU",
+                tensor.dtype()
+            );
         }
         let base = match &storage.slice {
             CudaStorageSlice::F32(slice) => slice.device_ptr(&self.stream).0,
@@ -183,7 +187,7 @@ impl Gpu {
             CudaStorageSlice::F64(slice) => slice.device_ptr(&self.stream).0,
             CudaStorageSlice::U32(slice) => slice.device_ptr(&self.stream).0,
             CudaStorageSlice::U8(slice) => slice.device_ptr(&self.stream).0,
-            _ => candle_core::bail!("no operation takes {:?}", tensor.dtype()),
+            _ => candle_core::bail!("no operation supports {:?}", tensor.dtype()),
         };
         Ok(base + (start * dtype.size_in_bytes()) as u64)
     }
@@ -194,8 +198,9 @@ impl Gpu {
         Ok(Arg::from(self.address(tensor, dtype)?).with_bytes(bytes))
     }
 
-    /// What the bits of a result depend on: the GPU and its number of multiprocessors, where the kernels'
-    /// machine code comes from, cuBLAS, and environment variables that change bits.
+    /// Describes everything that the bits of a result depend on: the GPU and its number of
+    /// multiprocessors, the origin of the kernels' machine code, cuBLAS, and environment variables
+    /// that change bits.
     pub(crate) fn describe(&self) -> Result<String> {
         let context = self.stream.context();
         let name = context.name().map_err(cuda_error("the GPU's name"))?;
@@ -204,7 +209,7 @@ impl Gpu {
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)
             .map_err(cuda_error("the GPU's multiprocessors"))?;
         let mut cublas = 0;
-        // SAFETY: the handle is live and the version a local variable.
+        // SAFETY: the handle is live, and the version is a local variable.
         unsafe { cublas::sys::cublasGetVersion_v2(*self.device.cublas_handle().handle(), &raw mut cublas) }
             .result()
             .map_err(|e| candle_core::Error::Msg(format!("cuBLAS: {e:?}")).bt())?;
@@ -217,7 +222,7 @@ impl Gpu {
         Ok(described)
     }
 
-    /// An error that the GPU reported, if any. Does not wait.
+    /// Returns the error that the GPU has reported, if any. Does not wait.
     pub(crate) fn check(&self) -> Result<()> {
         let context = self.stream.context();
         // SAFETY: context and stream are live.
@@ -234,19 +239,19 @@ impl Gpu {
 }
 
 /// # Errors
-/// The driver offers no memory pools for this GPU.
+/// The driver does not support memory pools for this GPU.
 fn check_memory_pools(ordinal: usize) -> Result<()> {
     let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
-    // SAFETY: CUDA is initialized: the GPUs were counted.
+    // SAFETY: CUDA is initialized, because the GPUs have been counted.
     let supported = unsafe {
         result::device::get(ordinal as i32)
             .and_then(|device| result::device::get_attribute(device, attribute))
     };
     match supported {
         Ok(0) => candle_core::bail!(
-            "device cuda:{ordinal}: the driver offers no memory pools (CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED is 0), \
-             which every tensor is allocated from; some vGPU profiles, WSL and sandboxed containers lack them: use a GPU \
-             that is passed through whole"
+            "device cuda:{ordinal}: the driver offers no memory pools \
+             (CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED is 0), from which every tensor is allocated; some \
+             vGPU profiles, WSL and sandboxed containers lack them; use a GPU that is passed through whole"
         ),
         Ok(_) => Ok(()),
         Err(error) => Err(cuda_error("the GPU's memory pools")(error)),

@@ -1,5 +1,5 @@
-//! Small inputs on their way to the GPU, from pinned memory and on a stream of their own: the next micro-batch is copied
-//! while this one is computed.
+//! Uploads of small inputs to the GPU, from pinned memory and on a separate stream: the next
+//! micro-batch is copied while the current one is computed.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,7 +12,7 @@ use candle_core::cuda_backend::cudarc::driver::{
 use super::gpu::{Gpu, cuda_error};
 use super::launch::Arg;
 
-/// Numbers on the GPU; freed once everything that was asked of it so far is done.
+/// Input values on the GPU. Dropping it frees them after all work that was submitted so far.
 #[derive(Debug)]
 pub(crate) struct UploadedInput {
     address: u64,
@@ -29,18 +29,19 @@ impl Drop for UploadedInput {
     fn drop(&mut self) {
         let context = self.compute.context();
         context.record_err(context.bind_to_thread());
-        // SAFETY: the address is ours, from an allocation that the compute stream has waited for.
+        // SAFETY: this struct owns the allocation, and the compute stream has waited for its
+        // upload.
         context.record_err(unsafe { result::free_async(self.address, self.compute.cu_stream()) });
     }
 }
 
-/// The stream of the copies and the pinned memory they come from.
+/// The stream for the uploads, and the pinned memory that they read.
 pub(super) struct InputUploader {
     pub(super) copies: Arc<CudaStream>,
     pinned: Mutex<VecDeque<PinnedSlot>>,
 }
 
-/// Pinned memory that is used again once its last copy is done. The oldest copy is at the front.
+/// Pinned memory that may be reused when its last copy is done. The oldest copy is at the front.
 struct PinnedSlot {
     memory: PinnedHostSlice<u32>,
     copied: CudaEvent,
@@ -57,35 +58,37 @@ impl InputUploader {
         self.copies.synchronize()
     }
 
-    /// Pinned memory for `len` numbers.
+    /// Returns pinned memory for at least `len` numbers.
     fn pinned(&self, len: usize) -> Result<PinnedHostSlice<u32>> {
         let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
         let free = pinned.iter().position(|p| p.memory.len() >= len && p.copied.is_complete());
         if let Some(PinnedSlot { memory, .. }) = free.and_then(|at| pinned.remove(at)) {
             return Ok(memory);
         }
-        // SAFETY: what is copied from it is written first.
+        // SAFETY: the memory is written before a copy reads it.
         let memory = unsafe { self.copies.context().alloc_pinned(len.next_power_of_two().max(1024)) };
         memory.map_err(cuda_error("pinned memory"))
     }
 }
 
 impl Gpu {
-    /// Starts the copy of `values`; operations that are asked for from now on find it done.
+    /// Starts the copy of `values`. Operations that are submitted after this call wait for the copy
+    /// on the GPU.
     pub(crate) fn upload_input(&self, values: &[u32]) -> Result<UploadedInput> {
         let InputUploader { copies, pinned } = &self.uploader;
         let mut memory = self.uploader.pinned(values.len())?;
         let bytes = values.len().max(1) * size_of::<u32>();
         let address = self.retry_after_trim(bytes, || {
             copies.context().bind_to_thread()?;
-            // SAFETY: `UploadedInput` frees it.
+            // SAFETY: `UploadedInput` frees the allocation.
             unsafe { result::malloc_async(copies.cu_stream(), bytes) }
         })?;
         let uploaded = UploadedInput { address, compute: self.stream.clone() };
         let copy = || {
             memory.as_mut_slice()?[..values.len()].copy_from_slice(values);
             copies.context().bind_to_thread()?;
-            // SAFETY: the pinned memory is not used again before `copied`, the allocation not before the wait for it.
+            // SAFETY: the pinned memory is not reused before `copied`, and the allocation is not
+            // used before the compute stream has waited for `copied`.
             unsafe {
                 result::memcpy_htod_async(address, &memory.as_slice()?[..values.len()], copies.cu_stream())?;
             }

@@ -8,15 +8,15 @@ use candle_core::cuda_backend::cudarc::driver::{CudaContext, DriverError, result
 
 use super::environment;
 
-/// Every operation's kernels, compiled.
+/// The compiled kernels of every operation.
 const IMAGES: &[&[u8]] = include!(concat!(env!("OUT_DIR"), "/images.rs"));
 
-/// Where the machine code of the kernels comes from.
+/// The origin of the kernels' machine code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CodeOrigin {
-    /// From the program, made by nvcc for this compute capability.
+    /// Machine code in the program, made by nvcc for this compute capability.
     Machine(i32),
-    /// From the program's PTX of this virtual architecture, translated by a driver of this version.
+    /// PTX in the program for this virtual architecture, translated by a driver of this version.
     Ptx { architecture: i32, driver: i32 },
 }
 
@@ -30,9 +30,9 @@ impl fmt::Display for CodeOrigin {
 }
 
 impl CodeOrigin {
-    /// nvcc makes machine code and PTX of equal numbers only (see build.rs): where they differ, the driver
-    /// has translated PTX for its GPU. With `is_forced` the driver translates PTX also where they are
-    /// equal.
+    /// nvcc makes machine code and PTX of equal versions only (see build.rs). If the versions
+    /// differ, the driver has translated PTX for its GPU. With `is_forced` the driver translates
+    /// PTX even if they are equal.
     fn from_versions(binary_version: i32, ptx_version: i32, driver: i32, is_forced: bool) -> Self {
         if binary_version == ptx_version && !is_forced {
             Self::Machine(binary_version)
@@ -42,21 +42,22 @@ impl CodeOrigin {
     }
 }
 
-/// The kernels by their names, for the life of the process.
+/// The kernels by name; they stay loaded until the process ends.
 pub(super) struct LoadedKernels {
     by_name: HashMap<String, sys::CUfunction>,
     code: CodeOrigin,
 }
 
-// SAFETY: CUDA's handles of functions are bound to no thread.
+// SAFETY: CUDA's function handles may be used on any thread.
 unsafe impl Send for LoadedKernels {}
 // SAFETY: as above.
 unsafe impl Sync for LoadedKernels {}
 
 impl LoadedKernels {
-    /// Loads all kernels into `context`, which is bound to this thread, and lets each have as much dynamic
-    /// shared memory as a block can. A kernel that is loaded when it is first used could wait for all that
-    /// the GPU does: for NCCL too, and with it for another rank.
+    /// Loads all kernels into `context`, which must be bound to this thread, and allows each as
+    /// much dynamic shared memory as a block can have. A kernel that was loaded lazily, at its
+    /// first use, could wait for all work of the GPU, including NCCL's and with it that of another
+    /// rank.
     pub(super) fn load(context: &CudaContext) -> Result<Self, DriverError> {
         let shared_of_block = context
             .attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?;
@@ -66,9 +67,10 @@ impl LoadedKernels {
         let is_forced = environment::forces_translation(environment::of_process);
         let (mut by_name, mut code) = (HashMap::new(), CodeOrigin::Machine(0));
         for image in IMAGES {
-            // Aligned, as the bytes in the program need not be.
+            // Copied because CUDA needs an aligned image, and the bytes in the program may not be
+            // aligned.
             let image = image.to_vec();
-            // SAFETY: an image that nvcc made; sizes and pointers are of what is asked for.
+            // SAFETY: nvcc made the image; sizes and pointers match the requested data.
             unsafe {
                 let module = result::module::load_data(image.as_ptr().cast())?;
                 let mut count = 0;
@@ -100,20 +102,21 @@ impl LoadedKernels {
         self.by_name.get(name).copied()
     }
 
-    /// Where their machine code comes from: of all of them from one place, for they are all compiled alike.
+    /// The origin of the machine code. It is the same for all kernels, because they are compiled
+    /// alike.
     pub(super) fn code(&self) -> CodeOrigin {
         self.code
     }
 }
 
 /// # Safety
-/// The function is loaded.
+/// The function must be loaded.
 unsafe fn attribute(
     function: sys::CUfunction,
     attribute: sys::CUfunction_attribute_enum,
 ) -> Result<i32, DriverError> {
     let mut value = 0;
-    // SAFETY: as promised; the value is a local variable.
+    // SAFETY: the caller guarantees that the function is loaded; the value is a local variable.
     unsafe { sys::cuFuncGetAttribute(&raw mut value, attribute, function).result()? };
     Ok(value)
 }
@@ -125,13 +128,13 @@ mod tests {
     #[test]
     fn jit_compiled_kernels_report_the_driver_version() {
         assert_eq!(CodeOrigin::from_versions(90, 90, 13000, false).to_string(), "code sm_90");
-        // Machine code for sm_80 runs on sm_86 as it is.
+        // Machine code for sm_80 also runs on sm_86.
         assert_eq!(CodeOrigin::from_versions(80, 80, 13000, false).to_string(), "code sm_80");
         assert_eq!(
             CodeOrigin::from_versions(120, 80, 13010, false).to_string(),
             "code compute_80 driver 13010"
         );
-        // On a GPU of the architecture of the PTX the numbers do not tell.
+        // On a GPU of the PTX's own architecture the versions are equal and do not show the origin.
         assert_eq!(
             CodeOrigin::from_versions(80, 80, 13000, true).to_string(),
             "code compute_80 driver 13000"

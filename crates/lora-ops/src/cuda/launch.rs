@@ -7,15 +7,16 @@ use candle_core::{DType, Result};
 
 use super::gpu::{Gpu, cuda_error};
 
-/// Threads of a block of the kernels with `flat` (flat.cuh), a thread for each four elements.
+/// Threads per block of the kernels that use `flat` (flat.cuh), with a thread for each four
+/// elements.
 const FLAT_THREADS: u32 = 256;
 
 /// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Arg {
-    /// In the order of memory.
+    /// The value's bytes, in memory order.
     value: [u8; 8],
-    /// Bytes that the kernel reads or writes through it, for a profile.
+    /// Bytes that the kernel reads or writes through this argument, for profiles.
     operand_bytes: u64,
 }
 
@@ -34,10 +35,10 @@ macro_rules! arguments {
 arguments!(u32, i32, u64, f32, f64);
 
 impl Arg {
-    /// A number of elements as the kernels take it.
+    /// A number of elements, as the kernels take it.
     ///
     /// # Errors
-    /// It is not below 2^32.
+    /// 2^32 elements or more.
     pub(crate) fn size(n: usize) -> Result<Self> {
         match u32::try_from(n) {
             Ok(n) => Ok(n.into()),
@@ -45,30 +46,31 @@ impl Arg {
         }
     }
 
-    /// The same argument, through which the kernel reads or writes so many bytes.
+    /// Sets the number of bytes that the kernel reads or writes through this argument.
     pub(crate) fn with_bytes(self, operand_bytes: usize) -> Self {
         Self { operand_bytes: operand_bytes as u64, ..self }
     }
 
-    /// The same argument, which the kernel both reads and writes.
+    /// Counts the bytes of this argument twice, for a kernel that both reads and writes them.
     pub(crate) fn updated(self) -> Self {
         Self { operand_bytes: 2 * self.operand_bytes, ..self }
     }
 }
 
-/// The end of the names of a type's kernels.
+/// The suffix of kernel names for a type.
 pub(crate) fn suffix(dtype: DType) -> Result<&'static str> {
     match dtype {
         DType::F32 => Ok("f32"),
         DType::BF16 => Ok("bf16"),
-        other => candle_core::bail!("no operation on {other:?}"),
+        other => candle_core::bail!("no operation supports {other:?}"),
     }
 }
 
 impl Gpu {
-    /// Starts `grid` blocks of `threads` threads with `shared` bytes of dynamic shared memory. Nothing for an empty grid.
+    /// Launches `grid` blocks of `threads` threads with `shared` bytes of dynamic shared memory.
+    /// Does nothing for an empty grid.
     ///
-    /// The arguments must be those of the kernel, in number, order and type.
+    /// The arguments must match those of the kernel in number, order and type.
     pub(crate) fn launch(
         &self,
         kernel: &str,
@@ -89,13 +91,15 @@ impl Gpu {
         }
     }
 
-    /// Starts a thread for each four of `n` elements.
+    /// Launches a kernel that uses `flat` (flat.cuh) over `n` elements, with a thread for each
+    /// four.
     pub(crate) fn launch_flat(&self, kernel: &str, n: usize, args: &[Arg]) -> Result<()> {
         let (grid, threads) = flat_grid(n);
         self.launch(kernel, grid, threads, 0, args)
     }
 
-    /// [`Self::launch`] on another stream of this GPU, with pointers to the arguments.
+    /// Does the same as [`Self::launch`] on another stream of this GPU, with pointers to the
+    /// arguments, and without a profile.
     pub(crate) fn launch_on(
         &self,
         stream: &CudaStream,
@@ -115,7 +119,8 @@ impl Gpu {
         };
         let function = self.function(kernel)?;
         stream.context().bind_to_thread().map_err(cuda_error(kernel))?;
-        // SAFETY: the callers beside the kernels' sources give what those take.
+        // SAFETY: the callers, next to the kernels' sources, pass the arguments that the kernels
+        // take.
         let launched = unsafe {
             result::launch_kernel(function, (x, y, z), (threads, 1, 1), shared, stream.cu_stream(), args)
         };
@@ -123,7 +128,7 @@ impl Gpu {
     }
 }
 
-/// Grid and block of a kernel with `flat` over `n` elements.
+/// The grid and the threads per block of a kernel that uses `flat` over `n` elements.
 pub(crate) fn flat_grid(n: usize) -> ((usize, usize, usize), u32) {
     ((n.div_ceil(4 * FLAT_THREADS as usize), 1, 1), FLAT_THREADS)
 }

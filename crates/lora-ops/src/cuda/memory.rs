@@ -1,4 +1,4 @@
-//! A GPU's memory: allocations from CUDA's stream-ordered pool, copies, readings.
+//! A GPU's memory: allocations from CUDA's stream-ordered pool, copies, and statistics.
 
 use std::sync::Arc;
 
@@ -14,25 +14,25 @@ use crate::device::DeviceMemory;
 
 type CudaResult<T> = std::result::Result<T, DriverError>;
 
-/// Memory for `elements` f32 in the order of `stream`, a stream of a GPU that was opened. The elements are not
-/// set.
+/// Allocates uninitialized memory for `elements` f32 in the order of `stream`, which must be a
+/// stream of an open GPU.
 ///
 /// # Errors
 /// The GPU is out of memory.
 pub fn allocate(stream: &Arc<CudaStream>, elements: usize) -> Result<CudaSlice<f32>> {
-    // SAFETY: plain numbers; the caller writes them before it reads them.
+    // SAFETY: the elements are plain numbers, and the caller writes them before reading them.
     let allocate = || unsafe { stream.alloc::<f32>(elements) };
     Gpu::from_stream(stream)?.retry_after_trim(elements * size_of::<f32>(), allocate)
 }
 
 impl Gpu {
-    /// A new tensor whose elements are not set.
+    /// Creates a tensor with uninitialized elements.
     ///
     /// # Errors
     /// The GPU is out of memory, or the type is not f32, bf16, f64, u32 or u8.
     pub(crate) fn empty(&self, shape: impl Into<Shape>, dtype: DType) -> Result<Tensor> {
         let shape = shape.into();
-        // An allocation of nothing is an error of CUDA's.
+        // CUDA rejects an allocation of zero bytes.
         let len = shape.elem_count().max(1);
         let device = self.device.clone();
         let storage = match dtype {
@@ -41,7 +41,7 @@ impl Gpu {
             DType::F64 => CudaStorage::wrap_cuda_slice(self.allocate::<f64>(len)?, device),
             DType::U32 => CudaStorage::wrap_cuda_slice(self.allocate::<u32>(len)?, device),
             DType::U8 => CudaStorage::wrap_cuda_slice(self.allocate::<u8>(len)?, device),
-            other => candle_core::bail!("no operation makes {other:?}"),
+            other => candle_core::bail!("no operation supports {other:?}"),
         };
         Ok(Tensor::from_storage(Storage::Cuda(storage), shape, BackpropOp::none(), false))
     }
@@ -51,9 +51,9 @@ impl Gpu {
         self.retry_after_trim(len * size_of::<T>(), || unsafe { self.stream.alloc::<T>(len) })
     }
 
-    /// Runs `allocate`, which takes `bytes` from the pool; if the GPU is out of memory, once more after
-    /// the pool has given back what it keeps. Freed blocks of other sizes can hold most of a GPU's
-    /// memory where the lengths of micro-batches vary.
+    /// Runs `allocate`, which takes `bytes` from the pool. If the GPU is out of memory, runs it
+    /// once more after the pool has returned its unused memory: if the lengths of micro-batches
+    /// vary, freed blocks of other sizes can occupy most of a GPU's memory.
     pub(super) fn retry_after_trim<T>(
         &self,
         bytes: usize,
@@ -68,8 +68,8 @@ impl Gpu {
             Ok(memory) if is_out_of_memory(&error) => {
                 let DeviceMemory { used_bytes, reserved_bytes, total_bytes, .. } = memory;
                 candle_core::Error::Msg(format!(
-                    "the GPU is out of memory: an allocation of {} failed; tensors of this process hold {}, its \
-                     memory pool {} of the GPU's {}",
+                    "the GPU is out of memory: an allocation of {} failed; tensors of this process use {}, \
+                     and its memory pool has {} of the GPU's {}",
                     mib(bytes as u64),
                     mib(used_bytes),
                     mib(reserved_bytes),
@@ -81,11 +81,11 @@ impl Gpu {
         })
     }
 
-    /// Gives memory that was freed back to the GPU, once the work that uses it is done.
+    /// Returns freed memory to the GPU, once the work that uses it is done.
     fn trim_pool(&self) -> CudaResult<()> {
         self.stream.synchronize()?;
         self.uploader.synchronize()?;
-        // SAFETY: the pool is the device's own, for the life of the process.
+        // SAFETY: the pool is the device's default pool, which lives as long as the process.
         unsafe { result::mem_pool::trim_to(pool(self.stream.context())?, 0) }
     }
 
@@ -98,44 +98,48 @@ impl Gpu {
         }
         let set = || {
             self.stream.context().bind_to_thread()?;
-            // SAFETY: the bytes are the tensor's.
+            // SAFETY: the bytes belong to the tensor.
             unsafe { result::memset_d8_async(address, 0, bytes, self.stream.cu_stream()) }
         };
         set().map_err(cuda_error("zeros"))
     }
 
-    /// Replaces the elements of a tensor; waits until they are there.
+    /// Replaces the elements of a tensor. Waits until the copy is done.
     pub(crate) fn write<T: WithDType>(&self, tensor: &Tensor, values: &[T]) -> Result<()> {
         let to = self.address(tensor, T::DTYPE)?;
         if tensor.elem_count() != values.len() {
-            candle_core::bail!("{} values for {:?}", values.len(), tensor.shape());
+            candle_core::bail!(
+                "invalid number of values: {} for a tensor {:?}",
+                values.len(),
+                tensor.shape()
+            );
         }
         let write = || {
             self.stream.context().bind_to_thread()?;
-            // SAFETY: the lengths are equal, and the copy is over before `values` can go.
+            // SAFETY: the lengths are equal, and the copy is done before `values` can be dropped.
             unsafe { result::memcpy_htod_async(to, values, self.stream.cu_stream())? };
             self.stream.synchronize()
         };
         write().map_err(cuda_error("a copy to the GPU"))
     }
 
-    /// Reads the elements of a tensor; waits until they are here.
+    /// Reads the elements of a tensor. Waits until the copy is done.
     pub(crate) fn read<T: WithDType>(&self, tensor: &Tensor, values: &mut [T]) -> Result<()> {
         let from = self.address(tensor, T::DTYPE)?;
         if tensor.elem_count() != values.len() {
-            candle_core::bail!("{:?} for {} values", tensor.shape(), values.len());
+            candle_core::bail!("invalid copy of a tensor {:?} to {} values", tensor.shape(), values.len());
         }
         let mut read = || {
             self.stream.context().bind_to_thread()?;
-            // SAFETY: the lengths are equal, and the copy is over before `values` can go.
+            // SAFETY: the lengths are equal, and the copy is done before `values` can be dropped.
             unsafe { result::memcpy_dtoh_async(values, from, self.stream.cu_stream())? };
             self.stream.synchronize()
         };
         read().map_err(cuda_error("a copy from the GPU"))
     }
 
-    /// Gives what the pool keeps back to the GPU, and sets the peaks of [`Self::memory`] to what is used and
-    /// reserved then.
+    /// Returns the pool's unused memory to the GPU, and sets the peaks of [`Self::memory`] to what
+    /// is used and reserved after that.
     pub(crate) fn reset_peak_memory(&self) -> Result<()> {
         let context = self.stream.context();
         let reset = || {
@@ -172,7 +176,7 @@ impl Gpu {
     }
 }
 
-/// Has the pool keep memory that was freed: the next step wants it again.
+/// Makes the pool keep freed memory, because the next step needs it again.
 pub(super) fn set_pool_release_threshold(context: &CudaContext) -> CudaResult<()> {
     let mut all = u64::MAX;
     let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
@@ -191,7 +195,7 @@ fn pool(context: &CudaContext) -> CudaResult<sys::CUmemoryPool> {
 
 fn pool_attribute(context: &CudaContext, attribute: sys::CUmemPool_attribute) -> CudaResult<u64> {
     let mut value = 0_u64;
-    // SAFETY: the attributes that are asked for are u64.
+    // SAFETY: the requested attributes are u64.
     unsafe { result::mem_pool::get_attribute(pool(context)?, attribute, (&raw mut value).cast())? };
     Ok(value)
 }

@@ -18,7 +18,7 @@ static RECORDING: Mutex<Option<ProfileRecording>> = Mutex::new(None);
 /// The launches of a profile.
 #[derive(Default)]
 struct ProfileRecording {
-    /// Number of each operation, in the order of first launches.
+    /// The number of each operation, in the order of first launches.
     numbers: HashMap<LaunchKind, usize>,
     launches: Vec<Launch>,
 }
@@ -31,14 +31,14 @@ struct Launch {
     after: CudaEvent,
 }
 
-/// What is launched.
+/// An operation that is timed.
 #[derive(Clone, PartialEq, Eq, Hash)]
 enum LaunchKind {
     Kernel(String),
     Product(ProductKind),
 }
 
-/// What products have in common that count as one operation.
+/// The properties by which products count as one operation.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(super) struct ProductKind {
     pub(super) mnk: (usize, usize, usize),
@@ -49,7 +49,7 @@ pub(super) struct ProductKind {
     pub(super) output: DType,
 }
 
-/// A launch whose begin is recorded.
+/// The event before a launch.
 pub(super) struct LaunchStart(CudaEvent);
 
 pub(crate) fn start() {
@@ -57,12 +57,13 @@ pub(crate) fn start() {
     ACTIVE.store(true, Ordering::Relaxed);
 }
 
-/// From now on nothing is timed.
+/// Stops timing.
 pub(crate) fn stop() {
     ACTIVE.store(false, Ordering::Relaxed);
 }
 
-/// The launches from [`start`] to [`stop`], whose events must have passed.
+/// Returns the timings of the launches from [`start`] to [`stop`]. Their events must have
+/// completed.
 pub(crate) fn finish() -> Result<Vec<Timing>> {
     let Some(ProfileRecording { numbers, launches }) = recording().take() else { return Ok(Vec::new()) };
     let mut operations: Vec<(LaunchKind, usize)> = numbers.into_iter().collect();
@@ -84,12 +85,12 @@ fn recording() -> MutexGuard<'static, Option<ProfileRecording>> {
 }
 
 impl Gpu {
-    /// An event that has a time, after everything that was asked for so far.
+    /// Records an event with a time stamp after all work that was submitted so far.
     pub(crate) fn timed_event(&self) -> Result<CudaEvent> {
         self.stream.record_event(Some(sys::CUevent_flags::CU_EVENT_DEFAULT)).map_err(cuda_error("an event"))
     }
 
-    /// Call before a launch. `None` where no profile is taken.
+    /// Must be called before a launch. Returns `None` if no profile is being taken.
     pub(super) fn profile_start(&self) -> Result<Option<LaunchStart>> {
         match ACTIVE.load(Ordering::Relaxed) {
             true => Ok(Some(LaunchStart(self.timed_event()?))),
@@ -97,12 +98,12 @@ impl Gpu {
         }
     }
 
-    /// Call after the launch of a kernel whose operands have so many bytes.
+    /// Must be called after the launch of a kernel whose operands have `bytes` bytes.
     pub(super) fn profile_kernel(&self, started: LaunchStart, kernel: &str, bytes: u64) -> Result<()> {
         self.profile_end(started, LaunchKind::Kernel(kernel.to_owned()), bytes, 0)
     }
 
-    /// Call after a product.
+    /// Must be called after a product.
     pub(super) fn profile_product(&self, started: LaunchStart, product: ProductKind) -> Result<()> {
         let (m, n, k) = product.mnk;
         let (operands, output) = (product.operands.size_in_bytes(), product.output.size_in_bytes());

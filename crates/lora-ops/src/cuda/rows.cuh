@@ -1,4 +1,5 @@
-// Rows in runs of consecutive elements: a run is what a thread moves at once, 16 bytes where the rows lie so. A run's elements are f32.
+// Rows in runs of consecutive elements. A run is what a thread loads or stores at a time: 16 bytes
+// if the rows are aligned to 16 bytes. The elements of a run are f32.
 #pragma once
 
 #include "kernel.cuh"
@@ -12,16 +13,19 @@ struct Run {
     float at[N];
 };
 
-// Runs of a row, the last one perhaps not whole.
-__device__ __forceinline__ unsigned runs_of(unsigned features, unsigned run) { return features / run + (features % run != 0); }
+// The number of runs of a row; the last run may be incomplete.
+__device__ __forceinline__ unsigned runs_of(unsigned features, unsigned run) {
+    return features / run + (features % run != 0);
+}
 
-// Whether all these addresses are multiples of 16 bytes. Then, where rows are whole runs, every run is.
+// Whether all these addresses are multiples of 16 bytes. If rows consist of whole runs, every run
+// is then aligned.
 template <typename... T>
 __device__ __forceinline__ bool aligned(const T*... addresses) {
     return ((reinterpret_cast<size_t>(addresses) % 16 == 0) && ...);
 }
 
-// N elements in 16-byte accesses.
+// Loads N elements in 16-byte accesses.
 template <unsigned N>
 __device__ __forceinline__ void load_wide(const float* from, Run<N>& run) {
 #pragma unroll
@@ -43,11 +47,13 @@ __device__ __forceinline__ void store_wide(float* to, const Run<4>& run) {
     store4(to, make_float4(run.at[0], run.at[1], run.at[2], run.at[3]));
 }
 __device__ __forceinline__ void store_wide(bf16* to, const Run<8>& run) {
-    *reinterpret_cast<uint4*>(to) = make_uint4(pack_bf16(run.at[0], run.at[1]), pack_bf16(run.at[2], run.at[3]),
-                                               pack_bf16(run.at[4], run.at[5]), pack_bf16(run.at[6], run.at[7]));
+    *reinterpret_cast<uint4*>(to) =
+        make_uint4(pack_bf16(run.at[0], run.at[1]), pack_bf16(run.at[2], run.at[3]),
+                   pack_bf16(run.at[4], run.at[5]), pack_bf16(run.at[6], run.at[7]));
 }
 
-// The first `count` elements of a run, the others 0. WIDE: all of them, from an aligned address.
+// Loads the first `count` elements of a run; the others are 0. WIDE: loads all elements, from an
+// aligned address.
 template <bool WIDE, unsigned N, typename T>
 __device__ __forceinline__ Run<N> load_run(const T* from, size_t count) {
     Run<N> run;

@@ -1,4 +1,4 @@
-//! Copies beside the computation: windows of vectors that lie in the host's memory.
+//! Copies of windows of vectors in the host's memory, which overlap with the computation.
 
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use candle_core::{DType, Result, Tensor};
 use super::gpu::{Gpu, cuda_error};
 use crate::cpu::{read, update_f32, update_u8};
 
-/// Host memory below this is not worth pinning, in bytes.
+/// Host memory below this number of bytes is not pinned, because pinning it does not pay off.
 const MIN_PINNED_BYTES: usize = 64 << 10;
 
-/// Memory of a CPU tensor that is pinned: copies use it as it is, and the host does not wait for them.
+/// Pinned memory of a CPU tensor: copies access it directly, and the host does not wait for them.
 #[derive(Debug)]
 pub(crate) struct PinnedRegistration {
     address: u64,
@@ -23,7 +23,8 @@ pub(crate) struct PinnedRegistration {
 
 impl Drop for PinnedRegistration {
     fn drop(&mut self) {
-        // SAFETY: the context is live, and the address was registered in it when this was made.
+        // SAFETY: the context is live, and the address was registered in it when `self` was
+        // created.
         let unregistered = unsafe {
             result::ctx::set_current(self.context.cu_ctx())
                 .and_then(|()| sys::cuMemHostUnregister(self.address as *mut c_void).result())
@@ -32,14 +33,16 @@ impl Drop for PinnedRegistration {
     }
 }
 
-/// Copies of windows on two streams, one a direction, so that both can be under way while a kernel runs.
-/// Dropping it waits for them: no copy outlives the tensors it reads or writes.
+/// Copies of windows on two streams, one for each direction, so that uploads and downloads can
+/// overlap while a kernel runs. Dropping it waits for the copies, so no copy outlives the tensors
+/// that it reads or writes.
 pub(crate) struct WindowCopies<'a> {
     gpu: &'a Gpu,
 }
 
 impl Gpu {
-    /// Pins the memory of a CPU tensor; `None` for a small one, and, with a warning, where CUDA refuses.
+    /// Pins the memory of a CPU tensor. Returns `None` for a small tensor, and, with a warning, if
+    /// CUDA cannot pin the memory.
     pub(crate) fn pin(&self, tensor: &Tensor) -> Result<Option<PinnedRegistration>> {
         let bytes = tensor.elem_count() * tensor.dtype().size_in_bytes();
         if bytes < MIN_PINNED_BYTES {
@@ -53,7 +56,8 @@ impl Gpu {
         let context = self.stream.context().clone();
         let register = || -> std::result::Result<(), DriverError> {
             context.bind_to_thread()?;
-            // SAFETY: the memory is the tensor's, and `PinnedRegistration` is dropped before it (see `paged::PinnedRegistration`).
+            // SAFETY: the memory belongs to the tensor, and `PinnedRegistration` is dropped before
+            // the tensor (see `paged::PinnedTensor`).
             unsafe { sys::cuMemHostRegister_v2(address as *mut c_void, bytes, 0).result() }
         };
         match register() {
@@ -65,7 +69,8 @@ impl Gpu {
         }
     }
 
-    /// Copies of windows, from now on: the buffers on the GPU that they use are allocated already.
+    /// Returns the copies of windows. The buffers on the GPU must have been allocated before this
+    /// call; the streams of the copies wait for these allocations.
     pub(crate) fn window_copies(&self) -> Result<WindowCopies<'_>> {
         let allocated = self.event()?;
         let wait = || {
@@ -78,7 +83,8 @@ impl Gpu {
 }
 
 impl WindowCopies<'_> {
-    /// Starts copying CPU tensors to GPU tensors, once `free` has happened; gives the end of that.
+    /// Starts copying CPU tensors to GPU tensors after the event `free`. Returns the event of their
+    /// completion.
     pub(crate) fn upload(&self, pairs: &[(&Tensor, &Tensor)], free: Option<&CudaEvent>) -> Result<CudaEvent> {
         let stream = &self.gpu.uploader.copies;
         if let Some(free) = free {
@@ -96,13 +102,13 @@ impl WindowCopies<'_> {
         stream.record_event(None).map_err(cuda_error("a copy to the GPU"))
     }
 
-    /// Lets the computation go on after `uploaded`.
+    /// Makes the compute stream wait for `uploaded`.
     pub(crate) fn compute_after(&self, uploaded: &CudaEvent) -> Result<()> {
         self.gpu.stream.wait(uploaded).map_err(cuda_error("a copy to the GPU"))
     }
 
-    /// Starts copying GPU tensors to CPU tensors after all that was asked of the GPU so far; gives the end
-    /// of that.
+    /// Starts copying GPU tensors to CPU tensors, after all work that was submitted to the compute
+    /// stream so far. Returns the event of their completion.
     pub(crate) fn download(&self, pairs: &[(&Tensor, &Tensor)]) -> Result<CudaEvent> {
         let stream = &self.gpu.downloads;
         stream.wait(&self.gpu.event()?).map_err(cuda_error("a copy"))?;
@@ -117,14 +123,15 @@ impl WindowCopies<'_> {
         stream.record_event(None).map_err(cuda_error("a copy from the GPU"))
     }
 
-    /// Waits for all of them.
+    /// Waits for all copies.
     pub(crate) fn finish(self) -> Result<()> {
         self.synchronize().map_err(cuda_error("a copy"))
     }
 
     fn synchronize(&self) -> std::result::Result<(), DriverError> {
         let context = self.gpu.stream.context();
-        // Both, whatever the first says, and past errors that cudarc has kept of other calls.
+        // Waits for both streams even if the first wait fails, and calls the driver directly,
+        // because cudarc would return errors that it has kept of other calls.
         // SAFETY: context and streams are live.
         let (up, down) = unsafe {
             result::ctx::set_current(context.cu_ctx())?;
@@ -139,20 +146,20 @@ impl WindowCopies<'_> {
 
 impl Drop for WindowCopies<'_> {
     fn drop(&mut self) {
-        // After `finish` nothing is under way; else the caller has an error of its own.
+        // After `finish` no copy is pending; otherwise the caller already returns an error.
         self.gpu.stream.context().record_err(self.synchronize());
     }
 }
 
 fn to_gpu<T>(stream: &CudaStream, values: &[T], to: u64) -> std::result::Result<(), DriverError> {
     stream.context().bind_to_thread()?;
-    // SAFETY: `to` has room for the values (the callers' tensors are equally long), which live until the
-    // copies were waited for.
+    // SAFETY: the allocation at `to` is large enough (the callers' tensors have equal lengths), and
+    // the values live until the copies have been waited for.
     unsafe { result::memcpy_htod_async(to, values, stream.cu_stream()) }
 }
 
 fn from_gpu<T>(stream: &CudaStream, from: u64, values: &mut [T]) -> std::result::Result<(), DriverError> {
     stream.context().bind_to_thread()?;
-    // SAFETY: as in `to_gpu`; nothing else uses the values meanwhile.
+    // SAFETY: as in `to_gpu`; nothing else accesses the values until the copy is done.
     unsafe { result::memcpy_dtoh_async(values, from, stream.cu_stream()) }
 }

@@ -23,6 +23,6 @@ pub(super) fn forward(weight: &Tensor, tokens: &[u32]) -> Result<Tensor> {
                 });
             })
         })?,
-        other => candle_core::bail!("an embedding is f32 or bf16, not {other:?}"),
+        other => candle_core::bail!("an embedding must be f32 or bf16, not {other:?}"),
     }
 }

@@ -1,4 +1,4 @@
-// Rows of a matrix by number. Block x is a token, y a part of its row; a thread copies a run.
+// Rows of a matrix by index. Block x is a token, y a part of its row; a thread copies one run.
 #include "rows.cuh"
 
 template <typename T>

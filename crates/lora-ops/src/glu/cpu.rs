@@ -1,4 +1,4 @@
-//! Gated activations on the CPU. Both are `g sigmoid(a(g))` of an inner function `a`.
+//! Gated activations on the CPU. Both activations are `g sigmoid(a(g))` for an inner function `a`.
 
 use candle_core::{Device, Result, Tensor};
 use lora_spec::ActivationFunction;
@@ -14,7 +14,7 @@ pub(super) fn forward(gate: &Tensor, up: &Tensor, activation: ActivationFunction
     }
 }
 
-/// The gradients of `gate` and `up`.
+/// Returns the gradients of `gate` and `up`.
 pub(super) fn backward(
     gate: &Tensor,
     up: &Tensor,
@@ -27,18 +27,18 @@ pub(super) fn backward(
     }
 }
 
-/// `a(g)` and `g a'(g)`.
+/// Returns `a(g)` and `g a'(g)`.
 #[inline(always)]
 fn silu(g: f32) -> (f32, f32) {
     (g, g)
 }
 
-/// `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
+/// Returns `a(g)` and `g a'(g)`. `(1 + tanh(u)) / 2` is `sigmoid(2 u)`.
 #[inline(always)]
 fn gelu_tanh(g: f32) -> (f32, f32) {
     const TWICE_ROOT: f32 = 1.595_769; // 2 sqrt(2 / pi)
     const CUBIC: f32 = 0.044_715;
-    // Past these gates the sigmoid is 0 or 1; their powers would overflow.
+    // Beyond these gates the sigmoid is 0 or 1, and their powers would overflow.
     let g = if g < -100.0 { -100.0 } else { g };
     let g = if g > 100.0 { 100.0 } else { g };
     let (scaled, bent) = (TWICE_ROOT * g, CUBIC * g * g);

@@ -19,7 +19,7 @@ pub(super) fn forward(
     Ok(y)
 }
 
-/// The gradients of `gate` and `up`.
+/// Returns the gradients of `gate` and `up`.
 pub(super) fn backward(
     gpu: &Gpu,
     gate: &Tensor,
@@ -33,7 +33,7 @@ pub(super) fn backward(
     Ok((dgate, dup))
 }
 
-/// A thread for each run of the tensors, which are equally long.
+/// Launches a thread for each run of the tensors, which have equal lengths.
 fn launch(gpu: &Gpu, direction: &str, activation: ActivationFunction, tensors: &[&Tensor]) -> Result<()> {
     let (dtype, elements) = (tensors[0].dtype(), tensors[0].elem_count());
     let activation = match activation {

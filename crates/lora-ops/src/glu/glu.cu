@@ -1,7 +1,8 @@
-// Gated activations: both are g sigmoid(a(g)). Tensors are taken as one long row; a thread has one run of it.
+// Gated activations. Both activations are g sigmoid(a(g)) for an inner function a. A tensor is
+// processed as one long row; a thread computes one run of it.
 #include "rows.cuh"
 
-// a(g), and g a'(g).
+// a(g) and g a'(g).
 struct Inner {
     float value, slope;
 };
@@ -13,7 +14,7 @@ struct Silu {
 struct GeluTanh {
     static __device__ __forceinline__ Inner inner(float g) {
         const float twice_root = 1.5957691216f, cubic = 0.044715f;  // 2 sqrt(2 / pi)
-        // Past these gates the sigmoid is 0 or 1; their powers would overflow.
+        // Beyond these gates the sigmoid is 0 or 1, and their powers would overflow.
         g = g < -100.0f ? -100.0f : g > 100.0f ? 100.0f : g;
         const float scaled = twice_root * g, bent = cubic * g * g;
         return {scaled * (1.0f + bent), scaled * (1.0f + 3.0f * bent)};
@@ -28,7 +29,8 @@ __device__ __forceinline__ void forward_run(T* y, const T* gate, const T* up, si
     const Run<N> g = load_run<WIDE, N>(gate, count), u = load_run<WIDE, N>(up, count);
     Run<N> product;
 #pragma unroll
-    for (unsigned k = 0; k < N; k++) product.at[k] = g.at[k] * sigmoid(Activation::inner(g.at[k]).value) * u.at[k];
+    for (unsigned k = 0; k < N; k++)
+        product.at[k] = g.at[k] * sigmoid(Activation::inner(g.at[k]).value) * u.at[k];
     store_run<WIDE>(y, product, count);
 }
 
@@ -45,9 +47,11 @@ __device__ __forceinline__ void forward(T* y, const T* gate, const T* up, size_t
 }
 
 template <typename Activation, bool WIDE, typename T>
-__device__ __forceinline__ void backward_run(T* dgate, T* dup, const T* gate, const T* up, const T* dy, size_t count) {
+__device__ __forceinline__ void backward_run(T* dgate, T* dup, const T* gate, const T* up, const T* dy,
+                                             size_t count) {
     constexpr unsigned N = RUN<T>;
-    const Run<N> g = load_run<WIDE, N>(gate, count), u = load_run<WIDE, N>(up, count), d = load_run<WIDE, N>(dy, count);
+    const Run<N> g = load_run<WIDE, N>(gate, count), u = load_run<WIDE, N>(up, count),
+                 d = load_run<WIDE, N>(dy, count);
     Run<N> of_gate, of_up;
 #pragma unroll
     for (unsigned k = 0; k < N; k++) {
@@ -61,7 +65,8 @@ __device__ __forceinline__ void backward_run(T* dgate, T* dup, const T* gate, co
 }
 
 template <typename Activation, typename T>
-__device__ __forceinline__ void backward(T* dgate, T* dup, const T* gate, const T* up, const T* dy, size_t elements) {
+__device__ __forceinline__ void backward(T* dgate, T* dup, const T* gate, const T* up, const T* dy,
+                                         size_t elements) {
     constexpr unsigned N = RUN<T>;
     const size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * N;
     if (at >= elements) return;
@@ -85,15 +90,19 @@ KERNEL(256, glu_forward_gelu_tanh_bf16, bf16* y, const bf16* gate, const bf16* u
     forward<GeluTanh>(y, gate, up, elements);
 }
 
-KERNEL(256, glu_backward_silu_f32, float* dgate, float* dup, const float* gate, const float* up, const float* dy, size_t elements) {
+KERNEL(256, glu_backward_silu_f32, float* dgate, float* dup, const float* gate, const float* up,
+       const float* dy, size_t elements) {
     backward<Silu>(dgate, dup, gate, up, dy, elements);
 }
-KERNEL(256, glu_backward_silu_bf16, bf16* dgate, bf16* dup, const bf16* gate, const bf16* up, const bf16* dy, size_t elements) {
+KERNEL(256, glu_backward_silu_bf16, bf16* dgate, bf16* dup, const bf16* gate, const bf16* up, const bf16* dy,
+       size_t elements) {
     backward<Silu>(dgate, dup, gate, up, dy, elements);
 }
-KERNEL(256, glu_backward_gelu_tanh_f32, float* dgate, float* dup, const float* gate, const float* up, const float* dy, size_t elements) {
+KERNEL(256, glu_backward_gelu_tanh_f32, float* dgate, float* dup, const float* gate, const float* up,
+       const float* dy, size_t elements) {
     backward<GeluTanh>(dgate, dup, gate, up, dy, elements);
 }
-KERNEL(256, glu_backward_gelu_tanh_bf16, bf16* dgate, bf16* dup, const bf16* gate, const bf16* up, const bf16* dy, size_t elements) {
+KERNEL(256, glu_backward_gelu_tanh_bf16, bf16* dgate, bf16* dup, const bf16* gate, const bf16* up,
+       const bf16* dy, size_t elements) {
     backward<GeluTanh>(dgate, dup, gate, up, dy, elements);
 }

@@ -1,4 +1,5 @@
-//! Products with a frozen weight on the CPU; one that is not f32 is widened or dequantized a panel at a time.
+//! Products with a frozen weight on the CPU. A weight that is not f32 is widened or dequantized one
+//! panel at a time.
 
 use candle_core::{DType, Device, Result, Tensor};
 use half::bf16;
@@ -30,7 +31,7 @@ pub(super) fn forward(layer: &FrozenLinear, x: &Tensor) -> Result<Tensor> {
     Tensor::from_vec(y, (tokens, out_features), &Device::Cpu)
 }
 
-/// `dx = dy W + beta dx`.
+/// Computes `dx = dy W + beta dx`.
 pub(super) fn backward(layer: &FrozenLinear, dy: &Tensor, dx: &Tensor, beta: f32) -> Result<()> {
     let ((tokens, out_features), in_features) = (dy.dims2()?, layer.weight.dims()?.1);
     let weight = layer.weight.panels()?;
@@ -56,7 +57,8 @@ impl Weight {
     }
 }
 
-/// A weight's rows as f32, a panel at a time: an f32 weight is one panel, others are turned into f32 in a scratch buffer.
+/// The rows of a weight as f32, one panel at a time: an f32 weight is one panel, and other weights
+/// are converted to f32 in a scratch buffer.
 pub(crate) struct Panels<'a> {
     storage: WeightStorage<'a>,
     rows: usize,
@@ -71,18 +73,18 @@ enum WeightStorage<'a> {
 }
 
 impl<'a> Panels<'a> {
-    /// Takes an f32 or bf16 matrix.
+    /// The panels of an f32 or bf16 matrix.
     pub(crate) fn from_tensor(weight: &'a Tensor) -> Result<Self> {
         let (rows, cols) = weight.dims2()?;
         let storage = match weight.dtype() {
             DType::F32 => WeightStorage::F32(weight),
             DType::BF16 => WeightStorage::Bf16(weight),
-            other => candle_core::bail!("a dense frozen weight is f32 or bf16, not {other:?}"),
+            other => candle_core::bail!("a dense frozen weight must be f32 or bf16, not {other:?}"),
         };
         Ok(Self { storage, rows, cols })
     }
 
-    /// Calls `f(first row, number of rows, their elements)` for each panel in order.
+    /// Calls `f(first row, number of rows, their elements)` for each panel, in order.
     pub(crate) fn for_each(&self, mut f: impl FnMut(usize, usize, &[f32])) -> Result<()> {
         let cols = self.cols;
         match self.storage {
@@ -101,7 +103,7 @@ impl<'a> Panels<'a> {
         }
     }
 
-    /// Panels that `fill(first row, elements)` makes.
+    /// Calls `f` for panels that `fill(first row, elements)` writes.
     fn for_each_widened(&self, mut f: impl FnMut(usize, usize, &[f32]), fill: impl Fn(usize, &mut [f32])) {
         let height = (CPU_PANEL_ELEMENTS / self.cols.max(1)).clamp(1, self.rows.max(1));
         let mut scratch = vec![0.0; height * self.cols];
@@ -114,7 +116,7 @@ impl<'a> Panels<'a> {
     }
 }
 
-/// bf16 to f32, exact.
+/// Converts bf16 to f32, exactly.
 pub(crate) fn widen(from: &[bf16], to: &mut [f32]) {
     to.par_chunks_mut(MIN_PARALLEL_ELEMENTS).zip(from.par_chunks(MIN_PARALLEL_ELEMENTS)).for_each(
         |(to, from)| {

@@ -1,5 +1,5 @@
-//! Products with a frozen weight on a GPU. A quantized weight is dequantized a panel of
-//! [`gpu_panel_rows`] rows at a time.
+//! Products with a frozen weight on a GPU. A quantized weight is dequantized in panels of
+//! [`gpu_panel_rows`] rows.
 
 use candle_core::{DType, Result, Tensor};
 use lora_spec::gpu_panel_rows;
@@ -10,7 +10,7 @@ use crate::cuda::{Arg, Gpu, Product, suffix};
 use crate::gemm::{no_trans, product, trans};
 use crate::quant::cuda::{four_bit, int8};
 
-/// The bias is laid out first, and the product added to it.
+/// Returns `x W^T + b`. The bias is written first, and the product is added to it.
 pub(super) fn forward(gpu: &Gpu, layer: &FrozenLinear, x: &Tensor, dtype: DType) -> Result<Tensor> {
     let ((tokens, in_features), out_features) = (x.dims2()?, layer.weight.dims()?.0);
     let y = gpu.empty((tokens, out_features), dtype)?;
@@ -44,7 +44,7 @@ pub(super) fn forward(gpu: &Gpu, layer: &FrozenLinear, x: &Tensor, dtype: DType)
     Ok(y)
 }
 
-/// `dx = dy W + beta dx`.
+/// Computes `dx = dy W + beta dx`.
 pub(super) fn backward(gpu: &Gpu, layer: &FrozenLinear, dy: &Tensor, dx: &Tensor, beta: f32) -> Result<()> {
     if let Weight::Dense(weight) = &layer.weight {
         return product(1.0, no_trans(dy), no_trans(weight), beta, dx);
@@ -88,26 +88,31 @@ fn panels(
     Ok(())
 }
 
-/// Dequantizes the rows of a 4-bit or 8-bit weight from `first` on into `out` `[rows, cols]`, f32 or
-/// bf16 on the weight's GPU. The values are those of [`Weight::dense`], rounded to the type of `out`.
+/// Dequantizes the rows of a 4-bit or 8-bit weight from `first` on into `out` `[rows, cols]`, which
+/// is f32 or bf16 and on the weight's GPU. The values are those of [`Weight::dense`], rounded to
+/// the type of `out`.
 ///
 /// # Errors
-/// `weight` is dense, or `out` is on another device, of another type, not contiguous or does not fit
-/// the weight.
+/// `weight` is dense, or `out` is on another device, of another type, not contiguous or does not
+/// fit the weight.
 pub fn dequantize(weight: &Weight, first: usize, out: &Tensor) -> Result<()> {
     let ((rows, cols), (all_rows, all_cols)) = (out.dims2()?, weight.dims()?);
     if cols != all_cols || first > all_rows || rows > all_rows - first {
-        candle_core::bail!("rows of [{all_rows}, {all_cols}] from row {first} on into {:?}", out.shape());
+        candle_core::bail!(
+            "invalid dequantization of [{all_rows}, {all_cols}] from row {first} on into {:?}: the rows \
+             do not fit",
+            out.shape()
+        );
     }
     match Backend::of_tensors(&[weight.tensor(), out])? {
-        Backend::Cpu => candle_core::bail!("a weight on the CPU is dequantized by `Weight::dense`"),
+        Backend::Cpu => candle_core::bail!("a weight on the CPU must be dequantized with `Weight::dense`"),
         Backend::Cuda(gpu) => dequantize_rows(&gpu, weight, first, out),
     }
 }
 
 fn dequantize_rows(gpu: &Gpu, weight: &Weight, first: usize, out: &Tensor) -> Result<()> {
     match weight {
-        Weight::Dense(_) => candle_core::bail!("a dense weight is not dequantized"),
+        Weight::Dense(_) => candle_core::bail!("a dense weight cannot be dequantized"),
         Weight::FourBit(weight) => four_bit(gpu, weight, first * weight.dims().1, out),
         Weight::Int8(weight) => int8(gpu, weight, first, out),
     }

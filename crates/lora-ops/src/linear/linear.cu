@@ -1,7 +1,8 @@
 // The bias of a linear layer.
 #include "kernel.cuh"
 
-// Every row of y [tokens, features] becomes bias [features]. A block takes 256 features of 16 rows.
+// Every row of y [tokens, features] becomes bias [features]. A block writes 256 features of 16
+// rows.
 template <typename T>
 __device__ void bias_rows(const float* bias, T* y, unsigned tokens, unsigned features) {
   const unsigned feature = blockIdx.x * 256 + threadIdx.x;

@@ -1,11 +1,12 @@
-//! The numbers that codes stand for, as bitsandbytes has them.
+//! The numbers that codes stand for, equal to those of bitsandbytes.
 
-/// What the sixteen codes of a 4-bit weight stand for, times the absolute maximum of their block.
+/// The values of the sixteen codes of a 4-bit weight, in units of the absolute maximum of their
+/// block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Codebook {
     /// NormalFloat: quantiles of the normal distribution (QLoRA, arXiv 2305.14314).
     Nf4,
-    /// A sign, two bits of exponent, one of mantissa; zero has no sign.
+    /// A sign, two bits of exponent and one of mantissa; both codes of zero give +0.
     Fp4,
 }
 
@@ -28,11 +29,11 @@ const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// In twelfths.
+/// In units of 1/12.
 const FP4: [f32; 8] = [0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0];
 
 impl Codebook {
-    /// The values of the codes 0 to 15.
+    /// The values of codes 0 to 15.
     pub fn values(self) -> [f32; 16] {
         match self {
             Self::Nf4 => NF4,
@@ -44,13 +45,14 @@ impl Codebook {
     }
 }
 
-/// The signed dynamic map of 8 bits, ascending (arXiv 1511.04561): seven decades, each with twice the numbers of the one
-/// below, in the middle between evenly spread boundaries.
+/// The signed dynamic map of 8 bits, ascending (arXiv 1511.04561): seven decades, each with twice
+/// as many numbers as the one below. The numbers of a decade are the midpoints between evenly
+/// spaced boundaries.
 pub fn dynamic_map() -> [f32; 256] {
     dynamic(true)
 }
 
-/// The dynamic map without negative numbers, and twice the others.
+/// The dynamic map without negative numbers, and with twice as many positive ones.
 pub fn dynamic_map_unsigned() -> [f32; 256] {
     dynamic(false)
 }
@@ -60,7 +62,7 @@ fn dynamic(signed: bool) -> [f32; 256] {
     for decade in 0..7 {
         let intervals = if signed { 1_usize } else { 2 } << decade;
         let step = (1.0 - 0.1_f32) / intervals as f32;
-        // torch counts from whichever end is nearer, with one rounding.
+        // torch counts from the nearer end, with one rounding.
         let boundary = |i: usize| match i < intervals.div_ceil(2) {
             true => step.mul_add(i as f32, 0.1),
             false => (-step).mul_add((intervals - i) as f32, 1.0),

@@ -8,10 +8,10 @@ use super::{BLOCK_SIZE, Codebook, FourBit, Int8, NESTED_BLOCK_SIZE, Scales, dyna
 use crate::cpu::{MIN_PARALLEL_ELEMENTS, read, read_f32};
 use crate::simd::{lookup4, vectorize};
 
-/// What a product reads of a 4-bit weight.
+/// The parts of a 4-bit weight that a product reads.
 pub(crate) struct FourBitView<'a> {
     codebook: [f32; 16],
-    /// Blocks are powers of two: shifts instead of divisions.
+    /// log2 of the block size. Block sizes are powers of two, so shifts replace divisions.
     shift: u32,
     codes: &'a [u8],
     scales: ScalesView<'a>,
@@ -56,7 +56,7 @@ impl FourBitView<'_> {
         })?
     }
 
-    /// The elements from `start` on.
+    /// Dequantizes the elements from `start` on into all of `out`.
     pub(crate) fn dequantize(&self, start: usize, out: &mut [f32]) {
         out.par_chunks_mut(MIN_PARALLEL_ELEMENTS)
             .enumerate()
@@ -70,7 +70,7 @@ impl FourBitView<'_> {
             let (now, rest) = out.split_at_mut(out.len().min(end_of_block - start));
             let scale = self.scales.at(block);
             let table = self.codebook.map(|value| value * scale);
-            // A row of odd length may begin in the middle of a byte, and end there.
+            // A row of odd length may begin or end in the middle of a byte.
             let (first, now) = now.split_at_mut((start % 2).min(now.len()));
             first.iter_mut().for_each(|first| *first = table[usize::from(self.codes[start / 2] & 15)]);
             let byte = start.div_ceil(2);
@@ -84,7 +84,7 @@ impl FourBitView<'_> {
     }
 }
 
-/// The scale of every block.
+/// Returns the scale of every block.
 pub(super) fn scales(weight: &FourBit) -> Result<Vec<f32>> {
     let blocks = (weight.shape.0 * weight.shape.1).div_ceil(weight.block);
     FourBitView::read(&weight.to_device(&Device::Cpu)?, |view| {
@@ -107,11 +107,12 @@ pub(super) fn quantize(
     chunks.with_min_len(MIN_PARALLEL_ELEMENTS / BLOCK_SIZE).for_each(|((codes, absmax), values)| {
         vectorize(|| {
             let largest = values.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
-            // As in bitsandbytes: a block that is not full is divided, the others multiplied; 1e-38 keeps zeros finite.
+            // As in bitsandbytes, the elements of an incomplete block are divided by the maximum,
+            // and those of a full block are multiplied by its inverse; 1e-38 keeps zeros finite.
             let divisor = largest.max(1e-38);
             let is_full = values.len() == BLOCK_SIZE;
             let mut indices = [0_u8; BLOCK_SIZE];
-            // What is missing of the last byte is a zero.
+            // The unused half of the last byte is the code of zero.
             let mut scaled = [0.0_f32; BLOCK_SIZE];
             if is_full {
                 let factor = 1.0 / divisor;
@@ -133,7 +134,7 @@ pub(super) fn quantize(
     FourBit::new(shape, codebook, BLOCK_SIZE, vector(codes)?, scales)
 }
 
-/// The codes by their values, and the bounds in the middle between neighbours.
+/// Returns the codes sorted by their values, and the midpoints between neighboring values.
 fn sorted_codes(codebook: Codebook) -> ([u8; 16], [f32; 15]) {
     let values = codebook.values();
     let mut order: [u8; 16] = std::array::from_fn(|code| code as u8);
@@ -142,7 +143,7 @@ fn sorted_codes(codebook: Codebook) -> ([u8; 16], [f32; 15]) {
     (order, std::array::from_fn(|i| (value(i) + value(i + 1)) / 2.0))
 }
 
-/// Double quantization of the scales.
+/// Quantizes the scales (double quantization).
 fn double_quantize(absmax: Vec<f32>) -> Result<Scales> {
     let mean = absmax.iter().map(|a| f64::from(*a)).sum::<f64>() / absmax.len().max(1) as f64;
     let offset = mean as f32;
@@ -161,7 +162,8 @@ fn double_quantize(absmax: Vec<f32>) -> Result<Scales> {
     Ok(Scales::Nested { codes, map, absmax, offset, block: NESTED_BLOCK_SIZE })
 }
 
-/// The nearest of ascending numbers; of two equally near ones the smaller.
+/// Returns the index of the nearest of ascending numbers; of two equally near ones, that of the
+/// smaller.
 fn nearest(map: &[f32; 256], value: f32) -> u8 {
     let above = map.partition_point(|m| *m <= value).clamp(1, 255);
     let (below, above) = (above - 1, above);
@@ -179,7 +181,7 @@ pub(super) fn quantize_int8(values: &[f32], shape: (usize, usize)) -> Result<Int
         *scale = values.iter().fold(0.0, |m, v| half(v).abs().max(m));
         let factor = 127.0 / *scale;
         for (code, v) in codes.iter_mut().zip(values) {
-            // A row of zeros gives 0 * infinity, whose code is 0.
+            // In a row of zeros, 0 * infinity is NaN, and its code is 0.
             *code = (half(v) * factor).round_ties_even() as i8 as u8;
         }
     });
@@ -193,7 +195,7 @@ pub(crate) fn read_int8<R>(weight: &Int8, f: impl FnOnce(&[u8], &[f32]) -> R) ->
     read::<u8, _>(&weight.codes, |codes| read_f32(&weight.scales, |scales| f(codes, scales)))?
 }
 
-/// Whole rows of `cols` elements.
+/// Dequantizes whole rows of `cols` elements.
 pub(crate) fn dequantize_int8(codes: &[u8], scales: &[f32], cols: usize, out: &mut [f32]) {
     let rows = out.par_chunks_mut(cols.max(1)).zip(codes.par_chunks(cols.max(1))).zip(scales);
     rows.with_min_len(MIN_PARALLEL_ELEMENTS.div_ceil(cols.max(1))).for_each(|((out, codes), scale)| {
@@ -204,7 +206,7 @@ pub(crate) fn dequantize_int8(codes: &[u8], scales: &[f32], cols: usize, out: &m
 
 fn check_finite(values: &[f32], shape: (usize, usize)) -> Result<()> {
     if values.len() != shape.0 * shape.1 {
-        candle_core::bail!("{} values for {shape:?}", values.len());
+        candle_core::bail!("invalid number of values: {} for {shape:?}", values.len());
     }
     match values.par_iter().with_min_len(MIN_PARALLEL_ELEMENTS).position_first(|v| !v.is_finite()) {
         Some(at) => candle_core::bail!(

@@ -5,11 +5,12 @@ use candle_core::{DType, Result, Tensor};
 use super::{FourBit, Int8, Scales};
 use crate::cuda::{Arg, Gpu, row_threads, runs, suffix};
 
-/// Threads of a block of the 4-bit kernels, and the runs of 16 bytes that each writes (`RUNS` in
-/// `quant.cu`).
+/// Threads per block of the 4-bit kernels, and the number of 16-byte runs that each thread writes
+/// (`RUNS` in `quant.cu`).
 const FOUR_BIT_LAUNCH: (usize, usize) = (256, 4);
 
-/// The elements of `weight` from `start` on, row after row, into all of `out` (f32 or bf16).
+/// Dequantizes the elements of `weight` from `start` on, in row-major order, into all of `out` (f32
+/// or bf16).
 pub(crate) fn four_bit(gpu: &Gpu, weight: &FourBit, start: usize, out: &Tensor) -> Result<()> {
     let (dtype, n) = (out.dtype(), out.elem_count());
     let none = || Arg::from(0_u64);
@@ -48,7 +49,7 @@ pub(crate) fn four_bit(gpu: &Gpu, weight: &FourBit, start: usize, out: &Tensor) 
     gpu.launch(&kernel, (blocks, 1, 1), threads as u32, 0, &args)
 }
 
-/// The rows of `weight` from `first` on into all of `out` `[rows, cols]` (f32 or bf16).
+/// Dequantizes the rows of `weight` from `first` on into all of `out` `[rows, cols]` (f32 or bf16).
 pub(crate) fn int8(gpu: &Gpu, weight: &Int8, first: usize, out: &Tensor) -> Result<()> {
     let (dtype, (rows, cols)) = (out.dtype(), out.dims2()?);
     let args = [

@@ -1,11 +1,11 @@
-// Dequantizes weights in 4 and 8 bits to f32 or bf16. A thread writes runs of 16 bytes, neighbouring
-// threads write neighbouring runs: every access of a warp is to consecutive bytes.
+// Dequantizes weights in 4 and 8 bits to f32 or bf16. A thread writes runs of 16 bytes, and
+// adjacent threads write adjacent runs, so every access of a warp is to consecutive bytes.
 #include "rows.cuh"
 
-// Runs of a thread in the 4-bit kernels; a block writes RUNS * blockDim.x consecutive runs.
+// Runs per thread in the 4-bit kernels; a block writes RUNS * blockDim.x consecutive runs.
 constexpr unsigned RUNS = 4;
 
-// The scale of each block: f32 [blocks], or, if `map` is not null,
+// The scale of each block: f32 [blocks] or, if `map` is not null,
 // map[code] * absmax[block >> nested_shift] + offset.
 struct Scales {
     const void* scales;
@@ -14,16 +14,20 @@ struct Scales {
     float offset;
     unsigned nested_shift;
 
-    // Not fused, as on the CPU.
+    // Product and sum are not fused, as on the CPU.
     __device__ __forceinline__ float nested(size_t block) const {
         const float scale = map[static_cast<const unsigned char*>(scales)[block]];
         return __fadd_rn(__fmul_rn(scale, absmax[block >> nested_shift]), offset);
     }
-    __device__ __forceinline__ float plain(size_t block) const { return static_cast<const float*>(scales)[block]; }
-    __device__ __forceinline__ float at(size_t block) const { return map == nullptr ? plain(block) : nested(block); }
+    __device__ __forceinline__ float plain(size_t block) const {
+        return static_cast<const float*>(scales)[block];
+    }
+    __device__ __forceinline__ float at(size_t block) const {
+        return map == nullptr ? plain(block) : nested(block);
+    }
 };
 
-// N codes of 4 bits in one access; `from` is aligned to them.
+// Loads N codes of 4 bits in one access; `from` is aligned to the size of the access.
 template <unsigned N>
 __device__ __forceinline__ unsigned load_codes(const unsigned char* from) {
     static_assert(N == 4 || N == 8);
@@ -31,14 +35,15 @@ __device__ __forceinline__ unsigned load_codes(const unsigned char* from) {
     else return *reinterpret_cast<const unsigned short*>(from);
 }
 
-// Elements `start` to `start + n` of a matrix, row after row. Element i is codebook[its four bits]
-// times the scale of block i >> shift.
+// Dequantizes elements `start` to `start + n` of a matrix, in row-major order. Element i is
+// codebook[its four bits] times the scale of block i >> shift.
 template <typename T>
-__device__ __forceinline__ void four_bit(const unsigned char* __restrict__ codes, const float* __restrict__ codebook, const Scales& scales,
+__device__ __forceinline__ void four_bit(const unsigned char* __restrict__ codes,
+                                         const float* __restrict__ codebook, const Scales& scales,
                                          unsigned shift, size_t start, T* __restrict__ out, size_t n) {
     constexpr unsigned N = RUN<T>;
-    // The 16 words lie in 16 banks, so look-ups of a warp never conflict. A table multiplied by the
-    // scale would have to exist for each block that the warp reads.
+    // The 16 words are in 16 banks, so the lookups of a warp never conflict. A table that was
+    // multiplied by the scale would be needed once for each block that the warp reads.
     __shared__ float table[16];
     if (threadIdx.x < 16) table[threadIdx.x] = codebook[threadIdx.x];
     __syncthreads();
@@ -49,11 +54,12 @@ __device__ __forceinline__ void four_bit(const unsigned char* __restrict__ codes
         for (size_t i = first + threadIdx.x; i < n && i < first + RUNS * step; i += blockDim.x) {
             const size_t at = start + i;
             const unsigned pair = codes[at / 2];
-            out[i] = from_f32<T>(__fmul_rn(table[at % 2 == 0 ? pair >> 4 : pair & 15], scales.at(at >> shift)));
+            out[i] =
+                from_f32<T>(__fmul_rn(table[at % 2 == 0 ? pair >> 4 : pair & 15], scales.at(at >> shift)));
         }
         return;
     }
-    // Blocks have at least 32 elements, so a run lies in one block.
+    // Blocks have at least 32 elements, so a run is in one block.
     const size_t mine = first + threadIdx.x * N;
     unsigned words[RUNS];
     float scale[RUNS];
@@ -79,9 +85,11 @@ __device__ __forceinline__ void four_bit(const unsigned char* __restrict__ codes
     }
 }
 
-// Row blockIdx.x of codes [rows, cols]: element j is its code * (scales[row] * (1 / 127)).
+// Dequantizes row blockIdx.x of codes [rows, cols]: element j is
+// code j * (scales[row] * (1 / 127)).
 template <typename T, bool WIDE>
-__device__ __forceinline__ void int8_row(const signed char* __restrict__ codes, float factor, T* __restrict__ out, unsigned cols) {
+__device__ __forceinline__ void int8_row(const signed char* __restrict__ codes, float factor,
+                                         T* __restrict__ out, unsigned cols) {
     constexpr unsigned N = RUN<T>;
     const unsigned runs = runs_of(cols, N);
     for (unsigned i = threadIdx.x; i < runs; i += blockDim.x) {
@@ -95,13 +103,16 @@ __device__ __forceinline__ void int8_row(const signed char* __restrict__ codes, 
         } else {
 #pragma unroll
             for (unsigned k = 0; k < N; k++) {
-                if (k < count) words[k / 4] |= static_cast<unsigned>(static_cast<unsigned char>(codes[at + k])) << 8 * (k % 4);
+                if (k < count)
+                    words[k / 4] |= static_cast<unsigned>(static_cast<unsigned char>(codes[at + k]))
+                                    << 8 * (k % 4);
             }
         }
         Run<N> values;
 #pragma unroll
         for (unsigned k = 0; k < N; k++) {
-            values.at[k] = __fmul_rn(static_cast<float>(static_cast<signed char>(words[k / 4] >> 8 * (k % 4))), factor);
+            values.at[k] =
+                __fmul_rn(static_cast<float>(static_cast<signed char>(words[k / 4] >> 8 * (k % 4))), factor);
         }
         store_run<WIDE>(out + at, values, count);
     }
@@ -118,16 +129,22 @@ __device__ __forceinline__ void int8(const signed char* codes, const float* scal
     }
 }
 
-KERNEL(256, quant_four_bit_f32, const unsigned char* codes, const float* codebook, const void* scales, const float* map,
-       const float* absmax, float offset, unsigned nested_shift, unsigned shift, size_t start, float* out, size_t n) {
+KERNEL(256, quant_four_bit_f32, const unsigned char* codes, const float* codebook, const void* scales,
+       const float* map, const float* absmax, float offset, unsigned nested_shift, unsigned shift,
+       size_t start, float* out, size_t n) {
     four_bit(codes, codebook, Scales{scales, map, absmax, offset, nested_shift}, shift, start, out, n);
 }
 
-KERNEL(256, quant_four_bit_bf16, const unsigned char* codes, const float* codebook, const void* scales, const float* map,
-       const float* absmax, float offset, unsigned nested_shift, unsigned shift, size_t start, bf16* out, size_t n) {
+KERNEL(256, quant_four_bit_bf16, const unsigned char* codes, const float* codebook, const void* scales,
+       const float* map, const float* absmax, float offset, unsigned nested_shift, unsigned shift,
+       size_t start, bf16* out, size_t n) {
     four_bit(codes, codebook, Scales{scales, map, absmax, offset, nested_shift}, shift, start, out, n);
 }
 
-KERNEL(256, quant_int8_f32, const signed char* codes, const float* scales, unsigned cols, float* out) { int8(codes, scales, cols, out); }
+KERNEL(256, quant_int8_f32, const signed char* codes, const float* scales, unsigned cols, float* out) {
+    int8(codes, scales, cols, out);
+}
 
-KERNEL(256, quant_int8_bf16, const signed char* codes, const float* scales, unsigned cols, bf16* out) { int8(codes, scales, cols, out); }
+KERNEL(256, quant_int8_bf16, const signed char* codes, const float* scales, unsigned cols, bf16* out) {
+    int8(codes, scales, cols, out);
+}

@@ -1,4 +1,4 @@
-//! Quantized weights of random codes and scales, for measurements: no dense matrix is made.
+//! Quantized weights with random codes and scales, for measurements. No dense matrix is created.
 
 use candle_core::{DType, Device, Result, Shape, Tensor};
 use lora_spec::Philox;
@@ -8,14 +8,14 @@ use crate::random::{RandomStream, Uniform, bytes, draw};
 use crate::transfer::from_vec;
 
 impl FourBit {
-    /// A weight whose codes are uniform over the codebook and whose elements have the root mean square
-    /// `deviation`; their mean is that of the codebook's values, which for NF4 is not 0. Scales are uniform
-    /// within a half of their mean. With `nested` the scales' codes are uniform, and the scales of the scales
-    /// uniform between a quarter and a half of the mean scale. Every part is a pure function of `philox`, with
-    /// the same bits on every device.
+    /// Creates a weight with codes that are uniform over the codebook. The elements have the root
+    /// mean square `deviation`; their mean is that of the codebook's values, which is not 0 for
+    /// NF4. Scales are uniform within a half of their mean. With `nested` the scales' codes are
+    /// uniform, and the second-level scales are uniform between a quarter and a half of the mean
+    /// scale. Every part is a pure function of `philox`, with the same bits on every device.
     ///
     /// # Errors
-    /// A device that this build cannot compute on, or that has no memory for the weight.
+    /// This build cannot compute on the device, or the device does not have enough memory.
     pub fn random(
         shape: (usize, usize),
         codebook: Codebook,
@@ -26,7 +26,7 @@ impl FourBit {
     ) -> Result<Self> {
         let elements = shape.0 * shape.1;
         let blocks = elements.div_ceil(BLOCK_SIZE);
-        // Root mean square that the scales need.
+        // The root mean square that the scales must have.
         let scale = deviation / mean(codebook.values(), |v| v * v).sqrt();
         let floats = |len, distribution| scales(len, distribution, philox, device);
         let scales = if nested {
@@ -58,12 +58,12 @@ impl FourBit {
 }
 
 impl Int8 {
-    /// A weight whose codes are uniform over the signed bytes, whose scales are uniform within a half of their
-    /// mean, and whose elements have the root mean square `deviation`. As with [`FourBit::random`], the bits
-    /// are the same on every device.
+    /// Creates a weight with codes that are uniform over the signed bytes, and scales that are
+    /// uniform within a half of their mean. The elements have the root mean square `deviation`. As
+    /// with [`FourBit::random`], the bits are the same on every device.
     ///
     /// # Errors
-    /// A device that this build cannot compute on, or that has no memory for the weight.
+    /// This build cannot compute on the device, or the device does not have enough memory.
     pub fn random(shape: (usize, usize), deviation: f64, philox: &Philox, device: &Device) -> Result<Self> {
         let (rows, cols) = shape;
         let codes = (i8::MIN..=i8::MAX).map(|code| f64::from(code) / 127.0);
@@ -77,7 +77,8 @@ impl Int8 {
     }
 }
 
-/// A uniform distribution in units of something.
+/// A uniform distribution over `center - bound` to `center + bound`, in units that [`Self::times`]
+/// sets.
 #[derive(Clone, Copy)]
 struct Spread {
     center: f64,

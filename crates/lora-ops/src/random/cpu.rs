@@ -18,7 +18,7 @@ pub(super) fn uniform(
     match dtype {
         DType::F32 => floats(shape, philox, stream, |word| distribution.value(word)),
         DType::BF16 => floats(shape, philox, stream, |word| bf16::from_f32(distribution.value(word))),
-        other => candle_core::bail!("random numbers are f32 or bf16, not {other:?}"),
+        other => candle_core::bail!("random numbers must be f32 or bf16, not {other:?}"),
     }
 }
 

@@ -41,7 +41,7 @@ pub(super) fn bytes(gpu: &Gpu, len: usize, philox: &Philox, stream: RandomStream
         key_high.into(),
         (stream as u32).into(),
     ];
-    // A thread has a draw of four words.
+    // A thread writes a draw of four words.
     gpu.launch_flat("random_bytes_u8", len.div_ceil(4), &args)?;
     Ok(bytes)
 }

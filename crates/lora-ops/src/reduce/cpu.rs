@@ -5,7 +5,7 @@ use super::{FINGERPRINT_KEYS, SUM_CHUNK};
 use crate::cpu::{MIN_PARALLEL_ELEMENTS, read, read_f32, update_f32};
 use crate::simd::{dot, vectorize};
 
-/// The sum of squares of each chunk.
+/// Returns the sum of squares of each chunk.
 pub(super) fn sums_of_squares(x: &Tensor) -> Result<Vec<f32>> {
     read_f32(x, |x| x.par_chunks(SUM_CHUNK).map(|c| vectorize(|| dot(c, c))).collect())
 }
@@ -17,7 +17,7 @@ pub(super) fn scale(x: &Tensor, factor: f32) -> Result<()> {
     })
 }
 
-/// The sums of the elements' hashes; the first element is number `first`.
+/// Returns the sums of the elements' hashes; the first element has the index `first`.
 pub(super) fn hashes(parts: &[&Tensor], mut first: u64) -> Result<[u64; 2]> {
     let mut sums = [0; 2];
     for part in parts {

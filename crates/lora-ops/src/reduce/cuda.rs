@@ -8,16 +8,17 @@ use super::{FINGERPRINT_KEYS, SUM_CHUNK};
 use crate::cuda::{Arg, Gpu, flat_grid};
 use crate::transfer::to_vec;
 
-/// Blocks of a fingerprint at most; each ends with additions to the same two sums.
+/// Maximum number of blocks of a fingerprint; each block ends with atomic additions to the same two
+/// sums.
 const HASH_BLOCKS: usize = 1024;
 
-/// Threads of a block of the sums.
+/// Threads per block of the sums.
 const THREADS: u32 = 256;
 
-/// Pairs that one launch of [`tree_combine`] takes.
+/// Maximum number of pairs in a launch of [`tree_combine`].
 const PAIRS: usize = 64;
 
-/// The sum of squares of each chunk.
+/// Returns the sum of squares of each chunk.
 pub(super) fn sums_of_squares(gpu: &Gpu, x: &Tensor) -> Result<Vec<f32>> {
     let n = x.elem_count();
     let chunks = n.div_ceil(SUM_CHUNK);
@@ -37,9 +38,9 @@ pub(super) fn scale(gpu: &Gpu, x: &Tensor, factor: f32) -> Result<()> {
     )
 }
 
-/// The sums of the elements' hashes; the first element is number `first`.
+/// Returns the sums of the elements' hashes; the first element has the index `first`.
 pub(super) fn hashes(gpu: &Gpu, parts: &[&Tensor], mut first: u64) -> Result<[u64; 2]> {
-    // Two sums of 64 bits, the lower half of each first.
+    // Two sums of 64 bits, each with its lower half first.
     let sums = gpu.empty(4, DType::U32)?;
     gpu.zero(&sums)?;
     for part in parts {
@@ -75,10 +76,11 @@ struct Pairs {
 #[derive(Clone, Copy)]
 struct Pair(u32, u32);
 
-/// `vectors[left] += vectors[right]` for each (left, right) in order, one launch on `stream`.
+/// Computes `vectors[left] += vectors[right]` for each (left, right) in order, on `stream`, in one
+/// launch for every 64 pairs.
 ///
-/// `vectors` is the address of f32 vectors of `elements` each, one after the other, on the GPU of the stream, which was
-/// opened; nothing else uses them meanwhile.
+/// `vectors` is the address of contiguous f32 vectors of `elements` each, on the GPU of the stream,
+/// which must be open. Nothing else may access the vectors meanwhile.
 pub fn tree_combine(
     stream: &Arc<CudaStream>,
     order: &[(usize, usize)],
@@ -90,7 +92,7 @@ pub fn tree_combine(
         let mut pairs = Pairs { count: order.len() as u32, pair: [Pair(0, 0); PAIRS] };
         for (pair, &(left, right)) in pairs.pair.iter_mut().zip(order) {
             let (Ok(left), Ok(right)) = (u32::try_from(left), u32::try_from(right)) else {
-                candle_core::bail!("{left} and {right} are not numbers of vectors");
+                candle_core::bail!("{left} and {right} are not indices of vectors");
             };
             *pair = Pair(left, right);
         }

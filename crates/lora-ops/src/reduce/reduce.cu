@@ -1,7 +1,7 @@
-// Sums over long vectors, and of several vectors in a given order.
+// Sums over long vectors, and sums of several vectors in a given order.
 #include "flat.cuh"
 
-// The sum of squares of each `chunk` elements, a block for each.
+// The sum of squares of each `chunk` elements, with one block per chunk.
 KERNEL(256, reduce_sum_of_squares_f32, const float* x, size_t n, unsigned chunk, float* partial) {
     const size_t first = static_cast<size_t>(blockIdx.x) * chunk;
     const size_t end = min(n, first + chunk);
@@ -31,14 +31,17 @@ __device__ __forceinline__ unsigned long long mix(unsigned long long z) {
 
 __device__ __forceinline__ unsigned long long warp_sum(unsigned long long value) {
 #pragma unroll
-    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
+    for (int distance = 16; distance > 0; distance /= 2)
+        value += __shfl_xor_sync(0xffffffffu, value, distance);
     return value;
 }
 
-// Adds the hashes of the elements' bits to two sums; element 0 is number `first`. Whole numbers: the order of the sum does not matter.
+// Adds the hashes of the elements' bits to two sums; element 0 has the index `first`. Integer sums
+// do not depend on their order.
 template <typename T>
-__device__ __forceinline__ void fingerprint(const T* x, size_t n, unsigned long long first, unsigned long long key0,
-                                            unsigned long long key1, unsigned long long* sums) {
+__device__ __forceinline__ void fingerprint(const T* x, size_t n, unsigned long long first,
+                                            unsigned long long key0, unsigned long long key1,
+                                            unsigned long long* sums) {
     const size_t stride = static_cast<size_t>(gridDim.x) * blockDim.x;
     unsigned long long sum0 = 0, sum1 = 0;
 #pragma unroll 4
@@ -55,13 +58,13 @@ __device__ __forceinline__ void fingerprint(const T* x, size_t n, unsigned long 
     }
 }
 
-KERNEL(256, reduce_fingerprint_f32, const unsigned* x, size_t n, unsigned long long first, unsigned long long key0,
-       unsigned long long key1, unsigned long long* sums) {
+KERNEL(256, reduce_fingerprint_f32, const unsigned* x, size_t n, unsigned long long first,
+       unsigned long long key0, unsigned long long key1, unsigned long long* sums) {
     fingerprint(x, n, first, key0, key1, sums);
 }
 
-KERNEL(256, reduce_fingerprint_u8, const unsigned char* x, size_t n, unsigned long long first, unsigned long long key0,
-       unsigned long long key1, unsigned long long* sums) {
+KERNEL(256, reduce_fingerprint_u8, const unsigned char* x, size_t n, unsigned long long first,
+       unsigned long long key0, unsigned long long key1, unsigned long long* sums) {
     fingerprint(x, n, first, key0, key1, sums);
 }
 

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use crate::cpu::{new_filled, read_f32};
 use crate::simd::{dot, sum, vectorize};
 
-/// The normalized `x`, and 1 / standard deviation of each row.
+/// Returns the normalized `x`, and `1 / sqrt(mean(x^2) + eps)` of each row.
 pub(super) fn forward(x: &Tensor, weight: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     let (tokens, features) = x.dims2()?;
     let mut rstd = vec![0.0; tokens];

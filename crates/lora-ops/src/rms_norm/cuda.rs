@@ -1,10 +1,10 @@
-//! The norm on a GPU: a block a row.
+//! The norm on a GPU: one block per row.
 
 use candle_core::{DType, Result, Tensor};
 
 use crate::cuda::{Arg, Gpu, row_threads, runs, suffix};
 
-/// The normalized `x`, after `residual` was added to it, and 1 / standard deviation of each row.
+/// Adds `residual` to `x`; returns the normalized `x`, and `1 / sqrt(mean(x^2) + eps)` of each row.
 pub(super) fn forward(
     gpu: &Gpu,
     x: &Tensor,

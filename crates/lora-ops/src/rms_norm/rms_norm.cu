@@ -1,9 +1,10 @@
-// RMSNorm of the rows of x [tokens, features]: a block a row, its threads side by side on runs of 16 bytes. What a thread sums, and in which
-// order, depends on `features` alone.
+// RMSNorm of the rows of x [tokens, features]: one block per row, whose threads process adjacent
+// runs of 16 bytes. The elements that a thread sums, and their order, depend only on `features`.
 #include "rows.cuh"
 
 template <typename T, bool WIDE>
-__device__ __forceinline__ void normalize_row(T* __restrict__ y, const T* x, const float* __restrict__ weight, float rstd, unsigned features) {
+__device__ __forceinline__ void normalize_row(T* __restrict__ y, const T* x, const float* __restrict__ weight,
+                                              float rstd, unsigned features) {
     constexpr unsigned N = RUN<T>;
     const unsigned runs = runs_of(features, N);
     for (unsigned i = threadIdx.x; i < runs; i += blockDim.x) {
@@ -16,10 +17,11 @@ __device__ __forceinline__ void normalize_row(T* __restrict__ y, const T* x, con
     }
 }
 
-// ADD: x becomes x + residual, rounded to T, first.
+// ADD: x first becomes x + residual, rounded to T.
 template <typename T, bool WIDE, bool ADD>
-__device__ __forceinline__ void forward_row(T* __restrict__ y, float* __restrict__ rstd, T* __restrict__ x, const T* __restrict__ residual,
-                                            const float* __restrict__ weight, float eps, unsigned features) {
+__device__ __forceinline__ void forward_row(T* __restrict__ y, float* __restrict__ rstd, T* __restrict__ x,
+                                            const T* __restrict__ residual, const float* __restrict__ weight,
+                                            float eps, unsigned features) {
     constexpr unsigned N = RUN<T>;
     const unsigned runs = runs_of(features, N);
     float squares = 0.0f;
@@ -42,7 +44,8 @@ __device__ __forceinline__ void forward_row(T* __restrict__ y, float* __restrict
 }
 
 template <typename T, bool ADD>
-__device__ __forceinline__ void forward(T* y, float* rstd, T* x, const T* residual, const float* weight, float eps, unsigned features) {
+__device__ __forceinline__ void forward(T* y, float* rstd, T* x, const T* residual, const float* weight,
+                                        float eps, unsigned features) {
     const size_t row = size_t(blockIdx.x) * features;
     if (features % RUN<T> == 0 && aligned(y, x, residual, weight)) {
         forward_row<T, true, ADD>(y + row, rstd, x + row, residual + row, weight, eps, features);
@@ -52,7 +55,8 @@ __device__ __forceinline__ void forward(T* y, float* rstd, T* x, const T* residu
 }
 
 template <typename T>
-__device__ __forceinline__ void recompute(T* y, const float* rstd, const T* x, const float* weight, unsigned features) {
+__device__ __forceinline__ void recompute(T* y, const float* rstd, const T* x, const float* weight,
+                                          unsigned features) {
     const size_t row = size_t(blockIdx.x) * features;
     if (features % RUN<T> == 0 && aligned(y, x, weight)) {
         normalize_row<T, true>(y + row, x + row, weight, rstd[blockIdx.x], features);
@@ -61,10 +65,11 @@ __device__ __forceinline__ void recompute(T* y, const float* rstd, const T* x, c
     }
 }
 
-// dx = rstd w dy - x rstd^3 sum(w dy x) / features, and the residual's gradient where there is one (`residual` not null).
+// dx = rstd w dy - x rstd^3 sum(w dy x) / features, plus the gradient `residual` if it is not null.
 template <typename T, bool WIDE>
-__device__ __forceinline__ void backward_row(T* __restrict__ dx, float rstd, const T* __restrict__ x, const float* __restrict__ weight,
-                                             const T* __restrict__ dy, const T* __restrict__ residual, unsigned features) {
+__device__ __forceinline__ void backward_row(T* __restrict__ dx, float rstd, const T* __restrict__ x,
+                                             const float* __restrict__ weight, const T* __restrict__ dy,
+                                             const T* __restrict__ residual, unsigned features) {
     constexpr unsigned N = RUN<T>;
     const unsigned runs = runs_of(features, N);
     float projection = 0.0f;
@@ -82,7 +87,8 @@ __device__ __forceinline__ void backward_row(T* __restrict__ dx, float rstd, con
         const Run<N> of_dy = load_run<WIDE, N>(dy + at, count);
         Run<N> of_dx;
 #pragma unroll
-        for (unsigned k = 0; k < N; k++) of_dx.at[k] = fmaf(-factor, of_x.at[k], rstd * (w.at[k] * of_dy.at[k]));
+        for (unsigned k = 0; k < N; k++)
+            of_dx.at[k] = fmaf(-factor, of_x.at[k], rstd * (w.at[k] * of_dy.at[k]));
         if (residual != nullptr) {
             const Run<N> added = load_run<WIDE, N>(residual + at, count);
 #pragma unroll
@@ -93,8 +99,8 @@ __device__ __forceinline__ void backward_row(T* __restrict__ dx, float rstd, con
 }
 
 template <typename T>
-__device__ __forceinline__ void backward(T* dx, const float* rstd, const T* x, const float* weight, const T* dy, const T* residual,
-                                         unsigned features) {
+__device__ __forceinline__ void backward(T* dx, const float* rstd, const T* x, const float* weight,
+                                         const T* dy, const T* residual, unsigned features) {
     const size_t row = size_t(blockIdx.x) * features;
     const T* added = residual == nullptr ? nullptr : residual + row;
     if (features % RUN<T> == 0 && aligned(dx, x, weight, dy, residual)) {
@@ -104,32 +110,38 @@ __device__ __forceinline__ void backward(T* dx, const float* rstd, const T* x, c
     }
 }
 
-KERNEL(256, rms_norm_forward_f32, float* y, float* rstd, float* x, const float* weight, float eps, unsigned features) {
+KERNEL(256, rms_norm_forward_f32, float* y, float* rstd, float* x, const float* weight, float eps,
+       unsigned features) {
     forward<float, false>(y, rstd, x, x, weight, eps, features);
 }
-KERNEL(256, rms_norm_forward_bf16, bf16* y, float* rstd, bf16* x, const float* weight, float eps, unsigned features) {
+KERNEL(256, rms_norm_forward_bf16, bf16* y, float* rstd, bf16* x, const float* weight, float eps,
+       unsigned features) {
     forward<bf16, false>(y, rstd, x, x, weight, eps, features);
 }
 
-KERNEL(256, rms_norm_add_forward_f32, float* y, float* rstd, float* x, const float* residual, const float* weight, float eps, unsigned features) {
+KERNEL(256, rms_norm_add_forward_f32, float* y, float* rstd, float* x, const float* residual,
+       const float* weight, float eps, unsigned features) {
     forward<float, true>(y, rstd, x, residual, weight, eps, features);
 }
-KERNEL(256, rms_norm_add_forward_bf16, bf16* y, float* rstd, bf16* x, const bf16* residual, const float* weight, float eps, unsigned features) {
+KERNEL(256, rms_norm_add_forward_bf16, bf16* y, float* rstd, bf16* x, const bf16* residual,
+       const float* weight, float eps, unsigned features) {
     forward<bf16, true>(y, rstd, x, residual, weight, eps, features);
 }
 
-KERNEL(256, rms_norm_recompute_f32, float* y, const float* rstd, const float* x, const float* weight, unsigned features) {
+KERNEL(256, rms_norm_recompute_f32, float* y, const float* rstd, const float* x, const float* weight,
+       unsigned features) {
     recompute(y, rstd, x, weight, features);
 }
-KERNEL(256, rms_norm_recompute_bf16, bf16* y, const float* rstd, const bf16* x, const float* weight, unsigned features) {
+KERNEL(256, rms_norm_recompute_bf16, bf16* y, const float* rstd, const bf16* x, const float* weight,
+       unsigned features) {
     recompute(y, rstd, x, weight, features);
 }
 
-KERNEL(256, rms_norm_backward_f32, float* dx, const float* rstd, const float* x, const float* weight, const float* dy, const float* residual,
-       unsigned features) {
+KERNEL(256, rms_norm_backward_f32, float* dx, const float* rstd, const float* x, const float* weight,
+       const float* dy, const float* residual, unsigned features) {
     backward(dx, rstd, x, weight, dy, residual, features);
 }
-KERNEL(256, rms_norm_backward_bf16, bf16* dx, const float* rstd, const bf16* x, const float* weight, const bf16* dy, const bf16* residual,
-       unsigned features) {
+KERNEL(256, rms_norm_backward_bf16, bf16* dx, const float* rstd, const bf16* x, const float* weight,
+       const bf16* dy, const bf16* residual, unsigned features) {
     backward(dx, rstd, x, weight, dy, residual, features);
 }

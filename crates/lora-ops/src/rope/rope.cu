@@ -1,9 +1,11 @@
-// Rotary embedding in place: a thread turns a run of a head's lower half together with the run of the upper half that it is paired with.
+// Rotary embedding in place: a thread rotates one run of a head's lower half together with the
+// paired run of its upper half.
 #include "rows.cuh"
 
 template <typename T, bool WIDE>
-__device__ __forceinline__ void rotate_runs(T* __restrict__ low, T* __restrict__ high, const float* __restrict__ cos,
-                                            const float* __restrict__ sin, unsigned count, float direction) {
+__device__ __forceinline__ void rotate_runs(T* __restrict__ low, T* __restrict__ high,
+                                            const float* __restrict__ cos, const float* __restrict__ sin,
+                                            unsigned count, float direction) {
     constexpr unsigned N = RUN<T>;
     const Run<N> l = load_run<WIDE, N>(low, count), h = load_run<WIDE, N>(high, count);
     const Run<N> c = load_run<WIDE, N>(cos, count), s = load_run<WIDE, N>(sin, count);
@@ -18,10 +20,11 @@ __device__ __forceinline__ void rotate_runs(T* __restrict__ low, T* __restrict__
     store_run<WIDE>(high, new_high, count);
 }
 
-// x [tokens, heads, 2 half]; cos and sin [positions, half]; token t is at position first + t % seq. Block x is a token, y a part of its runs.
+// x [tokens, heads, 2 half]; cos and sin [positions, half]; token t has position first + t % seq.
+// Block x is a token, y a part of its runs.
 template <typename T>
-__device__ __forceinline__ void rotate(T* x, const float* cos, const float* sin, unsigned heads, unsigned half, unsigned seq, unsigned first,
-                                       float direction) {
+__device__ __forceinline__ void rotate(T* x, const float* cos, const float* sin, unsigned heads,
+                                       unsigned half, unsigned seq, unsigned first, float direction) {
     constexpr unsigned N = RUN<T>;
     const unsigned runs = runs_of(half, N), run = blockIdx.y * blockDim.x + threadIdx.x;
     const unsigned head = run / runs, at = run % runs * N;
@@ -35,11 +38,11 @@ __device__ __forceinline__ void rotate(T* x, const float* cos, const float* sin,
     }
 }
 
-KERNEL(256, rope_rotate_f32, float* x, const float* cos, const float* sin, unsigned heads, unsigned half, unsigned seq, unsigned first,
-       float direction) {
+KERNEL(256, rope_rotate_f32, float* x, const float* cos, const float* sin, unsigned heads, unsigned half,
+       unsigned seq, unsigned first, float direction) {
     rotate(x, cos, sin, heads, half, seq, first, direction);
 }
-KERNEL(256, rope_rotate_bf16, bf16* x, const float* cos, const float* sin, unsigned heads, unsigned half, unsigned seq, unsigned first,
-       float direction) {
+KERNEL(256, rope_rotate_bf16, bf16* x, const float* cos, const float* sin, unsigned heads, unsigned half,
+       unsigned seq, unsigned first, float direction) {
     rotate(x, cos, sin, heads, half, seq, first, direction);
 }

@@ -1,4 +1,4 @@
-//! The bits of each loop do not depend on the instruction set that the loop is compiled for.
+//! Checks that the bits of each loop do not depend on the instruction set that it is compiled for.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -15,15 +15,15 @@ use crate::quant::{Codebook, FourBit, Int8};
 use crate::rope::RopeTable;
 use crate::{adamw_8bit, glu, pointwise, reduce, rms_norm};
 
-/// One of the constants below, for all threads. Other tests at the same time may run with any of
-/// them.
+/// One of the constants below, for all threads. Other tests that run at the same time may use any
+/// of them.
 static CHOICE: AtomicU8 = AtomicU8::new(BEST);
 const BEST: u8 = 0;
 const BASELINE: u8 = 1;
 const AVX2: u8 = 2;
 const AVX512: u8 = 3;
 
-/// The instruction set of [`super::vectorize`].
+/// The instruction set that [`super::vectorize`] uses.
 #[inline(always)]
 pub(super) fn chosen() -> Arch {
     let found = match CHOICE.load(Ordering::Relaxed) {
@@ -48,7 +48,8 @@ fn matrix(rows: usize, cols: usize, seed: u64) -> Result<Tensor> {
     vector(rows * cols, seed)?.reshape((rows, cols))
 }
 
-/// What each operation with a loop of its own gives. No length is a whole number of vectors.
+/// Returns the outputs of each operation that has its own loop. No length is a multiple of the
+/// vector width.
 fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
     let mut all = Vec::new();
     let (tokens, features) = (37, 75);

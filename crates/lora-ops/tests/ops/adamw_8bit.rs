@@ -1,4 +1,5 @@
-//! AdamW with moments in 8 bits against bitsandbytes' (`tests/oracle/adamw_8bit.py`) and against AdamW.
+//! AdamW with moments in 8 bits, compared with bitsandbytes (`tests/oracle/adamw_8bit.py`) and with
+//! f32 AdamW.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -18,7 +19,7 @@ use crate::threads::assert_same_bits;
 
 const ADAMW: AdamW = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
 
-/// Ranges of tensors of these sizes, one after the other.
+/// Contiguous ranges for tensors of these sizes.
 fn ranges(sizes: &[usize]) -> Vec<Range<usize>> {
     let mut end = 0;
     let next = |size: &usize| {
@@ -32,7 +33,7 @@ fn state(sizes: &[usize]) -> AdamW8bitState {
     AdamW8bitState::new(&ranges(sizes), &Device::Cpu).unwrap()
 }
 
-/// A state's tensors by name, copied.
+/// Copies of a state's tensors by name.
 fn saved(state: &AdamW8bitState) -> HashMap<&'static str, Tensor> {
     state.tensors().into_iter().map(|(name, tensor)| (name, tensor.copy().unwrap())).collect()
 }
@@ -68,7 +69,8 @@ fn four_steps_match_bitsandbytes() {
         // The factor is applied before anything else.
         let gradient = (golden[&format!("{step}.gradient")].to_dtype(DType::F32).unwrap() * 2.0).unwrap();
         adamw.step_8bit(step as u64 + 1, &params, &state, &gradient, 0.5).unwrap();
-        // An update is at most about the learning rate, of which a parameter may keep little.
+        // An update is at most about the learning rate and may leave a much smaller parameter, so
+        // the error is relative to both.
         let expected = wide(&golden[&format!("{step}.params")]);
         let off = |(a, b): (f64, f64)| (a - b).abs() / (b.abs() + 1e-2);
         let furthest = wide(&params).into_iter().zip(expected).map(off).fold(0.0, f64::max);
@@ -123,7 +125,7 @@ fn first_moments_keep_their_sign_and_zero() {
     let gradient = Tensor::new(gradient, &Device::Cpu).unwrap();
     ADAMW.step_8bit(1, &params, &state, &gradient, 1.0).unwrap();
     let codes: Vec<u8> = saved(&state)["exp_avg_codes"].to_vec1().unwrap();
-    // Zero is the 127th number, and the largest of zeros in the other blocks has no code but the first.
+    // Zero is the 127th number. The other blocks are all zero and have code 0 everywhere.
     assert_eq!(codes[..4], [255, 126, 127, 127]);
     assert_eq!(codes[256], 0);
     ADAMW.step_8bit(2, &params, &state, &gradient.zeros_like().unwrap(), 1.0).unwrap();
@@ -151,7 +153,7 @@ fn a_restored_state_continues_bit_for_bit() {
     }
     assert_eq!(bits(&params), bits(&kept_params));
     assert_eq!(hash(&before), hash(&after));
-    // What was given is not changed.
+    // The source tensors are not changed.
     let given = AdamW8bitState::from_tensors(&ranges(&sizes), &Device::Cpu, find).unwrap();
     assert_eq!(hash(&given), first);
     assert_ne!(hash(&after), first);
@@ -170,7 +172,7 @@ fn the_same_bits_with_any_number_of_threads() {
     });
 }
 
-/// A window of f32 moments ends in a run of small tensors.
+/// With some of these sizes a window of f32 moments ends within a run of small tensors.
 #[test]
 fn paged_moments_have_the_same_bits() {
     let sizes = [300, 40, 5000, 100, 4096, 7];
@@ -201,7 +203,7 @@ fn bytes_equals_the_size_of_the_tensors() {
 #[test]
 fn converges_like_f32_adamw_on_a_quadratic() {
     let n = 8192;
-    // The minimum is 0 in every direction, the curvatures are 0.01 to 1.
+    // The minimum is 0 in every direction, and the curvatures are between 0.01 and 1.
     let curvature = (vector(n, 2).affine(0.495, 0.505)).unwrap();
     let adamw = |t: u64| AdamW { lr: 0.05 * (1.0 - t as f64 / 300.0), weight_decay: 0.0, ..ADAMW };
     let loss = |params: &Tensor| wide(&(params.sqr().unwrap() * &curvature).unwrap()).iter().sum::<f64>();
@@ -226,7 +228,7 @@ fn converges_like_f32_adamw_on_a_quadratic() {
 fn mismatched_lengths_and_types_are_rejected() {
     let refused = |result: candle_core::Result<()>, expected: &str| {
         let message = result.err().map(|error| error.to_string()).unwrap_or_default();
-        assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+        assert!(message.contains(expected), "{message:?} does not contain {expected:?}");
     };
     let new = |ranges: &[Range<usize>]| AdamW8bitState::new(ranges, &Device::Cpu).map(|_| ());
     refused(new(&[0..5, 6..7]), "a tensor at 6..7 after one that ends at 5");

@@ -1,4 +1,4 @@
-//! Attention against the definition: softmax of the masked scores, in f64.
+//! Attention, compared with its definition: softmax of the masked scores, in f64.
 
 use candle_core::{Device, IndexOp, Tensor};
 use lora_ops::Ids;
@@ -6,7 +6,8 @@ use lora_ops::attention::{AttentionShape, backward, first_visible_keys, forward}
 
 use crate::common::{assert_close, assert_gradient, dot, error, matrix, random, wide};
 
-/// Several key tiles (128) and query tiles (64), none of them full at the end, two query heads a key/value head.
+/// Several key tiles (of 128) and query tiles (of 64), each with an incomplete last tile, and two
+/// query heads per key/value head.
 const LONG: AttentionShape =
     AttentionShape { batch: 2, seq: 283, kv_seq: 283, heads: 2, kv_heads: 1, head_dim: 6 };
 
@@ -25,7 +26,7 @@ fn ids(first: &[u32]) -> Ids {
     Ids::new(first, &Device::Cpu).unwrap()
 }
 
-/// Random documents, different in each sequence.
+/// Random documents, different in each sequence, of `about` tokens on average.
 fn documents(shape: AttentionShape, about: usize) -> Vec<u32> {
     let mut document = 0;
     random(shape.batch * shape.seq, 9)
@@ -75,14 +76,17 @@ fn attention_and_its_gradients_match_the_definition() {
         shapes(1, 129, 2, 1, 16),
     ];
     for shape in small.into_iter().chain([LONG]) {
-        follows_the_definition(shape, None);
+        assert_matches_definition(shape, None);
     }
 }
 
 #[test]
 fn sliding_windows_and_packed_documents_match_the_definition() {
     let windowed = |shape: AttentionShape, window: Option<usize>, documents: Option<&[u32]>| {
-        follows_the_definition(shape, Some(&first_visible_keys(shape.batch, shape.seq, window, documents)));
+        assert_matches_definition(
+            shape,
+            Some(&first_visible_keys(shape.batch, shape.seq, window, documents)),
+        );
     };
     for shape in [shapes(2, 5, 2, 1, 4), shapes(1, 129, 3, 1, 5)] {
         for window in [1, 3, 64, 1000] {
@@ -94,7 +98,7 @@ fn sliding_windows_and_packed_documents_match_the_definition() {
     windowed(LONG, Some(30), Some(&documents(LONG, 100)));
 }
 
-fn follows_the_definition(shape: AttentionShape, first: Option<&[u32]>) {
+fn assert_matches_definition(shape: AttentionShape, first: Option<&[u32]>) {
     let (q, k, v) = inputs(shape, 2.0);
     let what = |of: &str| format!("{of} of {shape:?} with first keys {first:?}");
     let ids = first.map(ids);
@@ -105,7 +109,7 @@ fn follows_the_definition(shape: AttentionShape, first: Option<&[u32]>) {
     let upstream = wide(&d_output);
     let (dq, dk, dv) = backward(&saved, (&q, &k, &v), &output, &d_output, shape, ids.as_ref()).unwrap();
     let loss = |i: &[Vec<f64>]| dot(&reference(&i[0], &i[1], &i[2], shape, first), &upstream);
-    // One key has probability 1 whatever its score.
+    // A single visible key has probability 1 for every score.
     let single =
         (0..shape.seq).all(|query| first.map_or(shape.seq == 1, |first| first[query] as usize == query));
     for (which, (name, gradient)) in [("dq", &dq), ("dk", &dk), ("dv", &dv)].into_iter().enumerate() {

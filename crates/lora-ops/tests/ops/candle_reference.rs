@@ -1,4 +1,4 @@
-//! Forward passes against candle-nn's own.
+//! Forward passes, compared with those of candle-nn.
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::{silu, softmax_last_dim};

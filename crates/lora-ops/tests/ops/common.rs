@@ -1,10 +1,10 @@
-//! Random tensors, and gradients by finite differences of an f64 reference.
+//! Random tensors, and gradient checks by finite differences of an f64 reference.
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::Ids;
 use lora_spec::Philox;
 
-/// Uniform numbers in [-1, 1) that f32 holds exactly.
+/// Uniform numbers in [-1, 1) that f32 represents exactly.
 pub(crate) fn random(n: usize, seed: u64) -> Vec<f32> {
     let philox = Philox::new(seed, "test");
     (0..n).map(|i| 2.0 * Philox::unit(philox.words([i as u32, 0, 0, 0])[0]) - 1.0).collect()
@@ -27,12 +27,12 @@ pub(crate) fn ids(values: &[u32]) -> Ids {
     Ids::new(values, &Device::Cpu).unwrap()
 }
 
-/// Dataset row and position of each token, as dropout takes them.
+/// Dataset row and position of each token, in the layout that dropout takes.
 pub(crate) fn places(tokens: &[(u32, u32)]) -> Ids {
     ids(&tokens.iter().flat_map(|&(row, position)| [row, position]).collect::<Vec<_>>())
 }
 
-/// A tensor's elements, widened.
+/// The elements of a tensor, as f64.
 pub(crate) fn wide(tensor: &Tensor) -> Vec<f64> {
     tensor.to_dtype(DType::F64).unwrap().flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -50,15 +50,16 @@ pub(crate) fn error(a: &[f64], b: &[f64]) -> f64 {
     furthest / largest
 }
 
-/// Fails where `got` is further than `limit` from `expected`.
+/// Fails if `got` differs from `expected` by more than `limit`.
 pub(crate) fn assert_close(what: &str, got: &Tensor, expected: &[f64], limit: f64) {
     let error = error(&wide(got), expected);
     assert!(error <= limit, "{what} is off by {error:e}");
 }
 
-/// Fails where `gradient` is further than `limit` from the central differences of `f` by `inputs[which]`.
+/// Fails if `gradient` differs from the central differences of `f` with respect to `inputs[which]`
+/// by more than `limit`.
 ///
-/// Of a long input, `SAMPLES` elements spread over all of it are tried.
+/// Of a long input, `SAMPLES` elements that are spread over all of it are checked.
 pub(crate) fn assert_gradient(
     what: &str,
     gradient: &Tensor,
@@ -76,7 +77,7 @@ pub(crate) fn assert_gradient(
     let samples = n.min(SAMPLES);
     let (mut got, mut expected) = (Vec::new(), Vec::new());
     for sample in 0..samples {
-        // One element of each of as many equal parts, at another place in each.
+        // One element of each of `samples` equal parts, at a different offset in each part.
         let (from, to) = (sample * n / samples, (sample + 1) * n / samples);
         let i = from + (sample * 7919) % (to - from);
         let value = inputs[which][i];
@@ -92,7 +93,7 @@ pub(crate) fn assert_gradient(
     assert!(error <= limit, "{what} is off by {error:e}");
 }
 
-/// `sum of a * b`: what a gradient `dy = b` is the gradient of.
+/// The scalar product of `a` and `b`, whose gradient with respect to `a` is `b`.
 pub(crate) fn dot(a: &[f64], b: &[f64]) -> f64 {
     assert_eq!(a.len(), b.len());
     a.iter().zip(b).map(|(a, b)| a * b).sum()

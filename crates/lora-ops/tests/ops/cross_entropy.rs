@@ -1,4 +1,4 @@
-//! Fused linear + cross-entropy against the definition, row by row.
+//! Fused linear and cross-entropy, compared with the definition, row by row.
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::cross_entropy::{Targets, forward_backward};
@@ -70,14 +70,14 @@ fn loss_and_gradient_match_the_definition() {
 
 #[test]
 fn loss_is_independent_of_chunking() {
-    // More logits than a chunk holds, and a bf16 head of two panels.
+    // More logits than fit into a chunk, and a bf16 head of two panels.
     check(700, 8, 40_000, DType::F32, |row| if row % 3 == 0 { 0.5 } else { 0.0 });
     check(160, 24, 90_000, DType::BF16, |_| 1.0);
 }
 
 #[test]
 fn large_vocabularies_keep_their_precision() {
-    // Terms that are nearly equal: each addition to a long sum in f32 is rounded the same way.
+    // Nearly equal terms: in a long f32 sum, each addition would be rounded in the same direction.
     let (rows, vocab) = (5, 262_144);
     let x = matrix((rows, 1), 1).affine(0.1, 0.0).unwrap();
     let head = matrix((vocab, 1), 2).to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();

@@ -1,4 +1,4 @@
-//! Dropout's mask.
+//! The mask of dropout.
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::dropout::Dropout;

@@ -17,10 +17,11 @@ fn reference(x: &[f64], layer: &Tensor, bias: Option<&[f64]>) -> Vec<f64> {
 
 #[test]
 fn output_and_gradient_match_the_definition() {
-    // The last one's bf16 weight is widened in three panels, the last not full.
+    // The bf16 weight of the last case is widened in three panels, the last of them incomplete.
     for (tokens, in_features, out_features) in [(1, 1, 1), (3, 5, 7), (17, 64, 33), (3, 1000, 2500)] {
         let bias = vector(out_features, 2);
-        // Rounding grows with the root of a sum's length; its order, and so the error, is the processor's.
+        // The rounding error grows with the square root of a sum's length. The order of the sum,
+        // and with it the error, depends on the processor.
         let limit = f64::from(f32::EPSILON / 2.0) * (in_features.max(out_features) as f64).sqrt();
         let limit = limit.max(1e-6);
         for (dtype, bias) in [(DType::F32, None), (DType::F32, Some(&bias)), (DType::BF16, Some(&bias))] {

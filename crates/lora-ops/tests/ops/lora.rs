@@ -39,7 +39,7 @@ fn update_and_gradients_match_the_definition_with_and_without_dropout() {
             update(&wide(&x), &mask, &wide(&a), &wide(&b)).iter().zip(&before).map(|(u, y)| u + y).collect();
         assert_close("output", &y, &expected, 1e-6);
 
-        // Gradients are added to what is there.
+        // Gradients are added to the existing values.
         let dy = matrix((TOKENS, OUT), 5);
         let grad = LoraPair { a: matrix((R, IN), 6), b: matrix((OUT, R), 7) };
         let dx = matrix((TOKENS, IN), 8);
@@ -52,7 +52,7 @@ fn update_and_gradients_match_the_definition_with_and_without_dropout() {
             assert_gradient(&format!("gradient {which}"), &added, &[&x, &a, &b], which, loss, 1e-5);
         }
 
-        // That of a frozen pair is the same.
+        // The backward pass of a frozen pair gives the same gradient.
         if dropout.is_none() {
             let frozen = start[0].copy().unwrap();
             backward_frozen(&pair, SCALING, &dy, &frozen).unwrap();
@@ -61,9 +61,9 @@ fn update_and_gradients_match_the_definition_with_and_without_dropout() {
             assert!(backward_frozen(&pair, SCALING, &narrow, &frozen).is_err());
         }
 
-        // Where the input's gradient is not needed, the matrices' are the same.
-        let again = LoraPair { a: start[1].copy().unwrap(), b: start[2].copy().unwrap() };
-        backward(&saved, &x, &pair, SCALING, dropout.as_ref(), &dy, &again, None).unwrap();
-        assert_eq!((wide(&again.a), wide(&again.b)), (wide(&grad.a), wide(&grad.b)));
+        // If the gradient of the input is not needed, those of the matrices stay the same.
+        let without_dx = LoraPair { a: start[1].copy().unwrap(), b: start[2].copy().unwrap() };
+        backward(&saved, &x, &pair, SCALING, dropout.as_ref(), &dy, &without_dx, None).unwrap();
+        assert_eq!((wide(&without_dx.a), wide(&without_dx.b)), (wide(&grad.a), wide(&grad.b)));
     }
 }

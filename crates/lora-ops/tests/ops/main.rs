@@ -1,4 +1,5 @@
-//! Every operation against a plain f64 implementation, against candle-nn's and torch's, and with 1, 2 and 3 threads.
+//! Every operation compared with a plain f64 implementation, with candle-nn and with torch, and
+//! with itself on 1, 2 and 3 threads.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

@@ -1,4 +1,4 @@
-//! AdamW and clipping against torch's (`tests/golden`).
+//! AdamW and clipping, compared with torch (`tests/golden`).
 
 use std::path::Path;
 

@@ -22,11 +22,11 @@ fn rms_norm_and_its_gradient_match_the_definition() {
         let (y, saved) = rms_norm::forward(&x, &w, 1e-3).unwrap();
         let (weight, upstream) = (wide(&w), wide(&dy));
         assert_close("output", &y, &norm_reference(&wide(&x), &weight, 1e-3), 1e-6);
-        let again = rms_norm::recompute(&saved, &x, &w).unwrap();
-        assert_eq!(wide(&again), wide(&y));
+        let recomputed = rms_norm::recompute(&saved, &x, &w).unwrap();
+        assert_eq!(wide(&recomputed), wide(&y));
         let dx = rms_norm::backward(&saved, &x, &w, &dy, None).unwrap();
         let loss = |inputs: &[Vec<f64>]| dot(&norm_reference(&inputs[0], &weight, 1e-3), &upstream);
-        // One feature's gradient is nearly zero: a difference of equal numbers.
+        // The gradient of a single feature is nearly zero: a difference of equal numbers.
         let limit = if features == 1 { 1e-3 } else { 1e-5 };
         assert_gradient("gradient", &dx, &[&x], 0, loss, limit);
     }
@@ -48,7 +48,7 @@ fn rms_norm_adds_the_residual_and_its_gradient() {
     assert_eq!(wide(&both), wide(&alone.add(&beside).unwrap()));
 }
 
-/// As Transformers names them: `silu` and torch's `gelu(approximate="tanh")`.
+/// The activations by their names in Transformers: `silu`, and torch's `gelu(approximate="tanh")`.
 fn activated(activation: ActivationFunction, g: f64) -> f64 {
     match activation {
         ActivationFunction::Silu => g * sigmoid(g),
@@ -120,7 +120,7 @@ fn gated_activations_of_extreme_gates_are_finite() {
     }
 }
 
-/// Angle of pair `i` at `position` where frequencies are not scaled.
+/// The angle of pair `i` at `position`, without scaling of frequencies.
 fn angle(theta: f64, head_dim: usize, i: usize, position: usize) -> f64 {
     position as f64 * theta.powf(-2.0 * i as f64 / head_dim as f64)
 }
@@ -173,7 +173,7 @@ fn rotary_embedding_and_its_gradient_match_the_definition() {
 #[test]
 fn rope_scaling_changes_the_expected_frequencies() {
     let (head_dim, positions, theta) = (32, 64, 10_000.0);
-    // Unit vectors (1, 0) turn into (cos, sin) of each pair's angle.
+    // Unit vectors (1, 0) become (cos, sin) of each pair's angle.
     let turned = |scaling| {
         let mut x = vec![0.0; positions * head_dim];
         x.chunks_mut(head_dim).for_each(|row| row[..head_dim / 2].fill(1.0));
@@ -199,7 +199,8 @@ fn rope_scaling_changes_the_expected_frequencies() {
         high_freq_factor: high,
         original_max_position_embeddings: original,
     };
-    // The paper's code: wavelengths below 16 are kept, above 64 divided by 8, a ramp between.
+    // The code of the paper: wavelengths below 16 are kept, those above 64 are divided by 8, with a
+    // ramp in between.
     let scale = |frequency: f64| {
         let turns = original * frequency / (2.0 * std::f64::consts::PI);
         let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);

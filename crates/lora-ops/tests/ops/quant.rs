@@ -1,4 +1,4 @@
-//! Weights in 4 and 8 bits against bitsandbytes' (`tests/oracle/quant.py`).
+//! Weights in 4 and 8 bits, compared with bitsandbytes (`tests/oracle/quant.py`).
 
 use std::path::PathBuf;
 
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::common::{assert_close, bits, matrix, random, vector, wide};
 
-/// A golden file's tensors.
+/// The tensors of a golden file.
 struct Golden(Vec<u8>);
 
 impl Golden {
@@ -27,7 +27,7 @@ impl Golden {
     fn shape(&self, name: &str) -> (usize, usize) {
         let [rows, cols] = SafeTensors::deserialize(&self.0).unwrap().tensor(name).unwrap().shape()[..]
         else {
-            panic!("{name} is no matrix");
+            panic!("{name} is not a matrix");
         };
         (rows, cols)
     }
@@ -44,7 +44,7 @@ impl Golden {
         }
     }
 
-    /// The weight that the checkpoint's tensors describe.
+    /// The weight that the tensors of the checkpoint describe.
     fn four_bit(&self, codebook: Codebook) -> FourBit {
         let kind = if codebook == Codebook::Nf4 { "nf4" } else { "fp4" };
         let state = self.bytes(&format!("weight.quant_state.bitsandbytes__{kind}"));
@@ -116,7 +116,7 @@ fn dequantizing_stored_weights_matches_bitsandbytes() {
 
 #[test]
 fn quantizing_matches_bitsandbytes() {
-    // Other blocks than of 64 are read, not made.
+    // Block sizes other than 64 can be read, but are never written.
     for (name, codebook) in FOUR_BIT.into_iter().filter(|(name, _)| !name.contains("block")) {
         let golden = Golden::read(name);
         let expected = golden.four_bit(codebook);
@@ -134,7 +134,7 @@ fn quantizing_matches_bitsandbytes() {
                 Scales::Nested { codes: codes2, map: map2, absmax: absmax2, offset: offset2, block: block2 },
             ) => {
                 assert_eq!((bits(map), block), (bits(map2), block2), "{name}");
-                // torch adds the mean's terms in another order and in f32.
+                // torch adds the terms of the mean in another order and in f32.
                 assert!(
                     (offset.to_bits() as i32 - offset2.to_bits() as i32).abs() <= 1,
                     "{name}: {offset} {offset2}"
@@ -161,7 +161,7 @@ fn quantizing_matches_bitsandbytes() {
     }
 }
 
-/// The same weight in each quantized form, and dense.
+/// The same weight in each quantized format, each with its dequantized matrix.
 fn quantized(rows: usize, cols: usize) -> Vec<(String, Weight, Tensor)> {
     let values = random(rows * cols, 7);
     let mut all = Vec::new();
@@ -178,7 +178,8 @@ fn quantized(rows: usize, cols: usize) -> Vec<(String, Weight, Tensor)> {
 
 #[test]
 fn products_match_the_dequantized_matrix() {
-    // Rows that begin in the middle of a block and of a byte; the last is taken in three panels.
+    // Rows that begin in the middle of a block and of a byte; the last case is processed in three
+    // panels.
     for (tokens, in_features, out_features) in [(1, 1, 1), (3, 5, 7), (17, 64, 33), (3, 999, 2500)] {
         let bias = vector(out_features, 2);
         for (what, weight, dense) in quantized(out_features, in_features) {
@@ -208,7 +209,7 @@ fn the_quantization_error_is_bounded() {
     };
     let nf4 =
         |nested| FourBit::quantize(&values, (64, 256), Codebook::Nf4, nested).unwrap().dequantize().unwrap();
-    // Half of the widest gap between two codes, 0.304; and of 2 / 254.
+    // NF4: half of the widest gap between two codes, which is 0.304. int8: half of 2 / 254.
     assert!((0.14..0.1521).contains(&error(nf4(false))), "{}", error(nf4(false)));
     assert!((0.14..0.16).contains(&error(nf4(true))), "{}", error(nf4(true)));
     let int8 = error(Int8::quantize(&values, (64, 256)).unwrap().dequantize().unwrap());

@@ -35,7 +35,7 @@ fn sums_and_scalings_cover_long_vectors() {
 
 #[test]
 fn copies_are_rounded_to_the_nearest() {
-    // Between 1 and 1 + 2^-7, the next bf16: the halves go to the even one.
+    // Between 1 and the next bf16, which is 1 + 2^-7: ties go to the even number.
     let from = of(&[1.0, 1.0 + 0.3 / 128.0, 1.0 + 0.5 / 128.0, 1.0 + 1.5 / 128.0, -3e38, f32::INFINITY]);
     let to = of(&[0.0; 6]).to_dtype(DType::BF16).unwrap();
     round_into(&from, &to).unwrap();

@@ -1,4 +1,4 @@
-//! Every operation gives the same bits with 1, 2 and 3 threads, at sizes that are worth several.
+//! Every operation gives the same bits with 1, 2 and 3 threads, at sizes at which it uses several.
 
 use candle_core::{DType, Tensor};
 use lora_ops::adamw::{AdamW, AdamWTensors};
@@ -13,7 +13,7 @@ use lora_spec::ActivationFunction;
 
 use crate::common::{matrix, places, vector, wide};
 
-/// Fails where `f`'s tensors differ in a bit between numbers of threads.
+/// Fails if the tensors of `f` differ in a bit between numbers of threads.
 pub(crate) fn assert_same_bits(what: &str, f: impl Fn() -> Result<Vec<Tensor>> + Sync) {
     let with = |threads: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();

@@ -1,4 +1,4 @@
-//! Shapes and types that do not fit give errors.
+//! Shapes and types that do not fit are rejected with an error.
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::adamw::{AdamW, AdamWTensors};
@@ -100,7 +100,7 @@ fn attention_shapes() {
         |saved, d_output, shape| attention::backward(saved, (&q, &k, &k), &output, d_output, shape, None);
     assert!(backward(&saved, &output, shape).is_ok());
     assert_error("gradient", backward(&saved, &d_output, shape), "[4, 5]");
-    // What was saved belongs to a shorter sequence.
+    // Activations of a shorter sequence.
     let (_, other) = attention::forward(
         &matrix((2, 6), 1),
         &matrix((2, 3), 1),

@@ -1,4 +1,4 @@
-//! Linear weights as bitsandbytes stores them: which tensors there are, and whether they fit each other.
+//! Linear weights as bitsandbytes stores them: the tensors of a weight, and checks that they match.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -8,13 +8,13 @@ use serde::Deserialize;
 use super::{SafetensorsError, SafetensorsIndex, TensorEntry};
 use crate::LinearModule;
 
-/// Block sizes that bitsandbytes knows for 4-bit weights.
+/// Block sizes that bitsandbytes supports for 4-bit weights.
 pub const FOUR_BIT_BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048, 4096];
 
-/// More bytes than any state has.
+/// Bytes of a quantization state that are read at most; no valid state has more.
 const MAX_QUANT_STATE_BYTES: u64 = 1 << 16;
 
-/// How a checkpoint holds the weight of a linear module.
+/// How a checkpoint stores the weight of a linear module.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoredWeight {
     /// `weight`, in a float type.
@@ -25,30 +25,30 @@ pub enum StoredWeight {
     Int8,
 }
 
-/// What `weight.quant_state.bitsandbytes__*` says.
+/// The contents of `weight.quant_state.bitsandbytes__*`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FourBitState {
-    /// What the codes stand for.
+    /// The values that the codes represent.
     pub quant_type: FourBitType,
     /// Elements that share a scale.
     pub block: usize,
-    /// The scales are quantized too: how many of them share an element of `weight.nested_absmax`, and the mean that was
-    /// taken off.
+    /// Set if the scales are quantized too: the number of scales that share an element of
+    /// `weight.nested_absmax`, and the mean that was subtracted from the scales.
     pub nested: Option<(usize, f32)>,
 }
 
-/// 4-bit types by their names.
+/// A 4-bit type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FourBitType {
     /// NormalFloat (QLoRA, arXiv 2305.14314).
     Nf4,
-    /// Floats of 4 bits.
+    /// 4-bit floats.
     Fp4,
 }
 
 impl FourBitType {
-    /// As bitsandbytes writes it.
+    /// Returns the name that bitsandbytes uses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nf4 => "nf4",
@@ -57,7 +57,7 @@ impl FourBitType {
     }
 }
 
-/// The JSON in the tensor.
+/// The JSON text in the state's tensor.
 #[derive(Deserialize)]
 struct QuantState {
     quant_type: FourBitType,
@@ -68,10 +68,10 @@ struct QuantState {
 }
 
 impl SafetensorsIndex {
-    /// How the weight of `module` is stored.
+    /// Returns how the weight of `module` is stored.
     ///
     /// # Errors
-    /// A tensor that is missing or does not fit the module's shape; the error names it.
+    /// A tensor that is missing or does not match the module's shape. The error names it.
     pub fn weight(&self, module: &LinearModule) -> Result<StoredWeight, SafetensorsError> {
         let name = format!("{}.weight", module.name);
         let weight = self.tensor(&name)?;
@@ -110,13 +110,16 @@ impl SafetensorsIndex {
             .map_err(|e| fail(e.to_string()))?;
         let state: QuantState = serde_json::from_slice(&json).map_err(|e| fail(e.to_string()))?;
         if state.shape != shape {
-            return Err(fail(format!("shape is {:?}; config.json asks for {shape:?}", state.shape)));
+            return Err(fail(format!("shape is {:?}; config.json requires {shape:?}", state.shape)));
         }
         if !FOUR_BIT_BLOCK_SIZES.contains(&state.blocksize) {
-            return Err(fail(format!("blocksize {} is none of {FOUR_BIT_BLOCK_SIZES:?}", state.blocksize)));
+            return Err(fail(format!(
+                "blocksize {} is not supported; supported: {FOUR_BIT_BLOCK_SIZES:?}",
+                state.blocksize
+            )));
         }
         let elements = shape[0] * shape[1];
-        // The bytes are the same whatever type they are stored as (`bnb_4bit_quant_storage`).
+        // The type in which the bytes are stored (`bnb_4bit_quant_storage`) does not change them.
         let (bytes, expected) = (weight.bytes.end - weight.bytes.start, elements.div_ceil(2) as u64);
         if bytes != expected {
             return Err(self.fail(
@@ -140,7 +143,7 @@ impl SafetensorsIndex {
             }
             _ => {
                 return Err(fail(
-                    "nested_blocksize must be a power of two, nested_offset a finite number".into(),
+                    "nested_blocksize must be a power of two, and nested_offset a finite number".into(),
                 ));
             }
         };
@@ -150,9 +153,9 @@ impl SafetensorsIndex {
     fn check_tensor(&self, name: &str, dtype: &str, shape: &[usize]) -> Result<(), SafetensorsError> {
         let entry = self.tensor(name)?;
         if entry.dtype != dtype || entry.shape != shape {
-            let (is, dims) = (&entry.dtype, &entry.shape);
+            let (stored, dims) = (&entry.dtype, &entry.shape);
             return Err(
-                self.fail(entry, format!("tensor {name} is {is} {dims:?}; it must be {dtype} {shape:?}"))
+                self.fail(entry, format!("tensor {name} is {stored} {dims:?}; it must be {dtype} {shape:?}"))
             );
         }
         Ok(())

@@ -51,7 +51,8 @@ impl Fixture {
     }
 }
 
-/// A Llama of 2 blocks over the tokenizer of the chat goldens; `change` is applied to every weight.
+/// Writes a Llama of 2 blocks with the tokenizer of the golden chats. `change` is applied to every
+/// weight except the norms.
 pub(crate) fn write_base(dir: &Path, change: impl Fn(f32) -> f32) {
     fs::create_dir_all(dir).unwrap();
     let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/chat/tokenizer");
@@ -60,8 +61,9 @@ pub(crate) fn write_base(dir: &Path, change: impl Fn(f32) -> f32) {
         fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
     }
     let config = json!({
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32, "intermediate_size": 48,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 32,
+        "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "vocab_size": 512,
         "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true, "hidden_act": "silu",
     })
     .to_string();
@@ -117,7 +119,7 @@ pub(crate) fn on_ranks<T: Send>(ranks: usize, threads: usize, work: impl Fn(Grou
     })
 }
 
-/// Steps until the end; returns the exported files by name.
+/// Runs all remaining steps and returns the exported files by name.
 pub(crate) fn finish(run: &mut Run) -> HashMap<String, Vec<u8>> {
     while run.step(|| false).unwrap().outcome != StepOutcome::Finished {}
     run.export().unwrap().into_iter().map(|artifact| (artifact.name, artifact.bytes)).collect()

@@ -1,4 +1,5 @@
-//! Groups that break in the middle of a step and are formed anew: no step is lost, and every bit stays.
+//! Groups that break in the middle of a step and form again: no step is lost, and all bits stay the
+//! same.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use crate::common::{Fixture, finish, on_ranks};
 
 type Files = HashMap<String, Vec<u8>>;
 
-/// What the runs export that go on together in a new group.
+/// Continues the runs in a new group, and returns the exported files of each.
 fn finish_together(runs: Vec<Run>) -> Vec<Files> {
     let runs: Vec<_> = runs.into_iter().map(|run| Mutex::new(Some(run))).collect();
     on_ranks(runs.len(), 1, |group| {
@@ -24,11 +25,12 @@ fn finish_together(runs: Vec<Run>) -> Vec<Files> {
 }
 
 fn assert_all_equal(results: &[Files], expected: &Files) {
-    assert!(results.iter().all(|files| files == expected), "other files than those of an undisturbed run");
+    assert!(results.iter().all(|files| files == expected), "the files are not those of an uninterrupted run");
 }
 
-/// Two runs after one step together. Rank 0 is then given up in its second step, with `waiting` while it waits for rank 1,
-/// else at its first micro-batch; rank 1 has computed all of its own when it finds that out.
+/// Returns two runs after one step in a group. Rank 0 is then cancelled in its second step: with
+/// `waiting`, while it waits for rank 1, and otherwise at its first micro-batch. Rank 1 has
+/// computed all of its micro-batches when it detects that.
 fn broken_in_the_second_step(fixture: &Fixture, base: &Arc<Base>, waiting: bool) -> Vec<Run> {
     let done = Barrier::new(2);
     on_ranks(2, 1, |group| {
@@ -72,14 +74,15 @@ fn a_new_rank_can_take_any_rank_number() {
     let fixture = Fixture::new();
     let base = fixture.base();
     let expected = finish(&mut fixture.run_over(base.clone()));
-    for place in 0..3 {
+    for rank in 0..3 {
         let mut runs = broken_in_the_second_step(&fixture, &base, true);
-        runs.insert(place, fixture.run_over(base.clone()));
+        runs.insert(rank, fixture.run_over(base.clone()));
         assert_all_equal(&finish_together(runs), &expected);
     }
 }
 
-/// Rank 1 has no evaluation rows and leaves where rank 0 evaluates: rank 0 holds the third step, but not its evaluation.
+/// Rank 1 has no evaluation rows and leaves while rank 0 evaluates: rank 0 then has the third step,
+/// but not its evaluation.
 #[test]
 fn an_aborted_evaluation_is_repeated() {
     let mut fixture = Fixture::new();
@@ -109,10 +112,10 @@ fn an_aborted_evaluation_is_repeated() {
         });
         runs.into_iter().next().unwrap()
     };
-    let owing = broken();
-    assert_eq!(owing.metrics_after(0).count(), 2, "the third step is not whole");
-    let checkpoint = owing.checkpoint().unwrap();
-    assert_all_equal(&finish_together(vec![fixture.run_over(base.clone()), owing]), &expected);
+    let unevaluated = broken();
+    assert_eq!(unevaluated.metrics_after(0).count(), 2, "the third step is not complete");
+    let checkpoint = unevaluated.checkpoint().unwrap();
+    assert_all_equal(&finish_together(vec![fixture.run_over(base.clone()), unevaluated]), &expected);
 
     let mut resumed = fixture.run_over(base.clone());
     resumed.restore(&checkpoint).unwrap();
@@ -121,10 +124,11 @@ fn an_aborted_evaluation_is_repeated() {
     assert_eq!(finish(&mut resumed), expected);
     assert!(
         resumed.metrics_after(0).eq(alone.metrics_after(0)),
-        "the numbers are those of the undisturbed run"
+        "the metrics are those of the uninterrupted run"
     );
 
-    // A rank whose third step is whole is ahead of one that owes its evaluation.
+    // A rank with the evaluation of its third step is ahead of a rank whose evaluation is still
+    // due.
     let mut ahead = fixture.run_over(base.clone());
     (0..3).for_each(|_| drop(ahead.step(|| false).unwrap()));
     assert_all_equal(&finish_together(vec![broken(), ahead]), &expected);
@@ -150,7 +154,7 @@ fn metrics_after_matches_the_reported_metrics() {
     assert_eq!(run.metrics_after(8).count(), 0);
 }
 
-/// The rank that should have exported is lost after the last step.
+/// The rank that would have exported the result is lost after the last step.
 #[test]
 fn a_finished_run_can_export_in_another_group() {
     let fixture = Fixture::new();
@@ -173,13 +177,13 @@ fn a_finished_run_can_export_in_another_group() {
 fn the_receipt_keeps_the_jobs_own_paths() {
     let fixture = Fixture::new();
     let base = fixture.base();
-    let mut perturbed_checkpoint = Fixture::new();
-    perturbed_checkpoint.job.model.base = PathBuf::from("hf://org/name@1a2b");
-    perturbed_checkpoint.job.data.train = PathBuf::from("/somewhere/train.jsonl");
-    perturbed_checkpoint.job.data.eval = Some(PathBuf::from("/somewhere/eval.jsonl"));
+    let mut other_paths = Fixture::new();
+    other_paths.job.model.base = PathBuf::from("hf://org/name@1a2b");
+    other_paths.job.data.train = PathBuf::from("/somewhere/train.jsonl");
+    other_paths.job.data.eval = Some(PathBuf::from("/somewhere/eval.jsonl"));
     let inputs = RunInputs::from_job(&fixture.job);
     let cancel = CancelToken::new();
-    let mut run = Run::prepare(&perturbed_checkpoint.job, &inputs, base.clone(), &cancel).unwrap();
+    let mut run = Run::prepare(&other_paths.job, &inputs, base.clone(), &cancel).unwrap();
     let files = finish(&mut run);
     let json = |name: &str| serde_json::from_slice::<serde_json::Value>(&files[name]).unwrap();
     let config = json("adapter_config.json");

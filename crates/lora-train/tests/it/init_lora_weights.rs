@@ -1,4 +1,4 @@
-//! Adapters that start from the base's weights.
+//! Adapters that are initialized from the base's weights.
 
 use candle_core::safetensors::load_buffer;
 use candle_core::{Device, Tensor};
@@ -14,7 +14,7 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 fn fixture(init_lora_weights: InitLoraWeights) -> Fixture {
     let mut fixture = Fixture::new();
     fixture.job.adapter.init_lora_weights = init_lora_weights;
-    // Every kind of dropout mask has its chance to fall on what is frozen.
+    // With dropout, a mask could wrongly apply to the frozen terms too.
     fixture.job.adapter.lora_dropout = 0.1;
     if init_lora_weights == InitLoraWeights::Loftq {
         fixture.job.model.quantization = QuantizationType::Nf4;
@@ -58,7 +58,8 @@ fn initialization_is_the_same_on_every_rank_and_after_a_resume() {
     }
 }
 
-/// The run's checkpoint with its first parameters a little off, as another machine might have computed them.
+/// Returns the run's checkpoint with slightly changed first parameters, as another machine might
+/// have computed them.
 fn perturbed_checkpoint(run: &Run) -> Vec<u8> {
     let bytes = run.checkpoint().unwrap();
     let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
@@ -90,9 +91,9 @@ fn ranks_adopt_the_initial_adapter_of_rank_0() {
     };
     let (expected, results) = join(InitLoraWeights::Pissa);
     for files in results {
-        assert_eq!(files.unwrap(), expected, "rank 0's start counts");
+        assert_eq!(files.unwrap(), expected, "rank 0's initial adapter is used");
     }
-    // Where nothing is computed of weights, other bits are a fault.
+    // An adapter that is not computed from the weights must have the same bits on all ranks.
     let (_, results) = join(InitLoraWeights::Default);
     assert!(results.iter().all(|it| matches!(it, Err(TrainError::Diverged { step: 0, .. }))));
 }

@@ -1,4 +1,5 @@
-//! Runs of whole jobs on a tiny base: same bits everywhere, exact resume, evaluation, bad numbers.
+//! Runs of whole jobs on a tiny base: same bits everywhere, exact resume, evaluation, losses that
+//! are not finite.
 
 use lora_collective::CancelToken;
 use lora_collective::backend_choice::Collective;
@@ -9,7 +10,8 @@ use crate::common::{Fixture, finish, on_ranks, write_base, write_result, write_r
 
 const WEIGHTS: &str = "adapter_model.safetensors";
 
-/// 37 rows in steps of 12 and micro-batches of 2: the last step of an epoch has one micro-batch, fewer than the ranks.
+/// 37 rows in steps of 12 and micro-batches of 2: the last step of an epoch has one micro-batch,
+/// which is fewer than the ranks.
 #[test]
 fn every_number_of_ranks_and_threads_gives_the_same_files() {
     let mut fixture = Fixture::new();
@@ -50,13 +52,14 @@ fn training_lowers_the_loss_and_changes_every_matrix() {
     }
 }
 
-/// Stops after 2 steps (first epoch) and after 6 (second epoch), goes on in a fresh process's stead.
+/// A run stops after 2 steps (first epoch) or 6 steps (second epoch). A new run continues from its
+/// checkpoint, as in a new process.
 #[test]
 fn a_resumed_run_gives_the_same_files() {
     resumes(&Fixture::new());
 }
 
-/// Some matrices have moments in 8 bits, the small ones f32.
+/// Some matrices have moments in 8 bits, small ones in f32.
 #[test]
 fn eight_bit_moments_resume_and_match_on_every_rank() {
     let mut fixture = Fixture::new();
@@ -79,7 +82,8 @@ fn eight_bit_moments_resume_and_match_on_every_rank() {
     resumes(&fixture);
 }
 
-/// Where moments lie changes no bit, in either form, also after a stop and on a rank that joins.
+/// Paging of moments changes no bit, for f32 and for 8-bit moments, also after a resume and on a
+/// rank that joins.
 #[test]
 fn paged_moments_give_the_same_bits() {
     let mut fixture = Fixture::new();
@@ -95,7 +99,7 @@ fn paged_moments_give_the_same_bits() {
         let files = finish(&mut other);
         assert_eq!(files[WEIGHTS], expected[WEIGHTS], "{paged:?}");
         assert_eq!(other.history(), run.history(), "{paged:?}");
-        // A rank that joins has the moments from the one that is ahead.
+        // A rank that joins gets the moments from the rank that is ahead.
         let of_ranks = on_ranks(2, 1, |group| {
             let mut run = fixture.run();
             if group.rank() == 0 {
@@ -112,6 +116,7 @@ fn paged_moments_give_the_same_bits() {
     }
 }
 
+/// Checks that a run which stops and resumes gives the files of an uninterrupted run.
 fn resumes(fixture: &Fixture) {
     let mut whole = fixture.run();
     let expected = finish(&mut whole);
@@ -147,7 +152,7 @@ fn a_group_uses_the_newest_state_and_stops_together() {
         run.join(group, Collective::Auto).unwrap();
         assert_eq!(run.completed_steps(), 2);
         let report = run.step(|| rank == 2).unwrap();
-        assert_eq!(report.outcome, StepOutcome::Stopped, "one rank is asked, all stop");
+        assert_eq!(report.outcome, StepOutcome::Stopped, "one rank is asked to stop, all ranks stop");
         finish(&mut run)
     });
     assert!(results.iter().all(|files| *files == expected));
@@ -192,12 +197,12 @@ fn the_best_adapter_is_exported_and_early_stopping_ends_the_run() {
     assert_eq!(receipt.adapter_step, best.1);
     assert_eq!(run.completed_steps(), best.1 + 3, "patience 3");
     assert!(run.completed_steps() < run.facts().total_steps);
-    let mut again = fixture.run();
-    while again.completed_steps() < best.1 {
-        again.step(|| false).unwrap();
+    let mut repeated = fixture.run();
+    while repeated.completed_steps() < best.1 {
+        repeated.step(|| false).unwrap();
     }
     let checkpoint =
-        candle_core::safetensors::load_buffer(&again.checkpoint().unwrap(), &candle_core::Device::Cpu);
+        candle_core::safetensors::load_buffer(&repeated.checkpoint().unwrap(), &candle_core::Device::Cpu);
     let at_best = checkpoint.unwrap()["params"].to_vec1::<f32>().unwrap();
     let adapter = candle_core::safetensors::load_buffer(&files[WEIGHTS], &candle_core::Device::Cpu).unwrap();
     let exported: Vec<f32> = adapter["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"]
@@ -209,7 +214,7 @@ fn the_best_adapter_is_exported_and_early_stopping_ends_the_run() {
 }
 
 #[test]
-fn foreign_and_truncated_checkpoints_are_rejected() {
+fn truncated_checkpoints_and_those_of_other_jobs_are_rejected() {
     let mut fixture = Fixture::new();
     let mut run = fixture.run();
     run.step(|| false).unwrap();
@@ -298,7 +303,7 @@ fn verify_detects_any_change_of_result_or_inputs() {
         std::fs::rename(fixture.dir.path().join(name), moved.join(name)).unwrap();
         Some(moved.join(name))
     });
-    assert!(verify(&out, &InputPaths::default(), 3).is_err(), "nothing is where the job had it");
+    assert!(verify(&out, &InputPaths::default(), 3).is_err(), "the inputs are not at the paths in the job");
     let input_paths = InputPaths { base, train, eval, init_from: None };
     assert_eq!(verify(&out, &input_paths, 3).unwrap(), verification);
 
@@ -320,7 +325,7 @@ fn init_from_continues_an_adapter_and_must_fit_the_job() {
         fixture.job.adapter.init_from = None;
         serde_json::from_slice(&finish(&mut fixture.run())["receipt.json"]).unwrap()
     };
-    assert!(first.steps[0].loss < fresh.steps[0].loss, "it starts from what was learned");
+    assert!(first.steps[0].loss < fresh.steps[0].loss, "training starts with the trained adapter");
     fixture.job.adapter.init_from = Some(fixture.dir.path().join("out"));
     fixture.job.adapter.r = 8;
     let inputs = RunInputs::from_job(&fixture.job);

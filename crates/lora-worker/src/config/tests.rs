@@ -12,8 +12,8 @@ fn check(change: impl FnOnce(&mut Config)) -> Result<(), String> {
     config.check().map_err(|error| error.to_string())
 }
 
-fn error(spoil: impl FnOnce(&mut Config)) -> String {
-    check(spoil).unwrap_err()
+fn error(change: impl FnOnce(&mut Config)) -> String {
+    check(change).unwrap_err()
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn the_file_has_every_setting_with_its_default_and_a_comment() {
             section = name.replace(']', ".");
         } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
             assert!(above.starts_with("# "), "{section}{key} has no comment");
-            assert!(keys.insert(format!("{section}{key}")), "{section}{key} stands twice");
+            assert!(keys.insert(format!("{section}{key}")), "{section}{key} occurs twice");
         }
         above = line;
     }
@@ -72,7 +72,7 @@ fn lists_are_comma_separated_in_the_environment() {
 }
 
 #[test]
-fn wrong_values_are_named() {
+fn errors_name_the_setting() {
     assert_eq!(
         error(|c| c.name = "two words".into()),
         "name: is \"two words\"; it must be at most 128 letters, digits, `-`, `_` and `.`"
@@ -109,7 +109,7 @@ fn wrong_values_are_named() {
 }
 
 #[test]
-fn addresses_may_be_names_and_of_any_family() {
+fn addresses_may_be_names_and_ipv4_or_ipv6() {
     let result = check(|c| {
         c.coordinator = "http://[::1]:7400".into();
         c.peer = PeerConfig { listen: "[::]:0".into(), advertise_address: "[fd00::1]:7410".into() };

@@ -1,26 +1,26 @@
-//! How a piece of work ends before its end.
+//! The ways in which a piece of work ends before it is complete.
 
 use lora_collective::CollectiveError;
 use lora_train::TrainError;
 
-/// Why a piece of work ended early.
+/// The reason why a piece of work ended early.
 #[derive(Debug)]
 pub(super) enum Interruption {
-    /// It is not wanted any more.
+    /// The work is no longer desired.
     Superseded,
-    /// The group broke; the job is not to blame.
+    /// The group failed, not the job.
     GroupFailure(GroupFailure),
-    /// The job cannot go on here: the cause.
+    /// The job cannot continue on this worker; contains the cause.
     Failed(String),
 }
 
-/// What a group broke of.
+/// The cause of a group's failure.
 #[derive(Debug)]
 pub(super) struct GroupFailure {
     pub(super) cause: String,
-    /// Ranks that the error points at.
+    /// Ranks that the error points to.
     pub(super) suspects: Vec<u32>,
-    /// Ranks with which no connection came about.
+    /// Ranks to which no connection could be made.
     pub(super) unreachable: Vec<u32>,
 }
 
@@ -39,7 +39,7 @@ impl From<CollectiveError> for Interruption {
         let ranks = |ranks: Vec<usize>| ranks.into_iter().map(|rank| rank as u32).collect();
         match error {
             CollectiveError::Cancelled => Self::Superseded,
-            // No peer did that, and another group would be no better.
+            // No peer caused these errors, and they would occur in another group too.
             CollectiveError::Argument(_) | CollectiveError::NoNccl(_) => Self::Failed(error.to_string()),
             error => Self::GroupFailure(GroupFailure {
                 cause: error.to_string(),

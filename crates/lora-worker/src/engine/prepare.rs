@@ -1,4 +1,4 @@
-//! From an assignment to a run that can train: base, data, and the state to go on from.
+//! From an assignment to a run that can train: base, data, and the state to continue from.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -15,19 +15,19 @@ use super::{EngineThread, Interruption, LoadedJob, job_spec};
 use crate::backoff::backoff;
 use crate::directive::WorkScope;
 use crate::fetch::{FetchError, LocalInputs};
-use crate::memory::MemoryLimit;
 use crate::status::CurrentJob;
 
 impl EngineThread {
-    /// Fetches and loads the job, whatever its generation, then takes the place that is wanted by then.
+    /// Fetches and loads the job in whichever generation, then takes on the rank of the newest
+    /// assignment.
     pub(super) fn prepare(&mut self, assignment: &v1::Assignment) -> Result<(), Interruption> {
         let v1::Assignment { job_id, generation, rank, .. } = assignment;
         tracing::info!(job = job_id, generation, rank, "job assigned");
         self.engine.status.send_replace(Some(CurrentJob::new(assignment)));
         let spec = job_spec(assignment)?;
-        let wanted = assignment.inputs.clone().unwrap_or_default();
+        let requested = assignment.inputs.clone().unwrap_or_default();
         let inputs = self.fetch(WorkScope::job(assignment), || {
-            self.engine.fetcher.inputs(&wanted, self.engine.channel.clone())
+            self.engine.fetcher.inputs(&requested, self.engine.channel.clone())
         })?;
         let (cancel, _watching) = self.cancel_with(WorkScope::job(assignment));
         let run = self
@@ -43,7 +43,8 @@ impl EngineThread {
         }
     }
 
-    /// Takes a place in the job that is held. The state stays, unless the checkpoint to go on from is newer.
+    /// Takes on the rank of `assignment` in the loaded job. The state is kept, unless the
+    /// checkpoint to continue from is newer.
     pub(super) fn reassign(&mut self, assignment: &v1::Assignment) -> Result<(), Interruption> {
         let v1::Assignment { job_id, generation, rank, checkpoint, .. } = assignment;
         let Some(mut job) = self.job.take() else { return Err(Interruption::Superseded) };
@@ -79,7 +80,7 @@ impl EngineThread {
         Ok(run.restore(&bytes)?)
     }
 
-    /// What `fetch` gets, tried again for as long as it may work later and `scope` is wanted.
+    /// Runs `fetch`, and retries it while its error is transient and `scope` is desired.
     fn fetch<T, F: Future<Output = Result<T, FetchError>>>(
         &self,
         scope: WorkScope,
@@ -87,7 +88,7 @@ impl EngineThread {
     ) -> Result<T, Interruption> {
         self.wait_for(scope, async {
             let fetched = fetch.retry(backoff()).when(FetchError::is_transient).notify(|error, pause| {
-                tracing::warn!(%error, ?pause, "fetching failed, trying again");
+                tracing::warn!(%error, ?pause, "fetch failed, will retry");
             });
             fetched.await.map_err(|error| Interruption::Failed(error.to_string()))
         })
@@ -105,16 +106,16 @@ impl EngineThread {
             init_from: inputs.init_from.clone(),
         };
         let data = RunData::read(spec, &files, &inputs.base, cancel)?;
-        // The coordinator knew it only where the base is in its store.
-        let MemoryLimit { bytes, gpu } = self.engine.memory;
-        if let Some(problem) = data.too_large(spec, &inputs.base, bytes.unwrap_or(u64::MAX), gpu)? {
+        // The coordinator could check this only if the base is in its store.
+        if let Some(problem) = data.too_large(spec, &inputs.base, self.engine.memory)? {
             return Err(Interruption::Failed(problem));
         }
         let base = self.load_base(spec, &inputs.base)?;
         Ok(Run::from_data(spec, &files, data, base)?)
     }
 
-    /// The base in `dir`: the one in memory if it is the same, else read now, after the other has been let go.
+    /// Returns the base in `dir`: the base in memory if it is the same, otherwise the base read
+    /// from `dir`, after the other base has been dropped.
     fn load_base(&mut self, spec: &JobSpec, dir: &Path) -> Result<Arc<Base>, Interruption> {
         let started = Instant::now();
         let key = BaseKey::from_dir(dir, spec.base_layout()).map_err(TrainError::from)?;
@@ -138,7 +139,7 @@ impl EngineThread {
     }
 }
 
-/// People know files by what their job calls them, not by where this worker keeps them.
+/// Replaces the paths of this worker's cache by the paths in the job, which users recognize.
 fn with_job_paths(interruption: Interruption, spec: &JobSpec, inputs: &LocalInputs) -> Interruption {
     let Interruption::Failed(cause) = interruption else { return interruption };
     let data = &spec.data;
@@ -148,9 +149,9 @@ fn with_job_paths(interruption: Interruption, spec: &JobSpec, inputs: &LocalInpu
         (inputs.init_from.as_ref(), spec.adapter.init_from.as_ref()),
         (Some(&inputs.base), Some(&spec.model.base)),
     ];
-    let known = names.into_iter().filter_map(|(here, named)| here.zip(named));
-    Interruption::Failed(known.fold(cause, |cause, (here, named)| {
-        cause.replace(&*here.to_string_lossy(), &named.to_string_lossy())
+    let paths = names.into_iter().filter_map(|(local, in_job)| local.zip(in_job));
+    Interruption::Failed(paths.fold(cause, |cause, (local, in_job)| {
+        cause.replace(&*local.to_string_lossy(), &in_job.to_string_lossy())
     }))
 }
 

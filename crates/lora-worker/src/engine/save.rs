@@ -1,4 +1,4 @@
-//! What is in memory into the coordinator's store: a checkpoint, or the result.
+//! Uploads the state in memory to the coordinator's store, as a checkpoint or as the result.
 
 use lora_proto::v1::job_artifact::Name;
 use lora_proto::v1::{self, Phase};
@@ -8,7 +8,7 @@ use crate::directive::WorkScope;
 use crate::uploads;
 
 impl EngineThread {
-    /// Uploads the state that is held.
+    /// Uploads a checkpoint of the loaded job's state.
     pub(super) fn save(&mut self, assignment: &v1::Assignment) -> Result<(), Interruption> {
         let Some(job) = &self.job else { return Err(Interruption::Superseded) };
         self.enter(Phase::Saving);
@@ -21,7 +21,7 @@ impl EngineThread {
 
     /// Verifies and uploads the result.
     pub(super) fn finish(&mut self, assignment: &v1::Assignment) -> Result<(), Interruption> {
-        // Nobody needs them beside the result.
+        // The result makes pending checkpoints superfluous.
         self.end_checkpoints();
         let Some(job) = &self.job else { return Err(Interruption::Superseded) };
         self.enter(Phase::Exporting);

@@ -1,4 +1,4 @@
-//! What the engine does next: a function of what it holds and what is wanted.
+//! The engine's next task, as a function of the loaded job and the desired state.
 
 use std::sync::Arc;
 
@@ -7,20 +7,20 @@ use lora_proto::v1::{Assignment, Goal, Phase};
 use crate::directive::DesiredState;
 use crate::status::CurrentJob;
 
-/// A piece of work.
+/// A piece of work of the engine.
 #[derive(Debug, PartialEq)]
 pub(super) enum Task {
-    /// All is as it should be.
+    /// Wait: the observed state is the desired state.
     Wait,
-    /// Let go of the job.
+    /// Release the job.
     Free,
     /// Load the job's base and data.
     Prepare(Arc<Assignment>),
-    /// Take another place in the job that is held.
+    /// Take on another rank or generation in the loaded job.
     Reassign(Arc<Assignment>),
     /// Form the group and train.
     Train(Arc<Assignment>),
-    /// Upload the state that is held.
+    /// Upload the state in memory.
     Save(Arc<Assignment>),
 }
 
@@ -32,7 +32,7 @@ pub(super) fn next_task(current: Option<&CurrentJob>, desired: &DesiredState) ->
     let same_group = current.generation == assignment.generation;
     match (current.phase, desired.goal) {
         _ if current.job_id != assignment.job_id => Task::Free,
-        // Of a job that failed there is nothing to go on with.
+        // A failed job has no state to continue from.
         (Phase::Failed, _) if !same_group => Task::Free,
         _ if !same_group => Task::Reassign(assignment),
         (Phase::Prepared, Goal::Train) => Task::Train(assignment),

@@ -1,4 +1,4 @@
-//! From the group to the end of training.
+//! From the forming of the group to the end of training.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -14,12 +14,12 @@ use crate::uploads::CheckpointUploader;
 
 /// How long forming a group may take.
 const FORM_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long ranks wait for one that makes no progress. A rank that computes is waited for, so this is far above the time
-/// of a step; a lost connection is noticed at once.
+/// How long ranks wait for a rank that makes no progress. Ranks wait for a rank that computes, so
+/// this is far longer than a step. A lost connection is noticed at once.
 const PEER_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl EngineThread {
-    /// Forms the group, trains, and at rank 0 uploads the result.
+    /// Forms the group, trains, and uploads the result if this is rank 0.
     pub(super) fn train(&mut self, assignment: &v1::Assignment) -> Result<(), Interruption> {
         let (cancel, _watching) = self.cancel_with(WorkScope::group(assignment));
         self.update(|current| {
@@ -69,7 +69,7 @@ impl EngineThread {
         }
     }
 
-    /// Steps until the run ends, or all ranks stop.
+    /// Runs steps until the run ends, or until all ranks stop.
     fn train_on(&mut self, is_first: bool) -> Result<StepOutcome, Interruption> {
         let Some(job) = &mut self.job else { return Err(Interruption::Superseded) };
         let run = &mut job.run;
@@ -103,7 +103,8 @@ impl EngineThread {
         Ok(StepOutcome::Finished)
     }
 
-    /// Steps of the state that has been joined which the coordinator may not have: whoever computed them may be gone.
+    /// Returns steps of the joined state that the coordinator may not have. The worker that
+    /// computed them may be gone.
     fn past_steps(&self, assignment: &v1::Assignment) -> Vec<v1::StepReport> {
         let Some(job) = &self.job else { return Vec::new() };
         let stored = self.engine.steps.stored(&assignment.job_id);
@@ -112,13 +113,13 @@ impl EngineThread {
     }
 }
 
-/// Whether NCCL failed, and no peer.
+/// Whether NCCL failed, rather than a peer.
 fn is_nccl_failure(error: &TrainError) -> bool {
     use CollectiveError::{Device, DeviceTimeout};
     matches!(error, TrainError::Group(Device { .. } | DeviceTimeout { .. }))
 }
 
-/// Whether training is to stop at the next boundary.
+/// Whether training must stop at the next step boundary.
 fn stop_requested(desired: &DesiredState) -> bool {
     matches!(desired.goal, Goal::Stop | Goal::Save)
 }

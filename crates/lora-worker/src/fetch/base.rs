@@ -1,4 +1,4 @@
-//! The ways to a base model that was not uploaded.
+//! Finds a base model that was not uploaded.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,20 +13,20 @@ use super::object_store;
 use super::source::FileSet;
 
 const FIELD: &str = "model.base";
-const SUPPORTED: &str = "hf://org/name[@revision], s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, or an \
-                         absolute path under the worker's model_roots";
+const SUPPORTED: &str = "hf://org/name[@revision], s3://bucket/prefix, gs://bucket/prefix, \
+                         az://container/prefix, or an absolute path under the worker's model_roots";
 
-/// Where a base is.
+/// Where a base comes from.
 pub(super) enum BaseSource {
     Local(PathBuf),
     Remote(FileSet),
 }
 
-/// What this worker may use as a base.
+/// Finds bases, within the limits of this worker's settings.
 pub(super) struct BaseResolver {
     model_roots: Vec<PathBuf>,
     hub: Arc<Hub>,
-    /// Settings of object stores by their environment names. They hold secrets.
+    /// Settings of object stores under their names in the environment. The values contain secrets.
     stores: Vec<(String, String)>,
 }
 
@@ -38,7 +38,7 @@ impl BaseResolver {
     ) -> Result<Self, FetchError> {
         for root in &model_roots {
             if !root.is_absolute() {
-                let message = format!("{} is no absolute path", root.display());
+                let message = format!("{} is not an absolute path", root.display());
                 return Err(FetchError::refused("model_roots", message));
             }
             if let Err(error) = root.canonicalize() {
@@ -48,17 +48,19 @@ impl BaseResolver {
         Ok(Self { model_roots, hub: Arc::new(hub), stores })
     }
 
-    /// The directory `path`, free of symbolic links.
+    /// Returns the directory `path` with its symbolic links resolved.
     pub(super) fn at_path(&self, path: &Path) -> Result<PathBuf, FetchError> {
         let shown = path.display();
         if !path.is_absolute() {
-            return Err(FetchError::refused(FIELD, format!("{shown} is no absolute path")));
+            return Err(FetchError::refused(FIELD, format!("{shown} is not an absolute path")));
         }
-        let outside = |what: &str| {
+        let outside = |problem: &str| {
             let roots: Vec<String> = self.model_roots.iter().map(|root| root.display().to_string()).collect();
-            let roots = if roots.is_empty() { "there are none".to_owned() } else { roots.join(", ") };
-            let message =
-                format!("{shown} {what} this worker's model_roots ({roots}); use one there, or a URL");
+            let roots = if roots.is_empty() { "none are set".to_owned() } else { roots.join(", ") };
+            let message = format!(
+                "{shown} {problem} this worker's model_roots ({roots}); it must be a directory under one of \
+                 them, or a URL"
+            );
             FetchError::refused(FIELD, message)
         };
         let is_below =
@@ -67,10 +69,12 @@ impl BaseResolver {
             Ok(real) if !self.model_roots.iter().any(|root| is_below(&real, root)) => {
                 Err(outside("is not under"))
             }
-            Ok(real) if !real.is_dir() => Err(FetchError::refused(FIELD, format!("{shown} is no directory"))),
+            Ok(real) if !real.is_dir() => {
+                Err(FetchError::refused(FIELD, format!("{shown} is not a directory")))
+            }
             Ok(real) => Ok(real),
-            // What lies elsewhere is nobody's business, not even whether it exists.
-            Err(_) => Err(outside("is no directory under")),
+            // The error does not reveal whether a path outside the roots exists.
+            Err(_) => Err(outside("is not a directory under")),
         }
     }
 
@@ -80,20 +84,21 @@ impl BaseResolver {
         if let Some(repository) = url.strip_prefix("hf://") {
             return match Repository::parse(repository) {
                 Some(repository) => self.hub.file_set(&repository, cache).await,
-                // It is not shown: it may hold a secret.
-                None => refused("an hf:// URL is of the form hf://org/name[@revision]".to_owned()),
+                // The URL is not shown, because it may contain a secret.
+                None => refused("an hf:// URL must have the form hf://org/name[@revision]".to_owned()),
             };
         }
-        // No part of the URL is shown before it is known to hold no secret.
+        // No part of the URL is shown before the checks for secrets.
         let parsed = match Url::parse(url) {
             Ok(parsed) => parsed,
-            Err(error) => return refused(format!("is no URL: {error}; supported: {SUPPORTED}")),
+            Err(error) => return refused(format!("is not a URL: {error}; supported: {SUPPORTED}")),
         };
         let has_user = !parsed.username().is_empty() && parsed.scheme() != "az";
         if has_user || parsed.password().is_some() || parsed.query().is_some() || parsed.fragment().is_some()
         {
             return refused(
-                "a URL with a user, a password or a query is not taken: credentials come from the workers' environment"
+                "a URL with a user, a password or a query is not accepted; credentials come from the \
+                 workers' environment"
                     .to_owned(),
             );
         }
@@ -101,8 +106,8 @@ impl BaseResolver {
             "s3" | "gs" | "az" | "https" if parsed.has_host() => {
                 object_store::file_set(&parsed, &self.stores, cache).await
             }
-            "s3" | "gs" | "az" => refused(format!("{url} names no bucket")),
-            "file" => refused(format!("{url} is not taken: give the path itself, {}", parsed.path())),
+            "s3" | "gs" | "az" => refused(format!("{url} has no bucket")),
+            "file" => refused(format!("{url} is not accepted; use the path itself, {}", parsed.path())),
             scheme => refused(format!("{scheme}:// is not supported; supported: {SUPPORTED}")),
         }
     }

@@ -15,11 +15,11 @@ use super::FetchError;
 use super::evict;
 use super::source::{FileSet, RemoteFile, Source};
 
-/// Files that are fetched at once.
+/// The number of files that are fetched at the same time.
 const MAX_CONCURRENT_FETCHES: usize = 4;
-/// How often another's lock is looked at.
+/// The interval at which another worker's lock is polled.
 const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How long another may hold a lock without getting on.
+/// How long another worker may hold a lock without making progress.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(600);
 
 /// The cache directory.
@@ -28,7 +28,7 @@ pub(super) struct CacheDir {
     max_bytes: u64,
 }
 
-/// A set that is in use: it is not removed while this lives.
+/// A locked directory of the cache. It is not removed while this value lives.
 pub(super) struct FileLock {
     pub(super) dir: PathBuf,
     _lock: File,
@@ -42,20 +42,20 @@ impl CacheDir {
             let dir = root.join(name);
             fs::create_dir_all(&dir).map_err(FetchError::at(&dir))?;
         }
-        let disk = Self { root, max_bytes };
-        evict::remove_stale(&disk.root);
-        disk.remove_stale_records();
-        evict::make_room(&disk.root, max_bytes, 0);
-        Ok(disk)
+        let cache = Self { root, max_bytes };
+        evict::remove_stale(&cache.root);
+        cache.remove_stale_records();
+        evict::make_room(&cache.root, max_bytes, 0);
+        Ok(cache)
     }
 
-    /// The set of `files`, which may be empty still.
+    /// Locks the set of `files`, which may still be incomplete.
     pub(super) async fn lock_set(&self, files: &[RemoteFile]) -> Result<FileLock, FetchError> {
         let dir = self.root.join("sets").join(set_id(files));
         let started = Instant::now();
         loop {
             if let Some(lock) = lock_dir(&dir, File::try_lock_shared).map_err(FetchError::at(&dir))? {
-                // What was used last goes last.
+                // Eviction starts with the set that has not been used for longest.
                 lock.set_modified(SystemTime::now()).map_err(FetchError::at(&dir))?;
                 return Ok(FileLock { dir, _lock: lock });
             }
@@ -66,7 +66,7 @@ impl CacheDir {
         }
     }
 
-    /// Bytes that `fill` would fetch.
+    /// The number of bytes that [`fill`](Self::fill) would fetch.
     pub(super) fn missing_bytes(&self, lock: &FileLock, file_set: &FileSet) -> u64 {
         let missing = |file: &&RemoteFile| {
             !is_whole(&lock.dir.join(&file.name), file) && !is_whole(&self.object(file), file)
@@ -76,16 +76,16 @@ impl CacheDir {
         file_set.files.iter().filter(missing).map(bytes).sum()
     }
 
-    /// Removes what was not used for longest, until `bytes` more fit.
+    /// Removes the least recently used entries until `bytes` more fit.
     pub(super) async fn make_room(&self, bytes: u64) {
         let (root, max_bytes) = (self.root.clone(), self.max_bytes);
         let removal = tokio::task::spawn_blocking(move || evict::make_room(&root, max_bytes, bytes));
         if let Err(error) = removal.await {
-            warn!(%error, "making room in the cache broke");
+            warn!(%error, "making room in the cache failed");
         }
     }
 
-    /// Makes the set whole.
+    /// Fetches the missing files of the set.
     pub(super) async fn fill(&self, lock: &FileLock, file_set: &FileSet) -> Result<(), FetchError> {
         stream::iter(&file_set.files)
             .map(Ok)
@@ -101,7 +101,7 @@ impl CacheDir {
             .await
     }
 
-    /// The bytes of a file that is not kept.
+    /// Returns the bytes of a file that is not kept in the cache.
     pub(super) async fn read_once(&self, source: &Source, file: &RemoteFile) -> Result<Vec<u8>, FetchError> {
         loop {
             let object = self.object(file);
@@ -116,7 +116,7 @@ impl CacheDir {
         }
     }
 
-    /// Which files the remote base `id` consists of, if that was kept.
+    /// Returns the files of the remote base `id`, if a record of them was kept.
     pub(super) fn record(&self, id: &str) -> Option<Vec<RemoteFile>> {
         read_record(&self.root.join("records").join(id))
     }
@@ -132,7 +132,7 @@ impl CacheDir {
         keep().map_err(FetchError::at(&dir))
     }
 
-    /// Puts the file at `to`.
+    /// Puts the file at `to`, fetching it if it is not an object yet.
     async fn fetch(&self, source: &Source, file: &RemoteFile, to: &Path) -> Result<(), FetchError> {
         let object = self.object(file);
         loop {
@@ -141,14 +141,15 @@ impl CacheDir {
             }
             let Some(partial) = self.download(source, file).await? else { continue };
             let content = partial.dir.join("content");
-            // An object is always in a set too, or else it may go at any time.
+            // The link comes first: an object that is in no set may be evicted at any time.
             link(&content, to, file).map_err(FetchError::at(to))?;
             fs::rename(&content, &object).map_err(FetchError::at(&object))?;
             return fs::remove_dir_all(&partial.dir).map_err(FetchError::at(&partial.dir));
         }
     }
 
-    /// The directory of the whole file, held alone; `None` once somebody else has made it an object.
+    /// Downloads the file and returns its locked directory. Returns `None` once another worker has
+    /// made the file an object.
     async fn download(&self, source: &Source, file: &RemoteFile) -> Result<Option<FileLock>, FetchError> {
         let Some(partial) = self.lock_partial(file).await? else { return Ok(None) };
         let (started, name, bytes) = (Instant::now(), file.name.as_str(), file.size);
@@ -157,10 +158,7 @@ impl CacheDir {
         source.download(file, &content).await?;
         if !is_whole(&content, file) {
             fs::remove_file(&content).map_err(FetchError::at(&content))?;
-            return Err(FetchError::transient(
-                name,
-                "it does not have the size that was announced; try again",
-            ));
+            return Err(FetchError::transient(name, "the file does not have the announced size; try again"));
         }
         info!(name, bytes, seconds = started.elapsed().as_secs_f64(), "fetched a file");
         Ok(Some(partial))
@@ -171,14 +169,14 @@ impl CacheDir {
         let (mut seen, mut since) = (0, None);
         loop {
             let lock = lock_dir(&dir, File::try_lock).map_err(FetchError::at(&dir))?;
-            let there = is_whole(&self.object(file), file);
+            let has_object = is_whole(&self.object(file), file);
             match lock {
-                Some(_) if there => {
+                Some(_) if has_object => {
                     fs::remove_dir_all(&dir).map_err(FetchError::at(&dir))?;
                     return Ok(None);
                 }
                 Some(lock) => return Ok(Some(FileLock { dir, _lock: lock })),
-                None if there => return Ok(None),
+                None if has_object => return Ok(None),
                 None => {}
             }
             let size = size_of(&dir.join("content"));
@@ -214,7 +212,8 @@ impl CacheDir {
     }
 }
 
-/// The lock on directory `dir`, which is made if need be; `None` if another has it or removed the directory just now.
+/// Locks the directory `dir`, which is created if it does not exist. Returns `None` if another
+/// process has the lock or has just removed the directory.
 pub(super) fn lock_dir(dir: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> io::Result<Option<File>> {
     fs::create_dir_all(dir)?;
     let gone = |error: io::Error| match error.kind() {
@@ -232,12 +231,13 @@ pub(super) fn lock_dir(dir: &Path, lock: fn(&File) -> Result<(), TryLockError>) 
     }
     let locked = file.metadata()?;
     match fs::metadata(dir) {
-        Ok(there) => Ok(((there.dev(), there.ino()) == (locked.dev(), locked.ino())).then_some(file)),
+        Ok(current) => Ok(((current.dev(), current.ino()) == (locked.dev(), locked.ino())).then_some(file)),
         Err(error) => gone(error),
     }
 }
 
-/// Makes `to` another name of `from`; false if `from` is gone. A file of another length that lies at `to` is replaced.
+/// Makes `to` a hard link to `from`. Returns false if `from` does not exist. A file of another size
+/// at `to` is replaced.
 fn link(from: &Path, to: &Path, file: &RemoteFile) -> io::Result<bool> {
     if let Some(parent) = to.parent() {
         fs::create_dir_all(parent)?;
@@ -268,6 +268,7 @@ fn set_id(files: &[RemoteFile]) -> String {
     id
 }
 
+/// Whether `path` is a file of the expected size.
 fn is_whole(path: &Path, file: &RemoteFile) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_file() && meta.len() == file.size)
 }

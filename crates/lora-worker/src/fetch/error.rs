@@ -3,45 +3,45 @@ use std::path::{Path, PathBuf};
 
 use lora_proto::file_transfer::TransferError;
 
-/// Why an input cannot be had.
+/// The reason why an input cannot be fetched.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum FetchError {
-    /// What the job asks for cannot be.
+    /// The job's request is invalid.
     #[error("{field}: {message}")]
     Refused {
-        /// The setting, or what else.
+        /// The job's field, or the setting.
         field: &'static str,
         /// What is wrong, and what would be right.
         message: String,
     },
-    /// From the coordinator.
+    /// A transfer from the coordinator failed.
     #[error("{file}: {source}")]
     Transfer {
         /// The file's name.
         file: String,
-        /// Why not.
+        /// The cause.
         source: TransferError,
     },
-    /// On this machine.
+    /// An operation on a local file failed.
     #[error("{path}: {source}", path = path.display())]
     Local {
         /// The file.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// From the hub or an object store. Says no credentials.
+    /// A fetch from the hub or an object store failed. The text contains no credentials.
     #[error("model.base: {from}: {message}")]
     Remote {
         /// The base's URL, or a file of it.
         from: String,
-        /// Why not.
+        /// The cause.
         message: String,
-        /// It may work later.
-        passing: bool,
+        /// Whether a later attempt may succeed.
+        transient: bool,
     },
-    /// Another worker of this machine fetches the file, and does not get on.
-    #[error("{file}: another worker of this machine has been fetching it without getting on")]
+    /// Another worker on this machine is fetching the file, but makes no progress.
+    #[error("{file}: another worker on this machine is fetching it but makes no progress")]
     Busy {
         /// The file's name.
         file: String,
@@ -49,12 +49,12 @@ pub(crate) enum FetchError {
 }
 
 impl FetchError {
-    /// Whether the same call may work later.
+    /// Whether a later attempt may succeed.
     pub(crate) fn is_transient(&self) -> bool {
         match self {
             Self::Refused { .. } | Self::Local { .. } => false,
             Self::Transfer { source, .. } => source.is_transient(),
-            Self::Remote { passing, .. } => *passing,
+            Self::Remote { transient, .. } => *transient,
             Self::Busy { .. } => true,
         }
     }
@@ -69,13 +69,13 @@ impl FetchError {
         |source| Self::Local { path, source }
     }
 
-    /// One that may work later.
+    /// An error after which a later attempt may succeed.
     pub(super) fn transient(from: &str, message: impl Into<String>) -> Self {
-        Self::Remote { from: from.to_owned(), message: message.into(), passing: true }
+        Self::Remote { from: from.to_owned(), message: message.into(), transient: true }
     }
 
-    /// One that will not.
+    /// An error that later attempts would repeat.
     pub(super) fn permanent(from: &str, message: impl Into<String>) -> Self {
-        Self::Remote { from: from.to_owned(), message: message.into(), passing: false }
+        Self::Remote { from: from.to_owned(), message: message.into(), transient: false }
     }
 }

@@ -1,4 +1,4 @@
-//! What leaves the cache: what was not used for longest and is not in use.
+//! Eviction from the cache: the least recently used entries that are not in use.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -11,27 +11,27 @@ use tracing::{info, warn};
 
 use super::cache::lock_dir;
 
-/// A fetch that nobody went on with for so long is given up.
+/// The age after which an interrupted fetch is abandoned.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
 
-/// A set, or a file on its way.
+/// A set, or a file that is being fetched.
 struct CacheEntry {
     dir: PathBuf,
     used: SystemTime,
     files: Vec<u64>,
 }
 
-/// A file on disk, which may have several names.
+/// A file on disk, which may have several hard links.
 #[derive(Default)]
 struct CachedContent {
     bytes: u64,
-    /// Entries that have it.
+    /// The number of entries that contain it.
     entries: usize,
     object: Option<PathBuf>,
 }
 
-/// Removes entries of the cache in `root` that nobody uses, the least recently used first, until `incoming` more bytes
-/// make at most `max_bytes`. What cannot be removed is logged and stays.
+/// Removes entries of the cache in `root` that are not in use, the least recently used first, until
+/// `incoming` more bytes fit in `max_bytes`. Entries that cannot be removed are logged and stay.
 pub(super) fn make_room(root: &Path, max_bytes: u64, incoming: u64) {
     let mut contents: HashMap<u64, CachedContent> = HashMap::new();
     for path in entries(&root.join("objects")) {
@@ -83,11 +83,11 @@ pub(super) fn make_room(root: &Path, max_bytes: u64, incoming: u64) {
         info!(dir = %entry.dir.display(), bytes, "removed files from the cache");
     }
     if !fits(bytes) {
-        warn!(bytes, incoming, max_bytes, "the cache grows over its limit: what is in it is in use");
+        warn!(bytes, incoming, max_bytes, "cache exceeds its limit, all entries are in use");
     }
 }
 
-/// Removes fetches that were given up long ago, and sets that they left empty.
+/// Removes fetches that were abandoned long ago, and the empty sets that they left.
 pub(super) fn remove_stale(root: &Path) {
     let empty = entries(&root.join("sets")).into_iter().filter(|set| entries(set).is_empty());
     for dir in entries(&root.join("partial")).into_iter().chain(empty) {
@@ -97,12 +97,12 @@ pub(super) fn remove_stale(root: &Path) {
     }
 }
 
-/// Whether nobody has touched it for long.
+/// Whether a file or directory was last modified longer ago than [`STALE_AFTER`].
 pub(super) fn is_stale(path: &Path) -> bool {
     modified(path).elapsed().is_ok_and(|age| age > STALE_AFTER)
 }
 
-/// What is in a directory; nothing, if it cannot be read.
+/// The entries of a directory. Empty if it cannot be read.
 pub(super) fn entries(dir: &Path) -> Vec<PathBuf> {
     fs::read_dir(dir)
         .map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())).collect())
@@ -114,7 +114,7 @@ pub(super) fn remove(path: &Path) {
     log_removal(path, fs::remove_file(path));
 }
 
-/// Removes a directory, if nobody has a lock on it.
+/// Removes a directory unless another process has a lock on it. Returns whether it is gone.
 fn remove_unused(dir: &Path) -> bool {
     match lock_dir(dir, File::try_lock) {
         Ok(Some(_lock)) => log_removal(dir, fs::remove_dir_all(dir)),
@@ -123,7 +123,7 @@ fn remove_unused(dir: &Path) -> bool {
     }
 }
 
-/// Whether it is gone.
+/// Logs a failed removal. Returns whether the file is gone.
 fn log_removal(path: &Path, removal: io::Result<()>) -> bool {
     match removal {
         Ok(()) => true,
@@ -140,7 +140,7 @@ fn collect(dir: &Path, files: &mut Vec<fs::Metadata>) {
         match fs::symlink_metadata(&path) {
             Ok(meta) if meta.is_dir() => collect(&path, files),
             Ok(meta) => files.push(meta),
-            // It was removed just now.
+            // It has just been removed.
             Err(_) => {}
         }
     }

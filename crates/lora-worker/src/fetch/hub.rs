@@ -1,4 +1,4 @@
-//! Models of the Hugging Face Hub, over its two endpoints: what a revision is, and its files.
+//! Models of the Hugging Face Hub, over its endpoints for revisions and for files.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -19,11 +19,11 @@ use super::{FetchError, is_bare, key, selection};
 
 const ENDPOINT: &str = "https://huggingface.co";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long an answer or its next piece may be awaited.
+/// The limit of the wait for a response or its next chunk.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// The description of a revision is no longer than this.
+/// The size limit of the description of a revision.
 const MAX_REVISION_BYTES: u64 = 64 << 20;
-/// Files asked about at once.
+/// The number of concurrent requests for the sizes of files.
 const MAX_CONCURRENT_REQUESTS: usize = 8;
 
 /// The hub, or a mirror of it.
@@ -51,7 +51,7 @@ pub(super) struct Snapshot {
 }
 
 impl Repository {
-    /// Of the text after `hf://`.
+    /// Parses the text after `hf://`.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
         let (owner, model) = name.split_once('/')?;
@@ -65,7 +65,7 @@ impl Repository {
 }
 
 impl Hub {
-    /// The hub at `endpoint` (the public one by default), asked with `token`.
+    /// The hub at `endpoint` (by default the public one), accessed with `token`.
     pub(super) fn new(endpoint: Option<String>, token: Option<String>) -> Self {
         let given = |text: Option<String>| Some(text?.trim().trim_end_matches('/').to_owned());
         let endpoint = given(endpoint).filter(|text| !text.is_empty());
@@ -73,7 +73,8 @@ impl Hub {
         Self { endpoint: endpoint.unwrap_or_else(|| ENDPOINT.to_owned()), token }
     }
 
-    /// The files of the base in `repository`. A commit that was fetched before needs no network.
+    /// Returns the files of the base in `repository`. For a commit that was fetched before, no
+    /// network is needed.
     pub(super) async fn file_set(
         self: &Arc<Self>,
         repository: &Repository,
@@ -108,7 +109,7 @@ impl Hub {
         Ok(FileSet { source, files })
     }
 
-    /// The commit of a revision, and the names of its files.
+    /// Returns the commit of a revision, and the names of its files.
     async fn resolve(&self, repository: &Repository) -> Result<(String, Vec<String>), FetchError> {
         #[derive(Deserialize)]
         struct Revision {
@@ -126,10 +127,10 @@ impl Hub {
         let answer = self.send(client.request(Method::GET, url), &from).await?;
         let text = read(answer, MAX_REVISION_BYTES, &from).await?;
         let answer: Revision = serde_json::from_slice(&text).map_err(|error| {
-            FetchError::permanent(&from, format!("the hub's answer cannot be read: {error}"))
+            FetchError::permanent(&from, format!("cannot read the hub's response: {error}"))
         })?;
         if !is_commit(&answer.sha) {
-            return Err(FetchError::permanent(&from, "the hub's answer names no commit"));
+            return Err(FetchError::permanent(&from, "the hub's response has no commit"));
         }
         Ok((answer.sha, answer.siblings.into_iter().map(|sibling| sibling.rfilename).collect()))
     }
@@ -145,7 +146,7 @@ impl Hub {
             .map_err(|error| FetchError::permanent(from, causes(&error)))
     }
 
-    /// Sends a request; an answer is a success or a redirection.
+    /// Sends a request. A returned response is a success or a redirection.
     async fn send(&self, request: RequestBuilder, from: &str) -> Result<Response, FetchError> {
         let request = request.header(ACCEPT_ENCODING, "identity");
         let request = match &self.token {
@@ -162,25 +163,26 @@ impl Hub {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError::permanent(
                 from,
                 format!(
-                    "the hub answers {status}: it does not exist, is private or gated; this worker has {token}"
+                    "the hub returned {status}: it does not exist, is private or gated; this worker has \
+                     {token}"
                 ),
             ),
             StatusCode::NOT_FOUND => {
                 FetchError::permanent(from, "the hub has no such model, revision or file")
             }
             StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_MANY_REQUESTS => {
-                FetchError::transient(from, format!("the hub answers {status}"))
+                FetchError::transient(from, format!("the hub returned {status}"))
             }
             status if status.is_server_error() => {
-                FetchError::transient(from, format!("the hub answers {status}"))
+                FetchError::transient(from, format!("the hub returned {status}"))
             }
-            status => FetchError::permanent(from, format!("the hub answers {status}")),
+            status => FetchError::permanent(from, format!("the hub returned {status}")),
         })
     }
 }
 
 impl Snapshot {
-    /// Makes `path` the whole file.
+    /// Completes the file at `path`.
     pub(super) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
         let from = format!("{}/{}", self.url(), file.name);
         let mut partial = PartialFile::open(path).await?;
@@ -197,10 +199,7 @@ impl Snapshot {
         if start != Some(partial.size()) {
             partial.restart().await?;
             if start != Some(0) {
-                return Err(FetchError::transient(
-                    &from,
-                    "the hub answers with another range than asked for",
-                ));
+                return Err(FetchError::transient(&from, "the hub returned another range than requested"));
             }
         }
         while partial.size() <= file.size
@@ -211,9 +210,10 @@ impl Snapshot {
         partial.finish(file, &from).await
     }
 
-    /// Sizes and identities of the selected files.
+    /// Requests the sizes and identities of the files `names`.
     async fn describe(&self, names: BTreeSet<String>) -> Result<Vec<RemoteFile>, FetchError> {
-        // What the hub says of a file stands in the redirection to another host that serves it.
+        // The hub describes a file in the redirection to the host that serves it, so redirections
+        // to other hosts are not followed.
         let policy = Policy::custom(|attempt| {
             let same_host =
                 attempt.previous().first().is_some_and(|first| first.origin() == attempt.url().origin());
@@ -238,10 +238,11 @@ impl Snapshot {
         let size =
             header("x-linked-size").or_else(|| header(CONTENT_LENGTH.as_str()).filter(|_| !redirected));
         let Some(size) = size.and_then(|size| size.parse().ok()) else {
-            return Err(FetchError::permanent(&from, "the hub does not say how long it is"));
+            return Err(FetchError::permanent(&from, "the hub's response has no file size"));
         };
         let etag = header("x-linked-etag").or_else(|| header(ETAG.as_str()).filter(|_| !redirected));
-        // A large file's is its SHA-256. Another file is what this commit of this repository has there.
+        // The etag of a large file is its SHA-256. Other files are identified by repository, commit
+        // and name.
         let sha256 = etag.map(|etag| etag.trim_matches('"').to_lowercase());
         let sha256 =
             sha256.filter(|etag| etag.len() == 64 && etag.bytes().all(|byte| byte.is_ascii_hexdigit()));
@@ -250,7 +251,7 @@ impl Snapshot {
         Ok(RemoteFile { name, size, key, etag: None })
     }
 
-    /// For people.
+    /// The URL for messages.
     fn url(&self) -> String {
         format!("hf://{}@{}", self.name, self.commit)
     }
@@ -268,7 +269,7 @@ fn is_commit(text: &str) -> bool {
     text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
 }
 
-/// Where the bytes of a partial answer start.
+/// The offset of the first byte of a partial response.
 fn range_start(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_RANGE)?.to_str().ok()?.strip_prefix("bytes ")?.split_once('-')?.0.parse().ok()
 }
@@ -288,7 +289,8 @@ fn http_error(error: reqwest::Error, from: &str) -> FetchError {
     FetchError::transient(from, causes(&error.without_url()))
 }
 
-/// An error and its causes. A URL may hold a signature: errors come without theirs.
+/// The text of an error and its causes. An error of a request must be passed without its URL, which
+/// may contain a signature.
 fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -17,12 +17,13 @@ use super::{FetchError, selection};
 
 /// How long a listing may take.
 const LIST_TIMEOUT: Duration = Duration::from_secs(120);
-/// How long an answer or its next piece may be awaited.
+/// The limit of the wait for a response or its next chunk.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-/// A base's directory holds no more objects than this.
+/// The largest number of objects in the directory of a base.
 const MAX_OBJECTS: usize = 10_000;
 
-/// What may be set otherwise by the environment. The time for a whole request has no limit of use: a file may be large.
+/// Defaults that the environment may override. A whole request has practically no time limit,
+/// because a file may be large.
 const CLIENT_DEFAULTS: [(&str, &str); 3] =
     [("timeout", "7days"), ("connect_timeout", "20s"), ("read_timeout", "60s")];
 
@@ -33,7 +34,7 @@ pub(super) struct ObjectStorePrefix {
     url: String,
 }
 
-/// The files of the base under the URL, whose store has `settings`.
+/// Returns the files of the base at a URL, whose store has `settings`.
 pub(super) async fn file_set(
     parsed: &Url,
     settings: &[(String, String)],
@@ -41,8 +42,8 @@ pub(super) async fn file_set(
 ) -> Result<FileSet, FetchError> {
     let url = parsed.as_str().trim_end_matches('/');
     if let Ok((ObjectStoreScheme::Http, _)) = ObjectStoreScheme::parse(parsed) {
-        let message = "the files of an https:// server cannot be listed, except S3's and Azure's; upload the base, or use \
-                       hf:// or s3://";
+        let message = "the files of an https:// server cannot be listed, except S3's and Azure's; upload the \
+                       base, or use hf:// or s3://";
         return Err(FetchError::permanent(url, message));
     }
     let settings = settings.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -68,15 +69,17 @@ pub(super) async fn file_set(
 }
 
 impl ObjectStorePrefix {
-    /// Makes `path` the whole file.
+    /// Completes the file at `path`.
     pub(super) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
         let from = format!("{}/{}", self.url, file.name);
         let mut partial = PartialFile::open(path).await?;
         if partial.size() >= file.size {
             return partial.finish(file, &from).await;
         }
-        let stalled =
-            |_| FetchError::transient(&from, format!("the transfer stood still for {STALL_TIMEOUT:?}"));
+        let stalled = |_| {
+            let message = format!("the transfer made no progress for {STALL_TIMEOUT:?}");
+            FetchError::transient(&from, message)
+        };
         let fail = |error: object_store::Error| fetch_error(&error, &from);
         let range = (partial.size() > 0).then_some(GetRange::Offset(partial.size()));
         let options = GetOptions { if_match: file.etag.clone(), range, ..GetOptions::default() };
@@ -91,20 +94,20 @@ impl ObjectStorePrefix {
         partial.finish(file, &from).await
     }
 
-    /// All files, those in directories included, in the order of their names.
+    /// Lists all files, also those in subdirectories, in the order of their names.
     async fn list(&self) -> Result<Vec<RemoteFile>, FetchError> {
         let mut objects = self.store.list(Some(&self.prefix));
         let mut files = Vec::new();
         while let Some(object) = objects.try_next().await.map_err(|error| fetch_error(&error, &self.url))? {
             if files.len() == MAX_OBJECTS {
                 let message =
-                    format!("holds more than {MAX_OBJECTS} objects; give the directory of one model");
+                    format!("contains more than {MAX_OBJECTS} objects; give the directory of one model");
                 return Err(FetchError::permanent(&self.url, message));
             }
             files.extend(self.remote_file(object));
         }
         if files.is_empty() {
-            return Err(FetchError::permanent(&self.url, "holds no files"));
+            return Err(FetchError::permanent(&self.url, "contains no files"));
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(files)
@@ -127,7 +130,7 @@ impl ObjectStorePrefix {
 
 fn fetch_error(error: &object_store::Error, from: &str) -> FetchError {
     use object_store::Error;
-    // Of a failed listing only the text tells the status.
+    // For a failed listing, only the text contains the status.
     let text = error.to_string();
     let after = |mark: &str| text.split_once(mark).map(|(_, rest)| rest);
     let status = after("status code: ").and_then(|rest| rest.get(..3)?.parse::<u16>().ok());
@@ -139,17 +142,18 @@ fn fetch_error(error: &object_store::Error, from: &str) -> FetchError {
             let remedy = "check the worker's AWS_*, GOOGLE_* or AZURE_* environment variables";
             FetchError::permanent(from, format!("the store refuses access ({code}): {remedy}"))
         }
-        (Error::Precondition { .. }, _) => FetchError::transient(from, "was changed while it was fetched"),
+        (Error::Precondition { .. }, _) => FetchError::transient(from, "changed while it was fetched"),
         (_, Some(status @ (408 | 429 | 500..))) => {
-            FetchError::transient(from, format!("the store answers {status} ({code})"))
+            FetchError::transient(from, format!("the store returned {status} ({code})"))
         }
-        (_, Some(status)) => FetchError::permanent(from, format!("the store answers {status} ({code})")),
+        (_, Some(status)) => FetchError::permanent(from, format!("the store returned {status} ({code})")),
         (Error::Generic { .. }, None) => FetchError::transient(from, one_line(error)),
         (_, None) => FetchError::permanent(from, one_line(error)),
     }
 }
 
-/// An error in one line of bounded length, without what may hold secrets: the queries of URLs, the bodies of answers.
+/// An error in one line of limited length, without the parts that may contain secrets: the queries
+/// of URLs and the bodies of responses.
 fn one_line(error: &object_store::Error) -> String {
     let text = error.to_string();
     let head = text.split(['<', '{']).next().unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A file that arrives piece by piece.
+//! A file that arrives in chunks.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 use super::FetchError;
 use super::source::RemoteFile;
 
-/// The beginning of a file, on disk.
+/// A file on disk of which only the beginning may have arrived.
 pub(super) struct PartialFile {
     path: PathBuf,
     file: File,
@@ -17,7 +17,7 @@ pub(super) struct PartialFile {
 }
 
 impl PartialFile {
-    /// Goes on with what lies at `path`.
+    /// Opens the file at `path`, and hashes the bytes that it has already.
     pub(super) async fn open(path: &Path) -> Result<Self, FetchError> {
         let mut options = OpenOptions::new();
         let options = options.read(true).write(true).create(true).truncate(false);
@@ -32,12 +32,12 @@ impl PartialFile {
         }
     }
 
-    /// Bytes that are there.
+    /// The number of bytes that have arrived.
     pub(super) fn size(&self) -> u64 {
         self.digest.size()
     }
 
-    /// Forgets what is there.
+    /// Drops the bytes that have arrived.
     pub(super) async fn restart(&mut self) -> Result<(), FetchError> {
         self.file.set_len(0).await.map_err(FetchError::at(&self.path))?;
         self.file.rewind().await.map_err(FetchError::at(&self.path))?;
@@ -45,17 +45,18 @@ impl PartialFile {
         Ok(())
     }
 
-    /// Appends a piece.
+    /// Appends a chunk.
     pub(super) async fn write(&mut self, piece: &[u8]) -> Result<(), FetchError> {
         self.file.write_all(piece).await.map_err(FetchError::at(&self.path))?;
-        // Nothing is under way when this is dropped for an error of the other side.
+        // Flushing ensures that no write is pending if the file is dropped after an error of the
+        // sender.
         self.file.flush().await.map_err(FetchError::at(&self.path))?;
         self.digest.update(piece);
         Ok(())
     }
 
-    /// Holds what is there against what was wanted from `from`. A file of the right length with other bytes, or one that is
-    /// too long, is forgotten.
+    /// Compares the file with the size and hash that were announced for `from`. A file that is too
+    /// long, or that has the right length but other bytes, is emptied.
     pub(super) async fn finish(mut self, remote_file: &RemoteFile, from: &str) -> Result<(), FetchError> {
         let (size, expected) = (self.size(), remote_file.size);
         if size < expected {
@@ -65,7 +66,7 @@ impl PartialFile {
         let same = remote_file.sha256().is_none_or(|sha256| self.digest.clone().finish().sha256 == sha256);
         if size > expected || !same {
             self.restart().await?;
-            return Err(FetchError::transient(from, "it arrived damaged; try again"));
+            return Err(FetchError::transient(from, "the received file is corrupt; try again"));
         }
         self.file.sync_all().await.map_err(FetchError::at(&self.path))
     }

@@ -1,4 +1,4 @@
-//! Which files of a model's repository or directory the engine reads.
+//! Selects the files of a model's repository or directory that the engine reads.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,13 +9,13 @@ use super::source::{RemoteFile, Source};
 use super::{FetchError, is_bare};
 
 const CONFIG_FILE: &str = "config.json";
-/// The weights, if they are one file.
+/// The weights, if they are in one file.
 const WEIGHTS_FILE: &str = "model.safetensors";
-/// Names the files of the weights otherwise.
+/// The index that names the files of the weights otherwise.
 const WEIGHTS_INDEX_FILE: &str = "model.safetensors.index.json";
-/// An index is no longer than this.
+/// The size limit of an index.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
-/// Tokenizer and generation settings: those that are there.
+/// The tokenizer and the generation settings. Each of these files is optional.
 const TOKENIZER_FILES: [&str; 10] = [
     "added_tokens.json",
     "chat_template.jinja",
@@ -28,13 +28,14 @@ const TOKENIZER_FILES: [&str; 10] = [
     "vocab.json",
     "vocab.txt",
 ];
-/// Directory of further chat templates.
+/// The directory of additional chat templates.
 const TEMPLATES: &str = "additional_chat_templates/";
 
-/// What is needed of the files called `names`: all but the shards of the weights, which the index among them names.
+/// Returns those of the files `names` that a base needs, except the shards of the weights, which
+/// the index names.
 ///
 /// # Errors
-/// What a base cannot do without.
+/// A required file is missing.
 pub(super) fn needed<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<BTreeSet<String>, String> {
     let names: BTreeSet<&str> = names.into_iter().collect();
     if !names.contains(CONFIG_FILE) {
@@ -55,10 +56,11 @@ pub(super) fn needed<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<BTr
     Ok(names.into_iter().filter(is_needed).map(str::to_owned).collect())
 }
 
-/// The shards that the index among `files`, which are of `source` (for people: `from`), names; none without an index.
+/// Returns the shards that the index among `files` names, or an empty set if there is no index.
+/// `source` is the source of the files, and `from` names it in messages.
 ///
 /// # Errors
-/// An index that cannot be had or read, or names what is not to be named.
+/// The index cannot be fetched or read, or names a file outside its directory.
 pub(super) async fn shards(
     files: &[RemoteFile],
     source: &Source,
@@ -81,7 +83,7 @@ pub(super) async fn shards(
         serde_json::from_slice(&text).map_err(|error| fail(format!("cannot be read: {error}")))?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
     match shards.iter().find(|name| !is_bare(name)) {
-        Some(name) => Err(fail(format!("names {name:?}, which is no file beside it"))),
+        Some(name) => Err(fail(format!("names {name:?}, which is not a file in the same directory"))),
         None => Ok(shards),
     }
 }

@@ -1,4 +1,4 @@
-//! Files that are wanted, and the places they come from.
+//! Files to fetch, and where they come from.
 
 use std::path::Path;
 
@@ -11,26 +11,26 @@ use super::FetchError;
 use super::hub::Snapshot;
 use super::object_store::ObjectStorePrefix;
 
-/// Files that belong together, from one place.
+/// Files that belong together, from one source.
 pub(super) struct FileSet {
     pub(super) source: Source,
     pub(super) files: Vec<RemoteFile>,
 }
 
-/// A file before it is here.
+/// A file to fetch.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct RemoteFile {
     /// Its path in the set.
     pub(super) name: String,
     /// Bytes.
     pub(super) size: u64,
-    /// Names the content: the SHA-256 in hexadecimal where it is known.
+    /// The key of the content: the SHA-256 in hexadecimal if it is known.
     pub(super) key: String,
-    /// What an object store calls the content.
+    /// The object store's entity tag of the content.
     pub(super) etag: Option<String>,
 }
 
-/// Where files come from.
+/// The source of files.
 pub(super) enum Source {
     /// The coordinator's store, by SHA-256.
     Coordinator(Channel),
@@ -46,7 +46,7 @@ impl RemoteFile {
 }
 
 impl Source {
-    /// Makes `path` the whole file, going on from what is there of it.
+    /// Completes the file at `path`, resuming from the bytes that it has already.
     pub(super) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
         match self {
             Self::Coordinator(channel) => {

@@ -17,7 +17,7 @@ use tonic::transport::Channel;
 
 use super::{FetchError, InputFetcher, LocalInputs};
 
-/// More than any test needs.
+/// A limit that no test reaches.
 const LARGE_CACHE: u64 = 1 << 30;
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
@@ -26,7 +26,7 @@ fn cache(dir: &Path, max_bytes: u64) -> InputFetcher {
     InputFetcher::open(dir, max_bytes, Vec::new()).unwrap()
 }
 
-/// A channel to nobody.
+/// A channel on which nothing listens.
 fn unreachable_channel() -> Channel {
     Channel::from_static("http://127.0.0.1:1").connect_lazy()
 }
@@ -50,7 +50,7 @@ fn inputs_with(base: v1::base::Source, train: &[u8]) -> v1::Inputs {
     }
 }
 
-/// The error of what must not work.
+/// Returns the error of a fetch that must fail.
 fn refusal(result: Result<LocalInputs, FetchError>) -> FetchError {
     match result {
         Ok(_) => panic!("it was fetched"),
@@ -58,7 +58,7 @@ fn refusal(result: Result<LocalInputs, FetchError>) -> FetchError {
     }
 }
 
-/// Every file under `dir`, directories left out.
+/// All files under `dir` and its subdirectories.
 fn tree(dir: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {

@@ -1,4 +1,4 @@
-//! An all-reduce among processes: they are started, connected and watched, and ended within a limit.
+//! An all-reduce among processes: starts, connects and watches them, and ends them within a limit.
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 
 use lora_train::AllReduceMeasurement;
 
-use super::message::Message;
+use super::message::RankMessage;
 use super::{ProbeError, joined};
 
-/// Lines of the ranks that are read ahead. Ranks that write more wait.
-const LINES: usize = 64;
+/// Lines of the ranks that are read ahead. Ranks that write more block.
+const MAX_BUFFERED_LINES: usize = 64;
 /// Limit of the wait for other ranks after one has failed. Peers of a failed rank fail too, perhaps
 /// before it: only together do the errors show the cause.
 const SETTLE_LIMIT: Duration = Duration::from_secs(1);
-/// Limit of the wait for ranks that are done, or killed, to end.
+/// Limit of the wait for the end of ranks that are done or were killed.
 const END_LIMIT: Duration = Duration::from_secs(5);
-/// Pause between two looks at a process that is about to end.
+/// Interval at which a process that is about to end is polled.
 const PAUSE: Duration = Duration::from_millis(5);
-/// Output streams of a process.
+/// Number of output streams of a process: stdout and stderr.
 const STREAMS: usize = 2;
 
 /// Ranks that ended without an answer for the same reason.
@@ -38,12 +38,12 @@ impl fmt::Display for RankFailure {
     }
 }
 
-/// All-reduces a vector among `ranks` processes, each of which calls [`run_rank`](super::take_part).
-/// `command` makes the process of a rank. What the processes log, to stderr or stdout, is written to
-/// stderr, each line with its rank.
+/// All-reduces a vector among `ranks` processes, each of which calls [`run_rank`](super::run_rank).
+/// `command` creates the process of a rank. The logs of the processes, on stderr or stdout, are
+/// written to stderr, each line with its rank.
 ///
 /// # Errors
-/// A process fails, or is not done within `limit`.
+/// A process failed, or was not done within `limit`.
 pub fn all_reduce(
     ranks: usize,
     limit: Duration,
@@ -51,14 +51,14 @@ pub fn all_reduce(
 ) -> Result<AllReduceMeasurement, ProbeError> {
     let mut ranks = Ranks::start(ranks, limit, command)?;
     let addresses = ranks.collect(|rank| rank.address.clone())?;
-    ranks.tell(&addresses.join(" "));
+    ranks.send_line(&addresses.join(" "));
     let readings = ranks.collect(|rank| rank.reading.clone())?;
     ranks.wait_for_end();
     let first = readings.into_iter().next();
     first.ok_or_else(|| io::Error::other("an all-reduce takes at least one rank").into())
 }
 
-/// The processes of all ranks. Dropping this kills those that still run.
+/// The processes of all ranks. Dropping the struct kills the processes that still run.
 struct Ranks {
     ranks: Vec<Rank>,
     events: Receiver<Event>,
@@ -70,14 +70,14 @@ struct Ranks {
 
 struct Rank {
     child: Child,
-    /// Its end is the rank's signal to end.
+    /// Closing it is the rank's signal to end.
     stdin: ChildStdin,
     address: Option<String>,
     reading: Option<AllReduceMeasurement>,
     open_streams: usize,
     /// The last error that the rank wrote.
     error: Option<String>,
-    /// The last line of a log.
+    /// The last line of its logs.
     last_line: Option<String>,
 }
 
@@ -87,22 +87,22 @@ enum Stream {
     Stderr,
 }
 
-/// Something that a rank wrote.
+/// A line or the end of a stream of a rank.
 struct Event {
     rank: usize,
     stream: Stream,
-    /// None: the stream has ended.
+    /// `None` if the stream has ended.
     line: Option<String>,
 }
 
 impl Ranks {
     fn start(count: usize, limit: Duration, command: impl Fn(usize) -> Command) -> io::Result<Self> {
         let deadline = Instant::now() + limit;
-        let (sender, events) = sync_channel(LINES);
+        let (sender, events) = sync_channel(MAX_BUFFERED_LINES);
         let mut ranks = Self { ranks: Vec::new(), events, ended: Vec::new(), limit, deadline };
         for number in 0..count {
             let (rank, stdout, stderr) = Rank::start(command(number))?;
-            // First: what is in the list is killed if anything fails here.
+            // This comes first: a rank in the list is killed if a later operation fails.
             ranks.ranks.push(rank);
             read(number, Stream::Stdout, stdout, sender.clone())?;
             read(number, Stream::Stderr, stderr, sender.clone())?;
@@ -110,7 +110,7 @@ impl Ranks {
         Ok(ranks)
     }
 
-    /// The answers of all ranks, once each has given one.
+    /// Returns the answers of all ranks, once each rank has given one.
     fn collect<T>(&mut self, answer: impl Fn(&Rank) -> Option<T>) -> Result<Vec<T>, ProbeError> {
         loop {
             let answers: Vec<Option<T>> = self.ranks.iter().map(&answer).collect();
@@ -145,10 +145,10 @@ impl Ranks {
         ProbeError::Failed(failures)
     }
 
-    /// Waits for an event and takes it; false if none came before `deadline`.
+    /// Waits for an event and processes it. Returns false if none came before `deadline`.
     fn take_event(&mut self, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
-        // A rank that writes without end has an event ready at any time.
+        // A rank that writes without pause has an event ready at any time.
         if left.is_zero() {
             return false;
         }
@@ -161,23 +161,23 @@ impl Ranks {
             }
             return true;
         };
-        match Message::parse(&line).filter(|_| stream == Stream::Stdout) {
-            Some(Message::Address(address)) => rank.address = Some(address),
-            Some(Message::Reading(reading)) => rank.reading = Some(reading),
+        match RankMessage::parse(&line).filter(|_| stream == Stream::Stdout) {
+            Some(RankMessage::Address(address)) => rank.address = Some(address),
+            Some(RankMessage::Reading(reading)) => rank.reading = Some(reading),
             None => rank.log(number, line),
         }
         true
     }
 
     /// Writes a line to the stdin of every rank.
-    fn tell(&mut self, line: &str) {
+    fn send_line(&mut self, line: &str) {
         for rank in &mut self.ranks {
-            // A rank that has ended is reported by the wait for its answer.
+            // If a rank has ended, the wait for its answer reports that.
             let _ = writeln!(rank.stdin, "{line}").and_then(|()| rank.stdin.flush());
         }
     }
 
-    /// Waits until the ranks, which are done, have written all of their logs.
+    /// Waits until the ranks, which are done, have written all their logs.
     fn wait_for_end(&mut self) {
         let deadline = self.deadline.min(Instant::now() + END_LIMIT);
         while self.ended.len() < self.ranks.len() && self.take_event(deadline) {}
@@ -187,7 +187,7 @@ impl Ranks {
 impl Drop for Ranks {
     fn drop(&mut self) {
         for rank in &mut self.ranks {
-            // It may have ended by itself.
+            // The process may have ended by itself.
             let _ = rank.child.kill();
         }
         let deadline = Instant::now() + END_LIMIT;
@@ -204,7 +204,7 @@ impl Rank {
         let (Some(stdin), Some(stdout), Some(stderr)) =
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         else {
-            return Err(io::Error::other("a process without pipes"));
+            return Err(io::Error::other("a process has no pipes"));
         };
         let rank = Self {
             child,
@@ -219,7 +219,7 @@ impl Rank {
     }
 
     fn log(&mut self, number: usize, line: String) {
-        // Without stderr, the line cannot be shown anywhere.
+        // If writing to stderr fails, there is no other place for the line.
         let _ = writeln!(io::stderr(), "rank {number}: {line}");
         match line.strip_prefix("error: ") {
             Some(error) => self.error = Some(error.to_owned()),
@@ -227,7 +227,7 @@ impl Rank {
         }
     }
 
-    /// Why a rank whose streams have ended gave no answer.
+    /// The reason why a rank whose streams have ended gave no answer.
     fn reason(&mut self) -> String {
         let status = wait_until(&mut self.child, Instant::now() + SETTLE_LIMIT).ok().flatten();
         let signal = status.and_then(|status| status.signal());
@@ -243,7 +243,7 @@ fn with_line(text: &str, line: Option<&str>) -> String {
     line.map_or_else(|| text.to_owned(), |line| format!("{text}; its last line: {line}"))
 }
 
-/// Reads lines in a thread, which ends with the stream, or with the receiver.
+/// Reads lines in a thread, which ends with the stream or with the receiver.
 fn read(
     rank: usize,
     stream: Stream,
@@ -252,7 +252,7 @@ fn read(
 ) -> io::Result<()> {
     let read = move || {
         let lines = BufReader::new(pipe).split(b'\n').map_while(Result::ok);
-        // A log need not be UTF-8.
+        // A log may contain bytes that are not UTF-8.
         let lines = lines.map(|line| String::from_utf8_lossy(&line).trim_end().to_owned());
         let mut lines = lines.filter(|line| !line.is_empty()).map(Some).chain([None]);
         let _ = lines.try_for_each(|line| sender.send(Event { rank, stream, line }));
@@ -260,8 +260,8 @@ fn read(
     thread::Builder::new().name("probe-reader".into()).spawn(read).map(drop)
 }
 
-/// Waits until `child` has ended; `None` if it runs on after `deadline`: one that is stuck in the
-/// driver does so even if it is killed.
+/// Waits until `child` has ended. Returns `None` if it still runs after `deadline`, which a process
+/// that is stuck in the driver does even if it is killed.
 fn wait_until(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitStatus>> {
     loop {
         match child.try_wait()? {
@@ -277,7 +277,7 @@ mod tests {
     use super::*;
 
     const ANSWER: &str = r#"{"reading": {"through": "tcp", "world_size": 2, "bytes": 4, "seconds": 1}}"#;
-    /// Far above what these processes take.
+    /// Far longer than these processes take.
     const PATIENT: Duration = Duration::from_secs(60);
 
     /// Two processes that run `script` with their rank as `$1` and [`ANSWER`] as `$2`.
@@ -298,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn logs_on_stdout_are_no_answers() {
+    fn logs_on_stdout_are_not_answers() {
         let script = r#"echo NCCL version 2.28.9; printf 'not UTF-8: \377\n7\n'; printf 'cut off'
             printf '\n{"address": "here"}\n'; read addresses; echo '{"error": 1}'; printf 'NCCL INF'
             printf '\n%s\n' "$2"; echo 'O cut off'"#;
@@ -340,7 +340,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_does_not_end_is_not_waited_for() {
+    fn the_wait_for_a_process_ends_at_the_deadline() {
         let mut child = Command::new("sleep").arg("1000").spawn().unwrap();
         assert!(wait_until(&mut child, Instant::now()).unwrap().is_none());
         child.kill().unwrap();

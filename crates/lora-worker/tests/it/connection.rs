@@ -1,4 +1,4 @@
-//! Connections that end and come back, and coordinators that refuse.
+//! Connections that break and are reopened, and coordinators that refuse a worker.
 
 use lora_proto::v1::{Goal, Hello, Phase};
 use tonic::Status;
@@ -22,17 +22,17 @@ async fn a_reconnect_reports_the_job_and_the_unacknowledged_steps() {
     let mut link = fake.accept().await;
     assert_eq!(link.hello.instance_id, instance_id);
     let status = link.hello.status.clone().unwrap();
-    assert_eq!((status.directive, status.job.unwrap().phase()), (0, Phase::Training), "it trained on");
+    assert_eq!((status.directive, status.job.unwrap().phase()), (0, Phase::Training), "training continued");
     let before = link.until(|status| status.directive == 0).await.job.unwrap();
     link.job(|job| job.completed_steps > before.completed_steps).await;
     let numbers = link.step_numbers();
     assert!(numbers[0] <= 3, "{numbers:?}");
     assert!(numbers.is_sorted_by(|a, b| a + 1 == *b), "{numbers:?}");
 
-    // The same directive again changes nothing.
+    // Sending the same directive again changes nothing.
     link.direct(&place, Goal::Train).await;
-    let held = link.phase(Phase::Training).await;
-    assert!(held.completed_steps >= before.completed_steps);
+    let job = link.phase(Phase::Training).await;
+    assert!(job.completed_steps >= before.completed_steps);
     worker.kill(link).await;
 }
 
@@ -46,7 +46,7 @@ async fn an_older_coordinator_is_refused() {
     drop(link);
     let mut outdated = fake.accept_unwelcomed().await;
     outdated.welcome(6).await;
-    assert_eq!(outdated.closed().await, None, "it says nothing to it");
+    assert_eq!(outdated.closed().await, None, "the worker sends it no status");
     let mut link = fake.accept_unwelcomed().await;
     link.welcome(7).await;
     link.free().await;
@@ -81,9 +81,9 @@ async fn training_stops_after_the_orphan_timeout() {
     let stopped = stopped.status.unwrap().job.unwrap();
     fake.refuse(None);
     let mut link = fake.accept().await;
-    // The group was left: training needs a newer generation.
+    // The worker left its group, so training needs a newer generation.
     link.direct(&place, Goal::Train).await;
-    let held = link.phase(Phase::Stopped).await;
-    assert_eq!(held.completed_steps, stopped.completed_steps);
+    let job = link.phase(Phase::Stopped).await;
+    assert_eq!(job.completed_steps, stopped.completed_steps);
     worker.kill(link).await;
 }

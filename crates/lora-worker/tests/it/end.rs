@@ -1,4 +1,4 @@
-//! How a worker ends.
+//! The ways in which a worker ends.
 
 use lora_proto::v1::{Goal, Phase};
 use tonic::Status;
@@ -17,12 +17,12 @@ async fn a_draining_worker_waits_for_its_release() {
     link.job(|job| job.completed_steps >= 1).await;
     worker.stop.cancel();
     let draining = link.until(|status| status.draining).await;
-    assert_eq!(draining.job.unwrap().phase(), Phase::Training, "it trains until it is let go of");
+    assert_eq!(draining.job.unwrap().phase(), Phase::Training, "it trains until it is released");
     link.direct(&place, Goal::Stop).await;
     link.phase(Phase::Stopped).await;
     link.release().await;
     let last = link.closed().await.unwrap();
-    assert_eq!((last.job, last.draining), (None, true), "the last it says is that the memory is free");
+    assert_eq!((last.job, last.draining), (None, true), "the last status reports that the memory is free");
     drop(link);
     worker.ended().await;
 }

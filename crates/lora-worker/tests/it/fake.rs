@@ -1,4 +1,4 @@
-//! A coordinator that says what the test wants it to say.
+//! A coordinator that the test controls.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::store::FakeStore;
 
-/// The most a test waits.
+/// The longest wait of a test.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 
 const HEARTBEAT_SECONDS: f64 = 0.05;
@@ -32,9 +32,9 @@ pub(crate) struct FakeCoordinator {
     _serving: AbortOnDropHandle<()>,
 }
 
-/// Where workers come in.
+/// The service to which workers connect.
 struct FakeWorkerControl {
-    /// What they are told instead of a welcome.
+    /// The error that a worker gets instead of a welcome.
     refusal: watch::Sender<Option<Status>>,
     /// The newest hello that was refused.
     refused: watch::Sender<Option<Hello>>,
@@ -61,24 +61,24 @@ impl FakeCoordinator {
         Self { address, store, control, links, _serving: AbortOnDropHandle::new(serving) }
     }
 
-    /// The next worker that connects; it has not been welcomed.
+    /// Returns the next worker that connects, without a welcome.
     pub(crate) async fn accept_unwelcomed(&mut self) -> WorkerStream {
         timeout(WAIT_TIMEOUT, self.links.recv()).await.expect("a worker connects").unwrap()
     }
 
-    /// The next worker that connects, welcomed in the first term.
+    /// Returns the next worker that connects, after a welcome in term 1.
     pub(crate) async fn accept(&mut self) -> WorkerStream {
         let link = self.accept_unwelcomed().await;
         link.welcome(1).await;
         link
     }
 
-    /// Refuses whoever connects, or no one any more.
+    /// Refuses all workers that connect with `refusal`. `None` stops refusing them.
     pub(crate) fn refuse(&self, refusal: Option<Status>) {
         self.control.refusal.send_replace(refusal);
     }
 
-    /// Waits for a hello that is refused and looks like this.
+    /// Waits for a refused hello for which `want` returns true.
     pub(crate) async fn refused(&self, want: impl Fn(&Hello) -> bool) -> Hello {
         let mut refused = self.control.refused.subscribe();
         let wanted = refused.wait_for(|hello| hello.as_ref().is_some_and(&want));
@@ -96,7 +96,7 @@ impl WorkerControl for FakeWorkerControl {
     ) -> Result<Response<Self::ConnectStream>, Status> {
         let mut inbox = request.into_inner();
         let Some(FromWorker::Hello(hello)) = inbox.message().await?.and_then(|message| message.kind) else {
-            panic!("the first message is no hello");
+            panic!("the first message is not a hello");
         };
         let refusal = self.refusal.borrow().clone();
         if let Some(refusal) = refusal {
@@ -110,10 +110,10 @@ impl WorkerControl for FakeWorkerControl {
     }
 }
 
-/// A worker's stream. Dropped, it is closed.
+/// A worker's stream. Dropping it closes the stream.
 pub(crate) struct WorkerStream {
     pub(crate) hello: Hello,
-    /// All that came so far.
+    /// All steps that were received so far.
     pub(crate) steps: Vec<v1::Steps>,
     inbox: Streaming<v1::WorkerMessage>,
     outbox: mpsc::Sender<Result<v1::CoordinatorMessage, Status>>,
@@ -129,12 +129,12 @@ impl WorkerStream {
         self.send_directive(Some(assignment.clone()), goal).await;
     }
 
-    /// Has the worker let go of its job.
+    /// Tells the worker to release its job.
     pub(crate) async fn release(&mut self) {
         self.send_directive(None, Goal::Unspecified).await;
     }
 
-    /// Says that steps are stored.
+    /// Acknowledges the steps up to `step` as stored.
     pub(crate) async fn acknowledge(&self, job_id: &str, step: u64) {
         let ack = v1::StepsAck { job_id: job_id.into(), step };
         self.send(FromCoordinator::StepsAck(ack)).await;
@@ -150,11 +150,11 @@ impl WorkerStream {
         self.outbox.send(Ok(v1::CoordinatorMessage { kind: Some(kind) })).await.unwrap();
     }
 
-    /// The next status; none: the worker has closed the stream.
+    /// Returns the next status, or `None` if the worker has closed the stream.
     pub(crate) async fn status(&mut self) -> Option<WorkerStatus> {
         loop {
             let message =
-                timeout(WAIT_TIMEOUT, self.inbox.message()).await.expect("the worker tells something");
+                timeout(WAIT_TIMEOUT, self.inbox.message()).await.expect("the worker sends a message");
             match message.ok().flatten()?.kind {
                 Some(FromWorker::Status(status)) => return Some(status),
                 Some(FromWorker::Steps(steps)) => self.steps.push(steps),
@@ -163,7 +163,7 @@ impl WorkerStream {
         }
     }
 
-    /// Waits for a status that takes account of the newest directive and looks like this.
+    /// Waits for a status that answers the newest directive and for which `want` returns true.
     pub(crate) async fn until(&mut self, want: impl Fn(&WorkerStatus) -> bool) -> WorkerStatus {
         let mut last = None;
         let waiting = async {
@@ -179,17 +179,17 @@ impl WorkerStream {
         found.unwrap_or_else(|| panic!("no such status; the last one: {last:?}"))
     }
 
-    /// Waits until the job is held in this phase.
+    /// Waits until the worker reports the job in this phase.
     pub(crate) async fn phase(&mut self, phase: Phase) -> HeldJob {
         self.job(|job| job.phase() == phase).await
     }
 
-    /// Waits until a job is held that looks like this.
+    /// Waits until the worker reports a job for which `want` returns true.
     pub(crate) async fn job(&mut self, want: impl Fn(&HeldJob) -> bool) -> HeldJob {
         self.until(|status| status.job.as_ref().is_some_and(&want)).await.job.unwrap()
     }
 
-    /// Waits until no job is held.
+    /// Waits until the worker reports no job.
     pub(crate) async fn free(&mut self) {
         self.until(|status| status.job.is_none()).await;
     }
@@ -203,7 +203,7 @@ impl WorkerStream {
         last
     }
 
-    /// The numbers of all steps that came so far.
+    /// The numbers of all steps that were received so far.
     pub(crate) fn step_numbers(&self) -> Vec<u64> {
         self.steps.iter().flat_map(|steps| &steps.steps).map(|row| row.metrics.unwrap().step).collect()
     }

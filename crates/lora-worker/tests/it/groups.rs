@@ -25,16 +25,16 @@ async fn all_ranks_stop_after_the_same_step_and_continue_in_a_newer_generation()
     one.direct(&place(&first, 1), Goal::Stop).await;
     let stopped = one.phase(Phase::Stopped).await.completed_steps;
     assert_eq!(zero.phase(Phase::Stopped).await.completed_steps, stopped, "one was asked, all stop");
-    assert!(one.steps.is_empty(), "rank 0 tells the steps");
+    assert!(one.steps.is_empty(), "only rank 0 sends steps");
 
-    // Rank 1 becomes the first and tells what it holds that is not stored.
+    // The worker with rank 1 gets rank 0, and sends its steps that are not stored.
     one.acknowledge("job-1", 1).await;
-    let mut turned = newer(&first);
-    turned.peers.reverse();
-    one.direct(&turned, Goal::Prepare).await;
+    let mut swapped = newer(&first);
+    swapped.peers.reverse();
+    one.direct(&swapped, Goal::Prepare).await;
     assert_eq!(one.phase(Phase::Prepared).await.completed_steps, stopped);
-    one.direct(&turned, Goal::Train).await;
-    zero.direct(&place(&turned, 1), Goal::Train).await;
+    one.direct(&swapped, Goal::Train).await;
+    zero.direct(&place(&swapped, 1), Goal::Train).await;
     one.job(|job| job.completed_steps > stopped).await;
     assert_eq!(one.step_numbers()[..2], [2, 3]);
     assert!(one.steps.iter().all(|steps| steps.generation == 2));
@@ -60,7 +60,7 @@ async fn a_newer_generation_interrupts_the_group_and_keeps_the_state() {
     assert_eq!((broken.suspects.as_slice(), broken.generation), ([0].as_slice(), 1));
     assert!(broken.cause.contains("rank 0") && broken.unreachable.is_empty(), "{}", broken.cause);
 
-    // They hold the state after the same step, or one the step after.
+    // The workers hold the states after the same step, or after neighboring steps.
     assert!(broken.completed_steps.abs_diff(prepared.completed_steps) <= 1);
     one.release().await;
     one.free().await;

@@ -21,11 +21,11 @@ pub(crate) fn base() -> PathBuf {
     base.canonicalize().unwrap()
 }
 
-/// A job of so many steps, of two micro-batches each.
+/// A job of `steps` steps, of two micro-batches each.
 pub(crate) fn spec(steps: u64) -> JobSpec {
     let mut job = JobSpec { name: "tiny".into(), ..JobSpec::default() };
     job.model.base = base();
-    // Of the machine that the job was written on.
+    // A path of the machine on which the job was written.
     job.data.train = "/home/me/rows.jsonl".into();
     job.adapter.r = 2;
     job.training.global_batch_size = 2;
@@ -35,12 +35,12 @@ pub(crate) fn spec(steps: u64) -> JobSpec {
     job
 }
 
-/// The first generation of a job, for workers that listen where their hellos say; for rank 0.
+/// The assignment of rank 0 in the first generation of a job, with the peer addresses of `links`.
 pub(crate) fn assignment(fake: &FakeCoordinator, job: &JobSpec, links: &[&WorkerStream]) -> Assignment {
     over_rows(fake, job, ROWS, links)
 }
 
-/// The same over other rows.
+/// The same assignment with other rows.
 pub(crate) fn over_rows(
     fake: &FakeCoordinator,
     job: &JobSpec,
@@ -64,12 +64,12 @@ pub(crate) fn over_rows(
     }
 }
 
-/// The place of a rank in the group of `assignment`.
+/// The assignment of `rank` in the group of `assignment`.
 pub(crate) fn place(assignment: &Assignment, rank: u32) -> Assignment {
     Assignment { rank, ..assignment.clone() }
 }
 
-/// The same places in a newer generation.
+/// The same assignment in the next generation.
 pub(crate) fn newer(assignment: &Assignment) -> Assignment {
     Assignment { generation: assignment.generation + 1, ..assignment.clone() }
 }

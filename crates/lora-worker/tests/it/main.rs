@@ -1,4 +1,4 @@
-//! A worker with its engine, and a coordinator that is played by the test.
+//! A worker with its engine, and a fake coordinator.
 
 #![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests fail the test")]
 

@@ -1,4 +1,4 @@
-//! A job's way on one worker.
+//! The phases of a job on one worker.
 
 use lora_proto::v1::{Goal, Phase};
 
@@ -52,7 +52,7 @@ async fn an_invalid_row_fails_the_job_with_the_jobs_own_path() {
     let failed = link.phase(Phase::Failed).await;
     assert!(failed.cause.starts_with("/home/me/rows.jsonl:2"), "{}", failed.cause);
 
-    // Nothing is left of it that another generation could go on with.
+    // The failed job left no state from which another generation could continue.
     let again = newer(&place);
     link.direct(&again, Goal::Prepare).await;
     link.job(|job| job.phase() == Phase::Failed && job.generation == 2).await;
@@ -75,7 +75,9 @@ async fn a_job_above_the_memory_limit_fails_before_the_base_is_read() {
     let failed = link.phase(Phase::Failed).await;
     let (needs, would) = failed.cause.split_once(" of memory, more than 30.00 MiB; ").unwrap();
     assert!(needs.starts_with("a worker needs "), "{needs}");
-    assert!(would.starts_with("no activation_checkpointing, micro_batch_size or quantization would make it fit, the base alone takes "), "{would}");
+    let remedy = "no activation_checkpointing, micro_batch_size or quantization would make it fit, the base \
+                  alone takes ";
+    assert!(would.starts_with(remedy), "{would}");
     assert_eq!(failed.base, None);
     worker.kill(link).await;
 }
@@ -88,7 +90,7 @@ async fn a_job_is_released_in_the_middle_of_training() {
     let place = assignment(&fake, &spec(ENDLESS), &[&link]);
     link.direct(&place, Goal::Train).await;
     let training = link.job(|job| job.phase() == Phase::Training && job.completed_steps >= 2).await;
-    assert!(training.seconds_in_phase < 60.0, "counted from the last step");
+    assert!(training.seconds_in_phase < 60.0, "the time counts from the last step");
     link.release().await;
     link.free().await;
     worker.kill(link).await;
@@ -120,7 +122,7 @@ async fn a_saved_state_is_resumed() {
     let training = link.job(|job| job.completed_steps > stopped).await;
     assert_eq!((training.phase(), training.generation), (Phase::Training, 2));
     let expected: Vec<u64> = (1..).take(link.step_numbers().len()).collect();
-    assert_eq!(link.step_numbers(), expected, "no step was stored: all are told again");
+    assert_eq!(link.step_numbers(), expected, "no step was stored, so all are sent again");
     assert!(expected.len() as u64 > stopped);
     worker.kill(link).await;
 }

@@ -1,4 +1,4 @@
-//! The store of the played coordinator.
+//! The store of the fake coordinator.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -15,14 +15,14 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::fake::WAIT_TIMEOUT;
 
-/// Files, and what workers uploaded. A clone is the same store.
+/// Files of clients, and uploads of workers. A clone shares the store.
 #[derive(Clone)]
 pub(crate) struct FakeStore(Arc<FakeState>);
 
 struct FakeState {
     files: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     uploads: watch::Sender<Vec<(JobArtifact, FileDigest)>>,
-    /// What the next uploads are answered.
+    /// The errors of the next uploads.
     refusals: Mutex<VecDeque<Status>>,
 }
 
@@ -32,24 +32,24 @@ impl FakeStore {
         Self(Arc::new(FakeState { files, uploads: watch::channel(Vec::new()).0, refusals }))
     }
 
-    /// Stores a file as a client would.
+    /// Stores a file like a client.
     pub(crate) fn add(&self, name: &str, content: &[u8]) -> StoredFile {
         let digest = DigestBuilder::of_bytes(content);
         self.0.files.lock().unwrap().insert(digest.sha256.clone(), content.to_vec());
         StoredFile { name: name.into(), digest: Some(digest) }
     }
 
-    /// Refuses as many uploads, in this order.
+    /// Refuses the next uploads with these errors, in this order.
     pub(crate) fn refuse(&self, refusals: impl IntoIterator<Item = Status>) {
         self.0.refusals.lock().unwrap().extend(refusals);
     }
 
-    /// Refusals that no upload has had yet.
+    /// The number of refusals that no upload has received yet.
     pub(crate) fn refusals_left(&self) -> usize {
         self.0.refusals.lock().unwrap().len()
     }
 
-    /// Waits for the first checkpoint that is uploaded; returns its step.
+    /// Waits for the first uploaded checkpoint and returns its step.
     pub(crate) async fn uploaded_checkpoint(&self) -> u64 {
         let mut uploads = self.0.uploads.subscribe();
         let first = |uploads: &Vec<(JobArtifact, FileDigest)>| {
@@ -69,7 +69,7 @@ impl FakeStore {
         uploads.iter().filter_map(file).collect()
     }
 
-    /// The checkpoint of this step.
+    /// The uploaded checkpoint of `step`.
     pub(crate) fn checkpoint(&self, step: u64) -> v1::Checkpoint {
         let uploads = self.0.uploads.borrow();
         let found = uploads.iter().find(|(artifact, _)| checkpoint_step(artifact) == Some(step));
@@ -92,7 +92,7 @@ impl Artifacts for FakeStore {
         &self,
         _: Request<v1::FindMissingRequest>,
     ) -> Result<Response<v1::FindMissingResponse>, Status> {
-        Err(Status::unimplemented("workers do not ask"))
+        Err(Status::unimplemented("workers do not call this"))
     }
 
     async fn upload(
@@ -105,7 +105,7 @@ impl Artifacts for FakeStore {
             match message.kind {
                 Some(Upload::Header(first)) => header = Some(first),
                 Some(Upload::Chunk(chunk)) => content.extend(chunk),
-                None => return Err(Status::invalid_argument("nothing")),
+                None => return Err(Status::invalid_argument("an empty message")),
             }
         }
         if let Some(refusal) = self.0.refusals.lock().unwrap().pop_front() {
@@ -114,7 +114,7 @@ impl Artifacts for FakeStore {
         let header = header.ok_or_else(|| Status::invalid_argument("no header"))?;
         let digest = DigestBuilder::of_bytes(&content);
         if header.digest.as_ref() != Some(&digest) {
-            return Err(Status::data_loss("other bytes"));
+            return Err(Status::data_loss("the digest does not match the content"));
         }
         self.add("", &content);
         let artifact = header.artifact.ok_or_else(|| Status::invalid_argument("no name"))?;
@@ -128,7 +128,7 @@ impl Artifacts for FakeStore {
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let v1::DownloadRequest { source, offset } = request.into_inner();
         let Some(download_request::Source::Sha256(sha256)) = source else {
-            return Err(Status::invalid_argument("not by hash"));
+            return Err(Status::invalid_argument("a download must be by hash"));
         };
         let content = self.0.files.lock().unwrap().get(&sha256).cloned();
         let content = content.ok_or_else(|| Status::not_found("no such file"))?;

@@ -1,4 +1,4 @@
-//! Uploads that do not work the first time.
+//! Uploads that fail at first.
 
 use lora_proto::v1::{Goal, Phase};
 use tonic::Status;
@@ -33,10 +33,10 @@ async fn a_refused_upload_fails_the_job() {
     let mut fake = FakeCoordinator::start().await;
     let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
-    fake.store.refuse([Status::resource_exhausted("larger than is taken")]);
+    fake.store.refuse([Status::resource_exhausted("the file is too large")]);
     link.direct(&assignment(&fake, &spec(1), &[&link]), Goal::Train).await;
     let failed = link.phase(Phase::Failed).await;
-    assert_eq!(failed.cause, "adapter_model.safetensors: larger than is taken");
+    assert_eq!(failed.cause, "adapter_model.safetensors: the file is too large");
     worker.kill(link).await;
 }
 
@@ -55,7 +55,7 @@ async fn an_upload_of_an_older_generation_waits_for_the_newer_ones_directive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn checkpoints_are_uploaded_beside_the_training() {
+async fn checkpoints_are_uploaded_during_training() {
     let mut fake = FakeCoordinator::start().await;
     let worker = TestWorker::start(&fake, "w");
     let mut link = fake.accept().await;
@@ -72,7 +72,7 @@ async fn checkpoints_are_uploaded_beside_the_training() {
         link.phase(Phase::Training).await;
     }
     assert_eq!(notice(&link).unwrap(), "checkpoint of step 2: no room");
-    // The newest that waited when the coordinator was back, whichever that was.
+    // The saved checkpoint is the newest that waited when the coordinator was back.
     let step = link.phase(Phase::Training).await.completed_steps;
     let saved = fake.store.uploaded_checkpoint().await;
     assert!(saved.is_multiple_of(2) && saved > 2, "{saved} at step {step}");

@@ -45,7 +45,7 @@ impl TestWorker {
         timeout(WAIT_TIMEOUT, self.running).await.expect("the worker ends").unwrap().unwrap();
     }
 
-    /// Ends it without waiting to be let go of; `link` is its stream.
+    /// Ends the worker without draining. `link` is its stream.
     pub(crate) async fn kill(self, mut link: WorkerStream) {
         self.immediate.cancel();
         link.closed().await;

@@ -1,4 +1,4 @@
-//! What `cancel` and `pause` have in common: the same for each of some jobs.
+//! The common part of `cancel` and `pause`: the same call for each of several jobs.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -11,11 +11,12 @@ use crate::job_lookup;
 use crate::job_watch::{JobWatch, WatchStart};
 use crate::output::{Format, JobView, job_grid};
 
-/// How long a coordinator that is away is waited for.
+/// How long to wait for an unreachable coordinator.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Does `call` with each of the `wanted` jobs, and waits until each rests if asked to. A job that it cannot be done with
-/// is named, and the others are done.
+/// Runs `call` for each of the `wanted` jobs (ids or prefixes). With `wait`, waits until each of
+/// these jobs has stopped. If the call fails for a job, the error is printed and the next job
+/// follows.
 pub(crate) async fn apply_to_each(
     client: &Client,
     wanted: &[String],
@@ -35,7 +36,7 @@ pub(crate) async fn apply_to_each(
     if wait {
         for job in &mut jobs {
             eprintln!("waiting for job {}", job.job_id);
-            *job = wait_until_rested(client, job).await?;
+            *job = wait_until_stopped(client, job).await?;
         }
     }
     let views: Vec<JobView> = jobs.iter().cloned().map(Into::into).collect();
@@ -45,7 +46,8 @@ pub(crate) async fn apply_to_each(
     Ok(code)
 }
 
-/// Says why not, unless there is no use in going on.
+/// Prints the error of one job. Returns the error if the coordinator is unreachable, because then
+/// the calls for the other jobs would fail too.
 fn report_skipped(wanted: &str, error: anyhow::Error) -> Result<ExitCode> {
     if let Some(CallError::Unreachable { .. }) = error.downcast_ref() {
         return Err(error);
@@ -54,8 +56,8 @@ fn report_skipped(wanted: &str, error: anyhow::Error) -> Result<ExitCode> {
     Ok(ExitCode::FAILURE)
 }
 
-/// The job once it rests.
-async fn wait_until_rested(client: &Client, job: &v1::Job) -> Result<v1::Job> {
+/// Waits until the job has stopped, and returns it.
+async fn wait_until_stopped(client: &Client, job: &v1::Job) -> Result<v1::Job> {
     let mut watch = JobWatch::start(client, job, WatchStart { event: 1, after_step: None }, WAIT_TIMEOUT);
     while watch.next().await?.is_some() {}
     Ok(client.job(&job.job_id).await?)

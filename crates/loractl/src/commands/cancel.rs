@@ -1,4 +1,4 @@
-//! `loractl cancel`: a job's end.
+//! `loractl cancel`: cancels jobs.
 
 use std::process::ExitCode;
 
@@ -8,22 +8,25 @@ use lora_proto::v1;
 use super::{apply_to_jobs, online};
 use crate::output::Format;
 
-/// End jobs for good.
+/// Cancel jobs
 ///
-/// A job that is cancelled cannot be resumed. To go on later, use `loractl pause`.
+/// A cancelled job cannot be resumed. To continue a job later, use `loractl pause`.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl cancel 3f2a
   loractl cancel 3f2a 77b0 --wait
-  loractl cancel $(loractl list --state queued -o json | jq -r '.[].job_id')")]
+  loractl cancel $(loractl list --state queued -o json | jq -r '.[].job_id')"
+)]
 pub(crate) struct Args {
-    /// The jobs' ids, or as much of their starts as no others have.
+    /// Job ids, or unique prefixes of them.
     #[arg(value_name = "JOB", required = true)]
     jobs: Vec<String>,
-    /// Wait until the workers have freed the jobs' memory.
+    /// Wait until the workers have freed the memory of the jobs.
     #[arg(long)]
     wait: bool,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }

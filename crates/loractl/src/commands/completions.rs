@@ -1,4 +1,4 @@
-//! `loractl completions`: what a shell needs to complete command lines.
+//! `loractl completions`: prints shell completion scripts.
 
 use std::process::ExitCode;
 
@@ -8,14 +8,14 @@ use clap_complete::Shell;
 
 use crate::output::line;
 
-/// Write a script that completes loractl's command lines in a shell
+/// Print a completion script for a shell
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Examples:
   source <(loractl completions bash)
   loractl completions zsh > ~/.zfunc/_loractl
   loractl completions fish > ~/.config/fish/completions/loractl.fish")]
 pub(crate) struct Args {
-    /// The shell.
+    /// Shell that will run the script.
     #[arg(value_name = "SHELL")]
     shell: Shell,
 }

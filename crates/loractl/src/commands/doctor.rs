@@ -1,4 +1,4 @@
-//! `loractl doctor`: what this machine can train on.
+//! `loractl doctor`: shows what this machine can train on.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,24 +11,30 @@ use crate::doctor::{Options, examine};
 use crate::local::DeviceChoice;
 use crate::output::Format;
 
-/// Say what this machine can train on, and what it lacks for GPUs
+/// Show what this machine can train on, and what it lacks for GPUs
 ///
-/// Loads the driver and CUDA's libraries, each in a process of its own, and tells their versions and where they are. With a
-/// lora-worker that was built for CUDA it takes readings on every GPU. The exit code is 1 if CUDA does not work and was asked
-/// for.
+/// The driver and CUDA's libraries are loaded, each in its own process, and their
+/// versions and paths are shown. If there is a lora-worker that was built for CUDA, it
+/// measures every GPU, and an all-reduce among several GPUs. Each problem is listed
+/// with its remedy.
+///
+/// With --device cuda, the exit code is 1 if CUDA does not work.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl doctor
   loractl doctor --device cuda
-  loractl doctor --worker target/release/lora-worker -o json | jq .cuda.problems")]
+  loractl doctor --worker target/release/lora-worker -o json | jq .cuda.problems"
+)]
 pub(crate) struct Args {
-    /// What is asked for; auto looks for GPUs and can do without.
+    /// Device to examine; auto looks for GPUs and does not require them.
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
-    /// A lora-worker that was built for CUDA [default: beside loractl, then on PATH]
+    /// Path of the lora-worker for GPUs [default: beside loractl, then on PATH]
     #[arg(long, value_name = "PATH")]
     worker: Option<PathBuf>,
-    /// Seconds that each process may take that is asked something, and the all-reduce.
+    /// Time limit in seconds for each process, and for the all-reduce.
     #[arg(
         long,
         value_name = "SECONDS",
@@ -36,7 +42,7 @@ pub(crate) struct Args {
         value_parser = clap::value_parser!(u32).range(1..=3600)
     )]
     timeout: u32,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }

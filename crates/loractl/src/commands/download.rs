@@ -1,4 +1,4 @@
-//! `loractl download`: a job's result.
+//! `loractl download`: downloads the result of a job.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,22 +11,27 @@ use crate::download::{download_result, is_file_name};
 use crate::job_lookup;
 use crate::output::{Format, Table};
 
-/// Fetch the result of a job that succeeded.
+/// Download the result of a job that succeeded
 ///
-/// The adapter as PEFT reads it, the tokenizer's files, metrics.jsonl and receipt.json. Each file is held against its
-/// hash. A download that was interrupted goes on where it was; files of other origin are not overwritten.
+/// The result consists of the adapter in PEFT's format, the tokenizer files,
+/// metrics.jsonl and receipt.json. Each file is checked against its hash. An
+/// interrupted download continues where it stopped. Existing files with other
+/// contents are not overwritten.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl download 3f2a
-  loractl download 3f2a --out runs/dates")]
+  loractl download 3f2a --out runs/dates"
+)]
 pub(crate) struct Args {
-    /// The job's id, or as much of its start as no other has.
+    /// Job id, or a unique prefix of it.
     #[arg(value_name = "JOB")]
     job: String,
-    /// Directory of the result; made if it is not there [default: the job's name]
+    /// Output directory, created if it does not exist [default: the job's name]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -42,12 +47,12 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     online(coordinator, async |client| {
         let job = job_lookup::find(&client, &args.job).await?;
         if job.state != "succeeded" {
-            bail!("job {} is {}; it has a result once it has succeeded", job.job_id, job.state);
+            bail!("job {} is {}; only a job that succeeded has a result", job.job_id, job.state);
         }
         let output_dir = match args.out {
             Some(dir) => dir,
             None if is_file_name(&job.name) => PathBuf::from(".").join(&job.name),
-            None => bail!("the job's name {:?} makes no directory; give one with --out", job.name),
+            None => bail!("the job's name {:?} is not a directory name; give one with --out", job.name),
         };
         download_result(&client, &job, &output_dir, &[]).await?;
         let files = job.result.into_iter().map(|file| file.name).collect();

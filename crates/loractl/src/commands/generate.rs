@@ -1,4 +1,4 @@
-//! `loractl generate`: text from a base, with or without an adapter.
+//! `loractl generate`: generates text with a base and an optional adapter.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -11,14 +11,18 @@ use lora_spec::BaseLayout;
 use crate::output::line;
 use crate::receipt;
 
-/// Continue a prompt with a base model and, if given, an adapter
+/// Generate text with a base model and an optional adapter
 ///
-/// Greedy by default; with --temperature, tokens are drawn. --chat puts the prompt into the base's chat template. With an
-/// adapter that has its receipt.json, the base is held (and quantized) as the adapter was trained.
+/// Decoding is greedy by default; with --temperature, tokens are sampled. With --chat,
+/// the prompt is formatted by the chat template of the base. If the adapter has a
+/// receipt.json, the base is loaded (and quantized) as it was for training.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl generate --base examples/dates/base --adapter runs/dates --chat --prompt \"the 3rd of March 2021\"
-  loractl generate --base base --prompt Once --temperature 0.8 --top-p 0.9 --seed 1")]
+  loractl generate --base base --prompt Once --temperature 0.8 --top-p 0.9 --seed 1"
+)]
 pub(crate) struct Args {
     /// Directory of the base model.
     #[arg(long)]
@@ -26,28 +30,28 @@ pub(crate) struct Args {
     /// Directory of a PEFT adapter.
     #[arg(long)]
     adapter: Option<PathBuf>,
-    /// The text to continue.
+    /// Text to continue.
     #[arg(long)]
     prompt: String,
-    /// Treat the prompt as a user's turn of a chat.
+    /// Treat the prompt as the user's message in a chat.
     #[arg(long)]
     chat: bool,
-    /// The chat's system prompt.
+    /// System prompt of the chat.
     #[arg(long, requires = "chat")]
     system: Option<String>,
-    /// The most tokens that are generated.
+    /// Maximum number of tokens to generate.
     #[arg(long, default_value_t = 256)]
     max_new_tokens: usize,
-    /// Draw tokens from the distribution at this temperature (above 0).
+    /// Sample tokens at this temperature (above 0).
     #[arg(long)]
     temperature: Option<f64>,
-    /// Draw from this many likeliest tokens; 0: from all.
+    /// Sample only from this many most likely tokens; 0 means all tokens.
     #[arg(long, default_value_t = 0, requires = "temperature")]
     top_k: usize,
-    /// Draw from the smallest set of tokens with this probability.
+    /// Sample only from the smallest set of most likely tokens with this total probability.
     #[arg(long, default_value_t = 1.0, requires = "temperature")]
     top_p: f64,
-    /// Seeds the draws.
+    /// Seed for sampling.
     #[arg(long, default_value_t = 0, requires = "temperature")]
     seed: u64,
 }
@@ -66,7 +70,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         tokenizer.encode(&args.prompt, true)?
     };
     if prompt.is_empty() {
-        bail!("--prompt: the text has no token; give at least one character");
+        bail!("--prompt: the text has no tokens; give at least one character");
     }
     let generator = Generator { base: &base, adapter: adapter.as_ref() };
     let tokens = generator
@@ -77,7 +81,8 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
 }
 
 impl Args {
-    /// How the adapter's base was held in training.
+    /// The layout of the base in the training of the adapter, from its receipt; the default without
+    /// one.
     fn base_layout(&self) -> Result<BaseLayout> {
         let receipt = self.adapter.as_deref().map(receipt::read).transpose()?.flatten();
         Ok(receipt.map_or_else(BaseLayout::default, |receipt| receipt.job.base_layout()))
@@ -86,7 +91,7 @@ impl Args {
     fn sampling(&self) -> Result<Sampling> {
         let Some(temperature) = self.temperature else { return Ok(Sampling::Greedy) };
         if !(temperature.is_finite() && temperature > 0.0) {
-            bail!("--temperature: {temperature} is not above 0; leave it out for greedy decoding");
+            bail!("--temperature: {temperature} is not above 0; omit the flag for greedy decoding");
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             bail!("--top-p: {} is not in (0, 1]", self.top_p);

@@ -1,4 +1,4 @@
-//! `loractl list`: the jobs there are.
+//! `loractl list`: lists jobs.
 
 use std::process::ExitCode;
 
@@ -10,23 +10,27 @@ use super::online;
 use crate::job_lookup;
 use crate::output::{Format, JobView, job_grid};
 
-/// List jobs, the newest first
+/// List jobs, newest first
 ///
-/// Wide columns are cut to the terminal's width; `loractl status JOB` and -o json have all of it.
+/// Wide columns are cut to the width of the terminal. `loractl status JOB` and
+/// `loractl list -o json` show complete values.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl list
   loractl list --state running --state queued
-  loractl list --limit 1000 -o json | jq -r '.[].job_id'")]
+  loractl list --limit 1000 -o json | jq -r '.[].job_id'"
+)]
 pub(crate) struct Args {
-    /// Only jobs in this state; may be given several times.
+    /// List only jobs in this state; can be repeated.
     #[arg(long, value_name = "STATE",
         value_parser = PossibleValuesParser::new(JobState::ALL.map(JobState::name)))]
     state: Vec<String>,
-    /// At most this many.
+    /// Maximum number of jobs.
     #[arg(long, value_name = "N", default_value_t = 100)]
     limit: usize,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }

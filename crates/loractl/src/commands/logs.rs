@@ -1,4 +1,4 @@
-//! `loractl logs`: what happened to a job.
+//! `loractl logs`: prints the events of a job.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,28 +10,36 @@ use crate::job_lookup;
 use crate::job_watch::{JobWatch, WatchItem, WatchStart};
 use crate::output::{EventView, Format, event_text, format_time, line};
 
-/// How long a coordinator that is away is waited for.
+/// How long to wait for an unreachable coordinator.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Write a job's events, with their times.
+/// Print the events of a job with their times
 ///
-/// Steps are not among them: `loractl watch JOB -o json` gives those too.
+/// Steps are not included; `loractl watch JOB -o json` prints events and steps.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl logs 3f2a
   loractl logs 3f2a --follow
-  loractl logs 3f2a --from 12 -o json")]
+  loractl logs 3f2a --from 12 -o json"
+)]
 pub(crate) struct Args {
-    /// The job's id, or as much of its start as no other has.
+    /// Job id, or a unique prefix of it.
     #[arg(value_name = "JOB")]
     job: String,
-    /// Go on with events as they happen, until the job rests.
+    /// Keep printing new events until the job stops.
     #[arg(short, long)]
     follow: bool,
-    /// Number of the first event.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    /// Number of the first event to print.
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
     from: u64,
-    /// Form of the output; with json, an event a line.
+    /// Output format; json prints one event per line.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }

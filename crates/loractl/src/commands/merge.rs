@@ -1,4 +1,4 @@
-//! `loractl merge`: a base and an adapter as one dense model, and what that changes.
+//! `loractl merge`: merges an adapter into its base, and measures how this changes the model.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -13,39 +13,48 @@ use serde::Serialize;
 use crate::output::{Format, Table};
 use crate::receipt;
 
-/// Rows that the models are compared on, and the most tokens of one.
+/// Number of rows to compare the models on.
 const ROWS: usize = 8;
+/// Maximum number of tokens of such a row.
 const MAX_LENGTH: usize = 512;
 
-/// Add an adapter to the weights of its base: one dense model, for servers that take no adapters
+/// Merge an adapter into its base model
 ///
-/// Rounding changes a model, and an adapter that was trained over a quantized base belongs to the values of that. So the logits of
-/// the merged model are compared with the trained one's on some rows, and the model card says what came out.
+/// The result is one dense model, for servers that do not load adapters.
+///
+/// Rounding changes a model, and an adapter that was trained over a quantized base fits
+/// the dequantized values of that base. Therefore the logits of the merged model are
+/// compared with those of the trained model on some rows. The model card has the
+/// comparison.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl merge --base examples/dates/base --adapter runs/dates --out merged
-  loractl merge --base base --adapter runs/qlora --out merged --onto dequantized --dtype f32")]
+  loractl merge --base base --adapter runs/qlora --out merged --onto dequantized --dtype f32"
+)]
 pub(crate) struct Args {
     /// Directory of the base model.
     #[arg(long)]
     base: PathBuf,
-    /// Directory of the adapter; its receipt.json, where there is one, says how the base was held in training.
+    /// Directory of the adapter; its receipt.json, if there is one, has the layout of the base in
+    /// training.
     #[arg(long)]
     adapter: PathBuf,
-    /// Directory of the merged model, which is made.
+    /// Output directory for the merged model; it must not exist.
     #[arg(long)]
     out: PathBuf,
-    /// What the adapter is added to: the base's own weights, or the values that they stood for in training [default: what comes
-    /// nearer to the trained model]
+    /// Weights that the adapter is added to [default: those that give the model nearer to the
+    /// trained one]
     #[arg(long, value_enum)]
     onto: Option<OntoArg>,
-    /// Type of the merged matrices.
+    /// Data type of the merged matrices.
     #[arg(long, value_enum, default_value_t = Dtype::Bf16)]
     dtype: Dtype,
-    /// Rows to compare the models on [default: those that the adapter was trained on]
+    /// File of rows to compare the models on [default: the training rows of the adapter]
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -53,7 +62,9 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum OntoArg {
+    /// Weights of the base as stored.
     Original,
+    /// Dequantized values of the weights, as in training.
     Dequantized,
 }
 
@@ -63,15 +74,17 @@ enum Dtype {
     F32,
 }
 
-/// How far a merged model is from the trained one, over the tokens of some rows.
+/// The difference of a merged model from the trained one, over the tokens of some rows.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Difference {
     onto: OntoArg,
-    /// Kullback-Leibler divergence of the next token's distribution from the trained model's, mean over tokens, in nats.
+    /// Kullback-Leibler divergence of the next token's distribution from the trained model's, as
+    /// the mean over tokens, in nats: the sum of `p (ln p - ln q)` with `p` of the trained model.
     kl: f64,
-    /// Share of the tokens after which both hold the same token for the likeliest.
+    /// Share of the tokens after which both models have the same most likely next token.
     same_token: f64,
-    /// Largest difference of a logit, by the largest logit.
+    /// Largest absolute difference of a logit, divided by the trained model's largest absolute
+    /// logit.
     largest: f64,
 }
 
@@ -85,13 +98,13 @@ struct MergeOutcome {
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     if args.out.exists() {
-        bail!("--out: {} is there already; name a new directory", args.out.display());
+        bail!("--out: {} already exists; name a new directory", args.out.display());
     }
     let receipt = receipt::read(&args.adapter)?;
-    let trained_form = receipt.as_ref().map_or_else(BaseLayout::default, |it| it.job.base_layout());
-    let is_quantized = trained_form.format.quantization != Quantization::None;
+    let trained_layout = receipt.as_ref().map_or_else(BaseLayout::default, |it| it.job.base_layout());
+    let is_quantized = trained_layout.format.quantization != Quantization::None;
     if args.onto == Some(OntoArg::Dequantized) && !is_quantized {
-        bail!("--onto dequantized: the adapter was not trained over a base that its job quantized");
+        bail!("--onto dequantized: the adapter's job did not quantize its base; use --onto original");
     }
     let both = [OntoArg::Original, OntoArg::Dequantized];
     let dtype = match args.dtype {
@@ -103,15 +116,15 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let tokenizer = Tokenizer::load(&args.base)?;
     let rows = rows(&args, receipt.as_ref(), &tokenizer)?;
     let expected = LogitsSample::compute(
-        &Base::load(&args.base, trained_form.clone(), &ComputeDevice::Cpu)?,
+        &Base::load(&args.base, trained_layout.clone(), &ComputeDevice::Cpu)?,
         Some(&adapter),
         &rows,
     )?;
 
-    // Each is made when it is needed, and again to be written: one dense model at a time is enough in memory.
+    // The model that is written is merged a second time, so that only one dense model is in memory.
     let merge = |onto| {
-        let of = if onto == OntoArg::Original { MergeTarget::Original } else { MergeTarget::Dequantized };
-        Base::merged(&args.base, &trained_form, of, dtype, &adapter)
+        let target = if onto == OntoArg::Original { MergeTarget::Original } else { MergeTarget::Dequantized };
+        Base::merged(&args.base, &trained_layout, target, dtype, &adapter)
     };
     let mut differences = Vec::new();
     for onto in both.into_iter().take(if is_quantized { 2 } else { 1 }) {
@@ -128,12 +141,13 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
 fn rows(args: &Args, receipt: Option<&Receipt>, tokenizer: &Tokenizer) -> Result<Dataset> {
     let trained_on = receipt.map(|receipt| &receipt.job.data.train).filter(|path| path.is_file());
     let path = args.data.as_ref().or(trained_on);
-    let path =
-        path.ok_or_else(|| anyhow!("--data: the rows of the training are not here; name a file of rows"))?;
+    let path = path.ok_or_else(|| {
+        anyhow!("--data: the adapter's training rows are not on this machine; name a file of rows")
+    })?;
     Ok(Dataset::read(path, tokenizer, MAX_LENGTH, LongRows::Truncate)?)
 }
 
-/// Logits after each token of some rows.
+/// Logits after each token of some rows: `[tokens][vocab]`.
 struct LogitsSample(Vec<Vec<f32>>);
 
 impl LogitsSample {
@@ -179,7 +193,8 @@ fn top(logits: &[f32]) -> Option<usize> {
     (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a })
 }
 
-/// Everything or, on an error, nothing.
+/// Writes the merged model, the tokenizer's files and the model card. After an error the directory
+/// is removed.
 fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &MergeOutcome) -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let fill = || -> Result<()> {
@@ -192,7 +207,7 @@ fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &MergeOutco
         Ok(())
     };
     fill().inspect_err(|_| {
-        // What was made is no model.
+        // The directory does not have a complete model.
         let _ = std::fs::remove_dir_all(&args.out);
     })
 }
@@ -206,8 +221,12 @@ fn card(args: &Args, outcome: &MergeOutcome) -> String {
     };
     let rows: String = outcome.differences.iter().map(row).collect();
     format!(
-        "# Merged model\n\nThe adapter of `{}` added to {} of `{}`, without adapters from then on. Against the trained model, after {} tokens:\n\n\
-         | added to | KL divergence, nats a token | same likeliest token | largest logit difference, relative |\n| --- | --- | --- | --- |\n{rows}\n\
+        "# Merged model\n\n\
+         This model is the adapter of `{}` added to {} of `{}`. It needs no adapter. The table compares \
+         possible merged models with the trained model, over {} tokens:\n\n\
+         | added to | KL divergence, nats per token | same most likely token | largest logit \
+         difference, relative |\n\
+         | --- | --- | --- | --- |\n{rows}\n\
          This model is the one added to {}.\n",
         args.adapter.display(),
         name(outcome.written),
@@ -220,14 +239,14 @@ fn card(args: &Args, outcome: &MergeOutcome) -> String {
 fn text(outcome: &MergeOutcome) -> String {
     let mut table = Table::new();
     table.row("merged model", outcome.out.display());
-    table.row("compared after", format!("{} tokens", outcome.tokens));
+    table.row("compared over", format!("{} tokens", outcome.tokens));
     for d in &outcome.differences {
         let onto = if d.onto == OntoArg::Original { "onto original" } else { "onto dequantized" };
         let written = if d.onto == outcome.written { ", written" } else { "" };
         table.row(
             onto,
             format!(
-                "KL {:.2e} nats a token, same likeliest token {:.1} %, logits off by {:.1e}{written}",
+                "KL {:.2e} nats per token, same most likely token {:.1} %, logits differ by {:.1e}{written}",
                 d.kl,
                 100.0 * d.same_token,
                 d.largest

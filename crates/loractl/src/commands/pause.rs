@@ -1,4 +1,4 @@
-//! `loractl pause`: a job's rest.
+//! `loractl pause`: pauses jobs.
 
 use std::process::ExitCode;
 
@@ -8,21 +8,25 @@ use lora_proto::v1;
 use super::{apply_to_jobs, online};
 use crate::output::Format;
 
-/// Stop jobs after the step that is being computed, with a checkpoint.
+/// Pause jobs after their current step, with a checkpoint
 ///
-/// `loractl resume` goes on from there, to the same bits.
+/// `loractl resume` continues a paused job from this checkpoint, and the result has
+/// the same bits as without the pause.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl pause 3f2a
-  loractl pause 3f2a 77b0 --wait")]
+  loractl pause 3f2a 77b0 --wait"
+)]
 pub(crate) struct Args {
-    /// The jobs' ids, or as much of their starts as no others have.
+    /// Job ids, or unique prefixes of them.
     #[arg(value_name = "JOB", required = true)]
     jobs: Vec<String>,
     /// Wait until the jobs have stopped.
     #[arg(long)]
     wait: bool,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }

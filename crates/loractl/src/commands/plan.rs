@@ -1,4 +1,4 @@
-//! `loractl plan`: what a job would do, before it takes anything.
+//! `loractl plan`: shows what a job would do, without starting anything.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,8 +8,8 @@ use lora_collective::tree::all_reduce_bytes;
 use lora_data::{DataReport, Plan, PlanData};
 use lora_model::ModelError;
 use lora_spec::{
-    BaseDtype, BaseFormat, JobFile, JobSpec, MemoryEstimate, ModelConfig, Quantization, SafetensorsIndex,
-    StoredWeight,
+    BaseDtype, BaseFormat, DeviceKind, JobFile, JobSpec, MemoryEstimate, MemoryLimit, ModelConfig,
+    Quantization, SafetensorsIndex, StoredWeight,
 };
 use lora_train::{TrainError, throughput_memory, training_throughput};
 use lora_worker::machine_memory;
@@ -18,31 +18,38 @@ use serde::Serialize;
 use crate::job_check;
 use crate::output::{Format, Table, bytes, count, duration, parse_bytes};
 
-/// Say what a job would train on and what it would take, without reading weights
+/// Show what a job would train, and the memory and time that it would take
 ///
-/// Rows that would make the job fail are listed, and the exit code is then 1.
+/// The plan has parameters, rows, tokens, steps, memory and communication. Weights are
+/// not read. Problems that would make the job fail are listed on stderr, and the exit
+/// code is then 1.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl plan examples/dates/job.yaml
   loractl plan job.yaml --gpu-memory 24GiB --tflops 150
   loractl plan job.yaml --measure
-  loractl plan job.yaml -o json | jq .total_steps")]
+  loractl plan job.yaml -o json | jq .total_steps"
+)]
 pub(crate) struct Args {
-    /// The job file.
+    /// Job file.
     job: PathBuf,
-    /// Memory of a worker's GPU, as in 24GiB: where the job does not fit, say which settings would.
+    /// Memory of a worker's GPU, such as 24GiB; if the job does not fit, settings that would fit
+    /// are listed.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     gpu_memory: Option<u64>,
-    /// The same of a worker on a CPU.
+    /// Memory of a worker on a CPU, checked in the same way.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     cpu_memory: Option<u64>,
-    /// Operations that all workers together do in a second, in 10^12, for the time that the job takes.
+    /// Estimate the duration of the job from the TFLOP/s of all workers together.
     #[arg(long, value_name = "RATE")]
     tflops: Option<f64>,
-    /// Time two blocks of the model, with random weights, on this machine's CPU, for the time that the job takes on one such worker.
+    /// Estimate the duration on one worker like this machine's CPU, by timing two blocks of the
+    /// model with random weights.
     #[arg(long, conflicts_with = "tflops")]
     measure: bool,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -53,8 +60,9 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         bail!("--tflops: {rate} is not above 0");
     }
     let mut plan = job_check::plan(&file)?;
-    for (limit, gpu) in [(args.gpu_memory, true), (args.cpu_memory, false)] {
-        plan.problems.extend(limit.and_then(|limit| plan.requirements.too_large(limit, gpu)));
+    for (bytes, device) in [(args.gpu_memory, DeviceKind::Gpu), (args.cpu_memory, DeviceKind::Cpu)] {
+        let limit = bytes.map(|bytes| MemoryLimit { bytes, device });
+        plan.problems.extend(limit.and_then(|limit| plan.requirements.too_large(limit)));
     }
     let all_reduce = AllReduceEstimate::from_plan(&plan, file.job.workers.max)?;
     let rate = match args.tflops {
@@ -70,7 +78,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     Ok(if plan.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// A plan with what only the command line tells of it.
+/// A plan with the estimates that only this command makes.
 #[derive(Serialize)]
 struct PlanOutput<'a> {
     #[serde(flatten)]
@@ -79,15 +87,16 @@ struct PlanOutput<'a> {
     rate: Option<ThroughputEstimate>,
 }
 
-/// How fast the job is computed.
+/// The speed at which the job is computed, and its duration.
 #[derive(Serialize)]
 #[serde(untagged)]
 enum ThroughputEstimate {
-    /// By all workers together.
+    /// The given rate of all workers together.
     Given { tflops: f64, seconds: f64 },
-    /// On this machine's CPU, as one worker; what goes into padding is not counted.
+    /// The measured rate of this machine's CPU as the only worker. Operations on padding do not
+    /// count.
     Measured { measured_tflops: f64, seconds: f64 },
-    /// Why there is no measurement.
+    /// The reason why there is no measurement.
     None { not_measured: String },
 }
 
@@ -98,7 +107,8 @@ impl ThroughputEstimate {
 
     fn measured(plan: &Plan, job: &JobSpec) -> Result<Self> {
         match Self::measure(plan, job) {
-            // Modules that are named one by one need not be in the first blocks.
+            // The measured blocks are the first ones, which may lack modules that the job names one
+            // by one.
             Err(TrainError::Field(error)) => {
                 Ok(Self::None { not_measured: format!("with only the first blocks, {error}") })
             }
@@ -111,10 +121,10 @@ impl ThroughputEstimate {
         let format =
             memory_format(job, &config, &SafetensorsIndex::open(&plan.base).map_err(ModelError::from)?);
         let needed = throughput_memory(job, &config, format, plan.shape)?;
-        if let Some(there) = machine_memory().filter(|there| *there < needed) {
-            let (needed, there) = (bytes(needed), bytes(there));
+        if let Some(available) = machine_memory().filter(|available| *available < needed) {
+            let (needed, available) = (bytes(needed), bytes(available));
             let not_measured =
-                format!("two blocks of it take {needed} of memory, more than this machine's {there}");
+                format!("two blocks take {needed} of memory, more than this machine's {available}");
             return Ok(Self::None { not_measured });
         }
         let rate = training_throughput(job, &config, format, plan.shape)? * (1.0 - plan.padding);
@@ -133,7 +143,8 @@ impl ThroughputEstimate {
     }
 }
 
-/// The format in which the base will be held, with nothing left to the checkpoint to say.
+/// The format in which the base will be loaded: the job's, with `auto` and the quantization of
+/// stored weights resolved from the checkpoint.
 fn memory_format(job: &JobSpec, config: &ModelConfig, index: &SafetensorsIndex) -> BaseFormat {
     let mut format = job.model.format();
     let embedding = index.tensors.get("model.embed_tokens.weight");
@@ -150,22 +161,22 @@ fn memory_format(job: &JobSpec, config: &ModelConfig, index: &SafetensorsIndex) 
     format
 }
 
-/// The sum of a step's gradients over the most workers that the job can have.
+/// The all-reduce of a step's gradients among the largest number of workers that the job may have.
 #[derive(Serialize)]
 struct AllReduceEstimate {
     workers: usize,
-    /// That a worker sends in a step, and receives: the most of any.
+    /// Largest number of bytes that any worker sends, and receives, in a step.
     bytes: u64,
     seconds: Seconds,
 }
 
-/// What the bytes take over links of these rates.
+/// Seconds to send the bytes over links of these rates.
 #[derive(Serialize)]
 struct Seconds {
     at_10_gbps: f64,
     at_25_gbps: f64,
     at_100_gbps: f64,
-    /// NVLink 4, 450 GB/s each way.
+    /// NVLink 4 with 450 GB/s in each direction.
     over_nvlink: f64,
 }
 
@@ -218,7 +229,7 @@ fn text(output: &PlanOutput) -> String {
     table.row("computation", format!("{} TFLOP{}", tera(plan.flops), time.unwrap_or_default()));
     table.row(
         "memory of a worker",
-        format!("{} on a CPU, {} of a GPU's", bytes(plan.memory.cpu.peak), bytes(plan.memory.gpu.peak)),
+        format!("{} on a CPU, {} on a GPU", bytes(plan.memory.cpu.peak), bytes(plan.memory.gpu.peak)),
     );
     let parts = |part: fn(&MemoryEstimate) -> u64| {
         format!("{}, {}", bytes(part(&plan.memory.cpu)), bytes(part(&plan.memory.gpu)))
@@ -240,7 +251,7 @@ fn text(output: &PlanOutput) -> String {
     format!("{table}\nfirst training row, trained tokens between ⟦ and ⟧:\n{}", plan.sample)
 }
 
-/// In 10^12, with three digits or all that are whole.
+/// Formats `flops` in units of 10^12: with two decimals below 100, as a whole number from 100 on.
 fn tera(flops: f64) -> String {
     let tera = flops / 1e12;
     if tera >= 100.0 { count(tera as u64) } else { format!("{tera:.2}") }

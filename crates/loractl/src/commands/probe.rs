@@ -1,4 +1,4 @@
-//! `loractl probe`: a question that doctor asks in a process of its own.
+//! `loractl probe`: loads a CUDA library in a separate process for `loractl doctor`.
 
 use std::process::ExitCode;
 
@@ -7,12 +7,12 @@ use anyhow::Result;
 use crate::cuda::ProbeQuery;
 use crate::output::line;
 
-/// Load a library of CUDA and tell what it says, as JSON.
+/// Load a CUDA library and print what it reports, as JSON
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:
   loractl probe libcuda.so.1")]
 pub(crate) struct Args {
-    /// The library's file.
+    /// File name of the library.
     #[arg(value_parser = parse_query)]
     question: ProbeQuery,
 }
@@ -23,5 +23,5 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
 }
 
 fn parse_query(file: &str) -> Result<ProbeQuery, String> {
-    ProbeQuery::named(file).ok_or_else(|| "is no library that doctor asks for".into())
+    ProbeQuery::named(file).ok_or_else(|| "is not a library that doctor examines".into())
 }

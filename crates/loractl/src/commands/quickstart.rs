@@ -1,4 +1,4 @@
-//! `loractl quickstart`: the example, from nothing to a trained adapter and what it is worth.
+//! `loractl quickstart`: trains the example and compares answers before and after.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,22 +14,29 @@ use serde::Deserialize;
 use crate::local::{DeviceChoice, RunOptions, run_job};
 use crate::output::{Table, bytes, count, line};
 
-/// The longest answer, in tokens.
+/// Maximum length of an answer, in tokens.
 const MAX_NEW_TOKENS: usize = 48;
 
-/// Run the example on two workers and compare its answers on held-out rows before and after
+/// Train the example and compare answers before and after
+///
+/// Held-out rows are answered with the base model, and again with the trained adapter.
+/// The output has the share of exact answers, sizes and times.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl quickstart
-  loractl quickstart --workers 4 --out runs/quickstart-on-four")]
+  loractl quickstart --workers 4 --out runs/quickstart-on-four"
+)]
 pub(crate) struct Args {
     /// Directory of the example.
     #[arg(long, value_name = "DIR", default_value = "examples/dates")]
     example: PathBuf,
-    /// Directory of the result [default: runs/quickstart, or the next free runs/quickstart-N]
+    /// Output directory [default: runs/quickstart, or the first runs/quickstart-N that does not
+    /// exist]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Worker processes.
+    /// Number of worker processes.
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
 }
@@ -37,10 +44,13 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let path = args.example.join("job.yaml");
     if !path.is_file() {
-        bail!("there is no {}; run this in the root of the repository, or give --example", path.display());
+        bail!("{} does not exist; run this in the root of the repository, or give --example", path.display());
     }
     let job = JobFile::read(&path)?.job;
-    let held_out = job.data.eval.as_ref().with_context(|| format!("{} has no data.eval", path.display()))?;
+    let held_out =
+        job.data.eval.as_ref().with_context(|| {
+            format!("{}: data.eval is missing; name a file of held-out rows", path.display())
+        })?;
     let base = Base::load(&job.model.base, job.base_layout(), &lora_train::ComputeDevice::Cpu)?;
     let tokenizer = Tokenizer::load(&job.model.base)?;
     let rows = read_rows(held_out)?;
@@ -51,7 +61,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let options = RunOptions {
         job: path,
         workers: Some(args.workers),
-        // It is there to be tried anywhere.
+        // The example must run on every machine.
         device: DeviceChoice::Cpu,
         collective: Collective::Auto,
         worker: None,
@@ -61,7 +71,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     };
     let summary = run_job(&options)?;
     if summary.state != JobState::Succeeded {
-        bail!("the job ended as {}: {}", summary.state.name(), summary.failure.unwrap_or_default());
+        bail!("the job ended in the state {}: {}", summary.state.name(), summary.failure.unwrap_or_default());
     }
     eprintln!("answering the same rows with the adapter");
     let adapter = PeftAdapter::read(&out)?.to_adapter(&base.config)?;
@@ -84,7 +94,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A held-out conversation; the last turn is the answer.
+/// A held-out conversation; the last message is the expected answer.
 #[derive(Debug, Deserialize)]
 struct HeldOut {
     messages: Vec<Message>,
@@ -98,7 +108,8 @@ fn read_rows(path: &Path) -> Result<Vec<HeldOut>> {
         .collect()
 }
 
-/// Share of the rows that are answered to the letter, by greedy generation.
+/// Share of the rows whose greedy answer equals the expected one, except for surrounding
+/// whitespace.
 fn exact_match(
     base: &Base,
     adapter: Option<&Adapter>,

@@ -1,4 +1,4 @@
-//! `loractl resume`: on with a paused or failed job.
+//! `loractl resume`: resumes a paused or failed job.
 
 use std::process::ExitCode;
 
@@ -9,23 +9,28 @@ use super::{online, watch};
 use crate::job_lookup;
 use crate::output::{Format, JobView, Table};
 
-/// Queue a paused or failed job again; it goes on from its newest checkpoint.
+/// Resume a paused or failed job
+///
+/// The job is queued again and continues from its newest checkpoint.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl resume 3f2a
   loractl resume 3f2a --workers 4
-  loractl resume 3f2a --workers 2..8 --watch")]
+  loractl resume 3f2a --workers 2..8 --watch"
+)]
 pub(crate) struct Args {
-    /// The job's id, or as much of its start as no other has.
+    /// Job id, or a unique prefix of it.
     #[arg(value_name = "JOB")]
     job: String,
-    /// Another number of workers than before.
+    /// New number of workers [default: unchanged]
     #[arg(long, value_name = "MIN[..MAX]", value_parser = workers)]
     workers: Option<v1::WorkersSpec>,
-    /// Watch the job to its end.
+    /// Watch the job until it stops.
     #[arg(long)]
     watch: bool,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -48,12 +53,12 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     })
 }
 
-/// `N` (so many and no others) or `MIN..MAX`.
+/// Parses `N` (exactly N workers) or `MIN..MAX`.
 fn workers(text: &str) -> Result<v1::WorkersSpec> {
     let (min, max) = text.split_once("..").unwrap_or((text, text));
     match (min.trim().parse(), max.trim().parse()) {
         (Ok(min @ 1..), Ok(max)) if min <= max => Ok(v1::WorkersSpec { min: Some(min), max: Some(max) }),
-        _ => bail!("give a number from 1 on, or two as in 2..8"),
+        _ => bail!("must be a number from 1 on, or a range such as 2..8"),
     }
 }
 

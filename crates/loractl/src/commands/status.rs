@@ -1,4 +1,4 @@
-//! `loractl status`: where a job stands.
+//! `loractl status`: shows the status of a job.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -15,24 +15,28 @@ use crate::job_watch::{JobWatch, WatchStart};
 use crate::output::{Format, JobView, job_table};
 use crate::stats::JobStats;
 
-/// Finished steps that the pace is taken from.
+/// Number of finished steps to compute the speed from.
 const PACE_STEPS: u64 = 20;
-/// How long they may take to come.
+/// How long to wait for these steps.
 const PACE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Say where a job stands.
+/// Show the status of a job
 ///
-/// Its state and what it waits for, how far it is and how fast, its workers, its newest checkpoint, why it failed, and the
-/// files of its result.
+/// The status has the state of the job and what it waits for, its progress and speed,
+/// its workers, its newest checkpoint, the cause of a failure, and the files of the
+/// result.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl status 3f2a
-  loractl status 3f2a -o json | jq -r .state")]
+  loractl status 3f2a -o json | jq -r .state"
+)]
 pub(crate) struct Args {
-    /// The job's id, or as much of its start as no other has.
+    /// Job id, or a unique prefix of it.
     #[arg(value_name = "JOB")]
     job: String,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -50,10 +54,11 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     })
 }
 
-/// Tokens a second, and the seconds that are left, from the newest steps. Not worth an error.
+/// Tokens per second and seconds left, computed from the newest steps. Errors give `None`, because
+/// the status is useful without these values.
 async fn pace(client: &Client, job: &v1::Job) -> (Option<f64>, Option<f64>) {
     let newest = job.metrics.map_or(0, |metrics| metrics.step);
-    // No event has this number.
+    // No event has this number, so the stream has only steps.
     let from = WatchStart { event: u64::MAX, after_step: Some(newest.saturating_sub(PACE_STEPS)) };
     let mut watch = JobWatch::start(client, job, from, PACE_TIMEOUT);
     let mut stats = JobStats::from_job(&v1::Job { completed_steps: 0, ..job.clone() });
@@ -65,7 +70,7 @@ async fn pace(client: &Client, job: &v1::Job) -> (Option<f64>, Option<f64>) {
             }
         }
     };
-    // What has come by then is enough, or there is no pace.
+    // After the time limit, the steps received so far are used.
     let _ = timeout(PACE_TIMEOUT, read).await;
     (stats.tokens_per_second(), stats.seconds_left())
 }
@@ -95,7 +100,7 @@ mod tests {
         };
         let fake = FakeCoordinator::serve(vec![job.clone()]).await;
         fake.log((1..=40).map(step).collect());
-        // The job goes on, and so does the stream.
+        // The job is still running, so the stream does not end.
         fake.streams(vec![(usize::MAX, StreamEnd::Hang)]);
         let pace = pace(&fake.client().await, &job).await;
         assert_eq!(pace, (Some(50.0), Some(20.0)));

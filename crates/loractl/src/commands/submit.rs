@@ -1,4 +1,4 @@
-//! `loractl submit`: a job for the coordinator.
+//! `loractl submit`: submits a job to the coordinator.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,35 +12,42 @@ use crate::job_check;
 use crate::output::{Format, JobView, Table, parse_bytes};
 use crate::submit::{SubmitOptions, hashing_bar, random_key, submit};
 
-/// Give a job to the coordinator.
+/// Submit a job to the coordinator
 ///
-/// The job is checked as `loractl plan` does. Then its data, and a base of at most --max-upload, are uploaded, but for
-/// what the coordinator has already. A larger base, and one that is not on this machine, is named by its path: each worker
-/// needs it under its model_roots. A base at hf://org/name or s3://bucket/prefix is fetched by the workers.
+/// The job is checked as by `loractl plan`. Then its data is uploaded, and its base if
+/// all files together have at most --max-upload. Files that the coordinator already
+/// has are not uploaded again.
+///
+/// A larger base, or a base that is not on this machine, is named by its path: each
+/// worker needs it under its model_roots. A base at hf://org/name or
+/// s3://bucket/prefix is fetched by the workers.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl submit job.yaml
   loractl submit job.yaml --watch
   id=$(loractl submit job.yaml -o json | jq -r .job_id)
-  loractl submit job.yaml --idempotency-key nightly-2026-03-01 --priority 10")]
+  loractl submit job.yaml --idempotency-key nightly-2026-03-01 --priority 10"
+)]
 pub(crate) struct Args {
-    /// The job file.
+    /// Job file.
     #[arg(value_name = "JOB.YAML")]
     job: PathBuf,
-    /// The largest base that is uploaded, all files together: bytes, or with a unit as in 500MiB or 2GiB.
+    /// Largest base to upload, all files together: bytes, or a size such as 500MiB or 2GiB.
     #[arg(long, value_name = "SIZE", default_value = "2GiB", value_parser = parse_bytes)]
     max_upload: u64,
-    /// A second submit with the same key gives the same job [default: drawn]
+    /// Submitting again with the same key returns the same job [default: a random key]
     #[arg(long, value_name = "KEY", value_parser = key)]
     idempotency_key: Option<String>,
-    /// Higher ones come first; from -100 to 100.
+    /// Priority from -100 to 100; jobs with a higher one are scheduled first.
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true,
         value_parser = clap::value_parser!(i32).range(-100..=100))]
     priority: i32,
-    /// Watch the job to its end.
+    /// Watch the job until it stops.
     #[arg(long)]
     watch: bool,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -51,12 +58,12 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     let bar = hashing_bar();
     let inputs = JobFiles::collect(&file, base, &bar)?;
     bar.finish_and_clear();
-    let terms = SubmitOptions {
+    let options = SubmitOptions {
         idempotency_key: args.idempotency_key.unwrap_or_else(random_key),
         priority: args.priority,
     };
     online(coordinator, async |client| {
-        let job = submit(&client, &file, &inputs, &terms).await?;
+        let job = submit(&client, &file, &inputs, &options).await?;
         let mut table = Table::new();
         table.row("job", &job.job_id);
         table.row("name", &job.name);
@@ -72,7 +79,7 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     })
 }
 
-/// Checks the job as far as this machine can, and decides how its base gets to the workers.
+/// Checks the job as far as this machine can, and decides how the workers get its base.
 fn checked_base(file: &JobFile, path: &Path, max_upload: u64) -> Result<BaseLocation> {
     let dir = std::path::absolute(path)?.parent().map(Path::to_owned).unwrap_or_default();
     if file.job.model.base_url().is_none() && file.job.model.base.is_dir() {
@@ -84,11 +91,11 @@ fn checked_base(file: &JobFile, path: &Path, max_upload: u64) -> Result<BaseLoca
     Ok(base)
 }
 
-/// A key as the protocol limits it.
+/// Parses an idempotency key, whose length the protocol limits.
 fn key(key: &str) -> Result<String> {
-    const MOST: usize = 128;
-    if key.is_empty() || key.len() > MOST {
-        bail!("a key has 1 to {MOST} bytes, and this one has {}", key.len());
+    const MAX_BYTES: usize = 128;
+    if key.is_empty() || key.len() > MAX_BYTES {
+        bail!("must have 1 to {MAX_BYTES} bytes, not {}", key.len());
     }
     Ok(key.to_owned())
 }

@@ -1,4 +1,4 @@
-//! `loractl verify`: a result against its receipt.
+//! `loractl verify`: checks a result against its receipt.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,33 +8,42 @@ use lora_train::InputPaths;
 
 use crate::output::{Format, Table};
 
-/// Check a result against its receipt: the hashes of its files, of the base and of the data; then train the first steps
-/// again and compare losses, gradient norms and the trained state, bit by bit
+/// Check a result against its receipt
 ///
-/// Base and data are looked for where the job had them, which for a job that was submitted may be another machine.
+/// First the hashes of the result's files, of the base and of the data are compared.
+/// Then the first steps are trained again, and losses, gradient norms and the trained
+/// state are compared bit by bit.
+///
+/// Base and data are read from the paths that the job used, unless flags name other
+/// paths. A job that was submitted to a coordinator may have used paths of another
+/// machine.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl verify runs/dates
-  loractl verify dates --base ~/models/base --train train.jsonl --eval eval.jsonl")]
+  loractl verify dates --base ~/models/base --train train.jsonl --eval eval.jsonl"
+)]
 pub(crate) struct Args {
     /// Directory of the result.
     dir: PathBuf,
-    /// How many of the first steps are computed again.
+    /// Number of steps to train again.
     #[arg(long, value_name = "N", default_value_t = 3)]
     steps: u64,
-    /// Directory of the base, if it is elsewhere now.
+    /// Directory of the base, if it is not where the job read it.
     #[arg(long, value_name = "DIR")]
     base: Option<PathBuf>,
-    /// The training rows, if they are elsewhere now.
+    /// File of training rows, if it is not where the job read it.
     #[arg(long, value_name = "FILE")]
     train: Option<PathBuf>,
-    /// The evaluation rows, if they are elsewhere now.
+    /// File of evaluation rows, if it is not where the job read it.
     #[arg(long, value_name = "FILE")]
     eval: Option<PathBuf>,
-    /// Directory of the adapter that the job started from, if it is elsewhere now.
+    /// Directory of the adapter that the job started from (adapter.init_from), if it is not where
+    /// the job read it.
     #[arg(long, value_name = "DIR")]
     init_from: Option<PathBuf>,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }

@@ -1,4 +1,4 @@
-//! `loractl watch`: a job to its end.
+//! `loractl watch`: watches a job until it stops.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -16,30 +16,38 @@ use crate::output::{Format, Item, JobView, failure_text, job_table};
 use crate::progress::{EventTimes, ProgressDisplay};
 use crate::stats::JobStats;
 
-/// How long a coordinator that is away is waited for, where nothing else is asked for.
+/// Default time to wait for an unreachable coordinator, in seconds.
 const WAIT_SECONDS: u64 = 300;
-/// Finished steps that the pace is taken from when watching begins.
+/// Number of finished steps to compute the speed from when watching begins.
 const PACE_STEPS: u64 = 50;
 
-/// Watch a job to its end.
+/// Watch a job until it stops
 ///
-/// Shows its events and a progress bar on stderr (lines where that is no terminal) and at the end its status on stdout;
-/// with -o json, each event and step as a line of JSON on stdout, from the first one on. A coordinator that goes away is
-/// waited for, and nothing is missed. Ctrl-C ends the watching (exit code 130), not the job. Exit codes: 0 the job
-/// succeeded, 3 it failed, 4 it was cancelled or paused, 5 the coordinator stayed away.
+/// Events and a progress bar are shown on stderr (as lines if stderr is not a
+/// terminal), and the final status is printed to stdout. With -o json, every event
+/// and step from the first one on is printed to stdout as one line of JSON.
+///
+/// If the connection to the coordinator is lost, the command reconnects, and nothing
+/// is missed. Ctrl-C stops watching; the job continues.
+///
+/// Exit codes: 0 the job succeeded, 3 it failed, 4 it was cancelled or paused, 5 the
+/// coordinator could not be reached again, 130 Ctrl-C.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl watch 3f2a
   loractl watch 3f2a && loractl download 3f2a
-  loractl watch 3f2a -o json | jq 'select(.type == \"step\") | .loss'")]
+  loractl watch 3f2a -o json | jq 'select(.type == \"step\") | .loss'"
+)]
 pub(crate) struct Args {
-    /// The job's id, or as much of its start as no other has.
+    /// Job id, or a unique prefix of it.
     #[arg(value_name = "JOB")]
     job: String,
-    /// How long a coordinator that is away is waited for.
+    /// Seconds to wait for an unreachable coordinator.
     #[arg(long, value_name = "S", default_value_t = WAIT_SECONDS)]
     reconnect_seconds: u64,
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -48,11 +56,12 @@ pub(crate) struct Args {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct WatchOptions {
     format: Format,
+    /// How long to wait for an unreachable coordinator.
     patience: Duration,
 }
 
 impl WatchOptions {
-    /// As where nothing else is asked for.
+    /// Options with the default time to wait.
     pub(crate) fn new(format: Format) -> Self {
         Self { format, patience: Duration::from_secs(WAIT_SECONDS) }
     }
@@ -67,7 +76,7 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     })
 }
 
-/// Watches `job` until it rests, or Ctrl-C.
+/// Watches `job` until it stops or the user presses Ctrl-C. Returns the exit code.
 pub(crate) async fn to_the_end(client: &Client, job: v1::Job, options: WatchOptions) -> Result<ExitCode> {
     let after_step = match options.format {
         Format::Table => job.completed_steps.saturating_sub(PACE_STEPS),
@@ -91,37 +100,37 @@ pub(crate) async fn to_the_end(client: &Client, job: v1::Job, options: WatchOpti
             pressed = &mut interrupt => {
                 printer.progress.finish();
                 pressed?;
-                eprintln!("no longer watching; job {} goes on", job.job_id);
+                eprintln!("no longer watching; job {} continues", job.job_id);
                 return Ok(exit::interrupted());
             }
         }
     }
     printer.progress.finish();
-    let look = || client.job(&job.job_id);
-    let again = |error: &CallError| matches!(error, CallError::Unreachable { .. });
-    let job = look.retry(delays().with_max_times(MAX_RETRIES)).when(again).await?;
+    let get_job = || client.job(&job.job_id);
+    let is_unreachable = |error: &CallError| matches!(error, CallError::Unreachable { .. });
+    let job = get_job.retry(delays().with_max_times(MAX_RETRIES)).when(is_unreachable).await?;
     print_job(options.format, job.clone().into(), || job_table(&job, None, None).to_string())?;
     print_next_commands(&job);
     Ok(exit::from_state(&job.state))
 }
 
-/// Writes a job beside its events and steps.
+/// Writes a job to the same output as its events and steps.
 pub(crate) fn print_job(format: Format, job: JobView, table: impl FnOnce() -> String) -> Result<()> {
     format.print_next(&Item::Job(Box::new(job)), table)
 }
 
-/// What people can do with a job that rests.
+/// Prints the command that a user may run next for a stopped job, or the cause of its failure.
 fn print_next_commands(job: &v1::Job) {
     let id = &job.job_id;
     match (job.state.as_str(), &job.failure) {
-        ("succeeded", _) => eprintln!("fetch the result with: loractl download {id}"),
-        ("paused", _) => eprintln!("go on with it with: loractl resume {id}"),
+        ("succeeded", _) => eprintln!("download the result with: loractl download {id}"),
+        ("paused", _) => eprintln!("continue the job with: loractl resume {id}"),
         (_, Some(failure)) => eprintln!("error: the job failed: {}", failure_text(failure)),
         _ => {}
     }
 }
 
-/// What was seen, as it is shown.
+/// Shows the items of a watched job in the chosen format.
 struct WatchPrinter {
     format: Format,
     progress: ProgressDisplay,

@@ -10,21 +10,26 @@ use lora_worker::{Config, end_with_stdin};
 
 use crate::address;
 
-/// Work for the coordinator that started this process; ends at once with its stdin.
+/// Run a worker process for `loractl run`
+///
+/// The process exits as soon as its stdin is closed.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:
-  loractl worker --coordinator http://127.0.0.1:7400 --name worker-0 --threads 1 --cache-dir cache")]
+#[command(
+    verbatim_doc_comment,
+    after_help = "Example:
+  loractl worker --coordinator http://127.0.0.1:7400 --name worker-0 --threads 1 --cache-dir cache"
+)]
 pub(crate) struct Args {
     /// Name of this worker.
     #[arg(long)]
     name: String,
-    /// Threads that compute.
+    /// Number of compute threads.
     #[arg(long)]
     threads: usize,
-    /// Bytes of this machine's memory that a job may take; default: all.
+    /// Bytes of this machine's memory that a job may use [default: all]
     #[arg(long)]
     memory: Option<u64>,
-    /// Directory of the files that are fetched for jobs.
+    /// Directory for files that are fetched for jobs.
     #[arg(long, value_name = "DIR")]
     cache_dir: PathBuf,
 }
@@ -43,12 +48,12 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
         lora_worker::run(config, signals.stop.clone(), signals.immediate.clone()).await?;
         Ok(ExitCode::SUCCESS)
     });
-    // What still computes is of no use to anybody.
+    // Computations that still run are abandoned: nothing reads their results.
     runtime.shutdown_background();
     ended
 }
 
-/// A worker that no other machine reaches, and that reads a base wherever it lies.
+/// Settings of a worker that only this machine can reach, and that may read a base from any path.
 fn config(args: Args, coordinator: String) -> Config {
     let Args { name, threads, memory, cache_dir } = args;
     let mut config = Config {

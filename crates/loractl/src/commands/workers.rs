@@ -1,4 +1,4 @@
-//! `loractl workers`: who is there to train.
+//! `loractl workers`: lists workers.
 
 use std::process::ExitCode;
 
@@ -8,16 +8,20 @@ use lora_proto::v1;
 use super::online;
 use crate::output::{Format, WorkerView, worker_grid};
 
-/// List the workers that are connected, or held for a job
+/// List workers that are connected or belong to a job
 ///
-/// SILENT is the time since a worker's last sign of life. Workers of one KIND can share a job.
-/// MEMORY is what a job may take there, of a GPU's memory or of the machine's.
+/// SILENT is the time since the worker's last heartbeat. MEMORY is the memory that a
+/// job may use on the worker, of the GPU or of the machine. Workers of the same KIND
+/// can share a job.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Examples:
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
   loractl workers
-  loractl workers -o json | jq -r '.[] | select(.state == \"idle\").name'")]
+  loractl workers -o json | jq -r '.[] | select(.state == \"idle\").name'"
+)]
 pub(crate) struct Args {
-    /// Form of the output.
+    /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
 }
@@ -26,7 +30,7 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     online(coordinator, async |client| {
         let answer = client.call(client.jobs().list_workers(v1::ListWorkersRequest {})).await?;
         if answer.workers.is_empty() && args.output == Format::Table {
-            eprintln!("no workers; start some (lora-worker)");
+            eprintln!("no workers are connected; start one with lora-worker");
             return Ok(ExitCode::SUCCESS);
         }
         let workers: Vec<WorkerView> = answer.workers.into_iter().map(Into::into).collect();

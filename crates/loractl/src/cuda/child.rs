@@ -1,4 +1,4 @@
-//! Programs that answer in JSON, if they do not hang or crash.
+//! Child processes that answer in JSON, and may hang or crash.
 
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -9,38 +9,39 @@ use serde::de::DeserializeOwned;
 use tokio::process::Command;
 use tokio::time::timeout;
 
-/// Why there is no answer.
+/// The reason why there is no answer. The texts follow the name of a program or library.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ChildError {
-    /// It cannot be started.
+    /// The process cannot be started.
     #[error("cannot be started: {0}")]
     Start(#[source] io::Error),
-    /// It took too long and was killed.
+    /// The process took too long and was killed.
     #[error("hangs: no answer within {} s", .0.as_secs_f64())]
     TimedOut(Duration),
-    /// A signal ended it.
+    /// A signal ended the process.
     #[error("crashes (signal {signal}){}", with_colon(.said))]
     Crashed {
-        /// The signal's number.
+        /// Number of the signal.
         signal: i32,
-        /// The last line that it wrote to stderr.
+        /// The last error line, or the last line, that the process wrote to stderr.
         said: String,
     },
-    /// It said why not.
+    /// The process failed with this message.
     #[error("{0}")]
     Failed(String),
-    /// What it wrote to stdout is no answer.
-    #[error("gives an answer that is not understood: {0}")]
+    /// The process wrote no valid answer to stdout.
+    #[error("gives an invalid answer: {0}")]
     InvalidOutput(String),
 }
 
-/// The last line of the stdout of `command` that is JSON of this type. After `limit` it is killed.
+/// Runs `command` and returns the last line of its stdout that is JSON of this type. After `limit`
+/// the process is killed.
 pub(crate) async fn answer<T: DeserializeOwned>(
     command: &mut Command,
     limit: Duration,
 ) -> Result<T, ChildError> {
     let text = stdout(command, limit).await?;
-    // Libraries write there too, some of them as the process exits.
+    // Libraries write to stdout too, some of them as the process exits.
     if let Some(answer) = text.lines().rev().find_map(|line| serde_json::from_str(line).ok()) {
         return Ok(answer);
     }
@@ -48,7 +49,7 @@ pub(crate) async fn answer<T: DeserializeOwned>(
     serde_json::from_str(text).map_err(|error| ChildError::InvalidOutput(format!("{error}: {text:?}")))
 }
 
-/// What `command` writes to stdout. After `limit` it is killed.
+/// Runs `command` and returns its stdout. After `limit` the process is killed.
 pub(super) async fn stdout(command: &mut Command, limit: Duration) -> Result<String, ChildError> {
     let running = command.stdin(Stdio::null()).kill_on_drop(true).output();
     let ended = timeout(limit, running).await.map_err(|_| ChildError::TimedOut(limit))?;
@@ -69,7 +70,7 @@ fn failure(status: ExitStatus, stderr: &str) -> ChildError {
     }
 }
 
-/// The last line.
+/// Returns the last line of `text`.
 pub(super) fn last(text: &str) -> &str {
     text.trim_end().rsplit('\n').next().unwrap_or_default().trim_end()
 }
@@ -97,7 +98,7 @@ mod tests {
         let goodbye = "echo error: 1 >&2; echo error: it is not there >&2; echo goodbye >&2; exit 1";
         assert_eq!(error(ask(goodbye, enough).await), "it is not there");
         assert_eq!(error(ask("echo help >&2; kill -SEGV $$", enough).await), "crashes (signal 11): help");
-        assert!(error(ask("echo seven", enough).await).starts_with("gives an answer that is not understood"));
+        assert!(error(ask("echo seven", enough).await).starts_with("gives an invalid answer"));
         let error = ask("exec sleep 1000", Duration::from_millis(20)).await.unwrap_err();
         assert_eq!(error, "hangs: no answer within 0.02 s");
     }

@@ -1,4 +1,4 @@
-//! The driver, and the GPUs that it shows.
+//! The driver, and the GPUs that it reports.
 
 use std::ffi::{CStr, c_char, c_int};
 use std::path::PathBuf;
@@ -9,30 +9,31 @@ use serde::{Deserialize, Serialize};
 
 use super::libraries;
 
-/// What programs load of the driver.
+/// The library of the driver that programs load.
 pub(super) const DRIVER_LIBRARY: &str = "libcuda.so.1";
-/// The CUDA that a worker is built for, as the driver counts: 1000 * major + 10 * minor.
+/// The CUDA version that a worker is built for, as the driver encodes it: 1000 * major + 10 *
+/// minor.
 pub(crate) const MIN_CUDA_VERSION: i32 = 13_000;
 
-/// Bytes of a GPU's name.
+/// Size of the buffer for the name of a GPU, in bytes.
 const NAME_BYTES: usize = 256;
 /// `CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR` and `_MINOR`.
 const CAPABILITY_ATTRIBUTES: [c_int; 2] = [75, 76];
 
-/// The driver's word on this machine.
+/// The state of the driver on this machine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Driver {
-    /// Where the library is.
+    /// Path of the library.
     pub(crate) path: Option<PathBuf>,
-    /// The newest CUDA that it knows: 1000 * major + 10 * minor.
+    /// The newest CUDA version that the driver supports: 1000 * major + 10 * minor.
     pub(crate) cuda: i32,
-    /// Of the kernel's module, such as `580.95.05`.
+    /// Version of the kernel module, such as `580.95.05`.
     pub(crate) version: Option<String>,
-    /// By their numbers.
+    /// GPUs, in the order of their numbers.
     pub(crate) gpus: Vec<DriverGpu>,
-    /// Pairs of GPUs of which the first reaches the second one's memory.
+    /// Pairs of GPU numbers; the first GPU of a pair can access the memory of the second.
     pub(crate) peers: Vec<(usize, usize)>,
-    /// Why no GPU can be used.
+    /// The reason why no GPU can be used.
     pub(crate) problem: Option<String>,
 }
 
@@ -46,9 +47,9 @@ pub(crate) struct DriverGpu {
 }
 
 impl Driver {
-    /// Loads the driver into this process and asks it.
+    /// Loads the driver into this process and queries it.
     pub(super) fn load() -> Result<Self> {
-        let api = Api(libraries::open(DRIVER_LIBRARY)?);
+        let api = DriverApi(libraries::open(DRIVER_LIBRARY)?);
         let mut driver = Self {
             path: libraries::loaded_from(DRIVER_LIBRARY),
             cuda: api.number("cuDriverGetVersion")?,
@@ -71,37 +72,38 @@ impl Driver {
     }
 }
 
-/// As people write it: 13000 is 13.0.
+/// Formats a CUDA version: 13000 is `13.0`.
 pub(crate) fn version_text(cuda: i32) -> String {
     format!("{}.{}", cuda / 1000, cuda % 1000 / 10)
 }
 
-/// The first word that looks like a release, such as 580.95.05: the words around it differ.
+/// Returns the first word that looks like a release, such as 580.95.05. The words around it differ
+/// between drivers.
 fn release(text: &str) -> Option<String> {
     let is_number = |part: &str| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit());
     let is_release = |word: &&str| word.contains('.') && word.split('.').all(is_number);
     text.lines().next()?.split_whitespace().find(is_release).map(str::to_owned)
 }
 
-/// Functions of the driver, which all return 0 where they succeed.
-struct Api(Library);
+/// The functions of the driver. Each of them returns 0 for success.
+struct DriverApi(Library);
 
 type Init = unsafe extern "C" fn(c_int) -> c_int;
 type Number = unsafe extern "C" fn(*mut c_int) -> c_int;
-type Of = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+type Query = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
 type QueryPair = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
 type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
 type Size = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
 type ErrorName = unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int;
 
-impl Api {
+impl DriverApi {
     fn init(&self) -> Result<()> {
         let init = self.function::<Init>("cuInit")?;
         // SAFETY: cuda.h: `CUresult cuInit(unsigned int flags)`; the flags must be 0.
         self.check("cuInit", unsafe { init(0) })
     }
 
-    /// `CUresult name(int *)`.
+    /// Calls a function of the type `CUresult name(int *)`.
     fn number(&self, name: &str) -> Result<c_int> {
         let function = self.function::<Number>(name)?;
         let mut value = 0;
@@ -111,11 +113,12 @@ impl Api {
     }
 
     fn devices(&self) -> Result<Vec<c_int>> {
-        let get = self.function::<Of>("cuDeviceGet")?;
+        let get = self.function::<Query>("cuDeviceGet")?;
         let count = self.number("cuDeviceGetCount")?;
         let device = |number| {
             let mut device = 0;
-            // SAFETY: cuda.h: `CUresult cuDeviceGet(CUdevice *device, int ordinal)`; a CUdevice is an int.
+            // SAFETY: cuda.h: `CUresult cuDeviceGet(CUdevice *device, int ordinal)`; a CUdevice is
+            // an int.
             self.check("cuDeviceGet", unsafe { get(&raw mut device, number) })?;
             Ok(device)
         };
@@ -125,7 +128,8 @@ impl Api {
     fn gpu(&self, device: c_int) -> Result<DriverGpu> {
         let mut name = [0 as c_char; NAME_BYTES];
         let get_name = self.function::<Name>("cuDeviceGetName")?;
-        // SAFETY: cuda.h: `CUresult cuDeviceGetName(char *name, int len, CUdevice dev)`, which ends it with a zero.
+        // SAFETY: cuda.h: `CUresult cuDeviceGetName(char *name, int len, CUdevice dev)`; the text
+        // ends with a zero.
         self.check("cuDeviceGetName", unsafe {
             get_name(name.as_mut_ptr(), NAME_BYTES as c_int - 1, device)
         })?;
@@ -133,9 +137,10 @@ impl Api {
         let total_memory = self.function::<Size>("cuDeviceTotalMem_v2")?;
         // SAFETY: cuda.h: `CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice dev)`.
         self.check("cuDeviceTotalMem", unsafe { total_memory(&raw mut memory, device) })?;
-        let attribute = |attribute| self.of_two("cuDeviceGetAttribute", attribute, device);
+        let attribute = |attribute| self.query_pair("cuDeviceGetAttribute", attribute, device);
         Ok(DriverGpu {
-            // SAFETY: the last byte of the array is a zero that nobody has written to.
+            // SAFETY: the array begins as zeros, and the call cannot write its last byte, so the
+            // text ends with a zero.
             name: unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned(),
             memory_bytes: memory as u64,
             compute_capability: (attribute(CAPABILITY_ATTRIBUTES[0])?, attribute(CAPABILITY_ATTRIBUTES[1])?),
@@ -147,7 +152,7 @@ impl Api {
         let mut peers = Vec::new();
         for (i, one) in devices.iter().enumerate() {
             for (j, other) in devices.iter().enumerate().filter(|(j, _)| i != *j) {
-                if self.of_two("cuDeviceCanAccessPeer", *one, *other)? != 0 {
+                if self.query_pair("cuDeviceCanAccessPeer", *one, *other)? != 0 {
                     peers.push((i, j));
                 }
             }
@@ -155,8 +160,8 @@ impl Api {
         Ok(peers)
     }
 
-    /// `CUresult name(int *, int, int)`.
-    fn of_two(&self, name: &str, one: c_int, other: c_int) -> Result<c_int> {
+    /// Calls a function of the type `CUresult name(int *, int, int)`.
+    fn query_pair(&self, name: &str, one: c_int, other: c_int) -> Result<c_int> {
         let function = self.function::<QueryPair>(name)?;
         let mut value = 0;
         // SAFETY: the callers name functions of this type.
@@ -165,11 +170,11 @@ impl Api {
     }
 
     fn function<T>(&self, name: &str) -> Result<Symbol<'_, T>> {
-        // SAFETY: the callers give the type that cuda.h has for it.
+        // SAFETY: the callers give the type of the function in cuda.h.
         unsafe { self.0.get(name) }.with_context(|| format!("{DRIVER_LIBRARY} has no {name}"))
     }
 
-    /// An error where `code` is one.
+    /// Returns an error with its name and text if `code` is not 0.
     fn check(&self, what: &str, code: c_int) -> Result<()> {
         if code == 0 {
             return Ok(());
@@ -177,10 +182,10 @@ impl Api {
         let text = |name: &str| {
             let get = self.function::<ErrorName>(name).ok()?;
             let mut text = std::ptr::null();
-            // SAFETY: cuda.h: `CUresult cuGetErrorName(CUresult error, const char **pStr)`, and cuGetErrorString alike; the
-            // texts are constants.
+            // SAFETY: cuda.h: `CUresult cuGetErrorName(CUresult error, const char **pStr)`;
+            // cuGetErrorString has the same type. The texts are constants.
             let known = unsafe { get(code, &raw mut text) } == 0 && !text.is_null();
-            // SAFETY: it is not null, so it is a constant that a zero ends.
+            // SAFETY: the pointer is not null, so it points to a constant that ends with a zero.
             known.then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
         };
         match (text("cuGetErrorName"), text("cuGetErrorString")) {

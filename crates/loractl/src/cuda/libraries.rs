@@ -1,4 +1,4 @@
-//! CUDA's libraries: which there are, which version, and where.
+//! CUDA's libraries, their versions and their paths.
 
 use std::error::Error;
 use std::ffi::c_int;
@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, anyhow, ensure};
 use serde::{Deserialize, Serialize};
 
-/// Those that a worker built for CUDA loads, and those that are good to know of.
+/// The libraries that a worker built for CUDA loads, and others that doctor reports.
 pub(crate) const LIBRARIES: [Library; 7] = [
     Library {
         name: "CUDA runtime",
@@ -67,12 +67,12 @@ pub(crate) const LIBRARIES: [Library; 7] = [
     },
 ];
 
-/// A library.
+/// A library of CUDA.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Library {
-    /// As people call it.
+    /// Name in messages.
     pub(crate) name: &'static str,
-    /// As programs load it.
+    /// File name that programs load.
     pub(crate) file: &'static str,
     /// Whether a worker that was built for CUDA needs it.
     pub(crate) needed: bool,
@@ -83,7 +83,9 @@ pub(crate) struct Library {
     version: VersionQuery,
 }
 
-/// The function of a library that tells its version, and what that number counts: so much a major, a minor, a patch.
+/// The function that returns the version of a library. The numbers are the factors of the major,
+/// minor and patch version in the returned number; a factor of 0 means that this part does not
+/// exist.
 #[derive(Debug, PartialEq, Eq)]
 enum VersionQuery {
     /// `int f(int *version)`.
@@ -99,32 +101,32 @@ enum VersionQuery {
 /// A library that was loaded.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Loaded {
-    /// None: it does not say.
+    /// `None` if the library does not report its version.
     pub(crate) version: Option<String>,
     pub(crate) path: Option<PathBuf>,
 }
 
 impl Library {
-    /// Loads it into this process.
+    /// Loads the library into this process.
     pub(super) fn load(&self) -> Result<Loaded> {
         let library = open(self.file)?;
         Ok(Loaded { version: self.version.read(&library).ok(), path: loaded_from(self.file) })
     }
 }
 
-/// Loads the library of this file into this process; the error is the loader's own word.
+/// Loads the library with this file name into this process. The error is the message of the loader.
 pub(super) fn open(file: &str) -> Result<libloading::Library> {
-    // SAFETY: what the library does when it is loaded is why this runs in a process of its own.
+    // SAFETY: a library may run any code when it is loaded, so this runs in a separate process.
     let library = unsafe { libloading::Library::new(file) };
     library.map_err(|error| match error.source() {
-        Some(said) => anyhow!("{said}"),
+        Some(message) => anyhow!("{message}"),
         None => error.into(),
     })
 }
 
-/// Where the library of this name that the process has loaded is, links followed.
+/// Returns the path of a loaded library of this process, with links resolved.
 pub(super) fn loaded_from(file: &str) -> Option<PathBuf> {
-    // The file's own name may have more numbers at its end.
+    // The name of the resolved file may have more numbers at its end.
     let (stem, _) = file.split_once(".so")?;
     let maps = std::fs::read_to_string("/proc/self/maps").ok()?;
     let mut paths = maps.lines().filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])));
@@ -140,20 +142,20 @@ impl VersionQuery {
             Self::Number(name, units) => {
                 let function = function::<unsafe extern "C" fn(*mut c_int) -> c_int>(library, name)?;
                 let mut version = 0;
-                // SAFETY: the variant says the type.
+                // SAFETY: the variant defines the type.
                 check(name, unsafe { function(&raw mut version) })?;
                 split(version.try_into()?, *units)
             }
             Self::Returned(name, units) => {
                 let function = function::<unsafe extern "C" fn() -> usize>(library, name)?;
-                // SAFETY: the variant says the type.
+                // SAFETY: the variant defines the type.
                 split(unsafe { function() } as u64, *units)
             }
             Self::Pair(name) => {
                 let function =
                     function::<unsafe extern "C" fn(*mut c_int, *mut c_int) -> c_int>(library, name)?;
                 let (mut major, mut minor) = (0, 0);
-                // SAFETY: the variant says the type.
+                // SAFETY: the variant defines the type.
                 check(name, unsafe { function(&raw mut major, &raw mut minor) })?;
                 vec![major.try_into()?, minor.try_into()?]
             }
@@ -162,7 +164,7 @@ impl VersionQuery {
                 let mut parts = Vec::new();
                 for part in 0..3 {
                     let mut value = 0;
-                    // SAFETY: the variant says the type.
+                    // SAFETY: the variant defines the type.
                     check(name, unsafe { function(part, &raw mut value) })?;
                     parts.push(value.try_into()?);
                 }
@@ -173,7 +175,7 @@ impl VersionQuery {
     }
 }
 
-/// A version as it is written, without the parts that count nothing.
+/// Splits a version number into its parts; a part with the unit 0 is omitted.
 fn split(version: u64, units: [u64; 3]) -> Vec<u64> {
     let mut rest = version;
     let counted = units.into_iter().filter(|unit| *unit > 0);
@@ -187,7 +189,7 @@ fn split(version: u64, units: [u64; 3]) -> Vec<u64> {
 }
 
 fn function<'a, T>(library: &'a libloading::Library, name: &str) -> Result<libloading::Symbol<'a, T>> {
-    // SAFETY: the callers give the type that the library's header has for it.
+    // SAFETY: the callers give the type of the function in the library's header.
     unsafe { library.get(name) }.with_context(|| format!("has no {name}"))
 }
 

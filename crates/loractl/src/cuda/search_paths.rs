@@ -1,12 +1,12 @@
-//! Where libraries often are without that the loader looks there.
+//! Directories outside of the loader's search path that often have CUDA's libraries.
 
 use std::collections::BTreeSet;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A directory that has `file`, of those that CUDA's and Python's packages, WSL and container runtimes put it in. What the
-/// loader finds by itself is not asked for here.
+/// Returns a directory that has `file`, among those of CUDA's and Python's packages, of WSL and of
+/// container runtimes. Callers ask only for libraries that the loader does not find.
 pub(crate) fn find_unsearched(file: &str) -> Option<PathBuf> {
     directories().into_iter().find(|directory| directory.join(file).is_file())
 }
@@ -31,7 +31,7 @@ fn directories() -> Vec<PathBuf> {
     of_toolkits.chain(of_wheels).chain(conda).chain(others).collect()
 }
 
-/// Where NVIDIA's wheels have their libraries, of every Python in `root`.
+/// Returns the library directories of NVIDIA's wheels, for every Python 3 in `root`.
 fn wheels(root: &Path) -> Vec<PathBuf> {
     let pythons = starting_with(&root.join("lib"), "python3");
     let packages =
@@ -39,7 +39,7 @@ fn wheels(root: &Path) -> Vec<PathBuf> {
     packages.flat_map(|dir| starting_with(&dir.join("nvidia"), "")).map(|wheel| wheel.join("lib")).collect()
 }
 
-/// What `directory` has of a name that starts so, in order.
+/// Returns the entries of `directory` whose names start with `start`, in order.
 fn starting_with(directory: &Path, start: &str) -> BTreeSet<PathBuf> {
     let entries = fs::read_dir(directory).into_iter().flatten().flatten();
     entries
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wheels_are_found_in_any_python_of_an_environment() {
+    fn wheels_are_found_for_every_python_3_of_an_environment() {
         let root = tempfile::tempdir().unwrap();
         let lib = root.path().join("lib/python3.12/site-packages/nvidia/cu13/lib");
         fs::create_dir_all(&lib).unwrap();

@@ -1,4 +1,4 @@
-//! The programs `lora-worker` of this machine, and what they were built for.
+//! The `lora-worker` programs of this machine, and whether they were built for CUDA.
 
 use std::env;
 use std::path::{Path, PathBuf};
@@ -10,29 +10,29 @@ use super::child::{ChildError, last, stdout};
 
 const PROGRAM: &str = "lora-worker";
 
-/// A program `lora-worker`.
+/// A `lora-worker` program.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Candidate {
     pub(crate) path: PathBuf,
     pub(crate) build: Build,
 }
 
-/// What a program says that it is.
+/// The build that a program reports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Build {
     /// A worker for GPUs.
     Cuda {
-        /// Its version.
+        /// Version of the worker.
         version: String,
     },
-    /// A worker that computes on CPUs alone.
+    /// A worker that supports only CPUs.
     Cpu,
-    /// It says nothing: why.
+    /// The program does not report its build, for this reason.
     Unknown(String),
 }
 
-/// The program at `given`; without one those beside this executable and on `PATH`, in this order. Each may take until `limit` to
-/// say what it is.
+/// Returns the program at `given`, or else the programs beside this executable and on `PATH`, in
+/// this order. A program that does not report its build within `limit` is killed.
 pub(crate) async fn candidates(given: Option<&Path>, limit: Duration) -> Vec<Candidate> {
     let paths = match given {
         Some(path) => vec![path.to_owned()],
@@ -51,30 +51,31 @@ fn installed() -> Vec<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let mut found: Vec<PathBuf> = Vec::new();
     for directory in beside.into_iter().chain(env::split_paths(&path)) {
-        // One that several directories lead to is one.
+        // Links may lead from several directories to the same program.
         let program = directory.join(PROGRAM).canonicalize();
         found.extend(program.ok().filter(|program| program.is_file() && !found.contains(program)));
     }
     found
 }
 
-/// `lora-worker VERSION`, and `cuda` where it was built so.
+/// Reads the build from `--version`: `lora-worker VERSION`, followed by `cuda` if it was built for
+/// CUDA.
 async fn build(path: &Path, limit: Duration) -> Build {
     let text = match stdout(Command::new(path).arg("--version"), limit).await {
         Ok(text) => text,
         Err(error) => return Build::Unknown(reason(&error)),
     };
-    // Libraries write there too.
-    let said =
+    // Libraries write to stdout too.
+    let line =
         text.lines().find(|line| line.split(' ').next() == Some(PROGRAM)).unwrap_or_else(|| last(&text));
-    match said.split(' ').collect::<Vec<_>>()[..] {
+    match line.split(' ').collect::<Vec<_>>()[..] {
         [PROGRAM, version, "cuda"] => Build::Cuda { version: version.to_owned() },
         [PROGRAM, _] => Build::Cpu,
-        _ => Build::Unknown(format!("says {said:?} of itself: it is no {PROGRAM} of this kind")),
+        _ => Build::Unknown(format!("is not a supported {PROGRAM}: its --version prints {line:?}")),
     }
 }
 
-/// Where the loader found no library, its name.
+/// Formats the error. If the loader did not find a library, the text names the library.
 fn reason(error: &ChildError) -> String {
     let text = error.to_string();
     match text.split_once("error while loading shared libraries: ") {
@@ -90,7 +91,8 @@ mod tests {
     async fn of_script(script: &str) -> Build {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(PROGRAM);
-        // Written by another process: one that was forked from this one meanwhile would hold the file open for writing.
+        // Another process writes the file. If this process did, a child that is forked meanwhile
+        // would hold the file open for writing.
         let write = r#"printf '#!/bin/sh\n%s\n' "$1" > "$2" && chmod +x "$2""#;
         let written = std::process::Command::new("sh").args(["-c", write, "sh", script]).arg(&path).status();
         assert!(written.unwrap().success());

@@ -1,4 +1,4 @@
-//! What is wrong, and what would help.
+//! Problems that prevent training on GPUs, and their remedies.
 
 use std::path::{Path, PathBuf};
 
@@ -12,27 +12,27 @@ use crate::cuda::{
     find_unsearched, version_text,
 };
 
-/// The least that the kernels are compiled for.
+/// Lowest compute capability that the kernels are compiled for.
 const MIN_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 
-const INSTALL_DRIVER: &str = "install NVIDIA's driver 580 or newer (Ubuntu: apt install nvidia-driver-580; Debian: cuda-drivers, from NVIDIA's \
-     repository) and restart";
+const INSTALL_DRIVER: &str = "install NVIDIA's driver 580 or newer (Ubuntu: apt install nvidia-driver-580; \
+                              Debian: cuda-drivers, from NVIDIA's repository) and restart the machine";
 
-/// What of this machine decides about remedies.
+/// Facts about this machine that decide on remedies.
 #[derive(Debug, Clone)]
 pub(super) struct Environment {
-    /// This is a container.
+    /// Whether this process runs in a container.
     pub(super) container: bool,
-    /// NVIDIA's device files are here.
+    /// Whether NVIDIA's device files exist.
     pub(super) device_files: bool,
-    /// An NVIDIA GPU is on the bus.
+    /// Whether there is an NVIDIA GPU on the PCI bus.
     pub(super) on_the_bus: bool,
-    /// Where a library is that the loader does not look for there.
+    /// Finds the directory of a library outside of the loader's search path.
     pub(super) find_unsearched: fn(&str) -> Option<PathBuf>,
 }
 
 impl Environment {
-    /// As it is here.
+    /// Detects the environment of this process.
     pub(super) fn detect() -> Self {
         let files = ["/.dockerenv", "/run/.containerenv"];
         Self {
@@ -45,7 +45,7 @@ impl Environment {
     }
 }
 
-/// A display or 3D controller of NVIDIA's.
+/// Whether the PCI bus has a display or 3D controller of NVIDIA.
 fn on_the_bus() -> bool {
     let devices = std::fs::read_dir("/sys/bus/pci/devices").into_iter().flatten().flatten();
     let word = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default();
@@ -54,7 +54,7 @@ fn on_the_bus() -> bool {
     })
 }
 
-/// All that keeps GPUs from being trained on; nothing: it works.
+/// Returns all problems that prevent training on GPUs; none if it works.
 pub(super) fn problems(
     driver: &Result<Driver, ChildError>,
     libraries: &[Result<Loaded, ChildError>],
@@ -72,8 +72,8 @@ pub(super) fn problems(
         if let Err(error) = reading {
             problems.push(Problem {
                 what: format!("GPU {number}: the worker's probe: {error}"),
-                remedy: "where the libraries above are in order: nvidia-smi says whether the GPU is, dmesg what the driver \
-                         complains about"
+                remedy: "if the libraries above are in order, nvidia-smi shows the state of the GPU, and \
+                         dmesg the errors of the driver"
                     .into(),
             });
         }
@@ -84,7 +84,7 @@ pub(super) fn problems(
             what: format!("all-reduce among the GPUs' workers: {error}"),
             remedy: format!(
                 "NCCL_DEBUG=INFO {} probe --device cuda --all-reduce {} shows NCCL's log; workers with \
-                 the setting collective = tcp (loractl run: --collective tcp) do without NCCL",
+                 the setting collective = tcp (loractl run: --collective tcp) do not need NCCL",
                 program.display(),
                 gpus.len()
             ),
@@ -97,16 +97,17 @@ fn check_driver(driver: &Result<Driver, ChildError>, environment: &Environment) 
     let (what, remedy) = match driver {
         Ok(Driver { cuda, version, .. }) if *cuda < MIN_CUDA_VERSION => {
             let version = version.as_ref().map_or(String::new(), |version| format!(" {version}"));
-            let (known, wanted) = (version_text(*cuda), version_text(MIN_CUDA_VERSION));
-            let what =
-                format!("the driver{version} is too old: it knows CUDA {known}, workers need {wanted}");
+            let (supported, needed) = (version_text(*cuda), version_text(MIN_CUDA_VERSION));
+            let what = format!(
+                "the driver{version} is too old: it supports CUDA {supported}, workers need {needed}"
+            );
             (what, format!("{INSTALL_DRIVER}{}", if environment.container { ", on the host" } else { "" }))
         }
         Ok(Driver { problem: Some(problem), .. }) => {
             (format!("the driver cannot be used: {problem}"), remedy_without_gpu(environment))
         }
         Ok(Driver { gpus, .. }) if gpus.is_empty() => {
-            ("the driver shows no GPU".into(), remedy_without_gpu(environment))
+            ("the driver reports no GPU".into(), remedy_without_gpu(environment))
         }
         Ok(_) => return None,
         Err(ChildError::Failed(error)) => {
@@ -114,7 +115,7 @@ fn check_driver(driver: &Result<Driver, ChildError>, environment: &Environment) 
         }
         Err(error) => (
             format!("the driver {error}"),
-            "nvidia-smi and dmesg say more; a driver that hangs needs a restart of the machine".into(),
+            "nvidia-smi and dmesg show the cause; if the driver hangs, restart the machine".into(),
         ),
     };
     Some(Problem { what, remedy })
@@ -122,12 +123,12 @@ fn check_driver(driver: &Result<Driver, ChildError>, environment: &Environment) 
 
 fn remedy_without_gpu(environment: &Environment) -> String {
     if std::env::var_os("CUDA_VISIBLE_DEVICES").is_some() {
-        return "CUDA_VISIBLE_DEVICES is set: it says which GPUs this process may see".into();
+        return "CUDA_VISIBLE_DEVICES is set: this process sees only the GPUs that it lists".into();
     }
     if environment.container && !environment.device_files {
         return IN_CONTAINER.into();
     }
-    "nvidia-smi says whether the driver has a GPU; after an update of the driver the machine needs a restart"
+    "nvidia-smi shows whether the driver finds a GPU; after an update of the driver, restart the machine"
         .into()
 }
 
@@ -136,29 +137,27 @@ fn remedy_without_driver(environment: &Environment) -> String {
         return ld_library_path(&[directory]);
     }
     match (environment.container, environment.device_files, environment.on_the_bus) {
-        (true, true, _) => {
-            "the container has the GPU's devices without the driver's libraries: NVIDIA_DRIVER_CAPABILITIES \
-                            must have compute, as in compute,utility"
-                .into()
-        }
+        (true, true, _) => "the container has the device files of the GPU without the driver's libraries: \
+             NVIDIA_DRIVER_CAPABILITIES must include compute, such as compute,utility"
+            .into(),
         (true, false, _) => IN_CONTAINER.into(),
         (false, _, true) | (false, true, _) => INSTALL_DRIVER.into(),
         (false, false, false) => {
-            format!("no NVIDIA GPU was found in this machine; where there is one: {INSTALL_DRIVER}")
+            format!("no NVIDIA GPU was found in this machine; if it has one: {INSTALL_DRIVER}")
         }
     }
 }
 
-const IN_CONTAINER: &str = "this is a container without a GPU: start it with `docker run --gpus all` (the host needs the driver \
-                            and NVIDIA's container toolkit), with the compose file's profile gpu, or on Kubernetes with the \
-                            limit nvidia.com/gpu";
+const IN_CONTAINER: &str = "this container has no GPU: start it with `docker run --gpus all` (the host needs \
+                            the driver and NVIDIA's container toolkit), with the compose file's profile gpu, \
+                            or on Kubernetes with the limit nvidia.com/gpu";
 
 fn check_gpu(number: usize, gpu: &DriverGpu) -> Option<Problem> {
     let (major, minor) = gpu.compute_capability;
     (gpu.compute_capability < MIN_COMPUTE_CAPABILITY).then(|| Problem {
         what: format!("GPU {number}, {}, is too old: its compute capability is {major}.{minor}", gpu.name),
         remedy: format!(
-            "{}.{} (Ampere) is the least; CUDA_VISIBLE_DEVICES hides a GPU from workers",
+            "use a GPU with at least {}.{} (Ampere); CUDA_VISIBLE_DEVICES can hide this one from workers",
             MIN_COMPUTE_CAPABILITY.0, MIN_COMPUTE_CAPABILITY.1
         ),
     })
@@ -166,22 +165,22 @@ fn check_gpu(number: usize, gpu: &DriverGpu) -> Option<Problem> {
 
 fn check_libraries(libraries: &[Result<Loaded, ChildError>], environment: &Environment) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let (mut missing, mut find_unsearched): (Vec<&Library>, Vec<(&Library, PathBuf)>) = Default::default();
+    let (mut missing, mut unsearched): (Vec<&Library>, Vec<(&Library, PathBuf)>) = Default::default();
     for (library, loaded) in LIBRARIES.iter().zip(libraries).filter(|(library, _)| library.needed) {
         match loaded {
             Ok(_) => {}
-            // The loader's own words where the file is not to be found.
+            // The loader's message for a file that does not exist.
             Err(ChildError::Failed(error))
                 if error.starts_with(&format!("{}: cannot open", library.file)) =>
             {
                 match (environment.find_unsearched)(library.file) {
-                    Some(directory) => find_unsearched.push((library, directory)),
+                    Some(directory) => unsearched.push((library, directory)),
                     None => missing.push(library),
                 }
             }
             Err(error) => problems.push(Problem {
                 what: format!("{}: {}: {error}", library.name, library.file),
-                remedy: format!("install it again: {}", packages(&[library])),
+                remedy: format!("reinstall it: {}", packages(&[library])),
             }),
         }
     }
@@ -196,17 +195,17 @@ fn check_libraries(libraries: &[Result<Loaded, ChildError>], environment: &Envir
         problems
             .push(Problem { what: format!("not found: {}", names(&missing)), remedy: packages(&missing) });
     }
-    if !find_unsearched.is_empty() {
-        let (found, directories): (Vec<&Library>, Vec<PathBuf>) = find_unsearched.into_iter().unzip();
+    if !unsearched.is_empty() {
+        let (found, directories): (Vec<&Library>, Vec<PathBuf>) = unsearched.into_iter().unzip();
         problems.push(Problem {
-            what: format!("where the loader does not look: {}", names(&found)),
+            what: format!("outside of the loader's search path: {}", names(&found)),
             remedy: ld_library_path(&directories),
         });
     }
     problems
 }
 
-/// The commands that install `libraries`.
+/// Returns the commands that install `libraries`.
 fn packages(libraries: &[&Library]) -> String {
     let list = |name: fn(&Library) -> &'static str, quote: &str| {
         let mut names: Vec<String> =
@@ -216,7 +215,8 @@ fn packages(libraries: &[&Library]) -> String {
     };
     format!(
         "Debian or Ubuntu, with NVIDIA's repository: apt install {}\n\
-         any Linux, in a virtual environment: pip install {}; doctor, run there, then says the LD_LIBRARY_PATH",
+         any Linux, in a virtual environment: pip install {}; then run doctor in this environment, which \
+         prints the LD_LIBRARY_PATH",
         list(|library| library.package, ""),
         list(|library| library.wheel, "'")
     )
@@ -231,20 +231,20 @@ fn ld_library_path(directories: &[PathBuf]) -> String {
 
 fn check_workers(workers: &[Candidate]) -> Vec<Problem> {
     let ours = env!("CARGO_PKG_VERSION");
-    let install = "build it (cargo build --release -p lora-worker --features cuda, which needs CUDA's nvcc) and put it beside \
-                   loractl or on PATH, or name it with --worker";
+    let install = "build it (cargo build --release -p lora-worker --features cuda, which needs CUDA's nvcc) \
+                   and put it beside loractl or on PATH, or name it with --worker";
     if let Some(Candidate { path, build: Build::Cuda { version } }) = built_for_cuda(workers) {
         let other = version != ours;
-        let what = || format!("{} is of version {version}, loractl of {ours}", path.display());
+        let what = || format!("{} has version {version}, loractl has {ours}", path.display());
         return other
-            .then(|| Problem { what: what(), remedy: "install both of one version".into() })
+            .then(|| Problem { what: what(), remedy: "install the same version of both".into() })
             .into_iter()
             .collect();
     }
     let broken = workers.iter().filter_map(|worker| match &worker.build {
         Build::Unknown(why) => Some(Problem {
             what: format!("{} {why}", worker.path.display()),
-            remedy: "once the libraries above are found it starts; if they are, install it again".into(),
+            remedy: "it starts once the libraries above are found; if they are found, reinstall it".into(),
         }),
         _ => None,
     });
@@ -254,9 +254,9 @@ fn check_workers(workers: &[Candidate]) -> Vec<Problem> {
     }
     let what = match workers.first() {
         Some(worker) => {
-            format!("no lora-worker was built for CUDA; {} is for CPUs alone", worker.path.display())
+            format!("no lora-worker was built for CUDA; {} supports only CPUs", worker.path.display())
         }
-        None => "there is no lora-worker that was built for CUDA".into(),
+        None => "no lora-worker that was built for CUDA was found".into(),
     };
     vec![Problem { what, remedy: install.into() }]
 }
@@ -279,8 +279,8 @@ mod tests {
         ChildError::Failed(text.into())
     }
 
-    /// The only problem with this driver.
-    fn with(driver: Result<Driver, ChildError>, environment: &Environment) -> Problem {
+    /// The problem with this driver.
+    fn driver_problem(driver: Result<Driver, ChildError>, environment: &Environment) -> Problem {
         check_driver(&driver, environment).unwrap()
     }
 
@@ -297,7 +297,7 @@ mod tests {
         let worker = Build::Cuda { version: env!("CARGO_PKG_VERSION").into() };
         let workers = [Candidate { path: "/bin/lora-worker".into(), build: worker }];
         let mut libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
-        // One that is not needed.
+        // cuDNN is not needed.
         libraries[6] = missing("libcudnn.so.9");
         assert_eq!(problems(&Ok(driver()), &libraries, &workers, &[], None, &HERE), []);
     }
@@ -305,12 +305,13 @@ mod tests {
     #[test]
     fn old_failing_and_hanging_drivers_are_reported() {
         let old = Driver { cuda: 12_040, version: Some("550.54.15".into()), ..driver() };
-        let problem = with(Ok(old), &HERE);
-        assert_eq!(problem.what, "the driver 550.54.15 is too old: it knows CUDA 12.4, workers need 13.0");
+        let problem = driver_problem(Ok(old), &HERE);
+        assert_eq!(problem.what, "the driver 550.54.15 is too old: it supports CUDA 12.4, workers need 13.0");
         assert!(problem.remedy.contains("580"), "{}", problem.remedy);
         let useless = Driver { gpus: Vec::new(), problem: Some("cuInit: error 803".into()), ..driver() };
-        assert!(with(Ok(useless), &HERE).what.ends_with("cuInit: error 803"));
-        let stuck = with(Err(ChildError::TimedOut(std::time::Duration::from_secs(60))), &HERE);
+        assert!(driver_problem(Ok(useless), &HERE).what.ends_with("cuInit: error 803"));
+        let limit = std::time::Duration::from_secs(60);
+        let stuck = driver_problem(Err(ChildError::TimedOut(limit)), &HERE);
         assert_eq!(stuck.what, "the driver hangs: no answer within 60 s");
     }
 
@@ -329,13 +330,13 @@ mod tests {
                 "LD_LIBRARY_PATH=/usr/lib/wsl/lib",
             ),
         ] {
-            let problem = with(none(), &environment);
+            let problem = driver_problem(none(), &environment);
             assert!(problem.remedy.contains(expected), "{expected}: {}", problem.remedy);
         }
     }
 
     #[test]
-    fn missing_libraries_get_one_install_command_and_misplaced_ones_a_path() {
+    fn missing_libraries_get_an_install_command_and_misplaced_ones_a_path() {
         let mut libraries: Vec<_> = LIBRARIES.iter().map(|library| missing(library.file)).collect();
         libraries[3] = loaded();
         let [problem] = &check_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
@@ -360,7 +361,7 @@ mod tests {
         );
     }
 
-    /// PyTorch's wheels may lack it.
+    /// An environment with PyTorch's wheels may lack cuRAND.
     #[test]
     fn a_missing_curand_is_named_with_the_packages_that_have_it() {
         let mut libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
@@ -373,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_library_is_reported() {
+    fn a_crashing_library_is_reported() {
         let mut libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
         libraries[5] = Err(ChildError::Crashed { signal: 11, said: String::new() });
         let [problem] = &check_libraries(&libraries, &HERE)[..] else { panic!("not one problem") };
@@ -382,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn an_all_reduce_that_fails_can_be_repeated_with_the_log_of_nccl() {
+    fn a_failed_all_reduce_has_a_command_that_shows_the_log_of_nccl() {
         let worker = Build::Cuda { version: env!("CARGO_PKG_VERSION").into() };
         let workers = [Candidate { path: "/bin/lora-worker".into(), build: worker }];
         let libraries: Vec<_> = LIBRARIES.iter().map(|_| loaded()).collect();
@@ -402,12 +403,12 @@ mod tests {
         };
         assert_eq!(what(&candidate(Build::Cuda { version: env!("CARGO_PKG_VERSION").into() })), [""; 0]);
         let other = what(&candidate(Build::Cuda { version: "0.0.1".into() }));
-        assert!(other[0].contains("is of version 0.0.1"), "{other:?}");
+        assert!(other[0].contains("has version 0.0.1"), "{other:?}");
         let cpu = what(&candidate(Build::Cpu));
-        assert!(cpu[0].contains("/bin/lora-worker is for CPUs alone"), "{cpu:?}");
+        assert!(cpu[0].contains("/bin/lora-worker supports only CPUs"), "{cpu:?}");
         let broken = what(&candidate(Build::Unknown("does not start: libcublas.so.13: no".into())));
         assert_eq!(broken, ["/bin/lora-worker does not start: libcublas.so.13: no"]);
-        assert_eq!(what(&[]), ["there is no lora-worker that was built for CUDA"]);
+        assert_eq!(what(&[]), ["no lora-worker that was built for CUDA was found"]);
     }
 
     #[test]

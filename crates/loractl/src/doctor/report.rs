@@ -1,4 +1,4 @@
-//! What was found, for programs.
+//! The report as data for JSON and YAML.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ use crate::cuda::{Build, Candidate, ChildError, Driver, LIBRARIES, Loaded, versi
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) cpu: CpuView,
-    /// None: it was not asked for.
+    /// `None` if CUDA was not examined.
     pub(crate) cuda: Option<CudaView>,
 }
 
@@ -22,33 +22,33 @@ pub(crate) struct Report {
 #[derive(Debug, Serialize)]
 pub(crate) struct CpuView {
     pub(crate) threads: usize,
-    /// What this program measured on it.
+    /// The measurements of this process.
     pub(crate) reading: DeviceMeasurement,
 }
 
-/// What there is of CUDA.
+/// The state of CUDA and of the GPUs.
 #[derive(Debug, Serialize)]
 pub(crate) struct CudaView {
     /// Whether `loractl run --device cuda` has what it needs.
     pub(crate) works: bool,
     pub(crate) driver: Option<DriverView>,
     pub(crate) gpus: Vec<GpuView>,
-    /// Pairs of GPUs of which the first reaches the second one's memory.
+    /// Pairs of GPU numbers; the first GPU of a pair can access the memory of the second.
     pub(crate) peers: Vec<(usize, usize)>,
     pub(crate) libraries: Vec<LibraryView>,
     pub(crate) workers: Vec<WorkerProgramView>,
-    /// Among the workers of all GPUs, where there are several.
+    /// Measurement of an all-reduce among all GPUs, if there are several.
     pub(crate) all_reduce: Option<AllReduceMeasurement>,
-    /// What keeps it from working.
+    /// The problems that prevent training on GPUs.
     pub(crate) problems: Vec<Problem>,
 }
 
 /// The driver.
 #[derive(Debug, Serialize)]
 pub(crate) struct DriverView {
-    /// Of the kernel's module.
+    /// Version of the kernel module.
     pub(crate) version: Option<String>,
-    /// The newest CUDA that it knows.
+    /// The newest CUDA version that the driver supports.
     pub(crate) cuda: String,
     pub(crate) path: Option<PathBuf>,
 }
@@ -59,11 +59,11 @@ pub(crate) struct GpuView {
     pub(crate) name: String,
     pub(crate) memory_bytes: u64,
     pub(crate) compute_capability: String,
-    /// What a worker measured on it.
+    /// The measurements of a worker.
     pub(crate) reading: Option<ProbeReport>,
 }
 
-/// A library.
+/// A library of CUDA.
 #[derive(Debug, Serialize)]
 pub(crate) struct LibraryView {
     pub(crate) name: &'static str,
@@ -80,11 +80,11 @@ pub(crate) struct LibraryView {
 #[derive(Debug, Serialize)]
 pub(crate) struct WorkerProgramView {
     pub(crate) path: PathBuf,
-    /// `cuda`, `cpu`, or none: it does not say.
+    /// `cuda` or `cpu`; `None` if the program does not report its build.
     pub(crate) build: Option<&'static str>,
 }
 
-/// What is wrong, and what would help.
+/// A problem and its remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Problem {
     pub(crate) what: String,
@@ -92,14 +92,15 @@ pub(crate) struct Problem {
 }
 
 impl Report {
-    /// Of a machine whose GPUs nobody asked for.
+    /// The report without CUDA and GPUs.
     pub(super) fn cpu_only() -> Result<Self, ProbeError> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let reading = read(DeviceSpec::Cpu)?.rates;
         Ok(Self { cpu: CpuView { threads, reading }, cuda: None })
     }
 
-    /// Of everything; `libraries` in the order of [`LIBRARIES`], `readings` in that of the GPUs.
+    /// The whole report; `libraries` are in the order of [`LIBRARIES`], `readings` in that of the
+    /// GPUs.
     pub(super) fn new(
         driver: Result<Driver, ChildError>,
         libraries: Vec<Result<Loaded, ChildError>>,
@@ -107,8 +108,8 @@ impl Report {
         readings: Vec<Result<ProbeReport, ChildError>>,
         all_reduce: Option<Result<AllReduceMeasurement, ChildError>>,
     ) -> Result<Self, ProbeError> {
-        let surroundings = Environment::detect();
-        let found = problems(&driver, &libraries, &workers, &readings, all_reduce.as_ref(), &surroundings);
+        let environment = Environment::detect();
+        let found = problems(&driver, &libraries, &workers, &readings, all_reduce.as_ref(), &environment);
         let (driver, devices, peers) = match driver {
             Ok(Driver { path, cuda, version, gpus, peers, .. }) => {
                 (Some(DriverView { version, cuda: version_text(cuda), path }), gpus, peers)

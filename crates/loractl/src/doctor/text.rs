@@ -1,4 +1,4 @@
-//! What was found, for people.
+//! The report as text.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -10,7 +10,7 @@ use super::report::{CpuView, CudaView, GpuView, LibraryView, Report};
 use crate::output::{Table, bytes};
 
 impl Report {
-    /// Names and values, then problems with their remedies.
+    /// The report as a table of names and values, and a list of problems with their remedies.
     pub(crate) fn text(&self) -> String {
         let mut table = Table::new();
         let CpuView { threads, reading } = &self.cpu;
@@ -19,11 +19,11 @@ impl Report {
         add_cuda_rows(&mut table, cuda);
         let mut text = table.to_string();
         if !cuda.problems.is_empty() {
-            text += "\n\nto train on GPUs:";
+            text += "\n\nproblems that prevent training on GPUs:";
         }
         for problem in &cuda.problems {
             let remedy = problem.remedy.replace('\n', "\n    ");
-            // Writing to a text does not fail.
+            // Writing to a `String` does not fail.
             let _ = write!(text, "\n- {}\n    {remedy}", problem.what);
         }
         text
@@ -32,7 +32,7 @@ impl Report {
 
 fn add_cuda_rows(table: &mut Table, cuda: &CudaView) {
     let driver = cuda.driver.as_ref().map(|driver| {
-        let version = driver.version.as_deref().unwrap_or("of unknown version");
+        let version = driver.version.as_deref().unwrap_or("unknown version");
         format!("{version}, for CUDA {}{}", driver.cuda, at(driver.path.as_deref()))
     });
     table.row("driver", driver.unwrap_or_else(|| "none".into()));
@@ -47,7 +47,7 @@ fn add_cuda_rows(table: &mut Table, cuda: &CudaView) {
     }
     for worker in &cuda.workers {
         let build =
-            worker.build.map_or("of unknown build".into(), |build| format!("for {}", build.to_uppercase()));
+            worker.build.map_or("unknown build".into(), |build| format!("for {}", build.to_uppercase()));
         table.row("lora-worker", format!("{build}{}", at(Some(&worker.path))));
     }
     if cuda.workers.is_empty() {
@@ -56,7 +56,7 @@ fn add_cuda_rows(table: &mut Table, cuda: &CudaView) {
     if let Some(AllReduceMeasurement { through, fallback, world_size, bytes: size, seconds }) =
         &cuda.all_reduce
     {
-        // What each rank sends at least.
+        // The least that each rank must send in an all-reduce.
         let sent = 2.0 * *size as f64 * (*world_size as f64 - 1.0) / *world_size as f64;
         let rate = sent / seconds / 1e9;
         let text =
@@ -84,7 +84,7 @@ fn rates(reading: &DeviceMeasurement, dtype: &str) -> String {
     format!("{products} in {dtype} products of side {product_side}, {memory_gb_s:.0} GB/s of memory")
 }
 
-/// `all`, or the pairs; `0-1` where both reach each other, else `0>1`.
+/// `all`, `none`, or the pairs: `0-1` if each GPU reaches the other one's memory, else `0>1`.
 fn peers(cuda: &CudaView) -> String {
     let n = cuda.gpus.len();
     if cuda.peers.len() == n * (n - 1) {
@@ -98,11 +98,11 @@ fn peers(cuda: &CudaView) -> String {
 }
 
 fn library_text(library: &LibraryView) -> String {
-    let version = library.version.as_deref().unwrap_or("of unknown version");
+    let version = library.version.as_deref().unwrap_or("unknown version");
     match library {
         LibraryView { loads: true, path, .. } => format!("{version}{}", at(path.as_deref())),
         LibraryView { needed: true, .. } => "none".into(),
-        LibraryView { .. } => "none; training does without".into(),
+        LibraryView { .. } => "none; not needed for training".into(),
     }
 }
 

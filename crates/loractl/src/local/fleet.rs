@@ -1,4 +1,4 @@
-//! What the workers of a local run compute on.
+//! The devices of the workers of a local run.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -12,16 +12,16 @@ use crate::cuda::{
 };
 use crate::doctor::built_for_cuda;
 
-/// How long a worker on the CPU may take to connect.
+/// Time limit for a worker on the CPU to connect.
 const CPU_CONNECT_LIMIT: Duration = Duration::from_secs(60);
-/// How long a worker may take to open its GPU. Without NVIDIA's persistence daemon the driver first
-/// starts all GPUs, and it translates the kernels that have no machine code for the GPU.
+/// Time limit for a worker to open its GPU. Without NVIDIA's persistence daemon, the driver first
+/// starts all GPUs. The driver also translates kernels that have no machine code for the GPU.
 const OPEN_LIMIT: Duration = Duration::from_secs(120);
 
-/// What people ask for.
+/// The value of `--device`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DeviceChoice {
-    /// GPUs where they can be used, else the CPU.
+    /// GPUs if they can be used, else the CPU.
     Auto,
     /// The CPU.
     Cpu,
@@ -29,7 +29,7 @@ pub(crate) enum DeviceChoice {
     Cuda,
 }
 
-/// What the workers compute on.
+/// The devices of the workers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fleet {
     /// The CPU, with this executable.
@@ -38,7 +38,7 @@ pub(crate) enum Fleet {
     Cuda(CudaFleet),
 }
 
-/// GPUs, and the program that computes on them.
+/// GPUs, and the worker program for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CudaFleet {
     /// A `lora-worker` that was built for CUDA.
@@ -47,10 +47,11 @@ pub(crate) struct CudaFleet {
 }
 
 impl Fleet {
-    /// What there is of what is asked for. `auto` says on stderr why a worker that is not for CPUs alone is not used.
+    /// Chooses the devices. If `auto` does not use GPUs although `worker` was given, or a program
+    /// was found that is not only for CPUs, the reason is printed to stderr.
     ///
     /// # Errors
-    /// GPUs are asked for and cannot be used: why.
+    /// The reason why GPUs cannot be used, if `device` demands them.
     pub(crate) async fn choose(device: DeviceChoice, worker: Option<&Path>) -> Result<Self> {
         if device == DeviceChoice::Cpu {
             return Ok(Self::Cpu);
@@ -60,18 +61,18 @@ impl Fleet {
         match CudaFleet::from_candidates(&workers).await {
             Ok(fleet) => Ok(Self::Cuda(fleet)),
             Err(error) if device == DeviceChoice::Cuda => {
-                Err(anyhow!("--device cuda: {error:#}; `loractl doctor` says more"))
+                Err(anyhow!("--device cuda: {error:#}; `loractl doctor` shows details"))
             }
             Err(error) => {
                 if surprising {
-                    eprintln!("on the CPU: {error:#}; `loractl doctor` says more");
+                    eprintln!("on the CPU: {error:#}; `loractl doctor` shows details");
                 }
                 Ok(Self::Cpu)
             }
         }
     }
 
-    /// The workers that it has room for.
+    /// The default number of workers: one on the CPU, or one for each GPU.
     pub(crate) fn size(&self) -> usize {
         match self {
             Self::Cpu => 1,
@@ -79,8 +80,9 @@ impl Fleet {
         }
     }
 
-    /// How long workers may take to connect, from their start. A worker on a GPU first loads CUDA's
-    /// libraries, for which it has as long as the programs that [`Self::choose`] asks, and opens its GPU.
+    /// Time limit for workers to connect after their start. A worker on a GPU first loads CUDA's
+    /// libraries, with the same time limit as the programs that [`Self::choose`] runs, and then
+    /// opens its GPU.
     pub(crate) fn connect_limit(&self) -> Duration {
         match self {
             Self::Cpu => CPU_CONNECT_LIMIT,
@@ -105,7 +107,7 @@ impl CudaFleet {
         let ours = env!("CARGO_PKG_VERSION");
         if version != ours {
             bail!(
-                "{} is of version {version}, loractl of {ours}: install both of one version",
+                "{} has version {version}, loractl has {ours}: install the same version of both",
                 path.display()
             );
         }
@@ -116,23 +118,23 @@ impl CudaFleet {
         }
         if driver.cuda < MIN_CUDA_VERSION {
             bail!(
-                "the driver knows CUDA {}, workers need {}",
+                "the driver supports CUDA {}, workers need {}",
                 version_text(driver.cuda),
                 version_text(MIN_CUDA_VERSION)
             );
         }
         match driver.gpus.len() {
-            0 => bail!("the driver shows no GPU"),
+            0 => bail!("the driver reports no GPU"),
             gpus => Ok(Self { worker: path.clone(), gpus }),
         }
     }
 
-    /// The GPU of a worker, by the worker's number.
+    /// Returns the GPU of the worker with this number.
     pub(crate) fn device(&self, index: usize) -> DeviceSpec {
         DeviceSpec::Cuda(index % self.gpus)
     }
 
-    /// Whether some of these many workers share a GPU.
+    /// Whether some GPU is shared if there are this many workers.
     pub(crate) fn is_shared_by(&self, workers: usize) -> bool {
         workers > self.gpus
     }
@@ -144,10 +146,10 @@ fn without_worker(workers: &[Candidate]) -> String {
         _ => None,
     });
     broken.unwrap_or_else(|| match workers {
-        [] => "there is no lora-worker beside loractl or on PATH; build one with `--features cuda`".into(),
+        [] => "no lora-worker was found beside loractl or on PATH; build one with `--features cuda`".into(),
         [first, ..] => format!(
-            "{} was not built for CUDA, and no other lora-worker beside loractl or on PATH was; build one with \
-             `--features cuda`",
+            "{} was not built for CUDA, and no other lora-worker beside loractl or on PATH was; build one \
+             with `--features cuda`",
             first.path.display()
         ),
     })
@@ -171,14 +173,14 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_has_longer_to_connect_than_a_program_to_say_what_it_is() {
+    fn a_gpu_worker_has_longer_to_connect_than_a_program_has_to_answer() {
         let fleet = Fleet::Cuda(CudaFleet { worker: "/bin/lora-worker".into(), gpus: 1 });
         assert!(fleet.connect_limit() > ANSWER_LIMIT);
     }
 
     #[test]
     fn unsuitable_worker_programs_are_named() {
-        assert!(without_worker(&[]).starts_with("there is no lora-worker"));
+        assert!(without_worker(&[]).starts_with("no lora-worker was found"));
         let cpu = without_worker(&[candidate(Build::Cpu)]);
         assert!(cpu.starts_with("/bin/lora-worker was not built for CUDA"), "{cpu}");
         let broken = candidate(Build::Unknown("does not start: libnccl.so.2: no".into()));
@@ -193,6 +195,6 @@ mod tests {
         let error = CudaFleet::from_candidates(&[candidate(Build::Cuda { version: "0.0.1".into() })])
             .await
             .unwrap_err();
-        assert!(error.to_string().contains("is of version 0.0.1"), "{error}");
+        assert!(error.to_string().contains("has version 0.0.1"), "{error}");
     }
 }

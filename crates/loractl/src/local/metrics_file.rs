@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one row of JSON a reported step.
+//! `metrics.jsonl`, with one row of JSON for each logged step.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
@@ -7,7 +7,7 @@ use std::path::Path;
 use lora_proto::v1::StepMetrics;
 use serde_json::Value;
 
-/// A metrics file that rows are appended to.
+/// A metrics file to which rows are appended.
 #[derive(Debug)]
 pub(crate) struct MetricsFile {
     file: File,
@@ -15,7 +15,7 @@ pub(crate) struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens the file at `path`; a torn last row is dropped.
+    /// Opens the file at `path`. An incomplete row and the rows after it are removed.
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
@@ -24,7 +24,7 @@ impl MetricsFile {
         };
         let (mut kept, mut last_step) = (0, 0);
         for row in text.split_inclusive(|byte| *byte == b'\n') {
-            // Rows are in the order of their steps, so what is kept is a prefix.
+            // Rows are in the order of their steps, so the valid rows are a prefix of the file.
             let Some(step) = step_of(row).filter(|step| *step > last_step) else { break };
             (kept, last_step) = (kept + row.len(), step);
         }
@@ -68,12 +68,13 @@ mod tests {
         MetricsFile::open(&path).unwrap().append(&StepMetrics { eval_loss: Some(0.5), ..row(1) }).unwrap();
         assert_eq!(
             std::fs::read_to_string(path).unwrap(),
-            "{\"step\":1,\"loss\":1.1,\"grad_norm\":0.0,\"learning_rate\":0.0,\"epoch\":0.0,\"num_tokens\":0,\"eval_loss\":0.5}\n"
+            "{\"step\":1,\"loss\":1.1,\"grad_norm\":0.0,\"learning_rate\":0.0,\"epoch\":0.0,\
+             \"num_tokens\":0,\"eval_loss\":0.5}\n"
         );
     }
 
     #[test]
-    fn reopening_drops_a_torn_row_and_what_follows_it() {
+    fn reopening_removes_an_incomplete_row() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("metrics.jsonl");
         let mut file = MetricsFile::open(&path).unwrap();

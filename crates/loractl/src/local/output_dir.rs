@@ -1,7 +1,8 @@
 //! The output directory of a run on this machine.
 //!
-//! While the job trains: `.run/` (the embedded coordinator's store, and what the workers fetched from it), `job.yaml` and
-//! `metrics.jsonl`. At the end the result, `receipt.json` last; then `.run/` goes.
+//! While the job trains, the directory has `.run/` (the embedded coordinator's store, and the files
+//! that workers fetched from it), `job.yaml` and `metrics.jsonl`. At the end the result is written,
+//! with `receipt.json` last, and then `.run/` is removed.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write};
@@ -15,11 +16,11 @@ use crate::download::RECEIPT;
 
 const STATE_DIR: &str = ".run";
 const CACHE_DIR: &str = "cache";
-/// Held by the coordinator that uses the store.
+/// Locked by the coordinator that uses the store.
 const LOCK_FILE: &str = "lock";
 const JOB_FILE: &str = "job.yaml";
 const METRICS_FILE: &str = "metrics.jsonl";
-/// What a run writes before there is a result, and the result may replace.
+/// Files that a run writes before there is a result; the files of the result replace them.
 pub(crate) const RUN_FILES: [&str; 2] = [JOB_FILE, METRICS_FILE];
 /// Files of a model, an adapter or another trainer, which a run must not mix with or overwrite.
 const FOREIGN_FILES: [&str; 7] = [
@@ -35,22 +36,25 @@ const FOREIGN_FILES: [&str; 7] = [
 /// What is wrong with an output directory.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OutputError {
-    /// A finished result lies there.
+    /// The directory has a finished result.
     #[error("{dir} holds a finished result; choose another output directory", dir = .0.display())]
     HoldsResult(PathBuf),
-    /// An unfinished run lies there, and it was not asked to go on.
+    /// The directory has an unfinished run, and `--resume` is missing.
     #[error(
         "{dir} holds an unfinished run; resume it (--resume), or choose another output directory",
         dir = .0.display()
     )]
     HoldsRun(PathBuf),
-    /// A file of some other origin is in the way.
-    #[error("{path} is in the way; choose another output directory", path = .0.display())]
+    /// A file exists that the run did not write.
+    #[error("{path} already exists; choose another output directory", path = .0.display())]
     InTheWay(PathBuf),
-    /// There is nothing to go on from.
-    #[error("{dir} holds no unfinished run to resume; start one without --resume", dir = .0.display())]
+    /// There is no unfinished run to resume.
+    #[error(
+        "{dir} holds no unfinished run to resume; start one without --resume",
+        dir = .0.display()
+    )]
     NothingToResume(PathBuf),
-    /// Another process writes there.
+    /// Another process uses the directory.
     #[error("{dir} is in use by another run", dir = .0.display())]
     InUse(PathBuf),
     /// The run's database and its files do not belong together.
@@ -60,17 +64,20 @@ pub(crate) enum OutputError {
         dir = .0.display()
     )]
     MixedStore(PathBuf),
-    /// The file system refuses.
+    /// An operation of the file system failed.
     #[error("{path}: {source}", path = path.display())]
     Io {
         /// File or directory.
         path: PathBuf,
-        /// What the file system says.
+        /// The error of the file system.
         source: io::Error,
     },
 }
 
-/// Whether a job may start in `dir` (with `resume`: go on there). Creates nothing.
+/// Checks that a job may start in `dir`, or with `resume` continue there. Creates nothing.
+///
+/// # Errors
+/// The reason why the job may not start or continue there.
 pub(crate) fn check(dir: &Path, resume: bool) -> Result<(), OutputError> {
     let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
     if has(RECEIPT) {
@@ -93,7 +100,8 @@ pub(crate) fn check(dir: &Path, resume: bool) -> Result<(), OutputError> {
     }
 }
 
-/// The store's own lock decides when it is opened; this gives a clear word before.
+/// Whether another run uses `dir`. The lock that decides this is taken when the store is opened;
+/// this check gives a clear error before.
 fn is_in_use(dir: &Path) -> bool {
     let lock = File::open(dir.join(STATE_DIR).join(LOCK_FILE));
     lock.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
@@ -103,13 +111,13 @@ fn is_in_use(dir: &Path) -> bool {
 #[derive(Debug)]
 pub(crate) struct OutputDir {
     path: PathBuf,
-    /// It was not there before.
+    /// Whether this run created the directory.
     is_new: bool,
     resumed: bool,
 }
 
 impl OutputDir {
-    /// Makes the directory, or takes the one that is there.
+    /// Creates the directory, or opens an existing one, after [`check`].
     pub(crate) fn open(path: &Path, resume: bool) -> Result<Self, OutputError> {
         check(path, resume)?;
         let is_new = !path.is_dir();
@@ -121,22 +129,22 @@ impl OutputDir {
         &self.path
     }
 
-    /// Whether an earlier run began what goes on here.
+    /// Whether this run continues an earlier one.
     pub(crate) fn is_resumed(&self) -> bool {
         self.resumed
     }
 
-    /// Where the embedded coordinator has its store.
+    /// Directory of the embedded coordinator's store.
     pub(crate) fn state_dir(&self) -> PathBuf {
         self.path.join(STATE_DIR)
     }
 
-    /// Where the workers keep what they fetch.
+    /// Directory for files that the workers fetch.
     pub(crate) fn cache_dir(&self) -> PathBuf {
         self.state_dir().join(CACHE_DIR)
     }
 
-    /// Writes the resolved job, which runs again as it is.
+    /// Writes the resolved job as a job file, which can be run again without changes.
     pub(crate) fn write_job(&self, job: &JobSpec) -> Result<(), OutputError> {
         let path = self.path.join(JOB_FILE);
         let text = serde_saphyr::to_string(job).map_err(|e| at(&path)(io::Error::other(e.to_string())))?;
@@ -146,20 +154,20 @@ impl OutputDir {
         fs::rename(&staged, &path).map_err(at(&path))
     }
 
-    /// The rows of metrics so far, to go on with.
+    /// Opens `metrics.jsonl` with its rows so far, to append to it.
     pub(crate) fn metrics(&self) -> Result<RunMetrics, OutputError> {
         let path = self.path.join(METRICS_FILE);
         let file = MetricsFile::open(&path).map_err(at(&path))?;
         Ok(RunMetrics { path, file })
     }
 
-    /// The result is there.
+    /// Removes the state of the run, once the result is complete.
     pub(crate) fn finish(&self) -> Result<(), OutputError> {
         let state = self.state_dir();
         fs::remove_dir_all(&state).map_err(at(&state))
     }
 
-    /// Nothing came of a new run: what it has made goes.
+    /// Removes everything that a new run has written, if it ended without training.
     pub(crate) fn discard(&self) -> Result<(), OutputError> {
         let state = self.state_dir();
         if state.is_dir() {
@@ -177,7 +185,7 @@ impl OutputDir {
     }
 }
 
-/// `metrics.jsonl`, while it grows.
+/// `metrics.jsonl` of a running job.
 #[derive(Debug)]
 pub(crate) struct RunMetrics {
     path: PathBuf,
@@ -212,7 +220,7 @@ mod tests {
         job
     }
 
-    /// As a run leaves it that has begun.
+    /// The output directory of a run that has begun.
     fn begun(path: &Path) -> OutputDir {
         let dir = OutputDir::open(path, false).unwrap();
         fs::create_dir(dir.state_dir()).unwrap();
@@ -257,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_in_progress_is_left_alone() {
+    fn a_run_in_progress_is_an_error() {
         let temp = tempfile::tempdir().unwrap();
         let dir = begun(temp.path());
         let lock = File::create(dir.state_dir().join(LOCK_FILE)).unwrap();
@@ -270,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_files_are_not_overwritten() {
+    fn files_of_other_programs_are_not_overwritten() {
         for name in FOREIGN_FILES {
             let temp = tempfile::tempdir().unwrap();
             fs::write(temp.path().join(name), "theirs").unwrap();

@@ -1,4 +1,4 @@
-//! One job from its start to its end.
+//! The run of one job on this machine, from its start to its end.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use lora_collective::backend_choice::Collective;
 use lora_coordinator::{Coordinator, CoordinatorError, Handle};
 use lora_proto::v1::{self, job_event};
-use lora_spec::{JobFile, JobState};
+use lora_spec::{DeviceKind, JobFile, JobState, MemoryLimit};
 use lora_worker::machine_memory;
 use prost_types::Timestamp;
 use tokio::task::JoinHandle;
@@ -28,42 +28,44 @@ use crate::job_watch::{JobWatch, WatchItem, WatchStart};
 use crate::progress::{EventTimes, ProgressDisplay};
 use crate::stats::JobStats;
 
-/// How long the embedded coordinator may be silent.
+/// How long to wait for the embedded coordinator if it is unreachable.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long workers may take to end, and then the coordinator.
+/// Time limit for the workers to exit, and then for the coordinator.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often in a row a worker that dies is started again, without a finished step between.
+/// Maximum number of restarts of a worker without a finished step between them.
 const MAX_RESTARTS: usize = 3;
-/// Of workers that the same machine has, in seconds.
+/// Heartbeat interval and lease of workers on the same machine, in seconds.
 const HEARTBEAT_SECONDS: f64 = 0.5;
 const LEASE_SECONDS: f64 = 5.0;
 
-/// What to run, and where.
+/// Options of a run.
 #[derive(Debug, Clone)]
 pub(crate) struct RunOptions {
     /// The job file.
     pub(crate) job: PathBuf,
-    /// None: one, or one a GPU.
+    /// Number of workers; `None`: one on the CPU, or one for each GPU.
     pub(crate) workers: Option<usize>,
     pub(crate) device: DeviceChoice,
-    /// What carries gradients between GPUs.
+    /// Transport of gradients between GPUs.
     pub(crate) collective: Collective,
-    /// The `lora-worker` for GPUs; none: the installed one.
+    /// Path of the `lora-worker` for GPUs; `None`: the installed one.
     pub(crate) worker: Option<PathBuf>,
     pub(crate) output_dir: PathBuf,
-    /// Threads that a worker computes with; none: the machine's cores, shared out.
+    /// Compute threads of each worker; `None`: the machine's cores divided by the workers.
     pub(crate) threads: Option<usize>,
-    /// Go on from the unfinished run in `output_dir`.
+    /// Whether to continue the unfinished run in `output_dir`.
     pub(crate) resume: bool,
 }
 
-/// Runs a job on worker processes of this machine and shows its progress on stderr. Blocks until it is over.
+/// Runs a job on worker processes of this machine and shows its progress on stderr. Blocks until
+/// the run has ended.
 ///
-/// Ctrl-C and SIGTERM pause the job with a checkpoint; a second one stops at once.
+/// Ctrl-C and SIGTERM pause the job with a checkpoint; a second signal stops the run immediately.
 ///
 /// # Errors
-/// What is wrong with the job, its files or the output directory, before anything is started or created; processes that
-/// cannot be started or reached, or die again and again. A job that failed is no error here but a summary that says so.
+/// The job, its files or the output directory are invalid (before anything is started or created),
+/// or processes cannot be started or reached, or die repeatedly. A failed job is not an error: the
+/// summary has the failure.
 pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
     let started = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -79,16 +81,17 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
         }
         None => job_check::load_with_max_workers(&options.job, fleet.size())?,
     };
-    // A GPU's own memory is known once it is opened.
+    // The memory of a GPU is not known before the worker opens the GPU.
     let memory = match &fleet {
         Fleet::Cpu => machine_memory().map(|bytes| bytes / workers.max(1) as u64),
         Fleet::Cuda(_) => None,
     };
-    if let Some(problem) = memory.and_then(|limit| plan.requirements.too_large(limit, false)) {
+    let limit = MemoryLimit::new(memory, DeviceKind::Cpu);
+    if let Some(problem) = plan.requirements.too_large(limit) {
         bail!("{problem}");
     }
     let path = std::path::absolute(&options.output_dir)
-        .with_context(|| format!("{} is no path", options.output_dir.display()))?;
+        .with_context(|| format!("{:?} is not a path", options.output_dir))?;
     output_dir::check(&path, options.resume)?;
     let base = BaseLocation::Path(file.job.model.base.clone());
     let inputs = JobFiles::collect(&file, base, &ProgressBar::hidden())?;
@@ -116,7 +119,7 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
 
 struct LocalRun {
     threads: Option<usize>,
-    /// Bytes that each worker may take; none: it sees for itself.
+    /// Bytes of memory that each worker may use; `None`: the worker detects its memory.
     memory: Option<u64>,
     collective: Collective,
     fleet: Fleet,
@@ -124,25 +127,27 @@ struct LocalRun {
     file: JobFile,
     inputs: JobFiles,
     output: OutputDir,
-    /// Nobody else writes in the directory.
+    /// Whether this run has locked the store, so that no other process writes to the directory.
     holds_store: bool,
     progress: ProgressDisplay,
     stats: JobStats,
 }
 
 impl LocalRun {
-    /// The run, with a coordinator around it.
+    /// Starts the embedded coordinator, runs the job, and stops the coordinator.
     async fn with_coordinator(&mut self) -> Result<()> {
         let (handle, mut serving) = self.start_coordinator().await?;
         let ended = tokio::select! {
             ended = self.with_workers(&handle) => ended,
             served = &mut serving => {
                 served??;
-                bail!("the embedded coordinator ended");
+                bail!("the embedded coordinator ended unexpectedly");
             }
         };
         handle.shutdown();
-        timeout(SHUTDOWN_TIMEOUT, serving).await.context("the coordinator did not end")???;
+        timeout(SHUTDOWN_TIMEOUT, serving)
+            .await
+            .context("the embedded coordinator did not stop in time")???;
         ended
     }
 
@@ -165,14 +170,15 @@ impl LocalRun {
         Ok((handle, tokio::spawn(coordinator.serve())))
     }
 
-    /// The run, with workers that end with it.
+    /// Submits or resumes the job, starts the workers, follows the job until it stops, and
+    /// downloads the result.
     async fn with_workers(&mut self, handle: &Handle) -> Result<()> {
         let mut signals = SignalStream::listen()?;
         let address = format!("http://{}", handle.address());
         let client = Client::connect(&address).await?;
-        let (begun, job) = if self.output.is_resumed() {
-            let begun = SystemTime::now();
-            (begun, submission::resume(&client, &self.file, &self.inputs, &self.progress).await?)
+        let (start, job) = if self.output.is_resumed() {
+            let start = SystemTime::now();
+            (start, submission::resume(&client, &self.file, &self.inputs, &self.progress).await?)
         } else {
             (UNIX_EPOCH, submission::submit_new(&client, &self.file, &self.inputs).await?)
         };
@@ -198,11 +204,11 @@ impl LocalRun {
         }
         let metrics = self.output.metrics()?;
         let from = WatchStart { event: 1, after_step: Some(metrics.last_step()) };
-        let following = RunFollower {
+        let follower = RunFollower {
             watch: JobWatch::start(&client, &job, from, WAIT_TIMEOUT),
             client: &client,
             job_id: &job.job_id,
-            begun: begun.into(),
+            begun: start.into(),
             metrics,
             connect_limit: self.fleet.connect_limit(),
             workers: &mut workers,
@@ -210,12 +216,12 @@ impl LocalRun {
             assigned: false,
             pausing: false,
         };
-        let rests = following.follow(&mut self.stats, &mut self.progress, &mut signals).await?;
+        let has_stopped = follower.follow(&mut self.stats, &mut self.progress, &mut signals).await?;
         if self.stats.state() == Some(JobState::Succeeded) {
             let job = client.job(&job.job_id).await?;
             self.take_result(&client, &job).await?;
         }
-        if rests {
+        if has_stopped {
             workers.finish(SHUTDOWN_TIMEOUT).await;
         }
         Ok(())
@@ -225,7 +231,8 @@ impl LocalRun {
         download_result(client, job, self.output.path(), &RUN_FILES).await
     }
 
-    /// Of a new run that came to nothing, nothing is left; of a finished one, the result. What can go on stays.
+    /// Removes the files of a new run that ended before its first step, and the state of a run with
+    /// a result. The state of a run that can continue is kept.
     fn clean_up(&self, ended_well: bool) -> Result<(), OutputError> {
         if !self.holds_store {
             return Ok(());
@@ -236,7 +243,7 @@ impl LocalRun {
             Some(JobState::Failed) if untrained => self.output.discard(),
             _ if untrained && !ended_well => self.output.discard(),
             Some(_) if !ended_well => {
-                self.progress.say("what was trained is kept; the same command with --resume goes on");
+                self.progress.say("the trained state is kept; continue with the same command and --resume");
                 Ok(())
             }
             _ => Ok(()),
@@ -244,26 +251,26 @@ impl LocalRun {
     }
 }
 
-/// A job on its way that is being followed.
+/// Follows a job until it stops.
 struct RunFollower<'a> {
     client: &'a Client,
     job_id: &'a str,
     watch: JobWatch,
-    /// What was before this belongs to an earlier run.
+    /// Start of this run; events before it belong to an earlier run.
     begun: Timestamp,
     metrics: RunMetrics,
-    /// How long the workers may take to connect.
+    /// Time limit for the workers to connect.
     connect_limit: Duration,
     workers: &'a mut WorkerProcesses,
-    /// How often each worker has died since the last finished step.
+    /// Number of restarts of each worker since the last finished step.
     restarts: Vec<usize>,
-    /// Whether the workers have been given the job.
+    /// Whether the job was assigned to the workers in this run.
     assigned: bool,
     pausing: bool,
 }
 
 impl RunFollower<'_> {
-    /// Until the job rests (true), or a second signal stops it (false).
+    /// Follows the job. Returns true when the job has stopped, and false after a second signal.
     async fn follow(
         mut self,
         stats: &mut JobStats,
@@ -288,22 +295,22 @@ impl RunFollower<'_> {
                 Some(exit) = self.workers.next_exit() => self.restart(exit?, progress)?,
                 () = signals.next() => {
                     if self.pausing {
-                        progress.say("stopped at once; what came after the last checkpoint is lost");
+                        progress.say("stopped immediately; the steps after the last checkpoint are lost");
                         return Ok(false);
                     }
                     self.pausing = true;
-                    progress.say("pausing after this step; a second signal stops at once");
+                    progress.say("pausing after this step; a second signal stops immediately");
                     submission::pause(self.client, self.job_id).await?;
                 }
                 () = sleep_until(connected_by), if waits => {
                     let waiting_for = self.client.job(self.job_id).await?.waiting_for;
-                    bail!("nothing began within {limit:?}: {waiting_for}");
+                    bail!("the job did not proceed within {limit:?}: {waiting_for}");
                 }
             }
         }
     }
 
-    /// Whether it belongs to this run.
+    /// Writes the metrics of a step, and returns whether the item belongs to this run.
     fn take(&mut self, item: &WatchItem) -> Result<bool> {
         match item {
             WatchItem::Event(event) => {
@@ -324,7 +331,8 @@ impl RunFollower<'_> {
         }
     }
 
-    /// A worker died: the others go on, and so does it, from their state or the newest checkpoint.
+    /// Starts a worker that died again. It continues from the state of the other workers or from
+    /// the newest checkpoint.
     fn restart(&mut self, exit: WorkerExit, progress: &ProgressDisplay) -> Result<()> {
         if !self.assigned {
             bail!("{exit}");

@@ -1,9 +1,9 @@
-//! What people ask a run for with Ctrl-C.
+//! The signals that ask a run to stop.
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Ctrl-C and SIGTERM.
+/// The stream of SIGINT (Ctrl-C) and SIGTERM.
 pub(crate) struct SignalStream {
     interrupt: Signal,
     terminate: Signal,

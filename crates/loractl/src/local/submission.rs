@@ -1,4 +1,4 @@
-//! How a run begins: with a new job, or with the one that its directory holds.
+//! The start of a run: with a new job, or with the unfinished job in the output directory.
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use crate::job_watch::{JobWatch, WatchStart};
 use crate::progress::ProgressDisplay;
 use crate::submit::{SubmitOptions, submit};
 
-/// The key of the one job that a run has.
+/// The idempotency key of the only job of a run.
 const IDEMPOTENCY_KEY: &str = "run";
-/// How long a job without workers may take to rest; longer than their lease.
-const REST_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long the embedded coordinator may be silent.
+/// Time limit for a job without workers to stop; longer than the lease of workers.
+const STOP_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long to wait for the embedded coordinator if it is unreachable.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Submits the job of `file`.
@@ -27,7 +27,10 @@ pub(crate) async fn submit_new(client: &Client, file: &JobFile, inputs: &JobFile
         .await
 }
 
-/// The job of an unfinished run, on its way again if it rested. It must be that of `file`.
+/// Returns the job of an unfinished run, and resumes it if it has stopped.
+///
+/// # Errors
+/// The job differs from that of `file`, or it cannot be resumed.
 pub(crate) async fn resume(
     client: &Client,
     file: &JobFile,
@@ -39,9 +42,9 @@ pub(crate) async fn resume(
         return submit_new(client, file, inputs).await;
     };
     let earlier = JobSpec::try_from(job.spec.clone().context("the stored job has no settings")?)
-        .context("the stored job is of a newer version")?;
+        .context("the stored job is from a newer version of loractl")?;
     if let Some(difference) = file.job.difference(&earlier) {
-        bail!("the unfinished run has another job: {}", file.locate(difference));
+        bail!("the unfinished run was started with another job: {}", file.locate(difference));
     }
     if let Some(setting) = inputs.difference(&job.inputs.clone().unwrap_or_default()) {
         let message =
@@ -61,8 +64,8 @@ pub(crate) async fn resume(
     Ok(client.call(client.jobs().resume_job(request)).await?)
 }
 
-/// The job as it is, if it can go on so. One that waits for another number of workers is brought to rest first, and so
-/// is one that was about to rest.
+/// Returns the job once it can continue or be resumed. A job that was started with another number
+/// of workers, or that is about to stop, must stop first.
 async fn wait_until_resumable(
     client: &Client,
     job: v1::Job,
@@ -73,28 +76,28 @@ async fn wait_until_resumable(
     let state = JobState::from_name(&job.state);
     let stopping = matches!(state, Some(JobState::Pausing | JobState::Cancelling));
     let fits = file.job.workers == earlier.workers;
-    if state.is_some_and(JobState::is_at_rest) || (fits && !stopping) {
+    if state.is_some_and(JobState::is_stopped) || (fits && !stopping) {
         return Ok(job);
     }
-    progress.say("waiting until the earlier workers are known to be gone");
+    progress.say("waiting until the job of the earlier run has stopped");
     if !stopping {
         pause(client, &job.job_id).await?;
     }
     let mut watch = JobWatch::start(client, &job, WatchStart { event: 1, after_step: None }, WAIT_TIMEOUT);
-    let rest = async {
+    let stopped = async {
         while watch.next().await?.is_some() {}
         Ok::<_, CallError>(())
     };
-    timeout(REST_TIMEOUT, rest).await.context("the unfinished run does not come to rest")??;
+    timeout(STOP_TIMEOUT, stopped).await.context("the unfinished run did not stop in time")??;
     Ok(client.job(&job.job_id).await?)
 }
 
-/// Asks for a pause; a job that rests already is no error.
+/// Pauses the job. A job that has already stopped is not an error.
 pub(crate) async fn pause(client: &Client, job_id: &str) -> Result<()> {
     let request = v1::PauseJobRequest { job_id: job_id.to_owned() };
     match client.call(client.jobs().pause_job(request)).await {
         Ok(_) => Ok(()),
-        // It has just ended by itself.
+        // The job has just stopped by itself.
         Err(CallError::Refused(status)) if status.code() == tonic::Code::FailedPrecondition => Ok(()),
         Err(error) => Err(error.into()),
     }

@@ -1,4 +1,4 @@
-//! What a run came to.
+//! The summary of a run.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,37 +9,37 @@ use serde::Serialize;
 use crate::output::{Table, bytes, count, failure_text};
 use crate::stats::JobStats;
 
-/// What a run came to. Unknown values are none, such as the loss of a job that made no step.
+/// The summary of a run. Unknown values, such as the loss of a job without a step, are `None`.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct RunSummary {
     pub(crate) state: JobState,
-    /// Why it failed.
+    /// Cause of the failure.
     pub(crate) failure: Option<String>,
     pub(crate) steps: u64,
     pub(crate) total_steps: u64,
-    /// Mean loss of the last step, in nats a trained token.
+    /// Mean loss of the last step, in nats per trained token.
     pub(crate) loss: Option<f64>,
-    /// Of the last evaluation.
+    /// Loss of the last evaluation.
     pub(crate) eval_loss: Option<f64>,
     pub(crate) trainable_parameters: u64,
-    /// Base and adapter.
+    /// Parameters of base and adapter.
     pub(crate) total_parameters: u64,
-    /// Bytes of `adapter_model.safetensors`.
+    /// Size of `adapter_model.safetensors` in bytes.
     pub(crate) adapter_bytes: Option<u64>,
     pub(crate) workers: usize,
-    /// What they computed on: `cpu` or `cuda`.
+    /// Device of the workers: `cpu` or `cuda`.
     pub(crate) device: &'static str,
-    /// Bytes that one worker sends for the gradients of a step, on the mean.
+    /// Mean number of bytes that one worker sends for the gradients of a step.
     pub(crate) all_reduced_bytes: Option<u64>,
-    /// From the start of the processes to the end.
+    /// Seconds from the start of the run to its end.
     pub(crate) seconds: f64,
-    /// Of the steps of this run, without loading.
+    /// Speed of the steps of this run, without the time for loading.
     pub(crate) tokens_per_second: Option<f64>,
     pub(crate) output_dir: PathBuf,
 }
 
 impl RunSummary {
-    /// The summary, now that the run is over.
+    /// Creates the summary of a run that has ended.
     pub(crate) fn new(
         stats: &JobStats,
         workers: usize,
@@ -70,7 +70,7 @@ impl RunSummary {
         }
     }
 
-    /// For people; values that are not known are left out.
+    /// The summary as text, without unknown values.
     pub(crate) fn table(&self) -> Table {
         let mut table = Table::new();
         table.row("state", self.state.name());
@@ -96,8 +96,8 @@ impl RunSummary {
         if let Some(rate) = self.tokens_per_second {
             table.row("tokens/s", format!("{rate:.0}"));
         }
-        let place = if self.state == JobState::Succeeded { "adapter" } else { "output directory" };
-        table.row(place, self.output_dir.display());
+        let name = if self.state == JobState::Succeeded { "adapter" } else { "output directory" };
+        table.row(name, self.output_dir.display());
         table
     }
 }
@@ -107,7 +107,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_table_leaves_out_what_is_not_known() {
+    fn the_table_omits_unknown_values() {
         let summary = RunSummary::new(&JobStats::default(), 1, "cpu", "/out".into(), Duration::ZERO);
         let table = summary.table().to_string();
         assert!(!table.contains("loss") && !table.contains("tokens/s"), "{table}");

@@ -18,33 +18,34 @@ use tokio_util::sync::CancellationToken;
 
 use super::fleet::{CudaFleet, Fleet};
 
-/// Lines of a worker's stderr that are kept to explain its end.
+/// Number of lines of a worker's stderr that are kept, to explain why it ended.
 const MAX_TAIL_LINES: usize = 20;
-/// How long the last lines of an ended worker are waited for.
+/// How long to wait for the last lines of a worker that has ended.
 const LAST_LINES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How worker processes are started.
 #[derive(Debug, Clone)]
 pub(crate) struct WorkerOptions {
-    /// Where the coordinator serves gRPC: `http://host:port`.
+    /// Address of the coordinator: `http://host:port`.
     pub(crate) coordinator: String,
-    /// How many there are.
+    /// Number of workers.
     pub(crate) count: usize,
-    /// Threads that each computes with.
+    /// Compute threads of each worker.
     pub(crate) threads: usize,
-    /// Bytes of the machine's memory that each may take; none: it sees for itself.
+    /// Bytes of the machine's memory that each worker may use; `None`: the worker detects its
+    /// memory.
     pub(crate) memory: Option<u64>,
-    /// Where they keep what they fetch.
+    /// Directory for files that the workers fetch.
     pub(crate) cache_dir: PathBuf,
     pub(crate) fleet: Fleet,
-    /// What carries gradients between GPUs.
+    /// Transport of gradients between GPUs.
     pub(crate) collective: Collective,
 }
 
 /// Worker processes. Dropping this kills them.
 pub(crate) struct WorkerProcesses {
     options: WorkerOptions,
-    /// What they write to stderr goes above it.
+    /// The lines that workers write to stderr are shown above this bar.
     bar: ProgressBar,
     shutdown: CancellationToken,
     running: JoinSet<std::io::Result<WorkerExit>>,
@@ -52,31 +53,31 @@ pub(crate) struct WorkerProcesses {
 
 /// How a worker process ended.
 pub(crate) struct WorkerExit {
-    /// Which of the workers, from 0.
+    /// Number of the worker, from 0.
     pub(crate) index: usize,
     status: ExitStatus,
-    /// The end of what it wrote to stderr.
+    /// The last lines that the worker wrote to stderr.
     tail: String,
 }
 
 impl WorkerProcesses {
-    /// None yet.
+    /// Creates the set of processes without starting any.
     pub(crate) fn new(options: WorkerOptions, bar: &ProgressBar) -> Self {
         Self { options, bar: bar.clone(), shutdown: CancellationToken::new(), running: JoinSet::new() }
     }
 
-    /// Starts a process.
+    /// Starts the process of a worker.
     pub(crate) fn start(&mut self, index: usize) -> anyhow::Result<()> {
         let mut command = match &self.options.fleet {
             Fleet::Cpu => self.options.on_cpu(index)?,
             Fleet::Cuda(fleet) => self.options.on_gpu(index, fleet),
         };
         let child = command
-            // Held open until the child is to end: its end tells the child so, also when this process dies.
+            // The child exits when its stdin is closed, also if this process dies.
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
-            // A Ctrl-C in the terminal is for this process alone.
+            // Ctrl-C in the terminal signals only this process.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -85,22 +86,22 @@ impl WorkerProcesses {
         Ok(())
     }
 
-    /// The next worker that ends; none when all have.
+    /// Waits for the next worker to end; `None` when all have ended.
     pub(crate) async fn next_exit(&mut self) -> Option<anyhow::Result<WorkerExit>> {
         let ended = self.running.join_next().await?;
         Some(ended.map_err(anyhow::Error::from).and_then(|exit| exit.context("cannot wait for a worker")))
     }
 
-    /// Tells all to end; those that have not within `limit` are killed.
+    /// Asks all workers to exit, and kills those that have not exited within `limit`.
     pub(crate) async fn finish(mut self, limit: Duration) {
         self.shutdown.cancel();
-        // Killed by being dropped.
+        // Dropping the remaining processes kills them.
         let _ = timeout(limit, async { while self.running.join_next().await.is_some() {} }).await;
     }
 }
 
 impl WorkerOptions {
-    /// This executable.
+    /// Returns the command for a worker on the CPU, which runs this executable.
     fn on_cpu(&self, index: usize) -> anyhow::Result<Command> {
         let mut command = Command::new(std::env::current_exe().context("cannot find this executable")?);
         command
@@ -114,10 +115,11 @@ impl WorkerOptions {
         Ok(command)
     }
 
-    /// A `lora-worker` with settings like those of [`crate::commands::worker`].
+    /// Returns the command for a `lora-worker` with settings like those of
+    /// [`crate::commands::worker`].
     fn on_gpu(&self, index: usize, fleet: &CudaFleet) -> Command {
         let mut command = Command::new(&fleet.worker);
-        // What is set for daemons is not for these.
+        // Settings in the environment are meant for daemons, not for these workers.
         for (variable, _) in
             std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("LORA__"))
         {
@@ -138,7 +140,7 @@ impl WorkerOptions {
             command.args(["--set", &format!("{key}={value}")]);
         }
         let is_set = |name: &str| std::env::var_os(name).is_some();
-        // `auto` stays with TCP on a GPU that is shared, unless the environment allows more.
+        // With `auto`, workers that share a GPU use TCP unless the environment allows NCCL.
         if self.collective == Collective::Nccl && fleet.is_shared_by(self.count) {
             command.envs(shared_gpu_variables(index, is_set));
         }
@@ -160,7 +162,7 @@ impl std::fmt::Display for WorkerExit {
     }
 }
 
-/// The name of a worker.
+/// Returns the name of a worker.
 fn name(index: usize) -> String {
     format!("worker-{index}")
 }
@@ -185,7 +187,7 @@ async fn watch(
             }
         };
         if !forwarded {
-            // A grandchild could hold the pipe open.
+            // The time limit is needed because a grandchild may keep the pipe open.
             let _ = timeout(LAST_LINES_TIMEOUT, forwarding).await;
         }
         status

@@ -1,4 +1,4 @@
-//! A job's log as people and programs see it.
+//! Events and steps of a job, as text and as data for JSON and YAML.
 
 use lora_proto::v1::{self, StepMetrics, job_event};
 use serde::Serialize;
@@ -7,17 +7,17 @@ use super::bytes;
 use super::job::{FactsView, FailureView, FileView, JobView, failure_text};
 use super::units::{count, format_time};
 
-/// One of the things a watched job gives.
+/// An item in the output of a watched job.
 #[derive(Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub(crate) enum Item {
     Event(EventView),
     Step(StepView),
-    /// What the job came to, or was when watching began.
+    /// The job when watching ends, or when it begins.
     Job(Box<JobView>),
 }
 
-/// A line of a job's log.
+/// An event of a job.
 #[derive(Debug, Serialize)]
 pub(crate) struct EventView {
     number: u64,
@@ -66,7 +66,7 @@ enum KindView {
     ResultSaved {
         files: Vec<FileView>,
     },
-    /// Of a coordinator that is newer than this program.
+    /// An event of a kind that only a newer coordinator has.
     Unknown,
 }
 
@@ -129,7 +129,7 @@ impl From<v1::StepReport> for StepView {
     }
 }
 
-/// An event in a line, or a few where its cause has some.
+/// Formats an event as one line, or as several if its cause has several.
 pub(crate) fn event_text(event: &v1::JobEvent) -> String {
     use job_event::Kind;
     match &event.kind {
@@ -139,8 +139,8 @@ pub(crate) fn event_text(event: &v1::JobEvent) -> String {
         }
         Some(Kind::Assigned(v1::Assigned { generation, workers, checkpoint_step, reason })) => {
             let mut text = match workers.as_slice() {
-                [worker] => format!("given to {worker}"),
-                workers => format!("given to {} workers ({})", workers.len(), workers.join(", ")),
+                [worker] => format!("assigned to {worker}"),
+                workers => format!("assigned to {} workers ({})", workers.len(), workers.join(", ")),
             };
             if let Some(step) = checkpoint_step {
                 text += &format!(", from the checkpoint of step {step}");
@@ -184,9 +184,9 @@ pub(crate) fn event_text(event: &v1::JobEvent) -> String {
         }
         Some(Kind::ResultSaved(v1::ResultSaved { files })) => {
             let size = files.iter().filter_map(|file| file.digest.as_ref()).map(|digest| digest.size).sum();
-            format!("result saved: {} files ({})", files.len(), bytes(size))
+            format!("result saved by the coordinator: {} files ({})", files.len(), bytes(size))
         }
-        None => "something that this loractl is too old to know".into(),
+        None => "an event of a kind that this version of loractl does not support".into(),
     }
 }
 
@@ -206,8 +206,8 @@ mod tests {
         let kind = job_event::Kind::StateChanged(v1::StateChanged { state: "queued".into(), failure: None });
         let line = serde_json::to_value(Item::Event(event(kind).into())).unwrap();
         let expected = json!({
-            "type": "event", "number": 3, "time": "2021-03-03T00:00:00Z", "event": "state_changed", "state": "queued",
-            "failure": null,
+            "type": "event", "number": 3, "time": "2021-03-03T00:00:00Z", "event": "state_changed",
+            "state": "queued", "failure": null,
         });
         assert_eq!(line, expected);
     }
@@ -239,7 +239,8 @@ mod tests {
         let text = event_text(&event(job_event::Kind::Assigned(assigned)));
         assert_eq!(
             text,
-            "given to 2 workers (w0, w2), from the checkpoint of step 8, because worker w1 was lost; generation 2"
+            "assigned to 2 workers (w0, w2), from the checkpoint of step 8, because worker w1 was lost; \
+             generation 2"
         );
         let failure = v1::Failure {
             worker: Some("w0".into()),
@@ -250,6 +251,6 @@ mod tests {
         let failed = v1::StateChanged { state: "failed".into(), failure: Some(failure) };
         let text = event_text(&event(job_event::Kind::StateChanged(failed)));
         assert_eq!(text, "failed: w0 (rank 0), after step 5: loss is not finite");
-        assert!(event_text(&v1::JobEvent::default()).contains("too old"));
+        assert!(event_text(&v1::JobEvent::default()).contains("does not support"));
     }
 }

@@ -1,19 +1,19 @@
-//! Rows under titles, no wider than the terminal.
+//! Rows under column titles, no wider than the terminal.
 
 use console::{Term, measure_text_width, truncate_str};
 
-/// The least that a column is cut down to.
+/// Smallest width that a column is cut to.
 const MIN_COLUMN_WIDTH: usize = 6;
 const COLUMN_GAP: &str = "  ";
 
-/// How a column fits in.
+/// How a column is fitted into the width of the terminal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ColumnFit {
-    /// Never cut on its own: people copy it.
+    /// Not cut by itself, because users copy its values. Only the end of a whole row may be cut.
     Whole,
-    /// Cut, with `…`, where the rows would be too wide.
+    /// Cut, with `…`, if the rows would be too wide.
     Cut,
-    /// As `Whole`, and to the right.
+    /// Like `Whole`, but aligned to the right.
     Right,
 }
 
@@ -25,26 +25,27 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
-    /// A grid of these columns.
+    /// Creates an empty grid with these columns.
     pub(crate) fn new(columns: &[(&'static str, ColumnFit)]) -> Self {
         Self { columns: columns.to_vec(), rows: Vec::new() }
     }
 
-    /// Adds a row, with a value for each column. A line break in a value becomes a space.
+    /// Adds a row with one value for each column. A control character, such as a line break,
+    /// becomes a space.
     pub(crate) fn row(&mut self, values: Vec<String>) {
         debug_assert_eq!(values.len(), self.columns.len());
         let plain = |value: String| value.replace(char::is_control, " ");
         self.rows.push(values.into_iter().map(plain).collect());
     }
 
-    /// As wide as the terminal that stdout is; as wide as it gets where it is none.
+    /// The text of the grid. If stdout is a terminal, the text is at most as wide as the terminal.
     pub(crate) fn fitted(&self) -> String {
         let terminal = Term::stdout();
         let width = terminal.is_term().then(|| usize::from(terminal.size().1));
         self.text(width)
     }
 
-    /// At most `width` columns wide.
+    /// The text of the grid, at most `width` terminal columns wide.
     fn text(&self, width: Option<usize>) -> String {
         let titles: Vec<String> = self.columns.iter().map(|(title, _)| (*title).to_owned()).collect();
         let mut widths = vec![0; self.columns.len()];
@@ -63,7 +64,8 @@ impl Grid {
         lines.collect::<Vec<_>>().join("\n")
     }
 
-    /// Takes from the widest column that may be cut, until all fit or none is left to take from.
+    /// Narrows the widest column that may be cut, again and again, until the rows fit or this
+    /// column has its smallest width.
     fn shrink(&self, widths: &mut [usize], limit: usize) {
         let gaps = COLUMN_GAP.len() * widths.len().saturating_sub(1);
         while widths.iter().sum::<usize>() + gaps > limit {
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn columns_are_aligned_whatever_characters_they_hold() {
+    fn columns_with_wide_characters_are_aligned() {
         assert_eq!(
             grid().text(None),
             "JOB  NAME                      STEP  INFO\n\
@@ -117,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn wide_columns_are_cut_before_narrow_ones_and_others_never() {
+    fn the_widest_column_that_may_be_cut_is_cut_first() {
         assert_eq!(
             grid().text(Some(34)),
             "JOB  NAME          STEP  INFO\n\

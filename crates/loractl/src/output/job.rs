@@ -1,4 +1,4 @@
-//! Jobs as people and programs see them.
+//! Jobs, as text and as data for JSON and YAML.
 
 use lora_proto::v1::{self, StepMetrics, base};
 use lora_spec::JobSpec;
@@ -9,7 +9,7 @@ use super::grid::{ColumnFit, Grid};
 use super::table::Table;
 use super::units::{count, duration, format_age, format_time, seconds_since};
 
-/// A job.
+/// A job, with the field names of JSON and YAML.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct JobView {
     pub(crate) job_id: String,
@@ -18,7 +18,7 @@ pub(crate) struct JobView {
     priority: i32,
     created: String,
     changed: String,
-    /// What a queued or waiting job waits for, in a sentence; empty otherwise.
+    /// What a queued or waiting job waits for, as a sentence; otherwise empty.
     waiting_for: String,
     workers: Vec<String>,
     generation: u64,
@@ -26,17 +26,17 @@ pub(crate) struct JobView {
     facts: Option<FactsView>,
     checkpoint_step: Option<u64>,
     metrics: Option<StepMetrics>,
-    /// Of a job that trains, where it is known.
+    /// The speed of a running job, if it is known.
     tokens_per_second: Option<f64>,
     seconds_left: Option<f64>,
     failure: Option<FailureView>,
     result: Vec<FileView>,
     inputs: InputsView,
-    /// None where this program is too old to know all of it.
+    /// The settings; `None` if this version of loractl does not support all of them.
     spec: Option<JobSpec>,
 }
 
-/// What is known of a run once its data has been read.
+/// Facts about a run that are known once its data has been read.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct FactsView {
     total_steps: u64,
@@ -79,7 +79,7 @@ enum BaseView {
 }
 
 impl JobView {
-    /// The job with the pace it trains at, in tokens and seconds, where that is known.
+    /// Creates the view of a job with its speed and the seconds that are left, if they are known.
     pub(crate) fn new(job: v1::Job, tokens_per_second: Option<f64>, seconds_left: Option<f64>) -> Self {
         let spec = job.spec.and_then(|spec| JobSpec::try_from(spec).ok());
         Self {
@@ -156,7 +156,7 @@ impl From<v1::Inputs> for InputsView {
     }
 }
 
-/// A failure in one sentence.
+/// Formats a failure as one sentence.
 pub(crate) fn failure_text(failure: &v1::Failure) -> String {
     let v1::Failure { worker, rank, completed_steps, cause } = failure;
     let at = match completed_steps {
@@ -170,7 +170,8 @@ pub(crate) fn failure_text(failure: &v1::Failure) -> String {
     }
 }
 
-/// Jobs in rows; where ids are long, what matters less is cut off at the end.
+/// Lists jobs in rows. The least important columns are the last ones, because the end of a row is
+/// cut if it is too wide.
 pub(crate) fn job_grid(jobs: &[v1::Job]) -> Grid {
     let mut grid = Grid::new(&[
         ("JOB", ColumnFit::Whole),
@@ -208,7 +209,7 @@ fn steps(job: &v1::Job) -> String {
     }
 }
 
-/// Everything about a job; the last two are the pace it trains at, where that is known.
+/// Shows the status of a job, with its speed and the seconds that are left, if they are known.
 pub(crate) fn job_table(job: &v1::Job, tokens_per_second: Option<f64>, seconds_left: Option<f64>) -> Table {
     let mut table = Table::new();
     table.row("job", &job.job_id);

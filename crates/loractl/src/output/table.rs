@@ -1,4 +1,4 @@
-//! Names and values.
+//! A table of names and values.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ impl fmt::Display for Table {
         let width = self.rows.iter().map(|(name, _)| name.chars().count()).max().unwrap_or(0);
         for (i, (name, value)) in self.rows.iter().enumerate() {
             let end = if i + 1 < self.rows.len() { "\n" } else { "" };
-            // A value of several lines stays in its column.
+            // The further lines of a value are indented, so that they stay in its column.
             let value = value.replace('\n', &format!("\n{:width$}  ", ""));
             write!(f, "{name:width$}  {value}{end}")?;
         }

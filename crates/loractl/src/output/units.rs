@@ -1,11 +1,11 @@
-//! Numbers, sizes and times as people read them.
+//! Text forms of numbers, sizes and times.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, bail};
 use prost_types::Timestamp;
 
-/// A number with its digits in groups of three.
+/// Formats a number with its digits in groups of three.
 pub(crate) fn count(n: u64) -> String {
     let digits = n.to_string();
     let grouped: Vec<&str> =
@@ -13,7 +13,7 @@ pub(crate) fn count(n: u64) -> String {
     grouped.join(",")
 }
 
-/// Bytes, from a number with or without a unit.
+/// Parses a number of bytes with or without a unit.
 pub(crate) fn parse_bytes(text: &str) -> Result<u64> {
     const UNITS: [(&str, u64); 10] = [
         ("KiB", 1 << 10),
@@ -32,13 +32,13 @@ pub(crate) fn parse_bytes(text: &str) -> Result<u64> {
     let (number, unit) = unit.unwrap_or((text, 1));
     match number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(unit)) {
         Some(size) => Ok(size),
-        None => bail!("give a whole number of bytes, or one with a unit, as in 500MiB or 2GiB"),
+        None => bail!("must be a whole number of bytes, or a number with a unit, such as 500MiB or 2GiB"),
     }
 }
 
-/// How long something has been, in its largest unit.
+/// Formats an age in its largest unit, rounded down.
 pub(crate) fn format_age(seconds: f64) -> String {
-    // A clock that is behind the coordinator's.
+    // An age is negative if this machine's clock is behind the coordinator's.
     let seconds = seconds.max(0.0) as u64;
     match seconds {
         0..60 => format!("{seconds} s"),
@@ -48,7 +48,7 @@ pub(crate) fn format_age(seconds: f64) -> String {
     }
 }
 
-/// How long something takes, in its two largest units.
+/// Formats a duration in its two largest units.
 pub(crate) fn duration(seconds: f64) -> String {
     let seconds = seconds.max(0.0).round() as u64;
     match seconds {
@@ -59,12 +59,12 @@ pub(crate) fn duration(seconds: f64) -> String {
     }
 }
 
-/// A time in RFC 3339, to the second, in UTC.
+/// Formats a time in RFC 3339, to the second, in UTC; `-` if there is none.
 pub(crate) fn format_time(time: Option<&Timestamp>) -> String {
     time.map_or_else(|| "-".into(), |time| Timestamp { nanos: 0, ..*time }.to_string())
 }
 
-/// Seconds from `time` to now, by this machine's clock.
+/// Returns the seconds from `time` to now, by this machine's clock.
 pub(crate) fn seconds_since(time: &Timestamp) -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     now - time.seconds as f64 - f64::from(time.nanos) * 1e-9

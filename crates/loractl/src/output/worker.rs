@@ -1,4 +1,4 @@
-//! Workers as people and programs see them.
+//! Workers, as text and as data for JSON and YAML.
 
 use lora_proto::v1;
 use serde::Serialize;
@@ -6,11 +6,11 @@ use serde::Serialize;
 use super::grid::{ColumnFit, Grid};
 use super::{bytes, units::format_age};
 
-/// A worker.
+/// A worker, with the field names of JSON and YAML.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct WorkerView {
     name: String,
-    /// `idle`, `draining`, `lost`, or the phase of the job it holds.
+    /// `idle`, `draining`, `lost`, or the phase of the worker's job.
     state: String,
     job_id: Option<String>,
     rank: Option<u32>,
@@ -20,11 +20,11 @@ pub(crate) struct WorkerView {
     peer_address: String,
     version: String,
     seconds_in_phase: f64,
-    /// Since its last sign of life.
+    /// Seconds since the worker's last heartbeat.
     silent_seconds: f64,
-    /// Bytes that a job may take there.
+    /// Bytes of memory that a job may use on the worker; `None` if unknown.
     memory: Option<u64>,
-    /// It computes on a GPU.
+    /// Whether the worker computes on a GPU.
     gpu: bool,
 }
 
@@ -63,7 +63,8 @@ impl From<v1::Worker> for WorkerView {
     }
 }
 
-/// Workers in rows; where ids are long, what matters less is cut off at the end.
+/// Lists workers in rows. The least important columns are the last ones, because the end of a row
+/// is cut if it is too wide.
 pub(crate) fn worker_grid(workers: &[WorkerView]) -> Grid {
     let mut grid = Grid::new(&[
         ("NAME", ColumnFit::Cut),
@@ -77,13 +78,13 @@ pub(crate) fn worker_grid(workers: &[WorkerView]) -> Grid {
     ]);
     let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".into());
     for worker in workers {
-        let held = worker.job_id.is_some();
+        let has_job = worker.job_id.is_some();
         grid.row(vec![
             worker.name.clone(),
             worker.state.clone(),
             format_age(worker.silent_seconds),
             or_dash(worker.rank.map(|rank| rank.to_string())),
-            or_dash(held.then(|| worker.completed_steps.to_string())),
+            or_dash(has_job.then(|| worker.completed_steps.to_string())),
             or_dash(worker.job_id.clone()),
             or_dash(worker.memory.map(bytes)),
             worker.numerics_id.clone(),

@@ -1,4 +1,4 @@
-// The functions of the simulated libraries that the tests call, and what the tests share.
+// The functions of the simulated libraries that the tests call, and helpers of the tests.
 #pragma once
 
 #include <cmath>
@@ -60,16 +60,19 @@ int cuEventDestroy_v2(void*);
 int cuModuleLoadData(void**, const void*);
 int cuModuleGetFunction(void**, void*, const char*);
 int cuFuncSetAttribute(void*, int, int);
-int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
+int cuLaunchKernel(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**,
+                   void**);
 int cuGraphLaunch(void*, void*);
 
 int cublasCreate_v2(void**);
 int cublasDestroy_v2(void*);
 int cublasSetStream_v2(void*, void*);
 int cublasSetWorkspace_v2(void*, void*, size_t);
-int cublasGemmEx(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int, const void*, void*, int, int, int, int);
-int cublasGemmStridedBatchedEx(void*, int, int, int, int, int, const void*, const void*, int, int, long long, const void*, int, int, long long,
-                               const void*, void*, int, int, long long, int, int, int);
+int cublasGemmEx(void*, int, int, int, int, int, const void*, const void*, int, int, const void*, int, int,
+                 const void*, void*, int, int, int, int);
+int cublasGemmStridedBatchedEx(void*, int, int, int, int, int, const void*, const void*, int, int, long long,
+                               const void*, int, int, long long, const void*, void*, int, int, long long, int,
+                               int, int);
 uint64_t lora_sim_products();
 uint64_t lora_sim_unaligned_products();
 
@@ -108,21 +111,21 @@ int ncclBroadcast(const void*, void*, size_t, int, int, void*, void*);
 #define CHECK(condition)                                                             \
     do {                                                                             \
         if (!(condition)) {                                                          \
-            fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition);  \
+            fprintf(stderr, "%s:%d: failed: %s\n", __FILE__, __LINE__, #condition);  \
             exit(1);                                                                 \
         }                                                                            \
     } while (0)
-#define EQUAL(value, expected)                                                                                         \
-    do {                                                                                                               \
-        const auto is_ = (value);                                                                                      \
-        if (is_ != (expected)) {                                                                                       \
-            fprintf(stderr, "%s:%d: %s is %s\n", __FILE__, __LINE__, #value, std::to_string(is_).c_str());             \
-            exit(1);                                                                                                   \
-        }                                                                                                              \
+#define EQUAL(value, expected) \
+    do { \
+        const auto is_ = (value); \
+        if (is_ != (expected)) { \
+            fprintf(stderr, "%s:%d: %s is %s\n", __FILE__, __LINE__, #value, std::to_string(is_).c_str()); \
+            exit(1); \
+        } \
     } while (0)
 #define OK(call) EQUAL(call, 0)
 
-// Device memory from the pool, filled and read back.
+// Device memory from the pool.
 struct Buffer {
     uint64_t address = 0;
     size_t bytes;
@@ -165,7 +168,8 @@ struct Dim {
 template <typename... Args>
 int launch_on(void* stream, const char* name, Dim grid, Dim block, unsigned shared_bytes, Args... arguments) {
     void* pointers[] = {static_cast<void*>(&arguments)...};
-    return cuLaunchKernel(function(name), grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes, stream, pointers, nullptr);
+    return cuLaunchKernel(function(name), grid.x, grid.y, grid.z, block.x, block.y, block.z, shared_bytes,
+                          stream, pointers, nullptr);
 }
 template <typename... Args>
 int launch(const char* name, Dim grid, Dim block, unsigned shared_bytes, Args... arguments) {
@@ -207,10 +211,12 @@ inline std::vector<uint16_t> bf16_of(const std::vector<float>& values) {
     return bits;
 }
 
-// Runs `scene` of this program in a process of its own (with `variable` set), and says what it wrote to stderr and how it ended:
-// the exit code, or minus the signal.
+// The result of a process: the exit code, or minus the signal that ended it, and its output on
+// stderr.
 struct Ending {
     int code;
     std::string said;
 };
-Ending run_scene(const std::vector<std::string>& scene, const std::vector<std::pair<std::string, std::string>>& environment = {});
+// Runs `scene` of this program in its own process, with the variables of `environment` set.
+Ending run_scene(const std::vector<std::string>& scene,
+                 const std::vector<std::pair<std::string, std::string>>& environment = {});

@@ -1,4 +1,4 @@
-// Kernels that are wrong, each in one way that the simulation shows. nvcc compiles them too.
+// Kernels with one fault each, which the simulation must detect. nvcc compiles them too.
 #include "mma.cuh"
 
 KERNEL(128, fault_far_address, float* x) { x[static_cast<size_t>(threadIdx.x + 1) << 40] = 1.0f; }
@@ -46,7 +46,7 @@ KERNEL(32, fault_half_a_warp_multiplies, float* x) {
     x[threadIdx.x] = d[0];
 }
 
-// These write NaN somewhere, or nothing.
+// The results of these kernels contain NaN.
 KERNEL(128, wrong_without_barrier, float* x) {
     __shared__ float shared[128];
     shared[threadIdx.x] = static_cast<float>(threadIdx.x);

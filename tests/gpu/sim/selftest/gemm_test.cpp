@@ -15,10 +15,12 @@ void product(void* handle, const Case& c) {
     const int batches = 2, rows_a = c.transposed_a ? c.k : c.m, rows_b = c.transposed_b ? c.n : c.k;
     const int columns_a = c.transposed_a ? c.m : c.k, columns_b = c.transposed_b ? c.k : c.n;
     const int lda = rows_a + 3, ldb = rows_b + 1, ldc = c.m + 2;
-    const long long stride_a = static_cast<long long>(lda) * columns_a + 5, stride_b = static_cast<long long>(ldb) * columns_b + 4;
+    const long long stride_a = static_cast<long long>(lda) * columns_a + 5,
+                    stride_b = static_cast<long long>(ldb) * columns_b + 4;
     const long long stride_c = static_cast<long long>(ldc) * c.n + 1;
     Numbers numbers(static_cast<uint64_t>(c.m * 31 + c.n));
-    const auto a = bf16_of(numbers.many(static_cast<size_t>(stride_a * batches))), b = bf16_of(numbers.many(static_cast<size_t>(stride_b * batches)));
+    const auto a = bf16_of(numbers.many(static_cast<size_t>(stride_a * batches))),
+               b = bf16_of(numbers.many(static_cast<size_t>(stride_b * batches)));
     const auto start = bf16_of(numbers.many(static_cast<size_t>(stride_c * batches)));
     const auto upload = [](const std::vector<uint16_t>& bits, int type) {
         std::vector<float> values;
@@ -28,8 +30,10 @@ void product(void* handle, const Case& c) {
     const auto left = upload(a, c.in), right = upload(b, c.in), out = upload(start, c.out);
     const auto nan = std::make_unique<Buffer>(out->bytes);
     const Buffer& target = c.beta == 0 ? *nan : *out;  // with beta = 0 the output is not read
-    OK(cublasGemmStridedBatchedEx(handle, c.transposed_a, c.transposed_b, c.m, c.n, c.k, &c.alpha, left->as<void>(), c.in, lda, stride_a,
-                                  right->as<void>(), c.in, ldb, stride_b, &c.beta, target.as<void>(), c.out, ldc, stride_c, batches, COMPUTE_32F, DEFAULT));
+    OK(cublasGemmStridedBatchedEx(handle, c.transposed_a, c.transposed_b, c.m, c.n, c.k, &c.alpha,
+                                  left->as<void>(), c.in, lda, stride_a, right->as<void>(), c.in, ldb,
+                                  stride_b, &c.beta, target.as<void>(), c.out, ldc, stride_c, batches,
+                                  COMPUTE_32F, DEFAULT));
     std::vector<float> result;
     if (c.out == F32) result = target.read<float>();
     else for (const uint16_t bits : target.read<uint16_t>()) result.push_back(f32_of(bits));
@@ -38,18 +42,22 @@ void product(void* handle, const Case& c) {
             for (int j = 0; j < c.n; j++) {
                 double sum = 0;
                 for (int l = 0; l < c.k; l++) {
-                    const auto at_a = static_cast<size_t>(batch * stride_a + (c.transposed_a ? l + i * lda : i + l * lda));
-                    const auto at_b = static_cast<size_t>(batch * stride_b + (c.transposed_b ? j + l * ldb : l + j * ldb));
+                    const auto at_a =
+                        static_cast<size_t>(batch * stride_a + (c.transposed_a ? l + i * lda : i + l * lda));
+                    const auto at_b =
+                        static_cast<size_t>(batch * stride_b + (c.transposed_b ? j + l * ldb : l + j * ldb));
                     sum += static_cast<double>(f32_of(a[at_a])) * f32_of(b[at_b]);
                 }
                 const auto at = static_cast<size_t>(batch * stride_c + i + j * ldc);
                 const double expected = c.alpha * sum + (c.beta == 0 ? 0 : c.beta * f32_of(start[at]));
-                CHECK(std::fabs(result[at] - expected) < (c.out == F32 ? 1e-5 : 1.0 / 128) * (1 + std::fabs(expected)));
+                CHECK(std::fabs(result[at] - expected) <
+                      (c.out == F32 ? 1e-5 : 1.0 / 128) * (1 + std::fabs(expected)));
             }
         }
-        // What lies between the columns stays as it was.
+        // Elements between the columns do not change.
         const float between = result[static_cast<size_t>(batch * stride_c + c.m)];
-        CHECK(c.beta == 0 ? std::isnan(between) : between == f32_of(start[static_cast<size_t>(batch * stride_c + c.m)]));
+        CHECK(c.beta == 0 ? std::isnan(between)
+                          : between == f32_of(start[static_cast<size_t>(batch * stride_c + c.m)]));
     }
 }
 
@@ -73,7 +81,8 @@ void test_gemm() {
     const Buffer x(4096);
     const float one = 1;
     const auto gemm = [&](int m, int n, int k, int lda, int ldb, int ldc, int compute) {
-        return cublasGemmEx(handle, 0, 0, m, n, k, &one, x.as<void>(), F32, lda, x.as<void>(), F32, ldb, &one, x.as<void>(), F32, ldc, compute, DEFAULT);
+        return cublasGemmEx(handle, 0, 0, m, n, k, &one, x.as<void>(), F32, lda, x.as<void>(), F32, ldb, &one,
+                            x.as<void>(), F32, ldc, compute, DEFAULT);
     };
     EQUAL(gemm(4, 4, 4, 3, 4, 4, COMPUTE_32F), 7);
     EQUAL(gemm(4, 4, 4, 4, 3, 4, COMPUTE_32F), 7);
@@ -82,8 +91,8 @@ void test_gemm() {
     EQUAL(gemm(4, 4, 4, 4, 4, 4, 64), 15);
     const auto unaligned = [&](size_t bytes, int type, int lda, int ldb, int ldc) {
         const uint64_t all_before = lora_sim_products(), before = lora_sim_unaligned_products();
-        OK(cublasGemmEx(handle, 0, 0, 4, 4, 4, &one, x.as<char>() + bytes, type, lda, x.as<void>(), type, ldb, &one, x.as<char>() + 2048, type, ldc,
-                        COMPUTE_32F, DEFAULT));
+        OK(cublasGemmEx(handle, 0, 0, 4, 4, 4, &one, x.as<char>() + bytes, type, lda, x.as<void>(), type, ldb,
+                        &one, x.as<char>() + 2048, type, ldc, COMPUTE_32F, DEFAULT));
         EQUAL(lora_sim_products() - all_before, 1u);
         return lora_sim_unaligned_products() - before;
     };
@@ -112,7 +121,8 @@ void test_gemm() {
         CHECK(value > 0 && value <= 1);
         mean += value / 10000;
     }
-    for (const float value : normal.read<float>()) normal_mean += value / 10000, square += (value - 3.0) * (value - 3.0) / 10000;
+    for (const float value : normal.read<float>())
+        normal_mean += value / 10000, square += (value - 3.0) * (value - 3.0) / 10000;
     CHECK(std::fabs(mean - 0.5) < 0.02 && std::fabs(normal_mean - 3) < 0.1 && std::fabs(square - 4) < 0.3);
     OK(curandDestroyGenerator(generator));
 }

@@ -1,4 +1,4 @@
-// Kernels: reductions, warps, tensor cores; and that what is wrong shows.
+// Tests of kernels: reductions, warps, tensor cores, and the detection of faults.
 #include <algorithm>
 
 #include "api.h"
@@ -22,13 +22,15 @@ void reductions() {
                 const Buffer input = half ? Buffer(bf16_of(x)) : Buffer(x);
                 const Buffer sums(rows * 4), largest(rows * 4);
                 const Dim block = threads == 96 ? Dim{8, 4, 3} : Dim{threads};
-                OK(launch(half ? "selftest_sums_bf16" : "selftest_sums_f32", {3}, block, 0, sums.address, largest.address, input.address, rows, columns));
+                OK(launch(half ? "selftest_sums_bf16" : "selftest_sums_f32", {3}, block, 0, sums.address,
+                          largest.address, input.address, rows, columns));
                 const auto sum = sums.read<float>(), most = largest.read<float>();
                 for (unsigned row = 0; row < rows; row++) {
                     double expected = 0;
                     float greatest = -INFINITY;
                     for (unsigned i = 0; i < columns; i++) {
-                        const float value = half ? f32_of(bf16_of(x[row * columns + i])) : x[row * columns + i];
+                        const float value =
+                            half ? f32_of(bf16_of(x[row * columns + i])) : x[row * columns + i];
                         expected += value;
                         greatest = std::max(greatest, value);
                     }
@@ -41,7 +43,8 @@ void reductions() {
             }
         }
     }
-    printf("sums %016llx\n", static_cast<unsigned long long>(hash));  // check.sh: the same for every seed
+    // check.sh compares this line between seeds.
+    printf("sums %016llx\n", static_cast<unsigned long long>(hash));
 }
 
 void vectors() {
@@ -89,12 +92,15 @@ void products() {
         const unsigned m = 37, n = 24, k = 40;
         const auto a = bf16_of(Numbers(1).many(m * k)), b = bf16_of(Numbers(2).many(k * n));
         const Buffer left(a), right(b), out(std::vector<float>(m * n, 1.0f));
-        OK(launch("selftest_product", {(n + 15) / 16, (m + 15) / 16}, {32}, 0, out.address, left.address, right.address, m, n, k, transposed));
+        OK(launch("selftest_product", {(n + 15) / 16, (m + 15) / 16}, {32}, 0, out.address, left.address,
+                  right.address, m, n, k, transposed));
         const auto c = out.read<float>();
         for (unsigned i = 0; i < m; i++) {
             for (unsigned j = 0; j < n; j++) {
                 double expected = 1;
-                for (unsigned l = 0; l < k; l++) expected += static_cast<double>(f32_of(a[i * k + l])) * f32_of(b[transposed ? j * k + l : l * n + j]);
+                for (unsigned l = 0; l < k; l++)
+                    expected += static_cast<double>(f32_of(a[i * k + l])) *
+                                f32_of(b[transposed ? j * k + l : l * n + j]);
                 CHECK(std::fabs(c[i * n + j] - expected) < 1e-5);
             }
         }
@@ -127,7 +133,8 @@ void faults() {
     for (const auto& [name, message] : expected) {
         const Ending ending = run_scene({"kernel", name});
         const bool shown = ending.code == -6 && ending.said.find(message) != std::string::npos;
-        if (!shown) fprintf(stderr, "%s ended with %d and said: %s\n", name, ending.code, ending.said.c_str());
+        if (!shown)
+            fprintf(stderr, "%s ended with %d and printed: %s\n", name, ending.code, ending.said.c_str());
         CHECK(shown);
         CHECK(ending.said.find(name) != std::string::npos || std::string(message) == "past its end");
     }
@@ -154,7 +161,7 @@ void test_kernels() {
     warps();
     products();
     wrong_results();
-    if (!SANITIZED) faults();  // a sanitizer has its own words
+    if (!SANITIZED) faults();  // a sanitizer reports faults with other messages
     refusals();
 }
 

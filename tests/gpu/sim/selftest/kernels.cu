@@ -1,8 +1,9 @@
-// Kernels that are right, for the simulation's own tests. nvcc compiles them too.
+// Correct kernels for the simulation's own tests. nvcc compiles them too.
 #include "mma.cuh"
 
 template <typename T>
-__device__ __forceinline__ void sums_of_rows(float* sums, float* largest, const T* x, unsigned rows, unsigned columns) {
+__device__ __forceinline__ void sums_of_rows(float* sums, float* largest, const T* x, unsigned rows,
+                                             unsigned columns) {
     for (unsigned row = blockIdx.x; row < rows; row += gridDim.x) {
         float sum = 0.0f, most = -INFINITY;
         for (unsigned i = thread_rank(); i < columns; i += block_threads()) {
@@ -11,22 +12,24 @@ __device__ __forceinline__ void sums_of_rows(float* sums, float* largest, const 
             most = fmaxf(most, value);
         }
         sum = block_sum(sum);
-        sum += block_sum(1.0f) - static_cast<float>(block_threads());  // adds nothing: one reduction right after another
+        sum += block_sum(1.0f) - static_cast<float>(block_threads());  // adds 0: two reductions in a row
         most = block_max(most);
-        // Every thread has the result: any may write it.
+        // Every thread has the result, so any thread may write it.
         if (thread_rank() == row % block_threads()) sums[row] = sum;
         if (thread_rank() == (row + 1) % block_threads()) largest[row] = most;
     }
 }
 
-KERNEL(1024, selftest_sums_f32, float* sums, float* largest, const float* __restrict__ x, unsigned rows, unsigned columns) {
+KERNEL(1024, selftest_sums_f32, float* sums, float* largest, const float* __restrict__ x, unsigned rows,
+       unsigned columns) {
     sums_of_rows(sums, largest, x, rows, columns);
 }
-KERNEL(1024, selftest_sums_bf16, float* sums, float* largest, const bf16* __restrict__ x, unsigned rows, unsigned columns) {
+KERNEL(1024, selftest_sums_bf16, float* sums, float* largest, const bf16* __restrict__ x, unsigned rows,
+       unsigned columns) {
     sums_of_rows(sums, largest, x, rows, columns);
 }
 
-// y = 2 x + 1, four elements a thread, where n is a multiple of 4.
+// y = 2 x + 1 with four elements for each thread. n must be a multiple of 4.
 template <typename T>
 __device__ __forceinline__ void fours(T* y, const T* x, size_t n) {
     const size_t i = (static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
@@ -37,7 +40,7 @@ __device__ __forceinline__ void fours(T* y, const T* x, size_t n) {
 KERNEL(256, selftest_fours_f32, float* y, const float* __restrict__ x, size_t n) { fours(y, x, n); }
 KERNEL(256, selftest_fours_bf16, bf16* y, const bf16* __restrict__ x, size_t n) { fours(y, x, n); }
 
-// Reverses each block's part through dynamic shared memory.
+// Reverses the elements of each block in dynamic shared memory.
 KERNEL(256, selftest_reverse, float* x, bool early_exit) {
     DYNAMIC_SHARED(raw);
     float* const shared = reinterpret_cast<float*>(raw);
@@ -52,7 +55,7 @@ KERNEL(256, selftest_reverse, float* x, bool early_exit) {
     mine[threadIdx.x] = shared[from];
 }
 
-// A warp's collectives, one row of 32 results each.
+// The collectives of a warp. Each writes one row of 32 results.
 KERNEL(32, selftest_warp, unsigned* results) {
     const unsigned lane = threadIdx.x;
     results[lane] = __shfl_xor_sync(0xffffffffu, lane, 5);
@@ -66,20 +69,24 @@ KERNEL(32, selftest_warp, unsigned* results) {
     results[192 + lane] = static_cast<unsigned>(warp_sum(static_cast<float>(lane)));
 }
 
-// c += a b for a [m, k], b [k, n] row by row in bf16 and c [m, n] in f32: a warp a 16 x 16 tile of c, with k and n multiples of 8.
-// `transposed`: b is given as [n, k].
-KERNEL(32, selftest_product, float* c, const bf16* __restrict__ a, const bf16* __restrict__ b, unsigned m, unsigned n, unsigned k, bool transposed) {
+// c += a b for row-major a [m, k] and b [k, n] in bf16 and c [m, n] in f32. Each warp computes a 16
+// x 16 tile of c. k and n must be multiples of 8. If `transposed`, b is [n, k].
+KERNEL(32, selftest_product, float* c, const bf16* __restrict__ a, const bf16* __restrict__ b, unsigned m,
+       unsigned n, unsigned k, bool transposed) {
     __shared__ __align__(16) bf16 tile_a[2][16][16];
     __shared__ __align__(16) bf16 tile_b[2][16][16];
     const unsigned lane = threadIdx.x, row = blockIdx.y * 16, column = blockIdx.x * 16;
     const auto fetch = [&](unsigned step) {
         const unsigned r = lane / 2, half = lane % 2 * 8;
         const bool a_valid = row + r < m && step * 16 + half < k;
-        cp_async_16(&tile_a[step % 2][r][half], a_valid ? a + static_cast<size_t>(row + r) * k + step * 16 + half : a, a_valid);
-        const unsigned b_row = transposed ? column + r : step * 16 + r, b_column = transposed ? step * 16 + half : column + half;
+        cp_async_16(&tile_a[step % 2][r][half],
+                    a_valid ? a + static_cast<size_t>(row + r) * k + step * 16 + half : a, a_valid);
+        const unsigned b_row = transposed ? column + r : step * 16 + r,
+                       b_column = transposed ? step * 16 + half : column + half;
         const unsigned b_rows = transposed ? n : k, b_columns = transposed ? k : n;
         const bool b_valid = b_row < b_rows && b_column < b_columns;
-        cp_async_16(&tile_b[step % 2][r][half], b_valid ? b + static_cast<size_t>(b_row) * b_columns + b_column : b, b_valid);
+        cp_async_16(&tile_b[step % 2][r][half],
+                    b_valid ? b + static_cast<size_t>(b_row) * b_columns + b_column : b, b_valid);
     };
     float sums[2][4] = {};
     const unsigned steps = ceil_div(k, 16u);
@@ -91,10 +98,12 @@ KERNEL(32, selftest_product, float* c, const bf16* __restrict__ a, const bf16* _
         cp_async_wait<1>();
         __syncwarp();
         unsigned of_a[4], of_b[4];
-        // Matrices 0 and 1 are the upper and lower rows of the left half, 2 and 3 those of the right one.
+        // Matrices 0 and 1 are the upper and lower rows of the left half, 2 and 3 those of the
+        // right half.
         ldmatrix_x4(of_a, &tile_a[step % 2][lane % 16][lane / 16 * 8]);
         if (transposed) {
-            ldmatrix_x4(of_b, &tile_b[step % 2][lane / 16 * 8 + lane % 8][lane / 8 % 2 * 8]);  // the tile's rows are c's columns
+            // The rows of the tile are columns of c.
+            ldmatrix_x4(of_b, &tile_b[step % 2][lane / 16 * 8 + lane % 8][lane / 8 % 2 * 8]);
         } else {
             ldmatrix_x4_trans(of_b, &tile_b[step % 2][lane % 16][lane / 16 * 8]);
         }

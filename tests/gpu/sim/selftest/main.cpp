@@ -1,4 +1,5 @@
-// The simulation's own tests: `selftest` runs all of them; `selftest SCENE ARGS` is what a test runs in a process of its own.
+// The simulation's own tests. `selftest` runs all of them. `selftest SCENE ARGS` runs the part of a
+// test that needs its own process.
 #include <poll.h>
 #include <spawn.h>
 #include <sys/wait.h>
@@ -20,7 +21,8 @@ int memory_scene(const std::string& name);
 int stream_scene(const std::string& name);
 int nccl_scene(const std::vector<std::string>& arguments);
 
-Ending run_scene(const std::vector<std::string>& scene, const std::vector<std::pair<std::string, std::string>>& environment) {
+Ending run_scene(const std::vector<std::string>& scene,
+                 const std::vector<std::pair<std::string, std::string>>& environment) {
     int ends[2];
     CHECK(pipe(ends) == 0);
     std::vector<std::string> variables;
@@ -41,7 +43,8 @@ Ending run_scene(const std::vector<std::string>& scene, const std::vector<std::p
     close(ends[1]);
     Ending ending{0, ""};
     char part[4096];
-    for (ssize_t bytes; (bytes = read(ends[0], part, sizeof part)) > 0;) ending.said.append(part, static_cast<size_t>(bytes));
+    for (ssize_t bytes; (bytes = read(ends[0], part, sizeof part)) > 0;)
+        ending.said.append(part, static_cast<size_t>(bytes));
     close(ends[0]);
     int status;
     CHECK(waitpid(child, &status, 0) == child);
@@ -50,7 +53,7 @@ Ending run_scene(const std::vector<std::string>& scene, const std::vector<std::p
 }
 
 int main(int count, char** values) {
-    alarm(120);  // whatever hangs ends
+    alarm(120);  // ends a test that hangs
     const std::vector<std::string> arguments(values + 1, values + count);
     if (!arguments.empty() && arguments[0] == "nccl") return nccl_scene(arguments);
     if (arguments.size() == 2 && arguments[0] == "kernel") return kernel_scene(arguments[1]);

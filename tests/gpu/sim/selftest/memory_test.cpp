@@ -1,4 +1,4 @@
-// Devices and memory.
+// Tests of devices and memory.
 #include <cstring>
 
 #include "api.h"
@@ -89,7 +89,7 @@ void limits() {
     EQUAL(used, uint64_t{150} << 20);
     EQUAL(high, uint64_t{150} << 20);
 
-    threshold = uint64_t{100} << 20;  // what the pool keeps
+    threshold = uint64_t{100} << 20;  // the bytes that the pool keeps
     OK(cuMemPoolSetAttribute(pool, 4, &threshold));
     OK(cuMemFreeAsync(most, nullptr));
     EQUAL(cuMemFreeAsync(most, nullptr), 1);
@@ -111,14 +111,17 @@ void test_memory() {
     devices();
     copies();
     limits();
-    EQUAL(run_scene({"memory", "fragment"}, {{"LORA_SIM_FRAGMENT", "1"}, {"LORA_SIM_MEMORY", "64M"}}).code, 0);
-    for (const auto& [name, message] : {std::pair{"before", "before its beginning"}, std::pair{"after", "past its end"}}) {
+    EQUAL(run_scene({"memory", "fragment"}, {{"LORA_SIM_FRAGMENT", "1"}, {"LORA_SIM_MEMORY", "64M"}}).code,
+          0);
+    for (const auto& [name, message] :
+         {std::pair{"before", "before its beginning"}, std::pair{"after", "past its end"}}) {
         const Ending ending = run_scene({"memory", name});
         CHECK(ending.code == -6 && ending.said.find(message) != std::string::npos);
     }
 }
 
-// Holes of 10 and 20 MiB serve neither 30 MiB nor, once used, a second allocation; trimming gives them back.
+// Holes of 10 and 20 MiB do not serve an allocation that is larger than each of them. A used hole
+// does not serve a second allocation. Trimming releases the unused hole.
 static int fragment() {
     void* pool;
     uint64_t small, medium, large, refused = 0, reserved, threshold = UINT64_MAX;

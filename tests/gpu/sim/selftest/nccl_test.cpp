@@ -1,4 +1,5 @@
-// NCCL between three processes: exchanges, a rank that is killed, a rank that never comes.
+// Tests of NCCL between three processes: exchanges, a rank that is killed, a rank that never
+// connects.
 #include <csignal>
 #include <cstring>
 #include <future>
@@ -13,13 +14,15 @@ constexpr int RANKS = 3, FLOAT32 = 7, REMOTE_ERROR = 6, IN_PROGRESS = 7;
 std::string hex(const UniqueId& id) {
     std::string text;
     char digits[3];
-    for (const char byte : id.bytes) snprintf(digits, sizeof digits, "%02x", static_cast<unsigned char>(byte)), text += digits;
+    for (const char byte : id.bytes)
+        snprintf(digits, sizeof digits, "%02x", static_cast<unsigned char>(byte)), text += digits;
     return text;
 }
 
 UniqueId id_of(const std::string& text) {
     UniqueId id;
-    for (size_t i = 0; i < sizeof id.bytes; i++) id.bytes[i] = static_cast<char>(std::stoi(text.substr(2 * i, 2), nullptr, 16));
+    for (size_t i = 0; i < sizeof id.bytes; i++)
+        id.bytes[i] = static_cast<char>(std::stoi(text.substr(2 * i, 2), nullptr, 16));
     return id;
 }
 
@@ -43,10 +46,13 @@ void* connect(const UniqueId& id, int rank, int* result) {
     return communicator;
 }
 
-// Every rank sends to every rank, itself too, in one group; more than the sockets hold.
+// Every rank sends to every rank, including itself, in one group. The messages are larger than the
+// buffers of the sockets.
 void exchange(void* communicator, int rank, void* stream) {
     const size_t most = 1 << 20;
-    const auto value = [](int from, int to, size_t i) { return static_cast<float>((from * 10 + to) * 1000000 + static_cast<int>(i % 999)); };
+    const auto value = [](int from, int to, size_t i) {
+        return static_cast<float>((from * 10 + to) * 1000000 + static_cast<int>(i % 999));
+    };
     std::vector<float> source(RANKS * most);
     for (int peer = 0; peer < RANKS; peer++) {
         for (size_t i = 0; i < most; i++) source[static_cast<size_t>(peer) * most + i] = value(rank, peer, i);
@@ -63,7 +69,7 @@ void exchange(void* communicator, int rank, void* stream) {
         OK(ncclRecv(in.as<float>() + from, count(peer, rank), FLOAT32, peer, communicator, stream));
     }
     EQUAL(ncclGroupEnd(), IN_PROGRESS);
-    fprintf(stderr, "(one use too early) ");
+    fprintf(stderr, "(expected error) ");
     EQUAL(ncclSend(out.as<float>(), 1, FLOAT32, 0, communicator, stream), 4);
     EQUAL(wait_while_in_progress(communicator), 0);
     OK(cuEventRecord(done, stream));
@@ -79,19 +85,20 @@ void exchange(void* communicator, int rank, void* stream) {
 }
 
 void collectives(void* communicator, int rank, void* stream) {
-    const Buffer own(std::vector<float>(100, static_cast<float>(rank))), all(RANKS * 400), told(400);
+    const Buffer own(std::vector<float>(100, static_cast<float>(rank))), all(RANKS * 400), target(400);
     OK(cuCtxSynchronize());
     EQUAL(ncclAllGather(own.as<void>(), all.as<void>(), 100, FLOAT32, communicator, stream), IN_PROGRESS);
     EQUAL(wait_while_in_progress(communicator), 0);
-    EQUAL(ncclBroadcast(own.as<void>(), told.as<void>(), 100, FLOAT32, 1, communicator, stream), IN_PROGRESS);
+    EQUAL(ncclBroadcast(own.as<void>(), target.as<void>(), 100, FLOAT32, 1, communicator, stream),
+          IN_PROGRESS);
     EQUAL(wait_while_in_progress(communicator), 0);
     OK(cuStreamSynchronize(stream));
-    const auto gathered = all.read<float>(), broadcast = told.read<float>();
+    const auto gathered = all.read<float>(), broadcast = target.read<float>();
     for (size_t i = 0; i < gathered.size(); i++) CHECK(gathered[i] == static_cast<float>(i / 100));
     for (const float value : broadcast) CHECK(value == 1.0f);
 }
 
-// Operations of one communicator happen in the order of their calls, on whatever streams.
+// Operations of one communicator run in the order of their calls, also on different streams.
 void two_streams(void* communicator, int rank, void* stream) {
     const Buffer first(std::vector<float>(10, 1.0f)), second(std::vector<float>(10, 2.0f));
     OK(cuCtxSynchronize());
@@ -138,7 +145,7 @@ int exchange_scene(const UniqueId& id, int rank) {
     return 0;
 }
 
-// Rank 2 dies instead of taking part.
+// Rank 2 is killed before its operation.
 int killed_scene(const UniqueId& id, int rank) {
     int result;
     void *communicator = connect(id, rank, &result), *stream, *done;
@@ -151,10 +158,12 @@ int killed_scene(const UniqueId& id, int rank) {
     EQUAL(ncclRecv(x.as<void>(), 100, FLOAT32, 2, communicator, stream), IN_PROGRESS);
     OK(cuEventRecord(done, stream));
     const bool hangs = getenv("LORA_SIM_NCCL_HANG") != nullptr;
-    const auto deadline = std::chrono::steady_clock::now() + (hangs ? std::chrono::milliseconds(200) : std::chrono::seconds(20));
-    while (std::chrono::steady_clock::now() < deadline && (result = state(communicator)) != REMOTE_ERROR) std::this_thread::yield();
+    const auto deadline = std::chrono::steady_clock::now() +
+                          (hangs ? std::chrono::milliseconds(200) : std::chrono::seconds(20));
+    while (std::chrono::steady_clock::now() < deadline && (result = state(communicator)) != REMOTE_ERROR)
+        std::this_thread::yield();
     EQUAL(result, hangs ? 0 : REMOTE_ERROR);
-    EQUAL(cuEventQuery(done), 600);  // the stream stands until the communicator is aborted
+    EQUAL(cuEventQuery(done), 600);  // the stream waits until the communicator is aborted
     OK(ncclCommAbort(communicator));
     OK(cuEventSynchronize(done));
     return 0;
@@ -185,7 +194,7 @@ int refused_scene(const UniqueId& id, int rank) {
     return 0;
 }
 
-// Different sizes on both sides of one message.
+// The sender and the receiver of a message have different sizes.
 int mismatch_scene(const UniqueId& id, int rank) {
     int result;
     void* communicator = connect(id, rank, &result);
@@ -196,21 +205,24 @@ int mismatch_scene(const UniqueId& id, int rank) {
     OK(cuCtxSynchronize());
     if (rank == 0) EQUAL(ncclSend(x.as<void>(), 99, FLOAT32, 1, communicator, stream), IN_PROGRESS);
     if (rank == 1) EQUAL(ncclRecv(x.as<void>(), 100, FLOAT32, 0, communicator, stream), IN_PROGRESS);
-    if (rank == 1) while ((result = state(communicator)) == 0 || result == IN_PROGRESS) std::this_thread::yield();
+    if (rank == 1)
+        while ((result = state(communicator)) == 0 || result == IN_PROGRESS) std::this_thread::yield();
     EQUAL(result, rank == 1 ? 3 : 0);
     if (rank == 0) OK(cuStreamSynchronize(stream));
     OK(ncclCommAbort(communicator));
     return 0;
 }
 
-// Runs a scene in `ranks` processes; says how they ended. A variable with the value RANK is the
-// rank's number in each.
-std::vector<int> run_ranks(const char* scene, int ranks, bool one_device, const std::vector<std::pair<std::string, std::string>>& environment = {}) {
+// Runs a scene in `ranks` processes and returns their exit codes. In each process, a variable with
+// the value RANK is set to the rank.
+std::vector<int> run_ranks(const char* scene, int ranks, bool one_device,
+                           const std::vector<std::pair<std::string, std::string>>& environment = {}) {
     UniqueId id;
     OK(ncclGetUniqueId(&id));
     std::vector<std::future<Ending>> endings;
     for (int rank = 0; rank < ranks; rank++) {
-        const std::vector<std::string> arguments = {"nccl", scene, hex(id), std::to_string(rank), std::to_string(one_device ? 0 : rank)};
+        const std::vector<std::string> arguments = {"nccl", scene, hex(id), std::to_string(rank),
+                                                    std::to_string(one_device ? 0 : rank)};
         auto variables = environment;
         for (auto& [name, value] : variables) {
             if (value == "RANK") value = std::to_string(rank);
@@ -233,16 +245,19 @@ void test_nccl() {
     OK(ncclGetVersion(&version));
     EQUAL(version, 23003);
     CHECK(run_ranks("exchange", RANKS, false) == std::vector<int>(3, 0));
-    CHECK(run_ranks("exchange", RANKS, true, {{"NCCL_MULTI_RANK_GPU_ENABLE", "1"}}) == std::vector<int>(3, 0));
+    CHECK(run_ranks("exchange", RANKS, true, {{"NCCL_MULTI_RANK_GPU_ENABLE", "1"}}) ==
+          std::vector<int>(3, 0));
     CHECK(run_ranks("exchange", RANKS, false, {{"LORA_SIM_LATE", "1"}}) == std::vector<int>(3, 0));
     CHECK(run_ranks("duplicate", RANKS, true) == std::vector<int>(3, 0));
-    const std::pair<std::string, std::string> old = {"LORA_SIM_NCCL_VERSION", "22809"}, shared = {"NCCL_MULTI_RANK_GPU_ENABLE", "1"};
+    const std::pair<std::string, std::string> old = {"LORA_SIM_NCCL_VERSION", "22809"},
+                                              shared = {"NCCL_MULTI_RANK_GPU_ENABLE", "1"};
     CHECK(run_ranks("duplicate", RANKS, true, {old, shared}) == std::vector<int>(3, 0));
     CHECK(run_ranks("duplicate", RANKS, true, {old, {"NCCL_HOSTID", "node"}}) == std::vector<int>(3, 0));
     CHECK(run_ranks("exchange", RANKS, true, {old, {"NCCL_HOSTID", "RANK"}}) == std::vector<int>(3, 0));
     CHECK(run_ranks("refused", RANKS, false, {{"LORA_SIM_NCCL_REFUSE", "1"}}) == std::vector<int>(3, 0));
     CHECK(run_ranks("killed", RANKS, false) == (std::vector<int>{0, 0, -SIGKILL}));
-    CHECK(run_ranks("killed", RANKS, false, {{"LORA_SIM_NCCL_HANG", "1"}}) == (std::vector<int>{0, 0, -SIGKILL}));
+    CHECK(run_ranks("killed", RANKS, false, {{"LORA_SIM_NCCL_HANG", "1"}}) ==
+          (std::vector<int>{0, 0, -SIGKILL}));
     CHECK(run_ranks("missing", 2, false) == std::vector<int>(2, 0));
     CHECK(run_ranks("mismatch", RANKS, false) == std::vector<int>(3, 0));
 }

@@ -1,4 +1,4 @@
-// Streams and events: order, and that forgetting to wait shows.
+// Tests of streams and events: order, and the detection of a missing wait.
 #include <condition_variable>
 #include <mutex>
 
@@ -6,7 +6,7 @@
 
 namespace {
 
-// Work on a stream that waits until it is told to go on.
+// Work on a stream that waits until `release` is called.
 struct Gate {
     std::mutex mutex;
     std::condition_variable changed;
@@ -90,7 +90,7 @@ void test_streams() {
     EQUAL(run_scene({"stream", "forgets"}, {late}).code, 3);
 }
 
-// One stream writes, another reads what it wrote: with or without waiting.
+// One stream writes, and another one reads the result, with or without waiting.
 int stream_scene(const std::string& name) {
     use_device();
     void *writer, *reader, *written;

@@ -1,4 +1,4 @@
-//! Causal attention with four query heads a key/value head.
+//! Causal attention with four query heads for each key/value head.
 
 use lora_ops::attention::{AttentionShape, backward, forward};
 
@@ -13,13 +13,14 @@ pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
             let kv_heads = heads / 4;
             let shape = AttentionShape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim };
             let (queries, keys) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
-            // Scores and values: two products forward, of which a query has half of all keys; four are counted backward.
+            // The forward pass has two products (scores, values), in which a query sees half of the
+            // keys on average. For the backward pass four products are counted.
             let pairs = (batch * seq * (seq + 1) / 2) as f64;
             let flops = 4.0 * (heads * head_dim) as f64 * pairs;
             let bytes = 2 * batch * seq * head_dim * (heads + kv_heads);
             let name =
                 |what: &str| format!("attention {what} {batch}x{seq} d{head_dim} heads {heads}/{kv_heads}");
-            // q and the output, k and v.
+            // The forward pass reads q, k and v and writes the output.
             rows.push(
                 BenchRow::new(name("forward"), 2 * bytes, move |inputs| {
                     let (q, k, v) = (inputs.bf16(&queries)?, inputs.bf16(&keys)?, inputs.bf16(&keys)?);
@@ -27,7 +28,7 @@ pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
                 })
                 .with_flops(flops),
             );
-            // The same, the output's gradient, and the gradients of q, k and v.
+            // The backward pass has the same tensors and the gradient of each.
             rows.push(
                 BenchRow::new(name("backward"), 4 * bytes, move |inputs| {
                     let (q, k, v) = (inputs.bf16(&queries)?, inputs.bf16(&keys)?, inputs.bf16(&keys)?);

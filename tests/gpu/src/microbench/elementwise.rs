@@ -15,7 +15,7 @@ pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
     let (tokens, hidden) = (inputs.size(TOKENS[1]), inputs.size(HIDDEN));
     let mut rows = norms(tokens, hidden);
     for (name, features) in [("q", HIDDEN), ("k", KEY_VALUE)] {
-        // Whole heads.
+        // A whole number of heads.
         let features = inputs.size(features).next_multiple_of(HEAD_DIM);
         let seq = tokens / 2;
         rows.push(BenchRow::new(

@@ -1,4 +1,4 @@
-//! The head with its loss.
+//! The language-model head fused with its loss.
 
 use lora_ops::cross_entropy::{Targets, forward_backward};
 
@@ -8,7 +8,7 @@ use super::row::BenchRow;
 
 pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
     let (tokens, hidden, vocab) = (inputs.size(TOKENS[1]), inputs.size(HIDDEN), inputs.size(VOCAB));
-    // The weight is read for two products; the logits lie between them.
+    // The weight is read for two products. The logits between them are not counted.
     let bytes = 2 * 2 * vocab * hidden;
     let row =
         BenchRow::new(format!("cross-entropy {tokens}x{vocab}, hidden {hidden}"), bytes, move |inputs| {

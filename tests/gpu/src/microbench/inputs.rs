@@ -1,4 +1,4 @@
-//! Random inputs, made on the device, and the sizes of the model.
+//! Random inputs, generated on the device, and the sizes of the model.
 
 use anyhow::Result;
 use candle_core::{DType, Device, Tensor};
@@ -11,7 +11,7 @@ pub(super) struct BenchInputs {
 }
 
 impl BenchInputs {
-    /// With all sizes divided by `scale`.
+    /// Creates inputs with all sizes divided by `scale`.
     pub(super) fn new(device: &Device, scale: usize) -> Self {
         Self { device: device.clone(), scale }
     }
@@ -24,7 +24,7 @@ impl BenchInputs {
         self.scale
     }
 
-    /// A size of the model as it is measured: a multiple of 8.
+    /// The scaled size: `size / scale`, rounded up to a multiple of 8.
     pub(super) fn size(&self, size: usize) -> usize {
         (size / self.scale).next_multiple_of(8).max(8)
     }
@@ -38,12 +38,12 @@ impl BenchInputs {
     }
 }
 
-/// Llama-3.1-8B.
+/// Hidden size of Llama-3.1-8B; the constants below are also those of this model.
 pub(super) const HIDDEN: usize = 4096;
 pub(super) const KEY_VALUE: usize = 1024;
 pub(super) const INTERMEDIATE: usize = 14_336;
 pub(super) const VOCAB: usize = 128_256;
-/// LoRA's rank, which is not scaled.
+/// Rank of the adapters, which is not scaled.
 pub(super) const RANK: usize = 16;
 /// Parameters of an adapter of that rank on every linear layer of the blocks.
 pub(super) const ADAPTER: usize = 41_943_040;

@@ -1,4 +1,4 @@
-//! What a step does to an adapter's parameters, all f32.
+//! The operations of a step on an adapter's parameters and gradients, in f32.
 
 use lora_ops::adamw::{AdamW, AdamWTensors};
 use lora_ops::pointwise::round_into;

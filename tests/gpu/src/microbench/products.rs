@@ -1,4 +1,4 @@
-//! The matrix products of a block: with the frozen weights, and LoRA's.
+//! The matrix products of a block, with frozen weights and with LoRA's matrices.
 
 use candle_core::Tensor;
 use lora_ops::gemm::{MatrixOperand, no_trans, product, trans};
@@ -16,7 +16,7 @@ pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
     rows
 }
 
-/// Name, m, n, k and whether the output is added to.
+/// Name, m, n, k, and whether the product is added to the output.
 struct ProductShape<'a>(&'a str, usize, usize, usize, bool);
 
 impl ProductShape<'_> {
@@ -51,7 +51,7 @@ fn frozen(inputs: &BenchInputs, tokens: usize) -> Vec<BenchRow> {
                 Ok(Box::new(move || Ok(layer.backward(&dy).map(drop)?)))
             },
         ));
-        // The gradients of q, k and v, and of gate and up, are added into one.
+        // The input gradients of q, k and v are summed, and so are those of gate and up.
         if matches!(name, "k,v" | "gate,up") {
             rows.push(ProductShape(&format!("frozen backward += {name}"), tokens, from, to, true).row(
                 move |inputs| {
@@ -65,7 +65,8 @@ fn frozen(inputs: &BenchInputs, tokens: usize) -> Vec<BenchRow> {
     rows
 }
 
-/// The products of `lora_ops::lora`: `h = x A^T`, `y += h B^T`; `dh = dy B`, `dB += dy^T h`, `dA += dh^T x`, `dx += dh A`.
+/// The products of `lora_ops::lora`: `h = x A^T`, `y += h B^T`; `dh = dy B`, `dB += dy^T h`,
+/// `dA += dh^T x`, `dx += dh A`.
 fn lora(inputs: &BenchInputs, tokens: usize) -> Vec<BenchRow> {
     let mut rows = Vec::new();
     for features in [HIDDEN, INTERMEDIATE].map(|size| inputs.size(size)) {
@@ -103,11 +104,11 @@ fn lora(inputs: &BenchInputs, tokens: usize) -> Vec<BenchRow> {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Output {
-    /// bf16.
+    /// A bf16 matrix that is overwritten.
     New,
-    /// bf16, added to.
+    /// A bf16 matrix to which the product is added.
     Added,
-    /// f32, added to.
+    /// An f32 matrix to which the product is added.
     Gradient,
 }
 

@@ -1,4 +1,4 @@
-//! Quantized weights: dequantizing alone, and whole layers.
+//! Quantized weights: dequantization alone, and whole layers.
 
 use anyhow::Result;
 use candle_core::Tensor;
@@ -25,7 +25,8 @@ impl WeightFormat {
         }
     }
 
-    /// Bytes of a weight of so many elements, without those of maps and, of int8, rows' scales.
+    /// Bytes of a weight with this number of elements, without code maps and the row scales of
+    /// int8.
     fn bytes(self, elements: usize) -> usize {
         match self {
             Self::Nf4 => elements / 2 + 4 * elements / 64,
@@ -50,28 +51,29 @@ impl WeightFormat {
 pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
     let tokens = inputs.size(TOKENS[1]);
     let mut rows = Vec::new();
-    for form in [WeightFormat::Nf4, WeightFormat::Nf4Double, WeightFormat::Int8] {
+    for format in [WeightFormat::Nf4, WeightFormat::Nf4Double, WeightFormat::Int8] {
         for (layer, in_features, out_features) in
             [("q,o", HIDDEN, HIDDEN), ("gate,up", HIDDEN, INTERMEDIATE), ("down", INTERMEDIATE, HIDDEN)]
         {
             let (from, to) = (inputs.size(in_features), inputs.size(out_features));
-            let name = |what: &str| format!("{} {what} {layer}", form.name());
+            let name = |what: &str| format!("{} {what} {layer}", format.name());
             let elements = from * to;
             let dequantized = BenchRow::new(
                 format!("{} {to}x{from}", name("dequantize")),
-                form.bytes(elements) + 2 * elements,
+                format.bytes(elements) + 2 * elements,
                 move |inputs| {
-                    let layer = FrozenLinear::new(form.weight(inputs, (to, from))?, None)?;
+                    let layer = FrozenLinear::new(format.weight(inputs, (to, from))?, None)?;
                     let x = inputs.bf16(&[8, from])?;
                     Ok(Box::new(move || Ok(layer.forward(&x).map(drop)?)))
                 },
             );
             rows.push(dequantized.of_kernels("quant_"));
             let whole = |what: &str, input: usize, run: fn(&FrozenLinear, &Tensor) -> Result<()>| {
-                // Its weight is written and read again in bf16, beside the operands.
-                let bytes = form.bytes(elements) + 4 * elements + 2 * tokens * (from + to);
+                // The dequantized bf16 weight is written and read once, in addition to the
+                // operands.
+                let bytes = format.bytes(elements) + 4 * elements + 2 * tokens * (from + to);
                 let row = BenchRow::new(format!("{} {tokens} tokens", name(what)), bytes, move |inputs| {
-                    let layer = FrozenLinear::new(form.weight(inputs, (to, from))?, None)?;
+                    let layer = FrozenLinear::new(format.weight(inputs, (to, from))?, None)?;
                     let input = inputs.bf16(&[tokens, input])?;
                     Ok(Box::new(move || run(&layer, &input)))
                 });

@@ -1,31 +1,32 @@
-//! One line of the table.
+//! One row of the table.
 
 use anyhow::Result;
 
 use super::BenchInputs;
 
-/// An operation over inputs that were made before.
+/// An operation with its inputs.
 pub(super) type BenchFn = Box<dyn Fn() -> Result<()>>;
 
 type Make = Box<dyn Fn(&BenchInputs) -> Result<BenchFn>>;
 
-/// What of a run is timed.
+/// The part of a run that is timed.
 #[derive(Clone, Copy)]
 pub(super) enum TimedPart {
-    /// All of it, from an event before to one after.
+    /// The whole run, between two events.
     Whole,
-    /// The kernels whose names begin so.
+    /// The kernels whose names start with this prefix.
     Kernels(&'static str),
 }
 
 pub(super) struct BenchRow {
     pub(super) name: String,
-    /// Read and written at least.
+    /// Least number of bytes that the operation reads and writes.
     pub(super) bytes: f64,
-    /// A multiplication with its addition counts as two; 0 where the memory bounds an operation.
+    /// Floating-point operations. A multiplication and its addition count as two. 0 for an
+    /// operation that memory bounds.
     pub(super) flops: f64,
     pub(super) timed_part: TimedPart,
-    /// Makes the inputs.
+    /// Creates the inputs and returns the operation.
     pub(super) make: Make,
 }
 

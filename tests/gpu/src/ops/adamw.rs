@@ -1,4 +1,5 @@
-//! AdamW: every operation of it is rounded as IEEE 754 says on either device, so the bits are the same.
+//! AdamW. Each of its operations is rounded according to IEEE 754 on both devices, so the results
+//! have the same bits.
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -19,8 +20,9 @@ pub(crate) fn checks() -> Vec<Check> {
     ]
 }
 
-/// Tensors with moments in 8 bits, whose last block is not full, between such with f32 ones; and each kind alone. Paged ones too, in
-/// windows of one block, of some that end inside a tensor and span others, and of all.
+/// Checks tensors with moments in 8 bits, whose last block is not full, between tensors with f32
+/// moments, and each kind alone. Moments are also paged, with windows of one block, windows that
+/// end inside a tensor and span others, and one window for all.
 fn steps_8bit(bench: &TestBench) -> Result<String> {
     let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     for sizes in [&[5000, 100, 4096, 33, 8191][..], &[4096], &[7, 4095]] {
@@ -49,12 +51,12 @@ fn steps_8bit(bench: &TestBench) -> Result<String> {
             adamw.step_8bit(t, &params.0, &on_cpu, &gradient.0, 0.7)?;
             let hash =
                 |state: &adamw_8bit::AdamW8bitState| fingerprint(&state.tensors().map(|(_, tensor)| tensor));
-            for (placement, params_there, state) in &mut on_gpu {
-                adamw.step_8bit(t, params_there, state, &gradient.1, 0.7)?;
+            for (placement, gpu_params, state) in &mut on_gpu {
+                adamw.step_8bit(t, gpu_params, state, &gradient.1, 0.7)?;
                 let which = format!("after step {t} of {sizes:?}, window {:?}", placement.window);
-                ensure!(values(params_there)? == values(&params.0)?, "parameters {which}");
-                ensure!(hash(&on_cpu)? == hash(state)?, "moments {which}");
-                // As a checkpoint does it, from one device to the other.
+                ensure!(values(gpu_params)? == values(&params.0)?, "parameters differ {which}");
+                ensure!(hash(&on_cpu)? == hash(state)?, "moments differ {which}");
+                // The state is copied through the CPU, like a checkpoint.
                 let saved = |name: &str| -> candle_core::Result<Tensor> {
                     let tensors = state.tensors();
                     let tensor = tensors.iter().find(|(of, _)| *of == name).map(|(_, tensor)| *tensor);
@@ -71,11 +73,12 @@ fn steps_8bit(bench: &TestBench) -> Result<String> {
 
 fn steps(bench: &TestBench) -> Result<String> {
     let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
-    // With views that lie on no boundary.
+    // `skip` gives views that do not start at an aligned address.
     for (n, skip) in [(1, 0), (6, 1), (100_003, 0), (1025, 3)] {
         let random = |name: &str, scale: f32| bench.random(name, &[n + skip], scale, DType::F32);
         let (params, m, v) = (random("params", 1.0)?, random("m", 0.0)?, random("v", 0.0)?);
-        // With moments in the host's memory: windows that end inside, one that is larger, a single element.
+        // Moments in the host's memory, with windows that end inside the tensor, that are larger,
+        // and that have a single element.
         let mut paged = Vec::new();
         for window in [4096, 333, 1 << 20, 1] {
             if window > 1 || n < 10_000 {
@@ -83,7 +86,7 @@ fn steps(bench: &TestBench) -> Result<String> {
             }
         }
         for t in 1..4 {
-            // Gradients over many magnitudes: tiny ones square to numbers below the smallest normal one.
+            // Gradients of many magnitudes. The squares of the smallest are subnormal.
             let gradient = random(&format!("gradient {t}"), 10.0_f32.powi(-(t as i32 - 1) * 10))?;
             let step = |params: &Tensor, m: &Tensor, v: &Tensor, gradient: &Tensor| -> Result<()> {
                 let view = |x: &Tensor| x.narrow(0, skip, n);
@@ -93,38 +96,37 @@ fn steps(bench: &TestBench) -> Result<String> {
             };
             step(&params.0, &m.0, &v.0, &gradient.0)?;
             step(&params.1, &m.1, &v.1, &gradient.1)?;
-            for (window, params_there, [m_here, v_here]) in &paged {
+            for (window, gpu_params, [host_m, host_v]) in &paged {
                 let view = |x: &Tensor| x.narrow(0, skip, n);
-                let state =
-                    AdamWTensors { params: &view(params_there)?, m: &view(m_here)?, v: &view(v_here)? };
+                let state = AdamWTensors { params: &view(gpu_params)?, m: &view(host_m)?, v: &view(host_v)? };
                 adamw.step_in_windows(t, state, &view(&gradient.1)?, 0.7, *window)?;
-                let same = values(params_there)? == values(&params.0)?
-                    && values(m_here)? == values(&m.0)?
-                    && values(v_here)? == values(&v.0)?;
-                ensure!(same, "in windows of {window}, after step {t} of {n} elements");
+                let same = values(gpu_params)? == values(&params.0)?
+                    && values(host_m)? == values(&m.0)?
+                    && values(host_v)? == values(&v.0)?;
+                ensure!(same, "results differ with windows of {window}, after step {t} of {n} elements");
             }
             for (what, (want, got)) in
                 [("parameters", &params), ("first moments", &m), ("second moments", &v)]
             {
-                ensure!(values(got)? == values(want)?, "{what} after step {t} of {n} elements");
+                ensure!(values(got)? == values(want)?, "{what} differ after step {t} of {n} elements");
             }
         }
     }
     Ok("exact".into())
 }
 
-/// Paged moments take a GPU's memory in a step alone, and no more of it than their windows.
+/// Checks that paged moments use the GPU's memory only during a step, and only for their windows.
 fn memory_of_paged(bench: &TestBench) -> Result<String> {
     const WINDOW: usize = 1 << 14;
     const LEN: usize = 20 * WINDOW + 5;
-    // Sizes are rounded up, by the pool (at most 32 tensors here) and to blocks.
+    // The pool rounds up the sizes of at most 32 tensors, and windows are rounded up to blocks.
     let rounded = 32 * crate::memory::pool_granularity(bench)? + (4 << 10);
     let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let (_, params) = bench.random("params", &[LEN], 1.0, DType::F32)?;
     let (_, gradient) = bench.random("gradient", &[LEN], 1.0, DType::F32)?;
     let now = || -> Result<DeviceMemory> {
         bench.device.synchronize()?;
-        memory(&bench.device)?.context("no reading of the GPU's memory")
+        memory(&bench.device)?.context("the GPU's memory cannot be read")
     };
     let before = now()?;
     let placement = MomentPlacement { device: &bench.device, window: Some(WINDOW) };
@@ -132,11 +134,12 @@ fn memory_of_paged(bench: &TestBench) -> Result<String> {
     let (m, v) = (moment()?, moment()?);
     let _pinned = [placement.pin(&m)?, placement.pin(&v)?];
     let state = adamw_8bit::AdamW8bitState::new(&[0..LEN - 100, LEN - 100..LEN], placement)?;
-    let made = now()?;
-    ensure!(made.used_bytes <= before.used_bytes + rounded, "{} bytes", made.used_bytes - before.used_bytes);
-    let mut said = Vec::new();
+    let created = now()?;
+    let used = created.used_bytes.saturating_sub(before.used_bytes);
+    ensure!(used <= rounded, "the moments use {used} bytes of the GPU's memory");
+    let mut details = Vec::new();
     for (what, most) in [("f32", 8 * WINDOW), ("8 bits", 2 * WINDOW + 20 * WINDOW / 256 + 8 * 100)] {
-        // Up to the peak so far, so that a step raises it.
+        // Fill the memory up to its peak, so that the step raises the peak.
         let rest = now()?;
         let rest = (rest.peak_bytes - rest.used_bytes).max(1) as usize;
         let _ballast = zeros(rest, DType::U8, &bench.device)?;
@@ -149,10 +152,10 @@ fn memory_of_paged(bench: &TestBench) -> Result<String> {
         }
         let after = now()?;
         ensure!(after.used_bytes == before.used_bytes, "{what}: {before:?}, then {after:?}");
-        let taken = after.peak_bytes - before.peak_bytes;
-        let fits = 0 < taken && taken <= most as u64 + rounded;
-        ensure!(fits, "{what}: {taken} bytes instead of {most}");
-        said.push(format!("{what}: {taken} bytes"));
+        let used = after.peak_bytes - before.peak_bytes;
+        let fits = 0 < used && used <= most as u64 + rounded;
+        ensure!(fits, "{what}: {used} bytes instead of {most}");
+        details.push(format!("{what}: {used} bytes"));
     }
-    Ok(said.join(", "))
+    Ok(details.join(", "))
 }

@@ -1,5 +1,6 @@
-//! Alignment of the operands of products. cuBLAS has its fast kernels only for addresses and leading
-//! dimensions that are multiples of 16 bytes. The simulated cuBLAS counts the other products.
+//! Alignment of the operands of matrix products. cuBLAS has fast kernels only for addresses and
+//! leading dimensions that are multiples of 16 bytes. The simulated cuBLAS counts all other
+//! products.
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Tensor};
@@ -20,7 +21,7 @@ const MODELS: [(&str, &str); 3] = [
     ("Qwen2.5-7B", include_str!("../../../../benches/models/qwen2.5-7b.json")),
 ];
 
-/// Tokens of a micro-batch. An odd number would be an unaligned leading dimension.
+/// Tokens of a micro-batch. As a leading dimension, an odd number is unaligned.
 const TOKENS: usize = 5;
 
 /// Rank of the adapters.
@@ -64,7 +65,7 @@ fn model(bench: &TestBench, config: &ModelConfig) -> Result<()> {
     Ok(())
 }
 
-/// Both directions of a frozen layer in each form.
+/// Computes the forward and the backward pass of a frozen layer with each format of its weight.
 fn linear(bench: &TestBench, module: &LinearModule) -> Result<()> {
     let shape = (module.out_features, module.in_features);
     let bias = module.bias.then(|| Tensor::zeros(shape.0, DType::F32, &bench.device)).transpose()?;
@@ -78,7 +79,7 @@ fn linear(bench: &TestBench, module: &LinearModule) -> Result<()> {
     run(four_bit(bench, shape, false)?.into(), DType::BF16)?;
     let nested: Weight = four_bit(bench, shape, true)?.into();
     run(nested.clone(), DType::BF16)?;
-    // Of several panels: Qwen2.5-7B's MLP in f32.
+    // The weight has several panels: Qwen2.5-7B's MLP in f32.
     if gpu_panel_rows(shape.0, shape.1, DType::F32.size_in_bytes()) < shape.0 {
         run(nested, DType::F32)?;
     }
@@ -103,7 +104,8 @@ fn four_bit(bench: &TestBench, shape: (usize, usize), nested: bool) -> Result<Fo
     Ok(FourBit::new(shape, Codebook::Nf4, BLOCK_SIZE, vector(elements.div_ceil(2), DType::U8)?, scales)?)
 }
 
-/// Both directions of the adapters, whose matrices are views of one vector.
+/// Computes the forward and the backward pass of the adapters, whose matrices are views of one
+/// vector.
 fn adapters(bench: &TestBench, layout: &AdapterLayout) -> Result<()> {
     let parameters = zeros(bench, (1, layout.len), DType::BF16)?.flatten_all()?;
     let gradients = Gradients::zeros(layout, &bench.device)?;
@@ -136,7 +138,7 @@ struct Counter {
 }
 
 impl Counter {
-    /// `None` where cuBLAS is not the simulated one.
+    /// Returns `None` if cuBLAS is not the simulated one.
     fn of_simulator() -> Result<Option<Self>> {
         let program = Library::this();
         // SAFETY: the function has this type in the simulator, and no other library has its name.
@@ -149,7 +151,7 @@ impl Counter {
         Ok(Some(counter))
     }
 
-    /// All products since the last call, and those with an unaligned operand.
+    /// Numbers of products since the last call: all, and those with an unaligned operand.
     fn since_the_last_call(&self) -> (u64, u64) {
         // SAFETY: the library is linked, and the functions read a counter.
         let now = unsafe { ((self.all)(), (self.unaligned)()) };

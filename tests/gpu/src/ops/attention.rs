@@ -1,4 +1,5 @@
-//! Attention: whole sequences, windows, documents, new queries over cached keys, memory.
+//! Attention over whole sequences, windows and documents, with new queries and cached keys, and its
+//! memory.
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Tensor};
@@ -9,12 +10,12 @@ use lora_ops::transfer::zeros;
 
 use crate::check::{Check, DTYPES, TestBench, compare, repeats, tolerance, values};
 
-/// Which keys a query sees of those before it.
+/// The earlier keys that a query can see.
 #[derive(Debug, Clone, Copy)]
 enum VisibleKeys {
     All,
     Window(usize),
-    /// Documents of this length, and of the rest.
+    /// Documents of this length; the last one is shorter.
     Documents(usize),
     /// Windows of the first length in documents of the second.
     Both(usize, usize),
@@ -33,7 +34,7 @@ impl VisibleKeys {
                 first_visible_keys(batch, kv_seq, Some(window), Some(&segments(length)))
             }
         };
-        // Of the queries: the last positions of each sequence.
+        // The queries are the last positions of each sequence.
         Some(first.chunks(kv_seq).flat_map(|first| &first[kv_seq - seq..]).copied().collect())
     }
 }
@@ -53,7 +54,8 @@ fn case(
     Case { shape: AttentionShape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim }, visible_keys }
 }
 
-/// Every width of a head that has kernels of its own, and some between; tiles that are full and that are not.
+/// Cases with every head width that has its own kernels and with some widths between, with full and
+/// partial tiles.
 fn cases() -> Vec<Case> {
     vec![
         case(1, 1, (1, 1), 1, VisibleKeys::All),
@@ -106,7 +108,7 @@ fn inputs(bench: &TestBench, shape: AttentionShape, dtype: DType) -> Result<[Cpu
     ])
 }
 
-/// Output and gradients.
+/// Returns the output and the gradients of queries, keys and values.
 fn run(
     (q, k, v): (&Tensor, &Tensor, &Tensor),
     d_output: &Tensor,
@@ -126,7 +128,8 @@ fn training(bench: &TestBench, dtype: DType) -> Result<String> {
         let first = visible_keys.first(shape);
         let want = run((&q.0, &k.0, &v.0), &d_output.0, shape, first.as_deref())?;
         let got = repeats(|| run((&q.1, &k.1, &v.1), &d_output.1, shape, first.as_deref()))?;
-        // A query that sees one key gives it all its weight whatever the score: gradients are 0 but for roundings.
+        // A query that sees one key gives it all the weight, whatever the score. The gradients of
+        // queries and keys are then 0 except for rounding errors.
         let alone = shape.seq == 1 || matches!(visible_keys, VisibleKeys::Window(1));
         for (name, (got, want)) in ["output", "dq", "dk", "dv"].into_iter().zip(got.iter().zip(&want)) {
             let what = format!("{name} of {shape:?} that sees {visible_keys:?}");
@@ -169,9 +172,10 @@ fn decoding(bench: &TestBench, dtype: DType) -> Result<String> {
     Ok(format!("{} shapes", cases.len()))
 }
 
-/// The backward pass takes no more memory beside its operands than `lora_spec`'s plan counts.
+/// Checks that the backward pass uses no more memory, in addition to its operands, than
+/// `lora_spec`'s plan counts.
 fn backward_memory(bench: &TestBench, dtype: DType) -> Result<String> {
-    // The pool rounds sizes up, of at most 16 tensors here.
+    // The pool rounds up the sizes of at most 16 tensors.
     let rounded = 16 * crate::memory::pool_granularity(bench)? as usize;
     let mut measured = Vec::new();
     for (heads, kv_heads) in [(8, 8), (8, 2), (7, 1)] {
@@ -180,9 +184,9 @@ fn backward_memory(bench: &TestBench, dtype: DType) -> Result<String> {
         let (output, saved) = forward(&q, &k, &v, shape, None)?;
         let now = || -> Result<DeviceMemory> {
             bench.device.synchronize()?;
-            memory(&bench.device)?.context("no reading of the GPU's memory")
+            memory(&bench.device)?.context("the GPU's memory cannot be read")
         };
-        // Up to the peak so far, so that the backward pass raises it.
+        // Fill the memory up to its peak, so that the backward pass raises the peak.
         let before = now()?;
         let rest = (before.peak_bytes - before.used_bytes).max(1) as usize;
         let _ballast = zeros(rest, DType::U8, &bench.device)?;
@@ -190,17 +194,18 @@ fn backward_memory(bench: &TestBench, dtype: DType) -> Result<String> {
         drop(backward(&saved, (&q, &k, &v), &output, &output, shape, None)?);
         let after = now()?;
         ensure!(after.used_bytes == before.used_bytes, "{shape:?}: {before:?}, then {after:?}");
-        let taken = (after.peak_bytes - before.peak_bytes) as usize;
+        let used = (after.peak_bytes - before.peak_bytes) as usize;
         let width = dtype.size_in_bytes();
         let gradients = (q.elem_count() + 2 * k.elem_count()) * width;
-        // Tensor cores make partial gradients of keys and values for each query head, in f32.
+        // With tensor cores each query head has its own partial gradients of keys and values, in
+        // f32.
         let is_partial = dtype == DType::BF16 && heads != kv_heads;
         let partial = if is_partial { 2 * size_of::<f32>() * q.elem_count() } else { 0 };
-        // Four f32 a query and head.
+        // Four f32 values for each query and head.
         let rows = 16 * q.elem_count() / shape.head_dim;
         let most = gradients + partial + rows;
-        ensure!(0 < taken && taken <= most + rounded, "{shape:?}: {taken} bytes instead of {most}");
-        measured.push(format!("{heads}/{kv_heads}: {taken} bytes"));
+        ensure!(0 < used && used <= most + rounded, "{shape:?}: {used} bytes instead of {most}");
+        measured.push(format!("{heads}/{kv_heads}: {used} bytes"));
     }
     Ok(measured.join(", "))
 }

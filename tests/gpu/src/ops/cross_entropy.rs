@@ -1,4 +1,4 @@
-//! The fused head and loss.
+//! The language-model head fused with its loss.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -15,7 +15,7 @@ pub(crate) fn checks() -> Vec<Check> {
         checks.push(Check::new(name("vocabularies"), move |bench| vocabularies(bench, dtype)));
         checks.push(Check::new(name("not finite"), move |bench| not_finite(bench, dtype)));
     }
-    // 67 million logits: more than a chunk holds.
+    // 67 million logits, more than one chunk has.
     checks.push(Check::new("cross-entropy two chunks bf16", |bench| {
         let problem = LossCase::new(bench, 257, 1, 262_145, DType::BF16, |_| 0.5)?;
         problem.compare(&problem.on_gpu(true)?)
@@ -62,74 +62,77 @@ impl LossCase {
         Ok(forward_backward(&self.x.1, &self.head.1, &self.targets.1, gradient)?)
     }
 
-    /// Holds a result with its gradient against the CPU's.
+    /// Compares a result and its gradient with the CPU's.
     fn compare(&self, got: &Loss) -> Result<String> {
         let want = self.on_cpu()?;
         // Logits and losses are not rounded to bf16.
         let losses = compare("losses", &got.row_losses, &want.row_losses, 2e-6)?;
         let (sum, want_sum) = (got.sum()?, want.sum()?);
         ensure!((sum - want_sum).abs() <= 2e-6 * want_sum.abs(), "sum {sum} instead of {want_sum}");
-        ensure!(got.weight_sum == want.weight_sum, "another sum of weights");
+        ensure!(got.weight_sum == want.weight_sum, "the sums of weights differ");
         let (Some(dx), Some(want)) = (&got.dx, &want.dx) else { anyhow::bail!("no gradient") };
-        ensure!(dx.dtype() == self.dtype, "a gradient of {:?}", dx.dtype());
-        // The product that makes it is a sum over the vocabulary in f32, in any order.
+        ensure!(dx.dtype() == self.dtype, "the gradient is {:?}", dx.dtype());
+        // The gradient is a sum over the vocabulary in f32, whose order differs.
         let limit = tolerance(self.dtype).max(1e-6 * (self.head.0.dim(0)? as f64).sqrt());
         Ok(format!("{losses}, {}", compare("dx", dx, want, limit)?))
     }
 
-    /// The same, and that the result repeats, and that the losses do not depend on whether the gradient is wanted.
+    /// Does the same as [`Self::compare`], and checks that a repetition gives the same bits and
+    /// that the losses do not depend on whether the gradient is computed.
     fn check(&self) -> Result<String> {
         let got = repeats(|| {
             let loss = self.on_gpu(true)?;
             Ok([loss.row_losses].into_iter().chain(loss.dx).collect())
         })?;
         let without = self.on_gpu(false)?;
-        ensure!(without.dx.is_none(), "a gradient that was not asked for");
-        ensure!(values(&without.row_losses)? == values(&got[0])?, "other losses without the gradient");
+        ensure!(without.dx.is_none(), "the gradient was computed although it was not requested");
+        ensure!(values(&without.row_losses)? == values(&got[0])?, "the losses differ without the gradient");
         self.compare(&self.on_gpu(true)?)
     }
 }
 
 fn small(bench: &TestBench, dtype: DType) -> Result<String> {
     let weight = |row: usize| [1.0, 0.0, 0.25, 2.5][row % 4];
-    let mut said = String::new();
+    let mut detail = String::new();
     for (rows, features, vocab) in [(1, 1, 2), (1, 7, 31), (5, 3, 1), (13, 65, 1001)] {
-        said = LossCase::new(bench, rows, features, vocab, dtype, weight)?.check()?;
+        detail = LossCase::new(bench, rows, features, vocab, dtype, weight)?.check()?;
     }
-    // No row has a target.
+    // In this case no row has a target.
     let loss = LossCase::new(bench, 3, 5, 7, dtype, |_| 0.0)?.on_gpu(true)?;
-    ensure!(loss.sum()? == 0.0 && loss.weight_sum == 0.0, "a loss without targets");
+    ensure!(loss.sum()? == 0.0 && loss.weight_sum == 0.0, "the loss without targets is not 0");
     let Some(dx) = loss.dx else { anyhow::bail!("no gradient without targets") };
-    ensure!(dx.dims() == [3, 5] && values(&dx)?.iter().all(|d| *d == 0.0), "a gradient without targets");
-    Ok(said)
+    let is_zero = dx.dims() == [3, 5] && values(&dx)?.iter().all(|d| *d == 0.0);
+    ensure!(is_zero, "the gradient without targets is not 0");
+    Ok(detail)
 }
 
-/// Of models, and the largest.
+/// Checks vocabularies of published models, and the largest one.
 fn vocabularies(bench: &TestBench, dtype: DType) -> Result<String> {
-    let mut said = String::new();
+    let mut detail = String::new();
     for vocab in [50_257, 128_256, 262_144] {
-        said = LossCase::new(bench, 3, 9, vocab, dtype, |_| 1.0)?.check()?;
+        detail = LossCase::new(bench, 3, 9, vocab, dtype, |_| 1.0)?.check()?;
     }
-    Ok(said)
+    Ok(detail)
 }
 
-/// Logits past what `exp` holds give finite losses; what is not a number is not hidden, but where it has no weight.
+/// Checks that logits for which `exp` overflows give finite losses, and that a NaN in a row makes
+/// the loss NaN unless the row has no weight.
 fn not_finite(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut problem = LossCase::new(bench, 3, 4, 700, dtype, |row| [1.0, 0.0, 1.0][row])?;
     let large = bench.on_both(&problem.x.0.affine(1e4, 0.0)?, dtype)?;
     let x = std::mem::replace(&mut problem.x, large);
     let (loss, want) = (problem.on_gpu(true)?, problem.on_cpu()?);
-    let said = compare("losses", &loss.row_losses, &want.row_losses, 1e-5)?;
+    let detail = compare("losses", &loss.row_losses, &want.row_losses, 1e-5)?;
     let Some(dx) = loss.dx else { anyhow::bail!("no gradient") };
-    // Their differences are rounded too much for a comparison of the gradient.
-    ensure!(values(&dx)?.iter().all(|d| d.is_finite()), "a gradient that is not finite");
+    // The gradient is not compared, because the differences of such logits are rounded too much.
+    ensure!(values(&dx)?.iter().all(|d| d.is_finite()), "the gradient is not finite");
     let with_nan = |row: usize| -> Result<f64> {
         let mut values = x.0.to_vec2::<f32>()?;
         values[row].fill(f32::NAN);
         let x = bench.on_both(&Tensor::new(values, &Device::Cpu)?, dtype)?.1;
         Ok(forward_backward(&x, &problem.head.1, &problem.targets.1, true)?.sum()?)
     };
-    ensure!(with_nan(1)?.is_finite(), "a row without weight matters");
-    ensure!(with_nan(2)?.is_nan(), "what is not a number is hidden");
-    Ok(said)
+    ensure!(with_nan(1)?.is_finite(), "a row without weight changes the loss");
+    ensure!(with_nan(2)?.is_nan(), "the loss of a row with NaN is finite");
+    Ok(detail)
 }

@@ -22,15 +22,15 @@ pub(crate) fn checks() -> Vec<Check> {
 }
 
 fn forward(bench: &TestBench, activation: ActivationFunction, dtype: DType) -> Result<String> {
-    let mut said = String::new();
+    let mut detail = String::new();
     for shape in SHAPES {
         let (gate, up) = (bench.random("gate", &shape, 9.0, dtype)?, bench.random("up", &shape, 1.0, dtype)?);
         let got = repeats(|| Ok(vec![glu::forward(&gate.1, &up.1, activation)?]))?;
-        said = compare("y", &got[0], &glu::forward(&gate.0, &up.0, activation)?, rounding(dtype))?;
-        let elsewhere = glu::forward(&shifted(&gate.1)?, &up.1, activation)?;
-        compare("y of gates elsewhere", &elsewhere, &got[0], 0.0)?;
+        detail = compare("y", &got[0], &glu::forward(&gate.0, &up.0, activation)?, rounding(dtype))?;
+        let of_shifted = glu::forward(&shifted(&gate.1)?, &up.1, activation)?;
+        compare("y of a shifted gate", &of_shifted, &got[0], 0.0)?;
     }
-    // Gates whose powers and exponentials overflow.
+    // Powers and exponentials of these gates overflow.
     let extreme = Tensor::new(&[[-1e38_f32, -200.0, -90.0, -0.0, 90.0, 200.0, 1e38]], &Device::Cpu)?;
     let gate = bench.on_both(&extreme, dtype)?;
     let ones = bench.on_both(&extreme.ones_like()?, dtype)?;
@@ -38,11 +38,11 @@ fn forward(bench: &TestBench, activation: ActivationFunction, dtype: DType) -> R
     let want = glu::backward(&gate.0, &ones.0, &ones.0, activation)?;
     compare("slope of extreme gates", &got.0, &want.0, rounding(dtype))?;
     compare("y of extreme gates", &got.1, &want.1, rounding(dtype))?;
-    Ok(said)
+    Ok(detail)
 }
 
 fn backward(bench: &TestBench, activation: ActivationFunction, dtype: DType) -> Result<String> {
-    let mut said = String::new();
+    let mut detail = String::new();
     for shape in SHAPES {
         let (gate, up) = (bench.random("gate", &shape, 9.0, dtype)?, bench.random("up", &shape, 1.0, dtype)?);
         let dy = bench.random("dy", &shape, 1.0, dtype)?;
@@ -52,12 +52,12 @@ fn backward(bench: &TestBench, activation: ActivationFunction, dtype: DType) -> 
         };
         let got = repeats(|| run(&gate.1, &up.1, &dy.1))?;
         let want = run(&gate.0, &up.0, &dy.0)?;
-        let elsewhere = run(&gate.1, &up.1, &shifted(&dy.1)?)?;
-        said.clear();
+        let of_shifted = run(&gate.1, &up.1, &shifted(&dy.1)?)?;
+        detail.clear();
         for (i, what) in ["dgate", "dup"].into_iter().enumerate() {
-            said += &format!("{} ", compare(what, &got[i], &want[i], rounding(dtype))?);
-            compare(&format!("{what} of dy elsewhere"), &elsewhere[i], &got[i], 0.0)?;
+            detail += &format!("{} ", compare(what, &got[i], &want[i], rounding(dtype))?);
+            compare(&format!("{what} of a shifted dy"), &of_shifted[i], &got[i], 0.0)?;
         }
     }
-    Ok(said.trim_end().to_owned())
+    Ok(detail.trim_end().to_owned())
 }

@@ -1,4 +1,4 @@
-//! Frozen layers, dense and quantized, and products.
+//! Matrix products and frozen layers, dense and quantized.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
@@ -24,7 +24,8 @@ pub(crate) fn checks() -> Vec<Check> {
     checks
 }
 
-/// Each side as it is and transposed, with `alpha` and `beta`, into f32.
+/// Checks products with each operand plain and transposed, with `alpha` and `beta`, and an f32
+/// result.
 fn products(bench: &TestBench, dtype: DType) -> Result<String> {
     let (m, n, k) = (33, 50, 70);
     let c = bench.random("c", &[m, n], 1.0, DType::F32)?.0;
@@ -57,13 +58,13 @@ fn layer(bench: &TestBench, dtype: DType, bias: bool) -> Result<(FrozenLinear, F
 
 fn forward(bench: &TestBench, dtype: DType) -> Result<String> {
     let x = bench.random("x", &[37, 64], 1.0, dtype)?;
-    let mut said = String::new();
+    let mut detail = String::new();
     for bias in [false, true] {
         let (cpu, gpu) = layer(bench, dtype, bias)?;
         let got = repeats(|| Ok(vec![gpu.forward(&x.1)?]))?;
-        said = compare("y", &got[0], &cpu.forward(&x.0)?, tolerance(dtype))?;
+        detail = compare("y", &got[0], &cpu.forward(&x.0)?, tolerance(dtype))?;
     }
-    Ok(said)
+    Ok(detail)
 }
 
 fn backward(bench: &TestBench, dtype: DType) -> Result<String> {
@@ -78,9 +79,10 @@ fn backward(bench: &TestBench, dtype: DType) -> Result<String> {
     compare("dx", &got[0], &run(&cpu, &dy.0)?, tolerance(dtype))
 }
 
-/// Every form of a quantized weight, in rows that begin anywhere in a block and in a byte.
+/// Checks every format of a quantized weight, with rows that start at any offset in a block and in
+/// a byte.
 fn quantized(bench: &TestBench, dtype: DType) -> Result<String> {
-    let mut said = String::new();
+    let mut detail = String::new();
     for (rows, cols) in [(90, 64), (17, 33), (300, 100)] {
         let values = bench.random("w", &[rows, cols], 0.3, DType::F32)?.0.flatten_all()?.to_vec1()?;
         let four_bit = |codebook, nested| FourBit::quantize(&values, (rows, cols), codebook, nested);
@@ -91,17 +93,17 @@ fn quantized(bench: &TestBench, dtype: DType) -> Result<String> {
             Int8::quantize(&values, (rows, cols))?.into(),
         ];
         for weight in weights {
-            said = both_ways(bench, weight, (rows, cols), 37, dtype)?;
+            detail = both_ways(bench, weight, (rows, cols), 37, dtype)?;
         }
     }
-    Ok(said)
+    Ok(detail)
 }
 
-/// A weight of three panels, the last of one row.
+/// Checks a weight with three panels, of which the last has one row.
 fn panels(bench: &TestBench) -> Result<String> {
     let shape = (513, 131_073);
     let weight = random_four_bit(bench, shape, Codebook::Nf4, 64, Some(256))?;
-    ensure!(gpu_panel_rows(shape.0, shape.1, 4) == 256, "the weight has other panels than of 256 rows");
+    ensure!(gpu_panel_rows(shape.0, shape.1, 4) == 256, "the weight's panels do not have 256 rows");
     both_ways(bench, weight.into(), shape, 1, DType::F32)
 }
 

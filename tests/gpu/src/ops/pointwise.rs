@@ -1,4 +1,4 @@
-//! Sums, zeros and copies of long vectors: the same bits as the CPU's in f32.
+//! Sums, zeros and copies of long vectors, which must have the bits of the CPU's f32 results.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
@@ -8,7 +8,8 @@ use lora_ops::transfer::to_device;
 
 use crate::check::{Check, DTYPES, TestBench, compare, values};
 
-/// Elements, and how many of the tensor's first are left out: so vectors lie on no boundary, too.
+/// Number of elements of a view, and number of skipped elements before it. Some views do not start
+/// at an aligned address.
 const VIEWS: [(usize, usize); 5] = [(1, 0), (3, 1), (1027, 0), (1027, 2), (100_003, 4)];
 
 pub(crate) fn checks() -> Vec<Check> {
@@ -21,32 +22,32 @@ pub(crate) fn checks() -> Vec<Check> {
     checks
 }
 
-/// What is compared is the whole tensor: nothing around the view may change.
+/// Compares the whole tensor, because elements around the view must not change.
 fn add(bench: &TestBench, dtype: DType) -> Result<String> {
-    let mut said = String::new();
+    let mut detail = String::new();
     for (n, skip) in VIEWS {
         let a = bench.random("a", &[n + skip + 1], 1.0, dtype)?;
         let b = bench.random("b", &[n + skip + 1], 1.0, dtype)?;
         add_assign(&a.0.narrow(0, skip, n)?, &b.0.narrow(0, skip, n)?)?;
         add_assign(&a.1.narrow(0, skip, n)?, &b.1.narrow(0, skip, n)?)?;
-        // The CPU's sum is rounded once more, to the type of the GPU's.
+        // The CPU's sum is rounded to the type of the GPU's sum.
         let want = a.0.to_dtype(dtype)?.to_dtype(DType::F32)?;
-        said = compare("sum", &a.1, &want, 0.0)?;
+        detail = compare("sum", &a.1, &want, 0.0)?;
     }
-    Ok(said)
+    Ok(detail)
 }
 
 fn round(bench: &TestBench, dtype: DType) -> Result<String> {
-    let mut said = String::new();
+    let mut detail = String::new();
     for (n, skip) in VIEWS {
         let from = bench.random("from", &[n + skip + 1], 1.0, DType::F32)?;
         let to = Tensor::zeros(n + skip + 1, dtype, from.0.device())?;
         let on_gpu = to_device(&to, &bench.device)?;
         round_into(&from.0.narrow(0, skip, n)?, &to.narrow(0, skip, n)?)?;
         round_into(&from.1.narrow(0, skip, n)?, &on_gpu.narrow(0, skip, n)?)?;
-        said = compare("copy", &on_gpu, &to, 0.0)?;
+        detail = compare("copy", &on_gpu, &to, 0.0)?;
     }
-    Ok(said)
+    Ok(detail)
 }
 
 fn zeros(bench: &TestBench, dtype: DType) -> Result<String> {
@@ -54,7 +55,7 @@ fn zeros(bench: &TestBench, dtype: DType) -> Result<String> {
         let (want, x) = bench.random("x", &[n + skip + 1], 1.0, dtype)?;
         zero(&want.narrow(0, skip, n)?)?;
         zero(&x.narrow(0, skip, n)?)?;
-        ensure!(values(&x)? == values(&want)?, "{n} elements from {skip} on");
+        ensure!(values(&x)? == values(&want)?, "{n} elements from {skip} on differ");
     }
     Ok("exact".into())
 }

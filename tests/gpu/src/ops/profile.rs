@@ -1,4 +1,4 @@
-//! A profile counts what was launched, and nothing else.
+//! Profiles, which must count exactly the launched kernels and products.
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::DType;

@@ -1,4 +1,4 @@
-//! Dequantized weights: the CPU's bits.
+//! Dequantized weights, which must have the CPU's bits.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -9,18 +9,18 @@ use lora_spec::{FOUR_BIT_BLOCK_SIZES, Philox};
 
 use crate::check::{Check, DTYPES, TestBench, shifted, values};
 
-/// Rows and columns of weights, and rows that are dequantized: the first one and their number. A block
-/// of threads of the 4-bit kernels makes 8192 elements in bf16, 4096 in f32.
+/// Rows and columns of a weight, and the first dequantized row and the number of dequantized rows.
+/// A thread block of the 4-bit kernels writes 8192 elements in bf16, 4096 in f32.
 const CASES: [((usize, usize), (usize, usize)); 9] = [
-    // Whole matrices: of whole blocks of threads, of less than one, of an odd length.
+    // Whole matrices: with full thread blocks, with less than one block, with an odd length.
     ((64, 512), (0, 64)),
     ((3, 8), (0, 3)),
     ((67, 401), (0, 67)),
     ((1, 1), (0, 1)),
-    // From the middle of a block on, at a run's start and inside of one.
+    // Rows that start inside a block, at the start of a run and inside a run.
     ((41, 520), (1, 40)),
     ((90, 260), (1, 80)),
-    // From an odd element on; odd columns from a run's start on.
+    // Rows that start at an odd element; odd columns, starting at the start of a run.
     ((50, 401), (3, 47)),
     ((50, 401), (8, 42)),
     // One row inside a block of 4096.
@@ -72,9 +72,9 @@ fn int8(bench: &TestBench, dtype: DType) -> Result<String> {
     Ok(format!("{compared} elements have the CPU's bits"))
 }
 
-/// Dequantizes `count` rows from `first` on of each weight in `gpu`, to the start of an allocation and
-/// to one element past a multiple of 16 bytes, and compares them with those of `cpu`. The elements
-/// before and after them must not change.
+/// Dequantizes `count` rows from `first` on of each weight in `gpu`, to the start of an allocation
+/// and to one element past a multiple of 16 bytes, and compares them with those of `cpu`. The
+/// elements before and after them must not change.
 fn same_bits(
     bench: &TestBench,
     cpu: &Weight,
@@ -96,13 +96,13 @@ fn same_bits(
             anyhow::bail!("{what}: element {at} is {} instead of {}", got[at], want[at]);
         }
         let around = all[..offset].iter().chain(&all[offset + len..]);
-        ensure!(around.copied().all(|value| value == BEFORE), "{what}: a write outside of the rows");
+        ensure!(around.copied().all(|value| value == BEFORE), "{what}: elements outside of the rows changed");
     }
     Ok(2 * gpu.len() * len)
 }
 
-/// A weight with random codes and scales. With `nested`, the scales are quantized in blocks of that
-/// many.
+/// Returns a weight with random codes and scales. With `nested`, the scales are quantized in blocks
+/// of this size.
 pub(super) fn random_four_bit(
     bench: &TestBench,
     shape: (usize, usize),

@@ -1,4 +1,4 @@
-//! Random tensors and weights: the CPU's bits.
+//! Random tensors and weights, which must have the CPU's bits.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -10,7 +10,7 @@ use lora_spec::{BaseDtype, BaseFormat, ModelConfig, Philox, Quantization};
 
 use crate::check::{Check, DTYPES, TestBench, values};
 
-/// With draws, bytes and blocks that are not full.
+/// Shapes that include partial draws, bytes and blocks.
 const SHAPES: [(usize, usize); 5] = [(1, 1), (3, 7), (64, 64), (33, 97), (300, 1027)];
 
 pub(crate) fn checks() -> Vec<Check> {
@@ -58,11 +58,11 @@ fn weights(bench: &TestBench) -> Result<String> {
     Ok("the same bits".into())
 }
 
-/// Every linear weight of a small model, in each format.
+/// Checks every linear weight of a small model, in each format.
 fn bases(bench: &TestBench) -> Result<String> {
     let config = ModelConfig::parse(
-        r#"{"architectures": ["Qwen2ForCausalLM"], "hidden_size": 48, "intermediate_size": 80, "vocab_size": 50,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}"#,
+        r#"{"architectures": ["Qwen2ForCausalLM"], "hidden_size": 48, "intermediate_size": 80,
+        "vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}"#,
     )
     .map_err(anyhow::Error::msg)?;
     let mut compared = 0;
@@ -85,10 +85,10 @@ fn bases(bench: &TestBench) -> Result<String> {
     Ok(format!("the same bits in {compared} weights"))
 }
 
-/// Of equal type, shape and bits; -0 is not 0.
+/// Checks that two tensors have the same type, shape and bits, so -0 differs from 0.
 fn same(gpu: &Tensor, cpu: &Tensor) -> Result<()> {
     ensure!((gpu.dtype(), gpu.dims()) == (cpu.dtype(), cpu.dims()), "{gpu:?} instead of {cpu:?}");
-    // f64 holds all of f32, bf16 and u8.
+    // f64 represents all values of f32, bf16 and u8.
     let pairs = values(gpu)?.into_iter().zip(values(cpu)?);
     for (i, (got, want)) in pairs.enumerate() {
         let dtype: DType = cpu.dtype();

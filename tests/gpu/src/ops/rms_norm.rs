@@ -1,4 +1,4 @@
-//! The norm, alone and of a sum, and its gradient, alone and with the residual's.
+//! RMS norm of a tensor and of a sum, and its gradient with and without the residual's gradient.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
@@ -8,7 +8,7 @@ use crate::check::{Check, DTYPES, TestBench, compare, repeats, rounding, shifted
 
 const SHAPES: [[usize; 2]; 7] = [[1, 1], [3, 7], [5, 64], [2, 83], [37, 576], [3, 4096], [2, 9001]];
 
-/// Large enough that the gradient of a single feature is no difference of nearly equal numbers.
+/// Large enough that the gradient of a single feature is not a difference of nearly equal numbers.
 const EPS: f64 = 0.1;
 
 pub(crate) fn checks() -> Vec<Check> {
@@ -23,7 +23,7 @@ pub(crate) fn checks() -> Vec<Check> {
 }
 
 fn forward(bench: &TestBench, dtype: DType) -> Result<String> {
-    let mut said = String::new();
+    let mut detail = String::new();
     for shape in SHAPES {
         let x = bench.random("x", &shape, 2.0, dtype)?;
         let w = bench.random("w", &shape[1..], 1.0, DType::F32)?;
@@ -32,16 +32,16 @@ fn forward(bench: &TestBench, dtype: DType) -> Result<String> {
             Ok(vec![rms_norm::recompute(&saved, x, w)?, y])
         };
         let got = repeats(|| run(&x.1, &w.1))?;
-        ensure!(values(&got[0])? == values(&got[1])?, "again gives {:?} other bits", shape);
-        let elsewhere = run(&shifted(&x.1)?, &shifted(&w.1)?)?;
-        ensure!(values(&elsewhere[1])? == values(&got[1])?, "the bits of {shape:?} depend on the address");
-        said = compare("y", &got[1], &run(&x.0, &w.0)?[1], rounding(dtype))?;
+        ensure!(values(&got[0])? == values(&got[1])?, "recompute gives different bits for {shape:?}");
+        let of_shifted = run(&shifted(&x.1)?, &shifted(&w.1)?)?;
+        ensure!(values(&of_shifted[1])? == values(&got[1])?, "the bits of {shape:?} depend on the address");
+        detail = compare("y", &got[1], &run(&x.0, &w.0)?[1], rounding(dtype))?;
     }
-    Ok(said)
+    Ok(detail)
 }
 
 fn add_forward(bench: &TestBench, dtype: DType) -> Result<String> {
-    let mut said = String::new();
+    let mut detail = String::new();
     for shape in SHAPES {
         let (x, residual) = (bench.random("x", &shape, 2.0, dtype)?, bench.random("r", &shape, 1.0, dtype)?);
         let w = bench.random("w", &shape[1..], 1.0, DType::F32)?;
@@ -50,16 +50,16 @@ fn add_forward(bench: &TestBench, dtype: DType) -> Result<String> {
             let (y, saved) = rms_norm::add_forward(&sum, &residual.1, &w.1, EPS)?;
             Ok(vec![rms_norm::recompute(&saved, &sum, &w.1)?, y, sum])
         })?;
-        ensure!(values(&got[0])? == values(&got[1])?, "again gives {:?} other bits", shape);
+        ensure!(values(&got[0])? == values(&got[1])?, "recompute gives different bits for {shape:?}");
         let sum = bench.on_both(&x.0.add(&residual.0)?, dtype)?.0;
         compare("sum", &got[2], &sum, 0.0)?;
-        said = compare("y", &got[1], &rms_norm::forward(&sum, &w.0, EPS)?.0, rounding(dtype))?;
+        detail = compare("y", &got[1], &rms_norm::forward(&sum, &w.0, EPS)?.0, rounding(dtype))?;
     }
-    Ok(said)
+    Ok(detail)
 }
 
 fn backward(bench: &TestBench, dtype: DType) -> Result<String> {
-    let mut said = String::new();
+    let mut detail = String::new();
     for shape in SHAPES {
         let (x, dy) = (bench.random("x", &shape, 2.0, dtype)?, bench.random("dy", &shape, 1.0, dtype)?);
         let residual = bench.random("residual", &shape, 1.0, dtype)?;
@@ -70,11 +70,11 @@ fn backward(bench: &TestBench, dtype: DType) -> Result<String> {
             Ok(vec![alone, rms_norm::backward(&saved, x, w, dy, Some(residual))?])
         };
         let got = repeats(|| run(&x.1, &w.1, &dy.1, &residual.1))?;
-        let elsewhere = run(&x.1, &w.1, &shifted(&dy.1)?, &shifted(&residual.1)?)?;
-        ensure!(values(&elsewhere[1])? == values(&got[1])?, "the bits of {shape:?} depend on the address");
+        let of_shifted = run(&x.1, &w.1, &shifted(&dy.1)?, &shifted(&residual.1)?)?;
+        ensure!(values(&of_shifted[1])? == values(&got[1])?, "the bits of {shape:?} depend on the address");
         let want = run(&x.0, &w.0, &dy.0, &residual.0)?;
         compare("dx with a residual", &got[1], &want[1], rounding(dtype))?;
-        said = compare("dx", &got[0], &want[0], rounding(dtype))?;
+        detail = compare("dx", &got[0], &want[0], rounding(dtype))?;
     }
-    Ok(said)
+    Ok(detail)
 }

@@ -1,4 +1,4 @@
-//! Rotary embedding, in place.
+//! Rotary embedding, which rotates in place.
 
 use anyhow::Result;
 use candle_core::{DType, Tensor};
@@ -7,7 +7,7 @@ use lora_spec::{Rope, RopeScaling};
 
 use crate::check::{Check, DTYPES, TestBench, compare, repeats, rounding, shifted};
 
-/// Sequences, their tokens, heads, features of a head, first position.
+/// Number of sequences, tokens of a sequence, heads, features of a head, first position.
 const SHAPES: [[usize; 5]; 6] = [
     [1, 1, 1, 2, 0],
     [2, 5, 3, 10, 4],
@@ -29,7 +29,7 @@ pub(crate) fn checks() -> Vec<Check> {
 
 fn rotate(bench: &TestBench, dtype: DType, forward: bool) -> Result<String> {
     let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 1.5 } };
-    let mut said = String::new();
+    let mut detail = String::new();
     for [sequences, seq, heads, head_dim, first] in SHAPES {
         let x = bench.random("x", &[sequences * seq, heads * head_dim], 1.0, dtype)?;
         let run = |x: Tensor| -> Result<Tensor> {
@@ -42,8 +42,8 @@ fn rotate(bench: &TestBench, dtype: DType, forward: bool) -> Result<String> {
         };
         let want = run(x.0)?;
         let got = repeats(|| Ok(vec![run(x.1.copy()?)?]))?;
-        said = compare("x", &got[0], &want, rounding(dtype))?;
-        compare("x elsewhere", &run(shifted(&x.1)?)?, &got[0], 0.0)?;
+        detail = compare("x", &got[0], &want, rounding(dtype))?;
+        compare("x shifted", &run(shifted(&x.1)?)?, &got[0], 0.0)?;
     }
-    Ok(said)
+    Ok(detail)
 }

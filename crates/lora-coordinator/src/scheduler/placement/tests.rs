@@ -2,15 +2,14 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// Free workers, one for each kind named.
+/// Free workers, one for each element of `kinds`.
 fn free(kinds: &[usize]) -> Vec<SchedulableWorker> {
     let worker = |(id, numerics): (usize, &usize)| SchedulableWorker {
         id: WorkerId(id),
         numerics: NumericsId(*numerics),
         free: true,
         is_available: true,
-        memory: u64::MAX,
-        gpu: false,
+        memory: MemoryLimit::new(None, DeviceKind::Cpu),
     };
     kinds.iter().enumerate().map(worker).collect()
 }
@@ -48,7 +47,7 @@ fn running(id: usize, min: usize, max: usize, held: usize, numerics: usize) -> S
     SchedulableJob { phase, ..queued(id, min, max) }
 }
 
-/// Workers by job, and the sentences of those who wait.
+/// The assigned workers by job, and the reasons of the jobs that wait.
 fn outcome(
     jobs: &[SchedulableJob],
     workers: &[SchedulableWorker],
@@ -56,7 +55,7 @@ fn outcome(
     let Schedule { assign, waiting } = schedule(jobs, workers);
     let assign = assign.into_iter().map(|(job, ids)| (job.0, ids.into_iter().map(|id| id.0).collect()));
     let sentence = |(job, reason): (JobIndex, WaitReason)| {
-        let too_large = |limit, gpu| format!("is too large for {limit} bytes, gpu: {gpu}");
+        let too_large = |limit: MemoryLimit| format!("more than {} bytes, {:?}", limit.bytes, limit.device);
         format!("{} {}", job.0, reason.sentence(|job| format!("j{}", job.0), too_large))
     };
     (assign.collect(), waiting.into_iter().map(sentence).collect())
@@ -67,7 +66,11 @@ fn a_job_uses_the_numerics_with_most_free_workers() {
     let (assign, waiting) = outcome(&[queued(0, 1, 2)], &free(&[0, 1, 1, 1]));
     assert_eq!(assign, [(0, vec![1, 2])]);
     assert!(waiting.is_empty());
-    assert_eq!(outcome(&[queued(0, 2, 4)], &free(&[1, 0, 1, 0])).0, [(0, vec![1, 3])], "the lower kind");
+    assert_eq!(
+        outcome(&[queued(0, 2, 4)], &free(&[1, 0, 1, 0])).0,
+        [(0, vec![1, 3])],
+        "the kind with the lower number"
+    );
 }
 
 #[test]
@@ -80,30 +83,23 @@ fn a_higher_priority_goes_first_and_then_the_older_job() {
 }
 
 #[test]
-fn a_waiting_job_is_not_starved_by_smaller_ones_behind_it() {
+fn a_waiting_job_is_not_starved_by_smaller_later_jobs() {
     let workers = busy(free(&[0, 0, 0]), &[1, 2]);
     let (assign, waiting) = outcome(&[queued(0, 2, 2), queued(1, 1, 1)], &workers);
     assert!(assign.is_empty());
-    assert_eq!(
-        waiting,
-        ["0 waits for 2 workers: 1 of 3 is free", "1 waits behind job j0, which comes first"]
-    );
+    assert_eq!(waiting, ["0 waits for 2 workers: 1 of 3 is free", "1 waits for job j0, which comes first"]);
 }
 
 #[test]
-fn a_job_that_cannot_run_blocks_nobody() {
+fn a_job_that_cannot_run_blocks_no_other() {
     let jobs = [queued(0, 4, 4), queued(1, 1, 2)];
     let (assign, waiting) = outcome(&jobs, &free(&[0, 0, 1]));
     assert_eq!(assign, [(1, vec![0, 1])]);
-    assert_eq!(
-        waiting,
-        ["0 no set of workers can run it: it needs 4 of one kind, \
-          of the 2 kinds connected none has more than 2"]
-    );
+    assert_eq!(waiting, ["0 waits for 4 workers of one kind: none of the 2 connected kinds has more than 2"]);
     let waiting = outcome(&jobs[..1], &free(&[0, 0])).1;
-    assert_eq!(waiting, ["0 no set of workers can run it: it needs 4 of one kind, 2 are connected"]);
+    assert_eq!(waiting, ["0 waits for 4 workers of one kind: 2 are connected"]);
     let waiting = outcome(&jobs[..1], &[]).1;
-    assert_eq!(waiting, ["0 no set of workers can run it: it needs 4 of one kind, none is connected"]);
+    assert_eq!(waiting, ["0 waits for 4 workers of one kind: none is connected"]);
 }
 
 #[test]
@@ -111,7 +107,7 @@ fn a_draining_worker_does_not_count() {
     let mut workers = free(&[0, 0]);
     (workers[1].free, workers[1].is_available) = (false, false);
     let waiting = outcome(&[queued(0, 2, 2)], &workers).1;
-    assert_eq!(waiting, ["0 no set of workers can run it: it needs 2 of one kind, 1 is connected"]);
+    assert_eq!(waiting, ["0 waits for 2 workers of one kind: 1 is connected"]);
 }
 
 #[test]
@@ -121,38 +117,43 @@ fn excluded_workers_serve_other_jobs() {
     assert_eq!(assign, [(1, vec![0])]);
     assert_eq!(
         waiting,
-        [
-            "0 no set of workers can run it: it needs 2 of one kind, 1 is connected (1 that it may not use aside)"
-        ]
+        ["0 waits for 2 workers of one kind: 1 is connected (not counting 1 that it may not use)"]
     );
 }
 
 #[test]
 fn too_small_workers_serve_other_jobs() {
     let mut workers = free(&[0, 0, 0, 1]);
-    for (worker, (memory, gpu)) in workers.iter_mut().zip([(5, false), (7, false), (7, false), (9, true)]) {
-        (worker.memory, worker.gpu) = (memory, gpu);
+    let (cpu, gpu) = (DeviceKind::Cpu, DeviceKind::Gpu);
+    for (worker, (bytes, device)) in workers.iter_mut().zip([(5, cpu), (7, cpu), (7, cpu), (9, gpu)]) {
+        worker.memory = MemoryLimit { bytes, device };
     }
     let of = |cpu_bytes, gpu_bytes, job| SchedulableJob { cpu_bytes, gpu_bytes, ..job };
     let (assign, waiting) = outcome(&[of(7, 10, queued(0, 1, 3)), queued(1, 1, 1)], &workers);
-    assert_eq!((assign, waiting.len()), (vec![(0, vec![1, 2]), (1, vec![0])], 0), "each takes what it can");
+    assert_eq!(
+        (assign, waiting.len()),
+        (vec![(0, vec![1, 2]), (1, vec![0])], 0),
+        "each job uses workers that are large enough"
+    );
     assert_eq!(outcome(&[of(8, 9, queued(0, 1, 1))], &workers).0, [(0, vec![3])], "only the GPU has enough");
 
     let (assign, waiting) = outcome(&[of(8, 10, queued(0, 1, 1)), queued(1, 3, 3)], &workers);
-    assert_eq!(assign, [(1, vec![0, 1, 2])], "it blocks nobody");
-    assert_eq!(waiting, ["0 is too large for 9 bytes, gpu: true"]);
+    assert_eq!(assign, [(1, vec![0, 1, 2])], "it blocks no other job");
+    assert_eq!(waiting, ["0 waits for a worker with more memory: more than 9 bytes, Gpu"]);
     let waiting = outcome(&[of(8, 10, queued(0, 1, 1))], &busy(workers.clone(), &[0, 1, 2, 3])).1;
-    assert_eq!(waiting, ["0 is too large for 9 bytes, gpu: true"], "also while they are busy");
+    assert_eq!(
+        waiting,
+        ["0 waits for a worker with more memory: more than 9 bytes, Gpu"],
+        "also while they are busy"
+    );
     let waiting = outcome(&[of(8, 10, queued(0, 1, 1))], &[]).1;
-    assert_eq!(waiting, ["0 no set of workers can run it: it needs 1 of one kind, none is connected"]);
+    assert_eq!(waiting, ["0 waits for 1 worker: none is connected"]);
     let waiting = outcome(&[of(7, 10, queued(0, 3, 3))], &workers).1;
     assert_eq!(
         waiting,
-        [
-            "0 no set of workers can run it: it needs 3 of one kind, 2 are connected (2 with too little memory aside)"
-        ]
+        ["0 waits for 3 workers of one kind: 2 are connected (not counting 2 with too little memory)"]
     );
-    // One that runs on the first kind does not grow into what is too small there.
+    // A job that runs on the first kind does not grow onto workers that are too small.
     let grown = of(7, 0, running(0, 1, 4, 1, 0));
     assert_eq!(outcome(&[grown], &busy(workers, &[1])).0, [(0, vec![2])]);
 }
@@ -161,11 +162,15 @@ fn too_small_workers_serve_other_jobs() {
 fn started_jobs_come_first_and_keep_their_numerics() {
     let jobs = [SchedulableJob { priority: 9, ..queued(0, 2, 4) }, recovering(1, 2, 4, 1, Some(1))];
     let workers = busy(free(&[0, 1, 1, 1, 1]), &[4]);
-    assert_eq!(outcome(&jobs, &workers).0, [(0, vec![2, 3]), (1, vec![1])], "its need, then the queue");
+    assert_eq!(
+        outcome(&jobs, &workers).0,
+        [(0, vec![2, 3]), (1, vec![1])],
+        "first its minimum, then the queue"
+    );
 }
 
 #[test]
-fn a_job_that_lost_all_members_takes_any_kind_and_grows_with_what_is_left() {
+fn a_job_that_lost_all_members_takes_any_kind_and_grows_after_the_queue() {
     let workers = free(&[0, 1, 1, 1]);
     let (assign, _) = outcome(&[recovering(0, 1, 2, 0, None), queued(1, 1, 1)], &workers);
     assert_eq!(assign, [(0, vec![1, 3]), (1, vec![2])]);
@@ -177,7 +182,7 @@ fn a_started_job_waits_for_its_own_numerics() {
     let waiting = outcome(&[recovering(0, 2, 2, 1, Some(0))], &workers).1;
     assert_eq!(waiting, ["0 waits for 1 worker: none of 1 is free"]);
     let waiting = outcome(&[recovering(0, 3, 3, 1, Some(0))], &workers).1;
-    assert_eq!(waiting, ["0 no set of workers can run it: it needs 3 of one kind, 2 are connected"]);
+    assert_eq!(waiting, ["0 waits for 3 workers of one kind: 2 are connected"]);
 }
 
 #[test]
@@ -187,14 +192,15 @@ fn running_jobs_grow_last() {
     assert_eq!(outcome(std::slice::from_ref(&grown), &workers).0, [(0, vec![1, 2, 3])]);
     assert_eq!(outcome(&[grown.clone(), queued(1, 2, 2)], &workers).0, [(0, vec![3]), (1, vec![1, 2])]);
     let four = queued(1, 4, 4);
-    assert!(outcome(&[grown.clone(), four], &workers).0.is_empty(), "they are reserved");
+    assert!(outcome(&[grown.clone(), four], &workers).0.is_empty(), "the free workers are reserved");
     let five = queued(1, 5, 5);
     assert_eq!(outcome(&[grown, five], &workers).0, [(0, vec![1, 2, 3])], "it cannot run anyway");
 }
 
 #[test]
-fn no_job_grows_into_a_kind_that_a_waiting_one_could_run_on() {
-    // It reserves the larger kind, 0, and kind 1 would do as well once its busy worker is free.
+fn no_job_grows_onto_a_kind_that_a_waiting_job_could_run_on() {
+    // The waiting job reserves the more common kind 0, and could also run on kind 1 when its busy
+    // worker is free.
     let workers = busy(free(&[0, 0, 0, 1, 1]), &[0, 1, 2, 3]);
     let jobs = [running(0, 1, 2, 1, 1), queued(1, 2, 2)];
     let (assign, waiting) = outcome(&jobs, &workers);
@@ -202,10 +208,12 @@ fn no_job_grows_into_a_kind_that_a_waiting_one_could_run_on() {
     assert_eq!(waiting, ["1 waits for 2 workers: none of 3 is free"]);
 }
 
-/// Priority, age, the fewest workers and how many more, flags, exclusions, and bytes on a CPU and on a GPU.
+/// Priority, age, minimum of workers, maximum less minimum, flags (started, wants members,
+/// growable), exclusions, and bytes needed on a CPU and on a GPU.
 type JobSeed = (i32, i16, usize, usize, [bool; 3], u16, (u64, u64));
 
-/// Jobs and workers that could stand like this: each busy worker is held by a job, or by one that is not looked at.
+/// Consistent jobs and workers: each busy worker belongs to one of the jobs, or to a job that is
+/// not scheduled.
 fn jobs_and_workers() -> impl Strategy<Value = (Vec<SchedulableJob>, Vec<SchedulableWorker>)> {
     let bytes = prop::sample::select(vec![0, 0, 1, 2, 3]);
     let bytes = (bytes.clone(), bytes);
@@ -216,14 +224,14 @@ fn jobs_and_workers() -> impl Strategy<Value = (Vec<SchedulableJob>, Vec<Schedul
         let mut held = vec![Vec::new(); jobs.len()];
         let mut views = Vec::new();
         for (id, (numerics, at, memory)) in workers.into_iter().enumerate() {
-            let (free, is_available, gpu) = (at < 5, at != 5, numerics == 2);
+            let (free, is_available) = (at < 5, at != 5);
+            let device = if numerics == 2 { DeviceKind::Gpu } else { DeviceKind::Cpu };
             views.push(SchedulableWorker {
                 id: WorkerId(id),
                 numerics: NumericsId(numerics),
                 free,
                 is_available,
-                memory,
-                gpu,
+                memory: MemoryLimit { bytes: memory, device },
             });
             if let Some(holder) = at.checked_sub(6).and_then(|slot| held.get_mut(slot))
                 && holder.first().is_none_or(|first: &usize| views[*first].numerics == NumericsId(numerics))
@@ -232,15 +240,15 @@ fn jobs_and_workers() -> impl Strategy<Value = (Vec<SchedulableJob>, Vec<Schedul
             }
         }
         let view = |(i, (priority, age, min, more, flags, excluded, bytes)): (usize, JobSeed)| {
-            // What it holds it could be given.
-            let most = held[i].iter().map(|id| views[*id].memory).min().unwrap_or(u64::MAX);
-            let [begun, wants_members, growable] = flags;
+            // The job's members have enough memory for it.
+            let most = held[i].iter().map(|id| views[*id].memory.bytes).min().unwrap_or(u64::MAX);
+            let [started, wants_members, growable] = flags;
             let numerics = held[i].first().map(|id| views[*id].numerics);
-            let phase = match numerics.is_some() || (begun && wants_members) {
+            let phase = match numerics.is_some() || (started && wants_members) {
                 true => JobPhase::Started { held: held[i].len(), numerics, wants_members, growable },
                 false => JobPhase::Queued,
             };
-            // About one worker in four.
+            // About one worker in four, in about one job in four.
             let excluded =
                 (0..views.len()).filter(|id| excluded & 3 == 0 && id % 4 == usize::from(excluded % 4));
             SchedulableJob {
@@ -260,7 +268,7 @@ fn jobs_and_workers() -> impl Strategy<Value = (Vec<SchedulableJob>, Vec<Schedul
     })
 }
 
-/// A schedule, to be asked about what it must fulfil.
+/// A schedule with its inputs, for the checks of its post-conditions.
 struct Checked {
     jobs: Vec<SchedulableJob>,
     workers: Vec<SchedulableWorker>,
@@ -292,13 +300,14 @@ impl Checked {
     }
 
     fn large_enough(job: &SchedulableJob, worker: &SchedulableWorker) -> bool {
-        match worker.gpu {
-            true => worker.memory >= job.gpu_bytes,
-            false => worker.memory >= job.cpu_bytes,
+        match worker.memory.device {
+            DeviceKind::Gpu => worker.memory.bytes >= job.gpu_bytes,
+            DeviceKind::Cpu => worker.memory.bytes >= job.cpu_bytes,
         }
     }
 
-    /// How many workers of `numerics` that the job may use fulfil `condition`.
+    /// The number of workers of the kind `numerics` that the job may use and that fulfil
+    /// `condition`.
     fn count(
         &self,
         job: &SchedulableJob,
@@ -309,7 +318,7 @@ impl Checked {
         self.workers.iter().filter(fits).count()
     }
 
-    /// Kinds that could run the job if all their workers were free, the most common first.
+    /// The kinds that could run the job if all their workers were free, the most common kind first.
     fn could_run_on(&self, job: &SchedulableJob) -> Vec<NumericsId> {
         let mut kinds: Vec<_> = (0..3).map(NumericsId).collect();
         kinds.sort_by_key(|numerics| Reverse(self.count(job, *numerics, |w| w.is_available)));
@@ -324,24 +333,30 @@ impl Checked {
         }
     }
 
-    fn place(job: &SchedulableJob) -> (bool, Reverse<i32>, i64) {
+    fn queue_key(job: &SchedulableJob) -> (bool, Reverse<i32>, i64) {
         match job.phase {
             JobPhase::Started { .. } => (false, Reverse(0), job.sequence),
             JobPhase::Queued => (true, Reverse(job.priority), job.sequence),
         }
     }
 
-    /// Jobs that lack workers and come before `job`.
+    /// The jobs that lack workers and are served before `job`.
     fn before(&self, job: &SchedulableJob) -> impl Iterator<Item = &SchedulableJob> {
-        self.jobs.iter().filter(move |other| Self::lacks(other) && Self::place(other) < Self::place(job))
+        self.jobs
+            .iter()
+            .filter(move |other| Self::lacks(other) && Self::queue_key(other) < Self::queue_key(job))
     }
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig {
+        failure_persistence: None,
+        cases: 1000,
+        ..ProptestConfig::default()
+    })]
 
     #[test]
-    fn workers_are_free_given_once_and_of_one_kind(case in jobs_and_workers()) {
+    fn assigned_workers_are_free_distinct_and_of_one_kind(case in jobs_and_workers()) {
         let it = Checked::new(case);
         let mut seen = BTreeSet::new();
         for job in &it.jobs {
@@ -349,7 +364,7 @@ proptest! {
             prop_assert!(kinds.len() <= 1, "{kinds:?}");
             for id in it.given(job) {
                 let worker = &it.workers[id.0];
-                prop_assert!(seen.insert(*id), "{id:?} is given twice");
+                prop_assert!(seen.insert(*id), "{id:?} is assigned twice");
                 prop_assert!(worker.free && Checked::usable(job, worker), "{worker:?} for {job:?}");
             }
         }
@@ -364,7 +379,7 @@ proptest! {
             prop_assert_eq!(it.waiting.contains_key(&job.id), Checked::lacks(job) && new == 0);
             if let JobPhase::Started { growable, wants_members, .. } = job.phase {
                 let may_get = growable || (wants_members && held < job.min);
-                prop_assert!(may_get || new == 0, "{job:?} was left alone");
+                prop_assert!(may_get || new == 0, "{job:?} may not get members");
             }
         }
     }
@@ -375,7 +390,7 @@ proptest! {
         for waiting in it.jobs.iter().filter(|job| it.waiting.contains_key(&job.id)) {
             let Some(numerics) = it.could_run_on(waiting).first().copied() else { continue };
             let later = it.jobs.iter().filter(|job| {
-                !Checked::lacks(job) || Checked::place(job) > Checked::place(waiting)
+                !Checked::lacks(job) || Checked::queue_key(job) > Checked::queue_key(waiting)
             });
             for worker in later.flat_map(|job| it.given(job)).map(|id| &it.workers[id.0]) {
                 let wanted = worker.numerics == numerics && Checked::usable(waiting, worker);
@@ -388,7 +403,7 @@ proptest! {
     fn a_job_waits_only_if_no_placement_exists(case in jobs_and_workers()) {
         let it = Checked::new(case);
         for job in it.jobs.iter().filter(|job| it.waiting.contains_key(&job.id)) {
-            // What others before it have, by need or by reservation.
+            // The workers that earlier jobs were assigned or have reserved.
             let taken: BTreeSet<_> = it.before(job).flat_map(|other| it.given(other)).collect();
             let reserved = |w: &SchedulableWorker| it.before(job).any(|other| {
                 it.waiting.contains_key(&other.id)
@@ -397,30 +412,32 @@ proptest! {
             });
             for numerics in (0..3).map(NumericsId) {
                 let left = it.count(job, numerics, |w| w.free && !taken.contains(&w.id) && !reserved(w));
-                prop_assert!(left < job.min - Checked::held(job), "{left} of {numerics:?} are left for {job:?}");
+                let needed = job.min - Checked::held(job);
+                prop_assert!(left < needed, "{left} of {numerics:?} are left for {job:?}");
             }
         }
     }
 
     #[test]
-    fn reasons_are_true(case in jobs_and_workers()) {
+    fn wait_reasons_are_correct(case in jobs_and_workers()) {
         let it = Checked::new(case);
         for job in it.jobs.iter().filter(|job| it.waiting.contains_key(&job.id)) {
             let kinds = it.could_run_on(job);
             match it.waiting[&job.id] {
                 WaitReason::NotEnoughWorkers { needed, exist_of_best_kind, too_small, .. } => {
                     prop_assert!(kinds.is_empty() && needed > exist_of_best_kind, "{job:?}");
-                    let mut there = it.workers.iter().filter(|w| w.is_available && Checked::allowed(job, w));
-                    let hopeless = |w: &SchedulableWorker| !Checked::large_enough(job, w);
-                    prop_assert_eq!(too_small, there.clone().filter(|w| hopeless(w)).count());
-                    prop_assert!(too_small == 0 || !there.all(hopeless), "{job:?} is too large for all");
+                    let mut allowed =
+                        it.workers.iter().filter(|w| w.is_available && Checked::allowed(job, w));
+                    let is_small = |w: &SchedulableWorker| !Checked::large_enough(job, w);
+                    prop_assert_eq!(too_small, allowed.clone().filter(|w| is_small(w)).count());
+                    prop_assert!(too_small == 0 || !allowed.all(is_small), "{job:?} is too large for all");
                 }
-                WaitReason::TooLarge { limit, gpu } => {
-                    let there: Vec<_> =
+                WaitReason::TooLarge { limit } => {
+                    let allowed: Vec<_> =
                         it.workers.iter().filter(|w| w.is_available && Checked::allowed(job, w)).collect();
-                    prop_assert!(there.iter().all(|w| !Checked::large_enough(job, w)), "{job:?}");
-                    prop_assert!(there.iter().any(|w| (w.memory, w.gpu) == (limit, gpu)), "{job:?}");
-                    prop_assert!(there.iter().all(|w| w.memory <= limit), "{job:?}");
+                    prop_assert!(allowed.iter().all(|w| !Checked::large_enough(job, w)), "{job:?}");
+                    prop_assert!(allowed.iter().any(|w| w.memory == limit), "{job:?}");
+                    prop_assert!(allowed.iter().all(|w| w.memory <= limit), "{job:?}");
                 }
                 WaitReason::Busy { needed, free, exist } => {
                     prop_assert!(!kinds.is_empty() && free < needed && needed <= exist, "{job:?}");
@@ -439,8 +456,11 @@ proptest! {
     #[test]
     fn a_job_that_cannot_run_changes_nothing_for_others(case in jobs_and_workers()) {
         let it = Checked::new(case);
+        let cannot_run = |reason: &WaitReason| {
+            matches!(reason, WaitReason::NotEnoughWorkers { .. } | WaitReason::TooLarge { .. })
+        };
         let impossible: Vec<_> = it.waiting.iter()
-            .filter(|(_, reason)| matches!(reason, WaitReason::NotEnoughWorkers { .. } | WaitReason::TooLarge { .. }))
+            .filter(|(_, reason)| cannot_run(reason))
             .map(|(job, _)| *job)
             .collect();
         let possible: Vec<_> = it.jobs.iter().filter(|job| !impossible.contains(&job.id)).cloned().collect();
@@ -461,13 +481,14 @@ proptest! {
         for job in grown {
             let numerics = it.workers[it.given(job)[0].0].numerics;
             for waiting in it.jobs.iter().filter(|job| it.waiting.contains_key(&job.id)) {
-                prop_assert!(!it.could_run_on(waiting).contains(&numerics), "{job:?} grew before {waiting:?}");
+                let could_run = it.could_run_on(waiting).contains(&numerics);
+                prop_assert!(!could_run, "{job:?} grew before {waiting:?}");
             }
         }
     }
 
     #[test]
-    fn the_order_of_the_views_does_not_matter(case in jobs_and_workers(), turn in 0..7_usize) {
+    fn the_order_of_jobs_and_workers_does_not_matter(case in jobs_and_workers(), turn in 0..7_usize) {
         let (mut jobs, mut workers) = case;
         let expected = schedule(&jobs, &workers);
         workers.reverse();

@@ -31,7 +31,7 @@ async fn equal_content_is_stored_once() {
 }
 
 #[tokio::test]
-async fn an_empty_file_is_a_file() {
+async fn an_empty_file_is_stored() {
     let fixture = Fixture::new().await;
     let digest = fixture.add_input(b"").await;
     assert_eq!(digest.size, 0);
@@ -47,7 +47,7 @@ async fn an_upload_that_ends_early_leaves_nothing() {
     drop(staged);
     assert_eq!(fixture.names(STAGING), [""; 0]);
 
-    // Nor does one that the process did not survive.
+    // An upload that a crash interrupted is removed at the next start.
     let staging = fixture.dir.path().join(STAGING);
     std::fs::write(staging.join("upload-7"), "half").unwrap();
     std::fs::create_dir(staging.join("dir")).unwrap();
@@ -58,12 +58,12 @@ async fn an_upload_that_ends_early_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn other_bytes_than_announced_are_refused() {
+async fn bytes_that_differ_from_the_announced_digest_are_refused() {
     let fixture = Fixture::new().await;
     let (_, staged) = fixture.staged(b"these").await;
     let error =
         fixture.store.commit_input(&lora_proto::DigestBuilder::of_bytes(b"those"), staged).await.unwrap_err();
-    assert!(matches!(error, StoreError::Damaged(_)), "{error}");
+    assert!(matches!(error, StoreError::Invalid(_)), "{error}");
     assert_eq!((fixture.names(OBJECTS), fixture.names(STAGING)), (vec![], vec![]));
 }
 
@@ -91,7 +91,7 @@ async fn a_submit_needs_its_inputs_and_keeps_them() {
 }
 
 #[tokio::test]
-async fn a_lost_or_damaged_file_is_missing_until_it_is_uploaded_again() {
+async fn a_lost_or_truncated_file_is_missing_until_it_is_uploaded_again() {
     let fixture = Fixture::new().await;
     let (train, eval) = (fixture.add_input(b"train").await, fixture.add_input(b"eval").await);
     let job = reading("one", &train, &eval);
@@ -114,7 +114,7 @@ async fn a_lost_or_damaged_file_is_missing_until_it_is_uploaded_again() {
 }
 
 #[tokio::test]
-async fn a_submit_and_a_collection_at_once_never_leave_a_job_without_its_file() {
+async fn a_collection_during_a_submit_never_leaves_a_job_without_its_file() {
     let fixture = Fixture::new().await;
     for round in 0..20 {
         let (train, eval) = (fixture.add_input(b"train").await, fixture.add_input(b"eval").await);
@@ -139,7 +139,7 @@ async fn only_the_newest_checkpoints_stay() {
     row.spec.training.get_or_insert_default().save_total_limit = Some(2);
     let mut row = fixture.add(JobRow { state: JobState::Running, generation: 4, ..row }).await;
     assert_eq!(fixture.store.newest_checkpoint("one").await.unwrap(), None);
-    // The first one is an input as well, and somebody asks for the second.
+    // The first checkpoint is also an input, and a client asks for the second one.
     let first = fixture.add_input(b"1").await;
     fixture.add(reading("two", &first, &first)).await;
     let mut saved = Vec::new();
@@ -162,7 +162,7 @@ async fn only_the_newest_checkpoints_stay() {
     assert_eq!(fixture.names(OBJECTS).len(), 3);
     assert_eq!(fixture.watch_items("one", 6).await, (1..=6).map(WatchedItem::Event).collect::<Vec<_>>());
 
-    // Once more, because the answer was lost; then others under the same step.
+    // A repeated upload, as after a lost answer, adds no event.
     fixture.commit(checkpoint("one", 4, 5), b"5").await;
     row.state = JobState::Failed;
     fixture.store.save_job(&row, Vec::new()).await.unwrap();
@@ -187,14 +187,15 @@ async fn stale_artifacts_are_rejected() {
             false => assert_eq!(committed, CommitOutcome::NotActive { state }),
         }
     }
-    // One checkpoint of step 5 replaced another: the newest has the bytes of the last state that takes any.
+    // Each checkpoint of step 5 replaced the one before. The newest has the bytes of the last state
+    // that accepts checkpoints.
     let newest = fixture.store.newest_checkpoint("one").await.unwrap().unwrap();
     assert_eq!(newest.digest, Some(lora_proto::DigestBuilder::of_bytes(b"pausing")));
     assert_eq!(fixture.names(OBJECTS), [newest.digest.unwrap().hex()]);
     assert_eq!(fixture.names(STAGING), [""; 0]);
     assert_eq!(fixture.watch_items("one", 99).await.len(), 1 + 5);
 
-    // Of a job that is over for good nothing is kept to go on from.
+    // A job that cannot be resumed keeps no checkpoint.
     row.state = JobState::Cancelled;
     fixture.store.save_job(&row, Vec::new()).await.unwrap();
     let (_, committed) = fixture.commit(checkpoint("one", 2, 6), b"late").await;

@@ -9,7 +9,7 @@ fn requirements() -> MemoryRequirements {
     serde_json::from_value(serde_json::json!({"cpu": need, "gpu": need})).unwrap()
 }
 
-/// Every field differs from its default.
+/// A row in which every field differs from its default.
 fn unusual(id: &str) -> JobRow {
     let member = |n: u32| MemberRow {
         worker: format!("w{n}"),
@@ -32,7 +32,7 @@ fn unusual(id: &str) -> JobRow {
         token: "secret".into(),
         completed_steps: 12,
         facts: Some(v1::RunFacts { total_steps: 20, ..v1::RunFacts::default() }),
-        failure: Some(v1::Failure { cause: "no luck".into(), ..v1::Failure::default() }),
+        failure: Some(v1::Failure { cause: "out of memory".into(), ..v1::Failure::default() }),
         base_sha256: "abc".into(),
         waiting_for: "2 workers".into(),
         fruitless: 2,
@@ -43,7 +43,7 @@ fn unusual(id: &str) -> JobRow {
 }
 
 #[tokio::test]
-async fn a_job_survives_a_restart_as_it_was() {
+async fn a_job_is_unchanged_after_a_restart() {
     let fixture = Fixture::new().await;
     let plain = fixture.add(job("plain")).await;
     let unusual = fixture.add(unusual("unusual")).await;
@@ -53,7 +53,7 @@ async fn a_job_survives_a_restart_as_it_was() {
     assert_eq!(fixture.store.load_job("unusual").await.unwrap(), Some(unusual.clone()));
     assert_eq!(fixture.store.load_job("none").await.unwrap(), None);
 
-    // All that can change, changed.
+    // All columns that can change are changed.
     let kept = JobRow { id: plain.id, sequence: plain.sequence, created: plain.created, ..unusual.clone() };
     let kept =
         JobRow { idempotency_key: plain.idempotency_key, request_sha256: plain.request_sha256, ..kept };
@@ -67,31 +67,31 @@ async fn a_job_survives_a_restart_as_it_was() {
 async fn an_idempotency_key_returns_the_same_job() {
     let fixture = Fixture::new().await;
     let first = fixture.add(unusual("one")).await;
-    let again = JobRow { id: "two".into(), request_sha256: vec![9], ..unusual("one") };
-    let inserted = fixture.store.insert_job(&again, vec![notice("two")]).await.unwrap();
+    let second = JobRow { id: "two".into(), request_sha256: vec![9], ..unusual("one") };
+    let inserted = fixture.store.insert_job(&second, vec![notice("two")]).await.unwrap();
     assert_eq!(inserted, InsertOutcome::Existing(first));
     assert_eq!(fixture.store.load_job("two").await.unwrap(), None);
-    // No key is no key.
+    // Two submits without a key are two jobs.
     fixture.add(job("three")).await;
     fixture.add(job("four")).await;
 }
 
 #[tokio::test]
-async fn saving_a_job_that_is_not_there_is_an_error() {
+async fn saving_a_job_that_does_not_exist_is_an_error() {
     let fixture = Fixture::new().await;
     fixture.store.save_job(&job("none"), Vec::new()).await.unwrap_err();
     fixture.store.add_steps("none", &[step(1)]).await.unwrap_err();
 }
 
 #[tokio::test]
-async fn active_jobs_are_those_not_at_rest_in_the_order_of_submission() {
+async fn active_jobs_are_loaded_in_the_order_of_submission() {
     let fixture = Fixture::new().await;
     for state in JobState::ALL {
         fixture.add(JobRow { state, ..job(state.name()) }).await;
     }
     let active: Vec<_> =
         fixture.store.load_active().await.unwrap().into_iter().map(|job| job.state).collect();
-    assert_eq!(active, JobState::ALL.into_iter().filter(|state| !state.is_at_rest()).collect::<Vec<_>>());
+    assert_eq!(active, JobState::ALL.into_iter().filter(|state| !state.is_stopped()).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -10,8 +10,8 @@ async fn next(
     tokio::time::timeout(TEST_TIMEOUT, watch.next()).await.unwrap().map(|item| item.unwrap().into())
 }
 
-fn events(of: std::ops::RangeInclusive<u64>) -> Vec<WatchedItem> {
-    of.map(WatchedItem::Event).collect()
+fn events(numbers: std::ops::RangeInclusive<u64>) -> Vec<WatchedItem> {
+    numbers.map(WatchedItem::Event).collect()
 }
 
 #[tokio::test]
@@ -56,7 +56,7 @@ async fn a_watch_returns_steps_and_events_in_order() {
     let fixture = Fixture::new().await;
     let mut row = fixture.add_running("one").await;
     let mut expected = vec![WatchedItem::Event(1)];
-    // Several pages, with runs of the one kind that are longer than a page.
+    // Several pages, with runs of one kind that are longer than a page.
     for round in 1..=700 {
         if round % 3 == 0 && !(100..=400).contains(&round) {
             fixture.store.save_job(&row, vec![notice("hello")]).await.unwrap();
@@ -83,7 +83,7 @@ async fn a_watch_returns_steps_and_events_in_order() {
 }
 
 #[tokio::test]
-async fn a_watch_follows_new_items_and_ends_when_the_job_rests() {
+async fn a_watch_follows_new_items_and_ends_when_the_job_is_paused() {
     let fixture = Fixture::new().await;
     let mut row = fixture.add_running("one").await;
     let mut watch = pin!(fixture.store.watch("one".into(), 1, 0, false));
@@ -105,7 +105,7 @@ async fn a_watch_follows_new_items_and_ends_when_the_job_rests() {
 }
 
 #[tokio::test]
-async fn a_watch_continues_past_an_earlier_rest() {
+async fn a_watch_continues_past_an_earlier_pause() {
     let fixture = Fixture::new().await;
     let mut row = fixture.add_running("one").await;
     for state in [JobState::Paused, JobState::Queued] {
@@ -145,7 +145,7 @@ async fn deleted_events_are_reported_with_the_first_available() {
     fixture.store.save_job(&row, Vec::new()).await.unwrap();
     assert_eq!(fixture.watch_items_from("one", 151, 0, false, 999).await.unwrap(), events(151..=350));
 
-    // A reader has its page, and no more than that.
+    // A slow reader still gets the page that it has read, and no more.
     let mut read = 1;
     let error = loop {
         match tokio::time::timeout(TEST_TIMEOUT, slow.next()).await.unwrap().unwrap() {
@@ -160,10 +160,10 @@ async fn deleted_events_are_reported_with_the_first_available() {
 }
 
 #[tokio::test]
-async fn deleted_steps_are_reported_missing_ones_are_not() {
+async fn deleted_steps_are_reported_and_missing_steps_are_not() {
     let fixture = Fixture::keeping(1000, 10).await;
     let mut row = fixture.add_running("one").await;
-    // The first ones never came.
+    // The first steps were never stored.
     fixture.store.add_steps("one", &steps(5..=8)).await.unwrap();
     assert_eq!(
         fixture.watch_items_from("one", 2, 0, false, 4).await.unwrap(),
@@ -177,7 +177,7 @@ async fn deleted_steps_are_reported_missing_ones_are_not() {
     let kept: Vec<_> = (8..=17).map(WatchedItem::Step).collect();
     assert_eq!(fixture.watch_items_from("one", 2, 7, false, 99).await.unwrap(), kept);
     assert_eq!(fixture.watch_items_from("one", 1, 0, true, 99).await.unwrap(), events(1..=1));
-    // They stay forgotten where more are kept later.
+    // Deleted steps are reported after a restart with a larger limit, too.
     let Fixture { store, dir } = fixture;
     drop(store);
     let store = open(dir.path()).await.unwrap();

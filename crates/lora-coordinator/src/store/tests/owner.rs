@@ -1,4 +1,4 @@
-//! A start with a database that is not the one that stored the files.
+//! Tests of a start with a database that did not store the files.
 
 use std::path::PathBuf;
 
@@ -9,11 +9,11 @@ use super::*;
 use crate::config::LimitsConfig;
 use crate::coordinator::maintain;
 
-/// A state directory whose store is closed.
+/// The state directory of a closed store.
 struct Closed(TempDir);
 
 impl Closed {
-    /// With one file in it, of which the digest is given too.
+    /// A state directory with one file, and the digest of this file.
     async fn with_a_file() -> (Self, v1::FileDigest) {
         let fixture = Fixture::new().await;
         let digest = fixture.add_input(b"kept").await;
@@ -30,7 +30,7 @@ impl Closed {
         self.0.path()
     }
 
-    /// The store after two starts.
+    /// The store after two more starts.
     async fn reopened(self) -> Fixture {
         let fixture = self.open(ForeignObjects::Refuse).await;
         Self::from(fixture).await.open(ForeignObjects::Refuse).await
@@ -42,15 +42,15 @@ impl Closed {
         Fixture { store, dir: self.0 }
     }
 
-    /// The error of a start, twice the same. Fails where a start is not refused, or changes
-    /// anything.
+    /// Returns the error of a start. Panics if one of two starts succeeds or changes a file, or if
+    /// their errors differ.
     async fn refused(&self, foreign: ForeignObjects) -> StoreError {
         let before = contents(self.path());
         let retention = Retention { events: 1000, steps: 1000 };
         let mut errors = Vec::new();
         for _ in 0..2 {
             errors.push(Store::open(self.path(), retention, foreign).await.unwrap_err());
-            // Not of interest: `assert_eq` would print the contents.
+            // `assert_eq` would print the contents.
             assert!(contents(self.path()) == before, "{:?}", names(self.path()));
         }
         let [first, second] = <[StoreError; 2]>::try_from(errors).unwrap();
@@ -59,7 +59,7 @@ impl Closed {
         first
     }
 
-    /// Fails where a start is not refused with `reason`, or changes anything.
+    /// Panics if a start is not refused with `reason`, or changes a file.
     async fn assert_refused(&self, reason: &str) {
         let error = self.refused(ForeignObjects::Refuse).await;
         assert!(matches!(error, StoreError::NotOwner { .. }), "{error:?}");
@@ -67,16 +67,17 @@ impl Closed {
         let (objects, database) = (self.path().join(OBJECTS), self.path().join(DATABASE));
         let beginning = format!("{} holds files, but {} {reason}", objects.display(), database.display());
         assert!(error.starts_with(&beginning), "{error}");
-        for way_on in [
-            "; restore the newest copy of the database (remove coordinator.db-wal and coordinator.db-shm first),",
+        for remedy in [
+            "; restore the newest copy of the database \
+             (remove coordinator.db-wal and coordinator.db-shm first),",
             "set state_dir",
             "adopt_objects=true",
         ] {
-            assert!(error.contains(way_on), "{error}");
+            assert!(error.contains(remedy), "{error}");
         }
     }
 
-    /// Fails where a start is not refused for want of files, or changes anything.
+    /// Panics if a start is not refused because all files are missing, or changes a file.
     async fn assert_no_objects(&self) {
         let error = self.refused(ForeignObjects::Refuse).await;
         assert!(matches!(error, StoreError::NoObjects { .. }), "{error:?}");
@@ -87,7 +88,7 @@ impl Closed {
         assert!(error.starts_with(&beginning) && error.contains("adopt_objects=true"), "{error}");
     }
 
-    /// Puts another database in the place of this one.
+    /// Replaces the database by a copy of `by`, or removes it.
     fn replace_database(&self, by: Option<&Path>) {
         for name in names(self.path()).into_iter().filter(|name| name.starts_with(DATABASE)) {
             std::fs::remove_file(self.path().join(name)).unwrap();
@@ -101,7 +102,7 @@ impl Closed {
         self.path().join(OBJECTS).join("owner.json")
     }
 
-    /// Removes the files, but not the one that names their owner.
+    /// Removes all files except `owner.json`.
     fn remove_objects(&self) {
         let objects = self.path().join(OBJECTS);
         for name in names(&objects).iter().filter(|name| *name != "owner.json") {
@@ -110,7 +111,7 @@ impl Closed {
     }
 }
 
-/// Ends a store with its connections, so that its database is one file.
+/// Closes a store and its connections, so that the log is moved into the database's file.
 async fn close(store: Store) {
     let inner = Arc::into_inner(store.0).unwrap();
     inner.readers.close().await;
@@ -141,7 +142,7 @@ async fn a_missing_or_empty_database_is_refused_without_creating_one() {
     std::fs::write(closed.path().join(DATABASE), "").unwrap();
     closed.assert_refused("is missing or empty").await;
 
-    // One that has its tables, but no file; whether the owner is named or not.
+    // A database that has its tables, but lists no file; with and without an owner file.
     closed.replace_database(None);
     let new = Fixture::new().await;
     new.add(job("one")).await;
@@ -201,7 +202,7 @@ async fn an_older_copy_is_refused_after_each_kind_of_change() {
 async fn restarts_and_complete_copies_are_accepted() {
     let (closed, digest) = Closed::with_a_file().await;
     let fixture = closed.reopened().await;
-    // A directory that was copied as a whole, and one that no version before this one has marked.
+    // A complete copy of the directory, and one of an earlier version, without an owner file.
     for keep_owner in [true, false] {
         let copy = tempfile::tempdir().unwrap();
         fixture.vacuum_into(&copy.path().join(DATABASE)).await;
@@ -230,13 +231,13 @@ async fn a_crash_between_commit_and_owner_file_is_accepted() {
 }
 
 #[tokio::test]
-async fn an_owner_that_cannot_be_read_is_no_reason_to_accept() {
+async fn a_start_with_an_unreadable_owner_file_is_refused() {
     let (closed, _) = Closed::with_a_file().await;
     let path = closed.owner_file();
     std::fs::write(&path, "{\"data").unwrap();
     let error = closed.refused(ForeignObjects::Refuse).await;
     assert!(matches!(&error, StoreError::Io { path: named, .. } if *named == path), "{error:?}");
-    assert!(error.to_string().contains("is damaged: EOF"), "{error}");
+    assert!(error.to_string().contains("is corrupt: EOF"), "{error}");
     std::fs::remove_file(&path).unwrap();
     std::fs::create_dir(&path).unwrap();
     let error = closed.refused(ForeignObjects::Refuse).await;
@@ -244,7 +245,7 @@ async fn an_owner_that_cannot_be_read_is_no_reason_to_accept() {
 }
 
 #[tokio::test]
-async fn a_start_that_cannot_name_the_owner_fails() {
+async fn a_start_that_cannot_write_the_owner_file_fails() {
     let (closed, _) = Closed::with_a_file().await;
     std::fs::create_dir(closed.path().join(OBJECTS).join("owner.json.new")).unwrap();
     let error = open(closed.path()).await.unwrap_err();
@@ -253,7 +254,7 @@ async fn a_start_that_cannot_name_the_owner_fails() {
 }
 
 #[tokio::test]
-async fn a_refused_database_of_an_earlier_version_stays_one() {
+async fn a_refused_database_of_an_earlier_version_is_not_migrated() {
     let (closed, _) = Closed::with_a_file().await;
     closed.replace_database(None);
     let path = closed.path().join(DATABASE);
@@ -295,7 +296,7 @@ async fn a_database_whose_files_are_all_gone_is_refused() {
     let fixture = closed.open(ForeignObjects::Adopt).await;
     assert_eq!(fixture.store.newest_checkpoint("one").await.unwrap(), None);
     let fixture = Closed::from(fixture).await.open(ForeignObjects::Refuse).await;
-    // The files are gone once more, and the database is known to be theirs.
+    // The files are missing again, but the owner file names this database.
     fixture.add_input(b"new").await;
     let closed = Closed::from(fixture).await;
     closed.remove_objects();
@@ -308,7 +309,7 @@ async fn the_log_of_a_killed_process_is_not_replayed_into_another_copy() {
     let copies = tempfile::tempdir().unwrap();
     let copy = |name: &str| copies.path().join(name);
     std::fs::copy(closed.path().join(DATABASE), copy("stopped")).unwrap();
-    // Another database, whose log has been moved more often.
+    // Another database, whose log has been moved into its file more often.
     let other = Fixture::new().await;
     for _ in 0..9 {
         other.store.checkpoint_wal().await.unwrap();
@@ -317,7 +318,7 @@ async fn the_log_of_a_killed_process_is_not_replayed_into_another_copy() {
     std::fs::copy(other.path().join(DATABASE), copy("other")).unwrap();
     let fixture = closed.open(ForeignObjects::Refuse).await;
     fixture.add_input(b"newer").await;
-    // What `.backup` makes: the pages as they are, with those in the log.
+    // A copy as `.backup` makes it: the pages of the database, including those in the log.
     let killed = fixture.killed();
     let options = SqliteConnectOptions::new().filename(killed.path().join(DATABASE));
     SqliteConnection::connect_with(&options).await.unwrap().close().await.unwrap();
@@ -353,7 +354,7 @@ async fn the_log_of_a_killed_process_is_not_replayed_into_another_copy() {
 }
 
 #[tokio::test]
-async fn a_move_of_the_log_that_was_cut_off_is_completed() {
+async fn an_interrupted_checkpoint_of_the_log_is_completed() {
     let fixture = Fixture::new().await;
     let database = |dir: &TempDir| dir.path().join(DATABASE);
     let before = std::fs::read(database(&fixture.dir)).unwrap();
@@ -363,7 +364,7 @@ async fn a_move_of_the_log_that_was_cut_off_is_completed() {
     fixture.store.checkpoint_wal().await.unwrap();
     let after = std::fs::read(database(&fixture.dir)).unwrap();
     assert!(after.len() > before.len());
-    // The first page has come to the file, and says that others follow.
+    // Only the first page has reached the file. Its header names more pages than the file has.
     let page = 4096;
     std::fs::write(database(&killed), [&after[..page], &before[page..]].concat()).unwrap();
     assert!(Contents::of_file(&database(&killed)).await.is_err());
@@ -372,7 +373,7 @@ async fn a_move_of_the_log_that_was_cut_off_is_completed() {
 }
 
 #[tokio::test]
-async fn a_store_that_is_finished_leaves_no_log() {
+async fn a_finished_store_leaves_an_empty_log() {
     let fixture = Fixture::new().await;
     fixture.add(job("one")).await;
     let log = fixture.dir.path().join(wal::FILE);
@@ -381,11 +382,12 @@ async fn a_store_that_is_finished_leaves_no_log() {
     assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
 }
 
-/// A state directory with a copy of the database from before a job was submitted that reads a file
-/// which had been uploaded before, and the digest of that file.
+/// A state directory with an older copy of the database. The copy was made after a file was
+/// uploaded, and before a job that reads this file was submitted. Also returns the digest of the
+/// file.
 async fn with_an_older_copy(fixture: Fixture) -> (Closed, v1::FileDigest) {
     let digest = fixture.add_input(b"train").await;
-    // Long ago.
+    // The file counts as uploaded long ago.
     fixture.tamper("UPDATE objects SET wanted = 0").await;
     let copy = fixture.dir.path().join("copy");
     fixture.vacuum_into(&copy).await;
@@ -398,7 +400,7 @@ async fn with_an_older_copy(fixture: Fixture) -> (Closed, v1::FileDigest) {
 }
 
 #[tokio::test]
-async fn files_that_a_newer_database_names_have_the_time_of_unknown_files() {
+async fn files_that_only_a_newer_database_names_are_kept_like_unknown_files() {
     let (closed, digest) = with_an_older_copy(Fixture::new().await).await;
     let fixture = closed.open(ForeignObjects::Adopt).await;
     let limits = LimitsConfig::default();
@@ -416,7 +418,7 @@ async fn files_that_a_newer_database_names_have_the_time_of_unknown_files() {
 }
 
 #[tokio::test]
-async fn adopting_starts_the_time_of_unknown_files_anew() {
+async fn adopting_restarts_the_period_of_unknown_files() {
     let fixture = Fixture::new().await;
     let unknown = fixture.add_orphan(7);
     fixture.age_file(&unknown, 1000 * HOUR);
@@ -431,7 +433,7 @@ async fn adopting_starts_the_time_of_unknown_files_anew() {
 }
 
 #[tokio::test]
-async fn adopting_drops_the_checkpoints_that_are_gone() {
+async fn adopting_removes_checkpoints_without_a_file() {
     let fixture = Fixture::new().await;
     fixture.add_running("one").await;
     let (first, _) = fixture.commit(checkpoint("one", 1, 1), b"1").await;
@@ -456,7 +458,7 @@ async fn any_database_is_accepted_without_files() {
 }
 
 #[tokio::test]
-async fn adopted_files_stay_and_their_former_database_is_refused() {
+async fn adopted_files_are_kept_and_their_former_database_is_refused() {
     let (closed, digest) = Closed::with_a_file().await;
     let former = closed.path().join("former");
     let fixture = closed.reopened().await;
@@ -472,11 +474,11 @@ async fn adopted_files_stay_and_their_former_database_is_refused() {
     assert_eq!(missing, std::slice::from_ref(&digest));
     let other = fixture.add_input(b"new").await;
 
-    // The setting is for one start, and does no harm in another.
+    // The setting is meant for one start, and changes nothing in another.
     let fixture = Closed::from(fixture).await.open(ForeignObjects::Refuse).await;
     let fixture = Closed::from(fixture).await.open(ForeignObjects::Adopt).await;
     assert_eq!(fixture.store.object_digest(&other.sha256).await.unwrap(), Some(other));
-    // A file that is uploaded again is known again.
+    // A file that is uploaded again gets a row again.
     assert_eq!(fixture.add_input(b"kept").await, digest);
     let closed = Closed::from(fixture).await;
     closed.replace_database(Some(&former));

@@ -25,7 +25,7 @@ fn files(names: &[&str]) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn a_result_has_the_announced_files_and_the_coordinators() {
+async fn a_result_has_the_announced_files_and_those_of_the_coordinator() {
     let fixture = Fixture::new().await;
     let row = exported(&fixture).await;
     assert_eq!(fixture.store.result_file("one", "a.json").await.unwrap(), None);
@@ -74,7 +74,7 @@ async fn a_result_with_a_file_missing_changes_nothing() {
     let row = exported(&fixture).await;
     let before = (fixture.names(OBJECTS), fixture.names(STAGING));
     let done = JobRow { state: JobState::Succeeded, ..row.clone() };
-    // The one was never uploaded, the other in an earlier generation only.
+    // The first file was never uploaded, the second only in an earlier generation.
     for missing in ["none.json", "old.json"] {
         let wanted = files(&["a.json", missing]);
         let stored =
@@ -84,7 +84,7 @@ async fn a_result_with_a_file_missing_changes_nothing() {
     assert_eq!(fixture.store.load_job("one").await.unwrap(), Some(row));
     assert_eq!((fixture.names(OBJECTS), fixture.names(STAGING)), before);
     assert_eq!(fixture.watch_items_from("one", 1, 9, false, 1).await.unwrap(), [WatchedItem::Event(1)]);
-    // So that it can still succeed.
+    // The job can still succeed.
     let stored = fixture.store.commit_result(&done, &files(&["a.json"]), vec![notice("done")]).await.unwrap();
     assert_eq!(stored.unwrap().len(), 3);
     assert_eq!(fixture.watch_items("one", 99).await.len(), 3 + 3);

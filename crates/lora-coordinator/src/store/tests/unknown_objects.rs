@@ -1,4 +1,4 @@
-//! Files without a row.
+//! Tests of files without a row.
 
 use std::fs::FileTimes;
 use std::time::SystemTime;
@@ -10,7 +10,7 @@ use crate::coordinator::maintain;
 pub(super) const HOUR: Duration = Duration::from_secs(3600);
 
 impl Fixture {
-    /// A file that was moved to its place, but not committed.
+    /// Adds a file that was moved to `objects/`, but whose row was not committed.
     pub(super) fn add_orphan(&self, byte: u8) -> String {
         let path = self.store.object_path(&[byte; 32]).unwrap();
         std::fs::write(&path, "moved, but not committed").unwrap();
@@ -22,14 +22,14 @@ impl Fixture {
         (found, removed)
     }
 
-    /// Lets `age` pass for what earlier searches found.
+    /// Moves the results of earlier searches `age` into the past.
     pub(super) async fn age_searches(&self, age: Duration) {
         let mut writers = self.store.writers().await;
         let query = sqlx::query("UPDATE unknown_objects SET found = found - ?").bind(age.as_nanos() as i64);
         query.execute(&mut writers.lifecycle.connection).await.unwrap();
     }
 
-    /// Lets `age` pass for a file.
+    /// Sets the modification time of a file `age` into the past.
     pub(super) fn age_file(&self, name: &str, age: Duration) {
         let file = File::options().write(true).open(self.dir.path().join(OBJECTS).join(name)).unwrap();
         file.set_times(FileTimes::new().set_modified(SystemTime::now() - age)).unwrap();
@@ -45,7 +45,7 @@ async fn an_unknown_file_is_removed_after_the_grace_period() {
     fixture.age_file(&kept, 1000 * HOUR);
     let mut all = vec![kept.clone(), old.clone(), new.clone()];
     all.sort();
-    // However old a file is, the time counts from when it was found.
+    // The period starts when the file is first found, no matter how old the file is.
     assert_eq!(fixture.search(HOUR).await, (2, 0));
     assert_eq!(fixture.search(HOUR).await, (0, 0));
     let fixture = fixture.reopened().await;
@@ -53,7 +53,7 @@ async fn an_unknown_file_is_removed_after_the_grace_period() {
     assert_eq!(fixture.search(HOUR).await, (0, 0));
     assert_eq!(fixture.names(OBJECTS), all);
     fixture.age_searches(HOUR / 2).await;
-    // The other one was written again meanwhile.
+    // The other file is too new: its own age counts too.
     assert_eq!(fixture.search(HOUR).await, (0, 1));
     let mut left = vec![kept.clone(), new.clone()];
     left.sort();
@@ -61,7 +61,7 @@ async fn an_unknown_file_is_removed_after_the_grace_period() {
     fixture.age_file(&new, HOUR);
     assert_eq!(fixture.search(HOUR).await, (0, 1));
     assert_eq!(fixture.names(OBJECTS), [kept]);
-    // What was removed is forgotten, and found anew if it comes back.
+    // A removed file that comes back counts as newly found.
     fixture.add_orphan(7);
     fixture.age_searches(HOUR).await;
     assert_eq!(fixture.search(HOUR).await, (1, 0));
@@ -80,7 +80,7 @@ async fn a_file_that_is_uploaded_becomes_known() {
     fixture.age_file(&digest.hex(), HOUR);
     assert_eq!(fixture.search(HOUR).await, (0, 0));
     assert_eq!(fixture.names(OBJECTS), [digest.hex()]);
-    // Once its row is gone, so is the file: the database itself knew that nothing names it.
+    // The file is removed with its row: the database shows that nothing names it.
     assert_eq!(fixture.store.collect_garbage(Duration::ZERO).await.unwrap(), 1);
     assert_eq!(fixture.names(OBJECTS), [""; 0]);
 }
@@ -91,7 +91,7 @@ async fn garbage_collection_leaves_unknown_files_and_other_names_alone() {
     let orphan = fixture.add_orphan(7);
     let objects = fixture.dir.path().join(OBJECTS);
     std::fs::create_dir(objects.join("lost+found")).unwrap();
-    // Neither the digits nor the length of an object's name.
+    // Names with other digits, or with another length, than the name of an object.
     let others = ["F".repeat(64), "0".repeat(62), "lost+found".to_owned()];
     for name in &others[..2] {
         std::fs::write(objects.join(name), "").unwrap();
@@ -105,7 +105,7 @@ async fn garbage_collection_leaves_unknown_files_and_other_names_alone() {
 }
 
 #[tokio::test]
-async fn unreferenced_and_unknown_files_have_their_own_time() {
+async fn unreferenced_and_unknown_files_have_separate_periods() {
     for (unreferenced_hours, unknown_object_hours) in [(0.0, 1.0), (1.0, 0.0)] {
         let fixture = Fixture::new().await;
         let unreferenced = fixture.add_input(b"unreferenced").await.hex();
@@ -118,12 +118,12 @@ async fn unreferenced_and_unknown_files_have_their_own_time() {
 }
 
 #[tokio::test]
-async fn an_upload_and_a_search_at_once_never_leave_a_row_without_its_file() {
+async fn a_search_during_an_upload_removes_no_file() {
     let fixture = Fixture::new().await;
     for round in 0..20 {
         let content = format!("round {round}");
         let (digest, staged) = fixture.staged(content.as_bytes()).await;
-        // Whatever the order, what is there before or being uploaded is not removed.
+        // In either order, neither the stored files nor the upload are removed.
         let (committed, searched) = tokio::join!(
             fixture.store.commit_input(&digest, staged),
             fixture.store.remove_unknown_objects(Duration::ZERO)

@@ -1,4 +1,4 @@
-//! A coordinator in this process, and what a client does with it.
+//! A coordinator in this process, and the calls of a client.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ pub(crate) struct Cluster {
     state: TempDir,
 }
 
-/// Settings with which nothing takes long.
+/// Settings with short waits.
 pub(crate) fn fast_config() -> Config {
     let mut config = Config::default();
     config.workers.heartbeat_seconds = 0.1;
@@ -42,7 +42,7 @@ impl Cluster {
         Self::start_in(tempfile::tempdir().unwrap(), config).await
     }
 
-    /// Starts a coordinator on what another one left.
+    /// Starts a coordinator on the state directory of another one.
     pub(crate) async fn start_in(state: TempDir, mut config: Config) -> Self {
         config.state_dir = state.path().to_owned();
         config.grpc.listen = "127.0.0.1:0".into();
@@ -66,12 +66,12 @@ impl Cluster {
         self.end().await;
     }
 
-    /// Ends the coordinator, and gives its state directory.
+    /// Ends the coordinator, and returns its state directory.
     pub(crate) async fn end(self) -> TempDir {
         let Self { handle, channel, serving, state, .. } = self;
         handle.shutdown();
         drop(channel);
-        timeout(WAIT_TIMEOUT, serving).await.expect("it ends").unwrap().unwrap();
+        timeout(WAIT_TIMEOUT, serving).await.expect("the coordinator ends").unwrap().unwrap();
         state
     }
 
@@ -79,7 +79,7 @@ impl Cluster {
         FineTuningClient::new(self.channel.clone())
     }
 
-    /// Brings a file into the store.
+    /// Uploads a file to the store.
     pub(crate) async fn store(&self, name: &str, content: &[u8]) -> v1::StoredFile {
         let digest = DigestBuilder::of_bytes(content);
         let header = v1::UploadHeader { digest: Some(digest.clone()), artifact: None };
@@ -87,7 +87,7 @@ impl Cluster {
         v1::StoredFile { name: name.to_owned(), digest: Some(digest) }
     }
 
-    /// Inputs that no check can look into: the base is on the workers.
+    /// Inputs that the coordinator cannot validate, because only workers can reach the base.
     pub(crate) async fn inputs(&self) -> v1::Inputs {
         v1::Inputs {
             base: Some(v1::Base { source: Some(base::Source::Path("/base".into())) }),
@@ -96,7 +96,7 @@ impl Cluster {
         }
     }
 
-    /// Inputs that can be planned with: the example's base, and four rows.
+    /// Inputs that the coordinator can plan with: the base of the example, and four rows.
     pub(crate) async fn whole_inputs(&self) -> v1::Inputs {
         let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/dates/base");
         let mut files = Vec::new();
@@ -146,31 +146,30 @@ impl Cluster {
         Ok(self.jobs().resume_job(request).await?.into_inner())
     }
 
-    /// Waits until the job is in this state, and gives it.
+    /// Waits until the job is in this state, and returns it.
     pub(crate) async fn until(&self, job_id: &str, state: &str) -> v1::Job {
         self.until_that(job_id, |job| job.state == state).await
     }
 
-    /// Waits until the job is as wanted.
-    pub(crate) async fn until_that(&self, job_id: &str, wanted: impl Fn(&v1::Job) -> bool) -> v1::Job {
+    /// Waits until the job fulfils `condition`, and returns it.
+    pub(crate) async fn until_that(&self, job_id: &str, condition: impl Fn(&v1::Job) -> bool) -> v1::Job {
         let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
         loop {
             let job = self.job(job_id).await;
-            if wanted(&job) {
+            if condition(&job) {
                 return job;
             }
-            assert!(tokio::time::Instant::now() < deadline, "it is still {job:?}");
+            assert!(tokio::time::Instant::now() < deadline, "the job is still {job:?}");
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     }
 
-    /// All events until the job rests.
+    /// All events of a job, until it is paused or has ended.
     pub(crate) async fn events(&self, job_id: &str) -> Vec<job_event::Kind> {
         let request = v1::WatchJobRequest { job_id: job_id.into(), events_only: true, ..Default::default() };
         let mut stream = self.jobs().watch_job(request).await.unwrap().into_inner();
         let mut all = Vec::new();
-        while let Some(item) = timeout(WAIT_TIMEOUT, stream.message()).await.expect("the job rests").unwrap()
-        {
+        while let Some(item) = timeout(WAIT_TIMEOUT, stream.message()).await.expect("the job ends").unwrap() {
             let Some(watch_job_response::Kind::Event(event)) = item.kind else { panic!("{item:?}") };
             assert_eq!(event.number, all.len() as u64 + 1);
             all.push(event.kind.unwrap());
@@ -178,7 +177,7 @@ impl Cluster {
         all
     }
 
-    /// The states a job went through until it rested.
+    /// The states of a job in order, until it was paused or had ended.
     pub(crate) async fn states(&self, job_id: &str) -> Vec<String> {
         let state = |event| match event {
             job_event::Kind::StateChanged(change) => Some(change.state),
@@ -211,7 +210,7 @@ impl Cluster {
         self.upload(assignment, job_artifact::Name::ResultFile(file.into()), content).await.unwrap();
     }
 
-    /// A file of a job's result.
+    /// Downloads a file of a job's result.
     pub(crate) async fn download(&self, job_id: &str, name: &str) -> Vec<u8> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
@@ -222,7 +221,7 @@ impl Cluster {
     }
 }
 
-/// A job of `min` to `max` workers that checks out; its paths lead nowhere.
+/// A valid job for `min` to `max` workers, with paths that do not exist.
 pub(crate) fn job(min: usize, max: usize) -> JobSpec {
     let mut job = JobSpec { name: "dates".into(), ..JobSpec::default() };
     job.model.base = "/base".into();

@@ -1,4 +1,4 @@
-//! A coordinator on a free port, and workers that speak its API without an engine.
+//! A coordinator on a free port, and fake workers that use its API but do not train.
 
 mod cluster;
 mod worker;
@@ -8,5 +8,5 @@ pub(crate) use worker::{FakeWorker, TwoWorkerJob, held, train};
 
 use std::time::Duration;
 
-/// The longest that anything may take.
+/// The time limit of every wait.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,4 +1,4 @@
-//! A worker without an engine.
+//! A worker that does not train.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,14 +14,15 @@ use tonic::{Status, Streaming};
 
 use super::{Cluster, WAIT_TIMEOUT};
 
-/// It says what the test has it say, again with every heartbeat. Its connection breaks when it is dropped.
+/// A worker that reports the status that the test sets, at once and with every heartbeat. Its
+/// connection is closed on drop.
 pub(crate) struct FakeWorker {
     pub(crate) welcome: v1::Welcome,
     outbox: mpsc::Sender<v1::WorkerMessage>,
     inbox: Streaming<v1::CoordinatorMessage>,
     status: Arc<Mutex<v1::WorkerStatus>>,
     heartbeats: JoinHandle<()>,
-    /// The newest directive it has taken.
+    /// The newest directive that was received.
     pub(crate) directive: v1::Directive,
     pub(crate) acked: u64,
 }
@@ -56,7 +57,7 @@ impl FakeWorker {
         Self::greet(cluster, hello).await
     }
 
-    /// One that a job may take so many bytes of, of its machine's memory.
+    /// Connects a CPU worker that advertises this much memory, in bytes.
     pub(crate) async fn connect_with_memory(cluster: &Cluster, name: &str, memory: u64) -> Self {
         let hello = v1::Hello {
             name: name.into(),
@@ -77,9 +78,9 @@ impl FakeWorker {
         outbox.send(v1::WorkerMessage { kind: Some(hello) }).await.unwrap();
         let mut client = WorkerControlClient::new(cluster.channel.clone());
         let mut inbox = client.connect(ReceiverStream::new(messages)).await?.into_inner();
-        let first = timeout(WAIT_TIMEOUT, inbox.message()).await.expect("a welcome comes")?;
+        let first = timeout(WAIT_TIMEOUT, inbox.message()).await.expect("a welcome arrives")?;
         let Some(coordinator_message::Kind::Welcome(welcome)) = first.and_then(|m| m.kind) else {
-            panic!("the first message is no welcome")
+            panic!("the first message is not a welcome")
         };
         let status = Arc::new(Mutex::new(status));
         let heartbeats = tokio::spawn({
@@ -98,17 +99,18 @@ impl FakeWorker {
         Ok(Self { welcome, outbox, inbox, status, heartbeats, directive, acked: 0 })
     }
 
-    /// Ends it without a word; gives the status it had.
+    /// Closes the connection without a message, and returns the last status.
     pub(crate) fn disconnect(self) -> v1::WorkerStatus {
         self.status.lock().unwrap().clone()
     }
 
-    /// Waits for the next directive and takes account of it.
+    /// Waits for the next directive, and returns it. The next status will acknowledge the
+    /// directive.
     pub(crate) async fn next(&mut self) -> v1::Directive {
         loop {
             let message =
-                timeout(WAIT_TIMEOUT, self.inbox.message()).await.expect("a message comes").unwrap();
-            match message.expect("the stream goes on").kind.unwrap() {
+                timeout(WAIT_TIMEOUT, self.inbox.message()).await.expect("a message arrives").unwrap();
+            match message.expect("the stream is open").kind.unwrap() {
                 coordinator_message::Kind::Directive(directive) => {
                     self.directive = *directive;
                     return self.directive.clone();
@@ -119,7 +121,7 @@ impl FakeWorker {
         }
     }
 
-    /// Waits for a directive with this goal, and gives its assignment.
+    /// Waits for a directive with this goal, and returns its assignment.
     pub(crate) async fn goal(&mut self, goal: Goal) -> v1::Assignment {
         loop {
             let directive = self.next().await;
@@ -131,7 +133,7 @@ impl FakeWorker {
         }
     }
 
-    /// Waits to be told to let go, and does.
+    /// Waits for a directive without an assignment, and reports that the worker has no job.
     pub(crate) async fn release(&mut self) {
         while self.next().await.assignment.is_some() {}
         self.say(None).await;
@@ -141,8 +143,8 @@ impl FakeWorker {
     pub(crate) async fn until_acked(&mut self, step: u64) {
         while self.acked < step {
             let message =
-                timeout(WAIT_TIMEOUT, self.inbox.message()).await.expect("a message comes").unwrap();
-            match message.expect("the stream goes on").kind.unwrap() {
+                timeout(WAIT_TIMEOUT, self.inbox.message()).await.expect("a message arrives").unwrap();
+            match message.expect("the stream is open").kind.unwrap() {
                 coordinator_message::Kind::StepsAck(ack) => self.acked = self.acked.max(ack.step),
                 coordinator_message::Kind::Directive(directive) => self.directive = *directive,
                 coordinator_message::Kind::Welcome(_) => panic!("a second welcome"),
@@ -150,7 +152,7 @@ impl FakeWorker {
         }
     }
 
-    /// Says what it holds.
+    /// Reports `job` as the worker's job.
     pub(crate) async fn say(&self, job: Option<v1::HeldJob>) {
         let status = {
             let mut status = self.status.lock().unwrap();
@@ -162,7 +164,7 @@ impl FakeWorker {
         self.outbox.send(v1::WorkerMessage { kind }).await.unwrap();
     }
 
-    /// Says that it is in this phase of the job it was assigned, after `steps`.
+    /// Reports this phase of the assigned job, after `steps`.
     pub(crate) async fn phase(&self, assignment: &v1::Assignment, phase: Phase, steps: u64) {
         self.say(Some(held(assignment, phase, steps))).await;
     }
@@ -216,7 +218,7 @@ impl FakeWorker {
         self.outbox.send(v1::WorkerMessage { kind }).await.unwrap();
     }
 
-    /// Takes the place it is given, and gets ready, after `steps`; gives the assignment.
+    /// Waits for an assignment, reports it as prepared after `steps`, and returns it.
     pub(crate) async fn prepare(&mut self, steps: u64) -> v1::Assignment {
         let assignment = self.goal(Goal::Prepare).await;
         self.phase(&assignment, Phase::Prepared, steps).await;
@@ -237,7 +239,7 @@ pub(crate) fn held(assignment: &v1::Assignment, phase: Phase, steps: u64) -> v1:
     }
 }
 
-/// Brings the workers of a job to where they train.
+/// Brings the workers of a job to the phase `Training`. Returns their assignments, by rank.
 pub(crate) async fn train(workers: &mut [&mut FakeWorker], steps: u64) -> Vec<v1::Assignment> {
     let mut assignments = Vec::new();
     for worker in workers.iter_mut() {
@@ -250,17 +252,17 @@ pub(crate) async fn train(workers: &mut [&mut FakeWorker], steps: u64) -> Vec<v1
     assignments
 }
 
-/// A job in training on two workers.
+/// A job that trains on two workers.
 pub(crate) struct TwoWorkerJob {
     pub(crate) job_id: String,
     pub(crate) w0: FakeWorker,
     pub(crate) w1: FakeWorker,
-    /// By rank.
+    /// The assignments, by rank.
     pub(crate) a: Vec<v1::Assignment>,
 }
 
 impl TwoWorkerJob {
-    /// Both workers are there before the job may start, so that it takes both.
+    /// Starts the job after both workers have connected, so that it gets both.
     pub(crate) async fn training(cluster: &Cluster, job: &JobSpec) -> Self {
         let job_id = cluster.submit(job).await;
         cluster.pause(&job_id).await.unwrap();

@@ -1,4 +1,4 @@
-//! A coordinator's store with faults.
+//! A fake coordinator's store that can simulate faults.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -13,20 +13,20 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Server};
 use tonic::{Request, Response, Status, Streaming};
 
-/// What the store has, and what was asked of it.
+/// The files of the store, and the downloads so far.
 #[derive(Clone)]
 pub(super) struct FakeArtifacts(Arc<FakeState>);
 
 struct FakeState {
-    /// Content by the SHA-256 it is given out for.
+    /// The content that is sent, by the SHA-256 that is requested.
     files: Mutex<HashMap<Vec<u8>, Vec<u8>>>,
     /// Offsets of the downloads so far.
     offsets: Mutex<Vec<u64>>,
-    /// The next download breaks after so many bytes.
+    /// The next download breaks after this number of bytes.
     break_after: Mutex<Option<usize>>,
-    /// The trailer belongs to the content asked for, whatever was sent.
+    /// Whether the trailer has the requested SHA-256, whatever content was sent.
     corrupts: Mutex<bool>,
-    /// Every chunk but a download's first takes one.
+    /// Every chunk of a download except the first takes a permit.
     chunks: Semaphore,
 }
 
@@ -51,7 +51,7 @@ impl FakeArtifacts {
         self.add_as(content, content);
     }
 
-    /// Gives out `content` to who asks for `asked`.
+    /// Sends `content` to clients that request the SHA-256 of `asked`.
     pub(super) fn add_as(&self, asked: &[u8], content: &[u8]) {
         self.0.files.lock().unwrap().insert(DigestBuilder::of_bytes(asked).sha256, content.to_vec());
     }
@@ -64,7 +64,7 @@ impl FakeArtifacts {
         *self.0.corrupts.lock().unwrap() = true;
     }
 
-    /// Downloads stand still after their first chunk.
+    /// Stops downloads after their first chunk.
     pub(super) fn stand_still(&self) {
         self.0.chunks.forget_permits(Semaphore::MAX_PERMITS);
     }
@@ -97,7 +97,7 @@ impl FakeArtifacts {
             Some(_) => Err(Status::unavailable("the connection broke")),
             None => answer(download_response::Kind::Trailer(trailer)),
         };
-        // A client that has gone does not hear it.
+        // The client may have disconnected.
         let _ = to.send(last).await;
     }
 }
@@ -112,14 +112,14 @@ impl Artifacts for FakeArtifacts {
         &self,
         _: Request<v1::FindMissingRequest>,
     ) -> Result<Response<v1::FindMissingResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+        Err(Status::unimplemented("this service only downloads"))
     }
 
     async fn upload(
         &self,
         _: Request<Streaming<v1::UploadRequest>>,
     ) -> Result<Response<v1::UploadResponse>, Status> {
-        Err(Status::unimplemented("not here"))
+        Err(Status::unimplemented("this service only downloads"))
     }
 
     async fn download(
@@ -128,12 +128,12 @@ impl Artifacts for FakeArtifacts {
     ) -> Result<Response<Self::DownloadStream>, Status> {
         let v1::DownloadRequest { source, offset } = request.into_inner();
         let Some(download_request::Source::Sha256(sha256)) = source else {
-            return Err(Status::invalid_argument("not by hash"));
+            return Err(Status::invalid_argument("a download must be by hash"));
         };
         let content = self.0.files.lock().unwrap().get(&sha256).cloned();
         let content = content.ok_or_else(|| Status::not_found("no such file"))?;
         if offset > content.len() as u64 {
-            return Err(Status::out_of_range("longer than the file"));
+            return Err(Status::out_of_range("the offset is after the end of the file"));
         }
         self.0.offsets.lock().unwrap().push(offset);
         let (to, answers) = mpsc::channel(1);

@@ -1,4 +1,4 @@
-//! Bases in object stores: a stand-in for S3.
+//! Bases in object stores, with a fake S3.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,11 +18,11 @@ const SECRET: &str = "VerySecretAccessKey";
 
 type Objects = Arc<Mutex<BTreeMap<String, Vec<u8>>>>;
 
-/// The bucket `models`.
+/// An S3 with the bucket `models`.
 struct FakeS3 {
     server: HttpServer,
     objects: Objects,
-    /// The next object breaks after so many bytes; 0: none.
+    /// The next object breaks after this number of bytes. 0: it does not break.
     cut: Arc<AtomicUsize>,
 }
 
@@ -49,7 +49,7 @@ impl FakeS3 {
         InputFetcher::with(dir, LARGE_CACHE, Vec::new(), Hub::new(None, None), settings).unwrap()
     }
 
-    /// Paths of the objects that were asked for since the last call; the listing is `list`.
+    /// The paths of the requested objects since the last call. A listing is `list`.
     fn requests(&self) -> Vec<String> {
         let requests = self.server.take_requests().into_iter();
         requests
@@ -158,11 +158,11 @@ async fn a_partial_file_is_resumed() {
     let objects: [(&str, &[u8]); 2] = [("x/config.json", b"{}"), ("x/model.safetensors", &weights)];
     let (dir, fake) = (temp(), FakeS3::serve(&objects).await);
     let cache = fake.cache(dir.path());
-    // A connection that breaks is mended by the library itself.
+    // The object store library itself resumes after a broken connection.
     fake.cut.store(1, Ordering::Relaxed);
     let got = fetch(&cache, "s3://models/x").await.unwrap();
     assert_eq!(fs::read(got.base.join("model.safetensors")).unwrap(), weights);
-    // What an earlier process left is not fetched again.
+    // The bytes that an earlier process fetched are not fetched again.
     let object = fs::read_dir(dir.path().join("objects"))
         .unwrap()
         .map(|entry| entry.unwrap())
@@ -183,16 +183,17 @@ async fn a_partial_file_is_resumed() {
 }
 
 #[tokio::test]
-async fn errors_of_an_object_store_contain_no_secret() {
+async fn errors_of_an_object_store_contain_no_secrets() {
     let (dir, fake) = (temp(), FakeS3::serve(&TINY).await);
     let cache = fake.cache(dir.path());
     for (url, expected) in [
-        ("s3://models/nowhere", "holds no files"),
-        ("s3://broken/x", "the store answers 400 (AuthorizationHeaderMalformed)"),
+        ("s3://models/nowhere", "contains no files"),
+        ("s3://broken/x", "the store returned 400 (AuthorizationHeaderMalformed)"),
         ("s3://models/team/tiny/old", "has no config.json"),
         (
             "s3://private/x",
-            "the store refuses access (AccessDenied): check the worker's AWS_*, GOOGLE_* or AZURE_* environment variables",
+            "the store refuses access (AccessDenied): check the worker's AWS_*, GOOGLE_* or AZURE_* \
+             environment variables",
         ),
     ] {
         let error = refusal(fetch(&cache, url).await);
@@ -208,25 +209,26 @@ async fn errors_of_an_object_store_contain_no_secret() {
 async fn unsupported_urls_are_rejected() {
     let (dir, fake) = (temp(), FakeS3::serve(&[]).await);
     let cache = fake.cache(dir.path());
-    let supported = "supported: hf://org/name[@revision], s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, or an \
-                     absolute path under the worker's model_roots";
-    let secret = "a URL with a user, a password or a query is not taken: credentials come from the workers' environment";
+    let supported = "supported: hf://org/name[@revision], s3://bucket/prefix, gs://bucket/prefix, \
+                     az://container/prefix, or an absolute path under the worker's model_roots";
+    let secret = "a URL with a user, a password or a query is not accepted; credentials come from the \
+                  workers' environment";
     for (url, expected) in [
         ("ftp://host/x", format!("ftp:// is not supported; {supported}")),
         ("http://host/x", format!("http:// is not supported; {supported}")),
         ("memory:///x", format!("memory:// is not supported; {supported}")),
-        ("s3:///x", "s3:///x names no bucket".to_owned()),
-        ("file:///models/x", "file:///models/x is not taken: give the path itself, /models/x".to_owned()),
-        ("hf://tiny", "an hf:// URL is of the form hf://org/name[@revision]".to_owned()),
-        ("hf://me:hunter2@acme/tiny", "an hf:// URL is of the form hf://org/name[@revision]".to_owned()),
+        ("s3:///x", "s3:///x has no bucket".to_owned()),
+        ("file:///models/x", "file:///models/x is not accepted; use the path itself, /models/x".to_owned()),
+        ("hf://tiny", "an hf:// URL must have the form hf://org/name[@revision]".to_owned()),
+        ("hf://me:hunter2@acme/tiny", "an hf:// URL must have the form hf://org/name[@revision]".to_owned()),
         ("s3://me:hunter2@bucket/x", secret.to_owned()),
         ("s3://me@bucket/x", secret.to_owned()),
         ("https://bucket.s3.here.amazonaws.com/x?X-Amz-Signature=hunter2", secret.to_owned()),
-        ("no url", format!("is no URL: relative URL without a base; {supported}")),
+        ("no url", format!("is not a URL: relative URL without a base; {supported}")),
         (
             "https://host/x",
-            "https://host/x: the files of an https:// server cannot be listed, except S3's and Azure's; upload the base, \
-             or use hf:// or s3://"
+            "https://host/x: the files of an https:// server cannot be listed, except S3's and Azure's; \
+             upload the base, or use hf:// or s3://"
                 .to_owned(),
         ),
     ] {

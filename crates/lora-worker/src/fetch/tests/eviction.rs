@@ -1,4 +1,4 @@
-//! What goes when the cache is full.
+//! Eviction from a full cache.
 
 use std::fs;
 use std::path::Path;
@@ -18,7 +18,7 @@ async fn fetch(cache: &InputFetcher, letter: char, channel: &Channel) -> LocalIn
     cache.inputs(&inputs(BASE, &rows(letter)), channel.clone()).await.unwrap()
 }
 
-/// Makes the set that holds `file` one that was used so many seconds ago.
+/// Sets the last use of the set that contains `file` to so many seconds ago.
 fn age(file: &Path, seconds: u64) {
     let then = SystemTime::now() - Duration::from_secs(seconds);
     for path in [file, file.parent().unwrap()] {
@@ -54,7 +54,7 @@ async fn locked_sets_are_not_evicted() {
     let (one, two) = (cache(dir.path(), 4 + 100), cache(dir.path(), 4 + 100));
     let a = fetch(&one, 'a', &channel).await;
     let b = fetch(&two, 'b', &channel).await;
-    assert!(a.train.exists() && b.train.exists(), "more than the limit, and all of it in use");
+    assert!(a.train.exists() && b.train.exists(), "the cache exceeds its limit, but everything is in use");
     let path = a.train.clone();
     drop(a);
     let c = fetch(&two, 'c', &channel).await;
@@ -71,7 +71,7 @@ async fn a_job_larger_than_the_cache_is_served() {
     assert_eq!(fs::read(&a.train).unwrap(), rows('a'));
     drop(a);
     drop(super::cache(dir.path(), 10));
-    assert!(tree(dir.path()).is_empty(), "nobody uses it any more");
+    assert!(tree(dir.path()).is_empty(), "nothing is in use any more");
 }
 
 #[tokio::test]

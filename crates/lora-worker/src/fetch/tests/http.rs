@@ -8,13 +8,13 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 
-/// A request without body.
+/// A request without a body.
 #[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) method: String,
     /// Path and query.
     pub(super) target: String,
-    /// By name in lower case.
+    /// Values by name, with names in lower case.
     pub(super) headers: HashMap<String, String>,
 }
 
@@ -23,11 +23,11 @@ pub(super) struct FakeResponse {
     pub(super) status: u16,
     pub(super) headers: Vec<(&'static str, String)>,
     pub(super) body: Vec<u8>,
-    /// The connection ends after so many bytes of the body.
+    /// The connection ends after this number of bytes of the body.
     pub(super) cut: Option<usize>,
 }
 
-/// Serves on a free port of loopback until it is dropped.
+/// Serves on a free port of the loopback interface until it is dropped.
 pub(super) struct HttpServer {
     /// `http://host:port`
     pub(super) url: String,
@@ -48,7 +48,7 @@ impl HttpServer {
                     let mut stream = BufReader::new(stream);
                     if let Ok(request) = read(&mut stream).await {
                         seen.lock().unwrap().push(request.clone());
-                        // The client may have gone.
+                        // The client may have disconnected.
                         let _ = write(&mut stream, &request, handler(&request)).await;
                     }
                 });
@@ -57,7 +57,7 @@ impl HttpServer {
         Self { url, requests, task }
     }
 
-    /// Method and target of the requests since the last call.
+    /// Returns the requests since the last call.
     pub(super) fn take_requests(&self) -> Vec<Request> {
         std::mem::take(&mut *self.requests.lock().unwrap())
     }
@@ -74,7 +74,7 @@ impl FakeResponse {
         Self { status, body: body.into(), ..Self::default() }
     }
 
-    /// A file, or the range of it that `request` asks for.
+    /// A response with a file, or with the range of it that `request` asks for.
     pub(super) fn file(request: &Request, content: &[u8]) -> Self {
         let range = request.headers.get("range").and_then(|range| range.strip_prefix("bytes="));
         let Some((first, _)) = range.and_then(|range| range.split_once('-')) else {

@@ -1,4 +1,4 @@
-//! Bases of the hub: a stand-in for the hub, and one for the host that serves large files.
+//! Bases of the hub, with a fake hub and a fake host that serves large files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,13 +22,13 @@ const TOKEN: &str = "hf_very_secret";
 type Files = BTreeMap<String, Vec<u8>>;
 type FileList<'a> = &'a [(&'a str, &'a [u8])];
 
-/// The repository `acme/tiny`; its weights are served by another host.
+/// A hub with the repository `acme/tiny`, whose weights another host serves.
 struct FakeHub {
     hub: HttpServer,
     large: HttpServer,
-    /// The next large file breaks after so many bytes; 0: none.
+    /// The next large file breaks after this number of bytes. 0: it does not break.
     cut: Arc<AtomicUsize>,
-    /// What `main` is.
+    /// The commit of the revision `main`.
     main: Arc<Mutex<&'static str>>,
 }
 
@@ -58,7 +58,7 @@ impl FakeHub {
         InputFetcher::with(dir, LARGE_CACHE, Vec::new(), hub, Vec::new()).unwrap()
     }
 
-    /// Targets of the hub's and the other host's requests since the last call.
+    /// The requests to the hub and to the other host since the last call.
     fn requests(&self) -> (Vec<String>, Vec<String>) {
         let lines = |requests: Vec<Request>| {
             requests.into_iter().map(|request| format!("{} {}", request.method, request.target)).collect()
@@ -92,7 +92,7 @@ fn answer(request: &Request, files: &Files, large: &str, main: &str) -> FakeResp
             .with("location", format!("{large}/{name}?signature=secret"))
             .with("x-linked-size", content.len().to_string())
             .with("x-linked-etag", format!("\"{}\"", DigestBuilder::of_bytes(content).hex())),
-        // As for a repository that was renamed.
+        // The hub answers in this way for a repository that was renamed.
         Some(_) if !request.target.starts_with("/moved") => {
             FakeResponse::new(307, "").with("location", format!("/moved{target}"))
         }
@@ -139,10 +139,10 @@ async fn a_repository_is_fetched_by_its_commit() {
     assert_eq!(fs::read(got.base.join(files[0])).unwrap(), b"{{ tools }}");
     let large = fake.large.take_requests();
     assert_eq!(large.len(), 1);
-    assert!(!large[0].headers.contains_key("authorization"), "the token is for the hub only");
+    assert!(!large[0].headers.contains_key("authorization"), "only the hub gets the token");
     fake.requests();
 
-    // Nothing has changed: only the revision is looked up, and a commit not even that.
+    // Nothing has changed: a revision needs one request, a commit none.
     let again = fetch(&cache, "hf://acme/tiny@refs/pr/1").await.unwrap();
     assert_eq!(again.base, got.base);
     assert_eq!(
@@ -193,14 +193,16 @@ async fn an_interrupted_download_resumes_and_corruption_is_detected() {
     fs::create_dir_all(&part).unwrap();
     fs::write(part.join("content"), "heights,").unwrap();
     let error = refusal(fetch(&cache, "hf://acme/tiny").await);
-    assert!(error.is_transient() && error.to_string().ends_with("it arrived damaged; try again"), "{error}");
+    assert!(error.is_transient(), "{error}");
+    assert!(error.to_string().ends_with("the received file is corrupt; try again"), "{error}");
     let got = fetch(&cache, "hf://acme/tiny").await.unwrap();
     assert_eq!(fs::read(got.base.join("model.safetensors")).unwrap(), TINY[5].1);
 }
 
 #[tokio::test]
 async fn the_index_selects_the_shards() {
-    let index = br#"{"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors", "c": "part-1.safetensors"}}"#;
+    let index = br#"{"weight_map":
+        {"a": "part-1.safetensors", "b": "part-2.safetensors", "c": "part-1.safetensors"}}"#;
     let files: [(&str, &[u8]); 5] = [
         ("config.json", b"{}"),
         ("model.safetensors.index.json", index),
@@ -223,11 +225,12 @@ async fn an_unsupported_repository_is_rejected_before_the_weights_are_fetched() 
         (&[("model.safetensors", b"x")], "has no config.json"),
         (
             &[("config.json", b"{}"), ("tiny.gguf", b"x")],
-            "has neither model.safetensors nor model.safetensors.index.json; weights in other formats are not read",
+            "has neither model.safetensors nor model.safetensors.index.json; weights in other formats are \
+             not read",
         ),
         (
             &[("config.json", b"{}"), ("model.safetensors.index.json", evil)],
-            "model.safetensors.index.json names \"../../evil\", which is no file beside it",
+            "model.safetensors.index.json names \"../../evil\", which is not a file in the same directory",
         ),
         (
             &[("config.json", b"{}"), ("model.safetensors.index.json", b"[")],
@@ -257,8 +260,8 @@ async fn errors_of_the_hub_do_not_contain_the_token() {
         let cache = InputFetcher::with(dir.path(), LARGE_CACHE, Vec::new(), hub, Vec::new()).unwrap();
         let error = refusal(fetch(&cache, "hf://acme/tiny").await);
         assert!(!error.is_transient());
-        let expected = "model.base: hf://acme/tiny@main: the hub answers 401 Unauthorized: it does not exist, is private or \
-                        gated; this worker has ";
+        let expected = "model.base: hf://acme/tiny@main: the hub returned 401 Unauthorized: it does not \
+                        exist, is private or gated; this worker has ";
         assert_eq!(error.to_string(), format!("{expected}{has}"));
     }
     let broken = HttpServer::serve(|_| FakeResponse::new(503, "")).await;

@@ -1,4 +1,4 @@
-//! Bases by path.
+//! Bases that are named by path.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -37,7 +37,7 @@ impl RootsFixture {
         let inputs = inputs_with(v1::base::Source::Path(path.to_owned()), b"rows");
         let error = refusal(self.cache.inputs(&inputs, self.channel.clone()).await);
         assert!(!error.is_transient());
-        assert!(self.store.offsets().is_empty(), "refused before anything was fetched");
+        assert!(self.store.offsets().is_empty(), "the path is refused before anything is fetched");
         error.to_string()
     }
 }
@@ -55,25 +55,30 @@ async fn base_paths_must_be_under_a_model_root() {
     symlink(dir.join("models"), dir.join("link")).unwrap();
     let path = |name: &str| dir.join(name).display().to_string();
     let models = dir.join("models");
-    let roots = format!("this worker's model_roots ({}); use one there, or a URL", models.display());
+    let roots = format!(
+        "this worker's model_roots ({}); it must be a directory under one of them, or a URL",
+        models.display()
+    );
 
-    let place = RootsFixture::with_roots(&dir, &[&models]).await;
+    let fixture = RootsFixture::with_roots(&dir, &[&models]).await;
     for name in ["models-private/x", "elsewhere", "models/escape", "models/../elsewhere", "models/tiny/../.."]
     {
         let expected = format!("model.base: {} is not under {roots}", path(name));
-        assert_eq!(place.refused(&path(name)).await, expected);
+        assert_eq!(fixture.refused(&path(name)).await, expected);
     }
     let missing = path("models/missing");
-    assert_eq!(place.refused(&missing).await, format!("model.base: {missing} is no directory under {roots}"));
+    let expected = format!("model.base: {missing} is not a directory under {roots}");
+    assert_eq!(fixture.refused(&missing).await, expected);
     let outside = path("elsewhere/missing");
-    assert_eq!(place.refused(&outside).await, format!("model.base: {outside} is no directory under {roots}"));
-    assert_eq!(place.refused("models/tiny").await, "model.base: models/tiny is no absolute path");
+    let expected = format!("model.base: {outside} is not a directory under {roots}");
+    assert_eq!(fixture.refused(&outside).await, expected);
+    assert_eq!(fixture.refused("models/tiny").await, "model.base: models/tiny is not an absolute path");
     let file = path("models/file");
-    assert_eq!(place.refused(&file).await, format!("model.base: {file} is no directory"));
+    assert_eq!(fixture.refused(&file).await, format!("model.base: {file} is not a directory"));
     for name in ["models/tiny", "models/alias", "link/tiny", "elsewhere/../models/tiny"] {
-        assert_eq!(place.base(&path(name)).await.unwrap(), models.join("tiny"));
+        assert_eq!(fixture.base(&path(name)).await.unwrap(), models.join("tiny"));
     }
-    assert_eq!(place.base(&path("models")).await.unwrap(), models);
+    assert_eq!(fixture.base(&path("models")).await.unwrap(), models);
 
     let linked = RootsFixture::with_roots(&dir, &[&dir.join("missing"), &dir.join("link")]).await;
     assert_eq!(linked.base(&path("models/tiny")).await.unwrap(), models.join("tiny"));
@@ -81,13 +86,13 @@ async fn base_paths_must_be_under_a_model_root() {
     assert_eq!(everything.base(&path("models/escape")).await.unwrap(), dir.join("elsewhere"));
     let nothing = RootsFixture::with_roots(&dir, &[]).await;
     let refused = nothing.refused(&path("models/tiny")).await;
-    assert!(refused.contains("model_roots (there are none)"), "{refused}");
+    assert!(refused.contains("model_roots (none are set)"), "{refused}");
 }
 
 #[test]
-fn roots_are_absolute() {
+fn model_roots_must_be_absolute() {
     let dir = temp();
     let cache =
         InputFetcher::with(dir.path(), LARGE_CACHE, vec!["models".into()], Hub::new(None, None), Vec::new());
-    assert_eq!(cache.err().unwrap().to_string(), "model_roots: models is no absolute path");
+    assert_eq!(cache.err().unwrap().to_string(), "model_roots: models is not an absolute path");
 }

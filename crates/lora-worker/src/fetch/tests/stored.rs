@@ -52,7 +52,7 @@ async fn inputs_keep_their_names_and_are_fetched_once() {
 }
 
 #[tokio::test]
-async fn a_broken_download_goes_on_where_it_ended() {
+async fn a_broken_download_is_resumed() {
     let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
     let rows = pattern(3_000_000);
     store.add(b"base");
@@ -81,7 +81,7 @@ async fn a_cancelled_fetch_is_resumed() {
     let part = dir.path().join("partial").join(DigestBuilder::of_bytes(&rows).hex()).join("content");
     let fetch = cache.inputs(&requested, channel.clone());
     tokio::select! {
-        _ = fetch => panic!("it stands still"),
+        _ = fetch => panic!("the download must not finish"),
         () = until(|| fs::metadata(&part).is_ok_and(|meta| meta.len() == 1 << 18)) => {}
     }
     store.go_on();
@@ -119,11 +119,11 @@ async fn corrupt_content_is_rejected() {
     store.add(b"base");
     store.add_as(b"rows", b"swor");
     let (cache, requested) = (cache(dir.path(), LARGE_CACHE), inputs(b"base", b"rows"));
-    // Another file whole, and then one that claims to be the right one.
+    // First another file, and then another file that claims to be the right one.
     for _ in 0..2 {
         let error = refusal(cache.inputs(&requested, channel.clone()).await);
         assert!(error.is_transient());
-        assert_eq!(error.to_string(), "train.jsonl: it arrived damaged; try again");
+        assert_eq!(error.to_string(), "train.jsonl: the received file is corrupt; try again");
         assert!(!tree(dir.path()).iter().any(|path| path.ends_with("train.jsonl")));
         store.corrupt_downloads();
     }
@@ -159,26 +159,29 @@ async fn names_that_could_leave_the_cache_are_refused() {
         let mut requested = inputs(b"rows", b"rows");
         requested.train = Some(stored_file(name, b"rows"));
         let error = refusal(cache.inputs(&requested, channel.clone()).await).to_string();
-        assert!(error.starts_with("data.train: ") && error.contains("is no name for a file"), "{error}");
+        assert!(error.starts_with("data.train: ") && error.contains("is not a file name"), "{error}");
         assert!(error.lines().count() == 1 && error.len() < 300, "{error}");
     }
     let mut requested = inputs(b"rows", b"rows");
     requested.init_from = vec![stored_file("a", b"rows"), stored_file("a", b"rows")];
     let error = refusal(cache.inputs(&requested, channel.clone()).await);
-    assert_eq!(error.to_string(), "adapter.init_from: file a is there twice");
+    assert_eq!(error.to_string(), "adapter.init_from: file a is listed twice");
     assert!(!error.is_transient());
     for sha256 in [vec![], vec![0; 31], b"../../../../../../../etc/xxxxxxxx".to_vec()] {
         requested = inputs(b"rows", b"rows");
         requested.train.as_mut().unwrap().digest.as_mut().unwrap().sha256 = sha256;
         let error = refusal(cache.inputs(&requested, channel.clone()).await).to_string();
-        assert_eq!(error, "data.train: file train.jsonl comes without its SHA-256");
+        assert_eq!(error, "data.train: file train.jsonl has no SHA-256");
     }
     for (requested, expected) in [
         (
             v1::Inputs { train: None, ..inputs(b"rows", b"rows") },
-            "data.train: is missing in the job's inputs",
+            "data.train: is missing from the job's inputs",
         ),
-        (v1::Inputs { base: None, ..inputs(b"rows", b"rows") }, "model.base: is missing in the job's inputs"),
+        (
+            v1::Inputs { base: None, ..inputs(b"rows", b"rows") },
+            "model.base: is missing from the job's inputs",
+        ),
     ] {
         assert_eq!(refusal(cache.inputs(&requested, channel.clone()).await).to_string(), expected);
     }
@@ -192,9 +195,9 @@ async fn a_missing_file_is_a_permanent_error() {
     let error = refusal(cache(dir.path(), LARGE_CACHE).inputs(&inputs(b"base", b"rows"), channel).await);
     assert_eq!(error.to_string(), "config.json: no such file");
     assert!(!error.is_transient());
-    let nobody =
+    let unreachable =
         cache(dir.path(), LARGE_CACHE).inputs(&inputs(b"base", b"rows"), super::unreachable_channel()).await;
-    assert!(refusal(nobody).is_transient());
+    assert!(refusal(unreachable).is_transient());
 }
 
 #[tokio::test]
