@@ -181,7 +181,7 @@ impl Service {
             return Ok(());
         }
         let members = job.members(&self.workers);
-        // A connected member without the run of this generation has restarted.
+        // A connected member that does not report this generation has lost its run.
         let is_gone =
             |member: &MemberState| matches!(member, MemberState::Lost | MemberState::OtherGeneration(_));
         let timed_out = self.timed_out_ranks(job, &members);
@@ -359,7 +359,8 @@ impl Service {
     }
 
     /// Records that the group broke, and that a new one must be formed of the members that are
-    /// alive and can reach each other. `timed_out` are the ranks that exceeded a time limit.
+    /// alive and can reach each other. `timed_out` are the ranks that exceeded a time limit. The
+    /// scheduler forms the new group (`Service::place` in `scheduler/apply.rs`).
     fn break_group(&self, job: &mut Job, timed_out: &[usize]) {
         let members = job.members(&self.workers);
         let ranks = |list: &[u32]| list.iter().map(|rank| *rank as usize).collect::<Vec<_>>();

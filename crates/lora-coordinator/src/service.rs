@@ -1,9 +1,8 @@
 //! The service: the single task that owns every worker and every job that is neither paused nor
 //! ended, and makes all changes to them.
 //!
-//! Every decision is committed to the store before it is sent. The service keeps no decision in
-//! memory only: after a restart, the rows of the store and the statuses of the workers are
-//! complete.
+//! Every decision is committed to the store before it is sent, and no decision is in memory only:
+//! after a restart, the rows of the store and the statuses of the workers are enough to continue.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

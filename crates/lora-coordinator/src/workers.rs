@@ -77,6 +77,7 @@ impl Worker {
     fn message(&self) -> v1::Worker {
         let held = self.held();
         let state = match held {
+            // For users a disconnected worker is lost. Its job counts it as lost after a lease.
             _ if !self.is_connected() => "lost".to_owned(),
             _ if self.status.draining => "draining".to_owned(),
             Some(held) => phase_name(held.phase()),

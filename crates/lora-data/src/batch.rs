@@ -10,8 +10,9 @@ pub(crate) const PAD_MULTIPLE: usize = 16;
 pub struct MicroBatchRows {
     /// Dataset indices, shortest row first.
     pub rows: Vec<usize>,
-    /// Positions of a padded row: the number of inputs of the longest row, rounded up to 16. A row
-    /// has one input less than tokens, because its last token is only a target.
+    /// Positions of a padded row: the number of inputs of the longest row, rounded up to a
+    /// multiple of 16. A row has one input less than tokens, because its last token is only a
+    /// target.
     pub padded_len: usize,
 }
 
@@ -29,7 +30,7 @@ pub struct MicroBatch {
     pub tokens: Vec<u32>,
     /// The token after each input.
     pub targets: Vec<u32>,
-    /// 1 if the target is trained, 0 otherwise.
+    /// The loss mask: 1 if the target is trained, 0 otherwise.
     pub weights: Vec<f32>,
 }
 

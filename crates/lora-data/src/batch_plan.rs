@@ -10,7 +10,8 @@ use sha2::{Digest, Sha256};
 use crate::batch::into_micro_batches;
 use crate::{Dataset, MicroBatchRows};
 
-/// The rows of each step: a pure function of (dataset hash, seed, epoch, step) and the batch sizes.
+/// The rows of each step: a pure function of the dataset (hash and row lengths), the seed, the
+/// epoch, the step, `shuffle` and the batch sizes.
 ///
 /// The order of an epoch is a Fisher-Yates shuffle of the row indices (Knuth's Algorithm P, from
 /// the last index down), or the order of the file if `shuffle` is off. The random words are the
@@ -21,7 +22,7 @@ use crate::{Dataset, MicroBatchRows};
 ///
 /// A step takes the next `global_batch_size` rows of this order; the last step of an epoch takes
 /// the remaining rows. The step's rows are sorted by length and divided into micro-batches of
-/// `micro_batch_size` rows.
+/// `micro_batch_size` rows, which are put in van der Corput order.
 #[derive(Debug)]
 pub struct BatchPlan {
     lengths: Vec<usize>,

@@ -18,7 +18,8 @@ pub(crate) struct Conversation {
 /// If the template has `{% generation %}` markers, they mark the trained text. Otherwise the turn
 /// of message `i` is the text that `render(messages[..=i])` adds to
 /// `render(messages[..i], add_generation_prompt)`, up to and including its end-of-turn token (one
-/// of `stop_texts`). White space after this token is never generated, so it is not trained.
+/// of `stop_texts`). White space after this token is never generated, so it is not trained. A
+/// turn without such a token is trained to its end.
 ///
 /// # Errors
 /// The template fails, or a rendering is not a prefix of the next one, so that the turns cannot be

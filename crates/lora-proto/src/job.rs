@@ -12,7 +12,8 @@ use serde::de::value::{Error as WordError, StringDeserializer};
 
 use crate::v1;
 
-/// The revision of the job settings that this build supports. It is raised with every new setting.
+/// The revision of the job settings that this build supports. It is raised with every new setting,
+/// and with every new value of a setting, which an older coordinator would not know.
 const SETTINGS_REVISION: u32 = 2;
 
 impl TryFrom<v1::JobSpec> for JobSpec {

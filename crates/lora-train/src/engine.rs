@@ -122,6 +122,7 @@ impl Engine {
                     process_group.begin_block_reduction(partition, &nodes, &out)?;
                 }
             }
+            // `merge_block` has added the leaf to the sums, block by block.
             self.accumulator.push(leaf, |_, _| Ok::<_, TrainError>(()))?;
         } else {
             while backward.next_block(&leaf)?.is_some() {}

@@ -20,7 +20,7 @@ pub(crate) struct Counters {
 
 impl Counters {
     /// Counts a finished step.
-    pub(crate) fn count(&self, report: &StepReport) {
+    pub(crate) fn count_step(&self, report: &StepReport) {
         self.steps.inc();
         self.tokens.inc_by(report.tokens);
     }
@@ -34,7 +34,7 @@ pub(crate) struct Gauges {
 }
 
 impl Gauges {
-    /// Registers all metrics.
+    /// Registers all metrics. The library appends `_total` to the names of counters.
     pub(crate) fn register(&self, counters: &Counters, registry: &mut Registry) {
         let steps = "Optimizer steps that this worker took part in";
         registry.register("lora_worker_steps", steps, counters.steps.clone());

@@ -15,6 +15,7 @@ mod programs;
 mod readme;
 mod settings;
 mod shell;
+mod states;
 
 use markdown::Document;
 

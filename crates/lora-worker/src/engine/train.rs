@@ -12,10 +12,12 @@ use crate::directive::{DesiredState, WorkScope};
 use crate::step_outbox::MAX_UNACKNOWLEDGED_STEPS;
 use crate::uploads::CheckpointUploader;
 
-/// How long forming a group may take.
+/// How long forming a group may take. It is less than the coordinator's `recovery.forming_seconds`,
+/// so that the coordinator receives the reason.
 const FORM_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long ranks wait for a rank that makes no progress. Ranks wait for a rank that computes, so
-/// this is far longer than a step. A lost connection is noticed at once.
+/// this is far longer than a step, and than the coordinator's `recovery.step_seconds`, which ends a
+/// group without progress. A lost connection is noticed at once.
 const PEER_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl EngineThread {
@@ -76,7 +78,7 @@ impl EngineThread {
         while !run.is_finished() {
             let report = run.step(|| stop_requested(&self.engine.desired.borrow()))?;
             let metrics = &report.metrics;
-            self.engine.counters.count(&report);
+            self.engine.counters.count_step(&report);
             self.engine.measure_memory();
             let problem = self.checkpoints.as_ref().and_then(CheckpointUploader::take_error);
             let notice: Vec<String> = report.notice.into_iter().chain(problem).collect();
