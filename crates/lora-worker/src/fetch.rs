@@ -13,38 +13,45 @@
 //! A file becomes an object or part of a set only once it is complete, so no repair is needed after
 //! a crash.
 
-mod base;
 mod cache;
 mod error;
 mod evict;
-mod hub;
-mod object_store;
-mod partial_file;
-mod selection;
+mod model_roots;
+#[cfg(feature = "remote-base")]
+mod remote;
 mod source;
 #[cfg(test)]
+#[cfg(feature = "remote-base")]
 mod tests;
 
 use std::collections::BTreeSet;
-use std::env;
 use std::path::{Path, PathBuf};
 use std::slice;
 use std::sync::Arc;
 
-use lora_proto::{DigestBuilder, v1};
+use lora_proto::v1;
 use tonic::transport::Channel;
 
-use self::base::{BaseResolver, BaseSource};
 use self::cache::{CacheDir, FileLock};
 pub(crate) use self::error::FetchError;
-use self::hub::Hub;
+use self::model_roots::ModelRoots;
+#[cfg(feature = "remote-base")]
+use self::remote::RemoteBases;
 use self::source::{FileSet, RemoteFile, Source};
 
 /// The file cache of a worker, and its sources of base models. A clone shares the cache.
 #[derive(Clone)]
 pub(crate) struct InputFetcher {
     cache: Arc<CacheDir>,
-    base_resolver: Arc<BaseResolver>,
+    model_roots: Arc<ModelRoots>,
+    #[cfg(feature = "remote-base")]
+    remote: Arc<RemoteBases>,
+}
+
+/// Where a base comes from.
+enum BaseSource {
+    Local(PathBuf),
+    Remote(FileSet),
 }
 
 /// A job's inputs on this machine. They stay in the cache while this value lives.
@@ -62,34 +69,33 @@ pub(crate) struct LocalInputs {
 
 impl InputFetcher {
     /// Opens the cache in `dir`, which may grow to `max_bytes`. A job may name a base by its path
-    /// under one of `model_roots`.
-    ///
-    /// The hub's address and token come from `HF_ENDPOINT` and `HF_TOKEN`. Object stores are
-    /// configured by `AWS_*`, `GOOGLE_*` and `AZURE_*`.
+    /// under one of `model_roots`. The settings of the hub and of object stores come from the
+    /// environment.
     ///
     /// # Errors
     /// The directory cannot be written, or `model_roots` contains a relative path.
     pub(crate) fn open(dir: &Path, max_bytes: u64, model_roots: Vec<PathBuf>) -> Result<Self, FetchError> {
-        let hub = Hub::new(env::var("HF_ENDPOINT").ok(), env::var("HF_TOKEN").ok());
-        let stores = env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix)))
-            .collect();
-        Self::with(dir, max_bytes, model_roots, hub, stores)
+        Self::with(
+            dir,
+            max_bytes,
+            model_roots,
+            #[cfg(feature = "remote-base")]
+            RemoteBases::from_environment(),
+        )
     }
 
     fn with(
         dir: &Path,
         max_bytes: u64,
         model_roots: Vec<PathBuf>,
-        hub: Hub,
-        stores: Vec<(String, String)>,
+        #[cfg(feature = "remote-base")] remote: RemoteBases,
     ) -> Result<Self, FetchError> {
-        // The HTTP clients use the process's provider. If one is installed already, it serves as
-        // well.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let base_resolver = BaseResolver::new(model_roots, hub, stores)?;
-        Ok(Self { cache: Arc::new(CacheDir::open(dir, max_bytes)?), base_resolver: Arc::new(base_resolver) })
+        Ok(Self {
+            model_roots: Arc::new(ModelRoots::new(model_roots)?),
+            cache: Arc::new(CacheDir::open(dir, max_bytes)?),
+            #[cfg(feature = "remote-base")]
+            remote: Arc::new(remote),
+        })
     }
 
     /// Fetches the missing files of `inputs`. Dropping the future stops the fetch; the next call
@@ -113,10 +119,14 @@ impl InputFetcher {
         let source = inputs.base.as_ref().and_then(|base| base.source.as_ref());
         let base = match source.ok_or_else(missing("model.base"))? {
             v1::base::Source::Files(set) => BaseSource::Remote(files("model.base", &set.files)?),
-            v1::base::Source::Url(url) => {
-                BaseSource::Remote(self.base_resolver.at_url(url, &self.cache).await?)
+            #[cfg(feature = "remote-base")]
+            v1::base::Source::Url(url) => BaseSource::Remote(self.remote.file_set(url, &self.cache).await?),
+            #[cfg(not(feature = "remote-base"))]
+            v1::base::Source::Url(_) => {
+                let message = "this build cannot read URLs; build lora-worker with the feature remote-base";
+                return Err(FetchError::refused(model_roots::FIELD, message));
             }
-            v1::base::Source::Path(path) => BaseSource::Local(self.base_resolver.at_path(Path::new(path))?),
+            v1::base::Source::Path(path) => BaseSource::Local(self.model_roots.resolve(Path::new(path))?),
         };
 
         let mut locks = Vec::new();
@@ -199,12 +209,6 @@ fn remote_file(field: &'static str, file: &v1::StoredFile) -> Result<RemoteFile,
         }
         _ => Err(FetchError::refused(field, format!("file {name} has no SHA-256"))),
     }
-}
-
-/// Returns the key of content without a known SHA-256, derived from `identity`.
-fn key(kind: &str, identity: &[impl AsRef<str>]) -> String {
-    let lines: Vec<&str> = identity.iter().map(AsRef::as_ref).collect();
-    format!("{kind}-{}", DigestBuilder::of_bytes(lines.join("\n").as_bytes()).hex())
 }
 
 /// Whether `name` can only be a file in the directory that it is joined to.

@@ -1,7 +1,7 @@
 //! The cache directory.
 
 use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
@@ -116,22 +116,6 @@ impl CacheDir {
         }
     }
 
-    /// Returns the files of the remote base `id`, if a record of them was kept.
-    pub(super) fn record(&self, id: &str) -> Option<Vec<RemoteFile>> {
-        read_record(&self.root.join("records").join(id))
-    }
-
-    pub(super) fn keep_record(&self, id: &str, files: &[RemoteFile]) -> Result<(), FetchError> {
-        let dir = self.root.join("records");
-        let keep = || {
-            let mut file = tempfile::NamedTempFile::new_in(&dir)?;
-            file.write_all(&serde_json::to_vec(files)?)?;
-            file.persist(dir.join(id))?;
-            Ok(())
-        };
-        keep().map_err(FetchError::at(&dir))
-    }
-
     /// Puts the file at `to`, fetching it if it is not an object yet.
     async fn fetch(&self, source: &Source, file: &RemoteFile, to: &Path) -> Result<(), FetchError> {
         let object = self.object(file);
@@ -209,6 +193,26 @@ impl CacheDir {
                 evict::remove(&path);
             }
         }
+    }
+}
+
+#[cfg(feature = "remote-base")]
+impl CacheDir {
+    /// Returns the files of the remote base `id`, if a record of them was kept.
+    pub(super) fn record(&self, id: &str) -> Option<Vec<RemoteFile>> {
+        read_record(&self.root.join("records").join(id))
+    }
+
+    pub(super) fn keep_record(&self, id: &str, files: &[RemoteFile]) -> Result<(), FetchError> {
+        let dir = self.root.join("records");
+        let keep = || {
+            use std::io::Write as _;
+            let mut file = tempfile::NamedTempFile::new_in(&dir)?;
+            file.write_all(&serde_json::to_vec(files)?)?;
+            file.persist(dir.join(id))?;
+            Ok(())
+        };
+        keep().map_err(FetchError::at(&dir))
     }
 }
 

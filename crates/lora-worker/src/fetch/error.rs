@@ -75,6 +75,7 @@ impl FetchError {
     }
 
     /// An error that later attempts would repeat.
+    #[cfg(feature = "remote-base")]
     pub(super) fn permanent(from: &str, message: impl Into<String>) -> Self {
         Self::Remote { from: from.to_owned(), message: message.into(), transient: false }
     }

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 
 use super::FetchError;
-use super::hub::Snapshot;
-use super::object_store::ObjectStorePrefix;
+#[cfg(feature = "remote-base")]
+use super::remote::{hub::Snapshot, object_store::ObjectStorePrefix};
 
 /// Files that belong together, from one source.
 pub(super) struct FileSet {
@@ -34,7 +34,9 @@ pub(super) struct RemoteFile {
 pub(super) enum Source {
     /// The coordinator's store, by SHA-256.
     Coordinator(Channel),
+    #[cfg(feature = "remote-base")]
     Hub(Snapshot),
+    #[cfg(feature = "remote-base")]
     ObjectStore(ObjectStorePrefix),
 }
 
@@ -58,7 +60,9 @@ impl Source {
                     false => Err(fail(TransferError::Corrupt)),
                 }
             }
+            #[cfg(feature = "remote-base")]
             Self::Hub(snapshot) => snapshot.download(file, path).await,
+            #[cfg(feature = "remote-base")]
             Self::ObjectStore(prefix) => prefix.download(file, path).await,
         }
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use lora_proto::{DigestBuilder, v1};
 
-use super::super::hub::Hub;
+use super::super::remote::{RemoteBases, hub::Hub};
 use super::super::{FetchError, InputFetcher, LocalInputs};
 use super::artifacts::FakeArtifacts;
 use super::http::{FakeResponse, HttpServer, Request};
@@ -46,7 +46,8 @@ impl FakeS3 {
         ];
         let settings =
             settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        InputFetcher::with(dir, LARGE_CACHE, Vec::new(), Hub::new(None, None), settings).unwrap()
+        InputFetcher::with(dir, LARGE_CACHE, Vec::new(), RemoteBases::new(Hub::new(None, None), settings))
+            .unwrap()
     }
 
     /// The paths of the requested objects since the last call. A listing is `list`.
@@ -170,7 +171,10 @@ async fn a_partial_file_is_resumed() {
         .unwrap();
     let key = object.file_name();
     drop(got);
-    drop(InputFetcher::with(dir.path(), 0, Vec::new(), Hub::new(None, None), Vec::new()).unwrap());
+    drop(
+        InputFetcher::with(dir.path(), 0, Vec::new(), RemoteBases::new(Hub::new(None, None), Vec::new()))
+            .unwrap(),
+    );
     assert!(tree(dir.path()).is_empty());
     let part = dir.path().join("partial").join(key);
     fs::create_dir_all(&part).unwrap();

@@ -9,7 +9,10 @@ use std::sync::{Arc, Mutex};
 use lora_proto::{DigestBuilder, v1};
 use serde_json::json;
 
-use super::super::hub::{Hub, Repository};
+use super::super::remote::{
+    RemoteBases,
+    hub::{Hub, Repository},
+};
 use super::super::{FetchError, InputFetcher, LocalInputs};
 use super::artifacts::FakeArtifacts;
 use super::http::{FakeResponse, HttpServer, Request};
@@ -55,7 +58,7 @@ impl FakeHub {
 
     fn cache(&self, dir: &Path) -> InputFetcher {
         let hub = Hub::new(Some(format!("{}/", self.hub.url)), Some(format!("{TOKEN}\n")));
-        InputFetcher::with(dir, LARGE_CACHE, Vec::new(), hub, Vec::new()).unwrap()
+        InputFetcher::with(dir, LARGE_CACHE, Vec::new(), RemoteBases::new(hub, Vec::new())).unwrap()
     }
 
     /// The requests to the hub and to the other host since the last call.
@@ -257,7 +260,9 @@ async fn errors_of_the_hub_do_not_contain_the_token() {
     for token in [None, Some("hf_of_somebody_else".to_owned())] {
         let has = if token.is_some() { "its HF_TOKEN" } else { "no HF_TOKEN" };
         let hub = Hub::new(Some(fake.hub.url.clone()), token);
-        let cache = InputFetcher::with(dir.path(), LARGE_CACHE, Vec::new(), hub, Vec::new()).unwrap();
+        let cache =
+            InputFetcher::with(dir.path(), LARGE_CACHE, Vec::new(), RemoteBases::new(hub, Vec::new()))
+                .unwrap();
         let error = refusal(fetch(&cache, "hf://acme/tiny").await);
         assert!(!error.is_transient());
         let expected = "model.base: hf://acme/tiny@main: the hub returned 401 Unauthorized: it does not \
@@ -266,7 +271,8 @@ async fn errors_of_the_hub_do_not_contain_the_token() {
     }
     let broken = HttpServer::serve(|_| FakeResponse::new(503, "")).await;
     let hub = Hub::new(Some(broken.url.clone()), None);
-    let cache = InputFetcher::with(dir.path(), LARGE_CACHE, Vec::new(), hub, Vec::new()).unwrap();
+    let cache =
+        InputFetcher::with(dir.path(), LARGE_CACHE, Vec::new(), RemoteBases::new(hub, Vec::new())).unwrap();
     assert!(refusal(fetch(&cache, "hf://acme/tiny").await).is_transient());
 }
 

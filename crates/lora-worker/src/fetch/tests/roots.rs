@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use lora_proto::v1;
 
-use super::super::hub::Hub;
+use super::super::remote::{RemoteBases, hub::Hub};
 use super::super::{FetchError, InputFetcher};
 use super::artifacts::FakeArtifacts;
 use super::{LARGE_CACHE, inputs_with, refusal, temp};
@@ -20,9 +20,13 @@ struct RootsFixture {
 impl RootsFixture {
     async fn with_roots(dir: &Path, roots: &[&Path]) -> Self {
         let roots = roots.iter().map(|root| root.to_path_buf()).collect();
-        let cache =
-            InputFetcher::with(&dir.join("cache"), LARGE_CACHE, roots, Hub::new(None, None), Vec::new())
-                .unwrap();
+        let cache = InputFetcher::with(
+            &dir.join("cache"),
+            LARGE_CACHE,
+            roots,
+            RemoteBases::new(Hub::new(None, None), Vec::new()),
+        )
+        .unwrap();
         let (store, channel) = FakeArtifacts::serve().await;
         store.add(b"rows");
         Self { cache, store, channel }
@@ -92,7 +96,11 @@ async fn base_paths_must_be_under_a_model_root() {
 #[test]
 fn model_roots_must_be_absolute() {
     let dir = temp();
-    let cache =
-        InputFetcher::with(dir.path(), LARGE_CACHE, vec!["models".into()], Hub::new(None, None), Vec::new());
+    let cache = InputFetcher::with(
+        dir.path(),
+        LARGE_CACHE,
+        vec!["models".into()],
+        RemoteBases::new(Hub::new(None, None), Vec::new()),
+    );
     assert_eq!(cache.err().unwrap().to_string(), "model_roots: models is not an absolute path");
 }

@@ -12,10 +12,11 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tracing::info;
 
-use super::cache::CacheDir;
 use super::partial_file::PartialFile;
-use super::source::{FileSet, RemoteFile, Source};
-use super::{FetchError, is_bare, key, selection};
+use super::{key, selection};
+use crate::fetch::cache::CacheDir;
+use crate::fetch::source::{FileSet, RemoteFile, Source};
+use crate::fetch::{FetchError, is_bare};
 
 const ENDPOINT: &str = "https://huggingface.co";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -27,14 +28,14 @@ const MAX_REVISION_BYTES: u64 = 64 << 20;
 const MAX_CONCURRENT_REQUESTS: usize = 8;
 
 /// The hub, or a mirror of it.
-pub(super) struct Hub {
+pub(in crate::fetch) struct Hub {
     endpoint: String,
     token: Option<String>,
 }
 
 /// `org/name[@revision]`.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Repository {
+pub(in crate::fetch) struct Repository {
     /// `org/name`.
     name: String,
     revision: String,
@@ -42,7 +43,7 @@ pub(super) struct Repository {
 
 /// A repository at a commit.
 #[derive(Clone)]
-pub(super) struct Snapshot {
+pub(in crate::fetch) struct Snapshot {
     hub: Arc<Hub>,
     client: Client,
     /// `org/name`.
@@ -52,7 +53,7 @@ pub(super) struct Snapshot {
 
 impl Repository {
     /// Parses the text after `hf://`.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(in crate::fetch) fn parse(text: &str) -> Option<Self> {
         let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
         let (owner, model) = name.split_once('/')?;
         let legal = is_bare(owner)
@@ -66,7 +67,7 @@ impl Repository {
 
 impl Hub {
     /// The hub at `endpoint` (by default the public one), accessed with `token`.
-    pub(super) fn new(endpoint: Option<String>, token: Option<String>) -> Self {
+    pub(in crate::fetch) fn new(endpoint: Option<String>, token: Option<String>) -> Self {
         let given = |text: Option<String>| Some(text?.trim().trim_end_matches('/').to_owned());
         let endpoint = given(endpoint).filter(|text| !text.is_empty());
         let token = given(token).filter(|text| !text.is_empty());
@@ -75,7 +76,7 @@ impl Hub {
 
     /// Returns the files of the base in `repository`. For a commit that was fetched before, no
     /// network is needed.
-    pub(super) async fn file_set(
+    pub(in crate::fetch) async fn file_set(
         self: &Arc<Self>,
         repository: &Repository,
         cache: &CacheDir,
@@ -183,7 +184,7 @@ impl Hub {
 
 impl Snapshot {
     /// Completes the file at `path`.
-    pub(super) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
+    pub(in crate::fetch) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
         let from = format!("{}/{}", self.url(), file.name);
         let mut partial = PartialFile::open(path).await?;
         if partial.size() >= file.size {

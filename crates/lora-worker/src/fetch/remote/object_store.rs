@@ -10,10 +10,11 @@ use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreSch
 use reqwest::Url;
 use tokio::time::timeout;
 
-use super::cache::CacheDir;
 use super::partial_file::PartialFile;
-use super::source::{FileSet, RemoteFile, Source};
-use super::{FetchError, selection};
+use super::{key, selection};
+use crate::fetch::FetchError;
+use crate::fetch::cache::CacheDir;
+use crate::fetch::source::{FileSet, RemoteFile, Source};
 
 /// How long a listing may take.
 const LIST_TIMEOUT: Duration = Duration::from_secs(120);
@@ -28,14 +29,14 @@ const CLIENT_DEFAULTS: [(&str, &str); 3] =
     [("timeout", "7days"), ("connect_timeout", "20s"), ("read_timeout", "60s")];
 
 /// A directory of an object store.
-pub(super) struct ObjectStorePrefix {
+pub(in crate::fetch) struct ObjectStorePrefix {
     store: Arc<dyn ObjectStore>,
     prefix: Key,
     url: String,
 }
 
 /// Returns the files of the base at a URL, whose store has `settings`.
-pub(super) async fn file_set(
+pub(in crate::fetch) async fn file_set(
     parsed: &Url,
     settings: &[(String, String)],
     cache: &CacheDir,
@@ -70,7 +71,7 @@ pub(super) async fn file_set(
 
 impl ObjectStorePrefix {
     /// Completes the file at `path`.
-    pub(super) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
+    pub(in crate::fetch) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
         let from = format!("{}/{}", self.url, file.name);
         let mut partial = PartialFile::open(path).await?;
         if partial.size() >= file.size {
@@ -119,7 +120,7 @@ impl ObjectStorePrefix {
         let ObjectMeta { location, last_modified, size, e_tag: etag, .. } = object;
         let state = etag.clone().unwrap_or_else(|| last_modified.to_rfc3339());
         let store = self.url.split('/').take(3).collect::<Vec<_>>().join("/");
-        let key = super::key("object", &[&store, location.as_ref(), &size.to_string(), &state]);
+        let key = key("object", &[&store, location.as_ref(), &size.to_string(), &state]);
         Some(RemoteFile { name, size, key, etag })
     }
 

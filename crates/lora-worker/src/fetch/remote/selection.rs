@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Deserialize;
 
-use super::cache::CacheDir;
-use super::source::{RemoteFile, Source};
-use super::{FetchError, is_bare};
+use crate::fetch::cache::CacheDir;
+use crate::fetch::source::{RemoteFile, Source};
+use crate::fetch::{FetchError, is_bare};
 
 const CONFIG_FILE: &str = "config.json";
 /// The weights, if they are in one file.
@@ -36,7 +36,9 @@ const TEMPLATES: &str = "additional_chat_templates/";
 ///
 /// # Errors
 /// A required file is missing.
-pub(super) fn needed<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<BTreeSet<String>, String> {
+pub(in crate::fetch) fn needed<'a>(
+    names: impl IntoIterator<Item = &'a str>,
+) -> Result<BTreeSet<String>, String> {
     let names: BTreeSet<&str> = names.into_iter().collect();
     if !names.contains(CONFIG_FILE) {
         return Err(format!("has no {CONFIG_FILE}"));
@@ -61,7 +63,7 @@ pub(super) fn needed<'a>(names: impl IntoIterator<Item = &'a str>) -> Result<BTr
 ///
 /// # Errors
 /// The index cannot be fetched or read, or names a file outside its directory.
-pub(super) async fn shards(
+pub(in crate::fetch) async fn shards(
     files: &[RemoteFile],
     source: &Source,
     cache: &CacheDir,

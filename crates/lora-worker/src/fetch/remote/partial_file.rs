@@ -6,8 +6,8 @@ use lora_proto::DigestBuilder;
 use tokio::fs::{File, OpenOptions};
 use tokio::io::{AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
 
-use super::FetchError;
-use super::source::RemoteFile;
+use crate::fetch::FetchError;
+use crate::fetch::source::RemoteFile;
 
 /// A file on disk of which only the beginning may have arrived.
 pub(super) struct PartialFile {
