@@ -13,10 +13,12 @@ default:
 fmt:
     cargo fmt --all
 
-# Check the format and lints.
+# Check the format, the width of lines, and lints. The second clippy run is loractl as users build it.
 lint:
     cargo fmt --all --check
+    python3 tests/width.py
     cargo clippy --workspace --all-targets -- -D warnings
+    cargo clippy -p loractl -- -D warnings
 
 # Run all tests.
 test:
@@ -47,6 +49,10 @@ deny:
 quickstart:
     tests/quickstart.sh
 
+# Build the Python wheel, and run the program from it.
+wheel:
+    tests/wheel.sh
+
 # Test the scripts of the GPU kit and the tables of its results.
 gpu-kit:
     for tests in tests/gpu/onsite/{tests,process_tests,script_tests}.py benches/gpu/tests.py; do \
@@ -67,4 +73,4 @@ bench:
     benches/cpu/run.sh
 
 # Everything that CI checks.
-ci: lint test clients gpu-kit deploy quickstart gpu-sim
+ci: lint deny test clients gpu-kit deploy quickstart wheel gpu-sim

@@ -10,7 +10,9 @@ version=0.20.2
 tools=$(realpath -m "${CARGO_TARGET_DIR:-target}")/tools
 export PATH=$tools/bin:$PATH
 if ! command -v cargo-deny >/dev/null; then
-  cargo install --quiet --locked --no-default-features --root "$tools" "cargo-deny@$version"
+  # Without optimization: it runs for a second, and an optimized build takes minutes.
+  CARGO_PROFILE_DEV_DEBUG=0 cargo install --quiet --debug --locked --no-default-features \
+    --root "$tools" "cargo-deny@$version"
 fi
 cargo deny --locked check --hide-inclusion-graph licenses bans sources
 if ! fetched=$(cargo deny --locked fetch 2>&1); then
