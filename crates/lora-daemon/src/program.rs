@@ -71,8 +71,8 @@ fn prepare() -> io::Result<(Runtime, ShutdownSignals)> {
     Ok((runtime, signals))
 }
 
-/// Formats an error with its causes.
-fn error_chain(error: &dyn Error) -> String {
+/// Formats an error with its causes, each once.
+pub fn error_chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -27,6 +27,6 @@ pub use data_report::DataReport;
 pub use dataset::{Dataset, Row};
 pub use error::{DataError, RowList};
 pub use message::Message;
-pub use plan::{MemoryRequirements, Plan, PlanData, PlanError, PlanMemory};
+pub use plan::{MemoryRequirements, Plan, PlanData, PlanError, PlanMemory, check_data_file};
 pub use row_format::RowFormat;
 pub use tokenizer::Tokenizer;

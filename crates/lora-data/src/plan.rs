@@ -2,7 +2,7 @@
 //! are read.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use lora_spec::{
     AdapterSpec, FieldError, InitLoraWeights, JobSpec, LinearModule, LrSchedulerType,
@@ -109,10 +109,8 @@ impl Plan {
         index.check(&config)?;
         index.check_format(&config, job.model.format())?;
         for (field, path) in [("data.train", Some(&job.data.train)), ("data.eval", job.data.eval.as_ref())] {
-            if let Some(path) = path.filter(|path| !path.is_file()) {
-                return Err(
-                    FieldError::new(field, format!("the file {} does not exist", path.display())).into()
-                );
+            if let Some(path) = path {
+                check_data_file(field, path)?;
             }
         }
         let mut modules = BTreeMap::new();
@@ -183,6 +181,19 @@ fn flops(train: &Dataset, config: &ModelConfig, adapter: u64) -> f64 {
     }
     let of = |(length, count): (usize, u64)| row_flops(config, adapter, length as u64) as f64 * count as f64;
     rows.into_iter().map(of).sum()
+}
+
+/// Checks that the data file of `field` exists.
+///
+/// # Errors
+/// `path` does not exist, or is not a file.
+pub fn check_data_file(field: &str, path: &Path) -> Result<(), FieldError> {
+    let shown = path.display();
+    match path.metadata() {
+        Ok(metadata) if metadata.is_file() => Ok(()),
+        Ok(_) => Err(FieldError::new(field, format!("{shown} is not a file"))),
+        Err(_) => Err(FieldError::new(field, format!("the file {shown} does not exist"))),
+    }
 }
 
 /// Possible values of vLLM's `--max-lora-rank` (its `MaxLoRARanks`, since version 0.14). The first

@@ -117,12 +117,31 @@ fn located(error: FieldError, path: &Path, lines: &HashMap<String, u64>) -> JobF
     JobFileError::Field { path: path.to_owned(), line, error }
 }
 
-/// Returns the parser's message without its position, which `JobFileError` has as a field.
+/// The parser's messages that use words of Rust, and what they mean in a job file.
+const PARSER_MESSAGES: [(&str, &str); 8] = [
+    ("invalid u", "is not a whole number of at least 0, or is too large"),
+    ("invalid i", "is not a whole number, or is too large"),
+    ("invalid floating point", "is not a number"),
+    ("invalid boolean", "is not true or false"),
+    ("cannot deserialize null", "has no value"),
+    ("expected mapping start", "is not a section with keys"),
+    ("expected sequence start", "is not a list"),
+    ("expected string scalar", "is not a text"),
+];
+
+/// Returns the parser's message in the words of a job file, without the position, which
+/// `JobFileError` has as a field.
 fn plain_message(error: &serde_saphyr::Error) -> String {
     let text = error.to_string();
     let first = text.lines().next().unwrap_or_default();
     let cut = first.find(" at line ").unwrap_or(first.len());
-    first[..cut].trim_start_matches("error: ").to_owned()
+    let message = first[..cut].trim_start_matches("error: ");
+    if let Some(rest) = message.strip_prefix("duplicate mapping key: ") {
+        let key = rest.split(',').next().unwrap_or(rest);
+        return format!("{key} is given twice; keep one");
+    }
+    let known = PARSER_MESSAGES.iter().find(|(parser, _)| message.starts_with(parser));
+    known.map_or(message, |(_, plain)| plain).to_owned()
 }
 
 /// The keys of a YAML text, with their lines.

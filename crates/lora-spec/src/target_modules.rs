@@ -16,8 +16,11 @@ impl TargetModules {
         let chosen: Vec<LinearModule> = match self {
             Self::Pattern(pattern) if pattern == Self::ALL_LINEAR => modules,
             Self::Pattern(pattern) => {
-                let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|e| {
-                    FieldError::new(FIELD, format!("{pattern:?} is not a regular expression: {e}"))
+                let regex = Regex::new(&format!("^(?:{pattern})$")).map_err(|error| {
+                    // The other lines point at a column.
+                    let text = error.to_string();
+                    let cause = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
+                    FieldError::new(FIELD, format!("{pattern:?} is not a regular expression: {cause}"))
                 })?;
                 let chosen: Vec<_> = modules.iter().filter(|m| regex.is_match(&m.name)).cloned().collect();
                 if chosen.is_empty() {

@@ -3,6 +3,7 @@
 use std::io;
 use std::process::ExitCode;
 
+use lora_daemon::program::error_chain;
 use lora_spec::JobState;
 
 use crate::client::CallError;
@@ -35,7 +36,7 @@ pub(crate) fn from_error(error: &anyhow::Error) -> ExitCode {
         // The reader of stdout, such as `head`, has closed the pipe because it needs no more.
         return ExitCode::SUCCESS;
     }
-    eprintln!("error: {error:#}");
+    eprintln!("error: {}", error_chain(error.as_ref()));
     match error.downcast_ref() {
         Some(CallError::Unreachable { .. }) => ExitCode::from(UNREACHABLE),
         _ => ExitCode::FAILURE,

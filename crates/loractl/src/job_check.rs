@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
-use lora_data::{Plan, PlanError};
+use lora_data::{Plan, PlanError, check_data_file};
 use lora_model::PeftAdapter;
 use lora_spec::{FieldError, JobFile, JobSpec, ModelConfig, WorkersSpec};
 use lora_train::{TrainError, load_adapter};
@@ -80,9 +80,7 @@ pub(crate) fn check_without_base(file: &JobFile) -> Result<()> {
     let fail = |field: &str, message: String| Err(file.locate(FieldError::new(field, message)).into());
     for (field, path) in [("data.train", Some(&data.train)), ("data.eval", data.eval.as_ref())] {
         let Some(path) = path else { continue };
-        if !path.is_file() {
-            return fail(field, format!("the file {} does not exist", path.display()));
-        }
+        check_data_file(field, path).map_err(|error| file.locate(error))?;
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         if !["jsonl", "parquet"].contains(&extension) {
             return fail(field, format!("{} is neither .jsonl nor .parquet", path.display()));
