@@ -90,7 +90,7 @@ struct DriverApi(Library);
 
 type Init = unsafe extern "C" fn(c_int) -> c_int;
 type Number = unsafe extern "C" fn(*mut c_int) -> c_int;
-type Query = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
+type DriverQuery = unsafe extern "C" fn(*mut c_int, c_int) -> c_int;
 type QueryPair = unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int;
 type Name = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
 type Size = unsafe extern "C" fn(*mut usize, c_int) -> c_int;
@@ -113,7 +113,7 @@ impl DriverApi {
     }
 
     fn devices(&self) -> Result<Vec<c_int>> {
-        let get = self.function::<Query>("cuDeviceGet")?;
+        let get = self.function::<DriverQuery>("cuDeviceGet")?;
         let count = self.number("cuDeviceGetCount")?;
         let device = |number| {
             let mut device = 0;
