@@ -13,7 +13,7 @@ default:
 fmt:
     cargo fmt --all
 
-# Check the format, the width of lines, and lints. The second clippy run is loractl as users build it.
+# Check the format, the width of lines, and lints, also of loractl alone, as users build it.
 lint:
     cargo fmt --all --check
     python3 tests/width.py

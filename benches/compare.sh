@@ -10,12 +10,17 @@
 #
 # Environment variables, with their defaults:
 #
-# MODELS, DTYPES, SEQUENCES    the models, data types and sequence lengths to measure QUANTIZATIONS
-# (none)         the quantizations to measure DEVICE                       the device TOKENS
-# tokens per micro-batch WARMUP, STEPS                unmeasured and measured steps per run
-# CHECKPOINTING (none)         none or block THREADS (2)                  CPU threads ROUNDS (2)
-# runs of each program LIMIT (600)                  time limit of a run in seconds PEAK_TFLOPS
-# peak of a GPU for which train_step has no peak PYTHON (python3)             the Python for PEFT
+#   MODELS, DTYPES, SEQUENCES    the models, data types and sequence lengths to measure
+#   QUANTIZATIONS (none)         the quantizations to measure
+#   DEVICE                       the device
+#   TOKENS                       tokens per micro-batch
+#   WARMUP, STEPS                unmeasured and measured steps per run
+#   CHECKPOINTING (none)         none or block
+#   THREADS (2)                  CPU threads
+#   ROUNDS (2)                   runs of each program
+#   LIMIT (600)                  time limit of a run in seconds
+#   PEAK_TFLOPS                  peak of a GPU for which train_step has no peak
+#   PYTHON (python3)             the Python for PEFT
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

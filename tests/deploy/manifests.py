@@ -181,8 +181,8 @@ def select(documents: list[Document], labels: dict) -> list[Document]:
 
 
 def ports(documents: list[Document], labels: dict) -> dict[str, int]:
-    pods = [owner["spec"]["template"]["spec"] for owner in select(documents, labels)]
-    found = [port for pod in pods for container in containers(pod) for port in container["ports"]]
+    specs = [owner["spec"]["template"]["spec"] for owner in select(documents, labels)]
+    found = [port for spec in specs for container in containers(spec) for port in container["ports"]]
     return {port["name"]: port["containerPort"] for port in found}
 
 

@@ -5,9 +5,9 @@
 #
 # BIN_DIR has lora-gpu and lora-worker, built with the feature cuda, and loractl.
 #
-# lora-gpu compares every kernel with the CPU, gradients, whole models with Transformers + PEFT and
-# training with the CPU's, and checks that a repetition gives the same bits. Jobs with real
-# processes then check that 1, 2 and 4 workers give the same adapter, over TCP and NCCL, also if a
+# lora-gpu compares kernels, gradients and training with the CPU's, and whole models with
+# Transformers + PEFT, and checks that a repetition gives the same bits. Jobs with real processes
+# then check that 1, 2 and 4 workers give the same adapter, over TCP and NCCL, also if a
 # worker is killed during the job. If there are more workers than GPUs, workers share a GPU.
 #
 # From the environment: STEPS (200): steps of each job; a GPU needs longer for 200 steps than it

@@ -39,7 +39,7 @@ fn held_out_training_and_pretraining_rows_are_disjoint() {
 }
 
 #[test]
-fn held_out_dates_do_not_occur_in_training_rows() {
+fn held_out_dates_and_durations_do_not_occur_in_training_rows() {
     let day = |(_, answer): &QuestionAnswer| {
         let is_duration = answer.starts_with('p');
         answer.split('t').next().filter(|_| !is_duration).unwrap_or(answer).to_owned()

@@ -144,7 +144,7 @@ impl Group {
         let call = Call::new(Operation::Device, self.sequence, self.cancel.clone());
         let failure = match disconnected_peer {
             _ if self.cancel.is_cancelled() => CallFailure::Aborted,
-            Some(link) => link.abort_frame(&call),
+            Some(link) => link.drain_to_failure(&call),
             None => return Ok(()),
         };
         self.poisoned = true;

@@ -175,16 +175,16 @@ impl Link {
     /// abort is the next frame. Consumes nothing.
     pub(crate) fn peek_abort(&self) -> Option<CallFailure> {
         let mut frame = [0; HEADER_BYTES + 4];
-        let peek_abort = has_event(self.hangup_poll(), Duration::ZERO)
+        let has_abort = has_event(self.hangup_poll(), Duration::ZERO)
             && self.stream.peek(&mut frame).is_ok_and(|length| length == frame.len())
             && frame[0] == ABORT;
         let [.., c0, c1, c2, c3] = frame;
-        peek_abort.then(|| self.parse_abort([c0, c1, c2, c3]))
+        has_abort.then(|| self.parse_abort([c0, c1, c2, c3]))
     }
 
     /// Returns why the peer left, after it has closed its sending side. Frames that were not
     /// received yet are discarded.
-    pub(crate) fn abort_frame(&self, call: &Call) -> CallFailure {
+    pub(crate) fn drain_to_failure(&self, call: &Call) -> CallFailure {
         let mut unread = [0; 4096];
         loop {
             let mut length = match self.receive_any_header(call, Duration::ZERO) {

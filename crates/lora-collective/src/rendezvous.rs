@@ -237,7 +237,7 @@ fn connect_tcp(address: &str, deadline: &FormDeadline) -> io::Result<TcpStream> 
     deadline.check()?;
     let (sender, connected) = mpsc::sync_channel(1);
     let (address, end) = (address.to_owned(), deadline.at);
-    thread::Builder::new().name("dial".into()).spawn(move || {
+    thread::Builder::new().name("peer-connect".into()).spawn(move || {
         // Sending fails if the caller has stopped waiting.
         let _ = sender.send(connect_tcp_blocking(&address, end));
     })?;

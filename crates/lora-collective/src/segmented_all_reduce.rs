@@ -94,13 +94,13 @@ impl SegmentPlan {
     /// # Errors
     /// [`CollectiveError::Argument`] if the nodes are not the nodes of this rank's range, and the
     /// errors of the transport.
-    pub fn all_reduce<F: Transport<Error: From<CollectiveError>>>(
+    pub fn all_reduce<T: Transport<Error: From<CollectiveError>>>(
         &self,
-        transport: &mut F,
+        transport: &mut T,
         nodes: &[(NodeId, u64)],
         scratch: u64,
         out: u64,
-    ) -> Result<(), F::Error> {
+    ) -> Result<(), T::Error> {
         let checked = self.plan.check(self.rank, nodes.iter().map(|(id, _)| id));
         checked.map_err(CollectiveError::Argument)?;
         self.reduce(transport, nodes, scratch, out)?;
@@ -109,13 +109,13 @@ impl SegmentPlan {
 
     /// Sends the slices of this rank's nodes to their owners and sums this rank's slice over all
     /// nodes.
-    fn reduce<F: Transport>(
+    fn reduce<T: Transport>(
         &self,
-        transport: &mut F,
+        transport: &mut T,
         nodes: &[(NodeId, u64)],
         scratch: u64,
         out: u64,
-    ) -> Result<(), F::Error> {
+    ) -> Result<(), T::Error> {
         let mine = self.mine();
         let len = mine.len();
         let scratch_address = |node: usize| element_address(scratch, node * len);
@@ -142,7 +142,7 @@ impl SegmentPlan {
     }
 
     /// Sends this rank's slice of `out` to all peers and receives their slices.
-    fn gather<F: Transport>(&self, transport: &mut F, out: u64) -> Result<(), F::Error> {
+    fn gather<T: Transport>(&self, transport: &mut T, out: u64) -> Result<(), T::Error> {
         let whole = |peer, rank| {
             let slice = self.plan.slice(rank);
             peer_buffer(peer, element_address(out, slice.start), slice.len())
@@ -164,11 +164,11 @@ impl SegmentPlan {
 }
 
 /// Makes one grouped call with all parts that are not empty, or no call if all parts are empty.
-fn exchange<F: Transport>(
-    transport: &mut F,
+fn exchange<T: Transport>(
+    transport: &mut T,
     sends: impl Iterator<Item = PeerBuffer>,
     receives: impl Iterator<Item = PeerBuffer>,
-) -> Result<(), F::Error> {
+) -> Result<(), T::Error> {
     let filled = |part: &PeerBuffer| part.elements > 0;
     let (sends, receives): (Vec<_>, Vec<_>) =
         (sends.filter(filled).collect(), receives.filter(filled).collect());

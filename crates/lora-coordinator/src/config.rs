@@ -33,7 +33,7 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// The heartbeats and leases of workers.
     pub workers: WorkersConfig,
-    /// The time limits of groups, and the number of groups that may break before a job fails.
+    /// The time limits of groups, and the number of broken groups after which a job fails.
     pub recovery: RecoveryConfig,
 }
 
@@ -73,13 +73,13 @@ pub struct WorkersConfig {
     pub lease_seconds: f64,
 }
 
-/// The time limits of groups, and the number of groups that may break before a job fails.
+/// The time limits of groups, and the number of broken groups after which a job fails.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RecoveryConfig {
     /// Seconds for which reports about a broken group are collected before a new group is formed.
     pub settle_seconds: f64,
-    /// Number of groups in a row that may break without a finished step before their job fails.
+    /// Number of groups in a row that break without a finished step until their job fails.
     pub fruitless_generations: u32,
     /// Seconds that a worker may take to fetch and load base and data.
     pub preparing_seconds: f64,

@@ -33,7 +33,7 @@ pub(crate) struct MembershipDecision {
 /// Why a rank is evicted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum EvictionReason {
-    /// The member is lost, or exceeded a time limit.
+    /// The member is lost or disconnected, or exceeded a time limit.
     Dead,
     /// The member and these living ranks could not reach each other.
     Unreachable(Vec<usize>),

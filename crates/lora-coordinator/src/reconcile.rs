@@ -154,7 +154,7 @@ impl Service {
             return Ok(());
         }
         if let Some(leaving) = self.draining_member(job) {
-            self.plan_change(job, format!("worker {leaving} leaves"));
+            self.replace_group(job, format!("worker {leaving} leaves"));
             return Ok(());
         }
         let mut helds = members.iter().map(|member| match member {
@@ -211,7 +211,7 @@ impl Service {
                 self.remaining_members(job).into_iter().map(|member| member.worker).collect();
             if self.state_is_safe(job, &keep).await? {
                 let reason = job.planned_change.clone().unwrap_or_else(|| "all members stopped".to_owned());
-                self.plan_change(job, reason);
+                self.replace_group(job, reason);
             }
         }
         Ok(())
@@ -352,8 +352,8 @@ impl Service {
         Some(job.row.members.iter().find(leaves)?.worker.clone())
     }
 
-    /// Records that a new group must be formed as planned.
-    fn plan_change(&self, job: &mut Job, reason: String) {
+    /// Records that a new group must be formed of the remaining members, as planned.
+    fn replace_group(&self, job: &mut Job, reason: String) {
         let remaining = self.remaining_members(job);
         job.pending_group = Some(PendingGroup { reason, remaining, events: Vec::new(), is_failure: false });
     }

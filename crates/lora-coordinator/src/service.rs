@@ -137,7 +137,7 @@ impl Service {
                 let _ = reply.send(self.admit(*hello, outbox));
             }
             Command::Status { session, status } => {
-                if let Some(worker) = self.workers.record_status(session, Some(*status)) {
+                if let Some(worker) = self.workers.record_message(session, Some(*status)) {
                     self.mark_worker_dirty(worker);
                 }
             }
@@ -425,7 +425,7 @@ impl Service {
     /// Stores finished steps and acknowledges them to all members. Each member keeps a step until
     /// it is acknowledged.
     async fn steps(&mut self, session: SessionId, steps: v1::Steps) -> Result<(), StoreError> {
-        let Some(worker) = self.workers.record_status(session, None) else { return Ok(()) };
+        let Some(worker) = self.workers.record_message(session, None) else { return Ok(()) };
         let v1::Steps { job_id, steps, .. } = steps;
         let numbers: Vec<u64> =
             steps.iter().map(|step| step.metrics.map_or(0, |metrics| metrics.step)).collect();

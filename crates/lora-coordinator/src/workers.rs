@@ -173,7 +173,7 @@ impl Workers {
 
     /// Records a message of a worker, with its status if the message has one. Returns the worker's
     /// name, or `None` if the connection has been replaced.
-    pub(crate) fn record_status(
+    pub(crate) fn record_message(
         &mut self,
         session: SessionId,
         status: Option<v1::WorkerStatus>,

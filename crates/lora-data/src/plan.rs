@@ -186,13 +186,16 @@ fn flops(train: &Dataset, config: &ModelConfig, adapter: u64) -> f64 {
 /// Checks that the data file of `field` exists.
 ///
 /// # Errors
-/// `path` does not exist, or is not a file.
+/// `path` does not exist, cannot be accessed, or is not a file.
 pub fn check_data_file(field: &str, path: &Path) -> Result<(), FieldError> {
     let shown = path.display();
     match path.metadata() {
         Ok(metadata) if metadata.is_file() => Ok(()),
         Ok(_) => Err(FieldError::new(field, format!("{shown} is not a file"))),
-        Err(_) => Err(FieldError::new(field, format!("the file {shown} does not exist"))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(FieldError::new(field, format!("the file {shown} does not exist")))
+        }
+        Err(error) => Err(FieldError::new(field, format!("{shown}: {error}"))),
     }
 }
 

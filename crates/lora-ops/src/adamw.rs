@@ -128,6 +128,7 @@ fn check_lengths(AdamWTensors { params, m, v }: AdamWTensors, gradient: &Tensor)
 }
 
 /// The coefficients of a step, equal for all elements and computed once, in f64.
+#[derive(Clone, Copy)]
 pub(crate) struct Coefficients {
     pub(crate) factor: f32,
     pub(crate) beta1: f32,

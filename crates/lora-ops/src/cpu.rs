@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Shape, Storage, Tensor, WithDType};
 
-/// Number of elements below which a second thread does not pay off for a loop.
+/// Number of elements of a task of a parallel loop; for fewer, a second thread does not pay off.
 pub(crate) const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
 
 /// Reads a contiguous CPU tensor's elements.

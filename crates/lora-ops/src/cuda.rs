@@ -1,9 +1,10 @@
 //! What the operations share on a GPU: the device with its kernels, launches, products and memory.
 //!
-//! All operations of a process run on one stream per GPU, in the order of the calls. Only small
-//! inputs ([`crate::Ids`]) and paged moments are copied on other streams. Operations therefore do
-//! not have to wait, and freed memory is reused without a wait. No result depends on timing: there
-//! are no floating-point atomics, and cuBLAS has one workspace and fixed algorithms.
+//! All operations of a process run on one stream per GPU, in the order of the calls, except
+//! [`crate::reduce::tree_combine`], which runs on the stream of its caller. Only small inputs
+//! ([`crate::Ids`]) and paged moments are copied on other streams. Operations therefore do not have
+//! to wait, and freed memory is reused without a wait. No result depends on timing: there are no
+//! floating-point atomics, and cuBLAS has one workspace and fixed algorithms.
 
 mod blas;
 mod environment;

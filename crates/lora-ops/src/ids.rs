@@ -14,7 +14,7 @@ pub struct Ids {
 }
 
 impl Ids {
-    /// Creates `values` for operations on `device`.
+    /// Takes `values` for operations on `device`; on a GPU, starts their copy.
     pub fn new(values: impl Into<Arc<[u32]>>, device: &Device) -> Result<Self> {
         let host = values.into();
         #[cfg(feature = "cuda")]
@@ -31,7 +31,7 @@ impl Ids {
         })
     }
 
-    /// Creates f32 values, stored as their bits; kernels read them as f32.
+    /// Takes f32 values, stored as their bits; kernels read them as f32.
     pub fn from_f32_bits(values: &[f32], device: &Device) -> Result<Self> {
         Self::new(values.iter().map(|value| value.to_bits()).collect::<Vec<_>>(), device)
     }

@@ -150,7 +150,7 @@ impl StagingBuffers {
         use crate::backend::Backend;
 
         let Backend::Cuda(gpu) = Backend::of_device(&self.device)? else {
-            candle_core::bail!("the moments are paged, but the parameters are not on a GPU")
+            candle_core::bail!("the moments are on a GPU, but the parameters are not")
         };
         let window_copies = gpu.window_copies()?;
         let upload = |parts: &[WindowPart], free: Option<&_>| {

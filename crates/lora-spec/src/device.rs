@@ -37,7 +37,7 @@ pub struct MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// The limit of `bytes`, or none if the amount is unknown.
+    /// Creates a limit of `bytes`; `None`: the amount is unknown, and nothing is too large.
     pub fn new(bytes: Option<u64>, device: DeviceKind) -> Self {
         Self { bytes: bytes.unwrap_or(u64::MAX), device }
     }

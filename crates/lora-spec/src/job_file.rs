@@ -118,15 +118,14 @@ fn located(error: FieldError, path: &Path, lines: &HashMap<String, u64>) -> JobF
 }
 
 /// The parser's messages that use words of Rust, and what they mean in a job file.
-const PARSER_MESSAGES: [(&str, &str); 8] = [
-    ("invalid u", "is not a whole number of at least 0, or is too large"),
-    ("invalid i", "is not a whole number, or is too large"),
+const PARSER_MESSAGES: [(&str, &str); 7] = [
     ("invalid floating point", "is not a number"),
     ("invalid boolean", "is not true or false"),
     ("cannot deserialize null", "has no value"),
     ("expected mapping start", "is not a section with keys"),
     ("expected sequence start", "is not a list"),
     ("expected string scalar", "is not a text"),
+    ("duplicate mapping key,", "has a key twice; keep one"),
 ];
 
 /// Returns the parser's message in the words of a job file, without the position, which
@@ -139,6 +138,10 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
     if let Some(rest) = message.strip_prefix("duplicate mapping key: ") {
         let key = rest.split(',').next().unwrap_or(rest);
         return format!("{key} is given twice; keep one");
+    }
+    // The types of the job's whole numbers.
+    if ["invalid u32", "invalid u64", "invalid usize"].contains(&message) {
+        return "is not a whole number of at least 0, or is too large".to_owned();
     }
     let known = PARSER_MESSAGES.iter().find(|(parser, _)| message.starts_with(parser));
     known.map_or(message, |(_, plain)| plain).to_owned()

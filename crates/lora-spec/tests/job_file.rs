@@ -73,6 +73,8 @@ fn errors_name_file_line_field_and_remedy() {
         ("adapter:\n  r: 0\n", 5, "adapter.r", "at least 1"),
         ("adapter:\n  r: -3\n", 5, "adapter.r", "is not a whole number of at least 0"),
         ("adapter:\n  r: many\n", 5, "adapter.r", "is not a whole number of at least 0"),
+        ("training:\n  seed: -1\n", 5, "training.seed", "is not a whole number of at least 0"),
+        ("training:\n  eval_steps: 1.5\n", 5, "training.eval_steps", "is not a whole number of at least 0"),
         ("adapter: 3\n", 4, "adapter", "is not a section with keys"),
         ("training: {learning_rate: fast}\n", 4, "training.learning_rate", "is not a number"),
         (

@@ -131,9 +131,9 @@ impl Engine {
         }
         self.in_flight.extend(StreamEvent::record(self.base.device())?);
         if self.in_flight.len() > MAX_MICRO_BATCHES_AHEAD
-            && let Some(mark) = self.in_flight.pop_front()
+            && let Some(event) = self.in_flight.pop_front()
         {
-            mark.wait()?;
+            event.wait()?;
         }
         Ok(())
     }

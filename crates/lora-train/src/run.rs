@@ -140,7 +140,7 @@ impl Run {
             state: self.state_hash.clone(),
         };
         let all: Vec<RankState> = all_gather(&mut group, &mine)?;
-        let newest = all.iter().map(|rank| rank.at).max().unwrap_or(mine.at);
+        let newest = all.iter().map(|other| other.at).max().unwrap_or(mine.at);
         let holders: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].at == newest).collect();
         let root = holders.first().copied().unwrap_or(0);
         let newest_states: Vec<(u64, &str)> =
@@ -151,7 +151,7 @@ impl Run {
         if let Some(diverged) = find_diverged_rank(&newest_states).filter(|_| !may_differ) {
             return Err(TrainError::Diverged { step: newest.0, rank: holders[diverged] });
         }
-        if all.iter().any(|rank| *rank != all[root]) {
+        if all.iter().any(|other| *other != all[root]) {
             let mut bytes = if group.rank() == root { self.checkpoint()? } else { Vec::new() };
             group.broadcast(root, &mut bytes)?;
             if mine != all[root] {

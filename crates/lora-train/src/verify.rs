@@ -77,7 +77,7 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
         (Some(base), _) => base,
         (None, None) => &job.model.base,
         (None, Some(url)) => {
-            return Err(wrong(format!("the base was {url}; download it and pass its directory")));
+            return Err(wrong(format!("the base was {url}; download it and pass its directory with --base")));
         }
     };
     let base = Arc::new(Base::load(base, job.base_layout(), &device)?);

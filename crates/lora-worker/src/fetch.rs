@@ -173,9 +173,9 @@ impl InputFetcher {
         file_set: FileSet,
         locks: &mut Vec<(FileLock, FileSet)>,
     ) -> Result<PathBuf, FetchError> {
-        let set = self.cache.lock_set(&file_set.files).await?;
-        let dir = set.dir.clone();
-        locks.push((set, file_set));
+        let lock = self.cache.lock_set(&file_set.files).await?;
+        let dir = lock.dir.clone();
+        locks.push((lock, file_set));
         Ok(dir)
     }
 }

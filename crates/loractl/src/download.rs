@@ -67,7 +67,7 @@ fn pending_downloads(job: &v1::Job, dir: &Path, replaceable: &[&str]) -> Result<
     if dir.symlink_metadata().is_ok() && !dir.is_dir() {
         bail!("{} already exists and is not a directory; choose another one", dir.display());
     }
-    let mut pending_downloads = Vec::new();
+    let mut pending = Vec::new();
     for file in &job.result {
         let name = &file.name;
         if !is_file_name(name) {
@@ -84,10 +84,10 @@ fn pending_downloads(job: &v1::Job, dir: &Path, replaceable: &[&str]) -> Result<
                 bail!("{} already exists with other contents; choose another directory", path.display());
             }
         }
-        pending_downloads.push(PendingDownload { name: name.clone(), digest, path });
+        pending.push(PendingDownload { name: name.clone(), digest, path });
     }
-    pending_downloads.sort_by_key(|file| file.name == RECEIPT);
-    Ok(pending_downloads)
+    pending.sort_by_key(|file| file.name == RECEIPT);
+    Ok(pending)
 }
 
 /// Downloads into `<name>.part`, which is renamed once it is complete and has the right hash.

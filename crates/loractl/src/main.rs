@@ -39,8 +39,8 @@ use crate::commands::{
 /// Results go to stdout, everything else to stderr.
 ///
 /// Exit codes: 0 success, 1 error, 2 wrong usage, 3 the job failed, 4 the job was
-/// cancelled or paused, 5 the coordinator cannot be reached, 130 Ctrl-C ended
-/// `loractl watch`.
+/// cancelled or paused, 5 the coordinator cannot be reached, 130 Ctrl-C ended the
+/// watching of a job.
 #[derive(Debug, Parser)]
 #[command(
     name = "loractl",

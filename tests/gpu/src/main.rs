@@ -56,7 +56,7 @@ fn main() -> Result<()> {
     return if args.bench { microbench::run(&args) } else { checks::run(&args) };
     #[cfg(not(feature = "cuda"))]
     anyhow::bail!(
-        "invalid device {}: this program was built without GPUs; build it with the feature `cuda`",
+        "invalid device {}: this program was built without GPU support; build it with the feature `cuda`",
         args.device
     )
 }

@@ -62,6 +62,9 @@ impl Document {
             let located = |contents: &str| Located { line: line(text, &range), text: contents.to_owned() };
             match event {
                 Event::Start(Tag::CodeBlock(kind)) => {
+                    // An unclosed fence would hide the rest of the page from the checks.
+                    let is_closed = text[range.clone()].trim_end().ends_with("```");
+                    assert!(is_closed || kind == CodeBlockKind::Indented, "{path}: a code block has no end");
                     let (language, line) = match kind {
                         CodeBlockKind::Fenced(language) => (language.to_string(), line(text, &range) + 1),
                         CodeBlockKind::Indented => (String::new(), line(text, &range)),

@@ -48,9 +48,9 @@ fn jobs_are_found_by_id_or_prefix_and_shown_in_every_format() {
         assert!(error.contains("could be one of 2 jobs") && error.contains(&first), "{error}");
     }
     for command in ["status", "watch", "logs", "cancel", "pause", "resume", "download"] {
-        let refused = service.run(&[command, "nobody"]).expect_code(1);
+        let refused = service.run(&[command, "unknown-job"]).expect_code(1);
         assert!(
-            refused.error().unwrap_or_default().contains("job \"nobody\" does not exist"),
+            refused.error().unwrap_or_default().contains("job \"unknown-job\" does not exist"),
             "{}",
             refused.stderr
         );

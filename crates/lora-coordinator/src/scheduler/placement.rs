@@ -127,8 +127,8 @@ pub(crate) enum WaitReason {
 
 impl WaitReason {
     /// The reason as text: "waits for ", then what the job waits for. `name` returns the name of a
-    /// job. `too_large` returns the text that compares the memory that the job needs with the bytes
-    /// of a worker; its second argument is whether they are a GPU's.
+    /// job. `too_large` returns the text that compares the memory that the job needs with a
+    /// worker's memory limit.
     pub(crate) fn sentence(
         &self,
         name: impl Fn(JobIndex) -> String,

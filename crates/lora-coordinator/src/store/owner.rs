@@ -24,7 +24,7 @@ use super::objects::delete_unreferenced;
 const OWNER_FILE: &str = "owner.json";
 const NEW_OWNER_FILE: &str = "owner.json.new";
 /// A time after all others.
-const ALWAYS: i64 = i64::MAX;
+const AFTER_ALL_TIMES: i64 = i64::MAX;
 
 /// What a start does if the files in `objects/` do not belong to the database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,7 +243,7 @@ pub(super) async fn adopt(
     for lost in checkpoints.iter().filter(|sha256| !files.contains(*sha256)) {
         sqlx::query("DELETE FROM checkpoints WHERE sha256 = ?").bind(lost).execute(&mut *db).await?;
     }
-    delete_unreferenced(&mut db, ALWAYS).await?;
+    delete_unreferenced(&mut db, AFTER_ALL_TIMES).await?;
     sqlx::query("DELETE FROM unknown_objects").execute(&mut *db).await?;
     db.commit().await
 }

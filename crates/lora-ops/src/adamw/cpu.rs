@@ -15,17 +15,7 @@ pub(super) fn step(coefficients: &Coefficients, state: AdamWTensors, gradient: &
 }
 
 fn update(coefficients: &Coefficients, params: &mut [f32], m: &mut [f32], v: &mut [f32], gradient: &[f32]) {
-    let &Coefficients {
-        factor,
-        one_minus_beta1,
-        beta2,
-        one_minus_beta2,
-        sqrt_bias_correction2,
-        eps,
-        decay,
-        step_size,
-        ..
-    } = coefficients;
+    let c = *coefficients;
     let moments = m.par_chunks_mut(MIN_PARALLEL_ELEMENTS).zip(v.par_chunks_mut(MIN_PARALLEL_ELEMENTS));
     let chunks = params
         .par_chunks_mut(MIN_PARALLEL_ELEMENTS)
@@ -34,11 +24,11 @@ fn update(coefficients: &Coefficients, params: &mut [f32], m: &mut [f32], v: &mu
     chunks.for_each(|((params, (m, v)), gradient)| {
         vectorize(|| {
             for (((p, m), v), g) in params.iter_mut().zip(m).zip(v).zip(gradient) {
-                let g = g * factor;
-                *m += one_minus_beta1 * (g - *m);
-                *v = *v * beta2 + one_minus_beta2 * (g * g);
-                let denominator = v.sqrt() / sqrt_bias_correction2 + eps;
-                *p = *p * decay - step_size * (*m / denominator);
+                let g = g * c.factor;
+                *m += c.one_minus_beta1 * (g - *m);
+                *v = *v * c.beta2 + c.one_minus_beta2 * (g * g);
+                let denominator = v.sqrt() / c.sqrt_bias_correction2 + c.eps;
+                *p = *p * c.decay - c.step_size * (*m / denominator);
             }
         });
     });

@@ -9,17 +9,7 @@ pub(super) fn step(
     state: AdamWTensors,
     gradient: &Tensor,
 ) -> Result<()> {
-    let &Coefficients {
-        factor,
-        one_minus_beta1,
-        beta2,
-        one_minus_beta2,
-        sqrt_bias_correction2,
-        eps,
-        decay,
-        step_size,
-        ..
-    } = coefficients;
+    let c = *coefficients;
     let n = gradient.elem_count();
     let mut args = Vec::new();
     for vector in [state.params, state.m, state.v] {
@@ -28,8 +18,17 @@ pub(super) fn step(
     args.push(gpu.arg(gradient, DType::F32)?);
     args.push((n as u64).into());
     args.extend(
-        [factor, one_minus_beta1, beta2, one_minus_beta2, sqrt_bias_correction2, eps, decay, step_size]
-            .map(Arg::from),
+        [
+            c.factor,
+            c.one_minus_beta1,
+            c.beta2,
+            c.one_minus_beta2,
+            c.sqrt_bias_correction2,
+            c.eps,
+            c.decay,
+            c.step_size,
+        ]
+        .map(Arg::from),
     );
     gpu.launch_flat("adamw_step_f32", n, &args)
 }

@@ -106,26 +106,16 @@ fn step_block(
     (m_codes, m_absmax): (&mut [u8], &mut f32),
     (v_codes, v_absmax): (&mut [u8], &mut f32),
 ) {
-    let &Coefficients {
-        factor,
-        beta1,
-        one_minus_beta1,
-        beta2,
-        one_minus_beta2,
-        sqrt_bias_correction2,
-        eps,
-        decay,
-        step_size,
-    } = coefficients;
+    let c = *coefficients;
     let (mut m, mut v) = ([0.0; BLOCK], [0.0; BLOCK]);
     dequantize(&SIGNED_MAP, m_codes, *m_absmax, &mut m);
     dequantize(&UNSIGNED_MAP, v_codes, *v_absmax, &mut v);
     for (((p, m), v), g) in params.iter_mut().zip(&mut m).zip(&mut v).zip(gradient) {
-        let g = g * factor;
-        *m = *m * beta1 + one_minus_beta1 * g;
-        *v = *v * beta2 + one_minus_beta2 * g * g;
-        let denominator = v.sqrt() / sqrt_bias_correction2 + eps;
-        *p = *p * decay - step_size * (*m / denominator);
+        let g = g * c.factor;
+        *m = *m * c.beta1 + c.one_minus_beta1 * g;
+        *v = *v * c.beta2 + c.one_minus_beta2 * g * g;
+        let denominator = v.sqrt() / c.sqrt_bias_correction2 + c.eps;
+        *p = *p * c.decay - c.step_size * (*m / denominator);
     }
     *m_absmax = quantize(&SIGNED_MAP, &m, m_codes);
     *v_absmax = quantize(&UNSIGNED_MAP, &v, v_codes);

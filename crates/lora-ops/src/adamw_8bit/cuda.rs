@@ -49,27 +49,17 @@ pub(super) fn step(
     let Some(Tables { blocks: table, block_windows, maps, .. }) = tables else {
         candle_core::bail!("8-bit AdamW: the parameters are on a GPU, but the moments were made for the CPU")
     };
-    let &Coefficients {
-        factor,
-        beta1,
-        one_minus_beta1,
-        beta2,
-        one_minus_beta2,
-        sqrt_bias_correction2,
-        eps,
-        decay,
-        step_size,
-    } = coefficients;
+    let c = *coefficients;
     let settings = [
-        factor,
-        beta1,
-        one_minus_beta1,
-        beta2,
-        one_minus_beta2,
-        sqrt_bias_correction2,
-        eps,
-        decay,
-        step_size,
+        c.factor,
+        c.beta1,
+        c.one_minus_beta1,
+        c.beta2,
+        c.one_minus_beta2,
+        c.sqrt_bias_correction2,
+        c.eps,
+        c.decay,
+        c.step_size,
     ]
     .map(Arg::from);
     let params_and_gradient = [gpu.arg(params, DType::F32)?, gpu.arg(gradient, DType::F32)?];

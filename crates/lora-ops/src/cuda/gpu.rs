@@ -175,11 +175,11 @@ impl Gpu {
         let Some((start, _)) = layout.contiguous_offsets() else {
             candle_core::bail!("operation on a tensor of shape {:?} that is not contiguous", tensor.shape());
         };
-        if storage.device.id() != self.device.id() || tensor.dtype() != dtype {
-            candle_core::bail!(
-                "operation on a tensor of {:?} instead of {dtype:?}, or of another GPU",
-                tensor.dtype()
-            );
+        if storage.device.id() != self.device.id() {
+            candle_core::bail!("operation on a tensor of another GPU");
+        }
+        if tensor.dtype() != dtype {
+            candle_core::bail!("operation on a tensor of {:?} instead of {dtype:?}", tensor.dtype());
         }
         let base = match &storage.slice {
             CudaStorageSlice::F32(slice) => slice.device_ptr(&self.stream).0,

@@ -69,7 +69,7 @@ impl Gpu {
         }
     }
 
-    /// Returns the copies of windows. The buffers on the GPU must have been allocated before this
+    /// Prepares to copy windows. The buffers on the GPU must have been allocated before this
     /// call; the streams of the copies wait for these allocations.
     pub(crate) fn window_copies(&self) -> Result<WindowCopies<'_>> {
         let allocated = self.event()?;

@@ -80,7 +80,7 @@ fn fingerprint_matches_its_definition_and_depends_on_every_bit_and_position() {
 }
 
 #[test]
-fn u8_and_u32_of_equal_value_have_the_same_fingerprint() {
+fn u8_and_f32_of_equal_bits_have_the_same_fingerprint() {
     let bytes: Vec<u8> = (0..40_000_u32).map(|i| (i * 7 % 256) as u8).collect();
     let bits: Vec<f32> = bytes.iter().map(|byte| f32::from_bits((*byte).into())).collect();
     let bytes = Tensor::new(bytes, &Device::Cpu).unwrap();

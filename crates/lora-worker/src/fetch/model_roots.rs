@@ -6,7 +6,7 @@ use tracing::warn;
 
 use super::FetchError;
 
-/// The field of the job's errors about its base.
+/// The field that errors about a job's base name.
 pub(super) const FIELD: &str = "model.base";
 
 /// The directories under which jobs may use bases.

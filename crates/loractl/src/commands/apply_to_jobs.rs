@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Result;
+use lora_daemon::program::error_chain;
 use lora_proto::v1;
 
 use crate::client::{CallError, Client};
@@ -52,7 +53,7 @@ fn report_skipped(wanted: &str, error: anyhow::Error) -> Result<ExitCode> {
     if let Some(CallError::Unreachable { .. }) = error.downcast_ref() {
         return Err(error);
     }
-    eprintln!("error: {wanted}: {error:#}");
+    eprintln!("error: {wanted}: {}", error_chain(error.as_ref()));
     Ok(ExitCode::FAILURE)
 }
 

@@ -1,4 +1,4 @@
-//! `loractl probe`: loads a CUDA library in a separate process for `loractl doctor`.
+//! `loractl probe`: loads a CUDA library, in the separate process that `loractl doctor` starts.
 
 use std::process::ExitCode;
 
@@ -13,12 +13,12 @@ use crate::output::line;
   loractl probe libcuda.so.1")]
 pub(crate) struct Args {
     /// File name of the library.
-    #[arg(value_parser = parse_query)]
-    question: ProbeQuery,
+    #[arg(value_name = "LIBRARY", value_parser = parse_query)]
+    query: ProbeQuery,
 }
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
-    line(&args.question.answer()?)?;
+    line(&args.query.answer()?)?;
     Ok(ExitCode::SUCCESS)
 }
 

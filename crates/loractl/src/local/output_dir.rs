@@ -167,7 +167,7 @@ impl OutputDir {
         fs::remove_dir_all(&state).map_err(at(&state))
     }
 
-    /// Removes everything that a new run has written, if it ended without training.
+    /// Removes everything that a new run has written, after it failed without training.
     pub(crate) fn discard(&self) -> Result<(), OutputError> {
         let state = self.state_dir();
         if state.is_dir() {

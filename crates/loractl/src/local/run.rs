@@ -231,8 +231,8 @@ impl LocalRun {
         download_result(client, job, self.output.path(), &RUN_FILES).await
     }
 
-    /// Removes the files of a new run that ended before its first step, and the state of a run with
-    /// a result. The state of a run that can continue is kept.
+    /// Removes the files of a new run that failed before its first step, and the state of a run
+    /// with a result. The state of a run that can continue is kept.
     fn clean_up(&self, ended_well: bool) -> Result<(), OutputError> {
         if !self.holds_store {
             return Ok(());

@@ -47,8 +47,8 @@ async fn steps_are_stored_once() {
     fixture.store.add_steps("one", &[]).await.unwrap();
     assert_eq!(fixture.store.last_step("one").await.unwrap(), 4);
     let watch = fixture.store.watch("one".into(), 2, 0, false).take(4);
-    let item: Vec<_> = watch.map(|item| item.unwrap().kind.unwrap()).collect().await;
-    assert_eq!(item, steps(1..=4).into_iter().map(watch_job_response::Kind::Step).collect::<Vec<_>>());
+    let items: Vec<_> = watch.map(|item| item.unwrap().kind.unwrap()).collect().await;
+    assert_eq!(items, steps(1..=4).into_iter().map(watch_job_response::Kind::Step).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -164,8 +164,8 @@ impl Hub {
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => FetchError::permanent(
                 from,
                 format!(
-                    "the hub returned {status}: it does not exist, is private or gated; this worker has \
-                     {token}"
+                    "the hub returned {status}: the model does not exist, or is private or gated; this \
+                     worker has {token}"
                 ),
             ),
             StatusCode::NOT_FOUND => {

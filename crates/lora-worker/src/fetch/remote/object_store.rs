@@ -125,7 +125,7 @@ impl ObjectStorePrefix {
     }
 
     fn key(&self, name: &str) -> Key {
-        name.split('/').fold(self.prefix.clone(), |path, partial| path.join(partial))
+        name.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
     }
 }
 

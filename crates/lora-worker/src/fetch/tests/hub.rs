@@ -265,8 +265,8 @@ async fn errors_of_the_hub_do_not_contain_the_token() {
                 .unwrap();
         let error = refusal(fetch(&cache, "hf://acme/tiny").await);
         assert!(!error.is_transient());
-        let expected = "model.base: hf://acme/tiny@main: the hub returned 401 Unauthorized: it does not \
-                        exist, is private or gated; this worker has ";
+        let expected = "model.base: hf://acme/tiny@main: the hub returned 401 Unauthorized: the model does \
+                        not exist, or is private or gated; this worker has ";
         assert_eq!(error.to_string(), format!("{expected}{has}"));
     }
     let broken = HttpServer::serve(|_| FakeResponse::new(503, "")).await;
