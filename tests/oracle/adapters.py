@@ -12,7 +12,7 @@ def make(base: Path, directory: Path, seed: int, **lora) -> None:
     """Saves an adapter with PEFT's initial A and a random B (with B = 0 the gradient of A is 0)."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_alpha=8, **({"r": 4} | lora)))
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **({"r": 4, "lora_alpha": 8} | lora)))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

@@ -54,4 +54,30 @@ mod tests {
         assert!(!best.patience_exhausted(&training));
         assert_eq!(best.best, Some((1.0, 4)));
     }
+
+    #[test]
+    fn an_improvement_must_exceed_the_threshold() {
+        // The differences are exact in binary.
+        let training = TrainingSpec {
+            early_stopping_patience: Some(1),
+            early_stopping_threshold: 0.5,
+            ..TrainingSpec::default()
+        };
+        for (second, exhausted) in [(1.5, true), (1.25, false), (2.5, true)] {
+            let mut best = BestEvaluation::default();
+            assert!(best.observe(&training, 1, 2.0), "the first evaluation is the best so far");
+            assert!(!best.patience_exhausted(&training));
+            best.observe(&training, 2, second);
+            assert_eq!(best.patience_exhausted(&training), exhausted, "2 to {second}");
+        }
+    }
+
+    #[test]
+    fn of_equal_evaluations_the_first_is_the_best() {
+        let training = TrainingSpec::default();
+        let mut best = BestEvaluation::default();
+        assert!(best.observe(&training, 1, 2.0));
+        assert!(!best.observe(&training, 2, 2.0));
+        assert_eq!(best.best, Some((2.0, 1)));
+    }
 }

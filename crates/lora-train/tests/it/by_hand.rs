@@ -1,0 +1,73 @@
+//! A run against its definition: the same steps, with the engine driven by hand.
+
+use lora_collective::tree::partition;
+use lora_data::{BatchPlan, Dataset, Tokenizer, collate};
+use lora_model::{Adapter, Batch, PassOptions};
+use lora_ops::adamw::AdamW;
+use lora_spec::{ActivationCheckpointing, LrSchedulerType};
+use lora_train::{Engine, Partition, ProcessGroup, StepOutcome, learning_rate};
+
+use crate::common::Fixture;
+
+/// Every setting of the steps has another value than its default. `tests/golden/jobs` compares such
+/// a job with PEFT within a tolerance; here the state after every step has the same bits.
+#[test]
+fn a_run_has_the_bits_of_an_engine_that_is_driven_by_hand() {
+    let mut fixture = Fixture::new();
+    fixture.job.adapter.lora_dropout = 0.3;
+    fixture.job.adapter.use_rslora = true;
+    fixture.job.adapter.lora_alpha = 5.0;
+    let training = &mut fixture.job.training;
+    training.micro_batch_size = 5;
+    training.lr_scheduler_type = LrSchedulerType::Linear;
+    training.warmup_steps = 2.0;
+    training.adam_beta1 = 0.8;
+    training.adam_beta2 = 0.9;
+    training.adam_epsilon = 1e-4;
+    training.weight_decay = 0.3;
+    training.max_grad_norm = 3.0;
+    training.seed = 3;
+    let job = &fixture.job;
+    let (training, base) = (&job.training, fixture.base());
+    let tokenizer = Tokenizer::load(&job.model.base).unwrap();
+    let rows = Dataset::read(&job.data.train, &tokenizer, job.data.max_length, job.data.long_rows).unwrap();
+    let plan = BatchPlan::for_job(job, &rows);
+    let adapter = Adapter::init(&base, &job.adapter, training.seed).unwrap();
+    let mut engine = Engine::new(base.clone(), adapter, training.optim).unwrap();
+    let mut alone = ProcessGroup::single();
+    let mut run = fixture.run_over(base);
+    let total = run.facts().total_steps;
+    let mut norms = Vec::new();
+    for step in 0..total {
+        let micro_batches = plan.step(step);
+        let ranges = partition(micro_batches.len(), 1).unwrap();
+        let partition = Partition { leaves: micro_batches.len(), ranges: &ranges };
+        engine.begin_step(partition, 0..micro_batches.len()).unwrap();
+        for micro_batch in &micro_batches {
+            let batch = collate(&rows, micro_batch);
+            let batch = Batch {
+                batch: batch.batch,
+                seq: batch.seq_len,
+                tokens: &batch.tokens,
+                targets: &batch.targets,
+                weights: &batch.weights,
+                rows: &batch.rows,
+            };
+            let pass =
+                PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.3, seed: 3, step };
+            engine.forward_backward(batch, pass, partition, &mut alone).unwrap();
+        }
+        let weights: f64 = engine.losses().unwrap().iter().map(|(_, weight)| weight).sum();
+        let norm = engine.reduce(&mut alone, partition, Some(weights)).unwrap().unwrap();
+        norms.push(norm);
+        let lr = learning_rate(training, step, total);
+        let adamw = AdamW { lr, beta1: 0.8, beta2: 0.9, eps: 1e-4, weight_decay: 0.3 };
+        engine.optim_step(adamw, norm, 3.0).unwrap();
+
+        let report = run.step(|| false).unwrap();
+        assert_eq!(report.outcome == StepOutcome::Finished, step + 1 == total);
+        assert_eq!((report.metrics.grad_norm, report.metrics.learning_rate), (norm, lr), "step {step}");
+        assert_eq!(run.history().last().unwrap().state, engine.state_hash().unwrap(), "step {step}");
+    }
+    assert!(norms.iter().any(|norm| *norm < 3.0) && norms.iter().any(|norm| *norm > 3.0), "{norms:?}");
+}
