@@ -7,8 +7,11 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
-use lora_model::{Adapter, Base, Batch, Gradients, PassOptions, PeftAdapter, forward_backward, logits};
-use lora_spec::{ActivationCheckpointing, BaseDtype};
+use lora_model::{
+    Adapter, Base, Batch, Generator, Gradients, MergeTarget, PassOptions, PeftAdapter, Sampling,
+    forward_backward, logits,
+};
+use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, BaseLayout};
 use serde_json::Value;
 
 fn golden() -> PathBuf {
@@ -115,12 +118,25 @@ impl Case {
     }
 }
 
+const CASES: [&str; 13] = [
+    "llama-gqa",
+    "llama-gqa-list",
+    "llama-gqa-regex",
+    "llama-gqa-rslora",
+    "llama3-rope",
+    "llama-linear-rope",
+    "qwen2",
+    "llama-bf16",
+    "qwen2-window",
+    "llama-geglu",
+    "llama-nf4",
+    "qwen2-nf4",
+    "llama-int8",
+];
+
 #[test]
 fn every_case_matches_transformers_and_peft() {
-    let cases = ["llama-gqa", "llama-gqa-list", "llama-gqa-regex", "llama-gqa-rslora", "llama3-rope"];
-    let quantized = ["llama-nf4", "qwen2-nf4", "llama-int8"];
-    let others = ["llama-linear-rope", "qwen2", "llama-bf16", "qwen2-window", "llama-geglu"];
-    for name in cases.into_iter().chain(others).chain(quantized) {
+    for name in CASES {
         let case = Case::read(name, None);
         let kept = case.check(name, ActivationCheckpointing::None);
         let bits = |grads: &[f32]| grads.iter().map(|g| g.to_bits()).collect::<Vec<_>>();
@@ -134,4 +150,85 @@ fn every_case_matches_transformers_and_peft() {
 #[test]
 fn transformers_4_configs_give_the_same_model() {
     Case::read("qwen2", Some("qwen2-v4")).check("qwen2-v4", ActivationCheckpointing::None);
+}
+
+/// Decoding with a cache chooses the tokens that the forward pass over the whole row ranks first,
+/// from prompts shorter and longer than a window.
+#[test]
+fn decoding_agrees_with_the_forward_pass() {
+    for name in CASES {
+        let case = Case::read(name, None);
+        let vocab = case.base.config.vocab_size;
+        for adapter in [Some(&case.adapter), None] {
+            let generator = Generator { base: &case.base, adapter };
+            for (row, prompt) in (0..case.batch).flat_map(|row| (1..9).map(move |length| (row, length))) {
+                let mut tokens = case.tokens[row * case.seq..][..prompt].to_vec();
+                let generated = generator.generate(&tokens, &[], 12, Sampling::Greedy).unwrap();
+                assert_eq!(generated.len(), 12, "{name}");
+                tokens.extend(&generated);
+                let seq = tokens.len();
+                let (targets, weights) = (vec![0; seq], vec![0.0; seq]);
+                let batch = Batch {
+                    batch: 1,
+                    seq,
+                    tokens: &tokens,
+                    targets: &targets,
+                    weights: &weights,
+                    rows: &[0],
+                };
+                let logits = values(&logits(&case.base, adapter, batch).unwrap());
+                for (position, chosen) in (prompt - 1..).zip(&generated) {
+                    let logits = &logits[position * vocab..][..vocab];
+                    let best = (0..vocab).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
+                    assert_eq!(*chosen as usize, best, "{name}: after {position} of a prompt of {prompt}");
+                }
+            }
+        }
+    }
+}
+
+/// `W + s B A` gives the logits that PEFT computed with the adapter beside the base.
+#[test]
+fn a_merged_base_gives_the_logits_of_the_adapter() {
+    for name in CASES {
+        let case = Case::read(name, None);
+        let trained = BaseLayout::from(BaseDtype::Auto);
+        let merged =
+            Base::merged(&case.base.dir, &trained, MergeTarget::Dequantized, BaseDtype::F32, &case.adapter)
+                .unwrap();
+        let merged = Case { base: merged, ..case };
+        let error = merged.logits_error(None, "logits");
+        assert!(error <= 1e-5, "{name}: {error:e}");
+    }
+}
+
+/// PEFT draws `A` from the uniform distribution between `-1/sqrt(in_features)` and
+/// `1/sqrt(in_features)` (Kaiming uniform with `a = sqrt(5)`), and sets `B` to zero.
+#[test]
+fn initial_adapters_have_the_distribution_of_peft() {
+    let base = Case::read("llama-gqa", None).base;
+    let stored = PeftAdapter::read(&golden().join("curve/llama-gqa/adapter")).unwrap();
+    let stored = stored.to_adapter(&base.config).unwrap();
+    let spec = AdapterSpec { r: 256, ..AdapterSpec::default() };
+    let adapter = Adapter::new(&base.config, &spec, 1).unwrap();
+    let of = |adapter: &Adapter| adapter.params().to_vec1::<f32>().unwrap();
+    let (ours, pefts) = (of(&adapter), of(&stored));
+    for slot in &adapter.layout().modules {
+        let bound = 1.0 / (slot.module.in_features as f64).sqrt();
+        let a: Vec<f64> = ours[slot.a.clone()].iter().map(|v| f64::from(*v) / bound).collect();
+        assert!(a.iter().all(|v| v.abs() <= 1.0), "{}", slot.module.name);
+        let mean = a.iter().sum::<f64>() / a.len() as f64;
+        let square = a.iter().map(|v| v * v).sum::<f64>() / a.len() as f64;
+        assert!(
+            mean.abs() < 0.04 && (square - 1.0 / 3.0).abs() < 0.02,
+            "{}: {mean} {square}",
+            slot.module.name
+        );
+        assert!(ours[slot.b.clone()].iter().all(|v| *v == 0.0), "{}", slot.module.name);
+    }
+    for slot in &stored.layout().modules {
+        let bound = 1.0 / (slot.module.in_features as f64).sqrt();
+        let largest = pefts[slot.a.clone()].iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
+        assert!((0.9 * bound..=bound).contains(&largest), "{}: {largest} of {bound}", slot.module.name);
+    }
 }
