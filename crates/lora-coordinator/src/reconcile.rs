@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use crate::job::{Job, MemberState, member_process};
 use crate::membership::{EvictionReason, MemberReport, decide_membership};
+use crate::scheduler::placement::precedence;
 use crate::service::Service;
 use crate::store::{JobRow, MemberRow, StoreError};
 use crate::workers::{has_state, phase_name};
@@ -222,12 +223,13 @@ impl Service {
     async fn waiting(&mut self, job: &mut Job) -> Result<(), StoreError> {
         let worker_of = |member: &MemberRow| member_process(member, &self.workers);
         let is_lost = |member: &MemberRow| worker_of(member).is_none();
-        // Two such jobs could wait for each other's members forever: the later job releases its
-        // own.
-        let releases_members = self.jobs.values().any(|other| {
-            other.state() == JobState::Waiting
-                && (-other.row.priority, other.row.sequence) < (-job.row.priority, job.row.sequence)
-        });
+        // Two such jobs could wait for each other's members forever: the one that the scheduler
+        // serves later releases its own.
+        let precedence = |row: &JobRow| precedence(row.priority, row.sequence);
+        let releases_members = self
+            .jobs
+            .values()
+            .any(|other| other.state() == JobState::Waiting && precedence(&other.row) < precedence(&job.row));
         let leaves = |member: &MemberRow| {
             worker_of(member).is_some_and(|worker| releases_members || worker.status.draining)
         };

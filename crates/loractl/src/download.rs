@@ -128,6 +128,8 @@ async fn fetch(
         }
     };
     if found != file.digest {
+        // A later attempt would continue this file, and fail in the same way.
+        fs::remove_file(&part).with_context(|| part.display().to_string())?;
         bail!("{}: the coordinator sent a file whose hash is not that of the job's result", file.name);
     }
     fs::rename(&part, &file.path).with_context(|| file.path.display().to_string())
@@ -231,6 +233,18 @@ mod tests {
         let file = dir.path().join("weights.bin");
         let error = download_result(&client, &job, &file, &[]).await.unwrap_err().to_string();
         assert!(error.contains("is not a directory"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_file_with_another_hash_than_the_job_announces_is_not_kept() {
+        let (fake, mut job, _) = result().await;
+        let temp = tempfile::tempdir().unwrap();
+        let dir = temp.path().join("out");
+        let digest = job.result[1].digest.as_mut().unwrap();
+        digest.sha256 = DigestBuilder::of_bytes(b"another file").sha256;
+        let error = download_result(&fake.client().await, &job, &dir, &[]).await.unwrap_err().to_string();
+        assert!(error.contains("weights.bin: the coordinator sent a file whose hash"), "{error}");
+        assert_eq!(names(&dir), [""; 0]);
     }
 
     #[tokio::test]

@@ -206,18 +206,20 @@ pub(crate) fn schedule(jobs: &[SchedulableJob], workers: &[SchedulableWorker]) -
 /// The jobs that lack workers, in the order in which they are served.
 fn queue_order(jobs: &[SchedulableJob]) -> Vec<&SchedulableJob> {
     let mut lacking: Vec<&SchedulableJob> = jobs.iter().filter(|job| job.lacks_members()).collect();
-    lacking.sort_by_key(|job| match job.phase {
-        JobPhase::Started { .. } => (0, Reverse(0), job.sequence),
-        JobPhase::Queued => (1, Reverse(job.priority), job.sequence),
-    });
+    lacking.sort_by_key(|job| (job.phase == JobPhase::Queued, precedence(job.priority, job.sequence)));
     lacking
 }
 
 /// The started jobs, in the order in which they grow.
 fn growth_order(jobs: &[SchedulableJob]) -> Vec<&SchedulableJob> {
     let mut started: Vec<&SchedulableJob> = jobs.iter().filter(|job| job.phase != JobPhase::Queued).collect();
-    started.sort_by_key(|job| (Reverse(job.priority), job.sequence));
+    started.sort_by_key(|job| precedence(job.priority, job.sequence));
     started
+}
+
+/// The order of jobs: higher priorities first, then older jobs. A smaller value comes first.
+pub(crate) fn precedence(priority: i32, sequence: i64) -> impl Ord {
+    (Reverse(priority), sequence)
 }
 
 impl SchedulableJob {

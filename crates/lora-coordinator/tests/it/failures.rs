@@ -236,32 +236,49 @@ async fn a_pause_during_worker_loss_keeps_the_survivors_state() {
     cluster.stop().await;
 }
 
-#[tokio::test]
-async fn of_two_waiting_jobs_the_later_one_releases_its_workers() {
+/// Brings an older and a newer job with these priorities into the state `waiting`, each with one of
+/// its two workers. One of them must save its state and give its worker to the other one.
+async fn one_of_two_waiting_jobs_gives_way(older_priority: i32, newer_priority: i32, newer_stays: bool) {
     let cluster = Cluster::start().await;
-    let older = cluster.submit(&job(2, 2)).await;
+    let older = cluster.submit_with_priority(&job(2, 2), older_priority).await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;
     let mut w1 = FakeWorker::connect(&cluster, "w1").await;
     let a = train(&mut [&mut w0, &mut w1], 0).await;
-    let newer = cluster.submit(&job(2, 2)).await;
+    let newer = cluster.submit_with_priority(&job(2, 2), newer_priority).await;
     let mut w2 = FakeWorker::connect(&cluster, "w2").await;
     let mut w3 = FakeWorker::connect(&cluster, "w3").await;
     let b = train(&mut [&mut w2, &mut w3], 0).await;
     assert_eq!((&a[0].job_id, &b[0].job_id), (&older, &newer));
     w1.disconnect();
     w3.disconnect();
-    w0.broken(&a[0], 4, "its peer is gone", &[]).await;
-    cluster.until(&older, "waiting").await;
-    w2.broken(&b[0], 6, "its peer is gone", &[]).await;
+    cluster.until_lost(&["w1", "w3"]).await;
+    let (stays, mut stays_worker, a, leaves, mut leaves_worker, b) = match newer_stays {
+        false => (older, w0, &a[0], newer, w2, &b[0]),
+        true => (newer, w2, &b[0], older, w0, &a[0]),
+    };
+    stays_worker.broken(a, 4, "its peer is gone", &[]).await;
+    cluster.until(&stays, "waiting").await;
+    leaves_worker.broken(b, 6, "its peer is gone", &[]).await;
     // The remaining worker saves its state before it leaves.
-    w2.goal(Goal::Save).await;
-    cluster.checkpoint(&b[0], 6, b"six").await;
-    w2.phase(&b[0], Phase::Saved, 6).await;
-    w2.release().await;
-    let c = w0.prepare(4).await;
-    let d = w2.prepare(0).await;
-    assert_eq!((&c.job_id, &d.job_id, d.peers.len()), (&older, &older, 2));
-    let newer = cluster.until(&newer, "waiting").await;
-    assert_eq!((newer.checkpoint_step, newer.workers.len()), (Some(6), 0));
+    leaves_worker.goal(Goal::Save).await;
+    cluster.checkpoint(b, 6, b"six").await;
+    leaves_worker.phase(b, Phase::Saved, 6).await;
+    leaves_worker.release().await;
+    let c = stays_worker.prepare(4).await;
+    let d = leaves_worker.prepare(0).await;
+    assert_eq!((&c.job_id, &d.job_id, d.peers.len()), (&stays, &stays, 2));
+    let leaves = cluster.until(&leaves, "waiting").await;
+    assert_eq!((leaves.checkpoint_step, leaves.workers.len()), (Some(6), 0));
     cluster.stop().await;
+}
+
+#[tokio::test]
+async fn of_two_waiting_jobs_the_later_one_releases_its_workers() {
+    one_of_two_waiting_jobs_gives_way(0, 0, false).await;
+}
+
+#[tokio::test]
+async fn of_two_waiting_jobs_the_one_with_the_lower_priority_releases_its_workers() {
+    one_of_two_waiting_jobs_gives_way(0, 5, true).await;
+    one_of_two_waiting_jobs_gives_way(5, 0, false).await;
 }

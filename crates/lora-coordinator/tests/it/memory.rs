@@ -57,7 +57,7 @@ async fn a_job_that_fits_no_worker_fails_with_settings_that_would_fit() {
     assert!(text.starts_with("a worker needs ") && text.contains(" of memory, more than "), "{text}");
     assert!(text.contains("; it would fit with "), "{text}");
 
-    let job_id = cluster.submit_with(&large(), cluster.whole_inputs().await).await;
+    let job_id = cluster.submit_with(&large(), cluster.whole_inputs().await, 0).await;
     let failed = cluster.until(&job_id, "failed").await;
     assert_eq!(&failed.failure.unwrap().cause, text);
     assert_eq!(cluster.states(&job_id).await, ["validating", "failed"]);
@@ -76,7 +76,7 @@ async fn a_job_waits_for_a_large_enough_worker_across_a_restart() {
     config.workers.lease_seconds = 600.0;
     let cluster = Cluster::start_with(config).await;
     let peak = peak(&plan(&cluster, &large()).await);
-    let job_id = cluster.submit_with(&large(), cluster.whole_inputs().await).await;
+    let job_id = cluster.submit_with(&large(), cluster.whole_inputs().await, 0).await;
     let queued = cluster.until_that(&job_id, |job| !job.waiting_for.is_empty()).await;
     assert_eq!(queued.state, "queued");
     assert!(queued.waiting_for.ends_with("none is connected"), "{}", queued.waiting_for);
@@ -90,7 +90,7 @@ async fn a_job_waits_for_a_large_enough_worker_across_a_restart() {
     assert_eq!(plan(&cluster, &large()).await.problems, [waiting.waiting_for.trim_start_matches(prefix)]);
 
     // A job that is submitted now is not refused either: other workers may still reconnect.
-    let submitted = cluster.submit_with(&large(), cluster.whole_inputs().await).await;
+    let submitted = cluster.submit_with(&large(), cluster.whole_inputs().await, 0).await;
     cluster.until_that(&submitted, waits).await;
     cluster.cancel(&submitted).await.unwrap();
 
@@ -113,7 +113,7 @@ async fn changing_the_number_of_workers_replans_the_job() {
     of_two.training.micro_batch_size = 1;
     (of_two.workers.min, of_two.workers.max) = (4, 4);
     let on_four = peak(&plan(&cluster, &of_two).await);
-    let job_id = cluster.submit_with(&of_two, cluster.whole_inputs().await).await;
+    let job_id = cluster.submit_with(&of_two, cluster.whole_inputs().await, 0).await;
     cluster.until(&job_id, "queued").await;
     cluster.pause(&job_id).await.unwrap();
     let _enough_of_four = FakeWorker::connect_with_memory(&cluster, "w0", on_four).await;

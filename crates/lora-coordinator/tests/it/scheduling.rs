@@ -52,17 +52,8 @@ async fn workers_that_compute_differently_do_not_share_a_job() {
 #[tokio::test]
 async fn a_higher_priority_comes_first() {
     let cluster = Cluster::start().await;
-    let submit = async |priority| {
-        let request = v1::SubmitJobRequest {
-            job: Some(v1::JobSpec::try_from(&job(1, 1)).unwrap()),
-            inputs: Some(cluster.inputs().await),
-            priority,
-            ..v1::SubmitJobRequest::default()
-        };
-        cluster.jobs().submit_job(request).await.unwrap().into_inner().job_id
-    };
-    let low = submit(0).await;
-    let high = submit(5).await;
+    let low = cluster.submit_with_priority(&job(1, 1), 0).await;
+    let high = cluster.submit_with_priority(&job(1, 1), 5).await;
     cluster.until(&low, "queued").await;
     cluster.until(&high, "queued").await;
     let mut w0 = FakeWorker::connect(&cluster, "w0").await;

@@ -334,10 +334,7 @@ impl Checked {
     }
 
     fn queue_key(job: &SchedulableJob) -> (bool, Reverse<i32>, i64) {
-        match job.phase {
-            JobPhase::Started { .. } => (false, Reverse(0), job.sequence),
-            JobPhase::Queued => (true, Reverse(job.priority), job.sequence),
-        }
+        (job.phase == JobPhase::Queued, Reverse(job.priority), job.sequence)
     }
 
     /// The jobs that lack workers and are served before `job`.

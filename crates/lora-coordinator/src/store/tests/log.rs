@@ -184,3 +184,21 @@ async fn deleted_steps_are_reported_and_missing_steps_are_not() {
     let error = Fixture { store, dir }.watch_items_from("one", 1, 6, false, 9).await.unwrap_err();
     assert!(matches!(error, WatchError::ForgottenSteps { asked: 7, first: 8 }), "{error}");
 }
+
+#[tokio::test]
+async fn exactly_the_configured_rows_are_kept() {
+    let fixture = Fixture::keeping(5, 7).await;
+    let row = fixture.add_running("one").await;
+    let count = async |sql: &'static str| {
+        sqlx::query_scalar::<_, i64>(sql).fetch_one(fixture.store.readers()).await.unwrap()
+    };
+    for round in 1..=20_u64 {
+        fixture.store.add_steps("one", &[step(round)]).await.unwrap();
+        fixture.store.save_job(&row, vec![notice("n")]).await.unwrap();
+        // The first event is that of the new job.
+        assert_eq!(count("SELECT COUNT(*) FROM events").await, (round as i64 + 1).min(5));
+        assert_eq!(count("SELECT COUNT(*) FROM steps").await, (round as i64).min(7));
+    }
+    assert_eq!(count("SELECT MIN(number) FROM events").await, 17);
+    assert_eq!(count("SELECT MIN(step) FROM steps").await, 14);
+}

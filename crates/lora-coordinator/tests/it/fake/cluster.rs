@@ -114,13 +114,18 @@ impl Cluster {
     }
 
     pub(crate) async fn submit(&self, job: &JobSpec) -> String {
-        self.submit_with(job, self.inputs().await).await
+        self.submit_with(job, self.inputs().await, 0).await
     }
 
-    pub(crate) async fn submit_with(&self, job: &JobSpec, inputs: v1::Inputs) -> String {
+    pub(crate) async fn submit_with_priority(&self, job: &JobSpec, priority: i32) -> String {
+        self.submit_with(job, self.inputs().await, priority).await
+    }
+
+    pub(crate) async fn submit_with(&self, job: &JobSpec, inputs: v1::Inputs, priority: i32) -> String {
         let request = v1::SubmitJobRequest {
             job: Some(v1::JobSpec::try_from(job).unwrap()),
             inputs: Some(inputs),
+            priority,
             ..v1::SubmitJobRequest::default()
         };
         self.jobs().submit_job(request).await.unwrap().into_inner().job_id
@@ -160,6 +165,20 @@ impl Cluster {
                 return job;
             }
             assert!(tokio::time::Instant::now() < deadline, "the job is still {job:?}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Waits until the coordinator has noticed that these workers are gone.
+    pub(crate) async fn until_lost(&self, names: &[&str]) {
+        let deadline = tokio::time::Instant::now() + WAIT_TIMEOUT;
+        loop {
+            let request = v1::ListWorkersRequest {};
+            let workers = self.jobs().list_workers(request).await.unwrap().into_inner().workers;
+            if !workers.iter().any(|worker| names.contains(&worker.name.as_str()) && worker.state != "lost") {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "the workers are still {workers:?}");
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     }
