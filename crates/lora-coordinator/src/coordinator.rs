@@ -21,9 +21,9 @@ use tonic::transport::Server;
 
 use crate::Config;
 use crate::config::LimitsConfig;
+use crate::control::service::Service;
 use crate::metrics::Metrics;
 use crate::rpc::{Artifacts, Commands, FineTuning, WorkerControl};
-use crate::service::Service;
 use crate::store::{ForeignObjects, Retention, Store, StoreError, UnknownObjects};
 
 /// The capacity of the command queue of the service; if the queue is full, callers wait.

@@ -5,21 +5,14 @@
 //! Every decision is committed to `store::Store` before it is sent. Calls that only read use the
 //! store directly.
 
-mod command;
+mod admission;
 mod config;
+mod control;
 mod coordinator;
-mod inputs;
-mod job;
-mod membership;
 mod metrics;
-mod reconcile;
-mod refusal;
 mod rpc;
 mod scheduler;
-mod service;
 mod store;
-mod validate;
-mod workers;
 
 pub use config::Config;
 pub use coordinator::{Coordinator, CoordinatorError, Handle, run};

@@ -7,7 +7,7 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use crate::workers::Workers;
+use crate::control::workers::Workers;
 
 /// Handles of the metrics.
 #[derive(Debug, Clone, Default)]

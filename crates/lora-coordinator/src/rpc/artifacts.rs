@@ -14,8 +14,8 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::inputs::{check_digest, is_file_name};
-use crate::refusal::Refusal;
+use crate::admission::inputs::{check_digest, is_file_name};
+use crate::rpc::refusal::Refusal;
 use crate::store::{CommitOutcome, Staged, Store, StoreError};
 
 /// The longest time between two messages of an upload.

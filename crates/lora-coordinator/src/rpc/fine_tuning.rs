@@ -10,12 +10,12 @@ use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::Commands;
-use crate::command::Command;
-use crate::inputs;
-use crate::refusal::Refusal;
+use crate::admission::inputs;
+use crate::admission::validate::{self, PlanFailure};
+use crate::control::command::Command;
+use crate::control::workers::memory_limit;
+use crate::rpc::refusal::Refusal;
 use crate::store::{Store, StoreError};
-use crate::validate::{self, PlanFailure};
-use crate::workers::memory_limit;
 
 const MAX_ID_BYTES: usize = 128;
 const DEFAULT_PAGE: u32 = 100;
@@ -149,7 +149,7 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
 }
 
 fn submitted(job: Option<v1::JobSpec>, inputs: &v1::Inputs) -> Result<JobSpec, FieldError> {
-    crate::service::submitted_spec(job.unwrap_or_default(), inputs)
+    crate::control::service::submitted_spec(job.unwrap_or_default(), inputs)
 }
 
 fn plan_refusal(error: PlanFailure) -> Refusal {

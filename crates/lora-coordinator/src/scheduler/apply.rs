@@ -8,11 +8,11 @@ use lora_spec::{DeviceKind, JobState};
 use super::placement::{
     JobIndex, JobPhase, NumericsId, SchedulableJob, SchedulableWorker, WorkerId, schedule,
 };
-use crate::job::{Job, member_process};
-use crate::reconcile::PendingGroup;
-use crate::service::Service;
+use crate::control::job::{Job, member_process};
+use crate::control::reconcile::PendingGroup;
+use crate::control::service::Service;
+use crate::control::workers::has_state;
 use crate::store::{JobRow, MemberRow, StoreError};
-use crate::workers::has_state;
 
 impl Service {
     /// Forms the groups that can be formed, and stores for the other jobs what they wait for.

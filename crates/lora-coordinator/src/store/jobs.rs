@@ -12,7 +12,7 @@ use super::connections::Writer;
 use super::log::append_events;
 use super::objects::LookedUp;
 use super::{JobRow, Retention, Store, StoreError, int, job_row, owner};
-use crate::inputs;
+use crate::admission::inputs;
 
 /// The result of a submit.
 #[derive(Debug, PartialEq)]

@@ -4,7 +4,7 @@ use lora_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
-use crate::refusal::Refusal;
+use crate::rpc::refusal::Refusal;
 
 /// The capacity of the queue of messages to one worker; if the queue overflows, the worker's
 /// connection is closed.

@@ -5,7 +5,7 @@ use lora_data::{DataReport, MemoryRequirements, Plan, PlanError};
 use lora_proto::v1;
 use lora_spec::{FieldError, JobSpec, MemoryEstimate, MemoryLimit};
 
-use crate::inputs::JobInputs;
+use crate::admission::inputs::JobInputs;
 use crate::store::Store;
 
 /// The largest number of problems of a dataset in an error; users fix the first ones first.

@@ -8,9 +8,9 @@ use lora_proto::v1::{self, Goal, Phase, job_event};
 use lora_spec::{FieldError, JobSpec, JobState};
 use tokio::time::Instant;
 
-use crate::reconcile::PendingGroup;
+use crate::control::reconcile::PendingGroup;
+use crate::control::workers::{Worker, Workers, has_state};
 use crate::store::{JobRow, MemberRow, Store, StoreError};
-use crate::workers::{Worker, Workers, has_state};
 
 /// A job that the service processes.
 #[derive(Debug)]

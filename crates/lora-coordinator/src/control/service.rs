@@ -17,14 +17,14 @@ use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::Config;
-use crate::command::{Command, Outbox, SessionId};
-use crate::inputs;
-use crate::job::{Job, state_changed};
+use crate::admission::inputs;
+use crate::admission::validate::{self, ValidationOutcome};
+use crate::control::command::{Command, Outbox, SessionId};
+use crate::control::job::{Job, state_changed};
+use crate::control::workers::Workers;
 use crate::metrics::Metrics;
-use crate::refusal::Refusal;
+use crate::rpc::refusal::Refusal;
 use crate::store::{InsertOutcome, JobRow, Store, StoreError};
-use crate::validate::{self, ValidationOutcome};
-use crate::workers::Workers;
 
 /// The interval at which leases and time limits are checked.
 const RECONCILE_INTERVAL: Duration = Duration::from_millis(200);
@@ -267,7 +267,7 @@ impl Service {
             self.validate(&job);
         }
         if job.state() == JobState::Waiting {
-            job.pending_group = Some(crate::reconcile::PendingGroup::resumed(&job));
+            job.pending_group = Some(crate::control::reconcile::PendingGroup::resumed(&job));
         }
         self.dirty_jobs.insert(job.row.id.clone());
         self.jobs.insert(job.row.id.clone(), job);

@@ -7,12 +7,12 @@ use lora_proto::v1::{self, Phase, job_event};
 use lora_spec::JobState;
 use tokio::time::Instant;
 
-use crate::job::{Job, MemberState, member_process};
-use crate::membership::{EvictionReason, MemberReport, decide_membership};
+use crate::control::job::{Job, MemberState, member_process};
+use crate::control::membership::{EvictionReason, MemberReport, decide_membership};
+use crate::control::service::Service;
+use crate::control::workers::{has_state, phase_name};
 use crate::scheduler::placement::precedence;
-use crate::service::Service;
 use crate::store::{JobRow, MemberRow, StoreError};
-use crate::workers::{has_state, phase_name};
 
 /// The time that the last steps of a finished run may take to arrive. After that, the result is
 /// accepted without them.
@@ -295,9 +295,10 @@ impl Service {
             return Ok(true);
         }
         let mut next = job.row.clone();
-        crate::job::set_state(&mut next, JobState::Succeeded);
+        crate::control::job::set_state(&mut next, JobState::Succeeded);
         next.completed_steps = next.completed_steps.max(steps);
-        match self.store.commit_result(&next, &files, vec![crate::job::state_changed(&next)]).await? {
+        match self.store.commit_result(&next, &files, vec![crate::control::job::state_changed(&next)]).await?
+        {
             Ok(files) => {
                 tracing::info!(job = next.id, files = files.len(), steps, "job succeeded");
                 job.row = next;

@@ -8,8 +8,8 @@ use lora_proto::v1::{self, Goal, Phase, coordinator_message};
 use lora_spec::{DeviceKind, FieldError, MemoryLimit};
 use tokio::time::Instant;
 
-use crate::command::{Outbox, SessionId};
-use crate::refusal::Refusal;
+use crate::control::command::{Outbox, SessionId};
+use crate::rpc::refusal::Refusal;
 
 /// One worker process, from its first hello until it is lost.
 #[derive(Debug)]
