@@ -4,6 +4,7 @@ use lora_proto::v1;
 use tokio::sync::{mpsc, oneshot};
 use tonic::Status;
 
+use super::request::Request;
 use crate::rpc::refusal::Refusal;
 
 /// The capacity of the queue of messages to one worker; if the queue overflows, the worker's
@@ -26,14 +27,13 @@ pub(crate) enum Command {
         request: Box<v1::SubmitJobRequest>,
         reply: Reply<String>,
     },
-    Cancel {
+    /// Cancels or pauses a job.
+    Request {
         job_id: String,
+        request: Request,
         reply: Reply<()>,
     },
-    Pause {
-        job_id: String,
-        reply: Reply<()>,
-    },
+    /// Resumes a job, with another number of workers if one is given.
     Resume {
         job_id: String,
         workers: Option<v1::WorkersSpec>,

@@ -1,39 +1,28 @@
 //! A job that is neither paused nor ended: its row in the store, and the state of its group in
-//! memory.
+//! memory. Everything here is pure; [`super::jobs`] stores the changes.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::SystemTime;
 
-use lora_proto::v1::{self, Goal, Phase, job_event};
+use lora_proto::v1::{self, Goal, job_event};
 use lora_spec::{FieldError, JobSpec, JobState};
-use tokio::time::Instant;
 
-use crate::control::reconcile::PendingGroup;
-use crate::control::workers::{Worker, Workers, has_state};
-use crate::store::{JobRow, MemberRow, Store, StoreError};
+use super::action::{Action, NewGroup};
+use super::group::{AfterSave, GroupPhase, Regroup};
+use super::member::{Member, enters_training, some_before_training};
+use crate::store::{JobRow, MemberRow};
 
 /// A job that the service processes.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Job {
     pub(crate) row: JobRow,
     pub(crate) spec: JobSpec,
+    pub(crate) phase: GroupPhase,
     /// The assignment of each member, by worker name.
-    pub(crate) assignments: BTreeMap<String, v1::Assignment>,
-    /// The group that must replace the current one, if there is one.
-    pub(crate) pending_group: Option<PendingGroup>,
-    /// The reason why the members must stop at a step boundary, so that the group can change;
-    /// `None` if they need not.
-    pub(crate) planned_change: Option<String>,
-    /// Whether the members were sent the goal `Train`.
-    pub(crate) training_started: bool,
-    /// Whether every member has entered training, so that all can stop in the same group.
-    pub(crate) all_members_training: bool,
-    /// The member that must upload its state to the store.
-    pub(crate) saving_member: Option<String>,
-    /// The time when the group was first seen to be broken.
-    pub(crate) broken_since: Option<Instant>,
+    assignments: Arc<BTreeMap<String, v1::Assignment>>,
     /// The number of steps that were finished when the group was formed.
-    pub(crate) steps_at_start: u64,
+    steps_at_start: u64,
     /// Instance ids of processes that could not reach the others; the job does not use them again.
     pub(crate) excluded: BTreeSet<String>,
     /// Members whose base is recorded as an event.
@@ -42,62 +31,56 @@ pub(crate) struct Job {
     pub(crate) noticed_generation: u64,
 }
 
-/// The observed state of a member of the group.
+/// A job after an action, and the events that the store records with it.
 #[derive(Debug)]
-pub(crate) enum MemberState<'a> {
-    /// The process is lost.
-    Lost,
-    /// The process is disconnected, but may still train.
-    Disconnected,
-    /// The process has not joined this generation yet. Contains the job that it reports from an
-    /// older generation, if any.
-    OtherGeneration(Option<&'a v1::HeldJob>),
-    /// The process has joined this generation.
-    InGroup(&'a v1::HeldJob),
+pub(crate) struct Change {
+    pub(crate) job: Job,
+    pub(crate) events: Vec<job_event::Kind>,
 }
 
-impl<'a> MemberState<'a> {
-    /// The job as the member reports it, in any generation.
-    pub(crate) fn held(&self) -> Option<&'a v1::HeldJob> {
-        match self {
-            Self::InGroup(held) => Some(held),
-            Self::OtherGeneration(held) => *held,
-            Self::Lost | Self::Disconnected => None,
-        }
-    }
+/// What only the store and a random number generator can say about a new group.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct GroupMaterial {
+    /// The newest checkpoint in the store.
+    pub(crate) checkpoint: Option<v1::Checkpoint>,
+    /// The secret that the members will share.
+    pub(crate) token: String,
+}
 
-    /// The phase of the member in this generation.
-    pub(crate) fn phase(&self) -> Option<Phase> {
-        match self {
-            Self::InGroup(held) => Some(held.phase()),
-            _ => None,
-        }
-    }
-
-    /// The completed steps of the state that the member has in memory.
-    pub(crate) fn steps(&self) -> Option<u64> {
-        self.held().filter(|held| has_state(held.phase())).map(|held| held.completed_steps)
-    }
+/// A bug: the table of transitions does not allow this change of a job's state.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("a job cannot change from {} to {}", from.name(), to.name())]
+pub(crate) struct InvalidTransition {
+    from: JobState,
+    to: JobState,
 }
 
 impl Job {
-    /// Creates a job from its row.
+    /// Creates a job from its row, as after a restart. Members continue from `checkpoint` if they
+    /// do not have the state in memory.
     ///
     /// # Errors
     /// This build cannot read the settings in the row.
-    pub(crate) fn new(row: JobRow) -> Result<Self, FieldError> {
+    pub(crate) fn new(row: JobRow, checkpoint: Option<v1::Checkpoint>) -> Result<Self, FieldError> {
+        let phase = match row.state {
+            // Whether a pausing job has begun to train follows from the reports of its members.
+            JobState::Preparing | JobState::Recovering | JobState::Pausing => GroupPhase::Forming,
+            JobState::Running => GroupPhase::Training,
+            JobState::Waiting => GroupPhase::Regrouping(Regroup {
+                reason: "the coordinator was restarted".to_owned(),
+                remaining: row.members.clone(),
+                ..Regroup::default()
+            }),
+            _ => GroupPhase::Absent,
+        };
+        let recorded_bases = if row.state == JobState::Running { row.members.clone() } else { Vec::new() };
         Ok(Self {
             spec: JobSpec::try_from(row.spec.clone())?,
-            assignments: BTreeMap::new(),
-            pending_group: None,
-            planned_change: None,
-            training_started: row.state == JobState::Running,
-            all_members_training: false,
-            saving_member: None,
-            broken_since: None,
+            phase,
+            assignments: Arc::new(assignments(&row, checkpoint)),
             steps_at_start: row.completed_steps,
             excluded: BTreeSet::new(),
-            recorded_bases: Vec::new(),
+            recorded_bases,
             noticed_generation: 0,
             row,
         })
@@ -107,135 +90,193 @@ impl Job {
         self.row.state
     }
 
-    /// Changes the row, first in the store, together with `events`, and then in memory.
-    pub(crate) async fn update(
-        &mut self,
-        store: &Store,
-        events: Vec<job_event::Kind>,
-        change: impl FnOnce(&mut JobRow),
-    ) -> Result<(), StoreError> {
-        let mut next = self.row.clone();
-        change(&mut next);
-        store.save_job(&next, events).await?;
-        self.row = next;
-        Ok(())
-    }
-
-    /// Changes the state of the job, together with other changes of the row. `events` come before
-    /// the event of the state. If the table of transitions does not allow `state`, which is a bug,
-    /// logs an error and changes nothing.
-    pub(crate) async fn transition_to(
-        &mut self,
-        store: &Store,
-        state: JobState,
-        mut events: Vec<job_event::Kind>,
-        change: impl FnOnce(&mut JobRow),
-    ) -> Result<(), StoreError> {
-        if !self.row.state.can_become(state) {
-            tracing::error!(
-                job = self.row.id,
-                from = self.row.state.name(),
-                to = state.name(),
-                "invalid state transition"
-            );
-            return Ok(());
-        }
-        let mut next = self.row.clone();
-        set_state(&mut next, state);
-        change(&mut next);
-        events.push(state_changed(&next));
-        store.save_job(&next, events).await?;
-        self.row = next;
-        tracing::info!(
-            job = self.row.id,
-            state = state.name(),
-            generation = self.row.generation,
-            "job changed state"
-        );
-        Ok(())
-    }
-
-    /// The observed state of each member, by rank.
-    pub(crate) fn members<'a>(&self, workers: &'a Workers) -> Vec<MemberState<'a>> {
-        self.row.members.iter().map(|member| self.member(member, workers)).collect()
-    }
-
-    fn member<'a>(&self, member: &MemberRow, workers: &'a Workers) -> MemberState<'a> {
-        let Some(worker) = member_process(member, workers) else { return MemberState::Lost };
-        if !worker.is_connected() {
-            return MemberState::Disconnected;
-        }
-        match worker.held().filter(|held| held.job_id == self.row.id) {
-            Some(held) if held.generation == self.row.generation => MemberState::InGroup(held),
-            held => MemberState::OtherGeneration(held),
-        }
-    }
-
-    /// The desired state of the worker with this name.
-    pub(crate) fn desired_state(&self, worker: &str) -> (Option<&v1::Assignment>, Goal) {
-        let assignment = self.assignments.get(worker).filter(|_| self.is_assigned());
-        let Some(assignment) = assignment else { return (None, Goal::Unspecified) };
-        let goal = match self.state() {
-            _ if self.saving_member.as_deref() == Some(worker) => Goal::Save,
-            JobState::Preparing | JobState::Recovering => Goal::Prepare,
-            JobState::Running if self.planned_change.is_none() => Goal::Train,
-            // A member that was not sent `Train` would not form the group in which the others stop.
-            JobState::Running | JobState::Pausing if self.training_started && !self.all_members_training => {
-                Goal::Train
-            }
-            _ => Goal::Stop,
-        };
-        (Some(assignment), goal)
-    }
-
-    /// Whether workers must hold the job.
-    fn is_assigned(&self) -> bool {
-        self.state().is_active() && self.state() != JobState::Cancelling
-    }
-
     /// Whether the worker is a member of the group.
     pub(crate) fn has_member(&self, worker: &str) -> bool {
         self.row.members.iter().any(|member| member.worker == worker)
     }
 
-    /// Derives the members' assignments from the row. Rank 0 continues from `checkpoint`.
-    pub(crate) fn assign(&mut self, checkpoint: Option<v1::Checkpoint>) {
-        let row = &self.row;
-        let peers: Vec<String> = row.members.iter().map(|member| member.peer_address.clone()).collect();
-        let assign = |(rank, member): (usize, &MemberRow)| {
-            let assignment = v1::Assignment {
-                job_id: row.id.clone(),
-                generation: row.generation,
-                job: Some(row.spec.clone()),
-                inputs: Some(row.inputs.clone()),
-                rank: rank as u32,
-                peers: peers.clone(),
-                token: row.token.clone(),
-                checkpoint: checkpoint.clone().filter(|_| rank == 0),
-            };
-            (member.worker.clone(), assignment)
+    /// The number of groups in a row that finished no step, if the current one ends with `regroup`.
+    pub(crate) fn fruitless_after(&self, regroup: &Regroup) -> u32 {
+        match regroup.is_failure {
+            false => self.row.fruitless,
+            true if self.row.completed_steps > self.steps_at_start => 0,
+            true => self.row.fruitless + 1,
+        }
+    }
+
+    /// The desired state of the worker with this name. `members` is the observed group.
+    pub(crate) fn desired_state(&self, worker: &str, members: &[Member]) -> (Option<&v1::Assignment>, Goal) {
+        let is_held = self.state().is_active() && self.state() != JobState::Cancelling;
+        let assignment = self.assignments.get(worker).filter(|_| is_held);
+        let Some(assignment) = assignment else { return (None, Goal::Unspecified) };
+        let goal = match (self.state(), &self.phase) {
+            (_, GroupPhase::Saving { by, .. }) if by == worker => Goal::Save,
+            (JobState::Preparing | JobState::Recovering, _) => Goal::Prepare,
+            (JobState::Running, phase) if !phase.is_stopping() => Goal::Train,
+            // A member that was not sent `Train` would not form the group in which the others stop.
+            (JobState::Running, _) if some_before_training(members) => Goal::Train,
+            (JobState::Pausing, phase) if phase.is_stopping() && some_before_training(members) => Goal::Train,
+            (JobState::Pausing, _) if enters_training(members) => Goal::Train,
+            _ => Goal::Stop,
         };
-        self.assignments = row.members.iter().enumerate().map(assign).collect();
+        (Some(assignment), goal)
+    }
+
+    /// The job after `action`, with the events to record. The events of a change of state come
+    /// last. `group` is needed for [`Action::Form`].
+    ///
+    /// # Errors
+    /// The table of transitions does not allow the change.
+    pub(crate) fn changed(&self, action: Action, group: GroupMaterial) -> Result<Change, InvalidTransition> {
+        let mut next = Change { job: self.clone(), events: Vec::new() };
+        let job = &mut next.job;
+        match action {
+            Action::Queue(requirements) => {
+                job.row.validated = true;
+                job.row.requirements = requirements.map(|requirements| *requirements);
+                next.enter(JobState::Queued)?;
+            }
+            Action::Resume { spec, is_valid } => {
+                job.row.spec = *spec;
+                job.row.validated = is_valid;
+                job.row.fruitless = 0;
+                next.enter(if is_valid { JobState::Queued } else { JobState::Validating })?;
+            }
+            Action::StartPause => {
+                job.phase = match std::mem::replace(&mut job.phase, GroupPhase::Forming) {
+                    GroupPhase::Saving { by, .. } => GroupPhase::Saving { by, then: AfterSave::Pause },
+                    phase @ (GroupPhase::Forming | GroupPhase::Broken { .. }) => phase,
+                    _ => GroupPhase::Stopping { reason: String::new() },
+                };
+                next.enter(JobState::Pausing)?;
+            }
+            Action::Pause => next.enter(JobState::Paused)?,
+            Action::StartCancel => next.enter(JobState::Cancelling)?,
+            Action::Cancel => next.enter(JobState::Cancelled)?,
+            Action::Fail(failure) => {
+                job.row.failure = Some(failure);
+                next.enter(JobState::Failed)?;
+            }
+            Action::Succeed { steps, .. } => {
+                job.row.completed_steps = job.row.completed_steps.max(steps);
+                next.enter(JobState::Succeeded)?;
+            }
+            Action::Train { facts, completed_steps } => {
+                job.row.facts = facts.or(job.row.facts);
+                job.row.completed_steps = job.row.completed_steps.max(completed_steps);
+                job.phase = GroupPhase::Training;
+                let prepared = v1::RunPrepared { facts, completed_steps };
+                next.events.push(job_event::Kind::Prepared(prepared));
+                next.enter(JobState::Running)?;
+            }
+            Action::Enter(phase) => job.phase = phase,
+            Action::Exclude(processes) => job.excluded.extend(processes),
+            Action::KeepMembers(members) => job.row.members = members,
+            Action::Form(new) => next.form(new, group)?,
+            Action::Wait { regroup, fruitless } => {
+                let Regroup { reason, remaining, events, .. } = regroup;
+                job.row.members.clone_from(&remaining);
+                job.row.fruitless = fruitless;
+                job.phase = GroupPhase::Regrouping(Regroup { reason, remaining, ..Regroup::default() });
+                next.events = events;
+                next.enter(JobState::Waiting)?;
+            }
+            Action::ExplainWait(reason) => job.row.waiting_for = reason,
+            Action::RecordBase { member, base } => {
+                job.row.base_sha256.clone_from(&base.sha256);
+                job.recorded_bases.push(member);
+                next.events.push(job_event::Kind::BaseReady(base));
+            }
+            Action::RecordNotice(notice) => {
+                job.noticed_generation = job.row.generation;
+                next.events.push(job_event::Kind::Notice(notice));
+            }
+            Action::AddSteps(steps) => {
+                let newest = steps.iter().filter_map(|step| Some(step.metrics?.step)).max().unwrap_or(0);
+                job.row.completed_steps = job.row.completed_steps.max(newest);
+            }
+        }
+        Ok(next)
     }
 }
 
-/// The worker process of a member, if it is not lost.
-pub(crate) fn member_process<'a>(member: &MemberRow, workers: &'a Workers) -> Option<&'a Worker> {
-    workers.get(&member.worker).filter(|worker| worker.hello.instance_id == member.instance_id)
+impl GroupPhase {
+    /// Whether the members must stop at a step boundary.
+    fn is_stopping(&self) -> bool {
+        match self {
+            Self::Stopping { .. } | Self::Saving { .. } | Self::Regrouping(_) => true,
+            Self::Broken { stopping, .. } => stopping.is_some(),
+            Self::Absent | Self::Forming | Self::Training => false,
+        }
+    }
 }
 
-/// Sets the state of a row, and resets the fields that do not apply to the new state.
-pub(crate) fn set_state(row: &mut JobRow, state: JobState) {
-    row.state = state;
-    row.changed = SystemTime::now();
-    row.waiting_for.clear();
-    if state != JobState::Failed {
-        row.failure = None;
+impl Change {
+    /// Changes the state of the job, resets what does not apply to the new state, and adds the
+    /// event.
+    fn enter(&mut self, state: JobState) -> Result<(), InvalidTransition> {
+        let row = &mut self.job.row;
+        if !row.state.can_become(state) {
+            return Err(InvalidTransition { from: row.state, to: state });
+        }
+        row.state = state;
+        row.changed = SystemTime::now();
+        row.waiting_for.clear();
+        if state != JobState::Failed {
+            row.failure = None;
+        }
+        if state.is_stopped() {
+            row.members.clear();
+            row.token.clear();
+        }
+        self.events.push(state_changed(row));
+        Ok(())
     }
-    if state.is_stopped() {
-        row.members.clear();
-        row.token.clear();
+
+    fn form(&mut self, new: NewGroup, group: GroupMaterial) -> Result<(), InvalidTransition> {
+        let NewGroup { members, newest_in_memory, reason, events, fruitless } = new;
+        let checkpoint = group
+            .checkpoint
+            .filter(|stored| newest_in_memory.is_none_or(|in_memory| in_memory < stored.step));
+        let row = &mut self.job.row;
+        row.generation += 1;
+        row.members = members;
+        row.token = group.token;
+        row.fruitless = fruitless;
+        self.events = events;
+        self.events.push(job_event::Kind::Assigned(v1::Assigned {
+            generation: row.generation,
+            workers: row.members.iter().map(|member| member.worker.clone()).collect(),
+            checkpoint_step: checkpoint.as_ref().map(|checkpoint| checkpoint.step),
+            reason,
+        }));
+        let queued = row.state == JobState::Queued;
+        self.enter(if queued { JobState::Preparing } else { JobState::Recovering })?;
+        let job = &mut self.job;
+        job.assignments = Arc::new(assignments(&job.row, checkpoint));
+        job.phase = GroupPhase::Forming;
+        job.steps_at_start = job.row.completed_steps;
+        Ok(())
     }
+}
+
+/// The members' assignments, by worker name. Rank 0 continues from `checkpoint`.
+fn assignments(row: &JobRow, checkpoint: Option<v1::Checkpoint>) -> BTreeMap<String, v1::Assignment> {
+    let peers: Vec<String> = row.members.iter().map(|member| member.peer_address.clone()).collect();
+    let assign = |(rank, member): (usize, &MemberRow)| {
+        let assignment = v1::Assignment {
+            job_id: row.id.clone(),
+            generation: row.generation,
+            job: Some(row.spec.clone()),
+            inputs: Some(row.inputs.clone()),
+            rank: rank as u32,
+            peers: peers.clone(),
+            token: row.token.clone(),
+            checkpoint: checkpoint.clone().filter(|_| rank == 0),
+        };
+        (member.worker.clone(), assignment)
+    };
+    row.members.iter().enumerate().map(assign).collect()
 }
 
 /// The event for the change to a row's current state.

@@ -1,4 +1,6 @@
-//! Reconciles a job with the state that its workers report.
+//! Decides what a job needs next: a pure function of the job, the reports of its workers, and the
+//! clock. The scheduler (`crate::scheduler`) forms groups; everything else about a group is decided
+//! here.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -7,425 +9,365 @@ use lora_proto::v1::{self, Phase, job_event};
 use lora_spec::JobState;
 use tokio::time::Instant;
 
-use crate::control::job::{Job, MemberState, member_process};
-use crate::control::membership::{EvictionReason, MemberReport, decide_membership};
-use crate::control::service::Service;
-use crate::control::workers::{has_state, phase_name};
-use crate::scheduler::placement::precedence;
-use crate::store::{JobRow, MemberRow, StoreError};
+use super::action::Action;
+use super::fault::WorkerFault;
+use super::group::{AfterSave, GroupPhase, Regroup};
+use super::job::Job;
+use super::member::{Member, MemberState};
+use super::membership::{EvictionReason, MemberReport, decide_membership};
+use super::workers::{has_state, phase_name};
+use crate::config::RecoveryConfig;
+use crate::store::MemberRow;
 
 /// The time that the last steps of a finished run may take to arrive. After that, the result is
 /// accepted without them.
 const LAST_STEPS_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The group that replaces a group which broke or changes.
-#[derive(Debug, Clone)]
-pub(crate) struct PendingGroup {
-    /// The reason, as text for users.
-    pub(crate) reason: String,
-    /// The members that stay.
-    pub(crate) remaining: Vec<MemberRow>,
-    /// The events to record with the new group.
-    pub(crate) events: Vec<job_event::Kind>,
-    /// Whether the current group broke; `false` if the change was planned.
-    pub(crate) is_failure: bool,
+/// Everything that a decision depends on, besides the job and its members.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Circumstances<'a> {
+    pub(crate) recovery: &'a RecoveryConfig,
+    pub(crate) now: Instant,
+    /// The highest step in the store; 0 if there is none.
+    pub(crate) last_stored_step: u64,
+    /// The step of the newest checkpoint in the store; 0 if there is none.
+    pub(crate) checkpoint_step: u64,
+    /// Whether another job that waits for members comes before this one.
+    pub(crate) gives_way: bool,
 }
 
-impl PendingGroup {
-    /// The pending group of a job that waited for workers when the coordinator ended.
-    pub(crate) fn resumed(job: &Job) -> Self {
-        let reason = "the coordinator was restarted".to_owned();
-        Self { reason, remaining: job.row.members.clone(), events: Vec::new(), is_failure: false }
+/// Returns the actions that bring the job forward, in order.
+pub(crate) fn reconcile(job: &Job, members: &[Member], circumstances: Circumstances) -> Vec<Action> {
+    let observed = Observed { job, members, circumstances };
+    match job.state() {
+        state if !state.is_active() => return Vec::new(),
+        JobState::Cancelling => return observed.cancelling(),
+        _ => {}
     }
+    if let Some(fault) = observed.job_fault() {
+        return vec![Action::Fail(fault)];
+    }
+    let mut actions = observed.new_bases();
+    actions.extend(observed.new_notice());
+    actions.extend(match job.state() {
+        JobState::Preparing | JobState::Recovering => observed.preparing(),
+        JobState::Running => observed.running(),
+        JobState::Waiting => observed.waiting(),
+        JobState::Pausing => observed.pausing(),
+        _ => Vec::new(),
+    });
+    actions
 }
 
-impl Service {
-    /// Advances a job as far as the states of its workers allow.
-    pub(crate) async fn reconcile(&mut self, job: &mut Job) -> Result<(), StoreError> {
-        match job.state() {
-            state if !state.is_active() => return Ok(()),
-            JobState::Cancelling => return self.cancelling(job).await,
-            _ => {}
-        }
-        if let Some(failure) = self.failure(job) {
-            return self.fail(job, failure).await;
-        }
-        self.record_bases(job).await?;
-        self.record_notice(job).await?;
-        let is_before_training = |member: &MemberState| {
-            matches!(member.phase(), Some(Phase::Preparing | Phase::Prepared | Phase::Forming))
-        };
-        job.all_members_training = !job.members(&self.workers).iter().any(is_before_training);
-        match job.state() {
-            JobState::Preparing | JobState::Recovering => self.preparing(job).await,
-            JobState::Running => self.running(job).await,
-            JobState::Waiting => self.waiting(job).await,
-            JobState::Pausing => self.pausing(job).await,
-            _ => Ok(()),
-        }
-    }
+/// A job with its observed members.
+struct Observed<'a> {
+    job: &'a Job,
+    members: &'a [Member<'a>],
+    circumstances: Circumstances<'a>,
+}
 
-    /// Fails the job. Its workers are then sent an empty desired state.
-    pub(crate) async fn fail(&self, job: &mut Job, failure: v1::Failure) -> Result<(), StoreError> {
-        tracing::warn!(job = job.row.id, cause = failure.cause, "job failed");
-        job.transition_to(&self.store, JobState::Failed, Vec::new(), |row| row.failure = Some(failure)).await
-    }
-
-    /// Ends the cancellation once no process holds the job. A disconnected process counts as
-    /// holding the job until its lease expires.
-    async fn cancelling(&self, job: &mut Job) -> Result<(), StoreError> {
-        let mut processes = job.row.members.iter().filter_map(|member| member_process(member, &self.workers));
-        let holds = |held: &v1::HeldJob| held.job_id == job.row.id;
-        if processes.any(|worker| {
-            !worker.is_connected() || !worker.is_up_to_date() || worker.held().is_some_and(holds)
-        }) {
-            return Ok(());
-        }
-        job.transition_to(&self.store, JobState::Cancelled, Vec::new(), |_| ()).await
-    }
-
-    /// The failure that a member reports, if the job itself caused it and not the group.
-    fn failure(&self, job: &Job) -> Option<v1::Failure> {
-        job.members(&self.workers).iter().enumerate().find_map(|(rank, member)| match member {
-            MemberState::InGroup(held) if held.phase() == Phase::Failed => Some(v1::Failure {
-                worker: Some(job.row.members.get(rank)?.worker.clone()),
+impl<'a> Observed<'a> {
+    /// The fault of the job, if a member reports one: the job itself failed, or the members' bases
+    /// differ.
+    fn job_fault(&self) -> Option<v1::Failure> {
+        let failed = self.in_group().find(|(_, _, held)| held.phase() == Phase::Failed);
+        if let Some((rank, member, held)) = failed {
+            return Some(v1::Failure {
+                worker: Some(member.row.worker.clone()),
                 rank: Some(rank as u32),
-                completed_steps: held.completed_steps.max(job.row.completed_steps),
+                completed_steps: held.completed_steps.max(self.job.row.completed_steps),
                 cause: held.cause.clone(),
-            }),
-            _ => None,
-        })
-    }
-
-    /// Records that members have loaded the base. Fails the job if the members' bases differ.
-    async fn record_bases(&self, job: &mut Job) -> Result<(), StoreError> {
-        let mut found = Vec::new();
-        for (row, member) in job.row.members.iter().zip(job.members(&self.workers)) {
-            if let MemberState::InGroup(v1::HeldJob { base: Some(base), .. }) = member
-                && !job.recorded_bases.contains(row)
-            {
-                found.push((row.clone(), v1::BaseReady { worker: row.worker.clone(), ..base.clone() }));
-            }
+            });
         }
-        for (member, base) in found {
-            let known = job.row.base_sha256.clone();
+        let mut known = self.job.row.base_sha256.as_str();
+        for (member, base) in self.unrecorded_bases() {
             if !known.is_empty() && known != base.sha256 {
                 let cause = format!(
                     "model.base: this worker's base has the hash {}, but the job started with {known}; \
                      all workers must have the same files",
                     base.sha256
                 );
-                let (worker, completed_steps) = (Some(base.worker), job.row.completed_steps);
-                return self.fail(job, v1::Failure { worker, rank: None, completed_steps, cause }).await;
+                let (worker, completed_steps) = (Some(member.worker.clone()), self.job.row.completed_steps);
+                return Some(v1::Failure { worker, rank: None, completed_steps, cause });
             }
-            let sha256 = base.sha256.clone();
-            job.update(&self.store, vec![job_event::Kind::BaseReady(base)], |row| row.base_sha256 = sha256)
-                .await?;
-            job.recorded_bases.push(member);
+            known = &base.sha256;
         }
-        Ok(())
+        None
     }
 
-    /// Records the notice of rank 0 about its group, once per generation.
-    async fn record_notice(&self, job: &mut Job) -> Result<(), StoreError> {
-        let generation = job.row.generation;
-        let members = job.members(&self.workers);
-        let (Some(row), Some(MemberState::InGroup(held))) = (job.row.members.first(), members.first()) else {
-            return Ok(());
+    fn new_bases(&self) -> Vec<Action> {
+        let record = |(member, base): (&MemberRow, &v1::BaseReady)| Action::RecordBase {
+            member: member.clone(),
+            base: v1::BaseReady { worker: member.worker.clone(), ..base.clone() },
         };
-        if held.notice.is_empty() || job.noticed_generation == generation {
-            return Ok(());
+        self.unrecorded_bases().map(record).collect()
+    }
+
+    fn unrecorded_bases(&self) -> impl Iterator<Item = (&'a MemberRow, &'a v1::BaseReady)> {
+        let recorded = &self.job.recorded_bases;
+        self.in_group()
+            .filter_map(|(_, member, held)| Some((member.row, held.base.as_ref()?)))
+            .filter(move |(member, _)| !recorded.contains(member))
+    }
+
+    /// The notice of rank 0 about its group, once per generation.
+    fn new_notice(&self) -> Option<Action> {
+        let (_, member, held) = self.in_group().find(|(rank, ..)| *rank == 0)?;
+        if held.notice.is_empty() || self.job.noticed_generation == self.job.row.generation {
+            return None;
         }
-        let notice =
-            v1::Notice { worker: row.worker.clone(), step: held.completed_steps, text: held.notice.clone() };
-        // The notice may have been recorded before a restart of the coordinator.
-        if !self.store.has_notice(&job.row.id, generation, &notice.text).await? {
-            job.update(&self.store, vec![job_event::Kind::Notice(notice)], |_| ()).await?;
-        }
-        job.noticed_generation = generation;
-        Ok(())
+        let (worker, text) = (member.row.worker.clone(), held.notice.clone());
+        Some(Action::RecordNotice(v1::Notice { worker, step: held.completed_steps, text }))
+    }
+
+    /// Ends the cancellation once no process holds the job. A disconnected process counts as
+    /// holding the job until its lease expires.
+    fn cancelling(&self) -> Vec<Action> {
+        let is_released = |member: &Member| {
+            member.is_lost() || (member.is_connected() && member.is_up_to_date && member.held().is_none())
+        };
+        if self.members.iter().all(is_released) { vec![Action::Cancel] } else { Vec::new() }
     }
 
     /// Waits until every member has loaded the job or still has its state, then starts training.
-    async fn preparing(&mut self, job: &mut Job) -> Result<(), StoreError> {
-        let members = job.members(&self.workers);
-        let timed_out = self.timed_out_ranks(job, &members);
-        if !timed_out.is_empty() || members.iter().any(|member| matches!(member, MemberState::Lost)) {
-            self.break_group(job, &timed_out);
-            return Ok(());
+    fn preparing(&self) -> Vec<Action> {
+        let timed_out = self.timed_out_ranks();
+        if !timed_out.is_empty() || self.members.iter().any(Member::is_lost) {
+            return self.break_group(&timed_out);
         }
-        if let Some(leaving) = self.draining_member(job) {
-            self.replace_group(job, format!("worker {leaving} leaves"));
-            return Ok(());
+        if let Some(leaving) = self.leaving_worker() {
+            return vec![self.replace_group(format!("worker {leaving} leaves"))];
         }
-        let mut helds = members.iter().map(|member| match member {
-            MemberState::InGroup(held) if has_state(held.phase()) => Some(*held),
-            _ => None,
-        });
-        let Some(helds) = helds.by_ref().collect::<Option<Vec<_>>>() else { return Ok(()) };
-        let facts = helds.iter().find_map(|held| held.facts);
-        let completed_steps = helds.iter().map(|held| held.completed_steps).max().unwrap_or(0);
-        let prepared = v1::RunPrepared { facts, completed_steps };
-        let change = |row: &mut JobRow| {
-            row.facts = facts.or(row.facts);
-            row.completed_steps = row.completed_steps.max(completed_steps);
-        };
-        job.transition_to(&self.store, JobState::Running, vec![job_event::Kind::Prepared(prepared)], change)
-            .await?;
-        job.training_started = true;
-        job.all_members_training = false;
-        Ok(())
+        let ready: Vec<&v1::HeldJob> =
+            self.in_group().map(|(_, _, held)| held).filter(|held| has_state(held.phase())).collect();
+        if ready.len() < self.members.len() {
+            return Vec::new();
+        }
+        let facts = ready.iter().find_map(|held| held.facts);
+        let completed_steps = ready.iter().map(|held| held.completed_steps).max().unwrap_or(0);
+        vec![Action::Train { facts, completed_steps }]
     }
 
-    async fn running(&mut self, job: &mut Job) -> Result<(), StoreError> {
-        if self.accept_result(job).await? {
-            return Ok(());
+    fn running(&self) -> Vec<Action> {
+        if let Some(actions) = self.result() {
+            return actions;
         }
-        let members = job.members(&self.workers);
-        // A connected member that does not report this generation has lost its run.
-        let is_gone =
-            |member: &MemberState| matches!(member, MemberState::Lost | MemberState::OtherGeneration(_));
-        let timed_out = self.timed_out_ranks(job, &members);
-        let broken = |member: &MemberState| is_gone(member) || member.phase() == Some(Phase::Broken);
+        let timed_out = self.timed_out_ranks();
         if !timed_out.is_empty() {
-            self.break_group(job, &timed_out);
-            return Ok(());
+            return self.break_group(&timed_out);
         }
-        if members.iter().any(broken) {
-            let since = *job.broken_since.get_or_insert_with(Instant::now);
-            let trains = |member: &MemberState| {
+        // A connected member that does not report this generation has lost its run.
+        let is_broken = |member: &Member| {
+            matches!(member.state, MemberState::Lost | MemberState::OtherGeneration(_))
+                || member.phase() == Some(Phase::Broken)
+        };
+        if self.members.iter().any(is_broken) {
+            let trains = |member: &Member| {
                 matches!(member.phase(), Some(Phase::Training | Phase::Forming | Phase::Exporting))
             };
-            if !members.iter().any(trains) || since.elapsed() >= self.config.recovery.settle() {
-                self.break_group(job, &timed_out);
-            }
-            return Ok(());
+            let may_wait = self.members.iter().any(trains) && !self.is_settled();
+            return if may_wait { self.enter(self.broken()) } else { self.break_group(&timed_out) };
         }
-        if let Some(leaving) = self.draining_member(job) {
-            job.planned_change.get_or_insert_with(|| format!("worker {leaving} leaves"));
+        let leaving = || Some(format!("worker {} leaves", self.leaving_worker()?));
+        let reason = self.job.phase.stop_reason().map(str::to_owned).or_else(leaving);
+        let stopped =
+            |member: &Member| matches!(member.phase(), Some(Phase::Stopped | Phase::Saving | Phase::Saved));
+        if !self.members.iter().all(stopped) {
+            return self.enter(match reason {
+                Some(reason) => GroupPhase::Stopping { reason },
+                None => GroupPhase::Training,
+            });
         }
-        let stopped = |member: &MemberState| {
-            matches!(member.phase(), Some(Phase::Stopped | Phase::Saving | Phase::Saved))
-        };
-        if members.iter().all(stopped) {
-            let keep: BTreeSet<String> =
-                self.remaining_members(job).into_iter().map(|member| member.worker).collect();
-            if self.state_is_safe(job, &keep).await? {
-                let reason = job.planned_change.clone().unwrap_or_else(|| "all members stopped".to_owned());
-                self.replace_group(job, reason);
-            }
+        let reason = reason.unwrap_or_else(|| "all members stopped".to_owned());
+        let keep = self.remaining().map(|member| member.worker.as_str()).collect();
+        match self.unsaved_holder(&keep) {
+            Some(by) => self.enter(GroupPhase::Saving { by, then: AfterSave::Regroup(reason) }),
+            None => vec![self.replace_group(reason)],
         }
-        Ok(())
     }
 
     /// Updates a job that has fewer members than it needs. The members keep its state in memory
     /// until others join.
-    async fn waiting(&mut self, job: &mut Job) -> Result<(), StoreError> {
-        let worker_of = |member: &MemberRow| member_process(member, &self.workers);
-        let is_lost = |member: &MemberRow| worker_of(member).is_none();
-        // Two such jobs could wait for each other's members forever: the one that the scheduler
-        // serves later releases its own.
-        let precedence = |row: &JobRow| precedence(row.priority, row.sequence);
-        let releases_members = self
-            .jobs
-            .values()
-            .any(|other| other.state() == JobState::Waiting && precedence(&other.row) < precedence(&job.row));
-        let leaves = |member: &MemberRow| {
-            worker_of(member).is_some_and(|worker| releases_members || worker.status.draining)
-        };
-        let keep =
-            job.row.members.iter().filter(|member| !leaves(member)).map(|member| member.worker.clone());
+    fn waiting(&self) -> Vec<Action> {
+        let gives_way = self.circumstances.gives_way;
+        let leaves = |member: &Member| !member.is_lost() && (gives_way || member.is_draining);
         // Members that leave may have the only copy of the state: they stay until it is in the
         // store.
-        let keep: BTreeSet<String> = keep.collect();
-        let may_leave = keep.len() == job.row.members.len() || self.state_is_safe(job, &keep).await?;
-        let goes = |member: &MemberRow| is_lost(member) || (may_leave && leaves(member));
-        if job.row.members.iter().any(goes) {
-            let mut left = job.row.members.clone();
-            left.retain(|member| !goes(member));
-            job.update(&self.store, Vec::new(), |row| row.members = left).await?;
+        let keep: BTreeSet<&str> =
+            self.members.iter().filter(|m| !leaves(m)).map(|m| m.row.worker.as_str()).collect();
+        let saving = if keep.len() == self.members.len() { None } else { self.unsaved_holder(&keep) };
+        let goes = |member: &Member| member.is_lost() || (saving.is_none() && leaves(member));
+        let mut actions = Vec::new();
+        if self.members.iter().any(goes) {
+            let left = self.members.iter().filter(|m| !goes(m)).map(|m| m.row.clone());
+            actions.push(Action::KeepMembers(left.collect()));
         }
-        let remaining = if releases_members { Vec::new() } else { self.remaining_members(job) };
-        if let Some(pending_group) = &mut job.pending_group {
-            pending_group.remaining = remaining;
-        }
-        Ok(())
+        let remaining = self.remaining().filter(|_| !gives_way).cloned().collect();
+        let reason = self.job.phase.regroup().map(|regroup| regroup.reason.clone()).unwrap_or_default();
+        let regroup = Regroup { reason, remaining, ..Regroup::default() };
+        actions.extend(self.enter(match saving {
+            Some(by) => GroupPhase::Saving { by, then: AfterSave::Wait(regroup) },
+            None => GroupPhase::Regrouping(regroup),
+        }));
+        actions
     }
 
-    async fn pausing(&mut self, job: &mut Job) -> Result<(), StoreError> {
-        if self.accept_result(job).await? {
-            return Ok(());
+    fn pausing(&self) -> Vec<Action> {
+        if let Some(actions) = self.result() {
+            return actions;
         }
-        let members = job.members(&self.workers);
-        let timed_out = self.timed_out_ranks(job, &members);
-        let busy = members.iter().enumerate().any(|(rank, member)| match member {
+        let timed_out = self.timed_out_ranks();
+        let is_busy = |(rank, member): (usize, &Member)| match member.state {
             MemberState::Disconnected => true,
             MemberState::InGroup(held) => {
                 matches!(held.phase(), Phase::Training | Phase::Forming | Phase::Exporting)
                     && !timed_out.contains(&rank)
             }
             MemberState::Lost | MemberState::OtherGeneration(_) => false,
-        });
-        let broken =
-            members.iter().any(|m| matches!(m, MemberState::Lost) || m.phase() == Some(Phase::Broken));
-        if broken {
-            job.broken_since.get_or_insert_with(Instant::now);
+        };
+        let is_broken = |member: &Member| member.is_lost() || member.phase() == Some(Phase::Broken);
+        let is_broken = self.members.iter().any(is_broken);
+        let is_saving = matches!(self.job.phase, GroupPhase::Saving { .. });
+        if self.members.iter().enumerate().any(is_busy) {
+            match (is_broken, is_saving || self.is_settled()) {
+                (true, true) => {}
+                (true, false) => return self.enter(self.broken()),
+                (false, _) => return Vec::new(),
+            }
         }
-        let settled = job.broken_since.is_some_and(|since| since.elapsed() >= self.config.recovery.settle());
-        if busy && !settled {
-            return Ok(());
+        match self.unsaved_holder(&BTreeSet::new()) {
+            Some(by) => self.enter(GroupPhase::Saving { by, then: AfterSave::Pause }),
+            None => vec![Action::Pause],
         }
-        if self.state_is_safe(job, &BTreeSet::new()).await? {
-            job.transition_to(&self.store, JobState::Paused, Vec::new(), |_| ()).await?;
-        }
-        Ok(())
     }
 
-    /// Accepts the result if rank 0 has uploaded it. Returns whether rank 0 has finished; the
-    /// result may then still wait for the last steps, or have failed the job.
-    async fn accept_result(&self, job: &mut Job) -> Result<bool, StoreError> {
-        let members = job.members(&self.workers);
-        let Some(MemberState::InGroup(held)) = members.first().filter(|m| m.phase() == Some(Phase::Finished))
-        else {
-            return Ok(false);
-        };
+    /// Accepts the result if rank 0 has uploaded it. `None` if rank 0 has not finished; the result
+    /// may still wait for the last steps.
+    fn result(&self) -> Option<Vec<Action>> {
+        let (_, member, held) = self.in_group().find(|(rank, ..)| *rank == 0)?;
+        if held.phase() != Phase::Finished {
+            return None;
+        }
         let (files, steps) = (held.files.clone(), held.completed_steps);
-        let since = self.seconds_in_phase(job, 0);
-        if self.store.last_step(&job.row.id).await? < steps && since < LAST_STEPS_TIMEOUT.as_secs_f64() {
-            return Ok(true);
+        let may_wait = member.seconds_in_phase < LAST_STEPS_TIMEOUT.as_secs_f64();
+        if self.circumstances.last_stored_step < steps && may_wait {
+            return Some(Vec::new());
         }
-        let mut next = job.row.clone();
-        crate::control::job::set_state(&mut next, JobState::Succeeded);
-        next.completed_steps = next.completed_steps.max(steps);
-        match self.store.commit_result(&next, &files, vec![crate::control::job::state_changed(&next)]).await?
-        {
-            Ok(files) => {
-                tracing::info!(job = next.id, files = files.len(), steps, "job succeeded");
-                job.row = next;
-            }
-            Err(missing) => {
-                let cause = format!("the file {} is missing in the result", missing.0);
-                let worker = job.row.members.first().map(|member| member.worker.clone());
-                self.fail(job, v1::Failure { worker, rank: Some(0), completed_steps: steps, cause }).await?;
-            }
-        }
-        Ok(true)
+        Some(vec![Action::Succeed { files, steps }])
     }
 
-    /// Whether a member in `keep` has the newest state, or the state is in the store. If not,
-    /// selects a member that must save it.
-    async fn state_is_safe(&self, job: &mut Job, keep: &BTreeSet<String>) -> Result<bool, StoreError> {
-        let members = job.members(&self.workers);
-        let timed_out = self.timed_out_ranks(job, &members);
-        let holds = |(rank, member): (usize, &MemberState)| {
-            let steps = member.steps().filter(|_| !timed_out.contains(&rank))?;
-            Some((steps, job.row.members.get(rank)?.worker.clone()))
-        };
-        let holders: Vec<(u64, String)> = members.iter().enumerate().filter_map(holds).collect();
-        let newest = holders.iter().map(|(steps, _)| *steps).max().unwrap_or(0);
+    /// The member that must upload its state, because neither a member in `keep` nor the store has
+    /// the newest one. A member that is uploading already is preferred.
+    fn unsaved_holder(&self, keep: &BTreeSet<&str>) -> Option<String> {
+        let timed_out = self.timed_out_ranks();
+        let holders = self.members.iter().enumerate().filter(|(rank, _)| !timed_out.contains(rank));
+        let holders: Vec<(u64, &str)> =
+            holders.filter_map(|(_, m)| Some((m.steps()?, m.row.worker.as_str()))).collect();
+        let newest = holders.iter().map(|(steps, _)| *steps).max()?;
         let kept = holders.iter().filter(|(_, worker)| keep.contains(worker)).map(|(steps, _)| *steps).max();
-        let stored = self.store.newest_checkpoint(&job.row.id).await?.map_or(0, |checkpoint| checkpoint.step);
-        if newest <= kept.unwrap_or(0).max(stored) {
-            job.saving_member = None;
-            return Ok(true);
+        if newest <= kept.unwrap_or(0).max(self.circumstances.checkpoint_step) {
+            return None;
         }
-        let is_holder =
-            |worker: &String| holders.iter().any(|(steps, holder)| *steps == newest && holder == worker);
-        if !job.saving_member.as_ref().is_some_and(is_holder) {
-            job.saving_member =
-                holders.iter().find(|(steps, _)| *steps == newest).map(|(_, worker)| worker.clone());
+        let mut newest = holders.iter().filter(|(steps, _)| *steps == newest).map(|(_, worker)| *worker);
+        let first = newest.clone().next()?;
+        let saving = match &self.job.phase {
+            GroupPhase::Saving { by, .. } => newest.find(|worker| worker == by),
+            _ => None,
+        };
+        Some(saving.unwrap_or(first).to_owned())
+    }
+
+    /// The action that enters `phase`, if the group is in another one.
+    fn enter(&self, phase: GroupPhase) -> Vec<Action> {
+        if self.job.phase == phase { Vec::new() } else { vec![Action::Enter(phase)] }
+    }
+
+    /// The phase of a group in which something broke: since when it is known to be broken.
+    fn broken(&self) -> GroupPhase {
+        match &self.job.phase {
+            phase @ GroupPhase::Broken { .. } => phase.clone(),
+            phase => GroupPhase::Broken {
+                since: self.circumstances.now,
+                stopping: phase.stop_reason().map(str::to_owned),
+            },
         }
-        Ok(false)
     }
 
-    /// The members that are connected and not draining.
-    fn remaining_members(&self, job: &Job) -> Vec<MemberRow> {
-        let stays = |member: &&MemberRow| {
-            member_process(member, &self.workers)
-                .is_some_and(|worker| worker.is_connected() && !worker.status.draining)
-        };
-        job.row.members.iter().filter(stays).cloned().collect()
+    /// Whether the members have had their moment to report what they know about a broken group.
+    fn is_settled(&self) -> bool {
+        let Circumstances { recovery, now, .. } = self.circumstances;
+        matches!(self.job.phase, GroupPhase::Broken { since, .. }
+            if now.saturating_duration_since(since) >= recovery.settle())
     }
 
-    fn draining_member(&self, job: &Job) -> Option<String> {
-        let leaves = |member: &&MemberRow| {
-            member_process(member, &self.workers)
-                .is_some_and(|worker| worker.is_connected() && worker.status.draining)
-        };
-        Some(job.row.members.iter().find(leaves)?.worker.clone())
+    /// Replaces the group by one of the remaining members, as planned.
+    fn replace_group(&self, reason: String) -> Action {
+        let remaining = self.remaining().cloned().collect();
+        Action::Enter(GroupPhase::Regrouping(Regroup { reason, remaining, ..Regroup::default() }))
     }
 
-    /// Records that a new group must be formed of the remaining members, as planned.
-    fn replace_group(&self, job: &mut Job, reason: String) {
-        let remaining = self.remaining_members(job);
-        job.pending_group = Some(PendingGroup { reason, remaining, events: Vec::new(), is_failure: false });
-    }
-
-    /// Records that the group broke, and that a new one must be formed of the members that are
-    /// alive and can reach each other. `timed_out` are the ranks that exceeded a time limit. The
-    /// scheduler forms the new group (`Service::place` in `scheduler/apply.rs`).
-    fn break_group(&self, job: &mut Job, timed_out: &[usize]) {
-        let members = job.members(&self.workers);
+    /// Replaces a broken group by one of the members that are alive and can reach each other.
+    /// `timed_out` are the ranks that exceeded a time limit.
+    fn break_group(&self, timed_out: &[usize]) -> Vec<Action> {
         let ranks = |list: &[u32]| list.iter().map(|rank| *rank as usize).collect::<Vec<_>>();
-        let report = |(rank, member): (usize, &MemberState)| MemberReport {
-            alive: matches!(member, MemberState::InGroup(_) | MemberState::OtherGeneration(_))
-                && !timed_out.contains(&rank),
+        let report = |(rank, member): (usize, &Member)| MemberReport {
+            alive: member.is_connected() && !timed_out.contains(&rank),
             suspects: member.held().map(|held| ranks(&held.suspects)).unwrap_or_default(),
             unreachable: member.held().map(|held| ranks(&held.unreachable)).unwrap_or_default(),
         };
-        let reports: Vec<MemberReport> = members.iter().enumerate().map(report).collect();
-        let mut causes = Vec::new();
-        let mut events = Vec::new();
-        let mut excluded = Vec::new();
+        let reports: Vec<MemberReport> = self.members.iter().enumerate().map(report).collect();
         let decision = decide_membership(&reports);
-        for (rank, reason) in &decision.evicted {
-            let Some(row) = job.row.members.get(*rank) else { continue };
-            let cause = match (&members[*rank], reason) {
-                (_, EvictionReason::Unreachable(peers)) => {
-                    excluded.push(row.instance_id.clone());
-                    format!("this worker and ranks {peers:?} cannot reach each other")
-                }
-                (MemberState::InGroup(held), EvictionReason::Dead) => {
-                    format!(
-                        "no progress while {} for {:.0} s",
-                        phase_name(held.phase()),
-                        self.seconds_in_phase(job, *rank)
-                    )
-                }
-                (_, EvictionReason::Dead) => {
-                    "the connection was lost, or no heartbeat came in time".to_owned()
-                }
-            };
-            causes.push(format!("{} (rank {rank}): {cause}", row.worker));
-            events.push(job_event::Kind::WorkerLost(v1::WorkerLost {
-                worker: row.worker.clone(),
-                rank: *rank as u32,
-                cause,
-            }));
-        }
-        for (row, held) in job.row.members.iter().zip(&members).filter_map(|(row, m)| Some((row, m.held()?)))
-        {
+        let faults: Vec<WorkerFault> =
+            decision.evicted.iter().filter_map(|(rank, reason)| self.worker_fault(*rank, reason)).collect();
+        let mut causes: Vec<String> = faults
+            .iter()
+            .map(|fault| format!("{} (rank {}): {}", fault.worker, fault.rank, fault.cause))
+            .collect();
+        let mut events: Vec<job_event::Kind> =
+            faults.iter().map(|fault| job_event::Kind::WorkerLost(fault.event())).collect();
+        for (member, held) in self.members.iter().filter_map(|member| Some((member, member.held()?))) {
             if held.phase() == Phase::Broken {
-                causes.push(format!("{} reports: {}", row.worker, held.cause));
-                if decision.evicted.is_empty() {
-                    events.push(notice(held.completed_steps, format!("{}: {}", row.worker, held.cause)));
+                causes.push(format!("{} reports: {}", member.row.worker, held.cause));
+                if faults.is_empty() {
+                    let text = format!("{}: {}", member.row.worker, held.cause);
+                    let notice = v1::Notice { worker: String::new(), step: held.completed_steps, text };
+                    events.push(job_event::Kind::Notice(notice));
                 }
             }
         }
-        let remaining = decision.keep.iter().filter_map(|rank| job.row.members.get(*rank).cloned());
-        let remaining: Vec<MemberRow> = remaining.collect();
-        let reason = causes.first().cloned().unwrap_or_else(|| "the group broke".to_owned());
-        tracing::warn!(job = job.row.id, generation = job.row.generation, causes = ?causes, "group broke");
-        job.excluded.extend(excluded);
-        job.pending_group = Some(PendingGroup { reason, remaining, events, is_failure: true });
+        let remaining =
+            decision.keep.iter().filter_map(|rank| Some(self.members.get(*rank)?.row.clone())).collect();
+        let reason = causes.into_iter().next().unwrap_or_else(|| "the group broke".to_owned());
+        let excluded: Vec<String> = faults.into_iter().filter_map(|fault| fault.excluded).collect();
+        let exclude = (!excluded.is_empty()).then_some(Action::Exclude(excluded));
+        let regroup = Regroup { reason, remaining, events, is_failure: true };
+        exclude.into_iter().chain([Action::Enter(GroupPhase::Regrouping(regroup))]).collect()
+    }
+
+    fn worker_fault(&self, rank: usize, reason: &EvictionReason) -> Option<WorkerFault> {
+        let member = self.members.get(rank)?;
+        let (cause, excluded) = match (member.state, reason) {
+            (_, EvictionReason::Unreachable(peers)) => (
+                format!("this worker and ranks {peers:?} cannot reach each other"),
+                Some(member.row.instance_id.clone()),
+            ),
+            (MemberState::InGroup(held), EvictionReason::Dead) => {
+                let (phase, seconds) = (phase_name(held.phase()), member.seconds_in_phase);
+                (format!("no progress while {phase} for {seconds:.0} s"), None)
+            }
+            (_, EvictionReason::Dead) => {
+                ("the connection was lost, or no heartbeat came in time".to_owned(), None)
+            }
+        };
+        Some(WorkerFault { worker: member.row.worker.clone(), rank, cause, excluded })
     }
 
     /// The ranks whose phase has exceeded its time limit. A rank that waits for its peers is
     /// included only if every rank waits: a peer that does not wait has its own time limit, which
     /// may end later. A disconnected or lost peer is not known to wait.
-    fn timed_out_ranks(&self, job: &Job, members: &[MemberState]) -> Vec<usize> {
-        let recovery = &self.config.recovery;
-        let limit = |member: &MemberState| match member.phase()? {
+    fn timed_out_ranks(&self) -> Vec<usize> {
+        let recovery = self.circumstances.recovery;
+        let limit = |member: &Member| match member.phase()? {
             Phase::Preparing => Some(recovery.preparing_seconds),
             Phase::Forming => Some(recovery.forming_seconds),
             Phase::Training => Some(recovery.step_seconds),
@@ -433,27 +375,32 @@ impl Service {
             Phase::Exporting => Some(recovery.exporting_seconds),
             _ => None,
         };
-        let limited = || members.iter().enumerate().filter_map(|(rank, m)| Some((rank, m, limit(m)?)));
-        let waits =
-            |member: &MemberState| matches!(member, MemberState::InGroup(held) if held.waiting_for_peers);
+        let limited = || self.members.iter().enumerate().filter_map(|(rank, m)| Some((rank, m, limit(m)?)));
         let is_absent =
-            |member: &MemberState| matches!(member, MemberState::Disconnected | MemberState::Lost);
-        let all_wait = limited().all(|(_, member, _)| waits(member)) && !members.iter().any(is_absent);
+            |member: &Member| matches!(member.state, MemberState::Disconnected | MemberState::Lost);
+        let all_wait = limited().all(|(_, m, _)| m.waits_for_peers()) && !self.members.iter().any(is_absent);
         limited()
-            .filter(|(rank, member, limit)| {
-                self.seconds_in_phase(job, *rank) > *limit && (all_wait || !waits(member))
-            })
+            .filter(|(_, m, limit)| m.seconds_in_phase > *limit && (all_wait || !m.waits_for_peers()))
             .map(|(rank, ..)| rank)
             .collect()
     }
 
-    fn seconds_in_phase(&self, job: &Job, rank: usize) -> f64 {
-        let member = job.row.members.get(rank).and_then(|member| member_process(member, &self.workers));
-        member.map_or(0.0, |worker| worker.seconds_in_phase())
+    /// Rank, member and report of the members that have joined this generation.
+    fn in_group(&self) -> impl Iterator<Item = (usize, &'a Member<'a>, &'a v1::HeldJob)> {
+        self.members.iter().enumerate().filter_map(|(rank, member)| match member.state {
+            MemberState::InGroup(held) => Some((rank, member, held)),
+            _ => None,
+        })
     }
-}
 
-/// An event with a text for users.
-fn notice(step: u64, text: String) -> job_event::Kind {
-    job_event::Kind::Notice(v1::Notice { worker: String::new(), step, text })
+    /// The members that are connected and not draining.
+    fn remaining(&self) -> impl Iterator<Item = &'a MemberRow> {
+        self.members.iter().filter(|member| member.stays()).map(|member| member.row)
+    }
+
+    /// A worker that is connected and must leave.
+    fn leaving_worker(&self) -> Option<&'a str> {
+        let leaving = self.members.iter().find(|member| member.is_connected() && member.is_draining);
+        leaving.map(|member| member.row.worker.as_str())
+    }
 }

@@ -1,48 +1,49 @@
 //! The service: the single task that owns every worker and every job that is neither paused nor
-//! ended, and makes all changes to them.
+//! ended. It observes, lets the pure functions decide, and has [`super::jobs`] apply the decisions.
 //!
 //! Every decision is committed to the store before it is sent, and no decision is in memory only:
 //! after a restart, the rows of the store and the statuses of the workers are enough to continue.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lora_proto::v1;
-use lora_spec::{FieldError, JobSpec, JobState, MemoryLimit};
-use prost::Message;
-use sha2::{Digest, Sha256};
+use lora_spec::{JobSpec, JobState, MemoryLimit};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
+use super::action::Action;
+use super::command::{Command, Outbox, SessionId};
+use super::job::Job;
+use super::jobs::Jobs;
+use super::member::observe;
+use super::reconcile::{Circumstances, reconcile};
+use super::request::{Answer, Request};
+use super::workers::Workers;
 use crate::Config;
-use crate::admission::inputs;
+use crate::admission::submit;
 use crate::admission::validate::{self, ValidationOutcome};
-use crate::control::command::{Command, Outbox, SessionId};
-use crate::control::job::{Job, state_changed};
-use crate::control::workers::Workers;
 use crate::metrics::Metrics;
 use crate::rpc::refusal::Refusal;
+use crate::scheduler::{placement::precedence, schedule};
 use crate::store::{InsertOutcome, JobRow, Store, StoreError};
 
 /// The interval at which leases and time limits are checked.
 const RECONCILE_INTERVAL: Duration = Duration::from_millis(200);
 /// The number of validations at the same time; each reads a dataset.
 const MAX_CONCURRENT_VALIDATIONS: usize = 2;
-const MAX_KEY_BYTES: usize = 128;
-const PRIORITIES: std::ops::RangeInclusive<i32> = -100..=100;
 /// The largest number of steps in one message.
 const MAX_STEPS: usize = 4096;
 
 /// The state of the service.
 pub(crate) struct Service {
-    pub(crate) store: Store,
-    pub(crate) config: Config,
+    store: Store,
+    config: Config,
     commands: mpsc::Receiver<Command>,
-    /// Jobs that are neither paused nor ended, by id.
-    pub(crate) jobs: BTreeMap<String, Job>,
-    pub(crate) workers: Workers,
+    jobs: Jobs,
+    workers: Workers,
     /// The time by which the workers of the previous coordinator process must have reconnected.
     reconnect_deadline: Instant,
     /// The running validations of jobs.
@@ -50,8 +51,8 @@ pub(crate) struct Service {
     /// Limits the validations that run at the same time.
     validation_permits: Arc<Semaphore>,
     /// Jobs to reconcile after the current command.
-    pub(crate) dirty_jobs: BTreeSet<String>,
-    /// Workers whose desired state may have changed.
+    dirty_jobs: BTreeSet<String>,
+    /// Workers that reported, connected or disconnected.
     dirty_workers: BTreeSet<String>,
     metrics: Metrics,
 }
@@ -69,10 +70,10 @@ impl Service {
         let reconnect_deadline =
             Instant::now() + if had_workers { config.workers.lease() } else { Duration::ZERO };
         let mut service = Self {
+            jobs: Jobs::new(store.clone()),
             store,
             config,
             commands,
-            jobs: BTreeMap::new(),
             workers,
             reconnect_deadline,
             validations: JoinSet::new(),
@@ -100,7 +101,7 @@ impl Service {
                     None => break,
                 },
                 Some(checked) = self.validations.join_next() => match checked {
-                    Ok((job_id, found)) => self.apply_validation(&job_id, found).await,
+                    Ok((job_id, found)) => self.finish_validation(&job_id, found).await,
                     Err(error) => tracing::error!(%error, "the validation of a job failed"),
                 },
                 _ = ticks.tick() => {
@@ -108,10 +109,10 @@ impl Service {
                     last_tick = Instant::now();
                     self.workers.extend_leases(idle);
                     self.workers.expire(last_tick);
-                    self.dirty_jobs.extend(self.jobs.keys().cloned());
+                    self.dirty_jobs.extend(self.jobs.iter().map(|job| job.row.id.clone()));
                 }
             }
-            self.reconcile_dirty().await;
+            self.settle().await;
         }
     }
 
@@ -121,14 +122,11 @@ impl Service {
             Command::Submit { request, reply } => {
                 let _ = reply.send(self.submit(*request).await);
             }
-            Command::Cancel { job_id, reply } => {
-                let _ = reply.send(self.cancel(&job_id).await);
-            }
-            Command::Pause { job_id, reply } => {
-                let _ = reply.send(self.pause(&job_id).await);
+            Command::Request { job_id, request, reply } => {
+                let _ = reply.send(self.request(&job_id, request, None).await);
             }
             Command::Resume { job_id, workers, reply } => {
-                let _ = reply.send(self.resume(&job_id, workers).await);
+                let _ = reply.send(self.request(&job_id, Request::Resume, workers).await);
             }
             Command::Workers { reply } => {
                 let _ = reply.send(Ok(self.worker_messages()));
@@ -157,74 +155,65 @@ impl Service {
 
     /// Reconciles the jobs that may have changed, schedules jobs, and sends directives to the
     /// workers whose desired state may have changed.
-    async fn reconcile_dirty(&mut self) {
+    async fn settle(&mut self) {
         // A second round reconciles the jobs that the first one scheduled.
         for _ in 0..2 {
             for job_id in std::mem::take(&mut self.dirty_jobs) {
-                let Some(mut job) = self.jobs.remove(&job_id) else { continue };
-                let members = job.row.members.iter().map(|member| member.worker.clone());
-                self.dirty_workers.extend(members.collect::<Vec<_>>());
-                if let Err(error) = self.reconcile(&mut job).await {
+                if let Err(error) = self.reconcile(&job_id).await {
                     tracing::error!(job = job_id, %error, "the store failed, the job is reconciled again");
                 }
-                if !job.state().is_stopped() {
-                    self.jobs.insert(job_id, job);
+            }
+            let limit = self.config.recovery.fruitless_generations;
+            for (job_id, action) in schedule(&self.jobs, &self.workers, limit) {
+                match self.jobs.apply(&job_id, action).await {
+                    Ok(()) => {
+                        self.dirty_jobs.insert(job_id);
+                    }
+                    Err(error) => {
+                        tracing::error!(%error, "the store failed, jobs are scheduled again");
+                        break;
+                    }
                 }
             }
-            if let Err(error) = self.schedule().await {
-                tracing::error!(%error, "the store failed, jobs are scheduled again");
-            }
         }
+        self.dirty_workers.extend(self.jobs.take_affected_workers());
         for worker in std::mem::take(&mut self.dirty_workers) {
-            let job = self.jobs.values().find(|job| job.has_member(&worker));
+            let job = self.jobs.of_worker(&worker);
+            let members = job.map(|job| observe(&job.row, &self.workers)).unwrap_or_default();
             let (assignment, goal) =
-                job.map_or((None, v1::Goal::Unspecified), |job| job.desired_state(&worker));
+                job.map_or((None, v1::Goal::Unspecified), |job| job.desired_state(&worker, &members));
             self.workers.send_directive(&worker, assignment, goal);
         }
-        self.metrics.observe(self.jobs.values().map(Job::state), &self.workers);
+        self.metrics.observe(self.jobs.iter().map(Job::state), &self.workers);
+    }
+
+    /// Decides what a job needs next, and applies it.
+    async fn reconcile(&mut self, job_id: &str) -> Result<(), StoreError> {
+        let Some(job) = self.jobs.get(job_id).filter(|job| job.state().is_active()) else { return Ok(()) };
+        self.dirty_workers.extend(job.row.members.iter().map(|member| member.worker.clone()));
+        let circumstances = Circumstances {
+            recovery: &self.config.recovery,
+            now: Instant::now(),
+            last_stored_step: self.store.last_step(job_id).await?,
+            checkpoint_step: self.store.newest_checkpoint(job_id).await?.map_or(0, |found| found.step),
+            gives_way: gives_way(job, &self.jobs),
+        };
+        for action in reconcile(job, &observe(&job.row, &self.workers), circumstances) {
+            self.jobs.apply(job_id, action).await?;
+        }
+        Ok(())
     }
 
     /// Marks a worker that reported, connected or disconnected: its job is reconciled, and the
     /// worker is sent its desired state.
     fn mark_worker_dirty(&mut self, worker: String) {
-        let jobs = self.jobs.values().filter(|job| job.has_member(&worker)).map(|job| job.row.id.clone());
-        self.dirty_jobs.extend(jobs);
+        self.dirty_jobs.extend(self.jobs.of_worker(&worker).map(|job| job.row.id.clone()));
         self.dirty_workers.insert(worker);
     }
 
-    /// Marks workers whose desired state may have changed.
-    pub(crate) fn mark_workers_dirty(&mut self, workers: impl IntoIterator<Item = String>) {
-        self.dirty_workers.extend(workers);
-    }
-
     async fn submit(&mut self, request: v1::SubmitJobRequest) -> Result<String, Refusal> {
-        let mut hash = Sha256::new();
-        hash.update(
-            v1::SubmitJobRequest { idempotency_key: String::new(), ..request.clone() }.encode_to_vec(),
-        );
-        let v1::SubmitJobRequest { idempotency_key, job, inputs, priority } = request;
-        let inputs = inputs.unwrap_or_default();
-        let spec = submitted_spec(job.unwrap_or_default(), &inputs)?;
-        if idempotency_key.len() > MAX_KEY_BYTES {
-            let message =
-                format!("has {} bytes; it must have at most {MAX_KEY_BYTES}", idempotency_key.len());
-            return Err(FieldError::new("idempotency_key", message).into());
-        }
-        if !PRIORITIES.contains(&priority) {
-            let message =
-                format!("is {priority}; it must be from {} to {}", PRIORITIES.start(), PRIORITIES.end());
-            return Err(FieldError::new("priority", message).into());
-        }
-        let row = JobRow {
-            id: format!("{}-{:08x}", spec.name, rand::random::<u32>()),
-            idempotency_key,
-            request_sha256: hash.finalize().to_vec(),
-            spec: v1::JobSpec::try_from(&spec)?,
-            inputs,
-            priority,
-            ..JobRow::default()
-        };
-        match self.store.insert_job(&row, vec![state_changed(&row)]).await? {
+        let row = submit::row(request)?;
+        match self.jobs.insert(&row).await? {
             InsertOutcome::New(row) => {
                 let id = row.id.clone();
                 tracing::info!(job = id, "job submitted");
@@ -235,8 +224,8 @@ impl Service {
                 Ok(earlier.id)
             }
             InsertOutcome::Existing(earlier) => {
-                let other = JobSpec::try_from(earlier.spec.clone())?;
-                let difference = spec.difference(&other).map_or_else(
+                let spec = JobSpec::try_from(row.spec)?;
+                let difference = spec.difference(&JobSpec::try_from(earlier.spec)?).map_or_else(
                     || "with other inputs, priority or workers".to_owned(),
                     |error| format!("{} {}", error.field, error.message),
                 );
@@ -248,35 +237,22 @@ impl Service {
 
     /// Starts to process a job that is neither paused nor ended.
     async fn load_job(&mut self, row: JobRow) -> Result<(), StoreError> {
-        let checkpoint = self.store.newest_checkpoint(&row.id).await?;
-        let mut job = match Job::new(row.clone()) {
-            Ok(job) => job,
-            Err(error) => {
-                tracing::error!(job = row.id, %error, "cannot read the job's settings, the job is skipped");
-                return Ok(());
-            }
-        };
-        if job.training_started {
-            job.recorded_bases.clone_from(&job.row.members);
-        }
+        let id = row.id.clone();
+        let Some(job) = self.jobs.load(row).await? else { return Ok(()) };
         for member in &job.row.members {
             self.workers.expect_reconnect(&member.worker, &member.instance_id, &member.peer_address);
         }
-        job.assign(checkpoint);
         if job.state() == JobState::Validating {
-            self.validate(&job);
+            self.validate(&id);
         }
-        if job.state() == JobState::Waiting {
-            job.pending_group = Some(crate::control::reconcile::PendingGroup::resumed(&job));
-        }
-        self.dirty_jobs.insert(job.row.id.clone());
-        self.jobs.insert(job.row.id.clone(), job);
+        self.dirty_jobs.insert(id);
         Ok(())
     }
 
-    fn validate(&mut self, job: &Job) {
+    fn validate(&mut self, job_id: &str) {
+        let Some(job) = self.jobs.get(job_id) else { return };
         let (store, spec, inputs) = (self.store.clone(), job.spec.clone(), job.row.inputs.clone());
-        let id = job.row.id.clone();
+        let id = job_id.to_owned();
         let validation_permits = Arc::clone(&self.validation_permits);
         self.validations.spawn(async move {
             // The semaphore is never closed.
@@ -288,10 +264,10 @@ impl Service {
 
     /// Applies the result of the validation of a job, unless the job was paused or cancelled in the
     /// meantime. A paused job is validated again when it is resumed.
-    async fn apply_validation(&mut self, job_id: &str, found: std::io::Result<ValidationOutcome>) {
-        let Some(job) = self.jobs.get_mut(job_id).filter(|job| job.state() == JobState::Validating) else {
+    async fn finish_validation(&mut self, job_id: &str, found: std::io::Result<ValidationOutcome>) {
+        if self.jobs.get(job_id).is_none_or(|job| job.state() != JobState::Validating) {
             return;
-        };
+        }
         // Until the workers of the previous process have reconnected, a job is not too large: the
         // scheduler waits for a worker that is large enough.
         let all_known = Instant::now() >= self.reconnect_deadline;
@@ -307,112 +283,58 @@ impl Service {
             }
             Err(error) => Err(format!("the inputs cannot be validated: {error}")),
         };
-        let stored = match valid {
-            Ok(requirements) => {
-                let change = |row: &mut JobRow| {
-                    row.validated = true;
-                    row.requirements = requirements.map(|requirements| *requirements);
-                };
-                job.transition_to(&self.store, JobState::Queued, Vec::new(), change).await
-            }
-            Err(cause) => {
-                let failure = v1::Failure { cause, ..v1::Failure::default() };
-                job.transition_to(&self.store, JobState::Failed, Vec::new(), |row| {
-                    row.failure = Some(failure)
-                })
-                .await
-            }
+        let action = match valid {
+            Ok(requirements) => Action::Queue(requirements),
+            Err(cause) => Action::Fail(v1::Failure { cause, ..v1::Failure::default() }),
         };
-        if let Err(error) = stored {
-            tracing::error!(job = job_id, %error, "the store failed, the job is validated again");
-            if let Some(job) = self.jobs.remove(job_id) {
-                self.validate(&job);
-                self.jobs.insert(job_id.to_owned(), job);
+        match self.jobs.apply(job_id, action).await {
+            Ok(()) => {
+                self.dirty_jobs.insert(job_id.to_owned());
             }
-            return;
+            Err(error) => {
+                tracing::error!(job = job_id, %error, "the store failed, the job is validated again");
+                self.validate(job_id);
+            }
         }
-        self.dirty_jobs.insert(job_id.to_owned());
     }
 
-    async fn cancel(&mut self, job_id: &str) -> Result<(), Refusal> {
-        let Some(job) = self.jobs.get_mut(job_id) else {
-            let mut job = self.load_stopped(job_id).await?;
-            return match job.state() {
-                JobState::Cancelled => Ok(()),
-                state @ JobState::Succeeded => {
-                    Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "cancelled" })
-                }
-                _ => Ok(job.transition_to(&self.store, JobState::Cancelled, Vec::new(), |_| ()).await?),
-            };
-        };
-        let next = match job.state() {
-            JobState::Cancelling => return Ok(()),
-            JobState::Validating | JobState::Queued => JobState::Cancelled,
-            _ => JobState::Cancelling,
-        };
-        job.transition_to(&self.store, next, Vec::new(), |_| ()).await?;
-        self.dirty_jobs.insert(job_id.to_owned());
-        Ok(())
-    }
-
-    async fn pause(&mut self, job_id: &str) -> Result<(), Refusal> {
-        let Some(job) = self.jobs.get_mut(job_id) else {
-            let state = self.load_stopped(job_id).await?.state();
-            return match state {
-                JobState::Paused => Ok(()),
-                _ => Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "paused" }),
-            };
-        };
-        let next = match job.state() {
-            JobState::Pausing => return Ok(()),
-            state @ JobState::Cancelling => {
-                return Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "paused" });
+    /// Does what a user asks of a job. `workers` replaces the number of workers of a job that is
+    /// resumed.
+    async fn request(
+        &mut self,
+        job_id: &str,
+        request: Request,
+        workers: Option<v1::WorkersSpec>,
+    ) -> Result<(), Refusal> {
+        let state = self.jobs.load_stopped(job_id).await?;
+        let done = match request.answer(state) {
+            Answer::Nothing => Ok(()),
+            Answer::Apply(action) => self.jobs.apply(job_id, action).await.map_err(Refusal::from),
+            Answer::Resume => self.resume(job_id, workers).await,
+            Answer::Refuse => {
+                Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: request.wanted() })
             }
-            JobState::Validating | JobState::Queued => JobState::Paused,
-            _ => JobState::Pausing,
         };
-        job.transition_to(&self.store, next, Vec::new(), |_| ()).await?;
+        self.jobs.release_if_stopped(job_id);
         self.dirty_jobs.insert(job_id.to_owned());
-        Ok(())
+        done
     }
 
     async fn resume(&mut self, job_id: &str, workers: Option<v1::WorkersSpec>) -> Result<(), Refusal> {
-        if let Some(job) = self.jobs.get(job_id) {
-            return match job.state() {
-                state @ (JobState::Cancelling | JobState::Pausing) => {
-                    Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "resumed" })
-                }
-                // The job continues already.
-                _ => Ok(()),
-            };
-        }
-        let mut job = self.load_stopped(job_id).await?;
-        let state = job.state();
-        if !matches!(state, JobState::Paused | JobState::Failed) {
-            return Err(Refusal::NotPossible { job: job_id.to_owned(), state, wanted: "resumed" });
-        }
+        let Some(job) = self.jobs.get(job_id) else { return Ok(()) };
         let mut message = job.row.spec.clone();
         message.workers = workers.or(message.workers);
         let spec = JobSpec::try_from(message)?;
         spec.check()?;
-        let message = v1::JobSpec::try_from(&spec)?;
+        let message = Box::new(v1::JobSpec::try_from(&spec)?);
         // With another number of workers, each worker needs another amount of memory.
         let is_plan_current = job.row.requirements.is_none() || spec.workers == job.spec.workers;
-        let validated = job.row.validated && is_plan_current;
-        let next = if validated { JobState::Queued } else { JobState::Validating };
-        let change = |row: &mut JobRow| {
-            row.spec = message;
-            row.validated = validated;
-            row.fruitless = 0;
-        };
-        job.transition_to(&self.store, next, Vec::new(), change).await?;
-        Ok(self.load_job(job.row).await?)
-    }
-
-    /// Loads a job that is paused or has ended.
-    async fn load_stopped(&self, job_id: &str) -> Result<Job, Refusal> {
-        let row = self.store.load_job(job_id).await?;
-        Ok(Job::new(row.ok_or_else(|| Refusal::UnknownJob(job_id.to_owned()))?)?)
+        let is_valid = job.row.validated && is_plan_current;
+        self.jobs.apply(job_id, Action::Resume { spec: message, is_valid }).await?;
+        match self.jobs.get(job_id).map(|job| job.row.clone()) {
+            Some(row) => Ok(self.load_job(row).await?),
+            None => Ok(()),
+        }
     }
 
     fn admit(&mut self, hello: v1::Hello, outbox: Outbox) -> Result<SessionId, Refusal> {
@@ -436,15 +358,15 @@ impl Service {
             return Ok(());
         };
         let ack = v1::StepsAck { job_id: job_id.clone(), step: newest };
-        let Some(job) = self.jobs.get_mut(&job_id).filter(|job| job.has_member(&worker)) else {
+        if self.jobs.get(&job_id).is_none_or(|job| !job.has_member(&worker)) {
             // The worker is no longer a member; the acknowledgement lets it discard the steps.
             self.workers.acknowledge(&worker, ack);
             return Ok(());
-        };
-        self.store.add_steps(&job_id, &steps).await?;
-        self.metrics.count_steps(steps.len() as u64);
-        job.row.completed_steps = job.row.completed_steps.max(newest);
-        for member in &job.row.members {
+        }
+        let count = steps.len() as u64;
+        self.jobs.apply(&job_id, Action::AddSteps(steps)).await?;
+        self.metrics.count_steps(count);
+        for member in self.jobs.get(&job_id).iter().flat_map(|job| &job.row.members) {
             self.workers.acknowledge(&member.worker, ack.clone());
         }
         self.dirty_jobs.insert(job_id);
@@ -454,8 +376,7 @@ impl Service {
     fn worker_messages(&self) -> Vec<v1::Worker> {
         let mut messages = self.workers.messages();
         for message in &mut messages {
-            let job = self.jobs.values().find(|job| job.has_member(&message.name));
-            let Some(job) = job else { continue };
+            let Some(job) = self.jobs.of_worker(&message.name) else { continue };
             message.job_id = Some(job.row.id.clone());
             let rank = job.row.members.iter().position(|member| member.worker == message.name);
             message.rank = rank.map(|rank| rank as u32);
@@ -464,23 +385,9 @@ impl Service {
     }
 }
 
-/// Checks the settings of a submit, and returns them. A missing path is replaced by the name of the
-/// input.
-pub(crate) fn submitted_spec(mut job: v1::JobSpec, inputs: &v1::Inputs) -> Result<JobSpec, FieldError> {
-    let data = job.data.get_or_insert_default();
-    data.train = data.train.take().or_else(|| Some(inputs.train.as_ref()?.name.clone()));
-    data.eval = data.eval.take().or_else(|| Some(inputs.eval.as_ref()?.name.clone()));
-    let model = job.model.get_or_insert_default();
-    model.base = model.base.take().or_else(|| base_name(inputs.base.as_ref()?));
-    let spec = JobSpec::try_from(job)?;
-    spec.check()?;
-    inputs::check(inputs, &spec)?;
-    Ok(spec)
-}
-
-fn base_name(base: &v1::Base) -> Option<String> {
-    Some(match base.source.as_ref()? {
-        v1::base::Source::Files(_) => "base".to_owned(),
-        v1::base::Source::Url(name) | v1::base::Source::Path(name) => name.clone(),
-    })
+/// Whether another job that waits for members comes before this one. Two such jobs could wait for
+/// each other's members forever, so the one that the scheduler serves later releases its own.
+fn gives_way(job: &Job, jobs: &Jobs) -> bool {
+    let precedence = |job: &Job| precedence(job.row.priority, job.row.sequence);
+    jobs.iter().any(|other| other.state() == JobState::Waiting && precedence(other) < precedence(job))
 }

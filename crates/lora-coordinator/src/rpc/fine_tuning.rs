@@ -13,6 +13,7 @@ use super::Commands;
 use crate::admission::inputs;
 use crate::admission::validate::{self, PlanFailure};
 use crate::control::command::Command;
+use crate::control::request::Request as JobRequest;
 use crate::control::workers::memory_limit;
 use crate::rpc::refusal::Refusal;
 use crate::store::{Store, StoreError};
@@ -34,6 +35,11 @@ pub(crate) struct FineTuning {
 impl FineTuning {
     pub(crate) fn new(commands: Commands, store: Store) -> Self {
         Self { commands, store, plans: Arc::new(Semaphore::new(MAX_CONCURRENT_PLANS)) }
+    }
+
+    async fn request(&self, job_id: &str, request: JobRequest) -> Result<(), Refusal> {
+        let job_id = job_id.to_owned();
+        self.commands.ask(|reply| Command::Request { job_id, request, reply }).await
     }
 
     async fn job(&self, job_id: &str) -> Result<Response<v1::Job>, Status> {
@@ -88,13 +94,13 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
 
     async fn cancel_job(&self, request: Request<v1::CancelJobRequest>) -> Result<Response<v1::Job>, Status> {
         let job_id = checked_id(request.into_inner().job_id)?;
-        self.commands.ask(|reply| Command::Cancel { job_id: job_id.clone(), reply }).await?;
+        self.request(&job_id, JobRequest::Cancel).await?;
         self.job(&job_id).await
     }
 
     async fn pause_job(&self, request: Request<v1::PauseJobRequest>) -> Result<Response<v1::Job>, Status> {
         let job_id = checked_id(request.into_inner().job_id)?;
-        self.commands.ask(|reply| Command::Pause { job_id: job_id.clone(), reply }).await?;
+        self.request(&job_id, JobRequest::Pause).await?;
         self.job(&job_id).await
     }
 
@@ -149,7 +155,7 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
 }
 
 fn submitted(job: Option<v1::JobSpec>, inputs: &v1::Inputs) -> Result<JobSpec, FieldError> {
-    crate::control::service::submitted_spec(job.unwrap_or_default(), inputs)
+    crate::admission::submit::spec(job.unwrap_or_default(), inputs)
 }
 
 fn plan_refusal(error: PlanFailure) -> Refusal {

@@ -1,0 +1,167 @@
+//! All jobs that are neither paused nor ended, and the only code that changes a job or stores one.
+//!
+//! An action is stored before it takes effect in memory, so a decision is never sent that a restart
+//! would forget. If the store fails, nothing changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lora_proto::v1;
+use lora_spec::JobState;
+
+use super::action::Action;
+use super::group::GroupPhase;
+use super::job::{Change, GroupMaterial, Job, state_changed};
+use crate::rpc::refusal::Refusal;
+use crate::store::{InsertOutcome, JobRow, Store, StoreError};
+
+/// The jobs, by id.
+pub(crate) struct Jobs {
+    store: Store,
+    by_id: BTreeMap<String, Job>,
+    /// Workers whose desired state may have changed.
+    affected_workers: BTreeSet<String>,
+}
+
+impl Jobs {
+    pub(crate) fn new(store: Store) -> Self {
+        Self { store, by_id: BTreeMap::new(), affected_workers: BTreeSet::new() }
+    }
+
+    pub(crate) fn get(&self, id: &str) -> Option<&Job> {
+        self.by_id.get(id)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Job> {
+        self.by_id.values()
+    }
+
+    /// The job that this worker is a member of.
+    pub(crate) fn of_worker(&self, worker: &str) -> Option<&Job> {
+        self.by_id.values().find(|job| job.has_member(worker))
+    }
+
+    /// Returns the workers whose desired state may have changed since the last call.
+    pub(crate) fn take_affected_workers(&mut self) -> BTreeSet<String> {
+        std::mem::take(&mut self.affected_workers)
+    }
+
+    /// Stores a new job.
+    pub(crate) async fn insert(&mut self, row: &JobRow) -> Result<InsertOutcome, StoreError> {
+        self.store.insert_job(row, vec![state_changed(row)]).await
+    }
+
+    /// Starts to process a job. Returns it, or `None` if this build cannot read its settings.
+    pub(crate) async fn load(&mut self, row: JobRow) -> Result<Option<&Job>, StoreError> {
+        let id = row.id.clone();
+        let checkpoint = self.store.newest_checkpoint(&id).await?;
+        match Job::new(row, checkpoint) {
+            Ok(job) => {
+                self.by_id.insert(id.clone(), job);
+                Ok(self.by_id.get(&id))
+            }
+            Err(error) => {
+                tracing::error!(job = id, %error, "cannot read the job's settings, the job is skipped");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Processes a job that is paused or has ended until the next action is applied to it. Returns
+    /// its state.
+    pub(crate) async fn load_stopped(&mut self, id: &str) -> Result<JobState, Refusal> {
+        if let Some(job) = self.by_id.get(id) {
+            return Ok(job.state());
+        }
+        let row = self.store.load_job(id).await?.ok_or_else(|| Refusal::UnknownJob(id.to_owned()))?;
+        let state = row.state;
+        self.by_id.insert(id.to_owned(), Job::new(row, None)?);
+        Ok(state)
+    }
+
+    /// Stops to process a job if it is paused or has ended.
+    pub(crate) fn release_if_stopped(&mut self, id: &str) {
+        if self.by_id.get(id).is_some_and(|job| job.state().is_stopped()) {
+            self.by_id.remove(id);
+        }
+    }
+
+    /// Stores the action and changes the job. An action for a job that is not processed has no
+    /// effect.
+    ///
+    /// # Errors
+    /// The store failed. The job did not change.
+    pub(crate) async fn apply(&mut self, id: &str, action: Action) -> Result<(), StoreError> {
+        let Some(job) = self.by_id.get(id) else { return Ok(()) };
+        log_broken_group(job, &action);
+        let group = match action {
+            Action::Form(_) => GroupMaterial {
+                checkpoint: self.store.newest_checkpoint(id).await?,
+                token: format!("{:032x}{:032x}", rand::random::<u128>(), rand::random::<u128>()),
+            },
+            _ => GroupMaterial::default(),
+        };
+        let Change { job: next, events } = match job.changed(action.clone(), group) {
+            Ok(change) => change,
+            Err(error) => {
+                tracing::error!(job = id, %error, "invalid state transition");
+                return Ok(());
+            }
+        };
+        match &action {
+            Action::Succeed { files, steps } => {
+                match self.store.commit_result(&next.row, files, events).await? {
+                    Ok(files) => tracing::info!(job = id, files = files.len(), steps, "job succeeded"),
+                    Err(missing) => {
+                        let failure = v1::Failure {
+                            worker: job.row.members.first().map(|member| member.worker.clone()),
+                            rank: Some(0),
+                            completed_steps: *steps,
+                            cause: format!("the file {} is missing in the result", missing.0),
+                        };
+                        return Box::pin(self.apply(id, Action::Fail(failure))).await;
+                    }
+                }
+            }
+            // The row follows with the next change: the log has the steps.
+            Action::AddSteps(steps) => self.store.add_steps(id, steps).await?,
+            // Of phases and excluded processes, the store knows nothing.
+            Action::Enter(_) | Action::Exclude(_) => {}
+            Action::RecordNotice(notice) => {
+                // The notice may have been recorded before a restart.
+                if !self.store.has_notice(id, job.row.generation, &notice.text).await? {
+                    self.store.save_job(&next.row, events).await?;
+                }
+            }
+            _ => self.store.save_job(&next.row, events).await?,
+        }
+        if next.state() != job.state() {
+            log_state(&next);
+        }
+        let members = job.row.members.iter().chain(&next.row.members);
+        self.affected_workers.extend(members.map(|member| member.worker.clone()));
+        self.by_id.insert(id.to_owned(), next);
+        self.release_if_stopped(id);
+        Ok(())
+    }
+}
+
+fn log_broken_group(job: &Job, action: &Action) {
+    if let Action::Enter(GroupPhase::Regrouping(regroup)) = action
+        && regroup.is_failure
+    {
+        tracing::warn!(
+            job = job.row.id,
+            generation = job.row.generation,
+            cause = regroup.reason,
+            "group broke"
+        );
+    }
+}
+
+fn log_state(job: &Job) {
+    let (id, state, generation) = (&job.row.id, job.state().name(), job.row.generation);
+    match &job.row.failure {
+        Some(failure) => tracing::warn!(job = id, generation, cause = failure.cause, "job failed"),
+        None => tracing::info!(job = id, state, generation, "job changed state"),
+    }
+}
