@@ -13,4 +13,6 @@ mod membership;
 mod reconcile;
 pub(crate) mod request;
 pub(crate) mod service;
+#[cfg(test)]
+mod simulation;
 pub(crate) mod workers;

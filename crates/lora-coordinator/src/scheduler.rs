@@ -10,13 +10,13 @@ use std::collections::BTreeMap;
 use placement::{JobIndex, Schedule};
 
 use crate::control::action::Action;
-use crate::control::jobs::Jobs;
+use crate::control::job::Job;
 use crate::control::workers::Workers;
 
 /// Returns the actions that form the groups which can be formed, and that tell users what the other
 /// jobs wait for, by job id. `fruitless_limit` is the number of groups in a row without a finished
 /// step after which a job fails.
-pub(crate) fn schedule(jobs: &Jobs, workers: &Workers, fruitless_limit: u32) -> Vec<(String, Action)> {
+pub(crate) fn schedule(jobs: Vec<&Job>, workers: &Workers, fruitless_limit: u32) -> Vec<(String, Action)> {
     let views = view::View::new(jobs, workers);
     if views.jobs.is_empty() {
         return Vec::new();

@@ -37,6 +37,9 @@ pub(crate) enum GroupPhase {
     },
     /// The group has ended. The scheduler forms another one, or the job waits for members.
     Regrouping(Regroup),
+    /// The job waits for members, and those that may have its state are disconnected. Another group
+    /// is formed when they are back or lost.
+    Reconnecting(Regroup),
 }
 
 /// What follows when the newest state is in the store.
@@ -73,10 +76,11 @@ impl GroupPhase {
         }
     }
 
-    /// The group that must follow; `None` while a group works.
+    /// The group that can follow now; `None` while a group works, or a state is being saved that the
+    /// next group would not have.
     pub(crate) fn regroup(&self) -> Option<&Regroup> {
         match self {
-            Self::Regrouping(regroup) | Self::Saving { then: AfterSave::Wait(regroup), .. } => Some(regroup),
+            Self::Regrouping(regroup) => Some(regroup),
             _ => None,
         }
     }

@@ -10,7 +10,8 @@ use lora_spec::{FieldError, JobSpec, JobState};
 
 use super::action::{Action, NewGroup};
 use super::group::{AfterSave, GroupPhase, Regroup};
-use super::member::{Member, enters_training, some_before_training};
+use super::member::{enters_training, observe, some_before_training};
+use super::workers::Workers;
 use crate::store::{JobRow, MemberRow};
 
 /// A job that the service processes.
@@ -104,9 +105,12 @@ impl Job {
         }
     }
 
-    /// The desired state of the worker with this name. `members` is the observed group.
-    pub(crate) fn desired_state(&self, worker: &str, members: &[Member]) -> (Option<&v1::Assignment>, Goal) {
-        let is_held = self.state().is_active() && self.state() != JobState::Cancelling;
+    /// The desired state of the worker with this name. A process that replaced a member's process is
+    /// not a member.
+    pub(crate) fn desired_state(&self, worker: &str, workers: &Workers) -> (Option<&v1::Assignment>, Goal) {
+        let members = &observe(&self.row, workers);
+        let is_member = members.iter().any(|member| member.row.worker == worker && !member.is_lost());
+        let is_held = is_member && self.state().is_active() && self.state() != JobState::Cancelling;
         let assignment = self.assignments.get(worker).filter(|_| is_held);
         let Some(assignment) = assignment else { return (None, Goal::Unspecified) };
         let goal = match (self.state(), &self.phase) {
@@ -204,7 +208,7 @@ impl GroupPhase {
     /// Whether the members must stop at a step boundary.
     fn is_stopping(&self) -> bool {
         match self {
-            Self::Stopping { .. } | Self::Saving { .. } | Self::Regrouping(_) => true,
+            Self::Stopping { .. } | Self::Saving { .. } | Self::Regrouping(_) | Self::Reconnecting(_) => true,
             Self::Broken { stopping, .. } => stopping.is_some(),
             Self::Absent | Self::Forming | Self::Training => false,
         }

@@ -17,6 +17,7 @@ use super::member::{Member, MemberState};
 use super::membership::{EvictionReason, MemberReport, decide_membership};
 use super::workers::{has_state, phase_name};
 use crate::config::RecoveryConfig;
+use crate::scheduler::placement::precedence;
 use crate::store::MemberRow;
 
 /// The time that the last steps of a finished run may take to arrive. After that, the result is
@@ -57,6 +58,13 @@ pub(crate) fn reconcile(job: &Job, members: &[Member], circumstances: Circumstan
         _ => Vec::new(),
     });
     actions
+}
+
+/// Whether another job that waits for members comes before this one. Two such jobs could wait for
+/// each other's members forever, so the one that the scheduler serves later releases its own.
+pub(crate) fn gives_way<'a>(job: &Job, mut jobs: impl Iterator<Item = &'a Job>) -> bool {
+    let precedence = |job: &Job| precedence(job.row.priority, job.row.sequence);
+    jobs.any(|other| other.state() == JobState::Waiting && precedence(other) < precedence(job))
 }
 
 /// A job with its observed members.
@@ -136,7 +144,7 @@ impl<'a> Observed<'a> {
             return self.break_group(&timed_out);
         }
         if let Some(leaving) = self.leaving_worker() {
-            return vec![self.replace_group(format!("worker {leaving} leaves"))];
+            return self.replace_stopped_group(format!("worker {leaving} leaves"));
         }
         let ready: Vec<&v1::HeldJob> =
             self.in_group().map(|(_, _, held)| held).filter(|held| has_state(held.phase())).collect();
@@ -178,19 +186,14 @@ impl<'a> Observed<'a> {
                 None => GroupPhase::Training,
             });
         }
-        let reason = reason.unwrap_or_else(|| "all members stopped".to_owned());
-        let keep = self.remaining().map(|member| member.worker.as_str()).collect();
-        match self.unsaved_holder(&keep) {
-            Some(by) => self.enter(GroupPhase::Saving { by, then: AfterSave::Regroup(reason) }),
-            None => vec![self.replace_group(reason)],
-        }
+        self.replace_stopped_group(reason.unwrap_or_else(|| "all members stopped".to_owned()))
     }
 
     /// Updates a job that has fewer members than it needs. The members keep its state in memory
     /// until others join.
     fn waiting(&self) -> Vec<Action> {
         let gives_way = self.circumstances.gives_way;
-        let leaves = |member: &Member| !member.is_lost() && (gives_way || member.is_draining);
+        let leaves = |member: &Member| member.is_connected() && (gives_way || member.is_draining);
         // Members that leave may have the only copy of the state: they stay until it is in the
         // store.
         let keep: BTreeSet<&str> =
@@ -203,10 +206,18 @@ impl<'a> Observed<'a> {
             actions.push(Action::KeepMembers(left.collect()));
         }
         let remaining = self.remaining().filter(|_| !gives_way).cloned().collect();
-        let reason = self.job.phase.regroup().map(|regroup| regroup.reason.clone()).unwrap_or_default();
+        let reason = match &self.job.phase {
+            GroupPhase::Regrouping(regroup) | GroupPhase::Saving { then: AfterSave::Wait(regroup), .. } => {
+                regroup.reason.clone()
+            }
+            _ => String::new(),
+        };
         let regroup = Regroup { reason, remaining, ..Regroup::default() };
+        let may_return = self.members.iter().any(|member| matches!(member.state, MemberState::Disconnected));
+        let is_state_away = may_return && !self.members.iter().any(|member| member.steps().is_some());
         actions.extend(self.enter(match saving {
             Some(by) => GroupPhase::Saving { by, then: AfterSave::Wait(regroup) },
+            None if is_state_away => GroupPhase::Reconnecting(regroup),
             None => GroupPhase::Regrouping(regroup),
         }));
         actions
@@ -300,10 +311,15 @@ impl<'a> Observed<'a> {
             if now.saturating_duration_since(since) >= recovery.settle())
     }
 
-    /// Replaces the group by one of the remaining members, as planned.
-    fn replace_group(&self, reason: String) -> Action {
+    /// Replaces a group that does not train by one of the remaining members, as planned. If a member
+    /// that leaves has the only copy of the newest state, the state is saved first.
+    fn replace_stopped_group(&self, reason: String) -> Vec<Action> {
+        let keep = self.remaining().map(|member| member.worker.as_str()).collect();
+        if let Some(by) = self.unsaved_holder(&keep) {
+            return self.enter(GroupPhase::Saving { by, then: AfterSave::Regroup(reason) });
+        }
         let remaining = self.remaining().cloned().collect();
-        Action::Enter(GroupPhase::Regrouping(Regroup { reason, remaining, ..Regroup::default() }))
+        vec![Action::Enter(GroupPhase::Regrouping(Regroup { reason, remaining, ..Regroup::default() }))]
     }
 
     /// Replaces a broken group by one of the members that are alive and can reach each other.

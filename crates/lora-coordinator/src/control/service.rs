@@ -19,7 +19,7 @@ use super::command::{Command, Outbox, SessionId};
 use super::job::Job;
 use super::jobs::Jobs;
 use super::member::observe;
-use super::reconcile::{Circumstances, reconcile};
+use super::reconcile::{Circumstances, gives_way, reconcile};
 use super::request::{Answer, Request};
 use super::workers::Workers;
 use crate::Config;
@@ -27,7 +27,7 @@ use crate::admission::submit;
 use crate::admission::validate::{self, ValidationOutcome};
 use crate::metrics::Metrics;
 use crate::rpc::refusal::Refusal;
-use crate::scheduler::{placement::precedence, schedule};
+use crate::scheduler::schedule;
 use crate::store::{InsertOutcome, JobRow, Store, StoreError};
 
 /// The interval at which leases and time limits are checked.
@@ -164,7 +164,7 @@ impl Service {
                 }
             }
             let limit = self.config.recovery.fruitless_generations;
-            for (job_id, action) in schedule(&self.jobs, &self.workers, limit) {
+            for (job_id, action) in schedule(self.jobs.iter().collect(), &self.workers, limit) {
                 match self.jobs.apply(&job_id, action).await {
                     Ok(()) => {
                         self.dirty_jobs.insert(job_id);
@@ -179,9 +179,8 @@ impl Service {
         self.dirty_workers.extend(self.jobs.take_affected_workers());
         for worker in std::mem::take(&mut self.dirty_workers) {
             let job = self.jobs.of_worker(&worker);
-            let members = job.map(|job| observe(&job.row, &self.workers)).unwrap_or_default();
             let (assignment, goal) =
-                job.map_or((None, v1::Goal::Unspecified), |job| job.desired_state(&worker, &members));
+                job.map_or((None, v1::Goal::Unspecified), |job| job.desired_state(&worker, &self.workers));
             self.workers.send_directive(&worker, assignment, goal);
         }
         self.metrics.observe(self.jobs.iter().map(Job::state), &self.workers);
@@ -196,7 +195,7 @@ impl Service {
             now: Instant::now(),
             last_stored_step: self.store.last_step(job_id).await?,
             checkpoint_step: self.store.newest_checkpoint(job_id).await?.map_or(0, |found| found.step),
-            gives_way: gives_way(job, &self.jobs),
+            gives_way: gives_way(job, self.jobs.iter()),
         };
         for action in reconcile(job, &observe(&job.row, &self.workers), circumstances) {
             self.jobs.apply(job_id, action).await?;
@@ -383,11 +382,4 @@ impl Service {
         }
         messages
     }
-}
-
-/// Whether another job that waits for members comes before this one. Two such jobs could wait for
-/// each other's members forever, so the one that the scheduler serves later releases its own.
-fn gives_way(job: &Job, jobs: &Jobs) -> bool {
-    let precedence = |job: &Job| precedence(job.row.priority, job.row.sequence);
-    jobs.iter().any(|other| other.state() == JobState::Waiting && precedence(other) < precedence(job))
 }

@@ -7,7 +7,6 @@ use lora_spec::{DeviceKind, JobState};
 use super::placement::{JobIndex, JobPhase, NumericsId, SchedulableJob, SchedulableWorker, WorkerId};
 use crate::control::group::GroupPhase;
 use crate::control::job::Job;
-use crate::control::jobs::Jobs;
 use crate::control::member::member_process;
 use crate::control::workers::{Worker, Workers};
 use crate::store::MemberRow;
@@ -21,8 +20,7 @@ pub(super) struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(jobs: &'a Jobs, workers: &'a Workers) -> Self {
-        let by_index: Vec<&Job> = jobs.iter().collect();
+    pub(super) fn new(by_index: Vec<&'a Job>, workers: &'a Workers) -> Self {
         let by_id: Vec<(&String, &Worker)> = workers.iter().collect();
         let kinds = Kinds::new(workers);
         let members: BTreeSet<&String> =

@@ -36,7 +36,10 @@ pub(super) fn next_task(current: Option<&CurrentJob>, desired: &DesiredState) ->
         (Phase::Failed, _) if !same_group => Task::Free,
         _ if !same_group => Task::Reassign(assignment),
         (Phase::Prepared, Goal::Train) => Task::Train(assignment),
-        (Phase::Prepared | Phase::Stopped | Phase::Broken, Goal::Save) => Task::Save(assignment),
+        // A rank that has finished saves if rank 0 was lost before its result was accepted.
+        (Phase::Prepared | Phase::Stopped | Phase::Broken | Phase::Finished, Goal::Save) => {
+            Task::Save(assignment)
+        }
         _ => Task::Wait,
     }
 }
@@ -94,7 +97,7 @@ mod tests {
     fn a_reached_goal_is_not_repeated() {
         let (train, save) = (Task::Train(assignment("job", 3)), Task::Save(assignment("job", 3)));
         assert_eq!(next(Phase::Prepared, "job", 3, Goal::Train), train);
-        for phase in [Phase::Prepared, Phase::Stopped, Phase::Broken] {
+        for phase in [Phase::Prepared, Phase::Stopped, Phase::Broken, Phase::Finished] {
             assert_eq!(next(phase, "job", 3, Goal::Save), save);
         }
         for phase in [Phase::Stopped, Phase::Broken, Phase::Saved, Phase::Finished] {
@@ -105,7 +108,6 @@ mod tests {
             (Phase::Prepared, Goal::Stop),
             (Phase::Stopped, Goal::Stop),
             (Phase::Saved, Goal::Save),
-            (Phase::Finished, Goal::Save),
         ] {
             assert_eq!(next(phase, "job", 3, goal), Task::Wait, "{phase:?} {goal:?}");
         }

@@ -1,0 +1,563 @@
+//! Property tests of the control of jobs: two jobs, five simulated workers, and random pauses, drains,
+//! losses, joins, cut connections, restarts of the coordinator, and failures of the store. The real
+//! decisions are applied in memory; nothing else of the coordinator runs.
+//!
+//! Safety, after every action: a group never starts behind a state that a connected member held, and
+//! no state is given up that is not in the store. Liveness: when the faults end, both jobs succeed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use lora_proto::v1::{self, Goal, Phase, coordinator_message, job_event};
+use lora_spec::{JobSpec, JobState};
+use proptest::prelude::*;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::action::Action;
+use super::command::{Outbox, SessionId};
+use super::group::GroupPhase;
+use super::job::{GroupMaterial, Job};
+use super::member::{MemberState, observe};
+use super::reconcile::{Circumstances, gives_way, reconcile};
+use super::request::{Answer, Request};
+use super::workers::{Workers, has_state};
+use crate::config::RecoveryConfig;
+use crate::scheduler::schedule;
+use crate::store::JobRow;
+
+/// Steps of each job.
+const TOTAL_STEPS: u64 = 8;
+const WORKERS: usize = 5;
+const LEASE: Duration = Duration::from_secs(2);
+/// Time between two rounds of the coordinator.
+const ROUND: Duration = Duration::from_millis(300);
+/// Rounds within which both jobs must succeed when the faults have ended. Members that wait for a
+/// group that cannot form give up after 20 s, which is 67 rounds.
+const ROUNDS_TO_SUCCEED: usize = 600;
+
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    /// Every worker acts once, and the coordinator decides once.
+    Round,
+    /// One worker acts.
+    Act(usize),
+    /// The coordinator decides.
+    Decide,
+    /// A worker's process dies with its state.
+    Kill(usize),
+    /// A dead worker is started again.
+    Start(usize),
+    /// A worker's connection breaks; its process continues.
+    Cut(usize),
+    Connect(usize),
+    Drain(usize),
+    Pause(usize),
+    Resume(usize),
+    RestartCoordinator,
+    /// The store fails at the next action.
+    FailStore,
+    /// More than a lease passes.
+    Wait,
+}
+
+fn events() -> impl Strategy<Value = Vec<Event>> {
+    let worker = 0..WORKERS;
+    let event = prop_oneof![
+        10 => Just(Event::Round),
+        4 => worker.clone().prop_map(Event::Act),
+        4 => Just(Event::Decide),
+        2 => worker.clone().prop_map(Event::Kill),
+        3 => worker.clone().prop_map(Event::Start),
+        2 => worker.clone().prop_map(Event::Cut),
+        3 => worker.clone().prop_map(Event::Connect),
+        1 => worker.prop_map(Event::Drain),
+        2 => (0..2_usize).prop_map(Event::Pause),
+        3 => (0..2_usize).prop_map(Event::Resume),
+        1 => Just(Event::RestartCoordinator),
+        1 => Just(Event::FailStore),
+        1 => Just(Event::Wait),
+    ];
+    prop::collection::vec(event, 0..80)
+}
+
+/// A worker process.
+struct Process {
+    name: String,
+    instance: u32,
+    is_alive: bool,
+    is_draining: bool,
+    connection: Option<(SessionId, mpsc::Receiver<Result<v1::CoordinatorMessage, tonic::Status>>)>,
+    /// The newest directive that was received on this connection.
+    directive: v1::Directive,
+    held: Option<v1::HeldJob>,
+    phase_since: Instant,
+    /// The assignment of the job that is held.
+    assignment: Option<v1::Assignment>,
+}
+
+impl Process {
+    fn goal(&self) -> Goal {
+        self.directive.goal()
+    }
+
+    fn enter(&mut self, phase: Phase) {
+        if let Some(held) = &mut self.held {
+            held.phase = phase as i32;
+            self.phase_since = Instant::now();
+        }
+    }
+
+    fn phase(&self) -> Option<Phase> {
+        self.held.as_ref().map(v1::HeldJob::phase)
+    }
+
+    fn is_in(&self, job: &str, generation: u64) -> bool {
+        self.is_alive
+            && self.held.as_ref().is_some_and(|held| held.job_id == job && held.generation == generation)
+    }
+}
+
+struct World {
+    workers: Workers,
+    processes: Vec<Process>,
+    jobs: BTreeMap<String, Job>,
+    /// Jobs that are paused or have ended.
+    stopped: BTreeMap<String, JobRow>,
+    /// The step of the newest checkpoint in the store, by job.
+    checkpoints: BTreeMap<String, u64>,
+    recovery: RecoveryConfig,
+    store_fails: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        let job = |(id, priority): (&str, i32)| {
+            let mut spec = JobSpec { name: id.to_owned(), ..JobSpec::default() };
+            (spec.workers.min, spec.workers.max) = (2, 3);
+            let row = JobRow {
+                id: id.to_owned(),
+                sequence: 1 + i64::from(id == "b"),
+                priority,
+                spec: v1::JobSpec::try_from(&spec).unwrap(),
+                state: JobState::Queued,
+                validated: true,
+                ..JobRow::default()
+            };
+            (id.to_owned(), Job::new(row, None).unwrap())
+        };
+        let process = |number| Process {
+            name: format!("w{number}"),
+            instance: 0,
+            is_alive: true,
+            is_draining: false,
+            connection: None,
+            directive: v1::Directive::default(),
+            held: None,
+            phase_since: Instant::now(),
+            assignment: None,
+        };
+        let recovery = RecoveryConfig {
+            settle_seconds: 0.5,
+            fruitless_generations: u32::MAX,
+            forming_seconds: 20.0,
+            ..RecoveryConfig::default()
+        };
+        Self {
+            workers: Workers::new(LEASE),
+            processes: (0..WORKERS).map(process).collect(),
+            jobs: [("a", 0), ("b", 5)].into_iter().map(job).collect(),
+            stopped: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
+            recovery,
+            store_fails: false,
+        }
+    }
+
+    async fn run(&mut self, event: Event) {
+        match event {
+            Event::Round => self.round().await,
+            Event::Act(worker) => self.act(worker),
+            Event::Decide => self.decide(),
+            Event::Kill(worker) => {
+                self.cut(worker);
+                let process = &mut self.processes[worker];
+                (process.is_alive, process.held, process.assignment) = (false, None, None);
+            }
+            Event::Start(worker) => self.start(worker),
+            Event::Cut(worker) => self.cut(worker),
+            Event::Connect(worker) => self.connect(worker),
+            Event::Drain(worker) => self.processes[worker].is_draining = true,
+            Event::Pause(job) => self.request(["a", "b"][job], Request::Pause),
+            Event::Resume(job) => self.request(["a", "b"][job], Request::Resume),
+            Event::RestartCoordinator => self.restart_coordinator(),
+            Event::FailStore => self.store_fails = true,
+            Event::Wait => self.advance(2 * LEASE).await,
+        }
+    }
+
+    async fn round(&mut self) {
+        for worker in 0..WORKERS {
+            self.act(worker);
+        }
+        self.advance_groups();
+        self.advance(ROUND).await;
+        self.decide();
+    }
+
+    /// Time passes; connected workers send heartbeats.
+    async fn advance(&mut self, time: Duration) {
+        tokio::time::advance(time).await;
+        for worker in 0..WORKERS {
+            self.report(worker);
+        }
+        self.workers.expire(Instant::now());
+    }
+
+    fn cut(&mut self, worker: usize) {
+        if let Some((session, _)) = self.processes[worker].connection.take() {
+            self.workers.disconnected(session, "cut");
+        }
+        self.processes[worker].directive = v1::Directive::default();
+    }
+
+    fn start(&mut self, worker: usize) {
+        let process = &mut self.processes[worker];
+        if !process.is_alive {
+            (process.is_alive, process.is_draining) = (true, false);
+            process.instance += 1;
+        }
+        self.connect(worker);
+    }
+
+    fn connect(&mut self, worker: usize) {
+        let status = self.status(worker);
+        let process = &mut self.processes[worker];
+        if !process.is_alive || process.connection.is_some() {
+            return;
+        }
+        let (outbox, inbox): (Outbox, _) = mpsc::channel(64);
+        let hello = v1::Hello {
+            name: process.name.clone(),
+            instance_id: format!("{}-{}", process.name, process.instance),
+            numerics_id: "simulated".to_owned(),
+            peer_address: format!("{}:1", process.name),
+            status: Some(v1::WorkerStatus { directive: 0, ..status }),
+            ..v1::Hello::default()
+        };
+        process.connection = Some((self.workers.admit(hello, outbox).unwrap(), inbox));
+        process.directive = v1::Directive::default();
+    }
+
+    fn status(&self, worker: usize) -> v1::WorkerStatus {
+        let process = &self.processes[worker];
+        let seconds_in_phase = process.phase_since.elapsed().as_secs_f64();
+        let job = process.held.clone().map(|held| v1::HeldJob { seconds_in_phase, ..held });
+        v1::WorkerStatus { job, draining: process.is_draining, directive: process.directive.number }
+    }
+
+    fn report(&mut self, worker: usize) {
+        let status = self.status(worker);
+        if let Some((session, _)) = &self.processes[worker].connection {
+            self.workers.record_message(*session, Some(status));
+        }
+    }
+
+    /// A worker reads its messages, does what its directive says, and reports.
+    fn act(&mut self, worker: usize) {
+        if !self.processes[worker].is_alive {
+            return;
+        }
+        self.receive(worker);
+        let process = &mut self.processes[worker];
+        if process.connection.is_some() && process.directive.number > 0 {
+            match process.directive.assignment.clone() {
+                None => (process.held, process.assignment) = (None, None),
+                Some(assignment) => self.follow(worker, &assignment),
+            }
+        }
+        self.report(worker);
+    }
+
+    fn receive(&mut self, worker: usize) {
+        let process = &mut self.processes[worker];
+        let Some((_, inbox)) = &mut process.connection else { return };
+        while let Ok(message) = inbox.try_recv() {
+            if let Some(coordinator_message::Kind::Directive(directive)) = message.unwrap().kind {
+                process.directive = *directive;
+            }
+        }
+    }
+
+    fn follow(&mut self, worker: usize, assignment: &v1::Assignment) {
+        let process = &mut self.processes[worker];
+        let same_job = process.held.take_if(|held| held.job_id != assignment.job_id).is_none();
+        let generation = process.held.as_ref().map(|held| held.generation);
+        process.assignment = Some(assignment.clone());
+        if generation != Some(assignment.generation) {
+            let kept = process.held.as_ref().filter(|held| same_job && has_state(held.phase()));
+            let kept = kept.map(|held| held.completed_steps);
+            let stored = assignment.checkpoint.as_ref().map(|checkpoint| checkpoint.step);
+            process.held = Some(v1::HeldJob {
+                job_id: assignment.job_id.clone(),
+                generation: assignment.generation,
+                completed_steps: kept.max(stored).unwrap_or(0),
+                ..v1::HeldJob::default()
+            });
+            process.enter(if kept.is_some() { Phase::Prepared } else { Phase::Preparing });
+            return;
+        }
+        match (process.goal(), process.phase()) {
+            (_, Some(Phase::Preparing)) => process.enter(Phase::Prepared),
+            (Goal::Train, Some(Phase::Prepared)) => process.enter(Phase::Forming),
+            (Goal::Save, Some(Phase::Prepared | Phase::Stopped | Phase::Broken | Phase::Finished)) => {
+                process.enter(Phase::Saving);
+            }
+            (Goal::Save, Some(Phase::Saving)) => {
+                let steps = process.held.as_ref().map_or(0, |held| held.completed_steps);
+                // The coordinator accepts files of the current generation only.
+                let job = self.jobs.get(&assignment.job_id);
+                if job.is_some_and(|job| job.row.generation == assignment.generation) {
+                    let newest = self.checkpoints.entry(assignment.job_id.clone()).or_default();
+                    *newest = steps.max(*newest);
+                    self.processes[worker].enter(Phase::Saved);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Groups form, train a step, stop and break, over connections of their own.
+    fn advance_groups(&mut self) {
+        let groups: BTreeMap<(String, u64), Vec<String>> = self
+            .processes
+            .iter()
+            .filter_map(|process| process.assignment.as_ref())
+            .map(|of| ((of.job_id.clone(), of.generation), of.peers.clone()))
+            .collect();
+        for ((job, generation), peers) in groups {
+            let ranks: Vec<usize> =
+                (0..WORKERS).filter(|&worker| self.processes[worker].is_in(&job, generation)).collect();
+            let with =
+                |phase: Phase| ranks.iter().filter(|&&w| self.processes[w].phase() == Some(phase)).count();
+            let (forming, training) = (with(Phase::Forming), with(Phase::Training));
+            let steps =
+                |worker: &usize| self.processes[*worker].held.as_ref().map_or(0, |h| h.completed_steps);
+            let newest = ranks.iter().map(steps).max().unwrap_or(0);
+            let stop = ranks.iter().any(|&w| matches!(self.processes[w].goal(), Goal::Stop | Goal::Save));
+            let next = if forming == peers.len() {
+                Some((Phase::Training, newest))
+            } else if training == peers.len() {
+                let steps = TOTAL_STEPS.min(newest + 1);
+                Some(match (steps >= TOTAL_STEPS, stop) {
+                    (true, _) => (Phase::Finished, steps),
+                    (false, true) => (Phase::Stopped, steps),
+                    (false, false) => (Phase::Training, steps),
+                })
+            } else if ranks.len() < peers.len() {
+                // A peer died or left for another generation.
+                Some((Phase::Broken, 0))
+            } else {
+                None
+            };
+            let Some((phase, steps)) = next else { continue };
+            for worker in ranks {
+                let process = &mut self.processes[worker];
+                if phase == Phase::Broken {
+                    if matches!(process.phase(), Some(Phase::Training | Phase::Forming)) {
+                        process.enter(Phase::Broken);
+                    }
+                } else if let Some(held) = &mut process.held {
+                    held.completed_steps = steps;
+                    process.enter(phase);
+                }
+            }
+        }
+    }
+
+    fn request(&mut self, id: &str, request: Request) {
+        let state = self.jobs.get(id).map(Job::state).or(self.stopped.get(id).map(|row| row.state)).unwrap();
+        match request.answer(state) {
+            Answer::Apply(action) => self.apply(id, action),
+            Answer::Resume => {
+                let row = self.stopped.remove(id).unwrap();
+                let resume = Action::Resume { spec: Box::new(row.spec.clone()), is_valid: true };
+                let job = Job::new(row, None).unwrap().changed(resume, GroupMaterial::default()).unwrap().job;
+                self.jobs.insert(id.to_owned(), Job::new(job.row, None).unwrap());
+            }
+            Answer::Nothing | Answer::Refuse => {}
+        }
+    }
+
+    fn restart_coordinator(&mut self) {
+        for worker in 0..WORKERS {
+            self.cut(worker);
+        }
+        self.workers = Workers::new(LEASE);
+        for job in self.jobs.values_mut() {
+            *job = Job::new(job.row.clone(), checkpoint(&self.checkpoints, &job.row.id)).unwrap();
+            for member in &job.row.members {
+                self.workers.expect_reconnect(&member.worker, &member.instance_id, &member.peer_address);
+            }
+        }
+    }
+
+    /// Two rounds of decisions, as in the service, then directives.
+    fn decide(&mut self) {
+        for _ in 0..2 {
+            for id in self.jobs.keys().cloned().collect::<Vec<_>>() {
+                let Some(job) = self.jobs.get(&id).filter(|job| job.state().is_active()) else { continue };
+                let circumstances = Circumstances {
+                    recovery: &self.recovery,
+                    now: Instant::now(),
+                    last_stored_step: TOTAL_STEPS,
+                    checkpoint_step: self.checkpoints.get(&id).copied().unwrap_or(0),
+                    gives_way: gives_way(job, self.jobs.values()),
+                };
+                for action in reconcile(job, &observe(&job.row, &self.workers), circumstances) {
+                    if self.fails_to_store(&action) {
+                        break;
+                    }
+                    self.apply(&id, action);
+                }
+            }
+            for (id, action) in schedule(self.jobs.values().collect(), &self.workers, u32::MAX) {
+                if self.fails_to_store(&action) {
+                    break;
+                }
+                self.apply(&id, action);
+            }
+        }
+        for worker in 0..WORKERS {
+            let name = self.processes[worker].name.clone();
+            let job = self.jobs.values().find(|job| job.has_member(&name));
+            let (assignment, goal) =
+                job.map_or((None, Goal::Unspecified), |job| job.desired_state(&name, &self.workers));
+            let assignment = assignment.cloned();
+            self.workers.send_directive(&name, assignment.as_ref(), goal);
+        }
+    }
+
+    fn fails_to_store(&mut self, action: &Action) -> bool {
+        let is_stored = !matches!(action, Action::Enter(_) | Action::Exclude(_));
+        is_stored && std::mem::take(&mut self.store_fails)
+    }
+
+    fn apply(&mut self, id: &str, action: Action) {
+        let Some(job) = self.jobs.get(id) else { return };
+        self.check_that_no_state_is_given_up(job, &action);
+        let token = "secret".to_owned();
+        let group = GroupMaterial { checkpoint: checkpoint(&self.checkpoints, id), token };
+        let change = job.changed(action.clone(), group).expect("the table allows the transition");
+        if let Action::Form(_) = action {
+            let assigned = change.events.iter().filter(|e| matches!(e, job_event::Kind::Assigned(_)));
+            assert_eq!(assigned.count(), 1);
+            assert!(change.job.row.members.len() >= change.job.spec.workers.min);
+        }
+        assert!(change.job.row.members.len() <= change.job.spec.workers.max, "{:?}", change.job.row.members);
+        assert_ne!(change.job.state(), JobState::Failed, "{:?}", change.job.row.failure);
+        if change.job.state().is_stopped() {
+            self.jobs.remove(id);
+            self.stopped.insert(id.to_owned(), change.job.row);
+        } else {
+            self.jobs.insert(id.to_owned(), change.job);
+        }
+    }
+
+    /// A state that a connected, healthy member holds is lost only if the store or a remaining
+    /// member has the same steps.
+    fn check_that_no_state_is_given_up(&self, job: &Job, action: &Action) {
+        let members = observe(&job.row, &self.workers);
+        let stored = self.checkpoints.get(&job.row.id).copied().unwrap_or(0);
+        let stays: Vec<&str> = match action {
+            Action::Pause => Vec::new(),
+            Action::KeepMembers(rows) => rows.iter().map(|row| row.worker.as_str()).collect(),
+            Action::Enter(GroupPhase::Regrouping(regroup)) if !regroup.is_failure => {
+                let rows =
+                    if job.state() == JobState::Waiting { &job.row.members } else { &regroup.remaining };
+                rows.iter().map(|row| row.worker.as_str()).collect()
+            }
+            Action::Form(new) => new.members.iter().map(|row| row.worker.as_str()).collect(),
+            _ => return,
+        };
+        let is_broken_away = |worker: &str| {
+            matches!(&job.phase, GroupPhase::Regrouping(regroup)
+                if regroup.is_failure && !regroup.remaining.iter().any(|row| row.worker == worker))
+        };
+        let steps = |kept: bool| {
+            let of = members.iter().filter(|member| stays.contains(&member.row.worker.as_str()) == kept);
+            let of = of.filter(|member| kept || !is_broken_away(&member.row.worker));
+            of.filter_map(|member| match (member.state, job.state()) {
+                // A job that waits has time until a disconnected member is lost.
+                (MemberState::Disconnected, JobState::Waiting) => {
+                    self.steps_of(&member.row.worker, &job.row.id)
+                }
+                _ => member.steps(),
+            })
+            .max()
+            .unwrap_or(0)
+        };
+        let (lost, safe) = (steps(false), steps(true).max(stored));
+        assert!(lost <= safe, "{action:?} gives up step {lost}, and step {safe} is safe");
+    }
+
+    /// The completed steps of the job's state in a worker's memory.
+    fn steps_of(&self, worker: &str, job: &str) -> Option<u64> {
+        let process = self.processes.iter().find(|process| process.name == worker)?;
+        let held = process.held.as_ref().filter(|held| held.job_id == job && has_state(held.phase()));
+        held.map(|held| held.completed_steps)
+    }
+
+    /// Ends all faults, and waits until both jobs have succeeded.
+    async fn heal(&mut self) {
+        self.store_fails = false;
+        for _ in 0..ROUNDS_TO_SUCCEED {
+            for worker in 0..WORKERS {
+                // A drained worker ends when it is released, and is started again.
+                if self.processes[worker].is_draining && self.processes[worker].held.is_none() {
+                    self.run(Event::Kill(worker)).await;
+                }
+                self.start(worker);
+            }
+            for job in [0, 1] {
+                Box::pin(self.run(Event::Resume(job))).await;
+            }
+            self.round().await;
+            if self.jobs.is_empty() && self.stopped.values().all(|row| row.state == JobState::Succeeded) {
+                return;
+            }
+        }
+        let states: Vec<_> = self.jobs.values().map(|job| (&job.row.id, job.state(), &job.phase)).collect();
+        let held: Vec<_> = self.processes.iter().map(|p| (&p.name, p.goal(), &p.held)).collect();
+        panic!("not succeeded: {states:#?} {:?} {held:#?}", self.stopped.keys());
+    }
+}
+
+fn checkpoint(checkpoints: &BTreeMap<String, u64>, job: &str) -> Option<v1::Checkpoint> {
+    checkpoints.get(job).map(|step| v1::Checkpoint { step: *step, ..v1::Checkpoint::default() })
+}
+
+fn simulate(events: &[Event]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.unwrap().block_on(async {
+        let mut world = World::new();
+        for event in events {
+            world.run(*event).await;
+        }
+        world.heal().await;
+    });
+}
+
+#[test]
+fn without_faults_both_jobs_succeed() {
+    simulate(&[]);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_fault_loses_a_step_or_stops_a_job(events in events()) {
+        simulate(&events);
+    }
+}
