@@ -52,6 +52,8 @@ enum Event {
     Cut(usize),
     Connect(usize),
     Drain(usize),
+    /// A worker's process loses its job, as after an error, and stays connected.
+    Forget(usize),
     Pause(usize),
     Resume(usize),
     RestartCoordinator,
@@ -71,7 +73,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         3 => worker.clone().prop_map(Event::Start),
         2 => worker.clone().prop_map(Event::Cut),
         3 => worker.clone().prop_map(Event::Connect),
-        1 => worker.prop_map(Event::Drain),
+        1 => worker.clone().prop_map(Event::Drain),
+        1 => worker.prop_map(Event::Forget),
         2 => (0..2_usize).prop_map(Event::Pause),
         3 => (0..2_usize).prop_map(Event::Resume),
         1 => Just(Event::RestartCoordinator),
@@ -188,6 +191,15 @@ impl World {
             Event::Cut(worker) => self.cut(worker),
             Event::Connect(worker) => self.connect(worker),
             Event::Drain(worker) => self.processes[worker].is_draining = true,
+            Event::Forget(worker) => {
+                let process = &mut self.processes[worker];
+                let of = process.held.take().map(|held| (held.job_id, held.generation));
+                process.assignment = None;
+                if let Some((job, generation)) = of {
+                    self.break_ranks(&job, generation);
+                }
+                self.report(worker);
+            }
             Event::Pause(job) => self.request(["a", "b"][job], Request::Pause),
             Event::Resume(job) => self.request(["a", "b"][job], Request::Resume),
             Event::RestartCoordinator => self.restart_coordinator(),
@@ -354,23 +366,33 @@ impl World {
                     (false, true) => (Phase::Stopped, steps),
                     (false, false) => (Phase::Training, steps),
                 })
-            } else if ranks.len() < peers.len() {
-                // A peer died or left for another generation.
-                Some((Phase::Broken, 0))
             } else {
+                if ranks.len() < peers.len() {
+                    // A peer died or left for another generation.
+                    self.break_ranks(&job, generation);
+                }
                 None
             };
             let Some((phase, steps)) = next else { continue };
             for worker in ranks {
                 let process = &mut self.processes[worker];
-                if phase == Phase::Broken {
-                    if matches!(process.phase(), Some(Phase::Training | Phase::Forming)) {
-                        process.enter(Phase::Broken);
-                    }
-                } else if let Some(held) = &mut process.held {
+                if let Some(held) = &mut process.held {
                     held.completed_steps = steps;
                     process.enter(phase);
                 }
+            }
+        }
+    }
+
+    /// The connections between the ranks of a group break. Some ranks have finished the step.
+    fn break_ranks(&mut self, job: &str, generation: u64) {
+        let ranks = self.processes.iter_mut().filter(|process| process.is_in(job, generation));
+        for (rank, process) in ranks.enumerate() {
+            if process.phase() == Some(Phase::Training) && rank % 2 == 1 {
+                process.held.iter_mut().for_each(|held| held.completed_steps += 1);
+            }
+            if matches!(process.phase(), Some(Phase::Training | Phase::Forming)) {
+                process.enter(Phase::Broken);
             }
         }
     }
@@ -508,11 +530,15 @@ impl World {
         held.map(|held| held.completed_steps)
     }
 
-    /// Ends all faults, and waits until both jobs have succeeded.
-    async fn heal(&mut self) {
+    /// Ends all faults, and waits until both jobs have succeeded. Only `survivors` of the workers
+    /// remain.
+    async fn heal(&mut self, survivors: usize) {
         self.store_fails = false;
+        for worker in survivors..WORKERS {
+            self.run(Event::Kill(worker)).await;
+        }
         for _ in 0..ROUNDS_TO_SUCCEED {
-            for worker in 0..WORKERS {
+            for worker in 0..survivors {
                 // A drained worker ends when it is released, and is started again.
                 if self.processes[worker].is_draining && self.processes[worker].held.is_none() {
                     self.run(Event::Kill(worker)).await;
@@ -537,27 +563,27 @@ fn checkpoint(checkpoints: &BTreeMap<String, u64>, job: &str) -> Option<v1::Chec
     checkpoints.get(job).map(|step| v1::Checkpoint { step: *step, ..v1::Checkpoint::default() })
 }
 
-fn simulate(events: &[Event]) {
+fn simulate(events: &[Event], survivors: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.unwrap().block_on(async {
         let mut world = World::new();
         for event in events {
             world.run(*event).await;
         }
-        world.heal().await;
+        world.heal(survivors).await;
     });
 }
 
 #[test]
 fn without_faults_both_jobs_succeed() {
-    simulate(&[]);
+    simulate(&[], WORKERS);
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 3000, ..ProptestConfig::default() })]
 
     #[test]
-    fn no_fault_loses_a_step_or_stops_a_job(events in events()) {
-        simulate(&events);
+    fn no_fault_loses_a_step_or_stops_a_job(events in events(), survivors in 2..=WORKERS) {
+        simulate(&events, survivors);
     }
 }
