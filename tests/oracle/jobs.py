@@ -155,7 +155,8 @@ class PhiloxDropout(torch.nn.Module):
         counter[..., 2] = np.arange(positions)[:, None]
         counter[..., 3] = np.arange(blocks)
         words = philox(counter, self.key).reshape(positions, -1)[:, :features]
-        kept = (words >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24) >= np.float32(self.probability)
+        uniform = (words >> np.uint64(8)).astype(np.float32) * np.float32(2.0**-24)
+        kept = uniform >= np.float32(self.probability)
         return x * torch.from_numpy(kept) / (1.0 - self.probability)
 
 
@@ -205,8 +206,8 @@ def make(directory: Path, job: dict, rows: list[dict], held_out: list[dict], see
         other = train(load(), job | {section: job[section] | changed}, rows, held_out)
         apart = max(abs(a["loss"] - b["loss"]) / b["loss"] for a, b in zip(other, metrics))
         assert apart > 1e-3, f"{changed} changes the losses by only {apart}"
-    norms = [row["grad_norm"] for row in metrics]
-    assert min(norms) < job["training"]["max_grad_norm"] < max(norms), f"not only some steps are clipped: {norms}"
+    norms, largest = [row["grad_norm"] for row in metrics], job["training"]["max_grad_norm"]
+    assert min(norms) < largest < max(norms), f"not only some steps are clipped: {norms}"
 
     contents = {"job": job, "metrics": metrics}
     (directory / "expected.json").write_text(json.dumps(contents, indent=1) + "\n")

@@ -13,6 +13,7 @@ import cases
 import chat
 import curve
 import initial
+import jobs
 import models
 import optimizer
 import quant
@@ -29,6 +30,7 @@ def main() -> None:
     models.make_all(GOLDEN / "models")
     cases.make_all(GOLDEN / "models", GOLDEN / "cases")
     curve.make_all(GOLDEN / "models", GOLDEN / "curve")
+    jobs.make_all(GOLDEN / "jobs")
     initial.make_all(GOLDEN / "models", GOLDEN / "initial")
     optimizer.make_all(GOLDEN)
     adamw_8bit.make_all(GOLDEN)

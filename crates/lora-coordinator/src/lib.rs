@@ -1,9 +1,13 @@
 //! The coordinator: accepts jobs over gRPC, gives them to workers, and keeps their events,
 //! checkpoints and results.
 //!
-//! One task, `service::Service`, owns every worker and every job that is neither paused nor ended.
-//! Every decision is committed to `store::Store` before it is sent. Calls that only read use the
-//! store directly.
+//! One task, `control::service::Service`, owns every worker and every job that is neither paused
+//! nor ended. It observes, lets pure functions decide (`control::reconcile`, `scheduler`), and
+//! applies their actions in one place, `control::jobs`. Every decision is committed to
+//! `store::Store` before it is sent. Calls that only read use the store directly.
+//!
+//! The crate may not use tensors. To read it, begin with `control::service`, whose method `settle`
+//! is one round, and `control::group`.
 
 mod admission;
 mod config;

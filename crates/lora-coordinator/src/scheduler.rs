@@ -1,5 +1,5 @@
-//! The scheduler: which jobs get which workers. Everything here is pure: [`view`] describes jobs and
-//! workers, [`placement`] assigns workers, and [`decide`] turns the assignment into actions.
+//! The scheduler: which jobs get which workers. Everything here is pure: [`view`] describes jobs
+//! and workers, [`placement`] assigns workers, and [`decide`] turns the assignment into actions.
 
 mod decide;
 pub(crate) mod placement;

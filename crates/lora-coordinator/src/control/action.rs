@@ -23,7 +23,7 @@ pub(crate) enum Action {
     StartCancel,
     Cancel,
     Fail(v1::Failure),
-    /// The result that was uploaded in this generation has these files; it is that of `steps` steps.
+    /// The result that was uploaded in this generation has these files, after `steps` steps.
     Succeed {
         files: Vec<String>,
         steps: u64,

@@ -1,6 +1,6 @@
-//! Faults of workers. A fault belongs to a job, a worker or the store, and each kind has its own type:
-//! a fault of a job ([`v1::Failure`]) ends the job, a fault of a worker ([`WorkerFault`]) leaves this
-//! worker out of the next group, and a fault of the store
+//! Faults of workers. A fault belongs to a job, a worker or the store, and each kind has its own
+//! type: a fault of a job ([`v1::Failure`]) ends the job, a fault of a worker ([`WorkerFault`])
+//! leaves this worker out of the next group, and a fault of the store
 //! ([`StoreError`](crate::store::StoreError)) changes nothing: the action is tried again.
 
 use lora_proto::v1;

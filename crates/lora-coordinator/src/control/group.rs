@@ -5,8 +5,8 @@ use tokio::time::Instant;
 
 use crate::store::MemberRow;
 
-/// What the group of a job does. The state of the job, which users see, is in its row. A phase is in
-/// memory only: after a restart, the state and the reports of the workers lead to it again.
+/// What the group of a job does. The state of the job, which users see, is in its row. A phase is
+/// in memory only: after a restart, the state and the reports of the workers lead to it again.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum GroupPhase {
     /// The job has no group: it waits for its first one, or workers must not hold it.
@@ -76,8 +76,8 @@ impl GroupPhase {
         }
     }
 
-    /// The group that can follow now; `None` while a group works, or a state is being saved that the
-    /// next group would not have.
+    /// The group that can follow now; `None` while a group works, or while a state is being saved
+    /// that the next group would not have.
     pub(crate) fn regroup(&self) -> Option<&Regroup> {
         match self {
             Self::Regrouping(regroup) => Some(regroup),

@@ -105,8 +105,8 @@ impl Job {
         }
     }
 
-    /// The desired state of the worker with this name. A process that replaced a member's process is
-    /// not a member.
+    /// The desired state of the worker with this name. A process that replaced a member's process
+    /// is not a member.
     pub(crate) fn desired_state(&self, worker: &str, workers: &Workers) -> (Option<&v1::Assignment>, Goal) {
         let members = &observe(&self.row, workers);
         let is_member = members.iter().any(|member| member.row.worker == worker && !member.is_lost());

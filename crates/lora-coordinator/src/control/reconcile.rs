@@ -311,8 +311,8 @@ impl<'a> Observed<'a> {
             if now.saturating_duration_since(since) >= recovery.settle())
     }
 
-    /// Replaces a group that does not train by one of the remaining members, as planned. If a member
-    /// that leaves has the only copy of the newest state, the state is saved first.
+    /// Replaces a group that does not train by one of the remaining members, as planned. If a
+    /// member that leaves has the only copy of the newest state, the state is saved first.
     fn replace_stopped_group(&self, reason: String) -> Vec<Action> {
         let keep = self.remaining().map(|member| member.worker.as_str()).collect();
         if let Some(by) = self.unsaved_holder(&keep) {
