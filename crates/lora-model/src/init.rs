@@ -65,8 +65,7 @@ impl Adapter {
             let found = modules.par_iter().map(factors).collect::<Result<Vec<_>, _>>()?;
             for (slot, LowRankFactors { a, b }) in modules.iter().zip(&found) {
                 for (range, matrix) in [(&slot.a, a), (&slot.b, b)] {
-                    let into = &mut params[range.clone()];
-                    read_f32(matrix, |values| into.copy_from_slice(values))?;
+                    params[range.clone()].copy_from_slice(&read_f32(matrix)?);
                 }
             }
         }
@@ -106,8 +105,7 @@ pub(crate) fn loftq_weights(
 /// residual.
 fn requantize(weight: &Tensor, rounds: u32, r: usize, layout: &BaseLayout) -> candle_core::Result<Weight> {
     let shape = weight.dims2()?;
-    let quantized =
-        |residual: &Tensor| read_f32(residual, |values| quantize(values, shape, layout.format.quantization))?;
+    let quantized = |residual: &Tensor| quantize(&read_f32(residual)?, shape, layout.format.quantization);
     let mut result = quantized(weight)?;
     for _ in 1..rounds {
         let LowRankFactors { a, b } = truncated_svd(&(weight - result.dense()?)?, r, 1.0)?;

@@ -74,7 +74,7 @@ impl PeftAdapter {
         let mut tensors = BTreeMap::new();
         for (name, tensor) in loaded {
             let values = tensor.to_dtype(DType::F32)?.contiguous()?;
-            tensors.insert(name, (tensor.dims().to_vec(), read_f32(&values, <[f32]>::to_vec)?));
+            tensors.insert(name, (tensor.dims().to_vec(), read_f32(&values)?.to_vec()));
         }
         Ok(Self { config, dir: dir.to_owned(), tensors })
     }
@@ -188,8 +188,8 @@ pub fn write_adapter(
             let initial_params = if is_b { of(initial_params)?.neg()? } else { of(initial_params)? };
             matrix = Tensor::cat(&[matrix, initial_params], usize::from(is_b))?;
         }
-        let bytes: Vec<u8> =
-            read_f32(&matrix.contiguous()?, |values| values.iter().flat_map(|p| p.to_le_bytes()).collect())?;
+        let matrix = matrix.contiguous()?;
+        let bytes: Vec<u8> = read_f32(&matrix)?.iter().flat_map(|p| p.to_le_bytes()).collect();
         matrices.push((name, matrix.dims().to_vec(), bytes));
     }
     let mut views = Vec::new();

@@ -91,32 +91,28 @@ fn zeros(rows: usize, cols: usize) -> Result<Tensor> {
 /// has at least as many rows as columns.
 fn orthonormal_columns(matrix: &Tensor) -> Result<Tensor> {
     let (rows, cols) = matrix.dims2()?;
-    with_mat_ref(matrix, |matrix| tensor(matrix.qr().compute_thin_Q().as_ref(), (rows, cols)))?
+    let values = &*read_f32(matrix)?;
+    let qr = MatRef::from_row_major_slice(values, rows, cols).qr();
+    tensor(qr.compute_thin_Q().as_ref(), (rows, cols))
 }
 
 /// Returns the left singular vectors `[rows, r]`, the singular values in descending order and the
 /// right singular vectors `[cols, r]` of the `r` largest singular values.
 fn svd(matrix: &Tensor, r: usize) -> Result<(Tensor, Vec<f32>, Tensor)> {
     let (rows, cols) = matrix.dims2()?;
-    with_mat_ref(matrix, |matrix| {
-        let Ok(svd) = matrix.thin_svd() else {
-            candle_core::bail!("the singular value decomposition did not converge")
-        };
-        let s = svd.S().column_vector().iter().take(r).copied().collect();
-        Ok((tensor(svd.U(), (rows, r))?, s, tensor(svd.V(), (cols, r))?))
-    })?
-}
-
-fn with_mat_ref<T>(matrix: &Tensor, f: impl FnOnce(MatRef<f32>) -> T) -> Result<T> {
-    let (rows, cols) = matrix.dims2()?;
-    read_f32(matrix, |values| f(MatRef::from_row_major_slice(values, rows, cols)))
+    let values = &*read_f32(matrix)?;
+    let Ok(svd) = MatRef::from_row_major_slice(values, rows, cols).thin_svd() else {
+        candle_core::bail!("the singular value decomposition did not converge")
+    };
+    let s = svd.S().column_vector().iter().take(r).copied().collect();
+    Ok((tensor(svd.U(), (rows, r))?, s, tensor(svd.V(), (cols, r))?))
 }
 
 fn check_finite(matrix: &Tensor) -> Result<()> {
     let (_, cols) = matrix.dims2()?;
-    let wrong = |values: &[f32]| values.iter().position(|v| !v.is_finite()).map(|i| (i, values[i]));
-    match read_f32(matrix, wrong)? {
-        Some((i, value)) => candle_core::bail!("element ({}, {}) is {value}", i / cols, i % cols),
+    let values = &*read_f32(matrix)?;
+    match values.iter().position(|v| !v.is_finite()) {
+        Some(i) => candle_core::bail!("element ({}, {}) is {}", i / cols, i % cols, values[i]),
         None => Ok(()),
     }
 }

@@ -1,86 +1,103 @@
 //! Access to the storage of CPU tensors.
+//!
+//! A kernel locks its operands, first the one that it updates in place, and computes with their
+//! slices. The slices borrow the guards, so the locks are held until the kernel returns:
+//! ```text
+//! let a = &mut *update_f32(a, &[b])?;
+//! let b = &*read_f32(b)?;
+//! ```
+//! Views of one storage share its lock. Two operands may read one storage. A kernel that updates a
+//! storage and locks it a second time would wait for itself, so [`update_f32`] takes the other
+//! operands and returns an error if one of them has the same storage.
 
-use std::cell::Cell;
-
-use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Shape, Storage, Tensor, WithDType};
+use candle_core::{CpuStorage, Layout, Result, Storage, Tensor, WithDType};
+use parking_lot::{MappedRwLockReadGuard, MappedRwLockWriteGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Number of elements of a task of a parallel loop; for fewer, a second thread does not pay off.
-pub(crate) const MIN_PARALLEL_ELEMENTS: usize = 16 * 1024;
+pub(crate) const TASK_ELEMENTS: usize = 16 * 1024;
 
-/// Reads a contiguous CPU tensor's elements.
-pub(crate) fn read<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+/// The elements of a contiguous CPU tensor, whose storage is locked for reading.
+pub type ReadGuard<'a, T> = MappedRwLockReadGuard<'a, [T]>;
+
+/// The elements of a contiguous CPU tensor, whose storage is locked for writing.
+pub type UpdateGuard<'a, T> = MappedRwLockWriteGuard<'a, [T]>;
+
+/// Locks a contiguous f32 tensor on the CPU for reading.
+///
+/// # Errors
+/// The tensor is not on the CPU, not contiguous or of another type.
+pub fn read_f32(tensor: &Tensor) -> Result<ReadGuard<'_, f32>> {
+    read(tensor)
+}
+
+/// Locks a contiguous CPU tensor of type `T` for reading; see [`read_f32`].
+pub(crate) fn read<T: WithDType>(tensor: &Tensor) -> Result<ReadGuard<'_, T>> {
     let (storage, layout) = tensor.storage_and_layout();
-    let Storage::Cpu(storage) = &*storage else {
+    RwLockReadGuard::try_map_or_err(storage, |storage| elements(storage, layout)).map_err(|(_, error)| error)
+}
+
+fn elements<'a, T: WithDType>(storage: &'a Storage, layout: &Layout) -> Result<&'a [T]> {
+    let Storage::Cpu(storage) = storage else {
         candle_core::bail!("operation on a tensor that is not on the CPU");
     };
     let Some((start, end)) = layout.contiguous_offsets() else {
-        candle_core::bail!("operation on a tensor of shape {:?} that is not contiguous", tensor.shape());
+        candle_core::bail!("operation on a tensor of shape {:?} that is not contiguous", layout.shape());
     };
-    Ok(f(&storage.as_slice::<T>()?[start..end]))
+    Ok(&storage.as_slice::<T>()?[start..end])
 }
 
-/// Reads the elements of a contiguous f32 tensor.
-pub fn read_f32<R>(tensor: &Tensor, f: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    read::<f32, R>(tensor, f)
-}
-
-/// Changes the elements of a contiguous f32 tensor in place. Views of the same storage change too.
-pub fn update_f32<R>(tensor: &Tensor, f: impl FnOnce(&mut [f32]) -> R) -> Result<R> {
-    update(tensor, f, |storage| match storage {
+/// Locks a contiguous f32 tensor on the CPU for an update in place. Views of its storage change
+/// too.
+///
+/// `others` are all other operands of the operation. While the guard lives, its thread must not
+/// lock another tensor of this storage.
+///
+/// # Errors
+/// One of `others` has the same storage; the tensor is not on the CPU, not contiguous or of another
+/// type.
+pub fn update_f32<'a>(tensor: &'a Tensor, others: &[&Tensor]) -> Result<UpdateGuard<'a, f32>> {
+    update(tensor, others, |storage| match storage {
         CpuStorage::F32(data) => Some(data),
         _ => None,
     })
 }
 
-/// Changes the elements of a contiguous u8 tensor in place; see [`update_f32`].
-pub(crate) fn update_u8<R>(tensor: &Tensor, f: impl FnOnce(&mut [u8]) -> R) -> Result<R> {
-    update(tensor, f, |storage| match storage {
+/// Locks a contiguous u8 tensor on the CPU for an update in place; see [`update_f32`].
+pub(crate) fn update_u8<'a>(tensor: &'a Tensor, others: &[&Tensor]) -> Result<UpdateGuard<'a, u8>> {
+    update(tensor, others, |storage| match storage {
         CpuStorage::U8(data) => Some(data),
         _ => None,
     })
 }
 
-fn update<T: WithDType, R>(
-    tensor: &Tensor,
-    f: impl FnOnce(&mut [T]) -> R,
-    elements: Elements<T>,
-) -> Result<R> {
-    let op = Update { f: Cell::new(Some(f)), elements, result: Cell::new(None) };
-    tensor.inplace_op1(&op)?;
-    op.result.take().ok_or_else(|| candle_core::Error::Msg("in-place operation did not run".into()))
-}
-
-/// Returns the elements of a storage, or `None` if the storage has another type.
-type Elements<T> = fn(&mut CpuStorage) -> Option<&mut Vec<T>>;
-
-struct Update<F, T, R> {
-    f: Cell<Option<F>>,
-    elements: Elements<T>,
-    result: Cell<Option<R>>,
-}
-
-impl<T: WithDType, R, F: FnOnce(&mut [T]) -> R> InplaceOp1 for Update<F, T, R> {
-    fn name(&self) -> &'static str {
-        "update"
+fn update<'a, T: WithDType>(
+    tensor: &'a Tensor,
+    others: &[&Tensor],
+    elements: impl FnOnce(&mut CpuStorage) -> Option<&mut Vec<T>>,
+) -> Result<UpdateGuard<'a, T>> {
+    let lock = storage_lock(tensor);
+    if others.iter().any(|other| std::ptr::eq(lock, storage_lock(other))) {
+        candle_core::bail!(
+            "in-place operation on a tensor of shape {:?} that shares its storage with another operand",
+            tensor.shape()
+        );
     }
-
-    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
-        let (Some(data), Some((start, end))) = ((self.elements)(storage), layout.contiguous_offsets()) else {
+    let updated = RwLockWriteGuard::try_map_or_err(lock.write(), |storage| {
+        let Storage::Cpu(storage) = storage else {
+            candle_core::bail!("in-place operation on a tensor that is not on the CPU");
+        };
+        let offsets = tensor.layout().contiguous_offsets();
+        let (Some(data), Some((start, end))) = (elements(storage), offsets) else {
             candle_core::bail!("in-place operation on a tensor that is not contiguous {}", T::DTYPE.as_str());
         };
-        if let Some(f) = self.f.take() {
-            self.result.set(Some(f(&mut data[start..end])));
-        }
-        Ok(())
-    }
+        Ok(&mut data[start..end])
+    });
+    updated.map_err(|(_, error)| error)
 }
 
-/// Creates an f32 tensor and lets `f` fill its zeroed elements.
-pub(crate) fn new_filled(shape: impl Into<Shape>, f: impl FnOnce(&mut [f32])) -> Result<Tensor> {
-    let shape = shape.into();
-    let mut data = vec![0.0; shape.elem_count()];
-    f(&mut data);
-    Tensor::from_vec(data, shape, &candle_core::Device::Cpu)
+/// The lock of a tensor's storage.
+fn storage_lock(tensor: &Tensor) -> &RwLock<Storage> {
+    RwLockReadGuard::rwlock(&tensor.storage_and_layout().0)
 }
 
 /// A pointer that threads share to write disjoint parts of one buffer.

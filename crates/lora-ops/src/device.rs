@@ -96,7 +96,10 @@ pub fn write_f32(tensor: &Tensor, values: &[f32]) -> Result<()> {
         candle_core::bail!("invalid number of values: {} for a tensor {:?}", values.len(), tensor.shape());
     }
     match Backend::of_tensors(&[tensor])? {
-        Backend::Cpu => update_f32(tensor, |to| to.copy_from_slice(values)),
+        Backend::Cpu => {
+            update_f32(tensor, &[])?.copy_from_slice(values);
+            Ok(())
+        }
         #[cfg(feature = "cuda")]
         Backend::Cuda(gpu) => gpu.write(tensor, values),
     }

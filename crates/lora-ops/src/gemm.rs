@@ -44,17 +44,16 @@ pub fn product(alpha: f32, a: MatrixOperand, b: MatrixOperand, beta: f32, c: &Te
         );
     }
     match Backend::of_tensors(&[a.tensor, b.tensor, c])? {
-        Backend::Cpu => read_f32(a.tensor, |a_data| -> Result<()> {
-            read_f32(b.tensor, |b_data| {
-                update_f32(c, |c| {
-                    let mat = |data, factor: MatrixOperand, rows, cols| match factor.transposed {
-                        true => Mat::new(data, cols, rows).t(),
-                        false => Mat::new(data, rows, cols),
-                    };
-                    gemm(alpha, mat(a_data, a, m, k), mat(b_data, b, k, n), beta, c, n);
-                })
-            })?
-        })?,
+        Backend::Cpu => {
+            let c = &mut *update_f32(c, &[a.tensor, b.tensor])?;
+            let (a_data, b_data) = (&*read_f32(a.tensor)?, &*read_f32(b.tensor)?);
+            let mat = |data, factor: MatrixOperand, rows, cols| match factor.transposed {
+                true => Mat::new(data, cols, rows).t(),
+                false => Mat::new(data, rows, cols),
+            };
+            gemm(alpha, mat(a_data, a, m, k), mat(b_data, b, k, n), beta, c, n);
+            Ok(())
+        }
         #[cfg(feature = "cuda")]
         Backend::Cuda(gpu) => {
             let (operands, output) = (a.tensor.dtype(), c.dtype());

@@ -44,7 +44,7 @@ mod timestamp;
 pub mod transfer;
 
 pub use candle_core::{Error, Result};
-pub use cpu::{read_f32, update_f32};
+pub use cpu::{ReadGuard, UpdateGuard, read_f32, update_f32};
 pub use ids::Ids;
 pub use pointwise::add_assign;
 pub use simd::instruction_set;

@@ -1,11 +1,11 @@
 //! The low-rank update of a frozen layer (LoRA, arXiv 2106.09685): `y += s (x A^T) B^T`.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 
-use crate::add_assign;
 use crate::backend::Backend;
 use crate::dropout::Dropout;
 use crate::gemm::{no_trans, product, trans};
+use crate::pointwise::add_assign;
 
 /// Activations that the backward pass needs in addition to `x`.
 #[derive(Debug)]
@@ -126,7 +126,7 @@ pub fn backward_frozen(pair: &LoraPair, scaling: f64, dy: &Tensor, dx: &Tensor) 
     product(1.0, no_trans(&down_project_grad(pair, scaling, dy, r)?), no_trans(&pair.a), 1.0, dx)
 }
 
-/// Returns the gradient of `x A^T`.
+/// Returns the gradient of `h = x A^T` `[tokens, r]`.
 fn down_project_grad(pair: &LoraPair, scaling: f64, dy: &Tensor, r: usize) -> Result<Tensor> {
     let dh = new_like(dy, (dy.dims()[0], r))?;
     product(scaling as f32, no_trans(dy), no_trans(&pair.b), 0.0, &dh)?;
@@ -136,7 +136,7 @@ fn down_project_grad(pair: &LoraPair, scaling: f64, dy: &Tensor, r: usize) -> Re
 /// Creates a matrix of `x`'s type on its device; on a GPU its elements are uninitialized.
 fn new_like(x: &Tensor, shape: (usize, usize)) -> Result<Tensor> {
     match Backend::of_tensors(&[x])? {
-        Backend::Cpu => crate::cpu::new_filled(shape, |_| ()),
+        Backend::Cpu => Tensor::zeros(shape, DType::F32, x.device()),
         #[cfg(feature = "cuda")]
         Backend::Cuda(gpu) => gpu.empty(shape, x.dtype()),
     }

@@ -150,7 +150,7 @@ impl FourBit {
     pub fn dequantize(&self) -> Result<Tensor> {
         let (rows, cols) = self.shape;
         let mut values = vec![0.0; rows * cols];
-        cpu::FourBitView::read(self, |view| view.dequantize(0, &mut values))?;
+        FourBitView::new(self)?.dequantize(0, &mut values);
         Tensor::from_vec(values, self.shape, &Device::Cpu)
     }
 }
@@ -214,7 +214,7 @@ impl Int8 {
     pub fn dequantize(&self) -> Result<Tensor> {
         let (rows, cols) = self.dims();
         let mut values = vec![0.0; rows * cols];
-        cpu::read_int8(self, |codes, scales| cpu::dequantize_int8(codes, scales, cols, &mut values))?;
+        Int8View::new(self)?.dequantize(0, &mut values);
         Tensor::from_vec(values, (rows, cols), &Device::Cpu)
     }
 }
@@ -226,4 +226,4 @@ fn expect(what: &str, tensor: &Tensor, dtype: DType, len: usize) -> Result<()> {
     Ok(())
 }
 
-pub(crate) use cpu::{FourBitView, dequantize_int8, read_int8};
+pub(crate) use cpu::{FourBitView, Int8View};

@@ -3,6 +3,7 @@
 use candle_core::{Result, Tensor};
 
 use crate::backend::Backend;
+use crate::pointwise::add_assign;
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -40,7 +41,7 @@ pub fn add_forward(
     check_gradient_or_residual(x, residual)?;
     let (y, rstd) = match Backend::of_tensors(&[x, residual, weight])? {
         Backend::Cpu => {
-            crate::add_assign(x, residual)?;
+            add_assign(x, residual)?;
             cpu::forward(x, weight, eps)?
         }
         #[cfg(feature = "cuda")]
@@ -74,7 +75,13 @@ pub fn backward(
     check_gradient_or_residual(x, dy)?;
     check_gradient_or_residual(x, residual.unwrap_or(dy))?;
     match Backend::of_tensors(&[x, weight, &saved.rstd, dy, residual.unwrap_or(dy)])? {
-        Backend::Cpu => cpu::backward(&saved.rstd, x, weight, dy, residual),
+        Backend::Cpu => {
+            let dx = cpu::backward(&saved.rstd, x, weight, dy)?;
+            if let Some(residual) = residual {
+                add_assign(&dx, residual)?;
+            }
+            Ok(dx)
+        }
         #[cfg(feature = "cuda")]
         Backend::Cuda(gpu) => cuda::backward(&gpu, &saved.rstd, x, weight, dy, residual),
     }

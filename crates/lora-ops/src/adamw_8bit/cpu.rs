@@ -2,9 +2,9 @@ use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::quant_map::{QuantMap, SIGNED_MAP, UNSIGNED_MAP, bucket};
-use super::{AdamW8bitState, BLOCK, QuantizedMoment, is_8bit};
+use super::{AdamW8bitState, BLOCK, is_8bit};
 use crate::adamw::Coefficients;
-use crate::cpu::{MIN_PARALLEL_ELEMENTS, read_f32, update_f32, update_u8};
+use crate::cpu::{TASK_ELEMENTS, read_f32, update_f32, update_u8};
 use crate::simd::vectorize;
 
 /// Updates the tensors whose moments are in 8 bits.
@@ -15,32 +15,29 @@ pub(super) fn step(
     gradient: &Tensor,
 ) -> Result<()> {
     let AdamW8bitState { ranges, m, v, .. } = state;
-    read_f32(gradient, |gradient| {
-        update_f32(params, |params| {
-            update(m, |m| {
-                update(v, |v| {
-                    let mut rest = BlockSlice { params, gradient, m, v };
-                    let mut parts = Vec::new();
-                    for range in ranges {
-                        if !is_8bit(range) {
-                            rest.skip(range.len());
-                            continue;
-                        }
-                        let mut left = range.len();
-                        while left > 0 {
-                            parts.push(rest.split_front(left.min(MIN_PARALLEL_ELEMENTS)));
-                            left -= left.min(MIN_PARALLEL_ELEMENTS);
-                        }
-                    }
-                    parts.into_par_iter().for_each(|part| part.step(coefficients));
-                })
-            })
-        })
-    })???
-}
-
-fn update<R>(moments: &QuantizedMoment, f: impl FnOnce(MomentSlice) -> R) -> Result<R> {
-    update_u8(&moments.codes, |codes| update_f32(&moments.absmax, |absmax| f(MomentSlice { codes, absmax })))?
+    let params = &mut *update_f32(params, &[gradient, &m.absmax, &v.absmax])?;
+    let m_absmax = &mut *update_f32(&m.absmax, &[gradient, &v.absmax])?;
+    let v_absmax = &mut *update_f32(&v.absmax, &[gradient])?;
+    let m_codes = &mut *update_u8(&m.codes, &[&v.codes])?;
+    let v_codes = &mut *update_u8(&v.codes, &[])?;
+    let gradient = &*read_f32(gradient)?;
+    let (m, v) =
+        (MomentSlice { codes: m_codes, absmax: m_absmax }, MomentSlice { codes: v_codes, absmax: v_absmax });
+    let mut rest = BlockSlice { params, gradient, m, v };
+    let mut parts = Vec::new();
+    for range in ranges {
+        if !is_8bit(range) {
+            rest.skip(range.len());
+            continue;
+        }
+        let mut left = range.len();
+        while left > 0 {
+            parts.push(rest.split_front(left.min(TASK_ELEMENTS)));
+            left -= left.min(TASK_ELEMENTS);
+        }
+    }
+    parts.into_par_iter().for_each(|part| part.step(coefficients));
+    Ok(())
 }
 
 /// Moments of whole blocks, or up to the end of a tensor.

@@ -5,7 +5,7 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use super::AttentionShape;
-use crate::cpu::{SharedMutPtr, new_filled, read_f32};
+use crate::cpu::{SharedMutPtr, read_f32};
 use crate::gemm::{RawMat, gemm_serial};
 use crate::simd::{dot, exp, max, sum, vectorize};
 
@@ -67,86 +67,76 @@ pub(super) fn forward(
     shape: AttentionShape,
     first: Option<&[u32]>,
 ) -> Result<(Tensor, Tensor)> {
-    let tiling = Tiling { shape, first };
-    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
-    let (q_width, k_width) = (heads * head_dim, kv_heads * head_dim);
+    let AttentionShape { batch, seq, heads, head_dim, .. } = shape;
+    let mut output = vec![0.0; batch * seq * heads * head_dim];
     let mut lse = vec![0.0; batch * heads * seq];
-    let lse_out = SharedMutPtr::new(&mut lse);
-    let output = read_f32(q, |q| -> Result<Tensor> {
-        read_f32(k, |k| -> Result<Tensor> {
-            read_f32(v, |v| {
-                new_filled((batch * seq, q_width), |o| {
-                    let o = SharedMutPtr::new(o);
-                    tiling.tasks().for_each(|(sequence, kv_head)| {
-                        let mut scores = vec![0.0; Q_TILE * K_TILE];
-                        let mut values = vec![0.0; Q_TILE * head_dim];
-                        tiling.query_tiles(kv_head, |head, first, rows| {
-                            let q = &q[(sequence * seq + first) * q_width + head * head_dim..];
-                            let mut top = [f32::NEG_INFINITY; Q_TILE];
-                            let mut total = [0.0_f32; Q_TILE];
-                            values.fill(0.0);
-                            tiling.key_tiles(sequence, first, rows, |key, keys| {
-                                let at = (sequence * kv_seq + key) * k_width + kv_head * head_dim;
-                                let (k, v) = (&k[at..], &v[at..]);
-                                // SAFETY: `check` compared the slices with the shape; only this
-                                // task uses scores and values.
-                                unsafe {
-                                    let q = RawMat::rows(q.as_ptr(), q_width);
-                                    let k = RawMat::rows(k.as_ptr(), k_width);
-                                    let mnk = (rows, keys, head_dim);
-                                    gemm_serial(
-                                        mnk,
-                                        shape.scale(),
-                                        q,
-                                        k.t(),
-                                        0.0,
-                                        scores.as_mut_ptr(),
-                                        K_TILE,
-                                    );
-                                }
-                                vectorize(|| {
-                                    for row in 0..rows {
-                                        let (from, to) = tiling.visible(sequence, first + row, key, keys);
-                                        let scores = &mut scores[row * K_TILE..row * K_TILE + keys];
-                                        scores[..from].fill(0.0);
-                                        scores[to..].fill(0.0);
-                                        let values = &mut values[row * head_dim..(row + 1) * head_dim];
-                                        softmax_step(
-                                            &mut scores[from..to],
-                                            &mut top[row],
-                                            &mut total[row],
-                                            values,
-                                        );
-                                    }
-                                });
-                                // SAFETY: as above.
-                                unsafe {
-                                    let p = RawMat::rows(scores.as_ptr(), K_TILE);
-                                    let v = RawMat::rows(v.as_ptr(), k_width);
-                                    let mnk = (rows, head_dim, keys);
-                                    gemm_serial(mnk, 1.0, p, v, 1.0, values.as_mut_ptr(), head_dim);
-                                }
-                            });
-                            for row in 0..rows {
-                                let inverse = 1.0 / total[row];
-                                let at = (sequence * seq + first + row) * q_width + head * head_dim;
-                                // SAFETY: this (sequence, head) belongs to this task alone.
-                                let o = unsafe { std::slice::from_raw_parts_mut(o.at(at), head_dim) };
-                                let values = &values[row * head_dim..(row + 1) * head_dim];
-                                o.iter_mut().zip(values).for_each(|(o, v)| *o = v * inverse);
-                                // SAFETY: as above.
-                                unsafe {
-                                    *lse_out.at((sequence * heads + head) * seq + first + row) =
-                                        top[row] + total[row].ln();
-                                }
-                            }
-                        });
-                    });
-                })
-            })?
-        })?
-    })??;
+    let outputs = (SharedMutPtr::new(&mut output), SharedMutPtr::new(&mut lse));
+    let tiling = Tiling { shape, first };
+    let inputs = Inputs { q: &read_f32(q)?, k: &read_f32(k)?, v: &read_f32(v)?, tiling };
+    tiling.tasks().for_each(|(sequence, kv_head)| inputs.task(sequence, kv_head, outputs));
+    let output = Tensor::from_vec(output, (batch * seq, heads * head_dim), &Device::Cpu)?;
     Ok((output, Tensor::from_vec(lse, (batch, heads, seq), &Device::Cpu)?))
+}
+
+/// The inputs, and the division of the work.
+#[derive(Clone, Copy)]
+struct Inputs<'a> {
+    q: &'a [f32],
+    k: &'a [f32],
+    v: &'a [f32],
+    tiling: Tiling<'a>,
+}
+
+impl Inputs<'_> {
+    /// Computes the output and the log-sum-exps of the query heads that share one key/value head of
+    /// one sequence.
+    fn task(&self, sequence: usize, kv_head: usize, (output, lse): (SharedMutPtr, SharedMutPtr)) {
+        let (tiling, shape) = (self.tiling, self.tiling.shape);
+        let AttentionShape { seq, kv_seq, heads, kv_heads, head_dim, .. } = shape;
+        let (q_width, k_width) = (heads * head_dim, kv_heads * head_dim);
+        let mut scores = vec![0.0; Q_TILE * K_TILE];
+        let mut values = vec![0.0; Q_TILE * head_dim];
+        tiling.query_tiles(kv_head, |head, first, rows| {
+            let q_at = (sequence * seq + first) * q_width + head * head_dim;
+            let q = RawMat::rows(self.q[q_at..].as_ptr(), q_width);
+            let mut top = [f32::NEG_INFINITY; Q_TILE];
+            let mut total = [0.0_f32; Q_TILE];
+            values.fill(0.0);
+            tiling.key_tiles(sequence, first, rows, |key, keys| {
+                let k_at = (sequence * kv_seq + key) * k_width + kv_head * head_dim;
+                let k = RawMat::rows(self.k[k_at..].as_ptr(), k_width);
+                let v = RawMat::rows(self.v[k_at..].as_ptr(), k_width);
+                let mnk = (rows, keys, head_dim);
+                // SAFETY: `check` compared the slices with the shape; only this task uses scores
+                // and values.
+                unsafe { gemm_serial(mnk, shape.scale(), q, k.t(), 0.0, scores.as_mut_ptr(), K_TILE) };
+                vectorize(|| {
+                    for row in 0..rows {
+                        let (from, to) = tiling.visible(sequence, first + row, key, keys);
+                        let scores = &mut scores[row * K_TILE..row * K_TILE + keys];
+                        scores[..from].fill(0.0);
+                        scores[to..].fill(0.0);
+                        let values = &mut values[row * head_dim..(row + 1) * head_dim];
+                        softmax_step(&mut scores[from..to], &mut top[row], &mut total[row], values);
+                    }
+                });
+                let p = RawMat::rows(scores.as_ptr(), K_TILE);
+                let mnk = (rows, head_dim, keys);
+                // SAFETY: as above.
+                unsafe { gemm_serial(mnk, 1.0, p, v, 1.0, values.as_mut_ptr(), head_dim) };
+            });
+            for (row, values) in values.chunks_exact(head_dim).enumerate().take(rows) {
+                let inverse = 1.0 / total[row];
+                // SAFETY: this (sequence, head) belongs to this task alone.
+                let (o, lse) = unsafe {
+                    let o = std::slice::from_raw_parts_mut(output.at(q_at + row * q_width), head_dim);
+                    (o, &mut *lse.at((sequence * heads + head) * seq + first + row))
+                };
+                o.iter_mut().zip(values).for_each(|(o, v)| *o = v * inverse);
+                *lse = top[row] + total[row].ln();
+            }
+        });
+    }
 }
 
 /// Processes the visible keys of a tile for one row: scores become unnormalized probabilities under
@@ -174,39 +164,28 @@ pub(super) fn backward(
     shape: AttentionShape,
     first: Option<&[u32]>,
 ) -> Result<(Tensor, Tensor, Tensor)> {
-    let tiling = Tiling { shape, first };
     let mut dq = vec![0.0; q.elem_count()];
     let mut dk = vec![0.0; k.elem_count()];
     let mut dv = vec![0.0; v.elem_count()];
     let grads = (SharedMutPtr::new(&mut dq), SharedMutPtr::new(&mut dk), SharedMutPtr::new(&mut dv));
-    read_f32(q, |q| -> Result<()> {
-        read_f32(k, |k| -> Result<()> {
-            read_f32(v, |v| -> Result<()> {
-                read_f32(output, |o| -> Result<()> {
-                    read_f32(d_output, |d_o| -> Result<()> {
-                        read_f32(lse, |lse| {
-                            let operands = Operands { q, k, v, o, d_o, lse, tiling };
-                            tiling
-                                .tasks()
-                                .for_each(|(sequence, kv_head)| operands.task(sequence, kv_head, grads));
-                        })
-                    })?
-                })?
-            })?
-        })?
-    })??;
+    let tiling = Tiling { shape, first };
+    let operands = Operands {
+        inputs: Inputs { q: &read_f32(q)?, k: &read_f32(k)?, v: &read_f32(v)?, tiling },
+        o: &read_f32(output)?,
+        d_o: &read_f32(d_output)?,
+        lse: &read_f32(lse)?,
+    };
+    tiling.tasks().for_each(|(sequence, kv_head)| operands.task(sequence, kv_head, grads));
     let wrap = |data, like: &Tensor| Tensor::from_vec(data, like.shape(), like.device());
     Ok((wrap(dq, q)?, wrap(dk, k)?, wrap(dv, v)?))
 }
 
+/// Operands of the backward pass.
 struct Operands<'a> {
-    q: &'a [f32],
-    k: &'a [f32],
-    v: &'a [f32],
+    inputs: Inputs<'a>,
     o: &'a [f32],
     d_o: &'a [f32],
     lse: &'a [f32],
-    tiling: Tiling<'a>,
 }
 
 impl Operands<'_> {
@@ -218,7 +197,8 @@ impl Operands<'_> {
         kv_head: usize,
         (dq, dk, dv): (SharedMutPtr, SharedMutPtr, SharedMutPtr),
     ) {
-        let (tiling, shape) = (self.tiling, self.tiling.shape);
+        let Inputs { q, k, v, tiling } = self.inputs;
+        let shape = tiling.shape;
         let AttentionShape { seq, kv_seq, heads, kv_heads, head_dim, .. } = shape;
         let (q_width, k_width) = (heads * head_dim, kv_heads * head_dim);
         let mut p = vec![0.0; Q_TILE * K_TILE];
@@ -235,10 +215,10 @@ impl Operands<'_> {
             });
             tiling.key_tiles(sequence, first, rows, |key, keys| {
                 let k_at = (sequence * kv_seq + key) * k_width + kv_head * head_dim;
-                let q = RawMat::rows(self.q[q_at..].as_ptr(), q_width);
+                let q = RawMat::rows(q[q_at..].as_ptr(), q_width);
                 let d_o = RawMat::rows(self.d_o[q_at..].as_ptr(), q_width);
-                let k = RawMat::rows(self.k[k_at..].as_ptr(), k_width);
-                let v = RawMat::rows(self.v[k_at..].as_ptr(), k_width);
+                let k = RawMat::rows(k[k_at..].as_ptr(), k_width);
+                let v = RawMat::rows(v[k_at..].as_ptr(), k_width);
                 // SAFETY: `check` compared the slices with the shape; only this task uses p and ds.
                 unsafe {
                     let mnk = (rows, keys, head_dim);

@@ -20,35 +20,33 @@ pub(super) fn forward_backward(
 ) -> Result<(Tensor, Option<Tensor>)> {
     let (tokens, features) = x.dims2()?;
     let vocab = weight.dims2()?.0;
-    let weight = Panels::from_tensor(weight)?;
-    let all: Vec<Target> = targets.iter().collect();
-    let chunk_rows = chunk_rows(all.len(), vocab, CPU_LOGITS_PER_CHUNK);
+    let (x, weight) = (&*read_f32(x)?, Panels::from_tensor(weight)?);
+    let targets: Vec<Target> = targets.iter().collect();
+    let chunk_rows = chunk_rows(targets.len(), vocab, CPU_LOGITS_PER_CHUNK);
     let mut logits = vec![0.0; chunk_rows * vocab];
-    let mut row_losses = Vec::with_capacity(all.len());
-    let mut chunk = |x: &[f32], targets: &[Target], dx: Option<&mut [f32]>| -> Result<()> {
+    let mut row_losses = Vec::with_capacity(targets.len());
+    let mut dx = gradient.then(|| vec![0.0; tokens * features]);
+    for targets in targets.chunks(chunk_rows) {
         let n = targets.len();
         let mut gathered = gather(x, targets, features);
         let logits = &mut logits[..n * vocab];
         weight.for_each(|first, panel_rows, panel| {
             let (x, w) = (Mat::new(&gathered, n, features), Mat::new(panel, panel_rows, features));
             gemm(1.0, x, w.t(), 0.0, &mut logits[first..], vocab);
-        })?;
+        });
         let losses = logits.par_chunks_mut(vocab).zip(targets);
         let losses = losses.map(|(logits, target)| loss_row(logits, target.token, target.weight, gradient));
         row_losses.extend(losses.collect::<Vec<f64>>());
-        let Some(dx) = dx else { return Ok(()) };
+        let Some(dx) = &mut dx else { continue };
         weight.for_each(|first, panel_rows, panel| {
             let dlogits = Mat::new(logits, n, vocab).columns(first, panel_rows);
             let beta = if first == 0 { 0.0 } else { 1.0 };
             gemm(1.0, dlogits, Mat::new(panel, panel_rows, features), beta, &mut gathered, features);
-        })?;
+        });
         for (Target { row, .. }, gradient) in targets.iter().zip(gathered.chunks(features)) {
             dx[row * features..(row + 1) * features].copy_from_slice(gradient);
         }
-        Ok(())
-    };
-    let mut dx = gradient.then(|| vec![0.0; tokens * features]);
-    read_f32(x, |x| all.chunks(chunk_rows).try_for_each(|targets| chunk(x, targets, dx.as_deref_mut())))??;
+    }
     let dx = dx.map(|dx| Tensor::from_vec(dx, (tokens, features), &Device::Cpu)).transpose()?;
     let rows = row_losses.len();
     Ok((Tensor::from_vec(row_losses, rows, &Device::Cpu)?, dx))

@@ -49,9 +49,9 @@ impl Gpu {
             return Ok(None);
         }
         let address = match tensor.dtype() {
-            DType::U8 => read(tensor, |values: &[u8]| values.as_ptr() as u64)?,
-            DType::U32 => read(tensor, |values: &[u32]| values.as_ptr() as u64)?,
-            _ => read(tensor, |values: &[f32]| values.as_ptr() as u64)?,
+            DType::U8 => read::<u8>(tensor)?.as_ptr() as u64,
+            DType::U32 => read::<u32>(tensor)?.as_ptr() as u64,
+            _ => read::<f32>(tensor)?.as_ptr() as u64,
         };
         let context = self.stream.context().clone();
         let register = || -> std::result::Result<(), DriverError> {
@@ -93,9 +93,9 @@ impl WindowCopies<'_> {
         for (from, to) in pairs {
             let to = self.gpu.address(to, from.dtype())?;
             match from.dtype() {
-                DType::U8 => read(from, |values: &[u8]| to_gpu(stream, values, to))?,
-                DType::U32 => read(from, |values: &[u32]| to_gpu(stream, values, to))?,
-                _ => read(from, |values: &[f32]| to_gpu(stream, values, to))?,
+                DType::U8 => to_gpu::<u8>(stream, &read(from)?, to),
+                DType::U32 => to_gpu::<u32>(stream, &read(from)?, to),
+                _ => to_gpu::<f32>(stream, &read(from)?, to),
             }
             .map_err(cuda_error("a copy to the GPU"))?;
         }
@@ -115,8 +115,8 @@ impl WindowCopies<'_> {
         for (from, to) in pairs {
             let from = self.gpu.address(from, to.dtype())?;
             match to.dtype() {
-                DType::U8 => update_u8(to, |values| from_gpu(stream, from, values))?,
-                _ => update_f32(to, |values| from_gpu(stream, from, values))?,
+                DType::U8 => from_gpu(stream, from, &mut update_u8(to, &[])?),
+                _ => from_gpu(stream, from, &mut update_f32(to, &[])?),
             }
             .map_err(cuda_error("a copy from the GPU"))?;
         }

@@ -4,7 +4,7 @@ use candle_core::{Device, Result, Tensor};
 use lora_spec::ActivationFunction;
 use rayon::prelude::*;
 
-use crate::cpu::{MIN_PARALLEL_ELEMENTS, new_filled, read_f32};
+use crate::cpu::{TASK_ELEMENTS, read_f32};
 use crate::simd::{sigmoid, vectorize};
 
 pub(super) fn forward(gate: &Tensor, up: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
@@ -46,23 +46,19 @@ fn gelu_tanh(g: f32) -> (f32, f32) {
 }
 
 fn forward_with(gate: &Tensor, up: &Tensor, inner: impl Fn(f32) -> (f32, f32) + Sync) -> Result<Tensor> {
-    read_f32(gate, |gate_data| -> Result<Tensor> {
-        read_f32(up, |up| {
-            new_filled(gate.shape(), |y| {
-                let chunks = y
-                    .par_chunks_mut(MIN_PARALLEL_ELEMENTS)
-                    .zip(gate_data.par_chunks(MIN_PARALLEL_ELEMENTS))
-                    .zip(up.par_chunks(MIN_PARALLEL_ELEMENTS));
-                chunks.for_each(|((y, gate), up)| {
-                    vectorize(|| {
-                        for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
-                            *y = g * sigmoid(inner(*g).0) * u;
-                        }
-                    });
-                });
-            })
-        })?
-    })?
+    let shape = gate.shape();
+    let (gate, up) = (&*read_f32(gate)?, &*read_f32(up)?);
+    let mut y = vec![0.0; shape.elem_count()];
+    let chunks =
+        y.par_chunks_mut(TASK_ELEMENTS).zip(gate.par_chunks(TASK_ELEMENTS)).zip(up.par_chunks(TASK_ELEMENTS));
+    chunks.for_each(|((y, gate), up)| {
+        vectorize(|| {
+            for ((y, g), u) in y.iter_mut().zip(gate).zip(up) {
+                *y = g * sigmoid(inner(*g).0) * u;
+            }
+        });
+    });
+    Tensor::from_vec(y, shape, &Device::Cpu)
 }
 
 fn backward_with(
@@ -72,32 +68,22 @@ fn backward_with(
     inner: impl Fn(f32) -> (f32, f32) + Sync,
 ) -> Result<(Tensor, Tensor)> {
     let shape = gate.shape();
-    let mut dgate = vec![0.0; shape.elem_count()];
-    let dup = read_f32(gate, |gate| -> Result<Tensor> {
-        read_f32(up, |up| -> Result<Tensor> {
-            read_f32(dy, |dy| {
-                new_filled(shape, |dup| {
-                    let outputs = dup
-                        .par_chunks_mut(MIN_PARALLEL_ELEMENTS)
-                        .zip(dgate.par_chunks_mut(MIN_PARALLEL_ELEMENTS));
-                    let inputs = gate
-                        .par_chunks(MIN_PARALLEL_ELEMENTS)
-                        .zip(up.par_chunks(MIN_PARALLEL_ELEMENTS))
-                        .zip(dy.par_chunks(MIN_PARALLEL_ELEMENTS));
-                    outputs.zip(inputs).for_each(|((dup, dgate), ((gate, up), dy))| {
-                        vectorize(|| {
-                            let inputs = gate.iter().zip(up).zip(dy);
-                            for ((du, dg), ((g, u), dy)) in dup.iter_mut().zip(dgate).zip(inputs) {
-                                let (value, slope) = inner(*g);
-                                let s = sigmoid(value);
-                                *du = dy * (g * s);
-                                *dg = dy * u * (s * (1.0 + slope * (1.0 - s)));
-                            }
-                        });
-                    });
-                })
-            })?
-        })?
-    })??;
-    Ok((Tensor::from_vec(dgate, shape, &Device::Cpu)?, dup))
+    let (gate, up, dy) = (&*read_f32(gate)?, &*read_f32(up)?, &*read_f32(dy)?);
+    let (mut dgate, mut dup) = (vec![0.0; shape.elem_count()], vec![0.0; shape.elem_count()]);
+    let outputs = dup.par_chunks_mut(TASK_ELEMENTS).zip(dgate.par_chunks_mut(TASK_ELEMENTS));
+    let inputs =
+        gate.par_chunks(TASK_ELEMENTS).zip(up.par_chunks(TASK_ELEMENTS)).zip(dy.par_chunks(TASK_ELEMENTS));
+    outputs.zip(inputs).for_each(|((dup, dgate), ((gate, up), dy))| {
+        vectorize(|| {
+            let inputs = gate.iter().zip(up).zip(dy);
+            for ((du, dg), ((g, u), dy)) in dup.iter_mut().zip(dgate).zip(inputs) {
+                let (value, slope) = inner(*g);
+                let s = sigmoid(value);
+                *du = dy * (g * s);
+                *dg = dy * u * (s * (1.0 + slope * (1.0 - s)));
+            }
+        });
+    });
+    let dgate = Tensor::from_vec(dgate, shape, &Device::Cpu)?;
+    Ok((dgate, Tensor::from_vec(dup, shape, &Device::Cpu)?))
 }

@@ -5,24 +5,43 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::{BLOCK_SIZE, Codebook, FourBit, Int8, NESTED_BLOCK_SIZE, Scales, dynamic_map};
-use crate::cpu::{MIN_PARALLEL_ELEMENTS, read, read_f32};
+use crate::cpu::{ReadGuard, TASK_ELEMENTS, read, read_f32};
 use crate::simd::{lookup4, vectorize};
 
-/// The parts of a 4-bit weight that a product reads.
+/// The parts of a 4-bit weight on the CPU that a product reads.
 pub(crate) struct FourBitView<'a> {
     codebook: [f32; 16],
     /// log2 of the block size. Block sizes are powers of two, so shifts replace divisions.
     shift: u32,
-    codes: &'a [u8],
+    codes: ReadGuard<'a, u8>,
     scales: ScalesView<'a>,
 }
 
 enum ScalesView<'a> {
-    Plain(&'a [f32]),
-    Nested { codes: &'a [u8], map: &'a [f32], absmax: &'a [f32], offset: f32, shift: u32 },
+    Plain(ReadGuard<'a, f32>),
+    Nested {
+        codes: ReadGuard<'a, u8>,
+        map: ReadGuard<'a, f32>,
+        absmax: ReadGuard<'a, f32>,
+        offset: f32,
+        shift: u32,
+    },
 }
 
-impl ScalesView<'_> {
+impl<'a> ScalesView<'a> {
+    fn new(scales: &'a Scales) -> Result<Self> {
+        Ok(match scales {
+            Scales::Plain(absmax) => Self::Plain(read_f32(absmax)?),
+            Scales::Nested { codes, map, absmax, offset, block } => Self::Nested {
+                codes: read(codes)?,
+                map: read_f32(map)?,
+                absmax: read_f32(absmax)?,
+                offset: *offset,
+                shift: block.ilog2(),
+            },
+        })
+    }
+
     fn at(&self, i: usize) -> f32 {
         match self {
             Self::Plain(absmax) => absmax[i],
@@ -33,34 +52,22 @@ impl ScalesView<'_> {
     }
 }
 
-impl FourBitView<'_> {
-    pub(crate) fn read<R>(weight: &FourBit, f: impl FnOnce(&FourBitView) -> R) -> Result<R> {
-        let shift = weight.block.ilog2();
-        let codebook = read_f32(&weight.values, |values| std::array::from_fn(|code| values[code]))?;
-        read::<u8, _>(&weight.codes, |codes| match &weight.scales {
-            Scales::Plain(absmax) => read_f32(absmax, |absmax| {
-                f(&FourBitView { codebook, shift, codes, scales: ScalesView::Plain(absmax) })
-            }),
-            Scales::Nested { codes: nested, map, absmax, offset, block: nested_block } => {
-                read::<u8, _>(nested, |nested| {
-                    read_f32(map, |map| {
-                        read_f32(absmax, |absmax| {
-                            let (offset, outer) = (*offset, nested_block.ilog2());
-                            let scales =
-                                ScalesView::Nested { codes: nested, map, absmax, offset, shift: outer };
-                            f(&FourBitView { codebook, shift, codes, scales })
-                        })
-                    })
-                })??
-            }
-        })?
+impl<'a> FourBitView<'a> {
+    pub(crate) fn new(weight: &'a FourBit) -> Result<Self> {
+        let values = &*read_f32(&weight.values)?;
+        Ok(Self {
+            codebook: std::array::from_fn(|code| values[code]),
+            shift: weight.block.ilog2(),
+            codes: read(&weight.codes)?,
+            scales: ScalesView::new(&weight.scales)?,
+        })
     }
 
     /// Dequantizes the elements from `start` on into all of `out`.
     pub(crate) fn dequantize(&self, start: usize, out: &mut [f32]) {
-        out.par_chunks_mut(MIN_PARALLEL_ELEMENTS)
+        out.par_chunks_mut(TASK_ELEMENTS)
             .enumerate()
-            .for_each(|(i, out)| self.dequantize_serial(start + i * MIN_PARALLEL_ELEMENTS, out));
+            .for_each(|(i, out)| self.dequantize_serial(start + i * TASK_ELEMENTS, out));
     }
 
     fn dequantize_serial(&self, mut start: usize, mut out: &mut [f32]) {
@@ -87,9 +94,9 @@ impl FourBitView<'_> {
 /// Returns the scale of every block.
 pub(super) fn scales(weight: &FourBit) -> Result<Vec<f32>> {
     let blocks = (weight.shape.0 * weight.shape.1).div_ceil(weight.block);
-    FourBitView::read(&weight.to_device(&Device::Cpu)?, |view| {
-        (0..blocks).map(|i| view.scales.at(i)).collect()
-    })
+    let weight = weight.to_device(&Device::Cpu)?;
+    let scales = ScalesView::new(&weight.scales)?;
+    Ok((0..blocks).map(|i| scales.at(i)).collect())
 }
 
 pub(super) fn quantize(
@@ -104,7 +111,7 @@ pub(super) fn quantize(
     let mut codes = vec![0_u8; values.len().div_ceil(2)];
     let mut absmax = vec![0.0_f32; blocks];
     let chunks = codes.par_chunks_mut(BLOCK_SIZE / 2).zip(&mut absmax).zip(values.par_chunks(BLOCK_SIZE));
-    chunks.with_min_len(MIN_PARALLEL_ELEMENTS / BLOCK_SIZE).for_each(|((codes, absmax), values)| {
+    chunks.with_min_len(TASK_ELEMENTS / BLOCK_SIZE).for_each(|((codes, absmax), values)| {
         vectorize(|| {
             let largest = values.iter().fold(0.0_f32, |m, v| m.max(v.abs()));
             // As in bitsandbytes, the elements of an incomplete block are divided by the maximum,
@@ -191,24 +198,36 @@ pub(super) fn quantize_int8(values: &[f32], shape: (usize, usize)) -> Result<Int
     Int8::new(Tensor::from_vec(codes, shape, &Device::Cpu)?, vector(scales)?)
 }
 
-pub(crate) fn read_int8<R>(weight: &Int8, f: impl FnOnce(&[u8], &[f32]) -> R) -> Result<R> {
-    read::<u8, _>(&weight.codes, |codes| read_f32(&weight.scales, |scales| f(codes, scales)))?
+/// The parts of an 8-bit weight on the CPU that a product reads.
+pub(crate) struct Int8View<'a> {
+    cols: usize,
+    codes: ReadGuard<'a, u8>,
+    scales: ReadGuard<'a, f32>,
 }
 
-/// Dequantizes whole rows of `cols` elements.
-pub(crate) fn dequantize_int8(codes: &[u8], scales: &[f32], cols: usize, out: &mut [f32]) {
-    let rows = out.par_chunks_mut(cols.max(1)).zip(codes.par_chunks(cols.max(1))).zip(scales);
-    rows.with_min_len(MIN_PARALLEL_ELEMENTS.div_ceil(cols.max(1))).for_each(|((out, codes), scale)| {
-        let factor = scale * (1.0 / 127.0);
-        vectorize(|| out.iter_mut().zip(codes).for_each(|(o, c)| *o = f32::from(*c as i8) * factor));
-    });
+impl<'a> Int8View<'a> {
+    pub(crate) fn new(weight: &'a Int8) -> Result<Self> {
+        let cols = weight.dims().1;
+        Ok(Self { cols, codes: read(&weight.codes)?, scales: read_f32(&weight.scales)? })
+    }
+
+    /// Dequantizes the rows from `first` on into all of `out`.
+    pub(crate) fn dequantize(&self, first: usize, out: &mut [f32]) {
+        let (codes, scales, cols) =
+            (&self.codes[first * self.cols..], &self.scales[first..], self.cols.max(1));
+        let rows = out.par_chunks_mut(cols).zip(codes.par_chunks(cols)).zip(scales);
+        rows.with_min_len(TASK_ELEMENTS.div_ceil(cols)).for_each(|((out, codes), scale)| {
+            let factor = scale * (1.0 / 127.0);
+            vectorize(|| out.iter_mut().zip(codes).for_each(|(o, c)| *o = f32::from(*c as i8) * factor));
+        });
+    }
 }
 
 fn check_finite(values: &[f32], shape: (usize, usize)) -> Result<()> {
     if values.len() != shape.0 * shape.1 {
         candle_core::bail!("invalid number of values: {} for {shape:?}", values.len());
     }
-    match values.par_iter().with_min_len(MIN_PARALLEL_ELEMENTS).position_first(|v| !v.is_finite()) {
+    match values.par_iter().with_min_len(TASK_ELEMENTS).position_first(|v| !v.is_finite()) {
         Some(at) => candle_core::bail!(
             "element ({}, {}) is {}, which cannot be quantized",
             at / shape.1,

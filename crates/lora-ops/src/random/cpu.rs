@@ -6,7 +6,7 @@ use lora_spec::Philox;
 use rayon::prelude::*;
 
 use super::{RandomStream, Uniform};
-use crate::cpu::MIN_PARALLEL_ELEMENTS;
+use crate::cpu::TASK_ELEMENTS;
 
 pub(super) fn uniform(
     shape: Shape,
@@ -29,9 +29,9 @@ fn floats<T: WithDType>(
     value: impl Fn(u32) -> T + Sync,
 ) -> Result<Tensor> {
     let mut values = vec![T::zero(); shape.elem_count()];
-    values.par_chunks_mut(MIN_PARALLEL_ELEMENTS).enumerate().for_each(|(chunk, values)| {
+    values.par_chunks_mut(TASK_ELEMENTS).enumerate().for_each(|(chunk, values)| {
         for (block, values) in values.chunks_mut(4).enumerate() {
-            let words = philox.words(counter(chunk * (MIN_PARALLEL_ELEMENTS / 4) + block, stream));
+            let words = philox.words(counter(chunk * (TASK_ELEMENTS / 4) + block, stream));
             values.iter_mut().zip(words).for_each(|(to, word)| *to = value(word));
         }
     });
@@ -40,9 +40,9 @@ fn floats<T: WithDType>(
 
 pub(super) fn bytes(len: usize, philox: &Philox, stream: RandomStream) -> Result<Tensor> {
     let mut bytes = vec![0_u8; len];
-    bytes.par_chunks_mut(MIN_PARALLEL_ELEMENTS).enumerate().for_each(|(chunk, bytes)| {
+    bytes.par_chunks_mut(TASK_ELEMENTS).enumerate().for_each(|(chunk, bytes)| {
         for (block, bytes) in bytes.chunks_mut(16).enumerate() {
-            let words = philox.words(counter(chunk * (MIN_PARALLEL_ELEMENTS / 16) + block, stream));
+            let words = philox.words(counter(chunk * (TASK_ELEMENTS / 16) + block, stream));
             let drawn = words.into_iter().flat_map(u32::to_le_bytes);
             bytes.iter_mut().zip(drawn).for_each(|(to, byte)| *to = byte);
         }

@@ -100,7 +100,7 @@ fn rows_of_weight_zero_are_ignored_even_if_not_finite() {
     };
     let expected = run(&[1, 2, 3, 4]);
     assert_eq!(expected.row_losses.dims(), [2]);
-    lora_ops::update_f32(&x, |x| x[6..12].fill(f32::NAN)).unwrap();
+    lora_ops::update_f32(&x, &[]).unwrap()[6..12].fill(f32::NAN);
     let got = run(&[1, u32::MAX, 3, 0]);
     assert_eq!(wide(&got.row_losses), wide(&expected.row_losses));
     assert_eq!(bits(&got.dx.unwrap()), bits(&expected.dx.unwrap()));

@@ -21,7 +21,7 @@ fn sums_and_scalings_cover_long_vectors() {
     assert_eq!(sum_of_squares(&of(&[])).unwrap(), 0.0);
     scale(&x, 0.5).unwrap();
     assert!(wide(&x).iter().zip(&before).all(|(x, b)| *x == b * 0.5));
-    lora_ops::update_f32(&x, |x| x[70_000] = f32::NAN).unwrap();
+    lora_ops::update_f32(&x, &[]).unwrap()[70_000] = f32::NAN;
     assert!(!sum_of_squares(&x).unwrap().is_finite());
 
     let (a, b) = (vector(30_000, 1), vector(30_000, 2));

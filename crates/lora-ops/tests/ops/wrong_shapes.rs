@@ -5,6 +5,7 @@ use lora_ops::adamw::{AdamW, AdamWTensors};
 use lora_ops::attention::{self, AttentionShape};
 use lora_ops::cross_entropy::{self, Targets};
 use lora_ops::dropout::Dropout;
+use lora_ops::gemm::{no_trans, product, trans};
 use lora_ops::linear::FrozenLinear;
 use lora_ops::lora::{self, LoraPair};
 use lora_ops::pointwise::round_into;
@@ -55,13 +56,34 @@ fn norms_activations_and_sums() {
 #[test]
 fn tensors_that_are_not_contiguous_f32() {
     let x = matrix((4, 6), 1);
-    assert_error("transpose", read_f32(&x.t().unwrap(), |_| ()), "contiguous");
-    assert_error("transpose", update_f32(&x.t().unwrap(), |_| ()), "contiguous");
+    assert_error("transpose", read_f32(&x.t().unwrap()), "contiguous");
+    assert_error("transpose", update_f32(&x.t().unwrap(), &[]), "contiguous");
     let double = x.to_dtype(DType::F64).unwrap();
-    assert!(read_f32(&double, |_| ()).is_err());
-    assert_error("f64", update_f32(&double, |_| ()), "f32");
+    assert!(read_f32(&double).is_err());
+    assert_error("f64", update_f32(&double, &[]), "f32");
     assert!(glu::forward(&double, &double, ActivationFunction::Silu).is_err());
     assert!(add_assign(&x, &double).is_err());
+}
+
+/// Each of these operations would otherwise wait for a lock that it holds itself.
+#[test]
+fn updated_tensors_that_share_their_storage_with_another_operand() {
+    let x = matrix((6, 6), 1);
+    let (top, bottom) = (x.narrow(0, 0, 3).unwrap(), x.narrow(0, 3, 3).unwrap());
+    let y = matrix((6, 6), 2);
+    assert_error("sum", add_assign(&x, &x), "shares its storage");
+    assert_error("sum of views", add_assign(&top, &bottom), "shares its storage");
+    assert_error("product", product(1.0, no_trans(&y), no_trans(&x), 0.0, &x), "shares its storage");
+    let linear = FrozenLinear::new(x.clone(), None).unwrap();
+    assert_error("gradient", linear.backward_add(&y, &y), "shares its storage");
+    assert_error("gradient", linear.backward_add(&y, &x), "shares its storage");
+    let adamw = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
+    let (v, gradient) = (vector(6, 1), vector(6, 2));
+    let state = AdamWTensors { params: &v, m: &gradient, v: &v };
+    assert_error("moments", adamw.step(1, state, &gradient, 1.0), "shares its storage");
+    // No lock is held after an error, and two operands may read one storage.
+    product(1.0, no_trans(&y), trans(&y), 0.0, &x).unwrap();
+    add_assign(&x, &y).unwrap();
 }
 
 #[test]
