@@ -39,7 +39,7 @@ pub fn forward(
     if y.dims2()? != (tokens, out_features) {
         candle_core::bail!("invalid LoRA output {:?}; it must be [{tokens}, {out_features}]", y.shape());
     }
-    let saved = down_project(x, pair, (tokens, r), dropout)?;
+    let saved = compute_h(x, pair, (tokens, r), dropout)?;
     product(scaling as f32, no_trans(&saved.h), trans(&pair.b), 1.0, y)?;
     Ok(saved)
 }
@@ -49,10 +49,11 @@ pub fn forward(
 pub fn recompute(x: &Tensor, pair: &LoraPair, dropout: Option<&Dropout>) -> Result<LoraActivations> {
     let (tokens, in_features) = x.dims2()?;
     let (r, _) = pair_dims(pair, in_features)?;
-    down_project(x, pair, (tokens, r), dropout)
+    compute_h(x, pair, (tokens, r), dropout)
 }
 
-fn down_project(
+/// Returns `h = x A^T`, where `x` is taken after dropout.
+fn compute_h(
     x: &Tensor,
     pair: &LoraPair,
     shape: (usize, usize),
@@ -100,7 +101,7 @@ pub fn backward(
         );
     }
     product(scaling as f32, trans(dy), no_trans(&saved.h), 1.0, &grad.b)?;
-    let dh = down_project_grad(pair, scaling, dy, r)?;
+    let dh = compute_dh(pair, scaling, dy, r)?;
     let dropped = dropout.map(|d| d.apply(x)).transpose()?;
     product(1.0, trans(&dh), no_trans(dropped.as_ref().unwrap_or(x)), 1.0, &grad.a)?;
     match (dx, dropout) {
@@ -123,11 +124,11 @@ pub fn backward_frozen(pair: &LoraPair, scaling: f64, dy: &Tensor, dx: &Tensor) 
     if dy.dims2()? != (tokens, out_features) {
         candle_core::bail!("invalid LoRA gradient {:?}; it must be [{tokens}, {out_features}]", dy.shape());
     }
-    product(1.0, no_trans(&down_project_grad(pair, scaling, dy, r)?), no_trans(&pair.a), 1.0, dx)
+    product(1.0, no_trans(&compute_dh(pair, scaling, dy, r)?), no_trans(&pair.a), 1.0, dx)
 }
 
-/// Returns the gradient of `h = x A^T` `[tokens, r]`.
-fn down_project_grad(pair: &LoraPair, scaling: f64, dy: &Tensor, r: usize) -> Result<Tensor> {
+/// Returns the gradient of `h` `[tokens, r]`, in the type of `dy`.
+fn compute_dh(pair: &LoraPair, scaling: f64, dy: &Tensor, r: usize) -> Result<Tensor> {
     let dh = new_like(dy, (dy.dims()[0], r))?;
     product(scaling as f32, no_trans(dy), no_trans(&pair.b), 0.0, &dh)?;
     Ok(dh)

@@ -122,12 +122,13 @@ impl StagingBuffers {
     ) -> Result<()> {
         let window = |number: usize| -> Result<Vec<WindowPart>> {
             let parts = vectors.iter().zip(&self.pairs).zip(ranges(number)).map(|((vector, pair), range)| {
-                let host = vector.tensor.narrow(0, range.start, range.len())?;
+                let original = vector.tensor.narrow(0, range.start, range.len())?;
                 let on_device = match pair {
                     Some(pair) => pair[number % 2].narrow(0, 0, range.len())?,
-                    None => host.clone(),
+                    None => original.clone(),
                 };
-                Ok(WindowPart { is_copied: pair.is_some(), is_changed: vector.is_changed, host, on_device })
+                let (is_copied, is_changed) = (pair.is_some(), vector.is_changed);
+                Ok(WindowPart { original, on_device, is_copied, is_changed })
             });
             parts.collect()
         };
@@ -155,7 +156,8 @@ impl StagingBuffers {
         let window_copies = gpu.window_copies()?;
         let upload = |parts: &[WindowPart], free: Option<&_>| {
             let copied = parts.iter().filter(|part| part.is_copied);
-            window_copies.upload(&copied.map(|part| (&part.host, &part.on_device)).collect::<Vec<_>>(), free)
+            window_copies
+                .upload(&copied.map(|part| (&part.original, &part.on_device)).collect::<Vec<_>>(), free)
         };
         // For each of the two buffers, the event after which its content has been copied back.
         let mut free = [None, None];
@@ -173,7 +175,7 @@ impl StagingBuffers {
             window_copies.compute_after(&uploaded)?;
             step(number, &parts)?;
             let changed = parts.iter().filter(|part| part.is_copied && part.is_changed);
-            let pairs: Vec<_> = changed.map(|part| (&part.on_device, &part.host)).collect();
+            let pairs: Vec<_> = changed.map(|part| (&part.on_device, &part.original)).collect();
             free[number % 2] = Some(window_copies.download(&pairs)?);
         }
         window_copies.finish()
@@ -196,9 +198,9 @@ impl StagingBuffers {
 /// A window of a vector.
 #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU's moments are copied"))]
 struct WindowPart {
-    /// The window on the vector's own device.
-    host: Tensor,
-    /// The copy on the device, or the window itself.
+    /// The window of the vector itself, on the vector's device.
+    original: Tensor,
+    /// Its copy on the parameters' device, or the window itself.
     on_device: Tensor,
     is_copied: bool,
     is_changed: bool,
