@@ -5,6 +5,7 @@ use lora_spec::DeviceSpec;
 
 use crate::backend::Backend;
 use crate::cpu::update_f32;
+pub use crate::device_memory::DeviceMemory;
 
 /// Opens a device, once per process. `auto` is the first GPU if the build supports CUDA and the
 /// machine has a GPU, and otherwise the CPU.
@@ -38,25 +39,6 @@ pub fn describe(device: &candle_core::Device) -> Result<String> {
         candle_core::Device::Cuda(device) => crate::cuda::Gpu::from_device(device)?.describe(),
         _ => Ok(format!("cpu {}", crate::instruction_set())),
     }
-}
-
-/// Memory of a device, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeviceMemory {
-    /// Used by live tensors of this process.
-    pub used_bytes: u64,
-    /// The largest `used_bytes` since the device was opened or the peaks were reset.
-    pub peak_bytes: u64,
-    /// Reserved by this process's memory pool: live tensors, and memory that the pool keeps for
-    /// later tensors.
-    pub reserved_bytes: u64,
-    /// The largest `reserved_bytes` since the device was opened or the peaks were reset.
-    pub peak_reserved_bytes: u64,
-    /// Free when this process had opened the device, which excludes the memory of CUDA and of the
-    /// kernels.
-    pub free_bytes: u64,
-    /// All memory of the device.
-    pub total_bytes: u64,
 }
 
 /// Returns the memory of a GPU; `None` for the CPU.

@@ -24,6 +24,7 @@ pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;
+mod device_memory;
 pub mod dropout;
 pub mod embedding;
 pub mod gemm;
@@ -41,6 +42,7 @@ pub mod rms_norm;
 pub mod rope;
 mod simd;
 mod timestamp;
+mod timing;
 pub mod transfer;
 
 pub use candle_core::{Error, Result};

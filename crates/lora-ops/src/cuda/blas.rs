@@ -9,12 +9,9 @@ use std::ffi::c_void;
 use candle_core::cuda_backend::cudarc::cublas::{result, sys};
 use candle_core::{DType, Result};
 
+use super::error::cuda_error;
 use super::gpu::Gpu;
 use super::profile::ProductKind;
-
-pub(super) fn math_mode() -> sys::cublasMath_t {
-    sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
-}
 
 /// `C = alpha op(A) op(B) + beta C` for row-major matrices: `C` `[m, n]`, `op(A)` `[m, k]`, `op(B)`
 /// `[k, n]`. Rows of `A` as it is stored are `a_stride` elements apart, and rows of `C` `c_stride`;
@@ -68,7 +65,7 @@ impl Gpu {
             DType::F32 => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F_PEDANTIC,
             _ => sys::cublasComputeType_t::CUBLAS_COMPUTE_32F,
         };
-        self.stream.context().bind_to_thread().map_err(super::cuda_error("a product"))?;
+        self.stream.context().bind_to_thread().map_err(cuda_error("a product"))?;
         let started = self.profile_start()?;
         // cuBLAS stores matrices by columns, so it computes with the transposes:
         // C^T = op(B)^T op(A)^T.

@@ -2,19 +2,24 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
+use candle_core::cuda_backend::cudarc::cublas;
 use candle_core::cuda_backend::cudarc::driver::{
     CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, result, sys,
 };
-use candle_core::cuda_backend::cudarc::{cublas, driver};
 use candle_core::cuda_backend::{CudaStorageSlice, DeviceId};
 use candle_core::{CudaDevice, DType, Device, Result, Storage, Tensor};
 use lora_spec::GPU_WORKSPACE_BYTES;
 
+use super::arg::Arg;
 use super::environment;
+use super::error::cuda_error;
 use super::input_upload::InputUploader;
 use super::kernels::LoadedKernels;
-use super::launch::Arg;
-use super::memory::set_pool_release_threshold;
+use super::pool::{check_memory_pools, set_pool_release_threshold};
+
+/// cuBLAS adds bf16 products in f32, and does not round f32 operands to TF32.
+const MATH_MODE: cublas::sys::cublasMath_t =
+    cublas::sys::cublasMath_t::CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
 
 /// All GPUs that this process has opened.
 static OPEN_GPUS: RwLock<Vec<Arc<Gpu>>> = RwLock::new(Vec::new());
@@ -30,14 +35,6 @@ pub(crate) struct Gpu {
     pub(super) free: u64,
     /// cuBLAS holds the address of the workspace.
     _workspace: CudaSlice<u8>,
-}
-
-/// Converts an error of CUDA's driver; `what` names the operation that failed.
-pub(crate) fn cuda_error(what: &str) -> impl FnOnce(driver::DriverError) -> candle_core::Error + '_ {
-    move |error| {
-        let text = error.error_string().ok().and_then(|text| text.to_str().ok()).unwrap_or("unknown error");
-        candle_core::Error::Msg(format!("{what}: CUDA error {:?}: {text}", error.0)).bt()
-    }
 }
 
 /// The number of GPUs that CUDA sees; 0 if there is no GPU or no driver.
@@ -134,7 +131,7 @@ impl Gpu {
         let set = unsafe {
             cublas::sys::cublasSetWorkspace_v2(handle, address as *mut _, GPU_WORKSPACE_BYTES)
                 .result()
-                .and_then(|()| cublas::sys::cublasSetMathMode(handle, super::blas::math_mode()).result())
+                .and_then(|()| cublas::sys::cublasSetMathMode(handle, MATH_MODE).result())
         };
         set.map_err(|e| candle_core::Error::Msg(format!("cuBLAS: {e:?}")).bt())?;
         let uploader = InputUploader::new(&stream)?;
@@ -235,25 +232,5 @@ impl Gpu {
             })
         };
         state.map_err(cuda_error("the GPU"))
-    }
-}
-
-/// # Errors
-/// The driver does not support memory pools for this GPU.
-fn check_memory_pools(ordinal: usize) -> Result<()> {
-    let attribute = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
-    // SAFETY: CUDA is initialized, because the GPUs have been counted.
-    let supported = unsafe {
-        result::device::get(ordinal as i32)
-            .and_then(|device| result::device::get_attribute(device, attribute))
-    };
-    match supported {
-        Ok(0) => candle_core::bail!(
-            "device cuda:{ordinal}: the driver offers no memory pools \
-             (CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED is 0), from which every tensor is allocated; some \
-             vGPU profiles, WSL and sandboxed containers lack them; use a GPU that is passed through whole"
-        ),
-        Ok(_) => Ok(()),
-        Err(error) => Err(cuda_error("the GPU's memory pools")(error)),
     }
 }

@@ -5,12 +5,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::Result;
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaEvent, CudaStream, DriverError, PinnedHostSlice, result,
-};
+use candle_core::cuda_backend::cudarc::driver::{CudaEvent, CudaStream, PinnedHostSlice, result};
 
-use super::gpu::{Gpu, cuda_error};
-use super::launch::Arg;
+use super::arg::Arg;
+use super::error::{CudaResult, cuda_error};
 
 /// Input values on the GPU. Dropping it frees them after all work that was submitted so far.
 #[derive(Debug)]
@@ -38,6 +36,7 @@ impl Drop for UploadedInput {
 /// The stream for the uploads, and the pinned memory that they read.
 pub(super) struct InputUploader {
     pub(super) copies: Arc<CudaStream>,
+    compute: Arc<CudaStream>,
     pinned: Mutex<VecDeque<PinnedSlot>>,
 }
 
@@ -50,16 +49,16 @@ struct PinnedSlot {
 impl InputUploader {
     pub(super) fn new(compute: &Arc<CudaStream>) -> Result<Self> {
         let copies = compute.context().new_stream().map_err(cuda_error("a stream for copies"))?;
-        Ok(Self { copies, pinned: Mutex::default() })
+        Ok(Self { copies, compute: compute.clone(), pinned: Mutex::default() })
     }
 
     /// Waits for all copies.
-    pub(super) fn synchronize(&self) -> std::result::Result<(), DriverError> {
+    pub(super) fn synchronize(&self) -> CudaResult<()> {
         self.copies.synchronize()
     }
 
     /// Returns pinned memory for at least `len` numbers.
-    fn pinned(&self, len: usize) -> Result<PinnedHostSlice<u32>> {
+    pub(super) fn pinned(&self, len: usize) -> Result<PinnedHostSlice<u32>> {
         let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
         let free = pinned.iter().position(|p| p.memory.len() >= len && p.copied.is_complete());
         if let Some(PinnedSlot { memory, .. }) = free.and_then(|at| pinned.remove(at)) {
@@ -69,35 +68,36 @@ impl InputUploader {
         let memory = unsafe { self.copies.context().alloc_pinned(len.next_power_of_two().max(1024)) };
         memory.map_err(cuda_error("pinned memory"))
     }
-}
 
-impl Gpu {
-    /// Starts the copy of `values`. Operations that are submitted after this call wait for the copy
-    /// on the GPU.
-    pub(crate) fn upload_input(&self, values: &[u32]) -> Result<UploadedInput> {
-        let InputUploader { copies, pinned } = &self.uploader;
-        let mut memory = self.uploader.pinned(values.len())?;
-        let bytes = values.len().max(1) * size_of::<u32>();
-        let address = self.retry_after_trim(bytes, || {
-            copies.context().bind_to_thread()?;
-            // SAFETY: `UploadedInput` frees the allocation.
-            unsafe { result::malloc_async(copies.cu_stream(), bytes) }
-        })?;
-        let uploaded = UploadedInput { address, compute: self.stream.clone() };
+    /// Allocates memory for an input of `bytes` bytes.
+    pub(super) fn allocate(&self, bytes: usize) -> CudaResult<UploadedInput> {
+        self.copies.context().bind_to_thread()?;
+        // SAFETY: `UploadedInput` frees the allocation.
+        let address = unsafe { result::malloc_async(self.copies.cu_stream(), bytes)? };
+        Ok(UploadedInput { address, compute: self.compute.clone() })
+    }
+
+    /// Starts the copy of `values` to `input`, which was allocated for them, through `memory`. The
+    /// compute stream waits for the copy.
+    pub(super) fn start_copy(
+        &self,
+        values: &[u32],
+        mut memory: PinnedHostSlice<u32>,
+        input: &UploadedInput,
+    ) -> Result<()> {
         let copy = || {
             memory.as_mut_slice()?[..values.len()].copy_from_slice(values);
-            copies.context().bind_to_thread()?;
+            self.copies.context().bind_to_thread()?;
+            let pinned = &memory.as_slice()?[..values.len()];
             // SAFETY: the pinned memory is not reused before `copied`, and the allocation is not
             // used before the compute stream has waited for `copied`.
-            unsafe {
-                result::memcpy_htod_async(address, &memory.as_slice()?[..values.len()], copies.cu_stream())?;
-            }
-            let copied = copies.record_event(None)?;
-            self.stream.wait(&copied)?;
-            pinned.lock().unwrap_or_else(PoisonError::into_inner).push_back(PinnedSlot { memory, copied });
+            unsafe { result::memcpy_htod_async(input.address, pinned, self.copies.cu_stream())? };
+            let copied = self.copies.record_event(None)?;
+            self.compute.wait(&copied)?;
+            let mut pinned = self.pinned.lock().unwrap_or_else(PoisonError::into_inner);
+            pinned.push_back(PinnedSlot { memory, copied });
             Ok(())
         };
-        copy().map_err(cuda_error("a copy to the GPU"))?;
-        Ok(uploaded)
+        copy().map_err(cuda_error("a copy to the GPU"))
     }
 }

@@ -3,16 +3,17 @@
 use std::sync::Arc;
 
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaSlice, CudaStream, DeviceRepr, DriverError, result, sys,
+    CudaSlice, CudaStream, DeviceRepr, DriverError, result, sys,
 };
 use candle_core::op::BackpropOp;
 use candle_core::{CudaStorage, DType, Result, Shape, Storage, Tensor, WithDType};
 use half::bf16;
 
-use super::gpu::{Gpu, cuda_error};
-use crate::device::DeviceMemory;
-
-type CudaResult<T> = std::result::Result<T, DriverError>;
+use super::error::{CudaResult, cuda_error};
+use super::gpu::Gpu;
+use super::input_upload::UploadedInput;
+use super::pool::{pool_attribute, reset_pool_peak, trim_pool};
+use crate::device_memory::DeviceMemory;
 
 /// Allocates uninitialized memory for `elements` f32 in the order of `stream`, which must be a
 /// stream of an open GPU.
@@ -54,11 +55,7 @@ impl Gpu {
     /// Runs `allocate`, which takes `bytes` from the pool. If the GPU is out of memory, runs it
     /// once more after the pool has returned its unused memory: if the lengths of micro-batches
     /// vary, freed blocks of other sizes can occupy most of a GPU's memory.
-    pub(super) fn retry_after_trim<T>(
-        &self,
-        bytes: usize,
-        allocate: impl Fn() -> CudaResult<T>,
-    ) -> Result<T> {
+    fn retry_after_trim<T>(&self, bytes: usize, allocate: impl Fn() -> CudaResult<T>) -> Result<T> {
         let allocated = allocate();
         if !allocated.as_ref().is_err_and(is_out_of_memory) {
             return allocated.map_err(cuda_error("memory"));
@@ -81,12 +78,22 @@ impl Gpu {
         })
     }
 
+    /// Starts the copy of `values`. Operations that are submitted after this call wait for the copy
+    /// on the GPU.
+    pub(crate) fn upload_input(&self, values: &[u32]) -> Result<UploadedInput> {
+        let memory = self.uploader.pinned(values.len())?;
+        // CUDA rejects an allocation of zero bytes.
+        let bytes = size_of_val(values).max(size_of::<u32>());
+        let uploaded = self.retry_after_trim(bytes, || self.uploader.allocate(bytes))?;
+        self.uploader.start_copy(values, memory, &uploaded)?;
+        Ok(uploaded)
+    }
+
     /// Returns freed memory to the GPU, once the work that uses it is done.
     fn trim_pool(&self) -> CudaResult<()> {
         self.stream.synchronize()?;
         self.uploader.synchronize()?;
-        // SAFETY: the pool is the device's default pool, which lives as long as the process.
-        unsafe { result::mem_pool::trim_to(pool(self.stream.context())?, 0) }
+        trim_pool(self.stream.context())
     }
 
     /// Sets a contiguous tensor's elements to 0.
@@ -149,9 +156,7 @@ impl Gpu {
                 sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH,
                 sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_HIGH,
             ] {
-                let mut zero = 0_u64;
-                // SAFETY: the attribute's value is a u64, which may be 0.
-                unsafe { result::mem_pool::set_attribute(pool(context)?, peak, (&raw mut zero).cast())? };
+                reset_pool_peak(context, peak)?;
             }
             Ok(())
         };
@@ -176,28 +181,8 @@ impl Gpu {
     }
 }
 
-/// Makes the pool keep freed memory, because the next step needs it again.
-pub(super) fn set_pool_release_threshold(context: &CudaContext) -> CudaResult<()> {
-    let mut all = u64::MAX;
-    let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
-    // SAFETY: the attribute's value is a u64.
-    unsafe { result::mem_pool::set_attribute(pool(context)?, attribute, (&raw mut all).cast()) }
-}
-
 fn is_out_of_memory(error: &DriverError) -> bool {
     error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY
-}
-
-fn pool(context: &CudaContext) -> CudaResult<sys::CUmemoryPool> {
-    // SAFETY: the context is live.
-    unsafe { result::device::get_default_mem_pool(context.cu_device()) }
-}
-
-fn pool_attribute(context: &CudaContext, attribute: sys::CUmemPool_attribute) -> CudaResult<u64> {
-    let mut value = 0_u64;
-    // SAFETY: the requested attributes are u64.
-    unsafe { result::mem_pool::get_attribute(pool(context)?, attribute, (&raw mut value).cast())? };
-    Ok(value)
 }
 
 fn mib(bytes: u64) -> String {

@@ -7,8 +7,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, sys};
 use candle_core::{DType, Result};
 
-use super::gpu::{Gpu, cuda_error};
-use crate::profile::Timing;
+use super::error::cuda_error;
+use super::gpu::Gpu;
+use crate::timing::Timing;
 
 /// Whether launches are timed.
 static ACTIVE: AtomicBool = AtomicBool::new(false);

@@ -3,12 +3,11 @@
 use std::ffi::c_void;
 use std::sync::Arc;
 
-use candle_core::cuda_backend::cudarc::driver::{
-    CudaContext, CudaEvent, CudaStream, DriverError, result, sys,
-};
+use candle_core::cuda_backend::cudarc::driver::{CudaContext, CudaEvent, CudaStream, result, sys};
 use candle_core::{DType, Result, Tensor};
 
-use super::gpu::{Gpu, cuda_error};
+use super::error::{CudaResult, cuda_error};
+use super::gpu::Gpu;
 use crate::cpu::{read, update_f32, update_u8};
 
 /// Host memory below this number of bytes is not pinned, because pinning it does not pay off.
@@ -54,7 +53,7 @@ impl Gpu {
             _ => read::<f32>(tensor)?.as_ptr() as u64,
         };
         let context = self.stream.context().clone();
-        let register = || -> std::result::Result<(), DriverError> {
+        let register = || -> CudaResult<()> {
             context.bind_to_thread()?;
             // SAFETY: the memory belongs to the tensor, and `PinnedRegistration` is dropped before
             // the tensor (see `paged::PinnedTensor`).
@@ -128,7 +127,7 @@ impl WindowCopies<'_> {
         self.synchronize().map_err(cuda_error("a copy"))
     }
 
-    fn synchronize(&self) -> std::result::Result<(), DriverError> {
+    fn synchronize(&self) -> CudaResult<()> {
         let context = self.gpu.stream.context();
         // Waits for both streams even if the first wait fails, and calls the driver directly,
         // because cudarc would return errors that it has kept of other calls.
@@ -151,14 +150,14 @@ impl Drop for WindowCopies<'_> {
     }
 }
 
-fn to_gpu<T>(stream: &CudaStream, values: &[T], to: u64) -> std::result::Result<(), DriverError> {
+fn to_gpu<T>(stream: &CudaStream, values: &[T], to: u64) -> CudaResult<()> {
     stream.context().bind_to_thread()?;
     // SAFETY: the allocation at `to` is large enough (the callers' tensors have equal lengths), and
     // the values live until the copies have been waited for.
     unsafe { result::memcpy_htod_async(to, values, stream.cu_stream()) }
 }
 
-fn from_gpu<T>(stream: &CudaStream, from: u64, values: &mut [T]) -> std::result::Result<(), DriverError> {
+fn from_gpu<T>(stream: &CudaStream, from: u64, values: &mut [T]) -> CudaResult<()> {
     stream.context().bind_to_thread()?;
     // SAFETY: as in `to_gpu`; nothing else accesses the values until the copy is done.
     unsafe { result::memcpy_dtoh_async(values, from, stream.cu_stream()) }

@@ -2,8 +2,8 @@
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::DType;
-use lora_ops::cuda::{address, stream, tree_combine};
-use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
+use lora_ops::cuda::{address, stream};
+use lora_ops::reduce::{fingerprint, scale, sum_of_squares, tree_combine};
 use lora_ops::transfer::from_vec;
 
 use crate::check::{Check, TestBench, compare, values};
