@@ -472,10 +472,14 @@ impl World {
         let token = "secret".to_owned();
         let group = GroupMaterial { checkpoint: checkpoint(&self.checkpoints, id), token };
         let change = job.changed(action.clone(), group).expect("the table allows the transition");
-        if let Action::Form(_) = action {
-            let assigned = change.events.iter().filter(|e| matches!(e, job_event::Kind::Assigned(_)));
-            assert_eq!(assigned.count(), 1);
-            assert!(change.job.row.members.len() >= change.job.spec.workers.min);
+        if let Action::Form(new) = &action {
+            let assigned = change.events.iter().find_map(|event| match event {
+                job_event::Kind::Assigned(assigned) => Some(assigned.checkpoint_step),
+                _ => None,
+            });
+            let start = new.newest_in_memory.max(assigned.expect("the group is recorded"));
+            assert!(start >= self.checkpoints.get(id).copied(), "{new:?} starts behind the store");
+            assert!(new.members.len() >= change.job.spec.workers.min);
         }
         assert!(change.job.row.members.len() <= change.job.spec.workers.max, "{:?}", change.job.row.members);
         assert_ne!(change.job.state(), JobState::Failed, "{:?}", change.job.row.failure);
