@@ -3,6 +3,7 @@
 //! plan. This crate uses no tensors and no network.
 
 mod adapter_spec;
+mod block_config;
 mod device;
 mod flops;
 mod init_lora_weights;
@@ -19,6 +20,7 @@ mod target_modules;
 mod units;
 
 pub use adapter_spec::{AdapterSpec, TargetModules};
+pub use block_config::{AttentionConfig, BlockConfig, LinearModule, MlpConfig, NormModule};
 pub use device::{DeviceKind, DeviceSpec, MemoryLimit, ParseDeviceError};
 pub use flops::{attention_flops, row_flops};
 pub use init_lora_weights::InitLoraWeights;
@@ -33,9 +35,7 @@ pub use memory::{
     MAX_CONCURRENT_DECOMPOSITIONS, MemoryEstimate, MicroBatchShape, ModelFootprint, PAGED_WINDOW_ELEMENTS,
     TrainingWorkload, chunk_rows, gpu_panel_rows,
 };
-pub use model_config::{
-    ActivationFunction, Architecture, LinearModule, ModelConfig, ModelConfigError, Rope, RopeScaling,
-};
+pub use model_config::{ActivationFunction, Architecture, ModelConfig, ModelConfigError, Rope, RopeScaling};
 pub use model_spec::{BaseDtype, BaseFormat, BaseLayout, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;
 pub use safetensors_index::{

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::{BlockConfig, LinearModule, NormModule};
+
 /// The contents of `config.json` for a dense decoder of the Llama family.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
@@ -100,21 +102,6 @@ pub enum RopeScaling {
         /// Context length of the original model.
         original_max_position_embeddings: f64,
     },
-}
-
-/// A frozen linear module of the model, `y = x W^T + b`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LinearModule {
-    /// Full name, such as `model.layers.0.self_attn.q_proj`.
-    pub name: String,
-    /// Index of its decoder block.
-    pub layer: usize,
-    /// Width of `x`.
-    pub in_features: usize,
-    /// Width of `y`.
-    pub out_features: usize,
-    /// Whether the module has a bias `b`.
-    pub bias: bool,
 }
 
 /// An error in a `config.json`.
@@ -230,31 +217,24 @@ impl ModelConfig {
         self.sliding_windows.get(layer).copied().flatten()
     }
 
+    /// Iterates over the descriptions of the decoder blocks.
+    pub fn blocks(&self) -> impl Iterator<Item = BlockConfig> {
+        (0..self.num_hidden_layers).map(|layer| BlockConfig::new(self, layer))
+    }
+
+    /// Describes the norm after the last block.
+    pub fn final_norm(&self) -> NormModule {
+        self.norm("model.norm".into())
+    }
+
+    /// Describes a norm of the residual stream.
+    pub(crate) fn norm(&self, name: String) -> NormModule {
+        NormModule { name, features: self.hidden_size, eps: self.rms_norm_eps }
+    }
+
     /// Returns the linear modules of the decoder blocks, in the order of computation.
     pub fn linear_modules(&self) -> Vec<LinearModule> {
-        let (hidden, mlp) = (self.hidden_size, self.intermediate_size);
-        let q = self.num_attention_heads * self.head_dim;
-        let kv = self.num_key_value_heads * self.head_dim;
-        let projections = [
-            ("self_attn.q_proj", hidden, q, self.qkv_bias),
-            ("self_attn.k_proj", hidden, kv, self.qkv_bias),
-            ("self_attn.v_proj", hidden, kv, self.qkv_bias),
-            ("self_attn.o_proj", q, hidden, self.o_bias),
-            ("mlp.gate_proj", hidden, mlp, self.mlp_bias),
-            ("mlp.up_proj", hidden, mlp, self.mlp_bias),
-            ("mlp.down_proj", mlp, hidden, self.mlp_bias),
-        ];
-        (0..self.num_hidden_layers)
-            .flat_map(|layer| {
-                projections.iter().map(move |&(name, in_features, out_features, bias)| LinearModule {
-                    name: format!("model.layers.{layer}.{name}"),
-                    layer,
-                    in_features,
-                    out_features,
-                    bias,
-                })
-            })
-            .collect()
+        self.blocks().flat_map(BlockConfig::into_linear_modules).collect()
     }
 
     /// Returns the name and shape of every tensor that the checkpoint must have.
@@ -267,12 +247,11 @@ impl ModelConfig {
                 tensors.push((format!("{}.bias", module.name), vec![module.out_features]));
             }
         }
-        for layer in 0..self.num_hidden_layers {
-            for norm in ["input_layernorm", "post_attention_layernorm"] {
-                tensors.push((format!("model.layers.{layer}.{norm}.weight"), vec![hidden]));
-            }
+        let norm = |module: &NormModule| (format!("{}.weight", module.name), vec![module.features]);
+        for block in self.blocks() {
+            tensors.extend(block.norms().map(norm));
         }
-        tensors.push(("model.norm.weight".to_owned(), vec![hidden]));
+        tensors.push(norm(&self.final_norm()));
         if !self.tie_word_embeddings {
             tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));
         }
