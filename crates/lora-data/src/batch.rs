@@ -1,5 +1,7 @@
 //! Micro-batches: rows that are computed at a time, and their tokens as padded matrices.
 
+use lora_spec::MicroBatch;
+
 use crate::Dataset;
 
 /// Sequences are padded to a multiple of this.
@@ -16,25 +18,9 @@ pub struct MicroBatchRows {
     pub padded_len: usize,
 }
 
-/// The tokens of a micro-batch. Matrices are `[batch, seq_len]`, row-major, and padded with 0 at
-/// the right.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MicroBatch {
-    /// Dataset index of each row, which is the key of its random numbers.
-    pub rows: Vec<u64>,
-    /// Number of rows.
-    pub batch: usize,
-    /// Positions of a row.
-    pub seq_len: usize,
-    /// Inputs: the tokens of each row except the last.
-    pub tokens: Vec<u32>,
-    /// The token after each input.
-    pub targets: Vec<u32>,
-    /// The loss mask: 1 if the target is trained, 0 otherwise.
-    pub weights: Vec<f32>,
-}
-
-/// Returns the padded tokens of a micro-batch that was planned for `dataset`.
+/// Returns the padded tokens of a micro-batch that was planned for `dataset`: the inputs are the
+/// tokens of each row except the last, the target of an input is the token after it, and its weight
+/// is 1 if the target is trained and 0 otherwise.
 ///
 /// # Panics
 /// The micro-batch was planned for another dataset: an index or a length does not match.
@@ -42,7 +28,6 @@ pub fn collate(dataset: &Dataset, rows: &MicroBatchRows) -> MicroBatch {
     let (batch, seq_len) = (rows.rows.len(), rows.padded_len);
     let mut micro_batch = MicroBatch {
         rows: rows.rows.iter().map(|&row| row as u64).collect(),
-        batch,
         seq_len,
         tokens: vec![0; batch * seq_len],
         targets: vec![0; batch * seq_len],

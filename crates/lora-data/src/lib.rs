@@ -21,7 +21,7 @@ mod tojson;
 mod tokenizer;
 mod tokenizer_files;
 
-pub use batch::{MicroBatch, MicroBatchRows, collate, eval_micro_batches};
+pub use batch::{MicroBatchRows, collate, eval_micro_batches};
 pub use batch_plan::BatchPlan;
 pub use data_report::DataReport;
 pub use dataset::{Dataset, Row};

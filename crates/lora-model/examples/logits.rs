@@ -8,8 +8,8 @@ use std::error::Error;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use lora_model::{Base, Batch, PeftAdapter, logits};
-use lora_spec::{BaseDtype, Philox};
+use lora_model::{Base, PeftAdapter, logits};
+use lora_spec::{BaseDtype, MicroBatch, Philox};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -18,16 +18,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let base = Base::load(Path::new(base), BaseDtype::F32, &Device::Cpu)?;
     let adapter = PeftAdapter::read(Path::new(adapter))?.to_adapter(&base.config)?;
-    let (batch, seq) = (2, 24);
+    let (rows, seq_len) = (2, 24);
     let vocab = base.config.vocab_size as u64;
     let philox = Philox::new(0, "tokens");
     let tokens: Vec<u32> =
-        (0..batch * seq).map(|i| philox.below(vocab, [i as u32, 0, 0, 0]) as u32).collect();
-    let rows = vec![0; batch];
-    let zeros = vec![0.0; tokens.len()];
-    let inputs = Batch { batch, seq, tokens: &tokens, targets: &tokens, weights: &zeros, rows: &rows };
-    let logits = logits(&base, Some(&adapter), inputs)?.reshape((batch, seq, base.config.vocab_size))?;
-    let tokens = Tensor::from_vec(tokens, (batch, seq), &Device::Cpu)?;
+        (0..rows * seq_len).map(|i| philox.below(vocab, [i as u32, 0, 0, 0]) as u32).collect();
+    let batch = MicroBatch {
+        rows: vec![0; rows],
+        seq_len,
+        targets: tokens.clone(),
+        weights: vec![0.0; tokens.len()],
+        tokens,
+    };
+    let logits = logits(&base, Some(&adapter), &batch)?.reshape((rows, seq_len, base.config.vocab_size))?;
+    let tokens = Tensor::from_vec(batch.tokens, (rows, seq_len), &Device::Cpu)?;
     let tensors = HashMap::from([("tokens".to_owned(), tokens), ("logits".to_owned(), logits)]);
     Ok(candle_core::safetensors::save(&tensors, out)?)
 }

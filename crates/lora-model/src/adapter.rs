@@ -1,5 +1,6 @@
 //! The trained parameters: LoRA matrices in one flat f32 buffer, ordered by block.
 
+use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -9,7 +10,6 @@ use lora_ops::pointwise::{round_into, zero};
 use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
 use lora_spec::{AdapterSpec, LinearModule, ModelConfig, Philox};
 
-use crate::block::Block;
 use crate::{Base, ModelError};
 
 /// The layout of an adapter's matrices in a flat buffer. The matrices of a block are contiguous.
@@ -33,28 +33,23 @@ pub struct AdaptedModule {
     pub a: Range<usize>,
     /// Elements of `lora_B.weight` `[out_features, r]`.
     pub b: Range<usize>,
-    projection: usize,
 }
 
 impl AdapterLayout {
     /// Lays out an adapter of rank `r` on `modules` (in the order of computation) of `model`.
     pub fn new(model: &ModelConfig, modules: &[LinearModule], r: usize) -> Self {
-        let all = model.linear_modules();
         let mut len = 0;
         let mut take = |n: usize| {
             len += n;
             len - n..len
         };
-        let modules = all
-            .iter()
-            .enumerate()
-            .filter(|(_, module)| modules.contains(module))
-            .map(|(i, module)| AdaptedModule {
-                module: module.clone(),
+        let adapted = model.linear_modules().into_iter().filter(|module| modules.contains(module));
+        let modules = adapted
+            .map(|module| AdaptedModule {
                 r,
                 a: take(r * module.in_features),
                 b: take(module.out_features * r),
-                projection: i % Block::PROJECTIONS,
+                module,
             })
             .collect();
         Self { modules, len, layers: model.num_hidden_layers }
@@ -67,20 +62,20 @@ impl AdapterLayout {
 
     /// Iterates over all matrices: name in a PEFT file, shape, and range in the flat buffer.
     pub fn tensors(&self) -> impl Iterator<Item = (String, [usize; 2], Range<usize>)> {
-        self.modules.iter().flat_map(|slot| {
-            let name = |matrix: &str| format!("base_model.model.{}.lora_{matrix}.weight", slot.module.name);
+        self.modules.iter().flat_map(|AdaptedModule { module, r, a, b }| {
+            let name = |matrix: &str| format!("base_model.model.{}.lora_{matrix}.weight", module.name);
             [
-                (name("A"), [slot.r, slot.module.in_features], slot.a.clone()),
-                (name("B"), [slot.module.out_features, slot.r], slot.b.clone()),
+                (name("A"), [*r, module.in_features], a.clone()),
+                (name("B"), [module.out_features, *r], b.clone()),
             ]
         })
     }
 
     /// Returns the range of a block's matrices. It is empty if the block has none.
     pub fn block(&self, layer: usize) -> Range<usize> {
-        let of = |slot: &&AdaptedModule| slot.module.layer == layer;
-        let first = self.modules.iter().find(of).map_or(0, |slot| slot.a.start);
-        first..self.modules.iter().rfind(of).map_or(first, |slot| slot.b.end)
+        let in_block = |adapted: &&AdaptedModule| adapted.module.layer == layer;
+        let start = self.modules.iter().find(in_block).map_or(0, |first| first.a.start);
+        start..self.modules.iter().rfind(in_block).map_or(start, |last| last.b.end)
     }
 
     /// Returns the name of the matrix that element `index` belongs to.
@@ -90,18 +85,16 @@ impl AdapterLayout {
             .map_or_else(String::new, |(name, ..)| name)
     }
 
-    /// Returns the matrices as views of a flat buffer, `[block][projection]`.
-    fn pairs(&self, flat: &Tensor) -> Result<Vec<Vec<Option<LoraPair>>>, ModelError> {
-        let mut pairs = vec![vec![None; Block::PROJECTIONS]; self.layers];
-        for slot in &self.modules {
-            let view = |range: &Range<usize>, rows: usize, cols: usize| {
-                flat.narrow(0, range.start, range.len())?.reshape((rows, cols))
-            };
-            let a = view(&slot.a, slot.r, slot.module.in_features)?;
-            let b = view(&slot.b, slot.module.out_features, slot.r)?;
-            pairs[slot.module.layer][slot.projection] = Some(LoraPair { a, b });
-        }
-        Ok(pairs)
+    /// Returns the matrices as views of a flat buffer, by the names of their modules.
+    fn pairs(&self, flat: &Tensor) -> Result<HashMap<String, LoraPair>, ModelError> {
+        let view = |range: &Range<usize>, rows: usize, cols: usize| {
+            flat.narrow(0, range.start, range.len())?.reshape((rows, cols))
+        };
+        let pair = |AdaptedModule { module, r, a, b }: &AdaptedModule| {
+            let pair = LoraPair { a: view(a, *r, module.in_features)?, b: view(b, module.out_features, *r)? };
+            Ok((module.name.clone(), pair))
+        };
+        self.modules.iter().map(pair).collect()
     }
 }
 
@@ -109,36 +102,48 @@ impl AdapterLayout {
 #[derive(Debug)]
 pub struct Adapter {
     layout: Arc<AdapterLayout>,
-    params: Tensor,
-    compute: ComputeMatrices,
+    trained: AdapterMatrices,
     /// The initial adapter, which is subtracted from the base: `W0 - s B0 A0` is frozen.
-    initial: Option<(Tensor, ComputeMatrices)>,
+    initial: Option<AdapterMatrices>,
     scaling: f64,
 }
 
-/// The matrices in the type of the activations.
-#[derive(Debug, Clone)]
-struct ComputeMatrices {
-    /// The parameters in the type of the activations. If that is f32, this is the tensor of the
-    /// parameters itself.
-    flat: Tensor,
-    pairs: Vec<Vec<Option<LoraPair>>>,
+/// The terms `s B A - s B0 A0` that an adapter adds to the frozen weight of one module.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct AdapterTerms<'a> {
+    /// `A` and `B`.
+    pub(crate) trained: &'a LoraPair,
+    /// `A0` and `B0`.
+    pub(crate) initial: Option<&'a LoraPair>,
+    /// `s`.
+    pub(crate) scaling: f64,
 }
 
-impl ComputeMatrices {
-    fn new(layout: &AdapterLayout, params: &Tensor, dtype: DType) -> Result<Self, ModelError> {
-        let flat = match dtype {
+/// The matrices of all modules.
+#[derive(Debug)]
+struct AdapterMatrices {
+    /// f32 `[layout.len]`.
+    params: Tensor,
+    /// The parameters in the type of the activations. If that is f32, this is `params` itself.
+    rounded: Tensor,
+    /// Views of `rounded`, by the names of their modules.
+    pairs: HashMap<String, LoraPair>,
+}
+
+impl AdapterMatrices {
+    fn new(layout: &AdapterLayout, params: Tensor, dtype: DType) -> Result<Self, ModelError> {
+        let rounded = match dtype {
             DType::F32 => params.clone(),
             dtype => zeros(layout.len, dtype, params.device())?,
         };
-        let compute = Self { pairs: layout.pairs(&flat)?, flat };
-        compute.refresh(params)?;
-        Ok(compute)
+        let matrices = Self { pairs: layout.pairs(&rounded)?, params, rounded };
+        matrices.refresh()?;
+        Ok(matrices)
     }
 
-    fn refresh(&self, params: &Tensor) -> Result<(), ModelError> {
-        if self.flat.dtype() != DType::F32 {
-            round_into(params, &self.flat)?;
+    fn refresh(&self) -> Result<(), ModelError> {
+        if self.rounded.dtype() != DType::F32 {
+            round_into(&self.params, &self.rounded)?;
         }
         Ok(())
     }
@@ -152,10 +157,10 @@ impl Adapter {
         let modules = spec.target_modules.resolve(model)?;
         let layout = AdapterLayout::new(model, &modules, spec.r);
         let mut params = vec![0.0; layout.len];
-        for slot in &layout.modules {
-            let philox = Philox::new(seed, &format!("init {}.lora_A", slot.module.name));
-            let bound = 1.0 / (slot.module.in_features as f32).sqrt();
-            fill_uniform(&mut params[slot.a.clone()], &philox, bound);
+        for AdaptedModule { module, a, .. } in &layout.modules {
+            let philox = Philox::new(seed, &format!("init {}.lora_A", module.name));
+            let bound = 1.0 / (module.in_features as f32).sqrt();
+            fill_uniform(&mut params[a.clone()], &philox, bound);
         }
         Self::from_params(Arc::new(layout), params, spec.scaling())
     }
@@ -173,24 +178,27 @@ impl Adapter {
     /// Adds a copy of the current parameters as the initial term, which is subtracted from the
     /// base. Until the parameters change, the adapter therefore does not change the base's outputs.
     pub fn with_initial_subtracted(self) -> Result<Self, ModelError> {
-        let initial_params = from_vec(to_vec::<f32>(&self.params)?, self.layout.len, self.params.device())?;
-        Self::assemble(self.layout, self.params, Some(initial_params), DType::F32, self.scaling)
+        let params = self.trained.params;
+        let copy = from_vec(to_vec::<f32>(&params)?, self.layout.len, params.device())?;
+        Self::assemble(self.layout, params, Some(copy), DType::F32, self.scaling)
     }
 
     /// Copies the adapter to the device of `base`, with matrices in the type of its activations.
     pub fn to_device_of(self, base: &Base) -> Result<Self, ModelError> {
-        let copy = |params: &Tensor| to_device(params, base.device());
-        let initial = self.initial.as_ref().map(|(initial_params, _)| copy(initial_params)).transpose()?;
-        Self::assemble(self.layout, copy(&self.params)?, initial, base.activation_dtype(), self.scaling)
+        let copy = |matrices: &AdapterMatrices| to_device(&matrices.params, base.device());
+        let initial = self.initial.as_ref().map(copy).transpose()?;
+        Self::assemble(self.layout, copy(&self.trained)?, initial, base.activation_dtype(), self.scaling)
     }
 
     /// Returns an adapter with other parameters, and the same layout, device and dtypes. `initial`
     /// replaces the parameters of the initial term; `None` keeps them.
     pub fn with_params(&self, params: Vec<f32>, initial: Option<Vec<f32>>) -> Result<Self, ModelError> {
-        let to_tensor = |params: Vec<f32>| from_vec(params, self.layout.len, self.params.device());
-        let kept = self.initial.as_ref().map(|(initial_params, _)| initial_params.clone());
-        let initial = initial.map(to_tensor).transpose()?.or(kept);
-        let dtype = self.compute.flat.dtype();
+        let to_tensor = |params: Vec<f32>| from_vec(params, self.layout.len, self.params().device());
+        let initial = match initial {
+            Some(params) => Some(to_tensor(params)?),
+            None => self.initial().cloned(),
+        };
+        let dtype = self.trained.rounded.dtype();
         Self::assemble(self.layout.clone(), to_tensor(params)?, initial, dtype, self.scaling)
     }
 
@@ -201,22 +209,15 @@ impl Adapter {
         dtype: DType,
         scaling: f64,
     ) -> Result<Self, ModelError> {
-        let compute = ComputeMatrices::new(&layout, &params, dtype)?;
-        let initial = initial
-            .map(|initial_params| {
-                Ok::<_, ModelError>((
-                    initial_params.clone(),
-                    ComputeMatrices::new(&layout, &initial_params, dtype)?,
-                ))
-            })
-            .transpose()?;
-        Ok(Self { layout, params, compute, initial, scaling })
+        let trained = AdapterMatrices::new(&layout, params, dtype)?;
+        let initial = initial.map(|params| AdapterMatrices::new(&layout, params, dtype)).transpose()?;
+        Ok(Self { layout, trained, initial, scaling })
     }
 
     /// Updates the matrices in the type of the activations. Must be called after every change of
     /// the parameters.
     pub fn refresh(&self) -> Result<(), ModelError> {
-        self.compute.refresh(&self.params)
+        self.trained.refresh()
     }
 
     /// Returns the layout of the matrices in `params`.
@@ -226,13 +227,13 @@ impl Adapter {
 
     /// Returns the flat parameters, f32 `[layout.len]`.
     pub fn params(&self) -> &Tensor {
-        &self.params
+        &self.trained.params
     }
 
     /// Returns the parameters of the initial term, which is subtracted from the base, f32
     /// `[layout.len]`.
     pub fn initial(&self) -> Option<&Tensor> {
-        self.initial.as_ref().map(|(initial_params, _)| initial_params)
+        self.initial.as_ref().map(|initial| &initial.params)
     }
 
     /// Returns the factor of `B A`.
@@ -240,20 +241,11 @@ impl Adapter {
         self.scaling
     }
 
-    /// Returns the adapters of a block, by projection.
-    pub(crate) fn block(&self, layer: usize) -> &[Option<LoraPair>] {
-        &self.compute.pairs[layer]
-    }
-
-    /// Returns the initial adapters that are subtracted from a block's weights, by projection.
-    pub(crate) fn initial_block(&self, layer: usize) -> Option<&[Option<LoraPair>]> {
-        self.initial.as_ref().map(|(_, compute)| compute.pairs[layer].as_slice())
-    }
-
-    /// Returns the adapter of a module by its full name.
-    pub(crate) fn pair(&self, module: &str) -> Option<&LoraPair> {
-        let slot = self.layout.modules.iter().find(|slot| slot.module.name == module)?;
-        self.compute.pairs[slot.module.layer][slot.projection].as_ref()
+    /// Returns the adapter's terms of a module by its full name.
+    pub(crate) fn terms(&self, module: &str) -> Option<AdapterTerms<'_>> {
+        let trained = self.trained.pairs.get(module)?;
+        let initial = self.initial.as_ref().and_then(|initial| initial.pairs.get(module));
+        Some(AdapterTerms { trained, initial, scaling: self.scaling })
     }
 }
 
@@ -271,7 +263,8 @@ pub(crate) fn fill_uniform(values: &mut [f32], philox: &Philox, bound: f32) {
 #[derive(Debug)]
 pub struct Gradients {
     flat: Tensor,
-    pairs: Vec<Vec<Option<LoraPair>>>,
+    /// Views of `flat`, by the names of their modules.
+    pairs: HashMap<String, LoraPair>,
 }
 
 impl Gradients {
@@ -292,7 +285,8 @@ impl Gradients {
         &self.flat
     }
 
-    pub(crate) fn block(&self, layer: usize) -> &[Option<LoraPair>] {
-        &self.pairs[layer]
+    /// Returns the gradients of a module's adapter by the module's full name.
+    pub(crate) fn pair(&self, module: &str) -> Option<&LoraPair> {
+        self.pairs.get(module)
     }
 }

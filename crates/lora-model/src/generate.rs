@@ -2,11 +2,10 @@
 
 use candle_core::{IndexOp, Tensor};
 use lora_ops::transfer::to_vec;
-use lora_ops::{Ids, embedding, rms_norm};
 use lora_spec::Philox;
 
-use crate::block::{BlockContext, KvCache};
-use crate::model::{attention_shape, window_first_keys};
+use crate::attention::KvCache;
+use crate::pass::{Pass, Positions};
 use crate::{Adapter, Base, ModelError};
 
 /// The method of choosing the next token, with the settings of Transformers' `GenerationConfig`.
@@ -48,30 +47,15 @@ impl Generator<'_> {
         max_new_tokens: usize,
         sampling: Sampling,
     ) -> Result<Vec<u32>, ModelError> {
-        let rope = self.base.rope(prompt.len() + max_new_tokens)?;
         let mut caches = vec![KvCache::default(); self.base.blocks.len()];
         let mut generated = Vec::new();
         let mut input = prompt.to_vec();
-        let mut seen = 0;
+        let mut past = 0;
         while generated.len() < max_new_tokens && !input.is_empty() {
-            seen += input.len();
-            let first = window_first_keys(self.base, 1, input.len(), seen - input.len())?;
-            let mut x =
-                embedding::forward(&self.base.embedding, &Ids::new(input.clone(), self.base.device())?)?;
-            for (layer, (block, cache)) in self.base.blocks.iter().zip(&mut caches).enumerate() {
-                let context = BlockContext {
-                    shape: attention_shape(&self.base.config, 1, input.len(), seen),
-                    rope: &rope,
-                    activation: self.base.config.hidden_act,
-                    first: first.as_ref().filter(|_| self.base.config.sliding_window(layer).is_some()),
-                    eps: self.base.config.rms_norm_eps,
-                    lora: self.adapter.map(|adapter| adapter.block(layer)),
-                    initial: self.adapter.and_then(|adapter| adapter.initial_block(layer)),
-                    scaling: self.adapter.map_or(0.0, Adapter::scaling),
-                    dropout: None,
-                };
-                x = block.decode(&x, &context, cache)?;
-            }
+            let positions = Positions { batch: 1, seq: input.len(), past };
+            let pass = Pass::new(self.base, self.adapter, positions)?;
+            let x = pass.forward(&input, Some(&mut caches), |_, _, _| ())?;
+            past += input.len();
             let next = self.next_token(&x.i(input.len() - 1..)?, sampling, generated.len())?;
             if stop.contains(&next) {
                 break;
@@ -83,8 +67,7 @@ impl Generator<'_> {
     }
 
     fn next_token(&self, last: &Tensor, sampling: Sampling, drawn: usize) -> Result<u32, ModelError> {
-        let (normed, _) =
-            rms_norm::forward(&last.contiguous()?, &self.base.norm, self.base.config.rms_norm_eps)?;
+        let (normed, _) = self.base.norm.forward(&last.contiguous()?)?;
         let logits = to_vec(&self.base.logits(&normed)?)?;
         Ok(sample_token(&logits, sampling, drawn))
     }

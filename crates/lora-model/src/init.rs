@@ -41,30 +41,30 @@ impl Adapter {
         let original = original.as_ref().map(|index| WeightReader::open(index, &Device::Cpu)).transpose()?;
 
         let scaling = spec.scaling();
-        let factors = |slot: &AdaptedModule| -> Result<LowRankFactors, ModelError> {
-            let weight = base.dense_weight(&slot.module.name)?;
+        let factors = |adapted: &AdaptedModule| -> Result<LowRankFactors, ModelError> {
+            let module = &adapted.module.name;
+            let weight = base.dense_weight(module)?;
             let r = spec.r;
             let factors = match (init, &original) {
                 (InitLoraWeights::Olora, _) => truncated_qr(&weight, r),
                 (InitLoraWeights::PissaNiter(rounds), _) => {
-                    let philox = Philox::new(seed, &format!("init {}.pissa", slot.module.name));
+                    let philox = Philox::new(seed, &format!("init {module}.pissa"));
                     randomized_svd(&weight, r, scaling, rounds, &philox)
                 }
                 // LoftQ starts from the quantization error.
                 (_, Some(reader)) => {
-                    let name = format!("{}.weight", slot.module.name);
-                    truncated_svd(&(reader.dense(&name)? - weight)?, r, scaling)
+                    truncated_svd(&(reader.dense(&format!("{module}.weight"))? - weight)?, r, scaling)
                 }
                 (_, None) => truncated_svd(&weight, r, scaling),
             };
-            factors.map_err(|error| named(base, &slot.module.name, &error))
+            factors.map_err(|error| named(base, module, &error))
         };
         let layout = fresh.layout().clone();
         let mut params = vec![0.0; layout.len];
         for modules in layout.modules.chunks(MAX_CONCURRENT_DECOMPOSITIONS) {
             let found = modules.par_iter().map(factors).collect::<Result<Vec<_>, _>>()?;
-            for (slot, LowRankFactors { a, b }) in modules.iter().zip(&found) {
-                for (range, matrix) in [(&slot.a, a), (&slot.b, b)] {
+            for (adapted, LowRankFactors { a, b }) in modules.iter().zip(&found) {
+                for (range, matrix) in [(&adapted.a, a), (&adapted.b, b)] {
                     params[range.clone()].copy_from_slice(&read_f32(matrix)?);
                 }
             }

@@ -4,25 +4,33 @@
 //! `Arc<Base>`.
 
 mod adapter;
+mod attention;
 mod base;
 mod block;
 mod error;
 mod generate;
 mod hash;
 mod init;
+mod load;
 mod merge;
+mod mlp;
 mod model;
+mod norm;
+mod pass;
 mod peft;
+mod projection;
 mod random;
 mod svd;
+mod weight_source;
 mod weights;
 
 pub use adapter::{AdaptedModule, Adapter, AdapterLayout, Gradients};
-pub use base::{Base, BaseKey};
+pub use base::Base;
 pub use error::ModelError;
 pub use generate::{Generator, Sampling};
 pub use hash::{sha256, sha256_file};
+pub use load::BaseKey;
 pub use lora_ops::cross_entropy::Loss;
 pub use merge::MergeTarget;
-pub use model::{Backward, Batch, PassOptions, forward_backward, logits, loss};
+pub use model::{Backward, PassOptions, forward_backward, logits, loss};
 pub use peft::{PeftAdapter, PeftConfig, write_adapter};

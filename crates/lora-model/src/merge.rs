@@ -3,14 +3,15 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use lora_ops::gemm::{no_trans, product};
 use lora_ops::linear::Weight;
 use lora_spec::{BaseDtype, BaseLayout, LinearModule, ModelConfig, ModelConfigError, SafetensorsIndex};
 use serde_json::Value;
 
-use crate::init::loftq_weights;
-use crate::weights::WeightReader;
+use crate::adapter::AdapterTerms;
+use crate::load::FileWeights;
+use crate::weight_source::WeightSource;
 use crate::{Adapter, Base, ModelError};
 
 /// The weights to which an adapter is added.
@@ -20,6 +21,36 @@ pub enum MergeTarget {
     Original,
     /// The dequantized weights that training used, if the base was quantized.
     Dequantized,
+}
+
+/// The weights of a checkpoint with an adapter added.
+struct MergedWeights<'a> {
+    frozen: FileWeights<'a>,
+    adapter: &'a Adapter,
+    /// Type of the merged matrices.
+    dtype: BaseDtype,
+}
+
+impl WeightSource for MergedWeights<'_> {
+    fn matrix(&self, name: &str) -> Result<Tensor, ModelError> {
+        self.frozen.reader.read(name, self.dtype)
+    }
+
+    fn vector(&self, name: &str) -> Result<Tensor, ModelError> {
+        self.frozen.vector(name)
+    }
+
+    fn weight(&self, module: &LinearModule) -> Result<Weight, ModelError> {
+        let dense = self.frozen.weight(module)?.dense()?;
+        if let Some(AdapterTerms { trained, scaling, .. }) = self.adapter.terms(&module.name) {
+            product(scaling as f32, no_trans(&trained.b), no_trans(&trained.a), 1.0, &dense)?;
+        }
+        let rounded = match self.dtype {
+            BaseDtype::Bf16 => dense.to_dtype(DType::BF16)?,
+            BaseDtype::F32 | BaseDtype::Auto => dense,
+        };
+        Ok(rounded.into())
+    }
 }
 
 impl Base {
@@ -36,27 +67,11 @@ impl Base {
         let config = ModelConfig::read(dir)?;
         let index = SafetensorsIndex::open(dir)?;
         index.check(&config)?;
-        let reader = WeightReader::open(&index, &Device::Cpu)?;
         let original = BaseLayout::from(BaseDtype::F32);
         let layout = if onto == MergeTarget::Original { &original } else { trained };
-        let requantized = loftq_weights(&reader, &config, layout)?;
-        let weight = |module: &LinearModule| -> Result<Weight, ModelError> {
-            let dense = match requantized.get(&module.name) {
-                Some(weight) => weight.dense()?,
-                None => reader.weight(module, layout.format)?.dense()?,
-            };
-            if let Some(pair) = adapter.pair(&module.name) {
-                product(adapter.scaling() as f32, no_trans(&pair.b), no_trans(&pair.a), 1.0, &dense)?;
-            }
-            let rounded = match dtype {
-                BaseDtype::Bf16 => dense.to_dtype(DType::BF16)?,
-                BaseDtype::F32 | BaseDtype::Auto => dense,
-            };
-            Ok(rounded.into())
-        };
-        let (matrix, vector) =
-            (|name: &str| reader.read(name, dtype), |name: &str| reader.read(name, BaseDtype::F32));
-        Self::build(config.clone(), dir.to_owned(), String::new(), &Device::Cpu, matrix, vector, weight)
+        let frozen = FileWeights::open(&index, &config, layout, &Device::Cpu)?;
+        let weights = MergedWeights { frozen, adapter, dtype };
+        Self::from_weights(config, dir.to_owned(), String::new(), &Device::Cpu, &weights)
     }
 
     /// Writes a dense base as `config.json` and `model.safetensors` into the existing directory

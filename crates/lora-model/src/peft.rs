@@ -176,17 +176,16 @@ pub fn write_adapter(
 ) -> Result<[(&'static str, Vec<u8>); 2], ModelError> {
     let layout = adapter.layout();
     let flat = to_device(adapter.params(), &Device::Cpu)?;
-    let initial =
-        adapter.initial().map(|initial_params| to_device(initial_params, &Device::Cpu)).transpose()?;
+    let initial = adapter.initial().map(|params| to_device(params, &Device::Cpu)).transpose()?;
     let spec = spec.exported();
     let mut matrices = Vec::new();
     for (i, (name, shape, range)) in layout.tensors().enumerate() {
         let of = |flat: &Tensor| flat.narrow(0, range.start, range.len())?.reshape(&shape);
         let mut matrix = of(&flat)?;
-        if let Some(initial_params) = &initial {
+        if let Some(initial) = &initial {
             let is_b = i % 2 == 1;
-            let initial_params = if is_b { of(initial_params)?.neg()? } else { of(initial_params)? };
-            matrix = Tensor::cat(&[matrix, initial_params], usize::from(is_b))?;
+            let subtracted = if is_b { of(initial)?.neg()? } else { of(initial)? };
+            matrix = Tensor::cat(&[matrix, subtracted], usize::from(is_b))?;
         }
         let matrix = matrix.contiguous()?;
         let bytes: Vec<u8> = read_f32(&matrix)?.iter().flat_map(|p| p.to_le_bytes()).collect();
@@ -200,7 +199,7 @@ pub fn write_adapter(
     // PEFT does not load a file without this entry.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let weights = safetensors::serialize(views, Some(metadata)).map_err(candle_core::Error::from)?;
-    let modules: Vec<&str> = layout.modules.iter().map(|slot| slot.module.name.as_str()).collect();
+    let modules: Vec<&str> = layout.modules.iter().map(|adapted| adapted.module.name.as_str()).collect();
     let config = json!({
         "alpha_pattern": {},
         "auto_mapping": null,

@@ -31,6 +31,10 @@ impl<'a> WeightReader<'a> {
         Ok(Self { index, files, device })
     }
 
+    pub(crate) fn device(&self) -> &Device {
+        self.device
+    }
+
     /// Reads a tensor of floats onto the device as `dtype`. `Auto` keeps bf16 and widens other
     /// types to f32.
     pub(crate) fn read(&self, name: &str, dtype: BaseDtype) -> Result<Tensor, ModelError> {

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
 use lora_model::{
-    Adapter, Base, Batch, Generator, Gradients, MergeTarget, PassOptions, PeftAdapter, Sampling,
+    AdaptedModule, Adapter, Base, Generator, Gradients, MergeTarget, PassOptions, PeftAdapter, Sampling,
     forward_backward, logits,
 };
-use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, BaseLayout};
+use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, BaseLayout, MicroBatch};
 use serde_json::Value;
 
 fn golden() -> PathBuf {
@@ -36,11 +36,7 @@ fn error(a: &[f64], b: &[f64]) -> f64 {
 struct Case {
     base: Base,
     adapter: Adapter,
-    batch: usize,
-    seq: usize,
-    tokens: Vec<u32>,
-    targets: Vec<u32>,
-    weights: Vec<f32>,
+    batch: MicroBatch,
     expected: HashMap<String, Tensor>,
     /// `true` for positions that are not padding.
     real: Vec<bool>,
@@ -54,36 +50,27 @@ impl Case {
         let base = Base::load(&golden().join("models").join(model), BaseDtype::Auto, &Device::Cpu).unwrap();
         let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().to_adapter(&base.config).unwrap();
         let inputs = load(&dir.join("inputs.safetensors"));
-        let (batch, seq) = inputs["tokens"].dims2().unwrap();
+        let (rows, seq_len) = inputs["tokens"].dims2().unwrap();
         let labels = values(&inputs["labels"]);
         // Labels are not shifted: position t predicts label t + 1.
-        let next = |i: usize| if i % seq + 1 < seq { labels[i + 1] } else { -100.0 };
+        let next = |i: usize| if i % seq_len + 1 < seq_len { labels[i + 1] } else { -100.0 };
         Self {
-            tokens: values(&inputs["tokens"]).iter().map(|t| *t as u32).collect(),
-            targets: (0..batch * seq).map(|i| next(i).max(0.0) as u32).collect(),
-            weights: (0..batch * seq).map(|i| if next(i) >= 0.0 { 1.0 } else { 0.0 }).collect(),
+            batch: MicroBatch {
+                rows: vec![0; rows],
+                seq_len,
+                tokens: values(&inputs["tokens"]).iter().map(|t| *t as u32).collect(),
+                targets: (0..rows * seq_len).map(|i| next(i).max(0.0) as u32).collect(),
+                weights: (0..rows * seq_len).map(|i| if next(i) >= 0.0 { 1.0 } else { 0.0 }).collect(),
+            },
             real: values(&inputs["attention_mask"]).iter().map(|m| *m > 0.0).collect(),
             expected: load(&dir.join("expected.safetensors")),
             base,
             adapter,
-            batch,
-            seq,
-        }
-    }
-
-    fn batch<'a>(&'a self, rows: &'a [u64]) -> Batch<'a> {
-        Batch {
-            batch: self.batch,
-            seq: self.seq,
-            tokens: &self.tokens,
-            targets: &self.targets,
-            weights: &self.weights,
-            rows,
         }
     }
 
     fn logits_error(&self, adapter: Option<&Adapter>, expected: &str) -> f64 {
-        let got = values(&logits(&self.base, adapter, self.batch(&[0; 3])).unwrap());
+        let got = values(&logits(&self.base, adapter, &self.batch).unwrap());
         let vocab = self.base.config.vocab_size;
         let keep = |all: Vec<f64>| -> Vec<f64> {
             all.chunks(vocab)
@@ -103,7 +90,7 @@ impl Case {
         }
         let grads = Gradients::zeros(self.adapter.layout(), &Device::Cpu).unwrap();
         let pass = PassOptions { checkpointing, dropout: 0.0, seed: 0, step: 0 };
-        let loss = forward_backward(&self.base, &self.adapter, &grads, self.batch(&[0; 3]), pass).unwrap();
+        let loss = forward_backward(&self.base, &self.adapter, &grads, &self.batch, pass).unwrap();
         let expected = values(&self.expected["loss_sum"])[0];
         let sum = loss.sum().unwrap();
         assert!((sum - expected).abs() <= 1e-5 * expected, "{name}: loss {sum}");
@@ -161,22 +148,21 @@ fn decoding_agrees_with_the_forward_pass() {
         let vocab = case.base.config.vocab_size;
         for adapter in [Some(&case.adapter), None] {
             let generator = Generator { base: &case.base, adapter };
-            for (row, prompt) in (0..case.batch).flat_map(|row| (1..9).map(move |length| (row, length))) {
-                let mut tokens = case.tokens[row * case.seq..][..prompt].to_vec();
+            for (row, prompt) in
+                (0..case.batch.rows.len()).flat_map(|row| (1..9).map(move |length| (row, length)))
+            {
+                let mut tokens = case.batch.tokens[row * case.batch.seq_len..][..prompt].to_vec();
                 let generated = generator.generate(&tokens, &[], 12, Sampling::Greedy).unwrap();
                 assert_eq!(generated.len(), 12, "{name}");
                 tokens.extend(&generated);
-                let seq = tokens.len();
-                let (targets, weights) = (vec![0; seq], vec![0.0; seq]);
-                let batch = Batch {
-                    batch: 1,
-                    seq,
-                    tokens: &tokens,
-                    targets: &targets,
-                    weights: &weights,
-                    rows: &[0],
+                let batch = MicroBatch {
+                    rows: vec![0],
+                    seq_len: tokens.len(),
+                    targets: vec![0; tokens.len()],
+                    weights: vec![0.0; tokens.len()],
+                    tokens,
                 };
-                let logits = values(&logits(&case.base, adapter, batch).unwrap());
+                let logits = values(&logits(&case.base, adapter, &batch).unwrap());
                 for (position, chosen) in (prompt - 1..).zip(&generated) {
                     let logits = &logits[position * vocab..][..vocab];
                     let best = (0..vocab).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
@@ -213,22 +199,18 @@ fn initial_adapters_have_the_distribution_of_peft() {
     let adapter = Adapter::new(&base.config, &spec, 1).unwrap();
     let of = |adapter: &Adapter| adapter.params().to_vec1::<f32>().unwrap();
     let (ours, pefts) = (of(&adapter), of(&stored));
-    for slot in &adapter.layout().modules {
-        let bound = 1.0 / (slot.module.in_features as f64).sqrt();
-        let a: Vec<f64> = ours[slot.a.clone()].iter().map(|v| f64::from(*v) / bound).collect();
-        assert!(a.iter().all(|v| v.abs() <= 1.0), "{}", slot.module.name);
+    for AdaptedModule { module, a, b, .. } in &adapter.layout().modules {
+        let bound = 1.0 / (module.in_features as f64).sqrt();
+        let a: Vec<f64> = ours[a.clone()].iter().map(|v| f64::from(*v) / bound).collect();
+        assert!(a.iter().all(|v| v.abs() <= 1.0), "{}", module.name);
         let mean = a.iter().sum::<f64>() / a.len() as f64;
         let square = a.iter().map(|v| v * v).sum::<f64>() / a.len() as f64;
-        assert!(
-            mean.abs() < 0.04 && (square - 1.0 / 3.0).abs() < 0.02,
-            "{}: {mean} {square}",
-            slot.module.name
-        );
-        assert!(ours[slot.b.clone()].iter().all(|v| *v == 0.0), "{}", slot.module.name);
+        assert!(mean.abs() < 0.04 && (square - 1.0 / 3.0).abs() < 0.02, "{}: {mean} {square}", module.name);
+        assert!(ours[b.clone()].iter().all(|v| *v == 0.0), "{}", module.name);
     }
-    for slot in &stored.layout().modules {
-        let bound = 1.0 / (slot.module.in_features as f64).sqrt();
-        let largest = pefts[slot.a.clone()].iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
-        assert!((0.9 * bound..=bound).contains(&largest), "{}: {largest} of {bound}", slot.module.name);
+    for AdaptedModule { module, a, .. } in &stored.layout().modules {
+        let bound = 1.0 / (module.in_features as f64).sqrt();
+        let largest = pefts[a.clone()].iter().fold(0.0_f64, |m, v| m.max(f64::from(v.abs())));
+        assert!((0.9 * bound..=bound).contains(&largest), "{}: {largest} of {bound}", module.name);
     }
 }

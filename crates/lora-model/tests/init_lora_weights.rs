@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::safetensors::load;
 use candle_core::{Device, Tensor};
-use lora_model::{Adapter, Base, BaseKey, Batch, PeftAdapter, logits, write_adapter};
+use lora_model::{Adapter, Base, BaseKey, PeftAdapter, logits, write_adapter};
 use lora_ops::gemm::{no_trans, product};
 use lora_spec::{
-    AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec, ModelSpec, Quantization,
-    QuantizationType,
+    AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec, MicroBatch, ModelSpec,
+    Quantization, QuantizationType,
 };
 
 fn golden(dir: &str) -> PathBuf {
@@ -125,10 +125,9 @@ fn loftq_matches_peft() {
 
 fn sample(base: &Base, adapter: Option<&Adapter>) -> Vec<f32> {
     let tokens: Vec<u32> = (0..24).map(|i| (i * 7 + 3) % base.config.vocab_size as u32).collect();
-    let weights = [1.0; 24];
     let batch =
-        Batch { batch: 2, seq: 12, tokens: &tokens, targets: &tokens, weights: &weights, rows: &[0, 1] };
-    values(&logits(base, adapter, batch).unwrap())
+        MicroBatch { rows: vec![0, 1], seq_len: 12, targets: tokens.clone(), tokens, weights: vec![1.0; 24] };
+    values(&logits(base, adapter, &batch).unwrap())
 }
 
 #[test]

@@ -6,9 +6,10 @@
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
-use lora_model::{Adapter, Base, Batch, Gradients, PassOptions, forward_backward};
+use lora_model::{Adapter, Base, Gradients, PassOptions, forward_backward};
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, ModelConfig, Philox, Quantization,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, MicroBatch, ModelConfig, Philox,
+    Quantization,
 };
 use serde_json::json;
 
@@ -45,9 +46,14 @@ fn write_base(dir: &Path) {
 fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
     let dir = tempfile::tempdir().unwrap();
     write_base(dir.path());
-    let (batch, seq) = (3, 150);
-    let tokens: Vec<u32> = (0..batch as u32 * seq as u32).map(|i| i * 7 % 3000).collect();
-    let weights: Vec<f32> = (0..tokens.len()).map(|i| if i % 5 == 0 { 0.0 } else { 1.0 }).collect();
+    let tokens: Vec<u32> = (0..3 * 150).map(|i| i * 7 % 3000).collect();
+    let batch = MicroBatch {
+        rows: vec![4, 0, 9],
+        seq_len: 150,
+        weights: (0..tokens.len()).map(|i| if i % 5 == 0 { 0.0 } else { 1.0 }).collect(),
+        targets: tokens.clone(),
+        tokens,
+    };
     let quantized = |quantization| BaseFormat { dtype: BaseDtype::Auto, quantization };
     let quantized = [Quantization::Nf4 { double_quant: true }, Quantization::Int8].map(quantized);
     for format in [BaseDtype::F32, BaseDtype::Bf16].map(BaseFormat::from).into_iter().chain(quantized) {
@@ -60,11 +66,9 @@ fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
         let pass = |threads: usize| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let grads = Gradients::zeros(adapter.layout(), &Device::Cpu).unwrap();
-            let batch =
-                Batch { batch, seq, tokens: &tokens, targets: &tokens, weights: &weights, rows: &[4, 0, 9] };
             let pass =
                 PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.1, seed: 1, step: 2 };
-            let loss = pool.install(|| forward_backward(&base, &adapter, &grads, batch, pass).unwrap());
+            let loss = pool.install(|| forward_backward(&base, &adapter, &grads, &batch, pass).unwrap());
             let grads: Vec<u32> =
                 grads.flat().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect();
             (loss.sum().unwrap().to_bits(), grads)

@@ -11,6 +11,7 @@ mod job;
 mod job_file;
 mod keys;
 mod memory;
+mod micro_batch;
 mod model_config;
 mod model_spec;
 mod philox;
@@ -35,6 +36,7 @@ pub use memory::{
     MAX_CONCURRENT_DECOMPOSITIONS, MemoryEstimate, MicroBatchShape, ModelFootprint, PAGED_WINDOW_ELEMENTS,
     TrainingWorkload, chunk_rows, gpu_panel_rows,
 };
+pub use micro_batch::MicroBatch;
 pub use model_config::{ActivationFunction, Architecture, ModelConfig, ModelConfigError, Rope, RopeScaling};
 pub use model_spec::{BaseDtype, BaseFormat, BaseLayout, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;

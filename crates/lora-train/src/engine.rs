@@ -10,13 +10,13 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 use lora_collective::tree::{NodeId, TreeAccumulator, nodes_in};
-use lora_model::{Adapter, Backward, Base, Batch, Gradients, Loss, PassOptions, loss};
+use lora_model::{Adapter, Backward, Base, Gradients, Loss, PassOptions, loss};
 use lora_ops::adamw::{AdamW, clip_factor};
 use lora_ops::add_assign;
 use lora_ops::device::StreamEvent;
 use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
 use lora_ops::transfer::to_vec;
-use lora_spec::Optim;
+use lora_spec::{MicroBatch, Optim};
 
 use crate::TrainError;
 use crate::moments::Moments;
@@ -99,7 +99,7 @@ impl Engine {
     /// the last micro-batch.
     pub fn forward_backward(
         &mut self,
-        batch: Batch,
+        batch: &MicroBatch,
         pass: PassOptions,
         partition: Partition,
         process_group: &mut ProcessGroup,
@@ -248,7 +248,7 @@ impl Engine {
     }
 
     /// Returns the loss of a micro-batch with the current adapter, without dropout.
-    pub fn eval(&self, batch: Batch) -> Result<LossSums, TrainError> {
+    pub fn eval(&self, batch: &MicroBatch) -> Result<LossSums, TrainError> {
         let loss = loss(&self.base, Some(&self.adapter), batch)?;
         Ok((loss.sum()?, loss.weight_sum))
     }

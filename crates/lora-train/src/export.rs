@@ -10,7 +10,6 @@ use lora_ops::transfer::to_vec;
 use lora_spec::{FieldError, ModelSpec, WorkersSpec};
 
 use crate::receipt::{FileHash, Receipt};
-use crate::step::as_batch;
 use crate::{Run, TrainError, numerics_id};
 
 /// A file of the result.
@@ -97,7 +96,7 @@ impl Run {
     fn sample_logits(&self, adapter: &Adapter) -> Result<Vec<f32>, TrainError> {
         let inputs = self.train.rows.first().map_or(1, |row| row.tokens.len().saturating_sub(1).max(1));
         let batch = collate(&self.train, &MicroBatchRows { rows: vec![0], padded_len: inputs });
-        let logits = logits(self.engine.base(), Some(adapter), as_batch(&batch))?;
+        let logits = logits(self.engine.base(), Some(adapter), &batch)?;
         Ok(to_vec(&logits)?)
     }
 

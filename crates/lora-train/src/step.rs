@@ -5,8 +5,8 @@
 //! evaluation, its next step begins with this evaluation.
 
 use lora_collective::tree::{partition, sum_f64};
-use lora_data::{MicroBatch, MicroBatchRows, collate};
-use lora_model::{Batch, PassOptions};
+use lora_data::{MicroBatchRows, collate};
+use lora_model::PassOptions;
 use lora_ops::adamw::AdamW;
 use lora_ops::transfer::to_vec;
 
@@ -131,7 +131,7 @@ impl Run {
         for rows in &micro_batches[range] {
             self.process_group.check_cancelled()?;
             let batch = collate(&self.train, rows);
-            self.engine.forward_backward(as_batch(&batch), pass, partition, &mut self.process_group)?;
+            self.engine.forward_backward(&batch, pass, partition, &mut self.process_group)?;
         }
         Ok(())
     }
@@ -193,24 +193,12 @@ impl Run {
         for rows in &self.eval_batches[ranges[self.process_group.rank()].clone()] {
             self.process_group.check_cancelled()?;
             let batch = collate(eval, rows);
-            losses.push(self.engine.eval(as_batch(&batch))?);
+            losses.push(self.engine.eval(&batch)?);
         }
         let gathered: Vec<Vec<(u64, u64)>> = all_gather(self.process_group.group(), &loss_bits(&losses))?;
         let bits = gathered.iter().flatten().map(|(l, w)| (f64::from_bits(*l), f64::from_bits(*w)));
         let (loss_sum, weight_sum) = sum_losses(&bits.collect::<Vec<_>>());
         Ok(loss_sum / weight_sum)
-    }
-}
-
-/// Returns a view of a collated micro-batch as a batch of the model.
-pub(crate) fn as_batch(batch: &MicroBatch) -> Batch<'_> {
-    Batch {
-        batch: batch.batch,
-        seq: batch.seq_len,
-        tokens: &batch.tokens,
-        targets: &batch.targets,
-        weights: &batch.weights,
-        rows: &batch.rows,
     }
 }
 

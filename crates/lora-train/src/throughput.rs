@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use lora_model::{Adapter, Base, Batch, Gradients, PassOptions, forward_backward};
+use lora_model::{Adapter, Base, Gradients, PassOptions, forward_backward};
 use lora_spec::{
-    AdapterSpec, BaseFormat, DeviceKind, InitLoraWeights, JobSpec, MicroBatchShape, ModelConfig,
+    AdapterSpec, BaseFormat, DeviceKind, InitLoraWeights, JobSpec, MicroBatch, MicroBatchShape, ModelConfig,
     ModelFootprint, Philox, TrainingWorkload, row_flops,
 };
 
@@ -81,7 +81,13 @@ fn forward_backward_seconds(
     let tokens: Vec<u32> = (0..count).map(|i| philox.below(vocab, [0, i as u32, 0, 0]) as u32).collect();
     let mut targets = tokens.clone();
     targets.rotate_left(1.min(count));
-    let rows: Vec<u64> = (0..shape.rows as u64).collect();
+    let batch = MicroBatch {
+        rows: (0..shape.rows as u64).collect(),
+        seq_len: shape.positions,
+        tokens,
+        targets,
+        weights: vec![1.0; count],
+    };
     let pass = PassOptions {
         checkpointing: job.training.activation_checkpointing,
         dropout: job.adapter.lora_dropout,
@@ -90,16 +96,8 @@ fn forward_backward_seconds(
     };
     let (began, mut fastest) = (Instant::now(), f64::INFINITY);
     for _ in 0..MAX_RUNS {
-        let batch = Batch {
-            batch: shape.rows,
-            seq: shape.positions,
-            tokens: &tokens,
-            targets: &targets,
-            weights: &vec![1.0; count],
-            rows: &rows,
-        };
         let started = Instant::now();
-        forward_backward(&base, &adapter, &gradients, batch, pass)?.sum()?;
+        forward_backward(&base, &adapter, &gradients, &batch, pass)?.sum()?;
         fastest = fastest.min(started.elapsed().as_secs_f64());
         if began.elapsed() >= TARGET_DURATION {
             break;

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use lora_collective::tree::partition;
-use lora_model::{Adapter, Base, Batch, PassOptions, PeftAdapter};
+use lora_model::{Adapter, Base, PassOptions, PeftAdapter};
 use lora_ops::adamw::AdamW;
 use lora_spec::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec,
-    ModelSpec, Optim, Quantization, QuantizationType, TrainingSpec,
+    MicroBatch, ModelSpec, Optim, Quantization, QuantizationType, TrainingSpec,
 };
 use lora_train::{Engine, Partition, ProcessGroup, learning_rate};
 use serde_json::Value;
@@ -98,17 +98,16 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
             let size = rows * seq;
             let at = (step * leaves + leaf) * size;
             let next = |i: usize| if i % seq + 1 < seq { labels[at + i + 1] } else { -100.0 };
-            let batch = Batch {
-                batch: rows,
-                seq,
-                tokens: &tokens[at..at + size].iter().map(|t| *t as u32).collect::<Vec<_>>(),
-                targets: &(0..size).map(|i| next(i).max(0.0) as u32).collect::<Vec<_>>(),
-                weights: &(0..size).map(|i| if next(i) >= 0.0 { 1.0 } else { 0.0 }).collect::<Vec<_>>(),
-                rows: &vec![0; rows],
+            let batch = MicroBatch {
+                rows: vec![0; rows],
+                seq_len: seq,
+                tokens: tokens[at..at + size].iter().map(|t| *t as u32).collect(),
+                targets: (0..size).map(|i| next(i).max(0.0) as u32).collect(),
+                weights: (0..size).map(|i| if next(i) >= 0.0 { 1.0 } else { 0.0 }).collect(),
             };
             let pass =
                 PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.0, seed: 0, step: 0 };
-            engine.forward_backward(batch, pass, partition, &mut alone).unwrap();
+            engine.forward_backward(&batch, pass, partition, &mut alone).unwrap();
         }
         let losses = engine.losses().unwrap();
         let sums = losses.iter().fold((0.0, 0.0), |sums, (l, w)| (sums.0 + l, sums.1 + w));

@@ -6,9 +6,9 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use lora_model::{Base, Batch, Gradients, PassOptions, PeftAdapter, forward_backward, logits};
+use lora_model::{Base, Gradients, PassOptions, PeftAdapter, forward_backward, logits};
 use lora_ops::transfer::to_vec;
-use lora_spec::{ActivationCheckpointing, BaseDtype};
+use lora_spec::{ActivationCheckpointing, BaseDtype, MicroBatch};
 use serde_json::Value;
 
 use crate::check::{Check, TestBench, error, values};
@@ -53,13 +53,12 @@ fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
     let real = values(&inputs["attention_mask"])?;
     // Labels are not shifted: position t predicts label t + 1.
     let next = |i: usize| if i % seq + 1 < seq { labels[i + 1] } else { -100.0 };
-    let batch = Batch {
-        batch: rows,
-        seq,
-        tokens: &tokens.iter().map(|t| *t as u32).collect::<Vec<_>>(),
-        targets: &(0..rows * seq).map(|i| next(i).max(0.0) as u32).collect::<Vec<_>>(),
-        weights: &(0..rows * seq).map(|i| if next(i) >= 0.0 { 1.0 } else { 0.0 }).collect::<Vec<_>>(),
-        rows: &vec![0; rows],
+    let batch = MicroBatch {
+        rows: vec![0; rows],
+        seq_len: seq,
+        tokens: tokens.iter().map(|t| *t as u32).collect(),
+        targets: (0..rows * seq).map(|i| next(i).max(0.0) as u32).collect(),
+        weights: (0..rows * seq).map(|i| if next(i) >= 0.0 { 1.0 } else { 0.0 }).collect(),
     };
     let of_peft = &errors["peft_autocast"];
     let bounds = |what: &str, f32_bound: f64| match base.activation_dtype() {
@@ -82,7 +81,7 @@ fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
             .collect()
     };
     for (adapter, what) in [(Some(&adapter), "logits"), (None, "base_logits")] {
-        let got = visible(values(&logits(&base, adapter, batch)?)?);
+        let got = visible(values(&logits(&base, adapter, &batch)?)?);
         check_error(what, &got, &visible(values(&expected[what])?), bounds(what, LOGITS_TOLERANCE)?)?;
     }
     let mut bits: Option<Vec<u32>> = None;
@@ -93,7 +92,7 @@ fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
     ] {
         let grads = Gradients::zeros(adapter.layout(), &bench.device)?;
         let pass = PassOptions { checkpointing, dropout: 0.0, seed: 0, step: 0 };
-        let loss = forward_backward(&base, &adapter, &grads, batch, pass)?;
+        let loss = forward_backward(&base, &adapter, &grads, &batch, pass)?;
         let expected_loss = values(&expected["loss_sum"])?;
         check_error("loss", &[loss.sum()?], &expected_loss, bounds("loss_sum", LOGITS_TOLERANCE)?)?;
         let flat: Vec<f32> = to_vec(grads.flat())?;

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use lora_model::{Adapter, Base, Batch, PassOptions};
+use lora_model::{Adapter, Base, PassOptions};
 use lora_ops::adamw::AdamW;
-use lora_spec::{ActivationCheckpointing, AdapterSpec, Optim, Philox};
+use lora_spec::{ActivationCheckpointing, AdapterSpec, MicroBatch, Optim, Philox};
 use lora_train::{Engine, Partition, ProcessGroup};
 
 use crate::args::MicroBatchCase;
@@ -50,13 +50,12 @@ impl Trainer {
     pub(crate) fn step(&mut self, tokens: &[u32], step: usize) -> Result<f64> {
         let mut targets = tokens.to_vec();
         targets.rotate_left(1);
-        let batch = Batch {
-            batch: self.rows.len(),
-            seq: self.seq,
-            tokens,
-            targets: &targets,
-            weights: &vec![1.0; tokens.len()],
-            rows: &self.rows,
+        let batch = MicroBatch {
+            rows: self.rows.clone(),
+            seq_len: self.seq,
+            tokens: tokens.to_vec(),
+            targets,
+            weights: vec![1.0; tokens.len()],
         };
         let pass =
             PassOptions { checkpointing: self.checkpointing, dropout: 0.0, seed: 0, step: step as u64 };
@@ -64,7 +63,7 @@ impl Trainer {
         let (mut alone, partition) =
             (ProcessGroup::single(), Partition { leaves: 1, ranges: std::slice::from_ref(&only) });
         self.engine.begin_step(partition, only.clone())?;
-        self.engine.forward_backward(batch, pass, partition, &mut alone)?;
+        self.engine.forward_backward(&batch, pass, partition, &mut alone)?;
         let (loss, weight) = self.engine.losses()?.into_iter().next().context("no loss")?;
         let norm = self.engine.reduce(&mut alone, partition, Some(weight))?.context("no norm")?;
         let adamw = AdamW { lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };

@@ -145,7 +145,7 @@ fn collate_shifts_pads_and_weights_tokens() {
     ];
     let dataset = Dataset { rows, sha256: String::new(), report: Default::default() };
     let batch = collate(&dataset, &MicroBatchRows { rows: vec![2, 1], padded_len: 3 });
-    assert_eq!((batch.batch, batch.seq_len, batch.rows), (2, 3, vec![2, 1]));
+    assert_eq!((batch.seq_len, batch.rows), (3, vec![2, 1]));
     assert_eq!(batch.tokens, [4, 0, 0, 1, 2, 0]);
     assert_eq!(batch.targets, [5, 0, 0, 2, 3, 0]);
     assert_eq!(batch.weights, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);

@@ -2,7 +2,7 @@
 
 use lora_collective::tree::partition;
 use lora_data::{BatchPlan, Dataset, Tokenizer, collate};
-use lora_model::{Adapter, Batch, PassOptions};
+use lora_model::{Adapter, PassOptions};
 use lora_ops::adamw::AdamW;
 use lora_spec::{ActivationCheckpointing, LrSchedulerType};
 use lora_train::{Engine, Partition, ProcessGroup, StepOutcome, learning_rate};
@@ -45,17 +45,9 @@ fn a_run_has_the_bits_of_an_engine_that_is_driven_by_hand() {
         engine.begin_step(partition, 0..micro_batches.len()).unwrap();
         for micro_batch in &micro_batches {
             let batch = collate(&rows, micro_batch);
-            let batch = Batch {
-                batch: batch.batch,
-                seq: batch.seq_len,
-                tokens: &batch.tokens,
-                targets: &batch.targets,
-                weights: &batch.weights,
-                rows: &batch.rows,
-            };
             let pass =
                 PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.3, seed: 3, step };
-            engine.forward_backward(batch, pass, partition, &mut alone).unwrap();
+            engine.forward_backward(&batch, pass, partition, &mut alone).unwrap();
         }
         let weights: f64 = engine.losses().unwrap().iter().map(|(_, weight)| weight).sum();
         let norm = engine.reduce(&mut alone, partition, Some(weights)).unwrap().unwrap();

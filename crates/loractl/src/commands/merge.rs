@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
 use lora_data::{Dataset, MicroBatchRows, Tokenizer, collate};
-use lora_model::{Adapter, Base, Batch, MergeTarget, PeftAdapter, logits};
+use lora_model::{Adapter, Base, MergeTarget, PeftAdapter, logits};
 use lora_spec::{BaseDtype, BaseLayout, LongRows, ModelConfig, Quantization};
 use lora_train::{ComputeDevice, Receipt};
 use serde::Serialize;
@@ -156,9 +156,7 @@ impl LogitsSample {
         for row in 0..rows.rows.len().min(ROWS) {
             let inputs = rows.rows[row].tokens.len().saturating_sub(1).max(1);
             let batch = collate(rows, &MicroBatchRows { rows: vec![row], padded_len: inputs });
-            let (targets, weights) = (&batch.targets, &batch.weights);
-            let batch = Batch { batch: 1, seq: inputs, tokens: &batch.tokens, targets, weights, rows: &[0] };
-            all.extend(logits(base, adapter, batch)?.to_vec2::<f32>()?);
+            all.extend(logits(base, adapter, &batch)?.to_vec2::<f32>()?);
         }
         Ok(Self(all))
     }

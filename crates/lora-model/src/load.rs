@@ -1,0 +1,145 @@
+//! Loading of a base from its files.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use candle_core::{Device, Tensor};
+use lora_ops::linear::Weight;
+use lora_ops::reduce::fingerprint;
+use lora_spec::{BaseDtype, BaseFormat, BaseLayout, LinearModule, ModelConfig, SafetensorsIndex};
+use rayon::prelude::*;
+
+use crate::hash::{sha256, sha256_file};
+use crate::init::loftq_weights;
+use crate::weight_source::WeightSource;
+use crate::weights::WeightReader;
+use crate::{Base, ModelError};
+
+/// Identifies a base in memory without reading its weights: path, size and modification time of
+/// each file, and the layout of the weights in memory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BaseKey {
+    files: Vec<(PathBuf, u64, SystemTime)>,
+    layout: BaseLayout,
+}
+
+impl BaseKey {
+    /// Returns the key of the base in `dir`, loaded in `layout`.
+    pub fn from_dir(dir: &Path, layout: impl Into<BaseLayout>) -> Result<Self, ModelError> {
+        let mut files = SafetensorsIndex::open(dir)?.files;
+        files.push(dir.join("config.json"));
+        let describe = |path: PathBuf| {
+            let io = |source| ModelError::Io { path: path.clone(), source };
+            let path = path.canonicalize().map_err(io)?;
+            let meta = path.metadata().map_err(io)?;
+            let modified = meta.modified().map_err(io)?;
+            Ok((path, meta.len(), modified))
+        };
+        let files = files.into_iter().map(describe).collect::<Result<_, ModelError>>()?;
+        Ok(Self { files, layout: layout.into() })
+    }
+}
+
+/// The weights of a checkpoint in the layout of a base.
+pub(crate) struct FileWeights<'a> {
+    pub(crate) reader: WeightReader<'a>,
+    format: BaseFormat,
+    /// The weights that LoftQ requantizes, by the names of their modules.
+    requantized: HashMap<String, Weight>,
+}
+
+impl<'a> FileWeights<'a> {
+    /// Opens the weights of `index` for a base on `device`.
+    pub(crate) fn open(
+        index: &'a SafetensorsIndex,
+        config: &ModelConfig,
+        layout: &BaseLayout,
+        device: &'a Device,
+    ) -> Result<Self, ModelError> {
+        let mut format = layout.format;
+        if !device.is_cpu() {
+            format.dtype = common_dtype(format.dtype, config, index);
+        }
+        let reader = WeightReader::open(index, device)?;
+        let requantized = loftq_weights(&reader, config, layout)?;
+        Ok(Self { reader, format, requantized })
+    }
+}
+
+impl WeightSource for FileWeights<'_> {
+    fn matrix(&self, name: &str) -> Result<Tensor, ModelError> {
+        self.reader.read(name, self.format.dtype)
+    }
+
+    fn vector(&self, name: &str) -> Result<Tensor, ModelError> {
+        self.reader.read(name, BaseDtype::F32)
+    }
+
+    fn weight(&self, module: &LinearModule) -> Result<Weight, ModelError> {
+        match self.requantized.get(&module.name) {
+            Some(weight) => Ok(weight.to_device(self.reader.device())?),
+            None => self.reader.weight(module, self.format),
+        }
+    }
+}
+
+impl Base {
+    /// Reads the model in `dir` (Hugging Face layout) onto `device`, with matrices in the given
+    /// layout; norms and biases are f32. On a GPU all dense matrices have the same type. With
+    /// `auto` this is bf16 if the checkpoint has no other floats, and otherwise f32.
+    pub fn load(dir: &Path, layout: impl Into<BaseLayout>, device: &Device) -> Result<Self, ModelError> {
+        let config = ModelConfig::read(dir)?;
+        let index = SafetensorsIndex::open(dir)?;
+        index.check(&config)?;
+        let layout = layout.into();
+        index.check_format(&config, layout.format)?;
+        let weights = FileWeights::open(&index, &config, &layout, device)?;
+        let sha256 = hash_with_weights(hash_files(dir, &index)?, &weights.requantized)?;
+        Self::from_weights(config, dir.to_owned(), sha256, device, &weights)
+    }
+}
+
+/// Returns the type of all dense matrices on a GPU.
+fn common_dtype(dtype: BaseDtype, config: &ModelConfig, index: &SafetensorsIndex) -> BaseDtype {
+    let is_bf16 = |(name, _): (String, _)| match index.tensors.get(&name).map(|entry| entry.dtype.as_str()) {
+        // A quantized weight does not decide the type.
+        Some("U8" | "I8") => true,
+        dtype => dtype == Some("BF16"),
+    };
+    match dtype {
+        BaseDtype::Auto if config.tensors().into_iter().all(is_bf16) => BaseDtype::Bf16,
+        BaseDtype::Auto => BaseDtype::F32,
+        given => given,
+    }
+}
+
+/// Returns the hash of `files` (the hash of the files) and of the requantized `weights`; if there
+/// are no such weights, returns `files`.
+fn hash_with_weights(files: String, weights: &HashMap<String, Weight>) -> Result<String, ModelError> {
+    if weights.is_empty() {
+        return Ok(files);
+    }
+    let names: BTreeMap<&String, &Weight> = weights.iter().collect();
+    let mut text = files;
+    for (name, weight) in names {
+        for part in weight.tensors() {
+            let [low, high] = fingerprint(&[&part.flatten_all()?])?;
+            text += &format!("\n{name} {high:016x}{low:016x}");
+        }
+    }
+    Ok(sha256(text.as_bytes()))
+}
+
+/// Returns the SHA-256 over the names and hashes of `config.json` and the safetensors files.
+fn hash_files(dir: &Path, index: &SafetensorsIndex) -> Result<String, ModelError> {
+    let mut files = index.files.clone();
+    files.push(dir.join("config.json"));
+    files.sort();
+    let line = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        Ok(format!("{name} {}\n", sha256_file(path)?))
+    };
+    let lines = files.par_iter().map(line).collect::<Result<Vec<_>, ModelError>>()?;
+    Ok(sha256(lines.concat().as_bytes()))
+}
