@@ -136,7 +136,16 @@ bool take(Device& device, Pool* pool, size_t bytes, uint64_t* address) {
         more = pool->used + counted > pool->reserved ? round_up(pool->used + counted - pool->reserved, CHUNK)
                                                      : 0;
     }
-    if (reserved(device) + more > device.total) return false;
+    if (reserved(device) + more > device.total) {
+        // Like CUDA's, a pool keeps what it had reserved for an allocation that failed.
+        const size_t rest = (device.total - reserved(device)) / CHUNK * CHUNK;
+        if (pool != nullptr && rest != 0) {
+            pool->reserved += rest;
+            if (pool->reserved > pool->reserved_high) pool->reserved_high = pool->reserved;
+            if (fragments()) pool->holes.insert(rest);
+        }
+        return false;
+    }
     unsigned char* from = allocate(bytes);
     if (from == nullptr) return false;
     if (pool == nullptr) {

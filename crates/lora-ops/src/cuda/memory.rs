@@ -61,7 +61,14 @@ impl Gpu {
             return allocated.map_err(cuda_error("memory"));
         }
         self.trim_pool().map_err(cuda_error("the memory pool"))?;
-        allocate().map_err(|error| match self.memory() {
+        let error = match allocate() {
+            Ok(allocated) => return Ok(allocated),
+            Err(error) => error,
+        };
+        // A failed allocation leaves all free memory of the GPU in the pool, where neither other
+        // processes nor cuBLAS and NCCL could use it.
+        self.trim_pool().map_err(cuda_error("the memory pool"))?;
+        Err(match self.memory() {
             Ok(memory) if is_out_of_memory(&error) => {
                 let DeviceMemory { used_bytes, reserved_bytes, total_bytes, .. } = memory;
                 candle_core::Error::Msg(format!(
