@@ -8,8 +8,7 @@
 
 use std::ops::Range;
 
-use crate::error::{CollectiveError, Operation, PeerFailure};
-use crate::group::Group;
+use crate::error::PeerFailure;
 use crate::link::{Call, CallFailure};
 use crate::mesh::Mesh;
 use crate::reduction_plan::ReductionPlan;
@@ -18,51 +17,20 @@ use crate::tree::{NodeId, combine};
 /// Elements of a node in one frame.
 const FRAME_ELEMENTS: usize = 1 << 15;
 
-impl Group {
-    /// Sums one vector per leaf over the `leaves` leaves of all ranks, in the order of the
-    /// [tree](crate::tree), into `out` on every rank.
-    ///
-    /// `ranges` has the leaves that each rank owns, in rank order (see [`crate::tree::partition`]).
-    /// `ranges` and the length of `out` must be equal on all ranks. `nodes` are this rank's sums
-    /// from [`crate::tree::TreeAccumulator::finish`], each as long as `out`. The bits of the result
-    /// depend only on the leaves. After an error the contents of `out` are unspecified.
-    ///
-    /// # Errors
-    /// A failed peer, ranges that are not a partition of the leaves, or nodes that are not the
-    /// nodes of this rank's range.
-    pub fn all_reduce_tree(
-        &mut self,
-        leaves: usize,
-        ranges: &[Range<usize>],
-        nodes: &[(NodeId, &[f32])],
-        out: &mut [f32],
-    ) -> Result<(), CollectiveError> {
-        let prepared = TreeAllReduce::new(leaves, ranges, self.world_size(), out.len());
-        let all_reduce = match prepared.and_then(|it| it.check(self.rank(), nodes, out.len()).map(|()| it)) {
-            Ok(all_reduce) => all_reduce,
-            Err(message) => return Err(self.invalid(Operation::AllReduce, message)),
-        };
-        let mut vectors = std::mem::take(&mut self.vectors);
-        let result = self.run(Operation::AllReduce, |mesh, call| {
-            all_reduce.agree(mesh, call)?;
-            let slice = all_reduce.plan.slice(mesh.rank);
-            all_reduce.reduce(mesh, call, nodes, &mut vectors, &mut out[slice])?;
-            all_reduce.gather(mesh, call, out)
-        });
-        self.vectors = vectors;
-        result
-    }
-}
-
 /// The plan, and its arguments, which the ranks compare.
-struct TreeAllReduce {
+pub(crate) struct TreeAllReduce {
     plan: ReductionPlan,
     /// The arguments as bytes. Equal arguments give equal plans.
     arguments: Vec<u8>,
 }
 
 impl TreeAllReduce {
-    fn new(
+    /// Plans the sum of vectors of `elements` elements. The other arguments are those of
+    /// [`Group::all_reduce_tree`](crate::Group::all_reduce_tree).
+    ///
+    /// # Errors
+    /// A message that names the invalid argument.
+    pub(crate) fn new(
         leaves: usize,
         ranges: &[Range<usize>],
         world_size: usize,
@@ -73,12 +41,36 @@ impl TreeAllReduce {
         Ok(Self { plan: ReductionPlan::new(leaves, ranges, world_size, elements)?, arguments })
     }
 
-    fn check(&self, rank: usize, nodes: &[(NodeId, &[f32])], elements: usize) -> Result<(), String> {
+    /// Checks that `nodes` are the nodes of `rank` and have `elements` elements.
+    ///
+    /// # Errors
+    /// A message that names the invalid argument.
+    pub(crate) fn check(
+        &self,
+        rank: usize,
+        nodes: &[(NodeId, &[f32])],
+        elements: usize,
+    ) -> Result<(), String> {
         self.plan.check(rank, nodes.iter().map(|(id, _)| id))?;
         match nodes.iter().find(|(_, vector)| vector.len() != elements) {
             None => Ok(()),
             Some((_, vector)) => Err(format!("a node has {} elements, the sum {elements}", vector.len())),
         }
+    }
+
+    /// Sums the `nodes` of all ranks into `out`. `vectors` is a buffer.
+    pub(crate) fn run(
+        &self,
+        mesh: &Mesh,
+        call: &Call,
+        nodes: &[(NodeId, &[f32])],
+        vectors: &mut Vec<f32>,
+        out: &mut [f32],
+    ) -> Result<(), CallFailure> {
+        self.agree(mesh, call)?;
+        let slice = self.plan.slice(mesh.rank);
+        self.reduce(mesh, call, nodes, vectors, &mut out[slice])?;
+        self.gather(mesh, call, out)
     }
 
     /// Waits for all ranks and checks that they have the same arguments.

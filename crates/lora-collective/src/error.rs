@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
-use crate::handshake::HandshakeRefusal;
+use crate::refusal::HandshakeRefusal;
 
 /// The reason why a group could not be formed or an operation failed.
 #[derive(Debug, thiserror::Error)]

@@ -1,9 +1,15 @@
 //! The group and its operations.
 
+use std::ops::Range;
+
+use crate::all_reduce::TreeAllReduce;
 use crate::cancel::CancelToken;
 use crate::error::{CollectiveError, Operation, PeerFailure};
+use crate::group_spec::GroupSpec;
 use crate::link::{Call, CallFailure};
 use crate::mesh::Mesh;
+use crate::rendezvous::{PeerListener, form_mesh};
+use crate::tree::NodeId;
 
 /// The largest payload of one rank in [`Group::all_gather`], in bytes.
 pub const MAX_GATHER_BYTES: usize = 1 << 20;
@@ -28,7 +34,7 @@ pub struct Group {
     sequence: u64,
     poisoned: bool,
     /// Buffer of the all-reduce, reused by the next call.
-    pub(crate) vectors: Vec<f32>,
+    vectors: Vec<f32>,
 }
 
 impl Group {
@@ -37,7 +43,26 @@ impl Group {
         Self::new(Mesh::new(0, Vec::new(), std::time::Duration::ZERO), CancelToken::new())
     }
 
-    pub(crate) fn new(mesh: Mesh, cancel: CancelToken) -> Self {
+    /// Connects this rank with all other ranks and returns once all ranks are connected. All ranks
+    /// except the last one need a listener. A group of one rank opens no connection. `cancel`
+    /// cancels the formation, and later the group's operations.
+    ///
+    /// # Errors
+    /// A peer that did not connect or refused the connection within the timeout, a peer that forms
+    /// a newer generation of the same job, a cancellation, or an invalid `spec`.
+    pub fn form(
+        spec: &GroupSpec,
+        listener: Option<&PeerListener>,
+        cancel: CancelToken,
+    ) -> Result<Self, CollectiveError> {
+        let mesh = form_mesh(spec, listener, &cancel)?;
+        let mut group = Self::new(mesh, cancel);
+        group.barrier()?;
+        group.mesh.timeout = spec.timeout;
+        Ok(group)
+    }
+
+    fn new(mesh: Mesh, cancel: CancelToken) -> Self {
         Self { mesh, cancel, sequence: 0, poisoned: false, vectors: Vec::new() }
     }
 
@@ -86,6 +111,36 @@ impl Group {
     /// A failed peer.
     pub fn barrier(&mut self) -> Result<(), CollectiveError> {
         self.run(Operation::Barrier, |mesh, call| mesh.gather(call, &[], 0).map(drop))
+    }
+
+    /// Sums one vector per leaf over the `leaves` leaves of all ranks, in the order of the
+    /// [tree](crate::tree), into `out` on every rank.
+    ///
+    /// `ranges` has the leaves that each rank owns, in rank order (see [`crate::tree::partition`]).
+    /// `ranges` and the length of `out` must be equal on all ranks. `nodes` are this rank's sums
+    /// from [`crate::tree::TreeAccumulator::finish`], each as long as `out`. The bits of the result
+    /// depend only on the leaves. After an error the contents of `out` are unspecified.
+    ///
+    /// # Errors
+    /// A failed peer, ranges that are not a partition of the leaves, or nodes that are not the
+    /// nodes of this rank's range.
+    pub fn all_reduce_tree(
+        &mut self,
+        leaves: usize,
+        ranges: &[Range<usize>],
+        nodes: &[(NodeId, &[f32])],
+        out: &mut [f32],
+    ) -> Result<(), CollectiveError> {
+        let prepared = TreeAllReduce::new(leaves, ranges, self.world_size(), out.len());
+        let all_reduce = match prepared.and_then(|it| it.check(self.rank(), nodes, out.len()).map(|()| it)) {
+            Ok(all_reduce) => all_reduce,
+            Err(message) => return Err(self.invalid(Operation::AllReduce, message)),
+        };
+        let mut vectors = std::mem::take(&mut self.vectors);
+        let result =
+            self.run(Operation::AllReduce, |mesh, call| all_reduce.run(mesh, call, nodes, &mut vectors, out));
+        self.vectors = vectors;
+        result
     }
 
     /// Replaces `data` with the data of rank `root`, which has at most [`MAX_BROADCAST_BYTES`]
@@ -152,7 +207,7 @@ impl Group {
     }
 
     /// Runs one operation. An error or a panic poisons the group.
-    pub(crate) fn run<T>(
+    fn run<T>(
         &mut self,
         operation: Operation,
         body: impl FnOnce(&Mesh, &Call) -> Result<T, CallFailure>,
@@ -196,7 +251,7 @@ impl Group {
 
     /// Ends the group because of an argument that is invalid on this rank, and returns the error.
     /// The peers get an abort, because they may already be waiting for this rank.
-    pub(crate) fn invalid(&mut self, operation: Operation, message: String) -> CollectiveError {
+    fn invalid(&mut self, operation: Operation, message: String) -> CollectiveError {
         match self.begin(operation) {
             Ok(call) => {
                 self.mesh.send_abort(&call, self.mesh.rank);

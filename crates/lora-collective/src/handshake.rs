@@ -19,63 +19,17 @@
 //! is connected only then. A connection that its caller abandoned in the backlog is therefore never
 //! confirmed and does not block the caller's next attempt.
 
-use std::fmt;
-
-use crate::rendezvous::GroupSpec;
+use crate::group_spec::{GroupSpec, MAX_NAME_BYTES};
+use crate::refusal::HandshakeRefusal;
 
 pub(crate) const PREFIX_BYTES: usize = 16;
 pub(crate) const REPLY_BYTES: usize = 9;
 pub(crate) const CONFIRM: u8 = 1;
 
-/// The maximum length of a token and of a job name, in bytes.
-pub(crate) const MAX_NAME_BYTES: usize = 256;
-
 const MAGIC: [u8; 8] = *b"LORAPEER";
 const VERSION: usize = 1;
 const NUMBERS_BYTES: usize = 24;
 const WELCOME: u8 = 0;
-
-/// The reason why a connection was refused. The number is the byte of the answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
-pub enum HandshakeRefusal {
-    /// The caller uses another version of the protocol.
-    Version = 1,
-    /// The token differs.
-    Token = 2,
-    /// The job differs.
-    Job = 3,
-    /// The caller's generation is older.
-    Generation = 4,
-    /// The world size, the caller's rank or the called rank does not fit this group.
-    Member = 5,
-    /// The caller's rank is connected already.
-    Duplicate = 6,
-}
-
-impl HandshakeRefusal {
-    const ALL: [Self; 6] =
-        [Self::Version, Self::Token, Self::Job, Self::Generation, Self::Member, Self::Duplicate];
-
-    /// Whether another call cannot succeed. [`Self::Token`] and [`Self::Job`] are not permanent,
-    /// because the called process may still be forming another job's group.
-    pub(crate) fn is_permanent(self) -> bool {
-        !matches!(self, Self::Token | Self::Job)
-    }
-}
-
-impl fmt::Display for HandshakeRefusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Version => "another protocol version",
-            Self::Token => "wrong token",
-            Self::Job => "another job",
-            Self::Generation => "an older generation",
-            Self::Member => "another world size, or not the rank that was called",
-            Self::Duplicate => "this rank is connected already",
-        })
-    }
-}
 
 /// The verdict on a hello.
 pub(crate) enum HelloVerdict {
@@ -155,7 +109,7 @@ pub(crate) fn reply(refusal: Option<HandshakeRefusal>) -> [u8; REPLY_BYTES] {
 pub(crate) fn read_reply(bytes: &[u8; REPLY_BYTES]) -> Option<Result<(), HandshakeRefusal>> {
     match bytes.strip_prefix(&MAGIC)? {
         [WELCOME] => Some(Ok(())),
-        [code] => HandshakeRefusal::ALL.into_iter().find(|refusal| *refusal as u8 == *code).map(Err),
+        [code] => HandshakeRefusal::from_code(*code).map(Err),
         _ => None,
     }
 }

@@ -1,7 +1,6 @@
 //! The formation of a group: every rank connects to the lower ranks and accepts the higher ranks.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -10,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use crate::cancel::CancelToken;
 use crate::error::CollectiveError;
-use crate::group::Group;
-use crate::handshake::{self, HandshakeRefusal, HelloVerdict};
+use crate::group_spec::GroupSpec;
+use crate::handshake::{self, HelloVerdict};
 use crate::link::{Link, POLL_INTERVAL};
 use crate::mesh::Mesh;
+use crate::refusal::HandshakeRefusal;
 
 /// The time limit of a handshake, from the moment when the connection is accepted.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -53,94 +53,35 @@ impl PeerListener {
     }
 }
 
-/// The description of a group. All fields except `rank` are equal on all ranks.
-#[derive(Clone)]
-pub struct GroupSpec {
-    /// The job's name, at most 256 bytes.
-    pub job: String,
-    /// The fencing number. Peers of an older generation are refused.
-    pub generation: u64,
-    /// This rank.
-    pub rank: usize,
-    /// The address of each rank's [`PeerListener`], `host:port`, by rank.
-    pub peers: Vec<String>,
-    /// The secret that all members share, at most 256 bytes.
-    pub token: String,
-    /// The time limit of the formation.
-    pub form_timeout: Duration,
-    /// How long an operation may wait without progress.
-    pub timeout: Duration,
-}
-
-impl fmt::Debug for GroupSpec {
-    /// Omits the token.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("GroupSpec")
-            .field("job", &self.job)
-            .field("generation", &self.generation)
-            .field("rank", &self.rank)
-            .field("peers", &self.peers)
-            .field("form_timeout", &self.form_timeout)
-            .field("timeout", &self.timeout)
-            .finish_non_exhaustive()
+/// Connects the rank of `spec` with all other ranks. See [`Group::form`](crate::Group::form), which
+/// has the arguments and the errors.
+pub(crate) fn form_mesh(
+    spec: &GroupSpec,
+    listener: Option<&PeerListener>,
+    cancel: &CancelToken,
+) -> Result<Mesh, CollectiveError> {
+    spec.check()?;
+    let _waiting = cancel.waiting();
+    let deadline = FormDeadline { at: Instant::now() + spec.form_timeout, cancel };
+    let mut streams = BTreeMap::new();
+    // A rank first connects to the lower ranks, one after the other, and then accepts the higher
+    // ones. Rank 0 only accepts, so rank 1 can connect and then accepts, and so on.
+    for rank in 0..spec.rank {
+        streams.insert(rank, connect(spec, rank, &deadline)?);
     }
-}
-
-impl Group {
-    /// Connects this rank with all other ranks and returns once all ranks are connected. All ranks
-    /// except the last one need a listener. A group of one rank opens no connection. `cancel`
-    /// cancels the formation, and later the group's operations.
-    ///
-    /// # Errors
-    /// A peer that did not connect or refused the connection within the timeout, a peer that forms
-    /// a newer generation of the same job, a cancellation, or an invalid `spec`.
-    pub fn form(
-        spec: &GroupSpec,
-        listener: Option<&PeerListener>,
-        cancel: CancelToken,
-    ) -> Result<Self, CollectiveError> {
-        check(spec)?;
-        let waiting = cancel.waiting();
-        let deadline = FormDeadline { at: Instant::now() + spec.form_timeout, cancel: &cancel };
-        let mut streams = BTreeMap::new();
-        // A rank first connects to the lower ranks, one after the other, and then accepts the
-        // higher ones. Rank 0 only accepts, so rank 1 can connect and then accepts, and so on.
-        for rank in 0..spec.rank {
-            streams.insert(rank, connect(spec, rank, &deadline)?);
-        }
-        if spec.rank + 1 < spec.peers.len() {
-            let Some(listener) = listener else {
-                return Err(CollectiveError::Argument(format!("rank {} needs a peer listener", spec.rank)));
-            };
-            streams.extend(accept(spec, listener, &deadline)?);
-        }
-        let world_size = spec.peers.len();
-        let links: Result<Vec<Link>, io::Error> =
-            streams.into_iter().map(|(rank, stream)| Link::new(rank, world_size, stream)).collect();
-        let links = links.map_err(CollectiveError::Socket)?;
-        // A minimum, for the ranks that were the last to connect.
-        let timeout = deadline.remaining().max(HANDSHAKE_TIMEOUT);
-        drop(waiting);
-        let mut group = Self::new(Mesh::new(spec.rank, links, timeout), cancel);
-        group.barrier()?;
-        group.mesh.timeout = spec.timeout;
-        Ok(group)
+    if spec.rank + 1 < spec.peers.len() {
+        let Some(listener) = listener else {
+            return Err(CollectiveError::Argument(format!("rank {} needs a peer listener", spec.rank)));
+        };
+        streams.extend(accept(spec, listener, &deadline)?);
     }
-}
-
-fn check(spec: &GroupSpec) -> Result<(), CollectiveError> {
-    let problem = if spec.rank >= spec.peers.len() {
-        format!("rank {} in a group of {} ranks", spec.rank, spec.peers.len())
-    } else if spec.job.len() > handshake::MAX_NAME_BYTES {
-        format!("a job name of {} bytes, the limit is {}", spec.job.len(), handshake::MAX_NAME_BYTES)
-    } else if spec.token.len() > handshake::MAX_NAME_BYTES {
-        format!("a token of {} bytes, the limit is {}", spec.token.len(), handshake::MAX_NAME_BYTES)
-    } else if spec.timeout.is_zero() || spec.form_timeout.is_zero() {
-        "a timeout of zero".to_owned()
-    } else {
-        return Ok(());
-    };
-    Err(CollectiveError::Argument(problem))
+    let world_size = spec.peers.len();
+    let links: Result<Vec<Link>, io::Error> =
+        streams.into_iter().map(|(rank, stream)| Link::new(rank, world_size, stream)).collect();
+    let links = links.map_err(CollectiveError::Socket)?;
+    // A minimum, for the ranks that were the last to connect.
+    let timeout = deadline.remaining().max(HANDSHAKE_TIMEOUT);
+    Ok(Mesh::new(spec.rank, links, timeout))
 }
 
 /// The end of the formation, at a time or by cancellation.
