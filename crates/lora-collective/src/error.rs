@@ -69,6 +69,9 @@ pub enum CollectiveError {
     /// remedy.
     #[error("{0}")]
     NoNccl(String),
+    /// This rank requires NCCL, but the build has no CUDA.
+    #[error("invalid argument: collective nccl: this build has no CUDA; use auto or tcp")]
+    BuiltWithoutCuda,
     /// NCCL or CUDA reported an error on this rank, and no peer is known to be at fault.
     #[error("{action} over NCCL: {message}")]
     Device {
@@ -105,6 +108,7 @@ impl CollectiveError {
             | Self::Socket(_)
             | Self::Superseded { .. }
             | Self::NoNccl(_)
+            | Self::BuiltWithoutCuda
             | Self::Device { .. }
             | Self::DeviceTimeout { .. }
             | Self::Poisoned

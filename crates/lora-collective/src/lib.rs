@@ -28,6 +28,8 @@ mod mesh;
 #[cfg(feature = "cuda")]
 mod nccl;
 mod nccl_log;
+#[cfg(not(feature = "cuda"))]
+mod nccl_without_cuda;
 mod reduction_plan;
 mod refusal;
 mod rendezvous;
@@ -42,6 +44,8 @@ pub use group_spec::GroupSpec;
 #[cfg(feature = "cuda")]
 pub use nccl::NcclGroup;
 pub use nccl_log::nccl_log_variable;
+#[cfg(not(feature = "cuda"))]
+pub use nccl_without_cuda::NcclGroup;
 pub use refusal::HandshakeRefusal;
 pub use rendezvous::PeerListener;
 pub use shared_gpu::shared_gpu_variables;

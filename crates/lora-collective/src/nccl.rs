@@ -13,10 +13,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, DriverError, result::stream};
+use cudarc::driver::{CudaEvent, CudaSlice, CudaStream, DevicePtr, result::stream};
 use cudarc::nccl::sys;
+use lora_ops::cuda;
 
-use crate::backend_choice::{self, Capabilities, CollectiveBackend, Preference};
+use crate::backend_choice::{self, Capabilities, Collective, CollectiveBackend, Preference};
 use crate::error::{CollectiveError, Operation, PeerFailure};
 use crate::group::Group;
 use crate::segmented_all_reduce::SegmentPlan;
@@ -61,30 +62,37 @@ pub struct NcclGroup {
 
 impl NcclGroup {
     /// Agrees with the other ranks of `group` on NCCL or TCP, from the preferences and capabilities
-    /// of all ranks (see [`backend_choice::choose`]). `gpu_uuid` is the UUID of this rank's GPU.
+    /// of all ranks (see [`backend_choice::choose`]). `gpu_uuid` is the UUID of this rank's GPU, or
+    /// `None` if the device is a CPU. All ranks of a group have the same kind of device. A group of
+    /// one rank needs no NCCL.
     ///
     /// # Errors
-    /// Those of [`backend_choice::agree`].
+    /// Those of [`backend_choice::agree`]; [`CollectiveError::Argument`] if this rank requires NCCL
+    /// on a CPU.
     pub fn agree(
         group: &mut Group,
         preference: &Preference,
-        gpu_uuid: &str,
+        gpu_uuid: Option<&str>,
     ) -> Result<CollectiveBackend, CollectiveError> {
-        backend_choice::agree(group, &capabilities_of(preference, gpu_uuid))
+        match (gpu_uuid, preference.collective) {
+            _ if group.world_size() == 1 => Ok(CollectiveBackend::Tcp),
+            (Some(gpu_uuid), _) => backend_choice::agree(group, &capabilities_of(preference, gpu_uuid)),
+            (None, Collective::Nccl) => {
+                let message = "collective nccl: the device is a CPU; use auto or tcp".to_owned();
+                Err(CollectiveError::Argument(message))
+            }
+            (None, Collective::Auto | Collective::Tcp) => Ok(CollectiveBackend::Tcp),
+        }
     }
 
-    /// Connects the GPUs of all ranks. The GPU of this rank is the device of `compute`, the stream
-    /// on which the vectors are computed. `timeout` limits the connection. Later waits, during
-    /// which peers may still compute, have the timeout of the group.
+    /// Connects the GPUs of all ranks. `gpu` is the number of this rank's GPU, on whose compute
+    /// stream the vectors are computed. `timeout` limits the connection. Later waits, during which
+    /// peers may still compute, have the timeout of the group.
     ///
     /// # Errors
     /// A failure of NCCL, CUDA or a peer, a cancellation, or a timeout.
-    pub fn form(
-        group: &mut Group,
-        compute: Arc<CudaStream>,
-        timeout: Duration,
-    ) -> Result<Self, CollectiveError> {
-        let formed = Self::connect(group, compute, timeout);
+    pub fn form(group: &mut Group, gpu: usize, timeout: Duration) -> Result<Self, CollectiveError> {
+        let formed = Self::connect(group, gpu, timeout);
         formed.map_err(|error| attribute_error(group, error))
     }
 
@@ -151,11 +159,9 @@ impl NcclGroup {
         self.sent
     }
 
-    fn connect(
-        group: &mut Group,
-        compute: Arc<CudaStream>,
-        timeout: Duration,
-    ) -> Result<Self, CollectiveError> {
+    fn connect(group: &mut Group, gpu: usize, timeout: Duration) -> Result<Self, CollectiveError> {
+        let compute = cuda::open(gpu).and_then(|device| cuda::stream(&device));
+        let compute = compute.map_err(failed(FORM_ACTION))?;
         let id = share_id(group)?;
         let context = compute.context();
         let stream = context
@@ -239,11 +245,8 @@ impl NcclGroup {
     fn scratch(&mut self, elements: usize) -> Result<u64, CollectiveError> {
         if self.scratch.as_ref().map_or(0, |scratch| scratch.len()) < elements {
             self.scratch = None;
-            let allocated = lora_ops::cuda::allocate(&self.stream, elements);
-            self.scratch = Some(allocated.map_err(|error| CollectiveError::Device {
-                action: ALL_REDUCE_ACTION,
-                message: error.to_string(),
-            })?);
+            let allocated = cuda::allocate(&self.stream, elements);
+            self.scratch = Some(allocated.map_err(failed(ALL_REDUCE_ACTION))?);
         }
         Ok(self.scratch.as_ref().map_or(0, |scratch| scratch.device_ptr(&self.stream).0))
     }
@@ -280,7 +283,7 @@ fn capabilities_of(preference: &Preference, gpu_uuid: &str) -> Capabilities {
         gpu: gpu_uuid.to_owned(),
         host_id,
         shares_gpu: is_on("NCCL_MULTI_RANK_GPU_ENABLE"),
-        gpus: lora_ops::cuda::devices(),
+        gpus: cuda::devices(),
     }
 }
 
@@ -298,6 +301,6 @@ fn share_id(group: &mut Group) -> Result<sys::ncclUniqueId, CollectiveError> {
 }
 
 /// Converts an error of CUDA.
-fn failed(action: &'static str) -> impl Fn(DriverError) -> CollectiveError {
+fn failed<E: ToString>(action: &'static str) -> impl Fn(E) -> CollectiveError {
     move |error| CollectiveError::Device { action, message: error.to_string() }
 }

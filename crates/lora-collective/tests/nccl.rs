@@ -8,18 +8,17 @@ mod common;
 mod leaves;
 
 use std::ops::Range;
-use std::sync::{Arc, Barrier};
+use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use common::{TEST_TIMEOUT, on_ranks};
-use cudarc::driver::CudaStream;
 use leaves::{bits, nodes_of, serial_sum};
 use lora_collective::backend_choice::{Collective, CollectiveBackend, Preference};
 use lora_collective::tree::{NodeId, nodes_in, partition};
 use lora_collective::{CollectiveError, Group, NcclGroup, Operation, PeerFailure};
-use lora_ops::cuda::address;
+use lora_ops::device::gpu_address;
 use lora_ops::transfer;
 
 /// Far longer than a failure takes to be reported, and far shorter than [`TEST_TIMEOUT`].
@@ -27,12 +26,11 @@ const PROMPT_LIMIT: Duration = Duration::from_secs(20);
 /// The timeout of tests that wait until it expires.
 const SHORT_TIMEOUT: Duration = Duration::from_secs(2);
 
-fn device() -> Device {
-    lora_ops::cuda::open(0).unwrap()
-}
+/// The GPU that all ranks share.
+const GPU: usize = 0;
 
-fn compute() -> Arc<CudaStream> {
-    lora_ops::cuda::stream(&device()).unwrap().unwrap()
+fn device() -> Device {
+    lora_ops::cuda::open(GPU).unwrap()
 }
 
 /// Returns the results of `body` on each rank. Each rank has a group and an NCCL group, whose waits
@@ -43,7 +41,7 @@ fn on_gpu<T: Send>(
     body: impl Fn(Group, NcclGroup) -> T + Sync,
 ) -> Vec<T> {
     let formed = |mut group: Group| {
-        let nccl = NcclGroup::form(&mut group, compute(), TEST_TIMEOUT).unwrap();
+        let nccl = NcclGroup::form(&mut group, GPU, TEST_TIMEOUT).unwrap();
         // A rank that is connected early must not fail while the others are still connecting.
         group.barrier().unwrap();
         body(group, nccl)
@@ -65,8 +63,9 @@ fn is_possible() -> bool {
 
 /// Returns the agreed choice of two ranks that share a GPU and have the same preference.
 fn agreed_choice(preference: Preference) -> CollectiveBackend {
-    let agreed =
-        on_ranks(2, TEST_TIMEOUT, |mut group| NcclGroup::agree(&mut group, &preference, "GPU").unwrap());
+    let agreed = on_ranks(2, TEST_TIMEOUT, |mut group| {
+        NcclGroup::agree(&mut group, &preference, Some("GPU")).unwrap()
+    });
     assert_eq!(agreed[0], agreed[1]);
     agreed[0].clone()
 }
@@ -91,7 +90,7 @@ fn start_sum(
     let out = upload(vec![f32::NAN; elements]);
     let mut start = 0;
     for &len in segments {
-        let at = |tensor| address(tensor).unwrap() + 4 * start as u64;
+        let at = |tensor| gpu_address(tensor).unwrap() + 4 * start as u64;
         let addresses: Vec<(NodeId, u64)> = nodes.iter().map(|(id, vector)| (*id, at(vector))).collect();
         nccl.all_reduce(group, leaves, ranges, &addresses, at(&out), len)?;
         start += len;
@@ -156,7 +155,7 @@ fn a_peer_dying_during_connect_is_reported() {
     let errors = on_ranks(3, TEST_TIMEOUT, |mut group| match group.rank() {
         // This rank receives NCCL's id and leaves.
         2 => group.broadcast(0, &mut Vec::new()).err(),
-        _ => Some(prompt_error(|| NcclGroup::form(&mut group, compute(), TEST_TIMEOUT))),
+        _ => Some(prompt_error(|| NcclGroup::form(&mut group, GPU, TEST_TIMEOUT))),
     });
     assert!(errors[2].is_none());
     for error in errors.iter().flatten() {
@@ -175,7 +174,7 @@ fn a_peer_that_does_not_connect_is_reported_within_the_timeout() {
         if hangs {
             group.broadcast(0, &mut Vec::new()).unwrap();
         }
-        let error = (!hangs).then(|| prompt_error(|| NcclGroup::form(&mut group, compute(), SHORT_TIMEOUT)));
+        let error = (!hangs).then(|| prompt_error(|| NcclGroup::form(&mut group, GPU, SHORT_TIMEOUT)));
         done.wait();
         error
     });
@@ -191,8 +190,9 @@ fn nccl_is_not_retried_after_a_failure() {
     assert_ne!(agreed_choice(automatic), CollectiveBackend::Nccl);
     // The error names this obstacle, not the shared GPU.
     let demanding = Preference { nccl_failure, collective: Collective::Nccl };
-    let refused =
-        on_ranks(2, TEST_TIMEOUT, |mut group| NcclGroup::agree(&mut group, &demanding, "GPU").unwrap_err());
+    let refused = on_ranks(2, TEST_TIMEOUT, |mut group| {
+        NcclGroup::agree(&mut group, &demanding, Some("GPU")).unwrap_err()
+    });
     for error in refused {
         let text = "rank 0 requires the collective nccl, but rank 0 cannot use NCCL: it failed when an \
                     earlier group formed (no route); a new worker process tries again";
@@ -270,7 +270,7 @@ fn data_of_a_rank_that_left_is_not_used() {
         started.wait();
         if group.rank() == 1 {
             // Both have sent and received everything.
-            compute().context().synchronize().unwrap();
+            lora_ops::cuda::stream(&device()).unwrap().context().synchronize().unwrap();
             drop((group, nccl, vectors));
             left.wait();
             return None;

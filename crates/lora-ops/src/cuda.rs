@@ -24,7 +24,7 @@ pub(crate) use arg::Arg;
 pub(crate) use blas::Product;
 pub(crate) use error::cuda_error;
 pub(crate) use gpu::Gpu;
-pub use gpu::{address, devices, open, stream, uuid};
+pub use gpu::{devices, open, stream};
 pub(crate) use input_upload::UploadedInput;
 pub(crate) use launch::{flat_grid, suffix};
 pub use memory::allocate;

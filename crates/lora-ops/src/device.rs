@@ -6,6 +6,7 @@ use lora_spec::DeviceSpec;
 use crate::backend::Backend;
 use crate::cpu::update_f32;
 pub use crate::device_memory::DeviceMemory;
+pub use crate::gpu_properties::GpuProperties;
 
 /// Opens a device, once per process. `auto` is the first GPU if the build supports CUDA and the
 /// machine has a GPU, and otherwise the CPU.
@@ -15,20 +16,28 @@ pub use crate::device_memory::DeviceMemory;
 pub fn open(device: DeviceSpec) -> Result<candle_core::Device> {
     match device {
         DeviceSpec::Cpu => Ok(candle_core::Device::Cpu),
-        #[cfg(feature = "cuda")]
-        DeviceSpec::Auto if crate::cuda::devices() == 0 => Ok(candle_core::Device::Cpu),
-        #[cfg(feature = "cuda")]
-        DeviceSpec::Auto => crate::cuda::open(0),
-        #[cfg(feature = "cuda")]
-        DeviceSpec::Cuda(ordinal) => crate::cuda::open(ordinal),
-        #[cfg(not(feature = "cuda"))]
-        DeviceSpec::Auto => Ok(candle_core::Device::Cpu),
-        #[cfg(not(feature = "cuda"))]
-        DeviceSpec::Cuda(_) => candle_core::bail!(
-            "device {device}: this build computes on CPUs only; build or install lora-worker with the \
-             feature `cuda`"
-        ),
+        DeviceSpec::Auto if gpus() == 0 => Ok(candle_core::Device::Cpu),
+        DeviceSpec::Auto => open_gpu(0),
+        DeviceSpec::Cuda(ordinal) => open_gpu(ordinal),
     }
+}
+
+/// Returns the number of GPUs that this build can use on this machine; 0 for a build without CUDA.
+pub fn gpus() -> usize {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::devices();
+    #[cfg(not(feature = "cuda"))]
+    0
+}
+
+fn open_gpu(ordinal: usize) -> Result<candle_core::Device> {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::open(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    candle_core::bail!(
+        "device cuda:{ordinal}: this build computes on CPUs only; build or install lora-worker with the \
+         feature `cuda`"
+    )
 }
 
 /// Describes everything about the device that the bits of a result depend on: the instruction set,
@@ -38,6 +47,29 @@ pub fn describe(device: &candle_core::Device) -> Result<String> {
         #[cfg(feature = "cuda")]
         candle_core::Device::Cuda(device) => crate::cuda::Gpu::from_device(device)?.describe(),
         _ => Ok(format!("cpu {}", crate::instruction_set())),
+    }
+}
+
+/// Returns the properties of a GPU; `None` for the CPU.
+pub fn gpu_properties(device: &candle_core::Device) -> Result<Option<GpuProperties>> {
+    match device {
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(device) => crate::cuda::Gpu::from_device(device)?.properties().map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// Returns the address of the first element of an f32 tensor on a GPU.
+///
+/// # Errors
+/// The tensor is not on a GPU, not f32 or not contiguous.
+pub fn gpu_address(tensor: &Tensor) -> Result<u64> {
+    match tensor.device() {
+        #[cfg(feature = "cuda")]
+        candle_core::Device::Cuda(device) => {
+            crate::cuda::Gpu::from_device(device)?.address(tensor, candle_core::DType::F32)
+        }
+        _ => candle_core::bail!("a tensor that is not on a GPU has no GPU address"),
     }
 }
 

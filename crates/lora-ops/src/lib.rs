@@ -29,6 +29,7 @@ pub mod dropout;
 pub mod embedding;
 pub mod gemm;
 pub mod glu;
+mod gpu_properties;
 mod ids;
 pub mod linear;
 pub mod lora;

@@ -41,6 +41,24 @@ pub(crate) struct RunProgress {
     pub(crate) history: Vec<StepRecord>,
 }
 
+/// Number of steps in a row with losses or gradients that are not finite, after which a job ends.
+const NOT_FINITE_LIMIT: u64 = 10;
+
+impl RunProgress {
+    /// Counts a step whose update is skipped, because `what` is not finite. Returns a notice.
+    ///
+    /// # Errors
+    /// [`NOT_FINITE_LIMIT`] steps in a row were not finite. Nothing changes.
+    pub(crate) fn skip_step(&mut self, what: String) -> Result<String, TrainError> {
+        let (step, count) = (self.step + 1, self.not_finite_in_a_row + 1);
+        if count >= NOT_FINITE_LIMIT {
+            return Err(TrainError::NotFinite { step, what, count });
+        }
+        self.not_finite_in_a_row = count;
+        Ok(format!("step {step}: {what} is not finite; the step was skipped"))
+    }
+}
+
 const PROGRESS: &str = "progress";
 
 /// Returns the checkpoint file of `engine` at `progress`. `best` has the parameters at the best

@@ -16,10 +16,12 @@ mod early_stopping;
 mod engine;
 mod error;
 mod export;
+mod gradient_reducer;
 mod inputs;
 mod lr_schedule;
 mod metrics;
 mod moments;
+mod partition;
 mod probe;
 mod process_group;
 mod receipt;
@@ -30,15 +32,16 @@ mod throughput;
 mod verify;
 
 pub use data::RunData;
-pub use engine::{Engine, LossSums};
+pub use engine::{AccumulatedGradients, Engine, GradientAccumulation, LossSums, ReducedGradients};
 pub use error::TrainError;
 pub use export::ResultFile;
 pub use inputs::{RunInputs, load_adapter};
-pub use lora_ops::device::DeviceMemory;
+pub use lora_ops::device::{DeviceMemory, GpuProperties, gpus};
 pub use lr_schedule::learning_rate;
 pub use metrics::{RunFacts, StepMetrics, StepOutcome, StepReport};
+pub use partition::Partition;
 pub use probe::{AllReduceMeasurement, DeviceMeasurement, measure_all_reduce, measure_device};
-pub use process_group::{Partition, ProcessGroup};
+pub use process_group::ProcessGroup;
 pub use receipt::{FileHash, Receipt, StepRecord};
 pub use run::Run;
 pub use throughput::{throughput_memory, training_throughput};
@@ -58,6 +61,11 @@ pub fn open_device(device: lora_spec::DeviceSpec) -> Result<ComputeDevice, Train
 /// Returns the memory of a GPU; `None` for the CPU.
 pub fn device_memory(device: &ComputeDevice) -> Result<Option<DeviceMemory>, TrainError> {
     Ok(lora_ops::device::memory(device)?)
+}
+
+/// Returns the properties of a GPU; `None` for the CPU.
+pub fn gpu_properties(device: &ComputeDevice) -> Result<Option<GpuProperties>, TrainError> {
+    Ok(lora_ops::device::gpu_properties(device)?)
 }
 
 /// Checks whether a device still works, without waiting for it.

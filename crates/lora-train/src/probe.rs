@@ -5,14 +5,15 @@ use std::time::Instant;
 
 use candle_core::{DType, Tensor};
 use lora_collective::Group;
-use lora_collective::backend_choice::Collective;
-use lora_collective::tree::{nodes_in, partition};
+use lora_collective::backend_choice::{Collective, CollectiveBackend};
+use lora_collective::tree::{NodeId, nodes_in};
 use lora_ops::device::{StreamEvent, describe};
 use lora_ops::gemm::{no_trans, product};
 use lora_ops::pointwise::add_assign;
 use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
 use serde::{Deserialize, Serialize};
 
+use crate::gradient_reducer::GradientSums;
 use crate::{ComputeDevice, Partition, ProcessGroup, TrainError};
 
 /// Rows and columns of the timed matrix products; see [`time_largest`].
@@ -83,22 +84,20 @@ pub fn measure_all_reduce(
 ) -> Result<AllReduceMeasurement, TrainError> {
     let (rank, world_size) = (group.rank(), group.world_size());
     let mut process_group = ProcessGroup::new(group, &collective.into(), device)?;
-    let ranges = partition(world_size, world_size)?;
-    let partition = Partition { leaves: world_size, ranges: &ranges };
-    let ids = nodes_in(world_size, &ranges[rank])?;
+    let partition = Partition::new(world_size, world_size)?;
+    let ids = nodes_in(world_size, &partition.range(rank))?;
     let (node, out) =
         (from_vec(vec![1.0_f32; elements], elements, device)?, zeros(elements, DType::F32, device)?);
-    let nccl = process_group.overlaps_reduction();
+    let nodes: Vec<(NodeId, Tensor)> = ids.into_iter().map(|id| (id, node.clone())).collect();
+    let all = GradientSums { partition: &partition, nodes: &nodes, out: &out };
+    let through = match process_group.backend() {
+        CollectiveBackend::Nccl => "nccl",
+        CollectiveBackend::Tcp | CollectiveBackend::Fallback(_) => "tcp",
+    };
     let fallback = process_group.fallback().map(str::to_owned);
     let mut run = || {
-        if nccl {
-            let nodes: Vec<_> = ids.iter().map(|id| (*id, node.clone())).collect();
-            process_group.begin_block_reduction(partition, &nodes, &out)?;
-            process_group.finish_reductions()
-        } else {
-            let nodes: Vec<_> = ids.iter().map(|id| (*id, &node)).collect();
-            process_group.reduce(partition, &nodes, &out)
-        }
+        process_group.block_ready(&all)?;
+        process_group.finish_reduction(&all).map(drop)
     };
     time(device, 1, &mut run)?;
     let seconds = median(|| time(device, 1, &mut run))?;
@@ -107,8 +106,13 @@ pub fn measure_all_reduce(
         let message = format!("the sum of {world_size} ones is {wrong}, not {world_size}");
         return Err(candle_core::Error::Msg(message).into());
     }
-    let through = if nccl { "nccl" } else { "tcp" }.to_owned();
-    Ok(AllReduceMeasurement { through, fallback, world_size, bytes: 4 * elements as u64, seconds })
+    Ok(AllReduceMeasurement {
+        through: through.to_owned(),
+        fallback,
+        world_size,
+        bytes: 4 * elements as u64,
+        seconds,
+    })
 }
 
 /// Times the closure that `make` returns for a size. The first of `sizes` is used whose run takes

@@ -38,7 +38,7 @@ pub struct Run {
     pub(crate) state_hash: String,
     /// Number of tokens seen so far, without padding.
     pub(crate) num_tokens: u64,
-    facts: RunFacts,
+    pub(crate) facts: RunFacts,
 }
 
 /// The progress of a rank, and the hash of its state.

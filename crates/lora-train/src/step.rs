@@ -4,20 +4,17 @@
 //! An evaluation follows and stays due until it is complete: if a run is interrupted during an
 //! evaluation, its next step begins with this evaluation.
 
-use lora_collective::tree::{partition, sum_f64};
-use lora_data::{MicroBatchRows, collate};
+use lora_collective::tree::sum_f64;
+use lora_data::collate;
 use lora_model::PassOptions;
 use lora_ops::adamw::AdamW;
 use lora_ops::transfer::to_vec;
 
-use crate::engine::LossSums;
+use crate::engine::{GradientAccumulation, LossSums, ReducedGradients};
 use crate::lr_schedule::learning_rate;
-use crate::process_group::Partition;
+use crate::partition::Partition;
 use crate::step_sync::{StepMessage, all_gather, find_diverged_rank, loss_bits};
 use crate::{Run, StepOutcome, StepRecord, StepReport, TrainError};
-
-/// Number of steps in a row with losses or gradients that are not finite, after which a job ends.
-const NOT_FINITE_LIMIT: u64 = 10;
 
 /// The outcome of a step's update of the parameters.
 #[derive(Default)]
@@ -61,20 +58,32 @@ impl Run {
     /// Computes the gradients, reduces them and updates the parameters.
     fn optimize(&mut self, stop: impl FnOnce() -> bool) -> Result<OptimizerOutcome, TrainError> {
         let step = self.progress.step;
+        let training = &self.job.training;
         let micro_batches = self.plan.step(step);
-        let ranges = partition(micro_batches.len(), self.process_group.world_size())?;
-        let partition = Partition { leaves: micro_batches.len(), ranges: &ranges };
-        self.accumulate(step, &micro_batches, partition)?;
-        let losses = self.engine.losses()?;
-        let not_finite = self.engine.first_not_finite(&losses)?;
+        let partition = Partition::new(micro_batches.len(), self.process_group.world_size())?;
+        let pass = PassOptions {
+            checkpointing: training.activation_checkpointing,
+            dropout: self.job.adapter.lora_dropout,
+            seed: training.seed,
+            step,
+        };
+        let range = partition.range(self.process_group.rank());
+        let mut accumulation =
+            GradientAccumulation::begin(&mut self.engine, partition, &mut self.process_group)?;
+        for rows in &micro_batches[range] {
+            self.process_group.check_cancelled()?;
+            let batch = collate(&self.train, rows);
+            accumulation.forward_backward(&batch, pass, &mut self.process_group)?;
+        }
+        let accumulated = accumulation.finish()?;
         let messages = all_gather(
             self.process_group.group(),
             &StepMessage {
                 step,
                 state: self.state_hash.clone(),
                 stop: stop(),
-                losses: loss_bits(&losses),
-                not_finite,
+                losses: loss_bits(accumulated.losses()),
+                not_finite: accumulated.first_not_finite()?,
             },
         )?;
         let states: Vec<(u64, &str)> = messages.iter().map(|m| (m.step, m.state.as_str())).collect();
@@ -85,15 +94,34 @@ impl Run {
         let (loss_sum, weight_sum) = sum_losses(&losses);
         let loss = loss_sum / weight_sum;
 
-        let mut not_finite = messages.iter().find_map(|m| m.not_finite.clone());
-        let divisor = not_finite.is_none().then_some(weight_sum);
-        let norm = self.engine.reduce(&mut self.process_group, partition, divisor)?;
-        let grad_norm = norm.unwrap_or(f64::NAN);
-        if not_finite.is_none() && !grad_norm.is_finite() {
-            not_finite = Some("the norm of the summed gradient".into());
-        }
+        let reduced = match messages.iter().find_map(|m| m.not_finite.clone()) {
+            None => Ok(accumulated.reduce(&mut self.process_group, weight_sum)?),
+            Some(what) => {
+                accumulated.discard(&mut self.process_group)?;
+                Err(what)
+            }
+        };
+        let grad_norm = reduced.as_ref().map_or(f64::NAN, ReducedGradients::norm);
         // From here to the end of this function, nothing waits for peers or can be cancelled.
-        let notice = self.update(step, grad_norm, not_finite)?;
+        let finite_gradients = reduced.and_then(|reduced| match grad_norm.is_finite() {
+            true => Ok(reduced),
+            false => Err("the norm of the summed gradient".to_owned()),
+        });
+        let notice = match finite_gradients {
+            Ok(gradients) => {
+                let adamw = AdamW {
+                    lr: learning_rate(training, step, self.facts.total_steps),
+                    beta1: training.adam_beta1,
+                    beta2: training.adam_beta2,
+                    eps: training.adam_epsilon,
+                    weight_decay: training.weight_decay,
+                };
+                gradients.optim_step(adamw, training.max_grad_norm)?;
+                self.progress.not_finite_in_a_row = 0;
+                None
+            }
+            Err(what) => Some(self.progress.skip_step(what)?),
+        };
         self.state_hash = self.engine.state_hash()?;
         let finite = |number: f64| number.is_finite().then_some(number);
         self.progress.step = step + 1;
@@ -107,65 +135,6 @@ impl Run {
         });
         self.num_tokens += self.tokens_in(&micro_batches);
         Ok(OptimizerOutcome { stop: messages.iter().any(|m| m.stop), notice })
-    }
-
-    /// Accumulates the gradients of this rank's micro-batches of the step.
-    fn accumulate(
-        &mut self,
-        step: u64,
-        micro_batches: &[MicroBatchRows],
-        partition: Partition,
-    ) -> Result<(), TrainError> {
-        let range = partition.ranges[self.process_group.rank()].clone();
-        self.engine.begin_step(partition, range.clone())?;
-        let training = &self.job.training;
-        let pass = PassOptions {
-            checkpointing: training.activation_checkpointing,
-            dropout: self.job.adapter.lora_dropout,
-            seed: training.seed,
-            step,
-        };
-        if range.is_empty() {
-            return self.engine.reduce_empty_range(partition, &mut self.process_group);
-        }
-        for rows in &micro_batches[range] {
-            self.process_group.check_cancelled()?;
-            let batch = collate(&self.train, rows);
-            self.engine.forward_backward(&batch, pass, partition, &mut self.process_group)?;
-        }
-        Ok(())
-    }
-
-    /// Updates the parameters with the reduced gradient. If a loss or gradient is not finite, the
-    /// update is skipped, and a notice is returned.
-    ///
-    /// # Errors
-    /// [`NOT_FINITE_LIMIT`] steps in a row were not finite.
-    fn update(
-        &mut self,
-        step: u64,
-        grad_norm: f64,
-        not_finite: Option<String>,
-    ) -> Result<Option<String>, TrainError> {
-        let training = &self.job.training;
-        let Some(what) = not_finite else {
-            let adamw = AdamW {
-                lr: learning_rate(training, step, self.facts().total_steps),
-                beta1: training.adam_beta1,
-                beta2: training.adam_beta2,
-                eps: training.adam_epsilon,
-                weight_decay: training.weight_decay,
-            };
-            self.engine.optim_step(adamw, grad_norm, training.max_grad_norm)?;
-            self.progress.not_finite_in_a_row = 0;
-            return Ok(None);
-        };
-        let count = self.progress.not_finite_in_a_row + 1;
-        if count >= NOT_FINITE_LIMIT {
-            return Err(TrainError::NotFinite { step: step + 1, what, count });
-        }
-        self.progress.not_finite_in_a_row = count;
-        Ok(Some(format!("step {}: {what} is not finite; the step was skipped", step + 1)))
     }
 
     /// Runs the evaluation after the last completed step.
@@ -188,9 +157,9 @@ impl Run {
     /// order.
     fn evaluation_loss(&mut self) -> Result<f64, TrainError> {
         let Some(eval) = &self.eval else { return Ok(f64::NAN) };
-        let ranges = partition(self.eval_batches.len(), self.process_group.world_size())?;
+        let partition = Partition::new(self.eval_batches.len(), self.process_group.world_size())?;
         let mut losses = Vec::new();
-        for rows in &self.eval_batches[ranges[self.process_group.rank()].clone()] {
+        for rows in &self.eval_batches[partition.range(self.process_group.rank())] {
             self.process_group.check_cancelled()?;
             let batch = collate(eval, rows);
             losses.push(self.engine.eval(&batch)?);

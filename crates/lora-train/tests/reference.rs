@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use lora_collective::tree::partition;
 use lora_model::{Adapter, Base, PassOptions, PeftAdapter};
 use lora_ops::adamw::AdamW;
 use lora_spec::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec,
     MicroBatch, ModelSpec, Optim, Quantization, QuantizationType, TrainingSpec,
 };
-use lora_train::{Engine, Partition, ProcessGroup, learning_rate};
+use lora_train::{Engine, GradientAccumulation, Partition, ProcessGroup, learning_rate};
 use serde_json::Value;
 
 fn golden() -> PathBuf {
@@ -90,10 +89,9 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
     };
     let (tokens, labels) = (values("tokens"), values("labels"));
     let mut alone = ProcessGroup::single();
-    let ranges = partition(leaves, 1).unwrap();
-    let partition = Partition { leaves, ranges: &ranges };
     for step in 0..steps {
-        engine.begin_step(partition, 0..leaves).unwrap();
+        let partition = Partition::new(leaves, 1).unwrap();
+        let mut accumulation = GradientAccumulation::begin(&mut engine, partition, &mut alone).unwrap();
         for leaf in 0..leaves {
             let size = rows * seq;
             let at = (step * leaves + leaf) * size;
@@ -107,11 +105,12 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
             };
             let pass =
                 PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.0, seed: 0, step: 0 };
-            engine.forward_backward(&batch, pass, partition, &mut alone).unwrap();
+            accumulation.forward_backward(&batch, pass, &mut alone).unwrap();
         }
-        let losses = engine.losses().unwrap();
-        let sums = losses.iter().fold((0.0, 0.0), |sums, (l, w)| (sums.0 + l, sums.1 + w));
-        let norm = engine.reduce(&mut alone, partition, Some(sums.1)).unwrap().unwrap();
+        let accumulated = accumulation.finish().unwrap();
+        let sums = accumulated.losses().iter().fold((0.0, 0.0), |sums, (l, w)| (sums.0 + l, sums.1 + w));
+        let reduced = accumulated.reduce(&mut alone, sums.1).unwrap();
+        let norm = reduced.norm();
         let lr = learning_rate(&training, step as u64, total);
         let adamw = AdamW {
             lr,
@@ -120,7 +119,7 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
             eps: number(&settings["adam_epsilon"]),
             weight_decay: number(&settings["weight_decay"]),
         };
-        engine.optim_step(adamw, norm, number(&settings["max_grad_norm"])).unwrap();
+        reduced.optim_step(adamw, number(&settings["max_grad_norm"])).unwrap();
         for (what, got) in [("loss", sums.0 / sums.1), ("grad_norm", norm), ("learning_rate", lr)] {
             let expected = number(&curve[what][step]);
             assert!(

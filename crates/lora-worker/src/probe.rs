@@ -10,7 +10,7 @@ use lora_collective::backend_choice::Collective;
 use lora_collective::{CancelToken, Group, GroupSpec, PeerListener};
 use lora_spec::DeviceSpec;
 use lora_train::{
-    ComputeDevice, DeviceMeasurement, TrainError, measure_all_reduce, measure_device, open_device,
+    DeviceMeasurement, TrainError, gpu_properties, measure_all_reduce, measure_device, open_device,
 };
 use serde::{Deserialize, Serialize};
 
@@ -56,9 +56,6 @@ pub enum ProbeError {
     /// An error of the device or of the group.
     #[error(transparent)]
     Train(#[from] TrainError),
-    /// The driver does not report the GPU's properties.
-    #[error("cannot read the GPU's properties: {0}")]
-    Gpu(String),
     /// An error of the ranks' processes or their pipes.
     #[error("the processes of the all-reduce: {0}")]
     Io(#[from] io::Error),
@@ -86,36 +83,13 @@ fn joined<T: ToString>(items: &[T], separator: &str) -> String {
 pub fn read(device: DeviceSpec) -> Result<ProbeReport, ProbeError> {
     let device = open_device(device)?;
     // This comes first because measuring the rates takes memory.
-    let gpu = gpu_facts(&device)?;
+    let gpu = gpu_properties(&device)?.map(|gpu| GpuFacts {
+        name: gpu.name,
+        compute_capability: gpu.compute_capability,
+        free_bytes: gpu.free_bytes,
+        total_bytes: gpu.total_bytes,
+    });
     Ok(ProbeReport { rates: measure_device(&device)?, gpu })
-}
-
-#[cfg(feature = "cuda")]
-fn gpu_facts(device: &ComputeDevice) -> Result<Option<GpuFacts>, ProbeError> {
-    let Some(stream) = lora_ops::cuda::stream(device).map_err(TrainError::from)? else { return Ok(None) };
-    let context = stream.context();
-    let memory = context.mem_get_info();
-    let facts = memory.and_then(|memory| Ok((memory, context.name()?, context.compute_capability()?)));
-    let ((free, total), name, compute_capability) =
-        facts.map_err(|error| ProbeError::Gpu(error.to_string()))?;
-    Ok(Some(GpuFacts { name, compute_capability, free_bytes: free as u64, total_bytes: total as u64 }))
-}
-
-#[cfg(not(feature = "cuda"))]
-fn gpu_facts(_: &ComputeDevice) -> Result<Option<GpuFacts>, ProbeError> {
-    Ok(None)
-}
-
-/// The number of GPUs that this build can use on this machine.
-pub fn gpus() -> usize {
-    #[cfg(feature = "cuda")]
-    {
-        lora_ops::cuda::devices()
-    }
-    #[cfg(not(feature = "cuda"))]
-    {
-        0
-    }
 }
 
 /// The device of rank `rank` in an all-reduce. For `auto`: the machine's `gpus` round-robin, or the

@@ -8,7 +8,8 @@ use std::time::Duration;
 use lora_collective::backend_choice::Collective;
 use lora_collective::{nccl_log_variable, shared_gpu_variables};
 use lora_spec::DeviceSpec;
-use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, gpus, read, run_rank};
+use lora_train::gpus;
+use lora_worker::probe::{ProbeError, all_reduce, device_of_rank, read, run_rank};
 
 /// Measure a device and print the results as JSON.
 #[derive(Debug, clap::Args)]

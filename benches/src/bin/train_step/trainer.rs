@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use lora_model::{Adapter, Base, PassOptions};
 use lora_ops::adamw::AdamW;
 use lora_spec::{ActivationCheckpointing, AdapterSpec, MicroBatch, Optim, Philox};
-use lora_train::{Engine, Partition, ProcessGroup};
+use lora_train::{Engine, GradientAccumulation, Partition, ProcessGroup};
 
 use crate::args::MicroBatchCase;
 
@@ -59,15 +59,14 @@ impl Trainer {
         };
         let pass =
             PassOptions { checkpointing: self.checkpointing, dropout: 0.0, seed: 0, step: step as u64 };
-        let only = 0..1;
-        let (mut alone, partition) =
-            (ProcessGroup::single(), Partition { leaves: 1, ranges: std::slice::from_ref(&only) });
-        self.engine.begin_step(partition, only.clone())?;
-        self.engine.forward_backward(&batch, pass, partition, &mut alone)?;
-        let (loss, weight) = self.engine.losses()?.into_iter().next().context("no loss")?;
-        let norm = self.engine.reduce(&mut alone, partition, Some(weight))?.context("no norm")?;
+        let mut alone = ProcessGroup::single();
+        let partition = Partition::new(1, 1)?;
+        let mut accumulation = GradientAccumulation::begin(&mut self.engine, partition, &mut alone)?;
+        accumulation.forward_backward(&batch, pass, &mut alone)?;
+        let accumulated = accumulation.finish()?;
+        let (loss, weight) = *accumulated.losses().first().context("no loss")?;
         let adamw = AdamW { lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
-        self.engine.optim_step(adamw, norm, 1.0)?;
+        accumulated.reduce(&mut alone, weight)?.optim_step(adamw, 1.0)?;
         Ok(loss / weight)
     }
 }

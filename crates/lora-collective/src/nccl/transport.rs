@@ -62,8 +62,7 @@ impl Transport for NcclTransport<'_> {
         vectors: u64,
         elements: usize,
     ) -> Result<(), CollectiveError> {
-        lora_ops::reduce::tree_combine(self.stream, order, vectors, elements).map_err(|error| {
-            CollectiveError::Device { action: ALL_REDUCE_ACTION, message: error.to_string() }
-        })
+        lora_ops::reduce::tree_combine(self.stream, order, vectors, elements)
+            .map_err(failed(ALL_REDUCE_ACTION))
     }
 }

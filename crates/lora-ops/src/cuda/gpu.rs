@@ -12,10 +12,11 @@ use lora_spec::GPU_WORKSPACE_BYTES;
 
 use super::arg::Arg;
 use super::environment;
-use super::error::cuda_error;
+use super::error::{CudaResult, cuda_error};
 use super::input_upload::InputUploader;
 use super::kernels::LoadedKernels;
 use super::pool::{check_memory_pools, set_pool_release_threshold};
+use crate::gpu_properties::GpuProperties;
 
 /// cuBLAS adds bf16 products in f32, and does not round f32 operands to TF32.
 const MATH_MODE: cublas::sys::cublasMath_t =
@@ -63,29 +64,14 @@ pub fn open(ordinal: usize) -> Result<Device> {
     Ok(Device::Cuda(gpu.device.clone()))
 }
 
-/// The compute stream of a GPU; `None` for the CPU.
-pub fn stream(device: &Device) -> Result<Option<Arc<CudaStream>>> {
-    match device {
-        Device::Cuda(device) => Ok(Some(Gpu::from_device(device)?.stream.clone())),
-        _ => Ok(None),
-    }
-}
-
-/// The unique identifier of a GPU, in hex; `None` for the CPU.
-pub fn uuid(device: &Device) -> Result<Option<String>> {
-    let Some(stream) = stream(device)? else { return Ok(None) };
-    let uuid = stream.context().uuid().map_err(cuda_error("the GPU's identity"))?;
-    Ok(Some(uuid.bytes.iter().map(|byte| format!("{:02x}", *byte as u8)).collect()))
-}
-
-/// The address of the first element of an f32 tensor on a GPU.
+/// The compute stream of a GPU.
 ///
 /// # Errors
-/// The tensor is not on a GPU, not f32 or not contiguous.
-pub fn address(tensor: &Tensor) -> Result<u64> {
-    match tensor.device() {
-        Device::Cuda(device) => Gpu::from_device(device)?.address(tensor, DType::F32),
-        _ => candle_core::bail!("a tensor that is not on a GPU has no GPU address"),
+/// The device is not a GPU.
+pub fn stream(device: &Device) -> Result<Arc<CudaStream>> {
+    match device {
+        Device::Cuda(device) => Ok(Gpu::from_device(device)?.stream.clone()),
+        _ => candle_core::bail!("a device that is not a GPU has no stream"),
     }
 }
 
@@ -110,6 +96,23 @@ impl Gpu {
                 candle_core::bail!("the stream's GPU {ordinal} was not opened with lora_ops::device::open")
             }
         }
+    }
+
+    pub(crate) fn properties(&self) -> Result<GpuProperties> {
+        let context = self.stream.context();
+        let properties = || -> CudaResult<GpuProperties> {
+            let uuid = context.uuid()?.bytes;
+            let (free, total) = context.mem_get_info()?;
+            Ok(GpuProperties {
+                ordinal: context.ordinal(),
+                uuid: uuid.iter().map(|byte| format!("{:02x}", *byte as u8)).collect(),
+                name: context.name()?,
+                compute_capability: context.compute_capability()?,
+                free_bytes: free as u64,
+                total_bytes: total as u64,
+            })
+        };
+        properties().map_err(cuda_error("the GPU's properties"))
     }
 
     fn open(ordinal: usize) -> Result<Self> {

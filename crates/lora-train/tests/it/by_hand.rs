@@ -1,11 +1,10 @@
 //! A run against its definition: the same steps, with the engine driven by hand.
 
-use lora_collective::tree::partition;
 use lora_data::{BatchPlan, Dataset, Tokenizer, collate};
 use lora_model::{Adapter, PassOptions};
 use lora_ops::adamw::AdamW;
 use lora_spec::{ActivationCheckpointing, LrSchedulerType};
-use lora_train::{Engine, Partition, ProcessGroup, StepOutcome, learning_rate};
+use lora_train::{Engine, GradientAccumulation, Partition, ProcessGroup, StepOutcome, learning_rate};
 
 use crate::common::Fixture;
 
@@ -40,21 +39,22 @@ fn a_run_has_the_bits_of_an_engine_that_is_driven_by_hand() {
     let mut norms = Vec::new();
     for step in 0..total {
         let micro_batches = plan.step(step);
-        let ranges = partition(micro_batches.len(), 1).unwrap();
-        let partition = Partition { leaves: micro_batches.len(), ranges: &ranges };
-        engine.begin_step(partition, 0..micro_batches.len()).unwrap();
+        let partition = Partition::new(micro_batches.len(), 1).unwrap();
+        let mut accumulation = GradientAccumulation::begin(&mut engine, partition, &mut alone).unwrap();
         for micro_batch in &micro_batches {
             let batch = collate(&rows, micro_batch);
             let pass =
                 PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.3, seed: 3, step };
-            engine.forward_backward(&batch, pass, partition, &mut alone).unwrap();
+            accumulation.forward_backward(&batch, pass, &mut alone).unwrap();
         }
-        let weights: f64 = engine.losses().unwrap().iter().map(|(_, weight)| weight).sum();
-        let norm = engine.reduce(&mut alone, partition, Some(weights)).unwrap().unwrap();
+        let accumulated = accumulation.finish().unwrap();
+        let weights: f64 = accumulated.losses().iter().map(|(_, weight)| weight).sum();
+        let reduced = accumulated.reduce(&mut alone, weights).unwrap();
+        let norm = reduced.norm();
         norms.push(norm);
         let lr = learning_rate(training, step, total);
         let adamw = AdamW { lr, beta1: 0.8, beta2: 0.9, eps: 1e-4, weight_decay: 0.3 };
-        engine.optim_step(adamw, norm, 3.0).unwrap();
+        reduced.optim_step(adamw, 3.0).unwrap();
 
         let report = run.step(|| false).unwrap();
         assert_eq!(report.outcome == StepOutcome::Finished, step + 1 == total);

@@ -40,7 +40,9 @@ impl From<CollectiveError> for Interruption {
         match error {
             CollectiveError::Cancelled => Self::Superseded,
             // No peer caused these errors, and they would occur in another group too.
-            CollectiveError::Argument(_) | CollectiveError::NoNccl(_) => Self::Failed(error.to_string()),
+            CollectiveError::Argument(_) | CollectiveError::NoNccl(_) | CollectiveError::BuiltWithoutCuda => {
+                Self::Failed(error.to_string())
+            }
             error => Self::GroupFailure(GroupFailure {
                 cause: error.to_string(),
                 suspects: ranks(error.suspects()),

@@ -1,8 +1,9 @@
 //! Reductions of long vectors, fingerprints, and sums of vectors in a given order.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use candle_core::DType;
-use lora_ops::cuda::{address, stream};
+use lora_ops::cuda::stream;
+use lora_ops::device::gpu_address;
 use lora_ops::reduce::{fingerprint, scale, sum_of_squares, tree_combine};
 use lora_ops::transfer::from_vec;
 
@@ -63,7 +64,7 @@ fn fingerprints(bench: &TestBench) -> Result<String> {
 
 /// Checks [`tree_combine`] on a separate stream, on which it runs during a computation.
 fn tree(bench: &TestBench) -> Result<String> {
-    let compute = stream(&bench.device)?.context("the device is not a GPU")?;
+    let compute = stream(&bench.device)?;
     let separate = compute.context().new_stream()?;
     // In `short` later sums read earlier ones; `long` has more pairs than one launch takes.
     let short = vec![(0, 1), (3, 4), (0, 3), (2, 0)];
@@ -71,7 +72,7 @@ fn tree(bench: &TestBench) -> Result<String> {
     for (order, n) in [(&short, 1), (&short, 1027), (&short, 40_000), (&long, 1030)] {
         let (cpu, gpu) = bench.random("vectors", &[5, n], 1.0, DType::F32)?;
         bench.device.synchronize()?;
-        tree_combine(&separate, order, address(&gpu)?, n)?;
+        tree_combine(&separate, order, gpu_address(&gpu)?, n)?;
         separate.synchronize()?;
         let mut want = cpu.to_vec2::<f32>()?;
         for &(left, right) in order {

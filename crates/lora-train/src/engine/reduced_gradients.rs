@@ -1,0 +1,32 @@
+//! The last part of a step: the update of the parameters.
+
+use candle_core::Tensor;
+use lora_ops::adamw::{AdamW, clip_factor};
+
+use super::Engine;
+use crate::TrainError;
+
+/// A step whose gradients are reduced.
+pub struct ReducedGradients<'a> {
+    pub(super) engine: &'a mut Engine,
+    /// The mean gradient, f32, in the adapter's layout.
+    pub(super) gradient: Tensor,
+    pub(super) norm: f64,
+}
+
+impl ReducedGradients<'_> {
+    /// Returns the 2-norm of the mean gradient, before it is clipped.
+    pub fn norm(&self) -> f64 {
+        self.norm
+    }
+
+    /// Clips the gradient to the norm `max_grad_norm` (0: not clipped) and updates the parameters
+    /// with AdamW.
+    pub fn optim_step(self, adamw: AdamW, max_grad_norm: f64) -> Result<(), TrainError> {
+        let Self { engine, gradient, norm } = self;
+        let factor = clip_factor(norm, max_grad_norm);
+        engine.moments.step(adamw, engine.updates + 1, engine.adapter.params(), &gradient, factor)?;
+        engine.updates += 1;
+        Ok(engine.adapter.refresh()?)
+    }
+}
