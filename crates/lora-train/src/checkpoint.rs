@@ -14,50 +14,10 @@ use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use lora_ops::transfer::to_device;
 use safetensors::tensor::{Metadata, TensorInfo};
 use safetensors::{Dtype, SafeTensors};
-use serde::{Deserialize, Serialize};
 
-use crate::early_stopping::BestEvaluation;
 use crate::engine::Engine;
-use crate::{StepRecord, TrainError};
-
-/// The state of a run, except its tensors.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub(crate) struct RunProgress {
-    /// Hash of everything that the job's bits depend on. A checkpoint with another identity is
-    /// refused.
-    pub(crate) identity: String,
-    /// Number of completed steps.
-    pub(crate) step: u64,
-    /// AdamW's `t`: number of steps that changed the parameters.
-    pub(crate) updates: u64,
-    /// Number of steps in a row whose losses or gradients were not finite.
-    pub(crate) not_finite_in_a_row: u64,
-    /// Whether the evaluation after the last completed step is still due.
-    pub(crate) evaluation_due: bool,
-    /// Whether training has ended.
-    pub(crate) finished: bool,
-    pub(crate) best: BestEvaluation,
-    /// One record for each completed step.
-    pub(crate) history: Vec<StepRecord>,
-}
-
-/// Number of steps in a row with losses or gradients that are not finite, after which a job ends.
-const NOT_FINITE_LIMIT: u64 = 10;
-
-impl RunProgress {
-    /// Counts a step whose update is skipped, because `what` is not finite. Returns a notice.
-    ///
-    /// # Errors
-    /// [`NOT_FINITE_LIMIT`] steps in a row were not finite. Nothing changes.
-    pub(crate) fn skip_step(&mut self, what: String) -> Result<String, TrainError> {
-        let (step, count) = (self.step + 1, self.not_finite_in_a_row + 1);
-        if count >= NOT_FINITE_LIMIT {
-            return Err(TrainError::NotFinite { step, what, count });
-        }
-        self.not_finite_in_a_row = count;
-        Ok(format!("step {step}: {what} is not finite; the step was skipped"))
-    }
-}
+use crate::error::TrainError;
+use crate::progress::Progress;
 
 const PROGRESS: &str = "progress";
 
@@ -65,7 +25,7 @@ const PROGRESS: &str = "progress";
 /// evaluation, if the job exports them.
 pub(crate) fn write(
     engine: &Engine,
-    progress: &RunProgress,
+    progress: &Progress,
     best: Option<&[f32]>,
 ) -> Result<Vec<u8>, TrainError> {
     let moments = engine.moments.tensors();
@@ -79,8 +39,8 @@ pub(crate) fn write(
     let mut shapes: Vec<(&str, Dtype, usize)> =
         tensors.iter().map(|(name, tensor)| (*name, of(tensor), tensor.elem_count())).collect();
     shapes.extend(best.map(|best| ("best", Dtype::F32, best.len())));
-    let progress = RunProgress { updates: engine.updates, ..progress.clone() };
-    let progress = serde_json::to_string(&progress).map_err(|e| TrainError::Checkpoint(e.to_string()))?;
+    let progress = serde_json::to_string(&progress.with_updates(engine.updates))
+        .map_err(|e| TrainError::Checkpoint(e.to_string()))?;
     let mut file = header(&shapes, HashMap::from([(PROGRESS.to_owned(), progress)]))?;
     for (_, tensor) in tensors {
         append(&mut file, tensor)?;
@@ -139,20 +99,20 @@ pub(crate) fn read(
     engine: &mut Engine,
     bytes: &[u8],
     identity: &str,
-) -> Result<(RunProgress, Option<Vec<f32>>), TrainError> {
+) -> Result<(Progress, Option<Vec<f32>>), TrainError> {
     let fail = |message: &str| TrainError::Checkpoint(message.to_owned());
     let unreadable = |e: &dyn std::fmt::Display| TrainError::Checkpoint(format!("is not readable: {e}"));
     let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| unreadable(&e))?;
     let progress = metadata.metadata().as_ref().and_then(|m| m.get(PROGRESS));
     let progress = progress.ok_or_else(|| fail("has no metadata entry progress"))?;
-    let progress: RunProgress = serde_json::from_str(progress).map_err(|e| unreadable(&e))?;
-    if progress.identity != identity {
+    let progress: Progress = serde_json::from_str(progress).map_err(|e| unreadable(&e))?;
+    if progress.identity() != identity {
         return Err(fail(
             "belongs to another job: base, data, adapter or training settings differ from this one's",
         ));
     }
-    if progress.history.len() as u64 != progress.step {
-        let (records, steps) = (progress.history.len(), progress.step);
+    let (records, steps) = (progress.history().len(), progress.step());
+    if records as u64 != steps {
         return Err(TrainError::Checkpoint(format!("has {records} records for {steps} steps")));
     }
     let tensors = SafeTensors::deserialize(bytes).map_err(|e| unreadable(&e))?;
@@ -176,6 +136,6 @@ pub(crate) fn read(
     };
     let best = tensors.names().contains(&"best").then(|| flat("best")).transpose()?;
     let initial = engine.adapter().initial().map(|_| flat("taken_off")).transpose()?;
-    engine.set_state(flat("params")?, initial, moment, progress.updates).map_err(|e| unreadable(&e))?;
+    engine.set_state(flat("params")?, initial, moment, progress.updates()).map_err(|e| unreadable(&e))?;
     Ok((progress, best))
 }

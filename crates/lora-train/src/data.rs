@@ -7,7 +7,8 @@ use lora_data::{Dataset, MemoryRequirements, PlanError, Tokenizer};
 use lora_model::ModelError;
 use lora_spec::{JobSpec, MemoryLimit};
 
-use crate::{RunInputs, TrainError};
+use crate::error::TrainError;
+use crate::inputs::RunInputs;
 
 /// The tokenized rows of a job.
 pub struct RunData {

@@ -21,7 +21,7 @@ use lora_spec::{MicroBatch, Optim};
 pub use self::accumulated_gradients::AccumulatedGradients;
 pub use self::gradient_accumulation::GradientAccumulation;
 pub use self::reduced_gradients::ReducedGradients;
-use crate::TrainError;
+use crate::error::TrainError;
 use crate::moments::Moments;
 
 /// The sum of the weighted losses of a micro-batch, and the sum of the weights.

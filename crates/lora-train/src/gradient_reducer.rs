@@ -11,7 +11,7 @@ use lora_collective::tree::NodeId;
 pub(crate) use self::nccl::NcclReducer;
 pub(crate) use self::single_rank::SingleRankReducer;
 pub(crate) use self::tcp::TcpReducer;
-use crate::TrainError;
+use crate::error::TrainError;
 use crate::partition::Partition;
 
 /// One rank's sums of gradients and the place for the sum of all ranks: of one block, or of all

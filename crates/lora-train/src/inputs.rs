@@ -8,7 +8,7 @@ use lora_ops::transfer::to_vec;
 use lora_spec::{FieldError, InitLoraWeights, JobSpec, ModelConfig};
 use serde_json::Value;
 
-use crate::TrainError;
+use crate::error::TrainError;
 
 /// The paths of a job's files on this machine. The paths in the job are those of the machine on
 /// which the job was written.

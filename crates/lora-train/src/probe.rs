@@ -13,8 +13,11 @@ use lora_ops::pointwise::add_assign;
 use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
 use serde::{Deserialize, Serialize};
 
+use crate::device::ComputeDevice;
+use crate::error::TrainError;
 use crate::gradient_reducer::GradientSums;
-use crate::{ComputeDevice, Partition, ProcessGroup, TrainError};
+use crate::partition::Partition;
+use crate::process_group::ProcessGroup;
 
 /// Rows and columns of the timed matrix products; see [`time_largest`].
 const PRODUCT_SIDES: [usize; 4] = [512, 1024, 2048, 4096];

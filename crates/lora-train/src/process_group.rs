@@ -7,7 +7,7 @@ use lora_collective::backend_choice::{CollectiveBackend, Preference};
 use lora_collective::{Group, NcclGroup};
 use lora_ops::device::gpu_properties;
 
-use crate::TrainError;
+use crate::error::TrainError;
 use crate::gradient_reducer::{GradientReducer, GradientSums, NcclReducer, SingleRankReducer, TcpReducer};
 
 /// The time limit for connecting the ranks with NCCL.

@@ -61,3 +61,12 @@ pub struct StepRecord {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,
 }
+
+/// SHA-256 of the inputs of a run, as in [`Receipt`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct InputHashes {
+    pub(crate) base: String,
+    pub(crate) train: String,
+    pub(crate) eval: Option<String>,
+    pub(crate) order: String,
+}

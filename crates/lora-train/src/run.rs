@@ -1,44 +1,46 @@
-//! The state of a job on one rank between two steps, and how a rank joins a group.
+//! A job on one rank: its steps, how it joins a group, its checkpoints and its result.
 
 use std::sync::Arc;
 
 use lora_collective::backend_choice::Preference;
 use lora_collective::{CancelToken, Group};
-use lora_data::{BatchPlan, Dataset, MicroBatchRows, Tokenizer, eval_micro_batches};
-use lora_model::Base;
-use lora_spec::{FieldError, InitLoraWeights, JobSpec};
+use lora_data::Tokenizer;
+use lora_model::{Base, sha256};
+use lora_spec::{FieldError, InitLoraWeights, JobSpec, WorkersSpec};
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{self, RunProgress};
+use crate::checkpoint;
 use crate::data::RunData;
+use crate::device::numerics_id;
 use crate::engine::Engine;
-use crate::inputs::{initial_adapter, job_identity};
-use crate::lr_schedule::learning_rate;
+use crate::error::TrainError;
+use crate::evaluator::Evaluator;
+use crate::export::{RECEIPT, ResultFile, WEIGHTS, adapter_files, tokenizer_files};
+use crate::inputs::{RunInputs, initial_adapter, job_identity};
+use crate::metrics::{RunFacts, StepMetrics, StepOutcome, StepReport};
 use crate::process_group::ProcessGroup;
+use crate::progress::Progress;
+use crate::receipt::{FileHash, InputHashes, Receipt, StepRecord};
 use crate::step_sync::{all_gather, find_diverged_rank};
-use crate::{RunFacts, RunInputs, StepMetrics, StepRecord, TrainError};
+use crate::trainer::Trainer;
+use crate::training_rows::TrainingRows;
 
 /// The state of a job on one rank, between two steps.
 ///
 /// If a lost peer or a [`CancelToken`] ends a step early, the run keeps the state after the last
 /// complete step. This state can be saved, and the run continues after it has joined another group.
+///
+/// Parameters, moments and progress change together, after everything has arrived from the peers.
+/// An evaluation follows and stays due until it is complete: if a run is interrupted during an
+/// evaluation, its next step begins with this evaluation.
 pub struct Run {
-    pub(crate) job: JobSpec,
-    pub(crate) tokenizer: Tokenizer,
-    pub(crate) train: Dataset,
-    pub(crate) eval: Option<Dataset>,
-    pub(crate) eval_batches: Vec<MicroBatchRows>,
-    pub(crate) plan: BatchPlan,
-    pub(crate) engine: Engine,
-    pub(crate) progress: RunProgress,
-    /// Parameters at the best evaluation, if the job exports them.
-    pub(crate) best_params: Option<Vec<f32>>,
-    pub(crate) process_group: ProcessGroup,
-    /// Hash of the state after the last completed step.
-    pub(crate) state_hash: String,
-    /// Number of tokens seen so far, without padding.
-    pub(crate) num_tokens: u64,
-    pub(crate) facts: RunFacts,
+    job: JobSpec,
+    tokenizer: Tokenizer,
+    rows: TrainingRows,
+    trainer: Trainer,
+    evaluator: Evaluator,
+    progress: Progress,
+    facts: RunFacts,
 }
 
 /// The progress of a rank, and the hash of its state.
@@ -81,38 +83,68 @@ impl Run {
                 return Err(FieldError::new(field, message).into());
             }
         }
-        let training = &job.training;
-        let plan = BatchPlan::for_job(job, &train);
-        let eval_batches = eval
-            .as_ref()
-            .map(|eval| eval_micro_batches(&eval.lengths(), training.micro_batch_size))
-            .unwrap_or_default();
         let adapter = initial_adapter(job, inputs.init_from.as_deref(), &base)?;
         let identity = job_identity(job, &base, &train, eval.as_ref(), &adapter)?;
+        let rows = TrainingRows::new(job, train);
         let trainable = adapter.layout().len as u64;
         let facts = RunFacts {
-            total_steps: training.total_steps(plan.steps_per_epoch()),
-            steps_per_epoch: plan.steps_per_epoch(),
+            total_steps: job.training.total_steps(rows.steps_per_epoch()),
+            steps_per_epoch: rows.steps_per_epoch(),
             trainable_parameters: trainable,
             total_parameters: base.config.parameters() + trainable,
             adapter_bytes: 4 * trainable,
         };
         let engine = Engine::new(base, adapter, job.training.optim)?;
         Ok(Self {
-            state_hash: engine.state_hash()?,
-            progress: RunProgress { identity, ..RunProgress::default() },
-            best_params: None,
-            process_group: ProcessGroup::single(),
-            num_tokens: 0,
+            trainer: Trainer::new(engine, job, facts.total_steps)?,
+            evaluator: Evaluator::new(&job.training, eval, facts.total_steps),
+            progress: Progress::new(identity),
             job: job.clone(),
             tokenizer,
-            train,
-            eval,
-            eval_batches,
-            plan,
-            engine,
+            rows,
             facts,
         })
+    }
+
+    /// Runs one optimizer step and the evaluation that is due after it. If an evaluation was
+    /// interrupted, only this evaluation runs. `stop` is called when this rank's gradients are
+    /// computed; if it returns true on any rank, all ranks stop after the step.
+    pub fn step(&mut self, stop: impl FnOnce() -> bool) -> Result<StepReport, TrainError> {
+        let (sent_before, tokens_before) =
+            (self.trainer.process_group().bytes_sent(), self.progress.num_tokens());
+        let (mut stopped, mut notice) = (false, None);
+        if !self.progress.is_evaluation_due() {
+            let step = self.progress.step();
+            let trained = self.trainer.step(step, &self.rows, stop)?;
+            let evaluation_due = self.evaluator.is_due_after(step + 1);
+            let (tokens, state) = (self.rows.tokens_in(step), self.trainer.state_hash());
+            notice = self.progress.complete_step(&trained, tokens, state, evaluation_due)?;
+            stopped = trained.stop;
+        }
+        if self.progress.is_evaluation_due() {
+            self.evaluator.evaluate(&mut self.trainer, &mut self.progress)?;
+        }
+        let training = &self.job.training;
+        self.progress.update_finished(training, self.facts.total_steps);
+        let outcome = match (self.progress.is_finished(), stopped) {
+            (true, _) => StepOutcome::Finished,
+            (false, true) => StepOutcome::Stopped,
+            (false, false) => StepOutcome::Continue,
+        };
+        let (step, num_tokens) = (self.progress.step(), self.progress.num_tokens());
+        Ok(StepReport {
+            metrics: self.metrics(step, num_tokens),
+            checkpoint_due: outcome == StepOutcome::Continue && step.is_multiple_of(training.save_steps),
+            outcome,
+            tokens: num_tokens - tokens_before,
+            reduced_bytes: self.trainer.process_group().bytes_sent() - sent_before,
+            notice,
+        })
+    }
+
+    /// Returns a checkpoint file, from which a run of the same job continues with the same bits.
+    pub fn checkpoint(&self) -> Result<Vec<u8>, TrainError> {
+        checkpoint::write(self.trainer.engine(), &self.progress, self.evaluator.best_params())
     }
 
     /// Continues from a checkpoint of the same job.
@@ -120,10 +152,12 @@ impl Run {
     /// # Errors
     /// The checkpoint is not readable or belongs to another job. The state then does not change.
     pub fn restore(&mut self, checkpoint: &[u8]) -> Result<(), TrainError> {
-        (self.progress, self.best_params) =
-            checkpoint::read(&mut self.engine, checkpoint, &self.progress.identity)?;
-        self.state_hash = self.engine.state_hash()?;
-        self.num_tokens = self.plan.tokens(self.progress.step);
+        let identity = self.progress.identity();
+        let restored = self.trainer.restore(|engine| checkpoint::read(engine, checkpoint, identity));
+        let (progress, best_params) = restored?;
+        let num_tokens = self.rows.tokens(progress.step());
+        self.progress = progress.with_num_tokens(num_tokens);
+        self.evaluator.restore_best_params(best_params);
         Ok(())
     }
 
@@ -136,8 +170,8 @@ impl Run {
     pub fn join(&mut self, mut group: Group, preference: impl Into<Preference>) -> Result<(), TrainError> {
         self.leave()?;
         let mine = RankState {
-            at: (self.progress.step, !self.progress.evaluation_due),
-            state: self.state_hash.clone(),
+            at: (self.progress.step(), !self.progress.is_evaluation_due()),
+            state: self.trainer.state_hash().to_owned(),
         };
         let all: Vec<RankState> = all_gather(&mut group, &mine)?;
         let newest = all.iter().map(|other| other.at).max().unwrap_or(mine.at);
@@ -158,7 +192,9 @@ impl Run {
                 self.restore(&bytes)?;
             }
         }
-        self.process_group = ProcessGroup::new(group, &preference.into(), self.engine.base().device())?;
+        let device = self.trainer.engine().base().device();
+        let process_group = ProcessGroup::new(group, &preference.into(), device)?;
+        self.trainer.replace_group(process_group);
         Ok(())
     }
 
@@ -167,13 +203,13 @@ impl Run {
     /// # Errors
     /// The device is lost: work of the group on the device cannot be aborted.
     pub fn leave(&mut self) -> Result<(), TrainError> {
-        std::mem::replace(&mut self.process_group, ProcessGroup::single()).leave()
+        self.trainer.replace_group(ProcessGroup::single()).leave()
     }
 
     /// Returns why the group's gradients are sent over TCP although its machines have several GPUs,
     /// and the remedy. `None` if NCCL sends them or TCP is intended.
     pub fn fallback(&self) -> Option<&str> {
-        self.process_group.fallback()
+        self.trainer.process_group().fallback()
     }
 
     /// Returns the sizes of the run.
@@ -183,62 +219,102 @@ impl Run {
 
     /// Returns the number of completed steps.
     pub fn completed_steps(&self) -> u64 {
-        self.progress.step
+        self.progress.step()
     }
 
     /// Returns whether training has ended. This can also be true for a restored run.
     pub fn is_finished(&self) -> bool {
-        self.progress.finished
+        self.progress.is_finished()
     }
 
     /// Returns the records of the completed steps.
     pub fn history(&self) -> &[StepRecord] {
-        &self.progress.history
+        self.progress.history()
     }
 
     /// Iterates over the metrics of the steps after `step`, up to the last step whose evaluation is
     /// not due any more. A rank that becomes rank 0 reads the metrics of earlier steps from this
     /// iterator, including steps that it did not compute itself.
     pub fn metrics_after(&self, step: u64) -> impl Iterator<Item = StepMetrics> {
-        let mut num_tokens = self.plan.tokens(step);
-        let evaluated = self.progress.step - u64::from(self.progress.evaluation_due);
+        let mut num_tokens = self.rows.tokens(step);
+        let evaluated = self.progress.step() - u64::from(self.progress.is_evaluation_due());
         (step..evaluated).map(move |before| {
-            num_tokens += self.tokens_in(&self.plan.step(before));
+            num_tokens += self.rows.tokens_in(before);
             self.metrics(before + 1, num_tokens)
         })
     }
 
-    /// Returns a checkpoint file, from which a run of the same job continues with the same bits.
-    pub fn checkpoint(&self) -> Result<Vec<u8>, TrainError> {
-        checkpoint::write(&self.engine, &self.progress, self.best_params.as_deref())
-    }
-
-    /// Returns the number of tokens in the rows of a step.
-    pub(crate) fn tokens_in(&self, micro_batches: &[MicroBatchRows]) -> u64 {
-        let rows = micro_batches.iter().flat_map(|micro_batch| &micro_batch.rows);
-        rows.map(|&row| self.train.rows[row].tokens.len() as u64).sum()
-    }
-
     /// Returns the metrics of a completed step, after which `num_tokens` tokens have been seen.
-    pub(crate) fn metrics(&self, step: u64, num_tokens: u64) -> StepMetrics {
-        let training = &self.job.training;
-        let record = &self.progress.history[step as usize - 1];
-        let is_last = self.progress.finished && step == self.progress.step;
+    fn metrics(&self, step: u64, num_tokens: u64) -> StepMetrics {
+        let record = &self.progress.history()[step as usize - 1];
+        let is_last = self.progress.is_finished() && step == self.progress.step();
         StepMetrics {
             step,
             loss: record.loss.unwrap_or(f64::NAN),
             grad_norm: record.grad_norm.unwrap_or(f64::NAN),
-            learning_rate: learning_rate(training, step - 1, self.facts.total_steps),
+            learning_rate: self.trainer.learning_rate(step - 1),
             epoch: step as f64 / self.facts.steps_per_epoch.max(1) as f64,
             num_tokens,
             eval_loss: record.eval_loss,
-            logged: is_last || step.is_multiple_of(training.logging_steps) || self.is_evaluated_after(step),
+            logged: is_last
+                || step.is_multiple_of(self.job.training.logging_steps)
+                || self.evaluator.is_due_after(step),
         }
     }
 
-    /// Returns whether an evaluation follows the step.
-    pub(crate) fn is_evaluated_after(&self, step: u64) -> bool {
-        let due = step >= self.facts.total_steps || step.is_multiple_of(self.job.training.eval_steps);
-        self.eval.is_some() && due
+    /// Returns the files of the result: the adapter in PEFT's format, the tokenizer's files, and
+    /// `receipt.json`. The adapter's files are parsed and checked against the trained adapter.
+    ///
+    /// # Errors
+    /// The logits of the parsed adapter differ ([`TrainError::Export`]), or a file of the tokenizer
+    /// cannot be read.
+    pub fn export(&self) -> Result<Vec<ResultFile>, TrainError> {
+        let engine = self.trainer.engine();
+        let (base, last) = (engine.base(), engine.adapter());
+        let (adapter, adapter_step) = match (self.evaluator.best_params(), self.progress.best().best) {
+            (Some(best), Some((_, step))) => (&last.with_params(best.to_vec(), None)?, step),
+            _ => (last, self.progress.step()),
+        };
+        let mut files = adapter_files(&self.job, base, adapter, &self.rows.first_row())?;
+        files.extend(tokenizer_files(&base.dir, self.tokenizer.files())?);
+        let receipt = self.receipt(&files, adapter_step)?;
+        let mut bytes =
+            serde_json::to_vec_pretty(&receipt).map_err(|e| FieldError::new(RECEIPT, e.to_string()))?;
+        bytes.push(b'\n');
+        files.push(ResultFile { name: RECEIPT.into(), bytes });
+        Ok(files)
+    }
+
+    /// Returns the receipt of a result with these `files` and the adapter after `adapter_step`.
+    fn receipt(&self, files: &[ResultFile], adapter_step: u64) -> Result<Receipt, TrainError> {
+        let hashes =
+            files.iter().map(|file| FileHash { name: file.name.clone(), sha256: sha256(&file.bytes) });
+        let (weights, others): (Vec<FileHash>, Vec<FileHash>) = hashes.partition(|file| file.name == WEIGHTS);
+        let inputs = self.input_hashes(self.completed_steps());
+        Ok(Receipt {
+            format: 1,
+            numerics_id: numerics_id(self.trainer.engine().base().device())?,
+            job: JobSpec { workers: WorkersSpec::default(), ..self.job.clone() },
+            base_sha256: inputs.base,
+            train_sha256: inputs.train,
+            eval_sha256: inputs.eval,
+            order_sha256: inputs.order,
+            trainable_parameters: self.facts.trainable_parameters,
+            adapter_step,
+            adapter_sha256: weights.into_iter().map(|file| file.sha256).collect(),
+            files: others,
+            steps: self.history().to_vec(),
+        })
+    }
+
+    /// Returns the hashes of the run's inputs, and of the order of the rows in the first `steps`
+    /// steps.
+    pub(crate) fn input_hashes(&self, steps: u64) -> InputHashes {
+        InputHashes {
+            base: self.trainer.engine().base().sha256().to_owned(),
+            train: self.rows.sha256().to_owned(),
+            eval: self.evaluator.sha256().map(str::to_owned),
+            order: self.rows.order_sha256(steps),
+        }
     }
 }

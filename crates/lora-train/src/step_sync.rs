@@ -3,8 +3,8 @@
 use lora_collective::Group;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::TrainError;
 use crate::engine::LossSums;
+use crate::error::TrainError;
 
 /// The message of one rank in the exchange of a step.
 #[derive(Debug, Clone, Serialize, Deserialize)]

@@ -9,7 +9,8 @@ use lora_spec::{
     ModelFootprint, Philox, TrainingWorkload, row_flops,
 };
 
-use crate::{ComputeDevice, TrainError};
+use crate::device::ComputeDevice;
+use crate::error::TrainError;
 
 /// Number of blocks of the larger of the two timed models. The other one has one block.
 const MEASURED_BLOCKS: usize = 2;

@@ -8,8 +8,12 @@ use lora_collective::CancelToken;
 use lora_model::{Base, sha256_file};
 use lora_spec::InitLoraWeights;
 
-use crate::export::WEIGHTS;
-use crate::{Receipt, Run, RunInputs, TrainError, numerics_id};
+use crate::device::numerics_id;
+use crate::error::TrainError;
+use crate::export::{RECEIPT, WEIGHTS};
+use crate::inputs::RunInputs;
+use crate::receipt::{Receipt, StepRecord};
+use crate::run::Run;
 
 /// The current paths of a job's inputs. The default of each is the path in the receipt.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -45,7 +49,7 @@ pub struct Verification {
 /// A file cannot be read, a hash differs, the receipt is from another build or machine, or a
 /// repeated step gives other bits.
 pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verification, TrainError> {
-    let path = dir.join("receipt.json");
+    let path = dir.join(RECEIPT);
     let bytes = std::fs::read(&path).map_err(|source| TrainError::Io { path: path.clone(), source })?;
     let wrong = |message: String| TrainError::Receipt(format!("{}: {message}", path.display()));
     let receipt: Receipt = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
@@ -82,15 +86,15 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     };
     let base = Arc::new(Base::load(base, job.base_layout(), &device)?);
     let mut run = Run::prepare(job, &run_inputs(input_paths, &receipt), base, &CancelToken::new())?;
-    let inputs = [
-        ("model.base", run.engine.base().sha256(), receipt.base_sha256.as_str()),
-        ("data.train", &run.train.sha256, &receipt.train_sha256),
+    let found = run.input_hashes(receipt.steps.len() as u64);
+    let eval = found.eval.as_deref().zip(receipt.eval_sha256.as_deref());
+    let compared = [
+        Some(("model.base", found.base.as_str(), receipt.base_sha256.as_str())),
+        Some(("data.train", found.train.as_str(), receipt.train_sha256.as_str())),
+        eval.map(|(found, expected)| ("data.eval", found, expected)),
+        Some(("the order of the rows", found.order.as_str(), receipt.order_sha256.as_str())),
     ];
-    let eval = run.eval.as_ref().map(|eval| eval.sha256.as_str()).zip(receipt.eval_sha256.as_deref());
-    let eval = eval.map(|(found, expected)| ("data.eval", found, expected));
-    let order = run.order_sha256(receipt.steps.len() as u64);
-    let order = ("the order of the rows", order.as_str(), receipt.order_sha256.as_str());
-    for (field, found, expected) in inputs.into_iter().chain(eval).chain([order]) {
+    for (field, found, expected) in compared.into_iter().flatten() {
         if found != expected {
             return Err(wrong(format!("{field} was changed: its SHA-256 is {found}, not {expected}")));
         }
@@ -99,7 +103,7 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     for expected in &receipt.steps[..steps as usize] {
         run.step(|| false)?;
         let found = run.history().last();
-        let same = |field: fn(&crate::StepRecord) -> Option<u64>| found.and_then(field) == field(expected);
+        let same = |field: fn(&StepRecord) -> Option<u64>| found.and_then(field) == field(expected);
         let bits = same(|r| r.loss.map(f64::to_bits)) && same(|r| r.grad_norm.map(f64::to_bits));
         if !bits || found.map(|r| &r.state) != Some(&expected.state) {
             let start = match job.adapter.init_lora_weights {

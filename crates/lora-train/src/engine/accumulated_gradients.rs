@@ -6,7 +6,7 @@ use lora_ops::reduce::{scale, sum_of_squares};
 use lora_ops::transfer::to_vec;
 
 use super::{Engine, LossSums, ReducedGradients};
-use crate::TrainError;
+use crate::error::TrainError;
 use crate::gradient_reducer::GradientSums;
 use crate::partition::Partition;
 use crate::process_group::ProcessGroup;

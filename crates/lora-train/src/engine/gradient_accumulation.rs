@@ -11,7 +11,7 @@ use lora_ops::device::StreamEvent;
 use lora_spec::MicroBatch;
 
 use super::{AccumulatedGradients, Engine};
-use crate::TrainError;
+use crate::error::TrainError;
 use crate::gradient_reducer::GradientSums;
 use crate::partition::Partition;
 use crate::process_group::ProcessGroup;

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use lora_ops::adamw::{AdamW, clip_factor};
 
 use super::Engine;
-use crate::TrainError;
+use crate::error::TrainError;
 
 /// A step whose gradients are reduced.
 pub struct ReducedGradients<'a> {

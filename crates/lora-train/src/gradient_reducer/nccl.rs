@@ -7,7 +7,7 @@ use lora_collective::{Group, NcclGroup};
 use lora_ops::device::gpu_address;
 
 use super::{GradientReducer, GradientSums};
-use crate::TrainError;
+use crate::error::TrainError;
 
 /// Sums the gradients of all ranks on their GPUs.
 pub(crate) struct NcclReducer(pub(crate) NcclGroup);

@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use lora_collective::{CollectiveError, Group};
 
 use super::{GradientReducer, GradientSums};
-use crate::TrainError;
+use crate::error::TrainError;
 
 /// Does nothing: the only rank's sum is the result.
 pub(crate) struct SingleRankReducer;

@@ -8,7 +8,7 @@ use lora_ops::device::write_f32;
 use lora_ops::transfer::to_vec;
 
 use super::{GradientReducer, GradientSums};
-use crate::TrainError;
+use crate::error::TrainError;
 
 /// Sums the gradients of all ranks on their hosts.
 pub(crate) struct TcpReducer;

@@ -1,0 +1,62 @@
+//! The training rows of a job, in the order of its steps.
+
+use lora_data::{BatchPlan, Dataset, MicroBatchRows, collate};
+use lora_model::sha256;
+use lora_spec::{JobSpec, MicroBatch};
+
+/// The training rows and their global order, which does not depend on the ranks.
+pub(crate) struct TrainingRows {
+    dataset: Dataset,
+    plan: BatchPlan,
+}
+
+impl TrainingRows {
+    /// Orders the rows of a job.
+    pub(crate) fn new(job: &JobSpec, dataset: Dataset) -> Self {
+        Self { plan: BatchPlan::for_job(job, &dataset), dataset }
+    }
+
+    /// Returns the SHA-256 of the file.
+    pub(crate) fn sha256(&self) -> &str {
+        &self.dataset.sha256
+    }
+
+    /// Returns the number of steps of one pass over the rows.
+    pub(crate) fn steps_per_epoch(&self) -> u64 {
+        self.plan.steps_per_epoch()
+    }
+
+    /// Returns the rows of each micro-batch of a step (from 0).
+    pub(crate) fn step(&self, step: u64) -> Vec<MicroBatchRows> {
+        self.plan.step(step)
+    }
+
+    /// Returns the micro-batch of `rows`.
+    pub(crate) fn collate(&self, rows: &MicroBatchRows) -> MicroBatch {
+        collate(&self.dataset, rows)
+    }
+
+    /// Returns a micro-batch with the inputs of the first row.
+    pub(crate) fn first_row(&self) -> MicroBatch {
+        let inputs = self.dataset.rows.first().map_or(1, |row| row.tokens.len().saturating_sub(1).max(1));
+        self.collate(&MicroBatchRows { rows: vec![0], padded_len: inputs })
+    }
+
+    /// Returns the number of tokens in the first `steps` steps, without padding.
+    pub(crate) fn tokens(&self, steps: u64) -> u64 {
+        self.plan.tokens(steps)
+    }
+
+    /// Returns the number of tokens in a step (from 0), without padding.
+    pub(crate) fn tokens_in(&self, step: u64) -> u64 {
+        let rows = self.step(step).into_iter().flat_map(|micro_batch| micro_batch.rows);
+        rows.map(|row| self.dataset.rows[row].tokens.len() as u64).sum()
+    }
+
+    /// Returns the SHA-256 over the rows of the first `steps` steps, in order, as u64 (little
+    /// endian).
+    pub(crate) fn order_sha256(&self, steps: u64) -> String {
+        let rows = (0..steps).flat_map(|step| self.step(step)).flat_map(|micro_batch| micro_batch.rows);
+        sha256(&rows.flat_map(|row| (row as u64).to_le_bytes()).collect::<Vec<u8>>())
+    }
+}
