@@ -17,7 +17,7 @@ use std::ops::Range;
 use candle_core::{DType, Result, Tensor};
 use lora_spec::{EIGHT_BIT_BLOCK_SIZE as BLOCK, EIGHT_BIT_MIN_ELEMENTS};
 
-use crate::adamw::{self, AdamW};
+use crate::adamw::{self, AdamWTensors, Coefficients};
 use crate::backend::Backend;
 use crate::paged::{MomentPlacement, PinnedTensor, zeros};
 use crate::transfer::to_device;
@@ -142,31 +142,14 @@ impl AdamW8bitState {
         let all = [&m.full, &v.full, &m.codes, &v.codes, &m.absmax, &v.absmax];
         std::array::from_fn(|i| (TENSOR_NAMES[i], all[i]))
     }
-}
 
-/// Bytes of the state for parameters whose tensors are at `ranges`.
-///
-/// # Errors
-/// Those of [`AdamW8bitState::new`].
-pub fn bytes(ranges: &[Range<usize>]) -> Result<usize> {
-    let sizes = TensorSizes::from_ranges(ranges)?;
-    Ok((0..TENSOR_NAMES.len()).map(|i| sizes.tensor(i)).map(|(dtype, n)| dtype.size_in_bytes() * n).sum())
-}
-
-impl AdamW {
-    /// Makes a step as [`AdamW::step`] does, with the moments in `state`. `params` and `gradient`
-    /// are f32 vectors, as long as the state's ranges together, each with its own storage. An
-    /// element that is not finite makes its block's moments invalid.
+    /// Updates `params` and the moments as [`adamw::step`] does. `params` and `gradient` are f32
+    /// vectors, as long as the state's ranges together, each with its own storage. An element that
+    /// is not finite makes its block's moments invalid.
     #[tracing::instrument(level = "trace", name = "adamw_8bit", skip_all)]
-    pub fn step_8bit(
-        &self,
-        t: u64,
-        params: &Tensor,
-        state: &AdamW8bitState,
-        gradient: &Tensor,
-        factor: f32,
-    ) -> Result<()> {
-        let n = state.ranges.last().map_or(0, |last| last.end);
+    pub fn step(&self, coefficients: &Coefficients, params: &Tensor, gradient: &Tensor) -> Result<()> {
+        let Self { ranges, m, v, window, .. } = self;
+        let n = ranges.last().map_or(0, |last| last.end);
         if [params, gradient].iter().any(|x| x.dims() != [n]) {
             candle_core::bail!(
                 "8-bit AdamW: parameters {:?} and gradient {:?} with moments of {n} elements",
@@ -174,12 +157,11 @@ impl AdamW {
                 gradient.shape()
             );
         }
-        let AdamW8bitState { ranges, m, v, window, .. } = state;
-        let buffers = adamw::buffers(adamw::AdamWTensors { params, m: &m.full, v: &v.full }, *window)?;
+        let buffers = adamw::buffers(AdamWTensors { params, m: &m.full, v: &v.full }, *window)?;
         match Backend::of_tensors(&[params, gradient])? {
-            Backend::Cpu => cpu::step(&self.coefficients(t, factor), params, state, gradient)?,
+            Backend::Cpu => cpu::step(coefficients, params, self, gradient)?,
             #[cfg(feature = "cuda")]
-            Backend::Cuda(gpu) => cuda::step(&gpu, &self.coefficients(t, factor), params, state, gradient)?,
+            Backend::Cuda(gpu) => cuda::step(&gpu, coefficients, params, self, gradient)?,
         }
         let mut done = 0;
         // Small tensors that are adjacent are updated as one, because their moments are adjacent
@@ -192,12 +174,21 @@ impl AdamW {
             let len = last.end - first.start;
             let of = |flat: &Tensor| flat.narrow(0, first.start, len);
             let full = |moments: &QuantizedMoment| moments.full.narrow(0, done, len);
-            let small = adamw::AdamWTensors { params: &of(params)?, m: &full(m)?, v: &full(v)? };
-            self.step_with_buffers(&buffers, t, small, &of(gradient)?, factor, *window)?;
+            let small = AdamWTensors { params: &of(params)?, m: &full(m)?, v: &full(v)? };
+            adamw::step_with_buffers(&buffers, coefficients, small, &of(gradient)?, *window)?;
             done += len;
         }
         Ok(())
     }
+}
+
+/// Bytes of the state for parameters whose tensors are at `ranges`.
+///
+/// # Errors
+/// Those of [`AdamW8bitState::new`].
+pub fn bytes(ranges: &[Range<usize>]) -> Result<usize> {
+    let sizes = TensorSizes::from_ranges(ranges)?;
+    Ok((0..TENSOR_NAMES.len()).map(|i| sizes.tensor(i)).map(|(dtype, n)| dtype.size_in_bytes() * n).sum())
 }
 
 fn is_8bit(range: &Range<usize>) -> bool {

@@ -28,7 +28,7 @@ pub(crate) fn write(
     progress: &Progress,
     best: Option<&[f32]>,
 ) -> Result<Vec<u8>, TrainError> {
-    let moments = engine.moments.tensors();
+    let moments = engine.optimizer().tensors();
     let initial = engine.adapter().initial().map(|initial_params| ("taken_off", initial_params));
     let tensors: Vec<(&str, &Tensor)> =
         std::iter::once(("params", engine.adapter().params())).chain(initial).chain(moments).collect();
@@ -39,7 +39,7 @@ pub(crate) fn write(
     let mut shapes: Vec<(&str, Dtype, usize)> =
         tensors.iter().map(|(name, tensor)| (*name, of(tensor), tensor.elem_count())).collect();
     shapes.extend(best.map(|best| ("best", Dtype::F32, best.len())));
-    let progress = serde_json::to_string(&progress.with_updates(engine.updates))
+    let progress = serde_json::to_string(&progress.with_updates(engine.optimizer().updates()))
         .map_err(|e| TrainError::Checkpoint(e.to_string()))?;
     let mut file = header(&shapes, HashMap::from([(PROGRESS.to_owned(), progress)]))?;
     for (_, tensor) in tensors {

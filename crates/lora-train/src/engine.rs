@@ -14,6 +14,8 @@ use std::sync::Arc;
 use candle_core::{DType, Tensor};
 use lora_collective::tree::TreeAccumulator;
 use lora_model::{Adapter, Base, Gradients, loss};
+use lora_ops::Optimizer;
+use lora_ops::adamw::AdamWSettings;
 use lora_ops::reduce::fingerprint;
 use lora_ops::transfer::zeros;
 use lora_spec::{MicroBatch, Optim};
@@ -22,7 +24,6 @@ pub use self::accumulated_gradients::AccumulatedGradients;
 pub use self::gradient_accumulation::GradientAccumulation;
 pub use self::reduced_gradients::ReducedGradients;
 use crate::error::TrainError;
-use crate::moments::Moments;
 
 /// The sum of the weighted losses of a micro-batch, and the sum of the weights.
 pub type LossSums = (f64, f64);
@@ -31,9 +32,7 @@ pub type LossSums = (f64, f64);
 pub struct Engine {
     base: Arc<Base>,
     adapter: Adapter,
-    pub(crate) moments: Moments,
-    /// AdamW's `t`: number of optimizer steps so far.
-    pub(crate) updates: u64,
+    optimizer: Optimizer,
     /// Sums of this rank's gradients in the current step.
     accumulator: TreeAccumulator<Gradients>,
     /// Buffer for the sum of all ranks' gradients, f32, in the adapter's layout.
@@ -42,13 +41,18 @@ pub struct Engine {
 
 impl Engine {
     /// Creates an engine before its first step, on the device of the base.
-    pub fn new(base: Arc<Base>, adapter: Adapter, optim: Optim) -> Result<Self, TrainError> {
+    pub fn new(
+        base: Arc<Base>,
+        adapter: Adapter,
+        optim: Optim,
+        settings: AdamWSettings,
+    ) -> Result<Self, TrainError> {
         let adapter = adapter.to_device_of(&base)?;
+        let ranges = adapter.layout().tensors().map(|(_, _, range)| range).collect();
         Ok(Self {
             sum_buffer: zeros(adapter.layout().len, DType::F32, base.device())?,
             accumulator: TreeAccumulator::new(),
-            moments: Moments::zeros(optim, adapter.layout(), base.device())?,
-            updates: 0,
+            optimizer: Optimizer::new(optim, settings, ranges, base.device())?,
             base,
             adapter,
         })
@@ -64,6 +68,11 @@ impl Engine {
         &self.adapter
     }
 
+    /// Returns the optimizer in its current state.
+    pub(crate) fn optimizer(&self) -> &Optimizer {
+        &self.optimizer
+    }
+
     /// Replaces the parameters and moments. `params` is in the adapter's layout; for `initial` see
     /// [`Adapter::with_params`]; `find` returns each tensor of the moments by its name. On an error
     /// nothing changes.
@@ -74,9 +83,9 @@ impl Engine {
         find: impl FnMut(&str) -> lora_ops::Result<Tensor>,
         updates: u64,
     ) -> Result<(), TrainError> {
-        let moments = self.moments.read(self.adapter.layout(), self.base.device(), find)?;
+        let optimizer = self.optimizer.restored(updates, find)?;
         let adapter = self.adapter.with_params(params, initial)?;
-        (self.adapter, self.moments, self.updates) = (adapter, moments, updates);
+        (self.adapter, self.optimizer) = (adapter, optimizer);
         Ok(())
     }
 
@@ -89,7 +98,7 @@ impl Engine {
     /// Returns the hash of the parameters, the initial term and the moments: 128 bits in
     /// hexadecimal.
     pub fn state_hash(&self) -> Result<String, TrainError> {
-        let moments = self.moments.tensors().into_iter().map(|(_, tensor)| tensor);
+        let moments = self.optimizer.tensors().into_iter().map(|(_, tensor)| tensor);
         let adapter = std::iter::once(self.adapter.params()).chain(self.adapter.initial());
         let parts: Vec<&Tensor> = adapter.chain(moments).collect();
         let [low, high] = fingerprint(&parts)?;

@@ -22,7 +22,6 @@ mod gradient_reducer;
 mod inputs;
 mod lr_schedule;
 mod metrics;
-mod moments;
 mod partition;
 mod probe;
 mod process_group;

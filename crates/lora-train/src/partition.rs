@@ -14,7 +14,8 @@ pub struct Partition {
 }
 
 impl Partition {
-    /// Divides `leaves` micro-batches among `ranks` ranks; see [`lora_collective::tree::partition`].
+    /// Divides `leaves` micro-batches among `ranks` ranks; see
+    /// [`lora_collective::tree::partition`].
     ///
     /// # Errors
     /// There are no micro-batches or no ranks.

@@ -6,6 +6,7 @@ use lora_collective::backend_choice::Preference;
 use lora_collective::{CancelToken, Group};
 use lora_data::Tokenizer;
 use lora_model::{Base, sha256};
+use lora_ops::adamw::AdamWSettings;
 use lora_spec::{FieldError, InitLoraWeights, JobSpec, WorkersSpec};
 use serde::{Deserialize, Serialize};
 
@@ -94,7 +95,14 @@ impl Run {
             total_parameters: base.config.parameters() + trainable,
             adapter_bytes: 4 * trainable,
         };
-        let engine = Engine::new(base, adapter, job.training.optim)?;
+        let training = &job.training;
+        let settings = AdamWSettings {
+            beta1: training.adam_beta1,
+            beta2: training.adam_beta2,
+            eps: training.adam_epsilon,
+            weight_decay: training.weight_decay,
+        };
+        let engine = Engine::new(base, adapter, training.optim, settings)?;
         Ok(Self {
             trainer: Trainer::new(engine, job, facts.total_steps)?,
             evaluator: Evaluator::new(&job.training, eval, facts.total_steps),

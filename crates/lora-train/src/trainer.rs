@@ -2,7 +2,6 @@
 
 use lora_collective::tree::sum_f64;
 use lora_model::PassOptions;
-use lora_ops::adamw::AdamW;
 use lora_spec::{JobSpec, MicroBatch, TrainingSpec};
 
 use crate::engine::{AccumulatedGradients, Engine, GradientAccumulation, LossSums};
@@ -93,7 +92,7 @@ impl Trainer {
         rows: &TrainingRows,
         stop: impl FnOnce() -> bool,
     ) -> Result<TrainedStep, TrainError> {
-        let adamw = self.adamw(step);
+        let lr = self.learning_rate(step);
         let pass = PassOptions {
             checkpointing: self.training.activation_checkpointing,
             dropout: self.dropout,
@@ -130,7 +129,7 @@ impl Trainer {
         // From here on, nothing waits for peers or can be cancelled.
         trained.grad_norm = reduced.norm();
         if trained.grad_norm.is_finite() {
-            reduced.optim_step(adamw, self.training.max_grad_norm)?;
+            reduced.optim_step(lr, self.training.max_grad_norm)?;
             self.state_hash = self.engine.state_hash()?;
         } else {
             trained.not_finite = Some("the norm of the summed gradient".to_owned());
@@ -155,17 +154,6 @@ impl Trainer {
         let bits = gathered.iter().flatten().map(|(l, w)| (f64::from_bits(*l), f64::from_bits(*w)));
         let (loss_sum, weight_sum) = sum_losses(&bits.collect::<Vec<_>>());
         Ok(loss_sum / weight_sum)
-    }
-
-    fn adamw(&self, step: u64) -> AdamW {
-        let training = &self.training;
-        AdamW {
-            lr: self.learning_rate(step),
-            beta1: training.adam_beta1,
-            beta2: training.adam_beta2,
-            eps: training.adam_epsilon,
-            weight_decay: training.weight_decay,
-        }
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use lora_model::{Adapter, Base, PassOptions, PeftAdapter};
-use lora_ops::adamw::AdamW;
+use lora_ops::adamw::AdamWSettings;
 use lora_spec::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec,
     MicroBatch, ModelSpec, Optim, Quantization, QuantizationType, TrainingSpec,
@@ -80,7 +80,13 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
     let model = golden().join("models").join(curve["model"].as_str().unwrap());
     let base = Arc::new(Base::load(&model, layout, &Device::Cpu).unwrap());
     let adapter = start(&base);
-    let mut engine = Engine::new(base, adapter, Optim::Adamw).unwrap();
+    let adamw = AdamWSettings {
+        beta1: number(&settings["adam_beta1"]),
+        beta2: number(&settings["adam_beta2"]),
+        eps: number(&settings["adam_epsilon"]),
+        weight_decay: number(&settings["weight_decay"]),
+    };
+    let mut engine = Engine::new(base, adapter, Optim::Adamw, adamw).unwrap();
     let batches: HashMap<String, Tensor> =
         candle_core::safetensors::load(dir.join("batches.safetensors"), &Device::Cpu).unwrap();
     let (steps, leaves, rows, seq) = batches["tokens"].dims4().unwrap();
@@ -112,14 +118,7 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
         let reduced = accumulated.reduce(&mut alone, sums.1).unwrap();
         let norm = reduced.norm();
         let lr = learning_rate(&training, step as u64, total);
-        let adamw = AdamW {
-            lr,
-            beta1: number(&settings["adam_beta1"]),
-            beta2: number(&settings["adam_beta2"]),
-            eps: number(&settings["adam_epsilon"]),
-            weight_decay: number(&settings["weight_decay"]),
-        };
-        reduced.optim_step(adamw, number(&settings["max_grad_norm"])).unwrap();
+        reduced.optim_step(lr, number(&settings["max_grad_norm"])).unwrap();
         for (what, got) in [("loss", sums.0 / sums.1), ("grad_norm", norm), ("learning_rate", lr)] {
             let expected = number(&curve[what][step]);
             assert!(

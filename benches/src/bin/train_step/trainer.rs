@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use lora_model::{Adapter, Base, PassOptions};
-use lora_ops::adamw::AdamW;
+use lora_ops::adamw::AdamWSettings;
 use lora_spec::{ActivationCheckpointing, AdapterSpec, MicroBatch, Optim, Philox};
 use lora_train::{Engine, GradientAccumulation, Partition, ProcessGroup};
 
@@ -25,8 +25,9 @@ impl Trainer {
         checkpointing: ActivationCheckpointing,
     ) -> Result<Self> {
         let adapter = Adapter::new(&base.config, &AdapterSpec::default(), 0)?;
+        let adamw = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
         Ok(Self {
-            engine: Engine::new(base, adapter, Optim::default())?,
+            engine: Engine::new(base, adapter, Optim::default(), adamw)?,
             rows: (0..case.rows.get().into()).collect(),
             seq: case.positions.get() as usize,
             checkpointing,
@@ -65,8 +66,7 @@ impl Trainer {
         accumulation.forward_backward(&batch, pass, &mut alone)?;
         let accumulated = accumulation.finish()?;
         let (loss, weight) = *accumulated.losses().first().context("no loss")?;
-        let adamw = AdamW { lr: 2e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.0 };
-        accumulated.reduce(&mut alone, weight)?.optim_step(adamw, 1.0)?;
+        accumulated.reduce(&mut alone, weight)?.optim_step(2e-4, 1.0)?;
         Ok(loss / weight)
     }
 }

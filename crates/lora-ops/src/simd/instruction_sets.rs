@@ -7,7 +7,7 @@ use lora_spec::{ActivationFunction, Philox, Rope, RopeScaling};
 use pulp::Arch;
 use pulp::x86::{V3, V4};
 
-use crate::adamw::{AdamW, AdamWTensors};
+use crate::adamw::{self, AdamWSettings, AdamWTensors};
 use crate::attention::{self, AttentionShape};
 use crate::cross_entropy::{Targets, forward_backward};
 use crate::linear::FrozenLinear;
@@ -105,14 +105,15 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
     let weight = Int8::quantize(&values, (45, features))?;
     all.extend([("int8", weight.codes().clone()), ("dequantized int8", weight.dequantize()?)]);
 
-    let adamw = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
+    let adamw = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
     let (params, m, v) = (vector(9001, 14)?, flat.zeros_like()?, flat.zeros_like()?);
     let params_8bit = params.copy()?;
     let state = adamw_8bit::AdamW8bitState::new(std::slice::from_ref(&(0..9001)), &Device::Cpu)?;
     for t in 1..4 {
         let gradient = vector(9001, 14 + t)?;
-        adamw.step(t, AdamWTensors { params: &params, m: &m, v: &v }, &gradient, 0.5)?;
-        adamw.step_8bit(t, &params_8bit, &state, &gradient, 0.5)?;
+        let coefficients = adamw.coefficients(1e-2, t, 0.5);
+        adamw::step(&coefficients, AdamWTensors { params: &params, m: &m, v: &v }, &gradient)?;
+        state.step(&coefficients, &params_8bit, &gradient)?;
     }
     all.extend([("AdamW", params), ("AdamW in 8 bits", params_8bit)]);
     all.extend(state.tensors().map(|(name, tensor)| (name, tensor.clone())));

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use lora_ops::adamw::{self, AdamW};
+use lora_ops::adamw::{self, AdamWSettings, AdamWTensors};
 use lora_ops::adamw_8bit::{AdamW8bitState, TENSOR_NAMES, bytes};
 use lora_ops::paged::MomentPlacement;
 use lora_ops::quant::{dynamic_map, dynamic_map_unsigned};
@@ -17,7 +17,8 @@ use serde_json::Value;
 use crate::common::{assert_close, bits, random, vector, wide};
 use crate::threads::assert_same_bits;
 
-const ADAMW: AdamW = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
+const ADAMW: AdamWSettings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1 };
+const LR: f64 = 1e-2;
 
 /// Contiguous ranges for tensors of these sizes.
 fn ranges(sizes: &[usize]) -> Vec<Range<usize>> {
@@ -65,10 +66,11 @@ fn four_steps_match_bitsandbytes() {
     for (step, lr) in list("lr").iter().enumerate() {
         let (beta1, beta2) = (number(&settings["betas"][0]), number(&settings["betas"][1]));
         let (eps, weight_decay) = (number(&settings["eps"]), number(&settings["weight_decay"]));
-        let adamw = AdamW { lr: number(lr), beta1, beta2, eps, weight_decay };
+        let adamw = AdamWSettings { beta1, beta2, eps, weight_decay };
         // The factor is applied before anything else.
         let gradient = (golden[&format!("{step}.gradient")].to_dtype(DType::F32).unwrap() * 2.0).unwrap();
-        adamw.step_8bit(step as u64 + 1, &params, &state, &gradient, 0.5).unwrap();
+        let coefficients = adamw.coefficients(number(lr), step as u64 + 1, 0.5);
+        state.step(&coefficients, &params, &gradient).unwrap();
         // An update is at most about the learning rate and may leave a much smaller parameter, so
         // the error is relative to both.
         let expected = wide(&golden[&format!("{step}.params")]);
@@ -97,7 +99,7 @@ fn tensors_are_updated_independently() {
     let (all, params) = (state(&sizes), vector(n, 1));
     let gradients = [vector(n, 2), vector(n, 3)];
     for (t, gradient) in (1..).zip(&gradients) {
-        ADAMW.step_8bit(t, &params, &all, gradient, 1.0).unwrap();
+        all.step(&ADAMW.coefficients(LR, t, 1.0), &params, gradient).unwrap();
     }
     for range in ranges(&sizes) {
         let of = |flat: &Tensor| flat.narrow(0, range.start, range.len()).unwrap();
@@ -107,10 +109,10 @@ fn tensors_are_updated_independently() {
         let full = (zeros(), zeros());
         for (t, gradient) in (1..).zip(&gradients) {
             if range.len() < 4096 {
-                let state = adamw::AdamWTensors { params: &alone, m: &full.0, v: &full.1 };
-                ADAMW.step(t, state, &of(gradient), 1.0).unwrap();
+                let state = AdamWTensors { params: &alone, m: &full.0, v: &full.1 };
+                adamw::step(&ADAMW.coefficients(LR, t, 1.0), state, &of(gradient)).unwrap();
             } else {
-                ADAMW.step_8bit(t, &alone, &state, &of(gradient), 1.0).unwrap();
+                state.step(&ADAMW.coefficients(LR, t, 1.0), &alone, &of(gradient)).unwrap();
             }
         }
         assert_eq!(bits(&of(&params)), bits(&alone), "{range:?}");
@@ -123,12 +125,12 @@ fn first_moments_keep_their_sign_and_zero() {
     let mut gradient = vec![0.0_f32; 4096];
     (gradient[0], gradient[1], gradient[2]) = (1e4, -1e-6, 1e-6);
     let gradient = Tensor::new(gradient, &Device::Cpu).unwrap();
-    ADAMW.step_8bit(1, &params, &state, &gradient, 1.0).unwrap();
+    state.step(&ADAMW.coefficients(LR, 1, 1.0), &params, &gradient).unwrap();
     let codes: Vec<u8> = saved(&state)["exp_avg_codes"].to_vec1().unwrap();
     // Zero is the 127th number. The other blocks are all zero and have code 0 everywhere.
     assert_eq!(codes[..4], [255, 126, 127, 127]);
     assert_eq!(codes[256], 0);
-    ADAMW.step_8bit(2, &params, &state, &gradient.zeros_like().unwrap(), 1.0).unwrap();
+    state.step(&ADAMW.coefficients(LR, 2, 1.0), &params, &gradient.zeros_like().unwrap()).unwrap();
     let decay = (1.0 - 1e-2 * 0.1) as f32;
     for i in [3, 255, 256, 4095] {
         let decayed = random(4096, 1)[i] * decay * decay;
@@ -141,7 +143,7 @@ fn a_restored_state_continues_bit_for_bit() {
     let sizes = [5000, 100, 4096];
     let params = vector(9196, 1);
     let before = state(&sizes);
-    ADAMW.step_8bit(1, &params, &before, &vector(9196, 2), 0.5).unwrap();
+    before.step(&ADAMW.coefficients(LR, 1, 0.5), &params, &vector(9196, 2)).unwrap();
     let (kept, kept_params) = (saved(&before), params.copy().unwrap());
     let find = |name: &str| Ok(kept[name].clone());
     let after = AdamW8bitState::from_tensors(&ranges(&sizes), &Device::Cpu, find).unwrap();
@@ -149,7 +151,7 @@ fn a_restored_state_continues_bit_for_bit() {
     let first = hash(&after);
     assert_eq!(hash(&before), first);
     for (params, state) in [(&params, &before), (&kept_params, &after)] {
-        ADAMW.step_8bit(2, params, state, &vector(9196, 3), 0.5).unwrap();
+        state.step(&ADAMW.coefficients(LR, 2, 0.5), params, &vector(9196, 3)).unwrap();
     }
     assert_eq!(bits(&params), bits(&kept_params));
     assert_eq!(hash(&before), hash(&after));
@@ -166,7 +168,7 @@ fn the_same_bits_with_any_number_of_threads() {
     assert_same_bits("8-bit AdamW", || {
         let (params, state) = (vector(n, 1), state(&sizes));
         for t in 1..4 {
-            ADAMW.step_8bit(t, &params, &state, &vector(n, 1 + t), 0.5)?;
+            state.step(&ADAMW.coefficients(LR, t, 0.5), &params, &vector(n, 1 + t))?;
         }
         Ok(state.tensors().map(|(_, tensor)| tensor.clone()).into_iter().chain([params]).collect())
     });
@@ -182,8 +184,8 @@ fn paged_moments_have_the_same_bits() {
         let (params, plain) = (vector(n, 1), state(&sizes));
         let (paged_params, paged) = (vector(n, 1), AdamW8bitState::new(&ranges(&sizes), placement).unwrap());
         for t in 1..3 {
-            ADAMW.step_8bit(t, &params, &plain, &vector(n, 1 + t), 0.5).unwrap();
-            ADAMW.step_8bit(t, &paged_params, &paged, &vector(n, 1 + t), 0.5).unwrap();
+            plain.step(&ADAMW.coefficients(LR, t, 0.5), &params, &vector(n, 1 + t)).unwrap();
+            paged.step(&ADAMW.coefficients(LR, t, 0.5), &paged_params, &vector(n, 1 + t)).unwrap();
         }
         assert_eq!(bits(&paged_params), bits(&params), "{window}");
         let hash = |state: &AdamW8bitState| fingerprint(&state.tensors().map(|(_, tensor)| tensor)).unwrap();
@@ -205,7 +207,8 @@ fn converges_like_f32_adamw_on_a_quadratic() {
     let n = 8192;
     // The minimum is 0 in every direction, and the curvatures are between 0.01 and 1.
     let curvature = (vector(n, 2).affine(0.495, 0.505)).unwrap();
-    let adamw = |t: u64| AdamW { lr: 0.05 * (1.0 - t as f64 / 300.0), weight_decay: 0.0, ..ADAMW };
+    let adamw = AdamWSettings { weight_decay: 0.0, ..ADAMW };
+    let lr = |t: u64| 0.05 * (1.0 - (t - 1) as f64 / 300.0);
     let loss = |params: &Tensor| wide(&(params.sqr().unwrap() * &curvature).unwrap()).iter().sum::<f64>();
     let (eight, full) = (vector(n, 1), vector(n, 1));
     let start = loss(&full);
@@ -213,9 +216,10 @@ fn converges_like_f32_adamw_on_a_quadratic() {
     let (m, v) = (full.zeros_like().unwrap(), full.zeros_like().unwrap());
     for t in 1..=300 {
         let gradient = |params: &Tensor| (params * &curvature).unwrap();
-        adamw(t - 1).step_8bit(t, &eight, &state, &gradient(&eight), 1.0).unwrap();
-        let of_full = adamw::AdamWTensors { params: &full, m: &m, v: &v };
-        adamw(t - 1).step(t, of_full, &gradient(&full), 1.0).unwrap();
+        let coefficients = adamw.coefficients(lr(t), t, 1.0);
+        state.step(&coefficients, &eight, &gradient(&eight)).unwrap();
+        let of_full = AdamWTensors { params: &full, m: &m, v: &v };
+        adamw::step(&coefficients, of_full, &gradient(&full)).unwrap();
         if t % 50 == 0 {
             let ratio = loss(&eight) / loss(&full);
             assert!((0.7..1.3).contains(&ratio), "after {t} steps the loss is {ratio} of the other");
@@ -235,7 +239,7 @@ fn mismatched_lengths_and_types_are_rejected() {
     refused(new(&[1..5, 5..6]), "a tensor at 1..5 after one that ends at 0");
     let state = state(&[4096, 10]);
     let step = |params: usize, gradient: usize| {
-        ADAMW.step_8bit(1, &vector(params, 1), &state, &vector(gradient, 2), 1.0)
+        state.step(&ADAMW.coefficients(LR, 1, 1.0), &vector(params, 1), &vector(gradient, 2))
     };
     refused(step(4096, 4106), "parameters [4096] and gradient [4106] with moments of 4106");
     refused(step(4106, 4105), "gradient [4105]");

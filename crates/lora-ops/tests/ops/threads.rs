@@ -1,7 +1,7 @@
 //! Every operation gives the same bits with 1, 2 and 3 threads, at sizes at which it uses several.
 
 use candle_core::{DType, Tensor};
-use lora_ops::adamw::{AdamW, AdamWTensors};
+use lora_ops::adamw::{self, AdamWSettings, AdamWTensors};
 use lora_ops::attention::{self, AttentionShape};
 use lora_ops::cross_entropy::{Targets, forward_backward};
 use lora_ops::dropout::Dropout;
@@ -90,13 +90,13 @@ fn pointwise_operations_have_the_same_bits_with_any_number_of_threads() {
 
 #[test]
 fn adamw_has_the_same_bits_with_any_number_of_threads() {
-    let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    let adamw = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     assert_same_bits("AdamW", || {
         let params = vector(70_000, 1);
         let (m, v) = (params.zeros_like()?, params.zeros_like()?);
         for t in 1..4 {
             let state = AdamWTensors { params: &params, m: &m, v: &v };
-            adamw.step(t, state, &vector(70_000, 1 + t), 0.5)?;
+            adamw::step(&adamw.coefficients(1e-3, t, 0.5), state, &vector(70_000, 1 + t))?;
         }
         Ok(vec![params, m, v])
     });

@@ -1,7 +1,7 @@
 //! Shapes and types that do not fit are rejected with an error.
 
 use candle_core::{DType, Device, Tensor};
-use lora_ops::adamw::{AdamW, AdamWTensors};
+use lora_ops::adamw::{self, AdamWSettings, AdamWTensors};
 use lora_ops::attention::{self, AttentionShape};
 use lora_ops::cross_entropy::{self, Targets};
 use lora_ops::dropout::Dropout;
@@ -77,10 +77,14 @@ fn updated_tensors_that_share_their_storage_with_another_operand() {
     let linear = FrozenLinear::new(x.clone(), None).unwrap();
     assert_error("gradient", linear.backward_add(&y, &y), "shares its storage");
     assert_error("gradient", linear.backward_add(&y, &x), "shares its storage");
-    let adamw = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
+    let adamw = AdamWSettings { beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.0 };
     let (v, gradient) = (vector(6, 1), vector(6, 2));
     let state = AdamWTensors { params: &v, m: &gradient, v: &v };
-    assert_error("moments", adamw.step(1, state, &gradient, 1.0), "shares its storage");
+    assert_error(
+        "moments",
+        adamw::step(&adamw.coefficients(0.1, 1, 1.0), state, &gradient),
+        "shares its storage",
+    );
     // No lock is held after an error, and two operands may read one storage.
     product(1.0, no_trans(&y), trans(&y), 0.0, &x).unwrap();
     add_assign(&x, &y).unwrap();
@@ -179,10 +183,11 @@ fn lora_matrices() {
 
 #[test]
 fn optimizer_state() {
-    let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+    let adamw = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let [params, m, v, gradient, short] = [5, 5, 5, 5, 4].map(|n| vector(n, 1));
     let step = |v: &Tensor, gradient: &Tensor| {
-        adamw.step(1, AdamWTensors { params: &params, m: &m, v }, gradient, 1.0)
+        let state = AdamWTensors { params: &params, m: &m, v };
+        adamw::step(&adamw.coefficients(1e-3, 1, 1.0), state, gradient)
     };
     assert!(step(&v, &gradient).is_ok());
     assert_error("moments", step(&short, &gradient), "5 parameters");

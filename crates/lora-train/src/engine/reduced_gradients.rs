@@ -1,7 +1,7 @@
 //! The last part of a step: the update of the parameters.
 
 use candle_core::Tensor;
-use lora_ops::adamw::{AdamW, clip_factor};
+use lora_ops::adamw::clip_factor;
 
 use super::Engine;
 use crate::error::TrainError;
@@ -21,12 +21,11 @@ impl ReducedGradients<'_> {
     }
 
     /// Clips the gradient to the norm `max_grad_norm` (0: not clipped) and updates the parameters
-    /// with AdamW.
-    pub fn optim_step(self, adamw: AdamW, max_grad_norm: f64) -> Result<(), TrainError> {
+    /// with the learning rate `lr`.
+    pub fn optim_step(self, lr: f64, max_grad_norm: f64) -> Result<(), TrainError> {
         let Self { engine, gradient, norm } = self;
         let factor = clip_factor(norm, max_grad_norm);
-        engine.moments.step(adamw, engine.updates + 1, engine.adapter.params(), &gradient, factor)?;
-        engine.updates += 1;
+        engine.optimizer.step(lr, engine.adapter.params(), &gradient, factor)?;
         Ok(engine.adapter.refresh()?)
     }
 }

@@ -2,7 +2,7 @@
 
 use lora_data::{BatchPlan, Dataset, Tokenizer, collate};
 use lora_model::{Adapter, PassOptions};
-use lora_ops::adamw::AdamW;
+use lora_ops::adamw::AdamWSettings;
 use lora_spec::{ActivationCheckpointing, LrSchedulerType};
 use lora_train::{Engine, GradientAccumulation, Partition, ProcessGroup, StepOutcome, learning_rate};
 
@@ -32,7 +32,8 @@ fn a_run_has_the_bits_of_an_engine_that_is_driven_by_hand() {
     let rows = Dataset::read(&job.data.train, &tokenizer, job.data.max_length, job.data.long_rows).unwrap();
     let plan = BatchPlan::for_job(job, &rows);
     let adapter = Adapter::init(&base, &job.adapter, training.seed).unwrap();
-    let mut engine = Engine::new(base.clone(), adapter, training.optim).unwrap();
+    let adamw = AdamWSettings { beta1: 0.8, beta2: 0.9, eps: 1e-4, weight_decay: 0.3 };
+    let mut engine = Engine::new(base.clone(), adapter, training.optim, adamw).unwrap();
     let mut alone = ProcessGroup::single();
     let mut run = fixture.run_over(base);
     let total = run.facts().total_steps;
@@ -53,8 +54,7 @@ fn a_run_has_the_bits_of_an_engine_that_is_driven_by_hand() {
         let norm = reduced.norm();
         norms.push(norm);
         let lr = learning_rate(training, step, total);
-        let adamw = AdamW { lr, beta1: 0.8, beta2: 0.9, eps: 1e-4, weight_decay: 0.3 };
-        reduced.optim_step(adamw, 3.0).unwrap();
+        reduced.optim_step(lr, 3.0).unwrap();
 
         let report = run.step(|| false).unwrap();
         assert_eq!(report.outcome == StepOutcome::Finished, step + 1 == total);

@@ -1,6 +1,6 @@
 //! The operations of a step on an adapter's parameters and gradients, in f32.
 
-use lora_ops::adamw::{AdamW, AdamWTensors};
+use lora_ops::adamw::{self, AdamWSettings, AdamWTensors};
 use lora_ops::pointwise::round_into;
 use lora_ops::reduce::{fingerprint, scale, sum_of_squares};
 
@@ -18,9 +18,11 @@ pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
             let (params, gradient) = (inputs.f32(&[n])?, inputs.f32(&[n])?);
             let moments = || zeros(n, DType::F32, inputs.device());
             let (m, v) = (moments()?, moments()?);
-            let adamw = AdamW { lr: 1e-4, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+            let adamw = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+            let coefficients = adamw.coefficients(1e-4, 1, 1.0);
             Ok(Box::new(move || {
-                Ok(adamw.step(1, AdamWTensors { params: &params, m: &m, v: &v }, &gradient, 1.0)?)
+                let state = AdamWTensors { params: &params, m: &m, v: &v };
+                Ok(adamw::step(&coefficients, state, &gradient)?)
             }))
         }),
         BenchRow::new(name("fingerprint of 3 x"), 12 * n, move |inputs| {

@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use lora_ops::adamw::{AdamW, AdamWTensors};
+use lora_ops::adamw::{self, AdamWSettings, AdamWTensors};
 use lora_ops::adamw_8bit;
 use lora_ops::device::{DeviceMemory, memory};
 use lora_ops::paged::MomentPlacement;
@@ -11,6 +11,9 @@ use lora_ops::reduce::fingerprint;
 use lora_ops::transfer::{to_device, zeros};
 
 use crate::check::{Check, TestBench, values};
+
+const ADAMW: AdamWSettings = AdamWSettings { beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
+const LR: f64 = 1e-3;
 
 pub(crate) fn checks() -> Vec<Check> {
     vec![
@@ -24,7 +27,6 @@ pub(crate) fn checks() -> Vec<Check> {
 /// moments, and each kind alone. Moments are also paged, with windows of one block, windows that
 /// end inside a tensor and span others, and one window for all.
 fn steps_8bit(bench: &TestBench) -> Result<String> {
-    let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     for sizes in [&[5000, 100, 4096, 33, 8191][..], &[4096], &[7, 4095]] {
         let mut end = 0;
         let ranges: Vec<_> = sizes
@@ -48,11 +50,11 @@ fn steps_8bit(bench: &TestBench) -> Result<String> {
                 10.0_f32.powi(2 - t as i32 * 3),
                 DType::F32,
             )?;
-            adamw.step_8bit(t, &params.0, &on_cpu, &gradient.0, 0.7)?;
+            on_cpu.step(&ADAMW.coefficients(LR, t, 0.7), &params.0, &gradient.0)?;
             let hash =
                 |state: &adamw_8bit::AdamW8bitState| fingerprint(&state.tensors().map(|(_, tensor)| tensor));
             for (placement, gpu_params, state) in &mut on_gpu {
-                adamw.step_8bit(t, gpu_params, state, &gradient.1, 0.7)?;
+                state.step(&ADAMW.coefficients(LR, t, 0.7), gpu_params, &gradient.1)?;
                 let which = format!("after step {t} of {sizes:?}, window {:?}", placement.window);
                 ensure!(values(gpu_params)? == values(&params.0)?, "parameters differ {which}");
                 ensure!(hash(&on_cpu)? == hash(state)?, "moments differ {which}");
@@ -72,7 +74,6 @@ fn steps_8bit(bench: &TestBench) -> Result<String> {
 }
 
 fn steps(bench: &TestBench) -> Result<String> {
-    let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     // `skip` gives views that do not start at an aligned address.
     for (n, skip) in [(1, 0), (6, 1), (100_003, 0), (1025, 3)] {
         let random = |name: &str, scale: f32| bench.random(name, &[n + skip], scale, DType::F32);
@@ -92,14 +93,14 @@ fn steps(bench: &TestBench) -> Result<String> {
                 let view = |x: &Tensor| x.narrow(0, skip, n);
                 let (params, m, v) = (view(params)?, view(m)?, view(v)?);
                 let state = AdamWTensors { params: &params, m: &m, v: &v };
-                Ok(adamw.step(t, state, &view(gradient)?, 0.7)?)
+                Ok(adamw::step(&ADAMW.coefficients(LR, t, 0.7), state, &view(gradient)?)?)
             };
             step(&params.0, &m.0, &v.0, &gradient.0)?;
             step(&params.1, &m.1, &v.1, &gradient.1)?;
             for (window, gpu_params, [host_m, host_v]) in &paged {
                 let view = |x: &Tensor| x.narrow(0, skip, n);
                 let state = AdamWTensors { params: &view(gpu_params)?, m: &view(host_m)?, v: &view(host_v)? };
-                adamw.step_in_windows(t, state, &view(&gradient.1)?, 0.7, *window)?;
+                adamw::step_in_windows(&ADAMW.coefficients(LR, t, 0.7), state, &view(&gradient.1)?, *window)?;
                 let same = values(gpu_params)? == values(&params.0)?
                     && values(host_m)? == values(&m.0)?
                     && values(host_v)? == values(&v.0)?;
@@ -121,7 +122,6 @@ fn memory_of_paged(bench: &TestBench) -> Result<String> {
     const LEN: usize = 20 * WINDOW + 5;
     // The pool rounds up the sizes of at most 32 tensors, and windows are rounded up to blocks.
     let rounded = 32 * crate::memory::pool_granularity(bench)? + (4 << 10);
-    let adamw = AdamW { lr: 1e-3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.01 };
     let (_, params) = bench.random("params", &[LEN], 1.0, DType::F32)?;
     let (_, gradient) = bench.random("gradient", &[LEN], 1.0, DType::F32)?;
     let now = || -> Result<DeviceMemory> {
@@ -146,9 +146,9 @@ fn memory_of_paged(bench: &TestBench) -> Result<String> {
         let before = now()?;
         if what == "f32" {
             let state = AdamWTensors { params: &params, m: &m, v: &v };
-            adamw.step_in_windows(1, state, &gradient, 1.0, WINDOW)?;
+            adamw::step_in_windows(&ADAMW.coefficients(LR, 1, 1.0), state, &gradient, WINDOW)?;
         } else {
-            adamw.step_8bit(1, &params, &state, &gradient, 1.0)?;
+            state.step(&ADAMW.coefficients(LR, 1, 1.0), &params, &gradient)?;
         }
         let after = now()?;
         ensure!(after.used_bytes == before.used_bytes, "{what}: {before:?}, then {after:?}");
