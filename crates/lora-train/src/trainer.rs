@@ -101,12 +101,13 @@ impl Trainer {
         };
         let group = &mut self.process_group;
         let accumulated = accumulate(&mut self.engine, group, rows, pass)?;
+        let not_finite = accumulated.first_not_finite()?;
         let message = StepMessage {
             step,
             state: self.state_hash.clone(),
             stop: stop(),
             losses: loss_bits(accumulated.losses()),
-            not_finite: accumulated.first_not_finite()?,
+            not_finite,
         };
         let messages = all_gather(group.group(), &message)?;
         let states: Vec<(u64, &str)> = messages.iter().map(|m| (m.step, m.state.as_str())).collect();
