@@ -28,9 +28,9 @@ pub(crate) fn schedule(jobs: Vec<&Job>, workers: &Workers, fruitless_limit: u32)
         let Some(job) = views.job(view.id) else { continue };
         let new = assign.remove(&view.id).unwrap_or_default();
         let new = new.into_iter().filter_map(|worker| views.worker(worker)).collect();
-        let too_large = |limit| {
-            let requirements = job.row.requirements.as_ref();
-            requirements.and_then(|requirements| requirements.too_large(limit)).unwrap_or_default()
+        let too_large = |memory| {
+            let too_large = job.row.requirements.as_ref().and_then(|it| it.fits(memory).err());
+            too_large.map(|error| error.to_string()).unwrap_or_default()
         };
         let name = |other| views.job(other).map(|job| job.row.id.clone()).unwrap_or_default();
         let reason = waiting.iter().find(|(waiting, _)| *waiting == view.id);

@@ -4,8 +4,8 @@ use lora_spec::MicroBatch;
 
 use crate::Dataset;
 
-/// Sequences are padded to a multiple of this.
-pub(crate) const PAD_MULTIPLE: usize = 16;
+/// Sequences are padded to a multiple of this number of positions.
+pub const PAD_MULTIPLE: usize = 16;
 
 /// The rows of a micro-batch and their padded length.
 #[derive(Debug, Clone, PartialEq, Eq)]

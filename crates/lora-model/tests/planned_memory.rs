@@ -5,9 +5,10 @@ use std::path::Path;
 use candle_core::Device;
 use lora_model::{AdapterLayout, Base};
 use lora_ops::adamw_8bit;
+use lora_plan::{MicroBatchShape, ModelFootprint, TrainingWorkload};
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, DeviceKind, MicroBatchShape, ModelConfig,
-    ModelFootprint, Optim, Quantization, SafetensorsIndex, TrainingWorkload,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, DeviceKind, ModelConfig, Optim,
+    Quantization, SafetensorsIndex,
 };
 
 #[test]

@@ -5,8 +5,8 @@ use lora_spec::DeviceSpec;
 
 use crate::backend::Backend;
 use crate::cpu::update_f32;
-pub use crate::device_memory::DeviceMemory;
 pub use crate::gpu_properties::GpuProperties;
+pub use crate::memory_usage::MemoryUsage;
 
 /// Opens a device, once per process. `auto` is the first GPU if the build supports CUDA and the
 /// machine has a GPU, and otherwise the CPU.
@@ -74,7 +74,7 @@ pub fn gpu_address(tensor: &Tensor) -> Result<u64> {
 }
 
 /// Returns the memory of a GPU; `None` for the CPU.
-pub fn memory(device: &candle_core::Device) -> Result<Option<DeviceMemory>> {
+pub fn memory(device: &candle_core::Device) -> Result<Option<MemoryUsage>> {
     match device {
         #[cfg(feature = "cuda")]
         candle_core::Device::Cuda(device) => crate::cuda::Gpu::from_device(device)?.memory().map(Some),

@@ -24,7 +24,6 @@ pub mod cross_entropy;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 pub mod device;
-mod device_memory;
 pub mod dropout;
 pub mod embedding;
 pub mod gemm;
@@ -33,6 +32,7 @@ mod gpu_properties;
 mod ids;
 pub mod linear;
 pub mod lora;
+mod memory_usage;
 mod optimizer;
 pub mod paged;
 pub mod pointwise;

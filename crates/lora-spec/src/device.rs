@@ -18,36 +18,6 @@ pub enum DeviceSpec {
     Cuda(usize),
 }
 
-/// Kind of a worker's device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum DeviceKind {
-    /// The CPU, with the memory of the machine.
-    Cpu,
-    /// A GPU, with its own memory.
-    Gpu,
-}
-
-/// Memory of a worker that a job may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct MemoryLimit {
-    /// Bytes; `u64::MAX` if the amount is unknown.
-    pub bytes: u64,
-    /// The device that the memory belongs to.
-    pub device: DeviceKind,
-}
-
-impl MemoryLimit {
-    /// Creates a limit of `bytes`; `None`: the amount is unknown, and nothing is too large.
-    pub fn new(bytes: Option<u64>, device: DeviceKind) -> Self {
-        Self { bytes: bytes.unwrap_or(u64::MAX), device }
-    }
-
-    /// Returns the bytes if the amount is known.
-    pub fn known_bytes(self) -> Option<u64> {
-        Some(self.bytes).filter(|bytes| *bytes < u64::MAX)
-    }
-}
-
 /// The error for a text that is not a device.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("must be auto, cpu, cuda, or cuda:N with the number of a GPU, such as cuda:0")]

@@ -1,16 +1,16 @@
 //! A fine-tuning job as data: the job file and its checks, the states and their transitions,
-//! `config.json` and the safetensors headers of a checkpoint, and the memory and operations of a
-//! plan. This crate uses no tensors and no network.
+//! `config.json` and the safetensors headers of a checkpoint, the memory of a worker, and the buffer
+//! sizes that the engine and the plan share. This crate uses no tensors and no network.
 
 mod adapter_spec;
 mod block_config;
+mod buffer_sizes;
 mod device;
-mod flops;
+mod device_memory;
 mod init_lora_weights;
 mod job;
 mod job_file;
 mod keys;
-mod memory;
 mod micro_batch;
 mod model_config;
 mod model_spec;
@@ -22,20 +22,19 @@ mod units;
 
 pub use adapter_spec::{AdapterSpec, TargetModules};
 pub use block_config::{AttentionConfig, BlockConfig, LinearModule, MlpConfig, NormModule};
-pub use device::{DeviceKind, DeviceSpec, MemoryLimit, ParseDeviceError};
-pub use flops::{attention_flops, row_flops};
+pub use buffer_sizes::{
+    CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS, EIGHT_BIT_BLOCK_SIZE, EIGHT_BIT_MIN_ELEMENTS,
+    GPU_LOGITS_PER_CHUNK, GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT, GPU_WORKSPACE_BYTES,
+    MAX_CONCURRENT_DECOMPOSITIONS, PAGED_WINDOW_ELEMENTS, chunk_rows, gpu_panel_rows,
+};
+pub use device::{DeviceSpec, ParseDeviceError};
+pub use device_memory::{DeviceKind, DeviceMemory};
 pub use init_lora_weights::InitLoraWeights;
 pub use job::{
     ActivationCheckpointing, DataSpec, JobSpec, LongRows, LrSchedulerType, Optim, TrainingSpec, WorkersSpec,
 };
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
-pub use memory::{
-    CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS, EIGHT_BIT_BLOCK_SIZE, EIGHT_BIT_MIN_ELEMENTS,
-    GPU_LOGITS_PER_CHUNK, GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT, GPU_WORKSPACE_BYTES,
-    MAX_CONCURRENT_DECOMPOSITIONS, MemoryEstimate, MicroBatchShape, ModelFootprint, PAGED_WINDOW_ELEMENTS,
-    TrainingWorkload, chunk_rows, gpu_panel_rows,
-};
 pub use micro_batch::MicroBatch;
 pub use model_config::{ActivationFunction, Architecture, ModelConfig, ModelConfigError, Rope, RopeScaling};
 pub use model_spec::{BaseDtype, BaseFormat, BaseLayout, Loftq, ModelSpec, Quantization, QuantizationType};

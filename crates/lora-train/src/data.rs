@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use lora_collective::CancelToken;
-use lora_data::{Dataset, MemoryRequirements, PlanError, Tokenizer};
+use lora_data::{Dataset, Tokenizer};
 use lora_model::ModelError;
-use lora_spec::{JobSpec, MemoryLimit};
+use lora_plan::MemoryRequirements;
+use lora_spec::{DeviceMemory, JobSpec, ModelConfig, SafetensorsIndex};
 
 use crate::error::TrainError;
 use crate::inputs::RunInputs;
@@ -40,20 +41,15 @@ impl RunData {
         Ok(Self { tokenizer, train, eval })
     }
 
-    /// Returns why the job with the base in the directory `base` does not fit within `limit`.
-    /// `None` means that it fits. Does not read weights.
-    pub fn too_large(
-        &self,
-        job: &JobSpec,
-        base: &Path,
-        limit: MemoryLimit,
-    ) -> Result<Option<String>, TrainError> {
-        let requirements = MemoryRequirements::new(job, base, &self.train).map_err(|error| match error {
-            PlanError::Field(error) => error.into(),
-            PlanError::Config(error) => ModelError::from(error).into(),
-            PlanError::Safetensors(error) => ModelError::from(error).into(),
-            PlanError::Data(error) => TrainError::from(error),
-        })?;
-        Ok(requirements.too_large(limit))
+    /// Checks that the job with the base in the directory `base` fits in `memory`. Does not read
+    /// weights.
+    ///
+    /// # Errors
+    /// The job does not fit, or the base is invalid.
+    pub fn check_memory(&self, job: &JobSpec, base: &Path, memory: DeviceMemory) -> Result<(), TrainError> {
+        let model = ModelConfig::read(base).map_err(ModelError::from)?;
+        let index = SafetensorsIndex::open(base).map_err(ModelError::from)?;
+        MemoryRequirements::new(job, &model, &index, &self.train)?.fits(memory)?;
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The device that a process trains on.
 
-pub use lora_ops::device::{DeviceMemory, GpuProperties, gpus};
+pub use lora_ops::device::{GpuProperties, MemoryUsage, gpus};
 
 use crate::error::TrainError;
 
@@ -15,8 +15,8 @@ pub fn open_device(device: lora_spec::DeviceSpec) -> Result<ComputeDevice, Train
     Ok(lora_ops::device::open(device)?)
 }
 
-/// Returns the memory of a GPU; `None` for the CPU.
-pub fn device_memory(device: &ComputeDevice) -> Result<Option<DeviceMemory>, TrainError> {
+/// Returns the use of a GPU's memory; `None` for the CPU.
+pub fn memory_usage(device: &ComputeDevice) -> Result<Option<MemoryUsage>, TrainError> {
     Ok(lora_ops::device::memory(device)?)
 }
 

@@ -4,6 +4,7 @@ use lora_collective::CollectiveError;
 use lora_collective::tree::TreeError;
 use lora_data::DataError;
 use lora_model::ModelError;
+use lora_plan::TooLarge;
 use lora_spec::FieldError;
 
 /// An error that ends a training run.
@@ -18,6 +19,9 @@ pub enum TrainError {
     /// A setting of the job is invalid.
     #[error(transparent)]
     Field(#[from] FieldError),
+    /// The job needs more memory than the worker has.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
     /// An error of the connections to the other ranks.
     #[error(transparent)]
     Group(CollectiveError),

@@ -36,7 +36,7 @@ mod verify;
 
 pub use data::RunData;
 pub use device::{
-    ComputeDevice, DeviceMemory, GpuProperties, check_device, device_memory, gpu_properties, gpus,
+    ComputeDevice, GpuProperties, MemoryUsage, check_device, gpu_properties, gpus, memory_usage,
     numerics_id, open_device,
 };
 pub use engine::{AccumulatedGradients, Engine, GradientAccumulation, LossSums, ReducedGradients};

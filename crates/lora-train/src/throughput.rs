@@ -4,9 +4,9 @@
 use std::time::{Duration, Instant};
 
 use lora_model::{Adapter, Base, Gradients, PassOptions, forward_backward};
+use lora_plan::{MicroBatchShape, ModelFootprint, TrainingWorkload, row_flops};
 use lora_spec::{
-    AdapterSpec, BaseFormat, DeviceKind, InitLoraWeights, JobSpec, MicroBatch, MicroBatchShape, ModelConfig,
-    ModelFootprint, Philox, TrainingWorkload, row_flops,
+    AdapterSpec, BaseFormat, DeviceKind, InitLoraWeights, JobSpec, MicroBatch, ModelConfig, Philox,
 };
 
 use crate::device::ComputeDevice;

@@ -20,7 +20,7 @@ use lora_collective::backend_choice::Collective;
 use lora_collective::{CancelToken, PeerListener};
 use lora_model::{Base, BaseKey};
 use lora_proto::v1::{self, Phase};
-use lora_spec::{JobSpec, MemoryLimit};
+use lora_spec::{DeviceMemory, JobSpec};
 use lora_train::{ComputeDevice, Run, TrainError, check_device};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -50,7 +50,7 @@ pub(crate) struct EngineContext {
     /// `None` if the device is the CPU.
     pub(crate) used: Option<DeviceMemoryGauges>,
     /// The memory that a job may use.
-    pub(crate) memory: MemoryLimit,
+    pub(crate) memory: DeviceMemory,
     /// The channel to the coordinator.
     pub(crate) channel: Channel,
     pub(crate) fetcher: InputFetcher,

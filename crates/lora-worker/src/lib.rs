@@ -48,7 +48,7 @@ use crate::directive::DesiredState;
 use crate::engine::EngineContext;
 use crate::fetch::InputFetcher;
 use crate::lifecycle::Lifecycle;
-use crate::memory::memory_limit;
+use crate::memory::job_memory;
 use crate::metrics::{Counters, DeviceMemoryGauges, Gauges};
 use crate::session::Session;
 use crate::step_outbox::StepOutbox;
@@ -89,7 +89,7 @@ pub async fn run(
         return Err(FieldError::new("collective", message.into()).into());
     }
     let numerics_id = lora_train::numerics_id(&device).map_err(WorkerError::Device)?;
-    let memory = memory_limit(&device, config.memory).map_err(WorkerError::Device)?;
+    let memory = job_memory(&device, config.memory).map_err(WorkerError::Device)?;
     tracing::info!(numerics = numerics_id, memory = memory.known_bytes(), "device opened");
     let (channel, coordinator) = channel(&config)?;
     let fetcher = InputFetcher::open(&config.cache_dir, config.cache.max_bytes, config.model_roots.clone())

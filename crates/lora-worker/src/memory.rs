@@ -1,18 +1,18 @@
 //! How much memory of a worker a job may use.
 
-use lora_spec::{DeviceKind, MemoryLimit};
-use lora_train::{ComputeDevice, TrainError, device_memory};
+use lora_spec::{DeviceKind, DeviceMemory};
+use lora_train::{ComputeDevice, TrainError, memory_usage};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 
 /// The memory that a job may use on `device`: `setting` bytes or, if `setting` is 0, the detected
 /// memory. That is the memory that was free on the GPU when it was opened, or all of the machine's
 /// memory.
-pub(crate) fn memory_limit(device: &ComputeDevice, setting: u64) -> Result<MemoryLimit, TrainError> {
-    let (found, device) = match device_memory(device)? {
-        Some(memory) => (Some(memory.free_bytes), DeviceKind::Gpu),
-        None => (machine_memory(), DeviceKind::Cpu),
+pub(crate) fn job_memory(device: &ComputeDevice, setting: u64) -> Result<DeviceMemory, TrainError> {
+    let found = match memory_usage(device)? {
+        Some(usage) => DeviceMemory::new(DeviceKind::Gpu, Some(usage.free_bytes)),
+        None => DeviceMemory::new(DeviceKind::Cpu, machine_memory()),
     };
-    Ok(MemoryLimit::new(if setting > 0 { Some(setting) } else { found }, device))
+    Ok(if setting > 0 { DeviceMemory { bytes: setting, ..found } } else { found })
 }
 
 /// Bytes of memory available to this process: the machine's memory, or the limit of its control
@@ -37,10 +37,10 @@ mod tests {
 
     #[test]
     fn the_setting_overrides_the_detected_memory() -> Result<(), TrainError> {
-        let found = memory_limit(&ComputeDevice::Cpu, 0)?;
-        assert_eq!((found.known_bytes(), found.device), (machine_memory(), DeviceKind::Cpu));
+        let found = job_memory(&ComputeDevice::Cpu, 0)?;
+        assert_eq!((found.known_bytes(), found.kind), (machine_memory(), DeviceKind::Cpu));
         assert!(found.bytes > 64 << 20, "{found:?}");
-        assert_eq!(memory_limit(&ComputeDevice::Cpu, 5)?.bytes, 5);
+        assert_eq!(job_memory(&ComputeDevice::Cpu, 5)?.bytes, 5);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 
 use lora_daemon::http::Health;
 use lora_proto::v1::Phase;
-use lora_train::{ComputeDevice, StepReport, device_memory};
+use lora_train::{ComputeDevice, StepReport, memory_usage};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -100,7 +100,7 @@ impl DeviceMemoryGauges {
 
     /// Measures the memory in use. Returns false if `device` does not report it.
     pub(crate) fn measure(&self, device: &ComputeDevice) -> bool {
-        let Ok(Some(memory)) = device_memory(device) else { return false };
+        let Ok(Some(memory)) = memory_usage(device) else { return false };
         self.used.set(memory.used_bytes as i64);
         self.reserved.set(memory.reserved_bytes as i64);
         self.total.set(memory.total_bytes as i64);

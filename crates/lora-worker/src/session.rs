@@ -9,7 +9,7 @@ use lora_proto::v1::coordinator_message::Kind as FromCoordinator;
 use lora_proto::v1::worker_control_client::WorkerControlClient;
 use lora_proto::v1::worker_message::Kind as FromWorker;
 use lora_proto::v1::{self, WorkerStatus};
-use lora_spec::{DeviceKind, MemoryLimit};
+use lora_spec::{DeviceKind, DeviceMemory};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -44,7 +44,7 @@ pub(crate) struct Session {
     /// value.
     pub(crate) numerics_id: String,
     pub(crate) address: PeerAddress,
-    pub(crate) memory: MemoryLimit,
+    pub(crate) memory: DeviceMemory,
     pub(crate) steps: StepOutbox,
     pub(crate) desired: watch::Sender<DesiredState>,
     pub(crate) status: watch::Receiver<Option<CurrentJob>>,
@@ -165,7 +165,7 @@ impl Session {
             version: env!("CARGO_PKG_VERSION").into(),
             status: Some(self.status()),
             memory: self.memory.known_bytes().unwrap_or(0),
-            gpu: self.memory.device == DeviceKind::Gpu,
+            gpu: self.memory.kind == DeviceKind::Gpu,
         };
         Ok(v1::WorkerMessage { kind: Some(FromWorker::Hello(hello)) })
     }

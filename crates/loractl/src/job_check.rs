@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use anyhow::{Result, anyhow, bail};
-use lora_data::{Plan, PlanError, check_data_file};
+use lora_data::check_data_file;
 use lora_model::PeftAdapter;
+use lora_plan::{Plan, PlanError};
 use lora_spec::{FieldError, JobFile, JobSpec, ModelConfig, WorkersSpec};
 use lora_train::{TrainError, load_adapter};
 

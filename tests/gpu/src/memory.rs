@@ -3,7 +3,7 @@
 
 use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Tensor};
-use lora_ops::device::{DeviceMemory, memory};
+use lora_ops::device::{MemoryUsage, memory};
 use lora_ops::gemm::{no_trans, product};
 use lora_ops::transfer::{from_vec, to_device, to_vec, zeros};
 
@@ -20,7 +20,7 @@ pub(crate) fn pool_granularity(bench: &TestBench) -> Result<u64> {
     Ok(now(bench)?.used_bytes - before)
 }
 
-fn now(bench: &TestBench) -> Result<DeviceMemory> {
+fn now(bench: &TestBench) -> Result<MemoryUsage> {
     bench.device.synchronize()?;
     memory(&bench.device)?.context("the GPU's memory cannot be read")
 }

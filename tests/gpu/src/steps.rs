@@ -161,7 +161,7 @@ fn paged(bench: &TestBench, example: &Path) -> Result<String> {
 
 fn used(bench: &TestBench) -> Result<u64> {
     bench.device.synchronize()?;
-    Ok(lora_train::device_memory(&bench.device)?.context("the GPU's memory cannot be read")?.used_bytes)
+    Ok(lora_train::memory_usage(&bench.device)?.context("the GPU's memory cannot be read")?.used_bytes)
 }
 
 fn memory(bench: &TestBench, example: &Path) -> Result<String> {

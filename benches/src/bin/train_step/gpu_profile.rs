@@ -5,7 +5,8 @@ use std::fmt::Write;
 
 use lora_ops::ceilings::Ceilings;
 use lora_ops::profile::Timing;
-use lora_spec::{AdapterSpec, ModelConfig, attention_flops};
+use lora_plan::attention_flops;
+use lora_spec::{AdapterSpec, ModelConfig};
 use serde_json::{Value, json};
 
 use crate::args::MicroBatchCase;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use anyhow::Result;
 use lora_model::Base;
 use lora_ops::profile;
-use lora_train::device_memory;
+use lora_train::memory_usage;
 
 use crate::args::{Args, MicroBatchCase};
 use crate::gpu_profile::GpuProfile;
@@ -70,7 +70,7 @@ pub(crate) fn measure(
         loss = step_loss;
     }
     let cpu_seconds_per_step = (proc_stats::cpu_seconds()? - cpu_before) / args.steps.get() as f64;
-    let memory = device_memory(device)?;
+    let memory = memory_usage(device)?;
     let peak_memory_bytes = memory.map_or_else(proc_stats::peak_rss_bytes, |memory| Ok(memory.peak_bytes))?;
     let gpu_profile = if args.profile && !device.is_cpu() {
         profile::start();

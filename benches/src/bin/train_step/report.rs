@@ -5,10 +5,8 @@ use std::sync::Arc;
 use anyhow::Error;
 use lora_model::Base;
 use lora_ops::ceilings::Ceilings;
-use lora_spec::{
-    AdapterSpec, DeviceKind, MemoryEstimate, MicroBatchShape, ModelFootprint, Optim, TrainingWorkload,
-    row_flops,
-};
+use lora_plan::{MemoryEstimate, MicroBatchShape, ModelFootprint, TrainingWorkload, row_flops};
+use lora_spec::{AdapterSpec, DeviceKind, Optim};
 use serde_json::{Value, json};
 
 use crate::args::{Args, Dtype, MicroBatchCase, name};

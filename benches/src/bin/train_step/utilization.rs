@@ -17,7 +17,7 @@ pub(crate) fn peak_tflops(device: &str) -> Option<f64> {
 
 #[cfg(test)]
 mod tests {
-    use lora_spec::row_flops;
+    use lora_plan::row_flops;
 
     use super::*;
     use crate::published_models::model_config;

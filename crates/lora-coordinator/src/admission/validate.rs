@@ -1,9 +1,10 @@
 //! The validation of a job before it gets workers: its plan, from the uploaded inputs.
 
 use lora_collective::tree::all_reduce_bytes;
-use lora_data::{DataReport, MemoryRequirements, Plan, PlanError};
+use lora_data::DataReport;
+use lora_plan::{MemoryEstimate, MemoryRequirements, Plan, PlanError, TooLarge};
 use lora_proto::v1;
-use lora_spec::{FieldError, JobSpec, MemoryEstimate, MemoryLimit};
+use lora_spec::{DeviceMemory, FieldError, JobSpec};
 
 use crate::admission::inputs::JobInputs;
 use crate::store::Store;
@@ -75,12 +76,16 @@ pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::i
     Ok(ValidationOutcome::Valid(Some(Box::new(plan.requirements))))
 }
 
-/// Returns the reason why the job fits none of the workers with these limits, or `None` if the job
-/// fits a worker or no worker exists.
-pub(crate) fn too_large(requirements: &MemoryRequirements, workers: &[MemoryLimit]) -> Option<String> {
-    let largest = workers.iter().copied().max()?;
-    let fits = |limit: &MemoryLimit| requirements.peak(limit.device) <= limit.bytes;
-    if workers.iter().any(fits) { None } else { requirements.too_large(largest) }
+/// Checks that the job fits a worker, if there is one.
+///
+/// # Errors
+/// The job fits none of the workers with these memories. The error is about the largest one.
+pub(crate) fn fits_one(requirements: &MemoryRequirements, workers: &[DeviceMemory]) -> Result<(), TooLarge> {
+    let Some(largest) = workers.iter().max() else { return Ok(()) };
+    if workers.iter().any(|memory| requirements.fits(*memory).is_ok()) {
+        return Ok(());
+    }
+    requirements.fits(*largest)
 }
 
 /// Converts the plan of `job` to the message of the interface.

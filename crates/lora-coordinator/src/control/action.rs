@@ -1,6 +1,6 @@
 //! The changes of a job that are decided elsewhere. [`super::jobs`] applies them.
 
-use lora_data::MemoryRequirements;
+use lora_plan::MemoryRequirements;
 use lora_proto::v1::{self, job_event};
 
 use super::group::{GroupPhase, Regroup};

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lora_proto::v1;
-use lora_spec::{JobSpec, JobState, MemoryLimit};
+use lora_spec::{DeviceMemory, JobSpec, JobState};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
@@ -271,14 +271,12 @@ impl Service {
         // scheduler waits for a worker that is large enough.
         let all_known = Instant::now() >= self.reconnect_deadline;
         let available = self.workers.iter().filter(|(_, worker)| all_known && worker.is_available());
-        let available: Vec<MemoryLimit> = available.map(|(_, worker)| worker.memory()).collect();
+        let available: Vec<DeviceMemory> = available.map(|(_, worker)| worker.memory()).collect();
         let valid = match found {
             Ok(ValidationOutcome::Problem(problem)) => Err(problem),
             Ok(ValidationOutcome::Valid(requirements)) => {
-                match requirements.as_ref().and_then(|it| validate::too_large(it, &available)) {
-                    Some(problem) => Err(problem),
-                    None => Ok(requirements),
-                }
+                let fits = requirements.as_deref().map_or(Ok(()), |it| validate::fits_one(it, &available));
+                fits.map(|()| requirements).map_err(|too_large| too_large.to_string())
             }
             Err(error) => Err(format!("the inputs cannot be validated: {error}")),
         };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lora_proto::v1::{self, Goal, Phase, coordinator_message};
-use lora_spec::{DeviceKind, FieldError, MemoryLimit};
+use lora_spec::{DeviceKind, DeviceMemory, FieldError};
 use tokio::time::Instant;
 
 use crate::control::command::{Outbox, SessionId};
@@ -63,8 +63,8 @@ impl Worker {
     }
 
     /// The memory that a job may use on this worker.
-    pub(crate) fn memory(&self) -> MemoryLimit {
-        memory_limit(self.hello.memory, self.hello.gpu)
+    pub(crate) fn memory(&self) -> DeviceMemory {
+        device_memory(self.hello.memory, self.hello.gpu)
     }
 
     /// Seconds that the worker has been in its phase: the reported number, plus the time since the
@@ -273,9 +273,9 @@ impl Worker {
 
 /// The memory that a worker reported. A worker that reported 0 bytes counts as large enough for
 /// every job.
-pub(crate) fn memory_limit(bytes: u64, gpu: bool) -> MemoryLimit {
-    let device = if gpu { DeviceKind::Gpu } else { DeviceKind::Cpu };
-    MemoryLimit::new(Some(bytes).filter(|bytes| *bytes > 0), device)
+pub(crate) fn device_memory(bytes: u64, gpu: bool) -> DeviceMemory {
+    let kind = if gpu { DeviceKind::Gpu } else { DeviceKind::Cpu };
+    DeviceMemory::new(kind, Some(bytes).filter(|bytes| *bytes > 0))
 }
 
 /// Whether a worker in this phase has a state of the run in memory.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use lora_proto::v1;
-use lora_spec::{FieldError, JobSpec, JobState, MemoryLimit};
+use lora_spec::{DeviceMemory, FieldError, JobSpec, JobState};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
@@ -14,7 +14,7 @@ use crate::admission::inputs;
 use crate::admission::validate::{self, PlanFailure};
 use crate::control::command::Command;
 use crate::control::request::Request as JobRequest;
-use crate::control::workers::memory_limit;
+use crate::control::workers::device_memory;
 use crate::rpc::refusal::Refusal;
 use crate::store::{Store, StoreError};
 
@@ -139,9 +139,11 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
         let workers = self.commands.ask(|reply| Command::Workers { reply }).await?;
         let available =
             workers.iter().filter(|worker| !["lost", "draining"].contains(&worker.state.as_str()));
-        let available: Vec<MemoryLimit> =
-            available.map(|worker| memory_limit(worker.memory, worker.gpu)).collect();
-        plan.problems.extend(validate::too_large(&plan.requirements, &available));
+        let available: Vec<DeviceMemory> =
+            available.map(|worker| device_memory(worker.memory, worker.gpu)).collect();
+        if let Err(too_large) = validate::fits_one(&plan.requirements, &available) {
+            plan.problems.push(too_large.to_string());
+        }
         Ok(Response::new(validate::message(plan, &spec)))
     }
 

@@ -9,7 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
-use lora_spec::{DeviceKind, MemoryLimit};
+use lora_spec::{DeviceKind, DeviceMemory};
 
 /// The number of a job, given by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,7 +76,7 @@ pub(crate) struct SchedulableWorker {
     /// Whether the worker is connected and not draining: it is free, or may become free.
     pub(crate) is_available: bool,
     /// The memory that a job may use on this worker.
-    pub(crate) memory: MemoryLimit,
+    pub(crate) memory: DeviceMemory,
 }
 
 /// The workers that jobs get, and the reasons why other jobs wait.
@@ -107,7 +107,7 @@ pub(crate) enum WaitReason {
     /// Every worker that the job may use has too little memory.
     TooLarge {
         /// The largest memory of these workers.
-        limit: MemoryLimit,
+        largest: DeviceMemory,
     },
     /// There are enough workers, but other jobs use them.
     Busy {
@@ -128,11 +128,11 @@ pub(crate) enum WaitReason {
 impl WaitReason {
     /// The reason as text: "waits for ", then what the job waits for. `name` returns the name of a
     /// job. `too_large` returns the text that compares the memory that the job needs with a
-    /// worker's memory limit.
+    /// worker's memory.
     pub(crate) fn sentence(
         &self,
         name: impl Fn(JobIndex) -> String,
-        too_large: impl Fn(MemoryLimit) -> String,
+        too_large: impl Fn(DeviceMemory) -> String,
     ) -> String {
         match *self {
             Self::NotEnoughWorkers { needed, exist_of_best_kind, kinds, excluded, too_small } => {
@@ -155,8 +155,8 @@ impl WaitReason {
                 };
                 format!("waits for {workers}: {connected}{not_counted}")
             }
-            Self::TooLarge { limit } => {
-                format!("waits for a worker with more memory: {}", too_large(limit))
+            Self::TooLarge { largest } => {
+                format!("waits for a worker with more memory: {}", too_large(largest))
             }
             Self::Busy { needed, free, exist } => {
                 let workers = if needed == 1 { "worker" } else { "workers" };
@@ -257,7 +257,7 @@ impl SchedulableJob {
 
     fn fits(&self, worker: &SchedulableWorker) -> bool {
         worker.memory.bytes
-            >= match worker.memory.device {
+            >= match worker.memory.kind {
                 DeviceKind::Cpu => self.cpu_bytes,
                 DeviceKind::Gpu => self.gpu_bytes,
             }
@@ -305,7 +305,7 @@ impl<'a> WorkerPool<'a> {
             best => {
                 let too_small = || self.too_small_for(job);
                 return Err(match too_small().max_by_key(|w| w.memory) {
-                    Some(largest) if best.is_none() => WaitReason::TooLarge { limit: largest.memory },
+                    Some(largest) if best.is_none() => WaitReason::TooLarge { largest: largest.memory },
                     _ => WaitReason::NotEnoughWorkers {
                         needed: job.min,
                         exist_of_best_kind: best.map_or(0, |(_, n)| *n),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use lora_data::MemoryRequirements;
+use lora_plan::MemoryRequirements;
 use lora_proto::v1;
 use lora_spec::JobState;
 use prost::Message;

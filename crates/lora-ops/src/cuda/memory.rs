@@ -13,7 +13,7 @@ use super::error::{CudaResult, cuda_error};
 use super::gpu::Gpu;
 use super::input_upload::UploadedInput;
 use super::pool::{pool_attribute, reset_pool_peak, trim_pool};
-use crate::device_memory::DeviceMemory;
+use crate::memory_usage::MemoryUsage;
 
 /// Allocates uninitialized memory for `elements` f32 in the order of `stream`, which must be a
 /// stream of an open GPU.
@@ -70,7 +70,7 @@ impl Gpu {
         self.trim_pool().map_err(cuda_error("the memory pool"))?;
         Err(match self.memory() {
             Ok(memory) if is_out_of_memory(&error) => {
-                let DeviceMemory { used_bytes, reserved_bytes, total_bytes, .. } = memory;
+                let MemoryUsage { used_bytes, reserved_bytes, total_bytes, .. } = memory;
                 candle_core::Error::Msg(format!(
                     "the GPU is out of memory: an allocation of {} failed; tensors of this process use {}, \
                      and its memory pool has {} of the GPU's {}",
@@ -170,12 +170,12 @@ impl Gpu {
         reset().map_err(cuda_error("the memory pool"))
     }
 
-    pub(crate) fn memory(&self) -> Result<DeviceMemory> {
+    pub(crate) fn memory(&self) -> Result<MemoryUsage> {
         let context = self.stream.context();
         let read = || {
             context.bind_to_thread()?;
             let of_pool = |attribute| pool_attribute(context, attribute);
-            Ok(DeviceMemory {
+            Ok(MemoryUsage {
                 used_bytes: of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_CURRENT)?,
                 peak_bytes: of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH)?,
                 reserved_bytes: of_pool(sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RESERVED_MEM_CURRENT)?,

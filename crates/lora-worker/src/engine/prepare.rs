@@ -107,9 +107,7 @@ impl EngineThread {
         };
         let data = RunData::read(spec, &files, &inputs.base, cancel)?;
         // The coordinator could check this only if the base is in its store.
-        if let Some(problem) = data.too_large(spec, &inputs.base, self.engine.memory)? {
-            return Err(Interruption::Failed(problem));
-        }
+        data.check_memory(spec, &inputs.base, self.engine.memory)?;
         let base = self.load_base(spec, &inputs.base)?;
         Ok(Run::from_data(spec, &files, data, base)?)
     }

@@ -5,11 +5,12 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use lora_collective::tree::all_reduce_bytes;
-use lora_data::{DataReport, Plan, PlanData};
+use lora_data::DataReport;
 use lora_model::ModelError;
+use lora_plan::{MemoryEstimate, Plan, PlanData};
 use lora_spec::{
-    BaseDtype, BaseFormat, DeviceKind, JobFile, JobSpec, MemoryEstimate, MemoryLimit, ModelConfig,
-    Quantization, SafetensorsIndex, StoredWeight,
+    BaseDtype, BaseFormat, DeviceKind, DeviceMemory, JobFile, JobSpec, ModelConfig, Quantization,
+    SafetensorsIndex, StoredWeight,
 };
 use lora_train::{TrainError, throughput_memory, training_throughput};
 use lora_worker::machine_memory;
@@ -60,9 +61,12 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         bail!("--tflops: {rate} is not above 0");
     }
     let mut plan = job_check::plan(&file)?;
-    for (bytes, device) in [(args.gpu_memory, DeviceKind::Gpu), (args.cpu_memory, DeviceKind::Cpu)] {
-        let limit = bytes.map(|bytes| MemoryLimit { bytes, device });
-        plan.problems.extend(limit.and_then(|limit| plan.requirements.too_large(limit)));
+    let gpu = args.gpu_memory.map(|bytes| DeviceMemory { kind: DeviceKind::Gpu, bytes });
+    let cpu = args.cpu_memory.map(|bytes| DeviceMemory { kind: DeviceKind::Cpu, bytes });
+    for memory in gpu.into_iter().chain(cpu) {
+        if let Err(too_large) = plan.requirements.fits(memory) {
+            plan.problems.push(too_large.to_string());
+        }
     }
     let all_reduce = AllReduceEstimate::from_plan(&plan, file.job.workers.max)?;
     let rate = match args.tflops {

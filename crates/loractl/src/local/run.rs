@@ -8,7 +8,7 @@ use indicatif::ProgressBar;
 use lora_collective::backend_choice::Collective;
 use lora_coordinator::{Coordinator, CoordinatorError, Handle};
 use lora_proto::v1::{self, job_event};
-use lora_spec::{DeviceKind, JobFile, JobState, MemoryLimit};
+use lora_spec::{DeviceKind, DeviceMemory, JobFile, JobState};
 use lora_worker::machine_memory;
 use prost_types::Timestamp;
 use tokio::task::JoinHandle;
@@ -86,10 +86,7 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
         Fleet::Cpu => machine_memory().map(|bytes| bytes / workers.max(1) as u64),
         Fleet::Cuda(_) => None,
     };
-    let limit = MemoryLimit::new(memory, DeviceKind::Cpu);
-    if let Some(problem) = plan.requirements.too_large(limit) {
-        bail!("{problem}");
-    }
+    plan.requirements.fits(DeviceMemory::new(DeviceKind::Cpu, memory))?;
     let path = std::path::absolute(&options.output_dir)
         .with_context(|| format!("{:?} is not a path", options.output_dir))?;
     output_dir::check(&path, options.resume)?;

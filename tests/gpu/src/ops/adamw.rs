@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use lora_ops::adamw::{self, AdamWSettings, AdamWTensors};
 use lora_ops::adamw_8bit;
-use lora_ops::device::{DeviceMemory, memory};
+use lora_ops::device::{MemoryUsage, memory};
 use lora_ops::paged::MomentPlacement;
 use lora_ops::reduce::fingerprint;
 use lora_ops::transfer::{to_device, zeros};
@@ -124,7 +124,7 @@ fn memory_of_paged(bench: &TestBench) -> Result<String> {
     let rounded = 32 * crate::memory::pool_granularity(bench)? + (4 << 10);
     let (_, params) = bench.random("params", &[LEN], 1.0, DType::F32)?;
     let (_, gradient) = bench.random("gradient", &[LEN], 1.0, DType::F32)?;
-    let now = || -> Result<DeviceMemory> {
+    let now = || -> Result<MemoryUsage> {
         bench.device.synchronize()?;
         memory(&bench.device)?.context("the GPU's memory cannot be read")
     };

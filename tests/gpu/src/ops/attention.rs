@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Tensor};
 use lora_ops::Ids;
 use lora_ops::attention::{AttentionShape, backward, first_visible_keys, forward};
-use lora_ops::device::{DeviceMemory, memory};
+use lora_ops::device::{MemoryUsage, memory};
 use lora_ops::transfer::zeros;
 
 use crate::check::{Check, DTYPES, TestBench, compare, repeats, tolerance, values};
@@ -182,7 +182,7 @@ fn backward_memory(bench: &TestBench, dtype: DType) -> Result<String> {
         let shape = AttentionShape { batch: 2, seq: 130, kv_seq: 130, heads, kv_heads, head_dim: 64 };
         let [(_, q), (_, k), (_, v)] = inputs(bench, shape, dtype)?;
         let (output, saved) = forward(&q, &k, &v, shape, None)?;
-        let now = || -> Result<DeviceMemory> {
+        let now = || -> Result<MemoryUsage> {
             bench.device.synchronize()?;
             memory(&bench.device)?.context("the GPU's memory cannot be read")
         };

@@ -9,7 +9,7 @@ fn free(kinds: &[usize]) -> Vec<SchedulableWorker> {
         numerics: NumericsId(*numerics),
         free: true,
         is_available: true,
-        memory: MemoryLimit::new(None, DeviceKind::Cpu),
+        memory: DeviceMemory::new(DeviceKind::Cpu, None),
     };
     kinds.iter().enumerate().map(worker).collect()
 }
@@ -55,7 +55,7 @@ fn outcome(
     let Schedule { assign, waiting } = schedule(jobs, workers);
     let assign = assign.into_iter().map(|(job, ids)| (job.0, ids.into_iter().map(|id| id.0).collect()));
     let sentence = |(job, reason): (JobIndex, WaitReason)| {
-        let too_large = |limit: MemoryLimit| format!("more than {} bytes, {:?}", limit.bytes, limit.device);
+        let too_large = |memory: DeviceMemory| format!("more than {} bytes, {:?}", memory.bytes, memory.kind);
         format!("{} {}", job.0, reason.sentence(|job| format!("j{}", job.0), too_large))
     };
     (assign.collect(), waiting.into_iter().map(sentence).collect())
@@ -124,9 +124,10 @@ fn excluded_workers_serve_other_jobs() {
 #[test]
 fn too_small_workers_serve_other_jobs() {
     let mut workers = free(&[0, 0, 0, 1]);
-    let (cpu, gpu) = (DeviceKind::Cpu, DeviceKind::Gpu);
-    for (worker, (bytes, device)) in workers.iter_mut().zip([(5, cpu), (7, cpu), (7, cpu), (9, gpu)]) {
-        worker.memory = MemoryLimit { bytes, device };
+    let cpu = |bytes| DeviceMemory { kind: DeviceKind::Cpu, bytes };
+    let gpu = |bytes| DeviceMemory { kind: DeviceKind::Gpu, bytes };
+    for (worker, memory) in workers.iter_mut().zip([cpu(5), cpu(7), cpu(7), gpu(9)]) {
+        worker.memory = memory;
     }
     let of = |cpu_bytes, gpu_bytes, job| SchedulableJob { cpu_bytes, gpu_bytes, ..job };
     let (assign, waiting) = outcome(&[of(7, 10, queued(0, 1, 3)), queued(1, 1, 1)], &workers);
@@ -225,13 +226,13 @@ fn jobs_and_workers() -> impl Strategy<Value = (Vec<SchedulableJob>, Vec<Schedul
         let mut views = Vec::new();
         for (id, (numerics, at, memory)) in workers.into_iter().enumerate() {
             let (free, is_available) = (at < 5, at != 5);
-            let device = if numerics == 2 { DeviceKind::Gpu } else { DeviceKind::Cpu };
+            let kind = if numerics == 2 { DeviceKind::Gpu } else { DeviceKind::Cpu };
             views.push(SchedulableWorker {
                 id: WorkerId(id),
                 numerics: NumericsId(numerics),
                 free,
                 is_available,
-                memory: MemoryLimit { bytes: memory, device },
+                memory: DeviceMemory { bytes: memory, kind },
             });
             if let Some(holder) = at.checked_sub(6).and_then(|slot| held.get_mut(slot))
                 && holder.first().is_none_or(|first: &usize| views[*first].numerics == NumericsId(numerics))
@@ -300,7 +301,7 @@ impl Checked {
     }
 
     fn large_enough(job: &SchedulableJob, worker: &SchedulableWorker) -> bool {
-        match worker.memory.device {
+        match worker.memory.kind {
             DeviceKind::Gpu => worker.memory.bytes >= job.gpu_bytes,
             DeviceKind::Cpu => worker.memory.bytes >= job.cpu_bytes,
         }
@@ -429,12 +430,12 @@ proptest! {
                     prop_assert_eq!(too_small, allowed.clone().filter(|w| is_small(w)).count());
                     prop_assert!(too_small == 0 || !allowed.all(is_small), "{job:?} is too large for all");
                 }
-                WaitReason::TooLarge { limit } => {
+                WaitReason::TooLarge { largest } => {
                     let allowed: Vec<_> =
                         it.workers.iter().filter(|w| w.is_available && Checked::allowed(job, w)).collect();
                     prop_assert!(allowed.iter().all(|w| !Checked::large_enough(job, w)), "{job:?}");
-                    prop_assert!(allowed.iter().any(|w| w.memory == limit), "{job:?}");
-                    prop_assert!(allowed.iter().all(|w| w.memory <= limit), "{job:?}");
+                    prop_assert!(allowed.iter().any(|w| w.memory == largest), "{job:?}");
+                    prop_assert!(allowed.iter().all(|w| w.memory <= largest), "{job:?}");
                 }
                 WaitReason::Busy { needed, free, exist } => {
                     prop_assert!(!kinds.is_empty() && free < needed && needed <= exist, "{job:?}");

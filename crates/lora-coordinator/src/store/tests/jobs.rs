@@ -1,6 +1,6 @@
 use std::time::SystemTime;
 
-use lora_data::MemoryRequirements;
+use lora_plan::MemoryRequirements;
 
 use super::*;
 

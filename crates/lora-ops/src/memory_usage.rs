@@ -1,8 +1,8 @@
-//! The memory of a device.
+//! The memory of a GPU that a process uses.
 
-/// Memory of a device, in bytes.
+/// Use of a GPU's memory, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct DeviceMemory {
+pub struct MemoryUsage {
     /// Used by live tensors of this process.
     pub used_bytes: u64,
     /// The largest `used_bytes` since the device was opened or the peaks were reset.

@@ -1,46 +1,14 @@
 //! The memory of a worker, computed from shapes. Every term is a buffer of the engine.
 //! `benches/cpu/memory.sh` compares the sum with measured memory.
 
-use serde::Serialize;
-
-use crate::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, DeviceKind, InitLoraWeights, LinearModule,
-    ModelConfig, Optim, Quantization, SafetensorsIndex, StoredWeight,
+use lora_spec::{
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS,
+    DeviceKind, GPU_LOGITS_PER_CHUNK, GPU_WORKSPACE_BYTES, InitLoraWeights, LinearModule,
+    MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, Quantization, SafetensorsIndex, StoredWeight, chunk_rows,
+    gpu_panel_rows,
 };
 
-/// Number of f32 logits that the loss computes at a time on the CPU (48 MiB), at least one row.
-pub const CPU_LOGITS_PER_CHUNK: usize = 12 << 20;
-
-/// Number of f32 logits that the loss computes at a time on a GPU (256 MiB), at least one row.
-pub const GPU_LOGITS_PER_CHUNK: usize = 64 << 20;
-
-/// Number of elements that a product on the CPU widens or dequantizes to f32 at a time (4 MiB), for
-/// weights that are not f32.
-pub const CPU_PANEL_ELEMENTS: usize = 1 << 20;
-
-/// Bytes of a quantized weight that a product dequantizes at a time on a GPU (256 MiB), or
-/// [`GPU_PANEL_ROW_ALIGNMENT`] rows if those take more. Every weight of a 7B or 8B model is then
-/// one panel in bf16: one product a weight, and an input gradient that is rounded to bf16 once. The
-/// panel of Llama-3.1-8B takes 117 MB; the saved inputs of a row of 2048 tokens take 537 MB.
-pub const GPU_PANEL_BYTES: usize = 256 << 20;
-
-/// On a GPU, panels start at multiples of this many rows, so that the operands of a panel's product
-/// start at multiples of 16 bytes. cuBLAS has its fast kernels for such addresses only.
-pub const GPU_PANEL_ROW_ALIGNMENT: usize = 256;
-
-/// Bytes of cuBLAS's workspace, as NVIDIA recommends for Hopper. The size is the same on every GPU,
-/// so that cuBLAS chooses the same algorithms.
-pub const GPU_WORKSPACE_BYTES: usize = 32 << 20;
-
-/// Elements of an 8-bit moment that share a maximum.
-pub const EIGHT_BIT_BLOCK_SIZE: usize = 256;
-
-/// Smallest number of elements of a tensor whose moments are in 8 bits. The moments of smaller
-/// tensors are f32.
-pub const EIGHT_BIT_MIN_ELEMENTS: usize = 4096;
-
-/// Number of weights that are decomposed at a time to initialize an adapter.
-pub const MAX_CONCURRENT_DECOMPOSITIONS: usize = 4;
+use crate::{MemoryEstimate, TrainingWorkload};
 
 /// Measured bytes for each element of a weight that is widened to f32.
 const WIDENED_BYTES_PER_ELEMENT: u64 = 5;
@@ -49,106 +17,9 @@ const SVD_BYTES_PER_ELEMENT: u64 = 23;
 /// Measured bytes for each element of a weight that further rounds of LoftQ add.
 const LOFTQ_ROUND_BYTES_PER_ELEMENT: u64 = 4;
 
-/// Elements of each paged moment that are on a GPU at a time, in two halves (32 MiB for both
-/// moments in f32, 8 MiB in 8 bits).
-pub const PAGED_WINDOW_ELEMENTS: usize = 1 << 22;
-
 /// Measured bytes of the program, its threads, the packed tiles of the matrix product, and the
 /// memory that the allocator keeps.
 const CPU_PROCESS_BYTES: u64 = 36 << 20;
-
-/// Peak memory of a worker, in bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub struct MemoryEstimate {
-    /// The frozen base.
-    pub base: u64,
-    /// The trained parameters in f32, on a GPU also in bf16 if the base is bf16, and the frozen
-    /// initial term, which has the same size. On a CPU also the best parameters so far, if they are
-    /// kept.
-    pub adapter: u64,
-    /// The optimizer's moments. For paged moments on a GPU, the windows that are on the GPU during
-    /// a step.
-    pub moments: u64,
-    /// Gradients: the sum, and one vector for each level of the canonical tree.
-    pub gradients: u64,
-    /// Activations that the forward pass keeps, and the buffers of the backward pass at its peak.
-    pub activations: u64,
-    /// Buffers of matrix products, and the program.
-    pub workspace: u64,
-    /// The sum of all of these. On a CPU it is the maximum of that sum, the base with the buffers
-    /// for reading it or for computing the initial adapter, and the sum with two checkpoint files
-    /// instead of the activations.
-    pub peak: u64,
-}
-
-impl MemoryEstimate {
-    /// Returns the bytes that are allocated while a step is computed.
-    pub fn step_bytes(&self) -> u64 {
-        let Self { base, adapter, moments, gradients, activations, workspace, peak: _ } = self;
-        base + adapter + moments + gradients + activations + workspace
-    }
-}
-
-/// The largest micro-batch of a worker, and the number of micro-batches.
-#[derive(Debug, Clone, Copy)]
-pub struct MicroBatchShape {
-    /// Rows of a micro-batch.
-    pub rows: usize,
-    /// Positions of a row, including padding.
-    pub positions: usize,
-    /// Micro-batches of a step that this worker computes.
-    pub count: usize,
-}
-
-/// The settings of training that determine its memory.
-#[derive(Debug, Clone, Copy)]
-pub struct TrainingWorkload<'a> {
-    /// Modules with an adapter.
-    pub modules: &'a [LinearModule],
-    /// The adapter.
-    pub adapter: &'a AdapterSpec,
-    /// The largest micro-batch.
-    pub shape: MicroBatchShape,
-    /// The activations that are recomputed.
-    pub checkpointing: ActivationCheckpointing,
-    /// The optimizer.
-    pub optim: Optim,
-    /// Whether the best parameters so far are kept, in addition to the newest.
-    pub keeps_best: bool,
-}
-
-impl TrainingWorkload<'_> {
-    /// Returns the number of elements of each trained matrix.
-    fn matrices(&self) -> impl Iterator<Item = u64> {
-        let r = self.adapter.r;
-        self.modules.iter().flat_map(move |m| [m.in_features, m.out_features].map(|side| (r * side) as u64))
-    }
-
-    fn moment_bytes(&self, device: DeviceKind) -> u64 {
-        const BLOCK: u64 = EIGHT_BIT_BLOCK_SIZE as u64;
-        // Elements of one moment in f32, its elements in 8 bits, and the blocks of the latter.
-        let (mut full, mut codes, mut blocks) = (0, 0, 0);
-        for elements in self.matrices() {
-            if self.optim.is_8bit() && elements >= EIGHT_BIT_MIN_ELEMENTS as u64 {
-                codes += elements;
-                blocks += elements.div_ceil(BLOCK);
-            } else {
-                full += elements;
-            }
-        }
-        if device == DeviceKind::Cpu || !self.optim.is_paged() {
-            return 2 * (4 * full + codes + 4 * blocks);
-        }
-        // Both halves of the window are on the GPU, or the whole moment if it fits one half.
-        let half = PAGED_WINDOW_ELEMENTS as u64 / 2;
-        let resident = |n: u64| if n <= half { n } else { 2 * half };
-        if blocks > half / BLOCK {
-            (blocks, codes) = (2 * (half / BLOCK), 2 * half);
-        }
-        // Each block has an entry of three numbers with its location.
-        2 * (4 * resident(full) + codes + 4 * blocks) + 12 * blocks
-    }
-}
 
 /// The base model in a worker's memory.
 #[derive(Debug, Clone, Copy)]
@@ -300,11 +171,11 @@ impl ModelFootprint<'_> {
             // The buffers for reading and for checkpoint files are in the host's memory.
             DeviceKind::Gpu => state + activations,
             DeviceKind::Cpu => {
-                let starting = self.init_bytes(training) + (4 + 4 * copies) * parameters;
-                let reading = base + self.load_bytes().max(starting) + workspace;
+                let initializing = self.init_bytes(training) + (4 + 4 * copies) * parameters;
+                let loading = base + self.load_bytes().max(initializing) + workspace;
                 // A file is written while the previous one is still uploaded.
                 let saving = state + 2 * (4 * copies * parameters + moments + best);
-                (state + activations).max(reading).max(saving)
+                (state + activations).max(loading).max(saving)
             }
         };
         MemoryEstimate { base, adapter, moments, gradients, activations, workspace, peak }
@@ -365,26 +236,6 @@ impl ModelFootprint<'_> {
         let partial = if is_partial { 2 * 4 * head * heads } else { 0 };
         gradients + 16 * tokens * heads + partial
     }
-}
-
-/// Returns the number of rows of a chunk of logits `[rows, vocab]`. A chunk has at most `budget`
-/// logits, or one row if a row has more. All chunks are about equally long.
-pub fn chunk_rows(rows: usize, vocab: usize, budget: usize) -> usize {
-    let most = (budget / vocab.max(1)).max(1);
-    rows.div_ceil(rows.div_ceil(most).max(1)).max(1)
-}
-
-/// Returns the number of rows of the panels in which a product on a GPU dequantizes a weight
-/// `[rows, cols]` to elements of `width` bytes; the last panel may have fewer. These are all rows
-/// if they fit [`GPU_PANEL_BYTES`], otherwise a multiple of [`GPU_PANEL_ROW_ALIGNMENT`] such that
-/// the panels are about equally high.
-pub fn gpu_panel_rows(rows: usize, cols: usize, width: usize) -> usize {
-    let fitting = GPU_PANEL_BYTES / (cols * width).max(1);
-    if rows <= fitting {
-        return rows.max(1);
-    }
-    let most = (fitting / GPU_PANEL_ROW_ALIGNMENT).max(1) * GPU_PANEL_ROW_ALIGNMENT;
-    rows.div_ceil(rows.div_ceil(most)).next_multiple_of(GPU_PANEL_ROW_ALIGNMENT).min(rows)
 }
 
 /// Returns the bytes of a 4-bit weight: codes, the sixteen values, and the scales. With `nested`,

@@ -17,7 +17,7 @@
 //!   values) and four backward products (gradients of queries, keys, values and scores). A token
 //!   attends to `(S + 1) / 2` keys on average, and to fewer with sliding windows.
 
-use crate::ModelConfig;
+use lora_spec::ModelConfig;
 
 /// Returns the operations of training on one row of `seq` tokens with an adapter of `adapter`
 /// parameters.

@@ -1,0 +1,23 @@
+//! What a job needs: the memory of a worker, floating-point operations, and the plan of the whole
+//! job. Everything is computed from the settings, `config.json`, checkpoint headers and token rows.
+//! No weights are read, and no tensors are used.
+
+mod error;
+mod flops;
+mod memory_estimate;
+mod memory_requirements;
+mod model_footprint;
+mod notes;
+mod plan;
+mod plan_inputs;
+mod too_large;
+mod training_workload;
+
+pub use error::PlanError;
+pub use flops::{attention_flops, row_flops};
+pub use memory_estimate::MemoryEstimate;
+pub use memory_requirements::MemoryRequirements;
+pub use model_footprint::ModelFootprint;
+pub use plan::{Plan, PlanData, PlanMemory};
+pub use too_large::TooLarge;
+pub use training_workload::{MicroBatchShape, TrainingWorkload};

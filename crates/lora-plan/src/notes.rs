@@ -1,0 +1,136 @@
+//! Notes of a plan: settings without effect, and consequences of settings that users may not expect.
+
+use lora_data::Dataset;
+use lora_spec::{
+    AdapterSpec, InitLoraWeights, JobSpec, LinearModule, LrSchedulerType, MAX_CONCURRENT_DECOMPOSITIONS,
+    ModelConfig,
+};
+
+/// Possible values of vLLM's `--max-lora-rank` (its `MaxLoRARanks`, since version 0.14). The first
+/// one is the default.
+const VLLM_RANKS: [usize; 7] = [16, 32, 64, 128, 256, 320, 512];
+
+/// Returns a note if vLLM does not serve an adapter of rank `r` with its default settings.
+fn serving_note(r: usize) -> Option<String> {
+    match VLLM_RANKS.iter().position(|most| r <= *most) {
+        Some(0) => None,
+        Some(i) => Some(format!(
+            "vLLM serves rank {r} with --max-lora-rank {} (its default is {})",
+            VLLM_RANKS[i], VLLM_RANKS[0]
+        )),
+        None => Some(format!("vLLM serves ranks up to {}, not {r}", VLLM_RANKS[VLLM_RANKS.len() - 1])),
+    }
+}
+
+/// Returns the estimated seconds for the singular value decompositions of the adapted weights, with
+/// [`MAX_CONCURRENT_DECOMPOSITIONS`] of them at a time; `None` if the initialization needs none.
+fn decomposition_seconds(adapter: &AdapterSpec, config: &ModelConfig) -> Option<f64> {
+    /// Seconds for a matrix of n x n divided by n^3, measured for 1024 and 2048 on one processor
+    /// (Zen 5).
+    const SECONDS: f64 = 1.2e-10;
+    let rounds = match adapter.init_lora_weights {
+        InitLoraWeights::Pissa => 1,
+        InitLoraWeights::Loftq => adapter.loftq_iter,
+        _ => return None,
+    };
+    let cost = |m: &LinearModule| {
+        let (short, long) =
+            (m.in_features.min(m.out_features) as f64, m.in_features.max(m.out_features) as f64);
+        short * short * long
+    };
+    let all: f64 = adapter.modules(config).ok()?.iter().map(cost).sum();
+    Some(f64::from(rounds) * all * SECONDS / MAX_CONCURRENT_DECOMPOSITIONS as f64)
+}
+
+/// Returns the notes about `job` over these training rows.
+pub(crate) fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
+    let mut notes = Vec::new();
+    let training = &job.training;
+    if training.lr_scheduler_type == LrSchedulerType::Constant && training.warmup_steps > 0.0 {
+        notes.push(
+            "training.warmup_steps has no effect with lr_scheduler_type constant (see constant_with_warmup)"
+                .into(),
+        );
+    }
+    if training.optim.is_paged() {
+        notes.push(
+            "training.optim: paging has no effect on CPUs, where moments are in the host's memory anyway"
+                .into(),
+        );
+    }
+    if train.report.longest > config.max_position_embeddings {
+        notes.push(format!(
+            "the longest row has {} tokens, more than the base's max_position_embeddings {}",
+            train.report.longest, config.max_position_embeddings
+        ));
+    }
+    let init = job.adapter.init_lora_weights;
+    if init.subtracts_initial() {
+        notes.push(format!(
+            "init_lora_weights: {init} exports an adapter of rank {} for the unchanged base, which is \
+             twice the trained rank",
+            job.adapter.exported().r
+        ));
+    }
+    if let Some(seconds) = decomposition_seconds(&job.adapter, config).filter(|seconds| *seconds > 60.0) {
+        let faster =
+            if init == InitLoraWeights::Pissa { "; pissa_niter_4 takes a fraction of that" } else { "" };
+        notes.push(format!(
+            "init_lora_weights: {init} decomposes the adapted weights before the first step, which takes \
+             about {:.0} minutes on four processors{faster}",
+            (seconds / 60.0).ceil()
+        ));
+    }
+    if job.base_layout().loftq.is_some() {
+        notes.push(
+            "loftq_iter above 1 trains over a requantized base, which only this job's result describes; \
+             serve the result with loractl merge"
+                .into(),
+        );
+    }
+    notes.extend(serving_note(job.adapter.exported().r));
+    for (key, rows) in &train.report.ignored_keys {
+        notes.push(format!("key {key:?} of {rows} training rows has no effect"));
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn decomposition_time_grows_cubically() {
+        let config = |hidden: usize, mlp: usize| {
+            ModelConfig::parse(&format!(
+                r#"{{"architectures": ["LlamaForCausalLM"], "hidden_size": {hidden},
+                "intermediate_size": {mlp}, "vocab_size": 50, "num_hidden_layers": 1,
+                "num_attention_heads": 4, "num_key_value_heads": 4}}"#
+            ))
+            .unwrap()
+        };
+        let of = |init_lora_weights, loftq_iter, config: &ModelConfig| {
+            let adapter = AdapterSpec { init_lora_weights, loftq_iter, ..AdapterSpec::default() };
+            decomposition_seconds(&adapter, config)
+        };
+        let small = config(64, 128);
+        // Four weights of 64 x 64 and three of 64 x 128; four are decomposed at a time.
+        let cubes = (4 * 64 * 64 * 64 + 3 * 64 * 64 * 128) as f64;
+        assert_eq!(of(InitLoraWeights::Pissa, 1, &small), Some(cubes * 1.2e-10 / 4.0));
+        assert_eq!(of(InitLoraWeights::Loftq, 5, &small), Some(5.0 * cubes * 1.2e-10 / 4.0));
+        assert_eq!(of(InitLoraWeights::Olora, 1, &small), None);
+        assert_eq!(of(InitLoraWeights::Default, 1, &small), None);
+    }
+
+    #[test]
+    fn ranks_above_the_vllm_default_get_a_note() {
+        assert_eq!(serving_note(1), None);
+        assert_eq!(serving_note(16), None);
+        assert_eq!(
+            serving_note(17).as_deref(),
+            Some("vLLM serves rank 17 with --max-lora-rank 32 (its default is 16)")
+        );
+        assert!(serving_note(300).is_some_and(|note| note.contains("--max-lora-rank 320")));
+        assert_eq!(serving_note(513).as_deref(), Some("vLLM serves ranks up to 512, not 513"));
+    }
+}

@@ -1,0 +1,165 @@
+//! The plan of a job, computed from `config.json`, checkpoint headers and the dataset. No weights
+//! are read.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use lora_data::{BatchPlan, DataError, DataReport, Dataset, Tokenizer, check_data_file};
+use lora_spec::{JobSpec, ModelConfig, SafetensorsIndex};
+use serde::Serialize;
+
+use crate::notes::notes;
+use crate::plan_inputs::PlanInputs;
+use crate::{MemoryEstimate, MemoryRequirements, MicroBatchShape, PlanError, row_flops};
+
+/// The plan of a job.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The job's name.
+    pub name: String,
+    /// Directory of the base.
+    pub base: PathBuf,
+    /// Number of parameters of the base.
+    pub base_parameters: u64,
+    /// Number of trained parameters.
+    pub trainable_parameters: u64,
+    /// Bytes of the result's parameters (f32).
+    pub adapter_bytes: u64,
+    /// Number of adapted modules by the last part of their name.
+    pub modules: BTreeMap<String, usize>,
+    /// Optimizer steps of the job.
+    pub total_steps: u64,
+    /// Optimizer steps of a pass over the data.
+    pub steps_per_epoch: u64,
+    /// Warm-up steps.
+    pub warmup_steps: u64,
+    /// Micro-batches of a full step, which is the largest number of workers that can share the
+    /// step.
+    pub micro_batches: usize,
+    /// Tokens that the model computes over the whole job, without padding.
+    pub tokens: u64,
+    /// Share of padding among the positions that are computed in the first epoch.
+    pub padding: f64,
+    /// Floating-point operations of the model over the whole job, without padding and
+    /// recomputation.
+    pub flops: f64,
+    /// Memory of a worker.
+    pub memory: PlanMemory,
+    /// The largest micro-batch.
+    #[serde(skip)]
+    pub shape: MicroBatchShape,
+    /// Memory that a worker needs, with these settings and with alternatives.
+    #[serde(skip)]
+    pub requirements: MemoryRequirements,
+    /// The training data.
+    pub train: PlanData,
+    /// The evaluation data.
+    pub eval: Option<PlanData>,
+    /// The first training row, with trained tokens between ⟦ and ⟧.
+    pub sample: String,
+    /// Notes for the user, such as settings without effect.
+    pub notes: Vec<String>,
+    /// Reasons why the job would fail.
+    pub problems: Vec<String>,
+}
+
+/// The memory of each worker if the job runs on `workers.min` workers.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct PlanMemory {
+    /// Memory of a worker on a CPU.
+    pub cpu: MemoryEstimate,
+    /// Memory on a GPU, without CUDA's own memory.
+    pub gpu: MemoryEstimate,
+}
+
+/// A dataset in a plan.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanData {
+    /// The file.
+    pub path: PathBuf,
+    /// Statistics of its rows.
+    pub report: DataReport,
+}
+
+impl Plan {
+    /// Plans `job`, whose paths are absolute.
+    ///
+    /// # Errors
+    /// An invalid setting, base, tokenizer or dataset. Rows that `data.long_rows` refuses and rows
+    /// without targets do not fail the plan; they are listed in `problems`.
+    pub fn new(job: &JobSpec) -> Result<Self, PlanError> {
+        job.check()?;
+        let base = &job.model.base;
+        let config = ModelConfig::read(base)?;
+        let index = SafetensorsIndex::open(base)?;
+        index.check(&config)?;
+        index.check_format(&config, job.model.format())?;
+        for (field, path) in [("data.train", Some(&job.data.train)), ("data.eval", job.data.eval.as_ref())] {
+            if let Some(path) = path {
+                check_data_file(field, path)?;
+            }
+        }
+        let mut modules = BTreeMap::new();
+        let mut trainable_parameters = 0;
+        job.adapter.check_base(&config, &index)?;
+        for module in job.adapter.modules(&config)? {
+            let last = module.name.rsplit('.').next().unwrap_or_default().to_owned();
+            *modules.entry(last).or_default() += 1;
+            trainable_parameters += (job.adapter.r * (module.in_features + module.out_features)) as u64;
+        }
+        let tokenizer = Tokenizer::load(base)?;
+        let mut problems = Vec::new();
+        let mut read = |path: &PathBuf| -> Result<Dataset, DataError> {
+            let (dataset, found) =
+                Dataset::inspect(path, &tokenizer, job.data.max_length, job.data.long_rows)?;
+            problems.extend(found.iter().map(ToString::to_string));
+            Ok(dataset)
+        };
+        let train = read(&job.data.train)?;
+        let eval = job.data.eval.as_ref().map(|path| Ok::<_, DataError>((path, read(path)?))).transpose()?;
+        let training = &job.training;
+        let order = BatchPlan::for_job(job, &train);
+        let total_steps =
+            if train.rows.is_empty() { 0 } else { training.total_steps(order.steps_per_epoch()) };
+        let inputs = PlanInputs::new(&config, &index, &train);
+        let sample = train.rows.first().map(|row| tokenizer.marked_text(row)).transpose()?;
+        let data = |path: &PathBuf, dataset: &Dataset| PlanData {
+            path: path.clone(),
+            report: dataset.report.clone(),
+        };
+        Ok(Self {
+            name: job.name.clone(),
+            base: base.clone(),
+            base_parameters: config.parameters(),
+            trainable_parameters,
+            adapter_bytes: 4 * trainable_parameters * (job.adapter.exported().r / job.adapter.r) as u64,
+            modules,
+            total_steps,
+            steps_per_epoch: order.steps_per_epoch(),
+            warmup_steps: training.resolved_warmup_steps(total_steps),
+            micro_batches: training.micro_batches().min(train.rows.len().div_ceil(training.micro_batch_size)),
+            tokens: order.tokens(total_steps),
+            flops: flops(&train, &config, trainable_parameters) * total_steps as f64
+                / order.steps_per_epoch().max(1) as f64,
+            memory: inputs.memory(job)?,
+            requirements: inputs.requirements(job)?,
+            shape: inputs.shape(job),
+            padding: order.padding(),
+            notes: notes(job, &config, &train),
+            train: data(&job.data.train, &train),
+            eval: eval.map(|(path, eval)| data(path, &eval)),
+            sample: sample.unwrap_or_default(),
+            problems,
+        })
+    }
+}
+
+/// Returns the floating-point operations of a pass over the rows.
+fn flops(train: &Dataset, config: &ModelConfig, adapter: u64) -> f64 {
+    let mut rows: BTreeMap<usize, u64> = BTreeMap::new();
+    for length in train.lengths() {
+        *rows.entry(length.saturating_sub(1)).or_default() += 1;
+    }
+    let of = |(length, count): (usize, u64)| row_flops(config, adapter, length as u64) as f64 * count as f64;
+    rows.into_iter().map(of).sum()
+}
