@@ -1,10 +1,15 @@
 //! The adapter of a job, in PEFT's terms.
 
+use std::ops::Bound::Unbounded;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{FieldError, InitLoraWeights, LinearModule, ModelConfig, SafetensorsIndex, StoredWeight};
+use crate::range::{above, check_count, check_number};
+use crate::{
+    FieldError, InitLoraWeights, LinearModule, ModelConfig, ModelSpec, QuantizationType, SafetensorsIndex,
+    StoredWeight,
+};
 
 /// A LoRA adapter, in PEFT's terms.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -90,6 +95,39 @@ impl AdapterSpec {
             )),
             None => Ok(modules),
         }
+    }
+
+    /// Checks every value that can be checked without reading a file. LoftQ needs a base that is
+    /// quantized while it is read.
+    pub(crate) fn check(&self, model: &ModelSpec) -> Result<(), FieldError> {
+        let fail = |field: &str, message: String| Err(FieldError::new(field, message));
+        let is_loftq = self.init_lora_weights == InitLoraWeights::Loftq;
+        check_count("adapter.r", self.r as u64, 1..=4096)?;
+        check_number("adapter.lora_alpha", self.lora_alpha, above(0.0, Unbounded))?;
+        check_number("adapter.lora_dropout", self.lora_dropout, 0.0..1.0)?;
+        if matches!(&self.target_modules, TargetModules::Names(names) if names.is_empty()) {
+            return fail("adapter.target_modules", "is an empty list; name a module, or all-linear".into());
+        }
+        if is_loftq && model.quantization == QuantizationType::None {
+            return fail(
+                "adapter.init_lora_weights",
+                "loftq reduces the quantization error; set model.quantization to nf4 or int8".into(),
+            );
+        }
+        check_count("adapter.loftq_iter", u64::from(self.loftq_iter), 1..=100)?;
+        if self.loftq_iter != 1 && !is_loftq {
+            return fail("adapter.loftq_iter", "needs adapter.init_lora_weights: loftq".into());
+        }
+        if self.init_from.is_some() && self.init_lora_weights != InitLoraWeights::Default {
+            return fail(
+                "adapter.init_lora_weights",
+                format!(
+                    "{} and adapter.init_from both set the initial adapter; remove one of them",
+                    self.init_lora_weights
+                ),
+            );
+        }
+        Ok(())
     }
 
     /// Checks that the adapter can be initialized over the base in `index`.

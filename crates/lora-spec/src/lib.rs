@@ -5,6 +5,7 @@
 mod adapter_spec;
 mod block_config;
 mod buffer_sizes;
+mod data_spec;
 mod device;
 mod device_memory;
 mod init_lora_weights;
@@ -15,10 +16,13 @@ mod micro_batch;
 mod model_config;
 mod model_spec;
 mod philox;
+mod range;
 mod safetensors_index;
 mod state;
 mod target_modules;
+mod training_spec;
 mod units;
+mod workers_spec;
 
 pub use adapter_spec::{AdapterSpec, TargetModules};
 pub use block_config::{AttentionConfig, BlockConfig, LinearModule, MlpConfig, NormModule};
@@ -27,12 +31,11 @@ pub use buffer_sizes::{
     GPU_LOGITS_PER_CHUNK, GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT, GPU_WORKSPACE_BYTES,
     MAX_CONCURRENT_DECOMPOSITIONS, PAGED_WINDOW_ELEMENTS, chunk_rows, gpu_panel_rows,
 };
+pub use data_spec::{DataSpec, LongRows};
 pub use device::{DeviceSpec, ParseDeviceError};
 pub use device_memory::{DeviceKind, DeviceMemory};
 pub use init_lora_weights::InitLoraWeights;
-pub use job::{
-    ActivationCheckpointing, DataSpec, JobSpec, LongRows, LrSchedulerType, Optim, TrainingSpec, WorkersSpec,
-};
+pub use job::JobSpec;
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
 pub use micro_batch::MicroBatch;
@@ -44,7 +47,9 @@ pub use safetensors_index::{
     TensorEntry,
 };
 pub use state::JobState;
+pub use training_spec::{ActivationCheckpointing, LrSchedulerType, Optim, TrainingSpec};
 pub use units::format_bytes;
+pub use workers_spec::WorkersSpec;
 
 /// An error about a field of a job.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

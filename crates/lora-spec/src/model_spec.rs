@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::TargetModules;
+use crate::{FieldError, TargetModules};
 
 /// The frozen base model.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -40,6 +40,18 @@ impl ModelSpec {
         let (scheme, rest) = text.split_once("://")?;
         let legal = scheme.chars().all(|c| c.is_ascii_alphanumeric()) && !scheme.is_empty();
         (legal && !rest.is_empty()).then_some(text)
+    }
+
+    /// Checks every value that can be checked without reading a file.
+    pub(crate) fn check(&self) -> Result<(), FieldError> {
+        if self.base.as_os_str().is_empty() {
+            return Err(FieldError::new("model.base", "is missing".into()));
+        }
+        if self.bnb_4bit_use_double_quant && self.quantization != QuantizationType::Nf4 {
+            let message = "needs model.quantization: nf4; a base that is already quantized keeps its scales";
+            return Err(FieldError::new("model.bnb_4bit_use_double_quant", message.into()));
+        }
+        Ok(())
     }
 }
 
