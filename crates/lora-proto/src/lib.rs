@@ -1,10 +1,10 @@
 //! The gRPC interface `lora.v1`, generated from `proto/`, and the conversions between its messages
-//! and `lora-spec`.
+//! and the types of `lora-spec` and `lora-plan`.
 
+mod convert;
 mod digest;
 #[cfg(feature = "client")]
 pub mod file_transfer;
-mod job;
 
 pub use digest::DigestBuilder;
 

@@ -17,6 +17,7 @@ mod model_config;
 mod model_spec;
 mod philox;
 mod range;
+mod run;
 mod safetensors_index;
 mod state;
 mod target_modules;
@@ -42,6 +43,7 @@ pub use micro_batch::MicroBatch;
 pub use model_config::{ActivationFunction, Architecture, ModelConfig, ModelConfigError, Rope, RopeScaling};
 pub use model_spec::{BaseDtype, BaseFormat, BaseLayout, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;
+pub use run::{RunFacts, StepMetrics};
 pub use safetensors_index::{
     FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, SafetensorsError, SafetensorsIndex, StoredWeight,
     TensorEntry,

@@ -60,7 +60,9 @@ impl Gauges {
             health.set_ready(is_connected, "no coordinator is connected");
             let phase = status.borrow_and_update().as_ref().map(|job| job.phase);
             self.phase.clear();
-            self.phase.get_or_create(&[("phase", name(phase))]).set(1);
+            self.phase
+                .get_or_create(&[("phase", phase.map_or_else(|| "idle".to_owned(), Phase::name))])
+                .set(1);
             let changed = tokio::select! {
                 changed = status.changed() => changed,
                 changed = connected.changed() => changed,
@@ -106,10 +108,4 @@ impl DeviceMemoryGauges {
         self.total.set(memory.total_bytes as i64);
         true
     }
-}
-
-/// The value of the label `phase`.
-fn name(phase: Option<Phase>) -> String {
-    let Some(phase) = phase else { return "idle".into() };
-    phase.as_str_name().trim_start_matches("PHASE_").to_lowercase()
 }

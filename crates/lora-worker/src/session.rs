@@ -9,7 +9,7 @@ use lora_proto::v1::coordinator_message::Kind as FromCoordinator;
 use lora_proto::v1::worker_control_client::WorkerControlClient;
 use lora_proto::v1::worker_message::Kind as FromWorker;
 use lora_proto::v1::{self, WorkerStatus};
-use lora_spec::{DeviceKind, DeviceMemory};
+use lora_spec::DeviceMemory;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
@@ -164,9 +164,9 @@ impl Session {
             peer_address: self.address.resolve().await?,
             version: env!("CARGO_PKG_VERSION").into(),
             status: Some(self.status()),
-            memory: self.memory.known_bytes().unwrap_or(0),
-            gpu: self.memory.kind == DeviceKind::Gpu,
-        };
+            ..v1::Hello::default()
+        }
+        .with_device_memory(self.memory);
         Ok(v1::WorkerMessage { kind: Some(FromWorker::Hello(hello)) })
     }
 

@@ -1,8 +1,7 @@
 //! The validation of a job before it gets workers: its plan, from the uploaded inputs.
 
 use lora_collective::tree::all_reduce_bytes;
-use lora_data::DataReport;
-use lora_plan::{MemoryEstimate, MemoryRequirements, Plan, PlanError, TooLarge};
+use lora_plan::{MemoryRequirements, Plan, PlanError, TooLarge};
 use lora_proto::v1;
 use lora_spec::{DeviceMemory, FieldError, JobSpec};
 
@@ -88,50 +87,10 @@ pub(crate) fn fits_one(requirements: &MemoryRequirements, workers: &[DeviceMemor
     requirements.fits(*largest)
 }
 
-/// Converts the plan of `job` to the message of the interface.
-pub(crate) fn message(plan: Plan, job: &JobSpec) -> v1::PlanJobResponse {
+/// Creates the answer with the plan of `job`.
+pub(crate) fn plan_response(plan: Plan, job: &JobSpec) -> v1::PlanJobResponse {
     let workers = job.workers.max.min(plan.micro_batches);
-    let gradient = 4 * plan.trainable_parameters;
-    v1::PlanJobResponse {
-        all_reduce_bytes: all_reduce_bytes(plan.micro_batches, workers, gradient).unwrap_or(0),
-        train: Some(data(&plan.train.report)),
-        eval: plan.eval.map(|eval| data(&eval.report)),
-        base_parameters: plan.base_parameters,
-        trainable_parameters: plan.trainable_parameters,
-        adapter_bytes: plan.adapter_bytes,
-        modules: plan.modules.into_iter().map(|(name, n)| (name, n as u64)).collect(),
-        total_steps: plan.total_steps,
-        steps_per_epoch: plan.steps_per_epoch,
-        warmup_steps: plan.warmup_steps,
-        micro_batches: plan.micro_batches as u64,
-        tokens: plan.tokens,
-        padding: plan.padding,
-        sample: plan.sample,
-        notes: plan.notes,
-        problems: plan.problems,
-        flops: plan.flops,
-        memory_cpu: Some(memory(plan.memory.cpu)),
-        memory_gpu: Some(memory(plan.memory.gpu)),
-    }
-}
-
-fn data(report: &DataReport) -> v1::PlanData {
-    v1::PlanData {
-        rows_read: report.rows_read as u64,
-        rows_kept: report.rows_kept as u64,
-        dropped: report.dropped as u64,
-        without_targets: report.without_targets as u64,
-        truncated: report.truncated as u64,
-        tokens: report.tokens,
-        trained_tokens: report.trained_tokens,
-        shortest: report.shortest as u64,
-        median: report.median as u64,
-        percentile_95: report.percentile_95 as u64,
-        longest: report.longest as u64,
-    }
-}
-
-fn memory(memory: MemoryEstimate) -> v1::WorkerMemory {
-    let MemoryEstimate { base, adapter, moments, gradients, activations, workspace, peak } = memory;
-    v1::WorkerMemory { base, adapter, moments, gradients, activations, workspace, peak }
+    let gradient_bytes = 4 * plan.trainable_parameters;
+    let all_reduce_bytes = all_reduce_bytes(plan.micro_batches, workers, gradient_bytes).unwrap_or(0);
+    v1::PlanJobResponse { all_reduce_bytes, ..plan.into() }
 }

@@ -15,7 +15,7 @@ use super::group::{AfterSave, GroupPhase, Regroup};
 use super::job::Job;
 use super::member::{Member, MemberState};
 use super::membership::{EvictionReason, MemberReport, decide_membership};
-use super::workers::{has_state, phase_name};
+use super::workers::has_state;
 use crate::config::RecoveryConfig;
 use crate::scheduler::placement::precedence;
 use crate::store::MemberRow;
@@ -368,7 +368,7 @@ impl<'a> Observed<'a> {
                 Some(member.row.instance_id.clone()),
             ),
             (MemberState::InGroup(held), EvictionReason::Dead) => {
-                let (phase, seconds) = (phase_name(held.phase()), member.seconds_in_phase);
+                let (phase, seconds) = (held.phase().name(), member.seconds_in_phase);
                 (format!("no progress while {phase} for {seconds:.0} s"), None)
             }
             (_, EvictionReason::Dead) => {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use lora_proto::v1::{self, Goal, Phase, coordinator_message};
-use lora_spec::{DeviceKind, DeviceMemory, FieldError};
+use lora_spec::{DeviceMemory, FieldError};
 use tokio::time::Instant;
 
 use crate::control::command::{Outbox, SessionId};
@@ -62,9 +62,10 @@ impl Worker {
         self.is_connected() && !self.status.draining
     }
 
-    /// The memory that a job may use on this worker.
+    /// The memory that a job may use on this worker. A worker that does not know its memory counts as
+    /// large enough for every job.
     pub(crate) fn memory(&self) -> DeviceMemory {
-        device_memory(self.hello.memory, self.hello.gpu)
+        self.hello.device_memory()
     }
 
     /// Seconds that the worker has been in its phase: the reported number, plus the time since the
@@ -80,7 +81,7 @@ impl Worker {
             // For users a disconnected worker is lost. Its job counts it as lost after a lease.
             _ if !self.is_connected() => "lost".to_owned(),
             _ if self.status.draining => "draining".to_owned(),
-            Some(held) => phase_name(held.phase()),
+            Some(held) => held.phase().name(),
             None => "idle".to_owned(),
         };
         v1::Worker {
@@ -271,19 +272,7 @@ impl Worker {
     }
 }
 
-/// The memory that a worker reported. A worker that reported 0 bytes counts as large enough for
-/// every job.
-pub(crate) fn device_memory(bytes: u64, gpu: bool) -> DeviceMemory {
-    let kind = if gpu { DeviceKind::Gpu } else { DeviceKind::Cpu };
-    DeviceMemory::new(kind, Some(bytes).filter(|bytes| *bytes > 0))
-}
-
 /// Whether a worker in this phase has a state of the run in memory.
 pub(crate) fn has_state(phase: Phase) -> bool {
     !matches!(phase, Phase::Unspecified | Phase::Preparing | Phase::Failed)
-}
-
-/// The name of a phase, in lower case.
-pub(crate) fn phase_name(phase: Phase) -> String {
-    phase.as_str_name().trim_start_matches("PHASE_").to_lowercase()
 }

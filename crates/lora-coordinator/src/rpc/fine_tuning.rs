@@ -14,7 +14,6 @@ use crate::admission::inputs;
 use crate::admission::validate::{self, PlanFailure};
 use crate::control::command::Command;
 use crate::control::request::Request as JobRequest;
-use crate::control::workers::device_memory;
 use crate::rpc::refusal::Refusal;
 use crate::store::{Store, StoreError};
 
@@ -139,12 +138,11 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
         let workers = self.commands.ask(|reply| Command::Workers { reply }).await?;
         let available =
             workers.iter().filter(|worker| !["lost", "draining"].contains(&worker.state.as_str()));
-        let available: Vec<DeviceMemory> =
-            available.map(|worker| device_memory(worker.memory, worker.gpu)).collect();
+        let available: Vec<DeviceMemory> = available.map(v1::Worker::device_memory).collect();
         if let Err(too_large) = validate::fits_one(&plan.requirements, &available) {
             plan.problems.push(too_large.to_string());
         }
-        Ok(Response::new(validate::message(plan, &spec)))
+        Ok(Response::new(validate::plan_response(plan, &spec)))
     }
 
     async fn list_workers(

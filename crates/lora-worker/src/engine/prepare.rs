@@ -9,7 +9,7 @@ use lora_collective::CancelToken;
 use lora_model::{Base, BaseKey};
 use lora_proto::v1::{self, Phase};
 use lora_spec::JobSpec;
-use lora_train::{Run, RunData, RunFacts, RunInputs, TrainError};
+use lora_train::{Run, RunData, RunInputs, TrainError};
 
 use super::{EngineThread, Interruption, LoadedJob, job_spec};
 use crate::backoff::backoff;
@@ -33,7 +33,7 @@ impl EngineThread {
         let run = self
             .load(&spec, &inputs, &cancel)
             .map_err(|interruption| with_job_paths(interruption, &spec, &inputs))?;
-        let facts = facts_message(run.facts());
+        let facts = run.facts().into();
         self.job = Some(LoadedJob { run, _inputs: inputs });
         self.update(|current| current.facts = Some(facts));
         let newest = self.engine.desired.borrow().assignment.clone();
@@ -151,14 +151,4 @@ fn with_job_paths(interruption: Interruption, spec: &JobSpec, inputs: &LocalInpu
     Interruption::Failed(paths.fold(cause, |cause, (local, in_job)| {
         cause.replace(&*local.to_string_lossy(), &in_job.to_string_lossy())
     }))
-}
-
-fn facts_message(facts: &RunFacts) -> v1::RunFacts {
-    v1::RunFacts {
-        total_steps: facts.total_steps,
-        steps_per_epoch: facts.steps_per_epoch,
-        trainable_parameters: facts.trainable_parameters,
-        total_parameters: facts.total_parameters,
-        adapter_bytes: facts.adapter_bytes,
-    }
 }

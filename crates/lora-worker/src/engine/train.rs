@@ -5,7 +5,8 @@ use std::time::{Duration, Instant, SystemTime};
 use lora_collective::backend_choice::{Collective, Preference};
 use lora_collective::{CollectiveError, Group, GroupSpec};
 use lora_proto::v1::{self, Goal, Phase};
-use lora_train::{StepMetrics, StepOutcome, TrainError};
+use lora_spec::StepMetrics;
+use lora_train::{StepOutcome, TrainError};
 
 use super::{EngineThread, Interruption};
 use crate::directive::{DesiredState, WorkScope};
@@ -141,15 +142,7 @@ fn group_spec(assignment: &v1::Assignment) -> GroupSpec {
 
 fn step_report(metrics: &StepMetrics) -> v1::StepReport {
     v1::StepReport {
-        metrics: Some(v1::StepMetrics {
-            step: metrics.step,
-            loss: metrics.loss,
-            grad_norm: metrics.grad_norm,
-            learning_rate: metrics.learning_rate,
-            epoch: metrics.epoch,
-            num_tokens: metrics.num_tokens,
-            eval_loss: metrics.eval_loss,
-        }),
+        metrics: Some(metrics.into()),
         logged: metrics.logged,
         reduced_bytes: 0,
         time: Some(SystemTime::now().into()),

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use lora_proto::v1;
+use lora_spec::WorkersSpec;
 
 use super::{online, watch};
 use crate::job_lookup;
@@ -26,7 +27,7 @@ pub(crate) struct Args {
     job: String,
     /// New number of workers [default: unchanged]
     #[arg(long, value_name = "MIN[..MAX]", value_parser = workers)]
-    workers: Option<v1::WorkersSpec>,
+    workers: Option<WorkersSpec>,
     /// Watch the job until it stops.
     #[arg(long)]
     watch: bool,
@@ -38,7 +39,7 @@ pub(crate) struct Args {
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     online(coordinator, async |client| {
         let job_id = job_lookup::find(&client, &args.job).await?.job_id;
-        let request = v1::ResumeJobRequest { job_id, workers: args.workers };
+        let request = v1::ResumeJobRequest { job_id, workers: args.workers.as_ref().map(Into::into) };
         let job = client.call(client.jobs().resume_job(request)).await?;
         let mut table = Table::new();
         table.row("job", &job.job_id);
@@ -54,10 +55,10 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
 }
 
 /// Parses `N` (exactly N workers) or `MIN..MAX`.
-fn workers(text: &str) -> Result<v1::WorkersSpec> {
+fn workers(text: &str) -> Result<WorkersSpec> {
     let (min, max) = text.split_once("..").unwrap_or((text, text));
     match (min.trim().parse(), max.trim().parse()) {
-        (Ok(min @ 1..), Ok(max)) if min <= max => Ok(v1::WorkersSpec { min: Some(min), max: Some(max) }),
+        (Ok(min @ 1..), Ok(max)) if min <= max => Ok(WorkersSpec { min, max }),
         _ => bail!("must be a number from 1 on, or a range such as 2..8"),
     }
 }
@@ -68,7 +69,7 @@ mod tests {
 
     #[test]
     fn workers_are_a_number_or_a_range() {
-        let range = |text| workers(text).map(|spec| (spec.min.unwrap(), spec.max.unwrap()));
+        let range = |text| workers(text).map(|WorkersSpec { min, max }| (min, max));
         assert_eq!((range("3").unwrap(), range("2..8").unwrap()), ((3, 3), (2, 8)));
         for text in ["", "0", "0..2", "4..2", "2..", "..2", "-1", "2...8"] {
             assert!(range(text).is_err(), "{text}");

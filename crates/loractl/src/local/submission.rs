@@ -59,8 +59,8 @@ pub(crate) async fn resume(
         }
         _ => return Ok(job),
     }
-    let workers = v1::JobSpec::try_from(&file.job)?.workers;
-    let request = v1::ResumeJobRequest { job_id: job.job_id, workers };
+    let workers = (&file.job.workers).into();
+    let request = v1::ResumeJobRequest { job_id: job.job_id, workers: Some(workers) };
     Ok(client.call(client.jobs().resume_job(request)).await?)
 }
 

@@ -1,6 +1,7 @@
 //! Workers, as text and as data for JSON and YAML.
 
 use lora_proto::v1;
+use lora_spec::DeviceKind;
 use serde::Serialize;
 
 use super::grid::{ColumnFit, Grid};
@@ -30,6 +31,7 @@ pub(crate) struct WorkerView {
 
 impl From<v1::Worker> for WorkerView {
     fn from(worker: v1::Worker) -> Self {
+        let device_memory = worker.device_memory();
         let v1::Worker {
             name,
             state,
@@ -42,8 +44,8 @@ impl From<v1::Worker> for WorkerView {
             completed_steps,
             seconds_in_phase,
             silent_seconds,
-            memory,
-            gpu,
+            memory: _,
+            gpu: _,
         } = worker;
         Self {
             name,
@@ -57,8 +59,8 @@ impl From<v1::Worker> for WorkerView {
             version,
             seconds_in_phase,
             silent_seconds,
-            memory: Some(memory).filter(|bytes| *bytes > 0),
-            gpu,
+            memory: device_memory.known_bytes(),
+            gpu: device_memory.kind == DeviceKind::Gpu,
         }
     }
 }
