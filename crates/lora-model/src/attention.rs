@@ -27,8 +27,8 @@ pub(crate) struct Attention {
 pub(crate) enum AttentionSource<'a> {
     /// They are computed over the keys and values of the pass.
     Pass,
-    /// They are computed over the keys and values of the cache and of the pass. The cache gets those
-    /// of the pass.
+    /// They are computed over the keys and values of the cache and of the pass. The cache gets
+    /// those of the pass.
     Cache(&'a mut KvCache),
     /// An earlier pass over the same input has computed them.
     Saved(AttendedValues),

@@ -48,9 +48,9 @@ impl Mlp {
         Ok((down.y, MlpActivations { gate, up, down: down.lora }))
     }
 
-    /// Recomputes the activations of the forward pass over `x`, with the same bits. The product with
-    /// the frozen weight of `down_proj` is not recomputed, because the backward pass does not need
-    /// it.
+    /// Recomputes the activations of the forward pass over `x`, with the same bits. The product
+    /// with the frozen weight of `down_proj` is not recomputed, because the backward pass does not
+    /// need it.
     pub(crate) fn recompute(&self, x: Tensor, pass: &Pass) -> Result<MlpActivations, ModelError> {
         let (gate, up) = self.gate_and_up(x, pass)?;
         let down = pass.projection(&self.down_proj).recompute(|| self.gated(&gate, &up))?;

@@ -1,5 +1,5 @@
-//! Linear modules: the frozen weight that all jobs on a base share, and the view of a pass that adds
-//! an adapter to it.
+//! Linear modules: the frozen weight that all jobs on a base share, and the view of a pass that
+//! adds an adapter to it.
 
 use candle_core::Tensor;
 use lora_ops::dropout::Dropout;
