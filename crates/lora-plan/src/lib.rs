@@ -2,6 +2,7 @@
 //! job. Everything is computed from the settings, `config.json`, checkpoint headers and token rows.
 //! No weights are read, and no tensors are used.
 
+mod alternative;
 mod error;
 mod flops;
 mod memory_estimate;
@@ -15,9 +16,9 @@ mod training_workload;
 
 pub use error::PlanError;
 pub use flops::{attention_flops, row_flops};
-pub use memory_estimate::MemoryEstimate;
+pub use memory_estimate::{MemoryEstimate, PlanMemory};
 pub use memory_requirements::MemoryRequirements;
 pub use model_footprint::ModelFootprint;
-pub use plan::{Plan, PlanData, PlanMemory};
+pub use plan::{Plan, PlanData};
 pub use too_large::TooLarge;
 pub use training_workload::{MicroBatchShape, TrainingWorkload};

@@ -33,3 +33,12 @@ impl MemoryEstimate {
         base + adapter + moments + gradients + activations + workspace
     }
 }
+
+/// The memory of each worker if the job runs on `workers.min` workers.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct PlanMemory {
+    /// Memory of a worker on a CPU.
+    pub cpu: MemoryEstimate,
+    /// Memory on a GPU, without CUDA's own memory.
+    pub gpu: MemoryEstimate,
+}

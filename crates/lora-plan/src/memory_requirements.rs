@@ -1,11 +1,17 @@
 //! The memory that a worker of a job needs, and the settings with which it would need less.
 
+use std::iter;
+
 use lora_data::Dataset;
-use lora_spec::{DeviceKind, DeviceMemory, FieldError, JobSpec, ModelConfig, SafetensorsIndex};
+use lora_spec::{
+    ActivationCheckpointing, DeviceKind, DeviceMemory, FieldError, JobSpec, ModelConfig, QuantizationType,
+    SafetensorsIndex,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::TooLarge;
+use crate::alternative::Alternative;
 use crate::plan_inputs::PlanInputs;
+use crate::{MemoryEstimate, TooLarge};
 
 /// Maximum number of alternatives that an error names.
 const MAX_SHOWN_ALTERNATIVES: usize = 3;
@@ -15,28 +21,19 @@ const MAX_SHOWN_ALTERNATIVES: usize = 3;
 /// settings that would fit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemoryRequirements {
-    pub(crate) cpu: DeviceRequirements,
-    pub(crate) gpu: DeviceRequirements,
+    cpu: DeviceRequirements,
+    gpu: DeviceRequirements,
 }
 
 /// The memory that a worker on one kind of device needs, in bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct DeviceRequirements {
-    pub(crate) peak: u64,
-    pub(crate) base: u64,
+struct DeviceRequirements {
+    peak: u64,
+    base: u64,
     /// Alternative settings that need less memory, in the order of their additional computation.
     /// Each entry has the micro-batch sizes, the largest first.
     #[serde(rename = "ways")]
-    pub(crate) alternatives: Vec<Vec<Alternative>>,
-}
-
-/// Settings with which a worker would need less memory.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Alternative {
-    /// Keys and values of the settings that change.
-    pub(crate) settings: Vec<(String, String)>,
-    /// Peak with these settings, in bytes.
-    pub(crate) peak: u64,
+    alternatives: Vec<Vec<Alternative>>,
 }
 
 impl MemoryRequirements {
@@ -52,7 +49,14 @@ impl MemoryRequirements {
         train: &Dataset,
     ) -> Result<Self, FieldError> {
         job.adapter.check_base(model, index)?;
-        PlanInputs::new(model, index, train).requirements(job)
+        Self::from_inputs(job, &PlanInputs::new(model, index, train))
+    }
+
+    pub(crate) fn from_inputs(job: &JobSpec, inputs: &PlanInputs) -> Result<Self, FieldError> {
+        Ok(Self {
+            cpu: DeviceRequirements::new(job, inputs, DeviceKind::Cpu)?,
+            gpu: DeviceRequirements::new(job, inputs, DeviceKind::Gpu)?,
+        })
     }
 
     /// Returns the bytes that a worker with a device of this kind needs.
@@ -86,6 +90,43 @@ impl MemoryRequirements {
             DeviceKind::Cpu => &self.cpu,
             DeviceKind::Gpu => &self.gpu,
         }
+    }
+}
+
+impl DeviceRequirements {
+    fn new(job: &JobSpec, inputs: &PlanInputs, device: DeviceKind) -> Result<Self, FieldError> {
+        let training = &job.training;
+        let kept = [
+            ActivationCheckpointing::None,
+            ActivationCheckpointing::BlockSaveAttention,
+            ActivationCheckpointing::Block,
+        ];
+        let less_kept = kept.into_iter().skip_while(|it| *it != training.activation_checkpointing);
+        let halves = |size: &usize| (*size > 1).then_some(size / 2);
+        let sizes: Vec<usize> = iter::successors(Some(training.micro_batch_size), halves).collect();
+        let quantizations = match job.model.quantization {
+            QuantizationType::None if inputs.is_dense() => {
+                vec![QuantizationType::None, QuantizationType::Nf4]
+            }
+            given => vec![given],
+        };
+        let mut alternatives = Vec::new();
+        for (checkpointing, quantization) in
+            less_kept.flat_map(|it| quantizations.iter().map(move |quantization| (it, *quantization)))
+        {
+            let mut sizes_tried = Vec::new();
+            for &size in &sizes {
+                let mut changed = job.clone();
+                changed.training.activation_checkpointing = checkpointing;
+                changed.training.micro_batch_size = size;
+                changed.model.quantization = quantization;
+                let peak = inputs.estimate(&changed, device)?.peak;
+                sizes_tried.push(Alternative::new(job, &changed, peak));
+            }
+            alternatives.push(sizes_tried);
+        }
+        let MemoryEstimate { peak, base, .. } = inputs.estimate(job, device)?;
+        Ok(Self { peak, base, alternatives })
     }
 }
 

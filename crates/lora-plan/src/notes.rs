@@ -1,4 +1,5 @@
-//! Notes of a plan: settings without effect, and consequences of settings that users may not expect.
+//! Notes of a plan: settings without effect, and consequences of settings that users may not
+//! expect.
 
 use lora_data::Dataset;
 use lora_spec::{

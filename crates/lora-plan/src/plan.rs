@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::notes::notes;
 use crate::plan_inputs::PlanInputs;
-use crate::{MemoryEstimate, MemoryRequirements, MicroBatchShape, PlanError, row_flops};
+use crate::{MemoryRequirements, MicroBatchShape, PlanError, PlanMemory, row_flops};
 
 /// The plan of a job.
 #[derive(Debug, Clone, Serialize)]
@@ -61,15 +61,6 @@ pub struct Plan {
     pub notes: Vec<String>,
     /// Reasons why the job would fail.
     pub problems: Vec<String>,
-}
-
-/// The memory of each worker if the job runs on `workers.min` workers.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct PlanMemory {
-    /// Memory of a worker on a CPU.
-    pub cpu: MemoryEstimate,
-    /// Memory on a GPU, without CUDA's own memory.
-    pub gpu: MemoryEstimate,
 }
 
 /// A dataset in a plan.
@@ -142,7 +133,7 @@ impl Plan {
             flops: flops(&train, &config, trainable_parameters) * total_steps as f64
                 / order.steps_per_epoch().max(1) as f64,
             memory: inputs.memory(job)?,
-            requirements: inputs.requirements(job)?,
+            requirements: MemoryRequirements::from_inputs(job, &inputs)?,
             shape: inputs.shape(job),
             padding: order.padding(),
             notes: notes(job, &config, &train),

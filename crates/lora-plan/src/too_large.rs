@@ -5,7 +5,7 @@ use std::fmt;
 
 use lora_spec::{DeviceKind, DeviceMemory, format_bytes};
 
-use crate::memory_requirements::Alternative;
+use crate::alternative::Alternative;
 
 /// A worker of a job needs more memory than a worker has.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,11 +42,3 @@ impl fmt::Display for TooLarge {
 }
 
 impl Error for TooLarge {}
-
-impl fmt::Display for Alternative {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let settings: Vec<String> =
-            self.settings.iter().map(|(key, value)| format!("{key}: {value}")).collect();
-        write!(f, "{} ({})", settings.join(" and "), format_bytes(self.peak))
-    }
-}

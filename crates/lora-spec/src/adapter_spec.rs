@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use crate::range::{above, check_count, check_number};
 use crate::{
     FieldError, InitLoraWeights, LinearModule, ModelConfig, ModelSpec, QuantizationType, SafetensorsIndex,
-    StoredWeight,
+    StoredWeight, TargetModules,
 };
 
 /// A LoRA adapter, in PEFT's terms.
@@ -151,27 +151,5 @@ impl AdapterSpec {
             )),
             None => Ok(()),
         }
-    }
-}
-
-/// Which linear modules get an adapter, as PEFT's `target_modules`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum TargetModules {
-    /// `all-linear` (every linear module except the head), or a regular expression that matches a
-    /// module's full name.
-    Pattern(String),
-    /// Names: a module matches if its name is one of them or ends with `.` and one of them.
-    Names(Vec<String>),
-}
-
-impl TargetModules {
-    /// The value that selects every linear module except the output head, as in PEFT.
-    pub const ALL_LINEAR: &str = "all-linear";
-}
-
-impl Default for TargetModules {
-    fn default() -> Self {
-        Self::Pattern(Self::ALL_LINEAR.into())
     }
 }

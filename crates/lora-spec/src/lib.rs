@@ -1,6 +1,6 @@
 //! A fine-tuning job as data: the job file and its checks, the states and their transitions,
-//! `config.json` and the safetensors headers of a checkpoint, the memory of a worker, and the buffer
-//! sizes that the engine and the plan share. This crate uses no tensors and no network.
+//! `config.json` and the safetensors headers of a checkpoint, the memory of a worker, and the
+//! buffer sizes that the engine and the plan share. This crate uses no tensors and no network.
 
 mod adapter_spec;
 mod block_config;
@@ -25,7 +25,7 @@ mod training_spec;
 mod units;
 mod workers_spec;
 
-pub use adapter_spec::{AdapterSpec, TargetModules};
+pub use adapter_spec::AdapterSpec;
 pub use block_config::{AttentionConfig, BlockConfig, LinearModule, MlpConfig, NormModule};
 pub use buffer_sizes::{
     CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS, EIGHT_BIT_BLOCK_SIZE, EIGHT_BIT_MIN_ELEMENTS,
@@ -49,6 +49,7 @@ pub use safetensors_index::{
     TensorEntry,
 };
 pub use state::JobState;
+pub use target_modules::TargetModules;
 pub use training_spec::{ActivationCheckpointing, LrSchedulerType, Optim, TrainingSpec};
 pub use units::format_bytes;
 pub use workers_spec::WorkersSpec;

@@ -1,12 +1,33 @@
-//! The modules that an adapter adapts, resolved as in PEFT.
+//! The setting `adapter.target_modules`, and the modules that it selects, as in PEFT.
 
 use regex::Regex;
+use serde::{Deserialize, Serialize};
 
-use crate::{FieldError, LinearModule, ModelConfig, TargetModules};
+use crate::{FieldError, LinearModule, ModelConfig};
 
 const FIELD: &str = "adapter.target_modules";
 
+/// Which linear modules get an adapter, as PEFT's `target_modules`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TargetModules {
+    /// `all-linear` (every linear module except the head), or a regular expression that matches a
+    /// module's full name.
+    Pattern(String),
+    /// Names: a module matches if its name is one of them or ends with `.` and one of them.
+    Names(Vec<String>),
+}
+
+impl Default for TargetModules {
+    fn default() -> Self {
+        Self::Pattern(Self::ALL_LINEAR.into())
+    }
+}
+
 impl TargetModules {
+    /// The value that selects every linear module except the output head, as in PEFT.
+    pub const ALL_LINEAR: &str = "all-linear";
+
     /// Returns the linear modules of `model` that get an adapter, in the order of computation.
     ///
     /// # Errors

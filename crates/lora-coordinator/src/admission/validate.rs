@@ -75,11 +75,11 @@ pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::i
     Ok(ValidationOutcome::Valid(Some(Box::new(plan.requirements))))
 }
 
-/// Checks that the job fits a worker, if there is one.
+/// Checks that the job fits any of the workers with these memories, if there are workers.
 ///
 /// # Errors
-/// The job fits none of the workers with these memories. The error is about the largest one.
-pub(crate) fn fits_one(requirements: &MemoryRequirements, workers: &[DeviceMemory]) -> Result<(), TooLarge> {
+/// The job fits none of them. The error is about the largest memory.
+pub(crate) fn fits_any(requirements: &MemoryRequirements, workers: &[DeviceMemory]) -> Result<(), TooLarge> {
     let Some(largest) = workers.iter().max() else { return Ok(()) };
     if workers.iter().any(|memory| requirements.fits(*memory).is_ok()) {
         return Ok(());

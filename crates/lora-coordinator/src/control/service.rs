@@ -275,7 +275,7 @@ impl Service {
         let valid = match found {
             Ok(ValidationOutcome::Problem(problem)) => Err(problem),
             Ok(ValidationOutcome::Valid(requirements)) => {
-                let fits = requirements.as_deref().map_or(Ok(()), |it| validate::fits_one(it, &available));
+                let fits = requirements.as_deref().map_or(Ok(()), |it| validate::fits_any(it, &available));
                 fits.map(|()| requirements).map_err(|too_large| too_large.to_string())
             }
             Err(error) => Err(format!("the inputs cannot be validated: {error}")),

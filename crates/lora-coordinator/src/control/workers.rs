@@ -62,8 +62,8 @@ impl Worker {
         self.is_connected() && !self.status.draining
     }
 
-    /// The memory that a job may use on this worker. A worker that does not know its memory counts as
-    /// large enough for every job.
+    /// The memory that a job may use on this worker. A worker that does not know its memory counts
+    /// as large enough for every job.
     pub(crate) fn memory(&self) -> DeviceMemory {
         self.hello.device_memory()
     }

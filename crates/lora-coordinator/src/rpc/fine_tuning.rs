@@ -139,7 +139,7 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
         let available =
             workers.iter().filter(|worker| !["lost", "draining"].contains(&worker.state.as_str()));
         let available: Vec<DeviceMemory> = available.map(v1::Worker::device_memory).collect();
-        if let Err(too_large) = validate::fits_one(&plan.requirements, &available) {
+        if let Err(too_large) = validate::fits_any(&plan.requirements, &available) {
             plan.problems.push(too_large.to_string());
         }
         Ok(Response::new(validate::plan_response(plan, &spec)))
