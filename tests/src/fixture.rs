@@ -1,7 +1,7 @@
 //! A small job that trains on the example's base.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use tempfile::TempDir;
@@ -86,7 +86,7 @@ impl Fixture {
 
     /// Returns the directory of the example that has the base and the data.
     pub fn example() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/dates")
+        lora_test_kit::example("")
     }
 
     /// Returns the path of `name` in the directory.

@@ -1,9 +1,10 @@
 //! `loractl run` gives the numbers of PEFT and torch (`tests/golden/jobs`, made by
 //! `tests/oracle/jobs.py`): losses, gradient norms, learning rates, evaluations, and the adapter.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lora_e2e::{Finished, Fixture, json, loractl, metrics};
+use lora_test_kit::golden;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 
@@ -12,20 +13,16 @@ const METRICS_TOLERANCE: f64 = 5e-5;
 /// Largest difference of the adapter's elements, relative to the largest element of the tensor.
 const ADAPTER_TOLERANCE: f64 = 1e-3;
 
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("golden/jobs")
-}
-
 /// Runs the job of a case with `workers` and compares its result with PEFT's.
 fn follows_peft(case: &str, workers: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let expected = json(&golden().join(case).join("expected.json"));
+    let expected = json(&golden("jobs").join(case).join("expected.json"));
     let mut job = expected["job"].clone();
     job["name"] = json!(case);
     job["model"]["base"] = json!(Fixture::example().join("base"));
-    job["adapter"]["init_from"] = json!(golden().join(case).join("adapter"));
+    job["adapter"]["init_from"] = json!(golden("jobs").join(case).join("adapter"));
     job["data"] = json!({
-        "train": golden().join("train.jsonl"), "eval": golden().join("eval.jsonl"), "shuffle": false,
+        "train": golden("jobs").join("train.jsonl"), "eval": golden("jobs").join("eval.jsonl"), "shuffle": false,
     });
     // JSON is valid YAML.
     let (file, out) = (dir.path().join("job.yaml"), dir.path().join("out"));
@@ -45,8 +42,8 @@ fn follows_peft(case: &str, workers: &str) {
         }
         assert_eq!(row["eval_loss"].is_null(), expected["eval_loss"].is_null(), "{case}: {row}");
     }
-    adapters_agree(&out, &golden().join(case).join("final"));
-    assert_eq!(peft_settings(&out), peft_settings(&golden().join(case).join("final")), "{case}");
+    adapters_agree(&out, &golden("jobs").join(case).join("final"));
+    assert_eq!(peft_settings(&out), peft_settings(&golden("jobs").join(case).join("final")), "{case}");
 }
 
 fn adapters_agree(got: &Path, expected: &Path) {

@@ -14,12 +14,13 @@ use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
 use common::{TEST_TIMEOUT, on_ranks};
-use leaves::{bits, nodes_of, serial_sum};
+use leaves::{nodes_of, serial_sum};
 use lora_collective::backend_choice::{Collective, CollectiveBackend, Preference};
 use lora_collective::tree::{NodeId, nodes_in, partition};
 use lora_collective::{CollectiveError, Group, NcclGroup, Operation, PeerFailure};
 use lora_ops::device::gpu_address;
 use lora_ops::transfer;
+use lora_test_kit::numbers::bits;
 
 /// Far longer than a failure takes to be reported, and far shorter than [`TEST_TIMEOUT`].
 const PROMPT_LIMIT: Duration = Duration::from_secs(20);

@@ -9,9 +9,10 @@ mod leaves;
 use std::ops::Range;
 
 use common::{TEST_TIMEOUT, on_ranks, specs};
-use leaves::{bits, nodes_of, serial_sum};
+use leaves::{nodes_of, serial_sum};
 use lora_collective::tree::{NodeId, partition};
 use lora_collective::{CancelToken, CollectiveError, Group, MAX_GATHER_BYTES};
+use lora_test_kit::numbers::bits;
 
 fn all_reduce(
     group: &mut Group,

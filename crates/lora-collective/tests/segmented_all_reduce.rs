@@ -11,10 +11,11 @@ use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, sync_channel};
 use std::thread;
 use std::time::Duration;
 
-use leaves::{bits, nodes_of, serial_sum};
+use leaves::{nodes_of, serial_sum};
 use lora_collective::CollectiveError;
 use lora_collective::segmented_all_reduce::{PeerBuffer, SegmentPlan, Transport};
 use lora_collective::tree::{NodeId, combine, partition};
+use lora_test_kit::numbers::bits;
 
 /// The time limit of a wait for a part.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(20);

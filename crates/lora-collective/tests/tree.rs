@@ -7,6 +7,7 @@ use std::ops::Range;
 use lora_collective::tree::{
     NodeId, TreeAccumulator, TreeError, all_reduce_bytes, combine, merge_order, nodes_in, partition, sum_f64,
 };
+use lora_test_kit::numbers::bits;
 use proptest::prelude::*;
 
 /// A literal implementation of the definition; `None` if the node has no leaves.
@@ -44,10 +45,6 @@ fn accumulate(
     }
     assert_eq!(sums.merges(), 0);
     sums.finish().unwrap()
-}
-
-fn bits(vector: &[f32]) -> Vec<u32> {
-    vector.iter().map(|x| x.to_bits()).collect()
 }
 
 /// Up to 69 leaves of 3 elements of very different magnitudes, and cuts between the leaves.

@@ -4,7 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use lora_model::{
@@ -12,11 +12,8 @@ use lora_model::{
     forward_backward, logits,
 };
 use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, BaseLayout, MicroBatch};
+use lora_test_kit::golden;
 use serde_json::Value;
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
-}
 
 fn load(path: &Path) -> HashMap<String, Tensor> {
     candle_core::safetensors::load(path, &Device::Cpu).unwrap()
@@ -44,10 +41,10 @@ struct Case {
 
 impl Case {
     fn read(name: &str, model: Option<&str>) -> Self {
-        let dir = golden().join("cases").join(name);
+        let dir = golden("cases").join(name);
         let case: Value = serde_json::from_slice(&std::fs::read(dir.join("case.json")).unwrap()).unwrap();
         let model = model.unwrap_or_else(|| case["model"].as_str().unwrap());
-        let base = Base::load(&golden().join("models").join(model), BaseDtype::Auto, &Device::Cpu).unwrap();
+        let base = Base::load(&golden("models").join(model), BaseDtype::Auto, &Device::Cpu).unwrap();
         let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().to_adapter(&base.config).unwrap();
         let inputs = load(&dir.join("inputs.safetensors"));
         let (rows, seq_len) = inputs["tokens"].dims2().unwrap();
@@ -193,7 +190,7 @@ fn a_merged_base_gives_the_logits_of_the_adapter() {
 #[test]
 fn initial_adapters_have_the_distribution_of_peft() {
     let base = Case::read("llama-gqa", None).base;
-    let stored = PeftAdapter::read(&golden().join("curve/llama-gqa/adapter")).unwrap();
+    let stored = PeftAdapter::read(&golden("curve/llama-gqa/adapter")).unwrap();
     let stored = stored.to_adapter(&base.config).unwrap();
     let spec = AdapterSpec { r: 256, ..AdapterSpec::default() };
     let adapter = Adapter::new(&base.config, &spec, 1).unwrap();

@@ -3,7 +3,7 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::safetensors::load;
 use candle_core::{Device, Tensor};
@@ -13,10 +13,7 @@ use lora_spec::{
     AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec, MicroBatch, ModelSpec,
     Quantization, QuantizationType,
 };
-
-fn golden(dir: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(dir)
-}
+use lora_test_kit::golden;
 
 fn spec(init_lora_weights: InitLoraWeights, lora_alpha: f64) -> AdapterSpec {
     AdapterSpec { r: 4, lora_alpha, init_lora_weights, ..AdapterSpec::default() }

@@ -1,7 +1,5 @@
 //! The memory that `plan` reports for bases and moments is the memory that they take.
 
-use std::path::Path;
-
 use candle_core::Device;
 use lora_model::{AdapterLayout, Base};
 use lora_ops::adamw_8bit;
@@ -13,7 +11,7 @@ use lora_spec::{
 
 #[test]
 fn planned_base_bytes_match_the_loaded_base() {
-    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models");
+    let models = lora_test_kit::golden("models");
     let dense = ["llama-gqa", "llama3-rope", "llama-linear-rope", "qwen2", "llama-bf16"];
     let quantizations = [
         Quantization::None,
@@ -38,7 +36,7 @@ fn planned_base_bytes_match_the_loaded_base() {
 
 #[test]
 fn planned_moment_bytes_match_the_optimizer_state() {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models/llama-gqa");
+    let dir = lora_test_kit::golden("models/llama-gqa");
     let model = ModelConfig::read(&dir).unwrap();
     let modules = model.linear_modules();
     // With rank 128 some matrices have moments in 8 bits; with 130 some of these end in an

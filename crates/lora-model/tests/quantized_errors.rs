@@ -3,25 +3,21 @@
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
-use std::path::{Path, PathBuf};
-
 use candle_core::Device;
 use lora_model::Base;
 use lora_spec::{BaseDtype, BaseFormat, Quantization, SafetensorsIndex};
+use lora_test_kit::golden;
 
 const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
-
-fn golden(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(model)
-}
 
 /// Returns the error of loading a golden model after `bytes` have replaced the first bytes of
 /// `tensor`.
 fn refused(model: &str, tensor: &str, bytes: &[u8], quantization: Quantization) -> String {
-    let entry = SafetensorsIndex::open(&golden(model)).unwrap().tensors[tensor].clone();
+    let entry = SafetensorsIndex::open(&golden(format!("models/{model}"))).unwrap().tensors[tensor].clone();
     let dir = tempfile::tempdir().unwrap();
-    std::fs::copy(golden(model).join("config.json"), dir.path().join("config.json")).unwrap();
-    let mut file = std::fs::read(golden(model).join("model.safetensors")).unwrap();
+    std::fs::copy(golden(format!("models/{model}")).join("config.json"), dir.path().join("config.json"))
+        .unwrap();
+    let mut file = std::fs::read(golden(format!("models/{model}")).join("model.safetensors")).unwrap();
     file[entry.bytes.start as usize..][..bytes.len()].copy_from_slice(bytes);
     std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
     let format = BaseFormat { dtype: BaseDtype::Auto, quantization };

@@ -3,6 +3,7 @@
 
 mod convert;
 mod digest;
+pub mod file_name;
 #[cfg(feature = "client")]
 pub mod file_transfer;
 

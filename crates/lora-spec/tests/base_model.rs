@@ -8,11 +8,8 @@ use std::path::{Path, PathBuf};
 use lora_spec::{
     ActivationFunction, Architecture, ModelConfig, RopeScaling, SafetensorsIndex, TargetModules,
 };
+use lora_test_kit::golden;
 use serde_json::{Value, json};
-
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
-}
 
 fn config() -> Value {
     json!({
@@ -31,7 +28,7 @@ fn parse(changes: &Value) -> Result<ModelConfig, String> {
 
 #[test]
 fn transformers_4_and_5_configs_parse_to_the_same_model() {
-    let read = |name: &str| ModelConfig::read(&golden().join("models").join(name)).unwrap();
+    let read = |name: &str| ModelConfig::read(&golden(format!("models/{name}"))).unwrap();
     assert_eq!(read("qwen2"), read("qwen2-v4"));
     assert_eq!(read("qwen2").architecture, Architecture::Qwen2);
     assert!(read("qwen2").qkv_bias && !read("qwen2").o_bias && read("qwen2").tie_word_embeddings);
@@ -41,7 +38,7 @@ fn transformers_4_and_5_configs_parse_to_the_same_model() {
 
 #[test]
 fn sliding_windows_are_read_from_transformers_4_and_5_configs() {
-    let window = ModelConfig::read(&golden().join("models/qwen2-window")).unwrap();
+    let window = ModelConfig::read(&golden("models/qwen2-window")).unwrap();
     assert_eq!(window.sliding_windows, [None, Some(6), Some(6)]);
     let qwen = |changes: serde_json::Value| {
         let mut fields = json!({"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 3});
@@ -116,12 +113,10 @@ fn unsupported_settings_are_named_in_the_error() {
 
 #[test]
 fn target_modules_resolve_as_in_peft() {
-    let cases: Vec<Value> =
-        serde_json::from_slice(&fs::read(golden().join("targets.json")).unwrap()).unwrap();
+    let cases: Vec<Value> = serde_json::from_slice(&fs::read(golden("targets.json")).unwrap()).unwrap();
     let mut compared = 0;
     for case in cases {
-        let model =
-            ModelConfig::read(&golden().join("models").join(case["model"].as_str().unwrap())).unwrap();
+        let model = ModelConfig::read(&golden("models").join(case["model"].as_str().unwrap())).unwrap();
         let targets: TargetModules = serde_json::from_value(case["target_modules"].clone()).unwrap();
         let resolved =
             targets.resolve(&model).map(|modules| modules.into_iter().map(|m| m.name).collect::<Vec<_>>());
@@ -157,7 +152,7 @@ fn an_unknown_target_module_error_lists_the_existing_ones() {
 
 /// Copies a golden base in 3 shards to `dir`, and returns the path of the second shard.
 fn sharded(dir: &Path) -> PathBuf {
-    for entry in fs::read_dir(golden().join("models/llama-linear-rope")).unwrap() {
+    for entry in fs::read_dir(golden("models/llama-linear-rope")).unwrap() {
         let path = entry.unwrap().path();
         fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();
     }

@@ -3,23 +3,19 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use lora_spec::{
     BaseFormat, FourBitType, JobSpec, ModelConfig, ModelSpec, Quantization, QuantizationType,
     SafetensorsIndex, StoredWeight,
 };
+use lora_test_kit::golden;
 use serde_json::{Map, Value, json};
 
 const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
 
-fn golden(model: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/models").join(model)
-}
-
 /// Returns the header of a golden model's file and the bytes after it.
 fn parts(model: &str) -> (Map<String, Value>, Vec<u8>) {
-    let bytes = fs::read(golden(model).join("model.safetensors")).unwrap();
+    let bytes = fs::read(golden(format!("models/{model}")).join("model.safetensors")).unwrap();
     let (size, rest) = bytes.split_first_chunk::<8>().unwrap();
     let (header, data) = rest.split_at(u64::from_le_bytes(*size) as usize);
     (serde_json::from_slice(header).unwrap(), data.to_vec())
@@ -33,15 +29,15 @@ fn refused(model: &str, change: impl FnOnce(&mut Map<String, Value>, &mut Vec<u8
     let header = Value::Object(header).to_string();
     let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
     fs::write(dir.path().join("model.safetensors"), file).unwrap();
-    let config = ModelConfig::read(&golden(model)).unwrap();
+    let config = ModelConfig::read(&golden(format!("models/{model}"))).unwrap();
     SafetensorsIndex::open(dir.path()).and_then(|c| c.check(&config)).unwrap_err().message
 }
 
 #[test]
 fn every_weight_format_is_recognized() {
     let weight = |model: &str| {
-        let config = ModelConfig::read(&golden(model)).unwrap();
-        let index = SafetensorsIndex::open(&golden(model)).unwrap();
+        let config = ModelConfig::read(&golden(format!("models/{model}"))).unwrap();
+        let index = SafetensorsIndex::open(&golden(format!("models/{model}"))).unwrap();
         index.check(&config).unwrap();
         index.weight(&config.linear_modules()[8]).unwrap()
     };
@@ -103,9 +99,9 @@ fn missing_or_invalid_quantization_metadata_is_named() {
 #[test]
 fn a_quantized_base_cannot_be_quantized_again() {
     let check = |model: &str, quantization| {
-        let config = ModelConfig::read(&golden(model)).unwrap();
+        let config = ModelConfig::read(&golden(format!("models/{model}"))).unwrap();
         let format = BaseFormat { quantization, ..BaseFormat::default() };
-        SafetensorsIndex::open(&golden(model))
+        SafetensorsIndex::open(&golden(format!("models/{model}")))
             .unwrap()
             .check_format(&config, format)
             .map_err(|e| e.to_string())

@@ -36,8 +36,8 @@ mod verify;
 
 pub use data::RunData;
 pub use device::{
-    ComputeDevice, GpuProperties, MemoryUsage, check_device, gpu_properties, gpus, memory_usage,
-    numerics_id, open_device,
+    ComputeDevice, GpuProperties, MemoryUsage, check_device, gpu_properties, gpus, memory_usage, numerics_id,
+    open_device,
 };
 pub use engine::{AccumulatedGradients, Engine, GradientAccumulation, LossSums, ReducedGradients};
 pub use error::TrainError;

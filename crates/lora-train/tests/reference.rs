@@ -3,7 +3,6 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -13,15 +12,12 @@ use lora_spec::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec,
     MicroBatch, ModelSpec, Optim, Quantization, QuantizationType, TrainingSpec,
 };
+use lora_test_kit::golden;
 use lora_train::{Engine, GradientAccumulation, Partition, ProcessGroup, learning_rate};
 use serde_json::Value;
 
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden")
-}
-
 fn json(path: &str) -> Value {
-    serde_json::from_slice(&std::fs::read(golden().join(path)).unwrap()).unwrap()
+    serde_json::from_slice(&std::fs::read(golden(path)).unwrap()).unwrap()
 }
 
 fn number(value: &Value) -> f64 {
@@ -67,7 +63,7 @@ fn fractional_warmup_matches_transformers() {
 /// Trains with the settings of PEFT's run and compares the curves. `start` returns the initial
 /// adapter over the base.
 fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Adapter) {
-    let dir = golden().join("curve").join(name);
+    let dir = golden("curve").join(name);
     let curve = json(&format!("curve/{name}/curve.json"));
     let settings = &curve["settings"];
     let training = TrainingSpec {
@@ -77,7 +73,7 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
         ..TrainingSpec::default()
     };
     let total = settings["max_steps"].as_u64().unwrap();
-    let model = golden().join("models").join(curve["model"].as_str().unwrap());
+    let model = golden("models").join(curve["model"].as_str().unwrap());
     let base = Arc::new(Base::load(&model, layout, &Device::Cpu).unwrap());
     let adapter = start(&base);
     let adamw = AdamWSettings {
@@ -131,7 +127,7 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
 
 /// Returns a function that reads the initial adapter of PEFT's run from its file.
 fn stored(name: &str) -> impl Fn(&Base) -> Adapter {
-    let dir = golden().join("curve").join(name).join("adapter");
+    let dir = golden("curve").join(name).join("adapter");
     move |base| PeftAdapter::read(&dir).unwrap().to_adapter(&base.config).unwrap()
 }
 

@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use std::slice;
 use std::sync::Arc;
 
+use lora_proto::file_name::is_file_name;
 use lora_proto::v1;
 use tonic::transport::Channel;
 
@@ -195,7 +196,7 @@ fn stored(field: &'static str, files: &[v1::StoredFile], channel: Channel) -> Re
 
 fn remote_file(field: &'static str, file: &v1::StoredFile) -> Result<RemoteFile, FetchError> {
     let name = file.name.clone();
-    if !is_bare(&name) {
+    if !is_file_name(&name) {
         let name: String = name.chars().take(64).collect();
         let message = format!(
             "{name:?} is not a file name; it must be 1 to 255 letters, digits, `-`, `_` and `.`, and not \
@@ -209,10 +210,4 @@ fn remote_file(field: &'static str, file: &v1::StoredFile) -> Result<RemoteFile,
         }
         _ => Err(FetchError::refused(field, format!("file {name} has no SHA-256"))),
     }
-}
-
-/// Whether `name` can only be a file in the directory that it is joined to.
-fn is_bare(name: &str) -> bool {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    (1..=255).contains(&name.len()) && !name.starts_with('.') && name.chars().all(legal)
 }

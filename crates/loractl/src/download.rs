@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use backon::BackoffBuilder;
 use indicatif::ProgressBar;
 use lora_proto::DigestBuilder;
+use lora_proto::file_name::{MAX_RESULT_NAME_BYTES, is_file_name};
 use lora_proto::file_transfer::{TransferError, download};
 use lora_proto::v1::{self, download_request};
 use tokio::time::sleep;
@@ -17,8 +18,6 @@ use crate::submit::bytes_bar;
 
 /// The file that is written last: if it exists, the result is complete.
 pub(crate) const RECEIPT: &str = "receipt.json";
-/// Maximum length of the name of a result file, in bytes.
-const MAX_NAME_BYTES: usize = 128;
 
 /// Downloads the result of `job` into `dir`. Result files that already exist there with the same
 /// contents are skipped. An interrupted download continues where it stopped.
@@ -70,7 +69,7 @@ fn pending_downloads(job: &v1::Job, dir: &Path, replaceable: &[&str]) -> Result<
     let mut pending = Vec::new();
     for file in &job.result {
         let name = &file.name;
-        if !is_file_name(name) {
+        if name.len() > MAX_RESULT_NAME_BYTES || !is_file_name(name) {
             bail!("the coordinator has a result file named {name:?}, which is not a file name");
         }
         let digest = file.digest.clone().with_context(|| format!("the coordinator has no hash of {name}"))?;
@@ -135,12 +134,6 @@ async fn fetch(
     fs::rename(&part, &file.path).with_context(|| file.path.display().to_string())
 }
 
-/// Whether `name` is a plain file name that is safe to write in any directory.
-pub(crate) fn is_file_name(name: &str) -> bool {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    (1..=MAX_NAME_BYTES).contains(&name.len()) && !name.starts_with('.') && name.chars().all(legal)
-}
-
 /// Flushes the directory to disk, which makes earlier renames in it durable.
 fn sync(dir: &Path) -> Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).with_context(|| dir.display().to_string())
@@ -158,8 +151,8 @@ mod tests {
         let weights: Vec<u8> = (0..10_500_u32).map(|i| (i * 7 % 251) as u8).collect();
         let file = |name: &str, digest| v1::StoredFile { name: name.into(), digest: Some(digest) };
         let result = vec![
-            file(RECEIPT, fake.store(Some(RECEIPT), b"{}")),
-            file("weights.bin", fake.store(Some("weights.bin"), &weights)),
+            file(RECEIPT, fake.store.add_result(RECEIPT, b"{}")),
+            file("weights.bin", fake.store.add_result("weights.bin", &weights)),
         ];
         let job = v1::Job { job_id: "j".into(), state: "succeeded".into(), result, ..v1::Job::default() };
         (fake, job, weights)
@@ -179,13 +172,13 @@ mod tests {
         let (fake, job, weights) = result().await;
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("new/out");
-        fake.break_downloads_after(&[3000, 0, 4000]);
+        fake.store.break_downloads_after(&[3000, 0, 4000]);
         download_result(&fake.client().await, &job, &dir, &[]).await.unwrap();
-        assert_eq!(fake.offsets(), [0, 3000, 3000, 7000, 0]);
+        assert_eq!(fake.store.offsets(), [0, 3000, 3000, 7000, 0]);
         assert_eq!(fs::read(dir.join("weights.bin")).unwrap(), weights);
         assert_eq!(names(&dir), [RECEIPT, "weights.bin"]);
         download_result(&fake.client().await, &job, &dir, &[]).await.unwrap();
-        assert_eq!(fake.offsets().len(), 5, "all files exist");
+        assert_eq!(fake.store.offsets().len(), 5, "all files exist");
     }
 
     #[tokio::test]
@@ -194,7 +187,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("weights.bin.part"), &weights[..5000]).unwrap();
         download_result(&fake.client().await, &job, dir.path(), &[]).await.unwrap();
-        assert_eq!(fake.offsets(), [5000, 0]);
+        assert_eq!(fake.store.offsets(), [5000, 0]);
         assert_eq!(fs::read(dir.path().join("weights.bin")).unwrap(), weights);
     }
 
@@ -213,7 +206,7 @@ mod tests {
     async fn an_incomplete_download_has_no_receipt() {
         let (fake, job, _) = result().await;
         let dir = tempfile::tempdir().unwrap();
-        fake.break_downloads_after(&[0; 100]);
+        fake.store.break_downloads_after(&[0; 100]);
         let error = download_result(&fake.client().await, &job, dir.path(), &[]).await.unwrap_err();
         assert!(matches!(error.downcast_ref(), Some(CallError::Unreachable { .. })), "{error:#}");
         assert_eq!(names(dir.path()), ["weights.bin.part"]);
@@ -227,7 +220,7 @@ mod tests {
         let client = fake.client().await;
         let error = download_result(&client, &job, dir.path(), &[]).await.unwrap_err().to_string();
         assert!(error.contains("weights.bin already exists with other contents"), "{error}");
-        assert_eq!((names(dir.path()), fake.offsets().len()), (vec!["weights.bin".to_owned()], 0));
+        assert_eq!((names(dir.path()), fake.store.offsets().len()), (vec!["weights.bin".to_owned()], 0));
         download_result(&client, &job, dir.path(), &["weights.bin"]).await.unwrap();
         assert_eq!(fs::read(dir.path().join("weights.bin")).unwrap(), weights);
         let file = dir.path().join("weights.bin");

@@ -1,22 +1,21 @@
 //! A coordinator for tests, with answers and failures that the tests define.
 
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use lora_daemon::incoming::incoming;
-use lora_proto::v1::artifacts_server::{Artifacts, ArtifactsServer};
+use lora_proto::v1::artifacts_server::ArtifactsServer;
 use lora_proto::v1::fine_tuning_server::{FineTuning, FineTuningServer};
 use lora_proto::v1::watch_job_response::Kind;
-use lora_proto::v1::{self, download_request, download_response, upload_request};
-use lora_proto::{DigestBuilder, MAX_MESSAGE_BYTES};
+use lora_proto::{MAX_MESSAGE_BYTES, v1};
+use lora_test_kit::artifacts::FakeArtifacts;
+use lora_test_kit::server::TestServer;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
-use tonic::{Code, Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::client::Client;
@@ -40,23 +39,17 @@ struct FakeState {
     /// Later streams send all messages and end.
     streams: VecDeque<(usize, StreamEnd)>,
     watched: Vec<v1::WatchJobRequest>,
-    files: HashMap<Vec<u8>, Vec<u8>>,
-    results: HashMap<String, Vec<u8>>,
-    /// For each of the next downloads: the number of bytes after which it breaks.
-    breaks: VecDeque<usize>,
-    offsets: Vec<u64>,
-    uploads: Vec<Vec<u8>>,
     submitted: Vec<v1::SubmitJobRequest>,
-    /// Errors of the next uploads and submits, which return them after their work is done.
+    /// Errors of the next submits, which return them after their work is done.
     lost_answers: VecDeque<Status>,
 }
 
 /// A coordinator on a free port; it ends when this value is dropped.
 #[derive(Debug)]
 pub(crate) struct FakeCoordinator {
-    address: SocketAddr,
+    pub(crate) store: FakeArtifacts,
+    server: TestServer,
     state: Arc<Mutex<FakeState>>,
-    _server: AbortOnDropHandle<()>,
 }
 
 /// A proxy whose connections can be cut.
@@ -74,28 +67,25 @@ impl CuttableProxy {
 
 impl FakeCoordinator {
     pub(crate) async fn serve(jobs: Vec<v1::Job>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let state =
             Arc::new(Mutex::new(FakeState { jobs, largest_page: usize::MAX, ..FakeState::default() }));
-        let service = FakeService(state.clone());
-        let server = Server::builder()
-            .add_service(FineTuningServer::new(service.clone()))
-            .add_service(ArtifactsServer::new(service).max_decoding_message_size(MAX_MESSAGE_BYTES))
-            .serve_with_incoming(incoming(listener));
-        let server = tokio::spawn(async move { server.await.unwrap() });
-        Self { address, state, _server: AbortOnDropHandle::new(server) }
+        let store = FakeArtifacts::default();
+        let artifacts = ArtifactsServer::new(store.clone()).max_decoding_message_size(MAX_MESSAGE_BYTES);
+        let router = Server::builder()
+            .add_service(FineTuningServer::new(FakeService(state.clone())))
+            .add_service(artifacts);
+        Self { store, server: TestServer::serve(router).await, state }
     }
 
     pub(crate) async fn client(&self) -> Client {
-        Client::connect(&format!("http://{}", self.address)).await.unwrap()
+        Client::connect(&self.server.url()).await.unwrap()
     }
 
     /// Starts a proxy with connections that can be cut, and returns it with its address.
     pub(crate) async fn proxy(&self) -> (CuttableProxy, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let (connections, to) = (Arc::new(Mutex::new(JoinSet::new())), self.address);
+        let (connections, to) = (Arc::new(Mutex::new(JoinSet::new())), self.server.address);
         let accepted = connections.clone();
         let accepting = tokio::spawn(async move {
             while let Ok((mut near, _)) = listener.accept().await {
@@ -130,35 +120,11 @@ impl FakeCoordinator {
         self.state().watched.clone()
     }
 
-    /// Stores `bytes`, as a result file if there is a name, otherwise as an input.
-    pub(crate) fn store(&self, result: Option<&str>, bytes: &[u8]) -> v1::FileDigest {
-        let digest = DigestBuilder::of_bytes(bytes);
-        self.state().files.insert(digest.sha256.clone(), bytes.to_vec());
-        if let Some(name) = result {
-            self.state().results.insert(name.to_owned(), bytes.to_vec());
-        }
-        digest
-    }
-
-    pub(crate) fn break_downloads_after(&self, bytes: &[usize]) {
-        self.state().breaks = bytes.to_vec().into();
-    }
-
-    /// The offsets that downloads began at.
-    pub(crate) fn offsets(&self) -> Vec<u64> {
-        self.state().offsets.clone()
-    }
-
-    /// Contents of the files that were uploaded, in order.
-    pub(crate) fn uploads(&self) -> Vec<Vec<u8>> {
-        self.state().uploads.clone()
-    }
-
     pub(crate) fn submitted(&self) -> Vec<v1::SubmitJobRequest> {
         self.state().submitted.clone()
     }
 
-    /// Makes the next uploads and submits return these errors after their work is done.
+    /// Makes the next submits return these errors after their work is done.
     pub(crate) fn lose_answers(&self, answers: Vec<Status>) {
         self.state().lost_answers = answers.into();
     }
@@ -179,10 +145,6 @@ impl FakeService {
     fn job(&self, job_id: &str) -> Result<v1::Job, Status> {
         let job = self.state().jobs.iter().find(|job| job.job_id == job_id).cloned();
         job.ok_or_else(|| Status::not_found(format!("job {job_id:?} does not exist")))
-    }
-
-    fn answer<T>(&self, answer: T) -> Result<Response<T>, Status> {
-        self.state().lost_answers.pop_front().map_or(Ok(Response::new(answer)), Err)
     }
 }
 
@@ -220,7 +182,7 @@ impl FineTuning for FakeService {
         if !known.contains(&job.job_id) {
             self.state().jobs.push(job.clone());
         }
-        self.answer(job)
+        self.state().lost_answers.pop_front().map_or(Ok(Response::new(job)), Err)
     }
 
     async fn get_job(&self, request: Request<v1::GetJobRequest>) -> Result<Response<v1::Job>, Status> {
@@ -295,68 +257,5 @@ impl FineTuning for FakeService {
         _: Request<v1::ListWorkersRequest>,
     ) -> Result<Response<v1::ListWorkersResponse>, Status> {
         Err(Status::unimplemented("no workers"))
-    }
-}
-
-#[tonic::async_trait]
-impl Artifacts for FakeService {
-    async fn find_missing(
-        &self,
-        request: Request<v1::FindMissingRequest>,
-    ) -> Result<Response<v1::FindMissingResponse>, Status> {
-        let files = request.into_inner().files;
-        let state = self.state();
-        let missing = files.into_iter().filter(|file| !state.files.contains_key(&file.sha256)).collect();
-        Ok(Response::new(v1::FindMissingResponse { missing }))
-    }
-
-    async fn upload(
-        &self,
-        request: Request<Streaming<v1::UploadRequest>>,
-    ) -> Result<Response<v1::UploadResponse>, Status> {
-        let mut stream = request.into_inner();
-        let (mut wanted, mut bytes) = (None, Vec::new());
-        while let Some(message) = stream.message().await? {
-            match message.kind {
-                Some(upload_request::Kind::Header(header)) => wanted = header.digest,
-                Some(upload_request::Kind::Chunk(chunk)) => bytes.extend(chunk),
-                None => return Err(Status::invalid_argument("an empty message")),
-            }
-        }
-        let digest = DigestBuilder::of_bytes(&bytes);
-        if wanted.as_ref() != Some(&digest) {
-            return Err(Status::data_loss("another size or hash"));
-        }
-        self.state().uploads.push(bytes.clone());
-        self.state().files.insert(digest.sha256, bytes);
-        self.answer(v1::UploadResponse {})
-    }
-
-    type DownloadStream = Sent<v1::DownloadResponse>;
-
-    async fn download(
-        &self,
-        request: Request<v1::DownloadRequest>,
-    ) -> Result<Response<Self::DownloadStream>, Status> {
-        let v1::DownloadRequest { source, offset } = request.into_inner();
-        let mut state = self.state();
-        let bytes = match source {
-            Some(download_request::Source::Sha256(sha256)) => state.files.get(&sha256),
-            Some(download_request::Source::Result(file)) => state.results.get(&file.name),
-            None => None,
-        };
-        let bytes = bytes.cloned().ok_or_else(|| Status::not_found("the file does not exist"))?;
-        state.offsets.push(offset);
-        let rest =
-            bytes.get(offset as usize..).ok_or_else(|| Status::out_of_range("offset is past the end"))?;
-        let most = state.breaks.pop_front();
-        let kinds = rest[..most.unwrap_or(rest.len()).min(rest.len())]
-            .chunks(1000)
-            .map(|chunk| download_response::Kind::Chunk(chunk.to_vec()))
-            .chain(most.is_none().then(|| download_response::Kind::Trailer(DigestBuilder::of_bytes(&bytes))));
-        let messages = kinds.map(|kind| v1::DownloadResponse { kind: Some(kind) }).collect();
-        let after =
-            if most.is_some() { StreamEnd::Fail(Status::unavailable("restarting")) } else { StreamEnd::End };
-        Ok(Response::new(sent(messages, after)))
     }
 }

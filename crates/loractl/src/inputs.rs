@@ -6,13 +6,12 @@ use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use lora_data::Tokenizer;
 use lora_proto::DigestBuilder;
+use lora_proto::file_name::{MAX_NAME_BYTES, is_file_name_char};
 use lora_proto::v1::{self, base};
 use lora_spec::{FieldError, JobFile, SafetensorsIndex};
 
 use crate::output::bytes;
 
-/// Maximum length of a file name in the store, in bytes.
-const MAX_STORED_NAME_BYTES: usize = 255;
 /// The files of an adapter.
 const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
@@ -178,10 +177,9 @@ fn base_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
 /// Returns a valid name for the store that keeps the end of the file name.
 fn store_name(path: &Path) -> String {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let legal = |c: char| if c.is_ascii_alphanumeric() || "-_.".contains(c) { c } else { '_' };
-    let mut name: String = name.chars().map(legal).collect();
+    let mut name: String = name.chars().map(|c| if is_file_name_char(c) { c } else { '_' }).collect();
     name = name.trim_start_matches('.').to_owned();
-    let surplus = name.len().saturating_sub(MAX_STORED_NAME_BYTES);
+    let surplus = name.len().saturating_sub(MAX_NAME_BYTES);
     name.drain(..surplus);
     name.trim_start_matches('.').to_owned()
 }
@@ -197,7 +195,7 @@ mod tests {
     use super::*;
 
     fn example() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/dates/job.yaml")
+        lora_test_kit::example("job.yaml")
     }
 
     fn with_base(base: &str, dir: &Path) -> JobFile {

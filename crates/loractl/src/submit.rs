@@ -167,15 +167,15 @@ mod tests {
         let (_dir, file, inputs) = job();
         let fake = FakeCoordinator::serve(Vec::new()).await;
         let client = fake.client().await;
-        fake.store(None, b"e");
+        fake.store.add(b"e");
         let submitted = submit(&client, &file, &inputs, &options()).await.unwrap();
         assert_eq!((submitted.name.as_str(), submitted.state.as_str()), ("a", "validating"));
-        let uploads = fake.uploads();
-        assert!(uploads.len() == 1 && uploads[0].len() == 3 << 20);
+        let uploads = fake.store.uploads();
+        assert!(uploads.len() == 1 && uploads[0].content.len() == 3 << 20);
         let request = &fake.submitted()[0];
         assert_eq!((request.priority, request.inputs.as_ref()), (3, Some(&inputs.message())));
         submit(&client, &file, &inputs, &options()).await.unwrap();
-        assert_eq!(fake.uploads().len(), 1, "the store has all files");
+        assert_eq!(fake.store.uploads().len(), 1, "the store has all files");
     }
 
     #[tokio::test]
@@ -186,7 +186,7 @@ mod tests {
             JobFiles::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
         let fake = FakeCoordinator::serve(Vec::new()).await;
         submit(&fake.client().await, &file, &inputs, &options()).await.unwrap();
-        assert_eq!(fake.uploads().len(), 1);
+        assert_eq!(fake.store.uploads().len(), 1);
     }
 
     #[tokio::test]
@@ -195,10 +195,10 @@ mod tests {
         let fake = FakeCoordinator::serve(Vec::new()).await;
         // Only the answer to the first upload is lost; its second attempt and the other upload
         // succeed.
-        fake.lose_answers(vec![Status::unavailable("gone")]);
+        fake.store.lose_answers([Status::unavailable("gone")]);
         let client = fake.client().await;
         upload_missing(&client, inputs.files()).await.unwrap();
-        assert_eq!(fake.uploads().len(), 3, "one of the files twice");
+        assert_eq!(fake.store.uploads().len(), 3, "one of the files twice");
         fake.lose_answers(vec![Status::unavailable("gone"), Status::unavailable("gone")]);
         let job = submit(&client, &file, &inputs, &options()).await.unwrap();
         let keys: Vec<String> = fake.submitted().into_iter().map(|request| request.idempotency_key).collect();

@@ -36,7 +36,3 @@ pub(crate) fn serial_sum(leaves: usize, elements: usize) -> Vec<f32> {
     vectors.truncate(elements);
     vectors
 }
-
-pub(crate) fn bits(vector: &[f32]) -> Vec<u32> {
-    vector.iter().map(|x| x.to_bits()).collect()
-}

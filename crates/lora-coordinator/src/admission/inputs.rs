@@ -6,6 +6,7 @@ use std::io;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
+use lora_proto::file_name::{MAX_NAME_BYTES, is_file_name};
 use lora_proto::v1::{self, base};
 use lora_spec::{FieldError, JobSpec};
 use tempfile::TempDir;
@@ -14,7 +15,6 @@ use crate::store::Store;
 
 /// The largest number of files in one set.
 const MAX_FILES: usize = 4096;
-const MAX_NAME_BYTES: usize = 255;
 
 /// Checks the inputs of `job`: the required ones are present, and names and digests are well
 /// formed.
@@ -69,13 +69,6 @@ pub(crate) fn check(inputs: &v1::Inputs, job: &JobSpec) -> Result<(), FieldError
 /// The digest of every stored file that the inputs name.
 pub(crate) fn digests(inputs: &v1::Inputs) -> Vec<v1::FileDigest> {
     files(inputs).filter_map(|file| file.digest.clone()).collect()
-}
-
-/// Whether `name` is a plain file name of at most `most` bytes: ASCII letters, digits, `-`, `_` and
-/// `.`, not starting with a dot. Such a name is safe in every path.
-pub(crate) fn is_file_name(name: &str, most: usize) -> bool {
-    let legal = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
-    !name.is_empty() && name.len() <= most && !name.starts_with('.') && name.chars().all(legal)
 }
 
 /// A directory with links into the store, one for each input of a job, under the input's name. The
@@ -158,7 +151,7 @@ fn check_set(field: &str, files: &[v1::StoredFile]) -> Result<(), FieldError> {
 }
 
 fn check_file(field: &str, file: &v1::StoredFile) -> Result<(), FieldError> {
-    if !is_file_name(&file.name, MAX_NAME_BYTES) {
+    if !is_file_name(&file.name) {
         let message = format!(
             "{:?} is not a file name: 1 to {MAX_NAME_BYTES} letters, digits, '-', '_' or '.', \
              not starting with a dot",

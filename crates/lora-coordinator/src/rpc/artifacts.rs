@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use lora_proto::CHUNK_BYTES;
+use lora_proto::file_name::{MAX_RESULT_NAME_BYTES, is_file_name};
 use lora_proto::v1::{self, download_request, download_response, job_artifact, upload_request};
 use lora_spec::FieldError;
 use tokio::fs::File;
@@ -14,13 +15,12 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::admission::inputs::{check_digest, is_file_name};
+use crate::admission::inputs::check_digest;
 use crate::rpc::refusal::Refusal;
 use crate::store::{CommitOutcome, Staged, Store, StoreError};
 
 /// The longest time between two messages of an upload.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
-const MAX_RESULT_NAME: usize = 128;
 const MAX_QUERY: usize = 4096;
 
 #[derive(Debug)]
@@ -193,10 +193,14 @@ fn check_artifact(artifact: &v1::JobArtifact) -> Result<(), FieldError> {
     match &artifact.name {
         None => Err(FieldError::new("header.artifact.name", "is missing".into())),
         Some(job_artifact::Name::CheckpointStep(_)) => Ok(()),
-        Some(job_artifact::Name::ResultFile(file)) if is_file_name(file, MAX_RESULT_NAME) => Ok(()),
+        Some(job_artifact::Name::ResultFile(file))
+            if file.len() <= MAX_RESULT_NAME_BYTES && is_file_name(file) =>
+        {
+            Ok(())
+        }
         Some(job_artifact::Name::ResultFile(file)) => {
             let message = format!(
-                "{file:?} is not a file name: 1 to {MAX_RESULT_NAME} letters, digits, '-', '_' or '.', \
+                "{file:?} is not a file name: 1 to {MAX_RESULT_NAME_BYTES} letters, digits, '-', '_' or '.', \
                  not starting with a dot"
             );
             Err(FieldError::new("header.artifact.result_file", message))

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use lora_data::{DataError, Dataset, Message, Tokenizer};
 use lora_spec::LongRows;
+use lora_test_kit::golden;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
 use tempfile::TempDir;
@@ -28,12 +28,8 @@ struct Rendering {
     error: Option<String>,
 }
 
-fn golden_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/chat")
-}
-
 fn goldens() -> Goldens {
-    serde_json::from_slice(&fs::read(golden_dir().join("renderings.json")).unwrap()).unwrap()
+    serde_json::from_slice(&fs::read(golden("chat/renderings.json")).unwrap()).unwrap()
 }
 
 fn messages(conversation: &[Json]) -> Vec<Message> {
@@ -44,9 +40,9 @@ fn messages(conversation: &[Json]) -> Vec<Message> {
 fn base_with(template: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {
-        fs::copy(golden_dir().join("tokenizer").join(name), dir.path().join(name)).unwrap();
+        fs::copy(golden("chat/tokenizer").join(name), dir.path().join(name)).unwrap();
     }
-    let template = golden_dir().join(format!("templates/{template}.jinja"));
+    let template = golden(format!("chat/templates/{template}.jinja"));
     fs::copy(template, dir.path().join("chat_template.jinja")).unwrap();
     dir
 }
@@ -102,7 +98,7 @@ fn generation_masks_match_transformers() {
 
 #[test]
 fn transformers_4_and_5_tokenizer_files_give_the_same_result() {
-    let load = |name| Tokenizer::load(&golden_dir().join(name)).unwrap();
+    let load = |name| Tokenizer::load(&golden("chat").join(name)).unwrap();
     let (v4, v5) = (load("tokenizer-v4"), load("tokenizer"));
     assert_eq!(v4.eos_token(), v5.eos_token());
     assert_eq!(v4.stop_tokens(), v5.stop_tokens());

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::adamw::{self, AdamWSettings, AdamWTensors};
@@ -40,7 +39,7 @@ fn saved(state: &AdamW8bitState) -> HashMap<&'static str, Tensor> {
 }
 
 fn golden() -> (HashMap<String, Tensor>, Value) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/adamw_8bit.safetensors");
+    let path = lora_test_kit::golden("adamw_8bit.safetensors");
     let file = std::fs::read(path).unwrap();
     let (_, metadata) = SafeTensors::read_metadata(&file).unwrap();
     let settings = serde_json::from_str(&metadata.metadata().as_ref().unwrap()["settings"]).unwrap();

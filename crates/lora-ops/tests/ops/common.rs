@@ -1,8 +1,9 @@
-//! Random tensors, and gradient checks by finite differences of an f64 reference.
+//! Random tensors, and comparisons of tensors with an f64 reference.
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::Ids;
 use lora_spec::Philox;
+use lora_test_kit::numbers;
 
 /// Uniform numbers in [-1, 1) that f32 represents exactly.
 pub(crate) fn random(n: usize, seed: u64) -> Vec<f32> {
@@ -38,28 +39,15 @@ pub(crate) fn wide(tensor: &Tensor) -> Vec<f64> {
 }
 
 pub(crate) fn bits(tensor: &Tensor) -> Vec<u32> {
-    tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+    numbers::bits(&tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap())
 }
 
-/// `max|a - b| / max|b|`.
-pub(crate) fn error(a: &[f64], b: &[f64]) -> f64 {
-    assert_eq!(a.len(), b.len());
-    let largest = b.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-    let furthest =
-        a.iter().zip(b).fold(0.0_f64, |m, (a, b)| if a.is_nan() { f64::NAN } else { m.max((a - b).abs()) });
-    furthest / largest
-}
-
-/// Fails if `got` differs from `expected` by more than `limit`.
+/// [`numbers::assert_close`] for a tensor.
 pub(crate) fn assert_close(what: &str, got: &Tensor, expected: &[f64], limit: f64) {
-    let error = error(&wide(got), expected);
-    assert!(error <= limit, "{what} is off by {error:e}");
+    numbers::assert_close(what, &wide(got), expected, limit);
 }
 
-/// Fails if `gradient` differs from the central differences of `f` with respect to `inputs[which]`
-/// by more than `limit`.
-///
-/// Of a long input, `SAMPLES` elements that are spread over all of it are checked.
+/// [`numbers::assert_gradient`] for tensors.
 pub(crate) fn assert_gradient(
     what: &str,
     gradient: &Tensor,
@@ -68,29 +56,8 @@ pub(crate) fn assert_gradient(
     f: impl Fn(&[Vec<f64>]) -> f64,
     limit: f64,
 ) {
-    const SAMPLES: usize = 60;
-    const STEP: f64 = 1e-4;
-    let mut inputs: Vec<Vec<f64>> = inputs.iter().map(|t| wide(t)).collect();
-    let gradient = wide(gradient);
-    let n = gradient.len();
-    assert_eq!(n, inputs[which].len(), "{what}");
-    let samples = n.min(SAMPLES);
-    let (mut got, mut expected) = (Vec::new(), Vec::new());
-    for sample in 0..samples {
-        // One element of each of `samples` equal parts, at a different offset in each part.
-        let (from, to) = (sample * n / samples, (sample + 1) * n / samples);
-        let i = from + (sample * 7919) % (to - from);
-        let value = inputs[which][i];
-        let mut at = |value: f64| {
-            inputs[which][i] = value;
-            f(&inputs)
-        };
-        expected.push((at(value + STEP) - at(value - STEP)) / (2.0 * STEP));
-        inputs[which][i] = value;
-        got.push(gradient[i]);
-    }
-    let error = error(&got, &expected);
-    assert!(error <= limit, "{what} is off by {error:e}");
+    let inputs: Vec<Vec<f64>> = inputs.iter().map(|input| wide(input)).collect();
+    numbers::assert_gradient(what, &wide(gradient), &inputs, which, f, limit);
 }
 
 /// The scalar product of `a` and `b`, whose gradient with respect to `a` is `b`.

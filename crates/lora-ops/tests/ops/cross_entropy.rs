@@ -2,8 +2,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::cross_entropy::{Targets, forward_backward};
+use lora_test_kit::numbers::relative_error;
 
-use crate::common::{assert_close, bits, dot, error, matrix, wide};
+use crate::common::{assert_close, bits, dot, matrix, wide};
 
 /// `weight * -log softmax(x W^T)[target]` of one row.
 fn row_loss(x: &[f64], weight: &[f64], target: usize, row_weight: f64) -> f64 {
@@ -48,7 +49,7 @@ fn check(tokens: usize, features: usize, vocab: usize, dtype: DType, row_weight:
             expected.push((at(1e-4) - at(-1e-4)) / 2e-4);
         }
     }
-    let error = error(&got, &expected);
+    let error = relative_error(&got, &expected);
     assert!(error <= 1e-5, "{what}: gradient is off by {error:e}");
     for (row, dx) in dx.chunks(features).enumerate() {
         assert_eq!(dx.iter().all(|d| *d == 0.0), weights[row] == 0.0, "{what}: row {row}");

@@ -1,7 +1,6 @@
 //! AdamW and clipping, compared with torch (`tests/golden`).
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use lora_ops::Optimizer;
@@ -13,7 +12,7 @@ use serde_json::Value;
 use crate::common::{assert_close, bits, random, wide};
 
 fn golden(name: &str) -> Vec<Value> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name);
+    let path = lora_test_kit::golden(name);
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 

@@ -4,8 +4,9 @@ use candle_core::{DType, Device, Tensor};
 use lora_ops::rope::RopeTable;
 use lora_ops::{embedding, glu, rms_norm};
 use lora_spec::{ActivationFunction, Rope, RopeScaling};
+use lora_test_kit::numbers::relative_error;
 
-use crate::common::{assert_close, assert_gradient, dot, error, ids, matrix, sigmoid, tensor, vector, wide};
+use crate::common::{assert_close, assert_gradient, dot, ids, matrix, sigmoid, tensor, vector, wide};
 
 fn norm_reference(x: &[f64], w: &[f64], eps: f64) -> Vec<f64> {
     let row = |x: &[f64]| {
@@ -114,7 +115,7 @@ fn gated_activations_of_extreme_gates_are_finite() {
         assert!(y[..3].iter().all(|y| y.abs() < 1e-6), "{activation:?}: {y:?}");
         assert_eq!(y[3..], [90.0, 200.0, f64::from(1e38_f32)]);
         let (dgate, _) = glu::backward(&gate, &ones, &ones, activation).unwrap();
-        assert!(error(&wide(&dgate), &[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]) < 1e-6, "{activation:?}");
+        assert!(relative_error(&wide(&dgate), &[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]) < 1e-6, "{activation:?}");
         let not_finite = glu::forward(&tensor(&[f32::NAN], (1, 1)), &tensor(&[1.0], (1, 1)), activation);
         assert!(wide(&not_finite.unwrap())[0].is_nan());
     }
@@ -190,7 +191,7 @@ fn rope_scaling_changes_the_expected_frequencies() {
         rope_reference(&x, head_dim, head_dim, angle, |t| t)
     };
     let linear = turned(RopeScaling::Linear { factor: 4.0 });
-    assert!(error(&linear, &expected(&|_| 0.25)) < 1e-5);
+    assert!(relative_error(&linear, &expected(&|_| 0.25)) < 1e-5);
 
     let (factor, low, high, original) = (8.0, 1.0, 4.0, 64.0);
     let llama3 = RopeScaling::Llama3 {
@@ -209,7 +210,7 @@ fn rope_scaling_changes_the_expected_frequencies() {
     let kinds: Vec<f64> =
         (0..head_dim / 2).map(|i| scale(theta.powf(-2.0 * i as f64 / head_dim as f64))).collect();
     assert!(kinds.contains(&1.0) && kinds.contains(&0.125) && kinds.iter().any(|k| *k > 0.125 && *k < 1.0));
-    assert!(error(&turned(llama3), &expected(&scale)) < 1e-5);
+    assert!(relative_error(&turned(llama3), &expected(&scale)) < 1e-5);
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! Weights in 4 and 8 bits, compared with bitsandbytes (`tests/oracle/quant.py`).
 
-use std::path::PathBuf;
-
 use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::quant::{Codebook, FourBit, Int8, Scales, dynamic_map};
+use lora_test_kit::numbers;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 
@@ -16,7 +15,7 @@ struct Golden(Vec<u8>);
 
 impl Golden {
     fn read(name: &str) -> Self {
-        let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/quant");
+        let dir = lora_test_kit::golden("quant");
         Self(std::fs::read(dir.join(name).with_extension("safetensors")).unwrap())
     }
 
@@ -76,10 +75,6 @@ fn floats(values: Vec<f32>) -> Tensor {
     Tensor::from_vec(values, len, &Device::Cpu).unwrap()
 }
 
-fn to_bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|v| v.to_bits()).collect()
-}
-
 const FOUR_BIT: [(&str, Codebook); 11] = [
     ("nf4-odd", Codebook::Nf4),
     ("nf4-odd-nested", Codebook::Nf4),
@@ -96,7 +91,7 @@ const FOUR_BIT: [(&str, Codebook); 11] = [
 
 #[test]
 fn the_dynamic_map_matches_bitsandbytes() {
-    assert_eq!(to_bits(&dynamic_map()), to_bits(&Golden::read("dynamic_map").floats("signed")));
+    assert_eq!(numbers::bits(&dynamic_map()), numbers::bits(&Golden::read("dynamic_map").floats("signed")));
 }
 
 #[test]
@@ -104,13 +99,13 @@ fn dequantizing_stored_weights_matches_bitsandbytes() {
     for (name, codebook) in FOUR_BIT {
         let golden = Golden::read(name);
         let found = golden.four_bit(codebook).dequantize().unwrap();
-        assert_eq!(bits(&found), to_bits(&golden.floats("dequantized")), "{name}");
+        assert_eq!(bits(&found), numbers::bits(&golden.floats("dequantized")), "{name}");
     }
     for name in ["int8", "int8-bf16"] {
         let golden = Golden::read(name);
         let codes = bytes(golden.bytes("weight")).reshape(golden.shape("weight")).unwrap();
         let found = Int8::new(codes, floats(golden.floats("SCB"))).unwrap().dequantize().unwrap();
-        assert_eq!(bits(&found), to_bits(&golden.floats("dequantized")), "{name}");
+        assert_eq!(bits(&found), numbers::bits(&golden.floats("dequantized")), "{name}");
     }
 }
 
@@ -155,7 +150,7 @@ fn quantizing_matches_bitsandbytes() {
     for name in ["int8", "int8-bf16"] {
         let golden = Golden::read(name);
         let found = Int8::quantize(&golden.floats("input"), golden.shape("input")).unwrap();
-        assert_eq!(bits(found.scales()), to_bits(&golden.floats("SCB")), "{name}");
+        assert_eq!(bits(found.scales()), numbers::bits(&golden.floats("SCB")), "{name}");
         let codes: Vec<u8> = found.codes().flatten_all().unwrap().to_vec1().unwrap();
         assert_eq!(codes, golden.bytes("weight"), "{name}");
     }

@@ -55,7 +55,7 @@ impl Fixture {
 /// weight except the norms.
 pub(crate) fn write_base(dir: &Path, change: impl Fn(f32) -> f32) {
     fs::create_dir_all(dir).unwrap();
-    let tokenizer = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/chat/tokenizer");
+    let tokenizer = lora_test_kit::golden("chat/tokenizer");
     for entry in fs::read_dir(tokenizer).unwrap() {
         let path = entry.unwrap().path();
         fs::copy(&path, dir.join(path.file_name().unwrap())).unwrap();

@@ -1,4 +1,3 @@
-mod artifacts;
 mod buckets;
 mod eviction;
 mod http;

@@ -3,21 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lora_daemon::incoming::incoming;
 use lora_proto::v1::artifacts_server::ArtifactsServer;
 use lora_proto::v1::coordinator_message::Kind as FromCoordinator;
 use lora_proto::v1::worker_control_server::{WorkerControl, WorkerControlServer};
 use lora_proto::v1::worker_message::Kind as FromWorker;
 use lora_proto::v1::{self, Assignment, Goal, HeldJob, Hello, Phase, WorkerStatus};
-use tokio::net::TcpListener;
+use lora_test_kit::artifacts::{FakeArtifacts, StoredUpload};
+use lora_test_kit::server::TestServer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
-
-use crate::store::FakeStore;
 
 /// The longest wait of a test.
 pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
@@ -25,11 +22,10 @@ pub(crate) const WAIT_TIMEOUT: Duration = Duration::from_secs(120);
 const HEARTBEAT_SECONDS: f64 = 0.05;
 
 pub(crate) struct FakeCoordinator {
-    pub(crate) address: String,
-    pub(crate) store: FakeStore,
+    pub(crate) server: TestServer,
+    pub(crate) store: FakeArtifacts,
     control: Arc<FakeWorkerControl>,
     links: mpsc::Receiver<WorkerStream>,
-    _serving: AbortOnDropHandle<()>,
 }
 
 /// The service to which workers connect.
@@ -43,22 +39,17 @@ struct FakeWorkerControl {
 
 impl FakeCoordinator {
     pub(crate) async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = format!("http://{}", listener.local_addr().unwrap());
         let (sender, links) = mpsc::channel(16);
         let control = FakeWorkerControl {
             refusal: watch::channel(None).0,
             refused: watch::channel(None).0,
             links: sender,
         };
-        let (control, store) = (Arc::new(control), FakeStore::new());
-        let server = Server::builder()
+        let (control, store) = (Arc::new(control), FakeArtifacts::default());
+        let router = Server::builder()
             .add_service(WorkerControlServer::from_arc(Arc::clone(&control)))
             .add_service(ArtifactsServer::new(store.clone()));
-        let serving = tokio::spawn(async move {
-            server.serve_with_incoming(incoming(listener)).await.unwrap();
-        });
-        Self { address, store, control, links, _serving: AbortOnDropHandle::new(serving) }
+        Self { server: TestServer::serve(router).await, store, control, links }
     }
 
     /// Returns the next worker that connects, without a welcome.
@@ -83,6 +74,24 @@ impl FakeCoordinator {
         let mut refused = self.control.refused.subscribe();
         let wanted = refused.wait_for(|hello| hello.as_ref().is_some_and(&want));
         timeout(WAIT_TIMEOUT, wanted).await.expect("such a hello comes").unwrap().clone().unwrap()
+    }
+
+    /// Waits for the first uploaded checkpoint and returns its step.
+    pub(crate) async fn uploaded_checkpoint(&self) -> u64 {
+        let upload = self.store.uploaded(StoredUpload::checkpoint_step);
+        timeout(WAIT_TIMEOUT, upload).await.expect("a checkpoint comes")
+    }
+
+    /// The uploaded checkpoint of `step`.
+    pub(crate) fn checkpoint(&self, step: u64) -> v1::Checkpoint {
+        let uploads = self.store.uploads();
+        let found = uploads.iter().find(|upload| upload.checkpoint_step() == Some(step));
+        v1::Checkpoint { step, digest: Some(found.expect("it is stored").digest.clone()) }
+    }
+
+    /// The names of the result files that have been uploaded.
+    pub(crate) fn result_files(&self) -> Vec<String> {
+        self.store.uploads().iter().filter_map(StoredUpload::result_file).map(str::to_owned).collect()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use lora_proto::v1::{self, Assignment};
+use lora_proto::v1::{self, Assignment, StoredFile};
 use lora_spec::JobSpec;
 
 use crate::fake::{FakeCoordinator, WorkerStream};
@@ -17,8 +17,7 @@ const ROWS: &str = r#"{"prompt": "one", "completion": "1"}
 "#;
 
 pub(crate) fn base() -> PathBuf {
-    let base: PathBuf = [env!("CARGO_MANIFEST_DIR"), "../../examples/dates/base"].iter().collect();
-    base.canonicalize().unwrap()
+    lora_test_kit::example("base")
 }
 
 /// A job of `steps` steps, of two micro-batches each.
@@ -54,7 +53,10 @@ pub(crate) fn over_rows(
         job: Some(v1::JobSpec::try_from(job).unwrap()),
         inputs: Some(v1::Inputs {
             base: Some(v1::Base { source: Some(base) }),
-            train: Some(fake.store.add("rows.jsonl", rows.as_bytes())),
+            train: Some(StoredFile {
+                name: "rows.jsonl".into(),
+                digest: Some(fake.store.add(rows.as_bytes())),
+            }),
             ..v1::Inputs::default()
         }),
         rank: 0,

@@ -8,6 +8,5 @@ mod fake;
 mod groups;
 mod job;
 mod one_worker;
-mod store;
 mod uploads;
 mod worker;

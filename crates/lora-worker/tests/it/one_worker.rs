@@ -27,7 +27,7 @@ async fn a_job_is_prepared_trained_and_its_result_uploaded() {
     assert_eq!(link.step_numbers(), [1, 2, 3], "steps come before the status that follows them");
     let rows: Vec<_> = link.steps.iter().flat_map(|steps| &steps.steps).collect();
     assert!(rows.iter().all(|row| row.logged && row.metrics.unwrap().loss.is_finite()));
-    assert_eq!(fake.store.result_files(), finished.files);
+    assert_eq!(fake.result_files(), finished.files);
     assert!(finished.files.contains(&"adapter_model.safetensors".to_owned()), "{:?}", finished.files);
     assert_eq!(finished.files.last().unwrap(), "receipt.json");
 
@@ -109,7 +109,7 @@ async fn a_saved_state_is_resumed() {
     assert_eq!(link.step_numbers(), (1..=stopped).collect::<Vec<_>>());
     link.direct(&first, Goal::Save).await;
     assert_eq!(link.phase(Phase::Saved).await.completed_steps, stopped);
-    let checkpoint = fake.store.checkpoint(stopped);
+    let checkpoint = fake.checkpoint(stopped);
     link.release().await;
     link.free().await;
 

@@ -25,7 +25,7 @@ impl TestWorker {
         let cache = tempfile::tempdir().unwrap();
         let mut config = Config {
             name: name.into(),
-            coordinator: fake.address.clone(),
+            coordinator: fake.server.url(),
             cache_dir: cache.path().into(),
             threads: 1,
             model_roots: vec![base()],

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use lora_proto::file_name::is_file_name;
 use serde::Serialize;
 
 use super::online;
-use crate::download::{download_result, is_file_name};
+use crate::download::download_result;
 use crate::job_lookup;
 use crate::output::{Format, Table};
 

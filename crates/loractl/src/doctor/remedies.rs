@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use lora_train::AllReduceMeasurement;
 use lora_worker::probe::ProbeReport;
+use serde::Serialize;
 
 use super::built_for_cuda;
-use super::report::Problem;
 use crate::cuda::{
     Build, Candidate, ChildError, Driver, DriverGpu, LIBRARIES, Library, Loaded, MIN_CUDA_VERSION,
     find_unsearched, version_text,
@@ -17,6 +17,13 @@ const MIN_COMPUTE_CAPABILITY: (i32, i32) = (8, 0);
 
 const INSTALL_DRIVER: &str = "install NVIDIA's driver 580 or newer (Ubuntu: apt install nvidia-driver-580; \
                               Debian: cuda-drivers, from NVIDIA's repository) and restart the machine";
+
+/// A problem and its remedy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Problem {
+    pub(crate) what: String,
+    pub(crate) remedy: String,
+}
 
 /// Facts about this machine that decide on remedies.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use lora_train::{AllReduceMeasurement, DeviceMeasurement};
 use lora_worker::probe::{ProbeError, ProbeReport, read};
 use serde::Serialize;
 
-use super::remedies::{Environment, problems};
+use super::remedies::{Environment, Problem, problems};
 use crate::cuda::{Build, Candidate, ChildError, Driver, LIBRARIES, Loaded, version_text};
 
 /// What this machine can train on, and what it lacks.
@@ -82,13 +82,6 @@ pub(crate) struct WorkerProgramView {
     pub(crate) path: PathBuf,
     /// `cuda` or `cpu`; `None` if the program does not report its build.
     pub(crate) build: Option<&'static str>,
-}
-
-/// A problem and its remedy.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub(crate) struct Problem {
-    pub(crate) what: String,
-    pub(crate) remedy: String,
 }
 
 impl Report {

@@ -98,7 +98,7 @@ impl Cluster {
 
     /// Inputs that the coordinator can plan with: the base of the example, and four rows.
     pub(crate) async fn whole_inputs(&self) -> v1::Inputs {
-        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../examples/dates/base");
+        let example = lora_test_kit::example("base");
         let mut files = Vec::new();
         for entry in std::fs::read_dir(example).unwrap() {
             let path = entry.unwrap().path();

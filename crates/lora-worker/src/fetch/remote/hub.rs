@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use lora_proto::file_name::is_file_name;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, RANGE};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
@@ -14,9 +15,9 @@ use tracing::info;
 
 use super::partial_file::PartialFile;
 use super::{key, selection};
+use crate::fetch::FetchError;
 use crate::fetch::cache::CacheDir;
 use crate::fetch::source::{FileSet, RemoteFile, Source};
-use crate::fetch::{FetchError, is_bare};
 
 const ENDPOINT: &str = "https://huggingface.co";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
@@ -56,11 +57,11 @@ impl Repository {
     pub(in crate::fetch) fn parse(text: &str) -> Option<Self> {
         let (name, revision) = text.split_once('@').unwrap_or((text, "main"));
         let (owner, model) = name.split_once('/')?;
-        let legal = is_bare(owner)
-            && is_bare(model)
+        let legal = is_file_name(owner)
+            && is_file_name(model)
             && owner.len() + model.len() <= 128
             && revision.len() <= 255
-            && revision.split('/').all(is_bare);
+            && revision.split('/').all(is_file_name);
         legal.then(|| Self { name: name.to_owned(), revision: revision.to_owned() })
     }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lora_proto::file_name::is_file_name;
 use serde::Deserialize;
 
+use crate::fetch::FetchError;
 use crate::fetch::cache::CacheDir;
 use crate::fetch::source::{RemoteFile, Source};
-use crate::fetch::{FetchError, is_bare};
 
 const CONFIG_FILE: &str = "config.json";
 /// The weights, if they are in one file.
@@ -50,7 +51,7 @@ pub(in crate::fetch) fn needed<'a>(
         ));
     };
     let is_template = |name: &str| {
-        name.strip_prefix(TEMPLATES).is_some_and(|name| is_bare(name) && name.ends_with(".jinja"))
+        name.strip_prefix(TEMPLATES).is_some_and(|name| is_file_name(name) && name.ends_with(".jinja"))
     };
     let is_needed = |name: &&str| {
         [CONFIG_FILE, weights].contains(name) || TOKENIZER_FILES.contains(name) || is_template(name)
@@ -84,7 +85,7 @@ pub(in crate::fetch) async fn shards(
     let index: Index =
         serde_json::from_slice(&text).map_err(|error| fail(format!("cannot be read: {error}")))?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
-    match shards.iter().find(|name| !is_bare(name)) {
+    match shards.iter().find(|name| !is_file_name(name)) {
         Some(name) => Err(fail(format!("names {name:?}, which is not a file in the same directory"))),
         None => Ok(shards),
     }

@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use lora_proto::{DigestBuilder, v1};
+use lora_test_kit::artifacts::FakeArtifacts;
 
 use super::super::remote::{RemoteBases, hub::Hub};
 use super::super::{FetchError, InputFetcher, LocalInputs};
-use super::artifacts::FakeArtifacts;
 use super::http::{FakeResponse, HttpServer, Request};
 use super::{LARGE_CACHE, inputs_with, refusal, temp, tree};
 
@@ -106,9 +106,9 @@ fn answer(request: &Request, objects: &BTreeMap<String, Vec<u8>>, cut: &AtomicUs
 }
 
 async fn fetch(cache: &InputFetcher, url: &str) -> Result<LocalInputs, FetchError> {
-    let (store, channel) = FakeArtifacts::serve().await;
+    let (store, server) = FakeArtifacts::serve().await;
     store.add(b"rows");
-    cache.inputs(&inputs_with(v1::base::Source::Url(url.to_owned()), b"rows"), channel).await
+    cache.inputs(&inputs_with(v1::base::Source::Url(url.to_owned()), b"rows"), server.channel()).await
 }
 
 const INDEX: &[u8] = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}"#;

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::artifacts::FakeArtifacts;
+use lora_test_kit::artifacts::FakeArtifacts;
+use lora_test_kit::server::TestServer;
+
 use super::{InputFetcher, LocalInputs, cache, inputs, temp, tree};
-use tonic::transport::Channel;
 
 const BASE: &[u8] = b"base";
 
@@ -14,8 +15,8 @@ fn rows(letter: char) -> Vec<u8> {
     letter.to_string().repeat(100).into_bytes()
 }
 
-async fn fetch(cache: &InputFetcher, letter: char, channel: &Channel) -> LocalInputs {
-    cache.inputs(&inputs(BASE, &rows(letter)), channel.clone()).await.unwrap()
+async fn fetch(cache: &InputFetcher, letter: char, server: &TestServer) -> LocalInputs {
+    cache.inputs(&inputs(BASE, &rows(letter)), server.channel()).await.unwrap()
 }
 
 /// Sets the last use of the set that contains `file` to so many seconds ago.
@@ -26,23 +27,25 @@ fn age(file: &Path, seconds: u64) {
     }
 }
 
-async fn store() -> (FakeArtifacts, Channel) {
-    let (store, channel) = FakeArtifacts::serve().await;
+async fn store() -> (FakeArtifacts, TestServer) {
+    let (store, server) = FakeArtifacts::serve().await;
     store.add(BASE);
-    ['a', 'b', 'c', 'd'].iter().for_each(|letter| store.add(&rows(*letter)));
-    (store, channel)
+    for letter in ['a', 'b', 'c', 'd'] {
+        store.add(&rows(letter));
+    }
+    (store, server)
 }
 
 #[tokio::test]
 async fn the_least_recently_used_set_is_evicted_first() {
-    let (dir, (store, channel)) = (temp(), store().await);
+    let (dir, (store, server)) = (temp(), store().await);
     let cache = cache(dir.path(), 4 + 200);
-    let a = fetch(&cache, 'a', &channel).await.train;
-    let b = fetch(&cache, 'b', &channel).await.train;
+    let a = fetch(&cache, 'a', &server).await.train;
+    let b = fetch(&cache, 'b', &server).await.train;
     age(&a, 300);
     age(&b, 200);
-    drop(fetch(&cache, 'a', &channel).await);
-    let c = fetch(&cache, 'c', &channel).await.train;
+    drop(fetch(&cache, 'a', &server).await);
+    let c = fetch(&cache, 'c', &server).await.train;
     assert_eq!((a.exists(), b.exists(), c.exists()), (true, false, true));
     assert_eq!(fs::read_dir(dir.path().join("objects")).unwrap().count(), 3, "base, a and c");
     assert_eq!(store.offsets().len(), 4);
@@ -50,14 +53,14 @@ async fn the_least_recently_used_set_is_evicted_first() {
 
 #[tokio::test]
 async fn locked_sets_are_not_evicted() {
-    let (dir, (_store, channel)) = (temp(), store().await);
+    let (dir, (_store, server)) = (temp(), store().await);
     let (one, two) = (cache(dir.path(), 4 + 100), cache(dir.path(), 4 + 100));
-    let a = fetch(&one, 'a', &channel).await;
-    let b = fetch(&two, 'b', &channel).await;
+    let a = fetch(&one, 'a', &server).await;
+    let b = fetch(&two, 'b', &server).await;
     assert!(a.train.exists() && b.train.exists(), "the cache exceeds its limit, but everything is in use");
     let path = a.train.clone();
     drop(a);
-    let c = fetch(&two, 'c', &channel).await;
+    let c = fetch(&two, 'c', &server).await;
     assert_eq!((path.exists(), b.train.exists(), c.train.exists()), (false, true, true));
     assert_eq!(fs::read(&b.train).unwrap(), rows('b'));
     assert!(c.base.join("config.json").exists());
@@ -65,9 +68,9 @@ async fn locked_sets_are_not_evicted() {
 
 #[tokio::test]
 async fn a_job_larger_than_the_cache_is_served() {
-    let (dir, (_store, channel)) = (temp(), store().await);
+    let (dir, (_store, server)) = (temp(), store().await);
     let cache = cache(dir.path(), 10);
-    let a = fetch(&cache, 'a', &channel).await;
+    let a = fetch(&cache, 'a', &server).await;
     assert_eq!(fs::read(&a.train).unwrap(), rows('a'));
     drop(a);
     drop(super::cache(dir.path(), 10));
@@ -76,16 +79,16 @@ async fn a_job_larger_than_the_cache_is_served() {
 
 #[tokio::test]
 async fn a_file_of_two_sets_is_removed_with_the_last_one() {
-    let (dir, (store, channel)) = (temp(), store().await);
+    let (dir, (store, server)) = (temp(), store().await);
     let cache = cache(dir.path(), 100 + 4);
     let mut requested = inputs(BASE, &rows('a'));
-    let first = cache.inputs(&requested, channel.clone()).await.unwrap().train;
+    let first = cache.inputs(&requested, server.channel()).await.unwrap().train;
     requested.train.as_mut().unwrap().name = "other.jsonl".to_owned();
-    let second = cache.inputs(&requested, channel.clone()).await.unwrap();
+    let second = cache.inputs(&requested, server.channel()).await.unwrap();
     assert!(first.exists() && second.train.exists(), "they are one file on disk");
     assert_eq!(store.offsets().len(), 2);
     age(&first, 100);
-    let b = fetch(&cache, 'b', &channel).await;
+    let b = fetch(&cache, 'b', &server).await;
     assert!(!first.exists() && second.train.exists());
     assert_eq!(fs::read(&second.train).unwrap(), rows('a'));
     drop((b, second));
@@ -93,11 +96,11 @@ async fn a_file_of_two_sets_is_removed_with_the_last_one() {
 
 #[tokio::test]
 async fn abandoned_partial_files_are_evicted() {
-    let (dir, (_store, channel)) = (temp(), store().await);
+    let (dir, (_store, server)) = (temp(), store().await);
     let cache = cache(dir.path(), 4 + 100);
     let partial = dir.path().join("partial/given-up");
     fs::create_dir(&partial).unwrap();
     fs::write(partial.join("content"), rows('x')).unwrap();
-    drop(fetch(&cache, 'a', &channel).await);
+    drop(fetch(&cache, 'a', &server).await);
     assert!(!partial.exists());
 }

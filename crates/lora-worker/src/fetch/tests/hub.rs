@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use lora_proto::{DigestBuilder, v1};
+use lora_test_kit::artifacts::FakeArtifacts;
 use serde_json::json;
 
 use super::super::remote::{
@@ -14,7 +15,6 @@ use super::super::remote::{
     hub::{Hub, Repository},
 };
 use super::super::{FetchError, InputFetcher, LocalInputs};
-use super::artifacts::FakeArtifacts;
 use super::http::{FakeResponse, HttpServer, Request};
 use super::{LARGE_CACHE, inputs_with, refusal, temp};
 
@@ -118,9 +118,9 @@ const TINY: [(&str, &[u8]); 8] = [
 ];
 
 async fn fetch(cache: &InputFetcher, url: &str) -> Result<LocalInputs, FetchError> {
-    let (store, channel) = FakeArtifacts::serve().await;
+    let (store, server) = FakeArtifacts::serve().await;
     store.add(b"rows");
-    cache.inputs(&inputs_with(v1::base::Source::Url(url.to_owned()), b"rows"), channel).await
+    cache.inputs(&inputs_with(v1::base::Source::Url(url.to_owned()), b"rows"), server.channel()).await
 }
 
 fn names(dir: &Path) -> Vec<String> {

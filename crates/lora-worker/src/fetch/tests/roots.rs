@@ -5,16 +5,17 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use lora_proto::v1;
+use lora_test_kit::artifacts::FakeArtifacts;
+use lora_test_kit::server::TestServer;
 
 use super::super::remote::{RemoteBases, hub::Hub};
 use super::super::{FetchError, InputFetcher};
-use super::artifacts::FakeArtifacts;
 use super::{LARGE_CACHE, inputs_with, refusal, temp};
 
 struct RootsFixture {
     cache: InputFetcher,
     store: FakeArtifacts,
-    channel: tonic::transport::Channel,
+    server: TestServer,
 }
 
 impl RootsFixture {
@@ -27,19 +28,19 @@ impl RootsFixture {
             RemoteBases::new(Hub::new(None, None), Vec::new()),
         )
         .unwrap();
-        let (store, channel) = FakeArtifacts::serve().await;
+        let (store, server) = FakeArtifacts::serve().await;
         store.add(b"rows");
-        Self { cache, store, channel }
+        Self { cache, store, server }
     }
 
     async fn base(&self, path: &str) -> Result<PathBuf, FetchError> {
         let inputs = inputs_with(v1::base::Source::Path(path.to_owned()), b"rows");
-        Ok(self.cache.inputs(&inputs, self.channel.clone()).await?.base)
+        Ok(self.cache.inputs(&inputs, self.server.channel()).await?.base)
     }
 
     async fn refused(&self, path: &str) -> String {
         let inputs = inputs_with(v1::base::Source::Path(path.to_owned()), b"rows");
-        let error = refusal(self.cache.inputs(&inputs, self.channel.clone()).await);
+        let error = refusal(self.cache.inputs(&inputs, self.server.channel()).await);
         assert!(!error.is_transient());
         assert!(self.store.offsets().is_empty(), "the path is refused before anything is fetched");
         error.to_string()

@@ -4,9 +4,9 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use lora_proto::{DigestBuilder, v1};
+use lora_test_kit::artifacts::FakeArtifacts;
 use tokio::time::timeout;
 
-use super::artifacts::FakeArtifacts;
 use super::{LARGE_CACHE, TEST_TIMEOUT, cache, inputs, refusal, stored_file, temp, tree, until};
 
 fn pattern(bytes: usize) -> Vec<u8> {
@@ -15,9 +15,11 @@ fn pattern(bytes: usize) -> Vec<u8> {
 
 #[tokio::test]
 async fn inputs_keep_their_names_and_are_fetched_once() {
-    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
+    let (dir, (store, server)) = (temp(), FakeArtifacts::serve().await);
     let contents: [&[u8]; 6] = [b"config", b"weights", b"rows", b"other rows", b"adapter", b""];
-    contents.iter().for_each(|content| store.add(content));
+    for content in contents {
+        store.add(content);
+    }
     let requested = v1::Inputs {
         base: Some(v1::Base {
             source: Some(v1::base::Source::Files(v1::FileSet {
@@ -32,7 +34,7 @@ async fn inputs_keep_their_names_and_are_fetched_once() {
         eval: Some(stored_file("rows.jsonl", b"other rows")),
         init_from: vec![stored_file("adapter_model.safetensors", b"adapter")],
     };
-    let got = cache(dir.path(), LARGE_CACHE).inputs(&requested, channel.clone()).await.unwrap();
+    let got = cache(dir.path(), LARGE_CACHE).inputs(&requested, server.channel()).await.unwrap();
     let (eval, init_from) = (got.eval.clone().unwrap(), got.init_from.clone().unwrap());
     assert_eq!(fs::read(got.base.join("config.json")).unwrap(), b"config");
     assert_eq!(fs::read(got.base.join("model.safetensors")).unwrap(), b"weights");
@@ -45,7 +47,7 @@ async fn inputs_keep_their_names_and_are_fetched_once() {
     assert_eq!(fs::read_dir(dir.path().join("partial")).unwrap().count(), 0);
 
     let modified = fs::metadata(got.base.join("model.safetensors")).unwrap().modified().unwrap();
-    let again = cache(dir.path(), LARGE_CACHE).inputs(&requested, channel).await.unwrap();
+    let again = cache(dir.path(), LARGE_CACHE).inputs(&requested, server.channel()).await.unwrap();
     assert_eq!((&again.base, &again.train, &again.eval), (&got.base, &got.train, &got.eval));
     assert_eq!(fs::metadata(again.base.join("model.safetensors")).unwrap().modified().unwrap(), modified);
     assert_eq!(store.offsets().len(), 6, "nothing was downloaded again");
@@ -53,58 +55,58 @@ async fn inputs_keep_their_names_and_are_fetched_once() {
 
 #[tokio::test]
 async fn a_broken_download_is_resumed() {
-    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
+    let (dir, (store, server)) = (temp(), FakeArtifacts::serve().await);
     let rows = pattern(3_000_000);
     store.add(b"base");
     store.add(&rows);
     let (cache, requested) = (cache(dir.path(), LARGE_CACHE), inputs(b"base", &rows));
-    drop(cache.inputs(&inputs(b"base", b"base"), channel.clone()).await.unwrap());
-    store.break_after(1_500_000);
-    let error = refusal(cache.inputs(&requested, channel.clone()).await);
+    drop(cache.inputs(&inputs(b"base", b"base"), server.channel()).await.unwrap());
+    store.break_downloads_after(&[1_500_000]);
+    let error = refusal(cache.inputs(&requested, server.channel()).await);
     assert!(error.is_transient(), "{error}");
     assert_eq!(error.to_string(), "train.jsonl: the connection broke");
     let part = dir.path().join("partial").join(DigestBuilder::of_bytes(&rows).hex()).join("content");
     until(|| fs::metadata(&part).unwrap().len() == 1_500_000).await;
-    let got = cache.inputs(&requested, channel).await.unwrap();
+    let got = cache.inputs(&requested, server.channel()).await.unwrap();
     assert_eq!(fs::read(got.train).unwrap(), rows);
     assert_eq!(store.offsets(), [0, 0, 1_500_000]);
 }
 
 #[tokio::test]
 async fn a_cancelled_fetch_is_resumed() {
-    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
+    let (dir, (store, server)) = (temp(), FakeArtifacts::serve().await);
     let rows = pattern(2_000_000);
     store.add(b"base");
     store.add(&rows);
     let (cache, requested) = (cache(dir.path(), LARGE_CACHE), inputs(b"base", &rows));
-    store.stand_still();
+    store.stop_downloads();
     let part = dir.path().join("partial").join(DigestBuilder::of_bytes(&rows).hex()).join("content");
-    let fetch = cache.inputs(&requested, channel.clone());
+    let fetch = cache.inputs(&requested, server.channel());
     tokio::select! {
         _ = fetch => panic!("the download must not finish"),
         () = until(|| fs::metadata(&part).is_ok_and(|meta| meta.len() == 1 << 18)) => {}
     }
-    store.go_on();
-    let got = timeout(TEST_TIMEOUT, cache.inputs(&requested, channel)).await.unwrap().unwrap();
+    store.continue_downloads();
+    let got = timeout(TEST_TIMEOUT, cache.inputs(&requested, server.channel())).await.unwrap().unwrap();
     assert_eq!(fs::read(got.train).unwrap(), rows);
     assert_eq!(store.offsets(), [0, 0, 1 << 18]);
 }
 
 #[tokio::test]
 async fn two_workers_fetch_a_file_once() {
-    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
+    let (dir, (store, server)) = (temp(), FakeArtifacts::serve().await);
     let rows = pattern(1_000_000);
     store.add(b"base");
     store.add(&rows);
     let (one, two) = (cache(dir.path(), LARGE_CACHE), cache(dir.path(), LARGE_CACHE));
     let requested = inputs(b"base", &rows);
-    store.stand_still();
+    store.stop_downloads();
     let both = async {
-        tokio::join!(one.inputs(&requested, channel.clone()), two.inputs(&requested, channel.clone()))
+        tokio::join!(one.inputs(&requested, server.channel()), two.inputs(&requested, server.channel()))
     };
     let open = async {
         until(|| store.offsets().len() == 2).await;
-        store.go_on();
+        store.continue_downloads();
     };
     let ((one, two), ()) = timeout(TEST_TIMEOUT, async { tokio::join!(both, open) }).await.unwrap();
     let (one, two) = (one.unwrap(), two.unwrap());
@@ -115,42 +117,42 @@ async fn two_workers_fetch_a_file_once() {
 
 #[tokio::test]
 async fn corrupt_content_is_rejected() {
-    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
+    let (dir, (store, server)) = (temp(), FakeArtifacts::serve().await);
     store.add(b"base");
     store.add_as(b"rows", b"swor");
     let (cache, requested) = (cache(dir.path(), LARGE_CACHE), inputs(b"base", b"rows"));
     // First another file, and then another file that claims to be the right one.
     for _ in 0..2 {
-        let error = refusal(cache.inputs(&requested, channel.clone()).await);
+        let error = refusal(cache.inputs(&requested, server.channel()).await);
         assert!(error.is_transient());
         assert_eq!(error.to_string(), "train.jsonl: the received file is corrupt; try again");
         assert!(!tree(dir.path()).iter().any(|path| path.ends_with("train.jsonl")));
         store.corrupt_downloads();
     }
     store.add(b"rows");
-    let got = cache.inputs(&requested, channel).await.unwrap();
+    let got = cache.inputs(&requested, server.channel()).await.unwrap();
     assert_eq!(fs::read(got.train).unwrap(), b"rows");
 }
 
 #[tokio::test]
 async fn a_file_of_another_length_is_fetched_again() {
-    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
+    let (dir, (store, server)) = (temp(), FakeArtifacts::serve().await);
     store.add(b"base");
     store.add(b"rows");
     let (cache, requested) = (cache(dir.path(), LARGE_CACHE), inputs(b"base", b"rows"));
     for damage in [b"".as_slice(), b"row", b"rows and more"] {
-        let got = cache.inputs(&requested, channel.clone()).await.unwrap();
+        let got = cache.inputs(&requested, server.channel()).await.unwrap();
         assert_eq!(fs::read(&got.train).unwrap(), b"rows");
         fs::write(&got.train, damage).unwrap();
     }
-    let got = cache.inputs(&requested, channel).await.unwrap();
+    let got = cache.inputs(&requested, server.channel()).await.unwrap();
     assert_eq!(fs::read(&got.train).unwrap(), b"rows");
     assert_eq!(store.offsets().len(), 2 + 3);
 }
 
 #[tokio::test]
 async fn names_that_could_leave_the_cache_are_refused() {
-    let (parent, (store, channel)) = (temp(), FakeArtifacts::serve().await);
+    let (parent, (store, server)) = (temp(), FakeArtifacts::serve().await);
     let dir = parent.path().join("cache");
     store.add(b"rows");
     let cache = cache(&dir, LARGE_CACHE);
@@ -158,19 +160,19 @@ async fn names_that_could_leave_the_cache_are_refused() {
     for name in ["", ".", "..", "../x", "a/b", "/x", ".hidden", "a\\b", "a\0b", "ä", "a b", "a\nb", &long] {
         let mut requested = inputs(b"rows", b"rows");
         requested.train = Some(stored_file(name, b"rows"));
-        let error = refusal(cache.inputs(&requested, channel.clone()).await).to_string();
+        let error = refusal(cache.inputs(&requested, server.channel()).await).to_string();
         assert!(error.starts_with("data.train: ") && error.contains("is not a file name"), "{error}");
         assert!(error.lines().count() == 1 && error.len() < 300, "{error}");
     }
     let mut requested = inputs(b"rows", b"rows");
     requested.init_from = vec![stored_file("a", b"rows"), stored_file("a", b"rows")];
-    let error = refusal(cache.inputs(&requested, channel.clone()).await);
+    let error = refusal(cache.inputs(&requested, server.channel()).await);
     assert_eq!(error.to_string(), "adapter.init_from: file a is listed twice");
     assert!(!error.is_transient());
     for sha256 in [vec![], vec![0; 31], b"../../../../../../../etc/xxxxxxxx".to_vec()] {
         requested = inputs(b"rows", b"rows");
         requested.train.as_mut().unwrap().digest.as_mut().unwrap().sha256 = sha256;
-        let error = refusal(cache.inputs(&requested, channel.clone()).await).to_string();
+        let error = refusal(cache.inputs(&requested, server.channel()).await).to_string();
         assert_eq!(error, "data.train: file train.jsonl has no SHA-256");
     }
     for (requested, expected) in [
@@ -183,7 +185,7 @@ async fn names_that_could_leave_the_cache_are_refused() {
             "model.base: is missing from the job's inputs",
         ),
     ] {
-        assert_eq!(refusal(cache.inputs(&requested, channel.clone()).await).to_string(), expected);
+        assert_eq!(refusal(cache.inputs(&requested, server.channel()).await).to_string(), expected);
     }
     assert!(store.offsets().is_empty());
     assert!(tree(parent.path()).is_empty());
@@ -191,8 +193,9 @@ async fn names_that_could_leave_the_cache_are_refused() {
 
 #[tokio::test]
 async fn a_missing_file_is_a_permanent_error() {
-    let (dir, (_store, channel)) = (temp(), FakeArtifacts::serve().await);
-    let error = refusal(cache(dir.path(), LARGE_CACHE).inputs(&inputs(b"base", b"rows"), channel).await);
+    let (dir, (_store, server)) = (temp(), FakeArtifacts::serve().await);
+    let error =
+        refusal(cache(dir.path(), LARGE_CACHE).inputs(&inputs(b"base", b"rows"), server.channel()).await);
     assert_eq!(error.to_string(), "config.json: no such file");
     assert!(!error.is_transient());
     let unreachable =
@@ -202,24 +205,24 @@ async fn a_missing_file_is_a_permanent_error() {
 
 #[tokio::test]
 async fn checkpoints_are_not_cached() {
-    let (dir, (store, channel)) = (temp(), FakeArtifacts::serve().await);
+    let (dir, (store, server)) = (temp(), FakeArtifacts::serve().await);
     let state = pattern(700_000);
     store.add(&state);
     let cache = cache(dir.path(), LARGE_CACHE);
     let checkpoint = v1::Checkpoint { step: 7, digest: Some(DigestBuilder::of_bytes(&state)) };
-    store.break_after(300_000);
-    assert!(cache.checkpoint(&checkpoint, channel.clone()).await.unwrap_err().is_transient());
+    store.break_downloads_after(&[300_000]);
+    assert!(cache.checkpoint(&checkpoint, server.channel()).await.unwrap_err().is_transient());
     let part = dir.path().join("partial").join(DigestBuilder::of_bytes(&state).hex()).join("content");
     until(|| fs::metadata(&part).unwrap().len() == 300_000).await;
-    assert_eq!(cache.checkpoint(&checkpoint, channel.clone()).await.unwrap(), state);
+    assert_eq!(cache.checkpoint(&checkpoint, server.channel()).await.unwrap(), state);
     assert_eq!(store.offsets(), [0, 300_000]);
     assert!(tree(dir.path()).is_empty());
 
     let other = v1::Checkpoint { step: 8, digest: Some(DigestBuilder::of_bytes(b"nowhere")) };
-    let error = cache.checkpoint(&other, channel.clone()).await.unwrap_err();
+    let error = cache.checkpoint(&other, server.channel()).await.unwrap_err();
     assert_eq!(error.to_string(), "step-8: no such file");
     let none = v1::Checkpoint { step: 8, digest: None };
-    assert!(!cache.checkpoint(&none, channel).await.unwrap_err().is_transient());
+    assert!(!cache.checkpoint(&none, server.channel()).await.unwrap_err().is_transient());
 }
 
 #[tokio::test]
