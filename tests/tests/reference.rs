@@ -22,7 +22,7 @@ fn follows_peft(case: &str, workers: &str) {
     job["model"]["base"] = json!(Fixture::example().join("base"));
     job["adapter"]["init_from"] = json!(golden("jobs").join(case).join("adapter"));
     job["data"] = json!({
-        "train": golden("jobs").join("train.jsonl"), "eval": golden("jobs").join("eval.jsonl"), "shuffle": false,
+        "train": golden("jobs/train.jsonl"), "eval": golden("jobs/eval.jsonl"), "shuffle": false,
     });
     // JSON is valid YAML.
     let (file, out) = (dir.path().join("job.yaml"), dir.path().join("out"));

@@ -12,6 +12,9 @@
 //!
 //! The API blocks. It is meant for the one thread that drives training. Another thread can end its
 //! waits with a [`CancelToken`]. The connections are not encrypted.
+//!
+//! The crate may not know models, jobs or gRPC. To read it, begin with [`Group`], and with [`tree`]
+//! for the order of sums.
 
 #[cfg(target_endian = "big")]
 compile_error!("vectors are sent as they are in memory, which must be little-endian");

@@ -3,6 +3,9 @@
 //!
 //! All functions block. Results are pure functions of the inputs: they do not depend on threads,
 //! ranks or time.
+//!
+//! The crate may depend on `lora-spec` only. To read it, begin with [`Dataset`], and with
+//! [`BatchPlan`] for the order of rows.
 
 mod batch;
 mod batch_plan;

@@ -2,6 +2,10 @@
 //!
 //! A [`Base`] is loaded once and never changes. Any number of [`Adapter`]s can share one
 //! `Arc<Base>`.
+//!
+//! The crate may depend on `lora-ops` and `lora-spec`; it does not know jobs, datasets or groups.
+//! To read it, begin with the forward pass of a block (`block.rs`), its two halves (`attention.rs`,
+//! `mlp.rs`), and `projection.rs`, where frozen weight and adapter meet.
 
 mod adapter;
 mod attention;

@@ -9,6 +9,9 @@
 //! - Parameters and moments change only in [`Run::step`], together, after the whole reduction has
 //!   arrived. When a group breaks, its members therefore have the state after the same step or
 //!   after the step before.
+//!
+//! The crate may not know gRPC, daemons or where files come from. To read it, begin with
+//! [`Run::step`] for a job, and with [`GradientAccumulation`] for the parts of a step.
 
 mod checkpoint;
 mod data;

@@ -9,6 +9,9 @@
 //!
 //! Without a coordinator, training continues. After `orphan_timeout_seconds` it stops at a step
 //! boundary, and the worker keeps the state.
+//!
+//! The crate may use everything but the coordinator and loractl. To read it, begin with `session`
+//! for the protocol, and with `engine` for the thread that trains.
 
 mod address;
 mod backoff;

@@ -1,4 +1,7 @@
 //! `loractl`: fine-tunes language models with LoRA, on this machine or on a coordinator's workers.
+//!
+//! The crate may use all others; no crate uses it. To read it, begin with `commands`, which has one
+//! file a command, and with `local` for `loractl run`.
 
 mod address;
 mod client;
