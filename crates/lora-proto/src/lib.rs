@@ -1,8 +1,8 @@
 //! The gRPC interface `lora.v1`, generated from `proto/`, and the conversions between its messages
 //! and the types of `lora-spec` and `lora-plan`.
 //!
-//! The crate may not know the daemons. To read it, begin with `proto/lora/v1`, where each message is
-//! described; `convert` has one file a message.
+//! The crate may not know the daemons. To read it, begin with `proto/lora/v1`, which describes each
+//! message; `convert` has one file a message.
 
 mod convert;
 mod digest;
