@@ -29,6 +29,7 @@ mod owner;
 #[cfg(test)]
 mod tests;
 mod unknown_objects;
+mod unreferenced;
 mod wal;
 mod watch;
 

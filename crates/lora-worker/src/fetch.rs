@@ -14,6 +14,7 @@
 //! a crash.
 
 mod cache;
+mod dir_lock;
 mod error;
 mod evict;
 mod model_roots;

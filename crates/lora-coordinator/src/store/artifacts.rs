@@ -8,7 +8,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
 use super::log::append_events;
-use super::objects::{delete_unreferenced, run_to_completion};
+use super::objects::run_to_completion;
+use super::unreferenced::delete_unreferenced;
 use super::{JobRow, Staged, Store, StoreError, int, job_row, owner};
 
 /// The file of a result with the metrics of its steps, which the coordinator writes.

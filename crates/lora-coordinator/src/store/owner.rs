@@ -19,7 +19,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::connections::{self, Writer};
 use super::int;
-use super::objects::delete_unreferenced;
+use super::unreferenced::delete_unreferenced;
 
 const OWNER_FILE: &str = "owner.json";
 const NEW_OWNER_FILE: &str = "owner.json.new";

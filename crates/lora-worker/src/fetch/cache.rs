@@ -1,8 +1,7 @@
 //! The cache directory.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -12,6 +11,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::FetchError;
+use super::dir_lock::lock_dir;
 use super::evict;
 use super::source::{FileSet, RemoteFile, Source};
 
@@ -213,30 +213,6 @@ impl CacheDir {
             Ok(())
         };
         keep().map_err(FetchError::at(&dir))
-    }
-}
-
-/// Locks the directory `dir`, which is created if it does not exist. Returns `None` if another
-/// process has the lock or has just removed the directory.
-pub(super) fn lock_dir(dir: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> io::Result<Option<File>> {
-    fs::create_dir_all(dir)?;
-    let gone = |error: io::Error| match error.kind() {
-        ErrorKind::NotFound => Ok(None),
-        _ => Err(error),
-    };
-    let file = match File::open(dir) {
-        Ok(file) => file,
-        Err(error) => return gone(error),
-    };
-    match lock(&file) {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(None),
-        Err(TryLockError::Error(error)) => return Err(error),
-    }
-    let locked = file.metadata()?;
-    match fs::metadata(dir) {
-        Ok(current) => Ok(((current.dev(), current.ino()) == (locked.dev(), locked.ino())).then_some(file)),
-        Err(error) => gone(error),
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 
 use tracing::{info, warn};
 
-use super::cache::lock_dir;
+use super::dir_lock::lock_dir;
 
 /// The age after which an interrupted fetch is abandoned.
 const STALE_AFTER: Duration = Duration::from_secs(24 * 3600);
