@@ -19,7 +19,7 @@
 #   bench        15 s   60 s  lora-gpu --bench: times of operations
 #   steps        30 s  120 s  train_step: bf16, its profile, NF4, int8
 #   selftest     15 s  100 s  selftest.sh: jobs with worker processes, a killed worker
-#   peft         30 s  120 s  the same training steps by PEFT: bf16, NF4
+#   peft         30 s  170 s  the same training steps by PEFT: bf16, NF4
 #   ours         30 s   60 s  train_step, for the comparison with PEFT: bf16, NF4
 #   nccl         15 s   70 s  the all-reduce of NCCL, and a job of two workers
 #   sanitize     20 s   60 s  compute-sanitizer on the kernels with the most shared memory

@@ -33,7 +33,7 @@ PHASES = {
         Phase("bench", 15, 60, operations.bench),
         Phase("steps", 30, 120, training.steps),
         Phase("selftest", 15, 100, jobs.selftest),
-        Phase("peft", 30, 120, training.peft),
+        Phase("peft", 30, 170, training.peft),
         Phase("ours", 30, 60, training.ours),
         Phase("nccl", 15, 70, jobs.nccl),
         Phase("sanitize", 20, 60, operations.sanitize),
