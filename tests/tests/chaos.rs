@@ -4,6 +4,8 @@
 //! The seed is printed. From the environment: `CHAOS_SEED`, `CHAOS_FAULTS` (20) and `CHAOS_STEPS`
 //! (300), for longer runs by hand.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::time::Duration;
 
 use lora_e2e::{Fixture, Signal, TestService, Worker, until};

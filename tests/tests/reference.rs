@@ -1,6 +1,8 @@
 //! `loractl run` gives the numbers of PEFT and torch (`tests/golden/jobs`, made by
 //! `tests/oracle/jobs.py`): losses, gradient norms, learning rates, evaluations, and the adapter.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::path::Path;
 
 use lora_e2e::{Finished, Fixture, json, loractl, metrics};

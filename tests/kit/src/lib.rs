@@ -7,7 +7,7 @@
 //! The kit does not know the crates that it tests, except `lora-proto` and `lora-daemon` for the
 //! services. Begin reading at the function that a test calls.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests fail the test")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
 
 #[cfg(feature = "services")]
 pub mod artifacts;
