@@ -66,12 +66,18 @@ fn best_step(receipt: &Receipt) -> u64 {
 
 #[test]
 fn the_best_adapter_survives_a_resume() {
-    let mut fixture = unstable(20.0);
-    fixture.job.training.eval_steps = 3;
-    let expected = finish(&mut fixture.run());
-    let best = best_step(&receipt(&expected));
+    // Which evaluation of a diverging run is the best depends on the instruction set.
+    let (fixture, expected, best) = [20.0, 10.0, 30.0, 15.0, 40.0]
+        .into_iter()
+        .find_map(|learning_rate| {
+            let mut fixture = unstable(learning_rate);
+            fixture.job.training.eval_steps = 3;
+            let expected = finish(&mut fixture.run());
+            let best = best_step(&receipt(&expected));
+            (best < 8).then_some((fixture, expected, best))
+        })
+        .unwrap();
     let stop = best + 1;
-    assert!(stop < 6, "step {best} is the best");
     let mut first = fixture.run();
     for _ in 0..stop {
         assert_eq!(first.step(|| false).unwrap().outcome, StepOutcome::Continue);
