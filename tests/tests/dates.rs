@@ -77,7 +77,7 @@ fn pretraining_texts_contain_no_question_with_its_answer() {
 #[test]
 fn the_example_job_is_valid_and_its_base_small() {
     let job = JobFile::read(&Fixture::example().join("job.yaml")).unwrap().job;
-    let parameters = ModelConfig::read(&job.model.base).unwrap().parameters();
+    let parameters = ModelConfig::read(&job.model.base.as_path().into()).unwrap().parameters();
     assert!((1_000_000..=3_000_000).contains(&parameters), "{parameters}");
     for file in [Some(job.data.train), job.data.eval].into_iter().flatten() {
         assert!(file.is_file(), "{}", file.display());

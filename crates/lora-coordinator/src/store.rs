@@ -219,11 +219,6 @@ impl Store {
         self.0.term
     }
 
-    /// The directory for temporary files, emptied at every start.
-    pub(crate) fn staging_dir(&self) -> &Path {
-        &self.0.staging
-    }
-
     /// Moves the database's log into its file, as far as readers allow.
     pub(crate) async fn checkpoint_wal(&self) -> Result<(), StoreError> {
         let mut writers = self.writers().await;

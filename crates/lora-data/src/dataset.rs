@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
-use lora_spec::LongRows;
+use lora_spec::{LongRows, SourceFile};
 use rayon::prelude::*;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
@@ -49,12 +49,12 @@ impl Dataset {
     /// The first invalid row, named by file and line (Parquet: row number); an empty file; rows
     /// longer than `max_length` tokens, depending on `long_rows`; rows without a target token.
     pub fn read(
-        path: &Path,
+        file: &SourceFile,
         tokenizer: &Tokenizer,
         max_length: usize,
         long_rows: LongRows,
     ) -> Result<Self, DataError> {
-        let (dataset, problems) = Self::inspect(path, tokenizer, max_length, long_rows)?;
+        let (dataset, problems) = Self::inspect(file, tokenizer, max_length, long_rows)?;
         match problems.into_iter().next() {
             Some(problem) => Err(problem),
             None => Ok(dataset),
@@ -68,22 +68,23 @@ impl Dataset {
     /// # Errors
     /// The other errors of `read`.
     pub fn inspect(
-        path: &Path,
+        file: &SourceFile,
         tokenizer: &Tokenizer,
         max_length: usize,
         long_rows: LongRows,
     ) -> Result<(Self, Vec<DataError>), DataError> {
-        let kind = FileKind::from_path(path)?;
-        let bytes = fs::read(path).map_err(|source| DataError::Read { path: path.to_owned(), source })?;
+        let name = file.name();
+        let kind = FileKind::from_name(name)?;
+        let bytes = fs::read(file.path()).map_err(|source| DataError::read(file, source))?;
         let bytes = Bytes::from(bytes);
         let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        let encode = |number, row| encode(path, kind, tokenizer, number, row);
+        let encode = |number, row| encode(name, kind, tokenizer, number, row);
         let encoded: Vec<Result<EncodedRow, DataError>> = match kind {
-            FileKind::Jsonl => jsonl::lines(path, &bytes)?
+            FileKind::Jsonl => jsonl::lines(name, &bytes)?
                 .into_par_iter()
-                .map(|(number, line)| encode(number, jsonl::parse_line(path, number, line)?))
+                .map(|(number, line)| encode(number, jsonl::parse_line(name, number, line)?))
                 .collect(),
-            FileKind::Parquet => parquet_rows::read_rows(path, bytes)?
+            FileKind::Parquet => parquet_rows::read_rows(name, bytes)?
                 .into_par_iter()
                 .map(|(number, row)| encode(number, row))
                 .collect(),
@@ -92,7 +93,7 @@ impl Dataset {
         // order.
         let encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
         if encoded.is_empty() {
-            return Err(DataError::file(path, "has no rows"));
+            return Err(DataError::file(name, "has no rows"));
         }
         let mut report = DataReport { rows_read: encoded.len(), ..DataReport::default() };
         for row in &encoded {
@@ -103,14 +104,14 @@ impl Dataset {
         }
         let mut problems = Vec::new();
         let mut kept =
-            apply_long_rows(path, kind, encoded, max_length, long_rows, &mut report, &mut problems);
+            apply_long_rows(name, kind, encoded, max_length, long_rows, &mut report, &mut problems);
         let has_target = |row: &EncodedRow| row.row.trained.contains(&true);
         let without: Vec<_> =
             kept.iter().filter(|row| !has_target(row)).map(|row| (row.number, None)).collect();
         if !without.is_empty() {
             report.without_targets = without.len();
             let rows = kind.row_list(without);
-            problems.push(DataError::NoTargets { path: path.to_owned(), rows, long_rows });
+            problems.push(DataError::NoTargets { path: name.to_owned(), rows, long_rows });
             kept.retain(has_target);
         }
         let rows: Vec<Row> = kept.into_iter().map(|row| row.row).collect();
@@ -133,21 +134,21 @@ enum FileKind {
 }
 
 impl FileKind {
-    fn from_path(path: &Path) -> Result<Self, DataError> {
-        match path.extension().and_then(|extension| extension.to_str()) {
+    fn from_name(name: &Path) -> Result<Self, DataError> {
+        match name.extension().and_then(|extension| extension.to_str()) {
             Some("jsonl" | "json") => Ok(Self::Jsonl),
             Some("parquet") => Ok(Self::Parquet),
             _ => Err(DataError::file(
-                path,
+                name,
                 "has an unknown extension; a dataset is a .jsonl, .json or .parquet file",
             )),
         }
     }
 
-    fn location(self, path: &Path, number: usize) -> String {
+    fn location(self, name: &Path, number: usize) -> String {
         match self {
-            Self::Jsonl => format!("{}:{number}", path.display()),
-            Self::Parquet => format!("{}, row {number}", path.display()),
+            Self::Jsonl => format!("{}:{number}", name.display()),
+            Self::Parquet => format!("{}, row {number}", name.display()),
         }
     }
 
@@ -161,13 +162,13 @@ impl FileKind {
 }
 
 fn encode(
-    path: &Path,
+    name: &Path,
     kind: FileKind,
     tokenizer: &Tokenizer,
     number: usize,
     mut row: Map<String, Json>,
 ) -> Result<EncodedRow, DataError> {
-    let error = |message: String| DataError::Row { at: kind.location(path, number), message };
+    let error = |message: String| DataError::Row { at: kind.location(name, number), message };
     let format = RowFormat::recognize(&row).map_err(error)?;
     let content = format.take(&mut row).map_err(error)?;
     let tokens = encode_row(tokenizer, &content).map_err(|err| error(err.to_string()))?;
@@ -177,7 +178,7 @@ fn encode(
 
 /// Applies `long_rows`, and adds an error to `problems` if it refuses the rows.
 fn apply_long_rows(
-    path: &Path,
+    name: &Path,
     kind: FileKind,
     mut rows: Vec<EncodedRow>,
     max_length: usize,
@@ -202,9 +203,9 @@ fn apply_long_rows(
     report.dropped = long.len();
     rows.retain(|row| !is_long(row));
     if long_rows == LongRows::Error {
-        problems.push(DataError::LongRows { path: path.to_owned(), max_length, rows: kind.row_list(long) });
+        problems.push(DataError::LongRows { path: name.to_owned(), max_length, rows: kind.row_list(long) });
     } else if rows.is_empty() {
-        problems.push(DataError::NothingLeft { path: path.to_owned(), total: long.len(), max_length });
+        problems.push(DataError::NothingLeft { path: name.to_owned(), total: long.len(), max_length });
     }
     rows
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lora_spec::LongRows;
+use lora_spec::{LongRows, SourceFile};
 
 /// An error of a tokenizer, a chat template or a dataset.
 #[derive(Debug, thiserror::Error)]
@@ -12,7 +12,7 @@ pub enum DataError {
     /// A file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {
-        /// The file.
+        /// Name of the file.
         path: PathBuf,
         /// The error of the operating system.
         source: io::Error,
@@ -20,7 +20,7 @@ pub enum DataError {
     /// A file is invalid as a whole.
     #[error("{}: {message}", path.display())]
     File {
-        /// The file.
+        /// Name of the file.
         path: PathBuf,
         /// Why the file is invalid, and what would be right.
         message: String,
@@ -45,7 +45,7 @@ pub enum DataError {
          data.long_rows to truncate or drop", path.display(), count(rows.total, "row is", "rows are")
     )]
     LongRows {
-        /// The dataset.
+        /// Name of the dataset.
         path: PathBuf,
         /// Maximum number of tokens of a row.
         max_length: usize,
@@ -58,7 +58,7 @@ pub enum DataError {
          data.long_rows is drop; raise data.max_length", path.display()
     )]
     NothingLeft {
-        /// The dataset.
+        /// Name of the dataset.
         path: PathBuf,
         /// Number of rows in the file.
         total: usize,
@@ -71,7 +71,7 @@ pub enum DataError {
         remedy(*long_rows)
     )]
     NoTargets {
-        /// The dataset.
+        /// Name of the dataset.
         path: PathBuf,
         /// The first of these rows.
         rows: RowList,
@@ -81,8 +81,12 @@ pub enum DataError {
 }
 
 impl DataError {
-    pub(crate) fn file(path: &Path, message: impl Into<String>) -> Self {
-        Self::File { path: path.to_owned(), message: message.into() }
+    pub(crate) fn read(file: &SourceFile, source: io::Error) -> Self {
+        Self::Read { path: file.name().to_owned(), source }
+    }
+
+    pub(crate) fn file(name: &Path, message: impl Into<String>) -> Self {
+        Self::File { path: name.to_owned(), message: message.into() }
     }
 }
 

@@ -11,11 +11,11 @@ use crate::message::json_type_name;
 ///
 /// # Errors
 /// The file is a JSON list.
-pub(crate) fn lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(usize, &'a [u8])>, DataError> {
+pub(crate) fn lines<'a>(name: &Path, bytes: &'a [u8]) -> Result<Vec<(usize, &'a [u8])>, DataError> {
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     if bytes.trim_ascii_start().starts_with(b"[") {
         return Err(DataError::file(
-            path,
+            name,
             "is a JSON list; write JSON Lines instead: one object a line, without brackets and commas \
              around them",
         ));
@@ -28,10 +28,10 @@ pub(crate) fn lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(usize, &'a 
 ///
 /// # Errors
 /// The line is not a JSON object. The error names file, line and column.
-pub(crate) fn parse_line(path: &Path, number: usize, line: &[u8]) -> Result<Map<String, Json>, DataError> {
+pub(crate) fn parse_line(name: &Path, number: usize, line: &[u8]) -> Result<Map<String, Json>, DataError> {
     let at = |column: Option<usize>| match column {
-        Some(column) => format!("{}:{number}:{column}", path.display()),
-        None => format!("{}:{number}", path.display()),
+        Some(column) => format!("{}:{number}:{column}", name.display()),
+        None => format!("{}:{number}", name.display()),
     };
     match serde_json::from_slice(line) {
         Ok(Json::Object(row)) => Ok(row),

@@ -21,18 +21,18 @@ type NumberedRow = (usize, Map<String, Json>);
 ///
 /// # Errors
 /// The file is truncated or corrupt, or is compressed with another method than Snappy or Zstandard.
-pub(crate) fn read_rows(path: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
+pub(crate) fn read_rows(name: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
     // The library checks the footer of a file, but not its pages. It panics if a page is corrupt.
-    panic::catch_unwind(|| read_unchecked(path, bytes))
-        .unwrap_or_else(|_| Err(unreadable(path, "a page is corrupt")))
+    panic::catch_unwind(|| read_unchecked(name, bytes))
+        .unwrap_or_else(|_| Err(unreadable(name, "a page is corrupt")))
 }
 
-fn read_unchecked(path: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
-    let reader = SerializedFileReader::new(bytes).map_err(|err| unreadable(path, err))?;
+fn read_unchecked(name: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
+    let reader = SerializedFileReader::new(bytes).map_err(|err| unreadable(name, err))?;
     let mut rows = Vec::new();
-    for (i, row) in reader.get_row_iter(None).map_err(|err| unreadable(path, err))?.enumerate() {
-        let row = object(&row.map_err(|err| unreadable(path, err))?).map_err(|message| DataError::Row {
-            at: format!("{}, row {}", path.display(), i + 1),
+    for (i, row) in reader.get_row_iter(None).map_err(|err| unreadable(name, err))?.enumerate() {
+        let row = object(&row.map_err(|err| unreadable(name, err))?).map_err(|message| DataError::Row {
+            at: format!("{}, row {}", name.display(), i + 1),
             message,
         })?;
         rows.push((i + 1, row));
@@ -40,8 +40,8 @@ fn read_unchecked(path: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataErr
     Ok(rows)
 }
 
-fn unreadable(path: &Path, reason: impl Display) -> DataError {
-    DataError::file(path, format!("is not a readable Parquet file (truncated?): {reason}"))
+fn unreadable(name: &Path, reason: impl Display) -> DataError {
+    DataError::file(name, format!("is not a readable Parquet file (truncated?): {reason}"))
 }
 
 fn object(row: &Row) -> Result<Map<String, Json>, String> {

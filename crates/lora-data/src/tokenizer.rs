@@ -1,8 +1,9 @@
 //! The tokenizer and chat template of a base.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use lora_spec::SourceDir;
 use serde_json::Value as Json;
 
 use crate::chat_template::ChatTemplate;
@@ -21,6 +22,7 @@ pub struct Tokenizer {
     eos: Option<(String, u32)>,
     stop_tokens: Vec<u32>,
     stop_texts: Vec<String>,
+    dir: SourceDir,
     files: Vec<PathBuf>,
 }
 
@@ -40,11 +42,11 @@ impl Tokenizer {
     /// # Errors
     /// A file that cannot be read or parsed, or an `eos_token` that is not in the vocabulary. An
     /// invalid chat template is an error only when it is used.
-    pub fn load(dir: &Path) -> Result<Self, DataError> {
-        let path = dir.join("tokenizer.json");
-        let bytes = fs::read(&path).map_err(|source| DataError::Read { path: path.clone(), source })?;
+    pub fn load(dir: &SourceDir) -> Result<Self, DataError> {
+        let file = dir.file("tokenizer.json");
+        let bytes = fs::read(file.path()).map_err(|source| DataError::read(&file, source))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
-            .map_err(|err| DataError::file(&path, format!("is not a tokenizer: {err}")))?;
+            .map_err(|err| DataError::file(file.name(), format!("is not a tokenizer: {err}")))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|err| DataError::Tokenize(err.to_string()))?;
 
@@ -52,7 +54,10 @@ impl Tokenizer {
         let eos = match files.special_tokens.get("eos_token") {
             Some(token) => {
                 let id = inner.token_to_id(token).ok_or_else(|| {
-                    DataError::file(&path, format!("its vocabulary does not have the eos_token {token:?}"))
+                    DataError::file(
+                        file.name(),
+                        format!("its vocabulary does not have the eos_token {token:?}"),
+                    )
                 })?;
                 Some((token.clone(), id))
             }
@@ -65,12 +70,11 @@ impl Tokenizer {
             }
         }
         let chat_template = match files.chat_template {
-            Some((path, source)) => ChatTemplate::new(&source, &files.special_tokens)
-                .map_err(|err| format!("the chat template in {} cannot be used: {err}", path.display())),
+            Some((file, source)) => ChatTemplate::new(&source, &files.special_tokens)
+                .map_err(|err| format!("the chat template in {file} cannot be used: {err}")),
             None => Err(format!(
-                "the base in {} has no chat template (chat_template.jinja, or chat_template in \
-                 tokenizer_config.json)",
-                dir.display()
+                "the base in {dir} has no chat template (chat_template.jinja, or chat_template in \
+                 tokenizer_config.json)"
             )),
         };
         Ok(Self {
@@ -79,6 +83,7 @@ impl Tokenizer {
             chat_template,
             eos,
             stop_tokens,
+            dir: dir.clone(),
             files: files.present,
         })
     }
@@ -131,8 +136,13 @@ impl Tokenizer {
         self.eos.as_ref().map(|(token, id)| (token.as_str(), *id))
     }
 
-    /// Returns the paths of the tokenizer files that exist, relative to the base directory. They
-    /// are copied to the directory of an exported adapter.
+    /// Returns the directory of the tokenizer's files.
+    pub fn dir(&self) -> &SourceDir {
+        &self.dir
+    }
+
+    /// Returns the paths of the tokenizer files that exist, relative to [`Self::dir`]. They are
+    /// copied to the directory of an exported adapter.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }

@@ -16,8 +16,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [base, adapter, out] = arguments.as_slice() else {
         return Err("usage: logits BASE_DIR ADAPTER_DIR OUT.safetensors".into());
     };
-    let base = Base::load(Path::new(base), BaseDtype::F32, &Device::Cpu)?;
-    let adapter = PeftAdapter::read(Path::new(adapter))?.to_adapter(&base.config)?;
+    let base = Base::load(&Path::new(base).into(), BaseDtype::F32, &Device::Cpu)?;
+    let adapter = PeftAdapter::read(&Path::new(adapter).into())?.to_adapter(&base.config)?;
     let (rows, seq_len) = (2, 24);
     let vocab = base.config.vocab_size as u64;
     let philox = Philox::new(0, "tokens");

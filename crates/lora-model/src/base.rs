@@ -1,12 +1,11 @@
 //! A frozen base model in memory.
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::rope::RopeTable;
-use lora_spec::ModelConfig;
+use lora_spec::{ModelConfig, SourceDir};
 
 use crate::ModelError;
 use crate::block::Block;
@@ -19,8 +18,8 @@ use crate::weight_source::WeightSource;
 pub struct Base {
     /// The contents of `config.json`.
     pub config: ModelConfig,
-    /// Directory that the base was read from; empty for random weights.
-    pub dir: PathBuf,
+    /// Directory that the base was read from; without files for random weights.
+    pub dir: SourceDir,
     pub(crate) embedding: Tensor,
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: Norm,
@@ -36,7 +35,7 @@ impl Base {
     /// Builds a base on `device`. `dir` and `sha256` describe where `weights` come from.
     pub(crate) fn from_weights(
         config: ModelConfig,
-        dir: PathBuf,
+        dir: SourceDir,
         sha256: String,
         device: &Device,
         weights: &impl WeightSource,

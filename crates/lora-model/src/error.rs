@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use lora_spec::{FieldError, ModelConfigError, SafetensorsError};
+use lora_spec::{FieldError, ModelConfigError, SafetensorsError, SourceFile};
 
 /// An error of a base model or an adapter.
 #[derive(Debug, thiserror::Error)]
@@ -17,7 +17,7 @@ pub enum ModelError {
     /// A file cannot be read.
     #[error("{path}: {source}", path = path.display())]
     Io {
-        /// The file.
+        /// Name of the file.
         path: PathBuf,
         /// The cause.
         source: std::io::Error,
@@ -25,7 +25,7 @@ pub enum ModelError {
     /// A file of an adapter directory is invalid.
     #[error("{path}: {message}", path = path.display())]
     Adapter {
-        /// The file.
+        /// Name of the file.
         path: PathBuf,
         /// What is wrong, and what would be right.
         message: String,
@@ -33,4 +33,11 @@ pub enum ModelError {
     /// An operation on tensors failed.
     #[error("tensor operation: {0}")]
     Tensor(#[from] candle_core::Error),
+}
+
+impl ModelError {
+    /// Creates an error about reading `file`.
+    pub(crate) fn io(file: &SourceFile, source: std::io::Error) -> Self {
+        Self::Io { path: file.name().to_owned(), source }
+    }
 }

@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::path::Path;
 
+use lora_spec::SourceFile;
 use sha2::{Digest, Sha256};
 
 use crate::ModelError;
@@ -17,9 +17,9 @@ pub fn sha256(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// The file cannot be read.
-pub fn sha256_file(path: &Path) -> Result<String, ModelError> {
-    let io = |source| ModelError::Io { path: path.to_owned(), source };
-    let mut file = File::open(path).map_err(io)?;
+pub fn sha256_file(source: &SourceFile) -> Result<String, ModelError> {
+    let io = |error| ModelError::io(source, error);
+    let mut file = File::open(source.path()).map_err(io)?;
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 1 << 20];
     loop {

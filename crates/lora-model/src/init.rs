@@ -76,7 +76,7 @@ impl Adapter {
 
 fn named(base: &Base, module: &str, error: &candle_core::Error) -> ModelError {
     let message = format!("tensor {module}.weight: {error}");
-    SafetensorsError { path: base.dir.clone(), message }.into()
+    SafetensorsError { path: base.dir.name().to_owned(), message }.into()
 }
 
 /// Returns the weights that LoftQ requantizes for `layout`, by the names of their modules. The map

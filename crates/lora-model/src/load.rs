@@ -1,13 +1,15 @@
 //! Loading of a base from its files.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use candle_core::{Device, Tensor};
 use lora_ops::linear::Weight;
 use lora_ops::reduce::fingerprint;
-use lora_spec::{BaseDtype, BaseFormat, BaseLayout, LinearModule, ModelConfig, SafetensorsIndex};
+use lora_spec::{
+    BaseDtype, BaseFormat, BaseLayout, LinearModule, ModelConfig, SafetensorsIndex, SourceDir, SourceFile,
+};
 use rayon::prelude::*;
 
 use crate::hash::{sha256, sha256_file};
@@ -26,17 +28,17 @@ pub struct BaseKey {
 
 impl BaseKey {
     /// Returns the key of the base in `dir`, loaded in `layout`.
-    pub fn from_dir(dir: &Path, layout: impl Into<BaseLayout>) -> Result<Self, ModelError> {
+    pub fn from_dir(dir: &SourceDir, layout: impl Into<BaseLayout>) -> Result<Self, ModelError> {
         let mut files = SafetensorsIndex::open(dir)?.files;
-        files.push(dir.join("config.json"));
-        let describe = |path: PathBuf| {
-            let io = |source| ModelError::Io { path: path.clone(), source };
-            let path = path.canonicalize().map_err(io)?;
+        files.push(dir.file("config.json"));
+        let describe = |file: &SourceFile| {
+            let io = |source| ModelError::io(file, source);
+            let path = file.path().canonicalize().map_err(io)?;
             let meta = path.metadata().map_err(io)?;
             let modified = meta.modified().map_err(io)?;
             Ok((path, meta.len(), modified))
         };
-        let files = files.into_iter().map(describe).collect::<Result<_, ModelError>>()?;
+        let files = files.iter().map(describe).collect::<Result<_, ModelError>>()?;
         Ok(Self { files, layout: layout.into() })
     }
 }
@@ -88,7 +90,7 @@ impl Base {
     /// Reads the model in `dir` (Hugging Face layout) onto `device`, with matrices in the given
     /// layout; norms and biases are f32. On a GPU all dense matrices have the same type. With
     /// `auto` this is bf16 if the checkpoint has no other floats, and otherwise f32.
-    pub fn load(dir: &Path, layout: impl Into<BaseLayout>, device: &Device) -> Result<Self, ModelError> {
+    pub fn load(dir: &SourceDir, layout: impl Into<BaseLayout>, device: &Device) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
         let index = SafetensorsIndex::open(dir)?;
         index.check(&config)?;
@@ -96,7 +98,7 @@ impl Base {
         index.check_format(&config, layout.format)?;
         let weights = FileWeights::open(&index, &config, &layout, device)?;
         let sha256 = hash_with_weights(hash_files(dir, &index)?, &weights.requantized)?;
-        Self::from_weights(config, dir.to_owned(), sha256, device, &weights)
+        Self::from_weights(config, dir.clone(), sha256, device, &weights)
     }
 }
 
@@ -132,13 +134,13 @@ fn hash_with_weights(files: String, weights: &HashMap<String, Weight>) -> Result
 }
 
 /// Returns the SHA-256 over the names and hashes of `config.json` and the safetensors files.
-fn hash_files(dir: &Path, index: &SafetensorsIndex) -> Result<String, ModelError> {
+fn hash_files(dir: &SourceDir, index: &SafetensorsIndex) -> Result<String, ModelError> {
     let mut files = index.files.clone();
-    files.push(dir.join("config.json"));
+    files.push(dir.file("config.json"));
     files.sort();
-    let line = |path: &PathBuf| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        Ok(format!("{name} {}\n", sha256_file(path)?))
+    let line = |file: &SourceFile| {
+        let name = file.name().file_name().unwrap_or_default().to_string_lossy();
+        Ok(format!("{name} {}\n", sha256_file(file)?))
     };
     let lines = files.par_iter().map(line).collect::<Result<Vec<_>, ModelError>>()?;
     Ok(sha256(lines.concat().as_bytes()))

@@ -6,7 +6,9 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use lora_ops::gemm::{no_trans, product};
 use lora_ops::linear::Weight;
-use lora_spec::{BaseDtype, BaseLayout, LinearModule, ModelConfig, ModelConfigError, SafetensorsIndex};
+use lora_spec::{
+    BaseDtype, BaseLayout, LinearModule, ModelConfig, ModelConfigError, SafetensorsIndex, SourceDir,
+};
 use serde_json::Value;
 
 use crate::adapter::AdapterTerms;
@@ -58,7 +60,7 @@ impl Base {
     /// `dtype`. `trained` is the layout of the base in `dir` with which `adapter` was trained.
     /// `adapter` must be on the CPU.
     pub fn merged(
-        dir: &Path,
+        dir: &SourceDir,
         trained: &BaseLayout,
         onto: MergeTarget,
         dtype: BaseDtype,
@@ -71,7 +73,7 @@ impl Base {
         let layout = if onto == MergeTarget::Original { &original } else { trained };
         let frozen = FileWeights::open(&index, &config, layout, &Device::Cpu)?;
         let weights = MergedWeights { frozen, adapter, dtype };
-        Self::from_weights(config, dir.to_owned(), String::new(), &Device::Cpu, &weights)
+        Self::from_weights(config, dir.clone(), String::new(), &Device::Cpu, &weights)
     }
 
     /// Writes a dense base as `config.json` and `model.safetensors` into the existing directory
@@ -100,9 +102,10 @@ impl Base {
         let weights = out.join("model.safetensors");
         candle_core::safetensors::save(&tensors, &weights)?;
 
-        let path = self.dir.join("config.json");
-        let text = std::fs::read(&path).map_err(io(&path))?;
-        let wrong = |e: serde_json::Error| ModelConfigError { path: path.clone(), message: e.to_string() };
+        let file = self.dir.file("config.json");
+        let text = std::fs::read(file.path()).map_err(|source| ModelError::io(&file, source))?;
+        let wrong =
+            |e: serde_json::Error| ModelConfigError { path: file.name().to_owned(), message: e.to_string() };
         let mut config: Value = serde_json::from_slice(&text).map_err(wrong)?;
         if let Value::Object(fields) = &mut config {
             fields.remove("quantization_config");

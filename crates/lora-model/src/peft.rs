@@ -1,13 +1,12 @@
 //! Adapters as PEFT stores them: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::read_f32;
 use lora_ops::transfer::to_device;
-use lora_spec::{AdapterSpec, ModelConfig};
+use lora_spec::{AdapterSpec, ModelConfig, SourceDir};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde::Deserialize;
@@ -38,7 +37,7 @@ pub struct PeftConfig {
 pub struct PeftAdapter {
     /// The configuration.
     pub config: PeftConfig,
-    dir: PathBuf,
+    dir: SourceDir,
     tensors: BTreeMap<String, (Vec<usize>, Vec<f32>)>,
 }
 
@@ -47,24 +46,20 @@ impl PeftAdapter {
     ///
     /// # Errors
     /// A file cannot be read or is invalid, or the adapter needs more than plain LoRA.
-    pub fn read(dir: &Path) -> Result<Self, ModelError> {
-        let path = dir.join(CONFIG);
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            move |source| ModelError::Io { path, source }
+    pub fn read(dir: &SourceDir) -> Result<Self, ModelError> {
+        let read = |name| {
+            let file = dir.file(name);
+            std::fs::read(file.path()).map_err(|source| ModelError::io(&file, source))
         };
-        let config = std::fs::read(&path).map_err(io(&path))?;
-        let weights_path = dir.join(WEIGHTS);
-        let weights = std::fs::read(&weights_path).map_err(io(&weights_path))?;
-        Self::parse(dir, &config, &weights)
+        Self::parse(dir, &read(CONFIG)?, &read(WEIGHTS)?)
     }
 
     /// Parses the two files of an adapter. Errors name the files as files of `dir`.
     ///
     /// # Errors
     /// A file is invalid, or the adapter needs more than plain LoRA.
-    pub fn parse(dir: &Path, config: &[u8], weights: &[u8]) -> Result<Self, ModelError> {
-        let fail = |file: &str, message: String| ModelError::Adapter { path: dir.join(file), message };
+    pub fn parse(dir: &SourceDir, config: &[u8], weights: &[u8]) -> Result<Self, ModelError> {
+        let fail = |file: &str, message: String| adapter_error(dir, file, message);
         let config: PeftConfig = serde_json::from_slice(config).map_err(|e| fail(CONFIG, e.to_string()))?;
         if let Some(message) = config.unsupported() {
             return Err(fail(CONFIG, message));
@@ -76,7 +71,7 @@ impl PeftAdapter {
             let values = tensor.to_dtype(DType::F32)?.contiguous()?;
             tensors.insert(name, (tensor.dims().to_vec(), read_f32(&values)?.to_vec()));
         }
-        Ok(Self { config, dir: dir.to_owned(), tensors })
+        Ok(Self { config, dir: dir.clone(), tensors })
     }
 
     /// Converts to an adapter of `model`. Its modules are those for which the file has matrices.
@@ -84,7 +79,7 @@ impl PeftAdapter {
     /// # Errors
     /// A tensor is missing, has another shape, or does not belong to a linear module of `model`.
     pub fn to_adapter(&self, model: &ModelConfig) -> Result<Adapter, ModelError> {
-        let fail = |message: String| ModelError::Adapter { path: self.dir.join(WEIGHTS), message };
+        let fail = |message: String| adapter_error(&self.dir, WEIGHTS, message);
         let modules: Vec<_> = model
             .linear_modules()
             .into_iter()
@@ -118,6 +113,10 @@ impl PeftAdapter {
         }
         Adapter::from_params(Arc::new(layout), params, self.config.scaling())
     }
+}
+
+fn adapter_error(dir: &SourceDir, file: &str, message: String) -> ModelError {
+    ModelError::Adapter { path: dir.name().join(file), message }
 }
 
 impl PeftConfig {

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
 use candle_core::{Device, Tensor};
 use half::{bf16, f16};
@@ -11,7 +10,7 @@ use lora_ops::quant::{Codebook, FourBit, Int8, Scales};
 use lora_ops::transfer::from_vec;
 use lora_spec::{
     BaseDtype, BaseFormat, FourBitState, FourBitType, LinearModule, Quantization, SafetensorsError,
-    SafetensorsIndex, StoredWeight, TensorEntry,
+    SafetensorsIndex, SourceFile, StoredWeight, TensorEntry,
 };
 
 use crate::ModelError;
@@ -25,8 +24,7 @@ pub(crate) struct WeightReader<'a> {
 
 impl<'a> WeightReader<'a> {
     pub(crate) fn open(index: &'a SafetensorsIndex, device: &'a Device) -> Result<Self, ModelError> {
-        let open =
-            |path: &PathBuf| File::open(path).map_err(|source| ModelError::Io { path: path.clone(), source });
+        let open = |file: &SourceFile| File::open(file.path()).map_err(|source| ModelError::io(file, source));
         let files = index.files.iter().map(open).collect::<Result<_, _>>()?;
         Ok(Self { index, files, device })
     }
@@ -154,7 +152,7 @@ impl<'a> WeightReader<'a> {
 
     pub(crate) fn tensor_error(&self, name: &str, message: String) -> ModelError {
         let file = self.index.tensors.get(name).map_or(0, |entry| entry.file);
-        let path = self.index.files.get(file).cloned().unwrap_or_default();
+        let path = self.index.files.get(file).map(|file| file.name().to_owned()).unwrap_or_default();
         SafetensorsError { path, message: format!("tensor {name}: {message}") }.into()
     }
 }

@@ -44,8 +44,9 @@ impl Case {
         let dir = golden("cases").join(name);
         let case: Value = serde_json::from_slice(&std::fs::read(dir.join("case.json")).unwrap()).unwrap();
         let model = model.unwrap_or_else(|| case["model"].as_str().unwrap());
-        let base = Base::load(&golden("models").join(model), BaseDtype::Auto, &Device::Cpu).unwrap();
-        let adapter = PeftAdapter::read(&dir.join("adapter")).unwrap().to_adapter(&base.config).unwrap();
+        let base = Base::load(&golden("models").join(model).into(), BaseDtype::Auto, &Device::Cpu).unwrap();
+        let adapter =
+            PeftAdapter::read(&dir.join("adapter").into()).unwrap().to_adapter(&base.config).unwrap();
         let inputs = load(&dir.join("inputs.safetensors"));
         let (rows, seq_len) = inputs["tokens"].dims2().unwrap();
         let labels = values(&inputs["labels"]);
@@ -190,7 +191,7 @@ fn a_merged_base_gives_the_logits_of_the_adapter() {
 #[test]
 fn initial_adapters_have_the_distribution_of_peft() {
     let base = Case::read("llama-gqa", None).base;
-    let stored = PeftAdapter::read(&golden("curve/llama-gqa/adapter")).unwrap();
+    let stored = PeftAdapter::read(&golden("curve/llama-gqa/adapter").into()).unwrap();
     let stored = stored.to_adapter(&base.config).unwrap();
     let spec = AdapterSpec { r: 256, ..AdapterSpec::default() };
     let adapter = Adapter::new(&base.config, &spec, 1).unwrap();

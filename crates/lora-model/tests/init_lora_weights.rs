@@ -20,7 +20,7 @@ fn spec(init_lora_weights: InitLoraWeights, lora_alpha: f64) -> AdapterSpec {
 }
 
 fn base(model: &str, layout: impl Into<BaseLayout>) -> Base {
-    Base::load(&golden("models").join(model), layout, &Device::Cpu).unwrap()
+    Base::load(&golden("models").join(model).into(), layout, &Device::Cpu).unwrap()
 }
 
 /// `s B A` of a module, from flat parameters in the adapter's layout.
@@ -146,7 +146,7 @@ fn initial_logits_match_the_base_and_the_export() {
             let config_json: serde_json::Value = serde_json::from_slice(&config).unwrap();
             assert_eq!((&config_json["r"], &config_json["lora_alpha"]), (&8.into(), &16.into()));
             assert_eq!(config_json["init_lora_weights"], true);
-            let export = PeftAdapter::parse(Path::new("x"), &config, &weights)
+            let export = PeftAdapter::parse(&Path::new("x").into(), &config, &weights)
                 .unwrap()
                 .to_adapter(&base.config)
                 .unwrap();
@@ -165,7 +165,7 @@ fn loftq_bases_have_distinct_keys_and_hashes() {
             adapter: AdapterSpec { r, loftq_iter, ..spec(init_lora_weights, 8.0) },
             ..JobSpec::default()
         };
-        BaseKey::from_dir(&golden("models/qwen2"), job.base_layout()).unwrap()
+        BaseKey::from_dir(&golden("models/qwen2").into(), job.base_layout()).unwrap()
     };
     let plain = key(InitLoraWeights::Default, 1, 4);
     for shared in [InitLoraWeights::Pissa, InitLoraWeights::Olora, InitLoraWeights::Loftq] {
@@ -216,7 +216,7 @@ fn non_finite_weights_are_named() {
     let wrong = Tensor::from_vec(values, tensors[name].shape(), &Device::Cpu).unwrap();
     tensors.insert(name.into(), wrong);
     candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors")).unwrap();
-    let base = Base::load(dir.path(), BaseDtype::F32, &Device::Cpu).unwrap();
+    let base = Base::load(&dir.path().into(), BaseDtype::F32, &Device::Cpu).unwrap();
     for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(1), InitLoraWeights::Olora] {
         let error = Adapter::init(&base, &spec(init, 8.0), 1).unwrap_err().to_string();
         assert!(error.contains(&format!("tensor {name}: element (0, 1) is NaN")), "{init}: {error}");

@@ -24,11 +24,11 @@ fn planned_base_bytes_match_the_loaded_base() {
     for (model, quantization) in all.chain(stored) {
         for dtype in [BaseDtype::Auto, BaseDtype::F32, BaseDtype::Bf16] {
             let (dir, format) = (models.join(model), BaseFormat { dtype, quantization });
-            let config = ModelConfig::read(&dir).unwrap();
-            let index = SafetensorsIndex::open(&dir).unwrap();
+            let config = ModelConfig::read(&dir.as_path().into()).unwrap();
+            let index = SafetensorsIndex::open(&dir.as_path().into()).unwrap();
             let footprint =
                 ModelFootprint { model: &config, index: Some(&index), format, device: DeviceKind::Cpu };
-            let base = Base::load(&dir, format, &Device::Cpu).unwrap();
+            let base = Base::load(&dir.as_path().into(), format, &Device::Cpu).unwrap();
             assert_eq!(footprint.base_bytes(), base.bytes() as u64, "{model} {format:?}");
         }
     }
@@ -37,7 +37,7 @@ fn planned_base_bytes_match_the_loaded_base() {
 #[test]
 fn planned_moment_bytes_match_the_optimizer_state() {
     let dir = lora_test_kit::golden("models/llama-gqa");
-    let model = ModelConfig::read(&dir).unwrap();
+    let model = ModelConfig::read(&dir.as_path().into()).unwrap();
     let modules = model.linear_modules();
     // With rank 128 some matrices have moments in 8 bits; with 130 some of these end in an
     // incomplete block.

@@ -13,7 +13,8 @@ const WEIGHT: &str = "model.layers.1.mlp.up_proj.weight";
 /// Returns the error of loading a golden model after `bytes` have replaced the first bytes of
 /// `tensor`.
 fn refused(model: &str, tensor: &str, bytes: &[u8], quantization: Quantization) -> String {
-    let entry = SafetensorsIndex::open(&golden(format!("models/{model}"))).unwrap().tensors[tensor].clone();
+    let entry =
+        SafetensorsIndex::open(&golden(format!("models/{model}")).into()).unwrap().tensors[tensor].clone();
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(golden(format!("models/{model}")).join("config.json"), dir.path().join("config.json"))
         .unwrap();
@@ -21,7 +22,7 @@ fn refused(model: &str, tensor: &str, bytes: &[u8], quantization: Quantization) 
     file[entry.bytes.start as usize..][..bytes.len()].copy_from_slice(bytes);
     std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
     let format = BaseFormat { dtype: BaseDtype::Auto, quantization };
-    Base::load(dir.path(), format, &Device::Cpu).unwrap_err().to_string()
+    Base::load(&dir.path().into(), format, &Device::Cpu).unwrap_err().to_string()
 }
 
 #[test]

@@ -57,7 +57,7 @@ fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
     let quantized = |quantization| BaseFormat { dtype: BaseDtype::Auto, quantization };
     let quantized = [Quantization::Nf4 { double_quant: true }, Quantization::Int8].map(quantized);
     for format in [BaseDtype::F32, BaseDtype::Bf16].map(BaseFormat::from).into_iter().chain(quantized) {
-        let base = Base::load(dir.path(), format, &Device::Cpu).unwrap();
+        let base = Base::load(&dir.path().into(), format, &Device::Cpu).unwrap();
         let spec = AdapterSpec { r: 8, ..AdapterSpec::default() };
         let fresh = Adapter::new(&base.config, &spec, 1).unwrap();
         // With B = 0 the gradient of A would be zero.

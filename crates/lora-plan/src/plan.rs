@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lora_data::{BatchPlan, DataError, DataReport, Dataset, Tokenizer, check_data_file};
-use lora_spec::{JobSpec, ModelConfig, SafetensorsIndex};
+use lora_spec::{JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceFile};
 use serde::Serialize;
 
 use crate::notes::notes;
@@ -17,7 +17,7 @@ use crate::{MemoryRequirements, MicroBatchShape, PlanError, PlanMemory, row_flop
 pub struct Plan {
     /// The job's name.
     pub name: String,
-    /// Directory of the base.
+    /// Name of the base.
     pub base: PathBuf,
     /// Number of parameters of the base.
     pub base_parameters: u64,
@@ -66,29 +66,28 @@ pub struct Plan {
 /// A dataset in a plan.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlanData {
-    /// The file.
+    /// Name of the file.
     pub path: PathBuf,
     /// Statistics of its rows.
     pub report: DataReport,
 }
 
 impl Plan {
-    /// Plans `job`, whose paths are absolute.
+    /// Plans `job`, which reads `files`.
     ///
     /// # Errors
     /// An invalid setting, base, tokenizer or dataset. Rows that `data.long_rows` refuses and rows
     /// without targets do not fail the plan; they are listed in `problems`.
-    pub fn new(job: &JobSpec) -> Result<Self, PlanError> {
+    pub fn new(job: &JobSpec, files: &JobFiles) -> Result<Self, PlanError> {
         job.check()?;
-        let base = &job.model.base;
+        let base = &files.base;
         let config = ModelConfig::read(base)?;
         let index = SafetensorsIndex::open(base)?;
         index.check(&config)?;
         index.check_format(&config, job.model.format())?;
-        for (field, path) in [("data.train", Some(&job.data.train)), ("data.eval", job.data.eval.as_ref())] {
-            if let Some(path) = path {
-                check_data_file(field, path)?;
-            }
+        check_data_file("data.train", &files.train)?;
+        if let Some(eval) = &files.eval {
+            check_data_file("data.eval", eval)?;
         }
         let mut modules = BTreeMap::new();
         let mut trainable_parameters = 0;
@@ -100,27 +99,27 @@ impl Plan {
         }
         let tokenizer = Tokenizer::load(base)?;
         let mut problems = Vec::new();
-        let mut read = |path: &PathBuf| -> Result<Dataset, DataError> {
+        let mut read = |file: &SourceFile| -> Result<Dataset, DataError> {
             let (dataset, found) =
-                Dataset::inspect(path, &tokenizer, job.data.max_length, job.data.long_rows)?;
+                Dataset::inspect(file, &tokenizer, job.data.max_length, job.data.long_rows)?;
             problems.extend(found.iter().map(ToString::to_string));
             Ok(dataset)
         };
-        let train = read(&job.data.train)?;
-        let eval = job.data.eval.as_ref().map(|path| Ok::<_, DataError>((path, read(path)?))).transpose()?;
+        let train = read(&files.train)?;
+        let eval = files.eval.as_ref().map(|file| Ok::<_, DataError>((file, read(file)?))).transpose()?;
         let training = &job.training;
         let order = BatchPlan::for_job(job, &train);
         let total_steps =
             if train.rows.is_empty() { 0 } else { training.total_steps(order.steps_per_epoch()) };
         let inputs = PlanInputs::new(&config, &index, &train);
         let sample = train.rows.first().map(|row| tokenizer.marked_text(row)).transpose()?;
-        let data = |path: &PathBuf, dataset: &Dataset| PlanData {
-            path: path.clone(),
+        let data = |file: &SourceFile, dataset: &Dataset| PlanData {
+            path: file.name().to_owned(),
             report: dataset.report.clone(),
         };
         Ok(Self {
             name: job.name.clone(),
-            base: base.clone(),
+            base: base.name().to_owned(),
             base_parameters: config.parameters(),
             trainable_parameters,
             adapter_bytes: 4 * trainable_parameters * (job.adapter.exported().r / job.adapter.r) as u64,
@@ -137,8 +136,8 @@ impl Plan {
             shape: inputs.shape(job),
             padding: order.padding(),
             notes: notes(job, &config, &train),
-            train: data(&job.data.train, &train),
-            eval: eval.map(|(path, eval)| data(path, &eval)),
+            train: data(&files.train, &train),
+            eval: eval.map(|(file, eval)| data(file, &eval)),
             sample: sample.unwrap_or_default(),
             problems,
         })

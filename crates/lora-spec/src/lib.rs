@@ -22,6 +22,7 @@ mod philox;
 mod range;
 mod run;
 mod safetensors_index;
+mod source;
 mod state;
 mod target_modules;
 mod training_spec;
@@ -51,6 +52,7 @@ pub use safetensors_index::{
     FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, SafetensorsError, SafetensorsIndex, StoredWeight,
     TensorEntry,
 };
+pub use source::{JobFiles, SourceDir, SourceFile};
 pub use state::JobState;
 pub use target_modules::TargetModules;
 pub use training_spec::{ActivationCheckpointing, LrSchedulerType, Optim, TrainingSpec};

@@ -1,12 +1,12 @@
 //! `config.json` of a base model, as Transformers 4 and 5 write it, and the modules and tensors
 //! that it implies.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{BlockConfig, LinearModule, NormModule};
+use crate::{BlockConfig, LinearModule, NormModule, SourceDir};
 
 /// The contents of `config.json` for a dense decoder of the Llama family.
 #[derive(Debug, Clone, PartialEq)]
@@ -108,7 +108,7 @@ pub enum RopeScaling {
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}", path = path.display())]
 pub struct ModelConfigError {
-    /// The file.
+    /// Name of the file.
     pub path: PathBuf,
     /// The field, why it is invalid, and what would be right.
     pub message: String,
@@ -119,16 +119,16 @@ impl ModelConfig {
     ///
     /// # Errors
     /// The directory does not exist, or the file cannot be read or is not supported.
-    pub fn read(base: &Path) -> Result<Self, ModelConfigError> {
-        let path = base.join("config.json");
-        let fail = |message: String| ModelConfigError { path: path.clone(), message };
-        if !base.is_dir() {
+    pub fn read(base: &SourceDir) -> Result<Self, ModelConfigError> {
+        let file = base.file("config.json");
+        let fail = |message: String| ModelConfigError { path: file.name().to_owned(), message };
+        if !base.exists() {
             return Err(ModelConfigError {
-                path: base.to_owned(),
+                path: base.name().to_owned(),
                 message: "model.base is not a directory".into(),
             });
         }
-        let text = std::fs::read_to_string(&path).map_err(|e| fail(e.to_string()))?;
+        let text = std::fs::read_to_string(file.path()).map_err(|e| fail(e.to_string()))?;
         Self::parse(&text).map_err(fail)
     }
 

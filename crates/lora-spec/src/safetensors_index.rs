@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::{BaseFormat, FieldError, ModelConfig, Quantization};
+use crate::{BaseFormat, FieldError, ModelConfig, Quantization, SourceDir, SourceFile};
 
 mod quantized;
 
@@ -18,8 +18,8 @@ pub use quantized::{FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, StoredWeigh
 /// The files of a checkpoint and the location of every tensor in them.
 #[derive(Debug, Clone)]
 pub struct SafetensorsIndex {
-    /// The safetensors files, absolute or as given, sorted by name.
-    pub files: Vec<PathBuf>,
+    /// The safetensors files, sorted by name.
+    pub files: Vec<SourceFile>,
     /// Tensors by name.
     pub tensors: BTreeMap<String, TensorEntry>,
 }
@@ -41,7 +41,7 @@ pub struct TensorEntry {
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}", path = path.display())]
 pub struct SafetensorsError {
-    /// The file.
+    /// Name of the file.
     pub path: PathBuf,
     /// Why the file is invalid, and what would be right.
     pub message: String,
@@ -56,20 +56,20 @@ impl SafetensorsIndex {
     ///
     /// # Errors
     /// A missing, unreadable or truncated file, or an invalid header.
-    pub fn open(dir: &Path) -> Result<Self, SafetensorsError> {
-        let single = dir.join("model.safetensors");
-        let index = dir.join("model.safetensors.index.json");
-        let files = if single.exists() {
+    pub fn open(dir: &SourceDir) -> Result<Self, SafetensorsError> {
+        let single = dir.file("model.safetensors");
+        let index = dir.file("model.safetensors.index.json");
+        let files = if single.path().exists() {
             vec![single]
-        } else if index.exists() {
-            shard_paths(&index, dir)?
+        } else if index.path().exists() {
+            shards(&index, dir)?
         } else {
             let message = "contains neither model.safetensors nor model.safetensors.index.json".to_owned();
-            return Err(SafetensorsError { path: dir.to_owned(), message });
+            return Err(SafetensorsError { path: dir.name().to_owned(), message });
         };
         let mut tensors = BTreeMap::new();
-        for (file, path) in files.iter().enumerate() {
-            tensors.extend(read_header(path, file)?);
+        for (index, file) in files.iter().enumerate() {
+            tensors.extend(read_header(file, index)?);
         }
         Ok(Self { files, tensors })
     }
@@ -116,7 +116,8 @@ impl SafetensorsIndex {
     /// Returns the entry of the tensor `name`, or an error if it does not exist.
     fn tensor(&self, name: &str) -> Result<&TensorEntry, SafetensorsError> {
         self.tensors.get(name).ok_or_else(|| {
-            let path = self.files.first().and_then(|f| f.parent()).map(Path::to_owned).unwrap_or_default();
+            let path =
+                self.files.first().and_then(|f| f.name().parent()).map(Path::to_owned).unwrap_or_default();
             SafetensorsError { path, message: format!("tensor {name} is missing") }
         })
     }
@@ -138,13 +139,13 @@ impl SafetensorsIndex {
     }
 
     fn fail(&self, entry: &TensorEntry, message: String) -> SafetensorsError {
-        SafetensorsError { path: self.files[entry.file].clone(), message }
+        SafetensorsError { path: self.files[entry.file].name().to_owned(), message }
     }
 }
 
-fn shard_paths(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, SafetensorsError> {
-    let fail = |message: String| SafetensorsError { path: index.to_owned(), message };
-    let text = std::fs::read_to_string(index).map_err(|e| fail(e.to_string()))?;
+fn shards(index: &SourceFile, dir: &SourceDir) -> Result<Vec<SourceFile>, SafetensorsError> {
+    let fail = |message: String| SafetensorsError { path: index.name().to_owned(), message };
+    let text = std::fs::read_to_string(index.path()).map_err(|e| fail(e.to_string()))?;
     let json: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
     let map = json
         .get("weight_map")
@@ -155,19 +156,22 @@ fn shard_paths(index: &Path, dir: &Path) -> Result<Vec<PathBuf>, SafetensorsErro
         return Err(fail("weight_map does not list a file".into()));
     }
     for name in &names {
-        if Path::new(name).components().count() != 1 || !dir.join(name).is_file() {
+        if Path::new(name).components().count() != 1 || !dir.file(name).path().is_file() {
             return Err(fail(format!("weight_map names {name}, which is not in this directory")));
         }
     }
-    Ok(names.into_iter().map(|name| dir.join(name)).collect())
+    Ok(names.into_iter().map(|name| dir.file(name)).collect())
 }
 
 /// Reads the tensors of a safetensors file, and checks that the file is as long as its header
 /// requires.
-fn read_header(path: &Path, file_index: usize) -> Result<Vec<(String, TensorEntry)>, SafetensorsError> {
-    let fail = |message: String| SafetensorsError { path: path.to_owned(), message };
+fn read_header(
+    source: &SourceFile,
+    file_index: usize,
+) -> Result<Vec<(String, TensorEntry)>, SafetensorsError> {
+    let fail = |message: String| SafetensorsError { path: source.name().to_owned(), message };
     let io = |e: std::io::Error| fail(e.to_string());
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = File::open(source.path()).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let truncated = || fail(format!("is truncated: {length} bytes do not hold a safetensors header"));
     let mut size = [0; 8];

@@ -28,7 +28,7 @@ fn parse(changes: &Value) -> Result<ModelConfig, String> {
 
 #[test]
 fn transformers_4_and_5_configs_parse_to_the_same_model() {
-    let read = |name: &str| ModelConfig::read(&golden(format!("models/{name}"))).unwrap();
+    let read = |name: &str| ModelConfig::read(&golden(format!("models/{name}")).into()).unwrap();
     assert_eq!(read("qwen2"), read("qwen2-v4"));
     assert_eq!(read("qwen2").architecture, Architecture::Qwen2);
     assert!(read("qwen2").qkv_bias && !read("qwen2").o_bias && read("qwen2").tie_word_embeddings);
@@ -38,7 +38,7 @@ fn transformers_4_and_5_configs_parse_to_the_same_model() {
 
 #[test]
 fn sliding_windows_are_read_from_transformers_4_and_5_configs() {
-    let window = ModelConfig::read(&golden("models/qwen2-window")).unwrap();
+    let window = ModelConfig::read(&golden("models/qwen2-window").into()).unwrap();
     assert_eq!(window.sliding_windows, [None, Some(6), Some(6)]);
     let qwen = |changes: serde_json::Value| {
         let mut fields = json!({"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 3});
@@ -116,7 +116,8 @@ fn target_modules_resolve_as_in_peft() {
     let cases: Vec<Value> = serde_json::from_slice(&fs::read(golden("targets.json")).unwrap()).unwrap();
     let mut compared = 0;
     for case in cases {
-        let model = ModelConfig::read(&golden("models").join(case["model"].as_str().unwrap())).unwrap();
+        let model =
+            ModelConfig::read(&golden("models").join(case["model"].as_str().unwrap()).into()).unwrap();
         let targets: TargetModules = serde_json::from_value(case["target_modules"].clone()).unwrap();
         let resolved =
             targets.resolve(&model).map(|modules| modules.into_iter().map(|m| m.name).collect::<Vec<_>>());
@@ -163,8 +164,8 @@ fn sharded(dir: &Path) -> PathBuf {
 fn corrupt_safetensors_errors_name_the_file() {
     let dir = tempfile::tempdir().unwrap();
     let shard = sharded(dir.path());
-    let open = || SafetensorsIndex::open(dir.path()).map_err(|e| e.to_string());
-    let config = ModelConfig::read(dir.path()).unwrap();
+    let open = || SafetensorsIndex::open(&dir.path().into()).map_err(|e| e.to_string());
+    let config = ModelConfig::read(&dir.path().into()).unwrap();
     open().unwrap().check(&config).unwrap();
 
     let bytes = fs::read(&shard).unwrap();

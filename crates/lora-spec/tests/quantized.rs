@@ -29,15 +29,15 @@ fn refused(model: &str, change: impl FnOnce(&mut Map<String, Value>, &mut Vec<u8
     let header = Value::Object(header).to_string();
     let file = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &data].concat();
     fs::write(dir.path().join("model.safetensors"), file).unwrap();
-    let config = ModelConfig::read(&golden(format!("models/{model}"))).unwrap();
-    SafetensorsIndex::open(dir.path()).and_then(|c| c.check(&config)).unwrap_err().message
+    let config = ModelConfig::read(&golden(format!("models/{model}")).into()).unwrap();
+    SafetensorsIndex::open(&dir.path().into()).and_then(|c| c.check(&config)).unwrap_err().message
 }
 
 #[test]
 fn every_weight_format_is_recognized() {
     let weight = |model: &str| {
-        let config = ModelConfig::read(&golden(format!("models/{model}"))).unwrap();
-        let index = SafetensorsIndex::open(&golden(format!("models/{model}"))).unwrap();
+        let config = ModelConfig::read(&golden(format!("models/{model}")).into()).unwrap();
+        let index = SafetensorsIndex::open(&golden(format!("models/{model}")).into()).unwrap();
         index.check(&config).unwrap();
         index.weight(&config.linear_modules()[8]).unwrap()
     };
@@ -99,9 +99,9 @@ fn missing_or_invalid_quantization_metadata_is_named() {
 #[test]
 fn a_quantized_base_cannot_be_quantized_again() {
     let check = |model: &str, quantization| {
-        let config = ModelConfig::read(&golden(format!("models/{model}"))).unwrap();
+        let config = ModelConfig::read(&golden(format!("models/{model}")).into()).unwrap();
         let format = BaseFormat { quantization, ..BaseFormat::default() };
-        SafetensorsIndex::open(&golden(format!("models/{model}")))
+        SafetensorsIndex::open(&golden(format!("models/{model}")).into())
             .unwrap()
             .check_format(&config, format)
             .map_err(|e| e.to_string())

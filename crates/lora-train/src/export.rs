@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
+use lora_data::Tokenizer;
 use lora_model::{Adapter, Base, PeftAdapter, logits, write_adapter};
 use lora_ops::transfer::to_vec;
 use lora_spec::{JobSpec, MicroBatch, ModelSpec};
@@ -42,7 +43,7 @@ pub(crate) fn adapter_files(
     let (name, revision) = hub_name(&job.model);
     let files = write_adapter(adapter, &job.adapter, &name, revision.as_deref())?;
     let [(_, weights), (_, config)] = &files;
-    let reloaded = PeftAdapter::parse(Path::new("export"), config, weights)?
+    let reloaded = PeftAdapter::parse(&Path::new("export").into(), config, weights)?
         .to_adapter(&base.config)?
         .to_device_of(base)?;
     // In bf16, adding and subtracting the large initial term leaves rounding errors. A missing
@@ -59,17 +60,18 @@ pub(crate) fn adapter_files(
     Ok(files.into_iter().map(|(name, bytes)| ResultFile { name: name.into(), bytes }).collect())
 }
 
-/// Returns the tokenizer's files, `names` in the directory `base`.
+/// Returns the files of `tokenizer`.
 ///
 /// # Errors
 /// A file cannot be read.
-pub(crate) fn tokenizer_files(base: &Path, names: &[PathBuf]) -> Result<Vec<ResultFile>, TrainError> {
+pub(crate) fn tokenizer_files(tokenizer: &Tokenizer) -> Result<Vec<ResultFile>, TrainError> {
     let read = |name: &PathBuf| {
-        let path = base.join(name);
-        let bytes = std::fs::read(&path).map_err(|source| TrainError::Io { path, source })?;
+        let file = tokenizer.dir().file(name);
+        let bytes = std::fs::read(file.path())
+            .map_err(|source| TrainError::Io { path: file.name().to_owned(), source })?;
         Ok(ResultFile { name: name.to_string_lossy().into_owned(), bytes })
     };
-    names.iter().map(read).collect()
+    tokenizer.files().iter().map(read).collect()
 }
 
 /// Returns whether each element of `a` differs from that of `b` by less than `tolerance` times the

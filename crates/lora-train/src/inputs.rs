@@ -1,43 +1,18 @@
-//! The input files of a run, its initial adapter, and the identity of its job.
-
-use std::path::{Path, PathBuf};
+//! What a run starts from: its initial adapter, and the identity of its job.
 
 use lora_data::Dataset;
 use lora_model::{Adapter, AdapterLayout, Base, PeftAdapter, sha256};
 use lora_ops::transfer::to_vec;
-use lora_spec::{FieldError, InitLoraWeights, JobSpec, ModelConfig};
+use lora_spec::{FieldError, InitLoraWeights, JobSpec, ModelConfig, SourceDir};
 use serde_json::Value;
 
 use crate::error::TrainError;
-
-/// The paths of a job's files on this machine. The paths in the job are those of the machine on
-/// which the job was written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunInputs {
-    /// The rows of `data.train`.
-    pub train: PathBuf,
-    /// The rows of `data.eval`; set if and only if the job has evaluation rows.
-    pub eval: Option<PathBuf>,
-    /// The adapter of `adapter.init_from`; set if and only if the job has this setting.
-    pub init_from: Option<PathBuf>,
-}
-
-impl RunInputs {
-    /// Returns the paths in the job.
-    pub fn from_job(job: &JobSpec) -> Self {
-        Self {
-            train: job.data.train.clone(),
-            eval: job.data.eval.clone(),
-            init_from: job.adapter.init_from.clone(),
-        }
-    }
-}
 
 /// Returns the adapter with which `job` starts over `base`: the adapter in `init_from`, or a newly
 /// initialized one.
 pub(crate) fn initial_adapter(
     job: &JobSpec,
-    init_from: Option<&Path>,
+    init_from: Option<&SourceDir>,
     base: &Base,
 ) -> Result<Adapter, TrainError> {
     match init_from {
@@ -50,7 +25,7 @@ pub(crate) fn initial_adapter(
 ///
 /// # Errors
 /// The adapter cannot be read, or its rank, scaling or modules are not those of the job.
-pub fn load_adapter(dir: &Path, job: &JobSpec, config: &ModelConfig) -> Result<Adapter, TrainError> {
+pub fn load_adapter(dir: &SourceDir, job: &JobSpec, config: &ModelConfig) -> Result<Adapter, TrainError> {
     let modules = job.adapter.target_modules.resolve(config)?;
     let layout = AdapterLayout::new(config, &modules, job.adapter.r);
     let field = |message: String| FieldError::new("adapter.init_from", message);
@@ -59,9 +34,8 @@ pub fn load_adapter(dir: &Path, job: &JobSpec, config: &ModelConfig) -> Result<A
         .map_err(|e| field(e.to_string()))?;
     if **adapter.layout() != layout || adapter.scaling() != job.adapter.scaling() {
         return Err(field(format!(
-            "the adapter in {} has another r, scaling or set of modules than adapter.r, adapter.lora_alpha, \
-             adapter.use_rslora and adapter.target_modules specify; make them equal",
-            dir.display()
+            "the adapter in {dir} has another r, scaling or set of modules than adapter.r, \
+             adapter.lora_alpha, adapter.use_rslora and adapter.target_modules specify; make them equal"
         ))
         .into());
     }

@@ -45,7 +45,7 @@ pub use device::{
 pub use engine::{AccumulatedGradients, Engine, GradientAccumulation, LossSums, ReducedGradients};
 pub use error::TrainError;
 pub use export::ResultFile;
-pub use inputs::{RunInputs, load_adapter};
+pub use inputs::load_adapter;
 pub use lr_schedule::learning_rate;
 pub use partition::Partition;
 pub use probe::{AllReduceMeasurement, DeviceMeasurement, measure_all_reduce, measure_device};

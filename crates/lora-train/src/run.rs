@@ -7,7 +7,7 @@ use lora_collective::{CancelToken, Group};
 use lora_data::Tokenizer;
 use lora_model::{Base, sha256};
 use lora_ops::adamw::AdamWSettings;
-use lora_spec::{FieldError, InitLoraWeights, JobSpec, RunFacts, StepMetrics, WorkersSpec};
+use lora_spec::{FieldError, InitLoraWeights, JobFiles, JobSpec, RunFacts, StepMetrics, WorkersSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint;
@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluator::Evaluator;
 use crate::export::{RECEIPT, ResultFile, WEIGHTS, adapter_files, tokenizer_files};
-use crate::inputs::{RunInputs, initial_adapter, job_identity};
+use crate::inputs::{initial_adapter, job_identity};
 use crate::process_group::ProcessGroup;
 use crate::progress::Progress;
 use crate::receipt::{FileHash, InputHashes, Receipt, StepRecord};
@@ -57,18 +57,18 @@ impl Run {
     /// one. `cancel` takes effect between two files.
     pub fn prepare(
         job: &JobSpec,
-        inputs: &RunInputs,
+        files: &JobFiles,
         base: Arc<Base>,
         cancel: &CancelToken,
     ) -> Result<Self, TrainError> {
-        let data = RunData::read(job, inputs, &base.dir, cancel)?;
-        Self::from_data(job, inputs, data, base)
+        let data = RunData::read(job, files, cancel)?;
+        Self::from_data(job, files, data, base)
     }
 
     /// Like [`Self::prepare`], with rows that have already been read.
     pub fn from_data(
         job: &JobSpec,
-        inputs: &RunInputs,
+        files: &JobFiles,
         data: RunData,
         base: Arc<Base>,
     ) -> Result<Self, TrainError> {
@@ -84,7 +84,7 @@ impl Run {
                 return Err(FieldError::new(field, message).into());
             }
         }
-        let adapter = initial_adapter(job, inputs.init_from.as_deref(), &base)?;
+        let adapter = initial_adapter(job, files.init_from.as_ref(), &base)?;
         let identity = job_identity(job, &base, &train, eval.as_ref(), &adapter)?;
         let rows = TrainingRows::new(job, train);
         let trainable = adapter.layout().len as u64;
@@ -284,7 +284,7 @@ impl Run {
             _ => (last, self.progress.step()),
         };
         let mut files = adapter_files(&self.job, base, adapter, &self.rows.first_row())?;
-        files.extend(tokenizer_files(&base.dir, self.tokenizer.files())?);
+        files.extend(tokenizer_files(&self.tokenizer)?);
         let receipt = self.receipt(&files, adapter_step)?;
         let mut bytes =
             serde_json::to_vec_pretty(&receipt).map_err(|e| FieldError::new(RECEIPT, e.to_string()))?;

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use candle_core::Device;
 use lora_collective::CancelToken;
 use lora_model::{Base, sha256_file};
-use lora_spec::InitLoraWeights;
+use lora_spec::{InitLoraWeights, JobFiles, JobSpec, SourceDir, SourceFile};
 
 use crate::device::numerics_id;
 use crate::error::TrainError;
 use crate::export::{RECEIPT, WEIGHTS};
-use crate::inputs::RunInputs;
 use crate::receipt::{Receipt, StepRecord};
 use crate::run::Run;
 
@@ -60,7 +59,7 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     let others = receipt.files.iter().map(|file| (file.name.clone(), file.sha256.clone()));
     let files: Vec<(String, String)> = std::iter::once(weights).chain(others).collect();
     for (name, expected) in &files {
-        let found = sha256_file(&dir.join(name))?;
+        let found = sha256_file(&(&dir.join(name)).into())?;
         if found != *expected {
             return Err(wrong(format!("{name} was changed: its SHA-256 is {found}, not {expected}")));
         }
@@ -77,15 +76,12 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
         )));
     }
     let job = &receipt.job;
-    let base = match (&input_paths.base, job.model.base_url()) {
-        (Some(base), _) => base,
-        (None, None) => &job.model.base,
-        (None, Some(url)) => {
-            return Err(wrong(format!("the base was {url}; download it and pass its directory with --base")));
-        }
-    };
-    let base = Arc::new(Base::load(base, job.base_layout(), &device)?);
-    let mut run = Run::prepare(job, &run_inputs(input_paths, &receipt), base, &CancelToken::new())?;
+    if let (None, Some(url)) = (&input_paths.base, job.model.base_url()) {
+        return Err(wrong(format!("the base was {url}; download it and pass its directory with --base")));
+    }
+    let job_files = job_files(input_paths, job);
+    let base = Arc::new(Base::load(&job_files.base, job.base_layout(), &device)?);
+    let mut run = Run::prepare(job, &job_files, base, &CancelToken::new())?;
     let found = run.input_hashes(receipt.steps.len() as u64);
     let eval = found.eval.as_deref().zip(receipt.eval_sha256.as_deref());
     let compared = [
@@ -127,14 +123,13 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     })
 }
 
-fn run_inputs(input_paths: &InputPaths, receipt: &Receipt) -> RunInputs {
-    let named = RunInputs::from_job(&receipt.job);
-    let moved = |moved_to: &Option<PathBuf>, named: Option<PathBuf>| {
-        named.map(|path| moved_to.clone().unwrap_or(path))
-    };
-    RunInputs {
-        train: input_paths.train.clone().unwrap_or(named.train),
-        eval: moved(&input_paths.eval, named.eval),
-        init_from: moved(&input_paths.init_from, named.init_from),
+/// Returns the files of `job` at their current paths.
+fn job_files(moved: &InputPaths, job: &JobSpec) -> JobFiles {
+    let named = JobFiles::from_job(job);
+    JobFiles {
+        base: moved.base.as_ref().map_or(named.base, SourceDir::from),
+        train: moved.train.as_ref().map_or(named.train, SourceFile::from),
+        eval: named.eval.map(|eval| moved.eval.as_ref().map_or(eval, SourceFile::from)),
+        init_from: named.init_from.map(|dir| moved.init_from.as_ref().map_or(dir, SourceDir::from)),
     }
 }

@@ -74,7 +74,7 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
     };
     let total = settings["max_steps"].as_u64().unwrap();
     let model = golden("models").join(curve["model"].as_str().unwrap());
-    let base = Arc::new(Base::load(&model, layout, &Device::Cpu).unwrap());
+    let base = Arc::new(Base::load(&model.as_path().into(), layout, &Device::Cpu).unwrap());
     let adapter = start(&base);
     let adamw = AdamWSettings {
         beta1: number(&settings["adam_beta1"]),
@@ -128,7 +128,7 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
 /// Returns a function that reads the initial adapter of PEFT's run from its file.
 fn stored(name: &str) -> impl Fn(&Base) -> Adapter {
     let dir = golden("curve").join(name).join("adapter");
-    move |base| PeftAdapter::read(&dir).unwrap().to_adapter(&base.config).unwrap()
+    move |base| PeftAdapter::read(&dir.as_path().into()).unwrap().to_adapter(&base.config).unwrap()
 }
 
 #[test]

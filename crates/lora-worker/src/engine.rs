@@ -32,7 +32,7 @@ use self::interruption::{GroupFailure, Interruption};
 use self::task::{Task, next_task};
 use crate::directive::{DesiredState, WorkScope};
 use crate::error::WorkerError;
-use crate::fetch::{InputFetcher, LocalInputs};
+use crate::fetch::{FetchedFiles, InputFetcher};
 use crate::metrics::{Counters, DeviceMemoryGauges};
 use crate::status::CurrentJob;
 use crate::step_outbox::StepOutbox;
@@ -112,7 +112,7 @@ struct EngineThread {
 struct LoadedJob {
     run: Run,
     /// Holds the locks on the cached inputs while the job is loaded.
-    _inputs: LocalInputs,
+    _files: FetchedFiles,
 }
 
 impl EngineThread {

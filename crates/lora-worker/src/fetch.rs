@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use lora_proto::file_name::is_file_name;
 use lora_proto::v1;
+use lora_spec::{JobFiles, JobSpec, SourceDir, SourceFile};
 use tonic::transport::Channel;
 
 use self::cache::{CacheDir, FileLock};
@@ -56,8 +57,8 @@ enum BaseSource {
     Remote(FileSet),
 }
 
-/// A job's inputs on this machine. They stay in the cache while this value lives.
-pub(crate) struct LocalInputs {
+/// The fetched files of a job, by their paths. They stay in the cache while this value lives.
+pub(crate) struct FetchedFiles {
     /// Directory of the base model.
     pub(crate) base: PathBuf,
     /// The training rows.
@@ -67,6 +68,23 @@ pub(crate) struct LocalInputs {
     /// The directory of the adapter to start from.
     pub(crate) init_from: Option<PathBuf>,
     _locks: Vec<FileLock>,
+}
+
+impl FetchedFiles {
+    /// Returns the files under the names that they have in `job`.
+    pub(crate) fn of_job(&self, job: &JobSpec) -> JobFiles {
+        let data_file = |in_job: &Path, path: &Path| {
+            let uploaded = path.file_name().unwrap_or_default().to_string_lossy();
+            SourceFile::uploaded(in_job, &uploaded, path)
+        };
+        let (eval, init_from) = (job.data.eval.as_ref(), job.adapter.init_from.as_ref());
+        JobFiles {
+            base: SourceDir::new(&job.model.base, &self.base),
+            train: data_file(&job.data.train, &self.train),
+            eval: eval.zip(self.eval.as_ref()).map(|(in_job, path)| data_file(in_job, path)),
+            init_from: init_from.zip(self.init_from.as_ref()).map(|(dir, path)| SourceDir::new(dir, path)),
+        }
+    }
 }
 
 impl InputFetcher {
@@ -109,7 +127,7 @@ impl InputFetcher {
         &self,
         inputs: &v1::Inputs,
         channel: Channel,
-    ) -> Result<LocalInputs, FetchError> {
+    ) -> Result<FetchedFiles, FetchError> {
         let missing = |field| move || FetchError::refused(field, "is missing from the job's inputs");
         let files = |field, files: &[v1::StoredFile]| stored(field, files, channel.clone());
         let file =
@@ -152,7 +170,7 @@ impl InputFetcher {
             self.cache.fill(lock, file_set).await?;
         }
         let locks = locks.into_iter().map(|(lock, _)| lock).collect();
-        Ok(LocalInputs { base, train, eval, init_from, _locks: locks })
+        Ok(FetchedFiles { base, train, eval, init_from, _locks: locks })
     }
 
     /// Returns the bytes of a checkpoint, which is not kept in the cache.

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, bail};
 use lora_data::check_data_file;
 use lora_model::PeftAdapter;
 use lora_plan::{Plan, PlanError};
-use lora_spec::{FieldError, JobFile, JobSpec, ModelConfig, WorkersSpec};
+use lora_spec::{FieldError, JobFile, JobFiles, JobSpec, ModelConfig, WorkersSpec};
 use lora_train::{TrainError, load_adapter};
 
 /// Plans the job of `file`. An error about a setting has its file and line.
@@ -15,12 +15,13 @@ pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
         let message = format!("{url} is not on this machine; download it, and name its directory");
         return Err(file.locate(FieldError::new("model.base", message)).into());
     }
-    let plan = Plan::new(&file.job).map_err(|error| match error {
+    let files = JobFiles::from_job(&file.job);
+    let plan = Plan::new(&file.job, &files).map_err(|error| match error {
         PlanError::Field(error) => file.locate(error).into(),
         other => anyhow::Error::from(other),
     })?;
-    if let Some(dir) = &file.job.adapter.init_from {
-        let config = ModelConfig::read(&file.job.model.base)?;
+    if let Some(dir) = &files.init_from {
+        let config = ModelConfig::read(&files.base)?;
         load_adapter(dir, &file.job, &config).map_err(|error| match error {
             TrainError::Field(error) => file.locate(error).into(),
             other => anyhow::Error::from(other),
@@ -81,13 +82,13 @@ pub(crate) fn check_without_base(file: &JobFile) -> Result<()> {
     let fail = |field: &str, message: String| Err(file.locate(FieldError::new(field, message)).into());
     for (field, path) in [("data.train", Some(&data.train)), ("data.eval", data.eval.as_ref())] {
         let Some(path) = path else { continue };
-        check_data_file(field, path).map_err(|error| file.locate(error))?;
+        check_data_file(field, &path.into()).map_err(|error| file.locate(error))?;
         let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         if !["jsonl", "parquet"].contains(&extension) {
             return fail(field, format!("{} is neither .jsonl nor .parquet", path.display()));
         }
     }
-    match adapter.init_from.as_ref().map(|dir| PeftAdapter::read(dir)) {
+    match adapter.init_from.as_ref().map(|dir| PeftAdapter::read(&dir.into())) {
         Some(Err(error)) => fail("adapter.init_from", error.to_string()),
         _ => Ok(()),
     }

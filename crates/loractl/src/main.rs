@@ -12,9 +12,9 @@ mod download;
 mod exit;
 #[cfg(test)]
 mod fake_coordinator;
-mod inputs;
 mod job_check;
 mod job_lookup;
+mod job_upload;
 mod job_watch;
 mod local;
 mod output;

@@ -12,7 +12,7 @@ use tokio::fs::File;
 use tonic::Code;
 
 use crate::client::{CallError, Client, MAX_RETRIES, delays, located};
-use crate::inputs::{JobFiles, LocalFile};
+use crate::job_upload::{JobUpload, LocalFile};
 use crate::output::bytes;
 
 /// Maximum number of files in one query for missing files; the limit of the protocol.
@@ -30,7 +30,7 @@ pub(crate) struct SubmitOptions {
 pub(crate) async fn submit(
     client: &Client,
     file: &JobFile,
-    inputs: &JobFiles,
+    inputs: &JobUpload,
     options: &SubmitOptions,
 ) -> Result<v1::Job> {
     upload_missing(client, inputs.files()).await?;
@@ -145,16 +145,16 @@ mod tests {
 
     use super::*;
     use crate::fake_coordinator::FakeCoordinator;
-    use crate::inputs::BaseLocation;
+    use crate::job_upload::BaseLocation;
 
-    fn job() -> (TempDir, JobFile, JobFiles) {
+    fn job() -> (TempDir, JobFile, JobUpload) {
         let dir = tempfile::tempdir().unwrap();
         let text = "name: a\nmodel: {base: /base}\ndata: {train: train.jsonl, eval: eval.jsonl}\n";
         std::fs::write(dir.path().join("train.jsonl"), "t".repeat(3 << 20)).unwrap();
         std::fs::write(dir.path().join("eval.jsonl"), "e").unwrap();
         let file = JobFile::parse(text, &dir.path().join("job.yaml")).unwrap();
         let inputs =
-            JobFiles::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
+            JobUpload::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
         (dir, file, inputs)
     }
 
@@ -183,7 +183,7 @@ mod tests {
         let (dir, file, _) = job();
         std::fs::copy(dir.path().join("train.jsonl"), dir.path().join("eval.jsonl")).unwrap();
         let inputs =
-            JobFiles::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
+            JobUpload::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
         let fake = FakeCoordinator::serve(Vec::new()).await;
         submit(&fake.client().await, &file, &inputs, &options()).await.unwrap();
         assert_eq!(fake.store.uploads().len(), 1);

@@ -45,8 +45,9 @@ fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
     let load = |file: &str| candle_core::safetensors::load(dir.join(file), &Device::Cpu);
     let (case, errors) = (json("case.json")?, json("errors.json")?);
     let model = case["model"].as_str().context("case.json has no field `model`")?;
-    let base = Base::load(&golden.join("models").join(model), BaseDtype::Auto, &bench.device)?;
-    let adapter = PeftAdapter::read(&dir.join("adapter"))?.to_adapter(&base.config)?.to_device_of(&base)?;
+    let base = Base::load(&golden.join("models").join(model).into(), BaseDtype::Auto, &bench.device)?;
+    let adapter =
+        PeftAdapter::read(&dir.join("adapter").into())?.to_adapter(&base.config)?.to_device_of(&base)?;
     let (inputs, expected) = (load("inputs.safetensors")?, load("expected.safetensors")?);
     let (rows, seq) = inputs["tokens"].dims2()?;
     let (tokens, labels) = (values(&inputs["tokens"])?, values(&inputs["labels"])?);

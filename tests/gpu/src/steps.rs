@@ -8,8 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::Device;
 use lora_collective::CancelToken;
 use lora_model::Base;
-use lora_spec::{BaseDtype, InitLoraWeights, JobSpec, Optim};
-use lora_train::{Run, RunInputs, StepOutcome};
+use lora_spec::{BaseDtype, InitLoraWeights, JobFiles, JobSpec, Optim};
+use lora_train::{Run, StepOutcome};
 
 use crate::check::{Check, TestBench};
 
@@ -58,11 +58,11 @@ fn job(example: &Path, dtype: BaseDtype) -> JobSpec {
 }
 
 fn prepare(job: &JobSpec, base: &Arc<Base>) -> Result<Run> {
-    Ok(Run::prepare(job, &RunInputs::from_job(job), base.clone(), &CancelToken::new())?)
+    Ok(Run::prepare(job, &JobFiles::from_job(job), base.clone(), &CancelToken::new())?)
 }
 
 fn base(job: &JobSpec, device: &Device) -> Result<Arc<Base>> {
-    Ok(Arc::new(Base::load(&job.model.base, job.base_layout(), device)?))
+    Ok(Arc::new(Base::load(&job.model.base.as_path().into(), job.base_layout(), device)?))
 }
 
 fn finish(run: &mut Run) -> Result<Vec<lora_train::StepRecord>> {

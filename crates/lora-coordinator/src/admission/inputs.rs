@@ -1,15 +1,11 @@
-//! The input files of a job: checks of their names and digests, and a directory with links to them
-//! under those names.
+//! The input files of a job: checks of their names and digests, and where they are in the store.
 
 use std::collections::BTreeSet;
-use std::io;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lora_proto::file_name::{MAX_NAME_BYTES, is_file_name};
 use lora_proto::v1::{self, base};
-use lora_spec::{FieldError, JobSpec};
-use tempfile::TempDir;
+use lora_spec::{FieldError, JobFiles, JobSpec, SourceDir, SourceFile};
 
 use crate::store::Store;
 
@@ -71,59 +67,24 @@ pub(crate) fn digests(inputs: &v1::Inputs) -> Vec<v1::FileDigest> {
     files(inputs).filter_map(|file| file.digest.clone()).collect()
 }
 
-/// A directory with links into the store, one for each input of a job, under the input's name. The
-/// directory is removed on drop.
-pub(crate) struct JobInputs {
-    dir: TempDir,
-    /// The job, with the paths of the links as its paths.
-    pub(crate) job: JobSpec,
-}
-
-impl JobInputs {
-    /// Creates the links. Returns `None` if the base is not in the store. Blocks.
-    pub(crate) fn new(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> io::Result<Option<Self>> {
-        let Some(base::Source::Files(set)) = inputs.base.as_ref().and_then(|base| base.source.as_ref())
-        else {
-            return Ok(None);
-        };
-        let dir = TempDir::new_in(store.staging_dir())?;
-        let mut job = job.clone();
-        let link_all = |section: &str, files: &[&v1::StoredFile]| -> io::Result<PathBuf> {
-            let to = dir.path().join(section);
-            std::fs::create_dir(&to)?;
-            for file in files {
-                let sha256 = file.digest.as_ref().map_or(&[][..], |digest| &digest.sha256);
-                let object = store.object_path(sha256).ok_or_else(|| io::Error::other("not a SHA-256"))?;
-                symlink(object, to.join(&file.name))?;
-            }
-            Ok(to)
-        };
-        let link_one = |section: &str, file: &v1::StoredFile| {
-            Ok::<_, io::Error>(link_all(section, &[file])?.join(&file.name))
-        };
-        job.model.base = link_all("base", &set.files.iter().collect::<Vec<_>>())?;
-        if let Some(train) = &inputs.train {
-            job.data.train = link_one("train", train)?;
-        }
-        if let Some(eval) = &inputs.eval {
-            job.data.eval = Some(link_one("eval", eval)?);
-        }
-        if !inputs.init_from.is_empty() {
-            let files: Vec<&v1::StoredFile> = inputs.init_from.iter().collect();
-            job.adapter.init_from = Some(link_all("init_from", &files)?);
-        }
-        Ok(Some(Self { dir, job }))
-    }
-
-    /// Replaces the paths of the links in `text` by the names of the files.
-    pub(crate) fn with_job_names(&self, text: &str) -> String {
-        let dir = self.dir.path().display();
-        let mut plain = text.to_owned();
-        for section in ["train", "eval"] {
-            plain = plain.replace(&format!("{dir}/{section}/"), "");
-        }
-        plain.replace(&format!("{dir}/"), "")
-    }
+/// Returns the stored files of `job`, under their names in the job. `None` if the base is not in the
+/// store.
+pub(crate) fn job_files(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Option<JobFiles> {
+    let base::Source::Files(set) = inputs.base.as_ref()?.source.as_ref()? else { return None };
+    // A file without a SHA-256, which `check` refuses, has an empty path, which does not exist.
+    let path = |file: &v1::StoredFile| {
+        file.digest.as_ref().and_then(|digest| store.object_path(&digest.sha256)).unwrap_or_default()
+    };
+    let file = |in_job: &Path, file: &v1::StoredFile| SourceFile::uploaded(in_job, &file.name, path(file));
+    let dir = |in_job: &Path, files: &[v1::StoredFile]| {
+        SourceDir::of_files(in_job, files.iter().map(|file| (file.name.clone(), path(file))).collect())
+    };
+    Some(JobFiles {
+        base: dir(&job.model.base, &set.files),
+        train: file(&job.data.train, inputs.train.as_ref()?),
+        eval: job.data.eval.as_ref().zip(inputs.eval.as_ref()).map(|(in_job, eval)| file(in_job, eval)),
+        init_from: job.adapter.init_from.as_ref().map(|in_job| dir(in_job, &inputs.init_from)),
+    })
 }
 
 fn files(inputs: &v1::Inputs) -> impl Iterator<Item = &v1::StoredFile> {

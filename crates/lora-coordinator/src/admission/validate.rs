@@ -5,7 +5,7 @@ use lora_plan::{MemoryRequirements, Plan, PlanError, TooLarge};
 use lora_proto::v1;
 use lora_spec::{DeviceMemory, FieldError, JobSpec};
 
-use crate::admission::inputs::JobInputs;
+use crate::admission::inputs::job_files;
 use crate::store::Store;
 
 /// The largest number of problems of a dataset in an error; users fix the first ones first.
@@ -22,23 +22,15 @@ pub(crate) enum PlanFailure {
     /// All problems of the base or the data, in one text.
     #[error("{0}")]
     Content(String),
-    #[error("cannot link the inputs: {0}")]
-    Io(#[from] std::io::Error),
 }
 
 /// Plans the job from its stored inputs. Blocks.
 pub(crate) fn plan(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Result<Plan, PlanFailure> {
-    let linked = JobInputs::new(store, job, inputs)?.ok_or(PlanFailure::NoBase)?;
-    let mut plan = Plan::new(&linked.job).map_err(|error| match error {
-        PlanError::Field(error) => {
-            FieldError::new(&error.field, linked.with_job_names(&error.message)).into()
-        }
-        other => PlanFailure::Content(linked.with_job_names(&other.to_string())),
-    })?;
-    for text in plan.notes.iter_mut().chain(&mut plan.problems) {
-        *text = linked.with_job_names(text);
-    }
-    Ok(plan)
+    let files = job_files(store, job, inputs).ok_or(PlanFailure::NoBase)?;
+    Plan::new(job, &files).map_err(|error| match error {
+        PlanError::Field(error) => error.into(),
+        other => PlanFailure::Content(other.to_string()),
+    })
 }
 
 /// The result of the validation of a job's inputs.
@@ -52,27 +44,26 @@ pub(crate) enum ValidationOutcome {
 }
 
 /// Validates a job's inputs. Blocks.
-pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> std::io::Result<ValidationOutcome> {
+pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> ValidationOutcome {
     let plan = match plan(store, job, inputs) {
         Ok(plan) => plan,
-        Err(PlanFailure::NoBase) => return Ok(ValidationOutcome::Valid(None)),
-        Err(PlanFailure::Io(error)) => return Err(error),
-        Err(error) => return Ok(ValidationOutcome::Problem(error.to_string())),
+        Err(PlanFailure::NoBase) => return ValidationOutcome::Valid(None),
+        Err(error) => return ValidationOutcome::Problem(error.to_string()),
     };
     if !plan.problems.is_empty() {
         let mut text = plan.problems.iter().take(SHOWN_PROBLEMS).cloned().collect::<Vec<_>>().join("\n");
         if plan.problems.len() > SHOWN_PROBLEMS {
             text += &format!("\nand {} more", plan.problems.len() - SHOWN_PROBLEMS);
         }
-        return Ok(ValidationOutcome::Problem(text));
+        return ValidationOutcome::Problem(text);
     }
     if job.workers.max > plan.micro_batches {
-        return Ok(ValidationOutcome::Problem(format!(
+        return ValidationOutcome::Problem(format!(
             "workers.max: {} workers are more than the {} micro-batches that the rows make",
             job.workers.max, plan.micro_batches
-        )));
+        ));
     }
-    Ok(ValidationOutcome::Valid(Some(Box::new(plan.requirements))))
+    ValidationOutcome::Valid(Some(Box::new(plan.requirements)))
 }
 
 /// Checks that the job fits any of the workers with these memories, if there are workers.

@@ -47,7 +47,7 @@ pub(crate) struct Service {
     /// The time by which the workers of the previous coordinator process must have reconnected.
     reconnect_deadline: Instant,
     /// The running validations of jobs.
-    validations: JoinSet<(String, std::io::Result<ValidationOutcome>)>,
+    validations: JoinSet<(String, ValidationOutcome)>,
     /// Limits the validations that run at the same time.
     validation_permits: Arc<Semaphore>,
     /// Jobs to reconcile after the current command.
@@ -257,13 +257,15 @@ impl Service {
             // The semaphore is never closed.
             let _permit = validation_permits.acquire().await;
             let check = tokio::task::spawn_blocking(move || validate::check(&store, &spec, &inputs));
-            (id, check.await.unwrap_or_else(|error| Err(std::io::Error::other(error))))
+            let failed =
+                |error| ValidationOutcome::Problem(format!("the inputs cannot be validated: {error}"));
+            (id, check.await.unwrap_or_else(failed))
         });
     }
 
     /// Applies the result of the validation of a job, unless the job was paused or cancelled in the
     /// meantime. A paused job is validated again when it is resumed.
-    async fn finish_validation(&mut self, job_id: &str, found: std::io::Result<ValidationOutcome>) {
+    async fn finish_validation(&mut self, job_id: &str, found: ValidationOutcome) {
         if self.jobs.get(job_id).is_none_or(|job| job.state() != JobState::Validating) {
             return;
         }
@@ -273,12 +275,11 @@ impl Service {
         let available = self.workers.iter().filter(|(_, worker)| all_known && worker.is_available());
         let available: Vec<DeviceMemory> = available.map(|(_, worker)| worker.memory()).collect();
         let valid = match found {
-            Ok(ValidationOutcome::Problem(problem)) => Err(problem),
-            Ok(ValidationOutcome::Valid(requirements)) => {
+            ValidationOutcome::Problem(problem) => Err(problem),
+            ValidationOutcome::Valid(requirements) => {
                 let fits = requirements.as_deref().map_or(Ok(()), |it| validate::fits_any(it, &available));
                 fits.map(|()| requirements).map_err(|too_large| too_large.to_string())
             }
-            Err(error) => Err(format!("the inputs cannot be validated: {error}")),
         };
         let action = match valid {
             Ok(requirements) => Action::Queue(requirements),

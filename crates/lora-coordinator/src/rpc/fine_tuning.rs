@@ -15,7 +15,7 @@ use crate::admission::validate::{self, PlanFailure};
 use crate::control::command::Command;
 use crate::control::request::Request as JobRequest;
 use crate::rpc::refusal::Refusal;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
 
 const MAX_ID_BYTES: usize = 128;
 const DEFAULT_PAGE: u32 = 100;
@@ -163,7 +163,6 @@ fn plan_refusal(error: PlanFailure) -> Refusal {
         PlanFailure::NoBase => Refusal::NoBase,
         PlanFailure::Field(error) => error.into(),
         PlanFailure::Content(text) => FieldError::new("inputs", text).into(),
-        PlanFailure::Io(source) => StoreError::Io { path: "staging".into(), source }.into(),
     }
 }
 

@@ -60,7 +60,7 @@ impl BaseDir {
     }
 
     pub(crate) fn tokenizer(&self) -> Tokenizer {
-        Tokenizer::load(self.dir.path()).unwrap()
+        Tokenizer::load(&self.dir.path().into()).unwrap()
     }
 
     /// Reads a dataset with these lines.
@@ -70,7 +70,7 @@ impl BaseDir {
     }
 
     pub(crate) fn read_text(&self, text: &str) -> Result<Dataset, DataError> {
-        Dataset::read(&self.write("data.jsonl", text), &self.tokenizer(), 512, LongRows::Error)
+        Dataset::read(&self.write("data.jsonl", text).into(), &self.tokenizer(), 512, LongRows::Error)
     }
 
     /// Returns the text of a dataset's only row, with its trained tokens marked.

@@ -53,7 +53,7 @@ fn texts_tokens_and_errors_match_transformers() {
     assert!(goldens.renderings.len() >= 50);
     for golden in &goldens.renderings {
         let case = format!("{} {} {}", golden.template, golden.conversation, golden.add_generation_prompt);
-        let tokenizer = Tokenizer::load(base_with(&golden.template).path()).unwrap();
+        let tokenizer = Tokenizer::load(&base_with(&golden.template).path().into()).unwrap();
         let messages = messages(&goldens.conversations[&golden.conversation]);
         match (tokenizer.render_chat(&messages, golden.add_generation_prompt), &golden.text) {
             (Ok(text), Some(expected)) => {
@@ -86,8 +86,8 @@ fn generation_masks_match_transformers() {
         let path = base.path().join("data.jsonl");
         fs::write(&path, json!({"messages": goldens.conversations[&golden.conversation]}).to_string())
             .unwrap();
-        let tokenizer = Tokenizer::load(base.path()).unwrap();
-        let dataset = Dataset::read(&path, &tokenizer, 4096, LongRows::Error).unwrap();
+        let tokenizer = Tokenizer::load(&base.path().into()).unwrap();
+        let dataset = Dataset::read(&path.as_path().into(), &tokenizer, 4096, LongRows::Error).unwrap();
         assert_eq!(dataset.rows[0].tokens, *golden.tokens.as_ref().unwrap(), "{}", golden.conversation);
         let trained: Vec<u8> = dataset.rows[0].trained.iter().map(|&trained| trained.into()).collect();
         assert_eq!(trained, *mask, "{}", golden.conversation);
@@ -98,7 +98,7 @@ fn generation_masks_match_transformers() {
 
 #[test]
 fn transformers_4_and_5_tokenizer_files_give_the_same_result() {
-    let load = |name| Tokenizer::load(&golden("chat").join(name)).unwrap();
+    let load = |name| Tokenizer::load(&golden("chat").join(name).into()).unwrap();
     let (v4, v5) = (load("tokenizer-v4"), load("tokenizer"));
     assert_eq!(v4.eos_token(), v5.eos_token());
     assert_eq!(v4.stop_tokens(), v5.stop_tokens());

@@ -30,7 +30,7 @@ fn non_utf8_text_is_invalid_json() {
     let base = BaseDir::new("</s>", false);
     let path = base.dir.path().join("data.jsonl");
     fs::write(&path, b"{\"text\": \"a\xff\"}").unwrap();
-    let error = Dataset::read(&path, &base.tokenizer(), 512, LongRows::Error).unwrap_err();
+    let error = Dataset::read(&path.as_path().into(), &base.tokenizer(), 512, LongRows::Error).unwrap_err();
     assert!(base.error_text(error).starts_with("data.jsonl:1:12: invalid JSON: invalid unicode code point"));
 }
 
@@ -132,8 +132,9 @@ fn a_json_array_is_rejected_with_a_hint() {
 #[test]
 fn unsupported_and_missing_files_are_named() {
     let base = BaseDir::new("</s>", false);
-    let read =
-        |path: &std::path::Path| Dataset::read(path, &base.tokenizer(), 512, LongRows::Error).unwrap_err();
+    let read = |path: &std::path::Path| {
+        Dataset::read(&path.into(), &base.tokenizer(), 512, LongRows::Error).unwrap_err()
+    };
     let error = base.error_text(read(&base.write("data.csv", "a")));
     assert_eq!(error, "data.csv: has an unknown extension; a dataset is a .jsonl, .json or .parquet file");
     assert!(matches!(read(&base.dir.path().join("none.jsonl")), DataError::Read { .. }));

@@ -10,7 +10,8 @@ const LINES: &str =
 
 fn read(lines: &str, max_length: usize, long_rows: LongRows) -> (BaseDir, Result<Dataset, DataError>) {
     let base = BaseDir::new("</s>", false);
-    let dataset = Dataset::read(&base.write("data.jsonl", lines), &base.tokenizer(), max_length, long_rows);
+    let dataset =
+        Dataset::read(&base.write("data.jsonl", lines).into(), &base.tokenizer(), max_length, long_rows);
     (base, dataset)
 }
 

@@ -34,7 +34,7 @@ fn write(path: &Path, schema: &str, compression: Compression, columns: &[Column<
 
 fn read(base: &BaseDir, path: &Path) -> Result<Vec<String>, String> {
     let tokenizer = base.tokenizer();
-    match Dataset::read(path, &tokenizer, 512, LongRows::Error) {
+    match Dataset::read(&path.into(), &tokenizer, 512, LongRows::Error) {
         Ok(dataset) => Ok(dataset.rows.iter().map(|row| tokenizer.marked_text(row).unwrap()).collect()),
         Err(error) => Err(base.error_text(error)),
     }

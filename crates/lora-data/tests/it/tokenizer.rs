@@ -44,7 +44,7 @@ fn the_default_template_can_be_in_the_additional_templates_directory() {
 fn a_list_of_templates_without_a_default_is_refused() {
     let base = BaseDir::new("</s>", false);
     base.config(json!({"chat_template": [{"name": "rag", "template": "x"}]}));
-    let error = base.error_text(Tokenizer::load(base.dir.path()).err().unwrap());
+    let error = base.error_text(Tokenizer::load(&base.dir.path().into()).err().unwrap());
     assert!(error.starts_with("tokenizer_config.json: chat_template is neither"), "{error}");
 }
 
@@ -85,7 +85,7 @@ fn stop_tokens_come_from_tokenizer_and_generation_config() {
     base.write("generation_config.json", &json!({"eos_token_id": ids}).to_string());
     assert_eq!(base.tokenizer().stop_tokens(), [id("</s>"), id("<|im_end|>")]);
     base.write("generation_config.json", r#"{"eos_token_id": "x"}"#);
-    let error = base.error_text(Tokenizer::load(base.dir.path()).err().unwrap());
+    let error = base.error_text(Tokenizer::load(&base.dir.path().into()).err().unwrap());
     assert_eq!(error, "generation_config.json: eos_token_id is neither a token id nor a list of token ids");
 }
 
@@ -131,12 +131,12 @@ fn marked_text_keeps_multi_token_characters() {
 #[test]
 fn corrupt_and_missing_files_are_named() {
     let base = BaseDir::new("nowhere", false);
-    let load = || base.error_text(Tokenizer::load(base.dir.path()).err().unwrap());
+    let load = || base.error_text(Tokenizer::load(&base.dir.path().into()).err().unwrap());
     assert_eq!(load(), "tokenizer.json: its vocabulary does not have the eos_token \"nowhere\"");
     base.write("tokenizer_config.json", "{");
     assert!(load().starts_with("tokenizer_config.json: is not a JSON object: EOF"), "{}", load());
     base.write("tokenizer.json", "{}");
     assert!(load().starts_with("tokenizer.json: is not a tokenizer: "), "{}", load());
-    let missing = Tokenizer::load(Path::new("no/such/dir")).err().unwrap();
+    let missing = Tokenizer::load(&Path::new("no/such/dir").into()).err().unwrap();
     assert!(matches!(missing, DataError::Read { path, .. } if path.ends_with("tokenizer.json")));
 }

@@ -105,7 +105,7 @@ impl SafetensorsIndex {
         let entry = self.tensor(state_name)?;
         let fail = |message: String| self.fail(entry, format!("tensor {state_name}: {message}"));
         let mut json = vec![0; (entry.bytes.end - entry.bytes.start).min(MAX_QUANT_STATE_BYTES) as usize];
-        File::open(&self.files[entry.file])
+        File::open(self.files[entry.file].path())
             .and_then(|file| file.read_exact_at(&mut json, entry.bytes.start))
             .map_err(|e| fail(e.to_string()))?;
         let state: QuantState = serde_json::from_slice(&json).map_err(|e| fail(e.to_string()))?;

@@ -28,8 +28,10 @@ fn a_run_has_the_bits_of_an_engine_that_is_driven_by_hand() {
     training.seed = 3;
     let job = &fixture.job;
     let (training, base) = (&job.training, fixture.base());
-    let tokenizer = Tokenizer::load(&job.model.base).unwrap();
-    let rows = Dataset::read(&job.data.train, &tokenizer, job.data.max_length, job.data.long_rows).unwrap();
+    let tokenizer = Tokenizer::load(&job.model.base.as_path().into()).unwrap();
+    let rows =
+        Dataset::read(&job.data.train.as_path().into(), &tokenizer, job.data.max_length, job.data.long_rows)
+            .unwrap();
     let plan = BatchPlan::for_job(job, &rows);
     let adapter = Adapter::init(&base, &job.adapter, training.seed).unwrap();
     let adamw = AdamWSettings { beta1: 0.8, beta2: 0.9, eps: 1e-4, weight_decay: 0.3 };

@@ -9,8 +9,8 @@ use std::time::Duration;
 use candle_core::{Device, Tensor};
 use lora_collective::{CancelToken, Group, GroupSpec, PeerListener};
 use lora_model::Base;
-use lora_spec::{JobSpec, ModelConfig, Philox};
-use lora_train::{Run, RunInputs, StepOutcome};
+use lora_spec::{JobFiles, JobSpec, ModelConfig, Philox};
+use lora_train::{Run, StepOutcome};
 use serde_json::json;
 
 /// A directory with a base, training and evaluation rows, and a job over them.
@@ -39,7 +39,9 @@ impl Fixture {
     }
 
     pub(crate) fn base(&self) -> Arc<Base> {
-        Arc::new(Base::load(&self.job.model.base, self.job.base_layout(), &Device::Cpu).unwrap())
+        Arc::new(
+            Base::load(&self.job.model.base.as_path().into(), self.job.base_layout(), &Device::Cpu).unwrap(),
+        )
     }
 
     pub(crate) fn run(&self) -> Run {
@@ -47,7 +49,7 @@ impl Fixture {
     }
 
     pub(crate) fn run_over(&self, base: Arc<Base>) -> Run {
-        Run::prepare(&self.job, &RunInputs::from_job(&self.job), base, &CancelToken::new()).unwrap()
+        Run::prepare(&self.job, &JobFiles::from_job(&self.job), base, &CancelToken::new()).unwrap()
     }
 }
 

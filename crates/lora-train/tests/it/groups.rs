@@ -8,7 +8,8 @@ use std::sync::{Arc, Barrier, Mutex};
 use lora_collective::backend_choice::Collective;
 use lora_collective::{CancelToken, Group};
 use lora_model::Base;
-use lora_train::{Run, RunInputs, StepOutcome, TrainError};
+use lora_spec::JobFiles;
+use lora_train::{Run, StepOutcome, TrainError};
 
 use crate::common::{Fixture, finish, on_ranks};
 
@@ -181,7 +182,7 @@ fn the_receipt_keeps_the_jobs_own_paths() {
     other_paths.job.model.base = PathBuf::from("hf://org/name@1a2b");
     other_paths.job.data.train = PathBuf::from("/somewhere/train.jsonl");
     other_paths.job.data.eval = Some(PathBuf::from("/somewhere/eval.jsonl"));
-    let inputs = RunInputs::from_job(&fixture.job);
+    let inputs = JobFiles::from_job(&fixture.job);
     let cancel = CancelToken::new();
     let mut run = Run::prepare(&other_paths.job, &inputs, base.clone(), &cancel).unwrap();
     let files = finish(&mut run);

@@ -3,8 +3,8 @@
 
 use lora_collective::CancelToken;
 use lora_collective::backend_choice::Collective;
-use lora_spec::{ActivationCheckpointing, Optim};
-use lora_train::{InputPaths, Receipt, Run, RunInputs, StepOutcome, TrainError, verify};
+use lora_spec::{ActivationCheckpointing, JobFiles, Optim};
+use lora_train::{InputPaths, Receipt, Run, StepOutcome, TrainError, verify};
 
 use crate::common::{Fixture, finish, on_ranks, write_base, write_result, write_rows};
 
@@ -328,7 +328,7 @@ fn init_from_continues_an_adapter_and_must_fit_the_job() {
     assert!(first.steps[0].loss < fresh.steps[0].loss, "training starts with the trained adapter");
     fixture.job.adapter.init_from = Some(fixture.dir.path().join("out"));
     fixture.job.adapter.r = 8;
-    let inputs = RunInputs::from_job(&fixture.job);
+    let inputs = JobFiles::from_job(&fixture.job);
     let prepared = Run::prepare(&fixture.job, &inputs, fixture.base(), &CancelToken::new());
     let error = prepared.err().unwrap().to_string();
     assert!(error.starts_with("adapter.init_from: ") && error.contains("another r"), "{error}");

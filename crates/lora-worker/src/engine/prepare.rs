@@ -1,6 +1,5 @@
 //! From an assignment to a run that can train: base, data, and the state to continue from.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -8,13 +7,13 @@ use backon::Retryable;
 use lora_collective::CancelToken;
 use lora_model::{Base, BaseKey};
 use lora_proto::v1::{self, Phase};
-use lora_spec::JobSpec;
-use lora_train::{Run, RunData, RunInputs, TrainError};
+use lora_spec::{JobFiles, JobSpec, SourceDir};
+use lora_train::{Run, RunData, TrainError};
 
 use super::{EngineThread, Interruption, LoadedJob, job_spec};
 use crate::backoff::backoff;
 use crate::directive::WorkScope;
-use crate::fetch::{FetchError, LocalInputs};
+use crate::fetch::FetchError;
 use crate::status::CurrentJob;
 
 impl EngineThread {
@@ -26,15 +25,13 @@ impl EngineThread {
         self.engine.status.send_replace(Some(CurrentJob::new(assignment)));
         let spec = job_spec(assignment)?;
         let requested = assignment.inputs.clone().unwrap_or_default();
-        let inputs = self.fetch(WorkScope::job(assignment), || {
+        let fetched = self.fetch(WorkScope::job(assignment), || {
             self.engine.fetcher.inputs(&requested, self.engine.channel.clone())
         })?;
         let (cancel, _watching) = self.cancel_with(WorkScope::job(assignment));
-        let run = self
-            .load(&spec, &inputs, &cancel)
-            .map_err(|interruption| with_job_paths(interruption, &spec, &inputs))?;
+        let run = self.load(&spec, &fetched.of_job(&spec), &cancel)?;
         let facts = run.facts().into();
-        self.job = Some(LoadedJob { run, _inputs: inputs });
+        self.job = Some(LoadedJob { run, _files: fetched });
         self.update(|current| current.facts = Some(facts));
         let newest = self.engine.desired.borrow().assignment.clone();
         match newest.filter(|newest| newest.job_id == *job_id) {
@@ -94,27 +91,17 @@ impl EngineThread {
         })
     }
 
-    fn load(
-        &mut self,
-        spec: &JobSpec,
-        inputs: &LocalInputs,
-        cancel: &CancelToken,
-    ) -> Result<Run, Interruption> {
-        let files = RunInputs {
-            train: inputs.train.clone(),
-            eval: inputs.eval.clone(),
-            init_from: inputs.init_from.clone(),
-        };
-        let data = RunData::read(spec, &files, &inputs.base, cancel)?;
+    fn load(&mut self, spec: &JobSpec, files: &JobFiles, cancel: &CancelToken) -> Result<Run, Interruption> {
+        let data = RunData::read(spec, files, cancel)?;
         // The coordinator could check this only if the base is in its store.
-        data.check_memory(spec, &inputs.base, self.engine.memory)?;
-        let base = self.load_base(spec, &inputs.base)?;
-        Ok(Run::from_data(spec, &files, data, base)?)
+        data.check_memory(spec, &files.base, self.engine.memory)?;
+        let base = self.load_base(spec, &files.base)?;
+        Ok(Run::from_data(spec, files, data, base)?)
     }
 
     /// Returns the base in `dir`: the base in memory if it is the same, otherwise the base read
     /// from `dir`, after the other base has been dropped.
-    fn load_base(&mut self, spec: &JobSpec, dir: &Path) -> Result<Arc<Base>, Interruption> {
+    fn load_base(&mut self, spec: &JobSpec, dir: &SourceDir) -> Result<Arc<Base>, Interruption> {
         let started = Instant::now();
         let key = BaseKey::from_dir(dir, spec.base_layout()).map_err(TrainError::from)?;
         let known = self.base.take().filter(|(cached, _)| *cached == key);
@@ -135,20 +122,4 @@ impl EngineThread {
         self.update(|current| current.base = Some(ready));
         Ok(base)
     }
-}
-
-/// Replaces the paths of this worker's cache by the paths in the job, which users recognize.
-fn with_job_paths(interruption: Interruption, spec: &JobSpec, inputs: &LocalInputs) -> Interruption {
-    let Interruption::Failed(cause) = interruption else { return interruption };
-    let data = &spec.data;
-    let names = [
-        (Some(&inputs.train), Some(&data.train)),
-        (inputs.eval.as_ref(), data.eval.as_ref()),
-        (inputs.init_from.as_ref(), spec.adapter.init_from.as_ref()),
-        (Some(&inputs.base), Some(&spec.model.base)),
-    ];
-    let paths = names.into_iter().filter_map(|(local, in_job)| local.zip(in_job));
-    Interruption::Failed(paths.fold(cause, |cause, (local, in_job)| {
-        cause.replace(&*local.to_string_lossy(), &in_job.to_string_lossy())
-    }))
 }

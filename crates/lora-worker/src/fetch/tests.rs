@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::time::{sleep, timeout};
 use tonic::transport::Channel;
 
-use super::{FetchError, InputFetcher, LocalInputs};
+use super::{FetchError, FetchedFiles, InputFetcher};
 
 /// A limit that no test reaches.
 const LARGE_CACHE: u64 = 1 << 30;
@@ -50,7 +50,7 @@ fn inputs_with(base: v1::base::Source, train: &[u8]) -> v1::Inputs {
 }
 
 /// Returns the error of a fetch that must fail.
-fn refusal(result: Result<LocalInputs, FetchError>) -> FetchError {
+fn refusal(result: Result<FetchedFiles, FetchError>) -> FetchError {
     match result {
         Ok(_) => panic!("it was fetched"),
         Err(error) => error,

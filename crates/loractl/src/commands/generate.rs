@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use lora_data::{Message, Tokenizer};
 use lora_model::{Base, Generator, PeftAdapter, Sampling};
-use lora_spec::BaseLayout;
+use lora_spec::{BaseLayout, SourceDir};
 
 use crate::output::line;
 use crate::receipt;
@@ -58,10 +58,14 @@ pub(crate) struct Args {
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let sampling = args.sampling()?;
-    let tokenizer = Tokenizer::load(&args.base)?;
-    let base = Base::load(&args.base, args.base_layout()?, &lora_train::ComputeDevice::Cpu)?;
-    let adapter =
-        args.adapter.as_ref().map(|dir| PeftAdapter::read(dir)?.to_adapter(&base.config)).transpose()?;
+    let dir = SourceDir::from(&args.base);
+    let tokenizer = Tokenizer::load(&dir)?;
+    let base = Base::load(&dir, args.base_layout()?, &lora_train::ComputeDevice::Cpu)?;
+    let adapter = args
+        .adapter
+        .as_ref()
+        .map(|dir| PeftAdapter::read(&dir.into())?.to_adapter(&base.config))
+        .transpose()?;
     let prompt = if args.chat {
         let system = args.system.iter().map(|text| Message::new("system", text.as_str()));
         let messages: Vec<Message> = system.chain([Message::new("user", args.prompt.as_str())]).collect();

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use lora_data::{Dataset, MicroBatchRows, Tokenizer, collate};
 use lora_model::{Adapter, Base, MergeTarget, PeftAdapter, logits};
-use lora_spec::{BaseDtype, BaseLayout, LongRows, ModelConfig, Quantization};
+use lora_spec::{BaseDtype, BaseLayout, LongRows, ModelConfig, Quantization, SourceDir};
 use lora_train::{ComputeDevice, Receipt};
 use serde::Serialize;
 
@@ -111,12 +111,13 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         Dtype::Bf16 => BaseDtype::Bf16,
         Dtype::F32 => BaseDtype::F32,
     };
-    let config = ModelConfig::read(&args.base)?;
-    let adapter = PeftAdapter::read(&args.adapter)?.to_adapter(&config)?;
-    let tokenizer = Tokenizer::load(&args.base)?;
+    let base = SourceDir::from(&args.base);
+    let config = ModelConfig::read(&base)?;
+    let adapter = PeftAdapter::read(&args.adapter.as_path().into())?.to_adapter(&config)?;
+    let tokenizer = Tokenizer::load(&base)?;
     let rows = rows(&args, receipt.as_ref(), &tokenizer)?;
     let expected = LogitsSample::compute(
-        &Base::load(&args.base, trained_layout.clone(), &ComputeDevice::Cpu)?,
+        &Base::load(&base, trained_layout.clone(), &ComputeDevice::Cpu)?,
         Some(&adapter),
         &rows,
     )?;
@@ -124,7 +125,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     // The model that is written is merged a second time, so that only one dense model is in memory.
     let merge = |onto| {
         let target = if onto == OntoArg::Original { MergeTarget::Original } else { MergeTarget::Dequantized };
-        Base::merged(&args.base, &trained_layout, target, dtype, &adapter)
+        Base::merged(&base, &trained_layout, target, dtype, &adapter)
     };
     let mut differences = Vec::new();
     for onto in both.into_iter().take(if is_quantized { 2 } else { 1 }) {
@@ -144,7 +145,7 @@ fn rows(args: &Args, receipt: Option<&Receipt>, tokenizer: &Tokenizer) -> Result
     let path = path.ok_or_else(|| {
         anyhow!("--data: the adapter's training rows are not on this machine; name a file of rows")
     })?;
-    Ok(Dataset::read(path, tokenizer, MAX_LENGTH, LongRows::Truncate)?)
+    Ok(Dataset::read(&path.into(), tokenizer, MAX_LENGTH, LongRows::Truncate)?)
 }
 
 /// Logits after each token of some rows: `[tokens][vocab]`.
@@ -198,8 +199,11 @@ fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &MergeOutco
     let fill = || -> Result<()> {
         merged.save(&args.out)?;
         for name in tokenizer.files() {
-            let (from, to) = (args.base.join(name), args.out.join(name));
-            std::fs::copy(&from, &to).with_context(|| from.display().to_string())?;
+            let (from, to) = (tokenizer.dir().file(name), args.out.join(name));
+            if let Some(dir) = to.parent() {
+                std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+            }
+            std::fs::copy(from.path(), &to).with_context(|| from.to_string())?;
         }
         std::fs::write(args.out.join("README.md"), card(args, outcome))?;
         Ok(())

@@ -10,7 +10,7 @@ use lora_model::ModelError;
 use lora_plan::{MemoryEstimate, Plan, PlanData};
 use lora_spec::{
     BaseDtype, BaseFormat, DeviceKind, DeviceMemory, JobFile, JobSpec, ModelConfig, Quantization,
-    SafetensorsIndex, StoredWeight,
+    SafetensorsIndex, SourceDir, StoredWeight,
 };
 use lora_train::{TrainError, throughput_memory, training_throughput};
 use lora_worker::machine_memory;
@@ -121,9 +121,9 @@ impl ThroughputEstimate {
     }
 
     fn measure(plan: &Plan, job: &JobSpec) -> Result<Self, TrainError> {
-        let config = ModelConfig::read(&plan.base).map_err(ModelError::from)?;
-        let format =
-            memory_format(job, &config, &SafetensorsIndex::open(&plan.base).map_err(ModelError::from)?);
+        let base = SourceDir::from(&job.model.base);
+        let config = ModelConfig::read(&base).map_err(ModelError::from)?;
+        let format = memory_format(job, &config, &SafetensorsIndex::open(&base).map_err(ModelError::from)?);
         let needed = throughput_memory(job, &config, format, plan.shape)?;
         if let Some(available) = machine_memory().filter(|available| *available < needed) {
             let (needed, available) = (bytes(needed), bytes(available));

@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use lora_collective::backend_choice::Collective;
 use lora_data::{Message, Tokenizer};
 use lora_model::{Adapter, Base, Generator, PeftAdapter, Sampling};
-use lora_spec::{JobFile, JobState};
+use lora_spec::{JobFile, JobFiles, JobState};
 use rayon::prelude::*;
 use serde::Deserialize;
 
@@ -51,8 +51,9 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         job.data.eval.as_ref().with_context(|| {
             format!("{}: data.eval is missing; name a file of held-out rows", path.display())
         })?;
-    let base = Base::load(&job.model.base, job.base_layout(), &lora_train::ComputeDevice::Cpu)?;
-    let tokenizer = Tokenizer::load(&job.model.base)?;
+    let files = JobFiles::from_job(&job);
+    let base = Base::load(&files.base, job.base_layout(), &lora_train::ComputeDevice::Cpu)?;
+    let tokenizer = Tokenizer::load(&files.base)?;
     let rows = read_rows(held_out)?;
 
     eprintln!("answering {} held-out rows with the base model", rows.len());
@@ -74,7 +75,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         bail!("the job ended in the state {}: {}", summary.state.name(), summary.failure.unwrap_or_default());
     }
     eprintln!("answering the same rows with the adapter");
-    let adapter = PeftAdapter::read(&out)?.to_adapter(&base.config)?;
+    let adapter = PeftAdapter::read(&out.as_path().into())?.to_adapter(&base.config)?;
     let after = exact_match(&base, Some(&adapter), &tokenizer, &rows)?;
 
     let mut table = Table::new();

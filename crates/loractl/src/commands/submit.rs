@@ -7,8 +7,8 @@ use anyhow::{Result, bail};
 use lora_spec::JobFile;
 
 use super::{online, watch};
-use crate::inputs::{BaseLocation, JobFiles};
 use crate::job_check;
+use crate::job_upload::{BaseLocation, JobUpload};
 use crate::output::{Format, JobView, Table, parse_bytes};
 use crate::submit::{SubmitOptions, hashing_bar, random_key, submit};
 
@@ -56,7 +56,7 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     let file = JobFile::read(&args.job)?;
     let base = checked_base(&file, &args.job, args.max_upload)?;
     let bar = hashing_bar();
-    let inputs = JobFiles::collect(&file, base, &bar)?;
+    let inputs = JobUpload::collect(&file, base, &bar)?;
     bar.finish_and_clear();
     let options = SubmitOptions {
         idempotency_key: args.idempotency_key.unwrap_or_else(random_key),

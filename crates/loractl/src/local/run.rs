@@ -22,8 +22,8 @@ use super::summary::RunSummary;
 use super::workers::{WorkerExit, WorkerOptions, WorkerProcesses};
 use crate::client::Client;
 use crate::download::download_result;
-use crate::inputs::{BaseLocation, JobFiles};
 use crate::job_check;
+use crate::job_upload::{BaseLocation, JobUpload};
 use crate::job_watch::{JobWatch, WatchItem, WatchStart};
 use crate::progress::{EventTimes, ProgressDisplay};
 use crate::stats::JobStats;
@@ -91,7 +91,7 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
         .with_context(|| format!("{:?} is not a path", options.output_dir))?;
     output_dir::check(&path, options.resume)?;
     let base = BaseLocation::Path(file.job.model.base.clone());
-    let inputs = JobFiles::collect(&file, base, &ProgressBar::hidden())?;
+    let inputs = JobUpload::collect(&file, base, &ProgressBar::hidden())?;
     let output = OutputDir::open(&path, options.resume)?;
     let device = fleet.name();
     let mut run = LocalRun {
@@ -122,7 +122,7 @@ struct LocalRun {
     fleet: Fleet,
     workers: usize,
     file: JobFile,
-    inputs: JobFiles,
+    inputs: JobUpload,
     output: OutputDir,
     /// Whether this run has locked the store, so that no other process writes to the directory.
     holds_store: bool,

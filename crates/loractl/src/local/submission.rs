@@ -8,8 +8,8 @@ use lora_spec::{FieldError, JobFile, JobSpec, JobState};
 use tokio::time::timeout;
 
 use crate::client::{CallError, Client};
-use crate::inputs::JobFiles;
 use crate::job_lookup;
+use crate::job_upload::JobUpload;
 use crate::job_watch::{JobWatch, WatchStart};
 use crate::progress::ProgressDisplay;
 use crate::submit::{SubmitOptions, submit};
@@ -22,7 +22,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(60);
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Submits the job of `file`.
-pub(crate) async fn submit_new(client: &Client, file: &JobFile, inputs: &JobFiles) -> Result<v1::Job> {
+pub(crate) async fn submit_new(client: &Client, file: &JobFile, inputs: &JobUpload) -> Result<v1::Job> {
     submit(client, file, inputs, &SubmitOptions { idempotency_key: IDEMPOTENCY_KEY.into(), priority: 0 })
         .await
 }
@@ -34,7 +34,7 @@ pub(crate) async fn submit_new(client: &Client, file: &JobFile, inputs: &JobFile
 pub(crate) async fn resume(
     client: &Client,
     file: &JobFile,
-    inputs: &JobFiles,
+    inputs: &JobUpload,
     progress: &ProgressDisplay,
 ) -> Result<v1::Job> {
     let Some(job) = job_lookup::list(client, &[], Some(1)).await?.pop() else {

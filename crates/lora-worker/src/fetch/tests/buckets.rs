@@ -10,7 +10,7 @@ use lora_proto::{DigestBuilder, v1};
 use lora_test_kit::artifacts::FakeArtifacts;
 
 use super::super::remote::{RemoteBases, hub::Hub};
-use super::super::{FetchError, InputFetcher, LocalInputs};
+use super::super::{FetchError, FetchedFiles, InputFetcher};
 use super::http::{FakeResponse, HttpServer, Request};
 use super::{LARGE_CACHE, inputs_with, refusal, temp, tree};
 
@@ -105,7 +105,7 @@ fn answer(request: &Request, objects: &BTreeMap<String, Vec<u8>>, cut: &AtomicUs
     answer.with("etag", etag(content)).with("last-modified", "Fri, 02 Jan 2026 03:04:05 GMT")
 }
 
-async fn fetch(cache: &InputFetcher, url: &str) -> Result<LocalInputs, FetchError> {
+async fn fetch(cache: &InputFetcher, url: &str) -> Result<FetchedFiles, FetchError> {
     let (store, server) = FakeArtifacts::serve().await;
     store.add(b"rows");
     cache.inputs(&inputs_with(v1::base::Source::Url(url.to_owned()), b"rows"), server.channel()).await

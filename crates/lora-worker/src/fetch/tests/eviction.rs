@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use lora_test_kit::artifacts::FakeArtifacts;
 use lora_test_kit::server::TestServer;
 
-use super::{InputFetcher, LocalInputs, cache, inputs, temp, tree};
+use super::{FetchedFiles, InputFetcher, cache, inputs, temp, tree};
 
 const BASE: &[u8] = b"base";
 
@@ -15,7 +15,7 @@ fn rows(letter: char) -> Vec<u8> {
     letter.to_string().repeat(100).into_bytes()
 }
 
-async fn fetch(cache: &InputFetcher, letter: char, server: &TestServer) -> LocalInputs {
+async fn fetch(cache: &InputFetcher, letter: char, server: &TestServer) -> FetchedFiles {
     cache.inputs(&inputs(BASE, &rows(letter)), server.channel()).await.unwrap()
 }
 

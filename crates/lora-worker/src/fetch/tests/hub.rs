@@ -14,7 +14,7 @@ use super::super::remote::{
     RemoteBases,
     hub::{Hub, Repository},
 };
-use super::super::{FetchError, InputFetcher, LocalInputs};
+use super::super::{FetchError, FetchedFiles, InputFetcher};
 use super::http::{FakeResponse, HttpServer, Request};
 use super::{LARGE_CACHE, inputs_with, refusal, temp};
 
@@ -117,7 +117,7 @@ const TINY: [(&str, &[u8]); 8] = [
     ("tokenizer.json", b"{\"tokens\": 1}"),
 ];
 
-async fn fetch(cache: &InputFetcher, url: &str) -> Result<LocalInputs, FetchError> {
+async fn fetch(cache: &InputFetcher, url: &str) -> Result<FetchedFiles, FetchError> {
     let (store, server) = FakeArtifacts::serve().await;
     store.add(b"rows");
     cache.inputs(&inputs_with(v1::base::Source::Url(url.to_owned()), b"rows"), server.channel()).await

@@ -1,4 +1,4 @@
-//! The files that a job reads, on this machine.
+//! The files that a job reads, for the upload to the coordinator.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use lora_data::Tokenizer;
 use lora_proto::DigestBuilder;
 use lora_proto::file_name::{MAX_NAME_BYTES, is_file_name_char};
 use lora_proto::v1::{self, base};
-use lora_spec::{FieldError, JobFile, SafetensorsIndex};
+use lora_spec::{FieldError, JobFile, SafetensorsIndex, SourceDir, SourceFile};
 
 use crate::output::bytes;
 
@@ -36,9 +36,9 @@ pub(crate) struct LocalFile {
     pub(crate) stored: v1::StoredFile,
 }
 
-/// The files of a job.
+/// The files of a job, with their digests.
 #[derive(Debug)]
-pub(crate) struct JobFiles {
+pub(crate) struct JobUpload {
     base: base::Source,
     files: Vec<LocalFile>,
     train: v1::StoredFile,
@@ -64,7 +64,7 @@ impl BaseLocation {
             eprintln!("{} is not on this machine; each worker needs it under its model_roots", dir.display());
             return Ok(Self::Path(dir.clone()));
         }
-        let size = base_files(dir)?.iter().map(|(_, path)| size(path)).sum::<Result<u64>>()?;
+        let size = base_files(&dir.into())?.iter().map(|(_, file)| size(file)).sum::<Result<u64>>()?;
         if size > max_upload {
             eprintln!(
                 "{} has {}, more than --max-upload {}: it is not uploaded, and each worker needs it under \
@@ -79,7 +79,7 @@ impl BaseLocation {
     }
 }
 
-impl JobFiles {
+impl JobUpload {
     /// Reads and hashes the files of the job of `file`, and shows the progress on `bar`. Blocks.
     pub(crate) fn collect(file: &JobFile, base: BaseLocation, bar: &ProgressBar) -> Result<Self> {
         let job = &file.job;
@@ -94,7 +94,9 @@ impl JobFiles {
         };
         let base = match base {
             BaseLocation::Uploaded(dir) => {
-                let files = base_files(&dir)?.into_iter().map(|(name, path)| take(name, &path));
+                let files = base_files(&dir.as_path().into())?
+                    .into_iter()
+                    .map(|(name, file)| take(name, file.path()));
                 base::Source::Files(v1::FileSet { files: files.collect::<Result<_>>()? })
             }
             BaseLocation::Url(url) => base::Source::Url(url),
@@ -144,31 +146,29 @@ impl JobFiles {
 }
 
 /// Returns the files of a base that a worker needs, with their names in the store.
-fn base_files(dir: &Path) -> Result<Vec<(String, PathBuf)>> {
+fn base_files(dir: &SourceDir) -> Result<Vec<(String, SourceFile)>> {
     let checkpoint = SafetensorsIndex::open(dir)?;
     // The index of the checkpoint has these names, so the files cannot be renamed.
-    if let Some(path) = checkpoint.files.iter().find(|path| !path.ends_with(store_name(path))) {
-        bail!(
-            "{}: cannot upload a file of this name; use only letters, digits, '-', '_' and '.'",
-            path.display()
-        );
+    if let Some(file) = checkpoint.files.iter().find(|file| !file.name().ends_with(store_name(file.name()))) {
+        bail!("{file}: cannot upload a file of this name; use only letters, digits, '-', '_' and '.'");
     }
     let tokenizer = Tokenizer::load(dir)?;
-    let optional = OPTIONAL_BASE_FILES.map(|name| dir.join(name)).into_iter().filter(|path| path.is_file());
-    let mut files: Vec<(String, PathBuf)> = std::iter::once(dir.join("config.json"))
+    let optional =
+        OPTIONAL_BASE_FILES.map(|name| dir.file(name)).into_iter().filter(|file| file.path().is_file());
+    let mut files: Vec<(String, SourceFile)> = std::iter::once(dir.file("config.json"))
         .chain(checkpoint.files)
         .chain(optional)
-        .map(|path| (store_name(&path), path))
+        .map(|file| (store_name(file.name()), file))
         .collect();
     let has_template = tokenizer.files().iter().any(|file| file == Path::new(CHAT_TEMPLATE));
-    for file in tokenizer.files() {
-        let path = dir.join(file);
-        if file.components().count() == 1 {
-            files.push((store_name(&path), path));
-        } else if !has_template && file.ends_with("default.jinja") {
+    for name in tokenizer.files() {
+        let file = dir.file(name);
+        if name.components().count() == 1 {
+            files.push((store_name(name), file));
+        } else if !has_template && name.ends_with("default.jinja") {
             // The store has no directories. Transformers treats a file of this name as the default
             // template.
-            files.push((CHAT_TEMPLATE.into(), path));
+            files.push((CHAT_TEMPLATE.into(), file));
         }
     }
     Ok(files)
@@ -184,8 +184,8 @@ fn store_name(path: &Path) -> String {
     name.trim_start_matches('.').to_owned()
 }
 
-fn size(path: &Path) -> Result<u64> {
-    Ok(path.metadata().with_context(|| path.display().to_string())?.len())
+fn size(file: &SourceFile) -> Result<u64> {
+    Ok(file.path().metadata().with_context(|| file.to_string())?.len())
 }
 
 #[cfg(test)]
@@ -252,7 +252,7 @@ mod tests {
         let mut file = JobFile::read(&example).unwrap();
         file.job.model.base = dir.path().to_owned();
         let inputs =
-            JobFiles::collect(&file, BaseLocation::Uploaded(dir.path().to_owned()), &ProgressBar::hidden())
+            JobUpload::collect(&file, BaseLocation::Uploaded(dir.path().to_owned()), &ProgressBar::hidden())
                 .unwrap();
         let message = inputs.message();
         let Some(base::Source::Files(set)) = message.base.unwrap().source else { panic!("no files") };
@@ -280,7 +280,7 @@ mod tests {
         fs::write(dir.path().join("t.jsonl"), "one").unwrap();
         let file = with_base("/base", dir.path());
         let collect =
-            || JobFiles::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
+            || JobUpload::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
         let first = collect();
         assert_eq!(collect().difference(&first.message()), None);
         fs::write(dir.path().join("t.jsonl"), "two").unwrap();

@@ -1,0 +1,232 @@
+//! The files that a job reads. Each has a name, by which users know it, and a path on this machine.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::JobSpec;
+
+/// A file with its name in messages and its path on this machine.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourceFile {
+    name: PathBuf,
+    path: PathBuf,
+}
+
+impl SourceFile {
+    /// Creates a file that messages call `name`.
+    pub fn new(name: impl Into<PathBuf>, path: impl Into<PathBuf>) -> Self {
+        Self { name: name.into(), path: path.into() }
+    }
+
+    /// Creates a file that was uploaded as `uploaded` for the path `in_job` of a job. Its name is
+    /// the path in the job. If the extensions differ, its name is `uploaded`, because the extension
+    /// of a dataset's name determines the format.
+    pub fn uploaded(in_job: &Path, uploaded: &str, path: impl Into<PathBuf>) -> Self {
+        let is_same_format = in_job.extension() == Path::new(uploaded).extension();
+        Self::new(if is_same_format { in_job } else { Path::new(uploaded) }, path)
+    }
+
+    /// Returns the name in messages.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    /// Returns the path on this machine.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The name.
+impl fmt::Display for SourceFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.display().fmt(f)
+    }
+}
+
+/// A file whose name is its path.
+impl From<&Path> for SourceFile {
+    fn from(path: &Path) -> Self {
+        Self::new(path, path)
+    }
+}
+
+/// A file whose name is its path.
+impl From<PathBuf> for SourceFile {
+    fn from(path: PathBuf) -> Self {
+        path.as_path().into()
+    }
+}
+
+/// A file whose name is its path.
+impl From<&PathBuf> for SourceFile {
+    fn from(path: &PathBuf) -> Self {
+        path.as_path().into()
+    }
+}
+
+/// A directory with its name in messages: a base or an adapter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourceDir {
+    name: PathBuf,
+    location: Location,
+}
+
+/// Where the files of a directory are on this machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Location {
+    /// In this directory.
+    Dir(PathBuf),
+    /// At these paths, by their names in the directory.
+    Files(Arc<BTreeMap<String, PathBuf>>),
+}
+
+impl SourceDir {
+    /// Creates a directory that messages call `name`.
+    pub fn new(name: impl Into<PathBuf>, path: impl Into<PathBuf>) -> Self {
+        Self { name: name.into(), location: Location::Dir(path.into()) }
+    }
+
+    /// Creates a directory of files that are stored at other paths. The keys of `files` are their
+    /// names in the directory.
+    pub fn of_files(name: impl Into<PathBuf>, files: BTreeMap<String, PathBuf>) -> Self {
+        Self { name: name.into(), location: Location::Files(Arc::new(files)) }
+    }
+
+    /// Returns the name in messages.
+    pub fn name(&self) -> &Path {
+        &self.name
+    }
+
+    /// Returns whether the directory exists.
+    pub fn exists(&self) -> bool {
+        match &self.location {
+            Location::Dir(path) => path.is_dir(),
+            Location::Files(_) => true,
+        }
+    }
+
+    /// Returns the file `name` of this directory, which may not exist.
+    pub fn file(&self, name: impl AsRef<Path>) -> SourceFile {
+        let name = name.as_ref();
+        let path = match &self.location {
+            Location::Dir(path) => path.join(name),
+            // An empty path is a file that does not exist.
+            Location::Files(files) => {
+                name.to_str().and_then(|name| files.get(name)).cloned().unwrap_or_default()
+            }
+        };
+        SourceFile::new(self.name.join(name), path)
+    }
+
+    /// Returns the names of the files in the subdirectory `subdir`, relative to this directory,
+    /// sorted. There are none if the subdirectory does not exist.
+    ///
+    /// # Errors
+    /// The subdirectory cannot be read.
+    pub fn files_in(&self, subdir: &str) -> io::Result<Vec<PathBuf>> {
+        let mut names = match &self.location {
+            Location::Dir(path) if path.join(subdir).is_dir() => std::fs::read_dir(path.join(subdir))?
+                .map(|entry| Ok(Path::new(subdir).join(entry?.file_name())))
+                .collect::<io::Result<Vec<_>>>()?,
+            Location::Dir(_) => Vec::new(),
+            Location::Files(files) => {
+                files.keys().map(PathBuf::from).filter(|name| name.starts_with(subdir)).collect()
+            }
+        };
+        names.sort();
+        Ok(names)
+    }
+}
+
+/// The name.
+impl fmt::Display for SourceDir {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.name.display().fmt(f)
+    }
+}
+
+/// A directory whose name is its path.
+impl From<&Path> for SourceDir {
+    fn from(path: &Path) -> Self {
+        Self::new(path, path)
+    }
+}
+
+/// A directory whose name is its path.
+impl From<PathBuf> for SourceDir {
+    fn from(path: PathBuf) -> Self {
+        path.as_path().into()
+    }
+}
+
+/// A directory whose name is its path.
+impl From<&PathBuf> for SourceDir {
+    fn from(path: &PathBuf) -> Self {
+        path.as_path().into()
+    }
+}
+
+/// The files of a job on this machine. The paths in the job are those of the machine on which the
+/// job was written; here they are only names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JobFiles {
+    /// The base of `model.base`.
+    pub base: SourceDir,
+    /// The rows of `data.train`.
+    pub train: SourceFile,
+    /// The rows of `data.eval`; set if and only if the job has evaluation rows.
+    pub eval: Option<SourceFile>,
+    /// The adapter of `adapter.init_from`; set if and only if the job has this setting.
+    pub init_from: Option<SourceDir>,
+}
+
+impl JobFiles {
+    /// Returns the files of a job that was written on this machine: those at the paths in the job.
+    pub fn from_job(job: &JobSpec) -> Self {
+        Self {
+            base: (&job.model.base).into(),
+            train: (&job.data.train).into(),
+            eval: job.data.eval.as_ref().map(Into::into),
+            init_from: job.adapter.init_from.as_ref().map(Into::into),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_uploaded_file_has_the_name_in_the_job_if_the_format_is_the_same() {
+        let name =
+            |in_job: &str, uploaded| SourceFile::uploaded(Path::new(in_job), uploaded, "/x").to_string();
+        assert_eq!(name("/data/my rows.jsonl", "my_rows.jsonl"), "/data/my rows.jsonl");
+        assert_eq!(name("train", "rows.parquet"), "rows.parquet");
+        assert_eq!(name("rows.jsonl", "rows.parquet"), "rows.parquet");
+    }
+
+    #[test]
+    fn a_directory_of_files_reads_like_a_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join("sub")).unwrap();
+        for name in ["a", "sub/c", "sub/b"] {
+            std::fs::write(dir.path().join(name), name).unwrap();
+        }
+        let files = ["a", "sub/c", "sub/b"].map(|name| (name.to_owned(), dir.path().join(name)));
+        for source in [SourceDir::new("base", dir.path()), SourceDir::of_files("base", BTreeMap::from(files))]
+        {
+            assert!(source.exists());
+            assert_eq!(source.file("a").name(), Path::new("base/a"));
+            assert_eq!(std::fs::read_to_string(source.file("sub/b").path()).unwrap(), "sub/b");
+            let missing = std::fs::read(source.file("d").path()).unwrap_err();
+            assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+            assert_eq!(source.files_in("sub").unwrap(), [Path::new("sub/b"), Path::new("sub/c")]);
+            assert!(source.files_in("other").unwrap().is_empty());
+        }
+        assert!(!SourceDir::new("base", dir.path().join("a")).exists());
+    }
+}
