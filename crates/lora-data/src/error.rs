@@ -10,7 +10,7 @@ use lora_spec::{LongRows, SourceFile};
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// A file cannot be read.
-    #[error("cannot read {}", path.display())]
+    #[error("{}: {source}", path.display())]
     Read {
         /// Name of the file.
         path: PathBuf,

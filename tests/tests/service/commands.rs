@@ -1,6 +1,6 @@
 //! The commands of `loractl` that call a coordinator: exit codes, errors and output formats.
 
-use lora_e2e::{Finished, Fixture, TestService, loractl, on_terminal, sets, without_settings};
+use lora_e2e::{Finished, Fixture, TestService, loractl, on_terminal};
 use serde_json::Value;
 
 #[test]
@@ -151,19 +151,8 @@ fn a_failed_job_has_its_own_exit_code_and_one_clear_error() {
 fn a_base_on_the_worker_needs_no_upload() {
     let fixture = Fixture::with_steps(1);
     let service = TestService::start();
-    let cache = tempfile::tempdir().unwrap();
     let root = fixture.path("").canonicalize().unwrap();
-    let mut command = lora_e2e::lora_worker();
-    sets(&mut command, [("name", "w0"), ("coordinator", &format!("http://{}", service.address()))]);
-    sets(
-        &mut command,
-        [("cache_dir", cache.path().to_str().unwrap()), ("model_roots", root.to_str().unwrap())],
-    );
-    sets(
-        &mut command,
-        [("peer.listen", "127.0.0.1:0"), ("http.listen", "127.0.0.1:0"), ("log.format", "json")],
-    );
-    let _worker = lora_e2e::Daemon::start(without_settings(&mut command));
+    let _worker = service.worker_with("w0", &[("model_roots", root.to_str().unwrap())]);
     let submit =
         ["submit", fixture.job().to_str().unwrap(), "--watch", "--max-upload", "0"].map(str::to_owned);
     let done = service.run(&submit.each_ref().map(String::as_str)).expect_code(0);

@@ -1,5 +1,6 @@
 //! Inputs on which no job can be trained, from a client that does not check them. The coordinator
-//! checks them before it assigns workers.
+//! checks them before it assigns workers; if it does not have the base, the workers do. Errors name
+//! the files by the paths in the job.
 
 use std::fs::{self, OpenOptions};
 
@@ -11,14 +12,14 @@ use lora_spec::JobFile;
 fn an_invalid_line_fails_the_job_with_file_and_line() {
     let fixture = Fixture::default();
     fixture.append("train.jsonl", r#"{"prompt": "a", "completion": "b"#);
-    expect_failure(&fixture, &["train.jsonl:58", "invalid JSON"]);
+    expect_failure(&fixture, "train.jsonl:58:", &["invalid JSON"]);
 }
 
 #[test]
 fn an_invalid_line_in_the_evaluation_rows_fails_the_job() {
     let fixture = Fixture::default();
     fixture.append("eval.jsonl", "[1]x");
-    expect_failure(&fixture, &["eval.jsonl:11", "invalid JSON"]);
+    expect_failure(&fixture, "eval.jsonl:11:", &["invalid JSON"]);
 }
 
 #[test]
@@ -26,27 +27,58 @@ fn a_truncated_base_fails_the_job() {
     let fixture = Fixture::default();
     let file = OpenOptions::new().write(true).open(fixture.path("base/model.safetensors")).unwrap();
     file.set_len(file.metadata().unwrap().len() - 1).unwrap();
-    expect_failure(&fixture, &["model.safetensors", "truncated"]);
+    expect_failure(&fixture, "base/model.safetensors: ", &["truncated"]);
 }
 
 #[test]
 fn a_base_of_an_unknown_architecture_fails_the_job() {
     let fixture = Fixture::default();
     fixture.edit("base/config.json", "LlamaForCausalLM", "GPT2LMHeadModel");
-    expect_failure(&fixture, &["config.json", "GPT2LMHeadModel", "LlamaForCausalLM"]);
+    expect_failure(&fixture, "base/config.json: ", &["GPT2LMHeadModel", "LlamaForCausalLM"]);
 }
 
-/// Uploads the files as they are, submits the job without any worker, and checks the cause of its
-/// failure.
-fn expect_failure(fixture: &Fixture, expected: &[&str]) {
+#[test]
+fn a_worker_names_the_file_by_the_path_in_the_job() {
+    let fixture = Fixture::default();
+    fixture.append("train.jsonl", "[1]x");
+    let service = TestService::start();
+    let root = fixture.path("").canonicalize().unwrap();
+    let _worker = service.worker_with("w0", &[("model_roots", root.to_str().unwrap())]);
+    let base = base::Source::Path(root.join("base").to_str().unwrap().to_owned());
+    let job = submit(&fixture, &service, base);
+    let failure = service.until_state(&job, "failed").failure.unwrap();
+    let line = format!("{}:58:", fixture.path("train.jsonl").display());
+    assert!(failure.cause.starts_with(&line) && failure.worker.as_deref() == Some("w0"), "{failure:?}");
+}
+
+/// Uploads the files as they are, submits the job without any worker, and checks that the cause of
+/// its failure begins with the path `at` of the fixture.
+fn expect_failure(fixture: &Fixture, at: &str, expected: &[&str]) {
     let service = TestService::start();
     let api = service.api();
     let mut files =
         fs::read_dir(fixture.path("base")).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>();
     files.sort();
     let files = files.iter().map(|path| api.upload(path)).collect();
+    let job = submit(fixture, &service, base::Source::Files(v1::FileSet { files }));
+    let failed = service.until_state(&job, "failed");
+    let cause = failed.failure.unwrap().cause;
+    assert!(cause.starts_with(fixture.path(at).to_str().unwrap()), "{at}: {cause}");
+    for words in expected {
+        assert!(cause.contains(words), "{words}: {cause}");
+    }
+    assert_eq!(failed.generation, 0);
+    // `watch` prints the same error.
+    let watched = service.run(&["watch", &job]).expect_code(3);
+    assert!(watched.error().unwrap_or_default().contains(&cause), "{}", watched.stderr);
+    assert_eq!(service.daemon().get("/healthz").status, 200);
+}
+
+/// Submits the job of the fixture with its data files and `base`, and returns its id.
+fn submit(fixture: &Fixture, service: &TestService, base: base::Source) -> String {
+    let api = service.api();
     let inputs = v1::Inputs {
-        base: Some(v1::Base { source: Some(base::Source::Files(v1::FileSet { files })) }),
+        base: Some(v1::Base { source: Some(base) }),
         train: Some(api.upload(&fixture.path("train.jsonl"))),
         eval: Some(api.upload(&fixture.path("eval.jsonl"))),
         init_from: Vec::new(),
@@ -54,17 +86,5 @@ fn expect_failure(fixture: &Fixture, expected: &[&str]) {
     let job = v1::JobSpec::try_from(&JobFile::read(&fixture.job()).unwrap().job).unwrap();
     let request =
         v1::SubmitJobRequest { job: Some(job), inputs: Some(inputs), ..v1::SubmitJobRequest::default() };
-    let job = api.submit(request).unwrap().job_id;
-    let failed = service.until_state(&job, "failed");
-    let cause = failed.failure.unwrap().cause;
-    for words in expected {
-        assert!(cause.contains(words), "{words}: {cause}");
-    }
-    let temporary = std::env::temp_dir();
-    assert!(!cause.contains(temporary.to_str().unwrap()), "a path of the coordinator: {cause}");
-    assert_eq!(failed.generation, 0);
-    // `watch` prints the same error.
-    let watched = service.run(&["watch", &job]).expect_code(3);
-    assert!(watched.error().unwrap_or_default().contains(expected[0]), "{}", watched.stderr);
-    assert_eq!(service.daemon().get("/healthz").status, 200);
+    api.submit(request).unwrap().job_id
 }
