@@ -36,6 +36,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time that reads of the store may take to end after that.
 const LAST_READS: Duration = Duration::from_secs(1);
+/// The time that the disk may take after that to move the database's log into its file.
+const LAST_CHECKPOINT: Duration = Duration::from_secs(10);
 /// The interval between two rounds of maintenance of the store.
 const MAINTENANCE: Duration = Duration::from_secs(600);
 
@@ -216,10 +218,13 @@ impl Coordinator {
         sessions.wait().await;
         maintenance.await?;
         http.await?.map_err(CoordinatorError::Http)?;
-        match timeout(LAST_READS, store.finish()).await {
-            Ok(Ok(())) => {}
+        let reads_ended = timeout(LAST_READS, store.end_reads()).await.is_ok();
+        match timeout(LAST_CHECKPOINT, store.truncate_wal()).await {
+            Ok(Ok(true)) => {}
             Ok(Err(error)) => tracing::error!(%error, "cannot move the database's log into its file"),
-            Err(_) => tracing::warn!("the database is still being read, its log is not moved into its file"),
+            Ok(Ok(false)) | Err(_) => {
+                tracing::warn!(reads_ended, "the database's log is not moved into its file");
+            }
         }
         served
     }

@@ -226,9 +226,14 @@ impl Store {
         moved.map_err(|error| self.database_error(error))
     }
 
-    /// Ends all reads, and moves the whole log of the database into its file.
-    pub(crate) async fn finish(&self) -> Result<(), StoreError> {
+    /// Refuses new reads, and waits for the end of the others.
+    pub(crate) async fn end_reads(&self) {
         self.readers().close().await;
+    }
+
+    /// Moves the whole log of the database into its file, and empties the log. Returns whether this
+    /// succeeded; another connection to the database can prevent it.
+    pub(crate) async fn truncate_wal(&self) -> Result<bool, StoreError> {
         let mut writers = self.writers().await;
         wal::truncate(&mut writers.lifecycle).await.map_err(|error| self.database_error(error))
     }

@@ -63,7 +63,7 @@ impl AdapterLayout {
     /// Iterates over all matrices: name in a PEFT file, shape, and range in the flat buffer.
     pub fn tensors(&self) -> impl Iterator<Item = (String, [usize; 2], Range<usize>)> {
         self.modules.iter().flat_map(|AdaptedModule { module, r, a, b }| {
-            let name = |matrix: &str| format!("base_model.model.{}.lora_{matrix}.weight", module.name);
+            let name = |matrix| peft_name(&module.name, matrix);
             [
                 (name("A"), [*r, module.in_features], a.clone()),
                 (name("B"), [module.out_features, *r], b.clone()),
@@ -96,6 +96,11 @@ impl AdapterLayout {
         };
         self.modules.iter().map(pair).collect()
     }
+}
+
+/// Returns the name of a matrix, `A` or `B`, of a module in PEFT's files.
+pub(crate) fn peft_name(module: &str, matrix: &str) -> String {
+    format!("base_model.model.{module}.lora_{matrix}.weight")
 }
 
 /// An adapter over a base: the parameters and the scaling `s` of `W0 + s B A`.

@@ -12,6 +12,7 @@ use safetensors::tensor::TensorView;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
+use crate::adapter::peft_name;
 use crate::{Adapter, AdapterLayout, ModelError};
 
 /// File names that PEFT looks for.
@@ -83,7 +84,7 @@ impl PeftAdapter {
         let modules: Vec<_> = model
             .linear_modules()
             .into_iter()
-            .filter(|m| self.tensors.contains_key(&format!("base_model.model.{}.lora_A.weight", m.name)))
+            .filter(|m| self.tensors.contains_key(&peft_name(&m.name, "A")))
             .collect();
         let layout = AdapterLayout::new(model, &modules, self.config.r);
         let mut params = vec![0.0; layout.len];

@@ -44,11 +44,18 @@ pub struct Run {
     facts: RunFacts,
 }
 
-/// The progress of a rank, and the hash of its state.
+/// How far a rank is. A later position is greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+struct Position {
+    completed_steps: u64,
+    /// Whether no evaluation is due after the last completed step.
+    evaluated: bool,
+}
+
+/// The position of a rank, and the hash of its state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct RankState {
-    /// Number of completed steps, and whether no evaluation is due after the last one.
-    at: (u64, bool),
+    position: Position,
     state: String,
 }
 
@@ -178,20 +185,24 @@ impl Run {
     pub fn join(&mut self, mut group: Group, preference: impl Into<Preference>) -> Result<(), TrainError> {
         self.leave()?;
         let mine = RankState {
-            at: (self.progress.step(), !self.progress.is_evaluation_due()),
+            position: Position {
+                completed_steps: self.progress.step(),
+                evaluated: !self.progress.is_evaluation_due(),
+            },
             state: self.trainer.state_hash().to_owned(),
         };
         let all: Vec<RankState> = all_gather(&mut group, &mine)?;
-        let newest = all.iter().map(|other| other.at).max().unwrap_or(mine.at);
-        let holders: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].at == newest).collect();
+        let newest = all.iter().map(|other| other.position).max().unwrap_or(mine.position);
+        let holders: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].position == newest).collect();
         let root = holders.first().copied().unwrap_or(0);
         let newest_states: Vec<(u64, &str)> =
-            holders.iter().map(|&rank| (newest.0, all[rank].state.as_str())).collect();
+            holders.iter().map(|&rank| (newest.completed_steps, all[rank].state.as_str())).collect();
         // Hosts may compute different initial adapters from the same base, even with equal GPUs.
         // Before the first step, adopting another rank's adapter loses no training.
-        let may_differ = newest.0 == 0 && self.job.adapter.init_lora_weights != InitLoraWeights::Default;
+        let may_differ =
+            newest.completed_steps == 0 && self.job.adapter.init_lora_weights != InitLoraWeights::Default;
         if let Some(diverged) = find_diverged_rank(&newest_states).filter(|_| !may_differ) {
-            return Err(TrainError::Diverged { step: newest.0, rank: holders[diverged] });
+            return Err(TrainError::Diverged { step: newest.completed_steps, rank: holders[diverged] });
         }
         if all.iter().any(|other| *other != all[root]) {
             let mut bytes = if group.rank() == root { self.checkpoint()? } else { Vec::new() };

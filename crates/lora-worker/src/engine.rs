@@ -132,7 +132,7 @@ impl EngineThread {
                         return Ok(());
                     }
                 }
-                Task::Free => self.release_job(),
+                Task::Release => self.release_job(),
                 Task::Prepare(assignment) => self.work(|engine| engine.prepare(&assignment))?,
                 Task::Reassign(assignment) => self.work(|engine| engine.reassign(&assignment))?,
                 Task::Train(assignment) => self.work(|engine| engine.train(&assignment))?,

@@ -35,7 +35,7 @@ use lora_proto::v1;
 use lora_spec::{JobFiles, JobSpec, SourceDir, SourceFile};
 use tonic::transport::Channel;
 
-use self::cache::{CacheDir, FileLock};
+use self::cache::{CacheDir, DirLock};
 pub(crate) use self::error::FetchError;
 use self::model_roots::ModelRoots;
 #[cfg(feature = "remote-base")]
@@ -67,7 +67,7 @@ pub(crate) struct FetchedFiles {
     pub(crate) eval: Option<PathBuf>,
     /// The directory of the adapter to start from.
     pub(crate) init_from: Option<PathBuf>,
-    _locks: Vec<FileLock>,
+    _locks: Vec<DirLock>,
 }
 
 impl FetchedFiles {
@@ -191,7 +191,7 @@ impl InputFetcher {
     async fn lock_set(
         &self,
         file_set: FileSet,
-        locks: &mut Vec<(FileLock, FileSet)>,
+        locks: &mut Vec<(DirLock, FileSet)>,
     ) -> Result<PathBuf, FetchError> {
         let lock = self.cache.lock_set(&file_set.files).await?;
         let dir = lock.dir.clone();

@@ -137,7 +137,7 @@ pub async fn run(
         connected,
         term: 0,
     };
-    let life = Lifecycle {
+    let lifecycle = Lifecycle {
         desired: desired.clone(),
         status: status_now.clone(),
         connected: connected_now.clone(),
@@ -161,10 +161,10 @@ pub async fn run(
     };
     tokio::select! {
         () = session.run(ending.clone()) => {}
-        () = life.run(stop, immediate, &ending) => {}
+        () = lifecycle.run(stop, immediate, &ending) => {}
         () = gauges.follow(status_now, connected_now, &health) => {}
         () = serving => {}
-        lost = ended.recv() => return Err(lost.unwrap_or(WorkerError::EngineEnded)),
+        error = ended.recv() => return Err(error.unwrap_or(WorkerError::EngineEnded)),
     }
     desired.send_replace(DesiredState::none());
     drop(desired);

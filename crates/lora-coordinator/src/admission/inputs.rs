@@ -67,8 +67,8 @@ pub(crate) fn digests(inputs: &v1::Inputs) -> Vec<v1::FileDigest> {
     files(inputs).filter_map(|file| file.digest.clone()).collect()
 }
 
-/// Returns the stored files of `job`, under their names in the job. `None` if the base is not in the
-/// store.
+/// Returns the stored files of `job`, under their names in the job. `None` if the base is not in
+/// the store.
 pub(crate) fn job_files(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Option<JobFiles> {
     let base::Source::Files(set) = inputs.base.as_ref()?.source.as_ref()? else { return None };
     // A file without a SHA-256, which `check` refuses, has an empty path, which does not exist.

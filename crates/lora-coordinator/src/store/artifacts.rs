@@ -105,10 +105,10 @@ impl Store {
             }
             None => return Err(StoreError::Invalid("an artifact without a name".into())),
         }
-        let unnamed = delete_unreferenced(&mut db, BEFORE_ALL_TIMES).await.map_err(failed)?;
+        let unreferenced_objects = delete_unreferenced(&mut db, BEFORE_ALL_TIMES).await.map_err(failed)?;
         owner::commit(db, &self.0.objects).await.map_err(failed)?;
         self.0.watchers.wake(&artifact.job_id);
-        self.remove(unnamed).await;
+        self.remove(unreferenced_objects).await;
         Ok(CommitOutcome::Done)
     }
 
@@ -153,10 +153,10 @@ impl Store {
         let files = result_files(&mut db, sequence).await.map_err(failed)?;
         events.insert(0, job_event::Kind::ResultSaved(v1::ResultSaved { files: files.clone() }));
         append_events(&mut db, sequence, events, self.0.retention.events).await.map_err(failed)?;
-        let unnamed = delete_unreferenced(&mut db, BEFORE_ALL_TIMES).await.map_err(failed)?;
+        let unreferenced_objects = delete_unreferenced(&mut db, BEFORE_ALL_TIMES).await.map_err(failed)?;
         owner::commit(db, &self.0.objects).await.map_err(failed)?;
         self.0.watchers.wake(&job.id);
-        self.remove(unnamed).await;
+        self.remove(unreferenced_objects).await;
         Ok(Ok(files))
     }
 

@@ -101,10 +101,11 @@ impl Store {
         let horizon = SystemTime::now().checked_sub(unreferenced).unwrap_or(SystemTime::UNIX_EPOCH);
         run_to_completion(async move {
             let mut writers = store.writers().await;
-            let unnamed = forget(&mut writers.lifecycle, nanos(horizon), &store.0.objects).await;
+            let unreferenced_objects =
+                collect_unreferenced(&mut writers.lifecycle, nanos(horizon), &store.0.objects).await;
             // Under the same lock: no upload can bring one of these files back before it is
             // removed.
-            Ok(store.remove(unnamed.map_err(|error| store.database_error(error))?).await)
+            Ok(store.remove(unreferenced_objects.map_err(|error| store.database_error(error))?).await)
         })
         .await
     }
@@ -201,16 +202,20 @@ impl Drop for Staged {
 }
 
 /// Runs [`delete_unreferenced`] in its own transaction.
-async fn forget(writer: &mut Writer, horizon: i64, objects: &Path) -> sqlx::Result<Vec<Vec<u8>>> {
+async fn collect_unreferenced(
+    writer: &mut Writer,
+    horizon: i64,
+    objects: &Path,
+) -> sqlx::Result<Vec<Vec<u8>>> {
     let mut db = writer.begin().await?;
-    let unnamed = delete_unreferenced(&mut db, horizon).await?;
+    let unreferenced_objects = delete_unreferenced(&mut db, horizon).await?;
     // An older copy of the database has rows of files that are about to be removed, so the revision
     // is raised.
-    match unnamed.is_empty() {
+    match unreferenced_objects.is_empty() {
         true => db.commit().await?,
         false => owner::commit(db, objects).await?,
     }
-    Ok(unnamed)
+    Ok(unreferenced_objects)
 }
 
 /// Runs `work` to completion, even if the caller is dropped. A dropped call must not leave a file

@@ -86,7 +86,9 @@ pub(super) async fn checkpoint(writer: &mut Writer, objects: &Path) -> sqlx::Res
     owner::commit_same_revision(db, objects).await
 }
 
-/// Moves the log into the database's file and empties it.
-pub(super) async fn truncate(writer: &mut Writer) -> sqlx::Result<()> {
-    sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(&mut writer.connection).await.map(drop)
+/// Moves the log into the database's file and empties it. Returns whether this succeeded.
+pub(super) async fn truncate(writer: &mut Writer) -> sqlx::Result<bool> {
+    let moved = sqlx::query_as("PRAGMA wal_checkpoint(TRUNCATE)").fetch_one(&mut writer.connection).await?;
+    let (busy, _, _): (i64, i64, i64) = moved;
+    Ok(busy == 0)
 }

@@ -10,10 +10,6 @@ use crate::error::TrainError;
 pub(crate) struct SingleRankReducer;
 
 impl GradientReducer for SingleRankReducer {
-    fn block_ready(&mut self, _: &mut Group, _: &GradientSums) -> Result<(), TrainError> {
-        Ok(())
-    }
-
     fn finish(&mut self, _: &mut Group, all: &GradientSums) -> Result<Tensor, TrainError> {
         match all.nodes {
             [(_, sum)] => Ok(sum.clone()),
@@ -22,17 +18,5 @@ impl GradientReducer for SingleRankReducer {
                 Err(CollectiveError::Argument(message).into())
             }
         }
-    }
-
-    fn discard(&mut self, _: &mut Group) -> Result<(), TrainError> {
-        Ok(())
-    }
-
-    fn bytes_sent(&self) -> u64 {
-        0
-    }
-
-    fn leave(self: Box<Self>) -> Result<(), TrainError> {
-        Ok(())
     }
 }

@@ -14,10 +14,6 @@ use crate::error::TrainError;
 pub(crate) struct TcpReducer;
 
 impl GradientReducer for TcpReducer {
-    fn block_ready(&mut self, _: &mut Group, _: &GradientSums) -> Result<(), TrainError> {
-        Ok(())
-    }
-
     fn finish(&mut self, group: &mut Group, all: &GradientSums) -> Result<Tensor, TrainError> {
         let GradientSums { partition, nodes, out } = all;
         let on_host = nodes.iter().map(|(id, node)| Ok((*id, to_vec(node)?)));
@@ -27,17 +23,5 @@ impl GradientReducer for TcpReducer {
         group.all_reduce_tree(partition.leaves, &partition.ranges, &nodes, &mut sums)?;
         write_f32(out, &sums)?;
         Ok((*out).clone())
-    }
-
-    fn discard(&mut self, _: &mut Group) -> Result<(), TrainError> {
-        Ok(())
-    }
-
-    fn bytes_sent(&self) -> u64 {
-        0
-    }
-
-    fn leave(self: Box<Self>) -> Result<(), TrainError> {
-        Ok(())
     }
 }

@@ -13,7 +13,7 @@ pub(super) enum Task {
     /// Wait: the observed state is the desired state.
     Wait,
     /// Release the job.
-    Free,
+    Release,
     /// Load the job's base and data.
     Prepare(Arc<Assignment>),
     /// Take on another rank or generation in the loaded job.
@@ -26,14 +26,14 @@ pub(super) enum Task {
 
 pub(super) fn next_task(current: Option<&CurrentJob>, desired: &DesiredState) -> Task {
     let Some(assignment) = desired.assignment.clone() else {
-        return if current.is_some() { Task::Free } else { Task::Wait };
+        return if current.is_some() { Task::Release } else { Task::Wait };
     };
     let Some(current) = current else { return Task::Prepare(assignment) };
     let same_group = current.generation == assignment.generation;
     match (current.phase, desired.goal) {
-        _ if current.job_id != assignment.job_id => Task::Free,
+        _ if current.job_id != assignment.job_id => Task::Release,
         // A failed job has no state to continue from.
-        (Phase::Failed, _) if !same_group => Task::Free,
+        (Phase::Failed, _) if !same_group => Task::Release,
         _ if !same_group => Task::Reassign(assignment),
         (Phase::Prepared, Goal::Train) => Task::Train(assignment),
         // A rank that has finished saves if rank 0 was lost before its result was accepted.
@@ -75,8 +75,8 @@ mod tests {
         for phase in (1..=11).map(|number| Phase::try_from(number).unwrap()) {
             let mut current = CurrentJob::new(&assignment("job", 3));
             current.enter(phase);
-            assert_eq!(next_task(Some(&current), &DesiredState::none()), Task::Free);
-            assert_eq!(next(phase, "another job", 3, Goal::Train), Task::Free);
+            assert_eq!(next_task(Some(&current), &DesiredState::none()), Task::Release);
+            assert_eq!(next(phase, "another job", 3, Goal::Train), Task::Release);
         }
     }
 
@@ -89,7 +89,7 @@ mod tests {
                 "{phase:?}"
             );
         }
-        assert_eq!(next(Phase::Failed, "job", 4, Goal::Prepare), Task::Free);
+        assert_eq!(next(Phase::Failed, "job", 4, Goal::Prepare), Task::Release);
         assert_eq!(next(Phase::Failed, "job", 3, Goal::Train), Task::Wait);
     }
 

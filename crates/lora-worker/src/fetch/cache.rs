@@ -29,7 +29,7 @@ pub(super) struct CacheDir {
 }
 
 /// A locked directory of the cache. It is not removed while this value lives.
-pub(super) struct FileLock {
+pub(super) struct DirLock {
     pub(super) dir: PathBuf,
     _lock: File,
 }
@@ -50,14 +50,14 @@ impl CacheDir {
     }
 
     /// Locks the set of `files`, which may still be incomplete.
-    pub(super) async fn lock_set(&self, files: &[RemoteFile]) -> Result<FileLock, FetchError> {
+    pub(super) async fn lock_set(&self, files: &[RemoteFile]) -> Result<DirLock, FetchError> {
         let dir = self.root.join("sets").join(set_id(files));
         let started = Instant::now();
         loop {
             if let Some(lock) = lock_dir(&dir, File::try_lock_shared).map_err(FetchError::at(&dir))? {
                 // Eviction starts with the set that has not been used for longest.
                 lock.set_modified(SystemTime::now()).map_err(FetchError::at(&dir))?;
-                return Ok(FileLock { dir, _lock: lock });
+                return Ok(DirLock { dir, _lock: lock });
             }
             if started.elapsed() > WAIT_TIMEOUT {
                 return Err(FetchError::Busy { file: dir.display().to_string() });
@@ -67,7 +67,7 @@ impl CacheDir {
     }
 
     /// The number of bytes that [`fill`](Self::fill) would fetch.
-    pub(super) fn missing_bytes(&self, lock: &FileLock, file_set: &FileSet) -> u64 {
+    pub(super) fn missing_bytes(&self, lock: &DirLock, file_set: &FileSet) -> u64 {
         let missing = |file: &&RemoteFile| {
             !is_whole(&lock.dir.join(&file.name), file) && !is_whole(&self.object(file), file)
         };
@@ -86,7 +86,7 @@ impl CacheDir {
     }
 
     /// Fetches the missing files of the set.
-    pub(super) async fn fill(&self, lock: &FileLock, file_set: &FileSet) -> Result<(), FetchError> {
+    pub(super) async fn fill(&self, lock: &DirLock, file_set: &FileSet) -> Result<(), FetchError> {
         stream::iter(&file_set.files)
             .map(Ok)
             .try_for_each_concurrent(MAX_CONCURRENT_FETCHES, |file| {
@@ -134,7 +134,7 @@ impl CacheDir {
 
     /// Downloads the file and returns its locked directory. Returns `None` once another worker has
     /// made the file an object.
-    async fn download(&self, source: &Source, file: &RemoteFile) -> Result<Option<FileLock>, FetchError> {
+    async fn download(&self, source: &Source, file: &RemoteFile) -> Result<Option<DirLock>, FetchError> {
         let Some(partial) = self.lock_partial(file).await? else { return Ok(None) };
         let (started, name, bytes) = (Instant::now(), file.name.as_str(), file.size);
         info!(name, bytes, "fetching a file");
@@ -148,7 +148,7 @@ impl CacheDir {
         Ok(Some(partial))
     }
 
-    async fn lock_partial(&self, file: &RemoteFile) -> Result<Option<FileLock>, FetchError> {
+    async fn lock_partial(&self, file: &RemoteFile) -> Result<Option<DirLock>, FetchError> {
         let dir = self.partial(file);
         let (mut seen, mut since) = (0, None);
         loop {
@@ -159,7 +159,7 @@ impl CacheDir {
                     fs::remove_dir_all(&dir).map_err(FetchError::at(&dir))?;
                     return Ok(None);
                 }
-                Some(lock) => return Ok(Some(FileLock { dir, _lock: lock })),
+                Some(lock) => return Ok(Some(DirLock { dir, _lock: lock })),
                 None if has_object => return Ok(None),
                 None => {}
             }

@@ -21,7 +21,7 @@ const SETTLE_LIMIT: Duration = Duration::from_secs(1);
 /// Limit of the wait for the end of ranks that are done or were killed.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// Interval at which a process that is about to end is polled.
-const PAUSE: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// Number of output streams of a process: stdout and stderr.
 const STREAMS: usize = 2;
 
@@ -267,7 +267,7 @@ fn wait_until(child: &mut Child, deadline: Instant) -> io::Result<Option<ExitSta
         match child.try_wait()? {
             Some(status) => return Ok(Some(status)),
             None if Instant::now() >= deadline => return Ok(None),
-            None => thread::sleep(PAUSE),
+            None => thread::sleep(POLL_INTERVAL),
         }
     }
 }

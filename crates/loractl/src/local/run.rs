@@ -205,7 +205,7 @@ impl LocalRun {
             watch: JobWatch::start(&client, &job, from, WAIT_TIMEOUT),
             client: &client,
             job_id: &job.job_id,
-            begun: start.into(),
+            started: start.into(),
             metrics,
             connect_limit: self.fleet.connect_limit(),
             workers: &mut workers,
@@ -254,7 +254,7 @@ struct RunFollower<'a> {
     job_id: &'a str,
     watch: JobWatch,
     /// Start of this run; events before it belong to an earlier run.
-    begun: Timestamp,
+    started: Timestamp,
     metrics: RunMetrics,
     /// Time limit for the workers to connect.
     connect_limit: Duration,
@@ -311,9 +311,9 @@ impl RunFollower<'_> {
     fn take(&mut self, item: &WatchItem) -> Result<bool> {
         match item {
             WatchItem::Event(event) => {
-                let ours = event
-                    .time
-                    .is_none_or(|time| (time.seconds, time.nanos) >= (self.begun.seconds, self.begun.nanos));
+                let ours = event.time.is_none_or(|time| {
+                    (time.seconds, time.nanos) >= (self.started.seconds, self.started.nanos)
+                });
                 self.assigned |= ours && matches!(event.kind, Some(job_event::Kind::Assigned(_)));
                 Ok(ours)
             }

@@ -378,7 +378,8 @@ async fn a_finished_store_leaves_an_empty_log() {
     fixture.add(job("one")).await;
     let log = fixture.dir.path().join(wal::FILE);
     assert!(std::fs::metadata(&log).unwrap().len() > 0);
-    fixture.store.finish().await.unwrap();
+    fixture.store.end_reads().await;
+    assert!(fixture.store.truncate_wal().await.unwrap());
     assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
 }
 
