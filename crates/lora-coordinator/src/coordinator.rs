@@ -37,7 +37,7 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
 /// The time that reads of the store may take to end after that.
 const LAST_READS: Duration = Duration::from_secs(1);
 /// The time that the disk may take after that to move the database's log into its file.
-const LAST_CHECKPOINT: Duration = Duration::from_secs(10);
+const LAST_LOG_MOVE: Duration = Duration::from_secs(10);
 /// The interval between two rounds of maintenance of the store.
 const MAINTENANCE: Duration = Duration::from_secs(600);
 
@@ -219,7 +219,7 @@ impl Coordinator {
         maintenance.await?;
         http.await?.map_err(CoordinatorError::Http)?;
         let reads_ended = timeout(LAST_READS, store.end_reads()).await.is_ok();
-        match timeout(LAST_CHECKPOINT, store.truncate_wal()).await {
+        match timeout(LAST_LOG_MOVE, store.truncate_wal()).await {
             Ok(Ok(true)) => {}
             Ok(Err(error)) => tracing::error!(%error, "cannot move the database's log into its file"),
             Ok(Ok(false)) | Err(_) => {

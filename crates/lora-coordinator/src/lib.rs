@@ -3,8 +3,9 @@
 //!
 //! One task, `control::service::Service`, owns every worker and every job that is neither paused
 //! nor ended. It observes, lets pure functions decide (`control::reconcile`, `scheduler`), and
-//! applies their actions in one place, `control::jobs`. Every decision is committed to
-//! `store::Store` before it is sent. Calls that only read use the store directly.
+//! applies their actions in one place, `control::jobs`. A change of a job's state, members or
+//! generation is committed to `store::Store` before it is sent. Calls that only read, and uploads,
+//! use the store directly.
 //!
 //! The crate may not use tensors. To read it, begin with `control::service`, whose method `settle`
 //! is one round, and `control::group`.

@@ -127,14 +127,16 @@ impl Dataset {
     }
 }
 
+/// The format of a dataset.
 #[derive(Clone, Copy)]
-enum FileKind {
+pub(crate) enum FileKind {
     Jsonl,
     Parquet,
 }
 
 impl FileKind {
-    fn from_name(name: &Path) -> Result<Self, DataError> {
+    /// Returns the format by the extension of the file's name.
+    pub(crate) fn from_name(name: &Path) -> Result<Self, DataError> {
         match name.extension().and_then(|extension| extension.to_str()) {
             Some("jsonl" | "json") => Ok(Self::Jsonl),
             Some("parquet") => Ok(Self::Parquet),

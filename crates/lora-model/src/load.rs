@@ -61,7 +61,7 @@ impl<'a> FileWeights<'a> {
     ) -> Result<Self, ModelError> {
         let mut format = layout.format;
         if !device.is_cpu() {
-            format.dtype = common_dtype(format.dtype, config, index);
+            format.dtype = index.gpu_dtype(config, format.dtype);
         }
         let reader = WeightReader::open(index, device)?;
         let requantized = loftq_weights(&reader, config, layout)?;
@@ -99,20 +99,6 @@ impl Base {
         let weights = FileWeights::open(&index, &config, &layout, device)?;
         let sha256 = hash_with_weights(hash_files(dir, &index)?, &weights.requantized)?;
         Self::from_weights(config, dir.clone(), sha256, device, &weights)
-    }
-}
-
-/// Returns the type of all dense matrices on a GPU.
-fn common_dtype(dtype: BaseDtype, config: &ModelConfig, index: &SafetensorsIndex) -> BaseDtype {
-    let is_bf16 = |(name, _): (String, _)| match index.tensors.get(&name).map(|entry| entry.dtype.as_str()) {
-        // A quantized weight does not decide the type.
-        Some("U8" | "I8") => true,
-        dtype => dtype == Some("BF16"),
-    };
-    match dtype {
-        BaseDtype::Auto if config.tensors().into_iter().all(is_bf16) => BaseDtype::Bf16,
-        BaseDtype::Auto => BaseDtype::F32,
-        given => given,
     }
 }
 

@@ -14,7 +14,8 @@
 //! - [`gemm`] is the only matrix product.
 //! - For a frozen weight, only its product and the gradient of that product's input are computed.
 //!
-//! The crate may not know models or jobs; of `lora-spec` it uses only settings and Philox. To read
+//! The crate may not know models or jobs; of `lora-spec` it uses only settings, sizes of buffers
+//! and Philox. To read
 //! it, begin with one operation, such as [`rms_norm`], and its directory.
 
 pub mod adamw;

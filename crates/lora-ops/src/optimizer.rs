@@ -44,9 +44,13 @@ impl Optimizer {
         device: &Device,
     ) -> Result<Self> {
         let placement = placement(optim, device);
-        let moments = match optim.is_8bit() {
-            false => Moments::F32(F32Moments::zeros(len(&ranges), placement)?),
-            true => Moments::EightBit(AdamW8bitState::new(&ranges, placement)?),
+        let moments = match optim {
+            Optim::Adamw | Optim::PagedAdamw32bit => {
+                Moments::F32(F32Moments::zeros(len(&ranges), placement)?)
+            }
+            Optim::Adamw8bit | Optim::PagedAdamw8bit => {
+                Moments::EightBit(AdamW8bitState::new(&ranges, placement)?)
+            }
         };
         Ok(Self { optim, settings, ranges, device: device.clone(), moments, updates: 0 })
     }

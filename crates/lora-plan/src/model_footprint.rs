@@ -28,7 +28,8 @@ pub struct ModelFootprint<'a> {
     pub model: &'a ModelConfig,
     /// The stored tensors; `None`: all are stored as f32.
     pub index: Option<&'a SafetensorsIndex>,
-    /// The format of the weights in memory.
+    /// The format of the weights in memory. For a GPU, `auto` must be resolved
+    /// ([`SafetensorsIndex::gpu_dtype`]), because there all dense matrices have one type.
     pub format: BaseFormat,
     /// The kind of the worker's device.
     pub device: DeviceKind,

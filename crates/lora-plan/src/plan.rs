@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lora_data::{BatchPlan, DataError, DataReport, Dataset, Tokenizer, check_data_file};
-use lora_spec::{JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceFile};
+use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceFile};
 use serde::Serialize;
 
 use crate::notes::notes;
@@ -141,6 +141,22 @@ impl Plan {
             sample: sample.unwrap_or_default(),
             problems,
         })
+    }
+
+    /// Checks that `workers` workers can share a step.
+    ///
+    /// # Errors
+    /// A step has fewer micro-batches. The error is about `workers.max`.
+    pub fn check_workers(&self, workers: usize) -> Result<(), FieldError> {
+        let (most, rows) = (self.micro_batches, self.train.report.rows_kept);
+        if workers <= most {
+            return Ok(());
+        }
+        let message = format!(
+            "{workers} workers are more than the {most} micro-batches that {rows} rows make; lower it to \
+             {most}"
+        );
+        Err(FieldError::new("workers.max", message))
     }
 }
 

@@ -44,8 +44,11 @@ impl<'a> PlanInputs<'a> {
     /// Returns the memory of a worker on a device of this kind.
     pub(crate) fn estimate(&self, job: &JobSpec, device: DeviceKind) -> Result<MemoryEstimate, FieldError> {
         let training = &job.training;
-        let footprint =
-            ModelFootprint { model: self.model, index: Some(self.index), format: job.model.format(), device };
+        let mut format = job.model.format();
+        if device == DeviceKind::Gpu {
+            format.dtype = self.index.gpu_dtype(self.model, format.dtype);
+        }
+        let footprint = ModelFootprint { model: self.model, index: Some(self.index), format, device };
         let shape = self.shape(job);
         let modules = job.adapter.target_modules.resolve(self.model)?;
         Ok(footprint.memory(&TrainingWorkload {
@@ -62,5 +65,32 @@ impl<'a> PlanInputs<'a> {
     pub(crate) fn is_dense(&self) -> bool {
         let modules = self.model.linear_modules();
         modules.iter().all(|module| matches!(self.index.weight(module), Ok(StoredWeight::Dense)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lora_spec::BaseDtype;
+
+    use super::*;
+
+    /// On a GPU all dense matrices have one type, so one f32 tensor widens a bf16 base.
+    #[test]
+    fn a_bf16_base_with_f32_norms_is_planned_as_f32_on_a_gpu() {
+        let dir = lora_test_kit::golden("models/llama-bf16").as_path().into();
+        let model = ModelConfig::read(&dir).unwrap();
+        let mut index = SafetensorsIndex::open(&dir).unwrap();
+        let base = |index: &SafetensorsIndex, dtype, device| {
+            let mut job = JobSpec::default();
+            job.model.dtype = dtype;
+            PlanInputs { model: &model, index, longest: 9, rows: 1 }.estimate(&job, device).unwrap().base
+        };
+        let bf16 = base(&index, BaseDtype::Bf16, DeviceKind::Gpu);
+        assert_eq!(base(&index, BaseDtype::Auto, DeviceKind::Gpu), bf16);
+        index.tensors.get_mut("model.norm.weight").unwrap().dtype = "F32".to_owned();
+        let f32 = base(&index, BaseDtype::F32, DeviceKind::Gpu);
+        assert_eq!(base(&index, BaseDtype::Auto, DeviceKind::Gpu), f32);
+        assert_eq!(base(&index, BaseDtype::Auto, DeviceKind::Cpu), bf16);
+        assert!(f32 > bf16);
     }
 }

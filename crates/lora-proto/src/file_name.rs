@@ -20,6 +20,22 @@ pub fn is_file_name(name: &str) -> bool {
         && name.chars().all(is_file_name_char)
 }
 
+/// Checks that `name` is a file name ([`is_file_name`]).
+///
+/// # Errors
+/// Why not, and what would be right.
+pub fn check_file_name(name: &str) -> Result<(), String> {
+    if is_file_name(name) {
+        return Ok(());
+    }
+    // The name may be long.
+    let shown: String = name.chars().take(64).collect();
+    Err(format!(
+        "{shown:?} is not a file name; it must be 1 to {MAX_NAME_BYTES} letters, digits, `-`, `_` and `.`, \
+         and not start with a dot"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

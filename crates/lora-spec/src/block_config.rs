@@ -1,9 +1,10 @@
 //! The description of a decoder block: its modules with their names and shapes, and the settings of
 //! its computation.
 //!
-//! The checks of a checkpoint, the plan of memory and the model all follow this description. A
-//! property in which architectures differ is a field here, so that no other code depends on the
-//! architecture.
+//! The checks of a checkpoint, the sizes of weights in the plan, and the model follow this
+//! description. A property in which architectures differ is a field here, so that no other code
+//! depends on the architecture. The plan of activations (`lora-plan`, `model_footprint.rs`) has the
+//! two norms of this block in its formula.
 
 use crate::{ActivationFunction, ModelConfig};
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::{BaseFormat, FieldError, ModelConfig, Quantization, SourceDir, SourceFile};
+use crate::{BaseDtype, BaseFormat, FieldError, ModelConfig, Quantization, SourceDir, SourceFile};
 
 mod quantized;
 
@@ -87,6 +87,21 @@ impl SafetensorsIndex {
         };
         let mut others = model.tensors().into_iter().filter(|(name, _)| !is_weight(name));
         others.try_for_each(|(name, shape)| self.check_dense(&name, &shape))
+    }
+
+    /// Returns the type of all dense matrices of `model` in a GPU's memory. With `auto` it is bf16
+    /// if the files have no other floats, and otherwise f32.
+    pub fn gpu_dtype(&self, model: &ModelConfig, dtype: BaseDtype) -> BaseDtype {
+        let is_bf16 = |(name, _): (String, _)| match self.tensors.get(&name).map(|e| e.dtype.as_str()) {
+            // A quantized weight does not decide the type.
+            Some("U8" | "I8") => true,
+            dtype => dtype == Some("BF16"),
+        };
+        match dtype {
+            BaseDtype::Auto if model.tensors().into_iter().all(is_bf16) => BaseDtype::Bf16,
+            BaseDtype::Auto => BaseDtype::F32,
+            given => given,
+        }
     }
 
     /// Checks that the weights that are stored quantized have the quantization of `format`, if it

@@ -197,12 +197,18 @@ pub enum Optim {
 impl Optim {
     /// Returns whether the moments are in 8 bits. The moments of small tensors are always f32.
     pub fn is_8bit(self) -> bool {
-        matches!(self, Self::Adamw8bit | Self::PagedAdamw8bit)
+        match self {
+            Self::Adamw8bit | Self::PagedAdamw8bit => true,
+            Self::Adamw | Self::PagedAdamw32bit => false,
+        }
     }
 
     /// Returns whether the moments are in the host's memory, on every device.
     pub fn is_paged(self) -> bool {
-        matches!(self, Self::PagedAdamw32bit | Self::PagedAdamw8bit)
+        match self {
+            Self::PagedAdamw32bit | Self::PagedAdamw8bit => true,
+            Self::Adamw | Self::Adamw8bit => false,
+        }
     }
 }
 

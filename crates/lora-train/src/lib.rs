@@ -6,9 +6,9 @@
 //! - A step's global batch is a pure function of (dataset, seed, step). The number of ranks decides
 //!   only which rank computes a micro-batch.
 //! - Sums over micro-batches follow one canonical tree ([`lora_collective::tree`]).
-//! - Parameters and moments change only in [`Run::step`], together, after the whole reduction has
-//!   arrived. When a group breaks, its members therefore have the state after the same step or
-//!   after the step before.
+//! - Parameters and moments change together: in [`Run::step`] after the whole reduction has
+//!   arrived, and when a state is restored ([`Run::restore`], [`Run::join`]). When a group breaks,
+//!   its members therefore have the state after the same step or after the step before.
 //!
 //! The crate may not know gRPC, daemons or where files come from. To read it, begin with
 //! [`Run::step`] for a job, and with [`GradientAccumulation`] for the parts of a step.

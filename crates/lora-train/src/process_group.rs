@@ -41,7 +41,9 @@ impl ProcessGroup {
                 let nccl = NcclGroup::form(&mut group, gpu.ordinal, NCCL_CONNECT_TIMEOUT)?;
                 Box::new(NcclReducer(nccl))
             }
-            _ => Box::new(TcpReducer),
+            (CollectiveBackend::Nccl | CollectiveBackend::Tcp | CollectiveBackend::Fallback(_), _) => {
+                Box::new(TcpReducer)
+            }
         };
         Ok(Self { group, reducer, backend })
     }

@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::slice;
 use std::sync::Arc;
 
-use lora_proto::file_name::is_file_name;
+use lora_proto::file_name::check_file_name;
 use lora_proto::v1;
 use lora_spec::{JobFiles, JobSpec, SourceDir, SourceFile};
 use tonic::transport::Channel;
@@ -215,14 +215,7 @@ fn stored(field: &'static str, files: &[v1::StoredFile], channel: Channel) -> Re
 
 fn remote_file(field: &'static str, file: &v1::StoredFile) -> Result<RemoteFile, FetchError> {
     let name = file.name.clone();
-    if !is_file_name(&name) {
-        let name: String = name.chars().take(64).collect();
-        let message = format!(
-            "{name:?} is not a file name; it must be 1 to 255 letters, digits, `-`, `_` and `.`, and not \
-             start with a dot"
-        );
-        return Err(FetchError::refused(field, message));
-    }
+    check_file_name(&name).map_err(|message| FetchError::refused(field, message))?;
     match &file.digest {
         Some(digest) if digest.sha256.len() == 32 => {
             Ok(RemoteFile { name, size: digest.size, key: digest.hex(), etag: None })

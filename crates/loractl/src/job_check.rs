@@ -33,13 +33,7 @@ pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
 /// Reads the job at `path`, sets its number of workers, and checks it with its base and data.
 pub(crate) fn load(path: &Path, workers: usize) -> Result<(JobFile, Plan)> {
     let (file, plan) = planned(path, workers)?;
-    if workers > plan.micro_batches {
-        let rows = plan.train.report.rows_kept;
-        bail!(
-            "--workers: {workers} are more than the {} micro-batches that {rows} rows make",
-            plan.micro_batches
-        );
-    }
+    plan.check_workers(workers).map_err(|error| anyhow!("--workers: {}", error.message))?;
     Ok((file, plan))
 }
 
@@ -64,32 +58,18 @@ fn planned(path: &Path, workers: usize) -> Result<(JobFile, Plan)> {
 /// Checks the job of `file` with its base and data.
 pub(crate) fn check(file: &JobFile) -> Result<()> {
     let plan = plan_without_problems(file)?;
-    let JobSpec { workers, .. } = &file.job;
-    if workers.max > plan.micro_batches {
-        let rows = plan.train.report.rows_kept;
-        let message = format!(
-            "{} workers are more than the {} micro-batches that {rows} rows make; lower it to {}",
-            workers.max, plan.micro_batches, plan.micro_batches
-        );
-        return Err(file.locate(FieldError::new("workers.max", message)).into());
-    }
-    Ok(())
+    Ok(plan.check_workers(file.job.workers.max).map_err(|error| file.locate(error))?)
 }
 
 /// Checks the job of `file` as far as possible without its base: that its files exist.
 pub(crate) fn check_without_base(file: &JobFile) -> Result<()> {
     let JobSpec { data, adapter, .. } = &file.job;
-    let fail = |field: &str, message: String| Err(file.locate(FieldError::new(field, message)).into());
     for (field, path) in [("data.train", Some(&data.train)), ("data.eval", data.eval.as_ref())] {
         let Some(path) = path else { continue };
         check_data_file(field, &path.into()).map_err(|error| file.locate(error))?;
-        let extension = path.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
-        if !["jsonl", "parquet"].contains(&extension) {
-            return fail(field, format!("{} is neither .jsonl nor .parquet", path.display()));
-        }
     }
     match adapter.init_from.as_ref().map(|dir| PeftAdapter::read(&dir.into())) {
-        Some(Err(error)) => fail("adapter.init_from", error.to_string()),
+        Some(Err(error)) => Err(file.locate(FieldError::new("adapter.init_from", error.to_string())).into()),
         _ => Ok(()),
     }
 }
@@ -121,6 +101,8 @@ mod tests {
         assert!(error.contains("job.yaml:5: data.train: the file"), "{error}");
         std::fs::write(dir.path().join("train.jsonl"), "{}").unwrap();
         check_without_base(&file).unwrap();
+        std::fs::write(dir.path().join("train.json"), "{}").unwrap();
+        check_without_base(&job(dir.path(), "hf://org/name", "train.json")).unwrap();
         std::fs::write(dir.path().join("train.csv"), "{}").unwrap();
         let error =
             check_without_base(&job(dir.path(), "hf://org/name", "train.csv")).unwrap_err().to_string();

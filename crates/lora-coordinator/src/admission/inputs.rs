@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use lora_proto::file_name::{MAX_NAME_BYTES, is_file_name};
+use lora_proto::file_name::check_file_name;
 use lora_proto::v1::{self, base};
 use lora_spec::{FieldError, JobFiles, JobSpec, SourceDir, SourceFile};
 
@@ -112,14 +112,7 @@ fn check_set(field: &str, files: &[v1::StoredFile]) -> Result<(), FieldError> {
 }
 
 fn check_file(field: &str, file: &v1::StoredFile) -> Result<(), FieldError> {
-    if !is_file_name(&file.name) {
-        let message = format!(
-            "{:?} is not a file name: 1 to {MAX_NAME_BYTES} letters, digits, '-', '_' or '.', \
-             not starting with a dot",
-            file.name
-        );
-        return Err(FieldError::new(&format!("{field}.name"), message));
-    }
+    check_file_name(&file.name).map_err(|message| FieldError::new(&format!("{field}.name"), message))?;
     check_digest(&format!("{field}.digest"), file.digest.as_ref()).map(drop)
 }
 

@@ -57,11 +57,8 @@ pub(crate) fn check(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Valida
         }
         return ValidationOutcome::Problem(text);
     }
-    if job.workers.max > plan.micro_batches {
-        return ValidationOutcome::Problem(format!(
-            "workers.max: {} workers are more than the {} micro-batches that the rows make",
-            job.workers.max, plan.micro_batches
-        ));
+    if let Err(error) = plan.check_workers(job.workers.max) {
+        return ValidationOutcome::Problem(error.to_string());
     }
     ValidationOutcome::Valid(Some(Box::new(plan.requirements)))
 }

@@ -59,6 +59,14 @@ pub(crate) enum Action {
     AddSteps(Vec<v1::StepReport>),
 }
 
+impl Action {
+    /// Whether the store keeps the change. Of phases and excluded processes it knows nothing: after
+    /// a restart, the workers' reports lead to them again.
+    pub(crate) fn is_stored(&self) -> bool {
+        !matches!(self, Self::Enter(_) | Self::Exclude(_))
+    }
+}
+
 /// A group that is formed.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct NewGroup {

@@ -1,5 +1,5 @@
-//! A job that is neither paused nor ended: its row in the store, and the state of its group in
-//! memory. Everything here is pure; [`super::jobs`] stores the changes.
+//! A job that the service processes: its row in the store, and the state of its group in memory.
+//! Everything here is pure; [`super::jobs`] stores the changes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

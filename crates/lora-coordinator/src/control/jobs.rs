@@ -1,7 +1,9 @@
-//! All jobs that are neither paused nor ended, and the only code that changes a job or stores one.
+//! All jobs that are neither paused nor ended, and the only code that changes a job or writes its
+//! row. A paused or ended job is here while a request for it is processed.
 //!
-//! An action is stored before it takes effect in memory, so a decision is never sent that a restart
-//! would forget. If the store fails, nothing changes.
+//! An action is stored before it takes effect in memory ([`Action::is_stored`] names the
+//! exceptions). If the store fails, nothing changes. Uploads write a job's checkpoints and the
+//! files of its result themselves (`store/artifacts.rs`), if they are of the job's generation.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -124,8 +126,7 @@ impl Jobs {
             }
             // The row follows with the next change: the log has the steps.
             Action::AddSteps(steps) => self.store.add_steps(id, steps).await?,
-            // Of phases and excluded processes, the store knows nothing.
-            Action::Enter(_) | Action::Exclude(_) => {}
+            action if !action.is_stored() => {}
             Action::RecordNotice(notice) => {
                 // The notice may have been recorded before a restart.
                 if !self.store.has_notice(id, job.row.generation, &notice.text).await? {

@@ -1,8 +1,9 @@
 //! The service: the single task that owns every worker and every job that is neither paused nor
 //! ended. It observes, lets the pure functions decide, and has [`super::jobs`] apply the decisions.
 //!
-//! Every decision is committed to the store before it is sent, and no decision is in memory only:
-//! after a restart, the rows of the store and the statuses of the workers are enough to continue.
+//! A change of a job's state, members or generation is committed to the store before it is sent.
+//! The phase of a group is in memory only: after a restart, the rows of the store and the statuses
+//! of the workers lead to the same phase or an earlier one.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -329,6 +330,7 @@ impl Service {
         let is_plan_current = job.row.requirements.is_none() || spec.workers == job.spec.workers;
         let is_valid = job.row.validated && is_plan_current;
         self.jobs.apply(job_id, Action::Resume { spec: message, is_valid }).await?;
+        // The job starts again, with the checkpoint from the store.
         match self.jobs.get(job_id).map(|job| job.row.clone()) {
             Some(row) => Ok(self.load_job(row).await?),
             None => Ok(()),

@@ -462,8 +462,7 @@ impl World {
     }
 
     fn fails_to_store(&mut self, action: &Action) -> bool {
-        let is_stored = !matches!(action, Action::Enter(_) | Action::Exclude(_));
-        is_stored && std::mem::take(&mut self.store_fails)
+        action.is_stored() && std::mem::take(&mut self.store_fails)
     }
 
     fn apply(&mut self, id: &str, action: Action) {

@@ -214,8 +214,8 @@ impl Workers {
         }
     }
 
-    /// Removes the workers whose lease has expired, and returns their names.
-    pub(crate) fn expire(&mut self, now: Instant) -> Vec<String> {
+    /// Removes the workers whose lease has expired.
+    pub(crate) fn expire(&mut self, now: Instant) {
         let lease = self.lease;
         let silent = |worker: &Worker| now.saturating_duration_since(worker.last_seen) >= lease;
         let lost: Vec<String> =
@@ -224,7 +224,6 @@ impl Workers {
             tracing::warn!(worker = name, lease = ?lease, "worker lost");
             self.by_name.remove(name);
         }
-        lost
     }
 
     /// Sends a worker its desired state, unless the last directive on this connection was the same.
