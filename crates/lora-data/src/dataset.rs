@@ -77,7 +77,7 @@ impl Dataset {
         let kind = FileKind::from_name(name)?;
         let bytes = fs::read(file.path()).map_err(|source| DataError::read(file, source))?;
         let bytes = Bytes::from(bytes);
-        let sha256: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = hex(&Sha256::digest(&bytes));
         let encode = |number, row| encode(name, kind, tokenizer, number, row);
         let encoded: Vec<Result<EncodedRow, DataError>> = match kind {
             FileKind::Jsonl => jsonl::lines(name, &bytes)?
@@ -121,10 +121,26 @@ impl Dataset {
         Ok((Self { rows, sha256, report }, problems))
     }
 
+    /// Returns the SHA-256, in hex, of the kept rows: of the tokens and the loss mask.
+    pub fn tokens_sha256(&self) -> String {
+        let mut hash = Sha256::new();
+        for Row { tokens, trained } in &self.rows {
+            hash.update((tokens.len() as u64).to_le_bytes());
+            for (token, &trained) in tokens.iter().zip(trained) {
+                hash.update((u64::from(*token) << 1 | u64::from(trained)).to_le_bytes());
+            }
+        }
+        hex(&hash.finalize())
+    }
+
     /// Returns the number of tokens of each row, for [`BatchPlan`](crate::BatchPlan).
     pub fn lengths(&self) -> Vec<usize> {
         self.rows.iter().map(|row| row.tokens.len()).collect()
     }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The format of a dataset.

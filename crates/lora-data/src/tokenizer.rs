@@ -1,9 +1,8 @@
 //! The tokenizer and chat template of a base.
 
 use std::fs;
-use std::path::PathBuf;
 
-use lora_spec::SourceDir;
+use lora_spec::{SourceDir, SourceFile};
 use serde_json::Value as Json;
 
 use crate::chat_template::ChatTemplate;
@@ -22,8 +21,7 @@ pub struct Tokenizer {
     eos: Option<(String, u32)>,
     stop_tokens: Vec<u32>,
     stop_texts: Vec<String>,
-    dir: SourceDir,
-    files: Vec<PathBuf>,
+    files: Vec<(String, SourceFile)>,
 }
 
 /// A token and its byte range in the text.
@@ -83,7 +81,6 @@ impl Tokenizer {
             chat_template,
             eos,
             stop_tokens,
-            dir: dir.clone(),
             files: files.present,
         })
     }
@@ -136,14 +133,11 @@ impl Tokenizer {
         self.eos.as_ref().map(|(token, id)| (token.as_str(), *id))
     }
 
-    /// Returns the directory of the tokenizer's files.
-    pub fn dir(&self) -> &SourceDir {
-        &self.dir
-    }
-
-    /// Returns the paths of the tokenizer files that exist, relative to [`Self::dir`]. They are
-    /// copied to the directory of an exported adapter.
-    pub fn files(&self) -> &[PathBuf] {
+    /// Returns the tokenizer files that exist, with the names that their copies get beside an
+    /// adapter or a merged model. The default template of `additional_chat_templates` gets the name
+    /// `chat_template.jinja`, which Transformers takes for the same; the other templates there are
+    /// not used in training and have no copies.
+    pub fn files(&self) -> &[(String, SourceFile)] {
         &self.files
     }
 

@@ -2,8 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io;
-use std::path::PathBuf;
 
 use lora_spec::{SourceDir, SourceFile};
 use serde_json::{Map, Value as Json};
@@ -18,14 +16,15 @@ pub(crate) struct TokenizerFiles {
     pub(crate) chat_template: Option<(SourceFile, String)>,
     /// `eos_token_id` of `generation_config.json`, otherwise of `config.json`.
     pub(crate) eos_token_ids: Vec<u32>,
-    /// Paths of the tokenizer files that exist, relative to the base directory.
-    pub(crate) present: Vec<PathBuf>,
+    /// The tokenizer files that exist, with the names of their copies.
+    pub(crate) present: Vec<(String, SourceFile)>,
 }
 
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 const CHAT_TEMPLATE: &str = "chat_template.jinja";
-const ADDITIONAL_TEMPLATES: &str = "additional_chat_templates";
+/// The default template in a directory of several, which Transformers writes if there are others.
+const DEFAULT_TEMPLATE: &str = "additional_chat_templates/default.jinja";
 /// All file names that `save_pretrained` of a tokenizer writes in Transformers.
 const TOKENIZER_FILES: [&str; 9] = [
     "tokenizer.json",
@@ -70,7 +69,7 @@ fn chat_template(
     dir: &SourceDir,
     config: &Map<String, Json>,
 ) -> Result<Option<(SourceFile, String)>, DataError> {
-    for name in [CHAT_TEMPLATE.to_owned(), format!("{ADDITIONAL_TEMPLATES}/default.jinja")] {
+    for name in [CHAT_TEMPLATE, DEFAULT_TEMPLATE] {
         let file = dir.file(name);
         if let Some(source) = read_text(&file)? {
             return Ok(Some((file, source)));
@@ -115,12 +114,22 @@ fn eos_token_ids(dir: &SourceDir) -> Result<Vec<u32>, DataError> {
     Ok(Vec::new())
 }
 
-fn existing_files(dir: &SourceDir) -> Result<Vec<PathBuf>, DataError> {
-    let exists = |name: &PathBuf| dir.file(name).path().is_file();
-    let mut present: Vec<PathBuf> = TOKENIZER_FILES.iter().map(PathBuf::from).filter(exists).collect();
-    let templates = dir.files_in(ADDITIONAL_TEMPLATES);
-    let templates = templates.map_err(|source| DataError::read(&dir.file(ADDITIONAL_TEMPLATES), source))?;
-    present.extend(templates.into_iter().filter(|name| name.extension().is_some_and(|e| e == "jinja")));
+fn existing_files(dir: &SourceDir) -> Result<Vec<(String, SourceFile)>, DataError> {
+    let mut present = Vec::new();
+    for name in TOKENIZER_FILES {
+        let mut file = dir.file(name);
+        if name == CHAT_TEMPLATE && file.is_absent() {
+            file = dir.file(DEFAULT_TEMPLATE);
+        }
+        if file.is_absent() {
+            continue;
+        }
+        // A copy that fails after the training would lose the result.
+        if !file.path().is_file() {
+            return Err(DataError::file(file.name(), "is not a file, or is a link to a missing file"));
+        }
+        present.push((name.to_owned(), file));
+    }
     Ok(present)
 }
 
@@ -135,7 +144,7 @@ fn read_object(file: &SourceFile) -> Result<Option<Map<String, Json>>, DataError
 fn read_text(file: &SourceFile) -> Result<Option<String>, DataError> {
     match fs::read_to_string(file.path()) {
         Ok(text) => Ok(Some(text)),
-        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(_) if file.is_absent() => Ok(None),
         Err(source) => Err(DataError::read(file, source)),
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::rope::RopeTable;
-use lora_spec::{ModelConfig, SourceDir};
+use lora_spec::ModelConfig;
 
 use crate::ModelError;
 use crate::block::Block;
@@ -18,8 +18,6 @@ use crate::weight_source::WeightSource;
 pub struct Base {
     /// The contents of `config.json`.
     pub config: ModelConfig,
-    /// Directory that the base was read from; without files for random weights.
-    pub dir: SourceDir,
     pub(crate) embedding: Tensor,
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: Norm,
@@ -32,10 +30,9 @@ pub struct Base {
 }
 
 impl Base {
-    /// Builds a base on `device`. `dir` and `sha256` describe where `weights` come from.
+    /// Builds a base on `device`. `sha256` identifies `weights`.
     pub(crate) fn from_weights(
         config: ModelConfig,
-        dir: SourceDir,
         sha256: String,
         device: &Device,
         weights: &impl WeightSource,
@@ -52,7 +49,6 @@ impl Base {
             embedding,
             blocks,
             config,
-            dir,
             sha256,
         })
     }

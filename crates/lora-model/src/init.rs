@@ -9,7 +9,7 @@ use lora_ops::linear::Weight;
 use lora_ops::read_f32;
 use lora_spec::{
     AdapterSpec, BaseLayout, InitLoraWeights, Loftq, MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, Philox,
-    SafetensorsError, SafetensorsIndex,
+    SafetensorsError, SafetensorsIndex, SourceDir,
 };
 use rayon::prelude::*;
 
@@ -19,12 +19,13 @@ use crate::weights::{WeightReader, quantize};
 use crate::{Adapter, Base, ModelError};
 
 impl Adapter {
-    /// Initializes the adapter of `spec` over `base`, on the CPU. On machines of the same kind the
+    /// Initializes the adapter of `spec` over `base`, on the CPU. `dir` has the files of the base,
+    /// which LoftQ reads. On machines of the same kind the
     /// result is a pure function of base, `spec` and seed.
     ///
     /// # Errors
     /// The rank or the base does not fit the method of initialization, or a weight is not finite.
-    pub fn init(base: &Base, spec: &AdapterSpec, seed: u64) -> Result<Self, ModelError> {
+    pub fn init(base: &Base, dir: &SourceDir, spec: &AdapterSpec, seed: u64) -> Result<Self, ModelError> {
         let fresh = Self::new(&base.config, spec, seed)?;
         let init = spec.init_lora_weights;
         if init == InitLoraWeights::Default {
@@ -32,7 +33,7 @@ impl Adapter {
         }
         spec.modules(&base.config)?;
         let original = match init {
-            InitLoraWeights::Loftq => Some(SafetensorsIndex::open(&base.dir)?),
+            InitLoraWeights::Loftq => Some(SafetensorsIndex::open(dir)?),
             _ => None,
         };
         if let Some(index) = &original {
@@ -57,7 +58,7 @@ impl Adapter {
                 }
                 (_, None) => truncated_svd(&weight, r, scaling),
             };
-            factors.map_err(|error| named(base, module, &error))
+            factors.map_err(|error| named(dir, module, &error))
         };
         let layout = fresh.layout().clone();
         let mut params = vec![0.0; layout.len];
@@ -74,9 +75,9 @@ impl Adapter {
     }
 }
 
-fn named(base: &Base, module: &str, error: &candle_core::Error) -> ModelError {
+fn named(dir: &SourceDir, module: &str, error: &candle_core::Error) -> ModelError {
     let message = format!("tensor {module}.weight: {error}");
-    SafetensorsError { path: base.dir.name().to_owned(), message }.into()
+    SafetensorsError { path: dir.name().to_owned(), message }.into()
 }
 
 /// Returns the weights that LoftQ requantizes for `layout`, by the names of their modules. The map

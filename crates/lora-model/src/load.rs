@@ -1,6 +1,7 @@
 //! Loading of a base from its files.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
@@ -18,11 +19,11 @@ use crate::weight_source::WeightSource;
 use crate::weights::WeightReader;
 use crate::{Base, ModelError};
 
-/// Identifies a base in memory without reading its weights: path, size and modification time of
-/// each file, and the layout of the weights in memory.
+/// Identifies a base in memory without reading its weights: name, path, size and modification time
+/// of each file, and the layout of the weights in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BaseKey {
-    files: Vec<(PathBuf, u64, SystemTime)>,
+    files: Vec<(OsString, PathBuf, u64, SystemTime)>,
     layout: BaseLayout,
 }
 
@@ -36,7 +37,9 @@ impl BaseKey {
             let path = file.path().canonicalize().map_err(io)?;
             let meta = path.metadata().map_err(io)?;
             let modified = meta.modified().map_err(io)?;
-            Ok((path, meta.len(), modified))
+            // The hash of the base has the files' names.
+            let name = file.name().file_name().unwrap_or_default().to_owned();
+            Ok((name, path, meta.len(), modified))
         };
         let files = files.iter().map(describe).collect::<Result<_, ModelError>>()?;
         Ok(Self { files, layout: layout.into() })
@@ -98,7 +101,7 @@ impl Base {
         index.check_format(&config, layout.format)?;
         let weights = FileWeights::open(&index, &config, &layout, device)?;
         let sha256 = hash_with_weights(hash_files(dir, &index)?, &weights.requantized)?;
-        Self::from_weights(config, dir.clone(), sha256, device, &weights)
+        Self::from_weights(config, sha256, device, &weights)
     }
 }
 

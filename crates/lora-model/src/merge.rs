@@ -73,15 +73,15 @@ impl Base {
         let layout = if onto == MergeTarget::Original { &original } else { trained };
         let frozen = FileWeights::open(&index, &config, layout, &Device::Cpu)?;
         let weights = MergedWeights { frozen, adapter, dtype };
-        Self::from_weights(config, dir.clone(), String::new(), &Device::Cpu, &weights)
+        Self::from_weights(config, String::new(), &Device::Cpu, &weights)
     }
 
     /// Writes a dense base as `config.json` and `model.safetensors` into the existing directory
-    /// `out`.
+    /// `out`. The settings of `config.json` in `dir` are kept, except the type of the weights.
     ///
     /// # Errors
     /// A weight is quantized, or a file cannot be written.
-    pub fn save(&self, out: &Path) -> Result<(), ModelError> {
+    pub fn save(&self, dir: &SourceDir, out: &Path) -> Result<(), ModelError> {
         let io = |path: &Path| {
             let path = path.to_owned();
             move |source| ModelError::Io { path, source }
@@ -102,7 +102,7 @@ impl Base {
         let weights = out.join("model.safetensors");
         candle_core::safetensors::save(&tensors, &weights)?;
 
-        let file = self.dir.file("config.json");
+        let file = dir.file("config.json");
         let text = std::fs::read(file.path()).map_err(|source| ModelError::io(&file, source))?;
         let wrong =
             |e: serde_json::Error| ModelConfigError { path: file.name().to_owned(), message: e.to_string() };

@@ -1,13 +1,13 @@
 //! Random weights, for measurements that depend only on a model's shape.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::Weight;
 use lora_ops::quant::{Codebook, FourBit, Int8};
 use lora_ops::random::uniform;
 use lora_ops::transfer::to_device;
-use lora_spec::{BaseDtype, BaseFormat, LinearModule, ModelConfig, Philox, Quantization, SourceDir};
+use lora_spec::{BaseDtype, BaseFormat, LinearModule, ModelConfig, Philox, Quantization};
 
 use crate::hash::sha256;
 use crate::weight_source::WeightSource;
@@ -36,7 +36,7 @@ impl Base {
         let sha256 = sha256(format!("random {seed} {format:?} {config:?}").as_bytes());
         let shapes = config.tensors().into_iter().collect();
         let weights = RandomWeights { shapes, format, seed, device };
-        Self::from_weights(config, SourceDir::of_files("", BTreeMap::new()), sha256, device, &weights)
+        Self::from_weights(config, sha256, device, &weights)
     }
 }
 

@@ -11,7 +11,7 @@ use lora_model::{
     AdaptedModule, Adapter, Base, Generator, Gradients, MergeTarget, PassOptions, PeftAdapter, Sampling,
     forward_backward, logits,
 };
-use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, BaseLayout, MicroBatch};
+use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, BaseLayout, MicroBatch, SourceDir};
 use lora_test_kit::golden;
 use serde_json::Value;
 
@@ -35,6 +35,8 @@ struct Case {
     adapter: Adapter,
     batch: MicroBatch,
     expected: HashMap<String, Tensor>,
+    /// The files of the base.
+    dir: SourceDir,
     /// `true` for positions that are not padding.
     real: Vec<bool>,
 }
@@ -44,7 +46,8 @@ impl Case {
         let dir = golden("cases").join(name);
         let case: Value = serde_json::from_slice(&std::fs::read(dir.join("case.json")).unwrap()).unwrap();
         let model = model.unwrap_or_else(|| case["model"].as_str().unwrap());
-        let base = Base::load(&golden("models").join(model).into(), BaseDtype::Auto, &Device::Cpu).unwrap();
+        let files = golden("models").join(model).into();
+        let base = Base::load(&files, BaseDtype::Auto, &Device::Cpu).unwrap();
         let adapter =
             PeftAdapter::read(&dir.join("adapter").into()).unwrap().to_adapter(&base.config).unwrap();
         let inputs = load(&dir.join("inputs.safetensors"));
@@ -53,6 +56,7 @@ impl Case {
         // Labels are not shifted: position t predicts label t + 1.
         let next = |i: usize| if i % seq_len + 1 < seq_len { labels[i + 1] } else { -100.0 };
         Self {
+            dir: files,
             batch: MicroBatch {
                 rows: vec![0; rows],
                 seq_len,
@@ -178,7 +182,7 @@ fn a_merged_base_gives_the_logits_of_the_adapter() {
         let case = Case::read(name, None);
         let trained = BaseLayout::from(BaseDtype::Auto);
         let merged =
-            Base::merged(&case.base.dir, &trained, MergeTarget::Dequantized, BaseDtype::F32, &case.adapter)
+            Base::merged(&case.dir, &trained, MergeTarget::Dequantized, BaseDtype::F32, &case.adapter)
                 .unwrap();
         let merged = Case { base: merged, ..case };
         let error = merged.logits_error(None, "logits");

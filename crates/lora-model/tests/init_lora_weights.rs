@@ -11,7 +11,7 @@ use lora_model::{Adapter, Base, BaseKey, PeftAdapter, logits, write_adapter};
 use lora_ops::gemm::{no_trans, product};
 use lora_spec::{
     AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec, MicroBatch, ModelSpec,
-    Quantization, QuantizationType,
+    Quantization, QuantizationType, SourceDir,
 };
 use lora_test_kit::golden;
 
@@ -19,8 +19,12 @@ fn spec(init_lora_weights: InitLoraWeights, lora_alpha: f64) -> AdapterSpec {
     AdapterSpec { r: 4, lora_alpha, init_lora_weights, ..AdapterSpec::default() }
 }
 
+fn dir(model: &str) -> SourceDir {
+    golden("models").join(model).into()
+}
+
 fn base(model: &str, layout: impl Into<BaseLayout>) -> Base {
-    Base::load(&golden("models").join(model).into(), layout, &Device::Cpu).unwrap()
+    Base::load(&dir(model), layout, &Device::Cpu).unwrap()
 }
 
 /// `s B A` of a module, from flat parameters in the adapter's layout.
@@ -65,7 +69,7 @@ fn pissa_and_olora_match_peft() {
         ("pissa", "llama-gqa", spec(InitLoraWeights::PissaNiter(40), 8.0)),
     ] {
         let base = base(model, BaseDtype::F32);
-        let adapter = Adapter::init(&base, &spec, 1).unwrap();
+        let adapter = Adapter::init(&base, &dir(model), &spec, 1).unwrap();
         let expected = load(golden("initial").join(format!("{case}.safetensors")), &Device::Cpu).unwrap();
         for module in MODULES {
             let product = product_of(&adapter, adapter.params(), module);
@@ -88,7 +92,7 @@ fn loftq_matches_peft() {
             ..JobSpec::default()
         };
         let base = base("qwen2", job.base_layout());
-        let adapter = Adapter::init(&base, &job.adapter, 1).unwrap();
+        let adapter = Adapter::init(&base, &dir("qwen2"), &job.adapter, 1).unwrap();
         assert!(adapter.initial().is_none());
         // The base's hash includes requantized weights, which are not in the files.
         let plain = self::base("qwen2", job.base_layout().format);
@@ -134,7 +138,7 @@ fn initial_logits_match_the_base_and_the_export() {
         let base = base(model, layout);
         for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(2), InitLoraWeights::Olora] {
             let spec = spec(init, 8.0);
-            let adapter = Adapter::init(&base, &spec, 1).unwrap();
+            let adapter = Adapter::init(&base, &dir(model), &spec, 1).unwrap();
             let e = error(&sample(&base, Some(&adapter)), &sample(&base, None));
             assert!(e < 1e-5, "{model} {init}: off by {e}");
 

@@ -59,9 +59,9 @@ impl SafetensorsIndex {
     pub fn open(dir: &SourceDir) -> Result<Self, SafetensorsError> {
         let single = dir.file("model.safetensors");
         let index = dir.file("model.safetensors.index.json");
-        let files = if single.path().exists() {
+        let files = if !single.is_absent() {
             vec![single]
-        } else if index.path().exists() {
+        } else if !index.is_absent() {
             shards(&index, dir)?
         } else {
             let message = "contains neither model.safetensors nor model.safetensors.index.json".to_owned();

@@ -38,6 +38,12 @@ impl SourceFile {
     pub fn path(&self) -> &Path {
         &self.path
     }
+
+    /// Returns whether nothing has this path. A link to a missing file is not absent: a file that
+    /// its owner meant to be there must not be ignored.
+    pub fn is_absent(&self) -> bool {
+        self.path.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
 }
 
 /// The name.
@@ -120,25 +126,6 @@ impl SourceDir {
             }
         };
         SourceFile::new(self.name.join(name), path)
-    }
-
-    /// Returns the names of the files in the subdirectory `subdir`, relative to this directory,
-    /// sorted. There are none if the subdirectory does not exist.
-    ///
-    /// # Errors
-    /// The subdirectory cannot be read.
-    pub fn files_in(&self, subdir: &str) -> io::Result<Vec<PathBuf>> {
-        let mut names = match &self.location {
-            Location::Dir(path) if path.join(subdir).is_dir() => std::fs::read_dir(path.join(subdir))?
-                .map(|entry| Ok(Path::new(subdir).join(entry?.file_name())))
-                .collect::<io::Result<Vec<_>>>()?,
-            Location::Dir(_) => Vec::new(),
-            Location::Files(files) => {
-                files.keys().map(PathBuf::from).filter(|name| name.starts_with(subdir)).collect()
-            }
-        };
-        names.sort();
-        Ok(names)
     }
 }
 
@@ -224,8 +211,7 @@ mod tests {
             assert_eq!(std::fs::read_to_string(source.file("sub/b").path()).unwrap(), "sub/b");
             let missing = std::fs::read(source.file("d").path()).unwrap_err();
             assert_eq!(missing.kind(), io::ErrorKind::NotFound);
-            assert_eq!(source.files_in("sub").unwrap(), [Path::new("sub/b"), Path::new("sub/c")]);
-            assert!(source.files_in("other").unwrap().is_empty());
+            assert!(source.file("d").is_absent() && !source.file("a").is_absent());
         }
         assert!(!SourceDir::new("base", dir.path().join("a")).exists());
     }

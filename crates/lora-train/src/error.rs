@@ -48,6 +48,15 @@ pub enum TrainError {
         /// The rank with the different state.
         rank: usize,
     },
+    /// The ranks read other rows, or other settings, than rank 0.
+    #[error(
+        "rank {rank} has other inputs than rank 0: its data, its tokenizer or its chat template differ; all \
+         workers need the same files"
+    )]
+    OtherInputs {
+        /// The first rank with other inputs.
+        rank: usize,
+    },
     /// A step message of a rank cannot be encoded or decoded.
     #[error("rank {rank} sent a step message that cannot be read")]
     Message {

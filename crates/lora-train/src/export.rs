@@ -1,19 +1,19 @@
 //! The files of a result. The adapter's files are checked against the trained adapter's logits.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::DType;
 use lora_data::Tokenizer;
 use lora_model::{Adapter, Base, PeftAdapter, logits, write_adapter};
 use lora_ops::transfer::to_vec;
-use lora_spec::{JobSpec, MicroBatch, ModelSpec};
+use lora_spec::{JobSpec, MicroBatch, ModelSpec, SourceFile};
 
 use crate::error::TrainError;
 
 /// A file of the result.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ResultFile {
-    /// Relative path in the output directory.
+    /// Name in the output directory.
     pub name: String,
     /// Contents.
     pub bytes: Vec<u8>,
@@ -65,11 +65,10 @@ pub(crate) fn adapter_files(
 /// # Errors
 /// A file cannot be read.
 pub(crate) fn tokenizer_files(tokenizer: &Tokenizer) -> Result<Vec<ResultFile>, TrainError> {
-    let read = |name: &PathBuf| {
-        let file = tokenizer.dir().file(name);
+    let read = |(name, file): &(String, SourceFile)| {
         let bytes = std::fs::read(file.path())
             .map_err(|source| TrainError::Io { path: file.name().to_owned(), source })?;
-        Ok(ResultFile { name: name.to_string_lossy().into_owned(), bytes })
+        Ok(ResultFile { name: name.clone(), bytes })
     };
     tokenizer.files().iter().map(read).collect()
 }

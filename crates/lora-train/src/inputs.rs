@@ -3,21 +3,17 @@
 use lora_data::Dataset;
 use lora_model::{Adapter, AdapterLayout, Base, PeftAdapter, sha256};
 use lora_ops::transfer::to_vec;
-use lora_spec::{FieldError, InitLoraWeights, JobSpec, ModelConfig, SourceDir};
+use lora_spec::{FieldError, InitLoraWeights, JobFiles, JobSpec, ModelConfig, SourceDir};
 use serde_json::Value;
 
 use crate::error::TrainError;
 
-/// Returns the adapter with which `job` starts over `base`: the adapter in `init_from`, or a newly
-/// initialized one.
-pub(crate) fn initial_adapter(
-    job: &JobSpec,
-    init_from: Option<&SourceDir>,
-    base: &Base,
-) -> Result<Adapter, TrainError> {
-    match init_from {
+/// Returns the adapter with which `job` starts over `base`: the one of `adapter.init_from`, or a
+/// newly initialized one.
+pub(crate) fn initial_adapter(job: &JobSpec, files: &JobFiles, base: &Base) -> Result<Adapter, TrainError> {
+    match &files.init_from {
         Some(dir) => load_adapter(dir, job, &base.config),
-        None => Ok(Adapter::init(base, &job.adapter, job.training.seed)?),
+        None => Ok(Adapter::init(base, &files.base, &job.adapter, job.training.seed)?),
     }
 }
 
@@ -76,6 +72,9 @@ pub(crate) fn job_identity(
         "initial_parameters": initial,
         "train": train.sha256,
         "eval": eval.map(|eval| &eval.sha256),
+        // The tokenizer and the chat template of the base are not in its hash.
+        "tokens": train.tokens_sha256(),
+        "eval_tokens": eval.map(Dataset::tokens_sha256),
         "max_length": job.data.max_length,
         "long_rows": job.data.long_rows,
         "shuffle": job.data.shuffle,

@@ -55,6 +55,8 @@ struct Position {
 /// The position of a rank, and the hash of its state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct RankState {
+    /// Hash of everything that the job's bits depend on.
+    job: String,
     position: Position,
     state: String,
 }
@@ -91,7 +93,7 @@ impl Run {
                 return Err(FieldError::new(field, message).into());
             }
         }
-        let adapter = initial_adapter(job, files.init_from.as_ref(), &base)?;
+        let adapter = initial_adapter(job, files, &base)?;
         let identity = job_identity(job, &base, &train, eval.as_ref(), &adapter)?;
         let rows = TrainingRows::new(job, train);
         let trainable = adapter.layout().len as u64;
@@ -185,6 +187,7 @@ impl Run {
     pub fn join(&mut self, mut group: Group, preference: impl Into<Preference>) -> Result<(), TrainError> {
         self.leave()?;
         let mine = RankState {
+            job: self.progress.identity().to_owned(),
             position: Position {
                 completed_steps: self.progress.step(),
                 evaluated: !self.progress.is_evaluation_due(),
@@ -192,6 +195,9 @@ impl Run {
             state: self.trainer.state_hash().to_owned(),
         };
         let all: Vec<RankState> = all_gather(&mut group, &mine)?;
+        if let Some(other) = all.iter().position(|rank| rank.job != all[0].job) {
+            return Err(TrainError::OtherInputs { rank: other });
+        }
         let newest = all.iter().map(|other| other.position).max().unwrap_or(mine.position);
         let holders: Vec<usize> = (0..all.len()).filter(|&rank| all[rank].position == newest).collect();
         let root = holders.first().copied().unwrap_or(0);

@@ -10,7 +10,7 @@ use lora_model::{Adapter, Base, PassOptions, PeftAdapter};
 use lora_ops::adamw::AdamWSettings;
 use lora_spec::{
     ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec,
-    MicroBatch, ModelSpec, Optim, Quantization, QuantizationType, TrainingSpec,
+    MicroBatch, ModelSpec, Optim, Quantization, QuantizationType, SourceDir, TrainingSpec,
 };
 use lora_test_kit::golden;
 use lora_train::{Engine, GradientAccumulation, Partition, ProcessGroup, learning_rate};
@@ -62,7 +62,7 @@ fn fractional_warmup_matches_transformers() {
 
 /// Trains with the settings of PEFT's run and compares the curves. `start` returns the initial
 /// adapter over the base.
-fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Adapter) {
+fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base, &SourceDir) -> Adapter) {
     let dir = golden("curve").join(name);
     let curve = json(&format!("curve/{name}/curve.json"));
     let settings = &curve["settings"];
@@ -73,9 +73,9 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
         ..TrainingSpec::default()
     };
     let total = settings["max_steps"].as_u64().unwrap();
-    let model = golden("models").join(curve["model"].as_str().unwrap());
-    let base = Arc::new(Base::load(&model.as_path().into(), layout, &Device::Cpu).unwrap());
-    let adapter = start(&base);
+    let model = golden("models").join(curve["model"].as_str().unwrap()).into();
+    let base = Arc::new(Base::load(&model, layout, &Device::Cpu).unwrap());
+    let adapter = start(&base, &model);
     let adamw = AdamWSettings {
         beta1: number(&settings["adam_beta1"]),
         beta2: number(&settings["adam_beta2"]),
@@ -126,9 +126,9 @@ fn curve(name: &str, layout: impl Into<BaseLayout>, start: impl Fn(&Base) -> Ada
 }
 
 /// Returns a function that reads the initial adapter of PEFT's run from its file.
-fn stored(name: &str) -> impl Fn(&Base) -> Adapter {
+fn stored(name: &str) -> impl Fn(&Base, &SourceDir) -> Adapter {
     let dir = golden("curve").join(name).join("adapter");
-    move |base| PeftAdapter::read(&dir.as_path().into()).unwrap().to_adapter(&base.config).unwrap()
+    move |base, _| PeftAdapter::read(&dir.as_path().into()).unwrap().to_adapter(&base.config).unwrap()
 }
 
 #[test]
@@ -167,6 +167,6 @@ fn ten_steps_with_pissa_and_olora_match_peft() {
             },
             ..JobSpec::default()
         };
-        curve(name, job.base_layout(), |base| Adapter::init(base, &job.adapter, 1).unwrap());
+        curve(name, job.base_layout(), |base, dir| Adapter::init(base, dir, &job.adapter, 1).unwrap());
     }
 }

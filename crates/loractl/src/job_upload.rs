@@ -14,7 +14,6 @@ use crate::output::bytes;
 
 /// The files of an adapter.
 const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
-const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// Files of a base that are optional.
 const OPTIONAL_BASE_FILES: [&str; 2] = ["model.safetensors.index.json", "generation_config.json"];
 
@@ -160,17 +159,7 @@ fn base_files(dir: &SourceDir) -> Result<Vec<(String, SourceFile)>> {
         .chain(optional)
         .map(|file| (store_name(file.name()), file))
         .collect();
-    let has_template = tokenizer.files().iter().any(|file| file == Path::new(CHAT_TEMPLATE));
-    for name in tokenizer.files() {
-        let file = dir.file(name);
-        if name.components().count() == 1 {
-            files.push((store_name(name), file));
-        } else if !has_template && name.ends_with("default.jinja") {
-            // The store has no directories. Transformers treats a file of this name as the default
-            // template.
-            files.push((CHAT_TEMPLATE.into(), file));
-        }
-    }
+    files.extend(tokenizer.files().iter().cloned());
     Ok(files)
 }
 
@@ -244,7 +233,7 @@ mod tests {
             let path = entry.unwrap().path();
             fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
         }
-        let template = dir.path().join(CHAT_TEMPLATE);
+        let template = dir.path().join("chat_template.jinja");
         let named = dir.path().join("additional_chat_templates");
         fs::create_dir(&named).unwrap();
         fs::rename(&template, named.join("default.jinja")).unwrap();
@@ -263,7 +252,7 @@ mod tests {
             "model.safetensors",
             "tokenizer.json",
             "tokenizer_config.json",
-            CHAT_TEMPLATE,
+            "chat_template.jinja",
         ];
         expected.extend(OPTIONAL_BASE_FILES.iter().filter(|name| dir.path().join(name).is_file()));
         expected.sort();

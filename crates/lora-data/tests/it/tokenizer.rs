@@ -1,6 +1,6 @@
 //! Tokenizer files in all layouts of Transformers 4 and 5.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use lora_data::{DataError, Message, Row, Tokenizer};
 use serde_json::json;
@@ -116,8 +116,27 @@ fn files_lists_the_existing_tokenizer_files() {
     base.write("model.safetensors", "");
     base.write("additional_chat_templates/tool_use.jinja", "");
     let names =
-        ["tokenizer.json", "tokenizer_config.json", "merges.txt", "additional_chat_templates/tool_use.jinja"];
-    assert_eq!(base.tokenizer().files(), names.map(PathBuf::from));
+        |base: &BaseDir| base.tokenizer().files().iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&base), ["tokenizer.json", "tokenizer_config.json", "merges.txt"]);
+    base.write("additional_chat_templates/default.jinja", CHATML);
+    let expected = ["tokenizer.json", "tokenizer_config.json", "merges.txt", "chat_template.jinja"];
+    assert_eq!(names(&base), expected);
+    let copied = |base: &BaseDir| base.tokenizer().files().last().unwrap().1.path().to_owned();
+    assert!(copied(&base).ends_with("additional_chat_templates/default.jinja"));
+    base.write("chat_template.jinja", CHATML);
+    assert!(copied(&base).ends_with("chat_template.jinja") && names(&base) == expected);
+}
+
+#[test]
+fn a_link_to_a_missing_file_is_not_an_absent_file() {
+    for name in ["chat_template.jinja", "tokenizer_config.json", "vocab.json"] {
+        let base = BaseDir::with_template("</s>", CHATML);
+        let path = base.dir.path().join(name);
+        let _ = std::fs::remove_file(&path);
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        let error = base.error_text(Tokenizer::load(&base.dir.path().into()).err().unwrap());
+        assert!(error.starts_with(&format!("{name}: ")), "{error}");
+    }
 }
 
 #[test]

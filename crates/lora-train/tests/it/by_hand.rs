@@ -33,7 +33,8 @@ fn a_run_has_the_bits_of_an_engine_that_is_driven_by_hand() {
         Dataset::read(&job.data.train.as_path().into(), &tokenizer, job.data.max_length, job.data.long_rows)
             .unwrap();
     let plan = BatchPlan::for_job(job, &rows);
-    let adapter = Adapter::init(&base, &job.adapter, training.seed).unwrap();
+    let adapter =
+        Adapter::init(&base, &job.model.base.as_path().into(), &job.adapter, training.seed).unwrap();
     let adamw = AdamWSettings { beta1: 0.8, beta2: 0.9, eps: 1e-4, weight_decay: 0.3 };
     let mut engine = Engine::new(base.clone(), adapter, training.optim, adamw).unwrap();
     let mut alone = ProcessGroup::single();

@@ -197,13 +197,9 @@ fn top(logits: &[f32]) -> Option<usize> {
 fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &MergeOutcome) -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let fill = || -> Result<()> {
-        merged.save(&args.out)?;
-        for name in tokenizer.files() {
-            let (from, to) = (tokenizer.dir().file(name), args.out.join(name));
-            if let Some(dir) = to.parent() {
-                std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-            }
-            std::fs::copy(from.path(), &to).with_context(|| from.to_string())?;
+        merged.save(&(&args.base).into(), &args.out)?;
+        for (name, file) in tokenizer.files() {
+            std::fs::copy(file.path(), args.out.join(name)).with_context(|| file.to_string())?;
         }
         std::fs::write(args.out.join("README.md"), card(args, outcome))?;
         Ok(())
