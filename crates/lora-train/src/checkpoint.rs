@@ -108,8 +108,8 @@ pub(crate) fn read(
     let progress: Progress = serde_json::from_str(progress).map_err(|e| unreadable(&e))?;
     if progress.identity() != identity {
         return Err(fail(
-            "belongs to another job: base, tokenizer, chat template, data, adapter or training settings differ \
-             from this one's",
+            "belongs to another job: base, tokenizer, chat template, data, adapter or training settings \
+             differ from this one's",
         ));
     }
     let (records, steps) = (progress.history().len(), progress.step());
