@@ -101,7 +101,7 @@ fn loftq_matches_peft() {
         let expected = load(golden("initial").join(format!("{case}.safetensors")), &Device::Cpu).unwrap();
         // The factors compensate for a scaling that is not 1.
         let scaled = AdapterSpec { lora_alpha: 32.0, ..job.adapter.clone() };
-        let scaled = Adapter::init(&base, &scaled, 1).unwrap();
+        let scaled = Adapter::init(&base, &dir("qwen2"), &scaled, 1).unwrap();
         for module in MODULES {
             let product = values(&product_of(&adapter, adapter.params(), module));
             let e = error(&product, &values(&expected[&format!("{module}.product")]));
@@ -187,7 +187,8 @@ fn initialization_is_independent_of_threads() {
     for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(4), InitLoraWeights::Olora] {
         let bits = |threads: usize| -> Vec<u32> {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            let adapter = pool.install(|| Adapter::init(&base, &spec(init, 8.0), 1).unwrap());
+            let adapter =
+                pool.install(|| Adapter::init(&base, &dir("llama-gqa"), &spec(init, 8.0), 1).unwrap());
             values(adapter.params()).into_iter().map(f32::to_bits).collect()
         };
         let one = bits(1);
@@ -200,11 +201,12 @@ fn initialization_is_independent_of_threads() {
 fn invalid_ranks_and_bases_are_named() {
     let dense = base("llama-gqa", BaseDtype::F32);
     let large = AdapterSpec { r: 4000, ..spec(InitLoraWeights::Pissa, 8.0) };
-    let error = Adapter::init(&dense, &large, 1).unwrap_err().to_string();
+    let error = Adapter::init(&dense, &dir("llama-gqa"), &large, 1).unwrap_err().to_string();
     assert!(error.contains("adapter.r: is 4000") && error.contains("model.layers.0."), "{error}");
 
     let quantized = base("llama-nf4", BaseDtype::Auto);
-    let error = Adapter::init(&quantized, &spec(InitLoraWeights::Loftq, 8.0), 1).unwrap_err().to_string();
+    let loftq = spec(InitLoraWeights::Loftq, 8.0);
+    let error = Adapter::init(&quantized, &dir("llama-nf4"), &loftq, 1).unwrap_err().to_string();
     assert!(error.contains("adapter.init_lora_weights: loftq needs the weights before"), "{error}");
 }
 
@@ -220,9 +222,10 @@ fn non_finite_weights_are_named() {
     let wrong = Tensor::from_vec(values, tensors[name].shape(), &Device::Cpu).unwrap();
     tensors.insert(name.into(), wrong);
     candle_core::safetensors::save(&tensors, dir.path().join("model.safetensors")).unwrap();
-    let base = Base::load(&dir.path().into(), BaseDtype::F32, &Device::Cpu).unwrap();
+    let files = dir.path().into();
+    let base = Base::load(&files, BaseDtype::F32, &Device::Cpu).unwrap();
     for init in [InitLoraWeights::Pissa, InitLoraWeights::PissaNiter(1), InitLoraWeights::Olora] {
-        let error = Adapter::init(&base, &spec(init, 8.0), 1).unwrap_err().to_string();
+        let error = Adapter::init(&base, &files, &spec(init, 8.0), 1).unwrap_err().to_string();
         assert!(error.contains(&format!("tensor {name}: element (0, 1) is NaN")), "{init}: {error}");
     }
 }

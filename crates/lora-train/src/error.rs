@@ -48,7 +48,7 @@ pub enum TrainError {
         /// The rank with the different state.
         rank: usize,
     },
-    /// The ranks read other rows, or other settings, than rank 0.
+    /// A rank has other token rows than rank 0.
     #[error(
         "rank {rank} has other inputs than rank 0: its data, its tokenizer or its chat template differ; all \
          workers need the same files"

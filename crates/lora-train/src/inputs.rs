@@ -4,6 +4,7 @@ use lora_data::Dataset;
 use lora_model::{Adapter, AdapterLayout, Base, PeftAdapter, sha256};
 use lora_ops::transfer::to_vec;
 use lora_spec::{FieldError, InitLoraWeights, JobFiles, JobSpec, ModelConfig, SourceDir};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::error::TrainError;
@@ -38,6 +39,25 @@ pub fn load_adapter(dir: &SourceDir, job: &JobSpec, config: &ModelConfig) -> Res
     Ok(adapter)
 }
 
+/// Hashes of a job's token rows, which depend on its data, its tokenizer and its chat template.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TokenHashes {
+    train: String,
+    eval: Option<String>,
+}
+
+impl TokenHashes {
+    pub(crate) fn new(train: &Dataset, eval: Option<&Dataset>) -> Self {
+        Self { train: train.tokens_sha256(), eval: eval.map(Dataset::tokens_sha256) }
+    }
+
+    /// Returns whether the rows that both have differ.
+    pub(crate) fn differ(&self, other: &Self) -> bool {
+        let eval = self.eval.as_ref().zip(other.eval.as_ref());
+        self.train != other.train || eval.is_some_and(|(ours, theirs)| ours != theirs)
+    }
+}
+
 /// Returns the hash of everything that the job's bits depend on, except the build: settings and
 /// contents, but not names and paths.
 pub(crate) fn job_identity(
@@ -45,6 +65,7 @@ pub(crate) fn job_identity(
     base: &Base,
     train: &Dataset,
     eval: Option<&Dataset>,
+    tokens: &TokenHashes,
     adapter: &Adapter,
 ) -> Result<String, TrainError> {
     let mut adapter_spec = serde_json::json!(job.adapter);
@@ -73,8 +94,7 @@ pub(crate) fn job_identity(
         "train": train.sha256,
         "eval": eval.map(|eval| &eval.sha256),
         // The tokenizer and the chat template of the base are not in its hash.
-        "tokens": train.tokens_sha256(),
-        "eval_tokens": eval.map(Dataset::tokens_sha256),
+        "tokens": tokens,
         "max_length": job.data.max_length,
         "long_rows": job.data.long_rows,
         "shuffle": job.data.shuffle,

@@ -17,7 +17,7 @@ use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluator::Evaluator;
 use crate::export::{RECEIPT, ResultFile, WEIGHTS, adapter_files, tokenizer_files};
-use crate::inputs::{initial_adapter, job_identity};
+use crate::inputs::{TokenHashes, initial_adapter, job_identity};
 use crate::process_group::ProcessGroup;
 use crate::progress::Progress;
 use crate::receipt::{FileHash, InputHashes, Receipt, StepRecord};
@@ -38,6 +38,7 @@ pub struct Run {
     job: JobSpec,
     tokenizer: Tokenizer,
     rows: TrainingRows,
+    tokens: TokenHashes,
     trainer: Trainer,
     evaluator: Evaluator,
     progress: Progress,
@@ -55,10 +56,15 @@ struct Position {
 /// The position of a rank, and the hash of its state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct RankState {
-    /// Hash of everything that the job's bits depend on.
-    job: String,
+    tokens: TokenHashes,
     position: Position,
     state: String,
+}
+
+impl RankState {
+    fn is_at(&self, other: &Self) -> bool {
+        self.position == other.position && self.state == other.state
+    }
 }
 
 impl Run {
@@ -94,7 +100,8 @@ impl Run {
             }
         }
         let adapter = initial_adapter(job, files, &base)?;
-        let identity = job_identity(job, &base, &train, eval.as_ref(), &adapter)?;
+        let tokens = TokenHashes::new(&train, eval.as_ref());
+        let identity = job_identity(job, &base, &train, eval.as_ref(), &tokens, &adapter)?;
         let rows = TrainingRows::new(job, train);
         let trainable = adapter.layout().len as u64;
         let facts = RunFacts {
@@ -119,6 +126,7 @@ impl Run {
             job: job.clone(),
             tokenizer,
             rows,
+            tokens,
             facts,
         })
     }
@@ -187,7 +195,7 @@ impl Run {
     pub fn join(&mut self, mut group: Group, preference: impl Into<Preference>) -> Result<(), TrainError> {
         self.leave()?;
         let mine = RankState {
-            job: self.progress.identity().to_owned(),
+            tokens: self.tokens.clone(),
             position: Position {
                 completed_steps: self.progress.step(),
                 evaluated: !self.progress.is_evaluation_due(),
@@ -195,7 +203,7 @@ impl Run {
             state: self.trainer.state_hash().to_owned(),
         };
         let all: Vec<RankState> = all_gather(&mut group, &mine)?;
-        if let Some(other) = all.iter().position(|rank| rank.job != all[0].job) {
+        if let Some(other) = all.iter().position(|rank| rank.tokens.differ(&all[0].tokens)) {
             return Err(TrainError::OtherInputs { rank: other });
         }
         let newest = all.iter().map(|other| other.position).max().unwrap_or(mine.position);
@@ -210,10 +218,10 @@ impl Run {
         if let Some(diverged) = find_diverged_rank(&newest_states).filter(|_| !may_differ) {
             return Err(TrainError::Diverged { step: newest.completed_steps, rank: holders[diverged] });
         }
-        if all.iter().any(|other| *other != all[root]) {
+        if !all.iter().all(|other| other.is_at(&all[root])) {
             let mut bytes = if group.rank() == root { self.checkpoint()? } else { Vec::new() };
             group.broadcast(root, &mut bytes)?;
-            if mine != all[root] {
+            if !mine.is_at(&all[root]) {
                 self.restore(&bytes)?;
             }
         }

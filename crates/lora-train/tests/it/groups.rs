@@ -174,6 +174,27 @@ fn a_finished_run_can_export_in_another_group() {
     assert_all_equal(&results, &expected);
 }
 
+/// The chat template is not in the base's hash, but it decides the tokens.
+#[test]
+fn ranks_with_different_templates_do_not_train_together() {
+    let (fixture, other) = (Fixture::new(), Fixture::new());
+    let chat = r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#;
+    for train in [&fixture.job.data.train, &other.job.data.train] {
+        std::fs::write(train, chat).unwrap();
+    }
+    let template = other.job.model.base.join("chat_template.jinja");
+    let text = std::fs::read_to_string(&template).unwrap();
+    std::fs::write(&template, text.replace("message.content", "message.content + '.'")).unwrap();
+    let run = |rank: usize| if rank == 1 { other.run() } else { fixture.run() };
+    on_ranks(2, 1, |group: Group| {
+        let error = run(group.rank()).join(group, Collective::Auto).unwrap_err();
+        assert!(matches!(error, TrainError::OtherInputs { rank: 1 }), "{error}");
+    });
+    let checkpoint = fixture.run().checkpoint().unwrap();
+    let error = other.run().restore(&checkpoint).unwrap_err().to_string();
+    assert!(error.contains("belongs to another job: base, tokenizer, chat template"), "{error}");
+}
+
 #[test]
 fn the_receipt_keeps_the_jobs_own_paths() {
     let fixture = Fixture::new();

@@ -58,6 +58,16 @@ fn initialization_is_the_same_on_every_rank_and_after_a_resume() {
     }
 }
 
+/// A worker keeps the base in memory for later jobs, whose files have other paths.
+#[test]
+fn loftq_reads_the_files_of_its_own_job() {
+    let (fixture, other) = (fixture(InitLoraWeights::Loftq), fixture(InitLoraWeights::Loftq));
+    let expected = finish(&mut fixture.run());
+    let base = other.base();
+    std::fs::remove_dir_all(&other.job.model.base).unwrap();
+    assert_eq!(finish(&mut fixture.run_over(base))[WEIGHTS], expected[WEIGHTS]);
+}
+
 /// Returns the run's checkpoint with slightly changed first parameters, as another machine might
 /// have computed them.
 fn perturbed_checkpoint(run: &Run) -> Vec<u8> {
