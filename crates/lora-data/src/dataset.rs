@@ -227,3 +227,30 @@ fn apply_long_rows(
     }
     rows
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_of_tokens_depends_on_tokens_masks_and_rows() {
+        let dataset = |rows: &[(&[u32], &[bool])]| Dataset {
+            rows: rows
+                .iter()
+                .map(|(tokens, trained)| Row { tokens: tokens.to_vec(), trained: trained.to_vec() })
+                .collect(),
+            sha256: String::new(),
+            report: DataReport::default(),
+        };
+        let expected = hex(&Sha256::digest([2_u64, 14, 19].map(u64::to_le_bytes).concat()));
+        assert_eq!(dataset(&[(&[7, 9], &[false, true])]).tokens_sha256(), expected);
+        for other in [
+            dataset(&[(&[7, 8], &[false, true])]),
+            dataset(&[(&[7, 9], &[true, true])]),
+            dataset(&[(&[7], &[false]), (&[9], &[true])]),
+            dataset(&[]),
+        ] {
+            assert_ne!(other.tokens_sha256(), expected);
+        }
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use lora_data::{DataError, Dataset};
+use lora_data::{DataError, Dataset, check_data_file};
 use lora_spec::LongRows;
 use serde_json::json;
 
@@ -146,4 +146,26 @@ fn text_rows_require_an_eos_token() {
     base.config(json!({}));
     let error = base.error(GOOD);
     assert!(error.starts_with("data.jsonl:1: tokenizer: the base has no end-of-sequence token"), "{error}");
+}
+
+#[test]
+fn a_data_file_is_checked_before_it_is_read() {
+    let base = BaseDir::new("</s>", false);
+    let path = |name: &str| base.dir.path().join(name);
+    let check = |name: &str| {
+        let checked = check_data_file("data.train", &path(name).into());
+        checked.map_err(|error| error.to_string().replace(&format!("{}/", base.dir.path().display()), ""))
+    };
+    base.write("a.json", "");
+    assert_eq!(check("a.json"), Ok(()));
+    base.write("a.csv", "");
+    assert_eq!(
+        check("a.csv").unwrap_err(),
+        "data.train: a.csv: has an unknown extension; a dataset is a .jsonl, .json or .parquet file"
+    );
+    assert_eq!(check("b.jsonl").unwrap_err(), "data.train: the file b.jsonl does not exist");
+    std::fs::create_dir(path("d.jsonl")).unwrap();
+    assert_eq!(check("d.jsonl").unwrap_err(), "data.train: d.jsonl is not a file");
+    let error = check("a.json/x.jsonl").unwrap_err();
+    assert!(error.starts_with("data.train: a.json/x.jsonl: Not a directory"), "{error}");
 }
