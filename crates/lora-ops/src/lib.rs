@@ -15,8 +15,7 @@
 //! - For a frozen weight, only its product and the gradient of that product's input are computed.
 //!
 //! The crate may not know models or jobs; of `lora-spec` it uses only settings, sizes of buffers
-//! and Philox. To read
-//! it, begin with one operation, such as [`rms_norm`], and its directory.
+//! and Philox. To read it, begin with one operation, such as [`rms_norm`], and its directory.
 
 pub mod adamw;
 pub mod adamw_8bit;
