@@ -54,23 +54,9 @@ impl fmt::Display for SourceFile {
 }
 
 /// A file whose name is its path.
-impl From<&Path> for SourceFile {
-    fn from(path: &Path) -> Self {
-        Self::new(path, path)
-    }
-}
-
-/// A file whose name is its path.
-impl From<PathBuf> for SourceFile {
-    fn from(path: PathBuf) -> Self {
-        path.as_path().into()
-    }
-}
-
-/// A file whose name is its path.
-impl From<&PathBuf> for SourceFile {
-    fn from(path: &PathBuf) -> Self {
-        path.as_path().into()
+impl<P: AsRef<Path>> From<P> for SourceFile {
+    fn from(path: P) -> Self {
+        Self::new(path.as_ref(), path.as_ref())
     }
 }
 
@@ -137,23 +123,9 @@ impl fmt::Display for SourceDir {
 }
 
 /// A directory whose name is its path.
-impl From<&Path> for SourceDir {
-    fn from(path: &Path) -> Self {
-        Self::new(path, path)
-    }
-}
-
-/// A directory whose name is its path.
-impl From<PathBuf> for SourceDir {
-    fn from(path: PathBuf) -> Self {
-        path.as_path().into()
-    }
-}
-
-/// A directory whose name is its path.
-impl From<&PathBuf> for SourceDir {
-    fn from(path: &PathBuf) -> Self {
-        path.as_path().into()
+impl<P: AsRef<Path>> From<P> for SourceDir {
+    fn from(path: P) -> Self {
+        Self::new(path.as_ref(), path.as_ref())
     }
 }
 

@@ -59,7 +59,7 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     let others = receipt.files.iter().map(|file| (file.name.clone(), file.sha256.clone()));
     let files: Vec<(String, String)> = std::iter::once(weights).chain(others).collect();
     for (name, expected) in &files {
-        let found = sha256_file(&(&dir.join(name)).into())?;
+        let found = sha256_file(&dir.join(name).into())?;
         if found != *expected {
             return Err(wrong(format!("{name} was changed: its SHA-256 is {found}, not {expected}")));
         }
