@@ -6,7 +6,8 @@ use std::path::Path;
 use protox::prost::Message;
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    // Read at run time: a target directory may have this program from another checkout.
+    let root = Path::new(&std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
     println!("cargo::rerun-if-changed={}", root.display());
     let files = ["job", "fine_tuning", "worker", "artifacts"].map(|name| format!("lora/v1/{name}.proto"));
     let descriptors = protox::compile(files, [&root])?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use lora_spec::{SourceDir, SourceFile};
+use lora_spec::{SourceDir, SourceFile, file_names};
 use serde_json::Value as Json;
 
 use crate::chat_template::ChatTemplate;
@@ -41,7 +41,7 @@ impl Tokenizer {
     /// A file that cannot be read or parsed, or an `eos_token` that is not in the vocabulary. An
     /// invalid chat template is an error only when it is used.
     pub fn load(dir: &SourceDir) -> Result<Self, DataError> {
-        let file = dir.file("tokenizer.json");
+        let file = dir.file(file_names::TOKENIZER);
         let bytes = fs::read(file.path()).map_err(|source| DataError::read(&file, source))?;
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes)
             .map_err(|err| DataError::file(file.name(), format!("is not a tokenizer: {err}")))?;

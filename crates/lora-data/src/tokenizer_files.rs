@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 
+use lora_spec::file_names::{
+    CHAT_TEMPLATE, GENERATION_CONFIG, MODEL_CONFIG, TOKENIZER_CONFIG, TOKENIZER_FILES,
+};
 use lora_spec::{SourceDir, SourceFile};
 use serde_json::{Map, Value as Json};
 
@@ -20,23 +23,9 @@ pub(crate) struct TokenizerFiles {
     pub(crate) present: Vec<(String, SourceFile)>,
 }
 
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
-const CHAT_TEMPLATE: &str = "chat_template.jinja";
 /// The default template in a directory of several, which Transformers writes if there are others.
 const DEFAULT_TEMPLATE: &str = "additional_chat_templates/default.jinja";
-/// All file names that `save_pretrained` of a tokenizer writes in Transformers.
-const TOKENIZER_FILES: [&str; 9] = [
-    "tokenizer.json",
-    TOKENIZER_CONFIG,
-    SPECIAL_TOKENS_MAP,
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    CHAT_TEMPLATE,
-];
 
 impl TokenizerFiles {
     /// Reads the files that exist; a missing file is not an error.
@@ -95,7 +84,7 @@ fn chat_template(
 }
 
 fn eos_token_ids(dir: &SourceDir) -> Result<Vec<u32>, DataError> {
-    for name in ["generation_config.json", "config.json"] {
+    for name in [GENERATION_CONFIG, MODEL_CONFIG] {
         let file = dir.file(name);
         let Some(config) = read_object(&file)? else { continue };
         let ids: Vec<&Json> = match config.get("eos_token_id") {

@@ -10,6 +10,7 @@ use lora_ops::linear::Weight;
 use lora_ops::reduce::fingerprint;
 use lora_spec::{
     BaseDtype, BaseFormat, BaseLayout, LinearModule, ModelConfig, SafetensorsIndex, SourceDir, SourceFile,
+    file_names,
 };
 use rayon::prelude::*;
 
@@ -31,7 +32,7 @@ impl BaseKey {
     /// Returns the key of the base in `dir`, loaded in `layout`.
     pub fn from_dir(dir: &SourceDir, layout: impl Into<BaseLayout>) -> Result<Self, ModelError> {
         let mut files = SafetensorsIndex::open(dir)?.files;
-        files.push(dir.file("config.json"));
+        files.push(dir.file(file_names::MODEL_CONFIG));
         let describe = |file: &SourceFile| {
             let io = |source| ModelError::io(file, source);
             let path = file.path().canonicalize().map_err(io)?;
@@ -125,7 +126,7 @@ fn hash_with_weights(files: String, weights: &HashMap<String, Weight>) -> Result
 /// Returns the SHA-256 over the names and hashes of `config.json` and the safetensors files.
 fn hash_files(dir: &SourceDir, index: &SafetensorsIndex) -> Result<String, ModelError> {
     let mut files = index.files.clone();
-    files.push(dir.file("config.json"));
+    files.push(dir.file(file_names::MODEL_CONFIG));
     files.sort();
     let line = |file: &SourceFile| {
         let name = file.name().file_name().unwrap_or_default().to_string_lossy();

@@ -8,6 +8,7 @@ use lora_ops::gemm::{no_trans, product};
 use lora_ops::linear::Weight;
 use lora_spec::{
     BaseDtype, BaseLayout, LinearModule, ModelConfig, ModelConfigError, SafetensorsIndex, SourceDir,
+    file_names,
 };
 use serde_json::Value;
 
@@ -99,10 +100,10 @@ impl Base {
                 == tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             tensors.insert(name, if is_exact { rounded } else { tensor });
         }
-        let weights = out.join("model.safetensors");
+        let weights = out.join(file_names::MODEL_WEIGHTS);
         candle_core::safetensors::save(&tensors, &weights)?;
 
-        let file = dir.file("config.json");
+        let file = dir.file(file_names::MODEL_CONFIG);
         let text = std::fs::read(file.path()).map_err(|source| ModelError::io(&file, source))?;
         let wrong =
             |e: serde_json::Error| ModelConfigError { path: file.name().to_owned(), message: e.to_string() };
@@ -114,7 +115,7 @@ impl Base {
             fields.insert("dtype".into(), name.into());
         }
         let text = serde_json::to_vec_pretty(&config).map_err(wrong)?;
-        let path = out.join("config.json");
+        let path = out.join(file_names::MODEL_CONFIG);
         std::fs::write(&path, text).map_err(io(&path))?;
         // The library gives only the owner access to the file that it writes.
         let permissions = path.metadata().map_err(io(&path))?.permissions();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use lora_ops::read_f32;
 use lora_ops::transfer::to_device;
+use lora_spec::file_names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS};
 use lora_spec::{AdapterSpec, ModelConfig, SourceDir};
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
@@ -14,10 +15,6 @@ use serde_json::{Map, Value, json};
 
 use crate::adapter::peft_name;
 use crate::{Adapter, AdapterLayout, ModelError};
-
-/// File names that PEFT looks for.
-const CONFIG: &str = "adapter_config.json";
-const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// The part of `adapter_config.json` that decides how an adapter is applied.
 #[derive(Debug, Clone, Deserialize)]
@@ -52,7 +49,7 @@ impl PeftAdapter {
             let file = dir.file(name);
             std::fs::read(file.path()).map_err(|source| ModelError::io(&file, source))
         };
-        Self::parse(dir, &read(CONFIG)?, &read(WEIGHTS)?)
+        Self::parse(dir, &read(ADAPTER_CONFIG)?, &read(ADAPTER_WEIGHTS)?)
     }
 
     /// Parses the two files of an adapter. Errors name the files as files of `dir`.
@@ -61,12 +58,13 @@ impl PeftAdapter {
     /// A file is invalid, or the adapter needs more than plain LoRA.
     pub fn parse(dir: &SourceDir, config: &[u8], weights: &[u8]) -> Result<Self, ModelError> {
         let fail = |file: &str, message: String| adapter_error(dir, file, message);
-        let config: PeftConfig = serde_json::from_slice(config).map_err(|e| fail(CONFIG, e.to_string()))?;
+        let config: PeftConfig =
+            serde_json::from_slice(config).map_err(|e| fail(ADAPTER_CONFIG, e.to_string()))?;
         if let Some(message) = config.unsupported() {
-            return Err(fail(CONFIG, message));
+            return Err(fail(ADAPTER_CONFIG, message));
         }
         let loaded = candle_core::safetensors::load_buffer(weights, &Device::Cpu)
-            .map_err(|e| fail(WEIGHTS, format!("is not a readable safetensors file: {e}")))?;
+            .map_err(|e| fail(ADAPTER_WEIGHTS, format!("is not a readable safetensors file: {e}")))?;
         let mut tensors = BTreeMap::new();
         for (name, tensor) in loaded {
             let values = tensor.to_dtype(DType::F32)?.contiguous()?;
@@ -80,7 +78,7 @@ impl PeftAdapter {
     /// # Errors
     /// A tensor is missing, has another shape, or does not belong to a linear module of `model`.
     pub fn to_adapter(&self, model: &ModelConfig) -> Result<Adapter, ModelError> {
-        let fail = |message: String| adapter_error(&self.dir, WEIGHTS, message);
+        let fail = |message: String| adapter_error(&self.dir, ADAPTER_WEIGHTS, message);
         let modules: Vec<_> = model
             .linear_modules()
             .into_iter()
@@ -224,7 +222,7 @@ pub fn write_adapter(
     });
     let mut config = serde_json::to_vec_pretty(&config).unwrap_or_default();
     config.push(b'\n');
-    Ok([(WEIGHTS, weights), (CONFIG, config)])
+    Ok([(ADAPTER_WEIGHTS, weights), (ADAPTER_CONFIG, config)])
 }
 
 /// Writes a whole number as a JSON integer, as PEFT does for `lora_alpha`.

@@ -11,6 +11,7 @@ mod buffer_sizes;
 mod data_spec;
 mod device;
 mod device_memory;
+pub mod file_names;
 mod init_lora_weights;
 mod job;
 mod job_file;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::{BlockConfig, LinearModule, NormModule, SourceDir};
+use crate::{BlockConfig, LinearModule, NormModule, SourceDir, file_names};
 
 /// The contents of `config.json` for a dense decoder of the Llama family.
 #[derive(Debug, Clone, PartialEq)]
@@ -120,7 +120,7 @@ impl ModelConfig {
     /// # Errors
     /// The directory does not exist, or the file cannot be read or is not supported.
     pub fn read(base: &SourceDir) -> Result<Self, ModelConfigError> {
-        let file = base.file("config.json");
+        let file = base.file(file_names::MODEL_CONFIG);
         let fail = |message: String| ModelConfigError { path: file.name().to_owned(), message };
         if !base.exists() {
             return Err(ModelConfigError {

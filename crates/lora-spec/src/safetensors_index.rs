@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::{BaseDtype, BaseFormat, FieldError, ModelConfig, Quantization, SourceDir, SourceFile};
+use crate::{
+    BaseDtype, BaseFormat, FieldError, ModelConfig, Quantization, SourceDir, SourceFile, file_names,
+};
 
 mod quantized;
 
@@ -57,8 +59,8 @@ impl SafetensorsIndex {
     /// # Errors
     /// A missing, unreadable or truncated file, or an invalid header.
     pub fn open(dir: &SourceDir) -> Result<Self, SafetensorsError> {
-        let single = dir.file("model.safetensors");
-        let index = dir.file("model.safetensors.index.json");
+        let single = dir.file(file_names::MODEL_WEIGHTS);
+        let index = dir.file(file_names::MODEL_WEIGHTS_INDEX);
         let files = if !single.is_absent() {
             vec![single]
         } else if !index.is_absent() {

@@ -19,12 +19,6 @@ pub struct ResultFile {
     pub bytes: Vec<u8>,
 }
 
-/// Name of the adapter's weights.
-pub(crate) const WEIGHTS: &str = "adapter_model.safetensors";
-
-/// Name of the receipt.
-pub(crate) const RECEIPT: &str = "receipt.json";
-
 /// Returns the files of `adapter` in PEFT's format, with its weights first.
 ///
 /// The returned bytes are parsed, and the parsed adapter must give the same logits for `sample` as

@@ -7,6 +7,7 @@ use lora_collective::{CancelToken, Group};
 use lora_data::Tokenizer;
 use lora_model::{Base, sha256};
 use lora_ops::adamw::AdamWSettings;
+use lora_spec::file_names::{ADAPTER_WEIGHTS, RECEIPT};
 use lora_spec::{FieldError, InitLoraWeights, JobFiles, JobSpec, RunFacts, StepMetrics, WorkersSpec};
 use serde::{Deserialize, Serialize};
 
@@ -16,7 +17,7 @@ use crate::device::numerics_id;
 use crate::engine::Engine;
 use crate::error::TrainError;
 use crate::evaluator::Evaluator;
-use crate::export::{RECEIPT, ResultFile, WEIGHTS, adapter_files, tokenizer_files};
+use crate::export::{ResultFile, adapter_files, tokenizer_files};
 use crate::inputs::{TokenHashes, initial_adapter, job_identity};
 use crate::process_group::ProcessGroup;
 use crate::progress::Progress;
@@ -322,7 +323,8 @@ impl Run {
     fn receipt(&self, files: &[ResultFile], adapter_step: u64) -> Result<Receipt, TrainError> {
         let hashes =
             files.iter().map(|file| FileHash { name: file.name.clone(), sha256: sha256(&file.bytes) });
-        let (weights, others): (Vec<FileHash>, Vec<FileHash>) = hashes.partition(|file| file.name == WEIGHTS);
+        let (weights, others): (Vec<FileHash>, Vec<FileHash>) =
+            hashes.partition(|file| file.name == ADAPTER_WEIGHTS);
         let inputs = self.input_hashes(self.completed_steps());
         Ok(Receipt {
             format: 1,

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use candle_core::Device;
 use lora_collective::CancelToken;
 use lora_model::{Base, sha256_file};
+use lora_spec::file_names::{ADAPTER_WEIGHTS, RECEIPT};
 use lora_spec::{InitLoraWeights, JobFiles, JobSpec, SourceDir, SourceFile};
 
 use crate::device::numerics_id;
 use crate::error::TrainError;
-use crate::export::{RECEIPT, WEIGHTS};
 use crate::receipt::{Receipt, StepRecord};
 use crate::run::Run;
 
@@ -55,7 +55,7 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     if receipt.format != 1 {
         return Err(wrong(format!("format {} is not supported; supported: 1", receipt.format)));
     }
-    let weights = (WEIGHTS.to_owned(), receipt.adapter_sha256.clone());
+    let weights = (ADAPTER_WEIGHTS.to_owned(), receipt.adapter_sha256.clone());
     let others = receipt.files.iter().map(|file| (file.name.clone(), file.sha256.clone()));
     let files: Vec<(String, String)> = std::iter::once(weights).chain(others).collect();
     for (name, expected) in &files {

@@ -10,14 +10,12 @@ use lora_proto::DigestBuilder;
 use lora_proto::file_name::{MAX_RESULT_NAME_BYTES, is_file_name};
 use lora_proto::file_transfer::{TransferError, download};
 use lora_proto::v1::{self, download_request};
+use lora_spec::file_names::RECEIPT;
 use tokio::time::sleep;
 
 use crate::client::{Client, MAX_RETRIES, delays};
 use crate::output::bytes;
 use crate::submit::bytes_bar;
-
-/// The file that is written last: if it exists, the result is complete.
-pub(crate) const RECEIPT: &str = "receipt.json";
 
 /// Downloads the result of `job` into `dir`. Result files that already exist there with the same
 /// contents are skipped. An interrupted download continues where it stopped.

@@ -8,14 +8,14 @@ use lora_data::Tokenizer;
 use lora_proto::DigestBuilder;
 use lora_proto::file_name::{MAX_NAME_BYTES, is_file_name_char};
 use lora_proto::v1::{self, base};
-use lora_spec::{FieldError, JobFile, SafetensorsIndex, SourceDir, SourceFile};
+use lora_spec::{FieldError, JobFile, SafetensorsIndex, SourceDir, SourceFile, file_names};
 
 use crate::output::bytes;
 
 /// The files of an adapter.
-const ADAPTER_FILES: [&str; 2] = ["adapter_config.json", "adapter_model.safetensors"];
+const ADAPTER_FILES: [&str; 2] = [file_names::ADAPTER_CONFIG, file_names::ADAPTER_WEIGHTS];
 /// Files of a base that are optional.
-const OPTIONAL_BASE_FILES: [&str; 2] = ["model.safetensors.index.json", "generation_config.json"];
+const OPTIONAL_BASE_FILES: [&str; 2] = [file_names::MODEL_WEIGHTS_INDEX, file_names::GENERATION_CONFIG];
 
 /// Where workers get the base from.
 #[derive(Debug, Clone, PartialEq)]
@@ -154,7 +154,7 @@ fn base_files(dir: &SourceDir) -> Result<Vec<(String, SourceFile)>> {
     let tokenizer = Tokenizer::load(dir)?;
     let optional =
         OPTIONAL_BASE_FILES.map(|name| dir.file(name)).into_iter().filter(|file| file.path().is_file());
-    let mut files: Vec<(String, SourceFile)> = std::iter::once(dir.file("config.json"))
+    let mut files: Vec<(String, SourceFile)> = std::iter::once(dir.file(file_names::MODEL_CONFIG))
         .chain(checkpoint.files)
         .chain(optional)
         .map(|file| (store_name(file.name()), file))

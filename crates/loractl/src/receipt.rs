@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use lora_spec::file_names::RECEIPT;
 use lora_train::Receipt;
 
 /// Reads the receipt in the directory of an adapter; `None` if the adapter has none, because
 /// another program trained it.
 pub(crate) fn read(adapter: &Path) -> Result<Option<Receipt>> {
-    let path = adapter.join("receipt.json");
+    let path = adapter.join(RECEIPT);
     if !path.exists() {
         return Ok(None);
     }

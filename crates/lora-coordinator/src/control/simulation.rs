@@ -3,8 +3,9 @@
 //! The real decisions are applied in memory; nothing else of the coordinator runs.
 //!
 //! Safety, after every action: a group never starts behind a state that a connected member held,
-//! and no state is given up that is not in the store. Liveness: when the faults end, both jobs
-//! succeed.
+//! and no state is given up that is not in the store; a job is cancelled only when no member holds
+//! it whose lease has not expired. Liveness: when the faults end, both jobs succeed, or are
+//! cancelled if a user asked for it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -57,6 +58,7 @@ enum Event {
     Forget(usize),
     Pause(usize),
     Resume(usize),
+    Cancel(usize),
     RestartCoordinator,
     /// The store fails at the next action.
     FailStore,
@@ -203,6 +205,7 @@ impl World {
             }
             Event::Pause(job) => self.request(["a", "b"][job], Request::Pause),
             Event::Resume(job) => self.request(["a", "b"][job], Request::Resume),
+            Event::Cancel(job) => self.request(["a", "b"][job], Request::Cancel),
             Event::RestartCoordinator => self.restart_coordinator(),
             Event::FailStore => self.store_fails = true,
             Event::Wait => self.advance(2 * LEASE).await,
@@ -398,10 +401,19 @@ impl World {
         }
     }
 
+    fn state(&self, id: &str) -> JobState {
+        self.jobs.get(id).map(Job::state).or(self.stopped.get(id).map(|row| row.state)).unwrap()
+    }
+
     fn request(&mut self, id: &str, request: Request) {
-        let state = self.jobs.get(id).map(Job::state).or(self.stopped.get(id).map(|row| row.state)).unwrap();
+        let state = self.state(id);
         match request.answer(state) {
-            Answer::Apply(action) => self.apply(id, action),
+            Answer::Apply(action) => {
+                if let Some(row) = self.stopped.remove(id) {
+                    self.jobs.insert(id.to_owned(), Job::new(row, None).unwrap());
+                }
+                self.apply(id, action);
+            }
             Answer::Resume => {
                 let row = self.stopped.remove(id).unwrap();
                 let resume = Action::Resume { spec: Box::new(row.spec.clone()), is_valid: true };
@@ -468,6 +480,17 @@ impl World {
     fn apply(&mut self, id: &str, action: Action) {
         let Some(job) = self.jobs.get(id) else { return };
         self.check_that_no_state_is_given_up(job, &action);
+        // The workers of a paused job were asked to release it when it was paused.
+        if action == Action::Cancel && job.state() == JobState::Cancelling {
+            let members = observe(&job.row, &self.workers);
+            let is_member = |name: &str| members.iter().any(|m| m.row.worker == name && !m.is_lost());
+            let holds = |process: &&Process| {
+                let held = process.held.as_ref();
+                is_member(&process.name) && process.is_alive && held.is_some_and(|held| held.job_id == id)
+            };
+            let holders: Vec<_> = self.processes.iter().filter(holds).map(|process| &process.name).collect();
+            assert!(holders.is_empty(), "{id} is cancelled, and {holders:?} hold it");
+        }
         let token = "secret".to_owned();
         let group = GroupMaterial { checkpoint: checkpoint(&self.checkpoints, id), token };
         let change = job.changed(action.clone(), group).expect("the table allows the transition");
@@ -534,9 +557,9 @@ impl World {
         held.map(|held| held.completed_steps)
     }
 
-    /// Ends all faults, and waits until both jobs have succeeded. Only `survivors` of the workers
-    /// remain.
-    async fn heal(&mut self, survivors: usize) {
+    /// Ends all faults, and waits until both jobs have succeeded, or were cancelled if they are
+    /// `cancelled`. Only `survivors` of the workers remain.
+    async fn heal(&mut self, survivors: usize, cancelled: &[&str]) {
         self.store_fails = false;
         for worker in survivors..WORKERS {
             self.run(Event::Kill(worker)).await;
@@ -553,13 +576,17 @@ impl World {
                 Box::pin(self.run(Event::Resume(job))).await;
             }
             self.round().await;
-            if self.jobs.is_empty() && self.stopped.values().all(|row| row.state == JobState::Succeeded) {
+            let has_ended = |row: &JobRow| match row.state {
+                JobState::Cancelled => cancelled.contains(&row.id.as_str()),
+                state => state == JobState::Succeeded,
+            };
+            if self.jobs.is_empty() && self.stopped.values().all(has_ended) {
                 return;
             }
         }
         let states: Vec<_> = self.jobs.values().map(|job| (&job.row.id, job.state(), &job.phase)).collect();
         let held: Vec<_> = self.processes.iter().map(|p| (&p.name, p.goal(), &p.held)).collect();
-        panic!("not succeeded: {states:#?} {:?} {held:#?}", self.stopped.keys());
+        panic!("not ended: {states:#?} {:?} {held:#?}", self.stopped.keys());
     }
 }
 
@@ -567,20 +594,32 @@ fn checkpoint(checkpoints: &BTreeMap<String, u64>, job: &str) -> Option<v1::Chec
     checkpoints.get(job).map(|step| v1::Checkpoint { step: *step, ..v1::Checkpoint::default() })
 }
 
-fn simulate(events: &[Event], survivors: usize) {
+/// Runs the events, then cancels the jobs with these numbers, then ends the faults.
+fn simulate(events: &[Event], survivors: usize, cancel: &[usize]) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
     runtime.unwrap().block_on(async {
         let mut world = World::new();
         for event in events {
             world.run(*event).await;
         }
-        world.heal(survivors).await;
+        let mut cancelled = Vec::new();
+        for &job in cancel {
+            let id = ["a", "b"][job];
+            if world.state(id) != JobState::Succeeded {
+                cancelled.push(id);
+            }
+            world.run(Event::Cancel(job)).await;
+        }
+        world.heal(survivors, &cancelled).await;
+        for id in cancelled {
+            assert_eq!(world.state(id), JobState::Cancelled);
+        }
     });
 }
 
 #[test]
 fn without_faults_both_jobs_succeed() {
-    simulate(&[], WORKERS);
+    simulate(&[], WORKERS, &[]);
 }
 
 proptest! {
@@ -588,6 +627,13 @@ proptest! {
 
     #[test]
     fn no_fault_loses_a_step_or_stops_a_job(events in events(), survivors in 2..=WORKERS) {
-        simulate(&events, survivors);
+        simulate(&events, survivors, &[]);
+    }
+
+    #[test]
+    fn no_fault_keeps_a_job_from_being_cancelled(
+        events in events(), survivors in 2..=WORKERS, job in 0..2_usize,
+    ) {
+        simulate(&events, survivors, &[job]);
     }
 }

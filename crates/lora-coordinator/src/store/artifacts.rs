@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use lora_proto::v1::{self, job_artifact, job_event};
-use lora_spec::{JobSpec, JobState};
+use lora_spec::{JobSpec, JobState, file_names};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
@@ -12,10 +12,6 @@ use super::objects::run_to_completion;
 use super::unreferenced::delete_unreferenced;
 use super::{JobRow, Staged, Store, StoreError, int, job_row, owner};
 
-/// The file of a result with the metrics of its steps, which the coordinator writes.
-const METRICS_FILE: &str = "metrics.jsonl";
-/// The file of a result with the job's settings, which the coordinator writes.
-const JOB_FILE: &str = "job.yaml";
 /// The number of steps that one query reads.
 const STEPS_PER_READ: i64 = 1000;
 /// A time before all others.
@@ -122,8 +118,11 @@ impl Store {
         events: Vec<job_event::Kind>,
     ) -> Result<Result<Vec<v1::StoredFile>, MissingFile>, StoreError> {
         let (store, job) = (self.clone(), job.clone());
-        let files =
-            files.iter().filter(|name| ![METRICS_FILE, JOB_FILE].contains(&name.as_str())).cloned().collect();
+        let files = files
+            .iter()
+            .filter(|name| ![file_names::METRICS, file_names::JOB].contains(&name.as_str()))
+            .cloned()
+            .collect();
         run_to_completion(async move { store.take_result(&job, files, events).await }).await
     }
 
@@ -134,8 +133,10 @@ impl Store {
         mut events: Vec<job_event::Kind>,
     ) -> Result<Result<Vec<v1::StoredFile>, MissingFile>, StoreError> {
         let failed = |error| self.database_error(error);
-        let own =
-            [(METRICS_FILE, self.stage_metrics(job).await?), (JOB_FILE, self.stage_job_file(job).await?)];
+        let own = [
+            (file_names::METRICS, self.stage_metrics(job).await?),
+            (file_names::JOB, self.stage_job_file(job).await?),
+        ];
         let mut writers = self.writers().await;
         let mut db = writers.lifecycle.begin().await.map_err(failed)?;
         let sequence = job_row::update(&mut db, job).await.map_err(failed)?;
@@ -199,7 +200,7 @@ impl Store {
                 last = row.try_get("step").map_err(|error| self.database_error(error))?;
                 if let Some(metrics) = report.metrics.filter(|_| report.logged) {
                     serde_json::to_writer(&mut text, &metrics)
-                        .map_err(|error| cannot_write(METRICS_FILE, error))?;
+                        .map_err(|error| cannot_write(file_names::METRICS, error))?;
                     text.push(b'\n');
                 }
             }
@@ -212,8 +213,9 @@ impl Store {
 
     /// Stages the job file, with all settings of the job.
     async fn stage_job_file(&self, job: &JobRow) -> Result<Staged, StoreError> {
-        let spec = JobSpec::try_from(job.spec.clone()).map_err(|error| cannot_write(JOB_FILE, error))?;
-        let text = serde_saphyr::to_string(&spec).map_err(|error| cannot_write(JOB_FILE, error))?;
+        let spec =
+            JobSpec::try_from(job.spec.clone()).map_err(|error| cannot_write(file_names::JOB, error))?;
+        let text = serde_saphyr::to_string(&spec).map_err(|error| cannot_write(file_names::JOB, error))?;
         let mut staged = self.stage().await?;
         staged.write(text.as_bytes()).await?;
         Ok(staged)

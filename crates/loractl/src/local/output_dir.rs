@@ -9,28 +9,25 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use lora_proto::v1::StepMetrics;
-use lora_spec::JobSpec;
+use lora_spec::{JobSpec, file_names};
 
 use super::metrics_file::MetricsFile;
-use crate::download::RECEIPT;
 
 const STATE_DIR: &str = ".run";
 const CACHE_DIR: &str = "cache";
 /// Locked by the coordinator that uses the store.
 const LOCK_FILE: &str = "lock";
-const JOB_FILE: &str = "job.yaml";
-const METRICS_FILE: &str = "metrics.jsonl";
 /// Files that a run writes before there is a result; the files of the result replace them.
-pub(crate) const RUN_FILES: [&str; 2] = [JOB_FILE, METRICS_FILE];
+pub(crate) const RUN_FILES: [&str; 2] = [file_names::JOB, file_names::METRICS];
 /// Files of a model, an adapter or another trainer, which a run must not mix with or overwrite.
 const FOREIGN_FILES: [&str; 7] = [
-    "adapter_model.safetensors",
-    "adapter_config.json",
-    "config.json",
-    "tokenizer.json",
+    file_names::ADAPTER_WEIGHTS,
+    file_names::ADAPTER_CONFIG,
+    file_names::MODEL_CONFIG,
+    file_names::TOKENIZER,
     "checkpoints",
-    JOB_FILE,
-    METRICS_FILE,
+    file_names::JOB,
+    file_names::METRICS,
 ];
 
 /// What is wrong with an output directory.
@@ -80,7 +77,7 @@ pub(crate) enum OutputError {
 /// The reason why the job may not start or continue there.
 pub(crate) fn check(dir: &Path, resume: bool) -> Result<(), OutputError> {
     let has = |name: &str| dir.join(name).symlink_metadata().is_ok();
-    if has(RECEIPT) {
+    if has(file_names::RECEIPT) {
         return Err(OutputError::HoldsResult(dir.to_owned()));
     }
     match (has(STATE_DIR), resume) {
@@ -146,9 +143,9 @@ impl OutputDir {
 
     /// Writes the resolved job as a job file, which can be run again without changes.
     pub(crate) fn write_job(&self, job: &JobSpec) -> Result<(), OutputError> {
-        let path = self.path.join(JOB_FILE);
+        let path = self.path.join(file_names::JOB);
         let text = serde_saphyr::to_string(job).map_err(|e| at(&path)(io::Error::other(e.to_string())))?;
-        let staged = self.state_dir().join(JOB_FILE);
+        let staged = self.state_dir().join(file_names::JOB);
         let mut file = File::create(&staged).map_err(at(&staged))?;
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(at(&staged))?;
         fs::rename(&staged, &path).map_err(at(&path))
@@ -156,7 +153,7 @@ impl OutputDir {
 
     /// Opens `metrics.jsonl` with its rows so far, to append to it.
     pub(crate) fn metrics(&self) -> Result<RunMetrics, OutputError> {
-        let path = self.path.join(METRICS_FILE);
+        let path = self.path.join(file_names::METRICS);
         let file = MetricsFile::open(&path).map_err(at(&path))?;
         Ok(RunMetrics { path, file })
     }
@@ -238,19 +235,19 @@ mod tests {
         job.adapter.target_modules = lora_spec::TargetModules::Names(vec!["q_proj".into()]);
         job.training.early_stopping_threshold = 1e-9;
         dir.write_job(&job).unwrap();
-        assert_eq!(lora_spec::JobFile::read(&path.join(JOB_FILE)).unwrap().job, job);
+        assert_eq!(lora_spec::JobFile::read(&path.join(file_names::JOB)).unwrap().job, job);
     }
 
     #[test]
     fn a_result_marks_the_directory_as_finished() {
         let temp = tempfile::tempdir().unwrap();
         let dir = begun(temp.path());
-        fs::write(temp.path().join(RECEIPT), "{}").unwrap();
+        fs::write(temp.path().join(file_names::RECEIPT), "{}").unwrap();
         dir.finish().unwrap();
         for resume in [false, true] {
             assert!(matches!(check(temp.path(), resume), Err(OutputError::HoldsResult(_))));
         }
-        assert!(!temp.path().join(STATE_DIR).exists() && temp.path().join(METRICS_FILE).exists());
+        assert!(!temp.path().join(STATE_DIR).exists() && temp.path().join(file_names::METRICS).exists());
     }
 
     #[test]

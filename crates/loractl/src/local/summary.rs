@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use lora_spec::JobState;
+use lora_spec::file_names::ADAPTER_WEIGHTS;
 use serde::Serialize;
 
 use crate::output::{Table, bytes, count, failure_text};
@@ -49,7 +50,7 @@ impl RunSummary {
     ) -> Self {
         let facts = stats.facts().unwrap_or_default();
         let state = stats.state().unwrap_or(JobState::Validating);
-        let adapter = output_dir.join("adapter_model.safetensors");
+        let adapter = output_dir.join(ADAPTER_WEIGHTS);
         let succeeded = state == JobState::Succeeded;
         Self {
             state,

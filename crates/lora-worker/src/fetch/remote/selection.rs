@@ -3,34 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use lora_proto::file_name::is_file_name;
+use lora_spec::file_names::{
+    CHAT_TEMPLATES, GENERATION_CONFIG, MODEL_CONFIG, MODEL_WEIGHTS, MODEL_WEIGHTS_INDEX, TOKENIZER_FILES,
+};
 use serde::Deserialize;
 
 use crate::fetch::FetchError;
 use crate::fetch::cache::CacheDir;
 use crate::fetch::source::{RemoteFile, Source};
 
-const CONFIG_FILE: &str = "config.json";
-/// The weights, if they are in one file.
-const WEIGHTS_FILE: &str = "model.safetensors";
-/// The index that names the files of the weights otherwise.
-const WEIGHTS_INDEX_FILE: &str = "model.safetensors.index.json";
 /// The size limit of an index.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
-/// The tokenizer and the generation settings. Each of these files is optional.
-const TOKENIZER_FILES: [&str; 10] = [
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-];
-/// The directory of additional chat templates.
-const TEMPLATES: &str = "additional_chat_templates/";
 
 /// Returns those of the files `names` that a base needs, except the shards of the weights, which
 /// the index names.
@@ -41,20 +24,24 @@ pub(in crate::fetch) fn needed<'a>(
     names: impl IntoIterator<Item = &'a str>,
 ) -> Result<BTreeSet<String>, String> {
     let names: BTreeSet<&str> = names.into_iter().collect();
-    if !names.contains(CONFIG_FILE) {
-        return Err(format!("has no {CONFIG_FILE}"));
+    if !names.contains(MODEL_CONFIG) {
+        return Err(format!("has no {MODEL_CONFIG}"));
     }
-    let Some(weights) = [WEIGHTS_FILE, WEIGHTS_INDEX_FILE].into_iter().find(|name| names.contains(name))
+    let Some(weights) = [MODEL_WEIGHTS, MODEL_WEIGHTS_INDEX].into_iter().find(|name| names.contains(name))
     else {
         return Err(format!(
-            "has neither {WEIGHTS_FILE} nor {WEIGHTS_INDEX_FILE}; weights in other formats are not read"
+            "has neither {MODEL_WEIGHTS} nor {MODEL_WEIGHTS_INDEX}; weights in other formats are not read"
         ));
     };
     let is_template = |name: &str| {
-        name.strip_prefix(TEMPLATES).is_some_and(|name| is_file_name(name) && name.ends_with(".jinja"))
+        name.split_once('/').is_some_and(|(dir, name)| {
+            dir == CHAT_TEMPLATES && is_file_name(name) && name.ends_with(".jinja")
+        })
     };
     let is_needed = |name: &&str| {
-        [CONFIG_FILE, weights].contains(name) || TOKENIZER_FILES.contains(name) || is_template(name)
+        [MODEL_CONFIG, GENERATION_CONFIG, weights].contains(name)
+            || TOKENIZER_FILES.contains(name)
+            || is_template(name)
     };
     Ok(names.into_iter().filter(is_needed).map(str::to_owned).collect())
 }
@@ -74,10 +61,10 @@ pub(in crate::fetch) async fn shards(
     struct Index {
         weight_map: BTreeMap<String, String>,
     }
-    let Some(file) = files.iter().find(|file| file.name == WEIGHTS_INDEX_FILE) else {
+    let Some(file) = files.iter().find(|file| file.name == MODEL_WEIGHTS_INDEX) else {
         return Ok(BTreeSet::new());
     };
-    let fail = |message: String| FetchError::permanent(from, format!("{WEIGHTS_INDEX_FILE} {message}"));
+    let fail = |message: String| FetchError::permanent(from, format!("{MODEL_WEIGHTS_INDEX} {message}"));
     if file.size > MAX_INDEX_BYTES {
         return Err(fail(format!("is longer than {MAX_INDEX_BYTES} bytes")));
     }
