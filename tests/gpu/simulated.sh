@@ -27,9 +27,8 @@ tests/gpu/sim/check.sh
 # The simulated libraries have the names and symbols of the real ones, so the programs are linked
 # with them.
 export LIBRARY_PATH=$target/gpu-sim${LIBRARY_PATH:+:$LIBRARY_PATH} LORA_CUDA_ARCHS=90
-packages=(-p lora-ops -p lora-model -p lora-collective -p lora-train -p lora-worker -p lora-gpu -p lora-bench)
-features=lora-collective/cuda,lora-worker/cuda,lora-gpu/cuda,lora-bench/cuda
-cuda=("${packages[@]}" --locked --target-dir "$target/cuda" --features "$features")
+# The whole workspace, and no directory of its own: only what the feature changes is built again.
+cuda=(--workspace --locked --features lora-collective/cuda,lora-worker/cuda,lora-gpu/cuda,lora-bench/cuda)
 echo "-- lints"
 cargo clippy "${cuda[@]}" --all-targets -- -D warnings
 echo "-- the all-reduce over NCCL"
@@ -41,9 +40,9 @@ echo "-- training steps at tiny shapes"
 cargo test "${cuda[@]}" --test train_step
 echo "-- programs"
 cargo build "${cuda[@]}" --bins
-cargo build --locked -p loractl
+# The next build without CUDA replaces the programs in debug/.
 mkdir -p "$target/gpu-bin"
-ln -sf "$target/cuda/debug/"{lora-gpu,lora-worker,train_step} "$target/debug/loractl" "$target/gpu-bin/"
+cp "$target/debug/"{loractl,lora-gpu,lora-worker,train_step} "$target/gpu-bin/"
 export LORA_SIM_MEMORY=4G
 echo "-- the checks again, with work that starts as late as possible, and blocks and threads in another order"
 LORA_SIM_LATE=1 LORA_SIM_SEED=2 "$target/gpu-bin/lora-gpu"
