@@ -26,6 +26,7 @@ tests/gpu/sim/build.sh "$target/gpu-sim"
 tests/gpu/sim/check.sh
 # The simulated libraries have the names and symbols of the real ones, so the programs are linked
 # with them.
+export NVCC=$PWD/tests/gpu/sim/nvcc.sh
 export LIBRARY_PATH=$target/gpu-sim${LIBRARY_PATH:+:$LIBRARY_PATH} LORA_CUDA_ARCHS=90
 # The whole workspace, and no directory of its own: only what the feature changes is built again.
 cuda=(--workspace --locked --features lora-collective/cuda,lora-worker/cuda,lora-gpu/cuda,lora-bench/cuda)
