@@ -31,6 +31,14 @@ CASES = {
     "llama-nf4": ("llama-nf4", {"target_modules": "all-linear"}),
     "qwen2-nf4": ("qwen2-nf4", {"target_modules": "all-linear"}),
     "llama-int8": ("llama-int8", {"target_modules": "all-linear"}),
+    "qwen3": ("qwen3", {"target_modules": "all-linear"}),
+    "mistral": ("mistral", {"target_modules": "all-linear"}),
+    "smollm3": ("smollm3", {"target_modules": "all-linear"}),
+    "olmo2": ("olmo2", {"target_modules": "all-linear"}),
+    "olmo3": ("olmo3", {"target_modules": "all-linear"}),
+    "granite": ("granite", {"target_modules": "all-linear"}),
+    "llama-yarn": ("llama-yarn", {"target_modules": "all-linear"}),
+    "gemma3": ("gemma3", {"target_modules": "all-linear"}),
 }
 
 

@@ -46,25 +46,29 @@ def make_all(models: Path, root: Path) -> None:
     for seed, (name, case) in enumerate(STARTED.items()):
         base, lora = initial.CASES[case]
         make_started(models / base, root / name, 203 + seed, lora)
+    make(models / "qwen3", root / "qwen3", 206, learning_rate=2e-2, max_grad_norm=7.0)
 
 
-def make(base: Path, directory: Path, seed: int) -> None:
+def make(base: Path, directory: Path, seed: int, **changed) -> None:
+    """Ten steps; `changed` replaces some of the settings."""
+    settings = SETTINGS | changed
     adapters.make(base, directory / "adapter", seed, target_modules="all-linear")
     batch = make_batches(AutoConfig.from_pretrained(base).vocab_size, SETTINGS["max_steps"], seed)
     save_file(batch, directory / "batches.safetensors")
 
     model = reference.load(base, directory / "adapter", torch.float64)
-    curve = train(model, batch)
-    f32 = train(reference.load(base, directory / "adapter", torch.float32), batch)
+    curve = train(model, batch, settings)
+    f32 = train(reference.load(base, directory / "adapter", torch.float32), batch, settings)
     norms = curve["grad_norm"]
-    assert min(norms) < SETTINGS["max_grad_norm"] < max(norms), f"not only some steps are clipped: {norms}"
-    frozen = train(reference.load(base, directory / "adapter", torch.float64), batch, learning_rate=0.0)
+    assert min(norms) < settings["max_grad_norm"] < max(norms), f"not only some steps are clipped: {norms}"
+    at_rest = settings | {"learning_rate": 0.0}
+    frozen = train(reference.load(base, directory / "adapter", torch.float64), batch, at_rest)
     losses = zip(curve["loss"][4:], frozen["loss"][4:])
     assert all(a < 0.98 * b for a, b in losses), (curve["loss"], frozen["loss"])
     errors = largest_errors(f32, curve)
     assert max(errors.values()) < 1e-4, errors
 
-    contents = {"model": base.name, "settings": SETTINGS, **curve, "peft_f32_errors": errors}
+    contents = {"model": base.name, "settings": settings, **curve, "peft_f32_errors": errors}
     (directory / "curve.json").write_text(json.dumps(contents, indent=2) + "\n")
     adapters.save(model.float(), directory / "final", base.name)
 
@@ -129,19 +133,17 @@ def make_batches(vocab: int, steps: int, seed: int) -> dict[str, torch.Tensor]:
     return {name: x.reshape(steps, 2, 2, -1) for name, x in batch.items()}
 
 
-def train(
-    model, batch: dict[str, torch.Tensor], learning_rate=SETTINGS["learning_rate"]
-) -> dict[str, list[float]]:
+def train(model, batch: dict[str, torch.Tensor], settings: dict = SETTINGS) -> dict[str, list[float]]:
     steps = batch["tokens"].shape[0]
     parameters = list(reference.lora_parameters(model).values())
     optimizer = torch.optim.AdamW(
         parameters,
-        lr=learning_rate,
-        betas=(SETTINGS["adam_beta1"], SETTINGS["adam_beta2"]),
-        eps=SETTINGS["adam_epsilon"],
-        weight_decay=SETTINGS["weight_decay"],
+        lr=settings["learning_rate"],
+        betas=(settings["adam_beta1"], settings["adam_beta2"]),
+        eps=settings["adam_epsilon"],
+        weight_decay=settings["weight_decay"],
     )
-    scheduler = get_scheduler(SETTINGS["lr_scheduler_type"], optimizer, SETTINGS["warmup_steps"], steps)
+    scheduler = get_scheduler(settings["lr_scheduler_type"], optimizer, settings["warmup_steps"], steps)
     curve = {"loss": [], "grad_norm": [], "learning_rate": []}
     for step in range(steps):
         tokens, mask, labels = (batch[key][step] for key in ["tokens", "attention_mask", "labels"])
@@ -152,7 +154,7 @@ def train(
             loss = reference.loss_sum(logits, labels[micro]) / num_items_in_batch
             loss.backward()
             total += loss.item()
-        norm = torch.nn.utils.clip_grad_norm_(parameters, SETTINGS["max_grad_norm"])
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings["max_grad_norm"])
         curve["loss"].append(total)
         curve["grad_norm"].append(norm.item())
         curve["learning_rate"].append(scheduler.get_last_lr()[0])

@@ -10,7 +10,10 @@ import tempfile
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM, BitsAndBytesConfig, Gemma3TextConfig, GraniteConfig, LlamaConfig,
+    MistralConfig, Olmo2Config, Olmo3Config, Qwen2Config, Qwen3Config, SmolLM3Config,
+)  # fmt: skip
 
 LLAMA_GQA = LlamaConfig(
     vocab_size=97, hidden_size=32, intermediate_size=56, num_hidden_layers=2, num_attention_heads=4,
@@ -62,6 +65,75 @@ LLAMA_GEGLU = LlamaConfig(
     hidden_act="gelu_pytorch_tanh", rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
 )  # fmt: skip
 
+# head_dim is not hidden_size / heads.
+QWEN3 = Qwen3Config(
+    vocab_size=107, hidden_size=36, intermediate_size=52, num_hidden_layers=2, num_attention_heads=6,
+    num_key_value_heads=2, head_dim=16, max_position_embeddings=128, rms_norm_eps=1e-6,
+    tie_word_embeddings=True, rope_parameters={"rope_type": "default", "rope_theta": 1000000.0},
+    bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+# With 24 original positions the ramp covers some of the frequencies.
+LLAMA_YARN = LlamaConfig(
+    vocab_size=97, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=16, max_position_embeddings=96, rms_norm_eps=1e-5,
+    tie_word_embeddings=False,
+    rope_parameters={
+        "rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "beta_fast": 3.0, "beta_slow": 0.5,
+        "original_max_position_embeddings": 24,
+    },
+)  # fmt: skip
+
+# Five of six blocks have a window, and another base of rotary embeddings.
+GEMMA3 = Gemma3TextConfig(
+    vocab_size=101, hidden_size=36, intermediate_size=44, num_hidden_layers=6, num_attention_heads=3,
+    num_key_value_heads=1, head_dim=16, max_position_embeddings=128, rms_norm_eps=1e-6, sliding_window=6,
+    query_pre_attn_scalar=20, bos_token_id=1, eos_token_id=2,
+    rope_parameters={
+        "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 100000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+    },
+)  # fmt: skip
+
+# Windows of published models are longer than these rows.
+MISTRAL = MistralConfig(
+    vocab_size=97, hidden_size=36, intermediate_size=44, num_hidden_layers=2, num_attention_heads=3,
+    num_key_value_heads=1, head_dim=16, max_position_embeddings=128, rms_norm_eps=1e-5, sliding_window=7,
+    tie_word_embeddings=False, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+)  # fmt: skip
+
+# The second block has no rotary embedding.
+SMOLLM3 = SmolLM3Config(
+    vocab_size=101, hidden_size=32, intermediate_size=44, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-6, no_rope_layer_interval=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, pad_token_id=None, bos_token_id=1,
+    eos_token_id=2,
+)  # fmt: skip
+
+OLMO2 = Olmo2Config(
+    vocab_size=89, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-6, pad_token_id=None,
+    eos_token_id=2, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+)  # fmt: skip
+
+# The last of four blocks has no window, and the other base of rotary embeddings.
+OLMO3 = Olmo3Config(
+    vocab_size=89, hidden_size=32, intermediate_size=40, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=4, max_position_embeddings=128, rms_norm_eps=1e-6, pad_token_id=None,
+    eos_token_id=2, sliding_window=6,
+    rope_parameters={
+        "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 20000.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+)  # fmt: skip
+
+GRANITE = GraniteConfig(
+    vocab_size=103, hidden_size=32, intermediate_size=44, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=True,
+    embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2, logits_scaling=2.5,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
 # The sizes of rows are multiples of 64, or not multiples of 16: bitsandbytes 0.50.2 dequantizes
 # other rows wrongly on CPUs with AVX-512.
 LLAMA_NF4 = LlamaConfig(
@@ -107,6 +179,14 @@ def make_all(root: Path) -> None:
     save(root / "llama-bf16", LLAMA_BF16, seed=5, dtype=torch.bfloat16)
     save(root / "qwen2-window", QWEN2_WINDOW, seed=6)
     save(root / "llama-geglu", LLAMA_GEGLU, seed=7)
+    save(root / "qwen3", QWEN3, seed=11)
+    save(root / "mistral", MISTRAL, seed=12)
+    save(root / "smollm3", SMOLLM3, seed=13)
+    save(root / "olmo2", OLMO2, seed=14)
+    save(root / "olmo3", OLMO3, seed=15)
+    save(root / "granite", GRANITE, seed=16)
+    save(root / "llama-yarn", LLAMA_YARN, seed=17)
+    save(root / "gemma3", GEMMA3, seed=18)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     save_quantized(root / "llama-nf4", LLAMA_NF4, 8, torch.bfloat16, **nf4, bnb_4bit_use_double_quant=True)
     save_quantized(root / "qwen2-nf4", QWEN2, 9, torch.float32, **nf4)

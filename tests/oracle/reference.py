@@ -70,7 +70,9 @@ def dequantized(model):
 
 
 def rms_norm_f64(self, x: torch.Tensor) -> torch.Tensor:
-    return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
+    is_gemma = type(self).__name__.startswith("Gemma")
+    eps, weight = (self.eps, 1.0 + self.weight) if is_gemma else (self.variance_epsilon, self.weight)
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
 
 def loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,7 @@ impl AdapterLayout {
                 module,
             })
             .collect();
-        Self { modules, len, layers: model.num_hidden_layers }
+        Self { modules, len, layers: model.layers.len() }
     }
 
     /// Number of decoder blocks of the model, adapted or not.

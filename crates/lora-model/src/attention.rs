@@ -3,23 +3,26 @@
 use candle_core::Tensor;
 use lora_ops::attention::{self, AttentionShape};
 use lora_ops::lora::LoraActivations;
-use lora_spec::AttentionConfig;
+use lora_spec::{AttentionConfig, Rope};
 
+use crate::norm::Norm;
 use crate::pass::Pass;
 use crate::projection::{Linear, Projected, Projection};
+use crate::rotary_heads::{RotaryActivations, RotaryHeads};
 use crate::weight_source::WeightSource;
 use crate::{Gradients, ModelError};
 
-/// Grouped-query attention with rotary embeddings.
+/// Grouped-query attention.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
+    queries: RotaryHeads,
+    keys: RotaryHeads,
     v_proj: Linear,
     o_proj: Linear,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    scale: f32,
     pub(crate) sliding_window: Option<usize>,
 }
 
@@ -50,8 +53,8 @@ pub(crate) struct AttendedValues {
 
 /// Intermediate results of the forward pass that the backward pass reads.
 pub(crate) struct AttentionActivations {
-    q: Projected,
-    k: Projected,
+    q: RotaryActivations,
+    k: RotaryActivations,
     v: Projected,
     pub(crate) attended: AttendedValues,
     o: Option<LoraActivations>,
@@ -72,20 +75,31 @@ impl KvCache {
 impl Attention {
     pub(crate) fn load(config: &AttentionConfig, weights: &impl WeightSource) -> Result<Self, ModelError> {
         Ok(Self {
-            q_proj: Linear::load(&config.q_proj, weights)?,
-            k_proj: Linear::load(&config.k_proj, weights)?,
+            queries: RotaryHeads::load(&config.q_proj, config.q_norm.as_ref(), config.rope, weights)?,
+            keys: RotaryHeads::load(&config.k_proj, config.k_norm.as_ref(), config.rope, weights)?,
             v_proj: Linear::load(&config.v_proj, weights)?,
             o_proj: Linear::load(&config.o_proj, weights)?,
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
+            scale: config.scale as f32,
             sliding_window: config.sliding_window,
         })
     }
 
     /// Returns the linear modules in the order of computation.
     pub(crate) fn linears(&self) -> [&Linear; 4] {
-        [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj]
+        [&self.queries.proj, &self.keys.proj, &self.v_proj, &self.o_proj]
+    }
+
+    /// The rotary embedding of queries and keys.
+    pub(crate) fn rope(&self) -> Option<Rope> {
+        self.queries.rope
+    }
+
+    /// Iterates over the norms of queries and keys.
+    pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
+        [&self.queries.norm, &self.keys.norm].into_iter().flatten()
     }
 
     /// Returns whether a projection has an adapter in `pass`.
@@ -100,17 +114,15 @@ impl Attention {
         pass: &Pass,
         source: AttentionSource,
     ) -> Result<(Tensor, AttentionActivations), ModelError> {
-        let q = pass.projection(&self.q_proj).forward(&x)?;
-        let mut k = pass.projection(&self.k_proj).forward(&x)?;
-        let mut v = pass.projection(&self.v_proj).forward(&x)?;
+        let (queries, q) = self.queries.forward(&x, pass)?;
+        let (keys, k) = self.keys.forward(&x, pass)?;
+        let v = pass.projection(&self.v_proj).forward(&x)?;
         drop(x);
-        pass.rotate(&q.y)?;
-        pass.rotate(&k.y)?;
         let attended = match source {
-            AttentionSource::Pass => self.attend(&q.y, &k.y, &v.y, pass)?,
+            AttentionSource::Pass => self.attend(&queries, &keys, &v.y, pass)?,
             AttentionSource::Cache(cache) => {
-                (k.y, v.y) = cache.append(k.y, v.y)?;
-                self.attend(&q.y, &k.y, &v.y, pass)?
+                let (keys, values) = cache.append(keys, v.y.clone())?;
+                self.attend(&queries, &keys, &values, pass)?
             }
             AttentionSource::Saved(attended) => attended,
         };
@@ -148,18 +160,18 @@ impl Attention {
         let Some(d_attended) = d_attended else { return Ok(None) };
         let (d_q, d_k, d_v) = attention::backward(
             &attended.saved,
-            (&q.y, &k.y, &v.y),
+            (&self.queries.recompute(q, pass)?, &self.keys.recompute(k, pass)?, &v.y),
             &attended.values,
             &d_attended,
             self.shape(pass),
             pass.first_keys(self.sliding_window),
         )?;
         drop(d_attended);
-        pass.rotate_backward(&d_q)?;
-        pass.rotate_backward(&d_k)?;
+        let d_q = self.queries.backward(q, d_q, pass)?;
+        let d_k = self.keys.backward(k, d_k, pass)?;
         let outputs = [
-            q_proj.output_grad(&q.lora, &d_q),
-            k_proj.output_grad(&k.lora, &d_k),
+            q_proj.output_grad(&q.projected.lora, &d_q),
+            k_proj.output_grad(&k.projected.lora, &d_k),
             v_proj.output_grad(&v.lora, &d_v),
         ];
         Projection::backward(&outputs, x, grads, need_dx)
@@ -174,6 +186,7 @@ impl Attention {
             heads: self.heads,
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
+            scale: self.scale,
         }
     }
 }

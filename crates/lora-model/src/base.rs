@@ -4,8 +4,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 use lora_ops::linear::{FrozenLinear, Weight};
+use lora_ops::pointwise::scaled;
 use lora_ops::rope::RopeTable;
-use lora_spec::ModelConfig;
+use lora_ops::{Ids, embedding};
+use lora_spec::{ModelConfig, Rope};
 
 use crate::ModelError;
 use crate::block::Block;
@@ -24,9 +26,16 @@ pub struct Base {
     /// `[vocab, hidden]`, never quantized.
     pub(crate) head: Tensor,
     device: Device,
-    /// The longest RoPE table that was needed so far, and its number of positions.
-    rope: Mutex<Option<(usize, Arc<RopeTable>)>>,
+    /// The rotary embeddings of the blocks.
+    ropes: Mutex<RopeTables>,
     sha256: String,
+}
+
+/// The tables of rotary embeddings, with as many positions as were needed so far.
+#[derive(Debug, Default)]
+struct RopeTables {
+    positions: usize,
+    tables: Vec<(Rope, Arc<RopeTable>)>,
 }
 
 impl Base {
@@ -45,7 +54,7 @@ impl Base {
             norm: Norm::load(&config.final_norm(), weights)?,
             head,
             device: device.clone(),
-            rope: Mutex::default(),
+            ropes: Mutex::default(),
             embedding,
             blocks,
             config,
@@ -68,7 +77,7 @@ impl Base {
             tensors.push(("lm_head.weight".to_owned(), self.head.clone()));
         }
         for norm in self.blocks.iter().flat_map(Block::norms).chain([&self.norm]) {
-            tensors.push((format!("{}.weight", norm.name), norm.weight.clone()));
+            tensors.push((format!("{}.weight", norm.name), norm.stored.clone()));
         }
         for Linear { name, frozen } in self.blocks.iter().flat_map(Block::linears) {
             let Weight::Dense(weight) = frozen.weight() else {
@@ -110,18 +119,29 @@ impl Base {
         if self.device.is_cpu() { DType::F32 } else { self.embedding.dtype() }
     }
 
-    /// Returns a RoPE table of at least `positions` positions.
-    pub(crate) fn rope(&self, positions: usize) -> Result<Arc<RopeTable>, ModelError> {
-        let mut longest = self.rope.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((length, table)) = &*longest
-            && *length >= positions
-        {
-            return Ok(table.clone());
+    /// Returns the embeddings of `tokens` `[tokens, hidden]`.
+    pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor, ModelError> {
+        let x = embedding::forward(&self.embedding, &Ids::new(tokens, &self.device)?)?;
+        let multiplier = self.config.embedding_multiplier;
+        if multiplier == 1.0 { Ok(x) } else { Ok(scaled(&x, multiplier)?) }
+    }
+
+    /// Returns the rotary embeddings of the blocks, each with a table of at least `positions`
+    /// positions.
+    pub(crate) fn ropes(&self, positions: usize) -> Result<Vec<(Rope, Arc<RopeTable>)>, ModelError> {
+        let mut longest = self.ropes.lock().unwrap_or_else(PoisonError::into_inner);
+        if longest.positions < positions {
+            let positions = positions.next_power_of_two();
+            let mut tables: Vec<(Rope, Arc<RopeTable>)> = Vec::new();
+            for rope in self.blocks.iter().filter_map(|block| block.attn.rope()) {
+                if !tables.iter().any(|(known, _)| *known == rope) {
+                    let table = RopeTable::new(&rope, self.config.head_dim, positions, &self.device)?;
+                    tables.push((rope, Arc::new(table)));
+                }
+            }
+            *longest = RopeTables { positions, tables };
         }
-        let length = positions.next_power_of_two();
-        let table = Arc::new(RopeTable::new(&self.config.rope, self.config.head_dim, length, &self.device)?);
-        *longest = Some((length, table.clone()));
-        Ok(table)
+        Ok(longest.tables.clone())
     }
 
     /// Returns the SHA-256 over the names and hashes of `config.json` and the safetensors files,

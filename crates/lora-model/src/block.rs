@@ -1,8 +1,8 @@
-//! One decoder block: `h = x + attn(input_norm(x))`, then `h + mlp(post_attention_norm(h))`.
+//! One decoder block: `h = x + attn(x)`, then `h + mlp(h)`, with the norms and the multiplier of
+//! the architecture.
 
 use candle_core::Tensor;
 use lora_ops::add_assign;
-use lora_ops::rms_norm::RmsNormActivations;
 use lora_spec::{ActivationCheckpointing, BlockConfig};
 
 use crate::attention::{AttendedValues, Attention, AttentionActivations, AttentionSource, KvCache};
@@ -10,30 +10,35 @@ use crate::mlp::{Mlp, MlpActivations};
 use crate::norm::Norm;
 use crate::pass::Pass;
 use crate::projection::Linear;
+use crate::residual::{InputActivations, OutputActivations, ResidualInput, ResidualOutput};
 use crate::weight_source::WeightSource;
 use crate::{Gradients, ModelError};
 
 /// A block's frozen modules.
 #[derive(Debug)]
 pub(crate) struct Block {
-    input_norm: Norm,
+    attn_input: ResidualInput,
     pub(crate) attn: Attention,
-    post_attention_norm: Norm,
+    attn_output: ResidualOutput,
+    mlp_input: ResidualInput,
     mlp: Mlp,
+    mlp_output: ResidualOutput,
 }
 
 /// Intermediate results of a block's forward pass that its backward pass reads.
 pub(crate) struct Activations {
     before_mlp: ActivationsBeforeMlp,
     mlp: MlpActivations,
+    mlp_output: OutputActivations,
 }
 
 struct ActivationsBeforeMlp {
-    input_norm: RmsNormActivations,
+    attn_input: InputActivations,
     attn: AttentionActivations,
-    /// `x + attn(input_norm(x))` `[tokens, hidden]`.
+    attn_output: OutputActivations,
+    /// The residual stream between attention and MLP, `[tokens, hidden]`.
     h: Tensor,
-    post_attention_norm: RmsNormActivations,
+    mlp_input: InputActivations,
 }
 
 /// The part of [`Activations`] that is kept between the passes. [`Block::recompute`] computes the
@@ -59,11 +64,16 @@ impl Activations {
 
 impl Block {
     pub(crate) fn load(config: &BlockConfig, weights: &impl WeightSource) -> Result<Self, ModelError> {
+        let input = |norm: &Option<_>| ResidualInput::load(norm.as_ref(), weights);
+        let output =
+            |norm: &Option<_>| ResidualOutput::load(norm.as_ref(), config.residual_multiplier, weights);
         Ok(Self {
-            input_norm: Norm::load(&config.input_norm, weights)?,
+            attn_input: input(&config.attn_norm)?,
             attn: Attention::load(&config.attn, weights)?,
-            post_attention_norm: Norm::load(&config.post_attention_norm, weights)?,
+            attn_output: output(&config.attn_out_norm)?,
+            mlp_input: input(&config.mlp_norm)?,
             mlp: Mlp::load(&config.mlp, weights)?,
+            mlp_output: output(&config.mlp_out_norm)?,
         })
     }
 
@@ -72,14 +82,16 @@ impl Block {
         self.attn.linears().into_iter().chain(self.mlp.linears())
     }
 
-    /// Returns the norms in the order of computation.
-    pub(crate) fn norms(&self) -> [&Norm; 2] {
-        [&self.input_norm, &self.post_attention_norm]
+    /// Iterates over the norms.
+    pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
+        let Self { attn_input, attn_output, mlp_input, mlp_output, .. } = self;
+        let residual = [&attn_input.norm, &attn_output.norm, &mlp_input.norm, &mlp_output.norm];
+        residual.into_iter().flatten().chain(self.attn.norms())
     }
 
     /// Returns the size of the weights in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        let norms: usize = self.norms().into_iter().map(Norm::bytes).sum();
+        let norms: usize = self.norms().map(Norm::bytes).sum();
         norms + self.linears().map(|linear| linear.frozen.bytes()).sum::<usize>()
     }
 
@@ -92,10 +104,11 @@ impl Block {
         cache: Option<&mut KvCache>,
     ) -> Result<(Tensor, Activations), ModelError> {
         let source = cache.map_or(AttentionSource::Pass, AttentionSource::Cache);
-        let (normed, before_mlp) = self.forward_to_mlp(x, pass, source)?;
-        let (y, mlp) = self.mlp.forward(normed, pass)?;
+        let (mlp_input, before_mlp) = self.forward_to_mlp(x, pass, source)?;
+        let (y, mlp) = self.mlp.forward(mlp_input, pass)?;
+        let (y, mlp_output) = self.mlp_output.forward(y)?;
         add_assign(&y, &before_mlp.h)?;
-        Ok((y, Activations { before_mlp, mlp }))
+        Ok((y, Activations { before_mlp, mlp, mlp_output }))
     }
 
     /// Recomputes the activations that were not saved in the forward pass over `x`, with the same
@@ -111,8 +124,14 @@ impl Block {
             SavedActivations::Attention(attended) => AttentionSource::Saved(attended),
             SavedActivations::Nothing => AttentionSource::Pass,
         };
-        let (normed, before_mlp) = self.forward_to_mlp(x, pass, source)?;
-        Ok(Activations { before_mlp, mlp: self.mlp.recompute(normed, pass)? })
+        let (mlp_input, before_mlp) = self.forward_to_mlp(x, pass, source)?;
+        let (mlp, mlp_output) = if self.mlp_output.norm.is_some() {
+            let (y, mlp) = self.mlp.forward(mlp_input, pass)?;
+            (mlp, self.mlp_output.forward(y)?.1)
+        } else {
+            (self.mlp.recompute(mlp_input, pass)?, OutputActivations::default())
+        };
+        Ok(Activations { before_mlp, mlp, mlp_output })
     }
 
     /// Returns the input of the MLP, and the activations of its computation.
@@ -122,10 +141,11 @@ impl Block {
         pass: &Pass,
         source: AttentionSource,
     ) -> Result<(Tensor, ActivationsBeforeMlp), ModelError> {
-        let (normed, input_norm) = self.input_norm.forward(x)?;
-        let (h, attn) = self.attn.forward(normed, pass, source)?;
-        let (normed, post_attention_norm) = self.post_attention_norm.add_forward(&h, x)?;
-        Ok((normed, ActivationsBeforeMlp { input_norm, attn, h, post_attention_norm }))
+        let (input, attn_input) = self.attn_input.forward(x)?;
+        let (h, attn) = self.attn.forward(input, pass, source)?;
+        let (h, attn_output) = self.attn_output.forward(h)?;
+        let (input, mlp_input) = self.mlp_input.add_forward(&h, x)?;
+        Ok((input, ActivationsBeforeMlp { attn_input, attn, attn_output, h, mlp_input }))
     }
 
     /// The backward pass: adds the gradients of the block's adapters to `grads` and returns the
@@ -141,18 +161,22 @@ impl Block {
         need_dx: bool,
     ) -> Result<Option<Tensor>, ModelError> {
         let Activations {
-            before_mlp: ActivationsBeforeMlp { input_norm, attn, h, post_attention_norm },
+            before_mlp: ActivationsBeforeMlp { attn_input, attn, attn_output, h, mlp_input },
             mlp,
+            mlp_output,
         } = activations;
         let need_dh = need_dx || self.attn.is_trained(pass);
-        let normed = || self.post_attention_norm.recompute(post_attention_norm, h);
-        let d_normed = self.mlp.backward(mlp, normed, dy, pass, grads, need_dh)?;
-        let Some(d_normed) = d_normed else { return Ok(None) };
-        let dh = self.post_attention_norm.backward(post_attention_norm, h, &d_normed, Some(dy))?;
-        drop(d_normed);
-        let normed = || self.input_norm.recompute(input_norm, x);
-        let d_normed = self.attn.backward(attn, normed, &dh, pass, grads, need_dx)?;
-        let Some(d_normed) = d_normed else { return Ok(None) };
-        Ok(Some(self.input_norm.backward(input_norm, x, &d_normed, Some(&dh))?))
+        let d_output = self.mlp_output.backward(mlp_output, dy)?;
+        let input = || self.mlp_input.recompute(mlp_input, h);
+        let d_input = self.mlp.backward(mlp, input, &d_output, pass, grads, need_dh)?;
+        let Some(d_input) = d_input else { return Ok(None) };
+        drop(d_output);
+        let dh = self.mlp_input.backward(mlp_input, h, d_input, dy)?;
+        let d_output = self.attn_output.backward(attn_output, &dh)?;
+        let input = || self.attn_input.recompute(attn_input, x);
+        let d_input = self.attn.backward(attn, input, &d_output, pass, grads, need_dx)?;
+        let Some(d_input) = d_input else { return Ok(None) };
+        drop(d_output);
+        Ok(Some(self.attn_input.backward(attn_input, x, d_input, &dh)?))
     }
 }

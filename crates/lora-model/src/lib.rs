@@ -1,4 +1,4 @@
-//! Decoder models of the Llama and Qwen2 families with LoRA adapters on their projections.
+//! Decoder models of the Llama family and its relatives with LoRA adapters on their projections.
 //!
 //! A [`Base`] is loaded once and never changes. Any number of [`Adapter`]s can share one
 //! `Arc<Base>`.
@@ -24,6 +24,8 @@ mod pass;
 mod peft;
 mod projection;
 mod random;
+mod residual;
+mod rotary_heads;
 mod svd;
 mod weight_source;
 mod weights;

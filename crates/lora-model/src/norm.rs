@@ -1,7 +1,8 @@
-//! RMSNorm with a frozen weight.
+//! RMSNorm with a frozen weight, of the residual stream, or of queries and keys.
 
 use candle_core::Tensor;
 use lora_ops::rms_norm::{self, RmsNormActivations};
+use lora_ops::transfer::{from_vec, to_vec};
 use lora_spec::NormModule;
 
 use crate::ModelError;
@@ -12,25 +13,42 @@ use crate::weight_source::WeightSource;
 pub(crate) struct Norm {
     /// Full name, such as `model.layers.0.input_layernorm`.
     pub(crate) name: String,
-    /// `[features]`, f32.
-    pub(crate) weight: Tensor,
+    /// The weight in the checkpoint, `[features]`, f32.
+    pub(crate) stored: Tensor,
+    /// The factor of each feature, `[features]`, f32.
+    weight: Tensor,
     eps: f64,
 }
 
 impl Norm {
     pub(crate) fn load(module: &NormModule, weights: &impl WeightSource) -> Result<Self, ModelError> {
-        let weight = weights.vector(&format!("{}.weight", module.name))?;
-        Ok(Self { name: module.name.clone(), weight, eps: module.eps })
+        let stored = weights.vector(&format!("{}.weight", module.name))?;
+        let weight = match module.has_own_factors() {
+            false => stored.clone(),
+            true => {
+                let on_cpu = to_vec::<f32>(&stored)?.into_iter();
+                let factors = on_cpu.map(|w| ((f64::from(w) + module.offset) * module.scale) as f32);
+                from_vec(factors.collect(), stored.shape(), stored.device())?
+            }
+        };
+        Ok(Self { name: module.name.clone(), stored, weight, eps: module.eps })
     }
 
-    /// Returns the size of the weight in bytes.
+    /// Returns the size of the weights in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        4 * self.weight.elem_count()
+        let copies = if self.stored.id() == self.weight.id() { 1 } else { 2 };
+        4 * copies * self.weight.elem_count()
     }
 
     /// Normalizes `x` `[tokens, features]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, RmsNormActivations), ModelError> {
         Ok(rms_norm::forward(x, &self.weight, self.eps)?)
+    }
+
+    /// Views `x` `[tokens, groups * features]` as `[tokens * groups, features]`: each group of
+    /// features, such as a head, is normalized on its own.
+    pub(crate) fn groups(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(x.reshape(((), self.weight.elem_count()))?)
     }
 
     /// Adds `residual` to `x`, both `[tokens, features]`, in place, and returns the normalized sum.

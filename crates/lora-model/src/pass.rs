@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::Tensor;
+use lora_ops::Ids;
 use lora_ops::attention::first_visible_keys;
 use lora_ops::dropout::Dropout;
 use lora_ops::rope::RopeTable;
-use lora_ops::{Ids, embedding};
+use lora_spec::Rope;
 
 use crate::attention::KvCache;
 use crate::block::Activations;
@@ -28,7 +29,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) base: &'a Base,
     adapter: Option<&'a Adapter>,
     pub(crate) positions: Positions,
-    rope: Arc<RopeTable>,
+    /// The tables of the rotary embeddings of the blocks.
+    ropes: Vec<(Rope, Arc<RopeTable>)>,
     /// By sliding window: first visible key of each query. Windows that are not shorter than the
     /// sequences have no entry.
     first_keys: HashMap<usize, Ids>,
@@ -49,8 +51,8 @@ impl<'a> Pass<'a> {
         adapter: Option<&'a Adapter>,
         positions: Positions,
     ) -> Result<Self, ModelError> {
-        let rope = base.rope(positions.past + positions.seq)?;
-        Ok(Self { first_keys: first_keys(base, positions)?, base, adapter, positions, rope, dropout: None })
+        let ropes = base.ropes(positions.past + positions.seq)?;
+        Ok(Self { first_keys: first_keys(base, positions)?, base, adapter, positions, ropes, dropout: None })
     }
 
     /// Adds the dropout of a training pass. `rows` has the dataset index of each sequence.
@@ -73,7 +75,7 @@ impl<'a> Pass<'a> {
         mut caches: Option<&mut [KvCache]>,
         mut save: impl FnMut(usize, Tensor, Activations),
     ) -> Result<Tensor, ModelError> {
-        let mut x = embedding::forward(&self.base.embedding, &Ids::new(tokens, self.base.device())?)?;
+        let mut x = self.base.embed(tokens)?;
         for (layer, block) in self.base.blocks.iter().enumerate() {
             let cache = caches.as_deref_mut().map(|caches| &mut caches[layer]);
             let (y, activations) = block.forward(&x, self, cache)?;
@@ -96,14 +98,21 @@ impl<'a> Pass<'a> {
         self.first_keys.get(&sliding_window?)
     }
 
-    /// Applies the rotary embedding to queries or keys `[tokens, heads * head_dim]`, in place.
-    pub(crate) fn rotate(&self, x: &Tensor) -> Result<(), ModelError> {
-        Ok(self.rope.forward(x, self.positions.seq, self.positions.past)?)
+    /// Applies a rotary embedding of the base to queries or keys `[tokens, heads * head_dim]`, in
+    /// place. `None`: they stay as they are.
+    pub(crate) fn rotate(&self, x: &Tensor, rope: Option<Rope>) -> Result<(), ModelError> {
+        let Some(table) = self.table(rope) else { return Ok(()) };
+        Ok(table.forward(x, self.positions.seq, self.positions.past)?)
     }
 
     /// Converts the gradient of rotated queries or keys into that of the original ones, in place.
-    pub(crate) fn rotate_backward(&self, dx: &Tensor) -> Result<(), ModelError> {
-        Ok(self.rope.backward(dx, self.positions.seq)?)
+    pub(crate) fn rotate_backward(&self, dx: &Tensor, rope: Option<Rope>) -> Result<(), ModelError> {
+        let Some(table) = self.table(rope) else { return Ok(()) };
+        Ok(table.backward(dx, self.positions.seq)?)
+    }
+
+    fn table(&self, rope: Option<Rope>) -> Option<&RopeTable> {
+        self.ropes.iter().find(|(of, _)| Some(*of) == rope).map(|(_, table)| &**table)
     }
 }
 

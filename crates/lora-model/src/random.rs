@@ -164,7 +164,9 @@ mod tests {
 
     #[test]
     fn a_random_base_gives_finite_losses() {
-        for (architecture, tied) in [("LlamaForCausalLM", true), ("Qwen2ForCausalLM", false)] {
+        for (architecture, tied) in
+            [("LlamaForCausalLM", true), ("Qwen2ForCausalLM", false), ("Qwen3ForCausalLM", true)]
+        {
             let text = format!(
                 r#"{{"architectures": ["{architecture}"], "hidden_size": 16, "intermediate_size": 24,
                 "vocab_size": 50, "num_hidden_layers": 2, "num_attention_heads": 4,

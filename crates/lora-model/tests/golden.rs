@@ -107,7 +107,7 @@ impl Case {
     }
 }
 
-const CASES: [&str; 13] = [
+const CASES: [&str; 21] = [
     "llama-gqa",
     "llama-gqa-list",
     "llama-gqa-regex",
@@ -121,6 +121,14 @@ const CASES: [&str; 13] = [
     "llama-nf4",
     "qwen2-nf4",
     "llama-int8",
+    "qwen3",
+    "mistral",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+    "granite",
+    "llama-yarn",
+    "gemma3",
 ];
 
 #[test]

@@ -12,7 +12,17 @@ use lora_spec::{
 #[test]
 fn planned_base_bytes_match_the_loaded_base() {
     let models = lora_test_kit::golden("models");
-    let dense = ["llama-gqa", "llama3-rope", "llama-linear-rope", "qwen2", "llama-bf16"];
+    let dense = [
+        "llama-gqa",
+        "llama3-rope",
+        "llama-linear-rope",
+        "qwen2",
+        "llama-bf16",
+        "qwen3",
+        "olmo3",
+        "granite",
+        "gemma3",
+    ];
     let quantizations = [
         Quantization::None,
         Quantization::Nf4 { double_quant: false },

@@ -27,15 +27,18 @@ pub struct AttentionShape {
     pub kv_heads: usize,
     /// Features of a head.
     pub head_dim: usize,
+    /// Factor of the products of queries and keys.
+    pub scale: f32,
 }
 
 impl AttentionShape {
-    fn scale(&self) -> f32 {
-        1.0 / (self.head_dim as f32).sqrt()
+    /// The usual factor of the products of queries and keys: `1 / sqrt(head_dim)`.
+    pub fn default_scale(head_dim: usize) -> f32 {
+        1.0 / (head_dim as f32).sqrt()
     }
 
     fn check(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), first: Option<&Ids>) -> Result<()> {
-        let Self { batch, seq, kv_seq, heads, kv_heads, head_dim } = *self;
+        let Self { batch, seq, kv_seq, heads, kv_heads, head_dim, .. } = *self;
         let is = |x: &Tensor, rows: usize, heads: usize| -> Result<bool> {
             let (tokens, features) = x.dims2()?;
             Ok(batch.checked_mul(rows) == Some(tokens) && heads.checked_mul(head_dim) == Some(features))

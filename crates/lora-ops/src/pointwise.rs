@@ -1,4 +1,4 @@
-//! Elementwise operations in place: sums, zeros, copies into another type.
+//! Elementwise operations: sums, multiples, zeros, copies into another type.
 
 use candle_core::{Result, Tensor};
 
@@ -19,6 +19,16 @@ pub fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
         Backend::Cpu => cpu::add_assign(a, b),
         #[cfg(feature = "cuda")]
         Backend::Cuda(gpu) => cuda::add_assign(&gpu, a, b),
+    }
+}
+
+/// Returns `factor * x`.
+#[tracing::instrument(level = "trace", name = "scale", skip_all)]
+pub fn scaled(x: &Tensor, factor: f64) -> Result<Tensor> {
+    match Backend::of_tensors(&[x])? {
+        Backend::Cpu => cpu::scaled(x, factor as f32),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(gpu) => cuda::scaled(&gpu, x, factor as f32),
     }
 }
 

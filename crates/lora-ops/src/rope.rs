@@ -11,7 +11,8 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-/// Cosines and sines of every position, `[positions, head_dim / 2]` each, f32.
+/// Cosines and sines of every position, `[positions, head_dim / 2]` each, f32. YaRN multiplies them
+/// by its attention factor.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
     half: usize,
@@ -33,8 +34,12 @@ impl RopeTable {
         let half = head_dim / 2;
         let frequencies = frequencies(rope, head_dim);
         let angle = |i: usize| f64::from((i / half) as f32 * frequencies[i % half]);
+        let factor = match rope.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            _ => 1.0,
+        };
         let table = |of: fn(f64) -> f64| {
-            let values: Vec<f32> = (0..positions * half).map(|i| of(angle(i)) as f32).collect();
+            let values: Vec<f32> = (0..positions * half).map(|i| (factor * of(angle(i))) as f32).collect();
             from_vec(values, (positions, half), device)
         };
         Ok(Self { half, positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
@@ -76,7 +81,7 @@ impl RopeTable {
 fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
     let exponent = |i: usize| f64::from((2 * i) as f32 / head_dim as f32);
     let base = (0..head_dim / 2).map(|i| f64::from((1.0 / rope.theta.powf(exponent(i))) as f32));
-    let scaled = base.map(|frequency| match rope.scaling {
+    let scaled = base.enumerate().map(|(i, frequency)| match rope.scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
         RopeScaling::Llama3 {
@@ -95,6 +100,18 @@ fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
                 let smooth = (original / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
                 (1.0 - smooth) * frequency / factor + smooth * frequency
             }
+        }
+        RopeScaling::Yarn { factor, original_max_position_embeddings, beta_fast, beta_slow, .. } => {
+            // The pair that turns this many times within the original context.
+            let pair = |turns: f64| {
+                let wavelength = original_max_position_embeddings / (turns * 2.0 * std::f64::consts::PI);
+                head_dim as f64 * wavelength.ln() / (2.0 * rope.theta.ln())
+            };
+            let from = pair(beta_fast).floor().max(0.0);
+            let to = pair(beta_slow).ceil().min(head_dim as f64 - 1.0);
+            let to = if to == from { to + 0.001 } else { to };
+            let divided = ((i as f64 - from) / (to - from)).clamp(0.0, 1.0);
+            frequency / factor * divided + frequency * (1.0 - divided)
         }
     });
     scaled.map(|frequency| frequency as f32).collect()

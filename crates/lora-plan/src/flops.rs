@@ -17,7 +17,7 @@
 //!   values) and four backward products (gradients of queries, keys, values and scores). A token
 //!   attends to `(S + 1) / 2` keys on average, and to fewer with sliding windows.
 
-use lora_spec::ModelConfig;
+use lora_spec::{LayerConfig, ModelConfig};
 
 /// Returns the operations of training on one row of `seq` tokens with an adapter of `adapter`
 /// parameters.
@@ -32,10 +32,10 @@ pub fn row_flops(config: &ModelConfig, adapter: u64, seq: u64) -> u64 {
 /// forward pass, the rest in the backward pass.
 pub fn attention_flops(config: &ModelConfig, seq: u64) -> u64 {
     let features = (config.num_attention_heads * config.head_dim) as u64;
-    let pairs = |layer| {
-        let window = config.sliding_window(layer).map_or(seq, |window| seq.min(window as u64));
+    let pairs = |layer: &LayerConfig| {
+        let window = layer.sliding_window.map_or(seq, |window| seq.min(window as u64));
         // The first `window` queries attend to 1, 2, ... keys, the others to `window`.
         window * (window + 1) / 2 + (seq - window) * window
     };
-    (0..config.num_hidden_layers).map(|layer| 12 * features * pairs(layer)).sum()
+    config.layers.iter().map(|layer| 12 * features * pairs(layer)).sum()
 }

@@ -2,10 +2,10 @@
 //! `benches/cpu/memory.sh` compares the sum with measured memory.
 
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS,
-    DeviceKind, GPU_LOGITS_PER_CHUNK, GPU_WORKSPACE_BYTES, InitLoraWeights, LinearModule,
-    MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, Quantization, SafetensorsIndex, StoredWeight, chunk_rows,
-    gpu_panel_rows,
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, BlockConfig, CPU_LOGITS_PER_CHUNK,
+    CPU_PANEL_ELEMENTS, DeviceKind, GPU_LOGITS_PER_CHUNK, GPU_WORKSPACE_BYTES, InitLoraWeights, LinearModule,
+    MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, NormPlaces, QkNorm, Quantization, SafetensorsIndex,
+    StoredWeight, chunk_rows, gpu_panel_rows,
 };
 
 use crate::{MemoryEstimate, TrainingWorkload};
@@ -44,7 +44,11 @@ impl ModelFootprint<'_> {
             let elements = shape.iter().product::<usize>() as u64;
             elements * if shape.len() > 1 { self.element_bytes(&name) } else { 4 }
         });
-        weights + others.sum::<u64>()
+        let blocks: Vec<BlockConfig> = self.model.blocks().collect();
+        let final_norm = self.model.final_norm();
+        let norms = blocks.iter().flat_map(BlockConfig::norms).chain([&final_norm]);
+        let factors = norms.filter(|norm| norm.has_own_factors()).map(|norm| 4 * norm.features as u64);
+        weights + others.sum::<u64>() + factors.sum::<u64>()
     }
 
     /// Returns the bytes that reading takes in addition to the base: the largest tensor as it is
@@ -190,15 +194,31 @@ impl ModelFootprint<'_> {
         let (hidden, mlp) = (model.hidden_size as u64, model.intermediate_size as u64);
         let (heads, head_dim) = (model.num_attention_heads as u64, model.head_dim as u64);
         let (q, kv) = (heads * head_dim, model.num_key_value_heads as u64 * head_dim);
-        let (vocab, layers) = (model.vocab_size as u64, model.num_hidden_layers as u64);
+        let (vocab, layers) = (model.vocab_size as u64, model.layers.len() as u64);
         let lowest = modules.iter().map(|module| module.layer).min().unwrap_or(0) as u64;
         let adapted = modules.iter().filter(|module| module.layer as u64 == lowest).count() as u64;
         let of = |features: u64| width * tokens * features;
 
         let attended = of(q) + 4 * tokens * heads;
+        // Queries and keys before their norms are saved; after the norms they are recomputed.
+        let (normed, head_norms) = match model.qk_norm {
+            QkNorm::None => (0, 0),
+            QkNorm::Heads => (of(q + kv), 4 * tokens * (heads + model.num_key_value_heads as u64)),
+            QkNorm::All => (of(q + kv), 8 * tokens),
+        };
+        // A norm after attention or the MLP needs the output before the norm.
+        let outputs = match model.norms {
+            NormPlaces::Before => 0,
+            NormPlaces::After => of(2 * hidden),
+            NormPlaces::BeforeAndAfter => of(2 * hidden) + 8 * tokens,
+        };
         // The residual between attention and MLP, queries, keys and values, gate and up, the
         // adapters' inner activations, attention's output, and two norms.
-        let saved = of(hidden + q + 2 * kv + 2 * mlp + adapted * adapter.r as u64) + attended + 8 * tokens;
+        let saved = of(hidden + q + 2 * kv + 2 * mlp + adapted * adapter.r as u64)
+            + attended
+            + 8 * tokens
+            + head_norms
+            + outputs;
         let kept = of(hidden)
             + match checkpointing {
                 ActivationCheckpointing::None => saved,
@@ -214,8 +234,12 @@ impl ModelFootprint<'_> {
         let loss = of(3 * hidden) + logits + 4 * chunk * hidden;
         // The maximum of the gradients of the MLP's inner activations, those around attention, and
         // those within attention.
-        let transient = of((3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv))
-            .max(of(hidden + q) + self.attention_backward_bytes(tokens, width));
+        // The gradient of an output before its norm and its multiplier.
+        let is_plain = model.norms == NormPlaces::Before && model.residual_multiplier == 1.0;
+        let output = if is_plain { 0 } else { of(hidden) };
+        let transient = output
+            + of((3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv))
+                .max(of(hidden + q) + normed + self.attention_backward_bytes(tokens, width));
         let recomputed = if checkpointing == ActivationCheckpointing::None { 0 } else { saved };
         let backward = of(hidden) + recomputed + transient;
         all_kept + loss.max(backward)

@@ -3,25 +3,31 @@
 //!
 //! The checks of a checkpoint, the sizes of weights in the plan, and the model follow this
 //! description. A property in which architectures differ is a field here, so that no other code
-//! depends on the architecture. The plan of activations (`lora-plan`, `model_footprint.rs`) has the
-//! two norms of this block in its formula.
+//! depends on the architecture.
 
-use crate::{ActivationFunction, ModelConfig};
+use crate::{ActivationFunction, LayerConfig, ModelConfig, NormPlaces, QkNorm, Rope};
 
-/// A decoder block: `h = x + attn(input_norm(x))`, then `h + mlp(post_attention_norm(h))`.
+/// A decoder block: `h = x + m attn_out_norm(attn(attn_norm(x)))`, then
+/// `h + m mlp_out_norm(mlp(mlp_norm(h)))`, without the norms that it does not have.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockConfig {
     /// The norm before attention.
-    pub input_norm: NormModule,
+    pub attn_norm: Option<NormModule>,
     /// Attention.
     pub attn: AttentionConfig,
+    /// The norm after attention.
+    pub attn_out_norm: Option<NormModule>,
     /// The norm before the MLP.
-    pub post_attention_norm: NormModule,
+    pub mlp_norm: Option<NormModule>,
     /// The MLP.
     pub mlp: MlpConfig,
+    /// The norm after the MLP.
+    pub mlp_out_norm: Option<NormModule>,
+    /// Factor `m` of what is added to the residual stream.
+    pub residual_multiplier: f64,
 }
 
-/// Grouped-query attention (arXiv 2305.13245) with rotary embeddings of queries and keys.
+/// Grouped-query attention (arXiv 2305.13245).
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionConfig {
     /// Queries: `[heads * head_dim, hidden]`.
@@ -32,12 +38,20 @@ pub struct AttentionConfig {
     pub v_proj: LinearModule,
     /// Output: `[hidden, heads * head_dim]`.
     pub o_proj: LinearModule,
+    /// The norm of queries before the rotary embedding.
+    pub q_norm: Option<NormModule>,
+    /// The norm of keys before the rotary embedding.
+    pub k_norm: Option<NormModule>,
     /// Number of query heads.
     pub heads: usize,
     /// Number of key/value heads; divides `heads`.
     pub kv_heads: usize,
     /// Number of features of a head.
     pub head_dim: usize,
+    /// Factor of the products of queries and keys.
+    pub scale: f64,
+    /// The rotary embedding of queries and keys.
+    pub rope: Option<Rope>,
     /// Number of positions to which a token attends, itself included; `None`: all earlier ones.
     pub sliding_window: Option<usize>,
 }
@@ -70,15 +84,26 @@ pub struct LinearModule {
     pub bias: bool,
 }
 
-/// An RMSNorm.
+/// An RMSNorm: `scale (w + offset) x / sqrt(mean(x^2) + eps)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormModule {
     /// Full name, such as `model.layers.0.input_layernorm`.
     pub name: String,
-    /// Number of elements of the weight.
+    /// Number of features that are normalized together, which is the length of the weight.
     pub features: usize,
     /// Epsilon.
     pub eps: f64,
+    /// Number that is added to the weight.
+    pub offset: f64,
+    /// Factor of the output.
+    pub scale: f64,
+}
+
+impl NormModule {
+    /// Whether the factors of the features are others than the weight.
+    pub fn has_own_factors(&self) -> bool {
+        self.offset != 0.0 || self.scale != 1.0
+    }
 }
 
 impl BlockConfig {
@@ -91,29 +116,67 @@ impl BlockConfig {
             out_features,
             bias,
         };
-        let norm = |name: &str| model.norm(format!("model.layers.{layer}.{name}"));
+        let norm = |name: &str, features| NormModule {
+            name: format!("model.layers.{layer}.{name}"),
+            features,
+            eps: model.rms_norm_eps,
+            offset: model.norm_offset,
+            scale: 1.0,
+        };
         let (hidden, intermediate) = (model.hidden_size, model.intermediate_size);
-        let (heads, kv_heads) = (model.num_attention_heads, model.num_key_value_heads);
-        let (q, kv) = (heads * model.head_dim, kv_heads * model.head_dim);
+        let (heads, kv_heads, head_dim) =
+            (model.num_attention_heads, model.num_key_value_heads, model.head_dim);
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let qk_norm = |name: &str, features| match model.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Heads => Some(norm(name, head_dim)),
+            QkNorm::All => Some(norm(name, features)),
+        };
+        let residual_norm = |name: &str| Some(norm(name, hidden));
+        let [attn_norm, attn_out_norm, mlp_norm, mlp_out_norm] = match model.norms {
+            NormPlaces::Before => {
+                [residual_norm("input_layernorm"), None, residual_norm("post_attention_layernorm"), None]
+            }
+            NormPlaces::After => [
+                None,
+                residual_norm("post_attention_layernorm"),
+                None,
+                residual_norm("post_feedforward_layernorm"),
+            ],
+            NormPlaces::BeforeAndAfter => [
+                residual_norm("input_layernorm"),
+                residual_norm("post_attention_layernorm"),
+                residual_norm("pre_feedforward_layernorm"),
+                residual_norm("post_feedforward_layernorm"),
+            ],
+        };
+        let LayerConfig { sliding_window, rope } = model.layers[layer];
         Self {
-            input_norm: norm("input_layernorm"),
+            attn_norm,
             attn: AttentionConfig {
                 q_proj: linear("self_attn.q_proj", hidden, q, model.qkv_bias),
                 k_proj: linear("self_attn.k_proj", hidden, kv, model.qkv_bias),
                 v_proj: linear("self_attn.v_proj", hidden, kv, model.qkv_bias),
                 o_proj: linear("self_attn.o_proj", q, hidden, model.o_bias),
+                q_norm: qk_norm("self_attn.q_norm", q),
+                k_norm: qk_norm("self_attn.k_norm", kv),
                 heads,
                 kv_heads,
-                head_dim: model.head_dim,
-                sliding_window: model.sliding_window(layer),
+                head_dim,
+                scale: model.attention_scale,
+                rope,
+                sliding_window,
             },
-            post_attention_norm: norm("post_attention_layernorm"),
+            attn_out_norm,
+            mlp_norm,
             mlp: MlpConfig {
                 gate_proj: linear("mlp.gate_proj", hidden, intermediate, model.mlp_bias),
                 up_proj: linear("mlp.up_proj", hidden, intermediate, model.mlp_bias),
                 down_proj: linear("mlp.down_proj", intermediate, hidden, model.mlp_bias),
                 activation: model.hidden_act,
             },
+            mlp_out_norm,
+            residual_multiplier: model.residual_multiplier,
         }
     }
 
@@ -124,8 +187,10 @@ impl BlockConfig {
         [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
     }
 
-    /// Returns the norms in the order of computation.
-    pub fn norms(&self) -> [&NormModule; 2] {
-        [&self.input_norm, &self.post_attention_norm]
+    /// Iterates over the norms in the order of computation.
+    pub fn norms(&self) -> impl Iterator<Item = &NormModule> {
+        let AttentionConfig { q_norm, k_norm, .. } = &self.attn;
+        let Self { attn_norm, attn_out_norm, mlp_norm, mlp_out_norm, .. } = self;
+        [attn_norm, q_norm, k_norm, attn_out_norm, mlp_norm, mlp_out_norm].into_iter().flatten()
     }
 }

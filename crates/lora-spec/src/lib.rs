@@ -45,7 +45,10 @@ pub use job::JobSpec;
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
 pub use micro_batch::MicroBatch;
-pub use model_config::{ActivationFunction, Architecture, ModelConfig, ModelConfigError, Rope, RopeScaling};
+pub use model_config::{
+    ActivationFunction, Architecture, LayerConfig, ModelConfig, ModelConfigError, NormPlaces, QkNorm, Rope,
+    RopeScaling,
+};
 pub use model_spec::{BaseDtype, BaseFormat, BaseLayout, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;
 pub use run::{RunFacts, StepMetrics};

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lora_spec::{
-    ActivationFunction, Architecture, ModelConfig, RopeScaling, SafetensorsIndex, TargetModules,
+    ActivationFunction, Architecture, ModelConfig, Rope, RopeScaling, SafetensorsIndex, TargetModules,
 };
 use lora_test_kit::golden;
 use serde_json::{Value, json};
@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 fn config() -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "hidden_size": 64, "intermediate_size": 128,
-        "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 4, "vocab_size": 100,
     })
 }
 
@@ -26,36 +26,47 @@ fn parse(changes: &Value) -> Result<ModelConfig, String> {
     ModelConfig::parse(&config.to_string())
 }
 
+fn rope(config: &ModelConfig) -> Rope {
+    config.layers[0].rope.unwrap()
+}
+
+fn windows(config: &ModelConfig) -> Vec<Option<usize>> {
+    config.layers.iter().map(|layer| layer.sliding_window).collect()
+}
+
 #[test]
 fn transformers_4_and_5_configs_parse_to_the_same_model() {
     let read = |name: &str| ModelConfig::read(&golden(format!("models/{name}")).into()).unwrap();
     assert_eq!(read("qwen2"), read("qwen2-v4"));
     assert_eq!(read("qwen2").architecture, Architecture::Qwen2);
     assert!(read("qwen2").qkv_bias && !read("qwen2").o_bias && read("qwen2").tie_word_embeddings);
-    assert!(matches!(read("llama3-rope").rope.scaling, RopeScaling::Llama3 { .. }));
-    assert!(matches!(read("llama-linear-rope").rope.scaling, RopeScaling::Linear { .. }));
+    assert!(matches!(rope(&read("llama3-rope")).scaling, RopeScaling::Llama3 { .. }));
+    assert!(matches!(rope(&read("llama-linear-rope")).scaling, RopeScaling::Linear { .. }));
 }
 
 #[test]
 fn sliding_windows_are_read_from_transformers_4_and_5_configs() {
     let window = ModelConfig::read(&golden("models/qwen2-window").into()).unwrap();
-    assert_eq!(window.sliding_windows, [None, Some(6), Some(6)]);
-    let qwen = |changes: serde_json::Value| {
-        let mut fields = json!({"architectures": ["Qwen2ForCausalLM"], "num_hidden_layers": 3});
-        fields.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
-        parse(&fields).unwrap().sliding_windows
-    };
-    let old = json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 2});
-    assert_eq!(qwen(old), [None, None, Some(9)]);
-    assert_eq!(
-        qwen(json!({"use_sliding_window": false, "sliding_window": 9, "max_window_layers": 0})),
-        [None; 3]
-    );
+    assert_eq!(windows(&window), [None, Some(6), Some(6)]);
+    for architecture in ["Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
+        let qwen = |changes: serde_json::Value| {
+            let mut fields = json!({"architectures": [architecture], "num_hidden_layers": 3});
+            fields.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            windows(&parse(&fields).unwrap())
+        };
+        let old = json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 2});
+        assert_eq!(qwen(old), [None, None, Some(9)]);
+        assert_eq!(
+            qwen(json!({"use_sliding_window": false, "sliding_window": 9, "max_window_layers": 0})),
+            [None; 3]
+        );
+    }
 }
 
 #[test]
 fn published_models_have_their_published_parameter_counts() {
-    // SmolLM2-135M and Qwen2.5-0.5B, with the configurations on their model cards.
+    // SmolLM2-135M, Qwen2.5-0.5B, Qwen3-0.6B and Qwen3-8B, with the configurations on their model
+    // cards.
     let smol = json!({"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
         "vocab_size": 49152, "num_attention_heads": 9, "num_key_value_heads": 3,
         "tie_word_embeddings": true});
@@ -64,11 +75,32 @@ fn published_models_have_their_published_parameter_counts() {
         "num_hidden_layers": 24, "vocab_size": 151_936, "num_attention_heads": 14, "num_key_value_heads": 2,
         "tie_word_embeddings": true});
     assert_eq!(parse(&qwen).unwrap().parameters(), 494_032_768);
+    let qwen3 = json!({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024, "intermediate_size": 3072,
+        "num_hidden_layers": 28, "vocab_size": 151_936, "num_attention_heads": 16, "num_key_value_heads": 8,
+        "head_dim": 128, "tie_word_embeddings": true});
+    assert_eq!(parse(&qwen3).unwrap().parameters(), 596_049_920);
+    // Gemma-3-1b, SmolLM3-3B and OLMo-2-1B.
+    let gemma = json!({"architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152,
+        "intermediate_size": 6912, "num_hidden_layers": 26, "vocab_size": 262_144,
+        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256});
+    assert_eq!(parse(&gemma).unwrap().parameters(), 999_885_952);
+    let smollm3 = json!({"architectures": ["SmolLM3ForCausalLM"], "hidden_size": 2048,
+        "intermediate_size": 11008, "num_hidden_layers": 36, "vocab_size": 128_256,
+        "num_attention_heads": 16, "num_key_value_heads": 4});
+    assert_eq!(parse(&smollm3).unwrap().parameters(), 3_075_098_624);
+    let olmo2 = json!({"architectures": ["Olmo2ForCausalLM"], "hidden_size": 2048,
+        "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 100_352,
+        "num_attention_heads": 16, "num_key_value_heads": 16});
+    assert_eq!(parse(&olmo2).unwrap().parameters(), 1_484_916_736);
+    let qwen3 = json!({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 4096,
+        "intermediate_size": 12288, "num_hidden_layers": 36, "vocab_size": 151_936,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128});
+    assert_eq!(parse(&qwen3).unwrap().parameters(), 8_190_735_360);
 }
 
 #[test]
-fn both_activations_are_accepted_in_both_architectures() {
-    for architecture in ["LlamaForCausalLM", "Qwen2ForCausalLM"] {
+fn both_activations_are_accepted_in_all_architectures() {
+    for architecture in ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
         for (named, expected) in [
             (json!("silu"), ActivationFunction::Silu),
             (json!("gelu_pytorch_tanh"), ActivationFunction::GeluTanh),
@@ -83,7 +115,10 @@ fn both_activations_are_accepted_in_both_architectures() {
 #[test]
 fn unsupported_settings_are_named_in_the_error() {
     let cases = [
-        (json!({"architectures": ["MambaForCausalLM"]}), "supported: LlamaForCausalLM, Qwen2ForCausalLM"),
+        (
+            json!({"architectures": ["MambaForCausalLM"]}),
+            "supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM",
+        ),
         (
             json!({"hidden_act": "gelu"}),
             "hidden_act: \"gelu\" is not supported; supported: \"silu\", \"gelu_pytorch_tanh\"",
@@ -91,8 +126,27 @@ fn unsupported_settings_are_named_in_the_error() {
         (json!({"hidden_size": -1}), "hidden_size"),
         (json!({"hidden_size": null}), "hidden_size: is missing"),
         (json!({"num_key_value_heads": 3}), "num_key_value_heads: 3 does not divide"),
-        (json!({"num_attention_heads": 7}), "num_attention_heads: 7 does not divide hidden_size 64"),
-        (json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}), "rope_scaling.rope_type: \"yarn\""),
+        (
+            json!({"num_attention_heads": 7, "num_key_value_heads": 7}),
+            "num_attention_heads: 7 does not divide hidden_size 64",
+        ),
+        (json!({"rope_scaling": {"rope_type": "longrope"}}), "rope_scaling.rope_type: \"longrope\""),
+        (json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": false}}), "truncate"),
+        (json!({"rope_parameters": {"partial_rotary_factor": 0.5}}), "partial_rotary_factor: must be 1"),
+        (json!({"rope_parameters": {"full_attention": {}}}), "one rotary embedding for all blocks"),
+        (
+            json!({"architectures": ["Olmo3ForCausalLM"], "rope_parameters": {"rope_theta": 5.0}}),
+            "rope_parameters.full_attention: is missing",
+        ),
+        (
+            json!({"architectures": ["Gemma3ForCausalLM"], "final_logit_softcapping": 30.0}),
+            "final_logit_softcapping: must be null",
+        ),
+        (
+            json!({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 2]}),
+            "no_rope_layers: 2 is neither 0 nor 1",
+        ),
+        (json!({"architectures": ["GraniteForCausalLM"], "logits_scaling": 0.0}), "logits_scaling: 0"),
         (json!({"rope_parameters": {"rope_type": "linear"}}), "rope_parameters.factor"),
         (
             json!({"quantization_config": {"quant_method": "gptq"}}),
@@ -186,7 +240,7 @@ fn corrupt_safetensors_errors_name_the_file() {
     );
 
     fs::write(&shard, &bytes).unwrap();
-    let deeper = ModelConfig { num_hidden_layers: 9, ..config.clone() };
+    let deeper = ModelConfig { layers: vec![config.layers[0]; 9], ..config.clone() };
     assert!(open().unwrap().check(&deeper).unwrap_err().to_string().contains("is missing"));
     let wider = ModelConfig { intermediate_size: 7, ..config };
     assert!(open().unwrap().check(&wider).unwrap_err().to_string().contains("config.json requires [7,"));

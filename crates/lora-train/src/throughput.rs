@@ -53,7 +53,7 @@ pub fn training_throughput(
         forward_backward_seconds(job, config, format, shape, 1)?,
         forward_backward_seconds(job, config, format, shape, MEASURED_BLOCKS)?,
     );
-    let blocks = config.num_hidden_layers as f64;
+    let blocks = config.layers.len() as f64;
     let whole = one + (blocks - 1.0) * (two - one).max(0.0);
     let modules = job.adapter.target_modules.resolve(config)?;
     let adapter: usize = modules.iter().map(|m| job.adapter.r * (m.in_features + m.out_features)).sum();
@@ -107,7 +107,7 @@ fn forward_backward_seconds(
     Ok(fastest)
 }
 
-/// Returns the configuration of the model with only its first `blocks` blocks.
+/// Returns the configuration of the model with `blocks` blocks.
 fn shortened(config: &ModelConfig, blocks: usize) -> ModelConfig {
-    ModelConfig { num_hidden_layers: blocks, ..config.clone() }
+    ModelConfig { layers: config.layers.iter().copied().cycle().take(blocks).collect(), ..config.clone() }
 }

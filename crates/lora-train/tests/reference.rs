@@ -133,7 +133,7 @@ fn stored(name: &str) -> impl Fn(&Base, &SourceDir) -> Adapter {
 
 #[test]
 fn ten_steps_match_transformers_and_peft() {
-    for name in ["llama-gqa", "qwen2"] {
+    for name in ["llama-gqa", "qwen2", "qwen3"] {
         curve(name, BaseLayout::default(), stored(name));
     }
 }

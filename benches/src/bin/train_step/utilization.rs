@@ -61,9 +61,9 @@ mod tests {
         let mut config = model_config("llama-3.2-1b").unwrap();
         let all = row_flops(&config, 0, 5);
         assert_eq!(all, 5 * 4 * 1_235_746_816 + 12 * 2048 * 15 * 16);
-        config.sliding_windows[3] = Some(2);
+        config.layers[3].sliding_window = Some(2);
         assert_eq!(row_flops(&config, 0, 5), all - 12 * 2048 * (15 - 9));
-        config.sliding_windows[3] = Some(5);
+        config.layers[3].sliding_window = Some(5);
         assert_eq!(row_flops(&config, 0, 5), all);
     }
 

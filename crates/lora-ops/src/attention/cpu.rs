@@ -109,7 +109,7 @@ impl Inputs<'_> {
                 let mnk = (rows, keys, head_dim);
                 // SAFETY: `check` compared the slices with the shape; only this task uses scores
                 // and values.
-                unsafe { gemm_serial(mnk, shape.scale(), q, k.t(), 0.0, scores.as_mut_ptr(), K_TILE) };
+                unsafe { gemm_serial(mnk, shape.scale, q, k.t(), 0.0, scores.as_mut_ptr(), K_TILE) };
                 vectorize(|| {
                     for row in 0..rows {
                         let (from, to) = tiling.visible(sequence, first + row, key, keys);
@@ -222,7 +222,7 @@ impl Operands<'_> {
                 // SAFETY: `check` compared the slices with the shape; only this task uses p and ds.
                 unsafe {
                     let mnk = (rows, keys, head_dim);
-                    gemm_serial(mnk, shape.scale(), q, k.t(), 0.0, p.as_mut_ptr(), K_TILE);
+                    gemm_serial(mnk, shape.scale, q, k.t(), 0.0, p.as_mut_ptr(), K_TILE);
                     gemm_serial(mnk, 1.0, d_o, v.t(), 0.0, ds.as_mut_ptr(), K_TILE);
                 }
                 vectorize(|| {
@@ -236,7 +236,7 @@ impl Operands<'_> {
                         }
                         for (p, ds) in p[from..to].iter_mut().zip(&mut ds[from..to]) {
                             *p = exp(*p - lse[row]);
-                            *ds = *p * (*ds - delta[row]) * shape.scale();
+                            *ds = *p * (*ds - delta[row]) * shape.scale;
                         }
                     }
                 });

@@ -161,7 +161,7 @@ pub(super) fn forward(
     first: Option<&Ids>,
 ) -> Result<(Tensor, Tensor)> {
     let dtype = q.dtype();
-    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
+    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim, .. } = shape;
     let inputs = [gpu.address(q, dtype)?, gpu.address(k, dtype)?, gpu.address(v, dtype)?];
     let kernels = Kernels::for_shape(shape, dtype, &inputs)?;
     let output = gpu.empty(q.shape(), dtype)?;
@@ -178,7 +178,7 @@ pub(super) fn forward(
         Arg::size(heads)?,
         Arg::size(kv_heads)?,
         Arg::size(head_dim)?,
-        shape.scale().into(),
+        shape.scale.into(),
     ];
     launch(gpu, &kernels.forward, shape, &args)?;
     Ok((output, lse))
@@ -226,7 +226,7 @@ pub(super) fn backward(
         for size in [seq, heads, kv_heads, head_dim] {
             args.push(Arg::size(size)?);
         }
-        args.push(shape.scale().into());
+        args.push(shape.scale.into());
         Ok(args)
     };
     if kernels.backward_keys.heads == kv_heads {

@@ -1,4 +1,4 @@
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::cpu::{TASK_ELEMENTS, read_f32, update_f32};
@@ -15,6 +15,20 @@ pub(super) fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
         });
     });
     Ok(())
+}
+
+pub(super) fn scaled(x: &Tensor, factor: f32) -> Result<Tensor> {
+    let shape = x.shape();
+    let x = &*read_f32(x)?;
+    let mut y = vec![0.0; x.len()];
+    y.par_chunks_mut(TASK_ELEMENTS).zip(x.par_chunks(TASK_ELEMENTS)).for_each(|(y, x)| {
+        vectorize(|| {
+            for (y, x) in y.iter_mut().zip(x) {
+                *y = factor * x;
+            }
+        });
+    });
+    Tensor::from_vec(y, shape, &Device::Cpu)
 }
 
 pub(super) fn round_into(from: &Tensor, to: &Tensor) -> Result<()> {

@@ -1,4 +1,4 @@
-// Sums of two vectors, and copies into another type.
+// Sums of two vectors, multiples of a vector, and copies into another type.
 #include "flat.cuh"
 
 template <typename T>
@@ -13,6 +13,17 @@ __device__ __forceinline__ void add(T* a, const T* b, size_t n) {
 }
 
 template <typename T>
+__device__ __forceinline__ void scale(const T* x, T* y, float factor, size_t n) {
+    flat(
+        n, aligned4(x) && aligned4(y),
+        [=](size_t i) {
+            const float4 v = load4(x + i);
+            store4(y + i, make_float4(factor * v.x, factor * v.y, factor * v.z, factor * v.w));
+        },
+        [=](size_t i) { y[i] = from_f32<T>(factor * to_f32(x[i])); });
+}
+
+template <typename T>
 __device__ __forceinline__ void round_into(const float* from, T* to, size_t n) {
     flat(
         n, aligned4(from) && aligned4(to), [=](size_t i) { store4(to + i, load4(from + i)); },
@@ -21,5 +32,7 @@ __device__ __forceinline__ void round_into(const float* from, T* to, size_t n) {
 
 KERNEL(256, pointwise_add_f32, float* a, const float* b, size_t n) { add(a, b, n); }
 KERNEL(256, pointwise_add_bf16, bf16* a, const bf16* b, size_t n) { add(a, b, n); }
+KERNEL(256, pointwise_scale_f32, const float* x, float* y, float factor, size_t n) { scale(x, y, factor, n); }
+KERNEL(256, pointwise_scale_bf16, const bf16* x, bf16* y, float factor, size_t n) { scale(x, y, factor, n); }
 KERNEL(256, pointwise_round_f32, const float* from, float* to, size_t n) { round_into(from, to, n); }
 KERNEL(256, pointwise_round_bf16, const float* from, bf16* to, size_t n) { round_into(from, to, n); }

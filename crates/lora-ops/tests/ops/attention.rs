@@ -9,14 +9,22 @@ use crate::common::{assert_close, assert_gradient, dot, matrix, random, wide};
 /// Several key tiles (of 128) and query tiles (of 64), each with an incomplete last tile, and two
 /// query heads per key/value head.
 const LONG: AttentionShape =
-    AttentionShape { batch: 2, seq: 283, kv_seq: 283, heads: 2, kv_heads: 1, head_dim: 6 };
+    AttentionShape { batch: 2, seq: 283, kv_seq: 283, heads: 2, kv_heads: 1, head_dim: 6, scale: 0.5 };
 
 fn shapes(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
-    AttentionShape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim }
+    AttentionShape {
+        batch,
+        seq,
+        kv_seq: seq,
+        heads,
+        kv_heads,
+        head_dim,
+        scale: AttentionShape::default_scale(head_dim),
+    }
 }
 
 fn inputs(shape: AttentionShape, spread: f64) -> (Tensor, Tensor, Tensor) {
-    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
+    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim, .. } = shape;
     let keys = (batch * kv_seq, kv_heads * head_dim);
     let q = matrix((batch * seq, heads * head_dim), 1).affine(spread, 0.0).unwrap();
     (q, matrix(keys, 2).affine(spread, 0.0).unwrap(), matrix(keys, 3))
@@ -39,7 +47,7 @@ fn documents(shape: AttentionShape, about: usize) -> Vec<u32> {
 }
 
 fn reference(q: &[f64], k: &[f64], v: &[f64], shape: AttentionShape, first: Option<&[u32]>) -> Vec<f64> {
-    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
+    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim, scale } = shape;
     let mut output = vec![0.0; batch * seq * heads * head_dim];
     for sequence in 0..batch {
         for head in 0..heads {
@@ -50,7 +58,7 @@ fn reference(q: &[f64], k: &[f64], v: &[f64], shape: AttentionShape, first: Opti
                 let from = first.map_or(0, |first| first[sequence * seq + query] as usize);
                 let q = &q[q_at..q_at + head_dim];
                 let scores: Vec<f64> = (from..=kv_seq - seq + query)
-                    .map(|key| dot(q, &k[k_at(key)..k_at(key) + head_dim]) / (head_dim as f64).sqrt())
+                    .map(|key| dot(q, &k[k_at(key)..k_at(key) + head_dim]) * f64::from(scale))
                     .collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();

@@ -42,7 +42,7 @@ impl<'a> GradientAccumulation<'a> {
         engine.accumulator.start(partition.leaves, range.clone())?;
         let step = Self { engine, partition, range, losses: Vec::new(), in_flight: VecDeque::new() };
         if step.range.is_empty() {
-            for layer in (0..step.engine.base.config.num_hidden_layers).rev() {
+            for layer in (0..step.engine.base.config.layers.len()).rev() {
                 step.block_ready(layer, process_group, |_| Ok(Vec::new()))?;
             }
         }

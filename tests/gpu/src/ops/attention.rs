@@ -51,7 +51,18 @@ fn case(
     head_dim: usize,
     visible_keys: VisibleKeys,
 ) -> Case {
-    Case { shape: AttentionShape { batch, seq, kv_seq: seq, heads, kv_heads, head_dim }, visible_keys }
+    Case {
+        shape: AttentionShape {
+            batch,
+            seq,
+            kv_seq: seq,
+            heads,
+            kv_heads,
+            head_dim,
+            scale: AttentionShape::default_scale(head_dim),
+        },
+        visible_keys,
+    }
 }
 
 /// Cases with every head width that has its own kernels and with some widths between, with full and
@@ -99,7 +110,7 @@ pub(crate) fn checks() -> Vec<Check> {
 type CpuAndGpu = (Tensor, Tensor);
 
 fn inputs(bench: &TestBench, shape: AttentionShape, dtype: DType) -> Result<[CpuAndGpu; 3]> {
-    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim } = shape;
+    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim, .. } = shape;
     let keys = [batch * kv_seq, kv_heads * head_dim];
     Ok([
         bench.random("q", &[batch * seq, heads * head_dim], 2.0, dtype)?,
@@ -153,7 +164,7 @@ fn decoding(bench: &TestBench, dtype: DType) -> Result<String> {
         (3, 75, 20, VisibleKeys::Documents(50)),
     ];
     for (seq, kv_seq, head_dim, visible_keys) in cases {
-        let shape = AttentionShape { batch: 2, seq, kv_seq, heads: 4, kv_heads: 2, head_dim };
+        let shape = AttentionShape { batch: 2, seq, kv_seq, heads: 4, kv_heads: 2, head_dim, scale: 0.2 };
         let [q, k, v] = inputs(bench, shape, dtype)?;
         let first = visible_keys.first(shape);
         let run = |q: &Tensor, k: &Tensor, v: &Tensor| -> Result<Tensor> {
@@ -179,7 +190,8 @@ fn backward_memory(bench: &TestBench, dtype: DType) -> Result<String> {
     let rounded = 16 * crate::memory::pool_granularity(bench)? as usize;
     let mut measured = Vec::new();
     for (heads, kv_heads) in [(8, 8), (8, 2), (7, 1)] {
-        let shape = AttentionShape { batch: 2, seq: 130, kv_seq: 130, heads, kv_heads, head_dim: 64 };
+        let shape =
+            AttentionShape { batch: 2, seq: 130, kv_seq: 130, heads, kv_heads, head_dim: 64, scale: 0.125 };
         let [(_, q), (_, k), (_, v)] = inputs(bench, shape, dtype)?;
         let (output, saved) = forward(&q, &k, &v, shape, None)?;
         let now = || -> Result<MemoryUsage> {

@@ -1,9 +1,10 @@
-//! Sums, zeros and copies of long vectors, which must have the bits of the CPU's f32 results.
+//! Sums, multiples, zeros and copies of long vectors, which must have the bits of the CPU's f32
+//! results.
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use lora_ops::add_assign;
-use lora_ops::pointwise::{round_into, zero};
+use lora_ops::pointwise::{round_into, scaled, zero};
 use lora_ops::transfer::to_device;
 
 use crate::check::{Check, DTYPES, TestBench, compare, values};
@@ -16,6 +17,7 @@ pub(crate) fn checks() -> Vec<Check> {
     let mut checks = Vec::new();
     for dtype in DTYPES {
         checks.push(Check::new(format!("add {}", dtype.as_str()), move |bench| add(bench, dtype)));
+        checks.push(Check::new(format!("scale {}", dtype.as_str()), move |bench| scale(bench, dtype)));
         checks.push(Check::new(format!("round {}", dtype.as_str()), move |bench| round(bench, dtype)));
         checks.push(Check::new(format!("zero {}", dtype.as_str()), move |bench| zeros(bench, dtype)));
     }
@@ -33,6 +35,16 @@ fn add(bench: &TestBench, dtype: DType) -> Result<String> {
         // The CPU's sum is rounded to the type of the GPU's sum.
         let want = a.0.to_dtype(dtype)?.to_dtype(DType::F32)?;
         detail = compare("sum", &a.1, &want, 0.0)?;
+    }
+    Ok(detail)
+}
+
+fn scale(bench: &TestBench, dtype: DType) -> Result<String> {
+    let mut detail = String::new();
+    for (n, skip) in VIEWS {
+        let x = bench.random("x", &[n + skip + 1], 1.0, dtype)?;
+        let want = scaled(&x.0.narrow(0, skip, n)?, 0.22)?.to_dtype(dtype)?.to_dtype(DType::F32)?;
+        detail = compare("multiple", &scaled(&x.1.narrow(0, skip, n)?, 0.22)?, &want, 0.0)?;
     }
     Ok(detail)
 }
