@@ -135,7 +135,7 @@ const BASES: &[Case] = &[
         name: "an architecture that is not supported",
         break_job: |f| f.edit("base/config.json", "LlamaForCausalLM", "GPT2LMHeadModel"),
         at: At::File("base/config.json"),
-        expected: &["architectures", "GPT2LMHeadModel", "supported: LlamaForCausalLM, Qwen2ForCausalLM"],
+        expected: &["architectures", "GPT2LMHeadModel", "supported: LlamaForCausalLM, MistralForCausalLM"],
     },
     Case {
         name: "a shard that is missing",
