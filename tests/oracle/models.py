@@ -95,7 +95,7 @@ GEMMA3 = Gemma3TextConfig(
     },
 )  # fmt: skip
 
-# Windows of published models are longer than these rows.
+# The window is shorter than the rows of its case.
 MISTRAL = MistralConfig(
     vocab_size=97, hidden_size=36, intermediate_size=44, num_hidden_layers=2, num_attention_heads=3,
     num_key_value_heads=1, head_dim=16, max_position_embeddings=128, rms_norm_eps=1e-5, sliding_window=7,

@@ -32,9 +32,9 @@ pub struct AttentionShape {
 }
 
 impl AttentionShape {
-    /// The usual factor of the products of queries and keys: `1 / sqrt(head_dim)`.
-    pub fn default_scale(head_dim: usize) -> f32 {
-        1.0 / (head_dim as f32).sqrt()
+    /// Sequences of `seq` tokens without cached keys, with the usual scale `1 / sqrt(head_dim)`.
+    pub fn new(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+        Self { batch, seq, kv_seq: seq, heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() }
     }
 
     fn check(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), first: Option<&Ids>) -> Result<()> {

@@ -12,7 +12,6 @@ use serde_json::Value;
 
 pub use self::architecture::Architecture;
 use self::fields::Fields;
-use self::rope::RopeParameters;
 pub use self::rope::{Rope, RopeScaling};
 use crate::{BlockConfig, LinearModule, NormModule, SourceDir, file_names};
 
@@ -192,14 +191,6 @@ impl ModelConfig {
             return Err(format!("rms_norm_eps: {rms_norm_eps} is not between 0 and 1"));
         }
         let max_position_embeddings = fields.optional_count("max_position_embeddings")?.unwrap_or(2048);
-        let rope = match architecture {
-            // Read by type of the blocks.
-            Architecture::Olmo3 | Architecture::Gemma3 => None,
-            _ => {
-                let parameters = RopeParameters::of_model(&json, max_position_embeddings);
-                Some(parameters.read(defaults.rope_theta)?)
-            }
-        };
         let mut config = Self {
             architecture,
             hidden_size,
@@ -209,7 +200,10 @@ impl ModelConfig {
             num_key_value_heads,
             head_dim,
             vocab_size: fields.count("vocab_size")?,
-            layers: vec![LayerConfig { sliding_window: None, rope }; fields.count("num_hidden_layers")?],
+            layers: vec![
+                LayerConfig { sliding_window: None, rope: None };
+                fields.count("num_hidden_layers")?
+            ],
             norms: NormPlaces::Before,
             rms_norm_eps,
             norm_offset: 0.0,

@@ -11,18 +11,6 @@ use crate::common::{assert_close, assert_gradient, dot, matrix, random, wide};
 const LONG: AttentionShape =
     AttentionShape { batch: 2, seq: 283, kv_seq: 283, heads: 2, kv_heads: 1, head_dim: 6, scale: 0.5 };
 
-fn shapes(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize) -> AttentionShape {
-    AttentionShape {
-        batch,
-        seq,
-        kv_seq: seq,
-        heads,
-        kv_heads,
-        head_dim,
-        scale: AttentionShape::default_scale(head_dim),
-    }
-}
-
 fn inputs(shape: AttentionShape, spread: f64) -> (Tensor, Tensor, Tensor) {
     let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim, .. } = shape;
     let keys = (batch * kv_seq, kv_heads * head_dim);
@@ -76,12 +64,12 @@ fn reference(q: &[f64], k: &[f64], v: &[f64], shape: AttentionShape, first: Opti
 #[test]
 fn attention_and_its_gradients_match_the_definition() {
     let small = [
-        shapes(1, 1, 1, 1, 2),
-        shapes(2, 5, 2, 1, 4),
-        shapes(1, 64, 3, 3, 8),
-        shapes(1, 65, 9, 3, 4),
-        shapes(1, 128, 2, 2, 3),
-        shapes(1, 129, 2, 1, 16),
+        AttentionShape::new(1, 1, 1, 1, 2),
+        AttentionShape::new(2, 5, 2, 1, 4),
+        AttentionShape::new(1, 64, 3, 3, 8),
+        AttentionShape::new(1, 65, 9, 3, 4),
+        AttentionShape::new(1, 128, 2, 2, 3),
+        AttentionShape::new(1, 129, 2, 1, 16),
     ];
     for shape in small.into_iter().chain([LONG]) {
         assert_matches_definition(shape, None);
@@ -96,7 +84,7 @@ fn sliding_windows_and_packed_documents_match_the_definition() {
             Some(&first_visible_keys(shape.batch, shape.seq, window, documents)),
         );
     };
-    for shape in [shapes(2, 5, 2, 1, 4), shapes(1, 129, 3, 1, 5)] {
+    for shape in [AttentionShape::new(2, 5, 2, 1, 4), AttentionShape::new(1, 129, 3, 1, 5)] {
         for window in [1, 3, 64, 1000] {
             windowed(shape, Some(window), None);
         }
@@ -141,7 +129,7 @@ fn first_keys_respect_window_and_document() {
 
 #[test]
 fn packed_documents_do_not_attend_to_each_other() {
-    let shape = shapes(1, 200, 4, 2, 8);
+    let shape = AttentionShape::new(1, 200, 4, 2, 8);
     let (q, k, v) = inputs(shape, 2.0);
     let segments: Vec<u32> = (0..200).map(|t| u32::from(t >= 70) + u32::from(t >= 72)).collect();
     let first = ids(&first_visible_keys(1, 200, None, Some(&segments)));
@@ -150,7 +138,7 @@ fn packed_documents_do_not_attend_to_each_other() {
     for (from, to) in [(0, 70), (70, 72), (72, 200)] {
         let part = |x: &Tensor| x.i(from..to).unwrap().contiguous().unwrap();
         let (q, k, v) = (part(&q), part(&k), part(&v));
-        let shape = shapes(1, to - from, 4, 2, 8);
+        let shape = AttentionShape::new(1, to - from, 4, 2, 8);
         let (alone, saved) = forward(&q, &k, &v, shape, None).unwrap();
         let (dq_alone, dk_alone, dv_alone) = backward(&saved, (&q, &k, &v), &alone, &q, shape, None).unwrap();
         for (packed, alone) in [(&packed, alone), (&dq, dq_alone), (&dk, dk_alone), (&dv, dv_alone)] {
@@ -161,7 +149,7 @@ fn packed_documents_do_not_attend_to_each_other() {
 
 #[test]
 fn large_scores_do_not_overflow() {
-    let shape = shapes(1, 150, 2, 1, 8);
+    let shape = AttentionShape::new(1, 150, 2, 1, 8);
     let (q, k, v) = inputs(shape, 60.0);
     let (output, saved) = forward(&q, &k, &v, shape, None).unwrap();
     let expected = reference(&wide(&q), &wide(&k), &wide(&v), shape, None);
@@ -172,7 +160,7 @@ fn large_scores_do_not_overflow() {
 
 #[test]
 fn attention_over_a_kv_cache_matches_full_attention() {
-    let whole = shapes(1, 200, 4, 2, 8);
+    let whole = AttentionShape::new(1, 200, 4, 2, 8);
     let (q, k, v) = inputs(whole, 2.0);
     for window in [None, Some(30)] {
         let first = first_visible_keys(1, 200, window, None);
@@ -189,7 +177,7 @@ fn attention_over_a_kv_cache_matches_full_attention() {
 
 #[test]
 fn attention_is_causal() {
-    let shape = shapes(1, 140, 2, 1, 8);
+    let shape = AttentionShape::new(1, 140, 2, 1, 8);
     let (q, k, v) = inputs(shape, 1.0);
     let (before, _) = forward(&q, &k, &v, shape, None).unwrap();
     for t in [&k, &v] {

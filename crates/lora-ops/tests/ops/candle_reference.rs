@@ -51,15 +51,7 @@ fn rotary_embedding_matches_candle() {
 #[test]
 fn attention_matches_candle_masked_softmax() {
     let (batch, seq, heads, kv_heads, head_dim) = (2, 150, 6, 2, 8);
-    let shape = AttentionShape {
-        batch,
-        seq,
-        kv_seq: seq,
-        heads,
-        kv_heads,
-        head_dim,
-        scale: AttentionShape::default_scale(head_dim),
-    };
+    let shape = AttentionShape::new(batch, seq, heads, kv_heads, head_dim);
     let q = matrix((batch * seq, heads * head_dim), 1);
     let (k, v) =
         (matrix((batch * seq, kv_heads * head_dim), 2), matrix((batch * seq, kv_heads * head_dim), 3));

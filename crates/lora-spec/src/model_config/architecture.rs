@@ -51,6 +51,9 @@ pub(super) struct Defaults {
     pub(super) activation: ActivationFunction,
     pub(super) rms_norm_eps: f64,
     pub(super) rope_theta: f64,
+    /// For architectures whose blocks with a window have another rotary embedding: the field of its
+    /// base in Transformers 4, and the base if there is no such field.
+    pub(super) sliding_rope_theta: Option<(&'static str, f64)>,
     pub(super) tie_word_embeddings: bool,
 }
 
@@ -83,6 +86,7 @@ impl Architecture {
             activation: ActivationFunction::Silu,
             rms_norm_eps: 1e-6,
             rope_theta: 10_000.0,
+            sliding_rope_theta: None,
             tie_word_embeddings: false,
         };
         match self {
@@ -96,13 +100,19 @@ impl Architecture {
                 ..llama
             },
             Self::Olmo2 => Defaults { rms_norm_eps: 1e-5, ..llama },
-            Self::Olmo3 => Defaults { rms_norm_eps: 1e-5, rope_theta: 500_000.0, ..llama },
+            Self::Olmo3 => Defaults {
+                rms_norm_eps: 1e-5,
+                rope_theta: 500_000.0,
+                sliding_rope_theta: Some(("rope_theta", 500_000.0)),
+                ..llama
+            },
             Self::Gemma3 => Defaults {
                 num_key_value_heads: Some(4),
                 head_dim: Some(256),
                 hidden_act: "hidden_activation",
                 activation: ActivationFunction::GeluTanh,
                 rope_theta: 1_000_000.0,
+                sliding_rope_theta: Some(("rope_local_base_freq", 10_000.0)),
                 tie_word_embeddings: true,
                 ..llama
             },
@@ -119,6 +129,11 @@ impl Architecture {
             Self::Qwen2 => (true, false),
             _ => (attention_bias, attention_bias),
         };
+        self.adapt_blocks(config, fields)?;
+        self.read_ropes(config, fields)
+    }
+
+    fn adapt_blocks(self, config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
         match self {
             Self::Llama => Ok(()),
             Self::Mistral => {
@@ -132,7 +147,7 @@ impl Architecture {
                 config.qk_norm = QkNorm::Heads;
                 qwen_windows(config, fields)
             }
-            Self::SmolLm3 => layers_without_rope(config, fields),
+            Self::SmolLm3 => smollm3_windows(config, fields),
             Self::Olmo2 | Self::Olmo3 => {
                 config.norms = NormPlaces::After;
                 config.qk_norm = QkNorm::All;
@@ -140,15 +155,9 @@ impl Architecture {
                     return Ok(());
                 }
                 let window = fields.optional_count("sliding_window")?.unwrap_or(4096);
-                windows_by_type(config, fields, window, |layer| (layer + 1) % 4 != 0)?;
-                let base = ("rope_theta", self.defaults().rope_theta);
-                ropes_by_type(config, fields, base, base)
+                windows_by_type(config, fields, window, |layer| (layer + 1) % 4 != 0)
             }
-            Self::Gemma3 => {
-                gemma3(config, fields)?;
-                let full = ("rope_theta", self.defaults().rope_theta);
-                ropes_by_type(config, fields, full, ("rope_local_base_freq", 10_000.0))
-            }
+            Self::Gemma3 => gemma3(config, fields),
             Self::Granite => {
                 config.embedding_multiplier = fields.positive("embedding_multiplier", 1.0)?;
                 config.residual_multiplier = fields.positive("residual_multiplier", 1.0)?;
@@ -157,6 +166,31 @@ impl Architecture {
                 Ok(())
             }
         }
+    }
+
+    /// Gives the blocks their rotary embeddings.
+    fn read_ropes(self, config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
+        let (positions, defaults) = (config.max_position_embeddings, self.defaults());
+        let (full, sliding) = match defaults.sliding_rope_theta {
+            None => {
+                let rope = RopeParameters::of_model(fields.0, positions).read(defaults.rope_theta)?;
+                (rope, rope)
+            }
+            Some((field, theta)) => {
+                let of = |kind, field| RopeParameters::of_layers(fields.0, kind, field, positions);
+                let full = of("full_attention", "rope_theta")?.read(defaults.rope_theta)?;
+                (full, of("sliding_attention", field)?.read(theta)?)
+            }
+        };
+        let has_rope = match self {
+            Self::SmolLm3 => smollm3_has_rope(config, fields)?,
+            _ => vec![true; config.layers.len()],
+        };
+        for (layer, has_rope) in config.layers.iter_mut().zip(has_rope) {
+            let rope = if layer.sliding_window.is_some() { sliding } else { full };
+            layer.rope = has_rope.then_some(rope);
+        }
+        Ok(())
     }
 }
 
@@ -199,24 +233,6 @@ fn windows_by_type(
     Ok(())
 }
 
-/// Gives blocks without and with a window their rotary embeddings. `full` and `sliding` have the
-/// field of the base in Transformers 4, and the base if there is no such field.
-fn ropes_by_type(
-    config: &mut ModelConfig,
-    fields: Fields,
-    full: (&str, f64),
-    sliding: (&str, f64),
-) -> Result<(), String> {
-    let positions = config.max_position_embeddings;
-    let read =
-        |kind, (field, default)| RopeParameters::of_layers(fields.0, kind, field, positions)?.read(default);
-    let (full, sliding) = (read("full_attention", full)?, read("sliding_attention", sliding)?);
-    for layer in &mut config.layers {
-        layer.rope = Some(if layer.sliding_window.is_some() { sliding } else { full });
-    }
-    Ok(())
-}
-
 /// Reads what Gemma 3 has besides its rotary embeddings. Its attention has no soft cap, whatever
 /// `attn_logit_softcapping` says.
 fn gemma3(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
@@ -238,29 +254,27 @@ fn gemma3(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
     windows_by_type(config, fields, window, |layer| (layer + 1) % pattern != 0)
 }
 
-/// Removes the rotary embeddings of the blocks of SmolLM3 that have none, and reads the windows of
-/// these blocks.
-fn layers_without_rope(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
+/// Reads which blocks of SmolLM3 have a rotary embedding.
+fn smollm3_has_rope(config: &ModelConfig, fields: Fields) -> Result<Vec<bool>, String> {
     let layers = config.layers.len();
-    let listed = fields.per_layer("no_rope_layers", layers)?;
-    let interval = fields.optional_count("no_rope_layer_interval")?.unwrap_or(4);
-    for (layer, LayerConfig { rope, .. }) in config.layers.iter_mut().enumerate() {
-        let has_rope = match listed.map(|listed| &listed[layer]) {
-            None => (layer + 1) % interval != 0,
-            Some(flag) => match flag.as_u64() {
-                Some(0) => false,
-                Some(1) => true,
-                _ => return Err(format!("no_rope_layers: {flag} is neither 0 nor 1")),
-            },
-        };
-        if !has_rope {
-            *rope = None;
-        }
-    }
-    let window = fields.optional_count("sliding_window")?;
-    let (true, Some(window)) = (fields.flag("use_sliding_window")?.unwrap_or(false), window) else {
-        return Ok(());
+    let Some(listed) = fields.per_layer("no_rope_layers", layers)? else {
+        let interval = fields.optional_count("no_rope_layer_interval")?.unwrap_or(4);
+        return Ok((1..=layers).map(|number| number % interval != 0).collect());
     };
-    let without_rope: Vec<bool> = config.layers.iter().map(|layer| layer.rope.is_none()).collect();
-    windows_by_type(config, fields, window, |layer| without_rope[layer])
+    let has_rope = |flag: &Value| match flag.as_u64() {
+        Some(0) => Ok(false),
+        Some(1) => Ok(true),
+        _ => Err(format!("no_rope_layers: {flag} is neither 0 nor 1")),
+    };
+    listed.iter().map(has_rope).collect()
+}
+
+/// Reads the windows of SmolLM3: if there are any, the blocks without rotary embedding have them.
+fn smollm3_windows(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
+    let has_rope = smollm3_has_rope(config, fields)?;
+    let window = fields.optional_count("sliding_window")?;
+    match (fields.flag("use_sliding_window")?.unwrap_or(false), window) {
+        (true, Some(window)) => windows_by_type(config, fields, window, |layer| !has_rope[layer]),
+        _ => Ok(()),
+    }
 }

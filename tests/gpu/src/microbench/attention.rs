@@ -11,15 +11,7 @@ pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
         for batch in [1, 2, 4] {
             let (seq, heads) = (inputs.size(2048), inputs.size(32));
             let kv_heads = heads / 4;
-            let shape = AttentionShape {
-                batch,
-                seq,
-                kv_seq: seq,
-                heads,
-                kv_heads,
-                head_dim,
-                scale: AttentionShape::default_scale(head_dim),
-            };
+            let shape = AttentionShape::new(batch, seq, heads, kv_heads, head_dim);
             let (queries, keys) = ([batch * seq, heads * head_dim], [batch * seq, kv_heads * head_dim]);
             // The forward pass has two products (scores, values), in which a query sees half of the
             // keys on average. For the backward pass four products are counted.

@@ -51,18 +51,7 @@ fn case(
     head_dim: usize,
     visible_keys: VisibleKeys,
 ) -> Case {
-    Case {
-        shape: AttentionShape {
-            batch,
-            seq,
-            kv_seq: seq,
-            heads,
-            kv_heads,
-            head_dim,
-            scale: AttentionShape::default_scale(head_dim),
-        },
-        visible_keys,
-    }
+    Case { shape: AttentionShape::new(batch, seq, heads, kv_heads, head_dim), visible_keys }
 }
 
 /// Cases with every head width that has its own kernels and with some widths between, with full and
