@@ -2,6 +2,7 @@
 
 use lora_plan::MemoryRequirements;
 use lora_proto::v1::{self, job_event};
+use lora_spec::JobSpec;
 
 use super::group::{GroupPhase, Regroup};
 use crate::store::MemberRow;
@@ -13,7 +14,9 @@ pub(crate) enum Action {
     Queue(Option<Box<MemoryRequirements>>),
     /// The job must be validated, or is valid already, and continues with these settings.
     Resume {
-        spec: Box<v1::JobSpec>,
+        spec: Box<JobSpec>,
+        /// `spec` as the store keeps it.
+        message: Box<v1::JobSpec>,
         is_valid: bool,
     },
     /// The job is paused as soon as its newest state is safe.

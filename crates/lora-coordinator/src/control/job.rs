@@ -140,8 +140,9 @@ impl Job {
                 job.row.requirements = requirements.map(|requirements| *requirements);
                 next.enter(JobState::Queued)?;
             }
-            Action::Resume { spec, is_valid } => {
-                job.row.spec = *spec;
+            Action::Resume { spec, message, is_valid } => {
+                job.spec = *spec;
+                job.row.spec = *message;
                 job.row.validated = is_valid;
                 job.row.fruitless = 0;
                 next.enter(if is_valid { JobState::Queued } else { JobState::Validating })?;

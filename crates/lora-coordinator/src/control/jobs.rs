@@ -12,7 +12,7 @@ use lora_spec::JobState;
 
 use super::action::Action;
 use super::group::GroupPhase;
-use super::job::{Change, GroupMaterial, Job, state_changed};
+use super::job::{Change, GroupMaterial, InvalidTransition, Job, state_changed};
 use crate::rpc::refusal::Refusal;
 use crate::store::{InsertOutcome, JobRow, Store, StoreError};
 
@@ -22,6 +22,24 @@ pub(crate) struct Jobs {
     by_id: BTreeMap<String, Job>,
     /// Workers whose desired state may have changed.
     affected_workers: BTreeSet<String>,
+}
+
+/// Why an action was not applied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApplyError {
+    #[error("the store failed: {0}")]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Transition(#[from] InvalidTransition),
+}
+
+impl From<ApplyError> for Refusal {
+    fn from(error: ApplyError) -> Self {
+        match error {
+            ApplyError::Store(error) => Self::Store(error),
+            ApplyError::Transition(error) => Self::InvalidTransition(error.to_string()),
+        }
+    }
 }
 
 impl Jobs {
@@ -91,8 +109,8 @@ impl Jobs {
     /// effect.
     ///
     /// # Errors
-    /// The store failed. The job did not change.
-    pub(crate) async fn apply(&mut self, id: &str, action: Action) -> Result<(), StoreError> {
+    /// The store failed, or the job's state does not allow the action. The job did not change.
+    pub(crate) async fn apply(&mut self, id: &str, action: Action) -> Result<(), ApplyError> {
         let Some(job) = self.by_id.get(id) else { return Ok(()) };
         log_broken_group(job, &action);
         let group = match action {
@@ -102,13 +120,7 @@ impl Jobs {
             },
             _ => GroupMaterial::default(),
         };
-        let Change { job: next, events } = match job.changed(action.clone(), group) {
-            Ok(change) => change,
-            Err(error) => {
-                tracing::error!(job = id, %error, "invalid state transition");
-                return Ok(());
-            }
-        };
+        let Change { job: next, events } = job.changed(action.clone(), group)?;
         match &action {
             Action::Succeed { files, steps } => {
                 match self.store.commit_result(&next.row, files, events).await? {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::action::Action;
 use super::command::{Command, Outbox, SessionId};
 use super::job::Job;
-use super::jobs::Jobs;
+use super::jobs::{ApplyError, Jobs};
 use super::member::observe;
 use super::reconcile::{Circumstances, gives_way, reconcile};
 use super::request::{Answer, Request};
@@ -161,7 +161,7 @@ impl Service {
         for _ in 0..2 {
             for job_id in std::mem::take(&mut self.dirty_jobs) {
                 if let Err(error) = self.reconcile(&job_id).await {
-                    tracing::error!(job = job_id, %error, "the store failed, the job is reconciled again");
+                    tracing::error!(job = job_id, %error, "the job is reconciled again");
                 }
             }
             let limit = self.config.recovery.fruitless_generations;
@@ -171,7 +171,7 @@ impl Service {
                         self.dirty_jobs.insert(job_id);
                     }
                     Err(error) => {
-                        tracing::error!(%error, "the store failed, jobs are scheduled again");
+                        tracing::error!(%error, "jobs are scheduled again");
                         break;
                     }
                 }
@@ -188,7 +188,7 @@ impl Service {
     }
 
     /// Decides what a job needs next, and applies it.
-    async fn reconcile(&mut self, job_id: &str) -> Result<(), StoreError> {
+    async fn reconcile(&mut self, job_id: &str) -> Result<(), ApplyError> {
         let Some(job) = self.jobs.get(job_id).filter(|job| job.state().is_active()) else { return Ok(()) };
         self.dirty_workers.extend(job.row.members.iter().map(|member| member.worker.clone()));
         let circumstances = Circumstances {
@@ -291,7 +291,7 @@ impl Service {
                 self.dirty_jobs.insert(job_id.to_owned());
             }
             Err(error) => {
-                tracing::error!(job = job_id, %error, "the store failed, the job is validated again");
+                tracing::error!(job = job_id, %error, "the job is validated again");
                 self.validate(job_id);
             }
         }
@@ -329,12 +329,11 @@ impl Service {
         // With another number of workers, each worker needs another amount of memory.
         let is_plan_current = job.row.requirements.is_none() || spec.workers == job.spec.workers;
         let is_valid = job.row.validated && is_plan_current;
-        self.jobs.apply(job_id, Action::Resume { spec: message, is_valid }).await?;
-        // The job starts again, with the checkpoint from the store.
-        match self.jobs.get(job_id).map(|job| job.row.clone()) {
-            Some(row) => Ok(self.load_job(row).await?),
-            None => Ok(()),
+        self.jobs.apply(job_id, Action::Resume { spec: Box::new(spec), message, is_valid }).await?;
+        if !is_valid {
+            self.validate(job_id);
         }
+        Ok(())
     }
 
     fn admit(&mut self, hello: v1::Hello, outbox: Outbox) -> Result<SessionId, Refusal> {
@@ -346,7 +345,7 @@ impl Service {
 
     /// Stores finished steps and acknowledges them to all members. Each member keeps a step until
     /// it is acknowledged.
-    async fn steps(&mut self, session: SessionId, steps: v1::Steps) -> Result<(), StoreError> {
+    async fn steps(&mut self, session: SessionId, steps: v1::Steps) -> Result<(), ApplyError> {
         let Some(worker) = self.workers.record_message(session, None) else { return Ok(()) };
         let v1::Steps { job_id, steps, .. } = steps;
         let numbers: Vec<u64> =

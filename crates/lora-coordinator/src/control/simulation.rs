@@ -7,17 +7,20 @@
 //! it whose lease has not expired. Liveness: when the faults end, both jobs succeed, or are
 //! cancelled if a user asked for it.
 
+mod process;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use lora_proto::v1::{self, Goal, Phase, coordinator_message, job_event};
+use lora_proto::v1::{self, Goal, Phase, job_event};
 use lora_spec::{JobSpec, JobState};
 use proptest::prelude::*;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use self::process::Process;
 use super::action::Action;
-use super::command::{Outbox, SessionId};
+use super::command::Outbox;
 use super::group::GroupPhase;
 use super::job::{GroupMaterial, Job};
 use super::member::{MemberState, observe};
@@ -86,43 +89,6 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
     prop::collection::vec(event, 0..80)
 }
 
-/// A worker process.
-struct Process {
-    name: String,
-    instance: u32,
-    is_alive: bool,
-    is_draining: bool,
-    connection: Option<(SessionId, mpsc::Receiver<Result<v1::CoordinatorMessage, tonic::Status>>)>,
-    /// The newest directive that was received on this connection.
-    directive: v1::Directive,
-    held: Option<v1::HeldJob>,
-    phase_since: Instant,
-    /// The assignment of the job that is held.
-    assignment: Option<v1::Assignment>,
-}
-
-impl Process {
-    fn goal(&self) -> Goal {
-        self.directive.goal()
-    }
-
-    fn enter(&mut self, phase: Phase) {
-        if let Some(held) = &mut self.held {
-            held.phase = phase as i32;
-            self.phase_since = Instant::now();
-        }
-    }
-
-    fn phase(&self) -> Option<Phase> {
-        self.held.as_ref().map(v1::HeldJob::phase)
-    }
-
-    fn is_in(&self, job: &str, generation: u64) -> bool {
-        self.is_alive
-            && self.held.as_ref().is_some_and(|held| held.job_id == job && held.generation == generation)
-    }
-}
-
 struct World {
     workers: Workers,
     processes: Vec<Process>,
@@ -151,17 +117,6 @@ impl World {
             };
             (id.to_owned(), Job::new(row, None).unwrap())
         };
-        let process = |number| Process {
-            name: format!("w{number}"),
-            instance: 0,
-            is_alive: true,
-            is_draining: false,
-            connection: None,
-            directive: v1::Directive::default(),
-            held: None,
-            phase_since: Instant::now(),
-            assignment: None,
-        };
         let recovery = RecoveryConfig {
             settle_seconds: 0.5,
             fruitless_generations: u32::MAX,
@@ -170,7 +125,7 @@ impl World {
         };
         Self {
             workers: Workers::new(LEASE),
-            processes: (0..WORKERS).map(process).collect(),
+            processes: (0..WORKERS).map(Process::new).collect(),
             jobs: [("a", 0), ("b", 5)].into_iter().map(job).collect(),
             stopped: BTreeMap::new(),
             checkpoints: BTreeMap::new(),
@@ -245,35 +200,20 @@ impl World {
     }
 
     fn connect(&mut self, worker: usize) {
-        let status = self.status(worker);
         let process = &mut self.processes[worker];
         if !process.is_alive || process.connection.is_some() {
             return;
         }
         let (outbox, inbox): (Outbox, _) = mpsc::channel(64);
-        let hello = v1::Hello {
-            name: process.name.clone(),
-            instance_id: format!("{}-{}", process.name, process.instance),
-            numerics_id: "simulated".to_owned(),
-            peer_address: format!("{}:1", process.name),
-            status: Some(v1::WorkerStatus { directive: 0, ..status }),
-            ..v1::Hello::default()
-        };
-        process.connection = Some((self.workers.admit(hello, outbox).unwrap(), inbox));
+        let session = self.workers.admit(process.hello(), outbox).unwrap();
+        process.connection = Some((session, inbox));
         process.directive = v1::Directive::default();
     }
 
-    fn status(&self, worker: usize) -> v1::WorkerStatus {
-        let process = &self.processes[worker];
-        let seconds_in_phase = process.phase_since.elapsed().as_secs_f64();
-        let job = process.held.clone().map(|held| v1::HeldJob { seconds_in_phase, ..held });
-        v1::WorkerStatus { job, draining: process.is_draining, directive: process.directive.number }
-    }
-
     fn report(&mut self, worker: usize) {
-        let status = self.status(worker);
-        if let Some((session, _)) = &self.processes[worker].connection {
-            self.workers.record_message(*session, Some(status));
+        let process = &self.processes[worker];
+        if let Some((session, _)) = &process.connection {
+            self.workers.record_message(*session, Some(process.status()));
         }
     }
 
@@ -282,63 +222,17 @@ impl World {
         if !self.processes[worker].is_alive {
             return;
         }
-        self.receive(worker);
-        let process = &mut self.processes[worker];
-        if process.connection.is_some() && process.directive.number > 0 {
-            match process.directive.assignment.clone() {
-                None => (process.held, process.assignment) = (None, None),
-                Some(assignment) => self.follow(worker, &assignment),
+        let saved = self.processes[worker].act();
+        if let Some(assignment) = saved {
+            // The coordinator accepts files of the current generation only.
+            let job = self.jobs.get(&assignment.job_id);
+            if job.is_some_and(|job| job.row.generation == assignment.generation) {
+                let newest = self.checkpoints.entry(assignment.job_id).or_default();
+                *newest = self.processes[worker].completed_steps().max(*newest);
+                self.processes[worker].enter(Phase::Saved);
             }
         }
         self.report(worker);
-    }
-
-    fn receive(&mut self, worker: usize) {
-        let process = &mut self.processes[worker];
-        let Some((_, inbox)) = &mut process.connection else { return };
-        while let Ok(message) = inbox.try_recv() {
-            if let Some(coordinator_message::Kind::Directive(directive)) = message.unwrap().kind {
-                process.directive = *directive;
-            }
-        }
-    }
-
-    fn follow(&mut self, worker: usize, assignment: &v1::Assignment) {
-        let process = &mut self.processes[worker];
-        let same_job = process.held.take_if(|held| held.job_id != assignment.job_id).is_none();
-        let generation = process.held.as_ref().map(|held| held.generation);
-        process.assignment = Some(assignment.clone());
-        if generation != Some(assignment.generation) {
-            let kept = process.held.as_ref().filter(|held| same_job && has_state(held.phase()));
-            let kept = kept.map(|held| held.completed_steps);
-            let stored = assignment.checkpoint.as_ref().map(|checkpoint| checkpoint.step);
-            process.held = Some(v1::HeldJob {
-                job_id: assignment.job_id.clone(),
-                generation: assignment.generation,
-                completed_steps: kept.max(stored).unwrap_or(0),
-                ..v1::HeldJob::default()
-            });
-            process.enter(if kept.is_some() { Phase::Prepared } else { Phase::Preparing });
-            return;
-        }
-        match (process.goal(), process.phase()) {
-            (_, Some(Phase::Preparing)) => process.enter(Phase::Prepared),
-            (Goal::Train, Some(Phase::Prepared)) => process.enter(Phase::Forming),
-            (Goal::Save, Some(Phase::Prepared | Phase::Stopped | Phase::Broken | Phase::Finished)) => {
-                process.enter(Phase::Saving);
-            }
-            (Goal::Save, Some(Phase::Saving)) => {
-                let steps = process.held.as_ref().map_or(0, |held| held.completed_steps);
-                // The coordinator accepts files of the current generation only.
-                let job = self.jobs.get(&assignment.job_id);
-                if job.is_some_and(|job| job.row.generation == assignment.generation) {
-                    let newest = self.checkpoints.entry(assignment.job_id.clone()).or_default();
-                    *newest = steps.max(*newest);
-                    self.processes[worker].enter(Phase::Saved);
-                }
-            }
-            _ => {}
-        }
     }
 
     /// Groups form, train a step, stop and break, over connections of their own.
@@ -355,9 +249,7 @@ impl World {
             let with =
                 |phase: Phase| ranks.iter().filter(|&&w| self.processes[w].phase() == Some(phase)).count();
             let (forming, training) = (with(Phase::Forming), with(Phase::Training));
-            let steps =
-                |worker: &usize| self.processes[*worker].held.as_ref().map_or(0, |h| h.completed_steps);
-            let newest = ranks.iter().map(steps).max().unwrap_or(0);
+            let newest = ranks.iter().map(|&w| self.processes[w].completed_steps()).max().unwrap_or(0);
             let stop = ranks.iter().any(|&w| matches!(self.processes[w].goal(), Goal::Stop | Goal::Save));
             let next = if forming == peers.len() {
                 Some((Phase::Training, newest))
@@ -414,9 +306,11 @@ impl World {
             }
             Answer::Resume => {
                 let row = self.stopped.remove(id).unwrap();
-                let resume = Action::Resume { spec: Box::new(row.spec.clone()), is_valid: true };
-                let job = Job::new(row, None).unwrap().changed(resume, GroupMaterial::default()).unwrap().job;
-                self.jobs.insert(id.to_owned(), Job::new(job.row, None).unwrap());
+                let job = Job::new(row, None).unwrap();
+                let (spec, message) = (Box::new(job.spec.clone()), Box::new(job.row.spec.clone()));
+                let resume = Action::Resume { spec, message, is_valid: true };
+                let resumed = job.changed(resume, GroupMaterial::default()).unwrap();
+                self.jobs.insert(id.to_owned(), resumed.job);
             }
             Answer::Nothing | Answer::Refuse => {}
         }

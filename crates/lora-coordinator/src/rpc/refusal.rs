@@ -56,6 +56,8 @@ pub(crate) enum Refusal {
     ForgottenEvents { asked: u64, first: u64 },
     #[error("step {asked} is no longer kept; the first one is {first}")]
     ForgottenSteps { asked: u64, first: u64 },
+    #[error("{0}")]
+    InvalidTransition(String),
     #[error("the store failed: {0}")]
     Store(#[from] StoreError),
     #[error("the coordinator is shutting down")]
@@ -72,7 +74,9 @@ impl Refusal {
             Self::MissingInputs(_) => (Code::FailedPrecondition, "MISSING_INPUTS"),
             Self::KeyTaken { .. } => (Code::AlreadyExists, "IDEMPOTENCY_KEY_TAKEN"),
             Self::StaleGeneration { .. } => (Code::FailedPrecondition, "STALE_GENERATION"),
-            Self::TakesNoFiles { .. } | Self::NotPossible { .. } => (Code::FailedPrecondition, "WRONG_STATE"),
+            Self::TakesNoFiles { .. } | Self::NotPossible { .. } | Self::InvalidTransition(_) => {
+                (Code::FailedPrecondition, "WRONG_STATE")
+            }
             Self::NoBase => (Code::FailedPrecondition, "BASE_NOT_UPLOADED"),
             Self::NameTaken(_) => (Code::AlreadyExists, "NAME_TAKEN"),
             Self::Corrupt { .. } => (Code::DataLoss, "DAMAGED"),
