@@ -40,7 +40,7 @@ pub(crate) use self::error::FetchError;
 use self::model_roots::ModelRoots;
 #[cfg(feature = "remote-base")]
 use self::remote::RemoteBases;
-use self::source::{FileSet, RemoteFile, Source};
+use self::source::{CoordinatorStore, FileSet, RemoteFile};
 
 /// The file cache of a worker, and its sources of base models. A clone shares the cache.
 #[derive(Clone)]
@@ -185,7 +185,7 @@ impl InputFetcher {
         let (name, digest) = (format!("step-{}", checkpoint.step), checkpoint.digest.clone());
         let file = remote_file("checkpoint", &v1::StoredFile { name, digest })?;
         self.cache.make_room(file.size).await;
-        self.cache.read_once(&Source::Coordinator(channel), &file).await
+        self.cache.read_once(&CoordinatorStore(channel), &file).await
     }
 
     async fn lock_set(
@@ -210,7 +210,7 @@ fn stored(field: &'static str, files: &[v1::StoredFile], channel: Channel) -> Re
     if files.is_empty() {
         return Err(FetchError::refused(field, "has no files"));
     }
-    Ok(FileSet { source: Source::Coordinator(channel), files })
+    Ok(FileSet { source: Box::new(CoordinatorStore(channel)), files })
 }
 
 fn remote_file(field: &'static str, file: &v1::StoredFile) -> Result<RemoteFile, FetchError> {

@@ -94,7 +94,7 @@ impl CacheDir {
                 async move {
                     match is_whole(&to, file) {
                         true => Ok(()),
-                        false => self.fetch(&file_set.source, file, &to).await,
+                        false => self.fetch(&*file_set.source, file, &to).await,
                     }
                 }
             })
@@ -102,7 +102,11 @@ impl CacheDir {
     }
 
     /// Returns the bytes of a file that is not kept in the cache.
-    pub(super) async fn read_once(&self, source: &Source, file: &RemoteFile) -> Result<Vec<u8>, FetchError> {
+    pub(super) async fn read_once(
+        &self,
+        source: &dyn Source,
+        file: &RemoteFile,
+    ) -> Result<Vec<u8>, FetchError> {
         loop {
             let object = self.object(file);
             if is_whole(&object, file) {
@@ -117,7 +121,7 @@ impl CacheDir {
     }
 
     /// Puts the file at `to`, fetching it if it is not an object yet.
-    async fn fetch(&self, source: &Source, file: &RemoteFile, to: &Path) -> Result<(), FetchError> {
+    async fn fetch(&self, source: &dyn Source, file: &RemoteFile, to: &Path) -> Result<(), FetchError> {
         let object = self.object(file);
         loop {
             if is_whole(&object, file) && link(&object, to, file).map_err(FetchError::at(to))? {
@@ -134,7 +138,7 @@ impl CacheDir {
 
     /// Downloads the file and returns its locked directory. Returns `None` once another worker has
     /// made the file an object.
-    async fn download(&self, source: &Source, file: &RemoteFile) -> Result<Option<DirLock>, FetchError> {
+    async fn download(&self, source: &dyn Source, file: &RemoteFile) -> Result<Option<DirLock>, FetchError> {
         let Some(partial) = self.lock_partial(file).await? else { return Ok(None) };
         let (started, name, bytes) = (Instant::now(), file.name.as_str(), file.size);
         info!(name, bytes, "fetching a file");

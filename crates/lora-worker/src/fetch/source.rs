@@ -2,18 +2,26 @@
 
 use std::path::Path;
 
+use futures_util::future::BoxFuture;
 use lora_proto::file_transfer::{self, TransferError};
 use lora_proto::v1::download_request;
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
 
 use super::FetchError;
-#[cfg(feature = "remote-base")]
-use super::remote::{hub::Snapshot, object_store::ObjectStorePrefix};
+
+/// The source of files.
+pub(super) trait Source: Send + Sync {
+    /// Completes the file at `path`, resuming from the bytes that it has already.
+    fn download<'a>(&'a self, file: &'a RemoteFile, path: &'a Path) -> BoxFuture<'a, Result<(), FetchError>>;
+}
+
+/// The coordinator's store, by SHA-256.
+pub(super) struct CoordinatorStore(pub(super) Channel);
 
 /// Files that belong together, from one source.
 pub(super) struct FileSet {
-    pub(super) source: Source,
+    pub(super) source: Box<dyn Source>,
     pub(super) files: Vec<RemoteFile>,
 }
 
@@ -30,16 +38,6 @@ pub(super) struct RemoteFile {
     pub(super) etag: Option<String>,
 }
 
-/// The source of files.
-pub(super) enum Source {
-    /// The coordinator's store, by SHA-256.
-    Coordinator(Channel),
-    #[cfg(feature = "remote-base")]
-    Hub(Snapshot),
-    #[cfg(feature = "remote-base")]
-    ObjectStore(ObjectStorePrefix),
-}
-
 impl RemoteFile {
     /// The SHA-256, if the key is one.
     pub(super) fn sha256(&self) -> Option<Vec<u8>> {
@@ -47,23 +45,16 @@ impl RemoteFile {
     }
 }
 
-impl Source {
-    /// Completes the file at `path`, resuming from the bytes that it has already.
-    pub(super) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
-        match self {
-            Self::Coordinator(channel) => {
-                let source = download_request::Source::Sha256(file.sha256().unwrap_or_default());
-                let got = file_transfer::download(channel.clone(), source, path, |_| {}).await;
-                let fail = |source| FetchError::Transfer { file: file.name.clone(), source };
-                match got.map_err(fail)?.hex() == file.key {
-                    true => Ok(()),
-                    false => Err(fail(TransferError::Corrupt)),
-                }
+impl Source for CoordinatorStore {
+    fn download<'a>(&'a self, file: &'a RemoteFile, path: &'a Path) -> BoxFuture<'a, Result<(), FetchError>> {
+        Box::pin(async move {
+            let source = download_request::Source::Sha256(file.sha256().unwrap_or_default());
+            let got = file_transfer::download(self.0.clone(), source, path, |_| {}).await;
+            let fail = |source| FetchError::Transfer { file: file.name.clone(), source };
+            match got.map_err(fail)?.hex() == file.key {
+                true => Ok(()),
+                false => Err(fail(TransferError::Corrupt)),
             }
-            #[cfg(feature = "remote-base")]
-            Self::Hub(snapshot) => snapshot.download(file, path).await,
-            #[cfg(feature = "remote-base")]
-            Self::ObjectStore(prefix) => prefix.download(file, path).await,
-        }
+        })
     }
 }

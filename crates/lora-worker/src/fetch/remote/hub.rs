@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use lora_proto::file_name::is_file_name;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, RANGE};
@@ -43,8 +44,7 @@ pub(in crate::fetch) struct Repository {
 }
 
 /// A repository at a commit.
-#[derive(Clone)]
-pub(in crate::fetch) struct Snapshot {
+struct Snapshot {
     hub: Arc<Hub>,
     client: Client,
     /// `org/name`.
@@ -87,7 +87,7 @@ impl Hub {
             let (hub, name, commit) = (self.clone(), name.clone(), commit.to_owned());
             Ok(Snapshot { client: hub.client(Policy::default(), &name)?, hub, name, commit })
         };
-        let file_set = |snapshot, files| Ok(FileSet { source: Source::Hub(snapshot), files });
+        let file_set = |snapshot, files| Ok(FileSet { source: Box::new(snapshot), files });
         if is_commit(revision)
             && let Some(files) = cache.record(&record(name, revision))
         {
@@ -104,11 +104,10 @@ impl Hub {
         let needed = selection::needed(names.iter().map(String::as_str));
         let needed = needed.map_err(|message| FetchError::permanent(&url, message))?;
         let mut files = snapshot.describe(needed).await?;
-        let source = Source::Hub(snapshot.clone());
-        let shards = selection::shards(&files, &source, cache, &url).await?;
+        let shards = selection::shards(&files, &snapshot, cache, &url).await?;
         files.extend(snapshot.describe(shards).await?);
         cache.keep_record(&id, &files)?;
-        Ok(FileSet { source, files })
+        file_set(snapshot, files)
     }
 
     /// Returns the commit of a revision, and the names of its files.
@@ -183,35 +182,41 @@ impl Hub {
     }
 }
 
-impl Snapshot {
-    /// Completes the file at `path`.
-    pub(in crate::fetch) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
-        let from = format!("{}/{}", self.url(), file.name);
-        let mut partial = PartialFile::open(path).await?;
-        if partial.size() >= file.size {
-            return partial.finish(file, &from).await;
-        }
-        let request = self.client.request(Method::GET, self.file_url(&file.name));
-        let range = format!("bytes={}-", partial.size());
-        let mut answer = self.hub.send(request.header(RANGE, range), &from).await?;
-        let start = match answer.status() {
-            StatusCode::PARTIAL_CONTENT => range_start(answer.headers()),
-            _ => Some(0),
-        };
-        if start != Some(partial.size()) {
-            partial.restart().await?;
-            if start != Some(0) {
-                return Err(FetchError::transient(&from, "the hub returned another range than requested"));
+impl Source for Snapshot {
+    fn download<'a>(&'a self, file: &'a RemoteFile, path: &'a Path) -> BoxFuture<'a, Result<(), FetchError>> {
+        Box::pin(async move {
+            let from = format!("{}/{}", self.url(), file.name);
+            let mut partial = PartialFile::open(path).await?;
+            if partial.size() >= file.size {
+                return partial.finish(file, &from).await;
             }
-        }
-        while partial.size() <= file.size
-            && let Some(piece) = answer.chunk().await.map_err(|error| http_error(error, &from))?
-        {
-            partial.write(&piece).await?;
-        }
-        partial.finish(file, &from).await
+            let request = self.client.request(Method::GET, self.file_url(&file.name));
+            let range = format!("bytes={}-", partial.size());
+            let mut answer = self.hub.send(request.header(RANGE, range), &from).await?;
+            let start = match answer.status() {
+                StatusCode::PARTIAL_CONTENT => range_start(answer.headers()),
+                _ => Some(0),
+            };
+            if start != Some(partial.size()) {
+                partial.restart().await?;
+                if start != Some(0) {
+                    return Err(FetchError::transient(
+                        &from,
+                        "the hub returned another range than requested",
+                    ));
+                }
+            }
+            while partial.size() <= file.size
+                && let Some(piece) = answer.chunk().await.map_err(|error| http_error(error, &from))?
+            {
+                partial.write(&piece).await?;
+            }
+            partial.finish(file, &from).await
+        })
     }
+}
 
+impl Snapshot {
     /// Requests the sizes and identities of the files `names`.
     async fn describe(&self, names: BTreeSet<String>) -> Result<Vec<RemoteFile>, FetchError> {
         // The hub describes a file in the redirection to the host that serves it, so redirections

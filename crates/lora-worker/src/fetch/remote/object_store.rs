@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::TryStreamExt;
+use futures_util::future::BoxFuture;
 use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreScheme};
 use reqwest::Url;
@@ -29,7 +30,7 @@ const CLIENT_DEFAULTS: [(&str, &str); 3] =
     [("timeout", "7days"), ("connect_timeout", "20s"), ("read_timeout", "60s")];
 
 /// A directory of an object store.
-pub(in crate::fetch) struct ObjectStorePrefix {
+struct ObjectStorePrefix {
     store: Arc<dyn ObjectStore>,
     prefix: Key,
     url: String,
@@ -63,38 +64,40 @@ pub(in crate::fetch) async fn file_set(
     let needed = selection::needed(listing.iter().map(|file| file.name.as_str()));
     let needed = needed.map_err(|message| FetchError::permanent(url, message))?;
     let mut files: Vec<RemoteFile> = needed.iter().map(find).collect::<Result<_, _>>()?;
-    let source = Source::ObjectStore(prefix);
-    let shards = selection::shards(&files, &source, cache, url).await?;
+    let shards = selection::shards(&files, &prefix, cache, url).await?;
     files.extend(shards.iter().map(find).collect::<Result<Vec<_>, _>>()?);
-    Ok(FileSet { source, files })
+    Ok(FileSet { source: Box::new(prefix), files })
+}
+
+impl Source for ObjectStorePrefix {
+    fn download<'a>(&'a self, file: &'a RemoteFile, path: &'a Path) -> BoxFuture<'a, Result<(), FetchError>> {
+        Box::pin(async move {
+            let from = format!("{}/{}", self.url, file.name);
+            let mut partial = PartialFile::open(path).await?;
+            if partial.size() >= file.size {
+                return partial.finish(file, &from).await;
+            }
+            let stalled = |_| {
+                let message = format!("the transfer made no progress for {STALL_TIMEOUT:?}");
+                FetchError::transient(&from, message)
+            };
+            let fail = |error: object_store::Error| fetch_error(&error, &from);
+            let range = (partial.size() > 0).then_some(GetRange::Offset(partial.size()));
+            let options = GetOptions { if_match: file.etag.clone(), range, ..GetOptions::default() };
+            let answer = timeout(STALL_TIMEOUT, self.store.get_opts(&self.key(&file.name), options)).await;
+            let mut pieces = answer.map_err(stalled)?.map_err(fail)?.into_stream();
+            while partial.size() <= file.size
+                && let Some(piece) =
+                    timeout(STALL_TIMEOUT, pieces.try_next()).await.map_err(stalled)?.map_err(fail)?
+            {
+                partial.write(&piece).await?;
+            }
+            partial.finish(file, &from).await
+        })
+    }
 }
 
 impl ObjectStorePrefix {
-    /// Completes the file at `path`.
-    pub(in crate::fetch) async fn download(&self, file: &RemoteFile, path: &Path) -> Result<(), FetchError> {
-        let from = format!("{}/{}", self.url, file.name);
-        let mut partial = PartialFile::open(path).await?;
-        if partial.size() >= file.size {
-            return partial.finish(file, &from).await;
-        }
-        let stalled = |_| {
-            let message = format!("the transfer made no progress for {STALL_TIMEOUT:?}");
-            FetchError::transient(&from, message)
-        };
-        let fail = |error: object_store::Error| fetch_error(&error, &from);
-        let range = (partial.size() > 0).then_some(GetRange::Offset(partial.size()));
-        let options = GetOptions { if_match: file.etag.clone(), range, ..GetOptions::default() };
-        let answer = timeout(STALL_TIMEOUT, self.store.get_opts(&self.key(&file.name), options)).await;
-        let mut pieces = answer.map_err(stalled)?.map_err(fail)?.into_stream();
-        while partial.size() <= file.size
-            && let Some(piece) =
-                timeout(STALL_TIMEOUT, pieces.try_next()).await.map_err(stalled)?.map_err(fail)?
-        {
-            partial.write(&piece).await?;
-        }
-        partial.finish(file, &from).await
-    }
-
     /// Lists all files, also those in subdirectories, in the order of their names.
     async fn list(&self) -> Result<Vec<RemoteFile>, FetchError> {
         let mut objects = self.store.list(Some(&self.prefix));

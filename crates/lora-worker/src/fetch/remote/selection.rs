@@ -53,7 +53,7 @@ pub(in crate::fetch) fn needed<'a>(
 /// The index cannot be fetched or read, or names a file outside its directory.
 pub(in crate::fetch) async fn shards(
     files: &[RemoteFile],
-    source: &Source,
+    source: &dyn Source,
     cache: &CacheDir,
     from: &str,
 ) -> Result<BTreeSet<String>, FetchError> {
