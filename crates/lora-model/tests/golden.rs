@@ -144,6 +144,14 @@ fn every_case_matches_transformers_and_peft() {
     }
 }
 
+/// The expected value is from `sha256sum`, over a line with name and hash for each file.
+#[test]
+fn a_base_is_identified_by_the_hashes_of_its_files() {
+    let dir = golden("models/llama-gqa").into();
+    let base = Base::load(&dir, BaseDtype::F32, &Device::Cpu).unwrap();
+    assert_eq!(base.sha256(), "147bfe2a48ed9416634ad8a39ca2283c610629a719bdc21612e05b60916d31d1");
+}
+
 #[test]
 fn transformers_4_configs_give_the_same_model() {
     Case::read("qwen2", Some("qwen2-v4")).check("qwen2-v4", ActivationCheckpointing::None);

@@ -63,20 +63,21 @@ fn loss_and_gradients_have_the_same_bits_with_any_number_of_threads() {
         // With B = 0 the gradient of A would be zero.
         let params = random(fresh.layout().len, 99, 0.1);
         let adapter = Adapter::from_params(fresh.layout().clone(), params, fresh.scaling()).unwrap();
-        let pass = |threads: usize| {
+        let pass = |threads: usize, dropout: f64| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let grads = Gradients::zeros(adapter.layout(), &Device::Cpu).unwrap();
             let pass =
-                PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.1, seed: 1, step: 2 };
+                PassOptions { checkpointing: ActivationCheckpointing::None, dropout, seed: 1, step: 2 };
             let loss = pool.install(|| forward_backward(&base, &adapter, &grads, &batch, pass).unwrap());
             let grads: Vec<u32> =
                 grads.flat().to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect();
             (loss.sum().unwrap().to_bits(), grads)
         };
-        let one = pass(1);
+        let one = pass(1, 0.1);
         assert!(one.1.iter().all(|g| f32::from_bits(*g).is_finite()));
         for threads in [2, 3] {
-            assert!(pass(threads) == one, "{format:?}: a different result with {threads} threads");
+            assert!(pass(threads, 0.1) == one, "{format:?}: a different result with {threads} threads");
         }
+        assert_ne!(pass(1, 0.0).0, one.0, "{format:?}: dropout has no effect");
     }
 }

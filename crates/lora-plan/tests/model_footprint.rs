@@ -312,3 +312,50 @@ fn initialization_from_the_base_can_be_the_peak() -> Result<(), String> {
     }
     Ok(())
 }
+
+/// Activations of one block over 64 tokens, with heads of 4 x 32 (2 x 32 of keys and values) in f32
+/// on a CPU, on an architecture with these fields.
+fn block_activations(architecture: &str, mlp: u64, fields: &str) -> Result<u64, String> {
+    let model = ModelConfig::parse(&format!(
+        r#"{{"architectures": ["{architecture}"], "hidden_size": 128, "intermediate_size": {mlp},
+        "num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32,
+        "vocab_size": 16 {fields}}}"#
+    ))?;
+    let modules = model.linear_modules();
+    let training = TrainingWorkload {
+        modules: &modules,
+        adapter: &AdapterSpec { r: 8, ..AdapterSpec::default() },
+        shape: MicroBatchShape { rows: 1, positions: 64, count: 1 },
+        checkpointing: ActivationCheckpointing::None,
+        optim: Optim::Adamw,
+        keeps_best: false,
+    };
+    let format = BaseFormat { dtype: BaseDtype::F32, quantization: Quantization::None };
+    let footprint = ModelFootprint { model: &model, index: None, format, device: DeviceKind::Cpu };
+    Ok(footprint.memory(&training).activations)
+}
+
+#[test]
+fn the_gradients_of_a_wide_mlp_are_counted() -> Result<(), String> {
+    // Two widths of which the MLP's three gradients dominate: for each feature more, gate and up
+    // are saved, and three gradients are alive at a time.
+    let of = |mlp| block_activations("LlamaForCausalLM", mlp, "");
+    assert_eq!(of(1024)? - of(1000)?, 4 * 64 * 24 * (2 + 3));
+    Ok(())
+}
+
+#[test]
+fn the_norms_of_an_architecture_are_counted() -> Result<(), String> {
+    let llama = block_activations("LlamaForCausalLM", 1024, "")?;
+    // A square root for each head of the queries and keys.
+    let qwen3 = block_activations("Qwen3ForCausalLM", 1024, "")?;
+    assert_eq!(qwen3 - llama, 4 * 64 * (4 + 2));
+    // Norms over all heads, and after attention and the MLP: the outputs before these norms, and
+    // the gradient of one of them.
+    let olmo2 = block_activations("Olmo2ForCausalLM", 1024, "")?;
+    assert_eq!(olmo2 - llama, 64 * (4 * 2 * 128 + 2 * 4) + 4 * 64 * 128);
+    // Norms of heads, and four norms around attention and the MLP.
+    let gemma3 = block_activations("Gemma3ForCausalLM", 1024, "")?;
+    assert_eq!(gemma3 - llama, 4 * 64 * (4 + 2) + 64 * (4 * 2 * 128 + 2 * 4) + 4 * 64 * 128);
+    Ok(())
+}

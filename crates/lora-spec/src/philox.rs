@@ -73,6 +73,12 @@ mod tests {
     }
 
     #[test]
+    fn units_are_multiples_of_a_power_of_two_below_1() {
+        assert_eq!([0, 255, 256, 1 << 31].map(Philox::unit), [0.0, 0.0, f32::powi(0.5, 24), 0.5]);
+        assert_eq!(Philox::unit(u32::MAX), 1.0 - f32::powi(0.5, 24));
+    }
+
+    #[test]
     fn draws_stay_below_their_bound() {
         let philox = Philox::new(7, "test");
         let mut seen = [0; 5];

@@ -98,6 +98,43 @@ fn published_models_have_their_published_parameter_counts() {
     assert_eq!(parse(&qwen3).unwrap().parameters(), 8_190_735_360);
 }
 
+/// The defaults of Transformers 5 for fields that `config.json` does not have.
+#[test]
+fn missing_fields_have_the_defaults_of_the_architecture() {
+    for (architecture, kv_heads, eps, theta, tied) in [
+        ("Llama", 32, 1e-6, 10_000.0, false),
+        ("Mistral", 8, 1e-6, 10_000.0, false),
+        ("Qwen2", 32, 1e-6, 10_000.0, false),
+        ("Qwen3", 32, 1e-6, 10_000.0, false),
+        ("SmolLM3", 4, 1e-6, 2_000_000.0, true),
+        ("Olmo2", 32, 1e-5, 10_000.0, false),
+        ("Olmo3", 32, 1e-5, 500_000.0, false),
+        ("Granite", 32, 1e-6, 10_000.0, false),
+        ("Gemma3", 4, 1e-6, 1_000_000.0, true),
+    ] {
+        let minimal = |heads: Value| {
+            let mut config = config();
+            config["architectures"] = json!([format!("{architecture}ForCausalLM")]);
+            config["num_attention_heads"] = json!(32);
+            config["head_dim"] = json!(32);
+            config["num_hidden_layers"] = json!(6);
+            config.as_object_mut().unwrap().remove("num_key_value_heads");
+            config.as_object_mut().unwrap().extend(heads.as_object().unwrap().clone());
+            ModelConfig::parse(&config.to_string()).unwrap()
+        };
+        let model = minimal(json!({}));
+        // Every sixth block of Gemma 3 is not a local one.
+        let rope = model.layers.last().unwrap().rope.or(model.layers[0].rope).unwrap();
+        assert_eq!(
+            (model.num_key_value_heads, model.rms_norm_eps, rope.theta, model.tie_word_embeddings),
+            (kv_heads, eps, theta, tied),
+            "{architecture}"
+        );
+        // Transformers 4 wrote null for a key/value head for each query head.
+        assert_eq!(minimal(json!({"num_key_value_heads": null})).num_key_value_heads, 32, "{architecture}");
+    }
+}
+
 #[test]
 fn both_activations_are_accepted_in_all_architectures() {
     for architecture in ["LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"] {

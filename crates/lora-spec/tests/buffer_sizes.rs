@@ -1,6 +1,6 @@
 //! Properties of the buffer sizes that are computed from shapes.
 
-use lora_spec::{GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT, gpu_panel_rows};
+use lora_spec::{GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT, chunk_rows, gpu_panel_rows};
 
 #[test]
 fn panels_are_whole_weights_or_row_aligned_slices() {
@@ -43,5 +43,20 @@ fn panels_are_whole_weights_or_row_aligned_slices() {
                 assert!(height == rows || rows * cols * width > GPU_PANEL_BYTES, "{what}");
             }
         }
+    }
+}
+
+#[test]
+fn chunks_of_logits_are_about_equally_long() {
+    for (rows, vocab, budget, expected) in [
+        (2048, 128_256, 64 << 20, 512),
+        (100, 10, 1000, 100),
+        (101, 10, 1000, 51),
+        (7, 10, 20, 2),
+        (7, 10, 5, 1),
+        (0, 10, 1000, 1),
+        (4, 0, 10, 4),
+    ] {
+        assert_eq!(chunk_rows(rows, vocab, budget), expected, "{rows} x {vocab}, at most {budget}");
     }
 }

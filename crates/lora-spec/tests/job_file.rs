@@ -113,3 +113,16 @@ fn missing_keys_and_invalid_yaml_are_reported() {
     let missing = JobFile::read(Path::new("/nonexistent/job.yaml")).unwrap_err().to_string();
     assert!(missing.starts_with("/nonexistent/job.yaml: "), "{missing}");
 }
+
+#[test]
+fn a_fraction_of_warm_up_steps_is_rounded_up() {
+    let steps = |warmup_steps, total| {
+        lora_spec::TrainingSpec { warmup_steps, ..lora_spec::TrainingSpec::default() }
+            .resolved_warmup_steps(total)
+    };
+    for (warmup_steps, total, expected) in
+        [(0.0, 100, 0), (0.03, 100, 3), (0.03, 101, 4), (0.5, 3, 2), (1.0, 100, 1), (7.0, 3, 7)]
+    {
+        assert_eq!(steps(warmup_steps, total), expected, "{warmup_steps} of {total}");
+    }
+}

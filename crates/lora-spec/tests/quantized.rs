@@ -79,6 +79,7 @@ fn missing_or_invalid_quantization_metadata_is_named() {
         ("[72, 64]", "[64, 72]", "shape is [64, 72]; config.json requires [72, 64]"),
         ("\"nf4\"", "\"nf5\"", "unknown variant `nf5`"),
         ("\"nested_offset\"", "\"nested_offsit\"", "nested_blocksize must be a power of two, and nested"),
+        ("\"nested_blocksize\": 256", "\"nested_blocksize\": 255", "nested_blocksize must be a power of two"),
         ("{\"quant", "[\"quant", "bitsandbytes__nf4: "),
     ] {
         let error = with(from, to);

@@ -52,6 +52,25 @@ fn training_lowers_the_loss_and_changes_every_matrix() {
     }
 }
 
+#[test]
+fn checkpoints_are_due_at_multiples_of_save_steps_before_the_end() {
+    let mut fixture = Fixture::new();
+    (fixture.job.training.save_steps, fixture.job.training.max_steps) = (2, Some(6));
+    let mut run = fixture.run();
+    let mut due = Vec::new();
+    loop {
+        let report = run.step(|| false).unwrap();
+        if report.checkpoint_due {
+            due.push(report.metrics.step);
+        }
+        if report.outcome != StepOutcome::Continue {
+            break;
+        }
+    }
+    // After the last step the result is saved instead.
+    assert_eq!(due, [2, 4]);
+}
+
 /// A run stops after 2 steps (first epoch) or 6 steps (second epoch). A new run continues from its
 /// checkpoint, as in a new process.
 #[test]
