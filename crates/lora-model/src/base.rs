@@ -9,11 +9,13 @@ use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, embedding};
 use lora_spec::{ModelConfig, Rope};
 
-use crate::ModelError;
-use crate::block::Block;
+use crate::attention::KvCache;
+use crate::block::{Activations, Block};
 use crate::norm::Norm;
+use crate::pass::{FirstKeys, Pass, Positions};
 use crate::projection::Linear;
 use crate::weight_source::WeightSource;
+use crate::{Adapter, ModelError};
 
 /// A frozen base model. It is read once and never changes.
 #[derive(Debug)]
@@ -67,7 +69,7 @@ impl Base {
         Ok(FrozenLinear::new(self.head.clone(), None)?.forward_f32(normed)?)
     }
 
-    /// Returns the tensors of a dense base with their names in a checkpoint.
+    /// Returns the tensors of a dense base with their names in safetensors files.
     ///
     /// # Errors
     /// A weight is quantized.
@@ -120,15 +122,47 @@ impl Base {
     }
 
     /// Returns the embeddings of `tokens` `[tokens, hidden]`.
-    pub(crate) fn embed(&self, tokens: &[u32]) -> Result<Tensor, ModelError> {
+    fn embed(&self, tokens: &[u32]) -> Result<Tensor, ModelError> {
         let x = embedding::forward(&self.embedding, &Ids::new(tokens, &self.device)?)?;
         let multiplier = self.config.embedding_multiplier;
         if multiplier == 1.0 { Ok(x) } else { Ok(scaled(&x, multiplier)?) }
     }
 
+    /// Prepares a pass over tokens at `positions`, without dropout.
+    pub(crate) fn pass<'a>(
+        &self,
+        adapter: Option<&'a Adapter>,
+        positions: Positions,
+    ) -> Result<Pass<'a>, ModelError> {
+        let windows = self.blocks.iter().filter_map(|block| block.attn.sliding_window);
+        let first_keys = FirstKeys::new(windows, positions, &self.device)?;
+        let ropes = self.ropes(positions.past + positions.seq)?;
+        Ok(Pass { adapter, positions, ropes, first_keys, dropout: None })
+    }
+
+    /// Computes the hidden states of `tokens` after the last block, `[tokens, hidden]`. `caches`
+    /// has one cache for each block. `save` takes the index, the input and the activations of each
+    /// block.
+    pub(crate) fn forward(
+        &self,
+        tokens: &[u32],
+        pass: &Pass,
+        mut caches: Option<&mut [KvCache]>,
+        mut save: impl FnMut(usize, Tensor, Activations),
+    ) -> Result<Tensor, ModelError> {
+        let mut x = self.embed(tokens)?;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let cache = caches.as_deref_mut().map(|caches| &mut caches[layer]);
+            let (y, activations) = block.forward(&x, pass, cache)?;
+            save(layer, x, activations);
+            x = y;
+        }
+        Ok(x)
+    }
+
     /// Returns the rotary embeddings of the blocks, each with a table of at least `positions`
     /// positions.
-    pub(crate) fn ropes(&self, positions: usize) -> Result<Vec<(Rope, Arc<RopeTable>)>, ModelError> {
+    fn ropes(&self, positions: usize) -> Result<Vec<(Rope, Arc<RopeTable>)>, ModelError> {
         let mut longest = self.ropes.lock().unwrap_or_else(PoisonError::into_inner);
         if longest.positions < positions {
             let positions = positions.next_power_of_two();

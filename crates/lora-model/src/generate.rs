@@ -5,7 +5,7 @@ use lora_ops::transfer::to_vec;
 use lora_spec::Philox;
 
 use crate::attention::KvCache;
-use crate::pass::{Pass, Positions};
+use crate::pass::Positions;
 use crate::{Adapter, Base, ModelError};
 
 /// The method of choosing the next token, with the settings of Transformers' `GenerationConfig`.
@@ -53,8 +53,8 @@ impl Generator<'_> {
         let mut past = 0;
         while generated.len() < max_new_tokens && !input.is_empty() {
             let positions = Positions { batch: 1, seq: input.len(), past };
-            let pass = Pass::new(self.base, self.adapter, positions)?;
-            let x = pass.forward(&input, Some(&mut caches), |_, _, _| ())?;
+            let pass = self.base.pass(self.adapter, positions)?;
+            let x = self.base.forward(&input, &pass, Some(&mut caches), |_, _, _| ())?;
             past += input.len();
             let next = self.next_token(&x.i(input.len() - 1..)?, sampling, generated.len())?;
             if stop.contains(&next) {

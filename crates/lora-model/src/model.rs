@@ -5,7 +5,7 @@ use lora_ops::cross_entropy::{self, Loss, Targets};
 use lora_spec::{ActivationCheckpointing, MicroBatch};
 
 use crate::block::SavedActivations;
-use crate::pass::{Pass, Positions};
+use crate::pass::{DropoutMasks, Pass, Positions};
 use crate::{Adapter, Base, Gradients, ModelError};
 
 /// Settings of a training pass.
@@ -24,6 +24,7 @@ pub struct PassOptions {
 /// The backward pass of a micro-batch, after its forward pass. It runs block by block, starting
 /// with the last block.
 pub struct Backward<'a> {
+    base: &'a Base,
     pass: Pass<'a>,
     /// Input and saved activations of each block, from the lowest trained block to the last one.
     blocks: Vec<(Tensor, SavedActivations)>,
@@ -42,10 +43,11 @@ impl<'a> Backward<'a> {
         options: PassOptions,
     ) -> Result<(Loss, Self), ModelError> {
         let targets = Targets::new(&batch.targets, &batch.weights, base.device())?;
-        let pass = Pass::new(base, Some(adapter), positions(batch))?.with_dropout(&batch.rows, options)?;
+        let dropout = DropoutMasks::new(&batch.rows, batch.seq_len, options, base.device())?;
+        let pass = Pass { dropout, ..base.pass(Some(adapter), positions(batch))? };
         let lowest = adapter.layout().modules.iter().map(|adapted| adapted.module.layer).min().unwrap_or(0);
         let mut blocks = Vec::new();
-        let x = pass.forward(&batch.tokens, None, |layer, x, activations| {
+        let x = base.forward(&batch.tokens, &pass, None, |layer, x, activations| {
             if layer >= lowest {
                 blocks.push((x, activations.into_saved(options.checkpointing)));
             }
@@ -57,7 +59,7 @@ impl<'a> Backward<'a> {
             return Err(candle_core::Error::Msg("the loss has no gradient".into()).into());
         };
         let dy = base.norm.backward(&norm, &x, &d_normed, None)?;
-        Ok((loss, Self { pass, blocks, lowest, dy }))
+        Ok((loss, Self { base, pass, blocks, lowest, dy }))
     }
 
     /// Runs the backward pass of the next block and adds its gradients (of the unnormalized loss)
@@ -65,7 +67,7 @@ impl<'a> Backward<'a> {
     pub fn next_block(&mut self, grads: &Gradients) -> Result<Option<usize>, ModelError> {
         let Some((x, saved)) = self.blocks.pop() else { return Ok(None) };
         let layer = self.lowest + self.blocks.len();
-        let block = &self.pass.base.blocks[layer];
+        let block = &self.base.blocks[layer];
         let activations = block.recompute(saved, &x, &self.pass)?;
         let need_dx = layer > self.lowest;
         if let Some(dx) = block.backward(&activations, &x, &self.dy, &self.pass, grads, need_dx)? {
@@ -106,7 +108,8 @@ fn final_hidden_states(
     adapter: Option<&Adapter>,
     batch: &MicroBatch,
 ) -> Result<Tensor, ModelError> {
-    let x = Pass::new(base, adapter, positions(batch))?.forward(&batch.tokens, None, |_, _, _| ())?;
+    let pass = base.pass(adapter, positions(batch))?;
+    let x = base.forward(&batch.tokens, &pass, None, |_, _, _| ())?;
     Ok(base.norm.forward(&x)?.0)
 }
 

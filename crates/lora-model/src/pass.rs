@@ -1,19 +1,17 @@
-//! The forward pass of training, evaluation and generation, and the inputs that its blocks share.
+//! What the blocks share in a pass of training, evaluation or generation.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use lora_ops::Ids;
 use lora_ops::attention::first_visible_keys;
 use lora_ops::dropout::Dropout;
 use lora_ops::rope::RopeTable;
 use lora_spec::Rope;
 
-use crate::attention::KvCache;
-use crate::block::Activations;
 use crate::projection::{Linear, Projection};
-use crate::{Adapter, Base, ModelError, PassOptions};
+use crate::{Adapter, ModelError, PassOptions};
 
 /// The positions of a pass: in each of `batch` sequences, `seq` tokens after `past` tokens whose
 /// keys and values are in a cache.
@@ -24,69 +22,31 @@ pub(crate) struct Positions {
     pub(crate) past: usize,
 }
 
-/// A pass of a base with an adapter over some tokens.
+/// A pass over some tokens. Every block reads it.
 pub(crate) struct Pass<'a> {
-    pub(crate) base: &'a Base,
-    adapter: Option<&'a Adapter>,
+    pub(crate) adapter: Option<&'a Adapter>,
     pub(crate) positions: Positions,
     /// The tables of the rotary embeddings of the blocks.
-    ropes: Vec<(Rope, Arc<RopeTable>)>,
-    /// By sliding window: first visible key of each query. Windows that are not shorter than the
-    /// sequences have no entry.
-    first_keys: HashMap<usize, Ids>,
-    dropout: Option<DropoutMasks>,
+    pub(crate) ropes: Vec<(Rope, Arc<RopeTable>)>,
+    pub(crate) first_keys: FirstKeys,
+    pub(crate) dropout: Option<DropoutMasks>,
 }
 
+/// By sliding window: the first visible key of each query. Windows that are not shorter than the
+/// sequences have no entry.
+#[derive(Default)]
+pub(crate) struct FirstKeys(HashMap<usize, Ids>);
+
 /// The dropout masks of all modules in one step.
-struct DropoutMasks {
+pub(crate) struct DropoutMasks {
     options: PassOptions,
     /// Dataset row and position of each token.
     tokens: Ids,
 }
 
-impl<'a> Pass<'a> {
-    /// Prepares a pass without dropout.
-    pub(crate) fn new(
-        base: &'a Base,
-        adapter: Option<&'a Adapter>,
-        positions: Positions,
-    ) -> Result<Self, ModelError> {
-        let ropes = base.ropes(positions.past + positions.seq)?;
-        Ok(Self { first_keys: first_keys(base, positions)?, base, adapter, positions, ropes, dropout: None })
-    }
-
-    /// Adds the dropout of a training pass. `rows` has the dataset index of each sequence.
-    pub(crate) fn with_dropout(mut self, rows: &[u64], options: PassOptions) -> Result<Self, ModelError> {
-        if options.dropout > 0.0 {
-            let seq = self.positions.seq as u32;
-            let tokens =
-                rows.iter().flat_map(|&row| (0..seq).flat_map(move |position| [row as u32, position]));
-            let tokens = Ids::new(tokens.collect::<Vec<_>>(), self.base.device())?;
-            self.dropout = Some(DropoutMasks { options, tokens });
-        }
-        Ok(self)
-    }
-
-    /// Computes the hidden states after the last block, `[tokens, hidden]`. `caches` has one cache
-    /// for each block. `save` takes the index, the input and the activations of each block.
-    pub(crate) fn forward(
-        &self,
-        tokens: &[u32],
-        mut caches: Option<&mut [KvCache]>,
-        mut save: impl FnMut(usize, Tensor, Activations),
-    ) -> Result<Tensor, ModelError> {
-        let mut x = self.base.embed(tokens)?;
-        for (layer, block) in self.base.blocks.iter().enumerate() {
-            let cache = caches.as_deref_mut().map(|caches| &mut caches[layer]);
-            let (y, activations) = block.forward(&x, self, cache)?;
-            save(layer, x, activations);
-            x = y;
-        }
-        Ok(x)
-    }
-
+impl Pass<'_> {
     /// Returns the view of a linear module in this pass.
-    pub(crate) fn projection(&self, linear: &'a Linear) -> Projection<'_> {
+    pub(crate) fn projection<'a>(&'a self, linear: &'a Linear) -> Projection<'a> {
         let adapter = self.adapter.and_then(|adapter| adapter.terms(&linear.name));
         let dropout = self.dropout.as_ref().filter(|_| adapter.is_some());
         Projection::new(linear, adapter, dropout.map(|masks| masks.of(&linear.name)))
@@ -95,7 +55,7 @@ impl<'a> Pass<'a> {
     /// Returns the first visible key of each query for a sliding window; `None`: the first key of
     /// its sequence.
     pub(crate) fn first_keys(&self, sliding_window: Option<usize>) -> Option<&Ids> {
-        self.first_keys.get(&sliding_window?)
+        self.first_keys.0.get(&sliding_window?)
     }
 
     /// Applies a rotary embedding of the base to queries or keys `[tokens, heads * head_dim]`, in
@@ -117,6 +77,23 @@ impl<'a> Pass<'a> {
 }
 
 impl DropoutMasks {
+    /// Returns the masks of a training pass; `None`: it has no dropout. `rows` has the dataset
+    /// index of each sequence.
+    pub(crate) fn new(
+        rows: &[u64],
+        seq: usize,
+        options: PassOptions,
+        device: &Device,
+    ) -> Result<Option<Self>, ModelError> {
+        if options.dropout == 0.0 {
+            return Ok(None);
+        }
+        let positions = 0..seq as u32;
+        let tokens = rows.iter().flat_map(|&row| positions.clone().flat_map(move |at| [row as u32, at]));
+        let tokens = Ids::new(tokens.collect::<Vec<_>>(), device)?;
+        Ok(Some(Self { options, tokens }))
+    }
+
     /// Returns the mask of a module by its full name.
     fn of(&self, module: &str) -> Dropout {
         let PassOptions { dropout, seed, step, .. } = self.options;
@@ -124,16 +101,22 @@ impl DropoutMasks {
     }
 }
 
-/// Returns for each sliding window of `base` the first visible key of each query.
-fn first_keys(base: &Base, positions: Positions) -> Result<HashMap<usize, Ids>, ModelError> {
-    let Positions { batch, seq, past } = positions;
-    let mut first_keys = HashMap::new();
-    for window in base.blocks.iter().filter_map(|block| block.attn.sliding_window) {
-        if past + seq > window && !first_keys.contains_key(&window) {
-            let all = first_visible_keys(batch, past + seq, Some(window), None);
-            let queries: Vec<u32> = all.chunks(past + seq).flat_map(|row| &row[past..]).copied().collect();
-            first_keys.insert(window, Ids::new(queries, base.device())?);
+impl FirstKeys {
+    /// Returns the first visible keys for each of `windows`.
+    pub(crate) fn new(
+        windows: impl Iterator<Item = usize>,
+        positions: Positions,
+        device: &Device,
+    ) -> Result<Self, ModelError> {
+        let Positions { batch, seq, past } = positions;
+        let mut first_keys = HashMap::new();
+        for window in windows {
+            if past + seq > window && !first_keys.contains_key(&window) {
+                let all = first_visible_keys(batch, past + seq, Some(window), None);
+                let queries = all.chunks(past + seq).flat_map(|row| &row[past..]).copied();
+                first_keys.insert(window, Ids::new(queries.collect::<Vec<u32>>(), device)?);
+            }
         }
+        Ok(Self(first_keys))
     }
-    Ok(first_keys)
 }
