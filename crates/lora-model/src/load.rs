@@ -47,7 +47,7 @@ impl BaseKey {
     }
 }
 
-/// The weights of a checkpoint in the layout of a base.
+/// The weights of safetensors files in the layout of a base.
 pub(crate) struct FileWeights<'a> {
     pub(crate) reader: WeightReader<'a>,
     format: BaseFormat,
@@ -93,7 +93,7 @@ impl WeightSource for FileWeights<'_> {
 impl Base {
     /// Reads the model in `dir` (Hugging Face layout) onto `device`, with matrices in the given
     /// layout; norms and biases are f32. On a GPU all dense matrices have the same type. With
-    /// `auto` this is bf16 if the checkpoint has no other floats, and otherwise f32.
+    /// `auto` this is bf16 if the files have no other floats, and otherwise f32.
     pub fn load(dir: &SourceDir, layout: impl Into<BaseLayout>, device: &Device) -> Result<Self, ModelError> {
         let config = ModelConfig::read(dir)?;
         let index = SafetensorsIndex::open(dir)?;

@@ -20,13 +20,13 @@ use crate::{Adapter, Base, ModelError};
 /// The weights to which an adapter is added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum MergeTarget {
-    /// The weights of the checkpoint.
+    /// The weights of the base's files.
     Original,
     /// The dequantized weights that training used, if the base was quantized.
     Dequantized,
 }
 
-/// The weights of a checkpoint with an adapter added.
+/// The weights of a base's files with an adapter added.
 struct MergedWeights<'a> {
     frozen: FileWeights<'a>,
     adapter: &'a Adapter,

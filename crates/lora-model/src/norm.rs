@@ -13,7 +13,7 @@ use crate::weight_source::WeightSource;
 pub(crate) struct Norm {
     /// Full name, such as `model.layers.0.input_layernorm`.
     pub(crate) name: String,
-    /// The weight in the checkpoint, `[features]`, f32.
+    /// The weight in the base's files, `[features]`, f32.
     pub(crate) stored: Tensor,
     /// The factor of each feature, `[features]`, f32.
     weight: Tensor,

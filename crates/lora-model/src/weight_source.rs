@@ -6,7 +6,7 @@ use lora_spec::LinearModule;
 
 use crate::ModelError;
 
-/// The weights of a model on the device of its base, by their names in a checkpoint.
+/// The weights of a model on the device of its base, by their names in the base's files.
 pub(crate) trait WeightSource {
     /// Returns a dense matrix: the embedding or the head.
     fn matrix(&self, name: &str) -> Result<Tensor, ModelError>;

@@ -1,4 +1,4 @@
-//! Reading of a checkpoint's tensors, one at a time, so that at most one tensor is in memory twice.
+//! Reading of a base's tensors, one at a time, so that at most one tensor is in memory twice.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -15,7 +15,7 @@ use lora_spec::{
 
 use crate::ModelError;
 
-/// The open files of a checkpoint.
+/// The open safetensors files of a base.
 pub(crate) struct WeightReader<'a> {
     index: &'a SafetensorsIndex,
     files: Vec<File>,

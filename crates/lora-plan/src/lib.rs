@@ -1,6 +1,6 @@
 //! What a job needs: the memory of a worker, floating-point operations, and the plan of the whole
-//! job. Everything is computed from the settings, `config.json`, checkpoint headers and token rows.
-//! No weights are read, and no tensors are used.
+//! job. Everything is computed from the settings, `config.json`, safetensors headers and token
+//! rows. No weights are read, and no tensors are used.
 //!
 //! The crate may depend on `lora-spec` and `lora-data`, so the coordinator can use it. To read it,
 //! begin with [`Plan`] and [`MemoryRequirements`].

@@ -1,4 +1,4 @@
-//! The plan of a job, computed from `config.json`, checkpoint headers and the dataset. No weights
+//! The plan of a job, computed from `config.json`, safetensors headers and the dataset. No weights
 //! are read.
 
 use std::collections::BTreeMap;

@@ -1,7 +1,7 @@
 //! The description of a decoder block: its modules with their names and shapes, and the settings of
 //! its computation.
 //!
-//! The checks of a checkpoint, the sizes of weights in the plan, and the model follow this
+//! The checks of a base's files, the sizes of weights in the plan, and the model follow this
 //! description. A property in which architectures differ is a field here, so that no other code
 //! depends on the architecture.
 

@@ -1,6 +1,6 @@
 //! A fine-tuning job as data: the job file and its checks, the states and their transitions,
-//! `config.json` and the safetensors headers of a checkpoint, the memory of a worker, and the
-//! buffer sizes that the engine and the plan share. This crate uses no tensors and no network.
+//! `config.json` and the safetensors headers of a base, the memory of a worker, and the buffer
+//! sizes that the engine and the plan share. This crate uses no tensors and no network.
 //!
 //! The crate depends on no other crate of the workspace. To read it, begin with [`JobSpec`] and
 //! [`JobFile`].

@@ -243,7 +243,7 @@ impl ModelConfig {
         self.blocks().flat_map(BlockConfig::into_linear_modules).collect()
     }
 
-    /// Returns the name and shape of every tensor that the checkpoint must have.
+    /// Returns the name and shape of every tensor that the base's files must have.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
         let hidden = self.hidden_size;
         let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden])];

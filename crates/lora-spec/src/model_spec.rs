@@ -59,7 +59,7 @@ impl ModelSpec {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum BaseDtype {
-    /// The type in the checkpoint (f16 becomes f32).
+    /// The type in the base's files (f16 becomes f32).
     #[default]
     Auto,
     /// 32-bit floats.
@@ -72,7 +72,7 @@ pub enum BaseDtype {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QuantizationType {
-    /// No quantization: the weights stay as the checkpoint stores them.
+    /// No quantization: the weights stay as the base stores them.
     #[default]
     None,
     /// 4-bit NormalFloat in blocks of 64 (QLoRA, arXiv 2305.14314), as in bitsandbytes.

@@ -1,4 +1,4 @@
-//! Headers of safetensors checkpoints (<https://huggingface.co/docs/safetensors>): one file, or
+//! Headers of safetensors files (<https://huggingface.co/docs/safetensors>): one file, or
 //! shards with an index.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,7 +17,7 @@ mod quantized;
 
 pub use quantized::{FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, StoredWeight};
 
-/// The files of a checkpoint and the location of every tensor in them.
+/// The safetensors files of a base and the location of every tensor in them.
 #[derive(Debug, Clone)]
 pub struct SafetensorsIndex {
     /// The safetensors files, sorted by name.
@@ -26,7 +26,7 @@ pub struct SafetensorsIndex {
     pub tensors: BTreeMap<String, TensorEntry>,
 }
 
-/// A tensor of a checkpoint.
+/// A tensor in a safetensors file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorEntry {
     /// Index into `SafetensorsIndex::files`.
@@ -39,7 +39,7 @@ pub struct TensorEntry {
     pub bytes: Range<u64>,
 }
 
-/// An error in a file of a checkpoint.
+/// An error in a safetensors file.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}: {message}", path = path.display())]
 pub struct SafetensorsError {

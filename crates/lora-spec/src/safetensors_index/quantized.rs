@@ -14,7 +14,7 @@ pub const FOUR_BIT_BLOCK_SIZES: [usize; 8] = [32, 64, 128, 256, 512, 1024, 2048,
 /// Bytes of a quantization state that are read at most; no valid state has more.
 const MAX_QUANT_STATE_BYTES: u64 = 1 << 16;
 
-/// How a checkpoint stores the weight of a linear module.
+/// How a base stores the weight of a linear module.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StoredWeight {
     /// `weight`, in a float type.
