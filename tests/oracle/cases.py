@@ -39,6 +39,12 @@ CASES = {
     "granite": ("granite", {"target_modules": "all-linear"}),
     "llama-yarn": ("llama-yarn", {"target_modules": "all-linear"}),
     "gemma3": ("gemma3", {"target_modules": "all-linear"}),
+    "llama-dynamic": ("llama-dynamic", {"target_modules": "all-linear"}),
+    "phi3": ("phi3", {"target_modules": "all-linear"}),
+    "phi3-longrope": ("phi3-longrope", {"target_modules": "all-linear"}),
+    "phi3-longrope-short": ("phi3-longrope", {"target_modules": ["qkv_proj", "down_proj"]}),
+    "ministral3": ("ministral3", {"target_modules": "all-linear"}),
+    "gemma3-vision": ("gemma3-vision", {"target_modules": r"model\.language_model\..*_proj"}),
 }
 
 
@@ -51,7 +57,8 @@ def make_all(models: Path, root: Path) -> None:
 def make(base: Path, directory: Path, seed: int, lora: dict) -> None:
     config = AutoConfig.from_pretrained(base)
     lengths = [37, 21, 30] if directory.name == base.name else [19, 11, 14]
-    batch = batches.ragged(config.vocab_size, lengths, prompts=[9, 4, 6], seed=seed)
+    vocab_size = config.get_text_config().vocab_size
+    batch = batches.ragged(vocab_size, lengths, prompts=[9, 4, 6], seed=seed)
     adapters.make(base, directory / "adapter", seed, **lora)
     save_file(batch, directory / "inputs.safetensors")
     (directory / "case.json").write_text(json.dumps({"model": base.name}) + "\n")

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoModelForCausalLM, BitsAndBytesConfig, Gemma3TextConfig, GraniteConfig, LlamaConfig,
-    MistralConfig, Olmo2Config, Olmo3Config, Qwen2Config, Qwen3Config, SmolLM3Config,
+    AutoModelForCausalLM, BitsAndBytesConfig, Gemma3Config, Gemma3TextConfig, GraniteConfig, LlamaConfig,
+    Ministral3Config, MistralConfig, Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config, Qwen3Config,
+    SmolLM3Config,
 )  # fmt: skip
 
 LLAMA_GQA = LlamaConfig(
@@ -95,6 +96,25 @@ GEMMA3 = Gemma3TextConfig(
     },
 )  # fmt: skip
 
+# The text tower of a model with a vision tower. Its tensors have other names.
+GEMMA3_VISION = Gemma3Config(
+    text_config=Gemma3TextConfig(
+        vocab_size=89, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, max_position_embeddings=128, rms_norm_eps=1e-6, sliding_window=6,
+        query_pre_attn_scalar=8, bos_token_id=1, eos_token_id=2, sliding_window_pattern=2,
+        layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+        rope_parameters={
+            "full_attention": {"rope_type": "default", "rope_theta": 100000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+        },
+    ).to_dict(),
+    vision_config={
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model",
+    },
+    mm_tokens_per_image=4, image_token_index=88, boi_token_index=87, eoi_token_index=86,
+)  # fmt: skip
+
 # The window is shorter than the rows of its case.
 MISTRAL = MistralConfig(
     vocab_size=97, hidden_size=36, intermediate_size=44, num_hidden_layers=2, num_attention_heads=3,
@@ -132,6 +152,42 @@ GRANITE = GraniteConfig(
     num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, tie_word_embeddings=True,
     embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.2, logits_scaling=2.5,
     rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+# Rows of more than 24 tokens change the base of the rotary embeddings.
+LLAMA_DYNAMIC = LlamaConfig(
+    vocab_size=83, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, max_position_embeddings=24, rms_norm_eps=1e-5, tie_word_embeddings=True,
+    rope_parameters={"rope_type": "dynamic", "rope_theta": 500.0, "factor": 3.0},
+)  # fmt: skip
+
+# The window is shorter than the rows of its case.
+PHI3 = Phi3Config(
+    vocab_size=97, hidden_size=48, intermediate_size=40, num_hidden_layers=2, num_attention_heads=3,
+    num_key_value_heads=1, max_position_embeddings=128, rms_norm_eps=1e-5, sliding_window=7,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, pad_token_id=0, eos_token_id=2,
+)  # fmt: skip
+
+# 12 of 16 features of a head are rotated. Rows of more than 24 tokens take the long divisors.
+PHI3_LONGROPE = Phi3Config(
+    vocab_size=89, hidden_size=64, intermediate_size=44, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=2, max_position_embeddings=96, original_max_position_embeddings=24,
+    rms_norm_eps=1e-5, tie_word_embeddings=True, pad_token_id=0, eos_token_id=2,
+    rope_parameters={
+        "rope_type": "longrope", "rope_theta": 500.0, "partial_rotary_factor": 0.75,
+        "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 1.5, 2.0, 2.5, 3.0, 4.0],
+    },
+)  # fmt: skip
+
+# Queries at positions from 16 on are scaled.
+MINISTRAL3 = Ministral3Config(
+    vocab_size=97, hidden_size=36, intermediate_size=44, num_hidden_layers=2, num_attention_heads=3,
+    num_key_value_heads=1, head_dim=16, max_position_embeddings=128, rms_norm_eps=1e-5, pad_token_id=0,
+    rope_parameters={
+        "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "beta_fast": 4.0, "beta_slow": 0.5,
+        "mscale": 1.0, "mscale_all_dim": 1.0, "original_max_position_embeddings": 16,
+        "llama_4_scaling_beta": 0.3,
+    },
 )  # fmt: skip
 
 # The sizes of rows are multiples of 64, or not multiples of 16: bitsandbytes 0.50.2 dequantizes
@@ -187,6 +243,11 @@ def make_all(root: Path) -> None:
     save(root / "granite", GRANITE, seed=16)
     save(root / "llama-yarn", LLAMA_YARN, seed=17)
     save(root / "gemma3", GEMMA3, seed=18)
+    save(root / "llama-dynamic", LLAMA_DYNAMIC, seed=19)
+    save(root / "phi3", PHI3, seed=20)
+    save(root / "phi3-longrope", PHI3_LONGROPE, seed=21)
+    save(root / "ministral3", MINISTRAL3, seed=22)
+    save(root / "gemma3-vision", GEMMA3_VISION, seed=23)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     save_quantized(root / "llama-nf4", LLAMA_NF4, 8, torch.bfloat16, **nf4, bnb_4bit_use_double_quant=True)
     save_quantized(root / "qwen2-nf4", QWEN2, 9, torch.float32, **nf4)
@@ -214,7 +275,7 @@ def save(
     if version4 is not None:
         write_version4_config(directory, model.config, version4)
 
-    tokens = torch.arange(60).reshape(2, 30) % config.vocab_size
+    tokens = torch.arange(60).reshape(2, 30) % config.get_text_config().vocab_size
     loaded = AutoModelForCausalLM.from_pretrained(directory)
     assert loaded.dtype == dtype
     with torch.no_grad():
@@ -245,7 +306,9 @@ def randomize(model, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             shape = parameter.shape
-            if "norm" in name:
+            if "vision" in name or "projector" in name:
+                parameter.copy_(normal(shape, 0.1))
+            elif "norm" in name:
                 parameter.copy_(0.5 + torch.rand(shape, generator=generator))
             elif name.endswith(".bias"):
                 parameter.copy_(normal(shape, 0.4))

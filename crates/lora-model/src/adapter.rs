@@ -27,6 +27,8 @@ pub struct AdapterLayout {
 pub struct AdaptedModule {
     /// The frozen module below the adapter.
     pub module: LinearModule,
+    /// The name of the module in PEFT's files, after `base_model.model.`.
+    pub path: String,
     /// Rank.
     pub r: usize,
     /// Elements of `lora_A.weight` `[r, in_features]`.
@@ -49,6 +51,7 @@ impl AdapterLayout {
                 r,
                 a: take(r * module.in_features),
                 b: take(module.out_features * r),
+                path: model.module_path(&module),
                 module,
             })
             .collect();
@@ -60,10 +63,15 @@ impl AdapterLayout {
         self.layers
     }
 
+    /// Whether the adapted modules are in the text tower of a multimodal model.
+    pub(crate) fn is_multimodal(&self) -> bool {
+        self.modules.iter().any(|adapted| adapted.path != adapted.module.name)
+    }
+
     /// Iterates over all matrices: name in a PEFT file, shape, and range in the flat buffer.
     pub fn tensors(&self) -> impl Iterator<Item = (String, [usize; 2], Range<usize>)> {
-        self.modules.iter().flat_map(|AdaptedModule { module, r, a, b }| {
-            let name = |matrix| peft_name(&module.name, matrix);
+        self.modules.iter().flat_map(|AdaptedModule { module, path, r, a, b }| {
+            let name = |matrix| peft_name(path, matrix);
             [
                 (name("A"), [*r, module.in_features], a.clone()),
                 (name("B"), [module.out_features, *r], b.clone()),
@@ -90,7 +98,7 @@ impl AdapterLayout {
         let view = |range: &Range<usize>, rows: usize, cols: usize| {
             flat.narrow(0, range.start, range.len())?.reshape((rows, cols))
         };
-        let pair = |AdaptedModule { module, r, a, b }: &AdaptedModule| {
+        let pair = |AdaptedModule { module, r, a, b, .. }: &AdaptedModule| {
             let pair = LoraPair { a: view(a, *r, module.in_features)?, b: view(b, module.out_features, *r)? };
             Ok((module.name.clone(), pair))
         };

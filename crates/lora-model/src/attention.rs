@@ -3,21 +3,23 @@
 use candle_core::Tensor;
 use lora_ops::attention::{self, AttentionShape};
 use lora_ops::lora::LoraActivations;
-use lora_spec::{AttentionConfig, Rope};
+use lora_ops::rms_norm::RmsNormActivations;
+use lora_spec::AttentionConfig;
 
 use crate::norm::Norm;
 use crate::pass::Pass;
-use crate::projection::{Linear, Projected, Projection};
-use crate::rotary_heads::{RotaryActivations, RotaryHeads};
+use crate::projection::{Linear, Projection};
+use crate::rotary_heads::RotaryHeads;
+use crate::split_projection::{Parts, SplitProjection};
 use crate::weight_source::WeightSource;
 use crate::{Gradients, ModelError};
 
 /// Grouped-query attention.
 #[derive(Debug)]
 pub(crate) struct Attention {
+    qkv_proj: SplitProjection<3>,
     queries: RotaryHeads,
     keys: RotaryHeads,
-    v_proj: Linear,
     o_proj: Linear,
     heads: usize,
     kv_heads: usize,
@@ -53,9 +55,9 @@ pub(crate) struct AttendedValues {
 
 /// Intermediate results of the forward pass that the backward pass reads.
 pub(crate) struct AttentionActivations {
-    q: RotaryActivations,
-    k: RotaryActivations,
-    v: Projected,
+    qkv: Parts<3>,
+    q_norm: Option<RmsNormActivations>,
+    k_norm: Option<RmsNormActivations>,
     pub(crate) attended: AttendedValues,
     o: Option<LoraActivations>,
 }
@@ -74,10 +76,12 @@ impl KvCache {
 
 impl Attention {
     pub(crate) fn load(config: &AttentionConfig, weights: &impl WeightSource) -> Result<Self, ModelError> {
+        let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let rope = config.rope;
         Ok(Self {
-            queries: RotaryHeads::load(&config.q_proj, config.q_norm.as_ref(), config.rope, weights)?,
-            keys: RotaryHeads::load(&config.k_proj, config.k_norm.as_ref(), config.rope, weights)?,
-            v_proj: Linear::load(&config.v_proj, weights)?,
+            qkv_proj: SplitProjection::load(&config.qkv_proj, [q, kv, kv], weights)?,
+            queries: RotaryHeads::load(config.q_norm.as_ref(), rope.map(|rope| rope.queries), weights)?,
+            keys: RotaryHeads::load(config.k_norm.as_ref(), rope.map(|rope| rope.keys), weights)?,
             o_proj: Linear::load(&config.o_proj, weights)?,
             heads: config.heads,
             kv_heads: config.kv_heads,
@@ -87,14 +91,9 @@ impl Attention {
         })
     }
 
-    /// Returns the linear modules in the order of computation.
-    pub(crate) fn linears(&self) -> [&Linear; 4] {
-        [&self.queries.proj, &self.keys.proj, &self.v_proj, &self.o_proj]
-    }
-
-    /// The rotary embedding of queries and keys.
-    pub(crate) fn rope(&self) -> Option<Rope> {
-        self.queries.rope
+    /// Iterates over the linear modules in the order of computation.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.qkv_proj.modules.iter().chain([&self.o_proj])
     }
 
     /// Iterates over the norms of queries and keys.
@@ -104,7 +103,7 @@ impl Attention {
 
     /// Returns whether a projection has an adapter in `pass`.
     pub(crate) fn is_trained(&self, pass: &Pass) -> bool {
-        self.linears().into_iter().any(|linear| pass.projection(linear).is_trained())
+        self.linears().any(|linear| pass.projection(linear).is_trained())
     }
 
     /// Returns the output for `x`, both `[tokens, hidden]`, and the activations.
@@ -114,20 +113,21 @@ impl Attention {
         pass: &Pass,
         source: AttentionSource,
     ) -> Result<(Tensor, AttentionActivations), ModelError> {
-        let (queries, q) = self.queries.forward(&x, pass)?;
-        let (keys, k) = self.keys.forward(&x, pass)?;
-        let v = pass.projection(&self.v_proj).forward(&x)?;
+        let qkv = self.qkv_proj.forward(&x, pass)?;
+        let [q, k, v] = &qkv.y;
+        let (queries, q_norm) = self.queries.forward(q, pass)?;
+        let (keys, k_norm) = self.keys.forward(k, pass)?;
         drop(x);
         let attended = match source {
-            AttentionSource::Pass => self.attend(&queries, &keys, &v.y, pass)?,
+            AttentionSource::Pass => self.attend(&queries, &keys, v, pass)?,
             AttentionSource::Cache(cache) => {
-                let (keys, values) = cache.append(keys, v.y.clone())?;
+                let (keys, values) = cache.append(keys, v.clone())?;
                 self.attend(&queries, &keys, &values, pass)?
             }
             AttentionSource::Saved(attended) => attended,
         };
         let o = pass.projection(&self.o_proj).forward(&attended.values)?;
-        Ok((o.y, AttentionActivations { q, k, v, attended, o: o.lora }))
+        Ok((o.y, AttentionActivations { qkv, q_norm, k_norm, attended, o: o.lora }))
     }
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass) -> Result<AttendedValues, ModelError> {
@@ -148,9 +148,10 @@ impl Attention {
         grads: &Gradients,
         need_dx: bool,
     ) -> Result<Option<Tensor>, ModelError> {
-        let AttentionActivations { q, k, v, attended, o } = saved;
-        let [q_proj, k_proj, v_proj, o_proj] = self.linears().map(|linear| pass.projection(linear));
-        let need_d_attended = need_dx || [&q_proj, &k_proj, &v_proj].into_iter().any(Projection::is_trained);
+        let AttentionActivations { qkv, q_norm, k_norm, attended, o } = saved;
+        let [q, k, v] = &qkv.y;
+        let o_proj = pass.projection(&self.o_proj);
+        let need_d_attended = need_dx || self.qkv_proj.is_trained(pass);
         let d_attended = Projection::backward(
             &[o_proj.output_grad(o, dy)],
             || Ok(attended.values.clone()),
@@ -160,21 +161,16 @@ impl Attention {
         let Some(d_attended) = d_attended else { return Ok(None) };
         let (d_q, d_k, d_v) = attention::backward(
             &attended.saved,
-            (&self.queries.recompute(q, pass)?, &self.keys.recompute(k, pass)?, &v.y),
+            (&self.queries.recompute(q_norm, q, pass)?, &self.keys.recompute(k_norm, k, pass)?, v),
             &attended.values,
             &d_attended,
             self.shape(pass),
             pass.first_keys(self.sliding_window),
         )?;
         drop(d_attended);
-        let d_q = self.queries.backward(q, d_q, pass)?;
-        let d_k = self.keys.backward(k, d_k, pass)?;
-        let outputs = [
-            q_proj.output_grad(&q.projected.lora, &d_q),
-            k_proj.output_grad(&k.projected.lora, &d_k),
-            v_proj.output_grad(&v.lora, &d_v),
-        ];
-        Projection::backward(&outputs, x, grads, need_dx)
+        let d_q = self.queries.backward(q_norm, q, d_q, pass)?;
+        let d_k = self.keys.backward(k_norm, k, d_k, pass)?;
+        self.qkv_proj.backward(qkv, [d_q, d_k, d_v], x, pass, grads, need_dx)
     }
 
     fn shape(&self, pass: &Pass) -> AttentionShape {

@@ -7,7 +7,7 @@ use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::pointwise::scaled;
 use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, embedding};
-use lora_spec::{ModelConfig, Rope};
+use lora_spec::ModelConfig;
 
 use crate::attention::KvCache;
 use crate::block::{Activations, Block};
@@ -28,16 +28,9 @@ pub struct Base {
     /// `[vocab, hidden]`, never quantized.
     pub(crate) head: Tensor,
     device: Device,
-    /// The rotary embeddings of the blocks.
-    ropes: Mutex<RopeTables>,
+    /// The newest table of each of the rotary embeddings.
+    ropes: Mutex<Vec<Arc<RopeTable>>>,
     sha256: String,
-}
-
-/// The tables of rotary embeddings, with as many positions as were needed so far.
-#[derive(Debug, Default)]
-struct RopeTables {
-    positions: usize,
-    tables: Vec<(Rope, Arc<RopeTable>)>,
 }
 
 impl Base {
@@ -160,22 +153,22 @@ impl Base {
         Ok(x)
     }
 
-    /// Returns the rotary embeddings of the blocks, each with a table of at least `positions`
-    /// positions.
-    fn ropes(&self, positions: usize) -> Result<Vec<(Rope, Arc<RopeTable>)>, ModelError> {
-        let mut longest = self.ropes.lock().unwrap_or_else(PoisonError::into_inner);
-        if longest.positions < positions {
-            let positions = positions.next_power_of_two();
-            let mut tables: Vec<(Rope, Arc<RopeTable>)> = Vec::new();
-            for rope in self.blocks.iter().filter_map(|block| block.attn.rope()) {
-                if !tables.iter().any(|(known, _)| *known == rope) {
-                    let table = RopeTable::new(&rope, self.config.head_dim, positions, &self.device)?;
-                    tables.push((rope, Arc::new(table)));
-                }
+    /// Returns the tables of the rotary embeddings for sequences of `positions` positions.
+    fn ropes(&self, positions: usize) -> Result<Vec<Arc<RopeTable>>, ModelError> {
+        let mut tables = self.ropes.lock().unwrap_or_else(PoisonError::into_inner);
+        let head_dim = self.config.head_dim;
+        for (index, rope) in self.config.ropes.iter().enumerate() {
+            if tables.get(index).is_some_and(|table| table.serves(rope, positions)) {
+                continue;
             }
-            *longest = RopeTables { positions, tables };
+            let (longest, context) = (positions.next_power_of_two(), rope.context(positions));
+            let table = Arc::new(RopeTable::with_context(rope, head_dim, longest, context, &self.device)?);
+            match tables.get_mut(index) {
+                Some(shorter) => *shorter = table,
+                None => tables.push(table),
+            }
         }
-        Ok(longest.tables.clone())
+        Ok(tables.clone())
     }
 
     /// Returns the SHA-256 over the names and hashes of `config.json` and the safetensors files,

@@ -79,7 +79,7 @@ impl Block {
 
     /// Iterates over the linear modules in the order of computation.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.attn.linears().into_iter().chain(self.mlp.linears())
+        self.attn.linears().chain(self.mlp.linears())
     }
 
     /// Iterates over the norms.

@@ -2,7 +2,7 @@
 
 use candle_core::{IndexOp, Tensor};
 use lora_ops::transfer::to_vec;
-use lora_spec::Philox;
+use lora_spec::{Philox, Rope};
 
 use crate::attention::KvCache;
 use crate::pass::Positions;
@@ -47,11 +47,19 @@ impl Generator<'_> {
         max_new_tokens: usize,
         sampling: Sampling,
     ) -> Result<Vec<u32>, ModelError> {
-        let mut caches = vec![KvCache::default(); self.base.blocks.len()];
+        let empty = vec![KvCache::default(); self.base.blocks.len()];
+        let mut caches = empty.clone();
         let mut generated = Vec::new();
         let mut input = prompt.to_vec();
         let mut past = 0;
         while generated.len() < max_new_tokens && !input.is_empty() {
+            // The cached keys are rotated with the frequencies of shorter sequences.
+            let is_stale = |rope: &Rope| rope.context(past) != rope.context(past + input.len());
+            if past > 0 && self.base.config.ropes.iter().any(is_stale) {
+                caches.clone_from(&empty);
+                input = [prompt, generated.as_slice()].concat();
+                past = 0;
+            }
             let positions = Positions { batch: 1, seq: input.len(), past };
             let pass = self.base.pass(self.adapter, positions)?;
             let x = self.base.forward(&input, &pass, Some(&mut caches), |_, _, _| ())?;

@@ -26,6 +26,7 @@ mod projection;
 mod random;
 mod residual;
 mod rotary_heads;
+mod split_projection;
 mod svd;
 mod weight_source;
 mod weights;

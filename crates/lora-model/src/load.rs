@@ -68,6 +68,9 @@ impl<'a> FileWeights<'a> {
             format.dtype = index.gpu_dtype(config, format.dtype);
         }
         let reader = WeightReader::open(index, device)?;
+        if config.tie_word_embeddings {
+            reader.check_tied_head()?;
+        }
         let requantized = loftq_weights(&reader, config, layout)?;
         Ok(Self { reader, format, requantized })
     }

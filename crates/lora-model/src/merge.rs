@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::adapter::AdapterTerms;
 use crate::load::FileWeights;
 use crate::weight_source::WeightSource;
+use crate::weights::WeightReader;
 use crate::{Adapter, Base, ModelError};
 
 /// The weights to which an adapter is added.
@@ -77,8 +78,19 @@ impl Base {
         Self::from_weights(config, String::new(), &Device::Cpu, &weights)
     }
 
+    /// Returns the tensors of a multimodal model that are not part of its text tower.
+    fn other_tensors(&self, index: &SafetensorsIndex) -> Result<HashMap<String, Tensor>, ModelError> {
+        if !self.config.is_multimodal() {
+            return Ok(HashMap::new());
+        }
+        let reader = WeightReader::open(index, &Device::Cpu)?;
+        let read = |(name, _): (&String, _)| Ok((name.clone(), reader.stored(name)?));
+        index.other_tensors().map(read).collect()
+    }
+
     /// Writes a dense base as `config.json` and `model.safetensors` into the existing directory
-    /// `out`. The settings of `config.json` in `dir` are kept, except the type of the weights.
+    /// `out`. The settings of `config.json` in `dir` are kept, except the type of the weights, and
+    /// so are the names of the tensors and what a multimodal model has besides its text tower.
     ///
     /// # Errors
     /// A weight is quantized, or a file cannot be written.
@@ -88,8 +100,10 @@ impl Base {
             move |source| ModelError::Io { path, source }
         };
         let dtype = self.embedding.dtype();
-        let mut tensors = HashMap::new();
+        let index = SafetensorsIndex::open(dir)?;
+        let mut tensors = self.other_tensors(&index)?;
         for (name, tensor) in self.tensors()? {
+            let name = index.stored_name(&name);
             if tensor.dtype() == dtype {
                 tensors.insert(name, tensor);
                 continue;

@@ -8,7 +8,6 @@ use lora_ops::Ids;
 use lora_ops::attention::first_visible_keys;
 use lora_ops::dropout::Dropout;
 use lora_ops::rope::RopeTable;
-use lora_spec::Rope;
 
 use crate::projection::{Linear, Projection};
 use crate::{Adapter, ModelError, PassOptions};
@@ -26,8 +25,8 @@ pub(crate) struct Positions {
 pub(crate) struct Pass<'a> {
     pub(crate) adapter: Option<&'a Adapter>,
     pub(crate) positions: Positions,
-    /// The tables of the rotary embeddings of the blocks.
-    pub(crate) ropes: Vec<(Rope, Arc<RopeTable>)>,
+    /// The tables of the base's rotary embeddings.
+    pub(crate) ropes: Vec<Arc<RopeTable>>,
     pub(crate) first_keys: FirstKeys,
     pub(crate) dropout: Option<DropoutMasks>,
 }
@@ -58,21 +57,17 @@ impl Pass<'_> {
         self.first_keys.0.get(&sliding_window?)
     }
 
-    /// Applies a rotary embedding of the base to queries or keys `[tokens, heads * head_dim]`, in
-    /// place. `None`: they stay as they are.
-    pub(crate) fn rotate(&self, x: &Tensor, rope: Option<Rope>) -> Result<(), ModelError> {
-        let Some(table) = self.table(rope) else { return Ok(()) };
-        Ok(table.forward(x, self.positions.seq, self.positions.past)?)
+    /// Applies the rotary embedding with this index to queries or keys `[tokens, heads * head_dim]`,
+    /// in place. `None`: they stay as they are.
+    pub(crate) fn rotate(&self, x: &Tensor, rope: Option<usize>) -> Result<(), ModelError> {
+        let Some(rope) = rope else { return Ok(()) };
+        Ok(self.ropes[rope].forward(x, self.positions.seq, self.positions.past)?)
     }
 
     /// Converts the gradient of rotated queries or keys into that of the original ones, in place.
-    pub(crate) fn rotate_backward(&self, dx: &Tensor, rope: Option<Rope>) -> Result<(), ModelError> {
-        let Some(table) = self.table(rope) else { return Ok(()) };
-        Ok(table.backward(dx, self.positions.seq)?)
-    }
-
-    fn table(&self, rope: Option<Rope>) -> Option<&RopeTable> {
-        self.ropes.iter().find(|(of, _)| Some(*of) == rope).map(|(_, table)| &**table)
+    pub(crate) fn rotate_backward(&self, dx: &Tensor, rope: Option<usize>) -> Result<(), ModelError> {
+        let Some(rope) = rope else { return Ok(()) };
+        Ok(self.ropes[rope].backward(dx, self.positions.seq)?)
     }
 }
 

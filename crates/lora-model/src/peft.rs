@@ -82,7 +82,7 @@ impl PeftAdapter {
         let modules: Vec<_> = model
             .linear_modules()
             .into_iter()
-            .filter(|m| self.tensors.contains_key(&peft_name(&m.name, "A")))
+            .filter(|m| self.tensors.contains_key(&peft_name(&model.module_path(m), "A")))
             .collect();
         let layout = AdapterLayout::new(model, &modules, self.config.r);
         let mut params = vec![0.0; layout.len];
@@ -197,7 +197,6 @@ pub fn write_adapter(
     // PEFT does not load a file without this entry.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
     let weights = safetensors::serialize(views, Some(metadata)).map_err(candle_core::Error::from)?;
-    let modules: Vec<&str> = layout.modules.iter().map(|adapted| adapted.module.name.as_str()).collect();
     let config = json!({
         "alpha_pattern": {},
         "auto_mapping": null,
@@ -215,7 +214,7 @@ pub fn write_adapter(
         "r": spec.r,
         "rank_pattern": {},
         "revision": revision,
-        "target_modules": target_module_suffixes(&modules, adapter),
+        "target_modules": target_modules(layout),
         "task_type": "CAUSAL_LM",
         "use_dora": false,
         "use_rslora": spec.use_rslora,
@@ -232,14 +231,15 @@ fn integer_value(number: f64) -> Value {
 }
 
 /// Module names as inference servers expect them: only the last part of each name, if that selects
-/// the same modules in every block.
-fn target_module_suffixes(modules: &[&str], adapter: &Adapter) -> Vec<String> {
-    let last = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
-    let mut names: Vec<String> = modules.iter().map(|m| last(m)).collect();
+/// the same modules in every block. In a multimodal model it would also select modules of the other
+/// tower.
+fn target_modules(layout: &AdapterLayout) -> Vec<String> {
+    let last = |path: &str| path.rsplit('.').next().unwrap_or_default().to_owned();
+    let mut names: Vec<String> = layout.modules.iter().map(|adapted| last(&adapted.path)).collect();
     names.sort();
     names.dedup();
-    if names.len() * adapter.layout().layers() == modules.len() {
+    if !layout.is_multimodal() && names.len() * layout.layers() == layout.modules.len() {
         return names;
     }
-    modules.iter().map(|m| (*m).to_owned()).collect()
+    layout.modules.iter().map(|adapted| adapted.path.clone()).collect()
 }

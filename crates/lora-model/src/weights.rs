@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use half::{bf16, f16};
 use lora_ops::linear::Weight;
 use lora_ops::quant::{Codebook, FourBit, Int8, Scales};
@@ -50,6 +50,32 @@ impl<'a> WeightReader<'a> {
             from_vec(self.floats(name)?, shape, self.device)?
         };
         Ok(tensor)
+    }
+
+    /// Checks that the head is the embedding, if both are stored.
+    pub(crate) fn check_tied_head(&self) -> Result<(), ModelError> {
+        const HEAD: &str = "lm_head.weight";
+        if self.index.tensors.contains_key(HEAD)
+            && self.floats(HEAD)? != self.floats("model.embed_tokens.weight")?
+        {
+            let message = "differs from the embedding, but config.json has tie_word_embeddings: true";
+            return Err(self.tensor_error(HEAD, message.into()));
+        }
+        Ok(())
+    }
+
+    /// Reads a tensor as it is stored.
+    pub(crate) fn stored(&self, name: &str) -> Result<Tensor, ModelError> {
+        let TensorEntry { dtype, shape, .. } = self.entry(name)?;
+        let dtype = match dtype.as_str() {
+            "F32" => DType::F32,
+            "F16" => DType::F16,
+            "BF16" => DType::BF16,
+            "U8" => DType::U8,
+            "I64" => DType::I64,
+            other => return Err(self.tensor_error(name, format!("is {other}, which cannot be copied"))),
+        };
+        Ok(Tensor::from_raw_buffer(&self.bytes(name)?, dtype, shape, &Device::Cpu)?)
     }
 
     /// Reads a linear module's weight in the given format. A weight that is stored quantized stays

@@ -107,7 +107,7 @@ impl Case {
     }
 }
 
-const CASES: [&str; 21] = [
+const CASES: &[&str] = &[
     "llama-gqa",
     "llama-gqa-list",
     "llama-gqa-regex",
@@ -129,6 +129,12 @@ const CASES: [&str; 21] = [
     "granite",
     "llama-yarn",
     "gemma3",
+    "llama-dynamic",
+    "phi3",
+    "phi3-longrope",
+    "phi3-longrope-short",
+    "ministral3",
+    "gemma3-vision",
 ];
 
 #[test]
@@ -158,7 +164,8 @@ fn transformers_4_configs_give_the_same_model() {
 }
 
 /// Decoding with a cache chooses the tokens that the forward pass over the whole row ranks first,
-/// from prompts shorter and longer than a window.
+/// from prompts shorter and longer than a window, and with rotary embeddings that change with the
+/// length of the row.
 #[test]
 fn decoding_agrees_with_the_forward_pass() {
     for name in CASES {
@@ -167,21 +174,27 @@ fn decoding_agrees_with_the_forward_pass() {
         for adapter in [Some(&case.adapter), None] {
             let generator = Generator { base: &case.base, adapter };
             for (row, prompt) in
-                (0..case.batch.rows.len()).flat_map(|row| (1..9).map(move |length| (row, length)))
+                (0..case.batch.rows.len()).flat_map(|row| (1..9).chain([16]).map(move |length| (row, length)))
             {
                 let mut tokens = case.batch.tokens[row * case.batch.seq_len..][..prompt].to_vec();
                 let generated = generator.generate(&tokens, &[], 12, Sampling::Greedy).unwrap();
                 assert_eq!(generated.len(), 12, "{name}");
                 tokens.extend(&generated);
-                let batch = MicroBatch {
-                    rows: vec![0],
-                    seq_len: tokens.len(),
-                    targets: vec![0; tokens.len()],
-                    weights: vec![0.0; tokens.len()],
-                    tokens,
+                let logits_of = |tokens: &[u32]| {
+                    let batch = MicroBatch {
+                        rows: vec![0],
+                        seq_len: tokens.len(),
+                        targets: vec![0; tokens.len()],
+                        weights: vec![0.0; tokens.len()],
+                        tokens: tokens.to_vec(),
+                    };
+                    values(&logits(&case.base, adapter, &batch).unwrap())
                 };
-                let logits = values(&logits(&case.base, adapter, &batch).unwrap());
+                let all = logits_of(&tokens);
+                let context = |length: usize| case.base.config.ropes[0].context(length);
                 for (position, chosen) in (prompt - 1..).zip(&generated) {
+                    let other = context(position + 1) != context(tokens.len());
+                    let logits = if other { &logits_of(&tokens[..=position]) } else { &all };
                     let logits = &logits[position * vocab..][..vocab];
                     let best = (0..vocab).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
                     assert_eq!(*chosen as usize, best, "{name}: after {position} of a prompt of {prompt}");
@@ -203,6 +216,58 @@ fn a_merged_base_gives_the_logits_of_the_adapter() {
         let merged = Case { base: merged, ..case };
         let error = merged.logits_error(None, "logits");
         assert!(error <= 1e-5, "{name}: {error:e}");
+    }
+}
+
+/// The names are those of the class for text, of the bare model, and of a class with a vision tower
+/// before and since Transformers 4.52.
+#[test]
+fn a_base_is_read_under_every_name_of_its_tensors() {
+    let (dir, out) = (golden("models/llama-gqa"), tempfile::tempdir().unwrap());
+    std::fs::copy(dir.join("config.json"), out.path().join("config.json")).unwrap();
+    let stored = load(&dir.join("model.safetensors"));
+    let base = |dir: &Path| Base::load(&dir.into(), BaseDtype::F32, &Device::Cpu).map_err(|e| e.to_string());
+    let expected = base(&dir).unwrap();
+    for (decoder, head) in [
+        ("", "lm_head"),
+        ("language_model.model.", "language_model.lm_head"),
+        ("model.language_model.", "lm_head"),
+    ] {
+        let renamed = stored.iter().map(|(name, tensor)| match name.strip_prefix("model.") {
+            Some(rest) => (format!("{decoder}{rest}"), tensor.clone()),
+            None => (format!("{head}.weight"), tensor.clone()),
+        });
+        let renamed: HashMap<String, Tensor> = renamed.collect();
+        candle_core::safetensors::save(&renamed, out.path().join("model.safetensors")).unwrap();
+        let read = base(out.path()).unwrap();
+        for module in expected.config.linear_modules() {
+            let weight = |base: &Base| values(&base.dense_weight(&module.name).unwrap());
+            assert_eq!(weight(&read), weight(&expected), "{decoder}{}", module.name);
+        }
+    }
+    // The head of this base is another matrix than its embedding.
+    let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
+    let tied = config.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
+    assert_ne!(tied, config);
+    std::fs::write(out.path().join("config.json"), tied).unwrap();
+    let error = base(out.path()).unwrap_err();
+    assert!(error.contains("tensor lm_head.weight: differs from the embedding"), "{error}");
+}
+
+/// The vision tower is copied, and every tensor keeps its name.
+#[test]
+fn a_merged_multimodal_base_is_complete() {
+    let (case, out) = (Case::read("gemma3-vision", None), tempfile::tempdir().unwrap());
+    let trained = BaseLayout::from(BaseDtype::Auto);
+    let merged =
+        Base::merged(&case.dir, &trained, MergeTarget::Original, BaseDtype::F32, &case.adapter).unwrap();
+    merged.save(&case.dir, out.path()).unwrap();
+    let (before, after) =
+        (load(case.dir.file("model.safetensors").path()), load(&out.path().join("model.safetensors")));
+    assert_eq!(before.len(), after.len());
+    for (name, tensor) in &before {
+        let same = values(tensor) == values(&after[name]);
+        assert_eq!(same, !name.ends_with("_proj.weight") || name.contains("vision"), "{name}");
     }
 }
 

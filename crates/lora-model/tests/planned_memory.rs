@@ -22,6 +22,7 @@ fn planned_base_bytes_match_the_loaded_base() {
         "olmo3",
         "granite",
         "gemma3",
+        "phi3",
     ];
     let quantizations = [
         Quantization::None,

@@ -1,8 +1,8 @@
 //! Rotary position embedding (RoFormer, arXiv 2104.09864) in the layout of Hugging Face: feature
-//! `i` of a head is paired with feature `i + head_dim / 2`.
+//! `i` of the `2 n` rotated features of a head is paired with feature `i + n`.
 
 use candle_core::{Device, Result, Tensor};
-use lora_spec::{Rope, RopeScaling};
+use lora_spec::{PositionScaling, Rope, RopeScaling};
 
 use crate::backend::Backend;
 use crate::transfer::from_vec;
@@ -11,11 +11,14 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-/// Cosines and sines of every position, `[positions, head_dim / 2]` each, f32. YaRN multiplies them
-/// by its attention factor.
+/// Cosines and sines of every position, `[positions, rotary_dim / 2]` each, f32, multiplied by the
+/// attention factor and by the factor of the position, if the embedding has them.
 #[derive(Debug, Clone)]
 pub struct RopeTable {
+    head_dim: usize,
     half: usize,
+    /// That of [`Rope::context`].
+    context: usize,
     positions: usize,
     cos: Tensor,
     sin: Tensor,
@@ -25,24 +28,49 @@ impl RopeTable {
     /// Computes the angles of `positions` positions for heads of `head_dim` features, for tensors
     /// on `device`.
     pub fn new(rope: &Rope, head_dim: usize, positions: usize, device: &Device) -> Result<Self> {
-        if head_dim == 0 || !head_dim.is_multiple_of(2) || positions == 0 {
+        Self::with_context(rope, head_dim, positions, rope.context(positions), device)
+    }
+
+    /// Like [`Self::new`], for sequences with this [`Rope::context`].
+    pub fn with_context(
+        rope: &Rope,
+        head_dim: usize,
+        positions: usize,
+        context: usize,
+        device: &Device,
+    ) -> Result<Self> {
+        let half = rope.rotary_dim / 2;
+        if half == 0 || rope.rotary_dim % 2 != 0 || rope.rotary_dim > head_dim || positions == 0 {
             candle_core::bail!(
-                "invalid rotary embedding of {positions} positions for heads of {head_dim} features: there \
-                 must be at least one position and an even number of features"
+                "invalid rotary embedding of {positions} positions for {} of {head_dim} features of a head: \
+                 there must be at least one position and an even number of features",
+                rope.rotary_dim
             );
         }
-        let half = head_dim / 2;
-        let frequencies = frequencies(rope, head_dim);
+        let frequencies = frequencies(rope, context)?;
         let angle = |i: usize| f64::from((i / half) as f32 * frequencies[i % half]);
         let factor = match rope.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
+                attention_factor
+            }
             _ => 1.0,
         };
-        let table = |of: fn(f64) -> f64| {
-            let values: Vec<f32> = (0..positions * half).map(|i| (factor * of(angle(i))) as f32).collect();
-            from_vec(values, (positions, half), device)
+        let of_position = |position: usize| match rope.position_scaling {
+            None => 1.0,
+            Some(PositionScaling { beta, original_max_position_embeddings }) => {
+                1.0 + beta * (1.0 + (position as f64 / original_max_position_embeddings).floor()).ln()
+            }
         };
-        Ok(Self { half, positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
+        let table = |of: fn(f64) -> f64| {
+            let value = |i: usize| (of_position(i / half) * factor * of(angle(i))) as f32;
+            from_vec((0..positions * half).map(value).collect(), (positions, half), device)
+        };
+        Ok(Self { head_dim, half, context, positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
+    }
+
+    /// Whether the table, which is one of `rope`, serves for sequences of `positions` positions.
+    pub fn serves(&self, rope: &Rope, positions: usize) -> bool {
+        self.context == rope.context(positions) && positions <= self.positions
     }
 
     /// Rotates `x` `[sequences * seq, heads * head_dim]` in place. Token `t` of a sequence has
@@ -59,14 +87,14 @@ impl RopeTable {
     #[tracing::instrument(level = "trace", name = "rope", skip_all)]
     fn rotate(&self, x: &Tensor, seq: usize, first: usize, direction: f32) -> Result<()> {
         let (tokens, features) = x.dims2()?;
-        let fits = seq > 0 && features > 0 && features % (2 * self.half) == 0 && tokens % seq == 0;
+        let fits = seq > 0 && features > 0 && features % self.head_dim == 0 && tokens % seq == 0;
         if !fits || first.saturating_add(seq) > self.positions {
             candle_core::bail!(
                 "invalid rotary embedding of {:?} from position {first}: the table has {} positions for \
                  heads of {} features",
                 x.shape(),
                 self.positions,
-                2 * self.half
+                self.head_dim
             );
         }
         match Backend::of_tensors(&[x, &self.cos, &self.sin])? {
@@ -77,12 +105,30 @@ impl RopeTable {
     }
 }
 
-/// Returns the radians per position of each feature pair, in f32 as Transformers computes them.
-fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
-    let exponent = |i: usize| f64::from((2 * i) as f32 / head_dim as f32);
-    let base = (0..head_dim / 2).map(|i| f64::from((1.0 / rope.theta.powf(exponent(i))) as f32));
+/// Returns the radians per position of each feature pair, in f32 as Transformers computes them, for
+/// sequences with this [`Rope::context`].
+fn frequencies(rope: &Rope, context: usize) -> Result<Vec<f32>> {
+    let (dim, pairs) = (rope.rotary_dim, rope.rotary_dim / 2);
+    let theta = match rope.scaling {
+        RopeScaling::Dynamic { factor, max_position_embeddings } if context > 0 => {
+            let longer = factor * context as f64 / max_position_embeddings - (factor - 1.0);
+            rope.theta * longer.powf(dim as f64 / (dim as f64 - 2.0))
+        }
+        _ => rope.theta,
+    };
+    let exponent = |i: usize| f64::from((2 * i) as f32 / dim as f32);
+    let base = (0..pairs).map(|i| f64::from((1.0 / theta.powf(exponent(i))) as f32));
+    let divisors = match &rope.scaling {
+        RopeScaling::LongRope { short_factor, .. } if context == 0 => Some(short_factor),
+        RopeScaling::LongRope { long_factor, .. } => Some(long_factor),
+        _ => None,
+    };
+    if let Some(divisors) = divisors.filter(|divisors| divisors.len() != pairs) {
+        candle_core::bail!("invalid rotary embedding: {} divisors of {pairs} frequencies", divisors.len());
+    }
     let scaled = base.enumerate().map(|(i, frequency)| match rope.scaling {
-        RopeScaling::None => frequency,
+        RopeScaling::None | RopeScaling::Dynamic { .. } => frequency,
+        RopeScaling::LongRope { .. } => frequency / divisors.map_or(1.0, |divisors| divisors[i]),
         RopeScaling::Linear { factor } => frequency / factor,
         RopeScaling::Llama3 {
             factor,
@@ -105,14 +151,14 @@ fn frequencies(rope: &Rope, head_dim: usize) -> Vec<f32> {
             // The pair that turns this many times within the original context.
             let pair = |turns: f64| {
                 let wavelength = original_max_position_embeddings / (turns * 2.0 * std::f64::consts::PI);
-                head_dim as f64 * wavelength.ln() / (2.0 * rope.theta.ln())
+                dim as f64 * wavelength.ln() / (2.0 * rope.theta.ln())
             };
             let from = pair(beta_fast).floor().max(0.0);
-            let to = pair(beta_slow).ceil().min(head_dim as f64 - 1.0);
+            let to = pair(beta_slow).ceil().min(dim as f64 - 1.0);
             let to = if to == from { to + 0.001 } else { to };
             let divided = ((i as f64 - from) / (to - from)).clamp(0.0, 1.0);
             frequency / factor * divided + frequency * (1.0 - divided)
         }
     });
-    scaled.map(|frequency| frequency as f32).collect()
+    Ok(scaled.map(|frequency| frequency as f32).collect())
 }

@@ -237,8 +237,11 @@ impl ModelFootprint<'_> {
         // The gradient of an output before its norm and its multiplier.
         let is_plain = model.norms == NormPlaces::Before && model.residual_multiplier == 1.0;
         let output = if is_plain { 0 } else { of(hidden) };
+        // The gradients of the outputs of one module are joined.
+        let joined = if model.fused_projections { (4 * mlp).max(2 * hidden + 2 * q + 4 * kv) } else { 0 };
+        let around = (3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv);
         let transient = output
-            + of((3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv))
+            + of(around.max(joined))
                 .max(of(hidden + q) + normed + self.attention_backward_bytes(tokens, width));
         let recomputed = if checkpointing == ActivationCheckpointing::None { 0 } else { saved };
         let backward = of(hidden) + recomputed + transient;

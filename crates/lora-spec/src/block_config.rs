@@ -5,7 +5,7 @@
 //! description. A property in which architectures differ is a field here, so that no other code
 //! depends on the architecture.
 
-use crate::{ActivationFunction, LayerConfig, ModelConfig, NormPlaces, QkNorm, Rope};
+use crate::{ActivationFunction, LayerConfig, LayerRope, ModelConfig, NormPlaces, QkNorm};
 
 /// A decoder block: `h = x + m attn_out_norm(attn(attn_norm(x)))`, then
 /// `h + m mlp_out_norm(mlp(mlp_norm(h)))`, without the norms that it does not have.
@@ -30,12 +30,9 @@ pub struct BlockConfig {
 /// Grouped-query attention (arXiv 2305.13245).
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionConfig {
-    /// Queries: `[heads * head_dim, hidden]`.
-    pub q_proj: LinearModule,
-    /// Keys: `[kv_heads * head_dim, hidden]`.
-    pub k_proj: LinearModule,
-    /// Values: `[kv_heads * head_dim, hidden]`.
-    pub v_proj: LinearModule,
+    /// Queries `[heads * head_dim, hidden]`, keys and values `[kv_heads * head_dim, hidden]`: a
+    /// module for each, or one for all three.
+    pub qkv_proj: Vec<LinearModule>,
     /// Output: `[hidden, heads * head_dim]`.
     pub o_proj: LinearModule,
     /// The norm of queries before the rotary embedding.
@@ -50,8 +47,8 @@ pub struct AttentionConfig {
     pub head_dim: usize,
     /// Factor of the products of queries and keys.
     pub scale: f64,
-    /// The rotary embedding of queries and keys.
-    pub rope: Option<Rope>,
+    /// The rotary embeddings of queries and keys.
+    pub rope: Option<LayerRope>,
     /// Number of positions to which a token attends, itself included; `None`: all earlier ones.
     pub sliding_window: Option<usize>,
 }
@@ -59,10 +56,9 @@ pub struct AttentionConfig {
 /// A gated MLP (arXiv 2002.05202): `down_proj(activation(gate_proj(x)) * up_proj(x))`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlpConfig {
-    /// The gate: `[intermediate, hidden]`.
-    pub gate_proj: LinearModule,
-    /// The values that are gated: `[intermediate, hidden]`.
-    pub up_proj: LinearModule,
+    /// The gate and the values that are gated, each `[intermediate, hidden]`: a module for each, or
+    /// one for both.
+    pub gate_up_proj: Vec<LinearModule>,
     /// Output: `[hidden, intermediate]`.
     pub down_proj: LinearModule,
     /// Activation of the gate.
@@ -72,7 +68,8 @@ pub struct MlpConfig {
 /// A frozen linear module of the model, `y = x W^T + b`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LinearModule {
-    /// Full name, such as `model.layers.0.self_attn.q_proj`.
+    /// Full name, such as `model.layers.0.self_attn.q_proj`. In Transformers' class it may be
+    /// another one ([`ModelConfig::module_path`]).
     pub name: String,
     /// Index of its decoder block.
     pub layer: usize,
@@ -151,12 +148,28 @@ impl BlockConfig {
             ],
         };
         let LayerConfig { sliding_window, rope } = model.layers[layer];
+        let (qkv_proj, gate_up_proj) = if model.fused_projections {
+            (
+                vec![linear("self_attn.qkv_proj", hidden, q + 2 * kv, model.qkv_bias)],
+                vec![linear("mlp.gate_up_proj", hidden, 2 * intermediate, model.mlp_bias)],
+            )
+        } else {
+            (
+                vec![
+                    linear("self_attn.q_proj", hidden, q, model.qkv_bias),
+                    linear("self_attn.k_proj", hidden, kv, model.qkv_bias),
+                    linear("self_attn.v_proj", hidden, kv, model.qkv_bias),
+                ],
+                vec![
+                    linear("mlp.gate_proj", hidden, intermediate, model.mlp_bias),
+                    linear("mlp.up_proj", hidden, intermediate, model.mlp_bias),
+                ],
+            )
+        };
         Self {
             attn_norm,
             attn: AttentionConfig {
-                q_proj: linear("self_attn.q_proj", hidden, q, model.qkv_bias),
-                k_proj: linear("self_attn.k_proj", hidden, kv, model.qkv_bias),
-                v_proj: linear("self_attn.v_proj", hidden, kv, model.qkv_bias),
+                qkv_proj,
                 o_proj: linear("self_attn.o_proj", q, hidden, model.o_bias),
                 q_norm: qk_norm("self_attn.q_norm", q),
                 k_norm: qk_norm("self_attn.k_norm", kv),
@@ -170,8 +183,7 @@ impl BlockConfig {
             attn_out_norm,
             mlp_norm,
             mlp: MlpConfig {
-                gate_proj: linear("mlp.gate_proj", hidden, intermediate, model.mlp_bias),
-                up_proj: linear("mlp.up_proj", hidden, intermediate, model.mlp_bias),
+                gate_up_proj,
                 down_proj: linear("mlp.down_proj", intermediate, hidden, model.mlp_bias),
                 activation: model.hidden_act,
             },
@@ -180,11 +192,11 @@ impl BlockConfig {
         }
     }
 
-    /// Returns the linear modules in the order of computation.
-    pub fn into_linear_modules(self) -> [LinearModule; 7] {
-        let AttentionConfig { q_proj, k_proj, v_proj, o_proj, .. } = self.attn;
-        let MlpConfig { gate_proj, up_proj, down_proj, .. } = self.mlp;
-        [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj]
+    /// Iterates over the linear modules in the order of computation.
+    pub fn into_linear_modules(self) -> impl Iterator<Item = LinearModule> {
+        let AttentionConfig { qkv_proj, o_proj, .. } = self.attn;
+        let MlpConfig { gate_up_proj, down_proj, .. } = self.mlp;
+        qkv_proj.into_iter().chain([o_proj]).chain(gate_up_proj).chain([down_proj])
     }
 
     /// Iterates over the norms in the order of computation.

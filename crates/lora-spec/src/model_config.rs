@@ -12,7 +12,7 @@ use serde_json::Value;
 
 pub use self::architecture::Architecture;
 use self::fields::Fields;
-pub use self::rope::{Rope, RopeScaling};
+pub use self::rope::{PositionScaling, Rope, RopeScaling};
 use crate::{BlockConfig, LinearModule, NormModule, SourceDir, file_names};
 
 /// The contents of `config.json` for a dense decoder. A property in which architectures differ is a
@@ -21,6 +21,9 @@ use crate::{BlockConfig, LinearModule, NormModule, SourceDir, file_names};
 pub struct ModelConfig {
     /// The architecture.
     pub architecture: Architecture,
+    /// The name of the decoder in Transformers' class, which is that of a tower in a multimodal
+    /// model. Elsewhere it is called `model`.
+    pub module_root: &'static str,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Width of the MLP.
@@ -37,6 +40,11 @@ pub struct ModelConfig {
     pub vocab_size: usize,
     /// The decoder blocks, with what differs between them.
     pub layers: Vec<LayerConfig>,
+    /// The rotary embeddings of the blocks.
+    pub ropes: Vec<Rope>,
+    /// Whether one module projects queries, keys and values (`qkv_proj`), and one the gate and the
+    /// gated values of the MLP (`gate_up_proj`).
+    pub fused_projections: bool,
     /// Where the norms of a block are.
     pub norms: NormPlaces,
     /// RMSNorm's epsilon.
@@ -70,8 +78,18 @@ pub struct ModelConfig {
 pub struct LayerConfig {
     /// Number of positions to which a token attends, itself included; `None`: all earlier ones.
     pub sliding_window: Option<usize>,
-    /// The rotary embedding of queries and keys; `None`: the block has no positions.
-    pub rope: Option<Rope>,
+    /// The rotary embeddings, as indices into [`ModelConfig::ropes`]; `None`: the block has no
+    /// positions.
+    pub rope: Option<LayerRope>,
+}
+
+/// The rotary embeddings of a block, as indices into [`ModelConfig::ropes`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LayerRope {
+    /// That of the queries.
+    pub queries: usize,
+    /// That of the keys.
+    pub keys: usize,
 }
 
 /// Where the norms of a block are.
@@ -138,8 +156,18 @@ impl ModelConfig {
     /// Parses the text of a `config.json`. An error names the field.
     pub fn parse(text: &str) -> Result<Self, String> {
         let json: Value = serde_json::from_str(text).map_err(|e| format!("line {}: {e}", e.line()))?;
-        let fields = Fields(&json);
-        let architecture = Architecture::of(&json)?;
+        match architecture::text_config(&json)? {
+            None => Self::from_json(&json),
+            Some(tower) => {
+                let tower = Self::from_json(&tower).map_err(|error| format!("text_config.{error}"))?;
+                Ok(Self { module_root: "model.language_model", ..tower })
+            }
+        }
+    }
+
+    fn from_json(json: &Value) -> Result<Self, String> {
+        let fields = Fields(json);
+        let architecture = Architecture::of(json)?;
         let defaults = architecture.defaults();
         if let Some(quantization) = fields.get("quantization_config") {
             let method = quantization.get("quant_method").and_then(Value::as_str).unwrap_or_default();
@@ -161,7 +189,7 @@ impl ModelConfig {
             return Err("attention_dropout: must be 0; dropout of attention weights is not supported".into());
         }
         let hidden_size = fields.count("hidden_size")?;
-        let num_attention_heads = fields.count("num_attention_heads")?;
+        let num_attention_heads = fields.count_or("num_attention_heads", defaults.num_attention_heads)?;
         // Transformers 4 writes null where there is a key/value head for each query head.
         let num_key_value_heads = match fields.optional_count("num_key_value_heads")? {
             Some(heads) => heads,
@@ -190,20 +218,24 @@ impl ModelConfig {
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
             return Err(format!("rms_norm_eps: {rms_norm_eps} is not between 0 and 1"));
         }
-        let max_position_embeddings = fields.optional_count("max_position_embeddings")?.unwrap_or(2048);
+        let max_position_embeddings =
+            fields.count_or("max_position_embeddings", Some(defaults.max_position_embeddings))?;
         let mut config = Self {
             architecture,
+            module_root: "model",
             hidden_size,
             intermediate_size: fields.count("intermediate_size")?,
             hidden_act,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            vocab_size: fields.count("vocab_size")?,
+            vocab_size: fields.count_or("vocab_size", defaults.vocab_size)?,
             layers: vec![
                 LayerConfig { sliding_window: None, rope: None };
                 fields.count("num_hidden_layers")?
             ],
+            ropes: Vec::new(),
+            fused_projections: false,
             norms: NormPlaces::Before,
             rms_norm_eps,
             norm_offset: 0.0,
@@ -220,6 +252,15 @@ impl ModelConfig {
         };
         architecture.adapt(&mut config, fields)?;
         Ok(config)
+    }
+
+    /// Returns the index of a rotary embedding, which is added if it is new.
+    fn add_rope(&mut self, rope: Rope) -> usize {
+        let known = self.ropes.iter().position(|known| *known == rope);
+        known.unwrap_or_else(|| {
+            self.ropes.push(rope);
+            self.ropes.len() - 1
+        })
     }
 
     /// Iterates over the descriptions of the decoder blocks.
@@ -241,6 +282,16 @@ impl ModelConfig {
     /// Returns the linear modules of the decoder blocks, in the order of computation.
     pub fn linear_modules(&self) -> Vec<LinearModule> {
         self.blocks().flat_map(BlockConfig::into_linear_modules).collect()
+    }
+
+    /// Whether the decoder is the text tower of a multimodal model.
+    pub fn is_multimodal(&self) -> bool {
+        self.module_root != "model"
+    }
+
+    /// Returns the name of a module in Transformers' class.
+    pub fn module_path(&self, module: &LinearModule) -> String {
+        format!("{}{}", self.module_root, module.name.strip_prefix("model").unwrap_or(&module.name))
     }
 
     /// Returns the name and shape of every tensor that the base's files must have.

@@ -22,8 +22,12 @@ pub use quantized::{FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, StoredWeigh
 pub struct SafetensorsIndex {
     /// The safetensors files, sorted by name.
     pub files: Vec<SourceFile>,
-    /// Tensors by name.
+    /// Tensors by name. Those of the decoder have the names of Llama, whatever the file calls them.
     pub tensors: BTreeMap<String, TensorEntry>,
+    /// What the file's names of the decoder's tensors have before `embed_tokens`.
+    prefix: &'static str,
+    /// The file's name of the head's weight.
+    head: &'static str,
 }
 
 /// A tensor in a safetensors file.
@@ -49,6 +53,12 @@ pub struct SafetensorsError {
     pub message: String,
 }
 
+/// What the names of a decoder's tensors begin with.
+const PREFIX: &str = "model.";
+
+/// Name of the head's weight.
+const HEAD: &str = "lm_head.weight";
+
 /// Maximum size of a header, as the format defines it.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
@@ -73,7 +83,41 @@ impl SafetensorsIndex {
         for (index, file) in files.iter().enumerate() {
             tensors.extend(read_header(file, index)?);
         }
-        Ok(Self { files, tensors })
+        Ok(Self::with_names_of_llama(files, tensors))
+    }
+
+    /// Finds out how the files name the decoder's tensors: as the class for text, as the bare model
+    /// without a head, or as a class with a vision tower, before or since Transformers 4.52.
+    fn with_names_of_llama(files: Vec<SourceFile>, stored: BTreeMap<String, TensorEntry>) -> Self {
+        const PREFIXES: [&str; 5] =
+            [PREFIX, "model.language_model.", "language_model.model.", "language_model.", ""];
+        let has_decoder = |prefix: &&str| stored.contains_key(&format!("{prefix}embed_tokens.weight"));
+        let prefix = PREFIXES.into_iter().find(has_decoder).unwrap_or(PREFIX);
+        let head =
+            ["language_model.lm_head.weight", HEAD].into_iter().find(|head| stored.contains_key(*head));
+        let head = head.unwrap_or(HEAD);
+        let rename = |name: String| match name.strip_prefix(prefix) {
+            _ if name == head => HEAD.to_owned(),
+            Some(rest) => format!("{PREFIX}{rest}"),
+            None => name,
+        };
+        let tensors = stored.into_iter().map(|(name, entry)| (rename(name), entry)).collect();
+        Self { files, tensors, prefix, head }
+    }
+
+    /// Returns the name that the files give to a tensor of the decoder or the head.
+    pub fn stored_name(&self, name: &str) -> String {
+        match name.strip_prefix(PREFIX) {
+            Some(rest) => format!("{}{rest}", self.prefix),
+            None if name == HEAD => self.head.to_owned(),
+            None => name.to_owned(),
+        }
+    }
+
+    /// Iterates over the tensors that belong neither to the decoder nor to the head, such as those
+    /// of a vision tower.
+    pub fn other_tensors(&self) -> impl Iterator<Item = (&String, &TensorEntry)> {
+        self.tensors.iter().filter(|(name, _)| !name.starts_with(PREFIX) && *name != HEAD)
     }
 
     /// Checks that every tensor of `model` exists with its shape and with a type that can be

@@ -34,6 +34,7 @@ impl TargetModules {
     /// An invalid regular expression, or a pattern or name that matches no module.
     pub fn resolve(&self, model: &ModelConfig) -> Result<Vec<LinearModule>, FieldError> {
         let modules = model.linear_modules();
+        let path = |module: &LinearModule| model.module_path(module);
         let chosen: Vec<LinearModule> = match self {
             Self::Pattern(pattern) if pattern == Self::ALL_LINEAR => modules,
             Self::Pattern(pattern) => {
@@ -43,19 +44,19 @@ impl TargetModules {
                     let cause = text.lines().last().unwrap_or_default().trim_start_matches("error: ");
                     FieldError::new(FIELD, format!("{pattern:?} is not a regular expression: {cause}"))
                 })?;
-                let chosen: Vec<_> = modules.iter().filter(|m| regex.is_match(&m.name)).cloned().collect();
+                let chosen: Vec<_> = modules.iter().filter(|m| regex.is_match(&path(m))).cloned().collect();
                 if chosen.is_empty() {
-                    return Err(no_match_error(pattern, &modules));
+                    return Err(no_match_error(pattern, model));
                 }
                 chosen
             }
             Self::Names(names) => {
                 for name in names {
-                    if !modules.iter().any(|m| is_named(&m.name, name)) {
-                        return Err(no_match_error(name, &modules));
+                    if !modules.iter().any(|m| is_named(&path(m), name)) {
+                        return Err(no_match_error(name, model));
                     }
                 }
-                modules.into_iter().filter(|m| names.iter().any(|name| is_named(&m.name, name))).collect()
+                modules.into_iter().filter(|m| names.iter().any(|name| is_named(&path(m), name))).collect()
             }
         };
         Ok(chosen)
@@ -66,15 +67,16 @@ fn is_named(module: &str, name: &str) -> bool {
     module == name || module.strip_suffix(name).is_some_and(|rest| rest.ends_with('.'))
 }
 
-fn no_match_error(pattern: &str, modules: &[LinearModule]) -> FieldError {
+fn no_match_error(pattern: &str, model: &ModelConfig) -> FieldError {
+    let modules = model.linear_modules();
     let mut names: Vec<&str> = Vec::new();
-    for module in modules {
+    for module in &modules {
         let last = module.name.rsplit('.').next().unwrap_or_default();
         if !names.contains(&last) {
             names.push(last);
         }
     }
-    let full = modules.first().map_or("", |m| &m.name);
+    let full = modules.first().map(|module| model.module_path(module)).unwrap_or_default();
     FieldError::new(
         FIELD,
         format!(

@@ -27,7 +27,7 @@ fn parse(changes: &Value) -> Result<ModelConfig, String> {
 }
 
 fn rope(config: &ModelConfig) -> Rope {
-    config.layers[0].rope.unwrap()
+    config.ropes[config.layers[0].rope.unwrap().keys].clone()
 }
 
 fn windows(config: &ModelConfig) -> Vec<Option<usize>> {
@@ -111,6 +111,8 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
         ("Olmo3", 32, 1e-5, 500_000.0, false),
         ("Granite", 32, 1e-6, 10_000.0, false),
         ("Gemma3", 4, 1e-6, 1_000_000.0, true),
+        ("Phi3", 32, 1e-5, 10_000.0, false),
+        ("Ministral3", 8, 1e-5, 1_000_000.0, false),
     ] {
         let minimal = |heads: Value| {
             let mut config = config();
@@ -125,6 +127,7 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
         let model = minimal(json!({}));
         // Every sixth block of Gemma 3 is not a local one.
         let rope = model.layers.last().unwrap().rope.or(model.layers[0].rope).unwrap();
+        let rope = &model.ropes[rope.keys];
         assert_eq!(
             (model.num_key_value_heads, model.rms_norm_eps, rope.theta, model.tie_word_embeddings),
             (kv_heads, eps, theta, tied),

@@ -14,13 +14,14 @@ pub(super) fn rotate(
     direction: f32,
 ) -> Result<()> {
     let ((tokens, features), half, dtype) = (x.dims2()?, table.half, x.dtype());
-    let heads = features / (2 * half);
+    let heads = features / table.head_dim;
     let (blocks, threads) = row_grid(tokens, heads * runs(half, dtype));
     let args = [
         gpu.arg(x, dtype)?.updated(),
         gpu.arg(&table.cos, DType::F32)?,
         gpu.arg(&table.sin, DType::F32)?,
         Arg::size(heads)?,
+        Arg::size(table.head_dim)?,
         Arg::size(half)?,
         Arg::size(seq)?,
         Arg::size(first)?,

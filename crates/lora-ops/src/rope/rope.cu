@@ -20,29 +20,30 @@ __device__ __forceinline__ void rotate_runs(T* __restrict__ low, T* __restrict__
     store_run<WIDE>(high, new_high, count);
 }
 
-// x [tokens, heads, 2 half]; cos and sin [positions, half]; token t has position first + t % seq.
-// Block x is a token, y a part of its runs.
+// x [tokens, heads, width], of which the first 2 half features of a head are rotated; cos and sin
+// [positions, half]; token t has position first + t % seq. Block x is a token, y a part of its runs.
 template <typename T>
 __device__ __forceinline__ void rotate(T* x, const float* cos, const float* sin, unsigned heads,
-                                       unsigned half, unsigned seq, unsigned first, float direction) {
+                                       unsigned width, unsigned half, unsigned seq, unsigned first,
+                                       float direction) {
     constexpr unsigned N = RUN<T>;
     const unsigned runs = runs_of(half, N), run = blockIdx.y * blockDim.x + threadIdx.x;
     const unsigned head = run / runs, at = run % runs * N;
     if (head >= heads) return;
-    T* low = x + (size_t(blockIdx.x) * heads + head) * 2 * half + at;
+    T* low = x + (size_t(blockIdx.x) * heads + head) * width + at;
     const size_t angle = size_t(first + blockIdx.x % seq) * half + at;
-    if (half % N == 0 && aligned(x, cos, sin)) {
+    if (half % N == 0 && width % N == 0 && aligned(x, cos, sin)) {
         rotate_runs<T, true>(low, low + half, cos + angle, sin + angle, half - at, direction);
     } else {
         rotate_runs<T, false>(low, low + half, cos + angle, sin + angle, half - at, direction);
     }
 }
 
-KERNEL(256, rope_rotate_f32, float* x, const float* cos, const float* sin, unsigned heads, unsigned half,
-       unsigned seq, unsigned first, float direction) {
-    rotate(x, cos, sin, heads, half, seq, first, direction);
+KERNEL(256, rope_rotate_f32, float* x, const float* cos, const float* sin, unsigned heads, unsigned width,
+       unsigned half, unsigned seq, unsigned first, float direction) {
+    rotate(x, cos, sin, heads, width, half, seq, first, direction);
 }
-KERNEL(256, rope_rotate_bf16, bf16* x, const float* cos, const float* sin, unsigned heads, unsigned half,
-       unsigned seq, unsigned first, float direction) {
-    rotate(x, cos, sin, heads, half, seq, first, direction);
+KERNEL(256, rope_rotate_bf16, bf16* x, const float* cos, const float* sin, unsigned heads, unsigned width,
+       unsigned half, unsigned seq, unsigned first, float direction) {
+    rotate(x, cos, sin, heads, width, half, seq, first, direction);
 }

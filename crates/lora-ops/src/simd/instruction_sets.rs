@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use candle_core::{DType, Device, Result, Tensor};
-use lora_spec::{ActivationFunction, Philox, Rope, RopeScaling};
+use lora_spec::{ActivationFunction, Philox, Rope};
 use pulp::Arch;
 use pulp::x86::{V3, V4};
 
@@ -73,7 +73,7 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
     let [low, high] = reduce::fingerprint(&[&flat])?.map(|sum| [sum as u32, (sum >> 32) as u32]);
     all.push(("fingerprint", Tensor::new(&[low, high], &Device::Cpu)?));
 
-    let rope = Rope { theta: 100.0, scaling: RopeScaling::None };
+    let rope = Rope::new(100.0, 22);
     let rotated = matrix(tokens, 3 * 22, 6)?;
     RopeTable::new(&rope, 22, tokens, &Device::Cpu)?.forward(&rotated, tokens, 0)?;
     all.push(("rotation", rotated));

@@ -6,7 +6,7 @@ use candle_nn::rotary_emb;
 use lora_ops::attention::{self, AttentionShape};
 use lora_ops::rope::RopeTable;
 use lora_ops::{glu, rms_norm};
-use lora_spec::{ActivationFunction, Rope, RopeScaling};
+use lora_spec::{ActivationFunction, Rope};
 
 use crate::common::{assert_close, matrix, vector, wide};
 
@@ -42,7 +42,7 @@ fn rotary_embedding_matches_candle() {
         x.reshape((batch, seq, heads, head_dim)).unwrap().transpose(1, 2).unwrap().contiguous().unwrap();
     let expected = rotary_emb::rope(&by_head, &angles.cos().unwrap(), &angles.sin().unwrap()).unwrap();
     let expected = expected.transpose(1, 2).unwrap().contiguous().unwrap();
-    let rope = Rope { theta, scaling: RopeScaling::None };
+    let rope = Rope::new(theta, head_dim);
     let table = RopeTable::new(&rope, head_dim, seq, &Device::Cpu).unwrap();
     table.forward(&x, seq, 0).unwrap();
     assert_close("rotation", &x, &wide(&expected), 1e-6);

@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use lora_ops::rope::RopeTable;
 use lora_ops::{embedding, glu, rms_norm};
-use lora_spec::{ActivationFunction, Rope, RopeScaling};
+use lora_spec::{ActivationFunction, PositionScaling, Rope, RopeScaling};
 use lora_test_kit::numbers::relative_error;
 
 use crate::common::{assert_close, assert_gradient, dot, ids, matrix, sigmoid, tensor, vector, wide};
@@ -148,27 +148,44 @@ fn rope_reference(
     y
 }
 
+/// All or some of the features of a head are rotated, with and without factors of the positions.
 #[test]
 fn rotary_embedding_and_its_gradient_match_the_definition() {
     let (seq, heads, head_dim, first) = (5, 3, 10, 4);
-    let rope = Rope { theta: 100.0, scaling: RopeScaling::None };
-    let table = RopeTable::new(&rope, head_dim, seq + first, &Device::Cpu).unwrap();
-    let angle = |i, position| angle(100.0, head_dim, i, position);
-    let x = matrix((2 * seq, heads * head_dim), 1);
-    for first in [0, first] {
-        let y = x.copy().unwrap();
-        table.forward(&y, seq, first).unwrap();
-        let expected = rope_reference(&wide(&x), heads * head_dim, head_dim, angle, |t| first + t % seq);
-        assert_close("output", &y, &expected, 2e-6);
+    let by_position = PositionScaling { beta: 0.5, original_max_position_embeddings: 3.0 };
+    for (rotary_dim, position_scaling) in [(10, None), (4, None), (10, Some(by_position))] {
+        let rope = Rope { position_scaling, ..Rope::new(100.0, rotary_dim) };
+        let table = RopeTable::new(&rope, head_dim, seq + first, &Device::Cpu).unwrap();
+        let reference = |x: &[f64], first: usize| {
+            let mut y = x.to_vec();
+            for (token, row) in y.chunks_mut(heads * head_dim).enumerate() {
+                let position = first + token % seq;
+                let factor = position_scaling.map_or(1.0, |_| 1.0 + 0.5 * (1.0 + (position / 3) as f64).ln());
+                for head in row.chunks_mut(head_dim) {
+                    let half = rotary_dim / 2;
+                    for i in 0..half {
+                        let (sin, cos) = angle(100.0, rotary_dim, i, position).sin_cos();
+                        let (low, high) = (head[i], head[i + half]);
+                        head[i] = factor * (low * cos - high * sin);
+                        head[i + half] = factor * (high * cos + low * sin);
+                    }
+                }
+            }
+            y
+        };
+        let x = matrix((2 * seq, heads * head_dim), 1);
+        for first in [0, first] {
+            let y = x.copy().unwrap();
+            table.forward(&y, seq, first).unwrap();
+            assert_close("output", &y, &reference(&wide(&x), first), 2e-6);
+        }
+        let dy = matrix((2 * seq, heads * head_dim), 2);
+        let upstream = wide(&dy);
+        let dx = dy.copy().unwrap();
+        table.backward(&dx, seq).unwrap();
+        let loss = |inputs: &[Vec<f64>]| dot(&reference(&inputs[0], 0), &upstream);
+        assert_gradient("gradient", &dx, &[&x], 0, loss, 1e-5);
     }
-    let dy = matrix((2 * seq, heads * head_dim), 2);
-    let upstream = wide(&dy);
-    let dx = dy.copy().unwrap();
-    table.backward(&dx, seq).unwrap();
-    let loss = |inputs: &[Vec<f64>]| {
-        dot(&rope_reference(&inputs[0], heads * head_dim, head_dim, angle, |t| t % seq), &upstream)
-    };
-    assert_gradient("gradient", &dx, &[&x], 0, loss, 1e-5);
 }
 
 #[test]
@@ -179,7 +196,13 @@ fn rope_scaling_changes_the_expected_frequencies() {
         let mut x = vec![0.0; positions * head_dim];
         x.chunks_mut(head_dim).for_each(|row| row[..head_dim / 2].fill(1.0));
         let x = tensor(&x, (positions, head_dim));
-        let table = RopeTable::new(&Rope { theta, scaling }, head_dim, positions, &Device::Cpu).unwrap();
+        let table = RopeTable::new(
+            &Rope { scaling, ..Rope::new(theta, head_dim) },
+            head_dim,
+            positions,
+            &Device::Cpu,
+        )
+        .unwrap();
         table.forward(&x, positions, 0).unwrap();
         wide(&x)
     };

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use super::rope::RopeParameters;
-use super::{ActivationFunction, LayerConfig, ModelConfig, NormPlaces, QkNorm};
+use super::{ActivationFunction, LayerConfig, LayerRope, ModelConfig, NormPlaces, QkNorm, Rope};
 
 /// Supported architectures, by their class in Transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,10 +27,14 @@ pub enum Architecture {
     Granite,
     /// `Gemma3ForCausalLM`: Gemma 3 without its vision tower.
     Gemma3,
+    /// `Phi3ForCausalLM`: Phi-3, Phi-3.5, Phi-4 and Phi-4-mini.
+    Phi3,
+    /// `Ministral3ForCausalLM`: Ministral 3 without its vision tower.
+    Ministral3,
 }
 
 /// The supported architectures, with the names in `architectures` and in `model_type`.
-const ARCHITECTURES: [(&str, &str, Architecture); 9] = [
+const ARCHITECTURES: [(&str, &str, Architecture); 11] = [
     ("LlamaForCausalLM", "llama", Architecture::Llama),
     ("MistralForCausalLM", "mistral", Architecture::Mistral),
     ("Qwen2ForCausalLM", "qwen2", Architecture::Qwen2),
@@ -40,10 +44,15 @@ const ARCHITECTURES: [(&str, &str, Architecture); 9] = [
     ("Olmo3ForCausalLM", "olmo3", Architecture::Olmo3),
     ("GraniteForCausalLM", "granite", Architecture::Granite),
     ("Gemma3ForCausalLM", "gemma3_text", Architecture::Gemma3),
+    ("Phi3ForCausalLM", "phi3", Architecture::Phi3),
+    ("Ministral3ForCausalLM", "ministral3", Architecture::Ministral3),
 ];
 
 /// The values of fields that a `config.json` need not have, where architectures differ.
 pub(super) struct Defaults {
+    pub(super) vocab_size: Option<usize>,
+    pub(super) max_position_embeddings: usize,
+    pub(super) num_attention_heads: Option<usize>,
     pub(super) num_key_value_heads: Option<usize>,
     pub(super) head_dim: Option<usize>,
     /// The field of the activation.
@@ -57,10 +66,41 @@ pub(super) struct Defaults {
     pub(super) tie_word_embeddings: bool,
 }
 
+/// Classes with a vision tower beside a text tower, with their `model_type` and that of the text
+/// tower if `text_config` does not name it.
+const MULTIMODAL: [(&str, &str, &str); 2] = [
+    ("Gemma3ForConditionalGeneration", "gemma3", "gemma3_text"),
+    ("Mistral3ForConditionalGeneration", "mistral3", "mistral"),
+];
+
+/// Returns the configuration of the text tower if `json` describes a multimodal model.
+pub(super) fn text_config(json: &Value) -> Result<Option<Value>, String> {
+    let class = json.pointer("/architectures/0").and_then(Value::as_str);
+    let model_type = json.get("model_type").and_then(Value::as_str);
+    let is_given = |(known, known_type, _): &&(&str, &str, &str)| match class {
+        Some(class) => class == *known,
+        None => model_type == Some(*known_type),
+    };
+    let Some((.., default_type)) = MULTIMODAL.iter().find(is_given) else { return Ok(None) };
+    let mut text = json.get("text_config").cloned().unwrap_or(Value::Null);
+    let Value::Object(fields) = &mut text else { return Err("text_config: is missing".into()) };
+    fields.remove("architectures");
+    fields.entry("model_type").or_insert_with(|| (*default_type).into());
+    for key in ["quantization_config", "tie_word_embeddings"] {
+        if let Some(value) = json.get(key) {
+            fields.entry(key).or_insert_with(|| value.clone());
+        }
+    }
+    Ok(Some(text))
+}
+
 impl Architecture {
     /// Finds the architecture in `architectures` or, if that is missing, in `model_type`.
     pub(super) fn of(json: &Value) -> Result<Self, String> {
-        let supported = || ARCHITECTURES.map(|(name, ..)| name).join(", ");
+        let supported = || {
+            let text = ARCHITECTURES.iter().map(|(name, ..)| *name);
+            text.chain(MULTIMODAL.iter().map(|(name, ..)| *name)).collect::<Vec<_>>().join(", ")
+        };
         let name = json.pointer("/architectures/0").and_then(Value::as_str);
         let model_type = json.get("model_type").and_then(Value::as_str);
         let Some(given) = name.or(model_type) else {
@@ -80,6 +120,9 @@ impl Architecture {
     /// The defaults of Transformers' configuration class.
     pub(super) fn defaults(self) -> Defaults {
         let llama = Defaults {
+            vocab_size: None,
+            max_position_embeddings: 2048,
+            num_attention_heads: None,
             num_key_value_heads: None,
             head_dim: None,
             hidden_act: "hidden_act",
@@ -91,9 +134,14 @@ impl Architecture {
         };
         match self {
             Self::Llama | Self::Granite => llama,
-            Self::Mistral => Defaults { num_key_value_heads: Some(8), ..llama },
-            Self::Qwen2 | Self::Qwen3 => Defaults { num_key_value_heads: Some(32), ..llama },
+            Self::Mistral => {
+                Defaults { max_position_embeddings: 4096 * 32, num_key_value_heads: Some(8), ..llama }
+            }
+            Self::Qwen2 | Self::Qwen3 => {
+                Defaults { max_position_embeddings: 32_768, num_key_value_heads: Some(32), ..llama }
+            }
             Self::SmolLm3 => Defaults {
+                max_position_embeddings: 32_768,
                 num_key_value_heads: Some(4),
                 rope_theta: 2_000_000.0,
                 tie_word_embeddings: true,
@@ -107,6 +155,9 @@ impl Architecture {
                 ..llama
             },
             Self::Gemma3 => Defaults {
+                vocab_size: Some(262_208),
+                max_position_embeddings: 131_072,
+                num_attention_heads: Some(8),
                 num_key_value_heads: Some(4),
                 head_dim: Some(256),
                 hidden_act: "hidden_activation",
@@ -116,7 +167,21 @@ impl Architecture {
                 tie_word_embeddings: true,
                 ..llama
             },
+            Self::Phi3 => Defaults { max_position_embeddings: 4096, rms_norm_eps: 1e-5, ..llama },
+            Self::Ministral3 => Defaults {
+                max_position_embeddings: 262_144,
+                num_key_value_heads: Some(8),
+                head_dim: Some(128),
+                rms_norm_eps: 1e-5,
+                rope_theta: 1_000_000.0,
+                ..llama
+            },
         }
+    }
+
+    /// Whether Transformers reads `partial_rotary_factor`.
+    pub(super) fn has_partial_rope(self) -> bool {
+        self == Self::Phi3
     }
 
     /// Changes `config`, which describes a Llama, to what this architecture is.
@@ -125,7 +190,7 @@ impl Architecture {
         config.mlp_bias = has_mlp_bias && fields.flag("mlp_bias")?.unwrap_or(false);
         let attention_bias = fields.flag("attention_bias")?.unwrap_or(false);
         (config.qkv_bias, config.o_bias) = match self {
-            Self::Mistral => (false, false),
+            Self::Mistral | Self::Ministral3 | Self::Phi3 => (false, false),
             Self::Qwen2 => (true, false),
             _ => (attention_bias, attention_bias),
         };
@@ -158,6 +223,25 @@ impl Architecture {
                 windows_by_type(config, fields, window, |layer| (layer + 1) % 4 != 0)
             }
             Self::Gemma3 => gemma3(config, fields),
+            Self::Phi3 => {
+                for field in ["resid_pdrop", "embd_pdrop"] {
+                    if fields.number(field)?.unwrap_or(0.0) != 0.0 {
+                        return Err(format!("{field}: must be 0; dropout of the base is not supported"));
+                    }
+                }
+                config.fused_projections = true;
+                let window = fields.optional_count("sliding_window")?;
+                config.layers.iter_mut().for_each(|layer| layer.sliding_window = window);
+                Ok(())
+            }
+            Self::Ministral3 => {
+                if fields.get("rope_parameters").or(fields.get("rope_scaling")).is_none() {
+                    return Err("rope_parameters: is missing".into());
+                }
+                let window = fields.optional_count("sliding_window")?;
+                config.layers.iter_mut().for_each(|layer| layer.sliding_window = window);
+                Ok(())
+            }
             Self::Granite => {
                 config.embedding_multiplier = fields.positive("embedding_multiplier", 1.0)?;
                 config.residual_multiplier = fields.positive("residual_multiplier", 1.0)?;
@@ -170,16 +254,27 @@ impl Architecture {
 
     /// Gives the blocks their rotary embeddings.
     fn read_ropes(self, config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
-        let (positions, defaults) = (config.max_position_embeddings, self.defaults());
+        let defaults = self.defaults();
         let (full, sliding) = match defaults.sliding_rope_theta {
             None => {
-                let rope = RopeParameters::of_model(fields.0, positions).read(defaults.rope_theta)?;
+                let parameters = RopeParameters::of_model(fields.0, config);
+                let rope = parameters.read(defaults.rope_theta)?;
+                let scaling = match self {
+                    Self::Ministral3 => parameters.position_scaling(&rope)?,
+                    _ => None,
+                };
+                let queries = Rope { position_scaling: scaling, ..rope.clone() };
+                let rope = LayerRope { queries: config.add_rope(queries), keys: config.add_rope(rope) };
                 (rope, rope)
             }
             Some((field, theta)) => {
-                let of = |kind, field| RopeParameters::of_layers(fields.0, kind, field, positions);
-                let full = of("full_attention", "rope_theta")?.read(defaults.rope_theta)?;
-                (full, of("sliding_attention", field)?.read(theta)?)
+                let of = |kind, field, theta| {
+                    RopeParameters::of_layers(fields.0, config, kind, field)?.read(theta)
+                };
+                let full = of("full_attention", "rope_theta", defaults.rope_theta)?;
+                let sliding = of("sliding_attention", field, theta)?;
+                let (full, sliding) = (config.add_rope(full), config.add_rope(sliding));
+                (LayerRope { queries: full, keys: full }, LayerRope { queries: sliding, keys: sliding })
             }
         };
         let has_rope = match self {

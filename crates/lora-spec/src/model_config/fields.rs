@@ -17,7 +17,12 @@ impl<'a> Fields<'a> {
     }
 
     pub(super) fn count(&self, key: &str) -> Result<usize, String> {
-        self.optional_count(key)?.ok_or_else(|| format!("{key}: is missing"))
+        self.count_or(key, None)
+    }
+
+    /// A count, or `default` if the field is missing.
+    pub(super) fn count_or(&self, key: &str, default: Option<usize>) -> Result<usize, String> {
+        self.optional_count(key)?.or(default).ok_or_else(|| format!("{key}: is missing"))
     }
 
     pub(super) fn optional_count(&self, key: &str) -> Result<Option<usize>, String> {

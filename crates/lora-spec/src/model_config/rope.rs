@@ -2,20 +2,56 @@
 
 use serde_json::Value;
 
+use super::ModelConfig;
+
 /// Rotary position embedding (RoFormer, arXiv 2104.09864).
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
+    /// Number of features of a head that are rotated, the first ones; even.
+    pub rotary_dim: usize,
     /// Scaling of the frequencies for longer contexts.
     pub scaling: RopeScaling,
+    /// Scaling of the rotated vectors by their position.
+    pub position_scaling: Option<PositionScaling>,
+}
+
+/// Scaling of queries by their position `p` (Llama 4): the factor is
+/// `1 + beta ln(1 + floor(p / original_max_position_embeddings))`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PositionScaling {
+    /// `llama_4_scaling_beta`.
+    pub beta: f64,
+    /// Context length of the original model.
+    pub original_max_position_embeddings: f64,
 }
 
 /// Context extension of the rotary frequencies, by Transformers' `rope_type`.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// `default`: no scaling.
     None,
+    /// `dynamic`: for sequences of more than `max_position_embeddings` positions, the base grows
+    /// with the length of the sequence.
+    Dynamic {
+        /// How fast the base grows.
+        factor: f64,
+        /// Length of the longest sequence without scaling.
+        max_position_embeddings: f64,
+    },
+    /// `longrope` (arXiv 2402.13753): every frequency has a divisor of its own, and other divisors
+    /// in sequences of more than `original_max_position_embeddings` positions.
+    LongRope {
+        /// Divisors of the frequencies in short sequences.
+        short_factor: Vec<f64>,
+        /// Divisors of the frequencies in long sequences.
+        long_factor: Vec<f64>,
+        /// Context length of the original model.
+        original_max_position_embeddings: f64,
+        /// Factor of queries and keys.
+        attention_factor: f64,
+    },
     /// `linear`: every frequency is divided by `factor`.
     Linear {
         /// Divisor.
@@ -50,13 +86,41 @@ pub enum RopeScaling {
     },
 }
 
+impl Rope {
+    /// Creates an embedding of `rotary_dim` features of a head, without scaling.
+    pub fn new(theta: f64, rotary_dim: usize) -> Self {
+        Self { theta, rotary_dim, scaling: RopeScaling::None, position_scaling: None }
+    }
+
+    /// Returns what the frequencies depend on besides the settings: for sequences of `positions`
+    /// positions with the same value they are the same.
+    pub fn context(&self, positions: usize) -> usize {
+        let positions_above = |limit: f64| if positions as f64 > limit { positions } else { 0 };
+        match self.scaling {
+            RopeScaling::Dynamic { max_position_embeddings, .. } => positions_above(max_position_embeddings),
+            RopeScaling::LongRope { original_max_position_embeddings, .. } => {
+                positions_above(original_max_position_embeddings)
+                    .min(original_max_position_embeddings as usize + 1)
+            }
+            _ => 0,
+        }
+    }
+}
+
 /// The parameters of one or more rotary embeddings, and their name in messages.
 pub(super) struct RopeParameters<'a> {
     field: String,
+    head_dim: usize,
+    /// Whether the architecture has rotary embeddings of a part of a head.
+    can_be_partial: bool,
     /// `Null`: no scaling.
     parameters: &'a Value,
     /// `rope_theta` outside the parameters, where Transformers 4 writes it.
     theta: Option<&'a Value>,
+    /// `partial_rotary_factor` outside the parameters.
+    partial: Option<&'a Value>,
+    /// `original_max_position_embeddings` outside the parameters, which has priority.
+    original: Option<&'a Value>,
     max_position_embeddings: f64,
 }
 
@@ -67,13 +131,12 @@ fn given<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
 impl<'a> RopeParameters<'a> {
     /// The parameters in `config.json`: `rope_parameters` (Transformers 5), or `rope_theta` and
     /// `rope_scaling` (Transformers 4).
-    pub(super) fn of_model(json: &'a Value, max_position_embeddings: usize) -> Self {
-        let max_position_embeddings = max_position_embeddings as f64;
+    pub(super) fn of_model(json: &'a Value, config: &ModelConfig) -> Self {
         let (field, parameters) = match given(json, "rope_parameters") {
             Some(parameters) => ("rope_parameters", parameters),
             None => ("rope_scaling", given(json, "rope_scaling").unwrap_or(&Value::Null)),
         };
-        Self { field: field.into(), parameters, theta: given(json, "rope_theta"), max_position_embeddings }
+        Self::new(json, config, field.into(), parameters, "rope_theta")
     }
 
     /// The parameters of the blocks of one type, such as `sliding_attention`. Transformers 5 has
@@ -84,21 +147,32 @@ impl<'a> RopeParameters<'a> {
     /// `rope_parameters` has no parameters for this type.
     pub(super) fn of_layers(
         json: &'a Value,
+        config: &ModelConfig,
         layer_type: &str,
         theta: &str,
-        max_position_embeddings: usize,
     ) -> Result<Self, String> {
-        let (theta, max_position_embeddings) = (given(json, theta), max_position_embeddings as f64);
         let Some(by_type) = given(json, "rope_parameters") else {
             let scaling = given(json, "rope_scaling").filter(|_| layer_type == "full_attention");
             let parameters = scaling.unwrap_or(&Value::Null);
-            return Ok(Self { field: "rope_scaling".into(), parameters, theta, max_position_embeddings });
+            return Ok(Self::new(json, config, "rope_scaling".into(), parameters, theta));
         };
         let Some(parameters) = given(by_type, layer_type) else {
             return Err(format!("rope_parameters.{layer_type}: is missing"));
         };
-        let field = format!("rope_parameters.{layer_type}");
-        Ok(Self { field, parameters, theta, max_position_embeddings })
+        Ok(Self::new(json, config, format!("rope_parameters.{layer_type}"), parameters, theta))
+    }
+
+    fn new(json: &'a Value, config: &ModelConfig, field: String, parameters: &'a Value, theta: &str) -> Self {
+        Self {
+            field,
+            head_dim: config.head_dim,
+            can_be_partial: config.architecture.has_partial_rope(),
+            parameters,
+            theta: given(json, theta),
+            partial: given(json, "partial_rotary_factor"),
+            original: given(json, "original_max_position_embeddings"),
+            max_position_embeddings: config.max_position_embeddings as f64,
+        }
     }
 
     /// Reads the rotary embedding. `default_theta` is the base if there is none.
@@ -106,13 +180,6 @@ impl<'a> RopeParameters<'a> {
         let Self { field, parameters, theta, .. } = self;
         if ["full_attention", "sliding_attention"].iter().any(|kind| parameters.get(kind).is_some()) {
             return Err(format!("{field}: this architecture has one rotary embedding for all blocks"));
-        }
-        let partial = given(parameters, "partial_rotary_factor");
-        if partial.is_some_and(|partial| partial.as_f64() != Some(1.0)) {
-            return Err(format!(
-                "{field}.partial_rotary_factor: must be 1; rotary embeddings of a part of a head are not \
-                 supported"
-            ));
         }
         let positive = |value: &Value| value.as_f64().filter(|v| v.is_finite() && *v > 0.0);
         let number = |key: &str| {
@@ -123,24 +190,113 @@ impl<'a> RopeParameters<'a> {
             None => default_theta,
             Some(theta) => positive(theta).ok_or("rope_theta: must be a positive number")?,
         };
+        let rotary_dim = self.rotary_dim()?;
         let kind = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Value::as_str);
         let scaling = match kind.unwrap_or("default") {
             "default" => RopeScaling::None,
+            "dynamic" => RopeScaling::Dynamic {
+                factor: number("factor")?,
+                max_position_embeddings: self.max_position_embeddings,
+            },
+            "longrope" | "su" => self.longrope(&number, rotary_dim / 2)?,
             "linear" => RopeScaling::Linear { factor: number("factor")? },
             "llama3" => RopeScaling::Llama3 {
                 factor: number("factor")?,
                 low_freq_factor: number("low_freq_factor")?,
                 high_freq_factor: number("high_freq_factor")?,
-                original_max_position_embeddings: number("original_max_position_embeddings")?,
+                original_max_position_embeddings: self
+                    .original(&number)?
+                    .ok_or(format!("{field}.original_max_position_embeddings: must be a positive number"))?,
             },
             "yarn" => self.yarn(&number)?,
             other => {
                 return Err(format!(
-                    "{field}.rope_type: {other:?} is not supported; supported: default, linear, llama3, yarn"
+                    "{field}.rope_type: {other:?} is not supported; supported: default, linear, dynamic, llama3, yarn, \
+                     longrope"
                 ));
             }
         };
-        Ok(Rope { theta, scaling })
+        Ok(Rope { theta, rotary_dim, scaling, position_scaling: None })
+    }
+
+    /// Reads the scaling of queries by their position, if there is one.
+    pub(super) fn position_scaling(&self, rope: &Rope) -> Result<Option<PositionScaling>, String> {
+        let Self { field, parameters, .. } = self;
+        let Some(beta) = given(parameters, "llama_4_scaling_beta") else { return Ok(None) };
+        let beta = beta.as_f64().filter(|beta| beta.is_finite() && *beta >= 0.0);
+        let beta =
+            beta.ok_or(format!("{field}.llama_4_scaling_beta: must be a number that is not negative"))?;
+        let original_max_position_embeddings = match rope.scaling {
+            RopeScaling::Yarn { original_max_position_embeddings, .. } => original_max_position_embeddings,
+            _ => return Err(format!("{field}.llama_4_scaling_beta: needs rope_type yarn")),
+        };
+        Ok(Some(PositionScaling { beta, original_max_position_embeddings }))
+    }
+
+    /// Reads the number of features of a head that are rotated.
+    fn rotary_dim(&self) -> Result<usize, String> {
+        let Self { field, parameters, head_dim, .. } = self;
+        let Some(partial) = given(parameters, "partial_rotary_factor").or(self.partial) else {
+            return Ok(*head_dim);
+        };
+        let name = format!("{field}.partial_rotary_factor");
+        let partial = partial.as_f64().filter(|partial| *partial > 0.0 && *partial <= 1.0);
+        let partial = partial.ok_or(format!("{name}: must be a number above 0 and at most 1"))?;
+        let rotary_dim = (*head_dim as f64 * partial) as usize;
+        if partial < 1.0 && !self.can_be_partial {
+            return Err(format!(
+                "{name}: must be 1; rotary embeddings of a part of a head are supported for Phi 3 only"
+            ));
+        }
+        if rotary_dim < 2 || rotary_dim % 2 != 0 {
+            return Err(format!(
+                "{name}: {rotary_dim} of the {head_dim} features of a head would be rotated; it must be an \
+                 even number"
+            ));
+        }
+        Ok(rotary_dim)
+    }
+
+    /// The context length of the original model, if it is given.
+    fn original(&self, number: &impl Fn(&str) -> Result<f64, String>) -> Result<Option<f64>, String> {
+        const KEY: &str = "original_max_position_embeddings";
+        match self.original {
+            Some(original) => {
+                let original = original.as_f64().filter(|original| *original >= 1.0);
+                original.map(Some).ok_or(format!("{KEY}: must be a positive number"))
+            }
+            None => given(self.parameters, KEY).map(|_| number(KEY)).transpose(),
+        }
+    }
+
+    fn longrope(
+        &self,
+        number: &impl Fn(&str) -> Result<f64, String>,
+        pairs: usize,
+    ) -> Result<RopeScaling, String> {
+        let Self { field, parameters, max_position_embeddings, .. } = self;
+        let list = |key: &str| {
+            let values = parameters.get(key).and_then(Value::as_array);
+            let values: Option<Vec<f64>> = values
+                .and_then(|values| values.iter().map(|value| value.as_f64().filter(|v| *v > 0.0)).collect());
+            values.filter(|values| values.len() == pairs).ok_or(format!(
+                "{field}.{key}: must be a list of {pairs} positive numbers, one for each pair of rotated features"
+            ))
+        };
+        let optional = |key: &str| given(parameters, key).map(|_| number(key)).transpose();
+        let original = self.original(number)?.unwrap_or(*max_position_embeddings);
+        let factor = optional("factor")?.unwrap_or(max_position_embeddings / original);
+        let attention_factor = match optional("attention_factor")? {
+            Some(given) => given,
+            None if factor <= 1.0 => 1.0,
+            None => (1.0 + factor.ln() / original.ln()).sqrt(),
+        };
+        Ok(RopeScaling::LongRope {
+            short_factor: list("short_factor")?,
+            long_factor: list("long_factor")?,
+            original_max_position_embeddings: original,
+            attention_factor,
+        })
     }
 
     fn yarn(&self, number: &impl Fn(&str) -> Result<f64, String>) -> Result<RopeScaling, String> {
@@ -149,7 +305,7 @@ impl<'a> RopeParameters<'a> {
             return Err(format!("{field}.truncate: must be true; a ramp of other bounds is not supported"));
         }
         let optional = |key: &str| given(parameters, key).map(|_| number(key)).transpose();
-        let original = optional("original_max_position_embeddings")?.unwrap_or(*max_position_embeddings);
+        let original = self.original(number)?.unwrap_or(*max_position_embeddings);
         let factor = optional("factor")?.unwrap_or(max_position_embeddings / original);
         let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
         let attention_factor = match optional("attention_factor")? {
