@@ -44,6 +44,7 @@ CASES = {
     "phi3-longrope": ("phi3-longrope", {"target_modules": "all-linear"}),
     "phi3-longrope-short": ("phi3-longrope", {"target_modules": ["qkv_proj", "down_proj"]}),
     "ministral3": ("ministral3", {"target_modules": "all-linear"}),
+    "gemma2": ("gemma2", {"target_modules": "all-linear"}),
     "gemma3-vision": ("gemma3-vision", {"target_modules": r"model\.language_model\..*_proj"}),
 }
 
@@ -65,7 +66,9 @@ def make(base: Path, directory: Path, seed: int, lora: dict) -> None:
 
     expected = evaluate(base, directory, batch, torch.float64)
     errors = {"peft_f32": compare(evaluate(base, directory, batch, torch.float32), expected)}
-    assert errors["peft_f32"]["logits"] < 2e-6 and errors["peft_f32"]["grad_max"] < 1e-5, errors
+    # Gemma 2 has eager attention, whose softmax is in f32 whatever the type of the model.
+    limit = 4e-6 if base.name == "gemma2" else 2e-6
+    assert errors["peft_f32"]["logits"] < limit and errors["peft_f32"]["grad_max"] < 1e-5, errors
     if config.dtype == torch.bfloat16:
         errors["peft_bf16"] = compare(evaluate(base, directory, batch, torch.bfloat16), expected)
         # Under autocast the adapter's products are in bf16 too, as in the Trainer with `bf16`.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoModelForCausalLM, BitsAndBytesConfig, Gemma3Config, Gemma3TextConfig, GraniteConfig, LlamaConfig,
-    Ministral3Config, MistralConfig, Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config, Qwen3Config,
-    SmolLM3Config,
+    AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma3Config, Gemma3TextConfig, GraniteConfig,
+    LlamaConfig, Ministral3Config, MistralConfig, Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config,
+    Qwen3Config, SmolLM3Config,
 )  # fmt: skip
 
 LLAMA_GQA = LlamaConfig(
@@ -94,6 +94,15 @@ GEMMA3 = Gemma3TextConfig(
         "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 100000.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
     },
+)  # fmt: skip
+
+# Many scores of attention and logits are near their bounds. The second block has no window. With a
+# shorter window some positions of padding would see no key, and eager attention gives NaN for them.
+GEMMA2 = Gemma2Config(
+    vocab_size=97, hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, max_position_embeddings=128, rms_norm_eps=1e-6, sliding_window=18,
+    query_pre_attn_scalar=6, attn_logit_softcapping=3.0, final_logit_softcapping=8.0, bos_token_id=1,
+    eos_token_id=2, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
 )  # fmt: skip
 
 # The text tower of a model with a vision tower. Its tensors have other names.
@@ -247,6 +256,7 @@ def make_all(root: Path) -> None:
     save(root / "phi3", PHI3, seed=20)
     save(root / "phi3-longrope", PHI3_LONGROPE, seed=21)
     save(root / "ministral3", MINISTRAL3, seed=22)
+    save(root / "gemma2", GEMMA2, seed=24)
     save(root / "gemma3-vision", GEMMA3_VISION, seed=23)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     save_quantized(root / "llama-nf4", LLAMA_NF4, 8, torch.bfloat16, **nf4, bnb_4bit_use_double_quant=True)

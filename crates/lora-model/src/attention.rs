@@ -25,6 +25,7 @@ pub(crate) struct Attention {
     kv_heads: usize,
     head_dim: usize,
     scale: f32,
+    softcap: Option<f32>,
     pub(crate) sliding_window: Option<usize>,
 }
 
@@ -87,6 +88,7 @@ impl Attention {
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
             scale: config.scale as f32,
+            softcap: config.softcap.map(|cap| cap as f32),
             sliding_window: config.sliding_window,
         })
     }
@@ -183,6 +185,7 @@ impl Attention {
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
             scale: self.scale,
+            softcap: self.softcap,
         }
     }
 }

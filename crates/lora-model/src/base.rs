@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
+use lora_ops::cross_entropy::Head;
 use lora_ops::linear::{FrozenLinear, Weight};
-use lora_ops::pointwise::scaled;
+use lora_ops::pointwise::{scaled, softcapped};
 use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, embedding};
 use lora_spec::ModelConfig;
@@ -26,7 +27,7 @@ pub struct Base {
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: Norm,
     /// `[vocab, hidden]`, never quantized.
-    pub(crate) head: Tensor,
+    head: Tensor,
     device: Device,
     /// The newest table of each of the rotary embeddings.
     ropes: Mutex<Vec<Arc<RopeTable>>>,
@@ -59,7 +60,16 @@ impl Base {
 
     /// Returns the logits of normalized hidden states `[tokens, hidden]`, f32 `[tokens, vocab]`.
     pub(crate) fn logits(&self, normed: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(FrozenLinear::new(self.head.clone(), None)?.forward_f32(normed)?)
+        let logits = FrozenLinear::new(self.head.clone(), None)?.forward_f32(normed)?;
+        match self.head().softcap {
+            None => Ok(logits),
+            Some(cap) => Ok(softcapped(&logits, cap)?),
+        }
+    }
+
+    /// Returns the head for the loss.
+    pub(crate) fn head(&self) -> Head<'_> {
+        Head { weight: &self.head, softcap: self.config.logit_softcap.map(|cap| cap as f32) }
     }
 
     /// Returns the tensors of a dense base with their names in safetensors files.

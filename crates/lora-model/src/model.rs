@@ -53,7 +53,7 @@ impl<'a> Backward<'a> {
             }
         })?;
         let (normed, norm) = base.norm.forward(&x)?;
-        let mut loss = cross_entropy::forward_backward(&normed, &base.head, &targets, true)?;
+        let mut loss = cross_entropy::forward_backward(&normed, base.head(), &targets, true)?;
         drop(normed);
         let Some(d_normed) = loss.dx.take() else {
             return Err(candle_core::Error::Msg("the loss has no gradient".into()).into());
@@ -94,7 +94,7 @@ pub fn forward_backward(
 pub fn loss(base: &Base, adapter: Option<&Adapter>, batch: &MicroBatch) -> Result<Loss, ModelError> {
     let targets = Targets::new(&batch.targets, &batch.weights, base.device())?;
     let normed = final_hidden_states(base, adapter, batch)?;
-    Ok(cross_entropy::forward_backward(&normed, &base.head, &targets, false)?)
+    Ok(cross_entropy::forward_backward(&normed, base.head(), &targets, false)?)
 }
 
 /// Returns the logits of every position, f32 `[rows * seq_len, vocab]`.

@@ -134,6 +134,7 @@ const CASES: &[&str] = &[
     "phi3-longrope",
     "phi3-longrope-short",
     "ministral3",
+    "gemma2",
     "gemma3-vision",
 ];
 

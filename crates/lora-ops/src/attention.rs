@@ -29,12 +29,15 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Factor of the products of queries and keys.
     pub scale: f32,
+    /// Bound `c` of the scores `s`, which become `c tanh(s / c)` (Gemma 2, arXiv 2408.00118).
+    pub softcap: Option<f32>,
 }
 
 impl AttentionShape {
     /// Sequences of `seq` tokens without cached keys, with the usual scale `1 / sqrt(head_dim)`.
     pub fn new(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize) -> Self {
-        Self { batch, seq, kv_seq: seq, heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt() }
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        Self { batch, seq, kv_seq: seq, heads, kv_heads, head_dim, scale, softcap: None }
     }
 
     fn check(&self, (q, k, v): (&Tensor, &Tensor, &Tensor), first: Option<&Ids>) -> Result<()> {
@@ -129,7 +132,7 @@ pub struct AttentionActivations {
 
 /// Computes attention of `q` `[batch * seq, heads * head_dim]` over `k` and `v`
 /// `[batch * kv_seq, kv_heads * head_dim]`, and returns the attended values
-/// `[batch * seq, heads * head_dim]`. Scores are scaled by `1 / sqrt(head_dim)`.
+/// `[batch * seq, heads * head_dim]`.
 ///
 /// `first` has one number for each query: the first key of its sequence that the query sees
 /// (`None`: 0 for all). The last key that it sees is the one at its own position. The numbers do

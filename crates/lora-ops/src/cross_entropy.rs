@@ -73,13 +73,35 @@ impl Loss {
     }
 }
 
-/// Computes the losses of `x` `[tokens, features]` under the head `weight` `[vocab, features]` (f32
-/// or bf16; on a GPU of the type of `x`), and their gradient if `gradient` is set.
+/// The last linear module of a model.
+#[derive(Debug, Clone, Copy)]
+pub struct Head<'a> {
+    /// `[vocab, features]`, f32 or bf16; on a GPU of the type of `x`.
+    pub weight: &'a Tensor,
+    /// Bound `c` of the logits `z`, which become `c tanh(z / c)` (Gemma 2, arXiv 2408.00118).
+    pub softcap: Option<f32>,
+}
+
+impl<'a> From<&'a Tensor> for Head<'a> {
+    fn from(weight: &'a Tensor) -> Self {
+        Self { weight, softcap: None }
+    }
+}
+
+/// Computes the losses of `x` `[tokens, features]` under `head`, and their gradient if `gradient`
+/// is set.
 ///
 /// # Errors
 /// Shapes or types that do not fit, or a target outside the vocabulary.
 #[tracing::instrument(level = "trace", name = "cross_entropy", skip_all)]
-pub fn forward_backward(x: &Tensor, weight: &Tensor, targets: &Targets, gradient: bool) -> Result<Loss> {
+pub fn forward_backward<'a>(
+    x: &Tensor,
+    head: impl Into<Head<'a>>,
+    targets: &Targets,
+    gradient: bool,
+) -> Result<Loss> {
+    let head = head.into();
+    let weight = head.weight;
     let (tokens, features) = x.dims2()?;
     let (vocab, weight_features) = weight.dims2()?;
     if weight_features != features || targets.all_rows != tokens {
@@ -94,9 +116,9 @@ pub fn forward_backward(x: &Tensor, weight: &Tensor, targets: &Targets, gradient
         candle_core::bail!("target {token} is outside the vocabulary of {vocab}");
     }
     let (row_losses, dx) = match Backend::of_tensors(&[x, weight])? {
-        Backend::Cpu => cpu::forward_backward(x, weight, targets, gradient)?,
+        Backend::Cpu => cpu::forward_backward(x, head, targets, gradient)?,
         #[cfg(feature = "cuda")]
-        Backend::Cuda(gpu) => cuda::forward_backward(&gpu, x, weight, targets, gradient)?,
+        Backend::Cuda(gpu) => cuda::forward_backward(&gpu, x, head, targets, gradient)?,
     };
     Ok(Loss { row_losses, weight_sum: targets.weight_sum, dx })
 }

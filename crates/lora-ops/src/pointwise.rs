@@ -32,6 +32,16 @@ pub fn scaled(x: &Tensor, factor: f64) -> Result<Tensor> {
     }
 }
 
+/// Returns `cap tanh(x / cap)` of f32 elements.
+#[tracing::instrument(level = "trace", name = "softcap", skip_all)]
+pub fn softcapped(x: &Tensor, cap: f32) -> Result<Tensor> {
+    match Backend::of_tensors(&[x])? {
+        Backend::Cpu => cpu::softcapped(x, cap),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(gpu) => cuda::softcapped(&gpu, x, cap),
+    }
+}
+
 /// Sets every element of a contiguous tensor to 0.
 pub fn zero(x: &Tensor) -> Result<()> {
     match Backend::of_tensors(&[x])? {

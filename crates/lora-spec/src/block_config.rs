@@ -47,6 +47,8 @@ pub struct AttentionConfig {
     pub head_dim: usize,
     /// Factor of the products of queries and keys.
     pub scale: f64,
+    /// Bound of the scores.
+    pub softcap: Option<f64>,
     /// The rotary embeddings of queries and keys.
     pub rope: Option<LayerRope>,
     /// Number of positions to which a token attends, itself included; `None`: all earlier ones.
@@ -177,6 +179,7 @@ impl BlockConfig {
                 kv_heads,
                 head_dim,
                 scale: model.attention_scale,
+                softcap: model.attention_softcap,
                 rope,
                 sliding_window,
             },

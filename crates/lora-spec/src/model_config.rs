@@ -63,12 +63,16 @@ pub struct ModelConfig {
     pub mlp_bias: bool,
     /// Factor of the products of queries and keys.
     pub attention_scale: f64,
+    /// Bound of the scores of attention, which become `c tanh(s / c)`.
+    pub attention_softcap: Option<f64>,
     /// Factor of the embeddings.
     pub embedding_multiplier: f64,
     /// Factor of the outputs of attention and MLP, which are added to the residual stream.
     pub residual_multiplier: f64,
     /// Factor of the logits.
     pub logit_scale: f64,
+    /// Bound of the logits, which become `c tanh(z / c)`.
+    pub logit_softcap: Option<f64>,
     /// Number of positions for which the model was trained.
     pub max_position_embeddings: usize,
 }
@@ -245,9 +249,11 @@ impl ModelConfig {
             o_bias: false,
             mlp_bias: false,
             attention_scale: 1.0 / (head_dim as f64).sqrt(),
+            attention_softcap: None,
             embedding_multiplier: 1.0,
             residual_multiplier: 1.0,
             logit_scale: 1.0,
+            logit_softcap: None,
             max_position_embeddings,
         };
         architecture.adapt(&mut config, fields)?;

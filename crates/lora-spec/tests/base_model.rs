@@ -110,6 +110,7 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
         ("Olmo2", 32, 1e-5, 10_000.0, false),
         ("Olmo3", 32, 1e-5, 500_000.0, false),
         ("Granite", 32, 1e-6, 10_000.0, false),
+        ("Gemma2", 4, 1e-6, 10_000.0, true),
         ("Gemma3", 4, 1e-6, 1_000_000.0, true),
         ("Phi3", 32, 1e-5, 10_000.0, false),
         ("Ministral3", 8, 1e-5, 1_000_000.0, false),
@@ -170,7 +171,7 @@ fn unsupported_settings_are_named_in_the_error() {
             json!({"num_attention_heads": 7, "num_key_value_heads": 7}),
             "num_attention_heads: 7 does not divide hidden_size 64",
         ),
-        (json!({"rope_scaling": {"rope_type": "longrope"}}), "rope_scaling.rope_type: \"longrope\""),
+        (json!({"rope_scaling": {"rope_type": "mrope"}}), "rope_scaling.rope_type: \"mrope\""),
         (json!({"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": false}}), "truncate"),
         (json!({"rope_parameters": {"partial_rotary_factor": 0.5}}), "partial_rotary_factor: must be 1"),
         (json!({"rope_parameters": {"full_attention": {}}}), "one rotary embedding for all blocks"),
@@ -179,8 +180,24 @@ fn unsupported_settings_are_named_in_the_error() {
             "rope_parameters.full_attention: is missing",
         ),
         (
-            json!({"architectures": ["Gemma3ForCausalLM"], "final_logit_softcapping": 30.0}),
-            "final_logit_softcapping: must be null",
+            json!({"architectures": ["Gemma2ForCausalLM"], "attn_logit_softcapping": 0}),
+            "attn_logit_softcapping: 0",
+        ),
+        (json!({"architectures": ["Ministral3ForCausalLM"]}), "rope_parameters: is missing"),
+        (json!({"architectures": ["Phi3ForCausalLM"], "resid_pdrop": 0.1}), "resid_pdrop: must be 0"),
+        (
+            json!({"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.3}),
+            "partial_rotary_factor: 4 of",
+        ),
+        (json!({"architectures": ["Gemma3ForConditionalGeneration"]}), "text_config: is missing"),
+        (
+            json!({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": {"model_type": "x"}}),
+            "text_config.architectures: x is not supported",
+        ),
+        (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor: must be 1"),
+        (
+            json!({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}),
+            "rope_scaling.short_factor: must be a list of 8 positive numbers",
         ),
         (
             json!({"architectures": ["SmolLM3ForCausalLM"], "no_rope_layers": [1, 2]}),

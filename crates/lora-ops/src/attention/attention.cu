@@ -128,6 +128,13 @@ __device__ __forceinline__ void put(float* tile, const float (&s)[R][C]) {
     }
 }
 
+// tanh(score / softcap), of which softcap times the value is the capped score.
+__device__ __forceinline__ float bent(float score, float softcap) { return tanhf(score / softcap); }
+
+__device__ __forceinline__ float capped(float score, float softcap) {
+    return softcap > 0.0f ? softcap * bent(score, softcap) : score;
+}
+
 // Reduces over the 16 threads that compute the columns of a row.
 template <typename Op>
 __device__ __forceinline__ float of_row(float value) {
@@ -142,7 +149,7 @@ __device__ __forceinline__ float of_row(float value) {
 template <typename T, int DIM, int R>
 __device__ __forceinline__ void forward(const T* q, const T* k, const T* v, const unsigned* first, T* output,
                                         float* lse, unsigned seq, unsigned kv_seq, unsigned heads,
-                                        unsigned kv_heads, unsigned head_dim, float scale) {
+                                        unsigned kv_heads, unsigned head_dim, float scale, float softcap) {
     constexpr int TILE = 16 * R;
     DYNAMIC_SHARED(memory);
     float* const q_tile = reinterpret_cast<float*>(memory);
@@ -190,7 +197,8 @@ __device__ __forceinline__ void forward(const T* q, const T* k, const T* v, cons
 #pragma unroll
             for (int j = 0; j < R; j++) {
                 const int at = key + tx() + 16 * j;
-                s[i][j] = at >= from[i] && at <= to[i] ? s[i][j] * scale : Max::identity();
+                const float score = capped(s[i][j] * scale, softcap);
+                s[i][j] = at >= from[i] && at <= to[i] ? score : Max::identity();
                 largest = fmaxf(largest, s[i][j]);
             }
             largest = of_row<Max>(largest);
@@ -258,7 +266,7 @@ template <typename T, int DIM, int R>
 __device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v, const T* d_output,
                                               const unsigned* first, const float4* rows, T* dk, T* dv,
                                               unsigned seq, unsigned heads, unsigned kv_heads,
-                                              unsigned head_dim, float scale) {
+                                              unsigned head_dim, float scale, float softcap) {
     constexpr int TILE = 16 * R, SIZE = TILE * stride(DIM);
     DYNAMIC_SHARED(memory);
     float* const k_tile = reinterpret_cast<float*>(memory);
@@ -302,8 +310,15 @@ __device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v
 #pragma unroll
                 for (int i = 0; i < R; i++) {
                     const int mine = key + ty() * R + i;
-                    p[i][j] = mine >= from && mine <= to ? exp2f(p[i][j] * scale2 - row.x) : 0.0f;
-                    dp[i][j] = p[i][j] * (dp[i][j] - row.y);
+                    const bool is_visible = mine >= from && mine <= to;
+                    if (softcap > 0.0f) {
+                        const float b = bent(p[i][j] * scale, softcap);
+                        p[i][j] = is_visible ? exp2f(softcap * b * LOG2_E - row.x) : 0.0f;
+                        dp[i][j] = p[i][j] * (dp[i][j] - row.y) * (1.0f - b * b);
+                    } else {
+                        p[i][j] = is_visible ? exp2f(p[i][j] * scale2 - row.x) : 0.0f;
+                        dp[i][j] = p[i][j] * (dp[i][j] - row.y);
+                    }
                 }
             }
             put(p_tile, p);
@@ -328,7 +343,7 @@ template <typename T, int DIM, int R>
 __device__ __forceinline__ void backward_queries(const T* q, const T* k, const T* v, const T* d_output,
                                                  const unsigned* first, const float4* rows, T* dq,
                                                  unsigned seq, unsigned heads, unsigned kv_heads,
-                                                 unsigned head_dim, float scale) {
+                                                 unsigned head_dim, float scale, float softcap) {
     constexpr int TILE = 16 * R, SIZE = TILE * stride(DIM);
     DYNAMIC_SHARED(memory);
     float* const q_tile = reinterpret_cast<float*>(memory);
@@ -379,8 +394,15 @@ __device__ __forceinline__ void backward_queries(const T* q, const T* k, const T
 #pragma unroll
             for (int j = 0; j < R; j++) {
                 const int at = key + tx() + 16 * j;
-                p[i][j] = at >= from[i] && at <= to[i] ? exp2f(p[i][j] * scale2 - of_lse[i]) : 0.0f;
-                dp[i][j] = p[i][j] * (dp[i][j] - of_delta[i]);
+                const bool is_visible = at >= from[i] && at <= to[i];
+                if (softcap > 0.0f) {
+                    const float b = bent(p[i][j] * scale, softcap);
+                    p[i][j] = is_visible ? exp2f(softcap * b * LOG2_E - of_lse[i]) : 0.0f;
+                    dp[i][j] = p[i][j] * (dp[i][j] - of_delta[i]) * (1.0f - b * b);
+                } else {
+                    p[i][j] = is_visible ? exp2f(p[i][j] * scale2 - of_lse[i]) : 0.0f;
+                    dp[i][j] = p[i][j] * (dp[i][j] - of_delta[i]);
+                }
             }
         }
         put(ds_tile, dp);
@@ -400,23 +422,23 @@ __device__ __forceinline__ void backward_queries(const T* q, const T* k, const T
     KERNEL_RESIDENT(THREADS, 2, attention_forward_##DIM##_##dtype, const T* q, const T* k,       \
                     const T* v, const unsigned* first, T* output, float* lse, unsigned seq,      \
                     unsigned kv_seq, unsigned heads, unsigned kv_heads, unsigned head_dim,       \
-                    float scale) {                                                               \
+                    float scale, float softcap) {                                                \
         forward<T, DIM, R_FORWARD>(q, k, v, first, output, lse, seq, kv_seq, heads, kv_heads,    \
-                                   head_dim, scale);                                             \
+                                   head_dim, scale, softcap);                                    \
     }                                                                                            \
     KERNEL_RESIDENT(THREADS, 2, attention_backward_keys_##DIM##_##dtype, const T* q, const T* k, \
                     const T* v, const T* d_output, const unsigned* first, const float4* rows,    \
                     T* dk, T* dv, unsigned seq, unsigned heads, unsigned kv_heads,               \
-                    unsigned head_dim, float scale) {                                            \
+                    unsigned head_dim, float scale, float softcap) {                             \
         backward_keys<T, DIM, R_BACKWARD>(q, k, v, d_output, first, rows, dk, dv, seq, heads,    \
-                                          kv_heads, head_dim, scale);                            \
+                                          kv_heads, head_dim, scale, softcap);                   \
     }                                                                                            \
     KERNEL_RESIDENT(THREADS, 2, attention_backward_queries_##DIM##_##dtype, const T* q,          \
                     const T* k, const T* v, const T* d_output, const unsigned* first,            \
                     const float4* rows, T* dq, unsigned seq, unsigned heads, unsigned kv_heads,  \
-                    unsigned head_dim, float scale) {                                            \
+                    unsigned head_dim, float scale, float softcap) {                             \
         backward_queries<T, DIM, R_BACKWARD>(q, k, v, d_output, first, rows, dq, seq, heads,     \
-                                             kv_heads, head_dim, scale);                         \
+                                             kv_heads, head_dim, scale, softcap);                \
     }
 ATTENTION(float, f32, 64, 4, 4)
 ATTENTION(float, f32, 128, 4, 2)

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use super::AttentionShape;
 use crate::cpu::{SharedMutPtr, read_f32};
 use crate::gemm::{RawMat, gemm_serial};
-use crate::simd::{dot, exp, max, sum, vectorize};
+use crate::simd::{dot, exp, max, sum, tanh, vectorize};
 
 /// Query rows and key rows of a tile.
 const Q_TILE: usize = 64;
@@ -116,6 +116,9 @@ impl Inputs<'_> {
                         let scores = &mut scores[row * K_TILE..row * K_TILE + keys];
                         scores[..from].fill(0.0);
                         scores[to..].fill(0.0);
+                        if let Some(cap) = shape.softcap {
+                            scores[from..to].iter_mut().for_each(|s| *s = cap * tanh(*s / cap));
+                        }
                         let values = &mut values[row * head_dim..(row + 1) * head_dim];
                         softmax_step(&mut scores[from..to], &mut top[row], &mut total[row], values);
                     }
@@ -234,9 +237,17 @@ impl Operands<'_> {
                             hidden[..from].fill(0.0);
                             hidden[to..].fill(0.0);
                         }
-                        for (p, ds) in p[from..to].iter_mut().zip(&mut ds[from..to]) {
-                            *p = exp(*p - lse[row]);
-                            *ds = *p * (*ds - delta[row]) * shape.scale;
+                        let visible = p[from..to].iter_mut().zip(&mut ds[from..to]);
+                        match shape.softcap {
+                            None => visible.for_each(|(p, ds)| {
+                                *p = exp(*p - lse[row]);
+                                *ds = *p * (*ds - delta[row]) * shape.scale;
+                            }),
+                            Some(cap) => visible.for_each(|(p, ds)| {
+                                let capped = tanh(*p / cap);
+                                *p = exp(cap * capped - lse[row]);
+                                *ds = *p * (*ds - delta[row]) * (1.0 - capped * capped) * shape.scale;
+                            }),
                         }
                     }
                 });

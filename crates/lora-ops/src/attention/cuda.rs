@@ -23,6 +23,8 @@ struct Kernel {
 
 /// The kernels for one shape.
 struct Kernels {
+    /// Whether the kernels take the soft cap, which is 0 if there is none.
+    has_softcap: bool,
     forward: Kernel,
     /// If the kernel has a block for each query head instead of each key/value head, it writes f32
     /// partial gradients, which [`sum_groups`] adds.
@@ -80,9 +82,15 @@ impl Kernels {
         let vectors =
             shape.head_dim.is_multiple_of(8) && addresses.iter().all(|address| address.is_multiple_of(16));
         match dtype {
-            DType::BF16 if vectors => Ok(Self::mma(shape)),
+            // The tensor-core kernels have no soft caps.
+            DType::BF16 if vectors && shape.softcap.is_none() => Ok(Self::mma(shape)),
             _ => Ok(Self::plain(shape, suffix(dtype)?)),
         }
+    }
+
+    /// The argument with the soft cap, if the kernels have it.
+    fn softcap(&self, shape: AttentionShape) -> Option<Arg> {
+        self.has_softcap.then(|| shape.softcap.unwrap_or(0.0).into())
     }
 
     /// The kernels of `attention_forward_mma.cu` and `attention_backward_mma.cu`.
@@ -105,6 +113,7 @@ impl Kernels {
         let (own, passing) = (queries.bytes(2 * queries.rows()), queries.bytes(4 * queries.step));
         let of_queries = if wide { own + passing } else { own.max(passing) };
         Self {
+            has_softcap: false,
             forward: forward.kernel("forward", heads, 1, of_forward),
             backward_keys: keys.kernel("backward_keys", heads, if wide { 2 } else { 1 }, of_keys),
             backward_queries: queries.kernel("backward_queries", heads, 1, of_queries),
@@ -130,6 +139,7 @@ impl Kernels {
             shared: ((inputs * rows * (features + 4) + rows * (rows + 4)) * size_of::<f32>()) as u32,
         };
         Self {
+            has_softcap: true,
             forward: kernel("forward", heads, rows, 2),
             backward_keys: kernel("backward_keys", kv_heads, backward_rows, 4),
             backward_queries: kernel("backward_queries", heads, backward_rows, 4),
@@ -166,7 +176,7 @@ pub(super) fn forward(
     let kernels = Kernels::for_shape(shape, dtype, &inputs)?;
     let output = gpu.empty(q.shape(), dtype)?;
     let lse = gpu.empty((batch, heads, seq), DType::F32)?;
-    let args = [
+    let mut args = vec![
         inputs[0].into(),
         inputs[1].into(),
         inputs[2].into(),
@@ -180,6 +190,7 @@ pub(super) fn forward(
         Arg::size(head_dim)?,
         shape.scale.into(),
     ];
+    args.extend(kernels.softcap(shape));
     launch(gpu, &kernels.forward, shape, &args)?;
     Ok((output, lse))
 }
@@ -227,6 +238,7 @@ pub(super) fn backward(
             args.push(Arg::size(size)?);
         }
         args.push(shape.scale.into());
+        args.extend(kernels.softcap(shape));
         Ok(args)
     };
     if kernels.backward_keys.heads == kv_heads {

@@ -2,11 +2,11 @@ use candle_core::{Device, Result, Tensor};
 use lora_spec::{CPU_LOGITS_PER_CHUNK, chunk_rows};
 use rayon::prelude::*;
 
-use super::Targets;
+use super::{Head, Targets};
 use crate::cpu::read_f32;
 use crate::gemm::{Mat, gemm};
 use crate::linear::Panels;
-use crate::simd::{exp, max, sum, vectorize};
+use crate::simd::{exp, max, sum, tanh, vectorize};
 
 /// Elements of a row that are summed in f32; the sums of these chunks are added in f64.
 const SUM_CHUNK: usize = 4096;
@@ -14,7 +14,7 @@ const SUM_CHUNK: usize = 4096;
 /// Returns the losses of the rows, and the gradient of their sum.
 pub(super) fn forward_backward(
     x: &Tensor,
-    weight: &Tensor,
+    Head { weight, softcap }: Head,
     targets: &Targets,
     gradient: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
@@ -35,7 +35,11 @@ pub(super) fn forward_backward(
             gemm(1.0, x, w.t(), 0.0, &mut logits[first..], vocab);
         });
         let losses = logits.par_chunks_mut(vocab).zip(targets);
-        let losses = losses.map(|(logits, target)| loss_row(logits, target.token, target.weight, gradient));
+        let loss = |logits: &mut [f32], target: &Target| match softcap {
+            None => loss_row(logits, target, gradient),
+            Some(cap) => capped_loss_row(logits, cap, target, gradient),
+        };
+        let losses = losses.map(|(logits, target)| loss(logits, target));
         row_losses.extend(losses.collect::<Vec<f64>>());
         let Some(dx) = &mut dx else { continue };
         weight.for_each(|first, panel_rows, panel| {
@@ -75,9 +79,25 @@ fn gather(x: &[f32], targets: &[Target], features: usize) -> Vec<f32> {
     rows.copied().collect()
 }
 
+/// Like [`loss_row`], for logits `z` that become `cap tanh(z / cap)` before.
+fn capped_loss_row(logits: &mut [f32], cap: f32, target: &Target, gradient: bool) -> f64 {
+    let mut bent = vec![0.0; logits.len()];
+    vectorize(|| {
+        for (bent, logit) in bent.iter_mut().zip(&mut *logits) {
+            *bent = tanh(*logit / cap);
+            *logit = cap * *bent;
+        }
+    });
+    let loss = loss_row(logits, target, gradient);
+    if gradient {
+        logits.iter_mut().zip(&bent).for_each(|(gradient, bent)| *gradient *= 1.0 - bent * bent);
+    }
+    loss
+}
+
 /// Returns the loss of one row of logits, which become `weight * (softmax - one hot)` if `gradient`
 /// is set.
-fn loss_row(logits: &mut [f32], token: usize, weight: f32, gradient: bool) -> f64 {
+fn loss_row(logits: &mut [f32], &Target { token, weight, .. }: &Target, gradient: bool) -> f64 {
     vectorize(|| {
         let top = max(logits);
         let at_token = logits[token];

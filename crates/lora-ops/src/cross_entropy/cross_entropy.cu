@@ -5,14 +5,19 @@
 // Logits that a thread loads at a time.
 constexpr unsigned UNROLL = 8;
 
+// softcap tanh(logit / softcap), or the logit itself if softcap is 0.
+__device__ __forceinline__ float capped(float logit, float softcap) {
+    return softcap > 0.0f ? softcap * tanhf(logit / softcap) : logit;
+}
+
 // Loads the thread's next logits; the threads of a block read adjacent elements. Past the end of
 // the row it loads -infinity, which does not change the result.
-__device__ __forceinline__ void load(const float* logits, unsigned first, unsigned vocab,
+__device__ __forceinline__ void load(const float* logits, unsigned first, unsigned vocab, float softcap,
                                      float (&to)[UNROLL]) {
 #pragma unroll
     for (unsigned j = 0; j < UNROLL; j++) {
         const unsigned i = first + j * blockDim.x;
-        to[j] = i < vocab ? logits[i] : __uint_as_float(0xff800000u);
+        to[j] = i < vocab ? capped(logits[i], softcap) : __uint_as_float(0xff800000u);
     }
 }
 
@@ -20,12 +25,13 @@ __device__ __forceinline__ void load(const float* logits, unsigned first, unsign
 // is null, the gradient of the loss with respect to the logits, which may overwrite the logits.
 template <typename T>
 __device__ __forceinline__ void row(const float* logits, T* gradients, const unsigned* tokens,
-                                    const float* weights, double* losses, unsigned first, unsigned vocab) {
+                                    const float* weights, double* losses, unsigned first, unsigned vocab,
+                                    float softcap) {
     const size_t start = static_cast<size_t>(blockIdx.x) * vocab;
     logits += start;
     const unsigned token = tokens[first + blockIdx.x];
     const float weight = weights[first + blockIdx.x];
-    const float at_token = logits[token];
+    const float at_token = capped(logits[token], softcap);
 
     // One pass for maximum and sum: the sum of e^(logit - top) is rescaled when a larger top is
     // found. The first top is the lowest finite number, because subtracting -infinity from
@@ -33,7 +39,7 @@ __device__ __forceinline__ void row(const float* logits, T* gradients, const uns
     float top = -3.402823466e38f, total = 0.0f;
     for (unsigned i = threadIdx.x; i < vocab; i += UNROLL * blockDim.x) {
         float l[UNROLL];
-        load(logits, i, vocab, l);
+        load(logits, i, vocab, softcap, l);
         float most = l[0];
 #pragma unroll
         for (unsigned j = 1; j < UNROLL; j++) most = fmaxf(most, l[j]);
@@ -59,12 +65,14 @@ __device__ __forceinline__ void row(const float* logits, T* gradients, const uns
     const float factor = weight / row_total;
     for (unsigned i = threadIdx.x; i < vocab; i += UNROLL * blockDim.x) {
         float l[UNROLL];
-        load(logits, i, vocab, l);
+        load(logits, i, vocab, softcap, l);
 #pragma unroll
         for (unsigned j = 0; j < UNROLL; j++) {
             const unsigned at = i + j * blockDim.x;
             const float p = expf(l[j] - row_top) * factor;
-            if (at < vocab) gradients[at] = from_f32<T>(at == token ? p - weight : p);
+            const float gradient = at == token ? p - weight : p;
+            const float slope = softcap > 0.0f ? 1.0f - l[j] / softcap * (l[j] / softcap) : 1.0f;
+            if (at < vocab) gradients[at] = from_f32<T>(gradient * slope);
         }
     }
 }
@@ -80,12 +88,12 @@ __device__ __forceinline__ size_t offset(unsigned row, unsigned features) {
 }
 
 KERNEL(512, cross_entropy_row_f32, const float* logits, float* gradients, const unsigned* tokens,
-       const float* weights, double* losses, unsigned first, unsigned vocab) {
-    row(logits, gradients, tokens, weights, losses, first, vocab);
+       const float* weights, double* losses, unsigned first, unsigned vocab, float softcap) {
+    row(logits, gradients, tokens, weights, losses, first, vocab, softcap);
 }
 KERNEL(512, cross_entropy_row_bf16, const float* logits, bf16* gradients, const unsigned* tokens,
-       const float* weights, double* losses, unsigned first, unsigned vocab) {
-    row(logits, gradients, tokens, weights, losses, first, vocab);
+       const float* weights, double* losses, unsigned first, unsigned vocab, float softcap) {
+    row(logits, gradients, tokens, weights, losses, first, vocab, softcap);
 }
 
 // Block i copies row rows[first + i] of `all` to row i of `some`; scatter copies it back.

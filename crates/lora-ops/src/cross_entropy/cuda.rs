@@ -1,7 +1,7 @@
 use candle_core::{DType, Result, Tensor};
 use lora_spec::{GPU_LOGITS_PER_CHUNK, chunk_rows};
 
-use super::Targets;
+use super::{Head, Targets};
 use crate::cuda::{Arg, Gpu, suffix};
 use crate::gemm::{no_trans, product, trans};
 
@@ -12,7 +12,7 @@ const THREADS: (u32, u32) = (512, 256);
 pub(super) fn forward_backward(
     gpu: &Gpu,
     x: &Tensor,
-    weight: &Tensor,
+    Head { weight, softcap }: Head,
     targets: &Targets,
     gradient: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
@@ -56,6 +56,7 @@ pub(super) fn forward_backward(
             gpu.arg(&row_losses, DType::F64)?,
             Arg::size(first)?,
             Arg::size(vocab)?,
+            softcap.unwrap_or(0.0).into(),
         ];
         launch("row", THREADS.0, &args)?;
         if let (Some(gradients), Some(dx)) = (&gradients, &dx) {

@@ -2,7 +2,7 @@ use candle_core::{Device, Result, Tensor};
 use rayon::prelude::*;
 
 use crate::cpu::{TASK_ELEMENTS, read_f32, update_f32};
-use crate::simd::vectorize;
+use crate::simd::{tanh, vectorize};
 
 pub(super) fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
     let a = &mut *update_f32(a, &[b])?;
@@ -18,13 +18,21 @@ pub(super) fn add_assign(a: &Tensor, b: &Tensor) -> Result<()> {
 }
 
 pub(super) fn scaled(x: &Tensor, factor: f32) -> Result<Tensor> {
+    map(x, |x| factor * x)
+}
+
+pub(super) fn softcapped(x: &Tensor, cap: f32) -> Result<Tensor> {
+    map(x, |x| cap * tanh(x / cap))
+}
+
+fn map(x: &Tensor, f: impl Fn(f32) -> f32 + Sync) -> Result<Tensor> {
     let shape = x.shape();
     let x = &*read_f32(x)?;
     let mut y = vec![0.0; x.len()];
     y.par_chunks_mut(TASK_ELEMENTS).zip(x.par_chunks(TASK_ELEMENTS)).for_each(|(y, x)| {
         vectorize(|| {
             for (y, x) in y.iter_mut().zip(x) {
-                *y = factor * x;
+                *y = f(*x);
             }
         });
     });

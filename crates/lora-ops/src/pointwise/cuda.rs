@@ -16,6 +16,14 @@ pub(super) fn scaled(gpu: &Gpu, x: &Tensor, factor: f32) -> Result<Tensor> {
     Ok(y)
 }
 
+pub(super) fn softcapped(gpu: &Gpu, x: &Tensor, cap: f32) -> Result<Tensor> {
+    let n = x.elem_count();
+    let y = gpu.empty(x.shape(), DType::F32)?;
+    let args = [gpu.arg(x, DType::F32)?, gpu.arg(&y, DType::F32)?, cap.into(), (n as u64).into()];
+    gpu.launch_flat("pointwise_softcap_f32", n, &args)?;
+    Ok(y)
+}
+
 pub(super) fn round_into(gpu: &Gpu, from: &Tensor, to: &Tensor) -> Result<()> {
     let (dtype, n) = (to.dtype(), to.elem_count());
     let args = [gpu.arg(from, DType::F32)?, gpu.arg(to, dtype)?, (n as u64).into()];

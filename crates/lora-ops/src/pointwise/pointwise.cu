@@ -30,6 +30,17 @@ __device__ __forceinline__ void round_into(const float* from, T* to, size_t n) {
         [=](size_t i) { to[i] = from_f32<T>(from[i]); });
 }
 
+// y = cap tanh(x / cap).
+KERNEL(256, pointwise_softcap_f32, const float* x, float* y, float cap, size_t n) {
+    const auto one = [=](float v) { return cap * tanhf(v / cap); };
+    flat(
+        n, aligned4(x) && aligned4(y),
+        [=](size_t i) {
+            const float4 v = load4(x + i);
+            store4(y + i, make_float4(one(v.x), one(v.y), one(v.z), one(v.w)));
+        },
+        [=](size_t i) { y[i] = one(x[i]); });
+}
 KERNEL(256, pointwise_add_f32, float* a, const float* b, size_t n) { add(a, b, n); }
 KERNEL(256, pointwise_add_bf16, bf16* a, const bf16* b, size_t n) { add(a, b, n); }
 KERNEL(256, pointwise_scale_f32, const float* x, float* y, float factor, size_t n) { scale(x, y, factor, n); }

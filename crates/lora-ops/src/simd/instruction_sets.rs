@@ -78,8 +78,16 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
     RopeTable::new(&rope, 22, tokens, &Device::Cpu)?.forward(&rotated, tokens, 0)?;
     all.push(("rotation", rotated));
 
-    let shape =
-        AttentionShape { batch: 2, seq: 131, kv_seq: 131, heads: 4, kv_heads: 2, head_dim: 23, scale: 0.2 };
+    let shape = AttentionShape {
+        batch: 2,
+        seq: 131,
+        kv_seq: 131,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 23,
+        scale: 0.2,
+        softcap: Some(2.0),
+    };
     let q = matrix(262, 92, 7)?;
     let (k, v) = (matrix(262, 46, 8)?, matrix(262, 46, 9)?);
     let (output, saved) = attention::forward(&q, &k, &v, shape, None)?;

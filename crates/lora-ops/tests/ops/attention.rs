@@ -8,8 +8,16 @@ use crate::common::{assert_close, assert_gradient, dot, matrix, random, wide};
 
 /// Several key tiles (of 128) and query tiles (of 64), each with an incomplete last tile, and two
 /// query heads per key/value head.
-const LONG: AttentionShape =
-    AttentionShape { batch: 2, seq: 283, kv_seq: 283, heads: 2, kv_heads: 1, head_dim: 6, scale: 0.5 };
+const LONG: AttentionShape = AttentionShape {
+    batch: 2,
+    seq: 283,
+    kv_seq: 283,
+    heads: 2,
+    kv_heads: 1,
+    head_dim: 6,
+    scale: 0.5,
+    softcap: None,
+};
 
 fn inputs(shape: AttentionShape, spread: f64) -> (Tensor, Tensor, Tensor) {
     let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim, .. } = shape;
@@ -35,7 +43,11 @@ fn documents(shape: AttentionShape, about: usize) -> Vec<u32> {
 }
 
 fn reference(q: &[f64], k: &[f64], v: &[f64], shape: AttentionShape, first: Option<&[u32]>) -> Vec<f64> {
-    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim, scale } = shape;
+    let AttentionShape { batch, seq, kv_seq, heads, kv_heads, head_dim, scale, softcap } = shape;
+    let capped = |score: f64| match softcap.map(f64::from) {
+        None => score,
+        Some(cap) => cap * (score / cap).tanh(),
+    };
     let mut output = vec![0.0; batch * seq * heads * head_dim];
     for sequence in 0..batch {
         for head in 0..heads {
@@ -46,7 +58,7 @@ fn reference(q: &[f64], k: &[f64], v: &[f64], shape: AttentionShape, first: Opti
                 let from = first.map_or(0, |first| first[sequence * seq + query] as usize);
                 let q = &q[q_at..q_at + head_dim];
                 let scores: Vec<f64> = (from..=kv_seq - seq + query)
-                    .map(|key| dot(q, &k[k_at(key)..k_at(key) + head_dim]) * f64::from(scale))
+                    .map(|key| capped(dot(q, &k[k_at(key)..k_at(key) + head_dim]) * f64::from(scale)))
                     .collect();
                 let top = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
                 let total: f64 = scores.iter().map(|s| (s - top).exp()).sum();
@@ -73,6 +85,8 @@ fn attention_and_its_gradients_match_the_definition() {
     ];
     for shape in small.into_iter().chain([LONG]) {
         assert_matches_definition(shape, None);
+        // Some of the scores are above the cap.
+        assert_matches_definition(AttentionShape { softcap: Some(1.5), ..shape }, None);
     }
 }
 

@@ -1,20 +1,35 @@
 //! Fused linear and cross-entropy, compared with the definition, row by row.
 
 use candle_core::{DType, Device, Tensor};
-use lora_ops::cross_entropy::{Targets, forward_backward};
+use lora_ops::cross_entropy::{Head, Targets, forward_backward};
 use lora_test_kit::numbers::relative_error;
 
 use crate::common::{assert_close, bits, dot, matrix, wide};
 
-/// `weight * -log softmax(x W^T)[target]` of one row.
-fn row_loss(x: &[f64], weight: &[f64], target: usize, row_weight: f64) -> f64 {
-    let logits: Vec<f64> = weight.chunks(x.len()).map(|w| dot(x, w)).collect();
+/// `weight * -log softmax(x W^T)[target]` of one row, with the logits capped.
+fn row_loss(x: &[f64], weight: &[f64], target: usize, row_weight: f64, softcap: Option<f32>) -> f64 {
+    let capped = |logit: f64| match softcap.map(f64::from) {
+        None => logit,
+        Some(cap) => cap * (logit / cap).tanh(),
+    };
+    let logits: Vec<f64> = weight.chunks(x.len()).map(|w| capped(dot(x, w))).collect();
     let top = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let total: f64 = logits.iter().map(|l| (l - top).exp()).sum();
     row_weight * (total.ln() + top - logits[target])
 }
 
 fn check(tokens: usize, features: usize, vocab: usize, dtype: DType, row_weight: impl Fn(usize) -> f32) {
+    check_capped(tokens, features, vocab, dtype, row_weight, None);
+}
+
+fn check_capped(
+    tokens: usize,
+    features: usize,
+    vocab: usize,
+    dtype: DType,
+    row_weight: impl Fn(usize) -> f32,
+    softcap: Option<f32>,
+) {
     let what = format!("{tokens} x {features} x {vocab} {dtype:?}");
     let x = matrix((tokens, features), 1).affine(2.0, 0.0).unwrap();
     let weight = matrix((vocab, features), 2).to_dtype(dtype).unwrap();
@@ -22,13 +37,14 @@ fn check(tokens: usize, features: usize, vocab: usize, dtype: DType, row_weight:
     let weights: Vec<f32> = (0..tokens).map(row_weight).collect();
     let target_tokens: Vec<u32> = (0..tokens).map(|row| target(row) as u32).collect();
     let targets = Targets::new(&target_tokens, &weights, &Device::Cpu).unwrap();
-    let loss = forward_backward(&x, &weight, &targets, true).unwrap();
+    let head = Head { weight: &weight, softcap };
+    let loss = forward_backward(&x, head, &targets, true).unwrap();
 
     let (values, weight_values) = (wide(&x), wide(&weight));
     let losses: Vec<f64> = values
         .chunks(features)
         .enumerate()
-        .map(|(row, x)| row_loss(x, &weight_values, target(row), f64::from(weights[row])))
+        .map(|(row, x)| row_loss(x, &weight_values, target(row), f64::from(weights[row]), softcap))
         .collect();
     let kept: Vec<f64> =
         losses.iter().zip(&weights).filter(|(_, w)| **w != 0.0).map(|(loss, _)| *loss).collect();
@@ -43,7 +59,7 @@ fn check(tokens: usize, features: usize, vocab: usize, dtype: DType, row_weight:
             let at = |change: f64| {
                 let mut x = values[row * features..(row + 1) * features].to_vec();
                 x[feature] += change;
-                row_loss(&x, &weight_values, target(row), f64::from(weights[row]))
+                row_loss(&x, &weight_values, target(row), f64::from(weights[row]), softcap)
             };
             got.push(dx[row * features + feature]);
             expected.push((at(1e-4) - at(-1e-4)) / 2e-4);
@@ -55,7 +71,7 @@ fn check(tokens: usize, features: usize, vocab: usize, dtype: DType, row_weight:
         assert_eq!(dx.iter().all(|d| *d == 0.0), weights[row] == 0.0, "{what}: row {row}");
     }
 
-    let without = forward_backward(&x, &weight, &targets, false).unwrap();
+    let without = forward_backward(&x, head, &targets, false).unwrap();
     assert!(without.dx.is_none());
     assert_eq!(wide(&without.row_losses), wide(&loss.row_losses), "{what}");
 }
@@ -66,6 +82,8 @@ fn loss_and_gradient_match_the_definition() {
     for dtype in [DType::F32, DType::BF16] {
         check(1, 3, 5, dtype, |_| 1.0);
         check(11, 16, 101, dtype, weight);
+        // Some of the logits are above the cap.
+        check_capped(11, 16, 101, dtype, weight, Some(1.5));
     }
 }
 
@@ -84,7 +102,7 @@ fn large_vocabularies_keep_their_precision() {
     let head = matrix((vocab, 1), 2).to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
     let targets = Targets::new(&[0, 7, 9, 100_000, 262_143], &[1.0; 5], &Device::Cpu).unwrap();
     let weight = wide(&head);
-    let row = |(x, target): (&f64, &u32)| row_loss(&[*x], &weight, *target as usize, 1.0);
+    let row = |(x, target): (&f64, &u32)| row_loss(&[*x], &weight, *target as usize, 1.0, None);
     let expected: Vec<f64> = wide(&x).iter().zip(&[0, 7, 9, 100_000, 262_143]).map(row).collect();
     for gradient in [false, true] {
         let loss = forward_backward(&x, &head, &targets, gradient).unwrap();

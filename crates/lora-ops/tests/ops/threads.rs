@@ -28,8 +28,16 @@ pub(crate) fn assert_same_bits(what: &str, f: impl Fn() -> Result<Vec<Tensor>> +
 
 #[test]
 fn attention_has_the_same_bits_with_any_number_of_threads() {
-    let shape =
-        AttentionShape { batch: 3, seq: 200, kv_seq: 200, heads: 6, kv_heads: 2, head_dim: 32, scale: 0.2 };
+    let shape = AttentionShape {
+        batch: 3,
+        seq: 200,
+        kv_seq: 200,
+        heads: 6,
+        kv_heads: 2,
+        head_dim: 32,
+        scale: 0.2,
+        softcap: None,
+    };
     let q = matrix((600, 192), 1);
     let (k, v) = (matrix((600, 64), 2), matrix((600, 64), 3));
     assert_same_bits("attention", || {

@@ -118,8 +118,16 @@ fn rotary_embedding() {
 
 #[test]
 fn attention_shapes() {
-    let shape =
-        AttentionShape { batch: 1, seq: 4, kv_seq: 4, heads: 2, kv_heads: 1, head_dim: 3, scale: 0.5 };
+    let shape = AttentionShape {
+        batch: 1,
+        seq: 4,
+        kv_seq: 4,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 3,
+        scale: 0.5,
+        softcap: None,
+    };
     let (q, k) = (matrix((4, 6), 1), matrix((4, 3), 2));
     let (output, saved) = attention::forward(&q, &k, &k, shape, None).unwrap();
     let wrong = [

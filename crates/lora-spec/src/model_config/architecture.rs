@@ -25,6 +25,8 @@ pub enum Architecture {
     Olmo3,
     /// `GraniteForCausalLM`: Granite 3.
     Granite,
+    /// `Gemma2ForCausalLM`.
+    Gemma2,
     /// `Gemma3ForCausalLM`: Gemma 3 without its vision tower.
     Gemma3,
     /// `Phi3ForCausalLM`: Phi-3, Phi-3.5, Phi-4 and Phi-4-mini.
@@ -34,7 +36,7 @@ pub enum Architecture {
 }
 
 /// The supported architectures, with the names in `architectures` and in `model_type`.
-const ARCHITECTURES: [(&str, &str, Architecture); 11] = [
+const ARCHITECTURES: [(&str, &str, Architecture); 12] = [
     ("LlamaForCausalLM", "llama", Architecture::Llama),
     ("MistralForCausalLM", "mistral", Architecture::Mistral),
     ("Qwen2ForCausalLM", "qwen2", Architecture::Qwen2),
@@ -43,6 +45,7 @@ const ARCHITECTURES: [(&str, &str, Architecture); 11] = [
     ("Olmo2ForCausalLM", "olmo2", Architecture::Olmo2),
     ("Olmo3ForCausalLM", "olmo3", Architecture::Olmo3),
     ("GraniteForCausalLM", "granite", Architecture::Granite),
+    ("Gemma2ForCausalLM", "gemma2", Architecture::Gemma2),
     ("Gemma3ForCausalLM", "gemma3_text", Architecture::Gemma3),
     ("Phi3ForCausalLM", "phi3", Architecture::Phi3),
     ("Ministral3ForCausalLM", "ministral3", Architecture::Ministral3),
@@ -154,6 +157,15 @@ impl Architecture {
                 sliding_rope_theta: Some(("rope_theta", 500_000.0)),
                 ..llama
             },
+            Self::Gemma2 => Defaults {
+                max_position_embeddings: 8192,
+                num_key_value_heads: Some(4),
+                head_dim: Some(256),
+                hidden_act: "hidden_activation",
+                activation: ActivationFunction::GeluTanh,
+                tie_word_embeddings: true,
+                ..llama
+            },
             Self::Gemma3 => Defaults {
                 vocab_size: Some(262_208),
                 max_position_embeddings: 131_072,
@@ -222,6 +234,7 @@ impl Architecture {
                 let window = fields.optional_count("sliding_window")?.unwrap_or(4096);
                 windows_by_type(config, fields, window, |layer| (layer + 1) % 4 != 0)
             }
+            Self::Gemma2 => gemma2(config, fields),
             Self::Gemma3 => gemma3(config, fields),
             Self::Phi3 => {
                 for field in ["resid_pdrop", "embd_pdrop"] {
@@ -328,25 +341,45 @@ fn windows_by_type(
     Ok(())
 }
 
+/// Reads what Gemma 2 has besides its rotary embedding: every second block has a window, and scores
+/// and logits have bounds.
+fn gemma2(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
+    gemma(config, fields)?;
+    let softcap = |key: &str, default: f64| match fields.is_null(key) {
+        true => Ok(None),
+        false => fields.positive(key, default).map(Some),
+    };
+    config.attention_softcap = softcap("attn_logit_softcapping", 50.0)?;
+    config.logit_softcap = softcap("final_logit_softcapping", 30.0)?;
+    let window = fields.optional_count("sliding_window")?.unwrap_or(4096);
+    windows_by_type(config, fields, window, |layer| layer % 2 == 0)
+}
+
 /// Reads what Gemma 3 has besides its rotary embeddings. Its attention has no soft cap, whatever
 /// `attn_logit_softcapping` says.
 fn gemma3(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
+    gemma(config, fields)?;
+    config.qk_norm = QkNorm::Heads;
+    if fields.get("final_logit_softcapping").is_some() {
+        config.logit_softcap = Some(fields.positive("final_logit_softcapping", 0.0)?);
+    }
+    let window = fields.optional_count("sliding_window")?.unwrap_or(4096);
+    let pattern = fields.optional_count("sliding_window_pattern")?.unwrap_or(6);
+    windows_by_type(config, fields, window, |layer| (layer + 1) % pattern != 0)
+}
+
+/// Reads what Gemma 2 and 3 have in common.
+fn gemma(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
     if fields.flag("use_bidirectional_attention")?.unwrap_or(false) {
         return Err(
             "use_bidirectional_attention: must be false; a model that generates text is needed".into()
         );
     }
-    if fields.get("final_logit_softcapping").is_some() {
-        return Err("final_logit_softcapping: must be null; soft caps are not supported".into());
-    }
     config.norms = NormPlaces::BeforeAndAfter;
     config.norm_offset = 1.0;
-    config.qk_norm = QkNorm::Heads;
     config.attention_scale = 1.0 / fields.positive("query_pre_attn_scalar", 256.0)?.sqrt();
     config.embedding_multiplier = (config.hidden_size as f64).sqrt();
-    let window = fields.optional_count("sliding_window")?.unwrap_or(4096);
-    let pattern = fields.optional_count("sliding_window_pattern")?.unwrap_or(6);
-    windows_by_type(config, fields, window, |layer| (layer + 1) % pattern != 0)
+    Ok(())
 }
 
 /// Reads which blocks of SmolLM3 have a rotary embedding.
