@@ -121,7 +121,7 @@ impl SafetensorsIndex {
     }
 
     /// Checks that every tensor of `model` exists with its shape and with a type that can be
-    /// loaded.
+    /// loaded, and that the decoder has no other tensors.
     pub fn check(&self, model: &ModelConfig) -> Result<(), SafetensorsError> {
         let modules = model.linear_modules();
         for module in &modules {
@@ -131,8 +131,15 @@ impl SafetensorsIndex {
             let module = name.strip_suffix(".weight");
             module.is_some_and(|module| modules.iter().any(|m| m.name == module))
         };
-        let mut others = model.tensors().into_iter().filter(|(name, _)| !is_weight(name));
-        others.try_for_each(|(name, shape)| self.check_dense(&name, &shape))
+        let tensors = model.tensors();
+        let mut others = tensors.iter().filter(|(name, _)| !is_weight(name));
+        others.try_for_each(|(name, shape)| self.check_dense(name, shape))?;
+        let known: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
+        match self.tensors.iter().find(|(name, _)| name.starts_with(PREFIX) && !is_expected(name, &known)) {
+            Some((name, entry)) => Err(self
+                .fail(entry, format!("tensor {name} is not part of the model that config.json describes"))),
+            None => Ok(()),
+        }
     }
 
     /// Returns the type of all dense matrices of `model` in a GPU's memory. With `auto` it is bf16
@@ -202,6 +209,16 @@ impl SafetensorsIndex {
     fn fail(&self, entry: &TensorEntry, message: String) -> SafetensorsError {
         SafetensorsError { path: self.files[entry.file].name().to_owned(), message }
     }
+}
+
+/// Whether the decoder's tensor `name` is one of `known`, describes a quantized weight of them, or
+/// holds frequencies of rotary embeddings, which `config.json` has too.
+fn is_expected(name: &str, known: &BTreeSet<&str>) -> bool {
+    let of_int8 = [".SCB", ".weight_format"].iter().find_map(|end| name.strip_suffix(end));
+    known.contains(name)
+        || name.ends_with(".inv_freq")
+        || of_int8.is_some_and(|module| known.contains(format!("{module}.weight").as_str()))
+        || name.match_indices('.').any(|(end, _)| known.contains(&name[..end]))
 }
 
 fn shards(index: &SourceFile, dir: &SourceDir) -> Result<Vec<SourceFile>, SafetensorsError> {

@@ -48,12 +48,28 @@ fn transformers_4_and_5_configs_parse_to_the_same_model() {
 fn sliding_windows_are_read_from_transformers_4_and_5_configs() {
     let window = ModelConfig::read(&golden("models/qwen2-window").into()).unwrap();
     assert_eq!(windows(&window), [None, Some(6), Some(6)]);
+    let of = |fields: Value| windows(&parse(&fields).unwrap());
+    let mistral = |fields: Value| {
+        let mut mistral = json!({"architectures": ["MistralForCausalLM"]});
+        mistral.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+        of(mistral)
+    };
+    assert_eq!(mistral(json!({})), [Some(4096); 2]);
+    assert_eq!(mistral(json!({"sliding_window": null})), [None; 2]);
+    let types = json!({"sliding_window": 9, "layer_types": ["full_attention", "sliding_attention"]});
+    assert_eq!(mistral(types.clone()), [None, Some(9)]);
+    // The types of blocks count in SmolLM3 whatever `use_sliding_window` says.
+    let mut smollm3 = json!({"architectures": ["SmolLM3ForCausalLM"], "use_sliding_window": false});
+    smollm3.as_object_mut().unwrap().extend(types.as_object().unwrap().clone());
+    assert_eq!(of(smollm3), [None, Some(9)]);
     for architecture in ["Qwen2ForCausalLM", "Qwen3ForCausalLM"] {
         let qwen = |changes: serde_json::Value| {
             let mut fields = json!({"architectures": [architecture], "num_hidden_layers": 3});
             fields.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
             windows(&parse(&fields).unwrap())
         };
+        let null = json!({"use_sliding_window": true, "sliding_window": null, "max_window_layers": 0});
+        assert_eq!(qwen(null), [None; 3]);
         let old = json!({"use_sliding_window": true, "sliding_window": 9, "max_window_layers": 2});
         assert_eq!(qwen(old), [None, None, Some(9)]);
         assert_eq!(
@@ -122,6 +138,9 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
             config["head_dim"] = json!(32);
             config["num_hidden_layers"] = json!(6);
             config.as_object_mut().unwrap().remove("num_key_value_heads");
+            if architecture == "Ministral3" {
+                config["rope_parameters"] = json!({"rope_type": "default"});
+            }
             config.as_object_mut().unwrap().extend(heads.as_object().unwrap().clone());
             ModelConfig::parse(&config.to_string()).unwrap()
         };
@@ -186,8 +205,8 @@ fn unsupported_settings_are_named_in_the_error() {
         (json!({"architectures": ["Ministral3ForCausalLM"]}), "rope_parameters: is missing"),
         (json!({"architectures": ["Phi3ForCausalLM"], "resid_pdrop": 0.1}), "resid_pdrop: must be 0"),
         (
-            json!({"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.3}),
-            "partial_rotary_factor: 4 of",
+            json!({"architectures": ["Phi3ForCausalLM"], "partial_rotary_factor": 0.2}),
+            "partial_rotary_factor: 3 of the 16 features",
         ),
         (json!({"architectures": ["Gemma3ForConditionalGeneration"]}), "text_config: is missing"),
         (
@@ -205,6 +224,22 @@ fn unsupported_settings_are_named_in_the_error() {
         ),
         (json!({"architectures": ["GraniteForCausalLM"], "logits_scaling": 0.0}), "logits_scaling: 0"),
         (json!({"rope_parameters": {"rope_type": "linear"}}), "rope_parameters.factor"),
+        (json!({"rope_scaling": {"rope_type": "yarn"}}), "rope_scaling.factor"),
+        (json!({"rope_scaling": "linear"}), "rope_scaling: must be a JSON object"),
+        (json!({"rope_scaling": {"rope_type": 5}}), "rope_scaling.rope_type: must be a text"),
+        (
+            json!({"rope_scaling": {"type": "linear", "factor": 2}, "rope_parameters": {"rope_theta": 1e4}}),
+            "rope_scaling: rope_parameters has the rotary embedding too",
+        ),
+        (
+            json!({"model_type": "granite"}),
+            "model_type: \"granite\" is not the type of LlamaForCausalLM, \"llama\"",
+        ),
+        (
+            json!({"architectures": ["Gemma3ForCausalLM"], "sliding_window": null,
+                "layer_types": ["full_attention", "sliding_attention"]}),
+            "layer_types: \"sliding_attention\" needs a sliding_window",
+        ),
         (
             json!({"quantization_config": {"quant_method": "gptq"}}),
             "quantization_config.quant_method: \"gptq\"",
@@ -304,4 +339,28 @@ fn corrupt_safetensors_errors_name_the_file() {
 
     fs::remove_file(dir.path().join("model.safetensors.index.json")).unwrap();
     assert!(open().unwrap_err().contains("contains neither model.safetensors nor"));
+}
+
+#[test]
+fn tensors_that_the_model_does_not_have_are_refused() {
+    let dir = golden("models/qwen2").into();
+    let index = SafetensorsIndex::open(&dir).unwrap();
+    let config = ModelConfig::read(&dir).unwrap();
+    index.check(&config).unwrap();
+    // As Llama the model would have no biases.
+    let without_biases = ModelConfig { qkv_bias: false, ..config.clone() };
+    let error = index.check(&without_biases).unwrap_err().to_string();
+    let expected = "k_proj.bias is not part of the model that config.json describes";
+    assert!(error.contains(expected), "{error}");
+    // Frequencies of rotary embeddings and a vision tower are not part of the decoder.
+    let mut more = index;
+    let entry = more.tensors["model.norm.weight"].clone();
+    for name in ["model.layers.0.self_attn.rotary_emb.inv_freq", "vision_tower.norm.weight"] {
+        more.tensors.insert(name.into(), entry.clone());
+    }
+    more.check(&config).unwrap();
+    more.tensors.insert("model.layers.9.mlp.up_proj.weight".into(), entry);
+    assert!(
+        more.check(&config).unwrap_err().to_string().contains("model.layers.9.mlp.up_proj.weight is not")
+    );
 }

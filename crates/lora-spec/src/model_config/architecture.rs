@@ -116,8 +116,16 @@ impl Architecture {
         ARCHITECTURES
             .iter()
             .find(is_given)
-            .map(|(.., architecture)| *architecture)
-            .ok_or_else(|| format!("architectures: {given} is not supported; supported: {}", supported()))
+            .map(|(class, class_type, architecture)| match model_type {
+                // Transformers chooses the class by the type.
+                Some(model_type) if model_type != *class_type => Err(format!(
+                    "model_type: {model_type:?} is not the type of {class}, {class_type:?}; correct one of them"
+                )),
+                _ => Ok(*architecture),
+            })
+            .unwrap_or_else(|| {
+                Err(format!("architectures: {given} is not supported; supported: {}", supported()))
+            })
     }
 
     /// The defaults of Transformers' configuration class.
@@ -140,9 +148,10 @@ impl Architecture {
             Self::Mistral => {
                 Defaults { max_position_embeddings: 4096 * 32, num_key_value_heads: Some(8), ..llama }
             }
-            Self::Qwen2 | Self::Qwen3 => {
+            Self::Qwen2 => {
                 Defaults { max_position_embeddings: 32_768, num_key_value_heads: Some(32), ..llama }
             }
+            Self::Qwen3 => Defaults { head_dim: Some(128), ..Self::Qwen2.defaults() },
             Self::SmolLm3 => Defaults {
                 max_position_embeddings: 32_768,
                 num_key_value_heads: Some(4),
@@ -213,12 +222,7 @@ impl Architecture {
     fn adapt_blocks(self, config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
         match self {
             Self::Llama => Ok(()),
-            Self::Mistral => {
-                let window = fields.optional_count("sliding_window")?;
-                let window = window.or((!fields.is_null("sliding_window")).then_some(4096));
-                config.layers.iter_mut().for_each(|layer| layer.sliding_window = window);
-                Ok(())
-            }
+            Self::Mistral => windows_by_type(config, fields, fields.window(Some(4096))?, |_| true),
             Self::Qwen2 => qwen_windows(config, fields),
             Self::Qwen3 => {
                 config.qk_norm = QkNorm::Heads;
@@ -231,7 +235,7 @@ impl Architecture {
                 if self == Self::Olmo2 {
                     return Ok(());
                 }
-                let window = fields.optional_count("sliding_window")?.unwrap_or(4096);
+                let window = fields.window(Some(4096))?;
                 windows_by_type(config, fields, window, |layer| (layer + 1) % 4 != 0)
             }
             Self::Gemma2 => gemma2(config, fields),
@@ -243,7 +247,7 @@ impl Architecture {
                     }
                 }
                 config.fused_projections = true;
-                let window = fields.optional_count("sliding_window")?;
+                let window = fields.window(None)?;
                 config.layers.iter_mut().for_each(|layer| layer.sliding_window = window);
                 Ok(())
             }
@@ -251,7 +255,7 @@ impl Architecture {
                 if fields.get("rope_parameters").or(fields.get("rope_scaling")).is_none() {
                     return Err("rope_parameters: is missing".into());
                 }
-                let window = fields.optional_count("sliding_window")?;
+                let window = fields.window(None)?;
                 config.layers.iter_mut().for_each(|layer| layer.sliding_window = window);
                 Ok(())
             }
@@ -305,20 +309,21 @@ impl Architecture {
 /// Reads the sliding windows of Qwen. Transformers 5 lists the blocks in `layer_types`. In earlier
 /// versions the blocks from index `max_window_layers` have the window.
 fn qwen_windows(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
-    if !fields.flag("use_sliding_window")?.unwrap_or(false) {
-        return Ok(());
-    }
-    let window = fields.optional_count("sliding_window")?.unwrap_or(4096);
+    let is_used = fields.flag("use_sliding_window")?.unwrap_or(false);
+    let window = if is_used { fields.window(Some(4096))? } else { None };
     let first = fields.number("max_window_layers")?.unwrap_or(28.0);
     windows_by_type(config, fields, window, |layer| layer as f64 >= first)
 }
 
 /// Gives `window` to the blocks whose type in `layer_types` is `sliding_attention`; if there are no
 /// types, to those for which `has_window` holds.
+///
+/// # Errors
+/// A block of this type without a window, or another type.
 fn windows_by_type(
     config: &mut ModelConfig,
     fields: Fields,
-    window: usize,
+    window: Option<usize>,
     has_window: impl Fn(usize) -> bool,
 ) -> Result<(), String> {
     let types = fields.per_layer("layer_types", config.layers.len())?;
@@ -326,6 +331,9 @@ fn windows_by_type(
         let kind = types.map(|types| &types[layer]);
         let is_windowed = match kind.map(|kind| kind.as_str()) {
             None => has_window(layer),
+            Some(Some("sliding_attention")) if window.is_none() => {
+                return Err("layer_types: \"sliding_attention\" needs a sliding_window that is used".into());
+            }
             Some(Some("sliding_attention")) => true,
             Some(Some("full_attention")) => false,
             Some(_) => {
@@ -336,7 +344,7 @@ fn windows_by_type(
                 ));
             }
         };
-        *sliding_window = is_windowed.then_some(window);
+        *sliding_window = window.filter(|_| is_windowed);
     }
     Ok(())
 }
@@ -351,7 +359,7 @@ fn gemma2(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
     };
     config.attention_softcap = softcap("attn_logit_softcapping", 50.0)?;
     config.logit_softcap = softcap("final_logit_softcapping", 30.0)?;
-    let window = fields.optional_count("sliding_window")?.unwrap_or(4096);
+    let window = fields.window(Some(4096))?;
     windows_by_type(config, fields, window, |layer| layer % 2 == 0)
 }
 
@@ -363,7 +371,7 @@ fn gemma3(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
     if fields.get("final_logit_softcapping").is_some() {
         config.logit_softcap = Some(fields.positive("final_logit_softcapping", 0.0)?);
     }
-    let window = fields.optional_count("sliding_window")?.unwrap_or(4096);
+    let window = fields.window(Some(4096))?;
     let pattern = fields.optional_count("sliding_window_pattern")?.unwrap_or(6);
     windows_by_type(config, fields, window, |layer| (layer + 1) % pattern != 0)
 }
@@ -397,12 +405,10 @@ fn smollm3_has_rope(config: &ModelConfig, fields: Fields) -> Result<Vec<bool>, S
     listed.iter().map(has_rope).collect()
 }
 
-/// Reads the windows of SmolLM3: if there are any, the blocks without rotary embedding have them.
+/// Reads the windows of SmolLM3. `use_sliding_window` only decides which blocks have the window if
+/// they are not listed: those without rotary embedding.
 fn smollm3_windows(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
     let has_rope = smollm3_has_rope(config, fields)?;
-    let window = fields.optional_count("sliding_window")?;
-    match (fields.flag("use_sliding_window")?.unwrap_or(false), window) {
-        (true, Some(window)) => windows_by_type(config, fields, window, |layer| !has_rope[layer]),
-        _ => Ok(()),
-    }
+    let is_used = fields.flag("use_sliding_window")?.unwrap_or(false);
+    windows_by_type(config, fields, fields.window(None)?, |layer| is_used && !has_rope[layer])
 }

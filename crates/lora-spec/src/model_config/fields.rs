@@ -35,6 +35,13 @@ impl<'a> Fields<'a> {
             .transpose()
     }
 
+    /// The sliding window: none if the field is null, and `default` if it is missing.
+    pub(super) fn window(&self, default: Option<usize>) -> Result<Option<usize>, String> {
+        const KEY: &str = "sliding_window";
+        let default = default.filter(|_| !self.is_null(KEY));
+        Ok(self.optional_count(KEY)?.or(default))
+    }
+
     pub(super) fn number(&self, key: &str) -> Result<Option<f64>, String> {
         self.get(key).map(|v| v.as_f64().ok_or_else(|| format!("{key}: {v} is not a number"))).transpose()
     }

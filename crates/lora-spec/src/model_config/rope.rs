@@ -111,6 +111,8 @@ impl Rope {
 pub(super) struct RopeParameters<'a> {
     field: String,
     head_dim: usize,
+    /// Whether `config.json` has both `rope_parameters` and `rope_scaling`.
+    is_given_twice: bool,
     /// Whether the architecture has rotary embeddings of a part of a head.
     can_be_partial: bool,
     /// `Null`: no scaling.
@@ -166,6 +168,7 @@ impl<'a> RopeParameters<'a> {
         Self {
             field,
             head_dim: config.head_dim,
+            is_given_twice: given(json, "rope_scaling").is_some() && given(json, "rope_parameters").is_some(),
             can_be_partial: config.architecture.has_partial_rope(),
             parameters,
             theta: given(json, theta),
@@ -178,6 +181,14 @@ impl<'a> RopeParameters<'a> {
     /// Reads the rotary embedding. `default_theta` is the base if there is none.
     pub(super) fn read(&self, default_theta: f64) -> Result<Rope, String> {
         let Self { field, parameters, theta, .. } = self;
+        if self.is_given_twice {
+            return Err(
+                "rope_scaling: rope_parameters has the rotary embedding too; remove one of them".into()
+            );
+        }
+        if !parameters.is_null() && !parameters.is_object() {
+            return Err(format!("{field}: must be a JSON object"));
+        }
         if ["full_attention", "sliding_attention"].iter().any(|kind| parameters.get(kind).is_some()) {
             return Err(format!("{field}: this architecture has one rotary embedding for all blocks"));
         }
@@ -191,8 +202,9 @@ impl<'a> RopeParameters<'a> {
             Some(theta) => positive(theta).ok_or("rope_theta: must be a positive number")?,
         };
         let rotary_dim = self.rotary_dim()?;
-        let kind = parameters.get("rope_type").or_else(|| parameters.get("type")).and_then(Value::as_str);
-        let scaling = match kind.unwrap_or("default") {
+        let kind = given(parameters, "rope_type").or_else(|| given(parameters, "type"));
+        let kind = kind.map_or(Some("default"), Value::as_str);
+        let scaling = match kind.ok_or(format!("{field}.rope_type: must be a text"))? {
             "default" => RopeScaling::None,
             "dynamic" => RopeScaling::Dynamic {
                 factor: number("factor")?,
@@ -208,6 +220,7 @@ impl<'a> RopeParameters<'a> {
                     .original(&number)?
                     .ok_or(format!("{field}.original_max_position_embeddings: must be a positive number"))?,
             },
+            "yarn" if theta <= 1.0 => return Err("rope_theta: must be above 1 for yarn".into()),
             "yarn" => self.yarn(&number)?,
             other => {
                 return Err(format!(
@@ -306,7 +319,7 @@ impl<'a> RopeParameters<'a> {
         }
         let optional = |key: &str| given(parameters, key).map(|_| number(key)).transpose();
         let original = self.original(number)?.unwrap_or(*max_position_embeddings);
-        let factor = optional("factor")?.unwrap_or(max_position_embeddings / original);
+        let factor = number("factor")?;
         let magnitude = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
         let attention_factor = match optional("attention_factor")? {
             Some(given) => given,
