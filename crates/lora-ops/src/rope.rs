@@ -40,7 +40,7 @@ impl RopeTable {
         device: &Device,
     ) -> Result<Self> {
         let half = rope.rotary_dim / 2;
-        if half == 0 || rope.rotary_dim % 2 != 0 || rope.rotary_dim > head_dim || positions == 0 {
+        if half == 0 || !rope.rotary_dim.is_multiple_of(2) || rope.rotary_dim > head_dim || positions == 0 {
             candle_core::bail!(
                 "invalid rotary embedding of {positions} positions for {} of {head_dim} features of a head: \
                  there must be at least one position and an even number of features",

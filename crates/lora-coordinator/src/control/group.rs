@@ -76,6 +76,16 @@ impl GroupPhase {
         }
     }
 
+    /// How another group follows, for a job that waits for members.
+    pub(crate) fn waiting(&self) -> Option<&Regroup> {
+        match self {
+            Self::Regrouping(regroup)
+            | Self::Reconnecting(regroup)
+            | Self::Saving { then: AfterSave::Wait(regroup), .. } => Some(regroup),
+            _ => None,
+        }
+    }
+
     /// The group that can follow now; `None` while a group works, or while a state is being saved
     /// that the next group would not have.
     pub(crate) fn regroup(&self) -> Option<&Regroup> {

@@ -206,12 +206,7 @@ impl<'a> Observed<'a> {
             actions.push(Action::KeepMembers(left.collect()));
         }
         let remaining = self.remaining().filter(|_| !gives_way).cloned().collect();
-        let reason = match &self.job.phase {
-            GroupPhase::Regrouping(regroup) | GroupPhase::Saving { then: AfterSave::Wait(regroup), .. } => {
-                regroup.reason.clone()
-            }
-            _ => String::new(),
-        };
+        let reason = self.job.phase.waiting().map(|regroup| regroup.reason.clone()).unwrap_or_default();
         let regroup = Regroup { reason, remaining, ..Regroup::default() };
         let may_return = self.members.iter().any(|member| matches!(member.state, MemberState::Disconnected));
         let is_state_away = may_return && !self.members.iter().any(|member| member.steps().is_some());

@@ -372,6 +372,12 @@ impl World {
     fn apply(&mut self, id: &str, action: Action) {
         let Some(job) = self.jobs.get(id) else { return };
         self.check_that_no_state_is_given_up(job, &action);
+        if let (JobState::Waiting, Some(before), Action::Enter(next)) =
+            (job.state(), job.phase.waiting(), &action)
+        {
+            let after = next.waiting().map(|regroup| &regroup.reason);
+            assert_eq!(after, Some(&before.reason), "{id} forgets why it waits");
+        }
         // The workers of a paused job were asked to release it when it was paused.
         if action == Action::Cancel && job.state() == JobState::Cancelling {
             let members = observe(&job.row, &self.workers);

@@ -261,7 +261,7 @@ impl<'a> RopeParameters<'a> {
                 "{name}: must be 1; rotary embeddings of a part of a head are supported for Phi 3 only"
             ));
         }
-        if rotary_dim < 2 || rotary_dim % 2 != 0 {
+        if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {
             return Err(format!(
                 "{name}: {rotary_dim} of the {head_dim} features of a head would be rotated; it must be an \
                  even number"
