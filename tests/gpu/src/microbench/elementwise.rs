@@ -3,7 +3,7 @@
 use anyhow::Result;
 use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, add_assign, embedding, glu, rms_norm};
-use lora_spec::{ActivationFunction, Philox, Rope, RopeScaling};
+use lora_spec::{ActivationFunction, Philox, Rope};
 
 use super::inputs::{BenchInputs, HIDDEN, INTERMEDIATE, KEY_VALUE, TOKENS, VOCAB};
 use super::row::BenchRow;
@@ -22,7 +22,7 @@ pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
             format!("rope {name} {tokens}x{features}"),
             4 * tokens * features,
             move |inputs| {
-                let rope = Rope { theta: 5e5, scaling: RopeScaling::None };
+                let rope = Rope::new(5e5, HEAD_DIM);
                 let table = RopeTable::new(&rope, HEAD_DIM, seq, inputs.device())?;
                 let x = inputs.bf16(&[tokens, features])?;
                 Ok(Box::new(move || Ok(table.forward(&x, seq, 0)?)))

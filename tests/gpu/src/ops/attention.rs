@@ -81,7 +81,15 @@ fn cases() -> Vec<Case> {
         case(2, 200, (4, 2), 96, VisibleKeys::Both(25, 130)),
         case(2, 140, (4, 1), 256, VisibleKeys::Documents(90)),
         case(1, 250, (7, 1), 256, VisibleKeys::All),
+        capped(case(2, 131, (2, 1), 16, VisibleKeys::Window(50))),
+        capped(case(1, 130, (4, 2), 128, VisibleKeys::All)),
+        capped(case(1, 70, (2, 1), 256, VisibleKeys::Documents(40))),
     ]
+}
+
+/// The case with a bound that some of its scores exceed.
+fn capped(case: Case) -> Case {
+    Case { shape: AttentionShape { softcap: Some(1.5), ..case.shape }, ..case }
 }
 
 pub(crate) fn checks() -> Vec<Check> {
@@ -153,7 +161,7 @@ fn decoding(bench: &TestBench, dtype: DType) -> Result<String> {
         (3, 75, 20, VisibleKeys::Documents(50)),
     ];
     for (seq, kv_seq, head_dim, visible_keys) in cases {
-        let shape = AttentionShape { batch: 2, seq, kv_seq, heads: 4, kv_heads: 2, head_dim, scale: 0.2 };
+        let shape = AttentionShape { kv_seq, scale: 0.2, ..AttentionShape::new(2, seq, 4, 2, head_dim) };
         let [q, k, v] = inputs(bench, shape, dtype)?;
         let first = visible_keys.first(shape);
         let run = |q: &Tensor, k: &Tensor, v: &Tensor| -> Result<Tensor> {
@@ -179,8 +187,7 @@ fn backward_memory(bench: &TestBench, dtype: DType) -> Result<String> {
     let rounded = 16 * crate::memory::pool_granularity(bench)? as usize;
     let mut measured = Vec::new();
     for (heads, kv_heads) in [(8, 8), (8, 2), (7, 1)] {
-        let shape =
-            AttentionShape { batch: 2, seq: 130, kv_seq: 130, heads, kv_heads, head_dim: 64, scale: 0.125 };
+        let shape = AttentionShape::new(2, 130, heads, kv_heads, 64);
         let [(_, q), (_, k), (_, v)] = inputs(bench, shape, dtype)?;
         let (output, saved) = forward(&q, &k, &v, shape, None)?;
         let now = || -> Result<MemoryUsage> {

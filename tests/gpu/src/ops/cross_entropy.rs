@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use lora_ops::cross_entropy::{Loss, Targets, forward_backward};
+use lora_ops::cross_entropy::{Head, Loss, Targets, forward_backward};
 use lora_spec::Philox;
 
 use crate::check::{Check, DTYPES, TestBench, compare, repeats, tolerance, values};
@@ -27,6 +27,7 @@ struct LossCase {
     x: (Tensor, Tensor),
     head: (Tensor, Tensor),
     targets: (Targets, Targets),
+    softcap: Option<f32>,
     dtype: DType,
 }
 
@@ -50,16 +51,19 @@ impl LossCase {
                 Targets::new(&tokens, &weights, &Device::Cpu)?,
                 Targets::new(&tokens, &weights, &bench.device)?,
             ),
+            softcap: None,
             dtype,
         })
     }
 
     fn on_cpu(&self) -> Result<Loss> {
-        Ok(forward_backward(&self.x.0, &self.head.0, &self.targets.0, true)?)
+        let head = Head { weight: &self.head.0, softcap: self.softcap };
+        Ok(forward_backward(&self.x.0, head, &self.targets.0, true)?)
     }
 
     fn on_gpu(&self, gradient: bool) -> Result<Loss> {
-        Ok(forward_backward(&self.x.1, &self.head.1, &self.targets.1, gradient)?)
+        let head = Head { weight: &self.head.1, softcap: self.softcap };
+        Ok(forward_backward(&self.x.1, head, &self.targets.1, gradient)?)
     }
 
     /// Compares a result and its gradient with the CPU's.
@@ -95,7 +99,10 @@ fn small(bench: &TestBench, dtype: DType) -> Result<String> {
     let weight = |row: usize| [1.0, 0.0, 0.25, 2.5][row % 4];
     let mut detail = String::new();
     for (rows, features, vocab) in [(1, 1, 2), (1, 7, 31), (5, 3, 1), (13, 65, 1001)] {
-        detail = LossCase::new(bench, rows, features, vocab, dtype, weight)?.check()?;
+        for softcap in [None, Some(1.5)] {
+            let case = LossCase::new(bench, rows, features, vocab, dtype, weight)?;
+            detail = LossCase { softcap, ..case }.check()?;
+        }
     }
     // In this case no row has a target.
     let loss = LossCase::new(bench, 3, 5, 7, dtype, |_| 0.0)?.on_gpu(true)?;

@@ -4,7 +4,7 @@
 use anyhow::{Result, ensure};
 use candle_core::{DType, Tensor};
 use lora_ops::add_assign;
-use lora_ops::pointwise::{round_into, scaled, zero};
+use lora_ops::pointwise::{round_into, scaled, softcapped, zero};
 use lora_ops::transfer::to_device;
 
 use crate::check::{Check, DTYPES, TestBench, compare, values};
@@ -21,7 +21,18 @@ pub(crate) fn checks() -> Vec<Check> {
         checks.push(Check::new(format!("round {}", dtype.as_str()), move |bench| round(bench, dtype)));
         checks.push(Check::new(format!("zero {}", dtype.as_str()), move |bench| zeros(bench, dtype)));
     }
+    checks.push(Check::new("soft cap", softcap));
     checks
+}
+
+fn softcap(bench: &TestBench) -> Result<String> {
+    let mut detail = String::new();
+    for (n, skip) in VIEWS {
+        let x = bench.random("x", &[n + skip + 1], 3.0, DType::F32)?;
+        let want = softcapped(&x.0.narrow(0, skip, n)?, 2.0)?;
+        detail = compare("bounded", &softcapped(&x.1.narrow(0, skip, n)?, 2.0)?, &want, 1e-6)?;
+    }
+    Ok(detail)
 }
 
 /// Compares the whole tensor, because elements around the view must not change.

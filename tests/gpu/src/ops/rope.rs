@@ -28,9 +28,13 @@ pub(crate) fn checks() -> Vec<Check> {
 }
 
 fn rotate(bench: &TestBench, dtype: DType, forward: bool) -> Result<String> {
-    let rope = Rope { theta: 10_000.0, scaling: RopeScaling::Linear { factor: 1.5 } };
     let mut detail = String::new();
-    for [sequences, seq, heads, head_dim, first] in SHAPES {
+    let all = SHAPES.into_iter().map(|shape| (shape, shape[3]));
+    // Of some shapes, only a part of each head is rotated: with whole vectors of 16 bytes, or not.
+    let parts = [([2, 33, 9, 64, 0], 48), ([1, 40, 4, 128, 3], 6), ([1, 9, 3, 20, 1], 16)];
+    for ([sequences, seq, heads, head_dim, first], rotary_dim) in all.chain(parts) {
+        let scaling = RopeScaling::Linear { factor: 1.5 };
+        let rope = Rope { scaling, ..Rope::new(10_000.0, rotary_dim) };
         let x = bench.random("x", &[sequences * seq, heads * head_dim], 1.0, dtype)?;
         let run = |x: Tensor| -> Result<Tensor> {
             let table = RopeTable::new(&rope, head_dim, first + seq, x.device())?;
