@@ -79,39 +79,55 @@ fn sliding_windows_are_read_from_transformers_4_and_5_configs() {
     }
 }
 
+/// Sizes of published models: hidden size, width of the MLP, blocks, heads, key/value heads,
+/// vocabulary, other fields, and the number of parameters that Transformers counts.
 #[test]
 fn published_models_have_their_published_parameter_counts() {
-    // SmolLM2-135M, Qwen2.5-0.5B, Qwen3-0.6B and Qwen3-8B, with the configurations on their model
-    // cards.
-    let smol = json!({"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-        "vocab_size": 49152, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "tie_word_embeddings": true});
-    assert_eq!(parse(&smol).unwrap().parameters(), 134_515_008);
-    let qwen = json!({"architectures": ["Qwen2ForCausalLM"], "hidden_size": 896, "intermediate_size": 4864,
-        "num_hidden_layers": 24, "vocab_size": 151_936, "num_attention_heads": 14, "num_key_value_heads": 2,
-        "tie_word_embeddings": true});
-    assert_eq!(parse(&qwen).unwrap().parameters(), 494_032_768);
-    let qwen3 = json!({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 1024, "intermediate_size": 3072,
-        "num_hidden_layers": 28, "vocab_size": 151_936, "num_attention_heads": 16, "num_key_value_heads": 8,
-        "head_dim": 128, "tie_word_embeddings": true});
-    assert_eq!(parse(&qwen3).unwrap().parameters(), 596_049_920);
-    // Gemma-3-1b, SmolLM3-3B and OLMo-2-1B.
-    let gemma = json!({"architectures": ["Gemma3ForCausalLM"], "hidden_size": 1152,
-        "intermediate_size": 6912, "num_hidden_layers": 26, "vocab_size": 262_144,
-        "num_attention_heads": 4, "num_key_value_heads": 1, "head_dim": 256});
-    assert_eq!(parse(&gemma).unwrap().parameters(), 999_885_952);
-    let smollm3 = json!({"architectures": ["SmolLM3ForCausalLM"], "hidden_size": 2048,
-        "intermediate_size": 11008, "num_hidden_layers": 36, "vocab_size": 128_256,
-        "num_attention_heads": 16, "num_key_value_heads": 4});
-    assert_eq!(parse(&smollm3).unwrap().parameters(), 3_075_098_624);
-    let olmo2 = json!({"architectures": ["Olmo2ForCausalLM"], "hidden_size": 2048,
-        "intermediate_size": 8192, "num_hidden_layers": 16, "vocab_size": 100_352,
-        "num_attention_heads": 16, "num_key_value_heads": 16});
-    assert_eq!(parse(&olmo2).unwrap().parameters(), 1_484_916_736);
-    let qwen3 = json!({"architectures": ["Qwen3ForCausalLM"], "hidden_size": 4096,
-        "intermediate_size": 12288, "num_hidden_layers": 36, "vocab_size": 151_936,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128});
-    assert_eq!(parse(&qwen3).unwrap().parameters(), 8_190_735_360);
+    let tied = || json!({"tie_word_embeddings": true});
+    for (model, class, sizes, others, parameters) in [
+        ("SmolLM2-135M", "Llama", [576, 1536, 30, 9, 3, 49_152], tied(), 134_515_008),
+        ("Falcon3-7B", "Llama", [3072, 23_040, 28, 12, 4, 131_072], json!({"head_dim": 256}), 7_455_550_464),
+        ("Mistral-7B-v0.3", "Mistral", [4096, 14_336, 32, 32, 8, 32_768], json!({}), 7_248_023_552),
+        ("Qwen2.5-0.5B", "Qwen2", [896, 4864, 24, 14, 2, 151_936], tied(), 494_032_768),
+        (
+            "Qwen3-0.6B",
+            "Qwen3",
+            [1024, 3072, 28, 16, 8, 151_936],
+            json!({"head_dim": 128, "tie_word_embeddings": true}),
+            596_049_920,
+        ),
+        ("Qwen3-8B", "Qwen3", [4096, 12_288, 36, 32, 8, 151_936], json!({"head_dim": 128}), 8_190_735_360),
+        ("SmolLM3-3B", "SmolLM3", [2048, 11_008, 36, 16, 4, 128_256], json!({}), 3_075_098_624),
+        ("OLMo-2-1B", "Olmo2", [2048, 8192, 16, 16, 16, 100_352], json!({}), 1_484_916_736),
+        ("OLMo-3-7B", "Olmo3", [4096, 11_008, 32, 32, 32, 100_278], json!({}), 7_298_011_136),
+        ("Granite-3.1-2b", "Granite", [2048, 8192, 40, 32, 8, 49_155], tied(), 2_533_531_648),
+        ("gemma-2-2b", "Gemma2", [2304, 9216, 26, 8, 4, 256_000], json!({"head_dim": 256}), 2_614_341_888),
+        ("gemma-3-1b", "Gemma3", [1152, 6912, 26, 4, 1, 262_144], json!({"head_dim": 256}), 999_885_952),
+        ("Phi-4", "Phi3", [5120, 17_920, 40, 40, 10, 100_352], json!({}), 14_659_507_200),
+        ("Phi-4-mini", "Phi3", [3072, 8192, 32, 24, 8, 200_064], tied(), 3_836_021_760),
+        (
+            "Ministral-3-8B",
+            "Ministral3",
+            [4096, 14_336, 34, 32, 8, 131_072],
+            json!({"head_dim": 128, "rope_parameters": {"rope_type": "default"}}),
+            8_489_553_920,
+        ),
+    ] {
+        let [hidden, intermediate, layers, heads, kv_heads, vocab] = sizes;
+        let mut config = json!({"architectures": [format!("{class}ForCausalLM")], "hidden_size": hidden,
+            "intermediate_size": intermediate, "num_hidden_layers": layers, "num_attention_heads": heads,
+            "num_key_value_heads": kv_heads, "vocab_size": vocab});
+        config.as_object_mut().unwrap().extend(others.as_object().unwrap().clone());
+        let config = ModelConfig::parse(&config.to_string()).unwrap();
+        assert_eq!(config.parameters(), parameters, "{model}");
+    }
+    // The text tower of gemma-3-4b, whose configuration leaves the rest to the defaults.
+    let tower = json!({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3",
+        "text_config": {"hidden_size": 2560, "intermediate_size": 10_240, "num_hidden_layers": 34,
+            "model_type": "gemma3_text", "sliding_window": 1024,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"}}});
+    let tower = ModelConfig::parse(&tower.to_string()).unwrap();
+    assert_eq!((tower.parameters(), tower.is_multimodal()), (3_880_263_168, true));
 }
 
 /// The defaults of Transformers 5 for fields that `config.json` does not have.
