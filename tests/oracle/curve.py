@@ -38,6 +38,21 @@ SETTINGS = {
 STARTED = {"llama-gqa-pissa": "pissa", "llama-gqa-olora": "olora", "qwen2-loftq": "loftq-iter-5"}
 
 
+# Seeds, learning rates, and norms that clip some of the steps.
+FAMILIES = {
+    "qwen3": (206, 2e-2, 7.0),
+    "mistral": (210, 2e-2, 6.4),
+    "smollm3": (211, 2e-2, 7.0),
+    "olmo2": (212, 2e-2, 6.7),
+    "olmo3": (213, 2e-2, 9.0),
+    "granite": (214, 2e-2, 0.8),
+    "gemma2": (226, 2e-2, 9.0),
+    "gemma3": (216, 1e-2, 18.0),
+    "phi3": (217, 2e-2, 6.4),
+    "ministral3": (218, 2e-2, 7.0),
+}
+
+
 def make_all(models: Path, root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)
     for seed, name in enumerate(["llama-gqa", "qwen2"]):
@@ -46,7 +61,8 @@ def make_all(models: Path, root: Path) -> None:
     for seed, (name, case) in enumerate(STARTED.items()):
         base, lora = initial.CASES[case]
         make_started(models / base, root / name, 203 + seed, lora)
-    make(models / "qwen3", root / "qwen3", 206, learning_rate=2e-2, max_grad_norm=7.0)
+    for name, (seed, learning_rate, norm) in FAMILIES.items():
+        make(models / name, root / name, seed, learning_rate=learning_rate, max_grad_norm=norm)
 
 
 def make(base: Path, directory: Path, seed: int, **changed) -> None:

@@ -133,7 +133,20 @@ fn stored(name: &str) -> impl Fn(&Base, &SourceDir) -> Adapter {
 
 #[test]
 fn ten_steps_match_transformers_and_peft() {
-    for name in ["llama-gqa", "qwen2", "qwen3"] {
+    for name in [
+        "llama-gqa",
+        "qwen2",
+        "qwen3",
+        "mistral",
+        "smollm3",
+        "olmo2",
+        "olmo3",
+        "granite",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "ministral3",
+    ] {
         curve(name, BaseLayout::default(), stored(name));
     }
 }
