@@ -46,6 +46,8 @@ CASES = {
     "ministral3": ("ministral3", {"target_modules": "all-linear"}),
     "gemma2": ("gemma2", {"target_modules": "all-linear"}),
     "gemma3-vision": ("gemma3-vision", {"target_modules": r"model\.language_model\..*_proj"}),
+    "phi3-nf4": ("phi3-nf4", {"target_modules": "all-linear"}),
+    "qwen3-int8": ("qwen3-int8", {"target_modules": "all-linear"}),
 }
 
 

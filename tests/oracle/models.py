@@ -207,6 +207,12 @@ LLAMA_NF4 = LlamaConfig(
     rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
 )  # fmt: skip
 
+PHI3_NF4 = Phi3Config(
+    vocab_size=97, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=1, max_position_embeddings=128, rms_norm_eps=1e-5, pad_token_id=0, eos_token_id=2,
+    rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+)  # fmt: skip
+
 
 def make_all(root: Path) -> None:
     """Writes `root/<name>/` for every base. A base must load to the logits of the saved model."""
@@ -262,6 +268,8 @@ def make_all(root: Path) -> None:
     save_quantized(root / "llama-nf4", LLAMA_NF4, 8, torch.bfloat16, **nf4, bnb_4bit_use_double_quant=True)
     save_quantized(root / "qwen2-nf4", QWEN2, 9, torch.float32, **nf4)
     save_quantized(root / "llama-int8", LLAMA_GQA, 10, torch.float32, load_in_8bit=True)
+    save_quantized(root / "phi3-nf4", PHI3_NF4, 25, torch.bfloat16, **nf4, bnb_4bit_use_double_quant=True)
+    save_quantized(root / "qwen3-int8", QWEN3, 26, torch.float32, load_in_8bit=True)
 
 
 def save(

@@ -134,6 +134,8 @@ const CASES: &[&str] = &[
     "phi3-longrope",
     "phi3-longrope-short",
     "ministral3",
+    "phi3-nf4",
+    "qwen3-int8",
     "gemma2",
     "gemma3-vision",
 ];
