@@ -2,6 +2,7 @@
 //! gate and the gated values of an MLP.
 
 use candle_core::Tensor;
+use lora_ops::columns;
 use lora_ops::lora::LoraActivations;
 use lora_spec::LinearModule;
 
@@ -51,24 +52,13 @@ impl<const PARTS: usize> SplitProjection<PARTS> {
         }
         let y = match <[Tensor; PARTS]>::try_from(outputs) {
             Ok(y) => y,
-            Err(outputs) => self.split(&outputs)?,
+            // One module computed all of them.
+            Err(outputs) => {
+                let all = outputs.first().ok_or_else(|| candle_core::Error::Msg("no projection".into()))?;
+                columns::split(all, self.widths)?
+            }
         };
         Ok(Parts { y, lora })
-    }
-
-    /// Copies the outputs out of that of the only module.
-    fn split(&self, outputs: &[Tensor]) -> Result<[Tensor; PARTS], ModelError> {
-        let [all] = outputs else {
-            let message = format!("{} modules for {PARTS} outputs", outputs.len());
-            return Err(candle_core::Error::Msg(message).into());
-        };
-        let mut start = 0;
-        let mut parts = self.widths.map(|_| all.clone());
-        for (part, width) in parts.iter_mut().zip(self.widths) {
-            *part = all.narrow(1, start, width)?.force_contiguous()?;
-            start += width;
-        }
-        Ok(parts)
     }
 
     /// The backward pass from the gradients of the outputs: adds the gradients of the adapters to
@@ -86,7 +76,7 @@ impl<const PARTS: usize> SplitProjection<PARTS> {
         let gradients: Vec<Tensor> = if self.modules.len() == PARTS {
             dy.into()
         } else {
-            let joined = Tensor::cat(&dy, 1)?;
+            let joined = columns::join(&dy)?;
             drop(dy);
             vec![joined]
         };

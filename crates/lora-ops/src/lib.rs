@@ -22,6 +22,7 @@ pub mod adamw_8bit;
 pub mod attention;
 mod backend;
 pub mod ceilings;
+pub mod columns;
 mod cpu;
 pub mod cross_entropy;
 #[cfg(feature = "cuda")]

@@ -5,6 +5,7 @@ use crate::check::Check;
 mod adamw;
 mod alignment;
 mod attention;
+mod columns;
 mod cross_entropy;
 mod dropout;
 mod embedding;
@@ -24,6 +25,7 @@ pub(crate) fn checks() -> Vec<Check> {
         adamw::checks(),
         alignment::checks(),
         attention::checks(),
+        columns::checks(),
         cross_entropy::checks(),
         dropout::checks(),
         embedding::checks(),

@@ -250,3 +250,23 @@ fn embedding_reads_f32_and_bf16_rows() {
         assert_eq!(wide(&y), rows(&weight));
     }
 }
+
+#[test]
+fn columns_are_split_and_joined() {
+    let x = matrix((3, 7), 1);
+    let [a, b] = lora_ops::columns::split(&x, [2, 5]).unwrap();
+    assert_eq!((a.dims(), b.dims()), (&[3, 2][..], &[3, 5][..]));
+    let values = wide(&x);
+    let of = |columns: std::ops::Range<usize>| -> Vec<f64> {
+        (0..3).flat_map(|row| values[row * 7..][columns.clone()].to_vec()).collect()
+    };
+    assert_eq!((wide(&a), wide(&b)), (of(0..2), of(2..7)));
+    assert_eq!(wide(&lora_ops::columns::join(&[a.clone(), b]).unwrap()), values);
+    for widths in [[2, 4], [7, 0], [3, 5]] {
+        let error = lora_ops::columns::split(&x, widths).unwrap_err().to_string();
+        assert!(error.contains(&format!("{widths:?} of [3, 7]")), "{error}");
+    }
+    assert!(lora_ops::columns::join(&[]).is_err());
+    let error = lora_ops::columns::join(&[a, matrix((4, 1), 2)]).unwrap_err().to_string();
+    assert!(error.contains("cannot put [4, 1] beside [3, 2]"), "{error}");
+}
