@@ -32,25 +32,28 @@ def main() -> int:
     args = parser.parse_args()
 
     transformers.utils.logging.disable_progress_bar()
-    file = load_file(args.logits)
-    model = AutoModelForCausalLM.from_pretrained(args.base, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, args.adapter).eval()
+    found = error(args.base, args.adapter, args.logits)
+    good = found <= LIMIT
+    print(f"relative error {found:.3e} ({'within' if good else 'above'} {LIMIT:.0e})")
+    return 0 if good else 1
+
+
+def error(base: Path, adapter: Path, logits: Path) -> float:
+    """The relative error of the logits in a file; exits if PEFT does not use all tensors."""
+    file = load_file(logits)
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, adapter).eval()
     # PEFT only warns about a missing tensor, and ignores an unknown one.
     used = {name.replace(".default.", ".") for name, _ in model.named_parameters() if "lora_" in name}
-    stored = set(load_file(args.adapter / "adapter_model.safetensors"))
+    stored = set(load_file(adapter / "adapter_model.safetensors"))
     if used != stored:
         missing, unused = sorted(used - stored), sorted(stored - used)
-        print(f"invalid tensors: missing in the file: {missing}, not used by PEFT: {unused}")
-        return 1
+        sys.exit(f"invalid tensors: missing in the file: {missing}, not used by PEFT: {unused}")
     with torch.no_grad():
         expected = model(input_ids=file["tokens"].long()).logits
     if file["logits"].shape != expected.shape:
-        print(f"invalid logits: shape {tuple(file['logits'].shape)}; PEFT's shape is {tuple(expected.shape)}")
-        return 1
-    error = float((file["logits"].double() - expected.double()).abs().max() / expected.double().abs().max())
-    good = error <= LIMIT
-    print(f"relative error {error:.3e} ({'within' if good else 'above'} {LIMIT:.0e})")
-    return 0 if good else 1
+        sys.exit(f"invalid logits: shape {tuple(file['logits'].shape)}; PEFT's shape is {tuple(expected.shape)}")
+    return float((file["logits"].double() - expected.double()).abs().max() / expected.double().abs().max())
 
 
 if __name__ == "__main__":
