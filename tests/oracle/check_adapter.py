@@ -52,7 +52,8 @@ def error(base: Path, adapter: Path, logits: Path) -> float:
     with torch.no_grad():
         expected = model(input_ids=file["tokens"].long()).logits
     if file["logits"].shape != expected.shape:
-        sys.exit(f"invalid logits: shape {tuple(file['logits'].shape)}; PEFT's shape is {tuple(expected.shape)}")
+        shapes = f"{tuple(file['logits'].shape)}; PEFT's shape is {tuple(expected.shape)}"
+        sys.exit(f"invalid logits: shape {shapes}")
     return float((file["logits"].double() - expected.double()).abs().max() / expected.double().abs().max())
 
 

@@ -57,8 +57,8 @@ impl Pass<'_> {
         self.first_keys.0.get(&sliding_window?)
     }
 
-    /// Applies the rotary embedding with this index to queries or keys `[tokens, heads * head_dim]`,
-    /// in place. `None`: they stay as they are.
+    /// Applies the rotary embedding with this index to queries or keys
+    /// `[tokens, heads * head_dim]`, in place. `None`: they stay as they are.
     pub(crate) fn rotate(&self, x: &Tensor, rope: Option<usize>) -> Result<(), ModelError> {
         let Some(rope) = rope else { return Ok(()) };
         Ok(self.ropes[rope].forward(x, self.positions.seq, self.positions.past)?)

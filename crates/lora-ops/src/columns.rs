@@ -19,8 +19,8 @@ struct Columns {
     to: usize,
 }
 
-/// Returns the first `widths[0]` columns of `x` `[rows, columns]`, the next `widths[1]` ones, and so
-/// on, each as a tensor of its own.
+/// Returns the first `widths[0]` columns of `x` `[rows, columns]`, the next `widths[1]` ones, and
+/// so on, each as a tensor of its own.
 ///
 /// # Errors
 /// The widths are not those of all columns, or `x` is neither f32 nor, on a GPU, bf16.

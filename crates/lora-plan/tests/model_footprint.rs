@@ -354,8 +354,8 @@ fn the_norms_of_an_architecture_are_counted() -> Result<(), String> {
     // the gradient of one of them.
     let olmo2 = block_activations("Olmo2ForCausalLM", 1024, "")?;
     assert_eq!(olmo2 - llama, 64 * (4 * 2 * 128 + 2 * 4) + 4 * 64 * 128);
-    // Three modules fewer with inner activations of rank 8, but four gradients of a wide MLP instead
-    // of three while those of gate and up are joined.
+    // Three modules fewer with inner activations of rank 8, but four gradients of a wide MLP
+    // instead of three while those of gate and up are joined.
     let phi3 = block_activations("Phi3ForCausalLM", 1024, "")?;
     assert_eq!(phi3 + 4 * 64 * 3 * 8, llama + 4 * 64 * 1024);
     // Norms of heads, and four norms around attention and the MLP.

@@ -226,7 +226,8 @@ fn unsupported_settings_are_named_in_the_error() {
         ),
         (json!({"architectures": ["Gemma3ForConditionalGeneration"]}), "text_config: is missing"),
         (
-            json!({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": {"model_type": "x"}}),
+            json!({"architectures": ["Mistral3ForConditionalGeneration"],
+                "text_config": {"model_type": "x"}}),
             "text_config.architectures: x is not supported",
         ),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor: must be 1"),

@@ -21,7 +21,8 @@ __device__ __forceinline__ void rotate_runs(T* __restrict__ low, T* __restrict__
 }
 
 // x [tokens, heads, width], of which the first 2 half features of a head are rotated; cos and sin
-// [positions, half]; token t has position first + t % seq. Block x is a token, y a part of its runs.
+// [positions, half]; token t has position first + t % seq. Block x is a token, y a part of its
+// runs.
 template <typename T>
 __device__ __forceinline__ void rotate(T* x, const float* cos, const float* sin, unsigned heads,
                                        unsigned width, unsigned half, unsigned seq, unsigned first,

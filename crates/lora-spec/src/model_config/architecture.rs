@@ -119,7 +119,8 @@ impl Architecture {
             .map(|(class, class_type, architecture)| match model_type {
                 // Transformers chooses the class by the type.
                 Some(model_type) if model_type != *class_type => Err(format!(
-                    "model_type: {model_type:?} is not the type of {class}, {class_type:?}; correct one of them"
+                    "model_type: {model_type:?} is not the type of {class}, {class_type:?}; correct one of \
+                     them"
                 )),
                 _ => Ok(*architecture),
             })

@@ -224,8 +224,8 @@ impl<'a> RopeParameters<'a> {
             "yarn" => self.yarn(&number)?,
             other => {
                 return Err(format!(
-                    "{field}.rope_type: {other:?} is not supported; supported: default, linear, dynamic, llama3, yarn, \
-                     longrope"
+                    "{field}.rope_type: {other:?} is not supported; supported: default, linear, dynamic, \
+                     llama3, yarn, longrope"
                 ));
             }
         };
@@ -293,7 +293,8 @@ impl<'a> RopeParameters<'a> {
             let values: Option<Vec<f64>> = values
                 .and_then(|values| values.iter().map(|value| value.as_f64().filter(|v| *v > 0.0)).collect());
             values.filter(|values| values.len() == pairs).ok_or(format!(
-                "{field}.{key}: must be a list of {pairs} positive numbers, one for each pair of rotated features"
+                "{field}.{key}: must be a list of {pairs} positive numbers, one for each pair of rotated \
+                 features"
             ))
         };
         let optional = |key: &str| given(parameters, key).map(|_| number(key)).transpose();
