@@ -231,6 +231,16 @@ fn unsupported_settings_are_named_in_the_error() {
             "text_config.architectures: x is not supported",
         ),
         (json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor: must be 1"),
+        (json!({"rope_scaling": {"rope_type": "su"}}), "\"su\" is not supported; supported: default, linear"),
+        (
+            json!({"architectures": ["Phi3ForCausalLM"], "rope_scaling": {"type": "linear", "factor": 2}}),
+            "\"linear\" is not supported for Phi 3",
+        ),
+        // Phi 3 called LongRoPE so.
+        (
+            json!({"architectures": ["Phi3ForCausalLM"], "rope_scaling": {"type": "yarn", "factor": 2}}),
+            "rope_scaling.short_factor: must be a list of 8",
+        ),
         (
             json!({"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}),
             "rope_scaling.short_factor: must be a list of 8 positive numbers",

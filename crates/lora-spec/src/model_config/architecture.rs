@@ -201,11 +201,6 @@ impl Architecture {
         }
     }
 
-    /// Whether Transformers reads `partial_rotary_factor`.
-    pub(super) fn has_partial_rope(self) -> bool {
-        self == Self::Phi3
-    }
-
     /// Changes `config`, which describes a Llama, to what this architecture is.
     pub(super) fn adapt(self, config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
         let has_mlp_bias = matches!(self, Self::Llama | Self::SmolLm3 | Self::Granite);

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::ModelConfig;
+use super::{Architecture, ModelConfig};
 
 /// Rotary position embedding (RoFormer, arXiv 2104.09864).
 #[derive(Debug, Clone, PartialEq)]
@@ -113,8 +113,7 @@ pub(super) struct RopeParameters<'a> {
     head_dim: usize,
     /// Whether `config.json` has both `rope_parameters` and `rope_scaling`.
     is_given_twice: bool,
-    /// Whether the architecture has rotary embeddings of a part of a head.
-    can_be_partial: bool,
+    is_phi3: bool,
     /// `Null`: no scaling.
     parameters: &'a Value,
     /// `rope_theta` outside the parameters, where Transformers 4 writes it.
@@ -169,7 +168,7 @@ impl<'a> RopeParameters<'a> {
             field,
             head_dim: config.head_dim,
             is_given_twice: given(json, "rope_scaling").is_some() && given(json, "rope_parameters").is_some(),
-            can_be_partial: config.architecture.has_partial_rope(),
+            is_phi3: config.architecture == Architecture::Phi3,
             parameters,
             theta: given(json, theta),
             partial: given(json, "partial_rotary_factor"),
@@ -206,11 +205,18 @@ impl<'a> RopeParameters<'a> {
         let kind = kind.map_or(Some("default"), Value::as_str);
         let scaling = match kind.ok_or(format!("{field}.rope_type: must be a text"))? {
             "default" => RopeScaling::None,
+            "longrope" => self.longrope(&number, rotary_dim / 2)?,
+            // The names that Phi 3 used before.
+            "su" | "yarn" if self.is_phi3 => self.longrope(&number, rotary_dim / 2)?,
+            other if self.is_phi3 => {
+                return Err(format!(
+                    "{field}.rope_type: {other:?} is not supported for Phi 3; supported: default, longrope"
+                ));
+            }
             "dynamic" => RopeScaling::Dynamic {
                 factor: number("factor")?,
                 max_position_embeddings: self.max_position_embeddings,
             },
-            "longrope" | "su" => self.longrope(&number, rotary_dim / 2)?,
             "linear" => RopeScaling::Linear { factor: number("factor")? },
             "llama3" => RopeScaling::Llama3 {
                 factor: number("factor")?,
@@ -256,7 +262,7 @@ impl<'a> RopeParameters<'a> {
         let partial = partial.as_f64().filter(|partial| *partial > 0.0 && *partial <= 1.0);
         let partial = partial.ok_or(format!("{name}: must be a number above 0 and at most 1"))?;
         let rotary_dim = (*head_dim as f64 * partial) as usize;
-        if partial < 1.0 && !self.can_be_partial {
+        if partial < 1.0 && !self.is_phi3 {
             return Err(format!(
                 "{name}: must be 1; rotary embeddings of a part of a head are supported for Phi 3 only"
             ));
