@@ -216,6 +216,29 @@ fn rope_scaling_changes_the_expected_frequencies() {
     let linear = turned(RopeScaling::Linear { factor: 4.0 });
     assert!(relative_error(&linear, &expected(&|_| 0.25)) < 1e-5);
 
+    // The base grows with the length above 32 positions, so that the lowest frequency is divided by
+    // `3 * 64 / 32 - 2`.
+    let dynamic = turned(RopeScaling::Dynamic { factor: 3.0, max_position_embeddings: 32.0 });
+    let growth = 4.0_f64.powf(32.0 / 30.0).ln() / theta.ln();
+    assert!(relative_error(&dynamic, &expected(&|frequency| frequency.powf(growth))) < 1e-5);
+    let short = turned(RopeScaling::Dynamic { factor: 3.0, max_position_embeddings: 64.0 });
+    assert!(relative_error(&short, &expected(&|_| 1.0)) < 1e-5);
+
+    // Divisors of short or of long sequences, and a factor of the rotated vectors.
+    let divisors = |first: f64| (0..16).map(|i| first + f64::from(i)).collect::<Vec<_>>();
+    for (original, first) in [(64.0, 1.0), (63.0, 2.0)] {
+        let longrope = turned(RopeScaling::LongRope {
+            short_factor: divisors(1.0),
+            long_factor: divisors(2.0),
+            original_max_position_embeddings: original,
+            attention_factor: 1.5,
+        });
+        let pair = |frequency: f64| (-16.0 * frequency.ln() / theta.ln()).round();
+        let unit = expected(&|frequency| 1.0 / (first + pair(frequency)));
+        let scaled: Vec<f64> = unit.iter().map(|x| 1.5 * x).collect();
+        assert!(relative_error(&longrope, &scaled) < 1e-5, "{original}");
+    }
+
     let (factor, low, high, original) = (8.0, 1.0, 4.0, 64.0);
     let llama3 = RopeScaling::Llama3 {
         factor,
@@ -269,4 +292,24 @@ fn columns_are_split_and_joined() {
     assert!(lora_ops::columns::join(&[]).is_err());
     let error = lora_ops::columns::join(&[a, matrix((4, 1), 2)]).unwrap_err().to_string();
     assert!(error.contains("cannot put [4, 1] beside [3, 2]"), "{error}");
+}
+
+#[test]
+fn a_rope_table_serves_shorter_sequences_of_the_same_frequencies() {
+    let serves = |rope: &Rope, table: usize, positions: usize| {
+        RopeTable::new(rope, 4, table, &Device::Cpu).unwrap().serves(rope, positions)
+    };
+    let plain = Rope::new(100.0, 4);
+    assert!(serves(&plain, 9, 9) && serves(&plain, 9, 1) && !serves(&plain, 9, 10));
+    let scaling = RopeScaling::LongRope {
+        short_factor: vec![1.0, 1.5],
+        long_factor: vec![2.0, 3.0],
+        original_max_position_embeddings: 8.0,
+        attention_factor: 1.0,
+    };
+    let long = Rope { scaling, ..plain.clone() };
+    assert!(serves(&long, 20, 9) && serves(&long, 8, 7) && !serves(&long, 20, 8) && !serves(&long, 8, 9));
+    let dynamic = RopeScaling::Dynamic { factor: 2.0, max_position_embeddings: 8.0 };
+    let dynamic = Rope { scaling: dynamic, ..plain };
+    assert!(serves(&dynamic, 8, 5) && serves(&dynamic, 20, 20) && !serves(&dynamic, 20, 19));
 }
