@@ -251,7 +251,8 @@ impl<'a> Observed<'a> {
     /// may still wait for the last steps.
     fn result(&self) -> Option<Vec<Action>> {
         let (_, member, held) = self.in_group().find(|(rank, ..)| *rank == 0)?;
-        if held.phase() != Phase::Finished {
+        // A member that had another rank in its group has no files: it has not uploaded the result.
+        if held.phase() != Phase::Finished || held.files.is_empty() {
             return None;
         }
         let (files, steps) = (held.files.clone(), held.completed_steps);
