@@ -226,6 +226,10 @@ fn unsupported_settings_are_named_in_the_error() {
         ),
         (json!({"architectures": ["Gemma3ForConditionalGeneration"]}), "text_config: is missing"),
         (
+            json!({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "llama"}),
+            "model_type: \"llama\" is not the type of Gemma3ForConditionalGeneration, \"gemma3\"",
+        ),
+        (
             json!({"architectures": ["Mistral3ForConditionalGeneration"],
                 "text_config": {"model_type": "x"}}),
             "text_config.architectures: x is not supported",

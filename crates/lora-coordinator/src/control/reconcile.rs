@@ -250,11 +250,9 @@ impl<'a> Observed<'a> {
     /// Accepts the result if rank 0 has uploaded it. `None` if rank 0 has not finished; the result
     /// may still wait for the last steps.
     fn result(&self) -> Option<Vec<Action>> {
-        let (_, member, held) = self.in_group().find(|(rank, ..)| *rank == 0)?;
-        // A member that had another rank in its group has no files: it has not uploaded the result.
-        if held.phase() != Phase::Finished || held.files.is_empty() {
-            return None;
-        }
+        // Only the member that was rank 0 in its group has files, also if the first members left.
+        let (_, member, held) =
+            self.in_group().find(|(.., held)| held.phase() == Phase::Finished && !held.files.is_empty())?;
         let (files, steps) = (held.files.clone(), held.completed_steps);
         let may_wait = member.seconds_in_phase < LAST_STEPS_TIMEOUT.as_secs_f64();
         if self.circumstances.last_stored_step < steps && may_wait {

@@ -76,19 +76,36 @@ const MULTIMODAL: [(&str, &str, &str); 2] = [
     ("Mistral3ForConditionalGeneration", "mistral3", "mistral"),
 ];
 
+/// Whether `json` describes this class, by `architectures` or, if that is missing, by `model_type`.
+///
+/// # Errors
+/// `model_type`, by which Transformers chooses the class, is that of another one.
+fn is_class(json: &Value, class: &str, class_type: &str) -> Result<bool, String> {
+    let model_type = json.get("model_type").and_then(Value::as_str);
+    let Some(given) = json.pointer("/architectures/0").and_then(Value::as_str) else {
+        return Ok(model_type == Some(class_type));
+    };
+    match model_type {
+        Some(model_type) if given == class && model_type != class_type => Err(format!(
+            "model_type: {model_type:?} is not the type of {class}, {class_type:?}; correct one of them"
+        )),
+        _ => Ok(given == class),
+    }
+}
+
 /// Returns the configuration of the text tower if `json` describes a multimodal model.
 pub(super) fn text_config(json: &Value) -> Result<Option<Value>, String> {
-    let class = json.pointer("/architectures/0").and_then(Value::as_str);
-    let model_type = json.get("model_type").and_then(Value::as_str);
-    let is_given = |(known, known_type, _): &&(&str, &str, &str)| match class {
-        Some(class) => class == *known,
-        None => model_type == Some(*known_type),
-    };
-    let Some((.., default_type)) = MULTIMODAL.iter().find(is_given) else { return Ok(None) };
+    let mut default_type = None;
+    for (class, class_type, text_type) in MULTIMODAL {
+        if is_class(json, class, class_type)? {
+            default_type = Some(text_type);
+        }
+    }
+    let Some(default_type) = default_type else { return Ok(None) };
     let mut text = json.get("text_config").cloned().unwrap_or(Value::Null);
     let Value::Object(fields) = &mut text else { return Err("text_config: is missing".into()) };
     fields.remove("architectures");
-    fields.entry("model_type").or_insert_with(|| (*default_type).into());
+    fields.entry("model_type").or_insert_with(|| default_type.into());
     for key in ["quantization_config", "tie_word_embeddings"] {
         if let Some(value) = json.get(key) {
             fields.entry(key).or_insert_with(|| value.clone());
@@ -104,29 +121,16 @@ impl Architecture {
             let text = ARCHITECTURES.iter().map(|(name, ..)| *name);
             text.chain(MULTIMODAL.iter().map(|(name, ..)| *name)).collect::<Vec<_>>().join(", ")
         };
-        let name = json.pointer("/architectures/0").and_then(Value::as_str);
-        let model_type = json.get("model_type").and_then(Value::as_str);
-        let Some(given) = name.or(model_type) else {
-            return Err(format!("architectures: is missing; supported: {}", supported()));
-        };
-        let is_given = |(known, known_type, _): &&(&str, &str, Self)| match name {
-            Some(name) => *known == name,
-            None => Some(*known_type) == model_type,
-        };
-        ARCHITECTURES
-            .iter()
-            .find(is_given)
-            .map(|(class, class_type, architecture)| match model_type {
-                // Transformers chooses the class by the type.
-                Some(model_type) if model_type != *class_type => Err(format!(
-                    "model_type: {model_type:?} is not the type of {class}, {class_type:?}; correct one of \
-                     them"
-                )),
-                _ => Ok(*architecture),
-            })
-            .unwrap_or_else(|| {
-                Err(format!("architectures: {given} is not supported; supported: {}", supported()))
-            })
+        for (class, class_type, architecture) in ARCHITECTURES {
+            if is_class(json, class, class_type)? {
+                return Ok(architecture);
+            }
+        }
+        let given = json.pointer("/architectures/0").or(json.get("model_type")).and_then(Value::as_str);
+        Err(match given {
+            Some(given) => format!("architectures: {given} is not supported; supported: {}", supported()),
+            None => format!("architectures: is missing; supported: {}", supported()),
+        })
     }
 
     /// The defaults of Transformers' configuration class.
