@@ -111,7 +111,7 @@ impl Dataset {
         if !without.is_empty() {
             report.without_targets = without.len();
             let rows = kind.row_list(without);
-            problems.push(DataError::NoTargets { path: name.to_owned(), rows, long_rows });
+            problems.push(DataError::NoTargets { name: name.to_owned(), rows, long_rows });
             kept.retain(has_target);
         }
         let rows: Vec<Row> = kept.into_iter().map(|row| row.row).collect();
@@ -221,9 +221,9 @@ fn apply_long_rows(
     report.dropped = long.len();
     rows.retain(|row| !is_long(row));
     if long_rows == LongRows::Error {
-        problems.push(DataError::LongRows { path: name.to_owned(), max_length, rows: kind.row_list(long) });
+        problems.push(DataError::LongRows { name: name.to_owned(), max_length, rows: kind.row_list(long) });
     } else if rows.is_empty() {
-        problems.push(DataError::NothingLeft { path: name.to_owned(), total: long.len(), max_length });
+        problems.push(DataError::NothingLeft { name: name.to_owned(), total: long.len(), max_length });
     }
     rows
 }

@@ -10,18 +10,18 @@ use lora_spec::{LongRows, SourceFile};
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
     /// A file cannot be read.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", name.display())]
     Read {
         /// Name of the file.
-        path: PathBuf,
+        name: PathBuf,
         /// The error of the operating system.
         source: io::Error,
     },
     /// A file is invalid as a whole.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {message}", name.display())]
     File {
         /// Name of the file.
-        path: PathBuf,
+        name: PathBuf,
         /// Why the file is invalid, and what would be right.
         message: String,
     },
@@ -42,11 +42,11 @@ pub enum DataError {
     /// Rows have more than `max_length` tokens and [`LongRows::Error`] is set.
     #[error(
         "{}: {} longer than data.max_length {max_length}: {rows}; raise data.max_length, or set \
-         data.long_rows to truncate or drop", path.display(), count(rows.total, "row is", "rows are")
+         data.long_rows to truncate or drop", name.display(), count(rows.total, "row is", "rows are")
     )]
     LongRows {
         /// Name of the dataset.
-        path: PathBuf,
+        name: PathBuf,
         /// Maximum number of tokens of a row.
         max_length: usize,
         /// The first of these rows, with their lengths.
@@ -55,11 +55,11 @@ pub enum DataError {
     /// Every row has more than `max_length` tokens and [`LongRows::Drop`] is set.
     #[error(
         "{}: no row is left: all {total} have more than data.max_length {max_length} tokens, and \
-         data.long_rows is drop; raise data.max_length", path.display()
+         data.long_rows is drop; raise data.max_length", name.display()
     )]
     NothingLeft {
         /// Name of the dataset.
-        path: PathBuf,
+        name: PathBuf,
         /// Number of rows in the file.
         total: usize,
         /// Maximum number of tokens of a row.
@@ -67,12 +67,12 @@ pub enum DataError {
     },
     /// Rows have no target token.
     #[error(
-        "{}: {} without target tokens: {rows}; {}", path.display(), count(rows.total, "row", "rows"),
+        "{}: {} without target tokens: {rows}; {}", name.display(), count(rows.total, "row", "rows"),
         remedy(*long_rows)
     )]
     NoTargets {
         /// Name of the dataset.
-        path: PathBuf,
+        name: PathBuf,
         /// The first of these rows.
         rows: RowList,
         /// The handling of long rows. Truncation may have removed the targets.
@@ -82,11 +82,11 @@ pub enum DataError {
 
 impl DataError {
     pub(crate) fn read(file: &SourceFile, source: io::Error) -> Self {
-        Self::Read { path: file.name().to_owned(), source }
+        Self::Read { name: file.name().to_owned(), source }
     }
 
     pub(crate) fn file(name: &Path, message: impl Into<String>) -> Self {
-        Self::File { path: name.to_owned(), message: message.into() }
+        Self::File { name: name.to_owned(), message: message.into() }
     }
 }
 

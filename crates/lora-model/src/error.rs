@@ -15,18 +15,18 @@ pub enum ModelError {
     #[error(transparent)]
     Field(#[from] FieldError),
     /// A file cannot be read.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{name}: {source}", name = name.display())]
     Io {
         /// Name of the file.
-        path: PathBuf,
+        name: PathBuf,
         /// The cause.
         source: std::io::Error,
     },
     /// A file of an adapter directory is invalid.
-    #[error("{path}: {message}", path = path.display())]
+    #[error("{name}: {message}", name = name.display())]
     Adapter {
         /// Name of the file.
-        path: PathBuf,
+        name: PathBuf,
         /// What is wrong, and what would be right.
         message: String,
     },
@@ -38,6 +38,6 @@ pub enum ModelError {
 impl ModelError {
     /// Creates an error about reading `file`.
     pub(crate) fn io(file: &SourceFile, source: std::io::Error) -> Self {
-        Self::Io { path: file.name().to_owned(), source }
+        Self::Io { name: file.name().to_owned(), source }
     }
 }

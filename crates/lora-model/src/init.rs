@@ -77,7 +77,7 @@ impl Adapter {
 
 fn named(dir: &SourceDir, module: &str, error: &candle_core::Error) -> ModelError {
     let message = format!("tensor {module}.weight: {error}");
-    SafetensorsError { path: dir.name().to_owned(), message }.into()
+    SafetensorsError { name: dir.name().to_owned(), message }.into()
 }
 
 /// Returns the weights that LoftQ requantizes for `layout`, by the names of their modules. The map

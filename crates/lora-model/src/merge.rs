@@ -97,7 +97,7 @@ impl Base {
     pub fn save(&self, dir: &SourceDir, out: &Path) -> Result<(), ModelError> {
         let io = |path: &Path| {
             let path = path.to_owned();
-            move |source| ModelError::Io { path, source }
+            move |source| ModelError::Io { name: path, source }
         };
         let dtype = self.embedding.dtype();
         let index = SafetensorsIndex::open(dir)?;
@@ -120,7 +120,7 @@ impl Base {
         let file = dir.file(file_names::MODEL_CONFIG);
         let text = std::fs::read(file.path()).map_err(|source| ModelError::io(&file, source))?;
         let wrong =
-            |e: serde_json::Error| ModelConfigError { path: file.name().to_owned(), message: e.to_string() };
+            |e: serde_json::Error| ModelConfigError { name: file.name().to_owned(), message: e.to_string() };
         let mut config: Value = serde_json::from_slice(&text).map_err(wrong)?;
         if let Value::Object(fields) = &mut config {
             fields.remove("quantization_config");

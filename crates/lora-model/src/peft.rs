@@ -115,7 +115,7 @@ impl PeftAdapter {
 }
 
 fn adapter_error(dir: &SourceDir, file: &str, message: String) -> ModelError {
-    ModelError::Adapter { path: dir.name().join(file), message }
+    ModelError::Adapter { name: dir.name().join(file), message }
 }
 
 impl PeftConfig {

@@ -178,8 +178,8 @@ impl<'a> WeightReader<'a> {
 
     pub(crate) fn tensor_error(&self, name: &str, message: String) -> ModelError {
         let file = self.index.tensors.get(name).map_or(0, |entry| entry.file);
-        let path = self.index.files.get(file).map(|file| file.name().to_owned()).unwrap_or_default();
-        SafetensorsError { path, message: format!("tensor {name}: {message}") }.into()
+        let file = self.index.files.get(file).map(|file| file.name().to_owned()).unwrap_or_default();
+        SafetensorsError { name: file, message: format!("tensor {name}: {message}") }.into()
     }
 }
 

@@ -2,8 +2,8 @@
 //! job. Everything is computed from the settings, `config.json`, safetensors headers and token
 //! rows. No weights are read, and no tensors are used.
 //!
-//! The crate may depend on `lora-spec` and `lora-data`, so the coordinator can use it. To read it,
-//! begin with [`Plan`] and [`MemoryRequirements`].
+//! The crate may depend on `lora-spec`, `lora-data` and `lora-collective`, so the coordinator can
+//! use it. To read it, begin with [`Plan`] and [`MemoryRequirements`].
 
 mod alternative;
 mod error;

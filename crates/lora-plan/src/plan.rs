@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use lora_collective::tree::all_reduce_bytes;
 use lora_data::{BatchPlan, DataError, DataReport, Dataset, Tokenizer, check_data_file};
 use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceFile};
 use serde::Serialize;
@@ -157,6 +158,14 @@ impl Plan {
              {most}"
         );
         Err(FieldError::new("workers.max", message))
+    }
+
+    /// Returns the largest number of bytes that any of `workers` workers sends, and receives, in the
+    /// all-reduce of a step's gradients (f32). Workers without a micro-batch do not count.
+    pub fn all_reduce_bytes(&self, workers: usize) -> u64 {
+        let workers = workers.min(self.micro_batches);
+        // The partition is invalid only without rows, and then nothing is sent.
+        all_reduce_bytes(self.micro_batches, workers, 4 * self.trainable_parameters).unwrap_or(0)
     }
 }
 

@@ -131,10 +131,10 @@ pub enum ActivationFunction {
 
 /// An error in a `config.json`.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {message}", path = path.display())]
+#[error("{name}: {message}", name = name.display())]
 pub struct ModelConfigError {
     /// Name of the file.
-    pub path: PathBuf,
+    pub name: PathBuf,
     /// The field, why it is invalid, and what would be right.
     pub message: String,
 }
@@ -146,10 +146,10 @@ impl ModelConfig {
     /// The directory does not exist, or the file cannot be read or is not supported.
     pub fn read(base: &SourceDir) -> Result<Self, ModelConfigError> {
         let file = base.file(file_names::MODEL_CONFIG);
-        let fail = |message: String| ModelConfigError { path: file.name().to_owned(), message };
+        let fail = |message: String| ModelConfigError { name: file.name().to_owned(), message };
         if !base.exists() {
             return Err(ModelConfigError {
-                path: base.name().to_owned(),
+                name: base.name().to_owned(),
                 message: "model.base is not a directory".into(),
             });
         }

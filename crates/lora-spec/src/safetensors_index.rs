@@ -45,10 +45,10 @@ pub struct TensorEntry {
 
 /// An error in a safetensors file.
 #[derive(Debug, thiserror::Error)]
-#[error("{path}: {message}", path = path.display())]
+#[error("{name}: {message}", name = name.display())]
 pub struct SafetensorsError {
     /// Name of the file.
-    pub path: PathBuf,
+    pub name: PathBuf,
     /// Why the file is invalid, and what would be right.
     pub message: String,
 }
@@ -77,7 +77,7 @@ impl SafetensorsIndex {
             shards(&index, dir)?
         } else {
             let message = "contains neither model.safetensors nor model.safetensors.index.json".to_owned();
-            return Err(SafetensorsError { path: dir.name().to_owned(), message });
+            return Err(SafetensorsError { name: dir.name().to_owned(), message });
         };
         let mut tensors = BTreeMap::new();
         for (index, file) in files.iter().enumerate() {
@@ -184,9 +184,9 @@ impl SafetensorsIndex {
     /// Returns the entry of the tensor `name`, or an error if it does not exist.
     fn tensor(&self, name: &str) -> Result<&TensorEntry, SafetensorsError> {
         self.tensors.get(name).ok_or_else(|| {
-            let path =
+            let base =
                 self.files.first().and_then(|f| f.name().parent()).map(Path::to_owned).unwrap_or_default();
-            SafetensorsError { path, message: format!("tensor {name} is missing") }
+            SafetensorsError { name: base, message: format!("tensor {name} is missing") }
         })
     }
 
@@ -207,7 +207,7 @@ impl SafetensorsIndex {
     }
 
     fn fail(&self, entry: &TensorEntry, message: String) -> SafetensorsError {
-        SafetensorsError { path: self.files[entry.file].name().to_owned(), message }
+        SafetensorsError { name: self.files[entry.file].name().to_owned(), message }
     }
 }
 
@@ -222,7 +222,7 @@ fn is_expected(name: &str, known: &BTreeSet<&str>) -> bool {
 }
 
 fn shards(index: &SourceFile, dir: &SourceDir) -> Result<Vec<SourceFile>, SafetensorsError> {
-    let fail = |message: String| SafetensorsError { path: index.name().to_owned(), message };
+    let fail = |message: String| SafetensorsError { name: index.name().to_owned(), message };
     let text = std::fs::read_to_string(index.path()).map_err(|e| fail(e.to_string()))?;
     let json: Value = serde_json::from_str(&text).map_err(|e| fail(e.to_string()))?;
     let map = json
@@ -247,7 +247,7 @@ fn read_header(
     source: &SourceFile,
     file_index: usize,
 ) -> Result<Vec<(String, TensorEntry)>, SafetensorsError> {
-    let fail = |message: String| SafetensorsError { path: source.name().to_owned(), message };
+    let fail = |message: String| SafetensorsError { name: source.name().to_owned(), message };
     let io = |e: std::io::Error| fail(e.to_string());
     let mut file = File::open(source.path()).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();

@@ -80,10 +80,10 @@ pub enum TrainError {
     #[error("the reloaded export gives other logits than the trained adapter")]
     Export,
     /// A file cannot be read.
-    #[error("{path}: {source}", path = path.display())]
+    #[error("{name}: {source}", name = name.display())]
     Io {
-        /// The file.
-        path: PathBuf,
+        /// Name of the file.
+        name: PathBuf,
         /// The cause.
         source: std::io::Error,
     },

@@ -61,7 +61,7 @@ pub(crate) fn adapter_files(
 pub(crate) fn tokenizer_files(tokenizer: &Tokenizer) -> Result<Vec<ResultFile>, TrainError> {
     let read = |(name, file): &(String, SourceFile)| {
         let bytes = std::fs::read(file.path())
-            .map_err(|source| TrainError::Io { path: file.name().to_owned(), source })?;
+            .map_err(|source| TrainError::Io { name: file.name().to_owned(), source })?;
         Ok(ResultFile { name: name.clone(), bytes })
     };
     tokenizer.files().iter().map(read).collect()

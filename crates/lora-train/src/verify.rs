@@ -49,7 +49,7 @@ pub struct Verification {
 /// repeated step gives other bits.
 pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verification, TrainError> {
     let path = dir.join(RECEIPT);
-    let bytes = std::fs::read(&path).map_err(|source| TrainError::Io { path: path.clone(), source })?;
+    let bytes = std::fs::read(&path).map_err(|source| TrainError::Io { name: path.clone(), source })?;
     let wrong = |message: String| TrainError::Receipt(format!("{}: {message}", path.display()));
     let receipt: Receipt = serde_json::from_slice(&bytes).map_err(|e| wrong(e.to_string()))?;
     if receipt.format != 1 {

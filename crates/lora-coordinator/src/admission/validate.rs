@@ -1,6 +1,5 @@
 //! The validation of a job before it gets workers: its plan, from the uploaded inputs.
 
-use lora_collective::tree::all_reduce_bytes;
 use lora_plan::{MemoryRequirements, Plan, PlanError, TooLarge};
 use lora_proto::v1;
 use lora_spec::{DeviceMemory, FieldError, JobSpec};
@@ -77,8 +76,6 @@ pub(crate) fn fits_any(requirements: &MemoryRequirements, workers: &[DeviceMemor
 
 /// Creates the answer with the plan of `job`.
 pub(crate) fn plan_response(plan: Plan, job: &JobSpec) -> v1::PlanJobResponse {
-    let workers = job.workers.max.min(plan.micro_batches);
-    let gradient_bytes = 4 * plan.trainable_parameters;
-    let all_reduce_bytes = all_reduce_bytes(plan.micro_batches, workers, gradient_bytes).unwrap_or(0);
+    let all_reduce_bytes = plan.all_reduce_bytes(job.workers.max);
     v1::PlanJobResponse { all_reduce_bytes, ..plan.into() }
 }

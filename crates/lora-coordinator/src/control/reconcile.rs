@@ -177,7 +177,8 @@ impl<'a> Observed<'a> {
             return if may_wait { self.enter(self.broken()) } else { self.break_group(&timed_out) };
         }
         let leaving = || Some(format!("worker {} leaves", self.leaving_worker()?));
-        let reason = self.job.phase.stop_reason().map(str::to_owned).or_else(leaving);
+        let ended = || Some(self.job.phase.regroup()?.reason.clone());
+        let reason = self.job.phase.stop_reason().map(str::to_owned).or_else(ended).or_else(leaving);
         let stopped =
             |member: &Member| matches!(member.phase(), Some(Phase::Stopped | Phase::Saving | Phase::Saved));
         if !self.members.iter().all(stopped) {

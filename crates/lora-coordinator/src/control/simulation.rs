@@ -382,6 +382,13 @@ impl World {
             let after = next.waiting().map(|regroup| &regroup.reason);
             assert_eq!(after, Some(&before.reason), "{id} forgets why it waits");
         }
+        // The store may have failed between the end of a group and the next one.
+        if let (GroupPhase::Regrouping(before), Action::Enter(GroupPhase::Regrouping(next))) =
+            (&job.phase, &action)
+            && !next.is_failure
+        {
+            assert_eq!(next.reason, before.reason, "{id} forgets why its group ended");
+        }
         // The workers of a paused job were asked to release it when it was paused.
         if action == Action::Cancel && job.state() == JobState::Cancelling {
             let members = observe(&job.row, &self.workers);

@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use lora_collective::tree::all_reduce_bytes;
 use lora_data::DataReport;
 use lora_model::ModelError;
 use lora_plan::{MemoryEstimate, Plan, PlanData};
@@ -68,7 +67,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
             plan.problems.push(too_large.to_string());
         }
     }
-    let all_reduce = AllReduceEstimate::from_plan(&plan, file.job.workers.max)?;
+    let all_reduce = AllReduceEstimate::from_plan(&plan, file.job.workers.max);
     let rate = match args.tflops {
         Some(tflops) => Some(ThroughputEstimate::given(&plan, tflops)),
         None if args.measure && plan.shape.rows > 0 => Some(ThroughputEstimate::measured(&plan, &file.job)?),
@@ -185,19 +184,20 @@ struct Seconds {
 }
 
 impl AllReduceEstimate {
-    fn from_plan(plan: &Plan, workers: usize) -> Result<Option<Self>> {
+    /// `None` if one worker computes the whole step.
+    fn from_plan(plan: &Plan, workers: usize) -> Option<Self> {
         let workers = workers.min(plan.micro_batches);
         if workers < 2 {
-            return Ok(None);
+            return None;
         }
-        let bytes = all_reduce_bytes(plan.micro_batches, workers, 4 * plan.trainable_parameters)?;
+        let bytes = plan.all_reduce_bytes(workers);
         let seconds = Seconds {
             at_10_gbps: bytes as f64 / (10e9 / 8.0),
             at_25_gbps: bytes as f64 / (25e9 / 8.0),
             at_100_gbps: bytes as f64 / (100e9 / 8.0),
             over_nvlink: bytes as f64 / 450e9,
         };
-        Ok(Some(Self { workers, bytes, seconds }))
+        Some(Self { workers, bytes, seconds })
     }
 }
 
