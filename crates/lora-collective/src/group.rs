@@ -86,11 +86,6 @@ impl Group {
         self.mesh.links.iter().map(|link| link.sent()).sum()
     }
 
-    /// Payload bytes received from all peers since the group was formed.
-    pub fn bytes_received(&self) -> u64 {
-        self.mesh.links.iter().map(|link| link.received()).sum()
-    }
-
     /// Returns every rank's `payload`, by rank. A payload has at most [`MAX_GATHER_BYTES`] bytes.
     ///
     /// # Errors

@@ -70,7 +70,6 @@ pub(crate) struct Link {
     /// Whether a frame was begun and not finished, so that no other frame may follow.
     mid_frame: AtomicBool,
     sent: AtomicU64,
-    received: AtomicU64,
 }
 
 impl Link {
@@ -79,18 +78,13 @@ impl Link {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(POLL_INTERVAL))?;
         stream.set_write_timeout(Some(POLL_INTERVAL))?;
-        let (sent, received) = (AtomicU64::new(0), AtomicU64::new(0));
-        Ok(Self { rank, world_size, stream, mid_frame: AtomicBool::new(false), sent, received })
+        let sent = AtomicU64::new(0);
+        Ok(Self { rank, world_size, stream, mid_frame: AtomicBool::new(false), sent })
     }
 
     /// Payload bytes sent so far.
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
-    }
-
-    /// Payload bytes received so far.
-    pub(crate) fn received(&self) -> u64 {
-        self.received.load(Ordering::Relaxed)
     }
 
     /// Sends one frame whose payload is the concatenation of `parts`, in total less than 4 GiB.
@@ -274,7 +268,6 @@ impl Link {
 
     fn receive_payload(&self, call: &Call, timeout: Duration, payload: &mut [u8]) -> Result<(), CallFailure> {
         self.read_exact(call, timeout, payload)?;
-        self.received.fetch_add(payload.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 

@@ -65,12 +65,12 @@ fn all_reduce_traffic_matches_the_formula() {
     let ranges = partition(leaves, 2).unwrap();
     let counts = on_ranks(2, TEST_TIMEOUT, |mut group| {
         all_reduce(&mut group, leaves, &ranges, elements).unwrap();
-        (group.bytes_sent(), group.bytes_received())
+        group.bytes_sent()
     });
     // One node per rank: (1 + 1) S (2 - 1) / 2 bytes, plus the arguments: leaves, elements and two
     // ends.
     let bytes = 4 * elements as u64 + 4 * 8;
-    assert_eq!(counts, [(bytes, bytes), (bytes, bytes)]);
+    assert_eq!(counts, [bytes, bytes]);
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_group_of_one_needs_no_network() {
     let sum = all_reduce(&mut group, 5, &[0..5], 100).unwrap();
     assert_eq!(bits(&sum), bits(&serial_sum(5, 100)));
     group.barrier().unwrap();
-    assert_eq!((group.bytes_sent(), group.bytes_received()), (0, 0));
+    assert_eq!(group.bytes_sent(), 0);
 
     let (mut spec, _) = specs(1, TEST_TIMEOUT).remove(0);
     spec.peers = vec!["no.such.host:1".into()];

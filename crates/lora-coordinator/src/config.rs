@@ -9,7 +9,9 @@ use lora_daemon::log::LogConfig;
 use lora_spec::FieldError;
 use serde::{Deserialize, Serialize};
 
-/// The upper limit of all settings in seconds: a year.
+/// The upper limit of the time between heartbeats; workers send one at least this often.
+const MAX_HEARTBEAT_SECONDS: f64 = 60.0;
+/// The upper limit of the other settings in seconds: a year.
 const MAX_SECONDS: f64 = 365.0 * 24.0 * 3600.0;
 
 /// Settings of a coordinator.
@@ -177,7 +179,7 @@ impl Config {
         for (field, value, longest) in [
             ("limits.unreferenced_hours", limits.unreferenced_hours, MAX_SECONDS / 3600.0),
             ("limits.unknown_object_hours", limits.unknown_object_hours, MAX_SECONDS / 3600.0),
-            ("workers.heartbeat_seconds", self.workers.heartbeat_seconds, MAX_SECONDS),
+            ("workers.heartbeat_seconds", self.workers.heartbeat_seconds, MAX_HEARTBEAT_SECONDS),
             ("workers.lease_seconds", self.workers.lease_seconds, MAX_SECONDS),
             ("recovery.settle_seconds", recovery.settle_seconds, MAX_SECONDS),
             ("recovery.preparing_seconds", recovery.preparing_seconds, MAX_SECONDS),
@@ -215,11 +217,6 @@ impl LimitsConfig {
 }
 
 impl WorkersConfig {
-    /// Time between two heartbeats of a worker.
-    pub fn heartbeat(&self) -> Duration {
-        seconds(self.heartbeat_seconds)
-    }
-
     /// Time without a heartbeat after which a worker is lost.
     pub fn lease(&self) -> Duration {
         seconds(self.lease_seconds)

@@ -21,9 +21,9 @@ use tonic::transport::Server;
 
 use crate::Config;
 use crate::config::LimitsConfig;
-use crate::control::service::Service;
 use crate::metrics::Metrics;
 use crate::rpc::{Artifacts, Commands, FineTuning, WorkerControl};
+use crate::service::Service;
 use crate::store::{ForeignObjects, Retention, Store, StoreError, UnknownObjects};
 
 /// The capacity of the command queue of the service; if the queue is full, callers wait.
@@ -34,10 +34,12 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(20);
 /// The time that calls and streams may take to end at shutdown; those that remain are aborted.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(3);
-/// The time that reads of the store may take to end after that.
-const LAST_READS: Duration = Duration::from_secs(1);
+/// The time that reads and commits of the store may take to end after that.
+const LAST_WORK: Duration = Duration::from_secs(1);
 /// The time that the disk may take after that to move the database's log into its file.
 const LAST_LOG_MOVE: Duration = Duration::from_secs(10);
+/// The time within which a coordinator ends that is shut down.
+pub const SHUTDOWN_LIMIT: Duration = SHUTDOWN_TIMEOUT.saturating_add(LAST_WORK).saturating_add(LAST_LOG_MOVE);
 /// The interval between two rounds of maintenance of the store.
 const MAINTENANCE: Duration = Duration::from_secs(600);
 
@@ -218,7 +220,7 @@ impl Coordinator {
         sessions.wait().await;
         maintenance.await?;
         http.await?.map_err(CoordinatorError::Http)?;
-        let reads_ended = timeout(LAST_READS, store.end_reads()).await.is_ok();
+        let reads_ended = timeout(LAST_WORK, store.end_work()).await.is_ok();
         match timeout(LAST_LOG_MOVE, store.truncate_wal()).await {
             Ok(Ok(true)) => {}
             Ok(Err(error)) => tracing::error!(%error, "cannot move the database's log into its file"),
@@ -247,8 +249,12 @@ async fn serve_grpc(
     reporter.set_serving::<FineTuningServer<FineTuning>>().await;
     reporter.set_serving::<WorkerControlServer<WorkerControl>>().await;
     reporter.set_serving::<ArtifactsServer<Artifacts>>().await;
-    let welcome =
-        v1::Welcome { term: store.term(), heartbeat_seconds: config.workers.heartbeat().as_secs_f64() };
+    let welcome = v1::Welcome {
+        term: store.term(),
+        heartbeat_seconds: config.workers.heartbeat_seconds,
+        forming_seconds: config.recovery.forming_seconds,
+        step_seconds: config.recovery.step_seconds,
+    };
     let control = WorkerControl::new(commands.clone(), welcome, config.workers.lease(), sessions.clone());
     let reflected = || {
         tonic_reflection::server::Builder::configure()

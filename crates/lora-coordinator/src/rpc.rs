@@ -2,7 +2,6 @@
 
 mod artifacts;
 mod fine_tuning;
-pub(crate) mod refusal;
 mod worker_control;
 
 use tokio::sync::{mpsc, oneshot};
@@ -11,8 +10,8 @@ pub(crate) use artifacts::Artifacts;
 pub(crate) use fine_tuning::FineTuning;
 pub(crate) use worker_control::WorkerControl;
 
-use crate::control::command::{Command, Reply};
-use crate::rpc::refusal::Refusal;
+use crate::refusal::Refusal;
+use crate::service::command::{Command, Reply};
 
 /// The sending end of the service's command queue.
 #[derive(Debug, Clone)]

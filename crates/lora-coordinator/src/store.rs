@@ -45,11 +45,13 @@ use sqlx::sqlite::SqlitePool;
 use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinError;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-pub(crate) use artifacts::CommitOutcome;
+pub(crate) use artifacts::ArtifactRefusal;
 pub(crate) use job_row::{JobRow, MemberRow};
 pub(crate) use jobs::InsertOutcome;
-pub(crate) use objects::Staged;
+pub(crate) use log::Recorded;
+pub(crate) use objects::StagedFile;
 pub(crate) use owner::ForeignObjects;
 pub(crate) use unknown_objects::UnknownObjects;
 pub(crate) use watch::WatchError;
@@ -166,6 +168,8 @@ struct Inner {
     /// The number of files that were staged since the start.
     staged: AtomicU64,
     closed: CancellationToken,
+    /// The work that ends even if its caller is gone.
+    work: TaskTracker,
     /// The open lock file. It is the last field, so that the lock is released last.
     _lock: File,
 }
@@ -210,6 +214,7 @@ impl Store {
             watchers: Watchers::default(),
             staged: AtomicU64::new(0),
             closed: CancellationToken::new(),
+            work: TaskTracker::new(),
             _lock: lock,
         })))
     }
@@ -226,8 +231,10 @@ impl Store {
         moved.map_err(|error| self.database_error(error))
     }
 
-    /// Refuses new reads, and waits for the end of the others.
-    pub(crate) async fn end_reads(&self) {
+    /// Refuses new reads, and waits for the end of the others and of the commits.
+    pub(crate) async fn end_work(&self) {
+        self.0.work.close();
+        self.0.work.wait().await;
         self.readers().close().await;
     }
 

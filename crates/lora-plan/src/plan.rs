@@ -160,8 +160,8 @@ impl Plan {
         Err(FieldError::new("workers.max", message))
     }
 
-    /// Returns the largest number of bytes that any of `workers` workers sends, and receives, in the
-    /// all-reduce of a step's gradients (f32). Workers without a micro-batch do not count.
+    /// Returns the largest number of bytes that any of `workers` workers sends, and receives, in
+    /// the all-reduce of a step's gradients (f32). Workers without a micro-batch do not count.
     pub fn all_reduce_bytes(&self, workers: usize) -> u64 {
         let workers = workers.min(self.micro_batches);
         // The partition is invalid only without rows, and then nothing is sent.

@@ -9,6 +9,7 @@ mod digest;
 pub mod file_name;
 #[cfg(feature = "client")]
 pub mod file_transfer;
+mod inputs;
 
 pub use digest::DigestBuilder;
 

@@ -1,8 +1,29 @@
 //! The state that the coordinator wants this worker to have.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use lora_proto::v1;
+
+/// The time limits of a group, which follow from the coordinator's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct GroupLimits {
+    /// How long forming a group may take. It is less than the coordinator's limit, so that the
+    /// coordinator receives the reason.
+    pub(crate) form: Duration,
+    /// How long ranks wait for a rank that makes no progress. Ranks wait for a rank that computes,
+    /// so it is longer than the coordinator's limit, which ends a group without progress. A lost
+    /// connection is noticed at once.
+    pub(crate) peer: Duration,
+}
+
+impl GroupLimits {
+    /// The limits for a coordinator with this welcome. `None` if it has no valid limits.
+    pub(crate) fn new(welcome: &v1::Welcome) -> Option<Self> {
+        let limit = |seconds| Duration::try_from_secs_f64(seconds).ok().filter(|limit| !limit.is_zero());
+        Some(Self { form: limit(welcome.forming_seconds / 2.0)?, peer: limit(welcome.step_seconds * 2.0)? })
+    }
+}
 
 /// The desired state: the contents of the newest directive.
 #[derive(Debug, Clone, PartialEq)]
@@ -65,5 +86,27 @@ impl WorkScope {
                 (job_id, *generation) == (&assignment.job_id, assignment.generation)
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_limits_of_a_group_follow_from_the_coordinators_settings() {
+        let welcome = |forming_seconds, step_seconds| v1::Welcome {
+            forming_seconds,
+            step_seconds,
+            ..v1::Welcome::default()
+        };
+        let limits = GroupLimits::new(&welcome(7200.0, 86400.0)).unwrap();
+        assert_eq!(
+            limits,
+            GroupLimits { form: Duration::from_secs(3600), peer: Duration::from_secs(172_800) }
+        );
+        for (forming, step) in [(0.0, 1.0), (1.0, 0.0), (f64::NAN, 1.0), (1.0, -1.0), (1.0, f64::MAX)] {
+            assert_eq!(GroupLimits::new(&welcome(forming, step)), None, "{forming} {step}");
+        }
     }
 }

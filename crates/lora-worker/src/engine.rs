@@ -30,7 +30,7 @@ use tonic::transport::Channel;
 
 use self::interruption::{GroupFailure, Interruption};
 use self::task::{Task, next_task};
-use crate::directive::{DesiredState, WorkScope};
+use crate::directive::{DesiredState, GroupLimits, WorkScope};
 use crate::error::WorkerError;
 use crate::fetch::{FetchedFiles, InputFetcher};
 use crate::metrics::{Counters, DeviceMemoryGauges};
@@ -56,6 +56,8 @@ pub(crate) struct EngineContext {
     pub(crate) fetcher: InputFetcher,
     /// If the channel is closed, the engine releases its job and ends.
     pub(crate) desired: watch::Receiver<DesiredState>,
+    /// `None` before the first welcome, and so before the first directive.
+    pub(crate) limits: watch::Receiver<Option<GroupLimits>>,
     pub(crate) status: watch::Sender<Option<CurrentJob>>,
     pub(crate) steps: StepOutbox,
     pub(crate) counters: Counters,

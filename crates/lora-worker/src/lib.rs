@@ -103,6 +103,7 @@ pub async fn run(
     tracing::info!(peer = %listening, http = http_address.map(tracing::field::display), "listening");
 
     let (desired, desired_now) = watch::channel(DesiredState::none());
+    let (limits, limits_now) = watch::channel(None);
     let (status, status_now) = watch::channel(None);
     let (connected, connected_now) = watch::channel(false);
     let (draining, draining_now) = watch::channel(false);
@@ -117,6 +118,7 @@ pub async fn run(
         channel: channel.clone(),
         fetcher,
         desired: desired_now,
+        limits: limits_now,
         status,
         steps: steps.clone(),
         counters: counters.clone(),
@@ -132,6 +134,7 @@ pub async fn run(
         memory,
         steps,
         desired: desired.clone(),
+        limits,
         status: status_now.clone(),
         draining: draining_now,
         connected,

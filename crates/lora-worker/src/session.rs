@@ -19,7 +19,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::address::PeerAddress;
 use crate::backoff::backoff;
-use crate::directive::DesiredState;
+use crate::directive::{DesiredState, GroupLimits};
 use crate::status::{self, CurrentJob};
 use crate::step_outbox::StepOutbox;
 
@@ -47,6 +47,7 @@ pub(crate) struct Session {
     pub(crate) memory: DeviceMemory,
     pub(crate) steps: StepOutbox,
     pub(crate) desired: watch::Sender<DesiredState>,
+    pub(crate) limits: watch::Sender<Option<GroupLimits>>,
     pub(crate) status: watch::Receiver<Option<CurrentJob>>,
     pub(crate) draining: watch::Receiver<bool>,
     /// Whether a coordinator is connected.
@@ -138,6 +139,9 @@ impl Session {
         self.term = welcome.term;
         let heartbeat = Duration::try_from_secs_f64(welcome.heartbeat_seconds)
             .map_err(|_| DisconnectReason::Protocol("its heartbeat interval is not a duration"))?;
+        let limits = GroupLimits::new(&welcome)
+            .ok_or(DisconnectReason::Protocol("its time limits for groups are not durations"))?;
+        self.limits.send_replace(Some(limits));
         tracing::info!(term = welcome.term, "coordinator connected");
         self.steps.rewind();
         self.connected.send_replace(true);

@@ -19,7 +19,6 @@ pub(crate) struct StepOutbox(Arc<Mutex<Buffer>>);
 #[derive(Default)]
 struct Buffer {
     job_id: String,
-    generation: u64,
     /// Whether this rank sends the rows (it is rank 0).
     is_first: bool,
     rows: VecDeque<v1::StepReport>,
@@ -38,9 +37,9 @@ impl StepOutbox {
         if buffer.job_id == job_id { buffer.stored } else { 0 }
     }
 
-    /// Starts a generation of a job. The rows of the same job are kept, and rows of `past` are
+    /// Starts a group of a job. The rows of the same job are kept, and rows of `past` are
     /// added for steps that have none.
-    pub(crate) fn begin(&self, job_id: &str, generation: u64, is_first: bool, past: Vec<v1::StepReport>) {
+    pub(crate) fn begin(&self, job_id: &str, is_first: bool, past: Vec<v1::StepReport>) {
         let mut buffer = self.lock();
         let is_same = buffer.job_id == job_id;
         let stored = if is_same { buffer.stored } else { 0 };
@@ -49,7 +48,6 @@ impl StepOutbox {
         let lost = by_step.len().saturating_sub(MAX_UNACKNOWLEDGED_STEPS);
         *buffer = Buffer {
             job_id: job_id.to_owned(),
-            generation,
             is_first,
             rows: by_step.into_values().skip(lost).collect(),
             sent: 0,
@@ -114,8 +112,8 @@ impl StepOutbox {
         let end = buffer.rows.len().min(buffer.sent + STEPS_PER_MESSAGE);
         let steps: Vec<_> = buffer.rows.range(buffer.sent..end).cloned().collect();
         buffer.sent = end;
-        let (job_id, generation) = (buffer.job_id.clone(), buffer.generation);
-        (!steps.is_empty()).then_some(v1::Steps { job_id, generation, steps })
+        let job_id = buffer.job_id.clone();
+        (!steps.is_empty()).then_some(v1::Steps { job_id, steps })
     }
 
     fn lock(&self) -> MutexGuard<'_, Buffer> {
@@ -144,7 +142,7 @@ mod tests {
     #[test]
     fn steps_are_sent_once_per_connection_until_acknowledged() {
         let steps = StepOutbox::default();
-        steps.begin("job", 1, true, Vec::new());
+        steps.begin("job", true, Vec::new());
         (1..=5).for_each(|step| steps.push(row(step)));
         assert!(steps.has_unsent());
         assert_eq!(sent(&steps), [1, 2, 3, 4, 5]);
@@ -156,27 +154,27 @@ mod tests {
         steps.rewind();
         assert_eq!(sent(&steps), [3, 4, 5, 6]);
         assert_eq!((steps.stored("job"), steps.stored("another job")), (2, 0));
-        steps.begin("another job", 1, true, vec![row(1)]);
+        steps.begin("another job", true, vec![row(1)]);
         assert_eq!(sent(&steps), [1], "rows of the previous job are dropped");
     }
 
     #[test]
     fn a_new_rank_0_sends_its_predecessors_unacknowledged_steps() {
         let steps = StepOutbox::default();
-        steps.begin("job", 1, false, Vec::new());
+        steps.begin("job", false, Vec::new());
         let noted = v1::StepReport { notice: "skipped".into(), ..row(3) };
         [row(2), noted.clone()].into_iter().for_each(|row| steps.push(row));
         assert!(!steps.has_unsent() && steps.next().is_none(), "only rank 0 sends rows");
         steps.acknowledge("job", 2);
-        steps.begin("job", 2, true, vec![row(1), row(3), row(4)]);
+        steps.begin("job", true, vec![row(1), row(3), row(4)]);
         let message = steps.next().unwrap();
-        assert_eq!((message.generation, message.steps), (2, vec![row(1), noted, row(4)]));
+        assert_eq!(message.steps, [row(1), noted, row(4)]);
     }
 
     #[test]
     fn the_oldest_steps_are_dropped_when_full() {
         let steps = StepOutbox::default();
-        steps.begin("job", 1, true, Vec::new());
+        steps.begin("job", true, Vec::new());
         (1..=MAX_UNACKNOWLEDGED_STEPS as u64 + 3).for_each(|step| steps.push(row(step)));
         let all = sent(&steps);
         assert_eq!((all.len(), all[0]), (MAX_UNACKNOWLEDGED_STEPS, 4));

@@ -62,11 +62,6 @@ pub(crate) fn check(inputs: &v1::Inputs, job: &JobSpec) -> Result<(), FieldError
     Ok(())
 }
 
-/// The digest of every stored file that the inputs name.
-pub(crate) fn digests(inputs: &v1::Inputs) -> Vec<v1::FileDigest> {
-    files(inputs).filter_map(|file| file.digest.clone()).collect()
-}
-
 /// Returns the stored files of `job`, under their names in the job. `None` if the base is not in
 /// the store.
 pub(crate) fn job_files(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Option<JobFiles> {
@@ -85,14 +80,6 @@ pub(crate) fn job_files(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Op
         eval: job.data.eval.as_ref().zip(inputs.eval.as_ref()).map(|(in_job, eval)| file(in_job, eval)),
         init_from: job.adapter.init_from.as_ref().map(|in_job| dir(in_job, &inputs.init_from)),
     })
-}
-
-fn files(inputs: &v1::Inputs) -> impl Iterator<Item = &v1::StoredFile> {
-    let base = match inputs.base.as_ref().and_then(|base| base.source.as_ref()) {
-        Some(base::Source::Files(set)) => set.files.as_slice(),
-        _ => &[],
-    };
-    base.iter().chain(&inputs.train).chain(&inputs.eval).chain(&inputs.init_from)
 }
 
 fn check_set(field: &str, files: &[v1::StoredFile]) -> Result<(), FieldError> {

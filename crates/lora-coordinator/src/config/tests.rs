@@ -50,7 +50,7 @@ fn invalid_values_are_refused_with_the_field_and_the_reason() {
     assert_eq!(error(|c| c.limits.retained_steps = 0), "limits.retained_steps: is 0; it must be at least 1");
     assert_eq!(
         error(|c| c.workers.heartbeat_seconds = -1.0),
-        "workers.heartbeat_seconds: is -1; it must be above 0 and at most 31536000"
+        "workers.heartbeat_seconds: is -1; it must be above 0 and at most 60"
     );
     assert!(error(|c| c.recovery.step_seconds = f64::NAN).starts_with("recovery.step_seconds: is NaN"));
     assert!(error(|c| c.limits.unreferenced_hours = f64::INFINITY).starts_with("limits.unreferenced_hours"));

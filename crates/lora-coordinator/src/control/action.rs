@@ -26,8 +26,11 @@ pub(crate) enum Action {
     StartCancel,
     Cancel,
     Fail(v1::Failure),
-    /// The result that was uploaded in this generation has these files, after `steps` steps.
+    /// The result that `worker` uploaded in this generation, as this rank, has these files, after
+    /// `steps` steps.
     Succeed {
+        worker: String,
+        rank: usize,
         files: Vec<String>,
         steps: u64,
     },

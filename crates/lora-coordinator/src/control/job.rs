@@ -1,6 +1,8 @@
 //! A job that the service processes: its row in the store, and the state of its group in memory.
-//! Everything here is pure; [`super::jobs`] stores the changes.
+//! Nothing here has an effect, and only the time of a change comes from outside; [`super::jobs`]
+//! stores the changes.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -12,7 +14,7 @@ use super::action::{Action, NewGroup};
 use super::group::{AfterSave, GroupPhase, Regroup};
 use super::member::{enters_training, observe, some_before_training};
 use super::workers::Workers;
-use crate::store::{JobRow, MemberRow};
+use crate::store::{JobRow, MemberRow, Recorded};
 
 /// A job that the service processes.
 #[derive(Debug, Clone)]
@@ -58,11 +60,15 @@ pub(crate) struct InvalidTransition {
 
 impl Job {
     /// Creates a job from its row, as after a restart. Members continue from `checkpoint` if they
-    /// do not have the state in memory.
+    /// do not have the state in memory. What is `recorded` is not recorded again.
     ///
     /// # Errors
     /// This build cannot read the settings in the row.
-    pub(crate) fn new(row: JobRow, checkpoint: Option<v1::Checkpoint>) -> Result<Self, FieldError> {
+    pub(crate) fn new(
+        row: JobRow,
+        checkpoint: Option<v1::Checkpoint>,
+        recorded: &Recorded,
+    ) -> Result<Self, FieldError> {
         let phase = match row.state {
             // Whether a pausing job has begun to train follows from the reports of its members.
             JobState::Preparing | JobState::Recovering | JobState::Pausing => GroupPhase::Forming,
@@ -74,7 +80,8 @@ impl Job {
             }),
             _ => GroupPhase::Absent,
         };
-        let recorded_bases = if row.state == JobState::Running { row.members.clone() } else { Vec::new() };
+        let has_base = |member: &&MemberRow| recorded.bases.contains(&member.worker);
+        let recorded_bases = row.members.iter().filter(has_base).cloned().collect();
         Ok(Self {
             spec: JobSpec::try_from(row.spec.clone())?,
             phase,
@@ -82,7 +89,7 @@ impl Job {
             steps_at_start: row.completed_steps,
             excluded: BTreeSet::new(),
             recorded_bases,
-            noticed_generation: 0,
+            noticed_generation: if recorded.has_notice { row.generation } else { 0 },
             row,
         })
     }
@@ -282,6 +289,11 @@ fn assignments(row: &JobRow, checkpoint: Option<v1::Checkpoint>) -> BTreeMap<Str
         (member.worker.clone(), assignment)
     };
     row.members.iter().enumerate().map(assign).collect()
+}
+
+/// The order of jobs: higher priorities first, then older jobs. A smaller value comes first.
+pub(crate) fn precedence(priority: i32, sequence: i64) -> impl Ord {
+    (Reverse(priority), sequence)
 }
 
 /// The event for the change to a row's current state.

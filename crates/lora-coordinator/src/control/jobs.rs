@@ -13,8 +13,8 @@ use lora_spec::JobState;
 use super::action::Action;
 use super::group::GroupPhase;
 use super::job::{Change, GroupMaterial, InvalidTransition, Job, state_changed};
-use crate::rpc::refusal::Refusal;
-use crate::store::{InsertOutcome, JobRow, Store, StoreError};
+use crate::refusal::Refusal;
+use crate::store::{InsertOutcome, JobRow, Recorded, Store, StoreError};
 
 /// The jobs, by id.
 pub(crate) struct Jobs {
@@ -60,6 +60,11 @@ impl Jobs {
         self.by_id.values().find(|job| job.has_member(worker))
     }
 
+    /// Marks a worker that reported, connected or disconnected: its desired state may have changed.
+    pub(crate) fn affect(&mut self, worker: String) {
+        self.affected_workers.insert(worker);
+    }
+
     /// Returns the workers whose desired state may have changed since the last call.
     pub(crate) fn take_affected_workers(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.affected_workers)
@@ -74,7 +79,8 @@ impl Jobs {
     pub(crate) async fn load(&mut self, row: JobRow) -> Result<Option<&Job>, StoreError> {
         let id = row.id.clone();
         let checkpoint = self.store.newest_checkpoint(&id).await?;
-        match Job::new(row, checkpoint) {
+        let recorded = self.store.recorded(&id, row.generation).await?;
+        match Job::new(row, checkpoint, &recorded) {
             Ok(job) => {
                 self.by_id.insert(id.clone(), job);
                 Ok(self.by_id.get(&id))
@@ -94,7 +100,7 @@ impl Jobs {
         }
         let row = self.store.load_job(id).await?.ok_or_else(|| Refusal::UnknownJob(id.to_owned()))?;
         let state = row.state;
-        self.by_id.insert(id.to_owned(), Job::new(row, None)?);
+        self.by_id.insert(id.to_owned(), Job::new(row, None, &Recorded::default())?);
         Ok(state)
     }
 
@@ -122,13 +128,13 @@ impl Jobs {
         };
         let Change { job: next, events } = job.changed(action.clone(), group)?;
         match &action {
-            Action::Succeed { files, steps } => {
+            Action::Succeed { worker, rank, files, steps } => {
                 match self.store.commit_result(&next.row, files, events).await? {
                     Ok(files) => tracing::info!(job = id, files = files.len(), steps, "job succeeded"),
                     Err(missing) => {
                         let failure = v1::Failure {
-                            worker: job.row.members.first().map(|member| member.worker.clone()),
-                            rank: Some(0),
+                            worker: Some(worker.clone()),
+                            rank: Some(*rank as u32),
                             completed_steps: *steps,
                             cause: format!("the file {} is missing in the result", missing.0),
                         };
@@ -139,12 +145,6 @@ impl Jobs {
             // The row follows with the next change: the log has the steps.
             Action::AddSteps(steps) => self.store.add_steps(id, steps).await?,
             action if !action.is_stored() => {}
-            Action::RecordNotice(notice) => {
-                // The notice may have been recorded before a restart.
-                if !self.store.has_notice(id, job.row.generation, &notice.text).await? {
-                    self.store.save_job(&next.row, events).await?;
-                }
-            }
             _ => self.store.save_job(&next.row, events).await?,
         }
         if next.state() != job.state() {

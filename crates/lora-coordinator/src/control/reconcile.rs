@@ -6,18 +6,18 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lora_proto::v1::{self, Phase, job_event};
-use lora_spec::JobState;
+use lora_spec::{DeviceMemory, JobState};
 use tokio::time::Instant;
 
 use super::action::Action;
 use super::fault::WorkerFault;
 use super::group::{AfterSave, GroupPhase, Regroup};
-use super::job::Job;
+use super::job::{Job, precedence};
 use super::member::{Member, MemberState};
 use super::membership::{EvictionReason, MemberReport, decide_membership};
 use super::workers::has_state;
+use crate::admission::validate::{ValidationOutcome, fits_any};
 use crate::config::RecoveryConfig;
-use crate::scheduler::placement::precedence;
 use crate::store::MemberRow;
 
 /// The time that the last steps of a finished run may take to arrive. After that, the result is
@@ -60,6 +60,19 @@ pub(crate) fn reconcile(job: &Job, members: &[Member], circumstances: Circumstan
     actions
 }
 
+/// Returns the action that follows the validation of a job. `available` has the memory of the
+/// workers that the job may get; it is empty if they are not known.
+pub(crate) fn validated(outcome: &ValidationOutcome, available: &[DeviceMemory]) -> Action {
+    let fail = |cause| Action::Fail(v1::Failure { cause, ..v1::Failure::default() });
+    match outcome {
+        ValidationOutcome::Problem(problem) => fail(problem.clone()),
+        ValidationOutcome::Valid(requirements) => {
+            let fits = requirements.as_deref().map_or(Ok(()), |it| fits_any(it, available));
+            fits.map_or_else(|error| fail(error.to_string()), |()| Action::Queue(requirements.clone()))
+        }
+    }
+}
+
 /// Whether another job that waits for members comes before this one. Two such jobs could wait for
 /// each other's members forever, so the one that the scheduler serves later releases its own.
 pub(crate) fn gives_way<'a>(job: &Job, mut jobs: impl Iterator<Item = &'a Job>) -> bool {
@@ -88,7 +101,7 @@ impl<'a> Observed<'a> {
             });
         }
         let mut known = self.job.row.base_sha256.as_str();
-        for (member, base) in self.unrecorded_bases() {
+        for (member, base) in self.bases() {
             if !known.is_empty() && known != base.sha256 {
                 let cause = format!(
                     "model.base: this worker's base has the hash {}, but the job started with {known}; \
@@ -108,14 +121,13 @@ impl<'a> Observed<'a> {
             member: member.clone(),
             base: v1::BaseReady { worker: member.worker.clone(), ..base.clone() },
         };
-        self.unrecorded_bases().map(record).collect()
+        let recorded = &self.job.recorded_bases;
+        self.bases().filter(|(member, _)| !recorded.contains(member)).map(record).collect()
     }
 
-    fn unrecorded_bases(&self) -> impl Iterator<Item = (&'a MemberRow, &'a v1::BaseReady)> {
-        let recorded = &self.job.recorded_bases;
-        self.in_group()
-            .filter_map(|(_, member, held)| Some((member.row, held.base.as_ref()?)))
-            .filter(move |(member, _)| !recorded.contains(member))
+    /// The bases that the members of this generation report.
+    fn bases(&self) -> impl Iterator<Item = (&'a MemberRow, &'a v1::BaseReady)> {
+        self.in_group().filter_map(|(_, member, held)| Some((member.row, held.base.as_ref()?)))
     }
 
     /// The notice of rank 0 about its group, once per generation.
@@ -252,14 +264,14 @@ impl<'a> Observed<'a> {
     /// may still wait for the last steps.
     fn result(&self) -> Option<Vec<Action>> {
         // Only the member that was rank 0 in its group has files, also if the first members left.
-        let (_, member, held) =
+        let (rank, member, held) =
             self.in_group().find(|(.., held)| held.phase() == Phase::Finished && !held.files.is_empty())?;
         let (files, steps) = (held.files.clone(), held.completed_steps);
         let may_wait = member.seconds_in_phase < LAST_STEPS_TIMEOUT.as_secs_f64();
         if self.circumstances.last_stored_step < steps && may_wait {
             return Some(Vec::new());
         }
-        Some(vec![Action::Succeed { files, steps }])
+        Some(vec![Action::Succeed { worker: member.row.worker.clone(), rank, files, steps }])
     }
 
     /// The member that must upload its state, because neither a member in `keep` nor the store has

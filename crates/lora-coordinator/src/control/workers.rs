@@ -8,8 +8,20 @@ use lora_proto::v1::{self, Goal, Phase, coordinator_message};
 use lora_spec::{DeviceMemory, FieldError};
 use tokio::time::Instant;
 
-use crate::control::command::{Outbox, SessionId};
-use crate::rpc::refusal::Refusal;
+use tokio::sync::mpsc;
+use tonic::Status;
+
+use crate::refusal::Refusal;
+
+/// The capacity of the queue of messages to one worker; if the queue overflows, the worker's
+/// connection is closed.
+pub(crate) const OUTBOX_CAPACITY: usize = 64;
+
+/// The queue of messages to one worker.
+pub(crate) type Outbox = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
+
+/// The number of one connection of a worker.
+pub(crate) type SessionId = u64;
 
 /// One worker process, from its first hello until it is lost.
 #[derive(Debug)]

@@ -16,8 +16,8 @@ use tokio::time::timeout;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::admission::inputs::check_digest;
-use crate::rpc::refusal::Refusal;
-use crate::store::{CommitOutcome, Staged, Store, StoreError};
+use crate::refusal::Refusal;
+use crate::store::{ArtifactRefusal, StagedFile, Store, StoreError};
 
 /// The longest time between two messages of an upload.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -39,7 +39,7 @@ impl Artifacts {
         &self,
         messages: &mut Streaming<v1::UploadRequest>,
         announced: &v1::FileDigest,
-    ) -> Result<Staged, Status> {
+    ) -> Result<StagedFile, Status> {
         let mut staged = self.store.stage().await.map_err(Refusal::from)?;
         let mut size = 0;
         while let Some(kind) = next(messages).await? {
@@ -53,9 +53,9 @@ impl Artifacts {
             }
             staged.write(&chunk).await.map_err(Refusal::from)?;
         }
-        let given = staged.finish().await.map_err(Refusal::from)?;
-        if given != *announced {
-            let (announced, given) = (described(announced), described(&given));
+        let staged = staged.finish().await.map_err(Refusal::from)?;
+        if staged.digest != *announced {
+            let (announced, given) = (described(announced), described(&staged.digest));
             return Err(Refusal::Corrupt { announced, given }.into());
         }
         Ok(staged)
@@ -94,31 +94,21 @@ impl v1::artifacts_server::Artifacts for Artifacts {
         };
         let v1::UploadHeader { digest, artifact } = header;
         let digest = check_digest("header.digest", digest.as_ref()).map_err(Refusal::from)?;
-        // The size of an artifact follows from its job, so only the size of inputs is limited.
-        if artifact.is_none() && digest.size > self.limit {
-            return Err(Refusal::TooLarge { size: digest.size, limit: self.limit }.into());
-        }
-        if let Some(artifact) = &artifact {
-            check_artifact(artifact).map_err(Refusal::from)?;
-        }
-        let staged = self.receive(&mut messages, digest).await?;
-        match artifact {
-            None => self.store.commit_input(digest, staged).await.map_err(Refusal::from)?,
-            Some(artifact) => {
-                let (job, given) = (artifact.job_id.clone(), artifact.generation);
-                let committed = self.store.commit_artifact(&artifact, digest, staged).await;
-                match committed.map_err(Refusal::from)? {
-                    CommitOutcome::Done => {}
-                    CommitOutcome::UnknownJob => return Err(Refusal::UnknownJob(job).into()),
-                    CommitOutcome::StaleGeneration { current } => {
-                        return Err(Refusal::StaleGeneration { job, given, current }.into());
-                    }
-                    CommitOutcome::NotActive { state } => {
-                        return Err(Refusal::TakesNoFiles { job, state }.into());
-                    }
-                }
+        let Some(artifact) = artifact else {
+            if digest.size > self.limit {
+                return Err(Refusal::TooLarge { size: digest.size, limit: self.limit }.into());
             }
-        }
+            let staged = self.receive(&mut messages, digest).await?;
+            self.store.commit_input(staged).await.map_err(Refusal::from)?;
+            return Ok(Response::new(v1::UploadResponse {}));
+        };
+        // The size of an artifact follows from its job, so it is accepted only from the members of
+        // the job's group, before it is received and, as the group may change, after that.
+        check_artifact(&artifact).map_err(Refusal::from)?;
+        let refused = |refusal| artifact_refusal(refusal, &artifact);
+        self.store.check_artifact(&artifact).await.map_err(Refusal::from)?.map_err(refused)?;
+        let staged = self.receive(&mut messages, digest).await?;
+        self.store.commit_artifact(&artifact, staged).await.map_err(Refusal::from)?.map_err(refused)?;
         Ok(Response::new(v1::UploadResponse {}))
     }
 
@@ -205,6 +195,17 @@ fn check_artifact(artifact: &v1::JobArtifact) -> Result<(), FieldError> {
             );
             Err(FieldError::new("header.artifact.result_file", message))
         }
+    }
+}
+
+fn artifact_refusal(refusal: ArtifactRefusal, artifact: &v1::JobArtifact) -> Refusal {
+    let job = artifact.job_id.clone();
+    match refusal {
+        ArtifactRefusal::UnknownJob => Refusal::UnknownJob(job),
+        ArtifactRefusal::StaleGeneration { current } => {
+            Refusal::StaleGeneration { job, given: artifact.generation, current }
+        }
+        ArtifactRefusal::NotActive { state } => Refusal::TakesNoFiles { job, state },
     }
 }
 

@@ -5,16 +5,15 @@ use std::sync::Arc;
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use lora_proto::v1;
-use lora_spec::{DeviceMemory, FieldError, JobSpec, JobState};
+use lora_spec::{FieldError, JobSpec, JobState};
 use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::Commands;
-use crate::admission::inputs;
 use crate::admission::validate::{self, PlanFailure};
-use crate::control::command::Command;
 use crate::control::request::Request as JobRequest;
-use crate::rpc::refusal::Refusal;
+use crate::refusal::Refusal;
+use crate::service::command::Command;
 use crate::store::Store;
 
 const MAX_ID_BYTES: usize = 128;
@@ -117,7 +116,7 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
         let v1::PlanJobRequest { job, inputs } = request.into_inner();
         let inputs = inputs.unwrap_or_default();
         let spec = submitted(job, &inputs).map_err(Refusal::from)?;
-        let named = inputs::digests(&inputs);
+        let named = inputs.digests();
         let missing = self.store.find_missing(named).await.map_err(Refusal::from)?;
         if !missing.is_empty() {
             return Err(Refusal::MissingInputs(missing).into());
@@ -135,10 +134,7 @@ impl v1::fine_tuning_server::FineTuning for FineTuning {
             .await
             .map_err(|error| Status::internal(format!("the task of the plan failed: {error}")))?;
         let mut plan = plan.map_err(plan_refusal)?;
-        let workers = self.commands.ask(|reply| Command::Workers { reply }).await?;
-        let available =
-            workers.iter().filter(|worker| !["lost", "draining"].contains(&worker.state.as_str()));
-        let available: Vec<DeviceMemory> = available.map(v1::Worker::device_memory).collect();
+        let available = self.commands.ask(|reply| Command::Memory { reply }).await?;
         if let Err(too_large) = validate::fits_any(&plan.requirements, &available) {
             plan.problems.push(too_large.to_string());
         }

@@ -13,8 +13,9 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Commands;
-use crate::control::command::{Command, OUTBOX_CAPACITY, SessionId};
-use crate::rpc::refusal::Refusal;
+use crate::control::workers::{OUTBOX_CAPACITY, SessionId};
+use crate::refusal::Refusal;
+use crate::service::command::Command;
 
 /// The time within which a worker must send its hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(10);

@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lora_spec::{DeviceKind, DeviceMemory};
 
+use crate::control::job::precedence;
+
 /// The number of a job, given by the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct JobIndex(pub(crate) usize);
@@ -57,10 +59,9 @@ pub(crate) enum JobPhase {
         held: usize,
         /// The kind of its members, to which the job is bound. `None` only if it has no members.
         numerics: Option<NumericsId>,
-        /// Whether the job needs members, up to `min`, to form a new group.
+        /// Whether the job needs members, up to `min`, to form a new group. More may join, up to
+        /// `max`.
         wants_members: bool,
-        /// Whether more members may join, up to `max`.
-        growable: bool,
     },
 }
 
@@ -217,11 +218,6 @@ fn growth_order(jobs: &[SchedulableJob]) -> Vec<&SchedulableJob> {
     started
 }
 
-/// The order of jobs: higher priorities first, then older jobs. A smaller value comes first.
-pub(crate) fn precedence(priority: i32, sequence: i64) -> impl Ord {
-    (Reverse(priority), sequence)
-}
-
 impl SchedulableJob {
     fn held(&self) -> usize {
         match self.phase {
@@ -243,7 +239,7 @@ impl SchedulableJob {
     }
 
     fn growable(&self) -> bool {
-        matches!(self.phase, JobPhase::Started { growable: true, .. }) && self.needed() == 0
+        matches!(self.phase, JobPhase::Started { .. }) && self.needed() == 0
     }
 
     fn may_run_on(&self, numerics: NumericsId) -> bool {

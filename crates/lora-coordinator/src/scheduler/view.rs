@@ -70,7 +70,6 @@ fn job_view(
         held: members.len(),
         numerics: members.iter().find_map(|member| kinds.of(member_process(member, workers)?)),
         wants_members,
-        growable: true,
     };
     let phase = match (job.state(), &job.phase) {
         (JobState::Queued, _) => JobPhase::Queued,

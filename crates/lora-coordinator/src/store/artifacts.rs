@@ -8,20 +8,17 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
 use super::log::append_events;
-use super::objects::run_to_completion;
 use super::unreferenced::delete_unreferenced;
-use super::{JobRow, Staged, Store, StoreError, int, job_row, owner};
+use super::{JobRow, StagedFile, Store, StoreError, int, job_row, owner};
 
 /// The number of steps that one query reads.
 const STEPS_PER_READ: i64 = 1000;
 /// A time before all others.
 const BEFORE_ALL_TIMES: i64 = i64::MIN;
 
-/// The result of the commit of a worker's file.
+/// Why a worker's file is not accepted.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum CommitOutcome {
-    /// The file is stored as an artifact of the job.
-    Done,
+pub(crate) enum ArtifactRefusal {
     /// The job does not exist.
     UnknownJob,
     /// The file comes from a group that is not the job's current one.
@@ -56,48 +53,51 @@ impl Store {
         row.and_then(|row| row.map(checkpoint).transpose()).map_err(|error| self.database_error(error))
     }
 
+    /// Whether `artifact` would be accepted now.
+    pub(crate) async fn check_artifact(
+        &self,
+        artifact: &v1::JobArtifact,
+    ) -> Result<Result<(), ArtifactRefusal>, StoreError> {
+        let job = self.load_job(&artifact.job_id).await?;
+        Ok(job.ok_or(ArtifactRefusal::UnknownJob).and_then(|job| accept(&job, artifact)))
+    }
+
     /// Commits the staged file as `artifact`, if it comes from the job's current group and the
     /// state of the job allows artifacts. Only the newest `training.save_total_limit` checkpoints
     /// are kept.
     pub(crate) async fn commit_artifact(
         &self,
         artifact: &v1::JobArtifact,
-        digest: &v1::FileDigest,
-        staged: Staged,
-    ) -> Result<CommitOutcome, StoreError> {
-        let (store, artifact, digest) = (self.clone(), artifact.clone(), digest.clone());
-        run_to_completion(async move { store.take_artifact(&artifact, &digest, staged).await }).await
+        staged: StagedFile,
+    ) -> Result<Result<(), ArtifactRefusal>, StoreError> {
+        let (store, artifact) = (self.clone(), artifact.clone());
+        self.run_to_completion(async move { store.take_artifact(&artifact, staged).await }).await
     }
 
     async fn take_artifact(
         &self,
         artifact: &v1::JobArtifact,
-        digest: &v1::FileDigest,
-        staged: Staged,
-    ) -> Result<CommitOutcome, StoreError> {
+        staged: StagedFile,
+    ) -> Result<Result<(), ArtifactRefusal>, StoreError> {
         let failed = |error| self.database_error(error);
-        let staged = staged.checked(digest).await?;
         let mut writers = self.writers().await;
         let mut db = writers.lifecycle.begin().await.map_err(failed)?;
         let row =
             sqlx::query("SELECT * FROM jobs WHERE id = ?").bind(&artifact.job_id).fetch_optional(&mut *db);
-        let Some(row) = row.await.map_err(failed)? else { return Ok(CommitOutcome::UnknownJob) };
+        let Some(row) = row.await.map_err(failed)? else { return Ok(Err(ArtifactRefusal::UnknownJob)) };
         let job = job_row::from_row(&row).map_err(failed)?;
-        if job.generation != artifact.generation {
-            return Ok(CommitOutcome::StaleGeneration { current: job.generation });
+        if let Err(refusal) = accept(&job, artifact) {
+            return Ok(Err(refusal));
         }
-        if !job.state.is_active() || job.state == JobState::Cancelling {
-            return Ok(CommitOutcome::NotActive { state: job.state });
-        }
-        self.move_into_place(&mut db, staged, digest).await?;
+        let digest = self.move_into_place(&mut db, staged).await?;
         match &artifact.name {
             Some(job_artifact::Name::CheckpointStep(step)) => {
-                add_checkpoint(&mut db, &job, *step, digest, self.0.retention.events)
+                add_checkpoint(&mut db, &job, *step, &digest, self.0.retention.events)
                     .await
                     .map_err(failed)?;
             }
             Some(job_artifact::Name::ResultFile(name)) => {
-                add_result(&mut db, &job, name, digest).await.map_err(failed)?;
+                add_result(&mut db, &job, name, &digest).await.map_err(failed)?;
             }
             None => return Err(StoreError::Invalid("an artifact without a name".into())),
         }
@@ -105,7 +105,7 @@ impl Store {
         owner::commit(db, &self.0.objects).await.map_err(failed)?;
         self.0.watchers.wake(&artifact.job_id);
         self.remove(unreferenced_objects).await;
-        Ok(CommitOutcome::Done)
+        Ok(Ok(()))
     }
 
     /// Stores a job that has succeeded, with its events and its result: exactly `files`, as
@@ -123,7 +123,7 @@ impl Store {
             .filter(|name| ![file_names::METRICS, file_names::JOB].contains(&name.as_str()))
             .cloned()
             .collect();
-        run_to_completion(async move { store.take_result(&job, files, events).await }).await
+        self.run_to_completion(async move { store.take_result(&job, files, events).await }).await
     }
 
     async fn take_result(
@@ -145,9 +145,8 @@ impl Store {
         if let Some(name) = files.into_iter().find(|name| !found.iter().any(|file| file.name == *name)) {
             return Ok(Err(MissingFile(name)));
         }
-        for (name, mut staged) in own {
-            let digest = staged.finish().await?;
-            self.move_into_place(&mut db, staged, &digest).await?;
+        for (name, staged) in own {
+            let digest = self.move_into_place(&mut db, staged).await?;
             add_result(&mut db, job, name, &digest).await.map_err(failed)?;
         }
         drop_checkpoints(&mut db, sequence).await.map_err(failed)?;
@@ -180,7 +179,7 @@ impl Store {
     }
 
     /// Stages the metrics: one line of JSON for each logged step.
-    async fn stage_metrics(&self, job: &JobRow) -> Result<Staged, StoreError> {
+    async fn stage_metrics(&self, job: &JobRow) -> Result<StagedFile, StoreError> {
         let mut staged = self.stage().await?;
         let mut last = 0;
         loop {
@@ -206,20 +205,31 @@ impl Store {
             }
             staged.write(&text).await?;
             if rows.is_empty() {
-                return Ok(staged);
+                return staged.finish().await;
             }
         }
     }
 
     /// Stages the job file, with all settings of the job.
-    async fn stage_job_file(&self, job: &JobRow) -> Result<Staged, StoreError> {
+    async fn stage_job_file(&self, job: &JobRow) -> Result<StagedFile, StoreError> {
         let spec =
             JobSpec::try_from(job.spec.clone()).map_err(|error| cannot_write(file_names::JOB, error))?;
         let text = serde_saphyr::to_string(&spec).map_err(|error| cannot_write(file_names::JOB, error))?;
         let mut staged = self.stage().await?;
         staged.write(text.as_bytes()).await?;
-        Ok(staged)
+        staged.finish().await
     }
+}
+
+/// Whether `job` accepts `artifact` in its current generation and state.
+fn accept(job: &JobRow, artifact: &v1::JobArtifact) -> Result<(), ArtifactRefusal> {
+    if job.generation != artifact.generation {
+        return Err(ArtifactRefusal::StaleGeneration { current: job.generation });
+    }
+    if !job.state.is_active() || job.state == JobState::Cancelling {
+        return Err(ArtifactRefusal::NotActive { state: job.state });
+    }
+    Ok(())
 }
 
 /// The files of a result, by name.

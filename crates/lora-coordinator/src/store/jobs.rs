@@ -12,7 +12,6 @@ use super::connections::Writer;
 use super::log::append_events;
 use super::objects::LookedUp;
 use super::{JobRow, Retention, Store, StoreError, int, job_row, owner};
-use crate::admission::inputs;
 
 /// The result of a submit.
 #[derive(Debug, PartialEq)]
@@ -40,7 +39,7 @@ impl Store {
         job: &JobRow,
         events: Vec<job_event::Kind>,
     ) -> Result<InsertOutcome, StoreError> {
-        let inputs = self.look_up(inputs::digests(&job.inputs)).await?;
+        let inputs = self.look_up(job.inputs.digests()).await?;
         let mut writers = self.writers().await;
         insert(&mut writers.lifecycle, job, &inputs, events, self.0.retention, &self.0.objects)
             .await

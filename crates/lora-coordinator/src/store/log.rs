@@ -1,5 +1,6 @@
 //! The log of a job: numbered events, and steps.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use futures_util::TryStreamExt;
@@ -35,29 +36,36 @@ impl Store {
         .map_err(|error| self.database_error(error))
     }
 
-    /// Whether the job's log has a notice with this text since the job was assigned to the group of
-    /// this generation.
-    pub(crate) async fn has_notice(
-        &self,
-        job_id: &str,
-        generation: u64,
-        text: &str,
-    ) -> Result<bool, StoreError> {
+    /// What the job's log has of the workers' reports.
+    pub(crate) async fn recorded(&self, job_id: &str, generation: u64) -> Result<Recorded, StoreError> {
         let query = sqlx::query(
-            "SELECT event FROM events WHERE job = (SELECT sequence FROM jobs WHERE id = ?) \
-             ORDER BY number DESC",
+            "SELECT event FROM events WHERE job = (SELECT sequence FROM jobs WHERE id = ?) ORDER BY number",
         );
         let mut events = query.bind(job_id).fetch(self.readers());
+        let (mut recorded, mut current) = (Recorded::default(), 0);
         while let Some(row) = events.try_next().await.map_err(|error| self.database_error(error))? {
             let event: v1::JobEvent = message(&row, "event").map_err(|error| self.database_error(error))?;
             match event.kind {
-                Some(job_event::Kind::Notice(notice)) if notice.text == text => return Ok(true),
-                Some(job_event::Kind::Assigned(assigned)) if assigned.generation <= generation => break,
+                Some(job_event::Kind::BaseReady(base)) => drop(recorded.bases.insert(base.worker)),
+                Some(job_event::Kind::Assigned(assigned)) => current = assigned.generation,
+                // A notice without a worker is about the end of the group before.
+                Some(job_event::Kind::Notice(notice)) if current == generation => {
+                    recorded.has_notice |= !notice.worker.is_empty();
+                }
                 _ => {}
             }
         }
-        Ok(false)
+        Ok(recorded)
     }
+}
+
+/// What a job's log has of the workers' reports, so that it is not recorded again after a restart.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Recorded {
+    /// The workers that reported their base.
+    pub(crate) bases: BTreeSet<String>,
+    /// Whether the group of the generation gave a notice.
+    pub(crate) has_notice: bool,
 }
 
 /// Appends events to the log of the job with this sequence number, and removes the oldest events,

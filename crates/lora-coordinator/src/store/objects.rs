@@ -51,22 +51,17 @@ impl Store {
         let number = self.0.staged.fetch_add(1, Ordering::Relaxed);
         let path = self.0.staging.join(format!("upload-{number}"));
         let file = File::create_new(&path).await.map_err(io_error(&path))?;
-        Ok(Staged { file, path, digest: DigestBuilder::default() })
+        Ok(Staged { file, path: StagedPath(path), digest: DigestBuilder::default() })
     }
 
     /// Commits the staged file as an input, which a submit may name.
-    pub(crate) async fn commit_input(
-        &self,
-        digest: &v1::FileDigest,
-        staged: Staged,
-    ) -> Result<(), StoreError> {
-        let (store, digest) = (self.clone(), digest.clone());
-        run_to_completion(async move {
-            let staged = staged.checked(&digest).await?;
+    pub(crate) async fn commit_input(&self, staged: StagedFile) -> Result<(), StoreError> {
+        let store = self.clone();
+        self.run_to_completion(async move {
             let mut writers = store.writers().await;
             let failed = |error| store.database_error(error);
             let mut db = writers.lifecycle.begin().await.map_err(failed)?;
-            store.move_into_place(&mut db, staged, &digest).await?;
+            let digest = store.move_into_place(&mut db, staged).await?;
             sqlx::query("UPDATE objects SET wanted = ? WHERE sha256 = ?")
                 .bind(nanos(SystemTime::now()))
                 .bind(&digest.sha256)
@@ -99,7 +94,7 @@ impl Store {
     pub(crate) async fn collect_garbage(&self, unreferenced: Duration) -> Result<usize, StoreError> {
         let store = self.clone();
         let horizon = SystemTime::now().checked_sub(unreferenced).unwrap_or(SystemTime::UNIX_EPOCH);
-        run_to_completion(async move {
+        self.run_to_completion(async move {
             let mut writers = store.writers().await;
             let unreferenced_objects =
                 collect_unreferenced(&mut writers.lifecycle, nanos(horizon), &store.0.objects).await;
@@ -110,17 +105,29 @@ impl Store {
         .await
     }
 
+    /// Runs `work` to completion, even if the caller is dropped: a dropped call must not leave a
+    /// file operation that happens after the writer's lock is released, nor a commit that wakes no
+    /// watcher. [`Store::end_work`] waits for it. If the process ends first, the result is the same
+    /// as after a crash.
+    pub(super) async fn run_to_completion<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
+    ) -> Result<T, StoreError> {
+        self.0.work.spawn(work).await?
+    }
+
     /// Moves a staged file to `objects/`, durably, and adds its row if the row does not exist.
+    /// Returns the digest of the file.
     pub(super) async fn move_into_place(
         &self,
         db: &mut SqliteConnection,
-        staged: Staged,
-        digest: &v1::FileDigest,
-    ) -> Result<(), StoreError> {
+        staged: StagedFile,
+    ) -> Result<v1::FileDigest, StoreError> {
+        let StagedFile { path: from, digest } = staged;
         let path =
             self.object_path(&digest.sha256).ok_or_else(|| StoreError::Invalid("not a SHA-256".into()))?;
         // A file that exists already is replaced by an equal one.
-        fs::rename(&staged.path, &path).await.map_err(io_error(&path))?;
+        fs::rename(&from.0, &path).await.map_err(io_error(&path))?;
         sync_dir(&self.0.objects).await.map_err(io_error(&self.0.objects))?;
         sqlx::query("INSERT INTO objects (sha256, size) VALUES (?, ?) ON CONFLICT DO NOTHING")
             .bind(&digest.sha256)
@@ -128,7 +135,7 @@ impl Store {
             .execute(db)
             .await
             .map_err(|error| self.database_error(error))?;
-        Ok(())
+        Ok(digest)
     }
 
     /// Removes files that have no row, and returns the number of removed files. A file that cannot
@@ -154,50 +161,46 @@ pub(super) struct LookedUp {
     pub(super) has_file: bool,
 }
 
-/// A file in `staging/` that is being written. It is removed on drop, unless it was committed.
+/// A file in `staging/` that is being written.
 #[derive(Debug)]
 pub(crate) struct Staged {
     file: File,
-    path: PathBuf,
+    path: StagedPath,
     digest: DigestBuilder,
 }
+
+/// A file in `staging/` that is complete and on disk.
+#[derive(Debug)]
+pub(crate) struct StagedFile {
+    path: StagedPath,
+    pub(crate) digest: v1::FileDigest,
+}
+
+/// The path of a file in `staging/`. The file is removed on drop, unless it was moved away.
+#[derive(Debug)]
+struct StagedPath(PathBuf);
 
 impl Staged {
     /// Appends `bytes`.
     pub(crate) async fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
         self.digest.update(bytes);
-        self.file.write_all(bytes).await.map_err(io_error(&self.path))
+        self.file.write_all(bytes).await.map_err(io_error(&self.path.0))
     }
 
-    /// Flushes the file to disk, and returns its digest.
-    pub(crate) async fn finish(&mut self) -> Result<v1::FileDigest, StoreError> {
+    /// Flushes the file to disk.
+    pub(crate) async fn finish(mut self) -> Result<StagedFile, StoreError> {
         // A tokio file reports a failed write only at the next call.
-        self.file.flush().await.map_err(io_error(&self.path))?;
-        self.file.sync_all().await.map_err(io_error(&self.path))?;
-        Ok(self.digest.clone().finish())
-    }
-
-    /// Flushes the file to disk, and checks that it has the announced digest.
-    pub(super) async fn checked(mut self, digest: &v1::FileDigest) -> Result<Self, StoreError> {
-        let found = self.finish().await?;
-        match found == *digest {
-            true => Ok(self),
-            false => Err(StoreError::Invalid(format!(
-                "the file has {} bytes and SHA-256 {}, not the announced {} and {}",
-                found.size,
-                found.hex(),
-                digest.size,
-                digest.hex()
-            ))),
-        }
+        self.file.flush().await.map_err(io_error(&self.path.0))?;
+        self.file.sync_all().await.map_err(io_error(&self.path.0))?;
+        Ok(StagedFile { path: self.path, digest: self.digest.finish() })
     }
 }
 
-impl Drop for Staged {
+impl Drop for StagedPath {
     fn drop(&mut self) {
         // A committed file is no longer here. A file that cannot be removed is removed at the next
         // start.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 
@@ -216,15 +219,6 @@ async fn collect_unreferenced(
         false => owner::commit(db, objects).await?,
     }
     Ok(unreferenced_objects)
-}
-
-/// Runs `work` to completion, even if the caller is dropped. A dropped call must not leave a file
-/// operation that happens after the writer's lock is released, nor a commit that wakes no watcher.
-/// The task ends by itself. If the process ends first, the result is the same as after a crash.
-pub(super) async fn run_to_completion<T: Send + 'static>(
-    work: impl Future<Output = Result<T, StoreError>> + Send + 'static,
-) -> Result<T, StoreError> {
-    tokio::spawn(work).await?
 }
 
 async fn refresh_or_missing(

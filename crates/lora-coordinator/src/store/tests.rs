@@ -64,23 +64,31 @@ impl Fixture {
         self.add(JobRow { state: JobState::Running, generation: 1, ..job(id) }).await
     }
 
-    async fn staged(&self, content: &[u8]) -> (v1::FileDigest, Staged) {
+    async fn staged(&self, content: &[u8]) -> StagedFile {
         let mut staged = self.store.stage().await.unwrap();
         for piece in content.chunks(3) {
             staged.write(piece).await.unwrap();
         }
-        (staged.finish().await.unwrap(), staged)
+        staged.finish().await.unwrap()
     }
 
     async fn add_input(&self, content: &[u8]) -> v1::FileDigest {
-        let (digest, staged) = self.staged(content).await;
-        self.store.commit_input(&digest, staged).await.unwrap();
+        let staged = self.staged(content).await;
+        let digest = staged.digest.clone();
+        self.store.commit_input(staged).await.unwrap();
         digest
     }
 
-    async fn commit(&self, artifact: v1::JobArtifact, content: &[u8]) -> (v1::FileDigest, CommitOutcome) {
-        let (digest, staged) = self.staged(content).await;
-        let committed = self.store.commit_artifact(&artifact, &digest, staged).await.unwrap();
+    async fn commit(
+        &self,
+        artifact: v1::JobArtifact,
+        content: &[u8],
+    ) -> (v1::FileDigest, Result<(), ArtifactRefusal>) {
+        let checked = self.store.check_artifact(&artifact).await.unwrap();
+        let staged = self.staged(content).await;
+        let digest = staged.digest.clone();
+        let committed = self.store.commit_artifact(&artifact, staged).await.unwrap();
+        assert_eq!(checked, committed);
         (digest, committed)
     }
 
@@ -221,7 +229,7 @@ async fn the_store_is_consistent_after_a_kill() {
         .unwrap();
     fixture.store.add_steps("one", &steps(4..=5)).await.unwrap();
     let (digest, committed) = fixture.commit(checkpoint("one", 1, 5), b"state").await;
-    assert_eq!(committed, CommitOutcome::Done);
+    assert_eq!(committed, Ok(()));
 
     let crashed = fixture.killed();
     let store = Store::open(crashed.path(), fixture.store.0.retention, ForeignObjects::Refuse).await.unwrap();

@@ -9,7 +9,6 @@ use sqlx::SqliteConnection;
 use tokio::fs;
 
 use super::job_row::nanos;
-use super::objects::run_to_completion;
 use super::{Store, StoreError, io_error};
 
 /// The result of a search for unknown objects.
@@ -26,7 +25,7 @@ impl Store {
     /// search that found it, but not before the file itself has that age.
     pub(crate) async fn remove_unknown_objects(&self, age: Duration) -> Result<UnknownObjects, StoreError> {
         let store = self.clone();
-        run_to_completion(async move {
+        self.run_to_completion(async move {
             let now = SystemTime::now();
             let horizon = now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
             // A writer keeps this lock from the move of a file to `objects/` to the commit of its

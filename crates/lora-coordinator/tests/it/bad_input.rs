@@ -203,8 +203,15 @@ async fn a_bad_upload_leaves_nothing() {
         let name = Some(job_artifact::Name::CheckpointStep(1));
         let artifact = v1::JobArtifact { job_id: id.into(), generation, name };
         let header = v1::UploadHeader { digest: Some(right.clone()), artifact: Some(artifact) };
-        let status = upload(&cluster, vec![Header(header), chunk()]).await.unwrap_err();
+        // It is refused before the content comes.
+        let (messages, stream) = tokio::sync::mpsc::channel(1);
+        messages.send(v1::UploadRequest { kind: Some(Header(header)) }).await.unwrap();
+        let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+        let mut client = ArtifactsClient::new(cluster.channel.clone());
+        let answer = tokio::time::timeout(crate::fake::WAIT_TIMEOUT, client.upload(stream));
+        let status = answer.await.expect("an answer").unwrap_err();
         assert_eq!(status.code(), code, "{status}");
+        drop(messages);
     }
     // A client that disconnects during an upload.
     let (messages, stream) = tokio::sync::mpsc::channel(4);

@@ -87,9 +87,10 @@ async fn a_job_waits_for_a_large_enough_worker_across_a_restart() {
     let waits = |job: &v1::Job| job.waiting_for.starts_with(prefix);
     let waiting = cluster.until_that(&job_id, waits).await;
     assert!(waiting.waiting_for.contains(" of memory, more than 1.00 MiB; "), "{}", waiting.waiting_for);
-    assert_eq!(plan(&cluster, &large()).await.problems, [waiting.waiting_for.trim_start_matches(prefix)]);
 
-    // A job that is submitted now is not refused either: other workers may still reconnect.
+    // A job that is planned or submitted now is not refused either: other workers may still
+    // reconnect.
+    assert_eq!(plan(&cluster, &large()).await.problems, Vec::<String>::new());
     let submitted = cluster.submit_with(&large(), cluster.whole_inputs().await, 0).await;
     cluster.until_that(&submitted, waits).await;
     cluster.cancel(&submitted).await.unwrap();

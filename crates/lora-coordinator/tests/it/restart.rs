@@ -106,7 +106,7 @@ async fn paused_waiting_and_cancelling_jobs_survive_a_restart() {
     let cancelling = cluster.submit(&job(1, 1)).await;
     let cluster = cluster.restart().await;
     assert_eq!(cluster.job(&paused).await.state, "paused");
-    assert_eq!(cluster.job(&cancelling).await.state, "queued");
+    cluster.until(&cancelling, "queued").await;
     // The older job is served first.
     let mut w1 = FakeWorker::connect(&cluster, "w1").await;
     let b = w1.prepare(7).await;
@@ -172,6 +172,38 @@ async fn a_group_notice_is_recorded_once_per_generation() {
         _ => None,
     });
     assert_eq!(notices.collect::<Vec<_>>(), [("w0".to_owned(), 0), ("w0".to_owned(), 2)]);
+    cluster.stop().await;
+}
+
+#[tokio::test]
+async fn the_base_of_a_member_is_recorded_once() {
+    let cluster = Cluster::start().await;
+    let job_id = cluster.submit(&job(2, 2)).await;
+    let mut w0 = FakeWorker::connect(&cluster, "w0").await;
+    let mut w1 = FakeWorker::connect(&cluster, "w1").await;
+    let a = w0.prepare(0).await;
+    w1.goal(Goal::Prepare).await;
+    // The coordinator ends while the job is preparing, and one member has loaded the base.
+    cluster.until_event(&job_id, |event| matches!(event, job_event::Kind::BaseReady(_))).await;
+    w1.disconnect();
+    let status = w0.disconnect();
+    let cluster = cluster.restart().await;
+    let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", status).await.unwrap();
+    let mut w1 =
+        FakeWorker::connect_as(&cluster, "w1", "1", "fake", v1::WorkerStatus::default()).await.unwrap();
+    w0.goal(Goal::Prepare).await;
+    w1.prepare(0).await;
+    w0.phase(&a, Phase::Prepared, 0).await;
+    w0.goal(Goal::Train).await;
+    cluster.until(&job_id, "running").await;
+    cluster.cancel(&job_id).await.unwrap();
+    w0.release().await;
+    w1.release().await;
+    let bases = cluster.events(&job_id).await.into_iter().filter_map(|event| match event {
+        job_event::Kind::BaseReady(base) => Some(base.worker),
+        _ => None,
+    });
+    assert_eq!(bases.collect::<Vec<_>>(), ["w0", "w1"]);
     cluster.stop().await;
 }
 

@@ -1,6 +1,6 @@
 //! From the forming of the group to the end of training.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use lora_collective::backend_choice::{Collective, Preference};
 use lora_collective::{CollectiveError, Group, GroupSpec};
@@ -9,17 +9,9 @@ use lora_spec::StepMetrics;
 use lora_train::{StepOutcome, TrainError};
 
 use super::{EngineThread, Interruption};
-use crate::directive::{DesiredState, WorkScope};
+use crate::directive::{DesiredState, GroupLimits, WorkScope};
 use crate::step_outbox::MAX_UNACKNOWLEDGED_STEPS;
 use crate::uploads::CheckpointUploader;
-
-/// How long forming a group may take. It is less than the coordinator's `recovery.forming_seconds`,
-/// so that the coordinator receives the reason.
-const FORM_TIMEOUT: Duration = Duration::from_secs(60);
-/// How long ranks wait for a rank that makes no progress. Ranks wait for a rank that computes, so
-/// this is far longer than a step, and than the coordinator's `recovery.step_seconds`, which ends a
-/// group without progress. A lost connection is noticed at once.
-const PEER_TIMEOUT: Duration = Duration::from_secs(3600);
 
 impl EngineThread {
     /// Forms the group, trains, and uploads the result if this is rank 0.
@@ -30,7 +22,8 @@ impl EngineThread {
             current.group = Some(cancel.clone());
         });
         let Some(job) = &mut self.job else { return Err(Interruption::Superseded) };
-        let group = Group::form(&group_spec(assignment), Some(&self.engine.listener), cancel)?;
+        let Some(limits) = *self.engine.limits.borrow() else { return Err(Interruption::Superseded) };
+        let group = Group::form(&group_spec(assignment, limits), Some(&self.engine.listener), cancel)?;
         let preference =
             Preference { collective: self.engine.collective, nccl_failure: self.nccl_failure.clone() };
         if let Err(error) = job.run.join(group, preference) {
@@ -54,7 +47,7 @@ impl EngineThread {
             past = self.past_steps(assignment);
             self.checkpoints = Some(CheckpointUploader::start(&self.runtime, self.uploads(assignment)));
         }
-        self.engine.steps.begin(&assignment.job_id, assignment.generation, is_first, past);
+        self.engine.steps.begin(&assignment.job_id, is_first, past);
         self.update(|current| {
             current.enter(Phase::Training);
             current.completed_steps = completed_steps;
@@ -127,7 +120,7 @@ fn stop_requested(desired: &DesiredState) -> bool {
     matches!(desired.goal, Goal::Stop | Goal::Save)
 }
 
-fn group_spec(assignment: &v1::Assignment) -> GroupSpec {
+fn group_spec(assignment: &v1::Assignment, limits: GroupLimits) -> GroupSpec {
     let v1::Assignment { job_id, generation, rank, peers, token, .. } = assignment;
     GroupSpec {
         job: job_id.clone(),
@@ -135,8 +128,8 @@ fn group_spec(assignment: &v1::Assignment) -> GroupSpec {
         rank: *rank as usize,
         peers: peers.clone(),
         token: token.clone(),
-        form_timeout: FORM_TIMEOUT,
-        timeout: PEER_TIMEOUT,
+        form_timeout: limits.form,
+        timeout: limits.peer,
     }
 }
 

@@ -131,7 +131,13 @@ pub(crate) struct WorkerStream {
 
 impl WorkerStream {
     pub(crate) async fn welcome(&self, term: u64) {
-        self.send(FromCoordinator::Welcome(v1::Welcome { term, heartbeat_seconds: HEARTBEAT_SECONDS })).await;
+        let welcome = v1::Welcome {
+            term,
+            heartbeat_seconds: HEARTBEAT_SECONDS,
+            forming_seconds: 120.0,
+            step_seconds: 1800.0,
+        };
+        self.send(FromCoordinator::Welcome(welcome)).await;
     }
 
     pub(crate) async fn direct(&mut self, assignment: &Assignment, goal: Goal) {

@@ -37,7 +37,6 @@ async fn all_ranks_stop_after_the_same_step_and_continue_in_a_newer_generation()
     zero.direct(&place(&swapped, 1), Goal::Train).await;
     one.job(|job| job.completed_steps > stopped).await;
     assert_eq!(one.step_numbers()[..2], [2, 3]);
-    assert!(one.steps.iter().all(|steps| steps.generation == 2));
     let [first, second] = workers;
     tokio::join!(first.kill(zero), second.kill(one));
 }

@@ -30,8 +30,10 @@ use crate::stats::JobStats;
 
 /// How long to wait for the embedded coordinator if it is unreachable.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time limit for the workers to exit, and then for the coordinator.
+/// Time limit for the workers to exit.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time limit for the coordinator to end after that.
+const COORDINATOR_LIMIT: Duration = lora_coordinator::SHUTDOWN_LIMIT.saturating_add(Duration::from_secs(1));
 /// Maximum number of restarts of a worker without a finished step between them.
 const MAX_RESTARTS: usize = 3;
 /// Heartbeat interval and lease of workers on the same machine, in seconds.
@@ -142,10 +144,14 @@ impl LocalRun {
             }
         };
         handle.shutdown();
-        timeout(SHUTDOWN_TIMEOUT, serving)
-            .await
-            .context("the embedded coordinator did not stop in time")???;
-        ended
+        let stopped = timeout(COORDINATOR_LIMIT, &mut serving).await;
+        ended?;
+        match stopped {
+            Ok(served) => served??,
+            // The job has ended, and what was committed is on the disk: the user loses nothing.
+            Err(_) => serving.abort(),
+        }
+        Ok(())
     }
 
     async fn start_coordinator(&mut self) -> Result<(Handle, JoinHandle<Result<(), CoordinatorError>>)> {

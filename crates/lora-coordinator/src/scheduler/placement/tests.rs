@@ -37,13 +37,13 @@ fn queued(id: usize, min: usize, max: usize) -> SchedulableJob {
 
 fn recovering(id: usize, min: usize, max: usize, held: usize, numerics: Option<usize>) -> SchedulableJob {
     let numerics = numerics.map(NumericsId);
-    let phase = JobPhase::Started { held, numerics, wants_members: true, growable: false };
+    let phase = JobPhase::Started { held, numerics, wants_members: true };
     SchedulableJob { phase, ..queued(id, min, max) }
 }
 
 fn running(id: usize, min: usize, max: usize, held: usize, numerics: usize) -> SchedulableJob {
     let numerics = Some(NumericsId(numerics));
-    let phase = JobPhase::Started { held, numerics, wants_members: false, growable: true };
+    let phase = JobPhase::Started { held, numerics, wants_members: false };
     SchedulableJob { phase, ..queued(id, min, max) }
 }
 
@@ -209,16 +209,16 @@ fn no_job_grows_onto_a_kind_that_a_waiting_job_could_run_on() {
     assert_eq!(waiting, ["1 waits for 2 workers: none of 3 is free"]);
 }
 
-/// Priority, age, minimum of workers, maximum less minimum, flags (started, wants members,
-/// growable), exclusions, and bytes needed on a CPU and on a GPU.
-type JobSeed = (i32, i16, usize, usize, [bool; 3], u16, (u64, u64));
+/// Priority, age, minimum of workers, maximum less minimum, flags (started, wants
+/// members), exclusions, and bytes needed on a CPU and on a GPU.
+type JobSeed = (i32, i16, usize, usize, [bool; 2], u16, (u64, u64));
 
 /// Consistent jobs and workers: each busy worker belongs to one of the jobs, or to a job that is
 /// not scheduled.
 fn jobs_and_workers() -> impl Strategy<Value = (Vec<SchedulableJob>, Vec<SchedulableWorker>)> {
     let bytes = prop::sample::select(vec![0, 0, 1, 2, 3]);
     let bytes = (bytes.clone(), bytes);
-    let job = (-1..2_i32, any::<i16>(), 1..5_usize, 0..4_usize, any::<[bool; 3]>(), any::<u16>(), bytes);
+    let job = (-1..2_i32, any::<i16>(), 1..5_usize, 0..4_usize, any::<[bool; 2]>(), any::<u16>(), bytes);
     let memory = prop::sample::select(vec![1, 2, 3, u64::MAX]);
     let worker = (0..3_usize, 0..12_usize, memory);
     (prop::collection::vec(job, 0..7), prop::collection::vec(worker, 0..14)).prop_map(|(jobs, workers)| {
@@ -243,10 +243,10 @@ fn jobs_and_workers() -> impl Strategy<Value = (Vec<SchedulableJob>, Vec<Schedul
         let view = |(i, (priority, age, min, more, flags, excluded, bytes)): (usize, JobSeed)| {
             // The job's members have enough memory for it.
             let most = held[i].iter().map(|id| views[*id].memory.bytes).min().unwrap_or(u64::MAX);
-            let [started, wants_members, growable] = flags;
+            let [started, wants_members] = flags;
             let numerics = held[i].first().map(|id| views[*id].numerics);
             let phase = match numerics.is_some() || (started && wants_members) {
-                true => JobPhase::Started { held: held[i].len(), numerics, wants_members, growable },
+                true => JobPhase::Started { held: held[i].len(), numerics, wants_members },
                 false => JobPhase::Queued,
             };
             // About one worker in four, in about one job in four.
@@ -375,8 +375,8 @@ proptest! {
             let (new, held) = (it.given(job).len(), Checked::held(job));
             prop_assert!(new == 0 || (job.min..=job.max).contains(&(held + new)), "{new} for {job:?}");
             prop_assert_eq!(it.waiting.contains_key(&job.id), Checked::lacks(job) && new == 0);
-            if let JobPhase::Started { growable, wants_members, .. } = job.phase {
-                let may_get = growable || (wants_members && held < job.min);
+            if let JobPhase::Started { wants_members, .. } = job.phase {
+                let may_get = held >= job.min || wants_members;
                 prop_assert!(may_get || new == 0, "{job:?} may not get members");
             }
         }

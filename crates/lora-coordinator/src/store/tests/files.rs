@@ -58,16 +58,6 @@ async fn an_upload_that_ends_early_leaves_nothing() {
 }
 
 #[tokio::test]
-async fn bytes_that_differ_from_the_announced_digest_are_refused() {
-    let fixture = Fixture::new().await;
-    let (_, staged) = fixture.staged(b"these").await;
-    let error =
-        fixture.store.commit_input(&lora_proto::DigestBuilder::of_bytes(b"those"), staged).await.unwrap_err();
-    assert!(matches!(error, StoreError::Invalid(_)), "{error}");
-    assert_eq!((fixture.names(OBJECTS), fixture.names(STAGING)), (vec![], vec![]));
-}
-
-#[tokio::test]
 async fn a_submit_needs_its_inputs_and_keeps_them() {
     let fixture = Fixture::new().await;
     let (train, eval) = (fixture.add_input(b"train").await, lora_proto::DigestBuilder::of_bytes(b"eval"));
@@ -146,7 +136,7 @@ async fn only_the_newest_checkpoints_stay() {
     for step in 1..=4 {
         let (digest, committed) =
             fixture.commit(checkpoint("one", 4, step), step.to_string().as_bytes()).await;
-        assert_eq!(committed, CommitOutcome::Done);
+        assert_eq!(committed, Ok(()));
         if step == 2 {
             assert_eq!(fixture.store.find_missing(vec![digest.clone()]).await.unwrap(), []);
         }
@@ -155,7 +145,7 @@ async fn only_the_newest_checkpoints_stay() {
     let newest = v1::Checkpoint { step: 4, digest: Some(saved[3].clone()) };
     assert_eq!(fixture.store.newest_checkpoint("one").await.unwrap(), Some(newest));
     assert_eq!(fixture.names(OBJECTS).len(), 4);
-    fixture.commit(checkpoint("one", 4, 5), b"5").await;
+    fixture.commit(checkpoint("one", 4, 5), b"5").await.1.unwrap();
     assert_eq!(fixture.store.object_digest(&saved[2].sha256).await.unwrap(), None);
     assert_eq!(fixture.names(OBJECTS).len(), 4);
     assert_eq!(fixture.store.collect_garbage(Duration::ZERO).await.unwrap(), 1);
@@ -163,7 +153,7 @@ async fn only_the_newest_checkpoints_stay() {
     assert_eq!(fixture.watch_items("one", 6).await, (1..=6).map(WatchedItem::Event).collect::<Vec<_>>());
 
     // A repeated upload, as after a lost answer, adds no event.
-    fixture.commit(checkpoint("one", 4, 5), b"5").await;
+    fixture.commit(checkpoint("one", 4, 5), b"5").await.1.unwrap();
     row.state = JobState::Failed;
     fixture.store.save_job(&row, Vec::new()).await.unwrap();
     assert_eq!(fixture.watch_items("one", 99).await.len(), 6);
@@ -175,16 +165,16 @@ async fn stale_artifacts_are_rejected() {
     let mut row = fixture.add(JobRow { state: JobState::Running, generation: 2, ..job("one") }).await;
     for artifact in [checkpoint("one", 1, 5), result("one", 1, "a.json"), checkpoint("one", 3, 5)] {
         let (_, committed) = fixture.commit(artifact, b"late").await;
-        assert_eq!(committed, CommitOutcome::StaleGeneration { current: 2 });
+        assert_eq!(committed, Err(ArtifactRefusal::StaleGeneration { current: 2 }));
     }
-    assert_eq!(fixture.commit(checkpoint("two", 2, 5), b"lost").await.1, CommitOutcome::UnknownJob);
+    assert_eq!(fixture.commit(checkpoint("two", 2, 5), b"lost").await.1, Err(ArtifactRefusal::UnknownJob));
     for state in JobState::ALL.into_iter().filter(|state| !state.is_terminal()) {
         row.state = state;
         fixture.store.save_job(&row, Vec::new()).await.unwrap();
         let (_, committed) = fixture.commit(checkpoint("one", 2, 5), state.name().as_bytes()).await;
         match state.is_active() && state != JobState::Cancelling {
-            true => assert_eq!(committed, CommitOutcome::Done),
-            false => assert_eq!(committed, CommitOutcome::NotActive { state }),
+            true => assert_eq!(committed, Ok(())),
+            false => assert_eq!(committed, Err(ArtifactRefusal::NotActive { state })),
         }
     }
     // Each checkpoint of step 5 replaced the one before. The newest has the bytes of the last state
@@ -199,7 +189,7 @@ async fn stale_artifacts_are_rejected() {
     row.state = JobState::Cancelled;
     fixture.store.save_job(&row, Vec::new()).await.unwrap();
     let (_, committed) = fixture.commit(checkpoint("one", 2, 6), b"late").await;
-    assert_eq!(committed, CommitOutcome::NotActive { state: JobState::Cancelled });
+    assert_eq!(committed, Err(ArtifactRefusal::NotActive { state: JobState::Cancelled }));
     assert_eq!(fixture.store.newest_checkpoint("one").await.unwrap(), None);
     assert_eq!(fixture.store.collect_garbage(Duration::ZERO).await.unwrap(), 1);
     assert_eq!(fixture.names(OBJECTS), [""; 0]);
@@ -209,10 +199,11 @@ async fn stale_artifacts_are_rejected() {
 async fn a_commit_completes_if_its_caller_is_dropped() {
     let fixture = Fixture::new().await;
     fixture.add_running("one").await;
-    let (digest, staged) = fixture.staged(b"state").await;
+    let staged = fixture.staged(b"state").await;
+    let digest = staged.digest.clone();
     let artifact = checkpoint("one", 1, 5);
     {
-        let mut commit = Box::pin(fixture.store.commit_artifact(&artifact, &digest, staged));
+        let mut commit = Box::pin(fixture.store.commit_artifact(&artifact, staged));
         assert!(futures_util::poll!(&mut commit).is_pending());
     }
     assert_eq!(fixture.watch_items("one", 2).await, [WatchedItem::Event(1), WatchedItem::Event(2)]);

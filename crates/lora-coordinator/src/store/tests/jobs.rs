@@ -123,8 +123,8 @@ async fn a_job_message_has_the_current_progress() {
     assert_eq!((message.checkpoint_step, message.metrics), (None, None));
 
     fixture.store.add_steps("one", &steps(1..=12)).await.unwrap();
-    fixture.commit(checkpoint("one", 3, 10), b"ten").await;
-    fixture.commit(result("one", 3, "adapter_config.json"), b"{}").await;
+    fixture.commit(checkpoint("one", 3, 10), b"ten").await.1.unwrap();
+    fixture.commit(result("one", 3, "adapter_config.json"), b"{}").await.1.unwrap();
     let message = fixture.store.job_message("one").await.unwrap().unwrap();
     let expected = v1::Job {
         job_id: "one".into(),

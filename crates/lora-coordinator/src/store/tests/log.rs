@@ -95,7 +95,7 @@ async fn a_watch_follows_new_items_and_ends_when_the_job_is_paused() {
     });
     assert_eq!(item, Some(WatchedItem::Step(1)));
     let (item, committed) = tokio::join!(next(&mut watch), fixture.commit(checkpoint("one", 1, 1), b"state"));
-    assert_eq!((item, committed.1), (Some(WatchedItem::Event(2)), CommitOutcome::Done));
+    assert_eq!((item, committed.1), (Some(WatchedItem::Event(2)), Ok(())));
     row.state = JobState::Paused;
     let (item, ()) = tokio::join!(next(&mut watch), async {
         fixture.store.save_job(&row, vec![changed(JobState::Paused)]).await.unwrap();

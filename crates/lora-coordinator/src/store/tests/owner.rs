@@ -172,7 +172,7 @@ async fn an_older_copy_is_refused_after_each_kind_of_change() {
     for change in ["start", "input", "submit", "artifact", "result", "collection"] {
         let fixture = Fixture::new().await;
         let row = fixture.add_running("one").await;
-        fixture.commit(checkpoint("one", 1, 0), b"kept").await;
+        fixture.commit(checkpoint("one", 1, 0), b"kept").await.1.unwrap();
         fixture.add_input(b"train").await;
         let copy = fixture.dir.path().join("copy");
         fixture.vacuum_into(&copy).await;
@@ -276,7 +276,7 @@ async fn a_refused_database_of_an_earlier_version_is_not_migrated() {
 async fn a_database_whose_files_are_all_gone_is_refused() {
     let fixture = Fixture::new().await;
     fixture.add_running("one").await;
-    fixture.commit(checkpoint("one", 1, 1), b"state").await;
+    fixture.commit(checkpoint("one", 1, 1), b"state").await.1.unwrap();
     let copy = fixture.dir.path().join("copy");
     fixture.vacuum_into(&copy).await;
     fixture.add_input(b"new").await;
@@ -378,7 +378,7 @@ async fn a_finished_store_leaves_an_empty_log() {
     fixture.add(job("one")).await;
     let log = fixture.dir.path().join(wal::FILE);
     assert!(std::fs::metadata(&log).unwrap().len() > 0);
-    fixture.store.end_reads().await;
+    fixture.store.end_work().await;
     assert!(fixture.store.truncate_wal().await.unwrap());
     assert_eq!(std::fs::metadata(&log).unwrap().len(), 0);
 }

@@ -6,13 +6,13 @@ use super::*;
 /// A job after its last step, with two files uploaded and one from an earlier group.
 async fn exported(fixture: &Fixture) -> JobRow {
     let mut row = fixture.add_running("one").await;
-    fixture.commit(result("one", 1, "old.json"), b"old").await;
-    fixture.commit(result("one", 1, "a.json"), b"a of the first group").await;
+    fixture.commit(result("one", 1, "old.json"), b"old").await.1.unwrap();
+    fixture.commit(result("one", 1, "a.json"), b"a of the first group").await.1.unwrap();
     row.generation = 2;
     fixture.store.save_job(&row, Vec::new()).await.unwrap();
-    fixture.commit(result("one", 2, "a.json"), b"a").await;
-    fixture.commit(result("one", 2, "b.json"), b"b").await;
-    fixture.commit(result("one", 2, "extra.json"), b"extra").await;
+    fixture.commit(result("one", 2, "a.json"), b"a").await.1.unwrap();
+    fixture.commit(result("one", 2, "b.json"), b"b").await.1.unwrap();
+    fixture.commit(result("one", 2, "extra.json"), b"extra").await.1.unwrap();
     let quiet = v1::StepReport { logged: false, ..step(2) };
     let evaluated = v1::StepMetrics { eval_loss: Some(0.5), ..step(3).metrics.unwrap() };
     let evaluated = v1::StepReport { metrics: Some(evaluated), ..step(3) };
@@ -94,7 +94,7 @@ async fn a_result_with_a_file_missing_changes_nothing() {
 async fn uploaded_result_files_are_removed_on_failure() {
     let fixture = Fixture::new().await;
     let row = exported(&fixture).await;
-    fixture.commit(checkpoint("one", 2, 3), b"state").await;
+    fixture.commit(checkpoint("one", 2, 3), b"state").await.1.unwrap();
     fixture.store.save_job(&JobRow { state: JobState::Failed, ..row }, Vec::new()).await.unwrap();
     fixture.store.collect_garbage(Duration::ZERO).await.unwrap();
     assert_eq!(fixture.names(OBJECTS), [lora_proto::DigestBuilder::of_bytes(b"state").hex()]);

@@ -122,10 +122,10 @@ async fn a_search_during_an_upload_removes_no_file() {
     let fixture = Fixture::new().await;
     for round in 0..20 {
         let content = format!("round {round}");
-        let (digest, staged) = fixture.staged(content.as_bytes()).await;
+        let staged = fixture.staged(content.as_bytes()).await;
         // In either order, neither the stored files nor the upload are removed.
         let (committed, searched) = tokio::join!(
-            fixture.store.commit_input(&digest, staged),
+            fixture.store.commit_input(staged),
             fixture.store.remove_unknown_objects(Duration::ZERO)
         );
         committed.unwrap();

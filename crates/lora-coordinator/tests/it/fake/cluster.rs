@@ -183,6 +183,19 @@ impl Cluster {
         }
     }
 
+    /// Waits for an event of a job.
+    pub(crate) async fn until_event(&self, job_id: &str, wanted: impl Fn(&job_event::Kind) -> bool) {
+        let request = v1::WatchJobRequest { job_id: job_id.into(), events_only: true, ..Default::default() };
+        let mut stream = self.jobs().watch_job(request).await.unwrap().into_inner();
+        while let Some(item) = timeout(WAIT_TIMEOUT, stream.message()).await.expect("the event").unwrap() {
+            let Some(watch_job_response::Kind::Event(event)) = item.kind else { panic!("{item:?}") };
+            if event.kind.is_some_and(|kind| wanted(&kind)) {
+                return;
+            }
+        }
+        panic!("job {job_id} ended without the event");
+    }
+
     /// All events of a job, until it is paused or has ended.
     pub(crate) async fn events(&self, job_id: &str) -> Vec<job_event::Kind> {
         let request = v1::WatchJobRequest { job_id: job_id.into(), events_only: true, ..Default::default() };

@@ -209,11 +209,7 @@ impl FakeWorker {
             time: Some(std::time::SystemTime::now().into()),
             notice: String::new(),
         };
-        let steps = v1::Steps {
-            job_id: assignment.job_id.clone(),
-            generation: assignment.generation,
-            steps: steps.map(report).collect(),
-        };
+        let steps = v1::Steps { job_id: assignment.job_id.clone(), steps: steps.map(report).collect() };
         let kind = Some(worker_message::Kind::Steps(steps));
         self.outbox.send(v1::WorkerMessage { kind }).await.unwrap();
     }

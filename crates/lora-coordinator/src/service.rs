@@ -1,40 +1,40 @@
 //! The service: the single task that owns every worker and every job that is neither paused nor
-//! ended. It observes, lets the pure functions decide, and has [`super::jobs`] apply the decisions.
+//! ended. It observes, lets the pure functions decide, and has [`Jobs`] apply the decisions.
+//! [`validations`] run beside it.
 //!
 //! A change of a job's state, members or generation is committed to the store before it is sent.
 //! The phase of a group is in memory only: after a restart, the rows of the store and the statuses
 //! of the workers lead to the same phase or an earlier one.
 
+pub(crate) mod command;
+mod validations;
+
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use lora_proto::v1;
 use lora_spec::{DeviceMemory, JobSpec, JobState};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::action::Action;
-use super::command::{Command, Outbox, SessionId};
-use super::job::Job;
-use super::jobs::{ApplyError, Jobs};
-use super::member::observe;
-use super::reconcile::{Circumstances, gives_way, reconcile};
-use super::request::{Answer, Request};
-use super::workers::Workers;
+use self::command::Command;
+use self::validations::Validations;
 use crate::Config;
 use crate::admission::submit;
-use crate::admission::validate::{self, ValidationOutcome};
+use crate::control::action::Action;
+use crate::control::job::Job;
+use crate::control::jobs::{ApplyError, Jobs};
+use crate::control::member::observe;
+use crate::control::reconcile::{Circumstances, gives_way, reconcile, validated};
+use crate::control::request::{Answer, Request};
+use crate::control::workers::{Outbox, SessionId, Workers};
 use crate::metrics::Metrics;
-use crate::rpc::refusal::Refusal;
+use crate::refusal::Refusal;
 use crate::scheduler::schedule;
 use crate::store::{InsertOutcome, JobRow, Store, StoreError};
 
 /// The interval at which leases and time limits are checked.
 const RECONCILE_INTERVAL: Duration = Duration::from_millis(200);
-/// The number of validations at the same time; each reads a dataset.
-const MAX_CONCURRENT_VALIDATIONS: usize = 2;
 /// The largest number of steps in one message.
 const MAX_STEPS: usize = 4096;
 
@@ -47,14 +47,9 @@ pub(crate) struct Service {
     workers: Workers,
     /// The time by which the workers of the previous coordinator process must have reconnected.
     reconnect_deadline: Instant,
-    /// The running validations of jobs.
-    validations: JoinSet<(String, ValidationOutcome)>,
-    /// Limits the validations that run at the same time.
-    validation_permits: Arc<Semaphore>,
+    validations: Validations,
     /// Jobs to reconcile after the current command.
     dirty_jobs: BTreeSet<String>,
-    /// Workers that reported, connected or disconnected.
-    dirty_workers: BTreeSet<String>,
     metrics: Metrics,
 }
 
@@ -72,15 +67,13 @@ impl Service {
             Instant::now() + if had_workers { config.workers.lease() } else { Duration::ZERO };
         let mut service = Self {
             jobs: Jobs::new(store.clone()),
+            validations: Validations::new(store.clone()),
             store,
             config,
             commands,
             workers,
             reconnect_deadline,
-            validations: JoinSet::new(),
-            validation_permits: Arc::new(Semaphore::new(MAX_CONCURRENT_VALIDATIONS)),
             dirty_jobs: BTreeSet::new(),
-            dirty_workers: BTreeSet::new(),
             metrics,
         };
         for row in service.store.load_active().await? {
@@ -101,10 +94,9 @@ impl Service {
                     Some(command) => self.execute(command).await,
                     None => break,
                 },
-                Some(checked) = self.validations.join_next() => match checked {
-                    Ok((job_id, found)) => self.finish_validation(&job_id, found).await,
-                    Err(error) => tracing::error!(%error, "the validation of a job failed"),
-                },
+                Some(job_id) = self.validations.finished() => {
+                    self.dirty_jobs.insert(job_id);
+                }
                 _ = ticks.tick() => {
                     let idle = last_tick.elapsed().saturating_sub(2 * RECONCILE_INTERVAL);
                     last_tick = Instant::now();
@@ -131,6 +123,9 @@ impl Service {
             }
             Command::Workers { reply } => {
                 let _ = reply.send(Ok(self.worker_messages()));
+            }
+            Command::Memory { reply } => {
+                let _ = reply.send(Ok(self.available_memory()));
             }
             Command::Hello { hello, outbox, reply } => {
                 let _ = reply.send(self.admit(*hello, outbox));
@@ -177,8 +172,7 @@ impl Service {
                 }
             }
         }
-        self.dirty_workers.extend(self.jobs.take_affected_workers());
-        for worker in std::mem::take(&mut self.dirty_workers) {
+        for worker in self.jobs.take_affected_workers() {
             let job = self.jobs.of_worker(&worker);
             let (assignment, goal) =
                 job.map_or((None, v1::Goal::Unspecified), |job| job.desired_state(&worker, &self.workers));
@@ -189,8 +183,14 @@ impl Service {
 
     /// Decides what a job needs next, and applies it.
     async fn reconcile(&mut self, job_id: &str) -> Result<(), ApplyError> {
+        let validating = |job: &&Job| job.state() == JobState::Validating;
+        if let Some(job) = self.jobs.get(job_id).filter(validating) {
+            let available = self.available_memory();
+            let Some(outcome) = self.validations.outcome(job) else { return Ok(()) };
+            self.jobs.apply(job_id, validated(outcome, &available)).await?;
+        }
+        self.validations.forget(job_id);
         let Some(job) = self.jobs.get(job_id).filter(|job| job.state().is_active()) else { return Ok(()) };
-        self.dirty_workers.extend(job.row.members.iter().map(|member| member.worker.clone()));
         let circumstances = Circumstances {
             recovery: &self.config.recovery,
             now: Instant::now(),
@@ -208,7 +208,7 @@ impl Service {
     /// worker is sent its desired state.
     fn mark_worker_dirty(&mut self, worker: String) {
         self.dirty_jobs.extend(self.jobs.of_worker(&worker).map(|job| job.row.id.clone()));
-        self.dirty_workers.insert(worker);
+        self.jobs.affect(worker);
     }
 
     async fn submit(&mut self, request: v1::SubmitJobRequest) -> Result<String, Refusal> {
@@ -242,59 +242,17 @@ impl Service {
         for member in &job.row.members {
             self.workers.expect_reconnect(&member.worker, &member.instance_id, &member.peer_address);
         }
-        if job.state() == JobState::Validating {
-            self.validate(&id);
-        }
         self.dirty_jobs.insert(id);
         Ok(())
     }
 
-    fn validate(&mut self, job_id: &str) {
-        let Some(job) = self.jobs.get(job_id) else { return };
-        let (store, spec, inputs) = (self.store.clone(), job.spec.clone(), job.row.inputs.clone());
-        let id = job_id.to_owned();
-        let validation_permits = Arc::clone(&self.validation_permits);
-        self.validations.spawn(async move {
-            // The semaphore is never closed.
-            let _permit = validation_permits.acquire().await;
-            let check = tokio::task::spawn_blocking(move || validate::check(&store, &spec, &inputs));
-            let failed =
-                |error| ValidationOutcome::Problem(format!("the inputs cannot be validated: {error}"));
-            (id, check.await.unwrap_or_else(failed))
-        });
-    }
-
-    /// Applies the result of the validation of a job, unless the job was paused or cancelled in the
-    /// meantime. A paused job is validated again when it is resumed.
-    async fn finish_validation(&mut self, job_id: &str, found: ValidationOutcome) {
-        if self.jobs.get(job_id).is_none_or(|job| job.state() != JobState::Validating) {
-            return;
-        }
-        // Until the workers of the previous process have reconnected, a job is not too large: the
-        // scheduler waits for a worker that is large enough.
+    /// The memory that jobs may use on each available worker. Empty until the workers of the
+    /// previous process have had the time to reconnect: no job is too large for workers that are
+    /// not known.
+    fn available_memory(&self) -> Vec<DeviceMemory> {
         let all_known = Instant::now() >= self.reconnect_deadline;
         let available = self.workers.iter().filter(|(_, worker)| all_known && worker.is_available());
-        let available: Vec<DeviceMemory> = available.map(|(_, worker)| worker.memory()).collect();
-        let valid = match found {
-            ValidationOutcome::Problem(problem) => Err(problem),
-            ValidationOutcome::Valid(requirements) => {
-                let fits = requirements.as_deref().map_or(Ok(()), |it| validate::fits_any(it, &available));
-                fits.map(|()| requirements).map_err(|too_large| too_large.to_string())
-            }
-        };
-        let action = match valid {
-            Ok(requirements) => Action::Queue(requirements),
-            Err(cause) => Action::Fail(v1::Failure { cause, ..v1::Failure::default() }),
-        };
-        match self.jobs.apply(job_id, action).await {
-            Ok(()) => {
-                self.dirty_jobs.insert(job_id.to_owned());
-            }
-            Err(error) => {
-                tracing::error!(job = job_id, %error, "the job is validated again");
-                self.validate(job_id);
-            }
-        }
+        available.map(|(_, worker)| worker.memory()).collect()
     }
 
     /// Does what a user asks of a job. `workers` replaces the number of workers of a job that is
@@ -330,9 +288,6 @@ impl Service {
         let is_plan_current = job.row.requirements.is_none() || spec.workers == job.spec.workers;
         let is_valid = job.row.validated && is_plan_current;
         self.jobs.apply(job_id, Action::Resume { spec: Box::new(spec), message, is_valid }).await?;
-        if !is_valid {
-            self.validate(job_id);
-        }
         Ok(())
     }
 

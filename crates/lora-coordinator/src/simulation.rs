@@ -19,17 +19,16 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use self::process::Process;
-use super::action::Action;
-use super::command::Outbox;
-use super::group::GroupPhase;
-use super::job::{GroupMaterial, Job};
-use super::member::{MemberState, observe};
-use super::reconcile::{Circumstances, gives_way, reconcile};
-use super::request::{Answer, Request};
-use super::workers::{Workers, has_state};
 use crate::config::RecoveryConfig;
+use crate::control::action::Action;
+use crate::control::group::GroupPhase;
+use crate::control::job::{GroupMaterial, Job};
+use crate::control::member::{MemberState, observe};
+use crate::control::reconcile::{Circumstances, gives_way, reconcile};
+use crate::control::request::{Answer, Request};
+use crate::control::workers::{Outbox, Workers, has_state};
 use crate::scheduler::schedule;
-use crate::store::JobRow;
+use crate::store::{JobRow, Recorded};
 
 /// Steps of each job.
 const TOTAL_STEPS: u64 = 8;
@@ -115,7 +114,7 @@ impl World {
                 validated: true,
                 ..JobRow::default()
             };
-            (id.to_owned(), Job::new(row, None).unwrap())
+            (id.to_owned(), Job::new(row, None, &Recorded::default()).unwrap())
         };
         let recovery = RecoveryConfig {
             settle_seconds: 0.5,
@@ -304,13 +303,13 @@ impl World {
         match request.answer(state) {
             Answer::Apply(action) => {
                 if let Some(row) = self.stopped.remove(id) {
-                    self.jobs.insert(id.to_owned(), Job::new(row, None).unwrap());
+                    self.jobs.insert(id.to_owned(), Job::new(row, None, &Recorded::default()).unwrap());
                 }
                 self.apply(id, action);
             }
             Answer::Resume => {
                 let row = self.stopped.remove(id).unwrap();
-                let job = Job::new(row, None).unwrap();
+                let job = Job::new(row, None, &Recorded::default()).unwrap();
                 let (spec, message) = (Box::new(job.spec.clone()), Box::new(job.row.spec.clone()));
                 let resume = Action::Resume { spec, message, is_valid: true };
                 let resumed = job.changed(resume, GroupMaterial::default()).unwrap();
@@ -326,7 +325,9 @@ impl World {
         }
         self.workers = Workers::new(LEASE);
         for job in self.jobs.values_mut() {
-            *job = Job::new(job.row.clone(), checkpoint(&self.checkpoints, &job.row.id)).unwrap();
+            *job =
+                Job::new(job.row.clone(), checkpoint(&self.checkpoints, &job.row.id), &Recorded::default())
+                    .unwrap();
             for member in &job.row.members {
                 self.workers.expect_reconnect(&member.worker, &member.instance_id, &member.peer_address);
             }

@@ -1,21 +1,12 @@
 //! The commands that the gRPC handlers send to the service.
 
 use lora_proto::v1;
-use tokio::sync::{mpsc, oneshot};
-use tonic::Status;
+use lora_spec::DeviceMemory;
+use tokio::sync::oneshot;
 
-use super::request::Request;
-use crate::rpc::refusal::Refusal;
-
-/// The capacity of the queue of messages to one worker; if the queue overflows, the worker's
-/// connection is closed.
-pub(crate) const OUTBOX_CAPACITY: usize = 64;
-
-/// The queue of messages to one worker.
-pub(crate) type Outbox = mpsc::Sender<Result<v1::CoordinatorMessage, Status>>;
-
-/// The number of one connection of a worker.
-pub(crate) type SessionId = u64;
+use crate::control::request::Request;
+use crate::control::workers::{Outbox, SessionId};
+use crate::refusal::Refusal;
 
 /// The channel for the answer to a command.
 pub(crate) type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
@@ -41,6 +32,10 @@ pub(crate) enum Command {
     },
     Workers {
         reply: Reply<Vec<v1::Worker>>,
+    },
+    /// The memory that jobs may use on each available worker; empty while they are not known.
+    Memory {
+        reply: Reply<Vec<DeviceMemory>>,
     },
     Hello {
         hello: Box<v1::Hello>,

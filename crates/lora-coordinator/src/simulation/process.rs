@@ -4,8 +4,7 @@ use lora_proto::v1::{self, Goal, Phase, coordinator_message};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::control::command::SessionId;
-use crate::control::workers::has_state;
+use crate::control::workers::{SessionId, has_state};
 
 /// A worker process.
 pub(super) struct Process {
