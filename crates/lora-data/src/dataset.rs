@@ -77,7 +77,7 @@ impl Dataset {
         let kind = FileKind::from_name(name)?;
         let bytes = fs::read(file.path()).map_err(|source| DataError::read(file, source))?;
         let bytes = Bytes::from(bytes);
-        let sha256 = hex(&Sha256::digest(&bytes));
+        let sha256 = hex::encode(Sha256::digest(&bytes));
         let encode = |number, row| encode(name, kind, tokenizer, number, row);
         let encoded: Vec<Result<EncodedRow, DataError>> = match kind {
             FileKind::Jsonl => jsonl::lines(name, &bytes)?
@@ -130,17 +130,13 @@ impl Dataset {
                 hash.update((u64::from(*token) << 1 | u64::from(trained)).to_le_bytes());
             }
         }
-        hex(&hash.finalize())
+        hex::encode(hash.finalize())
     }
 
     /// Returns the number of tokens of each row, for [`BatchPlan`](crate::BatchPlan).
     pub fn lengths(&self) -> Vec<usize> {
         self.rows.iter().map(|row| row.tokens.len()).collect()
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The format of a dataset.
@@ -242,7 +238,7 @@ mod tests {
             sha256: String::new(),
             report: DataReport::default(),
         };
-        let expected = hex(&Sha256::digest([2_u64, 14, 19].map(u64::to_le_bytes).concat()));
+        let expected = hex::encode(Sha256::digest([2_u64, 14, 19].map(u64::to_le_bytes).concat()));
         assert_eq!(dataset(&[(&[7, 9], &[false, true])]).tokens_sha256(), expected);
         for other in [
             dataset(&[(&[7, 8], &[false, true])]),

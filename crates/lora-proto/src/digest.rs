@@ -10,7 +10,7 @@ use crate::v1::FileDigest;
 impl FileDigest {
     /// Returns the SHA-256 in hexadecimal, in lower case.
     pub fn hex(&self) -> String {
-        self.sha256.iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(&self.sha256)
     }
 }
 

@@ -1,11 +1,10 @@
 //! Uploads to and downloads from the coordinator's store, for clients.
 
-use std::io::{self, SeekFrom};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use tokio::fs::{File, OpenOptions};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncSeekExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -14,7 +13,7 @@ use tonic::transport::Channel;
 
 use crate::v1::artifacts_client::ArtifactsClient;
 use crate::v1::{self, download_response, upload_request};
-use crate::{CHUNK_BYTES, DigestBuilder, MAX_MESSAGE_BYTES};
+use crate::{CHUNK_BYTES, MAX_MESSAGE_BYTES, PartialFile};
 
 /// Time without progress after which a transfer fails.
 const STALL_TIMEOUT: Duration = Duration::from_secs(60);
@@ -123,7 +122,7 @@ pub async fn upload(
 }
 
 /// Downloads a file to `path`, and continues an earlier partial download. On success the file is
-/// complete, and its digest is correct. Calls `received` with the number of bytes so far. Removes
+/// complete, and its digest is correct. Calls `received` with the number of bytes so far. Empties
 /// the file if it is corrupt.
 ///
 /// # Errors
@@ -136,22 +135,16 @@ pub async fn download(
     mut received: impl FnMut(u64),
 ) -> Result<v1::FileDigest, TransferError> {
     let io = |source| TransferError::Io { path: path.to_owned(), source };
-    let mut file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .await
-        .map_err(io)?;
-    let mut digest = digest_of(&mut file).await.map_err(io)?;
-    file.seek(SeekFrom::End(0)).await.map_err(io)?;
-    let request = v1::DownloadRequest { source: Some(source), offset: digest.size() };
+    let mut file = PartialFile::open(path).await.map_err(io)?;
+    let request = v1::DownloadRequest { source: Some(source), offset: file.size() };
     let answer = timeout(STALL_TIMEOUT, artifacts(channel).download(request)).await;
     let mut messages = match answer.map_err(|_| TransferError::Stalled)? {
         Ok(answer) => answer.into_inner(),
         // The local file is longer than the file in the store, so it is another file.
-        Err(status) if status.code() == tonic::Code::OutOfRange => return Err(discard(path).await),
+        Err(status) if status.code() == tonic::Code::OutOfRange => {
+            file.restart().await.map_err(io)?;
+            return Err(TransferError::Corrupt);
+        }
         Err(status) => return Err(status.into()),
     };
     loop {
@@ -159,37 +152,18 @@ pub async fn download(
             timeout(STALL_TIMEOUT, messages.message()).await.map_err(|_| TransferError::Stalled)??;
         match message.and_then(|message| message.kind) {
             Some(download_response::Kind::Chunk(chunk)) => {
-                file.write_all(&chunk).await.map_err(io)?;
-                // If this call ends early, the next one continues after the received bytes.
-                file.flush().await.map_err(io)?;
-                digest.update(&chunk);
-                received(digest.size());
+                file.write(&chunk).await.map_err(io)?;
+                received(file.size());
             }
             Some(download_response::Kind::Trailer(whole)) => {
-                if digest.finish() != whole {
-                    return Err(discard(path).await);
+                if file.digest() != whole {
+                    file.restart().await.map_err(io)?;
+                    return Err(TransferError::Corrupt);
                 }
-                file.sync_all().await.map_err(io)?;
+                file.sync().await.map_err(io)?;
                 return Ok(whole);
             }
             None => return Err(Status::unavailable("the download ended too early").into()),
         }
     }
-}
-
-async fn digest_of(file: &mut File) -> io::Result<DigestBuilder> {
-    let mut digest = DigestBuilder::default();
-    let mut piece = vec![0; 1 << 18];
-    loop {
-        match file.read(&mut piece).await? {
-            0 => return Ok(digest),
-            read => digest.update(&piece[..read]),
-        }
-    }
-}
-
-async fn discard(path: &Path) -> TransferError {
-    // If the file cannot be removed, the next download finds it corrupt again.
-    let _ = tokio::fs::remove_file(path).await;
-    TransferError::Corrupt
 }

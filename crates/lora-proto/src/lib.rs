@@ -10,8 +10,12 @@ pub mod file_name;
 #[cfg(feature = "client")]
 pub mod file_transfer;
 mod inputs;
+#[cfg(feature = "client")]
+mod partial_file;
 
 pub use digest::DigestBuilder;
+#[cfg(feature = "client")]
+pub use partial_file::PartialFile;
 
 /// Messages, clients (feature `client`) and servers (feature `server`) of the package `lora.v1`.
 #[expect(missing_docs, reason = "generated; the fields are described in proto/")]

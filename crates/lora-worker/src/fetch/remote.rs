@@ -2,20 +2,20 @@
 
 pub(super) mod hub;
 pub(super) mod object_store;
-mod partial_file;
 mod selection;
 
 use std::env;
+use std::path::Path;
 use std::sync::Arc;
 
-use lora_proto::DigestBuilder;
+use lora_proto::{DigestBuilder, PartialFile};
 use reqwest::Url;
 
 use self::hub::{Hub, Repository};
 use super::FetchError;
 use super::cache::CacheDir;
 use super::model_roots::FIELD;
-use super::source::FileSet;
+use super::source::{FileSet, RemoteFile};
 
 const SUPPORTED: &str = "hf://org/name[@revision], s3://bucket/prefix, gs://bucket/prefix, \
                          az://container/prefix, or an absolute path under the worker's model_roots";
@@ -85,4 +85,25 @@ impl RemoteBases {
 fn key(kind: &str, identity: &[impl AsRef<str>]) -> String {
     let lines: Vec<&str> = identity.iter().map(AsRef::as_ref).collect();
     format!("{kind}-{}", DigestBuilder::of_bytes(lines.join("\n").as_bytes()).hex())
+}
+
+/// Compares the file at `path` with the size and hash that were announced for `from`. A file that
+/// is too long, or that has the right length but other bytes, is emptied.
+async fn finish(
+    mut partial: PartialFile,
+    path: &Path,
+    remote_file: &RemoteFile,
+    from: &str,
+) -> Result<(), FetchError> {
+    let (size, expected) = (partial.size(), remote_file.size);
+    if size < expected {
+        let message = format!("the connection ended after {size} of {expected} bytes");
+        return Err(FetchError::transient(from, message));
+    }
+    let same = remote_file.sha256().is_none_or(|sha256| partial.digest().sha256 == sha256);
+    if size > expected || !same {
+        partial.restart().await.map_err(FetchError::at(path))?;
+        return Err(FetchError::transient(from, "the received file is corrupt; try again"));
+    }
+    partial.sync().await.map_err(FetchError::at(path))
 }

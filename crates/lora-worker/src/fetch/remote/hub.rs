@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, TryStreamExt, stream};
+use lora_proto::PartialFile;
 use lora_proto::file_name::is_file_name;
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, ETAG, HeaderMap, RANGE};
 use reqwest::redirect::Policy;
@@ -14,8 +15,7 @@ use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde::Deserialize;
 use tracing::info;
 
-use super::partial_file::PartialFile;
-use super::{key, selection};
+use super::{finish, key, selection};
 use crate::fetch::FetchError;
 use crate::fetch::cache::CacheDir;
 use crate::fetch::source::{FileSet, RemoteFile, Source};
@@ -186,9 +186,9 @@ impl Source for Snapshot {
     fn download<'a>(&'a self, file: &'a RemoteFile, path: &'a Path) -> BoxFuture<'a, Result<(), FetchError>> {
         Box::pin(async move {
             let from = format!("{}/{}", self.url(), file.name);
-            let mut partial = PartialFile::open(path).await?;
+            let mut partial = PartialFile::open(path).await.map_err(FetchError::at(path))?;
             if partial.size() >= file.size {
-                return partial.finish(file, &from).await;
+                return finish(partial, path, file, &from).await;
             }
             let request = self.client.request(Method::GET, self.file_url(&file.name));
             let range = format!("bytes={}-", partial.size());
@@ -198,7 +198,7 @@ impl Source for Snapshot {
                 _ => Some(0),
             };
             if start != Some(partial.size()) {
-                partial.restart().await?;
+                partial.restart().await.map_err(FetchError::at(path))?;
                 if start != Some(0) {
                     return Err(FetchError::transient(
                         &from,
@@ -209,9 +209,9 @@ impl Source for Snapshot {
             while partial.size() <= file.size
                 && let Some(piece) = answer.chunk().await.map_err(|error| http_error(error, &from))?
             {
-                partial.write(&piece).await?;
+                partial.write(&piece).await.map_err(FetchError::at(path))?;
             }
-            partial.finish(file, &from).await
+            finish(partial, path, file, &from).await
         })
     }
 }

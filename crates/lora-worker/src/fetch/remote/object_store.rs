@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use futures_util::TryStreamExt;
 use futures_util::future::BoxFuture;
+use lora_proto::PartialFile;
 use object_store::path::Path as Key;
 use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore, ObjectStoreScheme};
 use reqwest::Url;
 use tokio::time::timeout;
 
-use super::partial_file::PartialFile;
-use super::{key, selection};
+use super::{finish, key, selection};
 use crate::fetch::FetchError;
 use crate::fetch::cache::CacheDir;
 use crate::fetch::source::{FileSet, RemoteFile, Source};
@@ -73,9 +73,9 @@ impl Source for ObjectStorePrefix {
     fn download<'a>(&'a self, file: &'a RemoteFile, path: &'a Path) -> BoxFuture<'a, Result<(), FetchError>> {
         Box::pin(async move {
             let from = format!("{}/{}", self.url, file.name);
-            let mut partial = PartialFile::open(path).await?;
+            let mut partial = PartialFile::open(path).await.map_err(FetchError::at(path))?;
             if partial.size() >= file.size {
-                return partial.finish(file, &from).await;
+                return finish(partial, path, file, &from).await;
             }
             let stalled = |_| {
                 let message = format!("the transfer made no progress for {STALL_TIMEOUT:?}");
@@ -90,9 +90,9 @@ impl Source for ObjectStorePrefix {
                 && let Some(piece) =
                     timeout(STALL_TIMEOUT, pieces.try_next()).await.map_err(stalled)?.map_err(fail)?
             {
-                partial.write(&piece).await?;
+                partial.write(&piece).await.map_err(FetchError::at(path))?;
             }
-            partial.finish(file, &from).await
+            finish(partial, path, file, &from).await
         })
     }
 }
