@@ -65,7 +65,7 @@ fn loftq_adapters_are_used_with_the_requantized_base() {
     let merged: Value =
         serde_json::from_str(&Finished::run(&mut command).expect_code(0).stdout).unwrap_or_default();
     assert_eq!(merged["written"], json!("dequantized"));
-    assert!(merged["differences"][1]["kl"].as_f64().is_some_and(|kl| kl < 1e-9), "{merged}");
+    assert!(merged["differences"][1]["kl_divergence"].as_f64().is_some_and(|kl| kl < 1e-9), "{merged}");
     assert_eq!(
         generated(&fixture.path("merged"), None),
         generated(&fixture.path("base"), Some(&fixture.path("one")))

@@ -2,10 +2,14 @@
 
 use lora_spec::MicroBatch;
 
-use crate::Dataset;
+use crate::{Dataset, Row};
 
 /// Sequences are padded to a multiple of this number of positions.
 pub const PAD_MULTIPLE: usize = 16;
+/// Number of rows on which models are compared.
+pub const SAMPLE_ROWS: usize = 8;
+/// Maximum number of inputs of such a row. The logits of a row are in memory at a time.
+pub const SAMPLE_TOKENS: usize = 256;
 
 /// The rows of a micro-batch and their padded length.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +48,25 @@ pub fn collate(dataset: &Dataset, rows: &MicroBatchRows) -> MicroBatch {
         }
     }
     micro_batch
+}
+
+/// Returns micro-batches of the first rows of `dataset`, for comparing models: at most
+/// [`SAMPLE_ROWS`] micro-batches of one row each, with at most [`SAMPLE_TOKENS`] inputs, without
+/// padding.
+pub fn sample_rows(dataset: &Dataset) -> Vec<MicroBatch> {
+    let sample = |(index, row): (usize, &Row)| {
+        let inputs = row.tokens.len().saturating_sub(1).min(SAMPLE_TOKENS);
+        let weights = row.trained[1..=inputs].iter().map(|trained| if *trained { 1.0 } else { 0.0 });
+        MicroBatch {
+            rows: vec![index as u64],
+            seq_len: inputs,
+            tokens: row.tokens[..inputs].to_vec(),
+            targets: row.tokens[1..=inputs].to_vec(),
+            weights: weights.collect(),
+        }
+    };
+    let rows = dataset.rows.iter().enumerate().filter(|(_, row)| row.tokens.len() > 1);
+    rows.take(SAMPLE_ROWS).map(sample).collect()
 }
 
 /// Returns micro-batches for evaluation, which contain each row once. The rows are divided like

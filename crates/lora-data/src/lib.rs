@@ -24,7 +24,9 @@ mod tojson;
 mod tokenizer;
 mod tokenizer_files;
 
-pub use batch::{MicroBatchRows, PAD_MULTIPLE, collate, eval_micro_batches};
+pub use batch::{
+    MicroBatchRows, PAD_MULTIPLE, SAMPLE_ROWS, SAMPLE_TOKENS, collate, eval_micro_batches, sample_rows,
+};
 pub use batch_plan::BatchPlan;
 pub use data_file::check_data_file;
 pub use data_report::DataReport;

@@ -7,6 +7,8 @@ use lora_model::ModelError;
 use lora_plan::TooLarge;
 use lora_spec::FieldError;
 
+use crate::logit_difference::LogitDifference;
+
 /// An error that ends a training run.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
@@ -77,8 +79,18 @@ pub enum TrainError {
         count: u64,
     },
     /// The exported adapter computes other logits than the trained one.
-    #[error("the reloaded export gives other logits than the trained adapter")]
-    Export,
+    #[error(
+        "the adapter that was read back from its files gives other logits than the trained one: they \
+         differ by up to {}, {:.1e} of the largest logit (at most {bound:.1e} is accepted), and the KL \
+         divergence is {:.1e} nats a token",
+        difference.largest_difference, difference.relative(), difference.kl_divergence
+    )]
+    Export {
+        /// The measured difference.
+        difference: LogitDifference,
+        /// The largest accepted difference, in units of the largest logit.
+        bound: f64,
+    },
     /// A file cannot be read.
     #[error("{name}: {source}", name = name.display())]
     Io {

@@ -28,6 +28,11 @@ impl Evaluator {
         Self { dataset, micro_batches, training: training.clone(), total_steps, best_params: None }
     }
 
+    /// Returns the rows, if there are any.
+    pub(crate) fn dataset(&self) -> Option<&Dataset> {
+        self.dataset.as_ref()
+    }
+
     /// Returns the SHA-256 of the file.
     pub(crate) fn sha256(&self) -> Option<&str> {
         self.dataset.as_ref().map(|dataset| dataset.sha256.as_str())

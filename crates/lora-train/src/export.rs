@@ -4,11 +4,11 @@ use std::path::Path;
 
 use candle_core::DType;
 use lora_data::Tokenizer;
-use lora_model::{Adapter, Base, PeftAdapter, logits, write_adapter};
-use lora_ops::transfer::to_vec;
+use lora_model::{Adapter, Base, PeftAdapter, write_adapter};
 use lora_spec::{JobSpec, MicroBatch, ModelSpec, SourceFile};
 
 use crate::error::TrainError;
+use crate::logit_difference::LogitDifference;
 
 /// A file of the result.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,9 +19,10 @@ pub struct ResultFile {
     pub bytes: Vec<u8>,
 }
 
-/// Returns the files of `adapter` in PEFT's format, with its weights first.
+/// Returns the files of `adapter` in PEFT's format, with its weights first, and how the logits of
+/// the adapter in these files differ from those of `adapter`.
 ///
-/// The returned bytes are parsed, and the parsed adapter must give the same logits for `sample` as
+/// The returned bytes are parsed, and the parsed adapter must give the same logits for `rows` as
 /// `adapter`. The logits must have the same bits, unless the adapter has an initial term: the
 /// exported adapter includes this term, so that sums have another order, and small rounding errors
 /// are allowed.
@@ -32,8 +33,8 @@ pub(crate) fn adapter_files(
     job: &JobSpec,
     base: &Base,
     adapter: &Adapter,
-    sample: &MicroBatch,
-) -> Result<Vec<ResultFile>, TrainError> {
+    rows: &[MicroBatch],
+) -> Result<(Vec<ResultFile>, LogitDifference), TrainError> {
     let (name, revision) = hub_name(&job.model);
     let files = write_adapter(adapter, &job.adapter, &name, revision.as_deref())?;
     let [(_, weights), (_, config)] = &files;
@@ -41,17 +42,18 @@ pub(crate) fn adapter_files(
         .to_adapter(&base.config)?
         .to_device_of(base)?;
     // In bf16, adding and subtracting the large initial term leaves rounding errors. A missing
-    // matrix still exceeds the tolerance.
-    let tolerance = match (adapter.initial(), base.activation_dtype()) {
+    // matrix still exceeds the bound.
+    let bound = match (adapter.initial(), base.activation_dtype()) {
         (None, _) => 0.0,
         (Some(_), DType::F32) => 1e-4,
         (Some(_), _) => 0.25,
     };
-    let sample_logits = |adapter| Ok::<Vec<f32>, TrainError>(to_vec(&logits(base, Some(adapter), sample)?)?);
-    if !is_close(&sample_logits(&reloaded)?, &sample_logits(adapter)?, tolerance) {
-        return Err(TrainError::Export);
+    let difference = LogitDifference::of_adapters(base, &reloaded, adapter, rows)?;
+    if difference.relative() > bound {
+        return Err(TrainError::Export { difference, bound });
     }
-    Ok(files.into_iter().map(|(name, bytes)| ResultFile { name: name.into(), bytes }).collect())
+    let files = files.into_iter().map(|(name, bytes)| ResultFile { name: name.into(), bytes });
+    Ok((files.collect(), difference))
 }
 
 /// Returns the files of `tokenizer`.
@@ -65,13 +67,6 @@ pub(crate) fn tokenizer_files(tokenizer: &Tokenizer) -> Result<Vec<ResultFile>, 
         Ok(ResultFile { name: name.clone(), bytes })
     };
     tokenizer.files().iter().map(read).collect()
-}
-
-/// Returns whether each element of `a` differs from that of `b` by less than `tolerance` times the
-/// largest magnitude in `b`. With tolerance 0 all bits must be equal.
-fn is_close(a: &[f32], b: &[f32], tolerance: f32) -> bool {
-    let most = tolerance * b.iter().fold(0.0, |most: f32, b| most.max(b.abs()));
-    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits() || (a - b).abs() < most)
 }
 
 /// Returns `base_model_name_or_path` and `revision` for PEFT: the name on the Hub for a base from
@@ -88,18 +83,34 @@ fn hub_name(model: &ModelSpec) -> (String, Option<String>) {
 
 #[cfg(test)]
 mod tests {
-    use lora_spec::ModelSpec;
+    use lora_spec::BaseLayout;
 
-    use super::{hub_name, is_close};
+    use super::*;
+    use crate::device::ComputeDevice;
 
     #[test]
-    fn zero_tolerance_compares_bits() {
-        assert!(is_close(&[1.0, -2.0], &[1.0, -2.0], 0.0));
-        assert!(!is_close(&[1.0, -2.0], &[1.0, -2.000_000_2], 0.0));
-        assert!(is_close(&[1.0, -2.0], &[1.0, -2.000_000_2], 1e-4));
-        for wrong in [&[1.001, -2.0][..], &[f32::NAN, -2.0], &[1.0]] {
-            assert!(!is_close(wrong, &[1.0, -2.0], 1e-4), "{wrong:?}");
-        }
+    fn an_export_with_other_logits_is_an_error() {
+        let base = lora_test_kit::golden("models/llama-bf16").as_path().into();
+        let base = Base::load(&base, BaseLayout::default(), &ComputeDevice::Cpu).unwrap();
+        let mut job = JobSpec::default();
+        let adapter = Adapter::new(&base.config, &job.adapter, 0).unwrap();
+        let params: Vec<f32> = (0..adapter.params().elem_count()).map(|i| (i as f32).sin() * 0.05).collect();
+        let adapter = adapter.with_params(params, None).unwrap();
+        let row = MicroBatch {
+            rows: vec![0],
+            seq_len: 3,
+            tokens: vec![1, 2, 3],
+            targets: vec![2, 3, 4],
+            weights: vec![1.0; 3],
+        };
+        let rows = [row];
+        let (files, difference) = adapter_files(&job, &base, &adapter, &rows).unwrap();
+        assert_eq!((files.len(), difference.tokens, difference.largest_difference), (2, 3, 0.0));
+        // The configuration file has another scaling than the adapter was trained with.
+        job.adapter.lora_alpha *= 2.0;
+        let error = adapter_files(&job, &base, &adapter, &rows).unwrap_err();
+        assert!(matches!(error, TrainError::Export { .. }), "{error}");
+        assert!(error.to_string().contains("differ by up to"), "{error}");
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod evaluator;
 mod export;
 mod gradient_reducer;
 mod inputs;
+mod logit_difference;
 mod lr_schedule;
 mod partition;
 mod probe;
@@ -46,6 +47,7 @@ pub use engine::{AccumulatedGradients, Engine, GradientAccumulation, LossSums, R
 pub use error::TrainError;
 pub use export::ResultFile;
 pub use inputs::load_adapter;
+pub use logit_difference::LogitDifference;
 pub use lr_schedule::learning_rate;
 pub use partition::Partition;
 pub use probe::{AllReduceMeasurement, DeviceMeasurement, measure_all_reduce, measure_device};

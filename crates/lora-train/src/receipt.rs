@@ -6,6 +6,8 @@
 use lora_spec::JobSpec;
 use serde::{Deserialize, Serialize};
 
+use crate::logit_difference::LogitDifference;
+
 /// The contents of `receipt.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Receipt {
@@ -32,6 +34,11 @@ pub struct Receipt {
     pub adapter_sha256: String,
     /// All other files of the result.
     pub files: Vec<FileHash>,
+    /// How the logits of the adapter in the result's files differ from those of the trained one, on
+    /// the first rows of the evaluation data, or of the training data if there is none. Receipts of
+    /// earlier versions do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<LogitDifference>,
     /// One record for each step.
     pub steps: Vec<StepRecord>,
 }

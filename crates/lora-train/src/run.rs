@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use lora_collective::backend_choice::Preference;
 use lora_collective::{CancelToken, Group};
-use lora_data::Tokenizer;
+use lora_data::{Tokenizer, sample_rows};
 use lora_model::{Base, sha256};
 use lora_ops::adamw::AdamWSettings;
 use lora_spec::file_names::{ADAPTER_WEIGHTS, RECEIPT};
@@ -19,6 +19,7 @@ use crate::error::TrainError;
 use crate::evaluator::Evaluator;
 use crate::export::{ResultFile, adapter_files, tokenizer_files};
 use crate::inputs::{TokenHashes, initial_adapter, job_identity};
+use crate::logit_difference::LogitDifference;
 use crate::process_group::ProcessGroup;
 use crate::progress::Progress;
 use crate::receipt::{FileHash, InputHashes, Receipt, StepRecord};
@@ -297,7 +298,8 @@ impl Run {
     }
 
     /// Returns the files of the result: the adapter in PEFT's format, the tokenizer's files, and
-    /// `receipt.json`. The adapter's files are parsed and checked against the trained adapter.
+    /// `receipt.json`. The adapter's files are parsed, and compared with the trained adapter on the
+    /// first rows of the evaluation data, or of the training data if there is none.
     ///
     /// # Errors
     /// The logits of the parsed adapter differ ([`TrainError::Export`]), or a file of the tokenizer
@@ -309,9 +311,10 @@ impl Run {
             (Some(best), Some((_, step))) => (&last.with_params(best.to_vec(), None)?, step),
             _ => (last, self.progress.step()),
         };
-        let mut files = adapter_files(&self.job, base, adapter, &self.rows.first_row())?;
+        let rows = sample_rows(self.evaluator.dataset().unwrap_or_else(|| self.rows.dataset()));
+        let (mut files, export) = adapter_files(&self.job, base, adapter, &rows)?;
         files.extend(tokenizer_files(&self.tokenizer)?);
-        let receipt = self.receipt(&files, adapter_step)?;
+        let receipt = self.receipt(&files, adapter_step, export)?;
         let mut bytes =
             serde_json::to_vec_pretty(&receipt).map_err(|e| FieldError::new(RECEIPT, e.to_string()))?;
         bytes.push(b'\n');
@@ -320,7 +323,12 @@ impl Run {
     }
 
     /// Returns the receipt of a result with these `files` and the adapter after `adapter_step`.
-    fn receipt(&self, files: &[ResultFile], adapter_step: u64) -> Result<Receipt, TrainError> {
+    fn receipt(
+        &self,
+        files: &[ResultFile],
+        adapter_step: u64,
+        export: LogitDifference,
+    ) -> Result<Receipt, TrainError> {
         let hashes =
             files.iter().map(|file| FileHash { name: file.name.clone(), sha256: sha256(&file.bytes) });
         let (weights, others): (Vec<FileHash>, Vec<FileHash>) =
@@ -338,6 +346,7 @@ impl Run {
             adapter_step,
             adapter_sha256: weights.into_iter().map(|file| file.sha256).collect(),
             files: others,
+            export: Some(export),
             steps: self.history().to_vec(),
         })
     }

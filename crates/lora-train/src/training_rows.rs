@@ -36,10 +36,9 @@ impl TrainingRows {
         collate(&self.dataset, rows)
     }
 
-    /// Returns a micro-batch with the inputs of the first row.
-    pub(crate) fn first_row(&self) -> MicroBatch {
-        let inputs = self.dataset.rows.first().map_or(1, |row| row.tokens.len().saturating_sub(1).max(1));
-        self.collate(&MicroBatchRows { rows: vec![0], padded_len: inputs })
+    /// Returns the rows, in the order of the file.
+    pub(crate) fn dataset(&self) -> &Dataset {
+        &self.dataset
     }
 
     /// Returns the number of tokens in the first `steps` steps, without padding.

@@ -83,7 +83,8 @@ impl Validations {
         let (number, spec, permits) = (self.last_number, job.spec.clone(), Arc::clone(&self.permits));
         let (store, job, inputs) = (self.store.clone(), job.spec.clone(), job.row.inputs.clone());
         let task = self.tasks.spawn(async move {
-            // The semaphore is never closed. An aborted validation that reads data keeps its permit.
+            // The semaphore is never closed. An aborted validation that reads data keeps its
+            // permit.
             let permit = permits.acquire_owned().await;
             let check = tokio::task::spawn_blocking(move || {
                 let _permit = permit;

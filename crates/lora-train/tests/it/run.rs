@@ -279,6 +279,10 @@ fn non_finite_losses_skip_steps_on_all_ranks_and_end_the_run() {
 fn verify_detects_any_change_of_result_or_inputs() {
     let fixture = Fixture::new();
     let files = finish(&mut fixture.run());
+    let receipt: Receipt = serde_json::from_slice(&files["receipt.json"]).unwrap();
+    let export = receipt.export.unwrap();
+    assert!(export.tokens > 8 && export.largest_logit > 0.0, "{export:?}");
+    assert_eq!((export.largest_difference, export.kl_divergence, export.same_token), (0.0, 0.0, 1.0));
     let out = write_result(fixture.dir.path(), &files);
     let verification = verify(&out, &InputPaths::default(), 3).unwrap();
     assert_eq!((verification.replayed_steps, verification.steps), (3, 8));

@@ -4,19 +4,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
-use lora_data::{Dataset, MicroBatchRows, Tokenizer, collate};
+use lora_data::{Dataset, SAMPLE_TOKENS, Tokenizer, sample_rows};
 use lora_model::{Adapter, Base, MergeTarget, PeftAdapter, logits};
-use lora_spec::{BaseDtype, BaseLayout, LongRows, ModelConfig, Quantization, SourceDir};
-use lora_train::{ComputeDevice, Receipt};
+use lora_spec::{BaseDtype, BaseLayout, LongRows, MicroBatch, ModelConfig, Quantization, SourceDir};
+use lora_train::{ComputeDevice, LogitDifference, Receipt};
 use serde::Serialize;
 
 use crate::output::{Format, Table};
 use crate::receipt;
-
-/// Number of rows to compare the models on.
-const ROWS: usize = 8;
-/// Maximum number of tokens of such a row.
-const MAX_LENGTH: usize = 512;
 
 /// Merge an adapter into its base model
 ///
@@ -74,18 +69,12 @@ enum Dtype {
     F32,
 }
 
-/// The difference of a merged model from the trained one, over the tokens of some rows.
+/// The difference of a merged model from the trained one.
 #[derive(Debug, Clone, Copy, Serialize)]
-struct Difference {
+struct MergeDifference {
     onto: OntoArg,
-    /// Kullback-Leibler divergence of the next token's distribution from the trained model's, as
-    /// the mean over tokens, in nats: the sum of `p (ln p - ln q)` with `p` of the trained model.
-    kl: f64,
-    /// Share of the tokens after which both models have the same most likely next token.
-    same_token: f64,
-    /// Largest absolute difference of a logit, divided by the trained model's largest absolute
-    /// logit.
-    largest: f64,
+    #[serde(flatten)]
+    logits: LogitDifference,
 }
 
 #[derive(Serialize)]
@@ -93,7 +82,7 @@ struct MergeOutcome {
     out: PathBuf,
     written: OntoArg,
     tokens: usize,
-    differences: Vec<Difference>,
+    differences: Vec<MergeDifference>,
 }
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
@@ -116,11 +105,9 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let adapter = PeftAdapter::read(&args.adapter.as_path().into())?.to_adapter(&config)?;
     let tokenizer = Tokenizer::load(&base)?;
     let rows = rows(&args, receipt.as_ref(), &tokenizer)?;
-    let expected = LogitsSample::compute(
-        &Base::load(&base, trained_layout.clone(), &ComputeDevice::Cpu)?,
-        Some(&adapter),
-        &rows,
-    )?;
+    let trained = Base::load(&base, trained_layout.clone(), &ComputeDevice::Cpu)?;
+    let expected = sample_logits(&trained, Some(&adapter), &rows)?;
+    drop(trained);
 
     // The model that is written is merged a second time, so that only one dense model is in memory.
     let merge = |onto| {
@@ -129,9 +116,13 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     };
     let mut differences = Vec::new();
     for onto in both.into_iter().take(if is_quantized { 2 } else { 1 }) {
-        differences.push(LogitsSample::compute(&merge(onto)?, None, &rows)?.difference(&expected, onto));
+        let found = sample_logits(&merge(onto)?, None, &rows)?;
+        differences.push(MergeDifference { onto, logits: LogitDifference::new(&found, &expected) });
     }
-    let nearest = differences.iter().min_by(|a, b| a.kl.total_cmp(&b.kl)).map_or(both[0], |it| it.onto);
+    let nearest = differences
+        .iter()
+        .min_by(|a, b| a.logits.kl_divergence.total_cmp(&b.logits.kl_divergence))
+        .map_or(both[0], |it| it.onto);
     let written = args.onto.unwrap_or(nearest);
     let outcome = MergeOutcome { out: args.out.clone(), written, tokens: expected.len(), differences };
     write(&args, &merge(written)?, &tokenizer, &outcome)?;
@@ -139,57 +130,22 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn rows(args: &Args, receipt: Option<&Receipt>, tokenizer: &Tokenizer) -> Result<Dataset> {
+fn rows(args: &Args, receipt: Option<&Receipt>, tokenizer: &Tokenizer) -> Result<Vec<MicroBatch>> {
     let trained_on = receipt.map(|receipt| &receipt.job.data.train).filter(|path| path.is_file());
     let path = args.data.as_ref().or(trained_on);
     let path = path.ok_or_else(|| {
         anyhow!("--data: the adapter's training rows are not on this machine; name a file of rows")
     })?;
-    Ok(Dataset::read(&path.into(), tokenizer, MAX_LENGTH, LongRows::Truncate)?)
+    Ok(sample_rows(&Dataset::read(&path.into(), tokenizer, SAMPLE_TOKENS + 1, LongRows::Truncate)?))
 }
 
-/// Logits after each token of some rows: `[tokens][vocab]`.
-struct LogitsSample(Vec<Vec<f32>>);
-
-impl LogitsSample {
-    fn compute(base: &Base, adapter: Option<&Adapter>, rows: &Dataset) -> Result<Self> {
-        let mut all = Vec::new();
-        for row in 0..rows.rows.len().min(ROWS) {
-            let inputs = rows.rows[row].tokens.len().saturating_sub(1).max(1);
-            let batch = collate(rows, &MicroBatchRows { rows: vec![row], padded_len: inputs });
-            all.extend(logits(base, adapter, &batch)?.to_vec2::<f32>()?);
-        }
-        Ok(Self(all))
+/// Returns the logits after each token of `rows`, `[tokens][vocab]`.
+fn sample_logits(base: &Base, adapter: Option<&Adapter>, rows: &[MicroBatch]) -> Result<Vec<Vec<f32>>> {
+    let mut all = Vec::new();
+    for row in rows {
+        all.extend(logits(base, adapter, row)?.to_vec2::<f32>()?);
     }
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn difference(&self, expected: &Self, onto: OntoArg) -> Difference {
-        let (mut kl, mut same, mut furthest, mut largest) = (0.0, 0, 0.0_f64, 0.0_f64);
-        for (found, expected) in self.0.iter().zip(&expected.0) {
-            let (q, p) = (log_probabilities(found), log_probabilities(expected));
-            kl += p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>();
-            same += usize::from(top(found) == top(expected));
-            for (a, b) in found.iter().zip(expected) {
-                furthest = furthest.max(f64::from((a - b).abs()));
-                largest = largest.max(f64::from(b.abs()));
-            }
-        }
-        let tokens = self.0.len().max(1) as f64;
-        Difference { onto, kl: kl / tokens, same_token: same as f64 / tokens, largest: furthest / largest }
-    }
-}
-
-fn log_probabilities(logits: &[f32]) -> Vec<f64> {
-    let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let sum: f64 = logits.iter().map(|logit| (f64::from(*logit) - most).exp()).sum();
-    logits.iter().map(|logit| f64::from(*logit) - most - sum.ln()).collect()
-}
-
-fn top(logits: &[f32]) -> Option<usize> {
-    (0..logits.len()).reduce(|a, b| if logits[b] > logits[a] { b } else { a })
+    Ok(all)
 }
 
 /// Writes the merged model, the tokenizer's files and the model card. After an error the directory
@@ -214,8 +170,15 @@ fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &MergeOutco
 fn card(args: &Args, outcome: &MergeOutcome) -> String {
     let name =
         |onto| if onto == OntoArg::Original { "the original weights" } else { "the dequantized weights" };
-    let row = |d: &Difference| {
-        format!("| {} | {:.3e} | {:.2} % | {:.3e} |\n", name(d.onto), d.kl, 100.0 * d.same_token, d.largest)
+    let row = |d: &MergeDifference| {
+        let l = &d.logits;
+        format!(
+            "| {} | {:.3e} | {:.2} % | {:.3e} |\n",
+            name(d.onto),
+            l.kl_divergence,
+            100.0 * l.same_token,
+            l.relative()
+        )
     };
     let rows: String = outcome.differences.iter().map(row).collect();
     format!(
@@ -245,9 +208,9 @@ fn text(outcome: &MergeOutcome) -> String {
             onto,
             format!(
                 "KL {:.2e} nats per token, same most likely token {:.1} %, logits differ by {:.1e}{written}",
-                d.kl,
-                100.0 * d.same_token,
-                d.largest
+                d.logits.kl_divergence,
+                100.0 * d.logits.same_token,
+                d.logits.relative()
             ),
         );
     }
