@@ -14,6 +14,7 @@ mod model_footprint;
 mod notes;
 mod plan;
 mod plan_inputs;
+mod serving_notes;
 mod too_large;
 mod training_workload;
 

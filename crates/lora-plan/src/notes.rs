@@ -7,21 +7,7 @@ use lora_spec::{
     ModelConfig,
 };
 
-/// Possible values of vLLM's `--max-lora-rank` (its `MaxLoRARanks`, since version 0.14). The first
-/// one is the default.
-const VLLM_RANKS: [usize; 7] = [16, 32, 64, 128, 256, 320, 512];
-
-/// Returns a note if vLLM does not serve an adapter of rank `r` with its default settings.
-fn serving_note(r: usize) -> Option<String> {
-    match VLLM_RANKS.iter().position(|most| r <= *most) {
-        Some(0) => None,
-        Some(i) => Some(format!(
-            "vLLM serves rank {r} with --max-lora-rank {} (its default is {})",
-            VLLM_RANKS[i], VLLM_RANKS[0]
-        )),
-        None => Some(format!("vLLM serves ranks up to {}, not {r}", VLLM_RANKS[VLLM_RANKS.len() - 1])),
-    }
-}
+use crate::serving_notes::serving_notes;
 
 /// Returns the estimated seconds for the singular value decompositions of the adapted weights, with
 /// [`MAX_CONCURRENT_DECOMPOSITIONS`] of them at a time; `None` if the initialization needs none.
@@ -89,7 +75,8 @@ pub(crate) fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec
                 .into(),
         );
     }
-    notes.extend(serving_note(job.adapter.exported().r));
+    // The caller has resolved the modules without an error.
+    notes.extend(serving_notes(&job.adapter, &job.adapter.modules(config).unwrap_or_default()));
     for (key, rows) in &train.report.ignored_keys {
         notes.push(format!("key {key:?} of {rows} training rows has no effect"));
     }
@@ -121,17 +108,5 @@ mod tests {
         assert_eq!(of(InitLoraWeights::Loftq, 5, &small), Some(5.0 * cubes * 1.2e-10 / 4.0));
         assert_eq!(of(InitLoraWeights::Olora, 1, &small), None);
         assert_eq!(of(InitLoraWeights::Default, 1, &small), None);
-    }
-
-    #[test]
-    fn ranks_above_the_vllm_default_get_a_note() {
-        assert_eq!(serving_note(1), None);
-        assert_eq!(serving_note(16), None);
-        assert_eq!(
-            serving_note(17).as_deref(),
-            Some("vLLM serves rank 17 with --max-lora-rank 32 (its default is 16)")
-        );
-        assert!(serving_note(300).is_some_and(|note| note.contains("--max-lora-rank 320")));
-        assert_eq!(serving_note(513).as_deref(), Some("vLLM serves ranks up to 512, not 513"));
     }
 }

@@ -32,8 +32,8 @@ use clap::{CommandFactory, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::commands::{
-    cancel, completions, doctor as doctor_command, download as download_command, generate, list, logs, merge,
-    pause, plan, probe, quickstart, resume, run, status, submit as submit_command, verify,
+    cancel, completions, convert, doctor as doctor_command, download as download_command, generate, list,
+    logs, merge, pause, plan, probe, quickstart, resume, run, status, submit as submit_command, verify,
     watch as watch_command, worker, workers,
 };
 
@@ -80,6 +80,7 @@ enum LocalCommand {
     Plan(plan::Args),
     Generate(generate::Args),
     Merge(merge::Args),
+    Convert(convert::Args),
     Verify(verify::Args),
     Quickstart(quickstart::Args),
     Doctor(doctor_command::Args),
@@ -132,6 +133,7 @@ impl LocalCommand {
             Self::Plan(args) => plan::execute(args),
             Self::Generate(args) => generate::execute(args),
             Self::Merge(args) => merge::execute(args),
+            Self::Convert(args) => convert::execute(args),
             Self::Verify(args) => verify::execute(args),
             Self::Quickstart(args) => quickstart::execute(args),
             Self::Doctor(args) => doctor_command::execute(args),

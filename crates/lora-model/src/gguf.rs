@@ -1,0 +1,205 @@
+//! Adapters as GGUF files, as llama.cpp loads them (`--lora`).
+//!
+//! Format: GGUF (ggml-org/ggml, `docs/gguf.md`); keys and tensors of an adapter as llama.cpp's
+//! `src/llama-adapter.cpp` reads them. The names and the order of rows are those of the base in
+//! GGUF, so they depend on the architecture.
+
+use std::io::Cursor;
+use std::ops::Range;
+
+use candle_core::quantized::gguf_file::{Value, write};
+use candle_core::quantized::{GgmlDType, QTensor};
+use candle_core::{Device, Tensor};
+use lora_ops::transfer::to_vec;
+use lora_spec::{Architecture, FieldError, ModelConfig};
+
+use crate::adapter::AdaptedModule;
+use crate::{Adapter, ModelError};
+
+/// What llama.cpp calls an architecture, and how its conversion changes the base.
+struct GgufArchitecture {
+    /// `general.architecture` of the base.
+    name: &'static str,
+    /// Whether the rows of query and key projections are interleaved: the rotary embedding of
+    /// llama.cpp then rotates neighbouring features instead of the two halves of a head.
+    interleaved: bool,
+}
+
+impl GgufArchitecture {
+    fn of(architecture: Architecture) -> Self {
+        let (name, interleaved) = match architecture {
+            Architecture::Llama | Architecture::Mistral => ("llama", true),
+            Architecture::Ministral3 => ("mistral3", true),
+            Architecture::SmolLm3 => ("smollm3", true),
+            Architecture::Granite => ("granite", true),
+            Architecture::Qwen2 => ("qwen2", false),
+            Architecture::Qwen3 => ("qwen3", false),
+            Architecture::Olmo2 | Architecture::Olmo3 => ("olmo2", false),
+            Architecture::Gemma2 => ("gemma2", false),
+            Architecture::Gemma3 => ("gemma3", false),
+            Architecture::Phi3 => ("phi3", false),
+        };
+        Self { name, interleaved }
+    }
+}
+
+/// Returns the file of `adapter`, an adapter of a base with the configuration `model`, in f32. The
+/// scale is written as `adapter.lora.alpha`, which llama.cpp divides by the rank.
+///
+/// # Errors
+/// The adapter's scale is 0, which llama.cpp would read as 1, or it has an initial term, which only
+/// an adapter in training has.
+pub fn gguf_adapter(adapter: &Adapter, model: &ModelConfig) -> Result<Vec<u8>, ModelError> {
+    let GgufArchitecture { name, interleaved } = GgufArchitecture::of(model.architecture);
+    if adapter.scaling() == 0.0 {
+        return Err(FieldError::new("lora_alpha", "is 0; it must be above 0".into()).into());
+    }
+    if adapter.initial().is_some() {
+        return Err(FieldError::new("adapter", "has an initial term; export it first".into()).into());
+    }
+    let params: Vec<f32> = to_vec(adapter.params())?;
+    let matrix = |rows: usize, cols: usize, values: Vec<f32>| {
+        let tensor = Tensor::from_vec(values, (rows, cols), &Device::Cpu)?;
+        QTensor::quantize(&tensor, GgmlDType::F32)
+    };
+    let mut tensors = Vec::new();
+    for AdaptedModule { module, r, a, b, .. } in &adapter.layout().modules {
+        let (projection, heads) = gguf_projection(&module.name, model);
+        let mut rows = params[b.clone()].to_vec();
+        if let Some(heads) = heads.filter(|_| interleaved) {
+            rows = interleave(&rows, *r, heads);
+        }
+        let name = |matrix| format!("blk.{}.{projection}.weight.lora_{matrix}", module.layer);
+        tensors.push((name("a"), matrix(*r, module.in_features, params[a.clone()].to_vec())?));
+        tensors.push((name("b"), matrix(module.out_features, *r, rows)?));
+    }
+    let r = adapter.layout().modules.first().map_or(0, |adapted| adapted.r);
+    let text = |value: &str| Value::String(value.to_owned());
+    let metadata = [
+        ("general.architecture", text(name)),
+        ("general.type", text("adapter")),
+        ("adapter.type", text("lora")),
+        ("adapter.lora.alpha", Value::F32((adapter.scaling() * r as f64) as f32)),
+    ];
+    let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
+    let tensors: Vec<(&str, &QTensor)> =
+        tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+    let mut file = Cursor::new(Vec::new());
+    write(&mut file, &metadata, &tensors)?;
+    Ok(file.into_inner())
+}
+
+/// Returns llama.cpp's name of a projection, and the number of heads of a query or key projection.
+fn gguf_projection(module: &str, model: &ModelConfig) -> (&'static str, Option<usize>) {
+    match module.rsplit('.').next().unwrap_or_default() {
+        "q_proj" => ("attn_q", Some(model.num_attention_heads)),
+        "k_proj" => ("attn_k", Some(model.num_key_value_heads)),
+        "v_proj" => ("attn_v", None),
+        "qkv_proj" => ("attn_qkv", None),
+        "o_proj" => ("attn_output", None),
+        "gate_proj" => ("ffn_gate", None),
+        // Gate and gated values in one matrix have the name of the values.
+        "up_proj" | "gate_up_proj" => ("ffn_up", None),
+        _ => ("ffn_down", None),
+    }
+}
+
+/// Interleaves the two halves of each head in the rows of `matrix`, `[heads * head_dim, cols]`: row
+/// `2 j + i` of a head is row `i head_dim / 2 + j`.
+fn interleave(matrix: &[f32], cols: usize, heads: usize) -> Vec<f32> {
+    let rows = matrix.len() / cols.max(1);
+    let half = rows / heads.max(1) / 2;
+    let row = |at: usize| -> Range<usize> { at * cols..(at + 1) * cols };
+    let from = |to: usize| {
+        let (head, within) = (to / (2 * half), to % (2 * half));
+        head * 2 * half + within % 2 * half + within / 2
+    };
+    (0..rows).flat_map(|to| &matrix[row(from(to))]).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::quantized::gguf_file::Content;
+    use lora_spec::{AdapterSpec, BaseLayout};
+
+    use super::*;
+    use crate::Base;
+
+    fn adapter_of(golden: &str) -> (Base, Adapter) {
+        let base = lora_test_kit::golden(format!("models/{golden}")).as_path().into();
+        let base = Base::load(&base, BaseLayout::default(), &Device::Cpu).unwrap();
+        let spec = AdapterSpec { r: 4, use_rslora: true, ..AdapterSpec::default() };
+        let adapter = Adapter::new(&base.config, &spec, 0).unwrap();
+        let params = (0..adapter.layout().len).map(|i| i as f32).collect();
+        let adapter = adapter.with_params(params, None).unwrap();
+        (base, adapter)
+    }
+
+    /// The tensors of a file by name, and its metadata.
+    fn read(bytes: Vec<u8>) -> (Content, Cursor<Vec<u8>>) {
+        let mut file = Cursor::new(bytes);
+        (Content::read(&mut file).unwrap(), file)
+    }
+
+    #[test]
+    fn a_file_has_every_matrix_and_the_scale() {
+        for (golden, architecture) in [("llama-bf16", "llama"), ("phi3", "phi3"), ("qwen3", "qwen3")] {
+            let (base, adapter) = adapter_of(golden);
+            let (content, mut file) = read(gguf_adapter(&adapter, &base.config).unwrap());
+            assert_eq!(content.metadata["general.architecture"].to_string().unwrap(), architecture);
+            assert_eq!(content.metadata["general.type"].to_string().unwrap(), "adapter");
+            assert_eq!(content.metadata["adapter.type"].to_string().unwrap(), "lora");
+            let alpha = content.metadata["adapter.lora.alpha"].to_f32().unwrap();
+            assert!((f64::from(alpha) / 4.0 - adapter.scaling()).abs() < 1e-6);
+            assert_eq!(content.tensor_infos.len(), 2 * adapter.layout().modules.len());
+            let mut elements = 0;
+            for name in content.tensor_infos.keys() {
+                let tensor = content.tensor(&mut file, name, &Device::Cpu).unwrap();
+                elements += tensor.shape().elem_count();
+            }
+            assert_eq!(elements, adapter.layout().len, "{golden}");
+        }
+    }
+
+    #[test]
+    fn only_rows_of_queries_and_keys_are_interleaved() {
+        let (base, adapter) = adapter_of("llama-bf16");
+        let (content, mut file) = read(gguf_adapter(&adapter, &base.config).unwrap());
+        let mut rows = |name: &str| -> Vec<Vec<f32>> {
+            let tensor = content.tensor(&mut file, name, &Device::Cpu).unwrap();
+            tensor.dequantize(&Device::Cpu).unwrap().to_vec2().unwrap()
+        };
+        let stored = |projection: &str| -> Vec<Vec<f32>> {
+            let suffix = format!("layers.1.self_attn.{projection}");
+            let adapted = adapter.layout().modules.iter().find(|it| it.module.name.ends_with(&suffix));
+            adapted
+                .unwrap()
+                .b
+                .clone()
+                .map(|i| i as f32)
+                .collect::<Vec<_>>()
+                .chunks(4)
+                .map(Vec::from)
+                .collect()
+        };
+        assert_eq!(rows("blk.1.attn_v.weight.lora_b"), stored("v_proj"));
+        let half = base.config.head_dim / 2;
+        for (gguf, projection) in [("attn_q", "q_proj"), ("attn_k", "k_proj")] {
+            let (found, expected) = (rows(&format!("blk.1.{gguf}.weight.lora_b")), stored(projection));
+            assert_eq!(found.len(), expected.len());
+            for (row, values) in found.iter().enumerate() {
+                let (head, at) = (row / (2 * half), row % (2 * half));
+                assert_eq!(*values, expected[head * 2 * half + at % 2 * half + at / 2], "{gguf} {row}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_scale_of_zero_is_refused() {
+        let (base, adapter) = adapter_of("llama-bf16");
+        let params = vec![0.0; adapter.layout().len];
+        let zero = Adapter::from_params(adapter.layout().clone(), params, 0.0).unwrap();
+        let error = gguf_adapter(&zero, &base.config).unwrap_err().to_string();
+        assert_eq!(error, "lora_alpha: is 0; it must be above 0");
+    }
+}

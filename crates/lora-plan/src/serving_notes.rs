@@ -1,0 +1,114 @@
+//! Notes about what inference servers refuse or ignore in the adapter of a job: vLLM 0.33 and
+//! SGLang 0.5.23. llama.cpp refuses nothing that a job can train, but needs `loractl convert`.
+
+use std::collections::BTreeSet;
+
+use lora_spec::{AdapterSpec, LinearModule};
+
+/// Possible values of vLLM's `--max-lora-rank` (its `MaxLoRARanks`) from its default on.
+const VLLM_RANKS: [usize; 7] = [16, 32, 64, 128, 256, 320, 512];
+
+/// Returns the notes about the result of a job with `adapter` on `modules`.
+pub(crate) fn serving_notes(adapter: &AdapterSpec, modules: &[LinearModule]) -> Vec<String> {
+    let exported = adapter.exported();
+    let rslora = exported.use_rslora.then(|| {
+        let alpha = adapter.lora_alpha * (adapter.r as f64).sqrt();
+        format!(
+            "SGLang ignores use_rslora and scales the adapter by lora_alpha / r; the same training that it \
+             serves as trained has use_rslora false and lora_alpha {alpha}"
+        )
+    });
+    vllm_rank(exported.r).into_iter().chain(rslora).chain(sglang_modules(modules)).collect()
+}
+
+/// Returns a note if vLLM does not serve an adapter of rank `r` with its default settings.
+fn vllm_rank(r: usize) -> Option<String> {
+    match VLLM_RANKS.iter().position(|most| r <= *most) {
+        Some(0) => None,
+        Some(i) => Some(format!(
+            "vLLM serves rank {r} with --max-lora-rank {} (its default is {})",
+            VLLM_RANKS[i], VLLM_RANKS[0]
+        )),
+        None => Some(format!("vLLM serves ranks up to {}, not {r}", VLLM_RANKS[VLLM_RANKS.len() - 1])),
+    }
+}
+
+/// Returns a note if SGLang refuses or ignores adapters of some modules. It computes the queries,
+/// keys and values of a block in one product, and the two halves of the MLP in another.
+fn sglang_modules(modules: &[LinearModule]) -> Option<String> {
+    let layers: BTreeSet<usize> = modules.iter().map(|module| module.layer).collect();
+    layers.into_iter().find_map(|layer| {
+        let has = |name: &str| modules.iter().any(|it| it.layer == layer && it.name.ends_with(name));
+        let (q, k, v) = (has(".q_proj"), has(".k_proj"), has(".v_proj"));
+        let (does, which, lacks) = match (q, k, v) {
+            (true, _, false) => ("does not load", "q_proj", "v_proj"),
+            (false, true, true) => ("ignores", "k_proj and v_proj", "q_proj"),
+            (false, true, false) => ("ignores", "k_proj", "q_proj and v_proj"),
+            (false, false, true) => ("ignores", "v_proj", "q_proj"),
+            _ if has(".up_proj") && !has(".gate_proj") => ("ignores", "up_proj", "gate_proj"),
+            _ => return None,
+        };
+        Some(format!(
+            "SGLang {does} adapters of {which} without {lacks}, as in block {layer}: add {lacks} to \
+             adapter.target_modules, or serve the result of loractl merge"
+        ))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn modules(names: &[&str]) -> Vec<LinearModule> {
+        let module = |name: &&str| LinearModule {
+            name: format!("model.layers.3.part.{name}"),
+            layer: 3,
+            in_features: 8,
+            out_features: 8,
+            bias: false,
+        };
+        names.iter().map(module).collect()
+    }
+
+    #[test]
+    fn ranks_above_the_vllm_default_get_a_note() {
+        assert_eq!(vllm_rank(1), None);
+        assert_eq!(vllm_rank(16), None);
+        assert_eq!(
+            vllm_rank(17).as_deref(),
+            Some("vLLM serves rank 17 with --max-lora-rank 32 (its default is 16)")
+        );
+        assert!(vllm_rank(300).is_some_and(|note| note.contains("--max-lora-rank 320")));
+        assert_eq!(vllm_rank(513).as_deref(), Some("vLLM serves ranks up to 512, not 513"));
+    }
+
+    #[test]
+    fn parts_of_a_fused_projection_get_a_note() {
+        for served in [
+            &["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"][..],
+            &["q_proj", "v_proj"],
+            &["o_proj", "gate_proj"],
+            &["qkv_proj", "gate_up_proj"],
+        ] {
+            assert_eq!(sglang_modules(&modules(served)), None, "{served:?}");
+        }
+        for (names, note) in [
+            (&["q_proj", "k_proj"][..], "does not load adapters of q_proj without v_proj, as in block 3"),
+            (&["k_proj", "v_proj"], "ignores adapters of k_proj and v_proj without q_proj"),
+            (&["v_proj"], "ignores adapters of v_proj without q_proj"),
+            (&["q_proj", "v_proj", "up_proj"], "ignores adapters of up_proj without gate_proj"),
+        ] {
+            let found = sglang_modules(&modules(names)).unwrap();
+            assert!(found.contains(note), "{found}");
+        }
+    }
+
+    #[test]
+    fn rslora_gets_the_same_scale_without_it() {
+        let adapter = AdapterSpec { r: 16, lora_alpha: 8.0, use_rslora: true, ..AdapterSpec::default() };
+        let notes = serving_notes(&adapter, &modules(&["q_proj", "v_proj"]));
+        assert!(notes.len() == 1 && notes[0].ends_with("use_rslora false and lora_alpha 32"), "{notes:?}");
+        let plain = AdapterSpec { lora_alpha: 32.0, use_rslora: false, ..adapter.clone() };
+        assert_eq!(plain.scaling(), adapter.scaling());
+    }
+}

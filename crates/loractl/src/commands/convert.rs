@@ -1,0 +1,79 @@
+//! `loractl convert`: writes an adapter in the format of another program.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use lora_model::{PeftAdapter, gguf_adapter};
+use lora_spec::{ModelConfig, SourceDir};
+use serde::Serialize;
+
+use crate::output::{Format, Table, bytes};
+
+/// Convert an adapter to the format of another program
+///
+/// PEFT, Transformers, vLLM and SGLang load an adapter as it is. llama.cpp and the
+/// programs that build on it need it as GGUF; the base is then the GGUF file of the
+/// same model, with its weights in any type.
+#[derive(Debug, clap::Args)]
+#[command(
+    verbatim_doc_comment,
+    after_help = "Examples:
+  loractl convert --base base --adapter runs/dates --to gguf --out dates.gguf
+  llama-server -m base.gguf --lora dates.gguf"
+)]
+pub(crate) struct Args {
+    /// Directory of the base model, for its config.json.
+    #[arg(long)]
+    base: PathBuf,
+    /// Directory of the adapter.
+    #[arg(long)]
+    adapter: PathBuf,
+    /// Format to convert to.
+    #[arg(long, value_enum)]
+    to: Target,
+    /// File to write; it must not exist.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Output format.
+    #[arg(short, long, value_enum, default_value_t = Format::Table)]
+    output: Format,
+}
+
+#[derive(Debug, Clone, Copy, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Target {
+    /// The adapter format of llama.cpp, in f32.
+    Gguf,
+}
+
+#[derive(Debug, Serialize)]
+struct Converted {
+    out: PathBuf,
+    format: Target,
+    adapted_modules: usize,
+    bytes: usize,
+}
+
+pub(crate) fn execute(args: Args) -> Result<ExitCode> {
+    let Args { base, adapter, to, out, output } = args;
+    if out.exists() {
+        bail!("--out: {} already exists; name a new file", out.display());
+    }
+    let config = ModelConfig::read(&SourceDir::from(&base))?;
+    let adapter = PeftAdapter::read(&adapter.as_path().into())?.to_adapter(&config)?;
+    let file = match to {
+        Target::Gguf => gguf_adapter(&adapter, &config)?,
+    };
+    std::fs::write(&out, &file).with_context(|| out.display().to_string())?;
+    let adapted_modules = adapter.layout().modules.len();
+    let converted = Converted { out, format: to, adapted_modules, bytes: file.len() };
+    output.print(&converted, || {
+        let mut table = Table::new();
+        table.row("file", converted.out.display());
+        table.row("adapted modules", converted.adapted_modules);
+        table.row("size", bytes(converted.bytes as u64));
+        table.to_string()
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
