@@ -9,6 +9,7 @@ pub mod compose;
 pub mod container;
 mod daemon;
 pub mod dockerfile;
+pub mod fake_hub;
 mod fixture;
 pub mod http;
 pub mod kustomize;

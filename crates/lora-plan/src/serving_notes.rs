@@ -21,13 +21,19 @@ pub(crate) fn serving_notes(adapter: &AdapterSpec, modules: &[LinearModule]) -> 
     vllm_rank(exported.r).into_iter().chain(rslora).chain(sglang_modules(modules)).collect()
 }
 
+/// Returns the lowest `--max-lora-rank` with which vLLM serves an adapter of rank `r`; `None` if it
+/// serves none of this rank.
+pub fn vllm_max_lora_rank(r: usize) -> Option<usize> {
+    VLLM_RANKS.into_iter().find(|most| r <= *most)
+}
+
 /// Returns a note if vLLM does not serve an adapter of rank `r` with its default settings.
 fn vllm_rank(r: usize) -> Option<String> {
-    match VLLM_RANKS.iter().position(|most| r <= *most) {
-        Some(0) => None,
-        Some(i) => Some(format!(
-            "vLLM serves rank {r} with --max-lora-rank {} (its default is {})",
-            VLLM_RANKS[i], VLLM_RANKS[0]
+    match vllm_max_lora_rank(r) {
+        Some(rank) if rank == VLLM_RANKS[0] => None,
+        Some(rank) => Some(format!(
+            "vLLM serves rank {r} with --max-lora-rank {rank} (its default is {})",
+            VLLM_RANKS[0]
         )),
         None => Some(format!("vLLM serves ranks up to {}, not {r}", VLLM_RANKS[VLLM_RANKS.len() - 1])),
     }

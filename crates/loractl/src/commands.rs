@@ -12,6 +12,7 @@ pub(crate) mod merge;
 pub(crate) mod pause;
 pub(crate) mod plan;
 pub(crate) mod probe;
+pub(crate) mod push;
 pub(crate) mod quickstart;
 pub(crate) mod resume;
 pub(crate) mod run;

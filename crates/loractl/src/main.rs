@@ -12,6 +12,7 @@ mod download;
 mod exit;
 #[cfg(test)]
 mod fake_coordinator;
+mod hub;
 mod job_check;
 mod job_lookup;
 mod job_upload;
@@ -33,7 +34,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::commands::{
     cancel, completions, convert, doctor as doctor_command, download as download_command, generate, list,
-    logs, merge, pause, plan, probe, quickstart, resume, run, status, submit as submit_command, verify,
+    logs, merge, pause, plan, probe, push, quickstart, resume, run, status, submit as submit_command, verify,
     watch as watch_command, worker, workers,
 };
 
@@ -81,6 +82,7 @@ enum LocalCommand {
     Generate(generate::Args),
     Merge(merge::Args),
     Convert(convert::Args),
+    Push(push::Args),
     Verify(verify::Args),
     Quickstart(quickstart::Args),
     Doctor(doctor_command::Args),
@@ -134,6 +136,7 @@ impl LocalCommand {
             Self::Generate(args) => generate::execute(args),
             Self::Merge(args) => merge::execute(args),
             Self::Convert(args) => convert::execute(args),
+            Self::Push(args) => push::execute(args),
             Self::Verify(args) => verify::execute(args),
             Self::Quickstart(args) => quickstart::execute(args),
             Self::Doctor(args) => doctor_command::execute(args),

@@ -1,0 +1,81 @@
+//! The model card of an adapter: the README.md of its repository.
+
+use lora_model::PeftConfig;
+use lora_plan::vllm_max_lora_rank;
+use lora_train::Receipt;
+
+use super::RepositoryName;
+
+/// What a model card describes.
+pub(crate) struct ModelCard<'a> {
+    pub(crate) repository: &'a RepositoryName,
+    /// The base's name on the hub.
+    pub(crate) base: &'a RepositoryName,
+    pub(crate) adapter: &'a PeftConfig,
+    /// The description of the training, if loractl trained the adapter.
+    pub(crate) receipt: Option<&'a Receipt>,
+}
+
+impl ModelCard<'_> {
+    /// The text of the card. It names no file of the machine that trained the adapter.
+    pub(crate) fn text(&self) -> String {
+        let (repository, base) = (self.repository.as_str(), self.base.as_str());
+        let name = repository.rsplit('/').next().unwrap_or_default();
+        let mut text = format!(
+            "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n\
+             - base_model:adapter:{base}\n- lora\n- loractl\n---\n\n# {name}\n\n\
+             A LoRA adapter of [{base}](https://huggingface.co/{base}).\n\n## Use\n\n\
+             ```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n\
+             model = AutoPeftModelForCausalLM.from_pretrained(\"{repository}\")\n\
+             tokenizer = AutoTokenizer.from_pretrained(\"{repository}\")\n```\n"
+        );
+        if let Some(rank) = vllm_max_lora_rank(self.adapter.r) {
+            text += &format!(
+                "\n```sh\nvllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules \
+                 {name}={repository}\n```\n"
+            );
+        }
+        text += "\n## Training\n\n";
+        text += &self.receipt.map_or_else(|| self.adapter_rows(), |receipt| self.training(receipt));
+        text
+    }
+
+    fn adapter_rows(&self) -> String {
+        let rslora = if self.adapter.use_rslora { "true" } else { "false" };
+        format!(
+            "| | |\n| --- | --- |\n| r | {} |\n| lora_alpha | {} |\n| use_rslora | {rslora} |\n",
+            self.adapter.r, self.adapter.lora_alpha
+        )
+    }
+
+    fn training(&self, receipt: &Receipt) -> String {
+        let mut text = self.adapter_rows();
+        let training = &receipt.job.training;
+        let mut row = |name: &str, value: String| text += &format!("| {name} | {value} |\n");
+        row("trained parameters", receipt.trainable_parameters.to_string());
+        row("learning_rate", training.learning_rate.to_string());
+        row("global_batch_size", training.global_batch_size.to_string());
+        row("steps", receipt.steps.len().to_string());
+        row("exported after step", receipt.adapter_step.to_string());
+        let last = receipt.steps.iter().rev().find_map(|step| step.loss);
+        if let Some(loss) = last {
+            row("last training loss", format!("{loss:.4}"));
+        }
+        let exported = receipt.steps.iter().find(|step| step.step == receipt.adapter_step);
+        if let Some(loss) = exported.and_then(|step| step.eval_loss) {
+            row("evaluation loss", format!("{loss:.4}"));
+        }
+        if let Some(export) = receipt.export {
+            row(
+                "difference of the files from the trained adapter",
+                format!(
+                    "logits at most {:.1e}, KL {:.1e} nats a token",
+                    export.largest_difference, export.kl_divergence
+                ),
+            );
+        }
+        row("SHA-256 of the base", format!("`{}`", receipt.base_sha256));
+        row("SHA-256 of the training data", format!("`{}`", receipt.train_sha256));
+        text
+    }
+}
