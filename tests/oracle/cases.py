@@ -48,6 +48,8 @@ CASES = {
     "gemma3-vision": ("gemma3-vision", {"target_modules": r"model\.language_model\..*_proj"}),
     "phi3-nf4": ("phi3-nf4", {"target_modules": "all-linear"}),
     "qwen3-int8": ("qwen3-int8", {"target_modules": "all-linear"}),
+    "granite4": ("granite4", {"target_modules": "all-linear"}),
+    "granite4-nope": ("granite4-nope", {"target_modules": ["q_proj", "v_proj", "input_linear"]}),
 }
 
 

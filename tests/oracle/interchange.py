@@ -43,6 +43,7 @@ FAMILIES = {
     "OLMo 2": "olmo2",
     "OLMo 3": "olmo3",
     "Granite": "granite",
+    "Granite 4": "granite4",
     "Phi-3": "phi3",
     "Phi-3 with `longrope`": "phi3-longrope",
     "Gemma 2": "gemma2",

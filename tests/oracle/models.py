@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma3Config, Gemma3TextConfig, GraniteConfig,
-    LlamaConfig, Ministral3Config, MistralConfig, Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config,
-    Qwen3Config, SmolLM3Config,
+    GraniteMoeHybridConfig, LlamaConfig, Ministral3Config, MistralConfig, Olmo2Config, Olmo3Config,
+    Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config,
 )  # fmt: skip
 
 LLAMA_GQA = LlamaConfig(
@@ -163,6 +163,25 @@ GRANITE = GraniteConfig(
     rope_parameters={"rope_type": "default", "rope_theta": 10000.0}, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 
+# Granite 4 without Mamba layers and experts. `intermediate_size` would be the width of the experts.
+GRANITE4 = GraniteMoeHybridConfig(
+    vocab_size=97, hidden_size=36, intermediate_size=13, shared_intermediate_size=44, num_hidden_layers=2,
+    num_attention_heads=3, num_key_value_heads=1, max_position_embeddings=128, rms_norm_eps=1e-5,
+    tie_word_embeddings=True, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.3,
+    logits_scaling=2.5, num_local_experts=0, num_experts_per_tok=0, layer_types=["full_attention"] * 2,
+    position_embedding_type="rope", rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+    mamba_n_heads=4, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+# The same without positions, and with biases and a head of its own.
+GRANITE4_NOPE = GraniteMoeHybridConfig(
+    vocab_size=97, hidden_size=32, intermediate_size=13, shared_intermediate_size=40, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5,
+    tie_word_embeddings=False, embedding_multiplier=3.0, residual_multiplier=0.4, attention_multiplier=0.3,
+    logits_scaling=2.5, num_local_experts=0, num_experts_per_tok=0, layer_types=["full_attention"] * 2,
+    position_embedding_type="nope", attention_bias=True, mamba_n_heads=4, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
 # Rows of more than 24 tokens change the base of the rotary embeddings.
 LLAMA_DYNAMIC = LlamaConfig(
     vocab_size=83, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
@@ -264,6 +283,8 @@ def make_all(root: Path) -> None:
     save(root / "ministral3", MINISTRAL3, seed=22)
     save(root / "gemma2", GEMMA2, seed=24)
     save(root / "gemma3-vision", GEMMA3_VISION, seed=23)
+    save(root / "granite4", GRANITE4, seed=27)
+    save(root / "granite4-nope", GRANITE4_NOPE, seed=28)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     save_quantized(root / "llama-nf4", LLAMA_NF4, 8, torch.bfloat16, **nf4, bnb_4bit_use_double_quant=True)
     save_quantized(root / "qwen2-nf4", QWEN2, 9, torch.float32, **nf4)

@@ -138,6 +138,8 @@ const CASES: &[&str] = &[
     "qwen3-int8",
     "gemma2",
     "gemma3-vision",
+    "granite4",
+    "granite4-nope",
 ];
 
 #[test]
@@ -194,7 +196,7 @@ fn decoding_agrees_with_the_forward_pass() {
                     values(&logits(&case.base, adapter, &batch).unwrap())
                 };
                 let all = logits_of(&tokens);
-                let context = |length: usize| case.base.config.ropes[0].context(length);
+                let context = |length: usize| case.base.config.ropes.first().map(|rope| rope.context(length));
                 for (position, chosen) in (prompt - 1..).zip(&generated) {
                     let other = context(position + 1) != context(tokens.len());
                     let logits = if other { &logits_of(&tokens[..=position]) } else { &all };

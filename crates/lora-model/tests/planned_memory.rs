@@ -23,6 +23,7 @@ fn planned_base_bytes_match_the_loaded_base() {
         "granite",
         "gemma3",
         "phi3",
+        "granite4",
     ];
     let quantizations = [
         Quantization::None,

@@ -238,7 +238,9 @@ impl ModelFootprint<'_> {
         let is_plain = model.norms == NormPlaces::Before && model.residual_multiplier == 1.0;
         let output = if is_plain { 0 } else { of(hidden) };
         // The gradients of the outputs of one module are joined.
-        let joined = if model.fused_projections { (4 * mlp).max(2 * hidden + 2 * q + 4 * kv) } else { 0 };
+        let joined_qkv = if model.fused_qkv { 2 * hidden + 2 * q + 4 * kv } else { 0 };
+        let joined_mlp = if model.mlp_modules.gate_up.len() == 1 { 4 * mlp } else { 0 };
+        let joined = joined_qkv.max(joined_mlp);
         let around = (3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv);
         let transient = output
             + of(around.max(joined))

@@ -358,6 +358,11 @@ fn the_norms_of_an_architecture_are_counted() -> Result<(), String> {
     // instead of three while those of gate and up are joined.
     let phi3 = block_activations("Phi3ForCausalLM", 1024, "")?;
     assert_eq!(phi3 + 4 * 64 * 3 * 8, llama + 4 * 64 * 1024);
+    // Only gate and up are one module.
+    let dense = r#", "num_local_experts": 0, "layer_types": ["attention"],
+        "shared_intermediate_size": 1024"#;
+    let granite4 = block_activations("GraniteMoeHybridForCausalLM", 1024, dense)?;
+    assert_eq!(granite4 + 4 * 64 * 8, llama + 4 * 64 * 1024);
     // Norms of heads, and four norms around attention and the MLP.
     let gemma3 = block_activations("Gemma3ForCausalLM", 1024, "")?;
     assert_eq!(gemma3 - llama, 4 * 64 * (4 + 2) + 64 * (4 * 2 * 128 + 2 * 4) + 4 * 64 * 128);

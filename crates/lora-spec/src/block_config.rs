@@ -5,7 +5,7 @@
 //! description. A property in which architectures differ is a field here, so that no other code
 //! depends on the architecture.
 
-use crate::{ActivationFunction, LayerConfig, LayerRope, ModelConfig, NormPlaces, QkNorm};
+use crate::{ActivationFunction, LayerConfig, LayerRope, MlpModules, ModelConfig, NormPlaces, QkNorm};
 
 /// A decoder block: `h = x + m attn_out_norm(attn(attn_norm(x)))`, then
 /// `h + m mlp_out_norm(mlp(mlp_norm(h)))`, without the norms that it does not have.
@@ -150,24 +150,19 @@ impl BlockConfig {
             ],
         };
         let LayerConfig { sliding_window, rope } = model.layers[layer];
-        let (qkv_proj, gate_up_proj) = if model.fused_projections {
-            (
-                vec![linear("self_attn.qkv_proj", hidden, q + 2 * kv, model.qkv_bias)],
-                vec![linear("mlp.gate_up_proj", hidden, 2 * intermediate, model.mlp_bias)],
-            )
+        let qkv_proj = if model.fused_qkv {
+            vec![linear("self_attn.qkv_proj", hidden, q + 2 * kv, model.qkv_bias)]
         } else {
-            (
-                vec![
-                    linear("self_attn.q_proj", hidden, q, model.qkv_bias),
-                    linear("self_attn.k_proj", hidden, kv, model.qkv_bias),
-                    linear("self_attn.v_proj", hidden, kv, model.qkv_bias),
-                ],
-                vec![
-                    linear("mlp.gate_proj", hidden, intermediate, model.mlp_bias),
-                    linear("mlp.up_proj", hidden, intermediate, model.mlp_bias),
-                ],
-            )
+            vec![
+                linear("self_attn.q_proj", hidden, q, model.qkv_bias),
+                linear("self_attn.k_proj", hidden, kv, model.qkv_bias),
+                linear("self_attn.v_proj", hidden, kv, model.qkv_bias),
+            ]
         };
+        let MlpModules { gate_up, down } = model.mlp_modules;
+        let gate_up_width = 2 * intermediate / gate_up.len();
+        let gate_up_proj =
+            gate_up.iter().map(|name| linear(name, hidden, gate_up_width, model.mlp_bias)).collect();
         Self {
             attn_norm,
             attn: AttentionConfig {
@@ -187,7 +182,7 @@ impl BlockConfig {
             mlp_norm,
             mlp: MlpConfig {
                 gate_up_proj,
-                down_proj: linear("mlp.down_proj", intermediate, hidden, model.mlp_bias),
+                down_proj: linear(down, intermediate, hidden, model.mlp_bias),
                 activation: model.hidden_act,
             },
             mlp_out_norm,

@@ -46,8 +46,8 @@ pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
 pub use micro_batch::MicroBatch;
 pub use model_config::{
-    ActivationFunction, Architecture, LayerConfig, LayerRope, ModelConfig, ModelConfigError, NormPlaces,
-    PositionScaling, QkNorm, Rope, RopeScaling,
+    ActivationFunction, Architecture, LayerConfig, LayerRope, MlpModules, ModelConfig, ModelConfigError,
+    NormPlaces, PositionScaling, QkNorm, Rope, RopeScaling,
 };
 pub use model_spec::{BaseDtype, BaseFormat, BaseLayout, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;

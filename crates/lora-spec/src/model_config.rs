@@ -42,9 +42,10 @@ pub struct ModelConfig {
     pub layers: Vec<LayerConfig>,
     /// The rotary embeddings of the blocks.
     pub ropes: Vec<Rope>,
-    /// Whether one module projects queries, keys and values (`qkv_proj`), and one the gate and the
-    /// gated values of the MLP (`gate_up_proj`).
-    pub fused_projections: bool,
+    /// Whether one module projects queries, keys and values (`qkv_proj`).
+    pub fused_qkv: bool,
+    /// The modules of the MLP.
+    pub mlp_modules: MlpModules,
     /// Where the norms of a block are.
     pub norms: NormPlaces,
     /// RMSNorm's epsilon.
@@ -94,6 +95,15 @@ pub struct LayerRope {
     pub queries: usize,
     /// That of the keys.
     pub keys: usize,
+}
+
+/// The modules of a block's MLP, by their names in the block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MlpModules {
+    /// The gate and the gated values: a module for each, or one for both.
+    pub gate_up: &'static [&'static str],
+    /// The output.
+    pub down: &'static str,
 }
 
 /// Where the norms of a block are.
@@ -228,7 +238,7 @@ impl ModelConfig {
             architecture,
             module_root: "model",
             hidden_size,
-            intermediate_size: fields.count("intermediate_size")?,
+            intermediate_size: fields.count_or(defaults.intermediate_size.0, defaults.intermediate_size.1)?,
             hidden_act,
             num_attention_heads,
             num_key_value_heads,
@@ -239,7 +249,8 @@ impl ModelConfig {
                 fields.count("num_hidden_layers")?
             ],
             ropes: Vec::new(),
-            fused_projections: false,
+            fused_qkv: false,
+            mlp_modules: MlpModules { gate_up: &["mlp.gate_proj", "mlp.up_proj"], down: "mlp.down_proj" },
             norms: NormPlaces::Before,
             rms_norm_eps,
             norm_offset: 0.0,

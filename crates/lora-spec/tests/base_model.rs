@@ -101,6 +101,14 @@ fn published_models_have_their_published_parameter_counts() {
         ("OLMo-2-1B", "Olmo2", [2048, 8192, 16, 16, 16, 100_352], json!({}), 1_484_916_736),
         ("OLMo-3-7B", "Olmo3", [4096, 11_008, 32, 32, 32, 100_278], json!({}), 7_298_011_136),
         ("Granite-3.1-2b", "Granite", [2048, 8192, 40, 32, 8, 49_155], tied(), 2_533_531_648),
+        (
+            "granite-4.0-micro",
+            "GraniteMoeHybrid",
+            [2560, 8192, 40, 40, 8, 100_352],
+            json!({"shared_intermediate_size": 8192, "num_local_experts": 0,
+                "layer_types": vec!["attention"; 40], "tie_word_embeddings": true}),
+            3_402_836_480,
+        ),
         ("gemma-2-2b", "Gemma2", [2304, 9216, 26, 8, 4, 256_000], json!({"head_dim": 256}), 2_614_341_888),
         ("gemma-3-1b", "Gemma3", [1152, 6912, 26, 4, 1, 262_144], json!({"head_dim": 256}), 999_885_952),
         ("Phi-4", "Phi3", [5120, 17_920, 40, 40, 10, 100_352], json!({}), 14_659_507_200),
@@ -142,6 +150,7 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
         ("Olmo2", 32, 1e-5, 10_000.0, false),
         ("Olmo3", 32, 1e-5, 500_000.0, false),
         ("Granite", 32, 1e-6, 10_000.0, false),
+        ("GraniteMoeHybrid", 32, 1e-6, 10_000.0, false),
         ("Gemma2", 4, 1e-6, 10_000.0, true),
         ("Gemma3", 4, 1e-6, 1_000_000.0, true),
         ("Phi3", 32, 1e-5, 10_000.0, false),
@@ -156,6 +165,11 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
             config.as_object_mut().unwrap().remove("num_key_value_heads");
             if architecture == "Ministral3" {
                 config["rope_parameters"] = json!({"rope_type": "default"});
+            }
+            if architecture == "GraniteMoeHybrid" {
+                config["num_local_experts"] = json!(0);
+                config["layers_block_type"] = json!(vec!["attention"; 6]);
+                config["position_embedding_type"] = json!("rope");
             }
             config.as_object_mut().unwrap().extend(heads.as_object().unwrap().clone());
             ModelConfig::parse(&config.to_string()).unwrap()
@@ -254,6 +268,35 @@ fn unsupported_settings_are_named_in_the_error() {
             "no_rope_layers: 2 is neither 0 nor 1",
         ),
         (json!({"architectures": ["GraniteForCausalLM"], "logits_scaling": 0.0}), "logits_scaling: 0"),
+        (
+            json!({"architectures": ["GraniteMoeHybridForCausalLM"]}),
+            "num_local_experts: 8 experts are not supported; supported: Granite 4 without experts (0)",
+        ),
+        (
+            json!({"architectures": ["GraniteMoeHybridForCausalLM"], "num_local_experts": 0}),
+            "layer_types: Mamba layers are not supported; supported: \"attention\" in all layers",
+        ),
+        (
+            json!({"architectures": ["GraniteMoeHybridForCausalLM"], "num_local_experts": 0,
+                "layers_block_type": ["attention", "mamba"]}),
+            "layer_types: Mamba layers are not supported",
+        ),
+        (
+            json!({"architectures": ["GraniteMoeHybridForCausalLM"], "num_local_experts": 0,
+                "layers_block_type": ["attention", "attention"],
+                "layer_types": ["full_attention", "attention"]}),
+            "layers_block_type: differs from layer_types",
+        ),
+        (
+            json!({"architectures": ["GraniteMoeHybridForCausalLM"], "num_local_experts": 0,
+                "layer_types": ["attention", "sliding_attention"]}),
+            "layer_types: \"sliding_attention\" is not supported; supported: \"attention\"",
+        ),
+        (
+            json!({"architectures": ["GraniteMoeHybridForCausalLM"], "num_local_experts": 0,
+                "layer_types": ["attention", "attention"], "position_embedding_type": "alibi"}),
+            "position_embedding_type: \"alibi\" is not supported; supported: \"rope\", \"nope\"",
+        ),
         (json!({"rope_parameters": {"rope_type": "linear"}}), "rope_parameters.factor"),
         (json!({"rope_scaling": {"rope_type": "yarn"}}), "rope_scaling.factor"),
         (json!({"rope_scaling": "linear"}), "rope_scaling: must be a JSON object"),

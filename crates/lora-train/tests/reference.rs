@@ -146,6 +146,7 @@ fn ten_steps_match_transformers_and_peft() {
         "gemma3",
         "phi3",
         "ministral3",
+        "granite4",
     ] {
         curve(name, BaseLayout::default(), stored(name));
     }

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::fields::Fields;
 use super::rope::RopeParameters;
-use super::{ActivationFunction, LayerConfig, LayerRope, ModelConfig, NormPlaces, QkNorm, Rope};
+use super::{ActivationFunction, LayerConfig, LayerRope, MlpModules, ModelConfig, NormPlaces, QkNorm, Rope};
 
 /// Supported architectures, by their class in Transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +25,8 @@ pub enum Architecture {
     Olmo3,
     /// `GraniteForCausalLM`: Granite 3.
     Granite,
+    /// `GraniteMoeHybridForCausalLM` without Mamba layers and experts: Granite 4, dense.
+    GraniteHybrid,
     /// `Gemma2ForCausalLM`.
     Gemma2,
     /// `Gemma3ForCausalLM`: Gemma 3 without its vision tower.
@@ -36,7 +38,7 @@ pub enum Architecture {
 }
 
 /// The supported architectures, with the names in `architectures` and in `model_type`.
-const ARCHITECTURES: [(&str, &str, Architecture); 12] = [
+const ARCHITECTURES: [(&str, &str, Architecture); 13] = [
     ("LlamaForCausalLM", "llama", Architecture::Llama),
     ("MistralForCausalLM", "mistral", Architecture::Mistral),
     ("Qwen2ForCausalLM", "qwen2", Architecture::Qwen2),
@@ -45,6 +47,7 @@ const ARCHITECTURES: [(&str, &str, Architecture); 12] = [
     ("Olmo2ForCausalLM", "olmo2", Architecture::Olmo2),
     ("Olmo3ForCausalLM", "olmo3", Architecture::Olmo3),
     ("GraniteForCausalLM", "granite", Architecture::Granite),
+    ("GraniteMoeHybridForCausalLM", "granitemoehybrid", Architecture::GraniteHybrid),
     ("Gemma2ForCausalLM", "gemma2", Architecture::Gemma2),
     ("Gemma3ForCausalLM", "gemma3_text", Architecture::Gemma3),
     ("Phi3ForCausalLM", "phi3", Architecture::Phi3),
@@ -54,6 +57,8 @@ const ARCHITECTURES: [(&str, &str, Architecture); 12] = [
 /// The values of fields that a `config.json` need not have, where architectures differ.
 pub(super) struct Defaults {
     pub(super) vocab_size: Option<usize>,
+    /// The field of the MLP's width, and its default.
+    pub(super) intermediate_size: (&'static str, Option<usize>),
     pub(super) max_position_embeddings: usize,
     pub(super) num_attention_heads: Option<usize>,
     pub(super) num_key_value_heads: Option<usize>,
@@ -137,6 +142,7 @@ impl Architecture {
     pub(super) fn defaults(self) -> Defaults {
         let llama = Defaults {
             vocab_size: None,
+            intermediate_size: ("intermediate_size", None),
             max_position_embeddings: 2048,
             num_attention_heads: None,
             num_key_value_heads: None,
@@ -150,6 +156,12 @@ impl Architecture {
         };
         match self {
             Self::Llama | Self::Granite => llama,
+            Self::GraniteHybrid => Defaults {
+                vocab_size: Some(32_000),
+                intermediate_size: ("shared_intermediate_size", Some(1024)),
+                num_attention_heads: Some(32),
+                ..llama
+            },
             Self::Mistral => {
                 Defaults { max_position_embeddings: 4096 * 32, num_key_value_heads: Some(8), ..llama }
             }
@@ -246,7 +258,8 @@ impl Architecture {
                         return Err(format!("{field}: must be 0; dropout of the base is not supported"));
                     }
                 }
-                config.fused_projections = true;
+                config.fused_qkv = true;
+                config.mlp_modules = MlpModules { gate_up: &["mlp.gate_up_proj"], ..config.mlp_modules };
                 let window = fields.window(None)?;
                 config.layers.iter_mut().for_each(|layer| layer.sliding_window = window);
                 Ok(())
@@ -259,11 +272,12 @@ impl Architecture {
                 config.layers.iter_mut().for_each(|layer| layer.sliding_window = window);
                 Ok(())
             }
-            Self::Granite => {
-                config.embedding_multiplier = fields.positive("embedding_multiplier", 1.0)?;
-                config.residual_multiplier = fields.positive("residual_multiplier", 1.0)?;
-                config.attention_scale = fields.positive("attention_multiplier", 1.0)?;
-                config.logit_scale = 1.0 / fields.positive("logits_scaling", 1.0)?;
+            Self::Granite => granite(config, fields),
+            Self::GraniteHybrid => {
+                granite(config, fields)?;
+                check_granite_is_dense(config, fields)?;
+                config.mlp_modules =
+                    MlpModules { gate_up: &["shared_mlp.input_linear"], down: "shared_mlp.output_linear" };
                 Ok(())
             }
         }
@@ -271,6 +285,9 @@ impl Architecture {
 
     /// Gives the blocks their rotary embeddings.
     fn read_ropes(self, config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
+        if self == Self::GraniteHybrid && !granite_has_rope(fields)? {
+            return Ok(());
+        }
         let defaults = self.defaults();
         let (full, sliding) = match defaults.sliding_rope_theta {
             None => {
@@ -347,6 +364,48 @@ fn windows_by_type(
         *sliding_window = window.filter(|_| is_windowed);
     }
     Ok(())
+}
+
+/// Reads the multipliers of Granite.
+fn granite(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
+    config.embedding_multiplier = fields.positive("embedding_multiplier", 1.0)?;
+    config.residual_multiplier = fields.positive("residual_multiplier", 1.0)?;
+    config.attention_scale = fields.positive("attention_multiplier", 1.0)?;
+    config.logit_scale = 1.0 / fields.positive("logits_scaling", 1.0)?;
+    Ok(())
+}
+
+/// Checks that a Granite 4 has neither experts nor Mamba layers, which are the default.
+fn check_granite_is_dense(config: &ModelConfig, fields: Fields) -> Result<(), String> {
+    let experts = fields.number("num_local_experts")?.unwrap_or(8.0);
+    if experts != 0.0 {
+        return Err(format!(
+            "num_local_experts: {experts} experts are not supported; supported: Granite 4 without experts (0)"
+        ));
+    }
+    let layers = config.layers.len();
+    let [types, old_types] = ["layer_types", "layers_block_type"].map(|key| fields.per_layer(key, layers));
+    let (types, old_types) = (types?, old_types?);
+    if types.is_some() && old_types.is_some_and(|old| Some(old) != types) {
+        return Err("layers_block_type: differs from layer_types; remove one of them".into());
+    }
+    let mamba = || "layer_types: Mamba layers are not supported; supported: \"attention\" in all layers";
+    let types = types.or(old_types).ok_or_else(mamba)?;
+    match types.iter().find(|kind| !matches!(kind.as_str(), Some("attention" | "full_attention"))) {
+        None => Ok(()),
+        Some(kind) if matches!(kind.as_str(), Some("mamba" | "linear_attention")) => Err(mamba().into()),
+        Some(kind) => Err(format!("layer_types: {kind} is not supported; supported: \"attention\"")),
+    }
+}
+
+/// Reads whether Granite 4 has a rotary embedding.
+fn granite_has_rope(fields: Fields) -> Result<bool, String> {
+    const FIELD: &str = "position_embedding_type";
+    match fields.get(FIELD).map(|kind| (kind, kind.as_str())) {
+        Some((_, Some("rope"))) => Ok(true),
+        None | Some((_, Some("nope"))) => Ok(false),
+        Some((kind, _)) => Err(format!("{FIELD}: {kind} is not supported; supported: \"rope\", \"nope\"")),
+    }
 }
 
 /// Reads what Gemma 2 has besides its rotary embedding: every second block has a window, and scores
