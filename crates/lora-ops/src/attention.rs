@@ -139,7 +139,7 @@ pub struct AttentionActivations {
 /// not decrease along a sequence. See [`first_visible_keys`].
 ///
 /// # Errors
-/// Sizes or first keys that do not fit; on a GPU, heads with more than 256 features.
+/// Sizes or first keys that do not fit; on a GPU, heads with more than 512 features.
 #[tracing::instrument(level = "trace", name = "attention forward", skip_all)]
 pub fn forward(
     q: &Tensor,

@@ -258,20 +258,26 @@ __device__ __forceinline__ void rows_of(const T* output, const T* d_output, cons
         make_float4(lse[row] * LOG2_E, delta, __uint_as_float(first == nullptr ? 0 : first[query]), 0.0f);
 }
 
+// Whether a tile of 16 rows is so large that only two of the four tiles of a backward pass fit into
+// shared memory. The others take their places in turn, and are read again for every tile of the
+// loop.
+__host__ __device__ constexpr bool has_two_tiles(int dim) { return dim > 256; }
+
 // The gradients of keys and values: a block computes a tile of 16 R keys of a key/value head, in a
 // loop over the heads of its group and over the queries that see these keys. Shared memory: tiles
-// of keys, values, queries and output gradients, and the transpose of the probabilities or of their
-// gradients.
+// of keys, values, queries and output gradients (or two of them at a time), and the transpose of
+// the probabilities or of their gradients.
 template <typename T, int DIM, int R>
 __device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v, const T* d_output,
                                               const unsigned* first, const float4* rows, T* dk, T* dv,
                                               unsigned seq, unsigned heads, unsigned kv_heads,
                                               unsigned head_dim, float scale, float softcap) {
     constexpr int TILE = 16 * R, SIZE = TILE * stride(DIM);
+    constexpr bool TWO = has_two_tiles(DIM);
     DYNAMIC_SHARED(memory);
     float* const k_tile = reinterpret_cast<float*>(memory);
-    float *const v_tile = k_tile + SIZE, *const q_tile = v_tile + SIZE, *const d_tile = q_tile + SIZE,
-                 *const p_tile = d_tile + SIZE;
+    float *const v_tile = TWO ? k_tile : k_tile + SIZE, *const q_tile = v_tile + SIZE,
+                 *const d_tile = TWO ? q_tile : q_tile + SIZE, *const p_tile = d_tile + SIZE;
 
     const Work work(ceil_div(seq, static_cast<unsigned>(TILE)), kv_heads);
     const View view(first, work.sequence, seq, seq);
@@ -282,8 +288,10 @@ __device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v
     const size_t k_at =
         (static_cast<size_t>(work.sequence) * seq + key) * k_width + static_cast<size_t>(work.head) * dim;
 
-    load_tile<T, TILE, DIM>(k_tile, k + k_at, k_width, keys, dim);
-    load_tile<T, TILE, DIM>(v_tile, v + k_at, k_width, keys, dim);
+    if (!TWO) {
+        load_tile<T, TILE, DIM>(k_tile, k + k_at, k_width, keys, dim);
+        load_tile<T, TILE, DIM>(v_tile, v + k_at, k_width, keys, dim);
+    }
     Rows<R, DIM> d_keys, d_values;
     d_keys.zero();
     d_values.zero();
@@ -296,11 +304,18 @@ __device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v
             const size_t q_at = (static_cast<size_t>(work.sequence) * seq + query) * q_width +
                                 static_cast<size_t>(head) * dim;
             __syncthreads();
+            if (TWO) load_tile<T, TILE, DIM>(k_tile, k + k_at, k_width, keys, dim);
             load_tile<T, TILE, DIM>(q_tile, q + q_at, q_width, end - query, dim);
-            load_tile<T, TILE, DIM>(d_tile, d_output + q_at, q_width, end - query, dim);
+            if (!TWO) load_tile<T, TILE, DIM>(d_tile, d_output + q_at, q_width, end - query, dim);
             __syncthreads();
             float p[R][R], dp[R][R];  // rows are keys, columns are queries
             scores<R, R, DIM>(p, k_tile, q_tile, dim4);
+            if (TWO) {
+                __syncthreads();
+                load_tile<T, TILE, DIM>(v_tile, v + k_at, k_width, keys, dim);
+                load_tile<T, TILE, DIM>(d_tile, d_output + q_at, q_width, end - query, dim);
+                __syncthreads();
+            }
             scores<R, R, DIM>(dp, v_tile, d_tile, dim4);
 #pragma unroll
             for (int j = 0; j < R; j++) {
@@ -325,6 +340,7 @@ __device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v
             __syncthreads();
             d_values.template add<TILE>(p_tile, d_tile);
             __syncthreads();
+            if (TWO) load_tile<T, TILE, DIM>(q_tile, q + q_at, q_width, end - query, dim);
             put(p_tile, dp);
             __syncthreads();
             d_keys.template add<TILE>(p_tile, q_tile);
@@ -337,18 +353,19 @@ __device__ __forceinline__ void backward_keys(const T* q, const T* k, const T* v
 }
 
 // The gradients of queries: a block computes a tile of 16 R queries of a head, in a loop over the
-// keys that they see. Shared memory: tiles of queries, output gradients, keys and values, and the
-// gradients of scores.
+// keys that they see. Shared memory: tiles of queries, output gradients, keys and values (or two of
+// them at a time), and the gradients of scores.
 template <typename T, int DIM, int R>
 __device__ __forceinline__ void backward_queries(const T* q, const T* k, const T* v, const T* d_output,
                                                  const unsigned* first, const float4* rows, T* dq,
                                                  unsigned seq, unsigned heads, unsigned kv_heads,
                                                  unsigned head_dim, float scale, float softcap) {
     constexpr int TILE = 16 * R, SIZE = TILE * stride(DIM);
+    constexpr bool TWO = has_two_tiles(DIM);
     DYNAMIC_SHARED(memory);
     float* const q_tile = reinterpret_cast<float*>(memory);
-    float *const d_tile = q_tile + SIZE, *const k_tile = d_tile + SIZE, *const v_tile = k_tile + SIZE,
-                 *const ds_tile = v_tile + SIZE;
+    float *const d_tile = TWO ? q_tile : q_tile + SIZE, *const k_tile = d_tile + SIZE,
+                 *const v_tile = TWO ? k_tile : k_tile + SIZE, *const ds_tile = v_tile + SIZE;
 
     const unsigned tiles = ceil_div(seq, static_cast<unsigned>(TILE));
     const Work work(tiles, heads);
@@ -376,19 +393,28 @@ __device__ __forceinline__ void backward_queries(const T* q, const T* k, const T
         of_lse[i] = of_row.x;
         of_delta[i] = of_row.y;
     }
-    load_tile<T, TILE, DIM>(q_tile, q + q_at, q_width, queries, dim);
-    load_tile<T, TILE, DIM>(d_tile, d_output + q_at, q_width, queries, dim);
+    if (!TWO) {
+        load_tile<T, TILE, DIM>(q_tile, q + q_at, q_width, queries, dim);
+        load_tile<T, TILE, DIM>(d_tile, d_output + q_at, q_width, queries, dim);
+    }
 
     const float scale2 = scale * LOG2_E;  // powers of 2 instead of e
     const int end = view.last_key(query + queries - 1) + 1;
     for (int key = view.first_key(query); key < end; key += TILE) {
         __syncthreads();
-        load_tile<T, TILE, DIM>(k_tile, k + k_at + key * k_width, k_width, end - key, dim);
+        if (TWO) load_tile<T, TILE, DIM>(d_tile, d_output + q_at, q_width, queries, dim);
         load_tile<T, TILE, DIM>(v_tile, v + k_at + key * k_width, k_width, end - key, dim);
+        if (!TWO) load_tile<T, TILE, DIM>(k_tile, k + k_at + key * k_width, k_width, end - key, dim);
         __syncthreads();
         float p[R][R], dp[R][R];
-        scores<R, R, DIM>(p, q_tile, k_tile, dim4);
         scores<R, R, DIM>(dp, d_tile, v_tile, dim4);
+        if (TWO) {
+            __syncthreads();
+            load_tile<T, TILE, DIM>(q_tile, q + q_at, q_width, queries, dim);
+            load_tile<T, TILE, DIM>(k_tile, k + k_at + key * k_width, k_width, end - key, dim);
+            __syncthreads();
+        }
+        scores<R, R, DIM>(p, q_tile, k_tile, dim4);
 #pragma unroll
         for (int i = 0; i < R; i++) {
 #pragma unroll
@@ -443,9 +469,11 @@ __device__ __forceinline__ void backward_queries(const T* q, const T* k, const T
 ATTENTION(float, f32, 64, 4, 4)
 ATTENTION(float, f32, 128, 4, 2)
 ATTENTION(float, f32, 256, 2, 1)
+ATTENTION(float, f32, 512, 1, 1)
 ATTENTION(bf16, bf16, 64, 4, 4)
 ATTENTION(bf16, bf16, 128, 4, 2)
 ATTENTION(bf16, bf16, 256, 2, 1)
+ATTENTION(bf16, bf16, 512, 1, 1)
 
 #define ATTENTION_ROWS(T, dtype)                                                                  \
     KERNEL(THREADS, attention_rows_##dtype, const T* output, const T* d_output, const float* lse, \

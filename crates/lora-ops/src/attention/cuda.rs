@@ -1,11 +1,17 @@
-//! Attention on a GPU: in bf16 on tensor cores if the rows of a head are whole vectors of 16 bytes,
-//! and otherwise in f32 arithmetic.
+//! Attention on a GPU: in bf16 on tensor cores if the rows of a head are whole vectors of 16 bytes
+//! and have at most 256 features, and otherwise in f32 arithmetic.
 
 use candle_core::{DType, Result, Tensor};
 
 use super::AttentionShape;
 use crate::Ids;
 use crate::cuda::{Arg, Gpu, suffix};
+
+/// The largest number of features of a head.
+const MAX_HEAD_DIM: usize = 512;
+
+/// The largest number of features of a head for the tensor-core kernels, which have no soft cap.
+const MAX_MMA_HEAD_DIM: usize = 256;
 
 /// A kernel and the launch that it is compiled for.
 struct Kernel {
@@ -74,16 +80,18 @@ impl Tiles {
 impl Kernels {
     /// The kernels for tensors of `dtype` that start at `addresses`.
     fn for_shape(shape: AttentionShape, dtype: DType, addresses: &[u64]) -> Result<Self> {
-        if shape.head_dim > 256 || shape.kv_seq > 1 << 30 {
+        if shape.head_dim > MAX_HEAD_DIM || shape.kv_seq > 1 << 30 {
             candle_core::bail!(
-                "invalid {shape:?}: on a GPU heads have at most 256 features, and sequences at most 2^30 keys"
+                "invalid {shape:?}: on a GPU heads have at most {MAX_HEAD_DIM} features, and sequences at \
+                 most 2^30 keys"
             );
         }
         let vectors =
             shape.head_dim.is_multiple_of(8) && addresses.iter().all(|address| address.is_multiple_of(16));
         match dtype {
-            // The tensor-core kernels have no soft caps.
-            DType::BF16 if vectors && shape.softcap.is_none() => Ok(Self::mma(shape)),
+            DType::BF16 if vectors && shape.head_dim <= MAX_MMA_HEAD_DIM && shape.softcap.is_none() => {
+                Ok(Self::mma(shape))
+            }
             _ => Ok(Self::plain(shape, suffix(dtype)?)),
         }
     }
@@ -127,8 +135,11 @@ impl Kernels {
         let (features, rows, backward_rows) = match shape.head_dim {
             ..=64 => (64, 64, 64),
             65..=128 => (128, 64, 32),
-            _ => (256, 32, 16),
+            129..=256 => (256, 32, 16),
+            _ => (512, 16, 16),
         };
+        // `has_two_tiles` in the kernels.
+        let backward_inputs = if features > 256 { 2 } else { 4 };
         // Tiles of inputs, and one of scores; rows are padded by 4 elements.
         let kernel = |what: &str, heads: usize, rows: usize, inputs: usize| Kernel {
             name: format!("attention_{what}_{features}_{dtype}"),
@@ -141,8 +152,8 @@ impl Kernels {
         Self {
             has_softcap: true,
             forward: kernel("forward", heads, rows, 2),
-            backward_keys: kernel("backward_keys", kv_heads, backward_rows, 4),
-            backward_queries: kernel("backward_queries", heads, backward_rows, 4),
+            backward_keys: kernel("backward_keys", kv_heads, backward_rows, backward_inputs),
+            backward_queries: kernel("backward_queries", heads, backward_rows, backward_inputs),
         }
     }
 }

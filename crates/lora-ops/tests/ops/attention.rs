@@ -78,6 +78,7 @@ fn attention_and_its_gradients_match_the_definition() {
     let small = [
         AttentionShape::new(1, 1, 1, 1, 2),
         AttentionShape::new(2, 5, 2, 1, 4),
+        AttentionShape::new(1, 3, 2, 1, 520),
         AttentionShape::new(1, 64, 3, 3, 8),
         AttentionShape::new(1, 65, 9, 3, 4),
         AttentionShape::new(1, 128, 2, 2, 3),

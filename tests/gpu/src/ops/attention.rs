@@ -84,6 +84,10 @@ fn cases() -> Vec<Case> {
         capped(case(2, 131, (2, 1), 16, VisibleKeys::Window(50))),
         capped(case(1, 130, (4, 2), 128, VisibleKeys::All)),
         capped(case(1, 70, (2, 1), 256, VisibleKeys::Documents(40))),
+        case(1, 40, (2, 1), 300, VisibleKeys::All),
+        case(1, 70, (4, 2), 512, VisibleKeys::Window(37)),
+        case(2, 35, (2, 2), 512, VisibleKeys::Documents(20)),
+        capped(case(1, 50, (4, 1), 512, VisibleKeys::All)),
     ]
 }
 
@@ -159,6 +163,7 @@ fn decoding(bench: &TestBench, dtype: DType) -> Result<String> {
         (7, 150, 64, VisibleKeys::Window(30)),
         (66, 130, 128, VisibleKeys::All),
         (3, 75, 20, VisibleKeys::Documents(50)),
+        (20, 75, 512, VisibleKeys::Window(40)),
     ];
     for (seq, kv_seq, head_dim, visible_keys) in cases {
         let shape = AttentionShape { kv_seq, scale: 0.2, ..AttentionShape::new(2, seq, 4, 2, head_dim) };
