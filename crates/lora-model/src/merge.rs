@@ -84,7 +84,7 @@ impl Base {
             return Ok(HashMap::new());
         }
         let reader = WeightReader::open(index, &Device::Cpu)?;
-        let read = |(name, _): (&String, _)| Ok((name.clone(), reader.stored(name)?));
+        let read = |(name, entry): (&String, &_)| Ok((name.clone(), reader.stored(name, entry)?));
         index.other_tensors().map(read).collect()
     }
 

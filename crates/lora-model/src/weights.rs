@@ -64,9 +64,9 @@ impl<'a> WeightReader<'a> {
         Ok(())
     }
 
-    /// Reads a tensor as it is stored.
-    pub(crate) fn stored(&self, name: &str) -> Result<Tensor, ModelError> {
-        let TensorEntry { dtype, shape, .. } = self.entry(name)?;
+    /// Reads the tensor at `entry` as it is stored.
+    pub(crate) fn stored(&self, name: &str, entry: &TensorEntry) -> Result<Tensor, ModelError> {
+        let TensorEntry { dtype, shape, .. } = entry;
         let dtype = match dtype.as_str() {
             "F32" => DType::F32,
             "F16" => DType::F16,
@@ -75,7 +75,7 @@ impl<'a> WeightReader<'a> {
             "I64" => DType::I64,
             other => return Err(self.tensor_error(name, format!("is {other}, which cannot be copied"))),
         };
-        Ok(Tensor::from_raw_buffer(&self.bytes(name)?, dtype, shape, &Device::Cpu)?)
+        Ok(Tensor::from_raw_buffer(&self.bytes_of(name, entry)?, dtype, shape, &Device::Cpu)?)
     }
 
     /// Reads a linear module's weight in the given format. A weight that is stored quantized stays
@@ -164,7 +164,10 @@ impl<'a> WeightReader<'a> {
     }
 
     fn bytes(&self, name: &str) -> Result<Vec<u8>, ModelError> {
-        let entry = self.entry(name)?;
+        self.bytes_of(name, self.entry(name)?)
+    }
+
+    fn bytes_of(&self, name: &str, entry: &TensorEntry) -> Result<Vec<u8>, ModelError> {
         let mut bytes = vec![0; (entry.bytes.end - entry.bytes.start) as usize];
         self.files[entry.file]
             .read_exact_at(&mut bytes, entry.bytes.start)

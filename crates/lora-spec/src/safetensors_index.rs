@@ -22,8 +22,10 @@ pub use quantized::{FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, StoredWeigh
 pub struct SafetensorsIndex {
     /// The safetensors files, sorted by name.
     pub files: Vec<SourceFile>,
-    /// Tensors by name. Those of the decoder have the names of Llama, whatever the file calls them.
+    /// Tensors of the decoder and its head, by the names of Llama, whatever the file calls them.
     pub tensors: BTreeMap<String, TensorEntry>,
+    /// Other tensors, such as those of a vision tower, by name.
+    others: BTreeMap<String, TensorEntry>,
     /// What the file's names of the decoder's tensors have before `embed_tokens`.
     prefix: &'static str,
     /// The file's name of the head's weight.
@@ -96,13 +98,15 @@ impl SafetensorsIndex {
         let head =
             ["language_model.lm_head.weight", HEAD].into_iter().find(|head| stored.contains_key(*head));
         let head = head.unwrap_or(HEAD);
-        let rename = |name: String| match name.strip_prefix(prefix) {
-            _ if name == head => HEAD.to_owned(),
-            Some(rest) => format!("{PREFIX}{rest}"),
-            None => name,
-        };
-        let tensors = stored.into_iter().map(|(name, entry)| (rename(name), entry)).collect();
-        Self { files, tensors, prefix, head }
+        let (mut tensors, mut others) = (BTreeMap::new(), BTreeMap::new());
+        for (name, entry) in stored {
+            match name.strip_prefix(prefix) {
+                _ if name == head => tensors.insert(HEAD.to_owned(), entry),
+                Some(rest) => tensors.insert(format!("{PREFIX}{rest}"), entry),
+                None => others.insert(name, entry),
+            };
+        }
+        Self { files, tensors, others, prefix, head }
     }
 
     /// Returns the name that the files give to a tensor of the decoder or the head.
@@ -117,7 +121,7 @@ impl SafetensorsIndex {
     /// Iterates over the tensors that belong neither to the decoder nor to the head, such as those
     /// of a vision tower.
     pub fn other_tensors(&self) -> impl Iterator<Item = (&String, &TensorEntry)> {
-        self.tensors.iter().filter(|(name, _)| !name.starts_with(PREFIX) && *name != HEAD)
+        self.others.iter()
     }
 
     /// Checks that every tensor of `model` exists with its shape and with a type that can be
@@ -135,7 +139,7 @@ impl SafetensorsIndex {
         let mut others = tensors.iter().filter(|(name, _)| !is_weight(name));
         others.try_for_each(|(name, shape)| self.check_dense(name, shape))?;
         let known: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
-        match self.tensors.iter().find(|(name, _)| name.starts_with(PREFIX) && !is_expected(name, &known)) {
+        match self.tensors.iter().find(|(name, _)| *name != HEAD && !is_expected(name, &known)) {
             Some((name, entry)) => Err(self
                 .fail(entry, format!("tensor {name} is not part of the model that config.json describes"))),
             None => Ok(()),
