@@ -50,6 +50,8 @@ CASES = {
     "qwen3-int8": ("qwen3-int8", {"target_modules": "all-linear"}),
     "granite4": ("granite4", {"target_modules": "all-linear"}),
     "granite4-nope": ("granite4-nope", {"target_modules": ["q_proj", "v_proj", "input_linear"]}),
+    "gemma4": ("gemma4", {"target_modules": "all-linear"}),
+    "gemma4-vision": ("gemma4-vision", {"target_modules": r"model\.language_model\..*_proj"}),
 }
 
 

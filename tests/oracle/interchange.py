@@ -49,6 +49,8 @@ FAMILIES = {
     "Gemma 2": "gemma2",
     "Gemma 3": "gemma3",
     "Gemma 3, multimodal": "gemma3-vision",
+    "Gemma 4": "gemma4",
+    "Gemma 4, multimodal": "gemma4-vision",
 }
 
 JOB = """

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma3Config, Gemma3TextConfig, GraniteConfig,
-    GraniteMoeHybridConfig, LlamaConfig, Ministral3Config, MistralConfig, Olmo2Config, Olmo3Config,
-    Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config,
+    AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma3Config, Gemma3TextConfig, Gemma4Config,
+    Gemma4TextConfig, GraniteConfig, GraniteMoeHybridConfig, LlamaConfig, Ministral3Config, MistralConfig,
+    Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config,
 )  # fmt: skip
 
 LLAMA_GQA = LlamaConfig(
@@ -122,6 +122,36 @@ GEMMA3_VISION = Gemma3Config(
         "image_size": 28, "patch_size": 14, "model_type": "siglip_vision_model",
     },
     mm_tokens_per_image=4, image_token_index=88, boi_token_index=87, eoi_token_index=86,
+)  # fmt: skip
+
+# The last of three blocks has no window. Its heads are larger, its values are its keys, and a
+# quarter of its pairs of features is rotated.
+GEMMA4 = Gemma4TextConfig(
+    vocab_size=101, hidden_size=36, intermediate_size=44, num_hidden_layers=3, num_attention_heads=4,
+    num_key_value_heads=2, head_dim=8, global_head_dim=24, num_global_key_value_heads=1,
+    attention_k_eq_v=True, hidden_size_per_layer_input=0, sliding_window=6, final_logit_softcapping=8.0,
+    max_position_embeddings=128, rms_norm_eps=1e-6, bos_token_id=1, eos_token_id=2,
+    layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+    rope_parameters={
+        "full_attention": {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+    },
+)  # fmt: skip
+
+# The text tower of a model with a vision tower. Its values have projections of their own. The
+# tokens of images are outside the vocabulary, because Transformers replaces their embeddings.
+GEMMA4_VISION = Gemma4Config(
+    text_config=Gemma4TextConfig(
+        vocab_size=89, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, global_head_dim=16, hidden_size_per_layer_input=0,
+        sliding_window=6, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
+        layer_types=["sliding_attention", "full_attention"],
+    ).to_dict(),
+    vision_config={
+        "hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+        "num_key_value_heads": 1, "head_dim": 8, "patch_size": 4, "position_embedding_size": 16,
+    },
+    boi_token_id=95, image_token_id=96, video_token_id=97, eoi_token_id=98, audio_token_id=94,
 )  # fmt: skip
 
 # The window is shorter than the rows of its case.
@@ -285,6 +315,8 @@ def make_all(root: Path) -> None:
     save(root / "gemma3-vision", GEMMA3_VISION, seed=23)
     save(root / "granite4", GRANITE4, seed=27)
     save(root / "granite4-nope", GRANITE4_NOPE, seed=28)
+    save(root / "gemma4", GEMMA4, seed=29)
+    save(root / "gemma4-vision", GEMMA4_VISION, seed=30)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     save_quantized(root / "llama-nf4", LLAMA_NF4, 8, torch.bfloat16, **nf4, bnb_4bit_use_double_quant=True)
     save_quantized(root / "qwen2-nf4", QWEN2, 9, torch.float32, **nf4)
@@ -356,6 +388,9 @@ def randomize(model, seed: int) -> None:
             else:
                 gain = {"q_proj": 1.25, "k_proj": 1.25, "lm_head": 2.5}.get(name.split(".")[-2], 1.0)
                 parameter.copy_(normal(shape, gain / shape[1] ** 0.5))
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.copy_(0.5 + torch.rand(1, generator=generator))
 
 
 def write_version4_config(directory: Path, config, extra: dict) -> None:

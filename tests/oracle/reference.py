@@ -70,9 +70,12 @@ def dequantized(model):
 
 
 def rms_norm_f64(self, x: torch.Tensor) -> torch.Tensor:
-    is_gemma = type(self).__name__.startswith("Gemma")
-    eps, weight = (self.eps, 1.0 + self.weight) if is_gemma else (self.variance_epsilon, self.weight)
-    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
+    name = type(self).__name__
+    eps = self.eps if name.startswith("Gemma") else self.variance_epsilon
+    normed = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)
+    if not getattr(self, "with_scale", True):
+        return normed
+    return normed * (1.0 + self.weight if name in ("Gemma2RMSNorm", "Gemma3RMSNorm") else self.weight)
 
 
 def loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 //! The attention of a block, with its projections.
 
 use candle_core::Tensor;
+use lora_ops::add_assign;
 use lora_ops::attention::{self, AttentionShape};
 use lora_ops::lora::LoraActivations;
 use lora_ops::rms_norm::RmsNormActivations;
@@ -17,9 +18,12 @@ use crate::{Gradients, ModelError};
 /// Grouped-query attention.
 #[derive(Debug)]
 pub(crate) struct Attention {
-    qkv_proj: SplitProjection<3>,
+    qkv_proj: SplitProjection,
     queries: RotaryHeads,
     keys: RotaryHeads,
+    values: RotaryHeads,
+    /// Whether the outputs of the keys' projection are the values too.
+    values_are_keys: bool,
     o_proj: Linear,
     heads: usize,
     kv_heads: usize,
@@ -56,9 +60,10 @@ pub(crate) struct AttendedValues {
 
 /// Intermediate results of the forward pass that the backward pass reads.
 pub(crate) struct AttentionActivations {
-    qkv: Parts<3>,
+    qkv: Parts,
     q_norm: Option<RmsNormActivations>,
     k_norm: Option<RmsNormActivations>,
+    v_norm: Option<RmsNormActivations>,
     pub(crate) attended: AttendedValues,
     o: Option<LoraActivations>,
 }
@@ -78,11 +83,14 @@ impl KvCache {
 impl Attention {
     pub(crate) fn load(config: &AttentionConfig, weights: &impl WeightSource) -> Result<Self, ModelError> {
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        let widths = if config.values_are_keys { vec![q, kv] } else { vec![q, kv, kv] };
         let rope = config.rope;
         Ok(Self {
-            qkv_proj: SplitProjection::load(&config.qkv_proj, [q, kv, kv], weights)?,
+            qkv_proj: SplitProjection::load(&config.qkv_proj, widths, weights)?,
             queries: RotaryHeads::load(config.q_norm.as_ref(), rope.map(|rope| rope.queries), weights)?,
             keys: RotaryHeads::load(config.k_norm.as_ref(), rope.map(|rope| rope.keys), weights)?,
+            values: RotaryHeads::load(config.v_norm.as_ref(), None, weights)?,
+            values_are_keys: config.values_are_keys,
             o_proj: Linear::load(&config.o_proj, weights)?,
             heads: config.heads,
             kv_heads: config.kv_heads,
@@ -98,9 +106,9 @@ impl Attention {
         self.qkv_proj.modules.iter().chain([&self.o_proj])
     }
 
-    /// Iterates over the norms of queries and keys.
+    /// Iterates over the norms of queries, keys and values.
     pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
-        [&self.queries.norm, &self.keys.norm].into_iter().flatten()
+        [&self.queries.norm, &self.keys.norm, &self.values.norm].into_iter().flatten()
     }
 
     /// Returns whether a projection has an adapter in `pass`.
@@ -116,20 +124,21 @@ impl Attention {
         source: AttentionSource,
     ) -> Result<(Tensor, AttentionActivations), ModelError> {
         let qkv = self.qkv_proj.forward(&x, pass)?;
-        let [q, k, v] = &qkv.y;
+        let [q, k, v] = queries_keys_values(&qkv)?;
         let (queries, q_norm) = self.queries.forward(q, pass)?;
+        let (values, v_norm) = self.values.forward(v, pass)?;
         let (keys, k_norm) = self.keys.forward(k, pass)?;
         drop(x);
         let attended = match source {
-            AttentionSource::Pass => self.attend(&queries, &keys, v, pass)?,
+            AttentionSource::Pass => self.attend(&queries, &keys, &values, pass)?,
             AttentionSource::Cache(cache) => {
-                let (keys, values) = cache.append(keys, v.clone())?;
+                let (keys, values) = cache.append(keys, values)?;
                 self.attend(&queries, &keys, &values, pass)?
             }
             AttentionSource::Saved(attended) => attended,
         };
         let o = pass.projection(&self.o_proj).forward(&attended.values)?;
-        Ok((o.y, AttentionActivations { qkv, q_norm, k_norm, attended, o: o.lora }))
+        Ok((o.y, AttentionActivations { qkv, q_norm, k_norm, v_norm, attended, o: o.lora }))
     }
 
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, pass: &Pass) -> Result<AttendedValues, ModelError> {
@@ -150,8 +159,8 @@ impl Attention {
         grads: &Gradients,
         need_dx: bool,
     ) -> Result<Option<Tensor>, ModelError> {
-        let AttentionActivations { qkv, q_norm, k_norm, attended, o } = saved;
-        let [q, k, v] = &qkv.y;
+        let AttentionActivations { qkv, q_norm, k_norm, v_norm, attended, o } = saved;
+        let [q, k, v] = queries_keys_values(qkv)?;
         let o_proj = pass.projection(&self.o_proj);
         let need_d_attended = need_dx || self.qkv_proj.is_trained(pass);
         let d_attended = Projection::backward(
@@ -163,7 +172,11 @@ impl Attention {
         let Some(d_attended) = d_attended else { return Ok(None) };
         let (d_q, d_k, d_v) = attention::backward(
             &attended.saved,
-            (&self.queries.recompute(q_norm, q, pass)?, &self.keys.recompute(k_norm, k, pass)?, v),
+            (
+                &self.queries.recompute(q_norm, q, pass)?,
+                &self.keys.recompute(k_norm, k, pass)?,
+                &self.values.recompute(v_norm, v, pass)?,
+            ),
             &attended.values,
             &d_attended,
             self.shape(pass),
@@ -172,7 +185,14 @@ impl Attention {
         drop(d_attended);
         let d_q = self.queries.backward(q_norm, q, d_q, pass)?;
         let d_k = self.keys.backward(k_norm, k, d_k, pass)?;
-        self.qkv_proj.backward(qkv, [d_q, d_k, d_v], x, pass, grads, need_dx)
+        let d_v = self.values.backward(v_norm, v, d_v, pass)?;
+        let d_qkv = if self.values_are_keys {
+            add_assign(&d_k, &d_v)?;
+            vec![d_q, d_k]
+        } else {
+            vec![d_q, d_k, d_v]
+        };
+        self.qkv_proj.backward(qkv, d_qkv, x, pass, grads, need_dx)
     }
 
     fn shape(&self, pass: &Pass) -> AttentionShape {
@@ -187,5 +207,14 @@ impl Attention {
             scale: self.scale,
             softcap: self.softcap,
         }
+    }
+}
+
+/// Returns the projected queries, keys and values.
+fn queries_keys_values(qkv: &Parts) -> Result<[&Tensor; 3], ModelError> {
+    match qkv.y.as_slice() {
+        [q, k, v] => Ok([q, k, v]),
+        [q, k] => Ok([q, k, k]),
+        others => Err(candle_core::Error::Msg(format!("attention has {} inputs", others.len())).into()),
     }
 }

@@ -82,8 +82,11 @@ impl Base {
             tensors.push(("lm_head.weight".to_owned(), self.head.clone()));
         }
         for norm in self.blocks.iter().flat_map(Block::norms).chain([&self.norm]) {
-            tensors.push((format!("{}.weight", norm.name), norm.stored.clone()));
+            tensors
+                .extend(norm.stored.iter().map(|weight| (format!("{}.weight", norm.name), weight.clone())));
         }
+        let scales = self.blocks.iter().filter_map(|block| block.output_scale.as_ref());
+        tensors.extend(scales.map(|scale| (scale.name.clone(), scale.stored.clone())));
         for Linear { name, frozen } in self.blocks.iter().flat_map(Block::linears) {
             let Weight::Dense(weight) = frozen.weight() else {
                 return Err(candle_core::Error::Msg(format!("{name} is quantized")).into());
@@ -166,13 +169,12 @@ impl Base {
     /// Returns the tables of the rotary embeddings for sequences of `positions` positions.
     fn ropes(&self, positions: usize) -> Result<Vec<Arc<RopeTable>>, ModelError> {
         let mut tables = self.ropes.lock().unwrap_or_else(PoisonError::into_inner);
-        let head_dim = self.config.head_dim;
         for (index, rope) in self.config.ropes.iter().enumerate() {
             if tables.get(index).is_some_and(|table| table.serves(rope, positions)) {
                 continue;
             }
             let (longest, context) = (positions.next_power_of_two(), rope.context(positions));
-            let table = Arc::new(RopeTable::with_context(rope, head_dim, longest, context, &self.device)?);
+            let table = Arc::new(RopeTable::with_context(rope, longest, context, &self.device)?);
             match tables.get_mut(index) {
                 Some(shorter) => *shorter = table,
                 None => tables.push(table),

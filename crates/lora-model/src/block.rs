@@ -1,8 +1,10 @@
-//! One decoder block: `h = x + attn(x)`, then `h + mlp(h)`, with the norms and the multiplier of
-//! the architecture.
+//! One decoder block: `h = x + attn(x)`, then `h + mlp(h)`, with the norms and the factors of the
+//! architecture.
 
 use candle_core::Tensor;
 use lora_ops::add_assign;
+use lora_ops::pointwise::scaled;
+use lora_ops::transfer::to_vec;
 use lora_spec::{ActivationCheckpointing, BlockConfig};
 
 use crate::attention::{AttendedValues, Attention, AttentionActivations, AttentionSource, KvCache};
@@ -23,6 +25,25 @@ pub(crate) struct Block {
     mlp_input: ResidualInput,
     mlp: Mlp,
     mlp_output: ResidualOutput,
+    pub(crate) output_scale: Option<OutputScale>,
+}
+
+/// The factor of a block's output.
+#[derive(Debug)]
+pub(crate) struct OutputScale {
+    /// Name of the tensor.
+    pub(crate) name: String,
+    /// The tensor in the base's files, `[1]`, f32.
+    pub(crate) stored: Tensor,
+    value: f64,
+}
+
+impl OutputScale {
+    fn load(name: &str, weights: &impl WeightSource) -> Result<Self, ModelError> {
+        let stored = weights.vector(name)?;
+        let value = to_vec::<f32>(&stored)?.first().copied().map_or(1.0, f64::from);
+        Ok(Self { name: name.to_owned(), stored, value })
+    }
 }
 
 /// Intermediate results of a block's forward pass that its backward pass reads.
@@ -74,6 +95,11 @@ impl Block {
             mlp_input: input(&config.mlp_norm)?,
             mlp: Mlp::load(&config.mlp, weights)?,
             mlp_output: output(&config.mlp_out_norm)?,
+            output_scale: config
+                .output_scale
+                .as_ref()
+                .map(|name| OutputScale::load(name, weights))
+                .transpose()?,
         })
     }
 
@@ -92,7 +118,8 @@ impl Block {
     /// Returns the size of the weights in bytes.
     pub(crate) fn bytes(&self) -> usize {
         let norms: usize = self.norms().map(Norm::bytes).sum();
-        norms + self.linears().map(|linear| linear.frozen.bytes()).sum::<usize>()
+        let scale = self.output_scale.as_ref().map_or(0, |scale| 4 * scale.stored.elem_count());
+        scale + norms + self.linears().map(|linear| linear.frozen.bytes()).sum::<usize>()
     }
 
     /// The forward pass: returns the block's output for `x`, both `[tokens, hidden]`, and the
@@ -108,7 +135,7 @@ impl Block {
         let (y, mlp) = self.mlp.forward(mlp_input, pass)?;
         let (y, mlp_output) = self.mlp_output.forward(y)?;
         add_assign(&y, &before_mlp.h)?;
-        Ok((y, Activations { before_mlp, mlp, mlp_output }))
+        Ok((self.scaled(y)?, Activations { before_mlp, mlp, mlp_output }))
     }
 
     /// Recomputes the activations that were not saved in the forward pass over `x`, with the same
@@ -132,6 +159,14 @@ impl Block {
             (self.mlp.recompute(mlp_input, pass)?, OutputActivations::default())
         };
         Ok(Activations { before_mlp, mlp, mlp_output })
+    }
+
+    /// Multiplies the block's output, or its gradient, by the block's factor.
+    fn scaled(&self, x: Tensor) -> Result<Tensor, ModelError> {
+        match &self.output_scale {
+            None => Ok(x),
+            Some(scale) => Ok(scaled(&x, scale.value)?),
+        }
     }
 
     /// Returns the input of the MLP, and the activations of its computation.
@@ -166,6 +201,7 @@ impl Block {
             mlp_output,
         } = activations;
         let need_dh = need_dx || self.attn.is_trained(pass);
+        let dy = &self.scaled(dy.clone())?;
         let d_output = self.mlp_output.backward(mlp_output, dy)?;
         let input = || self.mlp_input.recompute(mlp_input, h);
         let d_input = self.mlp.backward(mlp, input, &d_output, pass, grads, need_dh)?;

@@ -77,6 +77,10 @@ impl<'a> FileWeights<'a> {
 }
 
 impl WeightSource for FileWeights<'_> {
+    fn device(&self) -> &Device {
+        self.reader.device()
+    }
+
     fn matrix(&self, name: &str) -> Result<Tensor, ModelError> {
         self.reader.read(name, self.format.dtype)
     }

@@ -36,6 +36,10 @@ struct MergedWeights<'a> {
 }
 
 impl WeightSource for MergedWeights<'_> {
+    fn device(&self) -> &Device {
+        self.frozen.device()
+    }
+
     fn matrix(&self, name: &str) -> Result<Tensor, ModelError> {
         self.frozen.reader.read(name, self.dtype)
     }

@@ -14,14 +14,14 @@ use crate::{Gradients, ModelError};
 /// A gated MLP.
 #[derive(Debug)]
 pub(crate) struct Mlp {
-    gate_up_proj: SplitProjection<2>,
+    gate_up_proj: SplitProjection,
     down_proj: Linear,
     activation: ActivationFunction,
 }
 
 /// Intermediate results of the forward pass that the backward pass reads.
 pub(crate) struct MlpActivations {
-    gate_up: Parts<2>,
+    gate_up: Parts,
     down: Option<LoraActivations>,
 }
 
@@ -29,7 +29,7 @@ impl Mlp {
     pub(crate) fn load(config: &MlpConfig, weights: &impl WeightSource) -> Result<Self, ModelError> {
         let width = config.down_proj.in_features;
         Ok(Self {
-            gate_up_proj: SplitProjection::load(&config.gate_up_proj, [width, width], weights)?,
+            gate_up_proj: SplitProjection::load(&config.gate_up_proj, vec![width, width], weights)?,
             down_proj: Linear::load(&config.down_proj, weights)?,
             activation: config.activation,
         })
@@ -59,8 +59,8 @@ impl Mlp {
     }
 
     /// Returns the input of `down_proj`.
-    fn gated(&self, gate_up: &Parts<2>) -> Result<Tensor, ModelError> {
-        let [gate, up] = &gate_up.y;
+    fn gated(&self, gate_up: &Parts) -> Result<Tensor, ModelError> {
+        let [gate, up] = gate_and_up(gate_up)?;
         Ok(glu::forward(gate, up, self.activation)?)
     }
 
@@ -86,9 +86,17 @@ impl Mlp {
             need_d_gated,
         )?;
         let Some(d_gated) = d_gated else { return Ok(None) };
-        let [gate, up] = &gate_up.y;
+        let [gate, up] = gate_and_up(gate_up)?;
         let (d_gate, d_up) = glu::backward(gate, up, &d_gated, self.activation)?;
         drop(d_gated);
-        self.gate_up_proj.backward(gate_up, [d_gate, d_up], x, pass, grads, need_dx)
+        self.gate_up_proj.backward(gate_up, vec![d_gate, d_up], x, pass, grads, need_dx)
+    }
+}
+
+/// Returns the gate and the values that are gated.
+fn gate_and_up(gate_up: &Parts) -> Result<[&Tensor; 2], ModelError> {
+    match gate_up.y.as_slice() {
+        [gate, up] => Ok([gate, up]),
+        others => Err(candle_core::Error::Msg(format!("a gated MLP has {} inputs", others.len())).into()),
     }
 }

@@ -1,4 +1,4 @@
-//! RMSNorm with a frozen weight, of the residual stream, or of queries and keys.
+//! RMSNorm with a frozen weight, of the residual stream, or of queries, keys and values.
 
 use candle_core::Tensor;
 use lora_ops::rms_norm::{self, RmsNormActivations};
@@ -13,8 +13,8 @@ use crate::weight_source::WeightSource;
 pub(crate) struct Norm {
     /// Full name, such as `model.layers.0.input_layernorm`.
     pub(crate) name: String,
-    /// The weight in the base's files, `[features]`, f32.
-    pub(crate) stored: Tensor,
+    /// The weight in the base's files, `[features]`, f32, if there is one.
+    pub(crate) stored: Option<Tensor>,
     /// The factor of each feature, `[features]`, f32.
     weight: Tensor,
     eps: f64,
@@ -22,6 +22,11 @@ pub(crate) struct Norm {
 
 impl Norm {
     pub(crate) fn load(module: &NormModule, weights: &impl WeightSource) -> Result<Self, ModelError> {
+        if !module.has_weight {
+            let factors = vec![module.scale as f32; module.features];
+            let weight = from_vec(factors, module.features, weights.device())?;
+            return Ok(Self { name: module.name.clone(), stored: None, weight, eps: module.eps });
+        }
         let stored = weights.vector(&format!("{}.weight", module.name))?;
         let weight = match module.has_own_factors() {
             false => stored.clone(),
@@ -31,13 +36,13 @@ impl Norm {
                 from_vec(factors.collect(), stored.shape(), stored.device())?
             }
         };
-        Ok(Self { name: module.name.clone(), stored, weight, eps: module.eps })
+        Ok(Self { name: module.name.clone(), stored: Some(stored), weight, eps: module.eps })
     }
 
     /// Returns the size of the weights in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        let copies = if self.stored.id() == self.weight.id() { 1 } else { 2 };
-        4 * copies * self.weight.elem_count()
+        let is_copied = self.stored.as_ref().is_some_and(|stored| stored.id() != self.weight.id());
+        4 * if is_copied { 2 } else { 1 } * self.weight.elem_count()
     }
 
     /// Normalizes `x` `[tokens, features]`.

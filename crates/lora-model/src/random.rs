@@ -67,6 +67,10 @@ impl RandomWeights<'_> {
 }
 
 impl WeightSource for RandomWeights<'_> {
+    fn device(&self) -> &Device {
+        self.device
+    }
+
     fn matrix(&self, name: &str) -> Result<Tensor, ModelError> {
         self.tensor(name, self.format.dtype)
     }

@@ -10,7 +10,7 @@ use crate::norm::Norm;
 use crate::pass::Pass;
 use crate::weight_source::WeightSource;
 
-/// `rotate(norm(projected))`.
+/// `rotate(norm(projected))`, without what the architecture does not have.
 #[derive(Debug)]
 pub(crate) struct RotaryHeads {
     pub(crate) norm: Option<Norm>,

@@ -11,25 +11,25 @@ use crate::projection::{Linear, Projection};
 use crate::weight_source::WeightSource;
 use crate::{Gradients, ModelError};
 
-/// Linear modules over the same input, with `PARTS` outputs: a module for each of them, or one
+/// Linear modules over the same input with several outputs: a module for each of them, or one
 /// module whose output is all of them side by side.
 #[derive(Debug)]
-pub(crate) struct SplitProjection<const PARTS: usize> {
+pub(crate) struct SplitProjection {
     pub(crate) modules: Vec<Linear>,
     /// Widths of the outputs.
-    widths: [usize; PARTS],
+    widths: Vec<usize>,
 }
 
 /// Outputs `[tokens, width]`, and the activations of the modules' adapters.
-pub(crate) struct Parts<const PARTS: usize> {
-    pub(crate) y: [Tensor; PARTS],
+pub(crate) struct Parts {
+    pub(crate) y: Vec<Tensor>,
     lora: Vec<Option<LoraActivations>>,
 }
 
-impl<const PARTS: usize> SplitProjection<PARTS> {
+impl SplitProjection {
     pub(crate) fn load(
         modules: &[LinearModule],
-        widths: [usize; PARTS],
+        widths: Vec<usize>,
         weights: &impl WeightSource,
     ) -> Result<Self, ModelError> {
         let modules = modules.iter().map(|module| Linear::load(module, weights)).collect::<Result<_, _>>()?;
@@ -42,22 +42,19 @@ impl<const PARTS: usize> SplitProjection<PARTS> {
     }
 
     /// Computes the outputs for `x` `[tokens, in_features]`.
-    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Parts<PARTS>, ModelError> {
-        let mut outputs = Vec::with_capacity(PARTS);
+    pub(crate) fn forward(&self, x: &Tensor, pass: &Pass) -> Result<Parts, ModelError> {
+        let mut y = Vec::with_capacity(self.widths.len());
         let mut lora = Vec::with_capacity(self.modules.len());
         for module in &self.modules {
             let projected = pass.projection(module).forward(x)?;
-            outputs.push(projected.y);
+            y.push(projected.y);
             lora.push(projected.lora);
         }
-        let y = match <[Tensor; PARTS]>::try_from(outputs) {
-            Ok(y) => y,
-            // One module computed all of them.
-            Err(outputs) => {
-                let all = outputs.first().ok_or_else(|| candle_core::Error::Msg("no projection".into()))?;
-                columns::split(all, self.widths)?
-            }
-        };
+        if let [all] = y.as_slice()
+            && self.widths.len() > 1
+        {
+            y = columns::split(all, &self.widths)?;
+        }
         Ok(Parts { y, lora })
     }
 
@@ -66,15 +63,15 @@ impl<const PARTS: usize> SplitProjection<PARTS> {
     /// is called if a module is trained.
     pub(crate) fn backward(
         &self,
-        saved: &Parts<PARTS>,
-        dy: [Tensor; PARTS],
+        saved: &Parts,
+        dy: Vec<Tensor>,
         x: impl FnOnce() -> Result<Tensor, ModelError>,
         pass: &Pass,
         grads: &Gradients,
         need_dx: bool,
     ) -> Result<Option<Tensor>, ModelError> {
-        let gradients: Vec<Tensor> = if self.modules.len() == PARTS {
-            dy.into()
+        let gradients: Vec<Tensor> = if self.modules.len() == self.widths.len() {
+            dy
         } else {
             let joined = columns::join(&dy)?;
             drop(dy);

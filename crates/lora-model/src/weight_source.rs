@@ -1,6 +1,6 @@
 //! Where the weights of a base come from.
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use lora_ops::linear::Weight;
 use lora_spec::LinearModule;
 
@@ -8,6 +8,9 @@ use crate::ModelError;
 
 /// The weights of a model on the device of its base, by their names in the base's files.
 pub(crate) trait WeightSource {
+    /// Returns the device of the base.
+    fn device(&self) -> &Device;
+
     /// Returns a dense matrix: the embedding or the head.
     fn matrix(&self, name: &str) -> Result<Tensor, ModelError>;
 

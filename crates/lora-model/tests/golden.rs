@@ -140,6 +140,8 @@ const CASES: &[&str] = &[
     "gemma3-vision",
     "granite4",
     "granite4-nope",
+    "gemma4",
+    "gemma4-vision",
 ];
 
 #[test]
@@ -262,17 +264,19 @@ fn a_base_is_read_under_every_name_of_its_tensors() {
 /// The vision tower is copied, and every tensor keeps its name.
 #[test]
 fn a_merged_multimodal_base_is_complete() {
-    let (case, out) = (Case::read("gemma3-vision", None), tempfile::tempdir().unwrap());
-    let trained = BaseLayout::from(BaseDtype::Auto);
-    let merged =
-        Base::merged(&case.dir, &trained, MergeTarget::Original, BaseDtype::F32, &case.adapter).unwrap();
-    merged.save(&case.dir, out.path()).unwrap();
-    let (before, after) =
-        (load(case.dir.file("model.safetensors").path()), load(&out.path().join("model.safetensors")));
-    assert_eq!(before.len(), after.len());
-    for (name, tensor) in &before {
-        let same = values(tensor) == values(&after[name]);
-        assert_eq!(same, !name.ends_with("_proj.weight") || name.contains("vision"), "{name}");
+    for name in ["gemma3-vision", "gemma4-vision"] {
+        let (case, out) = (Case::read(name, None), tempfile::tempdir().unwrap());
+        let trained = BaseLayout::from(BaseDtype::Auto);
+        let merged =
+            Base::merged(&case.dir, &trained, MergeTarget::Original, BaseDtype::F32, &case.adapter).unwrap();
+        merged.save(&case.dir, out.path()).unwrap();
+        let (before, after) =
+            (load(case.dir.file("model.safetensors").path()), load(&out.path().join("model.safetensors")));
+        assert_eq!(before.len(), after.len());
+        for (name, tensor) in &before {
+            let same = values(tensor) == values(&after[name]);
+            assert_eq!(same, !name.ends_with("_proj.weight") || name.contains("vision"), "{name}");
+        }
     }
 }
 

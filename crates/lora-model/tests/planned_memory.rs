@@ -24,6 +24,7 @@ fn planned_base_bytes_match_the_loaded_base() {
         "gemma3",
         "phi3",
         "granite4",
+        "gemma4",
     ];
     let quantizations = [
         Quantization::None,

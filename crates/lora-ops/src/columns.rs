@@ -24,20 +24,20 @@ struct Columns {
 ///
 /// # Errors
 /// The widths are not those of all columns, or `x` is neither f32 nor, on a GPU, bf16.
-pub fn split<const PARTS: usize>(x: &Tensor, widths: [usize; PARTS]) -> Result<[Tensor; PARTS]> {
+pub fn split(x: &Tensor, widths: &[usize]) -> Result<Vec<Tensor>> {
     let (rows, columns) = x.dims2()?;
     if widths.iter().sum::<usize>() != columns || widths.contains(&0) {
         candle_core::bail!("invalid columns {widths:?} of {:?}", x.shape());
     }
     let mut from = 0;
-    let mut parts = Vec::with_capacity(PARTS);
-    for width in widths {
+    let mut parts = Vec::with_capacity(widths.len());
+    for &width in widths {
         let part = empty(rows, width, x)?;
         copy(x, &part, Columns { width, from, to: 0 })?;
         from += width;
         parts.push(part);
     }
-    parts.try_into().map_err(|_| candle_core::Error::Msg("the number of columns changed".into()))
+    Ok(parts)
 }
 
 /// Returns the matrices `parts` `[rows, _]` side by side.

@@ -25,26 +25,19 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// Computes the angles of `positions` positions for heads of `head_dim` features, for tensors
-    /// on `device`.
-    pub fn new(rope: &Rope, head_dim: usize, positions: usize, device: &Device) -> Result<Self> {
-        Self::with_context(rope, head_dim, positions, rope.context(positions), device)
+    /// Computes the angles of `positions` positions, for tensors on `device`.
+    pub fn new(rope: &Rope, positions: usize, device: &Device) -> Result<Self> {
+        Self::with_context(rope, positions, rope.context(positions), device)
     }
 
     /// Like [`Self::new`], for sequences with this [`Rope::context`].
-    pub fn with_context(
-        rope: &Rope,
-        head_dim: usize,
-        positions: usize,
-        context: usize,
-        device: &Device,
-    ) -> Result<Self> {
-        let half = rope.rotary_dim / 2;
-        if half == 0 || !rope.rotary_dim.is_multiple_of(2) || rope.rotary_dim > head_dim || positions == 0 {
+    pub fn with_context(rope: &Rope, positions: usize, context: usize, device: &Device) -> Result<Self> {
+        let Rope { head_dim, rotary_dim, .. } = *rope;
+        let half = rotary_dim / 2;
+        if half == 0 || !rotary_dim.is_multiple_of(2) || rotary_dim > head_dim || positions == 0 {
             candle_core::bail!(
-                "invalid rotary embedding of {positions} positions for {} of {head_dim} features of a head: \
-                 there must be at least one position and an even number of features",
-                rope.rotary_dim
+                "invalid rotary embedding of {positions} positions for {rotary_dim} of {head_dim} features \
+                 of a head: there must be at least one position and an even number of features"
             );
         }
         let frequencies = frequencies(rope, context)?;
@@ -130,6 +123,8 @@ fn frequencies(rope: &Rope, context: usize) -> Result<Vec<f32>> {
         RopeScaling::None | RopeScaling::Dynamic { .. } => frequency,
         RopeScaling::LongRope { .. } => frequency / divisors.map_or(1.0, |divisors| divisors[i]),
         RopeScaling::Linear { factor } => frequency / factor,
+        RopeScaling::Proportional { factor, rotated_pairs } if i < rotated_pairs => frequency / factor,
+        RopeScaling::Proportional { .. } => 0.0,
         RopeScaling::Llama3 {
             factor,
             low_freq_factor,

@@ -31,11 +31,12 @@ pub fn row_flops(config: &ModelConfig, adapter: u64, seq: u64) -> u64 {
 /// Returns the operations of attention, which are part of [`row_flops`]: a third of them in the
 /// forward pass, the rest in the backward pass.
 pub fn attention_flops(config: &ModelConfig, seq: u64) -> u64 {
-    let features = (config.num_attention_heads * config.head_dim) as u64;
-    let pairs = |layer: &LayerConfig| {
+    let flops = |layer: &LayerConfig| {
+        let features = (config.num_attention_heads * layer.head_dim) as u64;
         let window = layer.sliding_window.map_or(seq, |window| seq.min(window as u64));
         // The first `window` queries attend to 1, 2, ... keys, the others to `window`.
-        window * (window + 1) / 2 + (seq - window) * window
+        let pairs = window * (window + 1) / 2 + (seq - window) * window;
+        12 * features * pairs
     };
-    config.layers.iter().map(|layer| 12 * features * pairs(layer)).sum()
+    config.layers.iter().map(flops).sum()
 }

@@ -2,10 +2,10 @@
 //! `benches/cpu/memory.sh` compares the sum with measured memory.
 
 use lora_spec::{
-    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseFormat, BlockConfig, CPU_LOGITS_PER_CHUNK,
-    CPU_PANEL_ELEMENTS, DeviceKind, GPU_LOGITS_PER_CHUNK, GPU_WORKSPACE_BYTES, InitLoraWeights, LinearModule,
-    MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, NormPlaces, QkNorm, Quantization, SafetensorsIndex,
-    StoredWeight, chunk_rows, gpu_panel_rows,
+    ActivationCheckpointing, AdapterSpec, AttentionConfig, BaseDtype, BaseFormat, BlockConfig,
+    CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS, DeviceKind, GPU_LOGITS_PER_CHUNK, GPU_WORKSPACE_BYTES,
+    InitLoraWeights, LinearModule, MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, Quantization,
+    SafetensorsIndex, StoredWeight, chunk_rows, gpu_panel_rows,
 };
 
 use crate::{MemoryEstimate, TrainingWorkload};
@@ -189,83 +189,116 @@ impl ModelFootprint<'_> {
     /// Returns the peak of the activations in bytes. An activation has `width` bytes.
     fn activation_bytes(&self, training: &TrainingWorkload, width: u64) -> u64 {
         let model = self.model;
-        let TrainingWorkload { modules, adapter, shape, checkpointing, .. } = *training;
+        let TrainingWorkload { modules, shape, .. } = *training;
         let tokens = (shape.rows * shape.positions) as u64;
-        let (hidden, mlp) = (model.hidden_size as u64, model.intermediate_size as u64);
-        let (heads, head_dim) = (model.num_attention_heads as u64, model.head_dim as u64);
-        let (q, kv) = (heads * head_dim, model.num_key_value_heads as u64 * head_dim);
-        let (vocab, layers) = (model.vocab_size as u64, model.layers.len() as u64);
-        let lowest = modules.iter().map(|module| module.layer).min().unwrap_or(0) as u64;
-        let adapted = modules.iter().filter(|module| module.layer as u64 == lowest).count() as u64;
+        let (hidden, vocab) = (model.hidden_size as u64, model.vocab_size as u64);
         let of = |features: u64| width * tokens * features;
-
-        let attended = of(q) + 4 * tokens * heads;
-        // Queries and keys before their norms are saved; after the norms they are recomputed.
-        let (normed, head_norms) = match model.qk_norm {
-            QkNorm::None => (0, 0),
-            QkNorm::Heads => (of(q + kv), 4 * tokens * (heads + model.num_key_value_heads as u64)),
-            QkNorm::All => (of(q + kv), 8 * tokens),
-        };
-        // A norm after attention or the MLP needs the output before the norm.
-        let outputs = match model.norms {
-            NormPlaces::Before => 0,
-            NormPlaces::After => of(2 * hidden),
-            NormPlaces::BeforeAndAfter => of(2 * hidden) + 8 * tokens,
-        };
-        // The residual between attention and MLP, queries, keys and values, gate and up, the
-        // adapters' inner activations, attention's output, and two norms.
-        let saved = of(hidden + q + 2 * kv + 2 * mlp + adapted * adapter.r as u64)
-            + attended
-            + 8 * tokens
-            + head_norms
-            + outputs;
-        let kept = of(hidden)
-            + match checkpointing {
-                ActivationCheckpointing::None => saved,
-                ActivationCheckpointing::BlockSaveAttention => attended,
-                ActivationCheckpointing::Block => 0,
-            };
-        let all_kept = (layers - lowest) * kept;
+        let lowest = modules.iter().map(|module| module.layer).min().unwrap_or(0);
+        // What is kept up to a block, and the peak of the backward passes, which begin with the
+        // last block.
+        let (mut kept, mut backward) = (0, 0);
+        for (layer, block) in model.blocks().enumerate().skip(lowest) {
+            let adapted = modules.iter().filter(|module| module.layer == layer).count() as u64;
+            let of_block = self.block_activations(&block, adapted, training, width);
+            kept += of_block.kept;
+            backward = backward.max(kept + of(hidden) + of_block.recomputed + of_block.transient);
+        }
         let budget =
             if self.device == DeviceKind::Gpu { GPU_LOGITS_PER_CHUNK } else { CPU_LOGITS_PER_CHUNK } as u64;
         let chunk = chunk_rows(tokens as usize, model.vocab_size, budget as usize) as u64;
         // A GPU also has the gradient of the logits, in the activations' type.
         let logits = chunk * vocab * if self.device == DeviceKind::Gpu && width == 2 { 6 } else { 4 };
         let loss = of(3 * hidden) + logits + 4 * chunk * hidden;
+        backward.max(kept + loss)
+    }
+
+    /// Returns the activations of a block, of which `adapted` modules have an adapter.
+    fn block_activations(
+        &self,
+        block: &BlockConfig,
+        adapted: u64,
+        training: &TrainingWorkload,
+        width: u64,
+    ) -> BlockActivations {
+        let TrainingWorkload { adapter, shape, checkpointing, .. } = *training;
+        let tokens = (shape.rows * shape.positions) as u64;
+        let BlockConfig { attn, mlp, .. } = block;
+        let (hidden, mlp_width) = (attn.o_proj.out_features as u64, mlp.down_proj.in_features as u64);
+        let (heads, kv_heads) = (attn.heads as u64, attn.kv_heads as u64);
+        let (q, kv) = (heads * attn.head_dim as u64, kv_heads * attn.head_dim as u64);
+        let of = |features: u64| width * tokens * features;
+
+        let attended = of(q) + 4 * tokens * heads;
+        // Queries, keys and values before their norms are saved; after the norms they are
+        // recomputed.
+        let head_norms = [(&attn.q_norm, q), (&attn.k_norm, kv), (&attn.v_norm, kv)];
+        let head_norms =
+            head_norms.into_iter().filter_map(|(norm, features)| Some((norm.as_ref()?, features)));
+        let (mut normed, mut roots) = (0, 0);
+        for (norm, features) in head_norms {
+            normed += of(features);
+            roots += 4 * tokens * features / norm.features as u64;
+        }
+        // A norm after attention or the MLP needs the output before the norm.
+        let out_norms = [&block.attn_out_norm, &block.mlp_out_norm].into_iter().flatten().count() as u64;
+        let in_norms = [&block.attn_norm, &block.mlp_norm].into_iter().flatten().count() as u64;
+        // The residual between attention and MLP, queries, keys and values, gate and up, the
+        // adapters' inner activations, attention's output, and the square roots of the norms.
+        let values = if attn.values_are_keys { 0 } else { kv };
+        let saved = of(hidden + q + kv + values + 2 * mlp_width + adapted * adapter.r as u64)
+            + attended
+            + roots
+            + of(out_norms * hidden)
+            + 4 * tokens * (in_norms + out_norms);
+        let kept = of(hidden)
+            + match checkpointing {
+                ActivationCheckpointing::None => saved,
+                ActivationCheckpointing::BlockSaveAttention => attended,
+                ActivationCheckpointing::Block => 0,
+            };
+        // The gradient of an output before its norm and its multiplier, and that of the block's
+        // output before its factor.
+        let is_plain = out_norms == 0 && block.residual_multiplier == 1.0;
+        let outputs = u64::from(!is_plain) + u64::from(block.output_scale.is_some());
+        // The gradients of the outputs of one module are joined.
+        let joined_qkv = if attn.qkv_proj.len() == 1 { 2 * hidden + 2 * q + 4 * kv } else { 0 };
+        let joined_mlp = if mlp.gate_up_proj.len() == 1 { 4 * mlp_width } else { 0 };
         // The maximum of the gradients of the MLP's inner activations, those around attention, and
         // those within attention.
-        // The gradient of an output before its norm and its multiplier.
-        let is_plain = model.norms == NormPlaces::Before && model.residual_multiplier == 1.0;
-        let output = if is_plain { 0 } else { of(hidden) };
-        // The gradients of the outputs of one module are joined.
-        let joined_qkv = if model.fused_qkv { 2 * hidden + 2 * q + 4 * kv } else { 0 };
-        let joined_mlp = if model.mlp_modules.gate_up.len() == 1 { 4 * mlp } else { 0 };
-        let joined = joined_qkv.max(joined_mlp);
-        let around = (3 * mlp).max(2 * mlp + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv);
-        let transient = output
-            + of(around.max(joined))
-                .max(of(hidden + q) + normed + self.attention_backward_bytes(tokens, width));
+        let around = (3 * mlp_width).max(2 * mlp_width + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv);
+        let transient = of(outputs * hidden)
+            + of(around.max(joined_qkv).max(joined_mlp))
+                .max(of(hidden + q) + normed + self.attention_backward_bytes(attn, tokens, width));
         let recomputed = if checkpointing == ActivationCheckpointing::None { 0 } else { saved };
-        let backward = of(hidden) + recomputed + transient;
-        all_kept + loss.max(backward)
+        BlockActivations { kept, recomputed, transient }
     }
 
     /// Returns the bytes that attention's backward pass takes in addition to its operands: the
     /// gradients of queries, keys and values. A GPU also needs four f32 for each query and head. If
     /// tensor cores compute heads that share keys, it also needs the partial gradients of keys and
     /// values in f32 for each query head.
-    fn attention_backward_bytes(&self, tokens: u64, width: u64) -> u64 {
-        let model = self.model;
-        let (heads, kv_heads) = (model.num_attention_heads as u64, model.num_key_value_heads as u64);
-        let head = tokens * model.head_dim as u64;
+    fn attention_backward_bytes(&self, attn: &AttentionConfig, tokens: u64, width: u64) -> u64 {
+        let (heads, kv_heads) = (attn.heads as u64, attn.kv_heads as u64);
+        let head = tokens * attn.head_dim as u64;
         let gradients = width * head * (heads + 2 * kv_heads);
         if self.device == DeviceKind::Cpu {
             return gradients;
         }
-        let is_partial = width == 2 && model.head_dim.is_multiple_of(8) && heads != kv_heads;
-        let partial = if is_partial { 2 * 4 * head * heads } else { 0 };
+        let has_tensor_cores =
+            width == 2 && attn.head_dim.is_multiple_of(8) && attn.head_dim <= 256 && attn.softcap.is_none();
+        let partial = if has_tensor_cores && heads != kv_heads { 2 * 4 * head * heads } else { 0 };
         gradients + 16 * tokens * heads + partial
     }
+}
+
+/// The activations of a block in bytes.
+struct BlockActivations {
+    /// What is kept between the passes.
+    kept: u64,
+    /// What the backward pass recomputes before it starts.
+    recomputed: u64,
+    /// The largest gradients that exist at a time during the backward pass.
+    transient: u64,
 }
 
 /// Returns the bytes of a 4-bit weight: codes, the sixteen values, and the scales. With `nested`,

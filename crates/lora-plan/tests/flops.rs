@@ -26,3 +26,15 @@ fn a_row_takes_the_operations_of_its_products() -> Result<(), String> {
     assert_eq!(attention_flops(&model("2")?, 5), 2 * 12 * 64 * 9);
     Ok(())
 }
+
+/// Heads of 16 features with a window of 2 in the first block, and of 32 in the second one.
+#[test]
+fn blocks_may_have_heads_of_their_own() -> Result<(), String> {
+    let model = ModelConfig::parse(
+        r#"{"architectures": ["Gemma4ForCausalLM"], "hidden_size": 64, "intermediate_size": 96,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+        "global_head_dim": 32, "vocab_size": 10, "sliding_window": 2, "hidden_size_per_layer_input": 0}"#,
+    )?;
+    assert_eq!(attention_flops(&model, 5), 12 * (64 * 9 + 128 * 15));
+    Ok(())
+}

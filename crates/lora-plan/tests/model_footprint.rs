@@ -363,6 +363,13 @@ fn the_norms_of_an_architecture_are_counted() -> Result<(), String> {
         "shared_intermediate_size": 1024"#;
     let granite4 = block_activations("GraniteMoeHybridForCausalLM", 1024, dense)?;
     assert_eq!(granite4 + 4 * 64 * 8, llama + 4 * 64 * 1024);
+    // As Gemma 3 below, and a norm of the values, and the gradient of the output before its factor.
+    let gemma4 = block_activations(
+        "Gemma4ForCausalLM",
+        1024,
+        r#", "hidden_size_per_layer_input": 0, "global_head_dim": 32"#,
+    )?;
+    assert_eq!(gemma4 - llama, 4 * 64 * (4 + 2 + 2) + 64 * (4 * 2 * 128 + 2 * 4) + 2 * 4 * 64 * 128);
     // Norms of heads, and four norms around attention and the MLP.
     let gemma3 = block_activations("Gemma3ForCausalLM", 1024, "")?;
     assert_eq!(gemma3 - llama, 4 * 64 * (4 + 2) + 64 * (4 * 2 * 128 + 2 * 4) + 4 * 64 * 128);

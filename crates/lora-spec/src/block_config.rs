@@ -8,7 +8,7 @@
 use crate::{ActivationFunction, LayerConfig, LayerRope, MlpModules, ModelConfig, NormPlaces, QkNorm};
 
 /// A decoder block: `h = x + m attn_out_norm(attn(attn_norm(x)))`, then
-/// `h + m mlp_out_norm(mlp(mlp_norm(h)))`, without the norms that it does not have.
+/// `s (h + m mlp_out_norm(mlp(mlp_norm(h))))`, without the norms and factors that it does not have.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockConfig {
     /// The norm before attention.
@@ -25,20 +25,26 @@ pub struct BlockConfig {
     pub mlp_out_norm: Option<NormModule>,
     /// Factor `m` of what is added to the residual stream.
     pub residual_multiplier: f64,
+    /// Name of the tensor `[1]` with the factor `s` of the output.
+    pub output_scale: Option<String>,
 }
 
 /// Grouped-query attention (arXiv 2305.13245).
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionConfig {
     /// Queries `[heads * head_dim, hidden]`, keys and values `[kv_heads * head_dim, hidden]`: a
-    /// module for each, or one for all three.
+    /// module for each, or one for all three. No module for the values if they are the keys.
     pub qkv_proj: Vec<LinearModule>,
+    /// Whether the outputs of the keys' projection, before the norm, are the values too.
+    pub values_are_keys: bool,
     /// Output: `[hidden, heads * head_dim]`.
     pub o_proj: LinearModule,
     /// The norm of queries before the rotary embedding.
     pub q_norm: Option<NormModule>,
     /// The norm of keys before the rotary embedding.
     pub k_norm: Option<NormModule>,
+    /// The norm of values.
+    pub v_norm: Option<NormModule>,
     /// Number of query heads.
     pub heads: usize,
     /// Number of key/value heads; divides `heads`.
@@ -83,13 +89,16 @@ pub struct LinearModule {
     pub bias: bool,
 }
 
-/// An RMSNorm: `scale (w + offset) x / sqrt(mean(x^2) + eps)`.
+/// An RMSNorm: `scale (w + offset) x / sqrt(mean(x^2) + eps)`, or `scale x / sqrt(mean(x^2) + eps)`
+/// without a weight.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormModule {
     /// Full name, such as `model.layers.0.input_layernorm`.
     pub name: String,
     /// Number of features that are normalized together, which is the length of the weight.
     pub features: usize,
+    /// Whether there is a weight `w`.
+    pub has_weight: bool,
     /// Epsilon.
     pub eps: f64,
     /// Number that is added to the weight.
@@ -101,7 +110,7 @@ pub struct NormModule {
 impl NormModule {
     /// Whether the factors of the features are others than the weight.
     pub fn has_own_factors(&self) -> bool {
-        self.offset != 0.0 || self.scale != 1.0
+        !self.has_weight || self.offset != 0.0 || self.scale != 1.0
     }
 }
 
@@ -118,19 +127,27 @@ impl BlockConfig {
         let norm = |name: &str, features| NormModule {
             name: format!("model.layers.{layer}.{name}"),
             features,
+            has_weight: true,
             eps: model.rms_norm_eps,
             offset: model.norm_offset,
             scale: 1.0,
         };
-        let (hidden, intermediate) = (model.hidden_size, model.intermediate_size);
-        let (heads, kv_heads, head_dim) =
-            (model.num_attention_heads, model.num_key_value_heads, model.head_dim);
+        let LayerConfig {
+            num_key_value_heads: kv_heads,
+            head_dim,
+            values_are_keys,
+            intermediate_size,
+            sliding_window,
+            rope,
+        } = model.layers[layer];
+        let (hidden, heads) = (model.hidden_size, model.num_attention_heads);
         let (q, kv) = (heads * head_dim, kv_heads * head_dim);
         let qk_norm = |name: &str, features| match model.qk_norm {
             QkNorm::None => None,
             QkNorm::Heads => Some(norm(name, head_dim)),
             QkNorm::All => Some(norm(name, features)),
         };
+        let without_weight = |name: &str| NormModule { has_weight: false, ..norm(name, head_dim) };
         let residual_norm = |name: &str| Some(norm(name, hidden));
         let [attn_norm, attn_out_norm, mlp_norm, mlp_out_norm] = match model.norms {
             NormPlaces::Before => {
@@ -149,18 +166,20 @@ impl BlockConfig {
                 residual_norm("post_feedforward_layernorm"),
             ],
         };
-        let LayerConfig { sliding_window, rope } = model.layers[layer];
         let qkv_proj = if model.fused_qkv {
             vec![linear("self_attn.qkv_proj", hidden, q + 2 * kv, model.qkv_bias)]
         } else {
-            vec![
+            let mut modules = vec![
                 linear("self_attn.q_proj", hidden, q, model.qkv_bias),
                 linear("self_attn.k_proj", hidden, kv, model.qkv_bias),
-                linear("self_attn.v_proj", hidden, kv, model.qkv_bias),
-            ]
+            ];
+            if !values_are_keys {
+                modules.push(linear("self_attn.v_proj", hidden, kv, model.qkv_bias));
+            }
+            modules
         };
         let MlpModules { gate_up, down } = model.mlp_modules;
-        let gate_up_width = 2 * intermediate / gate_up.len();
+        let gate_up_width = 2 * intermediate_size / gate_up.len();
         let gate_up_proj =
             gate_up.iter().map(|name| linear(name, hidden, gate_up_width, model.mlp_bias)).collect();
         Self {
@@ -170,6 +189,8 @@ impl BlockConfig {
                 o_proj: linear("self_attn.o_proj", q, hidden, model.o_bias),
                 q_norm: qk_norm("self_attn.q_norm", q),
                 k_norm: qk_norm("self_attn.k_norm", kv),
+                v_norm: model.normalizes_values.then(|| without_weight("self_attn.v_norm")),
+                values_are_keys,
                 heads,
                 kv_heads,
                 head_dim,
@@ -182,11 +203,12 @@ impl BlockConfig {
             mlp_norm,
             mlp: MlpConfig {
                 gate_up_proj,
-                down_proj: linear(down, intermediate, hidden, model.mlp_bias),
+                down_proj: linear(down, intermediate_size, hidden, model.mlp_bias),
                 activation: model.hidden_act,
             },
             mlp_out_norm,
             residual_multiplier: model.residual_multiplier,
+            output_scale: model.scales_blocks.then(|| format!("model.layers.{layer}.layer_scalar")),
         }
     }
 
@@ -199,8 +221,8 @@ impl BlockConfig {
 
     /// Iterates over the norms in the order of computation.
     pub fn norms(&self) -> impl Iterator<Item = &NormModule> {
-        let AttentionConfig { q_norm, k_norm, .. } = &self.attn;
+        let AttentionConfig { q_norm, k_norm, v_norm, .. } = &self.attn;
         let Self { attn_norm, attn_out_norm, mlp_norm, mlp_out_norm, .. } = self;
-        [attn_norm, q_norm, k_norm, attn_out_norm, mlp_norm, mlp_out_norm].into_iter().flatten()
+        [attn_norm, q_norm, k_norm, v_norm, attn_out_norm, mlp_norm, mlp_out_norm].into_iter().flatten()
     }
 }

@@ -3,6 +3,7 @@
 
 mod architecture;
 mod fields;
+mod gemma4;
 mod rope;
 
 use std::path::PathBuf;
@@ -26,16 +27,10 @@ pub struct ModelConfig {
     pub module_root: &'static str,
     /// Width of the residual stream.
     pub hidden_size: usize,
-    /// Width of the MLP.
-    pub intermediate_size: usize,
     /// Activation of the MLP's gate.
     pub hidden_act: ActivationFunction,
     /// Number of query heads.
     pub num_attention_heads: usize,
-    /// Number of key/value heads; divides `num_attention_heads`.
-    pub num_key_value_heads: usize,
-    /// Number of features of a head; even.
-    pub head_dim: usize,
     /// Number of rows of the embedding.
     pub vocab_size: usize,
     /// The decoder blocks, with what differs between them.
@@ -54,6 +49,10 @@ pub struct ModelConfig {
     pub norm_offset: f64,
     /// The norm of queries and keys.
     pub qk_norm: QkNorm,
+    /// Whether the values of each head are normalized, without a weight.
+    pub normalizes_values: bool,
+    /// Whether the output of each block has a factor, the tensor `layer_scalar`.
+    pub scales_blocks: bool,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether the query, key and value projections have biases.
@@ -81,6 +80,14 @@ pub struct ModelConfig {
 /// What differs between the blocks of a model.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerConfig {
+    /// Number of key/value heads; divides `num_attention_heads`.
+    pub num_key_value_heads: usize,
+    /// Number of features of a head; even.
+    pub head_dim: usize,
+    /// Whether the outputs of the keys' projection are the values too.
+    pub values_are_keys: bool,
+    /// Width of the MLP.
+    pub intermediate_size: usize,
     /// Number of positions to which a token attends, itself included; `None`: all earlier ones.
     pub sliding_window: Option<usize>,
     /// The rotary embeddings, as indices into [`ModelConfig::ropes`]; `None`: the block has no
@@ -210,12 +217,7 @@ impl ModelConfig {
             None if fields.is_null("num_key_value_heads") => num_attention_heads,
             None => defaults.num_key_value_heads.unwrap_or(num_attention_heads),
         };
-        if num_attention_heads % num_key_value_heads != 0 {
-            return Err(format!(
-                "num_key_value_heads: {num_key_value_heads} does not divide \
-                 num_attention_heads {num_attention_heads}"
-            ));
-        }
+        check_kv_heads("num_key_value_heads", num_key_value_heads, num_attention_heads)?;
         let head_dim = match fields.optional_count("head_dim")?.or(defaults.head_dim) {
             Some(head_dim) => head_dim,
             None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
@@ -225,29 +227,30 @@ impl ModelConfig {
                 ));
             }
         };
-        if head_dim % 2 != 0 {
-            return Err(format!("head_dim: {head_dim} is odd; it must be even for rotary embeddings"));
-        }
+        check_head_dim("head_dim", head_dim)?;
         let rms_norm_eps = fields.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps);
         if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
             return Err(format!("rms_norm_eps: {rms_norm_eps} is not between 0 and 1"));
         }
         let max_position_embeddings =
             fields.count_or("max_position_embeddings", Some(defaults.max_position_embeddings))?;
+        let (width, default_width) = defaults.intermediate_size;
+        let layer = LayerConfig {
+            num_key_value_heads,
+            head_dim,
+            values_are_keys: false,
+            intermediate_size: fields.count_or(width, default_width)?,
+            sliding_window: None,
+            rope: None,
+        };
         let mut config = Self {
             architecture,
             module_root: "model",
             hidden_size,
-            intermediate_size: fields.count_or(defaults.intermediate_size.0, defaults.intermediate_size.1)?,
             hidden_act,
             num_attention_heads,
-            num_key_value_heads,
-            head_dim,
             vocab_size: fields.count_or("vocab_size", defaults.vocab_size)?,
-            layers: vec![
-                LayerConfig { sliding_window: None, rope: None };
-                fields.count("num_hidden_layers")?
-            ],
+            layers: vec![layer; fields.count("num_hidden_layers")?],
             ropes: Vec::new(),
             fused_qkv: false,
             mlp_modules: MlpModules { gate_up: &["mlp.gate_proj", "mlp.up_proj"], down: "mlp.down_proj" },
@@ -255,6 +258,8 @@ impl ModelConfig {
             rms_norm_eps,
             norm_offset: 0.0,
             qk_norm: QkNorm::None,
+            normalizes_values: false,
+            scales_blocks: false,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(defaults.tie_word_embeddings),
             qkv_bias: false,
             o_bias: false,
@@ -290,6 +295,7 @@ impl ModelConfig {
         NormModule {
             name: "model.norm".into(),
             features: self.hidden_size,
+            has_weight: true,
             eps: self.rms_norm_eps,
             offset: self.norm_offset,
             scale: self.logit_scale,
@@ -313,6 +319,12 @@ impl ModelConfig {
 
     /// Returns the name and shape of every tensor that the base's files must have.
     pub fn tensors(&self) -> Vec<(String, Vec<usize>)> {
+        let scales = self.blocks().filter_map(|block| block.output_scale).map(|name| (name, vec![1]));
+        self.parameter_tensors().into_iter().chain(scales).collect()
+    }
+
+    /// Returns the name and shape of every tensor that Transformers counts as a parameter.
+    fn parameter_tensors(&self) -> Vec<(String, Vec<usize>)> {
         let hidden = self.hidden_size;
         let mut tensors = vec![("model.embed_tokens.weight".to_owned(), vec![self.vocab_size, hidden])];
         for module in self.linear_modules() {
@@ -323,7 +335,7 @@ impl ModelConfig {
         }
         let norm = |module: &NormModule| (format!("{}.weight", module.name), vec![module.features]);
         for block in self.blocks() {
-            tensors.extend(block.norms().map(norm));
+            tensors.extend(block.norms().filter(|module| module.has_weight).map(norm));
         }
         tensors.push(norm(&self.final_norm()));
         if !self.tie_word_embeddings {
@@ -335,6 +347,25 @@ impl ModelConfig {
     /// Returns the number of parameters of the base model. A tied head is not counted a second
     /// time.
     pub fn parameters(&self) -> u64 {
-        self.tensors().iter().map(|(_, shape)| shape.iter().map(|&d| d as u64).product::<u64>()).sum()
+        self.parameter_tensors()
+            .iter()
+            .map(|(_, shape)| shape.iter().map(|&d| d as u64).product::<u64>())
+            .sum()
+    }
+}
+
+/// Checks that a number of key/value heads divides that of the query heads.
+fn check_kv_heads(field: &str, kv_heads: usize, heads: usize) -> Result<(), String> {
+    match heads.is_multiple_of(kv_heads) {
+        true => Ok(()),
+        false => Err(format!("{field}: {kv_heads} does not divide num_attention_heads {heads}")),
+    }
+}
+
+/// Checks that rotary embeddings can rotate the features of a head in pairs.
+fn check_head_dim(field: &str, head_dim: usize) -> Result<(), String> {
+    match head_dim.is_multiple_of(2) {
+        true => Ok(()),
+        false => Err(format!("{field}: {head_dim} is odd; it must be even for rotary embeddings")),
     }
 }

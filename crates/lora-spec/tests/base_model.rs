@@ -111,6 +111,14 @@ fn published_models_have_their_published_parameter_counts() {
         ),
         ("gemma-2-2b", "Gemma2", [2304, 9216, 26, 8, 4, 256_000], json!({"head_dim": 256}), 2_614_341_888),
         ("gemma-3-1b", "Gemma3", [1152, 6912, 26, 4, 1, 262_144], json!({"head_dim": 256}), 999_885_952),
+        (
+            "gemma-4-31b (text tower)",
+            "Gemma4",
+            [5376, 21_504, 60, 32, 16, 262_144],
+            json!({"head_dim": 256, "attention_k_eq_v": true, "num_global_key_value_heads": 4,
+                "hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"}),
+            30_697_345_280,
+        ),
         ("Phi-4", "Phi3", [5120, 17_920, 40, 40, 10, 100_352], json!({}), 14_659_507_200),
         ("Phi-4-mini", "Phi3", [3072, 8192, 32, 24, 8, 200_064], tied(), 3_836_021_760),
         (
@@ -138,6 +146,75 @@ fn published_models_have_their_published_parameter_counts() {
     assert_eq!((tower.parameters(), tower.is_multimodal()), (3_880_263_168, true));
 }
 
+/// `config.json` of a dense Gemma 4 with two blocks.
+fn gemma4(changes: &Value) -> Result<ModelConfig, String> {
+    let mut fields = json!({"architectures": ["Gemma4ForCausalLM"], "hidden_size_per_layer_input": 0});
+    fields.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+    parse(&fields)
+}
+
+#[test]
+fn blocks_of_gemma_4_have_heads_of_two_sizes() {
+    let heads = |changes: Value| {
+        let layers = gemma4(&changes).unwrap().layers;
+        layers.iter().map(|layer| (layer.head_dim, layer.num_key_value_heads)).collect::<Vec<_>>()
+    };
+    // Key/value heads of their own need values that are the keys.
+    assert_eq!(heads(json!({"num_global_key_value_heads": 1})), [(256, 4), (512, 4)]);
+    let shared = json!({"attention_k_eq_v": true, "num_global_key_value_heads": 1, "global_head_dim": 64});
+    assert_eq!(heads(shared.clone()), [(256, 4), (64, 1)]);
+    let of_layers = json!({"per_layer_config": {"01": {"head_dim": 64, "num_key_value_heads": 2}}});
+    assert_eq!(heads(of_layers), [(256, 4), (64, 2)]);
+    assert_eq!(heads(json!({"per_layer_config": null})), [(256, 4); 2]);
+
+    let blocks: Vec<_> = gemma4(&shared).unwrap().blocks().collect();
+    assert!(!blocks[0].attn.values_are_keys && blocks[1].attn.values_are_keys);
+    assert_eq!(blocks[0].attn.qkv_proj.len() - blocks[1].attn.qkv_proj.len(), 1);
+    assert_eq!((blocks[0].attn.sliding_window, blocks[1].attn.sliding_window), (Some(512), None));
+    // A quarter of the pairs of the larger heads are rotated.
+    let ropes = gemma4(&json!({})).unwrap().ropes;
+    let full = RopeScaling::Proportional { factor: 1.0, rotated_pairs: 64 };
+    assert_eq!(ropes, [Rope::new(1e4, 256), Rope { scaling: full, ..Rope::new(1e6, 512) }]);
+}
+
+#[test]
+fn unsupported_settings_of_gemma_4_are_named_in_the_error() {
+    for (changes, expected) in [
+        (json!({"hidden_size_per_layer_input": null}), "hidden_size_per_layer_input: 256 is not supported"),
+        (json!({"num_kv_shared_layers": 20}), "num_kv_shared_layers: 20 is not supported"),
+        (json!({"enable_moe_block": true}), "enable_moe_block: must be false; mixtures of experts are not"),
+        (
+            json!({"use_bidirectional_attention": "all"}),
+            "use_bidirectional_attention: \"all\" is not supported; supported: null, \"vision\"",
+        ),
+        (
+            json!({"layer_types": ["full_attention", "sliding_attention"]}),
+            "layer_types: the last block must have \"full_attention\"",
+        ),
+        (
+            json!({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}),
+            "rope_scaling: must be null; Gemma 4 has rope_parameters",
+        ),
+        (json!({"rope_parameters": {"full_attention": {}}}), "rope_parameters.sliding_attention: is missing"),
+        (json!({"global_head_dim": 33}), "global_head_dim: 33 is odd"),
+        (
+            json!({"attention_k_eq_v": true, "num_global_key_value_heads": 3}),
+            "num_global_key_value_heads: 3 does not divide",
+        ),
+        (json!({"per_layer_config": []}), "per_layer_config: must be a JSON object"),
+        (json!({"per_layer_config": {"2": {}}}), "per_layer_config: \"2\" is not the index of one of 2"),
+        (json!({"per_layer_config": {"1": 5}}), "per_layer_config.1: must be a JSON object"),
+        (
+            json!({"per_layer_config": {"1": {"sliding_window": 5}}}),
+            "per_layer_config.1.sliding_window: is not supported; supported: head_dim, num_key_value_heads",
+        ),
+        (json!({"per_layer_config": {"1": {"head_dim": 0}}}), "per_layer_config.1.head_dim: 0 is not"),
+    ] {
+        let error = gemma4(&changes).unwrap_err();
+        assert!(error.contains(expected), "{changes}: {error}");
+    }
+}
+
 /// The defaults of Transformers 5 for fields that `config.json` does not have.
 #[test]
 fn missing_fields_have_the_defaults_of_the_architecture() {
@@ -153,6 +230,7 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
         ("GraniteMoeHybrid", 32, 1e-6, 10_000.0, false),
         ("Gemma2", 4, 1e-6, 10_000.0, true),
         ("Gemma3", 4, 1e-6, 1_000_000.0, true),
+        ("Gemma4", 4, 1e-6, 1_000_000.0, true),
         ("Phi3", 32, 1e-5, 10_000.0, false),
         ("Ministral3", 8, 1e-5, 1_000_000.0, false),
     ] {
@@ -165,6 +243,9 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
             config.as_object_mut().unwrap().remove("num_key_value_heads");
             if architecture == "Ministral3" {
                 config["rope_parameters"] = json!({"rope_type": "default"});
+            }
+            if architecture == "Gemma4" {
+                config["hidden_size_per_layer_input"] = json!(0);
             }
             if architecture == "GraniteMoeHybrid" {
                 config["num_local_experts"] = json!(0);
@@ -179,12 +260,13 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
         let rope = model.layers.last().unwrap().rope.or(model.layers[0].rope).unwrap();
         let rope = &model.ropes[rope.keys];
         assert_eq!(
-            (model.num_key_value_heads, model.rms_norm_eps, rope.theta, model.tie_word_embeddings),
+            (model.layers[0].num_key_value_heads, model.rms_norm_eps, rope.theta, model.tie_word_embeddings),
             (kv_heads, eps, theta, tied),
             "{architecture}"
         );
         // Transformers 4 wrote null for a key/value head for each query head.
-        assert_eq!(minimal(json!({"num_key_value_heads": null})).num_key_value_heads, 32, "{architecture}");
+        let null = minimal(json!({"num_key_value_heads": null}));
+        assert_eq!(null.layers[0].num_key_value_heads, 32, "{architecture}");
     }
 }
 
@@ -408,7 +490,8 @@ fn corrupt_safetensors_errors_name_the_file() {
     fs::write(&shard, &bytes).unwrap();
     let deeper = ModelConfig { layers: vec![config.layers[0]; 9], ..config.clone() };
     assert!(open().unwrap().check(&deeper).unwrap_err().to_string().contains("is missing"));
-    let wider = ModelConfig { intermediate_size: 7, ..config };
+    let mut wider = config;
+    wider.layers[0].intermediate_size = 7;
     assert!(open().unwrap().check(&wider).unwrap_err().to_string().contains("config.json requires [7,"));
 
     fs::remove_file(dir.path().join("model.safetensors.index.json")).unwrap();

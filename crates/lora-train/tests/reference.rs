@@ -147,6 +147,7 @@ fn ten_steps_match_transformers_and_peft() {
         "phi3",
         "ministral3",
         "granite4",
+        "gemma4",
     ] {
         curve(name, BaseLayout::default(), stored(name));
     }

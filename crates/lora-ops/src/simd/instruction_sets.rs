@@ -75,7 +75,7 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
 
     let rope = Rope::new(100.0, 22);
     let rotated = matrix(tokens, 3 * 22, 6)?;
-    RopeTable::new(&rope, 22, tokens, &Device::Cpu)?.forward(&rotated, tokens, 0)?;
+    RopeTable::new(&rope, tokens, &Device::Cpu)?.forward(&rotated, tokens, 0)?;
     all.push(("rotation", rotated));
 
     let shape = AttentionShape {

@@ -43,7 +43,7 @@ fn rotary_embedding_matches_candle() {
     let expected = rotary_emb::rope(&by_head, &angles.cos().unwrap(), &angles.sin().unwrap()).unwrap();
     let expected = expected.transpose(1, 2).unwrap().contiguous().unwrap();
     let rope = Rope::new(theta, head_dim);
-    let table = RopeTable::new(&rope, head_dim, seq, &Device::Cpu).unwrap();
+    let table = RopeTable::new(&rope, seq, &Device::Cpu).unwrap();
     table.forward(&x, seq, 0).unwrap();
     assert_close("rotation", &x, &wide(&expected), 1e-6);
 }

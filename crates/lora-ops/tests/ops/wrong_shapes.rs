@@ -93,7 +93,7 @@ fn updated_tensors_that_share_their_storage_with_another_operand() {
 #[test]
 fn rotary_embedding() {
     let table = |rotary_dim, head_dim| {
-        RopeTable::new(&Rope::new(1e4, rotary_dim), head_dim, 5, &Device::Cpu).map(|_| ())
+        RopeTable::new(&Rope { rotary_dim, ..Rope::new(1e4, head_dim) }, 5, &Device::Cpu).map(|_| ())
     };
     assert_error("odd heads", table(3, 3), "3 of 3 features");
     assert_error("more features than a head has", table(6, 4), "6 of 4 features");
@@ -105,10 +105,10 @@ fn rotary_embedding() {
         attention_factor: 1.0,
     };
     let rope = Rope { scaling, ..Rope::new(1e4, 4) };
-    let table = |positions| RopeTable::new(&rope, 4, positions, &Device::Cpu).map(|_| ());
+    let table = |positions| RopeTable::new(&rope, positions, &Device::Cpu).map(|_| ());
     assert_error("divisors", table(8), "1 divisors of 2 frequencies");
     assert!(table(9).is_ok());
-    let table = RopeTable::new(&Rope::new(1e4, 4), 4, 5, &Device::Cpu).unwrap();
+    let table = RopeTable::new(&Rope::new(1e4, 4), 5, &Device::Cpu).unwrap();
     assert!(table.forward(&matrix((5, 8), 1), 5, 0).is_ok());
     assert_error("width", table.forward(&matrix((5, 6), 1), 5, 0), "[5, 6]");
     assert_error("positions", table.forward(&matrix((5, 8), 1), 5, 1), "position 1");

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::fields::Fields;
+use super::gemma4;
 use super::rope::RopeParameters;
 use super::{ActivationFunction, LayerConfig, LayerRope, MlpModules, ModelConfig, NormPlaces, QkNorm, Rope};
 
@@ -31,6 +32,8 @@ pub enum Architecture {
     Gemma2,
     /// `Gemma3ForCausalLM`: Gemma 3 without its vision tower.
     Gemma3,
+    /// `Gemma4ForCausalLM`: dense Gemma 4 without its other towers.
+    Gemma4,
     /// `Phi3ForCausalLM`: Phi-3, Phi-3.5, Phi-4 and Phi-4-mini.
     Phi3,
     /// `Ministral3ForCausalLM`: Ministral 3 without its vision tower.
@@ -38,7 +41,7 @@ pub enum Architecture {
 }
 
 /// The supported architectures, with the names in `architectures` and in `model_type`.
-const ARCHITECTURES: [(&str, &str, Architecture); 13] = [
+const ARCHITECTURES: [(&str, &str, Architecture); 14] = [
     ("LlamaForCausalLM", "llama", Architecture::Llama),
     ("MistralForCausalLM", "mistral", Architecture::Mistral),
     ("Qwen2ForCausalLM", "qwen2", Architecture::Qwen2),
@@ -50,6 +53,7 @@ const ARCHITECTURES: [(&str, &str, Architecture); 13] = [
     ("GraniteMoeHybridForCausalLM", "granitemoehybrid", Architecture::GraniteHybrid),
     ("Gemma2ForCausalLM", "gemma2", Architecture::Gemma2),
     ("Gemma3ForCausalLM", "gemma3_text", Architecture::Gemma3),
+    ("Gemma4ForCausalLM", "gemma4_text", Architecture::Gemma4),
     ("Phi3ForCausalLM", "phi3", Architecture::Phi3),
     ("Ministral3ForCausalLM", "ministral3", Architecture::Ministral3),
 ];
@@ -76,8 +80,9 @@ pub(super) struct Defaults {
 
 /// Classes with a vision tower beside a text tower, with their `model_type` and that of the text
 /// tower if `text_config` does not name it.
-const MULTIMODAL: [(&str, &str, &str); 2] = [
+const MULTIMODAL: [(&str, &str, &str); 3] = [
     ("Gemma3ForConditionalGeneration", "gemma3", "gemma3_text"),
+    ("Gemma4ForConditionalGeneration", "gemma4", "gemma4_text"),
     ("Mistral3ForConditionalGeneration", "mistral3", "mistral"),
 ];
 
@@ -205,6 +210,7 @@ impl Architecture {
                 tie_word_embeddings: true,
                 ..llama
             },
+            Self::Gemma4 => Defaults { vocab_size: Some(262_144), ..Self::Gemma3.defaults() },
             Self::Phi3 => Defaults { max_position_embeddings: 4096, rms_norm_eps: 1e-5, ..llama },
             Self::Ministral3 => Defaults {
                 max_position_embeddings: 262_144,
@@ -252,6 +258,7 @@ impl Architecture {
             }
             Self::Gemma2 => gemma2(config, fields),
             Self::Gemma3 => gemma3(config, fields),
+            Self::Gemma4 => gemma4::read_blocks(config, fields),
             Self::Phi3 => {
                 for field in ["resid_pdrop", "embd_pdrop"] {
                     if fields.number(field)?.unwrap_or(0.0) != 0.0 {
@@ -285,13 +292,16 @@ impl Architecture {
 
     /// Gives the blocks their rotary embeddings.
     fn read_ropes(self, config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
+        if self == Self::Gemma4 {
+            return gemma4::read_ropes(config, fields);
+        }
         if self == Self::GraniteHybrid && !granite_has_rope(fields)? {
             return Ok(());
         }
         let defaults = self.defaults();
         let (full, sliding) = match defaults.sliding_rope_theta {
             None => {
-                let parameters = RopeParameters::of_model(fields.0, config);
+                let parameters = RopeParameters::of_model(fields.0, config, config.layers[0].head_dim);
                 let rope = parameters.read(defaults.rope_theta)?;
                 let scaling = match self {
                     Self::Ministral3 => parameters.position_scaling(&rope)?,
@@ -302,8 +312,9 @@ impl Architecture {
                 (rope, rope)
             }
             Some((field, theta)) => {
+                let head_dim = config.layers[0].head_dim;
                 let of = |kind, field, theta| {
-                    RopeParameters::of_layers(fields.0, config, kind, field)?.read(theta)
+                    RopeParameters::of_layers(fields.0, config, head_dim, kind, field)?.read(theta)
                 };
                 let full = of("full_attention", "rope_theta", defaults.rope_theta)?;
                 let sliding = of("sliding_attention", field, theta)?;
@@ -337,7 +348,7 @@ fn qwen_windows(config: &mut ModelConfig, fields: Fields) -> Result<(), String> 
 ///
 /// # Errors
 /// A block of this type without a window, or another type.
-fn windows_by_type(
+pub(super) fn windows_by_type(
     config: &mut ModelConfig,
     fields: Fields,
     window: Option<usize>,

@@ -9,6 +9,8 @@ use super::{Architecture, ModelConfig};
 pub struct Rope {
     /// Base of the geometric series of wavelengths.
     pub theta: f64,
+    /// Number of features of a head.
+    pub head_dim: usize,
     /// Number of features of a head that are rotated, the first ones; even.
     pub rotary_dim: usize,
     /// Scaling of the frequencies for longer contexts.
@@ -69,6 +71,14 @@ pub enum RopeScaling {
         /// Context length of the original model.
         original_max_position_embeddings: f64,
     },
+    /// `proportional`: the frequencies of the first pairs are divided by `factor`, the other pairs
+    /// are not rotated (Gemma 4).
+    Proportional {
+        /// Divisor.
+        factor: f64,
+        /// Number of pairs of features that are rotated.
+        rotated_pairs: usize,
+    },
     /// `yarn` (arXiv 2309.00071): frequencies that turn fewer than `beta_slow` times within the
     /// original context are divided by `factor`, those that turn more than `beta_fast` times are
     /// kept, and a ramp is between them.
@@ -87,9 +97,9 @@ pub enum RopeScaling {
 }
 
 impl Rope {
-    /// Creates an embedding of `rotary_dim` features of a head, without scaling.
-    pub fn new(theta: f64, rotary_dim: usize) -> Self {
-        Self { theta, rotary_dim, scaling: RopeScaling::None, position_scaling: None }
+    /// Creates an embedding of all features of a head, without scaling.
+    pub fn new(theta: f64, head_dim: usize) -> Self {
+        Self { theta, head_dim, rotary_dim: head_dim, scaling: RopeScaling::None, position_scaling: None }
     }
 
     /// Returns what the frequencies depend on besides the settings: for sequences of `positions`
@@ -132,12 +142,12 @@ fn given<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
 impl<'a> RopeParameters<'a> {
     /// The parameters in `config.json`: `rope_parameters` (Transformers 5), or `rope_theta` and
     /// `rope_scaling` (Transformers 4).
-    pub(super) fn of_model(json: &'a Value, config: &ModelConfig) -> Self {
+    pub(super) fn of_model(json: &'a Value, config: &ModelConfig, head_dim: usize) -> Self {
         let (field, parameters) = match given(json, "rope_parameters") {
             Some(parameters) => ("rope_parameters", parameters),
             None => ("rope_scaling", given(json, "rope_scaling").unwrap_or(&Value::Null)),
         };
-        Self::new(json, config, field.into(), parameters, "rope_theta")
+        Self::new(json, config, head_dim, field.into(), parameters, "rope_theta")
     }
 
     /// The parameters of the blocks of one type, such as `sliding_attention`. Transformers 5 has
@@ -149,24 +159,32 @@ impl<'a> RopeParameters<'a> {
     pub(super) fn of_layers(
         json: &'a Value,
         config: &ModelConfig,
+        head_dim: usize,
         layer_type: &str,
         theta: &str,
     ) -> Result<Self, String> {
         let Some(by_type) = given(json, "rope_parameters") else {
             let scaling = given(json, "rope_scaling").filter(|_| layer_type == "full_attention");
             let parameters = scaling.unwrap_or(&Value::Null);
-            return Ok(Self::new(json, config, "rope_scaling".into(), parameters, theta));
+            return Ok(Self::new(json, config, head_dim, "rope_scaling".into(), parameters, theta));
         };
         let Some(parameters) = given(by_type, layer_type) else {
             return Err(format!("rope_parameters.{layer_type}: is missing"));
         };
-        Ok(Self::new(json, config, format!("rope_parameters.{layer_type}"), parameters, theta))
+        Ok(Self::new(json, config, head_dim, format!("rope_parameters.{layer_type}"), parameters, theta))
     }
 
-    fn new(json: &'a Value, config: &ModelConfig, field: String, parameters: &'a Value, theta: &str) -> Self {
+    fn new(
+        json: &'a Value,
+        config: &ModelConfig,
+        head_dim: usize,
+        field: String,
+        parameters: &'a Value,
+        theta: &str,
+    ) -> Self {
         Self {
             field,
-            head_dim: config.head_dim,
+            head_dim,
             is_given_twice: given(json, "rope_scaling").is_some() && given(json, "rope_parameters").is_some(),
             is_phi3: config.architecture == Architecture::Phi3,
             parameters,
@@ -200,10 +218,12 @@ impl<'a> RopeParameters<'a> {
             None => default_theta,
             Some(theta) => positive(theta).ok_or("rope_theta: must be a positive number")?,
         };
-        let rotary_dim = self.rotary_dim()?;
         let kind = given(parameters, "rope_type").or_else(|| given(parameters, "type"));
         let kind = kind.map_or(Some("default"), Value::as_str);
-        let scaling = match kind.ok_or(format!("{field}.rope_type: must be a text"))? {
+        let kind = kind.ok_or(format!("{field}.rope_type: must be a text"))?;
+        let is_proportional = kind == "proportional" && !self.is_phi3;
+        let rotary_dim = if is_proportional { self.head_dim } else { self.rotary_dim()? };
+        let scaling = match kind {
             "default" => RopeScaling::None,
             "longrope" => self.longrope(&number, rotary_dim / 2)?,
             // The names that Phi 3 used before.
@@ -218,6 +238,10 @@ impl<'a> RopeParameters<'a> {
                 max_position_embeddings: self.max_position_embeddings,
             },
             "linear" => RopeScaling::Linear { factor: number("factor")? },
+            "proportional" => RopeScaling::Proportional {
+                factor: given(parameters, "factor").map_or(Ok(1.0), |_| number("factor"))?,
+                rotated_pairs: (self.partial_rotary_factor()? * self.head_dim as f64 / 2.0) as usize,
+            },
             "llama3" => RopeScaling::Llama3 {
                 factor: number("factor")?,
                 low_freq_factor: number("low_freq_factor")?,
@@ -231,11 +255,11 @@ impl<'a> RopeParameters<'a> {
             other => {
                 return Err(format!(
                     "{field}.rope_type: {other:?} is not supported; supported: default, linear, dynamic, \
-                     llama3, yarn, longrope"
+                     llama3, yarn, longrope, proportional"
                 ));
             }
         };
-        Ok(Rope { theta, rotary_dim, scaling, position_scaling: None })
+        Ok(Rope { theta, head_dim: self.head_dim, rotary_dim, scaling, position_scaling: None })
     }
 
     /// Reads the scaling of queries by their position, if there is one.
@@ -252,19 +276,25 @@ impl<'a> RopeParameters<'a> {
         Ok(Some(PositionScaling { beta, original_max_position_embeddings }))
     }
 
+    /// Reads the part of a head's features that are rotated.
+    fn partial_rotary_factor(&self) -> Result<f64, String> {
+        let Some(partial) = given(self.parameters, "partial_rotary_factor").or(self.partial) else {
+            return Ok(1.0);
+        };
+        let partial = partial.as_f64().filter(|partial| *partial > 0.0 && *partial <= 1.0);
+        partial.ok_or(format!("{}.partial_rotary_factor: must be a number above 0 and at most 1", self.field))
+    }
+
     /// Reads the number of features of a head that are rotated.
     fn rotary_dim(&self) -> Result<usize, String> {
-        let Self { field, parameters, head_dim, .. } = self;
-        let Some(partial) = given(parameters, "partial_rotary_factor").or(self.partial) else {
-            return Ok(*head_dim);
-        };
+        let Self { field, head_dim, .. } = self;
         let name = format!("{field}.partial_rotary_factor");
-        let partial = partial.as_f64().filter(|partial| *partial > 0.0 && *partial <= 1.0);
-        let partial = partial.ok_or(format!("{name}: must be a number above 0 and at most 1"))?;
+        let partial = self.partial_rotary_factor()?;
         let rotary_dim = (*head_dim as f64 * partial) as usize;
         if partial < 1.0 && !self.is_phi3 {
             return Err(format!(
-                "{name}: must be 1; rotary embeddings of a part of a head are supported for Phi 3 only"
+                "{name}: must be 1; rotary embeddings of a part of a head are supported for Phi 3 and with \
+                 rope_type proportional"
             ));
         }
         if rotary_dim == 0 || !rotary_dim.is_multiple_of(2) {

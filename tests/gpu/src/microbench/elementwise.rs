@@ -23,7 +23,7 @@ pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
             4 * tokens * features,
             move |inputs| {
                 let rope = Rope::new(5e5, HEAD_DIM);
-                let table = RopeTable::new(&rope, HEAD_DIM, seq, inputs.device())?;
+                let table = RopeTable::new(&rope, seq, inputs.device())?;
                 let x = inputs.bf16(&[tokens, features])?;
                 Ok(Box::new(move || Ok(table.forward(&x, seq, 0)?)))
             },

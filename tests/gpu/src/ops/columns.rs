@@ -19,9 +19,9 @@ fn copies(bench: &TestBench, dtype: DType) -> Result<String> {
     let mut detail = String::new();
     for [rows, a, b, c] in SHAPES {
         let x = bench.random("x", &[rows, a + b + c], 1.0, dtype)?;
-        let want = split(&x.0, [a, b, c])?;
+        let want = split(&x.0, &[a, b, c])?;
         for x in [&x.1, &shifted(&x.1)?] {
-            let got = split(x, [a, b, c])?;
+            let got = split(x, &[a, b, c])?;
             for (got, want) in got.iter().zip(&want) {
                 ensure!(got.dtype() == dtype, "columns of a {dtype:?} matrix are {:?}", got.dtype());
                 detail = compare("columns", got, want, 0.0)?;

@@ -34,10 +34,10 @@ fn rotate(bench: &TestBench, dtype: DType, forward: bool) -> Result<String> {
     let parts = [([2, 33, 9, 64, 0], 48), ([1, 40, 4, 128, 3], 6), ([1, 9, 3, 20, 1], 16)];
     for ([sequences, seq, heads, head_dim, first], rotary_dim) in all.chain(parts) {
         let scaling = RopeScaling::Linear { factor: 1.5 };
-        let rope = Rope { scaling, ..Rope::new(10_000.0, rotary_dim) };
+        let rope = Rope { scaling, rotary_dim, ..Rope::new(10_000.0, head_dim) };
         let x = bench.random("x", &[sequences * seq, heads * head_dim], 1.0, dtype)?;
         let run = |x: Tensor| -> Result<Tensor> {
-            let table = RopeTable::new(&rope, head_dim, first + seq, x.device())?;
+            let table = RopeTable::new(&rope, first + seq, x.device())?;
             match forward {
                 true => table.forward(&x, seq, first)?,
                 false => table.backward(&x, seq)?,
