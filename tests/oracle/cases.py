@@ -52,6 +52,12 @@ CASES = {
     "granite4-nope": ("granite4-nope", {"target_modules": ["q_proj", "v_proj", "input_linear"]}),
     "gemma4": ("gemma4", {"target_modules": "all-linear"}),
     "gemma4-vision": ("gemma4-vision", {"target_modules": r"model\.language_model\..*_proj"}),
+    "gemma4-shared": ("gemma4-shared", {"target_modules": "all-linear", "r": 4}),
+    "gemma4-shared-blocks": (
+        "gemma4-shared",
+        {"target_modules": r"model\.layers\.[1-5]\.(self_attn\.[kv]_proj|mlp\.up_proj|per_layer_input_gate)"},
+    ),
+    "gemma4-shared-embedding": ("gemma4-shared", {"target_modules": ["per_layer_model_projection"]}),
 }
 
 

@@ -52,6 +52,7 @@ FAMILIES = {
     "ministral3": (218, 2e-2, 7.0),
     "granite4": (219, 2e-2, 0.8),
     "gemma4": (220, 2e-2, 2.8),
+    "gemma4-shared": (221, 2e-2, 4.0),
 }
 
 

@@ -50,6 +50,7 @@ FAMILIES = {
     "Gemma 3": "gemma3",
     "Gemma 3, multimodal": "gemma3-vision",
     "Gemma 4": "gemma4",
+    "Gemma 4 with shared keys": "gemma4-shared",
     "Gemma 4, multimodal": "gemma4-vision",
 }
 

@@ -138,6 +138,17 @@ GEMMA4 = Gemma4TextConfig(
     },
 )  # fmt: skip
 
+# The last two of five blocks share the keys and values of the second and the third one, and have
+# MLPs of twice the width. Each block has an embedding of its own.
+GEMMA4_SHARED = Gemma4TextConfig(
+    vocab_size=89, hidden_size=28, intermediate_size=20, num_hidden_layers=5, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=8, global_head_dim=16, num_kv_shared_layers=2, use_double_wide_mlp=True,
+    vocab_size_per_layer_input=89, hidden_size_per_layer_input=6, sliding_window=6,
+    final_logit_softcapping=8.0, max_position_embeddings=128, rms_norm_eps=1e-2, bos_token_id=1,
+    eos_token_id=2,
+    layer_types=["sliding_attention", *["sliding_attention", "full_attention"] * 2],
+)  # fmt: skip
+
 # The text tower of a model with a vision tower. Its values have projections of their own. The
 # tokens of images are outside the vocabulary, because Transformers replaces their embeddings.
 GEMMA4_VISION = Gemma4Config(
@@ -317,6 +328,7 @@ def make_all(root: Path) -> None:
     save(root / "granite4-nope", GRANITE4_NOPE, seed=28)
     save(root / "gemma4", GEMMA4, seed=29)
     save(root / "gemma4-vision", GEMMA4_VISION, seed=30)
+    save(root / "gemma4-shared", GEMMA4_SHARED, seed=35)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     save_quantized(root / "llama-nf4", LLAMA_NF4, 8, torch.bfloat16, **nf4, bnb_4bit_use_double_quant=True)
     save_quantized(root / "qwen2-nf4", QWEN2, 9, torch.float32, **nf4)

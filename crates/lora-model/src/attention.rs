@@ -22,8 +22,12 @@ pub(crate) struct Attention {
     queries: RotaryHeads,
     keys: RotaryHeads,
     values: RotaryHeads,
-    /// Whether the outputs of the keys' projection are the values too.
-    values_are_keys: bool,
+    /// Index of the block.
+    layer: usize,
+    /// Index of the block whose keys and values this block shares.
+    kv_source: Option<usize>,
+    /// Whether later blocks share the keys and values of this block.
+    is_kv_source: bool,
     o_proj: Linear,
     heads: usize,
     kv_heads: usize,
@@ -83,14 +87,20 @@ impl KvCache {
 impl Attention {
     pub(crate) fn load(config: &AttentionConfig, weights: &impl WeightSource) -> Result<Self, ModelError> {
         let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-        let widths = if config.values_are_keys { vec![q, kv] } else { vec![q, kv, kv] };
+        let widths = match (config.kv_source, config.values_are_keys) {
+            (Some(_), _) => vec![q],
+            (None, true) => vec![q, kv],
+            (None, false) => vec![q, kv, kv],
+        };
         let rope = config.rope;
         Ok(Self {
             qkv_proj: SplitProjection::load(&config.qkv_proj, widths, weights)?,
             queries: RotaryHeads::load(config.q_norm.as_ref(), rope.map(|rope| rope.queries), weights)?,
             keys: RotaryHeads::load(config.k_norm.as_ref(), rope.map(|rope| rope.keys), weights)?,
             values: RotaryHeads::load(config.v_norm.as_ref(), None, weights)?,
-            values_are_keys: config.values_are_keys,
+            layer: config.o_proj.layer,
+            kv_source: config.kv_source,
+            is_kv_source: config.is_kv_source,
             o_proj: Linear::load(&config.o_proj, weights)?,
             heads: config.heads,
             kv_heads: config.kv_heads,
@@ -124,18 +134,32 @@ impl Attention {
         source: AttentionSource,
     ) -> Result<(Tensor, AttentionActivations), ModelError> {
         let qkv = self.qkv_proj.forward(&x, pass)?;
-        let [q, k, v] = queries_keys_values(&qkv)?;
-        let (queries, q_norm) = self.queries.forward(q, pass)?;
-        let (values, v_norm) = self.values.forward(v, pass)?;
-        let (keys, k_norm) = self.keys.forward(k, pass)?;
         drop(x);
-        let attended = match source {
-            AttentionSource::Pass => self.attend(&queries, &keys, &values, pass)?,
-            AttentionSource::Cache(cache) => {
-                let (keys, values) = cache.append(keys, values)?;
-                self.attend(&queries, &keys, &values, pass)?
+        let (q, kv) = queries_and_keys_values(&qkv)?;
+        let (queries, q_norm) = self.queries.forward(q, pass)?;
+        let ((keys, values), [k_norm, v_norm]) = match (kv, self.kv_source) {
+            (Some([k, v]), _) => {
+                let (values, v_norm) = self.values.forward(v, pass)?;
+                let (keys, k_norm) = self.keys.forward(k, pass)?;
+                ((keys, values), [k_norm, v_norm])
             }
-            AttentionSource::Saved(attended) => attended,
+            (None, source) => (pass.shared_keys_values.get(source.unwrap_or(self.layer))?, [None, None]),
+        };
+        let (keys, values, saved) = match source {
+            AttentionSource::Pass => (keys, values, None),
+            AttentionSource::Cache(cache) if kv.is_some() => {
+                let (keys, values) = cache.append(keys, values)?;
+                (keys, values, None)
+            }
+            AttentionSource::Cache(_) => (keys, values, None),
+            AttentionSource::Saved(attended) => (keys, values, Some(attended)),
+        };
+        if self.is_kv_source {
+            pass.shared_keys_values.put(self.layer, &keys, &values);
+        }
+        let attended = match saved {
+            Some(attended) => attended,
+            None => self.attend(&queries, &keys, &values, pass)?,
         };
         let o = pass.projection(&self.o_proj).forward(&attended.values)?;
         Ok((o.y, AttentionActivations { qkv, q_norm, k_norm, v_norm, attended, o: o.lora }))
@@ -160,7 +184,7 @@ impl Attention {
         need_dx: bool,
     ) -> Result<Option<Tensor>, ModelError> {
         let AttentionActivations { qkv, q_norm, k_norm, v_norm, attended, o } = saved;
-        let [q, k, v] = queries_keys_values(qkv)?;
+        let (q, kv) = queries_and_keys_values(qkv)?;
         let o_proj = pass.projection(&self.o_proj);
         let need_d_attended = need_dx || self.qkv_proj.is_trained(pass);
         let d_attended = Projection::backward(
@@ -170,28 +194,41 @@ impl Attention {
             need_d_attended,
         )?;
         let Some(d_attended) = d_attended else { return Ok(None) };
+        let (keys, values) = match (kv, self.kv_source) {
+            (Some([k, v]), _) => {
+                (self.keys.recompute(k_norm, k, pass)?, self.values.recompute(v_norm, v, pass)?)
+            }
+            (None, source) => pass.shared_keys_values.get(source.unwrap_or(self.layer))?,
+        };
         let (d_q, d_k, d_v) = attention::backward(
             &attended.saved,
-            (
-                &self.queries.recompute(q_norm, q, pass)?,
-                &self.keys.recompute(k_norm, k, pass)?,
-                &self.values.recompute(v_norm, v, pass)?,
-            ),
+            (&self.queries.recompute(q_norm, q, pass)?, &keys, &values),
             &attended.values,
             &d_attended,
             self.shape(pass),
             pass.first_keys(self.sliding_window),
         )?;
-        drop(d_attended);
-        let d_q = self.queries.backward(q_norm, q, d_q, pass)?;
-        let d_k = self.keys.backward(k_norm, k, d_k, pass)?;
-        let d_v = self.values.backward(v_norm, v, d_v, pass)?;
-        let d_qkv = if self.values_are_keys {
-            add_assign(&d_k, &d_v)?;
-            vec![d_q, d_k]
-        } else {
-            vec![d_q, d_k, d_v]
-        };
+        drop((d_attended, keys, values));
+        let mut d_qkv = vec![self.queries.backward(q_norm, q, d_q, pass)?];
+        match (kv, self.kv_source) {
+            (Some([k, v]), _) => {
+                if let Some((d_keys, d_values)) = pass.shared_keys_values.take_gradients(self.layer) {
+                    add_assign(&d_k, &d_keys)?;
+                    add_assign(&d_v, &d_values)?;
+                }
+                let d_k = self.keys.backward(k_norm, k, d_k, pass)?;
+                let d_v = self.values.backward(v_norm, v, d_v, pass)?;
+                d_qkv.push(d_k);
+                if qkv.y.len() == 2 {
+                    add_assign(&d_qkv[1], &d_v)?;
+                } else {
+                    d_qkv.push(d_v);
+                }
+            }
+            (None, source) => {
+                pass.shared_keys_values.add_gradients(source.unwrap_or(self.layer), d_k, d_v)?;
+            }
+        }
         self.qkv_proj.backward(qkv, d_qkv, x, pass, grads, need_dx)
     }
 
@@ -210,11 +247,13 @@ impl Attention {
     }
 }
 
-/// Returns the projected queries, keys and values.
-fn queries_keys_values(qkv: &Parts) -> Result<[&Tensor; 3], ModelError> {
+/// Returns the projected queries, keys and values; without keys and values if the block shares
+/// those of another one.
+fn queries_and_keys_values(qkv: &Parts) -> Result<(&Tensor, Option<[&Tensor; 2]>), ModelError> {
     match qkv.y.as_slice() {
-        [q, k, v] => Ok([q, k, v]),
-        [q, k] => Ok([q, k, k]),
+        [q, k, v] => Ok((q, Some([k, v]))),
+        [q, k] => Ok((q, Some([k, k]))),
+        [q] => Ok((q, None)),
         others => Err(candle_core::Error::Msg(format!("attention has {} inputs", others.len())).into()),
     }
 }

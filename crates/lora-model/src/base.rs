@@ -14,7 +14,9 @@ use crate::attention::KvCache;
 use crate::block::{Activations, Block};
 use crate::norm::Norm;
 use crate::pass::{FirstKeys, Pass, Positions};
+use crate::per_layer_embedding::PerLayerEmbedding;
 use crate::projection::Linear;
+use crate::shared_inputs::LayerInputs;
 use crate::weight_source::WeightSource;
 use crate::{Adapter, ModelError};
 
@@ -24,6 +26,7 @@ pub struct Base {
     /// The contents of `config.json`.
     pub config: ModelConfig,
     pub(crate) embedding: Tensor,
+    pub(crate) per_layer_embedding: Option<PerLayerEmbedding>,
     pub(crate) blocks: Vec<Block>,
     pub(crate) norm: Norm,
     /// `[vocab, hidden]`, never quantized.
@@ -46,7 +49,10 @@ impl Base {
         let embedding = weights.matrix("model.embed_tokens.weight")?;
         let head =
             if config.tie_word_embeddings { embedding.clone() } else { weights.matrix("lm_head.weight")? };
+        let per_layer_embedding = config.per_layer_embedding();
+        let load = |config| PerLayerEmbedding::load(config, weights);
         Ok(Self {
+            per_layer_embedding: per_layer_embedding.as_ref().map(load).transpose()?,
             norm: Norm::load(&config.final_norm(), weights)?,
             head,
             device: device.clone(),
@@ -81,13 +87,18 @@ impl Base {
         if !self.config.tie_word_embeddings {
             tensors.push(("lm_head.weight".to_owned(), self.head.clone()));
         }
-        for norm in self.blocks.iter().flat_map(Block::norms).chain([&self.norm]) {
+        let per_layer = self.per_layer_embedding.as_ref();
+        tensors.extend(
+            per_layer.map(|embedding| (format!("{}.weight", embedding.name), embedding.table.clone())),
+        );
+        let norms = self.blocks.iter().flat_map(Block::norms).chain([&self.norm]);
+        for norm in norms.chain(per_layer.map(|embedding| &embedding.norm)) {
             tensors
                 .extend(norm.stored.iter().map(|weight| (format!("{}.weight", norm.name), weight.clone())));
         }
         let scales = self.blocks.iter().filter_map(|block| block.output_scale.as_ref());
         tensors.extend(scales.map(|scale| (scale.name.clone(), scale.stored.clone())));
-        for Linear { name, frozen } in self.blocks.iter().flat_map(Block::linears) {
+        for Linear { name, frozen } in self.linears() {
             let Weight::Dense(weight) = frozen.weight() else {
                 return Err(candle_core::Error::Msg(format!("{name} is quantized")).into());
             };
@@ -102,11 +113,16 @@ impl Base {
     /// # Errors
     /// The module does not exist.
     pub fn dense_weight(&self, module: &str) -> Result<Tensor, ModelError> {
-        let Some(linear) = self.blocks.iter().flat_map(Block::linears).find(|linear| linear.name == module)
-        else {
+        let Some(linear) = self.linears().find(|linear| linear.name == module) else {
             return Err(candle_core::Error::Msg(format!("module {module} does not exist")).into());
         };
         Ok(linear.frozen.weight().dense()?)
+    }
+
+    /// Iterates over the linear modules in the order of computation.
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let per_layer = self.per_layer_embedding.iter().map(|embedding| &embedding.projection);
+        per_layer.chain(self.blocks.iter().flat_map(Block::linears))
     }
 
     /// Returns the size of the weights in bytes.
@@ -114,7 +130,8 @@ impl Base {
         let dense = |tensor: &Tensor| tensor.elem_count() * tensor.dtype().size_in_bytes();
         let head = if self.config.tie_word_embeddings { 0 } else { dense(&self.head) };
         let blocks: usize = self.blocks.iter().map(Block::bytes).sum();
-        dense(&self.embedding) + head + self.norm.bytes() + blocks
+        let per_layer = self.per_layer_embedding.as_ref().map_or(0, PerLayerEmbedding::bytes);
+        dense(&self.embedding) + per_layer + head + self.norm.bytes() + blocks
     }
 
     /// Returns the device of the weights.
@@ -127,11 +144,17 @@ impl Base {
         if self.device.is_cpu() { DType::F32 } else { self.embedding.dtype() }
     }
 
-    /// Returns the embeddings of `tokens` `[tokens, hidden]`.
-    fn embed(&self, tokens: &[u32]) -> Result<Tensor, ModelError> {
-        let x = embedding::forward(&self.embedding, &Ids::new(tokens, &self.device)?)?;
+    /// Returns the embeddings of `tokens` `[tokens, hidden]`. The pass gets those of the blocks.
+    fn embed(&self, tokens: &[u32], pass: &mut Pass) -> Result<Tensor, ModelError> {
+        let tokens = Ids::new(tokens, &self.device)?;
+        let x = embedding::forward(&self.embedding, &tokens)?;
         let multiplier = self.config.embedding_multiplier;
-        if multiplier == 1.0 { Ok(x) } else { Ok(scaled(&x, multiplier)?) }
+        let x = if multiplier == 1.0 { x } else { scaled(&x, multiplier)? };
+        if let Some(embedding) = &self.per_layer_embedding {
+            let (inputs, activations) = embedding.forward(&tokens, &x, pass)?;
+            pass.layer_inputs = LayerInputs::new(inputs, activations);
+        }
+        Ok(x)
     }
 
     /// Prepares a pass over tokens at `positions`, without dropout.
@@ -143,7 +166,8 @@ impl Base {
         let windows = self.blocks.iter().filter_map(|block| block.attn.sliding_window);
         let first_keys = FirstKeys::new(windows, positions, &self.device)?;
         let ropes = self.ropes(positions.past + positions.seq)?;
-        Ok(Pass { adapter, positions, ropes, first_keys, dropout: None })
+        let (shared_keys_values, layer_inputs) = Default::default();
+        Ok(Pass { adapter, positions, ropes, first_keys, dropout: None, shared_keys_values, layer_inputs })
     }
 
     /// Computes the hidden states of `tokens` after the last block, `[tokens, hidden]`. `caches`
@@ -152,11 +176,12 @@ impl Base {
     pub(crate) fn forward(
         &self,
         tokens: &[u32],
-        pass: &Pass,
+        pass: &mut Pass,
         mut caches: Option<&mut [KvCache]>,
         mut save: impl FnMut(usize, Tensor, Activations),
     ) -> Result<Tensor, ModelError> {
-        let mut x = self.embed(tokens)?;
+        let mut x = self.embed(tokens, pass)?;
+        let pass = &*pass;
         for (layer, block) in self.blocks.iter().enumerate() {
             let cache = caches.as_deref_mut().map(|caches| &mut caches[layer]);
             let (y, activations) = block.forward(&x, pass, cache)?;

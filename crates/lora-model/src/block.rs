@@ -8,6 +8,7 @@ use lora_ops::transfer::to_vec;
 use lora_spec::{ActivationCheckpointing, BlockConfig};
 
 use crate::attention::{AttendedValues, Attention, AttentionActivations, AttentionSource, KvCache};
+use crate::layer_input::{LayerInput, LayerInputActivations};
 use crate::mlp::{Mlp, MlpActivations};
 use crate::norm::Norm;
 use crate::pass::Pass;
@@ -25,6 +26,7 @@ pub(crate) struct Block {
     mlp_input: ResidualInput,
     mlp: Mlp,
     mlp_output: ResidualOutput,
+    layer_input: Option<LayerInput>,
     pub(crate) output_scale: Option<OutputScale>,
 }
 
@@ -51,6 +53,7 @@ pub(crate) struct Activations {
     before_mlp: ActivationsBeforeMlp,
     mlp: MlpActivations,
     mlp_output: OutputActivations,
+    layer_input: Option<LayerInputActivations>,
 }
 
 struct ActivationsBeforeMlp {
@@ -95,6 +98,11 @@ impl Block {
             mlp_input: input(&config.mlp_norm)?,
             mlp: Mlp::load(&config.mlp, weights)?,
             mlp_output: output(&config.mlp_out_norm)?,
+            layer_input: config
+                .layer_input
+                .as_ref()
+                .map(|input| LayerInput::load(input, weights))
+                .transpose()?,
             output_scale: config
                 .output_scale
                 .as_ref()
@@ -105,14 +113,16 @@ impl Block {
 
     /// Iterates over the linear modules in the order of computation.
     pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.attn.linears().chain(self.mlp.linears())
+        let layer_input = self.layer_input.iter().flat_map(LayerInput::linears);
+        self.attn.linears().chain(self.mlp.linears()).chain(layer_input)
     }
 
     /// Iterates over the norms.
     pub(crate) fn norms(&self) -> impl Iterator<Item = &Norm> {
         let Self { attn_input, attn_output, mlp_input, mlp_output, .. } = self;
+        let layer_input = self.layer_input.as_ref().and_then(|input| input.output.norm.as_ref());
         let residual = [&attn_input.norm, &attn_output.norm, &mlp_input.norm, &mlp_output.norm];
-        residual.into_iter().flatten().chain(self.attn.norms())
+        residual.into_iter().flatten().chain(self.attn.norms()).chain(layer_input)
     }
 
     /// Returns the size of the weights in bytes.
@@ -135,7 +145,8 @@ impl Block {
         let (y, mlp) = self.mlp.forward(mlp_input, pass)?;
         let (y, mlp_output) = self.mlp_output.forward(y)?;
         add_assign(&y, &before_mlp.h)?;
-        Ok((self.scaled(y)?, Activations { before_mlp, mlp, mlp_output }))
+        let (y, layer_input) = self.add_layer_input(y, pass)?;
+        Ok((self.scaled(y)?, Activations { before_mlp, mlp, mlp_output, layer_input }))
     }
 
     /// Recomputes the activations that were not saved in the forward pass over `x`, with the same
@@ -152,13 +163,31 @@ impl Block {
             SavedActivations::Nothing => AttentionSource::Pass,
         };
         let (mlp_input, before_mlp) = self.forward_to_mlp(x, pass, source)?;
-        let (mlp, mlp_output) = if self.mlp_output.norm.is_some() {
-            let (y, mlp) = self.mlp.forward(mlp_input, pass)?;
-            (mlp, self.mlp_output.forward(y)?.1)
+        if self.mlp_output.norm.is_none() && self.layer_input.is_none() {
+            let (mlp, mlp_output) = (self.mlp.recompute(mlp_input, pass)?, OutputActivations::default());
+            return Ok(Activations { before_mlp, mlp, mlp_output, layer_input: None });
+        }
+        let (y, mlp) = self.mlp.forward(mlp_input, pass)?;
+        let (y, mlp_output) = self.mlp_output.forward(y)?;
+        let layer_input = if self.layer_input.is_some() {
+            add_assign(&y, &before_mlp.h)?;
+            self.add_layer_input(y, pass)?.1
         } else {
-            (self.mlp.recompute(mlp_input, pass)?, OutputActivations::default())
+            None
         };
-        Ok(Activations { before_mlp, mlp, mlp_output })
+        Ok(Activations { before_mlp, mlp, mlp_output, layer_input })
+    }
+
+    /// Adds the block's own embedding to the residual stream `h` `[tokens, hidden]`, if there is
+    /// one.
+    fn add_layer_input(
+        &self,
+        h: Tensor,
+        pass: &Pass,
+    ) -> Result<(Tensor, Option<LayerInputActivations>), ModelError> {
+        let Some(layer_input) = &self.layer_input else { return Ok((h, None)) };
+        let (y, activations) = layer_input.forward(h, pass)?;
+        Ok((y, Some(activations)))
     }
 
     /// Multiplies the block's output, or its gradient, by the block's factor.
@@ -199,9 +228,18 @@ impl Block {
             before_mlp: ActivationsBeforeMlp { attn_input, attn, attn_output, h, mlp_input },
             mlp,
             mlp_output,
+            layer_input,
         } = activations;
         let need_dh = need_dx || self.attn.is_trained(pass);
-        let dy = &self.scaled(dy.clone())?;
+        let mut dy = self.scaled(dy.clone())?;
+        if let (Some(input), Some(saved)) = (&self.layer_input, layer_input) {
+            let need_dy = need_dh || self.mlp.is_trained(pass);
+            match input.backward(saved, &dy, pass, grads, need_dy)? {
+                None => return Ok(None),
+                Some(dh) => dy = dh,
+            }
+        }
+        let dy = &dy;
         let d_output = self.mlp_output.backward(mlp_output, dy)?;
         let input = || self.mlp_input.recompute(mlp_input, h);
         let d_input = self.mlp.backward(mlp, input, &d_output, pass, grads, need_dh)?;

@@ -61,8 +61,8 @@ impl Generator<'_> {
                 past = 0;
             }
             let positions = Positions { batch: 1, seq: input.len(), past };
-            let pass = self.base.pass(self.adapter, positions)?;
-            let x = self.base.forward(&input, &pass, Some(&mut caches), |_, _, _| ())?;
+            let mut pass = self.base.pass(self.adapter, positions)?;
+            let x = self.base.forward(&input, &mut pass, Some(&mut caches), |_, _, _| ())?;
             past += input.len();
             let next = self.next_token(&x.i(input.len() - 1..)?, sampling, generated.len())?;
             if stop.contains(&next) {

@@ -40,6 +40,11 @@ impl Mlp {
         self.gate_up_proj.modules.iter().chain([&self.down_proj])
     }
 
+    /// Returns whether a projection has an adapter in `pass`.
+    pub(crate) fn is_trained(&self, pass: &Pass) -> bool {
+        self.linears().any(|linear| pass.projection(linear).is_trained())
+    }
+
     /// Returns the output for `x`, both `[tokens, hidden]`, and the activations.
     pub(crate) fn forward(&self, x: Tensor, pass: &Pass) -> Result<(Tensor, MlpActivations), ModelError> {
         let gate_up = self.gate_up_proj.forward(&x, pass)?;

@@ -44,10 +44,10 @@ impl<'a> Backward<'a> {
     ) -> Result<(Loss, Self), ModelError> {
         let targets = Targets::new(&batch.targets, &batch.weights, base.device())?;
         let dropout = DropoutMasks::new(&batch.rows, batch.seq_len, options, base.device())?;
-        let pass = Pass { dropout, ..base.pass(Some(adapter), positions(batch))? };
+        let mut pass = Pass { dropout, ..base.pass(Some(adapter), positions(batch))? };
         let lowest = adapter.layout().modules.iter().map(|adapted| adapted.module.layer).min().unwrap_or(0);
         let mut blocks = Vec::new();
-        let x = base.forward(&batch.tokens, &pass, None, |layer, x, activations| {
+        let x = base.forward(&batch.tokens, &mut pass, None, |layer, x, activations| {
             if layer >= lowest {
                 blocks.push((x, activations.into_saved(options.checkpointing)));
             }
@@ -72,6 +72,13 @@ impl<'a> Backward<'a> {
         let need_dx = layer > self.lowest;
         if let Some(dx) = block.backward(&activations, &x, &self.dy, &self.pass, grads, need_dx)? {
             self.dy = dx;
+        }
+        // An adapter of the embeddings belongs to the first block.
+        if layer == 0
+            && let Some(embedding) = &self.base.per_layer_embedding
+            && let Some((saved, gradients)) = self.pass.layer_inputs.gradients()?
+        {
+            embedding.backward(saved, &x, &gradients, &self.pass, grads)?;
         }
         Ok(Some(layer))
     }
@@ -108,8 +115,8 @@ fn final_hidden_states(
     adapter: Option<&Adapter>,
     batch: &MicroBatch,
 ) -> Result<Tensor, ModelError> {
-    let pass = base.pass(adapter, positions(batch))?;
-    let x = base.forward(&batch.tokens, &pass, None, |_, _, _| ())?;
+    let mut pass = base.pass(adapter, positions(batch))?;
+    let x = base.forward(&batch.tokens, &mut pass, None, |_, _, _| ())?;
     Ok(base.norm.forward(&x)?.0)
 }
 

@@ -10,6 +10,7 @@ use lora_ops::dropout::Dropout;
 use lora_ops::rope::RopeTable;
 
 use crate::projection::{Linear, Projection};
+use crate::shared_inputs::{LayerInputs, SharedKeysValues};
 use crate::{Adapter, ModelError, PassOptions};
 
 /// The positions of a pass: in each of `batch` sequences, `seq` tokens after `past` tokens whose
@@ -29,6 +30,8 @@ pub(crate) struct Pass<'a> {
     pub(crate) ropes: Vec<Arc<RopeTable>>,
     pub(crate) first_keys: FirstKeys,
     pub(crate) dropout: Option<DropoutMasks>,
+    pub(crate) shared_keys_values: SharedKeysValues,
+    pub(crate) layer_inputs: LayerInputs,
 }
 
 /// By sliding window: the first visible key of each query. Windows that are not shorter than the

@@ -142,6 +142,9 @@ const CASES: &[&str] = &[
     "granite4-nope",
     "gemma4",
     "gemma4-vision",
+    "gemma4-shared",
+    "gemma4-shared-blocks",
+    "gemma4-shared-embedding",
 ];
 
 #[test]

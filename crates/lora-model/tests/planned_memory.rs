@@ -25,6 +25,7 @@ fn planned_base_bytes_match_the_loaded_base() {
         "phi3",
         "granite4",
         "gemma4",
+        "gemma4-shared",
     ];
     let quantizations = [
         Quantization::None,

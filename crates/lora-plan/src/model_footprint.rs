@@ -46,7 +46,9 @@ impl ModelFootprint<'_> {
         });
         let blocks: Vec<BlockConfig> = self.model.blocks().collect();
         let final_norm = self.model.final_norm();
-        let norms = blocks.iter().flat_map(BlockConfig::norms).chain([&final_norm]);
+        let embedding = self.model.per_layer_embedding();
+        let embedding_norm = embedding.as_ref().map(|embedding| &embedding.norm);
+        let norms = blocks.iter().flat_map(BlockConfig::norms).chain([&final_norm]).chain(embedding_norm);
         let factors = norms.filter(|norm| norm.has_own_factors()).map(|norm| 4 * norm.features as u64);
         weights + others.sum::<u64>() + factors.sum::<u64>()
     }
@@ -196,7 +198,14 @@ impl ModelFootprint<'_> {
         let lowest = modules.iter().map(|module| module.layer).min().unwrap_or(0);
         // What is kept up to a block, and the peak of the backward passes, which begin with the
         // last block.
-        let (mut kept, mut backward) = (0, 0);
+        // Embeddings of the blocks exist during the whole pass. While they are computed, there are
+        // three matrices of them. If they are trained, their gradients are kept too, and the input
+        // of their norm.
+        let embedding = model.per_layer_embedding().map(|embedding| embedding.projection);
+        let embedded = of(embedding.as_ref().map_or(0, |projection| projection.out_features as u64));
+        let is_trained = embedding.is_some_and(|projection| modules.contains(&projection));
+        let (mut kept, mut backward) = (if is_trained { 3 * embedded } else { embedded }, 0);
+        let embedding = 3 * embedded + of(hidden);
         for (layer, block) in model.blocks().enumerate().skip(lowest) {
             let adapted = modules.iter().filter(|module| module.layer == layer).count() as u64;
             let of_block = self.block_activations(&block, adapted, training, width);
@@ -209,7 +218,7 @@ impl ModelFootprint<'_> {
         // A GPU also has the gradient of the logits, in the activations' type.
         let logits = chunk * vocab * if self.device == DeviceKind::Gpu && width == 2 { 6 } else { 4 };
         let loss = of(3 * hidden) + logits + 4 * chunk * hidden;
-        backward.max(kept + loss)
+        backward.max(kept + loss).max(embedding)
     }
 
     /// Returns the activations of a block, of which `adapted` modules have an adapter.
@@ -240,17 +249,29 @@ impl ModelFootprint<'_> {
             roots += 4 * tokens * features / norm.features as u64;
         }
         // A norm after attention or the MLP needs the output before the norm.
-        let out_norms = [&block.attn_out_norm, &block.mlp_out_norm].into_iter().flatten().count() as u64;
+        let layer_input = block.layer_input.as_ref();
+        let out_norms = [&block.attn_out_norm, &block.mlp_out_norm].into_iter().flatten().count() as u64
+            + u64::from(layer_input.is_some());
         let in_norms = [&block.attn_norm, &block.mlp_norm].into_iter().flatten().count() as u64;
         // The residual between attention and MLP, queries, keys and values, gate and up, the
         // adapters' inner activations, attention's output, and the square roots of the norms.
-        let values = if attn.values_are_keys { 0 } else { kv };
-        let saved = of(hidden + q + kv + values + 2 * mlp_width + adapted * adapter.r as u64)
+        let keys_values = match (attn.kv_source, attn.values_are_keys) {
+            (Some(_), _) => 0,
+            (None, true) => kv,
+            (None, false) => 2 * kv,
+        };
+        // The residual stream and the gate before the block's embedding.
+        let of_input = layer_input.map_or(0, |input| hidden + input.gate.out_features as u64);
+        let inner = adapted * adapter.r as u64;
+        let saved = of(hidden + q + keys_values + 2 * mlp_width + of_input + inner)
             + attended
             + roots
             + of(out_norms * hidden)
             + 4 * tokens * (in_norms + out_norms);
+        // Later blocks read keys and values, and add to their gradients.
+        let shared = if attn.is_kv_source { of(4 * kv) } else { 0 };
         let kept = of(hidden)
+            + shared
             + match checkpointing {
                 ActivationCheckpointing::None => saved,
                 ActivationCheckpointing::BlockSaveAttention => attended,

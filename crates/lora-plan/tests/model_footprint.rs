@@ -370,6 +370,15 @@ fn the_norms_of_an_architecture_are_counted() -> Result<(), String> {
         r#", "hidden_size_per_layer_input": 0, "global_head_dim": 32"#,
     )?;
     assert_eq!(gemma4 - llama, 4 * 64 * (4 + 2 + 2) + 64 * (4 * 2 * 128 + 2 * 4) + 2 * 4 * 64 * 128);
+    // The residual stream, the gate and the output before the norm that adds the block's own
+    // embedding of 8 features; adapters of three modules more; and the embedding, the input of its
+    // norm, and its gradient.
+    let gemma4_input = block_activations(
+        "Gemma4ForCausalLM",
+        1024,
+        r#", "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 16, "global_head_dim": 32"#,
+    )?;
+    assert_eq!(gemma4_input - gemma4, 4 * 64 * (128 + 8 + 128 + 3 * 8 + 3 * 8) + 4 * 64);
     // Norms of heads, and four norms around attention and the MLP.
     let gemma3 = block_activations("Gemma3ForCausalLM", 1024, "")?;
     assert_eq!(gemma3 - llama, 4 * 64 * (4 + 2) + 64 * (4 * 2 * 128 + 2 * 4) + 4 * 64 * 128);

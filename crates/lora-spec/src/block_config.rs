@@ -8,7 +8,7 @@
 use crate::{ActivationFunction, LayerConfig, LayerRope, MlpModules, ModelConfig, NormPlaces, QkNorm};
 
 /// A decoder block: `h = x + m attn_out_norm(attn(attn_norm(x)))`, then
-/// `s (h + m mlp_out_norm(mlp(mlp_norm(h))))`, without the norms and factors that it does not have.
+/// `s layer_input(h + m mlp_out_norm(mlp(mlp_norm(h))))`, without what it does not have.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockConfig {
     /// The norm before attention.
@@ -25,6 +25,8 @@ pub struct BlockConfig {
     pub mlp_out_norm: Option<NormModule>,
     /// Factor `m` of what is added to the residual stream.
     pub residual_multiplier: f64,
+    /// What adds the block's own embedding of the tokens.
+    pub layer_input: Option<LayerInputConfig>,
     /// Name of the tensor `[1]` with the factor `s` of the output.
     pub output_scale: Option<String>,
 }
@@ -33,10 +35,16 @@ pub struct BlockConfig {
 #[derive(Debug, Clone, PartialEq)]
 pub struct AttentionConfig {
     /// Queries `[heads * head_dim, hidden]`, keys and values `[kv_heads * head_dim, hidden]`: a
-    /// module for each, or one for all three. No module for the values if they are the keys.
+    /// module for each, or one for all three. No module for the values if they are the keys, and
+    /// none for both if they are those of `kv_source`.
     pub qkv_proj: Vec<LinearModule>,
     /// Whether the outputs of the keys' projection, before the norm, are the values too.
     pub values_are_keys: bool,
+    /// Index of the block whose keys and values, after the norms and the rotary embedding, this
+    /// block shares.
+    pub kv_source: Option<usize>,
+    /// Whether later blocks share the keys and values of this block.
+    pub is_kv_source: bool,
     /// Output: `[hidden, heads * head_dim]`.
     pub o_proj: LinearModule,
     /// The norm of queries before the rotary embedding.
@@ -71,6 +79,37 @@ pub struct MlpConfig {
     pub down_proj: LinearModule,
     /// Activation of the gate.
     pub activation: ActivationFunction,
+}
+
+/// The modules that add a block's own embedding `p` of the tokens to the residual stream:
+/// `h + out_norm(projection(activation(gate(h)) * p))`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LayerInputConfig {
+    /// `[features, hidden]`.
+    pub gate: LinearModule,
+    /// `[hidden, features]`.
+    pub projection: LinearModule,
+    /// The norm of the output.
+    pub out_norm: NormModule,
+    /// Activation of the gate.
+    pub activation: ActivationFunction,
+}
+
+/// Additional embeddings, of which each block gets its own features:
+/// `norm(projection(x)) + multiplier table[token]` for a token with the embedding `x`. The norm is
+/// over the features of a block.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PerLayerEmbeddingConfig {
+    /// Name of the module with the table `[vocab_size, blocks * features]`.
+    pub table: String,
+    /// Number of rows of the table.
+    pub vocab_size: usize,
+    /// `[blocks * features, hidden]`. It counts as a module of the first block.
+    pub projection: LinearModule,
+    /// The norm of each block's features.
+    pub norm: NormModule,
+    /// Factor of the table's rows.
+    pub multiplier: f64,
 }
 
 /// A frozen linear module of the model, `y = x W^T + b`.
@@ -136,6 +175,7 @@ impl BlockConfig {
             num_key_value_heads: kv_heads,
             head_dim,
             values_are_keys,
+            kv_source,
             intermediate_size,
             sliding_window,
             rope,
@@ -166,7 +206,9 @@ impl BlockConfig {
                 residual_norm("post_feedforward_layernorm"),
             ],
         };
-        let qkv_proj = if model.fused_qkv {
+        let qkv_proj = if kv_source.is_some() {
+            vec![linear("self_attn.q_proj", hidden, q, model.qkv_bias)]
+        } else if model.fused_qkv {
             vec![linear("self_attn.qkv_proj", hidden, q + 2 * kv, model.qkv_bias)]
         } else {
             let mut modules = vec![
@@ -188,9 +230,12 @@ impl BlockConfig {
                 qkv_proj,
                 o_proj: linear("self_attn.o_proj", q, hidden, model.o_bias),
                 q_norm: qk_norm("self_attn.q_norm", q),
-                k_norm: qk_norm("self_attn.k_norm", kv),
-                v_norm: model.normalizes_values.then(|| without_weight("self_attn.v_norm")),
+                k_norm: qk_norm("self_attn.k_norm", kv).filter(|_| kv_source.is_none()),
+                v_norm: (model.normalizes_values && kv_source.is_none())
+                    .then(|| without_weight("self_attn.v_norm")),
                 values_are_keys,
+                kv_source,
+                is_kv_source: model.layers.iter().any(|other| other.kv_source == Some(layer)),
                 heads,
                 kv_heads,
                 head_dim,
@@ -208,6 +253,12 @@ impl BlockConfig {
             },
             mlp_out_norm,
             residual_multiplier: model.residual_multiplier,
+            layer_input: model.layer_input_size.map(|features| LayerInputConfig {
+                gate: linear("per_layer_input_gate", hidden, features, false),
+                projection: linear("per_layer_projection", features, hidden, false),
+                out_norm: norm("post_per_layer_input_norm", hidden),
+                activation: model.hidden_act,
+            }),
             output_scale: model.scales_blocks.then(|| format!("model.layers.{layer}.layer_scalar")),
         }
     }
@@ -216,13 +267,17 @@ impl BlockConfig {
     pub fn into_linear_modules(self) -> impl Iterator<Item = LinearModule> {
         let AttentionConfig { qkv_proj, o_proj, .. } = self.attn;
         let MlpConfig { gate_up_proj, down_proj, .. } = self.mlp;
-        qkv_proj.into_iter().chain([o_proj]).chain(gate_up_proj).chain([down_proj])
+        let layer_input = self.layer_input.map(|input| [input.gate, input.projection]);
+        let all = qkv_proj.into_iter().chain([o_proj]).chain(gate_up_proj).chain([down_proj]);
+        all.chain(layer_input.into_iter().flatten())
     }
 
     /// Iterates over the norms in the order of computation.
     pub fn norms(&self) -> impl Iterator<Item = &NormModule> {
         let AttentionConfig { q_norm, k_norm, v_norm, .. } = &self.attn;
         let Self { attn_norm, attn_out_norm, mlp_norm, mlp_out_norm, .. } = self;
-        [attn_norm, q_norm, k_norm, v_norm, attn_out_norm, mlp_norm, mlp_out_norm].into_iter().flatten()
+        let layer_input = self.layer_input.as_ref().map(|input| &input.out_norm);
+        let all = [attn_norm, q_norm, k_norm, v_norm, attn_out_norm, mlp_norm, mlp_out_norm];
+        all.into_iter().flatten().chain(layer_input)
     }
 }

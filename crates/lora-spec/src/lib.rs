@@ -31,7 +31,10 @@ mod units;
 mod workers_spec;
 
 pub use adapter_spec::AdapterSpec;
-pub use block_config::{AttentionConfig, BlockConfig, LinearModule, MlpConfig, NormModule};
+pub use block_config::{
+    AttentionConfig, BlockConfig, LayerInputConfig, LinearModule, MlpConfig, NormModule,
+    PerLayerEmbeddingConfig,
+};
 pub use buffer_sizes::{
     CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS, EIGHT_BIT_BLOCK_SIZE, EIGHT_BIT_MIN_ELEMENTS,
     GPU_LOGITS_PER_CHUNK, GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT, GPU_WORKSPACE_BYTES,

@@ -6,6 +6,7 @@ mod fields;
 mod gemma4;
 mod rope;
 
+use std::f64::consts::FRAC_1_SQRT_2;
 use std::path::PathBuf;
 
 use serde::Deserialize;
@@ -14,7 +15,7 @@ use serde_json::Value;
 pub use self::architecture::Architecture;
 use self::fields::Fields;
 pub use self::rope::{PositionScaling, Rope, RopeScaling};
-use crate::{BlockConfig, LinearModule, NormModule, SourceDir, file_names};
+use crate::{BlockConfig, LinearModule, NormModule, PerLayerEmbeddingConfig, SourceDir, file_names};
 
 /// The contents of `config.json` for a dense decoder. A property in which architectures differ is a
 /// field here.
@@ -53,6 +54,8 @@ pub struct ModelConfig {
     pub normalizes_values: bool,
     /// Whether the output of each block has a factor, the tensor `layer_scalar`.
     pub scales_blocks: bool,
+    /// Number of features of each block's own embedding of the tokens.
+    pub layer_input_size: Option<usize>,
     /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
     /// Whether the query, key and value projections have biases.
@@ -86,6 +89,8 @@ pub struct LayerConfig {
     pub head_dim: usize,
     /// Whether the outputs of the keys' projection are the values too.
     pub values_are_keys: bool,
+    /// Index of an earlier block whose keys and values the block shares.
+    pub kv_source: Option<usize>,
     /// Width of the MLP.
     pub intermediate_size: usize,
     /// Number of positions to which a token attends, itself included; `None`: all earlier ones.
@@ -239,6 +244,7 @@ impl ModelConfig {
             num_key_value_heads,
             head_dim,
             values_are_keys: false,
+            kv_source: None,
             intermediate_size: fields.count_or(width, default_width)?,
             sliding_window: None,
             rope: None,
@@ -260,6 +266,7 @@ impl ModelConfig {
             qk_norm: QkNorm::None,
             normalizes_values: false,
             scales_blocks: false,
+            layer_input_size: None,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?.unwrap_or(defaults.tie_word_embeddings),
             qkv_bias: false,
             o_bias: false,
@@ -302,9 +309,50 @@ impl ModelConfig {
         }
     }
 
-    /// Returns the linear modules of the decoder blocks, in the order of computation.
+    /// Describes the embeddings of the blocks.
+    pub fn per_layer_embedding(&self) -> Option<PerLayerEmbeddingConfig> {
+        let features = self.layer_input_size?;
+        let hidden = self.hidden_size as f64;
+        Some(PerLayerEmbeddingConfig {
+            table: "model.embed_tokens_per_layer".into(),
+            vocab_size: self.vocab_size,
+            projection: LinearModule {
+                name: "model.per_layer_model_projection".into(),
+                layer: 0,
+                in_features: self.hidden_size,
+                out_features: self.layers.len() * features,
+                bias: false,
+            },
+            norm: NormModule {
+                name: "model.per_layer_projection_norm".into(),
+                features,
+                has_weight: true,
+                // The projection's output has the factor `1 / sqrt(hidden)`, which changes only
+                // epsilon.
+                eps: self.rms_norm_eps * hidden,
+                offset: 0.0,
+                scale: FRAC_1_SQRT_2,
+            },
+            multiplier: (features as f64).sqrt() * FRAC_1_SQRT_2,
+        })
+    }
+
+    /// Returns the linear modules of the embeddings and the decoder blocks, in the order of
+    /// computation.
     pub fn linear_modules(&self) -> Vec<LinearModule> {
-        self.blocks().flat_map(BlockConfig::into_linear_modules).collect()
+        let of_embedding = self.per_layer_embedding().map(|embedding| embedding.projection);
+        of_embedding.into_iter().chain(self.blocks().flat_map(BlockConfig::into_linear_modules)).collect()
+    }
+
+    /// Whether Transformers ignores a tensor of a base: the keys and values of a block that shares
+    /// those of another one.
+    pub(crate) fn ignores(&self, tensor: &str) -> bool {
+        let mut sharing = self.layers.iter().enumerate().filter(|(_, layer)| layer.kv_source.is_some());
+        sharing.any(|(layer, _)| {
+            let module = tensor.strip_prefix(&format!("model.layers.{layer}.self_attn."));
+            let names = ["k_proj.", "v_proj.", "k_norm.", "v_norm."];
+            module.is_some_and(|module| names.iter().any(|name| module.starts_with(name)))
+        })
     }
 
     /// Whether the decoder is the text tower of a multimodal model.
@@ -338,6 +386,11 @@ impl ModelConfig {
             tensors.extend(block.norms().filter(|module| module.has_weight).map(norm));
         }
         tensors.push(norm(&self.final_norm()));
+        if let Some(embedding) = self.per_layer_embedding() {
+            let shape = vec![embedding.vocab_size, embedding.projection.out_features];
+            tensors.push((format!("{}.weight", embedding.table), shape));
+            tensors.push(norm(&embedding.norm));
+        }
         if !self.tie_word_embeddings {
             tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));
         }

@@ -139,7 +139,8 @@ impl SafetensorsIndex {
         let mut others = tensors.iter().filter(|(name, _)| !is_weight(name));
         others.try_for_each(|(name, shape)| self.check_dense(name, shape))?;
         let known: BTreeSet<&str> = tensors.iter().map(|(name, _)| name.as_str()).collect();
-        match self.tensors.iter().find(|(name, _)| *name != HEAD && !is_expected(name, &known)) {
+        let is_unknown = |name: &str| name != HEAD && !is_expected(name, &known) && !model.ignores(name);
+        match self.tensors.iter().find(|(name, _)| is_unknown(name)) {
             Some((name, entry)) => Err(self
                 .fail(entry, format!("tensor {name} is not part of the model that config.json describes"))),
             None => Ok(()),

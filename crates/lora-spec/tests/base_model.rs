@@ -84,6 +84,7 @@ fn sliding_windows_are_read_from_transformers_4_and_5_configs() {
 #[test]
 fn published_models_have_their_published_parameter_counts() {
     let tied = || json!({"tie_word_embeddings": true});
+    let types_of_e2b = [vec!["sliding_attention"; 4], vec!["full_attention"]].concat().repeat(7);
     for (model, class, sizes, others, parameters) in [
         ("SmolLM2-135M", "Llama", [576, 1536, 30, 9, 3, 49_152], tied(), 134_515_008),
         ("Falcon3-7B", "Llama", [3072, 23_040, 28, 12, 4, 131_072], json!({"head_dim": 256}), 7_455_550_464),
@@ -118,6 +119,21 @@ fn published_models_have_their_published_parameter_counts() {
             json!({"head_dim": 256, "attention_k_eq_v": true, "num_global_key_value_heads": 4,
                 "hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"}),
             30_697_345_280,
+        ),
+        (
+            "gemma-4-E2B (text tower)",
+            "Gemma4",
+            [1536, 6144, 35, 8, 1, 262_144],
+            json!({"head_dim": 256, "num_kv_shared_layers": 20, "use_double_wide_mlp": true,
+                "layer_types": types_of_e2b}),
+            4_628_569_344,
+        ),
+        (
+            "gemma-4-E4B (text tower)",
+            "Gemma4",
+            [2560, 10_240, 42, 8, 2, 262_144],
+            json!({"num_kv_shared_layers": 18}),
+            7_463_013_376,
         ),
         ("Phi-4", "Phi3", [5120, 17_920, 40, 40, 10, 100_352], json!({}), 14_659_507_200),
         ("Phi-4-mini", "Phi3", [3072, 8192, 32, 24, 8, 200_064], tied(), 3_836_021_760),
@@ -178,10 +194,41 @@ fn blocks_of_gemma_4_have_heads_of_two_sizes() {
 }
 
 #[test]
+fn blocks_of_gemma_4_share_the_keys_and_values_of_their_type() {
+    let dir = golden("models/gemma4-shared").into();
+    let config = ModelConfig::read(&dir).unwrap();
+    let sharing: Vec<_> =
+        config.layers.iter().map(|layer| (layer.kv_source, layer.intermediate_size)).collect();
+    assert_eq!(sharing, [(None, 20), (None, 20), (None, 20), (Some(1), 40), (Some(2), 40)]);
+    // The files may have the keys and values of these blocks, which Transformers ignores.
+    let mut index = SafetensorsIndex::open(&dir).unwrap();
+    let entry = index.tensors["model.norm.weight"].clone();
+    for name in ["k_proj.weight", "v_proj.weight", "k_norm.weight"] {
+        index.tensors.insert(format!("model.layers.4.self_attn.{name}"), entry.clone());
+    }
+    index.check(&config).unwrap();
+    index.tensors.insert("model.layers.2.self_attn.k_proj.bias".into(), entry);
+    let error = index.check(&config).unwrap_err().to_string();
+    assert!(error.contains("layers.2.self_attn.k_proj.bias is not part"), "{error}");
+}
+
+#[test]
 fn unsupported_settings_of_gemma_4_are_named_in_the_error() {
+    let alternating = ["sliding_attention", "full_attention"].repeat(2);
     for (changes, expected) in [
-        (json!({"hidden_size_per_layer_input": null}), "hidden_size_per_layer_input: 256 is not supported"),
-        (json!({"num_kv_shared_layers": 20}), "num_kv_shared_layers: 20 is not supported"),
+        (
+            json!({"hidden_size_per_layer_input": null}),
+            "vocab_size_per_layer_input: 262144 is not vocab_size 100",
+        ),
+        (json!({"hidden_size_per_layer_input": -1}), "hidden_size_per_layer_input: -1 is not a whole number"),
+        (json!({"num_kv_shared_layers": 2}), "num_kv_shared_layers: 2 blocks need an earlier block"),
+        (json!({"num_kv_shared_layers": 0.5}), "num_kv_shared_layers: 0.5 is not a whole number"),
+        (
+            json!({"num_hidden_layers": 4, "num_kv_shared_layers": 2,
+                "per_layer_config": {"3": {"head_dim": 64}},
+                "layer_types": alternating}),
+            "num_kv_shared_layers: blocks that share keys and values must have the same heads",
+        ),
         (json!({"enable_moe_block": true}), "enable_moe_block: must be false; mixtures of experts are not"),
         (
             json!({"use_bidirectional_attention": "all"}),

@@ -148,6 +148,7 @@ fn ten_steps_match_transformers_and_peft() {
         "ministral3",
         "granite4",
         "gemma4",
+        "gemma4-shared",
     ] {
         curve(name, BaseLayout::default(), stored(name));
     }

@@ -28,7 +28,51 @@ pub(super) fn read_blocks(config: &mut ModelConfig, fields: Fields) -> Result<()
     if config.layers[last].sliding_window.is_some() {
         return Err("layer_types: the last block must have \"full_attention\"".into());
     }
-    read_heads(config, fields)
+    read_heads(config, fields)?;
+    read_layer_inputs(config, fields)?;
+    read_kv_sources(config, fields)
+}
+
+/// Reads the embeddings of each block.
+fn read_layer_inputs(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
+    let rows = fields.count_or("vocab_size_per_layer_input", Some(262_144))?;
+    config.layer_input_size = match fields.number("hidden_size_per_layer_input")? {
+        Some(0.0) => return Ok(()),
+        _ => Some(fields.count_or("hidden_size_per_layer_input", Some(256))?),
+    };
+    match rows == config.vocab_size {
+        true => Ok(()),
+        false => Err(format!("vocab_size_per_layer_input: {rows} is not vocab_size {}", config.vocab_size)),
+    }
+}
+
+/// Reads which blocks share the keys and values of the last earlier block of their type.
+fn read_kv_sources(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
+    const FIELD: &str = "num_kv_shared_layers";
+    let shared = match fields.number(FIELD)? {
+        None | Some(0.0) => return Ok(()),
+        _ => fields.count(FIELD)?,
+    };
+    let doubles_mlp = fields.flag("use_double_wide_mlp")?.unwrap_or(false);
+    let first = config.layers.len().saturating_sub(shared);
+    let (own, sharing) = config.layers.split_at_mut(first);
+    for block in sharing {
+        let is_full = block.sliding_window.is_none();
+        let source = own.iter().rposition(|other| other.sliding_window.is_none() == is_full);
+        let source = source
+            .ok_or(format!("{FIELD}: {shared} blocks need an earlier block with their type of attention"))?;
+        if (own[source].head_dim, own[source].num_key_value_heads)
+            != (block.head_dim, block.num_key_value_heads)
+        {
+            return Err(format!("{FIELD}: blocks that share keys and values must have the same heads"));
+        }
+        block.kv_source = Some(source);
+        block.values_are_keys = false;
+        if doubles_mlp {
+            block.intermediate_size *= 2;
+        }
+    }
+    Ok(())
 }
 
 /// Refuses what is not supported.
@@ -44,20 +88,6 @@ fn check_supported(fields: Fields) -> Result<(), String> {
     }
     if fields.flag("enable_moe_block")?.unwrap_or(false) {
         return Err("enable_moe_block: must be false; mixtures of experts are not supported".into());
-    }
-    let width = fields.number("hidden_size_per_layer_input")?.unwrap_or(256.0);
-    if width != 0.0 {
-        return Err(format!(
-            "hidden_size_per_layer_input: {width} is not supported; supported: Gemma 4 without embeddings \
-             for each block (0)"
-        ));
-    }
-    let shared = fields.number("num_kv_shared_layers")?.unwrap_or(0.0);
-    if shared != 0.0 {
-        return Err(format!(
-            "num_kv_shared_layers: {shared} is not supported; supported: Gemma 4 with keys and values in \
-             each block (0)"
-        ));
     }
     Ok(())
 }
