@@ -1,4 +1,5 @@
-//! The gated activation of the MLP (GLU variants, arXiv 2002.05202): `activation(gate) * up`.
+//! The gated activation of the MLP (GLU variants, arXiv 2002.05202): `activation(gate) * up`. An
+//! MLP without a gate has the activation alone.
 
 use candle_core::{Result, Tensor};
 use lora_spec::ActivationFunction;
@@ -33,6 +34,28 @@ pub fn backward(
         Backend::Cpu => cpu::backward(gate, up, dy, activation),
         #[cfg(feature = "cuda")]
         Backend::Cuda(gpu) => cuda::backward(&gpu, gate, up, dy, activation),
+    }
+}
+
+/// Returns `activation(x)` for `x` `[tokens, features]`.
+#[tracing::instrument(level = "trace", name = "activation forward", skip_all)]
+pub fn activation_forward(x: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
+    check(x, &[])?;
+    match Backend::of_tensors(&[x])? {
+        Backend::Cpu => cpu::activation_forward(x, activation),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(gpu) => cuda::activation_forward(&gpu, x, activation),
+    }
+}
+
+/// Computes the gradient of `x` from `dy` `[tokens, features]`.
+#[tracing::instrument(level = "trace", name = "activation backward", skip_all)]
+pub fn activation_backward(x: &Tensor, dy: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
+    check(x, &[dy])?;
+    match Backend::of_tensors(&[x, dy])? {
+        Backend::Cpu => cpu::activation_backward(x, dy, activation),
+        #[cfg(feature = "cuda")]
+        Backend::Cuda(gpu) => cuda::activation_backward(&gpu, x, dy, activation),
     }
 }
 

@@ -34,6 +34,7 @@ pub mod gemm;
 pub mod glu;
 mod gpu_properties;
 mod ids;
+pub mod layer_norm;
 pub mod linear;
 pub mod lora;
 mod memory_usage;

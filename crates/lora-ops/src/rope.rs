@@ -1,5 +1,6 @@
 //! Rotary position embedding (RoFormer, arXiv 2104.09864) in the layout of Hugging Face: feature
-//! `i` of the `2 n` rotated features of a head is paired with feature `i + n`.
+//! `i` of the `2 n` rotated features of a head is paired with feature `i + n`; or, interleaved,
+//! feature `2 i` with feature `2 i + 1`.
 
 use candle_core::{Device, Result, Tensor};
 use lora_spec::{PositionScaling, Rope, RopeScaling};
@@ -17,6 +18,7 @@ mod cuda;
 pub struct RopeTable {
     head_dim: usize,
     half: usize,
+    is_interleaved: bool,
     /// That of [`Rope::context`].
     context: usize,
     positions: usize,
@@ -58,7 +60,16 @@ impl RopeTable {
             let value = |i: usize| (of_position(i / half) * factor * of(angle(i))) as f32;
             from_vec((0..positions * half).map(value).collect(), (positions, half), device)
         };
-        Ok(Self { head_dim, half, context, positions, cos: table(f64::cos)?, sin: table(f64::sin)? })
+        let is_interleaved = rope.is_interleaved;
+        Ok(Self {
+            head_dim,
+            half,
+            is_interleaved,
+            context,
+            positions,
+            cos: table(f64::cos)?,
+            sin: table(f64::sin)?,
+        })
     }
 
     /// Whether the table, which is one of `rope`, serves for sequences of `positions` positions.

@@ -10,6 +10,7 @@ mod cross_entropy;
 mod dropout;
 mod embedding;
 mod glu;
+mod layer_norm;
 mod linear;
 mod pointwise;
 mod profile;
@@ -30,6 +31,7 @@ pub(crate) fn checks() -> Vec<Check> {
         dropout::checks(),
         embedding::checks(),
         glu::checks(),
+        layer_norm::checks(),
         linear::checks(),
         pointwise::checks(),
         profile::checks(),

@@ -27,6 +27,39 @@ pub(super) fn backward(
     }
 }
 
+pub(super) fn activation_forward(x: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
+    match activation {
+        ActivationFunction::Silu => map(x, x, |g, _| g * sigmoid(silu(g).0)),
+        ActivationFunction::GeluTanh => map(x, x, |g, _| g * sigmoid(gelu_tanh(g).0)),
+    }
+}
+
+pub(super) fn activation_backward(x: &Tensor, dy: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
+    match activation {
+        ActivationFunction::Silu => map(x, dy, |g, dy| dy * slope(silu(g))),
+        ActivationFunction::GeluTanh => map(x, dy, |g, dy| dy * slope(gelu_tanh(g))),
+    }
+}
+
+/// Returns the slope of an activation from `a(g)` and `g a'(g)`.
+#[inline(always)]
+fn slope((value, slope): (f32, f32)) -> f32 {
+    let s = sigmoid(value);
+    s * (1.0 + slope * (1.0 - s))
+}
+
+/// Returns `f` of the elements of `x` and `other`.
+fn map(x: &Tensor, other: &Tensor, f: impl Fn(f32, f32) -> f32 + Sync) -> Result<Tensor> {
+    let shape = x.shape();
+    let (x, other) = (&*read_f32(x)?, &*read_f32(other)?);
+    let mut y = vec![0.0; shape.elem_count()];
+    let inputs = x.par_chunks(TASK_ELEMENTS).zip(other.par_chunks(TASK_ELEMENTS));
+    y.par_chunks_mut(TASK_ELEMENTS).zip(inputs).for_each(|(y, (x, other))| {
+        vectorize(|| y.iter_mut().zip(x).zip(other).for_each(|((y, x), other)| *y = f(*x, *other)));
+    });
+    Tensor::from_vec(y, shape, &Device::Cpu)
+}
+
 /// Returns `a(g)` and `g a'(g)`.
 #[inline(always)]
 fn silu(g: f32) -> (f32, f32) {

@@ -33,6 +33,23 @@ pub(super) fn backward(
     Ok((dgate, dup))
 }
 
+pub(super) fn activation_forward(gpu: &Gpu, x: &Tensor, activation: ActivationFunction) -> Result<Tensor> {
+    let y = gpu.empty(x.shape(), x.dtype())?;
+    launch(gpu, "activation_forward", activation, &[&y, x])?;
+    Ok(y)
+}
+
+pub(super) fn activation_backward(
+    gpu: &Gpu,
+    x: &Tensor,
+    dy: &Tensor,
+    activation: ActivationFunction,
+) -> Result<Tensor> {
+    let dx = gpu.empty(x.shape(), x.dtype())?;
+    launch(gpu, "activation_backward", activation, &[&dx, x, dy])?;
+    Ok(dx)
+}
+
 /// Launches a thread for each run of the tensors, which have equal lengths.
 fn launch(gpu: &Gpu, direction: &str, activation: ActivationFunction, tensors: &[&Tensor]) -> Result<()> {
     let (dtype, elements) = (tensors[0].dtype(), tensors[0].elem_count());

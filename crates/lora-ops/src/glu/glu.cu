@@ -77,6 +77,33 @@ __device__ __forceinline__ void backward(T* dgate, T* dup, const T* gate, const 
     }
 }
 
+// GRADIENT: y is the gradient of x from that of the activation, dy. Otherwise y is the activation.
+template <typename Activation, bool GRADIENT, bool WIDE, typename T>
+__device__ __forceinline__ void activation_run(T* y, const T* x, const T* dy, size_t count) {
+    constexpr unsigned N = RUN<T>;
+    const Run<N> g = load_run<WIDE, N>(x, count), d = load_run<WIDE, N>(dy, count);
+    Run<N> of_y;
+#pragma unroll
+    for (unsigned k = 0; k < N; k++) {
+        const Inner inner = Activation::inner(g.at[k]);
+        const float s = sigmoid(inner.value);
+        of_y.at[k] = GRADIENT ? d.at[k] * (s * (1.0f + inner.slope * (1.0f - s))) : g.at[k] * s;
+    }
+    store_run<WIDE>(y, of_y, count);
+}
+
+template <typename Activation, bool GRADIENT, typename T>
+__device__ __forceinline__ void activation(T* y, const T* x, const T* dy, size_t elements) {
+    constexpr unsigned N = RUN<T>;
+    const size_t at = (size_t(blockIdx.x) * blockDim.x + threadIdx.x) * N;
+    if (at >= elements) return;
+    if (elements - at >= N && aligned(y, x, dy)) {
+        activation_run<Activation, GRADIENT, true>(y + at, x + at, dy + at, N);
+    } else {
+        activation_run<Activation, GRADIENT, false>(y + at, x + at, dy + at, elements - at);
+    }
+}
+
 KERNEL(256, glu_forward_silu_f32, float* y, const float* gate, const float* up, size_t elements) {
     forward<Silu>(y, gate, up, elements);
 }
@@ -106,3 +133,16 @@ KERNEL(256, glu_backward_gelu_tanh_bf16, bf16* dgate, bf16* dup, const bf16* gat
        const bf16* dy, size_t elements) {
     backward<GeluTanh>(dgate, dup, gate, up, dy, elements);
 }
+
+#define ACTIVATION(Type, name, T, dtype)                                                                \
+    KERNEL(256, glu_activation_forward_##name##_##dtype, T* y, const T* x, size_t elements) {           \
+        activation<Type, false>(y, x, x, elements);                                                     \
+    }                                                                                                   \
+    KERNEL(256, glu_activation_backward_##name##_##dtype, T* dx, const T* x, const T* dy,               \
+           size_t elements) {                                                                           \
+        activation<Type, true>(dx, x, dy, elements);                                                    \
+    }
+ACTIVATION(Silu, silu, float, f32)
+ACTIVATION(Silu, silu, bf16, bf16)
+ACTIVATION(GeluTanh, gelu_tanh, float, f32)
+ACTIVATION(GeluTanh, gelu_tanh, bf16, bf16)

@@ -16,6 +16,14 @@ pub(super) fn rotate(table: &RopeTable, x: &Tensor, seq: usize, first: usize, di
         let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
         vectorize(|| {
             for head in row.chunks_exact_mut(head_dim) {
+                if table.is_interleaved {
+                    let pairs = head.as_chunks_mut::<2>().0.iter_mut();
+                    for (([l, h], c), s) in pairs.zip(cos).zip(sin) {
+                        let s = s * direction;
+                        (*l, *h) = (*l * c - *h * s, *h * c + *l * s);
+                    }
+                    continue;
+                }
                 let (low, high) = head[..2 * half].split_at_mut(half);
                 for (((l, h), c), s) in low.iter_mut().zip(high).zip(cos).zip(sin) {
                     let s = s * direction;

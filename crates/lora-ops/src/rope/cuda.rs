@@ -15,7 +15,13 @@ pub(super) fn rotate(
 ) -> Result<()> {
     let ((tokens, features), half, dtype) = (x.dims2()?, table.half, x.dtype());
     let heads = features / table.head_dim;
-    let (blocks, threads) = row_grid(tokens, heads * runs(half, dtype));
+    // A thread for each run of the lower features of a head; if they are interleaved with the upper
+    // ones, for each pair.
+    let (kernel, parts) = match table.is_interleaved {
+        false => ("rotate", runs(half, dtype)),
+        true => ("rotate_interleaved", half),
+    };
+    let (blocks, threads) = row_grid(tokens, heads * parts);
     let args = [
         gpu.arg(x, dtype)?.updated(),
         gpu.arg(&table.cos, DType::F32)?,
@@ -27,5 +33,5 @@ pub(super) fn rotate(
         Arg::size(first)?,
         direction.into(),
     ];
-    gpu.launch(&format!("rope_rotate_{}", suffix(dtype)?), blocks, threads, 0, &args)
+    gpu.launch(&format!("rope_{kernel}_{}", suffix(dtype)?), blocks, threads, 0, &args)
 }

@@ -48,3 +48,26 @@ KERNEL(256, rope_rotate_bf16, bf16* x, const float* cos, const float* sin, unsig
        unsigned half, unsigned seq, unsigned first, float direction) {
     rotate(x, cos, sin, heads, width, half, seq, first, direction);
 }
+
+// As `rotate`, for pairs of adjacent features. A thread rotates one pair.
+template <typename T>
+__device__ __forceinline__ void rotate_interleaved(T* x, const float* cos, const float* sin, unsigned heads,
+                                                   unsigned width, unsigned half, unsigned seq,
+                                                   unsigned first, float direction) {
+    const unsigned pair = blockIdx.y * blockDim.x + threadIdx.x, head = pair / half, at = pair % half;
+    if (head >= heads) return;
+    T* low = x + (size_t(blockIdx.x) * heads + head) * width + 2 * at;
+    const size_t angle = size_t(first + blockIdx.x % seq) * half + at;
+    const float l = to_f32(low[0]), h = to_f32(low[1]), c = cos[angle], turned = sin[angle] * direction;
+    low[0] = from_f32<T>(fmaf(l, c, -(h * turned)));
+    low[1] = from_f32<T>(fmaf(h, c, l * turned));
+}
+
+KERNEL(256, rope_rotate_interleaved_f32, float* x, const float* cos, const float* sin, unsigned heads,
+       unsigned width, unsigned half, unsigned seq, unsigned first, float direction) {
+    rotate_interleaved(x, cos, sin, heads, width, half, seq, first, direction);
+}
+KERNEL(256, rope_rotate_interleaved_bf16, bf16* x, const float* cos, const float* sin, unsigned heads,
+       unsigned width, unsigned half, unsigned seq, unsigned first, float direction) {
+    rotate_interleaved(x, cos, sin, heads, width, half, seq, first, direction);
+}

@@ -1,6 +1,7 @@
-//! RMSNorm, rotary embedding, gated activation, embedding.
+//! Norms, rotary embedding, gated activation, embedding.
 
 use candle_core::{DType, Device, Tensor};
+use lora_ops::layer_norm::{self, LayerNormParams};
 use lora_ops::rope::RopeTable;
 use lora_ops::{embedding, glu, rms_norm};
 use lora_spec::{ActivationFunction, PositionScaling, Rope, RopeScaling};
@@ -49,6 +50,58 @@ fn rms_norm_adds_the_residual_and_its_gradient() {
     assert_eq!(wide(&both), wide(&alone.add(&beside).unwrap()));
 }
 
+fn layer_norm_reference(x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<f64> {
+    let row = |x: &[f64]| {
+        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        let centered: Vec<f64> = x.iter().map(|x| x - mean).collect();
+        let rstd = 1.0 / (dot(&centered, &centered) / x.len() as f64 + eps).sqrt();
+        centered.iter().zip(w).zip(b).map(|((x, w), b)| w * x * rstd + b).collect::<Vec<_>>()
+    };
+    x.chunks(w.len()).flat_map(row).collect()
+}
+
+#[test]
+fn layer_norm_and_its_gradient_match_the_definition() {
+    for (tokens, features) in [(1, 1), (3, 7), (5, 64), (9, 83)] {
+        // The mean is larger than the deviations from it.
+        let x = matrix((tokens, features), 1).affine(1.0, 5.0).unwrap();
+        let (w, b, dy) = (vector(features, 2), vector(features, 4), matrix((tokens, features), 3));
+        for bias in [None, Some(&b)] {
+            let params = LayerNormParams { weight: &w, bias, eps: 1e-3 };
+            let (y, saved) = layer_norm::forward(&x, params).unwrap();
+            let of_bias = bias.map_or(vec![0.0; features], wide);
+            let reference = |x: &[f64]| layer_norm_reference(x, &wide(&w), &of_bias, 1e-3);
+            if features > 1 || bias.is_some() {
+                assert_close("output", &y, &reference(&wide(&x)), 5e-6);
+            }
+            assert_eq!(wide(&layer_norm::recompute(&saved, &x, params).unwrap()), wide(&y));
+            let dx = layer_norm::backward(&saved, &x, params, &dy, None).unwrap();
+            let loss = |inputs: &[Vec<f64>]| dot(&reference(&inputs[0]), &wide(&dy));
+            if features == 1 {
+                assert_eq!(wide(&dx), [0.0], "one feature is its own mean");
+            } else {
+                assert_gradient("gradient", &dx, &[&x], 0, loss, 2e-5);
+            }
+        }
+    }
+}
+
+#[test]
+fn layer_norm_adds_the_residual_and_its_gradient() {
+    let shape = (5, 37);
+    let (x, residual, w) = (matrix(shape, 1), matrix(shape, 2), vector(37, 3));
+    let params = LayerNormParams { weight: &w, bias: None, eps: 1e-3 };
+    let sum = x.add(&residual).unwrap();
+    let (expected, _) = layer_norm::forward(&sum, params).unwrap();
+    let (y, saved) = layer_norm::add_forward(&x, &residual, params).unwrap();
+    assert_eq!((wide(&x), wide(&y)), (wide(&sum), wide(&expected)));
+
+    let (dy, beside) = (matrix(shape, 4), matrix(shape, 5));
+    let alone = layer_norm::backward(&saved, &x, params, &dy, None).unwrap();
+    let both = layer_norm::backward(&saved, &x, params, &dy, Some(&beside)).unwrap();
+    assert_eq!(wide(&both), wide(&alone.add(&beside).unwrap()));
+}
+
 /// The activations by their names in Transformers: `silu`, and torch's `gelu(approximate="tanh")`.
 fn activated(activation: ActivationFunction, g: f64) -> f64 {
     match activation {
@@ -76,6 +129,13 @@ fn gated_activations_and_their_gradients_match_the_definition() {
         let loss = |inputs: &[Vec<f64>]| dot(&reference(inputs), &upstream);
         assert_gradient(&what("gradient of gate"), &dgate, &[&gate, &up], 0, loss, 1e-5);
         assert_gradient(&what("gradient of up"), &dup, &[&gate, &up], 1, loss, 1e-5);
+
+        let reference = |x: &[f64]| x.iter().map(|x| activated(activation, *x)).collect::<Vec<_>>();
+        let y = glu::activation_forward(&gate, activation).unwrap();
+        assert_close(&what("activation"), &y, &reference(&wide(&gate)), 1e-6);
+        let dx = glu::activation_backward(&gate, &dy, activation).unwrap();
+        let loss = |inputs: &[Vec<f64>]| dot(&reference(&inputs[0]), &upstream);
+        assert_gradient(&what("gradient of the activation"), &dx, &[&gate], 0, loss, 1e-5);
     }
 }
 
@@ -308,4 +368,30 @@ fn a_rope_table_serves_shorter_sequences_of_the_same_frequencies() {
     let dynamic = RopeScaling::Dynamic { factor: 2.0, max_position_embeddings: 8.0 };
     let dynamic = Rope { scaling: dynamic, ..plain };
     assert!(serves(&dynamic, 8, 5) && serves(&dynamic, 20, 20) && !serves(&dynamic, 20, 19));
+}
+
+/// The features of a pair are adjacent: the rotation is that of the usual layout after the features
+/// of each head have been sorted into the first and the second features of their pairs.
+#[test]
+fn interleaved_rotation_is_the_usual_one_of_reordered_features() {
+    let (seq, heads, head_dim, rotary_dim) = (5, 3, 10, 6);
+    let half = Rope { rotary_dim, ..Rope::new(100.0, head_dim) };
+    let interleaved = Rope { is_interleaved: true, ..half.clone() };
+    let x = matrix((2 * seq, heads * head_dim), 1);
+    let from = |i: usize| if i < rotary_dim { 2 * (i % (rotary_dim / 2)) + i / (rotary_dim / 2) } else { i };
+    let reordered = |values: Vec<f64>| -> Vec<f64> {
+        values
+            .chunks(head_dim)
+            .flat_map(|head| (0..head_dim).map(|i| head[from(i)]).collect::<Vec<_>>())
+            .collect()
+    };
+    let usual: Vec<f32> = reordered(wide(&x)).into_iter().map(|v| v as f32).collect();
+    let usual = tensor(&usual, x.dims2().unwrap());
+    let table = |rope: &Rope| RopeTable::new(rope, seq, &Device::Cpu).unwrap();
+    table(&half).forward(&usual, seq, 0).unwrap();
+    let original = wide(&x);
+    table(&interleaved).forward(&x, seq, 0).unwrap();
+    assert_eq!(reordered(wide(&x)), wide(&usual));
+    table(&interleaved).backward(&x, seq).unwrap();
+    assert!(relative_error(&wide(&x), &original) < 1e-6);
 }

@@ -5,6 +5,7 @@ use lora_ops::adamw::{self, AdamWSettings, AdamWTensors};
 use lora_ops::attention::{self, AttentionShape};
 use lora_ops::cross_entropy::{Targets, forward_backward};
 use lora_ops::dropout::Dropout;
+use lora_ops::layer_norm::{self, LayerNormParams};
 use lora_ops::linear::FrozenLinear;
 use lora_ops::lora::{self, LoraPair};
 use lora_ops::reduce::sum_of_squares;
@@ -91,9 +92,13 @@ fn pointwise_operations_have_the_same_bits_with_any_number_of_threads() {
     assert_same_bits("pointwise", || {
         let (y, saved) = rms_norm::forward(&x, &w, 1e-5)?;
         let dx = rms_norm::backward(&saved, &x, &w, &dy, Some(&x))?;
+        let params = LayerNormParams { weight: &w, bias: Some(&w), eps: 1e-5 };
+        let (centered, saved) = layer_norm::forward(&x, params)?;
+        let d_centered = layer_norm::backward(&saved, &x, params, &dy, Some(&x))?;
         let (dgate, dup) = glu::backward(&x, &y, &dy, ActivationFunction::Silu)?;
         let norm = Tensor::new(&[sum_of_squares(&vector(70_000, 4))?], x.device())?;
-        Ok(vec![glu::forward(&x, &y, ActivationFunction::GeluTanh)?, y, dx, dgate, dup, norm])
+        let gated = glu::forward(&x, &y, ActivationFunction::GeluTanh)?;
+        Ok(vec![gated, y, dx, dgate, dup, norm, centered, d_centered])
     });
 }
 

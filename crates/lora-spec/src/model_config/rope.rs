@@ -13,6 +13,9 @@ pub struct Rope {
     pub head_dim: usize,
     /// Number of features of a head that are rotated, the first ones; even.
     pub rotary_dim: usize,
+    /// Whether the features of a pair are adjacent: features `2 i` and `2 i + 1`. Otherwise they
+    /// are features `i` and `i + rotary_dim / 2`.
+    pub is_interleaved: bool,
     /// Scaling of the frequencies for longer contexts.
     pub scaling: RopeScaling,
     /// Scaling of the rotated vectors by their position.
@@ -99,7 +102,14 @@ pub enum RopeScaling {
 impl Rope {
     /// Creates an embedding of all features of a head, without scaling.
     pub fn new(theta: f64, head_dim: usize) -> Self {
-        Self { theta, head_dim, rotary_dim: head_dim, scaling: RopeScaling::None, position_scaling: None }
+        Self {
+            theta,
+            head_dim,
+            rotary_dim: head_dim,
+            is_interleaved: false,
+            scaling: RopeScaling::None,
+            position_scaling: None,
+        }
     }
 
     /// Returns what the frequencies depend on besides the settings: for sequences of `positions`
@@ -259,7 +269,7 @@ impl<'a> RopeParameters<'a> {
                 ));
             }
         };
-        Ok(Rope { theta, head_dim: self.head_dim, rotary_dim, scaling, position_scaling: None })
+        Ok(Rope { rotary_dim, scaling, ..Rope::new(theta, self.head_dim) })
     }
 
     /// Reads the scaling of queries by their position, if there is one.

@@ -30,6 +30,19 @@ fn forward(bench: &TestBench, activation: ActivationFunction, dtype: DType) -> R
         let of_shifted = glu::forward(&shifted(&gate.1)?, &up.1, activation)?;
         compare("y of a shifted gate", &of_shifted, &got[0], 0.0)?;
     }
+    for shape in SHAPES {
+        let (x, dy) = (bench.random("x", &shape, 9.0, dtype)?, bench.random("dy", &shape, 1.0, dtype)?);
+        let run = |x: &Tensor, dy: &Tensor| -> Result<Vec<Tensor>> {
+            let dx = glu::activation_backward(x, dy, activation)?;
+            Ok(vec![glu::activation_forward(x, activation)?, dx])
+        };
+        let (got, want) = (repeats(|| run(&x.1, &dy.1))?, run(&x.0, &dy.0)?);
+        let of_shifted = run(&shifted(&x.1)?, &shifted(&dy.1)?)?;
+        for (i, what) in ["activation", "its gradient"].into_iter().enumerate() {
+            compare(what, &got[i], &want[i], rounding(dtype))?;
+            compare(&format!("{what} of a shifted input"), &of_shifted[i], &got[i], 0.0)?;
+        }
+    }
     // Powers and exponentials of these gates overflow.
     let extreme = Tensor::new(&[[-1e38_f32, -200.0, -90.0, -0.0, 90.0, 200.0, 1e38]], &Device::Cpu)?;
     let gate = bench.on_both(&extreme, dtype)?;

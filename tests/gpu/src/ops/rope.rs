@@ -32,9 +32,11 @@ fn rotate(bench: &TestBench, dtype: DType, forward: bool) -> Result<String> {
     let all = SHAPES.into_iter().map(|shape| (shape, shape[3]));
     // Of some shapes, only a part of each head is rotated: with whole vectors of 16 bytes, or not.
     let parts = [([2, 33, 9, 64, 0], 48), ([1, 40, 4, 128, 3], 6), ([1, 9, 3, 20, 1], 16)];
-    for ([sequences, seq, heads, head_dim, first], rotary_dim) in all.chain(parts) {
+    let all: Vec<_> = all.chain(parts).collect();
+    let layouts = [false, true].into_iter().flat_map(|layout| all.iter().map(move |shape| (*shape, layout)));
+    for (([sequences, seq, heads, head_dim, first], rotary_dim), is_interleaved) in layouts {
         let scaling = RopeScaling::Linear { factor: 1.5 };
-        let rope = Rope { scaling, rotary_dim, ..Rope::new(10_000.0, head_dim) };
+        let rope = Rope { scaling, rotary_dim, is_interleaved, ..Rope::new(10_000.0, head_dim) };
         let x = bench.random("x", &[sequences * seq, heads * head_dim], 1.0, dtype)?;
         let run = |x: Tensor| -> Result<Tensor> {
             let table = RopeTable::new(&rope, first + seq, x.device())?;
