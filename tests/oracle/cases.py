@@ -58,6 +58,12 @@ CASES = {
         {"target_modules": r"model\.layers\.[1-5]\.(self_attn\.[kv]_proj|mlp\.up_proj|per_layer_input_gate)"},
     ),
     "gemma4-shared-embedding": ("gemma4-shared", {"target_modules": ["per_layer_model_projection"]}),
+    "starcoder2": ("starcoder2", {"target_modules": "all-linear"}),
+    "cohere2": ("cohere2", {"target_modules": "all-linear"}),
+    "cohere2-attention": (
+        "cohere2",
+        {"target_modules": r"model\.layers\.(1\.self_attn\.(k|o)_proj|2\.mlp\.(gate|down)_proj)"},
+    ),
 }
 
 

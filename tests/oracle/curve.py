@@ -53,6 +53,8 @@ FAMILIES = {
     "granite4": (219, 2e-2, 0.8),
     "gemma4": (220, 2e-2, 2.8),
     "gemma4-shared": (221, 2e-2, 4.0),
+    "starcoder2": (222, 2e-2, 6.0),
+    "cohere2": (223, 2e-2, 3.0),
 }
 
 

@@ -52,6 +52,8 @@ FAMILIES = {
     "Gemma 4": "gemma4",
     "Gemma 4 with shared keys": "gemma4-shared",
     "Gemma 4, multimodal": "gemma4-vision",
+    "StarCoder2": "starcoder2",
+    "Cohere 2": "cohere2",
 }
 
 JOB = """

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 from transformers import (
-    AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma3Config, Gemma3TextConfig, Gemma4Config,
-    Gemma4TextConfig, GraniteConfig, GraniteMoeHybridConfig, LlamaConfig, Ministral3Config, MistralConfig,
-    Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config,
+    AutoModelForCausalLM, BitsAndBytesConfig, Cohere2Config, Gemma2Config, Gemma3Config, Gemma3TextConfig,
+    Gemma4Config, Gemma4TextConfig, GraniteConfig, GraniteMoeHybridConfig, LlamaConfig, Ministral3Config,
+    MistralConfig, Olmo2Config, Olmo3Config, Phi3Config, Qwen2Config, Qwen3Config, SmolLM3Config,
+    Starcoder2Config,
 )  # fmt: skip
 
 LLAMA_GQA = LlamaConfig(
@@ -223,6 +224,22 @@ GRANITE4_NOPE = GraniteMoeHybridConfig(
     position_embedding_type="nope", attention_bias=True, mamba_n_heads=4, bos_token_id=1, eos_token_id=2,
 )  # fmt: skip
 
+# The window is shorter than the rows of its case.
+STARCODER2 = Starcoder2Config(
+    vocab_size=97, hidden_size=36, intermediate_size=44, num_hidden_layers=2, num_attention_heads=3,
+    num_key_value_heads=1, max_position_embeddings=128, norm_epsilon=1e-5, sliding_window=7,
+    rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, bos_token_id=1, eos_token_id=2,
+)  # fmt: skip
+
+# The second block has neither a window nor positions.
+COHERE2 = Cohere2Config(
+    vocab_size=89, hidden_size=36, intermediate_size=40, num_hidden_layers=3, num_attention_heads=3,
+    num_key_value_heads=1, max_position_embeddings=128, layer_norm_eps=1e-5, sliding_window=6,
+    logit_scale=0.4, layer_types=["sliding_attention", "full_attention", "sliding_attention"],
+    rope_parameters={"rope_type": "default", "rope_theta": 5000.0}, pad_token_id=0, bos_token_id=1,
+    eos_token_id=2,
+)  # fmt: skip
+
 # Rows of more than 24 tokens change the base of the rotary embeddings.
 LLAMA_DYNAMIC = LlamaConfig(
     vocab_size=83, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2,
@@ -329,6 +346,8 @@ def make_all(root: Path) -> None:
     save(root / "gemma4", GEMMA4, seed=29)
     save(root / "gemma4-vision", GEMMA4_VISION, seed=30)
     save(root / "gemma4-shared", GEMMA4_SHARED, seed=35)
+    save(root / "starcoder2", STARCODER2, seed=36)
+    save(root / "cohere2", COHERE2, seed=37)
     nf4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
     save_quantized(root / "llama-nf4", LLAMA_NF4, 8, torch.bfloat16, **nf4, bnb_4bit_use_double_quant=True)
     save_quantized(root / "qwen2-nf4", QWEN2, 9, torch.float32, **nf4)
@@ -391,7 +410,7 @@ def randomize(model, seed: int) -> None:
             shape = parameter.shape
             if "vision" in name or "projector" in name:
                 parameter.copy_(normal(shape, 0.1))
-            elif "norm" in name:
+            elif "norm" in name and name.endswith(".weight"):
                 parameter.copy_(0.5 + torch.rand(shape, generator=generator))
             elif name.endswith(".bias"):
                 parameter.copy_(normal(shape, 0.4))

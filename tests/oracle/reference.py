@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
+from transformers.models.cohere2 import modeling_cohere2
 
 import quant
 from batches import IGNORE
@@ -36,6 +37,11 @@ def in_f64(model):
     for module in model.modules():
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = types.MethodType(rms_norm_f64, module)
+        elif type(module).__name__ == "Cohere2LayerNorm":
+            module.forward = types.MethodType(layer_norm_f64, module)
+        elif type(module).__name__ == "Cohere2Attention":
+            # Rotates in f32.
+            modeling_cohere2.apply_rotary_pos_emb = rotate_f64
     return model
 
 
@@ -76,6 +82,16 @@ def rms_norm_f64(self, x: torch.Tensor) -> torch.Tensor:
     if not getattr(self, "with_scale", True):
         return normed
     return normed * (1.0 + self.weight if name in ("Gemma2RMSNorm", "Gemma3RMSNorm") else self.weight)
+
+
+def layer_norm_f64(self, x: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], self.weight, None, self.variance_epsilon)
+
+
+def rotate_f64(q, k, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+    half = modeling_cohere2.rotate_half
+    return q * cos + half(q) * sin, k * cos + half(k) * sin
 
 
 def loss_sum(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

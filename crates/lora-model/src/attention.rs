@@ -4,10 +4,9 @@ use candle_core::Tensor;
 use lora_ops::add_assign;
 use lora_ops::attention::{self, AttentionShape};
 use lora_ops::lora::LoraActivations;
-use lora_ops::rms_norm::RmsNormActivations;
 use lora_spec::AttentionConfig;
 
-use crate::norm::Norm;
+use crate::norm::{Norm, NormActivations};
 use crate::pass::Pass;
 use crate::projection::{Linear, Projection};
 use crate::rotary_heads::RotaryHeads;
@@ -65,9 +64,9 @@ pub(crate) struct AttendedValues {
 /// Intermediate results of the forward pass that the backward pass reads.
 pub(crate) struct AttentionActivations {
     qkv: Parts,
-    q_norm: Option<RmsNormActivations>,
-    k_norm: Option<RmsNormActivations>,
-    v_norm: Option<RmsNormActivations>,
+    q_norm: Option<NormActivations>,
+    k_norm: Option<NormActivations>,
+    v_norm: Option<NormActivations>,
     pub(crate) attended: AttendedValues,
     o: Option<LoraActivations>,
 }

@@ -93,8 +93,7 @@ impl Base {
         );
         let norms = self.blocks.iter().flat_map(Block::norms).chain([&self.norm]);
         for norm in norms.chain(per_layer.map(|embedding| &embedding.norm)) {
-            tensors
-                .extend(norm.stored.iter().map(|weight| (format!("{}.weight", norm.name), weight.clone())));
+            tensors.extend(norm.tensors());
         }
         let scales = self.blocks.iter().filter_map(|block| block.output_scale.as_ref());
         tensors.extend(scales.map(|scale| (scale.name.clone(), scale.stored.clone())));

@@ -1,5 +1,5 @@
-//! One decoder block: `h = x + attn(x)`, then `h + mlp(h)`, with the norms and the factors of the
-//! architecture.
+//! One decoder block: `h = x + attn(x)`, then `h + mlp(h)`, or both side by side,
+//! `x + attn(x) + mlp(x)`, with the norms and the factors of the architecture.
 
 use candle_core::Tensor;
 use lora_ops::add_assign;
@@ -24,6 +24,8 @@ pub(crate) struct Block {
     pub(crate) attn: Attention,
     attn_output: ResidualOutput,
     mlp_input: ResidualInput,
+    /// Whether the input of the MLP is that of attention.
+    is_parallel: bool,
     mlp: Mlp,
     mlp_output: ResidualOutput,
     layer_input: Option<LayerInput>,
@@ -96,6 +98,7 @@ impl Block {
             attn: Attention::load(&config.attn, weights)?,
             attn_output: output(&config.attn_out_norm)?,
             mlp_input: input(&config.mlp_norm)?,
+            is_parallel: config.is_parallel,
             mlp: Mlp::load(&config.mlp, weights)?,
             mlp_output: output(&config.mlp_out_norm)?,
             layer_input: config
@@ -206,9 +209,11 @@ impl Block {
         source: AttentionSource,
     ) -> Result<(Tensor, ActivationsBeforeMlp), ModelError> {
         let (input, attn_input) = self.attn_input.forward(x)?;
+        let parallel_input = self.is_parallel.then(|| input.clone());
         let (h, attn) = self.attn.forward(input, pass, source)?;
         let (h, attn_output) = self.attn_output.forward(h)?;
         let (input, mlp_input) = self.mlp_input.add_forward(&h, x)?;
+        let input = parallel_input.unwrap_or(input);
         Ok((input, ActivationsBeforeMlp { attn_input, attn, attn_output, h, mlp_input }))
     }
 
@@ -241,16 +246,26 @@ impl Block {
         }
         let dy = &dy;
         let d_output = self.mlp_output.backward(mlp_output, dy)?;
-        let input = || self.mlp_input.recompute(mlp_input, h);
-        let d_input = self.mlp.backward(mlp, input, &d_output, pass, grads, need_dh)?;
-        let Some(d_input) = d_input else { return Ok(None) };
+        let input = || match self.is_parallel {
+            true => self.attn_input.recompute(attn_input, x),
+            false => self.mlp_input.recompute(mlp_input, h),
+        };
+        let need_d_input = if self.is_parallel { need_dx } else { need_dh };
+        let d_input = self.mlp.backward(mlp, input, &d_output, pass, grads, need_d_input)?;
         drop(d_output);
-        let dh = self.mlp_input.backward(mlp_input, h, d_input, dy)?;
+        let (dh, d_parallel) = match d_input {
+            _ if self.is_parallel => (dy.clone(), d_input),
+            Some(d_input) => (self.mlp_input.backward(mlp_input, h, d_input, dy)?, None),
+            None => return Ok(None),
+        };
         let d_output = self.attn_output.backward(attn_output, &dh)?;
         let input = || self.attn_input.recompute(attn_input, x);
         let d_input = self.attn.backward(attn, input, &d_output, pass, grads, need_dx)?;
         let Some(d_input) = d_input else { return Ok(None) };
         drop(d_output);
+        if let Some(d_parallel) = d_parallel {
+            add_assign(&d_input, &d_parallel)?;
+        }
         Ok(Some(self.attn_input.backward(attn_input, x, d_input, &dh)?))
     }
 }

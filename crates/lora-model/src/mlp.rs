@@ -1,4 +1,5 @@
-//! The MLP of a block: `down_proj(activation(gate_proj(x)) * up_proj(x))`.
+//! The MLP of a block: `down_proj(activation(gate_proj(x)) * up_proj(x))`, or without a gate,
+//! `down_proj(activation(up_proj(x)))`.
 
 use candle_core::Tensor;
 use lora_ops::glu;
@@ -11,7 +12,7 @@ use crate::split_projection::{Parts, SplitProjection};
 use crate::weight_source::WeightSource;
 use crate::{Gradients, ModelError};
 
-/// A gated MLP.
+/// An MLP.
 #[derive(Debug)]
 pub(crate) struct Mlp {
     gate_up_proj: SplitProjection,
@@ -28,8 +29,9 @@ pub(crate) struct MlpActivations {
 impl Mlp {
     pub(crate) fn load(config: &MlpConfig, weights: &impl WeightSource) -> Result<Self, ModelError> {
         let width = config.down_proj.in_features;
+        let widths = if config.is_gated { vec![width, width] } else { vec![width] };
         Ok(Self {
-            gate_up_proj: SplitProjection::load(&config.gate_up_proj, vec![width, width], weights)?,
+            gate_up_proj: SplitProjection::load(&config.gate_up_proj, widths, weights)?,
             down_proj: Linear::load(&config.down_proj, weights)?,
             activation: config.activation,
         })
@@ -65,8 +67,11 @@ impl Mlp {
 
     /// Returns the input of `down_proj`.
     fn gated(&self, gate_up: &Parts) -> Result<Tensor, ModelError> {
-        let [gate, up] = gate_and_up(gate_up)?;
-        Ok(glu::forward(gate, up, self.activation)?)
+        Ok(match gate_up.y.as_slice() {
+            [gate, up] => glu::forward(gate, up, self.activation)?,
+            [up] => glu::activation_forward(up, self.activation)?,
+            others => return Err(wrong_inputs(others)),
+        })
     }
 
     /// The backward pass: adds the gradients of the adapters to `grads` and returns the gradient of
@@ -91,17 +96,18 @@ impl Mlp {
             need_d_gated,
         )?;
         let Some(d_gated) = d_gated else { return Ok(None) };
-        let [gate, up] = gate_and_up(gate_up)?;
-        let (d_gate, d_up) = glu::backward(gate, up, &d_gated, self.activation)?;
+        let d_gate_up = match gate_up.y.as_slice() {
+            [gate, up] => {
+                glu::backward(gate, up, &d_gated, self.activation).map(|(gate, up)| vec![gate, up])?
+            }
+            [up] => vec![glu::activation_backward(up, &d_gated, self.activation)?],
+            others => return Err(wrong_inputs(others)),
+        };
         drop(d_gated);
-        self.gate_up_proj.backward(gate_up, vec![d_gate, d_up], x, pass, grads, need_dx)
+        self.gate_up_proj.backward(gate_up, d_gate_up, x, pass, grads, need_dx)
     }
 }
 
-/// Returns the gate and the values that are gated.
-fn gate_and_up(gate_up: &Parts) -> Result<[&Tensor; 2], ModelError> {
-    match gate_up.y.as_slice() {
-        [gate, up] => Ok([gate, up]),
-        others => Err(candle_core::Error::Msg(format!("a gated MLP has {} inputs", others.len())).into()),
-    }
+fn wrong_inputs(inputs: &[Tensor]) -> ModelError {
+    candle_core::Error::Msg(format!("an MLP has {} inputs", inputs.len())).into()
 }

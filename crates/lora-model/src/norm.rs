@@ -1,59 +1,107 @@
-//! RMSNorm with a frozen weight, of the residual stream, or of queries, keys and values.
+//! RMSNorm or LayerNorm with frozen parameters, of the residual stream, or of queries, keys and
+//! values.
 
 use candle_core::Tensor;
+use lora_ops::layer_norm::{self, LayerNormActivations, LayerNormParams};
 use lora_ops::rms_norm::{self, RmsNormActivations};
 use lora_ops::transfer::{from_vec, to_vec};
-use lora_spec::NormModule;
+use lora_spec::{NormKind, NormModule};
 
 use crate::ModelError;
 use crate::weight_source::WeightSource;
 
-/// An RMSNorm.
+/// A norm.
 #[derive(Debug)]
 pub(crate) struct Norm {
     /// Full name, such as `model.layers.0.input_layernorm`.
-    pub(crate) name: String,
-    /// The weight in the base's files, `[features]`, f32, if there is one.
-    pub(crate) stored: Option<Tensor>,
-    /// The factor of each feature, `[features]`, f32.
-    weight: Tensor,
+    name: String,
+    kind: NormKind,
+    weight: Factors,
+    bias: Option<Factors>,
     eps: f64,
+}
+
+/// Factors of the features, or what is added to them, `[features]`, f32.
+#[derive(Debug)]
+struct Factors {
+    /// The tensor in the base's files, if there is one.
+    stored: Option<Tensor>,
+    /// What the norm computes with.
+    values: Tensor,
+}
+
+/// Activations that the backward pass needs in addition to the input.
+pub(crate) enum NormActivations {
+    Rms(RmsNormActivations),
+    Layer(LayerNormActivations),
+}
+
+impl Factors {
+    /// Reads a tensor, and computes `scale (stored + offset)`.
+    fn load(name: &str, offset: f64, scale: f64, weights: &impl WeightSource) -> Result<Self, ModelError> {
+        let stored = weights.vector(name)?;
+        let values = if offset == 0.0 && scale == 1.0 {
+            stored.clone()
+        } else {
+            let on_cpu = to_vec::<f32>(&stored)?.into_iter();
+            let values = on_cpu.map(|w| ((f64::from(w) + offset) * scale) as f32);
+            from_vec(values.collect(), stored.shape(), stored.device())?
+        };
+        Ok(Self { stored: Some(stored), values })
+    }
+
+    fn bytes(&self) -> usize {
+        let is_copied = self.stored.as_ref().is_some_and(|stored| stored.id() != self.values.id());
+        4 * if is_copied { 2 } else { 1 } * self.values.elem_count()
+    }
 }
 
 impl Norm {
     pub(crate) fn load(module: &NormModule, weights: &impl WeightSource) -> Result<Self, ModelError> {
-        if !module.has_weight {
-            let factors = vec![module.scale as f32; module.features];
-            let weight = from_vec(factors, module.features, weights.device())?;
-            return Ok(Self { name: module.name.clone(), stored: None, weight, eps: module.eps });
-        }
-        let stored = weights.vector(&format!("{}.weight", module.name))?;
-        let weight = match module.has_own_factors() {
-            false => stored.clone(),
-            true => {
-                let on_cpu = to_vec::<f32>(&stored)?.into_iter();
-                let factors = on_cpu.map(|w| ((f64::from(w) + module.offset) * module.scale) as f32);
-                from_vec(factors.collect(), stored.shape(), stored.device())?
+        let NormModule { name, kind, features, has_weight, has_bias, eps, offset, scale } = module;
+        let weight = match has_weight {
+            true => Factors::load(&format!("{name}.weight"), *offset, *scale, weights)?,
+            false => {
+                let values = from_vec(vec![*scale as f32; *features], *features, weights.device())?;
+                Factors { stored: None, values }
             }
         };
-        Ok(Self { name: module.name.clone(), stored: Some(stored), weight, eps: module.eps })
+        let bias = has_bias.then(|| Factors::load(&format!("{name}.bias"), 0.0, *scale, weights));
+        Ok(Self { name: name.clone(), kind: *kind, weight, bias: bias.transpose()?, eps: *eps })
     }
 
-    /// Returns the size of the weights in bytes.
+    /// Returns the size of the parameters in bytes.
     pub(crate) fn bytes(&self) -> usize {
-        let is_copied = self.stored.as_ref().is_some_and(|stored| stored.id() != self.weight.id());
-        4 * if is_copied { 2 } else { 1 } * self.weight.elem_count()
+        self.weight.bytes() + self.bias.as_ref().map_or(0, Factors::bytes)
+    }
+
+    /// Iterates over the tensors in the base's files, with their names.
+    pub(crate) fn tensors(&self) -> impl Iterator<Item = (String, Tensor)> {
+        let bias = self.bias.as_ref().and_then(|bias| bias.stored.as_ref());
+        let parts = [("weight", self.weight.stored.as_ref()), ("bias", bias)];
+        parts
+            .into_iter()
+            .filter_map(|(part, tensor)| Some((format!("{}.{part}", self.name), tensor?.clone())))
     }
 
     /// Normalizes `x` `[tokens, features]`.
-    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, RmsNormActivations), ModelError> {
-        Ok(rms_norm::forward(x, &self.weight, self.eps)?)
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, NormActivations), ModelError> {
+        Ok(match self.kind {
+            NormKind::Rms => {
+                let (y, saved) = rms_norm::forward(x, &self.weight.values, self.eps)?;
+                (y, NormActivations::Rms(saved))
+            }
+            NormKind::Layer => {
+                let (y, saved) = layer_norm::forward(x, self.layer_norm())?;
+                (y, NormActivations::Layer(saved))
+            }
+        })
     }
 
     /// Views `x` `[tokens, groups * features]` as `[tokens * groups, features]`: each group of
     /// features, such as a head, is normalized on its own.
     pub(crate) fn groups(&self, x: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(x.reshape(((), self.weight.elem_count()))?)
+        Ok(x.reshape(((), self.weight.values.elem_count()))?)
     }
 
     /// Adds `residual` to `x`, both `[tokens, features]`, in place, and returns the normalized sum.
@@ -61,24 +109,44 @@ impl Norm {
         &self,
         x: &Tensor,
         residual: &Tensor,
-    ) -> Result<(Tensor, RmsNormActivations), ModelError> {
-        Ok(rms_norm::add_forward(x, residual, &self.weight, self.eps)?)
+    ) -> Result<(Tensor, NormActivations), ModelError> {
+        Ok(match self.kind {
+            NormKind::Rms => {
+                let (y, saved) = rms_norm::add_forward(x, residual, &self.weight.values, self.eps)?;
+                (y, NormActivations::Rms(saved))
+            }
+            NormKind::Layer => {
+                let (y, saved) = layer_norm::add_forward(x, residual, self.layer_norm())?;
+                (y, NormActivations::Layer(saved))
+            }
+        })
     }
 
     /// Recomputes the output of the forward pass over `x`.
-    pub(crate) fn recompute(&self, saved: &RmsNormActivations, x: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(rms_norm::recompute(saved, x, &self.weight)?)
+    pub(crate) fn recompute(&self, saved: &NormActivations, x: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(match saved {
+            NormActivations::Rms(saved) => rms_norm::recompute(saved, x, &self.weight.values)?,
+            NormActivations::Layer(saved) => layer_norm::recompute(saved, x, self.layer_norm())?,
+        })
     }
 
     /// Returns the gradient of `x` from that of the output, plus `residual`: the gradient that
     /// reaches `x` on other paths than through the norm.
     pub(crate) fn backward(
         &self,
-        saved: &RmsNormActivations,
+        saved: &NormActivations,
         x: &Tensor,
         dy: &Tensor,
         residual: Option<&Tensor>,
     ) -> Result<Tensor, ModelError> {
-        Ok(rms_norm::backward(saved, x, &self.weight, dy, residual)?)
+        Ok(match saved {
+            NormActivations::Rms(saved) => rms_norm::backward(saved, x, &self.weight.values, dy, residual)?,
+            NormActivations::Layer(saved) => layer_norm::backward(saved, x, self.layer_norm(), dy, residual)?,
+        })
+    }
+
+    fn layer_norm(&self) -> LayerNormParams<'_> {
+        let bias = self.bias.as_ref().map(|bias| &bias.values);
+        LayerNormParams { weight: &self.weight.values, bias, eps: self.eps }
     }
 }

@@ -4,11 +4,10 @@
 use candle_core::Tensor;
 use lora_ops::lora::LoraActivations;
 use lora_ops::pointwise::scaled;
-use lora_ops::rms_norm::RmsNormActivations;
 use lora_ops::{Ids, add_assign, columns, embedding};
 use lora_spec::PerLayerEmbeddingConfig;
 
-use crate::norm::Norm;
+use crate::norm::{Norm, NormActivations};
 use crate::pass::Pass;
 use crate::projection::{Linear, Projection};
 use crate::weight_source::WeightSource;
@@ -32,7 +31,7 @@ pub(crate) struct PerLayerEmbedding {
 pub(crate) struct PerLayerActivations {
     /// The output of the projection, `[tokens, layers * features]`.
     projected: Tensor,
-    norm: RmsNormActivations,
+    norm: NormActivations,
     lora: Option<LoraActivations>,
 }
 

@@ -4,11 +4,10 @@
 use candle_core::Tensor;
 use lora_ops::add_assign;
 use lora_ops::pointwise::scaled;
-use lora_ops::rms_norm::RmsNormActivations;
 use lora_spec::NormModule;
 
 use crate::ModelError;
-use crate::norm::Norm;
+use crate::norm::{Norm, NormActivations};
 use crate::weight_source::WeightSource;
 
 /// The input of attention or MLP: `in_norm(x)`.
@@ -18,7 +17,7 @@ pub(crate) struct ResidualInput {
 }
 
 /// What the backward pass of the input's norm needs in addition to `x`.
-pub(crate) struct InputActivations(Option<RmsNormActivations>);
+pub(crate) struct InputActivations(Option<NormActivations>);
 
 /// The output of attention or MLP, which is added to the residual stream: `m out_norm(y)`.
 #[derive(Debug)]
@@ -29,7 +28,7 @@ pub(crate) struct ResidualOutput {
 
 /// What the backward pass of the output's norm needs: the output before the norm.
 #[derive(Default)]
-pub(crate) struct OutputActivations(Option<(Tensor, RmsNormActivations)>);
+pub(crate) struct OutputActivations(Option<(Tensor, NormActivations)>);
 
 fn load(norm: Option<&NormModule>, weights: &impl WeightSource) -> Result<Option<Norm>, ModelError> {
     norm.map(|norm| Norm::load(norm, weights)).transpose()

@@ -2,11 +2,10 @@
 //! block has them.
 
 use candle_core::Tensor;
-use lora_ops::rms_norm::RmsNormActivations;
 use lora_spec::NormModule;
 
 use crate::ModelError;
-use crate::norm::Norm;
+use crate::norm::{Norm, NormActivations};
 use crate::pass::Pass;
 use crate::weight_source::WeightSource;
 
@@ -34,7 +33,7 @@ impl RotaryHeads {
         &self,
         projected: &Tensor,
         pass: &Pass,
-    ) -> Result<(Tensor, Option<RmsNormActivations>), ModelError> {
+    ) -> Result<(Tensor, Option<NormActivations>), ModelError> {
         let (y, saved) = match &self.norm {
             None => (projected.clone(), None),
             Some(norm) => {
@@ -49,7 +48,7 @@ impl RotaryHeads {
     /// Returns the queries or keys of the forward pass, with the same bits.
     pub(crate) fn recompute(
         &self,
-        saved: &Option<RmsNormActivations>,
+        saved: &Option<NormActivations>,
         projected: &Tensor,
         pass: &Pass,
     ) -> Result<Tensor, ModelError> {
@@ -63,7 +62,7 @@ impl RotaryHeads {
     /// overwritten.
     pub(crate) fn backward(
         &self,
-        saved: &Option<RmsNormActivations>,
+        saved: &Option<NormActivations>,
         projected: &Tensor,
         dy: Tensor,
         pass: &Pass,

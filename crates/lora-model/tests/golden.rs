@@ -145,6 +145,9 @@ const CASES: &[&str] = &[
     "gemma4-shared",
     "gemma4-shared-blocks",
     "gemma4-shared-embedding",
+    "starcoder2",
+    "cohere2",
+    "cohere2-attention",
 ];
 
 #[test]

@@ -26,6 +26,8 @@ fn planned_base_bytes_match_the_loaded_base() {
         "granite4",
         "gemma4",
         "gemma4-shared",
+        "starcoder2",
+        "cohere2",
     ];
     let quantizations = [
         Quantization::None,

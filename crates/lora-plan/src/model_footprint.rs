@@ -4,7 +4,7 @@
 use lora_spec::{
     ActivationCheckpointing, AdapterSpec, AttentionConfig, BaseDtype, BaseFormat, BlockConfig,
     CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS, DeviceKind, GPU_LOGITS_PER_CHUNK, GPU_WORKSPACE_BYTES,
-    InitLoraWeights, LinearModule, MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, Quantization,
+    InitLoraWeights, LinearModule, MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, NormKind, Quantization,
     SafetensorsIndex, StoredWeight, chunk_rows, gpu_panel_rows,
 };
 
@@ -49,7 +49,9 @@ impl ModelFootprint<'_> {
         let embedding = self.model.per_layer_embedding();
         let embedding_norm = embedding.as_ref().map(|embedding| &embedding.norm);
         let norms = blocks.iter().flat_map(BlockConfig::norms).chain([&final_norm]).chain(embedding_norm);
-        let factors = norms.filter(|norm| norm.has_own_factors()).map(|norm| 4 * norm.features as u64);
+        let factors = norms
+            .filter(|norm| norm.has_own_factors())
+            .map(|norm| 4 * (norm.features * if norm.has_bias { 2 } else { 1 }) as u64);
         weights + others.sum::<u64>() + factors.sum::<u64>()
     }
 
@@ -253,6 +255,9 @@ impl ModelFootprint<'_> {
         let out_norms = [&block.attn_out_norm, &block.mlp_out_norm].into_iter().flatten().count() as u64
             + u64::from(layer_input.is_some());
         let in_norms = [&block.attn_norm, &block.mlp_norm].into_iter().flatten().count() as u64;
+        // LayerNorm also saves the mean.
+        let is_layer_norm = block.norms().any(|norm| norm.kind == NormKind::Layer);
+        let of_norm = if is_layer_norm { 8 } else { 4 };
         // The residual between attention and MLP, queries, keys and values, gate and up, the
         // adapters' inner activations, attention's output, and the square roots of the norms.
         let keys_values = match (attn.kv_source, attn.values_are_keys) {
@@ -263,11 +268,12 @@ impl ModelFootprint<'_> {
         // The residual stream and the gate before the block's embedding.
         let of_input = layer_input.map_or(0, |input| hidden + input.gate.out_features as u64);
         let inner = adapted * adapter.r as u64;
-        let saved = of(hidden + q + keys_values + 2 * mlp_width + of_input + inner)
+        let mlp_inputs = if mlp.is_gated { 2 * mlp_width } else { mlp_width };
+        let saved = of(hidden + q + keys_values + mlp_inputs + of_input + inner)
             + attended
             + roots
             + of(out_norms * hidden)
-            + 4 * tokens * (in_norms + out_norms);
+            + of_norm * tokens * (in_norms + out_norms);
         // Later blocks read keys and values, and add to their gradients.
         let shared = if attn.is_kv_source { of(4 * kv) } else { 0 };
         let kept = of(hidden)
@@ -277,16 +283,17 @@ impl ModelFootprint<'_> {
                 ActivationCheckpointing::BlockSaveAttention => attended,
                 ActivationCheckpointing::Block => 0,
             };
-        // The gradient of an output before its norm and its multiplier, and that of the block's
-        // output before its factor.
+        // The gradient of an output before its norm and its multiplier, that of the block's output
+        // before its factor, and that of the MLP's input beside attention.
         let is_plain = out_norms == 0 && block.residual_multiplier == 1.0;
-        let outputs = u64::from(!is_plain) + u64::from(block.output_scale.is_some());
+        let outputs =
+            u64::from(!is_plain) + u64::from(block.output_scale.is_some()) + u64::from(block.is_parallel);
         // The gradients of the outputs of one module are joined.
         let joined_qkv = if attn.qkv_proj.len() == 1 { 2 * hidden + 2 * q + 4 * kv } else { 0 };
-        let joined_mlp = if mlp.gate_up_proj.len() == 1 { 4 * mlp_width } else { 0 };
+        let joined_mlp = if mlp.is_gated && mlp.gate_up_proj.len() == 1 { 4 * mlp_width } else { 0 };
         // The maximum of the gradients of the MLP's inner activations, those around attention, and
         // those within attention.
-        let around = (3 * mlp_width).max(2 * mlp_width + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv);
+        let around = (mlp_inputs + mlp_width).max(mlp_inputs + 2 * hidden).max(3 * hidden + 2 * q + 2 * kv);
         let transient = of(outputs * hidden)
             + of(around.max(joined_qkv).max(joined_mlp))
                 .max(of(hidden + q) + normed + self.attention_backward_bytes(attn, tokens, width));

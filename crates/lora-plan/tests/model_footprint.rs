@@ -379,6 +379,13 @@ fn the_norms_of_an_architecture_are_counted() -> Result<(), String> {
         r#", "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 16, "global_head_dim": 32"#,
     )?;
     assert_eq!(gemma4_input - gemma4, 4 * 64 * (128 + 8 + 128 + 3 * 8 + 3 * 8) + 4 * 64);
+    // Two norms save means too, and there is one module fewer and no gate: of a wide MLP one inner
+    // activation and two gradients.
+    let starcoder2 = block_activations("Starcoder2ForCausalLM", 1024, "")?;
+    assert_eq!(starcoder2 + 4 * 64 * (8 + 1024 + 1024), llama + 2 * 4 * 64);
+    // One norm, which saves means too, and the gradient of its output from the MLP.
+    let cohere2 = block_activations("Cohere2ForCausalLM", 1024, "")?;
+    assert_eq!(cohere2, llama + 4 * 64 * 128);
     // Norms of heads, and four norms around attention and the MLP.
     let gemma3 = block_activations("Gemma3ForCausalLM", 1024, "")?;
     assert_eq!(gemma3 - llama, 4 * 64 * (4 + 2) + 64 * (4 * 2 * 128 + 2 * 4) + 4 * 64 * 128);

@@ -5,10 +5,13 @@
 //! description. A property in which architectures differ is a field here, so that no other code
 //! depends on the architecture.
 
-use crate::{ActivationFunction, LayerConfig, LayerRope, MlpModules, ModelConfig, NormPlaces, QkNorm};
+use crate::{
+    ActivationFunction, LayerConfig, LayerRope, MlpModules, ModelConfig, NormKind, NormPlaces, QkNorm,
+};
 
 /// A decoder block: `h = x + m attn_out_norm(attn(attn_norm(x)))`, then
-/// `s layer_input(h + m mlp_out_norm(mlp(mlp_norm(h))))`, without what it does not have.
+/// `s layer_input(h + m mlp_out_norm(mlp(mlp_norm(h))))`, without what it does not have. In a
+/// parallel block the input of the MLP is that of attention, `attn_norm(x)`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BlockConfig {
     /// The norm before attention.
@@ -23,6 +26,8 @@ pub struct BlockConfig {
     pub mlp: MlpConfig,
     /// The norm after the MLP.
     pub mlp_out_norm: Option<NormModule>,
+    /// Whether attention and the MLP have the same input.
+    pub is_parallel: bool,
     /// Factor `m` of what is added to the residual stream.
     pub residual_multiplier: f64,
     /// What adds the block's own embedding of the tokens.
@@ -69,12 +74,15 @@ pub struct AttentionConfig {
     pub sliding_window: Option<usize>,
 }
 
-/// A gated MLP (arXiv 2002.05202): `down_proj(activation(gate_proj(x)) * up_proj(x))`.
+/// A gated MLP (arXiv 2002.05202): `down_proj(activation(gate_proj(x)) * up_proj(x))`; or without a
+/// gate, `down_proj(activation(up_proj(x)))`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlpConfig {
     /// The gate and the values that are gated, each `[intermediate, hidden]`: a module for each, or
-    /// one for both.
+    /// one for both. Without a gate, the module before the activation.
     pub gate_up_proj: Vec<LinearModule>,
+    /// Whether there is a gate.
+    pub is_gated: bool,
     /// Output: `[hidden, intermediate]`.
     pub down_proj: LinearModule,
     /// Activation of the gate.
@@ -128,16 +136,20 @@ pub struct LinearModule {
     pub bias: bool,
 }
 
-/// An RMSNorm: `scale (w + offset) x / sqrt(mean(x^2) + eps)`, or `scale x / sqrt(mean(x^2) + eps)`
-/// without a weight.
+/// A norm: `scale ((w + offset) x / sqrt(mean(x^2) + eps) + b)`, without the weight or the bias if
+/// there is none. A LayerNorm subtracts the mean from `x` before.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NormModule {
     /// Full name, such as `model.layers.0.input_layernorm`.
     pub name: String,
+    /// RMSNorm or LayerNorm.
+    pub kind: NormKind,
     /// Number of features that are normalized together, which is the length of the weight.
     pub features: usize,
     /// Whether there is a weight `w`.
     pub has_weight: bool,
+    /// Whether there is a bias `b`.
+    pub has_bias: bool,
     /// Epsilon.
     pub eps: f64,
     /// Number that is added to the weight.
@@ -165,9 +177,11 @@ impl BlockConfig {
         };
         let norm = |name: &str, features| NormModule {
             name: format!("model.layers.{layer}.{name}"),
+            kind: model.norm_kind,
             features,
             has_weight: true,
-            eps: model.rms_norm_eps,
+            has_bias: model.norm_bias,
+            eps: model.norm_eps,
             offset: model.norm_offset,
             scale: 1.0,
         };
@@ -193,6 +207,7 @@ impl BlockConfig {
             NormPlaces::Before => {
                 [residual_norm("input_layernorm"), None, residual_norm("post_attention_layernorm"), None]
             }
+            NormPlaces::Parallel => [residual_norm("input_layernorm"), None, None, None],
             NormPlaces::After => [
                 None,
                 residual_norm("post_attention_layernorm"),
@@ -220,8 +235,8 @@ impl BlockConfig {
             }
             modules
         };
-        let MlpModules { gate_up, down } = model.mlp_modules;
-        let gate_up_width = 2 * intermediate_size / gate_up.len();
+        let MlpModules { gate_up, is_gated, down } = model.mlp_modules;
+        let gate_up_width = if is_gated { 2 * intermediate_size / gate_up.len() } else { intermediate_size };
         let gate_up_proj =
             gate_up.iter().map(|name| linear(name, hidden, gate_up_width, model.mlp_bias)).collect();
         Self {
@@ -248,10 +263,12 @@ impl BlockConfig {
             mlp_norm,
             mlp: MlpConfig {
                 gate_up_proj,
+                is_gated,
                 down_proj: linear(down, intermediate_size, hidden, model.mlp_bias),
                 activation: model.hidden_act,
             },
             mlp_out_norm,
+            is_parallel: model.norms == NormPlaces::Parallel,
             residual_multiplier: model.residual_multiplier,
             layer_input: model.layer_input_size.map(|features| LayerInputConfig {
                 gate: linear("per_layer_input_gate", hidden, features, false),

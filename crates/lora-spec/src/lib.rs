@@ -50,7 +50,7 @@ pub use keys::known_keys;
 pub use micro_batch::MicroBatch;
 pub use model_config::{
     ActivationFunction, Architecture, LayerConfig, LayerRope, MlpModules, ModelConfig, ModelConfigError,
-    NormPlaces, PositionScaling, QkNorm, Rope, RopeScaling,
+    NormKind, NormPlaces, PositionScaling, QkNorm, Rope, RopeScaling,
 };
 pub use model_spec::{BaseDtype, BaseFormat, BaseLayout, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;

@@ -44,8 +44,12 @@ pub struct ModelConfig {
     pub mlp_modules: MlpModules,
     /// Where the norms of a block are.
     pub norms: NormPlaces,
-    /// RMSNorm's epsilon.
-    pub rms_norm_eps: f64,
+    /// The kind of the norms.
+    pub norm_kind: NormKind,
+    /// Whether norms have biases.
+    pub norm_bias: bool,
+    /// Epsilon of the norms.
+    pub norm_eps: f64,
     /// Number that is added to the weights of norms.
     pub norm_offset: f64,
     /// The norm of queries and keys.
@@ -112,8 +116,11 @@ pub struct LayerRope {
 /// The modules of a block's MLP, by their names in the block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MlpModules {
-    /// The gate and the gated values: a module for each, or one for both.
+    /// The gate and the gated values: a module for each, or one for both. Without a gate, the
+    /// module before the activation.
     pub gate_up: &'static [&'static str],
+    /// Whether there is a gate.
+    pub is_gated: bool,
     /// The output.
     pub down: &'static str,
 }
@@ -127,6 +134,17 @@ pub enum NormPlaces {
     After,
     /// Before and after attention and the MLP.
     BeforeAndAfter,
+    /// Before attention and the MLP, which have the same input and run side by side.
+    Parallel,
+}
+
+/// The kind of a norm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// RMSNorm (arXiv 1910.07467).
+    Rms,
+    /// LayerNorm (arXiv 1607.06450).
+    Layer,
 }
 
 /// The norm of queries and keys before the rotary embedding.
@@ -233,9 +251,10 @@ impl ModelConfig {
             }
         };
         check_head_dim("head_dim", head_dim)?;
-        let rms_norm_eps = fields.number("rms_norm_eps")?.unwrap_or(defaults.rms_norm_eps);
-        if !(rms_norm_eps > 0.0 && rms_norm_eps < 1.0) {
-            return Err(format!("rms_norm_eps: {rms_norm_eps} is not between 0 and 1"));
+        let (eps_field, default_eps) = defaults.norm_eps;
+        let norm_eps = fields.number(eps_field)?.unwrap_or(default_eps);
+        if !(norm_eps > 0.0 && norm_eps < 1.0) {
+            return Err(format!("{eps_field}: {norm_eps} is not between 0 and 1"));
         }
         let max_position_embeddings =
             fields.count_or("max_position_embeddings", Some(defaults.max_position_embeddings))?;
@@ -259,9 +278,15 @@ impl ModelConfig {
             layers: vec![layer; fields.count("num_hidden_layers")?],
             ropes: Vec::new(),
             fused_qkv: false,
-            mlp_modules: MlpModules { gate_up: &["mlp.gate_proj", "mlp.up_proj"], down: "mlp.down_proj" },
+            mlp_modules: MlpModules {
+                gate_up: &["mlp.gate_proj", "mlp.up_proj"],
+                is_gated: true,
+                down: "mlp.down_proj",
+            },
             norms: NormPlaces::Before,
-            rms_norm_eps,
+            norm_kind: NormKind::Rms,
+            norm_bias: false,
+            norm_eps,
             norm_offset: 0.0,
             qk_norm: QkNorm::None,
             normalizes_values: false,
@@ -301,9 +326,11 @@ impl ModelConfig {
     pub fn final_norm(&self) -> NormModule {
         NormModule {
             name: "model.norm".into(),
+            kind: self.norm_kind,
             features: self.hidden_size,
             has_weight: true,
-            eps: self.rms_norm_eps,
+            has_bias: self.norm_bias,
+            eps: self.norm_eps,
             offset: self.norm_offset,
             scale: self.logit_scale,
         }
@@ -325,11 +352,13 @@ impl ModelConfig {
             },
             norm: NormModule {
                 name: "model.per_layer_projection_norm".into(),
+                kind: NormKind::Rms,
                 features,
                 has_weight: true,
+                has_bias: false,
                 // The projection's output has the factor `1 / sqrt(hidden)`, which changes only
                 // epsilon.
-                eps: self.rms_norm_eps * hidden,
+                eps: self.norm_eps * hidden,
                 offset: 0.0,
                 scale: FRAC_1_SQRT_2,
             },
@@ -381,15 +410,21 @@ impl ModelConfig {
                 tensors.push((format!("{}.bias", module.name), vec![module.out_features]));
             }
         }
-        let norm = |module: &NormModule| (format!("{}.weight", module.name), vec![module.features]);
+        let norm = |module: &NormModule| {
+            let tensors = [("weight", module.has_weight), ("bias", module.has_bias)].into_iter();
+            let existing = tensors.filter(|(_, exists)| *exists);
+            existing
+                .map(|(part, _)| (format!("{}.{part}", module.name), vec![module.features]))
+                .collect::<Vec<_>>()
+        };
         for block in self.blocks() {
-            tensors.extend(block.norms().filter(|module| module.has_weight).map(norm));
+            tensors.extend(block.norms().flat_map(norm));
         }
-        tensors.push(norm(&self.final_norm()));
+        tensors.extend(norm(&self.final_norm()));
         if let Some(embedding) = self.per_layer_embedding() {
             let shape = vec![embedding.vocab_size, embedding.projection.out_features];
             tensors.push((format!("{}.weight", embedding.table), shape));
-            tensors.push(norm(&embedding.norm));
+            tensors.extend(norm(&embedding.norm));
         }
         if !self.tie_word_embeddings {
             tensors.push(("lm_head.weight".to_owned(), vec![self.vocab_size, hidden]));

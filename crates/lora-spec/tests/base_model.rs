@@ -135,6 +135,14 @@ fn published_models_have_their_published_parameter_counts() {
             json!({"num_kv_shared_layers": 18}),
             7_463_013_376,
         ),
+        ("starcoder2-3b", "Starcoder2", [3072, 12_288, 30, 24, 2, 49_152], json!({}), 3_030_371_328),
+        (
+            "c4ai-command-r7b",
+            "Cohere2",
+            [4096, 14_336, 32, 32, 8, 256_000],
+            json!({"sliding_window_pattern": 4}),
+            8_028_033_024,
+        ),
         ("Phi-4", "Phi3", [5120, 17_920, 40, 40, 10, 100_352], json!({}), 14_659_507_200),
         ("Phi-4-mini", "Phi3", [3072, 8192, 32, 24, 8, 200_064], tied(), 3_836_021_760),
         (
@@ -280,6 +288,8 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
         ("Gemma4", 4, 1e-6, 1_000_000.0, true),
         ("Phi3", 32, 1e-5, 10_000.0, false),
         ("Ministral3", 8, 1e-5, 1_000_000.0, false),
+        ("Starcoder2", 2, 1e-5, 10_000.0, true),
+        ("Cohere2", 32, 1e-5, 10_000.0, true),
     ] {
         let minimal = |heads: Value| {
             let mut config = config();
@@ -307,7 +317,7 @@ fn missing_fields_have_the_defaults_of_the_architecture() {
         let rope = model.layers.last().unwrap().rope.or(model.layers[0].rope).unwrap();
         let rope = &model.ropes[rope.keys];
         assert_eq!(
-            (model.layers[0].num_key_value_heads, model.rms_norm_eps, rope.theta, model.tie_word_embeddings),
+            (model.layers[0].num_key_value_heads, model.norm_eps, rope.theta, model.tie_word_embeddings),
             (kv_heads, eps, theta, tied),
             "{architecture}"
         );
@@ -397,6 +407,18 @@ fn unsupported_settings_are_named_in_the_error() {
             "no_rope_layers: 2 is neither 0 nor 1",
         ),
         (json!({"architectures": ["GraniteForCausalLM"], "logits_scaling": 0.0}), "logits_scaling: 0"),
+        (
+            json!({"architectures": ["Starcoder2ForCausalLM"], "residual_dropout": 0.1}),
+            "residual_dropout: must be 0; dropout of the base is not supported",
+        ),
+        (json!({"architectures": ["Starcoder2ForCausalLM"], "norm_epsilon": 2}), "norm_epsilon: 2 is not"),
+        (json!({"architectures": ["Cohere2ForCausalLM"], "layer_norm_eps": 0}), "layer_norm_eps: 0 is not"),
+        (json!({"architectures": ["Cohere2ForCausalLM"], "logit_scale": -1.0}), "logit_scale: -1"),
+        (
+            json!({"architectures": ["Cohere2ForCausalLM"], "sliding_window": null,
+                "layer_types": ["full_attention", "sliding_attention"]}),
+            "layer_types: \"sliding_attention\" needs a sliding_window",
+        ),
         (
             json!({"architectures": ["GraniteMoeHybridForCausalLM"]}),
             "num_local_experts: 8 experts are not supported; supported: Granite 4 without experts (0)",

@@ -149,6 +149,8 @@ fn ten_steps_match_transformers_and_peft() {
         "granite4",
         "gemma4",
         "gemma4-shared",
+        "starcoder2",
+        "cohere2",
     ] {
         curve(name, BaseLayout::default(), stored(name));
     }

@@ -5,7 +5,9 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::gemma4;
 use super::rope::RopeParameters;
-use super::{ActivationFunction, LayerConfig, LayerRope, MlpModules, ModelConfig, NormPlaces, QkNorm, Rope};
+use super::{
+    ActivationFunction, LayerConfig, LayerRope, MlpModules, ModelConfig, NormKind, NormPlaces, QkNorm, Rope,
+};
 
 /// Supported architectures, by their class in Transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +40,14 @@ pub enum Architecture {
     Phi3,
     /// `Ministral3ForCausalLM`: Ministral 3 without its vision tower.
     Ministral3,
+    /// `Starcoder2ForCausalLM`.
+    Starcoder2,
+    /// `Cohere2ForCausalLM`: Command R7B, Command A.
+    Cohere2,
 }
 
 /// The supported architectures, with the names in `architectures` and in `model_type`.
-const ARCHITECTURES: [(&str, &str, Architecture); 14] = [
+const ARCHITECTURES: [(&str, &str, Architecture); 16] = [
     ("LlamaForCausalLM", "llama", Architecture::Llama),
     ("MistralForCausalLM", "mistral", Architecture::Mistral),
     ("Qwen2ForCausalLM", "qwen2", Architecture::Qwen2),
@@ -56,6 +62,8 @@ const ARCHITECTURES: [(&str, &str, Architecture); 14] = [
     ("Gemma4ForCausalLM", "gemma4_text", Architecture::Gemma4),
     ("Phi3ForCausalLM", "phi3", Architecture::Phi3),
     ("Ministral3ForCausalLM", "ministral3", Architecture::Ministral3),
+    ("Starcoder2ForCausalLM", "starcoder2", Architecture::Starcoder2),
+    ("Cohere2ForCausalLM", "cohere2", Architecture::Cohere2),
 ];
 
 /// The values of fields that a `config.json` need not have, where architectures differ.
@@ -70,7 +78,8 @@ pub(super) struct Defaults {
     /// The field of the activation.
     pub(super) hidden_act: &'static str,
     pub(super) activation: ActivationFunction,
-    pub(super) rms_norm_eps: f64,
+    /// The field of the norms' epsilon, and its default.
+    pub(super) norm_eps: (&'static str, f64),
     pub(super) rope_theta: f64,
     /// For architectures whose blocks with a window have another rotary embedding: the field of its
     /// base in Transformers 4, and the base if there is no such field.
@@ -154,7 +163,7 @@ impl Architecture {
             head_dim: None,
             hidden_act: "hidden_act",
             activation: ActivationFunction::Silu,
-            rms_norm_eps: 1e-6,
+            norm_eps: ("rms_norm_eps", 1e-6),
             rope_theta: 10_000.0,
             sliding_rope_theta: None,
             tie_word_embeddings: false,
@@ -181,9 +190,9 @@ impl Architecture {
                 tie_word_embeddings: true,
                 ..llama
             },
-            Self::Olmo2 => Defaults { rms_norm_eps: 1e-5, ..llama },
+            Self::Olmo2 => Defaults { norm_eps: ("rms_norm_eps", 1e-5), ..llama },
             Self::Olmo3 => Defaults {
-                rms_norm_eps: 1e-5,
+                norm_eps: ("rms_norm_eps", 1e-5),
                 rope_theta: 500_000.0,
                 sliding_rope_theta: Some(("rope_theta", 500_000.0)),
                 ..llama
@@ -211,12 +220,32 @@ impl Architecture {
                 ..llama
             },
             Self::Gemma4 => Defaults { vocab_size: Some(262_144), ..Self::Gemma3.defaults() },
-            Self::Phi3 => Defaults { max_position_embeddings: 4096, rms_norm_eps: 1e-5, ..llama },
+            Self::Phi3 => {
+                Defaults { max_position_embeddings: 4096, norm_eps: ("rms_norm_eps", 1e-5), ..llama }
+            }
+            Self::Starcoder2 => Defaults {
+                vocab_size: Some(49_152),
+                max_position_embeddings: 4096,
+                num_attention_heads: Some(24),
+                num_key_value_heads: Some(2),
+                activation: ActivationFunction::GeluTanh,
+                norm_eps: ("norm_epsilon", 1e-5),
+                tie_word_embeddings: true,
+                ..llama
+            },
+            Self::Cohere2 => Defaults {
+                vocab_size: Some(256_000),
+                max_position_embeddings: 8192,
+                num_attention_heads: Some(64),
+                norm_eps: ("layer_norm_eps", 1e-5),
+                tie_word_embeddings: true,
+                ..llama
+            },
             Self::Ministral3 => Defaults {
                 max_position_embeddings: 262_144,
                 num_key_value_heads: Some(8),
                 head_dim: Some(128),
-                rms_norm_eps: 1e-5,
+                norm_eps: ("rms_norm_eps", 1e-5),
                 rope_theta: 1_000_000.0,
                 ..llama
             },
@@ -231,6 +260,11 @@ impl Architecture {
         (config.qkv_bias, config.o_bias) = match self {
             Self::Mistral | Self::Ministral3 | Self::Phi3 => (false, false),
             Self::Qwen2 => (true, false),
+            Self::Starcoder2 => {
+                let has_bias = fields.flag("use_bias")?.unwrap_or(true);
+                config.mlp_bias = has_bias;
+                (has_bias, has_bias)
+            }
             _ => (attention_bias, attention_bias),
         };
         self.adapt_blocks(config, fields)?;
@@ -260,11 +294,7 @@ impl Architecture {
             Self::Gemma3 => gemma3(config, fields),
             Self::Gemma4 => gemma4::read_blocks(config, fields),
             Self::Phi3 => {
-                for field in ["resid_pdrop", "embd_pdrop"] {
-                    if fields.number(field)?.unwrap_or(0.0) != 0.0 {
-                        return Err(format!("{field}: must be 0; dropout of the base is not supported"));
-                    }
-                }
+                check_no_dropout(fields, ["resid_pdrop", "embd_pdrop"])?;
                 config.fused_qkv = true;
                 config.mlp_modules = MlpModules { gate_up: &["mlp.gate_up_proj"], ..config.mlp_modules };
                 let window = fields.window(None)?;
@@ -279,12 +309,33 @@ impl Architecture {
                 config.layers.iter_mut().for_each(|layer| layer.sliding_window = window);
                 Ok(())
             }
+            Self::Starcoder2 => {
+                check_no_dropout(fields, ["residual_dropout", "embedding_dropout"])?;
+                config.norm_kind = NormKind::Layer;
+                config.norm_bias = true;
+                config.mlp_modules =
+                    MlpModules { gate_up: &["mlp.c_fc"], is_gated: false, down: "mlp.c_proj" };
+                let window = fields.window(None)?;
+                config.layers.iter_mut().for_each(|layer| layer.sliding_window = window);
+                Ok(())
+            }
+            Self::Cohere2 => {
+                config.norm_kind = NormKind::Layer;
+                config.norms = NormPlaces::Parallel;
+                config.logit_scale = fields.positive("logit_scale", 0.0625)?;
+                let window = fields.window(Some(4096))?;
+                let pattern = fields.optional_count("sliding_window_pattern")?.unwrap_or(4);
+                windows_by_type(config, fields, window, |layer| (layer + 1) % pattern != 0)
+            }
             Self::Granite => granite(config, fields),
             Self::GraniteHybrid => {
                 granite(config, fields)?;
                 check_granite_is_dense(config, fields)?;
-                config.mlp_modules =
-                    MlpModules { gate_up: &["shared_mlp.input_linear"], down: "shared_mlp.output_linear" };
+                config.mlp_modules = MlpModules {
+                    gate_up: &["shared_mlp.input_linear"],
+                    down: "shared_mlp.output_linear",
+                    ..config.mlp_modules
+                };
                 Ok(())
             }
         }
@@ -303,6 +354,7 @@ impl Architecture {
             None => {
                 let parameters = RopeParameters::of_model(fields.0, config, config.layers[0].head_dim);
                 let rope = parameters.read(defaults.rope_theta)?;
+                let rope = Rope { is_interleaved: self == Self::Cohere2, ..rope };
                 let scaling = match self {
                     Self::Ministral3 => parameters.position_scaling(&rope)?,
                     _ => None,
@@ -324,6 +376,7 @@ impl Architecture {
         };
         let has_rope = match self {
             Self::SmolLm3 => smollm3_has_rope(config, fields)?,
+            Self::Cohere2 => config.layers.iter().map(|layer| layer.sliding_window.is_some()).collect(),
             _ => vec![true; config.layers.len()],
         };
         for (layer, has_rope) in config.layers.iter_mut().zip(has_rope) {
@@ -332,6 +385,16 @@ impl Architecture {
         }
         Ok(())
     }
+}
+
+/// Refuses dropout of the base.
+fn check_no_dropout(fields: Fields, names: [&str; 2]) -> Result<(), String> {
+    for name in names {
+        if fields.number(name)?.unwrap_or(0.0) != 0.0 {
+            return Err(format!("{name}: must be 0; dropout of the base is not supported"));
+        }
+    }
+    Ok(())
 }
 
 /// Reads the sliding windows of Qwen. Transformers 5 lists the blocks in `layer_types`. In earlier
