@@ -11,7 +11,7 @@ use candle_core::quantized::gguf_file::{Value, write};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Tensor};
 use lora_ops::transfer::to_vec;
-use lora_spec::{Architecture, FieldError, ModelConfig};
+use lora_spec::{Architecture, FieldError, LinearModule, ModelConfig};
 
 use crate::adapter::AdaptedModule;
 use crate::{Adapter, ModelError};
@@ -31,13 +31,16 @@ impl GgufArchitecture {
             Architecture::Llama | Architecture::Mistral => ("llama", true),
             Architecture::Ministral3 => ("mistral3", true),
             Architecture::SmolLm3 => ("smollm3", true),
-            Architecture::Granite => ("granite", true),
+            Architecture::Granite | Architecture::GraniteHybrid => ("granite", true),
             Architecture::Qwen2 => ("qwen2", false),
             Architecture::Qwen3 => ("qwen3", false),
             Architecture::Olmo2 | Architecture::Olmo3 => ("olmo2", false),
             Architecture::Gemma2 => ("gemma2", false),
             Architecture::Gemma3 => ("gemma3", false),
+            Architecture::Gemma4 => ("gemma4", false),
             Architecture::Phi3 => ("phi3", false),
+            Architecture::Starcoder2 => ("starcoder2", false),
+            Architecture::Cohere2 => ("cohere2", false),
         };
         Self { name, interleaved }
     }
@@ -47,8 +50,8 @@ impl GgufArchitecture {
 /// scale is written as `adapter.lora.alpha`, which llama.cpp divides by the rank.
 ///
 /// # Errors
-/// The adapter's scale is 0, which llama.cpp would read as 1, or it has an initial term, which only
-/// an adapter in training has.
+/// The adapter's scale is 0, which llama.cpp would read as 1; it adapts a module that llama.cpp does
+/// not adapt; or it has an initial term, which only an adapter in training has.
 pub fn gguf_adapter(adapter: &Adapter, model: &ModelConfig) -> Result<Vec<u8>, ModelError> {
     let GgufArchitecture { name, interleaved } = GgufArchitecture::of(model.architecture);
     if adapter.scaling() == 0.0 {
@@ -64,14 +67,18 @@ pub fn gguf_adapter(adapter: &Adapter, model: &ModelConfig) -> Result<Vec<u8>, M
     };
     let mut tensors = Vec::new();
     for AdaptedModule { module, r, a, b, .. } in &adapter.layout().modules {
-        let (projection, heads) = gguf_projection(&module.name, model);
+        let (projections, heads) = gguf_projections(module, model)?;
         let mut rows = params[b.clone()].to_vec();
         if let Some(heads) = heads.filter(|_| interleaved) {
             rows = interleave(&rows, *r, heads);
         }
-        let name = |matrix| format!("blk.{}.{projection}.weight.lora_{matrix}", module.layer);
-        tensors.push((name("a"), matrix(*r, module.in_features, params[a.clone()].to_vec())?));
-        tensors.push((name("b"), matrix(module.out_features, *r, rows)?));
+        // The parts of a module that llama.cpp has as several ones share its `A`.
+        let part = module.out_features / projections.len();
+        for (projection, rows) in projections.iter().zip(rows.chunks(part * r)) {
+            let name = |matrix| format!("blk.{}.{projection}.weight.lora_{matrix}", module.layer);
+            tensors.push((name("a"), matrix(*r, module.in_features, params[a.clone()].to_vec())?));
+            tensors.push((name("b"), matrix(part, *r, rows.to_vec())?));
+        }
     }
     let r = adapter.layout().modules.first().map_or(0, |adapted| adapted.r);
     let text = |value: &str| Value::String(value.to_owned());
@@ -89,19 +96,30 @@ pub fn gguf_adapter(adapter: &Adapter, model: &ModelConfig) -> Result<Vec<u8>, M
     Ok(file.into_inner())
 }
 
-/// Returns llama.cpp's name of a projection, and the number of heads of a query or key projection.
-fn gguf_projection(module: &str, model: &ModelConfig) -> (&'static str, Option<usize>) {
-    match module.rsplit('.').next().unwrap_or_default() {
-        "q_proj" => ("attn_q", Some(model.num_attention_heads)),
-        "k_proj" => ("attn_k", Some(model.num_key_value_heads)),
-        "v_proj" => ("attn_v", None),
-        "qkv_proj" => ("attn_qkv", None),
-        "o_proj" => ("attn_output", None),
-        "gate_proj" => ("ffn_gate", None),
-        // Gate and gated values in one matrix have the name of the values.
-        "up_proj" | "gate_up_proj" => ("ffn_up", None),
-        _ => ("ffn_down", None),
-    }
+/// Returns llama.cpp's names of a module's parts, in the order of its rows, and the number of heads
+/// of a query or key projection.
+fn gguf_projections(
+    module: &LinearModule,
+    model: &ModelConfig,
+) -> Result<(&'static [&'static str], Option<usize>), ModelError> {
+    Ok(match module.name.rsplit('.').next().unwrap_or_default() {
+        "q_proj" => (&["attn_q"], Some(model.num_attention_heads)),
+        "k_proj" => (&["attn_k"], Some(model.layers[module.layer].num_key_value_heads)),
+        "v_proj" => (&["attn_v"], None),
+        "qkv_proj" => (&["attn_qkv"], None),
+        "o_proj" => (&["attn_output"], None),
+        "gate_proj" => (&["ffn_gate"], None),
+        // Phi-3's gate and gated values are one matrix with the name of the values.
+        "up_proj" | "gate_up_proj" | "c_fc" => (&["ffn_up"], None),
+        "input_linear" => (&["ffn_gate", "ffn_up"], None),
+        "down_proj" | "output_linear" | "c_proj" => (&["ffn_down"], None),
+        "per_layer_input_gate" => (&["inp_gate"], None),
+        "per_layer_projection" => (&["proj"], None),
+        _ => {
+            let message = format!("has {}, which llama.cpp does not adapt", module.name);
+            return Err(FieldError::new("target_modules", message).into());
+        }
+    })
 }
 
 /// Interleaves the two halves of each head in the rows of `matrix`, `[heads * head_dim, cols]`: row
@@ -143,7 +161,13 @@ mod tests {
 
     #[test]
     fn a_file_has_every_matrix_and_the_scale() {
-        for (golden, architecture) in [("llama-bf16", "llama"), ("phi3", "phi3"), ("qwen3", "qwen3")] {
+        for (golden, architecture) in [
+            ("llama-bf16", "llama"),
+            ("phi3", "phi3"),
+            ("qwen3", "qwen3"),
+            ("starcoder2", "starcoder2"),
+            ("gemma4", "gemma4"),
+        ] {
             let (base, adapter) = adapter_of(golden);
             let (content, mut file) = read(gguf_adapter(&adapter, &base.config).unwrap());
             assert_eq!(content.metadata["general.architecture"].to_string().unwrap(), architecture);
@@ -159,6 +183,33 @@ mod tests {
             }
             assert_eq!(elements, adapter.layout().len, "{golden}");
         }
+    }
+
+    #[test]
+    fn a_module_that_llama_cpp_has_in_parts_is_split() {
+        let (base, adapter) = adapter_of("granite4");
+        let (content, mut file) = read(gguf_adapter(&adapter, &base.config).unwrap());
+        let mut values = |name: &str| -> Vec<f32> {
+            let tensor = content.tensor(&mut file, name, &Device::Cpu).unwrap();
+            tensor.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+        };
+        let fused =
+            adapter.layout().modules.iter().find(|it| it.module.name.ends_with("0.shared_mlp.input_linear"));
+        let AdaptedModule { a, b, .. } = fused.unwrap();
+        let [gate, up] = ["ffn_gate", "ffn_up"].map(|name| {
+            let a_of_part = values(&format!("blk.0.{name}.weight.lora_a"));
+            assert_eq!(a_of_part, a.clone().map(|i| i as f32).collect::<Vec<_>>());
+            values(&format!("blk.0.{name}.weight.lora_b"))
+        });
+        assert_eq!(gate.len(), up.len());
+        assert_eq!([gate, up].concat(), b.clone().map(|i| i as f32).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_module_without_an_effect_in_llama_cpp_is_refused() {
+        let (base, adapter) = adapter_of("gemma4-shared");
+        let error = gguf_adapter(&adapter, &base.config).unwrap_err().to_string();
+        assert!(error.ends_with("per_layer_model_projection, which llama.cpp does not adapt"), "{error}");
     }
 
     #[test]
@@ -183,7 +234,7 @@ mod tests {
                 .collect()
         };
         assert_eq!(rows("blk.1.attn_v.weight.lora_b"), stored("v_proj"));
-        let half = base.config.head_dim / 2;
+        let half = base.config.layers[1].head_dim / 2;
         for (gguf, projection) in [("attn_q", "q_proj"), ("attn_k", "k_proj")] {
             let (found, expected) = (rows(&format!("blk.1.{gguf}.weight.lora_b")), stored(projection));
             assert_eq!(found.len(), expected.len());
