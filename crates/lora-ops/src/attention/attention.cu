@@ -443,37 +443,38 @@ __device__ __forceinline__ void backward_queries(const T* q, const T* k, const T
 }  // namespace
 
 // A kernel's DIM is at least the number of features of a head. Tiles have 16 R queries or keys, as
-// many as fit into the 99 KiB of shared memory of the smallest GPU.
-#define ATTENTION(T, dtype, DIM, R_FORWARD, R_BACKWARD)                                          \
-    KERNEL_RESIDENT(THREADS, 2, attention_forward_##DIM##_##dtype, const T* q, const T* k,       \
-                    const T* v, const unsigned* first, T* output, float* lse, unsigned seq,      \
-                    unsigned kv_seq, unsigned heads, unsigned kv_heads, unsigned head_dim,       \
-                    float scale, float softcap) {                                                \
-        forward<T, DIM, R_FORWARD>(q, k, v, first, output, lse, seq, kv_seq, heads, kv_heads,    \
-                                   head_dim, scale, softcap);                                    \
-    }                                                                                            \
-    KERNEL_RESIDENT(THREADS, 2, attention_backward_keys_##DIM##_##dtype, const T* q, const T* k, \
-                    const T* v, const T* d_output, const unsigned* first, const float4* rows,    \
-                    T* dk, T* dv, unsigned seq, unsigned heads, unsigned kv_heads,               \
-                    unsigned head_dim, float scale, float softcap) {                             \
-        backward_keys<T, DIM, R_BACKWARD>(q, k, v, d_output, first, rows, dk, dv, seq, heads,    \
-                                          kv_heads, head_dim, scale, softcap);                   \
-    }                                                                                            \
-    KERNEL_RESIDENT(THREADS, 2, attention_backward_queries_##DIM##_##dtype, const T* q,          \
-                    const T* k, const T* v, const T* d_output, const unsigned* first,            \
-                    const float4* rows, T* dq, unsigned seq, unsigned heads, unsigned kv_heads,  \
-                    unsigned head_dim, float scale, float softcap) {                             \
-        backward_queries<T, DIM, R_BACKWARD>(q, k, v, d_output, first, rows, dq, seq, heads,     \
-                                             kv_heads, head_dim, scale, softcap);                \
+// many as fit into the 99 KiB of shared memory of the smallest GPU. BLOCKS: how many blocks of the
+// kernel for the keys fit on a multiprocessor without spilled registers.
+#define ATTENTION(T, dtype, DIM, R_FORWARD, R_BACKWARD, BLOCKS)                                       \
+    KERNEL_RESIDENT(THREADS, 2, attention_forward_##DIM##_##dtype, const T* q, const T* k,            \
+                    const T* v, const unsigned* first, T* output, float* lse, unsigned seq,           \
+                    unsigned kv_seq, unsigned heads, unsigned kv_heads, unsigned head_dim,            \
+                    float scale, float softcap) {                                                     \
+        forward<T, DIM, R_FORWARD>(q, k, v, first, output, lse, seq, kv_seq, heads, kv_heads,         \
+                                   head_dim, scale, softcap);                                         \
+    }                                                                                                 \
+    KERNEL_RESIDENT(THREADS, BLOCKS, attention_backward_keys_##DIM##_##dtype, const T* q, const T* k, \
+                    const T* v, const T* d_output, const unsigned* first, const float4* rows,         \
+                    T* dk, T* dv, unsigned seq, unsigned heads, unsigned kv_heads,                    \
+                    unsigned head_dim, float scale, float softcap) {                                  \
+        backward_keys<T, DIM, R_BACKWARD>(q, k, v, d_output, first, rows, dk, dv, seq, heads,         \
+                                          kv_heads, head_dim, scale, softcap);                        \
+    }                                                                                                 \
+    KERNEL_RESIDENT(THREADS, 2, attention_backward_queries_##DIM##_##dtype, const T* q,               \
+                    const T* k, const T* v, const T* d_output, const unsigned* first,                 \
+                    const float4* rows, T* dq, unsigned seq, unsigned heads, unsigned kv_heads,       \
+                    unsigned head_dim, float scale, float softcap) {                                  \
+        backward_queries<T, DIM, R_BACKWARD>(q, k, v, d_output, first, rows, dq, seq, heads,          \
+                                             kv_heads, head_dim, scale, softcap);                     \
     }
-ATTENTION(float, f32, 64, 4, 4)
-ATTENTION(float, f32, 128, 4, 2)
-ATTENTION(float, f32, 256, 2, 1)
-ATTENTION(float, f32, 512, 1, 1)
-ATTENTION(bf16, bf16, 64, 4, 4)
-ATTENTION(bf16, bf16, 128, 4, 2)
-ATTENTION(bf16, bf16, 256, 2, 1)
-ATTENTION(bf16, bf16, 512, 1, 1)
+ATTENTION(float, f32, 64, 4, 4, 2)
+ATTENTION(float, f32, 128, 4, 2, 2)
+ATTENTION(float, f32, 256, 2, 1, 2)
+ATTENTION(float, f32, 512, 1, 1, 1)
+ATTENTION(bf16, bf16, 64, 4, 4, 2)
+ATTENTION(bf16, bf16, 128, 4, 2, 2)
+ATTENTION(bf16, bf16, 256, 2, 1, 2)
+ATTENTION(bf16, bf16, 512, 1, 1, 1)
 
 #define ATTENTION_ROWS(T, dtype)                                                                  \
     KERNEL(THREADS, attention_rows_##dtype, const T* output, const T* d_output, const float* lse, \
