@@ -18,6 +18,8 @@ pub struct HubState {
     pub repositories: BTreeMap<String, bool>,
     /// The large files, by SHA-256.
     pub objects: BTreeMap<String, Vec<u8>>,
+    /// Number of requests that fail before others are answered.
+    pub fails: usize,
     /// Number of large files that were sent.
     pub uploads: usize,
     /// The lines of the commits: repository and revision, and the objects of the body.
@@ -48,6 +50,11 @@ impl FakeHub {
         };
         runtime.spawn(async move { axum::serve(listener, Router::new().fallback(answer)).await });
         Self { url, state, _runtime: runtime }
+    }
+
+    /// Lets the next requests with the token fail.
+    pub fn fail(&self, requests: usize) {
+        self.state.lock().unwrap().fails = requests;
     }
 
     /// What the hub has received so far.
@@ -81,9 +88,13 @@ fn answer(
     if authorization != Some(&format!("Bearer {token}")) {
         return refused(StatusCode::UNAUTHORIZED, "Invalid user token.");
     }
+    if state.fails > 0 {
+        state.fails -= 1;
+        return refused(StatusCode::SERVICE_UNAVAILABLE, "busy");
+    }
     let lines: Vec<Value> =
         std::str::from_utf8(body).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
-    let json = &lines[0];
+    let json = lines.first().unwrap_or(&Value::Null);
     if path == "api/repos/create" {
         let text = |key: &str| json[key].as_str().unwrap().to_owned();
         assert_eq!(text("type"), "model");
@@ -91,11 +102,14 @@ fn answer(
         if state.repositories.contains_key(&name) {
             return refused(StatusCode::CONFLICT, "You already created this model repo");
         }
-        state.repositories.insert(name, json["private"].as_bool().unwrap());
-        return (StatusCode::OK, "{}".to_owned());
+        state.repositories.insert(name.clone(), json["private"].as_bool().unwrap());
+        return (StatusCode::OK, json!({ "url": format!("{root}/{name}") }).to_string());
     }
-    if let Some((_, revision)) = path.split_once("/preupload/") {
-        assert_eq!(revision, "main");
+    if let Some(name) = path.strip_prefix("api/models/").filter(|name| state.repositories.contains_key(*name))
+    {
+        return (StatusCode::OK, json!({ "id": name }).to_string());
+    }
+    if path.contains("/preupload/") {
         let mode = |file: &Value| {
             let path = file["path"].as_str().unwrap();
             let mode = if path.ends_with(".safetensors") { "lfs" } else { "regular" };

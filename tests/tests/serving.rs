@@ -84,13 +84,19 @@ fn push_commits_the_adapter_with_a_model_card() {
     let here = fixture.path("").to_string_lossy().into_owned();
     assert!(!card.contains(&here) && !text("adapter_config.json").contains(&here));
 
-    // Another push sends no large file again, and takes the user's model card.
-    fs::write(out.join("README.md"), "mine").unwrap();
-    let again: Value = serde_json::from_str(&push(&hub, &out, &base).expect_code(0).stdout).unwrap();
+    // Another push sends no large file again, and takes the user's model card, with the base's
+    // name. A request that fails is sent again.
+    let named =
+        json(&out.join("adapter_config.json"))["base_model_name_or_path"].as_str().unwrap().to_owned();
+    fs::write(out.join("README.md"), format!("mine, of {named}")).unwrap();
+    hub.fail(1);
+    let arguments = ["--base-model", "org/base", "--revision", "feat/a"];
+    let again: Value = serde_json::from_str(&push(&hub, &out, &arguments).expect_code(0).stdout).unwrap();
     assert_eq!((&again["created"], hub.state().uploads), (&json!(false), 1));
-    let (_, lines) = &hub.state().commits[1];
+    let (target, lines) = &hub.state().commits[1];
+    assert_eq!(target, "org/dates-lora/commit/feat%2Fa");
     let card = lines.iter().find(|line| line["value"]["path"] == json!("README.md")).unwrap();
-    assert_eq!(decode(card["value"]["content"].as_str().unwrap()), "mine");
+    assert_eq!(decode(card["value"]["content"].as_str().unwrap()), "mine, of org/base");
 }
 
 #[test]

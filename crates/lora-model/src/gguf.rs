@@ -50,12 +50,14 @@ impl GgufArchitecture {
 /// scale is written as `adapter.lora.alpha`, which llama.cpp divides by the rank.
 ///
 /// # Errors
-/// The adapter's scale is 0, which llama.cpp would read as 1; it adapts a module that llama.cpp does
+/// The adapter's scale is 0, which llama.cpp would read as 1; it is on a module that llama.cpp does
 /// not adapt; or it has an initial term, which only an adapter in training has.
 pub fn gguf_adapter(adapter: &Adapter, model: &ModelConfig) -> Result<Vec<u8>, ModelError> {
     let GgufArchitecture { name, interleaved } = GgufArchitecture::of(model.architecture);
-    if adapter.scaling() == 0.0 {
-        return Err(FieldError::new("lora_alpha", "is 0; it must be above 0".into()).into());
+    let r = adapter.layout().modules.first().map_or(0, |adapted| adapted.r);
+    let alpha = (adapter.scaling() * r as f64) as f32;
+    if alpha == 0.0 || !alpha.is_finite() {
+        return Err(FieldError::new("lora_alpha", format!("is {alpha}; it must be above 0")).into());
     }
     if adapter.initial().is_some() {
         return Err(FieldError::new("adapter", "has an initial term; export it first".into()).into());
@@ -80,13 +82,12 @@ pub fn gguf_adapter(adapter: &Adapter, model: &ModelConfig) -> Result<Vec<u8>, M
             tensors.push((name("b"), matrix(part, *r, rows.to_vec())?));
         }
     }
-    let r = adapter.layout().modules.first().map_or(0, |adapted| adapted.r);
     let text = |value: &str| Value::String(value.to_owned());
     let metadata = [
         ("general.architecture", text(name)),
         ("general.type", text("adapter")),
         ("adapter.type", text("lora")),
-        ("adapter.lora.alpha", Value::F32((adapter.scaling() * r as f64) as f32)),
+        ("adapter.lora.alpha", Value::F32(alpha)),
     ];
     let metadata: Vec<(&str, &Value)> = metadata.iter().map(|(key, value)| (*key, value)).collect();
     let tensors: Vec<(&str, &QTensor)> =
@@ -116,7 +117,11 @@ fn gguf_projections(
         "per_layer_input_gate" => (&["inp_gate"], None),
         "per_layer_projection" => (&["proj"], None),
         _ => {
-            let message = format!("has {}, which llama.cpp does not adapt", module.name);
+            let message = format!(
+                "has {}, which llama.cpp does not adapt; train without it, or serve the result of loractl \
+                 merge",
+                module.name
+            );
             return Err(FieldError::new("target_modules", message).into());
         }
     })
@@ -209,7 +214,7 @@ mod tests {
     fn a_module_without_an_effect_in_llama_cpp_is_refused() {
         let (base, adapter) = adapter_of("gemma4-shared");
         let error = gguf_adapter(&adapter, &base.config).unwrap_err().to_string();
-        assert!(error.ends_with("per_layer_model_projection, which llama.cpp does not adapt"), "{error}");
+        assert!(error.contains("per_layer_model_projection, which llama.cpp does not adapt; "), "{error}");
     }
 
     #[test]

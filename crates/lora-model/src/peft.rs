@@ -84,7 +84,15 @@ impl PeftAdapter {
             .into_iter()
             .filter(|m| self.tensors.contains_key(&peft_name(&model.module_path(m), "A")))
             .collect();
-        let layout = AdapterLayout::new(model, &modules, self.config.r);
+        // Before anything of this size is allocated.
+        let r = self.config.r;
+        let other = |(name, (shape, _)): &(&String, &(Vec<usize>, Vec<f32>))| {
+            name.ends_with("lora_A.weight") && shape.first() != Some(&r)
+        };
+        if let Some((name, (shape, _))) = self.tensors.iter().find(other) {
+            return Err(fail(format!("tensor {name} has shape {shape:?}, but r is {r}")));
+        }
+        let layout = AdapterLayout::new(model, &modules, r);
         let mut params = vec![0.0; layout.len];
         let mut used = 0;
         for (name, shape, range) in layout.tensors() {

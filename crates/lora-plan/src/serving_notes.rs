@@ -1,5 +1,5 @@
 //! Notes about what inference servers refuse or ignore in the adapter of a job: vLLM 0.33 and
-//! SGLang 0.5.23. llama.cpp refuses nothing that a job can train, but needs `loractl convert`.
+//! SGLang 0.5.23, and llama.cpp of November 2026, which needs `loractl convert`.
 
 use std::collections::BTreeSet;
 
@@ -7,6 +7,11 @@ use lora_spec::{AdapterSpec, LinearModule};
 
 /// Possible values of vLLM's `--max-lora-rank` (its `MaxLoRARanks`) from its default on.
 const VLLM_RANKS: [usize; 7] = [16, 32, 64, 128, 256, 320, 512];
+/// The projections of blocks that SGLang adapts.
+const SGLANG_MODULES: [&str; 9] =
+    ["q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "gate_proj", "up_proj", "gate_up_proj", "down_proj"];
+/// The projection of the embeddings of blocks (Gemma 4), which llama.cpp computes without adapters.
+const NOT_IN_LLAMA_CPP: &str = "per_layer_model_projection";
 
 /// Returns the notes about the result of a job with `adapter` on `modules`.
 pub(crate) fn serving_notes(adapter: &AdapterSpec, modules: &[LinearModule]) -> Vec<String> {
@@ -18,7 +23,8 @@ pub(crate) fn serving_notes(adapter: &AdapterSpec, modules: &[LinearModule]) -> 
              serves as trained has use_rslora false and lora_alpha {alpha}"
         )
     });
-    vllm_rank(exported.r).into_iter().chain(rslora).chain(sglang_modules(modules)).collect()
+    let sglang = sglang_names(modules).or_else(|| sglang_parts(modules));
+    vllm_rank(exported.r).into_iter().chain(rslora).chain(sglang).chain(llama_cpp(modules)).collect()
 }
 
 /// Returns the lowest `--max-lora-rank` with which vLLM serves an adapter of rank `r`; `None` if it
@@ -39,19 +45,47 @@ fn vllm_rank(r: usize) -> Option<String> {
     }
 }
 
-/// Returns a note if SGLang refuses or ignores adapters of some modules. It computes the queries,
-/// keys and values of a block in one product, and the two halves of the MLP in another.
-fn sglang_modules(modules: &[LinearModule]) -> Option<String> {
+/// Returns a note if llama.cpp ignores adapters of some modules.
+fn llama_cpp(modules: &[LinearModule]) -> Option<String> {
+    modules.iter().any(|module| last(module) == NOT_IN_LLAMA_CPP).then(|| {
+        format!(
+            "llama.cpp does not adapt {NOT_IN_LLAMA_CPP}: leave it out of adapter.target_modules, or serve \
+             the result of loractl merge"
+        )
+    })
+}
+
+/// Returns a note if SGLang refuses adapters of some modules by their names.
+fn sglang_names(modules: &[LinearModule]) -> Option<String> {
+    let names: BTreeSet<&str> = modules.iter().map(last).collect();
+    let refused: Vec<&str> = names.into_iter().filter(|name| !SGLANG_MODULES.contains(name)).collect();
+    (!refused.is_empty()).then(|| {
+        format!(
+            "SGLang does not load adapters of {}: leave them out of adapter.target_modules, or serve the \
+             result of loractl merge",
+            refused.join(", ")
+        )
+    })
+}
+
+/// The last part of a module's name.
+fn last(module: &LinearModule) -> &str {
+    module.name.rsplit('.').next().unwrap_or_default()
+}
+
+/// Returns a note if SGLang refuses or ignores adapters of parts of a product. It computes the
+/// queries, keys and values of a block in one product, and the two halves of the MLP in another.
+fn sglang_parts(modules: &[LinearModule]) -> Option<String> {
     let layers: BTreeSet<usize> = modules.iter().map(|module| module.layer).collect();
     layers.into_iter().find_map(|layer| {
-        let has = |name: &str| modules.iter().any(|it| it.layer == layer && it.name.ends_with(name));
-        let (q, k, v) = (has(".q_proj"), has(".k_proj"), has(".v_proj"));
+        let has = |name: &str| modules.iter().any(|it| it.layer == layer && last(it) == name);
+        let (q, k, v) = (has("q_proj"), has("k_proj"), has("v_proj"));
         let (does, which, lacks) = match (q, k, v) {
             (true, _, false) => ("does not load", "q_proj", "v_proj"),
             (false, true, true) => ("ignores", "k_proj and v_proj", "q_proj"),
             (false, true, false) => ("ignores", "k_proj", "q_proj and v_proj"),
             (false, false, true) => ("ignores", "v_proj", "q_proj"),
-            _ if has(".up_proj") && !has(".gate_proj") => ("ignores", "up_proj", "gate_proj"),
+            _ if has("up_proj") && !has("gate_proj") => ("ignores", "up_proj", "gate_proj"),
             _ => return None,
         };
         Some(format!(
@@ -96,7 +130,7 @@ mod tests {
             &["o_proj", "gate_proj"],
             &["qkv_proj", "gate_up_proj"],
         ] {
-            assert_eq!(sglang_modules(&modules(served)), None, "{served:?}");
+            assert_eq!(sglang_parts(&modules(served)), None, "{served:?}");
         }
         for (names, note) in [
             (&["q_proj", "k_proj"][..], "does not load adapters of q_proj without v_proj, as in block 3"),
@@ -104,9 +138,22 @@ mod tests {
             (&["v_proj"], "ignores adapters of v_proj without q_proj"),
             (&["q_proj", "v_proj", "up_proj"], "ignores adapters of up_proj without gate_proj"),
         ] {
-            let found = sglang_modules(&modules(names)).unwrap();
+            let found = sglang_parts(&modules(names)).unwrap();
             assert!(found.contains(note), "{found}");
         }
+    }
+
+    #[test]
+    fn modules_that_a_server_does_not_adapt_get_a_note() {
+        let adapter = AdapterSpec::default();
+        assert_eq!(serving_notes(&adapter, &modules(&SGLANG_MODULES)), Vec::<String>::new());
+        let notes = serving_notes(&adapter, &modules(&["q_proj", "c_fc", "c_proj"]));
+        assert!(notes.len() == 1 && notes[0].starts_with("SGLang does not load adapters of c_fc, c_proj: "));
+        let notes = serving_notes(&adapter, &modules(&["v_proj", "q_proj", NOT_IN_LLAMA_CPP]));
+        assert!(
+            notes.len() == 2 && notes[1].starts_with("llama.cpp does not adapt per_layer_model"),
+            "{notes:?}"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Commits to a model repository of the Hugging Face Hub, or of a server with its endpoints.
 //!
-//! The requests are those of the Python package `huggingface_hub` 1.x: `repos/create`, `preupload`
+//! The requests are those of the Python package `huggingface_hub`: `repos/create`, `preupload`
 //! (which files are large), the batch API of Git LFS with the transfer `basic`, and `commit`.
 
 mod model_card;
@@ -12,10 +12,12 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use lora_model::sha256;
 use lora_proto::file_name::is_file_name;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Client, Method, Response, StatusCode};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -29,8 +31,18 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The lowest rate at which a body may be sent, in bytes a second.
 const LOWEST_RATE: u64 = 100_000;
+/// What helps if a request is not allowed.
+const TOKEN_REMEDY: &str = "; HF_TOKEN must be a token with write access to the repository";
 /// Number of bytes of a file by which the hub decides whether it is large.
 const SAMPLE_BYTES: usize = 512;
+/// The size limit of an answer.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+/// The largest number of characters of a message of the hub that is shown.
+const MAX_MESSAGE_CHARS: usize = 500;
+/// The waits before a request is sent again that may be repeated.
+const RETRIES: [Duration; 3] = [Duration::from_secs(1), Duration::from_secs(2), Duration::from_secs(4)];
+/// The largest number of redirections.
+const MAX_REDIRECTIONS: usize = 5;
 
 /// `org/name`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +69,7 @@ impl RepositoryName {
 #[derive(Debug)]
 pub(crate) struct HubFile {
     pub(crate) name: String,
-    pub(crate) bytes: Vec<u8>,
+    pub(crate) bytes: Bytes,
 }
 
 /// A client of the hub with a token.
@@ -109,12 +121,19 @@ struct LfsActions {
 struct LfsAction {
     href: String,
     #[serde(default)]
-    header: BTreeMap<String, String>,
+    header: Option<BTreeMap<String, String>>,
 }
 
 #[derive(Deserialize)]
 struct LfsError {
     message: String,
+}
+
+/// The answer to the creation of a repository.
+#[derive(Deserialize)]
+struct Created {
+    #[serde(rename = "url")]
+    _url: String,
 }
 
 #[derive(Deserialize)]
@@ -124,10 +143,11 @@ struct Committed {
 }
 
 impl Hub {
-    /// Creates a client with the token in `HF_TOKEN`, of the hub at `HF_ENDPOINT` or the public one.
+    /// Creates a client with the token in `HF_TOKEN`, of the hub at `HF_ENDPOINT` or the public
+    /// one.
     ///
     /// # Errors
-    /// There is no token.
+    /// There is no token, or a variable is invalid.
     pub(crate) fn from_environment() -> Result<Self> {
         let variable = |name| {
             let value = std::env::var(name).unwrap_or_default();
@@ -135,19 +155,39 @@ impl Hub {
         };
         let token = variable("HF_TOKEN")
             .ok_or_else(|| anyhow!("HF_TOKEN: is not set; set it to a token with write access to the hub"))?;
-        Self::new(variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned()), &token)
+        if !token.chars().all(|c| c.is_ascii_graphic()) {
+            bail!("HF_TOKEN: has characters that no token has");
+        }
+        let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| ENDPOINT.to_owned());
+        let is_endpoint = |url: Url| {
+            ["http", "https"].contains(&url.scheme())
+                && (url.query(), url.fragment(), url.password()) == (None, None, None)
+                && url.username().is_empty()
+        };
+        if !Url::parse(&endpoint).is_ok_and(is_endpoint) {
+            bail!("HF_ENDPOINT: is not an address such as {ENDPOINT}");
+        }
+        Self::new(endpoint, &token)
     }
 
     fn new(endpoint: String, token: &str) -> Result<Self> {
         // The HTTP client uses the process's provider. If one is installed already, it serves as
         // well.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))
-            .map_err(|_| anyhow!("HF_TOKEN: has characters that no token has"))?;
+        let mut authorization = HeaderValue::from_str(&format!("Bearer {token}"))?;
         authorization.set_sensitive(true);
         let client = Client::builder()
             .user_agent(concat!("loractl/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_TIMEOUT)
+            .redirect(Policy::custom(|attempt| {
+                // Other redirections turn a POST into a GET.
+                let keeps_method = [StatusCode::TEMPORARY_REDIRECT, StatusCode::PERMANENT_REDIRECT]
+                    .contains(&attempt.status());
+                match keeps_method && attempt.previous().len() <= MAX_REDIRECTIONS {
+                    true => attempt.follow(),
+                    false => attempt.stop(),
+                }
+            }))
             .build()
             .context("cannot create an HTTP client")?;
         Ok(Self { endpoint, authorization, client })
@@ -163,12 +203,26 @@ impl Hub {
         let (owner, model) = name.0.split_once('/').unwrap_or_default();
         let body = json!({ "type": "model", "organization": owner, "name": model, "private": is_private });
         let url = format!("{}/api/repos/create", self.endpoint);
-        let answer = self.send(Method::POST, &url, JSON, body.to_string().into_bytes()).await?;
-        if answer.status() == StatusCode::CONFLICT {
-            return Ok(false);
+        let answer = self.repeat(self.request(Method::POST, &url, JSON, body.to_string().into())).await;
+        let answer = answer.map_err(|error| unreachable(&url, error))?;
+        let status = answer.status();
+        let created = self.read::<Created>(answer, &url).await;
+        let may_exist = [StatusCode::CONFLICT, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+        match created {
+            Ok(_) => Ok(true),
+            // A token that cannot create repositories may still write to this one.
+            Err(error) if may_exist.contains(&status) => match self.exists(name).await? {
+                true => Ok(false),
+                false => Err(error),
+            },
+            Err(error) => Err(error),
         }
-        self.accepted(answer, &url).await?;
-        Ok(true)
+    }
+
+    async fn exists(&self, name: &RepositoryName) -> Result<bool> {
+        let url = format!("{}/api/models/{}", self.endpoint, name.0);
+        let answer = self.repeat(self.request(Method::GET, &url, JSON, Bytes::new())).await;
+        Ok(answer.map_err(|error| unreachable(&url, error))?.status().is_success())
     }
 
     /// Commits `files` to `revision` in one commit. Returns the commit's page. After an error the
@@ -194,8 +248,10 @@ impl Hub {
             });
         }
         let body: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        let url = format!("{}/api/models/{}/commit/{revision}", self.endpoint, name.0);
-        let answer = self.send(Method::POST, &url, "application/x-ndjson", body.into_bytes()).await?;
+        let url = format!("{}/api/models/{}/commit/{}", self.endpoint, name.0, encoded(revision));
+        // A commit is not repeated: the first one may have arrived.
+        let answer = self.request(Method::POST, &url, "application/x-ndjson", body.into()).send().await;
+        let answer = answer.map_err(|error| unreachable(&url, error))?;
         let committed: Committed = self.read(answer, &url).await?;
         Ok(committed.commit_url)
     }
@@ -212,9 +268,8 @@ impl Hub {
             json!({ "path": name, "sample": sample, "size": bytes.len() })
         });
         let body = json!({ "files": described.collect::<Vec<Value>>() });
-        let url = format!("{}/api/models/{}/preupload/{revision}", self.endpoint, name.0);
-        let answer = self.send(Method::POST, &url, JSON, body.to_string().into_bytes()).await?;
-        let answer: Preupload = self.read(answer, &url).await?;
+        let url = format!("{}/api/models/{}/preupload/{}", self.endpoint, name.0, encoded(revision));
+        let answer: Preupload = self.post(&url, JSON, &body).await?;
         let mut large = Vec::new();
         for file in files {
             let Some(mode) = answer.files.iter().find(|mode| mode.path == file.name) else {
@@ -249,8 +304,7 @@ impl Hub {
             "ref": { "name": revision }, "objects": files.iter().map(object).collect::<Vec<Value>>(),
         });
         let url = format!("{}/{}.git/info/lfs/objects/batch", self.endpoint, name.0);
-        let answer = self.send(Method::POST, &url, LFS_JSON, body.to_string().into_bytes()).await?;
-        let batch: LfsBatch = self.read(answer, &url).await?;
+        let batch: LfsBatch = self.post(&url, LFS_JSON, &body).await?;
         for (file, oid) in files {
             let object = batch.objects.iter().find(|object| object.oid == *oid);
             let object = object.ok_or_else(|| anyhow!("{url}: the hub forgot {}", file.name))?;
@@ -261,9 +315,10 @@ impl Hub {
             self.put(upload, file).await?;
             if let Some(verify) = verify {
                 let body = json!({ "oid": oid, "size": file.bytes.len() });
-                let answer =
-                    self.send(Method::POST, &verify.href, LFS_JSON, body.to_string().into_bytes()).await?;
-                self.accepted(answer, &verify.href).await?;
+                let request = self.request(Method::POST, &verify.href, LFS_JSON, body.to_string().into());
+                let of = format!("{}: the check of the hub", file.name);
+                let answer = self.repeat(request).await.map_err(|error| unreachable(&of, error))?;
+                accepted(answer, &of, "the hub", TOKEN_REMEDY).await?;
             }
         }
         Ok(())
@@ -272,50 +327,105 @@ impl Hub {
     /// Sends a large file to the storage, whose address is signed: the token is not for it.
     async fn put(&self, action: &LfsAction, file: &HubFile) -> Result<()> {
         let mut headers = HeaderMap::new();
-        for (name, value) in &action.header {
+        for (name, value) in action.header.iter().flatten() {
             let name = HeaderName::try_from(name).context("the storage asks for an invalid header")?;
             headers.insert(name, value.parse().context("the storage asks for an invalid header")?);
         }
         let request = self.client.put(&action.href).headers(headers).body(file.bytes.clone());
-        let answer = request.timeout(time_limit(file.bytes.len())).send().await;
+        let answer = self.repeat(request.timeout(time_limit(file.bytes.len()))).await;
         let answer = answer.map_err(|error| unreachable(&file.name, error))?;
-        self.accepted(answer, &file.name).await.map(drop)
+        accepted(answer, &file.name, "the storage", "").await.map(drop)
     }
 
-    async fn send(&self, method: Method, url: &str, format: &'static str, body: Vec<u8>) -> Result<Response> {
+    fn request(&self, method: Method, url: &str, format: &'static str, body: Bytes) -> RequestBuilder {
         let request = self.client.request(method, url).timeout(time_limit(body.len()));
-        let request = request
+        request
             .header(AUTHORIZATION, self.authorization.clone())
             .header(CONTENT_TYPE, format)
-            .header(ACCEPT, if format == LFS_JSON { LFS_JSON } else { JSON });
-        request.body(body).send().await.map_err(|error| unreachable(url, error))
+            .header(ACCEPT, if format == LFS_JSON { LFS_JSON } else { JSON })
+            .body(body)
+    }
+
+    /// Sends a request that may be repeated: again after an error of the connection or the server.
+    async fn repeat(&self, request: RequestBuilder) -> reqwest::Result<Response> {
+        for wait in RETRIES {
+            let Some(copy) = request.try_clone() else { break };
+            match copy.send().await {
+                Ok(answer) if !is_transient(answer.status()) => return Ok(answer),
+                Err(error) if !(error.is_connect() || error.is_request()) => return Err(error),
+                _ => tokio::time::sleep(wait).await,
+            }
+        }
+        request.send().await
+    }
+
+    async fn post<T: for<'de> Deserialize<'de>>(
+        &self,
+        url: &str,
+        format: &'static str,
+        body: &Value,
+    ) -> Result<T> {
+        let request = self.request(Method::POST, url, format, body.to_string().into());
+        let answer = self.repeat(request).await.map_err(|error| unreachable(url, error))?;
+        self.read(answer, url).await
     }
 
     async fn read<T: for<'de> Deserialize<'de>>(&self, answer: Response, url: &str) -> Result<T> {
-        let body = self.accepted(answer, url).await?;
+        let body = accepted(answer, url, "the hub", TOKEN_REMEDY).await?;
         serde_json::from_slice(&body).with_context(|| format!("{url}: the hub's answer is not understood"))
     }
+}
 
-    /// Returns the body of an answer that is a success. The text of an error is the hub's.
-    async fn accepted(&self, answer: Response, of: impl Display) -> Result<Vec<u8>> {
-        let status = answer.status();
-        let body = answer.bytes().await.map_err(|error| unreachable(&of, error))?;
-        if status.is_success() {
-            return Ok(body.to_vec());
+/// Returns the body of an answer that is a success. An error has the reason that `server` gives,
+/// and `remedy` if the request was not allowed.
+async fn accepted(mut answer: Response, of: impl Display, server: &str, remedy: &str) -> Result<Vec<u8>> {
+    let status = answer.status();
+    let header = answer.headers().get("x-error-message").and_then(|value| value.to_str().ok());
+    let header = header.map(str::to_owned);
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|error| unreachable(&of, error))? {
+        if body.len() + chunk.len() > MAX_ANSWER_BYTES {
+            bail!("{of}: the answer of {server} has more than {MAX_ANSWER_BYTES} bytes");
         }
-        let json: Option<Value> = serde_json::from_slice(&body).ok();
-        let message = json.as_ref().and_then(|json| json["error"].as_str()).unwrap_or_default();
-        let remedy = match status {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                "; HF_TOKEN must be a token with write access to the repository"
-            }
-            _ => "",
-        };
-        bail!(
-            "{of}: the hub returned {status}{}{message}{remedy}",
-            if message.is_empty() { "" } else { ": " }
-        );
+        body.extend_from_slice(&chunk);
     }
+    if status.is_success() {
+        return Ok(body);
+    }
+    let is_refused = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status);
+    let remedy = if is_refused { remedy } else { "" };
+    let reason = reason(&body).or(header).map(|text| format!(": {}", printable(&text))).unwrap_or_default();
+    bail!("{of}: {server} returned {status}{reason}{remedy}");
+}
+
+/// The reason in the body of an error: JSON of the hub or of Git LFS, or XML of a storage.
+fn reason(body: &[u8]) -> Option<String> {
+    if let Ok(json) = serde_json::from_slice::<Value>(body) {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let error = &json["error"];
+        return text(error)
+            .or_else(|| text(error.get(0)?))
+            .or_else(|| text(json["errors"].get(0)?.get("message")?))
+            .or_else(|| text(&json["message"]));
+    }
+    let text = std::str::from_utf8(body).ok()?;
+    let (_, code) = text.split_once("<Code>")?;
+    code.split_once("</Code>").map(|(code, _)| code.to_owned())
+}
+
+/// A text from outside as one line of limited length.
+fn printable(text: &str) -> String {
+    let visible = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    visible.take(MAX_MESSAGE_CHARS).collect::<String>().trim().to_owned()
+}
+
+fn is_transient(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
+}
+
+/// The name of a branch as a part of a path.
+fn encoded(revision: &str) -> String {
+    revision.replace('/', "%2F")
 }
 
 fn time_limit(body: usize) -> Duration {

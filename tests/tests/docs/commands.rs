@@ -5,7 +5,16 @@ use crate::programs::{flags, help, program};
 use crate::shell;
 
 /// Flags of other programs that the documents name without the program.
-const FLAGS_OF_OTHER_PROGRAMS: [&str; 5] = ["--build-arg", "--gpus", "--volumes", "--no-deps", "--cases"];
+const FLAGS_OF_OTHER_PROGRAMS: [&str; 8] = [
+    "--build-arg",
+    "--gpus",
+    "--volumes",
+    "--no-deps",
+    "--cases",
+    "--max-lora-rank",
+    "--enable-lora",
+    "--lora",
+];
 /// Documents about the benchmark and the GPU checks, whose flags are not checked.
 const OTHER_PROGRAMS: [&str; 2] = ["benches/", "tests/"];
 

@@ -1,6 +1,8 @@
 //! `loractl convert`: writes an adapter in the format of another program.
 
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -57,7 +59,8 @@ struct Converted {
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let Args { base, adapter, to, out, output } = args;
-    if out.exists() {
+    // `symlink_metadata` also finds a link that leads nowhere.
+    if out.symlink_metadata().is_ok() {
         bail!("--out: {} already exists; name a new file", out.display());
     }
     let config = ModelConfig::read(&SourceDir::from(&base))?;
@@ -65,7 +68,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let file = match to {
         Target::Gguf => gguf_adapter(&adapter, &config)?,
     };
-    std::fs::write(&out, &file).with_context(|| out.display().to_string())?;
+    write_new(&out, &file).with_context(|| out.display().to_string())?;
     let adapted_modules = adapter.layout().modules.len();
     let converted = Converted { out, format: to, adapted_modules, bytes: file.len() };
     output.print(&converted, || {
@@ -76,4 +79,14 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         table.to_string()
     })?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes a new file. After an error there is no file.
+fn write_new(path: &Path, content: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create_new(path)?;
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    written.inspect_err(|_| {
+        // The file does not have a complete adapter.
+        let _ = std::fs::remove_file(path);
+    })
 }

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use lora_model::{PeftAdapter, sha256};
 use lora_proto::file_name::is_file_name;
-use lora_spec::file_names::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, JOB, METRICS, RECEIPT, TOKENIZER_FILES};
+use lora_spec::file_names::{
+    ADAPTER_CONFIG, ADAPTER_WEIGHTS, JOB, METRICS, RECEIPT, TOKENIZER, TOKENIZER_FILES,
+};
 use lora_train::Receipt;
 use serde::Serialize;
 use serde_json::Value;
@@ -19,6 +21,8 @@ use crate::receipt;
 const MODEL_CARD: &str = "README.md";
 /// The field of adapter_config.json from which programs load the base.
 const BASE_FIELD: &str = "base_model_name_or_path";
+/// The size limit of a file in one request to the hub's storage.
+const MAX_FILE_BYTES: u64 = 5_000_000_000;
 
 /// Upload an adapter to a model repository of the Hugging Face Hub
 ///
@@ -72,7 +76,7 @@ struct Pushed {
 }
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
-    let adapter = PeftAdapter::read(&args.adapter.as_path().into())?;
+    let adapter = PeftAdapter::read(&args.adapter.as_path().into())?.config;
     let receipt = receipt::read(&args.adapter)?;
     let mut files = read_files(&args, receipt.as_ref())?;
     let base = set_base(&args, receipt.as_ref(), &mut files)?;
@@ -80,10 +84,11 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         let card = ModelCard {
             repository: &args.to,
             base: &base,
-            adapter: &adapter.config,
+            adapter: &adapter,
+            has_tokenizer: files.iter().any(|file| file.name == TOKENIZER),
             receipt: receipt.as_ref(),
         };
-        files.push(HubFile { name: MODEL_CARD.into(), bytes: card.text().into_bytes() });
+        files.push(HubFile { name: MODEL_CARD.into(), bytes: card.text().into() });
     }
     let hub = Hub::from_environment()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -92,7 +97,15 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         .context("cannot start the async runtime")?;
     let (created, commit) = runtime.block_on(async {
         let created = hub.create(&args.to, !args.public).await?;
-        Ok::<_, anyhow::Error>((created, hub.commit(&args.to, &args.revision, &args.message, &files).await?))
+        let committed = hub.commit(&args.to, &args.revision, &args.message, &files).await;
+        let committed = committed.map_err(|error| match created {
+            true => error.context(format!(
+                "{} was created and is empty; remedy the cause and run the command again",
+                args.to.as_str()
+            )),
+            false => error,
+        });
+        Ok::<_, anyhow::Error>((created, committed?))
     })?;
     let pushed = Pushed {
         repository: hub.page(&args.to),
@@ -129,8 +142,12 @@ fn read_files(args: &Args, receipt: Option<&Receipt>) -> Result<Vec<HubFile>> {
     names.dedup();
     let read = |name: String| {
         let path = dir.join(&name);
-        let bytes = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        Ok(HubFile { name, bytes })
+        let size = std::fs::metadata(&path).with_context(|| path.display().to_string())?.len();
+        if size > MAX_FILE_BYTES {
+            bail!("{}: has {}; at most {} are supported", path.display(), bytes(size), bytes(MAX_FILE_BYTES));
+        }
+        let content = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        Ok(HubFile { name, bytes: content.into() })
     };
     let files: Vec<HubFile> = names.into_iter().map(read).collect::<Result<_>>()?;
     let Some(receipt) = receipt else { return Ok(files) };
@@ -161,8 +178,12 @@ fn set_base(args: &Args, receipt: Option<&Receipt>, files: &mut [HubFile]) -> Re
     if let Some(base) = &args.base_model {
         if named != base.as_str() {
             config[BASE_FIELD] = base.as_str().into();
-            file.bytes = serde_json::to_vec_pretty(&config)?;
-            file.bytes.push(b'\n');
+            // The revision is one of the other base.
+            config["revision"] = Value::Null;
+            let mut text = serde_json::to_vec_pretty(&config)?;
+            text.push(b'\n');
+            file.bytes = text.into();
+            rename_base(files, &named, base.as_str());
         }
         return Ok(base.clone());
     }
@@ -178,6 +199,14 @@ fn set_base(args: &Args, receipt: Option<&Receipt>, files: &mut [HubFile]) -> Re
              --base-model org/name",
             path.display()
         ),
+    }
+}
+
+/// Names the base in a model card that exists, such as the one that PEFT writes.
+fn rename_base(files: &mut [HubFile], named: &str, base: &str) {
+    let Some(card) = files.iter_mut().find(|file| file.name == MODEL_CARD) else { return };
+    if let (false, Ok(text)) = (named.is_empty(), std::str::from_utf8(&card.bytes)) {
+        card.bytes = text.replace(named, base).into();
     }
 }
 

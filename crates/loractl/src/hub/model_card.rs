@@ -2,6 +2,7 @@
 
 use lora_model::PeftConfig;
 use lora_plan::vllm_max_lora_rank;
+use lora_spec::Quantization;
 use lora_train::Receipt;
 
 use super::RepositoryName;
@@ -12,6 +13,8 @@ pub(crate) struct ModelCard<'a> {
     /// The base's name on the hub.
     pub(crate) base: &'a RepositoryName,
     pub(crate) adapter: &'a PeftConfig,
+    /// Whether the repository gets a tokenizer.
+    pub(crate) has_tokenizer: bool,
     /// The description of the training, if loractl trained the adapter.
     pub(crate) receipt: Option<&'a Receipt>,
 }
@@ -21,18 +24,30 @@ impl ModelCard<'_> {
     pub(crate) fn text(&self) -> String {
         let (repository, base) = (self.repository.as_str(), self.base.as_str());
         let name = repository.rsplit('/').next().unwrap_or_default();
+        let tokenizer = if self.has_tokenizer { repository } else { base };
         let mut text = format!(
             "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n\
              - base_model:adapter:{base}\n- lora\n- loractl\n---\n\n# {name}\n\n\
              A LoRA adapter of [{base}](https://huggingface.co/{base}).\n\n## Use\n\n\
              ```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n\
              model = AutoPeftModelForCausalLM.from_pretrained(\"{repository}\")\n\
-             tokenizer = AutoTokenizer.from_pretrained(\"{repository}\")\n```\n"
+             tokenizer = AutoTokenizer.from_pretrained(\"{tokenizer}\")\n```\n"
         );
         if let Some(rank) = vllm_max_lora_rank(self.adapter.r) {
             text += &format!(
                 "\n```sh\nvllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules \
                  {name}={repository}\n```\n"
+            );
+        }
+        let quantization = match self.receipt.map(|receipt| receipt.job.base_layout().format.quantization) {
+            Some(Quantization::Nf4 { .. }) => Some("NF4"),
+            Some(Quantization::Int8) => Some("int8"),
+            Some(Quantization::None) | None => None,
+        };
+        if let Some(quantization) = quantization {
+            text += &format!(
+                "\nThe adapter was trained over the base in {quantization} with bitsandbytes' values. Load \
+                 the base in the same quantization, or merge the adapter into the dequantized weights.\n"
             );
         }
         text += "\n## Training\n\n";
