@@ -104,12 +104,11 @@ def compare(arguments, case: str) -> tuple[float, float, float, float]:
         run(arguments.loractl, "merge", "--base", prepared, "--adapter", golden / "adapter", "--out", merged,
             "--dtype", "f32", "--data", prepared / "rows.jsonl")
         shutil.copy(prepared / "config.json", merged)
-        gguf = {}
-        for model in (prepared, merged):
+        gguf = {model: Path(directory) / f"{model.name}.gguf" for model in (prepared, merged)}
+        for model, out in gguf.items():
             # In a process of its own, because the conversion keeps state in its modules.
-            gguf[model] = Path(directory) / f"{model.name}.gguf"
-            run(sys.executable, Path(__file__).resolve(), "--convert", arguments.llama_cpp, model, gguf[model])
-        run(arguments.loractl, "convert", "--base", model, "--adapter", golden / "adapter", "--to", "gguf",
+            run(sys.executable, Path(__file__).resolve(), "--convert", arguments.llama_cpp, model, out)
+        run(arguments.loractl, "convert", "--base", prepared, "--adapter", golden / "adapter", "--to", "gguf",
             "--out", adapter)
         vocabulary = base_logits.shape[1]
         alone = served(gguf[prepared], None, tokens, vocabulary)
@@ -137,6 +136,7 @@ def prepare(model: Path, out: Path) -> None:
     (out / "rows.jsonl").write_text(json.dumps({"text": " ".join(f"w{n}" for n in range(3, 20))}) + "\n")
     if config["model_type"] == "granitemoehybrid":
         config["layer_types"] = ["attention"] * len(config["layer_types"])
+        config["intermediate_size"] = config["shared_intermediate_size"]
     if config["model_type"] == "cohere2":
         config["rotary_pct"] = 1.0
     (out / "config.json").write_text(json.dumps(config))
