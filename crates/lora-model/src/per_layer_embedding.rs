@@ -2,14 +2,14 @@
 //! `norm(projection(x)) + c table[token]`, where `x` is the token's embedding.
 
 use candle_core::Tensor;
-use lora_ops::lora::LoraActivations;
 use lora_ops::pointwise::scaled;
 use lora_ops::{Ids, add_assign, columns, embedding};
 use lora_spec::PerLayerEmbeddingConfig;
 
-use crate::norm::{Norm, NormActivations};
+use crate::norm::Norm;
 use crate::pass::Pass;
 use crate::projection::{Linear, Projection};
+use crate::shared_inputs::PerLayerActivations;
 use crate::weight_source::WeightSource;
 use crate::{Gradients, ModelError};
 
@@ -25,14 +25,6 @@ pub(crate) struct PerLayerEmbedding {
     multiplier: f64,
     /// Number of features of each block.
     widths: Vec<usize>,
-}
-
-/// Intermediate results of the forward pass that the backward pass reads.
-pub(crate) struct PerLayerActivations {
-    /// The output of the projection, `[tokens, layers * features]`.
-    projected: Tensor,
-    norm: NormActivations,
-    lora: Option<LoraActivations>,
 }
 
 impl PerLayerEmbedding {

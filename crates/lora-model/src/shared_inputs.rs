@@ -5,9 +5,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use candle_core::Tensor;
 use lora_ops::add_assign;
+use lora_ops::lora::LoraActivations;
 
 use crate::ModelError;
-use crate::per_layer_embedding::PerLayerActivations;
+use crate::norm::NormActivations;
 
 /// Keys and values, each `[tokens, kv_heads * head_dim]`.
 type KeysValues = (Tensor, Tensor);
@@ -17,6 +18,14 @@ type KeysValues = (Tensor, Tensor);
 pub(crate) struct SharedKeysValues {
     keys_values: Mutex<HashMap<usize, KeysValues>>,
     gradients: Mutex<HashMap<usize, KeysValues>>,
+}
+
+/// What the backward pass of the embeddings of blocks reads of their forward pass.
+pub(crate) struct PerLayerActivations {
+    /// The output of the projection, `[tokens, layers * features]`.
+    pub(crate) projected: Tensor,
+    pub(crate) norm: NormActivations,
+    pub(crate) lora: Option<LoraActivations>,
 }
 
 /// The embedding of each block.

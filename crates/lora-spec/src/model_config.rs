@@ -5,6 +5,7 @@ mod architecture;
 mod fields;
 mod gemma4;
 mod rope;
+mod windows;
 
 use std::f64::consts::FRAC_1_SQRT_2;
 use std::path::PathBuf;

@@ -1,11 +1,9 @@
 //! How far the logits of one model are from those of another.
 
-use lora_model::{Adapter, Base, logits};
+use lora_model::{Adapter, Base, ModelError, logits};
 use lora_ops::transfer::to_vec;
 use lora_spec::MicroBatch;
 use serde::{Deserialize, Serialize};
-
-use crate::error::TrainError;
 
 /// The difference of a model's logits from those of the trained model, over the tokens of some
 /// rows.
@@ -47,10 +45,10 @@ impl LogitDifference {
         found: &Adapter,
         expected: &Adapter,
         rows: &[MicroBatch],
-    ) -> Result<Self, TrainError> {
+    ) -> Result<Self, ModelError> {
         let mut sums = Sums::default();
         for row in rows {
-            let logits = |adapter| Ok::<Vec<f32>, TrainError>(to_vec(&logits(base, Some(adapter), row)?)?);
+            let logits = |adapter| Ok::<Vec<f32>, ModelError>(to_vec(&logits(base, Some(adapter), row)?)?);
             let (found, expected) = (logits(found)?, logits(expected)?);
             let vocab = base.config.vocab_size.max(1);
             for (found, expected) in found.chunks(vocab).zip(expected.chunks(vocab)) {

@@ -2,9 +2,9 @@
 
 use serde_json::Value;
 
-use super::architecture::windows_by_type;
 use super::fields::Fields;
 use super::rope::RopeParameters;
+use super::windows::windows_by_type;
 use super::{
     LayerConfig, LayerRope, ModelConfig, NormPlaces, QkNorm, Rope, RopeScaling, check_head_dim,
     check_kv_heads,
