@@ -168,3 +168,17 @@ fn frequencies(rope: &Rope, context: usize) -> Result<Vec<f32>> {
     });
     Ok(scaled.map(|frequency| frequency as f32).collect())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proportional_frequencies_are_divided_and_end_after_the_rotated_pairs() {
+        let plain = Rope::new(1e4, 8);
+        let scaling = RopeScaling::Proportional { factor: 4.0, rotated_pairs: 2 };
+        let scaled = frequencies(&Rope { scaling, ..plain.clone() }, 0).unwrap();
+        let plain = frequencies(&plain, 0).unwrap();
+        assert_eq!(scaled, [plain[0] / 4.0, plain[1] / 4.0, 0.0, 0.0]);
+    }
+}

@@ -28,6 +28,8 @@ fn output_and_gradient_match_the_definition() {
             let what = format!("{dtype:?} {tokens} x {in_features} x {out_features}");
             let weight = matrix((out_features, in_features), 1).to_dtype(dtype).unwrap();
             let layer = FrozenLinear::new(weight.clone(), bias.cloned()).unwrap();
+            let bytes = in_features * out_features * dtype.size_in_bytes();
+            assert_eq!(layer.bytes(), bytes + bias.map_or(0, |_| 4 * out_features), "{what}");
             let x = matrix((tokens, in_features), 3);
             let expected = reference(&wide(&x), &weight, bias.map(wide).as_deref());
             assert_close(&what, &layer.forward(&x).unwrap(), &expected, limit);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
+use clap::builder::NonEmptyStringValueParser;
 use lora_model::{PeftAdapter, sha256};
 use lora_proto::file_name::is_file_name;
 use lora_spec::file_names::{
@@ -53,7 +54,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "main", value_parser = branch)]
     revision: String,
     /// Message of the commit.
-    #[arg(long, default_value = "Upload adapter")]
+    #[arg(long, default_value = "Upload adapter", value_parser = NonEmptyStringValueParser::new())]
     message: String,
     /// Create the repository as a public one.
     #[arg(long)]
@@ -137,6 +138,9 @@ fn read_files(args: &Args, receipt: Option<&Receipt>) -> Result<Vec<HubFile>> {
         args.with_receipt.then_some([RECEIPT, METRICS, JOB]).into_iter().flatten().map(str::to_owned),
     );
     names.push(MODEL_CARD.into());
+    if args.with_receipt && receipt.is_none() {
+        bail!("--with-receipt: {} has no {RECEIPT}", dir.display());
+    }
     names.retain(|name| is_file_name(name) && dir.join(name).is_file());
     names.sort();
     names.dedup();
@@ -213,7 +217,8 @@ fn rename_base(files: &mut [HubFile], named: &str, base: &str) {
 fn text(pushed: &Pushed, public: bool) -> String {
     let mut table = Table::new();
     let created = match (pushed.created, public) {
-        (false, _) => "",
+        (false, true) => " (existed; --public does not change it)",
+        (false, false) => "",
         (true, true) => " (created, public)",
         (true, false) => " (created, private)",
     };
