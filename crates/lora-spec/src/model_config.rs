@@ -233,6 +233,9 @@ impl ModelConfig {
         if fields.number("attention_dropout")?.unwrap_or(0.0) != 0.0 {
             return Err("attention_dropout: must be 0; dropout of attention weights is not supported".into());
         }
+        if fields.flag("is_causal")? == Some(false) {
+            return Err("is_causal: must be true; attention to later tokens is not supported".into());
+        }
         let hidden_size = fields.count("hidden_size")?;
         let num_attention_heads = fields.count_or("num_attention_heads", defaults.num_attention_heads)?;
         // Transformers 4 writes null where there is a key/value head for each query head.

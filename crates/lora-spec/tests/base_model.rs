@@ -379,6 +379,16 @@ fn unsupported_settings_are_named_in_the_error() {
         ),
         (json!({"architectures": ["Gemma3ForConditionalGeneration"]}), "text_config: is missing"),
         (
+            json!({"architectures": ["Gemma3ForConditionalGeneration"], "tie_word_embeddings": false,
+                "text_config": {"tie_word_embeddings": true}}),
+            "tie_word_embeddings: is false, and true in text_config",
+        ),
+        (
+            json!({"architectures": ["Gemma3ForConditionalGeneration"], "is_causal": false,
+                "text_config": {}}),
+            "text_config.is_causal: must be true",
+        ),
+        (
             json!({"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "llama"}),
             "model_type: \"llama\" is not the type of Gemma3ForConditionalGeneration, \"gemma3\"",
         ),
@@ -418,6 +428,11 @@ fn unsupported_settings_are_named_in_the_error() {
             json!({"architectures": ["Cohere2ForCausalLM"], "sliding_window": null,
                 "layer_types": ["full_attention", "sliding_attention"]}),
             "layer_types: \"sliding_attention\" needs a sliding_window",
+        ),
+        (json!({"is_causal": false}), "is_causal: must be true"),
+        (
+            json!({"architectures": ["GraniteForCausalLM"], "attention_multiplier": null}),
+            "attention_multiplier: null is not a positive number",
         ),
         (
             json!({"architectures": ["GraniteMoeHybridForCausalLM"]}),

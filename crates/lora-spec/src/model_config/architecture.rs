@@ -124,7 +124,11 @@ pub(super) fn text_config(json: &Value) -> Result<Option<Value>, String> {
     let Value::Object(fields) = &mut text else { return Err("text_config: is missing".into()) };
     fields.remove("architectures");
     fields.entry("model_type").or_insert_with(|| default_type.into());
-    for key in ["quantization_config", "tie_word_embeddings"] {
+    let ties = [json.get("tie_word_embeddings"), fields.get("tie_word_embeddings")];
+    if let [Some(Value::Bool(false)), Some(Value::Bool(true))] = ties {
+        return Err("tie_word_embeddings: is false, and true in text_config; make them equal".into());
+    }
+    for key in ["quantization_config", "tie_word_embeddings", "is_causal"] {
         if let Some(value) = json.get(key) {
             fields.entry(key).or_insert_with(|| value.clone());
         }

@@ -46,8 +46,12 @@ impl<'a> Fields<'a> {
         self.get(key).map(|v| v.as_f64().ok_or_else(|| format!("{key}: {v} is not a number"))).transpose()
     }
 
-    /// A number above 0, or `default` if the field is missing.
+    /// A number above 0, or `default` if the field is missing. Where the field is null,
+    /// Transformers fails or computes something else than with its default.
     pub(super) fn positive(&self, key: &str, default: f64) -> Result<f64, String> {
+        if self.is_null(key) {
+            return Err(format!("{key}: null is not a positive number"));
+        }
         let value = self.number(key)?.unwrap_or(default);
         if value.is_finite() && value > 0.0 {
             Ok(value)
