@@ -186,7 +186,8 @@ pub(super) fn quantize_int8(values: &[f32], shape: (usize, usize)) -> Result<Int
     by_row.for_each(|((codes, scale), values)| {
         let half = |v: &f32| f16::from_f32(*v).to_f32();
         *scale = values.iter().fold(0.0, |m, v| half(v).abs().max(m));
-        let factor = 127.0 / *scale;
+        // As torch divides a number by a tensor, which decides values halfway between two codes.
+        let factor = 127.0 * (1.0 / *scale);
         for (code, v) in codes.iter_mut().zip(values) {
             // In a row of zeros, 0 * infinity is NaN, and its code is 0.
             *code = (half(v) * factor).round_ties_even() as i8 as u8;

@@ -109,6 +109,25 @@ fn dequantizing_stored_weights_matches_bitsandbytes() {
     }
 }
 
+/// Codes that bitsandbytes gives to values about halfway between two codes: torch computes the
+/// quotient of 127 and the largest value as a product with its reciprocal.
+#[test]
+fn int8_codes_of_values_between_two_codes_are_bitsandbytes() {
+    for (largest, value, code) in [
+        (0.323974609375_f64, 0.1619873046875_f64, 63_i8),
+        (0.370361328125, -0.1851806640625, -63),
+        (0.239990234375, 0.1199951171875, 64),
+        (0.403076171875, -0.1253662109375, -39),
+    ] {
+        let weight = Int8::quantize(&[largest as f32, value as f32], (1, 2)).unwrap();
+        assert_eq!(
+            weight.codes().flatten_all().unwrap().to_vec1::<u8>().unwrap(),
+            [127, code as u8],
+            "{value}"
+        );
+    }
+}
+
 #[test]
 fn quantizing_matches_bitsandbytes() {
     // Block sizes other than 64 can be read, but are never written.
