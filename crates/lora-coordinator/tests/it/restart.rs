@@ -18,6 +18,11 @@ async fn running_workers_are_recovered_after_a_restart() {
     let mut w0 = FakeWorker::connect_as(&cluster, "w0", "1", "fake", s0).await.unwrap();
     let mut w1 = FakeWorker::connect_as(&cluster, "w1", "1", "fake", s1).await.unwrap();
     assert_eq!(w0.welcome.term, term + 1);
+    let recovery = &cluster.config.recovery;
+    assert_eq!(
+        (w0.welcome.forming_seconds, w0.welcome.step_seconds),
+        (recovery.forming_seconds, recovery.step_seconds)
+    );
     let resent = w0.goal(Goal::Train).await;
     assert_eq!((resent.generation, resent.rank, &resent.token), (1, 0, &a[0].token));
     assert_eq!(w1.goal(Goal::Train).await.rank, 1);
