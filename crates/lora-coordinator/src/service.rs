@@ -190,6 +190,7 @@ impl Service {
             self.jobs.apply(job_id, validated(outcome, &available)).await?;
         }
         self.validations.forget(job_id);
+        self.jobs.affect_members(job_id);
         let Some(job) = self.jobs.get(job_id).filter(|job| job.state().is_active()) else { return Ok(()) };
         let circumstances = Circumstances {
             recovery: &self.config.recovery,

@@ -65,6 +65,13 @@ impl Jobs {
         self.affected_workers.insert(worker);
     }
 
+    /// Marks the members of a job that is reconciled: the desired state of each one depends on what
+    /// the others report, also if no action follows.
+    pub(crate) fn affect_members(&mut self, id: &str) {
+        let members = self.by_id.get(id).into_iter().flat_map(|job| &job.row.members);
+        self.affected_workers.extend(members.map(|member| member.worker.clone()));
+    }
+
     /// Returns the workers whose desired state may have changed since the last call.
     pub(crate) fn take_affected_workers(&mut self) -> BTreeSet<String> {
         std::mem::take(&mut self.affected_workers)
