@@ -7,6 +7,8 @@
 //! of the workers lead to the same phase or an earlier one.
 
 pub(crate) mod command;
+#[cfg(test)]
+mod tests;
 mod validations;
 
 use std::collections::BTreeSet;
@@ -156,7 +158,7 @@ impl Service {
         for _ in 0..2 {
             for job_id in std::mem::take(&mut self.dirty_jobs) {
                 if let Err(error) = self.reconcile(&job_id).await {
-                    tracing::error!(job = job_id, %error, "the job is reconciled again");
+                    tracing::error!(job = job_id, %error, "a job's next action failed, it is tried again");
                 }
             }
             let limit = self.config.recovery.fruitless_generations;
@@ -173,11 +175,16 @@ impl Service {
             }
         }
         for worker in self.jobs.take_affected_workers() {
-            let job = self.jobs.of_worker(&worker);
-            let (assignment, goal) =
-                job.map_or((None, v1::Goal::Unspecified), |job| job.desired_state(&worker, &self.workers));
+            let (assignment, goal) = desired_state(&self.jobs, &self.workers, &worker);
             self.workers.send_directive(&worker, assignment, goal);
         }
+        debug_assert!(
+            self.workers.iter().all(|(worker, _)| {
+                let (assignment, goal) = desired_state(&self.jobs, &self.workers, worker);
+                self.workers.is_directed(worker, assignment, goal)
+            }),
+            "a worker with another desired state was not affected",
+        );
         self.metrics.observe(self.jobs.iter().map(Job::state), &self.workers);
     }
 
@@ -338,4 +345,12 @@ impl Service {
         }
         messages
     }
+}
+
+fn desired_state<'a>(
+    jobs: &'a Jobs,
+    workers: &Workers,
+    worker: &str,
+) -> (Option<&'a v1::Assignment>, v1::Goal) {
+    jobs.of_worker(worker).map_or((None, v1::Goal::Unspecified), |job| job.desired_state(worker, workers))
 }

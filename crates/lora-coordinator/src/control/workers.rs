@@ -238,20 +238,24 @@ impl Workers {
         }
     }
 
-    /// Sends a worker its desired state, unless the last directive on this connection was the same.
+    /// Whether a worker needs no directive with this desired state: the last one on this connection
+    /// was the same, or the worker is not connected.
+    pub(crate) fn is_directed(&self, name: &str, assignment: Option<&v1::Assignment>, goal: Goal) -> bool {
+        let connected = self.by_name.get(name).filter(|worker| worker.connection.is_some());
+        let Some(worker) = connected else { return true };
+        match &worker.sent {
+            None => assignment.is_none() && worker.held().is_none(),
+            Some(sent) => sent.assignment.as_ref() == assignment && sent.goal() == goal,
+        }
+    }
+
+    /// Sends a worker its desired state, if it needs a directive.
     pub(crate) fn send_directive(&mut self, name: &str, assignment: Option<&v1::Assignment>, goal: Goal) {
+        if self.is_directed(name, assignment, goal) {
+            return;
+        }
         let Some(worker) = self.by_name.get_mut(name) else { return };
-        if worker.connection.is_none() {
-            return;
-        }
-        let sent = worker.sent.as_ref();
-        if sent.is_none() && assignment.is_none() && worker.held().is_none() {
-            return;
-        }
-        if sent.is_some_and(|sent| sent.assignment.as_ref() == assignment && sent.goal() == goal) {
-            return;
-        }
-        let number = sent.map_or(1, |sent| sent.number + 1);
+        let number = worker.sent.as_ref().map_or(1, |sent| sent.number + 1);
         let directive = v1::Directive { assignment: assignment.cloned(), goal: goal as i32, number };
         worker.sent = Some(directive.clone());
         worker.send(coordinator_message::Kind::Directive(Box::new(directive)));
