@@ -2,8 +2,8 @@
 //! values.
 
 use candle_core::Tensor;
-use lora_ops::layer_norm::{self, LayerNormActivations, LayerNormParams};
-use lora_ops::rms_norm::{self, RmsNormActivations};
+pub(crate) use lora_ops::norm::NormActivations;
+use lora_ops::norm::{self, NormParams};
 use lora_ops::transfer::{from_vec, to_vec};
 use lora_spec::{NormKind, NormModule};
 
@@ -28,12 +28,6 @@ struct Factors {
     stored: Option<Tensor>,
     /// What the norm computes with.
     values: Tensor,
-}
-
-/// Activations that the backward pass needs in addition to the input.
-pub(crate) enum NormActivations {
-    Rms(RmsNormActivations),
-    Layer(LayerNormActivations),
 }
 
 impl Factors {
@@ -86,16 +80,7 @@ impl Norm {
 
     /// Normalizes `x` `[tokens, features]`.
     pub(crate) fn forward(&self, x: &Tensor) -> Result<(Tensor, NormActivations), ModelError> {
-        Ok(match self.kind {
-            NormKind::Rms => {
-                let (y, saved) = rms_norm::forward(x, &self.weight.values, self.eps)?;
-                (y, NormActivations::Rms(saved))
-            }
-            NormKind::Layer => {
-                let (y, saved) = layer_norm::forward(x, self.layer_norm())?;
-                (y, NormActivations::Layer(saved))
-            }
-        })
+        Ok(norm::forward(x, self.params())?)
     }
 
     /// Views `x` `[tokens, groups * features]` as `[tokens * groups, features]`: each group of
@@ -110,24 +95,12 @@ impl Norm {
         x: &Tensor,
         residual: &Tensor,
     ) -> Result<(Tensor, NormActivations), ModelError> {
-        Ok(match self.kind {
-            NormKind::Rms => {
-                let (y, saved) = rms_norm::add_forward(x, residual, &self.weight.values, self.eps)?;
-                (y, NormActivations::Rms(saved))
-            }
-            NormKind::Layer => {
-                let (y, saved) = layer_norm::add_forward(x, residual, self.layer_norm())?;
-                (y, NormActivations::Layer(saved))
-            }
-        })
+        Ok(norm::add_forward(x, residual, self.params())?)
     }
 
     /// Recomputes the output of the forward pass over `x`.
     pub(crate) fn recompute(&self, saved: &NormActivations, x: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(match saved {
-            NormActivations::Rms(saved) => rms_norm::recompute(saved, x, &self.weight.values)?,
-            NormActivations::Layer(saved) => layer_norm::recompute(saved, x, self.layer_norm())?,
-        })
+        Ok(norm::recompute(saved, x, self.params())?)
     }
 
     /// Returns the gradient of `x` from that of the output, plus `residual`: the gradient that
@@ -139,14 +112,11 @@ impl Norm {
         dy: &Tensor,
         residual: Option<&Tensor>,
     ) -> Result<Tensor, ModelError> {
-        Ok(match saved {
-            NormActivations::Rms(saved) => rms_norm::backward(saved, x, &self.weight.values, dy, residual)?,
-            NormActivations::Layer(saved) => layer_norm::backward(saved, x, self.layer_norm(), dy, residual)?,
-        })
+        Ok(norm::backward(saved, x, self.params(), dy, residual)?)
     }
 
-    fn layer_norm(&self) -> LayerNormParams<'_> {
+    fn params(&self) -> NormParams<'_> {
         let bias = self.bias.as_ref().map(|bias| &bias.values);
-        LayerNormParams { weight: &self.weight.values, bias, eps: self.eps }
+        NormParams { kind: self.kind, weight: &self.weight.values, bias, eps: self.eps }
     }
 }

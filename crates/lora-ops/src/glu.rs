@@ -64,7 +64,7 @@ fn check(gate: &Tensor, others: &[&Tensor]) -> Result<()> {
     for other in others {
         if other.dims2()? != shape {
             candle_core::bail!(
-                "invalid gated activation of {:?} and {:?}: the shapes differ",
+                "invalid activation of {:?} with {:?}: the shapes differ",
                 gate.shape(),
                 other.shape()
             );

@@ -15,7 +15,7 @@
 //! - For a frozen weight, only its product and the gradient of that product's input are computed.
 //!
 //! The crate may not know models or jobs; of `lora-spec` it uses only settings, sizes of buffers
-//! and Philox. To read it, begin with one operation, such as [`rms_norm`], and its directory.
+//! and Philox. To read it, begin with one operation, such as [`norm`], and its directory.
 
 pub mod adamw;
 pub mod adamw_8bit;
@@ -34,10 +34,10 @@ pub mod gemm;
 pub mod glu;
 mod gpu_properties;
 mod ids;
-pub mod layer_norm;
 pub mod linear;
 pub mod lora;
 mod memory_usage;
+pub mod norm;
 mod optimizer;
 pub mod paged;
 pub mod pointwise;
@@ -45,7 +45,6 @@ pub mod profile;
 pub mod quant;
 pub mod random;
 pub mod reduce;
-pub mod rms_norm;
 pub mod rope;
 mod simd;
 mod timestamp;

@@ -10,14 +10,13 @@ mod cross_entropy;
 mod dropout;
 mod embedding;
 mod glu;
-mod layer_norm;
 mod linear;
+mod norm;
 mod pointwise;
 mod profile;
 mod quant;
 mod random;
 mod reduce;
-mod rms_norm;
 mod rope;
 
 /// The checks of all operations.
@@ -31,14 +30,13 @@ pub(crate) fn checks() -> Vec<Check> {
         dropout::checks(),
         embedding::checks(),
         glu::checks(),
-        layer_norm::checks(),
         linear::checks(),
+        norm::checks(),
         pointwise::checks(),
         profile::checks(),
         quant::checks(),
         random::checks(),
         reduce::checks(),
-        rms_norm::checks(),
         rope::checks(),
     ]
     .into_iter()

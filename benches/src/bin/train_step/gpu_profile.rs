@@ -231,7 +231,7 @@ fn class(timing: &Timing, vocab: usize) -> &'static str {
     let starts_with = |prefixes: &[&str]| prefixes.iter().any(|prefix| timing.name.starts_with(prefix));
     match () {
         () if starts_with(&["attention_"]) => ATTENTION,
-        () if starts_with(&["rms_norm_", "rope_", "glu_", "pointwise_add_"]) => ELEMENTWISE,
+        () if starts_with(&["rms_norm_", "layer_norm_", "rope_", "glu_", "pointwise_add_"]) => ELEMENTWISE,
         () if starts_with(&["quant_"]) => DEQUANTIZE,
         () if starts_with(&["cross_entropy_"]) => CROSS_ENTROPY,
         () if starts_with(&["adamw_", "reduce_", "pointwise_round_"]) => OPTIMIZER,

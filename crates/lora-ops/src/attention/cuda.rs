@@ -1,7 +1,9 @@
 //! Attention on a GPU: in bf16 on tensor cores if the rows of a head are whole vectors of 16 bytes
-//! and have at most 256 features, and otherwise in f32 arithmetic.
+//! and have at most [`MAX_MMA_HEAD_DIM`] features, and there is no soft cap; otherwise in f32
+//! arithmetic.
 
 use candle_core::{DType, Result, Tensor};
+use lora_spec::MAX_MMA_HEAD_DIM;
 
 use super::AttentionShape;
 use crate::Ids;
@@ -9,9 +11,6 @@ use crate::cuda::{Arg, Gpu, suffix};
 
 /// The largest number of features of a head.
 const MAX_HEAD_DIM: usize = 512;
-
-/// The largest number of features of a head for the tensor-core kernels, which have no soft cap.
-const MAX_MMA_HEAD_DIM: usize = 256;
 
 /// A kernel and the launch that it is compiled for.
 struct Kernel {

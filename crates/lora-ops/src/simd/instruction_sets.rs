@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use candle_core::{DType, Device, Result, Tensor};
-use lora_spec::{ActivationFunction, Philox, Rope};
+use lora_spec::{ActivationFunction, NormKind, Philox, Rope};
 use pulp::Arch;
 use pulp::x86::{V3, V4};
 
@@ -11,9 +11,10 @@ use crate::adamw::{self, AdamWSettings, AdamWTensors};
 use crate::attention::{self, AttentionShape};
 use crate::cross_entropy::{Targets, forward_backward};
 use crate::linear::FrozenLinear;
+use crate::norm::{self, NormParams};
 use crate::quant::{Codebook, FourBit, Int8};
 use crate::rope::RopeTable;
-use crate::{adamw_8bit, glu, pointwise, reduce, rms_norm};
+use crate::{adamw_8bit, glu, pointwise, reduce};
 
 /// One of the constants below, for all threads. Other tests that run at the same time may use any
 /// of them.
@@ -56,13 +57,18 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
     let [x, dy, up] = [1, 2, 3].map(|seed| matrix(tokens, features, seed).unwrap());
 
     let weight = vector(features, 4)?;
-    let (y, saved) = rms_norm::forward(&x, &weight, 1e-5)?;
-    all.push(("RMSNorm", y));
-    all.push(("RMSNorm recomputed", rms_norm::recompute(&saved, &x, &weight)?));
-    all.push(("RMSNorm, backward", rms_norm::backward(&saved, &x, &weight, &dy, Some(&up))?));
+    for kind in [NormKind::Rms, NormKind::Layer] {
+        let params = NormParams { kind, weight: &weight, bias: Some(&weight), eps: 1e-5 };
+        let (y, saved) = norm::forward(&x, params)?;
+        all.push(("norm", y));
+        all.push(("norm recomputed", norm::recompute(&saved, &x, params)?));
+        all.push(("norm, backward", norm::backward(&saved, &x, params, &dy, Some(&up))?));
+    }
     for activation in [ActivationFunction::Silu, ActivationFunction::GeluTanh] {
         let (dgate, dup) = glu::backward(&x, &up, &dy, activation)?;
         all.extend([("GLU", glu::forward(&x, &up, activation)?), ("dgate", dgate), ("dup", dup)]);
+        let dx = glu::activation_backward(&x, &dy, activation)?;
+        all.extend([("activation", glu::activation_forward(&x, activation)?), ("dx", dx)]);
     }
     let (sum, scaled) = (x.copy()?, x.copy()?);
     pointwise::add_assign(&sum, &dy)?;
@@ -73,10 +79,12 @@ fn outputs() -> Result<Vec<(&'static str, Tensor)>> {
     let [low, high] = reduce::fingerprint(&[&flat])?.map(|sum| [sum as u32, (sum >> 32) as u32]);
     all.push(("fingerprint", Tensor::new(&[low, high], &Device::Cpu)?));
 
-    let rope = Rope::new(100.0, 22);
-    let rotated = matrix(tokens, 3 * 22, 6)?;
-    RopeTable::new(&rope, tokens, &Device::Cpu)?.forward(&rotated, tokens, 0)?;
-    all.push(("rotation", rotated));
+    for is_interleaved in [false, true] {
+        let rope = Rope { is_interleaved, ..Rope::new(100.0, 22) };
+        let rotated = matrix(tokens, 3 * 22, 6)?;
+        RopeTable::new(&rope, tokens, &Device::Cpu)?.forward(&rotated, tokens, 0)?;
+        all.push(("rotation", rotated));
+    }
 
     let shape = AttentionShape {
         batch: 2,

@@ -4,9 +4,10 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::ops::{silu, softmax_last_dim};
 use candle_nn::rotary_emb;
 use lora_ops::attention::{self, AttentionShape};
+use lora_ops::glu;
+use lora_ops::norm::{self, NormParams};
 use lora_ops::rope::RopeTable;
-use lora_ops::{glu, rms_norm};
-use lora_spec::{ActivationFunction, Rope};
+use lora_spec::{ActivationFunction, NormKind, Rope};
 
 use crate::common::{assert_close, matrix, vector, wide};
 
@@ -14,7 +15,8 @@ use crate::common::{assert_close, matrix, vector, wide};
 fn rms_norm_matches_candle() {
     let (x, w) = (matrix((9, 48), 1), vector(48, 2));
     let expected = candle_nn::ops::rms_norm(&x, &w, 1e-5).unwrap();
-    assert_close("norm", &rms_norm::forward(&x, &w, 1e-5).unwrap().0, &wide(&expected), 1e-6);
+    let params = NormParams { kind: NormKind::Rms, weight: &w, bias: None, eps: 1e-5 };
+    assert_close("norm", &norm::forward(&x, params).unwrap().0, &wide(&expected), 1e-6);
 }
 
 #[test]

@@ -1,58 +1,21 @@
 //! Norms, rotary embedding, gated activation, embedding.
 
 use candle_core::{DType, Device, Tensor};
-use lora_ops::layer_norm::{self, LayerNormParams};
+use lora_ops::norm::{self, NormParams};
 use lora_ops::rope::RopeTable;
-use lora_ops::{embedding, glu, rms_norm};
-use lora_spec::{ActivationFunction, PositionScaling, Rope, RopeScaling};
+use lora_ops::{embedding, glu};
+use lora_spec::{ActivationFunction, NormKind, PositionScaling, Rope, RopeScaling};
 use lora_test_kit::numbers::relative_error;
 
 use crate::common::{assert_close, assert_gradient, dot, ids, matrix, sigmoid, tensor, vector, wide};
 
-fn norm_reference(x: &[f64], w: &[f64], eps: f64) -> Vec<f64> {
+/// Row by row, in f64.
+fn norm_reference(kind: NormKind, x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<f64> {
     let row = |x: &[f64]| {
-        let rstd = 1.0 / (dot(x, x) / x.len() as f64 + eps).sqrt();
-        x.iter().zip(w).map(|(x, w)| w * x * rstd).collect::<Vec<_>>()
-    };
-    x.chunks(w.len()).flat_map(row).collect()
-}
-
-#[test]
-fn rms_norm_and_its_gradient_match_the_definition() {
-    for (tokens, features) in [(1, 1), (3, 7), (5, 64), (9, 83)] {
-        let (x, w, dy) = (matrix((tokens, features), 1), vector(features, 2), matrix((tokens, features), 3));
-        let (y, saved) = rms_norm::forward(&x, &w, 1e-3).unwrap();
-        let (weight, upstream) = (wide(&w), wide(&dy));
-        assert_close("output", &y, &norm_reference(&wide(&x), &weight, 1e-3), 1e-6);
-        let recomputed = rms_norm::recompute(&saved, &x, &w).unwrap();
-        assert_eq!(wide(&recomputed), wide(&y));
-        let dx = rms_norm::backward(&saved, &x, &w, &dy, None).unwrap();
-        let loss = |inputs: &[Vec<f64>]| dot(&norm_reference(&inputs[0], &weight, 1e-3), &upstream);
-        // The gradient of a single feature is nearly zero: a difference of equal numbers.
-        let limit = if features == 1 { 1e-3 } else { 1e-5 };
-        assert_gradient("gradient", &dx, &[&x], 0, loss, limit);
-    }
-}
-
-#[test]
-fn rms_norm_adds_the_residual_and_its_gradient() {
-    let shape = (5, 37);
-    let (x, residual, w) = (matrix(shape, 1), matrix(shape, 2), vector(37, 3));
-    let sum = x.add(&residual).unwrap();
-    let (expected, _) = rms_norm::forward(&sum, &w, 1e-3).unwrap();
-    let (y, saved) = rms_norm::add_forward(&x, &residual, &w, 1e-3).unwrap();
-    assert_eq!(wide(&x), wide(&sum));
-    assert_eq!(wide(&y), wide(&expected));
-
-    let (dy, beside) = (matrix(shape, 4), matrix(shape, 5));
-    let alone = rms_norm::backward(&saved, &x, &w, &dy, None).unwrap();
-    let both = rms_norm::backward(&saved, &x, &w, &dy, Some(&beside)).unwrap();
-    assert_eq!(wide(&both), wide(&alone.add(&beside).unwrap()));
-}
-
-fn layer_norm_reference(x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<f64> {
-    let row = |x: &[f64]| {
-        let mean = x.iter().sum::<f64>() / x.len() as f64;
+        let mean = match kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => x.iter().sum::<f64>() / x.len() as f64,
+        };
         let centered: Vec<f64> = x.iter().map(|x| x - mean).collect();
         let rstd = 1.0 / (dot(&centered, &centered) / x.len() as f64 + eps).sqrt();
         centered.iter().zip(w).zip(b).map(|((x, w), b)| w * x * rstd + b).collect::<Vec<_>>()
@@ -61,45 +24,58 @@ fn layer_norm_reference(x: &[f64], w: &[f64], b: &[f64], eps: f64) -> Vec<f64> {
 }
 
 #[test]
-fn layer_norm_and_its_gradient_match_the_definition() {
-    for (tokens, features) in [(1, 1), (3, 7), (5, 64), (9, 83)] {
-        // The mean is larger than the deviations from it.
-        let x = matrix((tokens, features), 1).affine(1.0, 5.0).unwrap();
-        let (w, b, dy) = (vector(features, 2), vector(features, 4), matrix((tokens, features), 3));
-        for bias in [None, Some(&b)] {
-            let params = LayerNormParams { weight: &w, bias, eps: 1e-3 };
-            let (y, saved) = layer_norm::forward(&x, params).unwrap();
-            let of_bias = bias.map_or(vec![0.0; features], wide);
-            let reference = |x: &[f64]| layer_norm_reference(x, &wide(&w), &of_bias, 1e-3);
-            if features > 1 || bias.is_some() {
-                assert_close("output", &y, &reference(&wide(&x)), 5e-6);
-            }
-            assert_eq!(wide(&layer_norm::recompute(&saved, &x, params).unwrap()), wide(&y));
-            let dx = layer_norm::backward(&saved, &x, params, &dy, None).unwrap();
-            let loss = |inputs: &[Vec<f64>]| dot(&reference(&inputs[0]), &wide(&dy));
-            if features == 1 {
-                assert_eq!(wide(&dx), [0.0], "one feature is its own mean");
-            } else {
-                assert_gradient("gradient", &dx, &[&x], 0, loss, 2e-5);
+fn norms_and_their_gradients_match_the_definition() {
+    // The mean is larger than the deviations from it in a LayerNorm.
+    for (kind, mean) in [(NormKind::Rms, 0.0), (NormKind::Layer, 5.0)] {
+        for (tokens, features) in [(1, 1), (3, 7), (5, 64), (9, 83)] {
+            let x = matrix((tokens, features), 1).affine(1.0, mean).unwrap();
+            let (w, b, dy) = (vector(features, 2), vector(features, 4), matrix((tokens, features), 3));
+            for bias in [None, Some(&b)] {
+                let params = NormParams { kind, weight: &w, bias, eps: 1e-3 };
+                let (y, saved) = norm::forward(&x, params).unwrap();
+                let of_bias = bias.map_or(vec![0.0; features], wide);
+                let reference = |x: &[f64]| norm_reference(kind, x, &wide(&w), &of_bias, 1e-3);
+                let is_own_mean = kind == NormKind::Layer && features == 1;
+                if !is_own_mean || bias.is_some() {
+                    let limit = if kind == NormKind::Rms { 1e-6 } else { 5e-6 };
+                    assert_close("output", &y, &reference(&wide(&x)), limit);
+                }
+                assert_eq!(wide(&norm::recompute(&saved, &x, params).unwrap()), wide(&y));
+                let dx = norm::backward(&saved, &x, params, &dy, None).unwrap();
+                let loss = |inputs: &[Vec<f64>]| dot(&reference(&inputs[0]), &wide(&dy));
+                if is_own_mean {
+                    assert_eq!(wide(&dx), [0.0], "one feature is its own mean");
+                    continue;
+                }
+                // The gradient of a single feature is nearly zero: a difference of equal numbers.
+                let limit = match (kind, features) {
+                    (NormKind::Rms, 1) => 1e-3,
+                    (NormKind::Rms, _) => 1e-5,
+                    (NormKind::Layer, _) => 2e-5,
+                };
+                assert_gradient("gradient", &dx, &[&x], 0, loss, limit);
             }
         }
     }
 }
 
 #[test]
-fn layer_norm_adds_the_residual_and_its_gradient() {
+fn norms_add_the_residual_and_its_gradient() {
     let shape = (5, 37);
-    let (x, residual, w) = (matrix(shape, 1), matrix(shape, 2), vector(37, 3));
-    let params = LayerNormParams { weight: &w, bias: None, eps: 1e-3 };
-    let sum = x.add(&residual).unwrap();
-    let (expected, _) = layer_norm::forward(&sum, params).unwrap();
-    let (y, saved) = layer_norm::add_forward(&x, &residual, params).unwrap();
-    assert_eq!((wide(&x), wide(&y)), (wide(&sum), wide(&expected)));
+    let w = vector(37, 3);
+    for kind in [NormKind::Rms, NormKind::Layer] {
+        let params = NormParams { kind, weight: &w, bias: None, eps: 1e-3 };
+        let (x, residual) = (matrix(shape, 1), matrix(shape, 2));
+        let sum = x.add(&residual).unwrap();
+        let (expected, _) = norm::forward(&sum, params).unwrap();
+        let (y, saved) = norm::add_forward(&x, &residual, params).unwrap();
+        assert_eq!((wide(&x), wide(&y)), (wide(&sum), wide(&expected)));
 
-    let (dy, beside) = (matrix(shape, 4), matrix(shape, 5));
-    let alone = layer_norm::backward(&saved, &x, params, &dy, None).unwrap();
-    let both = layer_norm::backward(&saved, &x, params, &dy, Some(&beside)).unwrap();
-    assert_eq!(wide(&both), wide(&alone.add(&beside).unwrap()));
+        let (dy, beside) = (matrix(shape, 4), matrix(shape, 5));
+        let alone = norm::backward(&saved, &x, params, &dy, None).unwrap();
+        let both = norm::backward(&saved, &x, params, &dy, Some(&beside)).unwrap();
+        assert_eq!(wide(&both), wide(&alone.add(&beside).unwrap()));
+    }
 }
 
 /// The activations by their names in Transformers: `silu`, and torch's `gelu(approximate="tanh")`.

@@ -5,12 +5,13 @@ use lora_ops::adamw::{self, AdamWSettings, AdamWTensors};
 use lora_ops::attention::{self, AttentionShape};
 use lora_ops::cross_entropy::{Targets, forward_backward};
 use lora_ops::dropout::Dropout;
-use lora_ops::layer_norm::{self, LayerNormParams};
 use lora_ops::linear::FrozenLinear;
 use lora_ops::lora::{self, LoraPair};
+use lora_ops::norm::{self, NormParams};
 use lora_ops::reduce::sum_of_squares;
-use lora_ops::{Result, glu, rms_norm};
-use lora_spec::ActivationFunction;
+use lora_ops::rope::RopeTable;
+use lora_ops::{Result, glu};
+use lora_spec::{ActivationFunction, NormKind, Rope};
 
 use crate::common::{matrix, places, vector, wide};
 
@@ -90,15 +91,21 @@ fn pointwise_operations_have_the_same_bits_with_any_number_of_threads() {
     let shape = (257, 300);
     let (x, dy, w) = (matrix(shape, 1), matrix(shape, 2), vector(300, 3));
     assert_same_bits("pointwise", || {
-        let (y, saved) = rms_norm::forward(&x, &w, 1e-5)?;
-        let dx = rms_norm::backward(&saved, &x, &w, &dy, Some(&x))?;
-        let params = LayerNormParams { weight: &w, bias: Some(&w), eps: 1e-5 };
-        let (centered, saved) = layer_norm::forward(&x, params)?;
-        let d_centered = layer_norm::backward(&saved, &x, params, &dy, Some(&x))?;
+        let rms = NormParams { kind: NormKind::Rms, weight: &w, bias: None, eps: 1e-5 };
+        let (y, saved) = norm::forward(&x, rms)?;
+        let dx = norm::backward(&saved, &x, rms, &dy, Some(&x))?;
+        let layer = NormParams { kind: NormKind::Layer, bias: Some(&w), ..rms };
+        let (centered, saved) = norm::forward(&x, layer)?;
+        let d_centered = norm::backward(&saved, &x, layer, &dy, Some(&x))?;
         let (dgate, dup) = glu::backward(&x, &y, &dy, ActivationFunction::Silu)?;
-        let norm = Tensor::new(&[sum_of_squares(&vector(70_000, 4))?], x.device())?;
+        let squares = Tensor::new(&[sum_of_squares(&vector(70_000, 4))?], x.device())?;
         let gated = glu::forward(&x, &y, ActivationFunction::GeluTanh)?;
-        Ok(vec![gated, y, dx, dgate, dup, norm, centered, d_centered])
+        let activated = glu::activation_forward(&x, ActivationFunction::GeluTanh)?;
+        let d_activated = glu::activation_backward(&x, &dy, ActivationFunction::GeluTanh)?;
+        let rope = Rope { is_interleaved: true, ..Rope::new(100.0, 30) };
+        let rotated = x.copy()?;
+        RopeTable::new(&rope, 257, x.device())?.forward(&rotated, 257, 0)?;
+        Ok(vec![gated, y, dx, dgate, dup, squares, centered, d_centered, activated, d_activated, rotated])
     });
 }
 

@@ -6,13 +6,13 @@ use lora_ops::attention::{self, AttentionShape};
 use lora_ops::cross_entropy::{self, Targets};
 use lora_ops::dropout::Dropout;
 use lora_ops::gemm::{no_trans, product, trans};
-use lora_ops::layer_norm::{self, LayerNormParams};
 use lora_ops::linear::FrozenLinear;
 use lora_ops::lora::{self, LoraPair};
+use lora_ops::norm::{self, NormParams};
 use lora_ops::pointwise::round_into;
 use lora_ops::rope::RopeTable;
-use lora_ops::{Ids, Result, add_assign, embedding, glu, read_f32, rms_norm, update_f32};
-use lora_spec::{ActivationFunction, Rope, RopeScaling};
+use lora_ops::{Ids, Result, add_assign, embedding, glu, read_f32, update_f32};
+use lora_spec::{ActivationFunction, NormKind, Rope, RopeScaling};
 
 use crate::common::{ids, matrix, places, vector};
 
@@ -24,38 +24,23 @@ fn assert_error<T>(what: &str, result: Result<T>, part: &str) {
 #[test]
 fn norms_activations_and_sums() {
     let x = matrix((4, 6), 1);
-    assert_error("norm", rms_norm::forward(&x, &vector(5, 1), 1e-5).map(|_| ()), "6 features");
-    let (_, saved) = rms_norm::forward(&x, &vector(6, 1), 1e-5).unwrap();
-    let dy = matrix((3, 6), 1);
-    assert_error("norm's gradient", rms_norm::backward(&saved, &x, &vector(6, 1), &dy, None), "[3, 6]");
-    let other = matrix((5, 6), 1);
-    assert_error("another input's norm", rms_norm::recompute(&saved, &other, &vector(6, 1)), "5 tokens");
-    assert_error(
-        "another input's norm",
-        rms_norm::backward(&saved, &other, &vector(6, 1), &other, None),
-        "5 tokens",
-    );
-    assert_error(
-        "norm's residual gradient",
-        rms_norm::backward(&saved, &x, &vector(6, 1), &x, Some(&dy)),
-        "residual [3, 6]",
-    );
-    assert_error(
-        "norm's residual",
-        rms_norm::add_forward(&x, &dy, &vector(6, 1), 1e-5).map(|_| ()),
-        "residual [3, 6]",
-    );
-    let none = Tensor::zeros((4, 0), DType::F32, &Device::Cpu).unwrap();
-    assert_error("norm of nothing", rms_norm::forward(&none, &vector(0, 1), 1e-5).map(|_| ()), "0 features");
-    let weight = vector(6, 1);
-    let params = LayerNormParams { weight: &weight, bias: None, eps: 1e-5 };
-    let narrow = vector(5, 1);
-    let bias = LayerNormParams { bias: Some(&narrow), ..params };
-    assert_error("layer norm", layer_norm::forward(&x, bias).map(|_| ()), "[5] for 6 features");
-    let (_, saved) = layer_norm::forward(&x, params).unwrap();
-    assert_error("its gradient", layer_norm::backward(&saved, &x, params, &dy, None), "[3, 6]");
-    assert_error("another input's", layer_norm::recompute(&saved, &other, params), "5 tokens");
-    assert_error("its residual", layer_norm::add_forward(&x, &dy, params).map(|_| ()), "[3, 6]");
+    let (weight, narrow) = (vector(6, 1), vector(5, 1));
+    let rms = NormParams { kind: NormKind::Rms, weight: &weight, bias: None, eps: 1e-5 };
+    let layer = NormParams { kind: NormKind::Layer, ..rms };
+    assert_error("norm", norm::forward(&x, NormParams { weight: &narrow, ..rms }).map(|_| ()), "6 features");
+    let bias = NormParams { bias: Some(&narrow), ..layer };
+    assert_error("bias", norm::forward(&x, bias).map(|_| ()), "[5] for 6 features");
+    let (_, saved) = norm::forward(&x, rms).unwrap();
+    let (dy, other) = (matrix((3, 6), 1), matrix((5, 6), 1));
+    assert_error("norm's gradient", norm::backward(&saved, &x, rms, &dy, None), "[3, 6]");
+    assert_error("another input's norm", norm::recompute(&saved, &other, rms), "5 tokens");
+    assert_error("another input's norm", norm::backward(&saved, &other, rms, &other, None), "5 tokens");
+    assert_error("another kind of norm", norm::recompute(&saved, &x, layer), "another kind of norm");
+    assert_error("residual gradient", norm::backward(&saved, &x, rms, &x, Some(&dy)), "residual [3, 6]");
+    assert_error("norm's residual", norm::add_forward(&x, &dy, rms).map(|_| ()), "residual [3, 6]");
+    let (none, no_weight) = (Tensor::zeros((4, 0), DType::F32, &Device::Cpu).unwrap(), vector(0, 1));
+    let of_nothing = NormParams { weight: &no_weight, ..rms };
+    assert_error("norm of nothing", norm::forward(&none, of_nothing).map(|_| ()), "0 features");
     assert_error("activation alone", glu::activation_backward(&x, &dy, ActivationFunction::Silu), "[3, 6]");
     assert_error("activation", glu::forward(&x, &dy, ActivationFunction::Silu), "[3, 6]");
     assert_error("activation's gradient", glu::backward(&x, &x, &dy, ActivationFunction::Silu), "[3, 6]");

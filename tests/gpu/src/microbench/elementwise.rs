@@ -1,9 +1,11 @@
 //! Operations that only move memory: norms, rotation, gated activation, residual sum, embedding.
 
 use anyhow::Result;
+use candle_core::Tensor;
+use lora_ops::norm::{self, NormParams};
 use lora_ops::rope::RopeTable;
-use lora_ops::{Ids, add_assign, embedding, glu, rms_norm};
-use lora_spec::{ActivationFunction, Philox, Rope};
+use lora_ops::{Ids, add_assign, embedding, glu};
+use lora_spec::{ActivationFunction, NormKind, Philox, Rope};
 
 use super::inputs::{BenchInputs, HIDDEN, INTERMEDIATE, KEY_VALUE, TOKENS, VOCAB};
 use super::row::BenchRow;
@@ -56,6 +58,10 @@ pub(super) fn rows(inputs: &BenchInputs) -> Vec<BenchRow> {
     rows
 }
 
+fn rms(weight: &Tensor) -> NormParams<'_> {
+    NormParams { kind: NormKind::Rms, weight, bias: None, eps: EPS }
+}
+
 fn norms(tokens: usize, hidden: usize) -> Vec<BenchRow> {
     let shape = [tokens, hidden];
     let name = |what: &str| format!("rms_norm {what} {tokens}x{hidden}");
@@ -64,23 +70,23 @@ fn norms(tokens: usize, hidden: usize) -> Vec<BenchRow> {
     vec![
         BenchRow::new(name("forward"), 2 * tensor, move |inputs| {
             let (x, weight) = (inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
-            Ok(Box::new(move || Ok(rms_norm::forward(&x, &weight, EPS).map(drop)?)))
+            Ok(Box::new(move || Ok(norm::forward(&x, rms(&weight)).map(drop)?)))
         }),
         BenchRow::new(name("add_forward"), 4 * tensor, move |inputs| {
             let (x, residual, weight) = (inputs.bf16(&shape)?, inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
-            Ok(Box::new(move || Ok(rms_norm::add_forward(&x, &residual, &weight, EPS).map(drop)?)))
+            Ok(Box::new(move || Ok(norm::add_forward(&x, &residual, rms(&weight)).map(drop)?)))
         }),
         BenchRow::new(name("again"), 2 * tensor, move |inputs| {
             let (x, weight) = (inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
-            let (_, saved) = rms_norm::forward(&x, &weight, EPS)?;
-            Ok(Box::new(move || Ok(rms_norm::recompute(&saved, &x, &weight).map(drop)?)))
+            let (_, saved) = norm::forward(&x, rms(&weight))?;
+            Ok(Box::new(move || Ok(norm::recompute(&saved, &x, rms(&weight)).map(drop)?)))
         }),
         BenchRow::new(name("backward with residual"), 4 * tensor, move |inputs| {
             let (x, weight) = (inputs.bf16(&shape)?, inputs.f32(&[hidden])?);
             let (dy, residual) = (inputs.bf16(&shape)?, inputs.bf16(&shape)?);
-            let (_, saved) = rms_norm::forward(&x, &weight, EPS)?;
+            let (_, saved) = norm::forward(&x, rms(&weight))?;
             Ok(Box::new(move || -> Result<()> {
-                Ok(rms_norm::backward(&saved, &x, &weight, &dy, Some(&residual)).map(drop)?)
+                Ok(norm::backward(&saved, &x, rms(&weight), &dy, Some(&residual)).map(drop)?)
             }))
         }),
     ]

@@ -3,7 +3,9 @@
 use anyhow::{Context as _, Result, ensure};
 use candle_core::DType;
 use lora_ops::gemm::{no_trans, product, trans};
-use lora_ops::{add_assign, profile, rms_norm};
+use lora_ops::norm::{self, NormParams};
+use lora_ops::{add_assign, profile};
+use lora_spec::NormKind;
 
 use crate::check::{Check, TestBench};
 
@@ -22,7 +24,7 @@ fn profiled(bench: &TestBench) -> Result<String> {
         product(1.0, no_trans(&a), trans(&b), 0.0, &c)?;
         product(0.5, no_trans(&a), trans(&b), 2.0, &c)?;
         add_assign(&a, &d)?;
-        rms_norm::forward(&a, &weight, 1e-5)?;
+        norm::forward(&a, NormParams { kind: NormKind::Rms, weight: &weight, bias: None, eps: 1e-5 })?;
         Ok(())
     };
     run()?;

@@ -1,7 +1,8 @@
-//! LayerNorm (arXiv 1607.06450): `y = w (x - mean(x)) / sqrt(var(x) + eps) + b`, where `var` is the
-//! mean square of `x - mean(x)`.
+//! RMSNorm (arXiv 1910.07467): `y = w x / sqrt(mean(x^2) + eps)`, and LayerNorm (arXiv 1607.06450),
+//! which is RMSNorm of `x - mean(x)`; both plus a bias if there is one.
 
 use candle_core::{Result, Tensor};
+use lora_spec::NormKind;
 
 use crate::backend::Backend;
 use crate::pointwise::add_assign;
@@ -10,12 +11,14 @@ mod cpu;
 #[cfg(feature = "cuda")]
 mod cuda;
 
-/// The frozen parameters of a norm.
+/// The kind of a norm, and its frozen parameters.
 #[derive(Debug, Clone, Copy)]
-pub struct LayerNormParams<'a> {
+pub struct NormParams<'a> {
+    /// Whether the mean is subtracted.
+    pub kind: NormKind,
     /// `w`, `[features]`, f32.
     pub weight: &'a Tensor,
-    /// `b`, `[features]`, f32.
+    /// `[features]`, f32.
     pub bias: Option<&'a Tensor>,
     /// `eps`.
     pub eps: f64,
@@ -23,15 +26,16 @@ pub struct LayerNormParams<'a> {
 
 /// Activations that the backward pass needs in addition to `x`, `[tokens]`, f32.
 #[derive(Debug)]
-pub struct LayerNormActivations {
-    mean: Tensor,
-    /// `1 / sqrt(var(x) + eps)`.
+pub struct NormActivations {
+    /// `mean(x)`, of a LayerNorm.
+    mean: Option<Tensor>,
+    /// `1 / sqrt(var + eps)`, where `var` is the mean square of what is normalized.
     rstd: Tensor,
 }
 
 /// Normalizes `x` `[tokens, features]`; returns `[tokens, features]`.
-#[tracing::instrument(level = "trace", name = "layer_norm forward", skip_all)]
-pub fn forward(x: &Tensor, params: LayerNormParams) -> Result<(Tensor, LayerNormActivations)> {
+#[tracing::instrument(level = "trace", name = "norm forward", skip_all)]
+pub fn forward(x: &Tensor, params: NormParams) -> Result<(Tensor, NormActivations)> {
     check(x, params)?;
     match Backend::of_tensors(&[x, params.weight, params.bias.unwrap_or(params.weight)])? {
         Backend::Cpu => cpu::forward(x, params),
@@ -41,12 +45,8 @@ pub fn forward(x: &Tensor, params: LayerNormParams) -> Result<(Tensor, LayerNorm
 }
 
 /// Adds `residual` to `x`, both `[tokens, features]`, in place, and returns the normalized sum.
-#[tracing::instrument(level = "trace", name = "layer_norm add_forward", skip_all)]
-pub fn add_forward(
-    x: &Tensor,
-    residual: &Tensor,
-    params: LayerNormParams,
-) -> Result<(Tensor, LayerNormActivations)> {
+#[tracing::instrument(level = "trace", name = "norm add_forward", skip_all)]
+pub fn add_forward(x: &Tensor, residual: &Tensor, params: NormParams) -> Result<(Tensor, NormActivations)> {
     check(x, params)?;
     check_gradient_or_residual(x, residual)?;
     match Backend::of_tensors(&[x, residual, params.weight, params.bias.unwrap_or(params.weight)])? {
@@ -60,8 +60,8 @@ pub fn add_forward(
 }
 
 /// Recomputes the output of the forward pass from the saved activations.
-#[tracing::instrument(level = "trace", name = "layer_norm recompute", skip_all)]
-pub fn recompute(saved: &LayerNormActivations, x: &Tensor, params: LayerNormParams) -> Result<Tensor> {
+#[tracing::instrument(level = "trace", name = "norm recompute", skip_all)]
+pub fn recompute(saved: &NormActivations, x: &Tensor, params: NormParams) -> Result<Tensor> {
     check_activations(saved, x, params)?;
     match Backend::of_tensors(&[x, params.weight, params.bias.unwrap_or(params.weight), &saved.rstd])? {
         Backend::Cpu => cpu::recompute(saved, x, params),
@@ -72,11 +72,11 @@ pub fn recompute(saved: &LayerNormActivations, x: &Tensor, params: LayerNormPara
 
 /// Computes `dx` `[tokens, features]` from `dy` `[tokens, features]`, and adds `residual` if there
 /// is one: the gradient that reaches `x` on other paths than through the norm.
-#[tracing::instrument(level = "trace", name = "layer_norm backward", skip_all)]
+#[tracing::instrument(level = "trace", name = "norm backward", skip_all)]
 pub fn backward(
-    saved: &LayerNormActivations,
+    saved: &NormActivations,
     x: &Tensor,
-    params: LayerNormParams,
+    params: NormParams,
     dy: &Tensor,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
@@ -92,11 +92,11 @@ pub fn backward(
             Ok(dx)
         }
         #[cfg(feature = "cuda")]
-        Backend::Cuda(gpu) => cuda::backward(&gpu, saved, x, params.weight, dy, residual),
+        Backend::Cuda(gpu) => cuda::backward(&gpu, saved, x, params, dy, residual),
     }
 }
 
-fn check(x: &Tensor, LayerNormParams { weight, bias, .. }: LayerNormParams) -> Result<()> {
+fn check(x: &Tensor, NormParams { weight, bias, .. }: NormParams) -> Result<()> {
     let features = x.dims2()?.1;
     for vector in [weight, bias.unwrap_or(weight)] {
         if features == 0 || vector.dims1()? != features {
@@ -106,8 +106,11 @@ fn check(x: &Tensor, LayerNormParams { weight, bias, .. }: LayerNormParams) -> R
     Ok(())
 }
 
-fn check_activations(saved: &LayerNormActivations, x: &Tensor, params: LayerNormParams) -> Result<()> {
+fn check_activations(saved: &NormActivations, x: &Tensor, params: NormParams) -> Result<()> {
     check(x, params)?;
+    if saved.mean.is_some() != (params.kind == NormKind::Layer) {
+        candle_core::bail!("invalid norm activations: they are of another kind of norm");
+    }
     let (tokens, of) = (x.dims2()?.0, saved.rstd.dims1()?);
     if of != tokens {
         candle_core::bail!("invalid norm activations of {of} tokens for {tokens} tokens");

@@ -1,8 +1,9 @@
 //! The norm on a GPU: one block per row.
 
 use candle_core::{DType, Result, Tensor};
+use lora_spec::NormKind;
 
-use super::{LayerNormActivations, LayerNormParams};
+use super::{NormActivations, NormParams};
 use crate::cuda::{Arg, Gpu, row_threads, runs, suffix};
 
 /// Adds `residual` to `x`; returns the normalized `x`.
@@ -10,48 +11,49 @@ pub(super) fn forward(
     gpu: &Gpu,
     x: &Tensor,
     residual: Option<&Tensor>,
-    LayerNormParams { weight, bias, eps }: LayerNormParams,
-) -> Result<(Tensor, LayerNormActivations)> {
+    NormParams { kind, weight, bias, eps }: NormParams,
+) -> Result<(Tensor, NormActivations)> {
     let ((tokens, features), dtype) = (x.dims2()?, x.dtype());
-    let y = gpu.empty((tokens, features), dtype)?;
-    let (mean, rstd) = (gpu.empty(tokens, DType::F32)?, gpu.empty(tokens, DType::F32)?);
-    let mut args = vec![gpu.arg(&y, dtype)?, gpu.arg(&mean, DType::F32)?, gpu.arg(&rstd, DType::F32)?];
+    let (y, rstd) = (gpu.empty((tokens, features), dtype)?, gpu.empty(tokens, DType::F32)?);
+    let mean = (kind == NormKind::Layer).then(|| gpu.empty(tokens, DType::F32)).transpose()?;
+    let mut args =
+        vec![gpu.arg(&y, dtype)?, optional(gpu, mean.as_ref(), DType::F32)?, gpu.arg(&rstd, DType::F32)?];
     match residual {
         Some(residual) => args.extend([gpu.arg(x, dtype)?.updated(), gpu.arg(residual, dtype)?]),
         None => args.push(gpu.arg(x, dtype)?),
     }
     args.extend([gpu.arg(weight, DType::F32)?, optional(gpu, bias, DType::F32)?]);
     args.extend([(eps as f32).into(), Arg::size(features)?]);
-    launch(gpu, if residual.is_some() { "add_forward" } else { "forward" }, x, &args)?;
-    Ok((y, LayerNormActivations { mean, rstd }))
+    launch(gpu, kind, if residual.is_some() { "add_forward" } else { "forward" }, x, &args)?;
+    Ok((y, NormActivations { mean, rstd }))
 }
 
 pub(super) fn recompute(
     gpu: &Gpu,
-    saved: &LayerNormActivations,
+    saved: &NormActivations,
     x: &Tensor,
-    LayerNormParams { weight, bias, .. }: LayerNormParams,
+    NormParams { kind, weight, bias, .. }: NormParams,
 ) -> Result<Tensor> {
     let ((tokens, features), dtype) = (x.dims2()?, x.dtype());
     let y = gpu.empty((tokens, features), dtype)?;
     let args = [
         gpu.arg(&y, dtype)?,
-        gpu.arg(&saved.mean, DType::F32)?,
+        optional(gpu, saved.mean.as_ref(), DType::F32)?,
         gpu.arg(&saved.rstd, DType::F32)?,
         gpu.arg(x, dtype)?,
         gpu.arg(weight, DType::F32)?,
         optional(gpu, bias, DType::F32)?,
         Arg::size(features)?,
     ];
-    launch(gpu, "recompute", x, &args)?;
+    launch(gpu, kind, "recompute", x, &args)?;
     Ok(y)
 }
 
 pub(super) fn backward(
     gpu: &Gpu,
-    saved: &LayerNormActivations,
+    saved: &NormActivations,
     x: &Tensor,
-    weight: &Tensor,
+    NormParams { kind, weight, .. }: NormParams,
     dy: &Tensor,
     residual: Option<&Tensor>,
 ) -> Result<Tensor> {
@@ -59,7 +61,7 @@ pub(super) fn backward(
     let dx = gpu.empty((tokens, features), dtype)?;
     let args = [
         gpu.arg(&dx, dtype)?,
-        gpu.arg(&saved.mean, DType::F32)?,
+        optional(gpu, saved.mean.as_ref(), DType::F32)?,
         gpu.arg(&saved.rstd, DType::F32)?,
         gpu.arg(x, dtype)?,
         gpu.arg(weight, DType::F32)?,
@@ -67,7 +69,7 @@ pub(super) fn backward(
         optional(gpu, residual, dtype)?,
         Arg::size(features)?,
     ];
-    launch(gpu, "backward", x, &args)?;
+    launch(gpu, kind, "backward", x, &args)?;
     Ok(dx)
 }
 
@@ -76,8 +78,12 @@ fn optional(gpu: &Gpu, tensor: Option<&Tensor>, dtype: DType) -> Result<Arg> {
     tensor.map_or(Ok(0_u64.into()), |tensor| gpu.arg(tensor, dtype))
 }
 
-fn launch(gpu: &Gpu, what: &str, x: &Tensor, args: &[Arg]) -> Result<()> {
+fn launch(gpu: &Gpu, kind: NormKind, what: &str, x: &Tensor, args: &[Arg]) -> Result<()> {
     let ((tokens, features), dtype) = (x.dims2()?, x.dtype());
-    let kernel = format!("layer_norm_{what}_{}", suffix(dtype)?);
+    let kind = match kind {
+        NormKind::Rms => "rms",
+        NormKind::Layer => "layer",
+    };
+    let kernel = format!("{kind}_norm_{what}_{}", suffix(dtype)?);
     gpu.launch(&kernel, (tokens, 1, 1), row_threads(runs(features, dtype)), 0, args)
 }
