@@ -36,31 +36,16 @@ import numpy as np
 import tokenizers
 from safetensors.numpy import load_file
 
+from families import FAMILIES
+
 GOLDEN = Path(__file__).parent.parent / "golden"
 # ggml computes GELU with values in f16.
 LIMIT = 1e-3
-# The families, with their cases. llama.cpp does not adapt the projection of the embeddings of
-# blocks, which only one of the adapters over a Gemma 4 with shared keys does not have.
-CASES = {
-    "Llama": "llama-gqa",
+# llama.cpp does not adapt the projection of the embeddings of blocks, which only one of the
+# adapters over a Gemma 4 with shared keys does not have.
+CASES = FAMILIES | {
     "Llama with `use_rslora`": "llama-gqa-rslora",
-    "Llama 3 (`llama3`)": "llama3-rope",
-    "Mistral": "mistral",
-    "Ministral 3": "ministral3",
-    "Qwen2": "qwen2",
-    "Qwen3": "qwen3",
-    "SmolLM3": "smollm3",
-    "OLMo 2": "olmo2",
-    "OLMo 3": "olmo3",
-    "Granite": "granite",
-    "Granite 4": "granite4",
-    "Phi-3": "phi3",
-    "Gemma 2": "gemma2",
-    "Gemma 3": "gemma3",
-    "Gemma 4": "gemma4",
     "Gemma 4 with shared keys": "gemma4-shared-blocks",
-    "StarCoder2": "starcoder2",
-    "Cohere 2": "cohere2",
 }
 
 

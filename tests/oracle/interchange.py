@@ -25,35 +25,18 @@ import tokenizers
 import transformers
 
 import check_adapter
+from families import FAMILIES
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 
-# The families, with their bases.
-FAMILIES = {
-    "Llama": "llama-gqa",
-    "Llama 3 (`llama3`)": "llama3-rope",
+BASES = FAMILIES | {
     "Llama with `linear`": "llama-linear-rope",
     "Llama with `dynamic`": "llama-dynamic",
     "Llama with `yarn`": "llama-yarn",
-    "Mistral": "mistral",
-    "Ministral 3": "ministral3",
     "Qwen2": "qwen2-window",
-    "Qwen3": "qwen3",
-    "SmolLM3": "smollm3",
-    "OLMo 2": "olmo2",
-    "OLMo 3": "olmo3",
-    "Granite": "granite",
-    "Granite 4": "granite4",
-    "Phi-3": "phi3",
     "Phi-3 with `longrope`": "phi3-longrope",
-    "Gemma 2": "gemma2",
-    "Gemma 3": "gemma3",
     "Gemma 3, multimodal": "gemma3-vision",
-    "Gemma 4": "gemma4",
-    "Gemma 4 with shared keys": "gemma4-shared",
     "Gemma 4, multimodal": "gemma4-vision",
-    "StarCoder2": "starcoder2",
-    "Cohere 2": "cohere2",
 }
 
 JOB = """
@@ -74,7 +57,7 @@ def main() -> int:
     print("| base | trained here, loaded by PEFT | saved by PEFT, loaded here |")
     print("| --- | --- | --- |")
     worst = 0.0
-    for family, name in FAMILIES.items():
+    for family, name in BASES.items():
         with tempfile.TemporaryDirectory() as directory:
             base = write_job(Path(directory), GOLDEN / "models" / name)
             run(programs / "loractl", "run", Path(directory) / "job.yaml", "--out", Path(directory) / "out")

@@ -277,7 +277,10 @@ impl Architecture {
     fn adapt_blocks(self, config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
         match self {
             Self::Llama => Ok(()),
-            Self::Mistral => windows_by_type(config, fields, fields.window(Some(4096))?, |_| true),
+            Self::Mistral => {
+                let window = fields.window(Some(4096))?;
+                windows_by_type(config, fields, window, |_| window.is_some())
+            }
             Self::Qwen2 => qwen_windows(config, fields),
             Self::Qwen3 => {
                 config.qk_norm = QkNorm::Heads;
@@ -503,5 +506,6 @@ fn smollm3_has_rope(config: &ModelConfig, fields: Fields) -> Result<Vec<bool>, S
 fn smollm3_windows(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
     let has_rope = smollm3_has_rope(config, fields)?;
     let is_used = fields.flag("use_sliding_window")?.unwrap_or(false);
-    windows_by_type(config, fields, fields.window(None)?, |layer| is_used && !has_rope[layer])
+    let window = fields.window(None)?;
+    windows_by_type(config, fields, window, |layer| window.is_some() && is_used && !has_rope[layer])
 }

@@ -102,15 +102,15 @@ fn read_heads(config: &mut ModelConfig, fields: Fields) -> Result<(), String> {
         let is_full = block.sliding_window.is_none();
         block.values_are_keys = values_are_keys && is_full;
         if let Some(overrides) = &overrides {
-            overrides.apply(layer, block)?;
+            overrides.apply(layer, block, config.num_attention_heads)?;
         } else if is_full {
             block.head_dim = fields.count_or(global_head_dim, Some(512))?;
             check_head_dim(global_head_dim, block.head_dim)?;
             if values_are_keys && let Some(kv_heads) = fields.optional_count(global_kv_heads)? {
+                check_kv_heads(global_kv_heads, kv_heads, config.num_attention_heads)?;
                 block.num_key_value_heads = kv_heads;
             }
         }
-        check_kv_heads(global_kv_heads, block.num_key_value_heads, config.num_attention_heads)?;
     }
     Ok(())
 }
@@ -138,7 +138,7 @@ impl<'a> LayerOverrides<'a> {
         by_layer.iter().map(parse).collect::<Result<_, String>>().map(|list| Some(Self(list)))
     }
 
-    fn apply(&self, layer: usize, block: &mut LayerConfig) -> Result<(), String> {
+    fn apply(&self, layer: usize, block: &mut LayerConfig, heads: usize) -> Result<(), String> {
         let Some((_, settings)) = self.0.iter().find(|(index, _)| *index == layer) else { return Ok(()) };
         let name = format!("{}.{layer}", Self::FIELD);
         let prefix = |error: String| format!("{name}.{error}");
@@ -154,7 +154,7 @@ impl<'a> LayerOverrides<'a> {
         check_head_dim("head_dim", block.head_dim).map_err(prefix)?;
         let kv_heads = fields.count_or("num_key_value_heads", Some(block.num_key_value_heads));
         block.num_key_value_heads = kv_heads.map_err(prefix)?;
-        Ok(())
+        check_kv_heads("num_key_value_heads", block.num_key_value_heads, heads).map_err(prefix)
     }
 }
 

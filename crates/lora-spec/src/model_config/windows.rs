@@ -11,14 +11,14 @@ pub(super) fn qwen_windows(config: &mut ModelConfig, fields: Fields) -> Result<(
     let is_used = fields.flag("use_sliding_window")?.unwrap_or(false);
     let window = if is_used { fields.window(Some(4096))? } else { None };
     let first = fields.number("max_window_layers")?.unwrap_or(28.0);
-    windows_by_type(config, fields, window, |layer| layer as f64 >= first)
+    windows_by_type(config, fields, window, |layer| window.is_some() && layer as f64 >= first)
 }
 
 /// Gives `window` to the blocks whose type in `layer_types` is `sliding_attention`; if there are no
 /// types, to those for which `has_window` holds.
 ///
 /// # Errors
-/// A block of this type without a window, or another type.
+/// Such a block without a window, or another type.
 pub(super) fn windows_by_type(
     config: &mut ModelConfig,
     fields: Fields,
@@ -29,6 +29,9 @@ pub(super) fn windows_by_type(
     for (layer, LayerConfig { sliding_window, .. }) in config.layers.iter_mut().enumerate() {
         let kind = types.map(|types| &types[layer]);
         let is_windowed = match kind.map(|kind| kind.as_str()) {
+            None if window.is_none() && has_window(layer) => {
+                return Err("sliding_window: null is not a whole number; some blocks have a window".into());
+            }
             None => has_window(layer),
             Some(Some("sliding_attention")) if window.is_none() => {
                 return Err("layer_types: \"sliding_attention\" needs a sliding_window that is used".into());

@@ -1,7 +1,5 @@
 //! Job files: defaults, and errors that name file, line, field and remedy.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
-
 use std::path::Path;
 
 use lora_spec::{JobFile, LongRows, LrSchedulerType, Optim, TargetModules};

@@ -1,7 +1,5 @@
 //! Quantized checkpoints: formats that are accepted, and errors for invalid metadata.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
-
 use std::fs;
 
 use lora_spec::{

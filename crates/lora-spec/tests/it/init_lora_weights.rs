@@ -1,7 +1,5 @@
 //! What an initialization of the adapter needs from the base.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests fail the test")]
-
 use lora_spec::{AdapterSpec, FieldError, InitLoraWeights, ModelConfig, SafetensorsIndex, TargetModules};
 use lora_test_kit::golden;
 
