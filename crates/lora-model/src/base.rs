@@ -65,7 +65,7 @@ impl Base {
     }
 
     /// Returns the logits of normalized hidden states `[tokens, hidden]`, f32 `[tokens, vocab]`.
-    pub(crate) fn logits(&self, normed: &Tensor) -> Result<Tensor, ModelError> {
+    pub fn logits(&self, normed: &Tensor) -> Result<Tensor, ModelError> {
         let logits = FrozenLinear::new(self.head.clone(), None)?.forward_f32(normed)?;
         match self.head().softcap {
             None => Ok(logits),

@@ -26,8 +26,10 @@ struct GgufArchitecture {
 }
 
 impl GgufArchitecture {
-    fn of(architecture: Architecture) -> Self {
-        let (name, interleaved) = match architecture {
+    fn of(model: &ModelConfig) -> Self {
+        let (name, interleaved) = match model.architecture {
+            // llama.cpp converts the text tower of Mistral 3 as this one.
+            Architecture::Mistral if model.is_multimodal() => ("mistral3", true),
             Architecture::Llama | Architecture::Mistral => ("llama", true),
             Architecture::Ministral3 => ("mistral3", true),
             Architecture::SmolLm3 => ("smollm3", true),
@@ -50,13 +52,13 @@ impl GgufArchitecture {
 /// scale is written as `adapter.lora.alpha`, which llama.cpp divides by the rank.
 ///
 /// # Errors
-/// The adapter's scale is 0, which llama.cpp would read as 1; it is on a module that llama.cpp does
-/// not adapt; or it has an initial term, which only an adapter in training has.
+/// The adapter's scale is not positive (llama.cpp reads 0 as 1); it is on a module that llama.cpp
+/// does not adapt; or it has an initial term, which only an adapter in training has.
 pub fn gguf_adapter(adapter: &Adapter, model: &ModelConfig) -> Result<Vec<u8>, ModelError> {
-    let GgufArchitecture { name, interleaved } = GgufArchitecture::of(model.architecture);
+    let GgufArchitecture { name, interleaved } = GgufArchitecture::of(model);
     let r = adapter.layout().modules.first().map_or(0, |adapted| adapted.r);
     let alpha = (adapter.scaling() * r as f64) as f32;
-    if alpha == 0.0 || !alpha.is_finite() {
+    if !(alpha > 0.0 && alpha.is_finite()) {
         return Err(FieldError::new("lora_alpha", format!("is {alpha}; it must be above 0")).into());
     }
     if adapter.initial().is_some() {
@@ -162,6 +164,19 @@ mod tests {
     fn read(bytes: Vec<u8>) -> (Content, Cursor<Vec<u8>>) {
         let mut file = Cursor::new(bytes);
         (Content::read(&mut file).unwrap(), file)
+    }
+
+    #[test]
+    fn the_text_tower_of_mistral_3_has_its_own_name() {
+        let name = |class: &str, inner: &str| {
+            let sizes = r#""hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100"#;
+            let text = format!(r#"{{"model_type": "{inner}", {sizes}}}"#);
+            let config = format!(r#"{{"architectures": ["{class}"], "text_config": {text}, {sizes}}}"#);
+            GgufArchitecture::of(&ModelConfig::parse(&config).unwrap()).name
+        };
+        assert_eq!(name("MistralForCausalLM", "mistral"), "llama");
+        assert_eq!(name("Mistral3ForConditionalGeneration", "mistral"), "mistral3");
     }
 
     #[test]

@@ -44,5 +44,5 @@ pub use hash::{sha256, sha256_file};
 pub use load::BaseKey;
 pub use lora_ops::cross_entropy::Loss;
 pub use merge::MergeTarget;
-pub use model::{Backward, PassOptions, forward_backward, logits, loss};
+pub use model::{Backward, PassOptions, forward_backward, hidden_states, logits, loss};
 pub use peft::{PeftAdapter, PeftConfig, write_adapter};

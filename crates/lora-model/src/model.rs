@@ -100,17 +100,17 @@ pub fn forward_backward(
 /// Returns the micro-batch's loss, without gradients and without dropout.
 pub fn loss(base: &Base, adapter: Option<&Adapter>, batch: &MicroBatch) -> Result<Loss, ModelError> {
     let targets = Targets::new(&batch.targets, &batch.weights, base.device())?;
-    let normed = final_hidden_states(base, adapter, batch)?;
+    let normed = hidden_states(base, adapter, batch)?;
     Ok(cross_entropy::forward_backward(&normed, base.head(), &targets, false)?)
 }
 
 /// Returns the logits of every position, f32 `[rows * seq_len, vocab]`.
 pub fn logits(base: &Base, adapter: Option<&Adapter>, batch: &MicroBatch) -> Result<Tensor, ModelError> {
-    base.logits(&final_hidden_states(base, adapter, batch)?)
+    base.logits(&hidden_states(base, adapter, batch)?)
 }
 
-/// Returns the normalized hidden states `[rows * seq_len, hidden]`, the input of the head.
-fn final_hidden_states(
+/// Returns the normalized hidden states `[rows * seq_len, hidden]`, the input of [`Base::logits`].
+pub fn hidden_states(
     base: &Base,
     adapter: Option<&Adapter>,
     batch: &MicroBatch,

@@ -4,8 +4,8 @@
 use lora_spec::{
     ActivationCheckpointing, AdapterSpec, AttentionConfig, BaseDtype, BaseFormat, BlockConfig,
     CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS, DeviceKind, GPU_LOGITS_PER_CHUNK, GPU_WORKSPACE_BYTES,
-    InitLoraWeights, LinearModule, MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, NormKind, Quantization,
-    SafetensorsIndex, StoredWeight, chunk_rows, gpu_panel_rows,
+    InitLoraWeights, LinearModule, MAX_CONCURRENT_DECOMPOSITIONS, MAX_MMA_HEAD_DIM, ModelConfig, NormKind,
+    Quantization, SafetensorsIndex, StoredWeight, chunk_rows, gpu_panel_rows,
 };
 
 use crate::{MemoryEstimate, TrainingWorkload};
@@ -198,17 +198,24 @@ impl ModelFootprint<'_> {
         let (hidden, vocab) = (model.hidden_size as u64, model.vocab_size as u64);
         let of = |features: u64| width * tokens * features;
         let lowest = modules.iter().map(|module| module.layer).min().unwrap_or(0);
-        // What is kept up to a block, and the peak of the backward passes, which begin with the
-        // last block.
         // Embeddings of the blocks exist during the whole pass. While they are computed, there are
-        // three matrices of them. If they are trained, their gradients are kept too, and the input
-        // of their norm.
+        // three matrices of them, with an adapter four. If they are trained, their gradients are
+        // kept too, and the input of their norm.
         let embedding = model.per_layer_embedding().map(|embedding| embedding.projection);
         let embedded = of(embedding.as_ref().map_or(0, |projection| projection.out_features as u64));
         let is_trained = embedding.is_some_and(|projection| modules.contains(&projection));
+        // What is kept up to a block, and the peak of the backward passes, which begin with the
+        // last block.
         let (mut kept, mut backward) = (if is_trained { 3 * embedded } else { embedded }, 0);
-        let embedding = 3 * embedded + of(hidden);
-        for (layer, block) in model.blocks().enumerate().skip(lowest) {
+        let embedding = if is_trained { 4 } else { 3 } * embedded + of(hidden);
+        for (layer, block) in model.blocks().enumerate() {
+            if block.attn.is_kv_source {
+                // Later blocks read keys and values, and add to their gradients.
+                kept += of(4 * (block.attn.kv_heads * block.attn.head_dim) as u64);
+            }
+            if layer < lowest {
+                continue;
+            }
             let adapted = modules.iter().filter(|module| module.layer == layer).count() as u64;
             let of_block = self.block_activations(&block, adapted, training, width);
             kept += of_block.kept;
@@ -274,10 +281,7 @@ impl ModelFootprint<'_> {
             + roots
             + of(out_norms * hidden)
             + of_norm * tokens * (in_norms + out_norms);
-        // Later blocks read keys and values, and add to their gradients.
-        let shared = if attn.is_kv_source { of(4 * kv) } else { 0 };
         let kept = of(hidden)
-            + shared
             + match checkpointing {
                 ActivationCheckpointing::None => saved,
                 ActivationCheckpointing::BlockSaveAttention => attended,
@@ -289,7 +293,8 @@ impl ModelFootprint<'_> {
         let outputs =
             u64::from(!is_plain) + u64::from(block.output_scale.is_some()) + u64::from(block.is_parallel);
         // The gradients of the outputs of one module are joined.
-        let joined_qkv = if attn.qkv_proj.len() == 1 { 2 * hidden + 2 * q + 4 * kv } else { 0 };
+        let is_joined = attn.qkv_proj.len() == 1 && attn.kv_source.is_none();
+        let joined_qkv = if is_joined { 2 * hidden + 2 * q + 4 * kv } else { 0 };
         let joined_mlp = if mlp.is_gated && mlp.gate_up_proj.len() == 1 { 4 * mlp_width } else { 0 };
         // The maximum of the gradients of the MLP's inner activations, those around attention, and
         // those within attention.
@@ -312,8 +317,10 @@ impl ModelFootprint<'_> {
         if self.device == DeviceKind::Cpu {
             return gradients;
         }
-        let has_tensor_cores =
-            width == 2 && attn.head_dim.is_multiple_of(8) && attn.head_dim <= 256 && attn.softcap.is_none();
+        let has_tensor_cores = width == 2
+            && attn.head_dim.is_multiple_of(8)
+            && attn.head_dim <= MAX_MMA_HEAD_DIM
+            && attn.softcap.is_none();
         let partial = if has_tensor_cores && heads != kv_heads { 2 * 4 * head * heads } else { 0 };
         gradients + 16 * tokens * heads + partial
     }

@@ -4,7 +4,7 @@
 use lora_data::Dataset;
 use lora_spec::{
     AdapterSpec, InitLoraWeights, JobSpec, LinearModule, LrSchedulerType, MAX_CONCURRENT_DECOMPOSITIONS,
-    ModelConfig,
+    ModelConfig, Quantization,
 };
 
 use crate::serving_notes::serving_notes;
@@ -76,7 +76,16 @@ pub(crate) fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec
         );
     }
     // The caller has resolved the modules without an error.
-    notes.extend(serving_notes(&job.adapter, &job.adapter.modules(config).unwrap_or_default()));
+    let quantization = match job.base_layout().loftq {
+        Some(_) => Quantization::None,
+        None => job.model.format().quantization,
+    };
+    notes.extend(serving_notes(
+        &job.adapter,
+        quantization,
+        &job.adapter.modules(config).unwrap_or_default(),
+        &config.linear_modules(),
+    ));
     for (key, rows) in &train.report.ignored_keys {
         notes.push(format!("key {key:?} of {rows} training rows has no effect"));
     }

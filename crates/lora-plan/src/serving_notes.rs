@@ -1,9 +1,9 @@
 //! Notes about what inference servers refuse or ignore in the adapter of a job: vLLM 0.33 and
-//! SGLang 0.5.23, and llama.cpp of November 2026, which needs `loractl convert`.
+//! SGLang 0.5.23, and llama.cpp of October 2026, which needs `loractl convert`.
 
 use std::collections::BTreeSet;
 
-use lora_spec::{AdapterSpec, LinearModule};
+use lora_spec::{AdapterSpec, LinearModule, Quantization};
 
 /// Possible values of vLLM's `--max-lora-rank` (its `MaxLoRARanks`) from its default on.
 const VLLM_RANKS: [usize; 7] = [16, 32, 64, 128, 256, 320, 512];
@@ -13,8 +13,14 @@ const SGLANG_MODULES: [&str; 9] =
 /// The projection of the embeddings of blocks (Gemma 4), which llama.cpp computes without adapters.
 const NOT_IN_LLAMA_CPP: &str = "per_layer_model_projection";
 
-/// Returns the notes about the result of a job with `adapter` on `modules`.
-pub(crate) fn serving_notes(adapter: &AdapterSpec, modules: &[LinearModule]) -> Vec<String> {
+/// Returns the notes about the result of a job with `adapter` on `modules`, some of the linear
+/// modules `all` of the base, which is loaded in `quantization`.
+pub(crate) fn serving_notes(
+    adapter: &AdapterSpec,
+    quantization: Quantization,
+    modules: &[LinearModule],
+    all: &[LinearModule],
+) -> Vec<String> {
     let exported = adapter.exported();
     let rslora = exported.use_rslora.then(|| {
         let alpha = adapter.lora_alpha * (adapter.r as f64).sqrt();
@@ -23,8 +29,20 @@ pub(crate) fn serving_notes(adapter: &AdapterSpec, modules: &[LinearModule]) -> 
              serves as trained has use_rslora false and lora_alpha {alpha}"
         )
     });
-    let sglang = sglang_names(modules).or_else(|| sglang_parts(modules));
-    vllm_rank(exported.r).into_iter().chain(rslora).chain(sglang).chain(llama_cpp(modules)).collect()
+    let quantized = quantization.name().map(|name| {
+        format!(
+            "the adapter will fit the {name} values of the base: serve it over the base in bitsandbytes' \
+             {name}, or serve the result of loractl merge"
+        )
+    });
+    let sglang = sglang_names(modules).or_else(|| sglang_parts(modules, all));
+    vllm_rank(exported.r)
+        .into_iter()
+        .chain(rslora)
+        .chain(quantized)
+        .chain(sglang)
+        .chain(llama_cpp(modules))
+        .collect()
 }
 
 /// Returns the lowest `--max-lora-rank` with which vLLM serves an adapter of rank `r`; `None` if it
@@ -75,22 +93,33 @@ fn last(module: &LinearModule) -> &str {
 
 /// Returns a note if SGLang refuses or ignores adapters of parts of a product. It computes the
 /// queries, keys and values of a block in one product, and the two halves of the MLP in another.
-fn sglang_parts(modules: &[LinearModule]) -> Option<String> {
+fn sglang_parts(modules: &[LinearModule], all: &[LinearModule]) -> Option<String> {
     let layers: BTreeSet<usize> = modules.iter().map(|module| module.layer).collect();
     layers.into_iter().find_map(|layer| {
-        let has = |name: &str| modules.iter().any(|it| it.layer == layer && last(it) == name);
+        let is_in = |modules: &[LinearModule], name: &str| {
+            modules.iter().any(|module| module.layer == layer && last(module) == name)
+        };
+        let has = |name| is_in(modules, name);
         let (q, k, v) = (has("q_proj"), has("k_proj"), has("v_proj"));
-        let (does, which, lacks) = match (q, k, v) {
-            (true, _, false) => ("does not load", "q_proj", "v_proj"),
-            (false, true, true) => ("ignores", "k_proj and v_proj", "q_proj"),
-            (false, true, false) => ("ignores", "k_proj", "q_proj and v_proj"),
-            (false, false, true) => ("ignores", "v_proj", "q_proj"),
-            _ if has("up_proj") && !has("gate_proj") => ("ignores", "up_proj", "gate_proj"),
+        let (does, which, lacks): (_, _, &[&str]) = match (q, k, v) {
+            (true, _, false) => ("does not load", "q_proj", &["v_proj"]),
+            (false, true, true) => ("ignores", "k_proj and v_proj", &["q_proj"]),
+            (false, true, false) => ("ignores", "k_proj", &["q_proj", "v_proj"]),
+            (false, false, true) => ("ignores", "v_proj", &["q_proj"]),
+            _ if has("up_proj") && !has("gate_proj") => ("ignores", "up_proj", &["gate_proj"]),
             _ => return None,
         };
+        // Some blocks have no such projection: their values are their keys, or those of another
+        // block.
+        let can_be_added = lacks.iter().all(|name| is_in(all, name));
+        let lacks = lacks.join(" and ");
+        let remedy = match can_be_added {
+            true => format!("add {lacks} to adapter.target_modules, or serve"),
+            false => "serve".to_owned(),
+        };
         Some(format!(
-            "SGLang {does} adapters of {which} without {lacks}, as in block {layer}: add {lacks} to \
-             adapter.target_modules, or serve the result of loractl merge"
+            "SGLang {does} adapters of {which} without {lacks}, as in block {layer}: {remedy} the result of \
+             loractl merge"
         ))
     })
 }
@@ -108,6 +137,10 @@ mod tests {
             bias: false,
         };
         names.iter().map(module).collect()
+    }
+
+    fn all() -> Vec<LinearModule> {
+        modules(&SGLANG_MODULES)
     }
 
     #[test]
@@ -130,7 +163,7 @@ mod tests {
             &["o_proj", "gate_proj"],
             &["qkv_proj", "gate_up_proj"],
         ] {
-            assert_eq!(sglang_parts(&modules(served)), None, "{served:?}");
+            assert_eq!(sglang_parts(&modules(served), &all()), None, "{served:?}");
         }
         for (names, note) in [
             (&["q_proj", "k_proj"][..], "does not load adapters of q_proj without v_proj, as in block 3"),
@@ -138,18 +171,33 @@ mod tests {
             (&["v_proj"], "ignores adapters of v_proj without q_proj"),
             (&["q_proj", "v_proj", "up_proj"], "ignores adapters of up_proj without gate_proj"),
         ] {
-            let found = sglang_parts(&modules(names)).unwrap();
-            assert!(found.contains(note), "{found}");
+            let found = sglang_parts(&modules(names), &all()).unwrap();
+            assert!(found.contains(note) && found.contains(": add "), "{found}");
         }
+        // The values of the block are its keys.
+        let names = modules(&["q_proj", "k_proj", "o_proj"]);
+        let note = sglang_parts(&names, &names).unwrap();
+        assert!(note.ends_with("as in block 3: serve the result of loractl merge"), "{note}");
     }
 
     #[test]
     fn modules_that_a_server_does_not_adapt_get_a_note() {
         let adapter = AdapterSpec::default();
-        assert_eq!(serving_notes(&adapter, &modules(&SGLANG_MODULES)), Vec::<String>::new());
-        let notes = serving_notes(&adapter, &modules(&["q_proj", "c_fc", "c_proj"]));
+        assert_eq!(
+            serving_notes(&adapter, Quantization::None, &modules(&SGLANG_MODULES), &all()),
+            Vec::<String>::new()
+        );
+        let notes = serving_notes(&adapter, Quantization::Int8, &modules(&SGLANG_MODULES), &all());
+        assert!(notes.len() == 1 && notes[0].contains("over the base in bitsandbytes' int8"), "{notes:?}");
+        let notes =
+            serving_notes(&adapter, Quantization::None, &modules(&["q_proj", "c_fc", "c_proj"]), &all());
         assert!(notes.len() == 1 && notes[0].starts_with("SGLang does not load adapters of c_fc, c_proj: "));
-        let notes = serving_notes(&adapter, &modules(&["v_proj", "q_proj", NOT_IN_LLAMA_CPP]));
+        let notes = serving_notes(
+            &adapter,
+            Quantization::None,
+            &modules(&["v_proj", "q_proj", NOT_IN_LLAMA_CPP]),
+            &all(),
+        );
         assert!(
             notes.len() == 2 && notes[1].starts_with("llama.cpp does not adapt per_layer_model"),
             "{notes:?}"
@@ -159,7 +207,7 @@ mod tests {
     #[test]
     fn rslora_gets_the_same_scale_without_it() {
         let adapter = AdapterSpec { r: 16, lora_alpha: 8.0, use_rslora: true, ..AdapterSpec::default() };
-        let notes = serving_notes(&adapter, &modules(&["q_proj", "v_proj"]));
+        let notes = serving_notes(&adapter, Quantization::None, &modules(&["q_proj", "v_proj"]), &all());
         assert!(notes.len() == 1 && notes[0].ends_with("use_rslora false and lora_alpha 32"), "{notes:?}");
         let plain = AdapterSpec { lora_alpha: 32.0, use_rslora: false, ..adapter.clone() };
         assert_eq!(plain.scaling(), adapter.scaling());

@@ -386,6 +386,24 @@ fn the_norms_of_an_architecture_are_counted() -> Result<(), String> {
     // One norm, which saves means too, and the gradient of its output from the MLP.
     let cohere2 = block_activations("Cohere2ForCausalLM", 1024, "")?;
     assert_eq!(cohere2, llama + 4 * 64 * 128);
+    // Values that are the keys are saved once.
+    let values_are_keys = block_activations(
+        "Gemma4ForCausalLM",
+        1024,
+        r#", "hidden_size_per_layer_input": 0, "global_head_dim": 32, "attention_k_eq_v": true"#,
+    )?;
+    assert_eq!(values_are_keys, gemma4 - 4 * 64 * (2 * 32 + 8));
+    // The second block keeps its keys, its values and their gradients for the third one, which has
+    // none, neither their norms nor the inner activations of two modules.
+    let three_blocks = |shared: usize| {
+        let fields = format!(
+            r#", "hidden_size_per_layer_input": 0, "global_head_dim": 32, "num_hidden_layers": 3,
+            "layer_types": ["full_attention", "full_attention", "full_attention"],
+            "num_kv_shared_layers": {shared}"#
+        );
+        block_activations("Gemma4ForCausalLM", 1024, &fields)
+    };
+    assert_eq!(three_blocks(1)? + 4 * 64 * (2 * 64 + 2 * 8 + 2 * 2), three_blocks(0)? + 4 * 64 * 4 * 64);
     // Norms of heads, and four norms around attention and the MLP.
     let gemma3 = block_activations("Gemma3ForCausalLM", 1024, "")?;
     assert_eq!(gemma3 - llama, 4 * 64 * (4 + 2) + 64 * (4 * 2 * 128 + 2 * 4) + 4 * 64 * 128);

@@ -34,6 +34,9 @@ pub const EIGHT_BIT_MIN_ELEMENTS: usize = 4096;
 /// Number of weights that are decomposed at a time to initialize an adapter.
 pub const MAX_CONCURRENT_DECOMPOSITIONS: usize = 4;
 
+/// Largest heads whose attention a GPU computes on tensor cores, in features.
+pub const MAX_MMA_HEAD_DIM: usize = 256;
+
 /// Elements of each paged moment that are on a GPU at a time, in two halves (32 MiB for both
 /// moments in f32, 8 MiB in 8 bits).
 pub const PAGED_WINDOW_ELEMENTS: usize = 1 << 22;

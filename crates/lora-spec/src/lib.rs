@@ -38,7 +38,7 @@ pub use block_config::{
 pub use buffer_sizes::{
     CPU_LOGITS_PER_CHUNK, CPU_PANEL_ELEMENTS, EIGHT_BIT_BLOCK_SIZE, EIGHT_BIT_MIN_ELEMENTS,
     GPU_LOGITS_PER_CHUNK, GPU_PANEL_BYTES, GPU_PANEL_ROW_ALIGNMENT, GPU_WORKSPACE_BYTES,
-    MAX_CONCURRENT_DECOMPOSITIONS, PAGED_WINDOW_ELEMENTS, chunk_rows, gpu_panel_rows,
+    MAX_CONCURRENT_DECOMPOSITIONS, MAX_MMA_HEAD_DIM, PAGED_WINDOW_ELEMENTS, chunk_rows, gpu_panel_rows,
 };
 pub use data_spec::{DataSpec, LongRows};
 pub use device::{DeviceSpec, ParseDeviceError};

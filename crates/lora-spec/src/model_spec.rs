@@ -42,6 +42,14 @@ impl ModelSpec {
         (legal && !rest.is_empty()).then_some(text)
     }
 
+    /// Returns the name and the revision of a base from the Hugging Face Hub; `None` for every
+    /// other base.
+    pub fn hub_repository(&self) -> Option<(&str, Option<&str>)> {
+        let repository = self.base_url()?.strip_prefix("hf://")?;
+        let (name, revision) = repository.split_once('@').unzip();
+        Some((name.unwrap_or(repository), revision))
+    }
+
     /// Checks every value that can be checked without reading a file.
     pub(crate) fn check(&self) -> Result<(), FieldError> {
         if self.base.as_os_str().is_empty() {
@@ -140,4 +148,34 @@ pub enum Quantization {
     },
     /// 8 bits with a scale for each row.
     Int8,
+}
+
+impl Quantization {
+    /// The name of the format in texts; `None` without quantization.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Nf4 { .. } => Some("NF4"),
+            Self::Int8 => Some("int8"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_bases_from_the_hub_have_a_repository() {
+        for (base, repository) in [
+            ("hf://org/name@1a2b", Some(("org/name", Some("1a2b")))),
+            ("hf://org/name", Some(("org/name", None))),
+            ("s3://bucket/base", None),
+            ("/models/a@b", None),
+            ("org/name", None),
+        ] {
+            let model = ModelSpec { base: base.into(), ..ModelSpec::default() };
+            assert_eq!(model.hub_repository(), repository, "{base}");
+        }
+    }
 }

@@ -1,8 +1,9 @@
 //! How far the logits of one model are from those of another.
 
-use lora_model::{Adapter, Base, ModelError, logits};
+use candle_core::Tensor;
+use lora_model::{Adapter, Base, ModelError, hidden_states};
 use lora_ops::transfer::to_vec;
-use lora_spec::MicroBatch;
+use lora_spec::{CPU_LOGITS_PER_CHUNK, MicroBatch, chunk_rows};
 use serde::{Deserialize, Serialize};
 
 /// The difference of a model's logits from those of the trained model, over the tokens of some
@@ -47,12 +48,23 @@ impl LogitDifference {
         rows: &[MicroBatch],
     ) -> Result<Self, ModelError> {
         let mut sums = Sums::default();
+        let vocab = base.config.vocab_size.max(1);
         for row in rows {
-            let logits = |adapter| Ok::<Vec<f32>, ModelError>(to_vec(&logits(base, Some(adapter), row)?)?);
-            let (found, expected) = (logits(found)?, logits(expected)?);
-            let vocab = base.config.vocab_size.max(1);
-            for (found, expected) in found.chunks(vocab).zip(expected.chunks(vocab)) {
-                sums.add(found, expected);
+            let of = |adapter| hidden_states(base, Some(adapter), row);
+            let (found, expected) = (of(found)?, of(expected)?);
+            let tokens = row.tokens.len();
+            // At most two matrices of logits and a copy of one exist at a time.
+            let chunk = chunk_rows(tokens, vocab, CPU_LOGITS_PER_CHUNK / 3);
+            for start in (0..tokens).step_by(chunk) {
+                let count = chunk.min(tokens - start);
+                let logits = |hidden: &Tensor| {
+                    let rows = hidden.narrow(0, start, count)?;
+                    Ok::<Vec<f32>, ModelError>(to_vec(&base.logits(&rows)?)?)
+                };
+                let (found, expected) = (logits(&found)?, logits(&expected)?);
+                for (found, expected) in found.chunks(vocab).zip(expected.chunks(vocab)) {
+                    sums.add(found, expected);
+                }
             }
         }
         Ok(sums.mean())
