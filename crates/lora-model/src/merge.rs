@@ -119,7 +119,8 @@ impl Base {
             tensors.insert(name, if is_exact { rounded } else { tensor });
         }
         let weights = out.join(file_names::MODEL_WEIGHTS);
-        candle_core::safetensors::save(&tensors, &weights)?;
+        candle_core::safetensors::save(&tensors, &weights)
+            .map_err(|error| io(&weights)(std::io::Error::other(error)))?;
 
         let file = dir.file(file_names::MODEL_CONFIG);
         let text = std::fs::read(file.path()).map_err(|source| ModelError::io(&file, source))?;

@@ -1,6 +1,7 @@
 //! Adapters as PEFT stores them: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -26,6 +27,9 @@ pub struct PeftConfig {
     /// The scaling is `lora_alpha / sqrt(r)` instead of `lora_alpha / r`.
     #[serde(default)]
     pub use_rslora: bool,
+    /// Revision of the base on the hub.
+    #[serde(default)]
+    pub revision: Option<String>,
     #[serde(flatten)]
     others: Map<String, Value>,
 }
@@ -47,7 +51,13 @@ impl PeftAdapter {
     pub fn read(dir: &SourceDir) -> Result<Self, ModelError> {
         let read = |name| {
             let file = dir.file(name);
-            std::fs::read(file.path()).map_err(|source| ModelError::io(&file, source))
+            std::fs::read(file.path()).map_err(|source| match source.kind() {
+                ErrorKind::NotFound => {
+                    let message = format!("is not the directory of an adapter: it has no {name}");
+                    ModelError::Adapter { name: dir.name().to_owned(), message }
+                }
+                _ => ModelError::io(&file, source),
+            })
         };
         Self::parse(dir, &read(ADAPTER_CONFIG)?, &read(ADAPTER_WEIGHTS)?)
     }
@@ -55,7 +65,7 @@ impl PeftAdapter {
     /// Parses the two files of an adapter. Errors name the files as files of `dir`.
     ///
     /// # Errors
-    /// A file is invalid, or the adapter needs more than plain LoRA.
+    /// A file is invalid, a value is not finite, or the adapter needs more than plain LoRA.
     pub fn parse(dir: &SourceDir, config: &[u8], weights: &[u8]) -> Result<Self, ModelError> {
         let fail = |file: &str, message: String| adapter_error(dir, file, message);
         let config: PeftConfig =
@@ -68,7 +78,11 @@ impl PeftAdapter {
         let mut tensors = BTreeMap::new();
         for (name, tensor) in loaded {
             let values = tensor.to_dtype(DType::F32)?.contiguous()?;
-            tensors.insert(name, (tensor.dims().to_vec(), read_f32(&values)?.to_vec()));
+            let values = read_f32(&values)?.to_vec();
+            if let Some(value) = values.iter().find(|value| !value.is_finite()) {
+                return Err(fail(ADAPTER_WEIGHTS, format!("tensor {name} has the value {value}")));
+            }
+            tensors.insert(name, (tensor.dims().to_vec(), values));
         }
         Ok(Self { config, dir: dir.clone(), tensors })
     }

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::DType;
 use lora_data::Tokenizer;
 use lora_model::{Adapter, Base, PeftAdapter, write_adapter};
-use lora_spec::{JobSpec, MicroBatch, ModelSpec, SourceFile};
+use lora_spec::{JobSpec, MicroBatch, SourceFile};
 
 use crate::error::TrainError;
 use crate::logit_difference::LogitDifference;
@@ -35,8 +35,9 @@ pub(crate) fn adapter_files(
     adapter: &Adapter,
     rows: &[MicroBatch],
 ) -> Result<(Vec<ResultFile>, LogitDifference), TrainError> {
-    let (name, revision) = hub_name(&job.model);
-    let files = write_adapter(adapter, &job.adapter, &name, revision.as_deref())?;
+    let path = job.model.base.to_string_lossy();
+    let (name, revision) = job.model.hub_repository().unwrap_or((&path, None));
+    let files = write_adapter(adapter, &job.adapter, name, revision)?;
     let [(_, weights), (_, config)] = &files;
     let reloaded = PeftAdapter::parse(&Path::new("export").into(), config, weights)?
         .to_adapter(&base.config)?
@@ -69,18 +70,6 @@ pub(crate) fn tokenizer_files(tokenizer: &Tokenizer) -> Result<Vec<ResultFile>, 
     tokenizer.files().iter().map(read).collect()
 }
 
-/// Returns `base_model_name_or_path` and `revision` for PEFT: the name on the Hub for a base from
-/// the Hugging Face Hub, and the job's `model.base` for every other base.
-fn hub_name(model: &ModelSpec) -> (String, Option<String>) {
-    match model.base_url().and_then(|url| url.strip_prefix("hf://")) {
-        Some(repository) => match repository.split_once('@') {
-            Some((name, revision)) => (name.to_owned(), Some(revision.to_owned())),
-            None => (repository.to_owned(), None),
-        },
-        None => (model.base.to_string_lossy().into_owned(), None),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use lora_spec::BaseLayout;
@@ -111,15 +100,5 @@ mod tests {
         let error = adapter_files(&job, &base, &adapter, &rows).unwrap_err();
         assert!(matches!(error, TrainError::Export { .. }), "{error}");
         assert!(error.to_string().contains("differ by up to"), "{error}");
-    }
-
-    #[test]
-    fn hub_bases_are_exported_by_their_hub_name() {
-        let name = |base: &str| hub_name(&ModelSpec { base: base.into(), ..ModelSpec::default() });
-        let revision = Some("1a2b".to_owned());
-        assert_eq!(name("hf://org/name@1a2b"), ("org/name".into(), revision));
-        assert_eq!(name("hf://org/name"), ("org/name".into(), None));
-        assert_eq!(name("s3://bucket/base"), ("s3://bucket/base".into(), None));
-        assert_eq!(name("/models/a@b"), ("/models/a@b".into(), None));
     }
 }

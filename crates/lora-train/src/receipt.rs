@@ -3,9 +3,14 @@
 //! A receipt contains nothing that depends on time or on the number of workers: the same job with
 //! the same paths gives the same receipt.
 
+use std::path::Path;
+
+use lora_model::sha256_file;
 use lora_spec::JobSpec;
+use lora_spec::file_names::{ADAPTER_WEIGHTS, RECEIPT};
 use serde::{Deserialize, Serialize};
 
+use crate::error::TrainError;
 use crate::logit_difference::LogitDifference;
 
 /// The contents of `receipt.json`.
@@ -41,6 +46,31 @@ pub struct Receipt {
     pub export: Option<LogitDifference>,
     /// One record for each step.
     pub steps: Vec<StepRecord>,
+}
+
+impl Receipt {
+    /// Iterates over the files of the result, with their SHA-256.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        let others = self.files.iter().map(|file| (file.name.as_str(), file.sha256.as_str()));
+        std::iter::once((ADAPTER_WEIGHTS, self.adapter_sha256.as_str())).chain(others)
+    }
+
+    /// Checks that the files in `dir` are those of the result.
+    ///
+    /// # Errors
+    /// A file cannot be read, or was changed ([`TrainError::Receipt`]).
+    pub fn check_files(&self, dir: &Path) -> Result<(), TrainError> {
+        for (name, expected) in self.files() {
+            let found = sha256_file(&dir.join(name).into())?;
+            if found != expected {
+                return Err(TrainError::Receipt(format!(
+                    "{}: {name} was changed: its SHA-256 is {found}, not {expected}",
+                    dir.join(RECEIPT).display()
+                )));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A file of a result.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::Device;
 use lora_collective::CancelToken;
-use lora_model::{Base, sha256_file};
-use lora_spec::file_names::{ADAPTER_WEIGHTS, RECEIPT};
+use lora_model::Base;
+use lora_spec::file_names::RECEIPT;
 use lora_spec::{InitLoraWeights, JobFiles, JobSpec, SourceDir, SourceFile};
 
 use crate::device::numerics_id;
@@ -55,24 +55,15 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
     if receipt.format != 1 {
         return Err(wrong(format!("format {} is not supported; supported: 1", receipt.format)));
     }
-    let weights = (ADAPTER_WEIGHTS.to_owned(), receipt.adapter_sha256.clone());
-    let others = receipt.files.iter().map(|file| (file.name.clone(), file.sha256.clone()));
-    let files: Vec<(String, String)> = std::iter::once(weights).chain(others).collect();
-    for (name, expected) in &files {
-        let found = sha256_file(&dir.join(name).into())?;
-        if found != *expected {
-            return Err(wrong(format!("{name} was changed: its SHA-256 is {found}, not {expected}")));
-        }
-    }
+    receipt.check_files(dir)?;
+    let files = receipt.files().count();
     let device = Device::Cpu;
     let here = numerics_id(&device)?;
     if receipt.numerics_id != here {
         return Err(wrong(format!(
-            "all {} files are unchanged, but the steps were computed by {:?} and this is {:?}: bits are \
-             compared between equal builds and machines only",
-            files.len(),
-            receipt.numerics_id,
-            here
+            "all {files} files are unchanged, but the steps were computed by {:?} and this is {here:?}: bits \
+             are compared between equal builds and machines only",
+            receipt.numerics_id
         )));
     }
     let job = &receipt.job;
@@ -116,7 +107,7 @@ pub fn verify(dir: &Path, input_paths: &InputPaths, steps: u64) -> Result<Verifi
         }
     }
     Ok(Verification {
-        files: files.len(),
+        files,
         replayed_steps: steps,
         steps: receipt.steps.len() as u64,
         adapter_sha256: receipt.adapter_sha256,

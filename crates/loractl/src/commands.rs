@@ -25,10 +25,21 @@ pub(crate) mod workers;
 
 mod apply_to_jobs;
 
-use anyhow::{Context, Result};
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
 
 use crate::address;
 use crate::client::Client;
+
+/// Checks that the directory of `--base` exists.
+pub(crate) fn check_base(base: &Path) -> Result<()> {
+    match (base.is_dir(), base.to_string_lossy().contains("://")) {
+        (true, _) => Ok(()),
+        (false, true) => bail!("--base: {} must be downloaded first; name its directory", base.display()),
+        (false, false) => bail!("--base: {} is not a directory", base.display()),
+    }
+}
 
 /// Connects to the coordinator at the `given` address, or else at the configured one, and runs
 /// `work`.

@@ -10,13 +10,15 @@ use lora_model::{PeftAdapter, gguf_adapter};
 use lora_spec::{ModelConfig, SourceDir};
 use serde::Serialize;
 
+use crate::commands::check_base;
 use crate::output::{Format, Table, bytes};
+use crate::receipt;
 
 /// Convert an adapter to the format of another program
 ///
 /// PEFT, Transformers, vLLM and SGLang load an adapter as it is. llama.cpp and the
 /// programs that build on it need it as GGUF; the base is then the GGUF file of the
-/// same model, with its weights in any type.
+/// same model (llama.cpp's convert_hf_to_gguf.py), with its weights in any type.
 #[derive(Debug, clap::Args)]
 #[command(
     verbatim_doc_comment,
@@ -55,6 +57,8 @@ struct Converted {
     format: Target,
     adapted_modules: usize,
     bytes: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
 }
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
@@ -63,19 +67,35 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     if out.symlink_metadata().is_ok() {
         bail!("--out: {} already exists; name a new file", out.display());
     }
+    if let Some(parent) = out.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).with_context(|| parent.display().to_string())?;
+    }
+    check_base(&base)?;
     let config = ModelConfig::read(&SourceDir::from(&base))?;
-    let adapter = PeftAdapter::read(&adapter.as_path().into())?.to_adapter(&config)?;
+    let peft = PeftAdapter::read(&adapter.as_path().into())?;
+    let receipt = receipt::read_and_check(&adapter)?;
+    let adapter = peft.to_adapter(&config)?;
     let file = match to {
         Target::Gguf => gguf_adapter(&adapter, &config)?,
     };
     write_new(&out, &file).with_context(|| out.display().to_string())?;
     let adapted_modules = adapter.layout().modules.len();
-    let converted = Converted { out, format: to, adapted_modules, bytes: file.len() };
+    let quantization = receipt.and_then(|receipt| receipt.job.base_layout().format.quantization.name());
+    let note = quantization.map(|quantization| {
+        format!(
+            "the adapter was trained over the base in {quantization}, whose values no GGUF file has; \
+             loractl merge --onto dequantized writes a model that has them"
+        )
+    });
+    let converted = Converted { out, format: to, adapted_modules, bytes: file.len(), note };
     output.print(&converted, || {
         let mut table = Table::new();
         table.row("file", converted.out.display());
         table.row("adapted modules", converted.adapted_modules);
         table.row("size", bytes(converted.bytes as u64));
+        if let Some(note) = &converted.note {
+            table.row("note", note);
+        }
         table.to_string()
     })?;
     Ok(ExitCode::SUCCESS)

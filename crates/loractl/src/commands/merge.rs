@@ -1,6 +1,6 @@
 //! `loractl merge`: merges an adapter into its base, and measures how this changes the model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -10,6 +10,7 @@ use lora_spec::{BaseDtype, BaseLayout, LongRows, MicroBatch, ModelConfig, Quanti
 use lora_train::{ComputeDevice, LogitDifference, Receipt};
 use serde::Serialize;
 
+use crate::commands::check_base;
 use crate::output::{Format, Table};
 use crate::receipt;
 
@@ -86,14 +87,19 @@ struct MergeOutcome {
 }
 
 pub(crate) fn execute(args: Args) -> Result<ExitCode> {
-    if args.out.exists() {
+    // `symlink_metadata` also finds a link that leads nowhere.
+    if args.out.symlink_metadata().is_ok() {
         bail!("--out: {} already exists; name a new directory", args.out.display());
     }
-    let receipt = receipt::read(&args.adapter)?;
+    check_base(&args.base)?;
+    let receipt = receipt::read_and_check(&args.adapter)?;
     let trained_layout = receipt.as_ref().map_or_else(BaseLayout::default, |it| it.job.base_layout());
     let is_quantized = trained_layout.format.quantization != Quantization::None;
     if args.onto == Some(OntoArg::Dequantized) && !is_quantized {
-        bail!("--onto dequantized: the adapter's job did not quantize its base; use --onto original");
+        bail!(
+            "--onto dequantized: the adapter's job did not quantize its base; use --onto original, which \
+             dequantizes a base that is stored quantized"
+        );
     }
     let both = [OntoArg::Original, OntoArg::Dequantized];
     let dtype = match args.dtype {
@@ -106,6 +112,15 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let tokenizer = Tokenizer::load(&base)?;
     let rows = rows(&args, receipt.as_ref(), &tokenizer)?;
     let trained = Base::load(&base, trained_layout.clone(), &ComputeDevice::Cpu)?;
+    if let Some(receipt) = receipt.as_ref().filter(|receipt| receipt.base_sha256 != trained.sha256()) {
+        bail!(
+            "--base: {} is not the base of the adapter's job: its SHA-256 is {}, not {}; only an adapter \
+             without receipt.json is merged into another base",
+            args.base.display(),
+            trained.sha256(),
+            receipt.base_sha256
+        );
+    }
     let expected = sample_logits(&trained, Some(&adapter), &rows)?;
     drop(trained);
 
@@ -148,11 +163,12 @@ fn sample_logits(base: &Base, adapter: Option<&Adapter>, rows: &[MicroBatch]) ->
     Ok(all)
 }
 
-/// Writes the merged model, the tokenizer's files and the model card. After an error the directory
-/// is removed.
+/// Writes the merged model, the other files of the base, and the model card. After an error the
+/// directory is removed.
 fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &MergeOutcome) -> Result<()> {
     std::fs::create_dir_all(&args.out).with_context(|| args.out.display().to_string())?;
     let fill = || -> Result<()> {
+        copy_other_files(&args.base, &args.out)?;
         merged.save(&(&args.base).into(), &args.out)?;
         for (name, file) in tokenizer.files() {
             std::fs::copy(file.path(), args.out.join(name)).with_context(|| file.to_string())?;
@@ -164,6 +180,23 @@ fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &MergeOutco
         // The directory does not have a complete model.
         let _ = std::fs::remove_dir_all(&args.out);
     })
+}
+
+/// Copies the files of a base that are neither weights nor the model card: generation_config.json,
+/// the processor of a multimodal model, the licence, and others.
+fn copy_other_files(base: &Path, out: &Path) -> Result<()> {
+    const WEIGHTS: [&str; 10] =
+        ["safetensors", "bin", "gguf", "pt", "pth", "onnx", "msgpack", "h5", "index", "part"];
+    for entry in std::fs::read_dir(base).with_context(|| base.display().to_string())? {
+        let entry = entry.with_context(|| base.display().to_string())?;
+        let (path, name) = (entry.path(), entry.file_name());
+        let text = name.to_string_lossy();
+        let is_weights = text.split('.').skip(1).any(|part| WEIGHTS.contains(&part));
+        if path.is_file() && !is_weights && !text.starts_with('.') && text != "README.md" {
+            std::fs::copy(&path, out.join(&name)).with_context(|| path.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 /// The model card.

@@ -50,7 +50,7 @@ pub(crate) struct Args {
     /// Name of the base on the hub, for an adapter whose base was a directory.
     #[arg(long, value_name = "ORG/NAME", value_parser = RepositoryName::parse)]
     base_model: Option<RepositoryName>,
-    /// Branch to commit to.
+    /// Branch to commit to; it must exist.
     #[arg(long, default_value = "main", value_parser = branch)]
     revision: String,
     /// Message of the commit.
@@ -59,7 +59,8 @@ pub(crate) struct Args {
     /// Create the repository as a public one.
     #[arg(long)]
     public: bool,
-    /// Also upload receipt.json, metrics.jsonl and job.yaml, which contain paths of this machine.
+    /// Also upload receipt.json, metrics.jsonl and job.yaml, which contain paths of this machine;
+    /// only for a job whose base came from the hub.
     #[arg(long, conflicts_with = "base_model")]
     with_receipt: bool,
     /// Output format.
@@ -86,6 +87,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
             repository: &args.to,
             base: &base,
             adapter: &adapter,
+            base_is_named: args.base_model.is_none(),
             has_tokenizer: files.iter().any(|file| file.name == TOKENIZER),
             receipt: receipt.as_ref(),
         };
@@ -101,7 +103,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
         let committed = hub.commit(&args.to, &args.revision, &args.message, &files).await;
         let committed = committed.map_err(|error| match created {
             true => error.context(format!(
-                "{} was created and is empty; remedy the cause and run the command again",
+                "{} was created; if it is still empty, remedy the cause and run the command again",
                 args.to.as_str()
             )),
             false => error,
@@ -138,6 +140,10 @@ fn read_files(args: &Args, receipt: Option<&Receipt>) -> Result<Vec<HubFile>> {
         args.with_receipt.then_some([RECEIPT, METRICS, JOB]).into_iter().flatten().map(str::to_owned),
     );
     names.push(MODEL_CARD.into());
+    let card = dir.join(MODEL_CARD);
+    if card.exists() && !card.is_file() {
+        bail!("{}: is not a file", card.display());
+    }
     if args.with_receipt && receipt.is_none() {
         bail!("--with-receipt: {} has no {RECEIPT}", dir.display());
     }
@@ -155,17 +161,14 @@ fn read_files(args: &Args, receipt: Option<&Receipt>) -> Result<Vec<HubFile>> {
     };
     let files: Vec<HubFile> = names.into_iter().map(read).collect::<Result<_>>()?;
     let Some(receipt) = receipt else { return Ok(files) };
-    let weights = (ADAPTER_WEIGHTS, &receipt.adapter_sha256);
-    let others = receipt.files.iter().map(|file| (file.name.as_str(), &file.sha256));
-    for (name, expected) in std::iter::once(weights).chain(others) {
+    for (name, expected) in receipt.files() {
         let found = files.iter().find(|file| file.name == name).map(|file| sha256(&file.bytes));
-        if found.as_ref() != Some(expected) {
-            let path = dir.join(name);
-            bail!(
-                "{}: is not the file that {RECEIPT} describes; train again, or download it again",
-                path.display()
-            );
-        }
+        let problem = match found {
+            None => "does not exist",
+            Some(found) if found != expected => "is not the file that receipt.json describes",
+            Some(_) => continue,
+        };
+        bail!("{}: {problem}; train again, or download it again", dir.join(name).display());
     }
     Ok(files)
 }
@@ -191,16 +194,21 @@ fn set_base(args: &Args, receipt: Option<&Receipt>, files: &mut [HubFile]) -> Re
         }
         return Ok(base.clone());
     }
-    // A directory can have a name of the form org/name. The job says which of them it is.
+    // A directory can have a name of the form org/name. The job says which of them it is. Without
+    // a receipt it is the name on the hub, unless such a directory is here.
     let is_directory = match receipt {
-        Some(receipt) => receipt.job.model.base_url().is_none_or(|url| !url.starts_with("hf://")),
+        Some(receipt) => receipt.job.model.hub_repository().is_none(),
         None => Path::new(&named).exists(),
     };
     match RepositoryName::parse(&named) {
         Ok(base) if !is_directory => Ok(base),
+        _ if args.with_receipt => bail!(
+            "--with-receipt: the job's base was the directory {named:?}; a receipt can be uploaded for a \
+             base from the hub only (model.base: hf://org/name)"
+        ),
         _ => bail!(
-            "{}: {BASE_FIELD} is {named:?}, which others cannot load; name the base on the hub with \
-             --base-model org/name",
+            "{}: {BASE_FIELD} is {named:?}, a directory, which others cannot load; name the base on the hub \
+             with --base-model org/name",
             path.display()
         ),
     }
@@ -210,8 +218,31 @@ fn set_base(args: &Args, receipt: Option<&Receipt>, files: &mut [HubFile]) -> Re
 fn rename_base(files: &mut [HubFile], named: &str, base: &str) {
     let Some(card) = files.iter_mut().find(|file| file.name == MODEL_CARD) else { return };
     if let (false, Ok(text)) = (named.is_empty(), std::str::from_utf8(&card.bytes)) {
-        card.bytes = text.replace(named, base).into();
+        card.bytes = renamed(text, named, base).into();
     }
+}
+
+/// Replaces a name in a model card where it stands alone: in the metadata, and if it is a path or
+/// has the form org/name also in the text.
+fn renamed(card: &str, named: &str, base: &str) -> String {
+    let metadata = match card.strip_prefix("---\n").and_then(|rest| rest.find("\n---")) {
+        Some(end) => end + "---\n".len(),
+        None => 0,
+    };
+    let end = if named.contains('/') { card.len() } else { metadata };
+    let is_part = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '/');
+    let mut text = String::with_capacity(card.len());
+    let mut rest = 0;
+    for (at, _) in card[..end].match_indices(named) {
+        let after = &card[at + named.len()..];
+        let is_extended = after.starts_with(is_part)
+            || after.strip_prefix('.').is_some_and(|after| after.starts_with(is_part));
+        if !is_extended && !card[..at].ends_with(|c: char| is_part(c) || c == '.') {
+            text.extend([&card[rest..at], base]);
+            rest = at + named.len();
+        }
+    }
+    text + &card[rest..]
 }
 
 fn text(pushed: &Pushed, public: bool) -> String {
@@ -226,4 +257,28 @@ fn text(pushed: &Pushed, public: bool) -> String {
     table.row("commit", &pushed.commit);
     table.row("files", format!("{}, {}", pushed.files.len(), bytes(pushed.bytes as u64)));
     table.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_whole_names_of_the_base_are_replaced_in_a_card() {
+        let card = |name: &str| {
+            format!(
+                "---\nbase_model: {name}\nlibrary_name: peft\ntags:\n- base_model:adapter:{name}\n---\n\n\
+                 # base\n\nTrained on {name} with {name}-data, {name}.v2 and /x/{name}: see {name}.\n"
+            )
+        };
+        let expected = |name: &str, text: &str| {
+            format!(
+                "---\nbase_model: org/new\nlibrary_name: peft\ntags:\n- base_model:adapter:org/new\n---\n\n\
+                 # base\n\nTrained on {text} with {name}-data, {name}.v2 and /x/{name}: see {text}.\n"
+            )
+        };
+        assert_eq!(renamed(&card("base"), "base", "org/new"), expected("base", "base"));
+        assert_eq!(renamed(&card("org/old"), "org/old", "org/new"), expected("org/old", "org/new"));
+        assert_eq!(renamed("a base", "base", "org/new"), "a base");
+    }
 }

@@ -13,6 +13,8 @@ pub(crate) struct ModelCard<'a> {
     /// The base's name on the hub.
     pub(crate) base: &'a RepositoryName,
     pub(crate) adapter: &'a PeftConfig,
+    /// Whether `adapter` names this base, so that its revision is one of this base.
+    pub(crate) base_is_named: bool,
     /// Whether the repository gets a tokenizer.
     pub(crate) has_tokenizer: bool,
     /// The description of the training, if loractl trained the adapter.
@@ -25,29 +27,49 @@ impl ModelCard<'_> {
         let (repository, base) = (self.repository.as_str(), self.base.as_str());
         let name = repository.rsplit('/').next().unwrap_or_default();
         let tokenizer = if self.has_tokenizer { repository } else { base };
+        let quantization = self.receipt.map(|receipt| receipt.job.base_layout().format.quantization);
+        let (config, arguments) = match quantization {
+            Some(Quantization::Nf4 { double_quant }) => (
+                Some(format!(
+                    "BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=\"nf4\", \
+                     bnb_4bit_use_double_quant={})",
+                    if double_quant { "True" } else { "False" }
+                )),
+                ", quantization_config=quantization",
+            ),
+            Some(Quantization::Int8) => (
+                Some("BitsAndBytesConfig(load_in_8bit=True)".to_owned()),
+                ", quantization_config=quantization",
+            ),
+            Some(Quantization::None) | None => (None, ""),
+        };
+        let (import, config) = match config {
+            Some(config) => (", BitsAndBytesConfig", format!("quantization = {config}\n")),
+            None => ("", String::new()),
+        };
         let mut text = format!(
             "---\nbase_model: {base}\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n\
              - base_model:adapter:{base}\n- lora\n- loractl\n---\n\n# {name}\n\n\
              A LoRA adapter of [{base}](https://huggingface.co/{base}).\n\n## Use\n\n\
-             ```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n\
-             model = AutoPeftModelForCausalLM.from_pretrained(\"{repository}\")\n\
+             ```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\
+             {import}\n\n{config}\
+             model = AutoPeftModelForCausalLM.from_pretrained(\"{repository}\"{arguments})\n\
              tokenizer = AutoTokenizer.from_pretrained(\"{tokenizer}\")\n```\n"
         );
-        if let Some(rank) = vllm_max_lora_rank(self.adapter.r) {
+        if let Some(quantization) = quantization.and_then(Quantization::name) {
             text += &format!(
-                "\n```sh\nvllm serve {base} --enable-lora --max-lora-rank {rank} --lora-modules \
-                 {name}={repository}\n```\n"
+                "\nThe adapter was trained over the base in {quantization} with bitsandbytes' values, which \
+                 are loaded here. For a server that cannot load them, merge the adapter into the \
+                 dequantized weights.\n"
             );
-        }
-        let quantization = match self.receipt.map(|receipt| receipt.job.base_layout().format.quantization) {
-            Some(Quantization::Nf4 { .. }) => Some("NF4"),
-            Some(Quantization::Int8) => Some("int8"),
-            Some(Quantization::None) | None => None,
-        };
-        if let Some(quantization) = quantization {
+        } else if let Some(rank) = vllm_max_lora_rank(self.adapter.r) {
+            let revision = match &self.adapter.revision {
+                Some(revision) if self.base_is_named => format!(" --revision {revision}"),
+                _ => String::new(),
+            };
             text += &format!(
-                "\nThe adapter was trained over the base in {quantization} with bitsandbytes' values. Load \
-                 the base in the same quantization, or merge the adapter into the dequantized weights.\n"
+                "\n```sh\nvllm serve {base}{revision} --enable-lora --max-lora-rank {rank} --lora-modules \
+                 {name}={repository}\n```\n"
             );
         }
         text += "\n## Training\n\n";
