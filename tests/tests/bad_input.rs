@@ -221,10 +221,10 @@ const DATA: &[Case] = &[
     Case {
         name: "a dataset of an unknown kind",
         break_job: |f| {
-            fs::rename(f.path("train.jsonl"), f.path("train.csv")).unwrap();
-            f.edit("job.yaml", "train: train.jsonl", "train: train.csv");
+            fs::rename(f.path("train.jsonl"), f.path("train.txt")).unwrap();
+            f.edit("job.yaml", "train: train.jsonl", "train: train.txt");
         },
-        at: At::File("train.csv"),
+        at: At::File("train.txt"),
         expected: &[".jsonl", ".parquet"],
     },
     Case {

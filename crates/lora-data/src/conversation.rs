@@ -5,15 +5,20 @@ use std::ops::Range;
 use serde_json::Value as Json;
 
 use crate::Message;
+use crate::anchors::{Anchored, mark};
 use crate::chat_template::{ChatTemplate, Rendered};
+use crate::message::Part;
+use crate::row_notes::RowNotes;
 
 /// A rendered conversation, and the byte ranges of its text that are trained.
 pub(crate) struct Conversation {
     pub(crate) text: String,
     pub(crate) trained: Vec<Range<usize>>,
+    pub(crate) notes: RowNotes,
 }
 
-/// Renders a conversation and finds the assistant's turns in its text, from message `from`.
+/// Renders a conversation and finds the assistant's turns in its text, from message `from`. A turn
+/// whose message says that it is not trained is left out.
 ///
 /// If the template has `{% generation %}` markers, they mark the trained text. Otherwise the turn
 /// of message `i` is the text that `render(messages[..=i])` adds to
@@ -21,9 +26,14 @@ pub(crate) struct Conversation {
 /// of `stop_texts`). White space after this token is never generated, so it is not trained. A
 /// turn without such a token is trained to its end.
 ///
+/// A template may render the messages before a turn, or the turn, differently when others follow:
+/// without the reasoning of earlier turns, or with another generation prompt. The turn is then what
+/// stands at its place in the whole conversation: marks in the texts of the messages tell which
+/// text belongs to which message.
+///
 /// # Errors
-/// The template fails, or a rendering is not a prefix of the next one, so that the turns cannot be
-/// found.
+/// The template fails; the turns cannot be found; or the template leaves out the tool calls of a
+/// trained turn.
 pub(crate) fn render_conversation(
     template: &ChatTemplate,
     messages: &[Message],
@@ -32,40 +42,306 @@ pub(crate) fn render_conversation(
     stop_texts: &[String],
 ) -> Result<Conversation, String> {
     let Rendered { text, generated } = template.render(messages, tools, false)?;
-    let prompt_end = |i: usize| -> Result<usize, String> {
-        let prompt = template.render(&messages[..i], tools, true)?.text;
-        if text.starts_with(&prompt) { Ok(prompt.len()) } else { Err(prefix_error(i, "before")) }
+    let anchored = anchored(template, messages, tools, &text);
+    let turns = Turns { template, messages, tools, stop_texts, text: &text, anchored };
+    let is_trained = |i: usize| i >= from && messages[i].role() == "assistant" && !messages[i].is_excluded();
+    let mut notes = turns.notes(is_trained)?;
+    let trained = if template.has_generation_markers() {
+        turns.marked_by_template(generated, from, is_trained)?
+    } else {
+        let mut trained = Vec::new();
+        for i in (0..messages.len()).filter(|i| is_trained(*i)) {
+            trained.push(turns.range(i)?);
+            notes.changed_turns += usize::from(turns.is_changed(i));
+        }
+        trained
     };
-    if template.has_generation_markers() {
-        let start = if from == 0 { 0 } else { prompt_end(from)? };
-        let trained = generated.into_iter().map(|range| range.start.max(start)..range.end);
-        let trained = trained.filter(|range| !range.is_empty()).collect();
-        return Ok(Conversation { text, trained });
-    }
-    let mut trained = Vec::new();
-    for (i, _) in messages.iter().enumerate().skip(from).filter(|(_, message)| message.role == "assistant") {
-        let start = prompt_end(i)?;
-        let end = if i + 1 == messages.len() {
-            text.len()
-        } else {
-            let turn = template.render(&messages[..=i], tools, false)?.text;
-            if !text.starts_with(&turn) || turn.len() < start {
-                return Err(prefix_error(i, "up to"));
-            }
-            turn.len()
-        };
-        let turn = text[start..end].trim_end();
-        let ends_itself = stop_texts.iter().any(|stop| turn.ends_with(stop.as_str()));
-        trained.push(start..if ends_itself { start + turn.len() } else { end });
-    }
-    Ok(Conversation { text, trained })
+    Ok(Conversation { text, trained, notes })
 }
 
-fn prefix_error(i: usize, which: &str) -> String {
-    format!(
-        "the assistant's turn (messages[{i}]) cannot be found in the rendered conversation: the chat \
-         template renders the messages {which} it differently when others follow, for example without \
-         the reasoning of earlier turns; mark the trained text with {{% generation %}} .. \
-         {{% endgeneration %}} in the base's chat template, or write a row that ends with this turn"
-    )
+/// Renders the messages with marks in all parts, or only in their contents. Returns the marks and
+/// the parts; `None` if the marks change the rendering.
+fn anchored(
+    template: &ChatTemplate,
+    messages: &[Message],
+    tools: Option<&Json>,
+    text: &str,
+) -> Option<(Anchored, &'static [Part])> {
+    [&Part::ALL[..], &[Part::Content]].into_iter().find_map(|parts| {
+        let rendered = template.render(&mark(messages, parts), tools, false).ok()?;
+        let anchored = Anchored::new(&rendered.text);
+        (anchored.text == text).then_some((anchored, parts))
+    })
+}
+
+/// A conversation whose assistant's turns are searched.
+struct Turns<'a> {
+    template: &'a ChatTemplate,
+    messages: &'a [Message],
+    tools: Option<&'a Json>,
+    stop_texts: &'a [String],
+    text: &'a str,
+    /// Where these parts of the messages are in `text`, if that can be told.
+    anchored: Option<(Anchored, &'static [Part])>,
+}
+
+impl Turns<'_> {
+    /// The trained bytes of the assistant's message `i`.
+    fn range(&self, i: usize) -> Result<Range<usize>, String> {
+        let start = self.start(i)?;
+        let end = self.end(i, start)?;
+        let turn = self.text[start..end].trim_end();
+        let ends_itself = self.stop_texts.iter().any(|stop| turn.ends_with(stop.as_str()));
+        Ok(start..if ends_itself { start + turn.len() } else { end })
+    }
+
+    /// Whether the turn of message `i` would be rendered otherwise if no messages followed.
+    fn is_changed(&self, i: usize) -> bool {
+        i + 1 < self.messages.len()
+            && !self.render(i + 1, false).is_ok_and(|turn| self.text.starts_with(&turn))
+    }
+
+    fn render(&self, count: usize, prompt: bool) -> Result<String, String> {
+        Ok(self.template.render(&self.messages[..count], self.tools, prompt)?.text)
+    }
+
+    fn render_marked(&self, count: usize, prompt: bool) -> Result<Anchored, String> {
+        let marked = mark(&self.messages[..count], &Part::ALL);
+        Ok(Anchored::new(&self.template.render(&marked, self.tools, prompt)?.text))
+    }
+
+    /// The first byte that the model generates.
+    fn start(&self, i: usize) -> Result<usize, String> {
+        if let Ok(prompt) = self.render(i, true)
+            && self.text.starts_with(&prompt)
+        {
+            return Ok(prompt.len());
+        }
+        self.moved_start(i).ok_or_else(|| self.not_found(i))
+    }
+
+    /// The first byte that the model generates, if the text before it is not the prompt. The text
+    /// after the nearest mark of an earlier message is compared with the same text in the prompt.
+    fn moved_start(&self, i: usize) -> Option<usize> {
+        let (anchored, _) = self.anchored.as_ref()?;
+        let [(_, first), _] = anchored.of_message(i)?;
+        let before = anchored.before(i, first);
+        let begin = before.map_or(0, |(_, at)| at);
+        let between = &self.text[begin..first];
+        let header = self.header();
+        let aligned = before.and_then(|(place, _)| {
+            let prompt = self.render_marked(i, true).ok()?;
+            Some(prompt.text[prompt.anchor(place)?..].to_owned())
+        });
+        if let Some(expected) = aligned {
+            let common = common_prefix(&expected, between);
+            if common == expected.len() {
+                return Some(begin + common);
+            }
+            // The prompt has more than the turn's header, such as a tag that begins its reasoning.
+            let common = before_open_tag(&expected, common);
+            let rest = &expected[common..];
+            let closing = header.as_ref().and_then(|header| expected.strip_suffix(header.as_str()));
+            if closing.is_some_and(|closing| common > closing.len())
+                && (rest.starts_with(['<', '[']) || rest.trim().is_empty())
+            {
+                return Some(begin + common);
+            }
+        }
+        // Nothing comes before, or the prompt is another one: the header alone is found, or the
+        // content if turns have no header.
+        let header = header?;
+        if header.is_empty() {
+            let content = self.messages[i].content().trim();
+            return between.ends_with(content).then_some(first - content.len());
+        }
+        let headers = std::iter::successors(Some(header.as_str()), |header| {
+            header.rfind('<').filter(|at| *at > 0).map(|at| &header[..at])
+        });
+        let mut headers = headers.flat_map(|header| [header, header.trim_start()]);
+        headers.find_map(|header| between.rfind(header).map(|at| begin + at + header.len()))
+    }
+
+    /// What the generation prompt adds to a conversation.
+    fn header(&self) -> Option<String> {
+        let question = [Message::new("user", "?")];
+        let render = |prompt| Some(self.template.render(&question, None, prompt).ok()?.text);
+        let (prompt, closed) = (render(true)?, render(false)?);
+        let common = common_prefix(&prompt, &closed);
+        // Without a prompt, a template may end a conversation otherwise.
+        let common = if common == closed.len() { common } else { before_open_tag(&prompt, common) };
+        Some(prompt[common..].to_owned())
+    }
+
+    /// The end of the turn of message `i`, which begins at `start`.
+    fn end(&self, i: usize, start: usize) -> Result<usize, String> {
+        if i + 1 == self.messages.len() {
+            // A template may write the beginning of another turn.
+            let last = self.anchored.as_ref().and_then(|(anchored, _)| anchored.of_message(i));
+            let stop = last.and_then(|[_, (_, at)]| Some(at + self.first_stop(&self.text[at..])?));
+            return Ok(stop.unwrap_or(self.text.len()));
+        }
+        if let Ok(turn) = self.render(i + 1, false)
+            && self.text.starts_with(&turn)
+            && turn.len() >= start
+        {
+            return Ok(turn.len());
+        }
+        self.moved_end(i).filter(|end| *end > start).ok_or_else(|| self.not_found(i))
+    }
+
+    /// The end of a turn that is rendered differently when others follow: the text after its last
+    /// mark is compared with the same text where no message follows.
+    fn moved_end(&self, i: usize) -> Option<usize> {
+        let (anchored, _) = self.anchored.as_ref()?;
+        let [_, (place, last)] = anchored.of_message(i)?;
+        let bound = anchored.after(i, last).unwrap_or(self.text.len());
+        let after = &self.text[last..bound];
+        if let Ok(alone) = self.render_marked(i + 1, false)
+            && let Some(at) = alone.anchor(place)
+        {
+            let expected = &alone.text[at..];
+            let common = common_prefix(expected, after);
+            if common == expected.len() {
+                return Some(last + common);
+            }
+            if let Some(stop) = self.first_stop(&after[..common]) {
+                return Some(last + stop);
+            }
+            // The last turn of a conversation ends otherwise than earlier ones.
+            let common = before_open_tag(expected, common);
+            if common == 0
+                && let Some(closing) = first_tag(after)
+                && self.closes_another(anchored, i, closing)
+            {
+                return Some(last + closing.len());
+            }
+            let rest = &expected[common..];
+            if first_tag(rest).is_some() || rest.trim().is_empty() {
+                return Some(last + common);
+            }
+        }
+        self.first_stop(after).map(|stop| last + stop)
+    }
+
+    /// Whether another message ends with `closing`.
+    fn closes_another(&self, anchored: &Anchored, i: usize, closing: &str) -> bool {
+        let others = (0..self.messages.len()).filter(|other| *other != i);
+        let mut ends = others.filter_map(|other| anchored.of_message(other));
+        ends.any(|[_, (_, at)]| self.text[at..].starts_with(closing))
+    }
+
+    /// The end of the first end-of-turn token in a text.
+    fn first_stop(&self, text: &str) -> Option<usize> {
+        let stops = self.stop_texts.iter().filter(|stop| !stop.is_empty());
+        stops.filter_map(|stop| Some(text.find(stop.as_str())? + stop.len())).min()
+    }
+
+    /// The text that the template marks with `{% generation %}` in the turns that are trained.
+    fn marked_by_template(
+        &self,
+        generated: Vec<Range<usize>>,
+        from: usize,
+        is_trained: impl Fn(usize) -> bool,
+    ) -> Result<Vec<Range<usize>>, String> {
+        let assistant = |i: &usize| self.messages[*i].role() == "assistant";
+        let all_trained = (0..self.messages.len()).filter(assistant).all(&is_trained);
+        let generated = generated.into_iter().filter(|range| !range.is_empty());
+        if all_trained {
+            return Ok(generated.collect());
+        }
+        if (0..self.messages.len()).filter(assistant).all(|i| is_trained(i) == (i >= from))
+            && let Ok(prompt) = self.render(from, true)
+            && self.text.starts_with(&prompt)
+        {
+            let later = generated.map(|range| range.start.max(prompt.len())..range.end);
+            return Ok(later.filter(|range| !range.is_empty()).collect());
+        }
+        // The message of a range is the one whose mark is in it.
+        let of_range = |range: &Range<usize>| {
+            let (anchored, _) = self.anchored.as_ref()?;
+            (0..self.messages.len()).find(|i| {
+                anchored.of_message(*i).is_some_and(|[(_, first), (_, last)]| {
+                    [first, last].iter().any(|at| (range.start..=range.end).contains(at))
+                })
+            })
+        };
+        let mut trained = Vec::new();
+        for range in generated {
+            let message = of_range(&range).ok_or(
+                "it cannot be told which message the text in {% generation %} belongs to, and not all turns \
+                 are trained",
+            )?;
+            if is_trained(message) {
+                trained.push(range);
+            }
+        }
+        Ok(trained)
+    }
+
+    /// What the template leaves out of the messages, and keys that it does not read.
+    ///
+    /// # Errors
+    /// It leaves out the tool calls of a trained turn.
+    fn notes(&self, is_trained: impl Fn(usize) -> bool) -> Result<RowNotes, String> {
+        let mut notes = RowNotes::default();
+        for (i, message) in self.messages.iter().enumerate() {
+            let known = |key: &&str| {
+                matches!(
+                    *key,
+                    "role" | "content" | "tool_calls" | "reasoning" | "reasoning_content" | "thinking"
+                )
+            };
+            let unread = message.keys().filter(|key| !known(key) && !self.template.mentions(key));
+            notes.unread_keys.extend(unread.map(str::to_owned));
+            for arguments in message.encoded_arguments() {
+                if self.text.contains(&Json::from(arguments).to_string()) {
+                    notes.encoded_twice += 1;
+                }
+            }
+            let Some((anchored, parts)) = &self.anchored else { continue };
+            for part in parts.iter().filter(|part| message.has(**part)) {
+                if anchored.anchor((i, *part)).is_some() {
+                    continue;
+                }
+                if *part == Part::ToolCalls && is_trained(i) {
+                    return Err(format!(
+                        "the chat template does not print the tool calls of messages[{i}]; use a base whose \
+                         template has tools, or remove the row"
+                    ));
+                }
+                notes.left_out.push((message.role().to_owned(), *part));
+            }
+        }
+        Ok(notes)
+    }
+
+    fn not_found(&self, i: usize) -> String {
+        format!(
+            "the assistant's turn (messages[{i}]) cannot be found in the rendered conversation: the chat \
+             template renders the messages up to it differently when others follow; mark the trained text \
+             with {{% generation %}} .. {{% endgeneration %}} in the base's chat template, or write a row \
+             that ends with this turn"
+        )
+    }
+}
+
+/// The number of bytes at the beginning that are equal.
+fn common_prefix(a: &str, b: &str) -> usize {
+    let differing = a.char_indices().zip(b.chars()).find(|((_, a), b)| a != b);
+    differing.map_or(a.len().min(b.len()), |((at, _), _)| at)
+}
+
+/// The tag `<..>` that a text begins with.
+fn first_tag(text: &str) -> Option<&str> {
+    text.starts_with('<').then(|| text.find('>').map(|end| &text[..=end])).flatten()
+}
+
+/// The place before the tag `<..>` that `at` is within, if there is one: a text may begin with the
+/// same characters as the tag.
+fn before_open_tag(text: &str, at: usize) -> usize {
+    match text[..at].rfind('<') {
+        Some(open) if !text[open..at].contains('>') => open,
+        _ => at,
+    }
 }

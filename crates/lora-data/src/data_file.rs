@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 
 use lora_spec::{FieldError, SourceFile};
 
-use crate::dataset::FileKind;
+use crate::file_format::FileFormat;
 
 /// Checks that the data file of `field` exists, and that its name has the extension of a dataset.
 ///
@@ -12,7 +12,7 @@ use crate::dataset::FileKind;
 /// The file does not exist, cannot be accessed, is not a file, or has another extension.
 pub fn check_data_file(field: &str, file: &SourceFile) -> Result<(), FieldError> {
     match file.path().metadata() {
-        Ok(metadata) if metadata.is_file() => FileKind::from_name(file.name())
+        Ok(metadata) if metadata.is_file() => FileFormat::from_name(file.name())
             .map(drop)
             .map_err(|error| FieldError::new(field, error.to_string())),
         Ok(_) => Err(FieldError::new(field, format!("{file} is not a file"))),

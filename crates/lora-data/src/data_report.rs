@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 
 use crate::RowFormat;
+use crate::error::count;
+use crate::row_notes::RowNotes;
 
 /// Statistics of a dataset's rows. Lengths are in tokens.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
@@ -36,9 +38,73 @@ pub struct DataReport {
     /// Keys without effect, which are not part of a row's format, and the number of rows that have
     /// them.
     pub ignored_keys: BTreeMap<String, usize>,
+    /// Keys of messages that the chat template does not read, and the number of messages that have
+    /// them.
+    pub unread_message_keys: BTreeMap<String, usize>,
+    /// Parts of messages that the chat template does not print, such as `assistant's reasoning`,
+    /// and the number of messages.
+    pub left_out: BTreeMap<String, usize>,
+    /// Number of trained turns that the chat template renders otherwise when others follow, for
+    /// example without their reasoning. They are trained as they are in the whole conversation.
+    pub changed_turns: usize,
+    /// Number of tool calls whose arguments are printed as a text in quotes, because they are a
+    /// text in the row.
+    pub arguments_encoded_twice: usize,
 }
 
 impl DataReport {
+    pub(crate) fn add(&mut self, notes: &RowNotes) {
+        for key in &notes.unread_keys {
+            *self.unread_message_keys.entry(key.clone()).or_default() += 1;
+        }
+        for (role, part) in &notes.left_out {
+            *self.left_out.entry(format!("{role}'s {}", part.name())).or_default() += 1;
+        }
+        self.changed_turns += notes.changed_turns;
+        self.arguments_encoded_twice += notes.encoded_twice;
+    }
+
+    /// What is not trained as the rows say, or in another way than a reader may expect.
+    pub fn notes(&self) -> Vec<String> {
+        let of_key = |(key, rows): (&String, &usize)| {
+            format!("key {key:?} of {} has no effect", count(*rows, "row", "rows"))
+        };
+        let unread = |(key, messages): (&String, &usize)| {
+            let messages = count(*messages, "message", "messages");
+            format!("key {key:?} of {messages} is not read by the chat template")
+        };
+        let left_out = |(part, messages): (&String, &usize)| {
+            let messages = count(*messages, "message", "messages");
+            format!("the chat template leaves out the {part} of {messages}")
+        };
+        let mut notes: Vec<String> = self.ignored_keys.iter().map(of_key).collect();
+        notes.extend(self.unread_message_keys.iter().map(unread));
+        notes.extend(self.left_out.iter().map(left_out));
+        if self.changed_turns > 0 {
+            notes.push(format!(
+                "the chat template renders {} otherwise once others follow (without reasoning, for example); \
+                 they are trained as they are in the whole conversation",
+                count(self.changed_turns, "earlier turn", "earlier turns")
+            ));
+        }
+        if self.arguments_encoded_twice > 0 {
+            notes.push(format!(
+                "the arguments of {} are a text, which the chat template prints in quotes; write objects",
+                count(self.arguments_encoded_twice, "tool call", "tool calls")
+            ));
+        }
+        let of = |format| self.formats.get(&format).copied().unwrap_or(0);
+        if of(RowFormat::Alpaca) > 0 && of(RowFormat::AlpacaChat) > 0 {
+            notes.push(format!(
+                "{} with a system prompt or a history have the chat template, the other {} of \
+                 instruction/output the prompt of Alpaca",
+                count(of(RowFormat::AlpacaChat), "row", "rows"),
+                count(of(RowFormat::Alpaca), "row", "rows")
+            ));
+        }
+        notes
+    }
+
     /// Sets the fields that are computed from the lengths of the kept rows.
     pub(crate) fn set_lengths(&mut self, mut lengths: Vec<usize>) {
         lengths.sort_unstable();

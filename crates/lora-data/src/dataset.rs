@@ -3,14 +3,15 @@
 use std::fs;
 use std::path::Path;
 
-use bytes::Bytes;
 use lora_spec::{LongRows, SourceFile};
 use rayon::prelude::*;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
 use crate::encode::encode_row;
-use crate::{DataError, DataReport, RowFormat, RowList, Tokenizer, jsonl, parquet_rows};
+use crate::file_format::{FileFormat, FileKind};
+use crate::row_notes::RowNotes;
+use crate::{DataError, DataReport, RowFormat, Tokenizer, csv_rows, jsonl, parquet_rows};
 
 /// A tokenized row with its loss mask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +40,12 @@ struct EncodedRow {
     row: Row,
     format: RowFormat,
     ignored_keys: Vec<String>,
+    notes: RowNotes,
 }
 
 impl Dataset {
-    /// Reads JSON Lines (`.jsonl`, `.json`) or Parquet (`.parquet`) and tokenizes the rows (see
+    /// Reads JSON Lines or a JSON array (`.jsonl`, `.ndjson`, `.json`), CSV (`.csv`) or Parquet
+    /// (`.parquet`), the first three also compressed (`.gz`, `.zst`), and tokenizes the rows (see
     /// [`RowFormat`]) in parallel. The result does not depend on the number of threads.
     ///
     /// # Errors
@@ -74,15 +77,19 @@ impl Dataset {
         long_rows: LongRows,
     ) -> Result<(Self, Vec<DataError>), DataError> {
         let name = file.name();
-        let kind = FileKind::from_name(name)?;
+        let format = FileFormat::from_name(name)?;
         let bytes = fs::read(file.path()).map_err(|source| DataError::read(file, source))?;
-        let bytes = Bytes::from(bytes);
         let sha256 = hex::encode(Sha256::digest(&bytes));
+        let (bytes, kind) = (format.decode(name, bytes.into())?, format.kind);
         let encode = |number, row| encode(name, kind, tokenizer, number, row);
         let encoded: Vec<Result<EncodedRow, DataError>> = match kind {
-            FileKind::Jsonl => jsonl::lines(name, &bytes)?
+            FileKind::Json => jsonl::texts(name, &bytes)?
                 .into_par_iter()
-                .map(|(number, line)| encode(number, jsonl::parse_line(name, number, line)?))
+                .map(|(number, text)| encode(number, jsonl::parse(name, number, text)?))
+                .collect(),
+            FileKind::Csv => csv_rows::read_rows(name, &bytes)?
+                .into_par_iter()
+                .map(|(number, row)| encode(number, row))
                 .collect(),
             FileKind::Parquet => parquet_rows::read_rows(name, bytes)?
                 .into_par_iter()
@@ -101,6 +108,7 @@ impl Dataset {
             for key in &row.ignored_keys {
                 *report.ignored_keys.entry(key.clone()).or_default() += 1;
             }
+            report.add(&row.notes);
         }
         let mut problems = Vec::new();
         let mut kept =
@@ -139,42 +147,6 @@ impl Dataset {
     }
 }
 
-/// The format of a dataset.
-#[derive(Clone, Copy)]
-pub(crate) enum FileKind {
-    Jsonl,
-    Parquet,
-}
-
-impl FileKind {
-    /// Returns the format by the extension of the file's name.
-    pub(crate) fn from_name(name: &Path) -> Result<Self, DataError> {
-        match name.extension().and_then(|extension| extension.to_str()) {
-            Some("jsonl" | "json") => Ok(Self::Jsonl),
-            Some("parquet") => Ok(Self::Parquet),
-            _ => Err(DataError::file(
-                name,
-                "has an unknown extension; a dataset is a .jsonl, .json or .parquet file",
-            )),
-        }
-    }
-
-    fn location(self, name: &Path, number: usize) -> String {
-        match self {
-            Self::Jsonl => format!("{}:{number}", name.display()),
-            Self::Parquet => format!("{}, row {number}", name.display()),
-        }
-    }
-
-    fn row_list(self, rows: Vec<(usize, Option<usize>)>) -> RowList {
-        let unit = match self {
-            Self::Jsonl => "line",
-            Self::Parquet => "row",
-        };
-        RowList { unit, total: rows.len(), first: rows.into_iter().take(RowList::MAX_SHOWN).collect() }
-    }
-}
-
 fn encode(
     name: &Path,
     kind: FileKind,
@@ -185,9 +157,9 @@ fn encode(
     let error = |message: String| DataError::Row { at: kind.location(name, number), message };
     let format = RowFormat::recognize(&row).map_err(error)?;
     let content = format.take(&mut row).map_err(error)?;
-    let tokens = encode_row(tokenizer, &content).map_err(|err| error(err.to_string()))?;
+    let (tokens, notes) = encode_row(tokenizer, &content).map_err(|err| error(err.to_string()))?;
     let ignored_keys = row.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key).collect();
-    Ok(EncodedRow { number, row: tokens, format, ignored_keys })
+    Ok(EncodedRow { number, row: tokens, format, ignored_keys, notes })
 }
 
 /// Applies `long_rows`, and adds an error to `problems` if it refuses the rows.

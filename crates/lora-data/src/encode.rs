@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use crate::row_format::RowContent;
+use crate::row_notes::RowNotes;
 use crate::tokenizer::Span;
 use crate::{DataError, Message, Row, Tokenizer};
 
@@ -15,13 +16,16 @@ const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "f
 /// texts are encoded with special tokens and end with the end-of-sequence token. Prompt and
 /// completion are tokenized as one text. A token with characters of both is trained, because it has
 /// the beginning of the completion.
-pub(crate) fn encode_row(tokenizer: &Tokenizer, content: &RowContent) -> Result<Row, DataError> {
+pub(crate) fn encode_row(tokenizer: &Tokenizer, content: &RowContent) -> Result<(Row, RowNotes), DataError> {
+    let mut notes = RowNotes::default();
     let mut row = match content {
         RowContent::Chat { messages, tools, from } => {
             check_roles(messages)?;
             let conversation = tokenizer.conversation(messages, tools.as_ref(), *from)?;
             let spans = tokenizer.encode_spans(&conversation.text, false)?;
-            mask(&spans, |span| conversation.trained.iter().any(|range| overlaps(span, range)))
+            let row = mask(&spans, |span| conversation.trained.iter().any(|range| overlaps(span, range)));
+            notes = conversation.notes;
+            row
         }
         RowContent::Plain { text, from } => {
             let Some((_, eos)) = tokenizer.eos_token() else {
@@ -47,7 +51,7 @@ pub(crate) fn encode_row(tokenizer: &Tokenizer, content: &RowContent) -> Result<
     if let Some(first) = row.trained.first_mut() {
         *first = false;
     }
-    Ok(row)
+    Ok((row, notes))
 }
 
 fn mask(spans: &[Span], trained: impl Fn(&Span) -> bool) -> Row {
@@ -68,11 +72,11 @@ fn overlaps(span: &Span, bytes: &Range<usize>) -> bool {
 }
 
 fn check_roles(messages: &[Message]) -> Result<(), DataError> {
-    match messages.iter().find(|message| !ROLES.contains(&message.role.as_str())) {
+    match messages.iter().find(|message| !ROLES.contains(&message.role())) {
         None => Ok(()),
         Some(message) => Err(DataError::ChatTemplate(format!(
             "unknown role {:?}; supported: {}",
-            message.role,
+            message.role(),
             ROLES.join(", ")
         ))),
     }

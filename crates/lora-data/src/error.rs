@@ -128,7 +128,8 @@ impl fmt::Display for RowList {
     }
 }
 
-fn count(total: usize, one: &str, many: &str) -> String {
+/// A number of things.
+pub(crate) fn count(total: usize, one: &str, many: &str) -> String {
     format!("{total} {}", if total == 1 { one } else { many })
 }
 

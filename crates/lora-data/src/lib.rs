@@ -7,20 +7,24 @@
 //! The crate may depend on `lora-spec` only. To read it, begin with [`Dataset`], and with
 //! [`BatchPlan`] for the order of rows.
 
+mod anchors;
 mod batch;
 mod batch_plan;
 mod chat_template;
 mod conversation;
+mod csv_rows;
 mod data_file;
 mod data_report;
 mod dataset;
 mod encode;
 mod error;
+mod file_format;
+mod jinja;
 mod jsonl;
 mod message;
 mod parquet_rows;
 mod row_format;
-mod tojson;
+mod row_notes;
 mod tokenizer;
 mod tokenizer_files;
 

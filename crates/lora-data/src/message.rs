@@ -1,28 +1,174 @@
 //! A message of a conversation.
 
+use minijinja::Value;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-/// A message of a conversation, as it is passed to chat templates.
+use crate::jinja;
+
+/// Keys that say whether a message is trained: OpenAI's and Mistral's `weight` (0 or 1), and the
+/// flags of other trainers. Templates do not see them.
+const WEIGHT: &str = "weight";
+const TRAIN_FLAGS: [&str; 3] = ["train", "training", "train_on_turn"];
+
+/// Names of a message's reasoning. The first one that a message has fills in the others that
+/// templates read, as in Transformers 5 (`reasoning_content` and `thinking`).
+const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
+
+/// A message of a conversation, as it is passed to chat templates: `role` (`system`, `user`,
+/// `assistant`, `tool`, ...), usually `content`, and other keys (`tool_calls`, `name`,
+/// `reasoning_content`, ...).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Message {
-    /// `system`, `user`, `assistant`, `tool`, ...
-    pub role: String,
-    /// The text. It is empty if an assistant's message has only tool calls.
-    pub content: String,
-    /// Other keys (`tool_calls`, `name`, `reasoning_content`, ...). They are passed to the template
-    /// unchanged.
-    #[serde(flatten)]
-    pub extra: Map<String, Json>,
+    keys: Map<String, Json>,
+    /// Whether the row says that the message is trained or not.
+    #[serde(skip)]
+    is_trained: Option<bool>,
+}
+
+/// A part of a message that a template may print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Part {
+    Content,
+    Reasoning,
+    ToolCalls,
+}
+
+impl Part {
+    pub(crate) const ALL: [Self; 3] = [Self::Content, Self::Reasoning, Self::ToolCalls];
+
+    /// The part in texts.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Content => "content",
+            Self::Reasoning => "reasoning",
+            Self::ToolCalls => "tool calls",
+        }
+    }
 }
 
 impl Message {
     /// Creates a message with only a role and a content.
-    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into(), extra: Map::new() }
+    pub fn new(role: &str, content: &str) -> Self {
+        let keys = [("role", role), ("content", content)];
+        let keys = keys.map(|(key, value)| (key.to_owned(), Json::from(value)));
+        Self { keys: keys.into_iter().collect(), is_trained: None }
     }
 
-    /// Returns the messages in a row's `field`.
+    /// The role; empty if the message has none.
+    pub fn role(&self) -> &str {
+        self.text("role").unwrap_or_default()
+    }
+
+    /// The content; empty if the message has none.
+    pub fn content(&self) -> &str {
+        self.text("content").unwrap_or_default()
+    }
+
+    fn text(&self, key: &str) -> Option<&str> {
+        self.keys.get(key).and_then(Json::as_str)
+    }
+
+    /// Whether the row says that the message is not trained.
+    pub(crate) fn is_excluded(&self) -> bool {
+        self.is_trained == Some(false)
+    }
+
+    /// Iterates over the keys that a template may read.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &str> {
+        self.keys.keys().map(String::as_str)
+    }
+
+    /// Whether the message has something to print in this part.
+    pub(crate) fn has(&self, part: Part) -> bool {
+        match part {
+            Part::Content => !self.content().trim().is_empty(),
+            Part::Reasoning => {
+                let in_content = self.content().rsplit_once("</think>").map(|(thinking, _)| thinking);
+                let is_text = |text: &str| !text.trim().trim_start_matches("<think>").trim().is_empty();
+                self.reasoning().or(in_content).is_some_and(is_text)
+            }
+            Part::ToolCalls => self.tool_calls().next().is_some(),
+        }
+    }
+
+    fn reasoning(&self) -> Option<&str> {
+        REASONING.iter().find_map(|key| self.text(key))
+    }
+
+    fn tool_calls(&self) -> impl Iterator<Item = &Json> {
+        self.keys.get("tool_calls").and_then(Json::as_array).into_iter().flatten()
+    }
+
+    /// The arguments of tool calls that are a text with a JSON object instead of the object.
+    pub(crate) fn encoded_arguments(&self) -> impl Iterator<Item = &str> {
+        let arguments = self
+            .tool_calls()
+            .filter_map(|call| call.get("function").unwrap_or(call).get("arguments").and_then(Json::as_str));
+        arguments.filter(|text| text.trim_start().starts_with('{'))
+    }
+
+    /// The message for a template.
+    pub(crate) fn value(&self) -> Value {
+        let Some(reasoning) = REASONING.iter().find_map(|key| self.keys.get(*key)) else {
+            return pairs(&self.keys);
+        };
+        let mut keys = Map::new();
+        keys.insert("thinking".to_owned(), reasoning.clone());
+        keys.extend(self.keys.clone());
+        keys.insert("reasoning_content".to_owned(), reasoning.clone());
+        pairs(&keys)
+    }
+
+    /// Appends marks to the texts of a message: `mark(part)` to each text of the part, before its
+    /// white space at the end. Of the reasoning in a content, the text before `</think>` is marked.
+    pub(crate) fn marked(&self, parts: &[Part], mark: impl Fn(Part) -> String) -> Self {
+        let mut marked = self.clone();
+        let mark = |part: Part, text: &mut String| {
+            let end = text.trim_end().len();
+            if end > 0 {
+                text.insert_str(end, &mark(part));
+            }
+        };
+        for part in parts {
+            match part {
+                Part::Content => {
+                    if let Some(Json::String(text)) = marked.keys.get_mut("content") {
+                        if let Some((thinking, answer)) = text.rsplit_once("</think>") {
+                            let (mut thinking, answer) = (thinking.to_owned(), answer.to_owned());
+                            mark(Part::Reasoning, &mut thinking);
+                            *text = format!("{thinking}</think>{answer}");
+                        }
+                        mark(Part::Content, text);
+                    }
+                }
+                Part::Reasoning => {
+                    for key in REASONING {
+                        if let Some(Json::String(text)) = marked.keys.get_mut(key) {
+                            mark(Part::Reasoning, text);
+                        }
+                    }
+                }
+                Part::ToolCalls => {
+                    let calls = marked.keys.get_mut("tool_calls").and_then(Json::as_array_mut);
+                    for call in calls.into_iter().flatten() {
+                        let function = match call.get("function") {
+                            Some(_) => call.get_mut("function"),
+                            None => Some(call),
+                        };
+                        if let Some(Json::String(name)) = function.and_then(|it| it.get_mut("name")) {
+                            mark(Part::ToolCalls, name);
+                        }
+                    }
+                }
+            }
+        }
+        marked
+    }
+
+    /// Returns the messages in a row's `field`, of the form `{"role", "content"}` or of ShareGPT's
+    /// form `{"from", "value"}`.
     ///
     /// # Errors
     /// The invalid message or key, why it is invalid, and what would be right.
@@ -41,30 +187,120 @@ impl Message {
     }
 
     fn from_json(value: Json) -> Result<Self, String> {
-        let Json::Object(mut extra) = value else {
+        let Json::Object(mut keys) = value else {
             return Err(format!(
                 " is {}; a message is an object with the strings `role` and `content`",
                 json_type_name(&value)
             ));
         };
-        let role = match extra.shift_remove("role") {
-            Some(Json::String(role)) => role,
-            Some(other) => return Err(format!(".role is {}; it must be a string", json_type_name(&other))),
-            None if extra.contains_key("from") => {
-                return Err(" has `from` and `value`; rename them to `role` and `content`".into());
-            }
+        // As in Transformers: a key with the value null is a missing key.
+        keys.retain(|_, value| !value.is_null());
+        if !keys.contains_key("role") && keys.contains_key("from") {
+            from_sharegpt(&mut keys)?;
+        }
+        match keys.get("role") {
+            Some(Json::String(_)) => {}
+            Some(other) => return Err(format!(".role is {}; it must be a string", json_type_name(other))),
             None => return Err(" has no `role`".into()),
-        };
-        let content = match extra.shift_remove("content") {
-            Some(Json::String(content)) => content,
-            None | Some(Json::Null) if extra.contains_key("tool_calls") => String::new(),
-            None => return Err(" has no `content`".into()),
+        }
+        let is_trained = take_flag(&mut keys)?;
+        let has_calls = match keys.get("tool_calls") {
+            None => false,
+            Some(Json::Array(calls)) => !calls.is_empty(),
             Some(other) => {
-                return Err(format!(".content is {}; it must be a string", json_type_name(&other)));
+                return Err(format!(".tool_calls is {}; it must be a list", json_type_name(other)));
             }
         };
-        Ok(Self { role, content, extra })
+        match keys.get_mut("content") {
+            Some(Json::String(_)) => {}
+            Some(Json::Array(parts)) => {
+                let text = text_of_parts(parts)?;
+                keys.insert("content".to_owned(), text.into());
+            }
+            Some(other) => {
+                return Err(format!(
+                    ".content is {}; it must be a string, or a list of text parts",
+                    json_type_name(other)
+                ));
+            }
+            None if has_calls => {}
+            None => return Err(" has neither `content` nor `tool_calls`".into()),
+        }
+        Ok(Self { keys, is_trained })
     }
+}
+
+fn pairs(keys: &Map<String, Json>) -> Value {
+    Value::from_pairs(keys.iter().map(|(key, value)| (key.as_str(), jinja::value_of(value))))
+}
+
+/// Renames the keys and roles of ShareGPT.
+fn from_sharegpt(keys: &mut Map<String, Json>) -> Result<(), String> {
+    let role = match keys.shift_remove("from") {
+        Some(Json::String(role)) => role,
+        other => {
+            let found = other.map_or("missing", |other| json_type_name(&other));
+            return Err(format!(".from is {found}; it must be a string"));
+        }
+    };
+    let role = match role.as_str() {
+        "human" | "user" => "user",
+        "gpt" | "chatgpt" | "bing" | "bard" | "bot" | "model" | "assistant" => "assistant",
+        "system" => "system",
+        "tool" | "observation" => "tool",
+        other => {
+            return Err(format!(
+                ".from is {other:?}; supported: human, gpt, system, tool, user, assistant, chatgpt, bot, \
+                 model, observation"
+            ));
+        }
+    };
+    let value = keys.shift_remove("value");
+    keys.insert("role".to_owned(), role.into());
+    if let (Some(value), false) = (value, keys.contains_key("content")) {
+        keys.insert("content".to_owned(), value);
+    }
+    Ok(())
+}
+
+/// Removes the keys that say whether the message is trained.
+fn take_flag(keys: &mut Map<String, Json>) -> Result<Option<bool>, String> {
+    let mut flags = Vec::new();
+    match keys.shift_remove(WEIGHT) {
+        None => {}
+        Some(Json::Number(weight)) if weight.as_f64() == Some(0.0) => flags.push((WEIGHT, false)),
+        Some(Json::Number(weight)) if weight.as_f64() == Some(1.0) => flags.push((WEIGHT, true)),
+        Some(other) => return Err(format!(".{WEIGHT} is {other}; it must be 0 or 1")),
+    }
+    for key in TRAIN_FLAGS {
+        match keys.shift_remove(key) {
+            None => {}
+            Some(Json::Bool(flag)) => flags.push((key, flag)),
+            Some(other) => return Err(format!(".{key} is {other}; it must be true or false")),
+        }
+    }
+    match flags.iter().find(|(_, flag)| *flag != flags[0].1) {
+        Some((other, _)) => Err(format!(" has `{}` and `{other}`, which contradict each other", flags[0].0)),
+        None => Ok(flags.first().map(|(_, flag)| *flag)),
+    }
+}
+
+/// The text of a content that is a list of parts.
+fn text_of_parts(parts: &[Json]) -> Result<String, String> {
+    let mut all = String::new();
+    for (i, part) in parts.iter().enumerate() {
+        let kind = part.get("type").and_then(Json::as_str);
+        match (kind.unwrap_or("text"), part.get("text").or(part.as_str().map(|_| part))) {
+            ("text" | "input_text" | "output_text", Some(Json::String(text))) => all.push_str(text),
+            ("text" | "input_text" | "output_text", _) => {
+                return Err(format!(".content[{i}] has no string `text`"));
+            }
+            (other, _) => {
+                return Err(format!(".content[{i}] has the type {other:?}; only text can be trained"));
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Returns the type of a JSON value, with its article.

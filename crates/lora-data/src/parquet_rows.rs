@@ -10,9 +10,7 @@ use parquet::record::{Field, Row};
 use serde_json::{Map, Value as Json};
 
 use crate::DataError;
-
-/// A row and its number (from 1).
-type NumberedRow = (usize, Map<String, Json>);
+use crate::file_format::NumberedRow;
 
 /// Returns all rows of the file, in the order of the file.
 ///
@@ -20,7 +18,7 @@ type NumberedRow = (usize, Map<String, Json>);
 /// from absent keys. Byte strings without a type annotation are read as UTF-8.
 ///
 /// # Errors
-/// The file is truncated or corrupt, or is compressed with another method than Snappy or Zstandard.
+/// The file is truncated or corrupt.
 pub(crate) fn read_rows(name: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
     // The library checks the footer of a file, but not its pages. It panics if a page is corrupt.
     panic::catch_unwind(|| read_unchecked(name, bytes))

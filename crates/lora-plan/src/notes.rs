@@ -86,9 +86,7 @@ pub(crate) fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec
         &job.adapter.modules(config).unwrap_or_default(),
         &config.linear_modules(),
     ));
-    for (key, rows) in &train.report.ignored_keys {
-        notes.push(format!("key {key:?} of {rows} training rows has no effect"));
-    }
+    notes.extend(train.report.notes());
     notes
 }
 

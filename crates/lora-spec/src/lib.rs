@@ -12,6 +12,7 @@ mod data_spec;
 mod device;
 mod device_memory;
 pub mod file_names;
+mod git_lfs;
 mod init_lora_weights;
 mod job;
 mod job_file;
@@ -43,6 +44,7 @@ pub use buffer_sizes::{
 pub use data_spec::{DataSpec, LongRows};
 pub use device::{DeviceSpec, ParseDeviceError};
 pub use device_memory::{DeviceKind, DeviceMemory};
+pub use git_lfs::{GIT_LFS_POINTER, is_git_lfs_pointer};
 pub use init_lora_weights::InitLoraWeights;
 pub use job::JobSpec;
 pub use job_file::{JobFile, JobFileError};

@@ -3,14 +3,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
-use std::io::Read;
+use std::io::{Read, Seek};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::{
-    BaseDtype, BaseFormat, FieldError, ModelConfig, Quantization, SourceDir, SourceFile, file_names,
+    BaseDtype, BaseFormat, FieldError, GIT_LFS_POINTER, ModelConfig, Quantization, SourceDir, SourceFile,
+    file_names, is_git_lfs_pointer,
 };
 
 mod quantized;
@@ -257,6 +258,12 @@ fn read_header(
     let mut file = File::open(source.path()).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
     let truncated = || fail(format!("is truncated: {length} bytes do not hold a safetensors header"));
+    let mut start = [0; 40];
+    let is_pointer = file.read_exact(&mut start).is_ok() && is_git_lfs_pointer(&start);
+    if is_pointer {
+        return Err(fail(GIT_LFS_POINTER.to_owned()));
+    }
+    file.rewind().map_err(io)?;
     let mut size = [0; 8];
     file.read_exact(&mut size).map_err(|_| truncated())?;
     let size = u64::from_le_bytes(size);

@@ -103,9 +103,9 @@ mod tests {
         check_without_base(&file).unwrap();
         std::fs::write(dir.path().join("train.json"), "{}").unwrap();
         check_without_base(&job(dir.path(), "hf://org/name", "train.json")).unwrap();
-        std::fs::write(dir.path().join("train.csv"), "{}").unwrap();
+        std::fs::write(dir.path().join("train.txt"), "{}").unwrap();
         let error =
-            check_without_base(&job(dir.path(), "hf://org/name", "train.csv")).unwrap_err().to_string();
+            check_without_base(&job(dir.path(), "hf://org/name", "train.txt")).unwrap_err().to_string();
         assert!(error.contains("job.yaml:5: data.train:") && error.contains(".parquet"), "{error}");
     }
 }

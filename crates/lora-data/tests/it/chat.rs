@@ -153,10 +153,220 @@ fn tojson_matches_python_json_dumps() {
         {{ messages[0].v | tojson(separators=[',', ':'], sort_keys=true) }}\
         |{{ 'é𝄞\\n' | tojson(ensure_ascii=true) }}|{{ [] | tojson(indent=1) }}";
     let base = BaseDir::with_template("</s>", template);
-    let mut message = Message::new("user", "");
-    message.extra.insert("v".into(), json!({"b": [1, 2.5, null], "a": {}}));
+    let message =
+        json!({"role": "user", "content": "", "v": {"b": [1, 2.5, null, 1e-7, 1e20, 0.5], "a": {}}});
+    let message: Message = serde_json::from_value(message).unwrap();
     let text = base.tokenizer().render_chat(&[message], false).unwrap();
-    let expected = "{\n  \"b\": [\n    1,\n    2.5,\n    null\n  ],\n  \"a\": {}\n}\
-        |{\"a\":{},\"b\":[1,2.5,null]}|\"\\u00e9\\ud834\\udd1e\\n\"|[]";
+    let expected = "{\n  \"b\": [\n    1,\n    2.5,\n    null,\n    1e-07,\n    1e+20,\n    0.5\n  ],\n  \
+        \"a\": {}\n}\
+        |{\"a\":{},\"b\":[1,2.5,null,1e-07,1e+20,0.5]}|\"\\u00e9\\ud834\\udd1e\\n\"|[]";
     assert_eq!(text, expected);
+}
+
+fn chat(messages: Json) -> Json {
+    json!({"messages": messages})
+}
+
+/// Like DeepSeek-R1-Distill: the prompt begins the reasoning, and earlier turns have none.
+const FORGETFUL: &str = "{% for m in messages %}{% if m.role == 'assistant' %}\
+    {{ '<|im_start|>A' + m.content.split('</think>')[-1] + '</s>' }}\
+    {% else %}{{ '<|im_start|>U' + m.content }}{% endif %}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>A<think>\\n' }}{% endif %}";
+
+#[test]
+fn a_turn_is_found_where_the_prompt_begins_with_more_than_its_header() {
+    let base = BaseDir::with_template("</s>", FORGETFUL);
+    assert_eq!(
+        base.marked(turns(&[("user", "a"), ("assistant", "<b>"), ("user", "c"), ("assistant", "d")])),
+        "<|im_start|>Ua<|im_start|>A⟦<b></s>⟧<|im_start|>Uc<|im_start|>A⟦d</s>⟧"
+    );
+    let dataset = base.read(&[turns(&[("user", "a"), ("assistant", "<think>hm</think>b")])]).unwrap();
+    assert_eq!(dataset.report.left_out, [("assistant's reasoning".to_owned(), 1)].into());
+}
+
+/// Like Qwen3: only the turns after the last question have their reasoning.
+const LAST_REASONING: &str = "{% set ns = namespace(last=0) %}{% for m in messages %}\
+    {% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}{% for m in messages %}\
+    {{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' and loop.index0 > ns.last %}\
+    {{ '<think>' + (m.reasoning_content or '') + '</think>' }}{% endif %}{{ m.content + '<|im_end|>\\n' }}\
+    {% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+
+#[test]
+fn earlier_turns_are_trained_as_the_template_renders_them() {
+    let base = BaseDir::with_template("<|im_end|>", LAST_REASONING);
+    let row = chat(json!([
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b", "reasoning_content": "hm"},
+        {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "d", "reasoning_content": "ah"},
+    ]));
+    assert_eq!(
+        base.marked(row.clone()),
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n⟦b<|im_end|>⟧\n<|im_start|>user\nc<|im_end|>\n\
+         <|im_start|>assistant\n⟦<think>ah</think>d<|im_end|>⟧\n"
+    );
+    let report = base.read(&[row]).unwrap().report;
+    assert_eq!(report.left_out, [("assistant's reasoning".to_owned(), 1)].into());
+    assert_eq!(report.changed_turns, 1);
+    let notes = report.notes().join("\n");
+    assert!(notes.contains("renders 1 earlier turn otherwise once others follow"), "{notes}");
+    assert_eq!(base.read(&[two_turns()]).unwrap().report.changed_turns, 1, "the empty reasoning");
+}
+
+#[test]
+fn the_last_turn_may_end_otherwise_than_earlier_ones() {
+    // Like gpt-oss: `<|eot_id|>` ends messages, and another token the last answer.
+    let template = "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' + m.content }}\
+        {{ '</s>' if loop.last and m.role == 'assistant' else '<|eot_id|>' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}";
+    let base = BaseDir::with_template("</s>", template);
+    let expected = "<|im_start|>user:a<|eot_id|><|im_start|>assistant:⟦b<|eot_id|>⟧\
+        <|im_start|>user:c<|eot_id|>\
+        <|im_start|>assistant:⟦d</s>⟧";
+    let row = turns(&[("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+    assert_eq!(base.marked(row), expected);
+    let opened = turns(&[("assistant", "b"), ("user", "c"), ("assistant", "d")]);
+    assert_eq!(base.marked(opened), expected.replace("<|im_start|>user:a<|eot_id|>", ""));
+}
+
+#[test]
+fn a_conversation_may_begin_with_the_assistant() {
+    let row = || turns(&[("assistant", "a"), ("user", "b"), ("assistant", "c")]);
+    assert_eq!(
+        BaseDir::with_template("<|im_end|>", CHATML).marked(row()),
+        "<|im_start|>assistant\n⟦a<|im_end|>⟧\n<|im_start|>user\nb<|im_end|>\n<|im_start|>assistant\n⟦c<|im_end|>⟧\n"
+    );
+    assert_eq!(
+        BaseDir::with_template("</s>", FORGETFUL).marked(row()),
+        "<|im_start|>A⟦a</s>⟧<|im_start|>Ub<|im_start|>A⟦c</s>⟧"
+    );
+    // Like Mistral: no header before answers, and templates that read the first message.
+    let bare = "{{ bos_token }}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}\
+        {% for m in messages %}{% if m.role == 'user' %}{{ '[INST]' + m.content + '[/INST]' }}\
+        {% else %}{{ m.content + '</s>' }}{% endif %}{% endfor %}";
+    assert_eq!(BaseDir::with_template("</s>", bare).marked(row()), "<s>⟦a</s>⟧[INST]b[/INST]⟦c</s>⟧");
+}
+
+#[test]
+fn a_message_says_whether_it_is_trained() {
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
+    let marked = BaseDir::with_template("</s>", MARKED);
+    for (key, no, yes) in [
+        ("weight", json!(0), json!(1)),
+        ("weight", json!(0.0), json!(1.0)),
+        ("train", json!(false), json!(true)),
+        ("training", json!(false), json!(true)),
+        ("train_on_turn", json!(false), json!(null)),
+    ] {
+        let row = chat(json!([
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": "b", key: no},
+            {"role": "user", "content": "c"},
+            {"role": "assistant", "content": "d", key: yes},
+        ]));
+        assert_eq!(
+            base.marked(row.clone()),
+            "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\nb<|im_end|>\n<|im_start|>user\nc<|im_end|>\n\
+             <|im_start|>assistant\n⟦d<|im_end|>⟧\n",
+            "{key}"
+        );
+        assert_eq!(marked.marked(row), "(a)[b](c)[⟦d</s>⟧]", "{key}");
+    }
+}
+
+#[test]
+fn names_of_the_reasoning_fill_each_other_in() {
+    let template =
+        "{% for m in messages %}{{ m.reasoning_content }}|{{ m.thinking }}|{{ m.content }}{% endfor %}";
+    for key in ["reasoning_content", "thinking", "reasoning"] {
+        let base = BaseDir::with_template("</s>", template);
+        let row = chat(json!([{"role": "assistant", "content": "a", key: "hm"}]));
+        assert_eq!(base.marked(row), "h⟦m|hm|a⟧", "{key}");
+    }
+}
+
+#[test]
+fn null_keys_are_missing_keys() {
+    let template = "{% for m in messages %}{% if m.name is defined %}{{ m.name }}: {% endif %}\
+        {% if m.tool_calls is defined %}{{ m.tool_calls | length }}{% endif %}{{ m.content }}{% endfor %}";
+    let base = BaseDir::with_template("</s>", template);
+    let row = chat(json!([
+        {"role": "user", "content": "a", "name": null, "tool_calls": null},
+        {"role": "assistant", "content": "b", "refusal": null},
+    ]));
+    assert_eq!(base.marked(row), "a⟦b⟧");
+}
+
+#[test]
+fn what_the_template_does_not_print_is_an_error_or_counted() {
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
+    let call = json!({"type": "function", "function": {"name": "f", "arguments": {"a": 1}}});
+    let with_call = |rest: Json| {
+        let mut messages = vec![
+            json!({"role": "user", "content": "u", "id": 7}),
+            json!({"role": "assistant", "content": "", "tool_calls": [call]}),
+        ];
+        messages.extend(rest.as_array().unwrap().clone());
+        chat(json!(messages))
+    };
+    let error = base.error(&with_call(json!([])).to_string());
+    assert!(error.contains("the chat template does not print the tool calls of messages[1]"), "{error}");
+    // Calls of a turn that is not trained are only counted.
+    let row = json!({"prompt": with_call(json!([]))["messages"], "completion": [
+        {"role": "assistant", "content": "b", "reasoning": "hm"}]});
+    let report = base.read(&[row]).unwrap().report;
+    let left_out = [("assistant's reasoning", 1), ("assistant's tool calls", 1)];
+    assert_eq!(report.left_out, left_out.map(|(part, count)| (part.to_owned(), count)).into());
+    assert_eq!(report.unread_message_keys, [("id".to_owned(), 1)].into());
+    // A message with a role that the template skips.
+    let template = "{% for m in messages if m.role != 'developer' %}{{ m.content }}{% endfor %}";
+    let base = BaseDir::with_template("</s>", template);
+    let row = turns(&[("developer", "be"), ("user", "a"), ("assistant", "b")]);
+    let report = base.read(&[row]).unwrap().report;
+    assert_eq!(report.left_out, [("developer's content".to_owned(), 1)].into());
+}
+
+#[test]
+fn arguments_that_are_encoded_twice_are_counted() {
+    let template = "{% for m in messages %}{% for c in m.tool_calls or [] %}{{ c.function.name }}\
+        {{ c.function.arguments | tojson }}{% endfor %}{{ m.content }}{% endfor %}";
+    let base = BaseDir::with_template("</s>", template);
+    let row = |arguments: Json| {
+        let call = json!({"function": {"name": "f", "arguments": arguments}});
+        chat(json!([{"role": "user", "content": "u"}, {"role": "assistant", "tool_calls": [call]}]))
+    };
+    let read = |arguments| base.read(&[row(arguments)]).unwrap().report.arguments_encoded_twice;
+    assert_eq!(read(json!({"a": 1})), 0);
+    assert_eq!(read(json!("{\"a\": 1}")), 1);
+}
+
+#[test]
+fn generation_blocks_share_namespaces_and_keep_their_variables() {
+    let template = "{% set ns = namespace(n=0) %}{% set x = 'x' %}{% for m in messages %}\
+        {% if m.role == 'assistant' %}{% generation %}{% set ns.n = ns.n + 1 %}{% set x = 'y' %}\
+        {{ m.content }}{{ x }}{% endgeneration %}{{ x }}{{ ns.n }}{% else %}{{ m.content }}{% endif %}\
+        {% endfor %}";
+    let base = BaseDir::with_template("</s>", template);
+    let row = turns(&[("user", "a"), ("assistant", "b"), ("assistant", "c")]);
+    assert_eq!(base.marked(row), "a⟦by⟧x1⟦cy⟧x2");
+}
+
+#[test]
+fn tests_of_values_hold_as_in_jinja() {
+    let template = "{% for v in [none, 'a', [1], {'a': 1}, 1, 1.5, true] %}\
+        {{ '' ~ (v is iterable) ~ (v is sequence) ~ (v is mapping) ~ (v is number) ~ (v is integer) \
+        ~ (v is float) ~ (v is string) ~ (v is boolean) }} {% endfor %}\
+        {{ y is iterable }}{{ 1e-7 is float }}";
+    let base = BaseDir::with_template("</s>", template);
+    let text = base.tokenizer().render_chat(&[Message::new("user", "")], false).unwrap();
+    let rows = [
+        "FalseFalseFalseFalseFalseFalseFalseFalse",
+        "TrueTrueFalseFalseFalseFalseTrueFalse",
+        "TrueTrueFalseFalseFalseFalseFalseFalse",
+        "TrueTrueTrueFalseFalseFalseFalseFalse",
+        "FalseFalseFalseTrueTrueFalseFalseFalse",
+        "FalseFalseFalseTrueFalseTrueFalseFalse",
+        "FalseFalseFalseTrueFalseFalseFalseTrue",
+    ];
+    assert_eq!(text, format!("{} TrueTrue", rows.join(" ")));
 }

@@ -21,8 +21,8 @@ fn invalid_json_errors_name_file_line_and_column() {
     assert_error("{\"text\": \"a\" \"b\"}", "data.jsonl:3:14: invalid JSON: expected `,` or `}`");
     assert_error("{\"text\": \"a", "data.jsonl:3:11: invalid JSON: EOF while parsing a string");
     assert_error("{\"text\": \"a\"} x", "data.jsonl:3:15: invalid JSON: trailing characters");
-    assert_error("null", "data.jsonl:3: the line is null; a row is a JSON object");
-    assert_error("[1]", "data.jsonl:3: the line is a list; a row is a JSON object");
+    assert_error("null", "data.jsonl:3: the row is null; it must be a JSON object");
+    assert_error("[1]", "data.jsonl:3: the row is a list; it must be a JSON object");
 }
 
 #[test]
@@ -38,17 +38,17 @@ fn non_utf8_text_is_invalid_json() {
 fn an_unrecognized_row_lists_the_known_formats() {
     assert_error(
         "{\"question\": \"a\", \"answer\": \"b\"}",
-        "data.jsonl:3: not a row of a known format: it needs `messages`; `prompt` and `completion`; `text`; \
-         or `instruction` and `output`; its keys are `question`, `answer`",
+        "data.jsonl:3: not a row of a known format: it needs `messages`; `conversations`; `prompt` and \
+         `completion`; `text`; or `instruction` and `output`; its keys are `question`, `answer`",
     );
     assert_error("{}", "data.jsonl:3: not a row of a known format");
 }
 
 #[test]
-fn a_row_that_mixes_formats_is_refused() {
+fn a_row_of_preferences_is_named() {
     assert_error(
-        "{\"text\": \"a\", \"instruction\": \"b\", \"output\": \"c\"}",
-        "data.jsonl:3: keys of several formats (text and instruction/output); keep one format",
+        "{\"prompt\": \"a\", \"chosen\": \"b\", \"rejected\": \"c\"}",
+        "data.jsonl:3: a row of preferences (`chosen`, `rejected`), which are not trained; for supervised",
     );
 }
 
@@ -87,14 +87,36 @@ fn wrong_types_are_named() {
         &messages(json!({"role": 1})),
         "data.jsonl:3: messages[1].role is a number; it must be a string",
     );
-    assert_error(&messages(json!({"role": "user"})), "data.jsonl:3: messages[1] has no `content`");
+    assert_error(&messages(json!({"role": "user"})), "data.jsonl:3: messages[1] has neither `content` nor");
+    for calls in [json!(null), json!([])] {
+        assert_error(
+            &messages(json!({"role": "assistant", "content": null, "tool_calls": calls})),
+            "data.jsonl:3: messages[1] has neither `content` nor `tool_calls`",
+        );
+    }
     assert_error(
-        &messages(json!({"role": "user", "content": [{"type": "text", "text": "a"}]})),
-        "data.jsonl:3: messages[1].content is a list; it must be a string",
+        &messages(json!({"role": "user", "content": 3})),
+        "data.jsonl:3: messages[1].content is a number; it must be a string, or a list of text parts",
     );
     assert_error(
-        &messages(json!({"from": "gpt", "value": "a"})),
-        "data.jsonl:3: messages[1] has `from` and `value`; rename them to `role` and `content`",
+        &messages(json!({"role": "user", "content": [{"type": "image_url", "image_url": "a"}]})),
+        "data.jsonl:3: messages[1].content[0] has the type \"image_url\"; only text can be trained",
+    );
+    assert_error(
+        &messages(json!({"from": "narrator", "value": "a"})),
+        "data.jsonl:3: messages[1].from is \"narrator\"; supported: human, gpt, system, tool",
+    );
+    assert_error(
+        &messages(json!({"role": "assistant", "content": "a", "weight": 0.5})),
+        "data.jsonl:3: messages[1].weight is 0.5; it must be 0 or 1",
+    );
+    assert_error(
+        &messages(json!({"role": "assistant", "content": "a", "train": "no"})),
+        "data.jsonl:3: messages[1].train is \"no\"; it must be true or false",
+    );
+    assert_error(
+        &messages(json!({"role": "assistant", "content": "a", "weight": 0, "train": true})),
+        "data.jsonl:3: messages[1] has `weight` and `train`, which contradict each other",
     );
     assert_error(
         "{\"messages\": [{\"role\": \"user\", \"content\": \"a\"}], \"tools\": \"f\"}",
@@ -124,9 +146,40 @@ fn a_file_without_rows_is_refused() {
 }
 
 #[test]
-fn a_json_array_is_rejected_with_a_hint() {
-    let error = BaseDir::new("</s>", false).error("\n[\n{\"text\": \"a\"}\n]\n");
-    assert!(error.starts_with("data.jsonl: is a JSON list; write JSON Lines instead"), "{error}");
+fn a_row_of_a_json_array_is_named_by_its_line() {
+    let base = BaseDir::new("</s>", false);
+    let error = base.error("\n[\n{\"text\": \"a\"},\n\n {\"txt\":\n 1}]\n");
+    assert!(error.starts_with("data.jsonl:5: not a row of a known format"), "{error}");
+    let error = base.error("[\n{\"text\": \"a\"}\n{\"text\": \"a\"}]");
+    assert!(error.starts_with("data.jsonl:3:1: invalid JSON: expected `,` or `]`"), "{error}");
+}
+
+#[test]
+fn a_file_of_another_format_than_its_name_says_what_it_is() {
+    let base = BaseDir::new("</s>", false);
+    let error = |name: &str, contents: &[u8]| {
+        let path = base.dir.path().join(name);
+        fs::write(&path, contents).unwrap();
+        base.error_text(Dataset::read(&path.into(), &base.tokenizer(), 512, LongRows::Error).unwrap_err())
+    };
+    let utf16: Vec<u8> = "\u{FEFF}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
+    for (name, contents, expected) in [
+        ("a.jsonl", &b"\x1F\x8B\x08"[..], "a.jsonl: is compressed with gzip; its name must end with .gz"),
+        ("a.json", b"\x28\xB5\x2F\xFD", "a.json: is compressed with Zstandard; its name must end with .zst"),
+        ("a.csv", b"PAR1", "a.csv: is a Parquet file; its name must end with .parquet"),
+        ("a.jsonl", &utf16, "a.jsonl: is UTF-16 text; convert it to UTF-8"),
+        ("a.jsonl", &utf16[2..], "a.jsonl: is UTF-16 text; convert it to UTF-8"),
+        ("a.jsonl", pointer, "a.jsonl: is a Git LFS pointer"),
+        ("a.parquet", pointer, "a.parquet: is a Git LFS pointer"),
+        ("a.jsonl.gz", b"{}", "a.jsonl.gz: is not compressed as its name says"),
+        ("a.jsonl.gz", b"\x1F\x8B\x08", "a.jsonl.gz: cannot be decompressed: "),
+        ("a.csv", b"text\na\nb,c\n", "a.csv:3: has 2 values; the header has 1 names"),
+        ("a.csv", b"text\n\xff\n", "a.csv:2: is not UTF-8"),
+    ] {
+        let error = error(name, contents);
+        assert!(error.starts_with(expected), "{error}");
+    }
 }
 
 #[test]
@@ -135,8 +188,8 @@ fn unsupported_and_missing_files_are_named() {
     let read = |path: &std::path::Path| {
         Dataset::read(&path.into(), &base.tokenizer(), 512, LongRows::Error).unwrap_err()
     };
-    let error = base.error_text(read(&base.write("data.csv", "a")));
-    assert_eq!(error, "data.csv: has an unknown extension; a dataset is a .jsonl, .json or .parquet file");
+    let error = base.error_text(read(&base.write("data.txt", "a")));
+    assert!(error.starts_with("data.txt: has an unknown extension; a dataset's name ends with .jsonl"));
     assert!(matches!(read(&base.dir.path().join("none.jsonl")), DataError::Read { .. }));
 }
 
@@ -158,10 +211,11 @@ fn a_data_file_is_checked_before_it_is_read() {
     };
     base.write("a.json", "");
     assert_eq!(check("a.json"), Ok(()));
-    base.write("a.csv", "");
+    base.write("a.xlsx", "");
     assert_eq!(
-        check("a.csv").unwrap_err(),
-        "data.train: a.csv: has an unknown extension; a dataset is a .jsonl, .json or .parquet file"
+        check("a.xlsx").unwrap_err(),
+        "data.train: a.xlsx: has an unknown extension; a dataset's name ends with .jsonl, .ndjson, .json, \
+         .csv or .parquet, and .gz or .zst after the first four"
     );
     assert_eq!(check("b.jsonl").unwrap_err(), "data.train: the file b.jsonl does not exist");
     std::fs::create_dir(path("d.jsonl")).unwrap();

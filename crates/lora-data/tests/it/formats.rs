@@ -1,6 +1,11 @@
 //! Row formats: the tokens of a row, and those that are trained.
 
-use lora_data::RowFormat;
+use std::io::Write;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use lora_data::{Dataset, RowFormat};
+use lora_spec::LongRows;
 use serde_json::json;
 
 use crate::base_dir::{BaseDir, CHATML};
@@ -102,4 +107,96 @@ fn rows_keep_the_order_of_the_file_on_any_number_of_threads() {
     for (i, row) in rows.iter().enumerate() {
         assert_eq!(tokenizer.decode(&row.tokens, true).unwrap(), i.to_string());
     }
+}
+
+/// Returns the rows of a file as marked texts.
+fn marked_file(name: &str, contents: &[u8]) -> Vec<String> {
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
+    let path = base.dir.path().join(name);
+    std::fs::write(&path, contents).unwrap();
+    let dataset = Dataset::read(&path.into(), &base.tokenizer(), 512, LongRows::Error).unwrap();
+    dataset.rows.iter().map(|row| base.tokenizer().marked_text(row).unwrap()).collect()
+}
+
+#[test]
+fn every_file_format_gives_the_same_rows() {
+    let lines =
+        b"{\"prompt\": \"a, b\", \"completion\": \"c\\nd\"}\n{\"prompt\": \"e\", \"completion\": \"f\"}\n";
+    let expected = ["a, b⟦c\nd<|im_end|>⟧", "e⟦f<|im_end|>⟧"];
+    let array =
+        b"[{\"prompt\": \"a, b\", \"completion\": \"c\\nd\"},\r\n{\"prompt\": \"e\", \"completion\": \"f\"}]";
+    let csv = b"\xEF\xBB\xBFprompt,completion\r\n\"a, b\",\"c\nd\"\r\ne,f\r\n";
+    let gzip = |bytes: &[u8]| {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    };
+    let zstd = |bytes: &[u8]| zstd::encode_all(bytes, 0).unwrap();
+    // Two members, as `cat a.gz b.gz` gives.
+    let half = lines.iter().position(|&byte| byte == b'\n').unwrap() + 1;
+    let members = [gzip(&lines[..half]), gzip(&lines[half..])].concat();
+    for (name, contents) in [
+        ("a.jsonl", lines.to_vec()),
+        ("a.ndjson", lines.to_vec()),
+        ("a.json", array.to_vec()),
+        ("a.jsonl", array.to_vec()),
+        ("a.csv", csv.to_vec()),
+        ("a.jsonl.gz", gzip(lines)),
+        ("a.jsonl.gz", members),
+        ("a.json.zst", zstd(array)),
+        ("a.csv.gz", gzip(csv)),
+    ] {
+        assert_eq!(marked_file(name, &contents), expected, "{name}");
+    }
+}
+
+#[test]
+fn sharegpt_rows_are_conversations() {
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
+    let conversations = json!([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]);
+    let text = "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n⟦b<|im_end|>⟧\n";
+    assert_eq!(base.marked(json!({"conversations": conversations})), text);
+    assert_eq!(base.marked(json!({"messages": conversations})), text);
+    assert_eq!(
+        base.marked(json!({"conversations": conversations, "system": "s", "tools": ""})),
+        format!("<|im_start|>system\ns<|im_end|>\n{text}")
+    );
+}
+
+#[test]
+fn alpaca_rows_with_a_history_are_conversations() {
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
+    let row =
+        json!({"instruction": "c", "input": "d", "output": "e", "system": "s", "history": [["a", "b"]]});
+    assert_eq!(
+        base.marked(row),
+        "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n\
+         ⟦b<|im_end|>⟧\n<|im_start|>user\nc\nd<|im_end|>\n<|im_start|>assistant\n⟦e<|im_end|>⟧\n"
+    );
+    let empty = json!({"instruction": "a", "output": "b", "system": "", "history": []});
+    assert!(base.marked(empty).starts_with("Below is an instruction"));
+}
+
+#[test]
+fn the_keys_of_other_formats_have_no_effect_and_are_counted() {
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
+    let messages = json!([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]);
+    let dataset = base
+        .read(&[
+            json!({"prompt": "p", "prompt_id": "1", "messages": messages}),
+            json!({"instruction": "i", "input": "", "output": "o", "text": "rendered"}),
+        ])
+        .unwrap();
+    assert_eq!(dataset.report.formats, [(RowFormat::Messages, 1), (RowFormat::Alpaca, 1)].into());
+    let ignored = ["prompt", "prompt_id", "text"].map(|key| (key.to_owned(), 1));
+    assert_eq!(dataset.report.ignored_keys, ignored.into());
+}
+
+#[test]
+fn a_list_of_text_parts_is_its_text() {
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
+    let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
+    let row =
+        json!({"messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "c"}]});
+    assert!(base.marked(row).starts_with("<|im_start|>user\nab<|im_end|>"));
 }

@@ -123,7 +123,7 @@ fn exact_match(
         let prompt = tokenizer.encode(&tokenizer.render_chat(question, true)?, false)?;
         let tokens =
             generator.generate(&prompt, tokenizer.stop_tokens(), MAX_NEW_TOKENS, Sampling::Greedy)?;
-        Ok(tokenizer.decode(&tokens, true)?.trim() == answer.content.trim())
+        Ok(tokenizer.decode(&tokens, true)?.trim() == answer.content().trim())
     };
     let exact = rows.par_iter().map(is_exact).collect::<Result<Vec<bool>>>()?;
     Ok(exact.iter().filter(|exact| **exact).count() as f64 / rows.len().max(1) as f64)

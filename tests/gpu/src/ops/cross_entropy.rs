@@ -98,7 +98,9 @@ impl LossCase {
 fn small(bench: &TestBench, dtype: DType) -> Result<String> {
     let weight = |row: usize| [1.0, 0.0, 0.25, 2.5][row % 4];
     let mut detail = String::new();
-    for (rows, features, vocab) in [(1, 1, 2), (1, 7, 31), (5, 3, 1), (13, 65, 1001)] {
+    // In bf16 the gradient of a single feature may be a difference of nearly equal numbers.
+    let smallest = if dtype == DType::F32 { (1, 1, 2) } else { (1, 6, 2) };
+    for (rows, features, vocab) in [smallest, (1, 7, 31), (5, 3, 1), (13, 65, 1001)] {
         for softcap in [None, Some(1.5)] {
             let case = LossCase::new(bench, rows, features, vocab, dtype, weight)?;
             detail = LossCase { softcap, ..case }.check()?;

@@ -1,0 +1,40 @@
+//! Reads comma-separated values (RFC 4180) with a header as JSON objects of strings.
+
+use std::path::Path;
+
+use csv::{ErrorKind, ReaderBuilder};
+use serde_json::Value as Json;
+
+use crate::DataError;
+use crate::file_format::NumberedRow;
+
+/// Returns all rows with the number of their first line (from 1).
+///
+/// # Errors
+/// A row with another number of values than the header, or text that is not UTF-8. The error names
+/// file and line.
+pub(crate) fn read_rows(name: &Path, bytes: &[u8]) -> Result<Vec<NumberedRow>, DataError> {
+    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
+    let mut reader = ReaderBuilder::new().from_reader(bytes);
+    let header = reader.headers().map_err(|error| invalid(name, &error))?.clone();
+    let mut rows = Vec::new();
+    for record in reader.records() {
+        let record = record.map_err(|error| invalid(name, &error))?;
+        let line = record.position().map_or(0, |position| position.line() as usize);
+        let pairs = header.iter().zip(&record).map(|(key, value)| (key.to_owned(), Json::from(value)));
+        rows.push((line, pairs.collect()));
+    }
+    Ok(rows)
+}
+
+fn invalid(name: &Path, error: &csv::Error) -> DataError {
+    let line = error.position().map_or(1, csv::Position::line);
+    let message = match error.kind() {
+        ErrorKind::UnequalLengths { expected_len, len, .. } => {
+            format!("has {len} values; the header has {expected_len} names")
+        }
+        ErrorKind::Utf8 { .. } => "is not UTF-8".to_owned(),
+        _ => error.to_string(),
+    };
+    DataError::Row { at: format!("{}:{line}", name.display()), message }
+}

@@ -1,0 +1,153 @@
+//! The formats of dataset files: recognized by their names, and compared with their contents.
+
+use std::io::{self, Read};
+use std::path::Path;
+
+use bytes::Bytes;
+use flate2::read::MultiGzDecoder;
+use serde_json::{Map, Value as Json};
+
+use crate::{DataError, RowList};
+
+/// What a dataset file's name may end with.
+const EXTENSIONS: &str = ".jsonl, .ndjson, .json, .csv or .parquet, and .gz or .zst after the first four";
+
+/// A row with the number of its first line, or its number in a Parquet file (from 1).
+pub(crate) type NumberedRow = (usize, Map<String, Json>);
+
+/// The format of a dataset file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FileFormat {
+    pub(crate) kind: FileKind,
+    compression: Option<Compression>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FileKind {
+    /// JSON Lines, or one JSON array.
+    Json,
+    /// Comma-separated values with a header.
+    Csv,
+    Parquet,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Compression {
+    Gzip,
+    Zstd,
+}
+
+impl FileFormat {
+    /// Returns the format by the extensions of the file's name.
+    pub(crate) fn from_name(name: &Path) -> Result<Self, DataError> {
+        let unknown = || {
+            DataError::file(
+                name,
+                format!("has an unknown extension; a dataset's name ends with {EXTENSIONS}"),
+            )
+        };
+        let text = name.file_name().and_then(|name| name.to_str()).ok_or_else(unknown)?;
+        let (stem, compression) = match text.rsplit_once('.') {
+            Some((stem, "gz")) => (stem, Some(Compression::Gzip)),
+            Some((stem, "zst")) => (stem, Some(Compression::Zstd)),
+            _ => (text, None),
+        };
+        let kind = match stem.rsplit_once('.').map(|(_, extension)| extension) {
+            Some("jsonl" | "ndjson" | "json") => FileKind::Json,
+            Some("csv") => FileKind::Csv,
+            Some("parquet") if compression.is_none() => FileKind::Parquet,
+            _ => return Err(unknown()),
+        };
+        Ok(Self { kind, compression })
+    }
+
+    /// Returns the contents of a file, decompressed.
+    ///
+    /// # Errors
+    /// The contents are of another format than the name says.
+    pub(crate) fn decode(self, name: &Path, bytes: Bytes) -> Result<Bytes, DataError> {
+        let found = Contents::of(&bytes);
+        let is_named = match found {
+            Contents::Other => self.compression.is_none(),
+            Contents::Compressed(compression) => self.compression == Some(compression),
+            Contents::Parquet => self.kind == FileKind::Parquet,
+            Contents::Utf16 | Contents::GitLfs => false,
+        };
+        if !is_named && !bytes.is_empty() {
+            return Err(DataError::file(name, found.problem(self)));
+        }
+        let mut decoded = Vec::new();
+        match self.compression {
+            None => return Ok(bytes),
+            Some(Compression::Gzip) => MultiGzDecoder::new(&bytes[..]).read_to_end(&mut decoded),
+            Some(Compression::Zstd) => zstd::stream::copy_decode(&bytes[..], &mut decoded).map(|()| 0),
+        }
+        .map_err(|error: io::Error| DataError::file(name, format!("cannot be decompressed: {error}")))?;
+        match Contents::of(&decoded) {
+            Contents::Other => Ok(decoded.into()),
+            found => {
+                Err(DataError::file(name, format!("its contents, decompressed: {}", found.problem(self))))
+            }
+        }
+    }
+}
+
+/// What the first bytes of a file say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Contents {
+    Compressed(Compression),
+    Parquet,
+    Utf16,
+    GitLfs,
+    Other,
+}
+
+impl Contents {
+    fn of(bytes: &[u8]) -> Self {
+        match bytes {
+            [0x1F, 0x8B, ..] => Self::Compressed(Compression::Gzip),
+            [0x28, 0xB5, 0x2F, 0xFD, ..] => Self::Compressed(Compression::Zstd),
+            [b'P', b'A', b'R', b'1', ..] => Self::Parquet,
+            [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => Self::Utf16,
+            // Text without a mark in front: every other byte of ASCII is zero.
+            [0, b'{' | b'[', ..] | [b'{' | b'[', 0, ..] => Self::Utf16,
+            _ if lora_spec::is_git_lfs_pointer(bytes) => Self::GitLfs,
+            _ => Self::Other,
+        }
+    }
+
+    fn problem(self, named: FileFormat) -> String {
+        match self {
+            Self::Compressed(Compression::Gzip) => {
+                "is compressed with gzip; its name must end with .gz".to_owned()
+            }
+            Self::Compressed(Compression::Zstd) => {
+                "is compressed with Zstandard; its name must end with .zst".to_owned()
+            }
+            Self::Parquet => "is a Parquet file; its name must end with .parquet".to_owned(),
+            Self::Utf16 => "is UTF-16 text; convert it to UTF-8".to_owned(),
+            Self::GitLfs => lora_spec::GIT_LFS_POINTER.to_owned(),
+            Self::Other if named.kind == FileKind::Parquet => "is not a Parquet file".to_owned(),
+            Self::Other => "is not compressed as its name says".to_owned(),
+        }
+    }
+}
+
+impl FileKind {
+    /// The place of a row in errors.
+    pub(crate) fn location(self, name: &Path, number: usize) -> String {
+        match self {
+            Self::Json | Self::Csv => format!("{}:{number}", name.display()),
+            Self::Parquet => format!("{}, row {number}", name.display()),
+        }
+    }
+
+    /// A list of rows in errors, with their lengths.
+    pub(crate) fn row_list(self, rows: Vec<(usize, Option<usize>)>) -> RowList {
+        let unit = match self {
+            Self::Json | Self::Csv => "line",
+            Self::Parquet => "row",
+        };
+        RowList { unit, total: rows.len(), first: rows.into_iter().take(RowList::MAX_SHOWN).collect() }
+    }
+}

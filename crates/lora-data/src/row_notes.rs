@@ -1,0 +1,16 @@
+//! What a user should know about a row that is trained.
+
+use crate::message::Part;
+
+/// What a user should know about a row.
+#[derive(Debug, Default)]
+pub(crate) struct RowNotes {
+    /// Keys of messages that the chat template does not read.
+    pub(crate) unread_keys: Vec<String>,
+    /// Parts of messages that the chat template does not print: the role, and which part.
+    pub(crate) left_out: Vec<(String, Part)>,
+    /// Trained turns that the chat template renders otherwise when others follow.
+    pub(crate) changed_turns: usize,
+    /// Arguments of tool calls that are printed as a text in quotes.
+    pub(crate) encoded_twice: usize,
+}
