@@ -161,6 +161,15 @@ impl PeftConfig {
         if get("peft_type") != "LORA" {
             return Some(format!("peft_type: {} is not supported; supported: \"LORA\"", get("peft_type")));
         }
+        if let Some(init) = get("init_lora_weights").as_str()
+            && !["gaussian", "eva", "orthogonal"].contains(&init)
+        {
+            return Some(format!(
+                "init_lora_weights: {init:?} means that PEFT changes the base's weights when it loads the \
+                 adapter; convert the adapter (save_pretrained with \
+                 path_initial_model_for_weight_conversion), which sets this to true"
+            ));
+        }
         let plain = |key: &str, plain: &[Value]| {
             let value = get(key);
             let is_plain = value.is_null() || plain.contains(value);

@@ -41,7 +41,9 @@ impl<'a> WeightReader<'a> {
         let stored_bf16 = entry.dtype == "BF16" && dtype != BaseDtype::F32;
         let tensor = if stored_bf16 {
             let bytes = self.bytes(name)?;
-            let values = bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+            let values: Vec<bf16> =
+                bytes.as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect();
+            self.check_finite(name, values.iter().map(|value| value.to_f32()))?;
             from_vec(values, shape, self.device)?
         } else if dtype == BaseDtype::Bf16 {
             let values = self.floats(name)?.into_iter().map(bf16::from_f32).collect();
@@ -155,12 +157,25 @@ impl<'a> WeightReader<'a> {
     fn floats(&self, name: &str) -> Result<Vec<f32>, ModelError> {
         let bytes = self.bytes(name)?;
         let halves = || bytes.as_chunks::<2>().0.iter();
-        Ok(match self.entry(name)?.dtype.as_str() {
+        let values: Vec<f32> = match self.entry(name)?.dtype.as_str() {
             "BF16" => halves().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
             "F16" => halves().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
             "F32" => bytes.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
             other => return Err(self.tensor_error(name, format!("is {other}, not a float"))),
-        })
+        };
+        self.check_finite(name, values.iter().copied())?;
+        Ok(values)
+    }
+
+    /// Checks that no value is NaN or infinite: every loss would be NaN.
+    fn check_finite(&self, name: &str, values: impl Iterator<Item = f32>) -> Result<(), ModelError> {
+        match values.enumerate().find(|(_, value)| !value.is_finite()) {
+            Some((at, value)) => {
+                let message = format!("element {at} is {value}; download the base again, or repair it");
+                Err(self.tensor_error(name, message))
+            }
+            None => Ok(()),
+        }
     }
 
     fn bytes(&self, name: &str) -> Result<Vec<u8>, ModelError> {

@@ -29,10 +29,7 @@ fn refused(model: &str, tensor: &str, bytes: &[u8], quantization: Quantization) 
 fn non_finite_dense_weights_are_rejected() {
     for quantization in [Quantization::Nf4 { double_quant: true }, Quantization::Int8] {
         let error = refused("llama-gqa", WEIGHT, &f32::NAN.to_le_bytes(), quantization);
-        assert!(
-            error.contains(&format!("tensor {WEIGHT}: element (0, 0) is NaN, which cannot be quantized")),
-            "{error}"
-        );
+        assert!(error.contains(&format!("tensor {WEIGHT}: element 0 is NaN")), "{error}");
     }
     let error = refused("llama-gqa", WEIGHT, &1e9_f32.to_le_bytes(), Quantization::Int8);
     assert!(error.contains(&format!("tensor {WEIGHT}: a value is too large for f16")), "{error}");
@@ -41,13 +38,13 @@ fn non_finite_dense_weights_are_rejected() {
 #[test]
 fn non_finite_scales_are_rejected() {
     let nan = f32::NAN.to_le_bytes();
-    for (model, tensor, named) in [
-        ("qwen2-nf4", format!("{WEIGHT}.absmax"), format!("{WEIGHT}.absmax")),
-        ("llama-nf4", format!("{WEIGHT}.nested_absmax"), format!("{WEIGHT}.absmax")),
-        ("llama-int8", "model.layers.1.mlp.up_proj.SCB".into(), WEIGHT.into()),
+    for (model, tensor) in [
+        ("qwen2-nf4", format!("{WEIGHT}.absmax")),
+        ("llama-nf4", format!("{WEIGHT}.nested_absmax")),
+        ("llama-int8", "model.layers.1.mlp.up_proj.SCB".into()),
     ] {
         let error = refused(model, &tensor, &nan, Quantization::None);
-        assert!(error.contains(&format!("tensor {named}: a scale is not finite")), "{error}");
+        assert!(error.contains(&format!("tensor {tensor}: element 0 is NaN")), "{error}");
     }
 }
 
