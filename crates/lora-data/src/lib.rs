@@ -7,6 +7,7 @@
 //! The crate may depend on `lora-spec` only. To read it, begin with [`Dataset`], and with
 //! [`BatchPlan`] for the order of rows.
 
+mod added_tokens;
 mod anchors;
 mod batch;
 mod batch_plan;

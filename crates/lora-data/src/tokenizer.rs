@@ -3,8 +3,9 @@
 use std::fs;
 
 use lora_spec::{SourceDir, SourceFile, file_names};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
+use crate::added_tokens;
 use crate::chat_template::ChatTemplate;
 use crate::conversation::{Conversation, render_conversation};
 use crate::tokenizer_files::TokenizerFiles;
@@ -12,8 +13,8 @@ use crate::{DataError, Message, Row};
 
 /// The tokenizer and chat template of a base directory.
 ///
-/// As in Transformers, only `tokenizer.json` determines the tokens of a text, and its truncation
-/// and padding settings are turned off.
+/// As in Transformers, `tokenizer.json` and the added tokens of other files determine the tokens of
+/// a text, and truncation and padding settings are turned off.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     /// The chat template, or the reason why the base has none that can be used.
@@ -49,9 +50,18 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(|err| DataError::Tokenize(err.to_string()))?;
 
         let files = TokenizerFiles::read(dir)?;
+        let vocab_size = inner.get_vocab_size(true) as u32;
+        added_tokens::add(&mut inner, dir, &files.config, &files.special_tokens_map)?;
+        let is_listed = |token: &String| {
+            let listed = files.config.get("added_tokens_decoder").and_then(Json::as_object);
+            let mut listed = listed.into_iter().flat_map(Map::values);
+            listed.any(|listed| listed.get("content").and_then(Json::as_str) == Some(token))
+        };
         let eos = match files.special_tokens.get("eos_token") {
             Some(token) => {
-                let id = inner.token_to_id(token).ok_or_else(|| {
+                // A name alone would add a token that no text of the base's training has.
+                let id = inner.token_to_id(token).filter(|id| *id < vocab_size || is_listed(token));
+                let id = id.ok_or_else(|| {
                     DataError::file(
                         file.name(),
                         format!("its vocabulary does not have the eos_token {token:?}"),

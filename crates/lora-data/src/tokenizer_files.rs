@@ -21,6 +21,10 @@ pub(crate) struct TokenizerFiles {
     pub(crate) eos_token_ids: Vec<u32>,
     /// The tokenizer files that exist, with the names of their copies.
     pub(crate) present: Vec<(String, SourceFile)>,
+    /// `tokenizer_config.json`.
+    pub(crate) config: Map<String, Json>,
+    /// `special_tokens_map.json`; empty if it does not count.
+    pub(crate) special_tokens_map: Map<String, Json>,
 }
 
 const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
@@ -31,9 +35,14 @@ impl TokenizerFiles {
     /// Reads the files that exist; a missing file is not an error.
     pub(crate) fn read(dir: &SourceDir) -> Result<Self, DataError> {
         let config = read_object(&dir.file(TOKENIZER_CONFIG))?.unwrap_or_default();
+        let mut special_tokens_map = read_object(&dir.file(SPECIAL_TOKENS_MAP))?.unwrap_or_default();
         let mut special_tokens = BTreeMap::new();
-        // As in Transformers, tokenizer_config.json has precedence.
-        for map in [&read_object(&dir.file(SPECIAL_TOKENS_MAP))?.unwrap_or_default(), &config] {
+        // As in Transformers, special_tokens_map.json counts only if tokenizer_config.json has no
+        // list of added tokens, and then has precedence.
+        if config.contains_key("added_tokens_decoder") {
+            special_tokens_map.clear();
+        }
+        for map in [&config, &special_tokens_map] {
             special_tokens.extend(
                 map.iter()
                     .filter(|(name, _)| name.ends_with("_token"))
@@ -45,12 +54,14 @@ impl TokenizerFiles {
             chat_template: chat_template(dir, &config)?,
             eos_token_ids: eos_token_ids(dir)?,
             present: existing_files(dir)?,
+            config,
+            special_tokens_map,
         })
     }
 }
 
 /// Returns the text of a token, which is a string or a serialized `AddedToken`.
-fn token_text(value: &Json) -> Option<String> {
+pub(crate) fn token_text(value: &Json) -> Option<String> {
     value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
 }
 
@@ -122,7 +133,8 @@ fn existing_files(dir: &SourceDir) -> Result<Vec<(String, SourceFile)>, DataErro
     Ok(present)
 }
 
-fn read_object(file: &SourceFile) -> Result<Option<Map<String, Json>>, DataError> {
+/// Reads a JSON object; `None` if the file does not exist.
+pub(crate) fn read_object(file: &SourceFile) -> Result<Option<Map<String, Json>>, DataError> {
     let Some(text) = read_text(file)? else { return Ok(None) };
     match serde_json::from_str(&text) {
         Ok(map) => Ok(Some(map)),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lora_data::{DataError, Message, Row, Tokenizer};
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
 use crate::base_dir::{BaseDir, CHATML, LLAMA3};
 
@@ -160,4 +160,53 @@ fn corrupt_and_missing_files_are_named() {
     assert!(matches!(missing, DataError::Read { .. }));
     let missing = missing.to_string();
     assert!(missing.starts_with("no/such/dir/tokenizer.json: No such file"), "{missing}");
+}
+
+#[test]
+fn tokens_that_only_other_files_define_are_one_token() {
+    let base = BaseDir::new("</s>", false);
+    let size = base.tokenizer().vocab_size() as u32;
+    let encode = |base: &BaseDir| base.tokenizer().encode("a<x>b", false).unwrap();
+    assert_eq!(encode(&base).len(), 5);
+    let token = |special: bool| {
+        json!({"content": "<x>", "lstrip": false, "rstrip": false, "normalized": false,
+            "single_word": false, "special": special})
+    };
+    let names = || json!({"bos_token": "<s>", "eos_token": "</s>"});
+    let with = |key: &str, value: Json| {
+        let mut config = names();
+        config[key] = value;
+        config
+    };
+    for config in [
+        with("added_tokens_decoder", json!({"9": token(true)})),
+        with("added_tokens_decoder", json!({"9": token(false)})),
+        with("additional_special_tokens", json!(["<s>", "<x>"])),
+        with("extra_special_tokens", json!([token(true)])),
+        with("extra_special_tokens", json!({"image_token": "<x>"})),
+        with("pad_token", json!("<x>")),
+    ] {
+        base.config(config.clone());
+        let tokens = encode(&base);
+        assert_eq!((tokens.len(), tokens[1]), (3, size), "{config}");
+    }
+    base.config(names());
+    base.write("added_tokens.json", &json!({"<x>": 7}).to_string());
+    assert_eq!(encode(&base)[1], size);
+    // The list of tokenizer_config.json replaces the file.
+    base.config(with("added_tokens_decoder", json!({})));
+    assert_eq!(encode(&base).len(), 5);
+    base.config(with("added_tokens_decoder", json!({"x": token(true)})));
+    let error = base.error_text(Tokenizer::load(&base.dir.path().into()).err().unwrap());
+    assert!(error.contains("tokenizer_config.json: added_tokens_decoder.\"x\" is not a token id"), "{error}");
+}
+
+#[test]
+fn the_special_tokens_map_counts_without_a_list_of_added_tokens() {
+    let base = BaseDir::new("</s>", false);
+    base.write("special_tokens_map.json", &json!({"eos_token": "<|im_end|>"}).to_string());
+    let eos = || base.tokenizer().eos_token().unwrap().0.to_owned();
+    assert_eq!(eos(), "<|im_end|>");
+    base.config(json!({"eos_token": "</s>", "added_tokens_decoder": {}}));
+    assert_eq!(eos(), "</s>");
 }
