@@ -45,7 +45,7 @@ cargo build "${cuda[@]}" --bins
 mkdir -p "$target/gpu-bin"
 cp "$target/debug/"{loractl,lora-gpu,lora-worker,train_step} "$target/gpu-bin/"
 export LORA_SIM_MEMORY=4G
-echo "-- the checks again, with work that starts as late as possible, and blocks and threads in another order"
+echo "-- the checks, with work that starts as late as possible, and blocks and threads in another order"
 LORA_SIM_LATE=1 LORA_SIM_SEED=2 "$target/gpu-bin/lora-gpu"
 echo "-- a memory pool that fragments, and a driver without pools"
 LORA_SIM_MEMORY=128M LORA_SIM_FRAGMENT=1 "$target/gpu-bin/lora-gpu" --only "memory of many sizes"
@@ -55,7 +55,9 @@ if refused=$(LORA_SIM_POOLS=0 "$target/gpu-bin/lora-gpu" --only rope 2>&1); then
 fi
 grep "the driver offers no memory pools" <<<"$refused"
 echo "-- the self-test on four simulated GPUs"
-LORA_SIM_GPUS=4 STEPS=3 tests/gpu/selftest.sh "$target/gpu-bin"
+# Without `ops`: these checks ran above.
+LORA_SIM_GPUS=4 STEPS=3 JOBS="doctor one tcp2 nccl2 tcp4 nccl4 killed-tcp killed-nccl cpu" \
+  tests/gpu/selftest.sh "$target/gpu-bin"
 echo "-- an old and a new version of NCCL on one simulated GPU"
 for version in 22809 23003; do
   LORA_SIM_NCCL_VERSION=$version STEPS=3 tests/gpu/nccl.sh "$target/gpu-bin"
