@@ -16,8 +16,8 @@ const ADDED_TOKENS: &str = "added_tokens.json";
 const NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// Adds the tokens to `tokenizer`. `config` is `tokenizer_config.json`, and `special_tokens_map` the
-/// file with this name, which has precedence.
+/// Adds the tokens to `tokenizer`. `config` is `tokenizer_config.json`, and `special_tokens_map`
+/// the file with this name, which has precedence.
 ///
 /// # Errors
 /// A file or an entry that cannot be read.
@@ -33,7 +33,16 @@ pub(crate) fn add(
         given(special_tokens_map).or_else(|| given(config))
     };
     let extra = find("extra_special_tokens").or_else(|| find("additional_special_tokens"));
+    if config.get("split_special_tokens") == Some(&Json::Bool(true)) {
+        let message = "split_special_tokens: true is not supported; remove it";
+        return Err(DataError::file(dir.file(TOKENIZER_CONFIG).name(), message));
+    }
     let mut named: Vec<Json> = NAMES.into_iter().filter_map(find).collect();
+    // Special tokens of a model, such as image_token.
+    let others = config.iter().filter(|(key, _)| key.ends_with("_token") && !NAMES.contains(&key.as_str()));
+    named.extend(others.map(|(_, token)| token.clone()));
+    let specific = find("model_specific_special_tokens");
+    named.extend(specific.iter().filter_map(Json::as_object).flat_map(|map| map.values().cloned()));
     let extra: Vec<Json> = match extra {
         Some(Json::Array(tokens)) => tokens,
         // Names of its own for special tokens.

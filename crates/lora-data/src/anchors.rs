@@ -1,6 +1,6 @@
 //! Where a chat template prints the messages: marks in their texts, found again in the rendering.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::Message;
 use crate::message::Part;
@@ -20,9 +20,9 @@ pub(crate) struct Anchored {
     anchors: BTreeMap<Place, usize>,
 }
 
-/// Returns the messages with marks in these parts.
-pub(crate) fn mark(messages: &[Message], parts: &[Part]) -> Vec<Message> {
-    let marked = |(i, message): (usize, &Message)| message.marked(parts, |part| mark_of((i, part)));
+/// Returns the messages with marks in these parts, and with `empty` also in empty contents.
+pub(crate) fn mark(messages: &[Message], parts: &[Part], empty: bool) -> Vec<Message> {
+    let marked = |(i, message): (usize, &Message)| message.marked(parts, empty, |part| mark_of((i, part)));
     messages.iter().enumerate().map(marked).collect()
 }
 
@@ -44,17 +44,19 @@ impl Anchored {
     pub(crate) fn new(marked: &str) -> Self {
         let mut text = String::with_capacity(marked.len());
         let mut anchors = BTreeMap::new();
-        let mut number = 0;
+        let mut number: usize = 0;
         for c in marked.chars() {
             if DIGITS.contains(&c) {
                 let digit = u32::from(c) - u32::from(*DIGITS.start());
-                number = number * RADIX as usize + digit as usize;
+                // A text of a user may have any number of digits.
+                number = number.wrapping_mul(RADIX as usize).wrapping_add(digit as usize);
             } else if c == END {
                 let part = Part::ALL[number % Part::ALL.len()];
                 anchors.entry((number / Part::ALL.len(), part)).or_insert(text.len());
                 number = 0;
             } else {
                 text.push(c);
+                number = 0;
             }
         }
         Self { text, anchors }
@@ -80,6 +82,23 @@ impl Anchored {
     /// The nearest mark of another message after `at`.
     pub(crate) fn after(&self, message: usize, at: usize) -> Option<usize> {
         self.all().filter(|((of, _), place)| *of != message && *place >= at).map(|(_, at)| at).min()
+    }
+
+    /// The messages with a mark after `start` and up to `end`.
+    pub(crate) fn between(&self, start: usize, end: usize) -> BTreeSet<usize> {
+        let within = self.all().filter(|(_, at)| start < *at && *at <= end);
+        within.map(|((message, _), _)| message).collect()
+    }
+
+    /// Whether another message has a mark between `start` and `end`.
+    pub(crate) fn is_between(&self, message: usize, start: usize, end: usize) -> bool {
+        self.all().any(|((of, _), at)| of != message && start < at && at < end)
+    }
+
+    /// The message with the nearest mark up to `at`.
+    pub(crate) fn last_before(&self, at: usize) -> Option<usize> {
+        let before = self.all().filter(|(_, place)| *place <= at);
+        before.max_by_key(|(_, place)| *place).map(|((message, _), _)| message)
     }
 
     fn all(&self) -> impl Iterator<Item = (Place, usize)> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::panic::{self, AssertUnwindSafe};
 
 use minijinja::{Environment, Value, context};
 use serde_json::Value as Json;
@@ -32,7 +33,7 @@ impl ChatTemplate {
     /// # Errors
     /// The message of the template engine.
     pub(crate) fn new(source: &str, special_tokens: &BTreeMap<String, String>) -> Result<Self, String> {
-        let (rewritten, has_generation_markers) = jinja::rewrite(source)?;
+        let (rewritten, has_generation_markers) = jinja::rewrite(source);
         let mut environment = jinja::environment()?;
         for (name, token) in special_tokens {
             environment.add_global(name.clone(), token.clone());
@@ -69,17 +70,16 @@ impl ChatTemplate {
             return Err("a message contains the noncharacter U+FDD0 or U+FDD1; remove it".into());
         }
         // Transformers defines `tools` and `documents` as None if the caller passes none.
-        let text = self
-            .environment
-            .get_template(NAME)
-            .and_then(|template| {
-                template.render(context! {
-                    messages => messages.iter().map(Message::value).collect::<Value>(),
-                    tools => tools.map_or(Value::from(()), jinja::value_of),
-                    documents => (),
-                    add_generation_prompt,
-                })
-            })
+        let context = context! {
+            messages => messages.iter().map(Message::value).collect::<Value>(),
+            tools => tools.map_or(Value::from(()), jinja::value_of),
+            documents => (),
+            add_generation_prompt,
+        };
+        let render = || self.environment.get_template(NAME).and_then(|template| template.render(context));
+        // The template engine panics at a `break` that leaves some kinds of blocks.
+        let text = panic::catch_unwind(AssertUnwindSafe(render))
+            .map_err(|_| "the chat template fails: the template engine does not support it".to_owned())?
             .map_err(|err| format!("the chat template fails: {err}"))?;
         if self.has_generation_markers {
             strip_marks(&text)

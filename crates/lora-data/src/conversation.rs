@@ -51,8 +51,9 @@ pub(crate) fn render_conversation(
     } else {
         let mut trained = Vec::new();
         for i in (0..messages.len()).filter(|i| is_trained(*i)) {
-            trained.push(turns.range(i)?);
-            notes.changed_turns += usize::from(turns.is_changed(i));
+            let (range, is_changed) = turns.range(i)?;
+            trained.push(range);
+            notes.changed_turns += usize::from(is_changed);
         }
         trained
     };
@@ -67,8 +68,10 @@ fn anchored(
     tools: Option<&Json>,
     text: &str,
 ) -> Option<(Anchored, &'static [Part])> {
-    [&Part::ALL[..], &[Part::Content]].into_iter().find_map(|parts| {
-        let rendered = template.render(&mark(messages, parts), tools, false).ok()?;
+    let has_empty = messages.iter().any(|message| message.content().trim().is_empty());
+    let attempts = [(&Part::ALL[..], true), (&Part::ALL[..], false), (&[Part::Content][..], false)];
+    attempts.into_iter().filter(|(_, empty)| has_empty || !empty).find_map(|(parts, empty)| {
+        let rendered = template.render(&mark(messages, parts, empty), tools, false).ok()?;
         let anchored = Anchored::new(&rendered.text);
         (anchored.text == text).then_some((anchored, parts))
     })
@@ -86,19 +89,24 @@ struct Turns<'a> {
 }
 
 impl Turns<'_> {
-    /// The trained bytes of the assistant's message `i`.
-    fn range(&self, i: usize) -> Result<Range<usize>, String> {
+    /// The trained bytes of the assistant's message `i`, and whether the turn would be rendered
+    /// otherwise if no messages followed.
+    fn range(&self, i: usize) -> Result<(Range<usize>, bool), String> {
         let start = self.start(i)?;
-        let end = self.end(i, start)?;
+        let (end, is_changed) = self.end(i, start)?;
+        if end < start {
+            return Err(self.not_found(i));
+        }
+        if self.anchored.as_ref().is_some_and(|(anchored, _)| anchored.is_between(i, start, end)) {
+            return Err(format!(
+                "the chat template renders other messages within the assistant's turn (messages[{i}]); \
+                 mark the trained text with {{% generation %}} .. {{% endgeneration %}} in the base's chat \
+                 template"
+            ));
+        }
         let turn = self.text[start..end].trim_end();
         let ends_itself = self.stop_texts.iter().any(|stop| turn.ends_with(stop.as_str()));
-        Ok(start..if ends_itself { start + turn.len() } else { end })
-    }
-
-    /// Whether the turn of message `i` would be rendered otherwise if no messages followed.
-    fn is_changed(&self, i: usize) -> bool {
-        i + 1 < self.messages.len()
-            && !self.render(i + 1, false).is_ok_and(|turn| self.text.starts_with(&turn))
+        Ok((start..if ends_itself { start + turn.len() } else { end }, is_changed))
     }
 
     fn render(&self, count: usize, prompt: bool) -> Result<String, String> {
@@ -106,7 +114,7 @@ impl Turns<'_> {
     }
 
     fn render_marked(&self, count: usize, prompt: bool) -> Result<Anchored, String> {
-        let marked = mark(&self.messages[..count], &Part::ALL);
+        let marked = mark(&self.messages[..count], &Part::ALL, false);
         Ok(Anchored::new(&self.template.render(&marked, self.tools, prompt)?.text))
     }
 
@@ -173,21 +181,39 @@ impl Turns<'_> {
         Some(prompt[common..].to_owned())
     }
 
-    /// The end of the turn of message `i`, which begins at `start`.
-    fn end(&self, i: usize, start: usize) -> Result<usize, String> {
+    /// The end of the turn of message `i`, which begins at `start`, and whether the turn would be
+    /// rendered otherwise if no messages followed.
+    fn end(&self, i: usize, start: usize) -> Result<(usize, bool), String> {
         if i + 1 == self.messages.len() {
-            // A template may write the beginning of another turn.
-            let last = self.anchored.as_ref().and_then(|(anchored, _)| anchored.of_message(i));
-            let stop = last.and_then(|[_, (_, at)]| Some(at + self.first_stop(&self.text[at..])?));
-            return Ok(stop.unwrap_or(self.text.len()));
+            return Ok((self.cut(i, self.text.len()), false));
         }
         if let Ok(turn) = self.render(i + 1, false)
             && self.text.starts_with(&turn)
             && turn.len() >= start
         {
-            return Ok(turn.len());
+            // A template may write the end of a turn only when another one follows.
+            let next = &self.text[turn.len()..];
+            let stop = self.stop_texts.iter().filter(|stop| !stop.is_empty() && next.starts_with(*stop));
+            let is_ended = self.stop_texts.iter().any(|stop| turn.trim_end().ends_with(stop.as_str()));
+            let stop = stop.map(String::len).max().filter(|_| !is_ended).unwrap_or(0);
+            return Ok((self.cut(i, turn.len() + stop), false));
         }
-        self.moved_end(i).filter(|end| *end > start).ok_or_else(|| self.not_found(i))
+        let end = self.moved_end(i).filter(|end| *end > start);
+        end.map(|end| (end, true)).ok_or_else(|| self.not_found(i))
+    }
+
+    /// The end of the turn's first end-of-turn token after its texts, if it is before `end`: a
+    /// template may write the beginning of another turn.
+    fn cut(&self, i: usize, end: usize) -> usize {
+        let marks = self.anchored.as_ref().and_then(|(anchored, _)| anchored.of_message(i));
+        let stop = match marks {
+            // Of tool calls the names are marked, and the arguments follow.
+            Some([_, ((_, part), at)]) if part != Part::ToolCalls && at <= end => {
+                self.first_stop(&self.text[at..end]).map(|stop| at + stop)
+            }
+            _ => None,
+        };
+        stop.unwrap_or(end)
     }
 
     /// The end of a turn that is rendered differently when others follow: the text after its last
@@ -205,30 +231,38 @@ impl Turns<'_> {
             if common == expected.len() {
                 return Some(last + common);
             }
-            if let Some(stop) = self.first_stop(&after[..common]) {
+            if let Some(stop) = self.first_stop(&after[..common]).filter(|_| place.1 != Part::ToolCalls) {
                 return Some(last + stop);
             }
             // The last turn of a conversation ends otherwise than earlier ones.
             let common = before_open_tag(expected, common);
-            if common == 0
-                && let Some(closing) = first_tag(after)
+            if after[..common].trim().is_empty()
+                && let Some(closing) = first_tag(&after[common..])
                 && self.closes_another(anchored, i, closing)
+                && !self.opens_next(i, &after[common + closing.len()..])
             {
-                return Some(last + closing.len());
+                return Some(last + common + closing.len());
             }
             let rest = &expected[common..];
             if first_tag(rest).is_some() || rest.trim().is_empty() {
                 return Some(last + common);
             }
         }
-        self.first_stop(after).map(|stop| last + stop)
+        self.first_stop(after).filter(|_| place.1 != Part::ToolCalls).map(|stop| last + stop)
+    }
+
+    /// Whether a text begins with the next message's content, so that what is before it is a
+    /// header.
+    fn opens_next(&self, i: usize, text: &str) -> bool {
+        let next = self.messages.get(i + 1).map(|next| next.content().trim());
+        next.is_some_and(|next| !next.is_empty() && text.trim_start().starts_with(next))
     }
 
     /// Whether another message ends with `closing`.
     fn closes_another(&self, anchored: &Anchored, i: usize, closing: &str) -> bool {
         let others = (0..self.messages.len()).filter(|other| *other != i);
         let mut ends = others.filter_map(|other| anchored.of_message(other));
-        ends.any(|[_, (_, at)]| self.text[at..].starts_with(closing))
+        ends.any(|[_, (_, at)]| self.text[at..].trim_start().starts_with(closing))
     }
 
     /// The end of the first end-of-turn token in a text.
@@ -257,23 +291,29 @@ impl Turns<'_> {
             let later = generated.map(|range| range.start.max(prompt.len())..range.end);
             return Ok(later.filter(|range| !range.is_empty()).collect());
         }
-        // The message of a range is the one whose mark is in it.
-        let of_range = |range: &Range<usize>| {
-            let (anchored, _) = self.anchored.as_ref()?;
-            (0..self.messages.len()).find(|i| {
-                anchored.of_message(*i).is_some_and(|[(_, first), (_, last)]| {
-                    [first, last].iter().any(|at| (range.start..=range.end).contains(at))
-                })
-            })
-        };
+        let unknown = "it cannot be told which message the text in {% generation %} belongs to, and not all \
+                       turns are trained";
+        let (anchored, _) = self.anchored.as_ref().ok_or(unknown)?;
         let mut trained = Vec::new();
         for range in generated {
-            let message = of_range(&range).ok_or(
-                "it cannot be told which message the text in {% generation %} belongs to, and not all turns \
-                 are trained",
-            )?;
-            if is_trained(message) {
-                trained.push(range);
+            // The messages of a range are those whose marks are in it; a mark is never at the
+            // start of its text. Without one, such as an end token alone, it continues the message
+            // before.
+            let mut messages = anchored.between(range.start, range.end);
+            if messages.is_empty() {
+                messages.extend(anchored.last_before(range.start));
+            }
+            match messages.iter().map(|message| is_trained(*message)).reduce(|a, b| a & b) {
+                None => return Err(unknown.to_owned()),
+                Some(true) => trained.push(range),
+                Some(false) if messages.iter().any(|message| is_trained(*message)) => {
+                    return Err(
+                        "the chat template renders a turn that is trained and one that is not in one \
+                                {% generation %} block"
+                            .to_owned(),
+                    );
+                }
+                Some(false) => {}
             }
         }
         Ok(trained)
@@ -308,6 +348,12 @@ impl Turns<'_> {
                     return Err(format!(
                         "the chat template does not print the tool calls of messages[{i}]; use a base whose \
                          template has tools, or remove the row"
+                    ));
+                }
+                if *part == Part::Content && is_trained(i) && !message.has(Part::ToolCalls) {
+                    return Err(format!(
+                        "the chat template does not print the content of messages[{i}]; use a base whose \
+                         template prints a content that is a text"
                     ));
                 }
                 notes.left_out.push((message.role().to_owned(), *part));

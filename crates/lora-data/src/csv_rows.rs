@@ -1,5 +1,6 @@
 //! Reads comma-separated values (RFC 4180) with a header as JSON objects of strings.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use csv::{ErrorKind, ReaderBuilder};
@@ -17,6 +18,13 @@ pub(crate) fn read_rows(name: &Path, bytes: &[u8]) -> Result<Vec<NumberedRow>, D
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let mut reader = ReaderBuilder::new().from_reader(bytes);
     let header = reader.headers().map_err(|error| invalid(name, &error))?.clone();
+    let mut names = BTreeSet::new();
+    if let Some(twice) = header.iter().find(|name| !names.insert(*name)) {
+        return Err(DataError::file(name, format!("its header has the name {twice:?} twice")));
+    }
+    if bytes.iter().filter(|&&byte| byte == b'"').count() % 2 == 1 {
+        return Err(DataError::file(name, "has a quote that is not closed"));
+    }
     let mut rows = Vec::new();
     for record in reader.records() {
         let record = record.map_err(|error| invalid(name, &error))?;

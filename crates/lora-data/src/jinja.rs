@@ -34,6 +34,10 @@ pub(crate) fn environment() -> Result<Environment<'static>, String> {
     environment.set_unknown_method_callback(methods::call);
     environment.add_filter("tojson", tojson::tojson);
     environment.add_filter("string", |value: &Value| python::str(value).into_owned());
+    environment.add_filter("trim", |text: &str, chars: Option<&str>| match chars {
+        Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
+        None => text.trim_matches(methods::is_space).to_owned(),
+    });
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
     value_tests::add(&mut environment);

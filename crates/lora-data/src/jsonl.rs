@@ -43,6 +43,12 @@ fn array<'a>(name: &Path, bytes: &'a [u8]) -> Result<Vec<(usize, &'a [u8])>, Dat
 /// # Errors
 /// The text is not a JSON object. The error names file, line and column.
 pub(crate) fn parse(name: &Path, number: usize, text: &[u8]) -> Result<Map<String, Json>, DataError> {
+    if let Some(digits) = long_integer(text) {
+        return Err(DataError::Row {
+            at: format!("{}:{number}", name.display()),
+            message: format!("an integer of {digits} digits is not supported; write it as a string"),
+        });
+    }
     match serde_json::from_slice(text) {
         Ok(Json::Object(row)) => Ok(row),
         Ok(other) => Err(DataError::Row {
@@ -55,6 +61,38 @@ pub(crate) fn parse(name: &Path, number: usize, text: &[u8]) -> Result<Map<Strin
             message: format!("invalid JSON: {}", reason(&error)),
         }),
     }
+}
+
+/// The number of digits of an integer that does not fit 64 bits, outside of strings: it would
+/// become a float.
+fn long_integer(text: &[u8]) -> Option<usize> {
+    let is_long = |run: &[u8]| run.len() >= 19 && run.iter().all(u8::is_ascii_digit);
+    if !text.windows(19).any(is_long) {
+        return None;
+    }
+    let mut is_string = false;
+    let mut at = 0;
+    while at < text.len() {
+        match text[at] {
+            b'\\' => at += 1,
+            b'"' => is_string = !is_string,
+            b'0'..=b'9' if !is_string => {
+                let run = text[at..].iter().take_while(|byte| byte.is_ascii_digit()).count();
+                let is_part = |byte: Option<&u8>| byte.is_some_and(|byte| b".eE".contains(byte));
+                let is_integer =
+                    !is_part(text.get(at + run)) && !is_part(at.checked_sub(1).map(|i| &text[i]));
+                let digits = std::str::from_utf8(&text[at..at + run]).unwrap_or_default();
+                if is_integer && digits.parse::<u64>().is_err() {
+                    return Some(run);
+                }
+                at += run;
+                continue;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    None
 }
 
 /// The message of serde_json, which ends with a position.

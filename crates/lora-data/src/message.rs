@@ -123,11 +123,12 @@ impl Message {
 
     /// Appends marks to the texts of a message: `mark(part)` to each text of the part, before its
     /// white space at the end. Of the reasoning in a content, the text before `</think>` is marked.
-    pub(crate) fn marked(&self, parts: &[Part], mark: impl Fn(Part) -> String) -> Self {
+    /// With `empty`, an empty content is only its mark.
+    pub(crate) fn marked(&self, parts: &[Part], empty: bool, mark: impl Fn(Part) -> String) -> Self {
         let mut marked = self.clone();
         let mark = |part: Part, text: &mut String| {
             let end = text.trim_end().len();
-            if end > 0 {
+            if end > 0 || (empty && part == Part::Content) {
                 text.insert_str(end, &mark(part));
             }
         };

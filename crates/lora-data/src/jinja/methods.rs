@@ -30,6 +30,20 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
 fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
     Ok(match method {
         "rsplit" => rsplit(text, args)?,
+        "strip" | "lstrip" | "rstrip" => {
+            let (chars,): (Option<&str>,) = from_args(args)?;
+            let is_stripped = |c: char| chars.map_or_else(|| is_space(c), |chars| chars.contains(c));
+            match method {
+                "strip" => text.trim_matches(is_stripped),
+                "lstrip" => text.trim_start_matches(is_stripped),
+                _ => text.trim_end_matches(is_stripped),
+            }
+            .into()
+        }
+        // A width is at most four digits long.
+        "format" if text.split(|c: char| !c.is_ascii_digit()).any(|digits| digits.len() > 4) => {
+            return Err(invalid("a width of more than four digits is not supported"));
+        }
         "partition" => {
             let (separator,): (&str,) = from_args(args)?;
             match text.split_once(nonempty(separator)?) {
@@ -138,6 +152,11 @@ fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
     };
     parts.reverse();
     Ok(parts.into_iter().map(Value::from).collect())
+}
+
+/// Python's white space has four control characters more than Unicode's.
+pub(super) fn is_space(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{1C}'..='\u{1F}')
 }
 
 fn parts(parts: [&str; 3]) -> Value {

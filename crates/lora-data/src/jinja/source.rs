@@ -2,12 +2,17 @@
 
 use std::ops::Range;
 
-use regex::{Captures, Regex};
-
 /// Unicode noncharacters that mark generated text. Valid texts do not contain them, and they are
 /// removed from the rendered text.
 pub(crate) const GENERATED_START: char = '\u{FDD0}';
 pub(crate) const GENERATED_END: char = '\u{FDD1}';
+
+/// A tag `{{ .. }}` or `{% .. %}`.
+struct Tag {
+    /// The text between the brackets.
+    inside: Range<usize>,
+    is_block: bool,
+}
 
 /// Returns the source for minijinja, and whether it had `{% generation %}`.
 ///
@@ -16,54 +21,68 @@ pub(crate) const GENERATED_END: char = '\u{FDD1}';
 ///   same rules of white space and of variables.
 /// - `'..' % x` becomes `'..' | format(x)`.
 ///
-/// # Errors
-/// None for any template; the message of an invalid regular expression.
-pub(crate) fn rewrite(source: &str) -> Result<(String, bool), String> {
-    let source = format_operators(&source.replace("\r\n", "\n").replace('\r', "\n"));
-    let tag = Regex::new(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}").map_err(|err| err.to_string())?;
-    let mut found = false;
-    let rewritten = tag.replace_all(&source, |tag: &Captures<'_>| {
-        found = true;
-        let part = |i| tag.get(i).map_or("", |part| part.as_str());
-        let (left, right) = (part(1), part(3));
-        match part(2) {
-            "" => format!("{{%{left} with %}}{{{{ '{GENERATED_START}' }}}}{{% if true {right}%}}"),
-            _ => format!("{{%{left} endif %}}{{{{ '{GENERATED_END}' }}}}{{% endwith {right}%}}"),
-        }
-    });
-    Ok((rewritten.into_owned(), found))
-}
-
-/// Replaces Python's operator `%` after a string literal.
-fn format_operators(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = 0;
-    for tag in tags(source) {
-        let mut at = tag.start;
-        while at < tag.end {
-            match source.as_bytes()[at] {
-                b'\'' | b'"' => {
-                    at = string_end(source, at);
-                    let operator = at + (source[at..].len() - source[at..].trim_start().len());
-                    let operand = operator + 1;
-                    let is_operator = source[operator..].starts_with('%') && operand < tag.end;
-                    if let Some(operand) = is_operator.then(|| operand_at(source, operand)).flatten() {
-                        let text = source[operand.clone()].trim_end_matches([',', ' ']);
-                        out.push_str(&source[rest..at]);
-                        out.push_str(&format!("|format({text})"));
-                        at = operand.end + usize::from(source[operand.end..].starts_with(')'));
-                        rest = at;
-                    }
-                }
-                _ => at += 1,
+/// Comments and `{% raw %}` blocks stay as they are.
+pub(crate) fn rewrite(source: &str) -> (String, bool) {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    let mut has_generation = false;
+    let (mut out, mut rest) = (String::with_capacity(source.len()), 0);
+    for Tag { inside, is_block } in tags(&source) {
+        let text = &source[inside.clone()];
+        let left = text.len() - text.trim_start_matches(['-', '+']).len();
+        let right = text.len() - text.trim_end_matches(['-', '+']).len();
+        let name = text.get(left..text.len() - right).map(str::trim);
+        let (left, right) = (&text[..left.min(1)], &text[text.len() - right.min(1)..]);
+        let tag = inside.start - 2..(inside.end + 2).min(source.len());
+        match name.filter(|_| is_block) {
+            Some("generation") => {
+                has_generation = true;
+                out.push_str(&source[rest..tag.start]);
+                let mark = format!("{{{{ '{GENERATED_START}' }}}}");
+                out.push_str(&format!("{{%{left} with %}}{mark}{{% if true {right}%}}"));
+                rest = tag.end;
             }
+            Some("endgeneration") => {
+                out.push_str(&source[rest..tag.start]);
+                let mark = format!("{{{{ '{GENERATED_END}' }}}}");
+                out.push_str(&format!("{{%{left} endif %}}{mark}{{% endwith {right}%}}"));
+                rest = tag.end;
+            }
+            _ => format_operators(&source, inside, &mut out, &mut rest),
         }
     }
-    out + &source[rest..]
+    (out + &source[rest..], has_generation)
 }
 
-/// The insides of the tags `{{ .. }}` and `{% .. %}`.
-fn tags(source: &str) -> Vec<Range<usize>> {
+/// Replaces Python's operator `%` after a string literal in a tag.
+fn format_operators(source: &str, tag: Range<usize>, out: &mut String, rest: &mut usize) {
+    let mut at = tag.start;
+    while at < tag.end {
+        if !matches!(source.as_bytes()[at], b'\'' | b'"') {
+            at += 1;
+            continue;
+        }
+        at = string_end(source, at);
+        let operator = skip_space(source, at);
+        if operator >= tag.end || !source[operator..].starts_with('%') {
+            continue;
+        }
+        if let Some((operand, arguments)) =
+            operand_at(source, operator + 1).filter(|(it, _)| it.end <= tag.end)
+        {
+            out.push_str(&source[*rest..at]);
+            out.push_str(&format!("|format({})", source[arguments].trim_end_matches([',', ' '])));
+            at = operand.end;
+            *rest = at;
+        }
+    }
+}
+
+fn skip_space(source: &str, at: usize) -> usize {
+    at + (source[at..].len() - source[at..].trim_start().len())
+}
+
+/// The tags outside of comments and raw blocks.
+fn tags(source: &str) -> Vec<Tag> {
     let mut tags = Vec::new();
     let mut at = 0;
     while let Some(found) = source[at..].find('{') {
@@ -87,8 +106,12 @@ fn tags(source: &str) -> Vec<Range<usize>> {
                 _ => end + source[end..].chars().next().map_or(1, char::len_utf8),
             };
         }
-        tags.push(start..end);
         at = (end + 2).min(source.len());
+        let is_block = close == "%}";
+        if is_block && source[start..end].trim_matches(['-', '+', ' ', '\n', '\t']) == "raw" {
+            at = source[at..].find("endraw").map_or(source.len(), |end| at + end);
+        }
+        tags.push(Tag { inside: start..end, is_block });
     }
     tags
 }
@@ -107,25 +130,39 @@ fn string_end(source: &str, start: usize) -> usize {
     source.len()
 }
 
-/// The operand at or after `start`: the inside of brackets, or a name, a number or a string with
-/// what follows without a space (attributes, calls, items).
-fn operand_at(source: &str, start: usize) -> Option<Range<usize>> {
-    let start = start + (source[start..].len() - source[start..].trim_start().len());
-    if source[start..].starts_with('(') {
-        let end = bracket_end(source, start)?;
-        return Some(start + 1..end - 1);
-    }
+/// The operand at or after `start`, and the arguments of `format` in it: the inside of brackets, or
+/// the whole operand. An operand is a bracket, a name, a number or a string with what follows
+/// (attributes, calls, items, filters).
+fn operand_at(source: &str, start: usize) -> Option<(Range<usize>, Range<usize>)> {
+    let start = skip_space(source, start);
     let mut at = start;
+    let mut bracket = None;
     loop {
         match source[at..].chars().next() {
-            Some('(') if at > start => at = bracket_end(source, at)?,
-            Some('[') => at = bracket_end(source, at)?,
+            Some('(') if at == start => {
+                at = bracket_end(source, at)?;
+                bracket = Some(at);
+            }
+            Some('(' | '[') => at = bracket_end(source, at)?,
+            Some('{') if at == start => at = bracket_end(source, at)?,
             Some('\'' | '"') if at == start => at = string_end(source, at),
+            Some('-') if at == start => at += 1,
             Some(c) if c.is_alphanumeric() || c == '_' || c == '.' => at += c.len_utf8(),
-            _ => break,
+            _ => {
+                // A filter belongs to the operand.
+                let filter = skip_space(source, at);
+                if at > start && source[filter..].starts_with('|') {
+                    at = skip_space(source, filter + 1);
+                    continue;
+                }
+                break;
+            }
         }
     }
-    (at > start).then_some(start..at)
+    match bracket {
+        Some(end) if end == at => Some((start..at, start + 1..at - 1)),
+        _ => (at > start).then_some((start..at, start..at)),
+    }
 }
 
 /// The end of the bracket that opens at `start`.
@@ -167,8 +204,15 @@ mod tests {
             ("{% set y = '[%s]' % [x][0] %}{{ y }}", "[é]"),
             ("a\r\nb\rc", "a\nb\nc"),
             ("{{ 'it\\'s %s' % x }}{{ '%}' }}", "it's é%}"),
+            ("{{ '%s items' % [1, 2]|length }}", "2 items"),
+            ("{{ '%s' % (x ~ 'a').upper() }} {{ '%d' % -3 }}", "ÉA -3"),
+            (
+                "{% raw %}{{ '%s' % x }}{% generation %}{% endraw %}{# {% generation %} #}\
+                 {{ '{% generation %}' }}",
+                "{{ '%s' % x }}{% generation %}{% generation %}",
+            ),
         ] {
-            let (source, found) = rewrite(template).unwrap();
+            let (source, found) = rewrite(template);
             let rendered = environment.render_str(&source, minijinja::context! { x => "é" });
             assert_eq!(rendered.unwrap(), text, "{template}");
             assert!(!found);

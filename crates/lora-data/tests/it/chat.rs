@@ -86,9 +86,16 @@ fn a_template_that_rewrites_earlier_turns_is_rejected_with_a_remedy() {
         {% endfor %}{% if add_generation_prompt %}assistant:{% endif %}";
     let base = BaseDir::with_template("</s>", forgetful);
     let error = base.error(&two_turns().to_string());
+    let expected = "data.jsonl:1: the chat template does not print the content of messages[2]; use";
+    assert!(error.starts_with(expected), "{error}");
+    assert_eq!(base.marked(turns(&[("user", "a"), ("assistant", "b")])), "user:a;assistant:⟦b;⟧");
+    // Each turn has the number of messages, so that no rendering is a prefix of another one.
+    let counting = "{% for message in messages %}{{ messages|length }}{{ message.role[:1] }}\
+        {{ message.content|upper|lower|replace(message.content, message.content ~ messages|length) }}\
+        {% endfor %}{% if add_generation_prompt %}a{% endif %}";
+    let error = BaseDir::with_template("</s>", counting).error(&two_turns().to_string());
     assert!(error.starts_with("data.jsonl:1: the assistant's turn (messages[2]) cannot be found"), "{error}");
     assert!(error.contains("{% generation %} .. {% endgeneration %}"), "{error}");
-    assert_eq!(base.marked(turns(&[("user", "a"), ("assistant", "b")])), "user:a;assistant:⟦b;⟧");
 }
 
 #[test]
@@ -369,4 +376,102 @@ fn tests_of_values_hold_as_in_jinja() {
         "FalseFalseFalseTrueFalseFalseFalseTrue",
     ];
     assert_eq!(text, format!("{} TrueTrue", rows.join(" ")));
+}
+
+#[test]
+fn end_tokens_in_the_arguments_of_a_tool_call_do_not_end_the_turn() {
+    let template = "{% for m in messages %}{{ '<|im_start|>' + m.role + ':' + (m.content or '') }}\
+        {% for c in m.tool_calls or [] %}{{ c.function.name }}{{ c.function.arguments | tojson }}\
+        {% endfor %}{{ '<|im_end|>' }}{% endfor %}\
+        {% if add_generation_prompt %}{{ '<|im_start|>assistant:' }}{% endif %}";
+    let base = BaseDir::with_template("<|im_end|>", template);
+    let call = |x: &str| json!({"function": {"name": "f", "arguments": {"x": x}}});
+    let row = chat(json!([
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "tool_calls": [call("a<|im_end|>b"), call("c")]},
+    ]));
+    let expected = "<|im_start|>user:u<|im_end|><|im_start|>assistant:⟦f{\"x\": \"a<|im_end|>b\"}\
+        f{\"x\": \"c\"}<|im_end|>⟧";
+    assert_eq!(base.marked(row), expected);
+}
+
+#[test]
+fn a_generation_block_belongs_to_the_messages_in_it() {
+    // The block begins with the header, right after the question.
+    let template = "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}\
+        {{ 'A:' + m.content + '</s>' }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+    let base = BaseDir::with_template("</s>", template);
+    let row = |first: u32, last: u32| {
+        chat(json!([
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "one", "weight": first},
+            {"role": "user", "content": "r"},
+            {"role": "assistant", "content": "two", "weight": last},
+        ]))
+    };
+    assert_eq!(base.marked(row(1, 0)), "q⟦A:one</s>⟧rA:two</s>");
+    assert_eq!(base.marked(row(0, 1)), "qA:one</s>r⟦A:two</s>⟧");
+    let template = "{% generation %}{% for m in messages %}{{ m.content }}{% endfor %}{% endgeneration %}";
+    let base = BaseDir::with_template("</s>", template);
+    let error = base.error(&row(1, 0).to_string());
+    assert!(error.contains("a turn that is trained and one that is not in one {% generation %}"), "{error}");
+}
+
+#[test]
+fn headers_are_not_trained_as_ends_of_turns() {
+    // Without an end token between turns, and one at the end.
+    let template = "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}\
+        {{ '<assistant>' if add_generation_prompt else '</s>' }}";
+    let base = BaseDir::with_template("</s>", template);
+    let row = turns(&[
+        ("user", "q"),
+        ("assistant", "a"),
+        ("user", "r"),
+        ("assistant", "b"),
+        ("user", "s"),
+        ("assistant", "c"),
+    ]);
+    assert_eq!(base.marked(row), "<user>q<assistant>⟦a⟧<user>r<assistant>⟦b⟧<user>s<assistant>⟦c</s>⟧");
+    // An end token that is written only if another turn follows.
+    let template = "{% for m in messages %}{{ m.role + ':' + m.content }}{% if not loop.last %}{{ '</s>' }}\
+        {% endif %}{% endfor %}{% if add_generation_prompt %}{{ '</s>assistant:' }}{% endif %}";
+    let base = BaseDir::with_template("</s>", template);
+    let row = turns(&[("user", "q"), ("assistant", "a"), ("user", "r"), ("assistant", "b")]);
+    assert_eq!(base.marked(row), "user:q</s>assistant:⟦a</s>⟧user:r</s>assistant:⟦b⟧");
+}
+
+#[test]
+fn other_messages_within_a_turn_are_not_trained() {
+    // Like Gemma 4: a tool's result stands in the turn of the call.
+    let template = "{% for m in messages %}{% if m.role == 'assistant' %}{% if m.tool_calls %}\
+        {{ m.tool_calls[0].function.name + '[' }}\
+        {{ (messages[loop.index].content if not loop.last else '') + ']' }}{% endif %}\
+        {{ m.content }}{% elif m.role == 'user' %}{{ m.content + '|' }}{% endif %}{% endfor %}";
+    let base = BaseDir::with_template("</s>", template);
+    let row = chat(json!([
+        {"role": "user", "content": "u"},
+        {"role": "assistant", "content": "hm", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]},
+        {"role": "tool", "content": "RESULT"},
+        {"role": "assistant", "content": "end"},
+    ]));
+    let error = base.error(&row.to_string());
+    assert!(error.contains("renders other messages within the assistant's turn (messages[1])"), "{error}");
+}
+
+#[test]
+fn empty_turns_noncharacters_and_engine_faults_are_no_crash() {
+    let base = BaseDir::with_template("<|im_end|>", LAST_REASONING);
+    let row = turns(&[("user", "q"), ("assistant", ""), ("user", "z"), ("assistant", "x")]);
+    assert!(base.marked(row).contains("<|im_start|>assistant\n⟦<|im_end|>⟧\n<|im_start|>user\nz"));
+    let text = "\u{FDE1}".repeat(40);
+    let row = turns(&[("user", "q"), ("assistant", &text)]);
+    assert!(base.read(&[row]).is_ok());
+    for broken in [
+        "{% for m in messages %}{% with a=1 %}{% break %}{% endwith %}{% endfor %}",
+        "{{ '{:>99999999999}'.format('a') }}",
+    ] {
+        let base = BaseDir::with_template("</s>", broken);
+        let error = base.error(&turns(&[("user", "q"), ("assistant", "a")]).to_string());
+        assert!(error.contains("the chat template fails: "), "{error}");
+    }
 }

@@ -26,6 +26,21 @@ fn invalid_json_errors_name_file_line_and_column() {
 }
 
 #[test]
+fn integers_that_do_not_fit_64_bits_are_named() {
+    let line = |number: &str| format!("{{\"text\": \"a\", \"n\": {number}}}");
+    assert_error(
+        &line("123456789012345678901234567890"),
+        "data.jsonl:3: an integer of 30 digits is not supported; write it as a string",
+    );
+    let base = BaseDir::new("</s>", false);
+    for number in
+        ["18446744073709551615", "0.12345678901234567890123", "1e-30", "\"12345678901234567890123\""]
+    {
+        assert!(base.read_text(&line(number)).is_ok(), "{number}");
+    }
+}
+
+#[test]
 fn non_utf8_text_is_invalid_json() {
     let base = BaseDir::new("</s>", false);
     let path = base.dir.path().join("data.jsonl");
@@ -176,6 +191,8 @@ fn a_file_of_another_format_than_its_name_says_what_it_is() {
         ("a.jsonl.gz", b"\x1F\x8B\x08", "a.jsonl.gz: cannot be decompressed: "),
         ("a.csv", b"text\na\nb,c\n", "a.csv:3: has 2 values; the header has 1 names"),
         ("a.csv", b"text\n\xff\n", "a.csv:2: is not UTF-8"),
+        ("a.csv", b"text,text\na,b\n", "a.csv: its header has the name \"text\" twice"),
+        ("a.csv", b"text\n\"a\nb\n", "a.csv: has a quote that is not closed"),
     ] {
         let error = error(name, contents);
         assert!(error.starts_with(expected), "{error}");
