@@ -1,4 +1,4 @@
-//! Converts dataset files to token rows, without tensors: JSONL and Parquet readers, chat
+//! Converts dataset files to token rows, without tensors: JSON, CSV and Parquet readers, chat
 //! templates, loss masks, and the global batch order.
 //!
 //! All functions block. Results are pure functions of the inputs: they do not depend on threads,
