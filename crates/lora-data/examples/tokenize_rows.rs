@@ -12,7 +12,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lora_data::{DataError, Dataset, Row, Tokenizer};
-use lora_spec::LongRows;
+use lora_spec::DataSpec;
 use serde_json::json;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -39,6 +39,7 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
 
 fn tokenize(base: &Path, file: &Path) -> Result<Row, DataError> {
     let tokenizer = Tokenizer::load(&base.into())?;
-    let mut dataset = Dataset::read(&file.into(), &tokenizer, usize::MAX, LongRows::Error)?;
+    let mut dataset =
+        Dataset::read(&file.into(), &tokenizer, &DataSpec { max_length: usize::MAX, ..DataSpec::default() })?;
     dataset.rows.pop().ok_or_else(|| DataError::ChatTemplate("the file has no row".into()))
 }

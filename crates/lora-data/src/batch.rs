@@ -1,7 +1,8 @@
 //! Micro-batches: rows that are computed at a time, and their tokens as padded matrices.
 
-use lora_spec::MicroBatch;
+use lora_spec::{Document, JobSpec, MicroBatch};
 
+use crate::packing::pack;
 use crate::{Dataset, Row};
 
 /// Sequences are padded to a multiple of this number of positions.
@@ -14,40 +15,59 @@ pub const SAMPLE_TOKENS: usize = 256;
 /// The rows of a micro-batch and their padded length.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MicroBatchRows {
-    /// Dataset indices, shortest row first.
-    pub rows: Vec<usize>,
-    /// Positions of a padded row: the number of inputs of the longest row, rounded up to a
-    /// multiple of 16. A row has one input less than tokens, because its last token is only a
-    /// target.
+    /// Dataset indices of the samples in each row, the row with the fewest inputs first. A row has
+    /// one sample, or several if rows are packed.
+    pub rows: Vec<Vec<usize>>,
+    /// Positions of a padded row: the inputs of the row with the most, rounded up to a multiple of
+    /// 16. A sample has one input less than tokens, because its last token is only a target.
     pub padded_len: usize,
 }
 
+impl MicroBatchRows {
+    /// Returns the dataset indices of all samples.
+    pub fn samples(&self) -> impl Iterator<Item = usize> {
+        self.rows.iter().flatten().copied()
+    }
+}
+
 /// Returns the padded tokens of a micro-batch that was planned for `dataset`: the inputs are the
-/// tokens of each row except the last, the target of an input is the token after it, and its weight
-/// is 1 if the target is trained and 0 otherwise.
+/// tokens of each sample except the last, the target of an input is the token after it, and its
+/// weight is 1 if the target is trained and 0 otherwise.
 ///
 /// # Panics
 /// The micro-batch was planned for another dataset: an index or a length does not match.
 pub fn collate(dataset: &Dataset, rows: &MicroBatchRows) -> MicroBatch {
     let (batch, seq_len) = (rows.rows.len(), rows.padded_len);
     let mut micro_batch = MicroBatch {
-        rows: rows.rows.iter().map(|&row| row as u64).collect(),
+        rows: Vec::with_capacity(batch),
         seq_len,
         tokens: vec![0; batch * seq_len],
         targets: vec![0; batch * seq_len],
         weights: vec![0.0; batch * seq_len],
     };
-    for (i, &index) in rows.rows.iter().enumerate() {
-        let row = &dataset.rows[index];
-        let inputs = row.tokens.len().saturating_sub(1);
-        let at = i * seq_len..i * seq_len + inputs;
-        micro_batch.tokens[at.clone()].copy_from_slice(&row.tokens[..inputs]);
-        micro_batch.targets[at.clone()].copy_from_slice(&row.tokens[row.tokens.len() - inputs..]);
-        for (weight, &trained) in micro_batch.weights[at].iter_mut().zip(row.trained.iter().skip(1)) {
-            *weight = if trained { 1.0 } else { 0.0 };
+    for (i, samples) in rows.rows.iter().enumerate() {
+        let mut documents = Vec::with_capacity(samples.len());
+        let mut start = 0;
+        for &sample in samples {
+            let row = &dataset.rows[sample];
+            let inputs = inputs(row.tokens.len());
+            documents.push(Document { sample: sample as u64, start });
+            let at = i * seq_len + start..i * seq_len + start + inputs;
+            micro_batch.tokens[at.clone()].copy_from_slice(&row.tokens[..inputs]);
+            micro_batch.targets[at.clone()].copy_from_slice(&row.tokens[row.tokens.len() - inputs..]);
+            for (weight, &trained) in micro_batch.weights[at].iter_mut().zip(row.trained.iter().skip(1)) {
+                *weight = if trained { 1.0 } else { 0.0 };
+            }
+            start += inputs;
         }
+        micro_batch.rows.push(documents);
     }
     micro_batch
+}
+
+/// The number of inputs of a sample: its last token is only a target.
+pub(crate) fn inputs(tokens: usize) -> usize {
+    tokens.saturating_sub(1)
 }
 
 /// Returns micro-batches of the first rows of `dataset`, for comparing models: at most
@@ -55,10 +75,10 @@ pub fn collate(dataset: &Dataset, rows: &MicroBatchRows) -> MicroBatch {
 /// padding.
 pub fn sample_rows(dataset: &Dataset) -> Vec<MicroBatch> {
     let sample = |(index, row): (usize, &Row)| {
-        let inputs = row.tokens.len().saturating_sub(1).min(SAMPLE_TOKENS);
+        let inputs = inputs(row.tokens.len()).min(SAMPLE_TOKENS);
         let weights = row.trained[1..=inputs].iter().map(|trained| if *trained { 1.0 } else { 0.0 });
         MicroBatch {
-            rows: vec![index as u64],
+            rows: Document::whole_rows([index as u64]),
             seq_len: inputs,
             tokens: row.tokens[..inputs].to_vec(),
             targets: row.tokens[1..=inputs].to_vec(),
@@ -69,30 +89,49 @@ pub fn sample_rows(dataset: &Dataset) -> Vec<MicroBatch> {
     rows.take(SAMPLE_ROWS).map(sample).collect()
 }
 
-/// Returns micro-batches for evaluation, which contain each row once. The rows are divided like
-/// those of a step. `lengths` are in tokens, by dataset index.
-pub fn eval_micro_batches(lengths: &[usize], micro_batch_size: usize) -> Vec<MicroBatchRows> {
-    into_micro_batches((0..lengths.len()).collect(), lengths, micro_batch_size.max(1))
+/// How the samples of a step become the rows of micro-batches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RowLayout {
+    /// Rows of a micro-batch; at least 1.
+    pub micro_batch_size: usize,
+    /// Maximum number of inputs of a row of several samples; `None`: each row has one sample.
+    pub packed_len: Option<usize>,
 }
 
-/// Divides rows into micro-batches. The rows are sorted by length, then index, so that a
-/// micro-batch needs little padding.
-///
-/// The micro-batches are then put in van der Corput order, which is the order of the reversed bits
-/// of their indices. A worker computes a contiguous range of them, and in this order every such
-/// range has short and long ones.
-pub(crate) fn into_micro_batches(
-    mut rows: Vec<usize>,
-    lengths: &[usize],
-    micro_batch_size: usize,
-) -> Vec<MicroBatchRows> {
-    rows.sort_unstable_by_key(|&row| (lengths[row], row));
-    let micro_batches = rows.chunks(micro_batch_size).map(|rows| {
-        let longest = rows.last().map_or(0, |&row| lengths[row]);
-        let inputs = longest.saturating_sub(1).max(1);
-        MicroBatchRows { rows: rows.to_vec(), padded_len: inputs.next_multiple_of(PAD_MULTIPLE) }
-    });
-    let mut indexed: Vec<_> = micro_batches.enumerate().collect();
-    indexed.sort_by_key(|(index, _)| index.reverse_bits());
-    indexed.into_iter().map(|(_, micro_batch)| micro_batch).collect()
+impl RowLayout {
+    /// Returns the layout of the job's rows.
+    pub fn for_job(job: &JobSpec) -> Self {
+        Self {
+            micro_batch_size: job.training.micro_batch_size.max(1),
+            packed_len: job.data.packing.then_some(job.data.max_length),
+        }
+    }
+
+    /// Returns micro-batches for evaluation, which contain each sample once. The samples are
+    /// divided like those of a step. `lengths` are in tokens, by dataset index.
+    pub fn eval_micro_batches(&self, lengths: &[usize]) -> Vec<MicroBatchRows> {
+        self.micro_batches((0..lengths.len()).collect(), lengths)
+    }
+
+    /// Divides samples into micro-batches. The rows are sorted by length, then by their first
+    /// sample, so that a micro-batch needs little padding.
+    ///
+    /// The micro-batches are then put in van der Corput order, which is the order of the reversed
+    /// bits of their indices. A worker computes a contiguous range of them, and in this order every
+    /// such range has short and long ones.
+    pub(crate) fn micro_batches(&self, samples: Vec<usize>, lengths: &[usize]) -> Vec<MicroBatchRows> {
+        let mut rows = match self.packed_len {
+            Some(packed_len) => pack(samples, lengths, packed_len),
+            None => samples.into_iter().map(|sample| vec![sample]).collect(),
+        };
+        let inputs_of = |row: &[usize]| row.iter().map(|sample| inputs(lengths[*sample])).sum::<usize>();
+        rows.sort_by_cached_key(|row| (inputs_of(row), row[0]));
+        let micro_batches = rows.chunks(self.micro_batch_size).map(|rows| {
+            let most = rows.last().map_or(0, |row| inputs_of(row));
+            MicroBatchRows { rows: rows.to_vec(), padded_len: most.max(1).next_multiple_of(PAD_MULTIPLE) }
+        });
+        let mut indexed: Vec<_> = micro_batches.enumerate().collect();
+        indexed.sort_by_key(|(index, _)| index.reverse_bits());
+        indexed.into_iter().map(|(_, micro_batch)| micro_batch).collect()
+    }
 }

@@ -7,8 +7,8 @@ use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 use sha2::{Digest, Sha256};
 
-use crate::batch::into_micro_batches;
-use crate::{Dataset, MicroBatchRows};
+use crate::batch::inputs;
+use crate::{Dataset, MicroBatchRows, RowLayout};
 
 /// The rows of each step: a pure function of the dataset (hash and row lengths), the seed, the
 /// epoch, the step, `shuffle` and the batch sizes.
@@ -21,8 +21,8 @@ use crate::{Dataset, MicroBatchRows};
 /// arXiv 1805.10941).
 ///
 /// A step takes the next `global_batch_size` rows of this order; the last step of an epoch takes
-/// the remaining rows. The step's rows are sorted by length and divided into micro-batches of
-/// `micro_batch_size` rows, which are put in van der Corput order.
+/// the remaining rows. The step's rows are packed if the job says so, sorted by length and divided
+/// into micro-batches, which are put in van der Corput order.
 #[derive(Debug)]
 pub struct BatchPlan {
     lengths: Vec<usize>,
@@ -30,7 +30,7 @@ pub struct BatchPlan {
     seed: u64,
     shuffle: bool,
     global_batch_size: usize,
-    micro_batch_size: usize,
+    layout: RowLayout,
     /// The number and order of the last used epoch, so that not every step shuffles the rows.
     last_epoch: Mutex<Option<(u64, Arc<[usize]>)>>,
 }
@@ -44,7 +44,7 @@ impl BatchPlan {
         seed: u64,
         shuffle: bool,
         global_batch_size: usize,
-        micro_batch_size: usize,
+        layout: RowLayout,
     ) -> Self {
         Self {
             lengths,
@@ -52,7 +52,7 @@ impl BatchPlan {
             seed,
             shuffle,
             global_batch_size: global_batch_size.max(1),
-            micro_batch_size: micro_batch_size.max(1),
+            layout,
             last_epoch: Mutex::new(None),
         }
     }
@@ -66,7 +66,7 @@ impl BatchPlan {
             training.seed,
             job.data.shuffle,
             training.global_batch_size,
-            training.micro_batch_size,
+            RowLayout::for_job(job),
         )
     }
 
@@ -87,28 +87,27 @@ impl BatchPlan {
         let order = self.order(epoch);
         let start = index as usize * self.global_batch_size;
         let end = (start + self.global_batch_size).min(order.len());
-        into_micro_batches(order[start..end].to_vec(), &self.lengths, self.micro_batch_size)
+        self.layout.micro_batches(order[start..end].to_vec(), &self.lengths)
     }
 
     /// Returns the tokens in the rows of the first `steps` steps, without padding.
     pub fn tokens(&self, steps: u64) -> u64 {
         let Some(epochs) = steps.checked_div(self.steps_per_epoch()) else { return 0 };
-        let of = |rows: &[usize]| rows.iter().map(|&row| self.lengths[row] as u64).sum::<u64>();
-        let remaining = epochs * self.steps_per_epoch()..steps;
-        let tail: u64 =
-            remaining.flat_map(|step| self.step(step)).map(|micro_batch| of(&micro_batch.rows)).sum();
+        let remaining = (epochs * self.steps_per_epoch()..steps).flat_map(|step| self.step(step));
+        let of = |rows: MicroBatchRows| rows.samples().map(|row| self.lengths[row] as u64).sum::<u64>();
+        let tail: u64 = remaining.map(of).sum();
         let epoch = self.lengths.iter().map(|&length| length as u64).sum::<u64>();
         epochs.saturating_mul(epoch).saturating_add(tail)
     }
 
     /// Returns the share of padding among the positions that are computed in the first epoch.
     pub fn padding(&self) -> f64 {
-        let (mut inputs, mut positions) = (0, 0);
+        let (mut computed, mut positions) = (0, 0);
         for micro_batch in (0..self.steps_per_epoch()).flat_map(|step| self.step(step)) {
-            inputs += micro_batch.rows.iter().map(|&row| self.lengths[row].saturating_sub(1)).sum::<usize>();
+            computed += micro_batch.samples().map(|row| inputs(self.lengths[row])).sum::<usize>();
             positions += micro_batch.rows.len() * micro_batch.padded_len;
         }
-        1.0 - inputs as f64 / positions.max(1) as f64
+        1.0 - computed as f64 / positions.max(1) as f64
     }
 
     fn order(&self, epoch: u64) -> Arc<[usize]> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 
 use minijinja::{Environment, Value, context};
-use serde_json::Value as Json;
+use serde_json::{Map, Value as Json};
 
 use crate::Message;
 use crate::jinja::{self, GENERATED_END, GENERATED_START};
@@ -40,6 +40,13 @@ impl ChatTemplate {
         }
         environment.add_template_owned(NAME, rewritten).map_err(|err| err.to_string())?;
         Ok(Self { environment, source: source.to_owned(), has_generation_markers })
+    }
+
+    /// Sets variables of the template, as keyword arguments of `apply_chat_template` do.
+    pub(crate) fn set_variables(&mut self, variables: &Map<String, Json>) {
+        for (name, value) in variables {
+            self.environment.add_global(name.clone(), jinja::value_of(value));
+        }
     }
 
     /// Returns whether the template marks the trained text with `{% generation %}`.

@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use lora_spec::RowFormat;
 use serde::Serialize;
 
-use crate::RowFormat;
 use crate::error::count;
 use crate::row_notes::RowNotes;
 
@@ -50,6 +50,15 @@ pub struct DataReport {
     /// Number of tool calls whose arguments are printed as a text in quotes, because they are a
     /// text in the row.
     pub arguments_encoded_twice: usize,
+    /// Tokens at the end of rows' last turns at which generation does not stop, and the number of
+    /// rows.
+    pub unstopped: BTreeMap<u32, usize>,
+    /// Number of rows that begin with two beginning-of-sequence tokens.
+    pub two_bos: usize,
+    /// Number of rows with a trained token that has characters of the prompt.
+    pub shared_tokens: usize,
+    /// Number of rows without a chat template, on which `data.system_prompt` has no effect.
+    pub without_system_prompt: usize,
 }
 
 impl DataReport {
@@ -62,6 +71,12 @@ impl DataReport {
         }
         self.changed_turns += notes.changed_turns;
         self.arguments_encoded_twice += notes.encoded_twice;
+        if let Some(token) = notes.unstopped {
+            *self.unstopped.entry(token).or_default() += 1;
+        }
+        self.two_bos += usize::from(notes.has_two_bos);
+        self.shared_tokens += usize::from(notes.has_shared_token);
+        self.without_system_prompt += usize::from(notes.without_system_prompt);
     }
 
     /// What is not trained as the rows say, or in another way than a reader may expect.
@@ -83,7 +98,8 @@ impl DataReport {
         if self.changed_turns > 0 {
             notes.push(format!(
                 "the chat template renders {} otherwise once others follow (without reasoning, for example); \
-                 they are trained as they are in the whole conversation",
+                 they are trained as they are in the whole conversation; data.split_turns: true makes a \
+                 sample of each, as the model would see it",
                 count(self.changed_turns, "earlier turn", "earlier turns")
             ));
         }
@@ -91,6 +107,34 @@ impl DataReport {
             notes.push(format!(
                 "the arguments of {} are a text, which the chat template prints in quotes; write objects",
                 count(self.arguments_encoded_twice, "tool call", "tool calls")
+            ));
+        }
+        for (token, rows) in &self.unstopped {
+            notes.push(format!(
+                "{} with token {token}, which is not an eos_token_id of the base's \
+                 generation_config.json: generation does not stop there",
+                ends(*rows)
+            ));
+        }
+        if self.two_bos > 0 {
+            let begin = if self.two_bos == 1 { "begins" } else { "begin" };
+            notes.push(format!(
+                "{} {begin} with two beginning-of-sequence tokens: the tokenizer adds one to the one in the \
+                 text",
+                count(self.two_bos, "row", "rows")
+            ));
+        }
+        if self.shared_tokens > 0 {
+            notes.push(format!(
+                "in {} the first trained token has characters of the prompt, which is then tokenized \
+                 otherwise than alone; end prompts with a line break, or begin completions with a space",
+                count(self.shared_tokens, "row", "rows")
+            ));
+        }
+        if self.without_system_prompt > 0 {
+            notes.push(format!(
+                "data.system_prompt has no effect on {}, which are not conversations",
+                count(self.without_system_prompt, "row", "rows")
             ));
         }
         let of = |format| self.formats.get(&format).copied().unwrap_or(0);
@@ -121,4 +165,9 @@ impl DataReport {
         self.rows_kept = lengths.len();
         self.tokens = lengths.iter().map(|&length| length as u64).sum();
     }
+}
+
+/// `1 row ends`, `2 rows end`.
+fn ends(rows: usize) -> String {
+    format!("{} {}", count(rows, "row", "rows"), if rows == 1 { "ends" } else { "end" })
 }

@@ -3,15 +3,16 @@
 use std::fs;
 use std::path::Path;
 
-use lora_spec::{LongRows, SourceFile};
+use lora_spec::{DataSpec, LongRows, RowFormat, SourceFile};
 use rayon::prelude::*;
 use serde_json::{Map, Value as Json};
 use sha2::{Digest, Sha256};
 
 use crate::encode::encode_row;
 use crate::file_format::{FileFormat, FileKind};
+use crate::row_format::take_row;
 use crate::row_notes::RowNotes;
-use crate::{DataError, DataReport, RowFormat, Tokenizer, csv_rows, jsonl, parquet_rows};
+use crate::{DataError, DataReport, Tokenizer, csv_rows, jsonl, parquet_rows};
 
 /// A tokenized row with its loss mask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,10 +35,10 @@ pub struct Dataset {
     pub report: DataReport,
 }
 
-/// A tokenized row of the file, with its line or row number.
+/// The samples of a row of the file, with its line or row number.
 struct EncodedRow {
     number: usize,
-    row: Row,
+    samples: Vec<Row>,
     format: RowFormat,
     ignored_keys: Vec<String>,
     notes: RowNotes,
@@ -50,14 +51,9 @@ impl Dataset {
     ///
     /// # Errors
     /// The first invalid row, named by file and line (Parquet: row number); an empty file; rows
-    /// longer than `max_length` tokens, depending on `long_rows`; rows without a target token.
-    pub fn read(
-        file: &SourceFile,
-        tokenizer: &Tokenizer,
-        max_length: usize,
-        long_rows: LongRows,
-    ) -> Result<Self, DataError> {
-        let (dataset, problems) = Self::inspect(file, tokenizer, max_length, long_rows)?;
+    /// longer than `data.max_length` tokens, depending on `data.long_rows`; rows without a target token.
+    pub fn read(file: &SourceFile, tokenizer: &Tokenizer, data: &DataSpec) -> Result<Self, DataError> {
+        let (dataset, problems) = Self::inspect(file, tokenizer, data)?;
         match problems.into_iter().next() {
             Some(problem) => Err(problem),
             None => Ok(dataset),
@@ -73,15 +69,14 @@ impl Dataset {
     pub fn inspect(
         file: &SourceFile,
         tokenizer: &Tokenizer,
-        max_length: usize,
-        long_rows: LongRows,
+        data: &DataSpec,
     ) -> Result<(Self, Vec<DataError>), DataError> {
         let name = file.name();
         let format = FileFormat::from_name(name)?;
         let bytes = fs::read(file.path()).map_err(|source| DataError::read(file, source))?;
         let sha256 = hex::encode(Sha256::digest(&bytes));
         let (bytes, kind) = (format.decode(name, bytes.into())?, format.kind);
-        let encode = |number, row| encode(name, kind, tokenizer, number, row);
+        let encode = |number, row| encode((name, kind), tokenizer, data, number, row);
         let encoded: Vec<Result<EncodedRow, DataError>> = match kind {
             FileKind::Json => jsonl::texts(name, &bytes)?
                 .into_par_iter()
@@ -110,19 +105,22 @@ impl Dataset {
             }
             report.add(&row.notes);
         }
+        let samples = encoded
+            .into_iter()
+            .flat_map(|EncodedRow { number, samples, .. }| samples.into_iter().map(move |row| (number, row)));
         let mut problems = Vec::new();
-        let mut kept =
-            apply_long_rows(name, kind, encoded, max_length, long_rows, &mut report, &mut problems);
-        let has_target = |row: &EncodedRow| row.row.trained.contains(&true);
+        let mut kept = apply_long_rows(name, kind, samples.collect(), data, &mut report, &mut problems);
+        let has_target = |(_, row): &(usize, Row)| row.trained.contains(&true);
         let without: Vec<_> =
-            kept.iter().filter(|row| !has_target(row)).map(|row| (row.number, None)).collect();
+            kept.iter().filter(|row| !has_target(row)).map(|(number, _)| (*number, None)).collect();
         if !without.is_empty() {
             report.without_targets = without.len();
             let rows = kind.row_list(without);
-            problems.push(DataError::NoTargets { name: name.to_owned(), rows, long_rows });
+            let name = name.to_owned();
+            problems.push(DataError::NoTargets { name, rows, long_rows: data.long_rows });
             kept.retain(has_target);
         }
-        let rows: Vec<Row> = kept.into_iter().map(|row| row.row).collect();
+        let rows: Vec<Row> = kept.into_iter().map(|(_, row)| row).collect();
         report.set_lengths(rows.iter().map(|row| row.tokens.len()).collect());
         report.trained_tokens =
             rows.iter().map(|row| row.trained.iter().filter(|&&trained| trained).count() as u64).sum();
@@ -148,47 +146,50 @@ impl Dataset {
 }
 
 fn encode(
-    name: &Path,
-    kind: FileKind,
+    (name, kind): (&Path, FileKind),
     tokenizer: &Tokenizer,
+    data: &DataSpec,
     number: usize,
     mut row: Map<String, Json>,
 ) -> Result<EncodedRow, DataError> {
     let error = |message: String| DataError::Row { at: kind.location(name, number), message };
-    let format = RowFormat::recognize(&row).map_err(error)?;
-    let content = format.take(&mut row).map_err(error)?;
-    let (tokens, notes) = encode_row(tokenizer, &content).map_err(|err| error(err.to_string()))?;
+    let (format, content) = take_row(data, &mut row).map_err(error)?;
+    let mut notes = RowNotes::default();
+    let samples = encode_row(tokenizer, data, content, &mut notes).map_err(|err| error(err.to_string()))?;
     let ignored_keys = row.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key).collect();
-    Ok(EncodedRow { number, row: tokens, format, ignored_keys, notes })
+    Ok(EncodedRow { number, samples, format, ignored_keys, notes })
 }
 
 /// Applies `long_rows`, and adds an error to `problems` if it refuses the rows.
 fn apply_long_rows(
     name: &Path,
     kind: FileKind,
-    mut rows: Vec<EncodedRow>,
-    max_length: usize,
-    long_rows: LongRows,
+    mut rows: Vec<(usize, Row)>,
+    data: &DataSpec,
     report: &mut DataReport,
     problems: &mut Vec<DataError>,
-) -> Vec<EncodedRow> {
-    let is_long = |row: &EncodedRow| row.row.tokens.len() > max_length;
-    let long: Vec<_> =
-        rows.iter().filter(|row| is_long(row)).map(|row| (row.number, Some(row.row.tokens.len()))).collect();
+) -> Vec<(usize, Row)> {
+    let max_length = data.max_length;
+    let is_long = |(_, row): &(usize, Row)| row.tokens.len() > max_length;
+    let long: Vec<_> = rows
+        .iter()
+        .filter(|row| is_long(row))
+        .map(|(number, row)| (*number, Some(row.tokens.len())))
+        .collect();
     if long.is_empty() {
         return rows;
     }
-    if long_rows == LongRows::Truncate {
+    if data.long_rows == LongRows::Truncate {
         report.truncated = long.len();
-        for row in &mut rows {
-            row.row.tokens.truncate(max_length);
-            row.row.trained.truncate(max_length);
+        for (_, row) in &mut rows {
+            row.tokens.truncate(max_length);
+            row.trained.truncate(max_length);
         }
         return rows;
     }
     report.dropped = long.len();
     rows.retain(|row| !is_long(row));
-    if long_rows == LongRows::Error {
+    if data.long_rows == LongRows::Error {
         problems.push(DataError::LongRows { name: name.to_owned(), max_length, rows: kind.row_list(long) });
     } else if rows.is_empty() {
         problems.push(DataError::NothingLeft { name: name.to_owned(), total: long.len(), max_length });

@@ -2,6 +2,9 @@
 
 use std::ops::Range;
 
+use lora_spec::DataSpec;
+use serde_json::Value as Json;
+
 use crate::row_format::RowContent;
 use crate::row_notes::RowNotes;
 use crate::tokenizer::Span;
@@ -10,48 +13,95 @@ use crate::{DataError, Message, Row, Tokenizer};
 /// Roles that chat templates support by convention.
 const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
 
-/// Tokenizes a row.
+/// Tokenizes a row: one sample, or with `data.split_turns` one for each trained turn.
 ///
 /// Chats are encoded without adding special tokens, because the template has written them. Plain
 /// texts are encoded with special tokens and end with the end-of-sequence token. Prompt and
 /// completion are tokenized as one text. A token with characters of both is trained, because it has
 /// the beginning of the completion.
-pub(crate) fn encode_row(tokenizer: &Tokenizer, content: &RowContent) -> Result<(Row, RowNotes), DataError> {
-    let mut notes = RowNotes::default();
-    let mut row = match content {
+pub(crate) fn encode_row(
+    tokenizer: &Tokenizer,
+    data: &DataSpec,
+    content: RowContent,
+    notes: &mut RowNotes,
+) -> Result<Vec<Row>, DataError> {
+    let mut samples = match content {
         RowContent::Chat { messages, tools, from } => {
-            check_roles(messages)?;
-            let conversation = tokenizer.conversation(messages, tools.as_ref(), *from)?;
-            let spans = tokenizer.encode_spans(&conversation.text, false)?;
-            let row = mask(&spans, |span| conversation.trained.iter().any(|range| overlaps(span, range)));
-            notes = conversation.notes;
-            row
+            check_roles(&messages)?;
+            let encode = |messages: &[Message], from, notes: &mut RowNotes| {
+                encode_chat(tokenizer, (messages, tools.as_ref()), from, notes)
+            };
+            let turns: Vec<usize> = (from..messages.len()).filter(|i| messages[*i].is_trained()).collect();
+            match turns.split_last().filter(|_| data.split_turns) {
+                None => vec![encode(&messages, from, notes)?],
+                Some((last, earlier)) => {
+                    // The whole conversation has the notes of all its messages.
+                    let ignored = &mut RowNotes::default();
+                    let sample = |turn: &usize| encode(&messages[..=*turn], *turn, ignored);
+                    let mut samples = earlier.iter().map(sample).collect::<Result<Vec<_>, _>>()?;
+                    samples.push(encode(&messages[..=*last], *last, notes)?);
+                    samples
+                }
+            }
         }
         RowContent::Plain { text, from } => {
-            let Some((_, eos)) = tokenizer.eos_token() else {
-                return Err(DataError::Tokenize(
-                    "the base has no end-of-sequence token, which ends a text; set eos_token in its \
-                     tokenizer_config.json"
-                        .into(),
-                ));
-            };
-            let trained = *from..text.len();
-            let spans = tokenizer.encode_spans(text, true)?;
-            let mut row = mask(&spans, |span| *from == 0 || overlaps(span, &trained));
-            if row.tokens.last() == Some(&eos) {
-                row.trained.pop();
-            } else {
-                row.tokens.push(eos);
-            }
-            row.trained.push(true);
-            row
+            notes.without_system_prompt = data.system_prompt.is_some();
+            vec![encode_text(tokenizer, &text, from, notes)?]
         }
     };
-    // The first token has no predecessor, so it cannot be a target.
-    if let Some(first) = row.trained.first_mut() {
-        *first = false;
+    for row in &mut samples {
+        // The first token has no predecessor, so it cannot be a target.
+        if let Some(first) = row.trained.first_mut() {
+            *first = false;
+        }
+        let begins_twice = row.tokens.len() > 1 && row.tokens[0] == row.tokens[1];
+        notes.has_two_bos |= begins_twice && tokenizer.bos_token() == row.tokens.first().copied();
     }
-    Ok((row, notes))
+    Ok(samples)
+}
+
+fn encode_chat(
+    tokenizer: &Tokenizer,
+    (messages, tools): (&[Message], Option<&Json>),
+    from: usize,
+    notes: &mut RowNotes,
+) -> Result<Row, DataError> {
+    let conversation = tokenizer.conversation(messages, tools, from)?;
+    let spans = tokenizer.encode_spans(&conversation.text, false)?;
+    let row = mask(&spans, |span| conversation.trained.iter().any(|range| overlaps(span, range)));
+    *notes = conversation.notes;
+    let last = conversation.trained.last().and_then(|range| {
+        let text = conversation.text[range.clone()].trim_end();
+        spans.iter().rev().find(|span| overlaps(span, &(range.start..range.start + text.len())))
+    });
+    notes.unstopped = last.map(|span| span.token).filter(|token| !tokenizer.stop_tokens().contains(token));
+    Ok(row)
+}
+
+fn encode_text(
+    tokenizer: &Tokenizer,
+    text: &str,
+    from: usize,
+    notes: &mut RowNotes,
+) -> Result<Row, DataError> {
+    let Some((_, eos)) = tokenizer.eos_token() else {
+        return Err(DataError::Tokenize(
+            "the base has no end-of-sequence token, which ends a text; set eos_token in its \
+             tokenizer_config.json"
+                .into(),
+        ));
+    };
+    let trained = from..text.len();
+    let spans = tokenizer.encode_spans(text, true)?;
+    notes.has_shared_token = spans.iter().any(|span| span.start < from && from < span.end);
+    let mut row = mask(&spans, |span| from == 0 || overlaps(span, &trained));
+    if row.tokens.last() == Some(&eos) {
+        row.trained.pop();
+    } else {
+        row.tokens.push(eos);
+    }
+    row.trained.push(true);
+    Ok(row)
 }
 
 fn mask(spans: &[Span], trained: impl Fn(&Span) -> bool) -> Row {

@@ -23,20 +23,18 @@ mod file_format;
 mod jinja;
 mod jsonl;
 mod message;
+mod packing;
 mod parquet_rows;
 mod row_format;
 mod row_notes;
 mod tokenizer;
 mod tokenizer_files;
 
-pub use batch::{
-    MicroBatchRows, PAD_MULTIPLE, SAMPLE_ROWS, SAMPLE_TOKENS, collate, eval_micro_batches, sample_rows,
-};
+pub use batch::{MicroBatchRows, PAD_MULTIPLE, RowLayout, SAMPLE_ROWS, SAMPLE_TOKENS, collate, sample_rows};
 pub use batch_plan::BatchPlan;
 pub use data_file::check_data_file;
 pub use data_report::DataReport;
 pub use dataset::{Dataset, Row};
 pub use error::{DataError, RowList};
 pub use message::Message;
-pub use row_format::RowFormat;
 pub use tokenizer::Tokenizer;

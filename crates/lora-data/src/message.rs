@@ -70,6 +70,11 @@ impl Message {
         self.keys.get(key).and_then(Json::as_str)
     }
 
+    /// Whether the message is a turn of the assistant that is trained.
+    pub(crate) fn is_trained(&self) -> bool {
+        self.role() == "assistant" && !self.is_excluded()
+    }
+
     /// Whether the row says that the message is not trained.
     pub(crate) fn is_excluded(&self) -> bool {
         self.is_trained == Some(false)

@@ -1,33 +1,10 @@
-//! The formats of dataset rows, recognized by their keys.
+//! The contents of dataset rows, by their format.
 
-use std::fmt;
-
-use serde::Serialize;
-use serde_json::{Map, Value as Json};
+use lora_spec::{DataSpec, RowFormat};
+use serde_json::{Map, Value as Json, json};
 
 use crate::Message;
 use crate::message::json_type_name;
-
-/// The format of a dataset row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum RowFormat {
-    /// `messages` and optionally `tools`: rendered with the base's chat template. The assistant's
-    /// turns are trained.
-    Messages,
-    /// ShareGPT's `conversations`, with optional `system` and `tools`: as `messages`.
-    Conversations,
-    /// `prompt` and `completion`, both strings or both lists of messages, as in TRL: the completion
-    /// is trained.
-    PromptCompletion,
-    /// `text`: the whole text is trained.
-    Text,
-    /// Stanford Alpaca's `instruction`, `input` and `output`: the output is trained.
-    Alpaca,
-    /// The same with `system` or `history` (pairs of instruction and output), as in LLaMA-Factory:
-    /// rendered with the base's chat template. The outputs are trained.
-    AlpacaChat,
-}
 
 /// The contents of a row.
 pub(crate) enum RowContent {
@@ -37,142 +14,175 @@ pub(crate) enum RowContent {
     Plain { text: String, from: usize },
 }
 
-impl fmt::Display for RowFormat {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Messages => "messages",
-            Self::Conversations => "conversations",
-            Self::PromptCompletion => "prompt/completion",
-            Self::Text => "text",
-            Self::Alpaca => "instruction/output",
-            Self::AlpacaChat => "instruction/output with system or history",
-        })
+/// Recognizes the format of a row, or takes the job's, and removes its contents from `row`. The keys
+/// that remain have no effect.
+///
+/// # Errors
+/// The row is of no format, a key of the format is missing, or a value has the wrong type.
+pub(crate) fn take_row(
+    data: &DataSpec,
+    row: &mut Map<String, Json>,
+) -> Result<(RowFormat, RowContent), String> {
+    rename_columns(data, row);
+    let format = match data.format {
+        None => recognize(row)?,
+        Some(format) => {
+            let missing = needed_keys(format).iter().find(|key| row.get(**key).is_none_or(Json::is_null));
+            if let Some(missing) = missing {
+                let column = data.columns.get(*missing).map_or(*missing, String::as_str);
+                return Err(format!("a row of the format {format} needs `{column}`"));
+            }
+            format
+        }
+    };
+    if row.get("chat_template_kwargs").is_some_and(|kwargs| *kwargs != json!(data.chat_template_kwargs)) {
+        return Err("`chat_template_kwargs` of a row is not supported; set data.chat_template_kwargs".into());
+    }
+    row.shift_remove("chat_template_kwargs");
+    let mut content = take_content(format, data, row)?;
+    if let (RowContent::Chat { messages, from, .. }, Some(system)) = (&mut content, &data.system_prompt)
+        && !messages.first().is_some_and(|message| ["system", "developer"].contains(&message.role()))
+    {
+        messages.insert(0, Message::new("system", system));
+        *from += usize::from(*from > 0);
+    }
+    Ok((format, content))
+}
+
+/// Gives the columns of `data.columns` the names of the formats' keys. A key of a row that has such
+/// a name already, but not the meaning, has no effect.
+fn rename_columns(data: &DataSpec, row: &mut Map<String, Json>) {
+    let take = |(key, column): (&String, &String)| Some((key.clone(), row.shift_remove(column)?));
+    let renamed: Vec<(String, Json)> = data.columns.iter().filter_map(take).collect();
+    for (key, value) in renamed {
+        if let Some(other) = row.insert(key.clone(), value) {
+            row.insert(format!("{key} (not the column of data.columns)"), other);
+        }
     }
 }
 
-impl RowFormat {
-    /// The formats in the order of preference for a row with the keys of several.
-    const ALL: [Self; 6] = [
-        Self::Messages,
-        Self::Conversations,
-        Self::PromptCompletion,
-        Self::AlpacaChat,
-        Self::Alpaca,
-        Self::Text,
-    ];
+/// The formats in the order of preference for a row with the keys of several.
+const ALL: [RowFormat; 6] = [
+    RowFormat::Messages,
+    RowFormat::Conversations,
+    RowFormat::PromptCompletion,
+    RowFormat::AlpacaChat,
+    RowFormat::Alpaca,
+    RowFormat::Text,
+];
 
-    /// Returns the keys that a row of this format must have.
-    fn needed_keys(self) -> &'static [&'static str] {
-        match self {
-            Self::Messages => &["messages"],
-            Self::Conversations => &["conversations"],
-            Self::PromptCompletion => &["prompt", "completion"],
-            Self::Text => &["text"],
-            Self::Alpaca | Self::AlpacaChat => &["instruction", "output"],
-        }
+/// Returns the keys that a row of this format must have.
+fn needed_keys(format: RowFormat) -> &'static [&'static str] {
+    match format {
+        RowFormat::Messages => &["messages"],
+        RowFormat::Conversations => &["conversations"],
+        RowFormat::PromptCompletion => &["prompt", "completion"],
+        RowFormat::Text => &["text"],
+        RowFormat::Alpaca | RowFormat::AlpacaChat => &["instruction", "output"],
     }
+}
 
-    /// Recognizes the format of a row by its keys. A key with the value null counts as missing. If
-    /// a row has the keys of several formats, the others have no effect.
-    ///
-    /// # Errors
-    /// The row is of no format, or a key of the format is missing.
-    pub(crate) fn recognize(row: &Map<String, Json>) -> Result<Self, String> {
-        let has = |key: &&str| row.get(*key).is_some_and(|value| !value.is_null());
-        let is_chat = ["system", "history"].iter().any(|key| row.get(*key).is_some_and(is_filled));
-        let possible = Self::ALL.into_iter().filter(|format| *format != Self::AlpacaChat || is_chat);
-        let complete = possible.clone().find(|format| format.needed_keys().iter().all(has));
-        if let Some(format) = complete {
-            return Ok(format);
-        }
-        if ["chosen", "rejected"].iter().all(has) {
-            return Err(
-                "a row of preferences (`chosen`, `rejected`), which are not trained; for supervised \
-                        training rename `chosen` to `completion`, or to `messages` if it is a whole \
-                        conversation"
-                    .into(),
-            );
-        }
-        let partial = possible.clone().find(|format| format.needed_keys().iter().any(has));
-        if let Some(format) = partial
-            && let Some(missing) = format.needed_keys().iter().find(|key| !has(key))
-        {
-            return Err(format!("a row of the format {format} needs `{missing}`"));
-        }
-        let keys: Vec<&str> = row.keys().map(String::as_str).collect();
-        Err(format!(
-            "not a row of a known format: it needs `messages`; `conversations`; `prompt` and `completion`; \
-             `text`; or `instruction` and `output`; its keys are {}",
-            if keys.is_empty() { "none".into() } else { format!("`{}`", keys.join("`, `")) }
-        ))
+/// Recognizes the format of a row by its keys. A key with the value null counts as missing. If
+/// a row has the keys of several formats, the others have no effect.
+///
+/// # Errors
+/// The row is of no format, or a key of the format is missing.
+fn recognize(row: &Map<String, Json>) -> Result<RowFormat, String> {
+    let has = |key: &&str| row.get(*key).is_some_and(|value| !value.is_null());
+    let is_chat = ["system", "history"].iter().any(|key| row.get(*key).is_some_and(is_filled));
+    let possible = ALL.into_iter().filter(|format| *format != RowFormat::AlpacaChat || is_chat);
+    let complete = possible.clone().find(|format| needed_keys(*format).iter().all(has));
+    if let Some(format) = complete {
+        return Ok(format);
     }
+    if ["chosen", "rejected"].iter().all(has) {
+        return Err("a row of preferences (`chosen`, `rejected`), which are not trained; for supervised \
+                    training rename `chosen` to `completion`, or to `messages` if it is a whole \
+                    conversation"
+            .into());
+    }
+    let partial = possible.clone().find(|format| needed_keys(*format).iter().any(has));
+    if let Some(format) = partial
+        && let Some(missing) = needed_keys(format).iter().find(|key| !has(key))
+    {
+        return Err(format!("a row of the format {format} needs `{missing}`"));
+    }
+    let keys: Vec<&str> = row.keys().map(String::as_str).collect();
+    Err(format!(
+        "not a row of a known format: it needs `messages`; `conversations`; `prompt` and `completion`; \
+         `text`; or `instruction` and `output`; its keys are {}",
+        if keys.is_empty() { "none".into() } else { format!("`{}`", keys.join("`, `")) }
+    ))
+}
 
-    /// Removes the contents from `row` and returns them. The remaining keys have no effect.
-    ///
-    /// # Errors
-    /// A value of the wrong type.
-    pub(crate) fn take(self, row: &mut Map<String, Json>) -> Result<RowContent, String> {
-        match self {
-            Self::Messages => {
-                let messages = Message::list_from_json("messages", take(row, "messages"))?;
-                Ok(RowContent::Chat { messages, tools: take_tools(row)?, from: 0 })
+/// Removes the contents from `row` and returns them. The remaining keys have no effect.
+///
+/// # Errors
+/// A value of the wrong type.
+fn take_content(
+    format: RowFormat,
+    data: &DataSpec,
+    row: &mut Map<String, Json>,
+) -> Result<RowContent, String> {
+    match format {
+        RowFormat::Messages => {
+            let messages = Message::list_from_json("messages", take(row, "messages"))?;
+            Ok(RowContent::Chat { messages, tools: take_tools(row)?, from: 0 })
+        }
+        RowFormat::Conversations => {
+            let mut messages = Message::list_from_json("conversations", take(row, "conversations"))?;
+            add_system(&mut messages, take_text(row, "system")?)?;
+            Ok(RowContent::Chat { messages, tools: take_tools(row)?, from: 0 })
+        }
+        RowFormat::PromptCompletion => match (take(row, "prompt"), take(row, "completion")) {
+            (Json::String(prompt), Json::String(completion)) => {
+                let from = if data.completion_only_loss { prompt.len() } else { 0 };
+                Ok(RowContent::Plain { text: format!("{prompt}{completion}"), from })
             }
-            Self::Conversations => {
-                let mut messages = Message::list_from_json("conversations", take(row, "conversations"))?;
-                add_system(&mut messages, take_text(row, "system")?)?;
-                Ok(RowContent::Chat { messages, tools: take_tools(row)?, from: 0 })
+            (prompt @ Json::Array(_), completion @ Json::Array(_)) => {
+                let mut messages = Message::list_from_json("prompt", prompt)?;
+                let from = if data.completion_only_loss { messages.len() } else { 0 };
+                messages.extend(Message::list_from_json("completion", completion)?);
+                Ok(RowContent::Chat { messages, tools: take_tools(row)?, from })
             }
-            Self::PromptCompletion => match (take(row, "prompt"), take(row, "completion")) {
-                (Json::String(prompt), Json::String(completion)) => {
-                    Ok(RowContent::Plain { text: format!("{prompt}{completion}"), from: prompt.len() })
+            (prompt, completion) => Err(format!(
+                "`prompt` is {} and `completion` is {}; both must be strings, or both lists of messages",
+                json_type_name(&prompt),
+                json_type_name(&completion)
+            )),
+        },
+        RowFormat::Text => Ok(RowContent::Plain { text: take_string(row, "text")?, from: 0 }),
+        RowFormat::Alpaca => {
+            let instruction = take_string(row, "instruction")?;
+            let input = take_text(row, "input")?;
+            let prompt = alpaca_prompt(&instruction, &input);
+            let output = take_string(row, "output")?;
+            Ok(RowContent::Plain { text: format!("{prompt}{output}"), from: prompt.len() })
+        }
+        RowFormat::AlpacaChat => {
+            let mut messages = Vec::new();
+            add_system(&mut messages, take_text(row, "system")?)?;
+            let history = take(row, "history");
+            let pairs = match &history {
+                Json::Null => &[][..],
+                Json::Array(pairs) => pairs,
+                other => {
+                    return Err(format!("`history` is {}; it must be a list", json_type_name(other)));
                 }
-                (prompt @ Json::Array(_), completion @ Json::Array(_)) => {
-                    let mut messages = Message::list_from_json("prompt", prompt)?;
-                    let from = messages.len();
-                    messages.extend(Message::list_from_json("completion", completion)?);
-                    Ok(RowContent::Chat { messages, tools: take_tools(row)?, from })
-                }
-                (prompt, completion) => Err(format!(
-                    "`prompt` is {} and `completion` is {}; both must be strings, or both lists of messages",
-                    json_type_name(&prompt),
-                    json_type_name(&completion)
-                )),
-            },
-            Self::Text => Ok(RowContent::Plain { text: take_string(row, "text")?, from: 0 }),
-            Self::Alpaca => {
-                let instruction = take_string(row, "instruction")?;
-                let input = take_text(row, "input")?;
-                let prompt = alpaca_prompt(&instruction, &input);
-                let output = take_string(row, "output")?;
-                Ok(RowContent::Plain { text: format!("{prompt}{output}"), from: prompt.len() })
-            }
-            Self::AlpacaChat => {
-                let mut messages = Vec::new();
-                add_system(&mut messages, take_text(row, "system")?)?;
-                let history = take(row, "history");
-                let pairs = match &history {
-                    Json::Null => &[][..],
-                    Json::Array(pairs) => pairs,
-                    other => {
-                        return Err(format!("`history` is {}; it must be a list", json_type_name(other)));
-                    }
+            };
+            for (i, pair) in pairs.iter().enumerate() {
+                let pair = pair.as_array().map(Vec::as_slice);
+                let Some([Json::String(question), Json::String(answer)]) = pair else {
+                    return Err(format!("history[{i}] must be a pair of strings: instruction and output"));
                 };
-                for (i, pair) in pairs.iter().enumerate() {
-                    let pair = pair.as_array().map(Vec::as_slice);
-                    let Some([Json::String(question), Json::String(answer)]) = pair else {
-                        return Err(format!(
-                            "history[{i}] must be a pair of strings: instruction and output"
-                        ));
-                    };
-                    messages.extend([Message::new("user", question), Message::new("assistant", answer)]);
-                }
-                let instruction = take_string(row, "instruction")?;
-                let input = take_text(row, "input")?;
-                let question = if input.is_empty() { instruction } else { format!("{instruction}\n{input}") };
-                let output = take_string(row, "output")?;
-                messages.extend([Message::new("user", &question), Message::new("assistant", &output)]);
-                Ok(RowContent::Chat { messages, tools: None, from: 0 })
+                messages.extend([Message::new("user", question), Message::new("assistant", answer)]);
             }
+            let instruction = take_string(row, "instruction")?;
+            let input = take_text(row, "input")?;
+            let question = if input.is_empty() { instruction } else { format!("{instruction}\n{input}") };
+            let output = take_string(row, "output")?;
+            messages.extend([Message::new("user", &question), Message::new("assistant", &output)]);
+            Ok(RowContent::Chat { messages, tools: None, from: 0 })
         }
     }
 }

@@ -13,4 +13,12 @@ pub(crate) struct RowNotes {
     pub(crate) changed_turns: usize,
     /// Arguments of tool calls that are printed as a text in quotes.
     pub(crate) encoded_twice: usize,
+    /// The token that ends the last trained turn, if generation does not stop at it.
+    pub(crate) unstopped: Option<u32>,
+    /// Whether the row begins with two beginning-of-sequence tokens.
+    pub(crate) has_two_bos: bool,
+    /// Whether a trained token has characters of the prompt.
+    pub(crate) has_shared_token: bool,
+    /// Whether the row is not a conversation, so that `data.system_prompt` has no effect.
+    pub(crate) without_system_prompt: bool,
 }

@@ -1,8 +1,9 @@
 //! The tokenizer and chat template of a base.
 
+use std::collections::BTreeMap;
 use std::fs;
 
-use lora_spec::{SourceDir, SourceFile, file_names};
+use lora_spec::{DataSpec, SourceDir, SourceFile, file_names};
 use serde_json::{Map, Value as Json};
 
 use crate::added_tokens;
@@ -23,6 +24,12 @@ pub struct Tokenizer {
     stop_tokens: Vec<u32>,
     stop_texts: Vec<String>,
     files: Vec<(String, SourceFile)>,
+    bos: Option<u32>,
+    special_tokens: BTreeMap<String, String>,
+    /// Where the chat template is from.
+    template_source: Option<String>,
+    /// The job's chat template, which replaces the base's.
+    template_of_job: Option<String>,
 }
 
 /// A token and its byte range in the text.
@@ -77,6 +84,8 @@ impl Tokenizer {
                 stop_tokens.push(id);
             }
         }
+        let bos = files.special_tokens.get("bos_token").and_then(|token| inner.token_to_id(token));
+        let template_source = files.chat_template.as_ref().map(|(file, _)| file.to_string());
         let chat_template = match files.chat_template {
             Some((file, source)) => ChatTemplate::new(&source, &files.special_tokens)
                 .map_err(|err| format!("the chat template in {file} cannot be used: {err}")),
@@ -92,7 +101,46 @@ impl Tokenizer {
             eos,
             stop_tokens,
             files: files.present,
+            bos,
+            special_tokens: files.special_tokens,
+            template_source,
+            template_of_job: None,
         })
+    }
+
+    /// Reads the tokenizer of a base, with the chat template of the job and its variables, if it
+    /// has some.
+    ///
+    /// # Errors
+    /// Those of [`Self::load`], and an invalid chat template of the job.
+    pub fn for_job(dir: &SourceDir, data: &DataSpec) -> Result<Self, DataError> {
+        let mut tokenizer = Self::load(dir)?;
+        if let Some(template) = &data.chat_template {
+            let compiled = ChatTemplate::new(template, &tokenizer.special_tokens);
+            tokenizer.chat_template =
+                Ok(compiled
+                    .map_err(|error| DataError::ChatTemplate(format!("data.chat_template: {error}")))?);
+            tokenizer.template_source = Some("data.chat_template".to_owned());
+            tokenizer.template_of_job = Some(template.clone());
+        }
+        if let Ok(template) = &mut tokenizer.chat_template {
+            template.set_variables(&data.chat_template_kwargs);
+        }
+        Ok(tokenizer)
+    }
+
+    /// Returns where the chat template is from: a file of the base, or `data.chat_template`.
+    pub fn template_source(&self) -> Option<&str> {
+        self.template_source.as_deref()
+    }
+
+    /// Returns the chat template of the job, which replaces the base's file `chat_template.jinja`.
+    pub fn template_of_job(&self) -> Option<&str> {
+        self.template_of_job.as_deref()
+    }
+
+    pub(crate) fn bos_token(&self) -> Option<u32> {
+        self.bos
     }
 
     /// Returns the token ids of a text. Rendered chats are encoded without `add_special_tokens`,

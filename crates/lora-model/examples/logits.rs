@@ -9,7 +9,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor};
 use lora_model::{Base, PeftAdapter, logits};
-use lora_spec::{BaseDtype, MicroBatch, Philox};
+use lora_spec::{BaseDtype, Document, MicroBatch, Philox};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -24,7 +24,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens: Vec<u32> =
         (0..rows * seq_len).map(|i| philox.below(vocab, [i as u32, 0, 0, 0]) as u32).collect();
     let batch = MicroBatch {
-        rows: vec![0; rows],
+        rows: Document::whole_rows(vec![0; rows]),
         seq_len,
         targets: tokens.clone(),
         weights: vec![0.0; tokens.len()],

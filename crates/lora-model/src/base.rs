@@ -8,12 +8,12 @@ use lora_ops::linear::{FrozenLinear, Weight};
 use lora_ops::pointwise::{scaled, softcapped};
 use lora_ops::rope::RopeTable;
 use lora_ops::{Ids, embedding};
-use lora_spec::ModelConfig;
+use lora_spec::{MicroBatch, ModelConfig};
 
 use crate::attention::KvCache;
 use crate::block::{Activations, Block};
 use crate::norm::Norm;
-use crate::pass::{FirstKeys, Pass, Positions};
+use crate::pass::{FirstKeys, Pass, Positions, Rotations};
 use crate::per_layer_embedding::PerLayerEmbedding;
 use crate::projection::Linear;
 use crate::shared_inputs::LayerInputs;
@@ -162,11 +162,35 @@ impl Base {
         adapter: Option<&'a Adapter>,
         positions: Positions,
     ) -> Result<Pass<'a>, ModelError> {
-        let windows = self.blocks.iter().filter_map(|block| block.attn.sliding_window);
-        let first_keys = FirstKeys::new(windows, positions, &self.device)?;
+        let first_keys = FirstKeys::new(self.windows(), positions, None, &self.device)?;
         let ropes = self.ropes(positions.past + positions.seq)?;
-        let (shared_keys_values, layer_inputs) = Default::default();
-        Ok(Pass { adapter, positions, ropes, first_keys, dropout: None, shared_keys_values, layer_inputs })
+        Ok(Pass::new(adapter, positions, Rotations::Shared(ropes), first_keys))
+    }
+
+    /// Prepares a pass over the tokens of `batch`, without dropout.
+    pub(crate) fn pass_over<'a>(
+        &self,
+        adapter: Option<&'a Adapter>,
+        batch: &MicroBatch,
+    ) -> Result<Pass<'a>, ModelError> {
+        let positions = Positions { batch: batch.rows.len(), seq: batch.seq_len, past: 0 };
+        if !batch.is_packed() {
+            return self.pass(adapter, positions);
+        }
+        let starts: Vec<u32> = batch.documents().map(|(_, document)| document.start as u32).collect();
+        let within: Vec<u32> =
+            batch.documents().map(|(position, document)| (position - document.start) as u32).collect();
+        let longest = within.iter().max().map_or(0, |last| *last as usize + 1);
+        let within = Ids::new(within, &self.device)?;
+        let ropes = self.ropes(longest)?;
+        let ropes = ropes.iter().map(|rope| rope.at_positions(&within)).collect::<Result<_, _>>()?;
+        let first_keys = FirstKeys::new(self.windows(), positions, Some(&starts), &self.device)?;
+        Ok(Pass::new(adapter, positions, Rotations::OfTokens(ropes), first_keys))
+    }
+
+    /// The sliding windows of the blocks.
+    fn windows(&self) -> impl Iterator<Item = usize> {
+        self.blocks.iter().filter_map(|block| block.attn.sliding_window)
     }
 
     /// Computes the hidden states of `tokens` after the last block, `[tokens, hidden]`. `caches`

@@ -5,7 +5,7 @@ use lora_ops::cross_entropy::{self, Loss, Targets};
 use lora_spec::{ActivationCheckpointing, MicroBatch};
 
 use crate::block::SavedActivations;
-use crate::pass::{DropoutMasks, Pass, Positions};
+use crate::pass::{DropoutMasks, Pass};
 use crate::{Adapter, Base, Gradients, ModelError};
 
 /// Settings of a training pass.
@@ -43,8 +43,9 @@ impl<'a> Backward<'a> {
         options: PassOptions,
     ) -> Result<(Loss, Self), ModelError> {
         let targets = Targets::new(&batch.targets, &batch.weights, base.device())?;
-        let dropout = DropoutMasks::new(&batch.rows, batch.seq_len, options, base.device())?;
-        let mut pass = Pass { dropout, ..base.pass(Some(adapter), positions(batch))? };
+        let dropout = DropoutMasks::new(batch, options, base.device())?;
+        let mut pass = base.pass_over(Some(adapter), batch)?;
+        pass.dropout = dropout;
         let lowest = adapter.layout().modules.iter().map(|adapted| adapted.module.layer).min().unwrap_or(0);
         let mut blocks = Vec::new();
         let x = base.forward(&batch.tokens, &mut pass, None, |layer, x, activations| {
@@ -115,11 +116,7 @@ pub fn hidden_states(
     adapter: Option<&Adapter>,
     batch: &MicroBatch,
 ) -> Result<Tensor, ModelError> {
-    let mut pass = base.pass(adapter, positions(batch))?;
+    let mut pass = base.pass_over(adapter, batch)?;
     let x = base.forward(&batch.tokens, &mut pass, None, |_, _, _| ())?;
     Ok(base.norm.forward(&x)?.0)
-}
-
-fn positions(batch: &MicroBatch) -> Positions {
-    Positions { batch: batch.rows.len(), seq: batch.seq_len, past: 0 }
 }

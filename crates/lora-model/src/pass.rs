@@ -8,6 +8,7 @@ use lora_ops::Ids;
 use lora_ops::attention::first_visible_keys;
 use lora_ops::dropout::Dropout;
 use lora_ops::rope::RopeTable;
+use lora_spec::{Document, MicroBatch};
 
 use crate::projection::{Linear, Projection};
 use crate::shared_inputs::{LayerInputs, SharedKeysValues};
@@ -26,24 +27,44 @@ pub(crate) struct Positions {
 pub(crate) struct Pass<'a> {
     pub(crate) adapter: Option<&'a Adapter>,
     pub(crate) positions: Positions,
-    /// The tables of the base's rotary embeddings.
-    pub(crate) ropes: Vec<Arc<RopeTable>>,
-    pub(crate) first_keys: FirstKeys,
+    rotations: Rotations,
+    first_keys: FirstKeys,
     pub(crate) dropout: Option<DropoutMasks>,
     pub(crate) shared_keys_values: SharedKeysValues,
     pub(crate) layer_inputs: LayerInputs,
 }
 
-/// By sliding window: the first visible key of each query. Windows that are not shorter than the
-/// sequences have no entry.
+/// The tables of the base's rotary embeddings.
+pub(crate) enum Rotations {
+    /// A row of a table is a position; all sequences have the same positions.
+    Shared(Vec<Arc<RopeTable>>),
+    /// A row of a table is a token: packed sequences have several documents.
+    OfTokens(Vec<RopeTable>),
+}
+
+/// By sliding window (`None`: none): the first visible key of each query. Where it is the first key
+/// of the sequence, there is no entry.
 #[derive(Default)]
-pub(crate) struct FirstKeys(HashMap<usize, Ids>);
+pub(crate) struct FirstKeys(HashMap<Option<usize>, Ids>);
 
 /// The dropout masks of all modules in one step.
 pub(crate) struct DropoutMasks {
     options: PassOptions,
-    /// Dataset row and position of each token.
+    /// Dataset index and position of each token.
     tokens: Ids,
+}
+
+impl<'a> Pass<'a> {
+    /// Creates a pass without dropout.
+    pub(crate) fn new(
+        adapter: Option<&'a Adapter>,
+        positions: Positions,
+        rotations: Rotations,
+        first_keys: FirstKeys,
+    ) -> Self {
+        let (shared_keys_values, layer_inputs) = Default::default();
+        Self { adapter, positions, rotations, first_keys, dropout: None, shared_keys_values, layer_inputs }
+    }
 }
 
 impl Pass<'_> {
@@ -57,38 +78,46 @@ impl Pass<'_> {
     /// Returns the first visible key of each query for a sliding window; `None`: the first key of
     /// its sequence.
     pub(crate) fn first_keys(&self, sliding_window: Option<usize>) -> Option<&Ids> {
-        self.first_keys.0.get(&sliding_window?)
+        self.first_keys.0.get(&sliding_window).or_else(|| self.first_keys.0.get(&None))
     }
 
     /// Applies the rotary embedding with this index to queries or keys
     /// `[tokens, heads * head_dim]`, in place. `None`: they stay as they are.
     pub(crate) fn rotate(&self, x: &Tensor, rope: Option<usize>) -> Result<(), ModelError> {
         let Some(rope) = rope else { return Ok(()) };
-        Ok(self.ropes[rope].forward(x, self.positions.seq, self.positions.past)?)
+        let (table, seq) = self.rotation(rope);
+        Ok(table.forward(x, seq, self.positions.past)?)
     }
 
     /// Converts the gradient of rotated queries or keys into that of the original ones, in place.
     pub(crate) fn rotate_backward(&self, dx: &Tensor, rope: Option<usize>) -> Result<(), ModelError> {
         let Some(rope) = rope else { return Ok(()) };
-        Ok(self.ropes[rope].backward(dx, self.positions.seq)?)
+        let (table, seq) = self.rotation(rope);
+        Ok(table.backward(dx, seq)?)
+    }
+
+    /// The table of a rotary embedding, and the number of its rows that repeat.
+    fn rotation(&self, rope: usize) -> (&RopeTable, usize) {
+        match &self.rotations {
+            Rotations::Shared(tables) => (&tables[rope], self.positions.seq),
+            Rotations::OfTokens(tables) => (&tables[rope], self.positions.batch * self.positions.seq),
+        }
     }
 }
 
 impl DropoutMasks {
-    /// Returns the masks of a training pass; `None`: it has no dropout. `rows` has the dataset
-    /// index of each sequence.
+    /// Returns the masks of a training pass over `batch`; `None`: it has no dropout.
     pub(crate) fn new(
-        rows: &[u64],
-        seq: usize,
+        batch: &MicroBatch,
         options: PassOptions,
         device: &Device,
     ) -> Result<Option<Self>, ModelError> {
         if options.dropout == 0.0 {
             return Ok(None);
         }
-        let positions = 0..seq as u32;
-        let tokens = rows.iter().flat_map(|&row| positions.clone().flat_map(move |at| [row as u32, at]));
-        let tokens = Ids::new(tokens.collect::<Vec<_>>(), device)?;
+        let of_token =
+            |(at, document): (usize, Document)| [document.sample as u32, (at - document.start) as u32];
+        let tokens = Ids::new(batch.documents().flat_map(of_token).collect::<Vec<_>>(), device)?;
         Ok(Some(Self { options, tokens }))
     }
 
@@ -100,17 +129,20 @@ impl DropoutMasks {
 }
 
 impl FirstKeys {
-    /// Returns the first visible keys for each of `windows`.
+    /// Returns the first visible keys for each of `windows`. `documents` has a number for each
+    /// token, equal within a document of a packed sequence; `None`: each sequence is one document.
     pub(crate) fn new(
         windows: impl Iterator<Item = usize>,
         positions: Positions,
+        documents: Option<&[u32]>,
         device: &Device,
     ) -> Result<Self, ModelError> {
         let Positions { batch, seq, past } = positions;
         let mut first_keys = HashMap::new();
-        for window in windows {
-            if past + seq > window && !first_keys.contains_key(&window) {
-                let all = first_visible_keys(batch, past + seq, Some(window), None);
+        let windows = windows.filter(|window| past + seq > *window).map(Some);
+        for window in windows.chain(documents.is_some().then_some(None)) {
+            if !first_keys.contains_key(&window) {
+                let all = first_visible_keys(batch, past + seq, window, documents);
                 let queries = all.chunks(past + seq).flat_map(|row| &row[past..]).copied();
                 first_keys.insert(window, Ids::new(queries.collect::<Vec<u32>>(), device)?);
             }

@@ -97,7 +97,7 @@ impl WeightSource for RandomWeights<'_> {
 #[cfg(test)]
 mod tests {
     use half::bf16;
-    use lora_spec::MicroBatch;
+    use lora_spec::{Document, MicroBatch};
 
     use super::*;
     use crate::logits;
@@ -181,7 +181,7 @@ mod tests {
                 let base = Base::random(config.clone(), BaseDtype::Bf16, seed, &Device::Cpu).unwrap();
                 let tokens = vec![3, 1, 4, 1, 5, 9];
                 let batch = MicroBatch {
-                    rows: vec![0, 1],
+                    rows: Document::whole_rows([0, 1]),
                     seq_len: 3,
                     targets: tokens.clone(),
                     tokens,

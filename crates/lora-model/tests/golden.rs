@@ -11,7 +11,9 @@ use lora_model::{
     AdaptedModule, Adapter, Base, Generator, Gradients, MergeTarget, PassOptions, PeftAdapter, Sampling,
     forward_backward, logits,
 };
-use lora_spec::{ActivationCheckpointing, AdapterSpec, BaseDtype, BaseLayout, MicroBatch, SourceDir};
+use lora_spec::{
+    ActivationCheckpointing, AdapterSpec, BaseDtype, BaseLayout, Document, MicroBatch, SourceDir,
+};
 use lora_test_kit::golden;
 use serde_json::Value;
 
@@ -58,7 +60,7 @@ impl Case {
         Self {
             dir: files,
             batch: MicroBatch {
-                rows: vec![0; rows],
+                rows: Document::whole_rows(vec![0; rows]),
                 seq_len,
                 tokens: values(&inputs["tokens"]).iter().map(|t| *t as u32).collect(),
                 targets: (0..rows * seq_len).map(|i| next(i).max(0.0) as u32).collect(),
@@ -90,9 +92,19 @@ impl Case {
             let error = self.logits_error(adapter, expected);
             assert!(error <= 1e-5, "{name}: {expected} are off by {error:e}");
         }
+        self.check_gradients(name, &self.batch, checkpointing)
+    }
+
+    /// Checks loss and gradients of the case's rows in `batch`; returns the flat gradients.
+    fn check_gradients(
+        &self,
+        name: &str,
+        batch: &MicroBatch,
+        checkpointing: ActivationCheckpointing,
+    ) -> Vec<f32> {
         let grads = Gradients::zeros(self.adapter.layout(), &Device::Cpu).unwrap();
         let pass = PassOptions { checkpointing, dropout: 0.0, seed: 0, step: 0 };
-        let loss = forward_backward(&self.base, &self.adapter, &grads, &self.batch, pass).unwrap();
+        let loss = forward_backward(&self.base, &self.adapter, &grads, batch, pass).unwrap();
         let expected = values(&self.expected["loss_sum"])[0];
         let sum = loss.sum().unwrap();
         assert!((sum - expected).abs() <= 1e-5 * expected, "{name}: loss {sum}");
@@ -105,6 +117,26 @@ impl Case {
         }
         flat
     }
+}
+
+/// Packs all rows of `batch` into one, without their padding (`real` is false there).
+fn packed(batch: &MicroBatch, real: &[bool]) -> MicroBatch {
+    let mut packed = MicroBatch {
+        rows: vec![Vec::new()],
+        seq_len: 0,
+        tokens: Vec::new(),
+        targets: Vec::new(),
+        weights: Vec::new(),
+    };
+    for (i, real) in real.chunks(batch.seq_len).enumerate() {
+        let at = i * batch.seq_len..i * batch.seq_len + real.iter().filter(|real| **real).count();
+        packed.rows[0].push(Document { start: packed.tokens.len(), ..batch.rows[i][0] });
+        packed.tokens.extend_from_slice(&batch.tokens[at.clone()]);
+        packed.targets.extend_from_slice(&batch.targets[at.clone()]);
+        packed.weights.extend_from_slice(&batch.weights[at]);
+    }
+    packed.seq_len = packed.tokens.len();
+    packed
 }
 
 const CASES: &[&str] = &[
@@ -163,6 +195,38 @@ fn every_case_matches_transformers_and_peft() {
     }
 }
 
+#[test]
+fn packed_rows_have_the_loss_and_the_gradients_of_their_samples() {
+    for name in CASES {
+        let case = Case::read(name, None);
+        let batch = packed(&case.batch, &case.real);
+        assert!(batch.is_packed(), "{name}");
+        for checkpointing in [ActivationCheckpointing::None, ActivationCheckpointing::Block] {
+            case.check_gradients(&format!("{name}, packed"), &batch, checkpointing);
+        }
+    }
+}
+
+/// The random numbers of a token are those of its sample and of its position there.
+#[test]
+fn packing_keeps_the_dropout_of_each_sample() {
+    let mut case = Case::read("gemma3", None);
+    for (i, row) in case.batch.rows.iter_mut().enumerate() {
+        row[0].sample = 7 * i as u64;
+    }
+    let run = |batch: &MicroBatch| {
+        let grads = Gradients::zeros(case.adapter.layout(), &Device::Cpu).unwrap();
+        let pass =
+            PassOptions { checkpointing: ActivationCheckpointing::None, dropout: 0.4, seed: 1, step: 2 };
+        let loss = forward_backward(&case.base, &case.adapter, &grads, batch, pass).unwrap();
+        (loss.sum().unwrap(), values(grads.flat()))
+    };
+    let (unpacked, packed) = (run(&case.batch), run(&packed(&case.batch, &case.real)));
+    assert!((unpacked.0 - packed.0).abs() <= 1e-5 * unpacked.0);
+    let error = error(&packed.1, &unpacked.1);
+    assert!(error <= 1e-5, "{error:e}");
+}
+
 /// The expected value is from `sha256sum`, over a line with name and hash for each file.
 #[test]
 fn a_base_is_identified_by_the_hashes_of_its_files() {
@@ -195,7 +259,7 @@ fn decoding_agrees_with_the_forward_pass() {
                 tokens.extend(&generated);
                 let logits_of = |tokens: &[u32]| {
                     let batch = MicroBatch {
-                        rows: vec![0],
+                        rows: Document::whole_rows([0]),
                         seq_len: tokens.len(),
                         targets: vec![0; tokens.len()],
                         weights: vec![0.0; tokens.len()],

@@ -10,8 +10,8 @@ use candle_core::{Device, Tensor};
 use lora_model::{Adapter, Base, BaseKey, PeftAdapter, logits, write_adapter};
 use lora_ops::gemm::{no_trans, product};
 use lora_spec::{
-    AdapterSpec, BaseDtype, BaseFormat, BaseLayout, InitLoraWeights, JobSpec, MicroBatch, ModelSpec,
-    Quantization, QuantizationType, SourceDir,
+    AdapterSpec, BaseDtype, BaseFormat, BaseLayout, Document, InitLoraWeights, JobSpec, MicroBatch,
+    ModelSpec, Quantization, QuantizationType, SourceDir,
 };
 use lora_test_kit::golden;
 
@@ -126,8 +126,13 @@ fn loftq_matches_peft() {
 
 fn sample(base: &Base, adapter: Option<&Adapter>) -> Vec<f32> {
     let tokens: Vec<u32> = (0..24).map(|i| (i * 7 + 3) % base.config.vocab_size as u32).collect();
-    let batch =
-        MicroBatch { rows: vec![0, 1], seq_len: 12, targets: tokens.clone(), tokens, weights: vec![1.0; 24] };
+    let batch = MicroBatch {
+        rows: Document::whole_rows([0, 1]),
+        seq_len: 12,
+        targets: tokens.clone(),
+        tokens,
+        weights: vec![1.0; 24],
+    };
     values(&logits(base, adapter, &batch).unwrap())
 }
 

@@ -7,6 +7,7 @@ use lora_spec::{PositionScaling, Rope, RopeScaling};
 
 use crate::backend::Backend;
 use crate::transfer::from_vec;
+use crate::{Ids, embedding};
 
 mod cpu;
 #[cfg(feature = "cuda")]
@@ -75,6 +76,16 @@ impl RopeTable {
     /// Whether the table, which is one of `rope`, serves for sequences of `positions` positions.
     pub fn serves(&self, rope: &Rope, positions: usize) -> bool {
         self.context == rope.context(positions) && positions <= self.positions
+    }
+
+    /// Returns the table whose row `i` is the row `positions[i]` of this one.
+    ///
+    /// # Errors
+    /// A position that the table does not have.
+    pub fn at_positions(&self, positions: &Ids) -> Result<Self> {
+        let (cos, sin) =
+            (embedding::forward(&self.cos, positions)?, embedding::forward(&self.sin, positions)?);
+        Ok(Self { cos, sin, positions: positions.host().len(), ..*self })
     }
 
     /// Rotates `x` `[sequences * seq, heads * head_dim]` in place. Token `t` of a sequence has

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use lora_collective::tree::all_reduce_bytes;
 use lora_data::{BatchPlan, DataError, DataReport, Dataset, Tokenizer, check_data_file};
-use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceFile};
+use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, RowFormat, SafetensorsIndex, SourceFile};
 use serde::Serialize;
 
 use crate::notes::notes;
@@ -41,6 +41,10 @@ pub struct Plan {
     pub tokens: u64,
     /// Share of padding among the positions that are computed in the first epoch.
     pub padding: f64,
+    /// The same if `data.packing` were off.
+    pub padding_unpacked: f64,
+    /// The same if `data.packing` were on.
+    pub padding_packed: f64,
     /// Floating-point operations of the model over the whole job, without padding and
     /// recomputation.
     pub flops: f64,
@@ -58,6 +62,11 @@ pub struct Plan {
     pub eval: Option<PlanData>,
     /// The first training row, with trained tokens between ⟦ and ⟧.
     pub sample: String,
+    /// The first training rows, if they were asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rows: Vec<PlanRow>,
+    /// Where the chat template is from, if a row of the training data is a conversation.
+    pub chat_template: Option<String>,
     /// Notes for the user, such as settings without effect.
     pub notes: Vec<String>,
     /// Reasons why the job would fail.
@@ -73,6 +82,17 @@ pub struct PlanData {
     pub report: DataReport,
 }
 
+/// A training row in a plan.
+#[derive(Debug, Clone, Serialize)]
+pub struct PlanRow {
+    /// Number of tokens.
+    pub tokens: usize,
+    /// Number of trained tokens.
+    pub trained_tokens: usize,
+    /// The text with its special tokens, and with trained tokens between ⟦ and ⟧.
+    pub text: String,
+}
+
 impl Plan {
     /// Plans `job`, which reads `files`.
     ///
@@ -80,6 +100,11 @@ impl Plan {
     /// An invalid setting, base, tokenizer or dataset. Rows that `data.long_rows` refuses and rows
     /// without targets do not fail the plan; they are listed in `problems`.
     pub fn new(job: &JobSpec, files: &JobFiles) -> Result<Self, PlanError> {
+        Self::with_rows(job, files, 0)
+    }
+
+    /// Like [`Self::new`], with the first `shown` training rows.
+    pub fn with_rows(job: &JobSpec, files: &JobFiles, shown: usize) -> Result<Self, PlanError> {
         job.check()?;
         let base = &files.base;
         let config = ModelConfig::read(base)?;
@@ -98,11 +123,10 @@ impl Plan {
             *modules.entry(last).or_default() += 1;
             trainable_parameters += (job.adapter.r * (module.in_features + module.out_features)) as u64;
         }
-        let tokenizer = Tokenizer::load(base)?;
+        let tokenizer = Tokenizer::for_job(base, &job.data)?;
         let mut problems = Vec::new();
         let mut read = |file: &SourceFile| -> Result<Dataset, DataError> {
-            let (dataset, found) =
-                Dataset::inspect(file, &tokenizer, job.data.max_length, job.data.long_rows)?;
+            let (dataset, found) = Dataset::inspect(file, &tokenizer, &job.data)?;
             problems.extend(found.iter().map(ToString::to_string));
             Ok(dataset)
         };
@@ -112,8 +136,23 @@ impl Plan {
         let order = BatchPlan::for_job(job, &train);
         let total_steps =
             if train.rows.is_empty() { 0 } else { training.total_steps(order.steps_per_epoch()) };
+        let padding = |packing| {
+            let mut job = job.clone();
+            job.data.packing = packing;
+            BatchPlan::for_job(&job, &train).padding()
+        };
+        let (padding_unpacked, padding_packed) = (padding(false), padding(true));
         let inputs = PlanInputs::new(&config, &index, &train);
         let sample = train.rows.first().map(|row| tokenizer.marked_text(row)).transpose()?;
+        let shown = train.rows.iter().take(shown).map(|row| {
+            let trained_tokens = row.trained.iter().filter(|trained| **trained).count();
+            Ok(PlanRow { tokens: row.tokens.len(), trained_tokens, text: tokenizer.marked_text(row)? })
+        });
+        let rows = shown.collect::<Result<Vec<_>, DataError>>()?;
+        let has_chats = train.report.formats.keys().any(|format| {
+            matches!(format, RowFormat::Messages | RowFormat::Conversations | RowFormat::AlpacaChat)
+        });
+        let chat_template = tokenizer.template_source().filter(|_| has_chats).map(str::to_owned);
         let data = |file: &SourceFile, dataset: &Dataset| PlanData {
             path: file.name().to_owned(),
             report: dataset.report.clone(),
@@ -128,18 +167,22 @@ impl Plan {
             total_steps,
             steps_per_epoch: order.steps_per_epoch(),
             warmup_steps: training.resolved_warmup_steps(total_steps),
-            micro_batches: training.micro_batches().min(train.rows.len().div_ceil(training.micro_batch_size)),
+            micro_batches: order.step(0).len(),
             tokens: order.tokens(total_steps),
             flops: flops(&train, &config, trainable_parameters) * total_steps as f64
                 / order.steps_per_epoch().max(1) as f64,
             memory: inputs.memory(job)?,
             requirements: MemoryRequirements::from_inputs(job, &inputs)?,
             shape: inputs.shape(job),
-            padding: order.padding(),
+            padding: if job.data.packing { padding_packed } else { padding_unpacked },
+            padding_unpacked,
+            padding_packed,
             notes: notes(job, &config, &train),
             train: data(&files.train, &train),
             eval: eval.map(|(file, eval)| data(file, &eval)),
             sample: sample.unwrap_or_default(),
+            rows,
+            chat_template,
             problems,
         })
     }

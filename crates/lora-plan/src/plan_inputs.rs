@@ -1,5 +1,7 @@
 //! The inputs of a job's memory, and the memory for each kind of device.
 
+use std::collections::BTreeSet;
+
 use lora_data::{Dataset, PAD_MULTIPLE};
 use lora_spec::{DeviceKind, FieldError, JobSpec, ModelConfig, SafetensorsIndex, StoredWeight};
 
@@ -13,11 +15,19 @@ pub(crate) struct PlanInputs<'a> {
     longest: usize,
     /// Number of training rows.
     rows: usize,
+    /// Number of tokens of all training rows.
+    tokens: u64,
 }
 
 impl<'a> PlanInputs<'a> {
     pub(crate) fn new(model: &'a ModelConfig, index: &'a SafetensorsIndex, train: &Dataset) -> Self {
-        Self { model, index, longest: train.report.longest, rows: train.rows.len() }
+        Self {
+            model,
+            index,
+            longest: train.report.longest,
+            rows: train.rows.len(),
+            tokens: train.report.tokens,
+        }
     }
 
     /// Returns the memory of a worker on each kind of device.
@@ -33,10 +43,13 @@ impl<'a> PlanInputs<'a> {
     pub(crate) fn shape(&self, job: &JobSpec) -> MicroBatchShape {
         let training = &job.training;
         let micro_batches = self.rows.min(training.global_batch_size).div_ceil(training.micro_batch_size);
+        // The last token of a row is only a target.
+        let unpacked = self.longest.saturating_sub(1);
+        let packed = usize::try_from(self.tokens).unwrap_or(usize::MAX).min(job.data.max_length);
+        let positions = if job.data.packing { packed.max(unpacked) } else { unpacked };
         MicroBatchShape {
             rows: training.micro_batch_size.min(self.rows),
-            // The last token is only a target.
-            positions: self.longest.saturating_sub(1).next_multiple_of(PAD_MULTIPLE),
+            positions: positions.next_multiple_of(PAD_MULTIPLE),
             count: micro_batches.div_ceil(job.workers.min),
         }
     }
@@ -51,14 +64,30 @@ impl<'a> PlanInputs<'a> {
         let footprint = ModelFootprint { model: self.model, index: Some(self.index), format, device };
         let shape = self.shape(job);
         let modules = job.adapter.target_modules.resolve(self.model)?;
-        Ok(footprint.memory(&TrainingWorkload {
+        let mut memory = footprint.memory(&TrainingWorkload {
             modules: &modules,
             adapter: &job.adapter,
             shape,
             checkpointing: training.activation_checkpointing,
             optim: training.optim,
             keeps_best: training.load_best_model_at_end,
-        }))
+        });
+        if job.data.packing {
+            let packed = self.packing_bytes(shape);
+            memory.activations += packed;
+            memory.peak += packed;
+        }
+        Ok(memory)
+    }
+
+    /// Returns the bytes that packed rows take in addition: the cosines and sines of each token, and
+    /// the first key that it sees, f32 and u32.
+    fn packing_bytes(&self, shape: MicroBatchShape) -> u64 {
+        let windows = self.model.blocks().filter_map(|block| block.attn.sliding_window);
+        let windows: BTreeSet<usize> = windows.collect();
+        let of_ropes: usize = self.model.ropes.iter().map(|rope| rope.rotary_dim).sum();
+        let tokens = shape.rows * shape.positions;
+        (4 * tokens * (of_ropes + 1 + windows.len())) as u64
     }
 
     /// Whether no weight of the blocks is stored quantized.
@@ -83,7 +112,10 @@ mod tests {
         let base = |index: &SafetensorsIndex, dtype, device| {
             let mut job = JobSpec::default();
             job.model.dtype = dtype;
-            PlanInputs { model: &model, index, longest: 9, rows: 1 }.estimate(&job, device).unwrap().base
+            PlanInputs { model: &model, index, longest: 9, rows: 1, tokens: 9 }
+                .estimate(&job, device)
+                .unwrap()
+                .base
         };
         let bf16 = base(&index, BaseDtype::Bf16, DeviceKind::Gpu);
         assert_eq!(base(&index, BaseDtype::Auto, DeviceKind::Gpu), bf16);

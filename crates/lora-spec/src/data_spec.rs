@@ -1,11 +1,16 @@
 //! The section `data` of a job.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::FieldError;
 use crate::range::check_count;
+use crate::{FieldError, RowFormat};
+
+/// Variables that a chat template has already.
+const TEMPLATE_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_generation_prompt"];
 
 /// The training and evaluation data of a job.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -15,17 +20,51 @@ pub struct DataSpec {
     pub train: PathBuf,
     /// JSONL or Parquet file with evaluation rows; `None`: no evaluation.
     pub eval: Option<PathBuf>,
+    /// The format of all rows; `None`: each row's keys decide.
+    pub format: Option<RowFormat>,
+    /// The keys of the rows under which they have the keys of a format, such as
+    /// `{prompt: question}`.
+    pub columns: BTreeMap<String, String>,
+    /// The system prompt of conversations that do not begin with one.
+    pub system_prompt: Option<String>,
+    /// The text of a chat template that replaces the base's. In a job file it may be the name of a
+    /// file.
+    pub chat_template: Option<String>,
+    /// Variables of the chat template, such as `enable_thinking`.
+    pub chat_template_kwargs: Map<String, Value>,
+    /// Train only the completion of a row of `prompt` and `completion`; otherwise the prompt too.
+    pub completion_only_loss: bool,
+    /// Make a sample of each assistant's turn: the conversation up to this turn, of which only the
+    /// turn is trained.
+    pub split_turns: bool,
     /// Maximum number of tokens of a row.
     pub max_length: usize,
     /// The handling of longer rows.
     pub long_rows: LongRows,
+    /// Put several rows of a step into one of `max_length` tokens, so that little padding is
+    /// computed. It does not change which rows a step has.
+    pub packing: bool,
     /// Shuffle the rows again in each epoch (with `training.seed`).
     pub shuffle: bool,
 }
 
 impl Default for DataSpec {
     fn default() -> Self {
-        Self { train: PathBuf::new(), eval: None, max_length: 512, long_rows: LongRows::Error, shuffle: true }
+        Self {
+            train: PathBuf::new(),
+            eval: None,
+            format: None,
+            columns: BTreeMap::new(),
+            system_prompt: None,
+            chat_template: None,
+            chat_template_kwargs: Map::new(),
+            completion_only_loss: true,
+            split_turns: false,
+            max_length: 512,
+            long_rows: LongRows::Error,
+            packing: false,
+            shuffle: true,
+        }
     }
 }
 
@@ -48,6 +87,29 @@ impl DataSpec {
         if self.train.as_os_str().is_empty() {
             return Err(FieldError::new("data.train", "is missing".into()));
         }
+        if let Some(key) = self.columns.keys().find(|key| !RowFormat::KEYS.contains(&key.as_str())) {
+            let known = RowFormat::KEYS.join(", ");
+            let message = format!("{key:?} is not a key of a format; the keys are {known}");
+            return Err(FieldError::new("data.columns", message));
+        }
+        if self.system_prompt.as_ref().is_some_and(String::is_empty) {
+            return Err(FieldError::new("data.system_prompt", "is empty; leave it out".into()));
+        }
+        if self.chat_template.as_ref().is_some_and(|template| !is_template(template)) {
+            let message = "is not a chat template: it has neither {{ nor {%".to_owned();
+            return Err(FieldError::new("data.chat_template", message));
+        }
+        if let Some(name) =
+            self.chat_template_kwargs.keys().find(|name| TEMPLATE_VARIABLES.contains(&&***name))
+        {
+            let message = format!("{name} is set by the row; name another variable");
+            return Err(FieldError::new("data.chat_template_kwargs", message));
+        }
         check_count("data.max_length", self.max_length as u64, 1..)
     }
+}
+
+/// Returns whether a setting is the text of a template, not the name of a file.
+pub(crate) fn is_template(text: &str) -> bool {
+    text.contains("{{") || text.contains("{%")
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
+use crate::data_spec::is_template;
 use crate::{FieldError, JobSpec};
 
 /// A job file, with the line of each field.
@@ -91,9 +92,18 @@ impl JobFile {
             let message = plain_message(&error);
             JobFileError::Field { path: path.to_owned(), line, error: FieldError::new(&field, message) }
         })?;
-        job.check().map_err(located)?;
         let dir = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_owned));
-        job.resolve_paths(&dir.unwrap_or_default());
+        let dir = dir.unwrap_or_default();
+        if let Some(file) = job.data.chat_template.take_if(|template| !is_template(template)) {
+            let file = dir.join(file);
+            let text = std::fs::read_to_string(&file).map_err(|error| {
+                let message = format!("the file {} cannot be read: {error}", file.display());
+                located(FieldError::new("data.chat_template", message))
+            })?;
+            job.data.chat_template = Some(text);
+        }
+        job.check().map_err(located)?;
+        job.resolve_paths(&dir);
         Ok(Self { job, path: path.to_owned(), lines })
     }
 

@@ -51,6 +51,14 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("train_file", "data.train"),
     ("validation_file", "data.eval"),
     ("num_workers", "workers.max"),
+    ("chat_template_path", "data.chat_template"),
+    ("chat_template_jinja", "data.chat_template"),
+    ("sample_packing", "data.packing"),
+    ("default_system_message", "data.system_prompt"),
+    ("default_system", "data.system_prompt"),
+    ("train_on_inputs", "data.completion_only_loss: false, which trains prompts too"),
+    ("train_on_prompt", "data.completion_only_loss: false, which trains prompts too"),
+    ("enable_thinking", "data.chat_template_kwargs: {enable_thinking: true}"),
 ];
 
 /// Returns every key of a job file as a dotted path, and whether it is a section. A section comes
@@ -73,6 +81,10 @@ pub fn known_keys() -> Vec<(String, bool)> {
 pub(crate) fn check_known(keys: &[(String, bool)]) -> Result<(), FieldError> {
     let known = known_keys();
     for (key, _) in keys {
+        // Below these keys the names are the user's.
+        if ["data.columns.", "data.chat_template_kwargs."].iter().any(|prefix| key.starts_with(prefix)) {
+            continue;
+        }
         if !known.iter().any(|(k, _)| k == key) {
             return Err(FieldError::new(key, format!("is not a key of a job; {}", suggestion(key, &known))));
         }

@@ -22,6 +22,7 @@ mod model_config;
 mod model_spec;
 mod philox;
 mod range;
+mod row_format;
 mod run;
 mod safetensors_index;
 mod source;
@@ -49,13 +50,14 @@ pub use init_lora_weights::InitLoraWeights;
 pub use job::JobSpec;
 pub use job_file::{JobFile, JobFileError};
 pub use keys::known_keys;
-pub use micro_batch::MicroBatch;
+pub use micro_batch::{Document, MicroBatch};
 pub use model_config::{
     ActivationFunction, Architecture, LayerConfig, LayerRope, MlpModules, ModelConfig, ModelConfigError,
     NormKind, NormPlaces, PositionScaling, QkNorm, Rope, RopeScaling,
 };
 pub use model_spec::{BaseDtype, BaseFormat, BaseLayout, Loftq, ModelSpec, Quantization, QuantizationType};
 pub use philox::Philox;
+pub use row_format::RowFormat;
 pub use run::{RunFacts, StepMetrics};
 pub use safetensors_index::{
     FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, SafetensorsError, SafetensorsIndex, StoredWeight,

@@ -21,10 +21,10 @@ impl RunData {
         let check = || if cancel.is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) };
         job.check()?;
         check()?;
-        let tokenizer = Tokenizer::load(&files.base)?;
+        let tokenizer = Tokenizer::for_job(&files.base, &job.data)?;
         let read = |file: &SourceFile| {
             check()?;
-            Ok::<_, TrainError>(Dataset::read(file, &tokenizer, job.data.max_length, job.data.long_rows)?)
+            Ok::<_, TrainError>(Dataset::read(file, &tokenizer, &job.data)?)
         };
         let train = read(&files.train)?;
         let eval = files.eval.as_ref().map(read).transpose()?;

@@ -1,8 +1,8 @@
 //! Evaluations of a run, and the parameters of the best one.
 
-use lora_data::{Dataset, MicroBatchRows, collate, eval_micro_batches};
+use lora_data::{Dataset, MicroBatchRows, RowLayout, collate};
 use lora_ops::transfer::to_vec;
-use lora_spec::TrainingSpec;
+use lora_spec::{JobSpec, TrainingSpec};
 
 use crate::error::TrainError;
 use crate::progress::Progress;
@@ -20,12 +20,11 @@ pub(crate) struct Evaluator {
 
 impl Evaluator {
     /// Creates the evaluator of a run of `total_steps` steps.
-    pub(crate) fn new(training: &TrainingSpec, dataset: Option<Dataset>, total_steps: u64) -> Self {
-        let micro_batches = dataset
-            .as_ref()
-            .map(|dataset| eval_micro_batches(&dataset.lengths(), training.micro_batch_size))
-            .unwrap_or_default();
-        Self { dataset, micro_batches, training: training.clone(), total_steps, best_params: None }
+    pub(crate) fn new(job: &JobSpec, dataset: Option<Dataset>, total_steps: u64) -> Self {
+        let layout = RowLayout::for_job(job);
+        let micro_batches =
+            dataset.as_ref().map(|dataset| layout.eval_micro_batches(&dataset.lengths())).unwrap_or_default();
+        Self { dataset, micro_batches, training: job.training.clone(), total_steps, best_params: None }
     }
 
     /// Returns the rows, if there are any.

@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::DType;
 use lora_data::Tokenizer;
 use lora_model::{Adapter, Base, PeftAdapter, write_adapter};
-use lora_spec::{JobSpec, MicroBatch, SourceFile};
+use lora_spec::{JobSpec, MicroBatch, SourceFile, file_names};
 
 use crate::error::TrainError;
 use crate::logit_difference::LogitDifference;
@@ -65,14 +65,23 @@ pub(crate) fn tokenizer_files(tokenizer: &Tokenizer) -> Result<Vec<ResultFile>, 
     let read = |(name, file): &(String, SourceFile)| {
         let bytes = std::fs::read(file.path())
             .map_err(|source| TrainError::Io { name: file.name().to_owned(), source })?;
-        Ok(ResultFile { name: name.clone(), bytes })
+        Ok::<_, TrainError>(ResultFile { name: name.clone(), bytes })
     };
-    tokenizer.files().iter().map(read).collect()
+    // The template of the job replaces the base's.
+    let template = tokenizer.template_of_job().map(|template| ResultFile {
+        name: file_names::CHAT_TEMPLATE.to_owned(),
+        bytes: template.as_bytes().to_vec(),
+    });
+    let of_base =
+        |(name, _): &&(String, SourceFile)| template.is_none() || *name != file_names::CHAT_TEMPLATE;
+    let mut files = tokenizer.files().iter().filter(of_base).map(read).collect::<Result<Vec<_>, _>>()?;
+    files.extend(template);
+    Ok(files)
 }
 
 #[cfg(test)]
 mod tests {
-    use lora_spec::BaseLayout;
+    use lora_spec::{BaseLayout, Document};
 
     use super::*;
     use crate::device::ComputeDevice;
@@ -86,7 +95,7 @@ mod tests {
         let params: Vec<f32> = (0..adapter.params().elem_count()).map(|i| (i as f32).sin() * 0.05).collect();
         let adapter = adapter.with_params(params, None).unwrap();
         let row = MicroBatch {
-            rows: vec![0],
+            rows: Document::whole_rows([0]),
             seq_len: 3,
             tokens: vec![1, 2, 3],
             targets: vec![2, 3, 4],

@@ -86,7 +86,7 @@ pub(crate) fn job_identity(
         }
         _ => None,
     };
-    let everything = serde_json::json!({
+    let mut everything = serde_json::json!({
         "base": base.sha256(),
         "format": job.model.format(),
         "adapter": adapter_spec,
@@ -100,5 +100,8 @@ pub(crate) fn job_identity(
         "shuffle": job.data.shuffle,
         "training": job.training,
     });
+    if job.data.packing {
+        everything["packing"] = true.into();
+    }
     Ok(sha256(everything.to_string().as_bytes()))
 }

@@ -123,7 +123,7 @@ impl Run {
         let engine = Engine::new(base, adapter, training.optim, settings)?;
         Ok(Self {
             trainer: Trainer::new(engine, job, facts.total_steps)?,
-            evaluator: Evaluator::new(&job.training, eval, facts.total_steps),
+            evaluator: Evaluator::new(job, eval, facts.total_steps),
             progress: Progress::new(identity),
             job: job.clone(),
             tokenizer,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use lora_model::{Adapter, Base, Gradients, PassOptions, forward_backward};
 use lora_plan::{MicroBatchShape, ModelFootprint, TrainingWorkload, row_flops};
 use lora_spec::{
-    AdapterSpec, BaseFormat, DeviceKind, InitLoraWeights, JobSpec, MicroBatch, ModelConfig, Philox,
+    AdapterSpec, BaseFormat, DeviceKind, Document, InitLoraWeights, JobSpec, MicroBatch, ModelConfig, Philox,
 };
 
 use crate::device::ComputeDevice;
@@ -83,7 +83,7 @@ fn forward_backward_seconds(
     let mut targets = tokens.clone();
     targets.rotate_left(1.min(count));
     let batch = MicroBatch {
-        rows: (0..shape.rows as u64).collect(),
+        rows: Document::whole_rows(0..shape.rows as u64),
         seq_len: shape.positions,
         tokens,
         targets,

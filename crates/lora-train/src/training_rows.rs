@@ -48,14 +48,14 @@ impl TrainingRows {
 
     /// Returns the number of tokens in a step (from 0), without padding.
     pub(crate) fn tokens_in(&self, step: u64) -> u64 {
-        let rows = self.step(step).into_iter().flat_map(|micro_batch| micro_batch.rows);
-        rows.map(|row| self.dataset.rows[row].tokens.len() as u64).sum()
+        let of_row = |row: usize| self.dataset.rows[row].tokens.len() as u64;
+        self.step(step).iter().flat_map(MicroBatchRows::samples).map(of_row).sum()
     }
 
     /// Returns the SHA-256 over the rows of the first `steps` steps, in order, as u64 (little
     /// endian).
     pub(crate) fn order_sha256(&self, steps: u64) -> String {
         let rows = (0..steps).flat_map(|step| self.step(step)).flat_map(|micro_batch| micro_batch.rows);
-        sha256(&rows.flat_map(|row| (row as u64).to_le_bytes()).collect::<Vec<u8>>())
+        sha256(&rows.flatten().flat_map(|row| (row as u64).to_le_bytes()).collect::<Vec<u8>>())
     }
 }

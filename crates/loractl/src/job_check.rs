@@ -10,13 +10,13 @@ use lora_spec::{FieldError, JobFile, JobFiles, JobSpec, ModelConfig, WorkersSpec
 use lora_train::{TrainError, load_adapter};
 
 /// Plans the job of `file`. An error about a setting has its file and line.
-pub(crate) fn plan(file: &JobFile) -> Result<Plan> {
+pub(crate) fn plan(file: &JobFile, shown_rows: usize) -> Result<Plan> {
     if let Some(url) = file.job.model.base_url() {
         let message = format!("{url} is not on this machine; download it, and name its directory");
         return Err(file.locate(FieldError::new("model.base", message)).into());
     }
     let files = JobFiles::from_job(&file.job);
-    let plan = Plan::new(&file.job, &files).map_err(|error| match error {
+    let plan = Plan::with_rows(&file.job, &files, shown_rows).map_err(|error| match error {
         PlanError::Field(error) => file.locate(error).into(),
         other => anyhow::Error::from(other),
     })?;
@@ -75,7 +75,7 @@ pub(crate) fn check_without_base(file: &JobFile) -> Result<()> {
 }
 
 fn plan_without_problems(file: &JobFile) -> Result<Plan> {
-    let plan = plan(file)?;
+    let plan = plan(file, 0)?;
     match plan.problems.first() {
         Some(problem) => bail!("{problem}"),
         None => Ok(plan),
@@ -95,7 +95,7 @@ mod tests {
     fn a_remote_base_is_not_planned_but_its_data_files_are_checked() {
         let dir = tempfile::tempdir().unwrap();
         let file = job(dir.path(), "hf://org/name", "train.jsonl");
-        let error = plan(&file).unwrap_err().to_string();
+        let error = plan(&file, 0).unwrap_err().to_string();
         assert!(error.contains("job.yaml:3: model.base: hf://org/name is not on this machine"), "{error}");
         let error = check_without_base(&file).unwrap_err().to_string();
         assert!(error.contains("job.yaml:5: data.train: the file"), "{error}");

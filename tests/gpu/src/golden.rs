@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use lora_model::{Base, Gradients, PassOptions, PeftAdapter, forward_backward, logits};
 use lora_ops::transfer::to_vec;
-use lora_spec::{ActivationCheckpointing, BaseDtype, MicroBatch};
+use lora_spec::{ActivationCheckpointing, BaseDtype, Document, MicroBatch};
 use serde_json::Value;
 
 use crate::check::{Check, TestBench, error, values};
@@ -55,7 +55,7 @@ fn case(bench: &TestBench, golden: &Path, name: &str) -> Result<String> {
     // Labels are not shifted: position t predicts label t + 1.
     let next = |i: usize| if i % seq + 1 < seq { labels[i + 1] } else { -100.0 };
     let batch = MicroBatch {
-        rows: vec![0; rows],
+        rows: Document::whole_rows(vec![0; rows]),
         seq_len: seq,
         tokens: tokens.iter().map(|t| *t as u32).collect(),
         targets: (0..rows * seq).map(|i| next(i).max(0.0) as u32).collect(),

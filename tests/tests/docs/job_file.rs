@@ -72,6 +72,7 @@ fn check_row(row: &KeyRow, default: &Value) -> Vec<String> {
         "integer" => default.is_u64(),
         "number" => default.is_number(),
         "path" | "string" => default.is_string(),
+        "mapping" => default.is_object(),
         _ => false,
     };
     check(default.is_null() || row.kind.split(" or ").any(has_kind), format!("{} is not its type", row.kind));

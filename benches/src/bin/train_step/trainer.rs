@@ -5,7 +5,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use lora_model::{Adapter, Base, PassOptions};
 use lora_ops::adamw::AdamWSettings;
-use lora_spec::{ActivationCheckpointing, AdapterSpec, MicroBatch, Optim, Philox};
+use lora_spec::{ActivationCheckpointing, AdapterSpec, Document, MicroBatch, Optim, Philox};
 use lora_train::{Engine, GradientAccumulation, Partition, ProcessGroup};
 
 use crate::args::MicroBatchCase;
@@ -52,7 +52,7 @@ impl Trainer {
         let mut targets = tokens.to_vec();
         targets.rotate_left(1);
         let batch = MicroBatch {
-            rows: self.rows.clone(),
+            rows: Document::whole_rows(self.rows.iter().copied()),
             seq_len: self.seq,
             tokens: tokens.to_vec(),
             targets,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use lora_data::{DataError, Dataset, Tokenizer};
-use lora_spec::LongRows;
+use lora_spec::DataSpec;
 use serde_json::{Map, Value as Json, json};
 use tempfile::TempDir;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
@@ -70,7 +70,7 @@ impl BaseDir {
     }
 
     pub(crate) fn read_text(&self, text: &str) -> Result<Dataset, DataError> {
-        Dataset::read(&self.write("data.jsonl", text).into(), &self.tokenizer(), 512, LongRows::Error)
+        Dataset::read(&self.write("data.jsonl", text).into(), &self.tokenizer(), &DataSpec::default())
     }
 
     /// Returns the text of a dataset's only row, with its trained tokens marked.

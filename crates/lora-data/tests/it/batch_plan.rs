@@ -2,18 +2,25 @@
 
 use std::collections::HashSet;
 
-use lora_data::{BatchPlan, Dataset, MicroBatchRows, Row, collate, eval_micro_batches};
+use lora_data::{BatchPlan, Dataset, MicroBatchRows, Row, RowLayout, collate};
+use lora_spec::Document;
 use proptest::prelude::*;
 
 fn plan(lengths: &[usize], seed: u64, shuffle: bool, global: usize, micro: usize) -> BatchPlan {
-    BatchPlan::new(lengths.to_vec(), "00ff", seed, shuffle, global, micro)
+    BatchPlan::new(lengths.to_vec(), "00ff", seed, shuffle, global, unpacked(micro))
+}
+
+fn unpacked(micro_batch_size: usize) -> RowLayout {
+    RowLayout { micro_batch_size, packed_len: None }
+}
+
+fn samples(micro_batches: &[MicroBatchRows]) -> Vec<usize> {
+    micro_batches.iter().flat_map(MicroBatchRows::samples).collect()
 }
 
 fn epoch_rows(plan: &BatchPlan, epoch: u64) -> Vec<Vec<usize>> {
     let steps = plan.steps_per_epoch();
-    (epoch * steps..(epoch + 1) * steps)
-        .map(|step| plan.step(step).into_iter().flat_map(|micro_batch| micro_batch.rows).collect())
-        .collect()
+    (epoch * steps..(epoch + 1) * steps).map(|step| samples(&plan.step(step))).collect()
 }
 
 proptest! {
@@ -41,14 +48,13 @@ proptest! {
         let mut step = plan(&lengths, seed, true, lengths.len(), micro).step(0);
         prop_assert_eq!(step.len(), lengths.len().div_ceil(micro));
         for micro_batch in &step {
-            let longest = micro_batch.rows.iter().map(|&row| lengths[row]).max().unwrap();
+            let longest = micro_batch.samples().map(|row| lengths[row]).max().unwrap();
             prop_assert_eq!(micro_batch.padded_len % 16, 0);
             prop_assert!((micro_batch.padded_len - 15..=micro_batch.padded_len).contains(&(longest - 1)));
             prop_assert!(micro_batch.rows.len() <= micro);
         }
-        step.sort_by_key(|micro_batch| (lengths[micro_batch.rows[0]], micro_batch.rows[0]));
-        let rows = step.into_iter().flat_map(|micro_batch| micro_batch.rows);
-        let sorted: Vec<_> = rows.map(|row| (lengths[row], row)).collect();
+        step.sort_by_key(|micro_batch| micro_batch.rows[0].iter().map(|row| (lengths[*row], *row)).next());
+        let sorted: Vec<_> = samples(&step).into_iter().map(|row| (lengths[row], row)).collect();
         prop_assert!(sorted.is_sorted());
     }
 
@@ -70,14 +76,11 @@ fn order_depends_on_seed_epoch_and_dataset_alone() {
         rows(plan(&lengths, 1, true, 10, 10), 0),
         rows(plan(&lengths, 2, true, 10, 10), 0),
         rows(plan(&lengths, 1, true, 10, 10), 1),
-        rows(BatchPlan::new(lengths.clone(), "11ff", 1, true, 10, 10), 0),
+        rows(BatchPlan::new(lengths.clone(), "11ff", 1, true, 10, unpacked(10)), 0),
     ];
     assert_eq!(orders.iter().collect::<HashSet<_>>().len(), orders.len());
-    let step = |micro| {
-        let rows: Vec<usize> =
-            plan(&lengths, 1, true, 10, micro).step(1).into_iter().flat_map(|m| m.rows).collect();
-        rows.into_iter().collect::<HashSet<_>>()
-    };
+    let step =
+        |micro| samples(&plan(&lengths, 1, true, 10, micro).step(1)).into_iter().collect::<HashSet<_>>();
     assert_eq!(step(1), step(10), "the rows of a step do not depend on the micro-batch size");
 }
 
@@ -85,7 +88,7 @@ fn order_depends_on_seed_epoch_and_dataset_alone() {
 #[test]
 fn the_order_matches_the_documented_scheme() {
     let order: Vec<usize> =
-        (0..10).map(|step| plan(&[2; 10], 42, true, 1, 1).step(step)[0].rows[0]).collect();
+        (0..10).map(|step| plan(&[2; 10], 42, true, 1, 1).step(step)[0].rows[0][0]).collect();
     assert_eq!(order, [4, 7, 2, 5, 9, 8, 1, 3, 6, 0], "computed in Python from the scheme's description");
 }
 
@@ -122,9 +125,12 @@ fn contiguous_ranges_of_micro_batches_hold_short_and_long_ones() {
 
 #[test]
 fn evaluation_visits_every_row_in_batches_of_similar_length() {
-    let mut micro_batches = eval_micro_batches(&[40, 3, 20, 3, 41], 2);
-    micro_batches.sort_by_key(|micro_batch| (micro_batch.padded_len, micro_batch.rows[0]));
-    let of = |rows: &[usize], padded_len| MicroBatchRows { rows: rows.to_vec(), padded_len };
+    let mut micro_batches = unpacked(2).eval_micro_batches(&[40, 3, 20, 3, 41]);
+    micro_batches.sort_by_key(|micro_batch| (micro_batch.padded_len, micro_batch.rows[0].clone()));
+    let of = |rows: &[usize], padded_len| MicroBatchRows {
+        rows: rows.iter().map(|row| vec![*row]).collect(),
+        padded_len,
+    };
     assert_eq!(micro_batches, [of(&[1, 3], 16), of(&[2, 0], 48), of(&[4], 48)]);
 }
 
@@ -132,7 +138,7 @@ fn evaluation_visits_every_row_in_batches_of_similar_length() {
 fn a_plan_without_rows_has_no_steps() {
     let plan = plan(&[], 1, true, 4, 2);
     assert_eq!((plan.steps_per_epoch(), plan.step(0)), (0, vec![]));
-    assert_eq!(eval_micro_batches(&[], 2), []);
+    assert_eq!(unpacked(2).eval_micro_batches(&[]), []);
 }
 
 #[test]
@@ -144,9 +150,50 @@ fn collate_shifts_pads_and_weights_tokens() {
         row(&[4, 5], &[false, true]),
     ];
     let dataset = Dataset { rows, sha256: String::new(), report: Default::default() };
-    let batch = collate(&dataset, &MicroBatchRows { rows: vec![2, 1], padded_len: 3 });
-    assert_eq!((batch.seq_len, batch.rows), (3, vec![2, 1]));
+    let batch = collate(&dataset, &MicroBatchRows { rows: vec![vec![2], vec![1]], padded_len: 3 });
+    assert_eq!((batch.seq_len, &batch.rows), (3, &Document::whole_rows([2, 1])));
     assert_eq!(batch.tokens, [4, 0, 0, 1, 2, 0]);
     assert_eq!(batch.targets, [5, 0, 0, 2, 3, 0]);
     assert_eq!(batch.weights, [1.0, 0.0, 0.0, 0.0, 1.0, 0.0]);
+}
+
+#[test]
+fn packed_rows_are_collated_one_after_another() {
+    let row = |tokens: &[u32], trained: &[bool]| Row { tokens: tokens.to_vec(), trained: trained.to_vec() };
+    let rows = vec![row(&[1, 2, 3], &[false, false, true]), row(&[4, 5], &[false, true])];
+    let dataset = Dataset { rows, sha256: String::new(), report: Default::default() };
+    let layout = RowLayout { micro_batch_size: 1, packed_len: Some(4) };
+    let rows = layout.eval_micro_batches(&dataset.lengths()).remove(0);
+    assert_eq!(rows, MicroBatchRows { rows: vec![vec![0, 1]], padded_len: 16 });
+    let batch = collate(&dataset, &rows);
+    let documents = [Document { sample: 0, start: 0 }, Document { sample: 1, start: 2 }];
+    assert!(batch.is_packed() && batch.rows == [documents]);
+    assert_eq!(batch.tokens[..4], [1, 2, 4, 0]);
+    assert_eq!(batch.targets[..4], [2, 3, 5, 0]);
+    assert_eq!(batch.weights[..4], [0.0, 1.0, 1.0, 0.0]);
+    // The padding belongs to the last document.
+    let of_token: Vec<_> = batch.documents().map(|(at, document)| (at, document.sample)).collect();
+    assert_eq!(of_token[..4], [(0, 0), (1, 0), (2, 1), (3, 1)]);
+    assert_eq!(of_token[15], (15, 1));
+}
+
+/// Packing changes only how the samples of a step are divided.
+#[test]
+fn packing_keeps_the_samples_of_each_step_and_computes_less() {
+    let lengths: Vec<usize> = (0..60).map(|i| 20 + i * 37 % 400).collect();
+    let with = |packed_len| {
+        BatchPlan::new(lengths.clone(), "00ff", 3, true, 16, RowLayout { micro_batch_size: 2, packed_len })
+    };
+    let (unpacked, packed) = (with(None), with(Some(512)));
+    for step in 0..unpacked.steps_per_epoch() {
+        let sorted = |plan: &BatchPlan| {
+            let mut samples = samples(&plan.step(step));
+            samples.sort_unstable();
+            samples
+        };
+        assert_eq!(sorted(&packed), sorted(&unpacked));
+        assert!(packed.step(step).iter().all(|micro_batch| micro_batch.padded_len <= 512));
+    }
+    assert_eq!(packed.tokens(9), unpacked.tokens(9));
+    assert!(packed.padding() < 0.1, "{}", packed.padding());
 }

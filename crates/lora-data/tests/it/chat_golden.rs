@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use lora_data::{DataError, Dataset, Message, Tokenizer};
-use lora_spec::LongRows;
+use lora_spec::DataSpec;
 use lora_test_kit::golden;
 use serde::Deserialize;
 use serde_json::{Value as Json, json};
@@ -87,7 +87,12 @@ fn generation_masks_match_transformers() {
         fs::write(&path, json!({"messages": goldens.conversations[&golden.conversation]}).to_string())
             .unwrap();
         let tokenizer = Tokenizer::load(&base.path().into()).unwrap();
-        let dataset = Dataset::read(&path.as_path().into(), &tokenizer, 4096, LongRows::Error).unwrap();
+        let dataset = Dataset::read(
+            &path.as_path().into(),
+            &tokenizer,
+            &DataSpec { max_length: 4096, ..DataSpec::default() },
+        )
+        .unwrap();
         assert_eq!(dataset.rows[0].tokens, *golden.tokens.as_ref().unwrap(), "{}", golden.conversation);
         let trained: Vec<u8> = dataset.rows[0].trained.iter().map(|&trained| trained.into()).collect();
         assert_eq!(trained, *mask, "{}", golden.conversation);

@@ -3,7 +3,7 @@
 use std::fs;
 
 use lora_data::{DataError, Dataset, check_data_file};
-use lora_spec::LongRows;
+use lora_spec::DataSpec;
 use serde_json::json;
 
 use crate::base_dir::{BaseDir, CHATML};
@@ -45,7 +45,7 @@ fn non_utf8_text_is_invalid_json() {
     let base = BaseDir::new("</s>", false);
     let path = base.dir.path().join("data.jsonl");
     fs::write(&path, b"{\"text\": \"a\xff\"}").unwrap();
-    let error = Dataset::read(&path.as_path().into(), &base.tokenizer(), 512, LongRows::Error).unwrap_err();
+    let error = Dataset::read(&path.as_path().into(), &base.tokenizer(), &DataSpec::default()).unwrap_err();
     assert!(base.error_text(error).starts_with("data.jsonl:1:12: invalid JSON: invalid unicode code point"));
 }
 
@@ -175,7 +175,7 @@ fn a_file_of_another_format_than_its_name_says_what_it_is() {
     let error = |name: &str, contents: &[u8]| {
         let path = base.dir.path().join(name);
         fs::write(&path, contents).unwrap();
-        base.error_text(Dataset::read(&path.into(), &base.tokenizer(), 512, LongRows::Error).unwrap_err())
+        base.error_text(Dataset::read(&path.into(), &base.tokenizer(), &DataSpec::default()).unwrap_err())
     };
     let utf16: Vec<u8> = "\u{FEFF}{}".encode_utf16().flat_map(u16::to_le_bytes).collect();
     let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n";
@@ -203,7 +203,7 @@ fn a_file_of_another_format_than_its_name_says_what_it_is() {
 fn unsupported_and_missing_files_are_named() {
     let base = BaseDir::new("</s>", false);
     let read = |path: &std::path::Path| {
-        Dataset::read(&path.into(), &base.tokenizer(), 512, LongRows::Error).unwrap_err()
+        Dataset::read(&path.into(), &base.tokenizer(), &DataSpec::default()).unwrap_err()
     };
     let error = base.error_text(read(&base.write("data.txt", "a")));
     assert!(error.starts_with("data.txt: has an unknown extension; a dataset's name ends with .jsonl"));

@@ -4,8 +4,8 @@ use std::io::Write;
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use lora_data::{Dataset, RowFormat};
-use lora_spec::LongRows;
+use lora_data::Dataset;
+use lora_spec::{DataSpec, RowFormat};
 use serde_json::json;
 
 use crate::base_dir::{BaseDir, CHATML};
@@ -114,7 +114,7 @@ fn marked_file(name: &str, contents: &[u8]) -> Vec<String> {
     let base = BaseDir::with_template("<|im_end|>", CHATML);
     let path = base.dir.path().join(name);
     std::fs::write(&path, contents).unwrap();
-    let dataset = Dataset::read(&path.into(), &base.tokenizer(), 512, LongRows::Error).unwrap();
+    let dataset = Dataset::read(&path.into(), &base.tokenizer(), &DataSpec::default()).unwrap();
     dataset.rows.iter().map(|row| base.tokenizer().marked_text(row).unwrap()).collect()
 }
 

@@ -1,7 +1,7 @@
 //! Rows longer than `max_length`, and rows without targets.
 
 use lora_data::{DataError, Dataset};
-use lora_spec::LongRows;
+use lora_spec::{DataSpec, LongRows};
 
 use crate::base_dir::BaseDir;
 
@@ -10,8 +10,11 @@ const LINES: &str =
 
 fn read(lines: &str, max_length: usize, long_rows: LongRows) -> (BaseDir, Result<Dataset, DataError>) {
     let base = BaseDir::new("</s>", false);
-    let dataset =
-        Dataset::read(&base.write("data.jsonl", lines).into(), &base.tokenizer(), max_length, long_rows);
+    let dataset = Dataset::read(
+        &base.write("data.jsonl", lines).into(),
+        &base.tokenizer(),
+        &DataSpec { max_length, long_rows, ..DataSpec::default() },
+    );
     (base, dataset)
 }
 

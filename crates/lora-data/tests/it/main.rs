@@ -10,4 +10,5 @@ mod errors;
 mod formats;
 mod long_rows;
 mod parquet;
+mod settings;
 mod tokenizer;

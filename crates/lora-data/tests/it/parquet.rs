@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use lora_data::Dataset;
-use lora_spec::LongRows;
+use lora_spec::DataSpec;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::properties::WriterProperties;
@@ -34,7 +34,7 @@ fn write(path: &Path, schema: &str, compression: Compression, columns: &[Column<
 
 fn read(base: &BaseDir, path: &Path) -> Result<Vec<String>, String> {
     let tokenizer = base.tokenizer();
-    match Dataset::read(&path.into(), &tokenizer, 512, LongRows::Error) {
+    match Dataset::read(&path.into(), &tokenizer, &DataSpec::default()) {
         Ok(dataset) => Ok(dataset.rows.iter().map(|row| tokenizer.marked_text(row).unwrap()).collect()),
         Err(error) => Err(base.error_text(error)),
     }

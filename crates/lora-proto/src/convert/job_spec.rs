@@ -87,8 +87,16 @@ mod tests {
             data: DataSpec {
                 train: "/t.jsonl".into(),
                 eval: Some("/e.jsonl".into()),
+                format: Some(lora_spec::RowFormat::AlpacaChat),
+                columns: [("input".to_owned(), "question".to_owned())].into(),
+                system_prompt: Some("Be brief.".into()),
+                chat_template: Some("{{ messages }}".into()),
+                chat_template_kwargs: [("enable_thinking".to_owned(), true.into())].into_iter().collect(),
+                completion_only_loss: false,
+                split_turns: true,
                 max_length: 7,
                 long_rows: LongRows::Drop,
+                packing: true,
                 shuffle: false,
             },
             training: TrainingSpec {

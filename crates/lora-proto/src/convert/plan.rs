@@ -18,6 +18,8 @@ impl From<Plan> for v1::PlanJobResponse {
             micro_batches: plan.micro_batches as u64,
             tokens: plan.tokens,
             padding: plan.padding,
+            padding_unpacked: plan.padding_unpacked,
+            padding_packed: plan.padding_packed,
             sample: plan.sample,
             notes: plan.notes,
             problems: plan.problems,

@@ -8,28 +8,31 @@ use lora_train::{Receipt, StepOutcome};
 use crate::common::{Fixture, finish};
 
 /// Metrics are means over tokens, so they do not depend on how the rows of a step or of an
-/// evaluation are divided. Rows have different numbers of trained tokens, and some steps and
+/// evaluation are divided, and not on whether they are packed. Rows have different numbers of trained tokens, and some steps and
 /// evaluations have a smaller last micro-batch.
 #[test]
 fn metrics_do_not_depend_on_the_size_of_micro_batches() {
     let mut fixture = Fixture::new();
     fixture.job.adapter.lora_dropout = 0.1;
     let mut curves = Vec::new();
-    for micro_batch_size in [1, 2, 5, 12] {
+    let sizes = [1, 2, 5, 12].map(|size| (size, false)).into_iter().chain([(1, true), (2, true)]);
+    for (micro_batch_size, packing) in sizes {
         fixture.job.training.micro_batch_size = micro_batch_size;
+        fixture.job.data.packing = packing;
         let mut run = fixture.run();
         finish(&mut run);
         let numbers = run.history().iter().flat_map(|record| {
             [record.loss, record.grad_norm, record.eval_loss].map(|number| number.unwrap_or(0.0))
         });
-        curves.push((micro_batch_size, numbers.collect::<Vec<f64>>()));
+        curves.push(((micro_batch_size, packing), numbers.collect::<Vec<f64>>()));
     }
     let (_, expected) = &curves[0];
-    for (micro_batch_size, curve) in &curves {
+    for ((micro_batch_size, packing), curve) in &curves {
         assert_eq!(curve.len(), expected.len());
         for (index, (got, expected)) in curve.iter().zip(expected).enumerate() {
             let close = (got - expected).abs() <= 2e-5 * expected;
-            assert!(close, "number {index} with micro-batches of {micro_batch_size}: {got}, not {expected}");
+            let case = format!("micro-batches of {micro_batch_size}, packing {packing}");
+            assert!(close, "number {index} with {case}: {got}, not {expected}");
         }
     }
 }

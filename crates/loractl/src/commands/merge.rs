@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, anyhow, bail};
 use lora_data::{Dataset, SAMPLE_TOKENS, Tokenizer, sample_rows};
 use lora_model::{Adapter, Base, MergeTarget, PeftAdapter, logits};
-use lora_spec::{BaseDtype, BaseLayout, LongRows, MicroBatch, ModelConfig, Quantization, SourceDir};
+use lora_spec::{
+    BaseDtype, BaseLayout, DataSpec, LongRows, MicroBatch, ModelConfig, Quantization, SourceDir, file_names,
+};
 use lora_train::{ComputeDevice, LogitDifference, Receipt};
 use serde::Serialize;
 
@@ -109,8 +111,9 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     let base = SourceDir::from(&args.base);
     let config = ModelConfig::read(&base)?;
     let adapter = PeftAdapter::read(&args.adapter.as_path().into())?.to_adapter(&config)?;
-    let tokenizer = Tokenizer::load(&base)?;
-    let rows = rows(&args, receipt.as_ref(), &tokenizer)?;
+    let data = receipt.as_ref().map(|receipt| receipt.job.data.clone()).unwrap_or_default();
+    let tokenizer = Tokenizer::for_job(&base, &data)?;
+    let rows = rows(&args, data, receipt.as_ref(), &tokenizer)?;
     let trained = Base::load(&base, trained_layout.clone(), &ComputeDevice::Cpu)?;
     if let Some(receipt) = receipt.as_ref().filter(|receipt| receipt.base_sha256 != trained.sha256()) {
         bail!(
@@ -145,13 +148,19 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn rows(args: &Args, receipt: Option<&Receipt>, tokenizer: &Tokenizer) -> Result<Vec<MicroBatch>> {
+fn rows(
+    args: &Args,
+    data: DataSpec,
+    receipt: Option<&Receipt>,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<MicroBatch>> {
     let trained_on = receipt.map(|receipt| &receipt.job.data.train).filter(|path| path.is_file());
     let path = args.data.as_ref().or(trained_on);
     let path = path.ok_or_else(|| {
         anyhow!("--data: the adapter's training rows are not on this machine; name a file of rows")
     })?;
-    Ok(sample_rows(&Dataset::read(&path.into(), tokenizer, SAMPLE_TOKENS + 1, LongRows::Truncate)?))
+    let data = DataSpec { max_length: SAMPLE_TOKENS + 1, long_rows: LongRows::Truncate, ..data };
+    Ok(sample_rows(&Dataset::read(&path.into(), tokenizer, &data)?))
 }
 
 /// Returns the logits after each token of `rows`, `[tokens][vocab]`.
@@ -172,6 +181,9 @@ fn write(args: &Args, merged: &Base, tokenizer: &Tokenizer, outcome: &MergeOutco
         merged.save(&(&args.base).into(), &args.out)?;
         for (name, file) in tokenizer.files() {
             std::fs::copy(file.path(), args.out.join(name)).with_context(|| file.to_string())?;
+        }
+        if let Some(template) = tokenizer.template_of_job() {
+            std::fs::write(args.out.join(file_names::CHAT_TEMPLATE), template)?;
         }
         std::fs::write(args.out.join("README.md"), card(args, outcome))?;
         Ok(())

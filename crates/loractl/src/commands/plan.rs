@@ -1,12 +1,13 @@
 //! `loractl plan`: shows what a job would do, without starting anything.
 
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use lora_data::DataReport;
 use lora_model::ModelError;
-use lora_plan::{MemoryEstimate, Plan, PlanData};
+use lora_plan::{MemoryEstimate, Plan, PlanData, PlanRow};
 use lora_spec::{
     BaseDtype, BaseFormat, DeviceKind, DeviceMemory, JobFile, JobSpec, ModelConfig, Quantization,
     SafetensorsIndex, SourceDir, StoredWeight,
@@ -30,6 +31,7 @@ use crate::output::{Format, Table, bytes, count, duration, parse_bytes};
   loractl plan examples/dates/job.yaml
   loractl plan job.yaml --gpu-memory 24GiB --tflops 150
   loractl plan job.yaml --measure
+  loractl plan job.yaml --show-rows 5
   loractl plan job.yaml -o json | jq .total_steps"
 )]
 pub(crate) struct Args {
@@ -49,6 +51,10 @@ pub(crate) struct Args {
     /// model with random weights.
     #[arg(long, conflicts_with = "tflops")]
     measure: bool,
+    /// Show this many of the first training rows, with their special tokens; trained tokens are
+    /// green on a terminal, and between ⟦ and ⟧ elsewhere.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    show_rows: usize,
     /// Output format.
     #[arg(short, long, value_enum, default_value_t = Format::Table)]
     output: Format,
@@ -59,7 +65,7 @@ pub(crate) fn execute(args: Args) -> Result<ExitCode> {
     if let Some(rate) = args.tflops.filter(|rate| !(rate.is_finite() && *rate > 0.0)) {
         bail!("--tflops: {rate} is not above 0");
     }
-    let mut plan = job_check::plan(&file)?;
+    let mut plan = job_check::plan(&file, args.show_rows)?;
     let gpu = args.gpu_memory.map(|bytes| DeviceMemory { kind: DeviceKind::Gpu, bytes });
     let cpu = args.cpu_memory.map(|bytes| DeviceMemory { kind: DeviceKind::Cpu, bytes });
     for memory in gpu.into_iter().chain(cpu) {
@@ -216,6 +222,9 @@ fn text(output: &PlanOutput) -> String {
     if let Some(eval) = &plan.eval {
         data(&mut table, "evaluation rows", eval);
     }
+    if let Some(source) = &plan.chat_template {
+        table.row("chat template", source);
+    }
     let steps = format!(
         "{} ({} an epoch, {} of warm-up)",
         count(plan.total_steps),
@@ -224,11 +233,15 @@ fn text(output: &PlanOutput) -> String {
     );
     table.row("steps", steps);
     table.row("micro-batches a step", format!("{} (the most workers that can share it)", plan.micro_batches));
-    let padding = 100.0 * plan.padding;
-    table.row(
-        "tokens",
-        format!("{} ({padding:.0} % of the positions computed are padding)", count(plan.tokens)),
+    let percent = |share: f64| format!("{:.0} %", 100.0 * share);
+    let tokens = format!(
+        "{} ({} of the positions computed are padding; {} unpacked, {} packed)",
+        count(plan.tokens),
+        percent(plan.padding),
+        percent(plan.padding_unpacked),
+        percent(plan.padding_packed)
     );
+    table.row("tokens", tokens);
     let time = output.rate.as_ref().map(|rate| format!(", {}", rate.text()));
     table.row("computation", format!("{} TFLOP{}", tera(plan.flops), time.unwrap_or_default()));
     table.row(
@@ -252,7 +265,20 @@ fn text(output: &PlanOutput) -> String {
     for note in &plan.notes {
         table.row("note", note);
     }
-    format!("{table}\nfirst training row, trained tokens between ⟦ and ⟧:\n{}", plan.sample)
+    let is_terminal = std::io::stdout().is_terminal();
+    let rows = plan.rows.iter().enumerate().map(|(i, row)| row_text(i + 1, row, is_terminal));
+    format!("{table}{}", rows.collect::<String>())
+}
+
+/// Returns a row with its trained tokens in green, or between ⟦ and ⟧.
+fn row_text(number: usize, row: &PlanRow, is_terminal: bool) -> String {
+    let PlanRow { tokens, trained_tokens, text } = row;
+    let (text, marks) = if is_terminal {
+        (text.replace('⟦', "\u{1b}[32m").replace('⟧', "\u{1b}[0m"), "green")
+    } else {
+        (text.clone(), "between ⟦ and ⟧")
+    };
+    format!("\n\ntraining row {number}: {tokens} tokens, {trained_tokens} trained ({marks}):\n{text}")
 }
 
 /// Formats `flops` in units of 10^12: with two decimals below 100, as a whole number from 100 on.
