@@ -26,7 +26,8 @@ pub(crate) fn mark(messages: &[Message], parts: &[Part], empty: bool) -> Vec<Mes
     messages.iter().enumerate().map(marked).collect()
 }
 
-fn mark_of((message, part): Place) -> String {
+/// The mark of a part.
+pub(crate) fn mark_of((message, part): Place) -> String {
     let mut number = message * Part::ALL.len() + part as usize;
     let mut digits = Vec::new();
     loop {

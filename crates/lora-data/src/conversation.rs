@@ -1,5 +1,6 @@
 //! The bytes of a rendered conversation that are trained.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use serde_json::Value as Json;
@@ -7,6 +8,7 @@ use serde_json::Value as Json;
 use crate::Message;
 use crate::anchors::{Anchored, mark};
 use crate::chat_template::{ChatTemplate, Rendered};
+use crate::content_form::with_printed_contents;
 use crate::message::Part;
 use crate::row_notes::RowNotes;
 
@@ -41,8 +43,17 @@ pub(crate) fn render_conversation(
     from: usize,
     stop_texts: &[String],
 ) -> Result<Conversation, String> {
-    let Rendered { text, generated } = template.render(messages, tools, false)?;
-    let anchored = anchored(template, messages, tools, &text);
+    let mut given = Cow::Borrowed(messages);
+    let mut rendered = render_with_anchors(template, messages, tools);
+    if !prints_all_contents(messages, &rendered) {
+        let messages = with_printed_contents(template, messages, tools, false);
+        if given != messages {
+            rendered = render_with_anchors(template, &messages, tools);
+            given = Cow::Owned(messages);
+        }
+    }
+    let (Rendered { text, generated }, anchored) = rendered?;
+    let messages = given.as_ref();
     let turns = Turns { template, messages, tools, stop_texts, text: &text, anchored };
     let is_trained = |i: usize| i >= from && messages[i].role() == "assistant" && !messages[i].is_excluded();
     let mut notes = turns.notes(is_trained)?;
@@ -58,6 +69,27 @@ pub(crate) fn render_conversation(
         trained
     };
     Ok(Conversation { text, trained, notes })
+}
+
+type AnchoredRendering = (Rendered, Option<(Anchored, &'static [Part])>);
+
+fn render_with_anchors(
+    template: &ChatTemplate,
+    messages: &[Message],
+    tools: Option<&Json>,
+) -> Result<AnchoredRendering, String> {
+    let rendered = template.render(messages, tools, false)?;
+    let anchored = anchored(template, messages, tools, &rendered.text);
+    Ok((rendered, anchored))
+}
+
+/// Whether it is certain that the template prints the contents of all messages.
+fn prints_all_contents(messages: &[Message], rendered: &Result<AnchoredRendering, String>) -> bool {
+    let Ok((_, Some((anchored, _)))) = rendered else { return false };
+    messages.iter().enumerate().all(|(i, message)| {
+        let is_printed = !message.has(Part::Content) || anchored.anchor((i, Part::Content)).is_some();
+        !message.has_parts() && is_printed
+    })
 }
 
 /// Renders the messages with marks in all parts, or only in their contents. Returns the marks and
@@ -353,7 +385,7 @@ impl Turns<'_> {
                 if *part == Part::Content && is_trained(i) && !message.has(Part::ToolCalls) {
                     return Err(format!(
                         "the chat template does not print the content of messages[{i}]; use a base whose \
-                         template prints a content that is a text"
+                         template prints it, or remove the row"
                     ));
                 }
                 notes.left_out.push((message.role().to_owned(), *part));

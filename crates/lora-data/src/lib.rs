@@ -12,6 +12,8 @@ mod anchors;
 mod batch;
 mod batch_plan;
 mod chat_template;
+mod content_form;
+mod content_parts;
 mod conversation;
 mod csv_rows;
 mod data_file;

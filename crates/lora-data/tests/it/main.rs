@@ -6,6 +6,7 @@ mod base_dir;
 mod batch_plan;
 mod chat;
 mod chat_golden;
+mod content_form;
 mod errors;
 mod formats;
 mod long_rows;
