@@ -109,7 +109,10 @@ ROWS = {
             {"role": "user", "content": [{"type": "text", "text": "2"}, {"type": "text", "text": "+ 2? "}]},
             {"role": "assistant", "content": "4"},
             {"role": "user", "content": "And 3 + 3?"},
-            {"role": "assistant", "content": [{"type": "text", "text": "It's"}, {"type": "text", "text": " 6"}]},
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "It is"}, {"type": "text", "text": " 6"}],
+            },
         ]
     },
 }  # fmt: skip
