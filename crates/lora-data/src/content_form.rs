@@ -1,9 +1,9 @@
 //! Whether a chat template gets the contents of messages as texts or as lists of parts.
 //!
-//! Templates of text models print `message.content`. Those of vision models print the parts of a
-//! list, `{% for part in message.content %}`, and nothing of a text. A text model's
-//! template prints a list as its `repr` or as JSON, or fails. A content is passed as the row has it if the
-//! template prints all its texts, and otherwise in the form that it prints.
+//! Templates of text models print `message.content`, and a list as its `repr` or as JSON, or they
+//! fail. Templates of vision models print the parts of a list, `{% for part in message.content %}`,
+//! and nothing of a text. A content is passed as the row has it if the template prints all its
+//! texts, and otherwise in the form that it prints.
 
 use std::collections::BTreeSet;
 
