@@ -254,7 +254,7 @@ l.index(1) ~ l.count(1)
 {% macro m() %}[{{ caller() }}]{% endmacro %}{% call m() %}x{% endcall %}
 {% set x %}a{{ 1 }}{% endset %}{{ x }}
 {% filter upper %}abc{% endfilter %}
-{% for i in l %}{{ loop.index }}{{ loop.first }}{{ loop.previtem }}{{ loop.nextitem }}{{ loop.revindex }};{% endfor %}
+{% for i in l %}{{ loop.index }}{{ loop.first }}{{ loop.previtem }}{{ loop.revindex }};{% endfor %}
 {% for i in l %}{{ loop.cycle('a', 'b') }}{{ loop.changed(i) }}{% endfor %}
 {% for i in [] %}x{% else %}empty{% endfor %}
 {% for i in l recursive %}{{ i }}{% endfor %}
