@@ -11,6 +11,14 @@ use crate::chat_template::{ChatTemplate, Rendered};
 use crate::content_form::with_printed_contents;
 use crate::message::Part;
 use crate::row_notes::RowNotes;
+use crate::surroundings::Surroundings;
+
+/// The number of turns of a conversation from which on not all of them are found by rendering the
+/// messages up to them.
+const MAX_RENDERED_TURNS: usize = 32;
+
+/// The number of turns at the end of a longer conversation that are always found so.
+const LAST_RENDERED_TURNS: usize = 4;
 
 /// A rendered conversation, and the byte ranges of its text that are trained.
 pub(crate) struct Conversation {
@@ -60,13 +68,9 @@ pub(crate) fn render_conversation(
     let trained = if template.has_generation_markers() {
         turns.marked_by_template(generated, from, is_trained)?
     } else {
-        let mut trained = Vec::new();
-        for i in (0..messages.len()).filter(|i| is_trained(*i)) {
-            let (range, is_changed) = turns.range(i)?;
-            trained.push(range);
-            notes.changed_turns += usize::from(is_changed);
-        }
-        trained
+        let found = turns.find_all((0..messages.len()).filter(|i| is_trained(*i)).collect())?;
+        notes.changed_turns = found.iter().filter(|turn| turn.is_changed).count();
+        found.into_iter().map(|turn| turn.range).collect()
     };
     Ok(Conversation { text, trained, notes })
 }
@@ -120,10 +124,38 @@ struct Turns<'a> {
     anchored: Option<(Anchored, &'static [Part])>,
 }
 
+/// A turn in the rendered conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Turn {
+    /// The trained bytes.
+    pub(crate) range: Range<usize>,
+    /// Whether the turn would be rendered otherwise if no messages followed.
+    pub(crate) is_changed: bool,
+}
+
 impl Turns<'_> {
-    /// The trained bytes of the assistant's message `i`, and whether the turn would be rendered
-    /// otherwise if no messages followed.
-    fn range(&self, i: usize) -> Result<(Range<usize>, bool), String> {
+    /// Finds the turns of these messages. To find one, the messages up to it are rendered, so of
+    /// a long conversation most turns are found by what surrounds turns of the same shape.
+    fn find_all(&self, turns: Vec<usize>) -> Result<Vec<Turn>, String> {
+        let anchored = self.anchored.as_ref().filter(|_| turns.len() > MAX_RENDERED_TURNS);
+        let mut surroundings = anchored.map(|(anchored, _)| Surroundings::new(self.messages, anchored));
+        let last = turns.len().saturating_sub(LAST_RENDERED_TURNS);
+        let find = |(place, i): (usize, usize)| {
+            let known = surroundings.as_ref().filter(|_| place < last).and_then(|it| it.find(i));
+            if let Some(turn) = known {
+                return Ok(turn);
+            }
+            let turn = self.find(i)?;
+            if let Some(surroundings) = &mut surroundings {
+                surroundings.learn(i, &turn);
+            }
+            Ok(turn)
+        };
+        turns.into_iter().enumerate().map(find).collect()
+    }
+
+    /// Finds the turn of the assistant's message `i`.
+    fn find(&self, i: usize) -> Result<Turn, String> {
         let start = self.start(i)?;
         let (end, is_changed) = self.end(i, start)?;
         if end < start {
@@ -138,7 +170,8 @@ impl Turns<'_> {
         }
         let turn = self.text[start..end].trim_end();
         let ends_itself = self.stop_texts.iter().any(|stop| turn.ends_with(stop.as_str()));
-        Ok((start..if ends_itself { start + turn.len() } else { end }, is_changed))
+        let range = start..if ends_itself { start + turn.len() } else { end };
+        Ok(Turn { range, is_changed })
     }
 
     fn render(&self, count: usize, prompt: bool) -> Result<String, String> {

@@ -28,6 +28,7 @@ mod message;
 mod parquet_rows;
 mod row_format;
 mod row_notes;
+mod surroundings;
 mod tokenizer;
 mod tokenizer_files;
 

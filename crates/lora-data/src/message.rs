@@ -32,7 +32,7 @@ pub struct Message {
 }
 
 /// A part of a message that a template may print.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Part {
     Content,
     Reasoning,
@@ -117,7 +117,8 @@ impl Message {
         REASONING.iter().find_map(|key| self.text(key))
     }
 
-    fn tool_calls(&self) -> impl Iterator<Item = &Json> {
+    /// The tool calls.
+    pub(crate) fn tool_calls(&self) -> impl Iterator<Item = &Json> {
         self.keys.get("tool_calls").and_then(Json::as_array).into_iter().flatten()
     }
 

@@ -9,6 +9,7 @@ mod chat_golden;
 mod content_form;
 mod errors;
 mod formats;
+mod long_conversations;
 mod long_rows;
 mod parquet;
 mod tokenizer;
