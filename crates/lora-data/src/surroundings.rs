@@ -103,7 +103,8 @@ impl<'a> Surroundings<'a> {
     fn locate(&self, i: usize) -> Option<(Shape<'a>, Location)> {
         let messages = [self.messages.get(i.checked_sub(1)?)?, &self.messages[i], self.messages.get(i + 1)?];
         let [_, message, next] = messages;
-        // The prompt may begin with a tag, such as one that begins the reasoning, and so may the text.
+        // The prompt may end with a tag, such as one that begins the reasoning, and the content
+        // may begin with the same.
         if message.content().trim_start().starts_with(['<', '[']) {
             return None;
         }

@@ -11,7 +11,8 @@ const TEMPLATE: &str = "{% set ns = namespace(last=0) %}{% for m in messages %}\
     {{ '<|im_start|>' + m.role + '\\n' }}{% if m.role == 'assistant' and loop.index0 > ns.last %}\
     {{ '<think></think>' }}{% endif %}{{ m.content | trim }}\
     {% for c in m.tool_calls or [] %}{{ c.function.name + (c.function.arguments | tojson) }}{% endfor %}\
-    {{ '<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
+    {{ '<|im_end|>\\n' }}{% endfor %}\
+    {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
 #[test]
 fn all_turns_of_a_long_conversation_are_trained() {
