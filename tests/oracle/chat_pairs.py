@@ -5,7 +5,9 @@
 
 The templates are those of the packages trl and axolotl, which `pip download` fetches if `DIR` does
 not have them. Each template renders each of the conversations below, with Transformers'
-`apply_chat_template` and as a row of a dataset. A pair is
+`apply_chat_template` and as a row of a dataset. Templates of vision models print contents that are
+lists of parts, and other templates contents that are texts: Transformers gets each conversation as
+it is if the template prints its contents so, and otherwise in the other form. A pair is
 
 - `equal`: the same tokens, and where the template has `{% generation %}` the same trained tokens;
 - `refused by both`: the template refuses the conversation in both;
@@ -95,7 +97,28 @@ ROWS = {
             {"role": "assistant", "content": "4"},
         ]
     },
+    "contents of one part": {
+        "messages": [
+            {"role": "system", "content": [{"type": "text", "text": "Answer in one word."}]},
+            {"role": "user", "content": [{"type": "text", "text": " 2 + 2?\n"}]},
+            {"role": "assistant", "content": [{"type": "text", "text": "4"}]},
+        ]
+    },
+    "contents of two parts, or a text": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "2"}, {"type": "text", "text": "+ 2? "}]},
+            {"role": "assistant", "content": "4"},
+            {"role": "user", "content": "And 3 + 3?"},
+            {
+                "role": "assistant",
+                "content": [{"type": "text", "text": "It is"}, {"type": "text", "text": " 6"}],
+            },
+        ]
+    },
 }  # fmt: skip
+ERRORS = (jinja2.exceptions.TemplateError, TypeError, ValueError)
+# What a template prints of a list that it takes for a text.
+DUMPS = ["{'type': 'text'", '{"type": "text"']
 OUTCOMES = ["equal", "refused by both", "refused", "accepted", "different"]
 
 
@@ -173,11 +196,12 @@ def compare(tokenizer, source: str, row: dict, got: dict) -> tuple:
     """The outcome of a pair, and a detail."""
     masked = "generation" in source and "endgeneration" in source
     try:
+        messages = in_printed_form(tokenizer, source, row)
         wanted = tokenizer.apply_chat_template(
-            row["messages"], tools=row.get("tools"), chat_template=source, return_dict=True,
+            messages, tools=row.get("tools"), chat_template=source, return_dict=True,
             return_assistant_tokens_mask=masked,
         )  # fmt: skip
-    except (jinja2.exceptions.TemplateError, TypeError, ValueError) as error:
+    except ERRORS as error:
         return ("refused by both", "") if "error" in got else ("accepted", str(error))
     if "error" in got:
         return "refused", got["error"]
@@ -188,6 +212,33 @@ def compare(tokenizer, source: str, row: dict, got: dict) -> tuple:
     if masked and [int(trained) for trained in got["trained"]][1:] != wanted["assistant_masks"][1:]:
         return "different", "the mask"
     return "equal", ""
+
+
+def in_printed_form(tokenizer, source: str, row: dict) -> list:
+    """The messages as they are, with texts, or with lists: the first form that the template prints."""
+    given = row["messages"]
+    texts = [message | {"content": text_of(message)} for message in given]
+    lists = [message | {"content": [{"type": "text", "text": text_of(message)}]} for message in given]
+    for messages in [given, texts, lists]:
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, tools=row.get("tools"), chat_template=source, tokenize=False
+            )
+        except ERRORS:
+            continue
+        parts = [part for message in given for part in parts_of(message)]
+        if all(part.strip() in text for part in parts) and not any(dump in text for dump in DUMPS):
+            return messages
+    return given
+
+
+def parts_of(message: dict) -> list:
+    content = message["content"]
+    return [content] if isinstance(content, str) else [part["text"] for part in content]
+
+
+def text_of(message: dict) -> str:
+    return "".join(parts_of(message))
 
 
 def first_difference(got: str, wanted: str) -> str:

@@ -12,6 +12,7 @@ import adamw_8bit
 import cases
 import chat
 import curve
+import expressions
 import initial
 import jobs
 import models
@@ -36,6 +37,7 @@ def main() -> None:
     adamw_8bit.make_all(GOLDEN)
     targets.make_all(GOLDEN / "models", GOLDEN)
     chat.make_all(GOLDEN / "chat")
+    expressions.make_all(GOLDEN / "chat" / "expressions.json")
     quant.make_all(GOLDEN / "quant")
 
 

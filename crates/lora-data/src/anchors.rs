@@ -18,6 +18,8 @@ pub(crate) type Place = (usize, Part);
 pub(crate) struct Anchored {
     pub(crate) text: String,
     anchors: BTreeMap<Place, usize>,
+    /// The anchors, sorted by their places in the text.
+    by_position: Vec<(usize, Place)>,
 }
 
 /// Returns the messages with marks in these parts, and with `empty` also in empty contents.
@@ -26,7 +28,8 @@ pub(crate) fn mark(messages: &[Message], parts: &[Part], empty: bool) -> Vec<Mes
     messages.iter().enumerate().map(marked).collect()
 }
 
-fn mark_of((message, part): Place) -> String {
+/// The mark of a part.
+pub(crate) fn mark_of((message, part): Place) -> String {
     let mut number = message * Part::ALL.len() + part as usize;
     let mut digits = Vec::new();
     loop {
@@ -59,7 +62,9 @@ impl Anchored {
                 number = 0;
             }
         }
-        Self { text, anchors }
+        let mut by_position: Vec<_> = anchors.iter().map(|(place, at)| (*at, *place)).collect();
+        by_position.sort_unstable();
+        Self { text, anchors, by_position }
     }
 
     /// Where the mark of a part was.
@@ -69,39 +74,45 @@ impl Anchored {
 
     /// The marks of a message: the first and the last in the text.
     pub(crate) fn of_message(&self, message: usize) -> Option<[(Place, usize); 2]> {
-        let of = || self.all().filter(|((of, _), _)| *of == message);
+        let of = || {
+            Part::ALL.into_iter().filter_map(|part| Some(((message, part), self.anchor((message, part))?)))
+        };
         let first = of().min_by_key(|(_, at)| *at)?;
         Some([first, of().max_by_key(|(_, at)| *at)?])
     }
 
     /// The nearest mark of another message before `at`.
     pub(crate) fn before(&self, message: usize, at: usize) -> Option<(Place, usize)> {
-        self.all().filter(|((of, _), place)| *of != message && *place <= at).max_by_key(|(_, at)| *at)
+        let mut earlier = self.up_to(at).iter().rev();
+        earlier.find(|(_, (of, _))| *of != message).map(|(at, place)| (*place, *at))
     }
 
     /// The nearest mark of another message after `at`.
     pub(crate) fn after(&self, message: usize, at: usize) -> Option<usize> {
-        self.all().filter(|((of, _), place)| *of != message && *place >= at).map(|(_, at)| at).min()
+        let start = self.by_position.partition_point(|(place, _)| *place < at);
+        let mut later = self.by_position[start..].iter();
+        later.find(|(_, (of, _))| *of != message).map(|(at, _)| *at)
     }
 
     /// The messages with a mark after `start` and up to `end`.
     pub(crate) fn between(&self, start: usize, end: usize) -> BTreeSet<usize> {
-        let within = self.all().filter(|(_, at)| start < *at && *at <= end);
-        within.map(|((message, _), _)| message).collect()
+        let within = self.up_to(end).iter().rev().take_while(|(at, _)| start < *at);
+        within.map(|(_, (message, _))| *message).collect()
     }
 
     /// Whether another message has a mark between `start` and `end`.
     pub(crate) fn is_between(&self, message: usize, start: usize, end: usize) -> bool {
-        self.all().any(|((of, _), at)| of != message && start < at && at < end)
+        let within = self.up_to(end).iter().rev().take_while(|(at, _)| start < *at);
+        within.filter(|(at, _)| *at < end).any(|(_, (of, _))| *of != message)
     }
 
     /// The message with the nearest mark up to `at`.
     pub(crate) fn last_before(&self, at: usize) -> Option<usize> {
-        let before = self.all().filter(|(_, place)| *place <= at);
-        before.max_by_key(|(_, place)| *place).map(|((message, _), _)| message)
+        self.up_to(at).last().map(|(_, (message, _))| *message)
     }
 
-    fn all(&self) -> impl Iterator<Item = (Place, usize)> {
-        self.anchors.iter().map(|(place, at)| (*place, *at))
+    /// The marks up to `at`, in the order of the text.
+    fn up_to(&self, at: usize) -> &[(usize, Place)] {
+        &self.by_position[..self.by_position.partition_point(|(place, _)| *place <= at)]
     }
 }

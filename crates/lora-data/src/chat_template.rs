@@ -33,6 +33,7 @@ impl ChatTemplate {
     /// # Errors
     /// The message of the template engine.
     pub(crate) fn new(source: &str, special_tokens: &BTreeMap<String, String>) -> Result<Self, String> {
+        jinja::check_method_names(source)?;
         let (rewritten, has_generation_markers) = jinja::rewrite(source);
         let mut environment = jinja::environment()?;
         for (name, token) in special_tokens {

@@ -1,5 +1,6 @@
 //! The bytes of a rendered conversation that are trained.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use serde_json::Value as Json;
@@ -7,8 +8,17 @@ use serde_json::Value as Json;
 use crate::Message;
 use crate::anchors::{Anchored, mark};
 use crate::chat_template::{ChatTemplate, Rendered};
+use crate::content_form::with_printed_contents;
 use crate::message::Part;
 use crate::row_notes::RowNotes;
+use crate::surroundings::Surroundings;
+
+/// The number of turns of a conversation from which on not all of them are found by rendering the
+/// messages up to them.
+const MAX_RENDERED_TURNS: usize = 32;
+
+/// The number of turns at the end of a longer conversation that are always found so.
+const LAST_RENDERED_TURNS: usize = 4;
 
 /// A rendered conversation, and the byte ranges of its text that are trained.
 pub(crate) struct Conversation {
@@ -41,23 +51,49 @@ pub(crate) fn render_conversation(
     from: usize,
     stop_texts: &[String],
 ) -> Result<Conversation, String> {
-    let Rendered { text, generated } = template.render(messages, tools, false)?;
-    let anchored = anchored(template, messages, tools, &text);
+    let mut given = Cow::Borrowed(messages);
+    let mut rendered = render_with_anchors(template, messages, tools);
+    if !prints_all_contents(messages, &rendered) {
+        let messages = with_printed_contents(template, messages, tools, false);
+        if given != messages {
+            rendered = render_with_anchors(template, &messages, tools);
+            given = Cow::Owned(messages);
+        }
+    }
+    let (Rendered { text, generated }, anchored) = rendered?;
+    let messages = given.as_ref();
     let turns = Turns { template, messages, tools, stop_texts, text: &text, anchored };
     let is_trained = |i: usize| i >= from && messages[i].role() == "assistant" && !messages[i].is_excluded();
     let mut notes = turns.notes(is_trained)?;
     let trained = if template.has_generation_markers() {
         turns.marked_by_template(generated, from, is_trained)?
     } else {
-        let mut trained = Vec::new();
-        for i in (0..messages.len()).filter(|i| is_trained(*i)) {
-            let (range, is_changed) = turns.range(i)?;
-            trained.push(range);
-            notes.changed_turns += usize::from(is_changed);
-        }
-        trained
+        let found = turns.find_all((0..messages.len()).filter(|i| is_trained(*i)).collect())?;
+        notes.changed_turns = found.iter().filter(|turn| turn.is_changed).count();
+        found.into_iter().map(|turn| turn.range).collect()
     };
     Ok(Conversation { text, trained, notes })
+}
+
+type AnchoredRendering = (Rendered, Option<(Anchored, &'static [Part])>);
+
+fn render_with_anchors(
+    template: &ChatTemplate,
+    messages: &[Message],
+    tools: Option<&Json>,
+) -> Result<AnchoredRendering, String> {
+    let rendered = template.render(messages, tools, false)?;
+    let anchored = anchored(template, messages, tools, &rendered.text);
+    Ok((rendered, anchored))
+}
+
+/// Whether it is certain that the template prints the contents of all messages.
+fn prints_all_contents(messages: &[Message], rendered: &Result<AnchoredRendering, String>) -> bool {
+    let Ok((_, Some((anchored, _)))) = rendered else { return false };
+    messages.iter().enumerate().all(|(i, message)| {
+        let is_printed = !message.has(Part::Content) || anchored.anchor((i, Part::Content)).is_some();
+        !message.has_parts() && is_printed
+    })
 }
 
 /// Renders the messages with marks in all parts, or only in their contents. Returns the marks and
@@ -88,10 +124,38 @@ struct Turns<'a> {
     anchored: Option<(Anchored, &'static [Part])>,
 }
 
+/// A turn in the rendered conversation.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Turn {
+    /// The trained bytes.
+    pub(crate) range: Range<usize>,
+    /// Whether the turn would be rendered otherwise if no messages followed.
+    pub(crate) is_changed: bool,
+}
+
 impl Turns<'_> {
-    /// The trained bytes of the assistant's message `i`, and whether the turn would be rendered
-    /// otherwise if no messages followed.
-    fn range(&self, i: usize) -> Result<(Range<usize>, bool), String> {
+    /// Finds the turns of these messages. To find one, the messages up to it are rendered, so of
+    /// a long conversation most turns are found by what surrounds turns of the same shape.
+    fn find_all(&self, turns: Vec<usize>) -> Result<Vec<Turn>, String> {
+        let anchored = self.anchored.as_ref().filter(|_| turns.len() > MAX_RENDERED_TURNS);
+        let mut surroundings = anchored.map(|(anchored, _)| Surroundings::new(self.messages, anchored));
+        let last = turns.len().saturating_sub(LAST_RENDERED_TURNS);
+        let find = |(place, i): (usize, usize)| {
+            let known = surroundings.as_ref().filter(|_| place < last).and_then(|it| it.find(i));
+            if let Some(turn) = known {
+                return Ok(turn);
+            }
+            let turn = self.find(i)?;
+            if let Some(surroundings) = &mut surroundings {
+                surroundings.learn(i, &turn);
+            }
+            Ok(turn)
+        };
+        turns.into_iter().enumerate().map(find).collect()
+    }
+
+    /// Finds the turn of the assistant's message `i`.
+    fn find(&self, i: usize) -> Result<Turn, String> {
         let start = self.start(i)?;
         let (end, is_changed) = self.end(i, start)?;
         if end < start {
@@ -106,7 +170,8 @@ impl Turns<'_> {
         }
         let turn = self.text[start..end].trim_end();
         let ends_itself = self.stop_texts.iter().any(|stop| turn.ends_with(stop.as_str()));
-        Ok((start..if ends_itself { start + turn.len() } else { end }, is_changed))
+        let range = start..if ends_itself { start + turn.len() } else { end };
+        Ok(Turn { range, is_changed })
     }
 
     fn render(&self, count: usize, prompt: bool) -> Result<String, String> {
@@ -353,7 +418,7 @@ impl Turns<'_> {
                 if *part == Part::Content && is_trained(i) && !message.has(Part::ToolCalls) {
                     return Err(format!(
                         "the chat template does not print the content of messages[{i}]; use a base whose \
-                         template prints a content that is a text"
+                         template prints it, or remove the row"
                     ));
                 }
                 notes.left_out.push((message.role().to_owned(), *part));

@@ -4,7 +4,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use bytes::Bytes;
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use serde_json::{Map, Value as Json};
 
 use crate::{DataError, RowList};
@@ -79,8 +79,8 @@ impl FileFormat {
         let mut decoded = Vec::new();
         match self.compression {
             None => return Ok(bytes),
-            Some(Compression::Gzip) => MultiGzDecoder::new(&bytes[..]).read_to_end(&mut decoded),
-            Some(Compression::Zstd) => zstd::stream::copy_decode(&bytes[..], &mut decoded).map(|()| 0),
+            Some(Compression::Gzip) => decode_gzip(&bytes, &mut decoded),
+            Some(Compression::Zstd) => zstd::stream::copy_decode(&bytes[..], &mut decoded),
         }
         .map_err(|error: io::Error| DataError::file(name, format!("cannot be decompressed: {error}")))?;
         match Contents::of(&decoded) {
@@ -88,6 +88,19 @@ impl FileFormat {
             found => {
                 Err(DataError::file(name, format!("its contents, decompressed: {}", found.problem(self))))
             }
+        }
+    }
+}
+
+/// Decodes the members of a gzip file. Zeros may follow each, such as those that fill a block of a
+/// tape.
+fn decode_gzip(mut bytes: &[u8], decoded: &mut Vec<u8>) -> io::Result<()> {
+    loop {
+        GzDecoder::new(&mut bytes).read_to_end(decoded)?;
+        let padding = bytes.iter().take_while(|&&byte| byte == 0).count();
+        bytes = &bytes[padding..];
+        if bytes.is_empty() {
+            return Ok(());
         }
     }
 }
@@ -110,7 +123,8 @@ impl Contents {
             [b'P', b'A', b'R', b'1', ..] => Self::Parquet,
             [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => Self::Utf16,
             // Text without a mark in front: every other byte of ASCII is zero.
-            [0, b'{' | b'[', ..] | [b'{' | b'[', 0, ..] => Self::Utf16,
+            [0, 1..=255, 0, 1..=255, ..] | [1..=255, 0, 1..=255, 0, ..] => Self::Utf16,
+            [0, 1..=255] | [1..=255, 0] => Self::Utf16,
             _ if lora_spec::is_git_lfs_pointer(bytes) => Self::GitLfs,
             _ => Self::Other,
         }

@@ -1,6 +1,12 @@
 //! Jinja as Transformers renders chat templates with it: minijinja, and in this directory what it
 //! lacks or does otherwise.
 
+mod cycler;
+mod dict_view;
+#[cfg(test)]
+mod expression_tests;
+mod filters;
+mod method_names;
 mod methods;
 mod number;
 mod python;
@@ -11,6 +17,7 @@ mod value_tests;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::{Environment, Error, ErrorKind, Value};
 
+pub(crate) use method_names::check_method_names;
 pub(crate) use number::value_of;
 pub(crate) use source::{GENERATED_END, GENERATED_START, rewrite};
 
@@ -33,13 +40,11 @@ pub(crate) fn environment() -> Result<Environment<'static>, String> {
     });
     environment.set_unknown_method_callback(methods::call);
     environment.add_filter("tojson", tojson::tojson);
-    environment.add_filter("string", |value: &Value| python::str(value).into_owned());
-    environment.add_filter("trim", |text: &str, chars: Option<&str>| match chars {
-        Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
-        None => text.trim_matches(methods::is_space).to_owned(),
-    });
+    filters::add(&mut environment);
     environment.add_function("raise_exception", raise_exception);
     environment.add_function("strftime_now", strftime_now);
+    environment.add_function("joiner", minijinja_contrib::globals::joiner);
+    environment.add_function("cycler", cycler::cycler);
     value_tests::add(&mut environment);
     Ok(environment)
 }

@@ -12,6 +12,8 @@ mod anchors;
 mod batch;
 mod batch_plan;
 mod chat_template;
+mod content_form;
+mod content_parts;
 mod conversation;
 mod csv_rows;
 mod data_file;
@@ -27,6 +29,7 @@ mod packing;
 mod parquet_rows;
 mod row_format;
 mod row_notes;
+mod surroundings;
 mod tokenizer;
 mod tokenizer_files;
 

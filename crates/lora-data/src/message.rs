@@ -4,6 +4,7 @@ use minijinja::Value;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
+use crate::content_parts::{join_parts, text_of_part, text_part};
 use crate::jinja;
 
 /// Keys that say whether a message is trained: OpenAI's and Mistral's `weight` (0 or 1), and the
@@ -22,13 +23,16 @@ const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 #[serde(transparent)]
 pub struct Message {
     keys: Map<String, Json>,
+    /// The content for templates if it is a list of text parts; `keys` has the joined text.
+    #[serde(skip)]
+    parts: Option<Vec<Json>>,
     /// Whether the row says that the message is trained or not.
     #[serde(skip)]
     is_trained: Option<bool>,
 }
 
 /// A part of a message that a template may print.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) enum Part {
     Content,
     Reasoning,
@@ -53,7 +57,7 @@ impl Message {
     pub fn new(role: &str, content: &str) -> Self {
         let keys = [("role", role), ("content", content)];
         let keys = keys.map(|(key, value)| (key.to_owned(), Json::from(value)));
-        Self { keys: keys.into_iter().collect(), is_trained: None }
+        Self { keys: keys.into_iter().collect(), parts: None, is_trained: None }
     }
 
     /// The role; empty if the message has none.
@@ -64,6 +68,22 @@ impl Message {
     /// The content; empty if the message has none.
     pub fn content(&self) -> &str {
         self.text("content").unwrap_or_default()
+    }
+
+    /// Whether templates get the content as a list of text parts.
+    pub(crate) fn has_parts(&self) -> bool {
+        self.parts.is_some()
+    }
+
+    /// The message with its content as one text.
+    pub(crate) fn with_joined_content(&self) -> Self {
+        Self { parts: None, ..self.clone() }
+    }
+
+    /// The message with its content as a list of one text part.
+    pub(crate) fn with_one_part(&self) -> Self {
+        let text = self.keys.get("content").and_then(Json::as_str);
+        Self { parts: text.map(|text| vec![text_part(text)]), ..self.clone() }
     }
 
     fn text(&self, key: &str) -> Option<&str> {
@@ -102,7 +122,8 @@ impl Message {
         REASONING.iter().find_map(|key| self.text(key))
     }
 
-    fn tool_calls(&self) -> impl Iterator<Item = &Json> {
+    /// The tool calls.
+    pub(crate) fn tool_calls(&self) -> impl Iterator<Item = &Json> {
         self.keys.get("tool_calls").and_then(Json::as_array).into_iter().flatten()
     }
 
@@ -116,19 +137,53 @@ impl Message {
 
     /// The message for a template.
     pub(crate) fn value(&self) -> Value {
-        let Some(reasoning) = REASONING.iter().find_map(|key| self.keys.get(*key)) else {
+        let reasoning = REASONING.iter().find_map(|key| self.keys.get(*key));
+        if reasoning.is_none() && self.parts.is_none() {
             return pairs(&self.keys);
-        };
+        }
         let mut keys = Map::new();
-        keys.insert("thinking".to_owned(), reasoning.clone());
+        keys.extend(reasoning.map(|reasoning| ("thinking".to_owned(), reasoning.clone())));
         keys.extend(self.keys.clone());
-        keys.insert("reasoning_content".to_owned(), reasoning.clone());
+        keys.extend(reasoning.map(|reasoning| ("reasoning_content".to_owned(), reasoning.clone())));
+        if let Some(parts) = &self.parts {
+            keys.insert("content".to_owned(), parts.clone().into());
+        }
         pairs(&keys)
+    }
+
+    /// Appends the first of `marks()` to each text of the content that is not blank, before the
+    /// white space at its end. The second one becomes a key of the part, if the content has parts.
+    pub(crate) fn with_marked_texts(&self, mut marks: impl FnMut() -> (String, String)) -> Self {
+        let mut marked = self.clone();
+        let mut append = |text: &mut String| {
+            let end = text.trim_end().len();
+            let (mark, part_mark) = (end > 0).then(&mut marks)?;
+            text.insert_str(end, &mark);
+            Some(part_mark)
+        };
+        let Some(parts) = &mut marked.parts else {
+            if let Some(Json::String(text)) = marked.keys.get_mut("content") {
+                append(text);
+            }
+            return marked;
+        };
+        let mut joined = String::new();
+        for part in parts {
+            let Some(text) = text_of_part(part) else { continue };
+            let part_mark = append(text);
+            joined.push_str(text);
+            if let (Some(mark), Some(keys)) = (part_mark, part.as_object_mut()) {
+                keys.insert("mark".to_owned(), mark.into());
+            }
+        }
+        marked.keys.insert("content".to_owned(), joined.into());
+        marked
     }
 
     /// Appends marks to the texts of a message: `mark(part)` to each text of the part, before its
     /// white space at the end. Of the reasoning in a content, the text before `</think>` is marked.
-    /// With `empty`, an empty content is only its mark.
+    /// Of a content in parts, the last one with a text is marked. With `empty`, an empty content is
+    /// only its mark.
     pub(crate) fn marked(&self, parts: &[Part], empty: bool, mark: impl Fn(Part) -> String) -> Self {
         let mut marked = self.clone();
         let mark = |part: Part, text: &mut String| {
@@ -140,7 +195,7 @@ impl Message {
         for part in parts {
             match part {
                 Part::Content => {
-                    if let Some(Json::String(text)) = marked.keys.get_mut("content") {
+                    for text in marked.contents() {
                         if let Some((thinking, answer)) = text.rsplit_once("</think>") {
                             let (mut thinking, answer) = (thinking.to_owned(), answer.to_owned());
                             mark(Part::Reasoning, &mut thinking);
@@ -171,6 +226,20 @@ impl Message {
             }
         }
         marked
+    }
+
+    /// The text of the content, and its last part with a text.
+    fn contents(&mut self) -> impl Iterator<Item = &mut String> {
+        let joined = match self.keys.get_mut("content") {
+            Some(Json::String(text)) => Some(text),
+            _ => None,
+        };
+        let parts = self.parts.as_mut().map(|parts| {
+            let is_filled = |part: &Json| !part["text"].as_str().unwrap_or_default().trim().is_empty();
+            let last = parts.iter().rposition(is_filled);
+            parts.get_mut(last.unwrap_or(0)).and_then(text_of_part)
+        });
+        joined.into_iter().chain(parts.flatten())
     }
 
     /// Returns the messages in a row's `field`, of the form `{"role", "content"}` or of ShareGPT's
@@ -217,11 +286,13 @@ impl Message {
                 return Err(format!(".tool_calls is {}; it must be a list", json_type_name(other)));
             }
         };
+        let mut parts = None;
         match keys.get_mut("content") {
             Some(Json::String(_)) => {}
-            Some(Json::Array(parts)) => {
-                let text = text_of_parts(parts)?;
-                keys.insert("content".to_owned(), text.into());
+            Some(Json::Array(items)) => {
+                let mut items = std::mem::take(items);
+                keys.insert("content".to_owned(), join_parts(&mut items)?.into());
+                parts = Some(items).filter(|items| !items.is_empty());
             }
             Some(other) => {
                 return Err(format!(
@@ -232,7 +303,7 @@ impl Message {
             None if has_calls => {}
             None => return Err(" has neither `content` nor `tool_calls`".into()),
         }
-        Ok(Self { keys, is_trained })
+        Ok(Self { keys, parts, is_trained })
     }
 }
 
@@ -289,24 +360,6 @@ fn take_flag(keys: &mut Map<String, Json>) -> Result<Option<bool>, String> {
         Some((other, _)) => Err(format!(" has `{}` and `{other}`, which contradict each other", flags[0].0)),
         None => Ok(flags.first().map(|(_, flag)| *flag)),
     }
-}
-
-/// The text of a content that is a list of parts.
-fn text_of_parts(parts: &[Json]) -> Result<String, String> {
-    let mut all = String::new();
-    for (i, part) in parts.iter().enumerate() {
-        let kind = part.get("type").and_then(Json::as_str);
-        match (kind.unwrap_or("text"), part.get("text").or(part.as_str().map(|_| part))) {
-            ("text" | "input_text" | "output_text", Some(Json::String(text))) => all.push_str(text),
-            ("text" | "input_text" | "output_text", _) => {
-                return Err(format!(".content[{i}] has no string `text`"));
-            }
-            (other, _) => {
-                return Err(format!(".content[{i}] has the type {other:?}; only text can be trained"));
-            }
-        }
-    }
-    Ok(all)
 }
 
 /// Returns the type of a JSON value, with its article.

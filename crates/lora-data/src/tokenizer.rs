@@ -8,6 +8,7 @@ use serde_json::{Map, Value as Json};
 
 use crate::added_tokens;
 use crate::chat_template::ChatTemplate;
+use crate::content_form::with_printed_contents;
 use crate::conversation::{Conversation, render_conversation};
 use crate::tokenizer_files::TokenizerFiles;
 use crate::{DataError, Message, Row};
@@ -156,7 +157,8 @@ impl Tokenizer {
     }
 
     /// Renders a conversation with the base's chat template, like Transformers'
-    /// `apply_chat_template(tokenize=False)`.
+    /// `apply_chat_template(tokenize=False)`. A template that only prints contents that are lists
+    /// of parts gets such lists.
     ///
     /// # Errors
     /// [`DataError::ChatTemplate`] if the base has no valid chat template, or if the template
@@ -166,7 +168,9 @@ impl Tokenizer {
         messages: &[Message],
         add_generation_prompt: bool,
     ) -> Result<String, DataError> {
-        let rendered = self.chat_template()?.render(messages, None, add_generation_prompt);
+        let template = self.chat_template()?;
+        let messages = with_printed_contents(template, messages, None, add_generation_prompt);
+        let rendered = template.render(&messages, None, add_generation_prompt);
         rendered.map(|rendered| rendered.text).map_err(DataError::ChatTemplate)
     }
 

@@ -7,6 +7,7 @@ use minijinja::value::{ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
+use super::dict_view::DictView;
 use super::invalid;
 
 /// The longest text that a method pads to.
@@ -17,6 +18,7 @@ pub(super) fn call(state: &mut State, value: &Value, method: &str, args: &[Value
     let own = match (value.kind(), value.as_str()) {
         (_, Some(text)) => of_string(text, method, args),
         (ValueKind::Seq, _) => of_list(value, method, args),
+        (ValueKind::Map, _) => DictView::call(value, method, args),
         _ => Err(Error::from(ErrorKind::UnknownMethod)),
     };
     match own {
@@ -66,6 +68,17 @@ fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
             let (suffix,): (&str,) = from_args(args)?;
             text.strip_suffix(suffix).unwrap_or(text).into()
         }
+        "title" => {
+            let () = from_args(args)?;
+            title(text).into()
+        }
+        "join" => {
+            let (items,): (&Value,) = from_args(args)?;
+            if let Some(item) = items.try_iter()?.find(|item| item.as_str().is_none()) {
+                return Err(invalid(format!("join: an item is not a string but of type {}", item.kind())));
+            }
+            return Err(Error::from(ErrorKind::UnknownMethod));
+        }
         "casefold" => text.to_lowercase().into(),
         "swapcase" => text.chars().flat_map(swapped).collect::<String>().into(),
         "zfill" => {
@@ -75,15 +88,13 @@ fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
         }
         "center" | "ljust" | "rjust" => {
             let (width, fill): (usize, Option<char>) = from_args(args)?;
-            let missing = missing(text, width)?;
-            let left = match method {
-                "ljust" => 0,
-                "rjust" => missing,
-                // Python puts the odd character on the left if the width is odd.
-                _ => missing / 2 + (missing & width & 1),
-            };
-            let fill = |count| fill.unwrap_or(' ').to_string().repeat(count);
-            format!("{}{text}{}", fill(left), fill(missing - left)).into()
+            let fill = fill.unwrap_or(' ');
+            let padding = || Ok::<_, Error>(fill.to_string().repeat(missing(text, width)?));
+            match method {
+                "ljust" => format!("{text}{}", padding()?).into(),
+                "rjust" => format!("{}{text}", padding()?).into(),
+                _ => center(text, width, fill)?.into(),
+            }
         }
         "find" | "rfind" | "index" | "rindex" => {
             let (what, start, end): (&str, Option<i64>, Option<i64>) = from_args(args)?;
@@ -113,6 +124,29 @@ fn of_string(text: &str, method: &str, args: &[Value]) -> Result<Value, Error> {
         "isdecimal" => (!text.is_empty() && text.chars().all(|c| c.is_numeric())).into(),
         _ => return Err(Error::from(ErrorKind::UnknownMethod)),
     })
+}
+
+/// Pads a text on both sides.
+pub(super) fn center(text: &str, width: usize, fill: char) -> Result<String, Error> {
+    let missing = missing(text, width)?;
+    // Python puts the odd character on the left if the width is odd.
+    let left = missing / 2 + (missing & width & 1);
+    let fill = |count| fill.to_string().repeat(count);
+    Ok(format!("{}{text}{}", fill(left), fill(missing - left)))
+}
+
+/// The text with a capital after each character that has no case.
+fn title(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut is_within = false;
+    for c in text.chars() {
+        match is_within {
+            true => out.extend(c.to_lowercase()),
+            false => out.extend(c.to_uppercase()),
+        }
+        is_within = c.is_lowercase() || c.is_uppercase();
+    }
+    out
 }
 
 fn of_list(list: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
@@ -227,6 +261,7 @@ mod tests {
             ("[1, 'b'].index('b')", "1"),
             ("'a b'.split() | length", "2"),
             ("'ab'.upper().lower().title()", "Ab"),
+            ("\"they're x-ray 3d ÉA\".title()", "They'Re X-Ray 3D Éa"),
         ] {
             let rendered = environment.render_str(&format!("{{{{ {expression} }}}}"), ()).unwrap();
             assert_eq!(rendered, text, "{expression}");

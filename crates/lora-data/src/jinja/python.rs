@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use minijinja::Value;
 use minijinja::value::ValueKind;
 
+use super::dict_view::DictView;
 use super::number::{PythonNumber, float_repr};
 
 /// Python's `str(value)`. A template writes an undefined value as nothing.
@@ -13,29 +14,41 @@ pub(super) fn str(value: &Value) -> Cow<'_, str> {
     match value.as_str() {
         Some(text) => Cow::Borrowed(text),
         None if value.is_undefined() => Cow::Borrowed(""),
-        None => {
-            let mut out = String::new();
-            write_repr(value, &mut out);
-            Cow::Owned(out)
-        }
+        None => Cow::Owned(repr(value)),
     }
 }
 
-/// Appends Python's `repr(value)`.
+/// Python's `repr(value)`.
+pub(super) fn repr(value: &Value) -> String {
+    let mut out = String::new();
+    write_repr(value, &mut out);
+    out
+}
+
 fn write_repr(value: &Value, out: &mut String) {
     match (value.kind(), value.as_str()) {
         (_, Some(text)) => write_quoted(text, out),
+        (ValueKind::Undefined, _) => out.push_str("Undefined"),
         (ValueKind::Number, _) if !value.is_integer() => match f64::try_from(value.clone()) {
             Ok(number) => out.push_str(&float_repr(number)),
             Err(_) => out.push_str(&value.to_string()),
         },
+        // A list may be lazy here, such as a slice.
         (ValueKind::Seq | ValueKind::Iterable, _) => {
-            out.push('[');
+            let view = value.downcast_object_ref::<DictView>().map(|view| view.name);
+            let is_tuple = value.is_tuple();
+            out.extend(view.into_iter().flat_map(|name| [name, "("]));
+            out.push(if is_tuple { '(' } else { '[' });
             for (i, item) in value.try_iter().into_iter().flatten().enumerate() {
                 out.push_str(if i == 0 { "" } else { ", " });
                 write_repr(&item, out);
             }
-            out.push(']');
+            out.push_str(match (is_tuple, value.len()) {
+                (true, Some(1)) => ",)",
+                (true, _) => ")",
+                (false, _) => "]",
+            });
+            out.push_str(if view.is_some() { ")" } else { "" });
         }
         (ValueKind::Map, _) => {
             out.push('{');

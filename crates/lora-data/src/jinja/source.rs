@@ -8,10 +8,10 @@ pub(crate) const GENERATED_START: char = '\u{FDD0}';
 pub(crate) const GENERATED_END: char = '\u{FDD1}';
 
 /// A tag `{{ .. }}` or `{% .. %}`.
-struct Tag {
+pub(super) struct Tag {
     /// The text between the brackets.
-    inside: Range<usize>,
-    is_block: bool,
+    pub(super) inside: Range<usize>,
+    pub(super) is_block: bool,
 }
 
 /// Returns the source for minijinja, and whether it had `{% generation %}`.
@@ -82,7 +82,7 @@ fn skip_space(source: &str, at: usize) -> usize {
 }
 
 /// The tags outside of comments and raw blocks.
-fn tags(source: &str) -> Vec<Tag> {
+pub(super) fn tags(source: &str) -> Vec<Tag> {
     let mut tags = Vec::new();
     let mut at = 0;
     while let Some(found) = source[at..].find('{') {
@@ -117,7 +117,7 @@ fn tags(source: &str) -> Vec<Tag> {
 }
 
 /// The end of the string literal that begins at `start`.
-fn string_end(source: &str, start: usize) -> usize {
+pub(super) fn string_end(source: &str, start: usize) -> usize {
     let quote = source.as_bytes()[start];
     let mut at = start + 1;
     while let Some(&byte) = source.as_bytes().get(at) {

@@ -5,6 +5,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, Value};
 use serde_json::Value as Json;
 
+use super::dict_view::DictView;
 use super::invalid;
 use super::number::{PythonNumber, float_repr};
 
@@ -65,6 +66,9 @@ impl Style {
                 });
             }
             (ValueKind::Number, _) => out.push_str(&value.to_string()),
+            _ if value.downcast_object_ref::<DictView>().is_some() => {
+                return Err(invalid("tojson: a view of a dict is not JSON; add `| list`"));
+            }
             (ValueKind::Seq | ValueKind::Iterable, _) => {
                 let items: Vec<Value> = value.try_iter()?.collect();
                 let write = |item: &Value, out: &mut String| self.write(item, depth + 1, out);

@@ -142,6 +142,7 @@ fn every_file_format_gives_the_same_rows() {
         ("a.jsonl", array.to_vec()),
         ("a.csv", csv.to_vec()),
         ("a.jsonl.gz", gzip(lines)),
+        ("a.jsonl.gz", [&members[..], &[0; 512]].concat()),
         ("a.jsonl.gz", members),
         ("a.json.zst", zstd(array)),
         ("a.csv.gz", gzip(csv)),
