@@ -12,6 +12,7 @@ mod data_spec;
 mod device;
 mod device_memory;
 pub mod file_names;
+mod foreign_values;
 mod git_lfs;
 mod init_lora_weights;
 mod job;
