@@ -30,6 +30,7 @@ mod state;
 mod target_modules;
 mod training_spec;
 mod units;
+mod unsupported_keys;
 mod workers_spec;
 
 pub use adapter_spec::AdapterSpec;
