@@ -1,6 +1,7 @@
 //! Reads a job file, with errors that name file, line and field.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -82,18 +83,19 @@ impl JobFile {
             }
         };
         let tree: Spanned<Node> = serde_saphyr::from_str_with_options(text, options()).map_err(syntax)?;
-        let mut lines = HashMap::new();
-        tree.value.collect_lines("", &mut lines);
+        let lines = tree.value.lines();
         let located = |error: FieldError| located(error, path, &lines);
-        crate::keys::check_known(&tree.value.keys("")).map_err(located)?;
+        crate::keys::check_known(&tree.value.keys()).map_err(located)?;
         let mut job: JobSpec = serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
-            let line = error.location().map_or(1, |l| l.line());
-            let field = tree.value.field_at(line);
-            let message = plain_message(&error);
+            let (line, column) = error.location().map_or((1, 1), |l| (l.line(), l.column()));
+            let field = tree.value.field_at((line, column));
+            let fraction = field.as_ref().and_then(Field::fraction_message);
+            let field = field.map_or_else(|| "job".to_owned(), |field| field.path);
+            let message = fraction.unwrap_or_else(|| plain_message(&error));
             JobFileError::Field { path: path.to_owned(), line, error: FieldError::new(&field, message) }
         })?;
-        let dir = std::path::absolute(path).ok().and_then(|p| p.parent().map(Path::to_owned));
-        let dir = dir.unwrap_or_default();
+        check_not_shell_syntax(&job).map_err(located)?;
+        let dir = directory(path).unwrap_or_default();
         if let Some(file) = job.data.chat_template.take_if(|template| !is_template(template)) {
             let file = dir.join(file);
             let text = std::fs::read_to_string(&file).map_err(|error| {
@@ -107,10 +109,41 @@ impl JobFile {
         Ok(Self { job, path: path.to_owned(), lines })
     }
 
+    /// Returns the absolute path of the directory of the file, from which relative paths start.
+    pub fn dir(&self) -> Option<PathBuf> {
+        directory(&self.path)
+    }
+
     /// Adds file and line to an error about a field of this job.
     pub fn locate(&self, error: FieldError) -> JobFileError {
         located(error, &self.path, &self.lines)
     }
+}
+
+/// Checks that no path starts with what only a shell expands: `~` or a variable.
+fn check_not_shell_syntax(job: &JobSpec) -> Result<(), FieldError> {
+    let paths = [
+        ("model.base", Some(&job.model.base)),
+        ("adapter.init_from", job.adapter.init_from.as_ref()),
+        ("data.train", Some(&job.data.train)),
+        ("data.eval", job.data.eval.as_ref()),
+    ];
+    for (field, path) in paths {
+        let first = path.and_then(|path| path.iter().next()).and_then(OsStr::to_str).unwrap_or_default();
+        if first.starts_with(['~', '$']) {
+            let message = format!(
+                "{first} is not expanded; write the whole path, or a path relative to the job file (./{first} \
+                 for a name)"
+            );
+            return Err(FieldError::new(field, message));
+        }
+    }
+    Ok(())
+}
+
+/// Returns the absolute path of the directory of a file.
+fn directory(file: &Path) -> Option<PathBuf> {
+    std::path::absolute(file).ok()?.parent().map(Path::to_owned)
 }
 
 /// Adds file and line to an error about a field. A field that is not in the file gets the line of
@@ -128,10 +161,11 @@ fn located(error: FieldError, path: &Path, lines: &HashMap<String, u64>) -> JobF
 }
 
 /// The parser's messages that use words of Rust, and what they mean in a job file.
-const PARSER_MESSAGES: [(&str, &str); 7] = [
+const PARSER_MESSAGES: [(&str, &str); 8] = [
     ("invalid floating point", "is not a number"),
     ("invalid boolean", "is not true or false"),
     ("cannot deserialize null", "has no value"),
+    ("externally tagged enum expected", "is not a text"),
     ("expected mapping start", "is not a section with keys"),
     ("expected sequence start", "is not a list"),
     ("expected string scalar", "is not a text"),
@@ -150,56 +184,93 @@ fn plain_message(error: &serde_saphyr::Error) -> String {
         return format!("{key} is given twice; keep one");
     }
     // The types of the job's whole numbers.
-    if ["invalid u32", "invalid u64", "invalid usize"].contains(&message) {
+    if ["invalid u32", "invalid u64", "invalid usize", "invalid i64"].contains(&message) {
         return "is not a whole number of at least 0, or is too large".to_owned();
+    }
+    if let Some((value, values)) =
+        message.strip_prefix("unknown variant ").and_then(|rest| rest.split_once(", expected "))
+    {
+        let values = values.trim_start_matches("one of ").replace('`', "");
+        return format!("{} is not supported; supported: {values}", value.replace('`', "\""));
+    }
+    if let Some((_, expected)) =
+        message.strip_prefix("invalid type: ").and_then(|rest| rest.split_once(", expected "))
+    {
+        return format!("must be {expected}");
     }
     let known = PARSER_MESSAGES.iter().find(|(parser, _)| message.starts_with(parser));
     known.map_or(message, |(_, plain)| plain).to_owned()
 }
 
-/// The keys of a YAML text, with their lines.
+/// The keys of a YAML text, with their positions.
 enum Node {
-    Map(Vec<(String, Spanned<Node>)>),
-    Leaf,
+    Map(Vec<(Spanned<String>, Spanned<Node>)>),
+    Float(f64),
+    Other,
 }
 
 impl Node {
-    fn collect_lines(&self, prefix: &str, lines: &mut HashMap<String, u64>) {
-        for (field, value) in self.fields(prefix) {
-            lines.insert(field.clone(), value.defined.line());
-            value.value.collect_lines(&field, lines);
-        }
+    /// Returns the line of each field.
+    fn lines(&self) -> HashMap<String, u64> {
+        self.all_fields("").into_iter().map(|field| (field.path, field.value.defined.line())).collect()
     }
 
-    fn keys(&self, prefix: &str) -> Vec<(String, bool)> {
-        self.fields(prefix)
-            .flat_map(|(field, value)| {
-                let section = matches!(value.value, Node::Map(_));
-                let mut below = value.value.keys(&field);
-                below.insert(0, (field, section));
-                below
-            })
-            .collect()
-    }
-
-    /// Returns the field whose value starts on `line`, the most deeply nested one if there are
-    /// several.
-    fn field_at(&self, line: u64) -> String {
-        let mut lines = HashMap::new();
-        self.collect_lines("", &mut lines);
-        let mut at: Vec<_> = lines.into_iter().filter(|(_, l)| *l == line).map(|(field, _)| field).collect();
-        at.sort_by_key(|field| field.matches('.').count());
-        at.pop().unwrap_or_else(|| "job".into())
-    }
-
-    fn fields<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = (String, &'a Spanned<Node>)> {
-        let entries = match self {
-            Node::Map(entries) => entries.as_slice(),
-            Node::Leaf => &[],
+    /// Returns each field, and whether it is a section.
+    fn keys(&self) -> Vec<(String, bool)> {
+        let with_kind = |field: Field| {
+            let is_section = matches!(field.value.value, Self::Map(_));
+            (field.path, is_section)
         };
-        entries.iter().map(move |(key, value)| {
-            (if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") }, value)
-        })
+        self.all_fields("").into_iter().map(with_kind).collect()
+    }
+
+    /// Returns the field at a position (line and column), and its value: the last field that starts
+    /// at or before the position.
+    fn field_at(&self, position: (u64, u64)) -> Option<Field<'_>> {
+        let start = |field: &Field| (field.key.referenced.line(), field.key.referenced.column());
+        self.all_fields("")
+            .into_iter()
+            .filter(|field| start(field) <= position)
+            .max_by_key(|field| start(field))
+    }
+
+    /// Returns all fields. A section comes before its fields.
+    fn all_fields(&self, prefix: &str) -> Vec<Field<'_>> {
+        let Self::Map(entries) = self else { return Vec::new() };
+        let mut all = Vec::new();
+        for (key, value) in entries {
+            let name = &key.value;
+            let path = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            let below = value.value.all_fields(&path);
+            all.push(Field { path, key, value });
+            all.extend(below);
+        }
+        all
+    }
+}
+
+/// A field of a YAML text.
+struct Field<'a> {
+    /// Dotted path.
+    path: String,
+    key: &'a Spanned<String>,
+    value: &'a Spanned<Node>,
+}
+
+impl Field<'_> {
+    /// Returns the error about a value that is a fraction of all steps, where Transformers has such
+    /// values and a job file does not.
+    fn fraction_message(&self) -> Option<String> {
+        const FIELDS: [&str; 3] = ["training.eval_steps", "training.save_steps", "training.logging_steps"];
+        match self.value.value {
+            Node::Float(value) if FIELDS.contains(&self.path.as_str()) && value > 0.0 && value < 1.0 => {
+                Some(format!(
+                    "is {value}; a fraction of all steps is not supported; write the number of steps, a \
+                     whole number of at least 1"
+                ))
+            }
+            _ => None,
+        }
     }
 }
 
@@ -223,29 +294,29 @@ impl<'de> Deserialize<'de> for Node {
 
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Node, A::Error> {
                 while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Node::Leaf)
+                Ok(Node::Other)
             }
 
             fn visit_bool<E>(self, _: bool) -> Result<Node, E> {
-                Ok(Node::Leaf)
+                Ok(Node::Other)
             }
             fn visit_i64<E>(self, _: i64) -> Result<Node, E> {
-                Ok(Node::Leaf)
+                Ok(Node::Other)
             }
             fn visit_u64<E>(self, _: u64) -> Result<Node, E> {
-                Ok(Node::Leaf)
+                Ok(Node::Other)
             }
-            fn visit_f64<E>(self, _: f64) -> Result<Node, E> {
-                Ok(Node::Leaf)
+            fn visit_f64<E>(self, value: f64) -> Result<Node, E> {
+                Ok(Node::Float(value))
             }
             fn visit_str<E>(self, _: &str) -> Result<Node, E> {
-                Ok(Node::Leaf)
+                Ok(Node::Other)
             }
             fn visit_none<E>(self) -> Result<Node, E> {
-                Ok(Node::Leaf)
+                Ok(Node::Other)
             }
             fn visit_unit<E>(self) -> Result<Node, E> {
-                Ok(Node::Leaf)
+                Ok(Node::Other)
             }
         }
         deserializer.deserialize_any(NodeVisitor)

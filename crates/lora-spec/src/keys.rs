@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{FieldError, JobSpec};
+use crate::{FieldError, JobSpec, unsupported_keys};
 
 /// Keys of other trainers, and the keys of a job file with the same meaning.
 const FOREIGN_KEYS: &[(&str, &str)] = &[
@@ -97,6 +97,9 @@ fn suggestion(key: &str, known: &[(String, bool)]) -> String {
     let name = last(key);
     if let Some((_, ours)) = FOREIGN_KEYS.iter().find(|(foreign, _)| *foreign == name) {
         return format!("use {ours}");
+    }
+    if let Some(remedy) = unsupported_keys::remedy(&name) {
+        return remedy.to_owned();
     }
     if let Some((ours, _)) = known.iter().find(|(k, _)| last(k) == name) {
         return format!("it belongs at {ours}");

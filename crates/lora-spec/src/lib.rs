@@ -12,6 +12,7 @@ mod data_spec;
 mod device;
 mod device_memory;
 pub mod file_names;
+mod foreign_values;
 mod git_lfs;
 mod init_lora_weights;
 mod job;
@@ -30,6 +31,7 @@ mod state;
 mod target_modules;
 mod training_spec;
 mod units;
+mod unsupported_keys;
 mod workers_spec;
 
 pub use adapter_spec::AdapterSpec;

@@ -1,14 +1,18 @@
 //! The setting `adapter.target_modules`, and the modules that it selects, as in PEFT.
 
-use regex::Regex;
-use serde::{Deserialize, Serialize};
+use std::fmt;
 
+use regex::Regex;
+use serde::Serialize;
+use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
+
+use crate::foreign_values::target_pattern;
 use crate::{FieldError, LinearModule, ModelConfig};
 
 const FIELD: &str = "adapter.target_modules";
 
 /// Which linear modules get an adapter, as PEFT's `target_modules`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
 pub enum TargetModules {
     /// `all-linear` (every linear module except the head), or a regular expression that matches a
@@ -16,6 +20,32 @@ pub enum TargetModules {
     Pattern(String),
     /// Names: a module matches if its name is one of them or ends with `.` and one of them.
     Names(Vec<String>),
+}
+
+impl<'de> Deserialize<'de> for TargetModules {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TargetModulesVisitor;
+        impl<'de> Visitor<'de> for TargetModulesVisitor {
+            type Value = TargetModules;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("all-linear, a regular expression or a list of names")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<TargetModules, E> {
+                Ok(target_pattern(text.to_owned()))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<TargetModules, A::Error> {
+                let mut names = Vec::new();
+                while let Some(name) = seq.next_element()? {
+                    names.push(name);
+                }
+                Ok(TargetModules::Names(names))
+            }
+        }
+        deserializer.deserialize_any(TargetModulesVisitor)
+    }
 }
 
 impl Default for TargetModules {
@@ -75,6 +105,14 @@ fn no_match_error(pattern: &str, model: &ModelConfig) -> FieldError {
         if !names.contains(&last) {
             names.push(last);
         }
+    }
+    if pattern.contains(',') {
+        let message =
+            format!("{pattern:?} matches no linear module of the blocks; write several names as a list");
+        return FieldError::new(
+            FIELD,
+            format!("{message}: [{}]", names.iter().take(2).copied().collect::<Vec<_>>().join(", ")),
+        );
     }
     let full = modules.first().map(|module| model.module_path(module)).unwrap_or_default();
     FieldError::new(

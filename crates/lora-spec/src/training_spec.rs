@@ -5,7 +5,7 @@ use std::ops::Bound::{Included, Unbounded};
 use serde::{Deserialize, Serialize};
 
 use crate::range::{above, check_count, check_number};
-use crate::{DataSpec, FieldError};
+use crate::{DataSpec, FieldError, foreign_values};
 
 /// The settings of training, in the terms of `TrainingArguments`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -14,6 +14,7 @@ pub struct TrainingSpec {
     /// Passes over the data. With a fraction, training ends within a pass.
     pub num_train_epochs: f64,
     /// Number of steps after which the job ends; overrides `num_train_epochs`.
+    #[serde(deserialize_with = "foreign_values::max_steps")]
     pub max_steps: Option<u64>,
     /// Rows in one optimizer step, over all workers.
     pub global_batch_size: usize,
@@ -177,24 +178,33 @@ pub enum LrSchedulerType {
 /// The optimizer: AdamW, with its moments in f32 or in 8 bits. Paged moments have the same values.
 /// If a GPU trains, they are in the host's memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "&'static str")]
 pub enum Optim {
     /// `torch.optim.AdamW`.
     #[default]
-    #[serde(rename = "adamw")]
     Adamw,
     /// bitsandbytes' `AdamW8bit`: 2 bytes a parameter for the moments instead of 8 (arXiv
     /// 2110.02861).
-    #[serde(rename = "adamw_8bit")]
     Adamw8bit,
     /// `adamw` with paged moments.
-    #[serde(rename = "paged_adamw_32bit")]
     PagedAdamw32bit,
     /// `adamw_8bit` with paged moments.
-    #[serde(rename = "paged_adamw_8bit")]
     PagedAdamw8bit,
 }
 
 impl Optim {
+    const ALL: [Self; 4] = [Self::Adamw, Self::Adamw8bit, Self::PagedAdamw32bit, Self::PagedAdamw8bit];
+
+    /// Returns the name in a job file.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Adamw => "adamw",
+            Self::Adamw8bit => "adamw_8bit",
+            Self::PagedAdamw32bit => "paged_adamw_32bit",
+            Self::PagedAdamw8bit => "paged_adamw_8bit",
+        }
+    }
+
     /// Returns whether the moments are in 8 bits. The moments of small tensors are always f32.
     pub fn is_8bit(self) -> bool {
         match self {
@@ -209,6 +219,23 @@ impl Optim {
             Self::PagedAdamw32bit | Self::PagedAdamw8bit => true,
             Self::Adamw | Self::Adamw8bit => false,
         }
+    }
+}
+
+impl TryFrom<String> for Optim {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let own = Self::ALL.into_iter().find(|optim| optim.name() == name);
+        own.or_else(|| foreign_values::optimizer(&name)).ok_or_else(|| {
+            format!("{name:?} is not supported; supported: {}", Self::ALL.map(Self::name).join(", "))
+        })
+    }
+}
+
+impl From<Optim> for &'static str {
+    fn from(optim: Optim) -> Self {
+        optim.name()
     }
 }
 

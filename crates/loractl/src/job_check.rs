@@ -15,6 +15,7 @@ pub(crate) fn plan(file: &JobFile, shown_rows: usize) -> Result<Plan> {
         let message = format!("{url} is not on this machine; download it, and name its directory");
         return Err(file.locate(FieldError::new("model.base", message)).into());
     }
+    check_base_exists(file)?;
     let files = JobFiles::from_job(&file.job);
     let plan = Plan::with_rows(&file.job, &files, shown_rows).map_err(|error| match error {
         PlanError::Field(error) => file.locate(error).into(),
@@ -28,6 +29,25 @@ pub(crate) fn plan(file: &JobFile, shown_rows: usize) -> Result<Plan> {
         })?;
     }
     Ok(plan)
+}
+
+/// Checks that the directory of the base exists. A missing relative path of two parts may be meant
+/// as a name at the Hugging Face Hub.
+fn check_base_exists(file: &JobFile) -> Result<()> {
+    let base = &file.job.model.base;
+    if base.is_dir() {
+        return Ok(());
+    }
+    let mut message = format!("{} is not a directory", base.display());
+    let relative = file.dir().and_then(|dir| base.strip_prefix(dir).ok());
+    if let Some(name) = relative.filter(|path| path.iter().count() == 2) {
+        message += &format!(
+            "; for a model of the Hugging Face Hub write hf://{} (submitted jobs), or download it and name \
+             its directory",
+            name.display()
+        );
+    }
+    Err(file.locate(FieldError::new("model.base", message)).into())
 }
 
 /// Reads the job at `path`, sets its number of workers, and checks it with its base and data.
@@ -89,6 +109,19 @@ mod tests {
     fn job(dir: &Path, base: &str, train: &str) -> JobFile {
         let text = format!("name: a\nmodel:\n  base: {base}\ndata:\n  train: {train}\n");
         JobFile::parse(&text, &dir.join("job.yaml")).unwrap()
+    }
+
+    #[test]
+    fn a_missing_base_with_a_name_of_the_hub_has_a_hint() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = |base: &str| plan(&job(dir.path(), base, "t.jsonl")).unwrap_err().to_string();
+        let name = error("meta-llama/Llama-3.2-1B");
+        assert!(name.contains("job.yaml:3: model.base: ") && name.contains("is not a directory; "), "{name}");
+        assert!(name.contains("hf://meta-llama/Llama-3.2-1B"), "{name}");
+        for base in ["base", "/no/base", "a/b/c"] {
+            let error = error(base);
+            assert!(error.contains("is not a directory") && !error.contains("hf://"), "{error}");
+        }
     }
 
     #[test]

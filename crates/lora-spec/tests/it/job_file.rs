@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_spec::{JobFile, LongRows, LrSchedulerType, Optim, TargetModules};
+use lora_spec::{JobFile, JobSpec, LongRows, LrSchedulerType, Optim, TargetModules};
 
 const HEAD: &str = "name: dates\nmodel: {base: base}\ndata: {train: rows.jsonl}\n";
 
@@ -86,7 +86,15 @@ fn errors_name_file_line_field_and_remedy() {
         ("training: {warmup_steps: 2.5}\n", 4, "training.warmup_steps", "whole number"),
         ("training: {micro_batch_size: 64}\n", 4, "training.micro_batch_size", "global_batch_size 32"),
         ("training: {lr_scheduler_type: cosin}\n", 4, "training.lr_scheduler_type", "cosine"),
-        ("training: {optim: paged_adamw}\n", 4, "training.optim", "paged_adamw_32bit"),
+        ("training: {optim: sgd}\n", 4, "training.optim", "\"sgd\" is not supported; supported: adamw, "),
+        ("model:\n", 4, "model", "is given twice; keep one"),
+        ("adapter:\n  r: 8\n  r: 8\n", 6, "r", "is given twice; keep one"),
+        ("adapter: {use_dora: true}\n", 4, "adapter.use_dora", "DoRA is not supported; remove the key"),
+        ("adapter: {init_from: ~/a}\n", 4, "adapter.init_from", "~ is not expanded; write the whole path"),
+        ("data2: {}\n", 4, "data2", "did you mean data?"),
+        ("training: {max_steps: -2}\n", 4, "training.max_steps", "at least 1, or null"),
+        ("training: {max_steps: 0}\n", 4, "training.max_steps", "at least 1"),
+        ("training: {max_steps: 0.5}\n", 4, "training.max_steps", "is not a whole number"),
         ("training: {load_best_model_at_end: true}\n", 4, "training.load_best_model_at_end", "data.eval"),
         ("workers: {min: 1, max: 9}\n", 4, "workers.max", "8 micro-batches"),
         ("workers: {min: 3, max: 2}\n", 4, "workers.max", "workers.min 3"),
@@ -96,6 +104,103 @@ fn errors_name_file_line_field_and_remedy() {
         assert!(error.starts_with(&format!("/jobs/job.yaml:{line}: ")), "{tail}: {error}");
         assert!(error.contains(field) && error.contains(remedy), "{tail}: {error}");
         assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+/// A mapping on one line has all of its fields on that line.
+#[test]
+fn the_field_of_a_wrong_value_is_found_in_one_line_and_in_many() {
+    let default = serde_json::to_value(JobSpec::default()).unwrap();
+    for (field, is_section) in lora_spec::known_keys() {
+        let Some((section, key)) = field.split_once('.').filter(|_| !is_section) else { continue };
+        for wrong in ["[[1]]", "{a: 1}", "'?'", "-7", "1.5"] {
+            let mut fields: Vec<(String, String)> = Vec::new();
+            for (name, value) in default[section].as_object().unwrap() {
+                let value = match (name == key, name.as_str()) {
+                    (true, _) => wrong.into(),
+                    (false, "base" | "train") => "x".into(),
+                    (false, _) => value.to_string(),
+                };
+                fields.push((name.clone(), value));
+            }
+            let lines = |separator: &str| {
+                let pairs = fields.iter().map(|(name, value)| format!("{name}: {value}"));
+                pairs.collect::<Vec<_>>().join(separator)
+            };
+            let head: String = [("model", "{base: x}"), ("data", "{train: x}")]
+                .iter()
+                .filter(|(name, _)| *name != section)
+                .map(|(name, value)| format!("{name}: {value}\n"))
+                .collect();
+            let texts = [
+                format!("name: a\n{head}{section}: {{{}}}\n", lines(", ")),
+                format!("name: a\n{head}{section}:\n  {}\n", lines("\n  ")),
+            ];
+            let errors = texts.map(|text| {
+                let error = JobFile::parse(&text, Path::new("j")).err()?.to_string();
+                let (_, error) = error.strip_prefix("j:").unwrap().split_once(": ").unwrap();
+                assert!(
+                    error.starts_with(&format!("{field}")) || error.starts_with("model.bnb"),
+                    "{error}\n{text}"
+                );
+                for word in ["invalid", "enum", "deserialize", "variant", "scalar", "Option", "u64"] {
+                    assert!(!error.contains(word), "{error}");
+                }
+                Some(error.to_owned())
+            });
+            assert_eq!(errors[0], errors[1]);
+        }
+    }
+}
+
+#[test]
+fn values_of_other_trainers_are_taken_where_they_mean_the_same() {
+    for (theirs, ours) in [
+        ("training: {optim: adamw_torch}", "training: {optim: adamw}"),
+        ("training: {optim: adamw_torch_fused}", "training: {optim: adamw}"),
+        ("training: {optim: adamw_bnb_8bit}", "training: {optim: adamw_8bit}"),
+        ("training: {optim: paged_adamw}", "training: {optim: paged_adamw_32bit}"),
+        ("training: {max_steps: -1}", "training: {max_steps: null}"),
+        ("adapter: {target_modules: all}", "adapter: {target_modules: all-linear}"),
+        ("adapter: {target_modules: All-Linear}", "adapter: {target_modules: all-linear}"),
+    ] {
+        let job = |tail: &str| JobFile::parse(&format!("{HEAD}{tail}\n"), Path::new("j")).unwrap().job;
+        let json = |tail: &str| serde_json::to_string(&job(tail)).unwrap();
+        assert_eq!(json(theirs), json(ours), "only our value is kept");
+    }
+    for optim in
+        ["adamw_torch_8bit", "adamw_torch_4bit", "adafactor", "lion_8bit", "paged_lion_8bit", "ADAMW"]
+    {
+        let error = error(&format!("{HEAD}training: {{optim: {optim}}}\n"));
+        assert!(
+            error.contains("supported: adamw, adamw_8bit, paged_adamw_32bit, paged_adamw_8bit"),
+            "{error}"
+        );
+    }
+    for field in ["eval_steps", "save_steps", "logging_steps"] {
+        let error = error(&format!("{HEAD}training: {{max_steps: 5, {field}: 0.1, seed: 3}}\n"));
+        let expected = format!("/jobs/job.yaml:4: training.{field}: is 0.1; a fraction of all steps");
+        assert!(error.starts_with(&expected), "{error}");
+    }
+}
+
+#[test]
+fn paths_with_shell_syntax_are_refused() {
+    for (path, is_refused) in [
+        ("~/rows.jsonl", true),
+        ("~me/rows.jsonl", true),
+        ("$HOME/rows.jsonl", true),
+        ("'${DATA}/rows.jsonl'", true),
+        ("./~/rows.jsonl", false),
+        ("rows~.jsonl", false),
+    ] {
+        let text = format!("name: a\nmodel: {{base: b}}\ndata: {{train: {path}}}\n");
+        let parsed = JobFile::parse(&text, Path::new("j"));
+        assert_eq!(parsed.is_err(), is_refused, "{path}");
+        if let Err(error) = parsed {
+            let text = error.to_string();
+            assert!(text.starts_with("j:3: data.train: ") && text.contains("is not expanded"), "{text}");
+        }
     }
 }
 
