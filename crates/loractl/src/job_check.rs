@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn a_missing_base_with_a_name_of_the_hub_has_a_hint() {
         let dir = tempfile::tempdir().unwrap();
-        let error = |base: &str| plan(&job(dir.path(), base, "t.jsonl")).unwrap_err().to_string();
+        let error = |base: &str| plan(&job(dir.path(), base, "t.jsonl"), 0).unwrap_err().to_string();
         let name = error("meta-llama/Llama-3.2-1B");
         assert!(name.contains("job.yaml:3: model.base: ") && name.contains("is not a directory; "), "{name}");
         assert!(name.contains("hf://meta-llama/Llama-3.2-1B"), "{name}");
