@@ -11,6 +11,7 @@ import transformers
 import adamw_8bit
 import cases
 import chat
+import configs
 import curve
 import expressions
 import initial
@@ -30,6 +31,7 @@ def main() -> None:
     GOLDEN.mkdir(exist_ok=True)
     models.make_all(GOLDEN / "models")
     cases.make_all(GOLDEN / "models", GOLDEN / "cases")
+    configs.make_all(GOLDEN / "models", GOLDEN)
     curve.make_all(GOLDEN / "models", GOLDEN / "curve")
     jobs.make_all(GOLDEN / "jobs")
     initial.make_all(GOLDEN / "models", GOLDEN / "initial")

@@ -51,7 +51,8 @@ impl Dataset {
     ///
     /// # Errors
     /// The first invalid row, named by file and line (Parquet: row number); an empty file; rows
-    /// longer than `data.max_length` tokens, depending on `data.long_rows`; rows without a target token.
+    /// longer than `data.max_length` tokens, depending on `data.long_rows`; rows without a target
+    /// token.
     pub fn read(file: &SourceFile, tokenizer: &Tokenizer, data: &DataSpec) -> Result<Self, DataError> {
         let (dataset, problems) = Self::inspect(file, tokenizer, data)?;
         match problems.into_iter().next() {

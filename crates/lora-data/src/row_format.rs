@@ -14,8 +14,8 @@ pub(crate) enum RowContent {
     Plain { text: String, from: usize },
 }
 
-/// Recognizes the format of a row, or takes the job's, and removes its contents from `row`. The keys
-/// that remain have no effect.
+/// Recognizes the format of a row, or takes the job's, and removes its contents from `row`. The
+/// keys that remain have no effect.
 ///
 /// # Errors
 /// The row is of no format, a key of the format is missing, or a value has the wrong type.

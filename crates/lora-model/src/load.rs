@@ -68,9 +68,6 @@ impl<'a> FileWeights<'a> {
             format.dtype = index.gpu_dtype(config, format.dtype);
         }
         let reader = WeightReader::open(index, device)?;
-        if config.tie_word_embeddings {
-            reader.check_tied_head()?;
-        }
         let requantized = loftq_weights(&reader, config, layout)?;
         Ok(Self { reader, format, requantized })
     }
@@ -102,8 +99,9 @@ impl Base {
     /// layout; norms and biases are f32. On a GPU all dense matrices have the same type. With
     /// `auto` this is bf16 if the files have no other floats, and otherwise f32.
     pub fn load(dir: &SourceDir, layout: impl Into<BaseLayout>, device: &Device) -> Result<Self, ModelError> {
-        let config = ModelConfig::read(dir)?;
+        let mut config = ModelConfig::read(dir)?;
         let index = SafetensorsIndex::open(dir)?;
+        index.untie_head(&mut config)?;
         index.check(&config)?;
         let layout = layout.into();
         index.check_format(&config, layout.format)?;

@@ -10,7 +10,7 @@ use lora_spec::{
     BaseDtype, BaseLayout, LinearModule, ModelConfig, ModelConfigError, SafetensorsIndex, SourceDir,
     file_names,
 };
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use crate::adapter::AdapterTerms;
 use crate::load::FileWeights;
@@ -61,6 +61,15 @@ impl WeightSource for MergedWeights<'_> {
     }
 }
 
+/// Sets `tie_word_embeddings` to false, for a head of its own that every program loads.
+fn untie(config: &mut Map<String, Value>) {
+    const KEY: &str = "tie_word_embeddings";
+    config.insert(KEY.into(), false.into());
+    if let Some(Value::Object(text)) = config.get_mut("text_config") {
+        text.insert(KEY.into(), false.into());
+    }
+}
+
 impl Base {
     /// Returns the dense model of `W + s B A` on the CPU, computed in f32 and then rounded to
     /// `dtype`. `trained` is the layout of the base in `dir` with which `adapter` was trained.
@@ -72,8 +81,9 @@ impl Base {
         dtype: BaseDtype,
         adapter: &Adapter,
     ) -> Result<Self, ModelError> {
-        let config = ModelConfig::read(dir)?;
+        let mut config = ModelConfig::read(dir)?;
         let index = SafetensorsIndex::open(dir)?;
+        index.untie_head(&mut config)?;
         index.check(&config)?;
         let original = BaseLayout::from(BaseDtype::F32);
         let layout = if onto == MergeTarget::Original { &original } else { trained };
@@ -93,8 +103,9 @@ impl Base {
     }
 
     /// Writes a dense base as `config.json` and `model.safetensors` into the existing directory
-    /// `out`. The settings of `config.json` in `dir` are kept, except the type of the weights, and
-    /// so are the names of the tensors and what a multimodal model has besides its text tower.
+    /// `out`. The settings of `config.json` in `dir` are kept, except the type of the weights and
+    /// `tie_word_embeddings`, if the head differs from the embedding. The names of the tensors and
+    /// what a multimodal model has besides its text tower are kept too.
     ///
     /// # Errors
     /// A weight is quantized, or a file cannot be written.
@@ -132,6 +143,9 @@ impl Base {
             fields.remove("torch_dtype");
             let name = if dtype == DType::BF16 { "bfloat16" } else { "float32" };
             fields.insert("dtype".into(), name.into());
+            if !self.config.tie_word_embeddings && ModelConfig::read(dir)?.tie_word_embeddings {
+                untie(fields);
+            }
         }
         let text = serde_json::to_vec_pretty(&config).map_err(wrong)?;
         let path = out.join(file_names::MODEL_CONFIG);

@@ -54,18 +54,6 @@ impl<'a> WeightReader<'a> {
         Ok(tensor)
     }
 
-    /// Checks that the head is the embedding, if both are stored.
-    pub(crate) fn check_tied_head(&self) -> Result<(), ModelError> {
-        const HEAD: &str = "lm_head.weight";
-        if self.index.tensors.contains_key(HEAD)
-            && self.floats(HEAD)? != self.floats("model.embed_tokens.weight")?
-        {
-            let message = "differs from the embedding, but config.json has tie_word_embeddings: true";
-            return Err(self.tensor_error(HEAD, message.into()));
-        }
-        Ok(())
-    }
-
     /// Reads the tensor at `entry` as it is stored.
     pub(crate) fn stored(&self, name: &str, entry: &TensorEntry) -> Result<Tensor, ModelError> {
         let TensorEntry { dtype, shape, .. } = entry;

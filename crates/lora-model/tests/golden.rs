@@ -322,13 +322,73 @@ fn a_base_is_read_under_every_name_of_its_tensors() {
             assert_eq!(weight(&read), weight(&expected), "{decoder}{}", module.name);
         }
     }
-    // The head of this base is another matrix than its embedding.
-    let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
-    let tied = config.replace("\"tie_word_embeddings\": false", "\"tie_word_embeddings\": true");
-    assert_ne!(tied, config);
-    std::fs::write(out.path().join("config.json"), tied).unwrap();
-    let error = base(out.path()).unwrap_err();
-    assert!(error.contains("tensor lm_head.weight: differs from the embedding"), "{error}");
+}
+
+/// Bases whose `config.json` says a thing twice, in another word, or not at all
+/// (`tests/oracle/configs.py`).
+#[test]
+fn unusual_configs_give_the_logits_of_transformers() {
+    let path = golden("configs.safetensors");
+    let expected = load(&path);
+    let bytes = std::fs::read(&path).unwrap();
+    let (_, header) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let variants = header.metadata().as_ref().unwrap();
+    assert_eq!(2 * variants.len(), expected.len());
+    for (name, variant) in variants {
+        let variant: Value = serde_json::from_str(variant).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        let base = with_changes(variant["model"].as_str().unwrap(), &variant["changes"], out.path());
+        let tokens: Vec<u32> =
+            values(&expected[&format!("{name}.tokens")]).iter().map(|token| *token as u32).collect();
+        let batch = MicroBatch {
+            rows: vec![0],
+            seq_len: tokens.len(),
+            targets: vec![0; tokens.len()],
+            weights: vec![0.0; tokens.len()],
+            tokens,
+        };
+        let error = error(&values(&logits(&base, None, &batch).unwrap()), &values(&expected[name]));
+        assert!(error <= 1e-5, "{name}: {error:e}");
+    }
+}
+
+/// Copies a golden base to `out`, changes its `config.json`, and loads it.
+fn with_changes(model: &str, changes: &Value, out: &Path) -> Base {
+    let dir = golden("models").join(model);
+    let mut config: Value = serde_json::from_slice(&std::fs::read(dir.join("config.json")).unwrap()).unwrap();
+    for (key, value) in changes.as_object().unwrap() {
+        config[key] = value.clone();
+    }
+    for file in std::fs::read_dir(&dir).unwrap().map(Result::unwrap) {
+        std::fs::copy(file.path(), out.join(file.file_name())).unwrap();
+    }
+    std::fs::write(out.join("config.json"), config.to_string()).unwrap();
+    Base::load(&out.into(), BaseDtype::F32, &Device::Cpu).unwrap()
+}
+
+/// A merged base has both matrices, and says so.
+#[test]
+fn a_head_that_differs_from_the_embedding_is_kept_apart() {
+    let [tied, merged] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let base = with_changes("llama-gqa", &serde_json::json!({"tie_word_embeddings": true}), tied.path());
+    assert!(!base.config.tie_word_embeddings);
+    let adapter = Adapter::new(&base.config, &AdapterSpec::default(), 1).unwrap();
+    let (dir, trained) = (SourceDir::from(tied.path()), BaseLayout::from(BaseDtype::Auto));
+    let written = Base::merged(&dir, &trained, MergeTarget::Original, BaseDtype::F32, &adapter).unwrap();
+    written.save(&dir, merged.path()).unwrap();
+    let config = std::fs::read(merged.path().join("config.json")).unwrap();
+    let config: Value = serde_json::from_slice(&config).unwrap();
+    assert_eq!(config["tie_word_embeddings"], Value::Bool(false));
+    let [before, after] = [tied.path(), merged.path()]
+        .map(|dir| values(&load(&dir.join("model.safetensors"))["lm_head.weight"]));
+    assert_eq!(before, after);
+
+    // A head that equals the embedding is not loaded a second time.
+    let mut tensors = load(&tied.path().join("model.safetensors"));
+    tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].clone());
+    candle_core::safetensors::save(&tensors, tied.path().join("model.safetensors")).unwrap();
+    let equal = Base::load(&dir, BaseDtype::F32, &Device::Cpu).unwrap();
+    assert!(equal.config.tie_word_embeddings && equal.bytes() < base.bytes());
 }
 
 /// The vision tower is copied, and every tensor keeps its name.

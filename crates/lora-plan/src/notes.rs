@@ -29,6 +29,16 @@ fn decomposition_seconds(adapter: &AdapterSpec, config: &ModelConfig) -> Option<
     Some(f64::from(rounds) * all * SECONDS / MAX_CONCURRENT_DECOMPOSITIONS as f64)
 }
 
+/// Returns the note about a head that differs from the embedding although `config.json` ties them.
+pub(crate) fn untied_note(is_untied: bool) -> Option<String> {
+    is_untied.then(|| {
+        "config.json has tie_word_embeddings: true, but the base stores another lm_head.weight; the stored \
+         head is used, as in Transformers 5, while other programs may ignore it; loractl merge writes \
+         tie_word_embeddings: false"
+            .into()
+    })
+}
+
 /// Returns the notes about `job` over these training rows.
 pub(crate) fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec<String> {
     let mut notes = Vec::new();

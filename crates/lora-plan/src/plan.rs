@@ -9,7 +9,7 @@ use lora_data::{BatchPlan, DataError, DataReport, Dataset, Tokenizer, check_data
 use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, RowFormat, SafetensorsIndex, SourceFile};
 use serde::Serialize;
 
-use crate::notes::notes;
+use crate::notes::{notes, untied_note};
 use crate::plan_inputs::PlanInputs;
 use crate::{MemoryRequirements, MicroBatchShape, PlanError, PlanMemory, row_flops};
 
@@ -107,8 +107,9 @@ impl Plan {
     pub fn with_rows(job: &JobSpec, files: &JobFiles, shown: usize) -> Result<Self, PlanError> {
         job.check()?;
         let base = &files.base;
-        let config = ModelConfig::read(base)?;
+        let mut config = ModelConfig::read(base)?;
         let index = SafetensorsIndex::open(base)?;
+        let is_untied = index.untie_head(&mut config)?;
         index.check(&config)?;
         index.check_format(&config, job.model.format())?;
         check_data_file("data.train", &files.train)?;
@@ -177,7 +178,7 @@ impl Plan {
             padding: if job.data.packing { padding_packed } else { padding_unpacked },
             padding_unpacked,
             padding_packed,
-            notes: notes(job, &config, &train),
+            notes: untied_note(is_untied).into_iter().chain(notes(job, &config, &train)).collect(),
             train: data(&files.train, &train),
             eval: eval.map(|(file, eval)| data(file, &eval)),
             sample: sample.unwrap_or_default(),

@@ -80,8 +80,8 @@ impl<'a> PlanInputs<'a> {
         Ok(memory)
     }
 
-    /// Returns the bytes that packed rows take in addition: the cosines and sines of each token, and
-    /// the first key that it sees, f32 and u32.
+    /// Returns the bytes that packed rows take in addition: the cosines and sines of each token,
+    /// and the first key that it sees, f32 and u32.
     fn packing_bytes(&self, shape: MicroBatchShape) -> u64 {
         let windows = self.model.blocks().filter_map(|block| block.attn.sliding_window);
         let windows: BTreeSet<usize> = windows.collect();

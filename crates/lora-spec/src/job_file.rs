@@ -132,8 +132,8 @@ fn check_not_shell_syntax(job: &JobSpec) -> Result<(), FieldError> {
         let first = path.and_then(|path| path.iter().next()).and_then(OsStr::to_str).unwrap_or_default();
         if first.starts_with(['~', '$']) {
             let message = format!(
-                "{first} is not expanded; write the whole path, or a path relative to the job file (./{first} \
-                 for a name)"
+                "{first} is not expanded; write the whole path, or one relative to the job file \
+                 (./{first} for a name)"
             );
             return Err(FieldError::new(field, message));
         }

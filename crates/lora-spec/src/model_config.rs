@@ -159,14 +159,21 @@ pub enum QkNorm {
     All,
 }
 
-/// Activation of the MLP's gate, by Transformers' `hidden_act`.
+/// Activation of the MLP's gate, by Transformers' `hidden_act`. Other names are those of the same
+/// functions in Transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub enum ActivationFunction {
     /// `silu`: `x sigmoid(x)`.
-    #[serde(rename = "silu")]
+    #[serde(rename = "silu", alias = "swish")]
     Silu,
     /// `gelu_pytorch_tanh`: `x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2`.
-    #[serde(rename = "gelu_pytorch_tanh")]
+    #[serde(
+        rename = "gelu_pytorch_tanh",
+        alias = "gelu_new",
+        alias = "gelu_fast",
+        alias = "gelu_accurate",
+        alias = "gelu_python_tanh"
+    )]
     GeluTanh,
 }
 

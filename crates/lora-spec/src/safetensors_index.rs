@@ -14,6 +14,7 @@ use crate::{
     file_names, is_git_lfs_pointer,
 };
 
+mod head;
 mod quantized;
 
 pub use quantized::{FOUR_BIT_BLOCK_SIZES, FourBitState, FourBitType, StoredWeight};

@@ -1,6 +1,6 @@
 //! Turns of conversations that are so long that not all of them are found by rendering.
 
-use lora_spec::LongRows;
+use lora_spec::DataSpec;
 use serde_json::{Value as Json, json};
 
 use crate::base_dir::BaseDir;
@@ -51,7 +51,8 @@ fn all_turns_of_a_long_conversation_are_trained() {
     }
     let path = base.write("long.jsonl", &json!({"messages": messages}).to_string());
     let tokenizer = base.tokenizer();
-    let dataset = lora_data::Dataset::read(&path.into(), &tokenizer, usize::MAX, LongRows::Error).unwrap();
+    let data = DataSpec { max_length: usize::MAX, ..DataSpec::default() };
+    let dataset = lora_data::Dataset::read(&path.into(), &tokenizer, &data).unwrap();
     assert_eq!(tokenizer.marked_text(&dataset.rows[0]).unwrap(), expected);
     // All turns but those after the last question: the call and the answer.
     let turns = expected.matches('⟦').count();

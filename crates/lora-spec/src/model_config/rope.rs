@@ -1,5 +1,7 @@
 //! The rotary embeddings that a `config.json` describes.
 
+use std::borrow::Cow;
+
 use serde_json::Value;
 
 use super::{Architecture, ModelConfig};
@@ -131,11 +133,9 @@ impl Rope {
 pub(super) struct RopeParameters<'a> {
     field: String,
     head_dim: usize,
-    /// Whether `config.json` has both `rope_parameters` and `rope_scaling`.
-    is_given_twice: bool,
     is_phi3: bool,
     /// `Null`: no scaling.
-    parameters: &'a Value,
+    parameters: Cow<'a, Value>,
     /// `rope_theta` outside the parameters, where Transformers 4 writes it.
     theta: Option<&'a Value>,
     /// `partial_rotary_factor` outside the parameters.
@@ -149,20 +149,26 @@ fn given<'a>(json: &'a Value, key: &str) -> Option<&'a Value> {
     json.get(key).filter(|value| !value.is_null())
 }
 
+/// Returns `rope_scaling`. Transformers ignores it if it is empty.
+fn rope_scaling(json: &Value) -> Option<&Value> {
+    given(json, "rope_scaling").filter(|scaling| scaling.as_object().is_none_or(|fields| !fields.is_empty()))
+}
+
 impl<'a> RopeParameters<'a> {
     /// The parameters in `config.json`: `rope_parameters` (Transformers 5), or `rope_theta` and
-    /// `rope_scaling` (Transformers 4).
+    /// `rope_scaling` (Transformers 4). If both are given, Transformers uses `rope_scaling` alone.
     pub(super) fn of_model(json: &'a Value, config: &ModelConfig, head_dim: usize) -> Self {
-        let (field, parameters) = match given(json, "rope_parameters") {
-            Some(parameters) => ("rope_parameters", parameters),
-            None => ("rope_scaling", given(json, "rope_scaling").unwrap_or(&Value::Null)),
+        let (field, parameters) = match (rope_scaling(json), given(json, "rope_parameters")) {
+            (None, Some(parameters)) => ("rope_parameters", parameters),
+            (scaling, _) => ("rope_scaling", scaling.unwrap_or(&Value::Null)),
         };
-        Self::new(json, config, head_dim, field.into(), parameters, "rope_theta")
+        Self::new(json, config, head_dim, field.into(), Cow::Borrowed(parameters), "rope_theta")
     }
 
     /// The parameters of the blocks of one type, such as `sliding_attention`. Transformers 5 has
     /// them in `rope_parameters`; Transformers 4 has only the base, in the field `theta`, and
-    /// scales full attention alone.
+    /// scales full attention alone. If both are given, `rope_scaling` replaces single parameters of
+    /// full attention.
     ///
     /// # Errors
     /// `rope_parameters` has no parameters for this type.
@@ -173,15 +179,24 @@ impl<'a> RopeParameters<'a> {
         layer_type: &str,
         theta: &str,
     ) -> Result<Self, String> {
+        let scaling = rope_scaling(json).filter(|_| layer_type == "full_attention");
         let Some(by_type) = given(json, "rope_parameters") else {
-            let scaling = given(json, "rope_scaling").filter(|_| layer_type == "full_attention");
-            let parameters = scaling.unwrap_or(&Value::Null);
+            let parameters = Cow::Borrowed(scaling.unwrap_or(&Value::Null));
             return Ok(Self::new(json, config, head_dim, "rope_scaling".into(), parameters, theta));
         };
+        let field = format!("rope_parameters.{layer_type}");
         let Some(parameters) = given(by_type, layer_type) else {
-            return Err(format!("rope_parameters.{layer_type}: is missing"));
+            return Err(format!("{field}: is missing"));
         };
-        Ok(Self::new(json, config, head_dim, format!("rope_parameters.{layer_type}"), parameters, theta))
+        let parameters = match (parameters, scaling) {
+            (Value::Object(parameters), Some(Value::Object(scaling))) => {
+                let replaced = parameters.clone().into_iter().chain(scaling.clone());
+                Cow::Owned(Value::Object(replaced.collect()))
+            }
+            (_, Some(_)) => return Err("rope_scaling: must be a JSON object".into()),
+            (parameters, None) => Cow::Borrowed(parameters),
+        };
+        Ok(Self::new(json, config, head_dim, field, parameters, theta))
     }
 
     fn new(
@@ -189,13 +204,12 @@ impl<'a> RopeParameters<'a> {
         config: &ModelConfig,
         head_dim: usize,
         field: String,
-        parameters: &'a Value,
+        parameters: Cow<'a, Value>,
         theta: &str,
     ) -> Self {
         Self {
             field,
             head_dim,
-            is_given_twice: given(json, "rope_scaling").is_some() && given(json, "rope_parameters").is_some(),
             is_phi3: config.architecture == Architecture::Phi3,
             parameters,
             theta: given(json, theta),
@@ -208,11 +222,6 @@ impl<'a> RopeParameters<'a> {
     /// Reads the rotary embedding. `default_theta` is the base if there is none.
     pub(super) fn read(&self, default_theta: f64) -> Result<Rope, String> {
         let Self { field, parameters, theta, .. } = self;
-        if self.is_given_twice {
-            return Err(
-                "rope_scaling: rope_parameters has the rotary embedding too; remove one of them".into()
-            );
-        }
         if !parameters.is_null() && !parameters.is_object() {
             return Err(format!("{field}: must be a JSON object"));
         }
@@ -258,7 +267,7 @@ impl<'a> RopeParameters<'a> {
                 high_freq_factor: number("high_freq_factor")?,
                 original_max_position_embeddings: self
                     .original(&number)?
-                    .ok_or(format!("{field}.original_max_position_embeddings: must be a positive number"))?,
+                    .unwrap_or(self.max_position_embeddings),
             },
             "yarn" if theta <= 1.0 => return Err("rope_theta: must be above 1 for yarn".into()),
             "yarn" => self.yarn(&number)?,
@@ -288,7 +297,7 @@ impl<'a> RopeParameters<'a> {
 
     /// Reads the part of a head's features that are rotated.
     fn partial_rotary_factor(&self) -> Result<f64, String> {
-        let Some(partial) = given(self.parameters, "partial_rotary_factor").or(self.partial) else {
+        let Some(partial) = given(&self.parameters, "partial_rotary_factor").or(self.partial) else {
             return Ok(1.0);
         };
         let partial = partial.as_f64().filter(|partial| *partial > 0.0 && *partial <= 1.0);
@@ -324,7 +333,9 @@ impl<'a> RopeParameters<'a> {
                 let original = original.as_f64().filter(|original| *original >= 1.0);
                 original.map(Some).ok_or(format!("{KEY}: must be a positive number"))
             }
-            None => given(self.parameters, KEY).map(|_| number(KEY)).transpose(),
+            // The default of Transformers' class, which has priority too.
+            None if self.is_phi3 => Ok(Some(4096.0)),
+            None => given(&self.parameters, KEY).map(|_| number(KEY)).transpose(),
         }
     }
 

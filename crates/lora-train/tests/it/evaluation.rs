@@ -8,8 +8,8 @@ use lora_train::{Receipt, StepOutcome};
 use crate::common::{Fixture, finish};
 
 /// Metrics are means over tokens, so they do not depend on how the rows of a step or of an
-/// evaluation are divided, and not on whether they are packed. Rows have different numbers of trained tokens, and some steps and
-/// evaluations have a smaller last micro-batch.
+/// evaluation are divided, and not on whether they are packed. Rows have different numbers of
+/// trained tokens, and some steps and evaluations have a smaller last micro-batch.
 #[test]
 fn metrics_do_not_depend_on_the_size_of_micro_batches() {
     let mut fixture = Fixture::new();
