@@ -28,8 +28,8 @@ CONTROL = 3
 # Values per block of Q4_1 and Q8_0.
 BLOCK = 32
 
-# GGUF tensor types and the layout of their blocks. Q4_1: w = d q + m with 4-bit q, the low halves of
-# the bytes first. Q8_0: w = d q with 8-bit q.
+# GGUF tensor types and the layout of their blocks. Q4_1: w = d q + m with 4-bit q, the low halves
+# of the bytes first. Q8_0: w = d q with 8-bit q.
 F32, F16, Q4_1, Q8_0 = 0, 1, 3, 8
 BLOCKS = {
     F32: (1, np.dtype("<f4")),
