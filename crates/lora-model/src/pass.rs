@@ -1,6 +1,7 @@
 //! What the blocks share in a pass of training, evaluation or generation.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
@@ -141,10 +142,10 @@ impl FirstKeys {
         let mut first_keys = HashMap::new();
         let windows = windows.filter(|window| past + seq > *window).map(Some);
         for window in windows.chain(documents.is_some().then_some(None)) {
-            if !first_keys.contains_key(&window) {
+            if let Entry::Vacant(entry) = first_keys.entry(window) {
                 let all = first_visible_keys(batch, past + seq, window, documents);
                 let queries = all.chunks(past + seq).flat_map(|row| &row[past..]).copied();
-                first_keys.insert(window, Ids::new(queries.collect::<Vec<u32>>(), device)?);
+                entry.insert(Ids::new(queries.collect::<Vec<u32>>(), device)?);
             }
         }
         Ok(Self(first_keys))

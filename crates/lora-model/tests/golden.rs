@@ -341,7 +341,7 @@ fn unusual_configs_give_the_logits_of_transformers() {
         let tokens: Vec<u32> =
             values(&expected[&format!("{name}.tokens")]).iter().map(|token| *token as u32).collect();
         let batch = MicroBatch {
-            rows: vec![0],
+            rows: Document::whole_rows([0]),
             seq_len: tokens.len(),
             targets: vec![0; tokens.len()],
             weights: vec![0.0; tokens.len()],
