@@ -84,7 +84,7 @@ fn a_template_of_the_job_and_its_variables_replace_those_of_the_base() {
     data.chat_template_kwargs.insert("mood".into(), "!".into());
     let base = BaseDir::with_template("</s>", CHATML);
     let row = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]});
-    let (_, texts) = read(&base, &data, &[row.clone()]).unwrap();
+    let (_, texts) = read(&base, &data, std::slice::from_ref(&row)).unwrap();
     assert_eq!(texts, ["[user!]q</s>[assistant!]⟦a</s>⟧"]);
     let tokenizer = Tokenizer::for_job(&base.dir.path().into(), &data).unwrap();
     assert_eq!(
@@ -132,7 +132,7 @@ fn split_turns_make_a_sample_of_each_trained_turn() {
     let user = json!({"role": "user", "content": "q"});
     let row = json!({"messages": [user, answer("a", "x"), user, skipped, user, answer("c", "z"), user]});
     let split = DataSpec { split_turns: true, ..DataSpec::default() };
-    let (dataset, texts) = read(&base, &split, &[row.clone()]).unwrap();
+    let (dataset, texts) = read(&base, &split, std::slice::from_ref(&row)).unwrap();
     let q = "<|im_start|>user\nq<|im_end|>\n";
     let a = "<|im_start|>assistant\n";
     assert_eq!(
