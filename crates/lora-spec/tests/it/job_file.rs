@@ -139,7 +139,7 @@ fn the_field_of_a_wrong_value_is_found_in_one_line_and_in_many() {
             let errors = texts.map(|text| {
                 let error = JobFile::parse(&text, Path::new("j")).err()?.to_string();
                 let (_, error) = error.strip_prefix("j:").unwrap().split_once(": ").unwrap();
-                assert!(error.starts_with(field) || error.starts_with("model.bnb"), "{error}\n{text}");
+                assert!(error.starts_with(&*field) || error.starts_with("model.bnb"), "{error}\n{text}");
                 for word in ["invalid", "enum", "deserialize", "variant", "scalar", "Option", "u64"] {
                     assert!(!error.contains(word), "{error}");
                 }
