@@ -50,7 +50,8 @@ impl Dataset {
     ///
     /// # Errors
     /// The first invalid row, named by file and line (Parquet: row number); an empty file; rows
-    /// longer than `max_length` tokens, depending on `long_rows`; rows without a target token.
+    /// longer than `max_length` tokens, depending on `long_rows`; rows without a target token; a
+    /// token without an embedding (see [`Tokenizer::with_vocab_size`]).
     pub fn read(
         file: &SourceFile,
         tokenizer: &Tokenizer,
@@ -113,6 +114,10 @@ impl Dataset {
         let mut problems = Vec::new();
         let mut kept =
             apply_long_rows(name, kind, encoded, max_length, long_rows, &mut report, &mut problems);
+        for EncodedRow { number, row, .. } in &kept {
+            let error = |message| DataError::Row { at: kind.location(name, *number), message };
+            tokenizer.check_embedded(&row.tokens).map_err(error)?;
+        }
         let has_target = |row: &EncodedRow| row.row.trained.contains(&true);
         let without: Vec<_> =
             kept.iter().filter(|row| !has_target(row)).map(|row| (row.number, None)).collect();

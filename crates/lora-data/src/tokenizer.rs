@@ -23,6 +23,8 @@ pub struct Tokenizer {
     stop_tokens: Vec<u32>,
     stop_texts: Vec<String>,
     files: Vec<(String, SourceFile)>,
+    /// Number of rows of the base's embedding, if the tokens are checked against it.
+    embedding_rows: Option<usize>,
 }
 
 /// A token and its byte range in the text.
@@ -92,7 +94,27 @@ impl Tokenizer {
             eos,
             stop_tokens,
             files: files.present,
+            embedding_rows: None,
         })
+    }
+
+    /// Returns the tokenizer for a base with `vocab_size` rows in its embedding. A dataset with a
+    /// token without such a row is then an error that names the row.
+    pub fn with_vocab_size(self, vocab_size: usize) -> Self {
+        Self { embedding_rows: Some(vocab_size), ..self }
+    }
+
+    /// Checks that the embedding has a row for each token.
+    pub(crate) fn check_embedded(&self, tokens: &[u32]) -> Result<(), String> {
+        let Some(rows) = self.embedding_rows else { return Ok(()) };
+        match tokens.iter().find(|token| **token as usize >= rows) {
+            None => Ok(()),
+            Some(token) => Err(format!(
+                "has token {token} ({:?}), but the base's vocab_size is {rows}; use the tokenizer of this \
+                 base, or a base whose embedding has rows for all tokens",
+                self.inner.id_to_token(*token).unwrap_or_default()
+            )),
+        }
     }
 
     /// Returns the token ids of a text. Rendered chats are encoded without `add_special_tokens`,

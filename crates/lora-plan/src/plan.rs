@@ -99,7 +99,7 @@ impl Plan {
             *modules.entry(last).or_default() += 1;
             trainable_parameters += (job.adapter.r * (module.in_features + module.out_features)) as u64;
         }
-        let tokenizer = Tokenizer::load(base)?;
+        let tokenizer = Tokenizer::load(base)?.with_vocab_size(config.vocab_size);
         let mut problems = Vec::new();
         let mut read = |file: &SourceFile| -> Result<Dataset, DataError> {
             let (dataset, found) =
