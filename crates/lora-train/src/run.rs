@@ -283,18 +283,29 @@ impl Run {
     fn metrics(&self, step: u64, num_tokens: u64) -> StepMetrics {
         let record = &self.progress.history()[step as usize - 1];
         let is_last = self.progress.is_finished() && step == self.progress.step();
+        let logged = is_last || self.is_logged(step);
+        let loss = match logged {
+            true => {
+                let last_logged = (1..step).rev().find(|earlier| self.is_logged(*earlier));
+                self.progress.mean_loss(last_logged.unwrap_or(0) + 1, step)
+            }
+            false => record.loss.unwrap_or(f64::NAN),
+        };
         StepMetrics {
             step,
-            loss: record.loss.unwrap_or(f64::NAN),
+            loss,
             grad_norm: record.grad_norm.unwrap_or(f64::NAN),
             learning_rate: self.trainer.learning_rate(step - 1),
             epoch: step as f64 / self.facts.steps_per_epoch.max(1) as f64,
             num_tokens,
             eval_loss: record.eval_loss,
-            logged: is_last
-                || step.is_multiple_of(self.job.training.logging_steps)
-                || self.evaluator.is_due_after(step),
+            logged,
         }
+    }
+
+    /// Returns whether a step is logged, even if training does not end with it.
+    fn is_logged(&self, step: u64) -> bool {
+        step.is_multiple_of(self.job.training.logging_steps) || self.evaluator.is_due_after(step)
     }
 
     /// Returns the files of the result: the adapter in PEFT's format, the tokenizer's files, and
