@@ -11,8 +11,8 @@ use crate::ModelConfig;
 const CHUNK_BYTES: u64 = 1 << 20;
 
 impl SafetensorsIndex {
-    /// Sets `tie_word_embeddings` of `model` to false if the files have a head that differs from the
-    /// embedding, as Transformers 5 does. Returns whether it was changed.
+    /// Sets `tie_word_embeddings` of `model` to false if the files have a head that differs from
+    /// the embedding, as Transformers 5 does. Returns whether it was changed.
     ///
     /// The bytes are compared. A head with equal values of another type stays a weight of its own,
     /// which gives the same logits.
