@@ -158,6 +158,8 @@ impl Run {
             (false, true) => StepOutcome::Stopped,
             (false, false) => StepOutcome::Continue,
         };
+        let notices = [notice, self.end_notice().filter(|_| outcome == StepOutcome::Finished)];
+        let notices: Vec<String> = notices.into_iter().flatten().collect();
         let (step, num_tokens) = (self.progress.step(), self.progress.num_tokens());
         Ok(StepReport {
             metrics: self.metrics(step, num_tokens),
@@ -165,8 +167,27 @@ impl Run {
             outcome,
             tokens: num_tokens - tokens_before,
             reduced_bytes: self.trainer.process_group().bytes_sent() - sent_before,
-            notice,
+            notice: (!notices.is_empty()).then(|| notices.join("; ")),
         })
+    }
+
+    /// Returns why training ended before the last step, and which adapter is exported if it is not
+    /// the last one.
+    fn end_notice(&self) -> Option<String> {
+        let step = self.progress.step();
+        let mut parts = Vec::new();
+        if step < self.facts.total_steps {
+            parts.push(format!(
+                "training stopped after step {step} of {}: eval_loss did not improve in {} evaluations",
+                self.facts.total_steps,
+                self.job.training.early_stopping_patience.unwrap_or_default()
+            ));
+        }
+        let exported = self.evaluator.best_params().and(self.progress.best().best);
+        if let Some((eval_loss, best_step)) = exported.filter(|(_, best_step)| *best_step != step) {
+            parts.push(format!("the adapter of step {best_step} is exported (eval_loss {eval_loss:.4})"));
+        }
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 
     /// Returns a checkpoint file, from which a run of the same job continues with the same bits.
