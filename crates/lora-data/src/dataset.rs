@@ -52,7 +52,7 @@ impl Dataset {
     /// # Errors
     /// The first invalid row, named by file and line (Parquet: row number); an empty file; rows
     /// longer than `data.max_length` tokens, depending on `data.long_rows`; rows without a target
-    /// token.
+    /// token; a token without an embedding (see [`Tokenizer::with_vocab_size`]).
     pub fn read(file: &SourceFile, tokenizer: &Tokenizer, data: &DataSpec) -> Result<Self, DataError> {
         let (dataset, problems) = Self::inspect(file, tokenizer, data)?;
         match problems.into_iter().next() {
@@ -111,6 +111,10 @@ impl Dataset {
             .flat_map(|EncodedRow { number, samples, .. }| samples.into_iter().map(move |row| (number, row)));
         let mut problems = Vec::new();
         let mut kept = apply_long_rows(name, kind, samples.collect(), data, &mut report, &mut problems);
+        for (number, row) in &kept {
+            let error = |message| DataError::Row { at: kind.location(name, *number), message };
+            tokenizer.check_embedded(&row.tokens).map_err(error)?;
+        }
         let has_target = |(_, row): &(usize, Row)| row.trained.contains(&true);
         let without: Vec<_> =
             kept.iter().filter(|row| !has_target(row)).map(|(number, _)| (*number, None)).collect();

@@ -31,6 +31,8 @@ pub struct Tokenizer {
     template_source: Option<String>,
     /// The job's chat template, which replaces the base's.
     template_of_job: Option<String>,
+    /// Number of rows of the base's embedding, if the tokens are checked against it.
+    embedding_rows: Option<usize>,
 }
 
 /// A token and its byte range in the text.
@@ -106,6 +108,7 @@ impl Tokenizer {
             special_tokens: files.special_tokens,
             template_source,
             template_of_job: None,
+            embedding_rows: None,
         })
     }
 
@@ -142,6 +145,25 @@ impl Tokenizer {
 
     pub(crate) fn bos_token(&self) -> Option<u32> {
         self.bos
+    }
+
+    /// Returns the tokenizer for a base with `vocab_size` rows in its embedding. A dataset with a
+    /// token without such a row is then an error that names the row.
+    pub fn with_vocab_size(self, vocab_size: usize) -> Self {
+        Self { embedding_rows: Some(vocab_size), ..self }
+    }
+
+    /// Checks that the embedding has a row for each token.
+    pub(crate) fn check_embedded(&self, tokens: &[u32]) -> Result<(), String> {
+        let Some(rows) = self.embedding_rows else { return Ok(()) };
+        match tokens.iter().find(|token| **token as usize >= rows) {
+            None => Ok(()),
+            Some(token) => Err(format!(
+                "has token {token} ({:?}), but the base's vocab_size is {rows}; use the tokenizer of this \
+                 base, or a base whose embedding has rows for all tokens",
+                self.inner.id_to_token(*token).unwrap_or_default()
+            )),
+        }
     }
 
     /// Returns the token ids of a text. Rendered chats are encoded without `add_special_tokens`,

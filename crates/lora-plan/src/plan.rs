@@ -124,7 +124,7 @@ impl Plan {
             *modules.entry(last).or_default() += 1;
             trainable_parameters += (job.adapter.r * (module.in_features + module.out_features)) as u64;
         }
-        let tokenizer = Tokenizer::for_job(base, &job.data)?;
+        let tokenizer = Tokenizer::for_job(base, &job.data)?.with_vocab_size(config.vocab_size);
         let mut problems = Vec::new();
         let mut read = |file: &SourceFile| -> Result<Dataset, DataError> {
             let (dataset, found) = Dataset::inspect(file, &tokenizer, &job.data)?;

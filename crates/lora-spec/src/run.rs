@@ -22,7 +22,8 @@ pub struct RunFacts {
 pub struct StepMetrics {
     /// Number of completed steps, including this one.
     pub step: u64,
-    /// Mean loss per trained token, in nats; NaN if it was not finite.
+    /// Mean loss per trained token, in nats; NaN if it was not finite. In a logged step, it is the
+    /// mean of the steps after the previous logged step, without those that were not finite.
     pub loss: f64,
     /// 2-norm of the mean gradient before clipping; NaN if the step was skipped.
     pub grad_norm: f64,

@@ -21,7 +21,8 @@ impl RunData {
         let check = || if cancel.is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) };
         job.check()?;
         check()?;
-        let tokenizer = Tokenizer::for_job(&files.base, &job.data)?;
+        let model = ModelConfig::read(&files.base).map_err(ModelError::from)?;
+        let tokenizer = Tokenizer::for_job(&files.base, &job.data)?.with_vocab_size(model.vocab_size);
         let read = |file: &SourceFile| {
             check()?;
             Ok::<_, TrainError>(Dataset::read(file, &tokenizer, &job.data)?)
@@ -43,8 +44,9 @@ impl RunData {
         base: &SourceDir,
         memory: DeviceMemory,
     ) -> Result<(), TrainError> {
-        let model = ModelConfig::read(base).map_err(ModelError::from)?;
+        let mut model = ModelConfig::read(base).map_err(ModelError::from)?;
         let index = SafetensorsIndex::open(base).map_err(ModelError::from)?;
+        index.untie_head(&mut model).map_err(ModelError::from)?;
         MemoryRequirements::new(job, &model, &index, &self.train)?.fits(memory)?;
         Ok(())
     }

@@ -92,6 +92,14 @@ impl Progress {
         &self.history
     }
 
+    /// Returns the mean loss of the steps from `first` to `last`, without those whose loss was not
+    /// finite; NaN if there is no other.
+    pub(crate) fn mean_loss(&self, first: u64, last: u64) -> f64 {
+        let records = self.history.get(first as usize - 1..last as usize).unwrap_or_default();
+        let losses: Vec<f64> = records.iter().filter_map(|record| record.loss).collect();
+        losses.iter().sum::<f64>() / losses.len() as f64
+    }
+
     /// Completes a step over `tokens` tokens, after which the parameters and moments have the hash
     /// `state`. If the step was not finite, its update was skipped, and a notice is returned.
     ///

@@ -158,6 +158,8 @@ impl Run {
             (false, true) => StepOutcome::Stopped,
             (false, false) => StepOutcome::Continue,
         };
+        let notices = [notice, self.end_notice().filter(|_| outcome == StepOutcome::Finished)];
+        let notices: Vec<String> = notices.into_iter().flatten().collect();
         let (step, num_tokens) = (self.progress.step(), self.progress.num_tokens());
         Ok(StepReport {
             metrics: self.metrics(step, num_tokens),
@@ -165,8 +167,27 @@ impl Run {
             outcome,
             tokens: num_tokens - tokens_before,
             reduced_bytes: self.trainer.process_group().bytes_sent() - sent_before,
-            notice,
+            notice: (!notices.is_empty()).then(|| notices.join("; ")),
         })
+    }
+
+    /// Returns why training ended before the last step, and which adapter is exported if it is not
+    /// the last one.
+    fn end_notice(&self) -> Option<String> {
+        let step = self.progress.step();
+        let mut parts = Vec::new();
+        if step < self.facts.total_steps {
+            parts.push(format!(
+                "training stopped after step {step} of {}: eval_loss did not improve in {} evaluations",
+                self.facts.total_steps,
+                self.job.training.early_stopping_patience.unwrap_or_default()
+            ));
+        }
+        let exported = self.evaluator.best_params().and(self.progress.best().best);
+        if let Some((eval_loss, best_step)) = exported.filter(|(_, best_step)| *best_step != step) {
+            parts.push(format!("the adapter of step {best_step} is exported (eval_loss {eval_loss:.4})"));
+        }
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 
     /// Returns a checkpoint file, from which a run of the same job continues with the same bits.
@@ -283,18 +304,29 @@ impl Run {
     fn metrics(&self, step: u64, num_tokens: u64) -> StepMetrics {
         let record = &self.progress.history()[step as usize - 1];
         let is_last = self.progress.is_finished() && step == self.progress.step();
+        let logged = is_last || self.is_logged(step);
+        let loss = match logged {
+            true => {
+                let last_logged = (1..step).rev().find(|earlier| self.is_logged(*earlier));
+                self.progress.mean_loss(last_logged.unwrap_or(0) + 1, step)
+            }
+            false => record.loss.unwrap_or(f64::NAN),
+        };
         StepMetrics {
             step,
-            loss: record.loss.unwrap_or(f64::NAN),
+            loss,
             grad_norm: record.grad_norm.unwrap_or(f64::NAN),
             learning_rate: self.trainer.learning_rate(step - 1),
             epoch: step as f64 / self.facts.steps_per_epoch.max(1) as f64,
             num_tokens,
             eval_loss: record.eval_loss,
-            logged: is_last
-                || step.is_multiple_of(self.job.training.logging_steps)
-                || self.evaluator.is_due_after(step),
+            logged,
         }
+    }
+
+    /// Returns whether a step is logged, even if training does not end with it.
+    fn is_logged(&self, step: u64) -> bool {
+        step.is_multiple_of(self.job.training.logging_steps) || self.evaluator.is_due_after(step)
     }
 
     /// Returns the files of the result: the adapter in PEFT's format, the tokenizer's files, and

@@ -9,7 +9,7 @@ use lora_collective::backend_choice::Collective;
 use lora_collective::{CancelToken, Group};
 use lora_model::Base;
 use lora_spec::JobFiles;
-use lora_train::{Run, StepOutcome, TrainError};
+use lora_train::{Run, RunData, StepOutcome, TrainError};
 
 use crate::common::{Fixture, finish, on_ranks};
 
@@ -136,6 +136,17 @@ fn an_aborted_evaluation_is_repeated() {
 }
 
 #[test]
+fn a_token_without_an_embedding_is_found_with_its_line() {
+    let fixture = Fixture::new();
+    let config = fixture.job.model.base.join("config.json");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text.replace("\"vocab_size\":512", "\"vocab_size\":40")).unwrap();
+    let files = JobFiles::from_job(&fixture.job);
+    let error = RunData::read(&fixture.job, &files, &CancelToken::new()).err().unwrap().to_string();
+    assert!(error.contains("train.jsonl:1") && error.contains("vocab_size is 40"), "{error}");
+}
+
+#[test]
 fn metrics_after_matches_the_reported_metrics() {
     let mut fixture = Fixture::new();
     fixture.job.training.logging_steps = 4;
@@ -150,6 +161,14 @@ fn metrics_after_matches_the_reported_metrics() {
     }
     let logged: Vec<u64> = reported.iter().filter(|m| m.logged).map(|m| m.step).collect();
     assert_eq!(logged, [3, 4, 6, 8]);
+    let losses: Vec<f64> = run.history().iter().map(|record| record.loss.unwrap()).collect();
+    let mean = |range: std::ops::Range<usize>| losses[range.clone()].iter().sum::<f64>() / range.len() as f64;
+    let expected =
+        [losses[0], losses[1], mean(0..3), mean(3..4), losses[4], mean(4..6), losses[6], mean(6..8)];
+    assert_eq!(reported.iter().map(|metrics| metrics.loss).collect::<Vec<_>>(), expected);
+    let mut restored = fixture.run();
+    restored.restore(&run.checkpoint().unwrap()).unwrap();
+    assert!(restored.metrics_after(0).eq(reported.iter().cloned()), "a resume reports the same means");
     assert!(run.metrics_after(0).eq(reported.iter().cloned()));
     assert!(run.metrics_after(5).eq(reported[5..].iter().cloned()));
     assert_eq!(run.metrics_after(8).count(), 0);

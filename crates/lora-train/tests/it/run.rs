@@ -216,6 +216,20 @@ fn the_best_adapter_is_exported_and_early_stopping_ends_the_run() {
     assert_eq!(receipt.adapter_step, best.1);
     assert_eq!(run.completed_steps(), best.1 + 3, "patience 3");
     assert!(run.completed_steps() < run.facts().total_steps);
+    let mut notices = Vec::new();
+    let mut noted = fixture.run();
+    while !noted.is_finished() {
+        notices.extend(noted.step(|| false).unwrap().notice);
+    }
+    let expected = format!(
+        "training stopped after step {} of {}: eval_loss did not improve in 3 evaluations; the adapter of \
+         step {} is exported (eval_loss {:.4})",
+        best.1 + 3,
+        run.facts().total_steps,
+        best.1,
+        best.0
+    );
+    assert_eq!(notices, [expected]);
     let mut repeated = fixture.run();
     while repeated.completed_steps() < best.1 {
         repeated.step(|| false).unwrap();
