@@ -153,19 +153,22 @@ def score(args: argparse.Namespace, job: dict, tokenizer, model) -> dict:
     pairs = [(messages[-2]["content"], messages[-1]["content"], a) for messages, a in zip(rows, answers)]
     if args.out:
         args.out.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
-    parsed = [(parse(expected), parse(answer)) for _, expected, answer in pairs]
+    parsed = [(json.loads(expected), parse(answer)) for _, expected, answer in pairs]
     return {
         "rows": len(rows),
-        "json_objects": sum(isinstance(answer, dict) for _, answer in parsed),
         "equal": sum(expected == answer for expected, answer in parsed),
+        "fields": sum(len(expected) for expected, _ in parsed),
+        "equal_fields": sum(answer.get(key) == value for row, answer in parsed for key, value in row.items()),
     }
 
 
-def parse(text: str):
+def parse(text: str) -> dict:
+    """Returns the JSON object of an answer, or an empty one if the answer is not an object."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError:
-        return None
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 if __name__ == "__main__":
