@@ -46,12 +46,17 @@ impl Store {
         spawn_blocking(move || digests.into_iter().map(look_up).collect()).await?
     }
 
-    /// Creates a staged file.
+    /// Creates a staged file. If the caller is cancelled meanwhile, the file is removed.
     pub(crate) async fn stage(&self) -> Result<Staged, StoreError> {
         let number = self.0.staged.fetch_add(1, Ordering::Relaxed);
         let path = self.0.staging.join(format!("upload-{number}"));
-        let file = File::create_new(&path).await.map_err(io_error(&path))?;
-        Ok(Staged { file, path: StagedPath(path), digest: DigestBuilder::default() })
+        // The owner of the path is made where the file is, which a cancelled caller cannot interrupt.
+        let create = move || match std::fs::File::create_new(&path) {
+            Ok(file) => Ok((file, StagedPath(path))),
+            Err(source) => Err(StoreError::Io { path, source }),
+        };
+        let (file, path) = spawn_blocking(create).await??;
+        Ok(Staged { file: File::from_std(file), path, digest: DigestBuilder::default() })
     }
 
     /// Commits the staged file as an input, which a submit may name.

@@ -58,6 +58,23 @@ async fn an_upload_that_ends_early_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn an_upload_that_is_cancelled_while_its_file_is_created_leaves_nothing() {
+    let fixture = Fixture::new().await;
+    for _ in 0..20 {
+        tokio::select! {
+            biased;
+            staged = fixture.store.stage() => drop(staged),
+            () = std::future::ready(()) => {}
+        }
+    }
+    // A later file is created after the earlier ones, in the same queue.
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+    while fixture.store.stage().await.is_ok() && !fixture.names(STAGING).is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", fixture.names(STAGING));
+    }
+}
+
+#[tokio::test]
 async fn a_submit_needs_its_inputs_and_keeps_them() {
     let fixture = Fixture::new().await;
     let (train, eval) = (fixture.add_input(b"train").await, lora_proto::DigestBuilder::of_bytes(b"eval"));
