@@ -50,7 +50,7 @@ impl Store {
     pub(crate) async fn stage(&self) -> Result<Staged, StoreError> {
         let number = self.0.staged.fetch_add(1, Ordering::Relaxed);
         let path = self.0.staging.join(format!("upload-{number}"));
-        // The owner of the path is made where the file is, which a cancelled caller cannot interrupt.
+        // The owner of the path is made where the file is: a cancelled caller cannot interrupt it.
         let create = move || match std::fs::File::create_new(&path) {
             Ok(file) => Ok((file, StagedPath(path))),
             Err(source) => Err(StoreError::Io { path, source }),
