@@ -16,7 +16,6 @@ const UNSUPPORTED_KEYS: &[(&str, &str)] = &[
     ("peft_type", "every adapter is a LoRA adapter; remove the key"),
     ("task_type", "every job trains a causal language model; remove the key"),
     ("finetuning_type", "every job trains a LoRA adapter; remove the key"),
-    ("packing", "packing is not supported; rows of similar length are put together, remove the key"),
     ("group_by_length", "rows of a step are sorted by length anyway; remove the key"),
     ("neftune_noise_alpha", "NEFTune is not supported; remove the key"),
     ("label_smoothing_factor", "label smoothing is not supported; remove the key"),
