@@ -79,6 +79,10 @@ impl BatchPlan {
     /// Returns the micro-batches of a step. Steps are counted from 0 over the whole job, so step
     /// `s` is in epoch `s / steps_per_epoch()`. A dataset without rows has no micro-batches.
     pub fn step(&self, step: u64) -> Vec<MicroBatchRows> {
+        self.step_with(step, self.layout)
+    }
+
+    fn step_with(&self, step: u64, layout: RowLayout) -> Vec<MicroBatchRows> {
         let (Some(epoch), Some(index)) =
             (step.checked_div(self.steps_per_epoch()), step.checked_rem(self.steps_per_epoch()))
         else {
@@ -87,7 +91,7 @@ impl BatchPlan {
         let order = self.order(epoch);
         let start = index as usize * self.global_batch_size;
         let end = (start + self.global_batch_size).min(order.len());
-        self.layout.micro_batches(order[start..end].to_vec(), &self.lengths)
+        layout.micro_batches(order[start..end].to_vec(), &self.lengths)
     }
 
     /// Returns the tokens in the rows of the first `steps` steps, without padding.
@@ -100,10 +104,11 @@ impl BatchPlan {
         epochs.saturating_mul(epoch).saturating_add(tail)
     }
 
-    /// Returns the share of padding among the positions that are computed in the first epoch.
-    pub fn padding(&self) -> f64 {
+    /// Returns the share of padding among the positions that are computed in the first epoch, if
+    /// its rows had this layout.
+    pub fn padding(&self, layout: RowLayout) -> f64 {
         let (mut computed, mut positions) = (0, 0);
-        for micro_batch in (0..self.steps_per_epoch()).flat_map(|step| self.step(step)) {
+        for micro_batch in (0..self.steps_per_epoch()).flat_map(|step| self.step_with(step, layout)) {
             computed += micro_batch.samples().map(|row| inputs(self.lengths[row])).sum::<usize>();
             positions += micro_batch.rows.len() * micro_batch.padded_len;
         }

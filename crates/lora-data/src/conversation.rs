@@ -63,7 +63,7 @@ pub(crate) fn render_conversation(
     let (Rendered { text, generated }, anchored) = rendered?;
     let messages = given.as_ref();
     let turns = Turns { template, messages, tools, stop_texts, text: &text, anchored };
-    let is_trained = |i: usize| i >= from && messages[i].role() == "assistant" && !messages[i].is_excluded();
+    let is_trained = |i: usize| i >= from && messages[i].is_trained();
     let mut notes = turns.notes(is_trained)?;
     let trained = if template.has_generation_markers() {
         turns.marked_by_template(generated, from, is_trained)?

@@ -57,8 +57,8 @@ pub struct DataReport {
     pub two_bos: usize,
     /// Number of rows with a trained token that has characters of the prompt.
     pub shared_tokens: usize,
-    /// Number of rows without a chat template, on which `data.system_prompt` has no effect.
-    pub without_system_prompt: usize,
+    /// Number of rows that are conversations, which the chat template renders.
+    pub conversations: usize,
 }
 
 impl DataReport {
@@ -76,7 +76,7 @@ impl DataReport {
         }
         self.two_bos += usize::from(notes.has_two_bos);
         self.shared_tokens += usize::from(notes.has_shared_token);
-        self.without_system_prompt += usize::from(notes.without_system_prompt);
+        self.conversations += usize::from(notes.is_conversation);
     }
 
     /// What is not trained as the rows say, or in another way than a reader may expect.
@@ -129,12 +129,6 @@ impl DataReport {
                 "in {} the first trained token has characters of the prompt, which is then tokenized \
                  otherwise than alone; end prompts with a line break, or begin completions with a space",
                 count(self.shared_tokens, "row", "rows")
-            ));
-        }
-        if self.without_system_prompt > 0 {
-            notes.push(format!(
-                "data.system_prompt has no effect on {}, which are not conversations",
-                count(self.without_system_prompt, "row", "rows")
             ));
         }
         let of = |format| self.formats.get(&format).copied().unwrap_or(0);

@@ -45,7 +45,6 @@ pub(crate) fn encode_row(
             }
         }
         RowContent::Plain { text, from } => {
-            notes.without_system_prompt = data.system_prompt.is_some();
             vec![encode_text(tokenizer, &text, from, notes)?]
         }
     };
@@ -69,7 +68,7 @@ fn encode_chat(
     let conversation = tokenizer.conversation(messages, tools, from)?;
     let spans = tokenizer.encode_spans(&conversation.text, false)?;
     let row = mask(&spans, |span| conversation.trained.iter().any(|range| overlaps(span, range)));
-    *notes = conversation.notes;
+    *notes = RowNotes { is_conversation: true, ..conversation.notes };
     let last = conversation.trained.last().and_then(|range| {
         let text = conversation.text[range.clone()].trim_end();
         spans.iter().rev().find(|span| overlaps(span, &(range.start..range.start + text.len())))

@@ -19,6 +19,6 @@ pub(crate) struct RowNotes {
     pub(crate) has_two_bos: bool,
     /// Whether a trained token has characters of the prompt.
     pub(crate) has_shared_token: bool,
-    /// Whether the row is not a conversation, so that `data.system_prompt` has no effect.
-    pub(crate) without_system_prompt: bool,
+    /// Whether the row is a conversation, which the chat template renders.
+    pub(crate) is_conversation: bool,
 }

@@ -1,10 +1,10 @@
 //! Notes of a plan: settings without effect, and consequences of settings that users may not
 //! expect.
 
-use lora_data::Dataset;
+use lora_data::{DataReport, Dataset};
 use lora_spec::{
-    AdapterSpec, InitLoraWeights, JobSpec, LinearModule, LrSchedulerType, MAX_CONCURRENT_DECOMPOSITIONS,
-    ModelConfig, Quantization,
+    AdapterSpec, DataSpec, InitLoraWeights, JobSpec, LinearModule, LrSchedulerType,
+    MAX_CONCURRENT_DECOMPOSITIONS, ModelConfig, Quantization, RowFormat,
 };
 
 use crate::serving_notes::serving_notes;
@@ -97,12 +97,61 @@ pub(crate) fn notes(job: &JobSpec, config: &ModelConfig, train: &Dataset) -> Vec
         &config.linear_modules(),
     ));
     notes.extend(train.report.notes());
+    notes.extend(unused_data_settings(&job.data, &train.report));
+    notes
+}
+
+/// Returns the notes about settings of the section `data` without effect on these rows.
+fn unused_data_settings(data: &DataSpec, report: &DataReport) -> Vec<String> {
+    let mut notes = Vec::new();
+    let others = report.rows_read - report.conversations;
+    if data.system_prompt.is_some() && others > 0 {
+        notes.push(format!(
+            "data.system_prompt has no effect on the {others} of {} rows that are not conversations",
+            report.rows_read
+        ));
+    }
+    for (setting, is_set) in [
+        ("chat_template", data.chat_template.is_some()),
+        ("chat_template_kwargs", !data.chat_template_kwargs.is_empty()),
+        ("split_turns", data.split_turns),
+    ] {
+        if is_set && report.conversations == 0 {
+            notes.push(format!("data.{setting} has no effect: no row is a conversation"));
+        }
+    }
+    if !data.completion_only_loss && !report.formats.contains_key(&RowFormat::PromptCompletion) {
+        notes.push("data.completion_only_loss has no effect: no row has prompt and completion".into());
+    }
     notes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn data_settings_without_effect_are_noted() {
+        let notes = |data: &DataSpec, conversations, formats: &[RowFormat]| {
+            let formats = formats.iter().map(|format| (*format, 1)).collect();
+            let report = DataReport { rows_read: 3, conversations, formats, ..DataReport::default() };
+            unused_data_settings(data, &report).join("\n")
+        };
+        let mut data = DataSpec::default();
+        assert_eq!(notes(&data, 0, &[]), "");
+        data.system_prompt = Some("S".into());
+        let expected = "data.system_prompt has no effect on the 2 of 3 rows that are not conversations";
+        assert_eq!(notes(&data, 1, &[]), expected);
+        assert_eq!(notes(&data, 3, &[]), "");
+        data = DataSpec { split_turns: true, completion_only_loss: false, ..DataSpec::default() };
+        data.chat_template = Some("{{ messages }}".into());
+        data.chat_template_kwargs.insert("a".into(), 1.into());
+        for setting in ["chat_template", "chat_template_kwargs", "split_turns", "completion_only_loss"] {
+            let expected = format!("data.{setting} has no effect: ");
+            assert!(notes(&data, 0, &[RowFormat::Text]).contains(&expected), "{setting}");
+            assert_eq!(notes(&data, 3, &[RowFormat::PromptCompletion]), "");
+        }
+    }
 
     #[test]
     fn decomposition_time_grows_cubically() {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lora_collective::tree::all_reduce_bytes;
-use lora_data::{BatchPlan, DataError, DataReport, Dataset, Tokenizer, check_data_file};
-use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, RowFormat, SafetensorsIndex, SourceFile};
+use lora_data::{BatchPlan, DataError, DataReport, Dataset, RowLayout, Tokenizer, check_data_file};
+use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceFile};
 use serde::Serialize;
 
 use crate::notes::{notes, untied_note};
@@ -137,12 +137,8 @@ impl Plan {
         let order = BatchPlan::for_job(job, &train);
         let total_steps =
             if train.rows.is_empty() { 0 } else { training.total_steps(order.steps_per_epoch()) };
-        let padding = |packing| {
-            let mut job = job.clone();
-            job.data.packing = packing;
-            BatchPlan::for_job(&job, &train).padding()
-        };
-        let (padding_unpacked, padding_packed) = (padding(false), padding(true));
+        let padding = |packed_len| order.padding(RowLayout { packed_len, ..RowLayout::for_job(job) });
+        let (padding_unpacked, padding_packed) = (padding(None), padding(Some(job.data.max_length)));
         let inputs = PlanInputs::new(&config, &index, &train);
         let sample = train.rows.first().map(|row| tokenizer.marked_text(row)).transpose()?;
         let shown = train.rows.iter().take(shown).map(|row| {
@@ -150,10 +146,8 @@ impl Plan {
             Ok(PlanRow { tokens: row.tokens.len(), trained_tokens, text: tokenizer.marked_text(row)? })
         });
         let rows = shown.collect::<Result<Vec<_>, DataError>>()?;
-        let has_chats = train.report.formats.keys().any(|format| {
-            matches!(format, RowFormat::Messages | RowFormat::Conversations | RowFormat::AlpacaChat)
-        });
-        let chat_template = tokenizer.template_source().filter(|_| has_chats).map(str::to_owned);
+        let has_conversations = train.report.conversations > 0;
+        let chat_template = tokenizer.template_source().filter(|_| has_conversations).map(str::to_owned);
         let data = |file: &SourceFile, dataset: &Dataset| PlanData {
             path: file.name().to_owned(),
             report: dataset.report.clone(),

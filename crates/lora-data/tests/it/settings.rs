@@ -68,12 +68,12 @@ fn conversations_without_a_system_prompt_get_the_one_of_the_job() {
     assert_eq!(marked(&data, own), [format!("<|im_start|>system\nown<|im_end|>\n{turn}")]);
     // The prompt's turns stay untrained.
     let row = json!({"prompt": [answer, {"role": "user", "content": "q"}], "completion": [answer]});
-    let text = marked(&data, row).concat();
+    let text = marked(&data, row.clone()).concat();
     assert_eq!((text.matches('⟦').count(), text.ends_with(turn)), (1, true), "{text}");
-    let base = BaseDir::new("</s>", false);
-    let (dataset, _) = read(&base, &data, &[json!({"text": "t"})]).unwrap();
-    let notes = dataset.report.notes();
-    assert_eq!(notes, ["data.system_prompt has no effect on 1 row, which are not conversations"]);
+    let base = BaseDir::with_template("<|im_end|>", CHATML);
+    let rows = [json!({"text": "t"}), json!({"messages": [answer]}), row];
+    let (dataset, texts) = read(&base, &data, &rows).unwrap();
+    assert_eq!((texts[0].as_str(), dataset.report.conversations), ("t⟦<|im_end|>⟧", 2));
 }
 
 #[test]
