@@ -11,9 +11,15 @@ use escargot::format::Message;
 
 const NAMES: [&str; 3] = ["loractl", "lora-coordinator", "lora-worker"];
 
-/// Returns a command that runs `loractl`.
+/// Returns a command that runs `loractl` with a cache in the target directory, not in the user's
+/// directory.
 pub fn loractl() -> Command {
-    Command::new(binary("loractl"))
+    let program = binary("loractl");
+    let mut command = Command::new(program);
+    // <target>/<profile>/loractl
+    let target = program.ancestors().nth(2).unwrap();
+    command.env("XDG_CACHE_HOME", target.join("tmp/test-cache"));
+    command
 }
 
 /// Returns a command that runs `lora-coordinator`.

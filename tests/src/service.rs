@@ -38,7 +38,14 @@ pub struct Worker {
     pub daemon: Daemon,
     /// The name.
     pub name: String,
-    _cache: TempDir,
+    cache: TempDir,
+}
+
+impl Worker {
+    /// Returns the directory of its cache.
+    pub fn cache_dir(&self) -> &Path {
+        self.cache.path()
+    }
 }
 
 impl TestService {
@@ -108,7 +115,7 @@ impl TestService {
         sets(&mut command, [("log.format", "json")]);
         sets(&mut command, settings.iter().copied());
         let daemon = Daemon::start(without_settings(&mut command));
-        Worker { daemon, name: name.to_owned(), _cache: cache }
+        Worker { daemon, name: name.to_owned(), cache }
     }
 
     /// Returns a `loractl` command for this coordinator.

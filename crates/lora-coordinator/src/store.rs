@@ -6,6 +6,7 @@
 //! <state_dir>/coordinator.db-wal changes to the database that are not in its file yet
 //! <state_dir>/objects/<sha256>   files, each content once
 //! <state_dir>/objects/owner.json the database that the files belong to
+//! <state_dir>/tokens/            tokens of datasets; they can be made again
 //! <state_dir>/staging/           uploads in progress; emptied at every start
 //! ```
 //!
@@ -40,6 +41,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use lora_data::TokenCache;
 use sqlx::migrate::MigrateError;
 use sqlx::sqlite::SqlitePool;
 use tokio::sync::{Mutex, MutexGuard};
@@ -64,6 +66,9 @@ const LOCK: &str = "lock";
 const DATABASE: &str = "coordinator.db";
 const OBJECTS: &str = "objects";
 const STAGING: &str = "staging";
+const TOKENS: &str = "tokens";
+/// The largest size of all files of tokens that are kept for later jobs.
+const MAX_TOKEN_BYTES: u64 = 2 << 30;
 
 /// The number of rows that are kept for each job.
 #[derive(Debug, Clone, Copy)]
@@ -159,6 +164,7 @@ pub(crate) struct Store(Arc<Inner>);
 struct Inner {
     objects: PathBuf,
     staging: PathBuf,
+    tokens: TokenCache,
     database: PathBuf,
     term: u64,
     retention: Retention,
@@ -206,6 +212,7 @@ impl Store {
         Ok(Self(Arc::new(Inner {
             objects,
             staging,
+            tokens: TokenCache::new(state_dir.join(TOKENS), MAX_TOKEN_BYTES),
             readers: connections::readers(&database),
             database,
             term,
@@ -217,6 +224,11 @@ impl Store {
             work: TaskTracker::new(),
             _lock: lock,
         })))
+    }
+
+    /// The directory of tokens for later jobs.
+    pub(crate) fn token_cache(&self) -> &TokenCache {
+        &self.0.tokens
     }
 
     /// The number of times that the store was opened, including this one.

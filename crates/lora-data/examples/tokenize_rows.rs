@@ -39,7 +39,13 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>, Box<dyn Error>> {
 
 fn tokenize(base: &Path, file: &Path) -> Result<Row, DataError> {
     let tokenizer = Tokenizer::load(&base.into())?;
-    let mut dataset =
+    let dataset =
         Dataset::read(&file.into(), &tokenizer, &DataSpec { max_length: usize::MAX, ..DataSpec::default() })?;
-    dataset.rows.pop().ok_or_else(|| DataError::ChatTemplate("the file has no row".into()))
+    match dataset.rows.len() {
+        0 => Err(DataError::ChatTemplate("the file has no row".into())),
+        rows => {
+            let row = dataset.rows.row(rows - 1);
+            Ok(Row { tokens: row.tokens().collect(), trained: row.trained().collect() })
+        }
+    }
 }

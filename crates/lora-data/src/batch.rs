@@ -3,7 +3,7 @@
 use lora_spec::{Document, JobSpec, MicroBatch};
 
 use crate::packing::pack;
-use crate::{Dataset, Row};
+use crate::{Dataset, TokenRow};
 
 /// Sequences are padded to a multiple of this number of positions.
 pub const PAD_MULTIPLE: usize = 16;
@@ -49,20 +49,25 @@ pub fn collate(dataset: &Dataset, rows: &MicroBatchRows) -> MicroBatch {
         let mut documents = Vec::with_capacity(samples.len());
         let mut start = 0;
         for &sample in samples {
-            let row = &dataset.rows[sample];
-            let inputs = inputs(row.tokens.len());
+            let row = dataset.rows.row(sample);
+            let inputs = inputs(row.len());
             documents.push(Document { sample: sample as u64, start });
             let at = i * seq_len + start..i * seq_len + start + inputs;
-            micro_batch.tokens[at.clone()].copy_from_slice(&row.tokens[..inputs]);
-            micro_batch.targets[at.clone()].copy_from_slice(&row.tokens[row.tokens.len() - inputs..]);
-            for (weight, &trained) in micro_batch.weights[at].iter_mut().zip(row.trained.iter().skip(1)) {
-                *weight = if trained { 1.0 } else { 0.0 };
+            let next = row.tokens().zip(row.trained()).skip(1);
+            for (at, (token, (target, trained))) in at.zip(row.tokens().zip(next)) {
+                micro_batch.tokens[at] = token;
+                micro_batch.targets[at] = target;
+                micro_batch.weights[at] = weight(trained);
             }
             start += inputs;
         }
         micro_batch.rows.push(documents);
     }
     micro_batch
+}
+
+fn weight(trained: bool) -> f32 {
+    if trained { 1.0 } else { 0.0 }
 }
 
 /// The number of inputs of a sample: its last token is only a target.
@@ -74,18 +79,17 @@ pub(crate) fn inputs(tokens: usize) -> usize {
 /// [`SAMPLE_ROWS`] micro-batches of one row each, with at most [`SAMPLE_TOKENS`] inputs, without
 /// padding.
 pub fn sample_rows(dataset: &Dataset) -> Vec<MicroBatch> {
-    let sample = |(index, row): (usize, &Row)| {
-        let inputs = inputs(row.tokens.len()).min(SAMPLE_TOKENS);
-        let weights = row.trained[1..=inputs].iter().map(|trained| if *trained { 1.0 } else { 0.0 });
+    let sample = |(index, row): (usize, TokenRow)| {
+        let inputs = inputs(row.len()).min(SAMPLE_TOKENS);
         MicroBatch {
             rows: Document::whole_rows([index as u64]),
             seq_len: inputs,
-            tokens: row.tokens[..inputs].to_vec(),
-            targets: row.tokens[1..=inputs].to_vec(),
-            weights: weights.collect(),
+            tokens: row.tokens().take(inputs).collect(),
+            targets: row.tokens().skip(1).take(inputs).collect(),
+            weights: row.trained().skip(1).take(inputs).map(weight).collect(),
         }
     };
-    let rows = dataset.rows.iter().enumerate().filter(|(_, row)| row.tokens.len() > 1);
+    let rows = dataset.rows.iter().enumerate().filter(|(_, row)| row.len() > 1);
     rows.take(SAMPLE_ROWS).map(sample).collect()
 }
 

@@ -7,14 +7,14 @@ use csv::{ErrorKind, ReaderBuilder};
 use serde_json::Value as Json;
 
 use crate::DataError;
-use crate::file_format::NumberedRow;
+use crate::raw_rows::{RawRow, RawRows};
 
-/// Returns all rows with the number of their first line (from 1).
+/// Returns the rows with the number of their first line (from 1). A row is an error if it has
+/// another number of values than the header, or is not UTF-8.
 ///
 /// # Errors
-/// A row with another number of values than the header, or text that is not UTF-8. The error names
-/// file and line.
-pub(crate) fn read_rows(name: &Path, bytes: &[u8]) -> Result<Vec<NumberedRow>, DataError> {
+/// The header is invalid, or a quote is not closed.
+pub(crate) fn read_rows<'a>(name: &'a Path, bytes: &'a [u8]) -> Result<RawRows<'a>, DataError> {
     let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
     let mut reader = ReaderBuilder::new().from_reader(bytes);
     let header = reader.headers().map_err(|error| invalid(name, &error))?.clone();
@@ -25,14 +25,16 @@ pub(crate) fn read_rows(name: &Path, bytes: &[u8]) -> Result<Vec<NumberedRow>, D
     if bytes.iter().filter(|&&byte| byte == b'"').count() % 2 == 1 {
         return Err(DataError::file(name, "has a quote that is not closed"));
     }
-    let mut rows = Vec::new();
-    for record in reader.records() {
-        let record = record.map_err(|error| invalid(name, &error))?;
-        let line = record.position().map_or(0, |position| position.line() as usize);
-        let pairs = header.iter().zip(&record).map(|(key, value)| (key.to_owned(), Json::from(value)));
-        rows.push((line, pairs.collect()));
-    }
-    Ok(rows)
+    let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
+    Ok(RawRows::new(
+        lines,
+        reader.into_records().map(move |record| {
+            let record = record.map_err(|error| invalid(name, &error))?;
+            let line = record.position().map_or(0, |position| position.line() as usize);
+            let pairs = header.iter().zip(&record).map(|(key, value)| (key.to_owned(), Json::from(value)));
+            Ok((line, RawRow::Object(pairs.collect())))
+        }),
+    ))
 }
 
 fn invalid(name: &Path, error: &csv::Error) -> DataError {

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use lora_spec::RowFormat;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::count;
 use crate::row_notes::RowNotes;
 
 /// Statistics of a dataset's rows. Lengths are in tokens.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DataReport {
     /// Rows in the file.
     pub rows_read: usize,

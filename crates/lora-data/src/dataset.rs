@@ -1,18 +1,15 @@
 //! Reads a dataset file as token rows.
 
-use std::fs;
-use std::path::Path;
+use std::cell::Cell;
 
-use lora_spec::{DataSpec, LongRows, RowFormat, SourceFile};
-use rayon::prelude::*;
-use serde_json::{Map, Value as Json};
+use lora_spec::{DataSpec, LongRows, SourceFile};
 use sha2::{Digest, Sha256};
 
-use crate::encode::encode_row;
+use crate::encoded_rows::EncodedRows;
 use crate::file_format::{FileFormat, FileKind};
-use crate::row_format::take_row;
-use crate::row_notes::RowNotes;
-use crate::{DataError, DataReport, Tokenizer, csv_rows, jsonl, parquet_rows};
+use crate::hashed_file::HashedFile;
+use crate::token_rows::TokenRow;
+use crate::{DataError, DataReport, TokenFiles, TokenRows, Tokenizer};
 
 /// A tokenized row with its loss mask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,42 +25,46 @@ pub struct Row {
 #[derive(Debug, Clone)]
 pub struct Dataset {
     /// The kept rows; each has a target token.
-    pub rows: Vec<Row>,
+    pub rows: TokenRows,
     /// SHA-256 of the file's bytes, in hex.
     pub sha256: String,
     /// Statistics of the file's rows.
     pub report: DataReport,
-}
-
-/// The samples of a row of the file, with its line or row number.
-struct EncodedRow {
-    number: usize,
-    samples: Vec<Row>,
-    format: RowFormat,
-    ignored_keys: Vec<String>,
-    notes: RowNotes,
+    /// The token file of the rows, if there is one.
+    pub token_file: Option<SourceFile>,
 }
 
 impl Dataset {
     /// Reads JSON Lines or a JSON array (`.jsonl`, `.ndjson`, `.json`), CSV (`.csv`) or Parquet
     /// (`.parquet`), the first three also compressed (`.gz`, `.zst`), and tokenizes the rows (see
-    /// [`RowFormat`]) in parallel. The result does not depend on the number of threads.
+    /// [`RowFormat`](lora_spec::RowFormat)) in parallel. The result does not depend on the number
+    /// of threads.
     ///
     /// # Errors
     /// The first invalid row, named by file and line (Parquet: row number); an empty file; rows
     /// longer than `data.max_length` tokens, depending on `data.long_rows`; rows without a target
     /// token; a token without an embedding (see [`Tokenizer::with_vocab_size`]).
     pub fn read(file: &SourceFile, tokenizer: &Tokenizer, data: &DataSpec) -> Result<Self, DataError> {
-        let (dataset, problems) = Self::inspect(file, tokenizer, data)?;
+        Self::read_with(file, tokenizer, data, TokenFiles::default())
+    }
+
+    /// Like [`Self::read`], but uses the rows in `token_files`, and keeps them there.
+    pub fn read_with(
+        file: &SourceFile,
+        tokenizer: &Tokenizer,
+        data: &DataSpec,
+        token_files: TokenFiles,
+    ) -> Result<Self, DataError> {
+        let (dataset, problems) = Self::inspect(file, tokenizer, data, token_files)?;
         match problems.into_iter().next() {
             Some(problem) => Err(problem),
             None => Ok(dataset),
         }
     }
 
-    /// Reads a dataset like [`Self::read`], but drops rows that are too long for `long_rows: error`
-    /// or have no target, and counts them in the report. Their errors are returned with the
-    /// dataset.
+    /// Reads a dataset like [`Self::read_with`], but drops rows that are too long for
+    /// `long_rows: error` or have no target, and counts them in the report. Their errors are
+    /// returned with the dataset.
     ///
     /// # Errors
     /// The other errors of `read`.
@@ -71,74 +72,55 @@ impl Dataset {
         file: &SourceFile,
         tokenizer: &Tokenizer,
         data: &DataSpec,
+        token_files: TokenFiles,
     ) -> Result<(Self, Vec<DataError>), DataError> {
-        let name = file.name();
-        let format = FileFormat::from_name(name)?;
-        let bytes = fs::read(file.path()).map_err(|source| DataError::read(file, source))?;
-        let sha256 = hex::encode(Sha256::digest(&bytes));
-        let (bytes, kind) = (format.decode(name, bytes.into())?, format.kind);
-        let encode = |number, row| encode((name, kind), tokenizer, data, number, row);
-        let encoded: Vec<Result<EncodedRow, DataError>> = match kind {
-            FileKind::Json => jsonl::texts(name, &bytes)?
-                .into_par_iter()
-                .map(|(number, text)| encode(number, jsonl::parse(name, number, text)?))
-                .collect(),
-            FileKind::Csv => csv_rows::read_rows(name, &bytes)?
-                .into_par_iter()
-                .map(|(number, row)| encode(number, row))
-                .collect(),
-            FileKind::Parquet => parquet_rows::read_rows(name, bytes)?
-                .into_par_iter()
-                .map(|(number, row)| encode(number, row))
-                .collect(),
-        };
-        // The reported error must not depend on the threads, so it is the first one in the file's
-        // order.
-        let encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
-        if encoded.is_empty() {
-            return Err(DataError::file(name, "has no rows"));
-        }
-        let mut report = DataReport { rows_read: encoded.len(), ..DataReport::default() };
-        for row in &encoded {
-            *report.formats.entry(row.format).or_default() += 1;
-            for key in &row.ignored_keys {
-                *report.ignored_keys.entry(key.clone()).or_default() += 1;
+        let kind = FileFormat::from_name(file.name())?.kind;
+        let hash = || HashedFile::open(file, &Cell::new(0))?.finish();
+        let sha256 = hash().map_err(|source| DataError::read(file, source))?;
+        let (encoded, token_file) = token_files.rows(file, (kind, &sha256), tokenizer, data)?;
+        let EncodedRows { mut rows, numbers, mut report } = encoded;
+        let mut lengths = Vec::with_capacity(rows.len());
+        let (mut long, mut without_targets, mut not_embedded) = (Vec::new(), Vec::new(), None);
+        let max_length = data.max_length;
+        rows.shorten(|index, row| {
+            let number = numbers[index] as usize;
+            if row.len() > max_length {
+                long.push((number, Some(row.len())));
+                if data.long_rows != LongRows::Truncate {
+                    return 0;
+                }
             }
-            report.add(&row.notes);
+            let kept = row.first(max_length);
+            if not_embedded.is_none() {
+                not_embedded = tokenizer.check_embedded(kept).err().map(|message| (number, message));
+            }
+            let trained = kept.trained().filter(|trained| *trained).count();
+            if trained == 0 {
+                without_targets.push((number, None));
+                return 0;
+            }
+            lengths.push(kept.len());
+            report.trained_tokens += trained as u64;
+            kept.len()
+        });
+        if let Some((number, message)) = not_embedded {
+            return Err(DataError::Row { at: kind.location(file.name(), number), message });
         }
-        let samples = encoded
-            .into_iter()
-            .flat_map(|EncodedRow { number, samples, .. }| samples.into_iter().map(move |row| (number, row)));
-        let mut problems = Vec::new();
-        let mut kept = apply_long_rows(name, kind, samples.collect(), data, &mut report, &mut problems);
-        for (number, row) in &kept {
-            let error = |message| DataError::Row { at: kind.location(name, *number), message };
-            tokenizer.check_embedded(&row.tokens).map_err(error)?;
-        }
-        let has_target = |(_, row): &(usize, Row)| row.trained.contains(&true);
-        let without: Vec<_> =
-            kept.iter().filter(|row| !has_target(row)).map(|(number, _)| (*number, None)).collect();
-        if !without.is_empty() {
-            report.without_targets = without.len();
-            let rows = kind.row_list(without);
-            let name = name.to_owned();
-            problems.push(DataError::NoTargets { name, rows, long_rows: data.long_rows });
-            kept.retain(has_target);
-        }
-        let rows: Vec<Row> = kept.into_iter().map(|(_, row)| row).collect();
-        report.set_lengths(rows.iter().map(|row| row.tokens.len()).collect());
-        report.trained_tokens =
-            rows.iter().map(|row| row.trained.iter().filter(|&&trained| trained).count() as u64).sum();
-        Ok((Self { rows, sha256, report }, problems))
+        let is_truncated = data.long_rows == LongRows::Truncate;
+        *(if is_truncated { &mut report.truncated } else { &mut report.dropped }) = long.len();
+        report.without_targets = without_targets.len();
+        report.set_lengths(lengths);
+        let problems = problems((file, kind), data, numbers.len(), long, without_targets);
+        Ok((Self { rows, sha256, report, token_file }, problems))
     }
 
     /// Returns the SHA-256, in hex, of the kept rows: of the tokens and the loss mask.
     pub fn tokens_sha256(&self) -> String {
         let mut hash = Sha256::new();
-        for Row { tokens, trained } in &self.rows {
-            hash.update((tokens.len() as u64).to_le_bytes());
-            for (token, &trained) in tokens.iter().zip(trained) {
-                hash.update((u64::from(*token) << 1 | u64::from(trained)).to_le_bytes());
+        for row in self.rows.iter() {
+            hash.update((row.len() as u64).to_le_bytes());
+            for word in row.words() {
+                hash.update(u64::from(*word).to_le_bytes());
             }
         }
         hex::encode(hash.finalize())
@@ -146,60 +128,37 @@ impl Dataset {
 
     /// Returns the number of tokens of each row, for [`BatchPlan`](crate::BatchPlan).
     pub fn lengths(&self) -> Vec<usize> {
-        self.rows.iter().map(|row| row.tokens.len()).collect()
+        self.rows.iter().map(TokenRow::len).collect()
     }
 }
 
-fn encode(
-    (name, kind): (&Path, FileKind),
-    tokenizer: &Tokenizer,
+/// The errors about the rows that are too long or have no target, of so many samples.
+fn problems(
+    (file, kind): (&SourceFile, FileKind),
     data: &DataSpec,
-    number: usize,
-    mut row: Map<String, Json>,
-) -> Result<EncodedRow, DataError> {
-    let error = |message: String| DataError::Row { at: kind.location(name, number), message };
-    let (format, content) = take_row(data, &mut row).map_err(error)?;
-    let mut notes = RowNotes::default();
-    let samples = encode_row(tokenizer, data, content, &mut notes).map_err(|err| error(err.to_string()))?;
-    let ignored_keys = row.into_iter().filter(|(_, value)| !value.is_null()).map(|(key, _)| key).collect();
-    Ok(EncodedRow { number, samples, format, ignored_keys, notes })
-}
-
-/// Applies `long_rows`, and adds an error to `problems` if it refuses the rows.
-fn apply_long_rows(
-    name: &Path,
-    kind: FileKind,
-    mut rows: Vec<(usize, Row)>,
-    data: &DataSpec,
-    report: &mut DataReport,
-    problems: &mut Vec<DataError>,
-) -> Vec<(usize, Row)> {
-    let max_length = data.max_length;
-    let is_long = |(_, row): &(usize, Row)| row.tokens.len() > max_length;
-    let long: Vec<_> = rows
-        .iter()
-        .filter(|row| is_long(row))
-        .map(|(number, row)| (*number, Some(row.tokens.len())))
-        .collect();
-    if long.is_empty() {
-        return rows;
-    }
-    if data.long_rows == LongRows::Truncate {
-        report.truncated = long.len();
-        for (_, row) in &mut rows {
-            row.tokens.truncate(max_length);
-            row.trained.truncate(max_length);
+    samples: usize,
+    long: Vec<(usize, Option<usize>)>,
+    without_targets: Vec<(usize, Option<usize>)>,
+) -> Vec<DataError> {
+    let name = file.name().to_owned();
+    let mut problems = Vec::new();
+    let (is_long, total) = (!long.is_empty(), long.len());
+    match data.long_rows {
+        LongRows::Error if is_long => {
+            let rows = kind.row_list(long);
+            problems.push(DataError::LongRows { name: name.clone(), max_length: data.max_length, rows });
         }
-        return rows;
+        LongRows::Drop if is_long && total == samples => {
+            let max_length = data.max_length;
+            problems.push(DataError::NothingLeft { name: name.clone(), total, max_length });
+        }
+        _ => {}
     }
-    report.dropped = long.len();
-    rows.retain(|row| !is_long(row));
-    if data.long_rows == LongRows::Error {
-        problems.push(DataError::LongRows { name: name.to_owned(), max_length, rows: kind.row_list(long) });
-    } else if rows.is_empty() {
-        problems.push(DataError::NothingLeft { name: name.to_owned(), total: long.len(), max_length });
+    if !without_targets.is_empty() {
+        let rows = kind.row_list(without_targets);
+        problems.push(DataError::NoTargets { name, rows, long_rows: data.long_rows });
     }
-    rows
+    problems
 }
 
 #[cfg(test)]
@@ -215,6 +174,7 @@ mod tests {
                 .collect(),
             sha256: String::new(),
             report: DataReport::default(),
+            token_file: None,
         };
         let expected = hex::encode(Sha256::digest([2_u64, 14, 19].map(u64::to_le_bytes).concat()));
         assert_eq!(dataset(&[(&[7, 9], &[false, true])]).tokens_sha256(), expected);

@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use crate::row_format::RowContent;
 use crate::row_notes::RowNotes;
 use crate::tokenizer::Span;
-use crate::{DataError, Message, Row, Tokenizer};
+use crate::{DataError, Message, Row, TokenRows, Tokenizer};
 
 /// Roles that chat templates support by convention.
 const ROLES: [&str; 7] = ["system", "developer", "user", "assistant", "tool", "function", "ipython"];
@@ -49,6 +49,12 @@ pub(crate) fn encode_row(
         }
     };
     for row in &mut samples {
+        if let Some(token) = row.tokens.iter().find(|token| **token > TokenRows::MAX_TOKEN) {
+            return Err(DataError::Tokenize(format!(
+                "token {token} is larger than {}",
+                TokenRows::MAX_TOKEN
+            )));
+        }
         // The first token has no predecessor, so it cannot be a target.
         if let Some(first) = row.trained.first_mut() {
             *first = false;

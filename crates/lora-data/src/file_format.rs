@@ -1,19 +1,18 @@
 //! The formats of dataset files: recognized by their names, and compared with their contents.
 
-use std::io::{self, Read};
+use std::io::{self, BufRead, BufReader, Cursor, Read};
 use std::path::Path;
 
-use bytes::Bytes;
-use flate2::bufread::GzDecoder;
-use serde_json::{Map, Value as Json};
+use lora_spec::SourceFile;
 
+use crate::gzip_members::GzipMembers;
 use crate::{DataError, RowList};
 
 /// What a dataset file's name may end with.
 const EXTENSIONS: &str = ".jsonl, .ndjson, .json, .csv or .parquet, and .gz or .zst after the first four";
 
-/// A row with the number of its first line, or its number in a Parquet file (from 1).
-pub(crate) type NumberedRow = (usize, Map<String, Json>);
+/// The number of bytes at the start of a file that say what it is.
+const HEAD_BYTES: u64 = 1024;
 
 /// The format of a dataset file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,44 +64,55 @@ impl FileFormat {
     ///
     /// # Errors
     /// The contents are of another format than the name says.
-    pub(crate) fn decode(self, name: &Path, bytes: Bytes) -> Result<Bytes, DataError> {
-        let found = Contents::of(&bytes);
+    pub(crate) fn decoded<'a>(
+        self,
+        file: &SourceFile,
+        raw: impl BufRead + 'a,
+    ) -> Result<Box<dyn BufRead + 'a>, DataError> {
+        let (head, raw) = with_head(raw).map_err(|error| DataError::read(file, error))?;
+        let found = Contents::of(&head);
         let is_named = match found {
             Contents::Other => self.compression.is_none(),
             Contents::Compressed(compression) => self.compression == Some(compression),
             Contents::Parquet => self.kind == FileKind::Parquet,
             Contents::Utf16 | Contents::GitLfs => false,
         };
-        if !is_named && !bytes.is_empty() {
-            return Err(DataError::file(name, found.problem(self)));
+        if !is_named && !head.is_empty() {
+            return Err(DataError::file(file.name(), found.problem(self)));
         }
-        let mut decoded = Vec::new();
-        match self.compression {
-            None => return Ok(bytes),
-            Some(Compression::Gzip) => decode_gzip(&bytes, &mut decoded),
-            Some(Compression::Zstd) => zstd::stream::copy_decode(&bytes[..], &mut decoded),
-        }
-        .map_err(|error: io::Error| DataError::file(name, format!("cannot be decompressed: {error}")))?;
-        match Contents::of(&decoded) {
-            Contents::Other => Ok(decoded.into()),
-            found => {
-                Err(DataError::file(name, format!("its contents, decompressed: {}", found.problem(self))))
+        let decoded: Box<dyn BufRead> = match self.compression {
+            None => return Ok(Box::new(raw)),
+            Some(Compression::Gzip) => Box::new(BufReader::new(GzipMembers::new(raw))),
+            Some(Compression::Zstd) => {
+                let decoder =
+                    zstd::Decoder::with_buffer(raw).map_err(|error| self.read_error(file, error))?;
+                Box::new(BufReader::new(decoder))
             }
+        };
+        let (head, decoded) = with_head(decoded).map_err(|error| self.read_error(file, error))?;
+        match Contents::of(&head) {
+            Contents::Other => Ok(Box::new(decoded)),
+            found => {
+                let message = format!("its contents, decompressed: {}", found.problem(self));
+                Err(DataError::file(file.name(), message))
+            }
+        }
+    }
+
+    /// The error of reading what [`Self::decoded`] has returned.
+    pub(crate) fn read_error(self, file: &SourceFile, error: io::Error) -> DataError {
+        match self.compression {
+            None => DataError::read(file, error),
+            Some(_) => DataError::file(file.name(), format!("cannot be decompressed: {error}")),
         }
     }
 }
 
-/// Decodes the members of a gzip file. Zeros may follow each, such as those that fill a block of a
-/// tape.
-fn decode_gzip(mut bytes: &[u8], decoded: &mut Vec<u8>) -> io::Result<()> {
-    loop {
-        GzDecoder::new(&mut bytes).read_to_end(decoded)?;
-        let padding = bytes.iter().take_while(|&&byte| byte == 0).count();
-        bytes = &bytes[padding..];
-        if bytes.is_empty() {
-            return Ok(());
-        }
-    }
+/// Returns the first bytes, and all bytes.
+fn with_head(mut reader: impl BufRead) -> io::Result<(Vec<u8>, impl BufRead)> {
+    let mut head = Vec::new();
+    reader.by_ref().take(HEAD_BYTES).read_to_end(&mut head)?;
+    Ok((head.clone(), Cursor::new(head).chain(reader)))
 }
 
 /// What the first bytes of a file say.
@@ -148,6 +158,15 @@ impl Contents {
 }
 
 impl FileKind {
+    /// A name that stays the same in other versions.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Csv => "csv",
+            Self::Parquet => "parquet",
+        }
+    }
+
     /// The place of a row in errors.
     pub(crate) fn location(self, name: &Path, number: usize) -> String {
         match self {

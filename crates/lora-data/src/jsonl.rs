@@ -1,6 +1,7 @@
 //! JSON Lines: a JSON object on each line. Blank lines are allowed. A file that begins with `[` is
 //! one JSON array of objects.
 
+use std::io::{self, BufRead};
 use std::path::Path;
 
 use serde_json::value::RawValue;
@@ -8,34 +9,45 @@ use serde_json::{Map, Value as Json};
 
 use crate::DataError;
 use crate::message::json_type_name;
+use crate::raw_rows::{NumberedRow, RawRow, RawRows};
 
-/// Returns the texts of the rows, with the numbers of their first lines (from 1).
-///
-/// # Errors
-/// The file begins with `[` and is not a JSON array.
-pub(crate) fn texts<'a>(name: &Path, bytes: &'a [u8]) -> Result<Vec<(usize, &'a [u8])>, DataError> {
-    let bytes = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes);
-    if bytes.trim_ascii_start().starts_with(b"[") {
-        return array(name, bytes);
+/// Skips a byte order mark, and returns whether the text begins with `[`, at most after spaces.
+pub(crate) fn is_array(text: &mut impl BufRead) -> io::Result<bool> {
+    if text.fill_buf()?.starts_with(b"\xEF\xBB\xBF") {
+        text.consume(3);
     }
-    let lines = bytes.split(|&byte| byte == b'\n').enumerate();
-    Ok(lines.filter(|(_, line)| !line.trim_ascii().is_empty()).map(|(i, line)| (i + 1, line)).collect())
+    Ok(text.fill_buf()?.trim_ascii_start().starts_with(b"["))
 }
 
-fn array<'a>(name: &Path, bytes: &'a [u8]) -> Result<Vec<(usize, &'a [u8])>, DataError> {
+/// Returns the lines that are not blank, with their numbers (from 1).
+pub(crate) fn lines(text: impl BufRead) -> impl Iterator<Item = io::Result<NumberedRow>> {
+    let lines = text.split(b'\n').enumerate();
+    lines.filter_map(|(i, line)| match line {
+        Ok(line) if line.trim_ascii().is_empty() => None,
+        line => Some(line.map(|line| (i + 1, RawRow::Text(line)))),
+    })
+}
+
+/// Returns the elements of a JSON array, with the numbers of their first lines (from 1).
+///
+/// # Errors
+/// The text is not a JSON array.
+pub(crate) fn array<'a>(name: &Path, bytes: &'a [u8]) -> Result<RawRows<'a>, DataError> {
     let items: Vec<&RawValue> = serde_json::from_slice(bytes).map_err(|error| DataError::Row {
         at: format!("{}:{}:{}", name.display(), error.line(), error.column()),
         message: format!("invalid JSON: {}", reason(&error)),
     })?;
-    let (mut line, mut at) = (1, 0);
-    let rows = items.into_iter().map(|item| {
-        let text = item.get().as_bytes();
-        let start = text.as_ptr().addr() - bytes.as_ptr().addr();
-        line += bytes[at..start].iter().filter(|&&byte| byte == b'\n').count();
-        at = start;
-        (line, text)
-    });
-    Ok(rows.collect())
+    let (count, mut line, mut at) = (items.len(), 1, 0);
+    Ok(RawRows::new(
+        count,
+        items.into_iter().map(move |item| {
+            let text = item.get().as_bytes();
+            let start = text.as_ptr().addr() - bytes.as_ptr().addr();
+            line += bytes[at..start].iter().filter(|&&byte| byte == b'\n').count();
+            at = start;
+            Ok((line, RawRow::Text(text.to_vec())))
+        }),
+    ))
 }
 
 /// Parses the object of a row.

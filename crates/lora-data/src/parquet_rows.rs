@@ -1,41 +1,50 @@
 //! Reads the rows of a Parquet file as JSON objects.
 
 use std::fmt::Display;
-use std::panic;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use bytes::Bytes;
+use parquet::errors::ParquetError;
 use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::reader::RowIter;
 use parquet::record::{Field, Row};
 use serde_json::{Map, Value as Json};
 
 use crate::DataError;
-use crate::file_format::NumberedRow;
+use crate::raw_rows::{RawRow, RawRows};
 
-/// Returns all rows of the file, in the order of the file.
+/// Returns the rows, in the order of the file. A row is an error if its page is corrupt.
 ///
 /// Null fields of a struct are omitted, because in a column of structs they cannot be distinguished
 /// from absent keys. Byte strings without a type annotation are read as UTF-8.
 ///
 /// # Errors
 /// The file is truncated or corrupt.
-pub(crate) fn read_rows(name: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
+pub(crate) fn read_rows<'a>(name: &'a Path, bytes: Bytes) -> Result<RawRows<'a>, DataError> {
     // The library checks the footer of a file, but not its pages. It panics if a page is corrupt.
-    panic::catch_unwind(|| read_unchecked(name, bytes))
-        .unwrap_or_else(|_| Err(unreadable(name, "a page is corrupt")))
-}
-
-fn read_unchecked(name: &Path, bytes: Bytes) -> Result<Vec<NumberedRow>, DataError> {
-    let reader = SerializedFileReader::new(bytes).map_err(|err| unreadable(name, err))?;
-    let mut rows = Vec::new();
-    for (i, row) in reader.get_row_iter(None).map_err(|err| unreadable(name, err))?.enumerate() {
-        let row = object(&row.map_err(|err| unreadable(name, err))?).map_err(|message| DataError::Row {
-            at: format!("{}, row {}", name.display(), i + 1),
-            message,
-        })?;
-        rows.push((i + 1, row));
-    }
-    Ok(rows)
+    let corrupt = || unreadable(name, "a page is corrupt");
+    let open = || {
+        let reader = SerializedFileReader::new(bytes)?;
+        let rows = reader.metadata().file_metadata().num_rows();
+        Ok((usize::try_from(rows).unwrap_or(0), RowIter::from_file_into(Box::new(reader))))
+    };
+    let (count, mut rows) = catch_unwind(AssertUnwindSafe(open))
+        .map_err(|_| corrupt())?
+        .map_err(|err: ParquetError| unreadable(name, err))?;
+    let mut number = 0;
+    let next = move || {
+        number += 1;
+        let row = match catch_unwind(AssertUnwindSafe(|| rows.next())) {
+            Ok(row) => row?.map_err(|err| unreadable(name, err)),
+            Err(_) => Err(corrupt()),
+        };
+        Some(row.and_then(|row| match object(&row) {
+            Ok(row) => Ok((number, RawRow::Object(row))),
+            Err(message) => Err(DataError::Row { at: format!("{}, row {number}", name.display()), message }),
+        }))
+    };
+    Ok(RawRows::new(count, std::iter::from_fn(next)))
 }
 
 fn unreadable(name: &Path, reason: impl Display) -> DataError {

@@ -5,13 +5,14 @@ use std::fs;
 
 use lora_spec::{DataSpec, SourceDir, SourceFile, file_names};
 use serde_json::{Map, Value as Json};
+use sha2::{Digest, Sha256};
 
 use crate::added_tokens;
 use crate::chat_template::ChatTemplate;
 use crate::content_form::with_printed_contents;
 use crate::conversation::{Conversation, render_conversation};
 use crate::tokenizer_files::TokenizerFiles;
-use crate::{DataError, Message, Row};
+use crate::{DataError, Message, TokenRow};
 
 /// The tokenizer and chat template of a base directory.
 ///
@@ -25,6 +26,8 @@ pub struct Tokenizer {
     stop_tokens: Vec<u32>,
     stop_texts: Vec<String>,
     files: Vec<(String, SourceFile)>,
+    /// SHA-256 of the files' contents and the stop tokens, in hex.
+    sha256: String,
     bos: Option<u32>,
     special_tokens: BTreeMap<String, String>,
     /// Where the chat template is from.
@@ -97,7 +100,9 @@ impl Tokenizer {
                  tokenizer_config.json)"
             )),
         };
+        let sha256 = sha256(&files.present, &stop_tokens)?;
         Ok(Self {
+            sha256,
             stop_texts: stop_tokens.iter().filter_map(|&id| inner.id_to_token(id)).collect(),
             inner,
             chat_template,
@@ -143,6 +148,11 @@ impl Tokenizer {
         self.template_of_job.as_deref()
     }
 
+    /// Returns the hash of all that the tokens of a text depend on, in hex.
+    pub(crate) fn sha256(&self) -> &str {
+        &self.sha256
+    }
+
     pub(crate) fn bos_token(&self) -> Option<u32> {
         self.bos
     }
@@ -154,14 +164,14 @@ impl Tokenizer {
     }
 
     /// Checks that the embedding has a row for each token.
-    pub(crate) fn check_embedded(&self, tokens: &[u32]) -> Result<(), String> {
+    pub(crate) fn check_embedded(&self, row: TokenRow) -> Result<(), String> {
         let Some(rows) = self.embedding_rows else { return Ok(()) };
-        match tokens.iter().find(|token| **token as usize >= rows) {
+        match row.tokens().find(|token| *token as usize >= rows) {
             None => Ok(()),
             Some(token) => Err(format!(
                 "has token {token} ({:?}), but the base's vocab_size is {rows}; use the tokenizer of this \
                  base, or a base whose embedding has rows for all tokens",
-                self.inner.id_to_token(*token).unwrap_or_default()
+                self.inner.id_to_token(token).unwrap_or_default()
             )),
         }
     }
@@ -226,18 +236,20 @@ impl Tokenizer {
     }
 
     /// Decodes a row including special tokens, with each run of trained tokens between ⟦ and ⟧.
-    pub fn marked_text(&self, row: &Row) -> Result<String, DataError> {
+    pub fn marked_text(&self, row: TokenRow) -> Result<String, DataError> {
+        let tokens: Vec<u32> = row.tokens().collect();
+        let trained: Vec<bool> = row.trained().collect();
         let mut marked = String::new();
         let mut before = String::new();
         let mut start = 0;
-        for run in row.trained.chunk_by(|a, b| a == b) {
+        for run in trained.chunk_by(|a, b| a == b) {
             let end = start + run.len();
             // The text of a token depends on its neighbours (a leading space, a character in
             // several tokens), so prefixes are decoded and compared.
-            let up_to_here = self.decode(&row.tokens[..end], false)?;
+            let up_to_here = self.decode(&tokens[..end], false)?;
             let text = match up_to_here.strip_prefix(before.as_str()) {
                 Some(text) => text.to_owned(),
-                None => self.decode(&row.tokens[start..end], false)?,
+                None => self.decode(&tokens[start..end], false)?,
             };
             match run[0] {
                 true => marked.extend(["⟦", &text, "⟧"]),
@@ -268,6 +280,17 @@ impl Tokenizer {
     fn chat_template(&self) -> Result<&ChatTemplate, DataError> {
         self.chat_template.as_ref().map_err(|reason| DataError::ChatTemplate(reason.clone()))
     }
+}
+
+fn sha256(files: &[(String, SourceFile)], stop_tokens: &[u32]) -> Result<String, DataError> {
+    let mut hash = Sha256::new();
+    for (name, file) in files {
+        let bytes = fs::read(file.path()).map_err(|source| DataError::read(file, source))?;
+        hash.update(Sha256::digest(name));
+        hash.update(Sha256::digest(bytes));
+    }
+    stop_tokens.iter().for_each(|token| hash.update(token.to_le_bytes()));
+    Ok(hex::encode(hash.finalize()))
 }
 
 fn tokenize_error(err: tokenizers::Error) -> DataError {

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use lora_collective::tree::all_reduce_bytes;
-use lora_data::{BatchPlan, DataError, DataReport, Dataset, RowLayout, Tokenizer, check_data_file};
+use lora_data::{
+    BatchPlan, DataError, DataReport, Dataset, RowLayout, TokenCache, TokenFiles, Tokenizer,
+    TokenizingProgress, check_data_file,
+};
 use lora_spec::{FieldError, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceFile};
 use serde::Serialize;
 
@@ -73,6 +76,17 @@ pub struct Plan {
     pub problems: Vec<String>,
 }
 
+/// Options of a plan that are not part of the job.
+#[derive(Clone, Copy, Default)]
+pub struct PlanOptions<'a> {
+    /// How many of the first training rows the plan has.
+    pub shown_rows: usize,
+    /// The directory in which tokens are looked up, and kept for the next time.
+    pub cache: Option<&'a TokenCache>,
+    /// Is told how far a dataset is tokenized.
+    pub progress: Option<TokenizingProgress<'a>>,
+}
+
 /// A dataset in a plan.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlanData {
@@ -80,6 +94,9 @@ pub struct PlanData {
     pub path: PathBuf,
     /// Statistics of its rows.
     pub report: DataReport,
+    /// The file with its tokens, if there is one.
+    #[serde(skip)]
+    pub token_file: Option<SourceFile>,
 }
 
 /// A training row in a plan.
@@ -99,12 +116,7 @@ impl Plan {
     /// # Errors
     /// An invalid setting, base, tokenizer or dataset. Rows that `data.long_rows` refuses and rows
     /// without targets do not fail the plan; they are listed in `problems`.
-    pub fn new(job: &JobSpec, files: &JobFiles) -> Result<Self, PlanError> {
-        Self::with_rows(job, files, 0)
-    }
-
-    /// Like [`Self::new`], with the first `shown` training rows.
-    pub fn with_rows(job: &JobSpec, files: &JobFiles, shown: usize) -> Result<Self, PlanError> {
+    pub fn new(job: &JobSpec, files: &JobFiles, options: PlanOptions) -> Result<Self, PlanError> {
         job.check()?;
         let base = &files.base;
         let mut config = ModelConfig::read(base)?;
@@ -125,9 +137,11 @@ impl Plan {
             trainable_parameters += (job.adapter.r * (module.in_features + module.out_features)) as u64;
         }
         let tokenizer = Tokenizer::for_job(base, &job.data)?.with_vocab_size(config.vocab_size);
+        let PlanOptions { shown_rows, cache, progress } = options;
+        let token_files = TokenFiles { given: files.tokens.as_ref(), cache, progress };
         let mut problems = Vec::new();
         let mut read = |file: &SourceFile| -> Result<Dataset, DataError> {
-            let (dataset, found) = Dataset::inspect(file, &tokenizer, &job.data)?;
+            let (dataset, found) = Dataset::inspect(file, &tokenizer, &job.data, token_files)?;
             problems.extend(found.iter().map(ToString::to_string));
             Ok(dataset)
         };
@@ -140,10 +154,10 @@ impl Plan {
         let padding = |packed_len| order.padding(RowLayout { packed_len, ..RowLayout::for_job(job) });
         let (padding_unpacked, padding_packed) = (padding(None), padding(Some(job.data.max_length)));
         let inputs = PlanInputs::new(&config, &index, &train);
-        let sample = train.rows.first().map(|row| tokenizer.marked_text(row)).transpose()?;
-        let shown = train.rows.iter().take(shown).map(|row| {
-            let trained_tokens = row.trained.iter().filter(|trained| **trained).count();
-            Ok(PlanRow { tokens: row.tokens.len(), trained_tokens, text: tokenizer.marked_text(row)? })
+        let sample = train.rows.iter().next().map(|row| tokenizer.marked_text(row)).transpose()?;
+        let shown = train.rows.iter().take(shown_rows).map(|row| {
+            let trained_tokens = row.trained().filter(|trained| *trained).count();
+            Ok(PlanRow { tokens: row.len(), trained_tokens, text: tokenizer.marked_text(row)? })
         });
         let rows = shown.collect::<Result<Vec<_>, DataError>>()?;
         let has_conversations = train.report.conversations > 0;
@@ -151,6 +165,7 @@ impl Plan {
         let data = |file: &SourceFile, dataset: &Dataset| PlanData {
             path: file.name().to_owned(),
             report: dataset.report.clone(),
+            token_file: dataset.token_file.clone(),
         };
         Ok(Self {
             name: job.name.clone(),
@@ -180,6 +195,14 @@ impl Plan {
             chat_template,
             problems,
         })
+    }
+
+    /// Returns the files with the tokens of the datasets.
+    pub fn token_files(&self) -> impl Iterator<Item = &SourceFile> {
+        [Some(&self.train), self.eval.as_ref()]
+            .into_iter()
+            .flatten()
+            .filter_map(|data| data.token_file.as_ref())
     }
 
     /// Checks that `workers` workers can share a step.

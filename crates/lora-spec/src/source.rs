@@ -141,6 +141,8 @@ pub struct JobFiles {
     pub eval: Option<SourceFile>,
     /// The adapter of `adapter.init_from`; set if and only if the job has this setting.
     pub init_from: Option<SourceDir>,
+    /// Token files of the datasets, by name, which make it unnecessary to tokenize them.
+    pub tokens: Option<SourceDir>,
 }
 
 impl JobFiles {
@@ -151,6 +153,7 @@ impl JobFiles {
             train: (&job.data.train).into(),
             eval: job.data.eval.as_ref().map(Into::into),
             init_from: job.adapter.init_from.as_ref().map(Into::into),
+            tokens: None,
         }
     }
 }

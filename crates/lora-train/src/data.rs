@@ -1,7 +1,7 @@
 //! The rows of a job, and the check that the job fits in memory.
 
 use lora_collective::CancelToken;
-use lora_data::{Dataset, Tokenizer};
+use lora_data::{Dataset, TokenCache, TokenFiles, Tokenizer};
 use lora_model::ModelError;
 use lora_plan::MemoryRequirements;
 use lora_spec::{DeviceMemory, JobFiles, JobSpec, ModelConfig, SafetensorsIndex, SourceDir, SourceFile};
@@ -17,15 +17,22 @@ pub struct RunData {
 
 impl RunData {
     /// Reads the rows with the base's tokenizer. `cancel` takes effect between two files.
-    pub fn read(job: &JobSpec, files: &JobFiles, cancel: &CancelToken) -> Result<Self, TrainError> {
+    /// The tokens are looked up in `cache`, and kept there for the next time.
+    pub fn read(
+        job: &JobSpec,
+        files: &JobFiles,
+        cache: Option<&TokenCache>,
+        cancel: &CancelToken,
+    ) -> Result<Self, TrainError> {
         let check = || if cancel.is_cancelled() { Err(TrainError::Cancelled) } else { Ok(()) };
         job.check()?;
         check()?;
         let model = ModelConfig::read(&files.base).map_err(ModelError::from)?;
         let tokenizer = Tokenizer::for_job(&files.base, &job.data)?.with_vocab_size(model.vocab_size);
+        let token_files = TokenFiles { given: files.tokens.as_ref(), cache, progress: None };
         let read = |file: &SourceFile| {
             check()?;
-            Ok::<_, TrainError>(Dataset::read(file, &tokenizer, &job.data)?)
+            Ok::<_, TrainError>(Dataset::read_with(file, &tokenizer, &job.data, token_files)?)
         };
         let train = read(&files.train)?;
         let eval = files.eval.as_ref().map(read).transpose()?;

@@ -78,7 +78,7 @@ impl Run {
         base: Arc<Base>,
         cancel: &CancelToken,
     ) -> Result<Self, TrainError> {
-        let data = RunData::read(job, files, cancel)?;
+        let data = RunData::read(job, files, None, cancel)?;
         Self::from_data(job, files, data, base)
     }
 
@@ -90,17 +90,6 @@ impl Run {
         base: Arc<Base>,
     ) -> Result<Self, TrainError> {
         let RunData { tokenizer, train, eval } = data;
-        for (field, data) in [("data.train", Some(&train)), ("data.eval", eval.as_ref())] {
-            let tokens = data.into_iter().flat_map(|data| data.rows.iter().flat_map(|row| &row.tokens));
-            if let Some(token) = tokens.max().filter(|token| **token as usize >= base.config.vocab_size) {
-                let vocab = base.config.vocab_size;
-                let message = format!(
-                    "the tokenizer gives token {token}, but the base's vocab_size is {vocab}; use the \
-                     tokenizer of this base"
-                );
-                return Err(FieldError::new(field, message).into());
-            }
-        }
         let adapter = initial_adapter(job, files, &base)?;
         let tokens = TokenHashes::new(&train, eval.as_ref());
         let identity = job_identity(job, &base, &train, eval.as_ref(), &tokens, &adapter)?;

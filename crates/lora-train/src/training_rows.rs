@@ -48,7 +48,7 @@ impl TrainingRows {
 
     /// Returns the number of tokens in a step (from 0), without padding.
     pub(crate) fn tokens_in(&self, step: u64) -> u64 {
-        let of_row = |row: usize| self.dataset.rows[row].tokens.len() as u64;
+        let of_row = |row: usize| self.dataset.rows.row(row).len() as u64;
         self.step(step).iter().flat_map(MicroBatchRows::samples).map(of_row).sum()
     }
 

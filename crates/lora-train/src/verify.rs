@@ -122,5 +122,6 @@ fn job_files(moved: &InputPaths, job: &JobSpec) -> JobFiles {
         train: moved.train.as_ref().map_or(named.train, SourceFile::from),
         eval: named.eval.map(|eval| moved.eval.as_ref().map_or(eval, SourceFile::from)),
         init_from: named.init_from.map(|dir| moved.init_from.as_ref().map_or(dir, SourceDir::from)),
+        tokens: None,
     }
 }

@@ -8,7 +8,8 @@
 //!   user of a set holds a shared lock on its directory;
 //! - `partial/<key>/content`: a file that is being fetched. The fetching worker holds the
 //!   directory's exclusive lock;
-//! - `records/<id>`: the list of files of a remote base.
+//! - `records/<id>`: the list of files of a remote base;
+//! - `tokens/`: tokens of datasets that this host has tokenized.
 //!
 //! A file becomes an object or part of a set only once it is complete, so no repair is needed after
 //! a crash.
@@ -30,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::slice;
 use std::sync::Arc;
 
+use lora_data::TokenCache;
 use lora_proto::file_name::check_file_name;
 use lora_proto::v1;
 use lora_spec::{JobFiles, JobSpec, SourceDir, SourceFile};
@@ -67,6 +69,8 @@ pub(crate) struct FetchedFiles {
     pub(crate) eval: Option<PathBuf>,
     /// The directory of the adapter to start from.
     pub(crate) init_from: Option<PathBuf>,
+    /// The directory of the token files.
+    pub(crate) tokens: Option<PathBuf>,
     _locks: Vec<DirLock>,
 }
 
@@ -83,6 +87,7 @@ impl FetchedFiles {
             train: data_file(&job.data.train, &self.train),
             eval: eval.zip(self.eval.as_ref()).map(|(in_job, path)| data_file(in_job, path)),
             init_from: init_from.zip(self.init_from.as_ref()).map(|(dir, path)| SourceDir::new(dir, path)),
+            tokens: self.tokens.as_ref().map(|path| SourceDir::new("inputs.tokens", path)),
         }
     }
 }
@@ -118,6 +123,11 @@ impl InputFetcher {
         })
     }
 
+    /// The directory for tokens that do not come with a job.
+    pub(crate) fn token_cache(&self) -> &TokenCache {
+        self.cache.token_cache()
+    }
+
     /// Fetches the missing files of `inputs`. Dropping the future stops the fetch; the next call
     /// resumes it.
     ///
@@ -136,6 +146,8 @@ impl InputFetcher {
         let eval = inputs.eval.as_ref().map(|eval| file("data.eval", eval)).transpose()?;
         let adapter = Some(&inputs.init_from).filter(|files| !files.is_empty());
         let adapter = adapter.map(|adapter| files("adapter.init_from", adapter)).transpose()?;
+        let tokens = Some(&inputs.tokens).filter(|files| !files.is_empty());
+        let tokens = tokens.map(|tokens| files("inputs.tokens", tokens)).transpose()?;
         let source = inputs.base.as_ref().and_then(|base| base.source.as_ref());
         let base = match source.ok_or_else(missing("model.base"))? {
             v1::base::Source::Files(set) => BaseSource::Remote(files("model.base", &set.files)?),
@@ -163,6 +175,10 @@ impl InputFetcher {
             Some(file_set) => Some(self.lock_set(file_set, &mut locks).await?),
             None => None,
         };
+        let tokens = match tokens {
+            Some(file_set) => Some(self.lock_set(file_set, &mut locks).await?),
+            None => None,
+        };
         // All sets are locked before files are evicted, so that no input evicts another one.
         let bytes = locks.iter().map(|(lock, file_set)| self.cache.missing_bytes(lock, file_set)).sum();
         self.cache.make_room(bytes).await;
@@ -170,7 +186,7 @@ impl InputFetcher {
             self.cache.fill(lock, file_set).await?;
         }
         let locks = locks.into_iter().map(|(lock, _)| lock).collect();
-        Ok(FetchedFiles { base, train, eval, init_from, _locks: locks })
+        Ok(FetchedFiles { base, train, eval, init_from, tokens, _locks: locks })
     }
 
     /// Returns the bytes of a checkpoint, which is not kept in the cache.

@@ -5,9 +5,11 @@ use std::path::Path;
 use anyhow::{Result, anyhow, bail};
 use lora_data::check_data_file;
 use lora_model::PeftAdapter;
-use lora_plan::{Plan, PlanError};
+use lora_plan::{Plan, PlanError, PlanOptions};
 use lora_spec::{FieldError, JobFile, JobFiles, JobSpec, ModelConfig, WorkersSpec};
 use lora_train::{TrainError, load_adapter};
+
+use crate::token_cache::{self, TokenizingBar};
 
 /// Plans the job of `file`. An error about a setting has its file and line.
 pub(crate) fn plan(file: &JobFile, shown_rows: usize) -> Result<Plan> {
@@ -17,7 +19,13 @@ pub(crate) fn plan(file: &JobFile, shown_rows: usize) -> Result<Plan> {
     }
     check_base_exists(file)?;
     let files = JobFiles::from_job(&file.job);
-    let plan = Plan::with_rows(&file.job, &files, shown_rows).map_err(|error| match error {
+    let progress = TokenizingBar::default();
+    let show = |name: &Path, done: f64| progress.show(name, done);
+    let cache = token_cache::of_user();
+    let options = PlanOptions { shown_rows, cache: cache.as_ref(), progress: Some(&show) };
+    let plan = Plan::new(&file.job, &files, options);
+    progress.finish();
+    let plan = plan.map_err(|error| match error {
         PlanError::Field(error) => file.locate(error).into(),
         other => anyhow::Error::from(other),
     })?;
@@ -76,9 +84,10 @@ fn planned(path: &Path, workers: usize) -> Result<(JobFile, Plan)> {
 }
 
 /// Checks the job of `file` with its base and data.
-pub(crate) fn check(file: &JobFile) -> Result<()> {
+pub(crate) fn check(file: &JobFile) -> Result<Plan> {
     let plan = plan_without_problems(file)?;
-    Ok(plan.check_workers(file.job.workers.max).map_err(|error| file.locate(error))?)
+    plan.check_workers(file.job.workers.max).map_err(|error| file.locate(error))?;
+    Ok(plan)
 }
 
 /// Checks the job of `file` as far as possible without its base: that its files exist.
@@ -92,6 +101,11 @@ pub(crate) fn check_without_base(file: &JobFile) -> Result<()> {
         Some(Err(error)) => Err(file.locate(FieldError::new("adapter.init_from", error.to_string())).into()),
         _ => Ok(()),
     }
+}
+
+/// Prints the plan's notes to stderr.
+pub(crate) fn show_notes(plan: &Plan) {
+    plan.notes.iter().for_each(|note| eprintln!("note: {note}"));
 }
 
 fn plan_without_problems(file: &JobFile) -> Result<Plan> {

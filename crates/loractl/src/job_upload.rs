@@ -43,6 +43,7 @@ pub(crate) struct JobUpload {
     train: v1::StoredFile,
     eval: Option<v1::StoredFile>,
     init_from: Vec<v1::StoredFile>,
+    tokens: Vec<v1::StoredFile>,
 }
 
 impl BaseLocation {
@@ -79,8 +80,14 @@ impl BaseLocation {
 }
 
 impl JobUpload {
-    /// Reads and hashes the files of the job of `file`, and shows the progress on `bar`. Blocks.
-    pub(crate) fn collect(file: &JobFile, base: BaseLocation, bar: &ProgressBar) -> Result<Self> {
+    /// Reads and hashes the files of the job of `file` and the files with the tokens of its
+    /// datasets, and shows the progress on `bar`. Blocks.
+    pub(crate) fn collect<'a>(
+        file: &JobFile,
+        base: BaseLocation,
+        tokens: impl IntoIterator<Item = &'a SourceFile>,
+        bar: &ProgressBar,
+    ) -> Result<Self> {
         let job = &file.job;
         let mut files = Vec::new();
         let mut take = |name: String, path: &Path| -> Result<v1::StoredFile> {
@@ -109,7 +116,14 @@ impl JobUpload {
         let init_from =
             job.adapter.init_from.iter().flat_map(|dir| ADAPTER_FILES.map(|name| (name, dir.join(name))));
         let init_from = init_from.map(|(name, path)| take(name.into(), &path)).collect::<Result<_>>()?;
-        Ok(Self { base, files, train, eval, init_from })
+        let mut stored: Vec<v1::StoredFile> = Vec::new();
+        for path in tokens.into_iter().map(SourceFile::path) {
+            let name = store_name(path);
+            if stored.iter().all(|known| known.name != name) {
+                stored.push(take(name, path)?);
+            }
+        }
+        Ok(Self { base, files, train, eval, init_from, tokens: stored })
     }
 
     /// The inputs as a message of the protocol.
@@ -119,6 +133,7 @@ impl JobUpload {
             train: Some(self.train.clone()),
             eval: self.eval.clone(),
             init_from: self.init_from.clone(),
+            tokens: self.tokens.clone(),
         }
     }
 
@@ -240,9 +255,13 @@ mod tests {
         fs::write(dir.path().join("pytorch_model.bin"), "not wanted").unwrap();
         let mut file = JobFile::read(&example).unwrap();
         file.job.model.base = dir.path().to_owned();
-        let inputs =
-            JobUpload::collect(&file, BaseLocation::Uploaded(dir.path().to_owned()), &ProgressBar::hidden())
-                .unwrap();
+        let inputs = JobUpload::collect(
+            &file,
+            BaseLocation::Uploaded(dir.path().to_owned()),
+            [],
+            &ProgressBar::hidden(),
+        )
+        .unwrap();
         let message = inputs.message();
         let Some(base::Source::Files(set)) = message.base.unwrap().source else { panic!("no files") };
         let mut names: Vec<&str> = set.files.iter().map(|file| file.name.as_str()).collect();
@@ -268,8 +287,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("t.jsonl"), "one").unwrap();
         let file = with_base("/base", dir.path());
-        let collect =
-            || JobUpload::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
+        let collect = || {
+            JobUpload::collect(&file, BaseLocation::Path("/base".into()), [], &ProgressBar::hidden()).unwrap()
+        };
         let first = collect();
         assert_eq!(collect().difference(&first.message()), None);
         fs::write(dir.path().join("t.jsonl"), "two").unwrap();

@@ -23,6 +23,7 @@ mod progress;
 mod receipt;
 mod stats;
 mod submit;
+mod token_cache;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;

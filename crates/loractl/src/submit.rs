@@ -154,7 +154,8 @@ mod tests {
         std::fs::write(dir.path().join("eval.jsonl"), "e").unwrap();
         let file = JobFile::parse(text, &dir.path().join("job.yaml")).unwrap();
         let inputs =
-            JobUpload::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
+            JobUpload::collect(&file, BaseLocation::Path("/base".into()), [], &ProgressBar::hidden())
+                .unwrap();
         (dir, file, inputs)
     }
 
@@ -183,7 +184,8 @@ mod tests {
         let (dir, file, _) = job();
         std::fs::copy(dir.path().join("train.jsonl"), dir.path().join("eval.jsonl")).unwrap();
         let inputs =
-            JobUpload::collect(&file, BaseLocation::Path("/base".into()), &ProgressBar::hidden()).unwrap();
+            JobUpload::collect(&file, BaseLocation::Path("/base".into()), [], &ProgressBar::hidden())
+                .unwrap();
         let fake = FakeCoordinator::serve(Vec::new()).await;
         submit(&fake.client().await, &file, &inputs, &options()).await.unwrap();
         assert_eq!(fake.store.uploads().len(), 1);

@@ -5,7 +5,7 @@
 use std::fs::{self, OpenOptions};
 
 use lora_e2e::{Fixture, TestService};
-use lora_proto::v1::{self, base};
+use lora_proto::v1::{self, base, job_event};
 use lora_spec::JobFile;
 
 #[test]
@@ -51,16 +51,28 @@ fn a_worker_names_the_file_by_the_path_in_the_job() {
     assert!(failure.cause.starts_with(&line) && failure.worker.as_deref() == Some("w0"), "{failure:?}");
 }
 
+#[test]
+fn notes_of_the_plan_are_events_of_the_job() {
+    let fixture = Fixture::default();
+    fixture.append("train.jsonl", r#"{"prompt": "a", "completion": " b", "identity": 1}"#);
+    let service = TestService::start();
+    let note = r#"key "identity" of 1 row has no effect"#;
+    let submitted = service.run(&["submit", fixture.job().to_str().unwrap()]).expect_code(0);
+    assert!(submitted.stderr.contains(&format!("note: {note}\n")), "{}", submitted.stderr);
+    let of_other_client = submit(&fixture, &service, uploaded_base(&fixture, &service));
+    service.until(&of_other_client, "the job is queued", |job| job.state == "queued");
+    let is_note = |event: &v1::JobEvent| match &event.kind {
+        Some(job_event::Kind::Notice(notice)) => notice.text == note && notice.worker.is_empty(),
+        _ => false,
+    };
+    assert_eq!(service.api().events(&of_other_client).iter().filter(|event| is_note(event)).count(), 1);
+}
+
 /// Uploads the files as they are, submits the job without any worker, and checks that the cause of
 /// its failure begins with the path `at` of the fixture.
 fn expect_failure(fixture: &Fixture, at: &str, expected: &[&str]) {
     let service = TestService::start();
-    let api = service.api();
-    let mut files =
-        fs::read_dir(fixture.path("base")).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>();
-    files.sort();
-    let files = files.iter().map(|path| api.upload(path)).collect();
-    let job = submit(fixture, &service, base::Source::Files(v1::FileSet { files }));
+    let job = submit(fixture, &service, uploaded_base(fixture, &service));
     let failed = service.until_state(&job, "failed");
     let cause = failed.failure.unwrap().cause;
     assert!(cause.starts_with(fixture.path(at).to_str().unwrap()), "{at}: {cause}");
@@ -74,14 +86,24 @@ fn expect_failure(fixture: &Fixture, at: &str, expected: &[&str]) {
     assert_eq!(service.daemon().get("/healthz").status, 200);
 }
 
+/// Uploads the base of the fixture.
+pub(crate) fn uploaded_base(fixture: &Fixture, service: &TestService) -> base::Source {
+    let mut files =
+        fs::read_dir(fixture.path("base")).unwrap().map(|file| file.unwrap().path()).collect::<Vec<_>>();
+    files.sort();
+    let files = files.iter().map(|path| service.api().upload(path)).collect();
+    base::Source::Files(v1::FileSet { files })
+}
+
 /// Submits the job of the fixture with its data files and `base`, and returns its id.
-fn submit(fixture: &Fixture, service: &TestService, base: base::Source) -> String {
+pub(crate) fn submit(fixture: &Fixture, service: &TestService, base: base::Source) -> String {
     let api = service.api();
     let inputs = v1::Inputs {
         base: Some(v1::Base { source: Some(base) }),
         train: Some(api.upload(&fixture.path("train.jsonl"))),
         eval: Some(api.upload(&fixture.path("eval.jsonl"))),
         init_from: Vec::new(),
+        tokens: Vec::new(),
     };
     let job = v1::JobSpec::try_from(&JobFile::read(&fixture.job()).unwrap().job).unwrap();
     let request =

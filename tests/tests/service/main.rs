@@ -14,6 +14,7 @@ mod pause;
 mod restart;
 mod result;
 mod scheduling;
+mod tokens;
 
 use std::path::Path;
 use std::sync::OnceLock;

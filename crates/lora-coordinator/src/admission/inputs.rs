@@ -39,6 +39,9 @@ pub(crate) fn check(inputs: &v1::Inputs, job: &JobSpec) -> Result<(), FieldError
     if let Some(eval) = &inputs.eval {
         check_file("inputs.eval", eval)?;
     }
+    if !inputs.tokens.is_empty() {
+        check_set("inputs.tokens", &inputs.tokens)?;
+    }
     for (field, given, wanted, setting) in [
         ("inputs.eval", inputs.eval.is_some(), job.data.eval.is_some(), "data.eval"),
         (
@@ -79,6 +82,7 @@ pub(crate) fn job_files(store: &Store, job: &JobSpec, inputs: &v1::Inputs) -> Op
         train: file(&job.data.train, inputs.train.as_ref()?),
         eval: job.data.eval.as_ref().zip(inputs.eval.as_ref()).map(|(in_job, eval)| file(in_job, eval)),
         init_from: job.adapter.init_from.as_ref().map(|in_job| dir(in_job, &inputs.init_from)),
+        tokens: Some(dir(Path::new("inputs.tokens"), &inputs.tokens)),
     })
 }
 

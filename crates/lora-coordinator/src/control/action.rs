@@ -10,8 +10,15 @@ use crate::store::MemberRow;
 /// A change of a job.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
-    /// The job is valid and waits for workers. `None`: the memory that it needs is not known.
-    Queue(Option<Box<MemoryRequirements>>),
+    /// The job is valid and waits for workers.
+    Queue {
+        /// The memory that it needs; `None` if it is not known.
+        requirements: Option<Box<MemoryRequirements>>,
+        /// Files of tokens that are added to the inputs.
+        tokens: Vec<v1::StoredFile>,
+        /// The notes of its plan, for users.
+        notes: Vec<String>,
+    },
     /// The job must be validated, or is valid already, and continues with these settings.
     Resume {
         spec: Box<JobSpec>,

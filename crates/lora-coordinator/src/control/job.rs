@@ -142,7 +142,11 @@ impl Job {
         let mut next = Change { job: self.clone(), events: Vec::new() };
         let job = &mut next.job;
         match action {
-            Action::Queue(requirements) => {
+            Action::Queue { requirements, tokens, notes } => {
+                let step = job.row.completed_steps;
+                let notice = |text| job_event::Kind::Notice(v1::Notice { worker: String::new(), step, text });
+                next.events.extend(notes.into_iter().map(notice));
+                job.row.inputs.tokens.extend(tokens);
                 job.row.validated = true;
                 job.row.requirements = requirements.map(|requirements| *requirements);
                 next.enter(JobState::Queued)?;

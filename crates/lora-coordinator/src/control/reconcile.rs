@@ -66,9 +66,15 @@ pub(crate) fn validated(outcome: &ValidationOutcome, available: &[DeviceMemory])
     let fail = |cause| Action::Fail(v1::Failure { cause, ..v1::Failure::default() });
     match outcome {
         ValidationOutcome::Problem(problem) => fail(problem.clone()),
-        ValidationOutcome::Valid(requirements) => {
-            let fits = requirements.as_deref().map_or(Ok(()), |it| fits_any(it, available));
-            fits.map_or_else(|error| fail(error.to_string()), |()| Action::Queue(requirements.clone()))
+        ValidationOutcome::Valid { requirements, tokens, notes } => {
+            match requirements.as_deref().map_or(Ok(()), |it| fits_any(it, available)) {
+                Ok(()) => Action::Queue {
+                    requirements: requirements.clone(),
+                    tokens: tokens.clone(),
+                    notes: notes.clone(),
+                },
+                Err(error) => fail(error.to_string()),
+            }
         }
     }
 }

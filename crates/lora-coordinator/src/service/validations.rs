@@ -83,16 +83,11 @@ impl Validations {
         let (number, spec, permits) = (self.last_number, job.spec.clone(), Arc::clone(&self.permits));
         let (store, job, inputs) = (self.store.clone(), job.spec.clone(), job.row.inputs.clone());
         let task = self.tasks.spawn(async move {
-            // The semaphore is never closed. An aborted validation that reads data keeps its
-            // permit.
-            let permit = permits.acquire_owned().await;
-            let check = tokio::task::spawn_blocking(move || {
-                let _permit = permit;
-                validate::check(&store, &job, &inputs)
-            });
-            let failed =
-                |error| ValidationOutcome::Problem(format!("the inputs cannot be validated: {error}"));
-            (number, check.await.unwrap_or_else(failed))
+            let outcome = match permits.acquire_owned().await {
+                Ok(permit) => validate::check(store, job, inputs, permit).await,
+                Err(error) => ValidationOutcome::Problem(error.to_string()),
+            };
+            (number, outcome)
         });
         Validation { number, spec, task, outcome: None }
     }

@@ -94,15 +94,14 @@ type Query = sqlx::query::Query<'static, Sqlite, SqliteArguments>;
 pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
     let query = sqlx::query(
         "INSERT INTO jobs (spec, priority, state, validated, generation, members, token, completed_steps, \
-         facts, failure, base_sha256, waiting_for, fruitless, changed, needs, \
-         id, idempotency_key, request_sha256, inputs, created) \
+         facts, failure, base_sha256, waiting_for, fruitless, changed, needs, inputs, \
+         id, idempotency_key, request_sha256, created) \
          VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING sequence",
     );
     let query = bind_changing(query, job)?
         .bind(&job.id)
         .bind(Some(&job.idempotency_key).filter(|key| !key.is_empty()))
         .bind(&job.request_sha256)
-        .bind(job.inputs.encode_to_vec())
         .bind(nanos(job.created));
     query.fetch_one(db).await?.try_get("sequence")
 }
@@ -111,8 +110,8 @@ pub(super) async fn insert(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Res
 pub(super) async fn update(db: &mut SqliteConnection, job: &JobRow) -> sqlx::Result<i64> {
     let query = sqlx::query(
         "UPDATE jobs SET (spec, priority, state, validated, generation, members, token, completed_steps, \
-         facts, failure, base_sha256, waiting_for, fruitless, changed, needs) \
-         = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? RETURNING sequence",
+         facts, failure, base_sha256, waiting_for, fruitless, changed, needs, inputs) \
+         = (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) WHERE id = ? RETURNING sequence",
     );
     bind_changing(query, job)?.bind(&job.id).fetch_one(db).await?.try_get("sequence")
 }
@@ -136,7 +135,8 @@ fn bind_changing(query: Query, job: &JobRow) -> sqlx::Result<Query> {
         .bind(&job.waiting_for)
         .bind(job.fruitless)
         .bind(nanos(job.changed))
-        .bind(requirements))
+        .bind(requirements)
+        .bind(job.inputs.encode_to_vec()))
 }
 
 /// Decodes a job from a row with all columns of `jobs`.

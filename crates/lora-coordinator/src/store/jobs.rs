@@ -141,16 +141,26 @@ async fn insert(
     }
     let sequence = job_row::insert(&mut db, job).await?;
     sqlx::query("INSERT INTO logs (job) VALUES (?)").bind(sequence).execute(&mut *db).await?;
-    for LookedUp { digest, .. } in inputs {
+    name_inputs(&mut db, sequence, inputs.iter().map(|input| &input.digest)).await?;
+    append_events(&mut db, sequence, events, retention.events).await?;
+    owner::commit(db, objects).await?;
+    Ok(InsertOutcome::New(JobRow { sequence, ..job.clone() }))
+}
+
+/// Keeps these files as inputs of the job.
+async fn name_inputs(
+    db: &mut SqliteConnection,
+    sequence: i64,
+    digests: impl Iterator<Item = &v1::FileDigest>,
+) -> sqlx::Result<()> {
+    for digest in digests {
         sqlx::query("INSERT INTO inputs (job, sha256) VALUES (?, ?) ON CONFLICT DO NOTHING")
             .bind(sequence)
             .bind(&digest.sha256)
             .execute(&mut *db)
             .await?;
     }
-    append_events(&mut db, sequence, events, retention.events).await?;
-    owner::commit(db, objects).await?;
-    Ok(InsertOutcome::New(JobRow { sequence, ..job.clone() }))
+    Ok(())
 }
 
 async fn save(
@@ -161,6 +171,8 @@ async fn save(
 ) -> sqlx::Result<()> {
     let mut db = writer.begin().await?;
     let sequence = job_row::update(&mut db, job).await?;
+    // The other inputs stay the same.
+    name_inputs(&mut db, sequence, job.inputs.tokens.iter().filter_map(|file| file.digest.as_ref())).await?;
     append_events(&mut db, sequence, events, retention.events).await?;
     if job.state.is_stopped() && job.state != JobState::Succeeded {
         drop_results(&mut db, sequence).await?;

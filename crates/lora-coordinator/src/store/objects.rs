@@ -8,13 +8,16 @@ use std::time::{Duration, SystemTime};
 use lora_proto::{DigestBuilder, v1};
 use sqlx::SqliteConnection;
 use tokio::fs::{self, File};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::spawn_blocking;
 
 use super::connections::Writer;
 use super::job_row::nanos;
 use super::unreferenced::delete_unreferenced;
 use super::{Store, StoreError, int, io_error, owner};
+
+/// How many bytes of a file are copied at a time.
+const COPIED_BYTES: usize = 1 << 18;
 
 impl Store {
     /// Returns the files that are not in the store. The others are kept as if they had been
@@ -76,6 +79,23 @@ impl Store {
             owner::commit(db, &store.0.objects).await.map_err(failed)
         })
         .await
+    }
+
+    /// Stores a copy of the file at `path` as an input.
+    pub(crate) async fn add_file(&self, path: &Path) -> Result<v1::FileDigest, StoreError> {
+        let mut file = File::open(path).await.map_err(io_error(path))?;
+        let mut staged = self.stage().await?;
+        let mut block = vec![0; COPIED_BYTES];
+        loop {
+            match file.read(&mut block).await.map_err(io_error(path))? {
+                0 => break,
+                read => staged.write(&block[..read]).await?,
+            }
+        }
+        let staged = staged.finish().await?;
+        let digest = staged.digest.clone();
+        self.commit_input(staged).await?;
+        Ok(digest)
     }
 
     /// The path of the stored file with this SHA-256, whether it exists or not. `None` if `sha256`

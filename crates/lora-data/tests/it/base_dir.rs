@@ -77,7 +77,7 @@ impl BaseDir {
     pub(crate) fn marked(&self, row: Json) -> String {
         let dataset = self.read(&[row]).unwrap();
         assert_eq!(dataset.rows.len(), 1);
-        self.tokenizer().marked_text(&dataset.rows[0]).unwrap()
+        self.tokenizer().marked_text(dataset.rows.row(0)).unwrap()
     }
 
     /// Returns the error for these lines, without the directory in its paths.

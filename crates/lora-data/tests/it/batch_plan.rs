@@ -141,6 +141,15 @@ fn a_plan_without_rows_has_no_steps() {
     assert_eq!(unpacked(2).eval_micro_batches(&[]), []);
 }
 
+fn dataset(rows: Vec<Row>) -> Dataset {
+    Dataset {
+        rows: rows.into_iter().collect(),
+        sha256: String::new(),
+        report: Default::default(),
+        token_file: None,
+    }
+}
+
 #[test]
 fn collate_shifts_pads_and_weights_tokens() {
     let row = |tokens: &[u32], trained: &[bool]| Row { tokens: tokens.to_vec(), trained: trained.to_vec() };
@@ -149,7 +158,7 @@ fn collate_shifts_pads_and_weights_tokens() {
         row(&[1, 2, 3], &[false, false, true]),
         row(&[4, 5], &[false, true]),
     ];
-    let dataset = Dataset { rows, sha256: String::new(), report: Default::default() };
+    let dataset = dataset(rows);
     let batch = collate(&dataset, &MicroBatchRows { rows: vec![vec![2], vec![1]], padded_len: 3 });
     assert_eq!((batch.seq_len, &batch.rows), (3, &Document::whole_rows([2, 1])));
     assert_eq!(batch.tokens, [4, 0, 0, 1, 2, 0]);
@@ -161,7 +170,7 @@ fn collate_shifts_pads_and_weights_tokens() {
 fn packed_rows_are_collated_one_after_another() {
     let row = |tokens: &[u32], trained: &[bool]| Row { tokens: tokens.to_vec(), trained: trained.to_vec() };
     let rows = vec![row(&[1, 2, 3], &[false, false, true]), row(&[4, 5], &[false, true])];
-    let dataset = Dataset { rows, sha256: String::new(), report: Default::default() };
+    let dataset = dataset(rows);
     let layout = RowLayout { micro_batch_size: 1, packed_len: Some(4) };
     let rows = layout.eval_micro_batches(&dataset.lengths()).remove(0);
     assert_eq!(rows, MicroBatchRows { rows: vec![vec![0, 1]], padded_len: 16 });

@@ -93,8 +93,10 @@ fn generation_masks_match_transformers() {
             &DataSpec { max_length: 4096, ..DataSpec::default() },
         )
         .unwrap();
-        assert_eq!(dataset.rows[0].tokens, *golden.tokens.as_ref().unwrap(), "{}", golden.conversation);
-        let trained: Vec<u8> = dataset.rows[0].trained.iter().map(|&trained| trained.into()).collect();
+        let row = dataset.rows.row(0);
+        let tokens: Vec<u32> = row.tokens().collect();
+        assert_eq!(tokens, *golden.tokens.as_ref().unwrap(), "{}", golden.conversation);
+        let trained: Vec<u8> = row.trained().map(Into::into).collect();
         assert_eq!(trained, *mask, "{}", golden.conversation);
         checked += 1;
     }

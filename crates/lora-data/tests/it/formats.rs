@@ -105,7 +105,7 @@ fn rows_keep_the_order_of_the_file_on_any_number_of_threads() {
     assert_eq!(rows, read(4));
     let tokenizer = base.tokenizer();
     for (i, row) in rows.iter().enumerate() {
-        assert_eq!(tokenizer.decode(&row.tokens, true).unwrap(), i.to_string());
+        assert_eq!(tokenizer.decode(&row.tokens().collect::<Vec<_>>(), true).unwrap(), i.to_string());
     }
 }
 

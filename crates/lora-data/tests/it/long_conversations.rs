@@ -53,7 +53,7 @@ fn all_turns_of_a_long_conversation_are_trained() {
     let tokenizer = base.tokenizer();
     let data = DataSpec { max_length: usize::MAX, ..DataSpec::default() };
     let dataset = lora_data::Dataset::read(&path.into(), &tokenizer, &data).unwrap();
-    assert_eq!(tokenizer.marked_text(&dataset.rows[0]).unwrap(), expected);
+    assert_eq!(tokenizer.marked_text(dataset.rows.row(0)).unwrap(), expected);
     // All turns but those after the last question: the call and the answer.
     let turns = expected.matches('⟦').count();
     assert_eq!(dataset.report.changed_turns, turns - 2);

@@ -43,7 +43,7 @@ fn only_the_first_few_long_rows_are_named() {
 fn long_rows_are_truncated_at_the_end() {
     let (base, dataset) = read(LINES, 10, LongRows::Truncate);
     let dataset = dataset.unwrap();
-    let marked = |i: usize| base.tokenizer().marked_text(&dataset.rows[i]).unwrap();
+    let marked = |i: usize| base.tokenizer().marked_text(dataset.rows.row(i)).unwrap();
     assert_eq!((marked(0), marked(1)), ("a⟦bc</s>⟧".into(), "abcdefgh⟦ij⟧".into()));
     assert_eq!((dataset.report.truncated, dataset.report.longest), (1, 10));
 }

@@ -13,4 +13,5 @@ mod long_conversations;
 mod long_rows;
 mod parquet;
 mod settings;
+mod token_files;
 mod tokenizer;

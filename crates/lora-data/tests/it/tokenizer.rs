@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use lora_data::{DataError, Message, Row, Tokenizer};
+use lora_data::{DataError, Message, Row, TokenRows, Tokenizer};
 use serde_json::{Value as Json, json};
 
 use crate::base_dir::{BaseDir, CHATML, LLAMA3};
@@ -144,7 +144,7 @@ fn marked_text_keeps_multi_token_characters() {
     let tokenizer = BaseDir::new("</s>", false).tokenizer();
     let tokens = tokenizer.encode("aöb", false).unwrap();
     let row = Row { trained: vec![false, true, true, false], tokens };
-    assert_eq!(tokenizer.marked_text(&row).unwrap(), "a⟦ö⟧b");
+    assert_eq!(tokenizer.marked_text(TokenRows::from_iter([row]).row(0)).unwrap(), "a⟦ö⟧b");
 }
 
 #[test]

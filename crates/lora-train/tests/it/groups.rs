@@ -142,7 +142,7 @@ fn a_token_without_an_embedding_is_found_with_its_line() {
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("\"vocab_size\":512", "\"vocab_size\":40")).unwrap();
     let files = JobFiles::from_job(&fixture.job);
-    let error = RunData::read(&fixture.job, &files, &CancelToken::new()).err().unwrap().to_string();
+    let error = RunData::read(&fixture.job, &files, None, &CancelToken::new()).err().unwrap().to_string();
     assert!(error.contains("train.jsonl:1") && error.contains("vocab_size is 40"), "{error}");
 }
 

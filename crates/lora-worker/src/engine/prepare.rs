@@ -92,7 +92,7 @@ impl EngineThread {
     }
 
     fn load(&mut self, spec: &JobSpec, files: &JobFiles, cancel: &CancelToken) -> Result<Run, Interruption> {
-        let data = RunData::read(spec, files, cancel)?;
+        let data = RunData::read(spec, files, Some(self.engine.fetcher.token_cache()), cancel)?;
         // The coordinator could check this only if the base is in its store.
         data.check_memory(spec, &files.base, self.engine.memory)?;
         let base = self.load_base(spec, &files.base)?;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::{StreamExt, TryStreamExt, stream};
+use lora_data::TokenCache;
 use lora_proto::DigestBuilder;
 use tokio::time::sleep;
 use tracing::{info, warn};
@@ -22,10 +23,14 @@ const LOCK_POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// How long another worker may hold a lock without making progress.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(600);
 
+/// Which part of the cache the tokens of datasets may take.
+const TOKENS_SHARE: u64 = 10;
+
 /// The cache directory.
 pub(super) struct CacheDir {
     root: PathBuf,
     max_bytes: u64,
+    tokens: TokenCache,
 }
 
 /// A locked directory of the cache. It is not removed while this value lives.
@@ -42,11 +47,16 @@ impl CacheDir {
             let dir = root.join(name);
             fs::create_dir_all(&dir).map_err(FetchError::at(&dir))?;
         }
-        let cache = Self { root, max_bytes };
+        let tokens = TokenCache::new(root.join("tokens"), max_bytes / TOKENS_SHARE);
+        let cache = Self { root, max_bytes, tokens };
         evict::remove_stale(&cache.root);
         cache.remove_stale_records();
         evict::make_room(&cache.root, max_bytes, 0);
         Ok(cache)
+    }
+
+    pub(super) fn token_cache(&self) -> &TokenCache {
+        &self.tokens
     }
 
     /// Locks the set of `files`, which may still be incomplete.

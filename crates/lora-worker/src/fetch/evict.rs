@@ -55,7 +55,10 @@ pub(super) fn make_room(root: &Path, max_bytes: u64, incoming: u64) {
     }
     found.sort_by_key(|entry| entry.used);
 
-    let mut bytes: u64 = contents.values().map(|content| content.bytes).sum();
+    // `lora_data::TokenCache` removes its files itself.
+    let tokens: u64 =
+        entries(&root.join("tokens")).iter().filter_map(|path| Some(path.metadata().ok()?.len())).sum();
+    let mut bytes: u64 = tokens + contents.values().map(|content| content.bytes).sum::<u64>();
     let fits = |bytes: u64| bytes.saturating_add(incoming) <= max_bytes;
     let orphans = contents.values().filter(|content| content.entries == 0);
     for orphan in orphans {

@@ -46,6 +46,7 @@ fn inputs_with(base: v1::base::Source, train: &[u8]) -> v1::Inputs {
         train: Some(stored_file("train.jsonl", train)),
         eval: None,
         init_from: Vec::new(),
+        tokens: Vec::new(),
     }
 }
 

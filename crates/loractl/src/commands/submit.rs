@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
+use lora_plan::Plan;
 use lora_spec::JobFile;
 
 use super::{online, watch};
@@ -54,9 +55,11 @@ pub(crate) struct Args {
 
 pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode> {
     let file = JobFile::read(&args.job)?;
-    let base = checked_base(&file, &args.job, args.max_upload)?;
+    let (base, plan) = checked_base(&file, &args.job, args.max_upload)?;
+    // With --watch they are among the job's events.
+    plan.iter().filter(|_| !args.watch).for_each(job_check::show_notes);
     let bar = hashing_bar();
-    let inputs = JobUpload::collect(&file, base, &bar)?;
+    let inputs = JobUpload::collect(&file, base, plan.iter().flat_map(Plan::token_files), &bar)?;
     bar.finish_and_clear();
     let options = SubmitOptions {
         idempotency_key: args.idempotency_key.unwrap_or_else(random_key),
@@ -79,16 +82,17 @@ pub(crate) fn execute(args: Args, coordinator: Option<&str>) -> Result<ExitCode>
     })
 }
 
-/// Checks the job as far as this machine can, and decides how the workers get its base.
-fn checked_base(file: &JobFile, path: &Path, max_upload: u64) -> Result<BaseLocation> {
+/// Checks the job as far as this machine can, and decides how the workers get its base. Without the
+/// base there is no plan.
+fn checked_base(file: &JobFile, path: &Path, max_upload: u64) -> Result<(BaseLocation, Option<Plan>)> {
     let dir = std::path::absolute(path)?.parent().map(Path::to_owned).unwrap_or_default();
     if file.job.model.base_url().is_none() && file.job.model.base.is_dir() {
-        job_check::check(file)?;
-        return BaseLocation::choose(file, &dir, max_upload);
+        let plan = job_check::check(file)?;
+        return Ok((BaseLocation::choose(file, &dir, max_upload)?, Some(plan)));
     }
     let base = BaseLocation::choose(file, &dir, max_upload)?;
     job_check::check_without_base(file)?;
-    Ok(base)
+    Ok((base, None))
 }
 
 /// Parses an idempotency key, whose length the protocol limits.

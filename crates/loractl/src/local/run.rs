@@ -89,11 +89,12 @@ pub(crate) fn run_job(options: &RunOptions) -> Result<RunSummary> {
         Fleet::Cuda(_) => None,
     };
     plan.requirements.fits(DeviceMemory::new(DeviceKind::Cpu, memory))?;
+    job_check::show_notes(&plan);
     let path = std::path::absolute(&options.output_dir)
         .with_context(|| format!("{:?} is not a path", options.output_dir))?;
     output_dir::check(&path, options.resume)?;
     let base = BaseLocation::Path(file.job.model.base.clone());
-    let inputs = JobUpload::collect(&file, base, &ProgressBar::hidden())?;
+    let inputs = JobUpload::collect(&file, base, plan.token_files(), &ProgressBar::hidden())?;
     let output = OutputDir::open(&path, options.resume)?;
     let device = fleet.name();
     let mut run = LocalRun {

@@ -33,6 +33,7 @@ async fn inputs_keep_their_names_and_are_fetched_once() {
         train: Some(stored_file("rows.jsonl", b"rows")),
         eval: Some(stored_file("rows.jsonl", b"other rows")),
         init_from: vec![stored_file("adapter_model.safetensors", b"adapter")],
+        tokens: vec![stored_file("key.safetensors", b"other rows")],
     };
     let got = cache(dir.path(), LARGE_CACHE).inputs(&requested, server.channel()).await.unwrap();
     let (eval, init_from) = (got.eval.clone().unwrap(), got.init_from.clone().unwrap());
@@ -42,6 +43,7 @@ async fn inputs_keep_their_names_and_are_fetched_once() {
     assert_eq!(fs::read(&got.train).unwrap(), b"rows");
     assert_eq!(fs::read(&eval).unwrap(), b"other rows");
     assert_eq!(fs::read(init_from.join("adapter_model.safetensors")).unwrap(), b"adapter");
+    assert_eq!(fs::read(got.tokens.clone().unwrap().join("key.safetensors")).unwrap(), b"other rows");
     assert!(got.train.ends_with("rows.jsonl") && eval.ends_with("rows.jsonl"));
     assert_eq!(store.offsets(), [0; 6]);
     assert_eq!(fs::read_dir(dir.path().join("partial")).unwrap().count(), 0);
