@@ -11,6 +11,7 @@ import transformers
 import adamw_8bit
 import cases
 import chat
+import chat_loss
 import configs
 import curve
 import expressions
@@ -39,6 +40,7 @@ def main() -> None:
     adamw_8bit.make_all(GOLDEN)
     targets.make_all(GOLDEN / "models", GOLDEN)
     chat.make_all(GOLDEN / "chat")
+    chat_loss.make_all(GOLDEN / "chat" / "losses.json")
     expressions.make_all(GOLDEN / "chat" / "expressions.json")
     quant.make_all(GOLDEN / "quant")
 
