@@ -9,6 +9,7 @@ import torch
 import transformers
 
 import adamw_8bit
+import arrow_files
 import cases
 import chat
 import chat_loss
@@ -40,6 +41,7 @@ def main() -> None:
     adamw_8bit.make_all(GOLDEN)
     targets.make_all(GOLDEN / "models", GOLDEN)
     chat.make_all(GOLDEN / "chat")
+    arrow_files.make_all(GOLDEN / "arrow")
     chat_loss.make_all(GOLDEN / "chat" / "losses.json")
     expressions.make_all(GOLDEN / "chat" / "expressions.json")
     quant.make_all(GOLDEN / "quant")

@@ -12,7 +12,7 @@ use crate::encode::encode_row;
 use crate::file_format::{FileFormat, FileKind};
 use crate::row_format::take_row;
 use crate::row_notes::RowNotes;
-use crate::{DataError, DataReport, Tokenizer, csv_rows, jsonl, parquet_rows};
+use crate::{DataError, DataReport, Tokenizer, arrow_rows, csv_rows, jsonl, parquet_rows};
 
 /// A tokenized row with its loss mask.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,14 +45,15 @@ struct EncodedRow {
 }
 
 impl Dataset {
-    /// Reads JSON Lines or a JSON array (`.jsonl`, `.ndjson`, `.json`), CSV (`.csv`) or Parquet
-    /// (`.parquet`), the first three also compressed (`.gz`, `.zst`), and tokenizes the rows (see
-    /// [`RowFormat`]) in parallel. The result does not depend on the number of threads.
+    /// Reads JSON Lines or a JSON array (`.jsonl`, `.ndjson`, `.json`), CSV (`.csv`), Parquet
+    /// (`.parquet`) or Arrow IPC (`.arrow`, `.feather`), JSON and CSV also compressed (`.gz`,
+    /// `.zst`), and tokenizes the rows (see [`RowFormat`]) in parallel. The result does not depend
+    /// on the number of threads.
     ///
     /// # Errors
-    /// The first invalid row, named by file and line (Parquet: row number); an empty file; rows
-    /// longer than `data.max_length` tokens, depending on `data.long_rows`; rows without a target
-    /// token; a token without an embedding (see [`Tokenizer::with_vocab_size`]).
+    /// The first invalid row, named by file and line (Parquet, Arrow: row number); an empty file;
+    /// rows longer than `data.max_length` tokens, depending on `data.long_rows`; rows without a
+    /// target token; a token without an embedding (see [`Tokenizer::with_vocab_size`]).
     pub fn read(file: &SourceFile, tokenizer: &Tokenizer, data: &DataSpec) -> Result<Self, DataError> {
         let (dataset, problems) = Self::inspect(file, tokenizer, data)?;
         match problems.into_iter().next() {
@@ -84,6 +85,10 @@ impl Dataset {
                 .map(|(number, text)| encode(number, jsonl::parse(name, number, text)?))
                 .collect(),
             FileKind::Csv => csv_rows::read_rows(name, &bytes)?
+                .into_par_iter()
+                .map(|(number, row)| encode(number, row))
+                .collect(),
+            FileKind::Arrow => arrow_rows::read_rows(name, bytes)?
                 .into_par_iter()
                 .map(|(number, row)| encode(number, row))
                 .collect(),

@@ -16,9 +16,9 @@ const TEMPLATE_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_ge
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataSpec {
-    /// JSONL or Parquet file with training rows.
+    /// File with training rows: JSON, CSV, Parquet or Arrow IPC.
     pub train: PathBuf,
-    /// JSONL or Parquet file with evaluation rows; `None`: no evaluation.
+    /// File with evaluation rows; `None`: no evaluation.
     pub eval: Option<PathBuf>,
     /// The format of all rows; `None`: each row's keys decide.
     pub format: Option<RowFormat>,
