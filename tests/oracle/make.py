@@ -9,8 +9,10 @@ import torch
 import transformers
 
 import adamw_8bit
+import arrow_files
 import cases
 import chat
+import chat_loss
 import configs
 import curve
 import expressions
@@ -39,6 +41,8 @@ def main() -> None:
     adamw_8bit.make_all(GOLDEN)
     targets.make_all(GOLDEN / "models", GOLDEN)
     chat.make_all(GOLDEN / "chat")
+    arrow_files.make_all(GOLDEN / "arrow")
+    chat_loss.make_all(GOLDEN / "chat" / "losses.json")
     expressions.make_all(GOLDEN / "chat" / "expressions.json")
     quant.make_all(GOLDEN / "quant")
 

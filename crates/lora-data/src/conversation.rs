@@ -27,6 +27,15 @@ pub(crate) struct Conversation {
     pub(crate) notes: RowNotes,
 }
 
+/// A rendered conversation of which not only the assistant's turns are trained.
+pub(crate) struct WholeConversation {
+    pub(crate) text: String,
+    /// The messages that are not trained, rendered with the generation prompt; empty if there are
+    /// none.
+    pub(crate) prompt: String,
+    pub(crate) notes: RowNotes,
+}
+
 /// Renders a conversation and finds the assistant's turns in its text, from message `from`. A turn
 /// whose message says that it is not trained is left out.
 ///
@@ -51,17 +60,8 @@ pub(crate) fn render_conversation(
     from: usize,
     stop_texts: &[String],
 ) -> Result<Conversation, String> {
-    let mut given = Cow::Borrowed(messages);
-    let mut rendered = render_with_anchors(template, messages, tools);
-    if !prints_all_contents(messages, &rendered) {
-        let messages = with_printed_contents(template, messages, tools, false);
-        if given != messages {
-            rendered = render_with_anchors(template, &messages, tools);
-            given = Cow::Owned(messages);
-        }
-    }
-    let (Rendered { text, generated }, anchored) = rendered?;
-    let messages = given.as_ref();
+    let (messages, (Rendered { text, generated }, anchored)) = render_printed(template, messages, tools)?;
+    let messages = messages.as_ref();
     let turns = Turns { template, messages, tools, stop_texts, text: &text, anchored };
     let is_trained = |i: usize| i >= from && messages[i].is_trained();
     let mut notes = turns.notes(is_trained)?;
@@ -73,6 +73,52 @@ pub(crate) fn render_conversation(
         found.into_iter().map(|turn| turn.range).collect()
     };
     Ok(Conversation { text, trained, notes })
+}
+
+/// Renders a conversation of which everything from message `from` on is trained. The assistant's
+/// turns are not searched, so any template that renders the conversation is supported.
+///
+/// # Errors
+/// A message that is trained has a weight of 0; the template fails, or leaves out the content or
+/// the tool calls of an assistant's turn that is trained.
+pub(crate) fn render_whole_conversation(
+    template: &ChatTemplate,
+    messages: &[Message],
+    tools: Option<&Json>,
+    from: usize,
+) -> Result<WholeConversation, String> {
+    if let Some(i) = (from..messages.len()).find(|i| messages[*i].is_excluded()) {
+        return Err(format!(
+            "messages[{i}] is not to be trained (weight 0, or a false flag), but with \
+             data.assistant_only_loss: false all messages are trained; set data.assistant_only_loss: true, \
+             or remove the key from the message"
+        ));
+    }
+    let (messages, (Rendered { text, .. }, anchored)) = render_printed(template, messages, tools)?;
+    let messages = messages.as_ref();
+    let turns = Turns { template, messages, tools, stop_texts: &[], text: &text, anchored };
+    let notes = turns.notes(|i| i >= from && messages[i].is_trained())?;
+    let prompt = if from == 0 { String::new() } else { turns.render(from, true)? };
+    Ok(WholeConversation { text, prompt, notes })
+}
+
+/// Renders the messages, with each content in a form that the template prints. Returns the messages
+/// in this form too.
+fn render_printed<'a>(
+    template: &ChatTemplate,
+    messages: &'a [Message],
+    tools: Option<&Json>,
+) -> Result<(Cow<'a, [Message]>, AnchoredRendering), String> {
+    let mut given = Cow::Borrowed(messages);
+    let mut rendered = render_with_anchors(template, messages, tools);
+    if !prints_all_contents(messages, &rendered) {
+        let messages = with_printed_contents(template, messages, tools, false);
+        if given != messages {
+            rendered = render_with_anchors(template, &messages, tools);
+            given = Cow::Owned(messages);
+        }
+    }
+    Ok((given, rendered?))
 }
 
 type AnchoredRendering = (Rendered, Option<(Anchored, &'static [Part])>);

@@ -27,7 +27,7 @@ pub(crate) fn read_rows<'a>(name: &'a Path, bytes: &'a [u8]) -> Result<RawRows<'
     }
     let lines = bytes.iter().filter(|&&byte| byte == b'\n').count();
     Ok(RawRows::new(
-        lines,
+        Some(lines),
         reader.into_records().map(move |record| {
             let record = record.map_err(|error| invalid(name, &error))?;
             let line = record.position().map_or(0, |position| position.line() as usize);

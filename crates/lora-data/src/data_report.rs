@@ -57,6 +57,9 @@ pub struct DataReport {
     pub two_bos: usize,
     /// Number of rows with a trained token that has characters of the prompt.
     pub shared_tokens: usize,
+    /// Number of conversations whose prompt has other tokens alone than in the conversation. They
+    /// are trained from the first of these tokens on.
+    pub other_prompts: usize,
     /// Number of rows that are conversations, which the chat template renders.
     pub conversations: usize,
 }
@@ -76,6 +79,7 @@ impl DataReport {
         }
         self.two_bos += usize::from(notes.has_two_bos);
         self.shared_tokens += usize::from(notes.has_shared_token);
+        self.other_prompts += usize::from(notes.has_other_prompt);
         self.conversations += usize::from(notes.is_conversation);
     }
 
@@ -129,6 +133,13 @@ impl DataReport {
                 "in {} the first trained token has characters of the prompt, which is then tokenized \
                  otherwise than alone; end prompts with a line break, or begin completions with a space",
                 count(self.shared_tokens, "row", "rows")
+            ));
+        }
+        if self.other_prompts > 0 {
+            notes.push(format!(
+                "in {} the chat template renders the prompt otherwise than alone with the generation \
+                 prompt; the tokens from the first difference on are trained",
+                count(self.other_prompts, "row", "rows")
             ));
         }
         let of = |format| self.formats.get(&format).copied().unwrap_or(0);

@@ -35,15 +35,15 @@ pub struct Dataset {
 }
 
 impl Dataset {
-    /// Reads JSON Lines or a JSON array (`.jsonl`, `.ndjson`, `.json`), CSV (`.csv`) or Parquet
-    /// (`.parquet`), the first three also compressed (`.gz`, `.zst`), and tokenizes the rows (see
-    /// [`RowFormat`](lora_spec::RowFormat)) in parallel. The result does not depend on the number
-    /// of threads.
+    /// Reads JSON Lines or a JSON array (`.jsonl`, `.ndjson`, `.json`), CSV (`.csv`), Parquet
+    /// (`.parquet`) or Arrow IPC (`.arrow`, `.feather`), JSON and CSV also compressed (`.gz`,
+    /// `.zst`), and tokenizes the rows (see [`RowFormat`](lora_spec::RowFormat)) in parallel. The result does not depend
+    /// on the number of threads.
     ///
     /// # Errors
-    /// The first invalid row, named by file and line (Parquet: row number); an empty file; rows
-    /// longer than `data.max_length` tokens, depending on `data.long_rows`; rows without a target
-    /// token; a token without an embedding (see [`Tokenizer::with_vocab_size`]).
+    /// The first invalid row, named by file and line (Parquet, Arrow: row number); an empty file;
+    /// rows longer than `data.max_length` tokens, depending on `data.long_rows`; rows without a
+    /// target token; a token without an embedding (see [`Tokenizer::with_vocab_size`]).
     pub fn read(file: &SourceFile, tokenizer: &Tokenizer, data: &DataSpec) -> Result<Self, DataError> {
         Self::read_with(file, tokenizer, data, TokenFiles::default())
     }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use lora_spec::DataSpec;
 use serde_json::Value as Json;
 
+use crate::conversation::WholeConversation;
 use crate::row_format::RowContent;
 use crate::row_notes::RowNotes;
 use crate::tokenizer::Span;
@@ -26,6 +27,10 @@ pub(crate) fn encode_row(
     notes: &mut RowNotes,
 ) -> Result<Vec<Row>, DataError> {
     let mut samples = match content {
+        RowContent::Chat { messages, tools, from } if !data.assistant_only_loss => {
+            check_roles(&messages)?;
+            vec![encode_whole_chat(tokenizer, (&messages, tools.as_ref()), from, notes)?]
+        }
         RowContent::Chat { messages, tools, from } => {
             check_roles(&messages)?;
             let encode = |messages: &[Message], from, notes: &mut RowNotes| {
@@ -80,6 +85,30 @@ fn encode_chat(
         spans.iter().rev().find(|span| overlaps(span, &(range.start..range.start + text.len())))
     });
     notes.unstopped = last.map(|span| span.token).filter(|token| !tokenizer.stop_tokens().contains(token));
+    Ok(row)
+}
+
+/// Tokenizes a conversation of which all tokens are trained, except those that the prompt (the
+/// messages before `from`, and the generation prompt) has at its beginning too, as in TRL.
+fn encode_whole_chat(
+    tokenizer: &Tokenizer,
+    (messages, tools): (&[Message], Option<&Json>),
+    from: usize,
+    notes: &mut RowNotes,
+) -> Result<Row, DataError> {
+    let WholeConversation { text, prompt, notes: of_template } =
+        tokenizer.whole_conversation(messages, tools, from)?;
+    let spans = tokenizer.encode_spans(&text, false)?;
+    let prompt = tokenizer.encode(&prompt, false)?;
+    let shared = prompt.iter().zip(&spans).take_while(|(token, span)| **token == span.token).count();
+    *notes = RowNotes { is_conversation: true, has_other_prompt: shared < prompt.len(), ..of_template };
+    if messages.last().is_some_and(|message| message.role() == "assistant") {
+        let end = text.trim_end().len();
+        let last = spans.iter().rev().find(|span| overlaps(span, &(0..end))).map(|span| span.token);
+        notes.unstopped = last.filter(|token| !tokenizer.stop_tokens().contains(token));
+    }
+    let mut row = mask(&spans, |_| true);
+    row.trained[..shared].fill(false);
     Ok(row)
 }
 

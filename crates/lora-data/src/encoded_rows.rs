@@ -14,7 +14,7 @@ use crate::hashed_file::HashedFile;
 use crate::raw_rows::{NumberedRow, RawRow, RawRows};
 use crate::row_format::take_row;
 use crate::row_notes::RowNotes;
-use crate::{DataError, DataReport, Row, TokenRows, Tokenizer, csv_rows, jsonl, parquet_rows};
+use crate::{DataError, DataReport, Row, TokenRows, Tokenizer, arrow_rows, csv_rows, jsonl, parquet_rows};
 
 /// The number of rows that are parsed and encoded in parallel. The texts of so many rows are in
 /// memory at a time.
@@ -80,8 +80,10 @@ impl EncodedRows {
                 FileKind::Json => jsonl::array(name, &bytes)?,
                 FileKind::Csv => csv_rows::read_rows(name, &bytes)?,
                 FileKind::Parquet => parquet_rows::read_rows(name, bytes.into())?,
+                FileKind::Arrow => arrow_rows::read_rows(name, bytes.into())?,
             };
-            encoder.encode(rows, |encoded| progress(encoded as f64 / count as f64))?
+            encoder
+                .encode(rows, |encoded| progress(count.map_or(0.0, |count| encoded as f64 / count as f64)))?
         };
         if hashed.finish().map_err(|source| DataError::read(file, source))? != sha256 {
             return Err(DataError::file(name, "was changed while it was read; try again"));

@@ -93,7 +93,7 @@ impl DataError {
 /// The first rows of an error about several rows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RowList {
-    /// `line` (JSONL) or `row` (Parquet).
+    /// `line` (JSONL) or `row` (Parquet, Arrow).
     pub unit: &'static str,
     /// Numbers of the first rows (from 1), with their lengths in tokens in errors about lengths.
     pub first: Vec<(usize, Option<usize>)>,

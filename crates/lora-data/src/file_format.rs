@@ -6,10 +6,11 @@ use std::path::Path;
 use lora_spec::SourceFile;
 
 use crate::gzip_members::GzipMembers;
-use crate::{DataError, RowList};
+use crate::{DataError, RowList, arrow_rows};
 
 /// What a dataset file's name may end with.
-const EXTENSIONS: &str = ".jsonl, .ndjson, .json, .csv or .parquet, and .gz or .zst after the first four";
+const EXTENSIONS: &str =
+    ".jsonl, .ndjson, .json, .csv, .parquet, .arrow or .feather, and .gz or .zst after the first four";
 
 /// The number of bytes at the start of a file that say what it is.
 const HEAD_BYTES: u64 = 1024;
@@ -28,6 +29,8 @@ pub(crate) enum FileKind {
     /// Comma-separated values with a header.
     Csv,
     Parquet,
+    /// An Arrow IPC file (Feather V2) or stream.
+    Arrow,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +58,7 @@ impl FileFormat {
             Some("jsonl" | "ndjson" | "json") => FileKind::Json,
             Some("csv") => FileKind::Csv,
             Some("parquet") if compression.is_none() => FileKind::Parquet,
+            Some("arrow" | "feather") if compression.is_none() => FileKind::Arrow,
             _ => return Err(unknown()),
         };
         Ok(Self { kind, compression })
@@ -75,7 +79,8 @@ impl FileFormat {
             Contents::Other => self.compression.is_none(),
             Contents::Compressed(compression) => self.compression == Some(compression),
             Contents::Parquet => self.kind == FileKind::Parquet,
-            Contents::Utf16 | Contents::GitLfs => false,
+            Contents::Arrow => self.kind == FileKind::Arrow,
+            Contents::FeatherV1 | Contents::Utf16 | Contents::GitLfs => false,
         };
         if !is_named && !head.is_empty() {
             return Err(DataError::file(file.name(), found.problem(self)));
@@ -120,6 +125,8 @@ fn with_head(mut reader: impl BufRead) -> io::Result<(Vec<u8>, impl BufRead)> {
 enum Contents {
     Compressed(Compression),
     Parquet,
+    Arrow,
+    FeatherV1,
     Utf16,
     GitLfs,
     Other,
@@ -131,6 +138,10 @@ impl Contents {
             [0x1F, 0x8B, ..] => Self::Compressed(Compression::Gzip),
             [0x28, 0xB5, 0x2F, 0xFD, ..] => Self::Compressed(Compression::Zstd),
             [b'P', b'A', b'R', b'1', ..] => Self::Parquet,
+            _ if bytes.starts_with(arrow_rows::MAGIC) || bytes.starts_with(arrow_rows::CONTINUATION) => {
+                Self::Arrow
+            }
+            [b'F', b'E', b'A', b'1', ..] => Self::FeatherV1,
             [0xFF, 0xFE, ..] | [0xFE, 0xFF, ..] => Self::Utf16,
             // Text without a mark in front: every other byte of ASCII is zero.
             [0, 1..=255, 0, 1..=255, ..] | [1..=255, 0, 1..=255, 0, ..] => Self::Utf16,
@@ -149,6 +160,10 @@ impl Contents {
                 "is compressed with Zstandard; its name must end with .zst".to_owned()
             }
             Self::Parquet => "is a Parquet file; its name must end with .parquet".to_owned(),
+            Self::Arrow => "is an Arrow file; its name must end with .arrow or .feather".to_owned(),
+            Self::FeatherV1 => "is a Feather V1 file; write Feather V2, which is the default of \
+                                pyarrow.feather.write_feather"
+                .to_owned(),
             Self::Utf16 => "is UTF-16 text; convert it to UTF-8".to_owned(),
             Self::GitLfs => lora_spec::GIT_LFS_POINTER.to_owned(),
             Self::Other if named.kind == FileKind::Parquet => "is not a Parquet file".to_owned(),
@@ -164,6 +179,7 @@ impl FileKind {
             Self::Json => "json",
             Self::Csv => "csv",
             Self::Parquet => "parquet",
+            Self::Arrow => "arrow",
         }
     }
 
@@ -171,7 +187,7 @@ impl FileKind {
     pub(crate) fn location(self, name: &Path, number: usize) -> String {
         match self {
             Self::Json | Self::Csv => format!("{}:{number}", name.display()),
-            Self::Parquet => format!("{}, row {number}", name.display()),
+            Self::Parquet | Self::Arrow => format!("{}, row {number}", name.display()),
         }
     }
 
@@ -179,7 +195,7 @@ impl FileKind {
     pub(crate) fn row_list(self, rows: Vec<(usize, Option<usize>)>) -> RowList {
         let unit = match self {
             Self::Json | Self::Csv => "line",
-            Self::Parquet => "row",
+            Self::Parquet | Self::Arrow => "row",
         };
         RowList { unit, total: rows.len(), first: rows.into_iter().take(RowList::MAX_SHOWN).collect() }
     }

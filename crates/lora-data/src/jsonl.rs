@@ -39,7 +39,7 @@ pub(crate) fn array<'a>(name: &Path, bytes: &'a [u8]) -> Result<RawRows<'a>, Dat
     })?;
     let (count, mut line, mut at) = (items.len(), 1, 0);
     Ok(RawRows::new(
-        count,
+        Some(count),
         items.into_iter().map(move |item| {
             let text = item.get().as_bytes();
             let start = text.as_ptr().addr() - bytes.as_ptr().addr();

@@ -1,5 +1,5 @@
-//! Converts dataset files to token rows, without tensors: JSON, CSV and Parquet readers, chat
-//! templates, loss masks, and the global batch order.
+//! Converts dataset files to token rows, without tensors: JSON, CSV, Parquet and Arrow
+//! readers, chat templates, loss masks, and the global batch order.
 //!
 //! All functions block. Results are pure functions of the inputs: they do not depend on threads,
 //! ranks or time.
@@ -9,6 +9,8 @@
 
 mod added_tokens;
 mod anchors;
+mod arrow_rows;
+mod arrow_values;
 mod batch;
 mod batch_plan;
 mod chat_template;

@@ -44,7 +44,7 @@ pub(crate) fn read_rows<'a>(name: &'a Path, bytes: Bytes) -> Result<RawRows<'a>,
             Err(message) => Err(DataError::Row { at: format!("{}, row {number}", name.display()), message }),
         }))
     };
-    Ok(RawRows::new(count, std::iter::from_fn(next)))
+    Ok(RawRows::new(Some(count), std::iter::from_fn(next)))
 }
 
 fn unreadable(name: &Path, reason: impl Display) -> DataError {
@@ -54,11 +54,15 @@ fn unreadable(name: &Path, reason: impl Display) -> DataError {
 fn object(row: &Row) -> Result<Map<String, Json>, String> {
     row.get_column_iter()
         .filter(|(_, field)| !matches!(field, Field::Null))
-        .map(|(name, field)| Ok((name.clone(), json(field)?)))
+        .map(|(name, field)| Ok((name.clone(), field_json(field)?)))
         .collect()
 }
 
-fn json(field: &Field) -> Result<Json, String> {
+/// Converts a value to JSON. Dates, times and decimals become texts.
+///
+/// # Errors
+/// A byte string that is not UTF-8.
+pub(crate) fn field_json(field: &Field) -> Result<Json, String> {
     Ok(match field {
         Field::Null => Json::Null,
         Field::Bool(value) => Json::from(*value),
@@ -70,26 +74,44 @@ fn json(field: &Field) -> Result<Json, String> {
         Field::UShort(value) => Json::from(*value),
         Field::UInt(value) => Json::from(*value),
         Field::ULong(value) => Json::from(*value),
+        Field::Float16(value) => Json::from(f32::from(*value)),
         Field::Float(value) => Json::from(*value),
         Field::Double(value) => Json::from(*value),
         Field::Str(value) => Json::from(value.as_str()),
-        Field::Bytes(value) => match std::str::from_utf8(value.data()) {
-            Ok(text) => Json::from(text),
-            Err(_) => return Err("a byte string is not UTF-8".into()),
-        },
+        Field::Bytes(value) => bytes_text(value.data())?,
         Field::Group(row) => Json::Object(object(row)?),
-        Field::ListInternal(list) => Json::Array(list.elements().iter().map(json).collect::<Result<_, _>>()?),
+        Field::ListInternal(list) => {
+            Json::Array(list.elements().iter().map(field_json).collect::<Result<_, _>>()?)
+        }
         Field::MapInternal(map) => {
             let mut object = Map::new();
             for (key, value) in map.entries() {
-                match json(key)? {
-                    Json::String(key) => object.insert(key, json(value)?),
-                    other => object.insert(other.to_string(), json(value)?),
-                };
+                object.insert(map_key(field_json(key)?), field_json(value)?);
             }
             Json::Object(object)
         }
-        // Dates, times and decimals, as the Parquet library formats them.
+        // The library writes a decimal without fraction as `5.`.
+        Field::Decimal(_) => Json::from(field.to_string().trim_end_matches('.')),
+        // Dates and times, as the Parquet library formats them.
         other => Json::from(other.to_string()),
     })
+}
+
+/// Converts a byte string to JSON.
+///
+/// # Errors
+/// The bytes are not UTF-8.
+pub(crate) fn bytes_text(bytes: &[u8]) -> Result<Json, String> {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => Ok(Json::from(text)),
+        Err(_) => Err("a byte string is not UTF-8".into()),
+    }
+}
+
+/// The key of an object for the key of a map.
+pub(crate) fn map_key(key: Json) -> String {
+    match key {
+        Json::String(key) => key,
+        other => other.to_string(),
+    }
 }

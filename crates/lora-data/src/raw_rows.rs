@@ -11,18 +11,21 @@ pub(crate) enum RawRow {
     Object(Map<String, Json>),
 }
 
-/// A row with the number of its first line, or its number in a Parquet file (from 1).
+/// A row with the number of its first line, or its number in a Parquet or Arrow file (from 1).
 pub(crate) type NumberedRow = (usize, RawRow);
 
 /// The rows of a file, in order.
 pub(crate) struct RawRows<'a> {
-    /// About how many rows there are, for showing the progress.
-    pub(crate) count: usize,
+    /// About how many rows there are, for showing the progress; `None` if it is not known.
+    pub(crate) count: Option<usize>,
     pub(crate) rows: Box<dyn Iterator<Item = Result<NumberedRow, DataError>> + 'a>,
 }
 
 impl<'a> RawRows<'a> {
-    pub(crate) fn new(count: usize, rows: impl Iterator<Item = Result<NumberedRow, DataError>> + 'a) -> Self {
+    pub(crate) fn new(
+        count: Option<usize>,
+        rows: impl Iterator<Item = Result<NumberedRow, DataError>> + 'a,
+    ) -> Self {
         Self { count, rows: Box::new(rows) }
     }
 }

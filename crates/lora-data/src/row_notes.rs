@@ -19,6 +19,8 @@ pub(crate) struct RowNotes {
     pub(crate) has_two_bos: bool,
     /// Whether a trained token has characters of the prompt.
     pub(crate) has_shared_token: bool,
+    /// Whether the prompt of a conversation has other tokens alone than in the conversation.
+    pub(crate) has_other_prompt: bool,
     /// Whether the row is a conversation, which the chat template renders.
     pub(crate) is_conversation: bool,
 }

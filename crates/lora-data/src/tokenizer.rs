@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::added_tokens;
 use crate::chat_template::ChatTemplate;
 use crate::content_form::with_printed_contents;
-use crate::conversation::{Conversation, render_conversation};
+use crate::conversation::{Conversation, WholeConversation, render_conversation, render_whole_conversation};
 use crate::tokenizer_files::TokenizerFiles;
 use crate::{DataError, Message, TokenRow};
 
@@ -274,6 +274,16 @@ impl Tokenizer {
         from: usize,
     ) -> Result<Conversation, DataError> {
         render_conversation(self.chat_template()?, messages, tools, from, &self.stop_texts)
+            .map_err(DataError::ChatTemplate)
+    }
+
+    pub(crate) fn whole_conversation(
+        &self,
+        messages: &[Message],
+        tools: Option<&Json>,
+        from: usize,
+    ) -> Result<WholeConversation, DataError> {
+        render_whole_conversation(self.chat_template()?, messages, tools, from)
             .map_err(DataError::ChatTemplate)
     }
 

@@ -115,6 +115,7 @@ fn unused_data_settings(data: &DataSpec, report: &DataReport) -> Vec<String> {
         ("chat_template", data.chat_template.is_some()),
         ("chat_template_kwargs", !data.chat_template_kwargs.is_empty()),
         ("split_turns", data.split_turns),
+        ("assistant_only_loss", !data.assistant_only_loss),
     ] {
         if is_set && report.conversations == 0 {
             notes.push(format!("data.{setting} has no effect: no row is a conversation"));
@@ -143,10 +144,17 @@ mod tests {
         let expected = "data.system_prompt has no effect on the 2 of 3 rows that are not conversations";
         assert_eq!(notes(&data, 1, &[]), expected);
         assert_eq!(notes(&data, 3, &[]), "");
-        data = DataSpec { split_turns: true, completion_only_loss: false, ..DataSpec::default() };
+        data = DataSpec { split_turns: true, ..DataSpec::default() };
+        (data.completion_only_loss, data.assistant_only_loss) = (false, false);
         data.chat_template = Some("{{ messages }}".into());
         data.chat_template_kwargs.insert("a".into(), 1.into());
-        for setting in ["chat_template", "chat_template_kwargs", "split_turns", "completion_only_loss"] {
+        for setting in [
+            "chat_template",
+            "chat_template_kwargs",
+            "split_turns",
+            "assistant_only_loss",
+            "completion_only_loss",
+        ] {
             let expected = format!("data.{setting} has no effect: ");
             assert!(notes(&data, 0, &[RowFormat::Text]).contains(&expected), "{setting}");
             assert_eq!(notes(&data, 3, &[RowFormat::PromptCompletion]), "");

@@ -16,9 +16,9 @@ const TEMPLATE_VARIABLES: [&str; 4] = ["messages", "tools", "documents", "add_ge
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct DataSpec {
-    /// JSONL or Parquet file with training rows.
+    /// File with training rows: JSON, CSV, Parquet or Arrow IPC.
     pub train: PathBuf,
-    /// JSONL or Parquet file with evaluation rows; `None`: no evaluation.
+    /// File with evaluation rows; `None`: no evaluation.
     pub eval: Option<PathBuf>,
     /// The format of all rows; `None`: each row's keys decide.
     pub format: Option<RowFormat>,
@@ -34,6 +34,8 @@ pub struct DataSpec {
     pub chat_template_kwargs: Map<String, Value>,
     /// Train only the completion of a row of `prompt` and `completion`; otherwise the prompt too.
     pub completion_only_loss: bool,
+    /// Train only the assistant's turns of a conversation; otherwise all its tokens.
+    pub assistant_only_loss: bool,
     /// Make a sample of each assistant's turn: the conversation up to this turn, of which only the
     /// turn is trained.
     pub split_turns: bool,
@@ -59,6 +61,7 @@ impl Default for DataSpec {
             chat_template: None,
             chat_template_kwargs: Map::new(),
             completion_only_loss: true,
+            assistant_only_loss: true,
             split_turns: false,
             max_length: 512,
             long_rows: LongRows::Error,
@@ -104,6 +107,11 @@ impl DataSpec {
         {
             let message = format!("{name} is set by the row; name another variable");
             return Err(FieldError::new("data.chat_template_kwargs", message));
+        }
+        if self.split_turns && !self.assistant_only_loss {
+            let message = "is false, which trains whole conversations, but data.split_turns: true makes a \
+                           sample of each turn; remove one of the two";
+            return Err(FieldError::new("data.assistant_only_loss", message.into()));
         }
         check_count("data.max_length", self.max_length as u64, 1..)
     }

@@ -56,10 +56,14 @@ const FOREIGN_KEYS: &[(&str, &str)] = &[
     ("sample_packing", "data.packing"),
     ("default_system_message", "data.system_prompt"),
     ("default_system", "data.system_prompt"),
-    ("train_on_inputs", "data.completion_only_loss: false, which trains prompts too"),
-    ("train_on_prompt", "data.completion_only_loss: false, which trains prompts too"),
+    ("train_on_inputs", TRAIN_ON_INPUTS),
+    ("train_on_prompt", TRAIN_ON_INPUTS),
     ("enable_thinking", "data.chat_template_kwargs: {enable_thinking: true}"),
 ];
+
+/// The settings that train what the model does not generate.
+const TRAIN_ON_INPUTS: &str = "data.assistant_only_loss: false, which trains whole conversations, and \
+                               data.completion_only_loss: false, which trains prompts";
 
 /// Returns every key of a job file as a dotted path, and whether it is a section. A section comes
 /// before its keys.

@@ -1,5 +1,5 @@
-//! Compares renderings, tokens and masks with Transformers' `apply_chat_template`
-//! (`tests/golden/chat`, made by `tests/oracle`).
+//! Compares renderings, tokens and masks with Transformers' `apply_chat_template` and TRL's
+//! `SFTTrainer` (`tests/golden/chat`, made by `tests/oracle`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -28,6 +28,24 @@ struct Rendering {
     error: Option<String>,
 }
 
+/// Rows as TRL prepares them.
+#[derive(Deserialize)]
+struct Losses {
+    templates: BTreeMap<String, String>,
+    rows: BTreeMap<String, Json>,
+    results: Vec<Loss>,
+}
+
+#[derive(Deserialize)]
+struct Loss {
+    template: String,
+    row: String,
+    assistant_only_loss: bool,
+    completion_only_loss: bool,
+    tokens: Vec<u32>,
+    trained: Vec<u8>,
+}
+
 fn goldens() -> Goldens {
     serde_json::from_slice(&fs::read(golden("chat/renderings.json")).unwrap()).unwrap()
 }
@@ -36,14 +54,18 @@ fn messages(conversation: &[Json]) -> Vec<Message> {
     conversation.iter().map(|message| serde_json::from_value(message.clone()).unwrap()).collect()
 }
 
-/// Copies the base of the golden files, with another chat template.
+/// Copies the base of the golden files, with a chat template of theirs.
 fn base_with(template: &str) -> TempDir {
+    let template = golden(format!("chat/templates/{template}.jinja"));
+    base_with_source(&fs::read_to_string(template).unwrap())
+}
+
+fn base_with_source(template: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         fs::copy(golden("chat/tokenizer").join(name), dir.path().join(name)).unwrap();
     }
-    let template = golden(format!("chat/templates/{template}.jinja"));
-    fs::copy(template, dir.path().join("chat_template.jinja")).unwrap();
+    fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
     dir
 }
 
@@ -101,6 +123,30 @@ fn generation_masks_match_transformers() {
         checked += 1;
     }
     assert!(checked >= 4, "{checked}");
+}
+
+#[test]
+fn tokens_and_masks_of_each_loss_setting_match_trl() {
+    let losses: Losses = serde_json::from_slice(&fs::read(golden("chat/losses.json")).unwrap()).unwrap();
+    assert!(losses.results.len() >= 30);
+    for loss in &losses.results {
+        let Loss { template, row, assistant_only_loss, completion_only_loss, .. } = loss;
+        let case = format!("{template} {row} {assistant_only_loss} {completion_only_loss}");
+        let base = base_with_source(&losses.templates[template]);
+        let path = base.path().join("data.jsonl");
+        fs::write(&path, losses.rows[row].to_string()).unwrap();
+        let data = DataSpec {
+            max_length: 4096,
+            assistant_only_loss: *assistant_only_loss,
+            completion_only_loss: *completion_only_loss,
+            ..DataSpec::default()
+        };
+        let tokenizer = Tokenizer::load(&base.path().into()).unwrap();
+        let dataset = Dataset::read(&path.as_path().into(), &tokenizer, &data).unwrap();
+        let trained: Vec<u8> = dataset.rows.row(0).trained().map(Into::into).collect();
+        assert_eq!(dataset.rows.row(0).tokens().collect::<Vec<_>>(), loss.tokens, "{case}");
+        assert_eq!(trained, loss.trained, "{case}");
+    }
 }
 
 #[test]

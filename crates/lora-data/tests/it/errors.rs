@@ -183,6 +183,14 @@ fn a_file_of_another_format_than_its_name_says_what_it_is() {
         ("a.jsonl", &b"\x1F\x8B\x08"[..], "a.jsonl: is compressed with gzip; its name must end with .gz"),
         ("a.json", b"\x28\xB5\x2F\xFD", "a.json: is compressed with Zstandard; its name must end with .zst"),
         ("a.csv", b"PAR1", "a.csv: is a Parquet file; its name must end with .parquet"),
+        ("a.jsonl", b"ARROW1", "a.jsonl: is an Arrow file; its name must end with .arrow or .feather"),
+        ("a.csv", b"\xFF\xFF\xFF\xFF\x10", "a.csv: is an Arrow file; its name must end with .arrow"),
+        ("a.arrow", b"PAR1", "a.arrow: is a Parquet file; its name must end with .parquet"),
+        ("a.feather", b"FEA1", "a.feather: is a Feather V1 file; write Feather V2"),
+        ("a.arrow", pointer, "a.arrow: is a Git LFS pointer"),
+        ("a.arrow", b"", "a.arrow: is not a readable Arrow file (truncated?): it is empty"),
+        ("a.arrow", b"{\"text\": \"a\"}", "a.arrow: is not a readable Arrow file (truncated?): it ends"),
+        ("a.arrow.gz", b"", "a.arrow.gz: has an unknown extension"),
         ("a.jsonl", &utf16, "a.jsonl: is UTF-16 text; convert it to UTF-8"),
         ("a.jsonl", &utf16[2..], "a.jsonl: is UTF-16 text; convert it to UTF-8"),
         ("a.jsonl", b"\n\0 \0{\0}\0", "a.jsonl: is UTF-16 text; convert it to UTF-8"),
@@ -236,7 +244,7 @@ fn a_data_file_is_checked_before_it_is_read() {
     assert_eq!(
         check("a.xlsx").unwrap_err(),
         "data.train: a.xlsx: has an unknown extension; a dataset's name ends with .jsonl, .ndjson, .json, \
-         .csv or .parquet, and .gz or .zst after the first four"
+         .csv, .parquet, .arrow or .feather, and .gz or .zst after the first four"
     );
     assert_eq!(check("b.jsonl").unwrap_err(), "data.train: the file b.jsonl does not exist");
     std::fs::create_dir(path("d.jsonl")).unwrap();

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod arrow;
 mod base_dir;
 mod batch_plan;
 mod chat;

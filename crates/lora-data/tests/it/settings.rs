@@ -117,6 +117,79 @@ fn prompts_are_trained_if_the_job_says_so() {
     assert!(text.contains("⟦p<|im_end|>⟧") && text.contains("⟦c<|im_end|>⟧"), "{text}");
 }
 
+fn whole_conversations() -> DataSpec {
+    DataSpec { assistant_only_loss: false, ..DataSpec::default() }
+}
+
+#[test]
+fn whole_conversations_are_trained_if_the_job_says_so() {
+    let data = whole_conversations();
+    let (user, answer) =
+        (json!({"role": "user", "content": "q"}), json!({"role": "assistant", "content": "a"}));
+    let (q, a) = ("<|im_start|>user\nq<|im_end|>\n", "<|im_start|>assistant\n");
+    let expected = [format!("<|im_start|>⟦{}{a}a<|im_end|>\n⟧", &q["<|im_start|>".len()..])];
+    assert_eq!(marked(&data, json!({"messages": [user, answer]})), expected);
+    let sharegpt = json!([{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]);
+    assert_eq!(marked(&data, json!({"conversations": sharegpt})), expected);
+    let alpaca = DataSpec { format: Some(RowFormat::AlpacaChat), ..data.clone() };
+    assert_eq!(marked(&alpaca, json!({"instruction": "q", "output": "a"})), expected);
+    // completion_only_loss decides about a prompt: the completion is trained with its later turns.
+    let row = json!({"prompt": [user], "completion": [answer, user]});
+    let first = q.trim_end_matches('\n');
+    assert_eq!(marked(&data, row.clone()), [format!("{q}{a}⟦a<|im_end|>\n{first}\n⟧")]);
+    let prompts = DataSpec { completion_only_loss: false, ..data.clone() };
+    assert!(marked(&prompts, row)[0].starts_with("<|im_start|>⟦user\nq<|im_end|>"));
+    // Texts have no turns.
+    assert_eq!(marked(&data, json!({"prompt": "p ", "completion": "c"})), ["p ⟦c<|im_end|>⟧"]);
+    assert_eq!(marked(&data, json!({"text": "ab"})), ["a⟦b<|im_end|>⟧"]);
+}
+
+/// The template renders every message otherwise once others follow.
+#[test]
+fn whole_conversations_need_no_turns() {
+    let template = "{% for m in messages %}{{ loop.revindex }}{{ m.content }}{{ loop.length }}{% endfor %}";
+    let base = BaseDir::with_template("</s>", template);
+    let turn = |role, content| json!({"role": role, "content": content});
+    let row = json!({"messages": [turn("user", "q"), turn("assistant", "a"), turn("user", "r"),
+        turn("assistant", "b"), turn("user", "s")]});
+    let rows = std::slice::from_ref(&row);
+    let error = read(&base, &DataSpec::default(), rows).unwrap_err().to_string();
+    assert!(error.contains("cannot be found in the rendered conversation"), "{error}");
+    let (dataset, texts) = read(&base, &whole_conversations(), rows).unwrap();
+    assert_eq!(texts, ["5⟦q54a53r52b51s5⟧"]);
+    assert_eq!(dataset.report.notes(), [""; 0]);
+    let row = json!({"prompt": [turn("user", "q")], "completion": [turn("assistant", "a")]});
+    let (dataset, texts) = read(&base, &whole_conversations(), &[row]).unwrap();
+    assert_eq!(texts, ["2⟦q21a2⟧"]);
+    let notes = dataset.report.notes().join("\n");
+    assert!(notes.contains("in 1 row the chat template renders the prompt otherwise than alone"), "{notes}");
+}
+
+#[test]
+fn a_message_without_weight_contradicts_a_loss_over_whole_conversations() {
+    let turn = |role, weight| json!({"role": role, "content": "x", "weight": weight});
+    for role in ["user", "assistant"] {
+        let row = json!({"messages": [turn("assistant", 1), turn(role, 0)]});
+        let expected = "data.jsonl:1: messages[1] is not to be trained (weight 0, or a false flag), but with \
+                        data.assistant_only_loss: false all messages are trained; set \
+                        data.assistant_only_loss: true, or remove the key from the message";
+        assert_eq!(error(&whole_conversations(), row), expected);
+    }
+    let row = json!({"prompt": [turn("user", 0)], "completion": [turn("assistant", 1)]});
+    assert_eq!(marked(&whole_conversations(), row).len(), 1, "the prompt is not trained anyway");
+}
+
+#[test]
+fn the_end_of_a_whole_conversation_is_noted_if_it_is_an_answer() {
+    let notes = |rows: Json| {
+        let base = BaseDir::with_template("</s>", CHATML);
+        read(&base, &whole_conversations(), &[json!({"messages": rows})]).unwrap().0.report.notes().join("\n")
+    };
+    let turn = |role| json!({"role": role, "content": "x"});
+    assert!(notes(json!([turn("assistant")])).contains("1 row ends with token"));
+    assert_eq!(notes(json!([turn("assistant"), turn("user")])), "");
+}
+
 /// Each turn is rendered as the model sees it, also by a template that drops earlier reasoning.
 #[test]
 fn split_turns_make_a_sample_of_each_trained_turn() {

@@ -6,7 +6,7 @@ use crate::v1;
 
 /// The revision of the job settings that this build supports. It is raised with every new setting,
 /// and with every new value of a setting, which an older coordinator would not know.
-const SETTINGS_REVISION: u32 = 2;
+const SETTINGS_REVISION: u32 = 3;
 
 impl TryFrom<v1::JobSpec> for JobSpec {
     type Error = FieldError;
@@ -93,6 +93,7 @@ mod tests {
                 chat_template: Some("{{ messages }}".into()),
                 chat_template_kwargs: [("enable_thinking".to_owned(), true.into())].into_iter().collect(),
                 completion_only_loss: false,
+                assistant_only_loss: false,
                 split_turns: true,
                 max_length: 7,
                 long_rows: LongRows::Drop,

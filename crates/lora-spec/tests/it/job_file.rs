@@ -107,6 +107,25 @@ fn errors_name_file_line_field_and_remedy() {
     }
 }
 
+#[test]
+fn a_sample_for_each_turn_contradicts_a_loss_over_whole_conversations() {
+    let tail = "assistant_only_loss: false, split_turns: true}";
+    let error = error(&HEAD.replace("rows.jsonl}", &format!("rows.jsonl, {tail}")));
+    assert!(error.starts_with("/jobs/job.yaml:3: data.assistant_only_loss: is false, "), "{error}");
+    assert!(error.contains("data.split_turns"), "{error}");
+}
+
+#[test]
+fn keys_that_train_inputs_name_both_settings() {
+    for key in ["train_on_inputs", "train_on_prompt"] {
+        let error = error(&HEAD.replace("rows.jsonl}", &format!("rows.jsonl, {key}: true}}")));
+        for ours in ["data.assistant_only_loss: false", "data.completion_only_loss: false"] {
+            assert!(error.contains(&format!("data.{key}: is not a key of a job")), "{error}");
+            assert!(error.contains(ours), "{error}");
+        }
+    }
+}
+
 /// A mapping on one line has all of its fields on that line.
 #[test]
 fn the_field_of_a_wrong_value_is_found_in_one_line_and_in_many() {
